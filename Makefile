@@ -1,0 +1,32 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/tfiseg demo --out tfiseg-demo
+
+test: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format .
+	$(BIN)/mypy
+
+# a stamp says that the venv holds this source with these extras; any change of source installs it anew
+SOURCES = $(shell find . -path './.venv*' -prune -o -path ./build -prune -o \( -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.onnx' \) -print) setup.cfg pyproject.toml
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/%.stamp: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[$*]"
+	@touch $@
+
+clean:
+	rm -rf build *.egg-info $(VENV) tfiseg-demo tfiseg-out

@@ -1,0 +1,66 @@
+"""tfiseg: real-time instance masks from any plain semantic segmentation network, without instance annotation.
+
+import tfiseg
+segmenter = tfiseg.Segmenter()
+for frame in tfiseg.open_source(0):
+    for i in segmenter(frame):
+        print(i.class_name, i.score, i.box_xyxy)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .errors import InputError, MissingDependencyError, ModelError, SourceError, TfisegError
+    from .instances import Instance, Instances
+    from .plugins.operator import cluster
+    from .runtime.segmenter import Segmenter
+    from .runtime.sources import Frame, Source, open_source
+
+# public name -> module: loaded when first used, so that `import tfiseg` costs nothing
+_PUBLIC = {
+    "Frame": "runtime.sources",
+    "InputError": "errors",
+    "Instance": "instances",
+    "Instances": "instances",
+    "MissingDependencyError": "errors",
+    "ModelError": "errors",
+    "Segmenter": "runtime.segmenter",
+    "Source": "runtime.sources",
+    "SourceError": "errors",
+    "TfisegError": "errors",
+    "cluster": "plugins.operator",
+    "open_source": "runtime.sources",
+}
+
+__all__ = [
+    "Frame",
+    "InputError",
+    "Instance",
+    "Instances",
+    "MissingDependencyError",
+    "ModelError",
+    "Segmenter",
+    "Source",
+    "SourceError",
+    "TfisegError",
+    "__version__",
+    "cluster",
+    "open_source",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tfiseg' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

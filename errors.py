@@ -1,0 +1,23 @@
+"""The error family: every error that tfiseg raises on purpose is a ``TfisegError`` and reads as a sentence."""
+
+from __future__ import annotations
+
+
+class TfisegError(Exception):
+    """Base class: catch it to catch everything that tfiseg raises on purpose."""
+
+
+class InputError(TfisegError, ValueError):
+    """What was handed in is unusable: names the value seen, the value wanted and how to mend it."""
+
+
+class SourceError(TfisegError, OSError):
+    """A frame source could not be opened or stopped delivering."""
+
+
+class ModelError(TfisegError, ValueError):
+    """A network file cannot be used as a tfiseg model."""
+
+
+class MissingDependencyError(TfisegError, ImportError):
+    """An optional package is not installed; names the extra that brings it."""
