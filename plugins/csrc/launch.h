@@ -1,0 +1,102 @@
+// The CPU launcher: a team of threads for one call, that runs functors over ranges and meets between phases.
+//
+// Threads live for one call only: nothing is left behind that a fork, an exit or another library could trip over.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace tfiseg {
+
+class Team {
+  public:
+    explicit Team(int32_t threads) {
+        for (int32_t i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    }
+
+    Team(const Team &) = delete;
+    Team &operator=(const Team &) = delete;
+
+    ~Team() {
+        {
+            std::lock_guard<std::mutex> hold(mutex_);
+            stop_ = true;
+        }
+        wake_.notify_all();
+        for (std::thread &t : workers_) t.join();
+    }
+
+    int32_t size() const { return int32_t(workers_.size()) + 1; }
+
+    // Run body(begin, end, block) over [0, n) in blocks of at least `grain`; block b of B covers [n b / B, n (b + 1) / B).
+    // Returns the number of blocks.
+    int32_t run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int32_t)> &body) {
+        const int32_t blocks = blocks_of(n, grain);
+        if (blocks <= 1) {
+            if (n > 0) body(0, n, 0);
+            return 1;
+        }
+        {
+            std::lock_guard<std::mutex> hold(mutex_);
+            body_ = &body;
+            n_ = n;
+            blocks_ = blocks;
+            next_ = 0;
+            left_ = blocks;
+            ++round_;
+        }
+        wake_.notify_all();
+        take_blocks();
+        std::unique_lock<std::mutex> hold(mutex_);
+        done_.wait(hold, [this] { return left_ == 0; });
+        body_ = nullptr;
+        return blocks;
+    }
+
+    int32_t blocks_of(int64_t n, int64_t grain) const {
+        return int32_t(std::max<int64_t>(1, std::min<int64_t>(size(), n / std::max<int64_t>(grain, 1))));
+    }
+
+  private:
+    void take_blocks() {
+        std::unique_lock<std::mutex> hold(mutex_);
+        while (body_ && next_ < blocks_) {
+            const int32_t block = next_++;
+            const auto *body = body_;
+            const int64_t n = n_, blocks = blocks_;
+            hold.unlock();
+            (*body)(n * block / blocks, n * (block + 1) / blocks, block);
+            hold.lock();
+            if (--left_ == 0) done_.notify_one();
+        }
+    }
+
+    void work() {
+        uint64_t seen = 0;
+        for (;;) {
+            {
+                std::unique_lock<std::mutex> hold(mutex_);
+                wake_.wait(hold, [&] { return stop_ || round_ != seen; });
+                if (stop_) return;
+                seen = round_;
+            }
+            take_blocks();
+        }
+    }
+
+    std::vector<std::thread> workers_;
+    std::mutex mutex_;
+    std::condition_variable wake_, done_;
+    const std::function<void(int64_t, int64_t, int32_t)> *body_ = nullptr;
+    int64_t n_ = 0;
+    int32_t blocks_ = 0, next_ = 0, left_ = 0;
+    uint64_t round_ = 0;
+    bool stop_ = false;
+};
+
+}  // namespace tfiseg

@@ -1,0 +1,146 @@
+// What decides whether two touching regions are one object. Everything a decision reads is a sum or a maximum over pixels, so
+// regions merge in parallel rounds; everything it computes is + - * / sqrt on doubles in a fixed order, so it is bit for bit
+// the same on a CPU, in CUDA (without fused multiply-add) and in numpy.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "field.h"
+#include "neck_rule.h"
+
+namespace tfiseg {
+
+struct Region {
+    int64_t area, sum_x, sum_y, sum_xx, sum_xy, sum_yy;
+    int64_t peak;  // largest squared distance
+    int64_t class_id;
+    int64_t score_sum;  // 16-bit fixed point
+    int64_t first;      // smallest pixel index
+    int32_t x0, y0, x1, y1;  // box, x1 and y1 exclusive
+
+    TFISEG_HD void absorb(const Region &o) {
+        area += o.area;
+        sum_x += o.sum_x;
+        sum_y += o.sum_y;
+        sum_xx += o.sum_xx;
+        sum_xy += o.sum_xy;
+        sum_yy += o.sum_yy;
+        peak = o.peak > peak ? o.peak : peak;
+        score_sum += o.score_sum;
+        first = o.first < first ? o.first : first;
+        x0 = o.x0 < x0 ? o.x0 : x0;
+        y0 = o.y0 < y0 ? o.y0 : y0;
+        x1 = o.x1 > x1 ? o.x1 : x1;
+        y1 = o.y1 > y1 ? o.y1 : y1;
+    }
+};
+
+struct Edge {
+    int32_t a, b;          // regions, a < b
+    int64_t saddle;        // largest over the contact of the smaller squared distance of the two pixels
+    int64_t contact;       // touching pixel pairs
+    int64_t boundary_sum;  // boundary of the pairs, 16-bit fixed point
+    int64_t affinity_sum, affinity_count;  // pairs at the affinity offsets, 16-bit fixed point
+
+    TFISEG_HD void absorb(const Edge &o) {
+        saddle = o.saddle > saddle ? o.saddle : saddle;
+        contact += o.contact;
+        boundary_sum += o.boundary_sum;
+        affinity_sum += o.affinity_sum;
+        affinity_count += o.affinity_count;
+    }
+};
+
+constexpr double kFixedPoint = 65535.0;
+constexpr double kBoundaryRatio = 1.0;   // a certain boundary (1) against none (0) moves the neck ratio by this much
+constexpr double kBoundaryLogits = 8.0;  // and the decision from shape by this much
+
+TFISEG_HD int32_t to_fixed(float v) { return int32_t(v * 65535.0f + 0.5f); }
+
+// Piecewise linear log2, exact between powers of two: decisions need no more, and no two libraries' log agree in the last bit.
+TFISEG_HD double coarse_log2(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    const int64_t exponent = int64_t(bits >> 52) - 1023;
+    bits = (bits & 0x000FFFFFFFFFFFFFull) | 0x3FF0000000000000ull;
+    double mantissa;
+    memcpy(&mantissa, &bits, sizeof mantissa);
+    return double(exponent) + (mantissa - 1.0);
+}
+
+// Area over the area of the ellipse with the same second moments: 1 for an ellipse, less for anything hollow or bent.
+TFISEG_HD double compactness(const Region &r) {
+    const double n = double(r.area);
+    const double mx = double(r.sum_x) / n, my = double(r.sum_y) / n;
+    const double cxx = (double(r.sum_xx) / n - mx * mx) + 1.0 / 12.0;  // a pixel is a square, not a point
+    const double cyy = (double(r.sum_yy) / n - my * my) + 1.0 / 12.0;
+    const double cxy = double(r.sum_xy) / n - mx * my;
+    const double det = cxx * cyy - cxy * cxy;
+    return det > 0.0 ? n / (12.566370614359172 * std::sqrt(det)) : 1.0;
+}
+
+// What the decision from shape sees of a neck; `small` is the region of less area (ties: the lower number).
+TFISEG_HD void neck_features(const Edge &e, const Region &small, const Region &large, double *f) {
+    Region both = small;
+    both.absorb(large);
+    const double neck = std::sqrt(double(e.saddle));
+    const double peak_small = std::sqrt(double(small.peak)), peak_large = std::sqrt(double(large.peak));
+    const double low_peak = peak_small < peak_large ? peak_small : peak_large;
+    const double side_small = std::sqrt(double(small.area)), side_large = std::sqrt(double(large.area));
+    const double dx = double(small.sum_x) / double(small.area) - double(large.sum_x) / double(large.area);
+    const double dy = double(small.sum_y) / double(small.area) - double(large.sum_y) / double(large.area);
+    f[0] = neck / low_peak;
+    f[1] = coarse_log2(double(small.area) / double(large.area));
+    f[2] = neck / side_small;
+    f[3] = neck / side_large;
+    f[4] = compactness(small);
+    f[5] = compactness(large);
+    f[6] = compactness(both);
+    f[7] = peak_small / peak_large;
+    f[8] = peak_small / side_small;
+    f[9] = peak_large / side_large;
+    f[10] = std::sqrt(dx * dx + dy * dy) / (side_small + side_large);
+    f[11] = double(e.contact) / side_small;
+    f[12] = coarse_log2(double(small.area));
+}
+
+// Log-odds that a neck lies inside one object: a small network (neck_rule.h), fitted on composites of single objects' shapes.
+TFISEG_HD double neck_log_odds(const Edge &e, const Region &small, const Region &large) {
+    double f[kNeckFeatures];
+    neck_features(e, small, large, f);
+    double out = kNeckOutBias;
+    for (int32_t j = 0; j < kNeckHidden; ++j) {
+        double sum = kNeckHiddenBias[j];
+        for (int32_t i = 0; i < kNeckFeatures; ++i) sum = sum + kNeckHiddenWeight[j][i] * f[i];
+        if (sum > 0.0) out = out + kNeckOutWeight[j] * sum;
+    }
+    return out;
+}
+
+struct MergeRule {
+    bool geometric, with_boundary, with_affinity;
+    double merge_affinity;
+    const double *split;  // per class; NaN: from shape
+
+    // Above 0: one object. The larger, the earlier the pair merges.
+    TFISEG_HD double score(const Edge &e, const Region &ra, const Region &rb) const {
+        if (with_affinity) {
+            if (e.affinity_count == 0) return -1.0;
+            return double(e.affinity_sum) / (double(e.affinity_count) * kFixedPoint) - merge_affinity;
+        }
+        if (e.contact == 0) return -1.0;
+        const double open = with_boundary ? 0.5 - double(e.boundary_sum) / (double(e.contact) * kFixedPoint) : 0.0;
+        if (!geometric) return open;  // a given field is trusted: without other evidence its basins are the instances
+        const double ratio_wanted = split[ra.class_id];
+        if (ratio_wanted != ratio_wanted) {
+            const bool a_small = ra.area <= rb.area;
+            return neck_log_odds(e, a_small ? ra : rb, a_small ? rb : ra) + kBoundaryLogits * open;
+        }
+        const int64_t low_peak = ra.peak < rb.peak ? ra.peak : rb.peak;
+        const double ratio = std::sqrt(double(e.saddle) / double(low_peak)) + kBoundaryRatio * open;
+        return ratio >= ratio_wanted ? 1.0 + ratio - ratio_wanted : ratio - ratio_wanted - 1.0;
+    }
+};
+
+}  // namespace tfiseg

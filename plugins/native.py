@@ -1,0 +1,159 @@
+"""The native clustering library through its C API (csrc/tfiseg.h), by ctypes: calls release the GIL."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.machinery
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import TfisegError
+from .problem import Clustering, Problem
+
+API_VERSION = 1
+
+
+class _ProblemStruct(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("batch", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("out_height", ctypes.c_int32),
+        ("out_width", ctypes.c_int32),
+        ("class_map", ctypes.c_void_p),
+        ("logits", ctypes.c_void_p),
+        ("classes", ctypes.c_int32),
+        ("displacement", ctypes.c_void_p),
+        ("boundary", ctypes.c_void_p),
+        ("affinity", ctypes.c_void_p),
+        ("affinity_offsets_yx", ctypes.c_void_p),
+        ("affinity_channels", ctypes.c_int32),
+        ("affinity_stride", ctypes.c_int32),
+        ("scores", ctypes.c_void_p),
+        ("things", ctypes.c_void_p),
+        ("split", ctypes.c_void_p),
+        ("merge_affinity", ctypes.c_double),
+        ("centre_radius", ctypes.c_double),
+        ("min_area", ctypes.c_int32),
+        ("max_instances", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    ]
+
+
+class _ResultStruct(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("label_map", ctypes.c_void_p),
+        ("semantic_map", ctypes.c_void_p),
+        ("count", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
+        ("cluster_ms", ctypes.c_double),
+        ("upsample_ms", ctypes.c_double),
+    ]
+
+
+def library_path() -> Path:
+    """Where the native library lies; raises TfisegError with the command that builds it."""
+    here = Path(__file__).parent
+    candidates = [here / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    for path in candidates:
+        if path.exists():
+            return path
+    raise TfisegError(
+        "tfiseg's native library is not built; looked for "
+        + ", ".join(str(p) for p in candidates)
+        + ". Build it with `pip install .` in the repository (it needs a C++17 compiler)."
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The loaded native library."""
+    loaded = ctypes.CDLL(str(library_path()))
+    loaded.tfiseg_status_string.restype = ctypes.c_char_p
+    version = loaded.tfiseg_api_version()
+    if version != API_VERSION:
+        raise TfisegError(f"{library_path()} has C API version {version}, this package wants {API_VERSION}: run `pip install .` again")
+    return loaded
+
+
+def usable_threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _address(array: NDArray[Any] | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def _struct_of(problem: Problem, threads: int) -> _ProblemStruct:
+    h, w = problem.grid_hw
+    return _ProblemStruct(
+        ctypes.sizeof(_ProblemStruct),
+        problem.batch,
+        h,
+        w,
+        *problem.out_hw,
+        _address(problem.class_map),
+        _address(problem.logits),
+        0 if problem.logits is None else problem.logits.shape[1],
+        _address(problem.displacement),
+        _address(problem.boundary),
+        _address(problem.affinity),
+        _address(problem.affinity_offsets),
+        0 if problem.affinity is None else problem.affinity.shape[1],
+        problem.affinity_stride,
+        _address(problem.scores),
+        _address(problem.things),
+        _address(problem.split),
+        problem.merge_affinity,
+        problem.centre_radius,
+        problem.min_area,
+        problem.max_instances,
+        threads,
+    )
+
+
+def _check(status: int) -> None:
+    if status:
+        raise TfisegError(f"clustering failed: {library().tfiseg_status_string(status).decode()} (status {status})")
+
+
+def cluster_native(problem: Problem, threads: int | None = None) -> Clustering:
+    """Cluster one batch on ``threads`` CPU threads (default: all that the process may use)."""
+    n, (h, w) = problem.batch, problem.out_hw
+    label_map = np.empty((n, h, w), np.int32)
+    semantic_map = np.empty((n, h, w), np.uint8)
+    count = np.empty(n, np.int32)
+    table = np.empty((n, problem.max_instances, 10), np.float32)
+    out = _ResultStruct(ctypes.sizeof(_ResultStruct), *(_address(a) for a in (label_map, semantic_map, count, table)), 0.0, 0.0)
+    _check(library().tfiseg_cluster_cpu(ctypes.byref(_struct_of(problem, threads or usable_threads())), ctypes.byref(out)))
+    return Clustering(label_map, semantic_map, count, table[:, : int(count.max())], out.cluster_ms, out.upsample_ms)
+
+
+def region_graph(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """The graph that the split rule decides on, of the first picture: region map (h, w), regions (n, 8), edges (m, 4); see tfiseg.h."""
+    h, w = problem.grid_hw
+    region_map = np.empty((h, w), np.int32)
+    counts = np.zeros(2, np.int64)
+    regions, edges = np.zeros((256, 8), np.int64), np.zeros((1024, 4), np.int64)
+    while True:
+        status = library().tfiseg_region_graph(
+            ctypes.byref(_struct_of(problem, usable_threads())),
+            ctypes.c_void_p(_address(region_map)),
+            ctypes.c_void_p(_address(regions)),
+            ctypes.c_int64(len(regions)),
+            ctypes.c_void_p(_address(edges)),
+            ctypes.c_int64(len(edges)),
+            ctypes.c_void_p(_address(counts)),
+        )
+        _check(status)
+        if counts[0] <= len(regions) and counts[1] <= len(edges):
+            return region_map, regions[: counts[0]], edges[: counts[1]]
+        regions, edges = np.zeros((counts[0], 8), np.int64), np.zeros((counts[1], 4), np.int64)

@@ -1,0 +1,231 @@
+"""``cluster``: instance masks from somebody's own semantic network. Checks its input once, here; everything below trusts it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InputError
+from ..instances import instances_from_table
+from .native import cluster_native
+from .problem import CENTRE_RADIUS, IGNORE, MAX_INSTANCES, MAX_SIDE, MERGE_AFFINITY, Problem
+
+Split = str | float | Mapping[int, float]
+
+# (dy, dx) of tfiseg's own instance network, in cells of its stride-4 grid
+AFFINITY_OFFSETS = ((0, 1), (1, 0), (0, 3), (3, 0), (3, 3), (3, -3), (0, 8), (8, 0), (6, 6), (6, -6))
+MIN_AREA_PX = 25
+
+
+def cluster(
+    semantic: ArrayLike,
+    displacement: ArrayLike | None = None,
+    boundary: ArrayLike | None = None,
+    affinity: ArrayLike | None = None,
+    scores: ArrayLike | None = None,
+    things: Iterable[int] | None = None,
+    *,
+    split: Split = "auto",
+    affinity_offsets: Sequence[tuple[int, int]] = AFFINITY_OFFSETS,
+    merge_affinity: float = MERGE_AFFINITY,
+    centre_radius: float = CENTRE_RADIUS,
+    min_area: int = MIN_AREA_PX,
+    max_instances: int = MAX_INSTANCES,
+    output_size_hw: tuple[int, int] | None = None,
+    class_names: Sequence[str] = (),
+    threads: int | None = None,
+) -> Any:
+    """Split a semantic segmentation into instances.
+
+    Args:
+        semantic: class map, integers (H, W), 0 = background, 255 = ignore; or logits, floats (C, h, w). With a leading axis N
+            it is a batch, and a list of Instances comes back.
+        displacement: float (2, H, W), (dy, dx) in grid pixels to the centre of each pixel's instance; default: from shape.
+        boundary: float (H, W) in [0, 1], 1 = between two instances; an integer factor smaller than the grid is allowed.
+        affinity: float (A, h, w) in [0, 1]: probability that a cell and the one at each offset lie on one object; an integer
+            factor smaller than the grid is allowed. Where given, it alone decides what merges.
+        scores: float (H, W) in [0, 1], per-pixel confidence; default: softmax of the logits, or 1.
+        things: class ids that are countable; default: all but 0.
+        split: "auto" decides each neck from its shape; a float cuts where saddle / peak is below it (0 = never cut: connected
+            components); {class id: float} does so for these classes and "auto" for the others.
+        affinity_offsets: (A, 2) (dy, dx) of the affinity channels, in affinity cells.
+        merge_affinity: regions merge while their mean affinity is above it.
+        centre_radius: given displacements shorter than this mark centres; grid pixels.
+        min_area: smaller instances are dropped; output pixels.
+        max_instances: at most this many are kept, the largest.
+        output_size_hw: (H, W) of the result, with logits; default: the grid's.
+        class_names: name of each class id, for the result.
+        threads: CPU threads; default: all that the process may use.
+
+    Returns:
+        Instances, or a list of them for a batch.
+
+    Raises:
+        InputError: the input is unusable; the message names what is wrong and how to mend it.
+
+    Example:
+        >>> instances = cluster(class_map)
+        >>> [(i.class_id, i.area) for i in instances]
+    """
+    grid = np.asarray(semantic)
+    is_logits = _is_logits(grid)
+    batched = grid.ndim == (4 if is_logits else 3)
+    given = grid if batched else grid[None]
+    _check_sides(given.shape[-2:], "semantic")
+    h, w = given.shape[-2:]
+    if is_logits:
+        if not np.isfinite(given).all():
+            raise InputError("logits contain NaN or infinity: check the network's output (fp16 overflow and missing normalisation do this)")
+        if not 2 <= given.shape[1] <= 255:
+            raise InputError(f"logits must have 2 to 255 classes, got shape {grid.shape}: expected (C, h, w) or (N, C, h, w)")
+    elif given.size and (given.min() < 0 or given.max() > 255):
+        raise InputError(f"class ids must lie in 0..255 (255 = ignore), got {given.min()}..{given.max()}")
+    out_hw = output_size_hw or (h, w)
+    _check_sides(out_hw, "output_size_hw")
+    if not is_logits and tuple(out_hw) != (h, w):
+        raise InputError(f"output_size_hw {tuple(out_hw)} needs logits; a class map keeps its size {(h, w)}: resize it first (nearest)")
+    if not 1 <= max_instances <= MAX_INSTANCES:
+        raise InputError(f"max_instances must lie in 1..{MAX_INSTANCES}, got {max_instances}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1, got {threads}")
+    maps = {
+        "displacement": _evidence(displacement, batched, len(given), (2, h, w), "displacement"),
+        "boundary": _plane(boundary, batched, len(given), h, w, "boundary"),
+        "scores": _plane(scores, batched, len(given), h, w, "scores"),
+    }
+    offsets = np.ascontiguousarray(affinity_offsets, np.int32).reshape(-1, 2)
+    links, stride = _affinity(affinity, batched, len(given), h, w, offsets)
+    scale = out_hw[0] * out_hw[1] / (h * w)
+    result = cluster_native(
+        Problem(
+            class_map=None if is_logits else np.ascontiguousarray(given, np.uint8),
+            logits=np.ascontiguousarray(given, np.float32) if is_logits else None,
+            out_hw=(int(out_hw[0]), int(out_hw[1])),
+            things=_things(things),
+            split=_split(split),
+            affinity=links,
+            affinity_offsets=offsets,
+            affinity_stride=stride,
+            merge_affinity=merge_affinity,
+            centre_radius=centre_radius,
+            min_area=max(0, round(min_area / scale)),
+            max_instances=max_instances,
+            **maps,
+        ),
+        threads,
+    )
+    times = {"cluster": result.cluster_ms / len(given), "upsample": result.upsample_ms / len(given)}
+    found = [
+        instances_from_table(
+            result.label_map[k], result.semantic_map[k], result.table[k, :n], class_names=class_names, stage_ms=dict(times)
+        )
+        for k, n in enumerate(result.count.tolist())
+    ]
+    return found if batched else found[0]
+
+
+def _is_logits(grid: NDArray[Any]) -> bool:
+    if np.issubdtype(grid.dtype, np.floating):
+        if grid.ndim in (3, 4):
+            return True
+        raise InputError(
+            f"a floating-point semantic is taken as logits (C, h, w) or (N, C, h, w), got shape {grid.shape}; "
+            "for a class map pass integers: semantic.astype(np.uint8)"
+        )
+    if np.issubdtype(grid.dtype, np.integer) or grid.dtype == bool:
+        if grid.ndim in (2, 3):
+            return False
+        raise InputError(f"a class map must be (H, W) or (N, H, W), got shape {grid.shape}")
+    raise InputError(f"semantic must be an integer class map or floating-point logits, got dtype {grid.dtype}")
+
+
+def _check_sides(hw: Sequence[int], name: str) -> None:
+    if len(hw) != 2 or not all(1 <= s <= MAX_SIDE for s in hw):
+        raise InputError(f"{name}: sides must lie in 1..{MAX_SIDE}, got {tuple(hw)}")
+
+
+def _evidence(value: ArrayLike | None, batched: bool, n: int, shape: tuple[int, int, int], name: str) -> NDArray[np.float32] | None:
+    """float32 (N, *shape), finite; a map that is an integer factor smaller is an error here: displacements do not scale."""
+    if value is None:
+        return None
+    array = np.asarray(value, np.float32)
+    array = array if batched else array[None]
+    if array.shape != (n, *shape):
+        raise InputError(f"{name} must be {(n, *shape) if batched else shape}, got {np.shape(value)}")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} contains NaN or infinity")
+    return np.ascontiguousarray(array)
+
+
+def _plane(value: ArrayLike | None, batched: bool, n: int, h: int, w: int, name: str) -> NDArray[np.float32] | None:
+    """float32 (N, h, w) in [0, 1], repeated where it is an integer factor smaller."""
+    if value is None:
+        return None
+    array = np.asarray(value, np.float32)
+    array = array if batched else array[None]
+    stride = _stride(array.shape[-2:], h, w, name) if array.ndim == 3 and len(array) == n else 0
+    if not stride:
+        raise InputError(f"{name} must be {(n, h, w) if batched else (h, w)}, got {np.shape(value)}")
+    _check_unit(array, name)
+    return np.ascontiguousarray(array.repeat(stride, -2).repeat(stride, -1)[:, :h, :w])
+
+
+def _affinity(
+    value: ArrayLike | None, batched: bool, n: int, h: int, w: int, offsets: NDArray[np.int32]
+) -> tuple[NDArray[np.float32] | None, int]:
+    if value is None:
+        return None, 1
+    array = np.asarray(value, np.float32)
+    array = array if batched else array[None]
+    if array.ndim != 4 or len(array) != n or array.shape[1] != len(offsets):
+        raise InputError(f"affinity must have one channel for each of the {len(offsets)} offsets: (A, h, w), got {np.shape(value)}")
+    stride = _stride(array.shape[-2:], h, w, "affinity")
+    _check_unit(array, "affinity")
+    return np.ascontiguousarray(array), stride
+
+
+def _stride(shape: Sequence[int], h: int, w: int, name: str) -> int:
+    stride = max(1, round(h / shape[0]))
+    if (-(-h // stride), -(-w // stride)) != tuple(shape):
+        raise InputError(f"{name} of {tuple(shape)} is neither the grid {(h, w)} nor an integer factor smaller")
+    return stride
+
+
+def _check_unit(array: NDArray[np.float32], name: str) -> None:
+    # written so that NaN fails, too
+    if array.size and not (array.min() >= 0 and array.max() <= 1):
+        raise InputError(f"{name} must lie in [0, 1], got {array.min()}..{array.max()}: apply a sigmoid to logits")
+
+
+def _things(things: Iterable[int] | None) -> NDArray[np.uint8]:
+    flags = np.zeros(256, np.uint8)
+    if things is None:
+        flags[1:IGNORE] = 1
+        return flags
+    for class_id in things:
+        if not 0 <= int(class_id) < IGNORE:
+            raise InputError(f"things: class ids lie in 0..254, got {class_id}")
+        flags[int(class_id)] = 1
+    flags[0] = 0  # the operator's background
+    return flags
+
+
+def _split(split: Split) -> NDArray[np.float64]:
+    values = np.full(256, np.nan)
+    if isinstance(split, Mapping):
+        for class_id, ratio in split.items():
+            if not 0 <= int(class_id) < 256:
+                raise InputError(f"split: class ids lie in 0..255, got {class_id}")
+            values[int(class_id)] = _ratio(ratio)
+    elif split != "auto":
+        values[:] = _ratio(split)
+    return values
+
+
+def _ratio(value: Any) -> float:
+    if isinstance(value, (int, float)) and 0 <= value <= 1:
+        return float(value)
+    raise InputError(f'split must be "auto", a saddle / peak ratio in 0..1, or {{class id: ratio}}, got {value!r}')

@@ -1,0 +1,122 @@
+"""``tfiseg.cluster``: what it takes, what it gives, and the sentences it says."""
+
+import numpy as np
+import pytest
+import tfiseg
+from tfiseg.plugins.operator import AFFINITY_OFFSETS
+
+TWO = np.zeros((20, 40), np.uint8)
+TWO[5:15, 5:15] = 15
+TWO[5:15, 25:35] = 7
+
+
+def test_a_class_map_gives_instances():
+    found = tfiseg.cluster(TWO, class_names=["background"] + [f"c{i}" for i in range(1, 21)])
+    assert [(i.class_name, i.area, i.box_xyxy) for i in found] == [("c15", 100, (5, 5, 15, 15)), ("c7", 100, (25, 5, 35, 15))]
+    assert found.score.tolist() == [1, 1]
+    assert found.label_map.dtype == np.int32
+    assert np.array_equal(found.semantic_map, TWO)
+
+
+def test_logits_are_clustered_and_scaled_up():
+    logits = np.zeros((16, 20, 40), np.float32)
+    logits[0] = 2
+    logits[15, 5:15, 5:15] = 4
+    found = tfiseg.cluster(logits, output_size_hw=(80, 160))
+    assert found.label_map.shape == (80, 160)
+    assert len(found) == 1
+    assert found.class_id.tolist() == [15]
+    assert found.area[0] == pytest.approx(1600, rel=0.1)
+    assert 0.5 < found.score[0] < 1
+
+
+def test_batches_give_lists():
+    found = tfiseg.cluster(np.stack([TWO, np.zeros_like(TWO)]))
+    assert [len(f) for f in found] == [2, 0]
+
+
+def test_things_choose_classes():
+    assert tfiseg.cluster(TWO, things=[7]).class_id.tolist() == [7]
+
+
+def test_split_can_differ_by_class():
+    bell = np.zeros((30, 70), np.uint8)
+    bell[5:25, 5:25] = bell[5:25, 45:65] = 1
+    bell[12:18, 25:45] = 1
+    both = np.vstack([bell, bell * 2])
+    assert len(tfiseg.cluster(both, split={1: 0.0, 2: 1.0})) == 3
+
+
+def test_evidence_may_be_an_integer_factor_smaller():
+    whole = np.ones((16, 24), np.uint8)
+    found = tfiseg.cluster(whole, affinity=np.ones((10, 4, 6)), boundary=np.zeros((8, 12)))
+    assert len(found) == 1
+    assert len(AFFINITY_OFFSETS) == 10
+
+
+@pytest.mark.parametrize(
+    ("semantic", "kwargs", "says"),
+    [
+        (np.zeros((4, 4), float), {}, "taken as logits"),
+        (np.zeros((4, 4), complex), {}, "integer class map or floating-point logits"),
+        (np.zeros(4, int), {}, r"must be \(H, W\)"),
+        (np.full((4, 4), 300), {}, "class ids must lie in 0..255"),
+        (np.full((4, 4), -1), {}, "class ids must lie in 0..255"),
+        (np.zeros((0, 4), int), {}, "sides must lie in 1..4096"),
+        (np.zeros((4097, 1), np.uint8), {}, "sides must lie in 1..4096"),
+        (np.full((3, 4, 4), np.nan), {}, "NaN"),
+        (np.zeros((300, 4, 4)), {}, "2 to 255 classes"),
+        (np.zeros((4, 4), int), {"displacement": np.zeros((2, 3, 4))}, "displacement must be"),
+        (np.zeros((4, 4), int), {"displacement": np.full((2, 4, 4), np.nan)}, "displacement contains NaN"),
+        (np.zeros((4, 4), int), {"boundary": np.full((4, 4), 2.0)}, r"must lie in \[0, 1\].*sigmoid"),
+        (np.zeros((4, 4), int), {"boundary": np.zeros((3, 4))}, "boundary"),
+        (np.zeros((4, 4), int), {"affinity": np.zeros((3, 4, 4))}, "one channel for each of the 10 offsets"),
+        (np.zeros((4, 4), int), {"scores": np.full((4, 4), np.nan)}, "scores must lie in"),
+        (np.zeros((4, 4), int), {"things": [300]}, "0..254"),
+        (np.zeros((4, 4), int), {"split": "best"}, "split must be"),
+        (np.zeros((4, 4), int), {"split": 1.5}, "split must be"),
+        (np.zeros((4, 4), int), {"max_instances": 0}, "max_instances"),
+        (np.zeros((4, 4), int), {"threads": 0}, "threads"),
+        (np.zeros((4, 4), int), {"output_size_hw": (8, 8)}, "needs logits"),
+    ],
+)
+def test_bad_input_is_a_sentence(semantic, kwargs, says):
+    with pytest.raises(tfiseg.InputError, match=says):
+        tfiseg.cluster(semantic, **kwargs)
+
+
+def test_no_errors_are_silent_about_their_family():
+    assert issubclass(tfiseg.InputError, tfiseg.TfisegError)
+    assert issubclass(tfiseg.InputError, ValueError)
+
+
+@pytest.mark.shared
+def test_the_instance_prototypes_affinities_split_people(shared):
+    """Real learned affinities through the operator: better than connected components on street photos."""
+    import cv2
+    import onnxruntime
+    from tfiseg.runtime.metrics import panoptic_counts, pooled
+
+    session = onnxruntime.InferenceSession(str(shared / "models" / "instance-prototype.onnx"))
+    names = [i.name for i in session.get_inputs()]
+    folder = shared / "data" / "eval" / "pennfudan"
+    scores = {"components": [], "affinity": []}
+    for path in sorted((folder / "images").iterdir())[:24]:
+        truth = cv2.imread(str(folder / "instances" / f"{path.stem}.png"), -1).astype(np.int32)
+        semantic = cv2.imread(str(folder / "semantic" / f"{path.stem}.png"), -1)
+        side = 320
+        small = cv2.resize(semantic, (side, side), interpolation=cv2.INTER_NEAREST)
+        mask = (small == 15).astype(np.float32)
+        distance = np.minimum(cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5) / 16, 2)
+        image = (cv2.resize(cv2.imread(str(path)), (side, side))[:, :, ::-1].transpose(2, 0, 1)[None].astype(np.float32) - 127) / 128
+        feeds = dict(zip(names, (image, np.stack([mask, distance])[None].astype(np.float32)), strict=True))
+        values = {o.name: v for o, v in zip(session.get_outputs(), session.run(None, feeds), strict=True)}
+        affinity = 1 / (1 + np.exp(-values["affinity"][0]))
+        height, width = semantic.shape
+        for name, kwargs in (("components", {"split": 0.0}), ("affinity", {"affinity": affinity})):
+            found = tfiseg.cluster(small, **kwargs)
+            label_map = cv2.resize(found.label_map.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST).astype(np.int32)
+            label_map[semantic != 15] = 0
+            scores[name].append(panoptic_counts(label_map, found.class_id, truth, semantic))
+    quality = {name: pooled(s).pooled.quality for name, s in scores.items()}
+    assert quality["affinity"] > quality["components"] + 5, quality
