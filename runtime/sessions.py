@@ -1,0 +1,88 @@
+"""Network sessions: a frame in, the network's maps out. One class per engine kind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ModelError
+
+FORMAT_VERSION = 1
+METADATA_KEY = "tfiseg"
+DEFAULT_MODEL = Path(__file__).parent / "models" / "tfiseg-voc21.onnx"
+DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says of itself (``metadata_props["tfiseg"]``, JSON)."""
+
+    class_names: tuple[str, ...]
+    things: tuple[int, ...]
+    stride: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_json(text: str, source: str) -> ModelInfo:
+        """Read the metadata; raises ModelError naming what is wrong with it."""
+        try:
+            data = json.loads(text)
+            version = data["format_version"]
+            if version != FORMAT_VERSION:
+                raise ModelError(f"{source} has tfiseg format {version}, this version reads {FORMAT_VERSION}: export it again")
+            info = ModelInfo(tuple(data["class_names"]), tuple(data["things"]), int(data["stride"]), data)
+        except (json.JSONDecodeError, KeyError, TypeError) as wrong:
+            raise ModelError(f"{source}: its tfiseg metadata is damaged ({wrong!r}): export it again") from wrong
+        return info
+
+
+class OnnxSession:
+    """A network through ONNX Runtime.
+
+    Args:
+        path: model in tfiseg's format: input ``frame`` uint8 (1, H, W, 3) BGR of any size, output ``logits`` (1, C, h, w).
+        threads: CPU threads; 0 = ONNX Runtime's own choice.
+        providers: ONNX Runtime execution providers, first choice first.
+
+    Raises:
+        ModelError: the file is missing, no ONNX, or not in tfiseg's format.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> None:
+        import onnxruntime
+
+        self.path = Path(path)
+        if not self.path.exists():
+            raise ModelError(f"there is no model {self.path}; leave `model` out to use the network that comes with tfiseg")
+        missing = [p for p in providers if p not in onnxruntime.get_available_providers()]
+        if missing:
+            raise ModelError(f"ONNX Runtime has no provider {missing}; this installation has {onnxruntime.get_available_providers()}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(self.path), options, providers=list(providers))
+        except Exception as wrong:  # onnxruntime's errors share no base class
+            raise ModelError(f"ONNX Runtime can't load {self.path}: {wrong}") from wrong
+        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if text is None:
+            raise ModelError(
+                f"{self.path} has no tfiseg metadata: to use your own network, run it yourself and hand its logits to tfiseg.cluster "
+                "(samples/own_network.py shows how), or write it in tfiseg's format (docs/architecture.md)"
+            )
+        self.info = ModelInfo.from_json(text, str(self.path))
+        names = [i.name for i in self._session.get_inputs()]
+        self._outputs = [o.name for o in self._session.get_outputs()]
+        if names != ["frame"] or "logits" not in self._outputs:
+            raise ModelError(f"{self.path} has inputs {names} and outputs {self._outputs}; wanted input 'frame' and output 'logits'")
+
+    def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """The network's maps for one picture uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
+        values = self._session.run(self._outputs, {"frame": image[None]})
+        return dict(zip(self._outputs, values, strict=True))
