@@ -6,6 +6,7 @@ import ctypes
 import functools
 import importlib.machinery
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from ..errors import TfisegError
 from .problem import Clustering, Problem
 
 API_VERSION = 1
+_KEPT_BYTES = 64 << 20
+_local = threading.local()
 
 
 class _ProblemStruct(ctypes.Structure):
@@ -53,6 +56,8 @@ class _ResultStruct(ctypes.Structure):
         ("semantic_map", ctypes.c_void_p),
         ("count", ctypes.c_void_p),
         ("table", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_int64),
         ("cluster_ms", ctypes.c_double),
         ("upsample_ms", ctypes.c_double),
     ]
@@ -77,6 +82,7 @@ def library() -> ctypes.CDLL:
     """The loaded native library."""
     loaded = ctypes.CDLL(str(library_path()))
     loaded.tfiseg_status_string.restype = ctypes.c_char_p
+    loaded.tfiseg_workspace_size.restype = ctypes.c_int64
     version = loaded.tfiseg_api_version()
     if version != API_VERSION:
         raise TfisegError(f"{library_path()} has C API version {version}, this package wants {API_VERSION}: run `pip install .` again")
@@ -132,9 +138,23 @@ def cluster_native(problem: Problem, threads: int | None = None) -> Clustering:
     semantic_map = np.empty((n, h, w), np.uint8)
     count = np.empty(n, np.int32)
     table = np.empty((n, problem.max_instances, 10), np.float32)
-    out = _ResultStruct(ctypes.sizeof(_ResultStruct), *(_address(a) for a in (label_map, semantic_map, count, table)), 0.0, 0.0)
-    _check(library().tfiseg_cluster_cpu(ctypes.byref(_struct_of(problem, threads or usable_threads())), ctypes.byref(out)))
+    asked = _struct_of(problem, threads or usable_threads())
+    room = _workspace(int(library().tfiseg_workspace_size(ctypes.byref(asked))))
+    arrays = (label_map, semantic_map, count, table, room)
+    out = _ResultStruct(ctypes.sizeof(_ResultStruct), *(_address(a) for a in arrays), room.nbytes, 0.0, 0.0)
+    _check(library().tfiseg_cluster_cpu(ctypes.byref(asked), ctypes.byref(out)))
     return Clustering(label_map, semantic_map, count, table[:, : int(count.max())], out.cluster_ms, out.upsample_ms)
+
+
+def _workspace(size: int) -> NDArray[np.float64]:
+    """Scratch memory of at least ``size`` bytes, kept per thread while it is small: fresh pages cost more than the work on them."""
+    kept: NDArray[np.float64] | None = getattr(_local, "workspace", None)
+    if kept is not None and kept.nbytes >= size:
+        return kept
+    fresh = np.empty(size // 8 + 1, np.float64)
+    if size <= _KEPT_BYTES:
+        _local.workspace = fresh
+    return fresh
 
 
 def region_graph(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:

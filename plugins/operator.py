@@ -77,7 +77,7 @@ def cluster(
     _check_sides(given.shape[-2:], "semantic")
     h, w = given.shape[-2:]
     if is_logits:
-        if not np.isfinite(given).all():
+        if not _is_finite(given):
             raise InputError("logits contain NaN or infinity: check the network's output (fp16 overflow and missing normalisation do this)")
         if not 2 <= given.shape[1] <= 255:
             raise InputError(f"logits must have 2 to 255 classes, got shape {grid.shape}: expected (C, h, w) or (N, C, h, w)")
@@ -142,6 +142,11 @@ def _is_logits(grid: NDArray[Any]) -> bool:
     raise InputError(f"semantic must be an integer class map or floating-point logits, got dtype {grid.dtype}")
 
 
+def _is_finite(array: NDArray[Any]) -> bool:
+    # NaN and infinity reach the extremes, and those need no array of flags
+    return not array.size or bool(np.isfinite(array.min()) and np.isfinite(array.max()))
+
+
 def _check_sides(hw: Sequence[int], name: str) -> None:
     if len(hw) != 2 or not all(1 <= s <= MAX_SIDE for s in hw):
         raise InputError(f"{name}: sides must lie in 1..{MAX_SIDE}, got {tuple(hw)}")
@@ -155,7 +160,7 @@ def _evidence(value: ArrayLike | None, batched: bool, n: int, shape: tuple[int, 
     array = array if batched else array[None]
     if array.shape != (n, *shape):
         raise InputError(f"{name} must be {(n, *shape) if batched else shape}, got {np.shape(value)}")
-    if not np.isfinite(array).all():
+    if not _is_finite(array):
         raise InputError(f"{name} contains NaN or infinity")
     return np.ascontiguousarray(array)
 

@@ -169,8 +169,7 @@ def given_basins(cls: NDArray[np.uint8], displacement: NDArray[np.float32], cent
 
 
 def _clamp_round(v: NDArray[np.float32], limit: int) -> NDArray[np.int64]:
-    r = v + np.float32(0.5)
-    return np.clip(np.where(r <= 0, 0, np.where(r >= limit, limit - 1, r)).astype(np.int64), 0, limit - 1)
+    return np.clip(v + np.float32(0.5), np.float32(0), np.float32(limit - 1)).astype(np.int64)
 
 
 def region_rows(region_map: NDArray[np.int64], n: int, peaks: NDArray[np.int64], cls: NDArray[np.uint8]) -> Regions:
@@ -298,9 +297,11 @@ def _grid_labels(problem: Problem, index: int, semantic: NDArray[np.uint8]) -> N
     else:
         squared = squared_distance(cls)
         root, i, j = geometric_basins(cls, squared)
-    roots, number = np.unique(root[cls > 0], return_inverse=True)
+    roots, first, number = np.unique(root[cls > 0], return_index=True, return_inverse=True)
+    order = np.argsort(first)  # regions are numbered by first pixel in raster order
+    roots = roots[order]
     region_map = np.zeros(cls.shape, np.int64)
-    region_map[cls > 0] = number.ravel() + 1
+    region_map[cls > 0] = np.argsort(order)[number.ravel()] + 1
     regions = region_rows(region_map, len(roots), squared.ravel()[roots], cls)
     a, b = region_map.ravel()[i] - 1, region_map.ravel()[j] - 1
     saddle = np.minimum(squared.ravel()[i], squared.ravel()[j])

@@ -2,11 +2,11 @@
 //
 // Phases: classes -> distances (columns, rows) -> links -> basins and their contacts -> noise merged -> region graph -> merged by
 // evidence -> numbered -> full resolution. Every phase but the two merges runs on all threads.
-// Memory per grid pixel: 10 bytes of fixed buffers, and 16 per pixel that touches another basin.
+// Memory per grid pixel: 16 bytes of fixed buffers, and 16 per pixel pair that touches across basins.
 #include <chrono>
 #include <cmath>
+#include <iterator>
 #include <limits>
-#include <memory>
 #include <new>
 
 #include "field.h"
@@ -31,15 +31,43 @@ struct Contact {
 constexpr int32_t kContactDy[4] = {0, 1, 1, 1};
 constexpr int32_t kContactDx[4] = {1, -1, 0, 1};
 
-template <class T>
-std::unique_ptr<T[]> buffer(int64_t n) {
-    return std::unique_ptr<T[]>(new T[size_t(n)]);  // not zeroed: every phase writes before it reads
+// Arrays carved out of the caller's workspace; nothing is zeroed, every phase writes before it reads.
+class Room {
+  public:
+    Room(void *memory, int64_t bytes) : at_(static_cast<char *>(memory)), left_(bytes) {}
+
+    template <class T>
+    T *take(int64_t n) {
+        const int64_t bytes = (n * int64_t(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
+        if (bytes > left_) throw std::bad_alloc();  // workspace_bytes() counted wrong
+        T *taken = reinterpret_cast<T *>(at_);
+        at_ += bytes;
+        left_ -= bytes;
+        return taken;
+    }
+
+    static constexpr int64_t kAlign = 64;
+
+  private:
+    char *at_;
+    int64_t left_;
+};
+
+int64_t workspace_bytes(const tfiseg_problem &p) {
+    const int64_t grid = int64_t(p.height) * p.width, out = int64_t(p.out_height) * p.out_width;
+    int64_t bytes = grid * (1 + 4);                         // classes, links
+    bytes += p.displacement ? grid : grid * (2 + 4);        // centres; or column and squared distances
+    if (p.scores || p.logits) bytes += grid * 2;            // scores
+    if (p.logits) bytes += grid * (1 + 4) + out;            // grid classes, grid labels, classes at the output size
+    return bytes + 16 * Room::kAlign;
 }
 
 // One picture of the batch.
 class Picture {
   public:
-    Picture(const tfiseg_problem &p, int32_t index, Team &team) : p_(p), team_(team), h_(p.height), w_(p.width), n_(int64_t(h_) * w_) {
+    Picture(const tfiseg_problem &p, int32_t index, Team &team, Room room)
+        : p_(p), team_(team), room_(room), h_(p.height), w_(p.width), n_(int64_t(h_) * w_) {
+        all_things_ = !p.things[255] && std::all_of(p.things + 1, p.things + 255, [](uint8_t flag) { return flag != 0; });
         const int64_t maps = n_ * index;
         if (p.class_map) class_map_ = p.class_map + maps;
         if (p.logits) logits_ = p.logits + maps * p.classes;
@@ -85,28 +113,35 @@ class Picture {
             roots.resize(size_t(p_.max_instances));
         }
         std::sort(roots.begin(), roots.end(), by_first);
-        std::vector<int32_t> number(regions.size() + 1, 0);
+        std::vector<int32_t> of_region(regions.size(), 0), number(regions.size() + 1, 0);
         for (size_t k = 0; k < roots.size(); ++k) {
-            number[size_t(roots[k]) + 1] = int32_t(k) + 1;
+            of_region[size_t(roots[k])] = int32_t(k) + 1;
             instances.push_back(regions[size_t(roots[k])]);
         }
-        for (size_t i = 0; i < into.size(); ++i) number[i + 1] = number[size_t(into[i]) + 1];
-        team_.run(n_, 1 << 14, [&](int64_t begin, int64_t end, int32_t) {
-            for (int64_t i = begin; i < end; ++i) map_[i] = number[size_t(map_[i])];
+        for (size_t i = 0; i < rank_.size(); ++i) number[i + 1] = of_region[size_t(into[size_t(rank_[i])])];
+        renumber(map_, n_, number);
+    }
+
+    void renumber(int32_t *map, int64_t n, const std::vector<int32_t> &number) const {
+        team_.run(n, 1 << 14, [&](int64_t begin, int64_t end, int32_t) {
+            for (int64_t i = begin; i < end; ++i) map[i] = number[size_t(map[i])];
         });
+    }
+
+    // For the region graph: the map with the regions' final numbers.
+    void number_map() const {
+        std::vector<int32_t> number(rank_.size() + 1, 0);
+        for (size_t i = 0; i < rank_.size(); ++i) number[i + 1] = rank_[i] + 1;
+        renumber(map_, n_, number);
     }
 
     // Labels and classes at the output size; instances are numbered and measured anew there.
     void upsample(int32_t *label_map, uint8_t *semantic_map) {
         const int32_t out_h = p_.out_height, out_w = p_.out_width;
-        const FullResolution full = {semantic_.get(), map_, logits_, p_.classes, h_, w_};
+        const FullResolution full = {semantic_, map_, logits_, p_.classes, h_, w_};
         std::vector<GridPosition> columns;
         for (int32_t x = 0; x < out_w; ++x) columns.push_back(grid_position(x, out_w, w_));
-        std::unique_ptr<uint8_t[]> own;
-        if (!semantic_map) {
-            own = buffer<uint8_t>(int64_t(out_h) * out_w);
-            semantic_map = own.get();
-        }
+        if (!semantic_map) semantic_map = room_.take<uint8_t>(int64_t(out_h) * out_w);
         team_.run(out_h, 16, [&](int64_t begin, int64_t end, int32_t) {
             for (int64_t y = begin; y < end; ++y) {
                 const GridPosition row = grid_position(int32_t(y), out_h, h_);
@@ -134,13 +169,11 @@ class Picture {
             number[size_t(order[k]) + 1] = int32_t(k) + 1;
             instances.push_back(r);
         }
-        team_.run(int64_t(out_h) * out_w, 1 << 14, [&](int64_t begin, int64_t end, int32_t) {
-            for (int64_t i = begin; i < end; ++i) label_map[i] = number[size_t(label_map[i])];
-        });
+        renumber(label_map, int64_t(out_h) * out_w, number);
     }
 
     void copy_semantic(uint8_t *semantic_map) const {
-        if (semantic_map) std::copy_n(class_map_ ? class_map_ : semantic_.get(), n_, semantic_map);
+        if (semantic_map) std::copy_n(class_map_ ? class_map_ : semantic_, n_, semantic_map);
     }
 
     void write_table(float *table) const {
@@ -163,24 +196,33 @@ class Picture {
     bool has_scores() const { return scores_ || logits_; }
 
     void classes() {
-        cls_ = buffer<uint8_t>(n_);
-        if (logits_) semantic_ = buffer<uint8_t>(n_);
-        if (has_scores()) fixed_scores_ = buffer<uint16_t>(n_);
+        cls_ = room_.take<uint8_t>(n_);
+        if (logits_) semantic_ = room_.take<uint8_t>(n_);
+        if (has_scores()) fixed_scores_ = room_.take<uint16_t>(n_);
         team_.run(n_, 1 << 12, [&](int64_t begin, int64_t end, int32_t) {
             if (logits_) argmax(begin, end);
-            const uint8_t *from = logits_ ? semantic_.get() : class_map_;
-            for (int64_t i = begin; i < end; ++i) cls_[size_t(i)] = p_.things[from[i]] ? from[i] : uint8_t(0);
+            countable(begin, end);
             if (scores_) {
-                for (int64_t i = begin; i < end; ++i) fixed_scores_[size_t(i)] = uint16_t(to_fixed(scores_[i]));
+                for (int64_t i = begin; i < end; ++i) fixed_scores_[i] = uint16_t(to_fixed(scores_[i]));
             } else if (logits_) {
                 softmax(begin, end);
             }
         });
     }
 
+    void countable(int64_t begin, int64_t end) {
+        const uint8_t *from = logits_ ? semantic_ : class_map_;
+        uint8_t *to = cls_;
+        if (all_things_) {  // the default, and a loop that vectorises
+            for (int64_t i = begin; i < end; ++i) to[i] = from[i] == 255 ? uint8_t(0) : from[i];
+        } else {
+            for (int64_t i = begin; i < end; ++i) to[i] = p_.things[from[i]] ? from[i] : uint8_t(0);
+        }
+    }
+
     void argmax(int64_t begin, int64_t end) {
         std::vector<float> best(logits_ + begin, logits_ + end);
-        uint8_t *winner = semantic_.get() + begin;
+        uint8_t *winner = semantic_ + begin;
         std::fill_n(winner, end - begin, uint8_t(0));
         for (int32_t k = 1; k < p_.classes; ++k) {
             const float *plane = logits_ + k * n_ + begin;
@@ -195,77 +237,137 @@ class Picture {
     // Probability of the winning class; scores may differ between builds in the last bit, decisions never read them.
     void softmax(int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-            if (!cls_[size_t(i)]) {
-                fixed_scores_[size_t(i)] = 0;
+            if (!cls_[i]) {
+                fixed_scores_[i] = 0;
                 continue;
             }
-            const float top = logits_[semantic_[size_t(i)] * n_ + i];
+            const float top = logits_[semantic_[i] * n_ + i];
             float sum = 0.0f;
             for (int32_t k = 0; k < p_.classes; ++k) sum += std::exp(logits_[k * n_ + i] - top);
-            fixed_scores_[size_t(i)] = uint16_t(to_fixed(1.0f / sum));
+            fixed_scores_[i] = uint16_t(to_fixed(1.0f / sum));
         }
     }
 
     void distances() {
-        squared_ = buffer<int32_t>(n_);
-        const auto column = buffer<uint16_t>(n_);
-        const ColumnDistance columns = {cls_.get(), column.get(), h_, w_};
-        team_.run(w_, 64, [&](int64_t begin, int64_t end, int32_t) { columns(int32_t(begin), int32_t(end)); });
-        const RowDistance rows = {cls_.get(), column.get(), squared_.get(), h_, w_};
+        squared_ = room_.take<int32_t>(n_);
+        int16_t *column = room_.take<int16_t>(n_);
+        const ColumnDistance columns = {cls_, column, h_, w_};
+        team_.run(w_, 64, [&](int64_t begin, int64_t end, int32_t) { column_run(columns, int32_t(begin), int32_t(end)); });
+        const RowDistance rows = {cls_, column, squared_, h_, w_};
         team_.run(h_, 16, [&](int64_t begin, int64_t end, int32_t) {
-            std::vector<int32_t> site(size_t(w_) + 2), from(size_t(w_) + 2);
-            for (int64_t y = begin; y < end; ++y) rows(int32_t(y), site.data(), from.data());
+            std::vector<int32_t> scratch(3 * (size_t(w_) + 2));
+            for (int64_t y = begin; y < end; ++y) rows(int32_t(y), scratch.data());
         });
     }
+
+    TFISEG_CLONES static void column_run(const ColumnDistance columns, int32_t begin, int32_t end) { columns(begin, end); }
 
     void ascend() {
-        link_ = buffer<int32_t>(n_);
-        const Ascent ascent = {cls_.get(), squared_.get(), link_.get(), h_, w_};
+        link_ = room_.take<int32_t>(n_);
+        const Ascent ascent = {cls_, squared_, link_, h_, w_};
         team_.run(h_, 16, [&](int64_t begin, int64_t end, int32_t) {
             for (int32_t y = int32_t(begin); y < end; ++y) {
-                const bool inner = y > 0 && y < h_ - 1;
-                ascent.border(y, 0);
-                if (inner) {
-                    for (int32_t x = 1; x < w_ - 1; ++x) ascent.interior(y * w_ + x);
-                } else {
-                    for (int32_t x = 1; x < w_ - 1; ++x) ascent.border(y, x);
-                }
-                if (w_ > 1) ascent.border(y, w_ - 1);
+                const bool framed = y > 0 && y < h_ - 1;
+                for_runs(y, [&](int32_t x0, int32_t x1) {
+                    const int32_t a = std::max(x0, 1), b = std::min(x1, w_ - 1), row = y * w_;
+                    if (framed) ascend_run(ascent, row + a, row + b);
+                    for (int32_t x = x0; x < x1; ++x)
+                        if (!framed || x < a || x >= b || !Ascent::is_inside(squared_[row + x])) ascent.outline(y, x);
+                });
             }
         });
-        compress();
+        // every countable pixel then links straight to its summit
+        roots_ = select([&](int32_t i) { return find_and_compress(link_, i) == i; });
     }
 
-    void compress() {
-        team_.run(n_, 1 << 14, [&](int64_t begin, int64_t end, int32_t) {
-            for (int64_t i = begin; i < end; ++i)
-                if (cls_[size_t(i)]) find_and_compress(link_.get(), int32_t(i));
+    TFISEG_CLONES static void ascend_run(const Ascent ascent, int32_t begin, int32_t end) {
+        for (int32_t i = begin; i < end; ++i) ascent.inside(i);
+    }
+
+    // Calls f(y, x0, x1, block) for each run of countable pixels, on all threads.
+    template <class F>
+    void each_run(const F &f) const {
+        team_.run(h_, 16, [&](int64_t begin, int64_t end, int32_t block) {
+            for (int32_t y = int32_t(begin); y < end; ++y) for_runs(y, [&](int32_t x0, int32_t x1) { f(y, x0, x1, block); });
         });
     }
 
+    // Calls f(x0, x1) for each run of countable pixels in a row.
+    template <class F>
+    void for_runs(int32_t y, const F &f) const {
+        const uint8_t *row = cls_ + int64_t(y) * w_;
+        for (int64_t x0 = 0, x1 = 0; next_run(row, w_, x0, x1); x0 = x1) f(int32_t(x0), int32_t(x1));
+    }
+
+    // Components of the graph that joins every pixel with its target and touching centres. Most targets are centres, and there are
+    // few of those: centres are united first, then most other pixels take the root of theirs, and only the rest is united, too.
     void follow_given() {
-        link_ = buffer<int32_t>(n_);
-        const GivenTarget target = {cls_.get(), displacement_, displacement_ + n_, h_, w_};
+        link_ = room_.take<int32_t>(n_);
+        uint8_t *centre = room_.take<uint8_t>(n_);
+        const GivenTarget target = {cls_, displacement_, displacement_ + n_, h_, w_};
         const float radius = float(p_.centre_radius), radius_squared = radius * radius;
-        team_.run(n_, 1 << 14, [&](int64_t begin, int64_t end, int32_t) {
-            for (int64_t i = begin; i < end; ++i) link_[size_t(i)] = int32_t(i);
+        int32_t *link = link_;
+        each_run([&](int32_t y, int32_t x0, int32_t x1, int32_t) { aim_run(target, radius_squared, centre, link, y, x0, x1); });
+        const std::vector<int32_t> centres = select([&](int32_t i) {
+            if (centre[i]) link[i] = i;
+            return centre[i] != 0;
         });
-        team_.run(h_, 16, [&](int64_t begin, int64_t end, int32_t) {
-            for (int32_t y = int32_t(begin); y < end; ++y)
-                for (int32_t x = 0; x < w_; ++x) {
-                    const int32_t i = y * w_ + x;
-                    if (!cls_[size_t(i)]) continue;
-                    unite(link_.get(), i, target(y, x));
-                    if (!target.is_centre(i, radius_squared)) continue;
-                    for (int32_t d = 0; d < 4; ++d) {
-                        const int32_t ny = y + kContactDy[d], nx = x + kContactDx[d];
-                        if (ny >= h_ || nx < 0 || nx >= w_) continue;
-                        const int32_t j = ny * w_ + nx;
-                        if (cls_[size_t(j)] == cls_[size_t(i)] && target.is_centre(j, radius_squared)) unite(link_.get(), i, j);
-                    }
-                }
+        each_of(centres, [&](int32_t i) {
+            const int32_t y = i / w_, x = i % w_, t = target(y, x);
+            if (centre[t]) unite(link, i, t);
+            for (int32_t d = 0; d < 4; ++d) {
+                const int32_t ny = y + kContactDy[d], nx = x + kContactDx[d];
+                if (ny >= h_ || nx < 0 || nx >= w_) continue;
+                const int32_t j = ny * w_ + nx;
+                if (cls_[j] == cls_[i] && centre[j]) unite(link, i, j);
+            }
         });
-        compress();
+        each_of(centres, [&](int32_t i) { find_and_compress(link, i); });
+        const std::vector<int32_t> rest = select([&](int32_t i) {
+            if (centre[i]) return !centre[target(i / w_, i % w_)];
+            const int32_t t = link[i];
+            const bool led = cls_[t] == cls_[i] && centre[t];
+            link[i] = led ? link[t] : i;
+            return !led;
+        });
+        each_of(rest, [&](int32_t i) { unite(link, i, target(i / w_, i % w_)); });
+        each_of(rest, [&](int32_t i) { find_and_compress(link, i); });
+        // whatever was a root at some time: number_regions() looks for the last ones from here
+        roots_ = centres;
+        std::copy_if(rest.begin(), rest.end(), std::back_inserter(roots_), [&](int32_t i) { return !centre[i]; });
+    }
+
+    // Countable pixels for which f says so, in raster order.
+    template <class F>
+    std::vector<int32_t> select(const F &f) const {
+        std::vector<std::vector<int32_t>> found(static_cast<size_t>(team_.blocks_of(h_, 16)));
+        each_run([&](int32_t y, int32_t x0, int32_t x1, int32_t block) {
+            for (int32_t i = y * w_ + x0; i < y * w_ + x1; ++i)
+                if (f(i)) found[size_t(block)].push_back(i);
+        });
+        return joined(found);
+    }
+
+    template <class T>
+    static std::vector<T> joined(std::vector<std::vector<T>> &parts) {
+        std::vector<T> all = std::move(parts[0]);
+        for (size_t b = 1; b < parts.size(); ++b) all.insert(all.end(), parts[b].begin(), parts[b].end());
+        return all;
+    }
+
+    template <class F>
+    void each_of(const std::vector<int32_t> &pixels, const F &f) const {
+        team_.run(int64_t(pixels.size()), 1 << 12, [&](int64_t begin, int64_t end, int32_t) {
+            for (int64_t k = begin; k < end; ++k) f(pixels[size_t(k)]);
+        });
+    }
+
+    // Centre flags and first targets (as links) of a run.
+    TFISEG_CLONES static void aim_run(const GivenTarget target, float radius_squared, uint8_t *centre, int32_t *link, int32_t y,
+                                      int32_t x0, int32_t x1) {
+        const int32_t row = y * target.w;
+        for (int32_t x = x0; x < x1; ++x) centre[row + x] = target.is_centre(row + x, radius_squared);
+        for (int32_t x = x0; x < x1; ++x) link[row + x] = target.first(y, x);
     }
 
     // All contacts between basins, highest saddle first, ties by pixel and direction.
@@ -276,26 +378,29 @@ class Picture {
             std::vector<Contact> &out = found[size_t(block)];
             for (int32_t y = int32_t(begin); y < end; ++y) add_contacts(y, out);
         });
-        std::vector<Contact> all = std::move(found[0]);
-        for (size_t b = 1; b < found.size(); ++b) all.insert(all.end(), found[b].begin(), found[b].end());
+        std::vector<Contact> all = joined(found);
         sort_by_saddle(all);
         return all;
     }
 
     void add_contacts(int32_t y, std::vector<Contact> &out) const {
-        const uint8_t *cls = cls_.get();
-        const int32_t *link = link_.get(), *squared = squared_.get();
-        for (int32_t x = 0; x < w_; ++x) {
-            const int32_t i = y * w_ + x;
-            if (!cls[i]) continue;
-            for (int32_t d = 0; d < 4; ++d) {
-                const int32_t ny = y + kContactDy[d], nx = x + kContactDx[d];
-                if (ny >= h_ || nx < 0 || nx >= w_) continue;
-                const int32_t j = ny * w_ + nx;
-                if (link[i] != link[j] && cls[i] == cls[j])
-                    out.push_back({std::min(squared[i], squared[j]), uint32_t(i) * 4u + uint32_t(d)});
+        const uint8_t *cls = cls_;
+        const int32_t *link = link_, *squared = squared_;
+        for_runs(y, [&](int32_t x0, int32_t x1) {
+            for (int32_t x = x0; x < x1; ++x) {
+                const int32_t i = y * w_ + x;
+                if (y + 1 < h_ && x > x0 && x + 1 < x1 && link[i] == link[i + w_] && link[i] == link[i + w_ - 1] &&
+                    link[i] == link[i + w_ + 1] && link[i] == link[i + 1])
+                    continue;  // deep in a basin, as most are
+                for (int32_t d = 0; d < 4; ++d) {
+                    const int32_t ny = y + kContactDy[d], nx = x + kContactDx[d];
+                    if (ny >= h_ || nx < 0 || nx >= w_) continue;
+                    const int32_t j = ny * w_ + nx;
+                    if (cls[i] == cls[j] && link[i] != link[j])
+                        out.push_back({std::min(squared[i], squared[j]), uint32_t(i) * 4u + uint32_t(d)});
+                }
             }
-        }
+        });
     }
 
     // Stable radix sort: the contacts come in raster order, so equal saddles keep it.
@@ -321,14 +426,14 @@ class Picture {
     // Persistence with the raster's own height as threshold: highest saddles first, the lower summit goes under if it is noise.
     void merge_noise() {
         std::vector<Contact> all = contacts();
-        int32_t *link = link_.get();
+        int32_t *link = link_;
         size_t kept = 0;
         for (const Contact &c : all) {
             const auto [i, j] = ends(c);
             int32_t a = find_and_compress(link, i), b = find_and_compress(link, j);
             if (a == b) continue;
-            if (squared_[size_t(a)] < squared_[size_t(b)] || (squared_[size_t(a)] == squared_[size_t(b)] && a > b)) std::swap(a, b);
-            if (is_noise(c.saddle, squared_[size_t(b)])) {
+            if (squared_[a] < squared_[b] || (squared_[a] == squared_[b] && a > b)) std::swap(a, b);
+            if (is_noise(c.saddle, squared_[b])) {
                 link[b] = a;
             } else {
                 all[kept++] = c;
@@ -338,25 +443,28 @@ class Picture {
         contacts_ = std::move(all);
     }
 
-    // Region map, numbered by summit index, and the regions' sums.
+    // Region map, and the regions' sums; numbered by first pixel in raster order, whatever pixel their roots are.
     void number_regions() {
-        int32_t *link = link_.get();
+        int32_t *link = link_;
         int32_t count = 0;
-        for (int64_t i = 0; i < n_; ++i) {
-            if (cls_[size_t(i)] && link[i] == i) {
-                map_[i] = ++count;
+        for (const int32_t r : roots_)
+            if (link[r] == r) {
+                map_[r] = ++count;
                 regions.push_back(kEmptyRegion);
-                if (squared_) regions.back().peak = squared_[size_t(i)];
+                if (squared_) regions.back().peak = squared_[r];
             }
-        }
-        team_.run(n_, 1 << 14, [&](int64_t begin, int64_t end, int32_t) {
-            for (int64_t i = begin; i < end; ++i) {
-                if (!cls_[size_t(i)]) {
-                    map_[i] = 0;
-                } else {
-                    const int32_t root = find_root(link, int32_t(i));
-                    if (root != i) map_[i] = map_[root];
-                }
+        for (const int32_t r : roots_)
+            if (link[r] != r) map_[r] = map_[find_root(link, r)];
+        team_.run(h_, 16, [&](int64_t begin, int64_t end, int32_t) {
+            for (int32_t y = int32_t(begin); y < end; ++y) {
+                int32_t done = 0;
+                for_runs(y, [&](int32_t x0, int32_t x1) {
+                    std::fill(map_ + y * w_ + done, map_ + y * w_ + x0, 0);
+                    // roots hold their number already; what links to them is one step away
+                    for (int32_t i = y * w_ + x0; i < y * w_ + x1; ++i) put(map_ + i, peek(map_ + link[i]));
+                    done = x1;
+                });
+                std::fill(map_ + y * w_ + done, map_ + (y + 1) * w_, 0);
             }
         });
         const int32_t blocks = team_.blocks_of(h_, 16);
@@ -364,7 +472,7 @@ class Picture {
         team_.run(h_, 16, [&](int64_t begin, int64_t end, int32_t block) {
             std::vector<Region> &mine = block ? part[size_t(block)] : regions;
             if (block) mine.assign(regions.size(), kEmptyRegion);
-            add_runs(map_, cls_.get(), fixed_scores_.get(), w_, begin, end, mine.data());
+            add_runs(map_, cls_, fixed_scores_, w_, begin, end, mine.data());
         });
         for (size_t b = 1; b < part.size(); ++b) {
             for (size_t k = 0; k < part[b].size(); ++k) {
@@ -373,7 +481,27 @@ class Picture {
                 regions[k].class_id = part[b][k].class_id;
             }
         }
+        rank_by_first();
     }
+
+    // Regions in raster order of their first pixels; rank_[k] is the place of the region that the map calls k + 1.
+    void rank_by_first() {
+        std::vector<int32_t> order(regions.size());
+        for (size_t k = 0; k < order.size(); ++k) order[k] = int32_t(k);
+        std::sort(order.begin(), order.end(),
+                  [this](int32_t a, int32_t b) { return regions[size_t(a)].first < regions[size_t(b)].first; });
+        std::vector<Region> sorted;
+        sorted.reserve(regions.size());
+        rank_.resize(regions.size());
+        for (size_t k = 0; k < order.size(); ++k) {
+            sorted.push_back(regions[size_t(order[k])]);
+            rank_[size_t(order[k])] = int32_t(k);
+        }
+        regions = std::move(sorted);
+    }
+
+    // The region of a countable pixel.
+    int32_t region_at(int32_t i) const { return rank_[size_t(map_[i] - 1)]; }
 
     void connect() {
         if (!displacement_) {
@@ -390,7 +518,7 @@ class Picture {
     }
 
     void touch(int32_t i, int32_t j, int32_t saddle) {
-        Edge &e = table_.at(map_[i] - 1, map_[j] - 1);
+        Edge &e = table_.at(region_at(i), region_at(j));
         e.saddle = std::max<int64_t>(e.saddle, saddle);
         ++e.contact;
         if (boundary_) e.boundary_sum += to_fixed(std::max(boundary_[i], boundary_[j]));
@@ -401,7 +529,7 @@ class Picture {
         const int32_t ny = y + dy, nx = x + dx;
         if (ny < 0 || ny >= h_ || nx < 0 || nx >= w_) return;
         const int32_t i = y * w_ + x, j = ny * w_ + nx;
-        if (map_[i] && map_[j] && map_[i] != map_[j] && cls_[size_t(i)] == cls_[size_t(j)]) f(i, j);
+        if (map_[i] && map_[j] && map_[i] != map_[j] && cls_[i] == cls_[j]) f(i, j);
     }
 
     void add_affinities() {
@@ -412,7 +540,7 @@ class Picture {
             for (int32_t y = 0; y < h_; ++y)
                 for (int32_t x = 0; x < w_; ++x)
                     pair(y, x, dy, dx, [&](int32_t i, int32_t j) {
-                        Edge &e = table_.at(map_[i] - 1, map_[j] - 1);
+                        Edge &e = table_.at(region_at(i), region_at(j));
                         e.affinity_sum += to_fixed(plane[(y / stride) * cells_w_ + x / stride]);
                         ++e.affinity_count;
                     });
@@ -421,15 +549,18 @@ class Picture {
 
     const tfiseg_problem &p_;
     Team &team_;
+    Room room_;
     const int32_t h_, w_;
     const int64_t n_;
     const uint8_t *class_map_ = nullptr;
     const float *logits_ = nullptr, *displacement_ = nullptr, *boundary_ = nullptr, *scores_ = nullptr, *affinity_ = nullptr;
+    bool all_things_ = false;
     int32_t cells_h_ = 0, cells_w_ = 0;
     int32_t *map_ = nullptr;
-    std::unique_ptr<uint8_t[]> cls_, semantic_;
-    std::unique_ptr<uint16_t[]> fixed_scores_;
-    std::unique_ptr<int32_t[]> squared_, link_;
+    uint8_t *cls_ = nullptr, *semantic_ = nullptr;
+    uint16_t *fixed_scores_ = nullptr;
+    int32_t *squared_ = nullptr, *link_ = nullptr;
+    std::vector<int32_t> roots_, rank_;
     std::vector<Contact> contacts_;
     EdgeTable table_;
 };
@@ -459,31 +590,39 @@ const char *tfiseg_status_string(int32_t status) {
         case TFISEG_BAD_STRUCT_SIZE: return "struct_size differs: caller and library were built from different versions of tfiseg.h";
         case TFISEG_BAD_SHAPE: return "a shape is out of range: sides 1..4096, classes 2..255, and with a class map the output has its size";
         case TFISEG_MISSING_POINTER: return "give things, split, and exactly one of class_map and logits";
+        case TFISEG_SMALL_WORKSPACE: return "the workspace is smaller than tfiseg_workspace_size() says";
         case TFISEG_OUT_OF_MEMORY: return "out of memory";
         case TFISEG_BAD_PARAMETER: return "a parameter is out of range: max_instances 1..65535, threads >= 1, affinity with offsets and stride";
         default: return "unknown status";
     }
 }
 
+int64_t tfiseg_workspace_size(const tfiseg_problem *problem) {
+    return tfiseg::check(problem) == TFISEG_OK ? tfiseg::workspace_bytes(*problem) : 0;
+}
+
 int32_t tfiseg_cluster_cpu(const tfiseg_problem *problem, tfiseg_result *result) {
     using namespace tfiseg;
     if (const int32_t status = check(problem)) return status;
     if (!result || result->struct_size != sizeof(tfiseg_result)) return TFISEG_BAD_STRUCT_SIZE;
-    if (!result->label_map || !result->count || !result->table) return TFISEG_MISSING_POINTER;
+    if (!result->label_map || !result->count || !result->table || !result->workspace) return TFISEG_MISSING_POINTER;
     try {
         const tfiseg_problem &p = *problem;
         Team team(p.threads);
+        if (result->workspace_bytes < tfiseg_workspace_size(&p)) return TFISEG_SMALL_WORKSPACE;
+        void *workspace = result->workspace;
         result->cluster_ms = result->upsample_ms = 0.0;
         const int64_t out_n = int64_t(p.out_height) * p.out_width;
         for (int32_t k = 0; k < p.batch; ++k) {
             const double began = now_ms();
-            Picture picture(p, k, team);
+            Room room(workspace, result->workspace_bytes);
+            int32_t *grid = p.logits ? room.take<int32_t>(int64_t(p.height) * p.width) : nullptr;
+            Picture picture(p, k, team, room);
             int32_t *label_map = result->label_map + k * out_n;
             uint8_t *semantic_map = result->semantic_map ? result->semantic_map + k * out_n : nullptr;
             double clustered;
             if (p.logits) {
-                const auto grid = buffer<int32_t>(int64_t(p.height) * p.width);
-                picture.build(grid.get());
+                picture.build(grid);
                 picture.decide();
                 clustered = now_ms();
                 picture.upsample(label_map, semantic_map);
@@ -511,8 +650,10 @@ int32_t tfiseg_region_graph(const tfiseg_problem *problem, int32_t *region_map, 
     if (!region_map || !regions || !edges || !counts) return TFISEG_MISSING_POINTER;
     try {
         Team team(problem->threads);
-        Picture picture(*problem, 0, team);
+        std::vector<char> workspace(size_t(tfiseg_workspace_size(problem)));
+        Picture picture(*problem, 0, team, Room(workspace.data(), int64_t(workspace.size())));
         picture.build(region_map);
+        picture.number_map();
         counts[0] = int64_t(picture.regions.size());
         counts[1] = int64_t(picture.edges().size());
         for (int64_t k = 0; k < std::min(counts[0], capacity_regions); ++k) {

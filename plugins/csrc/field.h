@@ -13,85 +13,91 @@
 
 namespace tfiseg {
 
-constexpr uint16_t kFarColumn = 30000;     // no pixel of another class in this column
+constexpr int16_t kFarColumn = 30000;     // no pixel of another class in this column
 constexpr int32_t kFarSquared = 1 << 26;   // no pixel of another class in the picture: above 2 * 4096^2
 
 // Distance up or down to the nearest pixel of another class, in one column. Range of columns: a CUDA thread takes one, a CPU
 // thread many, so that the inner loop runs along memory. Bytes: 2 x (1 read + 2 written) per pixel.
 struct ColumnDistance {
     const uint8_t *cls;
-    uint16_t *down;  // out: the distance
+    int16_t *distance;  // out
     int32_t h, w;
 
     TFISEG_HD void operator()(int32_t x_begin, int32_t x_end) const {
-        for (int32_t x = x_begin; x < x_end; ++x) down[x] = kFarColumn;
-        for (int32_t y = 1; y < h; ++y) {
-            const uint8_t *here = cls + int64_t(y) * w, *above = here - w;
-            uint16_t *g = down + int64_t(y) * w;
-            const uint16_t *g_above = g - w;
-            for (int32_t x = x_begin; x < x_end; ++x) {
-                const uint16_t next = g_above[x] < kFarColumn ? uint16_t(g_above[x] + 1) : kFarColumn;
-                g[x] = here[x] == above[x] ? next : uint16_t(1);
-            }
-        }
-        for (int32_t y = h - 2; y >= 0; --y) {
-            const uint8_t *here = cls + int64_t(y) * w, *below = here + w;
-            uint16_t *g = down + int64_t(y) * w;
-            const uint16_t *g_below = g + w;
-            for (int32_t x = x_begin; x < x_end; ++x) {
-                // g_below is already the smaller of both ways; a way up that went through this pixel is longer than g's own
-                const uint16_t next = g_below[x] < kFarColumn ? uint16_t(g_below[x] + 1) : kFarColumn;
-                const uint16_t up = here[x] == below[x] ? next : uint16_t(1);
-                g[x] = up < g[x] ? up : g[x];
-            }
+        for (int32_t x = x_begin; x < x_end; ++x) distance[x] = kFarColumn;
+        for (int32_t y = 1; y < h; ++y) step(y, y - 1, x_begin, x_end, false);
+        // the pixel below already has the smaller of both ways, and a way through this pixel is longer than its own
+        for (int32_t y = h - 2; y >= 0; --y) step(y, y + 1, x_begin, x_end, true);
+    }
+
+    TFISEG_HD void step(int32_t y, int32_t from, int32_t x_begin, int32_t x_end, bool again) const {
+        const uint8_t *here = cls + int64_t(y) * w, *there = cls + int64_t(from) * w;
+        int16_t *g = distance + int64_t(y) * w;
+        const int16_t *before = distance + int64_t(from) * w;
+        for (int32_t x = x_begin; x < x_end; ++x) {
+            const int16_t next = int16_t(before[x] + 1), far = next < kFarColumn ? next : kFarColumn;
+            const int16_t d = here[x] == there[x] ? far : int16_t(1);
+            g[x] = again && g[x] < d ? g[x] : d;
         }
     }
 };
 
 // Exact squared Euclidean distance to the nearest pixel of another class, one row: the lower envelope of parabolas inside each
-// run of one class (Meijster, Roerdink, Hesselink 2000). The picture's border is no object border. scratch: 2 * w per row.
+// run of one class (Meijster, Roerdink, Hesselink 2000). The picture's border is no object border. scratch: 3 * (w + 2) per row.
 struct RowDistance {
-    const uint8_t *cls;      // 0 = not countable: left at distance 0
-    const uint16_t *column;
+    const uint8_t *cls;  // 0 = not countable: left at distance 0
+    const int16_t *column;
     int32_t *squared;  // out
     int32_t h, w;
 
-    TFISEG_HD static int32_t height(int32_t x, int32_t site, int32_t g) { return (x - site) * (x - site) + g * g; }
-
-    TFISEG_HD void operator()(int32_t y, int32_t *site, int32_t *from) const {
+    TFISEG_HD void operator()(int32_t y, int32_t *scratch) const {
         const uint8_t *c = cls + int64_t(y) * w;
-        const uint16_t *g = column + int64_t(y) * w;
-        int32_t *out = squared + int64_t(y) * w;
-        int32_t x0 = 0;
-        while (x0 < w) {
+        for (int32_t x0 = 0; x0 < w;) {
             int32_t x1 = x0 + 1;
             while (x1 < w && c[x1] == c[x0]) ++x1;
             if (c[x0] == 0) {
+                int32_t *out = squared + int64_t(y) * w;
                 for (int32_t x = x0; x < x1; ++x) out[x] = 0;
             } else {
-                run(g, out, x0, x1, site, from);
+                run(y, x0, x1, scratch, scratch + w + 2, scratch + 2 * (w + 2));
             }
             x0 = x1;
         }
     }
 
-    TFISEG_HD void run(const uint16_t *g, int32_t *out, int32_t x0, int32_t x1, int32_t *site, int32_t *from) const {
+    // site, from: the envelope's parabolas, by their apex and the first pixel that each is lowest at; rise: apex heights.
+    TFISEG_HD void run(int32_t y, int32_t x0, int32_t x1, int32_t *site, int32_t *from, int32_t *rise) const {
+        const int16_t *g = column + int64_t(y) * w;
+        int32_t *out = squared + int64_t(y) * w;
         int32_t top = -1;
-        const int32_t first = x0 > 0 ? x0 - 1 : x0, last = x1 < w ? x1 : x1 - 1;
-        for (int32_t u = first; u <= last; ++u) {
-            const int32_t gu = (u < x0 || u >= x1) ? 0 : g[u];
+        if (x0 > 0) {  // the pixel before the run is of another class
+            top = 0;
+            site[0] = x0 - 1;
+            rise[0] = 0;
+            from[0] = x0;
+        }
+        const int32_t last = x1 < w ? x1 : x1 - 1;
+        for (int32_t u = x0; u <= last; ++u) {
+            const int32_t gu = u < x1 ? g[u] : 0;
             if (gu >= kFarColumn) continue;
-            while (top >= 0 && height(from[top], site[top], ground(g, site[top], x0, x1)) > height(from[top], u, gu)) --top;
+            const int32_t r = gu * gu;
+            while (top >= 0) {
+                const int32_t at = from[top], a = at - site[top], b = at - u;
+                if (a * a + rise[top] <= b * b + r) break;
+                --top;
+            }
             if (top < 0) {
                 top = 0;
                 site[0] = u;
+                rise[0] = r;
                 from[0] = x0;
             } else {
-                const int32_t s = site[top], gs = ground(g, s, x0, x1);
-                const int32_t start = 1 + (u * u - s * s + gu * gu - gs * gs) / (2 * (u - s));
+                const int32_t s = site[top];
+                const int32_t start = 1 + ((u - s) * (u + s) + r - rise[top]) / (2 * (u - s));
                 if (start < x1) {
                     ++top;
                     site[top] = u;
+                    rise[top] = r;
                     from[top] = start;
                 }
             }
@@ -101,14 +107,10 @@ struct RowDistance {
             return;
         }
         for (int32_t end = x1; top >= 0; --top) {
-            const int32_t s = site[top], gs = ground(g, s, x0, x1), begin = from[top];
-            for (int32_t x = begin; x < end; ++x) out[x] = height(x, s, gs);
+            const int32_t s = site[top], r = rise[top], begin = from[top];
+            for (int32_t x = begin; x < end; ++x) out[x] = (x - s) * (x - s) + r;
             end = begin;
         }
-    }
-
-    TFISEG_HD static int32_t ground(const uint16_t *g, int32_t site, int32_t x0, int32_t x1) {
-        return (site < x0 || site >= x1) ? 0 : g[site];
     }
 };
 
@@ -117,39 +119,41 @@ struct RowDistance {
 struct Ascent {
     const uint8_t *cls;
     const int32_t *squared;
-    int32_t *link;  // out: index of the linked pixel; own index at a summit and off the countable classes
+    int32_t *link;  // out: index of the linked pixel; own index at a summit; written for countable pixels only
     int32_t h, w;
 
-    // inside the picture; branch-free, so that a compiler vectorises a row of it
-    TFISEG_HD void interior(int32_t i) const {
-        const uint8_t c = cls[i];
-        int32_t best = -1, offset = 0;
-        visit(i, -w - 1, c, best, offset);
-        visit(i, -w, c, best, offset);
-        visit(i, -w + 1, c, best, offset);
-        visit(i, -1, c, best, offset);
-        visit(i, 0, c, best, offset);
-        visit(i, 1, c, best, offset);
-        visit(i, w - 1, c, best, offset);
-        visit(i, w, c, best, offset);
-        visit(i, w + 1, c, best, offset);
-        link[i] = i + (c ? offset : 0);
+    // All nine pixels are inside the picture and of one class: branch-free, so that a compiler vectorises a run of it.
+    TFISEG_HD void inside(int32_t i) const {
+        int32_t best = squared[i - w - 1], offset = -w - 1;
+        take(i, -w, best, offset);
+        take(i, -w + 1, best, offset);
+        take(i, -1, best, offset);
+        take(i, 0, best, offset);
+        take(i, 1, best, offset);
+        take(i, w - 1, best, offset);
+        take(i, w, best, offset);
+        take(i, w + 1, best, offset);
+        link[i] = i + offset;
     }
 
-    TFISEG_HD void border(int32_t y, int32_t x) const {
+    // A pixel with no other class within its 3 x 3 neighbours has a squared distance above 2.
+    TFISEG_HD static bool is_inside(int32_t squared_distance) { return squared_distance > 2; }
+
+    // Any pixel.
+    TFISEG_HD void outline(int32_t y, int32_t x) const {
         const int32_t i = y * w + x;
-        const uint8_t c = cls[i];
         int32_t best = -1, offset = 0;
         for (int32_t dy = -1; dy <= 1; ++dy)
-            for (int32_t dx = -1; dx <= 1; ++dx)
-                if (y + dy >= 0 && y + dy < h && x + dx >= 0 && x + dx < w) visit(i, dy * w + dx, c, best, offset);
-        link[i] = i + (c ? offset : 0);
+            for (int32_t dx = -1; dx <= 1; ++dx) {
+                const bool in = y + dy >= 0 && y + dy < h && x + dx >= 0 && x + dx < w;
+                if (in && cls[i + dy * w + dx] == cls[i]) take(i, dy * w + dx, best, offset);
+            }
+        link[i] = i + offset;
     }
 
-    TFISEG_HD void visit(int32_t i, int32_t step, uint8_t c, int32_t &best, int32_t &offset) const {
-        const int32_t height = cls[i + step] == c ? squared[i + step] : -1;
-        const bool higher = height > best;
-        best = higher ? height : best;
+    TFISEG_HD void take(int32_t i, int32_t step, int32_t &best, int32_t &offset) const {
+        const bool higher = squared[i + step] > best;
+        best = higher ? squared[i + step] : best;
         offset = higher ? step : offset;
     }
 };
@@ -162,8 +166,16 @@ struct GivenTarget {
     int32_t h, w;
 
     TFISEG_HD static int32_t clamp_round(float v, int32_t limit) {
-        const float r = v + 0.5f;  // v >= -0.5 after the clamp below: truncation rounds half up
-        return r <= 0.0f ? 0 : (r >= float(limit) ? limit - 1 : int32_t(r));
+        const float top = float(limit - 1);
+        float r = v + 0.5f;  // half up, by truncation once it is not negative
+        r = r > 0.0f ? r : 0.0f;
+        return int32_t(r < top ? r : top);
+    }
+
+    // The first try, whatever class it leads to: branch-free.
+    TFISEG_HD int32_t first(int32_t y, int32_t x) const {
+        const int32_t i = y * w + x;
+        return clamp_round(float(y) + dy[i], h) * w + clamp_round(float(x) + dx[i], w);
     }
 
     TFISEG_HD int32_t operator()(int32_t y, int32_t x) const {

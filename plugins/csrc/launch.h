@@ -6,12 +6,37 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 namespace tfiseg {
+
+// Loops over runs are compiled for wider vectors too, where the linker picks by processor (x86-64 Linux).
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+#define TFISEG_CLONES __attribute__((target_clones("default", "avx2")))
+#else
+#define TFISEG_CLONES
+#endif
+
+// The next run [x0, x1) of non-zero bytes in [x0, end); x0 == end if there is none. Eight pixels at a time: much of a picture is
+// background, and a byte loop over it costs as much as the work on objects.
+inline bool next_run(const uint8_t *row, int64_t end, int64_t &x0, int64_t &x1) {
+    const auto word = [row](int64_t x) {
+        uint64_t v;
+        std::memcpy(&v, row + x, sizeof v);
+        return v;
+    };
+    while (x0 + 8 <= end && word(x0) == 0) x0 += 8;
+    while (x0 < end && row[x0] == 0) ++x0;
+    x1 = x0;
+    constexpr uint64_t kOnes = 0x0101010101010101ull;
+    while (x1 + 8 <= end && !((word(x1) - kOnes) & ~word(x1) & (kOnes << 7))) x1 += 8;
+    while (x1 < end && row[x1] != 0) ++x1;
+    return x0 < end;
+}
 
 class Team {
   public:

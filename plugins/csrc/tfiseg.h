@@ -29,7 +29,8 @@ enum tfiseg_status {
     TFISEG_BAD_SHAPE = 2,
     TFISEG_MISSING_POINTER = 3,
     TFISEG_OUT_OF_MEMORY = 4,
-    TFISEG_BAD_PARAMETER = 5
+    TFISEG_BAD_PARAMETER = 5,
+    TFISEG_SMALL_WORKSPACE = 6
 };
 
 typedef struct tfiseg_problem {
@@ -61,11 +62,15 @@ typedef struct tfiseg_result {
     uint8_t *semantic_map; /* (N, H, W); may be NULL */
     int32_t *count;        /* (N) */
     float *table;          /* (N, K, 10); rows from count on are left as they were */
+    void *workspace; /* tfiseg_workspace_size() bytes, aligned to 64; kept from call to call it costs no page faults */
+    int64_t workspace_bytes;
     double cluster_ms, upsample_ms; /* out: time of the two halves */
 } tfiseg_result;
 
 TFISEG_API int32_t tfiseg_api_version(void);
 TFISEG_API const char *tfiseg_status_string(int32_t status);
+/* Bytes of workspace that this problem needs on the CPU; 0 if the problem is not valid. */
+TFISEG_API int64_t tfiseg_workspace_size(const tfiseg_problem *problem);
 TFISEG_API int32_t tfiseg_cluster_cpu(const tfiseg_problem *problem, tfiseg_result *result);
 
 /* The graph that `split` decides on: for fitting the rule (export/neck_rule.py) and for tests.

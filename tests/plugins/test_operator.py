@@ -104,14 +104,18 @@ def test_the_instance_prototypes_affinities_split_people(shared):
     for path in sorted((folder / "images").iterdir())[:24]:
         truth = cv2.imread(str(folder / "instances" / f"{path.stem}.png"), -1).astype(np.int32)
         semantic = cv2.imread(str(folder / "semantic" / f"{path.stem}.png"), -1)
-        side = 320
-        small = cv2.resize(semantic, (side, side), interpolation=cv2.INTER_NEAREST)
+        zoom = 448 / max(semantic.shape)
+        size_wh = tuple(max(1, round(side * zoom / 32)) * 32 for side in semantic.shape[::-1])
+        small = cv2.resize(semantic, size_wh, interpolation=cv2.INTER_NEAREST)
         mask = (small == 15).astype(np.float32)
         distance = np.minimum(cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5) / 16, 2)
-        image = (cv2.resize(cv2.imread(str(path)), (side, side))[:, :, ::-1].transpose(2, 0, 1)[None].astype(np.float32) - 127) / 128
+        image = (
+            cv2.resize(cv2.imread(str(path)), size_wh, interpolation=cv2.INTER_AREA)[:, :, ::-1].transpose(2, 0, 1)[None].astype(np.float32)
+            - 127
+        ) / 128
         feeds = dict(zip(names, (image, np.stack([mask, distance])[None].astype(np.float32)), strict=True))
         values = {o.name: v for o, v in zip(session.get_outputs(), session.run(None, feeds), strict=True)}
-        affinity = 1 / (1 + np.exp(-values["affinity"][0]))
+        affinity = 1 / (1 + np.exp(-values["aff"][0]))
         height, width = semantic.shape
         for name, kwargs in (("components", {"split": 0.0}), ("affinity", {"affinity": affinity})):
             found = tfiseg.cluster(small, **kwargs)
