@@ -20,7 +20,7 @@ Mask = NDArray[np.uint8]
 _MIN_CONFIDENCE = 0.72
 _MIN_SOLIDITY = 0.35
 _MIN_AREA_PX = 900
-_SINGLE = 0.78  # share of composites that show one object alone: the rule must learn to leave it whole
+_SINGLE = 0.8  # share of composites that show one object alone: the rule must learn to leave it whole
 _ELLIPSES = 0.2  # share of the others that are round things (cells, fruit, balls) instead of photographed objects
 
 
