@@ -1,0 +1,31 @@
+"""Live instance masks from a camera (or any source): `python samples/camera.py 0`, Esc or q ends it.
+
+Without a display, `--out view.mp4` writes what the window would show.
+"""
+
+import argparse
+
+import cv2
+import tfiseg
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("source", nargs="?", default="0", help='camera index, file, URL or "synthetic"')
+parser.add_argument("--out", help="write the view to this mp4 instead of a window")
+parser.add_argument("--frames", type=int, help="stop after this many")
+args = parser.parse_args()
+
+segmenter = tfiseg.Segmenter()
+writer = None
+for frame in tfiseg.open_source(args.source):
+    if frame.index == args.frames:
+        break
+    view = segmenter(frame).draw(frame)
+    if args.out:
+        writer = writer or cv2.VideoWriter(args.out, cv2.VideoWriter.fourcc(*"mp4v"), 30, view.shape[1::-1])
+        writer.write(view)
+        continue
+    cv2.imshow("tfiseg", view)  # needs opencv-python instead of opencv-python-headless
+    if cv2.waitKey(1) in (27, ord("q")):
+        break
+if writer:
+    writer.release()

@@ -1,0 +1,69 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+import tfiseg
+from tfiseg.runtime.bench import bench, bench_table, centre_field
+from tfiseg.runtime.evaluate import evaluate
+from tfiseg.runtime.synthetic import SyntheticCamera
+
+
+@pytest.fixture(scope="module")
+def synthetic_set(tmp_path_factory):
+    """Three frames of the synthetic camera as an evaluation set."""
+    folder = tmp_path_factory.mktemp("set")
+    for name in ("images", "instances", "semantic"):
+        (folder / name).mkdir()
+    for frame, _ in zip(SyntheticCamera(people=3), range(3), strict=False):
+        for name, picture in (
+            ("images", frame.image),
+            ("instances", frame.truth_label_map.astype(np.uint16)),
+            ("semantic", frame.truth_class_map),
+        ):
+            cv2.imwrite(str(folder / name / f"{frame.name}.png"), picture)
+    (folder / "classes.json").write_text(json.dumps({"15": "person"}))
+    return folder
+
+
+def test_true_masks(synthetic_set, tmp_path):
+    report = evaluate(synthetic_set, out=tmp_path, quiet=True)
+    assert report["pictures"] == 3
+    assert report["PQ"] > 40
+    assert report["true_positives"] + report["false_negatives"] == 9
+    assert set(report) >= {"AP", "AP50", "AP75", "per_class_PQ", "worst"}
+    assert cv2.imread(report["contact_sheet"]) is not None
+
+
+def test_the_models_masks(synthetic_set):
+    report = evaluate(synthetic_set, "model", tfiseg.Segmenter(), quiet=True)
+    assert report["per_class_IoU"]["person"] > 0.6
+    assert 0 < report["mIoU"] <= 1
+
+
+def test_a_folder_that_is_no_set(tmp_path):
+    with pytest.raises(tfiseg.InputError, match="has no images"):
+        evaluate(tmp_path, quiet=True)
+
+
+def test_bench_reports_ratios():
+    report = bench(side_px=128, peers=True)
+    assert report["geometric_ms_per_mp"] > 0
+    assert set(report["peer_over_ours"]) == set(report["peers_ms_per_mp"])
+    assert "ms/MP" in bench_table(report)
+    with pytest.raises(tfiseg.InputError, match="side"):
+        bench(side_px=5000)
+
+
+def test_centre_fields_are_followed_back_to_the_instances():
+    label_map = np.zeros((60, 90), np.int32)
+    label_map[5:50, 5:40], label_map[5:50, 40:85] = 1, 2
+    class_map = (label_map > 0).astype(np.uint8)
+    assert np.array_equal(tfiseg.cluster(class_map, centre_field(label_map)).label_map, label_map)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("name", "least"), [("pennfudan", 87.0), ("coco", 71.5), ("voc2007", 78.5), ("dsb2018", 90.0)])
+def test_one_default_for_all_shapes(eval_sets, name, least):
+    """The bar: true masks, default settings, one and the same for people, COCO's 80 classes, VOC and nuclei."""
+    assert evaluate(eval_sets / name, quiet=True)["PQ"] >= least

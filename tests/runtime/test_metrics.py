@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+import tfiseg
+from tfiseg.runtime.metrics import AveragePrecision, panoptic_counts, pooled
+
+
+def scene():
+    semantic = np.zeros((20, 40), np.uint8)
+    truth = np.zeros((20, 40), np.int32)
+    semantic[2:12, 2:12], truth[2:12, 2:12] = 1, 7
+    semantic[2:12, 12:22], truth[2:12, 12:22] = 1, 3
+    return truth, semantic
+
+
+@pytest.mark.parametrize(
+    ("predicted", "classes", "counts"),
+    [
+        ("truth", [1, 1], (2, 0, 0)),
+        ("merged", [1], (0, 1, 2)),
+        ("truth", [1, 2], (1, 1, 1)),
+        ("empty", [], (0, 0, 2)),
+    ],
+)
+def test_counts(predicted, classes, counts):
+    truth, semantic = scene()
+    maps = {"truth": np.where(truth == 7, 1, np.where(truth == 3, 2, 0)), "merged": (truth > 0) * 1, "empty": truth * 0}
+    score = panoptic_counts(maps[predicted].astype(np.int32), np.array(classes, np.int32), truth, semantic).pooled
+    assert (score.true_positives, score.false_positives, score.false_negatives) == counts
+
+
+def test_ignored_pixels_count_for_nothing():
+    truth, semantic = scene()
+    predicted = np.where(truth == 7, 1, 0).astype(np.int32)
+    predicted[15:, :] = 2
+    semantic[15:, :] = 255
+    score = panoptic_counts(predicted, np.array([1, 1], np.int32), truth, semantic)
+    assert (score.pooled.true_positives, score.pooled.false_positives) == (1, 0)
+    assert score.pooled.quality == pytest.approx(100 / 1.5)
+    assert pooled([score, score]).per_class[1].true_positives == 2
+
+
+def test_average_precision_of_the_truth_is_full():
+    truth, semantic = scene()
+    precision = AveragePrecision()
+    precision.add(tfiseg.cluster(semantic, split=0.0), truth, semantic)
+    assert precision.scores()["AP75"] == 0  # both in one: IoU 0.5 with either
+    precision = AveragePrecision()
+    semantic[:, 11] = truth[:, 11] = 0
+    precision.add(tfiseg.cluster(semantic, split=0.0), truth, semantic)
+    assert precision.scores() == {"AP": 100.0, "AP50": 100.0, "AP75": 100.0}

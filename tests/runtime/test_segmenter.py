@@ -1,0 +1,141 @@
+import json
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import tfiseg
+from onnx import TensorProto, helper
+from tfiseg.runtime.sessions import DEFAULT_MODEL, METADATA_KEY, OnnxSession
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return tfiseg.Segmenter()
+
+
+@pytest.fixture(scope="module")
+def astronaut():
+    from skimage import data
+
+    return np.ascontiguousarray(data.astronaut()[:, :, ::-1])
+
+
+def tiny_model(path, metadata=None, output="logits"):
+    """A model whose logits are the frame's first two colours."""
+    nodes = [
+        helper.make_node("Cast", ["frame"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Slice", ["nchw", "from", "to", "axis"], [output]),
+    ]
+    constants = [helper.make_tensor(n, TensorProto.INT64, [1], [v]) for n, v in (("from", 0), ("to", 2), ("axis", 1))]
+    frame = helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, "h", "w", 3])
+    logits = helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, 2, "h", "w"])
+    graph = helper.make_graph(nodes, "tiny", [frame], [logits], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 9
+    if metadata is not None:
+        helper.set_model_props(model, {METADATA_KEY: metadata})
+    onnx.save(model, path)
+    return path
+
+
+GOOD = json.dumps({"format_version": 1, "class_names": ["background", "green"], "things": [1], "stride": 1})
+
+
+def test_a_person_is_found_and_measured(segmenter, astronaut):
+    found = segmenter(astronaut)
+    person = max((i for i in found if i.class_name == "person"), key=lambda i: i.area)
+    assert person.score > 0.7
+    assert 0.3 < person.area / astronaut[..., 0].size < 0.7
+    assert found.label_map.shape == astronaut.shape[:2] == found.semantic_map.shape
+    assert set(found.stage_ms) == {"network", "cluster", "upsample"}
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (37, 501), (480, 640), (1080, 1920)])
+def test_frames_of_any_size(segmenter, hw):
+    found = segmenter(np.random.default_rng(0).integers(0, 255, (*hw, 3), np.uint8))
+    assert found.label_map.shape == hw
+
+
+def test_frames_pass_their_index_and_time_on(segmenter):
+    frame = next(iter(tfiseg.open_source("synthetic")))
+    found = segmenter(frame)
+    assert (found.frame_index, found.capture_time_ns) == (frame.index, frame.capture_time_ns)
+    assert "decode" in found.stage_ms
+
+
+def test_things_by_name(astronaut):
+    only = tfiseg.Segmenter(things=["person"])(astronaut)
+    assert {i.class_name for i in only} == {"person"}
+    with pytest.raises(tfiseg.InputError, match=r"unknown class 'unicorn'; this model knows aeroplane"):
+        tfiseg.Segmenter(things=["unicorn"])
+
+
+def test_min_area_drops_the_small(astronaut):
+    assert len(tfiseg.Segmenter(min_area=10**6)(astronaut)) == 0
+
+
+def test_other_models_in_the_format(tmp_path):
+    segmenter = tfiseg.Segmenter(tiny_model(tmp_path / "tiny.onnx", GOOD))
+    frame = np.zeros((40, 60, 3), np.uint8)
+    frame[10:30, 10:30, 1] = 200
+    found = segmenter(frame)
+    assert [(i.class_name, i.area) for i in found] == [("green", 400)]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "output", "says"),
+    [
+        (None, "logits", "has no tfiseg metadata.*tfiseg.cluster"),
+        ("{broken", "logits", "metadata is damaged"),
+        ('{"format_version": 1}', "logits", "metadata is damaged"),
+        ('{"format_version": 99}', "logits", "format 99, this version reads 1"),
+        (GOOD, "mask", "wanted input 'frame' and output 'logits'"),
+    ],
+)
+def test_models_that_do_not_fit_say_why(tmp_path, metadata, output, says):
+    with pytest.raises(tfiseg.ModelError, match=says):
+        tfiseg.Segmenter(tiny_model(tmp_path / "tiny.onnx", metadata, output))
+
+
+def test_files_that_are_no_model(tmp_path):
+    with pytest.raises(tfiseg.ModelError, match="there is no model"):
+        tfiseg.Segmenter(tmp_path / "none.onnx")
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(tfiseg.ModelError, match="can't load"):
+        tfiseg.Segmenter(tmp_path / "text.onnx")
+    with pytest.raises(tfiseg.ModelError, match="no provider"):
+        OnnxSession(DEFAULT_MODEL, providers=["NoSuchProvider"])
+
+
+def test_nan_logits_are_an_error(tmp_path):
+    path = tiny_model(tmp_path / "nan.onnx", GOOD)
+    model = onnx.load(path)
+    model.graph.node[-1].output[0] = "finite"
+    model.graph.node.append(helper.make_node("Div", ["finite", "finite"], ["logits"]))  # 0 / 0 in black pixels
+    onnx.save(model, path)
+    with pytest.raises(tfiseg.InputError, match="logits contain NaN"):
+        tfiseg.Segmenter(path)(np.zeros((4, 4, 3), np.uint8))
+
+
+def test_the_default_model_fits_in_the_package():
+    assert DEFAULT_MODEL.stat().st_size <= 10e6
+    session = OnnxSession(DEFAULT_MODEL)
+    assert len(session.info.class_names) == 21
+    assert session.info.extra["training_data"]
+    (logits,) = session.infer(np.zeros((480, 640, 3), np.uint8)).values()
+    assert logits.shape[1] == 21
+
+
+@pytest.mark.shared
+def test_people_on_street_photos(shared):
+    """The README's promise in numbers is measured by `tfiseg eval`; this one fails when the network is broken."""
+    segmenter = tfiseg.Segmenter(things=["person"])
+    folder = shared / "data" / "eval" / "pennfudan"
+    both = either = 0
+    for path in sorted((folder / "images").iterdir())[:10]:
+        truth = cv2.imread(str(folder / "semantic" / f"{path.stem}.png"), -1) == 15
+        guess = segmenter(cv2.imread(str(path))).semantic_map == 15
+        both, either = both + (truth & guess).sum(), either + (truth | guess).sum()
+    assert both / either > 0.6
