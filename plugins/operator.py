@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError
 from ..instances import instances_from_table
 from .native import cluster_native
-from .problem import CENTRE_RADIUS, IGNORE, MAX_INSTANCES, MAX_SIDE, MERGE_AFFINITY, Problem
+from .problem import CENTRE_RADIUS, IGNORE, MAX_INSTANCES, MAX_OUT_SIDE, MAX_SIDE, MERGE_AFFINITY, Problem
 
 Split = str | float | Mapping[int, float]
 
@@ -54,7 +55,7 @@ def cluster(
         affinity_offsets: (A, 2) (dy, dx) of the affinity channels, in affinity cells.
         merge_affinity: regions merge while their mean affinity is above it.
         centre_radius: given displacements shorter than this mark centres; grid pixels.
-        min_area: smaller instances are dropped; output pixels.
+        min_area: smaller instances are dropped; pixels of the result.
         max_instances: at most this many are kept, the largest.
         output_size_hw: (H, W) of the result, with logits; default: the grid's.
         class_names: name of each class id, for the result.
@@ -74,23 +75,31 @@ def cluster(
     is_logits = _is_logits(grid)
     batched = grid.ndim == (4 if is_logits else 3)
     given = grid if batched else grid[None]
-    _check_sides(given.shape[-2:], "semantic")
+    if batched and not len(grid):
+        return []
+    _check_sides(given.shape[-2:], "semantic", MAX_SIDE)
     h, w = given.shape[-2:]
     if is_logits:
+        with np.errstate(over="ignore"):
+            given = np.asarray(given, np.float32)
         if not _is_finite(given):
             raise InputError("logits contain NaN or infinity: check the network's output (fp16 overflow and missing normalisation do this)")
         if not 2 <= given.shape[1] <= 255:
             raise InputError(f"logits must have 2 to 255 classes, got shape {grid.shape}: expected (C, h, w) or (N, C, h, w)")
     elif given.size and (given.min() < 0 or given.max() > 255):
         raise InputError(f"class ids must lie in 0..255 (255 = ignore), got {given.min()}..{given.max()}")
-    out_hw = output_size_hw or (h, w)
-    _check_sides(out_hw, "output_size_hw")
-    if not is_logits and tuple(out_hw) != (h, w):
-        raise InputError(f"output_size_hw {tuple(out_hw)} needs logits; a class map keeps its size {(h, w)}: resize it first (nearest)")
-    if not 1 <= max_instances <= MAX_INSTANCES:
+    out_hw = (h, w) if output_size_hw is None else tuple(int(side) for side in output_size_hw)
+    _check_sides(out_hw, "output_size_hw", MAX_OUT_SIDE)
+    if not is_logits and out_hw != (h, w):
+        raise InputError(f"output_size_hw {out_hw} needs logits; a class map keeps its size {(h, w)}: resize it first (nearest)")
+    if not (isinstance(max_instances, Integral) and 1 <= max_instances <= MAX_INSTANCES):
         raise InputError(f"max_instances must lie in 1..{MAX_INSTANCES}, got {max_instances}")
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
+    if not 0 <= min_area <= MAX_OUT_SIDE**2:
+        raise InputError(f"min_area must lie in 0..{MAX_OUT_SIDE**2} pixels, got {min_area}")
+    if not (0 <= merge_affinity <= 1 and centre_radius >= 0):  # so written that NaN fails, too
+        raise InputError(f"merge_affinity must lie in 0..1 and centre_radius be positive, got {merge_affinity} and {centre_radius}")
     maps = {
         "displacement": _evidence(displacement, batched, len(given), (2, h, w), "displacement"),
         "boundary": _plane(boundary, batched, len(given), h, w, "boundary"),
@@ -98,20 +107,19 @@ def cluster(
     }
     offsets = np.ascontiguousarray(affinity_offsets, np.int32).reshape(-1, 2)
     links, stride = _affinity(affinity, batched, len(given), h, w, offsets)
-    scale = out_hw[0] * out_hw[1] / (h * w)
     result = cluster_native(
         Problem(
             class_map=None if is_logits else np.ascontiguousarray(given, np.uint8),
             logits=np.ascontiguousarray(given, np.float32) if is_logits else None,
-            out_hw=(int(out_hw[0]), int(out_hw[1])),
+            out_hw=(out_hw[0], out_hw[1]),
             things=_things(things),
-            split=_split(split),
+            split=split_table(split),
             affinity=links,
             affinity_offsets=offsets,
             affinity_stride=stride,
             merge_affinity=merge_affinity,
             centre_radius=centre_radius,
-            min_area=max(0, round(min_area / scale)),
+            min_area=int(min_area),
             max_instances=max_instances,
             **maps,
         ),
@@ -147,9 +155,9 @@ def _is_finite(array: NDArray[Any]) -> bool:
     return not array.size or bool(np.isfinite(array.min()) and np.isfinite(array.max()))
 
 
-def _check_sides(hw: Sequence[int], name: str) -> None:
-    if len(hw) != 2 or not all(1 <= s <= MAX_SIDE for s in hw):
-        raise InputError(f"{name}: sides must lie in 1..{MAX_SIDE}, got {tuple(hw)}")
+def _check_sides(hw: Sequence[int], name: str, most: int) -> None:
+    if len(hw) != 2 or not all(1 <= s <= most for s in hw):
+        raise InputError(f"{name}: sides must lie in 1..{most}, got {tuple(hw)}")
 
 
 def _evidence(value: ArrayLike | None, batched: bool, n: int, shape: tuple[int, int, int], name: str) -> NDArray[np.float32] | None:
@@ -193,10 +201,11 @@ def _affinity(
 
 
 def _stride(shape: Sequence[int], h: int, w: int, name: str) -> int:
-    stride = max(1, round(h / shape[0]))
-    if (-(-h // stride), -(-w // stride)) != tuple(shape):
+    fits = [s for s in range(1, max(h, w) + 1) if (-(-h // s), -(-w // s)) == tuple(shape)]
+    if not fits:
         raise InputError(f"{name} of {tuple(shape)} is neither the grid {(h, w)} nor an integer factor smaller")
-    return stride
+    even = [s for s in fits if h % s == w % s == 0]  # tiny grids fit several factors
+    return (even or fits)[0]
 
 
 def _check_unit(array: NDArray[np.float32], name: str) -> None:
@@ -211,26 +220,27 @@ def _things(things: Iterable[int] | None) -> NDArray[np.uint8]:
         flags[1:IGNORE] = 1
         return flags
     for class_id in things:
-        if not 0 <= int(class_id) < IGNORE:
-            raise InputError(f"things: class ids lie in 0..254, got {class_id}")
+        if not (isinstance(class_id, Integral) and 0 <= class_id < IGNORE):
+            raise InputError(f"things: class ids are integers in 0..254, got {class_id!r}")
         flags[int(class_id)] = 1
     flags[0] = 0  # the operator's background
     return flags
 
 
-def _split(split: Split) -> NDArray[np.float64]:
+def split_table(split: Split) -> NDArray[np.float64]:
+    """The saddle / peak ratio of each class id, float64 (256,); NaN = "auto". Raises InputError."""
     values = np.full(256, np.nan)
     if isinstance(split, Mapping):
         for class_id, ratio in split.items():
             if not 0 <= int(class_id) < 256:
                 raise InputError(f"split: class ids lie in 0..255, got {class_id}")
             values[int(class_id)] = _ratio(ratio)
-    elif split != "auto":
+    elif not (isinstance(split, str) and split == "auto"):
         values[:] = _ratio(split)
     return values
 
 
 def _ratio(value: Any) -> float:
-    if isinstance(value, (int, float)) and 0 <= value <= 1:
+    if isinstance(value, Real) and 0 <= float(value) <= 1:
         return float(value)
     raise InputError(f'split must be "auto", a saddle / peak ratio in 0..1, or {{class id: ratio}}, got {value!r}')

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 IGNORE = 255
-MAX_SIDE = 4096
+MAX_SIDE = 4096  # of the grid
+MAX_OUT_SIDE = 32_767  # of the label map
 MAX_INSTANCES = 65_535
 TABLE_COLUMNS = ("class", "score", "x0", "y0", "x1", "y1", "area", "cx", "cy", "flags")
 FLAG_TOUCHES_EDGE = 1
@@ -32,7 +33,7 @@ class Problem:
         scores: float32 (N, h, w) in [0, 1], or None.
         things: uint8 (256,), 1 = countable.
         split: float64 (256,), saddle / peak ratio per class at or above which a neck is no neck; NaN = decided from shape.
-        min_area: grid pixels.
+        min_area: pixels of the label map.
         max_instances: K; the largest are kept.
         out_hw: size of the label map.
     """

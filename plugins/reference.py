@@ -314,7 +314,8 @@ def _grid_labels(problem: Problem, index: int, semantic: NDArray[np.uint8]) -> N
         rows += _affinity_pairs(problem, index, cls, region_map)
     every = np.concatenate(rows)
     into = agglomerate(problem, regions, _edge_rows(every[:, 0], every[:, 1], every[:, 2:]))
-    return _numbered(np.concatenate([[0], into + 1])[region_map], problem.min_area, problem.max_instances)
+    least = problem.min_area if problem.logits is None else 0  # with logits, areas are those at full resolution
+    return _numbered(np.concatenate([[0], into + 1])[region_map], least, problem.max_instances)
 
 
 def _numbered(label: NDArray[np.int64], min_area: int, max_instances: int) -> NDArray[np.int64]:
@@ -414,7 +415,7 @@ def cluster_reference(problem: Problem) -> Clustering:
         label = grid
         if problem.logits is not None:
             semantic, label = full_resolution(logits, semantic, grid, problem.out_hw)
-            order = [v for v in np.unique(label) if v > 0]
+            order = [v for v in np.unique(label) if v > 0 and (label == v).sum() >= problem.min_area]
             first = {v: int(np.argmax(label.ravel() == v)) for v in order}
             order.sort(key=lambda v: first[v])
             lookup = np.zeros(n + 1, np.int64)

@@ -34,7 +34,11 @@ constexpr int32_t kContactDx[4] = {1, -1, 0, 1};
 // Arrays carved out of the caller's workspace; nothing is zeroed, every phase writes before it reads.
 class Room {
   public:
-    Room(void *memory, int64_t bytes) : at_(static_cast<char *>(memory)), left_(bytes) {}
+    Room(void *memory, int64_t bytes) : at_(static_cast<char *>(memory)), left_(bytes) {
+        const int64_t skip = (kAlign - int64_t(reinterpret_cast<uintptr_t>(memory) % kAlign)) % kAlign;
+        at_ += skip;
+        left_ -= skip;
+    }
 
     template <class T>
     T *take(int64_t n) {
@@ -67,7 +71,7 @@ class Picture {
   public:
     Picture(const tfiseg_problem &p, int32_t index, Team &team, Room room)
         : p_(p), team_(team), room_(room), h_(p.height), w_(p.width), n_(int64_t(h_) * w_) {
-        all_things_ = !p.things[255] && std::all_of(p.things + 1, p.things + 255, [](uint8_t flag) { return flag != 0; });
+        all_things_ = std::all_of(p.things + 1, p.things + 255, [](uint8_t flag) { return flag != 0; });
         const int64_t maps = n_ * index;
         if (p.class_map) class_map_ = p.class_map + maps;
         if (p.logits) logits_ = p.logits + maps * p.classes;
@@ -102,7 +106,7 @@ class Picture {
         const std::vector<int32_t> into = agglomerate(regions, std::move(table_.edges), rule);
         std::vector<int32_t> roots;
         for (size_t i = 0; i < into.size(); ++i)
-            if (into[i] == int32_t(i) && regions[i].area >= p_.min_area) roots.push_back(int32_t(i));
+            if (into[i] == int32_t(i) && (logits_ || regions[i].area >= p_.min_area)) roots.push_back(int32_t(i));
         const auto by_first = [this](int32_t a, int32_t b) { return regions[size_t(a)].first < regions[size_t(b)].first; };
         if (roots.size() > size_t(p_.max_instances)) {
             const auto larger = [&](int32_t a, int32_t b) {
@@ -156,7 +160,7 @@ class Picture {
         add_runs(label_map, nullptr, nullptr, out_w, 0, out_h, full_size.data());
         std::vector<int32_t> order;
         for (size_t k = 0; k < grid.size(); ++k)
-            if (full_size[k].area) order.push_back(int32_t(k));  // shrinking can leave an instance without a pixel
+            if (full_size[k].area >= std::max(1, p_.min_area)) order.push_back(int32_t(k));  // shrinking can leave one without a pixel
         std::sort(order.begin(), order.end(),
                   [&](int32_t a, int32_t b) { return full_size[size_t(a)].first < full_size[size_t(b)].first; });
         std::vector<int32_t> number(grid.size() + 1, 0);
@@ -165,7 +169,8 @@ class Picture {
             Region r = full_size[size_t(order[k])];
             const Region &g = grid[size_t(order[k])];
             r.class_id = g.class_id;
-            r.score_sum = g.score_sum * r.area / g.area;  // the mean over the grid's pixels, carried over
+            // the mean over the grid's pixels, carried over; through a double, since the product can pass 64 bits
+            r.score_sum = int64_t(double(g.score_sum) / double(g.area) * double(r.area) + 0.5);
             number[size_t(order[k]) + 1] = int32_t(k) + 1;
             instances.push_back(r);
         }
@@ -216,7 +221,7 @@ class Picture {
         if (all_things_) {  // the default, and a loop that vectorises
             for (int64_t i = begin; i < end; ++i) to[i] = from[i] == 255 ? uint8_t(0) : from[i];
         } else {
-            for (int64_t i = begin; i < end; ++i) to[i] = p_.things[from[i]] ? from[i] : uint8_t(0);
+            for (int64_t i = begin; i < end; ++i) to[i] = from[i] != 255 && p_.things[from[i]] ? from[i] : uint8_t(0);
         }
     }
 
@@ -467,9 +472,11 @@ class Picture {
                 std::fill(map_ + y * w_ + done, map_ + (y + 1) * w_, 0);
             }
         });
-        const int32_t blocks = team_.blocks_of(h_, 16);
+        // every block needs sums of its own for all regions: no more blocks than keeps that below the pixels' number
+        const int64_t most = std::max<int64_t>(1, n_ / 8 / std::max<int64_t>(1, count)), grain = std::max<int64_t>(16, h_ / most);
+        const int32_t blocks = team_.blocks_of(h_, grain);
         std::vector<std::vector<Region>> part(static_cast<size_t>(blocks));
-        team_.run(h_, 16, [&](int64_t begin, int64_t end, int32_t block) {
+        team_.run(h_, grain, [&](int64_t begin, int64_t end, int32_t block) {
             std::vector<Region> &mine = block ? part[size_t(block)] : regions;
             if (block) mine.assign(regions.size(), kEmptyRegion);
             add_runs(map_, cls_, fixed_scores_, w_, begin, end, mine.data());
@@ -565,10 +572,17 @@ class Picture {
     EdgeTable table_;
 };
 
+// No phase splits into more blocks than this: further threads would only be started and joined.
+int32_t useful_threads(const tfiseg_problem &p) {
+    const int32_t pixels = int32_t(int64_t(p.height) * p.width >> 12);
+    return std::max(1, std::min(p.threads, std::max({p.height / 16, p.width / 64, p.out_height / 16, pixels})));
+}
+
 int32_t check(const tfiseg_problem *p) {
     if (!p || p->struct_size != sizeof(tfiseg_problem)) return TFISEG_BAD_STRUCT_SIZE;
-    const auto side = [](int32_t s) { return s >= 1 && s <= TFISEG_MAX_SIDE; };
-    if (p->batch < 1 || !side(p->height) || !side(p->width) || !side(p->out_height) || !side(p->out_width)) return TFISEG_BAD_SHAPE;
+    const auto side = [](int32_t s, int32_t most) { return s >= 1 && s <= most; };
+    if (p->batch < 1 || !side(p->height, TFISEG_MAX_SIDE) || !side(p->width, TFISEG_MAX_SIDE)) return TFISEG_BAD_SHAPE;
+    if (!side(p->out_height, TFISEG_MAX_OUT_SIDE) || !side(p->out_width, TFISEG_MAX_OUT_SIDE)) return TFISEG_BAD_SHAPE;
     if (!p->class_map == !p->logits || !p->things || !p->split) return TFISEG_MISSING_POINTER;
     if (p->class_map && (p->out_height != p->height || p->out_width != p->width)) return TFISEG_BAD_SHAPE;
     if (p->logits && (p->classes < 2 || p->classes > 255)) return TFISEG_BAD_SHAPE;
@@ -588,11 +602,13 @@ const char *tfiseg_status_string(int32_t status) {
     switch (status) {
         case TFISEG_OK: return "ok";
         case TFISEG_BAD_STRUCT_SIZE: return "struct_size differs: caller and library were built from different versions of tfiseg.h";
-        case TFISEG_BAD_SHAPE: return "a shape is out of range: sides 1..4096, classes 2..255, and with a class map the output has its size";
+        case TFISEG_BAD_SHAPE:
+            return "a shape is out of range: grid sides 1..4096, output sides 1..32767, classes 2..255; a class map keeps its size";
         case TFISEG_MISSING_POINTER: return "give things, split, and exactly one of class_map and logits";
         case TFISEG_SMALL_WORKSPACE: return "the workspace is smaller than tfiseg_workspace_size() says";
         case TFISEG_OUT_OF_MEMORY: return "out of memory";
         case TFISEG_BAD_PARAMETER: return "a parameter is out of range: max_instances 1..65535, threads >= 1, affinity with offsets and stride";
+        case TFISEG_INTERNAL_ERROR: return "internal error";
         default: return "unknown status";
     }
 }
@@ -608,7 +624,7 @@ int32_t tfiseg_cluster_cpu(const tfiseg_problem *problem, tfiseg_result *result)
     if (!result->label_map || !result->count || !result->table || !result->workspace) return TFISEG_MISSING_POINTER;
     try {
         const tfiseg_problem &p = *problem;
-        Team team(p.threads);
+        Team team(useful_threads(p));
         if (result->workspace_bytes < tfiseg_workspace_size(&p)) return TFISEG_SMALL_WORKSPACE;
         void *workspace = result->workspace;
         result->cluster_ms = result->upsample_ms = 0.0;
@@ -639,6 +655,8 @@ int32_t tfiseg_cluster_cpu(const tfiseg_problem *problem, tfiseg_result *result)
         }
     } catch (const std::bad_alloc &) {
         return TFISEG_OUT_OF_MEMORY;
+    } catch (...) {
+        return TFISEG_INTERNAL_ERROR;
     }
     return TFISEG_OK;
 }
@@ -649,7 +667,7 @@ int32_t tfiseg_region_graph(const tfiseg_problem *problem, int32_t *region_map, 
     if (const int32_t status = check(problem)) return status;
     if (!region_map || !regions || !edges || !counts) return TFISEG_MISSING_POINTER;
     try {
-        Team team(problem->threads);
+        Team team(useful_threads(*problem));
         std::vector<char> workspace(size_t(tfiseg_workspace_size(problem)));
         Picture picture(*problem, 0, team, Room(workspace.data(), int64_t(workspace.size())));
         picture.build(region_map);
@@ -668,6 +686,8 @@ int32_t tfiseg_region_graph(const tfiseg_problem *problem, int32_t *region_map, 
         }
     } catch (const std::bad_alloc &) {
         return TFISEG_OUT_OF_MEMORY;
+    } catch (...) {
+        return TFISEG_INTERNAL_ERROR;
     }
     return TFISEG_OK;
 }

@@ -7,15 +7,18 @@
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <mutex>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace tfiseg {
 
 // Loops over runs are compiled for wider vectors too, where the linker picks by processor (x86-64 Linux).
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 #define TFISEG_CLONES __attribute__((target_clones("default", "avx2")))
 #else
 #define TFISEG_CLONES
@@ -41,7 +44,11 @@ inline bool next_run(const uint8_t *row, int64_t end, int64_t &x0, int64_t &x1) 
 class Team {
   public:
     explicit Team(int32_t threads) {
-        for (int32_t i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+        try {
+            for (int32_t i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+        } catch (const std::system_error &) {
+            // the system gives no more threads: those that there are do the work, with the same result
+        }
     }
 
     Team(const Team &) = delete;
@@ -80,6 +87,7 @@ class Team {
         std::unique_lock<std::mutex> hold(mutex_);
         done_.wait(hold, [this] { return left_ == 0; });
         body_ = nullptr;
+        if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
         return blocks;
     }
 
@@ -95,8 +103,14 @@ class Team {
             const auto *body = body_;
             const int64_t n = n_, blocks = blocks_;
             hold.unlock();
-            (*body)(n * block / blocks, n * (block + 1) / blocks, block);
+            std::exception_ptr failed;
+            try {
+                (*body)(n * block / blocks, n * (block + 1) / blocks, block);
+            } catch (...) {
+                failed = std::current_exception();
+            }
             hold.lock();
+            if (failed && !failure_) failure_ = failed;
             if (--left_ == 0) done_.notify_one();
         }
     }
@@ -122,6 +136,7 @@ class Team {
     int32_t blocks_ = 0, next_ = 0, left_ = 0;
     uint64_t round_ = 0;
     bool stop_ = false;
+    std::exception_ptr failure_;  // the first of a phase; thrown again on the calling thread when all blocks are done
 };
 
 }  // namespace tfiseg

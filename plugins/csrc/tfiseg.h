@@ -18,7 +18,8 @@ extern "C" {
 #endif
 
 #define TFISEG_API_VERSION 1
-#define TFISEG_MAX_SIDE 4096
+#define TFISEG_MAX_SIDE 4096      /* of the grid that is clustered */
+#define TFISEG_MAX_OUT_SIDE 32767 /* of the label map, with logits */
 #define TFISEG_MAX_INSTANCES 65535
 #define TFISEG_TABLE_COLUMNS 10 /* class, score, x0, y0, x1, y1, area, centroid x, centroid y, flags */
 #define TFISEG_FLAG_TOUCHES_EDGE 1 /* the instance touches the picture's border, so it may go on outside */
@@ -30,7 +31,8 @@ enum tfiseg_status {
     TFISEG_MISSING_POINTER = 3,
     TFISEG_OUT_OF_MEMORY = 4,
     TFISEG_BAD_PARAMETER = 5,
-    TFISEG_SMALL_WORKSPACE = 6
+    TFISEG_SMALL_WORKSPACE = 6,
+    TFISEG_INTERNAL_ERROR = 7
 };
 
 typedef struct tfiseg_problem {
@@ -47,11 +49,11 @@ typedef struct tfiseg_problem {
     const int32_t *affinity_offsets_yx; /* (affinity_channels, 2) in affinity cells */
     int32_t affinity_channels, affinity_stride;
     const float *scores;  /* (N, h, w) confidence in [0, 1]; NULL: softmax of the logits, or 1 */
-    const uint8_t *things; /* 256 flags: class is countable */
+    const uint8_t *things; /* 256 flags: class is countable; 0 and 255 never are */
     const double *split;   /* 256 saddle / peak ratios, at or above which a neck is no neck; NaN: decided from shape ("auto") */
     double merge_affinity;    /* basins merge while their mean affinity is above it */
     double centre_radius;     /* given displacement: neighbours with vectors shorter than this lie on one centre, grid pixels */
-    int32_t min_area;         /* grid pixels; smaller instances become 0 */
+    int32_t min_area;         /* pixels of the label map; smaller instances become 0 */
     int32_t max_instances;    /* K, 1..65535; beyond it the largest are kept */
     int32_t threads;          /* >= 1 */
 } tfiseg_problem;
@@ -62,7 +64,7 @@ typedef struct tfiseg_result {
     uint8_t *semantic_map; /* (N, H, W); may be NULL */
     int32_t *count;        /* (N) */
     float *table;          /* (N, K, 10); rows from count on are left as they were */
-    void *workspace; /* tfiseg_workspace_size() bytes, aligned to 64; kept from call to call it costs no page faults */
+    void *workspace; /* tfiseg_workspace_size() bytes; kept from call to call it costs no page faults */
     int64_t workspace_bytes;
     double cluster_ms, upsample_ms; /* out: time of the two halves */
 } tfiseg_result;

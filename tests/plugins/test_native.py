@@ -83,13 +83,21 @@ def test_learned_evidence(class_map, seed, stride, with_boundary, with_scores):
     )
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 24), st.integers(1, 24), st.integers(1, 70), st.integers(1, 70), st.integers(1, 3))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 24),
+    st.integers(1, 24),
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.integers(1, 3),
+    st.sampled_from([0, 9]),
+)
 @settings(max_examples=60, deadline=None)
-def test_logits_to_full_resolution(seed, h, w, out_h, out_w, batch):
+def test_logits_to_full_resolution(seed, h, w, out_h, out_w, batch, min_area):
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 1, (batch, 4, h, w)).astype(np.float32)
     smooth = np.stack([[cv2.GaussianBlur(p, (0, 0), 1.5).reshape(h, w) for p in one] for one in logits]) * 8
-    assert_equal(Problem(None, np.ascontiguousarray(smooth, np.float32), (out_h, out_w), things(), np.full(256, np.nan)))
+    assert_equal(Problem(None, np.ascontiguousarray(smooth, np.float32), (out_h, out_w), things(), np.full(256, np.nan), min_area=min_area))
 
 
 def spiral(side: int) -> np.ndarray:

@@ -35,6 +35,40 @@ def test_batches_give_lists():
     assert [len(f) for f in found] == [2, 0]
 
 
+def test_min_area_is_in_pixels_of_the_result():
+    logits = np.zeros((2, 40, 40), np.float32)
+    logits[0] = 1
+    logits[1, 10, 10] = 3
+    area = tfiseg.cluster(logits, output_size_hw=(160, 160), min_area=1).area[0]
+    assert len(tfiseg.cluster(logits, output_size_hw=(160, 160), min_area=area)) == 1
+    assert len(tfiseg.cluster(logits, output_size_hw=(160, 160), min_area=area + 1)) == 0
+
+
+def test_scores_of_large_instances():
+    logits = np.zeros((2, 3600, 3600), np.float32)
+    logits[1] = 8
+    assert tfiseg.cluster(logits).score[0] == pytest.approx(0.99966, abs=1e-4)
+
+
+def test_results_may_be_larger_than_the_grid_can_be():
+    logits = np.zeros((2, 4, 160), np.float32)
+    logits[1] = 1
+    assert tfiseg.cluster(logits, output_size_hw=(20, 6000)).area.tolist() == [120_000]
+
+
+def test_strides_that_do_not_divide():
+    for grid, cells in (((10, 40), (3, 10)), ((1, 40), (1, 10))):
+        assert len(tfiseg.cluster(np.ones(grid, np.uint8), affinity=np.ones((10, *cells)))) == 1
+
+
+def test_more_threads_than_the_system_gives():
+    assert len(tfiseg.cluster(TWO, threads=200_000)) == 2
+
+
+def test_an_empty_batch():
+    assert tfiseg.cluster(np.zeros((0, 8, 8), np.uint8)) == []
+
+
 def test_things_choose_classes():
     assert tfiseg.cluster(TWO, things=[7]).class_id.tolist() == [7]
 
@@ -78,6 +112,12 @@ def test_evidence_may_be_an_integer_factor_smaller():
         (np.zeros((4, 4), int), {"max_instances": 0}, "max_instances"),
         (np.zeros((4, 4), int), {"threads": 0}, "threads"),
         (np.zeros((4, 4), int), {"output_size_hw": (8, 8)}, "needs logits"),
+        (np.zeros((4, 4), int), {"things": ["person"]}, "class ids are integers"),
+        (np.zeros((4, 4), int), {"max_instances": 10.5}, "max_instances"),
+        (np.zeros((4, 4), int), {"min_area": 3_000_000_000}, "min_area"),
+        (np.zeros((4, 4), int), {"merge_affinity": np.nan}, "merge_affinity"),
+        (np.zeros((4, 4), int), {"boundary": np.zeros((0, 0))}, "boundary"),
+        (np.full((3, 4, 4), 1e39), {}, "NaN or infinity"),
     ],
 )
 def test_bad_input_is_a_sentence(semantic, kwargs, says):
@@ -95,12 +135,12 @@ def test_the_instance_prototypes_affinities_split_people(shared):
     """Real learned affinities through the operator: better than connected components on street photos."""
     import cv2
     import onnxruntime
-    from tfiseg.runtime.metrics import panoptic_counts, pooled
+    from tfiseg.runtime.metrics import PictureScore, panoptic_counts
 
     session = onnxruntime.InferenceSession(str(shared / "models" / "instance-prototype.onnx"))
     names = [i.name for i in session.get_inputs()]
     folder = shared / "data" / "eval" / "pennfudan"
-    scores = {"components": [], "affinity": []}
+    scores = {"components": PictureScore(), "affinity": PictureScore()}
     for path in sorted((folder / "images").iterdir())[:24]:
         truth = cv2.imread(str(folder / "instances" / f"{path.stem}.png"), -1).astype(np.int32)
         semantic = cv2.imread(str(folder / "semantic" / f"{path.stem}.png"), -1)
@@ -121,6 +161,6 @@ def test_the_instance_prototypes_affinities_split_people(shared):
             found = tfiseg.cluster(small, **kwargs)
             label_map = cv2.resize(found.label_map.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST).astype(np.int32)
             label_map[semantic != 15] = 0
-            scores[name].append(panoptic_counts(label_map, found.class_id, truth, semantic))
-    quality = {name: pooled(s).pooled.quality for name, s in scores.items()}
+            scores[name].add(panoptic_counts(label_map, found.class_id, truth, semantic))
+    quality = {name: score.pooled.quality for name, score in scores.items()}
     assert quality["affinity"] > quality["components"] + 5, quality
