@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-export lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/tfiseg demo --out tfiseg-demo
@@ -12,6 +12,13 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# Training and export, in a venv of their own: torch is large. The pinned version is what CI tests.
+test-export:
+	test -x .venv-export/bin/python || $(PYTHON) -m venv .venv-export
+	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check ".[export,test]"
+	.venv-export/bin/pytest tests/export
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -29,4 +36,4 @@ $(VENV)/%.stamp: $(VENV)/bin/python $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf build *.egg-info $(VENV) tfiseg-demo tfiseg-out
+	rm -rf build *.egg-info $(VENV) .venv-export tfiseg-demo tfiseg-out

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
+import os
 import signal
 import sys
 from pathlib import Path
@@ -31,6 +33,20 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"tfiseg {args.verb}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `tfiseg ... | head`: nobody reads on
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that the interpreter's last flush finds an open file
+        return 1
+
+
+def _as_json(report: dict[str, Any]) -> str:
+    """The report as JSON; NaN, which JSON hasn't, becomes null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: clean(v) for k, v in value.items()}
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return json.dumps(clean(report))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,7 +112,7 @@ def _run(args: argparse.Namespace) -> int:
     writable_folder(args.out)  # before the network is loaded
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends like Ctrl-C: outputs stay valid
     summary = run(args.source, _segmenter(args), args.out, args.frames, quiet=args.json)
-    print(json.dumps(summary) if args.json else summary_table(summary))
+    print(_as_json(summary) if args.json else summary_table(summary))
     if summary["error"] == "interrupted":
         print(f"tfiseg {args.verb}: interrupted after {summary['frames']} frames, which are kept", file=sys.stderr)
         return 130
@@ -132,10 +148,12 @@ def _add_eval(verbs: Any) -> None:
 def _eval(args: argparse.Namespace) -> int:
     from .runtime.evaluate import evaluate
 
+    if args.semantic == "truth" and (args.model or args.things):
+        raise InputError("--model and --things say how to segment pictures: they need --semantic model")
     segmenter = _segmenter(args) if args.semantic == "model" else None
     report = evaluate(args.folder, args.semantic, segmenter, args.split, args.out, quiet=args.json)
     if args.json:
-        print(json.dumps(report))
+        print(_as_json(report))
         return 0
     print(
         f"{report['set']} ({report['pictures']} pictures, {report['semantic']} masks): PQ {report['PQ']:.1f}  AP {report['AP']:.1f}  "
@@ -162,7 +180,7 @@ def _bench(args: argparse.Namespace) -> int:
     from .runtime.bench import bench, bench_table
 
     report = bench(args.folder, args.side, args.threads, peers=not args.no_peers)
-    print(json.dumps(report) if args.json else bench_table(report))
+    print(_as_json(report) if args.json else bench_table(report))
     return 0
 
 
@@ -210,6 +228,8 @@ def _add_export(verbs: Any) -> None:
     verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.onnx")
     verb.add_argument("--photos", type=Path, required=True, metavar="DIR", help="photos on which torch and ONNX must agree")
+    verb.add_argument("--class-names", metavar="NAMES", help="of every class, background first, comma-separated (default: PASCAL's)")
+    verb.add_argument("--training-data", default="not stated", metavar="TEXT", help="what it was trained on, for the model's metadata")
     verb.add_argument("--fp32-weights", action="store_true", help="store weights as float32 (default: float16, half the size)")
 
 
@@ -218,9 +238,16 @@ def _export(args: argparse.Namespace) -> int:
         _need(module, "export")
     from .export.semantic_onnx import export_semantic
 
-    report = export_semantic(args.checkpoint, args.output, args.photos, half_weights=not args.fp32_weights)
+    report = export_semantic(
+        args.checkpoint,
+        args.output,
+        args.photos,
+        half_weights=not args.fp32_weights,
+        class_names=[n.strip() for n in args.class_names.split(",")] if args.class_names else None,
+        training_data=args.training_data,
+    )
     if args.json:
-        print(json.dumps(report))
+        print(_as_json(report))
     else:
         print(
             f"{args.output}: {report['bytes'] / 1e6:.1f} MB; on {report['photos']} photos "

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from .errors import MissingDependencyError
+from .errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     import supervision
@@ -36,7 +36,7 @@ class Instance:
         return self.number - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Instances:
     """Instance masks of one frame.
 
@@ -121,6 +121,17 @@ class Instances:
         found, _ = cv2.findContours(self.crop(index).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         outlines = [np.asarray(c, np.int32).reshape(-1, 2) + np.array([x0, y0], np.int32) for c in found]
         return sorted(outlines, key=lambda c: -cv2.contourArea(c))
+
+    def select(self, keep: ArrayLike) -> Instances:
+        """The instances for which ``keep``, bool (n,), is true, numbered anew; the semantic map stays."""
+        rows = np.asarray(keep, bool)
+        if rows.shape != (len(self),):
+            raise InputError(f"keep must be bool ({len(self)},), one for each instance, got shape {rows.shape}")
+        if rows.all():
+            return self
+        number = np.concatenate([[0], np.where(rows, np.cumsum(rows), 0)]).astype(np.int32)
+        columns = {name: getattr(self, name)[rows] for name in ("class_id", "score", "box_xyxy", "area", "centroid_xy")}
+        return replace(self, label_map=number[self.label_map], **columns)
 
     def draw(self, frame: Any) -> NDArray[np.uint8]:
         """The frame with masks, outlines and labels drawn over it: a new uint8 (H, W, 3) BGR picture.

@@ -172,8 +172,10 @@ class SegmentationNetwork(nn.Module):
         return maps
 
     def start_from_imagenet(self, path: str | Path) -> None:
-        """ImageNet weights for the backbone, and the context head from the ImageNet classes that show each PASCAL class."""
+        """ImageNet weights for the backbone; with PASCAL's classes, also the context head from the ImageNet classes that show them."""
         weight, bias = self.backbone.load_imagenet(path)
+        if self.context.out_channels != len(_IMAGENET_OF_PASCAL) + 1:
+            return
         with torch.no_grad():
             self.context.weight.mul_(0.1)
             self.context.bias.zero_()

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ..errors import InputError
 
 IGNORE = 255
-LONG_SIDE_PX = 400  # at which scale 1 of the jitter below shows a picture; the network is run at about this size
+LONG_SIDE_PX = 384  # at which scale 1 of the jitter below shows a picture; the network is run at this size
 _SCALE_RANGE = (0.5, 1.8)
 _MIN_PRESENT = 0.01  # share of the picture that a class covers before crops are centred on it
 _PASTE_AREA_PX = (600, 60_000)

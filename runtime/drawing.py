@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..instances import Instances
 
 _ALPHA = 0.42
@@ -26,6 +27,8 @@ def instance_colours(count: int) -> NDArray[np.uint8]:
 
 def draw_instances(image: NDArray[np.uint8], instances: Instances) -> NDArray[np.uint8]:
     """The picture uint8 (H, W, 3) BGR with every instance drawn over it, as a new array."""
+    if image.shape[:2] != instances.label_map.shape:
+        raise InputError(f"the frame is {image.shape[:2]}, its instances are {instances.label_map.shape}: draw them on their own frame")
     view = image.copy()
     if not len(instances):
         return view

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from ..instances import Instances
 from ..plugins.operator import Split, cluster
 from ..plugins.problem import IGNORE
 from .drawing import draw_instances, instance_colours
-from .metrics import AveragePrecision, PictureScore, panoptic_counts, pooled
+from .metrics import AveragePrecision, PictureScore, panoptic_counts
 from .segmenter import Segmenter
+from .sinks import writable_folder
 from .sources import IMAGE_SUFFIXES
 
 _SHEET_CELL_HW = (220, 300)
+_WORST = 12  # pictures on the contact sheet
 # PASCAL's names -> COCO's, both without spaces: sets and networks name the same things in either way
 _SAME_CLASS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 
@@ -42,25 +44,38 @@ class EvalPicture:
     semantic: NDArray[np.uint8]
 
 
-def load_eval_set(folder: Path) -> tuple[list[EvalPicture], dict[int, str]]:
-    """The pictures of an evaluation set and its class names; raises InputError where the format is not kept."""
+def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:
+    """The pictures of an evaluation set (read when they are asked for) and its class names; raises InputError for another format."""
     for needed in ("images", "instances", "semantic", "classes.json"):
         if not (folder / needed).exists():
             raise InputError(f"{folder} has no {needed}: an evaluation set holds images/, instances/, semantic/ and classes.json")
     names = {int(k): v for k, v in json.loads((folder / "classes.json").read_text()).items()}
-    pictures = []
-    for path in sorted(p for p in (folder / "images").iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
+    paths = sorted(p for p in (folder / "images").iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise InputError(f"{folder}/images holds no picture")
+    return EvalPictures(folder, paths), names
+
+
+class EvalPictures(Sequence[EvalPicture]):
+    """The pictures of a set, read from disk one at a time."""
+
+    def __init__(self, folder: Path, paths: list[Path]) -> None:
+        self.folder = folder
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        path = self.paths[index]
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        truth = cv2.imread(str(folder / "instances" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
-        semantic = cv2.imread(str(folder / "semantic" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
+        truth = cv2.imread(str(self.folder / "instances" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
+        semantic = cv2.imread(str(self.folder / "semantic" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
         if image is None or truth is None or semantic is None:
             raise InputError(f"{path}: the picture, its instances/{path.stem}.png or its semantic/{path.stem}.png can't be read")
         if not image.shape[:2] == truth.shape == semantic.shape:
             raise InputError(f"{path}: sizes differ: picture {image.shape[:2]}, instances {truth.shape}, semantic {semantic.shape}")
-        pictures.append(EvalPicture(path.stem, np.asarray(image, np.uint8), truth.astype(np.int32), np.asarray(semantic, np.uint8)))
-    if not pictures:
-        raise InputError(f"{folder}/images holds no picture")
-    return pictures, names
+        return EvalPicture(path.stem, np.asarray(image, np.uint8), truth.astype(np.int32), np.asarray(semantic, np.uint8))
 
 
 def semantic_iou(pairs: NDArray[np.int64]) -> dict[int, float]:
@@ -92,22 +107,25 @@ def evaluate(
         PQ, its counts, AP, AP50, AP75, PQ per class, the worst pictures; with "model" also IoU per class and mIoU over the
         classes in the truth. Classes that only the set or only the model knows are left out of both.
     """
+    out = writable_folder(out) if out is not None else None  # before the work
     pictures, names = load_eval_set(folder)
     precision = AveragePrecision()
     confusion = np.zeros((256, 256), np.int64)
-    scored: list[tuple[PictureScore, EvalPicture, Instances]] = []
+    total = PictureScore()
+    worst: list[tuple[PictureScore, EvalPicture, Instances]] = []
     find, ids = _finder(semantic, segmenter, split, names)
     began = time.perf_counter()
     for picture in tqdm(pictures, unit="picture", desc=f"eval {folder.name}", disable=quiet):
         found = find(picture)
         if ids is not None:
-            found, picture = _only_known(found, ids), _truth_of(picture, ids)
-        scored.append((panoptic_counts(found.label_map, found.class_id, picture.truth, picture.semantic), picture, found))
+            found, picture = found.select(np.isin(found.class_id, [*ids])), _truth_of(picture, ids)
+        score = panoptic_counts(found.label_map, found.class_id, picture.truth, picture.semantic)
+        total.add(score)
+        worst = sorted([*worst, (score, picture, found)], key=_badness)[:_WORST]
         precision.add(found, picture.truth, picture.semantic)
         known = picture.semantic != IGNORE
         joint = picture.semantic[known].astype(np.int64) * 256 + found.semantic_map[known]
         confusion += np.bincount(joint, minlength=256 * 256).reshape(256, 256)
-    total = pooled(s for s, _, _ in scored)
     counts = total.pooled
     report: dict[str, Any] = {
         "set": folder.name,
@@ -125,21 +143,26 @@ def evaluate(
         report["mIoU"] = round(float(np.mean(list(iou.values()))), 4)
         report["per_class_IoU"] = {names.get(c, "background" if c == 0 else f"class {c}"): round(v, 4) for c, v in iou.items()}
     report["seconds"] = round(time.perf_counter() - began, 2)
-    order = sorted(scored, key=lambda s: (-(s[0].pooled.false_positives + s[0].pooled.false_negatives), s[1].name))
-    report["worst"] = [p.name for _, p, _ in order[:12]]
+    report["worst"] = [picture.name for _, picture, _ in worst]
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(out / "worst.png"), contact_sheet(order[:12]))
-        report["contact_sheet"] = str(out / "worst.png")
+        sheet = out / "worst.png"
+        if not cv2.imwrite(str(sheet), contact_sheet(worst)):
+            raise InputError(f"can't write {sheet}: is the disk full?")
+        report["contact_sheet"] = str(sheet)
     return report
+
+
+def _badness(case: tuple[PictureScore, EvalPicture, Instances]) -> tuple[int, str]:
+    counts = case[0].pooled
+    return -(counts.false_positives + counts.false_negatives), case[1].name
 
 
 def _finder(
     semantic: str, segmenter: Segmenter | None, split: Split, names: dict[int, str]
 ) -> tuple[Callable[[EvalPicture], Instances], set[int] | None]:
     """How to find a picture's instances, and which class ids count (None: all)."""
+    labels = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
     if semantic == "truth":
-        labels = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
         return lambda picture: cluster(picture.semantic, split=split, class_names=labels), None
     if semantic != "model" or segmenter is None:
         raise InputError(f'semantic must be "truth" or "model" (with a segmenter), got {semantic!r}')
@@ -153,7 +176,7 @@ def _finder(
 
     def find(picture: EvalPicture) -> Instances:
         found = segmenter(picture.image)
-        return replace(found, class_id=lookup[found.class_id].astype(np.int32), semantic_map=lookup[found.semantic_map])
+        return replace(found, class_id=lookup[found.class_id].astype(np.int32), semantic_map=lookup[found.semantic_map], class_names=labels)
 
     return find, {int(c) for c in np.unique(lookup) if c}
 
@@ -167,16 +190,6 @@ def _truth_of(picture: EvalPicture, ids: set[int]) -> EvalPicture:
     """The truth of the classes with these ids; other objects are background."""
     other = ~np.isin(picture.semantic, [*ids, IGNORE])
     return replace(picture, truth=np.where(other, 0, picture.truth), semantic=np.where(other, 0, picture.semantic).astype(np.uint8))
-
-
-def _only_known(found: Instances, ids: set[int]) -> Instances:
-    """Without the instances of classes that the set has no truth for."""
-    keep = np.array([c in ids for c in found.class_id], bool)
-    if keep.all():
-        return found
-    lookup = np.concatenate([[0], np.where(keep, np.cumsum(keep), 0)]).astype(np.int32)
-    rows = {name: getattr(found, name)[keep] for name in ("class_id", "score", "box_xyxy", "area", "centroid_xy")}
-    return replace(found, label_map=lookup[found.label_map], **rows)
 
 
 def contact_sheet(cases: list[tuple[PictureScore, EvalPicture, Instances]]) -> NDArray[np.uint8]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,10 +37,15 @@ class PanopticCounts:
 
 @dataclass
 class PictureScore:
-    """One picture's counts, pooled and per class."""
+    """Counts of one picture, or of several added up: pooled and per class."""
 
     pooled: PanopticCounts = field(default_factory=PanopticCounts)
     per_class: dict[int, PanopticCounts] = field(default_factory=dict)
+
+    def add(self, other: PictureScore) -> None:
+        self.pooled.add(other.pooled)
+        for class_id, counts in other.per_class.items():
+            self.per_class.setdefault(class_id, PanopticCounts()).add(counts)
 
 
 def panoptic_counts(
@@ -57,7 +61,7 @@ def panoptic_counts(
         truth: (H, W), 0 = none; truth_semantic: (H, W) class ids, 255 = ignore: these pixels count for nothing.
 
     Returns:
-        PictureScore. A pair matches when classes agree and IoU > 0.5.
+        PictureScore. A pair matches when classes agree and IoU > 0.5. What is left of a prediction outside ignored pixels counts.
     """
     known = truth_semantic != IGNORE
     numbers, truth_flat = np.unique(truth[known], return_inverse=True)
@@ -106,7 +110,9 @@ class AveragePrecision:
         self._images.append({"id": picture, "height": height, "width": width})
         known = truth_semantic != IGNORE
         for number in np.unique(truth[truth > 0]):
-            mask = truth == number
+            mask = (truth == number) & known
+            if not mask.any():
+                continue
             self._truth.append(
                 {
                     "id": len(self._truth) + 1,
@@ -155,13 +161,3 @@ class AveragePrecision:
             return round(100 * float(values[values > -1].mean()), 2) if (values > -1).any() else float("nan")
 
         return {"AP": mean(precision), "AP50": mean(precision[0]), "AP75": mean(precision[5])}
-
-
-def pooled(scores: Iterable[PictureScore]) -> PictureScore:
-    """The counts of many pictures together."""
-    total = PictureScore()
-    for score in scores:
-        total.pooled.add(score.pooled)
-        for class_id, counts in score.per_class.items():
-            total.per_class.setdefault(class_id, PanopticCounts()).add(counts)
-    return total

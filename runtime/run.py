@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..errors import SourceError
+from ..errors import InputError, TfisegError
 from .segmenter import Segmenter
 from .sinks import RunWriter, StageTimes
 from .sources import open_source
@@ -20,15 +21,15 @@ def run(source: str, segmenter: Segmenter, out: Path, max_frames: int | None = N
 
     A source that fails half way, Ctrl-C and SIGTERM leave valid outputs of what was done; ``summary["error"]`` then says why.
     """
+    if max_frames is not None and max_frames < 1:
+        raise InputError(f"the number of frames must be at least 1, got {max_frames}")
     times = StageTimes()
     error: str | None = None
     with open_source(source) as frames, RunWriter(out, frames) as writer:
         total = frames.frame_count if max_frames is None else min(max_frames, frames.frame_count or max_frames)
-        bar = tqdm(total=total, unit="frame", desc="tfiseg run", disable=quiet)
+        bar = tqdm(total=total, unit="frame", desc="tfiseg run", mininterval=0.5, disable=quiet)
         try:
-            for frame in frames:
-                if max_frames is not None and frame.index >= max_frames:
-                    break
+            for frame in itertools.islice(frames, max_frames):
                 found = segmenter(frame)
                 began = time.perf_counter()
                 view = found.draw(frame)
@@ -36,7 +37,7 @@ def run(source: str, segmenter: Segmenter, out: Path, max_frames: int | None = N
                 writer.write(frame, found, view)
                 times.add(found.stage_ms, len(found))
                 bar.update()
-        except SourceError as stopped:
+        except TfisegError as stopped:
             error = str(stopped)
         except KeyboardInterrupt:
             error = "interrupted"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..instances import Instances
-from ..plugins.operator import MIN_AREA_PX, Split, cluster
+from ..plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, cluster, split_table
 from ..plugins.problem import MAX_INSTANCES
 from .sessions import DEFAULT_MODEL, DEFAULT_PROVIDERS, OnnxSession
 from .sources import Frame, checked_image
 
+MIN_SCORE = 0.5  # more likely right than wrong
 _MIN_AREA_SHARE = 1e-3  # of the frame: a network's crumbs, below what its stride-4 grid can tell (docs/benchmarks)
 
 
@@ -26,8 +28,9 @@ class Segmenter:
     Args:
         model: path of a model in tfiseg's format; default: the network that comes with tfiseg (21 PASCAL classes).
         things: names or ids of the classes to segment; default: all countable classes of the model.
-        split: see ``tfiseg.cluster``.
+        split: see ``tfiseg.cluster``; default: what the model's metadata says, else "auto".
         min_area: smallest instance in pixels; default: 0.1 % of the frame, at least 25.
+        min_score: instances with a lower mean probability are left out; 0 keeps all.
         max_instances: at most this many per frame, the largest.
         threads: CPU threads of network and clustering; 0 = all that the process may use.
         providers: ONNX Runtime execution providers.
@@ -45,24 +48,34 @@ class Segmenter:
         model: str | Path | None = None,
         *,
         things: Iterable[str | int] | None = None,
-        split: Split = "auto",
+        split: Split | None = None,
         min_area: int | None = None,
+        min_score: float = MIN_SCORE,
         max_instances: int = MAX_INSTANCES,
         threads: int = 0,
         providers: Sequence[str] = DEFAULT_PROVIDERS,
     ) -> None:
+        if threads < 0:
+            raise InputError(f"threads must be at least 1 (0 = all), got {threads}")
         self.session = OnnxSession(model or DEFAULT_MODEL, threads, providers)
         self.class_names = self.session.info.class_names
-        self.things = self.session.info.things if things is None else tuple(self._class_id(t) for t in things)
-        self.split = split
+        if things is None:
+            self.things = self.session.info.things
+        else:
+            self.things = tuple(self._class_id(t) for t in ([things] if isinstance(things, str) else things))
+        parameters = self.session.info.extra.get("clustering", {})
+        self.split: Split = split if split is not None else parameters.get("split", "auto")
+        split_table(self.split)  # raises now, not at the first frame
+        self._affinity_offsets = parameters.get("affinity_offsets", AFFINITY_OFFSETS)
         self.min_area = min_area
+        self.min_score = min_score
         self.max_instances = max_instances
         self.threads = threads or None
 
     def _class_id(self, name: str | int) -> int:
-        if isinstance(name, int):
-            if 0 < name < len(self.class_names):
-                return name
+        if isinstance(name, Integral) or (isinstance(name, str) and name.isdecimal()):
+            if 0 < int(name) < len(self.class_names):
+                return int(name)
         elif name in self.class_names:
             return self.class_names.index(name)
         raise InputError(f"unknown class {name!r}; this model knows {', '.join(self.class_names[1:])}")
@@ -76,6 +89,10 @@ class Segmenter:
         network_ms = (time.perf_counter() - began) * 1e3
         found: Instances = cluster(
             maps["logits"][0],
+            displacement=maps["displacement"][0] if "displacement" in maps else None,
+            boundary=maps["boundary"][0, 0] if "boundary" in maps else None,
+            affinity=maps["affinity"][0] if "affinity" in maps else None,
+            affinity_offsets=self._affinity_offsets,
             things=self.things,
             split=self.split,
             min_area=self.min_area if self.min_area is not None else max(MIN_AREA_PX, round(_MIN_AREA_SHARE * height * width)),
@@ -84,6 +101,7 @@ class Segmenter:
             class_names=self.class_names,
             threads=self.threads,
         )
+        found = found.select(found.score >= self.min_score)
         stages = {"network": network_ms, **found.stage_ms}
         if isinstance(frame, Frame):
             stages = {"decode": frame.decode_ms, **stages}

@@ -70,6 +70,11 @@ class OnnxSession:
             self._session = onnxruntime.InferenceSession(str(self.path), options, providers=list(providers))
         except Exception as wrong:  # onnxruntime's errors share no base class
             raise ModelError(f"ONNX Runtime can't load {self.path}: {wrong}") from wrong
+        if self._session.get_providers()[0] != providers[0]:  # ONNX Runtime falls back without an error
+            raise ModelError(
+                f"{providers[0]} could not start, ONNX Runtime fell back to {self._session.get_providers()[0]}: "
+                "check that its libraries (CUDA, cuDNN, TensorRT) are installed in the versions that it wants"
+            )
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise ModelError(

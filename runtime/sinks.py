@@ -83,7 +83,7 @@ class StageTimes:
 class RunWriter:
     """Writes a run's outputs into a folder; whenever it stops, what was done is on disk and readable.
 
-    Videos give ``NAME.mp4``, images one ``NAME.png`` each; every frame a line in ``instances.jsonl``.
+    Videos give ``NAME-overlay.mp4``, images one ``NAME-overlay.png`` each; every frame a line in ``instances.jsonl``.
     """
 
     def __init__(self, out: str | Path, source: Source) -> None:
@@ -93,6 +93,7 @@ class RunWriter:
         self._lines: TextIO | None = None
         self._video: cv2.VideoWriter | None = None
         self._video_size: tuple[int, int] | None = None
+        self._names: dict[str, int] = {}
 
     def __enter__(self) -> RunWriter:
         self._lines = open(self.folder / "instances.jsonl", "w")
@@ -112,14 +113,19 @@ class RunWriter:
         if self.source.is_video:
             self._write_video(view)
         else:
-            self.overlay_path = self.folder / f"{frame.name}.png"
+            self.overlay_path = self.folder / f"{self._unused(frame.name)}-overlay.png"
             if not cv2.imwrite(str(self.overlay_path), view):
                 raise InputError(f"can't write {self.overlay_path}: is the disk full?")
+
+    def _unused(self, name: str) -> str:
+        """The name, or NAME-2, ... where a.jpg and a.png lie in one folder."""
+        count = self._names[name] = self._names.get(name, 0) + 1
+        return name if count == 1 else self._unused(f"{name}-{count}")
 
     def _write_video(self, view: NDArray[np.uint8]) -> None:
         size = (view.shape[1], view.shape[0])
         if self._video is None:
-            self.overlay_path = self.folder / f"{self.source.name.replace('/', '_').replace(':', '_')}.mp4"
+            self.overlay_path = self.folder / f"{self.source.name.replace('/', '_').replace(':', '_')}-overlay.mp4"
             fourcc = cv2.VideoWriter.fourcc(*"mp4v")
             self._video = cv2.VideoWriter(str(self.overlay_path), fourcc, self.source.fps or _DEFAULT_FPS, size)
             self._video_size = size

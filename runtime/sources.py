@@ -6,6 +6,7 @@ import glob
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 
@@ -111,20 +112,25 @@ class VideoStream(Source):
     def __init__(self, name: str, capture: cv2.VideoCapture, is_file: bool) -> None:
         super().__init__(name)
         self._capture = capture
+        self._is_file = is_file
+        self._read_before = False
         fps = capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 1 <= fps <= 1000 else None
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.frame_count = count if is_file and count > 0 else None
 
     def _read(self, index: int) -> Frame | None:
+        if index == 0 and self._read_before and self._is_file:
+            self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)  # iterated again: from the start
+        self._read_before = True
         began = time.monotonic_ns()
         more, image = self._capture.read()
         if more:
             now = time.monotonic_ns()
             return Frame(np.asarray(image, np.uint8), index, now, frame_name(index), (now - began) / 1e6)
-        if self.frame_count is None:  # a live source never ends by itself
+        if not self._is_file:  # a live source never ends by itself
             raise SourceError(f"{self.name} stopped delivering after {index} frames: check its cable, power or network")
-        if index < _COMPLETE * self.frame_count:
+        if self.frame_count is not None and index < min(_COMPLETE * self.frame_count, self.frame_count - 2):
             raise SourceError(
                 f"{self.name} ends after {index} of the {self.frame_count} frames it announces: the file is damaged or cut off"
             )
@@ -152,22 +158,23 @@ def open_source(source: str | int | Path) -> Source:
         ...     print(frame.index, frame.image.shape)
         ...     break
     """
-    if isinstance(source, int) or (isinstance(source, str) and source.isdigit()):
-        return _open_camera(int(source))
     text = str(source)
+    if isinstance(source, Integral) or (text.isdecimal() and not Path(text).exists()):
+        return _open_camera(int(text))
     if text == "synthetic":
         from .synthetic import SyntheticCamera
 
         return SyntheticCamera()
     if text.startswith(_URL_SCHEMES):
-        return VideoStream(text, _opened(cv2.VideoCapture(text), f"no stream answers at {text}"), is_file=False)
+        capture = _opened(cv2.VideoCapture(text), f"no stream answers at {text}")
+        return VideoStream(text, capture, is_file=capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0)
     path = Path(text)
     if path.is_dir():
         images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not images:
             raise SourceError(f"folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
         return ImageFiles(path.name, images)
-    if glob.has_magic(text):
+    if glob.has_magic(text) and not path.exists():
         matches = sorted(Path(p) for p in glob.glob(text, recursive=True))
         if not matches:
             raise SourceError(f"nothing matches {text}")

@@ -35,7 +35,7 @@ def test_run_as_json(tmp_path, capsys):
     assert cli.main(["run", str(photo), "--out", str(tmp_path / "out"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["frames"] == 1
-    assert report["overlay"].endswith("grey.png")
+    assert report["overlay"].endswith("grey-overlay.png")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,9 @@ def test_run_as_json(tmp_path, capsys):
         (["run", "synthetic", "--frames", "1", "--model", "no.onnx"], "there is no model no.onnx"),
         (["run", "synthetic", "--frames", "1", "--out", "/dev/null/out"], "can't write to the output folder"),
         (["eval", "."], "has no images"),
+        (["eval", ".", "--things", "person"], "they need --semantic model"),
+        (["run", "synthetic", "--frames", "-3"], "at least 1"),
+        (["run", "synthetic", "--frames", "1", "--threads", "-1"], "threads must be"),
         (["bench", "--side", "1"], "side must lie in"),
     ],
 )
@@ -64,14 +67,14 @@ def test_a_run_that_fails_half_way_exits_with_1_and_keeps_its_frames(tmp_path, c
     (tmp_path / "in" / "b.png").write_text("no picture")
     assert cli.main(["run", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 1
     assert "what was done is kept" in capsys.readouterr().err
-    assert (tmp_path / "out" / "a.png").exists()
+    assert (tmp_path / "out" / "a-overlay.png").exists()
 
 
 def test_the_demo_runs_on_the_real_clip(tmp_path, capsys):
     assert cli.main(["demo", "--frames", "3", "--out", str(tmp_path), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["frames"] == 3
-    assert report["overlay"].endswith("bikes.mp4")
+    assert report["overlay"].endswith("bikes-overlay.mp4")
 
 
 def test_missing_packages_are_named_with_their_extra(capsys, monkeypatch):

@@ -53,10 +53,24 @@ def test_drawing_is_a_new_picture_that_changes_inside_only(two):
     assert np.array_equal(two.draw(frame), view)
 
 
+def test_drawing_on_another_frame_says_so(two):
+    with pytest.raises(tfiseg.InputError, match="draw them on their own frame"):
+        two.draw(np.zeros((60, 100, 3), np.uint8))
+
+
 def test_supervision_takes_them(two):
     detections = two.to_supervision()
     assert detections.mask.shape == (2, 30, 50)
     assert detections.data["class_name"].tolist() == ["c15", "c7"]
+
+
+def test_selecting_numbers_anew(two):
+    second = two.select(two.class_id == 7)
+    assert len(second) == 1
+    assert np.array_equal(second.mask(0), two.mask(1))
+    assert two.select([True, True]) is two
+    with pytest.raises(tfiseg.InputError, match=r"bool \(2,\)"):
+        two.select([True])
 
 
 def test_no_instances_are_fine():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.runtime.metrics import AveragePrecision, panoptic_counts, pooled
+from tfiseg.runtime.metrics import AveragePrecision, PictureScore, panoptic_counts
 
 
 def scene():
@@ -36,7 +36,10 @@ def test_ignored_pixels_count_for_nothing():
     score = panoptic_counts(predicted, np.array([1, 1], np.int32), truth, semantic)
     assert (score.pooled.true_positives, score.pooled.false_positives) == (1, 0)
     assert score.pooled.quality == pytest.approx(100 / 1.5)
-    assert pooled([score, score]).per_class[1].true_positives == 2
+    total = PictureScore()
+    total.add(score)
+    total.add(score)
+    assert total.per_class[1].true_positives == 2
 
 
 def test_average_precision_of_the_truth_is_full():

@@ -52,7 +52,7 @@ def test_images_give_pngs(segmenter, tmp_path):
     for name in ("a", "b"):
         cv2.imwrite(str(tmp_path / "in" / f"{name}.jpg"), np.full((40, 60, 3), 128, np.uint8))
     run(str(tmp_path / "in"), segmenter, tmp_path / "out", quiet=True)
-    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["a.png", "b.png"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["a-overlay.png", "b-overlay.png"]
 
 
 def test_frames_before_a_source_fails_are_kept(segmenter, tmp_path):
@@ -62,7 +62,21 @@ def test_frames_before_a_source_fails_are_kept(segmenter, tmp_path):
     summary = run(str(tmp_path / "in"), segmenter, tmp_path / "out", quiet=True)
     assert "b.png is no image" in summary["error"]
     assert [r["name"] for r in lines_of(tmp_path / "out")] == ["a"]
-    assert (tmp_path / "out" / "a.png").exists()
+    assert (tmp_path / "out" / "a-overlay.png").exists()
+
+
+def test_inputs_are_never_overwritten(segmenter, tmp_path):
+    for name in ("a.png", "a.jpg"):
+        cv2.imwrite(str(tmp_path / name), np.full((40, 60, 3), 77, np.uint8))
+    before = (tmp_path / "a.png").read_bytes()
+    run(str(tmp_path), segmenter, tmp_path, quiet=True)
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.glob("*overlay*")) == ["a-2-overlay.png", "a-overlay.png"]
+
+
+def test_frames_must_be_some(segmenter, tmp_path):
+    with pytest.raises(tfiseg.InputError, match="at least 1"):
+        run("synthetic", segmenter, tmp_path, max_frames=0, quiet=True)
 
 
 def test_an_output_folder_that_cannot_be_written_is_found_first(segmenter, tmp_path):
@@ -87,5 +101,5 @@ def test_an_interrupted_run_leaves_valid_outputs(tmp_path, stop):
     assert b"interrupted after" in errors
     records = lines_of(tmp_path)
     assert len(records) >= 5
-    assert frames_of(tmp_path / "synthetic.mp4") == len(records)
+    assert frames_of(tmp_path / "synthetic-overlay.mp4") == len(records)
     assert json.loads((tmp_path / "summary.json").read_text())["error"] == "interrupted"

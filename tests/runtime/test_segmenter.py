@@ -72,6 +72,19 @@ def test_things_by_name(astronaut):
         tfiseg.Segmenter(things=["unicorn"])
 
 
+def test_min_score_drops_the_doubtful(astronaut):
+    everything = tfiseg.Segmenter(min_score=0)(astronaut)
+    sure = tfiseg.Segmenter(min_score=0.8)(astronaut)
+    assert len(sure) <= len(everything)
+    assert (sure.score >= 0.8).all()
+
+
+def test_one_name_will_do(astronaut):
+    assert tfiseg.Segmenter(things="person").things == tfiseg.Segmenter(things=["15"]).things == (15,)
+    with pytest.raises(tfiseg.InputError, match="split must be"):
+        tfiseg.Segmenter(split=7)
+
+
 def test_min_area_drops_the_small(astronaut):
     assert len(tfiseg.Segmenter(min_area=10**6)(astronaut)) == 0
 

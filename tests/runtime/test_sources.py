@@ -40,6 +40,21 @@ def test_a_video_file(tmp_path):
         assert len(list(source)) == 40
 
 
+def test_a_video_can_be_iterated_again(tmp_path):
+    write_video(tmp_path / "clip.avi", 6)
+    source = tfiseg.open_source(tmp_path / "clip.avi")
+    assert [len(list(source)), len(list(source))] == [6, 6]
+
+
+def test_names_that_look_like_patterns_or_cameras(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2024").mkdir()
+    for name in ("photo[1].png", "2024/a.png"):
+        cv2.imwrite(name, np.zeros((4, 4, 3), np.uint8))
+    assert len(list(tfiseg.open_source("photo[1].png"))) == 1
+    assert len(list(tfiseg.open_source("2024"))) == 1
+
+
 def test_a_video_that_ends_half_way_gives_its_frames_then_says_so(tmp_path):
     path = tmp_path / "cut.avi"
     write_video(path)
