@@ -86,7 +86,7 @@ def cluster(
             raise InputError("logits contain NaN or infinity: check the network's output (fp16 overflow and missing normalisation do this)")
         if not 2 <= given.shape[1] <= 255:
             raise InputError(f"logits must have 2 to 255 classes, got shape {grid.shape}: expected (C, h, w) or (N, C, h, w)")
-    elif given.size and (given.min() < 0 or given.max() > 255):
+    elif given.dtype != np.uint8 and given.size and (given.min() < 0 or given.max() > 255):
         raise InputError(f"class ids must lie in 0..255 (255 = ignore), got {given.min()}..{given.max()}")
     out_hw = (h, w) if output_size_hw is None else tuple(int(side) for side in output_size_hw)
     _check_sides(out_hw, "output_size_hw", MAX_OUT_SIDE)
@@ -151,8 +151,9 @@ def _is_logits(grid: NDArray[Any]) -> bool:
 
 
 def _is_finite(array: NDArray[Any]) -> bool:
-    # NaN and infinity reach the extremes, and those need no array of flags
-    return not array.size or bool(np.isfinite(array.min()) and np.isfinite(array.max()))
+    # NaN and infinity pass through a sum, which needs no array of flags; a sum of large finite numbers may overflow
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
 def _check_sides(hw: Sequence[int], name: str, most: int) -> None:

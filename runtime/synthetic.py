@@ -27,7 +27,7 @@ class SyntheticCamera(Source):
 
     fps = 30.0
 
-    def __init__(self, size_hw: tuple[int, int] = (480, 640), people: int = 4, seed: int = 0) -> None:
+    def __init__(self, size_hw: tuple[int, int] = (480, 640), people: int = 3, seed: int = 0) -> None:
         super().__init__("synthetic")
         rng = np.random.default_rng(seed)
         height, width = size_hw
@@ -35,18 +35,20 @@ class SyntheticCamera(Source):
         self._background = _background(rng, size_hw)
         sprite = cv2.imread(str(_SPRITE), cv2.IMREAD_UNCHANGED)
         assert sprite is not None, f"{_SPRITE} belongs to the package"
-        self._sprites = []
+        self._sprites: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []  # colour times alpha, and 1 - alpha
         for k in range(people):
-            tall = height * rng.uniform(0.45, 0.85)
+            tall = height * rng.uniform(0.45, 0.75)
             zoom = tall / sprite.shape[0]
             one = cv2.resize(sprite, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
             if k % 2:
                 one = one[:, ::-1]
             colour = one[..., :3].astype(np.float32) * rng.uniform(0.75, 1.1) + rng.uniform(-8, 8, 3)
-            self._sprites.append(np.dstack([np.clip(colour, 0, 255).astype(np.uint8), one[..., 3]]))
-        self._sprites.sort(key=len)  # the near are large and painted last
+            alpha = one[..., 3:].astype(np.float32) / 255
+            painted = np.asarray(np.clip(colour, 0, 255) * alpha, np.float32)
+            self._sprites.append((painted, np.asarray(1 - alpha, np.float32)))
+        self._sprites.sort(key=lambda sprite: len(sprite[0]))  # the near are large and painted last
         self._middle = (np.arange(people) + 0.5) / people * width
-        self._swing = rng.uniform(0.1, 0.3, people) * width
+        self._swing = rng.uniform(0.06, 0.14, people) * width
         self._pace = rng.uniform(0.02, 0.05, people)
         self._phase = rng.uniform(0, 2 * np.pi, people)
 
@@ -55,17 +57,16 @@ class SyntheticCamera(Source):
         image = self._background.copy()
         truth = np.zeros(self._size_hw, np.int32)
         height, width = self._size_hw
-        for k, sprite in enumerate(self._sprites):
-            x = int(self._middle[k] + self._swing[k] * np.sin(self._phase[k] + self._pace[k] * index)) - sprite.shape[1] // 2
-            y = height - sprite.shape[0] + int(3 * np.sin(0.3 * index + k)) + 3
-            x0, x1, y1 = max(0, x), min(width, x + sprite.shape[1]), min(height, y + sprite.shape[0])
+        for k, (colour, through) in enumerate(self._sprites):
+            x = int(self._middle[k] + self._swing[k] * np.sin(self._phase[k] + self._pace[k] * index)) - colour.shape[1] // 2
+            y = height - colour.shape[0] + int(3 * np.sin(0.3 * index + k)) + 3
+            x0, x1, y1 = max(0, x), min(width, x + colour.shape[1]), min(height, y + colour.shape[0])
             if x1 <= x0:
                 continue
-            part = sprite[: y1 - y, x0 - x : x1 - x]
-            alpha = part[..., 3:].astype(np.float32) / 255
+            part = (slice(0, y1 - y), slice(x0 - x, x1 - x))
             spot = image[y:y1, x0:x1]
-            spot[:] = (spot + alpha * (part[..., :3].astype(np.float32) - spot)).astype(np.uint8)
-            truth[y:y1, x0:x1][part[..., 3] > 127] = k + 1
+            spot[:] = spot * through[part] + colour[part]
+            truth[y:y1, x0:x1][through[part][..., 0] < 0.5] = k + 1
         now = time.monotonic_ns()
         classes = np.where(truth > 0, _PERSON, 0).astype(np.uint8)
         return Frame(image, index, now, frame_name(index), (now - began) / 1e6, truth, classes)

@@ -5,7 +5,6 @@
 // Memory per grid pixel: 16 bytes of fixed buffers, and 16 per pixel pair that touches across basins.
 #include <chrono>
 #include <cmath>
-#include <iterator>
 #include <limits>
 #include <new>
 
@@ -282,7 +281,10 @@ class Picture {
             }
         });
         // every countable pixel then links straight to its summit
-        roots_ = select([&](int32_t i) { return find_and_compress(link_, i) == i; });
+        roots_ = select([&](int32_t y, int32_t x0, int32_t x1, std::vector<int32_t> &out) {
+            for (int32_t i = y * w_ + x0; i < y * w_ + x1; ++i)
+                if (find_and_compress(link_, i) == i) out.push_back(i);
+        });
     }
 
     TFISEG_CLONES static void ascend_run(const Ascent ascent, int32_t begin, int32_t end) {
@@ -308,14 +310,19 @@ class Picture {
     // few of those: centres are united first, then most other pixels take the root of theirs, and only the rest is united, too.
     void follow_given() {
         link_ = room_.take<int32_t>(n_);
-        uint8_t *centre = room_.take<uint8_t>(n_);
+        uint8_t *centre = room_.take<uint8_t>(n_);  // class of a centre, 0 elsewhere
+        std::fill_n(centre, n_, uint8_t(0));
         const GivenTarget target = {cls_, displacement_, displacement_ + n_, h_, w_};
         const float radius = float(p_.centre_radius), radius_squared = radius * radius;
         int32_t *link = link_;
-        each_run([&](int32_t y, int32_t x0, int32_t x1, int32_t) { aim_run(target, radius_squared, centre, link, y, x0, x1); });
-        const std::vector<int32_t> centres = select([&](int32_t i) {
-            if (centre[i]) link[i] = i;
-            return centre[i] != 0;
+        const std::vector<int32_t> centres = select([&](int32_t y, int32_t x0, int32_t x1, std::vector<int32_t> &out) {
+            aim_run(target, radius_squared, centre, link, y, x0, x1);
+            const uint8_t *row = centre + int64_t(y) * w_;
+            for (int64_t a = x0, b = x0; next_run(row, x1, a, b); a = b)
+                for (int32_t i = y * w_ + int32_t(a); i < y * w_ + b; ++i) {
+                    link[i] = i;
+                    out.push_back(i);
+                }
         });
         each_of(centres, [&](int32_t i) {
             const int32_t y = i / w_, x = i % w_, t = target(y, x);
@@ -328,28 +335,34 @@ class Picture {
             }
         });
         each_of(centres, [&](int32_t i) { find_and_compress(link, i); });
-        const std::vector<int32_t> rest = select([&](int32_t i) {
-            if (centre[i]) return !centre[target(i / w_, i % w_)];
-            const int32_t t = link[i];
-            const bool led = cls_[t] == cls_[i] && centre[t];
-            link[i] = led ? link[t] : i;
-            return !led;
+        // a centre's link is its root, which is a centre, too: this leaves it as it is
+        const std::vector<int32_t> rest = select([&](int32_t y, int32_t x0, int32_t x1, std::vector<int32_t> &out) {
+            for (int32_t i = y * w_ + x0; i < y * w_ + x1; ++i) {
+                const int32_t t = link[i];
+                if (centre[t] == cls_[i]) {
+                    put(link + i, peek(link + t));
+                } else {
+                    link[i] = i;
+                    out.push_back(i);
+                }
+            }
         });
         each_of(rest, [&](int32_t i) { unite(link, i, target(i / w_, i % w_)); });
+        each_of(centres, [&](int32_t i) {
+            const int32_t t = target(i / w_, i % w_);
+            if (!centre[t]) unite(link, i, t);
+        });
         each_of(rest, [&](int32_t i) { find_and_compress(link, i); });
         // whatever was a root at some time: number_regions() looks for the last ones from here
         roots_ = centres;
-        std::copy_if(rest.begin(), rest.end(), std::back_inserter(roots_), [&](int32_t i) { return !centre[i]; });
+        roots_.insert(roots_.end(), rest.begin(), rest.end());
     }
 
-    // Countable pixels for which f says so, in raster order.
+    // What f(y, x0, x1, out) appends to `out` for each run of countable pixels, in raster order.
     template <class F>
     std::vector<int32_t> select(const F &f) const {
         std::vector<std::vector<int32_t>> found(static_cast<size_t>(team_.blocks_of(h_, 16)));
-        each_run([&](int32_t y, int32_t x0, int32_t x1, int32_t block) {
-            for (int32_t i = y * w_ + x0; i < y * w_ + x1; ++i)
-                if (f(i)) found[size_t(block)].push_back(i);
-        });
+        each_run([&](int32_t y, int32_t x0, int32_t x1, int32_t block) { f(y, x0, x1, found[size_t(block)]); });
         return joined(found);
     }
 
@@ -367,11 +380,11 @@ class Picture {
         });
     }
 
-    // Centre flags and first targets (as links) of a run.
+    // Centres and first targets (as links) of a run.
     TFISEG_CLONES static void aim_run(const GivenTarget target, float radius_squared, uint8_t *centre, int32_t *link, int32_t y,
                                       int32_t x0, int32_t x1) {
         const int32_t row = y * target.w;
-        for (int32_t x = x0; x < x1; ++x) centre[row + x] = target.is_centre(row + x, radius_squared);
+        for (int32_t x = x0; x < x1; ++x) centre[row + x] = target.is_centre(row + x, radius_squared) ? target.cls[row + x] : uint8_t(0);
         for (int32_t x = x0; x < x1; ++x) link[row + x] = target.first(y, x);
     }
 
