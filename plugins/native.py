@@ -137,19 +137,31 @@ def _check(status: int) -> None:
         raise TfisegError(f"clustering failed: {library().tfiseg_status_string(status).decode()} (status {status})")
 
 
+class NativeCall:
+    """One batch and the memory for its result: ``run()`` may be repeated, over inputs that change in place, without allocating."""
+
+    def __init__(self, problem: Problem, threads: int | None = None) -> None:
+        n, (h, w) = problem.batch, problem.out_hw
+        self._problem = problem  # keeps the inputs' memory alive
+        self._asked = _struct_of(problem, threads or usable_threads())
+        self._label_map = np.empty((n, h, w), np.int32)
+        self._semantic_map = np.empty((n, h, w), np.uint8)
+        self._count = np.empty(n, np.int32)
+        self._table = np.empty((n, problem.max_instances, 10), np.float32)
+        self._room = _workspace(int(library().tfiseg_workspace_size(ctypes.byref(self._asked))))
+        arrays = (self._label_map, self._semantic_map, self._count, self._table, self._room)
+        self._out = _ResultStruct(ctypes.sizeof(_ResultStruct), *(_address(a) for a in arrays), self._room.nbytes, 0.0, 0.0)
+
+    def run(self) -> Clustering:
+        """Cluster; the result's arrays are this object's own, overwritten by the next run."""
+        _check(library().tfiseg_cluster_cpu(ctypes.byref(self._asked), ctypes.byref(self._out)))
+        table = self._table[:, : int(self._count.max())]
+        return Clustering(self._label_map, self._semantic_map, self._count, table, self._out.cluster_ms, self._out.upsample_ms)
+
+
 def cluster_native(problem: Problem, threads: int | None = None) -> Clustering:
     """Cluster one batch on ``threads`` CPU threads (default: all that the process may use)."""
-    n, (h, w) = problem.batch, problem.out_hw
-    label_map = np.empty((n, h, w), np.int32)
-    semantic_map = np.empty((n, h, w), np.uint8)
-    count = np.empty(n, np.int32)
-    table = np.empty((n, problem.max_instances, 10), np.float32)
-    asked = _struct_of(problem, threads or usable_threads())
-    room = _workspace(int(library().tfiseg_workspace_size(ctypes.byref(asked))))
-    arrays = (label_map, semantic_map, count, table, room)
-    out = _ResultStruct(ctypes.sizeof(_ResultStruct), *(_address(a) for a in arrays), room.nbytes, 0.0, 0.0)
-    _check(library().tfiseg_cluster_cpu(ctypes.byref(asked), ctypes.byref(out)))
-    return Clustering(label_map, semantic_map, count, table[:, : int(count.max())], out.cluster_ms, out.upsample_ms)
+    return NativeCall(problem, threads).run()
 
 
 def _workspace(size: int) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,15 @@ class Problem:
         given = self.class_map if self.class_map is not None else self.logits
         assert given is not None
         return given
+
+
+def problem_of(class_map: NDArray[np.uint8], displacement: NDArray[np.float32] | None = None, **rest: Any) -> Problem:
+    """The problem of one class map (h, w) with default settings: all classes countable, every neck decided from shape."""
+    things = np.ones(256, np.uint8)
+    things[[0, IGNORE]] = 0
+    vectors = None if displacement is None else np.ascontiguousarray(displacement[None], np.float32)
+    batch = np.ascontiguousarray(class_map[None], np.uint8)
+    return Problem(batch, None, (class_map.shape[0], class_map.shape[1]), things, np.full(256, AUTO), vectors, **rest)
 
 
 @dataclass(frozen=True)

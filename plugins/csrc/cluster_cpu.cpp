@@ -122,12 +122,20 @@ class Picture {
             instances.push_back(regions[size_t(roots[k])]);
         }
         for (size_t i = 0; i < rank_.size(); ++i) number[i + 1] = of_region[size_t(into[size_t(rank_[i])])];
-        renumber(map_, n_, number);
+        renumber(map_, h_, w_, number);
     }
 
-    void renumber(int32_t *map, int64_t n, const std::vector<int32_t> &number) const {
-        team_.run(n, 1 << 14, [&](int64_t begin, int64_t end, int32_t) {
-            for (int64_t i = begin; i < end; ++i) map[i] = number[size_t(map[i])];
+    // Run by run: most runs are background or keep their number, and are only read.
+    void renumber(int32_t *map, int32_t h, int32_t w, const std::vector<int32_t> &number) const {
+        team_.run(h, 16, [&](int64_t begin, int64_t end, int32_t) {
+            for (int64_t y = begin; y < end; ++y) {
+                int32_t *row = map + y * w;
+                for (int32_t x0 = 0, x1 = 0; x0 < w; x0 = x1) {
+                    x1 = run_end(row, x0, w);
+                    const int32_t now = number[size_t(row[x0])];
+                    if (now != row[x0]) std::fill(row + x0, row + x1, now);
+                }
+            }
         });
     }
 
@@ -135,7 +143,7 @@ class Picture {
     void number_map() const {
         std::vector<int32_t> number(rank_.size() + 1, 0);
         for (size_t i = 0; i < rank_.size(); ++i) number[i + 1] = rank_[i] + 1;
-        renumber(map_, n_, number);
+        renumber(map_, h_, w_, number);
     }
 
     // Labels and classes at the output size; instances are numbered and measured anew there.
@@ -173,7 +181,7 @@ class Picture {
             number[size_t(order[k]) + 1] = int32_t(k) + 1;
             instances.push_back(r);
         }
-        renumber(label_map, int64_t(out_h) * out_w, number);
+        renumber(label_map, out_h, out_w, number);
     }
 
     void copy_semantic(uint8_t *semantic_map) const {
@@ -473,7 +481,12 @@ class Picture {
             }
         for (const int32_t r : roots_)
             if (link[r] != r) map_[r] = map_[find_root(link, r)];
-        team_.run(h_, 16, [&](int64_t begin, int64_t end, int32_t) {
+        // every block needs sums of its own for all regions: no more blocks than keeps that below the pixels' number
+        const int64_t most = std::max<int64_t>(1, n_ / 8 / std::max<int64_t>(1, count)), grain = std::max<int64_t>(16, h_ / most);
+        std::vector<std::vector<Region>> part(static_cast<size_t>(team_.blocks_of(h_, grain)));
+        team_.run(h_, grain, [&](int64_t begin, int64_t end, int32_t block) {
+            std::vector<Region> &mine = block ? part[size_t(block)] : regions;
+            if (block) mine.assign(regions.size(), kEmptyRegion);
             for (int32_t y = int32_t(begin); y < end; ++y) {
                 int32_t done = 0;
                 for_runs(y, [&](int32_t x0, int32_t x1) {
@@ -483,16 +496,8 @@ class Picture {
                     done = x1;
                 });
                 std::fill(map_ + y * w_ + done, map_ + (y + 1) * w_, 0);
+                add_runs(map_, cls_, fixed_scores_, w_, y, y + 1, mine.data());
             }
-        });
-        // every block needs sums of its own for all regions: no more blocks than keeps that below the pixels' number
-        const int64_t most = std::max<int64_t>(1, n_ / 8 / std::max<int64_t>(1, count)), grain = std::max<int64_t>(16, h_ / most);
-        const int32_t blocks = team_.blocks_of(h_, grain);
-        std::vector<std::vector<Region>> part(static_cast<size_t>(blocks));
-        team_.run(h_, grain, [&](int64_t begin, int64_t end, int32_t block) {
-            std::vector<Region> &mine = block ? part[size_t(block)] : regions;
-            if (block) mine.assign(regions.size(), kEmptyRegion);
-            add_runs(map_, cls_, fixed_scores_, w_, begin, end, mine.data());
         });
         for (size_t b = 1; b < part.size(); ++b) {
             for (size_t k = 0; k < part[b].size(); ++k) {
