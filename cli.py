@@ -230,6 +230,7 @@ def _add_export(verbs: Any) -> None:
     verb.add_argument("--photos", type=Path, required=True, metavar="DIR", help="photos on which torch and ONNX must agree")
     verb.add_argument("--class-names", metavar="NAMES", help="of every class, background first, comma-separated (default: PASCAL's)")
     verb.add_argument("--training-data", default="not stated", metavar="TEXT", help="what it was trained on, for the model's metadata")
+    verb.add_argument("--licence", default="not stated", metavar="TEXT", help="terms of use, for the model's metadata")
     verb.add_argument("--fp32-weights", action="store_true", help="store weights as float32 (default: float16, half the size)")
 
 
@@ -245,6 +246,7 @@ def _export(args: argparse.Namespace) -> int:
         half_weights=not args.fp32_weights,
         class_names=[n.strip() for n in args.class_names.split(",")] if args.class_names else None,
         training_data=args.training_data,
+        licence=args.licence,
     )
     if args.json:
         print(_as_json(report))

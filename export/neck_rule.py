@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..plugins.native import region_graph
 from ..plugins.neck import FEATURES, Edges, Regions, neck_features, union
-from ..plugins.problem import Problem
+from ..plugins.problem import problem_of
 from .neck_composites import Shape, composite, shape_bank
 
 MEMBERS, HIDDEN = 4, 16  # networks that are averaged, hidden units of each: one fit alone scatters by 2 PQ
@@ -30,15 +30,9 @@ _CHUNK = 250  # composites per task of a worker process
 Samples = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
-def _problem_of(class_map: NDArray[np.uint8]) -> Problem:
-    things = np.ones(256, np.uint8)
-    things[[0, 255]] = 0
-    return Problem(class_map[None], None, (class_map.shape[0], class_map.shape[1]), things, np.full(256, np.nan))
-
-
 def neck_samples(truth: NDArray[np.int32], rng: np.random.Generator) -> Samples:
     """Necks met while the regions of a composite merge as they should: features (m, 13), same object (m,), weight (m,)."""
-    region_map, regions, edges = region_graph(_problem_of((truth > 0).astype(np.uint8)))
+    region_map, regions, edges = region_graph(problem_of((truth > 0).astype(np.uint8)))
     n = len(regions)
     counts = np.zeros((n + 1, int(truth.max()) + 1), np.int64)
     np.add.at(counts, (region_map.ravel(), truth.ravel()), 1)
@@ -142,9 +136,9 @@ def fit_member(samples: Samples, hidden: int = HIDDEN, seed: int = 0, steps: int
     return net, held_loss
 
 
-def fit(samples: Samples, seed: int = 0) -> tuple[torch.nn.Sequential, float]:
+def fit(samples: Samples, seed: int = 0, steps: int = 5000) -> tuple[torch.nn.Sequential, float]:
     """The mean of ``MEMBERS`` networks, written as one wide network; returns it and the members' mean held-out loss."""
-    members = [fit_member(samples, seed=seed + k) for k in tqdm(range(MEMBERS), desc="fit")]
+    members = [fit_member(samples, seed=seed + k, steps=steps) for k in tqdm(range(MEMBERS), desc="fit")]
     nets = [net for net, _ in members]
     whole = torch.nn.Sequential(torch.nn.Linear(len(FEATURES), MEMBERS * HIDDEN), torch.nn.ReLU(), torch.nn.Linear(MEMBERS * HIDDEN, 1))
     with torch.no_grad():

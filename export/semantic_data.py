@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ..errors import InputError
 
 IGNORE = 255
-LONG_SIDE_PX = 384  # at which scale 1 of the jitter below shows a picture; the network is run at this size
+_LONG_SIDE_PX = 400  # scale 1 of the jitter below; the network is run at 384
 _SCALE_RANGE = (0.5, 1.8)
 _MIN_PRESENT = 0.01  # share of the picture that a class covers before crops are centred on it
 _PASTE_AREA_PX = (600, 60_000)
@@ -120,7 +120,7 @@ class CropSampler:
     def _crop(self, picture: Picture, class_id: int | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
         rng, size = self.rng, self.crop_px
         h, w = picture.semantic.shape
-        zoom = LONG_SIDE_PX / max(h, w) * np.exp(rng.uniform(*np.log(_SCALE_RANGE)))
+        zoom = _LONG_SIDE_PX / max(h, w) * np.exp(rng.uniform(*np.log(_SCALE_RANGE)))
         zoom_y, zoom_x = zoom * np.exp(rng.uniform(-0.12, 0.12, 2))
         if class_id is None:
             y, x = rng.uniform(0, h), rng.uniform(0, w)

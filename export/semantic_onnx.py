@@ -24,8 +24,7 @@ from ..errors import InputError, ModelError
 from ..runtime.sessions import FORMAT_VERSION, METADATA_KEY
 from ..runtime.sources import IMAGE_SUFFIXES
 from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
-from .semantic_data import LONG_SIDE_PX
-from .train_semantic import network_size_hw, predict_logits
+from .train_semantic import LONG_SIDE_PX, network_size_hw, predict_logits
 
 OPSET = 18
 STRIDE = 4
@@ -103,6 +102,7 @@ def export_semantic(
     half_weights: bool = True,
     class_names: Sequence[str] | None = None,
     training_data: str = "not stated",
+    licence: str = "not stated",
 ) -> dict[str, Any]:
     """Write the ONNX model of a checkpoint and check it against torch.
 
@@ -113,7 +113,7 @@ def export_semantic(
         long_side_px: the longer side of what the network sees.
         half_weights: store weights as float16 and cast them when loaded: half the size, arithmetic stays float32.
         class_names: of every class id, background first; default: PASCAL's with 21 classes, else "class N".
-        training_data: one sentence for the model's metadata: what it was trained on, and under which terms.
+        training_data, licence: sentences for the model's metadata: what it was trained on, and under which terms it may be used.
 
     Returns:
         bytes, photos, label_agreement (share of pixels), the metadata.
@@ -154,6 +154,7 @@ def export_semantic(
         "long_side_px": long_side_px,
         "clustering": {"split": "auto"},
         "training_data": training_data,
+        "licence": licence,
         "weights_sha256": hashlib.sha256(b"".join(sorted(i.raw_data for i in model.graph.initializer))).hexdigest(),
     }
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
-from .semantic_data import IGNORE, LONG_SIDE_PX, CropSampler, CropStream, Picture, load_pictures
+from .semantic_data import IGNORE, CropSampler, CropStream, Picture, load_pictures
 
+LONG_SIDE_PX = 384  # the longer side of what the network sees when it is used
 _FROZEN_BLOCKS = 3  # edges and textures of ImageNet serve as they are; not training them saves a third of the time
 _BACKBONE_RATE = 0.3  # learning rate of pretrained layers over that of new ones
 _CHECKPOINT_EVERY = 100
@@ -184,7 +185,7 @@ def train_semantic(
                     average[key].lerp_(value, 1 - decay)
                 else:
                     average[key].copy_(value)
-        running += (float(loss) - running) * max(0.02, 1 / (step - start + 1))
+        running += (loss.item() - running) * max(0.02, 1 / (step - start + 1))
         bar.set_postfix(loss=f"{running:.3f}", refresh=False)
         if (step + 1) % _CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
             state = {

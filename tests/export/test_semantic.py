@@ -137,6 +137,6 @@ def test_the_neck_rule_learns_from_discs(tmp_path):
     assert len(same) == len(weight)
     assert (same == 0).any()
     samples = collect(bank, 60, seed=0)
-    net, loss = fit(samples)
+    net, loss = fit(samples, steps=100)
     assert loss < 0.7
     assert "kNeckHidden = 64" in header_text(net, 60, 0)
