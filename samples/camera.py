@@ -4,6 +4,7 @@ Without a display, `--out view.mp4` writes what the window would show.
 """
 
 import argparse
+import sys
 
 import cv2
 import tfiseg
@@ -24,7 +25,10 @@ for frame in tfiseg.open_source(args.source):
         writer = writer or cv2.VideoWriter(args.out, cv2.VideoWriter.fourcc(*"mp4v"), 30, view.shape[1::-1])
         writer.write(view)
         continue
-    cv2.imshow("tfiseg", view)  # needs opencv-python instead of opencv-python-headless
+    try:
+        cv2.imshow("tfiseg", view)
+    except cv2.error:
+        sys.exit("no window can be opened here: use --out view.mp4, or put opencv-python in place of opencv-python-headless")
     if cv2.waitKey(1) in (27, ord("q")):
         break
 if writer:
