@@ -102,7 +102,7 @@ class Picture {
     // Decide every neck; leaves grid labels in the region map and the instances, in raster order.
     void decide() {
         const MergeRule rule = {displacement_ == nullptr, boundary_ != nullptr, affinity_ != nullptr, p_.merge_affinity, p_.split};
-        const std::vector<int32_t> into = agglomerate(regions, std::move(table_.edges), rule);
+        const std::vector<int32_t> into = Agglomeration(regions, table_.edges, rule).run();
         std::vector<int32_t> roots;
         for (size_t i = 0; i < into.size(); ++i)
             if (into[i] == int32_t(i) && (logits_ || regions[i].area >= p_.min_area)) roots.push_back(int32_t(i));

@@ -91,77 +91,114 @@ class EdgeTable {
     int32_t last_a_ = -1, last_b_ = -1, last_ = 0;
 };
 
-// Merge regions in rounds: every region names its best edge (largest score; ties: smallest pair), pairs that name each other
-// merge, until no score is above 0. Returns for each region the smallest region of its union; regions[that] then holds the sums.
-inline std::vector<int32_t> agglomerate(std::vector<Region> &regions, std::vector<Edge> edges, const MergeRule &rule) {
-    struct Scored {
-        Edge edge;
-        double score;
-        bool stale;
-    };
-    std::vector<int32_t> into(regions.size());
-    for (size_t i = 0; i < into.size(); ++i) into[i] = int32_t(i);
-    std::vector<Scored> live;
-    live.reserve(edges.size());
-    for (const Edge &e : edges) live.push_back({e, 0.0, true});
-    const auto by_pair = [](const Scored &x, const Scored &y) {
-        return x.edge.a != y.edge.a ? x.edge.a < y.edge.a : x.edge.b < y.edge.b;
-    };
-    std::sort(live.begin(), live.end(), by_pair);
-    std::vector<int32_t> best(regions.size(), -1);
-    std::vector<char> changed(regions.size(), 0);
-    for (;;) {
-        for (size_t i = 0; i < live.size(); ++i) {
-            Scored &s = live[i];
-            if (s.stale) {
-                s.score = rule.score(s.edge, regions[size_t(s.edge.a)], regions[size_t(s.edge.b)]);
-                s.stale = false;
-            }
-            if (s.score <= 0.0) continue;
-            for (int32_t end : {s.edge.a, s.edge.b})  // sorted by pair, so the first of equals is the smallest
-                if (best[size_t(end)] < 0 || s.score > live[size_t(best[size_t(end)])].score) best[size_t(end)] = int32_t(i);
+// Merging of regions in rounds: every region names its best edge (largest score; ties: smallest pair), pairs that name each other
+// merge, until no score is above 0. A round looks only at what the last one changed, so that many rounds of few merges (smooth
+// evidence) cost no more than few rounds of many.
+class Agglomeration {
+  public:
+    Agglomeration(std::vector<Region> &regions, const std::vector<Edge> &edges, const MergeRule &rule)
+        : regions_(regions), rule_(rule), into_(regions.size()), best_(regions.size(), -1), mark_(regions.size(), -1), edges_of_(regions.size()) {
+        for (size_t r = 0; r < into_.size(); ++r) into_[r] = int32_t(r);
+        links_.reserve(edges.size());
+        for (const Edge &e : edges) {
+            edges_of_[size_t(e.a)].push_back(int32_t(links_.size()));
+            edges_of_[size_t(e.b)].push_back(int32_t(links_.size()));
+            links_.push_back({e, rule_.score(e, regions_[size_t(e.a)], regions_[size_t(e.b)])});
         }
-        bool merged = false;
-        for (size_t i = 0; i < live.size(); ++i) {
-            const Edge &e = live[i].edge;
-            if (best[size_t(e.a)] != int32_t(i) || best[size_t(e.b)] != int32_t(i)) continue;
-            regions[size_t(e.a)].absorb(regions[size_t(e.b)]);
-            into[size_t(e.b)] = e.a;
-            changed[size_t(e.a)] = 1;
-            merged = true;
-        }
-        if (!merged) break;
-        // mutual pairs are disjoint, so `into` of a merged region is a root: one step leads there
-        bool out_of_order = false;
-        size_t kept = 0;
-        for (size_t i = 0; i < live.size(); ++i) {
-            Scored s = live[i];
-            best[size_t(s.edge.a)] = best[size_t(s.edge.b)] = -1;
-            int32_t a = into[size_t(s.edge.a)], b = into[size_t(s.edge.b)];
-            if (a == b) continue;
-            if (a > b) std::swap(a, b);
-            s.stale = changed[size_t(a)] || changed[size_t(b)];
-            out_of_order |= a != s.edge.a || b != s.edge.b;
-            s.edge.a = a;
-            s.edge.b = b;
-            live[kept++] = s;
-        }
-        live.resize(kept);
-        std::fill(changed.begin(), changed.end(), 0);
-        if (!out_of_order) continue;
-        std::sort(live.begin(), live.end(), by_pair);
-        kept = 0;
-        for (size_t i = 0; i < live.size(); ++i) {
-            if (kept && live[kept - 1].edge.a == live[i].edge.a && live[kept - 1].edge.b == live[i].edge.b) {
-                live[kept - 1].edge.absorb(live[i].edge);
-            } else {
-                live[kept++] = live[i];
-            }
-        }
-        live.resize(kept);
     }
-    for (size_t i = 0; i < into.size(); ++i) into[i] = into[size_t(into[i])];  // roots are smaller: already final
-    return into;
-}
+
+    // For each region the smallest region of its union; regions[that] then holds the sums.
+    std::vector<int32_t> run() {
+        std::vector<int32_t> fresh(into_);  // regions whose best edge may have changed
+        while (!fresh.empty()) {
+            for (const int32_t r : fresh) choose(r);
+            std::vector<int32_t> merged = merge_mutual(fresh);
+            fresh.clear();
+            for (const int32_t r : merged) {
+                for (const int32_t k : edges_of_[size_t(r)]) {
+                    Link &link = links_[size_t(k)];
+                    link.score = rule_.score(link.edge, regions_[size_t(link.edge.a)], regions_[size_t(link.edge.b)]);
+                    fresh.push_back(link.edge.a == r ? link.edge.b : link.edge.a);
+                }
+                fresh.push_back(r);
+            }
+            std::sort(fresh.begin(), fresh.end());
+            fresh.erase(std::unique(fresh.begin(), fresh.end()), fresh.end());
+        }
+        for (size_t r = 0; r < into_.size(); ++r) into_[r] = into_[size_t(into_[r])];  // roots are smaller: already final
+        return into_;
+    }
+
+  private:
+    struct Link {
+        Edge edge;  // ends are regions that still stand
+        double score;
+    };
+
+    bool better(int32_t k, int32_t than) const {
+        const Link &x = links_[size_t(k)], &y = links_[size_t(than)];
+        if (x.score != y.score) return x.score > y.score;
+        return x.edge.a != y.edge.a ? x.edge.a < y.edge.a : x.edge.b < y.edge.b;
+    }
+
+    void choose(int32_t r) {
+        int32_t best = -1;
+        for (const int32_t k : edges_of_[size_t(r)])
+            if (links_[size_t(k)].score > 0.0 && (best < 0 || better(k, best))) best = k;
+        best_[size_t(r)] = best;
+    }
+
+    // A new mutual pair has an end whose choice is fresh. Returns the regions that took another in.
+    std::vector<int32_t> merge_mutual(const std::vector<int32_t> &fresh) {
+        std::vector<int32_t> pairs, merged;
+        for (const int32_t r : fresh) {
+            const int32_t k = best_[size_t(r)];
+            if (k < 0) continue;
+            const Edge &e = links_[size_t(k)].edge;
+            if (best_[size_t(e.a)] == k && best_[size_t(e.b)] == k) pairs.push_back(k);
+        }
+        std::sort(pairs.begin(), pairs.end());
+        pairs.erase(std::unique(pairs.begin(), pairs.end()), pairs.end());
+        for (const int32_t k : pairs) merged.push_back(merge(k));
+        return merged;
+    }
+
+    // Take region b of a link into region a; links of both to one neighbour become one.
+    int32_t merge(int32_t k) {
+        const int32_t a = links_[size_t(k)].edge.a, b = links_[size_t(k)].edge.b;
+        regions_[size_t(a)].absorb(regions_[size_t(b)]);
+        into_[size_t(b)] = a;
+        std::vector<int32_t> &of_a = edges_of_[size_t(a)];
+        of_a.erase(std::find(of_a.begin(), of_a.end(), k));
+        for (const int32_t m : of_a) mark_[size_t(other_end(m, a))] = m;
+        for (const int32_t m : edges_of_[size_t(b)]) {
+            if (m == k) continue;
+            const int32_t o = other_end(m, b), twin = mark_[size_t(o)];
+            if (twin >= 0) {
+                links_[size_t(twin)].edge.absorb(links_[size_t(m)].edge);
+                std::vector<int32_t> &of_o = edges_of_[size_t(o)];
+                of_o.erase(std::find(of_o.begin(), of_o.end(), m));
+            } else {
+                links_[size_t(m)].edge.a = std::min(a, o);
+                links_[size_t(m)].edge.b = std::max(a, o);
+                of_a.push_back(m);
+            }
+        }
+        for (const int32_t m : of_a) mark_[size_t(other_end(m, a))] = -1;
+        edges_of_[size_t(b)].clear();
+        return a;
+    }
+
+    int32_t other_end(int32_t k, int32_t r) const {
+        const Edge &e = links_[size_t(k)].edge;
+        return e.a == r ? e.b : e.a;
+    }
+
+    std::vector<Region> &regions_;
+    const MergeRule &rule_;
+    std::vector<Link> links_;
+    std::vector<int32_t> into_, best_, mark_;  // mark_: scratch, -1 between merges
+    std::vector<std::vector<int32_t>> edges_of_;
+};
 
 }  // namespace tfiseg
