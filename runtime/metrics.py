@@ -97,7 +97,7 @@ class AveragePrecision:
         try:
             from pycocotools import mask
         except ImportError as missing:
-            raise MissingDependencyError('average precision needs pycocotools: pip install "tfiseg[eval]"') from missing
+            raise MissingDependencyError('average precision needs pycocotools: pip install ".[eval]" in the repository') from missing
         self._encode = mask.encode
         self._truth: list[dict[str, Any]] = []
         self._found: list[dict[str, Any]] = []

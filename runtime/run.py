@@ -46,7 +46,7 @@ def run(source: str, segmenter: Segmenter, out: Path, max_frames: int | None = N
         summary = {
             "source": str(source),
             **times.summary(),
-            "overlay": str(writer.overlay_path) if writer.overlay_path else None,
+            "overlay": writer.overlays,
             "instances_jsonl": str(writer.folder / "instances.jsonl"),
             "error": error,
         }

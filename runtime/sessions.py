@@ -62,7 +62,10 @@ class OnnxSession:
             raise ModelError(f"there is no model {self.path}; leave `model` out to use the network that comes with tfiseg")
         missing = [p for p in providers if p not in onnxruntime.get_available_providers()]
         if missing:
-            raise ModelError(f"ONNX Runtime has no provider {missing}; this installation has {onnxruntime.get_available_providers()}")
+            raise ModelError(
+                f"ONNX Runtime has no provider {missing}; this installation has {onnxruntime.get_available_providers()}; "
+                "GPU providers come with onnxruntime-gpu in place of onnxruntime"
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

@@ -117,6 +117,13 @@ class RunWriter:
             if not cv2.imwrite(str(self.overlay_path), view):
                 raise InputError(f"can't write {self.overlay_path}: is the disk full?")
 
+    @property
+    def overlays(self) -> str | None:
+        """Path of the overlay, or a pattern where there are several; None before the first frame."""
+        if len(self._names) > 1:
+            return str(self.folder / "*-overlay.png")
+        return str(self.overlay_path) if self.overlay_path else None
+
     def _unused(self, name: str) -> str:
         """The name, or NAME-2, ... where a.jpg and a.png lie in one folder."""
         count = self._names[name] = self._names.get(name, 0) + 1

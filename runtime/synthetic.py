@@ -19,6 +19,8 @@ _PERSON = 15  # PASCAL's class id
 class SyntheticCamera(Source):
     """An endless source of frames with ``truth_label_map`` and ``truth_class_map``; deterministic by seed.
 
+    The people overlap more than they merely touch: a hard test, which shape alone often fails.
+
     Args:
         size_hw: height and width of the frames.
         people: how many move about.
@@ -37,7 +39,7 @@ class SyntheticCamera(Source):
         assert sprite is not None, f"{_SPRITE} belongs to the package"
         self._sprites: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []  # colour times alpha, and 1 - alpha
         for k in range(people):
-            tall = height * rng.uniform(0.45, 0.75)
+            tall = height * rng.uniform(0.3, 0.45)
             zoom = tall / sprite.shape[0]
             one = cv2.resize(sprite, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
             if k % 2:
@@ -48,7 +50,7 @@ class SyntheticCamera(Source):
             self._sprites.append((painted, np.asarray(1 - alpha, np.float32)))
         self._sprites.sort(key=lambda sprite: len(sprite[0]))  # the near are large and painted last
         self._middle = (np.arange(people) + 0.5) / people * width
-        self._swing = rng.uniform(0.06, 0.14, people) * width
+        self._swing = rng.uniform(0.04, 0.11, people) * width
         self._pace = rng.uniform(0.02, 0.05, people)
         self._phase = rng.uniform(0, 2 * np.pi, people)
 

@@ -17,12 +17,18 @@ args = parser.parse_args()
 
 segmenter = tfiseg.Segmenter()
 writer = None
-for frame in tfiseg.open_source(args.source):
+try:
+    source = tfiseg.open_source(args.source)
+except tfiseg.SourceError as wrong:
+    sys.exit(str(wrong))
+for frame in source:
     if frame.index == args.frames:
         break
     view = segmenter(frame).draw(frame)
     if args.out:
         writer = writer or cv2.VideoWriter(args.out, cv2.VideoWriter.fourcc(*"mp4v"), 30, view.shape[1::-1])
+        if not writer.isOpened():
+            sys.exit(f"{args.out} can't be written")
         writer.write(view)
         continue
     try:

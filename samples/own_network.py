@@ -4,6 +4,7 @@
 "background", in the middle of the picture. Put your network's (classes, h, w) output in its place.
 """
 
+import argparse
 import sys
 
 import cv2
@@ -21,11 +22,15 @@ def my_network(image: np.ndarray) -> np.ndarray:
     return np.stack([0.5 - sure, sure - 0.5]) * 8
 
 
-image = cv2.imread(sys.argv[1])
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("photo")
+parser.add_argument("out", nargs="?", help="write the overlay there")
+args = parser.parse_args()
+image = cv2.imread(args.photo)
 if image is None:
-    sys.exit(f"{sys.argv[1]} is no image")
+    sys.exit(f"{args.photo} is no image")
 instances = tfiseg.cluster(my_network(image), class_names=["background", "object"], output_size_hw=image.shape[:2])
 for i in instances:
     print(f"{i.class_name}: score {i.score:.2f}, {i.area} px, box {i.box_xyxy}")
-if len(sys.argv) > 2:
-    cv2.imwrite(sys.argv[2], instances.draw(image))
+if args.out and not cv2.imwrite(args.out, instances.draw(image)):
+    sys.exit(f"{args.out} can't be written")

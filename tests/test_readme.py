@@ -21,6 +21,8 @@ def test_python_runs(code, tmp_path):
     code = re.sub(r"tfiseg\.open_source\([^)]*\)", "__import__('itertools').islice(tfiseg.open_source('synthetic'), 3)", code)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
+    for shown in re.findall(r"print\(.*\)  # (\[.*\])", code):
+        assert done.stdout.strip() == shown
 
 
 def test_commands_exist():

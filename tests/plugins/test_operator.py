@@ -94,6 +94,7 @@ def test_evidence_may_be_an_integer_factor_smaller():
         (np.zeros((4, 4), float), {}, "taken as logits"),
         (np.zeros((4, 4), complex), {}, "integer class map or floating-point logits"),
         (np.zeros(4, int), {}, r"must be \(H, W\)"),
+        (np.zeros((48, 64, 3), np.uint8), {}, "looks like a picture"),
         (np.full((4, 4), 300), {}, "class ids must lie in 0..255"),
         (np.full((4, 4), -1), {}, "class ids must lie in 0..255"),
         (np.zeros((0, 4), int), {}, "sides must lie in 1..4096"),
@@ -123,6 +124,13 @@ def test_evidence_may_be_an_integer_factor_smaller():
 def test_bad_input_is_a_sentence(semantic, kwargs, says):
     with pytest.raises(tfiseg.InputError, match=says):
         tfiseg.cluster(semantic, **kwargs)
+
+
+def test_look_alikes_are_warned_of():
+    with pytest.warns(UserWarning, match="255 means ignore"):
+        tfiseg.cluster((TWO > 0).astype(np.uint8) * 255)
+    with pytest.warns(UserWarning, match="transpose"):
+        tfiseg.cluster(np.zeros((100, 100, 21)))
 
 
 def test_no_errors_are_silent_about_their_family():
