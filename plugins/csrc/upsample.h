@@ -11,7 +11,7 @@ namespace tfiseg {
 struct GridPosition {
     int32_t low, high;  // grid pixels around, clamped to the grid
     float weight;       // of `high`
-    int32_t nearest;    // position in 1/2 out-pixel steps is kept exact elsewhere; this one is low or high
+    int32_t nearest;    // low or high, whichever is nearer
 };
 
 // Half-pixel centres (align_corners=False), as torch and ONNX Resize have it.
