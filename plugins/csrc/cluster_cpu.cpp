@@ -107,16 +107,16 @@ class Picture {
         std::vector<int32_t> roots;
         for (size_t i = 0; i < into.size(); ++i)
             if (into[i] == int32_t(i) && (logits_ || regions[i].area >= p_.min_area)) roots.push_back(int32_t(i));
-        const auto by_first = [this](int32_t a, int32_t b) { return regions[size_t(a)].first < regions[size_t(b)].first; };
+        // regions are in raster order of their first pixels, and a union keeps its smallest: so are the roots
         if (roots.size() > size_t(p_.max_instances)) {
             const auto larger = [&](int32_t a, int32_t b) {
                 const int64_t area_a = regions[size_t(a)].area, area_b = regions[size_t(b)].area;
-                return area_a != area_b ? area_a > area_b : by_first(a, b);
+                return area_a != area_b ? area_a > area_b : a < b;
             };
             std::nth_element(roots.begin(), roots.begin() + p_.max_instances, roots.end(), larger);
             roots.resize(size_t(p_.max_instances));
+            std::sort(roots.begin(), roots.end());
         }
-        std::sort(roots.begin(), roots.end(), by_first);
         std::vector<int32_t> of_region(regions.size(), 0), number(regions.size() + 1, 0);
         for (size_t k = 0; k < roots.size(); ++k) {
             of_region[size_t(roots[k])] = int32_t(k) + 1;
@@ -368,17 +368,12 @@ class Picture {
     }
 
     // What f(y, x0, x1, out) appends to `out` for each run of countable pixels, in raster order.
-    template <class F>
-    std::vector<int32_t> select(const F &f) const {
-        std::vector<std::vector<int32_t>> found(static_cast<size_t>(team_.blocks_of(h_, 16)));
+    template <class T = int32_t, class F>
+    std::vector<T> select(const F &f) const {
+        std::vector<std::vector<T>> found(static_cast<size_t>(team_.blocks_of(h_, 16)));
         each_run([&](int32_t y, int32_t x0, int32_t x1, int32_t block) { f(y, x0, x1, found[size_t(block)]); });
-        return joined(found);
-    }
-
-    template <class T>
-    static std::vector<T> joined(std::vector<std::vector<T>> &parts) {
-        std::vector<T> all = std::move(parts[0]);
-        for (size_t b = 1; b < parts.size(); ++b) all.insert(all.end(), parts[b].begin(), parts[b].end());
+        std::vector<T> all = std::move(found[0]);
+        for (size_t b = 1; b < found.size(); ++b) all.insert(all.end(), found[b].begin(), found[b].end());
         return all;
     }
 
@@ -398,22 +393,10 @@ class Picture {
     }
 
     // All contacts between basins, highest saddle first, ties by pixel and direction.
-    std::vector<Contact> contacts() {
-        const int32_t blocks = team_.blocks_of(h_, 16);
-        std::vector<std::vector<Contact>> found(static_cast<size_t>(blocks));
-        team_.run(h_, 16, [&](int64_t begin, int64_t end, int32_t block) {
-            std::vector<Contact> &out = found[size_t(block)];
-            for (int32_t y = int32_t(begin); y < end; ++y) add_contacts(y, out);
-        });
-        std::vector<Contact> all = joined(found);
-        sort_by_saddle(all);
-        return all;
-    }
-
-    void add_contacts(int32_t y, std::vector<Contact> &out) const {
+    std::vector<Contact> contacts() const {
         const uint8_t *cls = cls_;
         const int32_t *link = link_, *squared = squared_;
-        for_runs(y, [&](int32_t x0, int32_t x1) {
+        std::vector<Contact> all = select<Contact>([&](int32_t y, int32_t x0, int32_t x1, std::vector<Contact> &out) {
             for (int32_t x = x0; x < x1; ++x) {
                 const int32_t i = y * w_ + x;
                 if (y + 1 < h_ && x > x0 && x + 1 < x1 && link[i] == link[i + w_] && link[i] == link[i + w_ - 1] &&
@@ -428,6 +411,8 @@ class Picture {
                 }
             }
         });
+        sort_by_saddle(all);
+        return all;
     }
 
     // Stable radix sort: the contacts come in raster order, so equal saddles keep it.
