@@ -154,27 +154,22 @@ def _loss(logit: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor
 
 
 def header_text(net: torch.nn.Sequential, composites: int, seed: int) -> str:
-    """neck_rule.h: the weights, rounded to 9 digits so that the file is short and still exact when read back."""
+    """neck_rule.h: the weights, in the 9 digits that a float32 needs to be read back exactly."""
     w1, b1, w2, b2 = (p.detach().double().numpy() for p in (net[0].weight, net[0].bias, net[2].weight, net[2].bias))
 
     def row(values: NDArray[np.float64]) -> str:
         return "{" + ", ".join(f"{v:.9g}" for v in values) + "}"
 
     lines = ",\n    ".join(row(r) for r in w1)
-    return f"""// Written by export/neck_rule.py ({composites} composites, seed {seed}): do not edit. Read by merge.h and by reference.py.
-#pragma once
-
-namespace tfiseg {{
-
+    return f"""// Written by export/neck_rule.py ({composites} composites, seed {seed}): do not edit. Read by merge.h, once for the CPU and
+// once for the GPU (TFISEG_TABLE says where tables lie), and by reference.py.
 constexpr int kNeckFeatures = {w1.shape[1]};
 constexpr int kNeckHidden = {w1.shape[0]};
-constexpr double kNeckHiddenWeight[kNeckHidden][kNeckFeatures] = {{
+TFISEG_TABLE float kNeckHiddenWeight[kNeckHidden][kNeckFeatures] = {{
     {lines}}};
-constexpr double kNeckHiddenBias[kNeckHidden] = {row(b1)};
-constexpr double kNeckOutWeight[kNeckHidden] = {row(w2[0])};
-constexpr double kNeckOutBias = {b2[0]:.9g};
-
-}}  // namespace tfiseg
+TFISEG_TABLE float kNeckHiddenBias[kNeckHidden] = {row(b1)};
+TFISEG_TABLE float kNeckOutWeight[kNeckHidden] = {row(w2[0])};
+constexpr float kNeckOutBias = {b2[0]:.9g};
 """
 
 

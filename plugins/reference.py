@@ -200,23 +200,22 @@ def _edge_rows(a: NDArray[np.int64], b: NDArray[np.int64], values: NDArray[np.in
 
 
 @cache
-def neck_rule() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]:
+def neck_rule() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], np.float32]:
     """The weights in csrc/neck_rule.h: hidden (n, 13), hidden bias (n,), out (n,), out bias."""
     text = (Path(__file__).parent / "csrc" / "neck_rule.h").read_text()
 
-    def numbers(name: str) -> list[float]:
+    def numbers(name: str) -> NDArray[np.float32]:
         body = re.search(rf"{name}[^=]*= ([^;]*);", text)
         assert body, f"neck_rule.h has no {name}"
-        return [float(v) for v in re.findall(r"-?\d[\d.]*(?:e[-+]?\d+)?", body[1])]
+        return np.array(re.findall(r"-?\d[\d.]*(?:e[-+]?\d+)?", body[1]), np.float64).astype(np.float32)
 
-    bias = np.array(numbers("kNeckHiddenBias"))
-    hidden = np.array(numbers("kNeckHiddenWeight")).reshape(len(bias), -1)
-    return hidden, bias, np.array(numbers("kNeckOutWeight")), numbers("kNeckOutBias")[0]
+    bias = numbers("kNeckHiddenBias")
+    return numbers("kNeckHiddenWeight").reshape(len(bias), -1), bias, numbers("kNeckOutWeight"), np.float32(numbers("kNeckOutBias")[0])
 
 
-def neck_log_odds(regions: Regions, edges: Edges) -> NDArray[np.float64]:
-    """Log-odds that each neck lies inside one object, (m,); sums in the order of csrc/merge.h."""
-    features = neck_features(regions, edges)
+def neck_log_odds(regions: Regions, edges: Edges) -> NDArray[np.float32]:
+    """Log-odds that each neck lies inside one object, (m,); single precision, sums in the order of csrc/merge.h."""
+    features = neck_features(regions, edges).astype(np.float32)
     hidden, hidden_bias, out_weight, out_bias = neck_rule()
     total = np.full(len(edges), out_bias)
     for weight, bias, out in zip(hidden, hidden_bias, out_weight, strict=True):
@@ -241,7 +240,7 @@ def scores_of(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.fl
     low_peak = np.minimum(regions[edges[:, 0], PEAK], regions[edges[:, 1], PEAK])
     ratio = np.sqrt(edges[:, SADDLE] / low_peak) + BOUNDARY_RATIO * opened
     fixed = np.where(ratio >= wanted, 1.0 + ratio - wanted, ratio - wanted - 1.0)
-    return np.where(np.isnan(wanted), neck_log_odds(regions, edges) + BOUNDARY_LOGITS * opened, fixed)
+    return np.where(np.isnan(wanted), neck_log_odds(regions, edges).astype(np.float64) + BOUNDARY_LOGITS * opened, fixed)
 
 
 def agglomerate(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.int64]:

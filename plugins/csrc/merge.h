@@ -1,5 +1,5 @@
 // What decides whether two touching regions are one object. Everything a decision reads is a sum or a maximum over pixels, so
-// regions merge in parallel rounds; everything it computes is + - * / sqrt on doubles in a fixed order, so it is bit for bit
+// regions merge in parallel rounds; everything it computes is + - * / sqrt in a fixed order, so it is bit for bit
 // the same on a CPU, in CUDA (without fused multiply-add) and in numpy.
 #pragma once
 #include <cmath>
@@ -7,9 +7,26 @@
 #include <cstring>
 
 #include "field.h"
-#include "neck_rule.h"
 
 namespace tfiseg {
+
+namespace cpu_tables {
+#define TFISEG_TABLE constexpr
+#include "neck_rule.h"
+#undef TFISEG_TABLE
+}  // namespace cpu_tables
+#ifdef __CUDACC__
+namespace gpu_tables {
+#define TFISEG_TABLE __constant__ const
+#include "neck_rule.h"
+#undef TFISEG_TABLE
+}  // namespace gpu_tables
+#endif
+#ifdef __CUDA_ARCH__
+namespace tables = gpu_tables;
+#else
+namespace tables = cpu_tables;
+#endif
 
 struct Region {
     int64_t area, sum_x, sum_y, sum_xx, sum_xy, sum_yy;
@@ -106,14 +123,17 @@ TFISEG_HD void neck_features(const Edge &e, const Region &small, const Region &l
 }
 
 // Log-odds that a neck lies inside one object: a small network (neck_rule.h), fitted on composites of single objects' shapes.
-TFISEG_HD double neck_log_odds(const Edge &e, const Region &small, const Region &large) {
-    double f[kNeckFeatures];
-    neck_features(e, small, large, f);
-    double out = kNeckOutBias;
-    for (int32_t j = 0; j < kNeckHidden; ++j) {
-        double sum = kNeckHiddenBias[j];
-        for (int32_t i = 0; i < kNeckFeatures; ++i) sum = sum + kNeckHiddenWeight[j][i] * f[i];
-        if (sum > 0.0) out = out + kNeckOutWeight[j] * sum;
+// In single precision: an embedded GPU has 64 times fewer units for doubles.
+TFISEG_HD float neck_log_odds(const Edge &e, const Region &small, const Region &large) {
+    double exact[tables::kNeckFeatures];
+    neck_features(e, small, large, exact);
+    float f[tables::kNeckFeatures];
+    for (int32_t i = 0; i < tables::kNeckFeatures; ++i) f[i] = float(exact[i]);
+    float out = tables::kNeckOutBias;
+    for (int32_t j = 0; j < tables::kNeckHidden; ++j) {
+        float sum = tables::kNeckHiddenBias[j];
+        for (int32_t i = 0; i < tables::kNeckFeatures; ++i) sum = sum + tables::kNeckHiddenWeight[j][i] * f[i];
+        if (sum > 0.0f) out = out + tables::kNeckOutWeight[j] * sum;
     }
     return out;
 }
@@ -135,7 +155,7 @@ struct MergeRule {
         const double ratio_wanted = split[ra.class_id];
         if (ratio_wanted != ratio_wanted) {
             const bool a_small = ra.area <= rb.area;
-            return neck_log_odds(e, a_small ? ra : rb, a_small ? rb : ra) + kBoundaryLogits * open;
+            return double(neck_log_odds(e, a_small ? ra : rb, a_small ? rb : ra)) + kBoundaryLogits * open;
         }
         const int64_t low_peak = ra.peak < rb.peak ? ra.peak : rb.peak;
         const double ratio = std::sqrt(double(e.saddle) / double(low_peak)) + kBoundaryRatio * open;
