@@ -26,7 +26,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/mypy
 
 # a stamp says that the venv holds this source with these extras; any change of source installs it anew
-SOURCES = $(shell find . -path './.venv*' -prune -o -path ./build -prune -o \( -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.onnx' \) -print) setup.cfg pyproject.toml
+SOURCES = $(shell find . -path './.venv*' -prune -o -path ./build -prune -o \( -name '*.py' -o -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.onnx' \) -print) setup.cfg pyproject.toml
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,12 +1,12 @@
 """What setup.cfg can't declare: the native module, a plain shared library that ctypes loads (so no Python.h is needed)."""
 
+from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 CSRC = "plugins/csrc/"
-HEADERS = ("field.h", "graph.h", "launch.h", "merge.h", "neck_rule.h", "tfiseg.h", "upsample.h")
 
 
 class BuildPackage(build_py):
@@ -21,8 +21,8 @@ setup(
     ext_modules=[
         Extension(
             "tfiseg.plugins._native",
-            sources=[CSRC + "cluster_cpu.cpp"],
-            depends=[CSRC + name for name in HEADERS],
+            sources=[CSRC + "api.cpp", CSRC + "cluster_cpu.cpp"],
+            depends=sorted(map(str, Path(CSRC).glob("*.h"))),
             language="c++",
             # -fno-wrapv: Python's own flags ask for -fwrapv, which keeps index loops from being vectorised;
             # -ffp-contract=off: fused multiply-add would make decisions differ between machines

@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from ..errors import TfisegError
 from .problem import Clustering, Problem
 
-API_VERSION = 1
+API_VERSION = 2
+ON_CPU = 0
 _KEPT_BYTES = 64 << 20
 _local = threading.local()
 
 
-class _ProblemStruct(ctypes.Structure):
+class ProblemStruct(ctypes.Structure):
+    """tfiseg_problem of csrc/tfiseg.h."""
+
     _fields_ = [
         ("struct_size", ctypes.c_uint32),
         ("batch", ctypes.c_int32),
@@ -32,6 +35,7 @@ class _ProblemStruct(ctypes.Structure):
         ("class_map", ctypes.c_void_p),
         ("logits", ctypes.c_void_p),
         ("classes", ctypes.c_int32),
+        ("value_type", ctypes.c_int32),
         ("displacement", ctypes.c_void_p),
         ("boundary", ctypes.c_void_p),
         ("affinity", ctypes.c_void_p),
@@ -49,11 +53,14 @@ class _ProblemStruct(ctypes.Structure):
     ]
 
 
-class _ResultStruct(ctypes.Structure):
+class ResultStruct(ctypes.Structure):
+    """tfiseg_result of csrc/tfiseg.h."""
+
     _fields_ = [
         ("struct_size", ctypes.c_uint32),
         ("label_map", ctypes.c_void_p),
         ("semantic_map", ctypes.c_void_p),
+        ("semantic_map_32", ctypes.c_void_p),
         ("count", ctypes.c_void_p),
         ("table", ctypes.c_void_p),
         ("workspace", ctypes.c_void_p),
@@ -104,10 +111,11 @@ def _address(array: NDArray[Any] | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
-def _struct_of(problem: Problem, threads: int) -> _ProblemStruct:
+def problem_struct(problem: Problem, threads: int = 1) -> ProblemStruct:
+    """The problem as C has it; it points into the problem's arrays, which must outlive it."""
     h, w = problem.grid_hw
-    return _ProblemStruct(
-        ctypes.sizeof(_ProblemStruct),
+    return ProblemStruct(
+        ctypes.sizeof(ProblemStruct),
         problem.batch,
         h,
         w,
@@ -115,6 +123,7 @@ def _struct_of(problem: Problem, threads: int) -> _ProblemStruct:
         _address(problem.class_map),
         _address(problem.logits),
         0 if problem.logits is None else problem.logits.shape[1],
+        0,  # float32
         _address(problem.displacement),
         _address(problem.boundary),
         _address(problem.affinity),
@@ -143,14 +152,21 @@ class NativeCall:
     def __init__(self, problem: Problem, threads: int | None = None) -> None:
         n, (h, w) = problem.batch, problem.out_hw
         self._problem = problem  # keeps the inputs' memory alive
-        self._asked = _struct_of(problem, threads or usable_threads())
+        self._asked = problem_struct(problem, threads or usable_threads())
         self._label_map = np.empty((n, h, w), np.int32)
         self._semantic_map = np.empty((n, h, w), np.uint8)
         self._count = np.empty(n, np.int32)
         self._table = np.empty((n, problem.max_instances, 10), np.float32)
-        self._room = _workspace(int(library().tfiseg_workspace_size(ctypes.byref(self._asked))))
-        arrays = (self._label_map, self._semantic_map, self._count, self._table, self._room)
-        self._out = _ResultStruct(ctypes.sizeof(_ResultStruct), *(_address(a) for a in arrays), self._room.nbytes, 0.0, 0.0)
+        self._room = _workspace(int(library().tfiseg_workspace_size(ctypes.byref(self._asked), ON_CPU)))
+        self._out = ResultStruct(
+            ctypes.sizeof(ResultStruct),
+            label_map=_address(self._label_map),
+            semantic_map=_address(self._semantic_map),
+            count=_address(self._count),
+            table=_address(self._table),
+            workspace=_address(self._room),
+            workspace_bytes=self._room.nbytes,
+        )
 
     def run(self) -> Clustering:
         """Cluster; the result's arrays are this object's own, overwritten by the next run."""
@@ -183,7 +199,7 @@ def region_graph(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int64]
     regions, edges = np.zeros((256, 8), np.int64), np.zeros((1024, 4), np.int64)
     while True:
         status = library().tfiseg_region_graph(
-            ctypes.byref(_struct_of(problem, usable_threads())),
+            ctypes.byref(problem_struct(problem, usable_threads())),
             ctypes.c_void_p(_address(region_map)),
             ctypes.c_void_p(_address(regions)),
             ctypes.c_int64(len(regions)),

@@ -9,6 +9,7 @@
 #include <limits>
 #include <new>
 
+#include "check.h"
 #include "field.h"
 #include "graph.h"
 #include "launch.h"
@@ -28,7 +29,7 @@ struct Contact {
     uint32_t pair;
 };
 
-constexpr int32_t kContactDy[4] = {0, 1, 1, 1};
+constexpr int32_t kContactDy[4] = {0, 1, 1, 1};  // E, SW, S, SE: every pair once
 constexpr int32_t kContactDx[4] = {1, -1, 0, 1};
 
 // Arrays carved out of the caller's workspace; nothing is zeroed, every phase writes before it reads.
@@ -57,15 +58,6 @@ class Room {
     int64_t left_;
 };
 
-int64_t workspace_bytes(const tfiseg_problem &p) {
-    const int64_t grid = int64_t(p.height) * p.width, out = int64_t(p.out_height) * p.out_width;
-    int64_t bytes = grid * (1 + 4);                         // classes, links
-    bytes += p.displacement ? grid : grid * (2 + 4);        // centres; or column and squared distances
-    if (p.scores || p.logits) bytes += grid * 2;            // scores
-    if (p.logits) bytes += grid * (1 + 4) + out;            // grid classes, grid labels, classes at the output size
-    return bytes + 16 * Room::kAlign;
-}
-
 // One picture of the batch.
 class Picture {
   public:
@@ -74,14 +66,15 @@ class Picture {
         all_things_ = std::all_of(p.things + 1, p.things + 255, [](uint8_t flag) { return flag != 0; });
         const int64_t maps = n_ * index;
         if (p.class_map) class_map_ = p.class_map + maps;
-        if (p.logits) logits_ = p.logits + maps * p.classes;
-        if (p.displacement) displacement_ = p.displacement + maps * 2;
-        if (p.boundary) boundary_ = p.boundary + maps;
-        if (p.scores) scores_ = p.scores + maps;
+        const auto floats = [](const void *map, int64_t from) { return map ? static_cast<const float *>(map) + from : nullptr; };
+        logits_ = floats(p.logits, maps * p.classes);
+        displacement_ = floats(p.displacement, maps * 2);
+        boundary_ = floats(p.boundary, maps);
+        scores_ = floats(p.scores, maps);
         if (p.affinity) {
             cells_h_ = (h_ + p.affinity_stride - 1) / p.affinity_stride;
             cells_w_ = (w_ + p.affinity_stride - 1) / p.affinity_stride;
-            affinity_ = p.affinity + int64_t(index) * p.affinity_channels * cells_h_ * cells_w_;
+            affinity_ = floats(p.affinity, int64_t(index) * p.affinity_channels * cells_h_ * cells_w_);
         }
     }
 
@@ -147,10 +140,10 @@ class Picture {
         renumber(map_, h_, w_, number);
     }
 
-    // Labels and classes at the output size; instances are numbered and measured anew there.
-    void upsample(int32_t *label_map, uint8_t *semantic_map) {
+    // Labels and classes at the output size; instances are numbered and measured anew there. Returns the classes.
+    const uint8_t *upsample(int32_t *label_map, uint8_t *semantic_map) {
         const int32_t out_h = p_.out_height, out_w = p_.out_width;
-        const FullResolution full = {semantic_, map_, logits_, p_.classes, h_, w_};
+        const FullResolution<> full = {semantic_, map_, logits_, p_.classes, h_, w_};
         std::vector<GridPosition> columns;
         for (int32_t x = 0; x < out_w; ++x) columns.push_back(grid_position(x, out_w, w_));
         if (!semantic_map) semantic_map = room_.take<uint8_t>(int64_t(out_h) * out_w);
@@ -177,28 +170,23 @@ class Picture {
             Region r = full_size[size_t(order[k])];
             const Region &g = grid[size_t(order[k])];
             r.class_id = g.class_id;
-            // the mean over the grid's pixels, carried over; through a double, since the product can pass 64 bits
-            r.score_sum = int64_t(double(g.score_sum) / double(g.area) * double(r.area) + 0.5);
+            r.score_sum = carried_score(g.score_sum, g.area, r.area);
             number[size_t(order[k]) + 1] = int32_t(k) + 1;
             instances.push_back(r);
         }
         renumber(label_map, out_h, out_w, number);
+        return semantic_map;
     }
 
-    void copy_semantic(uint8_t *semantic_map) const {
-        if (semantic_map) std::copy_n(class_map_ ? class_map_ : semantic_, n_, semantic_map);
+    const uint8_t *copy_semantic(uint8_t *semantic_map) const {
+        if (semantic_map) std::copy_n(class_map_, n_, semantic_map);
+        return class_map_;
     }
 
     void write_table(float *table) const {
-        const int32_t width = p_.out_width, height = p_.out_height;
         for (const Region &r : instances) {
-            const double n = double(r.area);
-            const bool edge = r.x0 == 0 || r.y0 == 0 || r.x1 == width || r.y1 == height;
-            const double row[TFISEG_TABLE_COLUMNS] = {
-                double(r.class_id), has_scores() ? double(r.score_sum) / (n * kFixedPoint) : 1.0,
-                double(r.x0), double(r.y0), double(r.x1), double(r.y1), n,
-                double(r.sum_x) / n, double(r.sum_y) / n, edge ? double(TFISEG_FLAG_TOUCHES_EDGE) : 0.0};
-            for (double v : row) *table++ = float(v);
+            write_row(r, has_scores(), p_.out_height, p_.out_width, table);
+            table += TFISEG_TABLE_COLUMNS;
         }
     }
 
@@ -285,7 +273,7 @@ class Picture {
                     const int32_t a = std::max(x0, 1), b = std::min(x1, w_ - 1), row = y * w_;
                     if (framed) ascend_run(ascent, row + a, row + b);
                     for (int32_t x = x0; x < x1; ++x)
-                        if (!framed || x < a || x >= b || !Ascent::is_inside(squared_[row + x])) ascent.outline(y, x);
+                        if (!framed || x < a || x >= b || !Ascent::is_inside(squared_[row + x])) ascent.outline(row + x, y, x);
                 });
             }
         });
@@ -321,7 +309,7 @@ class Picture {
         link_ = room_.take<int32_t>(n_);
         uint8_t *centre = room_.take<uint8_t>(n_);  // class of a centre, 0 elsewhere
         std::fill_n(centre, n_, uint8_t(0));
-        const GivenTarget target = {cls_, displacement_, displacement_ + n_, h_, w_};
+        const GivenTarget<> target = {cls_, displacement_, displacement_ + n_, h_, w_};
         const float radius = float(p_.centre_radius), radius_squared = radius * radius;
         int32_t *link = link_;
         const std::vector<int32_t> centres = select([&](int32_t y, int32_t x0, int32_t x1, std::vector<int32_t> &out) {
@@ -385,7 +373,7 @@ class Picture {
     }
 
     // Centres and first targets (as links) of a run.
-    TFISEG_CLONES static void aim_run(const GivenTarget target, float radius_squared, uint8_t *centre, int32_t *link, int32_t y,
+    TFISEG_CLONES static void aim_run(const GivenTarget<> target, float radius_squared, uint8_t *centre, int32_t *link, int32_t y,
                                       int32_t x0, int32_t x1) {
         const int32_t row = y * target.w;
         for (int32_t x = x0; x < x1; ++x) centre[row + x] = target.is_centre(row + x, radius_squared) ? target.cls[row + x] : uint8_t(0);
@@ -582,54 +570,27 @@ int32_t useful_threads(const tfiseg_problem &p) {
     return std::max(1, std::min(p.threads, std::max({p.height / 16, p.width / 64, p.out_height / 16, pixels})));
 }
 
-int32_t check(const tfiseg_problem *p) {
-    if (!p || p->struct_size != sizeof(tfiseg_problem)) return TFISEG_BAD_STRUCT_SIZE;
-    const auto side = [](int32_t s, int32_t most) { return s >= 1 && s <= most; };
-    if (p->batch < 1 || !side(p->height, TFISEG_MAX_SIDE) || !side(p->width, TFISEG_MAX_SIDE)) return TFISEG_BAD_SHAPE;
-    if (!side(p->out_height, TFISEG_MAX_OUT_SIDE) || !side(p->out_width, TFISEG_MAX_OUT_SIDE)) return TFISEG_BAD_SHAPE;
-    if (!p->class_map == !p->logits || !p->things || !p->split) return TFISEG_MISSING_POINTER;
-    if (p->class_map && (p->out_height != p->height || p->out_width != p->width)) return TFISEG_BAD_SHAPE;
-    if (p->logits && (p->classes < 2 || p->classes > 255)) return TFISEG_BAD_SHAPE;
-    if (p->affinity && (!p->affinity_offsets_yx || p->affinity_channels < 1 || p->affinity_stride < 1)) return TFISEG_BAD_PARAMETER;
-    if (p->max_instances < 1 || p->max_instances > TFISEG_MAX_INSTANCES || p->threads < 1) return TFISEG_BAD_PARAMETER;
-    return TFISEG_OK;
+}  // namespace
+
+int64_t cpu_workspace_bytes(const tfiseg_problem &p) {
+    const int64_t grid = int64_t(p.height) * p.width, out = int64_t(p.out_height) * p.out_width;
+    int64_t bytes = grid * (1 + 4);                         // classes, links
+    bytes += p.displacement ? grid : grid * (2 + 4);        // centres; or column and squared distances
+    if (p.scores || p.logits) bytes += grid * 2;            // scores
+    if (p.logits) bytes += grid * (1 + 4) + out;            // grid classes, grid labels, classes at the output size
+    return bytes + 16 * Room::kAlign;
 }
 
-}  // namespace
 }  // namespace tfiseg
 
 extern "C" {
 
-int32_t tfiseg_api_version(void) { return TFISEG_API_VERSION; }
-
-const char *tfiseg_status_string(int32_t status) {
-    switch (status) {
-        case TFISEG_OK: return "ok";
-        case TFISEG_BAD_STRUCT_SIZE: return "struct_size differs: caller and library were built from different versions of tfiseg.h";
-        case TFISEG_BAD_SHAPE:
-            return "a shape is out of range: grid sides 1..4096, output sides 1..32767, classes 2..255; a class map keeps its size";
-        case TFISEG_MISSING_POINTER: return "give things, split, and exactly one of class_map and logits";
-        case TFISEG_SMALL_WORKSPACE: return "the workspace is smaller than tfiseg_workspace_size() says";
-        case TFISEG_OUT_OF_MEMORY: return "out of memory";
-        case TFISEG_BAD_PARAMETER: return "a parameter is out of range: max_instances 1..65535, threads >= 1, affinity with offsets and stride";
-        case TFISEG_INTERNAL_ERROR: return "internal error";
-        default: return "unknown status";
-    }
-}
-
-int64_t tfiseg_workspace_size(const tfiseg_problem *problem) {
-    return tfiseg::check(problem) == TFISEG_OK ? tfiseg::workspace_bytes(*problem) : 0;
-}
-
 int32_t tfiseg_cluster_cpu(const tfiseg_problem *problem, tfiseg_result *result) {
     using namespace tfiseg;
-    if (const int32_t status = check(problem)) return status;
-    if (!result || result->struct_size != sizeof(tfiseg_result)) return TFISEG_BAD_STRUCT_SIZE;
-    if (!result->label_map || !result->count || !result->table || !result->workspace) return TFISEG_MISSING_POINTER;
+    if (const int32_t status = check(problem, result, TFISEG_ON_CPU)) return status;
     try {
         const tfiseg_problem &p = *problem;
         Team team(useful_threads(p));
-        if (result->workspace_bytes < tfiseg_workspace_size(&p)) return TFISEG_SMALL_WORKSPACE;
         void *workspace = result->workspace;
         result->cluster_ms = result->upsample_ms = 0.0;
         const int64_t out_n = int64_t(p.out_height) * p.out_width;
@@ -640,18 +601,20 @@ int32_t tfiseg_cluster_cpu(const tfiseg_problem *problem, tfiseg_result *result)
             Picture picture(p, k, team, room);
             int32_t *label_map = result->label_map + k * out_n;
             uint8_t *semantic_map = result->semantic_map ? result->semantic_map + k * out_n : nullptr;
+            const uint8_t *semantic;
             double clustered;
             if (p.logits) {
                 picture.build(grid);
                 picture.decide();
                 clustered = now_ms();
-                picture.upsample(label_map, semantic_map);
+                semantic = picture.upsample(label_map, semantic_map);
             } else {
                 picture.build(label_map);
                 picture.decide();
                 clustered = now_ms();
-                picture.copy_semantic(semantic_map);
+                semantic = picture.copy_semantic(semantic_map);
             }
+            if (result->semantic_map_32) std::copy_n(semantic, out_n, result->semantic_map_32 + k * out_n);
             result->count[k] = int32_t(picture.instances.size());
             picture.write_table(result->table + int64_t(k) * p.max_instances * TFISEG_TABLE_COLUMNS);
             result->cluster_ms += clustered - began;
@@ -668,11 +631,11 @@ int32_t tfiseg_cluster_cpu(const tfiseg_problem *problem, tfiseg_result *result)
 int32_t tfiseg_region_graph(const tfiseg_problem *problem, int32_t *region_map, int64_t *regions, int64_t capacity_regions,
                             int64_t *edges, int64_t capacity_edges, int64_t *counts) {
     using namespace tfiseg;
-    if (const int32_t status = check(problem)) return status;
+    if (const int32_t status = check(problem, TFISEG_ON_CPU)) return status;
     if (!region_map || !regions || !edges || !counts) return TFISEG_MISSING_POINTER;
     try {
         Team team(useful_threads(*problem));
-        std::vector<char> workspace(size_t(tfiseg_workspace_size(problem)));
+        std::vector<char> workspace(size_t(tfiseg_workspace_size(problem, TFISEG_ON_CPU)));
         Picture picture(*problem, 0, team, Room(workspace.data(), int64_t(workspace.size())));
         picture.build(region_map);
         picture.number_map();

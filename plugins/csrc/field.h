@@ -5,11 +5,7 @@
 #pragma once
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define TFISEG_HD __host__ __device__ __forceinline__
-#else
-#define TFISEG_HD inline __attribute__((always_inline))
-#endif
+#include "atomics.h"
 
 namespace tfiseg {
 
@@ -139,9 +135,8 @@ struct Ascent {
     // A pixel with no other class within its 3 x 3 neighbours has a squared distance above 2.
     TFISEG_HD static bool is_inside(int32_t squared_distance) { return squared_distance > 2; }
 
-    // Any pixel.
-    TFISEG_HD void outline(int32_t y, int32_t x) const {
-        const int32_t i = y * w + x;
+    // Any pixel: number i of the arrays, at (y, x) of its picture.
+    TFISEG_HD void outline(int32_t i, int32_t y, int32_t x) const {
         int32_t best = -1, offset = 0;
         for (int32_t dy = -1; dy <= 1; ++dy)
             for (int32_t dx = -1; dx <= 1; ++dx) {
@@ -160,9 +155,10 @@ struct Ascent {
 
 // Where a given displacement leads: round(position + vector), inside the picture. A target off the own class is approached by
 // halves of the way; a pixel that finds none stays where it is.
+template <class Field = const float *>
 struct GivenTarget {
     const uint8_t *cls;
-    const float *dy, *dx;
+    Field dy, dx;
     int32_t h, w;
 
     TFISEG_HD static int32_t clamp_round(float v, int32_t limit) {
@@ -196,19 +192,8 @@ struct GivenTarget {
     }
 };
 
-// Union-find over pixels, root = smallest index, safe from any number of threads at once (Komura 2015; Playne and Hawick 2018).
-#ifdef __CUDA_ARCH__
-TFISEG_HD int32_t peek(const int32_t *p) { return *reinterpret_cast<const volatile int32_t *>(p); }
-TFISEG_HD bool exchange(int32_t *p, int32_t expected, int32_t wanted) { return atomicCAS(p, expected, wanted) == expected; }
-TFISEG_HD void put(int32_t *p, int32_t v) { *reinterpret_cast<volatile int32_t *>(p) = v; }
-#else
-TFISEG_HD int32_t peek(const int32_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
-TFISEG_HD void put(int32_t *p, int32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
-TFISEG_HD bool exchange(int32_t *p, int32_t expected, int32_t wanted) {
-    return __atomic_compare_exchange_n(p, &expected, wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
-}
-#endif
-
+// Union-find over pixels, safe from any number of threads at once (Komura 2015; Playne and Hawick 2018): of two roots the larger
+// index goes under the smaller.
 TFISEG_HD int32_t find_root(const int32_t *link, int32_t i) {
     int32_t next = peek(link + i);
     while (next != i) {

@@ -7,8 +7,6 @@
 
 namespace tfiseg {
 
-constexpr Region kEmptyRegion = {0, 0, 0, 0, 0, 0, 0, 0, 0, INT64_MAX, INT32_MAX, INT32_MAX, 0, 0};
-
 // End of the run of equal numbers that starts at x0; eight at a time.
 inline int32_t run_end(const int32_t *row, int32_t x0, int32_t w) {
     const int32_t number = row[x0];

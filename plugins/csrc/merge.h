@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "field.h"
+#include "tfiseg.h"
 
 namespace tfiseg {
 
@@ -162,5 +163,28 @@ struct MergeRule {
         return ratio >= ratio_wanted ? 1.0 + ratio - ratio_wanted : ratio - ratio_wanted - 1.0;
     }
 };
+
+constexpr Region kEmptyRegion = {0, 0, 0, 0, 0, 0, 0, 0, 0, INT64_MAX, INT32_MAX, INT32_MAX, 0, 0};
+
+// The mean score over the grid's pixels, carried over to full size; through a double, since the product can pass 64 bits.
+TFISEG_HD int64_t carried_score(int64_t grid_score_sum, int64_t grid_area, int64_t area) {
+    return int64_t(double(grid_score_sum) / double(grid_area) * double(area) + 0.5);
+}
+
+// One row of the result's table.
+TFISEG_HD void write_row(const Region &r, bool has_scores, int32_t out_h, int32_t out_w, float *row) {
+    const double n = double(r.area);
+    const bool edge = r.x0 == 0 || r.y0 == 0 || r.x1 == out_w || r.y1 == out_h;
+    row[0] = float(r.class_id);
+    row[1] = has_scores ? float(double(r.score_sum) / (n * kFixedPoint)) : 1.0f;
+    row[2] = float(r.x0);
+    row[3] = float(r.y0);
+    row[4] = float(r.x1);
+    row[5] = float(r.y1);
+    row[6] = float(n);
+    row[7] = float(double(r.sum_x) / n);
+    row[8] = float(double(r.sum_y) / n);
+    row[9] = edge ? float(TFISEG_FLAG_TOUCHES_EDGE) : 0.0f;
+}
 
 }  // namespace tfiseg

@@ -1,7 +1,12 @@
-/* tfiseg's C API: what a C++ robot links and what Python calls. Plain C, no allocation that outlives a call.
+/* tfiseg's C API: what a C++ robot links, and what Python and the TensorRT plugin call. Plain C; the caller owns all memory.
  *
  * One operator, DisplacementFieldClustering: class logits (or a class map) in, instance label map and table out.
- * Deterministic: the label map depends on the inputs alone, bit for bit, never on the number of threads. */
+ *
+ *     tfiseg_problem problem = {.struct_size = sizeof problem, ...};
+ *     int64_t bytes = tfiseg_workspace_size(&problem, TFISEG_ON_CUDA);
+ *     int32_t status = tfiseg_cluster_cuda(&problem, &result, stream);   // or tfiseg_cluster_cpu(&problem, &result)
+ *
+ * Deterministic: the label map depends on the inputs alone, bit for bit, whether one thread, many or a GPU computes it. */
 #ifndef TFISEG_H_
 #define TFISEG_H_
 
@@ -17,10 +22,13 @@
 extern "C" {
 #endif
 
-#define TFISEG_API_VERSION 1
+#define TFISEG_API_VERSION 2
 #define TFISEG_MAX_SIDE 4096      /* of the grid that is clustered */
 #define TFISEG_MAX_OUT_SIDE 32767 /* of the label map, with logits */
 #define TFISEG_MAX_INSTANCES 65535
+#define TFISEG_MAX_CUDA_PIXELS (1 << 29)      /* N * h * w, on a GPU */
+#define TFISEG_MAX_CUDA_AFFINITY_CHANNELS 32
+#define TFISEG_COUNT_OVERFLOW (-1) /* as a count, on a GPU: more regions or edges than there is room for (plugins/README.md) */
 #define TFISEG_TABLE_COLUMNS 10 /* class, score, x0, y0, x1, y1, area, centroid x, centroid y, flags */
 #define TFISEG_FLAG_TOUCHES_EDGE 1 /* the instance touches the picture's border, so it may go on outside */
 
@@ -32,48 +40,62 @@ enum tfiseg_status {
     TFISEG_OUT_OF_MEMORY = 4,
     TFISEG_BAD_PARAMETER = 5,
     TFISEG_SMALL_WORKSPACE = 6,
-    TFISEG_INTERNAL_ERROR = 7
+    TFISEG_INTERNAL_ERROR = 7,
+    TFISEG_NO_CUDA = 8,
+    TFISEG_CUDA_ERROR = 9
 };
 
+enum tfiseg_device { TFISEG_ON_CPU = 0, TFISEG_ON_CUDA = 1 };
+enum tfiseg_value_type { TFISEG_FLOAT32 = 0, TFISEG_FLOAT16 = 1 };
+
+/* Pointers are to memory of the device that computes, except things, split and affinity_offsets_yx: always the host's, read
+ * during the call only. "value" is value_type. */
 typedef struct tfiseg_problem {
     uint32_t struct_size; /* sizeof(tfiseg_problem) */
     int32_t batch;        /* N >= 1 */
     int32_t height, width;         /* of the grid that is clustered, 1..4096 */
     int32_t out_height, out_width; /* of the label map; with a class map: equal to height, width */
     const uint8_t *class_map;      /* (N, h, w), 0 = background, 255 = ignore; or NULL with logits */
-    const float *logits;           /* (N, classes, h, w); or NULL with class_map */
+    const void *logits;            /* value (N, classes, h, w); or NULL with class_map */
     int32_t classes;               /* 2..255, with logits */
-    const float *displacement;     /* (N, 2, h, w) dy, dx in grid pixels; NULL: geometric */
-    const float *boundary;         /* (N, h, w) in [0, 1]; or NULL */
-    const float *affinity;         /* (N, affinity_channels, h / stride, w / stride) in [0, 1], rounded up; or NULL */
+    int32_t value_type;            /* of logits, displacement, boundary, affinity and scores; on the CPU TFISEG_FLOAT32 */
+    const void *displacement;      /* value (N, 2, h, w) dy, dx in grid pixels; NULL: geometric */
+    const void *boundary;          /* value (N, h, w) in [0, 1]; or NULL */
+    const void *affinity;          /* value (N, affinity_channels, h / stride, w / stride) in [0, 1], rounded up; or NULL */
     const int32_t *affinity_offsets_yx; /* (affinity_channels, 2) in affinity cells */
     int32_t affinity_channels, affinity_stride;
-    const float *scores;  /* (N, h, w) confidence in [0, 1]; NULL: softmax of the logits, or 1 */
+    const void *scores;   /* value (N, h, w) confidence in [0, 1]; NULL: softmax of the logits, or 1 */
     const uint8_t *things; /* 256 flags: class is countable; 0 and 255 never are */
     const double *split;   /* 256 saddle / peak ratios, at or above which a neck is no neck; NaN: decided from shape ("auto") */
     double merge_affinity;    /* basins merge while their mean affinity is above it */
     double centre_radius;     /* given displacement: neighbours with vectors shorter than this lie on one centre, grid pixels */
     int32_t min_area;         /* pixels of the label map; smaller instances become 0 */
     int32_t max_instances;    /* K, 1..65535; beyond it the largest are kept */
-    int32_t threads;          /* >= 1 */
+    int32_t threads;          /* >= 1; of the CPU */
 } tfiseg_problem;
 
 typedef struct tfiseg_result {
     uint32_t struct_size; /* sizeof(tfiseg_result) */
     int32_t *label_map;    /* (N, H, W), 0 = none, 1..count, numbered by first pixel in raster order */
-    uint8_t *semantic_map; /* (N, H, W); may be NULL */
+    uint8_t *semantic_map;     /* (N, H, W); may be NULL */
+    int32_t *semantic_map_32;  /* the same as int32, for TensorRT, whose plugins have no uint8; may be NULL */
     int32_t *count;        /* (N) */
     float *table;          /* (N, K, 10); rows from count on are left as they were */
-    void *workspace; /* tfiseg_workspace_size() bytes; kept from call to call it costs no page faults */
+    void *workspace; /* tfiseg_workspace_size() bytes, whatever they hold; kept from call to call they cost no page faults */
     int64_t workspace_bytes;
-    double cluster_ms, upsample_ms; /* out: time of the two halves */
+    double cluster_ms, upsample_ms; /* out, on the CPU: time of the two halves */
 } tfiseg_result;
 
 TFISEG_API int32_t tfiseg_api_version(void);
 TFISEG_API const char *tfiseg_status_string(int32_t status);
-/* Bytes of workspace that this problem needs on the CPU; 0 if the problem is not valid. */
-TFISEG_API int64_t tfiseg_workspace_size(const tfiseg_problem *problem);
+/* Bytes of workspace that this problem needs on a device (tfiseg_device); 0 if the problem is not valid there. Shapes, value_type and
+ * which inputs are given decide, so pointers may be any but NULL. */
+TFISEG_API int64_t tfiseg_workspace_size(const tfiseg_problem *problem, int32_t device);
+/* Waits until the result is there. */
 TFISEG_API int32_t tfiseg_cluster_cpu(const tfiseg_problem *problem, tfiseg_result *result);
+/* Enqueues kernels on a stream (cudaStream_t) and returns: no allocation, no synchronisation, nothing read back, so it may be captured
+ * in a CUDA graph. A library that was built without CUDA returns TFISEG_NO_CUDA. */
+TFISEG_API int32_t tfiseg_cluster_cuda(const tfiseg_problem *problem, tfiseg_result *result, void *stream);
 
 /* The graph that `split` decides on: for fitting the rule (export/neck_rule.py) and for tests.
  * regions: (capacity_regions, 8) int64 area, sum x, sum y, sum xx, sum xy, sum yy, peak (squared distance), class;

@@ -25,10 +25,11 @@ TFISEG_HD GridPosition grid_position(int32_t out, int32_t out_size, int32_t size
     return {low, high, weight, weight < 0.5f ? low : high};
 }
 
+template <class Labels = const int32_t *, class Logits = const float *>
 struct FullResolution {
-    const uint8_t *grid_class;   // (h, w) argmax of the logits
-    const int32_t *grid_label;   // (h, w)
-    const float *logits;         // (classes, h, w)
+    const uint8_t *grid_class;  // (h, w) argmax of the logits
+    Labels grid_label;          // (h, w)
+    Logits logits;              // (classes, h, w)
     int32_t classes, h, w;
 
     // Class and grid label of one output pixel.
@@ -45,7 +46,7 @@ struct FullResolution {
         float best = 0.0f;
         int32_t winner = -1;
         for (int32_t k = 0; k < classes; ++k) {
-            const float *l = logits + k * plane;
+            const Logits l = logits + k * plane;
             const float above = (1.0f - x.weight) * l[corner[0]] + x.weight * l[corner[1]];
             const float below = (1.0f - x.weight) * l[corner[2]] + x.weight * l[corner[3]];
             const float value = (1.0f - y.weight) * above + y.weight * below;

@@ -1,0 +1,66 @@
+// What of the C API belongs to no device: versions, words, checks.
+#include "check.h"
+#include "pipeline.h"
+
+namespace tfiseg {
+
+int32_t check(const tfiseg_problem *p, int32_t device) {
+    if (!p || p->struct_size != sizeof(tfiseg_problem)) return TFISEG_BAD_STRUCT_SIZE;
+    const bool cuda = device == TFISEG_ON_CUDA;
+    const auto side = [](int32_t s, int32_t most) { return s >= 1 && s <= most; };
+    if (p->batch < 1 || !side(p->height, TFISEG_MAX_SIDE) || !side(p->width, TFISEG_MAX_SIDE)) return TFISEG_BAD_SHAPE;
+    if (!side(p->out_height, TFISEG_MAX_OUT_SIDE) || !side(p->out_width, TFISEG_MAX_OUT_SIDE)) return TFISEG_BAD_SHAPE;
+    if (cuda && int64_t(p->batch) * p->height * p->width > TFISEG_MAX_CUDA_PIXELS) return TFISEG_BAD_SHAPE;
+    if (!p->class_map == !p->logits || !p->things || !p->split) return TFISEG_MISSING_POINTER;
+    if (p->class_map && (p->out_height != p->height || p->out_width != p->width)) return TFISEG_BAD_SHAPE;
+    if (p->logits && (p->classes < 2 || p->classes > 255)) return TFISEG_BAD_SHAPE;
+    if (p->affinity && (!p->affinity_offsets_yx || p->affinity_channels < 1 || p->affinity_stride < 1)) return TFISEG_BAD_PARAMETER;
+    if (cuda && p->affinity && p->affinity_channels > TFISEG_MAX_CUDA_AFFINITY_CHANNELS) return TFISEG_BAD_PARAMETER;
+    if (p->value_type != TFISEG_FLOAT32 && !(cuda && p->value_type == TFISEG_FLOAT16)) return TFISEG_BAD_PARAMETER;
+    if (p->max_instances < 1 || p->max_instances > TFISEG_MAX_INSTANCES || p->threads < 1) return TFISEG_BAD_PARAMETER;
+    return TFISEG_OK;
+}
+
+int32_t check(const tfiseg_problem *p, const tfiseg_result *r, int32_t device) {
+    if (const int32_t status = check(p, device)) return status;
+    if (!r || r->struct_size != sizeof(tfiseg_result)) return TFISEG_BAD_STRUCT_SIZE;
+    if (!r->label_map || !r->count || !r->table || !r->workspace) return TFISEG_MISSING_POINTER;
+    return r->workspace_bytes < tfiseg_workspace_size(p, device) ? TFISEG_SMALL_WORKSPACE : TFISEG_OK;
+}
+
+}  // namespace tfiseg
+
+extern "C" {
+
+int32_t tfiseg_api_version(void) { return TFISEG_API_VERSION; }
+
+const char *tfiseg_status_string(int32_t status) {
+    switch (status) {
+        case TFISEG_OK: return "ok";
+        case TFISEG_BAD_STRUCT_SIZE: return "struct_size differs: caller and library were built from different versions of tfiseg.h";
+        case TFISEG_BAD_SHAPE:
+            return "a shape is out of range: grid sides 1..4096, output sides 1..32767, classes 2..255; a class map keeps its size; on a GPU "
+                   "N * h * w up to 2^29";
+        case TFISEG_MISSING_POINTER: return "give things, split, and exactly one of class_map and logits; and label_map, count, table, workspace";
+        case TFISEG_SMALL_WORKSPACE: return "the workspace is smaller than tfiseg_workspace_size() says";
+        case TFISEG_OUT_OF_MEMORY: return "out of memory";
+        case TFISEG_BAD_PARAMETER:
+            return "a parameter is out of range: max_instances 1..65535, threads >= 1, affinity with offsets and stride, on a GPU with up to 32 "
+                   "channels; float16 on a GPU only";
+        case TFISEG_NO_CUDA: return "this library was built without CUDA: `tfiseg plugin build` builds one with it";
+        case TFISEG_CUDA_ERROR: return "a kernel could not be launched: is there a GPU, a driver, and code for this GPU in the library?";
+        case TFISEG_INTERNAL_ERROR: return "internal error";
+        default: return "unknown status";
+    }
+}
+
+int64_t tfiseg_workspace_size(const tfiseg_problem *problem, int32_t device) {
+    if (tfiseg::check(problem, device) != TFISEG_OK) return 0;
+    return device == TFISEG_ON_CUDA ? tfiseg::Plan(*problem, nullptr).bytes : tfiseg::cpu_workspace_bytes(*problem);
+}
+
+#ifndef TFISEG_WITH_CUDA
+int32_t tfiseg_cluster_cuda(const tfiseg_problem *, tfiseg_result *, void *) { return TFISEG_NO_CUDA; }
+#endif
+
+}  // extern "C"

@@ -1,0 +1,11 @@
+// The one place where a problem is checked; everything below trusts it.
+#pragma once
+#include "tfiseg.h"
+
+namespace tfiseg {
+
+int32_t check(const tfiseg_problem *problem, int32_t device);
+int32_t check(const tfiseg_problem *problem, const tfiseg_result *result, int32_t device);
+int64_t cpu_workspace_bytes(const tfiseg_problem &problem);
+
+}  // namespace tfiseg

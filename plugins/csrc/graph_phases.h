@@ -1,0 +1,569 @@
+// The operator for thousands of threads, second half: basins -> regions and edges -> merged by evidence -> numbered, at full size.
+// As in grid_phases.h, one struct is one phase, called once per item in any order.
+#pragma once
+#include "grid_phases.h"
+#include "upsample.h"
+
+namespace tfiseg {
+
+constexpr int32_t kStrip = 16;  // pixels of a row that one thread sums before it touches shared memory
+
+// Add sums to a region that other threads add to.
+TFISEG_HD void add_to(Region *r, Region o) {
+#ifdef __CUDA_ARCH__
+    // Large regions: a whole warp adds to one, by its first lane.
+    int32_t same = 0;
+    if (__activemask() == 0xFFFFFFFFu) __match_all_sync(0xFFFFFFFFu, reinterpret_cast<unsigned long long>(r), &same);
+    if (same) {
+        for (int32_t step = 16; step; step >>= 1) {
+            const auto from = [step](auto v) { return __shfl_xor_sync(0xFFFFFFFFu, v, step); };
+            const Region other = {from(o.area), from(o.sum_x), from(o.sum_y), from(o.sum_xx), from(o.sum_xy), from(o.sum_yy), 0, 0,
+                                  from(o.score_sum), from(o.first), from(o.x0), from(o.y0), from(o.x1), from(o.y1)};
+            o.absorb(other);
+        }
+        if ((threadIdx.x & 31) != 0) return;
+    }
+#endif
+    add(&r->area, o.area);
+    add(&r->sum_x, o.sum_x);
+    add(&r->sum_y, o.sum_y);
+    add(&r->sum_xx, o.sum_xx);
+    add(&r->sum_xy, o.sum_xy);
+    add(&r->sum_yy, o.sum_yy);
+    if (o.score_sum) add(&r->score_sum, o.score_sum);
+    lower_to(&r->first, o.first);
+    lower_to(&r->x0, o.x0);
+    lower_to(&r->y0, o.y0);
+    raise_to(&r->x1, o.x1);
+    raise_to(&r->y1, o.y1);
+}
+
+// Sums over the runs of a strip of one row.
+class StripSum {
+  public:
+    TFISEG_HD StripSum(Region *regions, int32_t y) : regions_(regions), y_(y) {}
+
+    // number: 1.. of the region, 0 = none; index: what `first` is the smallest of.
+    TFISEG_HD void pixel(int32_t number, int32_t x, int64_t index, int32_t score) {
+        if (number != number_) finish();
+        if (!number) return;
+        if (!run_.area) {
+            number_ = number;
+            run_.first = index;
+            run_.x0 = x;
+        }
+        run_.area += 1;
+        run_.sum_x += x;
+        run_.sum_xx += int64_t(x) * x;
+        run_.score_sum += score;
+        run_.x1 = x + 1;
+    }
+
+    TFISEG_HD void finish() {
+        if (run_.area) {
+            run_.sum_y = run_.area * y_;
+            run_.sum_xy = run_.sum_x * y_;
+            run_.sum_yy = run_.sum_y * y_;
+            run_.y0 = y_;
+            run_.y1 = y_ + 1;
+            add_to(regions_ + number_ - 1, run_);
+        }
+        run_ = kEmptyRegion;
+        number_ = 0;
+    }
+
+  private:
+    Region *regions_;
+    int32_t y_, number_ = 0;
+    Region run_ = kEmptyRegion;
+};
+
+// A region for every basin, in any order: what orders regions is their first pixel.
+struct Slots {
+    const int32_t *roots, *link, *squared;  // squared: NULL with a given field
+    const uint8_t *cls;
+    int32_t *map;     // out: at roots, number of the region, from 1
+    Region *regions;  // out
+    int32_t *into, *changed;  // out
+    int32_t capacity;
+    Counters *counters;
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t root = roots[k];
+        if (link[root] != root) return;
+        const int32_t r = fetch_add(&counters->regions, 1);
+        if (r >= capacity) {
+            put(&counters->overflow, 1);
+            map[root] = 0;
+            return;
+        }
+        map[root] = r + 1;
+        regions[r] = kEmptyRegion;
+        regions[r].peak = squared ? squared[root] : 0;
+        regions[r].class_id = cls[root];
+        into[r] = r;
+        changed[r] = -1;
+    }
+};
+
+// Region of every pixel, and the regions' sums. One item is a strip.
+struct Statistics {
+    Grid grid;
+    const uint8_t *cls;
+    const uint16_t *fixed_scores;  // or NULL
+    const int32_t *link;
+    int32_t *map;  // in at roots, out everywhere: 0 = none
+    Region *regions;
+
+    TFISEG_HD int32_t strips() const { return (grid.w + kStrip - 1) / kStrip; }
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t row = k / strips(), begin = k % strips() * kStrip;
+        const int32_t end = begin + kStrip < grid.w ? begin + kStrip : grid.w;
+        StripSum sum(regions, row % grid.h);
+        for (int32_t x = begin; x < end; ++x) {
+            const int32_t i = row * grid.w + x, root = cls[i] ? find_root(link, i) : -1;
+            const int32_t number = root < 0 ? 0 : map[root];
+            if (root != i) map[i] = number;
+            sum.pixel(number, x, i, fixed_scores ? fixed_scores[i] : 0);
+        }
+        sum.finish();
+    }
+};
+
+// Edges by their two regions, shared by all threads. First all pairs are entered (`enter`), then their evidence is summed (`at`).
+// Slots hold keys and places; edges lie densely in entering order, which nothing depends on.
+struct EdgeSet {
+    uint64_t *keys;
+    int32_t *places;
+    int32_t slots;  // a power of two, at least twice the edges
+    Edge *edges;
+    uint64_t *pairs;  // by place: both regions' first pixels, which orders edges
+    int32_t *count;
+    int32_t capacity;
+    const Region *regions;
+    uint64_t *best_score, *best_pair;  // by region: reset for regions that have an edge
+    int32_t *overflow;
+
+    TFISEG_HD static int32_t slots_for(int32_t edges) {
+        int32_t slots = 64;
+        while (slots < 2 * edges) slots *= 2;
+        return slots;
+    }
+
+    // The region with the smaller first pixel comes first.
+    TFISEG_HD uint64_t key(int32_t a, int32_t b) const {
+        const bool in_order = regions[a].first < regions[b].first;
+        return uint64_t(uint32_t(in_order ? a : b)) << 32 | uint32_t(in_order ? b : a);
+    }
+
+    TFISEG_HD int32_t slot_of(uint64_t key) const { return int32_t((key * 0x9E3779B97F4A7C15ull) >> 33) & (slots - 1); }
+
+    TFISEG_HD void enter(int32_t region_a, int32_t region_b) const {
+        const uint64_t wanted = key(region_a, region_b);
+        int32_t slot = slot_of(wanted);
+        for (int32_t tries = 0; tries < slots; ++tries, slot = (slot + 1) & (slots - 1)) {
+            uint64_t there = peek(keys + slot);
+            if (there == kNoKey) there = claim(keys + slot, kNoKey, wanted);
+            if (there == wanted) return;
+            if (there != kNoKey) continue;
+            const int32_t place = fetch_add(count, 1);
+            places[slot] = place;
+            if (place >= capacity) break;
+            const int32_t a = int32_t(wanted >> 32), b = int32_t(uint32_t(wanted));
+            edges[place] = {a, b, 0, 0, 0, 0, 0};
+            pairs[place] = uint64_t(regions[a].first) << 32 | uint64_t(regions[b].first);
+            for (const int32_t r : {a, b}) {  // by several threads, all with the same values
+                put(best_score + r, uint64_t(0));
+                put(best_pair + r, kNoKey);
+            }
+            return;
+        }
+        put(overflow, 1);
+    }
+
+    // Place of an edge that was entered; -1 if there was no room.
+    TFISEG_HD int32_t at(int32_t region_a, int32_t region_b) const {
+        const uint64_t wanted = key(region_a, region_b);
+        int32_t slot = slot_of(wanted);
+        for (int32_t tries = 0; tries < slots; ++tries, slot = (slot + 1) & (slots - 1)) {
+            const uint64_t there = keys[slot];
+            if (there == wanted) return places[slot] < capacity ? places[slot] : -1;
+            if (there == kNoKey) break;
+        }
+        return -1;
+    }
+
+    TFISEG_HD void absorb(int32_t place, const Edge &o) const {
+        Edge *e = edges + place;
+        raise_to(&e->saddle, o.saddle);
+        add(&e->contact, o.contact);
+        if (o.boundary_sum) add(&e->boundary_sum, o.boundary_sum);
+        if (o.affinity_count) add(&e->affinity_sum, o.affinity_sum);
+        if (o.affinity_count) add(&e->affinity_count, o.affinity_count);
+    }
+};
+
+// Evidence from touching pixels. Twice over the listed contacts: entering, then summing.
+struct Touches {
+    Grid grid;
+    const uint8_t *cls;
+    const int32_t *map, *contacts, *squared;  // squared: NULL with a given field
+    Values boundary;
+    EdgeSet set;
+    bool summing;
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t i = contacts[k];
+        for (int32_t d = 0; d < 4; ++d) {
+            const int32_t j = grid.later_neighbour(i, d);
+            if (j < 0 || cls[j] != cls[i] || map[j] == map[i] || !map[i] || !map[j]) continue;
+            if (!summing) {
+                set.enter(map[i] - 1, map[j] - 1);
+                continue;
+            }
+            Edge e = {0, 0, 0, 1, 0, 0, 0};
+            if (squared) e.saddle = squared[i] < squared[j] ? squared[i] : squared[j];
+            if (boundary.data) {
+                const float a = boundary[i], b = boundary[j];
+                e.boundary_sum = to_fixed(a > b ? a : b);
+            }
+            const int32_t place = set.at(map[i] - 1, map[j] - 1);
+            if (place >= 0) set.absorb(place, e);
+        }
+    }
+};
+
+// Evidence from learned affinities: pixel pairs at fixed offsets. One item is a pixel and a channel.
+struct Affinities {
+    Grid grid;
+    const uint8_t *cls;
+    const int32_t *map;
+    Values affinity;  // (pictures, channels, cells)
+    const Settings *settings;
+    int32_t channels, stride;
+    EdgeSet set;
+    bool summing;
+
+    TFISEG_HD int64_t items() const { return int64_t(channels) * grid.pixels(); }
+
+    TFISEG_HD void operator()(int64_t k) const {
+        const int32_t channel = int32_t(k / grid.pixels()), i = int32_t(k % grid.pixels());
+        if (!map[i]) return;
+        const int32_t *offset = settings->affinity_offsets_yx + 2 * channel;
+        const int64_t dy = int64_t(offset[0]) * stride, dx = int64_t(offset[1]) * stride;
+        if (dy >= grid.h || -dy >= grid.h || dx >= grid.w || -dx >= grid.w) return;
+        const int32_t j = grid.offset(i, int32_t(dy), int32_t(dx));
+        if (j < 0 || !map[j] || map[j] == map[i] || cls[j] != cls[i]) return;
+        if (!summing) {
+            set.enter(map[i] - 1, map[j] - 1);
+            return;
+        }
+        const int32_t x = i % grid.w, row = i / grid.w, y = row % grid.h, picture = row / grid.h;
+        const int32_t cells_w = (grid.w + stride - 1) / stride, cells_h = (grid.h + stride - 1) / stride;
+        const int64_t cell = ((int64_t(picture) * channels + channel) * cells_h + y / stride) * cells_w + x / stride;
+        const int32_t place = set.at(map[i] - 1, map[j] - 1);
+        if (place >= 0) set.absorb(place, {0, 0, 0, 0, 0, to_fixed(affinity[cell]), 1});
+    }
+};
+
+// Regions merge in rounds: every region names its best edge (largest score; ties: smallest pair of first pixels), pairs that name
+// each other merge, and the edges are entered anew with the unions as their ends, while any score is above 0.
+struct MergeRounds {
+    MergeRule rule;
+    EdgeSet sets[2];  // this round's and the next one's; they share keys, places and pairs
+    double *scores[2];
+    Region *regions;
+    int32_t *into, *changed;  // by region: what took it in; the last round that it took another in
+    Counters *counters;
+
+    static constexpr int32_t kPhases = 6, kThreads = 512;  // with more, registers spill
+
+    TFISEG_HD int32_t edges(int32_t round) const {
+        const int32_t n = counters->edges[round & 1], most = sets[0].capacity;
+        return counters->overflow ? 0 : n < most ? n : most;
+    }
+
+    TFISEG_HD bool again(int32_t round) const { return peek(&counters->merge_again[round % 3]) != 0; }
+
+    TFISEG_HD int32_t items(int32_t phase, int32_t round) const {
+        if (phase > 2 && !again(round)) return 0;
+        return phase == 3 ? EdgeSet::slots_for(edges(round)) : edges(round);
+    }
+
+    TFISEG_HD void operator()(int32_t phase, int32_t round, int32_t k) const {
+        const EdgeSet &set = sets[round & 1];
+        switch (phase) {
+            case 0: return score(set.edges[k], scores[round & 1] + k, round);
+            case 1: return name(set, k, round);
+            case 2: return merge(set, k, round);
+            case 3:
+                if (k == 0) {
+                    counters->edges[(round + 1) & 1] = 0;
+                    counters->merge_again[(round + 1) % 3] = 0;
+                }
+                set.keys[k] = kNoKey;
+                return;
+            case 4: return move(set.edges[k], k, round, false);
+            default: return move(set.edges[k], k, round, true);
+        }
+    }
+
+  private:
+    TFISEG_HD static uint64_t order_of(double score) {  // of positive numbers
+        uint64_t bits;
+        memcpy(&bits, &score, sizeof bits);
+        return bits;
+    }
+
+    TFISEG_HD void score(const Edge &e, double *kept, int32_t round) const {
+        if (changed[e.a] == round - 1 || changed[e.b] == round - 1) *kept = rule.score(e, regions[e.a], regions[e.b]);
+        if (*kept > 0.0) {
+            raise_to(sets[0].best_score + e.a, order_of(*kept));
+            raise_to(sets[0].best_score + e.b, order_of(*kept));
+        }
+    }
+
+    TFISEG_HD void name(const EdgeSet &set, int32_t k, int32_t round) const {
+        const double s = scores[round & 1][k];
+        if (!(s > 0.0)) return;
+        const Edge &e = set.edges[k];
+        for (const int32_t r : {e.a, e.b})
+            if (set.best_score[r] == order_of(s)) lower_to(set.best_pair + r, set.pairs[k]);
+    }
+
+    TFISEG_HD void merge(const EdgeSet &set, int32_t k, int32_t round) const {
+        if (!(scores[round & 1][k] > 0.0)) return;
+        const Edge &e = set.edges[k];
+        if (set.best_pair[e.a] != set.pairs[k] || set.best_pair[e.b] != set.pairs[k]) return;
+        regions[e.a].absorb(regions[e.b]);
+        into[e.b] = e.a;
+        changed[e.a] = round;
+        put(&counters->merge_again[round % 3], 1);
+    }
+
+    TFISEG_HD void move(const Edge &e, int32_t k, int32_t round, bool summing) const {
+        const int32_t a = into[e.a], b = into[e.b];
+        if (a == b) return;
+        EdgeSet next = sets[(round + 1) & 1];
+        next.slots = EdgeSet::slots_for(edges(round));
+        if (!summing) return next.enter(a, b);
+        const int32_t place = next.at(a, b);
+        if (place < 0) return;
+        next.absorb(place, e);
+        if (changed[a] != round && changed[b] != round) scores[(round + 1) & 1][place] = scores[round & 1][k];
+    }
+};
+
+// What is left standing; and if a picture has more than `most`, which are its largest, by bisection, one bit a round.
+struct LargestRounds {
+    Grid grid;
+    const Region *regions;
+    int32_t *into;    // in, out: every region's union
+    int32_t *unions;  // out
+    int32_t *number;  // out: 0
+    Largest *largest;
+    int64_t min_area;
+    int32_t most;
+    Counters *counters;
+
+    static constexpr int32_t kPhases = 2, kThreads = 1024;
+    static constexpr int32_t kFirstBits = 25, kBits = 50;  // a picture has at most 2^24 pixels
+
+    TFISEG_HD int32_t region_count() const { return counters->overflow ? 0 : counters->regions; }
+    TFISEG_HD int32_t picture_of(int32_t r) const { return int32_t(regions[r].first / grid.plane()); }
+    TFISEG_HD bool is_crowded(int32_t picture) const { return largest[picture].unions > most; }
+
+    // Larger for larger areas; of equal ones for the earlier. No two are equal.
+    TFISEG_HD uint64_t key(int32_t r) const {
+        const uint64_t first = uint64_t(regions[r].first % grid.plane());
+        return uint64_t(regions[r].area) << kFirstBits | ((uint64_t(1) << kFirstBits) - 1 - first);
+    }
+
+    TFISEG_HD bool is_kept(int32_t r) const { return key(r) >= largest[picture_of(r)].least; }
+
+    TFISEG_HD int32_t items(int32_t phase, int32_t round) const {
+        if (phase == 1) return counters->unions;
+        return round == 0 ? region_count() : grid.pictures;
+    }
+
+    TFISEG_HD bool again(int32_t round) const {
+        bool crowded = false;
+        for (int32_t p = 0; p < grid.pictures; ++p) crowded = crowded || is_crowded(p);
+        return crowded && round < kBits;
+    }
+
+    TFISEG_HD void operator()(int32_t phase, int32_t round, int32_t k) const {
+        const uint64_t bit = uint64_t(1) << (kBits - 1 - (phase == 1 ? round : round - 1) % kBits);
+        if (phase == 1) {
+            const int32_t r = unions[k], picture = picture_of(r);
+            if (round < kBits && is_crowded(picture) && key(r) >= (largest[picture].least | bit)) fetch_add(&largest[picture].tried, 1);
+        } else if (round == 0) {
+            number[k] = 0;
+            if (find_and_compress(into, k) != k || regions[k].area < min_area) return;
+            append(unions, &counters->unions, k);
+            fetch_add(&largest[picture_of(k)].unions, 1);
+        } else {
+            if (largest[k].tried >= most) largest[k].least |= bit;
+            largest[k].tried = 0;
+        }
+    }
+};
+
+// The result's pixels are numbered through like the grid's, but with 64 bits.
+struct Output {
+    int32_t h, w;
+
+    TFISEG_HD int64_t plane() const { return int64_t(h) * w; }
+    TFISEG_HD int64_t words() const { return (plane() + 31) >> 5; }
+};
+
+// With logits: a union's sums at the grid's size make room for those at full size.
+struct GridSums {
+    LargestRounds from;
+    Region *regions;
+    int64_t *grid_area, *grid_score_sum;  // out, by region
+    int32_t *number;                      // out: 1 if kept
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t r = from.unions[k];
+        if (!from.is_kept(r)) return;
+        number[r] = 1;
+        grid_area[r] = regions[r].area;
+        grid_score_sum[r] = regions[r].score_sum;
+        const int64_t class_id = regions[r].class_id, first = regions[r].first;
+        regions[r] = kEmptyRegion;
+        regions[r].class_id = class_id;
+        regions[r].peak = first / from.grid.plane();  // what is left of the grid's first pixel: the picture
+    }
+};
+
+// Class and union of every output pixel, and the unions' sums there. One item is a strip.
+struct Upsample {
+    // Union of a grid pixel, from 1; 0 = none.
+    struct Unions {
+        const int32_t *map, *into, *number;
+
+        TFISEG_HD int32_t operator[](int32_t i) const {
+            const int32_t r = map[i] ? into[map[i] - 1] : -1;
+            return r >= 0 && number[r] ? r + 1 : 0;
+        }
+        TFISEG_HD Unions operator+(int32_t i) const { return {map + i, into, number}; }
+    };
+
+    Grid grid;
+    Output out;
+    const uint8_t *semantic;
+    Unions unions;
+    Values logits;
+    int32_t classes;
+    Region *regions;
+    const Counters *counters;
+    int32_t *label_map;       // out
+    uint8_t *semantic_map;    // out, or NULL
+    int32_t *semantic_map_32;  // out, or NULL
+
+    TFISEG_HD int32_t strips() const { return (out.w + kStrip - 1) / kStrip; }
+    TFISEG_HD int64_t items() const { return int64_t(grid.pictures) * out.h * strips(); }
+
+    TFISEG_HD void operator()(int64_t k) const {
+        const int64_t row = k / strips();
+        const int32_t picture = int32_t(row / out.h), y = int32_t(row % out.h), begin = int32_t(k % strips()) * kStrip;
+        const int32_t end = begin + kStrip < out.w ? begin + kStrip : out.w, start = picture * grid.plane();
+        const FullResolution<Unions, Values> full = {semantic + start, unions + start, logits + int64_t(start) * classes, classes, grid.h, grid.w};
+        const GridPosition at_y = grid_position(y, out.h, grid.h);
+        StripSum sum(regions, y);
+        for (int32_t x = begin; x < end; ++x) {
+            const int64_t i = row * out.w + x;
+            uint8_t c;
+            int32_t number;
+            full(at_y, grid_position(x, out.w, grid.w), c, number);
+            if (counters->overflow) number = 0;
+            label_map[i] = number;
+            if (semantic_map) semantic_map[i] = c;
+            if (semantic_map_32) semantic_map_32[i] = c;
+            sum.pixel(number, x, int64_t(y) * out.w + x, 0);
+        }
+        sum.finish();
+    }
+};
+
+// Mark the first pixel of everything that stays.
+struct FirstPixels {
+    LargestRounds from;
+    Region *regions;
+    int32_t *number;  // in with logits, out: 0 = dropped
+    int64_t *grid_area, *grid_score_sum;  // NULL with a class map
+    Output out;
+    int64_t min_area;
+    uint32_t *bits;  // in, out
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t r = from.unions[k];
+        int64_t picture = regions[r].peak;
+        if (!grid_area) {
+            picture = from.picture_of(r);
+            if (!from.is_kept(r)) return;
+            regions[r].first -= picture * out.plane();
+            regions[r].peak = picture;
+        } else if (!number[r] || regions[r].area < (min_area > 1 ? min_area : 1)) {  // shrinking can leave one without a pixel
+            number[r] = 0;
+            return;
+        } else {
+            regions[r].score_sum = carried_score(grid_score_sum[r], grid_area[r], regions[r].area);
+        }
+        number[r] = 1;
+        const int64_t first = regions[r].first;
+        set_bits(bits + picture * out.words() + (first >> 5), 1u << (first & 31));
+    }
+};
+
+// Number everything that stays by its first pixel, and write the table. before: marked pixels before each word.
+struct Numbers {
+    const int32_t *unions;
+    const Region *regions;
+    Output out;
+    const uint32_t *bits;
+    const int32_t *before;
+    bool has_scores;
+    int32_t most;
+    int32_t *number;  // in, out
+    float *table;     // out: (pictures, most, 10)
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t r = unions[k];
+        if (!number[r]) return;
+        const int64_t picture = regions[r].peak, first = regions[r].first, start = picture * out.words(), word = start + (first >> 5);
+        const int32_t rank = before[word] - before[start] + bit_count(bits[word] & ((1u << (first & 31)) - 1u));
+        number[r] = rank + 1;
+        write_row(regions[r], has_scores, out.h, out.w, table + (picture * most + rank) * TFISEG_TABLE_COLUMNS);
+    }
+};
+
+// Final labels. With logits the label map holds unions already; with a class map it is written from the regions.
+struct Labels {
+    int64_t pixels;
+    int32_t pictures;
+    Output out;
+    const int32_t *map, *into, *number, *before;  // map: NULL with logits
+    const uint8_t *class_map;
+    const Counters *counters;
+    int32_t *label_map;       // in, out
+    uint8_t *semantic_map;    // out, or NULL
+    int32_t *semantic_map_32;  // out, or NULL
+    int32_t *count;           // out: -1 if the workspace had no room for so many regions or edges
+
+    TFISEG_HD void operator()(int64_t i) const {
+        if (i < pictures) count[i] = counters->overflow ? TFISEG_COUNT_OVERFLOW : before[(i + 1) * out.words()] - before[i * out.words()];
+        if (!map) {
+            if (label_map[i]) label_map[i] = number[label_map[i] - 1];
+            return;
+        }
+        const int32_t region = counters->overflow ? 0 : map[i];
+        label_map[i] = region ? number[into[region - 1]] : 0;
+        if (semantic_map) semantic_map[i] = class_map[i];
+        if (semantic_map_32) semantic_map_32[i] = class_map[i];
+    }
+};
+
+}  // namespace tfiseg

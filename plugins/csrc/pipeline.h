@@ -1,0 +1,228 @@
+// The operator on a GPU: which arrays lie where in the caller's workspace, and the order of the phases.
+//
+// An executor runs phases: `each(n, phase)` for a number known beforehand, `each_counted(count, most, phase)` for one that a former
+// phase counted, `rounds(n, phases)` for loops whose end is decided on the device, `prefix_sum(...)` for bit counts. The CUDA
+// executor (cluster_cuda.cu) launches kernels; the one of the tests (tests/plugins/shuffled.cpp) runs all items in random order.
+#pragma once
+#include <algorithm>
+
+#include "graph_phases.h"
+#include "tfiseg.h"
+
+namespace tfiseg {
+
+// Arrays carved out of the caller's workspace. Without memory it only counts.
+class Carver {
+  public:
+    explicit Carver(void *memory) {
+        base_ = reinterpret_cast<uintptr_t>(memory);
+        at_ = base_ ? (base_ + kAlign - 1) / kAlign * kAlign : kAlign;
+    }
+
+    template <class T>
+    T *take(int64_t n) {
+        T *taken = reinterpret_cast<T *>(at_);
+        at_ += uintptr_t((n * int64_t(sizeof(T)) + kAlign - 1) / kAlign * kAlign);
+        most_ = std::max(most_, at_);
+        return taken;
+    }
+
+    uintptr_t mark() const { return at_; }
+    void back_to(uintptr_t mark) { at_ = mark; }
+    int64_t bytes() const { return int64_t(most_ - base_); }
+
+    static constexpr int64_t kAlign = 256;
+
+  private:
+    uintptr_t base_, at_, most_ = 0;
+};
+
+// Grids up to this many pixels have room for every region and edge that can be; larger ones for one per four pixels, many times
+// what any photograph needs. Where that is not enough, the count says so (TFISEG_COUNT_OVERFLOW).
+constexpr int64_t kFullRoom = 1 << 18;
+
+inline int64_t room_for(int64_t worst, int64_t pixels) { return std::min(worst, std::max(pixels / 4, kFullRoom)); }
+
+struct Plan {
+    Grid grid;
+    Output out;
+    bool has_scores, is_geometric, has_edges;
+    int32_t region_room, edge_room, key_slots, bit_words;
+    int64_t bytes;
+
+    Counters *counters;
+    Settings *settings;
+    Largest *largest;
+    uint8_t *semantic, *cls;
+    uint16_t *fixed_scores;
+    int32_t *squared, *link, *map, *roots, *contacts;
+    Region *regions;
+    int32_t *into, *changed, *number, *unions;
+    int64_t *grid_area, *grid_score_sum;
+    uint64_t *keys, *best_score, *best_pair;
+    int32_t *places;
+    uint32_t *bits;
+    int32_t *before;
+    // one after the other in the same memory
+    uint32_t *columns, *rows;
+    int16_t *column;
+    int32_t *work[2];
+    uint64_t *best;
+    Edge *edges[2];
+    double *scores[2];
+    uint64_t *pairs;
+
+    Plan(const tfiseg_problem &p, void *workspace) {
+        grid = {p.batch, p.height, p.width};
+        out = {p.out_height, p.out_width};
+        has_scores = p.scores || p.logits;
+        is_geometric = !p.displacement;
+        has_edges = is_geometric || p.boundary || p.affinity;
+        const int64_t n = grid.pixels();
+        region_room = int32_t(room_for(n, n));
+        const int64_t pairs_of_pixel = p.affinity ? p.affinity_channels : is_geometric ? 1 : 4;
+        edge_room = has_edges ? int32_t(room_for(n * pairs_of_pixel, n)) : 0;
+        key_slots = has_edges ? EdgeSet::slots_for(edge_room) : 0;
+        bit_words = int32_t(out.words() * p.batch);
+
+        Carver room(workspace);
+        counters = room.take<Counters>(1);
+        settings = room.take<Settings>(1);
+        largest = room.take<Largest>(p.batch);
+        semantic = p.logits ? room.take<uint8_t>(n) : nullptr;
+        cls = room.take<uint8_t>(n);
+        fixed_scores = has_scores ? room.take<uint16_t>(n) : nullptr;
+        squared = is_geometric ? room.take<int32_t>(n) : nullptr;
+        link = room.take<int32_t>(n);
+        map = room.take<int32_t>(n);
+        roots = room.take<int32_t>(n);
+        contacts = has_edges ? room.take<int32_t>(n) : nullptr;
+        regions = room.take<Region>(region_room);
+        into = room.take<int32_t>(region_room);
+        changed = room.take<int32_t>(region_room);
+        number = room.take<int32_t>(region_room);
+        unions = room.take<int32_t>(region_room);
+        grid_area = p.logits ? room.take<int64_t>(region_room) : nullptr;
+        grid_score_sum = p.logits ? room.take<int64_t>(region_room) : nullptr;
+        best_score = has_edges ? room.take<uint64_t>(region_room) : nullptr;
+        best_pair = has_edges ? room.take<uint64_t>(region_room) : nullptr;
+        keys = room.take<uint64_t>(key_slots);
+        places = room.take<int32_t>(key_slots);
+        bits = room.take<uint32_t>(bit_words);
+        before = room.take<int32_t>(int64_t(bit_words) + 1);
+        const uintptr_t shared = room.mark();
+        columns = room.take<uint32_t>(int64_t(grid.pictures) * grid.column_words() * grid.w);
+        rows = room.take<uint32_t>(int64_t(grid.pictures) * grid.h * grid.row_words());
+        column = room.take<int16_t>(n);
+        room.back_to(shared);
+        work[0] = room.take<int32_t>(n);
+        work[1] = room.take<int32_t>(n);
+        best = room.take<uint64_t>(n);
+        room.back_to(shared);
+        for (int32_t k : {0, 1}) {
+            edges[k] = room.take<Edge>(edge_room);
+            scores[k] = room.take<double>(edge_room);
+        }
+        pairs = room.take<uint64_t>(edge_room);
+        bytes = room.bytes();
+    }
+
+    EdgeSet edge_set(int32_t k) const {
+        return {keys, places, key_slots, edges[k], pairs, &counters->edges[k], edge_room, regions, best_score, best_pair, &counters->overflow};
+    }
+};
+
+inline Settings settings_of(const tfiseg_problem &p) {
+    Settings s = {};
+    for (int32_t c = 1; c < 255; ++c)
+        if (p.things[c]) s.things[c >> 5] |= 1u << (c & 31);
+    std::copy_n(p.split, 256, s.split);
+    if (p.affinity) std::copy_n(p.affinity_offsets_yx, 2 * p.affinity_channels, s.affinity_offsets_yx);
+    return s;
+}
+
+template <class Executor>
+void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p) {
+    const Grid &grid = plan.grid;
+    const int64_t n = grid.pixels();
+    const bool half = p.value_type == TFISEG_FLOAT16;
+    const Classes classes = {grid,          settings_of(p), p.class_map, {p.logits, half}, {p.scores, half}, p.classes,
+                             plan.semantic, plan.cls,       plan.fixed_scores, plan.link,  plan.settings,    plan.counters,
+                             plan.keys,     plan.bits,      plan.largest,   plan.key_slots,   plan.bit_words};
+    run.each(classes.items(), classes);
+    if (plan.is_geometric) {
+        const Changes changes = {grid, plan.cls, plan.columns, plan.rows};
+        run.each(changes.items(), changes);
+        run.each(n, ColumnSearch{grid, plan.cls, plan.columns, plan.column});
+        run.each(n, RowSearch{grid, plan.cls, plan.rows, plan.column, plan.squared});
+        run.each(n, AscentLinks{grid, {plan.cls, plan.squared, plan.link, grid.h, grid.w}});
+    } else {
+        const float radius = float(p.centre_radius);
+        run.each(n, GivenLinks{grid, plan.cls, {p.displacement, half}, radius * radius, plan.link});
+    }
+    run.each(n, Follow{plan.cls, plan.link, plan.roots, plan.map, plan.counters});
+    if (plan.has_edges && !(p.affinity && !plan.is_geometric)) run.each(n, Contacts{grid, plan.cls, plan.link, plan.contacts, plan.counters});
+    if (plan.is_geometric)
+        run.rounds(n, NoiseRounds{grid, plan.cls, plan.squared, plan.link, plan.roots, plan.map, plan.contacts,
+                                  {plan.work[0], plan.work[1]}, plan.best, plan.counters});
+}
+
+template <class Executor>
+void merge_regions(Executor &run, const Plan &plan, const tfiseg_problem &p) {
+    const Grid &grid = plan.grid;
+    const int64_t n = grid.pixels();
+    const bool half = p.value_type == TFISEG_FLOAT16;
+    run.each_counted(&plan.counters->roots, n, Slots{plan.roots, plan.link, plan.squared, plan.cls, plan.map, plan.regions, plan.into,
+                                                     plan.changed, plan.region_room, plan.counters});
+    const Statistics statistics = {grid, plan.cls, plan.fixed_scores, plan.link, plan.map, plan.regions};
+    run.each(int64_t(grid.pictures) * grid.h * statistics.strips(), statistics);
+    if (!plan.has_edges) return;
+    for (const bool summing : {false, true}) {
+        if (p.affinity) {  // where given, they alone decide
+            const Affinities pairs = {grid, plan.cls, plan.map, {p.affinity, half}, plan.settings, p.affinity_channels, p.affinity_stride,
+                                      plan.edge_set(0), summing};
+            run.each(pairs.items(), pairs);
+        } else {
+            run.each_counted(&plan.counters->contacts, n,
+                             Touches{grid, plan.cls, plan.map, plan.contacts, plan.squared, {p.boundary, half}, plan.edge_set(0), summing});
+        }
+    }
+    const MergeRule rule = {plan.is_geometric, p.boundary != nullptr, p.affinity != nullptr, p.merge_affinity, plan.settings->split};
+    run.rounds(n, MergeRounds{rule, {plan.edge_set(0), plan.edge_set(1)}, {plan.scores[0], plan.scores[1]}, plan.regions, plan.into,
+                              plan.changed, plan.counters});
+}
+
+// label_map, count and table as in tfiseg_result; one of the semantic maps may be given.
+template <class Executor>
+void write_result(Executor &run, const Plan &plan, const tfiseg_problem &p, const tfiseg_result &result) {
+    const Grid &grid = plan.grid;
+    const bool half = p.value_type == TFISEG_FLOAT16;
+    const int32_t *union_count = &plan.counters->unions;
+    const LargestRounds largest = {grid, plan.regions, plan.into, plan.unions, plan.number, plan.largest, p.logits ? 0 : p.min_area,
+                                   p.max_instances, plan.counters};
+    run.rounds(grid.pixels(), largest);
+    if (p.logits) {
+        run.each_counted(union_count, plan.region_room, GridSums{largest, plan.regions, plan.grid_area, plan.grid_score_sum, plan.number});
+        const Upsample upsample = {grid, plan.out, plan.semantic, {plan.map, plan.into, plan.number}, {p.logits, half}, p.classes, plan.regions,
+                                   plan.counters, result.label_map, result.semantic_map, result.semantic_map_32};
+        run.each(upsample.items(), upsample);
+    }
+    run.each_counted(union_count, plan.region_room, FirstPixels{largest, plan.regions, plan.number, plan.grid_area, plan.grid_score_sum,
+                                                                plan.out, p.min_area, plan.bits});
+    run.prefix_sum(plan.bits, plan.before, plan.bit_words);
+    run.each_counted(union_count, plan.region_room, Numbers{plan.unions, plan.regions, plan.out, plan.bits, plan.before, plan.has_scores,
+                                                            p.max_instances, plan.number, result.table});
+    const int64_t pixels = plan.out.plane() * grid.pictures;
+    run.each(pixels, Labels{pixels, grid.pictures, plan.out, p.logits ? nullptr : plan.map, plan.into, plan.number, plan.before, p.class_map,
+                            plan.counters, result.label_map, result.semantic_map, result.semantic_map_32, result.count});
+}
+
+template <class Executor>
+void cluster_on(Executor &run, const tfiseg_problem &p, const tfiseg_result &result) {
+    const Plan plan(p, result.workspace);
+    find_basins(run, plan, p);
+    merge_regions(run, plan, p);
+    write_result(run, plan, p, result);
+}
+
+}  // namespace tfiseg

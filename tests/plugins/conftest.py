@@ -1,0 +1,134 @@
+"""Random problems, and what runs them through a C library other than the installed one."""
+
+import ctypes
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tfiseg.plugins.native import ProblemStruct, ResultStruct, problem_struct
+from tfiseg.plugins.problem import Clustering, Problem
+
+CSRC = Path(__file__).parent.parent.parent / "plugins" / "csrc"
+ON_CUDA = 1
+EVIDENCE = ("logits", "displacement", "boundary", "affinity", "scores")
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """float32 that float16 can hold, so that both types are the same problem."""
+    return np.ascontiguousarray(values.astype(np.float16).astype(np.float32))
+
+
+def random_class_maps(rng: np.random.Generator, n: int) -> np.ndarray:
+    h, w = rng.integers(1, 41, 2)
+    coarse = rng.integers(1, 9)
+    maps = [rng.integers(0, rng.integers(1, 4) + 1, (-(-h // coarse), -(-w // coarse))) for _ in range(n)]
+    out = np.stack([np.kron(m, np.ones((coarse, coarse), int))[:h, :w] for m in maps]).astype(np.uint8)
+    for value, share in ((255, 0.03), (0, 0.1)):
+        if rng.random() < 0.5:
+            out[rng.random(out.shape) < share] = value
+    return out
+
+
+def make_problem(seed: int) -> Problem:
+    """Any of the operator's modes: class map or logits, batches, given fields, boundaries, affinities, few instances allowed."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 4))
+    maps = random_class_maps(rng, n)
+    h, w = maps.shape[1:]
+    flags = np.ones(256, np.uint8)
+    flags[[0, 255]] = 0
+    more: dict = {"min_area": int(rng.integers(0, 20)), "max_instances": int(rng.choice([1, 3, 65535]))}
+    if seed % 5 in (1, 2):
+        more["displacement"] = rounded(rng.normal(0, rng.choice([0.3, 2, 10]), (n, 2, h, w)))
+    if seed % 5 in (2, 3):
+        stride = int(rng.integers(1, 5))
+        more["affinity"] = rounded(rng.random((n, 4, -(-h // stride), -(-w // stride))))
+        more |= {"affinity_offsets": rng.integers(-3, 4, (4, 2)).astype(np.int32), "affinity_stride": stride}
+    for name in ("boundary", "scores"):
+        if rng.random() < 0.4:
+            more[name] = rounded(rng.random((n, h, w)))
+    split = np.full(256, rng.choice([np.nan, 0, 0.4, 0.9, 1.0]))
+    if seed % 2:
+        return Problem(maps, None, (h, w), flags, split, **more)
+    noise = rng.normal(0, 1, (n, 4, h, w)).astype(np.float32)
+    logits = np.stack([[cv2.GaussianBlur(plane, (0, 0), 1.5).reshape(h, w) for plane in one] for one in noise]) * 8
+    out_h, out_w = rng.integers(1, 90, 2)
+    return Problem(None, rounded(logits), (int(out_h), int(out_w)), flags, split, **more)
+
+
+@pytest.fixture(scope="session")
+def random_problem() -> Callable[[int], Problem]:
+    return make_problem
+
+
+@pytest.fixture(scope="session")
+def compile_cpp() -> Callable[..., Path]:
+    """compile_cpp(target, *sources, flags=()): g++ as CI has it, all warnings being errors."""
+
+    def compiled(target: Path, *sources: Path, flags: tuple[str, ...] = ("-O2",)) -> Path:
+        always = ("-std=c++17", "-ffp-contract=off", "-pthread", "-Wall", "-Wextra", "-Werror")
+        command = ["g++", *always, *flags, *map(str, sources), "-o", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return target
+
+    return compiled
+
+
+@pytest.fixture(scope="session")
+def shuffled(compile_cpp: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clustering]:
+    """shuffled(problem, seed, threads=1, half=False): the GPU's phases, in an order drawn from the seed."""
+    target = tmp_path_factory.mktemp("shuffled") / "shuffled.so"
+    here = Path(__file__).parent / "shuffled.cpp"
+    library = ctypes.CDLL(str(compile_cpp(target, here, CSRC / "api.cpp", CSRC / "cluster_cpu.cpp", flags=("-O2", "-fPIC", "-shared"))))
+    library.tfiseg_workspace_size.restype = ctypes.c_int64
+
+    def run(problem: Problem, seed: int, threads: int = 1, half: bool = False) -> Clustering:
+        asked = problem_struct(problem)
+        kept = as_half(asked, problem) if half else []
+        n, (h, w) = problem.batch, problem.out_hw
+        room = np.random.default_rng(seed).integers(0, 256, library.tfiseg_workspace_size(ctypes.byref(asked), ON_CUDA), np.uint8)
+        out = {
+            "label_map": np.full((n, h, w), -7, np.int32),
+            "semantic_map": np.zeros((n, h, w), np.uint8),
+            "semantic_map_32": np.zeros((n, h, w), np.int32),
+            "count": np.zeros(n, np.int32),
+            "table": np.zeros((n, problem.max_instances, 10), np.float32),
+        }
+        places = {name: array.ctypes.data for name, array in out.items()}
+        result = ResultStruct(ctypes.sizeof(ResultStruct), workspace=room.ctypes.data, workspace_bytes=room.nbytes, **places)
+        status = library.tfiseg_cluster_shuffled(ctypes.byref(asked), ctypes.byref(result), ctypes.c_uint32(seed), threads, None)
+        assert status == 0, status
+        assert np.array_equal(out["semantic_map"], out["semantic_map_32"])
+        del kept
+        return Clustering(out["label_map"], out["semantic_map"], out["count"], out["table"][:, : max(0, int(out["count"].max()))])
+
+    return run
+
+
+def as_half(asked: ProblemStruct, problem: Problem) -> list[np.ndarray]:
+    """Point the problem at float16 copies of its maps, which are returned: keep them."""
+    copies = {name: np.asarray(getattr(problem, name), np.float16) for name in EVIDENCE if getattr(problem, name) is not None}
+    asked.value_type = 1
+    for name, copy in copies.items():
+        setattr(asked, name, copy.ctypes.data)
+    return list(copies.values())
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[[Clustering, Clustering], None]:
+    """Equal bit for bit, but for the last bits of scores."""
+
+    def check(got: Clustering, expected: Clustering) -> None:
+        assert np.array_equal(got.count, expected.count)
+        assert np.array_equal(got.label_map, expected.label_map)
+        assert np.array_equal(got.semantic_map, expected.semantic_map)
+        for k, n in enumerate(got.count):
+            mine, theirs = got.table[k, :n], expected.table[k, :n]
+            assert np.array_equal(np.delete(mine, 1, 1), np.delete(theirs, 1, 1))
+            assert np.allclose(mine[:, 1], theirs[:, 1], atol=1e-4)
+
+    return check

@@ -1,0 +1,131 @@
+// Random problems through the CPU operator and through the GPU's phases in random order: built with sanitizers, and equal or it fails.
+//     fuzz CASES [FIRST_SEED]
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "../../plugins/csrc/tfiseg.h"
+
+extern "C" int32_t tfiseg_cluster_shuffled(const tfiseg_problem *, tfiseg_result *, uint32_t seed, int32_t threads, int64_t *rounds);
+
+namespace {
+
+struct Answer {
+    std::vector<int32_t> label_map, count;
+    std::vector<uint8_t> semantic_map;
+    std::vector<float> table;
+    tfiseg_result result = {};
+
+    explicit Answer(const tfiseg_problem &p) {
+        const size_t n = size_t(p.batch), pixels = n * size_t(p.out_height) * size_t(p.out_width);
+        label_map.assign(pixels, -7);
+        semantic_map.assign(pixels, 77);
+        count.assign(n, -7);
+        table.assign(n * size_t(p.max_instances) * TFISEG_TABLE_COLUMNS, 0.0f);
+        result.struct_size = sizeof result;
+        result.label_map = label_map.data();
+        result.semantic_map = semantic_map.data();
+        result.count = count.data();
+        result.table = table.data();
+    }
+
+    bool same_as(const Answer &o) const { return label_map == o.label_map && semantic_map == o.semantic_map && count == o.count; }
+};
+
+std::vector<float> randoms(std::mt19937 &random, size_t n, float low, float high) {
+    std::uniform_real_distribution<float> any(low, high);
+    std::vector<float> values(n);
+    for (float &v : values) v = any(random);
+    return values;
+}
+
+bool run(uint32_t seed) {
+    std::mt19937 random(seed);
+    const auto below = [&](int32_t n) { return int32_t(random() % uint32_t(n)); };
+    tfiseg_problem p = {};
+    p.struct_size = sizeof p;
+    p.batch = 1 + below(2);
+    p.height = 1 + below(48);
+    p.width = 1 + below(48);
+    p.out_height = p.height;
+    p.out_width = p.width;
+    p.classes = 2 + below(4);
+    p.centre_radius = 2.5;
+    p.merge_affinity = 0.3;
+    p.min_area = below(12);
+    p.max_instances = below(4) ? 1000 : 1 + below(5);
+    p.threads = 1 + below(4);
+    const size_t plane = size_t(p.height) * size_t(p.width), n = plane * size_t(p.batch);
+    std::vector<uint8_t> things(256, 1);
+    things[0] = things[255] = 0;
+    const double ratios[] = {0.0, 0.4, 0.9, 0.0 / 1.0};
+    std::vector<double> split(256, below(2) ? std::nan("") : ratios[below(4)]);
+    p.things = things.data();
+    p.split = split.data();
+
+    std::vector<uint8_t> map(n);
+    const int32_t block = 1 + below(7), colours = p.classes;
+    std::vector<uint8_t> coarse(n);
+    for (uint8_t &c : coarse) c = uint8_t(below(colours));
+    for (size_t i = 0; i < n; ++i) {
+        const size_t y = i / size_t(p.width), x = i % size_t(p.width);
+        map[i] = below(30) ? coarse[(y / size_t(block) * size_t(p.width) + x / size_t(block)) % n] : uint8_t(below(2) ? 255 : 0);
+    }
+    std::vector<float> logits, displacement, boundary, affinity, scores;
+    std::vector<int32_t> offsets;
+    if (below(2)) {
+        p.class_map = map.data();
+    } else {
+        logits = randoms(random, n * size_t(p.classes), 0.0f, 1.0f);
+        for (size_t i = 0; i < n; ++i) {
+            const size_t picture = i / plane, at = i % plane;
+            if (map[i] < p.classes) logits[(picture * size_t(p.classes) + map[i]) * plane + at] += 2.0f;
+        }
+        p.logits = logits.data();
+        p.out_height = 1 + below(90);
+        p.out_width = 1 + below(90);
+    }
+    if (below(3) == 0) p.displacement = (displacement = randoms(random, 2 * n, -6.0f, 6.0f)).data();
+    if (below(3) == 0) p.boundary = (boundary = randoms(random, n, 0.0f, 1.0f)).data();
+    if (below(3) == 0) p.scores = (scores = randoms(random, n, 0.0f, 1.0f)).data();
+    if (below(3) == 0) {
+        p.affinity_channels = 1 + below(4);
+        p.affinity_stride = 1 + below(4);
+        const size_t cells = size_t((p.height + p.affinity_stride - 1) / p.affinity_stride) * size_t((p.width + p.affinity_stride - 1) / p.affinity_stride);
+        p.affinity = (affinity = randoms(random, size_t(p.batch * p.affinity_channels) * cells, 0.0f, 1.0f)).data();
+        for (int32_t k = 0; k < 2 * p.affinity_channels; ++k) offsets.push_back(below(7) - 3);
+        p.affinity_offsets_yx = offsets.data();
+    }
+
+    Answer cpu(p), gpu(p);
+    std::vector<char> room(size_t(tfiseg_workspace_size(&p, TFISEG_ON_CPU)));
+    cpu.result.workspace = room.data();
+    cpu.result.workspace_bytes = int64_t(room.size());
+    if (const int32_t status = tfiseg_cluster_cpu(&p, &cpu.result)) {
+        std::printf("seed %u: %s\n", seed, tfiseg_status_string(status));
+        return false;
+    }
+    std::vector<char> other(size_t(tfiseg_workspace_size(&p, TFISEG_ON_CUDA)));
+    gpu.result.workspace = other.data();
+    gpu.result.workspace_bytes = int64_t(other.size());
+    if (const int32_t status = tfiseg_cluster_shuffled(&p, &gpu.result, seed, 1 + below(3), nullptr)) {
+        std::printf("seed %u, phases: %s\n", seed, tfiseg_status_string(status));
+        return false;
+    }
+    if (!cpu.same_as(gpu)) std::printf("seed %u: the phases' result differs from the CPU's\n", seed);
+    return cpu.same_as(gpu);
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+    const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
+    const uint32_t first = argc > 2 ? uint32_t(std::atoi(argv[2])) : 0;
+    int failed = 0;
+    for (int k = 0; k < cases; ++k) failed += !run(first + uint32_t(k));
+    std::printf("%d cases, %d failed\n", cases, failed);
+    return failed != 0;
+}

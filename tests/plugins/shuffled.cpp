@@ -1,0 +1,80 @@
+// The GPU's phases on a CPU, in an order that a GPU might choose: blocks of threads in random order, threads of a block in random
+// order, and, if asked, several blocks at once. Whatever depends on order gives another result here, or a data race to ThreadSanitizer.
+#include <numeric>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "../../plugins/csrc/check.h"
+#include "../../plugins/csrc/pipeline.h"
+
+namespace {
+
+class Shuffled {
+  public:
+    Shuffled(uint32_t seed, int32_t threads) : random_(seed), threads_(threads) {}
+
+    template <class Phase>
+    void each(int64_t n, const Phase &phase) {
+        const int64_t blocks = (n + kBlock - 1) / kBlock;
+        std::vector<int64_t> order(static_cast<size_t>(blocks));
+        std::iota(order.begin(), order.end(), int64_t(0));
+        std::shuffle(order.begin(), order.end(), random_);
+        std::vector<int32_t> lanes(kBlock);
+        std::iota(lanes.begin(), lanes.end(), 0);
+        std::shuffle(lanes.begin(), lanes.end(), random_);
+        const auto work = [&](size_t first, size_t step) {
+            for (size_t b = first; b < order.size(); b += step)
+                for (const int32_t lane : lanes)
+                    if (const int64_t i = order[b] * kBlock + lane; i < n) phase(static_cast<decltype(index_of(phase))>(i));
+        };
+        if (threads_ <= 1 || blocks < 2) return work(0, 1);
+        std::vector<std::thread> team;
+        for (int32_t t = 0; t < threads_; ++t) team.emplace_back(work, size_t(t), size_t(threads_));
+        for (std::thread &t : team) t.join();
+    }
+
+    template <class Phase>
+    void each_counted(const int32_t *count, int64_t most, const Phase &phase) {
+        each(std::min<int64_t>(*count, most), phase);
+    }
+
+    template <class Phases>
+    void rounds(int64_t, const Phases &phases) {
+        for (int32_t round = 0;; ++round) {
+            for (int32_t phase = 0; phase < Phases::kPhases; ++phase)
+                each(phases.items(phase, round), [&](int32_t k) { phases(phase, round, k); });
+            ++rounds_run;
+            if (!phases.again(round)) break;
+        }
+    }
+
+    void prefix_sum(const uint32_t *bits, int32_t *before, int64_t words) {
+        before[0] = 0;
+        for (int64_t k = 0; k < words; ++k) before[k + 1] = before[k] + tfiseg::bit_count(bits[k]);
+    }
+
+    int64_t rounds_run = 0;
+
+  private:
+    // What a phase takes: int32_t or int64_t.
+    template <class Phase, class Index>
+    static Index argument(void (Phase::*)(Index) const);
+    template <class Phase>
+    static decltype(argument(&Phase::operator())) index_of(const Phase &);
+
+    static constexpr int64_t kBlock = 64;
+    std::mt19937 random_;
+    int32_t threads_;
+};
+
+}  // namespace
+
+extern "C" TFISEG_API int32_t tfiseg_cluster_shuffled(const tfiseg_problem *problem, tfiseg_result *result, uint32_t seed, int32_t threads,
+                                                      int64_t *rounds) {
+    if (const int32_t status = tfiseg::check(problem, result, TFISEG_ON_CUDA)) return status;
+    Shuffled executor(seed, threads);
+    tfiseg::cluster_on(executor, *problem, *result);
+    if (rounds) *rounds = executor.rounds_run;
+    return TFISEG_OK;
+}
