@@ -1,0 +1,180 @@
+"""Build libtfiseg_plugin.so with what the machine has: CMake, nvcc and TensorRT's headers from the system, else from PyPI."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingDependencyError, TfisegError
+from .plugin_library import LIBRARY, SOURCE, default_path, source_hash
+
+ARCHITECTURES = ("87", "89", "90", "110", "120")  # Jetson Orin, RTX 40, Hopper, Jetson Thor, RTX 50; PTX for all others
+
+
+def build_plugin(
+    architectures: Sequence[str] = ARCHITECTURES,
+    output: Path | None = None,
+    with_tensorrt: bool = True,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+) -> Path:
+    """Compile the plugin library.
+
+    Args:
+        architectures: compute capabilities without the dot, or "native"; those that nvcc doesn't know are left out.
+        output: where to put it; default: where ``plugin_path()`` looks.
+        with_tensorrt: with the TensorRT plugin; else only the C API, and no headers of TensorRT are needed.
+        say: is called with each line of progress.
+
+    Returns:
+        Path of the library. Beside it lie ``.json`` (what it was built with, registers and spills of every kernel) and ``.log``.
+
+    Raises:
+        MissingDependencyError: no CMake, nvcc or TensorRT headers; says where they were looked for and what brings them.
+        TfisegError: the compiler failed; names the log.
+    """
+    for architecture in architectures:
+        if not re.fullmatch(r"native|\d{2,3}", architecture):
+            raise TfisegError(f'architectures are compute capabilities like 87 or 120, or "native", got {architecture!r}')
+    target = output or default_path()
+    cmake, nvcc = find_cmake(), find_nvcc()
+    headers = find_tensorrt_headers() if with_tensorrt else None
+    say(f"building {target}\n  nvcc: {nvcc}\n  TensorRT headers: {headers or 'none'}\n  for: {', '.join(architectures)}, PTX")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as wrong:
+        raise TfisegError(f"can't write to {target.parent}: {wrong.strerror}; give another place with --output") from wrong
+    log = target.with_suffix(".log")
+    with tempfile.TemporaryDirectory() as build, log.open("w") as kept:
+        options = [f"-DTFISEG_ARCHITECTURES={';'.join(architectures)}", f"-DTFISEG_TENSORRT={'ON' if headers else 'OFF'}"]
+        if headers:
+            options.append(f"-DTENSORRT_INCLUDE_DIR={headers}")
+        environment = os.environ | {"CUDACXX": str(nvcc)}
+        for command in ([cmake, "-S", SOURCE, "-B", build, *options], [cmake, "--build", build, "--parallel"]):
+            _run([str(part) for part in command], environment, kept, say, log)
+        built = Path(build) / LIBRARY
+        partial = target.with_suffix(".part")
+        shutil.copyfile(built, partial)
+        partial.replace(target)  # at once: a process that loads it meanwhile sees the old or the new
+    report = kernel_report(log.read_text())
+    spilling = [f"{k['kernel']} (sm_{k['architecture']})" for k in report if k["spill_bytes"]]
+    if spilling:
+        say(f"  registers spill to memory in: {', '.join(spilling)}")
+    facts = {
+        "source": source_hash(),
+        "architectures": sorted({k["architecture"] for k in report}, key=int) + ["PTX"] * ("native" not in architectures),
+        "nvcc": _version_of(nvcc),
+        "tensorrt_headers": _header_version(headers) if headers else None,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "kernels": report,
+    }
+    target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    return target
+
+
+def _run(command: list[str], environment: dict[str, str], kept: Any, say: Callable[[str], None], log: Path) -> None:
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        kept.write(line)
+        if re.match(r"\[ *\d+%\]", line):
+            say("  " + line.rstrip())
+    if process.wait() != 0:
+        kept.flush()
+        errors = [line for line in log.read_text().splitlines() if "error" in line.lower()]
+        raise TfisegError(f"the plugin could not be built: {errors[0].strip() if errors else command[0] + ' failed'}. Everything is in {log}")
+
+
+def find_cmake() -> Path:
+    """CMake on the PATH, or the PyPI package's beside this Python. Raises MissingDependencyError."""
+    found = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
+    if not found:
+        raise MissingDependencyError('building the plugin needs CMake 3.24 or later: install it, or pip install ".[plugin]" in the repository')
+    return Path(found)
+
+
+def find_nvcc() -> Path:
+    """nvcc that CUDACXX names, of the PATH, of /usr/local/cuda, or of PyPI. Raises MissingDependencyError."""
+    named = os.environ.get("CUDACXX")
+    tried = [Path(named)] if named else []
+    on_path = shutil.which("nvcc")
+    tried += [Path(on_path)] if on_path else []
+    tried.append(Path("/usr/local/cuda/bin/nvcc"))
+    package = importlib.util.find_spec("nvidia")  # a namespace: PyPI's CUDA lies in nvidia/cu13
+    tried += [Path(folder) / "cu13" / "bin" / "nvcc" for folder in (package.submodule_search_locations or [] if package else [])]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise MissingDependencyError(
+        f"building the plugin needs CUDA's compiler; looked for {', '.join(map(str, tried))}. JetPack and the CUDA toolkit bring it, "
+        'or pip install ".[plugin]" in the repository'
+    )
+
+
+def find_tensorrt_headers() -> Path:
+    """Folder of NvInferRuntime.h: TENSORRT_ROOT's, the system's, or that of PyPI's kernel-lens. Raises MissingDependencyError."""
+    root = os.environ.get("TENSORRT_ROOT")
+    tried = [Path(root) / "include"] if root else []
+    tried += [Path(f"/usr/include/{platform.machine()}-linux-gnu"), Path("/usr/include"), Path("/usr/local/tensorrt/include")]
+    package = importlib.util.find_spec("kernel_lens")  # finds its folder without importing it
+    tried += [Path(folder) / "include" / "tensorrt" for folder in (package.submodule_search_locations or [] if package else [])]
+    for folder in tried:
+        if (folder / "NvInferRuntime.h").is_file():
+            return folder
+    raise MissingDependencyError(
+        f"building the TensorRT plugin needs TensorRT's headers; looked in {', '.join(map(str, tried))}. JetPack and TensorRT's developer "
+        "packages bring them, or `pip install --no-deps kernel-lens==2.0.1`; --without-tensorrt builds the C API alone"
+    )
+
+
+def kernel_report(log: str) -> list[dict[str, Any]]:
+    """What ptxas says (nvcc -Xptxas=-v) of every kernel: registers, shared memory and spilled bytes, per architecture."""
+    rows = []
+    for name, architecture, body in re.findall(r"Compiling entry function '(\w+)' for 'sm_(\d+)'\n(.*?Used [^\n]*)", log, re.DOTALL):
+        spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", body)
+        used = re.search(r"Used (\d+) registers", body)
+        shared = re.search(r"(\d+) bytes smem", body)
+        assert spills and used, body
+        rows.append(
+            {
+                "kernel": _plain_name(name),
+                "architecture": architecture,
+                "registers": int(used[1]),
+                "shared_bytes": int(shared[1]) if shared else 0,
+                "spill_bytes": int(spills[1]) + int(spills[2]),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["kernel"], int(row["architecture"])))
+
+
+def _plain_name(mangled: str) -> str:
+    """``each_kernel<Labels>`` of an Itanium-mangled name: identifiers are written with their length before them."""
+    names = []
+    for at in re.finditer(r"(?<!\d)\d+", mangled):
+        word = mangled[at.end() : at.end() + int(at[0])]
+        if re.fullmatch(r"[A-Za-z]\w*", word) and word != "tfiseg":
+            names.append(word)
+    kernel = next(word for word in names if word.endswith("_kernel"))
+    phase = names[names.index(kernel) + 1 :]
+    return f"{kernel}<{phase[0]}>" if phase else kernel
+
+
+def _version_of(nvcc: Path) -> str:
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"V(\d+\.\d+\.\d+)", said)
+    return found[1] if found else "unknown"
+
+
+def _header_version(folder: Path) -> str:
+    text = (folder / "NvInferVersion.h").read_text()
+    numbers = [re.search(rf"#define (?:NV_TENSORRT_{part}|TRT_{part}_ENTERPRISE) (\d+)", text) for part in ("MAJOR", "MINOR", "PATCH")]
+    return ".".join(found[1] if found else "?" for found in numbers)
