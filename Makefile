@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-export lint clean
+.PHONY: demo test test-export test-plugin lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/tfiseg demo --out tfiseg-demo
@@ -19,6 +19,12 @@ test-export:
 	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check ".[export,test]"
 	.venv-export/bin/pytest tests/export
+
+# The TensorRT plugin: compiled for every architecture, taken by a real TensorRT, its interface driven. Needs nvcc and no GPU.
+test-plugin: $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "tensorrt-rtx-cu13 >= 1.7, < 2"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps kernel-lens==2.0.1  # TensorRT's headers
+	TFISEG_TEST_PLUGIN=1 $(BIN)/pytest tests/plugins/test_plugin_library.py tests/samples/test_cpp.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

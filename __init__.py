@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import InputError, MissingDependencyError, ModelError, SourceError, TfisegError
     from .instances import Instance, Instances
     from .plugins.operator import cluster
+    from .plugins.plugin_library import load_plugin
     from .runtime.segmenter import Segmenter
     from .runtime.sources import Frame, Source, open_source
 
@@ -34,6 +35,7 @@ _PUBLIC = {
     "SourceError": "errors",
     "TfisegError": "errors",
     "cluster": "plugins.operator",
+    "load_plugin": "plugins.plugin_library",
     "open_source": "runtime.sources",
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "TfisegError",
     "__version__",
     "cluster",
+    "load_plugin",
     "open_source",
 ]
 

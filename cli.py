@@ -273,9 +273,14 @@ def _add_plugin(verbs: Any) -> None:
     verb = _verb(verbs, "plugin", "Build, describe or find libtfiseg_plugin.so: the operator for TensorRT and CUDA.", _plugin)
     verb.add_argument("what", choices=("build", "info", "path"), help="compile it; what is known of the built one; where that lies")
     verb.add_argument(
-        "--arch", action="append", metavar="CC", help='build: compute capability, like 87 or "native"; repeatable (default: 87 89 90 110 120)'
+        "--arch",
+        action="append",
+        metavar="CC",
+        help='build: compute capability, like 87 or "native"; repeatable (default: 87 89 90 110 120)',
     )
-    verb.add_argument("--output", type=Path, metavar="FILE", help="build: where to put it (default: a cache folder, where it is looked for)")
+    verb.add_argument(
+        "--output", type=Path, metavar="FILE", help="build: where to put it (default: a cache folder, where it is looked for)"
+    )
     verb.add_argument("--without-tensorrt", action="store_true", help="build: only the C API; needs no headers of TensorRT")
     verb.add_argument("--force", action="store_true", help="build: also if it is there already")
 

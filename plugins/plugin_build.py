@@ -91,14 +91,18 @@ def _run(command: list[str], environment: dict[str, str], kept: Any, say: Callab
     if process.wait() != 0:
         kept.flush()
         errors = [line for line in log.read_text().splitlines() if "error" in line.lower()]
-        raise TfisegError(f"the plugin could not be built: {errors[0].strip() if errors else command[0] + ' failed'}. Everything is in {log}")
+        raise TfisegError(
+            f"the plugin could not be built: {errors[0].strip() if errors else command[0] + ' failed'}. Everything is in {log}"
+        )
 
 
 def find_cmake() -> Path:
     """CMake on the PATH, or the PyPI package's beside this Python. Raises MissingDependencyError."""
     found = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
     if not found:
-        raise MissingDependencyError('building the plugin needs CMake 3.24 or later: install it, or pip install ".[plugin]" in the repository')
+        raise MissingDependencyError(
+            'building the plugin needs CMake 3.24 or later: install it, or pip install ".[plugin]" in the repository'
+        )
     return Path(found)
 
 
@@ -136,23 +140,15 @@ def find_tensorrt_headers() -> Path:
     )
 
 
+_PTXAS = {"registers": r"Used (\d+) registers", "shared_bytes": r"(\d+) bytes smem", "spill_bytes": r"(\d+) bytes spill"}
+
+
 def kernel_report(log: str) -> list[dict[str, Any]]:
     """What ptxas says (nvcc -Xptxas=-v) of every kernel: registers, shared memory and spilled bytes, per architecture."""
     rows = []
     for name, architecture, body in re.findall(r"Compiling entry function '(\w+)' for 'sm_(\d+)'\n(.*?Used [^\n]*)", log, re.DOTALL):
-        spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", body)
-        used = re.search(r"Used (\d+) registers", body)
-        shared = re.search(r"(\d+) bytes smem", body)
-        assert spills and used, body
-        rows.append(
-            {
-                "kernel": _plain_name(name),
-                "architecture": architecture,
-                "registers": int(used[1]),
-                "shared_bytes": int(shared[1]) if shared else 0,
-                "spill_bytes": int(spills[1]) + int(spills[2]),
-            }
-        )
+        numbers = {word: sum(map(int, re.findall(pattern, body))) for word, pattern in _PTXAS.items()}
+        rows.append({"kernel": _plain_name(name), "architecture": architecture, **numbers})
     return sorted(rows, key=lambda row: (row["kernel"], int(row["architecture"])))
 
 

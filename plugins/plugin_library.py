@@ -110,9 +110,10 @@ def load_plugin(tensorrt: Any = None) -> Path:
     if not is_registered(registry):
         registry.load_library(str(path))
     if not is_registered(registry):
+        wanted = f"{PLUGIN_NAMESPACE}::{PLUGIN_NAME} version {PLUGIN_VERSION}"
         raise TfisegError(
-            f"{module.__name__} {module.__version__} did not take the plugin from {path}: its own message (printed by its logger) says why. "
-            f"Wanted: {PLUGIN_NAMESPACE}::{PLUGIN_NAME} version {PLUGIN_VERSION}; registered: {', '.join(creators(registry)) or 'nothing'}. "
+            f"{module.__name__} {module.__version__} did not take the plugin from {path}: its logger's message says why. "
+            f"Wanted: {wanted}; registered: {', '.join(creators(registry)) or 'nothing'}. "
             "`tfiseg plugin info` says what the library was built from, `tfiseg plugin build --force` builds it anew"
         )
     return path

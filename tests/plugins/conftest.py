@@ -80,13 +80,23 @@ def compile_cpp() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def shuffled(compile_cpp: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clustering]:
-    """shuffled(problem, seed, threads=1, half=False): the GPU's phases, in an order drawn from the seed."""
+    """shuffled(problem, seed, threads=1, half=False): the GPU's phases on the CPU, in an order drawn from the seed."""
     target = tmp_path_factory.mktemp("shuffled") / "shuffled.so"
     here = Path(__file__).parent / "shuffled.cpp"
-    library = ctypes.CDLL(str(compile_cpp(target, here, CSRC / "api.cpp", CSRC / "cluster_cpu.cpp", flags=("-O2", "-fPIC", "-shared"))))
+    return run_by_phases(compile_cpp(target, here, CSRC / "api.cpp", CSRC / "cluster_cpu.cpp", flags=("-O2", "-fPIC", "-shared")))
+
+
+@pytest.fixture(scope="session")
+def by_phases() -> Callable[[Path], Callable[..., Clustering]]:
+    return run_by_phases
+
+
+def run_by_phases(path: Path) -> Callable[..., Clustering]:
+    """What runs a problem through a library's ``cluster_by_phases``."""
+    library = ctypes.CDLL(str(path))
     library.tfiseg_workspace_size.restype = ctypes.c_int64
 
-    def run(problem: Problem, seed: int, threads: int = 1, half: bool = False) -> Clustering:
+    def run(problem: Problem, seed: int = 0, threads: int = 1, half: bool = False) -> Clustering:
         asked = problem_struct(problem)
         kept = as_half(asked, problem) if half else []
         n, (h, w) = problem.batch, problem.out_hw
@@ -100,7 +110,7 @@ def shuffled(compile_cpp: Callable[..., Path], tmp_path_factory: pytest.TempPath
         }
         places = {name: array.ctypes.data for name, array in out.items()}
         result = ResultStruct(ctypes.sizeof(ResultStruct), workspace=room.ctypes.data, workspace_bytes=room.nbytes, **places)
-        status = library.tfiseg_cluster_shuffled(ctypes.byref(asked), ctypes.byref(result), ctypes.c_uint32(seed), threads, None)
+        status = library.cluster_by_phases(ctypes.byref(asked), ctypes.byref(result), ctypes.c_uint32(seed), threads)
         assert status == 0, status
         assert np.array_equal(out["semantic_map"], out["semantic_map_32"])
         del kept

@@ -1,4 +1,5 @@
-// Random problems through the CPU operator and through the GPU's phases in random order: built with sanitizers, and equal or it fails.
+// Random problems through the CPU operator and through the GPU's phases (shuffled.cpp on a CPU, cuda_runner.cu on a GPU): equal, or
+// it fails. Built with sanitizers, or run under compute-sanitizer.
 //     fuzz CASES [FIRST_SEED]
 #include <cmath>
 #include <cstdio>
@@ -9,7 +10,7 @@
 
 #include "../../plugins/csrc/tfiseg.h"
 
-extern "C" int32_t tfiseg_cluster_shuffled(const tfiseg_problem *, tfiseg_result *, uint32_t seed, int32_t threads, int64_t *rounds);
+extern "C" int32_t cluster_by_phases(const tfiseg_problem *, tfiseg_result *, uint32_t seed, int32_t threads);
 
 namespace {
 
@@ -111,7 +112,7 @@ bool run(uint32_t seed) {
     std::vector<char> other(size_t(tfiseg_workspace_size(&p, TFISEG_ON_CUDA)));
     gpu.result.workspace = other.data();
     gpu.result.workspace_bytes = int64_t(other.size());
-    if (const int32_t status = tfiseg_cluster_shuffled(&p, &gpu.result, seed, 1 + below(3), nullptr)) {
+    if (const int32_t status = cluster_by_phases(&p, &gpu.result, seed, 1 + below(3))) {
         std::printf("seed %u, phases: %s\n", seed, tfiseg_status_string(status));
         return false;
     }

@@ -44,7 +44,6 @@ class Shuffled {
         for (int32_t round = 0;; ++round) {
             for (int32_t phase = 0; phase < Phases::kPhases; ++phase)
                 each(phases.items(phase, round), [&](int32_t k) { phases(phase, round, k); });
-            ++rounds_run;
             if (!phases.again(round)) break;
         }
     }
@@ -53,8 +52,6 @@ class Shuffled {
         before[0] = 0;
         for (int64_t k = 0; k < words; ++k) before[k + 1] = before[k] + tfiseg::bit_count(bits[k]);
     }
-
-    int64_t rounds_run = 0;
 
   private:
     // What a phase takes: int32_t or int64_t.
@@ -70,11 +67,10 @@ class Shuffled {
 
 }  // namespace
 
-extern "C" TFISEG_API int32_t tfiseg_cluster_shuffled(const tfiseg_problem *problem, tfiseg_result *result, uint32_t seed, int32_t threads,
-                                                      int64_t *rounds) {
+// The same name in cuda_runner.cu runs the phases on a GPU.
+extern "C" TFISEG_API int32_t cluster_by_phases(const tfiseg_problem *problem, tfiseg_result *result, uint32_t seed, int32_t threads) {
     if (const int32_t status = tfiseg::check(problem, result, TFISEG_ON_CUDA)) return status;
     Shuffled executor(seed, threads);
     tfiseg::cluster_on(executor, *problem, *result);
-    if (rounds) *rounds = executor.rounds_run;
     return TFISEG_OK;
 }

@@ -1,0 +1,121 @@
+"""Times of the CUDA operator on this machine's GPU, beside CuPy's (and cuCIM's) in the same run: `.ci/gpu` calls it.
+
+    python docs/benchmarks/gpu.py RUNNER.so
+
+RUNNER.so is tests/plugins/cuda_runner.cu. Prints Markdown.
+"""
+
+import ctypes
+import sys
+import time
+
+import cv2
+import numpy as np
+from tfiseg.plugins.native import ResultStruct, problem_struct
+from tfiseg.plugins.problem import Problem, problem_of
+
+
+def blobs(side: int, classes: int = 4) -> np.ndarray:
+    """Class map (side, side) of round objects of several classes, about half of it covered, many of them touching."""
+    rng = np.random.default_rng(0)
+    out = np.zeros((side, side), np.uint8)
+    for _ in range(60):
+        y, x = rng.integers(0, side, 2)
+        axes = rng.integers(side // 40 + 2, side // 10 + 3, 2)
+        cv2.ellipse(
+            out, (int(x), int(y)), (int(axes[0]), int(axes[1])), float(rng.integers(0, 180)), 0, 360, int(rng.integers(1, classes)), -1
+        )
+    return out
+
+
+def as_logits(class_map: np.ndarray, classes: int, size: int) -> Problem:
+    planes = [cv2.GaussianBlur((class_map == c).astype(np.float32) * 6, (0, 0), 1) for c in range(classes)]
+    settings = problem_of(class_map)
+    return Problem(None, np.ascontiguousarray(planes)[None], (size, size), settings.things, settings.split, min_area=25, max_instances=256)
+
+
+def result_of(problem: Problem) -> tuple[ResultStruct, dict]:
+    n, (h, w) = problem.batch, problem.out_hw
+    out = {
+        "label_map": np.zeros((n, h, w), np.int32),
+        "semantic_map": np.zeros((n, h, w), np.uint8),
+        "count": np.zeros(n, np.int32),
+        "table": np.zeros((n, problem.max_instances, 10), np.float32),
+    }
+    return ResultStruct(ctypes.sizeof(ResultStruct), **{name: a.ctypes.data for name, a in out.items()}), out
+
+
+def in_graph(library: ctypes.CDLL, problem: Problem, replays: int = 2000) -> tuple[float, int]:
+    """Median microseconds of a replay, and the instances found."""
+    result, out = result_of(problem)
+    median_us, grown = ctypes.c_double(), ctypes.c_int64()
+    asked = problem_struct(problem)
+    status = library.replay_in_graph(*map(ctypes.byref, (asked, result)), replays, *map(ctypes.byref, (median_us, grown)))
+    assert status == 0, status
+    return median_us.value, int(out["count"][0])
+
+
+def peers(class_map: np.ndarray) -> dict[str, float]:
+    """Median microseconds of what others offer for parts of the work, from CuPy and cuCIM where they are installed."""
+    try:
+        import cupy
+        from cupyx.scipy import ndimage
+    except ImportError:
+        return {}
+    on_gpu = cupy.asarray(class_map)
+    tasks = {
+        "CuPy label (connected components of one mask)": lambda: ndimage.label(on_gpu > 0, cupy.ones((3, 3))),
+        "CuPy distance_transform_edt of one mask": lambda: ndimage.distance_transform_edt(on_gpu > 0),
+    }
+    try:
+        from cucim.skimage import measure
+
+        tasks["cuCIM label"] = lambda: measure.label(on_gpu, connectivity=2)
+    except ImportError:
+        pass
+    times = {}
+    for name, task in tasks.items():
+        try:
+            for _ in range(3):
+                task()
+            spent = []
+            for _ in range(50):
+                cupy.cuda.Device().synchronize()
+                began = time.perf_counter()
+                task()
+                cupy.cuda.Device().synchronize()
+                spent.append((time.perf_counter() - began) * 1e6)
+            times[name] = float(np.median(spent))
+        except Exception as wrong:  # a peer that can't run must not stop our own figures
+            print(f"{name}: {wrong}", file=sys.stderr)
+    return times
+
+
+def main() -> None:
+    library = ctypes.CDLL(sys.argv[1])
+    print("| what | us, median of graph replays | wanted | instances |\n|---|---|---|---|")
+    for grid, size, classes, wanted in ((160, 640, 4, "60"), (160, 640, 21, "60"), (128, 512, 21, ""), (96, 384, 21, "")):
+        us, count = in_graph(library, as_logits(blobs(grid), classes, size))
+        print(f"| {grid} x {grid} x {classes} logits -> {size} x {size} | {us:.1f} | {wanted} | {count} |")
+    for side in (512, 1024, 2048):
+        us, count = in_graph(library, problem_of(blobs(side), min_area=25), 500)
+        wanted = "50 us/MP" if side == 2048 else ""
+        print(f"| class map {side} x {side} | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | {wanted} | {count} |")
+        given = problem_of(blobs(side), np.zeros((2, side, side), np.float32), min_area=25)
+        us, count = in_graph(library, given, 500)
+        print(f"| the same, given field | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | | {count} |")
+        for name, peer_us in peers(blobs(side)).items():
+            print(f"| {name}, {side} x {side} | {peer_us:.1f} | | |")
+    sys.stdout.flush()
+    for title, problem in (
+        ("160 x 160 x 21 -> 640 x 640", as_logits(blobs(160), 21, 640)),
+        ("class map 2048 x 2048", problem_of(blobs(2048), min_area=25)),
+    ):
+        print(f"\n{title}, phase by phase:\n", flush=True)
+        result, _ = result_of(problem)
+        asked = problem_struct(problem)
+        assert library.print_phases(ctypes.byref(asked), ctypes.byref(result), 20) == 0
+
+
+if __name__ == "__main__":
+    main()

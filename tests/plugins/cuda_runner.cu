@@ -1,0 +1,280 @@
+// The CUDA operator over host memory, for tests and benchmarks on a GPU: once, many times in a CUDA graph, or phase by phase with times.
+//     nvcc -shared -Xcompiler=-fPIC -fmad=false -arch=native -DTFISEG_WITH_CUDA cuda_runner.cu ../../plugins/csrc/{api,cluster_cpu}.cpp
+#include "../../plugins/csrc/cluster_cuda.cu"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <typeinfo>
+#include <vector>
+
+namespace {
+
+#define TRY(call)                                                                         \
+    do {                                                                                  \
+        const cudaError_t status = (call);                                                \
+        if (status != cudaSuccess) {                                                      \
+            std::fprintf(stderr, "%s: %s\n", #call, cudaGetErrorString(status));          \
+            return TFISEG_CUDA_ERROR;                                                     \
+        }                                                                                 \
+    } while (0)
+
+// A problem's maps on the device, and room for its result.
+struct OnDevice {
+    tfiseg_problem problem;
+    tfiseg_result result = {};
+    std::vector<void *> owned;
+    struct Back {
+        void *host;
+        const void *device;
+        size_t bytes;
+    };
+    std::vector<Back> backs;
+
+    ~OnDevice() {
+        for (void *p : owned) cudaFree(p);
+    }
+
+    int32_t take(const tfiseg_problem &p, const tfiseg_result &r) {
+        problem = p;
+        const size_t n = size_t(p.batch) * size_t(p.height) * size_t(p.width), value = p.value_type == TFISEG_FLOAT16 ? 2 : 4;
+        const size_t stride = size_t(std::max(1, p.affinity_stride));
+        const size_t cells = size_t(p.batch) * ((size_t(p.height) + stride - 1) / stride) * ((size_t(p.width) + stride - 1) / stride);
+        if (const int32_t s = to(problem.class_map, n)) return s;
+        if (const int32_t s = to(problem.logits, n * size_t(p.classes) * value)) return s;
+        if (const int32_t s = to(problem.displacement, 2 * n * value)) return s;
+        if (const int32_t s = to(problem.boundary, n * value)) return s;
+        if (const int32_t s = to(problem.scores, n * value)) return s;
+        if (const int32_t s = to(problem.affinity, cells * size_t(p.affinity_channels) * value)) return s;
+        const size_t pixels = size_t(p.batch) * size_t(p.out_height) * size_t(p.out_width);
+        const size_t rows = size_t(p.batch) * size_t(p.max_instances) * TFISEG_TABLE_COLUMNS;
+        result.struct_size = sizeof result;
+        if (const int32_t s = back(result.label_map, r.label_map, pixels)) return s;
+        if (const int32_t s = back(result.semantic_map, r.semantic_map, pixels)) return s;
+        if (const int32_t s = back(result.semantic_map_32, r.semantic_map_32, pixels)) return s;
+        if (const int32_t s = back(result.count, r.count, size_t(p.batch))) return s;
+        if (const int32_t s = back(result.table, r.table, rows)) return s;
+        result.workspace_bytes = tfiseg_workspace_size(&problem, TFISEG_ON_CUDA);
+        TRY(cudaMalloc(&result.workspace, size_t(result.workspace_bytes)));
+        owned.push_back(result.workspace);
+        return TFISEG_OK;
+    }
+
+    int32_t give() const {
+        for (const Back &b : backs) TRY(cudaMemcpy(b.host, b.device, b.bytes, cudaMemcpyDeviceToHost));
+        return TFISEG_OK;
+    }
+
+  private:
+    template <class T>
+    int32_t to(const T *&map, size_t bytes) {
+        if (!map) return TFISEG_OK;
+        void *copy;
+        TRY(cudaMalloc(&copy, bytes));
+        owned.push_back(copy);
+        TRY(cudaMemcpy(copy, map, bytes, cudaMemcpyHostToDevice));
+        map = static_cast<const T *>(copy);
+        return TFISEG_OK;
+    }
+
+    template <class T>
+    int32_t back(T *&map, T *host, size_t n) {
+        if (!host) return TFISEG_OK;
+        TRY(cudaMalloc(&map, n * sizeof(T)));
+        owned.push_back(map);
+        TRY(cudaMemcpy(map, host, n * sizeof(T), cudaMemcpyHostToDevice));
+        backs.push_back({host, map, n * sizeof(T)});
+        return TFISEG_OK;
+    }
+};
+
+// Bytes that a phase must move at least: what it reads and writes of the grid (n pixels) and the result (m pixels).
+struct Moved {
+    double n, m;
+    const tfiseg_problem &p;
+
+    double of(const std::string &phase) const {
+        const double value = p.value_type == TFISEG_FLOAT16 ? 2 : 4, given = p.logits ? p.classes * value + 1 + 2 : 1;
+        const struct {
+            const char *name;
+            double bytes;
+        } known[] = {{"Classes", n * (given + 1 + 4)}, {"Changes", n * 1.25},       {"ColumnSearch", n * 3},   {"RowSearch", n * 7},
+                     {"AscentLinks", n * 9},           {"GivenLinks", n * (9 + 2 * value)}, {"Follow", n * 9}, {"Contacts", n * 5},
+                     {"Statistics", n * (p.logits ? 11 : 9)}, {"Upsample", m * 5 + n * 5}, {"Labels", p.logits ? m * 8 : m * 10}};
+        for (const auto &k : known)
+            if (phase.find(k.name) != std::string::npos) return k.bytes;
+        return 0.0;
+    }
+};
+
+// The CUDA executor with an event before and after each phase.
+class Timed {
+  public:
+    explicit Timed(cudaStream_t stream) : inner_(stream), stream_(stream) {}
+
+    template <class Phase>
+    void each(int64_t n, const Phase &phase) {
+        time(typeid(Phase).name(), [&] { inner_.each(n, phase); });
+    }
+    template <class Phase>
+    void each_counted(const int32_t *count, int64_t most, const Phase &phase) {
+        time(typeid(Phase).name(), [&] { inner_.each_counted(count, most, phase); });
+    }
+    template <class Phases>
+    void rounds(int64_t pixels, const Phases &phases) {
+        time(typeid(Phases).name(), [&] { inner_.rounds(pixels, phases); });
+    }
+    void prefix_sum(const uint32_t *bits, int32_t *before, int64_t words) {
+        time("PrefixSum", [&] { inner_.prefix_sum(bits, before, words); });
+    }
+
+    struct Time {
+        std::string phase;
+        cudaEvent_t begin, end;
+    };
+    std::vector<Time> times;
+    cudaError_t status() const { return inner_.status(); }
+
+  private:
+    template <class Run>
+    void time(const std::string &phase, const Run &run) {
+        Time t = {phase, nullptr, nullptr};
+        cudaEventCreate(&t.begin);
+        cudaEventCreate(&t.end);
+        cudaEventRecord(t.begin, stream_);
+        run();
+        cudaEventRecord(t.end, stream_);
+        times.push_back(t);
+    }
+
+    tfiseg::Cuda inner_;
+    cudaStream_t stream_;
+};
+
+float median(std::vector<float> values) {
+    std::nth_element(values.begin(), values.begin() + std::ptrdiff_t(values.size() / 2), values.end());
+    return values[values.size() / 2];
+}
+
+}  // namespace
+
+extern "C" {
+
+TFISEG_API int32_t cluster_by_phases(const tfiseg_problem *problem, tfiseg_result *result, uint32_t seed, int32_t) {
+    if (const int32_t status = tfiseg::check(problem, result, TFISEG_ON_CUDA)) return status;
+    OnDevice on;
+    if (const int32_t status = on.take(*problem, *result)) return status;
+    // at times left as it is, so that compute-sanitizer's initcheck sees what is read before it is written
+    if (seed % 2) TRY(cudaMemset(on.result.workspace, 0xA5, size_t(on.result.workspace_bytes)));
+    if (const int32_t status = tfiseg_cluster_cuda(&on.problem, &on.result, nullptr)) return status;
+    TRY(cudaDeviceSynchronize());
+    return on.give();
+}
+
+// Captured once, replayed many times. medians_us: of one replay; grown_bytes: of memory in use from the first replay to the last.
+TFISEG_API int32_t replay_in_graph(const tfiseg_problem *problem, tfiseg_result *result, int32_t replays, double *median_us, int64_t *grown_bytes) {
+    OnDevice on;
+    if (const int32_t status = on.take(*problem, *result)) return status;
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t ready;
+    TRY(cudaStreamCreate(&stream));
+    TRY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    if (const int32_t status = tfiseg_cluster_cuda(&on.problem, &on.result, stream)) return status;
+    TRY(cudaStreamEndCapture(stream, &graph));
+    TRY(cudaGraphInstantiate(&ready, graph, 0));
+    for (int32_t k = 0; k < 20; ++k) TRY(cudaGraphLaunch(ready, stream));
+    TRY(cudaStreamSynchronize(stream));
+    size_t free_before, free_after, all;
+    TRY(cudaMemGetInfo(&free_before, &all));
+    cudaEvent_t begin, end;
+    TRY(cudaEventCreate(&begin));
+    TRY(cudaEventCreate(&end));
+    constexpr int32_t kTogether = 10;  // launched back to back, so that the GPU, not the host, is timed
+    std::vector<float> times;
+    for (int32_t k = 0; k < replays; k += kTogether) {
+        TRY(cudaEventRecord(begin, stream));
+        for (int32_t j = 0; j < kTogether; ++j) TRY(cudaGraphLaunch(ready, stream));
+        TRY(cudaEventRecord(end, stream));
+        TRY(cudaEventSynchronize(end));
+        float ms;
+        TRY(cudaEventElapsedTime(&ms, begin, end));
+        times.push_back(ms * 1e3f / kTogether);
+    }
+    TRY(cudaMemGetInfo(&free_after, &all));
+    *median_us = double(median(times));
+    *grown_bytes = int64_t(free_before) - int64_t(free_after);
+    TRY(cudaGraphExecDestroy(ready));
+    TRY(cudaGraphDestroy(graph));
+    TRY(cudaStreamDestroy(stream));
+    return on.give();
+}
+
+// Prints a line per phase: microseconds, and the share of the copy bandwidth that its least traffic means.
+TFISEG_API int32_t print_phases(const tfiseg_problem *problem, tfiseg_result *result, int32_t repeats) {
+    OnDevice on;
+    if (const int32_t status = on.take(*problem, *result)) return status;
+    cudaStream_t stream;
+    TRY(cudaStreamCreate(&stream));
+    constexpr size_t kCopied = size_t(1) << 28;
+    void *from, *to;
+    TRY(cudaMalloc(&from, kCopied));
+    TRY(cudaMalloc(&to, kCopied));
+    std::vector<float> copies;
+    std::vector<std::vector<float>> times;
+    std::vector<std::string> names;
+    for (int32_t k = 0; k < repeats + 3; ++k) {
+        Timed run(stream);
+        run.times.reserve(64);
+        cudaEvent_t begin, end;
+        TRY(cudaEventCreate(&begin));
+        TRY(cudaEventCreate(&end));
+        TRY(cudaEventRecord(begin, stream));
+        TRY(cudaMemcpyAsync(to, from, kCopied, cudaMemcpyDeviceToDevice, stream));
+        TRY(cudaEventRecord(end, stream));
+        tfiseg::cluster_on(run, on.problem, on.result);
+        TRY(cudaStreamSynchronize(stream));
+        TRY(run.status());
+        float ms;
+        TRY(cudaEventElapsedTime(&ms, begin, end));
+        if (k >= 3) copies.push_back(ms);
+        times.resize(run.times.size());
+        names.clear();
+        for (size_t i = 0; i < run.times.size(); ++i) {
+            TRY(cudaEventElapsedTime(&ms, run.times[i].begin, run.times[i].end));
+            if (k >= 3) times[i].push_back(ms);
+            names.push_back(run.times[i].phase);
+            cudaEventDestroy(run.times[i].begin);
+            cudaEventDestroy(run.times[i].end);
+        }
+        cudaEventDestroy(begin);
+        cudaEventDestroy(end);
+    }
+    const double bandwidth = 2.0 * double(kCopied) / double(median(copies)) / 1e6;  // GB/s, read and written
+    const tfiseg_problem &p = on.problem;
+    const Moved moved = {double(p.batch) * p.height * p.width, double(p.batch) * p.out_height * p.out_width, p};
+    std::printf("device-to-device copy: %.0f GB/s\n| phase | us | share of the copy bandwidth |\n|---|---|---|\n", bandwidth);
+    double total = 0.0;
+    for (size_t i = 0; i < names.size(); ++i) {
+        const double us = double(median(times[i])) * 1e3, bytes = moved.of(names[i]);
+        total += us;
+        std::string name = names[i];
+        while (!name.empty() && (name[0] == 'N' || (name[0] >= '0' && name[0] <= '9'))) name.erase(0, 1);  // N6tfiseg7ClassesE
+        if (name.rfind("tfiseg", 0) == 0) name.erase(0, 6);
+        while (!name.empty() && name[0] >= '0' && name[0] <= '9') name.erase(0, 1);
+        if (!name.empty() && name.back() == 'E') name.pop_back();
+        if (bytes > 0) {
+            std::printf("| %s | %.1f | %.0f %% |\n", name.c_str(), us, 100.0 * bytes / (us * 1e3) / bandwidth);
+        } else {
+            std::printf("| %s | %.1f | |\n", name.c_str(), us);
+        }
+    }
+    std::printf("| sum, events between phases included | %.1f | |\n", total);
+    std::fflush(stdout);
+    cudaFree(from);
+    cudaFree(to);
+    return TFISEG_OK;
+}
+
+}  // extern "C"

@@ -1,0 +1,89 @@
+"""The CUDA operator on a GPU: the reference's bits, in a graph, replayed. `.ci/gpu` runs these, compute-sanitizer and the timings."""
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tfiseg.plugins.native import ResultStruct, cluster_native, problem_struct
+from tfiseg.plugins.plugin_build import find_nvcc
+from tfiseg.plugins.problem import Clustering, problem_of
+from tfiseg.plugins.reference import cluster_reference
+
+pytestmark = pytest.mark.gpu
+HERE = Path(__file__).parent
+CSRC = HERE.parent.parent / "plugins" / "csrc"
+
+
+def build_runner(target: Path) -> Path:
+    sources = [HERE / "cuda_runner.cu", CSRC / "api.cpp", CSRC / "cluster_cpu.cpp"]
+    options = ["-shared", "-std=c++17", "-O3", "-fmad=false", "-arch=native", "-DTFISEG_WITH_CUDA", "-Xcompiler=-fPIC,-ffp-contract=off"]
+    subprocess.run([find_nvcc(), *options, *sources, "-o", target], check=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory) -> Path:
+    try:
+        has_gpu = ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
+    except OSError:
+        has_gpu = False
+    if not has_gpu:
+        pytest.skip("needs an NVIDIA GPU: there is no driver here, or it finds none")
+    return build_runner(tmp_path_factory.mktemp("cuda") / "runner.so")
+
+
+@pytest.fixture(scope="session")
+def on_gpu(runner, by_phases):
+    return by_phases(runner)
+
+
+@pytest.mark.parametrize("first_seed", range(0, 1000, 100))
+def test_random_problems(first_seed, random_problem, on_gpu, assert_same):
+    for seed in range(first_seed, first_seed + 100):
+        problem = random_problem(seed)
+        assert_same(on_gpu(problem, half=seed % 3 == 0), cluster_reference(problem))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["pennfudan", "coco", "voc2007", "dsb2018"])
+def test_every_shared_photo(name, eval_sets, on_gpu, assert_same):
+    paths = sorted((eval_sets / name / "semantic").glob("*.png"))
+    assert paths
+    for path in paths:
+        problem = problem_of(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), min_area=25)
+        assert_same(on_gpu(problem), cluster_native(problem))
+
+
+def test_a_large_grid_takes_cooperative_kernels(on_gpu, assert_same):
+    rng = np.random.default_rng(7)
+    blobs = (cv2.GaussianBlur(rng.random((2048, 2048)).astype(np.float32), (0, 0), 12) > 0.5).astype(np.uint8)
+    problem = problem_of(blobs, min_area=25)
+    expected = cluster_native(problem)
+    assert expected.count[0] > 1000
+    assert_same(on_gpu(problem), expected)
+
+
+def test_ten_thousand_replays_are_identical_and_take_no_memory(runner, random_problem, assert_same):
+    library = ctypes.CDLL(str(runner))
+    problem = random_problem(4)
+    n, (h, w) = problem.batch, problem.out_hw
+    out = {
+        "label_map": np.zeros((n, h, w), np.int32),
+        "semantic_map": np.zeros((n, h, w), np.uint8),
+        "count": np.zeros(n, np.int32),
+        "table": np.zeros((n, problem.max_instances, 10), np.float32),
+    }
+    result = ResultStruct(ctypes.sizeof(ResultStruct), **{name: a.ctypes.data for name, a in out.items()})
+    median_us, grown, seen = ctypes.c_double(), ctypes.c_int64(), set()
+    for replays in (10, 10_000):
+        asked = problem_struct(problem)
+        status = library.replay_in_graph(*map(ctypes.byref, (asked, result)), replays, *map(ctypes.byref, (median_us, grown)))
+        assert status == 0
+        assert grown.value == 0
+        seen.add(b"".join(a.tobytes() for a in out.values()))
+    assert len(seen) == 1
+    rows = Clustering(out["label_map"], out["semantic_map"], out["count"], out["table"][:, : int(out["count"].max())])
+    assert_same(rows, cluster_reference(problem))
