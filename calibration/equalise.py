@@ -1,0 +1,92 @@
+"""Channels of one tensor brought to one range without changing what the network computes.
+
+One scale per tensor must hold the widest channel of an activation, and leaves few steps for the narrow ones. Where a tensor, or a group of
+tensors that are added, is made and read by convolutions alone, a channel can be scaled at its makers and scaled back at its readers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from .graph import Network
+from .layers import Layer, find_layers
+
+_MOST = 16.0
+
+
+def residual_groups(network: Network) -> list[tuple[list[str], list[Layer], list[Layer]]]:
+    """Tensors that are added into each other, with all layers that make and all that read them.
+
+    Only groups that nothing but additions and ungrouped 2-D convolutions touches, and no activation.
+    """
+    layers = {layer.name: layer for layer in find_layers(network)}
+    group_of: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while group_of.setdefault(name, name) != name:
+            name = group_of[name]
+        return name
+
+    for node in network.graph.node:
+        if node.op_type == "Add" and not any(network.has_weight(i) for i in node.input):
+            for name in node.input:
+                group_of[root(name)] = root(node.output[0])
+        elif node.name in layers:
+            root(node.output[0])
+    members: dict[str, list[str]] = {}
+    for name in list(group_of):
+        members.setdefault(root(name), []).append(name)
+    groups = []
+    for tensors in members.values():
+        makers, readers = _touching(network, tensors, layers)
+        if makers and readers:
+            groups.append((tensors, makers, readers))
+    return groups
+
+
+def _touching(network: Network, tensors: list[str], layers: dict[str, Layer]) -> tuple[list[Layer], list[Layer]]:
+    inside = set(tensors)
+    makers: list[Layer] = []
+    readers: list[Layer] = []
+
+    def plain(node: onnx.NodeProto) -> bool:
+        return node.op_type == "Conv" and node.name in layers
+
+    for name in tensors:
+        made, read = network.producer.get(name), network.consumers.get(name, [])
+        if made is None or name in network.outputs:
+            return [], []
+        if made.op_type != "Add":
+            if not plain(made) or layers[made.name].output != name:
+                return [], []
+            makers.append(layers[made.name])
+        for node in read:
+            if node.op_type == "Add" and node.output[0] in inside:
+                continue
+            if not plain(node) or layers[node.name].groups != 1:
+                return [], []
+            readers.append(layers[node.name])
+    return makers, readers
+
+
+def equalise(network: Network, peaks: dict[str, NDArray[np.float32]]) -> int:
+    """Scale the channels of every residual group to one range; returns how many groups.
+
+    Args:
+        network: changed in place; what it computes stays.
+        peaks: per tensor the largest magnitude seen in each channel (channels,).
+    """
+    done = 0
+    for tensors, makers, readers in residual_groups(network):
+        peak = np.max([peaks[t] for t in tensors], 0)
+        scale = np.clip(peak.max() / np.maximum(peak, 1e-12), 1.0, _MOST).astype(np.float32)
+        for layer in makers:
+            network.set_weight(layer.weight, network.weight(layer.weight) * scale[:, None, None, None])
+            if layer.bias:
+                network.set_weight(layer.bias, network.weight(layer.bias) * scale)
+        for layer in readers:
+            network.set_weight(layer.weight, network.weight(layer.weight) / scale[None, :, None, None])
+        done += 1
+    return done

@@ -1,0 +1,92 @@
+"""Frames to calibrate and to check on: a seeded sample of a folder, a video, a camera recording or any other source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..errors import InputError
+from ..runtime.sources import IMAGE_SUFFIXES, ImageFiles, open_source
+
+FRAMES = 128
+SYNTHETIC = "synthetic"
+_LIVE_FRAMES = 600  # of a source that doesn't say how many it has, that many are looked at
+_LOSSLESS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
+
+
+class FrameSample(Sequence[NDArray[np.uint8]]):
+    """A few frames of a source: uint8 (H, W, 3) BGR each, kept as files or compressed without loss, decoded when asked for."""
+
+    def __init__(self, source: str, kept: Sequence[Path | NDArray[np.uint8]], names: Sequence[str]) -> None:
+        self.source = source
+        self._kept = list(kept)
+        self.names = list(names)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:  # type: ignore[override]
+        kept = self._kept[index]
+        image = cv2.imread(str(kept), cv2.IMREAD_COLOR) if isinstance(kept, Path) else cv2.imdecode(kept, cv2.IMREAD_COLOR)
+        if image is None:
+            raise InputError(f"{kept} is no picture that OpenCV can read: take it out of {self.source}")
+        return np.asarray(image, np.uint8)
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        return (self[i] for i in range(len(self)))
+
+    def part(self, start: int, stop: int | None = None) -> FrameSample:
+        """Frames start..stop-1 of the sample."""
+        return FrameSample(self.source, self._kept[start:stop], self.names[start:stop])
+
+    def sha256(self) -> str:
+        """Of all that the frames are read from: the key of a calibration cache."""
+        digest = hashlib.sha256()
+        for kept in self._kept:
+            digest.update(kept.read_bytes() if isinstance(kept, Path) else kept.tobytes())
+        return digest.hexdigest()
+
+
+def sample_frames(source: str | Path, count: int = FRAMES, seed: int = 0, quiet: bool = True) -> FrameSample:
+    """A random sample of a source's frames, the same for the same seed.
+
+    Args:
+        source: a folder of pictures, a picture, a glob pattern, a video (a camera's recording), or whatever ``open_source`` takes; of
+            sources that don't say how long they are, the first 600 frames are looked at.
+        count: at most this many.
+        seed: of the choice.
+        quiet: no progress bar.
+
+    Raises:
+        SourceError: it can't be opened, or holds no picture. InputError: count is under 1.
+    """
+    if count < 1:
+        raise InputError(f"at least 1 frame is needed, got {count}")
+    rng = np.random.default_rng(seed)
+    with open_source(source) as frames:
+        if isinstance(frames, ImageFiles):
+            paths = [frames.paths[i] for i in rng.permutation(len(frames.paths))[:count]]
+            return FrameSample(str(source), paths, [p.stem for p in paths])
+        total = frames.frame_count or _LIVE_FRAMES
+        wanted = set(rng.permutation(total)[:count].tolist())
+        kept: list[NDArray[np.uint8]] = []
+        names: list[str] = []
+        for frame in tqdm(frames, total=total, unit="frame", desc="reading", disable=quiet):
+            if frame.index in wanted:
+                kept.append(np.asarray(cv2.imencode(".png", frame.image, _LOSSLESS)[1], np.uint8).ravel())
+                names.append(frame.name)
+            if frame.index + 1 >= total or len(kept) == len(wanted):
+                break
+    order = rng.permutation(len(kept))
+    return FrameSample(str(source), [kept[i] for i in order], [names[i] for i in order])
+
+
+def is_pictures(folder: Path) -> bool:
+    """Does a folder hold at least one picture?"""
+    return folder.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir())

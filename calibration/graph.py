@@ -1,0 +1,151 @@
+"""An ONNX network opened for editing: who makes and who reads each tensor, weights as arrays, tensors read while it runs.
+
+Needs onnx (``pip install ".[calibration]"``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from ..errors import ModelError
+
+ACTIVATIONS = ("Clip", "Relu")
+
+
+class Network:
+    """A copy of an ONNX model that can be edited.
+
+    ``producer`` maps a tensor to its node, ``consumers`` to the nodes that read it; both are as of the last ``index()``.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
+        self._fold_constants()
+        self.index()
+
+    @property
+    def graph(self) -> onnx.GraphProto:
+        return self.model.graph
+
+    def index(self) -> None:
+        """Look anew at who makes and reads what; called after nodes were added or removed."""
+        self.producer: dict[str, onnx.NodeProto] = {o: n for n in self.graph.node for o in n.output}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.graph.node:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+        self.outputs = {o.name for o in self.graph.output}
+        self._weights = {i.name: i for i in self.graph.initializer}
+
+    def _fold_constants(self) -> None:
+        """Weights stored as float16 and cast when loaded become plain float32, Constant nodes initializers; unnamed nodes get names."""
+        stored = {i.name: i for i in self.graph.initializer}
+        for at, node in reversed(list(enumerate(self.graph.node))):
+            node.name = node.name or f"{node.op_type}_{at}"
+        for node in list(self.graph.node):
+            settings = attributes(node)
+            if node.op_type == "Constant" and "value" in settings:
+                value = numpy_helper.to_array(settings["value"])
+            elif node.op_type == "Cast" and node.input[0] in stored:
+                value = numpy_helper.to_array(stored[node.input[0]]).astype(helper.tensor_dtype_to_np_dtype(settings["to"]))
+            else:
+                continue
+            made = numpy_helper.from_array(np.asarray(value), node.output[0])
+            self.graph.node.remove(node)
+            self.graph.initializer.append(made)
+            stored[made.name] = made
+        self.drop_unused_weights()
+
+    def drop_unused_weights(self) -> None:
+        """Forget initializers that no node reads."""
+        read = {name for node in self.graph.node for name in node.input} | {o.name for o in self.graph.output}
+        for tensor in [i for i in self.graph.initializer if i.name not in read]:
+            self.graph.initializer.remove(tensor)
+
+    def has_weight(self, name: str) -> bool:
+        return name in self._weights
+
+    def weight(self, name: str) -> NDArray[Any]:
+        """The values of an initializer."""
+        return np.asarray(numpy_helper.to_array(self._weights[name]))
+
+    def set_weight(self, name: str, value: NDArray[Any]) -> None:
+        """Replace an initializer, or add one."""
+        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        if name in self._weights:
+            self._weights[name].CopyFrom(tensor)
+        else:
+            self._weights[name] = self.graph.initializer.add()
+            self._weights[name].CopyFrom(tensor)
+
+    def activation_after(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """The Clip or Relu that alone reads a node's output."""
+        readers = self.consumers.get(node.output[0], [])
+        alone = len(readers) == 1 and node.output[0] not in self.outputs
+        return readers[0] if alone and readers[0].op_type in ACTIVATIONS else None
+
+    def sort(self) -> None:
+        """Bring the nodes into an order in which each comes after what it reads."""
+        known = {"", *(i.name for i in self.graph.input), *(i.name for i in self.graph.initializer)}
+        rest, ordered = list(self.graph.node), []
+        while rest:
+            ready = []
+            for node in rest:  # nearly in order already: one or two rounds
+                if known.issuperset(node.input):
+                    known.update(node.output)
+                    ready.append(node)
+            if not ready:
+                raise ModelError(f"the network reads tensors that nothing makes, or in a circle: {rest[0].name} ({rest[0].op_type})")
+            ordered += ready
+            done = {id(node) for node in ready}
+            rest = [node for node in rest if id(node) not in done]
+        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+        del self.graph.node[:]
+        self.graph.node.extend(kept)
+        self.index()
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes as plain values."""
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def session(model: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU for a model in memory; raises ModelError."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as wrong:  # onnxruntime's errors share no base class
+        raise ModelError(f"ONNX Runtime can't run the network: {wrong}") from wrong
+
+
+def run_tensors(
+    model: onnx.ModelProto, names: Sequence[str], images: Iterable[NDArray[np.uint8]]
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Values of inner float tensors, picture by picture.
+
+    Args:
+        model: network whose one input takes uint8 (1, H, W, 3).
+        names: of the tensors wanted.
+        images: uint8 (H, W, 3) each.
+    """
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    have = {o.name for o in probed.graph.output}
+    probed.graph.output.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in dict.fromkeys(names) if name not in have
+    )
+    running = session(probed)
+    wanted = list(dict.fromkeys(names))
+    for image in images:
+        yield dict(zip(wanted, running.run(wanted, {model.graph.input[0].name: image[None]}), strict=True))

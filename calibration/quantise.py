@@ -1,0 +1,201 @@
+"""Post-training quantisation: calibrate on frames once, then write the network in int8, some layers kept in high precision."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..errors import InputError, ModelError
+from .equalise import equalise, residual_groups
+from .frames import FrameSample
+from .graph import Network, run_tensors
+from .layers import Layer, find_layers
+from .qdq import Scheme, insert_qdq
+from .ranges import range_finder
+from .rounding import Moments, Rounded, round_weights
+
+_SAMPLES_PER_FRAME = 256
+_CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the frames told of one network.
+
+    ``peaks`` largest magnitude by channel of the tensors that are equalised; ``ranges`` (lowest, highest) of the tensors around the layers;
+    ``rounded`` int8 weights by layer. ``key`` names network, frames and method: a cache with another key is made anew.
+    """
+
+    key: dict[str, str]
+    peaks: dict[str, NDArray[np.float32]]
+    ranges: dict[str, tuple[float, float]]
+    rounded: dict[str, Rounded]
+
+    def save(self, path: Path) -> None:
+        """Write a cache file (numpy's .npz)."""
+        arrays: dict[str, NDArray[np.generic]] = {"key": np.array(json.dumps(self.key))}
+        arrays |= {f"peak/{name}": peak for name, peak in self.peaks.items()}
+        arrays |= {f"range/{name}": np.array(span, np.float64) for name, span in self.ranges.items()}
+        for name, layer in self.rounded.items():
+            arrays |= {f"q/{name}": layer.q, f"scale/{name}": layer.scale, f"bias/{name}": layer.bias}
+        temporary = path.with_name(f"{path.name}.part")
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        temporary.replace(path)
+
+    @staticmethod
+    def load(path: Path) -> Calibration:
+        """Read a cache file; raises InputError where it is none."""
+        try:
+            with np.load(path) as arrays:
+                found = {name: arrays[name] for name in arrays.files}
+            key = json.loads(str(found["key"]))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as wrong:
+            raise InputError(f"{path} is no calibration cache of tfiseg ({wrong}): delete it, it will be made anew") from wrong
+
+        def of(kind: str) -> dict[str, NDArray[np.generic]]:
+            return {name.partition("/")[2]: value for name, value in found.items() if name.startswith(f"{kind}/")}
+
+        scale, bias = of("scale"), of("bias")
+        rounded = {name: Rounded(q, scale[name], bias[name]) for name, q in of("q").items()}  # type: ignore[arg-type]
+        ranges = {name: (float(low), float(high)) for name, (low, high) in of("range").items()}  # type: ignore[misc]
+        return Calibration(key, of("peak"), ranges, rounded)  # type: ignore[arg-type]
+
+
+def calibrate(
+    model: onnx.ModelProto, frames: FrameSample, method: str = "minmax", cache: Path | None = None, quiet: bool = True
+) -> Calibration:
+    """Run the network over frames: ranges of its activations, and its weights rounded to int8.
+
+    Args:
+        model: float32 network whose one input takes uint8 (1, H, W, 3).
+        frames: at least one; 128 are usual.
+        method: "minmax", "percentile" or "entropy".
+        cache: file that is read where it was made from this very network, these frames and this method, else written.
+        quiet: no progress bar.
+
+    Raises:
+        InputError: no frames, or no such method. ModelError: the network has no layer that can be quantised, or doesn't run.
+    """
+    if not len(frames):
+        raise InputError(f"{frames.source} has no frames to calibrate on")
+    network = Network(model)
+    key = {
+        "version": str(_CACHE_VERSION),
+        "model_sha256": hashlib.sha256(network.model.SerializeToString(deterministic=True)).hexdigest(),
+        "frames_sha256": frames.sha256(),
+        "method": method,
+    }
+    if cache is not None and cache.is_file():
+        known = Calibration.load(cache)
+        if known.key == key:
+            return known
+    layers = find_layers(network)
+    if not layers:
+        raise ModelError("the network has no convolution or matrix product with weights that could run in int8")
+    peaks = _peaks(network, frames, quiet)
+    equalise(network, peaks)
+    found = _observe(network, find_layers(network), frames, method, quiet)
+    calibration = Calibration(key, peaks, *found)
+    if cache is not None:
+        calibration.save(cache)
+    return calibration
+
+
+def quantise(model: onnx.ModelProto, calibration: Calibration, keep: Collection[str] = (), scheme: Scheme | None = None) -> onnx.ModelProto:
+    """The network with Q/DQ pairs.
+
+    Args:
+        model: the one that was calibrated.
+        calibration: from ``calibrate``.
+        keep: names of layers that stay in high precision, see ``last_layers`` and ``matching_layers``.
+        scheme: how activations are held (default: for ONNX Runtime on a CPU).
+    """
+    network = Network(model)
+    equalise(network, calibration.peaks)
+    layers = [layer for layer in find_layers(network) if layer.name not in keep]
+    insert_qdq(network, layers, calibration.ranges, calibration.rounded, scheme or Scheme(signed=False))
+    return network.model
+
+
+def matching_layers(layers: Iterable[Layer], patterns: Sequence[str]) -> list[str]:
+    """Names of layers whose name, or whose weight's name, fits one of the patterns (``*`` and ``?``).
+
+    Raises:
+        InputError: a pattern fits none; the message lists what there is.
+    """
+    layers = list(layers)
+    found: list[str] = []
+    for pattern in patterns:
+        fits = [layer.name for layer in layers if fnmatchcase(layer.name, pattern) or fnmatchcase(layer.weight, pattern)]
+        if not fits:
+            known = ", ".join(f"{layer.name} ({layer.weight})" for layer in layers)
+            raise InputError(f"no layer is called {pattern!r}; there are: {known}")
+        found += fits
+    return list(dict.fromkeys(found))
+
+
+def last_layers(network: Network) -> list[str]:
+    """The layers that write the outputs (logits, displacement, boundary, affinity), which stay in high precision."""
+    layers = {layer.name for layer in find_layers(network)}
+    found: list[str] = []
+    seen: set[str] = set()
+    todo = sorted(network.outputs)
+    while todo:
+        node = network.producer.get(todo.pop())
+        if node is None or node.name in seen:
+            continue
+        seen.add(node.name)
+        if node.name in layers:
+            found.append(node.name)
+        elif node.op_type != "Shape":
+            todo += node.input
+    return found
+
+
+def _peaks(network: Network, frames: FrameSample, quiet: bool) -> dict[str, NDArray[np.float32]]:
+    wanted = [tensor for tensors, _, _ in residual_groups(network) for tensor in tensors]
+    peaks: dict[str, NDArray[np.float32]] = {}
+    if not wanted:
+        return peaks
+    for values in tqdm(run_tensors(network.model, wanted, frames), total=len(frames), desc="channels", unit="frame", disable=quiet):
+        for name, value in values.items():
+            peak = np.abs(value).max((0, 2, 3))
+            peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
+    return peaks
+
+
+def _observe(
+    network: Network, layers: Sequence[Layer], frames: FrameSample, method: str, quiet: bool
+) -> tuple[dict[str, tuple[float, float]], dict[str, Rounded]]:
+    finder, rng = range_finder(method), np.random.default_rng(0)
+    moments = {layer.name: Moments() for layer in layers}
+    wanted = [name for layer in layers for name in (layer.input, layer.output)]
+    for values in tqdm(run_tensors(network.model, wanted, frames), total=len(frames), desc="ranges", unit="frame", disable=quiet):
+        for name, value in values.items():
+            finder.see(name, value)
+        for layer in layers:
+            moments[layer.name].see(layer.samples(values[layer.input], _SAMPLES_PER_FRAME, rng))
+    rounded = {}
+    for layer in tqdm(layers, desc="rounding", unit="layer", disable=quiet):
+        rounded[layer.name] = _round(network, layer, moments.pop(layer.name))
+    return finder.ranges(), rounded
+
+
+def _round(network: Network, layer: Layer, moments: Moments) -> Rounded:
+    weight = network.weight(layer.weight)
+    outputs = weight.shape[layer.axis]
+    bias = network.weight(layer.bias) if layer.bias else np.zeros(outputs, np.float32)
+    q, scale, shifted = round_weights(layer.matrix(weight), bias.reshape(layer.groups, -1).astype(np.float64), moments.mean())
+    whole = layer.unmatrix(q.astype(np.float64), weight).astype(np.int8)
+    return Rounded(whole, scale.ravel().astype(np.float32), shifted.ravel().astype(np.float32))
