@@ -19,5 +19,13 @@ class ModelError(TfisegError, ValueError):
     """A network file cannot be used as a tfiseg model."""
 
 
+class GateError(TfisegError):
+    """A network in lower precision strays too far from float32; the message gives the figures and the thresholds."""
+
+
+class EngineError(TfisegError):
+    """An engine can't be built, is not what was asked for, or doesn't fit this machine; the message says what mends it."""
+
+
 class MissingDependencyError(TfisegError, ImportError):
     """An optional package is not installed; names the extra that brings it."""

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ..errors import ModelError
+from ..runtime.sessions import UNWANTED_OPTIMIZERS
 
 ACTIVATIONS = ("Clip", "Relu")
+IMAGE = "image"  # the tensor between preprocessing and network in tfiseg's format
 
 
 class Network:
@@ -92,6 +94,17 @@ class Network:
         alone = len(readers) == 1 and node.output[0] not in self.outputs
         return readers[0] if alone and readers[0].op_type in ACTIVATIONS else None
 
+    def preprocessing(self) -> set[str]:
+        """Tensors up to ``image``, which stay in high precision; none in a network that has no such tensor."""
+        found: set[str] = set()
+        todo = [IMAGE] if IMAGE in self.producer else []
+        while todo:
+            name = todo.pop()
+            if name in self.producer and name not in found:
+                found.update(self.producer[name].output)
+                todo += self.producer[name].input
+        return found
+
     def sort(self) -> None:
         """Bring the nodes into an order in which each comes after what it reads."""
         known = {"", *(i.name for i in self.graph.input), *(i.name for i in self.graph.initializer)}
@@ -124,7 +137,9 @@ def session(model: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSe
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(UNWANTED_OPTIMIZERS)
+        )
     except Exception as wrong:  # onnxruntime's errors share no base class
         raise ModelError(f"ONNX Runtime can't run the network: {wrong}") from wrong
 

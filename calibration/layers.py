@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from .graph import Network, attributes
 
 KINDS = ("Conv", "Gemm", "MatMul")
-IMAGE = "image"  # the tensor between preprocessing and network, see export/frame_graph.py
 
 
 @dataclass(frozen=True)
@@ -61,20 +60,9 @@ class Layer:
 
 def find_layers(network: Network) -> list[Layer]:
     """The layers of a network behind its preprocessing, in the order in which they run."""
-    behind = _behind_preprocessing(network)
-    layers = [_layer(network, node) for node in network.graph.node if node.op_type in KINDS and node.output[0] in behind]
+    before = network.preprocessing()
+    layers = [_layer(network, node) for node in network.graph.node if node.op_type in KINDS and node.output[0] not in before]
     return [layer for layer in layers if layer is not None]
-
-
-def _behind_preprocessing(network: Network) -> set[str]:
-    """Tensors that come from ``image``, or all where a network has no preprocessing of ours."""
-    if IMAGE not in network.producer:
-        return set(network.producer)
-    reached = {IMAGE}
-    for node in network.graph.node:
-        if not reached.isdisjoint(node.input):
-            reached.update(node.output)
-    return reached - {IMAGE}
 
 
 def _layer(network: Network, node: onnx.NodeProto) -> Layer | None:

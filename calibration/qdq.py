@@ -151,7 +151,5 @@ def _dequantised(network: Network, name: str, q: NDArray[np.integer], scale: NDA
     network.set_weight(f"{name}.scale", scale)
     network.set_weight(f"{name}.zero", np.zeros(scale.shape, q.dtype))
     inputs = [f"{name}.q", f"{name}.scale", f"{name}.zero"]
-    network.graph.node.append(
-        helper.make_node("DequantizeLinear", inputs, [f"{name}.dequantised"], name=f"{name}.dequantise", axis=axis)
-    )
+    network.graph.node.append(helper.make_node("DequantizeLinear", inputs, [f"{name}.dequantised"], name=f"{name}.dequantise", axis=axis))
     return f"{name}.dequantised"

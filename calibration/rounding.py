@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 LIMIT = 127
 _DAMPING = 0.01
+_SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)  # beside float16 layers scales are float16; dead channels have none
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ def round_weights(
         moments: (groups, n + 1, n + 1) from ``Moments.mean``.
 
     Returns:
-        int8 weights like ``matrix``, scale and bias like ``bias``; scale = max |w| / 127 of each output channel.
+        int8 weights like ``matrix``, scale and bias like ``bias``; scale = max |w| / 127 of each output channel, at least
+        float16's smallest.
     """
     groups, outputs, n = matrix.shape
-    scale = np.maximum(np.abs(matrix).max(2), 1e-12) / LIMIT
+    scale = np.maximum(np.abs(matrix).max(2) / LIMIT, _SMALLEST_SCALE)
     w = np.concatenate([matrix, bias[..., None]], 2)
     # inputs of most energy first, the bias last
     order = np.concatenate([np.argsort(-np.diagonal(moments, axis1=1, axis2=2)[:, :n], 1), np.full((groups, 1), n)], 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -83,10 +83,19 @@ class Segmenter:
     def __call__(self, frame: Frame | NDArray[np.uint8]) -> Instances:
         """Instances of one frame (a ``Frame``, or a uint8 (H, W, 3) BGR picture), at the frame's size."""
         image = checked_image(frame)
-        height, width = image.shape[:2]
         began = time.perf_counter()
         maps = self.session.infer(image)
         network_ms = (time.perf_counter() - began) * 1e3
+        found = self.cluster_maps(maps, (image.shape[0], image.shape[1]))
+        stages = {"network": network_ms, **found.stage_ms}
+        if isinstance(frame, Frame):
+            stages = {"decode": frame.decode_ms, **stages}
+            return replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=stages)
+        return replace(found, stage_ms=stages)
+
+    def cluster_maps(self, maps: Mapping[str, NDArray[np.float32]], frame_size_hw: tuple[int, int]) -> Instances:
+        """Instances from what the network said of a frame (``session.infer``): float32 (1, channels, h, w) by output name."""
+        height, width = frame_size_hw
         found: Instances = cluster(
             maps["logits"][0],
             displacement=maps["displacement"][0] if "displacement" in maps else None,
@@ -101,9 +110,4 @@ class Segmenter:
             class_names=self.class_names,
             threads=self.threads,
         )
-        found = found.select(found.score >= self.min_score)
-        stages = {"network": network_ms, **found.stage_ms}
-        if isinstance(frame, Frame):
-            stages = {"decode": frame.decode_ms, **stages}
-            return replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=stages)
-        return replace(found, stage_ms=stages)
+        return found.select(found.score >= self.min_score)

@@ -17,6 +17,8 @@ FORMAT_VERSION = 1
 METADATA_KEY = "tfiseg"
 DEFAULT_MODEL = Path(__file__).parent / "models" / "tfiseg-voc21.onnx"
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+# it quantises what a model leaves in float, one scale per tensor, and reads float16 biases wrongly (onnxruntime 1.21 to 1.32 at least)
+UNWANTED_OPTIMIZERS = ("WeightBiasQuantization",)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class OnnxSession:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(str(self.path), options, providers=list(providers))
+            self._session = onnxruntime.InferenceSession(
+                str(self.path), options, providers=list(providers), disabled_optimizers=list(UNWANTED_OPTIMIZERS)
+            )
         except Exception as wrong:  # onnxruntime's errors share no base class
             raise ModelError(f"ONNX Runtime can't load {self.path}: {wrong}") from wrong
         if self._session.get_providers()[0] != providers[0]:  # ONNX Runtime falls back without an error
