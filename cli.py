@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .cli_build import add_build, add_compare
 from .cli_common import add_verb, as_json, need
 from .errors import InputError, MissingDependencyError, TfisegError
 
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit status is 0 only if what was asked was done."""
     parser = _parser()
     args = parser.parse_args(argv)
+    args.argv = sys.argv[1:] if argv is None else argv
     if not hasattr(args, "handler"):
         parser.print_help()
         return 2
@@ -47,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(verbs)
     _add_train(verbs)
     _add_export(verbs)
+    add_build(verbs)
+    add_compare(verbs)
     _add_plugin(verbs)
     return parser
 

@@ -35,9 +35,15 @@ def verdict(comparison: Comparison, thresholds: Thresholds) -> dict[str, Any]:
 def insist(gate: dict[str, Any], where: str) -> None:
     """Raise GateError where a gate was not passed; ``where`` names what is not written, or where the report lies."""
     if not gate["passed"]:
-        worst = gate["worst_frame"]
+        worst, floor = gate["worst_frame"], gate.get("noise_floor")
+        yardstick = (
+            f" For comparison, fp32 against itself with one grey level of noise on the frames: {floor['label_agreement']:.2f}%, "
+            f"PQ {floor['PQ']:.1f}."
+            if floor
+            else ""
+        )
         raise GateError(
             f"the accuracy gate failed on {gate['frames']} frames: {'; '.join(gate['failures'])} (worst frame: {worst['name']}, "
-            f"{worst['label_agreement']:.2f}% of labels). {where}. What helps: --auto-exclude, --keep LAYER, more calibration frames of the "
-            "kind that the camera sees; --min-agreement and --min-pq set other thresholds, --no-gate builds without"
+            f"{worst['label_agreement']:.2f}% of labels). {where}.{yardstick} What helps: --auto-exclude, --keep LAYER, more frames of "
+            "the kind that the camera sees; --min-agreement and --min-pq set other thresholds, --no-gate builds without"
         )

@@ -79,9 +79,9 @@ class Network:
         """The values of an initializer."""
         return np.asarray(numpy_helper.to_array(self._weights[name]))
 
-    def set_weight(self, name: str, value: NDArray[Any]) -> None:
+    def set_weight(self, name: str, value: NDArray[Any] | np.generic) -> None:
         """Replace an initializer, or add one."""
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)
         if name in self._weights:
             self._weights[name].CopyFrom(tensor)
         else:

@@ -132,10 +132,9 @@ def _weights(network: Network, layer: Layer, node: object, rounded: Rounded, inp
     inputs[1] = _dequantised(network, layer.weight, rounded.q, rounded.scale, layer.axis)
     bias = layer.bias or f"{layer.name}.bias"
     value: NDArray[np.float32] = rounded.bias
-    if layer.op == "MatMul":
-        if layer.bias is None:  # a matrix product has no bias input: its errors' mean is not made good
-            node.input[:] = inputs  # type: ignore[attr-defined]
-            return
+    if layer.op == "MatMul":  # it has no bias input: its errors' mean is not made good
+        node.input[:] = inputs  # type: ignore[attr-defined]
+        return
     if input_scale is None:
         network.set_weight(bias, value)
         inputs[2:] = [bias]

@@ -98,9 +98,9 @@ def _tiny_scales(network: Network) -> list[str]:
     """Q/DQ nodes whose scales float16 would round to few digits."""
     found = []
     for node in network.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and network.has_weight(node.input[1]):
-            if float(np.abs(network.weight(node.input[1])).min()) < _SMALLEST_SCALE:
-                found.append(node.name)
+        pair = node.op_type in ("QuantizeLinear", "DequantizeLinear") and network.has_weight(node.input[1])
+        if pair and float(np.abs(network.weight(node.input[1])).min()) < _SMALLEST_SCALE:
+            found.append(node.name)
     return found
 
 

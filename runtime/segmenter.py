@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..instances import Instances
 from ..plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, cluster, split_table
 from ..plugins.problem import MAX_INSTANCES
-from .sessions import DEFAULT_MODEL, DEFAULT_PROVIDERS, OnnxSession
+from .sessions import DEFAULT_MODEL, DEFAULT_PROVIDERS, open_session
 from .sources import Frame, checked_image
 
 MIN_SCORE = 0.5  # more likely right than wrong
@@ -26,7 +26,8 @@ class Segmenter:
     """Instance masks of frames: a semantic network, then the clustering operator.
 
     Args:
-        model: path of a model in tfiseg's format; default: the network that comes with tfiseg (21 PASCAL classes).
+        model: path of a model in tfiseg's format, or of an engine, which is checked against this machine before it is loaded; default:
+            the network that comes with tfiseg (21 PASCAL classes).
         things: names or ids of the classes to segment; default: all countable classes of the model.
         split: see ``tfiseg.cluster``; default: what the model's metadata says, else "auto".
         min_area: smallest instance in pixels; default: 0.1 % of the frame, at least 25.
@@ -36,7 +37,8 @@ class Segmenter:
         providers: ONNX Runtime execution providers.
 
     Raises:
-        ModelError: the model can't be used. InputError: unknown class name; a frame that is no uint8 (H, W, 3).
+        ModelError: the model can't be used. EngineError: an engine whose record, content or machine doesn't fit; the message gives both
+            sides and the command that rebuilds. InputError: unknown class name; a frame that is no uint8 (H, W, 3).
 
     Example:
         >>> segmenter = Segmenter(things=["person"])
@@ -57,7 +59,7 @@ class Segmenter:
     ) -> None:
         if threads < 0:
             raise InputError(f"threads must be at least 1 (0 = all), got {threads}")
-        self.session = OnnxSession(model or DEFAULT_MODEL, threads, providers)
+        self.session = open_session(model or DEFAULT_MODEL, threads, providers)
         self.class_names = self.session.info.class_names
         if things is None:
             self.things = self.session.info.things

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ModelError
+from ..errors import EngineError, ModelError
+from .engine_file import SUFFIX, check_content, check_machine, read_sidecar
+from .machine import this_machine
 
 FORMAT_VERSION = 1
 METADATA_KEY = "tfiseg"
@@ -98,3 +100,21 @@ class OnnxSession:
         """The network's maps for one picture uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
         values = self._session.run(self._outputs, {"frame": image[None]})
         return dict(zip(self._outputs, values, strict=True))
+
+
+def open_session(path: str | Path, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> OnnxSession:
+    """The session for a model file. An engine's record and content are checked before TensorRT would see a byte of it.
+
+    Raises:
+        ModelError: see ``OnnxSession``. EngineError: an engine that is damaged, not for this machine, or can't be run yet.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        return OnnxSession(path, threads, providers)
+    record = read_sidecar(path)
+    check_content(path, record)
+    check_machine(path, record, this_machine())
+    raise EngineError(
+        f"{path} fits this machine, but this version of tfiseg builds, proves and checks engines and does not run them yet: "
+        f"use {record['built_from']['onnx']}, from which it was built, or TensorRT's own runtime"
+    )

@@ -1,0 +1,44 @@
+"""Any two networks side by side: ONNX, engine, or whatever ``tfiseg export`` takes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..calibration.frames import sample_frames
+from ..runtime.comparison import compare, worst_sheet
+from ..runtime.segmenter import Segmenter
+
+_FILES = (".onnx", ".engine")
+
+
+def compare_networks(
+    reference: str, candidate: str, frames: str, count: int, seed: int, sheet: Path, threads: int = 0, quiet: bool = True
+) -> dict[str, Any]:
+    """Compare two networks on a sample of frames; the worst frames are drawn into ``sheet``.
+
+    Args:
+        reference, candidate: a .onnx in tfiseg's format, a .engine that fits this machine, or a source of ``tfiseg export``.
+        frames: whatever ``open_source`` takes. count, seed: of the sample.
+
+    Returns:
+        ``Comparison.report()`` and the sheet's path.
+    """
+    sample = sample_frames(frames, count, seed, quiet)
+    with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
+        one = Segmenter(_file(reference, Path(folder, "reference.onnx")), threads=threads)
+        other = Segmenter(_file(candidate, Path(folder, "candidate.onnx")), threads=threads)
+        comparison = compare(one, other, sample, sample.names, quiet)
+        worst_sheet(one, other, sample, comparison, sheet)
+    return {**comparison.report(), "reference": reference, "candidate": candidate, "sheet": str(sheet)}
+
+
+def _file(text: str, exported: Path) -> Path:
+    """The network's file; what is none yet is exported first, which checks it against the original."""
+    if Path(text).suffix in _FILES:
+        return Path(text)
+    from .any_network import ExportSettings, export_any
+
+    export_any(text, exported, ExportSettings())
+    return exported
