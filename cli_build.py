@@ -28,10 +28,10 @@ def add_build(verbs: Any) -> None:
     verb.add_argument("--frames", metavar="SOURCE", help="real frames to calibrate and judge on: folder of pictures, video, recording")
 
     shapes = verb.add_argument_group("frame sizes (HxW) that a TensorRT engine takes")
-    shapes.add_argument("--shape", type=_size, metavar="HxW", help="this one size only: the fastest")
-    shapes.add_argument("--shape-min", type=_size, metavar="HxW", help="default: 240x320")
-    shapes.add_argument("--shape-opt", type=_size, metavar="HxW", help="the size to be fastest at (default: 480x640)")
-    shapes.add_argument("--shape-max", type=_size, metavar="HxW", help="default: 1080x1920")
+    shapes.add_argument("--shape", type=size_hw, metavar="HxW", help="this one size only: the fastest")
+    shapes.add_argument("--shape-min", type=size_hw, metavar="HxW", help="default: 240x320")
+    shapes.add_argument("--shape-opt", type=size_hw, metavar="HxW", help="the size to be fastest at (default: 480x640)")
+    shapes.add_argument("--shape-max", type=size_hw, metavar="HxW", help="default: 1080x1920")
     shapes.add_argument("--batch", type=int, default=1, metavar="N", help="frames per call (default: 1)")
 
     int8 = verb.add_argument_group("int8")
@@ -67,7 +67,7 @@ def add_build(verbs: Any) -> None:
     builder.add_argument("--tf32", action="store_true", help="let fp32 layers use TF32")
 
 
-def _size(text: str) -> tuple[int, int]:
+def size_hw(text: str) -> tuple[int, int]:
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise argparse.ArgumentTypeError(f"wanted height x width like 480x640, got {text!r}")
