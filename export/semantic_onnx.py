@@ -1,7 +1,6 @@
 """A trained semantic network as ``NAME.onnx``: frames of any size in, logits out, checked against torch on real photos.
 
-The preprocessing (resize, channel order, normalisation) is written as plain ONNX nodes in front of the exported network, so that
-a graph without shape arithmetic in Python is left: ONNX Runtime and TensorRT both read it.
+The preprocessing (``frame_graph``) is put in front of the exported network.
 """
 
 from __future__ import annotations
@@ -23,16 +22,14 @@ from onnx import TensorProto, helper, numpy_helper
 from ..errors import InputError, ModelError
 from ..runtime.sessions import FORMAT_VERSION, METADATA_KEY
 from ..runtime.sources import IMAGE_SUFFIXES
+from .class_lists import VOC21
+from .frame_graph import MODEL_IR_VERSION, PixelFormat, frame_value, long_side_nodes, pixel_nodes
 from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
 from .train_semantic import LONG_SIDE_PX, network_size_hw, predict_logits
 
 OPSET = 18
 STRIDE = 4
 MIN_AGREEMENT = 0.995
-PASCAL_CLASSES = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
 
 
 def load_checkpoint(path: Path) -> SegmentationNetwork:
@@ -44,54 +41,6 @@ def load_checkpoint(path: Path) -> SegmentationNetwork:
     except (OSError, KeyError, RuntimeError) as wrong:
         raise ModelError(f"{path} is no checkpoint of `tfiseg train semantic`: {wrong}") from wrong
     return network.eval()
-
-
-def preprocessing_nodes(long_side_px: int) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """frame uint8 (1, H, W, 3) BGR -> image float32 (1, 3, h, w) RGB normalised; the longer side becomes ``long_side_px``.
-
-    The frame is first scaled to twice the size and then averaged 2 x 2: bilinear scaling alone skips pixels of large frames.
-    """
-    constants = {
-        "pre.long_side": np.float32(long_side_px),
-        "pre.multiple": np.float32(SIDE_MULTIPLE),
-        "pre.one": np.float32(1),
-        "pre.twice": np.array(2 * SIDE_MULTIPLE, np.int64),
-        "pre.batch_and_channels": np.array([1, 3], np.int64),
-        "pre.hw_start": np.array([1], np.int64),
-        "pre.hw_end": np.array([3], np.int64),
-        "pre.mean": np.float32(PIXEL_MEAN),
-        "pre.scale": np.float32(1 / PIXEL_STD),
-        "pre.rgb": np.array([2, 1, 0], np.int64),
-    }
-    node = helper.make_node
-    nodes = [
-        node("Shape", ["frame"], ["pre.shape"]),
-        node("Slice", ["pre.shape", "pre.hw_start", "pre.hw_end"], ["pre.hw"]),
-        node("Cast", ["pre.hw"], ["pre.hw_float"], to=TensorProto.FLOAT),
-        node("ReduceMax", ["pre.hw_float"], ["pre.longer"], keepdims=0),
-        node("Div", ["pre.long_side", "pre.longer"], ["pre.zoom"]),
-        node("Mul", ["pre.hw_float", "pre.zoom"], ["pre.fitted"]),
-        node("Div", ["pre.fitted", "pre.multiple"], ["pre.blocks"]),
-        node("Round", ["pre.blocks"], ["pre.rounded"]),
-        node("Max", ["pre.rounded", "pre.one"], ["pre.at_least_one"]),
-        node("Cast", ["pre.at_least_one"], ["pre.blocks_int"], to=TensorProto.INT64),
-        node("Mul", ["pre.blocks_int", "pre.twice"], ["pre.double_hw"]),
-        node("Concat", ["pre.batch_and_channels", "pre.double_hw"], ["pre.sizes"], axis=0),
-        node("Cast", ["frame"], ["pre.float"], to=TensorProto.FLOAT),
-        node("Transpose", ["pre.float"], ["pre.nchw"], perm=[0, 3, 1, 2]),
-        node(
-            "Resize",
-            ["pre.nchw", "", "", "pre.sizes"],
-            ["pre.double"],
-            mode="linear",
-            coordinate_transformation_mode="half_pixel",
-        ),
-        node("AveragePool", ["pre.double"], ["pre.small"], kernel_shape=[2, 2], strides=[2, 2]),
-        node("Gather", ["pre.small", "pre.rgb"], ["pre.colours"], axis=1),
-        node("Sub", ["pre.colours", "pre.mean"], ["pre.centred"]),
-        node("Mul", ["pre.centred", "pre.scale"], ["image"]),
-    ]
-    return nodes, [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
 
 
 def export_semantic(
@@ -123,9 +72,7 @@ def export_semantic(
     """
     network = load_checkpoint(checkpoint)
     classes = int(network.heads["logits"].out_channels)  # type: ignore[arg-type]
-    names = class_names or (
-        PASCAL_CLASSES if classes == len(PASCAL_CLASSES) else ("background", *(f"class {i}" for i in range(1, classes)))
-    )
+    names = class_names or (VOC21 if classes == len(VOC21) else ("background", *(f"class {i}" for i in range(1, classes))))
     if len(names) != classes:
         raise InputError(f"the network has {classes} classes (background first), got {len(names)} names: {', '.join(names)}")
     example = torch.zeros(1, 3, 8 * SIDE_MULTIPLE, 12 * SIDE_MULTIPLE)
@@ -183,7 +130,8 @@ class _Logits(torch.nn.Module):
 
 
 def _assembled(network: onnx.ModelProto, classes: int, long_side_px: int, half_weights: bool) -> onnx.ModelProto:
-    nodes, constants = preprocessing_nodes(long_side_px)
+    sizing, size_constants = long_side_nodes(long_side_px, SIDE_MULTIPLE)
+    pixels, pixel_constants = pixel_nodes(PixelFormat((PIXEL_MEAN,) * 3, (PIXEL_STD,) * 3, scale=1))
     graph = network.graph
     casts, weights = [], []
     for tensor in graph.initializer:
@@ -193,11 +141,11 @@ def _assembled(network: onnx.ModelProto, classes: int, long_side_px: int, half_w
             casts.append(helper.make_node("Cast", [f"{tensor.name}.half"], [tensor.name], to=TensorProto.FLOAT))
         else:
             weights.append(tensor)
-    frame = helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, "height", "width", 3])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, classes, "grid_height", "grid_width"])
-    whole = helper.make_graph([*nodes, *casts, *graph.node], "tfiseg", [frame], [logits], [*constants, *weights])
+    nodes, constants = [*sizing, *pixels, *casts, *graph.node], [*size_constants, *pixel_constants, *weights]
+    whole = helper.make_graph(nodes, "tfiseg", [frame_value()], [logits], constants)
     model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tfiseg")
-    model.ir_version = 10  # what ONNX Runtime 1.18 and TensorRT 10 read
+    model.ir_version = MODEL_IR_VERSION
     return model
 
 

@@ -1,0 +1,118 @@
+"""Preprocessing as plain ONNX nodes in front of a network: frames of any size in, what the network was trained on out.
+
+All nodes' results and constants are named ``pre.*`` and the last is ``image``, so that whoever lowers a network's precision knows where
+the preprocessing ends. No shape arithmetic in Python is left: ONNX Runtime and TensorRT both read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MODEL_IR_VERSION = 10  # what ONNX Runtime 1.18 and TensorRT 10 read
+
+Part = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """What a network wants its pixels to be: ``(pixel * scale - mean) / std`` in float32, or plain uint8.
+
+    Args:
+        mean, std: per channel, in the network's channel order.
+        scale: of pixels 0..255.
+        rgb: channel order RGB (else BGR, as frames are).
+        layout: "NCHW" or "NHWC".
+        uint8: the network takes 0..255 as bytes; mean, std and scale don't count.
+    """
+
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    scale: float = 1 / 255
+    rgb: bool = True
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    uint8: bool = False
+
+    def __str__(self) -> str:
+        order = f"{'RGB' if self.rgb else 'BGR'} {self.layout}"
+        if self.uint8:
+            return f"uint8 {order}"
+        mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
+        return f"float32 {order}, (pixel * {self.scale:.5g} - [{mean}]) / [{std}]"
+
+
+def fixed_size_nodes(size_hw: tuple[int, int]) -> Part:
+    """``pre.sizes`` of ``pixel_nodes`` for a network that sees every frame at ``size_hw``."""
+    return [], [numpy_helper.from_array(np.array([1, 3, 2 * size_hw[0], 2 * size_hw[1]], np.int64), "pre.sizes")]
+
+
+def long_side_nodes(long_side_px: int, side_multiple: int) -> Part:
+    """``pre.sizes`` of ``pixel_nodes`` from the frame: the longer side becomes ``long_side_px``, both multiples of ``side_multiple``."""
+    constants = {
+        "pre.long_side": np.float32(long_side_px),
+        "pre.multiple": np.float32(side_multiple),
+        "pre.one": np.float32(1),
+        "pre.twice": np.array(2 * side_multiple, np.int64),
+        "pre.batch_and_channels": np.array([1, 3], np.int64),
+        "pre.hw_start": np.array([1], np.int64),
+        "pre.hw_end": np.array([3], np.int64),
+    }
+    node = helper.make_node
+    nodes = [
+        node("Shape", ["frame"], ["pre.shape"]),
+        node("Slice", ["pre.shape", "pre.hw_start", "pre.hw_end"], ["pre.hw"]),
+        node("Cast", ["pre.hw"], ["pre.hw_float"], to=TensorProto.FLOAT),
+        node("ReduceMax", ["pre.hw_float"], ["pre.longer"], keepdims=0),
+        node("Div", ["pre.long_side", "pre.longer"], ["pre.zoom"]),
+        node("Mul", ["pre.hw_float", "pre.zoom"], ["pre.fitted"]),
+        node("Div", ["pre.fitted", "pre.multiple"], ["pre.blocks"]),
+        node("Round", ["pre.blocks"], ["pre.rounded"]),
+        node("Max", ["pre.rounded", "pre.one"], ["pre.at_least_one"]),
+        node("Cast", ["pre.at_least_one"], ["pre.blocks_int"], to=TensorProto.INT64),
+        node("Mul", ["pre.blocks_int", "pre.twice"], ["pre.double_hw"]),
+        node("Concat", ["pre.batch_and_channels", "pre.double_hw"], ["pre.sizes"], axis=0),
+    ]
+    return nodes, [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+
+
+def pixel_nodes(pixels: PixelFormat) -> Part:
+    """``frame`` uint8 (1, H, W, 3) BGR and ``pre.sizes`` int64 (4,), twice the network's size -> ``image``.
+
+    The frame is first scaled to twice the size and then averaged 2 x 2: bilinear scaling alone skips pixels of large frames.
+    """
+    constants: dict[str, NDArray[Any]] = {}
+    steps: list[tuple[str, list[str], dict[str, Any], str]] = [
+        ("Cast", [], {"to": TensorProto.FLOAT}, "pre.float"),
+        ("Transpose", [], {"perm": [0, 3, 1, 2]}, "pre.nchw"),
+        ("Resize", ["", "", "pre.sizes"], {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}, "pre.double"),
+        ("AveragePool", [], {"kernel_shape": [2, 2], "strides": [2, 2]}, "pre.small"),
+    ]
+    if pixels.rgb:
+        constants["pre.rgb"] = np.array([2, 1, 0], np.int64)
+        steps.append(("Gather", ["pre.rgb"], {"axis": 1}, "pre.colours"))
+    if pixels.uint8:
+        steps += [("Round", [], {}, "pre.whole"), ("Cast", [], {"to": TensorProto.UINT8}, "pre.bytes")]
+    else:
+        mean, std = (np.array(v, np.float64).reshape(1, 3, 1, 1) for v in (pixels.mean, pixels.std))
+        constants |= {"pre.mean": (mean / pixels.scale).astype(np.float32), "pre.scale": (pixels.scale / std).astype(np.float32)}
+        steps += [("Sub", ["pre.mean"], {}, "pre.centred"), ("Mul", ["pre.scale"], {}, "pre.normalised")]
+    if pixels.layout == "NHWC":
+        steps.append(("Transpose", [], {"perm": [0, 2, 3, 1]}, "image"))
+    nodes, tensor = [], "frame"
+    for kind, more, settings, name in steps:
+        nodes.append(helper.make_node(kind, [tensor, *more], [name], **settings))
+        tensor = name
+    nodes[-1].output[0] = "image"
+    return nodes, [numpy_helper.from_array(v, k) for k, v in constants.items()]
+
+
+def frame_value() -> onnx.ValueInfoProto:
+    """The input of every model in tfiseg's format."""
+    return helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, "height", "width", 3])
