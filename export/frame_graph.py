@@ -18,6 +18,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MODEL_IR_VERSION = 10  # what ONNX Runtime 1.18 and TensorRT 10 read
 
+Layout = Literal["NCHW", "NHWC"]
 Part = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
 
 
@@ -37,7 +38,7 @@ class PixelFormat:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     scale: float = 1 / 255
     rgb: bool = True
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    layout: Layout = "NCHW"
     uint8: bool = False
 
     def __str__(self) -> str:
@@ -50,7 +51,9 @@ class PixelFormat:
 
 def fixed_size_nodes(size_hw: tuple[int, int]) -> Part:
     """``pre.sizes`` of ``pixel_nodes`` for a network that sees every frame at ``size_hw``."""
-    return [], [numpy_helper.from_array(np.array([1, 3, 2 * size_hw[0], 2 * size_hw[1]], np.int64), "pre.sizes")]
+    constants = {"pre.batch_and_channels": [1, 3], "pre.double_hw": [2 * side for side in size_hw]}
+    nodes = [helper.make_node("Concat", list(constants), ["pre.sizes"], axis=0)]
+    return nodes, [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items()]
 
 
 def long_side_nodes(long_side_px: int, side_multiple: int) -> Part:
