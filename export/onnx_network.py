@@ -81,7 +81,8 @@ def recognise_input(model: onnx.ModelProto) -> NetworkInput:
         raise ModelError(f"the network has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), wanted one: the picture")
     tensor = inputs[0].type.tensor_type
     shape = [d.dim_value or None for d in tensor.shape.dim]
-    said = f"the network's input {inputs[0].name} is {TensorProto.DataType.Name(tensor.elem_type)} {[d.dim_value or d.dim_param for d in tensor.shape.dim]}"
+    stated = [d.dim_value or d.dim_param for d in tensor.shape.dim]
+    said = f"the network's input {inputs[0].name} is {TensorProto.DataType.Name(tensor.elem_type)} {stated}"
     if len(shape) != 4 or shape[0] not in (None, 1):
         raise ModelError(f"{said}, wanted one picture: (1, 3, H, W) or (1, H, W, 3)")
     if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8):
