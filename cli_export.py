@@ -143,8 +143,7 @@ def _said(report: dict[str, Any]) -> str:
             f"cut from its end: {', '.join(report['removed']) or 'nothing'}",
         ]
     if "label_agreement" in report:
-        lines.append(
-            f"labels: at least {report['label_agreement']:.3%} of the pixels as the original's, on each of {report['photos']} photos"
-        )
+        seen = f" ({report['labels_seen']} different labels)" if "labels_seen" in report else ""
+        lines.append(f"labels: on {report['photos']} photos at least {report['label_agreement']:.3%} of the pixels as in the original{seen}")
     lines.append(f"next: tfiseg run DIR --model {report['output']}, or tfiseg build {report['output']}")
     return "\n".join(lines)

@@ -27,12 +27,14 @@ Labels = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """``least`` and ``mean`` share of pixels with the same label over ``photos`` photos; the least is that of ``worst``."""
+    """``least`` and ``mean`` share of pixels with the same label over ``photos`` photos; the least is that of ``worst``. ``labels`` counts the
+    different labels that were seen: with one alone, agreement proves little."""
 
     least: float
     mean: float
     photos: int
     worst: str
+    labels: int
 
 
 def check_frames(photos: str | Path | None) -> Sequence[tuple[str, NDArray[np.uint8]]] | Frames:
@@ -111,9 +113,11 @@ def compare_labels(original: Labels, exported: Labels, frames: Any, picture: Pat
     if not len(frames):
         raise InputError("there is no photo to check the export on")
     shares: list[tuple[float, str]] = []
+    seen: set[int] = set()
     for name, image in tqdm(frames, desc="check", unit="photo", disable=quiet):
         ours, theirs = exported(image), original(image)
         wrong = ours != theirs
+        seen.update(np.unique(theirs).tolist())
         shares.append((float(1 - wrong.mean()), name))
         if shares[-1] == min(shares):
             worst = image, wrong
@@ -124,4 +128,4 @@ def compare_labels(original: Labels, exported: Labels, frames: Any, picture: Pat
         small[wrong] = _WRONG
         said = f"the exported network agrees with the original on {least:.2%} of the pixels of {name}, wanted {MIN_AGREEMENT:.1%}"
         raise ModelError(f"{said}: {picture} shows where, in red" if cv2.imwrite(str(picture), small) else said)
-    return Agreement(least, float(np.mean([share for share, _ in shares])), len(shares), name)
+    return Agreement(least, float(np.mean([share for share, _ in shares])), len(shares), name, len(seen))

@@ -96,7 +96,8 @@ def export_network(source: str, output: Path, options: ExportOptions | None = No
 
     Returns:
         What was written: output, bytes, input_size_hw, pixels, opset, grid_hw, stride, class_names, things, removed (operators that were
-        cut from the end), photos, label_agreement (least over the photos), label_agreement_mean, worst_photo, seconds.
+        cut from the end), photos, label_agreement (least over the photos), label_agreement_mean, worst_photo,
+        labels_seen (how many different ones), seconds.
 
     Raises:
         InputError: an option doesn't fit. ModelError: the network can't be had, read, cut or run, or labels agree on less than 99.5 % of
@@ -187,6 +188,7 @@ def export_network(source: str, output: Path, options: ExportOptions | None = No
         "label_agreement": agreement.least,
         "label_agreement_mean": agreement.mean,
         "worst_photo": agreement.worst,
+        "labels_seen": agreement.labels,
         "seconds": round(time.perf_counter() - began, 1),
     }
 

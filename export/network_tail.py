@@ -24,7 +24,7 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _PROBABILITY_EPS = 1e-6
 _CERTAIN = 20.0  # logit of a class map's class: softmax gives it 1 - 2e-9
 _NEVER = -1e4  # logit of a class that never wins; within float16
-_FINER = 2  # how much denser the grid is to which corner-aligned logits are resampled
+_FINER = 6  # grid cells per corner-aligned cell: with 2, 3, 4 and 6 at least 98.0, 99.1, 99.5 and 99.7 % of the labels stay
 
 
 @dataclass

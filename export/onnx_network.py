@@ -118,7 +118,8 @@ def at_fixed_size(model: onnx.ModelProto, network: NetworkInput, output: str) ->
     for value in [o for o in graph.output if o.name != output]:
         graph.output.remove(value)
     del graph.value_info[:]  # sizes of another input size
-    graph.output[0].type.tensor_type.ClearField("shape")
+    for at, side in enumerate(graph.output[0].type.tensor_type.shape.dim):
+        side.dim_param = f"out_{at}"
     if not any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in graph.node):  # folding would turn int8 weights into float
         import onnxsim
 

@@ -149,7 +149,7 @@ def _smp(name: str, weights: Path | None, random_weights: bool, classes: int | N
     pixels = _IMAGENET
     try:
         stated = smp.encoders.get_preprocessing_params(encoder)
-    except (KeyError, ValueError):  # an encoder without published weights: ImageNet's usual values
+    except (KeyError, ValueError, OSError):  # without published weights, or kept on a hub that can't be reached: ImageNet's usual values
         stated = {}
     if stated.get("mean"):
         scale = 1 / 255 if stated.get("input_range", [0, 1])[1] == 1 else 1.0
