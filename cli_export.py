@@ -144,6 +144,8 @@ def _said(report: dict[str, Any]) -> str:
         ]
     if "label_agreement" in report:
         seen = f" ({report['labels_seen']} different labels)" if "labels_seen" in report else ""
-        lines.append(f"labels: on {report['photos']} photos at least {report['label_agreement']:.3%} of the pixels as in the original{seen}")
+        lines.append(
+            f"labels: on {report['photos']} photos at least {report['label_agreement']:.3%} of the pixels as in the original{seen}"
+        )
     lines.append(f"next: tfiseg run DIR --model {report['output']}, or tfiseg build {report['output']}")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from .frame_graph import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 KINDS = ("torchvision", "smp", "hf", "python")
 DEFAULT_SIZE_HW = (512, 512)
 _IMAGENET = PixelFormat(IMAGENET_MEAN, IMAGENET_STD)
+_ATTENTION = "eager"  # torch's fused one (sdpa) leaves strides behind that the exporter of torch 2.13 stumbles over
 _RANDOM = "say --random-weights to export the architecture with random ones"
 
 
@@ -60,6 +62,7 @@ def load_torch_network(source: str, weights: Path | None = None, random_weights:
 
 def to_onnx(module: nn.Module, size_hw: tuple[int, int], opset: int) -> onnx.ModelProto:
     """A network for pictures float32 (1, 3, *size_hw) as plain ONNX; raises ModelError if torch can't write it."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of every operator of packages that aren't installed
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter about itself
@@ -72,9 +75,12 @@ def to_onnx(module: nn.Module, size_hw: tuple[int, int], opset: int) -> onnx.Mod
                 output_names=["scores"],
                 verbose=False,
             )
-    except Exception as wrong:  # the exporter's errors have no useful common base class
-        first = str(wrong).strip().splitlines()[0] if str(wrong).strip() else repr(wrong)
-        raise ModelError(f"torch can't write this network as ONNX for pictures of {size_hw[0]}x{size_hw[1]}: {first}") from wrong
+    except Exception as wrong:  # the exporter's errors have no useful common base class, and the reason is the innermost one
+        reason: BaseException = wrong
+        while (inner := reason.__cause__ or reason.__context__) is not None:
+            reason = inner
+        size = f"{size_hw[0]}x{size_hw[1]}"
+        raise ModelError(f"torch can't write this network as ONNX for pictures of {size}: {_first_line(reason)}") from wrong
     assert program is not None
     return program.model_proto
 
@@ -169,10 +175,10 @@ def _hugging_face(name: str, weights: Path | None, random_weights: bool, classes
     if maker is None:
         raise InputError(f"hf:{name} is a {config.model_type}, which transformers has not as a semantic segmentation network")
     if random_weights or weights is not None:
-        module = maker.from_config(config)
+        module = maker.from_config(config, attn_implementation=_ATTENTION)
     else:
         try:
-            module, found = maker.from_pretrained(name, output_loading_info=True)
+            module, found = maker.from_pretrained(name, output_loading_info=True, attn_implementation=_ATTENTION)
         except (OSError, ValueError) as wrong:
             raise ModelError(
                 f"the weights of hf:{name} can't be had ({_first_line(wrong)}): put them into the folder, or {_RANDOM}"
@@ -241,5 +247,5 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         raise ModelError(f"{path} is no state dict of this network: {_first_line(wrong)}") from wrong
 
 
-def _first_line(wrong: Exception) -> str:
+def _first_line(wrong: BaseException) -> str:
     return (str(wrong).strip() or repr(wrong)).splitlines()[0]
