@@ -27,8 +27,10 @@ Labels = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """``least`` and ``mean`` share of pixels with the same label over ``photos`` photos; the least is that of ``worst``. ``labels`` counts the
-    different labels that were seen: with one alone, agreement proves little."""
+    """``least`` and ``mean`` share of pixels with the same label over ``photos`` photos; the least is that of ``worst``.
+
+    ``labels`` counts the different labels that were seen: with one alone, agreement proves little.
+    """
 
     least: float
     mean: float
@@ -70,31 +72,36 @@ def network_input(image: NDArray[np.uint8], size_hw: tuple[int, int], pixels: Pi
 
 
 def labels_of(
-    scores: NDArray[Any], size_hw: tuple[int, int], class_axis: int | None = 1, threshold: float = 0.0, corner_aligned: bool = False
+    scores: NDArray[Any],
+    size_hw: tuple[int, ...] | None = None,
+    class_axis: int | None = 1,
+    threshold: float = 0.0,
+    corner_aligned: bool = False,
 ) -> NDArray[np.int64]:
-    """Class of every pixel, int64 ``size_hw``, of scores per class, upsampled bilinearly.
+    """Class of every pixel, int64 (h, w), of scores per class, upsampled bilinearly.
 
     Args:
         scores: float (1, C, h, w) or (1, h, w, C); with one channel, class 1 lies above ``threshold``; or a class map.
+        size_hw: of the result; default: that of the scores.
         class_axis: 1 or 3; 0 = there is none, and one channel; None = a class map.
         corner_aligned: upsample with align_corners=True.
     """
-    h, w = size_hw
     if class_axis is None:
-        class_map = scores.reshape([side for side in scores.shape if side > 1]).astype(np.int64)
-        return np.asarray(cv2.resize(class_map.astype(np.float32), (w, h), interpolation=cv2.INTER_NEAREST), np.int64)
+        return scores.reshape([side for side in scores.shape if side > 1]).astype(np.int64)
     maps = np.moveaxis(scores, class_axis, 1)[0] if class_axis else scores
-    best, labels = np.full(size_hw, threshold, np.float32), np.zeros(size_hw, np.int64)
+    h, w = size_hw or maps.shape[1:]
     if corner_aligned:
-        xs, ys = (np.linspace(0, g - 1, side, dtype=np.float32) for g, side in zip(maps.shape[:0:-1], (w, h), strict=True))
+        xs, ys = (np.linspace(0, grid - 1, side, dtype=np.float32) for grid, side in ((maps.shape[2], w), (maps.shape[1], h)))
         columns, rows = np.meshgrid(xs, ys)
+    labels = np.zeros((h, w), np.int64)
+    best = np.full((h, w), threshold, np.float32)
     for k, one in enumerate(np.ascontiguousarray(maps, np.float32)):
         fine = (
             cv2.remap(one, columns, rows, cv2.INTER_LINEAR) if corner_aligned else cv2.resize(one, (w, h), interpolation=cv2.INTER_LINEAR)
         )
         if len(maps) == 1:
             return (fine > threshold).astype(np.int64)
-        higher = fine > best if k else np.ones(size_hw, bool)
+        higher = (fine > best) | (k == 0)
         labels[higher], best[higher] = k, fine[higher]
     return labels
 

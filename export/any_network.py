@@ -160,16 +160,17 @@ def export_network(source: str, output: Path, options: ExportOptions | None = No
         _save(model, part)
         session = OnnxSession(part)
         threshold = 0.5 if probabilities or "Sigmoid" in tail.removed else 0.0
-        corner_aligned = tail.corners_hw is not None
+        # at the original's own size, where it is sure what it says; corners, if it leaves them to its user, show only in between
+        own_hw = labels_of(raw, None, axis, threshold).shape
+        corner_aligned = tail.corners_hw is not None and own_hw != tail.corners_hw
+        compared_hw = tail.corners_hw if corner_aligned else own_hw
 
         def theirs(image: NDArray[np.uint8]) -> NDArray[np.int64]:
             assert network.size_hw is not None
-            scores = original.run(network_input(image, network.size_hw, pixels))
-            return labels_of(scores, network.size_hw, axis, threshold, corner_aligned)
+            return labels_of(original.run(network_input(image, network.size_hw, pixels)), compared_hw, axis, threshold, corner_aligned)
 
         def ours(image: NDArray[np.uint8]) -> NDArray[np.int64]:
-            assert network.size_hw is not None
-            return labels_of(session.infer(image)["logits"], network.size_hw) - background
+            return labels_of(session.infer(image)["logits"], compared_hw) - background
 
         agreement = compare_labels(theirs, ours, frames, output.with_name(f"{output.stem}-disagreement.png"), quiet)
     return {

@@ -1,4 +1,4 @@
-"""Any semantic network into tfiseg's format: ONNX files of all layouts and tails, torch modules, SegFormer; and what goes wrong, in sentences."""
+"""ONNX files of all layouts and tails into tfiseg's format; and what goes wrong, in sentences."""
 
 import json
 
@@ -98,7 +98,7 @@ def test_tails_are_cut(tail, tmp_path):
     assert report["grid_hw"] == [H // 4, W // 4]
     assert report["stride"] == 4
     assert report["labels_seen"] > 2
-    assert report["label_agreement"] > (0.999 if "ArgMax" not in removed or "Resize" in removed else 0.7)
+    assert report["label_agreement"] > 0.999
     assert [d.dim_value or d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim] == [1, "height", "width", 3]
     assert [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim] == [1, C, H // 4, W // 4]
     names = [i.name for i in model.graph.input] + [o.name for o in model.graph.output]
@@ -186,14 +186,10 @@ def test_a_class_map_that_cannot_be_cut_becomes_one_hot(tmp_path):
     path = write(tmp_path / "x.onnx", top, "y", **MAP, extra={"k": np.array([1])}.items())
     with pytest.raises(tfiseg.InputError, match="give --class-names"):
         export(path, tmp_path)
-    options = {"class_names": "background,a,b,c,d"}
-    try:
-        report, model = export(path, tmp_path, **options)
-    except tfiseg.ModelError as wrong:  # bilinear over a one-hot grid isn't the nearest of the original
-        assert "agrees with the original" in str(wrong)
-    else:
-        assert "Equal" in {n.op_type for n in model.graph.node}
-        assert report["class_names"][1] == "a"
+    report, model = export(path, tmp_path, class_names="background,a,b,c,d")
+    assert "Equal" in {n.op_type for n in model.graph.node}
+    assert report["label_agreement"] > 0.999
+    assert report["labels_seen"] > 2
 
 
 def test_a_countable_class_0_gets_a_background_in_front(tmp_path):
@@ -368,8 +364,8 @@ def test_labels_of_all_layouts():
     labels = labels_of(scores, (6, 8))
     assert np.array_equal(labels, scores[0].argmax(0))
     assert np.array_equal(labels_of(scores.transpose(0, 2, 3, 1), (6, 8), 3), labels)
-    assert np.array_equal(labels_of(labels[None], (6, 8), None), labels)
-    assert np.array_equal(labels_of(scores[:, :1], (6, 8), 1), scores[0, 0] > 0)
+    assert np.array_equal(labels_of(labels[None], class_axis=None), labels)
+    assert np.array_equal(labels_of(scores[:, :1]), scores[0, 0] > 0)
     corners = labels_of(scores, (11, 15), corner_aligned=True)
     assert np.array_equal(corners[::2, ::2], labels)
 
