@@ -148,7 +148,7 @@ def class_axis_of(shape: tuple[int, ...], size_hw: tuple[int, int], layout: Layo
         return abs(math.log(size_hw[0] / h) - math.log(size_hw[1] / w)) + (max(h / size_hw[0], w / size_hw[1]) > 1)
 
     usual = 1 if layout == "NCHW" else 3
-    best = 4 - usual if skew(4 - usual) < skew(usual) - 0.02 else usual
+    best = 4 - usual if skew(4 - usual) < skew(usual) - 0.005 else usual
     if skew(best) > 0.25:  # sides that were rounded up differ by less, down to grids of 4 cells
         raise ModelError(f"the network's output {shape} has no two sides in the proportions of its input {size_hw}: does it segment?")
     return best

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import onnx
@@ -241,7 +242,7 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         module.load_state_dict({k: v for k, v in state.items() if k in wanted or not k.startswith("aux_classifier.")}, strict=False)
         if missing := sorted(wanted - set(state)):
             raise ModelError(f"{path} lacks {len(missing)} of the network's {len(wanted)} weights, like {', '.join(missing[:3])}")
-    except (OSError, RuntimeError, AttributeError, ValueError) as wrong:
+    except (OSError, RuntimeError, AttributeError, ValueError, UnpicklingError) as wrong:
         if isinstance(wrong, ModelError):
             raise
         raise ModelError(f"{path} is no state dict of this network: {_first_line(wrong)}") from wrong
