@@ -72,7 +72,7 @@ def _three(text: str) -> tuple[float, float, float]:
 
 def _export(args: argparse.Namespace) -> int:
     need("onnx", "export")
-    from .export.any_network import TORCH_KINDS, export_default, export_network
+    from .export.any_network import TORCH_KINDS, export_any, export_default
 
     kind = args.source.partition(":")[0]
     ours = kind not in TORCH_KINDS and not args.source.endswith(".onnx")
@@ -87,7 +87,7 @@ def _export(args: argparse.Namespace) -> int:
     else:
         for module in ("onnxsim", *(("torch", "onnxscript") if kind in TORCH_KINDS else ())):
             need(module, "export")
-        report = export_network(args.source, args.output, _options(args), quiet=args.json)
+        report = export_any(args.source, args.output, _options(args), quiet=args.json)
     print(as_json(report) if args.json else _said(report))
     return 0
 
@@ -111,7 +111,7 @@ def _export_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _options(args: argparse.Namespace) -> Any:
-    from .export.any_network import ExportOptions
+    from .export.any_network import ExportSettings
 
     taken = (
         "mean",
@@ -127,7 +127,7 @@ def _options(args: argparse.Namespace) -> Any:
         "output_name",
         "weights",
     )
-    return ExportOptions(
+    return ExportSettings(
         input_size_hw=args.input_size, random_weights=bool(args.random_weights), **{name: getattr(args, name) for name in taken}
     )
 

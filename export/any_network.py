@@ -36,7 +36,7 @@ _MAX_CLASSES = IGNORE - 1
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportSettings:
     """What a user says of a network; None: what its source says, or the default.
 
     Args:
@@ -86,11 +86,11 @@ def export_default(output: Path) -> dict[str, Any]:
     return {"output": str(output), "source": "default", "bytes": output.stat().st_size, "class_names": list(info.class_names)}
 
 
-def export_network(source: str, output: Path, options: ExportOptions | None = None, quiet: bool = False) -> dict[str, Any]:
+def export_any(source: str, output: Path, options: ExportSettings | None = None, quiet: bool = False) -> dict[str, Any]:
     """Write any semantic network in tfiseg's format.
 
     Args:
-        source: ``torchvision:NAME``, ``smp:ARCH/ENCODER``, ``hf:NAME_OR_FOLDER``, ``python:module:function`` or an ONNX file.
+        source: ``default``, ``torchvision:NAME``, ``smp:ARCH/ENCODER``, ``hf:NAME_OR_FOLDER``, ``python:module:function`` or an ONNX file.
         output: NAME.onnx, written whole or not at all.
         quiet: no progress on stderr.
 
@@ -103,7 +103,9 @@ def export_network(source: str, output: Path, options: ExportOptions | None = No
         InputError: an option doesn't fit. ModelError: the network can't be had, read, cut or run, or labels agree on less than 99.5 % of
         the pixels of a photo. MissingDependencyError: a package isn't there.
     """
-    options = options or ExportOptions()
+    if source == "default":
+        return export_default(output)
+    options = options or ExportSettings()
     began = time.perf_counter()
 
     def say(text: str) -> None:
@@ -215,7 +217,7 @@ def _whole(output: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _from_onnx(source: str, options: ExportOptions, names: Sequence[str] | None) -> _Original:
+def _from_onnx(source: str, options: ExportSettings, names: Sequence[str] | None) -> _Original:
     if options.weights or options.random_weights:
         raise InputError("--weights and --random-weights are for networks of torch: an ONNX file brings its own")
     model = load_network(Path(source))
@@ -237,7 +239,7 @@ def _from_onnx(source: str, options: ExportOptions, names: Sequence[str] | None)
     return _Original(model, run, pixels)
 
 
-def _from_torch(source: str, options: ExportOptions, names: Sequence[str] | None) -> _Original:
+def _from_torch(source: str, options: ExportSettings, names: Sequence[str] | None) -> _Original:
     import torch
 
     from .torch_networks import load_torch_network, to_onnx
@@ -256,7 +258,7 @@ def _from_torch(source: str, options: ExportOptions, names: Sequence[str] | None
     return _Original(model, run, _as_asked(network.pixels, options), network.class_names, network.training_data)
 
 
-def _as_asked(pixels: PixelFormat, options: ExportOptions) -> PixelFormat:
+def _as_asked(pixels: PixelFormat, options: ExportSettings) -> PixelFormat:
     asked = {k: v for k in ("mean", "std", "scale", "rgb") if (v := getattr(options, k)) is not None}
     return replace(pixels, **asked)
 

@@ -17,7 +17,7 @@ from tfiseg.export.network_tail import class_axis_of
 
 pytest.importorskip("onnxsim", reason="the extra `export` is not installed (make test-export)")
 
-from tfiseg.export.any_network import ExportOptions, export_default, export_network
+from tfiseg.export.any_network import ExportSettings, export_any, export_default
 from tfiseg.export.batching import with_batch
 
 H, W, C = 48, 64, 5
@@ -56,7 +56,7 @@ def write(path, nodes, output, *, shape=(1, 3, H, W), element=FLOAT, out_type=FL
 
 def export(path, tmp_path, **options):
     out = tmp_path / "out.onnx"
-    return export_network(str(path), out, ExportOptions(**options), quiet=True), onnx.load(out)
+    return export_any(str(path), out, ExportSettings(**options), quiet=True), onnx.load(out)
 
 
 UP = node("Resize", ["scores", "none", "none", "hw_sizes"], ["up"], mode="linear", coordinate_transformation_mode="half_pixel")

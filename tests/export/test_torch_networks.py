@@ -10,7 +10,7 @@ from tfiseg import cli
 torch = pytest.importorskip("torch", reason="the extra `export` is not installed (make test-export)")
 pytest.importorskip("onnxscript", reason="the extra `export` is not installed (make test-export)")
 
-from tfiseg.export.any_network import ExportOptions, export_network  # noqa: E402
+from tfiseg.export.any_network import ExportSettings, export_any  # noqa: E402
 
 CODE = """
 import torch
@@ -56,7 +56,7 @@ def here(tmp_path, monkeypatch):
 
 def export(source, folder, **options):
     options = {"input_size_hw": (64, 96), **options}
-    return export_network(source, folder / "out.onnx", ExportOptions(**options), quiet=True)
+    return export_any(source, folder / "out.onnx", ExportSettings(**options), quiet=True)
 
 
 @pytest.mark.parametrize(("function", "grid_hw"), [("plain", [16, 24]), ("corners", [64, 96])])
@@ -157,3 +157,20 @@ def test_larger_architectures(kind, tmp_path):
     report = export(f"hf:{tmp_path}", tmp_path, random_weights=True, input_size_hw=(64, 64))
     assert report["class_names"] == list(labels.values())
     assert report["label_agreement"] > 0.995
+
+
+def test_a_checkpoint_of_ours_needs_no_photos(tmp_path, capsys):
+    from tfiseg.export.network import SegmentationNetwork
+
+    torch.manual_seed(0)
+    network = SegmentationNetwork({"logits": 3}).eval()
+    torch.save({"recipe": {"classes": 3}, "average": network.state_dict()}, tmp_path / "x.ckpt")
+    argv = ["export", str(tmp_path / "x.ckpt"), "-o", str(tmp_path / "x.onnx")]
+    assert cli.main([*argv, "--class-names", "background,cat,dog", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["photos"] == 4
+    assert report["label_agreement"] > 0.995
+    assert tfiseg.Segmenter(tmp_path / "x.onnx").class_names == ("background", "cat", "dog")
+    (tmp_path / "x.ckpt").write_text("nothing")
+    assert cli.main(argv) == 1
+    assert "is no checkpoint of `tfiseg train semantic`" in capsys.readouterr().err

@@ -9,7 +9,7 @@ pytest.importorskip("torchvision", reason="the extra `zoo` is not installed (mak
 pytest.importorskip("segmentation_models_pytorch", reason="the extra `zoo` is not installed (make test-zoo)")
 
 from tfiseg.export import torch_networks  # noqa: E402
-from tfiseg.export.any_network import ExportOptions, export_network  # noqa: E402
+from tfiseg.export.any_network import ExportSettings, export_any  # noqa: E402
 
 NETWORKS = [
     "torchvision:fcn_resnet50",
@@ -60,8 +60,8 @@ def livelier(load):
 @pytest.mark.parametrize("source", NETWORKS)
 def test_architectures(source, tmp_path, monkeypatch, record_property, capsys):
     monkeypatch.setattr(torch_networks, "load_torch_network", livelier(torch_networks.load_torch_network))
-    options = ExportOptions(input_size_hw=(192, 256), random_weights=True)
-    report = export_network(source, tmp_path / "out.onnx", options, quiet=True)
+    options = ExportSettings(input_size_hw=(192, 256), random_weights=True)
+    report = export_any(source, tmp_path / "out.onnx", options, quiet=True)
     with capsys.disabled():
         shown = ("label_agreement", "label_agreement_mean", "labels_seen", "grid_hw", "removed", "seconds")
         print(f"\n{source}: " + ", ".join(f"{k} {report[k]}" for k in shown), end=" ")
@@ -70,10 +70,10 @@ def test_architectures(source, tmp_path, monkeypatch, record_property, capsys):
 
 
 def test_names_come_with_the_weights(tmp_path):
-    report = export_network(
+    report = export_any(
         "torchvision:lraspp_mobilenet_v3_large",
         tmp_path / "out.onnx",
-        ExportOptions(input_size_hw=(96, 96), random_weights=True),
+        ExportSettings(input_size_hw=(96, 96), random_weights=True),
         quiet=True,
     )
     assert report["class_names"][0] == "background"
@@ -91,7 +91,7 @@ def test_names_come_with_the_weights(tmp_path):
 )
 def test_sources_that_name_nothing(source, says, tmp_path):
     with pytest.raises(tfiseg.InputError) as wrong:
-        export_network(source, tmp_path / "out.onnx", ExportOptions(random_weights=True), quiet=True)
+        export_any(source, tmp_path / "out.onnx", ExportSettings(random_weights=True), quiet=True)
     assert says in str(wrong.value)
 
 
@@ -102,6 +102,6 @@ def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(tfiseg.ModelError, match=r"can't be downloaded \(no route to host\).*--random-weights"):
-        export_network("torchvision:lraspp_mobilenet_v3_large", tmp_path / "out.onnx", quiet=True)
+        export_any("torchvision:lraspp_mobilenet_v3_large", tmp_path / "out.onnx", quiet=True)
     with pytest.raises(tfiseg.ModelError, match="weights for encoders only"):
-        export_network("smp:Unet/resnet18", tmp_path / "out.onnx", quiet=True)
+        export_any("smp:Unet/resnet18", tmp_path / "out.onnx", quiet=True)
