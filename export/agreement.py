@@ -90,20 +90,27 @@ def labels_of(
         return scores.reshape([side for side in scores.shape if side > 1]).astype(np.int64)
     maps = np.moveaxis(scores, class_axis, 1)[0] if class_axis else scores
     h, w = size_hw or maps.shape[1:]
-    if corner_aligned:
-        xs, ys = (np.linspace(0, grid - 1, side, dtype=np.float32) for grid, side in ((maps.shape[2], w), (maps.shape[1], h)))
-        columns, rows = np.meshgrid(xs, ys)
+    if corner_aligned:  # OpenCV has no such resize, and its remap knows positions to 1/32 pixel only
+        rows, columns = (_corner_weights(grid, side) for grid, side in ((maps.shape[1], h), (maps.shape[2], w)))
     labels = np.zeros((h, w), np.int64)
     best = np.full((h, w), threshold, np.float32)
     for k, one in enumerate(np.ascontiguousarray(maps, np.float32)):
-        fine = (
-            cv2.remap(one, columns, rows, cv2.INTER_LINEAR) if corner_aligned else cv2.resize(one, (w, h), interpolation=cv2.INTER_LINEAR)
-        )
+        fine = rows @ one @ columns.T if corner_aligned else cv2.resize(one, (w, h), interpolation=cv2.INTER_LINEAR)
         if len(maps) == 1:
             return (fine > threshold).astype(np.int64)
         higher = (fine > best) | (k == 0)
         labels[higher], best[higher] = k, fine[higher]
     return labels
+
+
+def _corner_weights(grid: int, side: int) -> NDArray[np.float32]:
+    """(side, grid): linear interpolation of ``grid`` values, the first on the first of ``side`` pixels, the last on the last."""
+    at = np.linspace(0, grid - 1, side)
+    low = np.minimum(at.astype(int), max(grid - 2, 0))
+    weights = np.zeros((side, grid), np.float32)
+    weights[np.arange(side), low] = 1 - (at - low)
+    weights[np.arange(side), np.minimum(low + 1, grid - 1)] += at - low
+    return weights
 
 
 def compare_labels(original: Labels, exported: Labels, frames: Any, picture: Path, quiet: bool = False) -> Agreement:

@@ -24,7 +24,9 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _PROBABILITY_EPS = 1e-6
 _CERTAIN = 20.0  # logit of a class map's class: softmax gives it 1 - 2e-9
 _NEVER = -1e4  # logit of a class that never wins; within float16
-_FINER = 6  # grid cells per corner-aligned cell: with 2, 3, 4 and 6 at least 98.0, 99.1, 99.5 and 99.7 % of the labels stay
+# Grid cells per corner-aligned cell, plus one: the phases then even out. Measured on 24 photos with a grid of stride 16 (worst photo of the
+# Cityscapes network): 2 keeps 98.3 % of the labels, 4 keeps 99.7, 8 keeps 99.9; 4 * 32 without the one only 99.5.
+_FINER = 4
 
 
 @dataclass
@@ -227,7 +229,7 @@ def logit_nodes(tail: Tail, *, probabilities: bool = False, map_classes: int | N
 
 def _from_corners(grid: int, side: int) -> NDArray[np.float32]:
     """(n, grid) interpolation of ``grid`` values whose first and last lie on the outer pixels of ``side``, at the centres of n cells."""
-    n = min(side, round(_FINER * side * (grid - 1) / max(1, side - 1))) or 1
+    n = min(side, _FINER * (grid - 1) + 1)
     pixel = (np.arange(n) + 0.5) * side / n - 0.5
     at = np.clip(pixel * (grid - 1) / max(1, side - 1), 0, grid - 1)
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(grid))).astype(np.float32)

