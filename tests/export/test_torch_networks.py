@@ -59,7 +59,7 @@ def export(source, folder, **options):
     return export_any(source, folder / "out.onnx", ExportSettings(**options), quiet=True)
 
 
-@pytest.mark.parametrize(("function", "grid_hw"), [("plain", [16, 24]), ("corners", [61, 93])])
+@pytest.mark.parametrize(("function", "grid_hw"), [("plain", [16, 24]), ("corners", [64, 96])])
 def test_a_function_of_ones_own(function, grid_hw, here):
     report = export(f"python:my_nets:{function}", here, class_names="background,person,car,sky", things="person")
     assert report["removed"] == ["Resize"]
