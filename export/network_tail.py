@@ -24,7 +24,7 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _PROBABILITY_EPS = 1e-6
 _CERTAIN = 20.0  # logit of a class map's class: softmax gives it 1 - 2e-9
 _NEVER = -1e4  # logit of a class that never wins; within float16
-# Grid cells per corner-aligned cell, plus one, with which the phases even out. Labels kept by a grid of stride 16 on the worst of 24 photos:
+# Grid cells per corner-aligned cell, plus one, with which the phases even out. Labels kept by a grid of stride 16, worst of 24 photos:
 # 98.8 % with 2, 99.7 % with 4, 99.85 % with 6, 99.9 % with 8; 99.5 % with 4 and without the one.
 _FINER = 6
 
