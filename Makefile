@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-export test-plugin lint clean
+.PHONY: demo test test-export test-zoo test-plugin lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/tfiseg demo --out tfiseg-demo
@@ -17,8 +17,15 @@ test: $(VENV)/test.stamp
 test-export:
 	test -x .venv-export/bin/python || $(PYTHON) -m venv .venv-export
 	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check ".[export,test]"
+	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check ".[export,hf,test]"
 	.venv-export/bin/pytest tests/export
+
+# Export of torchvision's and segmentation-models-pytorch's networks: torchvision wants the torch that it was built with.
+test-zoo:
+	test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
+	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check ".[zoo,export,test]"
+	.venv-zoo/bin/pytest tests/zoo
 
 # The TensorRT plugin: compiled for every architecture, taken by a real TensorRT, its interface driven. Needs nvcc and no GPU.
 test-plugin: $(VENV)/test.stamp
@@ -42,4 +49,4 @@ $(VENV)/%.stamp: $(VENV)/bin/python $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf build *.egg-info $(VENV) .venv-export tfiseg-demo tfiseg-out
+	rm -rf build *.egg-info $(VENV) .venv-export .venv-zoo tfiseg-demo tfiseg-out
