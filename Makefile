@@ -3,10 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-export test-zoo test-plugin lint clean
+.PHONY: demo test test-export test-zoo test-plugin test-engines lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/tfiseg demo --out tfiseg-demo
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[rtx]"
+	$(BIN)/tfiseg demo --engine --out tfiseg-demo
+else
+	@echo "no engine was built: TensorRT-RTX, which builds without a GPU, has wheels for Linux x86-64 only"
+endif
 
 test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -32,6 +38,12 @@ test-plugin: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "tensorrt-rtx-cu13 >= 1.7, < 2"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps kernel-lens==2.0.1  # TensorRT's headers
 	TFISEG_TEST_PLUGIN=1 $(BIN)/pytest tests/plugins/test_plugin_library.py tests/samples/test_cpp.py
+
+# Engines, for real: TensorRT-RTX builds without a GPU. Every call is type-checked against TensorRT 10's own API.
+test-engines: $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[rtx]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
+	TFISEG_TENSORRT_STUBS=$(VENV)/stubs $(BIN)/pytest tests/export/test_engine.py tests/export/test_tensorrt_types.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

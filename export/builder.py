@@ -75,7 +75,8 @@ def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool
         quiet: no progress bar.
 
     Raises:
-        InputError: settings that this TensorRT hasn't. EngineError: it can't read the network or can't build it; its own words are in the message.
+        InputError: settings that this TensorRT hasn't.
+        EngineError: it can't read the network or can't build it; its own words are in the message.
     """
     if settings.portable and not kind.takes_plugins:
         raise InputError("--portable is for --target tensorrt: a TensorRT-RTX engine is compiled to the end on the GPU that loads it")
