@@ -13,6 +13,7 @@ from typing import Any
 from . import __version__
 from .cli_build import add_build, add_compare
 from .cli_common import add_verb, as_json, need
+from .cli_doctor import add_doctor
 from .cli_export import add_export
 from .cli_inspect import add_inspect
 from .errors import InputError, MissingDependencyError, TfisegError
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add_build(verbs)
     add_compare(verbs)
     add_inspect(verbs)
+    add_doctor(verbs)
     _add_plugin(verbs)
     return parser
 
