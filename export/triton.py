@@ -57,8 +57,8 @@ def write_triton_repository(
         device: "cpu", "gpu" or "auto" (a GPU where there is one). Engines run on GPUs.
 
     Returns:
-        ``folder`` (of the model), ``name``, ``platform``, ``max_batch_size``, ``inputs`` and ``outputs`` with their ``dims``, and ``serve``,
-        the command that starts a server.
+        ``folder`` (of the model), ``name``, ``platform``, ``max_batch_size``, ``inputs`` and ``outputs`` with their ``dims``; and the
+        command that starts a server, ``serve``.
 
     Raises:
         ModelError: no network in tfiseg's format, or one that Triton would run wrongly.
