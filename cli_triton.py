@@ -33,5 +33,7 @@ def _triton(args: argparse.Namespace) -> int:
     print(f"{report['folder']}: {report['platform']}, {f'up to {most}' if most else 'a fixed number of'} frames per call")
     for side in ("inputs", "outputs"):
         print(f"  {side}: " + ", ".join(f"{one['name']} {one['data_type']} {one['dims']}" for one in report[side]))
-    print(f"  serve it: {report['serve']}\n  try it: python samples/triton_client.py SOURCE --model {report['name']}")
+    print(f"  serve it: {report['serve']}")
+    if most or report["inputs"][0]["dims"][0] == 1:  # the sample sends frame by frame
+        print(f"  try it: python samples/triton_client.py SOURCE --model {report['name']}")
     return 0

@@ -68,11 +68,14 @@ def write_triton_repository(
     name = model_path.stem if name is None else name
     _check_settings(folder, name, instances, device)
     report = inspect_file(model_path)
+    is_engine = report["kind"] == "engine"
     if report["problems"]:
-        raise (ModelError if report["kind"] == "onnx" else EngineError)(report["problems"][0])
-    tensors = _network(report) if report["kind"] == "onnx" else _engine(report)
-    metadata = report["model"] if report["kind"] == "onnx" else report["record"]["model"]
-    config = {
+        raise (EngineError if is_engine else ModelError)(report["problems"][0])
+    if is_engine and device == "cpu":
+        raise InputError(f"{model_path} is an engine, which runs on a GPU: leave --device out, or serve the ONNX network")
+    tensors = _engine(report) if is_engine else _network(report)
+    metadata = report["record"]["model"] if is_engine else report["model"]
+    config: dict[str, Any] = {
         "name": name,
         "platform": PLATFORMS[report["kind"]],
         "max_batch_size": _batch(model_path, tensors, max_batch),
@@ -81,14 +84,11 @@ def write_triton_repository(
     if config["max_batch_size"]:  # Triton's batch axis isn't listed
         for one in (*config["inputs"], *config["outputs"]):
             del one["dims"][0]
-    warm_hw = FRAME_HW if report["kind"] == "onnx" else report["record"]["built_from"]["shapes"]["opt_hw"]
-    portable = report["kind"] == "engine" and report["record"]["built_with"].get("version_compatible")
+    warm_hw = report["record"]["built_from"]["shapes"]["opt_hw"] if is_engine else FRAME_HW
+    portable = is_engine and report["record"]["built_with"].get("version_compatible")
     options = " --backend-config=tensorrt,version-compatible=true" if portable else ""
-    if report["kind"] == "engine" and device == "cpu":
-        raise InputError(f"{model_path} is an engine, which runs on a GPU: leave --device out, or serve the ONNX network")
-    kind = "gpu" if report["kind"] == "engine" else device
     files = {
-        "config.pbtxt": _config_text(config, metadata, report["sha256"], warm_hw, instances, kind),
+        "config.pbtxt": _config_text(config, metadata, report["sha256"], warm_hw, instances, "gpu" if is_engine else device),
         "labels.txt": "".join(f"{label}\n" for label in metadata["class_names"]),
         "README.md": _readme(config, report, options),
     }

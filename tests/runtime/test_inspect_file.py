@@ -188,3 +188,10 @@ def test_no_onnx(tmp_path):
         (tmp_path / "a.onnx").write_bytes(content)
         with pytest.raises(ModelError, match="is no ONNX network"):
             inspect_file(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("argv", [["inspect", "a.onnx"], ["triton", "a.onnx", "-o", "models"]])
+def test_reading_a_network_needs_onnx(argv, capsys, monkeypatch):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(argv) == 1
+    assert ".[calibration]" in capsys.readouterr().err
