@@ -153,19 +153,36 @@ def test_a_damaged_engine_and_one_without_record(tmp_path):
     [
         ({"metadata": None}, "no tfiseg metadata"),
         ({"body": "logits = x.Strange(frame)"}, "doesn't know: x::Strange"),
-        (
-            {
-                "inputs": "uint8[1, height, width, 3] frame, float[1, 3, h, w] f, int8[4, 3, 1, 1] w, float s, int8 z",
-                "body": "q = QuantizeLinear(f, s, z) d = DequantizeLinear(q, s, z) v = DequantizeLinear(w, s, z) logits = Conv(d, v)",
-            },
-            "is quantised",
-        ),
         ({"outputs": "bool[1, 3, h, w] logits", "body": "logits = Cast<to = 9>(frame)"}, "logits is bool"),
     ],
 )
 def test_networks_that_triton_would_not_serve_well(tmp_path, given, said):
     with pytest.raises(ModelError, match=said):
         write_triton_repository(network(tmp_path / "a.onnx", **given), tmp_path)
+
+
+def quantised(path):
+    """A 1 x 1 convolution in int8."""
+    body = (
+        "f = Cast<to = 1>(frame) t = Transpose<perm = [0, 3, 1, 2]>(f) q = QuantizeLinear(t, s, z) d = DequantizeLinear(q, s, z) "
+        "v = DequantizeLinear(w, s, z) logits = Conv(d, v)"
+    )
+    model = onnx.load(network(path, body=body))
+    weights = np.eye(3, dtype=np.int8)[::-1].reshape(3, 3, 1, 1)
+    for name, value in {"s": np.float32(2), "z": np.int8(0), "w": weights}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    onnx.save(model, path)
+    return path
+
+
+def test_quantised_networks_are_tried_as_triton_runs_them(tmp_path, monkeypatch):
+    from tfiseg.export import triton
+
+    path = quantised(tmp_path / "a.onnx")
+    assert write_triton_repository(path, tmp_path / "m")["max_batch_size"] == 0
+    monkeypatch.setattr(triton, "MIN_AGREEMENT", 1.1)
+    with pytest.raises(ModelError, match=r"the class of only 100\.0% of the pixels"):
+        write_triton_repository(path, tmp_path / "m")
 
 
 @pytest.mark.parametrize(
