@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .errors import InputError, MissingDependencyError, ModelError, SourceError, TfisegError
+    from .errors import EngineError, GateError, InputError, MissingDependencyError, ModelError, SourceError, TfisegError
     from .instances import Instance, Instances
     from .plugins.operator import cluster
     from .plugins.plugin_library import load_plugin
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 # public name -> module: loaded when first used, so that `import tfiseg` costs nothing
 _PUBLIC = {
+    "EngineError": "errors",
     "Frame": "runtime.sources",
+    "GateError": "errors",
     "InputError": "errors",
     "Instance": "instances",
     "Instances": "instances",
@@ -40,7 +42,9 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "EngineError",
     "Frame",
+    "GateError",
     "InputError",
     "Instance",
     "Instances",

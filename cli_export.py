@@ -32,6 +32,7 @@ def add_export(verbs: Any) -> None:
     verb.add_argument("--things", metavar="NAMES", help="countable classes (default: those of a known list, else all but the first)")
     verb.add_argument("--tensor", metavar="NAME", help="which output or inner tensor holds class map or logits, where there are several")
     verb.add_argument("--align-corners", action="store_true", help="whoever enlarges the logits maps corners onto corners (DeepLab)")
+    verb.add_argument("--triton", type=Path, metavar="DIR", help="write a model repository for NVIDIA's Triton server there as well")
     verb.add_argument("--random-weights", action="store_true", help="load no weights: to try the export")
     verb.add_argument("--training-data", default="not stated", metavar="TEXT", help="what it was trained on, for the model's metadata")
     verb.add_argument("--licence", default="not stated", metavar="TEXT", help="terms of use, for the model's metadata")
@@ -75,6 +76,10 @@ def _export(args: argparse.Namespace) -> int:
         licence=args.licence,
     )
     report = export_any(args.source, args.output, settings, quiet=args.json)
+    if args.triton:
+        from .export.triton import write_repository
+
+        report["triton"] = write_repository(args.output, args.triton)
     if args.json:
         print(as_json(report))
         return 0

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..errors import InputError, ModelError
 from .equalise import equalise, residual_groups
 from .frames import FrameSample
-from .graph import Network, run_tensors
+from .graph import IMAGE, Network, run_tensors
 from .layers import Layer, find_layers
 from .qdq import Scheme, insert_qdq
 from .ranges import range_finder
@@ -118,7 +118,7 @@ def quantise(model: onnx.ModelProto, calibration: Calibration, keep: Collection[
     Args:
         model: the one that was calibrated.
         calibration: from ``calibrate``.
-        keep: names of layers that stay in high precision, see ``last_layers`` and ``matching_layers``.
+        keep: names of layers that stay in high precision, see ``edge_layers`` and ``matching_layers``.
         scheme: how activations are held (default: for ONNX Runtime on a CPU).
     """
     network = Network(model)
@@ -145,10 +145,12 @@ def matching_layers(layers: Iterable[Layer], patterns: Sequence[str]) -> list[st
     return list(dict.fromkeys(found))
 
 
-def last_layers(network: Network) -> list[str]:
-    """The layers that write the outputs (logits, displacement, boundary, affinity), which stay in high precision."""
-    layers = {layer.name for layer in find_layers(network)}
-    found: list[str] = []
+def edge_layers(network: Network) -> list[str]:
+    """The layers that stay in high precision in any case: those that read the picture, where int8 costs most accuracy and with three
+    channels gains no time, and those that write the outputs (logits, displacement, boundary, affinity)."""
+    layers = {layer.name: layer for layer in find_layers(network)}
+    first = {IMAGE, *(i.name for i in network.graph.input)}
+    found = [name for name, layer in layers.items() if layer.input in first]
     seen: set[str] = set()
     todo = sorted(network.outputs)
     while todo:

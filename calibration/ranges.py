@@ -53,8 +53,8 @@ class _Histogram:
     def ranges(self) -> dict[str, tuple[float, float]]:
         with contextlib.redirect_stdout(io.StringIO()):
             found = self._collector.compute_collection_result()
-        spans = {name: data.range_value for name, data in found.items()}
-        return {name: (min(0.0, float(low)), max(0.0, float(high))) for name, (low, high) in spans.items()}
+        # tuples (low, high, ...), arrays of one element
+        return {name: (min(0.0, float(np.min(one[0]))), max(0.0, float(np.max(one[1])))) for name, one in found.items()}
 
 
 def range_finder(method: str) -> RangeFinder:

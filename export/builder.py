@@ -29,7 +29,7 @@ FRAME = "frame"
 
 @dataclass(frozen=True)
 class Profile:
-    """Sizes of the input ``frame`` that an engine takes: (H, W) smallest, best and largest, pictures per call."""
+    """Sizes of the input ``frame`` that an engine takes: (H, W) smallest, best and largest, at most ``batch`` frames per call."""
 
     min_hw: tuple[int, int] = (240, 320)
     opt_hw: tuple[int, int] = (480, 640)
@@ -131,7 +131,8 @@ def _configure(
         name = network.get_input(k).name
         if name != FRAME:
             raise EngineError(f"the network has an input {name!r}; wanted {FRAME!r} alone")
-    profile.set_shape(FRAME, *(trt.Dims4([shapes.batch, *hw, 3]) for hw in (shapes.min_hw, shapes.opt_hw, shapes.max_hw)))
+    sizes = ((1, shapes.min_hw), (shapes.batch, shapes.opt_hw), (shapes.batch, shapes.max_hw))
+    profile.set_shape(FRAME, *(trt.Dims4([batch, *hw, 3]) for batch, hw in sizes))
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(f"{kind.name} doesn't take the shapes {shapes}")
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it no layer says what it computes in

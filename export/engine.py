@@ -9,12 +9,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
 from ..calibration.gate import insist
-from ..calibration.graph import session
 from ..errors import InputError, ModelError
 from ..plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION, load_plugin, plugin_info
 from ..runtime.engine_file import SUFFIX, write_engine
@@ -90,8 +88,6 @@ def build(
         size = _write_onnx(output, lowered.model)
         return {**record, "output": str(output), "bytes": size}
     network = with_batch(lowered.model, settings.profile.batch)
-    if network is not lowered.model:
-        check_batch(lowered.model, network, settings.profile.batch)
     expected = {layer.name: layer.precision for layer in layer_precisions(network)}
     if kind.takes_plugins:
         network = _grafted(network, info, settings)
@@ -143,20 +139,6 @@ def read_network(path: Path) -> tuple[onnx.ModelProto, ModelInfo]:
     if text is None:
         raise ModelError(f"{path} has no tfiseg metadata: bring it into tfiseg's format first, `tfiseg export {path.name} -o NAME.onnx`")
     return model, ModelInfo.from_json(text, str(path))
-
-
-def check_batch(single: onnx.ModelProto, batched: onnx.ModelProto, batch: int) -> None:
-    """Run N different frames at once and one by one; raises ModelError where that differs."""
-    frames = np.random.default_rng(0).integers(0, 256, (batch, 96, 128, 3), dtype=np.uint8)
-    one, name = session(single), single.graph.input[0].name
-    apart = np.concatenate([one.run(None, {name: frame[None]})[0] for frame in frames])
-    try:
-        together = session(batched).run(None, {name: frames})[0]
-    except Exception as wrong:  # onnxruntime's errors share no base class
-        raise ModelError(f"the network can't take {batch} frames at once: {wrong}") from wrong
-    worst = float(np.abs(together.astype(np.float32) - apart.astype(np.float32)).max()) if together.shape == apart.shape else np.inf
-    if worst > 0.05 * float(np.abs(apart).max()):
-        raise ModelError(f"with {batch} frames at once the network says something else than frame by frame: build it with --batch 1")
 
 
 def _check_output(output: Path, kind: Flavour | None) -> None:

@@ -15,7 +15,7 @@ from ..calibration.gate import DEFAULTS, Thresholds, verdict
 from ..calibration.graph import Network
 from ..calibration.layers import find_layers
 from ..calibration.qdq import Scheme
-from ..calibration.quantise import Calibration, calibrate, last_layers, matching_layers, quantise
+from ..calibration.quantise import Calibration, calibrate, edge_layers, matching_layers, quantise
 from ..calibration.sensitivity import exclude_until, rank_layers
 from ..errors import InputError
 from ..runtime.comparison import Comparison, compare, noise_floor, worst_sheet
@@ -129,7 +129,7 @@ def _high(model: onnx.ModelProto, settings: PrecisionSettings) -> list[str]:
 def _to_int8(model: onnx.ModelProto, settings: PrecisionSettings, for_cpu: bool, frames: FrameSample, quiet: bool) -> Lowered:
     scheme = Scheme(signed=not for_cpu)
     calibration: Calibration = calibrate(model, frames, settings.method, settings.cache, quiet)
-    kept = list(dict.fromkeys([*last_layers(Network(model)), *_high(model, settings)]))
+    kept = list(dict.fromkeys([*edge_layers(Network(model)), *_high(model, settings)]))
 
     def made(excluded: list[str]) -> onnx.ModelProto:
         quantised = quantise(model, calibration, [*kept, *excluded], scheme)

@@ -1,54 +1,22 @@
-"""``tfiseg doctor``: is everything here that tfiseg needs, and does what is here fit together? ``look`` gathers facts, ``examine`` judges.
-
-Packages are imported in processes of their own: a broken wheel may end the process that imports it.
-"""
+"""``tfiseg doctor``: is everything here that tfiseg needs, does it fit together, and which command mends what doesn't."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import json
-import os
 import re
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingDependencyError, TfisegError
-from ..plugins.plugin_build import find_cmake, find_nvcc, find_tensorrt_headers
-from ..plugins.plugin_library import PATH_VARIABLE, plugin_info, plugin_path
-from .machine import WHEELS, Machine, look_at_machine
+from .facts import NATIVE, Facts, plain_name
+from .machine import WHEELS, Machine
 
 OK, OPTIONAL, MISSING, WRONG = "ok", "optional", "missing", "wrong"
-NATIVE = "tfiseg.plugins.native"
-_PROBES = {  # module -> what else to ask it
-    "numpy": "",
-    "cv2": "found['build'] = module.getBuildInformation()",
-    "onnxruntime": "found['providers'] = module.get_available_providers()",
-    "onnx": "",
-    "tqdm": "",
-    "tensorrt": "found['whole'] = hasattr(module, 'Builder')",
-    "tensorrt_rtx": "found['whole'] = hasattr(module, 'Builder')",
-    "pycuda.driver": "",
-    NATIVE: "module.library(); found['path'] = str(module.library_path())",
-}
-_PROBE = """
-import importlib, json, sys
-module = importlib.import_module({name!r})
-found = {{"version": str(getattr(module, "__version__", "") or "")}}
-{more}
-print("\\n" + json.dumps(found))
-"""
-_PROBE_SECONDS = 30.0
 _OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 _ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+_PYTHONS = ((3, 10), (3, 13))
 _RTX_CAPABILITIES = ("7.5", "8.6", "8.9", "12.")
 _OLDEST = {
-    "python": (3, 10),
     "numpy": (1, 26),
     "cv2": (4, 9),
     "onnxruntime": (1, 20),
@@ -57,37 +25,6 @@ _OLDEST = {
     "cmake": (3, 24),
 }
 _AGAIN = "pip install . in the repository"
-
-
-@dataclass(frozen=True)
-class Module:
-    """An installed module as a process of its own found it: ``error`` where importing it failed."""
-
-    version: str = ""
-    error: str | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A program or folder that building the plugin needs: ``path``, or None and ``error``."""
-
-    path: str | None = None
-    version: str = ""
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that is judged. ``packages``: installed distributions, name -> version; ``modules``: those that can be found; ``plugin``:
-    ``plugin_info()``, None where it isn't built, or a sentence on what is wrong with it; ``network``: the shipped one's file."""
-
-    machine: Machine
-    packages: Mapping[str, str]
-    modules: Mapping[str, Module]
-    tools: Mapping[str, Tool]
-    plugin: Mapping[str, Any] | str | None
-    network: Path | None
 
 
 @dataclass(frozen=True)
@@ -100,102 +37,22 @@ class Check:
     mend: str = ""
 
 
-def look() -> Facts:
-    """The facts of this machine; takes about as long as importing the slowest package does."""
-    wanted = [name for name in _PROBES if _is_there(name)]
-    tools = {"nvcc": find_nvcc, "cmake": find_cmake, "TensorRT headers": find_tensorrt_headers}
-    running = probe(wanted)  # these run while the rest is looked at
-    packages = {_plain(d.metadata["Name"]): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return Facts(
-        machine=look_at_machine(),
-        packages=packages,
-        tools={name: _tool(find) for name, find in tools.items()},
-        plugin=_plugin(),
-        network=next(iter(sorted((Path(__file__).parent / "models").glob("*.onnx"))), None),
-        modules=running(),
-    )
-
-
-def probe(names: Sequence[str], probes: Mapping[str, str] = _PROBES, seconds: float = _PROBE_SECONDS) -> Callable[[], dict[str, Module]]:
-    """Import modules, each in a process of its own, all at once; call the result to wait for what they say."""
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, "-c", _PROBE.format(name=name, more=probes.get(name, ""))],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        for name in names
-    }
-    until = time.monotonic() + seconds
-    return lambda: {name: _heard(process, max(0.1, until - time.monotonic())) for name, process in processes.items()}
-
-
-def _heard(process: subprocess.Popen[str], seconds: float) -> Module:
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return Module(error=f"importing it takes more than {seconds:.0f} s")
-    if process.returncode:
-        said = [line.strip() for line in err.splitlines() if line.strip()]
-        ended = f"importing it ends the process (signal {-process.returncode})" if process.returncode < 0 else "it can't be imported"
-        return Module(error=said[-1] if said and process.returncode > 0 else ended)
-    found = json.loads(out.splitlines()[-1])
-    return Module(found.pop("version"), None, found)
-
-
-def _is_there(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name.split(".")[0]) is not None
-    except (ImportError, ValueError):  # a module without a spec
-        return False
-
-
-def _tool(find: Callable[[], Path]) -> Tool:
-    try:
-        path = find()
-    except MissingDependencyError as missing:
-        return Tool(error=str(missing))
-    if path.is_dir():
-        return Tool(str(path))
-    try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5).stdout
-    except (OSError, subprocess.TimeoutExpired) as wrong:
-        return Tool(error=f"{path} can't be run: {wrong}")
-    version = re.search(r"(?:V|version )(\d+(?:\.\d+)+)", said)
-    return Tool(str(path), version[1] if version else "")
-
-
-def _plugin() -> Mapping[str, Any] | str | None:
-    try:
-        plugin_path()
-    except TfisegError as missing:
-        return str(missing) if os.environ.get(PATH_VARIABLE) else None
-    try:
-        return plugin_info()
-    except (OSError, ValueError) as wrong:
-        return f"what its build wrote beside it can't be read ({wrong})"
-
-
 def examine(facts: Facts) -> list[Check]:
     """Judge the facts."""
     return list(_checks(facts))
 
 
-def failed(checks: Sequence[Check]) -> bool:
-    """Is something missing that is needed, or something wrong?"""
-    return any(check.state in (MISSING, WRONG) for check in checks)
+def healthy(checks: Iterable[Check]) -> bool:
+    """Is nothing missing that is needed, and nothing there that is wrong?"""
+    return all(check.state in (OK, OPTIONAL) for check in checks)
 
 
-def as_dict(facts: Facts, checks: Sequence[Check]) -> dict[str, Any]:
+def as_report(facts: Facts, checks: Sequence[Check]) -> dict[str, Any]:
     """Plain values."""
-    return {"ok": not failed(checks), "machine": facts.machine.as_dict(), "checks": [asdict(check) for check in checks]}
+    return {"healthy": healthy(checks), "machine": facts.machine.as_dict(), "checks": [asdict(check) for check in checks]}
 
 
-def describe(facts: Facts, checks: Sequence[Check]) -> str:
+def doctor_text(facts: Facts, checks: Sequence[Check]) -> str:
     """The checks as text, a line each and a line with what mends it."""
     machine = facts.machine
     lines = [f"{machine.platform}, {machine.os or 'an unknown system'}, {machine.cpus} CPUs"]
@@ -205,7 +62,7 @@ def describe(facts: Facts, checks: Sequence[Check]) -> str:
         if check.mend:
             lines.append(f"{'':<8}  {'':<{width}}  -> {check.mend}")
     count = {state: sum(check.state == state for check in checks) for state in (OK, OPTIONAL, MISSING, WRONG)}
-    verdict = f"{count[MISSING]} missing, {count[WRONG]} wrong" if failed(checks) else "Nothing that is needed is missing or wrong"
+    verdict = f"{count[MISSING]} missing, {count[WRONG]} wrong" if not healthy(checks) else "Nothing that is needed is missing or wrong"
     return "\n".join([*lines, f"{verdict}; {count[OK]} ok, {count[OPTIONAL]} optional things are not here."])
 
 
@@ -231,12 +88,15 @@ def _checks(facts: Facts) -> Iterator[Check]:
     yield from _tools(facts)
     yield _optional(facts, "PyCUDA", "pycuda.driver", "pycuda", 'pip install ".[tensorrt]" in the repository')
     yield _optional(facts, "onnx", "onnx", "onnx", 'pip install ".[calibration]" in the repository (build, inspect and triton use it)')
+    for package, extra in (("torch", "export"), ("transformers", "hf")):  # importing them takes seconds
+        found = facts.packages.get(package)
+        yield (Check(package, OK, found) if found else Check(package, OPTIONAL, "not installed", f'pip install ".[{extra}]"'))
 
 
 def _python(facts: Facts) -> Check:
     found = facts.machine.python
-    if _numbers(found) < _OLDEST["python"]:
-        return Check("Python", WRONG, f"{found}; tfiseg needs 3.10 or later", "make a venv with a newer Python")
+    if not _PYTHONS[0] <= _numbers(found)[:2] <= _PYTHONS[1]:
+        return Check("Python", WRONG, f"{found}; tfiseg needs 3.10 to 3.13", "make a venv with another Python")
     return Check("Python", OK, found)
 
 
@@ -265,6 +125,8 @@ def _opencv(facts: Facts) -> Check:
     parts = [f"{word} {'yes' if _built_with(build, word) else 'no'}" for word in ("FFmpeg", "GStreamer")]
     gui = re.search(r"(?m)^\s*GUI:\s*(\w*)", build)
     windows = bool(gui and gui[1].upper() != "NONE")
+    if not _built_with(build, "FFmpeg"):
+        return Check("OpenCV", WRONG, f"{check.found} reads no video files: built without FFmpeg", "pip install opencv-python-headless")
     if facts.machine.l4t and not _built_with(build, "GStreamer"):
         mend = "for CSI cameras: sudo apt install python3-opencv, pip uninstall opencv-python-headless, a venv with --system-site-packages"
         return Check("OpenCV", OK, f"{check.found}; {', '.join(parts)}, windows {'yes' if windows else 'no'}", mend)
@@ -318,7 +180,7 @@ def _gpu(machine: Machine) -> Iterator[Check]:
 
 def _tensorrt(facts: Facts, flavour: str) -> Check:
     machine, name = facts.machine, {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}[flavour]
-    wheels = sorted({_plain(wheel) for wheel in WHEELS[flavour]})
+    wheels = sorted({plain_name(wheel) for wheel in WHEELS[flavour]})
     clash = _several(facts, name, [wheel for wheel in wheels if "-cu" in wheel], wheels[-1])
     if clash:
         return clash
@@ -409,11 +271,6 @@ def _optional(facts: Facts, name: str, module: str, package: str, mend: str) -> 
     if found.error and "libcuda" in found.error and not facts.machine.gpu:
         return Check(name, OK, f"{version}; needs a GPU")
     return Check(name, WRONG if found.error else OK, f"{version}: {found.error}" if found.error else version, mend if found.error else "")
-
-
-def _plain(name: str) -> str:
-    """A distribution's name as package indices compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ engine with the clustering plugin answers with the instances themselves. Needs `
 import argparse
 import json
 import sys
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,10 +24,10 @@ def answer(client: triton.InferenceServerClient, model: str, image: np.ndarray) 
     return {one.name: reply.as_numpy(one.name)[0] for one in reply.get_response().outputs}
 
 
-def instances_of(maps: dict[str, np.ndarray], about: dict, size_hw: tuple[int, int]) -> tfiseg.Instances:
+def instances_of(maps: dict[str, np.ndarray], about: dict[str, Any], size_hw: tuple[int, int]) -> tfiseg.Instances:
     """Instances from the maps; ``about`` is the model's metadata. Those of an engine have the engine's size."""
     if "label_map" in maps:
-        rows = maps["table"][: max(0, int(maps["count"]))]
+        rows = maps["table"][: max(0, int(maps["count"].item()))]
         found = instances_from_table(maps["label_map"], maps["semantic_map"].astype(np.uint8), rows, class_names=about["class_names"])
     else:
         found = tfiseg.cluster(

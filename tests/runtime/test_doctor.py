@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 from tfiseg import cli
-from tfiseg.runtime.doctor import MISSING, NATIVE, OK, OPTIONAL, WRONG, Facts, Module, Tool, describe, examine, failed, look, probe
+from tfiseg.runtime.doctor import MISSING, OK, OPTIONAL, WRONG, doctor_text, examine, healthy
+from tfiseg.runtime.facts import NATIVE, Facts, Module, Tool, look, probe
 from tfiseg.runtime.machine import Machine
 from tfiseg.runtime.sessions import DEFAULT_MODEL
 
@@ -50,16 +51,16 @@ def of(name, given):
 
 def test_a_machine_with_nothing_but_what_is_needed_is_healthy():
     checks = examine(facts())
-    assert not failed(checks)
+    assert healthy(checks)
     assert {check.state for check in checks} == {OK, OPTIONAL}
-    text = describe(facts(), checks)
+    text = doctor_text(facts(), checks)
     assert "Nothing that is needed is missing or wrong" in text
     assert "-> tfiseg plugin build" in text
 
 
 def test_a_jetson_orin():
     given = facts(ORIN, {"tensorrt": "10.3.0"}, core(cv2=cv2("GTK3", "YES (1.20.3)"), tensorrt=TENSORRT), plugin=PLUGIN)
-    assert not failed(examine(given))
+    assert healthy(examine(given))
     assert of("GPU", given).found == "Orin, compute capability 8.7"
     assert of("driver", given).found == "540.4.0; brings CUDA 12.6"
     assert of("Jetson", given).found == "L4T 36.4.3, JetPack 6.2"
@@ -80,7 +81,7 @@ def test_a_jetson_in_a_venv_that_hides_jetpack():
 
 def test_a_desktop():
     given = facts(DESKTOP, {"tensorrt-rtx-cu13": "1.7.1.116"}, core(tensorrt_rtx=RTX))
-    assert not failed(examine(given))
+    assert healthy(examine(given))
     assert of("TensorRT-RTX", given).found == "1.7.1.116"
     assert "Jetson" not in [check.name for check in examine(given)]
 
@@ -88,7 +89,11 @@ def test_a_desktop():
 @pytest.mark.parametrize(
     ("given", "name", "state", "found", "mend"),
     [
-        (facts(Machine("linux-x86_64", "3.8.10")), "Python", WRONG, "needs 3.10", "newer Python"),
+        (facts(Machine("linux-x86_64", "3.8.10")), "Python", WRONG, "needs 3.10 to 3.13", "another Python"),
+        (facts(Machine("linux-x86_64", "3.14.0")), "Python", WRONG, "needs 3.10 to 3.13", "another Python"),
+        (facts(modules=core(cv2=Module("4.11.0"))), "OpenCV", WRONG, "reads no video files", "pip install"),
+        (facts(packages={"torch": "2.8.0"}), "torch", OK, "2.8.0", ""),
+        (facts(), "transformers", OPTIONAL, "not installed", ".[hf]"),
         (facts(modules=core(numpy=Module("1.21.0"))), "numpy", WRONG, "needs 1.26 or later", 'pip install -U "numpy'),
         (facts(modules=core(numpy=Module(error="ImportError: x"))), "numpy", WRONG, "ImportError: x", "--force-reinstall"),
         (facts(modules={k: v for k, v in core().items() if k != "cv2"}), "OpenCV", MISSING, "not installed", "pip install"),
@@ -179,7 +184,7 @@ def test_what_is_said(given, name, state, found, mend):
     assert check.state == state
     assert found in check.found
     assert mend in check.mend
-    assert failed(examine(given)) == (state in (MISSING, WRONG))
+    assert healthy(examine(given)) == (state in (OK, OPTIONAL))
 
 
 def test_modules_are_imported_in_processes_of_their_own(tmp_path, monkeypatch):
@@ -207,5 +212,5 @@ def test_this_machine_is_healthy_enough_to_run_these_tests(capsys):
     assert {name: of(name, given).state for name in needed} == dict.fromkeys(needed, OK)
     code = cli.main(["doctor", "--json"])
     report = json.loads(capsys.readouterr().out)
-    assert report["ok"] == (code == 0)
+    assert report["healthy"] == (code == 0)
     assert [check["name"] for check in report["checks"]] == [check.name for check in examine(given)]

@@ -5,7 +5,8 @@ import pytest
 from tfiseg import cli
 from tfiseg.errors import InputError, ModelError
 from tfiseg.runtime.engine_file import write_engine
-from tfiseg.runtime.inspect_file import describe, inspect_file
+from tfiseg.runtime.inspect_file import inspect_file
+from tfiseg.runtime.inspect_text import inspection_text
 from tfiseg.runtime.sessions import DEFAULT_MODEL
 
 PLAN = b"ftrt" + bytes(range(200))
@@ -47,7 +48,7 @@ def test_an_engine_and_its_record(engine):
     report = inspect_file(engine)
     assert (report["kind"], report["bytes"], report["problems"]) == ("engine", len(PLAN), [])
     assert report["record"]["built_with"]["gpu"] == "Orin"
-    text = describe(report)
+    text = inspection_text(report)
     for said in (
         "intact",
         "small.onnx",
@@ -71,7 +72,7 @@ def test_an_engine_and_its_record(engine):
 )
 def test_the_gate_is_told_as_it_was(tmp_path, gate, said):
     write_engine(tmp_path / "a.engine", PLAN, record(gate=gate, plugin=None))
-    text = describe(inspect_file(tmp_path / "a.engine"))
+    text = inspection_text(inspect_file(tmp_path / "a.engine"))
     assert said in text
     assert "clustering runs after the network" in text
 
@@ -137,7 +138,7 @@ def test_the_shipped_network():
     assert report["precision"]["fp32"]["share"] == 1
     assert report["macs_at_hw"] == (480, 640)
     assert all(layer["macs"] > 0 for layer in report["layers"])
-    text = describe(report, with_layers=True)
+    text = inspection_text(report, with_layers=True)
     assert "65 in fp32 (100% of the work)" in text
     assert report["layers"][0]["name"] in text
     assert "standard operators only" in text
@@ -160,7 +161,7 @@ def test_somebody_elses_network_with_a_plugin_node(tmp_path):
     report = inspect_file(onnx_file(tmp_path / "a.onnx"))
     assert report["plugin_nodes"] == [{"name": "y", "op": "tfiseg::DisplacementFieldClustering"}]
     assert (report["model"], report["weights_unchanged"], report["precision"]["fp32"]["macs"]) == (None, None, None)
-    text = describe(report)
+    text = inspection_text(report)
     assert "not in tfiseg's format" in text
     assert "1 in fp32" in text
     assert "tfiseg::DisplacementFieldClustering (y)" in text
@@ -169,7 +170,7 @@ def test_somebody_elses_network_with_a_plugin_node(tmp_path):
 def test_changed_weights_and_damaged_metadata(tmp_path):
     changed = onnx_file(tmp_path / "a.onnx", tfiseg=json.dumps(MODEL | {"weights_sha256": "ef" * 32}))
     assert inspect_file(changed)["weights_unchanged"] is False
-    assert "changed since the export" in describe(inspect_file(changed))
+    assert "changed since the export" in inspection_text(inspect_file(changed))
     assert "metadata is damaged" in inspect_file(onnx_file(tmp_path / "b.onnx", tfiseg="{"))["problems"][0]
 
 

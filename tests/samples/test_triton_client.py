@@ -58,9 +58,9 @@ class Server(pb2_grpc.GRPCInferenceServiceServicer):
 
 @pytest.fixture(params=["network", "engine"])
 def address(request, tmp_path):
-    from tfiseg.export.triton import write_triton_repository
+    from tfiseg.export.triton import write_repository
 
-    write_triton_repository(DEFAULT_MODEL, tmp_path / "models", "people")
+    write_repository(DEFAULT_MODEL, tmp_path / "models", "people")
     server = grpc.server(ThreadPoolExecutor(2))
     segmenter = tfiseg.Segmenter() if request.param == "engine" else None
     pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Server(tmp_path / "models" / "people", segmenter), server)
