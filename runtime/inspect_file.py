@@ -69,7 +69,7 @@ def sha256(path: Path) -> str:
 
 
 def _engine(path: Path) -> dict[str, Any]:
-    report: dict[str, Any] = {"record": None, "problems": [], "unfit": []}
+    report: dict[str, Any] = {"record": None, "fits_this_machine": None, "differences": [], "problems": []}
     if not sidecar_path(path).is_file():
         return report
     try:
@@ -77,7 +77,8 @@ def _engine(path: Path) -> dict[str, Any]:
         lacking = [f"{part}.{key}" for part, keys in _SAID.items() for key in keys if key not in record[part]]
         if lacking:
             raise EngineError(f"{sidecar_path(path)} is damaged ({', '.join(lacking)} missing): build the engine again")
-        report |= {"record": record, "unfit": [vars(one) for one in mismatches(record, this_machine())]}
+        found = [vars(one) for one in mismatches(record, this_machine())]
+        report |= {"record": record, "fits_this_machine": not found, "differences": found}
         check_content(path, record)
     except EngineError as wrong:
         report["problems"].append(str(wrong))

@@ -71,15 +71,15 @@ def _engine_lines(report: Mapping[str, Any]) -> list[str]:
     lines.append(_row("command", source["command"]))
     low, best, high = ("x".join(map(str, source["shapes"][key])) for key in ("min_hw", "opt_hw", "max_hw"))
     sizes = best if low == high else f"{low} to {high}, fastest at {best}"
-    lines.append(_row("frames", f"uint8 BGR of {sizes} (HxW), {source['shapes']['batch']} per call"))
+    lines.append(_row("frames", f"uint8 BGR of {sizes} (HxW), at most {source['shapes']['batch']} per call"))
     cuda, driver = (f", {word} {made[key]}" if made.get(key) else "" for key, word in (("cuda", "CUDA"), ("driver", "driver")))
     lines.append(_row("built with", f"{made['flavour']} {made['version']} on {made['platform']}{cuda}{driver}"))
     lines.append(_row("runs on", _gpus(made)))
-    here = "; ".join(f"{one['what']}: the engine has {one['engine']}, this machine {one['machine']}" for one in report["unfit"])
+    here = "; ".join(f"{one['what']}: the engine has {one['engine']}, this machine {one['machine']}" for one in report["differences"])
     lines.append(_row("here", f"no. {here}" if here else "it fits this machine"))
-    counts = ", ".join(f"{count} layers in {name}" for name, count in precision["layers"].items() if count)
-    proof = precision.get("proved_by") or {}
-    lines.append(_row("precision", f"{counts}; asked: {precision['asked']}; proved by {', '.join(proof) or 'nothing'}"))
+    counts = ", ".join(f"{count} in {name}" for name, count in precision["layers"].items() if count)
+    proof = ", ".join(f"{witness} ({count})" for witness, count in (precision.get("proved_by") or {}).items())
+    lines.append(_row("precision", f"asked for {precision['asked']}, layers {counts}; proved by {proof or 'nobody'}"))
     if precision.get("kept_high"):
         lines.append(_row("kept higher", ", ".join(precision["kept_high"])))
     lines.append(_row("gate", _gate(record.get("gate"))))

@@ -48,6 +48,7 @@ def test_an_engine_and_its_record(engine):
     report = inspect_file(engine)
     assert (report["kind"], report["bytes"], report["problems"]) == ("engine", len(PLAN), [])
     assert report["record"]["built_with"]["gpu"] == "Orin"
+    assert report["fits_this_machine"] is False
     text = inspection_text(report)
     for said in (
         "intact",
@@ -56,7 +57,7 @@ def test_an_engine_and_its_record(engine):
         "240x320 to 1080x1920, fastest at 480x640",
         "tensorrt 10.3.0 on linux-aarch64, CUDA 12.6, driver 540.4.0",
         "compute capability 8.7 (Orin); this version of TensorRT only",
-        "1 layers in fp32, 64 layers in fp16; asked: fp16; proved by log",
+        "asked for fp16, layers 1 in fp32, 64 in fp16; proved by log (65)",
         "stem",
         "passed: 99.9% of labels as in fp32, PQ 99.1, 128 frames",
         "tfiseg::DisplacementFieldClustering version 1",
