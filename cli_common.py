@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import math
+import re
 from typing import Any
 
 from .errors import MissingDependencyError
@@ -33,3 +34,11 @@ def as_json(report: dict[str, Any]) -> str:
 def need(module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise MissingDependencyError(f'this verb needs {module}: pip install ".[{extra}]" in the repository')
+
+
+def size_hw(text: str) -> tuple[int, int]:
+    """(height, width) in pixels from text like 480x640."""
+    found = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    if found is None or not 16 <= min(sides := (int(found[1]), int(found[2]))) <= max(sides) <= 8192:
+        raise argparse.ArgumentTypeError(f"wanted HEIGHTxWIDTH in pixels, 16 to 8192 each, like 512x1024, got {text!r}")
+    return sides

@@ -1,8 +1,8 @@
-"""Does an exported network still say what the original says? Label by label, on pictures, with preprocessing of its own."""
+"""Does an exported network name the same classes as the original? Pixels are prepared here anew, by OpenCV and numpy, not by the graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,104 +12,134 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import ModelError
-from ..runtime.sessions import OnnxSession
-from .frame_graph import Preprocessing
+from ..calibration.frames import sample_frames
+from ..errors import InputError, ModelError
+from ..runtime.synthetic import SyntheticCamera
+from .frame_graph import PixelFormat
 
 MIN_AGREEMENT = 0.995
-Original = Callable[[NDArray[Any]], NDArray[Any]]  # what the network wants to see -> what it says
+PHOTOS = 24
+_SYNTHETIC_HW = ((480, 640), (720, 1280), (640, 480), (300, 300))
+_WRONG = (0, 0, 255)
+
+Labels = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How an original's answer is read: ``channels_last``; ``binary``, one channel of which more than ``threshold`` is class 1;
-    ``align_corners`` of the upsampling to the picture that it leaves to the reader."""
+class Agreement:
+    """``least`` and ``mean`` share of pixels with the same label over ``photos`` photos; the least is that of ``worst``.
 
-    channels_last: bool = False
-    binary: bool = False
-    threshold: float = 0.0
-    align_corners: bool = False
+    ``labels`` counts the different labels that were seen: with one alone, agreement proves little.
+    """
 
-    def labels(self, said: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[np.int64]:
-        """Class of every pixel of the picture (h, w) that the network saw."""
-        if np.issubdtype(said.dtype, np.integer):
-            small = np.squeeze(said).astype(np.uint16)
-            return cv2.resize(small, size_hw[::-1], interpolation=cv2.INTER_NEAREST).astype(np.int64)
-        values = said[0].astype(np.float32)
-        if values.ndim == 2:
-            values = values[None]
-        elif self.channels_last:
-            values = values.transpose(2, 0, 1)
-        large = upsampled(values, size_hw, self.align_corners)
-        return (large[0] > self.threshold).astype(np.int64) if self.binary else large.argmax(0)
+    least: float
+    mean: float
+    photos: int
+    worst: str
+    labels: int
 
 
-def upsampled(values: NDArray[np.float32], size_hw: tuple[int, int], align_corners: bool) -> NDArray[np.float32]:
-    """Bilinear (C, h, w) -> (C, H, W), pixel centres at half or corners on corners."""
-    if values.shape[1:] == size_hw:
-        return values
-    places = []
-    for side, small in zip(size_hw, values.shape[1:], strict=True):
-        if align_corners:
-            places.append(np.arange(side) * (small - 1) / max(side - 1, 1))
-        else:
-            places.append((np.arange(side) + 0.5) * small / side - 0.5)
-    xs, ys = np.meshgrid(places[1].astype(np.float32), places[0].astype(np.float32))
-    return np.stack([cv2.remap(one, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for one in values])
+def check_frames(photos: str | Path | None) -> Sequence[tuple[str, NDArray[np.uint8]]] | Frames:
+    """Up to 24 frames of a folder, video or any other source, or 4 synthetic ones: (name, uint8 (H, W, 3) BGR)."""
+    if photos is None:
+        cameras = (SyntheticCamera(size_hw, people=2 + k, seed=k) for k, size_hw in enumerate(_SYNTHETIC_HW))
+        return [(f"synthetic {k}", next(iter(camera)).image) for k, camera in enumerate(cameras)]
+    return Frames(photos)
 
 
-def check_agreement(
-    original: Original,
-    reading: Reading,
-    preprocessing: Preprocessing,
-    exported: Path,
-    frames: Sequence[NDArray[np.uint8]],
-    names: Sequence[str],
-    sheet: Path,
-    quiet: bool = True,
-) -> float:
-    """Least share of pixels, over the frames, on which both name the same class.
+class Frames:
+    """A sample of a source, decoded when asked for."""
+
+    def __init__(self, source: str | Path) -> None:
+        self._sample = sample_frames(source, PHOTOS)
+
+    def __len__(self) -> int:
+        return len(self._sample)
+
+    def __iter__(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        return iter(zip(self._sample.names, self._sample, strict=True))
+
+
+def network_input(image: NDArray[np.uint8], size_hw: tuple[int, int], pixels: PixelFormat) -> NDArray[Any]:
+    """A frame uint8 (H, W, 3) BGR as a network wants it: (1, 3, h, w) or (1, h, w, 3), float32 or uint8."""
+    h, w = size_hw
+    double = cv2.resize(image.astype(np.float32), (2 * w, 2 * h), interpolation=cv2.INTER_LINEAR)
+    x = double.reshape(h, 2, w, 2, 3).mean((1, 3))
+    if pixels.rgb:
+        x = x[..., ::-1]
+    x = np.rint(x).astype(np.uint8) if pixels.uint8 else ((x * pixels.scale - pixels.mean) / pixels.std).astype(np.float32)
+    return np.ascontiguousarray(x[None] if pixels.layout == "NHWC" else x.transpose(2, 0, 1)[None])
+
+
+def labels_of(
+    scores: NDArray[Any],
+    size_hw: tuple[int, ...] | None = None,
+    class_axis: int | None = 1,
+    threshold: float = 0.0,
+    corner_aligned: bool = False,
+) -> NDArray[np.int64]:
+    """Class of every pixel, int64 (h, w), of scores per class, upsampled bilinearly.
 
     Args:
-        original: the network as it was. reading: how its answer is read. preprocessing: what it wants to see.
-        exported: the network in tfiseg's format.
-        frames: uint8 (H, W, 3) BGR each.
-        sheet: where a picture is drawn if they disagree.
+        scores: float (1, C, h, w) or (1, h, w, C); with one channel, class 1 lies above ``threshold``; or a class map.
+        size_hw: of the result; default: that of the scores.
+        class_axis: 1 or 3; 0 = there is none, and one channel; None = a class map.
+        corner_aligned: upsample with align_corners=True.
+    """
+    if class_axis is None:
+        return scores.reshape([side for side in scores.shape if side > 1]).astype(np.int64)
+    maps = np.moveaxis(scores, class_axis, 1)[0] if class_axis else scores
+    h, w = size_hw or maps.shape[1:]
+    if corner_aligned:  # OpenCV has no such resize, and its remap knows positions to 1/32 pixel only
+        rows, columns = (_corner_weights(grid, side) for grid, side in ((maps.shape[1], h), (maps.shape[2], w)))
+    labels = np.zeros((h, w), np.int64)
+    best = np.full((h, w), threshold, np.float32)
+    for k, one in enumerate(np.ascontiguousarray(maps, np.float32)):
+        fine = rows @ one @ columns.T if corner_aligned else cv2.resize(one, (w, h), interpolation=cv2.INTER_LINEAR)
+        if len(maps) == 1:
+            return (fine > threshold).astype(np.int64)
+        higher = (fine > best) | (k == 0)
+        labels[higher], best[higher] = k, fine[higher]
+    return labels
+
+
+def _corner_weights(grid: int, side: int) -> NDArray[np.float32]:
+    """(side, grid): linear interpolation of ``grid`` values, the first on the first of ``side`` pixels, the last on the last."""
+    at = np.linspace(0, grid - 1, side)
+    low = np.minimum(at.astype(int), max(grid - 2, 0))
+    weights = np.zeros((side, grid), np.float32)
+    weights[np.arange(side), low] = 1 - (at - low)
+    weights[np.arange(side), np.minimum(low + 1, grid - 1)] += at - low
+    return weights
+
+
+def compare_labels(original: Labels, exported: Labels, frames: Any, picture: Path, quiet: bool = False) -> Agreement:
+    """Compare two networks' labels frame by frame.
+
+    Args:
+        original, exported: labels int64 (h, w) of a frame uint8 (H, W, 3) BGR.
+        frames: of ``check_frames``.
+        picture: where the frame of least agreement goes, its wrong pixels red, if that is an error.
 
     Raises:
-        ModelError: under 99.5 %; names the worst frame, the classes that are mixed up, and the picture.
+        ModelError: they agree on less than 99.5 % of the pixels of a frame.
     """
-    session = OnnxSession(exported)
-    shares = []
-    worst: tuple[float, str, NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]] | None = None
-    for frame, name in tqdm(zip(frames, names, strict=True), total=len(frames), desc="checking", unit="frame", disable=quiet):
-        seen = preprocessing.apply(frame)
-        size_hw = seen.shape[1:3] if preprocessing.channels_last else seen.shape[2:]
-        theirs = reading.labels(original(seen), (int(size_hw[0]), int(size_hw[1])))
-        ours = upsampled(session.infer(frame)["logits"][0], theirs.shape, align_corners=False).argmax(0)  # type: ignore[arg-type]
-        shares.append(float((theirs == ours).mean()))
-        if worst is None or shares[-1] < worst[0]:
-            worst = (shares[-1], name, frame, theirs, ours)
-    assert worst is not None
-    if worst[0] < MIN_AGREEMENT:
-        raise ModelError(_disagreement(worst[1], worst[2], worst[3], worst[4], sheet))
-    return worst[0]
-
-
-def _disagreement(name: str, frame: NDArray[np.uint8], theirs: NDArray[np.int64], ours: NDArray[np.int64], sheet: Path) -> str:
-    """The sentence, and the picture: the frame, the original's labels, ours, and the pixels that differ."""
-    differs = theirs != ours
-    view = cv2.resize(frame, theirs.shape[::-1])
-    colours = np.random.default_rng(1).integers(40, 256, (65536, 3), dtype=np.uint8)
-    colours[0] = 0
-    red = view // 2
-    red[differs] = (0, 0, 255)
-    cv2.imwrite(str(sheet), np.hstack([view, colours[theirs], colours[ours], red]))
-    pairs, counts = np.unique(np.stack([theirs[differs], ours[differs]]), axis=1, return_counts=True)
-    most = pairs[:, counts.argmax()]
-    rows, columns = np.nonzero(differs)
-    return (
-        f"the export agrees with the original on {1 - differs.mean():.2%} of the pixels of {name}, wanted {MIN_AGREEMENT:.1%}: mostly "
-        f"class {most[0]} became {most[1]}, within rows {rows.min()} to {rows.max()}, columns {columns.min()} to {columns.max()} of "
-        f"{theirs.shape[0]} x {theirs.shape[1]}; {sheet} shows where"
-    )
+    if not len(frames):
+        raise InputError("there is no photo to check the export on")
+    shares: list[tuple[float, str]] = []
+    seen: set[int] = set()
+    for name, image in tqdm(frames, desc="check", unit="photo", disable=quiet):
+        ours, theirs = exported(image), original(image)
+        wrong = ours != theirs
+        seen.update(np.unique(theirs).tolist())
+        shares.append((float(1 - wrong.mean()), name))
+        if shares[-1] == min(shares):
+            worst = image, wrong
+    least, name = min(shares)
+    if least < MIN_AGREEMENT:
+        image, wrong = worst
+        small = cv2.resize(image, wrong.shape[::-1], interpolation=cv2.INTER_AREA) // 2
+        small[wrong] = _WRONG
+        said = f"the exported network agrees with the original on {least:.2%} of the pixels of {name}, wanted {MIN_AGREEMENT:.1%}"
+        raise ModelError(f"{said}: {picture} shows where, in red" if cv2.imwrite(str(picture), small) else said)
+    return Agreement(least, float(np.mean([share for share, _ in shares])), len(shares), name, len(seen))

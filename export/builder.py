@@ -75,8 +75,11 @@ def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool
         quiet: no progress bar.
 
     Raises:
-        EngineError: TensorRT can't read the network or can't build it; its own words are in the message.
+        InputError: settings that this TensorRT hasn't.
+        EngineError: it can't read the network or can't build it; its own words are in the message.
     """
+    if settings.portable and not kind.takes_plugins:
+        raise InputError("--portable is for --target tensorrt: a TensorRT-RTX engine is compiled to the end on the GPU that loads it")
     globals()["trt"] = kind.module
     began = time.perf_counter()
     report = LayerReport()
@@ -145,7 +148,7 @@ def _configure(
     if settings.timing_cache is not None and kind.takes_plugins:  # TensorRT-RTX compiles without timing anything
         known = settings.timing_cache.read_bytes() if settings.timing_cache.is_file() else b""
         config.set_timing_cache(config.create_timing_cache(known), False)
-    if settings.portable:
+    if settings.portable and kind.takes_plugins:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         if settings.plugin is not None:
@@ -158,6 +161,7 @@ def _set_capabilities(config: Any, capabilities: Sequence[str], kind: Flavour) -
     if not hasattr(config, "set_compute_capability"):
         raise EngineError(f"{kind.name} builds for the GPU at hand: --compute-capability is for --target rtx")
     known = {f"{name[2:-1]}.{name[-1]}": name for name in dir(kind.module.ComputeCapability) if name.startswith("SM")}
+    known = dict(sorted(known.items(), key=lambda one: float(one[0])))
     config.num_compute_capabilities = len(capabilities)
     for k, text in enumerate(capabilities):
         if text not in known:

@@ -38,7 +38,7 @@ def _file(text: str, exported: Path) -> Path:
     """The network's file; what is none yet is exported first, which checks it against the original."""
     if Path(text).suffix in _FILES:
         return Path(text)
-    from .any_network import ExportSettings, export_any
+    from .any_network import export_any
 
-    export_any(text, exported, ExportSettings())
+    export_any(text, exported, quiet=True)
     return exported

@@ -1,149 +1,121 @@
-"""Preprocessing as plain ONNX nodes: frame uint8 (N, H, W, 3) BGR of any size in, the tensor ``image`` out.
+"""Preprocessing as plain ONNX nodes in front of a network: frames of any size in, what the network was trained on out.
 
-Written by hand, so that a graph without shape arithmetic in Python is left: ONNX Runtime and TensorRT both read it. All names start with
-"pre.": what lowers the precision leaves them alone.
+All nodes' results and constants are named ``pre.*`` and the last is ``image``, so that whoever lowers a network's precision knows where
+the preprocessing ends. No shape arithmetic in Python is left: ONNX Runtime and TensorRT both read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import cv2
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ..errors import InputError
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MODEL_IR_VERSION = 10  # what ONNX Runtime 1.18 and TensorRT 10 read
 
-_TIE = 0.003  # averages of whole numbers often end in .5: which way they go must not hang on the last bit
+Layout = Literal["NCHW", "NHWC"]
+Part = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """What a network wants to see.
+class PixelFormat:
+    """What a network wants its pixels to be: ``(pixel * scale - mean) / std`` in float32, or plain uint8.
 
-    ``size_hw``: frames are stretched to this size; or ``long_side_px``: the longer side becomes that, proportions kept, both sides
-    multiples of ``multiple``. Then (value - mean) * scale per channel, values 0..255, in the order RGB (``rgb``) or BGR.
-    ``channels_last``: (N, h, w, 3) in place of (N, 3, h, w); ``uint8``: rounded to whole numbers, not normalised.
+    Args:
+        mean, std: per channel, in the network's channel order.
+        scale: of pixels 0..255.
+        rgb: channel order RGB (else BGR, as frames are).
+        layout: "NCHW" or "NHWC".
+        uint8: the network takes 0..255 as bytes; mean, std and scale don't count.
     """
 
-    size_hw: tuple[int, int] | None = None
-    long_side_px: int | None = None
-    multiple: int = 1
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    scale: float = 1 / 255
     rgb: bool = True
-    channels_last: bool = False
+    layout: Layout = "NCHW"
     uint8: bool = False
 
-    def __post_init__(self) -> None:
-        if (self.size_hw is None) == (self.long_side_px is None):
-            raise InputError("a network's input is either one size, or as long as its longer side: say one of the two")
-
-    def nodes(self) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-        """The nodes and constants.
-
-        The frame is first scaled to twice the size and then averaged 2 x 2: bilinear scaling alone skips pixels of large frames.
-        """
-        node = helper.make_node
-        constants: dict[str, Any] = {
-            "pre.batch_and_channels": np.array([1, 3], np.int64),
-            "pre.mean": np.array(self.mean, np.float32).reshape(3, 1, 1),
-            "pre.scale": np.array(self.scale, np.float32).reshape(3, 1, 1),
-            "pre.rgb": np.array([2, 1, 0], np.int64),
-        }
-        if self.size_hw is not None:
-            constants["pre.double_hw"] = 2 * np.array(self.size_hw, np.int64)
-            nodes: list[onnx.NodeProto] = []
-        else:
-            nodes, more = self._fitting()
-            constants |= more
-        nodes += [
-            node("Concat", ["pre.batch_and_channels", "pre.double_hw"], ["pre.sizes"], axis=0),
-            node("Cast", ["frame"], ["pre.float"], to=TensorProto.FLOAT),
-            node("Transpose", ["pre.float"], ["pre.nchw"], perm=[0, 3, 1, 2]),
-            node(
-                "Resize",
-                ["pre.nchw", "", "", "pre.sizes"],
-                ["pre.double"],
-                mode="linear",
-                coordinate_transformation_mode="half_pixel",
-            ),
-            node("AveragePool", ["pre.double"], ["pre.small"], kernel_shape=[2, 2], strides=[2, 2]),
-        ]
-        now = "pre.small"
-        if self.rgb:
-            nodes.append(node("Gather", [now, "pre.rgb"], ["pre.colours"], axis=1))
-            now = "pre.colours"
+    def __str__(self) -> str:
+        order = f"{'RGB' if self.rgb else 'BGR'} {self.layout}"
         if self.uint8:
-            constants["pre.tie"] = np.float32(_TIE)
-            nodes += [
-                node("Add", [now, "pre.tie"], ["pre.untied"]),
-                node("Round", ["pre.untied"], ["pre.whole"]),
-                node("Cast", ["pre.whole"], ["pre.uint8"], to=TensorProto.UINT8),
-            ]
-            now = "pre.uint8"
-        else:
-            nodes += [node("Sub", [now, "pre.mean"], ["pre.centred"]), node("Mul", ["pre.centred", "pre.scale"], ["pre.normalised"])]
-            now = "pre.normalised"
-        if self.channels_last:
-            nodes.append(node("Transpose", [now], ["pre.nhwc"], perm=[0, 2, 3, 1]))
-        nodes[-1].output[0] = "image"
-        read = {name for one in nodes for name in one.input}
-        return nodes, [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items() if k in read]
-
-    def _fitting(self) -> tuple[list[onnx.NodeProto], dict[str, Any]]:
-        """Twice the network's size from the frame's, as ``network_size_hw`` reckons it."""
-        constants = {
-            "pre.long_side": np.float32(self.long_side_px or 0),
-            "pre.multiple": np.float32(self.multiple),
-            "pre.one": np.float32(1),
-            "pre.twice": np.array(2 * self.multiple, np.int64),
-            "pre.hw_start": np.array([1], np.int64),
-            "pre.hw_end": np.array([3], np.int64),
-        }
-        node = helper.make_node
-        nodes = [
-            node("Shape", ["frame"], ["pre.shape"]),
-            node("Slice", ["pre.shape", "pre.hw_start", "pre.hw_end"], ["pre.hw"]),
-            node("Cast", ["pre.hw"], ["pre.hw_float"], to=TensorProto.FLOAT),
-            node("ReduceMax", ["pre.hw_float"], ["pre.longer"], keepdims=0),
-            node("Div", ["pre.long_side", "pre.longer"], ["pre.zoom"]),
-            node("Mul", ["pre.hw_float", "pre.zoom"], ["pre.fitted"]),
-            node("Div", ["pre.fitted", "pre.multiple"], ["pre.blocks"]),
-            node("Round", ["pre.blocks"], ["pre.rounded"]),
-            node("Max", ["pre.rounded", "pre.one"], ["pre.at_least_one"]),
-            node("Cast", ["pre.at_least_one"], ["pre.blocks_int"], to=TensorProto.INT64),
-            node("Mul", ["pre.blocks_int", "pre.twice"], ["pre.double_hw"]),
-        ]
-        return nodes, constants
-
-    def apply(self, frame: NDArray[np.uint8]) -> NDArray[np.generic]:
-        """The same by OpenCV and numpy, for checks: frame uint8 (H, W, 3) BGR -> what the network gets, batch axis included."""
-        if self.size_hw is not None:
-            height, width = self.size_hw
-        else:
-            fit = (self.long_side_px or 0) / max(frame.shape[:2])
-            height, width = (max(1, round(side * fit / self.multiple)) * self.multiple for side in frame.shape[:2])
-        double = cv2.resize(frame.astype(np.float32), (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
-        small = double.reshape(height, 2, width, 2, 3).mean((1, 3))
-        if self.rgb:
-            small = small[..., ::-1]
-        values: NDArray[Any] = np.round(small + _TIE).astype(np.uint8) if self.uint8 else (small - self.mean) * self.scale
-        values = values if self.channels_last else values.transpose(2, 0, 1)
-        return np.ascontiguousarray(values[None], np.uint8 if self.uint8 else np.float32)
+            return f"uint8 {order}"
+        mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
+        return f"float32 {order}, (pixel * {self.scale:.5g} - [{mean}]) / [{std}]"
 
 
-def halved_weights(weights: Sequence[onnx.TensorProto]) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
-    """Large float32 weights stored as float16, and the casts that bring them back when the network is loaded: half the size on disk."""
-    casts, stored = [], []
-    for tensor in weights:
-        if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= 64:
-            stored.append(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{tensor.name}.half"))
-            casts.append(helper.make_node("Cast", [f"{tensor.name}.half"], [tensor.name], to=TensorProto.FLOAT))
-        else:
-            stored.append(tensor)
-    return stored, casts
+def fixed_size_nodes(size_hw: tuple[int, int]) -> Part:
+    """``pre.sizes`` of ``pixel_nodes`` for a network that sees every frame at ``size_hw``."""
+    constants = {"pre.batch_and_channels": [1, 3], "pre.double_hw": [2 * side for side in size_hw]}
+    nodes = [helper.make_node("Concat", list(constants), ["pre.sizes"], axis=0)]
+    return nodes, [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items()]
+
+
+def long_side_nodes(long_side_px: int, side_multiple: int) -> Part:
+    """``pre.sizes`` of ``pixel_nodes`` from the frame: the longer side becomes ``long_side_px``, both multiples of ``side_multiple``."""
+    constants = {
+        "pre.long_side": np.float32(long_side_px),
+        "pre.multiple": np.float32(side_multiple),
+        "pre.one": np.float32(1),
+        "pre.twice": np.array(2 * side_multiple, np.int64),
+        "pre.batch_and_channels": np.array([1, 3], np.int64),
+        "pre.hw_start": np.array([1], np.int64),
+        "pre.hw_end": np.array([3], np.int64),
+    }
+    node = helper.make_node
+    nodes = [
+        node("Shape", ["frame"], ["pre.shape"]),
+        node("Slice", ["pre.shape", "pre.hw_start", "pre.hw_end"], ["pre.hw"]),
+        node("Cast", ["pre.hw"], ["pre.hw_float"], to=TensorProto.FLOAT),
+        node("ReduceMax", ["pre.hw_float"], ["pre.longer"], keepdims=0),
+        node("Div", ["pre.long_side", "pre.longer"], ["pre.zoom"]),
+        node("Mul", ["pre.hw_float", "pre.zoom"], ["pre.fitted"]),
+        node("Div", ["pre.fitted", "pre.multiple"], ["pre.blocks"]),
+        node("Round", ["pre.blocks"], ["pre.rounded"]),
+        node("Max", ["pre.rounded", "pre.one"], ["pre.at_least_one"]),
+        node("Cast", ["pre.at_least_one"], ["pre.blocks_int"], to=TensorProto.INT64),
+        node("Mul", ["pre.blocks_int", "pre.twice"], ["pre.double_hw"]),
+        node("Concat", ["pre.batch_and_channels", "pre.double_hw"], ["pre.sizes"], axis=0),
+    ]
+    return nodes, [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+
+
+def pixel_nodes(pixels: PixelFormat) -> Part:
+    """``frame`` uint8 (1, H, W, 3) BGR and ``pre.sizes`` int64 (4,), twice the network's size -> ``image``.
+
+    The frame is first scaled to twice the size and then averaged 2 x 2: bilinear scaling alone skips pixels of large frames.
+    """
+    constants: dict[str, NDArray[Any]] = {}
+    steps: list[tuple[str, list[str], dict[str, Any], str]] = [
+        ("Cast", [], {"to": TensorProto.FLOAT}, "pre.float"),
+        ("Transpose", [], {"perm": [0, 3, 1, 2]}, "pre.nchw"),
+        ("Resize", ["", "", "pre.sizes"], {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}, "pre.double"),
+        ("AveragePool", [], {"kernel_shape": [2, 2], "strides": [2, 2]}, "pre.small"),
+    ]
+    if pixels.rgb:
+        constants["pre.rgb"] = np.array([2, 1, 0], np.int64)
+        steps.append(("Gather", ["pre.rgb"], {"axis": 1}, "pre.colours"))
+    if pixels.uint8:
+        steps += [("Round", [], {}, "pre.whole"), ("Cast", [], {"to": TensorProto.UINT8}, "pre.bytes")]
+    else:
+        mean, std = (np.array(v, np.float64).reshape(1, 3, 1, 1) for v in (pixels.mean, pixels.std))
+        constants |= {"pre.mean": (mean / pixels.scale).astype(np.float32), "pre.scale": (pixels.scale / std).astype(np.float32)}
+        steps += [("Sub", ["pre.mean"], {}, "pre.centred"), ("Mul", ["pre.scale"], {}, "pre.normalised")]
+    if pixels.layout == "NHWC":
+        steps.append(("Transpose", [], {"perm": [0, 2, 3, 1]}, "image"))
+    nodes, tensor = [], "frame"
+    for kind, more, settings, name in steps:
+        nodes.append(helper.make_node(kind, [tensor, *more], [name], **settings))
+        tensor = name
+    nodes[-1].output[0] = "image"
+    return nodes, [numpy_helper.from_array(v, k) for k, v in constants.items()]
+
+
+def frame_value() -> onnx.ValueInfoProto:
+    """The input of every model in tfiseg's format."""
+    return helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, "height", "width", 3])

@@ -1,296 +1,206 @@
-"""Somebody's ONNX network brought into tfiseg's format: its input recognised, its tail cut back to logits.
-
-Segmentation networks are exported with all kinds of tails: upsampling to the frame, softmax, argmax, transposes. The operator does all
-that itself, on the GPU and fused, and wants logits at the network's own grid. So the graph is walked back from its output to the logits.
-"""
+"""Somebody's ONNX network -> tfiseg's format: see how it is laid out, then put it between preprocessing and logits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from ..calibration.graph import Network, attributes, session
 from ..errors import InputError, ModelError
-from .frame_graph import Preprocessing, halved_weights
+from ..runtime.sessions import METADATA_KEY
+from .frame_graph import MODEL_IR_VERSION, Layout, Part, PixelFormat, fixed_size_nodes, frame_value, pixel_nodes
 
-OPSETS = range(11, 24)
-_TINY = 1e-7
-_FINER = 4
+OPSET = 18
+OLDEST_OPSET = 13  # the first whose Resize takes sizes alone and whose Softmax goes along one axis
+_OWN_NAMES = ("frame", "image", "logits")
+_OWN_PREFIXES = ("pre.", "post.")
 
 
 @dataclass(frozen=True)
-class Input:
-    """What the network takes: name, layout and type; the size, 0 where it may vary."""
+class NetworkInput:
+    """The one input of a network: ``size_hw`` is None where it takes any size."""
 
     name: str
-    channels_last: bool
-    uint8: bool
-    size_hw: tuple[int, int]
+    layout: Layout
+    element: int
+    size_hw: tuple[int, int] | None
+
+    @property
+    def uint8(self) -> bool:
+        return self.element == TensorProto.UINT8
 
 
-@dataclass
-class Cut:
-    """Where the logits were found. ``tensor`` its name; ``removed`` the operators behind it, last first; ``channels_last``; ``binary``: one
-    channel through a sigmoid; ``align_corners``: the upsampling that was cut mapped corners onto corners; ``kind`` of the values:
-    "logits", "probabilities" or "labels"."""
-
-    tensor: str
-    removed: list[str] = field(default_factory=list)
-    channels_last: bool = False
-    binary: bool = False
-    align_corners: bool = False
-    kind: str = "logits"
-
-
-def load_network(path: str) -> Network:
-    """An ONNX file with its weights; raises ModelError with a sentence for everything that may be wrong with it."""
+def load_network(path: Path) -> onnx.ModelProto:
+    """An ONNX file with all its weights. Raises ModelError: it is missing, no ONNX, its weights are missing, it is tfiseg's already."""
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}")
     try:
-        model = onnx.load(path)
-    except FileNotFoundError as wrong:
-        raise ModelError(f"{path}: {wrong.strerror or wrong}: {wrong.filename or 'its external data'} isn't there") from wrong
-    except Exception as wrong:  # protobuf's and onnx's errors share no base class
-        hint = " (its weights lie in another file: copy both)" if "external" in str(wrong).lower() or "data" in str(wrong).lower() else ""
-        raise ModelError(f"{path} is no ONNX network, or not all of one{hint}: {wrong}") from wrong
+        model = onnx.load(path, load_external_data=False)
+    except Exception as wrong:  # protobuf's errors share no base class across its versions
+        raise ModelError(f"{path} is no ONNX file ({wrong})") from wrong
     if not model.graph.node:
-        raise ModelError(f"{path} is no ONNX network: it holds no graph")
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if opset not in OPSETS:
-        raise ModelError(f"{path} has opset {opset}; wanted {OPSETS.start} to {OPSETS.stop - 1}: export it again with another opset")
-    return Network(model)
-
-
-def recognise_input(network: Network) -> Input:
-    """The one picture that the network takes; raises ModelError where it takes anything else."""
-    given = [i for i in network.graph.input if not network.has_weight(i.name)]
-    if len(given) != 1:
-        raise ModelError(f"the network takes {len(given)} inputs ({', '.join(i.name for i in given)}); wanted one picture")
-    tensor = given[0].type.tensor_type
-    sides = [d.dim_value for d in tensor.shape.dim]
-    if len(sides) != 4 or 3 not in (sides[1], sides[3]):
-        raise ModelError(f"the input {given[0].name} has shape {sides}; wanted a picture of 3 channels, (1, 3, H, W) or (1, H, W, 3)")
-    if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.UINT8):
-        kind = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        raise ModelError(f"the input {given[0].name} is {kind}; wanted float32 or uint8: export the network in float32")
-    last = sides[3] == 3 and sides[1] != 3
-    size = (sides[1], sides[2]) if last else (sides[2], sides[3])
-    return Input(given[0].name, last, tensor.elem_type == TensorProto.UINT8, size)
-
-
-def find_logits(network: Network, output: str | None = None) -> Cut:
-    """Walk back from the output to the logits.
-
-    Args:
-        network: with constants folded.
-        output: which output (or inner tensor) to start at; needed where there are several.
-    """
-    names = [o.name for o in network.graph.output]
-    if output is None and len(names) > 1:
-        raise InputError(f"the network has the outputs {', '.join(names)}: say which is the class map or the logits, with --tensor NAME")
-    start = output or names[0]
-    if start not in network.producer:
-        raise InputError(f"the network has no tensor {start!r}; its outputs are {', '.join(names)}")
-    cut = Cut(start)
-    while True:
-        node = network.producer.get(cut.tensor)
-        if node is None or not _passable(network, node, cut):
-            return cut
-        cut.removed.append(node.op_type)
-        cut.tensor = node.input[0]
-
-
-def _passable(network: Network, node: onnx.NodeProto, cut: Cut) -> bool:
-    """May this last node be left out? Notes in ``cut`` what it meant."""
-    settings = attributes(node)
-    labels = "ArgMax" in cut.removed
-    if node.op_type in ("Identity", "Cast", "Softmax", "LogSoftmax"):
-        return not network.has_weight(node.input[0])
-    if node.op_type in ("Squeeze", "Unsqueeze"):
-        return not labels  # around a class map; behind an ArgMax they belong to the network
-    if node.op_type == "ArgMax":
-        axis = settings.get("axis", 0)
-        cut.channels_last = axis in (3, -1)
-        return not labels and axis in (1, 3, -1)
-    if node.op_type == "Sigmoid":
-        cut.binary = True
-        return not labels
-    if node.op_type == "Transpose":
-        perm = list(settings.get("perm", []))
-        if perm not in ([0, 2, 3, 1], [0, 3, 1, 2]):
-            return False
-        # behind it the classes were last, so before it they come first, and the other way round
-        cut.channels_last = perm == [0, 3, 1, 2]
-        return True
-    if node.op_type == "Resize":
-        if settings.get("mode", b"nearest") not in (b"linear", b"nearest"):
-            return False
-        cut.align_corners = settings.get("coordinate_transformation_mode", b"half_pixel") == b"align_corners"
-        return True
-    return False
-
-
-def assemble(
-    network: Network, taken: Input, cut: Cut, preprocessing: Preprocessing, classes: int | None = None, half_weights: bool = False
-) -> onnx.ModelProto:
-    """The network in tfiseg's format, without metadata: ``frame`` in, ``logits`` float32 (1, C, h, w) out.
-
-    Args:
-        cut: from ``find_logits``. classes: how many; needed only where the network gives labels that can't be cut back to logits.
-
-    Raises:
-        ModelError: ONNX Runtime can't run it, or what it says is no map of classes.
-    """
-    body = _body(network, taken, cut)
-    nodes, constants = preprocessing.nodes()
-    weights, casts = halved_weights(list(body.initializer)) if half_weights else (list(body.initializer), [])
-    front, stored = [*nodes, *casts, *body.node], [*constants, *weights]
-
-    def made(tail: list[onnx.NodeProto], more: list[onnx.TensorProto], output: onnx.ValueInfoProto) -> onnx.ModelProto:
-        frame = helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, "height", "width", 3])
-        graph = helper.make_graph([*front, *tail], "tfiseg", [frame], [output], [*stored, *more])
-        model = helper.make_model(graph, opset_imports=list(network.model.opset_import), producer_name="tfiseg")
-        model.ir_version = max(8, min(10, network.model.ir_version))  # what ONNX Runtime 1.18 and TensorRT 10 read
-        return model
-
-    values = _run(made([], [], helper.make_empty_tensor_value_info(cut.tensor)))
-    tail, more = _tail(cut, values, preprocessing, classes)
-    shape = _run(made(tail, more, helper.make_empty_tensor_value_info("logits"))).shape
-    if len(shape) != 4 or shape[1] < 2:
-        raise ModelError(f"the logits come out as {shape}; wanted (1, classes, h, w) with at least 2 classes: name another --tensor")
-    sides = list(shape[2:]) if preprocessing.size_hw is not None else ["grid_height", "grid_width"]
-    return made(tail, more, helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, shape[1], *sides]))
-
-
-def _run(model: onnx.ModelProto) -> NDArray[Any]:
-    picture = np.random.default_rng(0).integers(0, 256, (1, 96, 128, 3), dtype=np.uint8)
-    running = session(model)
+        raise ModelError(f"{path} is no ONNX file, or one without a single operator")
     try:
-        return np.asarray(running.run(None, {"frame": picture})[0])
-    except Exception as wrong:  # onnxruntime's errors share no base class
-        raise ModelError(f"the network doesn't take pictures of that size: {wrong}. --input-size says another") from wrong
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as wrong:  # FileNotFoundError or a validation error, by version
+        missing = sorted({e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"})
+        raise ModelError(
+            f"{path} keeps its weights in {', '.join(missing)}, which must lie beside it and can't be read: {wrong}"
+        ) from wrong
+    if any(p.key == METADATA_KEY for p in model.metadata_props):
+        raise InputError(f"{path} is in tfiseg's format already: use it as it is (tfiseg run --model, tfiseg build)")
+    return model
 
 
-def _body(network: Network, taken: Input, cut: Cut) -> onnx.GraphProto:
-    """The part between picture and logits, its input called ``image``, no name of it in the way of ours."""
-    needed: set[str] = {cut.tensor}
-    nodes: list[onnx.NodeProto] = []
-    for node in reversed(network.graph.node):
-        if not needed.isdisjoint(node.output):
-            nodes.append(node)
-            needed.update(node.input)
-    known = {name for node in nodes for name in [*node.input, *node.output] if name}
-    clash = any(name in ("frame", "image", "logits") or name.startswith(("pre.", "tail.")) for name in known)
-    renamed = {name: f"net.{name}" if clash else name for name in known}
-    renamed[taken.name] = "image"
-    graph = onnx.GraphProto()
-    for node in reversed(nodes):
-        copy = graph.node.add()
-        copy.CopyFrom(node)
-        copy.input[:] = [renamed.get(name, name) for name in node.input]
-        copy.output[:] = [renamed.get(name, name) for name in node.output]
-    for tensor in network.graph.initializer:
-        if tensor.name in needed:
-            weight = graph.initializer.add()
-            weight.CopyFrom(tensor)
-            weight.name = renamed[tensor.name]
-    cut.tensor = renamed[cut.tensor]
-    return graph
+def with_opset(model: onnx.ModelProto, wanted: int | None) -> onnx.ModelProto:
+    """The network in opset ``wanted``; default: its own, where that isn't older than 13, else 18. Raises ModelError if it can't be."""
+    own = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    target = wanted or (own if own >= OLDEST_OPSET else OPSET)
+    if target < OLDEST_OPSET:
+        raise InputError(f"opset {target} is too old for the preprocessing: at least {OLDEST_OPSET} is needed")
+    if own == target:
+        return model
+    from onnx import version_converter
+
+    try:
+        return version_converter.convert_version(model, target)
+    except Exception as wrong:  # RuntimeError mostly; the converter is C++
+        raise ModelError(
+            f"the network's opset {own} can't be converted to {target} ({wrong}): export it again with opset {OLDEST_OPSET} or later"
+        ) from wrong
 
 
-def _tail(
-    cut: Cut, values: NDArray[Any], preprocessing: Preprocessing, classes: int | None
-) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """From what the network says to logits (1, C, h, w)."""
-    nodes: list[onnx.NodeProto] = []
-    constants: list[onnx.TensorProto] = []
-
-    def add(op: str, inputs: list[str], **settings: Any) -> str:
-        nodes.append(helper.make_node(op, inputs, [f"tail.{len(nodes)}"], **settings))
-        return f"tail.{len(nodes) - 1}"
-
-    def constant(value: NDArray[Any]) -> str:
-        constants.append(numpy_helper.from_array(value, f"tail.constant{len(constants)}"))
-        return constants[-1].name
-
-    now = cut.tensor
-    if np.issubdtype(values.dtype, np.integer):
-        cut.kind = "labels"
-        if classes is None:
-            raise InputError("the network gives class numbers and nothing behind which logits lie: say its classes with --class-names")
-        now = add("Cast", [now], to=TensorProto.INT64)
-        squeezed = [axis for axis in range(1, values.ndim) if values.shape[axis] == 1][: values.ndim - 3]
-        if squeezed:
-            now = add("Squeeze", [now, constant(np.array(squeezed, np.int64))])
-        # as sure as a network that is right 99.9 % of the time
-        now = add("OneHot", [now, constant(np.array(classes, np.int64)), constant(np.array([0, 7], np.float32))], axis=1)
-        values = np.zeros((1, classes, *[side for k, side in enumerate(values.shape[1:], 1) if k not in squeezed]), np.float32)
-    else:
-        now, values = _classes_first(cut, values, now, add, constant, preprocessing)
-        now = _as_logits(cut, values, now, add, constant)
-    if cut.align_corners:
-        now = _half_pixel(now, values.shape[2:], preprocessing, add, constant)
-    add("Identity", [now])
-    nodes[-1].output[0] = "logits"
-    return nodes, constants
+def recognise_input(model: onnx.ModelProto) -> NetworkInput:
+    """Name, layout, type and size of a network's input; raises ModelError if it isn't one picture of three channels."""
+    weights = {i.name for i in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in weights]
+    if len(inputs) != 1:
+        raise ModelError(f"the network has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), wanted one: the picture")
+    tensor = inputs[0].type.tensor_type
+    shape = [d.dim_value or None for d in tensor.shape.dim]
+    stated = [d.dim_value or d.dim_param for d in tensor.shape.dim]
+    said = f"the network's input {inputs[0].name} is {TensorProto.DataType.Name(tensor.elem_type)} {stated}"
+    if len(shape) != 4 or shape[0] not in (None, 1):
+        raise ModelError(f"{said}, wanted one picture: (1, 3, H, W) or (1, H, W, 3)")
+    if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8):
+        raise ModelError(f"{said}, wanted float32, float16 or uint8")
+    if 3 not in (shape[1], shape[3]):
+        raise ModelError(f"{said}: its channels aren't 3, or not stated, so (1, 3, H, W) and (1, H, W, 3) can't be told apart")
+    layout: Layout = "NCHW" if shape[1] == 3 else "NHWC"
+    h, w = shape[2:] if layout == "NCHW" else shape[1:3]
+    if (h is None) != (w is None):
+        raise ModelError(f"{said}: height and width must both be fixed or both be free")
+    return NetworkInput(inputs[0].name, layout, tensor.elem_type, (h, w) if h and w else None)
 
 
-def _classes_first(
-    cut: Cut, values: NDArray[Any], now: str, add: Any, constant: Any, preprocessing: Preprocessing
-) -> tuple[str, NDArray[Any]]:
-    if values.ndim == 3:  # (1, h, w): one channel
-        now, values = add("Unsqueeze", [now, constant(np.array([1], np.int64))]), values[:, None]
-    if values.ndim != 4:
-        raise ModelError(f"the network's output has shape {values.shape}; wanted (1, classes, h, w): name another with --tensor")
-    if values.dtype != np.float32:
-        now = add("Cast", [now], to=TensorProto.FLOAT)
-    if not {"ArgMax", "Transpose"} & set(cut.removed):  # nothing told: the grid has the picture's proportions
-        height, width = preprocessing.size_hw or (96, 128)
-
-        def distortion(h: int, w: int) -> float:
-            return abs(float(np.log((h * width) / (w * height))))
-
-        first, last = distortion(*values.shape[2:]), distortion(*values.shape[1:3])
-        cut.channels_last = last < first
-    if cut.channels_last:
-        now, values = add("Transpose", [now], perm=[0, 3, 1, 2]), values.transpose(0, 3, 1, 2)
-    return now, values
+def recognise_output(model: onnx.ModelProto, wanted: str | None = None) -> str:
+    """The output that holds the classes; raises ModelError naming all of them if it isn't clear which."""
+    names = [o.name for o in model.graph.output]
+    if wanted is not None:
+        if wanted not in names:
+            raise InputError(f"the network has no output {wanted!r}, but {', '.join(names)}")
+        return wanted
+    if len(names) > 1:
+        raise ModelError(f"the network has {len(names)} outputs ({', '.join(names)}): say which one holds the classes by --output-name")
+    return names[0]
 
 
-def _as_logits(cut: Cut, values: NDArray[Any], now: str, add: Any, constant: Any) -> str:
-    """Probabilities that couldn't be cut back become logarithms, one channel becomes two."""
-    within = values.min() >= 0 and values.max() <= 1 + 1e-3
-    if values.shape[1] == 1:
-        if within and not cut.binary:  # p: log(p / (1 - p))
-            cut.kind = "probabilities"
-            sure = add("Clip", [now, constant(np.float32(_TINY)), constant(np.float32(1 - _TINY))])
-            now = add("Log", [add("Div", [sure, add("Sub", [constant(np.float32(1)), sure])])])
-        return str(add("Concat", [add("Mul", [now, constant(np.float32(0))]), now], axis=1))
-    if within and not {"Softmax", "LogSoftmax"} & set(cut.removed) and np.abs(values.sum(1) - 1).max() < 1e-2:
-        cut.kind = "probabilities"
-        now = add("Log", [add("Add", [now, constant(np.float32(_TINY))])])
-    return now
+def at_fixed_size(model: onnx.ModelProto, network: NetworkInput, output: str) -> onnx.ModelProto:
+    """The network for one picture of ``network.size_hw`` with one output, its shapes known and its shape arithmetic folded."""
+    assert network.size_hw is not None
+    graph = model.graph
+    picture = next(i for i in graph.input if i.name == network.name)
+    sides = (1, 3, *network.size_hw) if network.layout == "NCHW" else (1, *network.size_hw, 3)
+    picture.CopyFrom(helper.make_tensor_value_info(network.name, network.element, sides))
+    for value in [o for o in graph.output if o.name != output]:
+        graph.output.remove(value)
+    del graph.value_info[:]  # sizes of another input size
+    for at, side in enumerate(graph.output[0].type.tensor_type.shape.dim):
+        side.dim_param = f"out_{at}"
+    if not any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in graph.node):  # folding would turn int8 weights into float
+        import onnxsim
+
+        try:
+            simple, sound = onnxsim.simplify(model)
+        except Exception as wrong:  # RuntimeError of its C++ part, or what ONNX Runtime says
+            raise ModelError(f"the network can't be read: {wrong}") from wrong
+        if not sound:
+            raise ModelError("onnxsim changed what the network computes: use another onnxsim version")
+        model = simple
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 
-def _half_pixel(now: str, grid_hw: tuple[int, ...], preprocessing: Preprocessing, add: Any, constant: Any) -> str:
-    """Logits whose corners lie on the picture's corners, resampled onto a finer grid whose cells tile the picture, as all that comes after
-    reads it; two constant matrix products."""
-    if preprocessing.size_hw is None:
-        raise ModelError("an upsampling with align_corners can be set right for one input size only: name it with --input-size")
-    for axis, side in enumerate(grid_hw):
-        full, fine = preprocessing.size_hw[axis], _FINER * (side - 1) + 1
-        corners = _interpolation(np.arange(full) / max(full - 1, 1) * (side - 1), side)
-        centres = _interpolation((np.arange(full) + 0.5) / full * fine - 0.5, fine)
-        # the fine grid which, enlarged the one way, comes nearest to the coarse one enlarged the other way
-        weights = np.linalg.lstsq(centres, corners, rcond=None)[0].astype(np.float32)
-        pair = [constant(weights), now] if axis == 0 else [now, constant(np.ascontiguousarray(weights.T))]
-        now = add("MatMul", pair)
-    return now
+def attach(model: onnx.ModelProto, network: NetworkInput, pixels: PixelFormat, tensor: str, post: Part) -> onnx.ModelProto:
+    """The network up to a tensor, between the preprocessing and what makes logits of that tensor.
+
+    Args:
+        model: of ``at_fixed_size``.
+        tensor, post: the last tensor that is kept, and nodes from it to ``logits`` (see ``network_tail``); none if it is the logits.
+
+    Returns:
+        A model with input ``frame`` uint8 (1, H, W, 3) and output ``logits`` float32 (1, C, h, w), without metadata.
+    """
+    kept = _needed(model.graph, tensor)
+    read = {name for node in kept for name in _reads(node)}
+    weights = [i for i in model.graph.initializer if i.name in read]
+    taken = {*read, tensor, *(name for node in kept for name in node.output)}
+    renamed = {name: f"net.{name}" for name in taken if name in _OWN_NAMES or name.startswith(_OWN_PREFIXES)}
+    half = network.element == TensorProto.FLOAT16
+    renamed[network.name] = "pre.half" if half else "image"
+    if not post[0]:
+        renamed[tensor] = "logits"
+    for node in kept:
+        _rename(node, renamed)
+    for weight in weights:
+        weight.name = renamed.get(weight.name, weight.name)
+    for node in post[0]:
+        if tensor in node.input:
+            node.input[list(node.input).index(tensor)] = renamed.get(tensor, tensor)
+    casts = [helper.make_node("Cast", ["image"], ["pre.half"], to=TensorProto.FLOAT16)] if half else []
+    assert network.size_hw is not None, "at_fixed_size() gives it one"
+    sizing, size_constants = fixed_size_nodes(network.size_hw)
+    pre, pre_constants = pixel_nodes(pixels)
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, None, None, None])
+    nodes, constants = [*sizing, *pre, *casts, *kept, *post[0]], [*size_constants, *pre_constants, *weights, *post[1]]
+    graph = helper.make_graph(nodes, "tfiseg", [frame_value()], [logits], constants)
+    opsets = list(model.opset_import)
+    result = helper.make_model(graph, opset_imports=opsets, functions=list(model.functions), producer_name="tfiseg")
+    result.ir_version = max(MODEL_IR_VERSION, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
+    return result
 
 
-def _interpolation(places: NDArray[np.float64], side: int) -> NDArray[np.float64]:
-    """Linear interpolation at ``places`` of a row of ``side`` values, as a matrix (places, side)."""
-    return np.maximum(0.0, 1.0 - np.abs(np.clip(places, 0, side - 1)[:, None] - np.arange(side)[None]))
+def _needed(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
+    """The nodes that a tensor depends on, in the graph's order."""
+    kept, wanted = [], {tensor}
+    for node in reversed(graph.node):  # sorted topologically, so one pass will do
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(_reads(node))
+    return kept[::-1]
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, also from within its branches and loops."""
+    yield from (name for name in node.input if name)
+    for graph in _subgraphs(node):
+        for inner in graph.node:
+            yield from _reads(inner)
+        yield from (output.name for output in graph.output)
+
+
+def _rename(node: onnx.NodeProto, names: dict[str, str]) -> None:
+    node.input[:] = [names.get(name, name) for name in node.input]
+    node.output[:] = [names.get(name, name) for name in node.output]
+    for graph in _subgraphs(node):
+        for inner in graph.node:
+            _rename(inner, names)
+        for value in [*graph.input, *graph.output, *graph.initializer]:
+            value.name = names.get(value.name, value.name)

@@ -1,4 +1,7 @@
-"""A trained semantic network as ``NAME.onnx``: frames of any size in, logits out, checked against torch on real photos."""
+"""A trained semantic network as ``NAME.onnx``: frames of any size in, logits out, checked against torch on real photos.
+
+The preprocessing (``frame_graph``) is put in front of the exported network.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,26 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import onnxruntime
 import onnxsim
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import InputError, ModelError
 from ..runtime.sessions import FORMAT_VERSION, METADATA_KEY
-from ..runtime.sources import IMAGE_SUFFIXES
+from .agreement import MIN_AGREEMENT, check_frames
 from .class_lists import VOC21
-from .frame_graph import Preprocessing, halved_weights
+from .frame_graph import MODEL_IR_VERSION, PixelFormat, frame_value, long_side_nodes, pixel_nodes
 from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
 from .train_semantic import LONG_SIDE_PX, network_size_hw, predict_logits
 
 OPSET = 18
 STRIDE = 4
-MIN_AGREEMENT = 0.995
 
 
 def load_checkpoint(path: Path) -> SegmentationNetwork:
@@ -35,7 +37,7 @@ def load_checkpoint(path: Path) -> SegmentationNetwork:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network = SegmentationNetwork({"logits": int(state["recipe"]["classes"])})
         network.load_state_dict(state["average"])
-    except (OSError, KeyError, RuntimeError) as wrong:
+    except (OSError, KeyError, RuntimeError, UnpicklingError) as wrong:
         raise ModelError(f"{path} is no checkpoint of `tfiseg train semantic`: {wrong}") from wrong
     return network.eval()
 
@@ -43,7 +45,7 @@ def load_checkpoint(path: Path) -> SegmentationNetwork:
 def export_semantic(
     checkpoint: Path,
     output: Path,
-    photos: Path,
+    photos: str | Path | None = None,
     long_side_px: int = LONG_SIDE_PX,
     half_weights: bool = True,
     class_names: Sequence[str] | None = None,
@@ -55,7 +57,7 @@ def export_semantic(
     Args:
         checkpoint: written by ``tfiseg train semantic``.
         output: NAME.onnx, written whole or not at all.
-        photos: folder of real photos; on each, label maps of torch and ONNX Runtime are compared.
+        photos: whatever ``open_source`` takes; on each, label maps of torch and ONNX Runtime are compared. Default: 4 synthetic frames.
         long_side_px: the longer side of what the network sees.
         half_weights: store weights as float16 and cast them when loaded: half the size, arithmetic stays float32.
         class_names: of every class id, background first; default: PASCAL's with 21 classes, else "class N".
@@ -108,7 +110,7 @@ def export_semantic(
     try:
         agreement, count = _agreement(network, part, photos, long_side_px)
         if agreement < MIN_AGREEMENT:
-            raise ModelError(f"ONNX Runtime agrees with torch on {agreement:.3%} of the pixels of {photos}, wanted {MIN_AGREEMENT:.1%}")
+            raise ModelError(f"ONNX Runtime agrees with torch on {agreement:.3%} of the pixels of a photo, wanted {MIN_AGREEMENT:.1%}")
         part.replace(output)
     finally:
         part.unlink(missing_ok=True)
@@ -127,31 +129,32 @@ class _Logits(torch.nn.Module):
 
 
 def _assembled(network: onnx.ModelProto, classes: int, long_side_px: int, half_weights: bool) -> onnx.ModelProto:
-    norm = {"mean": (float(PIXEL_MEAN),) * 3, "scale": (1 / float(PIXEL_STD),) * 3}
-    nodes, constants = Preprocessing(long_side_px=long_side_px, multiple=SIDE_MULTIPLE, **norm).nodes()  # type: ignore[arg-type]
+    sizing, size_constants = long_side_nodes(long_side_px, SIDE_MULTIPLE)
+    pixels, pixel_constants = pixel_nodes(PixelFormat((PIXEL_MEAN,) * 3, (PIXEL_STD,) * 3, scale=1))
     graph = network.graph
-    weights, casts = halved_weights(list(graph.initializer)) if half_weights else (list(graph.initializer), [])
-    frame = helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, "height", "width", 3])
+    casts, weights = [], []
+    for tensor in graph.initializer:
+        if half_weights and tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= 64:
+            small = numpy_helper.to_array(tensor).astype(np.float16)
+            weights.append(numpy_helper.from_array(small, f"{tensor.name}.half"))
+            casts.append(helper.make_node("Cast", [f"{tensor.name}.half"], [tensor.name], to=TensorProto.FLOAT))
+        else:
+            weights.append(tensor)
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, classes, "grid_height", "grid_width"])
-    whole = helper.make_graph([*nodes, *casts, *graph.node], "tfiseg", [frame], [logits], [*constants, *weights])
+    nodes, constants = [*sizing, *pixels, *casts, *graph.node], [*size_constants, *pixel_constants, *weights]
+    whole = helper.make_graph(nodes, "tfiseg", [frame_value()], [logits], constants)
     model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tfiseg")
-    model.ir_version = 10  # what ONNX Runtime 1.18 and TensorRT 10 read
+    model.ir_version = MODEL_IR_VERSION
     return model
 
 
-def _agreement(network: SegmentationNetwork, model: Path, photos: Path, long_side_px: int, most: int = 24) -> tuple[float, int]:
-    """Least share of pixels on which torch and ONNX Runtime name the same class, over up to ``most`` photos."""
+def _agreement(network: SegmentationNetwork, model: Path, photos: str | Path | None, long_side_px: int) -> tuple[float, int]:
+    """Least share of pixels on which torch and ONNX Runtime name the same class, over up to 24 photos."""
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    paths = sorted(p for p in photos.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise InputError(f"{photos} holds no photo to check the export on")
     shares = []
-    for path in paths[:: max(1, len(paths) // most)][:most]:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            continue
+    for _, image in check_frames(photos):
         (theirs,) = session.run(["logits"], {"frame": image[None]})
         h, w = network_size_hw(image.shape[0], image.shape[1], long_side_px)
-        ours = predict_logits(network, np.asarray(image, np.uint8), (h, w)).numpy()
+        ours = predict_logits(network, image, (h, w)).numpy()
         shares.append(float((ours.argmax(1) == np.asarray(theirs).argmax(1)).mean()))
     return min(shares), len(shares)

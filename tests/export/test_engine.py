@@ -100,7 +100,7 @@ def test_a_scale_that_rtx_would_not_take_is_caught():
         if fine:
             assert prove(expected, built.witnesses)["layers"] == {"fp32": 1, "fp16": 0, "int8": 1}
         else:
-            with pytest.raises(tfiseg.EngineError, match="second is fp32, wanted int8.*No engine was written"):
+            with pytest.raises(tfiseg.EngineError, match=r"second is fp32, wanted int8.*No engine was written"):
                 prove(expected, built.witnesses)
 
 
@@ -155,14 +155,16 @@ def test_a_build_that_is_killed_leaves_no_engine(frames, tmp_path):
 def test_batches_modes_and_timing_cache(tmp_path, capsys):
     out = tmp_path / "net.engine"
     command = ["build", str(DEFAULT_MODEL), "-o", str(out), "--target", "rtx", "--precision", "fp16", "--no-gate", "--shape", "240x320"]
-    more = ["--batch", "4", "--workspace", "512", "--opt-level", "2", "--portable", "--timing-cache", str(tmp_path / "t.cache"), "--tf32"]
+    more = ["--batch", "4", "--workspace", "512", "--opt-level", "2", "--timing-cache", str(tmp_path / "t.cache"), "--tf32"]
     assert main([*command, *more, "--compute-capability", "8.6", "--compute-capability", "8.9", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["built_with"]["compute_capabilities"] == ["8.6", "8.9"]
-    assert record["built_with"]["hardware_compatibility"] == "ampere_plus"
+    assert record["built_with"]["hardware_compatibility"] is None
     assert record["built_from"]["shapes"] == {"min_hw": [240, 320], "opt_hw": [240, 320], "max_hw": [240, 320], "batch": 4}
-    assert main([*command, "--shape-min", "1x1"]) == 1
+    assert main([*command, "--shape-min", "32x32"]) == 1
     assert "--shape is one size for all" in capsys.readouterr().err
+    assert main([*command, "--portable"]) == 1
+    assert "--portable is for --target tensorrt" in capsys.readouterr().err
 
 
 def test_networks_that_tensorrt_cannot_take_are_sentences(tmp_path, capsys):

@@ -106,7 +106,7 @@ def test_damaged_engines_are_sentences(engine, tmp_path):
 
 def test_an_engine_for_this_machine_says_that_it_does_not_run_yet(engine, monkeypatch):
     monkeypatch.setattr("tfiseg.runtime.sessions.this_machine", lambda: ORIN)
-    with pytest.raises(tfiseg.EngineError, match="fits this machine, but this version of tfiseg .* does not run them yet: use net.onnx"):
+    with pytest.raises(tfiseg.EngineError, match=r"fits this machine, but this version of tfiseg .* does not run them yet: use net.onnx"):
         tfiseg.Segmenter(engine)
 
 

@@ -1,69 +1,107 @@
-"""Networks of torchvision, segmentation-models-pytorch (timm encoders) and transformers, with random weights: exported, run, built.
+"""Architectures of torchvision and segmentation-models-pytorch, with random weights. Needs the extra `zoo`: `make test-zoo`."""
 
-Needs several GB of packages that import only beside each other: `make test-zoo`.
-"""
-
-import importlib.util
-import json
-
+import numpy as np
 import pytest
+import tfiseg
 
+torch = pytest.importorskip("torch", reason="the extra `zoo` is not installed (make test-zoo)")
 pytest.importorskip("torchvision", reason="the extra `zoo` is not installed (make test-zoo)")
-smp = pytest.importorskip("segmentation_models_pytorch", reason="the extra `zoo` is not installed (make test-zoo)")
+pytest.importorskip("segmentation_models_pytorch", reason="the extra `zoo` is not installed (make test-zoo)")
 
-import tfiseg  # noqa: E402
-from tfiseg.cli import main  # noqa: E402
-from tfiseg.runtime.synthetic import SyntheticCamera  # noqa: E402
+from tfiseg.export import torch_networks  # noqa: E402
+from tfiseg.export.any_network import ExportSettings, export_any  # noqa: E402
 
-SOURCES = [
-    ("torchvision:fcn_resnet50", 21),
-    ("torchvision:deeplabv3_mobilenet_v3_large", 21),
-    ("torchvision:lraspp_mobilenet_v3_large", 21),
-    ("smp:Unet/resnet18", 21),
-    ("smp:FPN/timm-mobilenetv3_small_100", 21),
-    ("smp:DeepLabV3Plus/tu-efficientnet_lite0", 21),
-    ("smp:Segformer/resnet18", 21),
+NETWORKS = [
+    "torchvision:fcn_resnet50",
+    "torchvision:deeplabv3_mobilenet_v3_large",
+    "torchvision:lraspp_mobilenet_v3_large",
+    "smp:Unet/resnet18",
+    "smp:UnetPlusPlus/resnet18",
+    "smp:FPN/timm-mobilenetv3_small_100",
+    "smp:DeepLabV3Plus/mobilenet_v2",
+    "smp:PSPNet/resnet18",
+    "smp:PAN/resnet18",
+    "smp:Linknet/resnet18",
+    "smp:Segformer/mit_b0",
 ]
 
 
-@pytest.mark.parametrize(("source", "classes"), SOURCES, ids=[source for source, _ in SOURCES])
-def test_a_network_of_the_zoo_is_exported_run_and_built(source, classes, tmp_path, capsys):
-    network = tmp_path / "net.onnx"
-    assert main(["export", source, "-o", str(network), "--random-weights", "--input-size", "256x320", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # whether a hub answers must not decide a test
+    torch.manual_seed(0)
+
+
+def livelier(load):
+    """Random networks that say more than one thing: batch statistics of noise, and every class equally likely on average."""
+
+    def loaded(*args):
+        network = load(*args)
+        norms = [m for m in network.module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = None  # a plain average
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.randn(4, 3, 12, 12, generator=generator)
+        pictures = torch.nn.functional.interpolate(coarse, size=(192, 192), mode="bilinear")
+        with torch.no_grad():
+            network.module.train()
+            network.module(pictures)
+            network.module.eval()
+            mean = network.module(pictures).mean((0, 2, 3))
+        last = [m for m in network.module.modules() if isinstance(m, torch.nn.Conv2d) and m.out_channels == len(mean)]
+        for conv in last[:1] if hasattr(network.module.network, "aux_classifier") else last[-1:]:
+            if conv.bias is not None:
+                conv.bias.data -= mean
+        return network
+
+    return loaded
+
+
+@pytest.mark.parametrize("source", NETWORKS)
+def test_architectures(source, tmp_path, monkeypatch, record_property, capsys):
+    monkeypatch.setattr(torch_networks, "load_torch_network", livelier(torch_networks.load_torch_network))
+    options = ExportSettings(input_size_hw=(192, 256), random_weights=True)
+    report = export_any(source, tmp_path / "out.onnx", options, quiet=True)
+    with capsys.disabled():
+        shown = ("label_agreement", "label_agreement_mean", "labels_seen", "grid_hw", "removed", "seconds")
+        print(f"\n{source}: " + ", ".join(f"{k} {report[k]}" for k in shown), end=" ")
     assert report["label_agreement"] >= 0.995
-    assert len(report["metadata"]["class_names"]) == classes
-    segmenter = tfiseg.Segmenter(network)
-    frame = next(iter(SyntheticCamera()))
-    assert segmenter(frame).label_map.shape == frame.image.shape[:2]
-    print(source, report["cut"], f"{report['label_agreement']:.5f}", f"{report['bytes'] / 1e6:.1f} MB")
-    if importlib.util.find_spec("tensorrt_rtx") is not None:
-        engine = tmp_path / "net.engine"
-        assert main(["build", str(network), "-o", str(engine), "--target", "rtx", "--precision", "fp16", "--no-gate", "--json"]) == 0
-        built = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert built["precision"]["layers"]["fp32"] == 0
-        print(built["precision"]["layers"], built["precision"]["proved_by"], built["timings_s"])
+    assert tfiseg.Segmenter(tmp_path / "out.onnx")(np.zeros((60, 90, 3), np.uint8)).label_map.shape == (60, 90)
 
 
-def test_mask2former_becomes_scores_per_class(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed (make test-zoo)")
-    backbone = transformers.ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_features=["stage1", "stage2", "stage3", "stage4"]
+def test_names_come_with_the_weights(tmp_path):
+    report = export_any(
+        "torchvision:lraspp_mobilenet_v3_large",
+        tmp_path / "out.onnx",
+        ExportSettings(input_size_hw=(96, 96), random_weights=True),
+        quiet=True,
     )
-    config = transformers.Mask2FormerConfig(
-        backbone_config=backbone,
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        dim_feedforward=32,
-        num_queries=5,
-        num_labels=3,
-    )
-    config.save_pretrained(tmp_path / "config")
-    out = tmp_path / "net.onnx"
-    assert main(["export", f"hf:{tmp_path / 'config'}", "-o", str(out), "--random-weights", "--input-size", "128x160"]) == 0
-    assert len(tfiseg.Segmenter(out).class_names) == 3
+    assert report["class_names"][0] == "background"
+    assert report["class_names"][15] == "person"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("torchvision:resnet50", "no segmentation network 'resnet50', but deeplabv3_mobilenet_v3_large"),
+        ("smp:Unet", "names no encoder"),
+        ("smp:Nonsense/resnet18", "can't make Nonsense"),
+        ("smp:Unet/nonsense", "can't make Unet with encoder nonsense"),
+    ],
+)
+def test_sources_that_name_nothing(source, says, tmp_path):
+    with pytest.raises(tfiseg.InputError) as wrong:
+        export_any(source, tmp_path / "out.onnx", ExportSettings(random_weights=True), quiet=True)
+    assert says in str(wrong.value)
+
+
+def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch):
+    def unreachable(*args, **settings):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(tfiseg.ModelError, match=r"can't be downloaded \(no route to host\).*--random-weights"):
+        export_any("torchvision:lraspp_mobilenet_v3_large", tmp_path / "out.onnx", quiet=True)
+    with pytest.raises(tfiseg.ModelError, match="weights for encoders only"):
+        export_any("smp:Unet/resnet18", tmp_path / "out.onnx", quiet=True)
