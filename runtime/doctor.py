@@ -1,28 +1,35 @@
-"""``tfiseg doctor``: what is installed, whether it fits together, and the command that mends what doesn't."""
+"""``tfiseg doctor``: is everything here that tfiseg needs, does it fit together, and which command mends what doesn't."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from ..errors import TfisegError
-from .machine import Machine, this_machine
+from .facts import NATIVE, Facts, plain_name
+from .machine import WHEELS, Machine
 
-OK, MISSING, WRONG, OPTIONAL = "ok", "missing", "wrong", "optional"
+OK, OPTIONAL, MISSING, WRONG = "ok", "optional", "missing", "wrong"
+_OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
+_ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 _PYTHONS = ((3, 10), (3, 13))
+_RTX_CAPABILITIES = ("7.5", "8.6", "8.9", "12.")
+_OLDEST = {
+    "numpy": (1, 26),
+    "cv2": (4, 9),
+    "onnxruntime": (1, 20),
+    "tensorrt": (10, 3),
+    "tensorrt_rtx": (1,),
+    "cmake": (3, 24),
+}
+_AGAIN = "pip install . in the repository"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: ``state`` "ok", "missing" or "wrong" (both make the exit status 1), or "optional": not there, and not needed for the
-    default; ``mend`` the command."""
+    """One line: ``state`` is "ok", "optional" (not here, and nothing asks for it), "missing" or "wrong"; ``mend`` what changes that."""
 
     name: str
     state: str
@@ -30,37 +37,9 @@ class Check:
     mend: str = ""
 
 
-Versions = Callable[[str], "str | None"]
-
-
-def installed(package: str) -> str | None:
-    """Version of an installed distribution, None where there is none."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def examine(machine: Machine | None = None, versions: Versions = installed) -> list[Check]:
-    """All checks, in the order in which one would mend things.
-
-    Args:
-        machine: default: this one. versions: of installed packages; both are handed in by tests.
-    """
-    machine = machine or this_machine()
-    checks = [
-        _python(machine),
-        _package("numpy", versions, required=True),
-        *_opencv(versions),
-        *_onnxruntime(versions),
-        _native(),
-        _model(),
-    ]
-    checks += [_driver(machine), *_jetson(machine), *_tensorrt(machine, versions), _plugin(machine)]
-    checks += [_tool("nvcc", 'pip install ".[plugin]"'), _tool("cmake", 'pip install ".[plugin]"')]
-    for package, extra in (("onnx", "calibration"), ("torch", "export"), ("transformers", "hf"), ("pycuda", "tensorrt")):
-        checks.append(_package(package, versions, mend=f'pip install ".[{extra}]"'))
-    return checks
+def examine(facts: Facts) -> list[Check]:
+    """Judge the facts."""
+    return list(_checks(facts))
 
 
 def healthy(checks: Iterable[Check]) -> bool:
@@ -68,178 +47,231 @@ def healthy(checks: Iterable[Check]) -> bool:
     return all(check.state in (OK, OPTIONAL) for check in checks)
 
 
-def as_report(checks: list[Check]) -> dict[str, Any]:
+def as_report(facts: Facts, checks: Sequence[Check]) -> dict[str, Any]:
     """Plain values."""
-    return {"healthy": healthy(checks), "machine": this_machine().as_dict(), "checks": [asdict(check) for check in checks]}
+    return {"healthy": healthy(checks), "machine": facts.machine.as_dict(), "checks": [asdict(check) for check in checks]}
 
 
-def doctor_text(checks: list[Check]) -> str:
-    """Lines for a terminal."""
-    lines = []
+def doctor_text(facts: Facts, checks: Sequence[Check]) -> str:
+    """The checks as text, a line each and a line with what mends it."""
+    machine = facts.machine
+    lines = [f"{machine.platform}, {machine.os or 'an unknown system'}, {machine.cpus} CPUs"]
+    width = max(len(check.name) for check in checks)
     for check in checks:
-        lines.append(f"{check.state:9}{check.name:22}{check.found}")
-        if check.mend and check.state != OK:
-            lines.append(f"{'':31}-> {check.mend}")
-    troubles = sum(check.state in (MISSING, WRONG) for check in checks)
-    lines.append("all is well" if not troubles else f"{troubles} to mend")
-    return "\n".join(lines)
+        lines.append(f"{check.state:<8}  {check.name:<{width}}  {check.found}")
+        if check.mend:
+            lines.append(f"{'':<8}  {'':<{width}}  -> {check.mend}")
+    count = {state: sum(check.state == state for check in checks) for state in (OK, OPTIONAL, MISSING, WRONG)}
+    verdict = f"{count[MISSING]} missing, {count[WRONG]} wrong" if not healthy(checks) else "Nothing that is needed is missing or wrong"
+    return "\n".join([*lines, f"{verdict}; {count[OK]} ok, {count[OPTIONAL]} optional things are not here."])
 
 
-def _python(machine: Machine) -> Check:
-    version = tuple(int(part) for part in machine.python.split(".")[:2])
-    if _PYTHONS[0] <= version <= _PYTHONS[1]:
-        return Check("Python", OK, f"{machine.python} on {machine.platform}")
-    return Check("Python", WRONG, machine.python, "use Python 3.10 to 3.13")
+def _checks(facts: Facts) -> Iterator[Check]:
+    yield _python(facts)
+    yield _required(facts, "numpy", "numpy", 'pip install "numpy>=1.26,<3"')
+    yield _required(facts, "tqdm", "tqdm", "pip install tqdm")
+    yield _opencv(facts)
+    yield _onnxruntime(facts)
+    yield _native(facts)
+    size = facts.network.stat().st_size if facts.network else 0
+    if facts.network and size:
+        yield Check("network", OK, f"{facts.network.name}, {size / 1e6:.1f} MB")
+    else:
+        yield Check("network", MISSING, "the network that comes with tfiseg isn't installed", _AGAIN)
+    yield from _gpu(facts.machine)
+    if facts.machine.l4t:
+        jetpack = f"JetPack {facts.machine.jetpack}" if facts.machine.jetpack else "package nvidia-jetpack not installed"
+        yield Check("Jetson", OK, f"L4T {facts.machine.l4t}, {jetpack}")
+    for flavour in WHEELS:
+        yield _tensorrt(facts, flavour)
+    yield _plugin_check(facts)
+    yield from _tools(facts)
+    yield _optional(facts, "PyCUDA", "pycuda.driver", "pycuda", 'pip install ".[tensorrt]" in the repository')
+    yield _optional(facts, "onnx", "onnx", "onnx", 'pip install ".[calibration]" in the repository (build, inspect and triton use it)')
+    for package, extra in (("torch", "export"), ("transformers", "hf")):  # importing them takes seconds
+        found = facts.packages.get(package)
+        yield (Check(package, OK, found) if found else Check(package, OPTIONAL, "not installed", f'pip install ".[{extra}]"'))
 
 
-def _package(name: str, versions: Versions, required: bool = False, mend: str = "") -> Check:
-    version = versions(name)
-    if version is not None:
-        return Check(name, OK, version)
-    return Check(name, MISSING if required else OPTIONAL, "not installed", mend or f"pip install {name}")
+def _python(facts: Facts) -> Check:
+    found = facts.machine.python
+    if not _PYTHONS[0] <= _numbers(found)[:2] <= _PYTHONS[1]:
+        return Check("Python", WRONG, f"{found}; tfiseg needs 3.10 to 3.13", "make a venv with another Python")
+    return Check("Python", OK, found)
 
 
-def _opencv(versions: Versions) -> list[Check]:
-    names = ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
-    there = {name: version for name in names if (version := versions(name)) is not None}
-    if len(there) > 1:
-        others = " ".join(there)
-        return [
-            Check(
-                "OpenCV",
-                WRONG,
-                f"{', '.join(there)} overwrite each other's files",
-                f"pip uninstall -y {others} && pip install opencv-python-headless",
-            )
-        ]
-    try:
-        import cv2
-    except ImportError as wrong:
-        return [Check("OpenCV", MISSING if not there else WRONG, str(wrong), "pip install opencv-python-headless")]
-    info = cv2.getBuildInformation()
-    has = {name: bool(re.search(rf"^\s*{name}:\s*YES", info, re.MULTILINE)) for name in ("FFMPEG", "GStreamer")}
-    gui = re.search(r"^\s*GUI:\s*(\S+)", info, re.MULTILINE)
-    window = gui is not None and gui.group(1).upper() != "NONE"
-    found = f"{cv2.__version__} ({next(iter(there), 'from the system')}), {'with' if window else 'without'} windows"
-    checks = [Check("OpenCV", OK, found)]
-    checks.append(
-        Check("  FFmpeg", OK, "video files and streams")
-        if has["FFMPEG"]
-        else Check("  FFmpeg", WRONG, "this OpenCV reads no video files", "pip install opencv-python-headless")
-    )
-    checks.append(
-        Check("  GStreamer", OK, "CSI cameras")
-        if has["GStreamer"]
-        else Check(
-            "  GStreamer", OPTIONAL, "not in this OpenCV; CSI cameras need it", "use the system's OpenCV (apt install python3-opencv)"
+def _required(facts: Facts, name: str, module: str, mend: str) -> Check:
+    found = facts.modules.get(module)
+    if found is None:
+        return Check(name, MISSING, "not installed", mend)
+    if found.error:
+        return Check(name, WRONG, found.error, mend.replace("pip install", "pip install --force-reinstall"))
+    oldest = _OLDEST.get(module, ())
+    if _numbers(found.version) < oldest:
+        return Check(
+            name, WRONG, f"{found.version}; tfiseg needs {'.'.join(map(str, oldest))} or later", mend.replace("install", "install -U")
         )
-    )
-    return checks
+    return Check(name, OK, found.version)
 
 
-def _onnxruntime(versions: Versions) -> list[Check]:
-    there = [name for name in ("onnxruntime", "onnxruntime-gpu") if versions(name) is not None]
-    if len(there) == 2:
-        mend = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
-        return [Check("ONNX Runtime", WRONG, "onnxruntime and onnxruntime-gpu overwrite each other's files", mend)]
-    try:
-        import onnxruntime
-    except ImportError as wrong:
-        return [Check("ONNX Runtime", MISSING, str(wrong), "pip install onnxruntime")]
-    providers = [p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()]
-    return [Check("ONNX Runtime", OK, f"{onnxruntime.__version__}, runs on {', '.join(providers)}")]
+def _opencv(facts: Facts) -> Check:
+    clash = _several(facts, "OpenCV", _OPENCV, "opencv-python-headless")
+    if clash:
+        return clash
+    check = _required(facts, "OpenCV", "cv2", 'pip install "opencv-python-headless>=4.9"')
+    if check.state != OK:
+        return check
+    build = str(facts.modules["cv2"].details.get("build", ""))
+    parts = [f"{word} {'yes' if _built_with(build, word) else 'no'}" for word in ("FFmpeg", "GStreamer")]
+    gui = re.search(r"(?m)^\s*GUI:\s*(\w*)", build)
+    windows = bool(gui and gui[1].upper() != "NONE")
+    if not _built_with(build, "FFmpeg"):
+        return Check("OpenCV", WRONG, f"{check.found} reads no video files: built without FFmpeg", "pip install opencv-python-headless")
+    if facts.machine.l4t and not _built_with(build, "GStreamer"):
+        mend = "for CSI cameras: sudo apt install python3-opencv, pip uninstall opencv-python-headless, a venv with --system-site-packages"
+        return Check("OpenCV", OK, f"{check.found}; {', '.join(parts)}, windows {'yes' if windows else 'no'}", mend)
+    return Check("OpenCV", OK, f"{check.found}; {', '.join(parts)}, windows {'yes' if windows else 'no'}")
 
 
-def _native() -> Check:
-    try:
-        from ..plugins.native import library_path
-
-        return Check("operator, CPU", OK, str(library_path().name))
-    except (ImportError, TfisegError, OSError) as wrong:
-        return Check("operator, CPU", WRONG, str(wrong), "pip install --force-reinstall --no-deps . in the repository")
+def _built_with(build: str, word: str) -> bool:
+    return bool(re.search(rf"(?mi)^\s*{word}:\s*YES", build))
 
 
-def _model() -> Check:
-    from .sessions import DEFAULT_MODEL
-
-    if DEFAULT_MODEL.is_file():
-        return Check("default network", OK, f"{DEFAULT_MODEL.name}, {DEFAULT_MODEL.stat().st_size / 1e6:.1f} MB")
-    return Check("default network", MISSING, str(DEFAULT_MODEL), "pip install --force-reinstall --no-deps . in the repository")
-
-
-def _driver(machine: Machine) -> Check:
-    if machine.gpu:
-        driver = f", driver {machine.driver}" if machine.driver else ""
-        return Check("GPU", OK, f"{machine.gpu}, compute capability {machine.compute_capability}, CUDA {machine.cuda}{driver}")
-    if machine.driver or machine.cuda:
-        return Check("GPU", WRONG, "there is a driver, but no GPU that it can use", "nvidia-smi says why; in a container: --gpus all")
-    return Check("GPU", OPTIONAL, "no NVIDIA driver; everything runs on the CPU", "install the NVIDIA driver")
+def _onnxruntime(facts: Facts) -> Check:
+    clash = _several(facts, "ONNX Runtime", _ONNXRUNTIME, "onnxruntime-gpu" if facts.machine.gpu else "onnxruntime")
+    if clash:
+        return clash
+    check = _required(facts, "ONNX Runtime", "onnxruntime", 'pip install "onnxruntime>=1.20"')
+    if check.state != OK:
+        return check
+    providers = [p.removesuffix("ExecutionProvider") for p in facts.modules["onnxruntime"].details.get("providers", [])]
+    return Check("ONNX Runtime", OK, f"{check.found}; runs on {', '.join(providers)}")
 
 
-def _jetson(machine: Machine) -> list[Check]:
-    return [Check("Jetson Linux", OK, f"L4T {machine.l4t}")] if machine.l4t else []
-
-
-def _tensorrt(machine: Machine, versions: Versions) -> list[Check]:
-    checks = []
-    for name, module, version, mend in (
-        ("TensorRT", "tensorrt", machine.tensorrt, "on a Jetson: apt install python3-libnvinfer; elsewhere: pip install tensorrt"),
-        ("TensorRT-RTX", "tensorrt_rtx", machine.tensorrt_rtx, 'pip install ".[rtx]"'),
-    ):
-        if version is None:
-            stubs = name == "TensorRT" and versions("tensorrt-stubs") is not None
-            checks.append(Check(name, OPTIONAL, "only its type stubs" if stubs else "not installed", mend))
-        elif said := _import_fails(module):
-            checks.append(Check(name, WRONG, f"{version} is installed but doesn't load: {said}", mend))
-        else:
-            checks.append(Check(name, OK, version))
-    return checks
-
-
-def _import_fails(module: str) -> str | None:
-    """None if a module imports, else why not. In a process of its own: a broken library may take its process down."""
-    run = subprocess.run(
-        [sys.executable, "-c", f"import {module}; {module}.Builder"], capture_output=True, text=True, timeout=60, check=False
-    )
-    if run.returncode == 0:
+def _several(facts: Facts, name: str, candidates: Sequence[str], keep: str) -> Check | None:
+    """Packages that write into one folder: the last one installed is half overwritten by the others."""
+    there = [one for one in candidates if one in facts.packages]
+    if len(there) < 2:
         return None
-    return (run.stderr.strip().splitlines() or [f"ended with status {run.returncode}"])[-1]
+    found = f"{' and '.join(f'{one} {facts.packages[one]}' for one in there)} are both installed and overwrite each other"
+    return Check(name, WRONG, found, f"pip uninstall -y {' '.join(there)} && pip install {keep}")
 
 
-def _plugin(machine: Machine) -> Check:
-    from ..plugins.plugin_library import plugin_info, plugin_path
+def _native(facts: Facts) -> Check:
+    found = facts.modules.get(NATIVE)
+    if found is None or found.error:
+        said = found.error if found and found.error else "tfiseg can't be imported by its name"
+        return Check("operator", MISSING if "is not built" in said else WRONG, re.sub(r"^[\w.]*Error: ", "", said), _AGAIN)
+    return Check("operator", OK, f"{Path(found.details['path']).name} loads, and is of this version")
 
-    try:
-        plugin_path()
-        info = plugin_info()
-    except (TfisegError, OSError, ValueError) as wrong:
-        return Check("operator, TensorRT", OPTIONAL, str(wrong).split(":")[0], "tfiseg plugin build")
-    if not info["is_of_this_source"]:
-        return Check("operator, TensorRT", WRONG, "the plugin was built from another state of the source", "tfiseg plugin build --force")
-    architectures = [str(a) for a in info.get("architectures", [])]
-    wanted = (machine.compute_capability or "").replace(".", "")
-    if wanted and architectures and wanted not in architectures and not any(a.isdecimal() and int(a) <= int(wanted) for a in architectures):
+
+def _gpu(machine: Machine) -> Iterator[Check]:
+    if machine.cuda_error:
+        mend = "restart after a driver update; in a container: --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+        yield Check("GPU", WRONG, machine.cuda_error, mend)
+    elif machine.gpu:
+        yield Check("GPU", OK, f"{machine.gpu}, compute capability {machine.compute_capability}")
+    else:
+        yield Check("GPU", OPTIONAL, "no NVIDIA GPU found: everything runs on the CPU")
+    if machine.cuda or machine.driver:
+        brings = f"; brings CUDA {machine.cuda}" if machine.cuda else ""
+        yield Check("driver", OK, f"{machine.driver or 'version unknown'}{brings}")
+
+
+def _tensorrt(facts: Facts, flavour: str) -> Check:
+    machine, name = facts.machine, {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}[flavour]
+    wheels = sorted({plain_name(wheel) for wheel in WHEELS[flavour]})
+    clash = _several(facts, name, [wheel for wheel in wheels if "-cu" in wheel], wheels[-1])
+    if clash:
+        return clash
+    parts = [*wheels, *(f"{wheel}-{part}" for wheel in wheels for part in ("bindings", "libs"))]
+    installed = {one: facts.packages[one] for one in parts if one in facts.packages}
+    module, mend = facts.modules.get(flavour), _tensorrt_mend(flavour, machine)
+    whole = module is not None and not module.error and bool(module.details.get("whole"))
+    if not whole and not installed:
+        stubs = "; the type checker's stubs are" if module is not None else ""
+        return Check(name, OPTIONAL, f"not installed{stubs}", mend)
+    if not whole:
+        why = (module.error if module else "") or "it is a shell without the library"
+        return Check(name, WRONG, f"{' and '.join(f'{k} {v}' for k, v in installed.items())}: {why}", mend)
+    assert module is not None
+    if _numbers(module.version) < _OLDEST[flavour]:
+        return Check(name, WRONG, f"{module.version}; tfiseg needs {'.'.join(map(str, _OLDEST[flavour]))} or later", mend)
+    made_for = next((int(found[1]) for one in installed if (found := re.search(r"-cu(\d+)", one))), None)
+    if made_for and machine.cuda and _numbers(machine.cuda)[0] < made_for:
+        older = f"pip uninstall it and install its -cu{_numbers(machine.cuda)[0]} wheel, or update the driver"
+        return Check(name, WRONG, f"{module.version} is made for CUDA {made_for}, the driver brings {machine.cuda}", older)
+    here = ""
+    if flavour == "tensorrt_rtx" and machine.gpu and not str(machine.compute_capability).startswith(_RTX_CAPABILITIES):
+        here = f"; builds engines, but none run on compute capability {machine.compute_capability}"
+    elif not machine.gpu:
+        here = "; builds engines, running them needs a GPU" if flavour == "tensorrt_rtx" else "; needs a GPU"
+    return Check(name, OK, f"{module.version}{here}")
+
+
+def _tensorrt_mend(flavour: str, machine: Machine) -> str:
+    if flavour == "tensorrt_rtx":
+        return 'pip install ".[rtx]" in the repository (desktop RTX GPUs)' if machine.platform == "linux-x86_64" else ""
+    if machine.l4t:
+        return "sudo apt install python3-libnvinfer, and make the venv with --system-site-packages"
+    return f"pip install tensorrt-cu{_numbers(machine.cuda)[0] if machine.cuda else 13} from NVIDIA's own package index"
+
+
+def _plugin_check(facts: Facts) -> Check:
+    plugin, name = facts.plugin, "plugin"
+    if plugin is None:
+        return Check(name, OPTIONAL, "libtfiseg_plugin.so is not built: TensorRT engines and CUDA programs need it", "tfiseg plugin build")
+    if isinstance(plugin, str):
+        return Check(name, WRONG, plugin, "tfiseg plugin build --force")
+    if not plugin["is_of_this_source"]:
+        return Check(name, WRONG, f"{plugin['path']} was built from another version of tfiseg", "tfiseg plugin build --force")
+    headers, module = plugin.get("tensorrt_headers"), facts.modules.get("tensorrt")
+    installed = module.version if module and module.details.get("whole") else ""
+    if headers and installed and _numbers(headers)[0] != _numbers(installed)[0]:
+        found = f"compiled for TensorRT {headers}, installed is {installed}"
+        return Check(name, WRONG, found, "TENSORRT_ROOT=<folder of its include/> tfiseg plugin build --force")
+    architectures, capability = list(plugin.get("architectures", [])), (facts.machine.compute_capability or "").replace(".", "")
+    if capability and capability not in architectures:
+        if "PTX" not in architectures:
+            return Check(
+                name,
+                WRONG,
+                f"compiled for {', '.join(architectures)}, this GPU is {capability}",
+                "tfiseg plugin build --arch native --force",
+            )
         return Check(
-            "operator, TensorRT",
-            WRONG,
-            f"built for {', '.join(architectures)}, this GPU is {wanted}",
-            f"tfiseg plugin build --arch {wanted} --force",
+            name, OK, f"{_interface(headers)}; for this GPU it is compiled at first use", "faster start: tfiseg plugin build --arch native"
         )
-    headers = info.get("tensorrt_headers")
-    if machine.tensorrt and headers and str(headers).split(".")[0] != machine.tensorrt.split(".")[0]:
-        return Check(
-            "operator, TensorRT", WRONG, f"built against TensorRT {headers}, installed is {machine.tensorrt}", "tfiseg plugin build --force"
-        )
-    return Check("operator, TensorRT", OK, f"sha256 {info['sha256'][:12]}, for {', '.join(architectures) or 'unknown GPUs'}")
+    return Check(name, OK, f"{_interface(headers)}; for {', '.join(architectures)}")
 
 
-def _tool(name: str, mend: str) -> Check:
-    path = shutil.which(name)
-    if path is None:
-        where = importlib.util.find_spec("nvidia.cuda_nvcc") if name == "nvcc" and importlib.util.find_spec("nvidia") else None
-        if where is not None:
-            return Check(name, OK, "from PyPI")
-        return Check(name, OPTIONAL, "not found; only `tfiseg plugin build` needs it", mend)
-    run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=False)
-    version = re.search(r"(?:release|version) ([\d.]+)", run.stdout)
-    return Check(name, OK, f"{version.group(1) if version else 'unknown version'} ({path})")
+def _interface(headers: str | None) -> str:
+    return f"compiled for TensorRT {headers}" if headers else "the C API alone, without TensorRT"
+
+
+def _tools(facts: Facts) -> Iterator[Check]:
+    mends = {"TensorRT headers": "sudo apt install libnvinfer-headers-dev, or pip install --no-deps kernel-lens==2.0.1"}
+    for name, tool in facts.tools.items():
+        mend = mends.get(name, 'pip install ".[plugin]" in the repository')
+        oldest = _OLDEST.get(name, ())
+        if tool.path is None:
+            found = "can't be run" if "can't be run" in tool.error else "not found; building the plugin needs it"
+            yield Check(name, OPTIONAL, found, mend)
+        elif tool.version and _numbers(tool.version) < oldest:
+            yield Check(name, OPTIONAL, f"{tool.version} is too old; building the plugin needs {'.'.join(map(str, oldest))}", mend)
+        else:
+            yield Check(name, OK, f"{tool.version} {tool.path}".strip())
+
+
+def _optional(facts: Facts, name: str, module: str, package: str, mend: str) -> Check:
+    found = facts.modules.get(module)
+    if found is None:
+        return Check(name, OPTIONAL, "not installed", mend)
+    version = facts.packages.get(package) or found.version
+    if found.error and "libcuda" in found.error and not facts.machine.gpu:
+        return Check(name, OK, f"{version}; needs a GPU")
+    return Check(name, WRONG if found.error else OK, f"{version}: {found.error}" if found.error else version, mend if found.error else "")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])

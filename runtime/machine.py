@@ -5,16 +5,24 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.metadata
+import os
 import platform
 import re
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-_L4T_RELEASE = Path("/etc/nv_tegra_release")
-_DRIVER_VERSION = Path("/proc/driver/nvidia/version")
-_WHEELS = {
+_L4T_RELEASE = Path("etc/nv_tegra_release")
+_DRIVER_VERSION = Path("proc/driver/nvidia/version")
+_OS_RELEASE = Path("etc/os-release")
+_DPKG_STATUS = Path("var/lib/dpkg/status")
+_SMI = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
+_SMI_SECONDS = 5.0
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE: a driver's library without a GPU, as containers have it
+WHEELS = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt_rtx_cu13", "tensorrt-rtx-cu12"),
 }
@@ -22,8 +30,9 @@ _WHEELS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """``platform`` like "linux-x86_64"; ``gpu`` its name, None without one; ``compute_capability`` like "8.7"; ``cuda`` what the driver
-    brings, like "13.0"; ``tensorrt`` and ``tensorrt_rtx`` the installed versions; ``l4t`` the Jetson's release."""
+    """``platform`` like "linux-x86_64"; ``gpu`` its name, None without one that can be used; ``compute_capability`` like "8.7"; ``cuda``
+    what the driver brings, like "13.0"; ``tensorrt`` and ``tensorrt_rtx`` the installed versions; ``l4t`` and ``jetpack`` the Jetson's
+    release; ``os`` the system's name; ``cuda_error`` why a GPU that seems to be there can't be used."""
 
     platform: str
     python: str
@@ -34,59 +43,121 @@ class Machine:
     tensorrt: str | None = None
     tensorrt_rtx: str | None = None
     l4t: str | None = None
+    jetpack: str | None = None
+    os: str | None = None
+    cpus: int | None = None
+    cuda_error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """The first GPU as the driver's library tells it; ``error`` where that fails."""
+
+    name: str | None = None
+    compute_capability: str | None = None
+    cuda: str | None = None
+    error: str | None = None
+
+
 @functools.cache
 def this_machine() -> Machine:
     """This machine; looked at once per process."""
-    gpu, capability, cuda = _gpu()
+    return look_at_machine()
+
+
+def look_at_machine(
+    root: Path = Path("/"),
+    load: Callable[[str], Any] = ctypes.CDLL,
+    run: Callable[[Sequence[str]], str | None] | None = None,
+    version: Callable[[str], str] = importlib.metadata.version,
+) -> Machine:
+    """The machine as its files under ``root``, its driver's library, the program nvidia-smi and the installed packages tell it.
+
+    Args:
+        load: opens a shared library by name; raises OSError. run: a command's output, None if it can't be run. version: of an installed
+            package; raises PackageNotFoundError.
+    """
+    gpu = gpu_of_driver(load)
+    listed = _listed_gpu(run or _output_of) if gpu.name is None or not (root / _DRIVER_VERSION).is_file() else None
+    error = gpu.error
+    if listed and gpu.cuda is None:
+        error = f"nvidia-smi lists {listed[0]}, but the driver's library libcuda.so.1 can't be loaded"
+    l4t = _l4t(root)
     return Machine(
         platform=f"{platform.system()}-{platform.machine()}".lower(),
         python=platform.python_version(),
-        gpu=gpu,
-        compute_capability=capability,
-        cuda=cuda,
-        driver=_first(r"Kernel Module.*?\s(\d+\.\d+[\d.]*)", _DRIVER_VERSION),
-        tensorrt=_installed("tensorrt"),
-        tensorrt_rtx=_installed("tensorrt_rtx"),
-        l4t=_l4t(),
+        gpu=gpu.name,
+        compute_capability=gpu.compute_capability,
+        cuda=gpu.cuda,
+        driver=_first(r"Kernel Module.*?\s(\d+\.\d+[\d.]*)", root / _DRIVER_VERSION) or (listed[2] if listed else None),
+        tensorrt=_installed("tensorrt", version),
+        tensorrt_rtx=_installed("tensorrt_rtx", version),
+        l4t=l4t,
+        jetpack=_first(r"(?ms)^Package: nvidia-jetpack$.*?^Version: ([\d.]+)", root / _DPKG_STATUS) if l4t else None,
+        os=_first(r'(?m)^PRETTY_NAME="?([^"\n]+)', root / _OS_RELEASE),
+        cpus=os.cpu_count(),
+        cuda_error=error,
     )
 
 
-def _installed(flavour: str) -> str | None:
-    for wheel in _WHEELS[flavour]:
+def _installed(flavour: str, version: Callable[[str], str]) -> str | None:
+    for wheel in WHEELS[flavour]:
         try:
-            return importlib.metadata.version(wheel)
+            return version(wheel)
         except importlib.metadata.PackageNotFoundError:
             continue
     return None
 
 
-def _gpu(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[str | None, str | None, str | None]:
+def gpu_of_driver(load: Callable[[str], Any] = ctypes.CDLL) -> Gpu:
     """Name, compute capability and CUDA version of the first GPU, from the driver's own library."""
     try:
         cuda = load("libcuda.so.1")
     except OSError:
-        return None, None, None
+        return Gpu()
     version, device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(256)
     cuda.cuDriverGetVersion(ctypes.byref(version))
     text = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
-        return None, None, text
+    status = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0)
+    if status:
+        return Gpu(cuda=text, error=None if status == _NO_DEVICE else f"CUDA doesn't start: {_error_name(cuda, status)}")
     cuda.cuDeviceGetName(name, len(name), device)
     cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
     cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-    return name.value.decode(), f"{major.value}.{minor.value}", text
+    return Gpu(name.value.decode(), f"{major.value}.{minor.value}", text)
 
 
-def _l4t() -> str | None:
+def _error_name(cuda: Any, status: int) -> str:
+    text = ctypes.c_char_p()
+    cuda.cuGetErrorName(status, ctypes.byref(text))
+    return f"{(text.value or b'error').decode()} ({status})"
+
+
+def _listed_gpu(run: Callable[[Sequence[str]], str | None]) -> tuple[str, str, str] | None:
+    """Name, compute capability and driver version of the first GPU that nvidia-smi lists."""
+    lines = (run(_SMI) or "").splitlines()
+    parts = [part.strip() for part in lines[0].split(",")] if lines else []
+    return (parts[0], parts[1], parts[2]) if len(parts) == 3 else None
+
+
+def _output_of(command: Sequence[str]) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
     try:
-        found = re.search(r"R(\d+).*?REVISION: ([\d.]+)", _L4T_RELEASE.read_text())
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _l4t(root: Path) -> str | None:
+    try:
+        found = re.search(r"R(\d+).*?REVISION: ([\d.]+)", (root / _L4T_RELEASE).read_text())
     except OSError:
         return None
     return f"{found.group(1)}.{found.group(2)}" if found else None
@@ -94,7 +165,7 @@ def _l4t() -> str | None:
 
 def _first(pattern: str, path: Path) -> str | None:
     try:
-        found = re.search(pattern, path.read_text())
+        found = re.search(pattern, path.read_text(errors="replace"))
     except OSError:
         return None
     return found.group(1) if found else None

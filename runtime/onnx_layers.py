@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,14 +11,17 @@ if TYPE_CHECKING:
     import onnx
 
 KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# operators whose very name says integers -> where their weights stand among the inputs
+INTEGER_KINDS = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "ConvInteger": 1, "MatMulInteger": 1}
 PRECISIONS = ("fp32", "fp16", "int8")
-_PASSING = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze")
+_PASSING = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Cast")
+_DOMAINS = ("", "ai.onnx", "com.microsoft")  # QGemm is of the last
 
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """One layer: node name, operator, "fp32", "fp16" or "int8" (both operands come from DequantizeLinear), multiply-accumulates at the
-    network's own size, where the shapes are known."""
+    """One layer: node name, operator, "fp32", "fp16" or "int8" (both operands come from DequantizeLinear, or the operator takes integers),
+    multiply-accumulates of one run, where the shapes are known."""
 
     name: str
     op: str
@@ -24,8 +29,13 @@ class LayerPrecision:
     macs: int | None = None
 
 
-def layer_precisions(model: onnx.ModelProto) -> list[LayerPrecision]:
-    """The layers of a network in graph order, preprocessing included. Weights stored as float16 and cast to float32 count as float32."""
+def layer_precisions(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> list[LayerPrecision]:
+    """The layers of a network in graph order, preprocessing included. Weights stored as float16 and cast to float32 count as float32.
+
+    Args:
+        model: an ONNX network.
+        shapes: of tensors, by name, where they are known better than shape inference knows them: from a run.
+    """
     import onnx
 
     try:
@@ -33,10 +43,11 @@ def layer_precisions(model: onnx.ModelProto) -> list[LayerPrecision]:
     except Exception:  # nodes of other domains: what is declared must do
         typed = model
     types = {i.name: i.data_type for i in model.graph.initializer}
-    shapes: dict[str, list[int]] = {i.name: list(i.dims) for i in model.graph.initializer}
+    sizes: dict[str, Sequence[int]] = {i.name: list(i.dims) for i in model.graph.initializer}
     for value in [*typed.graph.input, *typed.graph.value_info, *typed.graph.output]:
         types[value.name] = value.type.tensor_type.elem_type
-        shapes[value.name] = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        sizes[value.name] = [d.dim_value for d in value.type.tensor_type.shape.dim]
+    sizes |= shapes or {}
     makers = {name: node for node in model.graph.node for name in node.output}
     names = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.DOUBLE: "fp64"}
 
@@ -48,31 +59,24 @@ def layer_precisions(model: onnx.ModelProto) -> list[LayerPrecision]:
 
     found = []
     for node in model.graph.node:
-        if node.op_type not in KINDS or node.domain not in ("", "ai.onnx"):
+        if node.domain not in _DOMAINS or (node.op_type not in KINDS and node.op_type not in INTEGER_KINDS):
             continue
-        pair = all(dequantised(name) for name in node.input[:2])
         kind = types.get(node.input[0]) or types.get(node.output[0]) or onnx.TensorProto.FLOAT
-        macs = _macs(node, shapes)
-        found.append(LayerPrecision(node.name or node.output[0], node.op_type, "int8" if pair else names.get(kind, str(kind)), macs))
+        if node.op_type in INTEGER_KINDS or all(dequantised(name) for name in node.input[:2]):
+            precision = "int8"
+        else:
+            precision = names.get(kind, onnx.TensorProto.DataType.Name(kind).lower())
+        found.append(LayerPrecision(node.name or node.output[0], node.op_type, precision, _macs(node, sizes)))
     return found
 
 
-def _macs(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int | None:
-    out, weight, data = (shapes.get(name, []) for name in (node.output[0], node.input[1], node.input[0]))
+def _macs(node: onnx.NodeProto, sizes: Mapping[str, Sequence[int]]) -> int | None:
+    weights = node.input[INTEGER_KINDS.get(node.op_type, 1)]
+    out, weight, data = (sizes.get(name, []) for name in (node.output[0], weights, node.input[0]))
     if not out or not all(out) or not weight or not all(weight):
         return None
-    total = 1
-    for side in out:
-        total *= side
-    if node.op_type == "Conv":
-        for side in weight[1:]:
-            total *= side
-        return total
-    if node.op_type == "ConvTranspose":
-        if not data or not all(data):
-            return None
-        total = 1
-        for side in [*data, *weight[1:]]:
-            total *= side
-        return total
-    return total * (data[-1] if data and data[-1] else weight[0])
+    if "Conv" in node.op_type:  # each weight of a channel is used once per pixel of the result; transposed: of the input
+        over = data if node.op_type == "ConvTranspose" else out
+        return math.prod(over) * math.prod(weight[1:]) if over and all(over) else None
+    transposed = next((a.i for a in node.attribute if a.name == "transB"), 0)
+    return math.prod(out) * weight[-1 if transposed or len(weight) == 1 else -2]

@@ -1,33 +1,74 @@
-"""Frames to a Triton server, instances back: python triton_client.py SOURCE --url localhost:8000 --model tfiseg-voc21
+"""Instances from a network on NVIDIA's Triton server: `python samples/triton_client.py street.mp4 --model tfiseg-voc21`.
 
-The server runs the repository that `tfiseg triton NAME.onnx -o DIR` writes. Needs tritonclient: pip install "tritonclient[http]".
+The server's repository is written by `tfiseg triton MODEL -o DIR`. A network (.onnx) answers with logits, and the clustering runs here; an
+engine with the clustering plugin answers with the instances themselves. Needs `pip install "tritonclient[grpc]"`.
 """
 
 import argparse
 import json
+import sys
+from typing import Any
 
+import cv2
 import numpy as np
 import tfiseg
-import tritonclient.http as triton
+import tritonclient.grpc as triton
+from tfiseg.instances import instances_from_table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source")
-    parser.add_argument("--url", default="localhost:8000")
-    parser.add_argument("--model", default="tfiseg-voc21")
-    args = parser.parse_args()
+def answer(client: triton.InferenceServerClient, model: str, image: np.ndarray) -> dict[str, np.ndarray]:
+    """What the model says of one picture uint8 (H, W, 3) BGR, without the batch axis."""
+    frame = triton.InferInput("frame", (1, *image.shape), "UINT8")
+    frame.set_data_from_numpy(np.ascontiguousarray(image[None]))
+    reply = client.infer(model, [frame])
+    return {one.name: reply.as_numpy(one.name)[0] for one in reply.get_response().outputs}
 
-    client = triton.InferenceServerClient(args.url)
-    config = client.get_model_config(args.model)
-    names, things = (json.loads(config["parameters"][f"tfiseg.{key}"]["string_value"]) for key in ("class_names", "things"))
+
+def instances_of(maps: dict[str, np.ndarray], about: dict[str, Any], size_hw: tuple[int, int]) -> tfiseg.Instances:
+    """Instances from the maps; ``about`` is the model's metadata. Those of an engine have the engine's size."""
+    if "label_map" in maps:
+        rows = maps["table"][: max(0, int(maps["count"].item()))]
+        found = instances_from_table(maps["label_map"], maps["semantic_map"].astype(np.uint8), rows, class_names=about["class_names"])
+    else:
+        found = tfiseg.cluster(
+            maps["logits"],
+            displacement=maps.get("displacement"),
+            boundary=maps["boundary"][0] if "boundary" in maps else None,
+            affinity=maps.get("affinity"),
+            things=about["things"],
+            split=about.get("clustering", {}).get("split", "auto"),
+            min_area=max(25, size_hw[0] * size_hw[1] // 1000),
+            output_size_hw=size_hw,
+            class_names=about["class_names"],
+        )
+    return found.select(found.score >= 0.5)
+
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("source", help='picture, folder, video, camera index, URL or "synthetic"')
+parser.add_argument("--model", default="tfiseg-voc21", help="its name on the server")
+parser.add_argument("--url", default="localhost:8001", help="the server's gRPC address")
+parser.add_argument("--out", help="write the last view there")
+parser.add_argument("--frames", type=int, help="stop after this many")
+args = parser.parse_args()
+
+client = triton.InferenceServerClient(args.url)
+try:
+    parameters = client.get_model_config(args.model).config.parameters
+    about = json.loads(parameters["tfiseg"].string_value)
+    view = None
     for frame in tfiseg.open_source(args.source):
-        picture = triton.InferInput("frame", [1, *frame.image.shape], "UINT8")
-        picture.set_data_from_numpy(np.ascontiguousarray(frame.image)[None])
-        logits = client.infer(args.model, [picture]).as_numpy("logits")[0]
-        instances = tfiseg.cluster(logits, things=things, output_size_hw=frame.image.shape[:2], class_names=names)
-        print(frame.name, [(i.class_name, round(i.score, 2), i.area) for i in instances])
-
-
-if __name__ == "__main__":
-    main()
+        if frame.index == args.frames:
+            break
+        maps = answer(client, args.model, frame.image)
+        instances = instances_of(maps, about, frame.image.shape[:2])
+        for i in instances:
+            print(f"frame {frame.index}: {i.class_name}, score {i.score:.2f}, {i.area} px, box {i.box_xyxy}")
+        height, width = instances.label_map.shape
+        view = instances.draw(cv2.resize(frame.image, (width, height)))
+except triton.InferenceServerException as wrong:
+    sys.exit(f"the server at {args.url} says: {wrong.message()}")
+except (json.JSONDecodeError, tfiseg.TfisegError) as wrong:
+    sys.exit(f"{args.model}: {wrong}")
+if args.out and (view is None or not cv2.imwrite(args.out, view)):
+    sys.exit(f"{args.out} can't be written")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tfiseg import cli
 
-VERBS = ("run", "demo", "eval", "bench", "train", "export", "plugin")
+VERBS = ("run", "demo", "eval", "bench", "train", "export", "inspect", "doctor", "triton", "plugin")
 
 
 def test_help_shows_all_verbs(capsys):

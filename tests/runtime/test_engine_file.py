@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import tfiseg
 from tfiseg.runtime.engine_file import check_content, check_machine, mismatches, read_sidecar, sidecar_path, write_engine
-from tfiseg.runtime.machine import Machine, _gpu, this_machine
+from tfiseg.runtime.machine import Machine, this_machine
 
 ORIN = Machine("linux-aarch64", "3.10.12", "Orin", "8.7", "12.6", "540.4", tensorrt="10.3.0", l4t="36.4")
 RECORD = {
@@ -114,34 +114,3 @@ def test_this_machine_is_looked_at():
     machine = this_machine()
     assert machine.platform.count("-") >= 1
     assert machine.as_dict()["python"] == machine.python
-
-
-def test_a_gpu_is_read_from_the_driver_library():
-    class Driver:
-        def cuDriverGetVersion(self, value):
-            value._obj.value = 13020
-            return 0
-
-        def cuInit(self, flags):
-            return 0
-
-        def cuDeviceGet(self, device, number):
-            return 0
-
-        def cuDeviceGetName(self, name, size, device):
-            name.value = b"Orin"
-            return 0
-
-        def cuDeviceGetAttribute(self, value, attribute, device):
-            value._obj.value = {75: 8, 76: 7}[attribute]
-            return 0
-
-    assert _gpu(lambda name: Driver()) == ("Orin", "8.7", "13.2")
-    blind = Driver()
-    blind.cuInit = lambda flags: 100
-    assert _gpu(lambda name: blind) == (None, None, "13.2")
-
-    def none(name):
-        raise OSError
-
-    assert _gpu(none) == (None, None, None)
