@@ -167,6 +167,9 @@ def _compare(args: argparse.Namespace) -> int:
         f"{report['frames']} frames: {report['label_agreement']:.3f}% of labels alike, PQ {report['PQ']:.2f} "
         f"({same['same']} instances alike, {same['only_reference']} only in A, {same['only_candidate']} only in B)"
     )
+    times = report["network_ms"]
+    faster = f"B is {report['times_as_fast']:.2f} times as fast"
+    print(f"network: {times['reference']:.1f} ms and {times['candidate']:.1f} ms, {faster} (medians)")
     print(
         "signal to noise: "
         + ", ".join(f"{name} {'no difference' if db is None else f'{db:.1f} dB'}" for name, db in report["snr_db"].items())
