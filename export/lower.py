@@ -23,7 +23,7 @@ from ..runtime.segmenter import Segmenter
 from .precision import overflowing, to_fp16
 
 PRECISIONS = ("fp32", "fp16", "int8")
-_RANGE_FRAMES, _RANKING_FRAMES, _SEARCH_FRAMES = 8, 12, 48
+_RANGE_FRAMES, _RANKING_FRAMES = 8, 12
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def lower(model: onnx.ModelProto, settings: PrecisionSettings, for_cpu: bool, sh
         lowered = Lowered(to_fp16(model, kept), kept)
     else:
         assert calibration_part is not None
-        lowered = _to_int8(model, settings, for_cpu, calibration_part, quiet)
+        lowered = _to_int8(model, settings, for_cpu, calibration_part, gate_part or calibration_part, quiet)
     if not settings.gate:
         lowered.gate = {"skipped": "--no-gate"}
     elif gate_part is not None:
@@ -126,7 +126,9 @@ def _high(model: onnx.ModelProto, settings: PrecisionSettings) -> list[str]:
     return matching_layers(find_layers(Network(model)), settings.keep)
 
 
-def _to_int8(model: onnx.ModelProto, settings: PrecisionSettings, for_cpu: bool, frames: FrameSample, quiet: bool) -> Lowered:
+def _to_int8(
+    model: onnx.ModelProto, settings: PrecisionSettings, for_cpu: bool, frames: FrameSample, judged_on: FrameSample, quiet: bool
+) -> Lowered:
     scheme = Scheme(signed=not for_cpu)
     calibration: Calibration = calibrate(model, frames, settings.method, settings.cache, quiet)
     kept = list(dict.fromkeys([*edge_layers(Network(model)), *_high(model, settings)]))
@@ -140,10 +142,9 @@ def _to_int8(model: onnx.ModelProto, settings: PrecisionSettings, for_cpu: bool,
     if not settings.auto_exclude:
         return Lowered(made([]), kept)
     ranking = rank_layers(model, calibration, frames.part(0, _RANKING_FRAMES), scheme, kept, quiet)
-    searching = frames.part(0, _SEARCH_FRAMES)
 
     def judge(excluded: list[str]) -> dict[str, Any]:
-        found = verdict(_compared(model, made(excluded), searching, None, True), settings.thresholds)
+        found = verdict(_compared(model, made(excluded), judged_on, None, True), settings.thresholds)
         _say(quiet, f"{len(excluded)} layers left out: {found['label_agreement']:.2f}% of labels, PQ {found['PQ']:.1f}")
         return found
 
