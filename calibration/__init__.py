@@ -1,1 +1,1 @@
-"""Calibration frames, post-training quantisation and the accuracy gate. Empty in 0.1.0."""
+"""Calibration frames, post-training quantisation and the accuracy gate."""

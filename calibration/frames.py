@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..runtime.sources import IMAGE_SUFFIXES, ImageFiles, open_source
+from ..runtime.sources import ImageFiles, open_source
 
 FRAMES = 128
-SYNTHETIC = "synthetic"
 _LIVE_FRAMES = 600  # of a source that doesn't say how many it has, that many are looked at
 _LOSSLESS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
@@ -85,8 +84,3 @@ def sample_frames(source: str | Path, count: int = FRAMES, seed: int = 0, quiet:
                 break
     order = rng.permutation(len(kept))
     return FrameSample(str(source), [kept[i] for i in order], [names[i] for i in order])
-
-
-def is_pictures(folder: Path) -> bool:
-    """Does a folder hold at least one picture?"""
-    return folder.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir())

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def build(
     expected = {layer.name: layer.precision for layer in layer_precisions(network)}
     if kind.takes_plugins:
         network = _grafted(network, info, settings)
-        settings = BuildSettings(**{**vars(settings), "plugin": Path(plugin["path"]) if plugin else None})
+        settings = replace(settings, plugin=Path(plugin["path"]) if plugin else None)
     built = build_plan(network.SerializeToString(), kind, settings, quiet)
     record["precision"] |= prove(expected, built.witnesses)
     timings["build"] = built.seconds

@@ -181,6 +181,6 @@ def _panels(reference: Segmenter, candidate: Segmenter, image: NDArray[np.uint8]
     titles = ("reference", "candidate", f"{frame.name}: {frame.label_agreement:.2f}% of labels alike")
     for title, panel in zip(titles, (true.draw(image), found.draw(image), differs), strict=True):
         small = cv2.resize(panel, (round(panel.shape[1] * 320 / panel.shape[0]), 320), interpolation=cv2.INTER_AREA)
-        small[:24] //= 4  # a dark strip, so that the title is read on any picture
+        small[:24] = small[:24] // 4  # a dark strip, so that the title is read on any picture
         cv2.putText(small, title, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
         yield np.asarray(small, np.uint8)
