@@ -19,6 +19,7 @@ from ..plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSI
 from ..runtime.engine_file import SUFFIX, write_engine
 from ..runtime.machine import this_machine
 from ..runtime.onnx_layers import layer_precisions
+from ..runtime.segmenter import usual_min_area
 from ..runtime.sessions import METADATA_KEY, ModelInfo
 from .batching import with_batch
 from .builder import BuildSettings, build_plan
@@ -159,8 +160,14 @@ def _plugin(kind: Flavour | None) -> dict[str, Any] | None:
 def _grafted(model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings) -> onnx.ModelProto:
     profile, parameters = settings.profile, info.extra.get("clustering", {})
     fixed = profile.opt_hw if profile.min_hw == profile.max_hw else None
-    split = parameters.get("split", "auto")
-    return graft_clustering(model, output_size_hw=fixed, output_scale=info.stride, things=info.things, split=split)
+    return graft_clustering(
+        model,
+        output_size_hw=fixed,
+        output_scale=info.stride,
+        things=info.things,
+        split=parameters.get("split", "auto"),
+        min_area=usual_min_area(profile.opt_hw),
+    )
 
 
 def _built_with(kind: Flavour, settings: BuildSettings) -> dict[str, Any]:

@@ -22,6 +22,11 @@ MIN_SCORE = 0.5  # more likely right than wrong
 _MIN_AREA_SHARE = 1e-3  # of the frame: a network's crumbs, below what its stride-4 grid can tell (docs/benchmarks)
 
 
+def usual_min_area(size_hw: tuple[int, int]) -> int:
+    """Smallest instance in pixels that is kept in a frame of this size: 0.1 %, at least 25."""
+    return max(MIN_AREA_PX, round(_MIN_AREA_SHARE * size_hw[0] * size_hw[1]))
+
+
 class Segmenter:
     """Instance masks of frames: a semantic network, then the clustering operator.
 
@@ -106,7 +111,7 @@ class Segmenter:
             affinity_offsets=self._affinity_offsets,
             things=self.things,
             split=self.split,
-            min_area=self.min_area if self.min_area is not None else max(MIN_AREA_PX, round(_MIN_AREA_SHARE * height * width)),
+            min_area=self.min_area if self.min_area is not None else usual_min_area((height, width)),
             max_instances=self.max_instances,
             output_size_hw=(height, width),
             class_names=self.class_names,

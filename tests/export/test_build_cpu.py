@@ -1,6 +1,8 @@
 """`tfiseg build` for ONNX Runtime, and everything that goes wrong before a builder is needed."""
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import cv2
@@ -9,7 +11,8 @@ import pytest
 import tfiseg
 from onnx import helper
 from tfiseg.cli import main
-from tfiseg.export.builder import Profile
+from tfiseg.export import engine
+from tfiseg.export.builder import BuildSettings, Profile
 from tfiseg.export.flavours import flavour
 from tfiseg.runtime.onnx_layers import layer_precisions
 from tfiseg.runtime.sessions import DEFAULT_MODEL
@@ -74,6 +77,30 @@ def test_missing_frames_wrong_names_and_sizes_are_sentences(tmp_path, capsys):
         Profile((480, 640), (240, 320), (1080, 1920))
     with pytest.raises(tfiseg.InputError, match="no target 'tpu'"):
         flavour("tpu")
+
+
+def test_a_tensorrt_that_is_missing_or_hollow_is_a_sentence(monkeypatch):
+    for module in (None, types.ModuleType("tensorrt")):  # not there; the empty package that type stubs leave
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        with pytest.raises(tfiseg.MissingDependencyError, match="on a Jetson it comes with JetPack"):
+            flavour("tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(tfiseg.MissingDependencyError, match=r"no TensorRT is installed.*TensorRT-RTX"):
+        flavour("auto")
+
+
+def test_the_plugin_is_grafted_for_tensorrt():
+    """What TensorRT would be given: the network, and the clustering node with this model's things at this frame size."""
+    model, info = engine.read_network(DEFAULT_MODEL)
+    for profile, size in ((Profile((480, 640), (480, 640), (480, 640)), [1, 480, 640]), (Profile(), [1, "4*grid_height", "4*grid_width"])):
+        grafted = engine._grafted(model, info, BuildSettings(profile=profile))
+        label_map = next(o for o in grafted.graph.output if o.name == "label_map")
+        assert [d.dim_value or d.dim_param for d in label_map.type.tensor_type.shape.dim] == size
+        node = grafted.graph.node[-1]
+        assert (node.domain, node.op_type) == ("tfiseg", "DisplacementFieldClustering")
+        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        assert settings["things"] == list(range(1, 21))
+        assert settings["min_area"] == 307
 
 
 def test_files_that_are_no_network_of_ours_are_sentences(tmp_path, capsys):
