@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
@@ -51,14 +52,14 @@ def insert_qdq(
     """
     scales: dict[str, float] = {}
 
-    def pair(tensor: str, readers: Sequence[object] | None) -> None:
+    def pair(tensor: str, readers: Collection[str] | None) -> None:
         scale, zero = scheme.scale_and_zero(*ranges[tensor])
         scales[tensor] = scale
         network.set_weight(f"{tensor}.scale", np.float32(scale))
         network.set_weight(f"{tensor}.zero", np.asarray(zero, scheme.dtype))
         factors = [f"{tensor}.scale", f"{tensor}.zero"]
         for node in network.consumers.get(tensor, []):
-            if readers is None or any(node is r for r in readers):
+            if readers is None or node.name in readers:
                 node.input[:] = [f"{tensor}.dequantised" if i == tensor else i for i in node.input]
         network.graph.node.extend(
             [
@@ -70,19 +71,18 @@ def insert_qdq(
         )
 
     nodes = {node.name: node for node in network.graph.node}
-    chosen = [nodes[layer.name] for layer in layers]
     kept = [layer for layer in find_layers(network) if layer not in layers]
     if not scheme.signed:
         for tensor in dict.fromkeys(layer.output for layer in layers):
             if tensor not in network.outputs:
-                pair(tensor, None)
+                pair(tensor, None)  # for all
                 _drop_saturated(network, tensor, scheme, *ranges[tensor])
         _guard(network, kept, layers)
     for tensor in dict.fromkeys(layer.input for layer in layers):
         if tensor not in scales:
-            pair(tensor, chosen)
-    for layer, node in zip(layers, chosen, strict=True):
-        _weights(network, layer, node, rounded[layer.name], None if scheme.signed else scales[layer.input])
+            pair(tensor, {layer.name for layer in layers})
+    for layer in layers:
+        _weights(network, layer, nodes[layer.name], rounded[layer.name], None if scheme.signed else scales[layer.input])
     network.drop_unused_weights()
     network.sort()
 
@@ -126,14 +126,14 @@ def _drop_saturated(network: Network, tensor: str, scheme: Scheme, low: float, h
         network.graph.node.remove(node)
 
 
-def _weights(network: Network, layer: Layer, node: object, rounded: Rounded, input_scale: float | None) -> None:
+def _weights(network: Network, layer: Layer, node: onnx.NodeProto, rounded: Rounded, input_scale: float | None) -> None:
     """int8 weights and their DQ; an int32 bias and its DQ where the input's scale is given."""
-    inputs: list[str] = list(node.input)  # type: ignore[attr-defined]
+    inputs: list[str] = list(node.input)
     inputs[1] = _dequantised(network, layer.weight, rounded.q, rounded.scale, layer.axis)
     bias = layer.bias or f"{layer.name}.bias"
     value: NDArray[np.float32] = rounded.bias
     if layer.op == "MatMul":  # it has no bias input: its errors' mean is not made good
-        node.input[:] = inputs  # type: ignore[attr-defined]
+        node.input[:] = inputs
         return
     if input_scale is None:
         network.set_weight(bias, value)
@@ -142,7 +142,7 @@ def _weights(network: Network, layer: Layer, node: object, rounded: Rounded, inp
         scale = (rounded.scale * np.float32(input_scale)).astype(np.float32)
         q = np.clip(np.round(value.astype(np.float64) / scale), -(2**31), 2**31 - 1).astype(np.int32)
         inputs[2:] = [_dequantised(network, bias, q, scale, 0)]
-    node.input[:] = inputs  # type: ignore[attr-defined]
+    node.input[:] = inputs
 
 
 def _dequantised(network: Network, name: str, q: NDArray[np.integer], scale: NDArray[np.float32], axis: int) -> str:
