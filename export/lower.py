@@ -19,6 +19,7 @@ from ..calibration.quantise import Calibration, calibrate, edge_layers, matching
 from ..calibration.sensitivity import exclude_until, rank_layers
 from ..errors import InputError
 from ..runtime.comparison import Comparison, compare, noise_floor, worst_sheet
+from ..runtime.onnx_layers import layer_precisions
 from ..runtime.segmenter import Segmenter
 from .precision import overflowing, to_fp16
 
@@ -63,8 +64,8 @@ class PrecisionSettings:
 
 @dataclass
 class Lowered:
-    """A network in the precision asked for. ``kept`` layers that stayed higher; ``gate`` its verdict, None for float32; ``comparison`` the
-    figures of every frame; ``searched`` what --auto-exclude tried."""
+    """A network in the precision asked for. ``kept`` layers that stayed higher, whatever the reason; ``gate`` its verdict, None for
+    float32; ``comparison`` the figures of every frame; ``searched`` what --auto-exclude tried."""
 
     model: onnx.ModelProto
     kept: list[str] = field(default_factory=list)
@@ -97,10 +98,11 @@ def lower(model: onnx.ModelProto, settings: PrecisionSettings, for_cpu: bool, sh
         kept = _high(model, settings)
         if calibration_part is not None:
             kept += [name for name in overflowing(model, calibration_part.part(0, _RANGE_FRAMES)) if name not in kept]
-        lowered = Lowered(to_fp16(model, kept), kept)
+        lowered = Lowered(to_fp16(model, kept))
     else:
         assert calibration_part is not None
         lowered = _to_int8(model, settings, for_cpu, calibration_part, gate_part or calibration_part, quiet)
+    lowered.kept = [layer.name for layer in layer_precisions(lowered.model) if layer.precision != settings.precision]
     if not settings.gate:
         lowered.gate = {"skipped": "--no-gate"}
     elif gate_part is not None:
@@ -140,7 +142,7 @@ def _to_int8(
         return to_fp16(quantised, overflowing(quantised, frames.part(0, _RANGE_FRAMES)))
 
     if not settings.auto_exclude:
-        return Lowered(made([]), kept)
+        return Lowered(made([]))
     ranking = rank_layers(model, calibration, frames.part(0, _RANKING_FRAMES), scheme, kept, quiet)
 
     def judge(excluded: list[str]) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def _to_int8(
         return found
 
     excluded, tried = exclude_until(ranking, settings.auto_exclude, judge)
-    return Lowered(made(excluded), [*kept, *excluded], searched=tried)
+    return Lowered(made(excluded), searched=tried)
 
 
 def _judge(

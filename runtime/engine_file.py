@@ -119,7 +119,12 @@ def check_machine(engine: Path, record: dict[str, Any], machine: Machine) -> Non
     found = mismatches(record, machine)
     if found:
         sides = "; ".join(f"{one.what}: the engine has {one.engine}, this machine {one.machine}" for one in found)
-        raise EngineError(f"{engine} was not built for this machine. {sides}. Here, {_again(record)}")
+        if machine.compute_capability is None:
+            network = record["built_from"].get("onnx", "the .onnx")
+            helps = f"No engine runs without a GPU: use {network} here; where there is one, {_again(record)}"
+        else:
+            helps = f"Here, {_again(record)}"
+        raise EngineError(f"{engine} was not built for this machine. {sides}. {helps}")
 
 
 def _version_fits(built: str, installed: str, compatible: bool) -> bool:
