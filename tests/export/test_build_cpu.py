@@ -5,7 +5,6 @@ import sys
 import types
 from pathlib import Path
 
-import cv2
 import onnx
 import pytest
 import tfiseg
@@ -17,15 +16,6 @@ from tfiseg.export.flavours import flavour
 from tfiseg.runtime.onnx_layers import layer_precisions
 from tfiseg.runtime.sessions import DEFAULT_MODEL
 from tfiseg.runtime.synthetic import SyntheticCamera
-
-
-@pytest.fixture(scope="module")
-def frames(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("frames")
-    camera = SyntheticCamera()
-    for k in range(10):
-        cv2.imwrite(str(folder / f"{k:02}.png"), camera._read(25 * k).image)
-    return folder
 
 
 @pytest.mark.parametrize(("precision", "lowered"), [("fp16", 65), ("int8", 62)])

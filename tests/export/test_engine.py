@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import onnx
 import pytest
@@ -21,18 +20,8 @@ from tfiseg.export.flavours import flavour
 from tfiseg.export.proof import prove, read_inspector, read_log
 from tfiseg.runtime.onnx_layers import layer_precisions
 from tfiseg.runtime.sessions import DEFAULT_MODEL, METADATA_KEY
-from tfiseg.runtime.synthetic import SyntheticCamera
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (make test-engines)")
-
-
-@pytest.fixture(scope="module")
-def frames(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("frames")
-    camera = SyntheticCamera()
-    for k in range(24):
-        cv2.imwrite(str(folder / f"{k:02}.png"), camera._read(25 * k).image)
-    return folder
 
 
 @pytest.fixture(scope="module")

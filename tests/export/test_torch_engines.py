@@ -2,10 +2,8 @@
 
 import json
 
-import cv2
 import pytest
 from tfiseg.cli import main
-from tfiseg.runtime.synthetic import SyntheticCamera
 
 torch = pytest.importorskip("torch", reason="the extra `export` is not installed (make test-export)")
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (make test-export)")
@@ -22,15 +20,6 @@ def network():
         conv(32, 4, 1), torch.nn.Upsample(scale_factor=4, mode="bilinear"), torch.nn.Softmax(1),
     )
 """
-
-
-@pytest.fixture(scope="module")
-def frames(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("frames")
-    camera = SyntheticCamera()
-    for k in range(8):
-        cv2.imwrite(str(folder / f"{k}.png"), camera._read(30 * k).image)
-    return folder
 
 
 def segformer(folder):
