@@ -74,7 +74,8 @@ def _scaled(mask: Mask, zoom: float, rng: np.random.Generator, turn_degrees: flo
     return np.ascontiguousarray(out[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]) if len(ys) else np.ones((2, 2), np.uint8)
 
 
-def _ellipse(rng: np.random.Generator, diameter: float) -> Mask:
+def ellipse(rng: np.random.Generator, diameter: float) -> Mask:
+    """A wobbly ellipse in its bounding box."""
     aspect = np.exp(rng.uniform(0, 0.6))
     a, b = max(2.0, diameter / 2 * aspect**0.5), max(2.0, diameter / 2 / aspect**0.5)
     side = int(2 * max(a, b)) + 5
@@ -110,7 +111,7 @@ def composite(bank: Sequence[Shape], rng: np.random.Generator, side_px: int = 32
     upright = rng.random() < 0.7
     for k in range(1, count + 1):
         if round_things:
-            mask = _ellipse(rng, size * 0.5 * np.exp(rng.normal(0, 0.2)))
+            mask = ellipse(rng, size * 0.5 * np.exp(rng.normal(0, 0.2)))
         else:
             shape = first if k == 1 or rng.random() < 0.15 else kin[rng.integers(len(kin))]
             mask = _scaled(shape.mask, size / max(shape.mask.shape) * np.exp(rng.normal(0, 0.2)), rng, 8 if upright else 40)

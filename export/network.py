@@ -118,7 +118,7 @@ class Backbone(nn.Module):
         return theirs["_fc.weight"], theirs["_fc.bias"]
 
 
-def _separable(c_in: int, c_out: int) -> nn.Sequential:
+def separable(c_in: int, c_out: int) -> nn.Sequential:
     return nn.Sequential(
         _same_conv(c_in, c_in, 5, 1, c_in),
         nn.BatchNorm2d(c_in),
@@ -128,7 +128,7 @@ def _separable(c_in: int, c_out: int) -> nn.Sequential:
     )
 
 
-def _upsample_like(x: Tensor, like: Tensor) -> Tensor:
+def upsample_like(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -151,8 +151,8 @@ class SegmentationNetwork(nn.Module):
         self.context = nn.Conv2d(1280, classes, 1)  # class evidence of the whole neighbourhood, at stride 32
         sides = (24, 40, 112, 1280 + classes)
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in sides)
-        self.refine = nn.ModuleList(_separable(channels, channels) for _ in sides)
-        self.fuse = _separable(channels, channels)
+        self.refine = nn.ModuleList(separable(channels, channels) for _ in sides)
+        self.fuse = separable(channels, channels)
         self.heads = nn.ModuleDict({name: nn.Conv2d(channels, c, 1) for name, c in outputs.items()})
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,13 +162,13 @@ class SegmentationNetwork(nn.Module):
         y = self.refine[3](self.lateral[3](torch.cat([coarse, evidence], 1)))
         for level in (2, 1, 0):
             side = self.lateral[level](fine[level])
-            y = self.refine[level](side + _upsample_like(y, side))
+            y = self.refine[level](side + upsample_like(y, side))
         return self.fuse(y), evidence
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         shared, evidence = self.features(image)
         maps = {name: head(shared) for name, head in self.heads.items()}
-        maps["logits"] = maps["logits"] + _upsample_like(evidence, shared)
+        maps["logits"] = maps["logits"] + upsample_like(evidence, shared)
         return maps
 
     def start_from_imagenet(self, path: str | Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from tqdm import tqdm
 
 from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
 from .semantic_data import IGNORE, CropSampler, CropStream, Picture, load_pictures
+from .training import learning_rate, load_checkpoint, save_checkpoint, update_average
 
 LONG_SIDE_PX = 384  # the longer side of what the network sees when it is used
 _FROZEN_BLOCKS = 3  # edges and textures of ImageNet serve as they are; not training them saves a third of the time
@@ -154,9 +153,7 @@ def train_semantic(
     class_weight[0] = 0.7  # crops are centred on objects, yet background still fills most of them
     start = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["recipe"] != asdict(recipe):
-            raise ValueError(f"{checkpoint} was written by another recipe {state['recipe']}: remove it or name another file")
+        state = load_checkpoint(checkpoint, asdict(recipe), device)
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         average, start = state["average"], state["step"]
@@ -166,7 +163,7 @@ def train_semantic(
     running = 0.0
     began = time.monotonic()
     for step in bar:
-        rate = min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / recipe.steps)) + 0.003
+        rate = learning_rate(step, recipe.steps)
         for group, top in zip(optimiser.param_groups, peak, strict=True):
             group["lr"] = top * rate
         frames, class_map, weight = (t.to(device) for t in next(crops))
@@ -178,13 +175,7 @@ def train_semantic(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimiser.step()
-        decay = min(0.998, (step + 1) / (step + 20))
-        with torch.no_grad():
-            for key, value in network.state_dict().items():
-                if value.dtype.is_floating_point:
-                    average[key].lerp_(value, 1 - decay)
-                else:
-                    average[key].copy_(value)
+        update_average(average, network, step)
         running += (loss.item() - running) * max(0.02, 1 / (step - start + 1))
         bar.set_postfix(loss=f"{running:.3f}", refresh=False)
         if (step + 1) % _CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
@@ -195,9 +186,7 @@ def train_semantic(
                 "step": step + 1,
                 "recipe": asdict(recipe),
             }
-            part = checkpoint.with_suffix(".part")
-            torch.save(state, part)
-            os.replace(part, checkpoint)
+            save_checkpoint(checkpoint, state)
         if (step + 1) % (5 * _CHECKPOINT_EVERY) == 0 or step + 1 == recipe.steps:
             trained = SegmentationNetwork({"logits": recipe.classes})
             trained.load_state_dict({k: v.cpu() for k, v in average.items()})

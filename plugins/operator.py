@@ -18,7 +18,9 @@ from .problem import CENTRE_RADIUS, IGNORE, MAX_INSTANCES, MAX_OUT_SIDE, MAX_SID
 Split = str | float | Mapping[int, float]
 
 # (dy, dx) of tfiseg's own instance network, in cells of its stride-4 grid
-AFFINITY_OFFSETS = ((0, 1), (1, 0), (0, 3), (3, 0), (3, 3), (3, -3), (0, 8), (8, 0), (6, 6), (6, -6))
+_NEAR = ((0, 1), (1, 0), (0, 3), (3, 0), (3, 3), (3, -3))
+_FAR = ((0, 8), (8, 0), (6, 6), (6, -6), (0, 16), (16, 0), (12, 12), (12, -12))
+AFFINITY_OFFSETS = _NEAR + _FAR
 MIN_AREA_PX = 25
 
 

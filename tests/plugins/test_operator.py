@@ -58,7 +58,7 @@ def test_results_may_be_larger_than_the_grid_can_be():
 
 def test_strides_that_do_not_divide():
     for grid, cells in (((10, 40), (3, 10)), ((1, 40), (1, 10))):
-        assert len(tfiseg.cluster(np.ones(grid, np.uint8), affinity=np.ones((10, *cells)))) == 1
+        assert len(tfiseg.cluster(np.ones(grid, np.uint8), affinity=np.ones((14, *cells)))) == 1
 
 
 def test_more_threads_than_the_system_gives():
@@ -83,9 +83,9 @@ def test_split_can_differ_by_class():
 
 def test_evidence_may_be_an_integer_factor_smaller():
     whole = np.ones((16, 24), np.uint8)
-    found = tfiseg.cluster(whole, affinity=np.ones((10, 4, 6)), boundary=np.zeros((8, 12)))
+    found = tfiseg.cluster(whole, affinity=np.ones((14, 4, 6)), boundary=np.zeros((8, 12)))
     assert len(found) == 1
-    assert len(AFFINITY_OFFSETS) == 10
+    assert len(AFFINITY_OFFSETS) == 14
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The instance network: which pixels of one class belong together, learned without one instance label."""

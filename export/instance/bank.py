@@ -1,0 +1,120 @@
+"""A bank of single objects, cut out of class maps: what composites are made of. No instance label is used.
+
+A connected component of a class map is taken for one object if the map is sure of it, its shape is solid enough, and the picture's
+edge doesn't cut it (but for the lower edge, where people stand). Groups that slip through are found later, by the network itself
+(``train.py``: self-cleaning).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+from ..semantic_data import IGNORE, Picture, load_pictures
+
+LONG_SIDE_PX = 400  # pictures are shrunk to it: views are 160 px, so larger ones only cost memory
+_MIN_CONFIDENCE = 0.72
+_MIN_SOLIDITY = 0.5  # area over convex hull
+_MIN_SOLIDITY_IN_PLACE = 0.45  # of an object that stays in its own picture
+_MIN_AREA_PX = 900  # smaller ones are pasted blurred
+_LEAST_AREA_PX = 100  # where a class has nothing larger: cells
+
+
+@dataclass(frozen=True)
+class BankObject:
+    """One object in its picture: ``box_xywh`` in pixels, ``mask`` uint8 (h, w) 0/1 inside the box."""
+
+    picture: int
+    class_id: int
+    box_xywh: tuple[int, int, int, int]
+    mask: NDArray[np.uint8]
+    at_bottom: bool  # the picture's lower edge cuts it
+    whole: bool  # no edge cuts it, or the lower one only: it may be pasted elsewhere
+    lone: bool  # the only component of its class in its picture
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Pictures (at most 400 px) and the objects found in them."""
+
+    pictures: Sequence[Picture]
+    objects: Sequence[BankObject]
+
+    def without(self, dropped: set[int]) -> Bank:
+        """The bank without the objects of these indices."""
+        return Bank(self.pictures, [o for i, o in enumerate(self.objects) if i not in dropped])
+
+
+def _shrunk(picture: Picture) -> Picture:
+    h, w = picture.semantic.shape
+    zoom = LONG_SIDE_PX / max(h, w)
+    if zoom >= 1:
+        return picture
+    size = (max(1, round(w * zoom)), max(1, round(h * zoom)))
+    image = cv2.resize(picture.image, size, interpolation=cv2.INTER_AREA)
+    semantic = cv2.resize(picture.semantic, size, interpolation=cv2.INTER_NEAREST)
+    return Picture(picture.name, np.asarray(image, np.uint8), np.asarray(semantic, np.uint8), picture.confidence)
+
+
+def _components(picture: Picture, index: int) -> list[BankObject]:
+    """Confident, solid components of one picture, of any size."""
+    h, w = picture.semantic.shape
+    sure = cv2.resize(picture.confidence, (w, h), interpolation=cv2.INTER_LINEAR)
+    found = []
+    for class_id in np.unique(picture.semantic):
+        if class_id in (0, IGNORE):
+            continue
+        _, labels, stats, _ = cv2.connectedComponentsWithStats((picture.semantic == class_id).astype(np.uint8), connectivity=8)
+        lone = int((stats[1:, cv2.CC_STAT_AREA] >= _LEAST_AREA_PX).sum()) == 1
+        for i in range(1, len(stats)):
+            x, y, bw, bh, area = (int(v) for v in stats[i])
+            if area < _LEAST_AREA_PX:
+                continue
+            mask = (labels[y : y + bh, x : x + bw] == i).astype(np.uint8)
+            if sure[y : y + bh, x : x + bw][mask > 0].mean() < 255 * _MIN_CONFIDENCE:
+                continue
+            solidity = area / max(1.0, cv2.contourArea(cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32))))
+            if solidity < _MIN_SOLIDITY_IN_PLACE:
+                continue
+            bottom, elsewhere = y + bh >= h - 1, x <= 1 or y <= 1 or x + bw >= w - 1
+            whole = not elsewhere and solidity >= _MIN_SOLIDITY
+            found.append(BankObject(index, int(class_id), (x, y, bw, bh), mask, bottom, whole, lone))
+    return found
+
+
+def build_bank(images: Path, semantic: Path, confidence: Path | None = None) -> Bank:
+    """The bank of a folder of pictures and class maps.
+
+    Args:
+        images: ``NAME.jpg|png``, BGR.
+        semantic: ``NAME.png``, uint8 class map of the picture's size, 0 = background, 255 = ignore.
+        confidence: ``NAME.png``, 0..255, any size; default: all maps are sure.
+
+    Raises:
+        InputError: no class map holds a component that looks like one object.
+    """
+    pictures = [_shrunk(p) for p in load_pictures(images, semantic, confidence)]
+    found = [o for i, p in enumerate(pictures) for o in _components(p, i)]
+    area = {c: np.median([o.mask.sum() for o in found if o.class_id == c and o.whole] or [0]) for c in {o.class_id for o in found}}
+    least = {c: min(_MIN_AREA_PX, max(_LEAST_AREA_PX, float(a))) for c, a in area.items()}
+    objects = [o for o in found if o.mask.sum() >= least[o.class_id]]
+    if not any(o.whole for o in objects):
+        raise InputError(
+            f"{semantic}: no class map holds a component that could be one whole object (at least {_LEAST_AREA_PX} px, solid, uncut by "
+            "the picture's edge): composites can't be made of it"
+        )
+    return Bank(pictures, objects)
+
+
+def bank_summary(bank: Bank) -> str:
+    """One line: how many objects of which class."""
+    count = Counter(o.class_id for o in bank.objects if o.whole)
+    classes = ", ".join(f"{c}: {n}" for c, n in sorted(count.items()))
+    return f"{len(bank.objects)} objects in {len(bank.pictures)} pictures, {sum(count.values())} of them whole (class: objects {classes})"

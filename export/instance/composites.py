@@ -1,0 +1,336 @@
+"""Composites: single objects pasted so that they touch, overlap and hide each other; who is who is known by construction.
+
+Three kinds: an object alone in its own picture (so that the network learns not to split), that picture with further objects of its
+class pasted in, and objects pasted on a picture without their class; some are cells, drawn from nothing. The mask is then spoilt as
+networks spoil masks (``spoil.py``), and the composite is looked at through a view (``runtime/views.py``), as at run time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.views import VIEW_PX, View, cut, cut_mask, view_of
+from ..neck_composites import ellipse
+from .bank import Bank, BankObject
+from .spoil import owners, spoil
+
+CANVAS_PX = 216  # composites are made this large and seen in views of 160 px
+_ALONE, _IN_PLACE = 0.22, 0.45  # cumulative shares of the kinds; the rest is pasted on other pictures
+_CELLS = 0.12  # share of the last kind that are cells
+_CROWD = 0.75  # pasted objects stand next to one another instead of anywhere
+_LOOKALIKES = 0.15  # the same object again and again
+_OCCLUDED = 0.35  # something of another class in front
+_BEHIND = 0.25  # a pasted object goes behind what is there
+_MIN_VISIBLE = 0.2  # objects keep this share of themselves
+_COMPONENT_VIEW, _CLASS_VIEW = 0.5, 0.8  # cumulative shares of what the view shows; the rest is the canvas itself
+_PEOPLE_BOOST = 1.8  # people are what most users count
+_PERSON = 15
+
+Canvas = NDArray[np.float32]
+Label = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Composite:
+    """``image`` uint8 (S, S, 3) BGR; ``mask`` uint8 (S, S) 0/1, the class mask as a network would see it; ``owner`` int32 (S, S), the
+    object of each mask pixel, 1.., 0 outside of the mask, -1 unknown."""
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    owner: Label
+    class_id: int
+
+
+class Composer:
+    """Composites by number: ``composer(k)`` is the same whatever was drawn before and in whichever process."""
+
+    def __init__(self, bank: Bank, seed: int, view_px: int = VIEW_PX) -> None:
+        self.bank = bank
+        self.seed = seed
+        self.view_px = view_px
+        self._whole: dict[int, list[BankObject]] = {}
+        for o in bank.objects:
+            if o.whole:
+                self._whole.setdefault(o.class_id, []).append(o)
+        rich = {c: objects for c, objects in self._whole.items() if len(objects) >= 4}
+        self._whole = rich or self._whole
+        self._classes = sorted(self._whole)
+        odds = np.array([len(self._whole[c]) ** 0.6 * (_PEOPLE_BOOST if c == _PERSON else 1.0) for c in self._classes])
+        self._odds = odds / odds.sum()
+        self._alone = [o for o in bank.objects if o.lone]
+        self._in_place = [o for o in self._alone if o.whole]
+        self._shows = [set(np.unique(p.semantic).tolist()) for p in bank.pictures]
+
+    def __call__(self, number: int) -> Composite:
+        rng = np.random.default_rng([self.seed, number])
+        while True:
+            composite = self._draw(rng)
+            if composite is not None:
+                return composite
+
+    def _draw(self, rng: np.random.Generator) -> Composite | None:
+        kind = rng.random()
+        if kind < _IN_PLACE and self._in_place:
+            alone = kind < _ALONE
+            pool = self._alone if alone else self._in_place
+            first = pool[int(rng.integers(len(pool)))]
+            canvas, label, size = self._in_its_picture(first, alone, rng)
+            class_id, count = first.class_id, 0 if alone else int(rng.integers(1, 4))
+        else:
+            class_id = int(rng.choice(self._classes, p=self._odds))
+            canvas, size = self._backdrop(class_id, rng)
+            label = np.zeros((CANVAS_PX, CANVAS_PX), np.int32)
+            count = int(rng.integers(1, 7))
+        if count and not label.any() and rng.random() < _CELLS:
+            canvas, label = _cells(rng)
+        elif count:
+            self._paste_objects(canvas, label, class_id, count, size, rng)
+        if not label.any():
+            return None
+        if rng.random() < _OCCLUDED:
+            for _ in range(1 + int(rng.random() < 0.3)):
+                self._occlude(canvas, label, class_id, size, rng)
+        image = _photographed(canvas, rng)
+        mask = spoil(label, rng)
+        if not mask.any():
+            return None
+        view = self._view(mask, rng)
+        owner = owners(_look(label, view, self.view_px), cut_mask(mask, view, self.view_px))
+        if (owner > 0).sum() < 64:
+            return None
+        return Composite(cut(image, view, self.view_px), (owner != 0).astype(np.uint8), owner, class_id)
+
+    def _in_its_picture(self, o: BankObject, alone: bool, rng: np.random.Generator) -> tuple[Canvas, Label, float]:
+        """The object in its own picture, anywhere on the canvas: canvas, label, side of the object in pixels."""
+        side = float(np.sqrt(o.box_xywh[2] * o.box_xywh[3]))
+        size = CANVAS_PX * (rng.uniform(0.3, 1.2) if alone else rng.uniform(0.2, 0.75))
+        zoom = min(size / side, 2.5)
+        window = CANVAS_PX / zoom
+        x = o.box_xywh[0] + o.box_xywh[2] / 2 + rng.uniform(-0.3, 0.3) * window * (0.5 if alone else 0.9)
+        y = o.box_xywh[1] + o.box_xywh[3] / 2 + rng.uniform(-0.3, 0.3) * window * 0.5
+        to_canvas = np.array([[zoom, 0, CANVAS_PX / 2 - x * zoom], [0, zoom, CANVAS_PX / 2 - y * zoom]], np.float32)
+        if rng.random() < 0.5:
+            to_canvas[0] = [-zoom, 0, CANVAS_PX / 2 + x * zoom]
+        picture, shape = self.bank.pictures[o.picture], (CANVAS_PX, CANVAS_PX)
+        image = picture.image
+        if zoom < 0.7:  # warpAffine doesn't average
+            image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+            steps = np.diag([picture.image.shape[1] / image.shape[1], picture.image.shape[0] / image.shape[0]])
+            shrunk = np.concatenate([to_canvas[:, :2] @ steps, to_canvas[:, 2:]], axis=1)
+        else:
+            shrunk = to_canvas
+        canvas = cv2.warpAffine(image, shrunk, shape, flags=cv2.INTER_LINEAR, borderValue=(127, 127, 127)).astype(np.float32)
+        its = (picture.semantic == o.class_id).astype(np.uint8)
+        label = cv2.warpAffine(its, to_canvas, shape, flags=cv2.INTER_NEAREST).astype(np.int32)
+        return _lit(canvas, rng), label, zoom * side
+
+    def _backdrop(self, class_id: int, rng: np.random.Generator) -> tuple[Canvas, float]:
+        """A crop of a picture without the class, and a size for the objects to come."""
+        for _ in range(1000):
+            index = int(rng.integers(len(self.bank.pictures)))
+            if class_id not in self._shows[index]:
+                image = self.bank.pictures[index].image
+                break
+        else:  # every picture shows it: nothing but a colour
+            colour = rng.uniform(0, 255, 3)
+            image = np.broadcast_to(colour, (CANVAS_PX, CANVAS_PX, 3)).astype(np.uint8)
+        h, w = image.shape[:2]
+        zoom = max(rng.uniform(0.9, 2.2) * 0.6, 1.0) * CANVAS_PX / min(h, w)
+        image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
+        h, w = image.shape[:2]
+        y, x = int(rng.integers(0, max(h - CANVAS_PX, 0) + 1)), int(rng.integers(0, max(w - CANVAS_PX, 0) + 1))
+        crop = image[y : y + CANVAS_PX, x : x + CANVAS_PX]
+        if crop.shape[:2] != (CANVAS_PX, CANVAS_PX):
+            crop = cv2.resize(crop, (CANVAS_PX, CANVAS_PX))
+        return crop.astype(np.float32), CANVAS_PX * float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
+
+    def _cutout(self, o: BankObject, size: float, rng: np.random.Generator) -> tuple[Canvas, NDArray[np.float32]]:
+        """The object alone at about this size, turned and stretched a little: colours (h, w, 3), opacity (h, w) in [0, 1]."""
+        x, y, w, h = o.box_xywh
+        stretch = float(np.exp(rng.normal(0, 0.08)))
+        zoom = size / np.sqrt(w * h)
+        target = (max(4, int(w * zoom * stretch)), max(4, int(h * zoom / stretch)))
+        how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+        image = cv2.resize(self.bank.pictures[o.picture].image[y : y + h, x : x + w], target, interpolation=how)
+        opacity = cv2.resize(o.mask.astype(np.float32), target, interpolation=how)
+        if rng.random() < 0.5:
+            image, opacity = image[:, ::-1], opacity[:, ::-1]
+        if rng.random() < 0.3 and not o.at_bottom:
+            degrees = float(rng.normal(0, 8))
+            room = int(abs(np.sin(np.radians(degrees))) * max(target) / 2) + 1
+            image = cv2.copyMakeBorder(np.ascontiguousarray(image), room, room, room, room, cv2.BORDER_REPLICATE)
+            opacity = np.pad(opacity, room)
+            turn = cv2.getRotationMatrix2D((opacity.shape[1] / 2, opacity.shape[0] / 2), degrees, 1)
+            image = cv2.warpAffine(image, turn, opacity.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+            opacity = cv2.warpAffine(opacity, turn, opacity.shape[::-1])
+        return _lit(image.astype(np.float32), rng), np.ascontiguousarray(opacity)
+
+    def _paste_objects(self, canvas: Canvas, label: Label, class_id: int, count: int, size: float, rng: np.random.Generator) -> None:
+        crowd, again = rng.random() < _CROWD, rng.random() < _LOOKALIKES
+        pool = self._whole.get(class_id) or self._whole[self._classes[0]]
+        o = pool[int(rng.integers(len(pool)))]
+        for _ in range(count):
+            if not again:
+                o = pool[int(rng.integers(len(pool)))]
+            colours, opacity = self._cutout(o, size * float(np.exp(rng.normal(0, 0.22))), rng)
+            x, y = _place(label, opacity.shape, o.at_bottom, crowd, rng)
+            _paste(canvas, label, colours, opacity, x, y, int(label.max()) + 1, rng.random() < _BEHIND, rng)
+
+    def _occlude(self, canvas: Canvas, label: Label, class_id: int, size: float, rng: np.random.Generator) -> None:
+        """Something of another class in front: a bar through everything, or an object."""
+        ys, xs = np.nonzero(label)
+        if rng.random() < 0.45:
+            thickness = max(3, int(size * rng.uniform(0.04, 0.2)))
+            opacity = np.ones((2 * CANVAS_PX, thickness), np.float32)
+            source = self.bank.pictures[int(rng.integers(len(self.bank.pictures)))].image
+            colours = cv2.resize(source, opacity.shape[::-1]).astype(np.float32)
+            degrees = float(rng.choice([0.0, 90.0])) + float(rng.normal(0, 6))
+            turn = cv2.getRotationMatrix2D((thickness / 2, CANVAS_PX), degrees, 1)
+            turn[:, 2] += (CANVAS_PX - thickness / 2, 0)
+            opacity = cv2.warpAffine(opacity, turn, (2 * CANVAS_PX, 2 * CANVAS_PX))
+            colours = cv2.warpAffine(colours, turn, (2 * CANVAS_PX, 2 * CANVAS_PX), borderMode=cv2.BORDER_REPLICATE)
+        else:
+            other = [c for c in self._classes if c != class_id]
+            if not other:
+                return
+            pool = self._whole[int(rng.choice(other))]
+            colours, opacity = self._cutout(pool[int(rng.integers(len(pool)))], size * rng.uniform(0.3, 0.9), rng)
+        k = int(rng.integers(len(ys)))
+        _paste(canvas, label, colours, opacity, int(xs[k]) - opacity.shape[1] // 2, int(ys[k]) - opacity.shape[0] // 2, 0, False, rng)
+
+    def _view(self, mask: NDArray[np.uint8], rng: np.random.Generator) -> View:
+        """As at run time: around a component or the whole class; or most of the canvas."""
+        kind = rng.random()
+        if kind < _CLASS_VIEW:
+            shown = mask
+            if kind < _COMPONENT_VIEW:
+                _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+                large = np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= 0.1 * stats[1:, cv2.CC_STAT_AREA].max()) + 1
+                shown = (labels == rng.choice(large)).astype(np.uint8)
+            x, y, w, h = cv2.boundingRect(shown)
+            return view_of((x, y, x + w, y + h), mask.shape, self.view_px)
+        side = int(rng.integers(min(self.view_px, CANVAS_PX), CANVAS_PX + 1))
+        x, y = (int(rng.integers(0, CANVAS_PX - side + 1)) for _ in range(2))
+        return View(x, y, side)
+
+
+def _look(label: Label, view: View, view_px: int) -> Label:
+    """The label map in the view, nearest pixel; outside of the canvas 0."""
+    at = (np.arange(view_px) + 0.5) * view.side / view_px
+    ys, xs = (np.floor(at + start).astype(int) for start in (view.y, view.x))
+    inside = ((ys >= 0) & (ys < label.shape[0]))[:, None] & ((xs >= 0) & (xs < label.shape[1]))[None]
+    seen = label[np.clip(ys, 0, label.shape[0] - 1)][:, np.clip(xs, 0, label.shape[1] - 1)]
+    return np.where(inside, seen, 0).astype(np.int32)
+
+
+def _lit(colours: Canvas, rng: np.random.Generator) -> Canvas:
+    """Another light: contrast, brightness, tint; sometimes nearly grey."""
+    strength = rng.uniform(0.15, 1)
+    colours = (colours - 128) * (1 + strength * rng.uniform(-0.35, 0.35)) + 128 + strength * rng.uniform(-35, 35)
+    colours = colours * (1 + strength * rng.uniform(-0.15, 0.15, 3)).astype(np.float32)
+    if rng.random() < 0.15:
+        colours = colours * 0.3 + colours.mean(2, keepdims=True) * 0.7
+    return colours.astype(np.float32)
+
+
+def _photographed(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Exposure, blur, noise, grey, JPEG over the whole composite, so that nothing tells pasted from real."""
+    canvas = canvas * np.float32(rng.uniform(0.8, 1.2)) + np.float32(rng.uniform(-15, 15))
+    if rng.random() < 0.25:
+        canvas = cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(0.4, 1.3)))
+    if rng.random() < 0.3:
+        canvas = canvas + rng.standard_normal(canvas.shape, np.float32) * np.float32(rng.uniform(1, 8))
+    if rng.random() < 0.08:
+        canvas = np.repeat(canvas.mean(2, keepdims=True), 3, 2)
+    image = np.clip(canvas, 0, 255).astype(np.uint8)
+    if rng.random() < 0.25:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 90))]
+        image = np.asarray(cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR), np.uint8)
+    return image
+
+
+def _place(label: Label, shape_hw: tuple[int, ...], at_bottom: bool, crowd: bool, rng: np.random.Generator) -> tuple[int, int]:
+    """Upper left corner for a new object: beside one that is there, or anywhere."""
+    h, w = shape_hw
+    there = np.unique(label[label > 0])
+    if not len(there) or (not crowd and rng.random() < 0.6):
+        cx, cy = rng.uniform(0.15, 0.85) * CANVAS_PX, rng.uniform(0.3, 0.8) * CANVAS_PX
+    else:
+        x, y, bw, bh = cv2.boundingRect((label == rng.choice(there)).astype(np.uint8))
+        angle = rng.choice([0.0, np.pi]) + rng.normal(0, 0.35) if rng.random() < 0.7 else rng.uniform(0, 2 * np.pi)
+        reach = rng.uniform(0.25, 0.62)  # 0.5: the boxes touch
+        cx = x + bw / 2 + np.cos(angle) * (bw + w) * reach
+        cy = y + bh / 2 + np.sin(angle) * (bh + h) * reach
+        if abs(np.cos(angle)) > 0.7 and rng.random() < 0.5:  # side by side on one ground
+            cy = y + bh + rng.normal(0, 0.06) * bh - h / 2
+        cx, cy = np.clip(cx, 0.02 * CANVAS_PX, 0.98 * CANVAS_PX), np.clip(cy, 0.05 * CANVAS_PX, 0.98 * CANVAS_PX)
+    if at_bottom and rng.random() < 0.8:
+        cy = max(cy, CANVAS_PX - h / 2 + 1)
+    return int(cx - w / 2), int(cy - h / 2)
+
+
+def _paste(
+    canvas: Canvas,
+    label: Label,
+    colours: Canvas,
+    opacity: NDArray[np.float32],
+    x: int,
+    y: int,
+    number: int,
+    behind: bool,
+    rng: np.random.Generator,
+) -> None:
+    """Blend an object in as ``number`` (0: something of another class), unless too little of it or of another would be left."""
+    h, w = opacity.shape
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, CANVAS_PX), min(y + h, CANVAS_PX)
+    if x1 - x0 < 3 or y1 - y0 < 3:
+        return
+    colours, opacity = colours[y0 - y : y1 - y, x0 - x : x1 - x], opacity[y0 - y : y1 - y, x0 - x : x1 - x]
+    spot, here = canvas[y0:y1, x0:x1], label[y0:y1, x0:x1]
+    solid = opacity > 0.5
+    behind = behind and number > 0
+    shown = solid & (here == 0) if behind else solid
+    if number and shown.sum() < max(_MIN_VISIBLE * solid.sum(), 25):
+        return
+    if not behind:
+        hidden = np.bincount(here[solid & (here > 0)], minlength=1)
+        for k in np.flatnonzero(hidden):
+            left = int((label == k).sum()) - int(hidden[k])
+            if left < max(_MIN_VISIBLE * (left + hidden[k]), 25):
+                return
+    if solid.any():  # a little of the light of the place
+        colours = colours + np.float32(rng.uniform(0, 0.4)) * (spot.mean((0, 1)) - colours[solid].mean(0))
+    soft = cv2.GaussianBlur(opacity, (0, 0), float(rng.uniform(0.3, 1.2))) if rng.random() < 0.8 else opacity
+    if rng.random() < 0.5:
+        soft = np.clip(soft * 1.4 - 0.4, 0, 1)  # hides the fringe of the picture that it comes from
+    if behind:
+        soft = soft * (1 - cv2.GaussianBlur((here > 0).astype(np.float32), (0, 0), 0.6))
+    spot += soft[..., None] * (colours - spot)
+    here[shown] = number
+
+
+def _cells(rng: np.random.Generator) -> tuple[Canvas, Label]:
+    """Round things on a plain ground, brighter or darker than it: cells, fruit, coins."""
+    ground, colour = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
+    if rng.random() < 0.5:  # grey, as many microscopes are
+        ground, colour = np.full(3, ground.mean()), np.full(3, colour.mean())
+    size = CANVAS_PX * float(np.exp(rng.uniform(np.log(0.1), np.log(0.35))))
+    canvas = np.empty((CANVAS_PX, CANVAS_PX, 3), np.float32)
+    canvas[:] = ground
+    canvas += cv2.resize(rng.normal(0, 12, (4, 4, 1)).astype(np.float32), (CANVAS_PX, CANVAS_PX))[..., None]
+    label = np.zeros((CANVAS_PX, CANVAS_PX), np.int32)
+    for _ in range(int(rng.integers(2, 16))):
+        shape = ellipse(rng, size * float(np.exp(rng.normal(0, 0.25)))).astype(np.float32)
+        h, w = shape.shape
+        rise = cv2.GaussianBlur(np.pad(shape, 2), (0, 0), max(0.8, 0.12 * size))[2:-2, 2:-2]  # paler towards the rim
+        texture = cv2.resize(rng.normal(0, 14, (max(2, h // 6), max(2, w // 6))).astype(np.float32), (w, h))
+        tint = colour + rng.normal(0, 14, 3)
+        shade = float(rng.uniform(0.3, 1)) * (rise - 1)[..., None] * (tint - ground)
+        x, y = _place(label, shape.shape, False, True, rng)
+        colours = (tint + shade + texture[..., None]).astype(np.float32)
+        _paste(canvas, label, colours, shape, x, y, int(label.max()) + 1, rng.random() < 0.5, rng)
+    return canvas, label

@@ -1,0 +1,86 @@
+"""What the instance network should say of a composite, and the loss that holds it to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...plugins.operator import AFFINITY_OFFSETS
+from .network import DISPLACEMENT_UNIT_PX, STRIDE
+
+UNKNOWN = 255
+_DIFFERENT_WEIGHT = 4.0  # pairs on different objects are rare
+_BOUNDARY_WEIGHT = 4.0
+_DISPLACEMENT_WEIGHT = 2.0
+_LEAST_SIZE_PX = 8.0
+
+
+@dataclass(frozen=True)
+class Targets:
+    """``displacement`` float32 (2, q, q) in units of 32 px; ``weight`` float32 (q, q), 32 px over the object's size, 0 = no object;
+    ``affinity`` uint8 (A, q, q) and ``boundary`` uint8 (S / 2, S / 2): 0, 1, 255 = unknown."""
+
+    displacement: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    affinity: NDArray[np.uint8]
+    boundary: NDArray[np.uint8]
+
+
+def targets_of(owner: NDArray[np.int32]) -> Targets:
+    """Targets from the object of each pixel: int32 (S, S), 1.., 0 = outside of the mask, -1 = unknown."""
+    cells = owner[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
+    q = len(cells)
+    at = np.arange(q, dtype=np.float32) * STRIDE + STRIDE / 2
+    displacement, weight = np.zeros((2, q, q), np.float32), np.zeros((q, q), np.float32)
+    for k in np.unique(cells[cells > 0]):
+        its = cells == k
+        x, y, w, h = cv2.boundingRect((owner == k).astype(np.uint8))
+        ys, xs = np.nonzero(owner[y : y + h, x : x + w] == k)
+        displacement[0][its] = (np.broadcast_to(y + ys.mean() - at[:, None], (q, q))[its]) / DISPLACEMENT_UNIT_PX
+        displacement[1][its] = (np.broadcast_to(x + xs.mean() - at[None], (q, q))[its]) / DISPLACEMENT_UNIT_PX
+        weight[its] = DISPLACEMENT_UNIT_PX / max(float(np.sqrt(w * h)), _LEAST_SIZE_PX)
+    affinity = np.full((len(AFFINITY_OFFSETS), q, q), UNKNOWN, np.uint8)
+    for k, (dy, dx) in enumerate(AFFINITY_OFFSETS):
+        here = (slice(0, q - dy), slice(max(0, -dx), q - max(0, dx)))
+        there = (slice(dy, q), slice(max(0, dx), q - max(0, -dx)))
+        a, b = cells[here], cells[there]
+        affinity[k][here] = np.where((a > 0) & (b > 0), a == b, UNKNOWN)
+    return Targets(displacement, weight, affinity, _boundary_of(owner))
+
+
+def _boundary_of(owner: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """At stride 2: 1 where two objects are within two pixels, 255 outside of the mask."""
+    inside = owner > 0
+    numbers = owner.astype(np.float32)
+    kernel = np.ones((5, 5), np.uint8)
+    highest = cv2.dilate(np.where(inside, numbers, 0), kernel)
+    lowest = cv2.erode(np.where(inside, numbers, 1e6), kernel)
+    between = inside & (highest != lowest)
+    h, w = (s // 2 for s in owner.shape)
+    blocks = (h, 2, w, 2)
+    return np.where(inside.reshape(blocks).any((1, 3)), between.reshape(blocks).any((1, 3)), UNKNOWN).astype(np.uint8)
+
+
+def loss_of(outputs: tuple[Tensor, Tensor, Tensor], targets: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The three losses: displacement relative to the object's size (smooth L1), affinity and boundary (balanced cross-entropy)."""
+    displacement, affinity, boundary = outputs
+    wanted, weight, same, edge = targets
+    error = F.smooth_l1_loss(displacement, wanted, reduction="none", beta=0.1) * weight[:, None]
+    vector = error.sum() / (weight > 0).sum().clamp(min=1)
+    return (
+        _DISPLACEMENT_WEIGHT * vector,
+        _cross_entropy(affinity, same, 1.0, _DIFFERENT_WEIGHT),
+        _cross_entropy(boundary[:, 0], edge, _BOUNDARY_WEIGHT, 1.0),
+    )
+
+
+def _cross_entropy(logits: Tensor, wanted: Tensor, weight_of_1: float, weight_of_0: float) -> Tensor:
+    target = (wanted == 1).float()
+    weight = torch.where(target > 0, weight_of_1, weight_of_0) * (wanted != UNKNOWN)
+    return (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum() / weight.sum().clamp(min=1)

