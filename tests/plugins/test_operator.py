@@ -105,7 +105,7 @@ def test_evidence_may_be_an_integer_factor_smaller():
         (np.zeros((4, 4), int), {"displacement": np.full((2, 4, 4), np.nan)}, "displacement contains NaN"),
         (np.zeros((4, 4), int), {"boundary": np.full((4, 4), 2.0)}, r"must lie in \[0, 1\].*sigmoid"),
         (np.zeros((4, 4), int), {"boundary": np.zeros((3, 4))}, "boundary"),
-        (np.zeros((4, 4), int), {"affinity": np.zeros((3, 4, 4))}, "one channel for each of the 10 offsets"),
+        (np.zeros((4, 4), int), {"affinity": np.zeros((3, 4, 4))}, "one channel for each of the 14 offsets"),
         (np.zeros((4, 4), int), {"scores": np.full((4, 4), np.nan)}, "scores must lie in"),
         (np.zeros((4, 4), int), {"things": [300]}, "0..254"),
         (np.zeros((4, 4), int), {"split": "best"}, "split must be"),
