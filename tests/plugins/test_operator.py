@@ -165,7 +165,10 @@ def test_the_instance_prototypes_affinities_split_people(shared):
         values = {o.name: v for o, v in zip(session.get_outputs(), session.run(None, feeds), strict=True)}
         affinity = 1 / (1 + np.exp(-values["aff"][0]))
         height, width = semantic.shape
-        for name, kwargs in (("components", {"split": 0.0}), ("affinity", {"affinity": affinity})):
+        for name, kwargs in (
+            ("components", {"split": 0.0}),
+            ("affinity", {"affinity": affinity, "affinity_offsets": AFFINITY_OFFSETS[:10]}),
+        ):
             found = tfiseg.cluster(small, **kwargs)
             label_map = cv2.resize(found.label_map.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST).astype(np.int32)
             label_map[semantic != 15] = 0
