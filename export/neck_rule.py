@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..plugins.native import region_graph
-from ..plugins.neck import FEATURES, Edges, Regions, neck_features, union
+from ..plugins.neck import Edges, Regions, neck_features, union
 from ..plugins.problem import problem_of
 from .neck_composites import Shape, composite, shape_bank
 
@@ -30,9 +30,25 @@ _CHUNK = 250  # composites per task of a worker process
 Samples = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
+Graph = tuple[NDArray[np.int32], Regions, Edges]
+
+
 def neck_samples(truth: NDArray[np.int32], rng: np.random.Generator) -> Samples:
     """Necks met while the regions of a composite merge as they should: features (m, 13), same object (m,), weight (m,)."""
-    region_map, regions, edges = region_graph(problem_of((truth > 0).astype(np.uint8)))
+    return merge_samples(region_graph(problem_of((truth > 0).astype(np.uint8))), truth, neck_features, 0, rng)
+
+
+def merge_samples(
+    graph: Graph,
+    truth: NDArray[np.int32],
+    features_of: Callable[[Regions, Edges], NDArray[np.float64]],
+    leading: int,
+    rng: np.random.Generator,
+) -> Samples:
+    """Pairs of regions met while a graph merges as the truth (int32 (h, w), 0 and below = no object) says, those with most of
+    feature ``leading`` first: features (m, f), same object (m,), weight (m,)."""
+    region_map, regions, edges = graph
+    truth = np.maximum(truth, 0)
     n = len(regions)
     counts = np.zeros((n + 1, int(truth.max()) + 1), np.int64)
     np.add.at(counts, (region_map.ravel(), truth.ravel()), 1)
@@ -40,9 +56,10 @@ def neck_samples(truth: NDArray[np.int32], rng: np.random.Generator) -> Samples:
     features, same, weight = [], [], []
     while len(edges):
         owner, purity = counts.argmax(1), counts.max(1) / np.maximum(counts.sum(1), 1)
-        known = (purity[edges[:, 0]] > _MIN_PURITY) & (purity[edges[:, 1]] > _MIN_PURITY)
+        sure = (purity > _MIN_PURITY) & (owner > 0)
+        known = sure[edges[:, 0]] & sure[edges[:, 1]]
         one = owner[edges[:, 0]] == owner[edges[:, 1]]
-        x = neck_features(regions, edges)
+        x = features_of(regions, edges)
         smaller = np.minimum(regions[edges[:, 0], 0], regions[edges[:, 1], 0])
         size = counts.sum(0)[np.where(one, owner[edges[:, 0]], 0)]  # of the object that a wrong cut would break
         small_owner = np.where(regions[edges[:, 0], 0] <= regions[edges[:, 1], 0], owner[edges[:, 0]], owner[edges[:, 1]])
@@ -50,27 +67,27 @@ def neck_samples(truth: NDArray[np.int32], rng: np.random.Generator) -> Samples:
         features.append(x[known])
         same.append(one[known].astype(float))
         share = np.minimum(1.0, smaller / np.maximum(size, 1))
-        weight.append(np.where(one, _cost_of_cut(share), _cost_of_merge(share))[known])
+        weight.append(np.where(one, cost_of_cut(share), cost_of_merge(share))[known])
         true_edges = np.flatnonzero(one)
         if not len(true_edges):
             break
         # one merge at a time near the best neck, in a random order close to that of the rule: states of all stages
-        order = x[true_edges, 0] + rng.normal(0, 0.15, len(true_edges))
+        order = x[true_edges, leading] + rng.normal(0, 0.15, len(true_edges))
         a, b = edges[true_edges[order.argmax()], :2]
         regions, edges, counts = _merge(regions, edges, counts, int(a), int(b))
     if not features:
-        return np.zeros((0, len(FEATURES))), np.zeros(0), np.zeros(0)
+        return features_of(regions, edges[:0]), np.zeros(0), np.zeros(0)
     f, s, w = np.concatenate(features), np.concatenate(same), np.concatenate(weight)
     # a composite counts once, however many necks and stages it has
     return f, s, w / max(1.0, len(w) ** 0.5)
 
 
-def _cost_of_cut(share: NDArray[np.float64]) -> NDArray[np.float64]:
+def cost_of_cut(share: NDArray[np.float64]) -> NDArray[np.float64]:
     """What cutting off a share of an object costs in PQ: a false positive, and from a third on the object's own match."""
     return 0.5 + 1.5 * np.clip((share - 0.1) / 0.3, 0, 1)
 
 
-def _cost_of_merge(share: NDArray[np.float64]) -> NDArray[np.float64]:
+def cost_of_merge(share: NDArray[np.float64]) -> NDArray[np.float64]:
     """What merging a share of an object with another costs: its match, if the share is most of it; else little."""
     return 0.2 + 1.3 * np.clip((share - 0.2) / 0.4, 0, 1)
 
@@ -86,10 +103,10 @@ def _merge(regions: Regions, edges: Edges, counts: NDArray[np.int64], a: int, b:
     rest = edges[keep, 2:]
     unique, index = np.unique(pairs, axis=0, return_inverse=True)
     index = index.ravel()
-    merged = np.zeros((len(unique), 4), np.int64)
+    merged = np.zeros((len(unique), edges.shape[1]), np.int64)
     merged[:, :2] = unique
     np.maximum.at(merged[:, 2], index, rest[:, 0])
-    np.add.at(merged[:, 3], index, rest[:, 1])
+    np.add.at(merged[:, 3:], index, rest[:, 1:])
     return regions, merged, counts
 
 
@@ -112,11 +129,11 @@ def collect(bank: Sequence[Shape], count: int, seed: int, workers: int = 1) -> S
 
 
 def fit_member(samples: Samples, hidden: int = HIDDEN, seed: int = 0, steps: int = 5000) -> tuple[torch.nn.Sequential, float]:
-    """A 13 -> hidden -> 1 ReLU network on the features as they are (their scaling is folded in); returns it and the held-out loss."""
+    """A features -> hidden -> 1 ReLU network on the features as they are (their scaling is folded in); returns it and the held-out loss."""
     torch.manual_seed(seed)
     x, y, w = (torch.from_numpy(s).float() for s in samples)
-    mean, std = x.mean(0), x.std(0)
-    net = torch.nn.Sequential(torch.nn.Linear(len(FEATURES), hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 1))
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)  # a feature may never vary
+    net = torch.nn.Sequential(torch.nn.Linear(x.shape[1], hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 1))
     held = int(len(x) * _HELD_OUT)
     xs = (x - mean) / std
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-3)
@@ -137,16 +154,23 @@ def fit_member(samples: Samples, hidden: int = HIDDEN, seed: int = 0, steps: int
 
 
 def fit(samples: Samples, seed: int = 0, steps: int = 5000) -> tuple[torch.nn.Sequential, float]:
-    """The mean of ``MEMBERS`` networks, written as one wide network; returns it and the members' mean held-out loss."""
-    members = [fit_member(samples, seed=seed + k, steps=steps) for k in tqdm(range(MEMBERS), desc="fit")]
-    nets = [net for net, _ in members]
-    whole = torch.nn.Sequential(torch.nn.Linear(len(FEATURES), MEMBERS * HIDDEN), torch.nn.ReLU(), torch.nn.Linear(MEMBERS * HIDDEN, 1))
+    """The neck rule: see ``fit_members``."""
+    return fit_members(samples, HIDDEN, MEMBERS, seed, steps)
+
+
+def fit_members(samples: Samples, hidden: int, members: int, seed: int, steps: int) -> tuple[torch.nn.Sequential, float]:
+    """The mean of several fits, written as one wide network; returns it and the members' mean held-out loss."""
+    fits = [fit_member(samples, hidden, seed=seed + k, steps=steps) for k in tqdm(range(members), desc="fit")]
+    nets = [net for net, _ in fits]
+    whole = torch.nn.Sequential(
+        torch.nn.Linear(samples[0].shape[1], members * hidden), torch.nn.ReLU(), torch.nn.Linear(members * hidden, 1)
+    )
     with torch.no_grad():
         whole[0].weight.copy_(torch.cat([n[0].weight for n in nets]))
         whole[0].bias.copy_(torch.cat([n[0].bias for n in nets]))
-        whole[2].weight.copy_(torch.cat([n[2].weight for n in nets], 1) / MEMBERS)
+        whole[2].weight.copy_(torch.cat([n[2].weight for n in nets], 1) / members)
         whole[2].bias.copy_(torch.stack([n[2].bias for n in nets]).mean(0))
-    return whole, sum(loss for _, loss in members) / MEMBERS
+    return whole, sum(loss for _, loss in fits) / members
 
 
 def _loss(logit: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

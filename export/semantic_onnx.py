@@ -17,13 +17,14 @@ import onnx
 import onnxruntime
 import onnxsim
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from ..errors import InputError, ModelError
 from ..runtime.sessions import FORMAT_VERSION, METADATA_KEY
 from .agreement import MIN_AGREEMENT, check_frames
 from .class_lists import VOC21
 from .frame_graph import MODEL_IR_VERSION, PixelFormat, frame_value, long_side_nodes, pixel_nodes
+from .half_weights import stored_as_half
 from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
 from .train_semantic import LONG_SIDE_PX, network_size_hw, predict_logits
 
@@ -132,14 +133,7 @@ def _assembled(network: onnx.ModelProto, classes: int, long_side_px: int, half_w
     sizing, size_constants = long_side_nodes(long_side_px, SIDE_MULTIPLE)
     pixels, pixel_constants = pixel_nodes(PixelFormat((PIXEL_MEAN,) * 3, (PIXEL_STD,) * 3, scale=1))
     graph = network.graph
-    casts, weights = [], []
-    for tensor in graph.initializer:
-        if half_weights and tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= 64:
-            small = numpy_helper.to_array(tensor).astype(np.float16)
-            weights.append(numpy_helper.from_array(small, f"{tensor.name}.half"))
-            casts.append(helper.make_node("Cast", [f"{tensor.name}.half"], [tensor.name], to=TensorProto.FLOAT))
-        else:
-            weights.append(tensor)
+    casts, weights = stored_as_half(graph.initializer) if half_weights else ([], list(graph.initializer))
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, classes, "grid_height", "grid_width"])
     nodes, constants = [*sizing, *pixels, *casts, *graph.node], [*size_constants, *pixel_constants, *weights]
     whole = helper.make_graph(nodes, "tfiseg", [frame_value()], [logits], constants)

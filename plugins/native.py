@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TfisegError
+from .neck import EVIDENCE_FEATURES
 from .problem import Clustering, Problem
 
-API_VERSION = 2
+API_VERSION = 3
 ON_CPU = 0
 _KEPT_BYTES = 64 << 20
 _local = threading.local()
@@ -50,6 +51,8 @@ class ProblemStruct(ctypes.Structure):
         ("min_area", ctypes.c_int32),
         ("max_instances", ctypes.c_int32),
         ("threads", ctypes.c_int32),
+        ("evidence_hidden", ctypes.c_int32),
+        ("evidence_rule", ctypes.c_void_p),
     ]
 
 
@@ -138,6 +141,8 @@ def problem_struct(problem: Problem, threads: int = 1) -> ProblemStruct:
         problem.min_area,
         problem.max_instances,
         threads,
+        0 if problem.evidence_rule is None else len(problem.evidence_rule) // (len(EVIDENCE_FEATURES) + 2),
+        _address(problem.evidence_rule),
     )
 
 
@@ -192,11 +197,11 @@ def _workspace(size: int) -> NDArray[np.float64]:
 
 
 def region_graph(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """The graph that the split rule decides on, of the first picture: region map (h, w), regions (n, 8), edges (m, 4); see tfiseg.h."""
+    """The graph that the split rule decides on, of the first picture: region map (h, w), regions (n, 8), edges (m, 7); see tfiseg.h."""
     h, w = problem.grid_hw
     region_map = np.empty((h, w), np.int32)
     counts = np.zeros(2, np.int64)
-    regions, edges = np.zeros((256, 8), np.int64), np.zeros((1024, 4), np.int64)
+    regions, edges = np.zeros((256, 8), np.int64), np.zeros((1024, 7), np.int64)
     while True:
         status = library().tfiseg_region_graph(
             ctypes.byref(problem_struct(problem, usable_threads())),
@@ -210,4 +215,4 @@ def region_graph(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int64]
         _check(status)
         if counts[0] <= len(regions) and counts[1] <= len(edges):
             return region_map, regions[: counts[0]], edges[: counts[1]]
-        regions, edges = np.zeros((counts[0], 8), np.int64), np.zeros((counts[1], 4), np.int64)
+        regions, edges = np.zeros((counts[0], 8), np.int64), np.zeros((counts[1], 7), np.int64)

@@ -20,6 +20,8 @@ FEATURES = (
     "contact / side of small",
     "log2 area of small",
 )
+EVIDENCE_FEATURES = (*FEATURES, "mean affinity", "log2 affinity pairs", "mean boundary", "touch")
+FIXED_POINT = 65535.0
 # columns of a region row: area, sum x, sum y, sum xx, sum xy, sum yy, peak (squared distance), class
 PEAK, CLASS = 6, 7
 
@@ -58,7 +60,8 @@ def neck_features(regions: Regions, edges: Edges) -> NDArray[np.float64]:
     a_small = (a[:, 0] <= b[:, 0])[:, None]
     small, large = np.where(a_small, a, b), np.where(a_small, b, a)
     neck = np.sqrt(edges[:, 2].astype(np.float64))
-    peak_small, peak_large = np.sqrt(small[:, PEAK].astype(np.float64)), np.sqrt(large[:, PEAK].astype(np.float64))
+    # at least 1, as it is but where a given field took the distances' place
+    peak_small, peak_large = (np.sqrt(np.maximum(r[:, PEAK], 1).astype(np.float64)) for r in (small, large))
     side_small, side_large = np.sqrt(small[:, 0].astype(np.float64)), np.sqrt(large[:, 0].astype(np.float64))
     dx = small[:, 1] / small[:, 0] - large[:, 1] / large[:, 0]
     dy = small[:, 2] / small[:, 0] - large[:, 2] / large[:, 0]
@@ -77,6 +80,27 @@ def neck_features(regions: Regions, edges: Edges) -> NDArray[np.float64]:
             np.sqrt(dx * dx + dy * dy) / (side_small + side_large),
             edges[:, 3] / side_small,
             coarse_log2(small[:, 0].astype(np.float64)),
+        ],
+        axis=1,
+    )
+
+
+def evidence_features(regions: Regions, edges: Edges) -> NDArray[np.float64]:
+    """What a merge rule sees of each edge (a, b, saddle, contact, boundary sum, affinity sum, affinity count), whose regions need not
+    touch: (m, 17), columns ``EVIDENCE_FEATURES``."""
+    contact, boundary, affinity, pairs = (edges[:, k].astype(np.float64) for k in (3, 4, 5, 6))
+    return np.concatenate(
+        [
+            neck_features(regions, edges),
+            np.stack(
+                [
+                    np.where(pairs > 0, affinity / (np.maximum(pairs, 1) * FIXED_POINT), 0.5),
+                    coarse_log2(1.0 + pairs),
+                    np.where(contact > 0, boundary / (np.maximum(contact, 1) * FIXED_POINT), 0.5),
+                    (contact > 0).astype(np.float64),
+                ],
+                axis=1,
+            ),
         ],
         axis=1,
     )

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError
 from ..instances import instances_from_table
 from .native import cluster_native
-from .problem import CENTRE_RADIUS, IGNORE, MAX_INSTANCES, MAX_OUT_SIDE, MAX_SIDE, MERGE_AFFINITY, Problem
+from .neck import EVIDENCE_FEATURES
+from .problem import CENTRE_RADIUS, IGNORE, MAX_EVIDENCE_HIDDEN, MAX_INSTANCES, MAX_OUT_SIDE, MAX_SIDE, MERGE_AFFINITY, Problem
 
 Split = str | float | Mapping[int, float]
 
@@ -35,6 +36,7 @@ def cluster(
     split: Split = "auto",
     affinity_offsets: Sequence[tuple[int, int]] = AFFINITY_OFFSETS,
     merge_affinity: float = MERGE_AFFINITY,
+    merge_rule: ArrayLike | None = None,
     centre_radius: float = CENTRE_RADIUS,
     min_area: int = MIN_AREA_PX,
     max_instances: int = MAX_INSTANCES,
@@ -50,13 +52,15 @@ def cluster(
         displacement: float (2, H, W), (dy, dx) in grid pixels to the centre of each pixel's instance; default: from shape.
         boundary: float (H, W) in [0, 1], 1 = between two instances; an integer factor smaller than the grid is allowed.
         affinity: float (A, h, w) in [0, 1]: probability that a cell and the one at each offset lie on one object; an integer
-            factor smaller than the grid is allowed. Where given, it alone decides what merges.
+            factor smaller than the grid is allowed. Without a ``merge_rule``, it alone decides what merges.
         scores: float (H, W) in [0, 1], per-pixel confidence; default: softmax of the logits, or 1.
         things: class ids that are countable; default: all but 0.
         split: "auto" decides each neck from its shape; a float cuts where saddle / peak is below it (0 = never cut: connected
             components); {class id: float} does so for these classes and "auto" for the others.
         affinity_offsets: (A, 2) (dy, dx) of the affinity channels, in affinity cells.
         merge_affinity: regions merge while their mean affinity is above it.
+        merge_rule: float (hidden * 19 + 1,), weights of a learned rule that decides from shape, affinity and boundary together; it
+            belongs to the network that made the affinities (csrc/tfiseg.h, evidence_rule). Default: ``merge_affinity``.
         centre_radius: given displacements shorter than this mark centres; grid pixels.
         min_area: smaller instances are dropped; pixels of the result.
         max_instances: at most this many are kept, the largest.
@@ -121,6 +125,7 @@ def cluster(
             affinity=links,
             affinity_offsets=offsets,
             affinity_stride=stride,
+            evidence_rule=_merge_rule(merge_rule, links is not None),
             merge_affinity=merge_affinity,
             centre_radius=centre_radius,
             min_area=int(min_area),
@@ -215,6 +220,22 @@ def _affinity(
     stride = _stride(array.shape[-2:], h, w, "affinity")
     _check_unit(array, "affinity")
     return np.ascontiguousarray(array), stride
+
+
+def _merge_rule(value: ArrayLike | None, has_affinity: bool) -> NDArray[np.float32] | None:
+    if value is None:
+        return None
+    if not has_affinity:
+        raise InputError("a merge_rule weighs affinities: give affinity as well")
+    rule = np.ascontiguousarray(value, np.float32)
+    unit = len(EVIDENCE_FEATURES) + 2
+    if rule.ndim != 1 or rule.size % unit != 1 or not 1 <= rule.size // unit <= MAX_EVIDENCE_HIDDEN:
+        raise InputError(
+            f"merge_rule must hold hidden * {unit} + 1 numbers for 1 to {MAX_EVIDENCE_HIDDEN} hidden units, got shape {rule.shape}"
+        )
+    if not _is_finite(rule):
+        raise InputError("merge_rule contains NaN or infinity")
+    return rule
 
 
 def _stride(shape: Sequence[int], h: int, w: int, name: str) -> int:

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .neck import PEAK, Edges, Regions, neck_features, union
+from .neck import FIXED_POINT, PEAK, Edges, Regions, evidence_features, neck_features, union
 from .problem import FLAG_TOUCHES_EDGE, Clustering, Problem
 
 FAR_SQUARED = 1 << 26  # no pixel of another class in the picture
-FIXED_POINT = 65535.0
 BOUNDARY_RATIO = 1.0  # as kBoundaryRatio and kBoundaryLogits in merge.h
 BOUNDARY_LOGITS = 8.0
 _FORWARD = ((0, 1), (1, -1), (1, 0), (1, 1))
@@ -215,11 +214,28 @@ def neck_rule() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.fl
 
 def neck_log_odds(regions: Regions, edges: Edges) -> NDArray[np.float32]:
     """Log-odds that each neck lies inside one object, (m,); single precision, sums in the order of csrc/merge.h."""
-    features = neck_features(regions, edges).astype(np.float32)
-    hidden, hidden_bias, out_weight, out_bias = neck_rule()
-    total = np.full(len(edges), out_bias)
+    return _log_odds(neck_features(regions, edges).astype(np.float32), *neck_rule())
+
+
+def evidence_log_odds(rule: NDArray[np.float32], regions: Regions, edges: Edges) -> NDArray[np.float32]:
+    """Log-odds that the regions of each edge are one object, (m,), by a rule in tfiseg.h's order; single precision."""
+    features = evidence_features(regions, edges).astype(np.float32)
+    n = features.shape[1]
+    hidden = len(rule) // (n + 2)
+    weight, bias, out = np.split(rule[:-1], [hidden * n, hidden * (n + 1)])
+    return _log_odds(features, weight.reshape(hidden, n), bias, out, rule[-1])
+
+
+def _log_odds(
+    features: NDArray[np.float32],
+    hidden: NDArray[np.float32],
+    hidden_bias: NDArray[np.float32],
+    out_weight: NDArray[np.float32],
+    out_bias: np.float32,
+) -> NDArray[np.float32]:
+    total = np.full(len(features), out_bias)
     for weight, bias, out in zip(hidden, hidden_bias, out_weight, strict=True):
-        value = np.full(len(edges), bias)
+        value = np.full(len(features), bias)
         for k in range(features.shape[1]):
             value = value + weight[k] * features[:, k]
         total = np.where(value > 0, total + out * value, total)
@@ -228,6 +244,8 @@ def neck_log_odds(regions: Regions, edges: Edges) -> NDArray[np.float32]:
 
 def scores_of(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.float64]:
     """Above 0: one object; the larger, the earlier the pair merges. (m,)"""
+    if problem.evidence_rule is not None:
+        return evidence_log_odds(problem.evidence_rule, regions, edges).astype(np.float64)
     if problem.affinity is not None:
         pairs = edges[:, PAIRS]
         mean = edges[:, AFFINITY] / (np.maximum(pairs, 1) * FIXED_POINT)
@@ -292,7 +310,8 @@ def _grid_labels(problem: Problem, index: int, semantic: NDArray[np.uint8]) -> N
     squared = np.zeros(cls.shape, np.int64)
     if problem.displacement is not None:
         root = given_basins(cls, problem.displacement[index], problem.centre_radius)
-        i, j = _contacts(cls, root) if problem.boundary is not None else (np.zeros(0, np.int64), np.zeros(0, np.int64))
+        touching = problem.boundary is not None or problem.evidence_rule is not None
+        i, j = _contacts(cls, root) if touching else (np.zeros(0, np.int64), np.zeros(0, np.int64))
     else:
         squared = squared_distance(cls)
         root, i, j = geometric_basins(cls, squared)

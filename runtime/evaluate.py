@@ -24,6 +24,7 @@ from ..plugins.operator import Split, cluster
 from ..plugins.problem import IGNORE
 from .drawing import draw_instances, instance_colours
 from .metrics import AveragePrecision, PictureScore, panoptic_counts
+from .refine import Refiner
 from .segmenter import Segmenter
 from .sinks import writable_folder
 from .sources import IMAGE_SUFFIXES
@@ -92,6 +93,7 @@ def evaluate(
     split: Split = "auto",
     out: Path | None = None,
     quiet: bool = False,
+    refiner: Refiner | None = None,
 ) -> dict[str, Any]:
     """Score an evaluation set.
 
@@ -102,6 +104,7 @@ def evaluate(
         split: with "truth", see ``tfiseg.cluster``.
         out: where worst.png, a contact sheet of the worst pictures, goes.
         quiet: no progress bar.
+        refiner: with "truth", cuts and joins the class maps' components in place of ``split``.
 
     Returns:
         PQ, its counts, AP, AP50, AP75, PQ per class, the worst pictures; with "model" also IoU per class and mIoU over the
@@ -113,7 +116,7 @@ def evaluate(
     confusion = np.zeros((256, 256), np.int64)
     total = PictureScore()
     worst: list[tuple[PictureScore, EvalPicture, Instances]] = []
-    find, ids = _finder(semantic, segmenter, split, names)
+    find, ids = _finder(semantic, segmenter, split, names, refiner)
     began = time.perf_counter()
     for picture in tqdm(pictures, unit="picture", desc=f"eval {folder.name}", disable=quiet):
         found = find(picture)
@@ -158,11 +161,13 @@ def _badness(case: tuple[PictureScore, EvalPicture, Instances]) -> tuple[int, st
 
 
 def _finder(
-    semantic: str, segmenter: Segmenter | None, split: Split, names: dict[int, str]
+    semantic: str, segmenter: Segmenter | None, split: Split, names: dict[int, str], refiner: Refiner | None
 ) -> tuple[Callable[[EvalPicture], Instances], set[int] | None]:
     """How to find a picture's instances, and which class ids count (None: all)."""
     labels = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
     if semantic == "truth":
+        if refiner is not None:
+            return lambda picture: refiner(picture.image, cluster(picture.semantic, split=0.0, class_names=labels)), None
         return lambda picture: cluster(picture.semantic, split=split, class_names=labels), None
     if semantic != "model" or segmenter is None:
         raise InputError(f'semantic must be "truth" or "model" (with a segmenter), got {semantic!r}')

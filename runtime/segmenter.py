@@ -15,9 +15,11 @@ from ..errors import InputError
 from ..instances import Instances
 from ..plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, cluster, split_table
 from ..plugins.problem import MAX_INSTANCES
+from .refine import Refiner
 from .sessions import DEFAULT_MODEL, DEFAULT_PROVIDERS, open_session
 from .sources import Frame, checked_image
 
+REFINES = (None, "components")
 MIN_SCORE = 0.5  # more likely right than wrong
 _MIN_AREA_SHARE = 1e-3  # of the frame: a network's crumbs, below what its stride-4 grid can tell (docs/benchmarks)
 
@@ -38,6 +40,9 @@ class Segmenter:
         min_area: smallest instance in pixels; default: 0.1 % of the frame, at least 25.
         min_score: instances with a lower mean probability are left out; 0 keeps all.
         max_instances: at most this many per frame, the largest.
+        refine: "components": cut and join the class map's components by what the instance network sees in them, in place of their shape
+            alone (see ``Refiner``); None: by shape.
+        instance_model: path of an instance network, with ``refine``; default: the one that comes with tfiseg.
         threads: CPU threads of network and clustering; 0 = all that the process may use.
         providers: ONNX Runtime execution providers.
 
@@ -59,6 +64,8 @@ class Segmenter:
         min_area: int | None = None,
         min_score: float = MIN_SCORE,
         max_instances: int = MAX_INSTANCES,
+        refine: str | None = None,
+        instance_model: str | Path | None = None,
         threads: int = 0,
         providers: Sequence[str] = DEFAULT_PROVIDERS,
     ) -> None:
@@ -78,6 +85,11 @@ class Segmenter:
         self.min_score = min_score
         self.max_instances = max_instances
         self.threads = threads or None
+        if refine not in REFINES:
+            raise InputError(f"refine must be one of {', '.join(map(repr, REFINES))}, got {refine!r}")
+        if instance_model is not None and refine is None:
+            raise InputError('an instance_model does nothing without refine="components"')
+        self.refiner = Refiner(instance_model, threads=threads, providers=providers) if refine == "components" else None
 
     def _class_id(self, name: str | int) -> int:
         if isinstance(name, Integral) or (isinstance(name, str) and name.isdecimal()):
@@ -93,12 +105,30 @@ class Segmenter:
         began = time.perf_counter()
         maps = self.session.infer(image)
         network_ms = (time.perf_counter() - began) * 1e3
-        found = self.cluster_maps(maps, (image.shape[0], image.shape[1]))
+        found = self.cluster_maps(maps, (image.shape[0], image.shape[1])) if self.refiner is None else self._refined(image, maps)
         stages = {"network": network_ms, **found.stage_ms}
         if isinstance(frame, Frame):
             stages = {"decode": frame.decode_ms, **stages}
             return replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=stages)
         return replace(found, stage_ms=stages)
+
+    def _refined(self, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.float32]]) -> Instances:
+        """Components first, crumbs included: they may be joined to something."""
+        assert self.refiner is not None
+        size_hw = (image.shape[0], image.shape[1])
+        components: Instances = cluster(
+            maps["logits"][0],
+            things=self.things,
+            split=0.0,
+            min_area=MIN_AREA_PX,
+            max_instances=self.max_instances,
+            output_size_hw=size_hw,
+            class_names=self.class_names,
+            threads=self.threads,
+        )
+        found = self.refiner(image, components)
+        least = self.min_area if self.min_area is not None else usual_min_area(size_hw)
+        return found.select((found.score >= self.min_score) & (found.area >= least))
 
     def cluster_maps(self, maps: Mapping[str, NDArray[np.float32]], frame_size_hw: tuple[int, int]) -> Instances:
         """Instances from what the network said of a frame (``session.infer``): float32 (1, channels, h, w) by output name."""

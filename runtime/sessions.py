@@ -46,6 +46,36 @@ class ModelInfo:
         return info
 
 
+def open_onnx(path: Path, threads: int, providers: Sequence[str]) -> Any:
+    """An ``onnxruntime.InferenceSession`` as tfiseg wants it; raises ModelError naming what keeps it from starting."""
+    import onnxruntime
+
+    if not path.exists():
+        raise ModelError(f"there is no model {path}; leave `model` out to use the network that comes with tfiseg")
+    missing = [p for p in providers if p not in onnxruntime.get_available_providers()]
+    if missing:
+        raise ModelError(
+            f"ONNX Runtime has no provider {missing}; this installation has {onnxruntime.get_available_providers()}; "
+            "GPU providers come with onnxruntime-gpu in place of onnxruntime"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # its threads may spin while a network runs, but not between frames: there are clustering and drawing to do on the same cores
+    # (2 cores, ms per frame: 10.5 so, 12.9 without spinning, 18.9 with spinning throughout, which is the default)
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers), disabled_optimizers=list(UNWANTED_OPTIMIZERS))
+    except Exception as wrong:  # onnxruntime's errors share no base class
+        raise ModelError(f"ONNX Runtime can't load {path}: {wrong}") from wrong
+    if session.get_providers()[0] != providers[0]:  # ONNX Runtime falls back without an error
+        raise ModelError(
+            f"{providers[0]} could not start, ONNX Runtime fell back to {session.get_providers()[0]}: "
+            "check that its libraries (CUDA, cuDNN, TensorRT) are installed in the versions that it wants"
+        )
+    return session
+
+
 class OnnxSession:
     """A network through ONNX Runtime.
 
@@ -59,34 +89,8 @@ class OnnxSession:
     """
 
     def __init__(self, path: str | Path, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> None:
-        import onnxruntime
-
         self.path = Path(path)
-        if not self.path.exists():
-            raise ModelError(f"there is no model {self.path}; leave `model` out to use the network that comes with tfiseg")
-        missing = [p for p in providers if p not in onnxruntime.get_available_providers()]
-        if missing:
-            raise ModelError(
-                f"ONNX Runtime has no provider {missing}; this installation has {onnxruntime.get_available_providers()}; "
-                "GPU providers come with onnxruntime-gpu in place of onnxruntime"
-            )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # its threads may spin while a network runs, but not between frames: there are clustering and drawing to do on the same cores
-        # (2 cores, ms per frame: 10.5 so, 12.9 without spinning, 18.9 with spinning throughout, which is the default)
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=list(providers), disabled_optimizers=list(UNWANTED_OPTIMIZERS)
-            )
-        except Exception as wrong:  # onnxruntime's errors share no base class
-            raise ModelError(f"ONNX Runtime can't load {self.path}: {wrong}") from wrong
-        if self._session.get_providers()[0] != providers[0]:  # ONNX Runtime falls back without an error
-            raise ModelError(
-                f"{providers[0]} could not start, ONNX Runtime fell back to {self._session.get_providers()[0]}: "
-                "check that its libraries (CUDA, cuDNN, TensorRT) are installed in the versions that it wants"
-            )
+        self._session = open_onnx(self.path, threads, providers)
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise ModelError(

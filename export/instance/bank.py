@@ -20,9 +20,9 @@ from ...errors import InputError
 from ..semantic_data import IGNORE, Picture, load_pictures
 
 LONG_SIDE_PX = 400  # pictures are shrunk to it: views are 160 px, so larger ones only cost memory
-_MIN_CONFIDENCE = 0.72
-_MIN_SOLIDITY = 0.5  # area over convex hull
-_MIN_SOLIDITY_IN_PLACE = 0.45  # of an object that stays in its own picture
+_MIN_CONFIDENCE = 0.6
+_MIN_SOLIDITY = 0.45  # area over convex hull
+_MIN_SOLIDITY_IN_PLACE = 0.4  # of an object that stays in its own picture
 _MIN_AREA_PX = 900  # smaller ones are pasted blurred
 _LEAST_AREA_PX = 100  # where a class has nothing larger: cells
 

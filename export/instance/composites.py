@@ -22,7 +22,8 @@ CANVAS_PX = 216  # composites are made this large and seen in views of 160 px
 _ALONE, _IN_PLACE = 0.22, 0.45  # cumulative shares of the kinds; the rest is pasted on other pictures
 _CELLS = 0.12  # share of the last kind that are cells
 _CROWD = 0.75  # pasted objects stand next to one another instead of anywhere
-_LOOKALIKES = 0.15  # the same object again and again
+_LOOKALIKES = 0.3  # the same object again and again
+_RELIT = 0.5  # every object in a light of its own; in the others only edges and shapes tell objects apart, as in one photo
 _OCCLUDED = 0.35  # something of another class in front
 _BEHIND = 0.25  # a pasted object goes behind what is there
 _MIN_VISIBLE = 0.2  # objects keep this share of themselves
@@ -148,7 +149,7 @@ class Composer:
             crop = cv2.resize(crop, (CANVAS_PX, CANVAS_PX))
         return crop.astype(np.float32), CANVAS_PX * float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
 
-    def _cutout(self, o: BankObject, size: float, rng: np.random.Generator) -> tuple[Canvas, NDArray[np.float32]]:
+    def _cutout(self, o: BankObject, size: float, relit: bool, rng: np.random.Generator) -> tuple[Canvas, NDArray[np.float32]]:
         """The object alone at about this size, turned and stretched a little: colours (h, w, 3), opacity (h, w) in [0, 1]."""
         x, y, w, h = o.box_xywh
         stretch = float(np.exp(rng.normal(0, 0.08)))
@@ -167,16 +168,17 @@ class Composer:
             turn = cv2.getRotationMatrix2D((opacity.shape[1] / 2, opacity.shape[0] / 2), degrees, 1)
             image = cv2.warpAffine(image, turn, opacity.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
             opacity = cv2.warpAffine(opacity, turn, opacity.shape[::-1])
-        return _lit(image.astype(np.float32), rng), np.ascontiguousarray(opacity)
+        colours = image.astype(np.float32)
+        return _lit(colours, rng) if relit else colours, np.ascontiguousarray(opacity)
 
     def _paste_objects(self, canvas: Canvas, label: Label, class_id: int, count: int, size: float, rng: np.random.Generator) -> None:
-        crowd, again = rng.random() < _CROWD, rng.random() < _LOOKALIKES
+        crowd, again, relit = rng.random() < _CROWD, rng.random() < _LOOKALIKES, rng.random() < _RELIT
         pool = self._whole.get(class_id) or self._whole[self._classes[0]]
         o = pool[int(rng.integers(len(pool)))]
         for _ in range(count):
             if not again:
                 o = pool[int(rng.integers(len(pool)))]
-            colours, opacity = self._cutout(o, size * float(np.exp(rng.normal(0, 0.22))), rng)
+            colours, opacity = self._cutout(o, size * float(np.exp(rng.normal(0, 0.22))), relit, rng)
             x, y = _place(label, opacity.shape, o.at_bottom, crowd, rng)
             _paste(canvas, label, colours, opacity, x, y, int(label.max()) + 1, rng.random() < _BEHIND, rng)
 
@@ -198,7 +200,7 @@ class Composer:
             if not other:
                 return
             pool = self._whole[int(rng.choice(other))]
-            colours, opacity = self._cutout(pool[int(rng.integers(len(pool)))], size * rng.uniform(0.3, 0.9), rng)
+            colours, opacity = self._cutout(pool[int(rng.integers(len(pool)))], size * rng.uniform(0.3, 0.9), True, rng)
         k = int(rng.integers(len(ys)))
         _paste(canvas, label, colours, opacity, int(xs[k]) - opacity.shape[1] // 2, int(ys[k]) - opacity.shape[0] // 2, 0, False, rng)
 

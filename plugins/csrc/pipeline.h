@@ -46,7 +46,7 @@ inline int64_t room_for(int64_t worst, int64_t pixels) { return std::min(worst, 
 struct Plan {
     Grid grid;
     Output out;
-    bool has_scores, is_geometric, has_edges;
+    bool has_scores, is_geometric, has_edges, has_contacts;
     int32_t region_room, edge_room, key_slots, bit_words;
     int64_t bytes;
 
@@ -78,9 +78,11 @@ struct Plan {
         has_scores = p.scores || p.logits;
         is_geometric = !p.displacement;
         has_edges = is_geometric || p.boundary || p.affinity;
+        has_contacts = is_geometric || needs_contacts(p);
         const int64_t n = grid.pixels();
         region_room = int32_t(room_for(n, n));
-        const int64_t pairs_of_pixel = p.affinity ? p.affinity_channels : is_geometric ? 1 : 4;
+        const int64_t touching = !p.affinity || p.evidence_rule ? is_geometric ? 1 : 4 : 0;
+        const int64_t pairs_of_pixel = touching + (p.affinity ? p.affinity_channels : 0);
         edge_room = has_edges ? int32_t(room_for(n * pairs_of_pixel, n)) : 0;
         key_slots = has_edges ? EdgeSet::slots_for(edge_room) : 0;
         bit_words = int32_t(out.words() * p.batch);
@@ -138,6 +140,7 @@ inline Settings settings_of(const tfiseg_problem &p) {
         if (p.things[c]) s.things[c >> 5] |= 1u << (c & 31);
     std::copy_n(p.split, 256, s.split);
     if (p.affinity) std::copy_n(p.affinity_offsets_yx, 2 * p.affinity_channels, s.affinity_offsets_yx);
+    if (p.evidence_rule) std::copy_n(p.evidence_rule, p.evidence_hidden * (TFISEG_EVIDENCE_FEATURES + 2) + 1, s.evidence_rule);
     return s;
 }
 
@@ -161,7 +164,7 @@ void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p) {
         run.each(n, GivenLinks{grid, plan.cls, {p.displacement, half}, radius * radius, plan.link});
     }
     run.each(n, Follow{plan.cls, plan.link, plan.roots, plan.map, plan.counters});
-    if (plan.has_edges && !(p.affinity && !plan.is_geometric)) run.each(n, Contacts{grid, plan.cls, plan.link, plan.contacts, plan.counters});
+    if (plan.has_contacts) run.each(n, Contacts{grid, plan.cls, plan.link, plan.contacts, plan.counters});
     if (plan.is_geometric)
         run.rounds(n, NoiseRounds{grid, plan.cls, plan.squared, plan.link, plan.roots, plan.map, plan.contacts,
                                   {plan.work[0], plan.work[1]}, plan.best, plan.counters});
@@ -178,16 +181,18 @@ void merge_regions(Executor &run, const Plan &plan, const tfiseg_problem &p) {
     run.each(int64_t(grid.pictures) * grid.h * statistics.strips(), statistics);
     if (!plan.has_edges) return;
     for (const bool summing : {false, true}) {
-        if (p.affinity) {  // where given, they alone decide
+        if (p.affinity) {  // where given without a rule, they alone decide
             const Affinities pairs = {grid, plan.cls, plan.map, {p.affinity, half}, plan.settings, p.affinity_channels, p.affinity_stride,
                                       plan.edge_set(0), summing};
             run.each(pairs.items(), pairs);
-        } else {
+        }
+        if (!p.affinity || p.evidence_rule) {
             run.each_counted(&plan.counters->contacts, n,
                              Touches{grid, plan.cls, plan.map, plan.contacts, plan.squared, {p.boundary, half}, plan.edge_set(0), summing});
         }
     }
-    const MergeRule rule = {plan.is_geometric, p.boundary != nullptr, p.affinity != nullptr, p.merge_affinity, plan.settings->split};
+    const MergeRule rule = {plan.is_geometric, p.boundary != nullptr, p.affinity != nullptr, p.merge_affinity, plan.settings->split,
+                            p.evidence_rule ? plan.settings->evidence_rule : nullptr, p.evidence_hidden};
     run.rounds(n, MergeRounds{rule, {plan.edge_set(0), plan.edge_set(1)}, {plan.scores[0], plan.scores[1]}, plan.regions, plan.into,
                               plan.changed, plan.counters});
 }

@@ -22,12 +22,14 @@
 extern "C" {
 #endif
 
-#define TFISEG_API_VERSION 2
+#define TFISEG_API_VERSION 3
 #define TFISEG_MAX_SIDE 4096      /* of the grid that is clustered */
 #define TFISEG_MAX_OUT_SIDE 32767 /* of the label map, with logits */
 #define TFISEG_MAX_INSTANCES 65535
 #define TFISEG_MAX_CUDA_PIXELS (1 << 29)      /* N * h * w, on a GPU */
 #define TFISEG_MAX_CUDA_AFFINITY_CHANNELS 32
+#define TFISEG_EVIDENCE_FEATURES 17
+#define TFISEG_MAX_EVIDENCE_HIDDEN 64
 #define TFISEG_COUNT_OVERFLOW (-1) /* as a count, on a GPU: more regions or edges than there is room for (plugins/README.md) */
 #define TFISEG_TABLE_COLUMNS 10 /* class, score, x0, y0, x1, y1, area, centroid x, centroid y, flags */
 #define TFISEG_FLAG_TOUCHES_EDGE 1 /* the instance touches the picture's border, so it may go on outside */
@@ -48,8 +50,8 @@ enum tfiseg_status {
 enum tfiseg_device { TFISEG_ON_CPU = 0, TFISEG_ON_CUDA = 1 };
 enum tfiseg_value_type { TFISEG_FLOAT32 = 0, TFISEG_FLOAT16 = 1 };
 
-/* Pointers are to memory of the device that computes, except things, split and affinity_offsets_yx: always the host's, read
- * during the call only. "value" is value_type. */
+/* Pointers are to memory of the device that computes, except things, split, affinity_offsets_yx and evidence_rule: always
+ * the host's, read during the call only. "value" is value_type. */
 typedef struct tfiseg_problem {
     uint32_t struct_size; /* sizeof(tfiseg_problem) */
     int32_t batch;        /* N >= 1 */
@@ -67,11 +69,15 @@ typedef struct tfiseg_problem {
     const void *scores;   /* value (N, h, w) confidence in [0, 1]; NULL: softmax of the logits, or 1 */
     const uint8_t *things; /* 256 flags: class is countable; 0 and 255 never are */
     const double *split;   /* 256 saddle / peak ratios, at or above which a neck is no neck; NaN: decided from shape ("auto") */
-    double merge_affinity;    /* basins merge while their mean affinity is above it */
+    double merge_affinity;    /* basins merge while their mean affinity is above it, if there is no evidence_rule */
     double centre_radius;     /* given displacement: neighbours with vectors shorter than this lie on one centre, grid pixels */
     int32_t min_area;         /* pixels of the label map; smaller instances become 0 */
     int32_t max_instances;    /* K, 1..65535; beyond it the largest are kept */
     int32_t threads;          /* >= 1; of the CPU */
+    int32_t evidence_hidden;  /* hidden units of evidence_rule, 0..64; 0: none */
+    /* With affinity: a network that decides which basins are one object, from the 17 features in merge.h. hidden x 17 weights, hidden
+     * biases, hidden output weights, output bias; above 0 is one object. It belongs to the network that makes the affinities. */
+    const float *evidence_rule;
 } tfiseg_problem;
 
 typedef struct tfiseg_result {
@@ -99,7 +105,8 @@ TFISEG_API int32_t tfiseg_cluster_cuda(const tfiseg_problem *problem, tfiseg_res
 
 /* The graph that `split` decides on: for fitting the rule (export/neck_rule.py) and for tests.
  * regions: (capacity_regions, 8) int64 area, sum x, sum y, sum xx, sum xy, sum yy, peak (squared distance), class;
- * edges: (capacity_edges, 4) int64 region a < region b, saddle (squared distance), contact (pixel pairs);
+ * edges: (capacity_edges, 7) int64 region a < region b, saddle (squared distance), contact (pixel pairs), boundary sum, affinity sum
+ * (both 16-bit fixed point), affinity pairs; edges that only affinities join are there, too;
  * region_map (h, w) int32, 0 = none. Returns a status; the counts go to counts[0], counts[1]. */
 TFISEG_API int32_t tfiseg_region_graph(const tfiseg_problem *problem, int32_t *region_map, int64_t *regions, int64_t capacity_regions,
                             int64_t *edges, int64_t capacity_edges, int64_t *counts);

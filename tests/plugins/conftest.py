@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from tfiseg.plugins.native import ProblemStruct, ResultStruct, problem_struct
+from tfiseg.plugins.neck import EVIDENCE_FEATURES
 from tfiseg.plugins.problem import Clustering, Problem
 
 CSRC = Path(__file__).parent.parent.parent / "plugins" / "csrc"
@@ -32,6 +33,13 @@ def random_class_maps(rng: np.random.Generator, n: int) -> np.ndarray:
     return out
 
 
+def random_rule(rng: np.random.Generator) -> np.ndarray:
+    hidden = int(rng.integers(1, 9))
+    rule = rng.normal(0, 0.3, hidden * (len(EVIDENCE_FEATURES) + 2) + 1).astype(np.float32)
+    rule[: hidden * len(EVIDENCE_FEATURES)].reshape(hidden, -1)[:, EVIDENCE_FEATURES.index("mean affinity")] *= 20
+    return rule
+
+
 def make_problem(seed: int) -> Problem:
     """Any of the operator's modes: class map or logits, batches, given fields, boundaries, affinities, few instances allowed."""
     rng = np.random.default_rng(seed)
@@ -47,6 +55,8 @@ def make_problem(seed: int) -> Problem:
         stride = int(rng.integers(1, 5))
         more["affinity"] = rounded(rng.random((n, 4, -(-h // stride), -(-w // stride))))
         more |= {"affinity_offsets": rng.integers(-3, 4, (4, 2)).astype(np.int32), "affinity_stride": stride}
+        if rng.random() < 0.6:
+            more["evidence_rule"] = random_rule(rng)
     for name in ("boundary", "scores"):
         if rng.random() < 0.4:
             more[name] = rounded(rng.random((n, h, w)))

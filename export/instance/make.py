@@ -1,0 +1,57 @@
+"""From pictures and class maps to an instance network in a file: train, fit the rules on what was kept apart, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ...runtime.instance_session import InstanceMaps
+from .composites import Composer
+from .instance_onnx import ViewMaps, export_instance
+from .rules import fit_rules
+from .sheets import bank_sheet, composite_sheet
+from .train import InstanceRecipe, banks_of, held_seed, train_instance
+
+
+def make_instance_model(
+    images: Path,
+    semantic: Path,
+    confidence: Path | None,
+    start: Path,
+    checkpoint: Path,
+    output: Path,
+    recipe: InstanceRecipe,
+    rule_composites: int = 4000,
+    sheets: Path | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+    training_data: str = "not stated",
+    licence: str = "not stated",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train on ``images`` and ``semantic`` (see ``build_bank``), fit the rules, write ``output``; returns what ``export_instance`` says,
+    the rules' held-out errors, and the indices of objects that were dropped."""
+    banks = banks_of(images, semantic, confidence, recipe)
+    if sheets is not None:
+        bank_sheet(banks.used, sheets / "bank.jpg")
+        composite_sheet(Composer(banks.used, recipe.seed), sheets / "composites.jpg")
+        tqdm.write(f"look at {sheets}/bank.jpg and composites.jpg: one object in each picture of the bank?")
+    network, dropped = train_instance(banks, start, checkpoint, recipe, workers, threads, quiet=quiet)
+    if sheets is not None and dropped:
+        bank_sheet(banks.used, sheets / "dropped.jpg", sorted(dropped))
+    maps = ViewMaps(network)
+
+    @torch.no_grad()
+    def infer(views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
+        return InstanceMaps(*(m.numpy() for m in maps(torch.from_numpy(views), torch.from_numpy(masks))))
+
+    fits = fit_rules(Composer(banks.held, held_seed(recipe) + 1), infer, rule_composites, recipe.seed, quiet)
+    report = export_instance(network, output, {name: f.rule for name, f in fits.items()}, training_data, licence)
+    report["rules"] = {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}
+    report["dropped"] = len(dropped)
+    return report

@@ -1,0 +1,130 @@
+"""Fit the two rules that turn the network's maps into instances, on composites of objects that training kept apart.
+
+- *merge*: whether two touching regions of a component are one object: shape of the neck, mean affinity, mean boundary;
+- *join*: whether two pieces of different components are one object behind something (runtime/joins.py).
+
+Both are small networks, averaged over several fits; they belong to one set of weights and travel in its model file. Nothing here sees
+an evaluation picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ...errors import InputError
+from ...plugins.native import region_graph
+from ...plugins.neck import EVIDENCE_FEATURES, evidence_features
+from ...plugins.operator import AFFINITY_OFFSETS
+from ...plugins.problem import problem_of
+from ...runtime.instance_session import InstanceMaps
+from ...runtime.joins import MIN_CELLS, Pieces
+from ...runtime.refine import JOIN_GRID_PX
+from ..neck_rule import Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
+from .composites import Composer, Composite
+
+HIDDEN, MEMBERS = 12, 4  # units of each fit, fits averaged
+_LONE_WEIGHT = 3.0  # photos show lone objects more often than composites do
+_OWN_SHARE = 0.2  # components this large beside the largest get a view of their own
+_MIN_OWN_PX = 64
+_BATCH = 32
+_STEPS = 4000
+_MEAN_AFFINITY = EVIDENCE_FEATURES.index("mean affinity")
+
+Rule = NDArray[np.float32]
+Look = Callable[[NDArray[np.uint8], NDArray[np.uint8]], InstanceMaps]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A rule as one float32 array, the share of (weighted) held-out pairs that it tells wrong, and how many it was fitted on."""
+
+    rule: Rule
+    held_error: float
+    pairs: int
+
+
+def fit_rules(composer: Composer, infer: Look, count: int, seed: int = 0, quiet: bool = False) -> dict[str, Fit]:
+    """Fit "merge" and "join" on ``count`` composites, as the network ``infer`` (views, masks -> maps) sees them."""
+    rng = np.random.default_rng(seed)
+    merges: list[Samples] = []
+    joins: list[Samples] = []
+    for start in tqdm(range(0, count, _BATCH), desc="composites for the rules", disable=quiet):
+        batch = [composer(start + k) for k in range(min(_BATCH, count - start))]
+        maps = infer(np.stack([c.image for c in batch]), np.stack([c.mask for c in batch]))
+        for k, composite in enumerate(batch):
+            merges += _merges_of(composite, maps, k, rng)
+            joins += _joins_of(composite, maps, k)
+    return {"merge": _fit(merges, seed), "join": _fit(joins, seed)}
+
+
+def _merges_of(composite: Composite, maps: InstanceMaps, k: int, rng: np.random.Generator) -> list[Samples]:
+    """Region pairs of each component that would get a view of its own."""
+    found = []
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(composite.mask, connectivity=8)
+    area = stats[1:, cv2.CC_STAT_AREA]
+    for component in np.flatnonzero(area >= max(_MIN_OWN_PX, _OWN_SHARE * area.max(initial=0))) + 1:
+        own = (labels == component).astype(np.uint8)
+        truth = np.where(own > 0, composite.owner, 0)
+        features, same, weight = merge_samples(region_graph(view_problem(own, maps, k)), truth, evidence_features, _MEAN_AFFINITY, rng)
+        if len(same):
+            lone = len(np.unique(truth[truth > 0])) < 2
+            found.append((features, same, weight * (_LONE_WEIGHT if lone else 1.0)))
+    return found
+
+
+def view_problem(own: NDArray[np.uint8], maps: InstanceMaps, k: int) -> object:
+    """The operator's problem of one view: the component's mask, and the evidence on it."""
+    boundary = maps.boundary[k].repeat(2, 1).repeat(2, 2)
+    return problem_of(
+        own,
+        boundary=np.ascontiguousarray(boundary),
+        affinity=np.ascontiguousarray(maps.affinity[k : k + 1]),
+        affinity_offsets=np.ascontiguousarray(AFFINITY_OFFSETS, np.int32),
+        affinity_stride=own.shape[0] // maps.affinity.shape[-1],
+    )
+
+
+def _joins_of(composite: Composite, maps: InstanceMaps, k: int) -> list[Samples]:
+    """Pairs of pieces (one object's share of one component) in different components."""
+    step = composite.mask.shape[0] // JOIN_GRID_PX
+    _, labels = cv2.connectedComponents(composite.mask, connectivity=8)
+    owner, component = composite.owner[::step, ::step], labels[::step, ::step]
+    pieces = np.zeros(owner.shape, np.int32)
+    known: list[tuple[int, int]] = []
+    for key in sorted({(int(o), int(c)) for o, c in zip(owner[owner > 0], component[owner > 0], strict=True)}):
+        its = (owner == key[0]) & (component == key[1])
+        if its.sum() >= MIN_CELLS:
+            known.append(key)
+            pieces[its] = len(known)
+    owners, components = np.array([o for o, _ in known]), np.array([c for _, c in known])
+    i, j = np.nonzero(np.triu(components[:, None] != components[None], 1)) if len(known) > 1 else (np.zeros(0, int), np.zeros(0, int))
+    if not len(i):
+        return []
+    shown = Pieces(pieces, composite.image, maps.displacement[k], maps.affinity[k], np.asarray(AFFINITY_OFFSETS, np.int32))
+    same = owners[i] == owners[j]
+    area = shown.regions[:, 0]
+    whole = np.bincount(owners, area)
+    small_owner = np.where(area[i] <= area[j], owners[i], owners[j])
+    share = np.minimum(1.0, np.minimum(area[i], area[j]) / whole[small_owner])
+    weight = np.where(same, cost_of_cut(share), cost_of_merge(share))
+    return [(shown.features(i, j), same.astype(float), weight / len(same) ** 0.5)]
+
+
+def _fit(parts: list[Samples], seed: int) -> Fit:
+    if not parts:
+        raise InputError("the composites show no pair of pieces to fit a rule on: give more pictures, or more composites")
+    samples = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts])
+    net, _ = fit_members(samples, HIDDEN, MEMBERS, seed, _STEPS)
+    held = max(1, len(samples[1]) // 10)
+    with torch.no_grad():
+        said = net(torch.from_numpy(samples[0][:held]).float())[:, 0].numpy() > 0
+    wrong = float(np.average(said != (samples[1][:held] > 0.5), weights=samples[2][:held] + 1e-9))
+    rule = torch.cat([p.detach().ravel() for p in (net[0].weight, net[0].bias, net[2].weight, net[2].bias)]).numpy().astype(np.float32)
+    return Fit(rule, wrong, len(samples[1]))

@@ -1,0 +1,69 @@
+"""Contact sheets of what the network learns from: a person looks at them before an hour of training is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+from ...runtime.drawing import instance_colours
+from ...runtime.views import VIEW_PX, cut, cut_mask, view_of
+from .bank import Bank
+from .composites import Composer
+
+_COLUMNS = 12
+_ROWS = 6
+_UNKNOWN = (0, 0, 255)
+
+Image = NDArray[np.uint8]
+
+
+def bank_sheet(bank: Bank, path: Path, indices: Sequence[int] | None = None, seed: int = 0) -> None:
+    """Objects of the bank (or those of ``indices``), what belongs to them bright, up to 72 drawn by seed."""
+    chosen = list(range(len(bank.objects))) if indices is None else list(indices)
+    np.random.default_rng(seed).shuffle(chosen)
+    cells = []
+    for k in chosen[: _COLUMNS * _ROWS]:
+        o = bank.objects[k]
+        picture = bank.pictures[o.picture]
+        x, y, w, h = o.box_xywh
+        its = np.zeros(picture.semantic.shape, np.uint8)
+        its[y : y + h, x : x + w] = o.mask
+        view = view_of((x, y, x + w, y + h), (its.shape[0], its.shape[1]))
+        image = cut(picture.image, view)
+        cell = np.where(cut_mask(its, view)[..., None] > 0, image, image // 4)
+        cells.append(_captioned(cell, f"{o.class_id}{'' if o.whole else ' in place'}"))
+    _write(cells, path)
+
+
+def composite_sheet(composer: Composer, path: Path, first: int = 0) -> None:
+    """36 composites, each beside its mask: one colour an object, red where it is not known whose a pixel is."""
+    cells = []
+    for k in range(_COLUMNS * _ROWS // 2):
+        composite = composer(first + k)
+        colours = instance_colours(max(1, int(composite.owner.max())) + 1)
+        painted = np.where((composite.owner < 0)[..., None], np.array(_UNKNOWN, np.uint8), colours[np.maximum(composite.owner, 0)])
+        shown = np.where(composite.mask[..., None] > 0, painted, composite.image // 4)
+        cells += [_captioned(composite.image, str(composite.class_id)), shown.astype(np.uint8)]
+    _write(cells, path)
+
+
+def _captioned(cell: Image, text: str) -> Image:
+    out = np.ascontiguousarray(cell, np.uint8)
+    cv2.putText(out, text, (3, VIEW_PX - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 255, 255), 1, cv2.LINE_AA)
+    return out
+
+
+def _write(cells: list[Image], path: Path) -> None:
+    if not cells:
+        return
+    blank = np.zeros_like(cells[0])
+    cells = cells + [blank] * (-len(cells) % _COLUMNS)
+    rows = [np.hstack(cells[k : k + _COLUMNS]) for k in range(0, len(cells), _COLUMNS)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), np.vstack(rows)):
+        raise InputError(f"can't write {path}: is the disk full?")

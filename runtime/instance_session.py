@@ -1,0 +1,66 @@
+"""The instance network through ONNX Runtime: views and class masks in; displacement, affinities and boundary out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ModelError
+from .sessions import DEFAULT_PROVIDERS, METADATA_KEY, open_onnx
+from .views import VIEW_PX
+
+INSTANCE_FORMAT = 1
+DEFAULT_INSTANCE_MODEL = Path(__file__).parent / "models" / "tfiseg-instance.onnx"
+
+
+@dataclass(frozen=True)
+class InstanceMaps:
+    """What the network says of K views.
+
+    ``displacement`` float32 (K, 2, S / 4, S / 4), (dy, dx) in cells of 4 px to the centre of each cell's object; ``affinity`` float32
+    (K, A, S / 4, S / 4) in [0, 1]; ``boundary`` float32 (K, 1, S / 2, S / 2) in [0, 1].
+    """
+
+    displacement: NDArray[np.float32]
+    affinity: NDArray[np.float32]
+    boundary: NDArray[np.float32]
+
+
+class InstanceSession:
+    """The instance network in a file.
+
+    Args:
+        path: model that ``tfiseg train instance`` exported; default: the one that comes with tfiseg.
+        threads: CPU threads; 0 = ONNX Runtime's own choice.
+        providers: ONNX Runtime execution providers, first choice first.
+
+    Raises:
+        ModelError: the file is missing, no ONNX, or no instance network of this version.
+    """
+
+    def __init__(self, path: str | Path = DEFAULT_INSTANCE_MODEL, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> None:
+        self.path = Path(path)
+        self._session = open_onnx(self.path, threads, providers)
+        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}")
+        try:
+            data = json.loads(text)
+            version, view_px = data.get("instance_format"), data.get("view_px")
+            if version != INSTANCE_FORMAT or view_px != VIEW_PX:
+                raise ModelError(
+                    f"{self.path} is no instance network for this version: its format is {version} with views of {view_px} px, wanted "
+                    f"{INSTANCE_FORMAT} with {VIEW_PX} px; `tfiseg train instance` makes one"
+                )
+            self.stride = int(data["stride"])
+            self.affinity_offsets = np.asarray(data["affinity_offsets"], np.int32)
+            self.rules = {name: np.asarray(values, np.float32) for name, values in data["rules"].items()}
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as wrong:
+            raise ModelError(f"{self.path}: its tfiseg metadata is damaged ({wrong!r}): export it again") from wrong
+
+    def infer(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
+        """Maps of views uint8 (K, S, S, 3) BGR and masks uint8 (K, S, S) 0/1."""
+        return InstanceMaps(*self._session.run(["displacement", "affinity", "boundary"], {"views": views, "masks": masks}))

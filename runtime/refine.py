@@ -1,0 +1,358 @@
+"""From components of a class map to instances, by looking at them: views of components go through the instance network, the operator
+cuts each component in its own view, and pieces that an occluder parted are joined again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..instances import Instances
+from ..plugins.operator import cluster
+from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
+from .joins import MIN_CELLS, Pieces, rule_log_odds
+from .sessions import DEFAULT_PROVIDERS
+from .views import VIEW_PX, View, cut, cut_mask, view_of
+
+JOIN_GRID_PX = VIEW_PX // 2
+MAX_VIEWS = 24  # a frame
+_MIN_SIDE_PX = 20  # smaller components stay as they are
+_SEEN_SHARE = 0.7  # of a piece that must lie inside a view for the view to place it
+_ALIKE_VIEW = 0.75  # a component's view this large beside the class's stands for both
+
+_CONVEX = 0.95  # area over convex hull, from which on a component is let be
+
+Label = NDArray[np.int32]
+
+
+class Refiner:
+    """Instances from a frame and the connected components of its class map, by the instance network. It knows no classes, so the class
+    map may come from any network.
+
+    Args:
+        model: path of an instance network; default: the one that comes with tfiseg.
+        max_views: at most this many views a frame, the largest components first; what gets none stays as it is.
+        threads: CPU threads; 0 = all that the process may use.
+        providers: ONNX Runtime execution providers.
+
+    Raises:
+        ModelError: the model can't be used. InputError: picture and components differ in size.
+
+    Example:
+        >>> components = tfiseg.cluster(class_map, split=0)
+        >>> instances = tfiseg.Refiner()(picture, components)
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        max_views: int = MAX_VIEWS,
+        threads: int = 0,
+        providers: Sequence[str] = DEFAULT_PROVIDERS,
+    ) -> None:
+        if max_views < 1:
+            raise InputError(f"max_views must be at least 1, got {max_views}")
+        self.session = InstanceSession(model or DEFAULT_INSTANCE_MODEL, threads, providers)
+        self.max_views = max_views
+        self.threads = threads or None
+
+    def __call__(self, image: NDArray[np.uint8], components: Instances) -> Instances:
+        """Instances of one picture uint8 (H, W, 3) BGR from the components of its class map, as ``cluster(..., split=0)`` gives them."""
+        if image.shape[:2] != components.label_map.shape:
+            raise InputError(
+                f"the picture is {image.shape[:2]}, its components are of {components.label_map.shape}: they must be of one size"
+            )
+        began = time.perf_counter()
+        planned = plan_views(components, self.max_views)
+        looks = look(image, components, planned)
+        planned, looks = _doubtful(planned, looks)
+        if not planned:
+            return components
+        looked = time.perf_counter()
+        maps = self.session.infer(looks.images, looks.masks)
+        told = time.perf_counter()
+        found = self._cut_views(planned, looks, maps)
+        label_map = merge_back(components, planned, found, looks, maps, self.session.affinity_offsets, self.session.rules.get("join"))
+        refined = instances_of(label_map, components)
+        steps = (began, looked, told, time.perf_counter())
+        times = {name: (b - a) * 1e3 for name, a, b in zip(("views", "instance network", "merge"), steps, steps[1:], strict=False)}
+        return replace(refined, stage_ms={**components.stage_ms, **times})
+
+    def _cut_views(self, planned: Sequence[PlannedView], looks: Looks, maps: InstanceMaps) -> list[Label]:
+        """What the operator makes of each view's own component: label maps int32 (S, S); of views without one, zeros."""
+        own = [k for k, p in enumerate(planned) if p.component]
+        labels = [np.zeros((VIEW_PX, VIEW_PX), np.int32)] * len(planned)
+        cuts = cluster(
+            looks.own[own],
+            affinity=maps.affinity[own],
+            boundary=maps.boundary[own, 0],
+            affinity_offsets=self.session.affinity_offsets,
+            merge_rule=self.session.rules.get("merge"),
+            min_area=0,
+            threads=self.threads,
+        )
+        for k, cut_up in zip(own, cuts, strict=True):
+            labels[k] = cut_up.label_map
+        return labels
+
+
+@dataclass(frozen=True)
+class PlannedView:
+    """A view, the class it looks at, and the component (its number) that it was made for; 0: for all of the class."""
+
+    view: View
+    class_id: int
+    component: int
+
+
+def plan_views(components: Instances, max_views: int) -> list[PlannedView]:
+    """Views of one frame: each component's own, largest first, then one of each class that has several components."""
+    size_hw = (components.label_map.shape[0], components.label_map.shape[1])
+    boxes = components.box_xyxy.astype(int)
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(1) if len(boxes) else np.zeros(0, int)
+    order = [int(i) for i in np.argsort(-components.area, kind="stable") if sides[i] >= _MIN_SIDE_PX]
+    own = [PlannedView(view_of(tuple(boxes[i].tolist()), size_hw), int(components.class_id[i]), i + 1) for i in order]
+    whole = []
+    for class_id in np.unique(components.class_id):
+        its = boxes[components.class_id == class_id]
+        if len(its) < 2:
+            continue
+        view = view_of((*its[:, :2].min(0).tolist(), *its[:, 2:].max(0).tolist()), size_hw)
+        largest = max((p.view.side for p in own if p.class_id == class_id), default=0)
+        if largest and largest < _ALIKE_VIEW * view.side:
+            whole.append(PlannedView(view, int(class_id), 0))
+    return (own + whole)[:max_views]
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What the views show: ``images`` uint8 (K, S, S, 3) BGR; ``masks`` uint8 (K, S, S), 0/1 of the view's class; ``own`` uint8
+    (K, S, S), 0/1 of the component that the view was made for, in one piece as it is in the frame."""
+
+    images: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    own: NDArray[np.uint8]
+
+
+def look(image: NDArray[np.uint8], components: Instances, planned: Sequence[PlannedView]) -> Looks:
+    """Cut the views out of a frame uint8 (H, W, 3) BGR."""
+    shape = (len(planned), VIEW_PX, VIEW_PX)
+    looks = Looks(np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8), np.zeros(shape, np.uint8))
+    class_of = np.concatenate([[0], components.class_id]).astype(np.int32)
+    for i, p in enumerate(planned):
+        numbers = _window(components.label_map, p.view)
+        square = View(0, 0, p.view.side)
+        looks.images[i] = cut(image, p.view)
+        looks.masks[i] = cut_mask((class_of[numbers] == p.class_id).astype(np.uint8), square)
+        if p.component:  # where it shrinks, every cell that it touches: thin parts must not fall off
+            own = cut((numbers == p.component).astype(np.uint8) * np.uint8(255), square, outside=0)
+            looks.own[i] = own > (0 if p.view.side > VIEW_PX else 127)
+    return looks
+
+
+def _doubtful(planned: list[PlannedView], looks: Looks) -> tuple[list[PlannedView], Looks]:
+    """Without the views of components that are convex: nothing there could be cut."""
+    kept = [k for k, p in enumerate(planned) if not (p.component and _solidity(looks.own[k]) > _CONVEX)]
+    if len(kept) == len(planned):
+        return planned, looks
+    return [planned[k] for k in kept], Looks(looks.images[kept], looks.masks[kept], looks.own[kept])
+
+
+def _solidity(mask: NDArray[np.uint8]) -> float:
+    """Area over that of the convex hull; pixels are squares, so a rectangle has 1."""
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    points = np.concatenate(outlines).reshape(-1, 2)
+    corners = np.concatenate([points + step for step in ((0, 0), (1, 0), (0, 1), (1, 1))])
+    return float(mask.sum() / cv2.contourArea(cv2.convexHull(corners)))
+
+
+def _window(label_map: Label, view: View) -> Label:
+    """The frame's labels in the view, int32 (side, side); outside of the frame 0."""
+    h, w = label_map.shape
+    y0, x0, y1, x1 = max(view.y, 0), max(view.x, 0), min(view.y + view.side, h), min(view.x + view.side, w)
+    if (y0, x0, y1, x1) == (view.y, view.x, view.y + view.side, view.x + view.side):
+        return label_map[y0:y1, x0:x1]
+    out = np.zeros((view.side, view.side), np.int32)
+    out[y0 - view.y : y1 - view.y, x0 - view.x : x1 - view.x] = label_map[y0:y1, x0:x1]
+    return out
+
+
+def sample(label_map: Label, view: View, grid_px: int) -> Label:
+    """The frame's labels at the centres of a grid over the view, int32 (g, g); outside of the frame 0."""
+    at = np.floor((np.arange(grid_px) + 0.5) * view.side / grid_px).astype(int)
+    return _window(label_map, view)[at][:, at]
+
+
+def merge_back(
+    components: Instances,
+    planned: Sequence[PlannedView],
+    found: Sequence[Label],
+    looks: Looks,
+    maps: InstanceMaps,
+    offsets: NDArray[np.int32],
+    join_rule: NDArray[np.float32] | None,
+) -> Label:
+    """The frame's label map (numbers with gaps).
+
+    Args:
+        components: of the frame.
+        planned, looks, maps: the views, what they show, and what the network says of them.
+        found: label map of each view's own component, int32 (S, S), as the operator cut it.
+        offsets: of the affinities.
+        join_rule: see joins.py; None: nothing is joined.
+    """
+    pieces = components.label_map.copy()
+    component_of = list(range(len(components) + 1))
+    for p, labels in zip(planned, found, strict=True):
+        if p.component:
+            _cut(pieces, component_of, components, p, labels)
+    if join_rule is None:
+        return pieces
+    areas = np.bincount(pieces.ravel(), minlength=len(component_of))
+    of_piece = np.asarray(component_of)
+    of_class = np.concatenate([[0], components.class_id])[of_piece]
+    candidates: dict[tuple[int, int], float] = {}
+    for k, p in enumerate(planned):
+        for pair, log_odds in _judged(pieces, areas, of_piece, of_class, p, looks.images[k], maps, k, offsets, join_rule):
+            candidates.setdefault(pair, log_odds)  # a component's own view comes first: it is closer
+    joins = _Joins(component_of)
+    for (a, b), log_odds in sorted(candidates.items(), key=lambda item: (-item[1], item[0])):
+        if log_odds > 0:
+            joins.unite(a, b)
+    return joins.numbers()[pieces].astype(np.int32)
+
+
+def _cut(pieces: Label, component_of: list[int], components: Instances, planned: PlannedView, labels: Label) -> None:
+    """Part a component as its own view says; new pieces get new numbers."""
+    count = np.bincount(labels.ravel(), minlength=1)
+    count[0] = 0
+    parts = np.flatnonzero(count)
+    if len(parts) < 2:
+        return
+    x0, y0, x1, y1 = components.box_xyxy[planned.component - 1].astype(int).tolist()
+    spot = pieces[y0:y1, x0:x1]
+    own = spot == planned.component
+    of_pixel = _enlarged(labels, parts, planned.view, (x0, y0, x1, y1))
+    for part in parts[parts != count.argmax()]:
+        its = own & (of_pixel == part)
+        if its.any():
+            spot[its] = len(component_of)
+            component_of.append(planned.component)
+
+
+def _judged(
+    pieces: Label,
+    areas: NDArray[np.int64],
+    of_piece: NDArray[np.int64],
+    of_class: NDArray[np.int32],
+    planned: PlannedView,
+    image: NDArray[np.uint8],
+    maps: InstanceMaps,
+    k: int,
+    offsets: NDArray[np.int32],
+    join_rule: NDArray[np.float32],
+) -> list[tuple[tuple[int, int], float]]:
+    """((piece, piece), log-odds that they are one object) of the pairs that a view can tell about: pieces of its class and of different
+    components; in a component's own view those with it. ``of_piece``, ``of_class``: component and class of each piece."""
+    there = sample(pieces, planned.view, JOIN_GRID_PX)
+    numbers, count = np.unique(there, return_counts=True)
+    cell_px = (planned.view.side / JOIN_GRID_PX) ** 2
+    large = (of_class[numbers] == planned.class_id) & (count >= MIN_CELLS) & (count * cell_px >= _SEEN_SHARE * areas[numbers])
+    numbers = numbers[large]
+    if len(numbers) < 2:
+        return []
+    rank = np.zeros(len(areas), np.int32)
+    rank[numbers] = np.arange(1, len(numbers) + 1)
+    i, j = np.nonzero(np.triu(of_piece[numbers][:, None] != of_piece[numbers][None], 1))
+    if planned.component:
+        own = of_piece[numbers] == planned.component
+        i, j = (x[own[i] | own[j]] for x in (i, j))
+    if not len(i):
+        return []
+    shown = Pieces(rank[there], image, maps.displacement[k], maps.affinity[k], offsets)
+    log_odds = rule_log_odds(join_rule, shown.features(i, j))
+    return [((int(numbers[a]), int(numbers[b])), float(v)) for a, b, v in zip(i, j, log_odds, strict=True)]
+
+
+def _enlarged(labels: Label, parts: NDArray[np.intp], view: View, box_xyxy: tuple[int, int, int, int]) -> Label:
+    """Labels of the grid at the pixels of a box: of all parts the one that, interpolated, has most weight; smooth where nearest is not."""
+    x0, y0, x1, y1 = box_xyxy
+    zoom = VIEW_PX / view.side
+    to_grid = np.array([[zoom, 0, (x0 - view.x + 0.5) * zoom - 0.5], [0, zoom, (y0 - view.y + 0.5) * zoom - 0.5]], np.float64)
+    _, nearest = cv2.distanceTransformWithLabels((labels == 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    of_zone = np.zeros(int(nearest.max()) + 1, np.int32)
+    of_zone[nearest[labels > 0]] = labels[labels > 0]
+    filled = of_zone[nearest]
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    best = np.full((y1 - y0, x1 - x0), -1, np.float32)
+    winner = np.zeros((y1 - y0, x1 - x0), np.int32)
+    for part in parts:
+        its = (filled == part).astype(np.float32)
+        weight = cv2.warpAffine(its, to_grid, (x1 - x0, y1 - y0), flags=how, borderMode=cv2.BORDER_REPLICATE)
+        higher = weight > best
+        best[higher] = weight[higher]
+        winner[higher] = part
+    return winner
+
+
+class _Joins:
+    """Union of pieces, but never of two that a component was parted into."""
+
+    def __init__(self, component_of: Sequence[int]) -> None:
+        self._root = list(range(len(component_of)))
+        self._parts = [{c: i} for i, c in enumerate(component_of)]
+
+    def find(self, i: int) -> int:
+        while self._root[i] != i:
+            i = self._root[i]
+        return i
+
+    def unite(self, host: int, guest: int) -> None:
+        a, b = self.find(host), self.find(guest)
+        if a != b and not self._parts[a].keys() & self._parts[b].keys():
+            self._root[b] = a
+            self._parts[a] |= self._parts[b]
+
+    def numbers(self) -> NDArray[np.int64]:
+        return np.array([self.find(i) for i in range(len(self._root))])
+
+
+def instances_of(label_map: Label, components: Instances) -> Instances:
+    """Instances of a label map with gaps, numbered by first pixel; class and score from the components that they are made of."""
+    numbers, first, index = np.unique(label_map, return_index=True, return_inverse=True)
+    some = numbers > 0
+    order = np.argsort(first[some])
+    rank = np.zeros(len(numbers), np.int32)
+    rank[np.flatnonzero(some)[order]] = np.arange(1, int(some.sum()) + 1)
+    fresh = rank[index.reshape(label_map.shape)]
+    n = int(some.sum())
+    at = np.flatnonzero(fresh)
+    which, component = fresh.ravel()[at], components.label_map.ravel()[at]
+    y, x = np.divmod(at, label_map.shape[1])
+    area = np.bincount(which, minlength=n + 1)[1:]
+    box = np.empty((n + 1, 4), np.int64)
+    box[:, :2], box[:, 2:] = max(label_map.shape), 0
+    for k, values in enumerate((x, y)):
+        np.minimum.at(box[:, k], which, values)
+        np.maximum.at(box[:, k + 2], which, values + 1)
+    score = np.bincount(which, components.score[component - 1], n + 1)[1:] / np.maximum(area, 1)
+    class_id = np.zeros(n + 1, np.int32)
+    class_id[which] = components.class_id[component - 1]
+    centroid = np.stack([np.bincount(which, v, n + 1)[1:] / np.maximum(area, 1) for v in (x, y)], axis=1)
+    return replace(
+        components,
+        label_map=fresh,
+        class_id=class_id[1:],
+        score=score.astype(np.float32),
+        box_xyxy=box[1:].astype(np.float32),
+        area=area.astype(np.int32),
+        centroid_xy=centroid.astype(np.float32),
+    )
