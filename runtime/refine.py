@@ -25,6 +25,9 @@ JOIN_GRID_PX = VIEW_PX // 2
 MAX_VIEWS = 24  # a frame
 _MIN_SIDE_PX = 20  # smaller components stay as they are
 _SEEN_SHARE = 0.7  # of a piece that must lie inside a view for the view to place it
+# two pieces of like size are two objects more often than not, and in a view of a crowd nothing can be told (found in the first trial)
+_GUEST_SHARE = 0.4  # of the host's area, at most
+_HOST_CELLS = 400  # of the join grid, at least
 _ALIKE_VIEW = 0.75  # a component's view this large beside the class's stands for both
 
 _CONVEX = 0.95  # area over convex hull, from which on a component is let be
@@ -275,6 +278,10 @@ def _judged(
     if planned.component:
         own = of_piece[numbers] == planned.component
         i, j = (x[own[i] | own[j]] for x in (i, j))
+    size = count[large]
+    lesser, greater = np.minimum(size[i], size[j]), np.maximum(size[i], size[j])
+    fits = (lesser <= _GUEST_SHARE * greater) & (greater >= _HOST_CELLS)
+    i, j = i[fits], j[fits]
     if not len(i):
         return []
     shown = Pieces(rank[there], image, maps.displacement[k], maps.affinity[k], offsets)

@@ -34,7 +34,7 @@ _LONE_WEIGHT = 3.0  # photos show lone objects more often than composites do
 _OWN_SHARE = 0.2  # components this large beside the largest get a view of their own
 _MIN_OWN_PX = 64
 _BATCH = 32
-_STEPS = 4000
+_STEPS = 4000  # of a fit; fewer where there is little to fit
 _MEAN_AFFINITY = EVIDENCE_FEATURES.index("mean affinity")
 
 Rule = NDArray[np.float32]
@@ -121,7 +121,7 @@ def _fit(parts: list[Samples], seed: int) -> Fit:
     if not parts:
         raise InputError("the composites show no pair of pieces to fit a rule on: give more pictures, or more composites")
     samples = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts])
-    net, _ = fit_members(samples, HIDDEN, MEMBERS, seed, _STEPS)
+    net, _ = fit_members(samples, HIDDEN, MEMBERS, seed, min(_STEPS, 100 + len(samples[1]) // 4))
     held = max(1, len(samples[1]) // 10)
     with torch.no_grad():
         said = net(torch.from_numpy(samples[0][:held]).float())[:, 0].numpy() > 0

@@ -47,6 +47,8 @@ def targets_of(owner: NDArray[np.int32]) -> Targets:
         weight[its] = DISPLACEMENT_UNIT_PX / max(float(np.sqrt(w * h)), _LEAST_SIZE_PX)
     affinity = np.full((len(AFFINITY_OFFSETS), q, q), UNKNOWN, np.uint8)
     for k, (dy, dx) in enumerate(AFFINITY_OFFSETS):
+        if max(dy, abs(dx)) >= q:
+            continue
         here = (slice(0, q - dy), slice(max(0, -dx), q - max(0, dx)))
         there = (slice(dy, q), slice(max(0, dx), q - max(0, -dx)))
         a, b = cells[here], cells[there]

@@ -33,6 +33,7 @@ _HELD_SEED = 1_000_003  # composites that are never trained on
 _SPLIT_SHARE = 0.12  # an object whose second piece is larger is taken for a group
 _CLEANING_AFFINITY = 0.2  # pieces below this mean affinity are two: surer than at run time
 _BATCH_OF_VIEWS = 32
+_VALIDATED = 256  # composites
 SHIPPED_WEIGHTS = Path(__file__).parent / "tfiseg-instance.pt"
 
 
@@ -121,11 +122,12 @@ def split_bank(bank: Bank, held_out: float, seed: int) -> tuple[Bank, Bank]:
 
 
 @torch.no_grad()
-def validate(network: InstanceNetwork, held: Bank, recipe: InstanceRecipe, count: int = 256) -> dict[str, float]:
+def validate(network: InstanceNetwork, held: Bank, recipe: InstanceRecipe) -> dict[str, float]:
     """On composites of objects kept apart: share of same-object and of different-object pairs that are told right, and the losses."""
     device = next(network.parameters()).device
     network.eval()
     right, seen, losses = np.zeros(2), np.zeros(2), np.zeros(3)
+    count = min(_VALIDATED, recipe.steps * recipe.batch)
     batches = DataLoader(CompositeSet(Composer(held, held_seed(recipe), recipe.view_px), 0, count), _BATCH_OF_VIEWS)
     for batch in batches:
         image, mask, *wanted = (t.to(device) for t in batch)

