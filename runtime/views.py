@@ -45,7 +45,7 @@ def cut(picture: NDArray[np.uint8], view: View, view_px: int = VIEW_PX, outside:
     inside = picture[y0:y1, x0:x1]
     beyond = (y0 - view.y, view.y + view.side - y1, x0 - view.x, view.x + view.side - x1)
     if any(beyond):
-        inside = cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_CONSTANT, value=(outside, outside, outside))
+        inside = np.asarray(cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_CONSTANT, value=(outside, outside, outside)), np.uint8)
     shrinks = view.side > view_px
     return np.asarray(cv2.resize(inside, (view_px, view_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.uint8)
 

@@ -59,7 +59,7 @@ def _coarse(mask: Mask, rng: np.random.Generator) -> Mask:
     stride = float(np.exp(rng.uniform(np.log(4), np.log(14))))
     grid = (max(4, round(w / stride)), max(4, round(h / stride)))
     soft = cv2.resize(mask.astype(np.float32), grid, interpolation=cv2.INTER_AREA)
-    soft += rng.standard_normal(soft.shape, np.float32) * np.float32(rng.uniform(0, 0.12))
+    soft = soft + rng.standard_normal(soft.shape, np.float32) * np.float32(rng.uniform(0, 0.12))
     soft = cv2.resize(soft, (w, h), interpolation=cv2.INTER_LINEAR) + _field(mask.shape, rng.uniform(15, 50), rng) * np.float32(
         rng.uniform(0, 0.2)
     )
