@@ -34,7 +34,7 @@ def cluster(
     things: Iterable[int] | None = None,
     *,
     split: Split = "auto",
-    affinity_offsets: Sequence[tuple[int, int]] = AFFINITY_OFFSETS,
+    affinity_offsets: Sequence[tuple[int, int]] | NDArray[np.int32] = AFFINITY_OFFSETS,
     merge_affinity: float = MERGE_AFFINITY,
     merge_rule: ArrayLike | None = None,
     centre_radius: float = CENTRE_RADIUS,

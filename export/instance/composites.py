@@ -119,7 +119,7 @@ class Composer:
         picture, shape = self.bank.pictures[o.picture], (CANVAS_PX, CANVAS_PX)
         image = picture.image
         if zoom < 0.7:  # warpAffine doesn't average
-            image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+            image = np.asarray(cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA), np.uint8)
             steps = np.diag([picture.image.shape[1] / image.shape[1], picture.image.shape[0] / image.shape[0]])
             shrunk = np.concatenate([to_canvas[:, :2] @ steps, to_canvas[:, 2:]], axis=1)
         else:
@@ -141,12 +141,13 @@ class Composer:
             image = np.broadcast_to(colour, (CANVAS_PX, CANVAS_PX, 3)).astype(np.uint8)
         h, w = image.shape[:2]
         zoom = max(rng.uniform(0.9, 2.2) * 0.6, 1.0) * CANVAS_PX / min(h, w)
-        image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
+        how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+        image = np.asarray(cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=how), np.uint8)
         h, w = image.shape[:2]
         y, x = int(rng.integers(0, max(h - CANVAS_PX, 0) + 1)), int(rng.integers(0, max(w - CANVAS_PX, 0) + 1))
         crop = image[y : y + CANVAS_PX, x : x + CANVAS_PX]
         if crop.shape[:2] != (CANVAS_PX, CANVAS_PX):
-            crop = cv2.resize(crop, (CANVAS_PX, CANVAS_PX))
+            crop = np.asarray(cv2.resize(crop, (CANVAS_PX, CANVAS_PX)), np.uint8)
         return crop.astype(np.float32), CANVAS_PX * float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
 
     def _cutout(self, o: BankObject, size: float, relit: bool, rng: np.random.Generator) -> tuple[Canvas, NDArray[np.float32]]:
@@ -192,9 +193,10 @@ class Composer:
             colours = cv2.resize(source, opacity.shape[::-1]).astype(np.float32)
             degrees = float(rng.choice([0.0, 90.0])) + float(rng.normal(0, 6))
             turn = cv2.getRotationMatrix2D((thickness / 2, CANVAS_PX), degrees, 1)
-            turn[:, 2] += (CANVAS_PX - thickness / 2, 0)
-            opacity = cv2.warpAffine(opacity, turn, (2 * CANVAS_PX, 2 * CANVAS_PX))
-            colours = cv2.warpAffine(colours, turn, (2 * CANVAS_PX, 2 * CANVAS_PX), borderMode=cv2.BORDER_REPLICATE)
+            turn[0, 2] += CANVAS_PX - thickness / 2
+            room = (2 * CANVAS_PX, 2 * CANVAS_PX)
+            opacity = np.asarray(cv2.warpAffine(opacity, turn, room), np.float32)
+            colours = np.asarray(cv2.warpAffine(colours, turn, room, borderMode=cv2.BORDER_REPLICATE), np.float32)
         else:
             other = [c for c in self._classes if c != class_id]
             if not other:
@@ -243,7 +245,7 @@ def _photographed(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]
     """Exposure, blur, noise, grey, JPEG over the whole composite, so that nothing tells pasted from real."""
     canvas = canvas * np.float32(rng.uniform(0.8, 1.2)) + np.float32(rng.uniform(-15, 15))
     if rng.random() < 0.25:
-        canvas = cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(0.4, 1.3)))
+        canvas = np.asarray(cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(0.4, 1.3))), np.float32)
     if rng.random() < 0.3:
         canvas = canvas + rng.standard_normal(canvas.shape, np.float32) * np.float32(rng.uniform(1, 8))
     if rng.random() < 0.08:

@@ -43,7 +43,7 @@ class InstanceNetwork(nn.Module):
         self.mask_stem = nn.Sequential(nn.Conv2d(1, 16, 5, 2, 2), nn.ReLU6(inplace=True), nn.Conv2d(16, 24, 5, 2, 2))
         self.surround = nn.Conv2d(1 + len(_SURROUND), 24, 1)
         for entry in (self.mask_stem[2], self.surround):
-            nn.init.normal_(entry.weight, 0, 0.02)  # ImageNet's features are not drowned at the start
+            nn.init.normal_(entry.weight, 0, 0.02)  # type: ignore[arg-type]  # ImageNet's features are not drowned at the start
         sides = list(_ENDS.values())[1:]
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in sides)
         self.refine = nn.ModuleList(separable(channels, channels) for _ in sides)

@@ -22,7 +22,7 @@ from ...errors import InputError
 from ...plugins.native import region_graph
 from ...plugins.neck import EVIDENCE_FEATURES, evidence_features
 from ...plugins.operator import AFFINITY_OFFSETS
-from ...plugins.problem import problem_of
+from ...plugins.problem import Problem, problem_of
 from ...runtime.instance_session import InstanceMaps
 from ...runtime.joins import MIN_CELLS, Pieces
 from ...runtime.refine import JOIN_GRID_PX
@@ -79,7 +79,7 @@ def _merges_of(composite: Composite, maps: InstanceMaps, k: int, rng: np.random.
     return found
 
 
-def view_problem(own: NDArray[np.uint8], maps: InstanceMaps, k: int) -> object:
+def view_problem(own: NDArray[np.uint8], maps: InstanceMaps, k: int) -> Problem:
     """The operator's problem of one view: the component's mask, and the evidence on it."""
     boundary = maps.boundary[k].repeat(2, 1).repeat(2, 2)
     return problem_of(

@@ -31,9 +31,10 @@ def bank_sheet(bank: Bank, path: Path, indices: Sequence[int] | None = None, see
         o = bank.objects[k]
         picture = bank.pictures[o.picture]
         x, y, w, h = o.box_xywh
-        its = np.zeros(picture.semantic.shape, np.uint8)
+        height, width = picture.semantic.shape
+        its = np.zeros((height, width), np.uint8)
         its[y : y + h, x : x + w] = o.mask
-        view = view_of((x, y, x + w, y + h), (its.shape[0], its.shape[1]))
+        view = view_of((x, y, x + w, y + h), (height, width))
         image = cut(picture.image, view)
         cell = np.where(cut_mask(its, view)[..., None] > 0, image, image // 4)
         cells.append(_captioned(cell, f"{o.class_id}{'' if o.whole else ' in place'}"))

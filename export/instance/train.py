@@ -97,9 +97,10 @@ def groups_in(bank: Bank, network: InstanceNetwork, view_px: int = VIEW_PX, quie
         for o in objects:
             picture = bank.pictures[o.picture]
             x, y, w, h = o.box_xywh
-            its = np.zeros(picture.semantic.shape, np.uint8)
+            height, width = picture.semantic.shape
+            its = np.zeros((height, width), np.uint8)
             its[y : y + h, x : x + w] = o.mask
-            view = view_of((x, y, x + w, y + h), its.shape, view_px)
+            view = view_of((x, y, x + w, y + h), (height, width), view_px)
             views.append(cut(picture.image, view, view_px))
             masks.append(cut_mask(its, view, view_px))
         pieces = cluster(
@@ -224,7 +225,7 @@ def train_instance(
             network.train()
             parts = loss_of(network(*to_input(image, mask)), tuple(wanted))
             optimiser.zero_grad()
-            sum(parts).backward()
+            (parts[0] + parts[1] + parts[2]).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             optimiser.step()
             update_average(average, network, step)
