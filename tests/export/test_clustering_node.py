@@ -24,11 +24,11 @@ def attributes_of(model: onnx.ModelProto) -> dict:
     return {a.name: helper.get_attribute_value(a) for a in model.graph.node[-1].attribute}
 
 
-ALL = {"logits": ["N", 21, "h", "w"], "displacement": ["N", 2, "h", "w"], "boundary": ["N", 1, "h", "w"], "affinity": ["N", 10, "h", "w"]}
+ALL = {"logits": ["N", 21, "h", "w"], "displacement": ["N", 2, "h", "w"], "boundary": ["N", 1, "h", "w"], "affinity": ["N", 14, "h", "w"]}
 
 
 @pytest.mark.parametrize(
-    "outputs", [{"logits": [1, 21, 96, 128]}, ALL, {"other": [1], **ALL}, {"affinity": ["N", 10, 4, 4], "logits": ["N", 2, 8, 8]}]
+    "outputs", [{"logits": [1, 21, 96, 128]}, ALL, {"other": [1], **ALL}, {"affinity": ["N", 14, 4, 4], "logits": ["N", 2, 8, 8]}]
 )
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16])
 def test_round_trips_are_exact(outputs, kind):
@@ -73,7 +73,7 @@ def test_the_node_is_what_tensorrt_looks_for():
     assert (settings["plugin_version"], settings["plugin_namespace"]) == (b"1", b"tfiseg")
     assert [settings[f"has_{name}"] for name in ("displacement", "boundary", "affinity")] == [1, 1, 1]
     assert settings["affinity_stride"] == 2
-    assert len(settings["affinity_offsets_yx"]) == 20
+    assert len(settings["affinity_offsets_yx"]) == 28
     assert settings["split"] == [-1.0]
 
 

@@ -75,7 +75,7 @@ bool run(uint32_t seed) {
         const size_t y = i / size_t(p.width), x = i % size_t(p.width);
         map[i] = below(30) ? coarse[(y / size_t(block) * size_t(p.width) + x / size_t(block)) % n] : uint8_t(below(2) ? 255 : 0);
     }
-    std::vector<float> logits, displacement, boundary, affinity, scores;
+    std::vector<float> logits, displacement, boundary, affinity, scores, rule;
     std::vector<int32_t> offsets;
     if (below(2)) {
         p.class_map = map.data();
@@ -99,6 +99,11 @@ bool run(uint32_t seed) {
         p.affinity = (affinity = randoms(random, size_t(p.batch * p.affinity_channels) * cells, 0.0f, 1.0f)).data();
         for (int32_t k = 0; k < 2 * p.affinity_channels; ++k) offsets.push_back(below(7) - 3);
         p.affinity_offsets_yx = offsets.data();
+        if (below(2)) {
+            p.evidence_hidden = 1 + below(8);
+            rule = randoms(random, size_t(p.evidence_hidden) * (TFISEG_EVIDENCE_FEATURES + 2) + 1, -1.0f, 1.0f);
+            p.evidence_rule = rule.data();
+        }
     }
 
     Answer cpu(p), gpu(p);
