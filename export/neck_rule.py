@@ -24,7 +24,7 @@ from .neck_composites import Shape, composite, shape_bank
 MEMBERS, HIDDEN = 4, 16  # networks that are averaged, hidden units of each: one fit alone scatters by 2 PQ
 _SIDES_PX = (96, 128, 192, 256, 320, 448, 512)  # grids of all sizes: stride-4 logits as well as full pictures
 _MIN_PURITY = 0.6  # regions that belong to no object by this share teach nothing
-_HELD_OUT = 0.1
+HELD_OUT = 0.1
 _CHUNK = 250  # composites per task of a worker process
 
 Samples = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
@@ -134,7 +134,7 @@ def fit_member(samples: Samples, hidden: int = HIDDEN, seed: int = 0, steps: int
     x, y, w = (torch.from_numpy(s).float() for s in samples)
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)  # a feature may never vary
     net = torch.nn.Sequential(torch.nn.Linear(x.shape[1], hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 1))
-    held = int(len(x) * _HELD_OUT)
+    held = int(len(x) * HELD_OUT)
     xs = (x - mean) / std
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)

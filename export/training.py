@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..errors import InputError
 
@@ -16,6 +18,11 @@ from ..errors import InputError
 def learning_rate(step: int, steps: int, warm_up: int = 100) -> float:
     """Share of the peak: a linear start, then half a cosine down to 0.3 %."""
     return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.003
+
+
+def say(text: str) -> None:
+    """A line beside the progress bar, on stderr as the bar is: stdout is the report's."""
+    tqdm.write(text, file=sys.stderr)
 
 
 @torch.no_grad()

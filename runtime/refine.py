@@ -19,7 +19,7 @@ from ..plugins.operator import cluster
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
 from .joins import MIN_CELLS, Pieces, rule_log_odds
 from .sessions import DEFAULT_PROVIDERS
-from .views import VIEW_PX, View, cut, cut_mask, view_of
+from .views import VIEW_PX, View, cut, cut_mask, sample, view_of, window
 
 JOIN_GRID_PX = VIEW_PX // 2
 MAX_VIEWS = 24  # a frame
@@ -151,7 +151,7 @@ def look(image: NDArray[np.uint8], components: Instances, planned: Sequence[Plan
     looks = Looks(np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8), np.zeros(shape, np.uint8))
     class_of = np.concatenate([[0], components.class_id]).astype(np.int32)
     for i, p in enumerate(planned):
-        numbers = _window(components.label_map, p.view)
+        numbers = window(components.label_map, p.view)
         square = View(0, 0, p.view.side)
         looks.images[i] = cut(image, p.view)
         looks.masks[i] = cut_mask((class_of[numbers] == p.class_id).astype(np.uint8), square)
@@ -175,23 +175,6 @@ def _solidity(mask: NDArray[np.uint8]) -> float:
     points = np.concatenate(outlines).reshape(-1, 2)
     corners = np.concatenate([points + step for step in ((0, 0), (1, 0), (0, 1), (1, 1))])
     return float(mask.sum() / cv2.contourArea(cv2.convexHull(corners)))
-
-
-def _window(label_map: Label, view: View) -> Label:
-    """The frame's labels in the view, int32 (side, side); outside of the frame 0."""
-    h, w = label_map.shape
-    y0, x0, y1, x1 = max(view.y, 0), max(view.x, 0), min(view.y + view.side, h), min(view.x + view.side, w)
-    if (y0, x0, y1, x1) == (view.y, view.x, view.y + view.side, view.x + view.side):
-        return label_map[y0:y1, x0:x1]
-    out = np.zeros((view.side, view.side), np.int32)
-    out[y0 - view.y : y1 - view.y, x0 - view.x : x1 - view.x] = label_map[y0:y1, x0:x1]
-    return out
-
-
-def sample(label_map: Label, view: View, grid_px: int) -> Label:
-    """The frame's labels at the centres of a grid over the view, int32 (g, g); outside of the frame 0."""
-    at = np.floor((np.arange(grid_px) + 0.5) * view.side / grid_px).astype(int)
-    return _window(label_map, view)[at][:, at]
 
 
 def merge_back(
@@ -334,15 +317,14 @@ class _Joins:
 
 def instances_of(label_map: Label, components: Instances) -> Instances:
     """Instances of a label map with gaps, numbered by first pixel; class and score from the components that they are made of."""
-    numbers, first, index = np.unique(label_map, return_index=True, return_inverse=True)
-    some = numbers > 0
-    order = np.argsort(first[some])
-    rank = np.zeros(len(numbers), np.int32)
-    rank[np.flatnonzero(some)[order]] = np.arange(1, int(some.sum()) + 1)
-    fresh = rank[index.reshape(label_map.shape)]
-    n = int(some.sum())
-    at = np.flatnonzero(fresh)
-    which, component = fresh.ravel()[at], components.label_map.ravel()[at]
+    at = np.flatnonzero(label_map)
+    given, component = label_map.ravel()[at], components.label_map.ravel()[at]
+    first = np.full(int(given.max(initial=0)) + 1, at.size)
+    first[given[::-1]] = np.arange(at.size)[::-1]  # the last one written is a label's first pixel; no sorting of pixels
+    n = int((first < at.size).sum())
+    rank = np.zeros(len(first), np.int32)
+    rank[np.argsort(first, kind="stable")[:n]] = np.arange(1, n + 1)
+    fresh, which = rank[label_map], rank[given]
     y, x = np.divmod(at, label_map.shape[1])
     area = np.bincount(which, minlength=n + 1)[1:]
     box = np.empty((n + 1, 4), np.int64)

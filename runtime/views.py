@@ -53,3 +53,20 @@ def cut(picture: NDArray[np.uint8], view: View, view_px: int = VIEW_PX, outside:
 def cut_mask(mask: NDArray[np.uint8], view: View, view_px: int = VIEW_PX) -> NDArray[np.uint8]:
     """A 0/1 mask in the view, uint8 (S, S) 0/1; outside of the picture 0."""
     return (cut(mask * np.uint8(255), view, view_px, outside=0) > 127).astype(np.uint8)
+
+
+def window(label_map: NDArray[np.int32], view: View) -> NDArray[np.int32]:
+    """A label map in the view at its own resolution, int32 (side, side); outside of the picture 0."""
+    h, w = label_map.shape
+    y0, x0, y1, x1 = max(view.y, 0), max(view.x, 0), min(view.y + view.side, h), min(view.x + view.side, w)
+    if (y0, x0, y1, x1) == (view.y, view.x, view.y + view.side, view.x + view.side):
+        return label_map[y0:y1, x0:x1]
+    out = np.zeros((view.side, view.side), np.int32)
+    out[y0 - view.y : y1 - view.y, x0 - view.x : x1 - view.x] = label_map[y0:y1, x0:x1]
+    return out
+
+
+def sample(label_map: NDArray[np.int32], view: View, grid_px: int) -> NDArray[np.int32]:
+    """A label map at the centres of a grid over the view, int32 (g, g); outside of the picture 0."""
+    at = np.floor((np.arange(grid_px) + 0.5) * view.side / grid_px).astype(int)
+    return window(label_map, view)[at][:, at]

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
+from ...runtime.views import VIEW_PX, cut, cut_mask, view_of
 from ..semantic_data import IGNORE, Picture, load_pictures
 
 LONG_SIDE_PX = 400  # pictures are shrunk to it: views are 160 px, so larger ones only cost memory
@@ -111,6 +112,17 @@ def build_bank(images: Path, semantic: Path, confidence: Path | None = None) -> 
             "the picture's edge): composites can't be made of it"
         )
     return Bank(pictures, objects)
+
+
+def object_view(bank: Bank, o: BankObject, view_px: int = VIEW_PX) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """What a view of one object shows: image uint8 (S, S, 3), and its mask uint8 (S, S) 0/1."""
+    picture = bank.pictures[o.picture]
+    height, width = picture.semantic.shape
+    x, y, w, h = o.box_xywh
+    its = np.zeros((height, width), np.uint8)
+    its[y : y + h, x : x + w] = o.mask
+    view = view_of((x, y, x + w, y + h), (height, width), view_px)
+    return cut(picture.image, view, view_px), cut_mask(its, view, view_px)
 
 
 def bank_summary(bank: Bank) -> str:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.views import VIEW_PX, View, cut, cut_mask, view_of
+from ...runtime.views import VIEW_PX, View, cut, cut_mask, sample, view_of
 from ..neck_composites import ellipse
 from .bank import Bank, BankObject
 from .spoil import owners, spoil
@@ -100,7 +100,7 @@ class Composer:
         if not mask.any():
             return None
         view = self._view(mask, rng)
-        owner = owners(_look(label, view, self.view_px), cut_mask(mask, view, self.view_px))
+        owner = owners(sample(label, view, self.view_px), cut_mask(mask, view, self.view_px))
         if (owner > 0).sum() < 64:
             return None
         return Composite(cut(image, view, self.view_px), (owner != 0).astype(np.uint8), owner, class_id)
@@ -220,15 +220,6 @@ class Composer:
         side = int(rng.integers(min(self.view_px, CANVAS_PX), CANVAS_PX + 1))
         x, y = (int(rng.integers(0, CANVAS_PX - side + 1)) for _ in range(2))
         return View(x, y, side)
-
-
-def _look(label: Label, view: View, view_px: int) -> Label:
-    """The label map in the view, nearest pixel; outside of the canvas 0."""
-    at = (np.arange(view_px) + 0.5) * view.side / view_px
-    ys, xs = (np.floor(at + start).astype(int) for start in (view.y, view.x))
-    inside = ((ys >= 0) & (ys < label.shape[0]))[:, None] & ((xs >= 0) & (xs < label.shape[1]))[None]
-    seen = label[np.clip(ys, 0, label.shape[0] - 1)][:, np.clip(xs, 0, label.shape[1] - 1)]
-    return np.where(inside, seen, 0).astype(np.int32)
 
 
 def _lit(colours: Canvas, rng: np.random.Generator) -> Canvas:

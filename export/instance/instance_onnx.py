@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from ...runtime.views import VIEW_PX
 from ..frame_graph import MODEL_IR_VERSION
 from ..half_weights import stored_as_half
 from .network import DISPLACEMENT_UNIT_PX, STRIDE, InstanceNetwork
-from .train import to_input
+from .train import load_start, to_input
 
 OPSET = 18
 _TOLERANCE = 0.02  # of probabilities, between torch and ONNX Runtime: weights are stored as float16
@@ -33,12 +32,9 @@ _TOLERANCE = 0.02  # of probabilities, between torch and ONNX Runtime: weights a
 
 def load_instance_checkpoint(path: Path) -> InstanceNetwork:
     """The averaged network of a checkpoint that ``tfiseg train instance`` wrote; raises ModelError for any other file."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        network = InstanceNetwork()
-        network.load_state_dict(state["average"])
-    except (OSError, KeyError, RuntimeError, UnpicklingError) as wrong:
-        raise ModelError(f"{path} is no checkpoint of `tfiseg train instance`: {wrong}") from wrong
+    network = InstanceNetwork()
+    if not load_start(network, path):
+        raise ModelError(f"{path} holds ImageNet's weights, not a checkpoint of `tfiseg train instance`")
     return network.eval()
 
 
@@ -61,16 +57,14 @@ def export_instance(
     rules: dict[str, NDArray[np.float32]],
     training_data: str = "not stated",
     licence: str = "not stated",
-    example: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None,
 ) -> dict[str, Any]:
-    """Write the ONNX model and check it against torch.
+    """Write the ONNX model and check it against torch, on noise.
 
     Args:
         network: trained.
         output: NAME.onnx, written whole or not at all.
         rules: learned merge rules by name ("merge", "join"), see ``rules.py``; they belong to these weights.
         training_data, licence: sentences for the model's metadata.
-        example: views uint8 (K, S, S, 3) and masks uint8 (K, S, S) to check on; default: noise.
 
     Returns:
         bytes, the largest difference of a probability, the metadata.
@@ -79,12 +73,10 @@ def export_instance(
         ModelError: torch and ONNX Runtime differ by more than 0.02 in a probability.
     """
     rng = np.random.default_rng(0)
-    views, masks = example or (
-        rng.integers(0, 256, (2, VIEW_PX, VIEW_PX, 3), np.uint8),
-        (rng.random((2, VIEW_PX, VIEW_PX)) < 0.5).astype(np.uint8),
-    )
+    views = rng.integers(0, 256, (2, VIEW_PX, VIEW_PX, 3), np.uint8)
+    masks = (rng.random((2, VIEW_PX, VIEW_PX)) < 0.5).astype(np.uint8)
     whole = ViewMaps(network)
-    given = (torch.from_numpy(views[:2]), torch.from_numpy(masks[:2]))
+    given = (torch.from_numpy(views), torch.from_numpy(masks))
     batch = torch.export.Dim("views", min=1, max=1024)
     names = ["displacement", "affinity", "boundary"]
     program = torch.onnx.export(

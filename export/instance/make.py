@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ...runtime.instance_session import InstanceMaps
+from ..training import say
 from .composites import Composer
 from .instance_onnx import ViewMaps, export_instance
 from .rules import fit_rules
@@ -35,12 +35,12 @@ def make_instance_model(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train on ``images`` and ``semantic`` (see ``build_bank``), fit the rules, write ``output``; returns what ``export_instance`` says,
-    the rules' held-out errors, and the indices of objects that were dropped."""
+    the rules' held-out errors, and how many objects were dropped."""
     banks = banks_of(images, semantic, confidence, recipe)
     if sheets is not None:
         bank_sheet(banks.used, sheets / "bank.jpg")
         composite_sheet(Composer(banks.used, recipe.seed), sheets / "composites.jpg")
-        tqdm.write(f"look at {sheets}/bank.jpg and composites.jpg: one object in each picture of the bank?")
+        say(f"look at {sheets}/bank.jpg and composites.jpg: one object in each picture of the bank?")
     network, dropped = train_instance(banks, start, checkpoint, recipe, workers, threads, quiet=quiet)
     if sheets is not None and dropped:
         bank_sheet(banks.used, sheets / "dropped.jpg", sorted(dropped))

@@ -26,7 +26,7 @@ from ...plugins.problem import Problem, problem_of
 from ...runtime.instance_session import InstanceMaps
 from ...runtime.joins import MIN_CELLS, Pieces
 from ...runtime.refine import JOIN_GRID_PX
-from ..neck_rule import Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
+from ..neck_rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
 from .composites import Composer, Composite
 
 HIDDEN, MEMBERS = 12, 4  # units of each fit, fits averaged
@@ -122,7 +122,7 @@ def _fit(parts: list[Samples], seed: int) -> Fit:
         raise InputError("the composites show no pair of pieces to fit a rule on: give more pictures, or more composites")
     samples = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts])
     net, _ = fit_members(samples, HIDDEN, MEMBERS, seed, min(_STEPS, 100 + len(samples[1]) // 4))
-    held = max(1, len(samples[1]) // 10)
+    held = max(1, int(len(samples[1]) * HELD_OUT))  # what fit_members kept apart
     with torch.no_grad():
         said = net(torch.from_numpy(samples[0][:held]).float())[:, 0].numpy() > 0
     wrong = float(np.average(said != (samples[1][:held] > 0.5), weights=samples[2][:held] + 1e-9))

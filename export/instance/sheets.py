@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...runtime.drawing import instance_colours
-from ...runtime.views import VIEW_PX, cut, cut_mask, view_of
-from .bank import Bank
+from ...runtime.views import VIEW_PX
+from .bank import Bank, object_view
 from .composites import Composer
 
 _COLUMNS = 12
@@ -29,14 +29,8 @@ def bank_sheet(bank: Bank, path: Path, indices: Sequence[int] | None = None, see
     cells = []
     for k in chosen[: _COLUMNS * _ROWS]:
         o = bank.objects[k]
-        picture = bank.pictures[o.picture]
-        x, y, w, h = o.box_xywh
-        height, width = picture.semantic.shape
-        its = np.zeros((height, width), np.uint8)
-        its[y : y + h, x : x + w] = o.mask
-        view = view_of((x, y, x + w, y + h), (height, width))
-        image = cut(picture.image, view)
-        cell = np.where(cut_mask(its, view)[..., None] > 0, image, image // 4)
+        image, mask = object_view(bank, o)
+        cell = np.where(mask[..., None] > 0, image, image // 4)
         cells.append(_captioned(cell, f"{o.class_id}{'' if o.whole else ' in place'}"))
     _write(cells, path)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import cv2
 import numpy as np
@@ -18,11 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ...errors import ModelError
 from ...plugins.operator import cluster
-from ...runtime.views import VIEW_PX, cut, cut_mask, view_of
+from ...runtime.views import VIEW_PX
 from ..network import PIXEL_MEAN, PIXEL_STD
-from ..training import learning_rate, load_checkpoint, save_checkpoint, update_average
-from .bank import Bank, bank_summary, build_bank
+from ..training import learning_rate, load_checkpoint, save_checkpoint, say, update_average
+from .bank import Bank, bank_summary, build_bank, object_view
 from .composites import Composer
 from .network import InstanceNetwork
 from .targets import loss_of, targets_of
@@ -41,7 +43,7 @@ SHIPPED_WEIGHTS = Path(__file__).parent / "tfiseg-instance.pt"
 class InstanceRecipe:
     """Everything a training run is determined by, besides its pictures."""
 
-    steps: int = 3200
+    steps: int = 3600
     batch: int = 16
     view_px: int = VIEW_PX
     learning_rate: float = 2e-3
@@ -76,15 +78,13 @@ def to_input(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def affinities(network: InstanceNetwork, views: list[NDArray[np.uint8]], masks: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Affinities in [0, 1] of views (S, S, 3) and masks (S, S), float32 (N, A, S / 4, S / 4)."""
+def _affinities(network: InstanceNetwork, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Affinities in [0, 1] of views (N, S, S, 3) and masks (N, S, S), float32 (N, A, S / 4, S / 4)."""
     network.eval()
     device = next(network.parameters()).device
-    found = []
-    for k in range(0, len(views), _BATCH_OF_VIEWS):
-        image, mask = (torch.from_numpy(np.stack(x[k : k + _BATCH_OF_VIEWS])).to(device) for x in (views, masks))
-        found.append(network(*to_input(image, mask))[1].sigmoid().cpu().numpy())
-    return np.concatenate(found)
+    image, mask = (torch.from_numpy(x).to(device) for x in (views, masks))
+    affinity: NDArray[np.float32] = network(*to_input(image, mask))[1].sigmoid().cpu().numpy()
+    return affinity
 
 
 def groups_in(bank: Bank, network: InstanceNetwork, view_px: int = VIEW_PX, quiet: bool = False) -> set[int]:
@@ -92,20 +92,10 @@ def groups_in(bank: Bank, network: InstanceNetwork, view_px: int = VIEW_PX, quie
     dropped = set()
     chunks = range(0, len(bank.objects), _BATCH_OF_VIEWS)
     for k in tqdm(chunks, desc="cleaning the bank", disable=quiet):
-        objects = bank.objects[k : k + _BATCH_OF_VIEWS]
-        views, masks = [], []
-        for o in objects:
-            picture = bank.pictures[o.picture]
-            x, y, w, h = o.box_xywh
-            height, width = picture.semantic.shape
-            its = np.zeros((height, width), np.uint8)
-            its[y : y + h, x : x + w] = o.mask
-            view = view_of((x, y, x + w, y + h), (height, width), view_px)
-            views.append(cut(picture.image, view, view_px))
-            masks.append(cut_mask(its, view, view_px))
-        pieces = cluster(
-            np.stack(masks)[:, 1::2, 1::2], affinity=affinities(network, views, masks), merge_affinity=_CLEANING_AFFINITY, min_area=0
-        )
+        seen = [object_view(bank, o, view_px) for o in bank.objects[k : k + _BATCH_OF_VIEWS]]
+        views, masks = (np.stack(arrays) for arrays in zip(*seen, strict=True))
+        affinity = _affinities(network, views, masks)
+        pieces = cluster(masks[:, 1::2, 1::2], affinity=affinity, merge_affinity=_CLEANING_AFFINITY, min_area=0)
         for i, found in enumerate(pieces):
             area = np.sort(found.area)[::-1]
             if len(area) > 1 and area[1] > _SPLIT_SHARE * area.sum():
@@ -155,7 +145,7 @@ class Banks:
 def banks_of(images: Path, semantic: Path, confidence: Path | None, recipe: InstanceRecipe) -> Banks:
     """The banks of a training run; see ``build_bank``."""
     bank = build_bank(images, semantic, confidence)
-    tqdm.write(bank_summary(bank))
+    say(bank_summary(bank))
     return Banks(*split_bank(bank, recipe.held_out, recipe.seed))
 
 
@@ -212,7 +202,7 @@ def train_instance(
     while step < recipe.steps:
         if recipe.clean_at and step == clean_at and not dropped:
             dropped = groups_in(banks.used, _averaged(average, device), recipe.view_px, quiet)
-            tqdm.write(f"step {step}: {len(dropped)} of {len(banks.used.objects)} objects look like groups and are dropped")
+            say(f"step {step}: {len(dropped)} of {len(banks.used.objects)} objects look like groups and are dropped")
         end = clean_at if step < clean_at else recipe.steps
         composites = CompositeSet(
             Composer(banks.used.without(dropped), recipe.seed, recipe.view_px), step * recipe.batch, (end - step) * recipe.batch
@@ -240,19 +230,23 @@ def train_instance(
             if step % (4 * _CHECKPOINT_EVERY) == 0 or step == recipe.steps:
                 scores = validate(_averaged(average, device), banks.held, recipe)
                 minutes = (time.monotonic() - began) / 60
-                tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()) + f", {minutes:.0f} min")
+                say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()) + f", {minutes:.0f} min")
     bar.close()
     return _averaged(average, "cpu"), dropped
 
 
 def load_start(network: InstanceNetwork, start: Path) -> bool:
-    """Weights to begin with: of an instance network's checkpoint (returns True), or ImageNet's."""
-    state = torch.load(start, map_location="cpu", weights_only=True)
-    if "average" in state:
-        network.load_state_dict(state["average"])
-        return True
-    network.start_from_imagenet(start)
-    return False
+    """Weights to begin with: of an instance network's checkpoint (returns True), or ImageNet's; raises ModelError for any other file."""
+    try:
+        state = torch.load(start, map_location="cpu", weights_only=True)
+        knows = "average" in state
+        if knows:
+            network.load_state_dict(state["average"])
+        else:
+            network.start_from_imagenet(start)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, UnpicklingError) as wrong:
+        raise ModelError(f"{start} is neither a checkpoint of `tfiseg train instance` nor ImageNet's weights: {wrong}") from wrong
+    return knows
 
 
 def save_weights(network: InstanceNetwork, path: Path) -> None:

@@ -10,9 +10,9 @@ from tfiseg.runtime.evaluate import load_eval_set
 from tfiseg.runtime.instance_session import InstanceMaps, InstanceSession
 from tfiseg.runtime.joins import JOIN_FEATURES, Pieces, rule_log_odds
 from tfiseg.runtime.metrics import PictureScore, panoptic_counts
-from tfiseg.runtime.refine import Looks, PlannedView, Refiner, instances_of, look, merge_back, plan_views, sample
+from tfiseg.runtime.refine import Looks, PlannedView, Refiner, instances_of, look, merge_back, plan_views
 from tfiseg.runtime.sessions import DEFAULT_MODEL
-from tfiseg.runtime.views import View, cut, cut_mask, view_of
+from tfiseg.runtime.views import View, cut, cut_mask, sample, view_of
 
 OFFSETS = np.array([[0, 1]], np.int32)
 
