@@ -75,9 +75,14 @@ def _add_segmenter_options(verb: argparse.ArgumentParser) -> None:
         "--split", type=_split, default="auto", metavar="S", help='"auto" (default) or a fixed saddle / peak ratio; 0 = never cut'
     )
     verb.add_argument(
-        "--refine", choices=("components",), help="cut and join by what the instance network sees in each component, in place of shape"
+        "--refine",
+        choices=("components", "frame"),
+        help="in place of shape alone: cut and join by what the instance network sees in each component, or cut by the model's own "
+        "instance heads, in the same pass",
     )
-    verb.add_argument("--instance-model", metavar="M", help="with --refine: an instance network (default: the one that comes with tfiseg)")
+    verb.add_argument(
+        "--instance-model", metavar="M", help="with --refine components: an instance network (default: the one that comes with tfiseg)"
+    )
     verb.add_argument("--min-score", type=float, metavar="P", help="leave out instances with a lower mean probability (default: 0.5)")
     verb.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
 
@@ -163,6 +168,8 @@ def _eval(args: argparse.Namespace) -> int:
 
     if args.semantic == "truth" and (args.model or args.things):
         raise InputError("--model and --things say how to segment pictures: they need --semantic model")
+    if args.semantic == "truth" and args.refine == "frame":
+        raise InputError("--refine frame reads the model's own features: it needs --semantic model")
     segmenter = _segmenter(args) if args.semantic == "model" else None
     refiner = Refiner(args.instance_model, threads=args.threads) if args.semantic == "truth" and args.refine else None
     report = evaluate(args.folder, args.semantic, segmenter, args.split, args.out, quiet=args.json, refiner=refiner)

@@ -1,4 +1,4 @@
-"""``tfiseg train semantic`` and ``tfiseg train instance``."""
+"""``tfiseg train semantic``, ``tfiseg train instance`` and ``tfiseg train frame``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ IMAGENET = "imagenet"
 
 
 def add_train(verbs: Any) -> None:
-    verb = add_verb(verbs, "train", "Train a network of ours: semantic, or instance (needs tfiseg[export]).", _none, reports=False)
-    kinds = verb.add_subparsers(dest="what", required=True, metavar="{semantic,instance}")
+    verb = add_verb(
+        verbs,
+        "train",
+        "Train a network of ours: semantic, instance, or instance heads for a semantic one (needs tfiseg[export]).",
+        _none,
+        reports=False,
+    )
+    kinds = verb.add_subparsers(dest="what", required=True, metavar="{semantic,instance,frame}")
     semantic = add_verb(kinds, "semantic", "The default semantic network, from pictures and class maps.", _semantic, reports=False)
     _add_data(semantic)
     _add_run(semantic, "semantic.ckpt", 3600, "crops")
@@ -26,17 +32,31 @@ def add_train(verbs: Any) -> None:
     instance.add_argument(
         "--start", metavar="FILE", help=f'a checkpoint to begin with, or "{IMAGENET}" (default: the weights that come with tfiseg)'
     )
-    instance.add_argument("--rule-composites", type=int, default=4000, metavar="N", help="to fit the rules on (default: 4000)")
-    instance.add_argument(
-        "--sheets", type=Path, metavar="DIR", help="write pictures of the bank, of composites and of what was dropped there"
-    )
-    instance.add_argument("--workers", type=int, default=1, metavar="N", help="processes that make composites (default: 1)")
-    instance.add_argument("--training-data", metavar="TEXT", default="not stated", help="for the model's metadata")
+    _add_fit(instance, "bank, of composites and of what was dropped")
     instance.add_argument("--licence", metavar="TEXT", default="not stated", help="for the model's metadata")
+    frame = add_verb(
+        kinds,
+        "frame",
+        "Instance heads on a semantic network's own features, taught by the instance network: frame mode, one pass for everything.",
+        _frame,
+    )
+    frame.add_argument("--model", type=Path, metavar="NET.onnx", help="in tfiseg's format (default: the network that comes with tfiseg)")
+    _add_data(frame)
+    frame.add_argument("-o", "--output", type=Path, default=Path("frame.onnx"), metavar="NAME.onnx", help="(default: frame.onnx)")
+    _add_run(frame, "frame.ckpt", 4000, "composites", 4)
+    frame.add_argument("--instance-model", type=Path, metavar="M", help="the teacher (default: the one that comes with tfiseg)")
+    _add_fit(frame, "composites")
+
+
+def _add_fit(verb: argparse.ArgumentParser, sheets: str) -> None:
+    verb.add_argument("--rule-composites", type=int, default=4000, metavar="N", help="to fit the rules on (default: 4000)")
+    verb.add_argument("--sheets", type=Path, metavar="DIR", help=f"write pictures of the {sheets} there")
+    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes that make composites (default: 1)")
+    verb.add_argument("--training-data", metavar="TEXT", default="not stated", help="for the model's metadata")
 
 
 def _none(args: argparse.Namespace) -> int:
-    raise AssertionError("argparse asks for one of the two")
+    raise AssertionError("argparse asks for one of them")
 
 
 def _add_data(verb: argparse.ArgumentParser) -> None:
@@ -47,7 +67,7 @@ def _add_data(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--confidence", type=Path, metavar="DIR", help="how sure each class map is, NAME.png, 0..255, any size")
 
 
-def _add_run(verb: argparse.ArgumentParser, checkpoint: str, steps: int, what: str) -> None:
+def _add_run(verb: argparse.ArgumentParser, checkpoint: str, steps: int, what: str, batch: int = 16) -> None:
     verb.add_argument(
         "--checkpoint",
         type=Path,
@@ -55,7 +75,7 @@ def _add_run(verb: argparse.ArgumentParser, checkpoint: str, steps: int, what: s
         metavar="FILE",
         help=f"written as it goes, resumed from (default: {checkpoint})",
     )
-    verb.add_argument("--steps", type=int, default=steps, metavar="N", help=f"of 16 {what} each (default: {steps})")
+    verb.add_argument("--steps", type=int, default=steps, metavar="N", help=f"of {batch} {what} each (default: {steps})")
     verb.add_argument("--seed", type=int, default=0, metavar="N")
     verb.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
 
@@ -113,4 +133,37 @@ def _instance(args: argparse.Namespace) -> int:
         wrong = ", ".join(f"{name} {v['held_error']:.1%}" for name, v in report["rules"].items())
         print(f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {wrong}")
         print(f"next: tfiseg run DIR --refine components --instance-model {args.output}")
+    return 0
+
+
+def _frame(args: argparse.Namespace) -> int:
+    for module in ("torch", "onnxscript", "onnxsim"):
+        need(module, "export")
+    from .export.frame.make import make_frame_model
+    from .export.frame.train import FrameRecipe
+    from .runtime.sessions import DEFAULT_MODEL
+
+    report = make_frame_model(
+        args.model or DEFAULT_MODEL,
+        args.images,
+        args.semantic,
+        args.confidence,
+        args.checkpoint,
+        args.output,
+        FrameRecipe(steps=args.steps, seed=args.seed),
+        instance_model=args.instance_model,
+        rule_composites=args.rule_composites,
+        sheets=args.sheets,
+        workers=args.workers,
+        threads=args.threads,
+        training_data=args.training_data,
+        quiet=args.json,
+    )
+    if args.json:
+        print(as_json(report))
+    else:
+        print(
+            f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {report['rule']['held_error']:.1%}"
+        )
+        print(f"next: tfiseg run DIR --refine frame --model {args.output}")
     return 0

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..instances import Instances
 from ..plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, cluster, split_table
 from ..plugins.problem import MAX_INSTANCES
 from .refine import Refiner
-from .sessions import DEFAULT_MODEL, DEFAULT_PROVIDERS, open_session
+from .sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, DEFAULT_PROVIDERS, open_session
 from .sources import Frame, checked_image
 
-REFINES = (None, "components")
+REFINES = (None, "components", "frame")
 MIN_SCORE = 0.5  # more likely right than wrong
 _MIN_AREA_SHARE = 1e-3  # of the frame: a network's crumbs, below what its stride-4 grid can tell (docs/benchmarks)
 
@@ -34,21 +34,23 @@ class Segmenter:
 
     Args:
         model: path of a model in tfiseg's format, or of an engine, which is checked against this machine before it is loaded; default:
-            the network that comes with tfiseg (21 PASCAL classes).
+            the network that comes with tfiseg (21 PASCAL classes), with refine="frame" the one with instance heads.
         things: names or ids of the classes to segment; default: all countable classes of the model.
         split: see ``tfiseg.cluster``; default: what the model's metadata says, else "auto".
         min_area: smallest instance in pixels; default: 0.1 % of the frame, at least 25.
         min_score: instances with a lower mean probability are left out; 0 keeps all.
         max_instances: at most this many per frame, the largest.
         refine: "components": cut and join the class map's components by what the instance network sees in them, in place of their shape
-            alone (see ``Refiner``); None: by shape.
+            alone (see ``Refiner``); "frame": by the model's own instance heads, in the same pass; None: by shape, or by the heads of a
+            model that has them.
         instance_model: path of an instance network, with ``refine``; default: the one that comes with tfiseg.
         threads: CPU threads of network and clustering; 0 = all that the process may use.
         providers: ONNX Runtime execution providers.
 
     Raises:
-        ModelError: the model can't be used. EngineError: an engine whose record, content or machine doesn't fit; the message gives both
-            sides and the command that rebuilds. InputError: unknown class name; a frame that is no uint8 (H, W, 3).
+        ModelError: the model can't be used, or has no instance heads with refine="frame". EngineError: an engine whose record, content or
+            machine doesn't fit; the message gives both sides and the command that rebuilds. InputError: unknown class name; a frame
+            that is no uint8 (H, W, 3).
 
     Example:
         >>> segmenter = Segmenter(things=["person"])
@@ -71,7 +73,11 @@ class Segmenter:
     ) -> None:
         if threads < 0:
             raise InputError(f"threads must be at least 1 (0 = all), got {threads}")
-        self.session = open_session(model or DEFAULT_MODEL, threads, providers)
+        if refine not in REFINES:
+            raise InputError(f"refine must be one of {', '.join(map(repr, REFINES))}, got {refine!r}")
+        if instance_model is not None and refine != "components":
+            raise InputError('an instance_model does nothing without refine="components"')
+        self.session = open_session(model or (DEFAULT_FRAME_MODEL if refine == "frame" else DEFAULT_MODEL), threads, providers)
         self.class_names = self.session.info.class_names
         if things is None:
             self.things = self.session.info.things
@@ -85,10 +91,9 @@ class Segmenter:
         self.min_score = min_score
         self.max_instances = max_instances
         self.threads = threads or None
-        if refine not in REFINES:
-            raise InputError(f"refine must be one of {', '.join(map(repr, REFINES))}, got {refine!r}")
-        if instance_model is not None and refine is None:
-            raise InputError('an instance_model does nothing without refine="components"')
+        self._merge_rule = parameters.get("merge_rule")
+        if refine == "frame" and not self.session.has("affinity"):
+            raise ModelError(f"{self.session.path} has no instance heads: `tfiseg train frame --model {self.session.path}` adds them")
         self.refiner = Refiner(instance_model, threads=threads, providers=providers) if refine == "components" else None
 
     def _class_id(self, name: str | int) -> int:
@@ -139,6 +144,7 @@ class Segmenter:
             boundary=maps["boundary"][0, 0] if "boundary" in maps else None,
             affinity=maps["affinity"][0] if "affinity" in maps else None,
             affinity_offsets=self._affinity_offsets,
+            merge_rule=self._merge_rule if "affinity" in maps else None,
             things=self.things,
             split=self.split,
             min_area=self.min_area if self.min_area is not None else usual_min_area((height, width)),

@@ -18,6 +18,7 @@ from .machine import this_machine
 FORMAT_VERSION = 1
 METADATA_KEY = "tfiseg"
 DEFAULT_MODEL = Path(__file__).parent / "models" / "tfiseg-voc21.onnx"
+DEFAULT_FRAME_MODEL = DEFAULT_MODEL.with_name("tfiseg-voc21-frame.onnx")
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 # it quantises what a model leaves in float, one scale per tensor, and reads float16 biases wrongly (onnxruntime 1.21 to 1.32 at least)
 UNWANTED_OPTIMIZERS = ("WeightBiasQuantization",)
@@ -102,6 +103,10 @@ class OnnxSession:
         self._outputs = [o.name for o in self._session.get_outputs()]
         if names != ["frame"] or "logits" not in self._outputs:
             raise ModelError(f"{self.path} has inputs {names} and outputs {self._outputs}; wanted input 'frame' and output 'logits'")
+
+    def has(self, output: str) -> bool:
+        """Whether the network gives this map."""
+        return output in self._outputs
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """The network's maps for one picture uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""

@@ -59,9 +59,9 @@ class Composer:
                 self._whole.setdefault(o.class_id, []).append(o)
         rich = {c: objects for c, objects in self._whole.items() if len(objects) >= 4}
         self._whole = rich or self._whole
-        self._classes = sorted(self._whole)
-        odds = np.array([len(self._whole[c]) ** 0.6 * (_PEOPLE_BOOST if c == _PERSON else 1.0) for c in self._classes])
-        self._odds = odds / odds.sum()
+        self.classes = sorted(self._whole)
+        odds = np.array([len(self._whole[c]) ** 0.6 * (_PEOPLE_BOOST if c == _PERSON else 1.0) for c in self.classes])
+        self.odds = odds / odds.sum()
         self._alone = [o for o in bank.objects if o.lone]
         self._in_place = [o for o in self._alone if o.whole]
         self._shows = [set(np.unique(p.semantic).tolist()) for p in bank.pictures]
@@ -82,20 +82,20 @@ class Composer:
             canvas, label, size = self._in_its_picture(first, alone, rng)
             class_id, count = first.class_id, 0 if alone else int(rng.integers(1, 4))
         else:
-            class_id = int(rng.choice(self._classes, p=self._odds))
+            class_id = int(rng.choice(self.classes, p=self.odds))
             canvas, size = self._backdrop(class_id, rng)
             label = np.zeros((CANVAS_PX, CANVAS_PX), np.int32)
             count = int(rng.integers(1, 7))
         if count and not label.any() and rng.random() < _CELLS:
             canvas, label = _cells(rng)
         elif count:
-            self._paste_objects(canvas, label, class_id, count, size, rng)
+            self.paste_objects(canvas, label, class_id, count, size, rng)
         if not label.any():
             return None
         if rng.random() < _OCCLUDED:
             for _ in range(1 + int(rng.random() < 0.3)):
-                self._occlude(canvas, label, class_id, size, rng)
-        image = _photographed(canvas, rng)
+                self.occlude(canvas, label, class_id, size, rng)
+        image = photographed(canvas, rng)
         mask = spoil(label, rng)
         if not mask.any():
             return None
@@ -172,9 +172,10 @@ class Composer:
         colours = image.astype(np.float32)
         return _lit(colours, rng) if relit else colours, np.ascontiguousarray(opacity)
 
-    def _paste_objects(self, canvas: Canvas, label: Label, class_id: int, count: int, size: float, rng: np.random.Generator) -> None:
+    def paste_objects(self, canvas: Canvas, label: Label, class_id: int, count: int, size: float, rng: np.random.Generator) -> None:
+        """Paste ``count`` objects of a class, of about this size in pixels, on a canvas; the label map gets new numbers."""
         crowd, again, relit = rng.random() < _CROWD, rng.random() < _LOOKALIKES, rng.random() < _RELIT
-        pool = self._whole.get(class_id) or self._whole[self._classes[0]]
+        pool = self._whole.get(class_id) or self._whole[self.classes[0]]
         o = pool[int(rng.integers(len(pool)))]
         for _ in range(count):
             if not again:
@@ -183,22 +184,23 @@ class Composer:
             x, y = _place(label, opacity.shape, o.at_bottom, crowd, rng)
             _paste(canvas, label, colours, opacity, x, y, int(label.max()) + 1, rng.random() < _BEHIND, rng)
 
-    def _occlude(self, canvas: Canvas, label: Label, class_id: int, size: float, rng: np.random.Generator) -> None:
+    def occlude(self, canvas: Canvas, label: Label, class_id: int, size: float, rng: np.random.Generator) -> None:
         """Something of another class in front: a bar through everything, or an object."""
         ys, xs = np.nonzero(label)
         if rng.random() < 0.45:
             thickness = max(3, int(size * rng.uniform(0.04, 0.2)))
-            opacity = np.ones((2 * CANVAS_PX, thickness), np.float32)
+            length = 2 * max(label.shape)
+            opacity = np.ones((length, thickness), np.float32)
             source = self.bank.pictures[int(rng.integers(len(self.bank.pictures)))].image
             colours = cv2.resize(source, opacity.shape[::-1]).astype(np.float32)
             degrees = float(rng.choice([0.0, 90.0])) + float(rng.normal(0, 6))
-            turn = cv2.getRotationMatrix2D((thickness / 2, CANVAS_PX), degrees, 1)
-            turn[0, 2] += CANVAS_PX - thickness / 2
-            room = (2 * CANVAS_PX, 2 * CANVAS_PX)
+            turn = cv2.getRotationMatrix2D((thickness / 2, length / 2), degrees, 1)
+            turn[0, 2] += length / 2 - thickness / 2
+            room = (length, length)
             opacity = np.asarray(cv2.warpAffine(opacity, turn, room), np.float32)
             colours = np.asarray(cv2.warpAffine(colours, turn, room, borderMode=cv2.BORDER_REPLICATE), np.float32)
         else:
-            other = [c for c in self._classes if c != class_id]
+            other = [c for c in self.classes if c != class_id]
             if not other:
                 return
             pool = self._whole[int(rng.choice(other))]
@@ -232,7 +234,7 @@ def _lit(colours: Canvas, rng: np.random.Generator) -> Canvas:
     return colours.astype(np.float32)
 
 
-def _photographed(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]:
+def photographed(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Exposure, blur, noise, grey, JPEG over the whole composite, so that nothing tells pasted from real."""
     canvas = canvas * np.float32(rng.uniform(0.8, 1.2)) + np.float32(rng.uniform(-15, 15))
     if rng.random() < 0.25:
@@ -251,9 +253,10 @@ def _photographed(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]
 def _place(label: Label, shape_hw: tuple[int, ...], at_bottom: bool, crowd: bool, rng: np.random.Generator) -> tuple[int, int]:
     """Upper left corner for a new object: beside one that is there, or anywhere."""
     h, w = shape_hw
+    height, width = label.shape
     there = np.unique(label[label > 0])
     if not len(there) or (not crowd and rng.random() < 0.6):
-        cx, cy = rng.uniform(0.15, 0.85) * CANVAS_PX, rng.uniform(0.3, 0.8) * CANVAS_PX
+        cx, cy = rng.uniform(0.15, 0.85) * width, rng.uniform(0.3, 0.8) * height
     else:
         x, y, bw, bh = cv2.boundingRect((label == rng.choice(there)).astype(np.uint8))
         angle = rng.choice([0.0, np.pi]) + rng.normal(0, 0.35) if rng.random() < 0.7 else rng.uniform(0, 2 * np.pi)
@@ -262,9 +265,9 @@ def _place(label: Label, shape_hw: tuple[int, ...], at_bottom: bool, crowd: bool
         cy = y + bh / 2 + np.sin(angle) * (bh + h) * reach
         if abs(np.cos(angle)) > 0.7 and rng.random() < 0.5:  # side by side on one ground
             cy = y + bh + rng.normal(0, 0.06) * bh - h / 2
-        cx, cy = np.clip(cx, 0.02 * CANVAS_PX, 0.98 * CANVAS_PX), np.clip(cy, 0.05 * CANVAS_PX, 0.98 * CANVAS_PX)
+        cx, cy = np.clip(cx, 0.02 * width, 0.98 * width), np.clip(cy, 0.05 * height, 0.98 * height)
     if at_bottom and rng.random() < 0.8:
-        cy = max(cy, CANVAS_PX - h / 2 + 1)
+        cy = max(cy, height - h / 2 + 1)
     return int(cx - w / 2), int(cy - h / 2)
 
 
@@ -281,7 +284,7 @@ def _paste(
 ) -> None:
     """Blend an object in as ``number`` (0: something of another class), unless too little of it or of another would be left."""
     h, w = opacity.shape
-    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, CANVAS_PX), min(y + h, CANVAS_PX)
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, label.shape[1]), min(y + h, label.shape[0])
     if x1 - x0 < 3 or y1 - y0 < 3:
         return
     colours, opacity = colours[y0 - y : y1 - y, x0 - x : x1 - x], opacity[y0 - y : y1 - y, x0 - x : x1 - x]

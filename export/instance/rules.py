@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -59,20 +60,34 @@ def fit_rules(composer: Composer, infer: Look, count: int, seed: int = 0, quiet:
         batch = [composer(start + k) for k in range(min(_BATCH, count - start))]
         maps = infer(np.stack([c.image for c in batch]), np.stack([c.mask for c in batch]))
         for k, composite in enumerate(batch):
-            merges += _merges_of(composite, maps, k, rng)
+            merges += merges_of(composite.mask, composite.owner, partial(view_problem, maps=maps, k=k), rng)
             joins += _joins_of(composite, maps, k)
-    return {"merge": _fit(merges, seed), "join": _fit(joins, seed)}
+    return {"merge": fit_rule(merges, seed), "join": fit_rule(joins, seed)}
 
 
-def _merges_of(composite: Composite, maps: InstanceMaps, k: int, rng: np.random.Generator) -> list[Samples]:
-    """Region pairs of each component that would get a view of its own."""
+def merges_of(
+    mask: NDArray[np.uint8],
+    owner: NDArray[np.int32],
+    problem: Callable[[NDArray[np.uint8]], Problem],
+    rng: np.random.Generator,
+    least: int = _MIN_OWN_PX,
+    least_share: float = _OWN_SHARE,
+) -> list[Samples]:
+    """Region pairs of each component of a mask, as ``problem`` (of the component alone) shows them.
+
+    Args:
+        mask: uint8 (h, w) 0/1, of one class.
+        owner: int32 (h, w), the object of each pixel, 0 and below = none.
+        problem: a component's mask -> the operator's problem.
+        least, least_share: smaller components, in pixels and beside the largest, are left out.
+    """
     found = []
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(composite.mask, connectivity=8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     area = stats[1:, cv2.CC_STAT_AREA]
-    for component in np.flatnonzero(area >= max(_MIN_OWN_PX, _OWN_SHARE * area.max(initial=0))) + 1:
+    for component in np.flatnonzero(area >= max(least, least_share * area.max(initial=0))) + 1:
         own = (labels == component).astype(np.uint8)
-        truth = np.where(own > 0, composite.owner, 0)
-        features, same, weight = merge_samples(region_graph(view_problem(own, maps, k)), truth, evidence_features, _MEAN_AFFINITY, rng)
+        truth = np.where(own > 0, owner, 0)
+        features, same, weight = merge_samples(region_graph(problem(own)), truth, evidence_features, _MEAN_AFFINITY, rng)
         if len(same):
             lone = len(np.unique(truth[truth > 0])) < 2
             found.append((features, same, weight * (_LONE_WEIGHT if lone else 1.0)))
@@ -117,7 +132,8 @@ def _joins_of(composite: Composite, maps: InstanceMaps, k: int) -> list[Samples]
     return [(shown.features(i, j), same.astype(float), weight / len(same) ** 0.5)]
 
 
-def _fit(parts: list[Samples], seed: int) -> Fit:
+def fit_rule(parts: list[Samples], seed: int) -> Fit:
+    """One rule from all samples, in their order: the first tenth is kept apart. Raises InputError where there is none."""
     if not parts:
         raise InputError("the composites show no pair of pieces to fit a rule on: give more pictures, or more composites")
     samples = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts])

@@ -32,7 +32,7 @@ def bank_sheet(bank: Bank, path: Path, indices: Sequence[int] | None = None, see
         image, mask = object_view(bank, o)
         cell = np.where(mask[..., None] > 0, image, image // 4)
         cells.append(_captioned(cell, f"{o.class_id}{'' if o.whole else ' in place'}"))
-    _write(cells, path)
+    write_sheet(cells, _COLUMNS, path)
 
 
 def composite_sheet(composer: Composer, path: Path, first: int = 0) -> None:
@@ -44,7 +44,7 @@ def composite_sheet(composer: Composer, path: Path, first: int = 0) -> None:
         painted = np.where((composite.owner < 0)[..., None], np.array(_UNKNOWN, np.uint8), colours[np.maximum(composite.owner, 0)])
         shown = np.where(composite.mask[..., None] > 0, painted, composite.image // 4)
         cells += [_captioned(composite.image, str(composite.class_id)), shown.astype(np.uint8)]
-    _write(cells, path)
+    write_sheet(cells, _COLUMNS, path)
 
 
 def _captioned(cell: Image, text: str) -> Image:
@@ -53,12 +53,13 @@ def _captioned(cell: Image, text: str) -> Image:
     return out
 
 
-def _write(cells: list[Image], path: Path) -> None:
+def write_sheet(cells: list[Image], columns: int, path: Path) -> None:
+    """Cells of one size in rows, as a JPEG or PNG; nothing where there are none. Raises InputError if it can't be written."""
     if not cells:
         return
     blank = np.zeros_like(cells[0])
-    cells = cells + [blank] * (-len(cells) % _COLUMNS)
-    rows = [np.hstack(cells[k : k + _COLUMNS]) for k in range(0, len(cells), _COLUMNS)]
+    cells = cells + [blank] * (-len(cells) % columns)
+    rows = [np.hstack(cells[k : k + columns]) for k in range(0, len(cells), columns)]
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), np.vstack(rows)):
         raise InputError(f"can't write {path}: is the disk full?")

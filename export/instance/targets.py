@@ -33,24 +33,24 @@ class Targets:
 
 
 def targets_of(owner: NDArray[np.int32]) -> Targets:
-    """Targets from the object of each pixel: int32 (S, S), 1.., 0 = outside of the mask, -1 = unknown."""
+    """Targets from the object of each pixel: int32 (H, W), sides multiples of 4, 1.., 0 = outside of the mask, -1 = unknown."""
     cells = owner[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
-    q = len(cells)
-    at = np.arange(q, dtype=np.float32) * STRIDE + STRIDE / 2
-    displacement, weight = np.zeros((2, q, q), np.float32), np.zeros((q, q), np.float32)
+    rows, columns = cells.shape
+    at_y, at_x = (np.arange(n, dtype=np.float32) * STRIDE + STRIDE / 2 for n in cells.shape)
+    displacement, weight = np.zeros((2, rows, columns), np.float32), np.zeros(cells.shape, np.float32)
     for k in np.unique(cells[cells > 0]):
         its = cells == k
         x, y, w, h = cv2.boundingRect((owner == k).astype(np.uint8))
         ys, xs = np.nonzero(owner[y : y + h, x : x + w] == k)
-        displacement[0][its] = (np.broadcast_to(y + ys.mean() - at[:, None], (q, q))[its]) / DISPLACEMENT_UNIT_PX
-        displacement[1][its] = (np.broadcast_to(x + xs.mean() - at[None], (q, q))[its]) / DISPLACEMENT_UNIT_PX
+        displacement[0][its] = (np.broadcast_to(y + ys.mean() - at_y[:, None], cells.shape)[its]) / DISPLACEMENT_UNIT_PX
+        displacement[1][its] = (np.broadcast_to(x + xs.mean() - at_x[None], cells.shape)[its]) / DISPLACEMENT_UNIT_PX
         weight[its] = DISPLACEMENT_UNIT_PX / max(float(np.sqrt(w * h)), _LEAST_SIZE_PX)
-    affinity = np.full((len(AFFINITY_OFFSETS), q, q), UNKNOWN, np.uint8)
+    affinity = np.full((len(AFFINITY_OFFSETS), rows, columns), UNKNOWN, np.uint8)
     for k, (dy, dx) in enumerate(AFFINITY_OFFSETS):
-        if max(dy, abs(dx)) >= q:
+        if dy >= rows or abs(dx) >= columns:
             continue
-        here = (slice(0, q - dy), slice(max(0, -dx), q - max(0, dx)))
-        there = (slice(dy, q), slice(max(0, dx), q - max(0, -dx)))
+        here = (slice(0, rows - dy), slice(max(0, -dx), columns - max(0, dx)))
+        there = (slice(dy, rows), slice(max(0, dx), columns - max(0, -dx)))
         a, b = cells[here], cells[there]
         affinity[k][here] = np.where((a > 0) & (b > 0), a == b, UNKNOWN)
     return Targets(displacement, weight, affinity, _boundary_of(owner))

@@ -103,9 +103,14 @@ def groups_in(bank: Bank, network: InstanceNetwork, view_px: int = VIEW_PX, quie
     return dropped
 
 
+def held_pictures(bank: Bank, held_out: float, seed: int) -> NDArray[np.bool_]:
+    """Which pictures are kept apart, by number."""
+    return np.random.default_rng([seed, 1]).random(len(bank.pictures)) < held_out
+
+
 def split_bank(bank: Bank, held_out: float, seed: int) -> tuple[Bank, Bank]:
     """(used, held): objects by their pictures, so that no picture is on both sides. Backdrops are shared."""
-    held = np.random.default_rng([seed, 1]).random(len(bank.pictures)) < held_out
+    held = held_pictures(bank, held_out, seed)
     kept_apart = [o for o in bank.objects if held[o.picture]]
     if not any(o.whole for o in kept_apart):
         return bank, bank  # a handful of pictures: validate on other composites of the same objects

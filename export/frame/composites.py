@@ -1,0 +1,160 @@
+"""Pictures to teach frame mode: photos whose instances the instance network told, and further objects pasted into them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ...plugins.operator import cluster
+from ...runtime.refine import Refiner
+from ..instance.bank import Bank
+from ..instance.composites import Composer, photographed
+from ..instance.train import held_pictures, split_bank
+
+ALIKE = 8  # so many composites in a row have one size: a batch
+_SIZES_HW = ((288, 384), (384, 288))
+_PASTED = 0.6  # share of pictures that get further objects
+_OCCLUDED = 0.25
+_OWN_CLASS = 0.6  # of pasted objects: the class of something that the picture shows
+_SPLIT_SHARE = 0.12  # an object of which more than this isn't its largest instance is taken for a group
+_LEAST_WINDOW = 0.5  # of the picture that is shown
+
+Label = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Told:
+    """Instances of one picture: ``label_map`` int32 (H, W), 0 = none, 1..n, and ``class_id`` int32 (n,)."""
+
+    label_map: Label
+    class_id: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What composites are made of: a bank and the instances of its pictures; some pictures and their objects are kept apart."""
+
+    used: Bank
+    held: Bank
+    told: Sequence[Told]
+    used_pictures: Sequence[int]
+    held_pictures: Sequence[int]
+
+    def composer(self, seed: int) -> FrameComposer:
+        return FrameComposer(self.used, self.told, self.used_pictures, seed)
+
+    def held_composer(self, seed: int) -> FrameComposer:
+        return FrameComposer(self.held, self.told, self.held_pictures, seed)
+
+
+@dataclass(frozen=True)
+class FrameComposite:
+    """``image`` uint8 (H, W, 3) BGR; ``owner`` int32 (H, W), the object of each pixel, 0 = none or unknown; ``class_id`` int32 (n,)."""
+
+    image: NDArray[np.uint8]
+    owner: Label
+    class_id: NDArray[np.int32]
+
+
+def tell_instances(bank: Bank, refiner: Refiner, quiet: bool = False) -> list[Told]:
+    """What the instance network makes of the class map of each picture of a bank."""
+    told = []
+    for picture in tqdm(bank.pictures, desc="instances to learn from", disable=quiet):
+        found = refiner(picture.image, cluster(picture.semantic, split=0.0))
+        told.append(Told(found.label_map, found.class_id))
+    return told
+
+
+def single_objects(bank: Bank, told: Sequence[Told]) -> Bank:
+    """The bank without objects of which the instance network made several."""
+    dropped = set()
+    for k, o in enumerate(bank.objects):
+        x, y, w, h = o.box_xywh
+        count = np.bincount(told[o.picture].label_map[y : y + h, x : x + w][o.mask > 0], minlength=1)
+        if count.sum() - count.max() > _SPLIT_SHARE * count.sum():
+            dropped.add(k)
+    return bank.without(dropped)
+
+
+def material_of(bank: Bank, told: Sequence[Told], held_out: float, seed: int) -> Material:
+    """Single objects of a bank and its pictures, some kept apart; where there are too few pictures, the same on both sides."""
+    used, held = split_bank(single_objects(bank, told), held_out, seed)
+    apart = held_pictures(bank, held_out, seed)
+    if used is held:
+        apart[:] = False
+    pictures = np.flatnonzero(~apart).tolist()
+    return Material(used, held, told, pictures, np.flatnonzero(apart).tolist() or pictures)
+
+
+class FrameComposer:
+    """Composites by number, as ``Composer``'s; eight in a row are landscape, the next eight portrait.
+
+    Args:
+        bank: objects to paste, and all pictures.
+        told: instances of each picture.
+        pictures: numbers of those to show.
+        seed: of everything drawn.
+    """
+
+    def __init__(self, bank: Bank, told: Sequence[Told], pictures: Sequence[int], seed: int) -> None:
+        self.bank = bank
+        self.told = told
+        self.seed = seed
+        self._composer = Composer(bank, seed)
+        self._pictures = pictures
+        self._showing = [k for k in pictures if len(told[k].class_id)] or pictures
+
+    def __call__(self, number: int) -> FrameComposite:
+        rng = np.random.default_rng([self.seed, number])
+        size_hw = _SIZES_HW[number // ALIKE % 2]
+        while True:
+            composite = self._draw(size_hw, rng)
+            if composite is not None:
+                return composite
+
+    def _draw(self, size_hw: tuple[int, int], rng: np.random.Generator) -> FrameComposite | None:
+        pasted = rng.random() < _PASTED
+        index = int(rng.choice(self._pictures)) if pasted else int(rng.choice(self._showing))
+        canvas, label = self._window(index, size_hw, rng)
+        shown = np.unique(label[label > 0])
+        rank = np.zeros(len(self.told[index].class_id) + 1, np.int32)
+        rank[shown] = np.arange(1, len(shown) + 1)
+        label, classes = rank[label], self.told[index].class_id[shown - 1].tolist()
+        if pasted:
+            known = [c for c in classes if c in self._composer.classes]
+            if known and rng.random() < _OWN_CLASS:
+                class_id = int(rng.choice(known))
+            else:
+                class_id = int(rng.choice(self._composer.classes, p=self._composer.odds))
+            size = min(size_hw) * float(np.exp(rng.uniform(np.log(0.12), np.log(0.7))))
+            self._composer.paste_objects(canvas, label, class_id, int(rng.integers(1, 6)), size, rng)
+            classes += [class_id] * (int(label.max()) - len(classes))
+            if rng.random() < _OCCLUDED and label.any():
+                self._composer.occlude(canvas, label, class_id, size, rng)
+        if not label.any():
+            return None
+        image = photographed(canvas, rng)
+        return FrameComposite(image, label, np.array(classes, np.int32))
+
+    def _window(self, index: int, size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[NDArray[np.float32], Label]:
+        """A part of a picture, of the canvas's shape, enlarged or shrunk to it; half of them mirrored."""
+        picture, told = self.bank.pictures[index], self.told[index]
+        h, w = picture.semantic.shape
+        height, width = size_hw
+        share = rng.uniform(_LEAST_WINDOW, 1.0)
+        stretch = float(np.exp(rng.normal(0, 0.08)))
+        side = share * min(h / height, w / width * stretch)
+        window_h, window_w = min(h, max(8, round(side * height))), min(w, max(8, round(side * width / stretch)))
+        y, x = int(rng.integers(0, h - window_h + 1)), int(rng.integers(0, w - window_w + 1))
+        spot = (slice(y, y + window_h), slice(x, x + window_w))
+        how = cv2.INTER_AREA if window_h > height else cv2.INTER_LINEAR
+        canvas = cv2.resize(picture.image[spot], (width, height), interpolation=how).astype(np.float32)
+        label = cv2.resize(told.label_map[spot], (width, height), interpolation=cv2.INTER_NEAREST)
+        if rng.random() < 0.5:
+            canvas, label = canvas[:, ::-1], label[:, ::-1]
+        return np.ascontiguousarray(canvas), np.ascontiguousarray(label)

@@ -1,0 +1,194 @@
+"""A semantic network with instance heads as one ONNX model in tfiseg's format: logits, affinity and boundary from one pass."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxsim
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from ...errors import ModelError
+from ...plugins.operator import AFFINITY_OFFSETS
+from ...runtime.sessions import METADATA_KEY
+from ..agreement import check_frames
+from ..half_weights import stored_as_half
+from ..onnx_network import with_opset
+from .heads import InstanceHeads
+from .taps import Tap, session_of, with_outputs
+
+OPSET = 18  # or the network's own, where that is newer
+_PREFIX = "heads."
+_TOLERANCE = 0.02  # of probabilities, between torch and ONNX Runtime: weights are stored as float16
+_MOST_ROWS = 128
+FINER = 2  # cells of the logits for one of the heads: outlines and necks of small objects show between the heads' cells
+
+
+class _Probabilities(torch.nn.Module):
+    """From features to affinity and boundary in [0, 1]. Displacement only helps to learn: regions come from the masks' shapes."""
+
+    def __init__(self, heads: InstanceHeads) -> None:
+        super().__init__()
+        self.heads = heads
+        self.eval()
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
+        _, affinity, boundary = self.heads(*features)
+        return affinity.sigmoid(), boundary.sigmoid()
+
+
+def export_frame(
+    model: onnx.ModelProto,
+    taps: Sequence[Tap],
+    heads: InstanceHeads,
+    output: Path,
+    merge_rule: NDArray[np.float32] | None = None,
+    photos: str | Path | None = None,
+    training_data: str = "not stated",
+) -> dict[str, Any]:
+    """Write the network with its heads, and check it against torch.
+
+    Args:
+        model: the semantic network in tfiseg's format; its own part is not changed.
+        taps, heads: see ``find_taps`` and ``train_frame``.
+        output: NAME.onnx, written whole or not at all.
+        merge_rule: belongs to these heads (``rule.py``); None: the mean affinity decides.
+        photos: whatever ``open_source`` takes, for the check; default: 4 synthetic frames.
+        training_data: a sentence for the metadata: what the heads were trained on.
+
+    Returns:
+        bytes, the largest difference of a probability from torch, the metadata.
+
+    Raises:
+        ModelError: probabilities differ by more than 0.02 from torch, or the logits from the network's own.
+    """
+    opset = max(OPSET, *(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")))
+    base = with_opset(model, opset)
+    frames = [image for _, image in check_frames(photos)]
+    whole = _assembled(base, taps, _head_graph(heads, taps, base, frames, opset))
+    metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
+    metadata |= {"name": output.stem, "stride": taps[0].stride / FINER, "instance_training_data": training_data}
+    metadata["clustering"] = {**metadata.get("clustering", {}), "affinity_offsets": [list(o) for o in AFFINITY_OFFSETS]}
+    if merge_rule is not None:
+        metadata["clustering"]["merge_rule"] = [float(f"{v:.9g}") for v in merge_rule]
+    metadata["weights_sha256"] = hashlib.sha256(b"".join(sorted(i.raw_data for i in whole.graph.initializer))).hexdigest()
+    del whole.metadata_props[:]
+    helper.set_model_props(whole, {METADATA_KEY: json.dumps(metadata)})
+    onnx.checker.check_model(whole, full_check=True)
+    part = output.with_suffix(".part")
+    onnx.save(whole, part)
+    try:
+        difference = _difference(base, taps, heads, part, frames)
+        if difference > _TOLERANCE:
+            raise ModelError(f"ONNX Runtime's probabilities differ from torch's by up to {difference:.3f}, wanted {_TOLERANCE}")
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
+    return {"bytes": output.stat().st_size, "largest_difference": round(difference, 5), "metadata": metadata}
+
+
+def _features(model: onnx.ModelProto, taps: Sequence[Tap], frames: Sequence[NDArray[np.uint8]]) -> list[list[NDArray[np.float32]]]:
+    session = session_of(with_outputs(model, taps))
+    return [session.run([t.name for t in taps], {"frame": frame[None]}) for frame in frames]
+
+
+def _head_graph(
+    heads: InstanceHeads, taps: Sequence[Tap], model: onnx.ModelProto, frames: Sequence[NDArray[np.uint8]], opset: int
+) -> onnx.GraphProto:
+    """The heads' part; sizes are dynamic where the network's are."""
+    wide = np.zeros((256, 384, 3), np.uint8)
+    at_two_sizes = _features(model, taps, [wide, np.ascontiguousarray(wide[:, :256])])
+    example = [torch.from_numpy(np.ascontiguousarray(f)) for f in at_two_sizes[0]]
+    shapes: Any = None
+    if any(a.shape != b.shape for a, b in zip(*at_two_sizes, strict=True)):
+        coarsest = example[[t.stride for t in taps].index(max(t.stride for t in taps))].shape[2:]
+        rows, columns = (torch.export.Dim(name, min=1, max=_MOST_ROWS) for name in ("rows", "columns"))
+        times = [[side // least for side, least in zip(f.shape[2:], coarsest, strict=True)] for f in example]
+        if any(tuple(f.shape[2:]) != tuple(k * c for k, c in zip(t, coarsest, strict=True)) for f, t in zip(example, times, strict=True)):
+            raise ModelError("the network's features are no whole multiples of one another: export it with one fixed size")
+        shapes = (tuple({2: k[0] * rows if k[0] > 1 else rows, 3: k[1] * columns if k[1] > 1 else columns} for k in times),)
+    program = torch.onnx.export(
+        _Probabilities(heads),
+        tuple(example),
+        dynamo=True,
+        opset_version=opset,
+        input_names=[t.name for t in taps],
+        output_names=["affinity", "boundary"],
+        dynamic_shapes=shapes,
+        verbose=False,
+    )
+    assert program is not None
+    simple, sound = onnxsim.simplify(program.model_proto)
+    if not sound:
+        raise ModelError("onnxsim changed what the heads compute: export with another onnxsim version")
+    return simple.graph
+
+
+def _assembled(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphProto) -> onnx.ModelProto:
+    """The network's graph with the heads' behind it; logits are scaled to twice the heads' grid."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    kept = {t.name for t in taps} | {"affinity", "boundary"}
+
+    def named(name: str) -> str:
+        return name if name in kept or not name else _PREFIX + name
+
+    casts, weights = stored_as_half(heads.initializer)
+    for tensor in weights:
+        tensor.name = named(tensor.name)
+    for k, node in enumerate([*casts, *heads.node]):
+        for names in (node.input, node.output):
+            names[:] = [named(n) for n in names]
+        node.name = f"{_PREFIX}{node.op_type}_{k}"
+        whole.graph.node.append(node)
+    whole.graph.initializer.extend(weights)
+    for name, channels in (("affinity", len(AFFINITY_OFFSETS)), ("boundary", 1)):
+        whole.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, "heads_height", "heads_width"]))
+    _scale_logits(whole)
+    return whole
+
+
+def _scale_logits(whole: onnx.ModelProto) -> None:
+    coarse = _PREFIX + "coarse_logits"
+    for node in whole.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [coarse if n == "logits" else n for n in names]
+    classes = next(o for o in whole.graph.output if o.name == "logits").type.tensor_type.shape.dim[1].dim_value
+    constants = {"start": [2], "end": [4], "finer": [FINER, FINER], "one_class": [1, classes]}
+    whole.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), _PREFIX + k) for k, v in constants.items())
+    node = helper.make_node
+    whole.graph.node.extend(
+        [
+            node("Shape", ["affinity"], [_PREFIX + "shape"]),
+            node("Slice", [_PREFIX + "shape", _PREFIX + "start", _PREFIX + "end"], [_PREFIX + "hw"]),
+            node("Mul", [_PREFIX + "hw", _PREFIX + "finer"], [_PREFIX + "logits_hw"]),
+            node("Concat", [_PREFIX + "one_class", _PREFIX + "logits_hw"], [_PREFIX + "sizes"], axis=0),
+            node("Resize", [coarse, "", "", _PREFIX + "sizes"], ["logits"], mode="linear", coordinate_transformation_mode="half_pixel"),
+        ]
+    )
+    del whole.graph.value_info[:]
+    for output in whole.graph.output:
+        if output.name == "logits":
+            output.CopyFrom(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, classes, "grid_height", "grid_width"]))
+
+
+@torch.no_grad()
+def _difference(
+    model: onnx.ModelProto, taps: Sequence[Tap], heads: InstanceHeads, path: Path, frames: Sequence[NDArray[np.uint8]]
+) -> float:
+    """The largest difference of a probability between torch on the network's own features and the model in the file."""
+    whole, most = session_of(path), 0.0
+    torch_heads = _Probabilities(heads)
+    for frame, features in zip(frames, _features(model, taps, frames), strict=True):
+        theirs = whole.run(["affinity", "boundary"], {"frame": frame[None]})
+        ours = torch_heads(*(torch.from_numpy(f) for f in features))
+        most = max(most, *(float(np.abs(a.numpy() - b).max()) for a, b in zip(ours, theirs, strict=True)))
+    return most

@@ -1,0 +1,47 @@
+"""The instance heads of frame mode: a light pyramid over a semantic network's features; displacement, affinities and boundary out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...plugins.operator import AFFINITY_OFFSETS
+from ..network import separable, upsample_like
+from .taps import Tap
+
+CHANNELS = 64
+HEADS = {"displacement": 2, "affinity": len(AFFINITY_OFFSETS), "boundary": 1}
+
+
+class InstanceHeads(nn.Module):
+    """``forward(*features)``: one tensor (N, C, h, w) per tap, fine to coarse, further ones at the finest stride last.
+
+    Returns:
+        displacement (N, 2, h, w), (dy, dx) in units of 8 cells; affinity (N, A, h, w) and boundary (N, 1, h, w), logits; all at stride 4.
+    """
+
+    def __init__(self, taps: Sequence[Tap], channels: int = CHANNELS) -> None:
+        super().__init__()
+        strides = sorted({t.stride for t in taps})
+        self._level = [strides.index(t.stride) for t in taps]
+        # features come as they are, some unbounded: brought to one scale by what training sees
+        self.lateral = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(t.channels), nn.Conv2d(t.channels, channels, 1)) for t in taps)
+        self.refine = nn.ModuleList(separable(channels, channels) for _ in strides)
+        self.fuse = separable(channels, channels)
+        self.head = nn.Conv2d(channels, sum(HEADS.values()), 1)
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sides: list[Tensor | None] = [None] * len(self.refine)
+        for level, lateral, given in zip(self._level, self.lateral, features, strict=True):
+            side = lateral(given)
+            known = sides[level]
+            sides[level] = side if known is None else known + side
+        y: Tensor | None = None
+        for side, refine in zip(reversed(sides), reversed(self.refine), strict=True):
+            assert side is not None
+            y = refine(side if y is None else side + upsample_like(y, side))
+        assert y is not None
+        displacement, affinity, boundary = torch.split(self.head(self.fuse(y)), list(HEADS.values()), 1)
+        return displacement, affinity, boundary

@@ -1,0 +1,81 @@
+"""From a semantic network, pictures and class maps to one model with instance heads: teach, fit the rule, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ...errors import ModelError
+from ...runtime.refine import Refiner
+from ...runtime.sessions import METADATA_KEY
+from ..instance.bank import bank_summary, build_bank
+from ..training import say
+from .composites import material_of, tell_instances
+from .frame_onnx import export_frame
+from .rule import fit_frame_rule
+from .sheets import frame_sheet
+from .taps import find_taps
+from .train import FrameRecipe, held_seed, train_frame
+
+_ANY_SIZE_HW = (288, 384)
+
+
+def make_frame_model(
+    model: Path,
+    images: Path,
+    semantic: Path,
+    confidence: Path | None,
+    checkpoint: Path,
+    output: Path,
+    recipe: FrameRecipe,
+    instance_model: Path | None = None,
+    rule_composites: int = 4000,
+    sheets: Path | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+    training_data: str = "not stated",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Add instance heads to ``model``, taught on ``images`` and ``semantic`` (see ``build_bank``; class ids are the model's), and write
+    ``output``; returns what ``export_frame`` says and the rule's held-out error.
+
+    Raises:
+        ModelError: ``model`` isn't in tfiseg's format, has heads already, or has no features at stride 4.
+    """
+    network = _load(model)
+    taps = find_taps(network, np.zeros((*_ANY_SIZE_HW, 3), np.uint8))
+    say("features at " + ", ".join(f"stride {t.stride} ({t.channels} channels)" for t in taps))
+    bank = build_bank(images, semantic, confidence)
+    say(bank_summary(bank))
+    told = tell_instances(bank, Refiner(instance_model, threads=threads or 0), quiet)
+    material = material_of(bank, told, recipe.held_out, recipe.seed)
+    if sheets is not None:
+        frame_sheet(material.composer(recipe.seed), sheets / "frames.jpg")
+        say(f"look at {sheets}/frames.jpg: one colour for each object?")
+    heads = train_frame(material, network, taps, checkpoint, recipe, workers, threads, quiet)
+    part = output.with_name(f"{output.stem}.unruled.onnx")
+    try:
+        export_frame(network, taps, heads, part)
+        fit = fit_frame_rule(material.held_composer(held_seed(recipe) + 1), part, rule_composites, recipe.seed, quiet)
+    finally:
+        part.unlink(missing_ok=True)
+    report = export_frame(network, taps, heads, output, fit.rule, images, training_data)
+    report["rule"] = {"held_error": round(fit.held_error, 4), "pairs": fit.pairs}
+    return report
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise ModelError(f"there is no model {path}")
+    try:
+        model = onnx.load(path)
+    except Exception as wrong:  # protobuf's errors share no base class across its versions
+        raise ModelError(f"{path} is no ONNX file ({wrong})") from wrong
+    if not any(p.key == METADATA_KEY for p in model.metadata_props):
+        raise ModelError(f"{path} is not in tfiseg's format: `tfiseg export {path} -o NAME.onnx` brings it there")
+    if any(o.name == "affinity" for o in model.graph.output):
+        raise ModelError(f"{path} has instance heads already: start from the network that they were added to")
+    return model

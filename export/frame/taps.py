@@ -1,0 +1,112 @@
+"""Where the instance heads take their features from a semantic network: one tensor of each stride, found by running it once.
+
+Any network in tfiseg's format will do; nothing is known of its layers' names. Its weights are not touched, so its class maps stay what
+they are, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from ...errors import ModelError
+
+INPUT = "image"  # what the preprocessing gives (frame_graph.py)
+_FINEST, _COARSEST = 4, 32  # strides of interest
+_LEAST_CHANNELS = 8
+_SLACK = 1.5  # between strides, which double
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A float tensor (1, ``channels``, H / ``stride``, W / ``stride``) of the network."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+def find_taps(model: onnx.ModelProto, frame: NDArray[np.uint8]) -> list[Tap]:
+    """Taps of a network in tfiseg's format, fine to coarse: of each stride from 4 to 32 the encoder's last tensor, then the decoder's
+    last before the logits, where its stride is 4.
+
+    Args:
+        model: the network.
+        frame: uint8 (H, W, 3), any picture: what tensors have which size is seen by running it.
+
+    Raises:
+        ModelError: the network has no features at stride 4, or no preprocessing of ours.
+    """
+    shapes = _shapes(model, frame)
+    if INPUT not in shapes:
+        raise ModelError(f"the network has no tensor {INPUT!r}: export it with this version of tfiseg")
+    height = max(shapes[INPUT][2:]) if shapes[INPUT][1] == 3 else max(shapes[INPUT][1:3])
+    names = [name for name in _from_image(model) if len(shapes[name]) == 4]
+    stride_of = {name: height / max(shapes[name][2:]) for name in names}
+    at = {name: k for k, name in enumerate(names)}
+    logits = shapes["logits"]
+    last: dict[int, str] = {}
+    deepest = 1.0
+    for name in names:
+        deepest = max(deepest, stride_of[name])
+        stride = round(2.0 ** round(np.log2(stride_of[name])))
+        encodes = stride_of[name] > deepest / _SLACK  # on the way down: of the deepest stride seen so far
+        fits = abs(stride_of[name] - stride) < 0.1 * stride and _FINEST <= stride <= _COARSEST and shapes[name][1] >= _LEAST_CHANNELS
+        if encodes and fits:
+            last[stride] = name
+    if _FINEST not in last:
+        raise ModelError("the network has no features at stride 4: its instances can't be told at one pass; use refine='components'")
+    taps = [Tap(name, shapes[name][1], stride) for stride, name in sorted(last.items())]
+    decoder = [n for n in names if at[n] > max(at[t.name] for t in taps) and shapes[n][2:] == shapes[taps[0].name][2:]]
+    decoder = [n for n in decoder if shapes[n][1] >= _LEAST_CHANNELS and shapes[n][1] != logits[1]]
+    if decoder:
+        taps.append(Tap(decoder[-1], shapes[decoder[-1]][1], _FINEST))
+    return taps
+
+
+def _from_image(model: onnx.ModelProto) -> list[str]:
+    """What depends on the picture, in the graph's order; weights, which may be results of nodes as well, don't."""
+    known, found = {INPUT}, []
+    for node in model.graph.node:
+        if known & set(node.input):
+            known |= set(node.output)
+            found += [name for name in node.output if name]
+    return found
+
+
+def with_outputs(model: onnx.ModelProto, taps: Sequence[Tap]) -> onnx.ModelProto:
+    """The network with its taps as further outputs."""
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(model)
+    there = {o.name for o in tapped.graph.output}
+    tapped.graph.output.extend(helper.make_tensor_value_info(t.name, TensorProto.FLOAT, None) for t in taps if t.name not in there)
+    return tapped
+
+
+def session_of(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
+    """An ONNX Runtime session of a model in memory."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    given = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+def _shapes(model: onnx.ModelProto, frame: NDArray[np.uint8]) -> dict[str, tuple[int, ...]]:
+    """Shape of every node's result, in the graph's order, at this frame."""
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(model)
+    names = [name for node in tapped.graph.node for name in node.output if name]
+    del tapped.graph.output[:]
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    values = session_of(tapped).run(names, {"frame": frame[None]})
+    return {name: tuple(np.shape(v)) for name, v in zip(names, values, strict=True)}

@@ -1,0 +1,178 @@
+"""Teach frame mode: ``tfiseg train frame --model NET.onnx --images DIR --semantic DIR``.
+
+Features come from the semantic network itself, run by ONNX Runtime as at run time; only the heads learn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..instance.targets import UNKNOWN, loss_of, targets_of
+from ..training import learning_rate, load_checkpoint, save_checkpoint, say, update_average
+from .composites import ALIKE, FrameComposer, FrameComposite, Material
+from .heads import InstanceHeads
+from .taps import Tap, session_of, with_outputs
+
+_CHECKPOINT_EVERY = 200
+_HELD_SEED = 1_000_003  # composites that are never trained on
+_VALIDATED = 64  # composites
+_CELL_PX = 4
+
+
+@dataclass(frozen=True)
+class FrameRecipe:
+    """Everything a training run is determined by, besides its pictures and the two networks."""
+
+    steps: int = 4000
+    batch: int = 4
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    held_out: float = 0.1  # share of the pictures kept for validation and for fitting the rule
+    seed: int = 0
+
+
+class FeatureSet(Dataset[tuple[Tensor, ...]]):
+    """Composites by number, as the semantic network sees them: its features at each tap, then displacement, weight, affinity, boundary."""
+
+    def __init__(self, composer: FrameComposer, model: onnx.ModelProto, taps: Sequence[Tap], first: int, count: int) -> None:
+        self.composer = composer
+        self.first = first
+        self.count = count
+        self._names = [t.name for t in taps]
+        self._model = with_outputs(model, taps)
+        self._session: Any = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        if self._session is None:  # each worker's own: a session doesn't survive a fork
+            self._session = session_of(self._model, threads=1)
+        composite = self.composer(self.first + index)
+        features = self._session.run(self._names, {"frame": composite.image[None]})
+        return tuple(
+            torch.from_numpy(np.ascontiguousarray(a))
+            for a in (*(f[0] for f in features), *frame_targets(composite, features[0].shape[-2:]))
+        )
+
+
+def frame_targets(composite: FrameComposite, grid_hw: tuple[int, int]) -> tuple[NDArray[Any], ...]:
+    """What the heads should say at each cell of a grid: displacement float32 (2, h, w) in units of 8 cells, its weight (h, w), affinity
+    uint8 (A, h, w) and boundary uint8 (h, w), 255 = unknown. Of two classes' objects nothing is known: the operator never asks."""
+    size = (_CELL_PX * grid_hw[1], _CELL_PX * grid_hw[0])
+    owner = np.asarray(cv2.resize(composite.owner, size, interpolation=cv2.INTER_NEAREST), np.int32)
+    wanted = targets_of(owner)
+    affinity = wanted.affinity
+    class_of = np.concatenate([[0], composite.class_id])[owner]
+    for class_id in np.unique(composite.class_id)[:-1]:
+        one = targets_of(np.where(class_of == class_id, 1, np.where(class_of > 0, 2, 0)).astype(np.int32)).affinity
+        affinity = np.where(one == 0, UNKNOWN, affinity).astype(np.uint8)
+    h, w = grid_hw
+    blocks = wanted.boundary.reshape(h, 2, w, 2)
+    edge = np.where((blocks == 1).any((1, 3)), 1, np.where((blocks == 0).any((1, 3)), 0, UNKNOWN)).astype(np.uint8)
+    return wanted.displacement, wanted.weight, affinity, edge
+
+
+def held_seed(recipe: FrameRecipe) -> int:
+    """Seed of composites that are never trained on."""
+    return _HELD_SEED + recipe.seed
+
+
+@torch.no_grad()
+def validate(heads: InstanceHeads, dataset: FeatureSet, batch: int) -> dict[str, float]:
+    """Share of same-object and of different-object pairs that are told right, over the set's composites."""
+    heads.eval()
+    right, seen = np.zeros(2), np.zeros(2)
+    taps = len(heads.lateral)
+    for given in DataLoader(dataset, batch):
+        _, affinity, _ = heads(*given[:taps])
+        same = given[taps + 2]
+        for k in (0, 1):
+            its = same == k
+            right[k] += int(((affinity > 0) == bool(k))[its].sum())
+            seen[k] += int(its.sum())
+    different, alike = (right / np.maximum(seen, 1)).tolist()
+    return {"same": alike, "different": different}
+
+
+def train_frame(
+    material: Material,
+    model: onnx.ModelProto,
+    taps: Sequence[Tap],
+    checkpoint: Path,
+    recipe: FrameRecipe,
+    workers: int = 1,
+    threads: int | None = None,
+    quiet: bool = False,
+) -> InstanceHeads:
+    """Train; returns the averaged (EMA) heads.
+
+    Args:
+        material: see ``material_of``.
+        model: the semantic network in tfiseg's format.
+        taps: see ``find_taps``.
+        checkpoint: written every 200 steps, and resumed from if it exists.
+        workers: processes that make composites and their features; the result doesn't depend on their number.
+        quiet: no progress bar.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(recipe.seed)
+    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's workers
+    heads = InstanceHeads(taps)
+    average = {k: v.clone() for k, v in heads.state_dict().items()}
+    optimiser = torch.optim.AdamW(heads.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    first = 0
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint, asdict(recipe), "cpu")
+        heads.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        average, first = state["average"], state["step"]
+    dataset = FeatureSet(material.composer(recipe.seed), model, taps, first * recipe.batch, (recipe.steps - first) * recipe.batch)
+    validation = FeatureSet(material.held_composer(held_seed(recipe)), model, taps, 0, _VALIDATED)
+    bar = tqdm(total=recipe.steps, initial=first, desc="train frame", mininterval=5, disable=quiet)
+    running, step, began = np.zeros(3), first, time.monotonic()
+    for given in DataLoader(dataset, recipe.batch, num_workers=workers, prefetch_factor=2 if workers else None):
+        rate = learning_rate(step, recipe.steps)
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * rate
+        features, (displacement, weight, affinity, boundary) = given[: len(taps)], given[len(taps) :]
+        heads.train()
+        parts = loss_of(heads(*features), (displacement, weight, affinity, boundary))
+        optimiser.zero_grad()
+        (parts[0] + parts[1] + parts[2]).backward()
+        torch.nn.utils.clip_grad_norm_(heads.parameters(), 5.0)
+        optimiser.step()
+        update_average(average, heads, step)
+        step += 1
+        running += (np.array([part.item() for part in parts]) - running) * max(0.02, 1 / (step - first))
+        bar.set_postfix_str("displacement {:.3f} affinity {:.3f} boundary {:.3f}".format(*running), refresh=False)
+        bar.update()
+        if step % _CHECKPOINT_EVERY == 0 or step == recipe.steps:
+            state = {"kind": "frame", "network": heads.state_dict(), "optimiser": optimiser.state_dict()}
+            save_checkpoint(checkpoint, state | {"average": average, "step": step, "recipe": asdict(recipe)})
+        if step % (4 * _CHECKPOINT_EVERY) == 0 or step == recipe.steps:
+            scores = validate(_averaged(average, taps), validation, ALIKE)
+            minutes = (time.monotonic() - began) / 60
+            say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()) + f", {minutes:.0f} min")
+    bar.close()
+    return _averaged(average, taps)
+
+
+def _averaged(average: dict[str, Tensor], taps: Sequence[Tap]) -> InstanceHeads:
+    heads = InstanceHeads(taps)
+    heads.load_state_dict(average)
+    return heads.eval()
