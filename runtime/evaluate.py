@@ -23,14 +23,16 @@ from ..instances import Instances
 from ..plugins.operator import Split, cluster
 from ..plugins.problem import IGNORE
 from .drawing import draw_instances, instance_colours
-from .metrics import AveragePrecision, PictureScore, panoptic_counts
+from .metrics import AveragePrecision, PanopticCounts, PictureScore, paired_gain, panoptic_counts
 from .refine import Refiner
 from .segmenter import Segmenter
 from .sinks import writable_folder
 from .sources import IMAGE_SUFFIXES
 
 _SHEET_CELL_HW = (220, 300)
-_WORST = 12  # pictures on the contact sheet
+_SHOWN = 10  # pictures on a contact sheet
+_OURS = "ours"
+BASELINES: dict[str, Split] = {"components": 0.0, "shape": "auto"}
 # PASCAL's names -> COCO's, both without spaces: sets and networks name the same things in either way
 _SAME_CLASS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 
@@ -94,6 +96,7 @@ def evaluate(
     out: Path | None = None,
     quiet: bool = False,
     refiner: Refiner | None = None,
+    against: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score an evaluation set.
 
@@ -102,34 +105,26 @@ def evaluate(
         semantic: "truth" clusters the true class maps; "model" runs ``segmenter`` on the pictures.
         segmenter: with "model".
         split: with "truth", see ``tfiseg.cluster``.
-        out: where worst.png, a contact sheet of the worst pictures, goes.
+        out: where best.png, median.png and worst.png go, contact sheets of ten pictures each.
         quiet: no progress bar.
         refiner: with "truth", cuts and joins the class maps' components in place of ``split``.
+        against: baselines on the same class maps: "components" (connected components), "shape".
 
     Returns:
-        PQ, its counts, AP, AP50, AP75, PQ per class, the worst pictures; with "model" also IoU per class and mIoU over the
-        classes in the truth. Classes that only the set or only the model knows are left out of both.
+        PQ, its counts, AP, AP50, AP75, PQ per class, the best, median and worst pictures; with "model" also IoU per class and mIoU over
+        the classes in the truth. Classes that only the set or only the model knows are left out of both. ``gain`` holds each baseline's
+        PQ, AP and AP50 and by how much PQ is above it, with a 95 % interval by bootstrap over pictures, paired.
     """
     out = writable_folder(out) if out is not None else None  # before the work
     pictures, names = load_eval_set(folder)
-    precision = AveragePrecision()
-    confusion = np.zeros((256, 256), np.int64)
-    total = PictureScore()
-    worst: list[tuple[PictureScore, EvalPicture, Instances]] = []
-    find, ids = _finder(semantic, segmenter, split, names, refiner)
+    finders, ids = _finders(semantic, segmenter, split, names, refiner, against)
+    tallies = {name: _Tally() for name in finders}
     began = time.perf_counter()
     for picture in tqdm(pictures, unit="picture", desc=f"eval {folder.name}", disable=quiet):
-        found = find(picture)
-        if ids is not None:
-            found, picture = found.select(np.isin(found.class_id, [*ids])), _truth_of(picture, ids)
-        score = panoptic_counts(found.label_map, found.class_id, picture.truth, picture.semantic)
-        total.add(score)
-        worst = sorted([*worst, (score, picture, found)], key=_badness)[:_WORST]
-        precision.add(found, picture.truth, picture.semantic)
-        known = picture.semantic != IGNORE
-        joint = picture.semantic[known].astype(np.int64) * 256 + found.semantic_map[known]
-        confusion += np.bincount(joint, minlength=256 * 256).reshape(256, 256)
-    counts = total.pooled
+        for name, find in finders.items():
+            tallies[name].add(*_counting(find(picture), picture, ids))
+    ours = tallies[_OURS]
+    counts = ours.total.pooled
     report: dict[str, Any] = {
         "set": folder.name,
         "pictures": len(pictures),
@@ -138,52 +133,128 @@ def evaluate(
         "true_positives": counts.true_positives,
         "false_positives": counts.false_positives,
         "false_negatives": counts.false_negatives,
-        **precision.scores(),
-        "per_class_PQ": {names.get(c, f"class {c}"): round(v.quality, 2) for c, v in sorted(total.per_class.items())},
+        **ours.precision.scores(),
+        "per_class_PQ": {names.get(c, f"class {c}"): round(v.quality, 2) for c, v in sorted(ours.total.per_class.items())},
     }
+    if against:
+        report["gain"] = {name: _gain(ours, tallies[name]) for name in against}
     if semantic == "model":
-        iou = semantic_iou(confusion)
+        iou = semantic_iou(ours.confusion)
         report["mIoU"] = round(float(np.mean(list(iou.values()))), 4)
         report["per_class_IoU"] = {names.get(c, "background" if c == 0 else f"class {c}"): round(v, 4) for c, v in iou.items()}
     report["seconds"] = round(time.perf_counter() - began, 2)
-    report["worst"] = [picture.name for _, picture, _ in worst]
+    for title, shown in _ranked(ours.pictures).items():
+        report[title] = [pictures.paths[k].stem for k in shown]
+        if out is not None:
+            cases = [(ours.pictures[k], *_counting(finders[_OURS](pictures[k]), pictures[k], ids)) for k in shown]
+            sheet = out / f"{title}.png"
+            if not cv2.imwrite(str(sheet), contact_sheet([(score, picture, found) for score, found, picture in cases])):
+                raise InputError(f"can't write {sheet}: is the disk full?")
     if out is not None:
-        sheet = out / "worst.png"
-        if not cv2.imwrite(str(sheet), contact_sheet(worst)):
-            raise InputError(f"can't write {sheet}: is the disk full?")
-        report["contact_sheet"] = str(sheet)
+        report["contact_sheets"] = str(out)
     return report
 
 
-def _badness(case: tuple[PictureScore, EvalPicture, Instances]) -> tuple[int, str]:
-    counts = case[0].pooled
-    return -(counts.false_positives + counts.false_negatives), case[1].name
+class _Tally:
+    """What one way of finding instances scores, picture by picture."""
+
+    def __init__(self) -> None:
+        self.precision = AveragePrecision()
+        self.confusion = np.zeros((256, 256), np.int64)
+        self.total = PictureScore()
+        self.pictures: list[PanopticCounts] = []
+
+    def add(self, found: Instances, picture: EvalPicture) -> None:
+        score = panoptic_counts(found.label_map, found.class_id, picture.truth, picture.semantic)
+        self.total.add(score)
+        self.pictures.append(score.pooled)
+        self.precision.add(found, picture.truth, picture.semantic)
+        known = picture.semantic != IGNORE
+        joint = picture.semantic[known].astype(np.int64) * 256 + found.semantic_map[known]
+        self.confusion += np.bincount(joint, minlength=256 * 256).reshape(256, 256)
 
 
-def _finder(
-    semantic: str, segmenter: Segmenter | None, split: Split, names: dict[int, str], refiner: Refiner | None
-) -> tuple[Callable[[EvalPicture], Instances], set[int] | None]:
-    """How to find a picture's instances, and which class ids count (None: all)."""
+def _counting(found: Instances, picture: EvalPicture, ids: set[int] | None) -> tuple[Instances, EvalPicture]:
+    """Both without the classes that only one of them knows."""
+    if ids is None:
+        return found, picture
+    return found.select(np.isin(found.class_id, [*ids])), _truth_of(picture, ids)
+
+
+def _gain(ours: _Tally, theirs: _Tally) -> dict[str, Any]:
+    scores = theirs.precision.scores()
+    gain, low, high = paired_gain(ours.pictures, theirs.pictures)
+    interval = [round(low, 2), round(high, 2)]
+    return {
+        "PQ": round(theirs.total.pooled.quality, 2),
+        "AP": scores["AP"],
+        "AP50": scores["AP50"],
+        "PQ_gain": round(gain, 2),
+        "interval_95": interval,
+    }
+
+
+def _ranked(scores: Sequence[PanopticCounts]) -> dict[str, list[int]]:
+    """Numbers of the ten best, median and worst pictures: by mistakes, then by how many are right."""
+
+    def rank(k: int) -> tuple[int, int, float]:
+        c = scores[k]
+        return c.false_positives + c.false_negatives, -c.true_positives, -c.iou_sum
+
+    order = sorted(range(len(scores)), key=rank)
+    middle = max(0, (len(order) - _SHOWN) // 2)
+    return {"best": order[:_SHOWN], "median": order[middle : middle + _SHOWN], "worst": order[::-1][:_SHOWN]}
+
+
+Find = Callable[[EvalPicture], Instances]
+
+
+def _finders(
+    semantic: str,
+    segmenter: Segmenter | None,
+    split: Split,
+    names: dict[int, str],
+    refiner: Refiner | None,
+    against: Sequence[str],
+) -> tuple[dict[str, Find], set[int] | None]:
+    """How to find a picture's instances, ours first and by each baseline, and which class ids count (None: all)."""
+    unknown = [name for name in against if name not in BASELINES]
+    if unknown:
+        raise InputError(f"unknown baseline {', '.join(unknown)}: there are {', '.join(BASELINES)}")
     labels = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
     if semantic == "truth":
-        if refiner is not None:
-            return lambda picture: refiner(picture.image, cluster(picture.semantic, split=0.0, class_names=labels)), None
-        return lambda picture: cluster(picture.semantic, split=split, class_names=labels), None
+
+        def by(ratio: Split) -> Find:
+            return lambda picture: cluster(picture.semantic, split=ratio, class_names=labels)
+
+        ours = (
+            by(split)
+            if refiner is None
+            else lambda picture: refiner(picture.image, cluster(picture.semantic, split=0.0, class_names=labels))
+        )
+        return {_OURS: ours, **{name: by(BASELINES[name]) for name in against}}, None
     if semantic != "model" or segmenter is None:
         raise InputError(f'semantic must be "truth" or "model" (with a segmenter), got {semantic!r}')
     theirs = {_canonical(v): k for k, v in names.items()}
     lookup = np.zeros(256, np.uint8)  # the model's ids -> the set's, by name; what the set doesn't know is background
-    for ours, name in enumerate(segmenter.class_names):
-        lookup[ours] = theirs.get(_canonical(name), 0) if ours else 0
+    for id_of_model, name in enumerate(segmenter.class_names):
+        lookup[id_of_model] = theirs.get(_canonical(name), 0) if id_of_model else 0
     if not lookup.any():
         ours_text, theirs_text = ", ".join(segmenter.class_names[1:]), ", ".join(names.values())
         raise InputError(f"the model's classes ({ours_text}) and the set's ({theirs_text}) have no name in common")
 
-    def find(picture: EvalPicture) -> Instances:
-        found = segmenter(picture.image)
-        return replace(found, class_id=lookup[found.class_id].astype(np.int32), semantic_map=lookup[found.semantic_map], class_names=labels)
+    def named(find: Callable[[NDArray[np.uint8]], Instances]) -> Find:
+        def in_the_sets_classes(picture: EvalPicture) -> Instances:
+            found = find(picture.image)
+            semantic_map = lookup[found.semantic_map]
+            return replace(found, class_id=lookup[found.class_id].astype(np.int32), semantic_map=semantic_map, class_names=labels)
 
-    return find, {int(c) for c in np.unique(lookup) if c}
+        return in_the_sets_classes
+
+    def by_shape(ratio: Split) -> Find:
+        return named(lambda image: segmenter.by_shape(image, ratio))
+
+    return {_OURS: named(segmenter), **{name: by_shape(BASELINES[name]) for name in against}}, {int(c) for c in np.unique(lookup) if c}
 
 
 def _canonical(name: str) -> str:
@@ -197,23 +268,22 @@ def _truth_of(picture: EvalPicture, ids: set[int]) -> EvalPicture:
     return replace(picture, truth=np.where(other, 0, picture.truth), semantic=np.where(other, 0, picture.semantic).astype(np.uint8))
 
 
-def contact_sheet(cases: list[tuple[PictureScore, EvalPicture, Instances]]) -> NDArray[np.uint8]:
-    """Pairs of truth (left) and found (right), three pairs a row."""
+def contact_sheet(cases: Sequence[tuple[PanopticCounts, EvalPicture, Instances]]) -> NDArray[np.uint8]:
+    """Pairs of truth (left) and found (right), two pairs a row."""
     cells = []
-    for score, picture, found in cases:
+    for counts, picture, found in cases:
         numbers, truth = np.unique(picture.truth, return_inverse=True)
         colours = instance_colours(len(numbers))
         painted = colours[truth.reshape(picture.truth.shape)]
         left = np.where((picture.truth > 0)[..., None], cv2.addWeighted(picture.image, 0.4, painted, 0.6, 0), picture.image)
         pair = np.hstack([_fitted(left.astype(np.uint8)), _fitted(draw_instances(picture.image, found))])
-        counts = score.pooled
         text = f"{picture.name}: {counts.true_positives} right, {counts.false_positives} too many, {counts.false_negatives} missed"
         cv2.putText(pair, text, (4, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 3, cv2.LINE_AA)
         cv2.putText(pair, text, (4, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
         cells.append(pair)
-    while len(cells) % 3:
+    if len(cells) % 2:
         cells.append(np.zeros_like(cells[0]))
-    return np.vstack([np.hstack(cells[i : i + 3]) for i in range(0, len(cells), 3)])
+    return np.vstack([np.hstack(cells[i : i + 2]) for i in range(0, len(cells), 2)])
 
 
 def _fitted(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

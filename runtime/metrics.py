@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,23 @@ class PictureScore:
         self.pooled.add(other.pooled)
         for class_id, counts in other.per_class.items():
             self.per_class.setdefault(class_id, PanopticCounts()).add(counts)
+
+
+def paired_gain(
+    ours: Sequence[PanopticCounts], theirs: Sequence[PanopticCounts], draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """By how much PQ of ``ours`` is above ``theirs`` on the same pictures, and the 95 % interval by bootstrap: pictures are drawn with
+    replacement, the same for both."""
+    table = np.array([[[c.iou_sum, c.true_positives, c.false_positives, c.false_negatives] for c in side] for side in (ours, theirs)])
+
+    def quality(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(100 * sums[..., 0] / np.maximum(sums[..., 1] + 0.5 * sums[..., 2] + 0.5 * sums[..., 3], 1e-9), np.float64)
+
+    one, other = quality(table.sum(1))
+    pick = np.random.default_rng(seed).integers(0, len(ours), (draws, len(ours)))
+    sampled = quality(table[:, pick].sum(2))
+    low, high = np.percentile(sampled[0] - sampled[1], (2.5, 97.5))
+    return float(one - other), float(low), float(high)
 
 
 def panoptic_counts(

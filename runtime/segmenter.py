@@ -135,7 +135,14 @@ class Segmenter:
         least = self.min_area if self.min_area is not None else usual_min_area(size_hw)
         return found.select((found.score >= self.min_score) & (found.area >= least))
 
-    def cluster_maps(self, maps: Mapping[str, NDArray[np.float32]], frame_size_hw: tuple[int, int]) -> Instances:
+    def by_shape(self, image: NDArray[np.uint8], split: Split) -> Instances:
+        """Instances of one picture from its class map alone, whatever the segmenter's own way is: what that is measured against."""
+        logits = self.session.infer(image)["logits"]
+        return self.cluster_maps({"logits": logits}, (image.shape[0], image.shape[1]), split)
+
+    def cluster_maps(
+        self, maps: Mapping[str, NDArray[np.float32]], frame_size_hw: tuple[int, int], split: Split | None = None
+    ) -> Instances:
         """Instances from what the network said of a frame (``session.infer``): float32 (1, channels, h, w) by output name."""
         height, width = frame_size_hw
         found: Instances = cluster(
@@ -146,7 +153,7 @@ class Segmenter:
             affinity_offsets=self._affinity_offsets,
             merge_rule=self._merge_rule if "affinity" in maps else None,
             things=self.things,
-            split=self.split,
+            split=self.split if split is None else split,
             min_area=self.min_area if self.min_area is not None else usual_min_area((height, width)),
             max_instances=self.max_instances,
             output_size_hw=(height, width),

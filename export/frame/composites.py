@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from ...plugins.operator import cluster
-from ...runtime.refine import Refiner
 from ..instance.bank import Bank
 from ..instance.composites import Composer, photographed
+from ..instance.told import Told, is_group
 from ..instance.train import held_pictures, split_bank
 
 ALIKE = 8  # so many composites in a row have one size: a batch
@@ -21,18 +19,9 @@ _SIZES_HW = ((288, 384), (384, 288))
 _PASTED = 0.6  # share of pictures that get further objects
 _OCCLUDED = 0.25
 _OWN_CLASS = 0.6  # of pasted objects: the class of something that the picture shows
-_SPLIT_SHARE = 0.12  # an object of which more than this isn't its largest instance is taken for a group
 _LEAST_WINDOW = 0.5  # of the picture that is shown
 
 Label = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Told:
-    """Instances of one picture: ``label_map`` int32 (H, W), 0 = none, 1..n, and ``class_id`` int32 (n,)."""
-
-    label_map: Label
-    class_id: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -61,22 +50,13 @@ class FrameComposite:
     class_id: NDArray[np.int32]
 
 
-def tell_instances(bank: Bank, refiner: Refiner, quiet: bool = False) -> list[Told]:
-    """What the instance network makes of the class map of each picture of a bank."""
-    told = []
-    for picture in tqdm(bank.pictures, desc="instances to learn from", disable=quiet):
-        found = refiner(picture.image, cluster(picture.semantic, split=0.0))
-        told.append(Told(found.label_map, found.class_id))
-    return told
-
-
 def single_objects(bank: Bank, told: Sequence[Told]) -> Bank:
     """The bank without objects of which the instance network made several."""
     dropped = set()
     for k, o in enumerate(bank.objects):
         x, y, w, h = o.box_xywh
         count = np.bincount(told[o.picture].label_map[y : y + h, x : x + w][o.mask > 0], minlength=1)
-        if count.sum() - count.max() > _SPLIT_SHARE * count.sum():
+        if is_group(count):
             dropped.add(k)
     return bank.without(dropped)
 

@@ -12,8 +12,9 @@ from ...errors import ModelError
 from ...runtime.refine import Refiner
 from ...runtime.sessions import METADATA_KEY
 from ..instance.bank import bank_summary, build_bank
+from ..instance.told import tell_instances
 from ..training import say
-from .composites import material_of, tell_instances
+from .composites import material_of
 from .frame_onnx import export_frame
 from .rule import fit_frame_rule
 from .sheets import frame_sheet

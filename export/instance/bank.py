@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -39,18 +39,21 @@ class BankObject:
     at_bottom: bool  # the picture's lower edge cuts it
     whole: bool  # no edge cuts it, or the lower one only: it may be pasted elsewhere
     lone: bool  # the only component of its class in its picture
+    grouped: bool = False  # an earlier network split it off from others (told.py)
 
 
 @dataclass(frozen=True)
 class Bank:
-    """Pictures (at most 400 px) and the objects found in them."""
+    """Pictures (at most 400 px) and the objects found in them; ``told``: instances of each picture, int32 (H, W), where an earlier
+    network told them."""
 
     pictures: Sequence[Picture]
     objects: Sequence[BankObject]
+    told: Sequence[NDArray[np.int32]] | None = None
 
     def without(self, dropped: set[int]) -> Bank:
         """The bank without the objects of these indices."""
-        return Bank(self.pictures, [o for i, o in enumerate(self.objects) if i not in dropped])
+        return replace(self, objects=[o for i, o in enumerate(self.objects) if i not in dropped])
 
 
 def _shrunk(picture: Picture) -> Picture:
@@ -66,28 +69,32 @@ def _shrunk(picture: Picture) -> Picture:
 
 def _components(picture: Picture, index: int) -> list[BankObject]:
     """Confident, solid components of one picture, of any size."""
-    h, w = picture.semantic.shape
-    sure = cv2.resize(picture.confidence, (w, h), interpolation=cv2.INTER_LINEAR)
     found = []
     for class_id in np.unique(picture.semantic):
         if class_id in (0, IGNORE):
             continue
         _, labels, stats, _ = cv2.connectedComponentsWithStats((picture.semantic == class_id).astype(np.uint8), connectivity=8)
         lone = int((stats[1:, cv2.CC_STAT_AREA] >= _LEAST_AREA_PX).sum()) == 1
-        for i in range(1, len(stats)):
-            x, y, bw, bh, area = (int(v) for v in stats[i])
-            if area < _LEAST_AREA_PX:
-                continue
-            mask = (labels[y : y + bh, x : x + bw] == i).astype(np.uint8)
-            if sure[y : y + bh, x : x + bw][mask > 0].mean() < 255 * _MIN_CONFIDENCE:
-                continue
-            solidity = area / max(1.0, cv2.contourArea(cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32))))
-            if solidity < _MIN_SOLIDITY_IN_PLACE:
-                continue
-            bottom, elsewhere = y + bh >= h - 1, x <= 1 or y <= 1 or x + bw >= w - 1
-            whole = not elsewhere and solidity >= _MIN_SOLIDITY
-            found.append(BankObject(index, int(class_id), (x, y, bw, bh), mask, bottom, whole, lone))
+        for i in np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= _LEAST_AREA_PX) + 1:
+            its = object_of(picture, index, int(class_id), labels == i)
+            if its is not None:
+                found.append(replace(its, lone=lone))
     return found
+
+
+def object_of(picture: Picture, index: int, class_id: int, pixels: NDArray[np.bool_]) -> BankObject | None:
+    """The object made of these pixels (H, W) of picture ``index``, not lone; None where the class map isn't sure or it isn't solid."""
+    height, width = pixels.shape
+    x, y, w, h = cv2.boundingRect(pixels.astype(np.uint8))
+    mask = pixels[y : y + h, x : x + w].astype(np.uint8)
+    sure = cv2.resize(picture.confidence, (width, height), interpolation=cv2.INTER_LINEAR)[y : y + h, x : x + w]
+    if sure[mask > 0].mean() < 255 * _MIN_CONFIDENCE:
+        return None
+    solidity = mask.sum() / max(1.0, cv2.contourArea(cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32))))
+    if solidity < _MIN_SOLIDITY_IN_PLACE:
+        return None
+    bottom, elsewhere = y + h >= height - 1, x <= 1 or y <= 1 or x + w >= width - 1
+    return BankObject(index, class_id, (x, y, w, h), mask, bottom, not elsewhere and bool(solidity >= _MIN_SOLIDITY), lone=False)
 
 
 def build_bank(images: Path, semantic: Path, confidence: Path | None = None) -> Bank:

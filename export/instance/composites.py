@@ -1,8 +1,9 @@
 """Composites: single objects pasted so that they touch, overlap and hide each other; who is who is known by construction.
 
-Three kinds: an object alone in its own picture (so that the network learns not to split), that picture with further objects of its
-class pasted in, and objects pasted on a picture without their class; some are cells, drawn from nothing. The mask is then spoilt as
-networks spoil masks (``spoil.py``), and the composite is looked at through a view (``runtime/views.py``), as at run time.
+Three kinds: an object alone in its own picture (so that the network learns not to split) or a group that an earlier network split, that
+picture with further objects of its class pasted in, and objects pasted on a picture without their class; some are cells, drawn from
+nothing. The mask is then spoilt as networks spoil masks (``spoil.py``), and the composite is looked at through a view
+(``runtime/views.py``), as at run time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .spoil import owners, spoil
 
 CANVAS_PX = 216  # composites are made this large and seen in views of 160 px
 _ALONE, _IN_PLACE = 0.22, 0.45  # cumulative shares of the kinds; the rest is pasted on other pictures
+_GROUPS = 0.3  # share of the first two kinds that show a real group, where an earlier network told one
 _CELLS = 0.12  # share of the last kind that are cells
 _CROWD = 0.75  # pasted objects stand next to one another instead of anywhere
 _LOOKALIKES = 0.3  # the same object again and again
@@ -62,6 +64,7 @@ class Composer:
         self.classes = sorted(self._whole)
         odds = np.array([len(self._whole[c]) ** 0.6 * (_PEOPLE_BOOST if c == _PERSON else 1.0) for c in self.classes])
         self.odds = odds / odds.sum()
+        self._groups = [o for o in bank.objects if o.grouped]
         self._alone = [o for o in bank.objects if o.lone]
         self._in_place = [o for o in self._alone if o.whole]
         self._shows = [set(np.unique(p.semantic).tolist()) for p in bank.pictures]
@@ -78,6 +81,8 @@ class Composer:
         if kind < _IN_PLACE and self._in_place:
             alone = kind < _ALONE
             pool = self._alone if alone else self._in_place
+            if self._groups and rng.random() < _GROUPS:
+                pool = self._groups
             first = pool[int(rng.integers(len(pool)))]
             canvas, label, size = self._in_its_picture(first, alone, rng)
             class_id, count = first.class_id, 0 if alone else int(rng.integers(1, 4))
@@ -126,6 +131,9 @@ class Composer:
             shrunk = to_canvas
         canvas = cv2.warpAffine(image, shrunk, shape, flags=cv2.INTER_LINEAR, borderValue=(127, 127, 127)).astype(np.float32)
         its = (picture.semantic == o.class_id).astype(np.uint8)
+        if o.grouped and self.bank.told is not None:
+            _, rank = np.unique(np.where(its > 0, self.bank.told[o.picture], 0), return_inverse=True)
+            its = np.minimum(rank.reshape(its.shape), 255).astype(np.uint8)
         label = cv2.warpAffine(its, to_canvas, shape, flags=cv2.INTER_NEAREST).astype(np.int32)
         return _lit(canvas, rng), label, zoom * side
 

@@ -12,12 +12,13 @@ import onnx  # noqa: E402
 from tfiseg import Segmenter  # noqa: E402
 from tfiseg.cli import main  # noqa: E402
 from tfiseg.errors import InputError, ModelError  # noqa: E402
-from tfiseg.export.frame.composites import ALIKE, material_of, tell_instances  # noqa: E402
+from tfiseg.export.frame.composites import ALIKE, material_of  # noqa: E402
 from tfiseg.export.frame.heads import InstanceHeads  # noqa: E402
 from tfiseg.export.frame.make import make_frame_model  # noqa: E402
 from tfiseg.export.frame.taps import find_taps  # noqa: E402
 from tfiseg.export.frame.train import FrameRecipe, frame_targets  # noqa: E402
 from tfiseg.export.instance.bank import build_bank  # noqa: E402
+from tfiseg.export.instance.told import tell_instances  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
 from tfiseg.runtime.refine import Refiner  # noqa: E402
 from tfiseg.runtime.sessions import DEFAULT_MODEL, OnnxSession  # noqa: E402

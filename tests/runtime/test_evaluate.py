@@ -31,8 +31,18 @@ def test_true_masks(synthetic_set, tmp_path):
     assert report["pictures"] == 3
     assert report["PQ"] > 40
     assert report["true_positives"] + report["false_negatives"] == 9
-    assert set(report) >= {"AP", "AP50", "AP75", "per_class_PQ", "worst"}
-    assert cv2.imread(report["contact_sheet"]) is not None
+    assert set(report) >= {"AP", "AP50", "AP75", "per_class_PQ", "best", "median", "worst"}
+    assert all(cv2.imread(str(tmp_path / f"{name}.png")) is not None for name in ("best", "median", "worst"))
+
+
+def test_the_gain_over_baselines(synthetic_set):
+    report = evaluate(synthetic_set, quiet=True, against=("components", "shape"))
+    assert report["gain"]["shape"]["PQ_gain"] == 0  # it is what was scored
+    assert report["gain"]["components"]["PQ_gain"] == round(report["PQ"] - report["gain"]["components"]["PQ"], 2)
+    by_model = evaluate(synthetic_set, "model", tfiseg.Segmenter(), quiet=True, against=["shape"])
+    assert by_model["gain"]["shape"]["PQ"] == by_model["PQ"]
+    with pytest.raises(tfiseg.InputError, match="unknown baseline"):
+        evaluate(synthetic_set, quiet=True, against=["luck"])
 
 
 def test_the_models_masks(synthetic_set):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.runtime.metrics import AveragePrecision, PictureScore, panoptic_counts
+from tfiseg.runtime.metrics import AveragePrecision, PanopticCounts, PictureScore, paired_gain, panoptic_counts
 
 
 def scene():
@@ -51,3 +51,13 @@ def test_average_precision_of_the_truth_is_full():
     semantic[:, 11] = truth[:, 11] = 0
     precision.add(tfiseg.cluster(semantic, split=0.0), truth, semantic)
     assert precision.scores() == {"AP": 100.0, "AP50": 100.0, "AP75": 100.0}
+
+
+def test_a_gain_that_every_picture_shows_is_sure_and_one_of_a_few_is_not():
+    poor = [PanopticCounts(0.8, 1, 0, 1)] * 40
+    better = [PanopticCounts(1.6, 2, 0, 0)] * 40
+    gain, low, high = paired_gain(better, poor)
+    assert gain == pytest.approx(low) == pytest.approx(high) == pytest.approx(80 - 80 / 1.5)
+    gain, low, high = paired_gain([*poor[:38], *better[:2]], poor)
+    assert 0 == low < gain < high
+    assert paired_gain(poor, poor) == (0, 0, 0)

@@ -1,0 +1,57 @@
+"""What an earlier instance network makes of the pictures to learn from: groups that it splits teach the next one, as real groups and as
+further single objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ...plugins.operator import cluster
+from ...runtime.refine import Refiner
+from .bank import Bank, BankObject, object_of
+
+_SPLIT_SHARE = 0.12
+
+
+@dataclass(frozen=True)
+class Told:
+    """Instances of one picture: ``label_map`` int32 (H, W), 0 = none, 1..n, and ``class_id`` int32 (n,)."""
+
+    label_map: NDArray[np.int32]
+    class_id: NDArray[np.int32]
+
+
+def tell_instances(bank: Bank, refiner: Refiner, quiet: bool = False) -> list[Told]:
+    """What the instance network makes of the class map of each picture of a bank."""
+    told = []
+    for picture in tqdm(bank.pictures, desc="instances to learn from", disable=quiet):
+        found = refiner(picture.image, cluster(picture.semantic, split=0.0))
+        told.append(Told(found.label_map, found.class_id))
+    return told
+
+
+def with_groups(bank: Bank, told: Sequence[Told]) -> Bank:
+    """The bank with the pieces of each group in place of the group; where a group stands, its pieces are known."""
+    least = {c: min(int(o.mask.sum()) for o in bank.objects if o.class_id == c) for c in {o.class_id for o in bank.objects}}
+    objects: list[BankObject] = []
+    for o in bank.objects:
+        x, y, w, h = o.box_xywh
+        label_map = told[o.picture].label_map
+        count = np.bincount(label_map[y : y + h, x : x + w][o.mask > 0], minlength=1)
+        if not is_group(count):
+            objects.append(o)
+            continue
+        for number in np.flatnonzero(count[1:] >= least[o.class_id]) + 1:
+            piece = object_of(bank.pictures[o.picture], o.picture, o.class_id, label_map == number)
+            if piece is not None:
+                objects.append(replace(piece, grouped=True))
+    return replace(bank, objects=objects, told=[t.label_map for t in told])
+
+
+def is_group(count: NDArray[np.int64]) -> bool:
+    """Whether an object's pixels, counted by instance (0 = none), are several objects: more than 12 % of them are not the largest's."""
+    return bool(count.sum() - count.max() > _SPLIT_SHARE * count.sum())
