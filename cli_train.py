@@ -8,7 +8,7 @@ from typing import Any
 
 from .cli_common import add_verb, as_json, need
 
-IMAGENET = "imagenet"
+IMAGENET, NONE = "imagenet", "none"
 
 
 def add_train(verbs: Any) -> None:
@@ -31,6 +31,12 @@ def add_train(verbs: Any) -> None:
     _add_run(instance, "instance.ckpt", 3600, "composites")
     instance.add_argument(
         "--start", metavar="FILE", help=f'a checkpoint to begin with, or "{IMAGENET}" (default: the weights that come with tfiseg)'
+    )
+    instance.add_argument(
+        "--teacher",
+        metavar="M",
+        help=f'an instance network that splits groups in the pictures first; "{NONE}": single objects only '
+        f"(default: the one that comes with tfiseg; none with --start {IMAGENET})",
     )
     _add_fit(instance, "bank, of composites and of what was dropped")
     instance.add_argument("--licence", metavar="TEXT", default="not stated", help="for the model's metadata")
@@ -109,7 +115,9 @@ def _instance(args: argparse.Namespace) -> int:
         need(module, "export")
     from .export.instance.make import make_instance_model
     from .export.instance.train import SHIPPED_WEIGHTS, InstanceRecipe
+    from .runtime.instance_session import DEFAULT_INSTANCE_MODEL
 
+    teacher = args.teacher or (NONE if args.start == IMAGENET else str(DEFAULT_INSTANCE_MODEL))
     start = _imagenet() if args.start == IMAGENET else Path(args.start) if args.start else SHIPPED_WEIGHTS
     report = make_instance_model(
         args.images,
@@ -119,6 +127,7 @@ def _instance(args: argparse.Namespace) -> int:
         args.checkpoint,
         args.output,
         InstanceRecipe(steps=args.steps, seed=args.seed),
+        teacher=None if teacher == NONE else Path(teacher),
         rule_composites=args.rule_composites,
         sheets=args.sheets,
         workers=args.workers,

@@ -35,6 +35,7 @@ def graft_clustering(
     min_area: int = MIN_AREA_PX,
     max_instances: int = MAX_INSTANCES,
     merge_affinity: float = MERGE_AFFINITY,
+    merge_rule: Sequence[float] | None = None,
     centre_radius: float = CENTRE_RADIUS,
     affinity_offsets: Sequence[tuple[int, int]] = AFFINITY_OFFSETS,
     affinity_stride: int = 1,
@@ -48,7 +49,7 @@ def graft_clustering(
         output_size_hw: (H, W) of the result; default: the grid's size times ``output_scale``.
         affinity_stride: grid pixels per affinity cell.
         names: other names of the outputs, like ``{"logits": "output_0"}``.
-        things, split, min_area, max_instances, merge_affinity, centre_radius, affinity_offsets: as in ``tfiseg.cluster``.
+        things, split, min_area, max_instances, merge_affinity, merge_rule, centre_radius, affinity_offsets: as in ``tfiseg.cluster``.
 
     Returns:
         The network with the outputs ``label_map`` int32 (N, H, W), ``semantic_map`` int32 (N, H, W), ``count`` int32 (N,) and ``table``
@@ -78,6 +79,8 @@ def graft_clustering(
         attributes["things"] = sorted({int(c) for c in things if 0 < int(c) < IGNORE}) or [0]  # [0]: none
     if taken["affinity"] is not None:
         attributes |= {"affinity_offsets_yx": [int(v) for pair in affinity_offsets for v in pair], "affinity_stride": affinity_stride}
+        if merge_rule is not None:
+            attributes["merge_rule"] = [float(v) for v in merge_rule]
     if output_size_hw is not None:
         attributes["output_size"] = [int(side) for side in output_size_hw]
     else:

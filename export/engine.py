@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from ..calibration.gate import insist
 from ..errors import InputError, ModelError
+from ..plugins.operator import AFFINITY_OFFSETS
 from ..plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION, load_plugin, plugin_info
 from ..runtime.engine_file import SUFFIX, write_engine
 from ..runtime.machine import this_machine
@@ -167,6 +168,9 @@ def _grafted(model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings) -
         things=info.things,
         split=parameters.get("split", "auto"),
         min_area=usual_min_area(profile.opt_hw),
+        affinity_offsets=parameters.get("affinity_offsets", AFFINITY_OFFSETS),
+        affinity_stride=parameters.get("affinity_stride", 1),
+        merge_rule=parameters.get("merge_rule"),
     )
 
 

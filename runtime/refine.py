@@ -19,7 +19,7 @@ from ..plugins.operator import cluster
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
 from .joins import MIN_CELLS, Pieces, rule_log_odds
 from .sessions import DEFAULT_PROVIDERS
-from .views import VIEW_PX, View, cut, cut_mask, sample, view_of, window
+from .views import VIEW_PX, View, cut, cut_mask, sample, solidity, view_of, window
 
 JOIN_GRID_PX = VIEW_PX // 2
 MAX_VIEWS = 24  # a frame
@@ -163,18 +163,10 @@ def look(image: NDArray[np.uint8], components: Instances, planned: Sequence[Plan
 
 def _doubtful(planned: list[PlannedView], looks: Looks) -> tuple[list[PlannedView], Looks]:
     """Without the views of components that are convex: nothing there could be cut."""
-    kept = [k for k, p in enumerate(planned) if not (p.component and _solidity(looks.own[k]) > _CONVEX)]
+    kept = [k for k, p in enumerate(planned) if not (p.component and solidity(looks.own[k]) > _CONVEX)]
     if len(kept) == len(planned):
         return planned, looks
     return [planned[k] for k in kept], Looks(looks.images[kept], looks.masks[kept], looks.own[kept])
-
-
-def _solidity(mask: NDArray[np.uint8]) -> float:
-    """Area over that of the convex hull; pixels are squares, so a rectangle has 1."""
-    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    points = np.concatenate(outlines).reshape(-1, 2)
-    corners = np.concatenate([points + step for step in ((0, 0), (1, 0), (0, 1), (1, 1))])
-    return float(mask.sum() / cv2.contourArea(cv2.convexHull(corners)))
 
 
 def merge_back(

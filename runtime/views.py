@@ -70,3 +70,11 @@ def sample(label_map: NDArray[np.int32], view: View, grid_px: int) -> NDArray[np
     """A label map at the centres of a grid over the view, int32 (g, g); outside of the picture 0."""
     at = np.floor((np.arange(grid_px) + 0.5) * view.side / grid_px).astype(int)
     return window(label_map, view)[at][:, at]
+
+
+def solidity(mask: NDArray[np.uint8]) -> float:
+    """Area over that of the convex hull; pixels are squares, so a rectangle has 1."""
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    points = np.concatenate(outlines).reshape(-1, 2)
+    corners = np.concatenate([points + step for step in ((0, 0), (1, 0), (0, 1), (1, 1))])
+    return float(mask.sum() / cv2.contourArea(cv2.convexHull(corners)))

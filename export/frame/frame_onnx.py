@@ -76,7 +76,8 @@ def export_frame(
     whole = _assembled(base, taps, _head_graph(heads, taps, base, frames, opset))
     metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
     metadata |= {"name": output.stem, "stride": taps[0].stride / FINER, "instance_training_data": training_data}
-    metadata["clustering"] = {**metadata.get("clustering", {}), "affinity_offsets": [list(o) for o in AFFINITY_OFFSETS]}
+    offsets = [list(o) for o in AFFINITY_OFFSETS]
+    metadata["clustering"] = {**metadata.get("clustering", {}), "affinity_offsets": offsets, "affinity_stride": FINER}
     if merge_rule is not None:
         metadata["clustering"]["merge_rule"] = [float(f"{v:.9g}") for v in merge_rule]
     metadata["weights_sha256"] = hashlib.sha256(b"".join(sorted(i.raw_data for i in whole.graph.initializer))).hexdigest()
@@ -133,7 +134,7 @@ def _head_graph(
 
 
 def _assembled(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphProto) -> onnx.ModelProto:
-    """The network's graph with the heads' behind it; logits are scaled to twice the heads' grid."""
+    """The network's graph with the heads' behind it; logits and boundary have twice the heads' grid."""
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
     kept = {t.name for t in taps} | {"affinity", "boundary"}
@@ -152,32 +153,37 @@ def _assembled(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphPro
     whole.graph.initializer.extend(weights)
     for name, channels in (("affinity", len(AFFINITY_OFFSETS)), ("boundary", 1)):
         whole.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, "heads_height", "heads_width"]))
-    _scale_logits(whole)
+    _scale(whole)
     return whole
 
 
-def _scale_logits(whole: onnx.ModelProto) -> None:
-    coarse = _PREFIX + "coarse_logits"
+def _scale(whole: onnx.ModelProto) -> None:
+    """Logits and boundary at ``FINER`` cells for one of the heads: logits interpolated, the boundary repeated."""
+    coarse = {name: f"{_PREFIX}coarse_{name}" for name in ("logits", "boundary")}
     for node in whole.graph.node:
         for names in (node.input, node.output):
-            names[:] = [coarse if n == "logits" else n for n in names]
-    classes = next(o for o in whole.graph.output if o.name == "logits").type.tensor_type.shape.dim[1].dim_value
-    constants = {"start": [2], "end": [4], "finer": [FINER, FINER], "one_class": [1, classes]}
+            names[:] = [coarse.get(n, n) for n in names]
+    constants = {"start": [2], "end": [4], "finer": [FINER, FINER]}
     whole.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), _PREFIX + k) for k, v in constants.items())
     node = helper.make_node
-    whole.graph.node.extend(
-        [
-            node("Shape", ["affinity"], [_PREFIX + "shape"]),
-            node("Slice", [_PREFIX + "shape", _PREFIX + "start", _PREFIX + "end"], [_PREFIX + "hw"]),
-            node("Mul", [_PREFIX + "hw", _PREFIX + "finer"], [_PREFIX + "logits_hw"]),
-            node("Concat", [_PREFIX + "one_class", _PREFIX + "logits_hw"], [_PREFIX + "sizes"], axis=0),
-            node("Resize", [coarse, "", "", _PREFIX + "sizes"], ["logits"], mode="linear", coordinate_transformation_mode="half_pixel"),
-        ]
-    )
-    del whole.graph.value_info[:]
+    added = [
+        node("Shape", ["affinity"], [_PREFIX + "shape"]),
+        node("Slice", [_PREFIX + "shape", _PREFIX + "start", _PREFIX + "end"], [_PREFIX + "hw"]),
+        node("Mul", [_PREFIX + "hw", _PREFIX + "finer"], [_PREFIX + "grid_hw"]),
+    ]
     for output in whole.graph.output:
-        if output.name == "logits":
-            output.CopyFrom(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, classes, "grid_height", "grid_width"]))
+        if output.name not in coarse:
+            continue
+        name, channels = output.name, output.type.tensor_type.shape.dim[1].dim_value
+        size, one = f"{_PREFIX}{name}_size", f"{_PREFIX}{name}_channels"
+        how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+        if name == "boundary":
+            how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        whole.graph.initializer.append(numpy_helper.from_array(np.array([1, channels], np.int64), one))
+        added += [node("Concat", [one, _PREFIX + "grid_hw"], [size], axis=0), node("Resize", [coarse[name], "", "", size], [name], **how)]
+        output.CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, "grid_height", "grid_width"]))
+    whole.graph.node.extend(added)
+    del whole.graph.value_info[:]
 
 
 @torch.no_grad()
@@ -190,5 +196,6 @@ def _difference(
     for frame, features in zip(frames, _features(model, taps, frames), strict=True):
         theirs = whole.run(["affinity", "boundary"], {"frame": frame[None]})
         ours = torch_heads(*(torch.from_numpy(f) for f in features))
+        theirs[1] = theirs[1][:, :, ::FINER, ::FINER]
         most = max(most, *(float(np.abs(a.numpy() - b).max()) for a, b in zip(ours, theirs, strict=True)))
     return most

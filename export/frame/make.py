@@ -11,7 +11,7 @@ import onnx
 from ...errors import ModelError
 from ...runtime.refine import Refiner
 from ...runtime.sessions import METADATA_KEY
-from ..instance.bank import bank_summary, build_bank
+from ..instance.bank import bank_summary, build_bank, typical
 from ..instance.told import tell_instances
 from ..training import say
 from .composites import material_of
@@ -52,7 +52,7 @@ def make_frame_model(
     bank = build_bank(images, semantic, confidence)
     say(bank_summary(bank))
     told = tell_instances(bank, Refiner(instance_model, threads=threads or 0), quiet)
-    material = material_of(bank, told, recipe.held_out, recipe.seed)
+    material = material_of(typical(bank), told, recipe.held_out, recipe.seed)
     if sheets is not None:
         frame_sheet(material.composer(recipe.seed), sheets / "frames.jpg")
         say(f"look at {sheets}/frames.jpg: one colour for each object?")

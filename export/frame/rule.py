@@ -47,7 +47,7 @@ def fit_frame_rule(composer: FrameComposer, model: Path, count: int, seed: int =
 def _problem(own: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) -> Problem:
     return problem_of(
         own,
-        boundary=np.ascontiguousarray(maps["boundary"][:, 0].repeat(FINER, 1).repeat(FINER, 2)),
+        boundary=np.ascontiguousarray(maps["boundary"][:, 0]),
         affinity=np.ascontiguousarray(maps["affinity"]),
         affinity_offsets=np.ascontiguousarray(AFFINITY_OFFSETS, np.int32),
         affinity_stride=FINER,

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ...runtime.views import VIEW_PX, cut, cut_mask, view_of
+from ...runtime.views import VIEW_PX, cut, cut_mask, solidity, view_of
 from ..semantic_data import IGNORE, Picture, load_pictures
 
 LONG_SIDE_PX = 400  # pictures are shrunk to it: views are 160 px, so larger ones only cost memory
 _MIN_CONFIDENCE = 0.6
 _MIN_SOLIDITY = 0.45  # area over convex hull
 _MIN_SOLIDITY_IN_PLACE = 0.4  # of an object that stays in its own picture
+_CONVEX, _DENT = 0.9, 0.05  # median solidity of a convex class; how much less a group of them has
 _MIN_AREA_PX = 900  # smaller ones are pasted blurred
 _LEAST_AREA_PX = 100  # where a class has nothing larger: cells
 
@@ -39,7 +40,6 @@ class BankObject:
     at_bottom: bool  # the picture's lower edge cuts it
     whole: bool  # no edge cuts it, or the lower one only: it may be pasted elsewhere
     lone: bool  # the only component of its class in its picture
-    grouped: bool = False  # an earlier network split it off from others (told.py)
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ def object_of(picture: Picture, index: int, class_id: int, pixels: NDArray[np.bo
     sure = cv2.resize(picture.confidence, (width, height), interpolation=cv2.INTER_LINEAR)[y : y + h, x : x + w]
     if sure[mask > 0].mean() < 255 * _MIN_CONFIDENCE:
         return None
-    solidity = mask.sum() / max(1.0, cv2.contourArea(cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32))))
-    if solidity < _MIN_SOLIDITY_IN_PLACE:
+    filled = mask.sum() / max(1.0, cv2.contourArea(cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32))))
+    if filled < _MIN_SOLIDITY_IN_PLACE:
         return None
     bottom, elsewhere = y + h >= height - 1, x <= 1 or y <= 1 or x + w >= width - 1
-    return BankObject(index, class_id, (x, y, w, h), mask, bottom, not elsewhere and bool(solidity >= _MIN_SOLIDITY), lone=False)
+    return BankObject(index, class_id, (x, y, w, h), mask, bottom, not elsewhere and bool(filled >= _MIN_SOLIDITY), lone=False)
 
 
 def build_bank(images: Path, semantic: Path, confidence: Path | None = None) -> Bank:
@@ -119,6 +119,17 @@ def build_bank(images: Path, semantic: Path, confidence: Path | None = None) -> 
             "the picture's edge): composites can't be made of it"
         )
     return Bank(pictures, objects)
+
+
+def typical(bank: Bank) -> Bank:
+    """The bank without the dented objects of a class that is convex, as cells and fruit are: those are groups."""
+    shape = [solidity(o.mask) for o in bank.objects]
+    by_class: dict[int, list[float]] = {}
+    for value, o in zip(shape, bank.objects, strict=True):
+        by_class.setdefault(o.class_id, []).append(value)
+    usual = {c: float(np.median(values)) for c, values in by_class.items()}
+    dented = [usual[o.class_id] > _CONVEX and value < usual[o.class_id] - _DENT for value, o in zip(shape, bank.objects, strict=True)]
+    return bank.without(set(np.flatnonzero(dented).tolist()))
 
 
 def object_view(bank: Bank, o: BankObject, view_px: int = VIEW_PX) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from ...runtime.views import VIEW_PX, View, cut, cut_mask, sample, view_of
 from ..neck_composites import ellipse
+from ..semantic_data import Picture
 from .bank import Bank, BankObject
 from .spoil import owners, spoil
 
 CANVAS_PX = 216  # composites are made this large and seen in views of 160 px
 _ALONE, _IN_PLACE = 0.22, 0.45  # cumulative shares of the kinds; the rest is pasted on other pictures
-_GROUPS = 0.3  # share of the first two kinds that show a real group, where an earlier network told one
+_COMPANY = 0.35  # share of the first two kinds that show an object among others, where an earlier network told who is who
 _CELLS = 0.12  # share of the last kind that are cells
 _CROWD = 0.75  # pasted objects stand next to one another instead of anywhere
 _LOOKALIKES = 0.3  # the same object again and again
@@ -64,7 +65,7 @@ class Composer:
         self.classes = sorted(self._whole)
         odds = np.array([len(self._whole[c]) ** 0.6 * (_PEOPLE_BOOST if c == _PERSON else 1.0) for c in self.classes])
         self.odds = odds / odds.sum()
-        self._groups = [o for o in bank.objects if o.grouped]
+        self._company = [o for o in bank.objects if not o.lone] if bank.told is not None else []
         self._alone = [o for o in bank.objects if o.lone]
         self._in_place = [o for o in self._alone if o.whole]
         self._shows = [set(np.unique(p.semantic).tolist()) for p in bank.pictures]
@@ -81,8 +82,8 @@ class Composer:
         if kind < _IN_PLACE and self._in_place:
             alone = kind < _ALONE
             pool = self._alone if alone else self._in_place
-            if self._groups and rng.random() < _GROUPS:
-                pool = self._groups
+            if self._company and rng.random() < _COMPANY:
+                pool = self._company
             first = pool[int(rng.integers(len(pool)))]
             canvas, label, size = self._in_its_picture(first, alone, rng)
             class_id, count = first.class_id, 0 if alone else int(rng.integers(1, 4))
@@ -131,7 +132,7 @@ class Composer:
             shrunk = to_canvas
         canvas = cv2.warpAffine(image, shrunk, shape, flags=cv2.INTER_LINEAR, borderValue=(127, 127, 127)).astype(np.float32)
         its = (picture.semantic == o.class_id).astype(np.uint8)
-        if o.grouped and self.bank.told is not None:
+        if not o.lone and self.bank.told is not None:
             _, rank = np.unique(np.where(its > 0, self.bank.told[o.picture], 0), return_inverse=True)
             its = np.minimum(rank.reshape(its.shape), 255).astype(np.uint8)
         label = cv2.warpAffine(its, to_canvas, shape, flags=cv2.INTER_NEAREST).astype(np.int32)
@@ -144,9 +145,8 @@ class Composer:
             if class_id not in self._shows[index]:
                 image = self.bank.pictures[index].image
                 break
-        else:  # every picture shows it: nothing but a colour
-            colour = rng.uniform(0, 255, 3)
-            image = np.broadcast_to(colour, (CANVAS_PX, CANVAS_PX, 3)).astype(np.uint8)
+        else:  # every picture shows it
+            image = _emptied(self.bank.pictures[int(rng.integers(len(self.bank.pictures)))], class_id)
         h, w = image.shape[:2]
         zoom = max(rng.uniform(0.9, 2.2) * 0.6, 1.0) * CANVAS_PX / min(h, w)
         how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
@@ -230,6 +230,19 @@ class Composer:
         side = int(rng.integers(min(self.view_px, CANVAS_PX), CANVAS_PX + 1))
         x, y = (int(rng.integers(0, CANVAS_PX - side + 1)) for _ in range(2))
         return View(x, y, side)
+
+
+def _emptied(picture: Picture, class_id: int) -> NDArray[np.uint8]:
+    """The picture with the class's pixels filled from around them."""
+    reach = 0.05 * max(picture.semantic.shape)
+    known = cv2.erode((picture.semantic != class_id).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(np.float32)
+    if not known.any():
+        return np.full_like(picture.image, picture.image.mean())
+    image = picture.image.astype(np.float32)
+    filled, weight = cv2.GaussianBlur(image * known[..., None], (0, 0), reach), cv2.GaussianBlur(known, (0, 0), reach)
+    mean = image[known > 0].mean(0)
+    around = np.where(weight[..., None] > 1e-3, filled / np.maximum(weight, 1e-3)[..., None], mean)
+    return np.where(known[..., None] > 0, image, around).astype(np.uint8)
 
 
 def _lit(colours: Canvas, rng: np.random.Generator) -> Canvas:

@@ -48,7 +48,7 @@ def with_groups(bank: Bank, told: Sequence[Told]) -> Bank:
         for number in np.flatnonzero(count[1:] >= least[o.class_id]) + 1:
             piece = object_of(bank.pictures[o.picture], o.picture, o.class_id, label_map == number)
             if piece is not None:
-                objects.append(replace(piece, grouped=True))
+                objects.append(piece)
     return replace(bank, objects=objects, told=[t.label_map for t in told])
 
 

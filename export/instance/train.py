@@ -21,13 +21,15 @@ from tqdm import tqdm
 
 from ...errors import ModelError
 from ...plugins.operator import cluster
+from ...runtime.refine import Refiner
 from ...runtime.views import VIEW_PX
 from ..network import PIXEL_MEAN, PIXEL_STD
 from ..training import learning_rate, load_checkpoint, save_checkpoint, say, update_average
-from .bank import Bank, bank_summary, build_bank, object_view
+from .bank import Bank, bank_summary, build_bank, object_view, typical
 from .composites import Composer
 from .network import InstanceNetwork
 from .targets import loss_of, targets_of
+from .told import tell_instances, with_groups
 
 _BACKBONE_RATE = 0.25  # learning rate of pretrained layers over that of new ones
 _CHECKPOINT_EVERY = 100
@@ -147,9 +149,14 @@ class Banks:
     held: Bank
 
 
-def banks_of(images: Path, semantic: Path, confidence: Path | None, recipe: InstanceRecipe) -> Banks:
-    """The banks of a training run; see ``build_bank``."""
+def banks_of(
+    images: Path, semantic: Path, confidence: Path | None, recipe: InstanceRecipe, teacher: Path | None = None, quiet: bool = False
+) -> Banks:
+    """The banks of a training run; see ``build_bank``. Groups that the instance network ``teacher`` splits are learned from as such."""
     bank = build_bank(images, semantic, confidence)
+    if teacher is not None:
+        bank = with_groups(bank, tell_instances(bank, Refiner(teacher), quiet))
+    bank = typical(bank)
     say(bank_summary(bank))
     return Banks(*split_bank(bank, recipe.held_out, recipe.seed))
 

@@ -41,7 +41,7 @@ void log_error(const std::string &what) {
 // One parameter of the node: where it lies in Fields, and what it may be.
 struct Fields {
     std::vector<int32_t> things, affinity_offsets_yx, output_size;
-    std::vector<float> split = {-1.0f};
+    std::vector<float> split = {-1.0f}, merge_rule;
     int32_t has_displacement = 0, has_boundary = 0, has_affinity = 0;
     int32_t min_area = 25, max_instances = 256, affinity_stride = 1, output_scale = 1;
     float merge_affinity = 0.3f, centre_radius = 2.5f;
@@ -54,6 +54,7 @@ struct Fields {
         visit("min_area", self.min_area);
         visit("max_instances", self.max_instances);
         visit("merge_affinity", self.merge_affinity);
+        visit("merge_rule", self.merge_rule);
         visit("centre_radius", self.centre_radius);
         visit("affinity_offsets_yx", self.affinity_offsets_yx);
         visit("affinity_stride", self.affinity_stride);
@@ -63,6 +64,9 @@ struct Fields {
         visit("output_size", self.output_size);
         visit("output_scale", self.output_scale);
     }
+
+    // Hidden units of the merge rule.
+    int32_t hidden() const { return int32_t(merge_rule.size()) / (TFISEG_EVIDENCE_FEATURES + 2); }
 
     int32_t inputs() const { return 1 + has_displacement + has_boundary + has_affinity; }
 
@@ -81,6 +85,10 @@ struct Fields {
         if (affinity_offsets_yx.size() % 2) return "affinity_offsets_yx: pairs (dy, dx) are wanted";
         if (has_affinity && affinity_offsets_yx.empty()) return "has_affinity needs affinity_offsets_yx";
         if (affinity_offsets_yx.size() > 2 * TFISEG_MAX_CUDA_AFFINITY_CHANNELS) return "affinity_offsets_yx: at most 32 pairs";
+        if (!merge_rule.empty() && !has_affinity) return "merge_rule weighs affinities: it needs has_affinity";
+        if (!merge_rule.empty() && (merge_rule.size() % (TFISEG_EVIDENCE_FEATURES + 2) != 1 || hidden() < 1 || hidden() > TFISEG_MAX_EVIDENCE_HIDDEN))
+            return "merge_rule: hidden * 19 + 1 weights for 1 to 64 hidden units are wanted, got " + std::to_string(merge_rule.size());
+        if (std::any_of(merge_rule.begin(), merge_rule.end(), [](float w) { return !std::isfinite(w); })) return "merge_rule: weights must be finite";
         if (!output_size.empty() && output_size.size() != 2) return "output_size: (height, width) is wanted";
         if (std::any_of(output_size.begin(), output_size.end(), [](int32_t s) { return s < 1 || s > TFISEG_MAX_OUT_SIDE; }))
             return "output_size: sides must lie in 1..32767";
@@ -294,6 +302,8 @@ class Plugin final : public nvinfer1::IPluginV3,
         p.affinity_offsets_yx = fields_.affinity_offsets_yx.data();
         p.affinity_channels = int32_t(fields_.affinity_offsets_yx.size() / 2);
         p.affinity_stride = fields_.affinity_stride;
+        p.evidence_hidden = fields_.hidden();
+        p.evidence_rule = fields_.merge_rule.empty() ? nullptr : fields_.merge_rule.data();
         p.things = things_;
         p.split = split_;
         p.merge_affinity = fields_.merge_affinity;

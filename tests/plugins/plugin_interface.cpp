@@ -221,8 +221,9 @@ int main(int argc, char **argv) {
     expect(std::string(all[0]->getInterfaceInfo().kind) == "PLUGIN CREATOR_V3ONE", "of IPluginCreatorV3One's kind");
     auto *creator = static_cast<IPluginCreatorV3One *>(all[0]);
     expect(std::string(creator->getPluginNamespace()) == "tfiseg" && std::string(creator->getPluginVersion()) == "1", "namespace and version");
-    expect(creator->getFieldNames()->nbFields == 13, "13 fields");
+    expect(creator->getFieldNames()->nbFields == 14, "14 fields");
 
+    const float rule[20] = {};
     const std::vector<PluginField> good = {{"things", things, PluginFieldType::kINT32, 2}, {"split", split, PluginFieldType::kFLOAT32, 1},
                                            {"min_area", &min_area, PluginFieldType::kINT32, 1}, {"max_instances", &instances, PluginFieldType::kINT32, 1},
                                            {"output_size", size, PluginFieldType::kINT32, 2}, {"plugin_version", "1", PluginFieldType::kCHAR, 1}};
@@ -245,6 +246,7 @@ int main(int argc, char **argv) {
         {{"minimum", &min_area, PluginFieldType::kINT32, 1}, "there is no field \"minimum\""},
         {{"output_size", &min_area, PluginFieldType::kINT32, 1}, "(height, width)"},
         {{"has_affinity", &yes, PluginFieldType::kINT32, 1}, "has_affinity needs affinity_offsets_yx"},
+        {{"merge_rule", split, PluginFieldType::kFLOAT32, 1}, "it needs has_affinity"},
         {{"max_instances", &bad, PluginFieldType::kINT32, 1}, "1..65535"},
         {{"things", &bad, PluginFieldType::kINT32, 1}, "class ids are 0..254"},
     };
@@ -255,7 +257,7 @@ int main(int argc, char **argv) {
 
     // serialise -> create -> equal, and clones too
     const PluginFieldCollection *saved = runtime->getFieldsToSerialize();
-    expect(saved->nbFields == 13, "every field is saved");
+    expect(saved->nbFields == 14, "every field is saved");
     IPluginV3 *again = creator->createPlugin("node", saved, TensorRTPhase::kRUNTIME);
     expect(again && fields_of(again) == fields_of(plugin), "what is saved makes the same plugin");
     IPluginV3 *twin = plugin->clone(), *attached = runtime->attachToContext(nullptr);
@@ -296,8 +298,12 @@ int main(int argc, char **argv) {
     in[0].nbDims = 4;
     IPluginV3 *full = create(creator, {{"has_displacement", &yes, PluginFieldType::kINT32, 1}, {"has_boundary", &yes, PluginFieldType::kINT32, 1},
                                        {"has_affinity", &yes, PluginFieldType::kINT32, 1}, {"affinity_offsets_yx", offsets, PluginFieldType::kINT32, 4},
-                                       {"affinity_stride", &stride, PluginFieldType::kINT32, 1}, {"output_scale", &stride, PluginFieldType::kINT32, 1}});
-    expect(full != nullptr, "all inputs");
+                                       {"affinity_stride", &stride, PluginFieldType::kINT32, 1}, {"output_scale", &stride, PluginFieldType::kINT32, 1},
+                                       {"merge_rule", rule, PluginFieldType::kFLOAT32, 20}});
+    expect(full != nullptr, "all inputs, and a merge rule of one hidden unit");
+    expect(create(creator, {{"has_affinity", &yes, PluginFieldType::kINT32, 1}, {"affinity_offsets_yx", offsets, PluginFieldType::kINT32, 4},
+                            {"merge_rule", rule, PluginFieldType::kFLOAT32, 19}}) == nullptr, "a merge rule of 19 weights is refused");
+    expect(messages.last.find("got 19") != std::string::npos, messages.last.c_str());
     auto *full_build = capability<IPluginV3OneBuild>(full, PluginCapabilityType::kBUILD);
     expect(full_build->getOutputShapes(in, 4, nullptr, 0, out, 4, sizes) == 0, "output shapes of it");
     expect(shape_of(out[0]) == std::vector<int64_t>({2, 192, 256}), "maps of twice the grid");
