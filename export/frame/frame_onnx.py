@@ -75,7 +75,7 @@ def export_frame(
     frames = [image for _, image in check_frames(photos)]
     whole = _assembled(base, taps, _head_graph(heads, taps, base, frames, opset))
     metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
-    metadata |= {"name": output.stem, "stride": taps[0].stride / FINER, "instance_training_data": training_data}
+    metadata |= {"name": output.stem, "stride": taps[0].stride // FINER, "instance_training_data": training_data}
     offsets = [list(o) for o in AFFINITY_OFFSETS]
     metadata["clustering"] = {**metadata.get("clustering", {}), "affinity_offsets": offsets, "affinity_stride": FINER}
     if merge_rule is not None:
