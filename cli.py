@@ -188,7 +188,8 @@ def _eval(args: argparse.Namespace) -> int:
     print(
         f"{report['set']} ({report['pictures']} pictures, {report['semantic']} masks): PQ {report['PQ']:.1f}  AP {report['AP']:.1f}  "
         f"AP50 {report['AP50']:.1f}  AP75 {report['AP75']:.1f}  "
-        f"({report['true_positives']} right, {report['false_positives']} too many, {report['false_negatives']} missed)"
+        f"({report['true_positives']} right, {report['false_positives']} too many, {report['false_negatives']} missed; "
+        f"{report['median_ms']:.0f} ms a picture)"
     )
     if "mIoU" in report:
         print(f"mIoU {report['mIoU']:.3f}: " + ", ".join(f"{k} {v:.2f}" for k, v in report["per_class_IoU"].items()))

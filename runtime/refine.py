@@ -316,24 +316,23 @@ def instances_of(label_map: Label, components: Instances) -> Instances:
     n = int((first < at.size).sum())
     rank = np.zeros(len(first), np.int32)
     rank[np.argsort(first, kind="stable")[:n]] = np.arange(1, n + 1)
-    fresh, which = rank[label_map], rank[given]
-    y, x = np.divmod(at, label_map.shape[1])
-    area = np.bincount(which, minlength=n + 1)[1:]
-    box = np.empty((n + 1, 4), np.int64)
-    box[:, :2], box[:, 2:] = max(label_map.shape), 0
-    for k, values in enumerate((x, y)):
-        np.minimum.at(box[:, k], which, values)
-        np.maximum.at(box[:, k + 2], which, values + 1)
-    score = np.bincount(which, components.score[component - 1], n + 1)[1:] / np.maximum(area, 1)
-    class_id = np.zeros(n + 1, np.int32)
-    class_id[which] = components.class_id[component - 1]
-    centroid = np.stack([np.bincount(which, v, n + 1)[1:] / np.maximum(area, 1) for v in (x, y)], axis=1)
+    height, width = label_map.shape
+    which = rank[given].astype(np.int64)
+    y, x = np.divmod(at, width)
+    rows = np.bincount(which * height + y, minlength=(n + 1) * height).reshape(n + 1, height)[1:]
+    columns = np.bincount(which * width + x, minlength=(n + 1) * width).reshape(n + 1, width)[1:]
+    made_of = np.bincount(which * (len(components) + 1) + component, minlength=(n + 1) * (len(components) + 1))
+    made_of = made_of.reshape(n + 1, len(components) + 1)[1:, 1:]
+    area = rows.sum(1)
+    low = [(columns > 0).argmax(1), (rows > 0).argmax(1)]
+    high = [width - (columns[:, ::-1] > 0).argmax(1), height - (rows[:, ::-1] > 0).argmax(1)]
+    count = np.maximum(area, 1)
     return replace(
         components,
-        label_map=fresh,
-        class_id=class_id[1:],
-        score=score.astype(np.float32),
-        box_xyxy=box[1:].astype(np.float32),
+        label_map=rank[label_map],
+        class_id=components.class_id[made_of.argmax(1)] if n else components.class_id[:0],
+        score=(made_of @ components.score.astype(np.float64) / count).astype(np.float32),
+        box_xyxy=np.stack([*low, *high], axis=1).astype(np.float32),
         area=area.astype(np.int32),
-        centroid_xy=centroid.astype(np.float32),
+        centroid_xy=np.stack([(columns @ np.arange(width)) / count, (rows @ np.arange(height)) / count], axis=1).astype(np.float32),
     )

@@ -31,7 +31,7 @@ def test_true_masks(synthetic_set, tmp_path):
     assert report["pictures"] == 3
     assert report["PQ"] > 40
     assert report["true_positives"] + report["false_negatives"] == 9
-    assert set(report) >= {"AP", "AP50", "AP75", "per_class_PQ", "best", "median", "worst"}
+    assert set(report) >= {"AP", "AP50", "AP75", "per_class_PQ", "median_ms", "best", "median", "worst"}
     assert all(cv2.imread(str(tmp_path / f"{name}.png")) is not None for name in ("best", "median", "worst"))
 
 
