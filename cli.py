@@ -187,7 +187,7 @@ def _eval(args: argparse.Namespace) -> int:
         return 0
     print(
         f"{report['set']} ({report['pictures']} pictures, {report['semantic']} masks): PQ {report['PQ']:.1f}  AP {report['AP']:.1f}  "
-        f"AP50 {report['AP50']:.1f}  AP75 {report['AP75']:.1f}  "
+        f"AP50 {report['AP50']:.1f}  AP75 {report['AP75']:.1f}  boundary IoU {report['boundary_IoU']:.1f}  "
         f"({report['true_positives']} right, {report['false_positives']} too many, {report['false_negatives']} missed; "
         f"{report['median_ms']:.0f} ms a picture)"
     )

@@ -23,7 +23,7 @@ from ..instances import Instances
 from ..plugins.operator import Split, cluster
 from ..plugins.problem import IGNORE
 from .drawing import draw_instances, instance_colours
-from .metrics import AveragePrecision, PanopticCounts, PictureScore, paired_gain, panoptic_counts
+from .metrics import AveragePrecision, PanopticCounts, PictureScore, boundary_iou, paired_gain, panoptic_counts
 from .refine import Refiner
 from .segmenter import Segmenter
 from .sinks import writable_folder
@@ -111,10 +111,10 @@ def evaluate(
         against: baselines on the same class maps: "components" (connected components), "shape".
 
     Returns:
-        PQ, its counts, AP, AP50, AP75, PQ per class, the median time of finding a picture's instances, the best, median and worst
-        pictures; with "model" also IoU per class and mIoU over the classes in the truth. Classes that only the set or only the model
-        knows are left out of both. ``gain`` holds each baseline's PQ, AP and AP50 and by how much PQ is above it, with a 95 % interval
-        by bootstrap over pictures, paired.
+        PQ, its counts, AP, AP50, AP75, mean boundary IoU of matches, PQ per class, the median time of finding a picture's instances,
+        the best, median and worst pictures; with "model" also IoU per class and mIoU over the classes in the truth. Classes that only
+        the set or only the model knows are left out of both. ``gain`` holds each baseline's PQ, AP and AP50 and by how much PQ is above
+        it, with a 95 % interval by bootstrap over pictures, paired.
     """
     out = writable_folder(out) if out is not None else None  # before the work
     pictures, names = load_eval_set(folder)
@@ -138,6 +138,7 @@ def evaluate(
         "false_positives": counts.false_positives,
         "false_negatives": counts.false_negatives,
         **ours.precision.scores(),
+        "boundary_IoU": round(100 * float(np.mean(ours.outlines)), 2) if ours.outlines else float("nan"),
         "per_class_PQ": {names.get(c, f"class {c}"): round(v.quality, 2) for c, v in sorted(ours.total.per_class.items())},
     }
     if against:
@@ -168,14 +169,16 @@ class _Tally:
         self.confusion = np.zeros((256, 256), np.int64)
         self.total = PictureScore()
         self.pictures: list[PanopticCounts] = []
+        self.outlines: list[float] = []
         self.ms: list[float] = []
 
     def add(self, found: Instances, picture: EvalPicture) -> None:
         score = panoptic_counts(found.label_map, found.class_id, picture.truth, picture.semantic)
         self.total.add(score)
         self.pictures.append(score.pooled)
-        self.precision.add(found, picture.truth, picture.semantic)
         known = picture.semantic != IGNORE
+        self.outlines += [boundary_iou((found.label_map == i) & known, (picture.truth == j) & known) for i, j in score.matches]
+        self.precision.add(found, picture.truth, picture.semantic)
         joint = picture.semantic[known].astype(np.int64) * 256 + found.semantic_map[known]
         self.confusion += np.bincount(joint, minlength=256 * 256).reshape(256, 256)
 

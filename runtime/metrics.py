@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,10 +39,11 @@ class PanopticCounts:
 
 @dataclass
 class PictureScore:
-    """Counts of one picture, or of several added up: pooled and per class."""
+    """Counts of one picture, or of several added up: pooled and per class; of one picture also the matches, (predicted, true) numbers."""
 
     pooled: PanopticCounts = field(default_factory=PanopticCounts)
     per_class: dict[int, PanopticCounts] = field(default_factory=dict)
+    matches: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, other: PictureScore) -> None:
         self.pooled.add(other.pooled)
@@ -104,8 +106,22 @@ def panoptic_counts(
         found = int(hits.sum())
         counts = PanopticCounts(float(iou[np.ix_(rows, columns)][hits].sum()), found, len(rows) - found, len(columns) - found)
         score.per_class[class_id] = counts
+        score.matches += [(rows[i], int(numbers[columns[j]])) for i, j in np.argwhere(hits)]
         score.pooled.add(counts)
     return score
+
+
+def boundary_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], share: float = 0.02) -> float:
+    """IoU of two masks (H, W) near their outlines: of the pixels of each within ``share`` of the picture's diagonal of its outline (Cheng
+    et al., CVPR 2021)."""
+    reach = max(1, round(share * float(np.hypot(*predicted.shape))))
+    rows, columns = (np.flatnonzero((predicted | truth).any(axis)) for axis in (1, 0))
+    window = (slice(max(0, rows[0] - 1), rows[-1] + 2), slice(max(0, columns[0] - 1), columns[-1] + 2))
+    rims = []
+    for mask in (predicted[window], truth[window]):
+        inner = cv2.erode(np.pad(mask, 1).astype(np.uint8), np.ones((3, 3), np.uint8), iterations=reach)[1:-1, 1:-1]
+        rims.append(mask & (inner == 0))
+    return float((rims[0] & rims[1]).sum() / (rims[0] | rims[1]).sum())
 
 
 class AveragePrecision:

@@ -18,6 +18,7 @@ from ..instances import Instances
 from ..plugins.operator import cluster
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
 from .joins import MIN_CELLS, Pieces, rule_log_odds
+from .outline import sharpened
 from .sessions import DEFAULT_PROVIDERS
 from .views import VIEW_PX, View, cut, cut_mask, sample, solidity, view_of, window
 
@@ -103,7 +104,7 @@ class Refiner:
             threads=self.threads,
         )
         for k, cut_up in zip(own, cuts, strict=True):
-            labels[k] = cut_up.label_map
+            labels[k] = sharpened(cut_up.label_map, maps.boundary[k, 0].repeat(2, 0).repeat(2, 1)) if len(cut_up) > 1 else cut_up.label_map
         return labels
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.runtime.metrics import AveragePrecision, PanopticCounts, PictureScore, paired_gain, panoptic_counts
+from tfiseg.runtime.metrics import AveragePrecision, PanopticCounts, PictureScore, boundary_iou, paired_gain, panoptic_counts
 
 
 def scene():
@@ -61,3 +61,19 @@ def test_a_gain_that_every_picture_shows_is_sure_and_one_of_a_few_is_not():
     gain, low, high = paired_gain([*poor[:38], *better[:2]], poor)
     assert 0 == low < gain < high
     assert paired_gain(poor, poor) == (0, 0, 0)
+
+
+def test_boundary_iou_looks_at_outlines_only():
+    truth = np.zeros((300, 400), bool)
+    truth[50:250, 50:250] = True
+    shifted = np.roll(truth, 5, axis=1)
+    assert boundary_iou(truth, truth) == 1
+    assert boundary_iou(shifted, truth) == pytest.approx(0.62, abs=0.03)  # rims of 10 px, half of the upright ones shared
+    assert (shifted & truth).sum() / (shifted | truth).sum() > 0.95
+
+
+def test_matches_are_named_by_their_numbers():
+    truth, semantic = scene()
+    predicted = np.zeros_like(truth)
+    predicted[truth == 3], predicted[truth == 7] = 1, 2
+    assert sorted(panoptic_counts(predicted, np.array([1, 1], np.int32), truth, semantic).matches) == [(1, 3), (2, 7)]
