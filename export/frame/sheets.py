@@ -23,5 +23,6 @@ def frame_sheet(composer: FrameComposer, path: Path) -> None:
         colours = instance_colours(len(composite.class_id) + 1)
         painted = cv2.addWeighted(composite.image, 0.4, colours[composite.owner], 0.6, 0)
         shown = np.where((composite.owner > 0)[..., None], painted, composite.image).astype(np.uint8)
-        cells.append(np.hstack([cv2.resize(x, _CELL_HW[::-1], interpolation=cv2.INTER_AREA) for x in (composite.image, shown)]))
+        pair = [cv2.resize(x, _CELL_HW[::-1], interpolation=cv2.INTER_AREA) for x in (composite.image, shown)]
+        cells.append(np.asarray(np.hstack(pair), np.uint8))
     write_sheet(cells, 4, path)
