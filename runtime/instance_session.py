@@ -63,4 +63,8 @@ class InstanceSession:
 
     def infer(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
         """Maps of views uint8 (K, S, S, 3) BGR and masks uint8 (K, S, S) 0/1."""
+        if not len(views):
+            cells = views.shape[1] // self.stride
+            channels = ((2, cells), (len(self.affinity_offsets), cells), (1, 2 * cells))
+            return InstanceMaps(*(np.zeros((0, c, side, side), np.float32) for c, side in channels))
         return InstanceMaps(*self._session.run(["displacement", "affinity", "boundary"], {"views": views, "masks": masks}))

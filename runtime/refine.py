@@ -23,8 +23,8 @@ from .sessions import DEFAULT_PROVIDERS
 from .views import VIEW_PX, View, cut, cut_mask, sample, solidity, view_of, window
 
 JOIN_GRID_PX = VIEW_PX // 2
-MAX_VIEWS = 24  # a frame
-_MIN_SIDE_PX = 20  # smaller components stay as they are
+MAX_VIEWS = 64  # a frame
+_MIN_SIDE_PX = 20  # in smaller components there is nothing to see: their shape decides
 _SEEN_SHARE = 0.7  # of a piece that must lie inside a view for the view to place it
 # two pieces of like size are two objects more often than not, and in a view of a crowd nothing can be told (found in the first trial)
 _GUEST_SHARE = 0.4  # of the host's area, at most
@@ -42,7 +42,8 @@ class Refiner:
 
     Args:
         model: path of an instance network; default: the one that comes with tfiseg.
-        max_views: at most this many views a frame, the largest components first; what gets none stays as it is.
+        max_views: at most this many views a frame, the largest components first; what gets none stays as it is, unless it is so small
+            that its shape decides.
         threads: CPU threads; 0 = all that the process may use.
         providers: ONNX Runtime execution providers.
 
@@ -75,16 +76,20 @@ class Refiner:
                 f"the picture is {image.shape[:2]}, its components are of {components.label_map.shape}: they must be of one size"
             )
         began = time.perf_counter()
-        planned = plan_views(components, self.max_views)
-        looks = look(image, components, planned)
-        planned, looks = _doubtful(planned, looks)
-        if not planned:
+        planned = plan_views(components)
+        own = own_masks(components, planned)
+        kept = doubtful(planned, own)[: self.max_views]
+        planned = [planned[k] for k in kept]
+        small = cut_by_shape(components, self.threads)
+        if not planned and not small:
             return components
+        looks = look(image, components, planned, own[kept])
         looked = time.perf_counter()
         maps = self.session.infer(looks.images, looks.masks)
         told = time.perf_counter()
         found = self._cut_views(planned, looks, maps)
-        label_map = merge_back(components, planned, found, looks, maps, self.session.affinity_offsets, self.session.rules.get("join"))
+        join_rule = self.session.rules.get("join")
+        label_map = merge_back(components, planned, found, looks, maps, self.session.affinity_offsets, join_rule, small)
         refined = instances_of(label_map, components)
         steps = (began, looked, told, time.perf_counter())
         times = {name: (b - a) * 1e3 for name, a, b in zip(("views", "instance network", "merge"), steps, steps[1:], strict=False)}
@@ -117,12 +122,11 @@ class PlannedView:
     component: int
 
 
-def plan_views(components: Instances, max_views: int) -> list[PlannedView]:
+def plan_views(components: Instances) -> list[PlannedView]:
     """Views of one frame: each component's own, largest first, then one of each class that has several components."""
     size_hw = (components.label_map.shape[0], components.label_map.shape[1])
     boxes = components.box_xyxy.astype(int)
-    sides = (boxes[:, 2:] - boxes[:, :2]).max(1) if len(boxes) else np.zeros(0, int)
-    order = [int(i) for i in np.argsort(-components.area, kind="stable") if sides[i] >= _MIN_SIDE_PX]
+    order = [int(i) for i in np.argsort(-components.area, kind="stable") if _side(boxes[i]) >= _MIN_SIDE_PX]
     own = [PlannedView(view_of(tuple(boxes[i].tolist()), size_hw), int(components.class_id[i]), i + 1) for i in order]
     whole = []
     for class_id in np.unique(components.class_id):
@@ -133,7 +137,27 @@ def plan_views(components: Instances, max_views: int) -> list[PlannedView]:
         largest = max((p.view.side for p in own if p.class_id == class_id), default=0)
         if largest and largest < _ALIKE_VIEW * view.side:
             whole.append(PlannedView(view, int(class_id), 0))
-    return (own + whole)[:max_views]
+    return own + whole
+
+
+def _side(box_xyxy: NDArray[np.int64]) -> int:
+    return int((box_xyxy[2:] - box_xyxy[:2]).max())
+
+
+def own_masks(components: Instances, planned: Sequence[PlannedView]) -> NDArray[np.uint8]:
+    """The component that each view was made for, uint8 (K, S, S) 0/1, in one piece as it is in the frame; zeros where there is none."""
+    own = np.zeros((len(planned), VIEW_PX, VIEW_PX), np.uint8)
+    for k, p in enumerate(planned):
+        if p.component:  # where it shrinks, every cell that it touches: thin parts must not fall off
+            its = (window(components.label_map, p.view) == p.component).astype(np.uint8)
+            seen = cut(its * np.uint8(255), View(0, 0, p.view.side), outside=0)
+            own[k] = seen > (0 if p.view.side > VIEW_PX else 127)
+    return own
+
+
+def doubtful(planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int]:
+    """Which views are worth a look, by number: not those of components that are convex, where nothing could be cut."""
+    return [k for k, p in enumerate(planned) if not (p.component and solidity(own[k]) > _CONVEX)]
 
 
 @dataclass(frozen=True)
@@ -146,28 +170,32 @@ class Looks:
     own: NDArray[np.uint8]
 
 
-def look(image: NDArray[np.uint8], components: Instances, planned: Sequence[PlannedView]) -> Looks:
-    """Cut the views out of a frame uint8 (H, W, 3) BGR."""
+def look(image: NDArray[np.uint8], components: Instances, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> Looks:
+    """Cut the views out of a frame uint8 (H, W, 3) BGR; ``own`` as ``own_masks`` gives it."""
     shape = (len(planned), VIEW_PX, VIEW_PX)
-    looks = Looks(np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8), np.zeros(shape, np.uint8))
+    images, masks = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
     class_of = np.concatenate([[0], components.class_id]).astype(np.int32)
-    for i, p in enumerate(planned):
-        numbers = window(components.label_map, p.view)
-        square = View(0, 0, p.view.side)
-        looks.images[i] = cut(image, p.view)
-        looks.masks[i] = cut_mask((class_of[numbers] == p.class_id).astype(np.uint8), square)
-        if p.component:  # where it shrinks, every cell that it touches: thin parts must not fall off
-            own = cut((numbers == p.component).astype(np.uint8) * np.uint8(255), square, outside=0)
-            looks.own[i] = own > (0 if p.view.side > VIEW_PX else 127)
-    return looks
+    for k, p in enumerate(planned):
+        images[k] = cut(image, p.view)
+        its = class_of[window(components.label_map, p.view)] == p.class_id
+        masks[k] = cut_mask(its.astype(np.uint8), View(0, 0, p.view.side))
+    return Looks(images, masks, own)
 
 
-def _doubtful(planned: list[PlannedView], looks: Looks) -> tuple[list[PlannedView], Looks]:
-    """Without the views of components that are convex: nothing there could be cut."""
-    kept = [k for k, p in enumerate(planned) if not (p.component and solidity(looks.own[k]) > _CONVEX)]
-    if len(kept) == len(planned):
-        return planned, looks
-    return [planned[k] for k in kept], Looks(looks.images[kept], looks.masks[kept], looks.own[kept])
+def cut_by_shape(components: Instances, threads: int | None = None) -> list[tuple[int, Label]]:
+    """Components too small to be looked at that their shape parts: number, and label map int32 (h, w) of the component's box."""
+    boxes = components.box_xyxy.astype(int)
+    small = [i for i in range(len(components)) if _side(boxes[i]) < _MIN_SIDE_PX]
+    tiles = np.zeros((len(small), _MIN_SIDE_PX + 2, _MIN_SIDE_PX + 2), np.uint8)  # a frame's edge is no edge of an object: a margin
+    for tile, i in zip(tiles, small, strict=True):
+        x0, y0, x1, y1 = boxes[i].tolist()
+        tile[1 : y1 - y0 + 1, 1 : x1 - x0 + 1] = components.label_map[y0:y1, x0:x1] == i + 1
+    parted = []
+    for i, found in zip(small, cluster(tiles, min_area=0, threads=threads), strict=True):
+        if len(found) > 1:
+            x0, y0, x1, y1 = boxes[i].tolist()
+            parted.append((i + 1, found.label_map[1 : y1 - y0 + 1, 1 : x1 - x0 + 1]))
+    return parted
 
 
 def merge_back(
@@ -178,6 +206,7 @@ def merge_back(
     maps: InstanceMaps,
     offsets: NDArray[np.int32],
     join_rule: NDArray[np.float32] | None,
+    small: Sequence[tuple[int, Label]] = (),
 ) -> Label:
     """The frame's label map (numbers with gaps).
 
@@ -187,12 +216,16 @@ def merge_back(
         found: label map of each view's own component, int32 (S, S), as the operator cut it.
         offsets: of the affinities.
         join_rule: see joins.py; None: nothing is joined.
+        small: components without a view that are parted, see ``cut_by_shape``.
     """
     pieces = components.label_map.copy()
     component_of = list(range(len(components) + 1))
     for p, labels in zip(planned, found, strict=True):
         if p.component:
             _cut(pieces, component_of, components, p, labels)
+    for number, labels in small:
+        x0, y0, x1, y1 = components.box_xyxy[number - 1].astype(int).tolist()
+        _part(pieces[y0:y1, x0:x1], component_of, number, labels, np.arange(2, labels.max() + 1))
     if join_rule is None:
         return pieces
     areas = np.bincount(pieces.ravel(), minlength=len(component_of))
@@ -217,14 +250,18 @@ def _cut(pieces: Label, component_of: list[int], components: Instances, planned:
     if len(parts) < 2:
         return
     x0, y0, x1, y1 = components.box_xyxy[planned.component - 1].astype(int).tolist()
-    spot = pieces[y0:y1, x0:x1]
-    own = spot == planned.component
     of_pixel = _enlarged(labels, parts, planned.view, (x0, y0, x1, y1))
-    for part in parts[parts != count.argmax()]:
+    _part(pieces[y0:y1, x0:x1], component_of, planned.component, of_pixel, parts[parts != count.argmax()])
+
+
+def _part(spot: Label, component_of: list[int], number: int, of_pixel: Label, parts: NDArray[np.intp]) -> None:
+    """Give these parts of component ``number`` new numbers, in its box of the frame."""
+    own = spot == number
+    for part in parts:
         its = own & (of_pixel == part)
         if its.any():
             spot[its] = len(component_of)
-            component_of.append(planned.component)
+            component_of.append(number)
 
 
 def _judged(

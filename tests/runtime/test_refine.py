@@ -10,7 +10,18 @@ from tfiseg.runtime.evaluate import load_eval_set
 from tfiseg.runtime.instance_session import InstanceMaps, InstanceSession
 from tfiseg.runtime.joins import JOIN_FEATURES, Pieces, rule_log_odds
 from tfiseg.runtime.metrics import PictureScore, panoptic_counts
-from tfiseg.runtime.refine import Looks, PlannedView, Refiner, instances_of, look, merge_back, plan_views
+from tfiseg.runtime.refine import (
+    Looks,
+    PlannedView,
+    Refiner,
+    cut_by_shape,
+    doubtful,
+    instances_of,
+    look,
+    merge_back,
+    own_masks,
+    plan_views,
+)
 from tfiseg.runtime.sessions import DEFAULT_MODEL
 from tfiseg.runtime.views import View, cut, cut_mask, sample, view_of
 
@@ -40,25 +51,46 @@ def test_a_cut_shows_the_frame_and_grey_beyond_it():
 
 
 def test_every_component_gets_a_view_and_a_class_of_several_one_more():
-    planned = plan_views(two_squares(), 10)
+    planned = plan_views(two_squares())
     assert [(p.class_id, p.component) for p in planned] == [(3, 1), (3, 2), (3, 0)]
     near = two_squares().label_map > 0
     near[:, 95:] = 0
     near[40:60, 70:80] = 1  # the class's view would be like the first one's
-    assert [p.component for p in plan_views(tfiseg.cluster(near.astype(np.uint8), split=0), 10)] == [1, 2]
+    assert [p.component for p in plan_views(tfiseg.cluster(near.astype(np.uint8), split=0))] == [1, 2]
     apart = np.zeros((400, 400), np.uint8)
     apart[:40, :40] = apart[350:, 350:] = 3
-    assert [p.component for p in plan_views(tfiseg.cluster(apart, split=0), 10)] == [2, 1, 0]
-    assert len(plan_views(tfiseg.cluster(apart, split=0), 1)) == 1
+    assert [p.component for p in plan_views(tfiseg.cluster(apart, split=0))] == [2, 1, 0]
 
 
 def test_looks_tell_the_class_from_the_component():
     components = two_squares()
-    planned = plan_views(components, 10)[:1]
-    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned)
+    planned = plan_views(components)[:1]
+    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned, own_masks(components, planned))
     zoom = (160 / planned[0].view.side) ** 2
     assert looks.own[0].sum() == pytest.approx(60 * 40 * zoom, rel=0.05)
     assert looks.masks[0].sum() >= looks.own[0].sum()
+
+
+def test_convex_components_are_let_be():
+    class_map = np.zeros((120, 160), np.uint8)
+    class_map[20:80, 20:60] = class_map[20:80, 80:140] = 3
+    class_map[20:40, 80:120] = 0
+    components = tfiseg.cluster(class_map, split=0)
+    planned = plan_views(components)
+    assert [planned[k].component for k in doubtful(planned, own_masks(components, planned))] == [2, 0]
+    square = tfiseg.cluster((class_map[:, :70] > 0).astype(np.uint8), split=0)
+    assert Refiner()(np.zeros((120, 70, 3), np.uint8), square) is square
+
+
+def test_the_shape_of_small_components_decides():
+    class_map = np.zeros((60, 60), np.uint8)
+    cv2.circle(class_map, (20, 20), 4, 1, -1)
+    cv2.circle(class_map, (28, 20), 4, 1, -1)
+    components = tfiseg.cluster(class_map, split=0)
+    ((number, labels),) = cut_by_shape(components)
+    assert number == 1
+    assert labels.shape == (9, 17)
+    assert len(Refiner()(np.zeros((60, 60, 3), np.uint8), components)) == 2
 
 
 def test_what_a_view_cuts_is_cut_in_the_frame():
@@ -78,7 +110,7 @@ def test_what_a_view_cuts_is_cut_in_the_frame():
 def test_a_join_rule_has_the_last_word(bias, count):
     components = two_squares()
     planned = [PlannedView(View(0, 0, 160), 3, 1)]
-    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned)
+    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned, own_masks(components, planned))
     maps = InstanceMaps(*(np.zeros((1, c, s, s), np.float32) for c, s in ((2, 40), (1, 40), (1, 80))))
     rule = np.zeros(len(JOIN_FEATURES) + 3, np.float32)
     rule[-1] = bias
@@ -93,7 +125,7 @@ def test_pieces_of_like_size_are_not_joined():
     planned = [PlannedView(View(0, 0, 160), 3, 0)]
     maps = InstanceMaps(*(np.zeros((1, c, s, s), np.float32) for c, s in ((2, 40), (1, 40), (1, 80))))
     rule = np.ones(len(JOIN_FEATURES) + 3, np.float32)
-    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned)
+    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned, own_masks(components, planned))
     assert len(np.unique(merge_back(components, planned, [looks.own[0].astype(np.int32)], looks, maps, OFFSETS, rule))) == 3
 
 
