@@ -167,6 +167,6 @@ def test_frame_mode_tells_people_apart_whom_shape_does_not():
 
 @pytest.mark.shared
 def test_frame_mode_keeps_what_components_gain(eval_sets):
-    """The bar: 80 % of what looking at each component gains over connected components (52.0 for 37.1 on Penn-Fudan)."""
+    """The bar: 80 % of what looking at each component gains over connected components (52.9 for 37.1 on Penn-Fudan)."""
     report = evaluate(eval_sets / "pennfudan", "model", tfiseg.Segmenter(refine="frame"), quiet=True, against=["components"])
-    assert report["gain"]["components"]["PQ_gain"] >= 0.8 * (52.0 - 37.1)
+    assert report["gain"]["components"]["PQ_gain"] >= 0.8 * (52.9 - 37.1)
