@@ -75,11 +75,8 @@ def frame_targets(composite: FrameComposite, grid_hw: tuple[int, int]) -> tuple[
     size = (_CELL_PX * grid_hw[1], _CELL_PX * grid_hw[0])
     owner = np.asarray(cv2.resize(composite.owner, size, interpolation=cv2.INTER_NEAREST), np.int32)
     wanted = targets_of(owner)
-    affinity = wanted.affinity
     class_of = np.concatenate([[0], composite.class_id])[owner]
-    for class_id in np.unique(composite.class_id)[:-1]:
-        one = targets_of(np.where(class_of == class_id, 1, np.where(class_of > 0, 2, 0)).astype(np.int32)).affinity
-        affinity = np.where(one == 0, UNKNOWN, affinity).astype(np.uint8)
+    affinity = np.where(targets_of(class_of.astype(np.int32)).affinity == 0, UNKNOWN, wanted.affinity).astype(np.uint8)
     h, w = grid_hw
     blocks = wanted.boundary.reshape(h, 2, w, 2)
     edge = np.where((blocks == 1).any((1, 3)), 1, np.where((blocks == 0).any((1, 3)), 0, UNKNOWN)).astype(np.uint8)
