@@ -15,7 +15,7 @@ parser.add_argument("--out", help="write the view to this mp4 instead of a windo
 parser.add_argument("--frames", type=int, help="stop after this many")
 args = parser.parse_args()
 
-segmenter = tfiseg.Segmenter()
+segmenter = tfiseg.Segmenter(refine="frame")
 writer = None
 try:
     source = tfiseg.open_source(args.source)
