@@ -19,7 +19,7 @@ def add_build(verbs: Any) -> None:
         "Build NAME.onnx into a TensorRT engine, or into fp16/int8 ONNX for a CPU; prove its precision, judge its accuracy.",
         _build,
     )
-    verb.add_argument("network", type=Path, metavar="NAME.onnx", help="in tfiseg's format, see `tfiseg export`")
+    verb.add_argument("network", type=Path, metavar="NAME.onnx", help="in tfiseg's format, see `tfiseg export`; or an instance network")
     verb.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: NAME.engine (NAME-PRECISION.onnx for onnxruntime)")
     verb.add_argument(
         "--target", choices=("auto", "tensorrt", "rtx", "onnxruntime"), default="auto", help="default: the TensorRT that is there"
@@ -133,6 +133,8 @@ def _described(report: dict[str, Any]) -> str:
         lines.append("  gate: float32 is the measure itself")
     elif "skipped" in gate:
         lines.append(f"  gate: skipped ({gate['skipped']})")
+    elif "pair_agreement" in gate:
+        lines.append(f"  gate passed on {gate['frames']} frames: {gate['pair_agreement']:.2f}% of pairs of cells told as in fp32")
     else:
         worst = gate["worst_frame"]
         lines.append(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ..errors import EngineError, InputError
+from ..runtime.machine import this_machine
 from .flavours import Flavour
 from .proof import LayerReport, read_inspector, read_log
 
@@ -40,6 +41,24 @@ class Profile:
         order = all(a <= b <= c for a, b, c in zip(self.min_hw, self.opt_hw, self.max_hw, strict=True))
         if not order or min(*self.min_hw, self.batch) < 1:
             raise InputError(f"frame sizes must rise from smallest over best to largest, got {self.min_hw}, {self.opt_hw}, {self.max_hw}")
+
+    def inputs(self) -> dict[str, list[list[int]]]:
+        """Smallest, best and largest shape of each input."""
+        sizes = ((1, self.min_hw), (self.batch, self.opt_hw), (self.batch, self.max_hw))
+        return {FRAME: [[batch, *hw, 3] for batch, hw in sizes]}
+
+
+@dataclass(frozen=True)
+class ViewProfile(Profile):
+    """How many views of ``view_px`` an engine of the instance network takes per call: 1 to ``batch``, ``usual`` fastest."""
+
+    usual: int = 8
+    view_px: int = 160
+
+    def inputs(self) -> dict[str, list[list[int]]]:
+        counts = (1, min(self.usual, self.batch), self.batch)
+        square = [self.view_px, self.view_px]
+        return {"views": [[n, *square, 3] for n in counts], "masks": [[n, *square] for n in counts]}
 
 
 @dataclass(frozen=True)
@@ -130,12 +149,12 @@ def _configure(
     kind: Flavour, builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, settings: BuildSettings
 ) -> None:
     shapes, profile = settings.profile, builder.create_optimization_profile()
-    for k in range(network.num_inputs):
-        name = network.get_input(k).name
-        if name != FRAME:
-            raise EngineError(f"the network has an input {name!r}; wanted {FRAME!r} alone")
-    sizes = ((1, shapes.min_hw), (shapes.batch, shapes.opt_hw), (shapes.batch, shapes.max_hw))
-    profile.set_shape(FRAME, *(trt.Dims4([batch, *hw, 3]) for batch, hw in sizes))
+    wanted = shapes.inputs()
+    names = [network.get_input(k).name for k in range(network.num_inputs)]
+    if sorted(names) != sorted(wanted):
+        raise EngineError(f"the network has the inputs {', '.join(names)}; wanted {', '.join(wanted)}")
+    for name, sizes in wanted.items():
+        profile.set_shape(name, *(trt.Dims(size) for size in sizes))
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(f"{kind.name} doesn't take the shapes {shapes}")
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it no layer says what it computes in
@@ -234,8 +253,6 @@ def _inspected(logger: trt.ILogger, plan: bytes) -> dict[str, str]:
 
 
 def _has_gpu() -> bool:
-    from ..runtime.machine import this_machine
-
     return this_machine().gpu is not None
 
 
@@ -243,3 +260,28 @@ def _save(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def shapes_of(settings: BuildSettings) -> dict[str, Any]:
+    """The profile, for an engine's record."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings.profile).items()}
+
+
+def built_with(kind: Flavour, settings: BuildSettings) -> dict[str, Any]:
+    """What an engine is built with, for its record."""
+    machine = this_machine()
+    capabilities = list(settings.compute_capabilities)
+    if kind.takes_plugins and machine.compute_capability:
+        capabilities = [machine.compute_capability]
+    return {
+        "flavour": kind.name,
+        "version": kind.version,
+        "cuda": machine.cuda,
+        "driver": machine.driver,
+        "gpu": machine.gpu,
+        "compute_capability": machine.compute_capability,
+        "compute_capabilities": capabilities,
+        "platform": machine.platform,
+        "hardware_compatibility": "ampere_plus" if settings.portable else None,
+        "version_compatible": settings.portable,
+    }

@@ -18,14 +18,14 @@ from ..errors import InputError, ModelError
 from ..plugins.operator import AFFINITY_OFFSETS
 from ..plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION, load_plugin, plugin_info
 from ..runtime.engine_file import SUFFIX, write_engine
-from ..runtime.machine import this_machine
 from ..runtime.onnx_layers import layer_precisions
 from ..runtime.segmenter import usual_min_area
 from ..runtime.sessions import METADATA_KEY, ModelInfo
 from .batching import with_batch
-from .builder import BuildSettings, build_plan
+from .builder import BuildSettings, build_plan, built_with, shapes_of
 from .clustering_node import graft_clustering
 from .flavours import Flavour, flavour
+from .instance.instance_engine import build_instance_engine, is_instance_network
 from .lower import Lowered, PrecisionSettings, lower
 from .proof import prove
 
@@ -65,6 +65,8 @@ def build(
     kind = None if target == CPU_TARGET else flavour(target)
     _check_output(output, kind)
     began = time.perf_counter()
+    if is_instance_network(source):
+        return build_instance_engine(source, output, kind, precision, settings, command, quiet)
     model, info = read_network(source)
     plugin = _plugin(kind)  # before minutes are spent
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -98,10 +100,8 @@ def build(
     built = build_plan(network.SerializeToString(), kind, settings, quiet)
     record["precision"] |= prove(expected, built.witnesses)
     timings["build"] = built.seconds
-    record["built_from"]["shapes"] = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings.profile).items()
-    }
-    record["built_with"] = _built_with(kind, settings)
+    record["built_from"]["shapes"] = shapes_of(settings)
+    record["built_with"] = built_with(kind, settings)
     record["plugin"] = plugin and {
         "name": PLUGIN_NAME,
         "version": PLUGIN_VERSION,
@@ -172,25 +172,6 @@ def _grafted(model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings) -
         affinity_stride=parameters.get("affinity_stride", 1),
         merge_rule=parameters.get("merge_rule"),
     )
-
-
-def _built_with(kind: Flavour, settings: BuildSettings) -> dict[str, Any]:
-    machine = this_machine()
-    capabilities = list(settings.compute_capabilities)
-    if kind.takes_plugins and machine.compute_capability:
-        capabilities = [machine.compute_capability]
-    return {
-        "flavour": kind.name,
-        "version": kind.version,
-        "cuda": machine.cuda,
-        "driver": machine.driver,
-        "gpu": machine.gpu,
-        "compute_capability": machine.compute_capability,
-        "compute_capabilities": capabilities,
-        "platform": machine.platform,
-        "hardware_compatibility": "ampere_plus" if settings.portable else None,
-        "version_compatible": settings.portable,
-    }
 
 
 def _counts(model: onnx.ModelProto) -> dict[str, int]:

@@ -69,9 +69,7 @@ def _engine_lines(report: Mapping[str, Any]) -> list[str]:
     lines = [_row("file", "cut off, replaced or damaged" if report["problems"] else "intact: size and sha256 are those of the record")]
     lines.append(_row("built from", f"{source['onnx']}, sha256 {source['onnx_sha256'][:16]}..."))
     lines.append(_row("command", source["command"]))
-    low, best, high = ("x".join(map(str, source["shapes"][key])) for key in ("min_hw", "opt_hw", "max_hw"))
-    sizes = best if low == high else f"{low} to {high}, fastest at {best}"
-    lines.append(_row("frames", f"uint8 BGR of {sizes} (HxW), at most {source['shapes']['batch']} per call"))
+    lines.append(_inputs(source["shapes"]))
     cuda, driver = (f", {word} {made[key]}" if made.get(key) else "" for key, word in (("cuda", "CUDA"), ("driver", "driver")))
     lines.append(_row("built with", f"{made['flavour']} {made['version']} on {made['platform']}{cuda}{driver}"))
     lines.append(_row("runs on", _gpus(made)))
@@ -96,6 +94,15 @@ def _engine_lines(report: Mapping[str, Any]) -> list[str]:
     return lines + _model_lines(record["model"])
 
 
+def _inputs(shapes: Mapping[str, Any]) -> str:
+    if "view_px" in shapes:  # of the instance network
+        side = shapes["view_px"]
+        return _row("views", f"uint8 BGR of {side}x{side} and their masks, 1 to {shapes['batch']} per call")
+    low, best, high = ("x".join(map(str, shapes[key])) for key in ("min_hw", "opt_hw", "max_hw"))
+    sizes = best if low == high else f"{low} to {high}, fastest at {best}"
+    return _row("frames", f"uint8 BGR of {sizes} (HxW), at most {shapes['batch']} per call")
+
+
 def _gpus(made: Mapping[str, Any]) -> str:
     capabilities = ", ".join(made.get("compute_capabilities") or [])
     if made.get("hardware_compatibility") == "ampere_plus":
@@ -112,6 +119,8 @@ def _gate(gate: Mapping[str, Any] | None) -> str:
         return "none needed: float32 is the measure itself"
     if "skipped" in gate:
         return f"skipped: {gate['skipped']}"
+    if "pair_agreement" in gate:
+        return f"passed: {gate['pair_agreement']}% of pairs of cells told as in fp32, {gate['frames']} frames"
     said = (
         f"{gate.get('label_agreement')}% of labels as in {gate.get('reference', 'fp32')}, PQ {gate.get('PQ')}, {gate.get('frames')} frames"
     )
@@ -125,7 +134,8 @@ def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
     classes = ", ".join(f"{k} {name}{'*' if k in things else ''}" for k, name in enumerate(names))
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode()).hexdigest()
     lines = [_row("model", f"{metadata.get('name', 'unnamed')}, stride {metadata['stride']}, metadata {digest[:16]}")]
-    lines.append(_row("classes", f"{len(names)}, of which {len(things)} countable (*): {classes}"))
+    known = f"{len(names)}, of which {len(things)} countable (*): {classes}" if names else "none: it tells objects of any class apart"
+    lines.append(_row("classes", known))
     lines += [_row(key.replace("_", " "), str(metadata[key])) for key in ("training_data", "licence") if key in metadata]
     return lines
 

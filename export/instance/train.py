@@ -75,8 +75,8 @@ class CompositeSet(Dataset[tuple[Tensor, ...]]):
 
 def to_input(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """uint8 (N, S, S, 3) BGR and (N, S, S) 0/1 -> what the network takes."""
-    rgb = images.flip(-1).permute(0, 3, 1, 2).float()
-    return ((rgb - PIXEL_MEAN) / PIXEL_STD).contiguous(memory_format=torch.channels_last), masks[:, None].float()
+    rgb = images.float().flip(-1).permute(0, 3, 1, 2)  # floats first: TensorRT neither flips nor reshapes bytes
+    return ((rgb - PIXEL_MEAN) / PIXEL_STD).contiguous(memory_format=torch.channels_last), masks.float()[:, None]
 
 
 @torch.no_grad()

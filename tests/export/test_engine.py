@@ -18,8 +18,9 @@ from tfiseg.cli import main
 from tfiseg.export.builder import BuildSettings, Profile, build_plan
 from tfiseg.export.flavours import flavour
 from tfiseg.export.proof import prove, read_inspector, read_log
+from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL
 from tfiseg.runtime.onnx_layers import layer_precisions
-from tfiseg.runtime.sessions import DEFAULT_MODEL, METADATA_KEY
+from tfiseg.runtime.sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, METADATA_KEY
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (make test-engines)")
 
@@ -213,3 +214,33 @@ def test_an_inspector_report_is_read():
 def test_metadata_goes_along(engines):
     text = next(p.value for p in onnx.load(DEFAULT_MODEL).metadata_props if p.key == METADATA_KEY)
     assert record_of(engines / "fp32.engine")["model"] == json.loads(text)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_instance_network_is_built_for_views(frames, tmp_path, capsys, precision):
+    engine = tmp_path / "instance.engine"
+    command = ["build", str(DEFAULT_INSTANCE_MODEL), "-o", str(engine), "--target", "rtx", "--precision", precision]
+    assert main([*command, "--frames", str(frames), "--gate-frames", "6"]) == 0
+    record = record_of(engine)
+    assert record["precision"]["layers"][precision] == sum(record["precision"]["layers"].values()) > 60
+    assert record["built_from"]["shapes"]["batch"] == 64
+    assert (record["gate"] is None) == (precision == "fp32")
+    if record["gate"]:
+        assert record["gate"]["pair_agreement"] > 99.5
+    assert main(["inspect", str(engine)]) == 0
+    assert "of any class" in capsys.readouterr().out
+
+
+def test_the_instance_network_stays_in_floats(frames, tmp_path, capsys):
+    command = ["build", str(DEFAULT_INSTANCE_MODEL), "-o", str(tmp_path / "x.engine"), "--target", "rtx", "--frames", str(frames)]
+    assert main([*command, "--precision", "int8"]) == 1
+    assert "doesn't survive int8" in capsys.readouterr().err
+
+
+def test_frame_mode_is_built_with_its_heads(frames, tmp_path):
+    engine = tmp_path / "frame.engine"
+    command = ["build", str(DEFAULT_FRAME_MODEL), "-o", str(engine), "--target", "rtx", "--precision", "fp16", "--min-pq", "95"]
+    assert main([*command, "--frames", str(frames)]) == 0
+    record = record_of(engine)
+    assert record["precision"]["layers"]["fp16"] == sum(record["precision"]["layers"].values()) > 75
+    assert len(record["model"]["clustering"]["merge_rule"]) == 48 * 19 + 1

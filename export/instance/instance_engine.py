@@ -1,0 +1,120 @@
+"""``tfiseg build`` of an instance network: fp32 or fp16, proved as every engine, judged on the views that real frames give."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from tqdm import tqdm
+
+from ...calibration.frames import sample_frames
+from ...errors import GateError, InputError
+from ...runtime.engine_file import write_engine
+from ...runtime.instance_session import InstanceMaps, InstanceSession
+from ...runtime.onnx_layers import layer_precisions
+from ...runtime.refine import MAX_VIEWS, Looks, doubtful, look, own_masks, plan_views
+from ...runtime.segmenter import Segmenter
+from ...runtime.sessions import METADATA_KEY
+from ..builder import BuildSettings, ViewProfile, build_plan, built_with, shapes_of
+from ..flavours import Flavour
+from ..lower import PrecisionSettings
+from ..precision import to_fp16
+from ..proof import prove
+
+_LEAST_AGREEMENT = 99.5  # percent of pairs of cells on which both say the same
+
+
+def is_instance_network(path: Path) -> bool:
+    """Whether a file is an ONNX model that ``tfiseg train instance`` wrote."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+        return any(p.key == METADATA_KEY and "instance_format" in json.loads(p.value) for p in model.metadata_props)
+    except Exception:  # no file, no ONNX, no JSON: whoever asked says so in his own words
+        return False
+
+
+def build_instance_engine(
+    source: Path, output: Path, kind: Flavour | None, precision: PrecisionSettings, settings: BuildSettings, command: str, quiet: bool
+) -> dict[str, Any]:
+    """Build ``source`` into an engine for 1 to 64 views per call (or the profile's batch), as ``engine.build`` does.
+
+    Raises:
+        InputError: int8, the target onnxruntime, fp16 without frames to be judged on. GateError: it strays too far from float32.
+    """
+    if kind is None:
+        raise InputError(f"{source} is an instance network: ONNX Runtime takes it as it is; --target rtx or tensorrt builds an engine")
+    if precision.precision == "int8":
+        raise InputError("the instance network stays in fp16 or fp32: what it says of outlines doesn't survive int8")
+    began = time.perf_counter()
+    model = onnx.load(source)
+    metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
+    lowered = to_fp16(model) if precision.precision == "fp16" else model
+    gate = _gate(model, lowered, precision, quiet) if precision.precision == "fp16" else None
+    batch = settings.profile.batch if settings.profile.batch > 1 else MAX_VIEWS
+    settings = replace(settings, profile=ViewProfile(batch=batch))
+    expected = {layer.name: layer.precision for layer in layer_precisions(lowered)}
+    judged = time.perf_counter() - began
+    built = build_plan(lowered.SerializeToString(), kind, settings, quiet)
+    record: dict[str, Any] = {
+        "built_from": {
+            "onnx": source.name,
+            "onnx_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+            "command": command,
+            "precision_asked": precision.precision,
+            "shapes": shapes_of(settings),
+        },
+        "precision": {"asked": precision.precision, "kept_high": [], **prove(expected, built.witnesses)},
+        "gate": gate,
+        "model": {**metadata, "class_names": [], "things": []},  # it knows none
+        "built_with": built_with(kind, settings),
+        "plugin": None,
+        "timings_s": {"precision": round(judged, 2), "build": round(built.seconds, 2), "total": round(time.perf_counter() - began, 2)},
+    }
+    write_engine(output, built.plan, record)
+    return {**record, "output": str(output), "bytes": len(built.plan)}
+
+
+def _gate(model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionSettings, quiet: bool) -> dict[str, Any]:
+    """Hold the lowered network against float32 on the views of real frames; raises GateError where it strays."""
+    if not settings.gate:
+        return {"skipped": "--no-gate"}
+    if settings.frames is None:
+        raise InputError("--frames SOURCE: fp16 is held against fp32 on real frames (or --no-gate)")
+    segmenter, same, seen, frames = Segmenter(), 0, 0, 0
+    with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
+        sessions = []
+        for name, network in (("fp32", model), ("lowered", lowered)):
+            onnx.save(network, Path(folder, f"{name}.onnx"))
+            sessions.append(InstanceSession(Path(folder, f"{name}.onnx")))
+        for image in tqdm(sample_frames(settings.frames, settings.gate_frames, settings.seed, quiet), desc="gate", disable=quiet):
+            components = segmenter.by_shape(image, 0.0)
+            planned = plan_views(components)
+            own = own_masks(components, planned)
+            kept = doubtful(planned, own)[:MAX_VIEWS]
+            if not kept:
+                continue
+            looks = look(image, components, [planned[k] for k in kept], own[kept])
+            one, other = (session.infer(looks.images, looks.masks) for session in sessions)
+            agreeing, counted = _agreement(one, other, looks)
+            same, seen, frames = same + agreeing, seen + counted, frames + 1
+    if not seen:
+        raise InputError(f"{settings.frames}: no frame shows a component to judge on; give others, or --no-gate")
+    share = 100 * same / seen
+    verdict = {"passed": share >= _LEAST_AGREEMENT, "pair_agreement": round(share, 3), "frames": frames, "reference": "fp32"}
+    if not verdict["passed"]:
+        raise GateError(f"fp16 says the same as fp32 of {share:.2f} % of the pairs of cells, wanted {_LEAST_AGREEMENT} %: build it in fp32")
+    return verdict
+
+
+def _agreement(one: InstanceMaps, other: InstanceMaps, looks: Looks) -> tuple[int, int]:
+    """On how many pairs of cells inside the masks both networks decide alike, of how many."""
+    step = looks.masks.shape[1] // one.affinity.shape[-1]
+    inside = np.broadcast_to(looks.masks[:, None, step // 2 :: step, step // 2 :: step] > 0, one.affinity.shape)
+    return int(((one.affinity > 0.5) == (other.affinity > 0.5))[inside].sum()), int(inside.sum())
