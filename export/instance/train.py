@@ -38,6 +38,7 @@ _SPLIT_SHARE = 0.12  # an object whose second piece is larger is taken for a gro
 _CLEANING_AFFINITY = 0.2  # pieces below this mean affinity are two: surer than at run time
 _BATCH_OF_VIEWS = 32
 _VALIDATED = 256  # composites
+_MOST_HALF = 6e4  # float16 ends at 65,504
 SHIPPED_WEIGHTS = Path(__file__).parent / "tfiseg-instance.pt"
 
 
@@ -254,6 +255,8 @@ def load_start(network: InstanceNetwork, start: Path) -> bool:
         knows = "average" in state
         if knows:
             network.load_state_dict(state["average"])
+            if not all(v.isfinite().all() for v in network.state_dict().values()):
+                raise ValueError("its weights are not finite")
         else:
             network.start_from_imagenet(start)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, UnpicklingError) as wrong:
@@ -262,8 +265,8 @@ def load_start(network: InstanceNetwork, start: Path) -> bool:
 
 
 def save_weights(network: InstanceNetwork, path: Path) -> None:
-    """The network's weights alone, as float16: what ``start`` takes, in 5 MB."""
-    half = {k: v.half() if v.dtype.is_floating_point else v for k, v in network.state_dict().items()}
+    """The network's weights alone, as float16 (what that can't hold, as variances, as they are): what ``start`` takes, in 5 MB."""
+    half = {k: v.half() if v.dtype.is_floating_point and v.abs().max() < _MOST_HALF else v for k, v in network.state_dict().items()}
     save_checkpoint(path, {"kind": "instance", "average": half})
 
 

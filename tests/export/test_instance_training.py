@@ -18,7 +18,7 @@ from tfiseg.export.instance.network import InstanceNetwork  # noqa: E402
 from tfiseg.export.instance.spoil import owners, spoil  # noqa: E402
 from tfiseg.export.instance.targets import targets_of  # noqa: E402
 from tfiseg.export.instance.told import Told, with_groups  # noqa: E402
-from tfiseg.export.instance.train import groups_in, load_start, save_weights, split_bank  # noqa: E402
+from tfiseg.export.instance.train import SHIPPED_WEIGHTS, groups_in, load_start, save_weights, split_bank  # noqa: E402
 from tfiseg.export.semantic_data import Picture  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
 from tfiseg.runtime.instance_session import InstanceSession  # noqa: E402
@@ -145,10 +145,17 @@ def test_cleaning_drops_what_the_network_splits(bank):
 
 def test_weights_alone_are_a_start(tmp_path):
     network = InstanceNetwork()
+    network.context[1].running_var.fill_(1e5)  # more than float16 holds
     save_weights(network, tmp_path / "w.pt")
     again = InstanceNetwork()
     assert load_start(again, tmp_path / "w.pt")
     assert torch.allclose(again.head.weight, network.head.weight, atol=1e-3)
+    assert torch.equal(again.context[1].running_var, network.context[1].running_var)
+    network.head.bias.data.fill_(torch.nan)
+    save_weights(network, tmp_path / "nan.pt")
+    with pytest.raises(ModelError, match="not finite"):
+        load_start(again, tmp_path / "nan.pt")
+    assert all(v.isfinite().all() for v in torch.load(SHIPPED_WEIGHTS, weights_only=True)["average"].values())
     with pytest.raises(ModelError, match="tfiseg train instance"):
         load_instance_checkpoint(tmp_path / "none.pt")
 
