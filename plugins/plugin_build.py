@@ -154,11 +154,15 @@ def kernel_report(log: str) -> list[dict[str, Any]]:
 
 def _plain_name(mangled: str) -> str:
     """``each_kernel<Labels>`` of an Itanium-mangled name: identifiers are written with their length before them."""
-    names = []
-    for at in re.finditer(r"(?<!\d)\d+", mangled):
-        word = mangled[at.end() : at.end() + int(at[0])]
-        if re.fullmatch(r"[A-Za-z]\w*", word) and word != "tfiseg":
-            names.append(word)
+    names, at = [], 0
+    while at < len(mangled):
+        length = re.match(r"\d+", mangled[at:])
+        if length is None:
+            at += 1
+            continue
+        start = at + length.end()
+        at = start + int(length[0])  # past the identifier: digits inside it, as in an anonymous namespace's hash, are no lengths
+        names.append(mangled[start:at])
     kernel = next(word for word in names if word.endswith("_kernel"))
     phase = names[names.index(kernel) + 1 :]
     return f"{kernel}<{phase[0]}>" if phase else kernel

@@ -170,3 +170,9 @@ ptxas info    : Used 16 registers, used 1 barriers, 4256 bytes smem
 """
     row = {"kernel": "each_kernel<Labels>", "architecture": "90", "registers": 16, "shared_bytes": 4256, "spill_bytes": 16}
     assert kernel_report(log) == [row]
+
+
+def test_a_kernels_name_is_read_past_the_digits_of_a_hash():
+    name = "_ZN6tfiseg48_GLOBAL__N__2c45c6b3_15_cluster_cuda_cu_614bf79b11each_kernelINS_8UpsampleEEEvT_l"
+    said = f"ptxas info    : Compiling entry function '{name}' for 'sm_87'\nptxas info    : Used 20 registers\n"
+    assert [row["kernel"] for row in kernel_report(said)] == ["each_kernel<Upsample>"]
