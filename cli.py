@@ -118,7 +118,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.source == "synthetic" and args.frames is None:
         raise InputError("the synthetic camera never ends: say how many frames with --frames N")
     writable_folder(args.out)  # before the network is loaded
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends like Ctrl-C: outputs stay valid
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, where that is ignored as well: outputs stay valid
     summary = run(args.source, _segmenter(args), args.out, args.frames, quiet=args.json)
     print(as_json(summary) if args.json else summary_table(summary))
     if summary["error"] == "interrupted":
