@@ -5,6 +5,7 @@ The calls are those that TensorRT 10.3, 11 and TensorRT-RTX 1.7 share; what only
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -260,6 +261,16 @@ def _save(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def built_from(source: Path, command: str, precision: str) -> dict[str, Any]:
+    """What an engine is built from, for its record; the shapes join it."""
+    return {
+        "onnx": source.name,
+        "onnx_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "command": command,
+        "precision_asked": precision,
+    }
 
 
 def shapes_of(settings: BuildSettings) -> dict[str, Any]:

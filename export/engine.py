@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from ..runtime.onnx_layers import layer_precisions
 from ..runtime.segmenter import usual_min_area
 from ..runtime.sessions import METADATA_KEY, ModelInfo
 from .batching import with_batch
-from .builder import BuildSettings, build_plan, built_with, shapes_of
+from .builder import BuildSettings, build_plan, built_from, built_with, shapes_of
 from .clustering_node import graft_clustering
 from .flavours import Flavour, flavour
 from .instance.instance_engine import build_instance_engine, is_instance_network
@@ -75,12 +74,7 @@ def build(
     _write_gate(output, lowered)
     timings = {"precision": time.perf_counter() - began}
     record: dict[str, Any] = {
-        "built_from": {
-            "onnx": source.name,
-            "onnx_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-            "command": command,
-            "precision_asked": precision.precision,
-        },
+        "built_from": built_from(source, command, precision.precision),
         "precision": {"asked": precision.precision, "kept_high": lowered.kept},
         "gate": lowered.gate,
         "model": info.extra,

@@ -35,6 +35,11 @@ class Picture:
     confidence: NDArray[np.uint8]
 
 
+def sure_of(picture: Picture) -> NDArray[np.uint8]:
+    """The picture's confidence at its own size, uint8 (H, W)."""
+    return np.asarray(cv2.resize(picture.confidence, picture.semantic.shape[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
 @dataclass(frozen=True)
 class _Cutout:
     image: NDArray[np.uint8]
@@ -87,7 +92,7 @@ class CropSampler:
     def _cut_out(self) -> dict[int, list[_Cutout]]:
         found: dict[int, list[_Cutout]] = {}
         for picture in self.pictures:
-            sure = cv2.resize(picture.confidence, picture.semantic.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            sure = sure_of(picture)
             for class_id in np.unique(picture.semantic):
                 if class_id in (0, IGNORE) or int(class_id) not in self.showing:
                     continue

@@ -25,6 +25,7 @@ from .agreement import MIN_AGREEMENT, check_frames
 from .class_lists import VOC21
 from .frame_graph import MODEL_IR_VERSION, PixelFormat, frame_value, long_side_nodes, pixel_nodes
 from .half_weights import stored_as_half
+from .model_file import written_whole
 from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
 from .train_semantic import LONG_SIDE_PX, network_size_hw, predict_logits
 
@@ -105,16 +106,10 @@ def export_semantic(
         "weights_sha256": hashlib.sha256(b"".join(sorted(i.raw_data for i in model.graph.initializer))).hexdigest(),
     }
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
-    onnx.checker.check_model(model, full_check=True)
-    part = output.with_suffix(".part")
-    onnx.save(model, part)
-    try:
+    with written_whole(model, output) as part:
         agreement, count = _agreement(network, part, photos, long_side_px)
         if agreement < MIN_AGREEMENT:
             raise ModelError(f"ONNX Runtime agrees with torch on {agreement:.3%} of the pixels of a photo, wanted {MIN_AGREEMENT:.1%}")
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
     return {"bytes": output.stat().st_size, "photos": count, "label_agreement": agreement, "metadata": metadata}
 
 

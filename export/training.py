@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from ..errors import InputError
 
+HELD_SEED = 1_000_003  # added to a recipe's seed: composites that are never trained on
+
 
 def learning_rate(step: int, steps: int, warm_up: int = 100) -> float:
     """Share of the peak: a linear start, then half a cosine down to 0.3 %."""

@@ -76,14 +76,10 @@ class Refiner:
                 f"the picture is {image.shape[:2]}, its components are of {components.label_map.shape}: they must be of one size"
             )
         began = time.perf_counter()
-        planned = plan_views(components)
-        own = own_masks(components, planned)
-        kept = doubtful(planned, own)[: self.max_views]
-        planned = [planned[k] for k in kept]
+        planned, looks = looked_at(image, components, self.max_views)
         small = cut_by_shape(components, self.threads)
         if not planned and not small:
             return components
-        looks = look(image, components, planned, own[kept])
         looked = time.perf_counter()
         maps = self.session.infer(looks.images, looks.masks)
         told = time.perf_counter()
@@ -180,6 +176,15 @@ def look(image: NDArray[np.uint8], components: Instances, planned: Sequence[Plan
         its = class_of[window(components.label_map, p.view)] == p.class_id
         masks[k] = cut_mask(its.astype(np.uint8), View(0, 0, p.view.side))
     return Looks(images, masks, own)
+
+
+def looked_at(image: NDArray[np.uint8], components: Instances, max_views: int = MAX_VIEWS) -> tuple[list[PlannedView], Looks]:
+    """The views of a frame that are worth a look, at most ``max_views``, and what they show."""
+    planned = plan_views(components)
+    own = own_masks(components, planned)
+    kept = doubtful(planned, own)[:max_views]
+    planned = [planned[k] for k in kept]
+    return planned, look(image, components, planned, own[kept])
 
 
 def cut_by_shape(components: Instances, threads: int | None = None) -> list[tuple[int, Label]]:

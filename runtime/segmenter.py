@@ -121,8 +121,12 @@ class Segmenter:
         """Components first, crumbs included: they may be joined to something."""
         assert self.refiner is not None
         size_hw = (image.shape[0], image.shape[1])
+        return self.worthwhile(self.refiner(image, self.components_of(maps["logits"], size_hw)), size_hw)
+
+    def components_of(self, logits: NDArray[np.float32], size_hw: tuple[int, int]) -> Instances:
+        """Connected components of a frame's class map, crumbs included, from logits float32 (1, C, h, w)."""
         components: Instances = cluster(
-            maps["logits"][0],
+            logits[0],
             things=self.things,
             split=0.0,
             min_area=MIN_AREA_PX,
@@ -131,9 +135,14 @@ class Segmenter:
             class_names=self.class_names,
             threads=self.threads,
         )
-        found = self.refiner(image, components)
-        least = self.min_area if self.min_area is not None else usual_min_area(size_hw)
-        return found.select((found.score >= self.min_score) & (found.area >= least))
+        return components
+
+    def worthwhile(self, found: Instances, size_hw: tuple[int, int]) -> Instances:
+        """Without what is too small or too unsure to be reported."""
+        return found.select((found.score >= self.min_score) & (found.area >= self._least_area(size_hw)))
+
+    def _least_area(self, size_hw: tuple[int, int]) -> int:
+        return self.min_area if self.min_area is not None else usual_min_area(size_hw)
 
     def by_shape(self, image: NDArray[np.uint8], split: Split) -> Instances:
         """Instances of one picture from its class map alone, whatever the segmenter's own way is: what that is measured against."""
@@ -154,7 +163,7 @@ class Segmenter:
             merge_rule=self._merge_rule if "affinity" in maps else None,
             things=self.things,
             split=self.split if split is None else split,
-            min_area=self.min_area if self.min_area is not None else usual_min_area((height, width)),
+            min_area=self._least_area((height, width)),
             max_instances=self.max_instances,
             output_size_hw=(height, width),
             class_names=self.class_names,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..instance.bank import Bank
 from ..instance.composites import Composer, photographed
-from ..instance.told import Told, is_group
+from ..instance.told import Told, single_objects
 from ..instance.train import held_pictures, split_bank
 
 ALIKE = 8  # so many composites in a row have one size: a batch
@@ -49,16 +49,10 @@ class FrameComposite:
     owner: Label
     class_id: NDArray[np.int32]
 
-
-def single_objects(bank: Bank, told: Sequence[Told]) -> Bank:
-    """The bank without objects of which the instance network made several."""
-    dropped = set()
-    for k, o in enumerate(bank.objects):
-        x, y, w, h = o.box_xywh
-        count = np.bincount(told[o.picture].label_map[y : y + h, x : x + w][o.mask > 0], minlength=1)
-        if is_group(count):
-            dropped.add(k)
-    return bank.without(dropped)
+    def at(self, size_hw: tuple[int, int]) -> tuple[Label, NDArray[np.int32]]:
+        """Owner and class of each cell of a grid (h, w), 0 = none."""
+        owner = np.asarray(cv2.resize(self.owner, size_hw[::-1], interpolation=cv2.INTER_NEAREST), np.int32)
+        return owner, np.concatenate([[0], self.class_id])[owner].astype(np.int32)
 
 
 def material_of(bank: Bank, told: Sequence[Told], held_out: float, seed: int) -> Material:

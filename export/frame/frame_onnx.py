@@ -21,13 +21,13 @@ from ...plugins.operator import AFFINITY_OFFSETS
 from ...runtime.sessions import METADATA_KEY
 from ..agreement import check_frames
 from ..half_weights import stored_as_half
+from ..model_file import check_difference, rounded, written_whole
 from ..onnx_network import with_opset
 from .heads import InstanceHeads
-from .taps import Tap, session_of, with_outputs
+from .taps import FeatureReader, Tap, session_of
 
 OPSET = 18  # or the network's own, where that is newer
 _PREFIX = "heads."
-_TOLERANCE = 0.02  # of probabilities, between torch and ONNX Runtime: weights are stored as float16
 _MOST_ROWS = 128
 FINER = 2  # cells of the logits for one of the heads: outlines and necks of small objects show between the heads' cells
 
@@ -73,40 +73,27 @@ def export_frame(
     opset = max(OPSET, *(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")))
     base = with_opset(model, opset)
     frames = [image for _, image in check_frames(photos)]
-    whole = _assembled(base, taps, _head_graph(heads, taps, base, frames, opset))
+    whole = _assembled(base, taps, _head_graph(heads, taps, base, opset))
     metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
     metadata |= {"name": output.stem, "stride": taps[0].stride // FINER, "instance_training_data": training_data}
     offsets = [list(o) for o in AFFINITY_OFFSETS]
     metadata["clustering"] = {**metadata.get("clustering", {}), "affinity_offsets": offsets, "affinity_stride": FINER}
     if merge_rule is not None:
-        metadata["clustering"]["merge_rule"] = [float(f"{v:.9g}") for v in merge_rule]
+        metadata["clustering"]["merge_rule"] = rounded(merge_rule)
     metadata["weights_sha256"] = hashlib.sha256(b"".join(sorted(i.raw_data for i in whole.graph.initializer))).hexdigest()
     del whole.metadata_props[:]
     helper.set_model_props(whole, {METADATA_KEY: json.dumps(metadata)})
-    onnx.checker.check_model(whole, full_check=True)
-    part = output.with_suffix(".part")
-    onnx.save(whole, part)
-    try:
+    with written_whole(whole, output) as part:
         difference = _difference(base, taps, heads, part, frames)
-        if difference > _TOLERANCE:
-            raise ModelError(f"ONNX Runtime's probabilities differ from torch's by up to {difference:.3f}, wanted {_TOLERANCE}")
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
+        check_difference(difference)
     return {"bytes": output.stat().st_size, "largest_difference": round(difference, 5), "metadata": metadata}
 
 
-def _features(model: onnx.ModelProto, taps: Sequence[Tap], frames: Sequence[NDArray[np.uint8]]) -> list[list[NDArray[np.float32]]]:
-    session = session_of(with_outputs(model, taps))
-    return [session.run([t.name for t in taps], {"frame": frame[None]}) for frame in frames]
-
-
-def _head_graph(
-    heads: InstanceHeads, taps: Sequence[Tap], model: onnx.ModelProto, frames: Sequence[NDArray[np.uint8]], opset: int
-) -> onnx.GraphProto:
+def _head_graph(heads: InstanceHeads, taps: Sequence[Tap], model: onnx.ModelProto, opset: int) -> onnx.GraphProto:
     """The heads' part; sizes are dynamic where the network's are."""
     wide = np.zeros((256, 384, 3), np.uint8)
-    at_two_sizes = _features(model, taps, [wide, np.ascontiguousarray(wide[:, :256])])
+    features_of = FeatureReader(model, taps)
+    at_two_sizes = [features_of(wide), features_of(np.ascontiguousarray(wide[:, :256]))]
     example = [torch.from_numpy(np.ascontiguousarray(f)) for f in at_two_sizes[0]]
     shapes: Any = None
     if any(a.shape != b.shape for a, b in zip(*at_two_sizes, strict=True)):
@@ -192,10 +179,10 @@ def _difference(
 ) -> float:
     """The largest difference of a probability between torch on the network's own features and the model in the file."""
     whole, most = session_of(path), 0.0
-    torch_heads = _Probabilities(heads)
-    for frame, features in zip(frames, _features(model, taps, frames), strict=True):
+    torch_heads, features_of = _Probabilities(heads), FeatureReader(model, taps)
+    for frame in frames:
         theirs = whole.run(["affinity", "boundary"], {"frame": frame[None]})
-        ours = torch_heads(*(torch.from_numpy(f) for f in features))
+        ours = torch_heads(*(torch.from_numpy(f) for f in features_of(frame)))
         theirs[1] = theirs[1][:, :, ::FINER, ::FINER]
         most = max(most, *(float(np.abs(a.numpy() - b).max()) for a, b in zip(ours, theirs, strict=True)))
     return most

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-
 from ...errors import ModelError
 from ...runtime.refine import Refiner
-from ...runtime.sessions import METADATA_KEY
+from ..engine import read_network
 from ..instance.bank import bank_summary, build_bank, typical
 from ..instance.told import tell_instances
 from ..training import say
@@ -20,8 +17,6 @@ from .rule import fit_frame_rule
 from .sheets import frame_sheet
 from .taps import find_taps
 from .train import FrameRecipe, held_seed, train_frame
-
-_ANY_SIZE_HW = (288, 384)
 
 
 def make_frame_model(
@@ -46,8 +41,10 @@ def make_frame_model(
     Raises:
         ModelError: ``model`` isn't in tfiseg's format, has heads already, or has no features at stride 4.
     """
-    network = _load(model)
-    taps = find_taps(network, np.zeros((*_ANY_SIZE_HW, 3), np.uint8))
+    network, _ = read_network(model)
+    if any(o.name == "affinity" for o in network.graph.output):
+        raise ModelError(f"{model} has instance heads already: start from the network that they were added to")
+    taps = find_taps(network)
     say("features at " + ", ".join(f"stride {t.stride} ({t.channels} channels)" for t in taps))
     bank = build_bank(images, semantic, confidence)
     say(bank_summary(bank))
@@ -66,17 +63,3 @@ def make_frame_model(
     report = export_frame(network, taps, heads, output, fit.rule, images, training_data)
     report["rule"] = {"held_error": round(fit.held_error, 4), "pairs": fit.pairs}
     return report
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise ModelError(f"there is no model {path}")
-    try:
-        model = onnx.load(path)
-    except Exception as wrong:  # protobuf's errors share no base class across its versions
-        raise ModelError(f"{path} is no ONNX file ({wrong})") from wrong
-    if not any(p.key == METADATA_KEY for p in model.metadata_props):
-        raise ModelError(f"{path} is not in tfiseg's format: `tfiseg export {path} -o NAME.onnx` brings it there")
-    if any(o.name == "affinity" for o in model.graph.output):
-        raise ModelError(f"{path} has instance heads already: start from the network that they were added to")
-    return model

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,20 +21,20 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...instances import Instances
-from ...plugins.operator import MIN_AREA_PX, cluster
 from ...plugins.problem import CENTRE_RADIUS
 from ...runtime.evaluate import evaluate
 from ...runtime.refine import instances_of
-from ...runtime.segmenter import Segmenter, usual_min_area
+from ...runtime.segmenter import Segmenter
 from ...runtime.sessions import DEFAULT_MODEL
 from ...runtime.sources import Frame, checked_image
+from ..instance.network import DISPLACEMENT_UNIT_PX, STRIDE
 from ..semantic_data import IGNORE, CropSampler, load_pictures
 from ..training import learning_rate, say, update_average
 from .heads import InstanceHeads
-from .taps import Tap, find_taps, session_of, with_outputs
+from .taps import FeatureReader, Tap, find_taps
 
 RADIUS = 10  # cells; pairs of cells within it are compared, as IRNet does on the same stride
-UNIT = 8.0  # cells that a displacement of 1 means
+UNIT = DISPLACEMENT_UNIT_PX / STRIDE  # cells that a displacement of 1 means
 FOLLOWED = 300  # IRNet's number of steps
 _CROP_PX = 384
 
@@ -100,18 +99,15 @@ class _Crops(Dataset[tuple[Tensor, ...]]):
 
     def __init__(self, sampler: CropSampler, model: onnx.ModelProto, taps: Sequence[Tap], count: int) -> None:
         self.sampler, self.count = sampler, count
-        self._names, self._model = [t.name for t in taps], with_outputs(model, taps)
-        self._session: Any = None
+        self._features_of = FeatureReader(model, taps, threads=1)
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        if self._session is None:
-            self._session = session_of(self._model, threads=1)
         self.sampler.rng = np.random.default_rng([0, index])
         image, class_map, _ = self.sampler.draw()
-        features = self._session.run(self._names, {"frame": image[None]})
+        features = self._features_of(image)
         h, w = features[0].shape[-2:]
         cells = cv2.resize(class_map, (w, h), interpolation=cv2.INTER_NEAREST).astype(np.int64)
         return tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in (*(f[0] for f in features), cells))
@@ -158,8 +154,7 @@ class PaperSegmenter(Segmenter):
     def __init__(self, model: Path, heads: InstanceHeads, by_operator: bool) -> None:
         super().__init__(model)
         network = onnx.load(model)
-        self._taps = find_taps(network, np.zeros((288, 384, 3), np.uint8))
-        self._features = session_of(with_outputs(network, self._taps))
+        self._maps_of = FeatureReader(network, find_taps(network), others=["logits"])
         self._heads = heads
         self._by_operator = by_operator
 
@@ -167,17 +162,14 @@ class PaperSegmenter(Segmenter):
     def __call__(self, frame: Frame | NDArray[np.uint8]) -> Instances:
         image = checked_image(frame)
         size_hw = (image.shape[0], image.shape[1])
-        logits, *features = self._features.run(["logits", *(t.name for t in self._taps)], {"frame": image[None]})
+        logits, *features = self._maps_of(image)
         displacement = (self._heads(*(torch.from_numpy(f) for f in features))[0] * UNIT).numpy()
         if self._by_operator:
             return self.cluster_maps({"logits": logits, "displacement": displacement}, size_hw)
-        components = cluster(
-            logits[0], things=self.things, split=0.0, min_area=MIN_AREA_PX, output_size_hw=size_hw, class_names=self.class_names
-        )
+        components = self.components_of(logits, size_hw)
         centre = cv2.resize(group(displacement[0]), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
         label = np.where(components.label_map > 0, centre * 256 + components.semantic_map, 0).astype(np.int32)
-        found = instances_of(label, components)
-        return found.select((found.score >= self.min_score) & (found.area >= usual_min_area(size_hw)))
+        return self.worthwhile(instances_of(label, components), size_hw)
 
 
 def main() -> None:
@@ -191,7 +183,7 @@ def main() -> None:
     parser.add_argument("--eval", type=Path, nargs="+", default=[], metavar="SET")
     args = parser.parse_args()
     model = onnx.load(args.model)
-    taps = find_taps(model, np.zeros((288, 384, 3), np.uint8))
+    taps = find_taps(model)
     heads = train_paper(args.images, args.semantic, args.confidence, model, taps, args.steps, args.threads)
     for folder in args.eval:
         for name, by_operator in (("IRNet's grouping", False), ("our operator", True)):

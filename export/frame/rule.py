@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -34,9 +33,7 @@ def fit_frame_rule(composer: FrameComposer, model: Path, count: int, seed: int =
         composite = composer(k)
         maps = session.infer(composite.image)
         class_map = maps["logits"][0].argmax(0)
-        size = class_map.shape[::-1]
-        owner = np.asarray(cv2.resize(composite.owner, size, interpolation=cv2.INTER_NEAREST), np.int32)
-        class_of = np.concatenate([[0], composite.class_id])[owner]
+        owner, class_of = composite.at(class_map.shape)
         for class_id in np.unique(composite.class_id):
             its = (class_map == class_id).astype(np.uint8)
             truth = np.where(class_of == class_id, owner, 0).astype(np.int32)

@@ -21,6 +21,7 @@ from ...errors import ModelError
 INPUT = "image"  # what the preprocessing gives (frame_graph.py)
 _FINEST, _COARSEST = 4, 32  # strides of interest
 _LEAST_CHANNELS = 8
+_FRAME_HW = (288, 384)
 _SLACK = 1.5  # between strides, which double
 
 
@@ -33,18 +34,14 @@ class Tap:
     stride: int
 
 
-def find_taps(model: onnx.ModelProto, frame: NDArray[np.uint8]) -> list[Tap]:
+def find_taps(model: onnx.ModelProto) -> list[Tap]:
     """Taps of a network in tfiseg's format, fine to coarse: of each stride from 4 to 32 the encoder's last tensor, then the decoder's
-    last before the logits, where its stride is 4.
-
-    Args:
-        model: the network.
-        frame: uint8 (H, W, 3), any picture: what tensors have which size is seen by running it.
+    last before the logits, where its stride is 4. Which tensors have which size is seen by running it.
 
     Raises:
         ModelError: the network has no features at stride 4, or no preprocessing of ours.
     """
-    shapes = _shapes(model, frame)
+    shapes = _shapes(model)
     if INPUT not in shapes:
         raise ModelError(f"the network has no tensor {INPUT!r}: export it with this version of tfiseg")
     height = max(shapes[INPUT][2:]) if shapes[INPUT][1] == 3 else max(shapes[INPUT][1:3])
@@ -81,7 +78,7 @@ def _from_image(model: onnx.ModelProto) -> list[str]:
     return found
 
 
-def with_outputs(model: onnx.ModelProto, taps: Sequence[Tap]) -> onnx.ModelProto:
+def _with_outputs(model: onnx.ModelProto, taps: Sequence[Tap]) -> onnx.ModelProto:
     """The network with its taps as further outputs."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
@@ -101,12 +98,37 @@ def session_of(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
-def _shapes(model: onnx.ModelProto, frame: NDArray[np.uint8]) -> dict[str, tuple[int, ...]]:
-    """Shape of every node's result, in the graph's order, at this frame."""
+class FeatureReader:
+    """A network's features at its taps, by ONNX Runtime. The session is opened when it is first needed, by each process for itself: it
+    doesn't survive a fork.
+
+    Args:
+        model: the network.
+        taps: see ``find_taps``.
+        others: names of further outputs that come first.
+        threads: CPU threads; 0 = ONNX Runtime's own choice.
+    """
+
+    def __init__(self, model: onnx.ModelProto, taps: Sequence[Tap], others: Sequence[str] = (), threads: int = 0) -> None:
+        self._names = [*others, *(t.name for t in taps)]
+        self._model = _with_outputs(model, taps)
+        self._threads = threads
+        self._session: Any = None
+
+    def __call__(self, image: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Of a picture uint8 (H, W, 3) BGR: float32 (1, C, h, w) each."""
+        if self._session is None:
+            self._session = session_of(self._model, self._threads)
+        values: list[NDArray[np.float32]] = self._session.run(self._names, {"frame": image[None]})
+        return values
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shape of every node's result, in the graph's order, at a blank frame."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     names = [name for node in tapped.graph.node for name in node.output if name]
     del tapped.graph.output[:]
     tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    values = session_of(tapped).run(names, {"frame": frame[None]})
+    values = session_of(tapped).run(names, {"frame": np.zeros((1, *_FRAME_HW, 3), np.uint8)})
     return {name: tuple(np.shape(v)) for name, v in zip(names, values, strict=True)}

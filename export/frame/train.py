@@ -20,16 +20,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..instance.targets import UNKNOWN, loss_of, targets_of
-from ..training import learning_rate, load_checkpoint, save_checkpoint, say, update_average
+from ..instance.network import STRIDE
+from ..instance.targets import UNKNOWN, loss_of, pairs_told, targets_of
+from ..training import HELD_SEED, learning_rate, load_checkpoint, save_checkpoint, say, update_average
 from .composites import ALIKE, FrameComposer, FrameComposite, Material
 from .heads import InstanceHeads
-from .taps import Tap, session_of, with_outputs
+from .taps import FeatureReader, Tap
 
 _CHECKPOINT_EVERY = 200
-_HELD_SEED = 1_000_003  # composites that are never trained on
 _VALIDATED = 64  # composites
-_CELL_PX = 4
 
 
 @dataclass(frozen=True)
@@ -51,18 +50,14 @@ class FeatureSet(Dataset[tuple[Tensor, ...]]):
         self.composer = composer
         self.first = first
         self.count = count
-        self._names = [t.name for t in taps]
-        self._model = with_outputs(model, taps)
-        self._session: Any = None
+        self._features_of = FeatureReader(model, taps, threads=1)
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        if self._session is None:  # each worker's own: a session doesn't survive a fork
-            self._session = session_of(self._model, threads=1)
         composite = self.composer(self.first + index)
-        features = self._session.run(self._names, {"frame": composite.image[None]})
+        features = self._features_of(composite.image)
         return tuple(
             torch.from_numpy(np.ascontiguousarray(a))
             for a in (*(f[0] for f in features), *frame_targets(composite, features[0].shape[-2:]))
@@ -72,11 +67,9 @@ class FeatureSet(Dataset[tuple[Tensor, ...]]):
 def frame_targets(composite: FrameComposite, grid_hw: tuple[int, int]) -> tuple[NDArray[Any], ...]:
     """What the heads should say at each cell of a grid: displacement float32 (2, h, w) in units of 8 cells, its weight (h, w), affinity
     uint8 (A, h, w) and boundary uint8 (h, w), 255 = unknown. Of two classes' objects nothing is known: the operator never asks."""
-    size = (_CELL_PX * grid_hw[1], _CELL_PX * grid_hw[0])
-    owner = np.asarray(cv2.resize(composite.owner, size, interpolation=cv2.INTER_NEAREST), np.int32)
+    owner, class_of = composite.at((STRIDE * grid_hw[0], STRIDE * grid_hw[1]))
     wanted = targets_of(owner)
-    class_of = np.concatenate([[0], composite.class_id])[owner]
-    affinity = np.where(targets_of(class_of.astype(np.int32)).affinity == 0, UNKNOWN, wanted.affinity).astype(np.uint8)
+    affinity = np.where(targets_of(class_of).affinity == 0, UNKNOWN, wanted.affinity).astype(np.uint8)
     h, w = grid_hw
     blocks = wanted.boundary.reshape(h, 2, w, 2)
     edge = np.where((blocks == 1).any((1, 3)), 1, np.where((blocks == 0).any((1, 3)), 0, UNKNOWN)).astype(np.uint8)
@@ -85,7 +78,7 @@ def frame_targets(composite: FrameComposite, grid_hw: tuple[int, int]) -> tuple[
 
 def held_seed(recipe: FrameRecipe) -> int:
     """Seed of composites that are never trained on."""
-    return _HELD_SEED + recipe.seed
+    return HELD_SEED + recipe.seed
 
 
 @torch.no_grad()
@@ -96,11 +89,7 @@ def validate(heads: InstanceHeads, dataset: FeatureSet, batch: int) -> dict[str,
     taps = len(heads.lateral)
     for given in DataLoader(dataset, batch):
         _, affinity, _ = heads(*given[:taps])
-        same = given[taps + 2]
-        for k in (0, 1):
-            its = same == k
-            right[k] += int(((affinity > 0) == bool(k))[its].sum())
-            seen[k] += int(its.sum())
+        right, seen = np.array([right, seen]) + pairs_told(affinity, given[taps + 2])
     different, alike = (right / np.maximum(seen, 1)).tolist()
     return {"same": alike, "different": different}
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...runtime.views import VIEW_PX, cut, cut_mask, solidity, view_of
-from ..semantic_data import IGNORE, Picture, load_pictures
+from ..semantic_data import IGNORE, Picture, load_pictures, sure_of
 
 LONG_SIDE_PX = 400  # pictures are shrunk to it: views are 160 px, so larger ones only cost memory
 _MIN_CONFIDENCE = 0.6
@@ -69,26 +69,26 @@ def _shrunk(picture: Picture) -> Picture:
 
 def _components(picture: Picture, index: int) -> list[BankObject]:
     """Confident, solid components of one picture, of any size."""
-    found = []
+    found, sure = [], sure_of(picture)
     for class_id in np.unique(picture.semantic):
         if class_id in (0, IGNORE):
             continue
         _, labels, stats, _ = cv2.connectedComponentsWithStats((picture.semantic == class_id).astype(np.uint8), connectivity=8)
         lone = int((stats[1:, cv2.CC_STAT_AREA] >= _LEAST_AREA_PX).sum()) == 1
         for i in np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= _LEAST_AREA_PX) + 1:
-            its = object_of(picture, index, int(class_id), labels == i)
+            its = object_of(sure, index, int(class_id), labels == i)
             if its is not None:
                 found.append(replace(its, lone=lone))
     return found
 
 
-def object_of(picture: Picture, index: int, class_id: int, pixels: NDArray[np.bool_]) -> BankObject | None:
-    """The object made of these pixels (H, W) of picture ``index``, not lone; None where the class map isn't sure or it isn't solid."""
+def object_of(sure: NDArray[np.uint8], index: int, class_id: int, pixels: NDArray[np.bool_]) -> BankObject | None:
+    """The object made of these pixels (H, W) of picture ``index``, not lone; None where the class map isn't ``sure`` (``sure_of``) or
+    it isn't solid."""
     height, width = pixels.shape
     x, y, w, h = cv2.boundingRect(pixels.astype(np.uint8))
     mask = pixels[y : y + h, x : x + w].astype(np.uint8)
-    sure = cv2.resize(picture.confidence, (width, height), interpolation=cv2.INTER_LINEAR)[y : y + h, x : x + w]
-    if sure[mask > 0].mean() < 255 * _MIN_CONFIDENCE:
+    if sure[y : y + h, x : x + w][mask > 0].mean() < 255 * _MIN_CONFIDENCE:
         return None
     filled = mask.sum() / max(1.0, cv2.contourArea(cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32))))
     if filled < _MIN_SOLIDITY_IN_PLACE:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import time
@@ -19,10 +18,10 @@ from ...errors import GateError, InputError
 from ...runtime.engine_file import write_engine
 from ...runtime.instance_session import InstanceMaps, InstanceSession
 from ...runtime.onnx_layers import layer_precisions
-from ...runtime.refine import MAX_VIEWS, Looks, doubtful, look, own_masks, plan_views
+from ...runtime.refine import MAX_VIEWS, Looks, looked_at
 from ...runtime.segmenter import Segmenter
 from ...runtime.sessions import METADATA_KEY
-from ..builder import BuildSettings, ViewProfile, build_plan, built_with, shapes_of
+from ..builder import BuildSettings, ViewProfile, build_plan, built_from, built_with, shapes_of
 from ..flavours import Flavour
 from ..lower import PrecisionSettings
 from ..precision import to_fp16
@@ -63,13 +62,7 @@ def build_instance_engine(
     judged = time.perf_counter() - began
     built = build_plan(lowered.SerializeToString(), kind, settings, quiet)
     record: dict[str, Any] = {
-        "built_from": {
-            "onnx": source.name,
-            "onnx_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-            "command": command,
-            "precision_asked": precision.precision,
-            "shapes": shapes_of(settings),
-        },
+        "built_from": {**built_from(source, command, precision.precision), "shapes": shapes_of(settings)},
         "precision": {"asked": precision.precision, "kept_high": [], **prove(expected, built.witnesses)},
         "gate": gate,
         "model": {**metadata, "class_names": [], "things": []},  # it knows none
@@ -95,12 +88,9 @@ def _gate(model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionS
             sessions.append(InstanceSession(Path(folder, f"{name}.onnx")))
         for image in tqdm(sample_frames(settings.frames, settings.gate_frames, settings.seed, quiet), desc="gate", disable=quiet):
             components = segmenter.by_shape(image, 0.0)
-            planned = plan_views(components)
-            own = own_masks(components, planned)
-            kept = doubtful(planned, own)[:MAX_VIEWS]
-            if not kept:
+            planned, looks = looked_at(image, components)
+            if not planned:
                 continue
-            looks = look(image, components, [planned[k] for k in kept], own[kept])
             one, other = (session.infer(looks.images, looks.masks) for session in sessions)
             agreeing, counted = _agreement(one, other, looks)
             same, seen, frames = same + agreeing, seen + counted, frames + 1

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxsim
 import torch
 from numpy.typing import NDArray
@@ -23,11 +21,11 @@ from ...runtime.sessions import METADATA_KEY
 from ...runtime.views import VIEW_PX
 from ..frame_graph import MODEL_IR_VERSION
 from ..half_weights import stored_as_half
+from ..model_file import check_difference, rounded, written_whole
 from .network import DISPLACEMENT_UNIT_PX, STRIDE, InstanceNetwork
 from .train import load_start, to_input
 
 OPSET = 18
-_TOLERANCE = 0.02  # of probabilities, between torch and ONNX Runtime: weights are stored as float16
 
 
 def load_instance_checkpoint(path: Path) -> InstanceNetwork:
@@ -103,28 +101,16 @@ def export_instance(
         "view_px": VIEW_PX,
         "stride": STRIDE,
         "affinity_offsets": [list(o) for o in AFFINITY_OFFSETS],
-        "rules": {name: _rounded(values) for name, values in rules.items()},
+        "rules": {name: rounded(values) for name, values in rules.items()},
         "training_data": training_data,
         "licence": licence,
         "weights_sha256": hashlib.sha256(b"".join(sorted(i.raw_data for i in weights))).hexdigest(),
     }
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
-    onnx.checker.check_model(model, full_check=True)
-    part = output.with_suffix(".part")
-    onnx.save(model, part)
-    try:
+    with written_whole(model, output) as part:
         difference = _difference(whole, part, views, masks)
-        if difference > _TOLERANCE:
-            raise ModelError(f"ONNX Runtime's probabilities differ from torch's by up to {difference:.3f}, wanted {_TOLERANCE}")
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
+        check_difference(difference)
     return {"bytes": output.stat().st_size, "largest_difference": round(difference, 5), "metadata": metadata}
-
-
-def _rounded(values: Sequence[float] | NDArray[np.float32]) -> list[float]:
-    """In the 9 digits that a float32 needs to be read back exactly."""
-    return [float(f"{v:.9g}") for v in values]
 
 
 @torch.no_grad()

@@ -69,6 +69,13 @@ def _boundary_of(owner: NDArray[np.int32]) -> NDArray[np.uint8]:
     return np.where(inside.reshape(blocks).any((1, 3)), between.reshape(blocks).any((1, 3)), UNKNOWN).astype(np.uint8)
 
 
+def pairs_told(logits: Tensor, same: Tensor) -> NDArray[np.float64]:
+    """Of affinities (N, A, q, q) against ``Targets.affinity``: how many pairs of different objects and of one object are told right, and
+    how many there are, (2, 2)."""
+    told = [(((logits > 0) == bool(k))[same == k].sum().item(), (same == k).sum().item()) for k in (0, 1)]
+    return np.array(told, np.float64).T
+
+
 def loss_of(outputs: tuple[Tensor, Tensor, Tensor], targets: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """The three losses: displacement relative to the object's size (smooth L1), affinity and boundary (balanced cross-entropy)."""
     displacement, affinity, boundary = outputs

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ...plugins.operator import cluster
 from ...runtime.refine import Refiner
+from ..semantic_data import sure_of
 from .bank import Bank, BankObject, object_of
 
 _SPLIT_SHARE = 0.12
@@ -39,19 +40,29 @@ def with_groups(bank: Bank, told: Sequence[Told]) -> Bank:
     least = {c: min(int(o.mask.sum()) for o in bank.objects if o.class_id == c) for c in {o.class_id for o in bank.objects}}
     objects: list[BankObject] = []
     for o in bank.objects:
-        x, y, w, h = o.box_xywh
-        label_map = told[o.picture].label_map
-        count = np.bincount(label_map[y : y + h, x : x + w][o.mask > 0], minlength=1)
-        if not is_group(count):
+        count = _counted(o, told)
+        if not _is_group(count):
             objects.append(o)
             continue
+        label_map, sure = told[o.picture].label_map, sure_of(bank.pictures[o.picture])
         for number in np.flatnonzero(count[1:] >= least[o.class_id]) + 1:
-            piece = object_of(bank.pictures[o.picture], o.picture, o.class_id, label_map == number)
+            piece = object_of(sure, o.picture, o.class_id, label_map == number)
             if piece is not None:
                 objects.append(piece)
     return replace(bank, objects=objects, told=[t.label_map for t in told])
 
 
-def is_group(count: NDArray[np.int64]) -> bool:
+def single_objects(bank: Bank, told: Sequence[Told]) -> Bank:
+    """The bank without objects of which the instance network made several."""
+    return bank.without({k for k, o in enumerate(bank.objects) if _is_group(_counted(o, told))})
+
+
+def _counted(o: BankObject, told: Sequence[Told]) -> NDArray[np.int64]:
+    """How many of an object's pixels belong to each instance, 0 = none."""
+    x, y, w, h = o.box_xywh
+    return np.bincount(told[o.picture].label_map[y : y + h, x : x + w][o.mask > 0], minlength=1)
+
+
+def _is_group(count: NDArray[np.int64]) -> bool:
     """Whether an object's pixels, counted by instance (0 = none), are several objects: more than 12 % of them are not the largest's."""
     return bool(count.sum() - count.max() > _SPLIT_SHARE * count.sum())

@@ -24,16 +24,15 @@ from ...plugins.operator import cluster
 from ...runtime.refine import Refiner
 from ...runtime.views import VIEW_PX
 from ..network import PIXEL_MEAN, PIXEL_STD
-from ..training import learning_rate, load_checkpoint, save_checkpoint, say, update_average
+from ..training import HELD_SEED, learning_rate, load_checkpoint, save_checkpoint, say, update_average
 from .bank import Bank, bank_summary, build_bank, object_view, typical
 from .composites import Composer
 from .network import InstanceNetwork
-from .targets import loss_of, targets_of
+from .targets import loss_of, pairs_told, targets_of
 from .told import tell_instances, with_groups
 
 _BACKBONE_RATE = 0.25  # learning rate of pretrained layers over that of new ones
 _CHECKPOINT_EVERY = 100
-_HELD_SEED = 1_000_003  # composites that are never trained on
 _SPLIT_SHARE = 0.12  # an object whose second piece is larger is taken for a group
 _CLEANING_AFFINITY = 0.2  # pieces below this mean affinity are two: surer than at run time
 _BATCH_OF_VIEWS = 32
@@ -132,11 +131,7 @@ def validate(network: InstanceNetwork, held: Bank, recipe: InstanceRecipe) -> di
         image, mask, *wanted = (t.to(device) for t in batch)
         outputs = network(*to_input(image, mask))
         losses += [float(part) for part in loss_of(outputs, tuple(wanted))]
-        same = wanted[2]
-        for k in (0, 1):
-            its = same == k
-            right[k] += int(((outputs[1] > 0) == bool(k))[its].sum())
-            seen[k] += int(its.sum())
+        right, seen = np.array([right, seen]) + pairs_told(outputs[1], wanted[2])
     different, alike = (right / np.maximum(seen, 1)).tolist()
     names = ("displacement", "affinity", "boundary")
     return {"same": alike, "different": different, **dict(zip(names, (losses / len(batches)).tolist(), strict=True))}
@@ -164,7 +159,7 @@ def banks_of(
 
 def held_seed(recipe: InstanceRecipe) -> int:
     """Seed of composites that are never trained on."""
-    return _HELD_SEED + recipe.seed
+    return HELD_SEED + recipe.seed
 
 
 def train_instance(

@@ -19,7 +19,7 @@ from tfiseg.export.instance.spoil import owners, spoil  # noqa: E402
 from tfiseg.export.instance.targets import targets_of  # noqa: E402
 from tfiseg.export.instance.told import Told, with_groups  # noqa: E402
 from tfiseg.export.instance.train import SHIPPED_WEIGHTS, groups_in, load_start, save_weights, split_bank  # noqa: E402
-from tfiseg.export.semantic_data import Picture  # noqa: E402
+from tfiseg.export.semantic_data import Picture, sure_of  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
 from tfiseg.runtime.instance_session import InstanceSession  # noqa: E402
 
@@ -189,10 +189,10 @@ def test_a_group_that_a_teacher_splits_becomes_its_pieces():
     label_map = class_map.astype(np.int32)
     label_map[:, 80:] *= 2
     picture = picture_of(class_map)
-    group = object_of(picture, 0, 1, class_map > 0)
+    group = object_of(sure_of(picture), 0, 1, class_map > 0)
     told = with_groups(Bank([picture], [group]), [Told(label_map, np.array([1, 1], np.int32))])
     assert [o.box_xywh for o in told.objects] == []  # pieces are smaller than the least object of the class
-    small = object_of(picture, 0, 1, label_map == 2)
+    small = object_of(sure_of(picture), 0, 1, label_map == 2)
     told = with_groups(Bank([picture], [group, small]), [Told(label_map, np.array([1, 1], np.int32))])
     assert sorted(o.box_xywh for o in told.objects) == [(30, 40, 50, 40), (80, 40, 50, 40), (80, 40, 50, 40)]
     composite = next(c for c in map(Composer(told, 0), range(60)) if set(np.unique(c.owner)) >= {1, 2})
@@ -207,7 +207,7 @@ def test_dented_objects_of_a_convex_class_are_groups():
         if k == 5:
             cv2.circle(class_map, (96, 60), 20, 1, -1)
         shapes.append(picture_of(class_map))
-    bank = Bank(shapes, [object_of(p, k, 1, p.semantic > 0) for k, p in enumerate(shapes)])
+    bank = Bank(shapes, [object_of(sure_of(p), k, 1, p.semantic > 0) for k, p in enumerate(shapes)])
     assert [o.picture for o in typical(bank).objects] == [0, 1, 2, 3, 4]
 
 

@@ -1,0 +1,37 @@
+"""How our trained networks become files: whole or not at all, and checked against torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+
+from ..errors import ModelError
+
+_TOLERANCE = 0.02  # of probabilities, between torch and ONNX Runtime: weights are stored as float16
+
+
+@contextmanager
+def written_whole(model: onnx.ModelProto, output: Path) -> Iterator[Path]:
+    """Write a model beside ``output`` and hand out that file; it becomes ``output`` if the block raises nothing."""
+    onnx.checker.check_model(model, full_check=True)
+    part = output.with_suffix(".part")
+    onnx.save(model, part)
+    try:
+        yield part
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_difference(difference: float) -> None:
+    """Raise ModelError where a probability by ONNX Runtime differs from torch's by more than 0.02."""
+    if difference > _TOLERANCE:
+        raise ModelError(f"ONNX Runtime's probabilities differ from torch's by up to {difference:.3f}, wanted {_TOLERANCE}")
+
+
+def rounded(values: Iterable[float]) -> list[float]:
+    """In the 9 digits that a float32 needs to be read back exactly."""
+    return [float(f"{v:.9g}") for v in values]
