@@ -15,13 +15,25 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .errors import EngineError, GateError, InputError, MissingDependencyError, ModelError, SourceError, TfisegError
+    from .errors import (
+        EngineError,
+        GateError,
+        InputError,
+        MissingDependencyError,
+        ModelError,
+        OutputError,
+        PipelineError,
+        SourceError,
+        TfisegError,
+    )
     from .instances import Instance, Instances
     from .plugins.operator import cluster
     from .plugins.plugin_library import load_plugin
+    from .runtime.pipeline import Pipeline, Result
     from .runtime.refine import Refiner
     from .runtime.segmenter import Segmenter
     from .runtime.sources import Frame, Source, open_source
+    from .runtime.tracker import Tracker
 
 # public name -> module: loaded when first used, so that `import tfiseg` costs nothing
 _PUBLIC = {
@@ -33,11 +45,16 @@ _PUBLIC = {
     "Instances": "instances",
     "MissingDependencyError": "errors",
     "ModelError": "errors",
+    "OutputError": "errors",
+    "Pipeline": "runtime.pipeline",
+    "PipelineError": "errors",
     "Refiner": "runtime.refine",
+    "Result": "runtime.pipeline",
     "Segmenter": "runtime.segmenter",
     "Source": "runtime.sources",
     "SourceError": "errors",
     "TfisegError": "errors",
+    "Tracker": "runtime.tracker",
     "cluster": "plugins.operator",
     "load_plugin": "plugins.plugin_library",
     "open_source": "runtime.sources",
@@ -52,11 +69,16 @@ __all__ = [
     "Instances",
     "MissingDependencyError",
     "ModelError",
+    "OutputError",
+    "Pipeline",
+    "PipelineError",
     "Refiner",
+    "Result",
     "Segmenter",
     "Source",
     "SourceError",
     "TfisegError",
+    "Tracker",
     "__version__",
     "cluster",
     "load_plugin",

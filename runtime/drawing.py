@@ -17,11 +17,16 @@ _REFERENCE_PX = 640  # picture width at which lines are one pixel and text is 0.
 
 def instance_colours(count: int) -> NDArray[np.uint8]:
     """Colour of each instance 1..count, BGR (count + 1, 3); row 0 is black. The same number always has the same colour."""
-    hue = (np.arange(count + 1) * _GOLDEN_RATIO) % 1.0
-    value = 255 - 45 * (np.arange(count + 1) // 7 % 2)
-    hsv = np.stack([hue * 179, np.full(count + 1, 190), value], axis=1).astype(np.uint8)
+    return colours_of_ids(np.arange(count + 1))
+
+
+def colours_of_ids(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Colour of each id (n,), BGR (n, 3); 0 is black. The same id always has the same colour."""
+    hue = (ids * _GOLDEN_RATIO) % 1.0
+    value = 255 - 45 * (ids // 7 % 2)
+    hsv = np.stack([hue * 179, np.full(len(ids), 190), value], axis=1).astype(np.uint8)
     colours = np.asarray(cv2.cvtColor(hsv[None], cv2.COLOR_HSV2BGR)[0], np.uint8)
-    colours[0] = 0
+    colours[ids == 0] = 0
     return colours
 
 
@@ -33,6 +38,8 @@ def draw_instances(image: NDArray[np.uint8], instances: Instances) -> NDArray[np
     if not len(instances):
         return view
     colours = instance_colours(len(instances))
+    if instances.track_id is not None and len(instances):
+        colours = colours_of_ids(np.concatenate([[0], instances.track_id]))
     label = instances.label_map
     scale = max(1.0, image.shape[1] / _REFERENCE_PX)
     thickness = max(1, round(scale))
@@ -53,7 +60,8 @@ def draw_instances(image: NDArray[np.uint8], instances: Instances) -> NDArray[np
 def _draw_label(view: NDArray[np.uint8], instances: Instances, index: int, colour: NDArray[np.uint8], scale: float) -> None:
     one = instances[index]
     x0, y0, x1, _ = (int(v) for v in one.box_xyxy)
-    text = f"{one.class_name} {one.score:.2f}" if one.score < 1 else one.class_name
+    name = one.class_name if one.track_id is None else f"{one.class_name} #{one.track_id}"
+    text = f"{name} {one.score:.2f}" if one.score < 1 else name
     size = 0.42 * scale
     (width, height), base = cv2.getTextSize(text, _FONT, size, 1)
     if x1 - x0 < width // 3:  # a label much wider than its object hides more than it says

@@ -2,50 +2,67 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ..errors import InputError, TfisegError
+from ..errors import PipelineError
+from .pipeline import Pipeline
 from .segmenter import Segmenter
-from .sinks import RunWriter, StageTimes
-from .sources import open_source
+from .sinks import RunWriter
+from .sources import Source, open_source
+from .tracker import Tracker
 
 
-def run(source: str, segmenter: Segmenter, out: Path, max_frames: int | None = None, quiet: bool = False) -> dict[str, Any]:
-    """Segment every frame of ``source`` into folder ``out``; returns (and writes as summary.json) the summary.
+def run(
+    source: Source | str,
+    segmenter: Segmenter,
+    out: Path,
+    max_frames: int | None = None,
+    quiet: bool = False,
+    policy: str | None = None,
+    nth: int = 1,
+    workers: int = 1,
+    tracker: Tracker | None = None,
+) -> dict[str, Any]:
+    """Segment the frames of ``source`` into folder ``out``; returns (and writes as summary.json) the summary.
 
     A source that fails half way, Ctrl-C and SIGTERM leave valid outputs of what was done; ``summary["error"]`` then says why.
+    The rest: see ``Pipeline``.
     """
-    if max_frames is not None and max_frames < 1:
-        raise InputError(f"the number of frames must be at least 1, got {max_frames}")
-    times = StageTimes()
     error: str | None = None
-    with open_source(source) as frames, RunWriter(out, frames) as writer:
+    frames = source if isinstance(source, Source) else open_source(source)
+    with frames, RunWriter(out, frames) as writer:
+        pipeline = Pipeline(
+            frames,
+            segmenter,
+            policy=policy,
+            nth=nth,
+            workers=workers,
+            tracker=tracker,
+            draw=True,
+            sinks=[writer],
+            max_frames=max_frames,
+        )
         total = frames.frame_count if max_frames is None else min(max_frames, frames.frame_count or max_frames)
         bar = tqdm(total=total, unit="frame", desc="tfiseg run", mininterval=0.5, disable=quiet)
-        try:
-            for frame in itertools.islice(frames, max_frames):
-                found = segmenter(frame)
-                began = time.perf_counter()
-                view = found.draw(frame)
-                found.stage_ms["draw"] = (time.perf_counter() - began) * 1e3
-                writer.write(frame, found, view)
-                times.add(found.stage_ms, len(found))
-                bar.update()
-        except TfisegError as stopped:
-            error = str(stopped)
-        except KeyboardInterrupt:
-            error = "interrupted"
-        finally:
-            bar.close()
+        with pipeline:
+            try:
+                for _ in pipeline:
+                    bar.update()
+            except PipelineError as stopped:
+                error = str(stopped)
+            except KeyboardInterrupt:
+                error = "interrupted"
+            finally:
+                bar.close()
+        stats = pipeline.stats()
         summary = {
-            "source": str(source),
-            **times.summary(),
+            "source": frames.name,
+            **stats.pop("times"),
+            **{name: stats[name] for name in ("captured", "dropped", "skipped", "reconnects")},
             "overlay": writer.overlays,
             "instances_jsonl": str(writer.folder / "instances.jsonl"),
             "error": error,
@@ -57,6 +74,9 @@ def run(source: str, segmenter: Segmenter, out: Path, max_frames: int | None = N
 def summary_table(summary: dict[str, Any]) -> str:
     """The summary as text for people."""
     lines = [f"{summary['frames']} frames, {summary['instances']} instances, {summary['fps']:.1f} frames/s (drawing and writing included)"]
+    lost = [f"{summary[name]} {what}" for name, what in (("dropped", "dropped"), ("skipped", "skipped")) if summary[name]]
+    if lost:
+        lines.append(f"of {summary['captured']} frames captured: {', '.join(lost)}")
     lines.append(f"  {'stage':<10}{'p50 ms':>9}{'p99 ms':>9}")
     for stage, times in summary["stages"].items():
         lines.append(f"  {stage:<10}{times['p50_ms']:>9.2f}{times['p99_ms']:>9.2f}")

@@ -1,10 +1,10 @@
-"""Where results go: overlays (PNG or mp4), instances.jsonl and a summary of stage times, in one folder."""
+"""Where results go: overlays (PNG or mp4) and instances.jsonl, in one folder."""
 
 from __future__ import annotations
 
 import json
 import os
-import time
+import re
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -13,8 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, OutputError
 from ..instances import Instances
+from .mp4 import Mp4Writer
+from .pipeline import Result
 from .sources import Frame, Source
 
 _DEFAULT_FPS = 30.0  # of an overlay whose source names no rate of its own
@@ -43,6 +45,7 @@ def frame_record(frame: Frame, instances: Instances) -> dict[str, Any]:
         "stage_ms": {k: round(v, 3) for k, v in instances.stage_ms.items()},
         "instances": [
             {
+                **({} if one.track_id is None else {"track_id": one.track_id}),
                 "class_id": one.class_id,
                 "class": one.class_name,
                 "score": round(one.score, 4),
@@ -55,44 +58,24 @@ def frame_record(frame: Frame, instances: Instances) -> dict[str, Any]:
     }
 
 
-class StageTimes:
-    """Times of every stage of every frame, and their summary."""
-
-    def __init__(self) -> None:
-        self._samples: dict[str, list[float]] = {}
-        self._began = time.perf_counter()
-        self.frames = 0
-        self.instances = 0
-
-    def add(self, stage_ms: dict[str, float], instances: int) -> None:
-        for stage, ms in stage_ms.items():
-            self._samples.setdefault(stage, []).append(ms)
-        self.frames += 1
-        self.instances += instances
-
-    def summary(self) -> dict[str, Any]:
-        """frames, instances, fps of the whole loop, and p50 / p99 milliseconds per stage."""
-        seconds = time.perf_counter() - self._began
-        stages = {
-            stage: {"p50_ms": round(float(np.percentile(v, 50)), 3), "p99_ms": round(float(np.percentile(v, 99)), 3)}
-            for stage, v in self._samples.items()
-        }
-        return {"frames": self.frames, "instances": self.instances, "fps": round(self.frames / max(seconds, 1e-9), 2), "stages": stages}
-
-
 class RunWriter:
-    """Writes a run's outputs into a folder; whenever it stops, what was done is on disk and readable.
+    """Writes a run's outputs into a folder, as a pipeline's sink; whenever it stops, what was done is on disk and readable.
 
     Videos give ``NAME-overlay.mp4``, images one ``NAME-overlay.png`` each; every frame a line in ``instances.jsonl``.
+
+    Raises:
+        InputError: the folder can't be written to. OutputError: a result can't be written.
     """
+
+    name = "write"
 
     def __init__(self, out: str | Path, source: Source) -> None:
         self.folder = writable_folder(out)
         self.source = source
         self.overlay_path: Path | None = None
         self._lines: TextIO | None = None
-        self._video: cv2.VideoWriter | None = None
-        self._video_size: tuple[int, int] | None = None
+        self._video: Mp4Writer | None = None
+        self._first_ns = 0
         self._names: dict[str, int] = {}
 
     def __enter__(self) -> RunWriter:
@@ -100,22 +83,26 @@ class RunWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._video is not None:
-            self._video.release()  # writes the index, without which players refuse the file
         if self._lines is not None:
             self._lines.close()
+        if self._video is not None:
+            self._video.close()
 
-    def write(self, frame: Frame, instances: Instances, view: NDArray[np.uint8]) -> None:
+    def write(self, result: Result) -> None:
         """Add one frame: its record and its overlay."""
         assert self._lines is not None, "use `with RunWriter(...) as writer`"
-        self._lines.write(json.dumps(frame_record(frame, instances)) + "\n")
-        self._lines.flush()
+        assert result.view is not None, "the pipeline must draw"
+        try:
+            self._lines.write(json.dumps(frame_record(result.frame, result.instances)) + "\n")
+            self._lines.flush()
+        except OSError as wrong:
+            raise OutputError(f"can't write {self._lines.name}: {wrong.strerror}") from wrong
         if self.source.is_video:
-            self._write_video(view)
+            self._write_video(result.frame, result.view)
         else:
-            self.overlay_path = self.folder / f"{self._unused(frame.name)}-overlay.png"
-            if not cv2.imwrite(str(self.overlay_path), view):
-                raise InputError(f"can't write {self.overlay_path}: is the disk full?")
+            self.overlay_path = self.folder / f"{self._unused(result.frame.name)}-overlay.png"
+            if not cv2.imwrite(str(self.overlay_path), result.view):
+                raise OutputError(f"can't write {self.overlay_path}: is the disk full?")
 
     @property
     def overlays(self) -> str | None:
@@ -129,15 +116,16 @@ class RunWriter:
         count = self._names[name] = self._names.get(name, 0) + 1
         return name if count == 1 else self._unused(f"{name}-{count}")
 
-    def _write_video(self, view: NDArray[np.uint8]) -> None:
-        size = (view.shape[1], view.shape[0])
+    def _write_video(self, frame: Frame, view: NDArray[np.uint8]) -> None:
+        fps = self.source.fps or _DEFAULT_FPS
         if self._video is None:
-            self.overlay_path = self.folder / f"{self.source.name.replace('/', '_').replace(':', '_')}-overlay.mp4"
-            fourcc = cv2.VideoWriter.fourcc(*"mp4v")
-            self._video = cv2.VideoWriter(str(self.overlay_path), fourcc, self.source.fps or _DEFAULT_FPS, size)
-            self._video_size = size
-            if not self._video.isOpened():
-                raise InputError(f"OpenCV can't write {self.overlay_path}: this build has no mp4 encoder")
-        if size != self._video_size:
-            view = np.asarray(cv2.resize(view, self._video_size), np.uint8)
-        self._video.write(view)
+            self.overlay_path = self.folder / f"{safe_name(self.source.name)}-overlay.mp4"
+            self._first_ns = frame.capture_time_ns
+            self._video = Mp4Writer(self.overlay_path, (view.shape[1], view.shape[0]), fps)
+        # a live source's frames are as far apart as they were captured, whatever was dropped in between
+        self._video.write(view, (frame.capture_time_ns - self._first_ns) / 1e9 if self.source.is_live else frame.index / fps)
+
+
+def safe_name(name: str) -> str:
+    """A source's name as part of a file's."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("_") or "source"

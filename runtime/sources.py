@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -16,8 +17,12 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, SourceError
 
+if TYPE_CHECKING:
+    from .cameras import Wanted
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-_URL_SCHEMES = ("http://", "https://", "rtsp://", "rtmp://", "udp://")
+_URL_SCHEMES = ("http://", "https://", "rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://")
+_CSI, _GSTREAMER = "csi://", "gst:"
 _COMPLETE = 0.95  # containers announce frame counts loosely: a video that gives this share of its own count is whole
 
 
@@ -47,12 +52,15 @@ class Source:
     """Frames one after another: iterate, and close (or use ``with``).
 
     ``fps`` is the source's own rate or None; ``is_video`` tells moving pictures from single images; ``frame_count`` is the
-    number of frames if it is known beforehand.
+    number of frames if it is known beforehand; ``is_live`` says that frames come when they come, whether anybody is ready or not;
+    ``reconnects`` counts how often it was lost and found again.
     """
 
     fps: float | None = None
     is_video = True
+    is_live = False
     frame_count: int | None = None
+    reconnects = 0
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -63,6 +71,9 @@ class Source:
 
     def close(self) -> None:
         """Release what the source holds; safe to call twice."""
+
+    def interrupt(self) -> None:
+        """From another thread: end the iteration, if it is waiting for a lost source, soon."""
 
     def __iter__(self) -> Iterator[Frame]:
         index = 0
@@ -106,21 +117,20 @@ class ImageFiles(Source):
         return Frame(np.asarray(image, np.uint8), index, now, path.stem, (now - began) / 1e6)
 
 
-class VideoStream(Source):
-    """A video file, a camera or a network stream, through OpenCV."""
+class VideoFile(Source):
+    """A video file, or one behind an address, through OpenCV."""
 
-    def __init__(self, name: str, capture: cv2.VideoCapture, is_file: bool) -> None:
+    def __init__(self, name: str, capture: cv2.VideoCapture) -> None:
         super().__init__(name)
         self._capture = capture
-        self._is_file = is_file
         self._read_before = False
         fps = capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 1 <= fps <= 1000 else None
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.frame_count = count if is_file and count > 0 else None
+        self.frame_count = count if count > 0 else None
 
     def _read(self, index: int) -> Frame | None:
-        if index == 0 and self._read_before and self._is_file:
+        if index == 0 and self._read_before:
             self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)  # iterated again: from the start
         self._read_before = True
         began = time.monotonic_ns()
@@ -128,8 +138,6 @@ class VideoStream(Source):
         if more:
             now = time.monotonic_ns()
             return Frame(np.asarray(image, np.uint8), index, now, frame_name(index), (now - began) / 1e6)
-        if not self._is_file:  # a live source never ends by itself
-            raise SourceError(f"{self.name} stopped delivering after {index} frames: check its cable, power or network")
         if self.frame_count is not None and index < min(_COMPLETE * self.frame_count, self.frame_count - 2):
             raise SourceError(
                 f"{self.name} ends after {index} of the {self.frame_count} frames it announces: the file is damaged or cut off"
@@ -140,34 +148,71 @@ class VideoStream(Source):
         self._capture.release()
 
 
-def open_source(source: str | int | Path) -> Source:
+def open_source(
+    source: str | int | Path,
+    *,
+    size_wh: tuple[int, int] | None = None,
+    fps: float | None = None,
+    pixel_format: str | None = None,
+    realtime: bool = False,
+) -> Source:
     """Open a source of frames.
 
     Args:
-        source: an image file; a folder of images or a glob pattern ("shots/*.jpg"); a video file; a camera's index (0 or "0");
-            an http, rtsp, rtmp or udp URL; or "synthetic" (a camera that needs no hardware, with known truth).
+        source: an image file; a folder of images or a glob pattern ("shots/*.jpg"); a video file; a camera's index (0 or "0"); "csi://0",
+            a Jetson's CSI camera; "gst:" and a GStreamer pipeline that ends in an appsink; an http, rtsp, rtmp, udp, tcp or srt URL; or
+            "synthetic" (a camera that needs no hardware, with known truth).
+        size_wh, fps, pixel_format: what a camera is asked for: pixels, frames per second, a FourCC such as "MJPG". What it really
+            gives is said in the log "tfiseg" and by its ``description``.
+        realtime: play a file, a folder or the synthetic camera at its own pace (or ``fps``), as if it were live.
 
     Returns:
         Source: iterate over it for ``Frame`` objects; ``close()`` it or use ``with``.
 
     Raises:
-        SourceError: it can't be opened. While iterating: it stopped, or a video ended half way (its frames so far were yielded).
+        SourceError: it can't be opened. While iterating: a video ended half way (its frames so far were yielded). Cameras and streams that
+            are lost are looked for until they are back. InputError: what is asked for is no camera's.
 
     Example:
         >>> for frame in open_source("synthetic"):
         ...     print(frame.index, frame.image.shape)
         ...     break
     """
-    text = str(source)
-    if isinstance(source, Integral) or (text.isdecimal() and not Path(text).exists()):
-        return _open_camera(int(text))
+    from .cameras import Realtime, Wanted
+
+    wanted = Wanted(size_wh, fps, pixel_format)
+    opened_source = _open(str(source), isinstance(source, Integral), wanted)
+    if opened_source.is_live:
+        return opened_source
+    if realtime:
+        wanted = Wanted(size_wh, None, pixel_format)
+    if wanted:
+        opened_source.close()
+        raise InputError(f"size, fps and pixel format are asked of cameras, and {opened_source.name} is none")
+    return Realtime(opened_source, fps) if realtime else opened_source
+
+
+def _open(text: str, is_number: bool, wanted: Wanted) -> Source:
+    from .cameras import LiveStream, csi_pipeline, open_camera, open_gstreamer, open_stream
+
+    if is_number or (text.isdecimal() and not Path(text).exists()):
+        return open_camera(int(text), wanted)
+    if text.startswith(_CSI):
+        sensor = text.removeprefix(_CSI) or "0"
+        if not sensor.isdecimal():
+            raise SourceError(f"a CSI camera is called {_CSI}NUMBER, got {text}")
+        return open_gstreamer(f"csi-{sensor}", csi_pipeline(int(sensor), wanted), wanted)
+    if text.startswith(_GSTREAMER):
+        return open_gstreamer("gstreamer", text.removeprefix(_GSTREAMER).strip(), wanted)
     if text == "synthetic":
         from .synthetic import SyntheticCamera
 
         return SyntheticCamera()
     if text.startswith(_URL_SCHEMES):
-        capture = _opened(cv2.VideoCapture(text), f"no stream answers at {text}")
-        return VideoStream(text, capture, is_file=capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0)
+        capture = open_stream(text)
+        if capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
+            return VideoFile(text, capture)
+        return LiveStream(text, lambda: open_stream(text), capture=capture)
     path = Path(text)
     if path.is_dir():
         images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -185,15 +230,11 @@ def open_source(source: str | int | Path) -> Source:
         )
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageFiles(path.stem, [path])
-    return VideoStream(path.stem, _opened(cv2.VideoCapture(str(path)), f"{path} is no image or video that OpenCV can read"), is_file=True)
+    return VideoFile(path.stem, opened(cv2.VideoCapture(str(path)), f"{path} is no image or video that OpenCV can read"))
 
 
-def _open_camera(index: int) -> Source:
-    message = f"camera {index} can't be opened: check that it is plugged in (`ls /dev/video*`) and that no other program holds it"
-    return VideoStream(f"camera-{index}", _opened(cv2.VideoCapture(index), message), is_file=False)
-
-
-def _opened(capture: cv2.VideoCapture, message: str) -> cv2.VideoCapture:
+def opened(capture: cv2.VideoCapture, message: str) -> cv2.VideoCapture:
+    """The capture, if it is open; else SourceError with this message."""
     if not capture.isOpened():
         capture.release()
         raise SourceError(message)

@@ -78,7 +78,7 @@ def test_the_demo_runs_on_the_real_clip(tmp_path, capsys):
 
 
 def test_missing_packages_are_named_with_their_extra(capsys, monkeypatch):
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["demo"]) == 1
     assert ".[demo]" in capsys.readouterr().err
     assert cli.main(["train", "semantic", "--images", "a", "--semantic", "b"]) == 1

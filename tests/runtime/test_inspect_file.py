@@ -194,6 +194,6 @@ def test_no_onnx(tmp_path):
 
 @pytest.mark.parametrize("argv", [["inspect", "a.onnx"], ["triton", "a.onnx", "-o", "models"]])
 def test_reading_a_network_needs_onnx(argv, capsys, monkeypatch):
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(argv) == 1
     assert ".[calibration]" in capsys.readouterr().err

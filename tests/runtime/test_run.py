@@ -37,7 +37,7 @@ def test_a_video_run(segmenter, tmp_path):
     summary = run("synthetic", segmenter, tmp_path, max_frames=6, quiet=True)
     assert summary["frames"] == 6
     assert summary["error"] is None
-    assert set(summary["stages"]) == {"decode", "network", "cluster", "upsample", "draw"}
+    assert set(summary["stages"]) == {"decode", "network", "cluster", "upsample", "draw", "write", "age"}
     records = lines_of(tmp_path)
     assert [r["frame"] for r in records] == list(range(6))
     assert records[0]["size_hw"] == [480, 640]

