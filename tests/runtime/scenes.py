@@ -1,0 +1,64 @@
+"""Moving scenes with known truth: what a tracker has to hold together."""
+
+import numpy as np
+
+SIZE_HW = (240, 320)
+
+
+class Mover:
+    """An ellipse on a path: ``where(t)`` gives x, y in pixels, or None where it isn't there."""
+
+    def __init__(self, where, radii=(14, 34), class_id=1):
+        self.where, self.radii, self.class_id = where, radii, class_id
+
+
+def line(start, velocity, begin=0, end=10**9):
+    return lambda t: (start[0] + velocity[0] * t, start[1] + velocity[1] * t) if begin <= t < end else None
+
+
+def render(movers, t, walls=(), noise=0.0, rng=None):
+    """(label map int32, class map uint8): later movers are in front, walls (x0, x1) before all; ``noise`` moves outlines by pixels."""
+    ys, xs = np.mgrid[: SIZE_HW[0], : SIZE_HW[1]]
+    label, classes = np.zeros(SIZE_HW, np.int32), np.zeros(SIZE_HW, np.uint8)
+    for k, mover in enumerate(movers):
+        place = mover.where(t)
+        if place is None:
+            continue
+        rx, ry = np.array(mover.radii) + (rng.normal(0, noise, 2) if noise else 0)
+        inside = ((xs - place[0]) / rx) ** 2 + ((ys - place[1]) / ry) ** 2 < 1
+        label[inside], classes[inside] = k + 1, mover.class_id
+    for x0, x1 in walls:
+        label[:, x0:x1] = classes[:, x0:x1] = 0
+    return label, classes
+
+
+def crossing():
+    """Two walk through each other, one behind the other."""
+    return [Mover(line((30, 120), (2.0, 0))), Mover(line((290, 125), (-2.0, 0)))], (), 130
+
+
+def hidden():
+    """One passes behind a wall, another stands before it."""
+    return [Mover(line((30, 120), (2.0, 0))), Mover(line((60, 190), (0, 0)), (20, 20))], ((130, 175),), 130
+
+
+def leaving():
+    """One leaves the picture, another enters elsewhere; the first is somebody new when it comes back after ten seconds."""
+    gone = Mover(line((160, 120), (3.0, 0), end=100))
+    back = Mover(line((420, 120), (-3.0, 0), begin=0, end=10**9))
+    return [gone, Mover(line((-40, 60), (2.0, 0))), Mover(lambda t: back.where(t - 300) if t >= 300 else None)], (), 400
+
+
+def returning():
+    """One is missed by the network for a second and is back."""
+    return [Mover(lambda t: None if 40 <= t < 70 else (40 + 1.5 * t, 120)), Mover(line((160, 60), (0, 0.5)))], (), 120
+
+
+def crowd(count=50):
+    """Many, small, with ways of their own, some of which cross."""
+    rng = np.random.default_rng(3)
+    start, velocity = rng.uniform((20, 20), (300, 220), (count, 2)), rng.normal(0, 0.6, (count, 2))
+    return [Mover(line(s, v), (6, 8)) for s, v in zip(start, velocity, strict=True)], (), 90
+
+
+SCENES = {f.__name__: f for f in (crossing, hidden, leaving, returning, crowd)}
