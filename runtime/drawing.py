@@ -20,6 +20,13 @@ def instance_colours(count: int) -> NDArray[np.uint8]:
     return colours_of_ids(np.arange(count + 1))
 
 
+def colours_of(instances: Instances) -> NDArray[np.uint8]:
+    """Colour of each instance by its number in the label map, BGR (n + 1, 3): tracked ones keep theirs from frame to frame."""
+    if instances.track_id is None:
+        return instance_colours(len(instances))
+    return colours_of_ids(np.concatenate([np.zeros(1, np.int32), instances.track_id]))
+
+
 def colours_of_ids(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     """Colour of each id (n,), BGR (n, 3); 0 is black. The same id always has the same colour."""
     hue = (ids * _GOLDEN_RATIO) % 1.0
@@ -37,9 +44,7 @@ def draw_instances(image: NDArray[np.uint8], instances: Instances) -> NDArray[np
     view = image.copy()
     if not len(instances):
         return view
-    colours = instance_colours(len(instances))
-    if instances.track_id is not None and len(instances):
-        colours = colours_of_ids(np.concatenate([[0], instances.track_id]))
+    colours = colours_of(instances)
     label = instances.label_map
     scale = max(1.0, image.shape[1] / _REFERENCE_PX)
     thickness = max(1, round(scale))

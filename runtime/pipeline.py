@@ -9,6 +9,7 @@ import itertools
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from .stage import Stage
 from .times import StageTimes
 
 POLICIES = ("latest", "all", "every_nth")
+_RECENT = 30  # frames
 _STOP_SECONDS = 5.0  # a stage that hasn't come back by then is left behind: a camera's driver may hang for ever
 
 _log = logging.getLogger("tfiseg")
@@ -140,6 +142,7 @@ class Pipeline:
         self._error: PipelineError | None = None
         self._newest: Result | None = None
         self._seen_frames = self._skipped = self._given = self._discarded = 0
+        self._stamps: deque[float] = deque(maxlen=_RECENT)
         self.times = StageTimes()
 
     # -- stages, each in its thread
@@ -169,6 +172,7 @@ class Pipeline:
 
     def _finished(self, done: Result, stage: str, ms: float) -> None:
         self._timed(done, stage, ms)
+        self._stamps.append(time.monotonic())
         self.times.add({**done.instances.stage_ms, "age": done.age_ms}, len(done.instances))
 
     def _discard(self, count: int) -> None:
@@ -246,6 +250,11 @@ class Pipeline:
     @property
     def paused(self) -> bool:
         return not self._resumed.is_set()
+
+    def recent_fps(self) -> float:
+        """Frames finished a second, over the last ones."""
+        stamps = list(self._stamps)
+        return (len(stamps) - 1) / max(time.monotonic() - stamps[0], 1e-9) if len(stamps) > 1 else 0.0
 
     def stats(self) -> dict[str, Any]:
         """Counts so far, of frames: ``captured``; ``dropped`` (before the network); ``skipped`` (by every_nth, or while paused);
