@@ -20,6 +20,7 @@ _OLDEST = {
     "numpy": (1, 26),
     "cv2": (4, 9),
     "onnxruntime": (1, 20),
+    "av": (14,),
     "tensorrt": (10, 3),
     "tensorrt_rtx": (1,),
     "cmake": (3, 24),
@@ -70,6 +71,7 @@ def _checks(facts: Facts) -> Iterator[Check]:
     yield _python(facts)
     yield _required(facts, "numpy", "numpy", 'pip install "numpy>=1.26,<3"')
     yield _required(facts, "tqdm", "tqdm", "pip install tqdm")
+    yield _required(facts, "PyAV", "av", 'pip install "av>=14"')
     yield _opencv(facts)
     yield _onnxruntime(facts)
     yield _native(facts)
@@ -88,7 +90,8 @@ def _checks(facts: Facts) -> Iterator[Check]:
     yield from _tools(facts)
     yield _optional(facts, "PyCUDA", "pycuda.driver", "pycuda", 'pip install ".[tensorrt]" in the repository')
     yield _optional(facts, "onnx", "onnx", "onnx", 'pip install ".[calibration]" in the repository (build, inspect and triton use it)')
-    for package, extra in (("torch", "export"), ("transformers", "hf")):  # importing them takes seconds
+    # importing these takes seconds
+    for package, extra in (("torch", "export"), ("transformers", "hf"), ("scipy", "live"), ("mcap", "live"), ("foxglove-sdk", "live")):
         found = facts.packages.get(package)
         yield (Check(package, OK, found) if found else Check(package, OPTIONAL, "not installed", f'pip install ".[{extra}]"'))
 

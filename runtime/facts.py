@@ -30,6 +30,7 @@ _PROBES = {  # module -> what else to ask it
     "onnxruntime": "found['providers'] = module.get_available_providers()",
     "onnx": "",
     "tqdm": "",
+    "av": "",
     "tensorrt": "found['whole'] = hasattr(module, 'Builder')",
     "tensorrt_rtx": "found['whole'] = hasattr(module, 'Builder')",
     "pycuda.driver": "",

@@ -11,7 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .. import __version__
 from ..errors import MissingDependencyError, OutputError
 from ..instances import Instances
 from .drawing import colours_of
@@ -73,7 +72,7 @@ class McapWriter:
             self._file = EndedFile(path)
             stream: Any = self._file
             self._writer: Any = Writer(stream, chunk_size=_CHUNK_BYTES, compression=CompressionType.ZSTD)
-            self._writer.start(profile="", library=f"tfiseg {__version__}")
+            self._writer.start(profile="", library="tfiseg")
             kinds: dict[str, Any] = {_IMAGE: messages.CompressedImage, _ANNOTATIONS: messages.ImageAnnotations, _LABELS: messages.RawImage}
             self._channels = {topic: self._channel(topic, kind.get_schema()) for topic, kind in kinds.items()}
         except OSError as wrong:

@@ -21,6 +21,7 @@ def core(**more):
     return {
         "numpy": Module("2.2.0"),
         "tqdm": Module("4.67.0"),
+        "av": Module("14.2.0"),
         "cv2": cv2(),
         "onnxruntime": Module("1.22.0", None, {"providers": ["CPUExecutionProvider"]}),
         NATIVE: Module("", None, {"path": "/x/_native.abi3.so"}),
