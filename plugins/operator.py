@@ -120,7 +120,7 @@ def cluster(
             class_map=None if is_logits else np.ascontiguousarray(given, np.uint8),
             logits=np.ascontiguousarray(given, np.float32) if is_logits else None,
             out_hw=(out_hw[0], out_hw[1]),
-            things=_things(things),
+            things=thing_flags(things),
             split=split_table(split),
             affinity=links,
             affinity_offsets=offsets,
@@ -252,7 +252,8 @@ def _check_unit(array: NDArray[np.float32], name: str) -> None:
         raise InputError(f"{name} must lie in [0, 1], got {array.min()}..{array.max()}: apply a sigmoid to logits")
 
 
-def _things(things: Iterable[int] | None) -> NDArray[np.uint8]:
+def thing_flags(things: Iterable[int] | None) -> NDArray[np.uint8]:
+    """1 for each countable class id, uint8 (256,); None: all but 0 and 255. Raises InputError."""
     flags = np.zeros(256, np.uint8)
     if things is None:
         flags[1:IGNORE] = 1

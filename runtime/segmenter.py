@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, ModelError
-from ..instances import Instances
-from ..plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, cluster, split_table
+from ..instances import Instances, instances_from_table
+from ..plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, cluster, split_table, thing_flags
 from ..plugins.problem import MAX_INSTANCES
+from .device_cluster import MOST_INSTANCES, Asked
+from .engine_session import EngineSession, enlarged
 from .refine import Refiner
 from .sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, DEFAULT_PROVIDERS, open_session
 from .sources import Frame, checked_image
@@ -106,16 +108,38 @@ class Segmenter:
 
     def __call__(self, frame: Frame | NDArray[np.uint8]) -> Instances:
         """Instances of one frame (a ``Frame``, or a uint8 (H, W, 3) BGR picture), at the frame's size."""
-        image = checked_image(frame)
         began = time.perf_counter()
-        maps = self.session.infer(image)
-        network_ms = (time.perf_counter() - began) * 1e3
-        found = self.cluster_maps(maps, (image.shape[0], image.shape[1])) if self.refiner is None else self._refined(image, maps)
-        stages = {"network": network_ms, **found.stage_ms}
+        if isinstance(self.session, EngineSession) and self.session.clusters and self.refiner is None:
+            found = self._on_gpu(self.session, frame)
+            stages = {"network": (time.perf_counter() - began) * 1e3}
+        else:
+            image = checked_image(frame)
+            maps = self.session.infer(image)
+            network_ms = (time.perf_counter() - began) * 1e3
+            found = self.cluster_maps(maps, (image.shape[0], image.shape[1])) if self.refiner is None else self._refined(image, maps)
+            stages = {"network": network_ms, **found.stage_ms}
         if isinstance(frame, Frame):
             stages = {"decode": frame.decode_ms, **stages}
             return replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=stages)
         return replace(found, stage_ms=stages)
+
+    def _on_gpu(self, session: EngineSession, frame: Frame | NDArray[np.uint8]) -> Instances:
+        """Network and clustering on the GPU; the frame may lie there already (``__cuda_array_interface__``)."""
+        image = frame.image if isinstance(frame, Frame) else frame
+        if not hasattr(image, "__cuda_array_interface__"):
+            image = checked_image(image)
+        size_hw = (int(image.shape[0]), int(image.shape[1]))
+        offsets = np.ascontiguousarray(self._affinity_offsets, np.int32)
+        rule = None if self._merge_rule is None else np.ascontiguousarray(self._merge_rule, np.float32)
+        most = min(self.max_instances, MOST_INSTANCES)
+        asked = Asked(size_hw, thing_flags(self.things), split_table(self.split), self._least_area(size_hw), most, offsets, rule)
+        found = session.cluster(image, asked)
+        label_map, semantic_map, table = found.label_map[0], found.semantic_map[0], found.table[0]
+        if label_map.shape != size_hw:  # the operator inside the engine works on a grid of its own
+            label_map, semantic_map, table = enlarged(label_map, semantic_map, table, size_hw)
+        instances = instances_from_table(label_map, semantic_map, table, class_names=self.class_names)
+        kept = (instances.score >= self.min_score) & (instances.area >= asked.min_area) & np.isin(instances.class_id, self.things)
+        return instances.select(kept)
 
     def _refined(self, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.float32]]) -> Instances:
         """Components first, crumbs included: they may be joined to something."""

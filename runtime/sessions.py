@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError, ModelError
+from ..errors import ModelError
 from .engine_file import SUFFIX, check_content, check_machine, read_sidecar
 from .machine import this_machine
+from .model_info import FORMAT_VERSION as FORMAT_VERSION
+from .model_info import METADATA_KEY as METADATA_KEY
+from .model_info import ModelInfo as ModelInfo
 
-FORMAT_VERSION = 1
-METADATA_KEY = "tfiseg"
 DEFAULT_MODEL = Path(__file__).parent / "models" / "tfiseg-voc21.onnx"
 DEFAULT_FRAME_MODEL = DEFAULT_MODEL.with_name("tfiseg-voc21-frame.onnx")
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 # it quantises what a model leaves in float, one scale per tensor, and reads float16 biases wrongly (onnxruntime 1.21 to 1.32 at least)
 UNWANTED_OPTIMIZERS = ("WeightBiasQuantization",)
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What a model file says of itself (``metadata_props["tfiseg"]``, JSON)."""
-
-    class_names: tuple[str, ...]
-    things: tuple[int, ...]
-    stride: int
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @staticmethod
-    def from_json(text: str, source: str) -> ModelInfo:
-        """Read the metadata; raises ModelError naming what is wrong with it."""
-        try:
-            data = json.loads(text)
-            version = data["format_version"]
-            if version != FORMAT_VERSION:
-                raise ModelError(f"{source} has tfiseg format {version}, this version reads {FORMAT_VERSION}: export it again")
-            info = ModelInfo(tuple(data["class_names"]), tuple(data["things"]), int(data["stride"]), data)
-        except (json.JSONDecodeError, KeyError, TypeError) as wrong:
-            raise ModelError(f"{source}: its tfiseg metadata is damaged ({wrong!r}): export it again") from wrong
-        return info
 
 
 def open_onnx(path: Path, threads: int, providers: Sequence[str]) -> Any:
@@ -114,19 +90,30 @@ class OnnxSession:
         return dict(zip(self._outputs, values, strict=True))
 
 
-def open_session(path: str | Path, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> OnnxSession:
-    """The session for a model file. An engine's record and content are checked before TensorRT would see a byte of it.
+class Session(Protocol):
+    """What runs a network: ``OnnxSession`` or ``EngineSession``."""
+
+    path: Path
+    info: ModelInfo
+
+    def has(self, output: str) -> bool: ...
+
+    def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]: ...
+
+
+def open_session(path: str | Path, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> Session:
+    """The session for a model file. An engine's record and content are checked before TensorRT sees a byte of it.
 
     Raises:
-        ModelError: see ``OnnxSession``. EngineError: an engine that is damaged, not for this machine, or can't be run yet.
+        ModelError: see ``OnnxSession``. EngineError: an engine that is damaged or not for this machine. MissingDependencyError: TensorRT or
+            PyCUDA isn't installed.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
         return OnnxSession(path, threads, providers)
     record = read_sidecar(path)
-    check_content(path, record)
+    plan = check_content(path, record)
     check_machine(path, record, this_machine())
-    raise EngineError(
-        f"{path} fits this machine, but this version of tfiseg builds, proves and checks engines and does not run them yet: "
-        f"use {record['built_from']['onnx']}, from which it was built, or TensorRT's own runtime"
-    )
+    from .engine_session import EngineSession
+
+    return EngineSession(path, plan, record)

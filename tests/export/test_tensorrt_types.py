@@ -31,22 +31,30 @@ def mend(path):
     path.write_text("\n".join(lines))
 
 
-def test_the_builder_calls_tensorrt_as_its_stubs_say(tmp_path):
+@pytest.mark.parametrize(
+    ("file", "call", "mistake"),
+    [
+        ("export/builder.py", "create_builder_config", "make_builder_config"),
+        ("runtime/engine_session.py", "execute_async_v3", "execute_async_v4"),
+    ],
+)
+def test_tensorrt_is_called_as_its_stubs_say(tmp_path, file, call, mistake):
     for package in ("tensorrt", "tensorrt_bindings"):
         shutil.copytree(Path(STUBS) / package, tmp_path / package)
     mend(tmp_path / "tensorrt_bindings" / "tensorrt.pyi")
     # a mistake of ours must be seen: so that an unreadable stub is no pass
-    builder = ROOT / "export" / "builder.py"
-    for text, fine in ((builder.read_text(), True), (builder.read_text().replace("create_builder_config", "make_builder_config"), False)):
+    text = (ROOT / file).read_text()
+    for content, fine in ((text, True), (text.replace(call, mistake), False)):
         package = tmp_path / ("good" if fine else "bad") / "tfiseg"
         shutil.copytree(ROOT, package, ignore=shutil.ignore_patterns(".*", "build", "tests", "samples", "*.so", "*.onnx", "tfiseg-*"))
-        (package / "export" / "builder.py").write_text(text)
-        command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "setup.cfg"), "-p", "tfiseg.export.builder"]
+        (package / file).write_text(content)
+        module = "tfiseg." + file.removesuffix(".py").replace("/", ".")
+        command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "setup.cfg"), "-p", module]
         environment = {**os.environ, "MYPYPATH": str(tmp_path)}
         run = subprocess.run(
             [*command, "--cache-dir", str(tmp_path / "cache")], cwd=package.parent, env=environment, capture_output=True, text=True
         )
-        ours = [line for line in run.stdout.splitlines() if line.startswith("tfiseg/export/builder.py") and "error" in line]
+        ours = [line for line in run.stdout.splitlines() if line.startswith(f"tfiseg/{file}") and "error" in line]
         assert (ours == []) == fine, run.stdout
         if not fine:
-            assert "make_builder_config" in ours[0]
+            assert mistake in ours[0]

@@ -1,0 +1,125 @@
+"""The clustering operator on the GPU, right behind the network, through the C API of libtfiseg_plugin.so."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError
+from ..plugins.native import API_VERSION, ProblemStruct, ResultStruct
+from ..plugins.neck import EVIDENCE_FEATURES
+from ..plugins.plugin_library import plugin_path
+from ..plugins.problem import CENTRE_RADIUS, MERGE_AFFINITY
+from .cuda import Cuda
+
+_ON_CUDA = 1
+_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}  # tfiseg_value_type
+MOST_INSTANCES = 1024  # a frame; the table is copied back whole
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How to cluster one frame's maps: see ``plugins/problem.py``. ``key`` tells two of them apart."""
+
+    out_hw: tuple[int, int]
+    things: NDArray[np.uint8]
+    split: NDArray[np.float64]
+    min_area: int
+    max_instances: int
+    affinity_offsets: NDArray[np.int32]
+    merge_rule: NDArray[np.float32] | None
+
+    @functools.cached_property
+    def key(self) -> tuple[Any, ...]:
+        rule = b"" if self.merge_rule is None else self.merge_rule.tobytes()
+        arrays = (self.things.tobytes(), self.split.tobytes(), self.affinity_offsets.tobytes(), rule)
+        return (self.out_hw, self.min_area, self.max_instances, *arrays)
+
+
+@functools.cache
+def cuda_library() -> ctypes.CDLL:
+    """libtfiseg_plugin.so; raises TfisegError where it isn't built, EngineError where it is another version's."""
+    loaded = ctypes.CDLL(str(plugin_path()))
+    loaded.tfiseg_status_string.restype = ctypes.c_char_p
+    loaded.tfiseg_workspace_size.restype = ctypes.c_int64
+    if loaded.tfiseg_api_version() != API_VERSION:
+        raise EngineError(f"{plugin_path()} is of another version of tfiseg: `tfiseg plugin build --force`")
+    return loaded
+
+
+class DeviceClusterer:
+    """Clusters maps that lie at fixed addresses on the GPU; ``enqueue`` may be captured in a CUDA graph.
+
+    Args:
+        cuda: the GPU.
+        maps: name -> (address, shape (1, channels, h, w), float32 or float16), all of one type.
+        asked: how.
+
+    Raises:
+        EngineError: maps that the operator doesn't take.
+    """
+
+    def __init__(self, cuda: Cuda, maps: Mapping[str, tuple[int, tuple[int, ...], np.dtype[Any]]], asked: Asked) -> None:
+        self._asked, self._library = asked, cuda_library()
+        address, (n, classes, h, w), dtype = maps["logits"]
+        affinity = maps.get("affinity")
+        boundary = maps.get("boundary")
+        if boundary and boundary[1][-2:] != (h, w):
+            raise EngineError(f"a boundary of {boundary[1][-2:]} beside logits of {(h, w)}: they must be of one size")
+        out_h, out_w = asked.out_hw
+        rule = asked.merge_rule if affinity else None
+        self._problem = ProblemStruct(
+            struct_size=ctypes.sizeof(ProblemStruct),
+            batch=n,
+            height=h,
+            width=w,
+            out_height=out_h,
+            out_width=out_w,
+            logits=address,
+            classes=classes,
+            value_type=_TYPES[dtype],
+            displacement=maps["displacement"][0] if "displacement" in maps else None,
+            boundary=boundary[0] if boundary else None,
+            affinity=affinity[0] if affinity else None,
+            affinity_offsets_yx=asked.affinity_offsets.ctypes.data,
+            affinity_channels=affinity[1][1] if affinity else 0,
+            affinity_stride=-(-h // affinity[1][2]) if affinity else 1,
+            things=asked.things.ctypes.data,
+            split=asked.split.ctypes.data,
+            merge_affinity=MERGE_AFFINITY,
+            centre_radius=CENTRE_RADIUS,
+            min_area=asked.min_area,
+            max_instances=asked.max_instances,
+            threads=1,
+            evidence_hidden=0 if rule is None else len(rule) // (len(EVIDENCE_FEATURES) + 2),
+            evidence_rule=None if rule is None else rule.ctypes.data,
+        )
+        size = int(self._library.tfiseg_workspace_size(ctypes.byref(self._problem), _ON_CUDA))
+        if not size:
+            raise EngineError(f"the operator doesn't take these maps on a GPU: { ({k: v[1] for k, v in maps.items()}) }")
+        self.shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "label_map": ((n, out_h, out_w), np.int32),
+            "semantic_map": ((n, out_h, out_w), np.uint8),
+            "count": ((n,), np.int32),
+            "table": ((n, asked.max_instances, 10), np.float32),
+        }
+        self.memory = {name: cuda.allocate(int(np.prod(shape)) * np.dtype(kind).itemsize) for name, (shape, kind) in self.shapes.items()}
+        self._workspace = cuda.allocate(size)
+        self._result = ResultStruct(
+            struct_size=ctypes.sizeof(ResultStruct),
+            **{name: int(memory) for name, memory in self.memory.items()},
+            workspace=int(self._workspace),
+            workspace_bytes=size,
+        )
+
+    def enqueue(self, stream_handle: int) -> None:
+        """Cluster on this stream; nothing is read back."""
+        status = self._library.tfiseg_cluster_cuda(ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle))
+        if status:
+            raise EngineError(f"clustering on the GPU failed: {self._library.tfiseg_status_string(status).decode()} (status {status})")

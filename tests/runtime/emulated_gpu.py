@@ -1,0 +1,326 @@
+"""A GPU whose memory is the host's: PyCUDA's and TensorRT's calls, as far as ``engine_session.py`` makes them, on the CPU.
+
+No GPU is at hand where the tests run. What stands in here is what lies *below* the session: a driver that copies, captures and
+replays, and a TensorRT whose plans are ONNX files that ONNX Runtime runs. Addresses, shapes, orders of calls, threads and contexts are the
+session's own, and are checked: every call needs the context current in its thread, and nothing may be in use after it was freed.
+"""
+
+import ctypes
+import threading
+import types
+
+import numpy as np
+import onnxruntime
+from tfiseg.plugins import native
+from tfiseg.runtime import cuda as cuda_module
+
+
+class Gpu:
+    """The state of the one emulated GPU."""
+
+    def __init__(self):
+        self.current = threading.local()
+        self.memory = {}  # address -> buffer
+        self.streams = {}
+        self.graphs = {}
+        self.captures = self.launches = self.runs = 0
+        self.may_capture = True
+        self.next_handle = 1
+
+    def check(self):
+        assert getattr(self.current, "depth", 0) > 0, "no context is current in this thread"
+
+    def handle(self):
+        self.next_handle += 1
+        return self.next_handle
+
+    def enqueue(self, stream_handle, work):
+        """Run at once, or record while the stream is capturing."""
+        self.check()
+        stream = self.streams[stream_handle]
+        if stream.recorded is None:
+            work()
+        else:
+            stream.recorded.append(work)
+
+    def at(self, address, size):
+        """The address, if so many bytes from it on are allocated."""
+        for start, buffer in self.memory.items():
+            if start <= address and address + size <= start + len(buffer):
+                return address
+        raise AssertionError(f"{size} bytes at {address} are not allocated")
+
+
+def driver_module(gpu):
+    """``pycuda.driver``; names and arguments as in PyCUDA 2026.1's wrap_cudadrv.cpp."""
+    driver = types.ModuleType("pycuda.driver")
+
+    class Error(Exception):
+        pass
+
+    class Context:
+        def push(self):
+            gpu.current.depth = getattr(gpu.current, "depth", 0) + 1
+
+        @staticmethod
+        def pop():
+            gpu.check()
+            gpu.current.depth -= 1
+
+    class Device:
+        def __init__(self, ordinal):
+            if ordinal:
+                raise Error("cuDeviceGet failed: invalid device ordinal")
+
+        def retain_primary_context(self):
+            return Context()
+
+    class Allocation:
+        def __init__(self, size):
+            self.buffer = ctypes.create_string_buffer(size)
+            self.address = ctypes.addressof(self.buffer)
+            gpu.memory[self.address] = self.buffer
+
+        def __int__(self):
+            return self.address
+
+        def __del__(self):
+            gpu.memory.pop(self.address, None)
+
+    class Stream:
+        def __init__(self):
+            gpu.check()
+            self.handle, self.recorded = gpu.handle(), None
+            gpu.streams[self.handle] = self
+
+        def synchronize(self):
+            gpu.check()
+            assert self.recorded is None, "a stream can't be waited for while it is captured"
+
+    def mem_alloc(size):
+        gpu.check()
+        return Allocation(size)
+
+    def upload(dest, src, stream=None):
+        gpu.enqueue(stream.handle, lambda: ctypes.memmove(gpu.at(int(dest), src.nbytes), src.ctypes.data, src.nbytes))
+
+    def download(dest, src, stream=None):
+        gpu.enqueue(stream.handle, lambda: ctypes.memmove(dest.ctypes.data, gpu.at(int(src), dest.nbytes), dest.nbytes))
+
+    def device_to_device(dest, src, size, stream=None):
+        gpu.enqueue(stream.handle, lambda: ctypes.memmove(gpu.at(int(dest), size), int(src), size))
+
+    def pagelocked_empty(shape, dtype, order="C", mem_flags=0):
+        gpu.check()
+        return np.empty(shape, dtype)
+
+    driver.__dict__.update(
+        Error=Error,
+        Context=Context,
+        Device=Device,
+        Stream=Stream,
+        init=lambda: None,
+        mem_alloc=mem_alloc,
+        pagelocked_empty=pagelocked_empty,
+    )
+    driver.memcpy_htod_async, driver.memcpy_dtoh_async, driver.memcpy_dtod_async = upload, download, device_to_device
+    return driver
+
+
+class LibCuda:
+    """The calls of libcuda.so that capture and launch graphs."""
+
+    def __init__(self, gpu):
+        self.gpu = gpu
+
+    def cuStreamBeginCapture_v2(self, stream, mode):
+        if not self.gpu.may_capture:
+            return 900
+        self.gpu.streams[stream.value].recorded = []
+        return 0
+
+    def cuStreamEndCapture(self, stream, graph):
+        one = self.gpu.streams[stream.value]
+        if one.recorded is None:
+            return 901
+        handle = self.gpu.handle()
+        self.gpu.graphs[handle], one.recorded = one.recorded, None
+        ctypes.cast(graph, ctypes.POINTER(ctypes.c_void_p))[0] = handle
+        self.gpu.captures += 1
+        return 0
+
+    def cuGraphInstantiateWithFlags(self, executable, graph, flags):
+        handle = self.gpu.handle()
+        self.gpu.graphs[handle] = list(self.gpu.graphs[graph.value])
+        ctypes.cast(executable, ctypes.POINTER(ctypes.c_void_p))[0] = handle
+        return 0
+
+    def cuGraphLaunch(self, executable, stream):
+        self.gpu.check()
+        self.gpu.launches += 1
+        for work in self.gpu.graphs[executable.value]:
+            work()
+        return 0
+
+    def cuGraphDestroy(self, graph):
+        del self.gpu.graphs[graph.value]
+        return 0
+
+    cuGraphExecDestroy = cuGraphDestroy
+
+    def cuGetErrorName(self, status, text):
+        ctypes.cast(text, ctypes.POINTER(ctypes.c_char_p))[0] = b"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+        return 0
+
+
+class OperatorLibrary:
+    """The C API with its CUDA entry point on host memory: the CPU's."""
+
+    def __init__(self, gpu):
+        self.gpu = gpu
+        self.tfiseg_status_string = native.library().tfiseg_status_string
+
+    def tfiseg_workspace_size(self, problem, device):
+        assert device == 1
+        return native.library().tfiseg_workspace_size(problem, native.ON_CPU)
+
+    def tfiseg_cluster_cuda(self, problem, result, stream):
+        self.gpu.enqueue(stream.value, lambda: native.library().tfiseg_cluster_cpu(problem, result))
+        return 0
+
+
+def tensorrt_module(gpu, profile, fails=False):
+    """``tensorrt_rtx``; names as in TensorRT-RTX 1.7 and TensorRT 10's stubs."""
+    trt = types.ModuleType("tensorrt_rtx")
+    trt.__version__ = "1.7.1.116"
+    trt.float32, trt.float16, trt.int32, trt.uint8 = "float32", "float16", "int32", "uint8"
+    trt.TensorIOMode = types.SimpleNamespace(INPUT=1, OUTPUT=2)
+    trt.caches = []
+
+    class ILogger:
+        ERROR = 1
+
+    class Cache:
+        def __init__(self):
+            self.content = b"empty"
+
+        def deserialize(self, content):
+            self.content = content
+
+        def serialize(self):
+            return self.content
+
+    class Config:
+        def create_runtime_cache(self):
+            trt.caches.append(Cache())
+            return trt.caches[-1]
+
+        def set_runtime_cache(self, cache):
+            cache.content += b" warm" if cache.content == b"empty" else b""
+
+    class ExecutionContext:
+        def __init__(self, engine):
+            self.engine, self.shape, self.addresses, self.shapes = engine, None, {}, {}
+
+        def set_input_shape(self, name, shape):
+            self.shape = tuple(shape)
+            values = self.engine.session.run(None, {"frame": np.zeros(self.shape, np.uint8)})
+            self.shapes = {o.name: v.shape for o, v in zip(self.engine.session.get_outputs(), values, strict=True)}
+            return True
+
+        def get_tensor_shape(self, name):
+            return self.shapes[name]
+
+        def set_tensor_address(self, name, address):
+            assert isinstance(address, int)
+            self.addresses[name] = address
+            return True
+
+        def execute_async_v3(self, stream_handle):
+            shape, addresses, shapes = self.shape, dict(self.addresses), dict(self.shapes)
+
+            def run():
+                size = int(np.prod(shape))
+                frame = np.frombuffer((ctypes.c_uint8 * size).from_address(gpu.at(addresses["frame"], size)), np.uint8).reshape(shape)
+                values = self.engine.session.run(None, {"frame": frame})
+                for output, value in zip(self.engine.session.get_outputs(), values, strict=True):
+                    assert value.shape == shapes[output.name]
+                    ctypes.memmove(gpu.at(addresses[output.name], value.nbytes), np.ascontiguousarray(value).ctypes.data, value.nbytes)
+                gpu.runs += 1
+
+            gpu.enqueue(stream_handle, run)
+            return True
+
+    class Engine:
+        def __init__(self, plan):
+            gpu.check()
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1
+            self.session = onnxruntime.InferenceSession(plan, options)
+            self.names = ["frame", *(o.name for o in self.session.get_outputs())]
+            self.num_io_tensors = len(self.names)
+
+        def get_tensor_name(self, k):
+            return self.names[k]
+
+        def get_tensor_mode(self, name):
+            return trt.TensorIOMode.INPUT if name == "frame" else trt.TensorIOMode.OUTPUT
+
+        def get_tensor_dtype(self, name):
+            return trt.uint8 if name == "frame" else trt.float32
+
+        def get_tensor_profile_shape(self, name, index):
+            return [(1, *hw, 3) for hw in profile]
+
+        def create_runtime_config(self):
+            return Config()
+
+        def create_execution_context(self, config=None):
+            return ExecutionContext(self)
+
+    class Runtime:
+        def __init__(self, logger):
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, plan):
+            if fails:
+                self.logger.log(1, "the plan is of another world")
+                return None
+            return Engine(plan)
+
+    trt.ILogger, trt.Runtime = ILogger, Runtime
+    return trt
+
+
+class DeviceArray:
+    """A frame that lies on the GPU, as PyTorch or CuPy show it."""
+
+    def __init__(self, image):
+        self.image = np.ascontiguousarray(image)
+        self.shape = self.image.shape
+        self.__cuda_array_interface__ = {
+            "shape": self.image.shape,
+            "typestr": self.image.dtype.str,
+            "data": (self.image.ctypes.data, False),
+            "strides": None,
+            "version": 3,
+        }
+
+
+def install(monkeypatch, gpu, profile=((32, 32), (96, 128), (512, 640)), fails=False, operator=True):
+    """Put the emulated GPU where the session looks for the real one; returns the TensorRT module."""
+    import sys
+
+    from tfiseg.runtime import device_cluster, engine_session
+
+    pycuda = types.ModuleType("pycuda")
+    pycuda.driver = driver_module(gpu)
+    trt = tensorrt_module(gpu, profile, fails)
+    for name, module in (("pycuda", pycuda), ("pycuda.driver", pycuda.driver), ("tensorrt_rtx", trt)):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(cuda_module, "_libcuda", lambda: LibCuda(gpu))
+    if operator:
+        library = OperatorLibrary(gpu)
+        monkeypatch.setattr(device_cluster, "cuda_library", lambda: library)
+        monkeypatch.setattr(engine_session, "cuda_library", lambda: library)
+    return trt

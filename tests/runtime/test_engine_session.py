@@ -1,0 +1,219 @@
+"""Engines on an emulated GPU (emulated_gpu.py): the same instances, bit for bit, as the network gives through ONNX Runtime."""
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tfiseg
+from skimage import data
+from tfiseg.runtime import sessions
+from tfiseg.runtime.engine_file import write_engine
+from tfiseg.runtime.machine import Machine
+from tfiseg.runtime.sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, OnnxSession
+
+sys.path.insert(0, str(Path(__file__).parent))
+import emulated_gpu
+
+MACHINE = Machine("linux-x86_64", "3.12.3", gpu="An RTX GPU", compute_capability="8.9", tensorrt_rtx="1.7.1.116")
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sessions, "this_machine", lambda: MACHINE)
+    return emulated_gpu.Gpu()
+
+
+def engine_of(model, folder):
+    """An engine whose plan the emulated TensorRT reads: the ONNX file itself."""
+    info = OnnxSession(model).info
+    record = {
+        "built_from": {"onnx": str(model), "command": "tfiseg build net.onnx -o net.engine"},
+        "built_with": {
+            "flavour": "tensorrt_rtx",
+            "version": "1.7.1.116",
+            "platform": "linux-x86_64",
+            "gpu": None,
+            "compute_capability": None,
+        },
+        "precision": {},
+        "model": info.extra,
+        "plugin": None,
+    }
+    path = folder / "net.engine"
+    write_engine(path, Path(model).read_bytes(), record)
+    return path
+
+
+def picture(height=120, width=160):
+    import cv2
+
+    return cv2.resize(data.astronaut()[:, :, ::-1], (width, height), interpolation=cv2.INTER_AREA)
+
+
+def same(a, b):
+    assert np.array_equal(a.label_map, b.label_map)
+    assert np.array_equal(a.semantic_map, b.semantic_map)
+    assert np.array_equal(a.class_id, b.class_id)
+    assert np.array_equal(a.box_xyxy, b.box_xyxy)
+    assert np.array_equal(a.area, b.area)
+    np.testing.assert_allclose(a.score, b.score, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [DEFAULT_MODEL, DEFAULT_FRAME_MODEL])
+def test_an_engine_gives_what_its_network_gives(gpu, monkeypatch, tmp_path, model):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter, expected = tfiseg.Segmenter(engine_of(model, tmp_path)), tfiseg.Segmenter(model, threads=1)
+    for size in ((120, 160), (120, 160), (96, 128), (120, 160), (120, 160)):
+        same(segmenter(picture(*size)), expected(picture(*size)))
+    assert len(segmenter(picture())) >= 1
+    assert gpu.captures >= 2
+    assert gpu.launches >= 1
+
+
+def test_every_frame_is_its_own(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter, expected = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)), tfiseg.Segmenter(DEFAULT_MODEL, threads=1)
+    found = [segmenter(np.roll(picture(), 9 * k, 1)) for k in range(6)]
+    for k, one in enumerate(found):  # compared at the end: results must not share memory with later ones
+        same(one, expected(np.roll(picture(), 9 * k, 1)))
+    assert gpu.launches >= 2
+
+
+def test_two_threads_at_once(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter, expected = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)), tfiseg.Segmenter(DEFAULT_MODEL, threads=1)
+    pictures = [np.roll(picture(), 7 * k, 1) for k in range(12)]
+    source = [tfiseg.Frame(p, k, 1) for k, p in enumerate(pictures)]
+
+    class Pictures(tfiseg.Source):
+        def _read(self, index):
+            return source[index] if index < len(source) else None
+
+    with tfiseg.Pipeline(Pictures("pictures"), segmenter, workers=2) as pipeline:
+        results = list(pipeline)
+    assert [r.frame.index for r in results] == list(range(12))
+    for result in results:
+        same(result.instances, expected(result.frame))
+    assert not getattr(gpu.current, "depth", 0)
+
+
+def test_a_frame_on_the_gpu(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+    for _ in range(3):
+        same(segmenter(emulated_gpu.DeviceArray(picture())), segmenter(picture()))
+    with pytest.raises(tfiseg.EngineError, match="must be uint8"):
+        segmenter(emulated_gpu.DeviceArray(picture().astype(np.float32)))
+
+
+def test_settings_act_on_the_next_frame(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter, expected = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)), tfiseg.Segmenter(DEFAULT_MODEL, threads=1)
+    same(segmenter(picture()), expected(picture()))
+    for one in (segmenter, expected):
+        one.min_area = 5000
+    same(segmenter(picture()), expected(picture()))
+    for one in (segmenter, expected):
+        one.things = (1,)
+    same(segmenter(picture()), expected(picture()))
+    assert len(segmenter(picture())) == 0
+
+
+def test_without_graphs_it_says_so_once_and_runs(gpu, monkeypatch, tmp_path, caplog):
+    gpu.may_capture = False
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter, expected = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)), tfiseg.Segmenter(DEFAULT_MODEL, threads=1)
+    for size in ((120, 160), (120, 160), (96, 128)):
+        same(segmenter(picture(*size)), expected(picture(*size)))
+    assert caplog.text.count("runs without CUDA graphs: cuStreamBeginCapture_v2 failed: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED") == 1
+    assert gpu.launches == 0
+
+
+def test_without_the_operators_library_the_cpu_clusters(gpu, monkeypatch, tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "tfiseg")
+    monkeypatch.delenv("TFISEG_PLUGIN", raising=False)
+    emulated_gpu.install(monkeypatch, gpu, operator=False)
+    segmenter, expected = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)), tfiseg.Segmenter(DEFAULT_MODEL, threads=1)
+    same(segmenter(picture()), expected(picture()))
+    assert "clustering runs on the CPU" in caplog.text
+    assert "tfiseg plugin build" in caplog.text
+
+
+def test_components_beside_an_engine(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    path = engine_of(DEFAULT_MODEL, tmp_path)
+    same(
+        tfiseg.Segmenter(path, refine="components", threads=1)(picture()),
+        tfiseg.Segmenter(DEFAULT_MODEL, refine="components", threads=1)(picture()),
+    )
+
+
+def test_memory_is_given_back(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+    for k in range(6):
+        segmenter(picture(64 + 8 * k, 128))
+    in_use = len(gpu.memory)
+    for k in range(6):
+        segmenter(picture(64 + 8 * k, 128))
+    assert len(gpu.memory) == in_use  # few sizes are kept, however many come
+    segmenter.session.close()
+    assert not gpu.memory
+    assert not gpu.graphs
+
+
+def test_rtx_keeps_its_kernels_for_the_next_start(gpu, monkeypatch, tmp_path):
+    trt = emulated_gpu.install(monkeypatch, gpu)
+    path = engine_of(DEFAULT_MODEL, tmp_path)
+    tfiseg.Segmenter(path).session.close()
+    assert trt.caches[0].content == b"empty warm"
+    tfiseg.Segmenter(path)
+    assert trt.caches[1].content == b"empty warm"
+
+
+def test_frames_that_the_engine_was_not_built_for(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+    with pytest.raises(tfiseg.InputError, match=r"takes frames of 32x32 to 512x640.*got 600x640.*--shape-max"):
+        segmenter(np.zeros((600, 640, 3), np.uint8))
+
+
+def test_a_plan_that_tensorrt_refuses(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu, fails=True)
+    with pytest.raises(tfiseg.EngineError, match=r"doesn't take .*net.engine: the plan is of another world"):
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+
+
+def test_without_pycuda_it_says_what_installs_it(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(tfiseg.MissingDependencyError, match=r"\.\[tensorrt\]"):
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+
+
+def test_an_engine_for_another_machine_is_never_handed_over(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu, fails=True)
+    monkeypatch.setattr(sessions, "this_machine", lambda: replace(MACHINE, tensorrt_rtx="1.5.0"))
+    with pytest.raises(tfiseg.EngineError, match=r"the engine has 1.7.1.116, this machine 1.5.0"):
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+
+
+def test_an_engine_that_carries_the_operator(gpu, monkeypatch, tmp_path):
+    """Its label map lies on a grid of its own, and is brought to the frame's size."""
+    from tfiseg.runtime.engine_session import enlarged
+
+    class_map = np.zeros((30, 40), np.uint8)
+    class_map[5:15, 5:15] = class_map[18:28, 20:36] = 3
+    small = tfiseg.cluster(class_map, min_area=0)
+    table = np.zeros((len(small), 10), np.float32)
+    table[:, 0], table[:, 1], table[:, 2:6], table[:, 6], table[:, 7:9] = 3, 1, small.box_xyxy, small.area, small.centroid_xy
+    label_map, semantic_map, large = enlarged(small.label_map, small.semantic_map, table, (120, 160))
+    expected = tfiseg.cluster(class_map.repeat(4, 0).repeat(4, 1), min_area=0)
+    assert np.array_equal(label_map, expected.label_map)
+    assert np.array_equal(semantic_map, expected.semantic_map)
+    assert np.array_equal(large[:, 2:6], expected.box_xyxy)
+    assert np.array_equal(large[:, 6], expected.area)
