@@ -31,7 +31,7 @@ class Cuda:
             import pycuda.driver as driver
         except ImportError as missing:
             raise MissingDependencyError(
-                f'engines run through PyCUDA ({missing}): pip install ".[tensorrt]" in the repository, where CUDA and its driver are'
+                f"the GPU is used through PyCUDA ({missing}): pip install pycuda, where the CUDA toolkit and the driver are installed"
             ) from missing
         self._driver = driver
         try:

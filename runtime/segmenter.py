@@ -16,7 +16,7 @@ from ..instances import Instances, instances_from_table
 from ..plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, cluster, split_table, thing_flags
 from ..plugins.problem import MAX_INSTANCES
 from .device_cluster import MOST_INSTANCES, Asked
-from .engine_session import EngineSession, enlarged
+from .gpu_session import GpuSession, enlarged
 from .refine import Refiner
 from .sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, DEFAULT_PROVIDERS, open_session
 from .sources import Frame, checked_image
@@ -109,7 +109,7 @@ class Segmenter:
     def __call__(self, frame: Frame | NDArray[np.uint8]) -> Instances:
         """Instances of one frame (a ``Frame``, or a uint8 (H, W, 3) BGR picture), at the frame's size."""
         began = time.perf_counter()
-        if isinstance(self.session, EngineSession) and self.session.clusters and self.refiner is None:
+        if isinstance(self.session, GpuSession) and self.session.clusters and self.refiner is None:
             found = self._on_gpu(self.session, frame)
             stages = {"network": (time.perf_counter() - began) * 1e3}
         else:
@@ -123,7 +123,7 @@ class Segmenter:
             return replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=stages)
         return replace(found, stage_ms=stages)
 
-    def _on_gpu(self, session: EngineSession, frame: Frame | NDArray[np.uint8]) -> Instances:
+    def _on_gpu(self, session: GpuSession, frame: Frame | NDArray[np.uint8]) -> Instances:
         """Network and clustering on the GPU; the frame may lie there already (``__cuda_array_interface__``)."""
         image = frame.image if isinstance(frame, Frame) else frame
         if not hasattr(image, "__cuda_array_interface__"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ModelError
+from ..errors import MissingDependencyError, ModelError
 from .engine_file import SUFFIX, check_content, check_machine, read_sidecar
 from .machine import this_machine
 from .model_info import FORMAT_VERSION as FORMAT_VERSION
@@ -19,11 +20,14 @@ from .model_info import ModelInfo as ModelInfo
 DEFAULT_MODEL = Path(__file__).parent / "models" / "tfiseg-voc21.onnx"
 DEFAULT_FRAME_MODEL = DEFAULT_MODEL.with_name("tfiseg-voc21-frame.onnx")
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+CUDA_PROVIDER = "CUDAExecutionProvider"
 # it quantises what a model leaves in float, one scale per tensor, and reads float16 biases wrongly (onnxruntime 1.21 to 1.32 at least)
 UNWANTED_OPTIMIZERS = ("WeightBiasQuantization",)
 
+_log = logging.getLogger("tfiseg")
 
-def open_onnx(path: Path, threads: int, providers: Sequence[str]) -> Any:
+
+def open_onnx(path: Path, threads: int, providers: Sequence[str], provider_options: Sequence[dict[str, str]] | None = None) -> Any:
     """An ``onnxruntime.InferenceSession`` as tfiseg wants it; raises ModelError naming what keeps it from starting."""
     import onnxruntime
 
@@ -42,7 +46,9 @@ def open_onnx(path: Path, threads: int, providers: Sequence[str]) -> Any:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers), disabled_optimizers=list(UNWANTED_OPTIMIZERS))
+        session = onnxruntime.InferenceSession(
+            str(path), options, list(providers), provider_options, disabled_optimizers=list(UNWANTED_OPTIMIZERS)
+        )
     except Exception as wrong:  # onnxruntime's errors share no base class
         raise ModelError(f"ONNX Runtime can't load {path}: {wrong}") from wrong
     if session.get_providers()[0] != providers[0]:  # ONNX Runtime falls back without an error
@@ -59,24 +65,30 @@ class OnnxSession:
     Args:
         path: model in tfiseg's format: input ``frame`` uint8 (1, H, W, 3) BGR of any size, output ``logits`` (1, C, h, w).
         threads: CPU threads; 0 = ONNX Runtime's own choice.
-        providers: ONNX Runtime execution providers, first choice first.
+        providers: ONNX Runtime execution providers, first choice first; provider_options: of each.
 
     Raises:
         ModelError: the file is missing, no ONNX, or not in tfiseg's format.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int = 0,
+        providers: Sequence[str] = DEFAULT_PROVIDERS,
+        provider_options: Sequence[dict[str, str]] | None = None,
+    ) -> None:
         self.path = Path(path)
-        self._session = open_onnx(self.path, threads, providers)
-        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        self.session = open_onnx(self.path, threads, providers, provider_options)
+        text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise ModelError(
                 f"{self.path} has no tfiseg metadata: to use your own network, run it yourself and hand its logits to tfiseg.cluster "
                 "(samples/own_network.py shows how), or write it in tfiseg's format (docs/architecture.md)"
             )
         self.info = ModelInfo.from_json(text, str(self.path))
-        names = [i.name for i in self._session.get_inputs()]
-        self._outputs = [o.name for o in self._session.get_outputs()]
+        names = [i.name for i in self.session.get_inputs()]
+        self._outputs = [o.name for o in self.session.get_outputs()]
         if names != ["frame"] or "logits" not in self._outputs:
             raise ModelError(f"{self.path} has inputs {names} and outputs {self._outputs}; wanted input 'frame' and output 'logits'")
 
@@ -86,12 +98,12 @@ class OnnxSession:
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """The network's maps for one picture uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
-        values = self._session.run(self._outputs, {"frame": image[None]})
+        values = self.session.run(self._outputs, {"frame": image[None]})
         return dict(zip(self._outputs, values, strict=True))
 
 
 class Session(Protocol):
-    """What runs a network: ``OnnxSession`` or ``EngineSession``."""
+    """What runs a network: ``OnnxSession``, or ``GpuSession``'s kinds."""
 
     path: Path
     info: ModelInfo
@@ -110,6 +122,8 @@ def open_session(path: str | Path, threads: int = 0, providers: Sequence[str] = 
     """
     path = Path(path)
     if path.suffix != SUFFIX:
+        if [*providers[:1]] == [CUDA_PROVIDER]:
+            return _open_on_gpu(path, threads, providers)
         return OnnxSession(path, threads, providers)
     record = read_sidecar(path)
     plan = check_content(path, record)
@@ -117,3 +131,14 @@ def open_session(path: str | Path, threads: int = 0, providers: Sequence[str] = 
     from .engine_session import EngineSession
 
     return EngineSession(path, plan, record)
+
+
+def _open_on_gpu(path: Path, threads: int, providers: Sequence[str]) -> Session:
+    """With PyCUDA everything stays on the GPU; without, maps are copied to the host and clustered there, which the log says."""
+    try:
+        from .onnx_gpu import OnnxGpuSession
+
+        return OnnxGpuSession(path, threads, providers)
+    except MissingDependencyError as missing:
+        _log.warning("clustering runs on the CPU: %s", missing)
+        return OnnxSession(path, threads, providers)

@@ -1,4 +1,4 @@
-"""A GPU whose memory is the host's: PyCUDA's and TensorRT's calls, as far as ``engine_session.py`` makes them, on the CPU.
+"""A GPU whose memory is the host's: PyCUDA's and TensorRT's calls, as far as the GPU's sessions make them, on the CPU.
 
 No GPU is at hand where the tests run. What stands in here is what lies *below* the session: a driver that copies, captures and
 replays, and a TensorRT whose plans are ONNX files that ONNX Runtime runs. Addresses, shapes, orders of calls, threads and contexts are the
@@ -311,7 +311,7 @@ def install(monkeypatch, gpu, profile=((32, 32), (96, 128), (512, 640)), fails=F
     """Put the emulated GPU where the session looks for the real one; returns the TensorRT module."""
     import sys
 
-    from tfiseg.runtime import device_cluster, engine_session
+    from tfiseg.runtime import device_cluster, gpu_session
 
     pycuda = types.ModuleType("pycuda")
     pycuda.driver = driver_module(gpu)
@@ -322,5 +322,5 @@ def install(monkeypatch, gpu, profile=((32, 32), (96, 128), (512, 640)), fails=F
     if operator:
         library = OperatorLibrary(gpu)
         monkeypatch.setattr(device_cluster, "cuda_library", lambda: library)
-        monkeypatch.setattr(engine_session, "cuda_library", lambda: library)
+        monkeypatch.setattr(gpu_session, "cuda_library", lambda: library)
     return trt

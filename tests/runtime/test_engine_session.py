@@ -191,7 +191,7 @@ def test_a_plan_that_tensorrt_refuses(gpu, monkeypatch, tmp_path):
 def test_without_pycuda_it_says_what_installs_it(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(tfiseg.MissingDependencyError, match=r"\.\[tensorrt\]"):
+    with pytest.raises(tfiseg.MissingDependencyError, match="pip install pycuda"):
         tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
 
 
@@ -204,7 +204,7 @@ def test_an_engine_for_another_machine_is_never_handed_over(gpu, monkeypatch, tm
 
 def test_an_engine_that_carries_the_operator(gpu, monkeypatch, tmp_path):
     """Its label map lies on a grid of its own, and is brought to the frame's size."""
-    from tfiseg.runtime.engine_session import enlarged
+    from tfiseg.runtime.gpu_session import enlarged
 
     class_map = np.zeros((30, 40), np.uint8)
     class_map[5:15, 5:15] = class_map[18:28, 20:36] = 3
@@ -217,3 +217,29 @@ def test_an_engine_that_carries_the_operator(gpu, monkeypatch, tmp_path):
     assert np.array_equal(semantic_map, expected.semantic_map)
     assert np.array_equal(large[:, 2:6], expected.box_xyxy)
     assert np.array_equal(large[:, 6], expected.area)
+
+
+@pytest.mark.parametrize("model", [DEFAULT_MODEL, DEFAULT_FRAME_MODEL])
+def test_onnx_runtime_on_our_memory(gpu, monkeypatch, model):
+    """The provider is the CPU's here, which binds to addresses as the GPU's does; it enqueues nothing, so no graph is captured of it."""
+    from tfiseg.runtime.onnx_gpu import OnnxGpuSession
+
+    gpu.may_capture = False
+    emulated_gpu.install(monkeypatch, gpu)
+    session = OnnxGpuSession(model, 1, ["CPUExecutionProvider"], device="cpu")
+    monkeypatch.setattr("tfiseg.runtime.segmenter.open_session", lambda *_: session)
+    segmenter = tfiseg.Segmenter(model)
+    monkeypatch.undo()
+    emulated_gpu.install(monkeypatch, gpu)
+    expected = tfiseg.Segmenter(model, threads=1)
+    for size in ((120, 160), (96, 128), (120, 160)):
+        same(segmenter(picture(*size)), expected(picture(*size)))
+    session.close()
+    assert not gpu.memory
+
+
+def test_cuda_without_pycuda_clusters_on_the_cpu_and_says_so(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(tfiseg.ModelError, match="CUDAExecutionProvider"):  # there is no such provider here: the plain session says so
+        tfiseg.Segmenter(providers=["CUDAExecutionProvider"])
+    assert "clustering runs on the CPU: the GPU is used through PyCUDA" in caplog.text

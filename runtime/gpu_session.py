@@ -1,0 +1,271 @@
+"""Networks on the GPU, whatever runs them: copy in, network, clustering and copy out on one stream for each frame in flight, replayed as a
+CUDA graph.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError, InputError, TfisegError
+from ..plugins.problem import Clustering
+from .cuda import Cuda, Graph, device_address
+from .device_cluster import Asked, DeviceClusterer, cuda_library
+from .model_info import ModelInfo
+
+_KEPT_SHAPES = 3  # frame sizes and settings whose memory and graph are kept
+
+_log = logging.getLogger("tfiseg")
+
+
+class Context(Protocol):
+    """What a frame in flight needs of a runtime: the names are those of TensorRT's IExecutionContext."""
+
+    def set_input_shape(self, name: str, shape: Any) -> bool: ...
+
+    def get_tensor_shape(self, name: str) -> Any: ...
+
+    def set_tensor_address(self, name: str, address: int) -> bool: ...
+
+    def execute_async_v3(self, stream_handle: int) -> bool: ...
+
+
+class GpuSession:
+    """A network on the GPU. Any number of threads may call it; as many frames as there are lanes are worked on at once.
+
+    Args:
+        path: of the model. info: what it says of itself.
+        cuda: the GPU.
+        lanes: a context and a stream for each frame in flight.
+        types: of the outputs, by name.
+        sizes: smallest and largest frame (H, W) that it takes.
+        graphs: capture CUDA graphs; where something can't be captured, the log says so once and it runs without.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        info: ModelInfo,
+        cuda: Cuda,
+        lanes: Sequence[tuple[Context, Any]],
+        types: Mapping[str, np.dtype[Any]],
+        sizes: tuple[tuple[int, int], tuple[int, int]],
+        graphs: bool = True,
+    ) -> None:
+        self.path, self.info, self.cuda, self.types, self.graphs = path, info, cuda, types, graphs
+        self.outputs = list(types)
+        self._sizes = sizes
+        self._all_lanes = [_Lane(self, context, stream) for context, stream in lanes]
+        self._lanes: queue.Queue[_Lane] = queue.Queue()
+        for lane in self._all_lanes:
+            self._lanes.put(lane)
+        self.clusters = self._clusters()
+
+    def _clusters(self) -> bool:
+        """Whether instances come from the GPU: the network carries the operator, or the library with the C API is built."""
+        if "label_map" in self.outputs:
+            return True
+        try:
+            cuda_library()
+        except (TfisegError, OSError) as missing:
+            _log.warning("clustering runs on the CPU: %s (`tfiseg plugin build --without-tensorrt` suffices)", missing)
+            return False
+        return True
+
+    def has(self, output: str) -> bool:
+        """Whether the network gives this map."""
+        return output in self.outputs
+
+    def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """The network's maps for one picture uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
+        if "logits" not in self.outputs:
+            raise EngineError(f"{self.path} gives instances, and no class logits: the operator is built in")
+        with self._lane() as lane:
+            found = lane.run(image, None)
+            return {name: found[name].astype(np.float32) for name in self.outputs}
+
+    def cluster(self, image: Any, asked: Asked) -> Clustering:
+        """Instances of one picture uint8 (H, W, 3) BGR, in host memory or on the GPU, at size ``asked.out_hw``.
+
+        An engine that carries the operator clusters as it was built to, on its own grid; its label map may be of another size."""
+        with self._lane() as lane:
+            found = lane.run(image, None if "label_map" in self.outputs else asked)
+            label_map, semantic_map = found["label_map"].copy(), found["semantic_map"].astype(np.uint8)
+            count = found["count"].copy()
+            if count[0] < 0:
+                raise EngineError("this frame has more regions than the operator has room for on a GPU (plugins/README.md)")
+            return Clustering(label_map, semantic_map, count, found["table"][:, : int(count[0])].copy())
+
+    @contextmanager
+    def _lane(self) -> Iterator[_Lane]:
+        lane = self._lanes.get()
+        try:
+            with self.cuda.current():
+                yield lane
+        finally:
+            self._lanes.put(lane)
+
+    def close(self) -> None:
+        """Free what lies on the GPU."""
+        with self.cuda.current():
+            for lane in self._all_lanes:
+                lane.release()
+
+    def checked_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """(1, H, W, 3), if the network takes such frames; raises InputError."""
+        if any(not low <= s <= high for low, s, high in zip(self._sizes[0], shape, self._sizes[1], strict=False)):
+            sizes = " to ".join(f"{h}x{w}" for h, w in self._sizes)
+            raise InputError(
+                f"{self.path} takes frames of {sizes} (height x width), got {shape[0]}x{shape[1]}: "
+                "build it with other --shape-min and --shape-max"
+            )
+        return 1, shape[0], shape[1], 3
+
+
+class _Lane:
+    """What one frame in flight needs: an execution context, a stream, and memory and a graph per frame size and settings."""
+
+    def __init__(self, session: GpuSession, context: Context, stream: Any) -> None:
+        self._session, self._context, self._stream = session, context, stream
+        self._kept: OrderedDict[Any, _Fixed] = OrderedDict()
+        self._active: _Fixed | None = None
+
+    def run(self, image: Any, asked: Asked | None) -> dict[str, NDArray[Any]]:
+        """Outputs by name, in pinned memory: valid until the next run."""
+        cuda = self._session.cuda
+        there = device_address(image)
+        shape = self._session.checked_shape(there[1] if there else image.shape)
+        fixed = self._fixed(shape, asked)
+        if there:
+            cuda.copy(int(fixed.frame), there[0], int(np.prod(shape)), self._stream)
+        else:
+            np.copyto(fixed.host_frame, image[None])
+        fixed.run(on_gpu=there is not None)
+        self._stream.synchronize()
+        return fixed.host
+
+    def _fixed(self, shape: tuple[int, ...], asked: Asked | None) -> _Fixed:
+        key = (shape, asked and asked.key)
+        if key not in self._kept:
+            while len(self._kept) >= _KEPT_SHAPES:
+                self._kept.popitem(last=False)[1].release()
+            self._kept[key] = _Fixed(self._session, self._context, self._stream, shape, asked)
+            self._active = None
+        self._kept.move_to_end(key)
+        fixed = self._kept[key]
+        if fixed is not self._active:
+            fixed.bind()
+            self._active = fixed
+        return fixed
+
+    def release(self) -> None:
+        while self._kept:
+            self._kept.popitem()[1].release()
+        self._active = None
+
+
+class _Fixed:
+    """Memory of one frame size, at addresses that stay: what a CUDA graph needs."""
+
+    def __init__(self, session: GpuSession, context: Context, stream: Any, shape: tuple[int, ...], asked: Asked | None) -> None:
+        cuda = self._cuda = session.cuda
+        self._session, self._context, self._stream, self._shape = session, context, stream, shape
+        if not context.set_input_shape("frame", shape):
+            raise EngineError(f"{session.path} doesn't take frames of {shape}")
+        self.host_frame = cuda.pinned(shape, np.uint8)
+        self.frame = cuda.allocate(self.host_frame.nbytes)
+        shapes = {name: sizes_of(context.get_tensor_shape(name)) for name in session.outputs}
+        types = {name: session.types[name] for name in session.outputs}
+        self._memory = {name: cuda.allocate(int(np.prod(s)) * types[name].itemsize) for name, s in shapes.items()}
+        self._clusterer: DeviceClusterer | None = None
+        source, wanted = dict(self._memory), {name: (shapes[name], types[name]) for name in session.outputs}
+        if asked is not None:
+            maps = {name: (int(memory), shapes[name], types[name]) for name, memory in self._memory.items()}
+            self._clusterer = DeviceClusterer(cuda, maps, asked)
+            source, wanted = self._clusterer.memory, self._clusterer.shapes
+        self.host = {name: cuda.pinned(shape, kind) for name, (shape, kind) in wanted.items()}
+        self._source = source
+        self._graphs: dict[bool, Graph | None] = {}
+
+    def bind(self) -> None:
+        """Let the context work on this memory."""
+        addresses = {"frame": self.frame, **self._memory}
+        if not self._context.set_input_shape("frame", self._shape):
+            raise EngineError(f"{self._session.path} doesn't take frames of {self._shape}")
+        for name, memory in addresses.items():
+            self._context.set_tensor_address(name, int(memory))
+        self.release_graphs()  # it may set itself up anew for another shape: what was captured before isn't to be trusted
+
+    def run(self, on_gpu: bool) -> None:
+        """Enqueue everything: the first time as it is, from the second on as a graph."""
+        if on_gpu not in self._graphs:
+            self._enqueue(on_gpu)  # runtimes set themselves up in the first run: that can't be captured
+            self._graphs[on_gpu] = None
+            if self._session.graphs:
+                self._stream.synchronize()
+                try:
+                    self._graphs[on_gpu] = self._cuda.capture(self._stream, lambda: self._enqueue(on_gpu))
+                except Exception as wrong:  # CUDA's word, or the runtime's own
+                    self._session.graphs = False
+                    _log.warning("%s runs without CUDA graphs: %s", self._session.path, wrong)
+            return
+        graph = self._graphs[on_gpu]
+        if graph is None:
+            self._enqueue(on_gpu)
+        else:
+            graph.launch(self._stream)
+
+    def _enqueue(self, on_gpu: bool) -> None:
+        if not on_gpu:
+            self._cuda.upload(int(self.frame), self.host_frame, self._stream)
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise EngineError(f"{self._session.path}: it could not be run; the log says why")
+        if self._clusterer is not None:
+            self._clusterer.enqueue(self._stream.handle)
+        for name, host in self.host.items():
+            self._cuda.download(host, int(self._source[name]), self._stream)
+
+    def release_graphs(self) -> None:
+        for graph in self._graphs.values():
+            if graph is not None:
+                graph.release()
+        self._graphs.clear()
+
+    def release(self) -> None:
+        """Free graphs and memory (their objects free it, in the context that is current now)."""
+        self.release_graphs()
+        self._memory.clear()
+        self._source = {}
+        self._clusterer = None
+        del self.frame, self.host_frame
+        self.host = {}
+
+
+def enlarged(
+    label_map: NDArray[np.int32], semantic_map: NDArray[np.uint8], table: NDArray[np.float32], size_hw: tuple[int, int]
+) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float32]]:
+    """Label map, semantic map and table (n, 10) of a smaller grid at a frame's size (H, W)."""
+    height, width = size_hw
+    up, right = height / label_map.shape[0], width / label_map.shape[1]
+    rows = np.minimum((np.arange(height) + 0.5) / up, label_map.shape[0] - 1).astype(np.intp)[:, None]
+    columns = np.minimum((np.arange(width) + 0.5) / right, label_map.shape[1] - 1).astype(np.intp)[None]
+    larger = np.ascontiguousarray(label_map[rows, columns])
+    table = table.copy()
+    table[:, [2, 4, 7]] *= right
+    table[:, [3, 5, 8]] *= up
+    table[:, 2:6] = np.round(table[:, 2:6])
+    table[:, 6] = np.bincount(larger.ravel(), minlength=len(table) + 1)[1 : len(table) + 1]
+    return larger, np.ascontiguousarray(semantic_map[rows, columns]), table
+
+
+def sizes_of(shape: Any) -> tuple[int, ...]:
+    """TensorRT's Dims, or any sequence, as a tuple."""
+    return tuple(int(shape[k]) for k in range(len(shape)))
