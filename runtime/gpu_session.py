@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections import OrderedDict
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,9 +65,7 @@ class GpuSession:
         self.outputs = list(types)
         self._sizes = sizes
         self._all_lanes = [_Lane(self, context, stream) for context, stream in lanes]
-        self._lanes: queue.Queue[_Lane] = queue.Queue()
-        for lane in self._all_lanes:
-            self._lanes.put(lane)
+        self._lanes = _Lanes(self._all_lanes)
         self.clusters = self._clusters()
 
     def _clusters(self) -> bool:
@@ -106,12 +105,12 @@ class GpuSession:
 
     @contextmanager
     def _lane(self) -> Iterator[_Lane]:
-        lane = self._lanes.get()
+        lane = self._lanes.take()
         try:
             with self.cuda.current():
                 yield lane
         finally:
-            self._lanes.put(lane)
+            self._lanes.give(lane)
 
     def close(self) -> None:
         """Free what lies on the GPU."""
@@ -128,6 +127,30 @@ class GpuSession:
                 "build it with other --shape-min and --shape-max"
             )
         return 1, shape[0], shape[1], 3
+
+
+class _Lanes:
+    """Lanes for whoever comes first: a thread that has just given one back waits behind those that wait already."""
+
+    def __init__(self, lanes: Sequence[_Lane]) -> None:
+        self._free = list(lanes)
+        self._waiting: deque[queue.SimpleQueue[_Lane]] = deque()
+        self._lock = threading.Lock()
+
+    def take(self) -> _Lane:
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            mine: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+            self._waiting.append(mine)
+        return mine.get()
+
+    def give(self, lane: _Lane) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().put(lane)
+            else:
+                self._free.append(lane)
 
 
 class _Lane:

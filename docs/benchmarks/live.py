@@ -161,11 +161,47 @@ def cycles(args):
     return {"cycles": count, "after_a_tenth": before, "after_all": state()}
 
 
+def gpu(args):
+    """ONNX Runtime's CUDA provider (or --model NAME.engine) and clustering on the device: frames a second of 1 and 4 cameras."""
+    count, report = args.frames or 300, []
+    for size_hw in ((480, 640), (720, 1280)):
+        frame = next(iter(SyntheticCamera(size_hw, people=6))).image
+        for graphs in (True, False):
+            segmenter = tfiseg.Segmenter(args.model, refine="frame", providers=["CUDAExecutionProvider"])
+            segmenter.session.graphs = graphs
+            for cameras in (1, 4):
+                for _ in range(20):  # warm-up, and the capture of the graph
+                    segmenter(frame)
+                ages = [[] for _ in range(cameras)]
+
+                def camera(mine, segmenter=segmenter, frame=frame, each=count // cameras):
+                    for _ in range(each):
+                        began = time.perf_counter()
+                        segmenter(frame)
+                        mine.append((time.perf_counter() - began) * 1e3)
+
+                threads = [threading.Thread(target=camera, args=(mine,)) for mine in ages]
+                began = time.perf_counter()
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                seconds = time.perf_counter() - began
+                every = np.concatenate(ages)
+                row = {"size_hw": size_hw, "graphs": segmenter.session.graphs, "cameras": cameras, "fps": round(len(every) / seconds, 1)}
+                report.append(
+                    {**row, "age_p50_ms": round(float(np.median(every)), 3), "age_p99_ms": round(float(np.quantile(every, 0.99)), 3)}
+                )
+            segmenter.session.close()
+    return report
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("speedup", "delay", "overhead", "soak", "cycles"))
+    parser.add_argument("what", choices=("speedup", "delay", "overhead", "soak", "cycles", "gpu"))
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--frames", type=int)
+    parser.add_argument("--model")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     print(json.dumps(globals()[arguments.what](arguments), indent=1))

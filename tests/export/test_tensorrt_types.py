@@ -35,7 +35,7 @@ def mend(path):
     ("file", "call", "mistake"),
     [
         ("export/builder.py", "create_builder_config", "make_builder_config"),
-        ("runtime/engine_session.py", "execute_async_v3", "execute_async_v4"),
+        ("runtime/engine_session.py", "deserialize_cuda_engine", "deserialise_cuda_engine"),
     ],
 )
 def test_tensorrt_is_called_as_its_stubs_say(tmp_path, file, call, mistake):
