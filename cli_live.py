@@ -125,10 +125,18 @@ def _run(args: argparse.Namespace) -> int:
         workers = 1
         if not source.is_live and args.threads == 0:  # whole frames in parallel are faster than parts of one
             args.threads, workers = 1, min(usable_threads(), _MOST_WORKERS)
-        segmenter = segmenter_of(args)
-        summary = run(
-            source, segmenter, args.out, args.frames, quiet=args.json, policy=args.policy, nth=args.nth, workers=workers, tracker=tracker
-        )
+        with segmenter_of(args) as segmenter:
+            summary = run(
+                source,
+                segmenter,
+                args.out,
+                args.frames,
+                quiet=args.json,
+                policy=args.policy,
+                nth=args.nth,
+                workers=workers,
+                tracker=tracker,
+            )
     print(as_json(summary) if args.json else summary_table(summary))
     if summary["error"] == "interrupted":
         print(f"tfiseg {args.verb}: interrupted after {summary['frames']} frames, which are kept", file=sys.stderr)
@@ -180,7 +188,12 @@ def _add_view(verbs: Any) -> None:
         metavar="HOST:PORT",
         help="show it on a web page (default without a display: 127.0.0.1:8765; other machines reach it at 0.0.0.0:8765, with a token)",
     )
-    verb.add_argument("--record", type=Path, metavar="DIR", help="write overlay, instances.jsonl and recording.mcap (for Foxglove) there")
+    verb.add_argument(
+        "--record",
+        type=Path,
+        metavar="DIR",
+        help="write overlay, instances.jsonl and recording.mcap (for Foxglove) into a folder of its own in DIR",
+    )
     verb.add_argument("--no-track", action="store_true", help="without ids that stay (tracking needs tfiseg[live])")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames of the source")
     _add_source_options(verb)
@@ -196,10 +209,11 @@ def _view(args: argparse.Namespace) -> int:
         args.refine = "frame"
     serve = DEFAULT_ADDRESS if args.serve == "" or (args.serve is None and not has_window()) else args.serve
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _source(args, realtime=True) as source:
+    # the network first: a camera's pictures would wait meanwhile
+    with segmenter_of(args) as segmenter, _source(args, realtime=True) as source:
         report = view(
             source,
-            segmenter_of(args),
+            segmenter,
             serve=serve,
             record=args.record,
             policy=args.policy,

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..errors import InputError, SourceError
-from .sources import Frame, Source, frame_name, opened
+from .sources import Frame, Source, frame_name, opened, release, without_secrets
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0  # between attempts to open a lost source again: doubled each time
 _NETWORK_TIMEOUT_MS = 5000
@@ -60,6 +60,7 @@ class LiveStream(Source):
         super().__init__(name)
         self._opener = opener
         self._capture = capture or opener()
+        self._in_use = threading.Lock()
         self._interrupted = threading.Event()
         self.description, differs = described(name, self._capture, wanted or Wanted())
         (_log.warning if differs else _log.info)("%s", self.description)
@@ -73,11 +74,13 @@ class LiveStream(Source):
 
     def _read(self, index: int) -> Frame | None:
         while not self._interrupted.is_set():
-            began = time.monotonic_ns()
-            more, image = self._capture.read()
-            if more:
+            with self._in_use:
+                began = time.monotonic_ns()
+                more, image = self._capture.read()
                 now = time.monotonic_ns()
-                return Frame(np.asarray(image, np.uint8), index, self._captured_at(now), frame_name(index), (now - began) / 1e6)
+                taken = self._captured_at(now) if more else now
+            if more:
+                return Frame(np.asarray(image, np.uint8), index, taken, frame_name(index), (now - began) / 1e6)
             self._find_again(index)
         return None
 
@@ -90,12 +93,14 @@ class LiveStream(Source):
         return now_ns
 
     def _find_again(self, frames: int) -> None:
-        self._capture.release()
+        with self._in_use:
+            self._capture.release()
         lost, wait = time.monotonic(), _FIRST_WAIT_S
         _log.warning("%s stopped delivering after %d frames (cable, power, network?): it is looked for until it is back", self.name, frames)
         while not self._interrupted.wait(wait):
             try:
-                self._capture = self._opener()
+                with self._in_use:
+                    self._capture = self._opener()
             except SourceError as still:
                 wait = min(2 * wait, _LONGEST_WAIT_S)
                 _log.info("%s; next attempt in %g s", still, wait)
@@ -108,7 +113,7 @@ class LiveStream(Source):
         self._interrupted.set()
 
     def close(self) -> None:
-        self._capture.release()
+        release(self._capture, self._in_use, self.name)
 
 
 def described(name: str, capture: cv2.VideoCapture, wanted: Wanted) -> tuple[str, bool]:
@@ -130,13 +135,14 @@ def described(name: str, capture: cv2.VideoCapture, wanted: Wanted) -> tuple[str
     return f"{name} gives {got} through {capture.getBackendName()}{asked}", bool(missed)
 
 
-def open_camera(index: int, wanted: Wanted) -> Source:
-    """A camera by its number: V4L2 on Linux, OpenCV's own choice elsewhere."""
-    message = f"camera {index} can't be opened: check that it is plugged in (`ls /dev/video*`) and that no other program holds it"
+def open_camera(which: int | str, wanted: Wanted) -> Source:
+    """A camera by its number or device: V4L2 on Linux, OpenCV's own choice elsewhere."""
+    name = f"camera-{which}" if isinstance(which, int) else which.removeprefix("/dev/")
+    message = f"camera {which} can't be opened: check that it is plugged in (`ls /dev/video*`) and that no other program holds it"
     backend = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
 
     def opener() -> cv2.VideoCapture:
-        capture = opened(cv2.VideoCapture(index, backend), message)
+        capture = opened(cv2.VideoCapture(which, backend), message)
         if wanted.pixel_format is not None:  # before the size: sizes depend on it
             capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*wanted.pixel_format))
         if wanted.size_wh is not None:
@@ -146,13 +152,13 @@ def open_camera(index: int, wanted: Wanted) -> Source:
             capture.set(cv2.CAP_PROP_FPS, wanted.fps)
         return capture
 
-    return LiveStream(f"camera-{index}", opener, wanted)
+    return LiveStream(name, opener, wanted)
 
 
 def open_stream(url: str) -> cv2.VideoCapture:
     """A network stream or file, with limits on how long it may keep silent."""
     timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _NETWORK_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _NETWORK_TIMEOUT_MS]
-    return opened(cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts), f"no stream answers at {url}")
+    return opened(cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts), f"no stream answers at {without_secrets(url)}")
 
 
 def csi_pipeline(sensor: int, wanted: Wanted) -> str:

@@ -20,15 +20,17 @@ class Channel(Generic[T]):
     Args:
         capacity: items that may lie here.
         newest_wins: where it is full, the oldest makes room and counts as dropped; else the writer waits.
+        most_under_way: ``get`` waits while so many items that were taken aren't ``done``; None: any number may be.
     """
 
-    def __init__(self, capacity: int = 1, newest_wins: bool = False) -> None:
+    def __init__(self, capacity: int = 1, newest_wins: bool = False, most_under_way: int | None = None) -> None:
         self._capacity = capacity
         self._newest_wins = newest_wins
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
         self._ended = False
         self._listeners: list[Callable[[], None]] = []
+        self._most_under_way, self._under_way = most_under_way, 0
         self.dropped = 0
 
     def put(self, item: T) -> None:
@@ -48,11 +50,18 @@ class Channel(Generic[T]):
     def get(self) -> T:
         """The oldest item, waited for; raises Ended."""
         with self._changed:
-            while not self._items:
-                if self._ended:
+            while not self._items or (self._most_under_way is not None and self._under_way >= self._most_under_way):
+                if self._ended and not self._items:
                     raise Ended
                 self._changed.wait()
+            self._under_way += 1
             return self._taken()
+
+    def done(self) -> None:
+        """An item that was taken is through."""
+        with self._changed:
+            self._under_way -= 1
+            self._changed.notify_all()
 
     def get_now(self) -> T | None:
         """The oldest item, or None where there is none yet; raises Ended."""

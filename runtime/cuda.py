@@ -71,6 +71,14 @@ class Cuda:
         """From device memory to device memory."""
         self._driver.memcpy_dtod_async(to, source, size_bytes, stream)
 
+    def wait_for_producer(self, image: Any) -> None:
+        """Until what made a frame on the GPU is through: the stream that it names (``__cuda_array_interface__``, version 3), else all."""
+        interface = image.__cuda_array_interface__
+        if "stream" not in interface:
+            self._driver.Context.synchronize()
+        elif interface["stream"] is not None:  # None: it is ready. 1 and 2 are the default streams' own handles
+            _call("cuStreamSynchronize", _pointer(int(interface["stream"])))
+
     def capture(self, stream: Any, work: Callable[[], None]) -> Graph:
         """What ``work`` enqueues on a stream, as a graph; raises EngineError where something in it can't be captured."""
         _call("cuStreamBeginCapture_v2", _pointer(stream.handle), ctypes.c_int(_THREAD_LOCAL))

@@ -59,22 +59,20 @@ class EngineSession(GpuSession):
             outputs = [n for n in names if engine.get_tensor_mode(n) == module.TensorIOMode.OUTPUT]
             types = {n: _dtype(module, engine.get_tensor_dtype(n)) for n in outputs}
             least, _, most = map(sizes_of, engine.get_tensor_profile_shape("frame", 0))
-            self._cache = _RuntimeCache(engine, plan, str(module.__version__))
+            self._cache = _RuntimeCache(module, engine, plan)
             lanes = [(self._cache.context(), cuda.stream()) for _ in range(FRAMES_IN_FLIGHT)]
         sizes = ((least[1], least[2]), (most[1], most[2]))
         super().__init__(path, ModelInfo.from_json(json.dumps(record["model"]), str(path)), cuda, lanes, types, sizes, graphs)
 
-    def close(self) -> None:
-        """Free what lies on the GPU, and keep RTX's compiled kernels for the next start."""
-        with self.cuda.current():
-            self._cache.save()
-        super().close()
+    def set_up(self) -> None:
+        """Keep RTX's compiled kernels for the next start."""
+        self._cache.save()
 
 
 class _RuntimeCache:
     """TensorRT-RTX compiles kernels when it first runs them: they are kept on disk for the next start. TensorRT has nothing of the kind."""
 
-    def __init__(self, engine: trt.ICudaEngine, plan: bytes, version: str) -> None:
+    def __init__(self, module: Any, engine: trt.ICudaEngine, plan: bytes) -> None:
         self._engine = engine
         self._config = self._cache = None
         if not hasattr(engine, "create_runtime_config"):
@@ -82,9 +80,13 @@ class _RuntimeCache:
         config: Any = engine.create_runtime_config()
         if not hasattr(config, "create_runtime_cache"):
             return
+        # by default kernels for a frame size are compiled in the background: a graph would hold their slow stand-ins for ever
+        strategies = getattr(module, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is not None:
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         self._config, self._cache = config, config.create_runtime_cache()
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfiseg" / "rtx"
-        self._path = folder / f"{hashlib.sha256(plan).hexdigest()[:16]}-{version}.cache"
+        self._path = folder / f"{hashlib.sha256(plan).hexdigest()[:16]}-{module.__version__}.cache"
         self._before = b""
         if self._path.is_file():
             self._before = self._path.read_bytes()
@@ -106,6 +108,7 @@ class _RuntimeCache:
             temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
             temporary.write_bytes(content)
             temporary.replace(self._path)
+            self._before = content
 
 
 def _module(name: str) -> Any:

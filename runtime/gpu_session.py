@@ -112,8 +112,13 @@ class GpuSession:
         finally:
             self._lanes.give(lane)
 
+    def set_up(self) -> None:
+        """Called when a frame size has run for the first time: what the runtime made for it can be kept."""
+
     def close(self) -> None:
-        """Free what lies on the GPU."""
+        """Free what lies on the GPU, when the frames in flight are through. The session can't be used afterwards."""
+        for _ in self._all_lanes:
+            self._lanes.take()
         with self.cuda.current():
             for lane in self._all_lanes:
                 lane.release()
@@ -168,6 +173,7 @@ class _Lane:
         shape = self._session.checked_shape(there[1] if there else image.shape)
         fixed = self._fixed(shape, asked)
         if there:
+            cuda.wait_for_producer(image)
             cuda.copy(int(fixed.frame), there[0], int(np.prod(shape)), self._stream)
         else:
             np.copyto(fixed.host_frame, image[None])
@@ -178,10 +184,10 @@ class _Lane:
     def _fixed(self, shape: tuple[int, ...], asked: Asked | None) -> _Fixed:
         key = (shape, asked and asked.key)
         if key not in self._kept:
+            self._active = None  # whatever comes of it, the context has another shape then
             while len(self._kept) >= _KEPT_SHAPES:
                 self._kept.popitem(last=False)[1].release()
             self._kept[key] = _Fixed(self._session, self._context, self._stream, shape, asked)
-            self._active = None
         self._kept.move_to_end(key)
         fixed = self._kept[key]
         if fixed is not self._active:
@@ -232,6 +238,7 @@ class _Fixed:
         if on_gpu not in self._graphs:
             self._enqueue(on_gpu)  # runtimes set themselves up in the first run: that can't be captured
             self._graphs[on_gpu] = None
+            self._session.set_up()
             if self._session.graphs:
                 self._stream.synchronize()
                 try:

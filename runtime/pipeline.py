@@ -28,6 +28,7 @@ from .times import StageTimes
 
 POLICIES = ("latest", "all", "every_nth")
 _RECENT = 30  # frames
+_USUAL_FPS = 30.0
 _STOP_SECONDS = 5.0  # a stage that hasn't come back by then is left behind: a camera's driver may hang for ever
 
 _log = logging.getLogger("tfiseg")
@@ -64,14 +65,17 @@ class Pipeline:
         source: a ``Source``, or what ``open_source`` takes.
         segmenter: frame in, ``Instances`` out: a ``Segmenter`` or any function.
         policy: what happens to frames that come faster than they can be segmented. "latest": the newest frame wins, older ones are
-            dropped, nothing queues up, so results never get older than two passes of the network (for live sources; the default there).
+            dropped, nothing queues up, so results never get older than two passes of the slowest stage and one of the others (for live
+            sources; the default there).
             "all": none is dropped, the source waits (the default for files). "every_nth": each ``nth``, and of those none is dropped.
         nth: with policy "every_nth".
         workers: frames segmented at once. With ``Segmenter(threads=1)`` and as many workers as cores, more frames a second than
             with one worker and all threads, and each takes longer: for files, not for live sources.
         tracker: instances in, instances with ids out: a ``Tracker``.
         draw: draw each overlay, in a stage of its own.
-        sinks: objects with ``write(result)``, each in a thread of its own.
+        sinks: objects with ``write(result)``, each in a thread of its own behind the other stages: a slow one makes nothing older. With
+            "latest" it misses results in the meantime, which are counted, unless it has ``takes_all = True``; ``backlog = N`` lets N
+            results wait for it.
         max_frames: stop after so many frames of the source.
 
     Raises:
@@ -111,35 +115,44 @@ class Pipeline:
         newest_wins = self.policy == "latest"
         stages: list[tuple[str, Callable[[Any], Result]]] = [("segment", _segmenting(segmenter))]
         if tracker is not None:
-            stages.append(("track", _tracking(tracker)))
+            stages.append(("track", _tracking(tracker, self.source)))
         if draw:
             stages.append(("draw", _drawn))
-        stages += [(_sink_name(sink), _writing(sink)) for sink in sinks]
-        # capture -> slot -> stage -> hand-over -> stage ... -> out; only where frames come in and where results go out may any be dropped
-        self._captured: Channel[Frame] = Channel(1, newest_wins)
+        # capture -> slot -> stage -> hand-over -> stage -> slot of the caller, and slots of the sinks. With "latest", frames are dropped
+        # only where they come in and results only where they go out, and few are under way: else they get old between slow stages
+        self._captured: Channel[Frame] = Channel(1, newest_wins, workers + 1 if newest_wins else None)
         self._out: Channel[Result] = Channel(1, newest_wins)
-        channels: list[Channel[Any]] = [self._captured, *(Channel[Any]() for _ in stages[1:]), self._out]
-        self._channels = channels
+        self._sinks = {
+            _free_name(sink, k, sinks): Channel[Result](_backlog(sink), newest_wins and not _takes_all(sink))
+            for k, sink in enumerate(sinks)
+        }
+        self._channels: list[Channel[Any]] = [self._captured, *(Channel[Any]() for _ in stages[1:]), self._out]
         self._threads = [threading.Thread(target=self._capture, name="tfiseg-capture", daemon=True)]
+        last = len(stages) - 1
         for k, (name, work) in enumerate(stages):
             stage = Stage(
                 name,
                 work,
-                channels[k],
-                channels[k + 1],
+                self._channels[k],
+                [*self._sinks.values(), self._out] if k == last else [self._channels[k + 1]],
                 workers=1 if k else workers,
-                is_last=k == len(stages) - 1,
-                finish=self._timed if k < len(stages) - 1 else self._finished,
+                is_last=k == last,
+                finish=self._finished if k == last else self._timed,
                 fail=self._fail,
                 discard=self._discard,
             )
             self._threads += stage.threads
+        self._sink_threads: list[threading.Thread] = []
+        for (name, channel), sink in zip(self._sinks.items(), sinks, strict=True):
+            written = Stage(name, _writing(sink), channel, [], finish=self._written, fail=self._fail, discard=lambda _: None)
+            self._sink_threads += written.threads
+        self._written_counts = dict.fromkeys(self._sinks, 0)
         self._lock = threading.Lock()
         self._started = self._closed = False
         self._stop = threading.Event()
         self._resumed = threading.Event()
         self._resumed.set()
-        self._error: PipelineError | None = None
+        self._error: tuple[str, BaseException] | None = None
         self._newest: Result | None = None
         self._seen_frames = self._skipped = self._given = self._discarded = 0
         self._stamps: deque[float] = deque(maxlen=_RECENT)
@@ -155,7 +168,7 @@ class Pipeline:
                 self._seen_frames += 1
                 if not self.source.is_live:
                     self._resumed.wait()
-                if self.paused or frame.index % self._nth:
+                if (self.source.is_live and self.paused) or frame.index % self._nth:
                     self._skipped += 1
                 else:
                     self._captured.put(frame)
@@ -172,8 +185,13 @@ class Pipeline:
 
     def _finished(self, done: Result, stage: str, ms: float) -> None:
         self._timed(done, stage, ms)
-        self._stamps.append(time.monotonic())
         self.times.add({**done.instances.stage_ms, "age": done.age_ms}, len(done.instances))
+        self._stamps.append(time.monotonic())
+        self._captured.done()
+
+    def _written(self, done: Result, sink: str, ms: float) -> None:
+        self.times.add_stage(sink, ms)
+        self._written_counts[sink] += 1
 
     def _discard(self, count: int) -> None:
         with self._lock:
@@ -182,7 +200,7 @@ class Pipeline:
     def _fail(self, stage: str, wrong: BaseException) -> None:
         with self._lock:
             if self._error is None and not self._closed:
-                self._error = PipelineError(stage, wrong)
+                self._error = (stage, wrong)
         self._stop.set()
 
     # -- what the user calls
@@ -195,7 +213,7 @@ class Pipeline:
             if not self._started:
                 self._started = True
                 self.times = StageTimes()
-                for thread in self._threads:
+                for thread in (*self._threads, *self._sink_threads):
                     thread.start()
         return self
 
@@ -258,9 +276,9 @@ class Pipeline:
 
     def stats(self) -> dict[str, Any]:
         """Counts so far, of frames: ``captured``; ``dropped`` (before the network); ``skipped`` (by every_nth, or while paused);
-        ``finished`` (segmented, drawn and written); ``given`` out to the caller; ``dropped_results`` (finished, and replaced by a newer one
+        ``finished`` (segmented, tracked and drawn); ``given`` out to the caller; ``dropped_results`` (finished, and replaced by a newer one
         before anybody took them); ``discarded`` (in hand when it was closed or failed); ``queued``. ``reconnects`` of the source.
-        ``times`` per stage, "age" being from capture to finish.
+        ``times`` per stage, "age" being from capture to finish. ``sinks``: what each has ``written``, and ``dropped`` for being too slow.
 
         When it has stopped, captured = dropped + skipped + finished + discarded.
         """
@@ -273,6 +291,7 @@ class Pipeline:
             "dropped_results": self._out.dropped,
             "discarded": self._discarded,
             "queued": sum(map(len, self._channels)),
+            "sinks": {name: {"written": self._written_counts[name], "dropped": c.dropped} for name, c in self._sinks.items()},
             "reconnects": self.source.reconnects,
             "times": self.times.summary(),
         }
@@ -287,11 +306,13 @@ class Pipeline:
         for channel in self._channels:
             left = channel.close()
             self._discard(left if channel is not self._out else 0)
+        for written in self._sinks.values():
+            written.end()  # what is finished is still written
         if not self._started:
             self._close_source(first)
             return
         until = time.monotonic() + _STOP_SECONDS
-        for thread in self._threads:
+        for thread in (*self._threads, *self._sink_threads):
             if thread is not threading.current_thread():
                 thread.join(max(0.0, until - time.monotonic()))
         if self._threads[0].is_alive() and self._threads[0] is not threading.current_thread():
@@ -314,8 +335,12 @@ class Pipeline:
         return item
 
     def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
+        """At the end: wait until the sinks have written all, then tell what failed, if anything did."""
+        for thread in self._sink_threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        if self._error is not None:  # a new one each time: an exception that is raised again grows
+            raise PipelineError(*self._error)
 
 
 def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
@@ -332,8 +357,18 @@ def _segmenting(segmenter: Callable[[Frame], Instances]) -> Callable[[Frame], Re
     return segment
 
 
-def _tracking(tracker: Callable[[Instances], Instances]) -> Callable[[Result], Result]:
-    return lambda result: replace(result, instances=tracker(result.instances))
+def _tracking(tracker: Callable[[Instances], Instances], source: Source) -> Callable[[Result], Result]:
+    """A file's frames are decoded when there is time: what moves in it moves by its own clock."""
+    fps = source.fps or _USUAL_FPS
+
+    def track(result: Result) -> Result:
+        if source.is_live:
+            return replace(result, instances=tracker(result.instances))
+        own_time = 1 + round(result.frame.index / fps * 1e9)
+        tracked = tracker(replace(result.instances, capture_time_ns=own_time))
+        return replace(result, instances=replace(tracked, capture_time_ns=result.frame.capture_time_ns))
+
+    return track
 
 
 def _drawn(result: Result) -> Result:
@@ -348,5 +383,15 @@ def _writing(sink: Sink) -> Callable[[Result], Result]:
     return write
 
 
-def _sink_name(sink: Sink) -> str:
-    return str(getattr(sink, "name", type(sink).__name__))
+def _free_name(sink: Sink, k: int, sinks: Sequence[Sink]) -> str:
+    """Its name; with a number where others are called the same."""
+    names = [str(getattr(s, "name", type(s).__name__)) for s in sinks]
+    return names[k] if names.count(names[k]) == 1 else f"{names[k]}-{k + 1}"
+
+
+def _takes_all(sink: Sink) -> bool:
+    return bool(getattr(sink, "takes_all", False))
+
+
+def _backlog(sink: Sink) -> int:
+    return int(getattr(sink, "backlog", 1))

@@ -35,6 +35,7 @@ class Recorder:
     """
 
     name = "record"
+    backlog = 8  # frames that may wait for the disk; beyond that it misses some rather than slow the view
 
     def __init__(self, folder: Path, source: Source) -> None:
         self._run = RunWriter(folder, source)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..errors import PipelineError
+from ..errors import OutputError, PipelineError
 from .pipeline import Pipeline
 from .segmenter import Segmenter
 from .sinks import RunWriter
@@ -34,40 +34,45 @@ def run(
     """
     error: str | None = None
     frames = source if isinstance(source, Source) else open_source(source)
-    with frames, RunWriter(out, frames) as writer:
-        pipeline = Pipeline(
-            frames,
-            segmenter,
-            policy=policy,
-            nth=nth,
-            workers=workers,
-            tracker=tracker,
-            draw=True,
-            sinks=[writer],
-            max_frames=max_frames,
-        )
+    writer = RunWriter(out, frames)
+    with frames:
         total = frames.frame_count if max_frames is None else min(max_frames, frames.frame_count or max_frames)
         bar = tqdm(total=total, unit="frame", desc="tfiseg run", mininterval=0.5, disable=quiet)
-        with pipeline:
-            try:
+        try:
+            with (
+                bar,
+                writer,
+                Pipeline(
+                    frames,
+                    segmenter,
+                    policy=policy,
+                    nth=nth,
+                    workers=workers,
+                    tracker=tracker,
+                    draw=True,
+                    sinks=[writer],
+                    max_frames=max_frames,
+                ) as pipeline,
+            ):
                 for _ in pipeline:
                     bar.update()
-            except PipelineError as stopped:
-                error = str(stopped)
-            except KeyboardInterrupt:
-                error = "interrupted"
-            finally:
-                bar.close()
-        stats = pipeline.stats()
-        summary = {
-            "source": frames.name,
-            **stats.pop("times"),
-            **{name: stats[name] for name in ("captured", "dropped", "skipped", "reconnects")},
-            "overlay": writer.overlays,
-            "instances_jsonl": str(writer.folder / "instances.jsonl"),
-            "error": error,
-        }
+        except (PipelineError, OutputError) as stopped:
+            error = str(stopped)
+        except KeyboardInterrupt:
+            error = "interrupted"
+    stats = pipeline.stats()
+    summary = {
+        "source": frames.name,
+        **stats.pop("times"),
+        **{name: stats[name] for name in ("captured", "dropped", "skipped", "reconnects")},
+        "overlay": writer.overlays,
+        "instances_jsonl": str(writer.folder / "instances.jsonl"),
+        "error": error,
+    }
+    try:
         (writer.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    except OSError as wrong:
+        summary["error"] = error or f"can't write {writer.folder / 'summary.json'}: {wrong.strerror}"
     return summary
 
 

@@ -98,6 +98,16 @@ class Segmenter:
             raise ModelError(f"{self.session.path} has no instance heads: `tfiseg train frame --model {self.session.path}` adds them")
         self.refiner = Refiner(instance_model, threads=threads, providers=providers) if refine == "components" else None
 
+    def close(self) -> None:
+        """Free what an engine holds on the GPU; or use ``with``."""
+        self.session.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _class_id(self, name: str | int) -> int:
         if isinstance(name, Integral) or (isinstance(name, str) and name.isdecimal()):
             if 0 < int(name) < len(self.class_names):

@@ -101,6 +101,9 @@ class OnnxSession:
         values = self.session.run(self._outputs, {"frame": image[None]})
         return dict(zip(self._outputs, values, strict=True))
 
+    def close(self) -> None:
+        """Nothing is held that outlives this object."""
+
 
 class Session(Protocol):
     """What runs a network: ``OnnxSession``, or ``GpuSession``'s kinds."""
@@ -111,6 +114,8 @@ class Session(Protocol):
     def has(self, output: str) -> bool: ...
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]: ...
+
+    def close(self) -> None: ...
 
 
 def open_session(path: str | Path, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> Session:

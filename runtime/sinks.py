@@ -68,6 +68,7 @@ class RunWriter:
     """
 
     name = "write"
+    takes_all = True
 
     def __init__(self, out: str | Path, source: Source) -> None:
         self.folder = writable_folder(out)
@@ -83,10 +84,14 @@ class RunWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._lines is not None:
-            self._lines.close()
-        if self._video is not None:
-            self._video.close()
+        try:
+            if self._lines is not None:
+                self._lines.close()  # writes again what a full disk refused
+        except OSError as wrong:
+            raise OutputError(f"can't write {self.folder / 'instances.jsonl'}: {wrong.strerror}") from wrong
+        finally:
+            if self._video is not None:
+                self._video.close()
 
     def write(self, result: Result) -> None:
         """Add one frame: its record and its overlay."""

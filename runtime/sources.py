@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import logging
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
 
 import cv2
 import numpy as np
@@ -23,7 +26,10 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _URL_SCHEMES = ("http://", "https://", "rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://")
 _CSI, _GSTREAMER = "csi://", "gst:"
+_RELEASE_SECONDS = 1.0
 _COMPLETE = 0.95  # containers announce frame counts loosely: a video that gives this share of its own count is whole
+
+_log = logging.getLogger("tfiseg")
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ class VideoFile(Source):
     def __init__(self, name: str, capture: cv2.VideoCapture) -> None:
         super().__init__(name)
         self._capture = capture
+        self._in_use = threading.Lock()
         self._read_before = False
         fps = capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 1 <= fps <= 1000 else None
@@ -130,11 +137,12 @@ class VideoFile(Source):
         self.frame_count = count if count > 0 else None
 
     def _read(self, index: int) -> Frame | None:
-        if index == 0 and self._read_before:
-            self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)  # iterated again: from the start
-        self._read_before = True
-        began = time.monotonic_ns()
-        more, image = self._capture.read()
+        with self._in_use:
+            if index == 0 and self._read_before:
+                self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)  # iterated again: from the start
+            self._read_before = True
+            began = time.monotonic_ns()
+            more, image = self._capture.read()
         if more:
             now = time.monotonic_ns()
             return Frame(np.asarray(image, np.uint8), index, now, frame_name(index), (now - began) / 1e6)
@@ -145,7 +153,16 @@ class VideoFile(Source):
         return None
 
     def close(self) -> None:
-        self._capture.release()
+        release(self._capture, self._in_use, self.name)
+
+
+def release(capture: cv2.VideoCapture, in_use: threading.Lock, name: str) -> None:
+    """Release a capture, unless another thread hangs in it: that would end the process."""
+    if in_use.acquire(timeout=_RELEASE_SECONDS):
+        capture.release()
+        in_use.release()
+    else:
+        _log.warning("%s hangs in reading: it is left open", name)
 
 
 def open_source(
@@ -159,9 +176,9 @@ def open_source(
     """Open a source of frames.
 
     Args:
-        source: an image file; a folder of images or a glob pattern ("shots/*.jpg"); a video file; a camera's index (0 or "0"); "csi://0",
-            a Jetson's CSI camera; "gst:" and a GStreamer pipeline that ends in an appsink; an http, rtsp, rtmp, udp, tcp or srt URL; or
-            "synthetic" (a camera that needs no hardware, with known truth).
+        source: an image file; a folder of images or a glob pattern ("shots/*.jpg"); a video file; a camera's index (0 or "0") or device
+            ("/dev/v4l/by-id/..."); "csi://0", a Jetson's CSI camera; "gst:" and a GStreamer pipeline that ends in an appsink; an http,
+            rtsp, rtmp, udp, tcp or srt URL; or "synthetic" (a camera that needs no hardware, with known truth).
         size_wh, fps, pixel_format: what a camera is asked for: pixels, frames per second, a FourCC such as "MJPG". What it really
             gives is said in the log "tfiseg" and by its ``description``.
         realtime: play a file, a folder or the synthetic camera at its own pace (or ``fps``), as if it were live.
@@ -210,10 +227,13 @@ def _open(text: str, is_number: bool, wanted: Wanted) -> Source:
         return SyntheticCamera()
     if text.startswith(_URL_SCHEMES):
         capture = open_stream(text)
+        name = without_secrets(text)
         if capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
-            return VideoFile(text, capture)
-        return LiveStream(text, lambda: open_stream(text), capture=capture)
+            return VideoFile(name, capture)
+        return LiveStream(name, lambda: open_stream(text), capture=capture)
     path = Path(text)
+    if path.is_char_device():  # /dev/video0, and the names that udev gives: they stay when indices don't
+        return open_camera(text, wanted)
     if path.is_dir():
         images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not images:
@@ -231,6 +251,12 @@ def _open(text: str, is_number: bool, wanted: Wanted) -> Source:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageFiles(path.stem, [path])
     return VideoFile(path.stem, opened(cv2.VideoCapture(str(path)), f"{path} is no image or video that OpenCV can read"))
+
+
+def without_secrets(url: str) -> str:
+    """A URL without user, password and query: for names, messages and files."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def opened(capture: cv2.VideoCapture, message: str) -> cv2.VideoCapture:

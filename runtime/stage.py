@@ -1,10 +1,10 @@
-"""One stage of a pipeline: threads that take from one channel and put into the next, in the order of taking."""
+"""One stage of a pipeline: threads that take from one channel and put into the next ones, in the order of taking."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .channel import Channel, Ended
@@ -16,11 +16,11 @@ class Stage:
     Args:
         name: of the stage, for errors and times.
         work: item in, item out.
-        given, out: channels.
+        given: where items come from. outs: where each result goes, to all of them.
         workers: threads that work at once.
         finish: called with each result, this stage's name and time in ms, in order and before it is put out.
         is_last: what it has finished counts as done, whether anybody takes it or not.
-        fail: called with the stage's name and what it raised. Items after that one are discarded.
+        fail: called with the stage's name and what it, or ``finish``, raised. Items after that one are discarded.
         discard: called with how many items in hand go to nobody.
     """
 
@@ -29,7 +29,7 @@ class Stage:
         name: str,
         work: Callable[[Any], Any],
         given: Channel[Any],
-        out: Channel[Any],
+        outs: Sequence[Channel[Any]],
         *,
         workers: int = 1,
         is_last: bool = False,
@@ -38,7 +38,7 @@ class Stage:
         discard: Callable[[int], None],
     ) -> None:
         self.name = name
-        self._work, self._given, self._out = work, given, out
+        self._work, self._given, self._outs = work, given, outs
         self._finish, self._fail, self._discard = finish, fail, discard
         self._taking = threading.Lock()
         self._turn = threading.Condition()
@@ -71,22 +71,28 @@ class Stage:
                 last = not self._at_work
             if last:
                 self._discard(self._given.close())
-                self._out.end()
+                for out in self._outs:
+                    out.end()
 
     def _hand_on(self, ticket: int, done: Any, wrong: BaseException | None, ms: float) -> None:
         with self._turn:
             self._turn.wait_for(lambda: self._handed == ticket)
         in_hand = 1
         try:
+            if wrong is None and not self._failed:
+                try:
+                    self._finish(done, self.name, ms)
+                except Exception as raised:  # a result that is none
+                    wrong = raised
             if wrong is not None and not self._failed:
                 self._failed = True
                 self._fail(self.name, wrong)
             if self._failed:
                 self._discard(self._given.close())
                 raise Ended
-            self._finish(done, self.name, ms)
             in_hand = 0 if self._is_last else 1
-            self._out.put(done)
+            for out in self._outs:
+                out.put(done)
         except Ended:
             self._discard(in_hand)
             raise

@@ -11,7 +11,8 @@ import numpy as np
 
 _BUCKET = math.log(1.01)
 _LEAST_MS = 1e-3
-_BUCKETS = 2400  # up to six hours
+_BUCKETS = 2400
+_MOST_MS = _LEAST_MS * math.exp((_BUCKETS - 1) * _BUCKET)  # six hours
 
 
 class TimeHistogram:
@@ -21,7 +22,7 @@ class TimeHistogram:
         self._counts = np.zeros(_BUCKETS, np.int64)
 
     def add(self, ms: float) -> None:
-        bucket = int(math.log(max(ms, _LEAST_MS) / _LEAST_MS) / _BUCKET)
+        bucket = int(math.log(max(_LEAST_MS, min(ms, _MOST_MS)) / _LEAST_MS) / _BUCKET)
         self._counts[min(bucket, _BUCKETS - 1)] += 1
 
     def quantile(self, share: float) -> float:
@@ -49,6 +50,11 @@ class StageTimes:
                 self._histograms.setdefault(stage, TimeHistogram()).add(ms)
             self.frames += 1
             self.instances += instances
+
+    def add_stage(self, stage: str, ms: float) -> None:
+        """A time of one stage alone."""
+        with self._lock:
+            self._histograms.setdefault(stage, TimeHistogram()).add(ms)
 
     def summary(self) -> dict[str, Any]:
         """frames, instances, fps of the whole loop, and p50 / p99 milliseconds per stage."""

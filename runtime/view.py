@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,7 @@ class MayFail:
     def __init__(self, sink: Any, note: Callable[[str], None]) -> None:
         self._sink, self._note = sink, note
         self.name = sink.name
+        self.backlog = getattr(sink, "backlog", 1)
         self.error: str | None = None
 
     def write(self, result: Result) -> None:
@@ -77,7 +79,8 @@ def view(
         source: live, or played at its own pace.
         segmenter: its thresholds and classes can be changed from the page.
         serve: address of the page, see ``Viewer``; None: a window.
-        record: folder for overlay, instances.jsonl and recording.mcap. A disk that fills up ends the recording, not the view.
+        record: folder in which a folder named by the time gets overlay, instances.jsonl and recording.mcap. A disk that fills up
+            ends the recording, not the view.
         policy, nth, max_frames: see ``Pipeline``.
         track: ids that stay.
         say: told where the page is.
@@ -104,7 +107,9 @@ def view(
                 if page is not None:
                     page.note = text
 
-            recording = stack.enter_context(MayFail(Recorder(record, source), note))
+            folder = record / time.strftime("%Y-%m-%dT%H-%M-%S")  # a program that starts again must not write over what it recorded
+            recording = stack.enter_context(MayFail(Recorder(folder, source), note))
+            say(f"recording to {folder}")
             sinks.append(recording)
         if page is not None:
             sinks.append(page)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import logging
 import secrets
+import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,8 +27,14 @@ DEFAULT_ADDRESS = "127.0.0.1:8765"
 _PAGE = Path(__file__).with_name("viewer.html")
 _JPEG_QUALITY = 80
 _EVENTS_PER_S = 8
+_SILENT_S = 0.5  # without a new result, after which the page is told how old the last one has got
+_LOST_S = 2.0
+_SEND_BUFFER_BYTES = 1 << 16  # what lies in a socket's buffer gets old: on a slow network, frames are better skipped
+_MOST_AREA = (1 << 30) - 1
 _STUCK_S = 10.0  # a viewer that takes nothing for so long is let go
 _MOST_BODY_BYTES = 10_000
+
+_log = logging.getLogger("tfiseg")
 
 
 class Viewer:
@@ -59,7 +68,7 @@ class Viewer:
             self._server = _Server((host, port), self)
         except (OSError, OverflowError) as wrong:
             raise InputError(f"can't serve at {host}:{port}: {wrong}") from wrong
-        shown = f"[{host}]" if ":" in host else host
+        shown = _reachable_name(host)
         self.url = f"http://{shown}:{self._server.server_port}/" + (f"?token={self.token}" if self.token else "")
         self._thread = threading.Thread(target=self._server.serve_forever, name="tfiseg-serve", daemon=True)
 
@@ -101,17 +110,22 @@ class Viewer:
                 self._jpeg_number = number
             return self._jpeg_number, self._jpeg
 
-    def _wait(self, after: int) -> tuple[int, Result] | None:
+    def _wait(self, after: int, seconds: float | None = None) -> tuple[int, Result] | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._number > after or self._closed)
-            return None if self._closed or self._newest is None else (self._number, self._newest)
+            while True:
+                self._changed.wait_for(lambda: self._number > after or self._closed, seconds)
+                if self._closed:
+                    return None
+                if self._newest is not None:
+                    return self._number, self._newest
 
     def next_event(self, after: int) -> tuple[int, dict[str, Any]] | None:
         """What the page shows beside the picture; None at the end."""
-        newest = self._wait(after)
+        newest = self._wait(after, _SILENT_S)
         if newest is None or self._pipeline is None:
             return None
         number, result = newest
+        age_ms = result.age_ms
         found, stats = result.instances, self._pipeline.stats()
         colours = colours_of(found)
         rows = [
@@ -125,13 +139,21 @@ class Viewer:
         ]
         return number, {
             "fps": self._pipeline.recent_fps(),
-            "age_ms": result.age_ms,
+            "age_ms": age_ms,
             "captured": stats["captured"],
             "dropped": stats["dropped"],
-            "note": self.note or (f"the source was lost and found again {stats['reconnects']} times" if stats["reconnects"] else ""),
+            "note": self._noted(age_ms, stats["reconnects"]),
             "instances": rows,
             "stage_ms": found.stage_ms,
         }
+
+    def _noted(self, age_ms: float, reconnects: int) -> str:
+        notes = [self.note] if self.note else []
+        if age_ms > _LOST_S * 1e3 and not (self._pipeline and self._pipeline.paused):
+            notes.append(f"no new picture for {age_ms / 1e3:.0f} s: the source is lost or slow")
+        if reconnects:
+            notes.append(f"the source was lost and found again {reconnects} times")
+        return "; ".join(notes)
 
     def snapshot(self) -> bytes | None:
         """The newest picture as PNG; None before the first."""
@@ -154,7 +176,7 @@ class Viewer:
         checks = {
             "paused": lambda v: isinstance(v, bool),
             "min_score": lambda v: _is_number(v) and 0 <= v <= 1,
-            "min_area": lambda v: _is_number(v) and v >= 0,
+            "min_area": lambda v: _is_number(v) and 0 <= v <= _MOST_AREA,
             "things": lambda v: isinstance(v, list) and all(isinstance(c, int) and c in self._all_things for c in v),
         }
         if not isinstance(wanted, dict):
@@ -180,13 +202,12 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], viewer: Viewer) -> None:
         self.viewer = viewer
         if ":" in address[0]:
-            import socket
-
             self.address_family = socket.AF_INET6
         super().__init__(address, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A viewer that went away is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):  # a viewer that went away is no error
+            _log.exception("the page could not answer %s", client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -242,10 +263,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _may(self) -> bool:
         """Whether this request may be answered; if not, it has been refused.
 
-        On loopback, other sites' pages must not get in through the user's browser, under a name of theirs (Host) or by a form (Origin).
+        On loopback, other sites' pages must not get in through the user's browser, under a name of theirs (Host), by a form (Origin)
+        or as a part of theirs (Sec-Fetch-Site; and no page may frame this one).
         """
         origin, host = self.headers.get("Origin"), self.headers.get("Host", "")
-        if origin is not None and urlsplit(origin).netloc != host:
+        elsewhere = self.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
+        if elsewhere or (origin is not None and urlsplit(origin).netloc != host):
             self._refuse(403, "requests of other pages aren't answered")
             return False
         token = self.server.viewer.token
@@ -262,15 +285,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _cookie(self) -> str:
         parts = (p.strip().partition("=") for p in self.headers.get("Cookie", "").split(";"))
-        return next((value for name, _, value in parts if name == "tfiseg"), "")
+        return next((value for name, _, value in parts if name == self._cookie_name), "")
+
+    @property
+    def _cookie_name(self) -> str:
+        return f"tfiseg-{self.server.server_port}"  # cookies know no ports, and a robot may have two cameras
 
     def _send(self, content: bytes, kind: str, more: dict[str, str] | None = None, status: int = 200) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
+        self.send_header("Content-Security-Policy", "frame-ancestors 'none'")
         if status == 200 and self.server.viewer.token:
-            self.send_header("Set-Cookie", f"tfiseg={self.server.viewer.token}; HttpOnly; SameSite=Strict")
+            self.send_header("Set-Cookie", f"{self._cookie_name}={self.server.viewer.token}; HttpOnly; SameSite=Strict")
         for name, value in (more or {}).items():
             self.send_header(name, value)
         self.end_headers()
@@ -288,6 +316,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _stream(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._begin_stream("multipart/x-mixed-replace; boundary=frame")
         number = 0
         while (newest := self.server.viewer.next_jpeg(number)) is not None:
@@ -326,3 +355,15 @@ def _host_port(address: str) -> tuple[str, int]:
         raise InputError(f'an address to serve at is "HOST:PORT", got {address!r}') from wrong
     assert port is not None
     return parts.hostname or "127.0.0.1", port
+
+
+def _reachable_name(host: str) -> str:
+    """How others reach an address to serve at: "any" is no name that a browser knows."""
+    if host in ("0.0.0.0", "::"):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(("192.0.2.1", 9))  # sends nothing: it asks which of this machine's addresses leads outside
+                return str(probe.getsockname()[0])
+            except OSError:
+                return socket.gethostname()
+    return f"[{host}]" if ":" in host else host

@@ -15,25 +15,28 @@ parser.add_argument("--out", help="write the view to this mp4 instead of a windo
 parser.add_argument("--frames", type=int, help="stop after this many")
 args = parser.parse_args()
 
-try:
-    source = tfiseg.open_source(args.source, realtime=True)
-except tfiseg.SourceError as wrong:
-    sys.exit(str(wrong))
+segmenter = tfiseg.Segmenter(refine="frame")
 writer = None
-# capture, network and drawing overlap; the newest frame wins, so what is shown never gets old
-with tfiseg.Pipeline(source, tfiseg.Segmenter(refine="frame"), draw=True, max_frames=args.frames) as pipeline:
-    for result in pipeline:
-        if args.out:
-            writer = writer or cv2.VideoWriter(args.out, cv2.VideoWriter.fourcc(*"mp4v"), 30, result.view.shape[1::-1])
+try:
+    source = tfiseg.open_source(args.source, realtime=not args.out)
+    # capture, network and drawing overlap; of a live source the newest frame wins, so what is shown never gets old
+    with source, tfiseg.Pipeline(source, segmenter, draw=True, max_frames=args.frames) as pipeline:
+        for result in pipeline:
+            if not args.out:
+                cv2.imshow("tfiseg", result.view)
+                if cv2.waitKey(1) & 0xFF in (27, ord("q")):
+                    break
+                continue
+            writer = writer or cv2.VideoWriter(args.out, cv2.VideoWriter.fourcc(*"mp4v"), source.fps or 30, result.view.shape[1::-1])
             if not writer.isOpened():
                 sys.exit(f"{args.out} can't be written")
             writer.write(result.view)
-            continue
-        try:
-            cv2.imshow("tfiseg", result.view)
-        except cv2.error:
-            sys.exit("no window can be opened here: use --out view.mp4, or put opencv-python in place of opencv-python-headless")
-        if cv2.waitKey(1) in (27, ord("q")):
-            break
-if writer:
-    writer.release()
+except cv2.error:
+    sys.exit("no window can be opened here: use --out view.mp4, or put opencv-python in place of opencv-python-headless")
+except tfiseg.TfisegError as wrong:
+    sys.exit(str(wrong))
+except KeyboardInterrupt:
+    pass
+finally:
+    if writer:
+        writer.release()

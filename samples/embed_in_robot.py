@@ -34,30 +34,33 @@ parser.add_argument("source", nargs="?", default="0", help='camera index, file, 
 parser.add_argument("--seconds", type=float, default=float("inf"), help="drive for so long")
 args = parser.parse_args()
 
+segmenter = tfiseg.Segmenter(refine="frame", things=["person"])  # before the camera, whose pictures would wait meanwhile
 try:
     source = tfiseg.open_source(args.source, realtime=True)
 except tfiseg.SourceError as wrong:
     sys.exit(str(wrong))
-segmenter = tfiseg.Segmenter(refine="frame", things=["person"])
 command, said, clear_since = "", "", None
 # everything runs in threads of the pipeline's own; this loop never waits for a picture
-with tfiseg.Pipeline(source, segmenter, tracker=tfiseg.Tracker()) as pipeline:
+with source, tfiseg.Pipeline(source, segmenter, tracker=tfiseg.Tracker()) as pipeline:
     end = time.monotonic() + args.seconds
-    while time.monotonic() < end:
-        try:
+    try:
+        while time.monotonic() < end:
             why = obstacle(pipeline.newest())
-        except tfiseg.TfisegError as failed:  # a stage failed, or the source has ended: never drive blind
-            print(f"STOP: {failed}")
-            sys.exit(1)
-        now = time.monotonic()
-        clear_since = None if why else clear_since or now
-        if why:
-            command = f"STOP: {why}"
-        elif now - clear_since > KEEP_CLEAR_S:
-            command = "GO"
-        if command != said:
-            print(command, flush=True)
-            said = command
-        time.sleep(1 / LOOP_HZ)
-    counts = pipeline.stats()
-print(f"{counts['captured']} frames, {counts['dropped']} dropped, age {counts['times']['stages']['age']['p50_ms']:.0f} ms at the median")
+            now = time.monotonic()
+            clear_since = None if why else clear_since or now
+            if why:
+                command = f"STOP: {why}"
+            elif now - clear_since > KEEP_CLEAR_S:
+                command = "GO"
+            if command != said:
+                print(command, flush=True)
+                said = command
+            time.sleep(1 / LOOP_HZ)
+        print("STOP: the time is over", flush=True)
+    except KeyboardInterrupt:
+        print("STOP: interrupted", flush=True)
+    except tfiseg.TfisegError as failed:  # a stage failed, or the source has ended: never drive blind
+        print(f"STOP: {failed}", flush=True)
+        sys.exit(1)
+counts = pipeline.stats()
+print(f"{counts['captured']} frames, {counts['dropped']} dropped")

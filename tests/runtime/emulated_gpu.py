@@ -25,6 +25,7 @@ class Gpu:
         self.graphs = {}
         self.captures = self.launches = self.runs = 0
         self.may_capture = True
+        self.waits = []
         self.next_handle = 1
 
     def check(self):
@@ -61,6 +62,11 @@ def driver_module(gpu):
     class Context:
         def push(self):
             gpu.current.depth = getattr(gpu.current, "depth", 0) + 1
+
+        @staticmethod
+        def synchronize():
+            gpu.check()
+            gpu.waits.append("all")
 
         @staticmethod
         def pop():
@@ -168,6 +174,11 @@ class LibCuda:
 
     cuGraphExecDestroy = cuGraphDestroy
 
+    def cuStreamSynchronize(self, stream):
+        self.gpu.check()
+        self.gpu.waits.append(stream.value)
+        return 0
+
     def cuGetErrorName(self, status, text):
         ctypes.cast(text, ctypes.POINTER(ctypes.c_char_p))[0] = b"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
         return 0
@@ -210,7 +221,15 @@ def tensorrt_module(gpu, profile, fails=False):
         def serialize(self):
             return self.content
 
+    trt.DynamicShapesKernelSpecializationStrategy = types.SimpleNamespace(LAZY=0, EAGER=1)
+    trt.configs = []
+
     class Config:
+        dynamic_shapes_kernel_specialization_strategy = 0
+
+        def __init__(self):
+            trt.configs.append(self)
+
         def create_runtime_cache(self):
             trt.caches.append(Cache())
             return trt.caches[-1]
@@ -295,7 +314,7 @@ def tensorrt_module(gpu, profile, fails=False):
 class DeviceArray:
     """A frame that lies on the GPU, as PyTorch or CuPy show it."""
 
-    def __init__(self, image):
+    def __init__(self, image, **more):
         self.image = np.ascontiguousarray(image)
         self.shape = self.image.shape
         self.__cuda_array_interface__ = {
@@ -304,6 +323,7 @@ class DeviceArray:
             "data": (self.image.ctypes.data, False),
             "strides": None,
             "version": 3,
+            **more,
         }
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.runtime.cameras import Realtime, Wanted, csi_pipeline, described
+from tfiseg.runtime.cameras import LiveStream, Realtime, Wanted, csi_pipeline, described
 
 
 def transport_stream(size_wh, frames=60):
@@ -211,3 +211,31 @@ def test_a_file_played_at_its_own_pace_is_live():
     assert 0.2 <= time.monotonic() - began < 1
     assert frames[-1].index == 10
     assert time.monotonic_ns() - frames[-1].capture_time_ns < 1e9
+
+
+def test_closing_while_the_camera_hangs_ends_nothing_but_the_source(caplog):
+    class Hanging(FakeCapture):
+        released = 0
+
+        def __init__(self):
+            super().__init__(64, 48, 30, "MJPG")
+            self.go_on = threading.Event()
+
+        def read(self):
+            self.go_on.wait(20)
+            return False, None
+
+        def release(self):
+            self.released += 1
+
+    capture = Hanging()
+    source = LiveStream("camera-0", lambda: capture, capture=capture)
+    reader = threading.Thread(target=lambda: list(source), daemon=True)
+    reader.start()
+    time.sleep(0.05)
+    source.interrupt()
+    source.close()
+    assert capture.released == 0
+    assert "hangs in reading" in caplog.text
+    capture.go_on.set()
+    reader.join(5)

@@ -106,6 +106,11 @@ def test_a_frame_on_the_gpu(gpu, monkeypatch, tmp_path):
     segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
     for _ in range(3):
         same(segmenter(emulated_gpu.DeviceArray(picture())), segmenter(picture()))
+    assert gpu.waits == ["all"] * 3  # it doesn't say what made it
+    segmenter(emulated_gpu.DeviceArray(picture(), stream=None))
+    assert len(gpu.waits) == 3  # it is ready
+    segmenter(emulated_gpu.DeviceArray(picture(), stream=77))
+    assert gpu.waits[3:] == [77]
     with pytest.raises(tfiseg.EngineError, match="must be uint8"):
         segmenter(emulated_gpu.DeviceArray(picture().astype(np.float32)))
 
@@ -169,8 +174,10 @@ def test_memory_is_given_back(gpu, monkeypatch, tmp_path):
 def test_rtx_keeps_its_kernels_for_the_next_start(gpu, monkeypatch, tmp_path):
     trt = emulated_gpu.install(monkeypatch, gpu)
     path = engine_of(DEFAULT_MODEL, tmp_path)
-    tfiseg.Segmenter(path).session.close()
+    with tfiseg.Segmenter(path) as segmenter:
+        segmenter(picture())
     assert trt.caches[0].content == b"empty warm"
+    assert trt.configs[0].dynamic_shapes_kernel_specialization_strategy == 1
     tfiseg.Segmenter(path)
     assert trt.caches[1].content == b"empty warm"
 

@@ -108,3 +108,11 @@ def test_an_interrupted_run_leaves_valid_outputs(tmp_path, stop):
     assert len(records) >= 5
     assert frames_of(tmp_path / "synthetic-overlay.mp4") == len(records)
     assert json.loads((tmp_path / "summary.json").read_text())["error"] == "interrupted"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_told_and_the_summary_comes_back(segmenter, tmp_path):
+    (tmp_path / "instances.jsonl").symlink_to("/dev/full")
+    summary = run("synthetic", segmenter, tmp_path, max_frames=6, quiet=True)
+    assert "instances.jsonl: No space left on device" in summary["error"]
+    assert json.loads((tmp_path / "summary.json").read_text())["error"] == summary["error"]

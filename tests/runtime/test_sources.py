@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.runtime.sources import checked_image
+from tfiseg.runtime.sources import checked_image, without_secrets
 
 
 @pytest.fixture
@@ -123,3 +123,24 @@ def test_the_synthetic_camera_knows_the_truth():
 def test_frames_are_checked(image, says):
     with pytest.raises(tfiseg.InputError, match=says):
         checked_image(image)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("rtsp://admin:secret@10.0.0.5:554/live?token=x", "rtsp://10.0.0.5:554/live"),
+        ("http://cam.local/stream", "http://cam.local/stream"),
+    ],
+)
+def test_names_hold_no_secrets(url, name):
+    assert without_secrets(url) == name
+
+
+def test_an_address_that_does_not_answer_is_named_without_its_secrets():
+    with pytest.raises(tfiseg.SourceError, match=r"no stream answers at http://127.0.0.1:9/stream$"):
+        tfiseg.open_source("http://user:secret@127.0.0.1:9/stream?key=1")
+
+
+def test_a_device_is_a_camera():
+    with pytest.raises(tfiseg.SourceError, match="camera /dev/null can't be opened"):
+        tfiseg.open_source("/dev/null")

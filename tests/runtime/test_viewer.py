@@ -109,7 +109,18 @@ def test_settings_act_at_once(running):
 
 @pytest.mark.parametrize(
     "wanted",
-    [{"min_score": 2}, {"min_score": "high"}, {"things": [99]}, {"things": 15}, {"paused": 1}, {"min_area": -1}, {"reboot": True}, 7],
+    [
+        {"min_area": 1e300},
+        {"min_area": float("inf"), "min_score": 0.9},
+        {"min_score": 2},
+        {"min_score": "high"},
+        {"things": [99]},
+        {"things": 15},
+        {"paused": 1},
+        {"min_area": -1},
+        {"reboot": True},
+        7,
+    ],
 )
 def test_settings_are_checked(running, wanted):
     status, why = refused(running, "control", wanted)
@@ -121,6 +132,9 @@ def test_what_is_refused(running):
     assert refused(running, "nowhere")[0] == 404
     assert refused(running, "", Host="evil.example:80")[0] == 403
     assert refused(running, "control", {"paused": True}, Origin="http://evil.example")[0] == 403
+    assert refused(running, "stream", **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+    with running.ask("") as page:
+        assert page.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
     assert refused(running, "control", {"paused": "x" * 20_000})[0] == 413
     assert not running.pipeline.paused
 
@@ -136,15 +150,30 @@ def test_a_viewer_that_stops_reading_slows_nothing(running):
     stuck.close()
 
 
+def test_the_page_tells_when_nothing_comes_any_more():
+    with Running() as running:
+        until(lambda: running.pipeline.stats()["finished"])
+        running.pipeline.close()
+        with running.ask("events") as answer:
+            seen = []
+            while len(seen) < 30 and not any("no new picture" in e["note"] for e in seen):
+                line = answer.readline()
+                if line.startswith(b"data: "):
+                    seen.append(json.loads(line.removeprefix(b"data: ")))
+    assert "the source is lost or slow" in seen[-1]["note"]
+    assert seen[-1]["age_ms"] > seen[0]["age_ms"] + 500
+
+
 def test_other_machines_need_the_token():
     with Running("0.0.0.0:0") as running:
         assert "?token=" in running.viewer.url
+        assert "0.0.0.0" not in running.viewer.url
         assert refused(running, "settings")[0] == 403
         assert refused(running, "settings?token=wrong")[0] == 403
         with running.ask(f"settings?token={running.viewer.token}") as answer:
             cookie = answer.headers["Set-Cookie"].split(";")[0]
         assert json.load(running.ask("settings", Cookie=cookie))["source"] == "synthetic"
-        assert refused(running, "settings", Cookie="tfiseg=wrong; other=1")[0] == 403
+        assert refused(running, "settings", Cookie=cookie.split("=")[0] + "=wrong; other=1")[0] == 403
 
 
 @pytest.mark.parametrize("address", ["300.0.0.1:1", "127.0.0.1:99999", "host:port"])
