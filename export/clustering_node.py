@@ -37,6 +37,7 @@ def graft_clustering(
     merge_affinity: float = MERGE_AFFINITY,
     merge_rule: Sequence[float] | None = None,
     centre_radius: float = CENTRE_RADIUS,
+    sharpen: int = 0,
     affinity_offsets: Sequence[tuple[int, int]] = AFFINITY_OFFSETS,
     affinity_stride: int = 1,
     names: Mapping[str, str] | None = None,
@@ -49,7 +50,8 @@ def graft_clustering(
         output_size_hw: (H, W) of the result; default: the grid's size times ``output_scale``.
         affinity_stride: grid pixels per affinity cell.
         names: other names of the outputs, like ``{"logits": "output_0"}``.
-        things, split, min_area, max_instances, merge_affinity, merge_rule, centre_radius, affinity_offsets: as in ``tfiseg.cluster``.
+        things, split, min_area, max_instances, merge_affinity, merge_rule, centre_radius, sharpen, affinity_offsets: as in
+            ``tfiseg.cluster``.
 
     Returns:
         The network with the outputs ``label_map`` int32 (N, H, W), ``semantic_map`` int32 (N, H, W), ``count`` int32 (N,) and ``table``
@@ -73,6 +75,7 @@ def graft_clustering(
         "max_instances": max_instances,
         "merge_affinity": merge_affinity,
         "centre_radius": centre_radius,
+        "sharpen": sharpen,
         **{f"has_{name}": int(taken[name] is not None) for name in _EVIDENCE},
     }
     if things is not None:

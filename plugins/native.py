@@ -17,7 +17,7 @@ from ..errors import TfisegError
 from .neck import EVIDENCE_FEATURES
 from .problem import Clustering, Problem
 
-API_VERSION = 3
+API_VERSION = 4
 ON_CPU = 0
 _KEPT_BYTES = 64 << 20
 _local = threading.local()
@@ -53,6 +53,7 @@ class ProblemStruct(ctypes.Structure):
         ("threads", ctypes.c_int32),
         ("evidence_hidden", ctypes.c_int32),
         ("evidence_rule", ctypes.c_void_p),
+        ("sharpen", ctypes.c_int32),
     ]
 
 
@@ -143,6 +144,7 @@ def problem_struct(problem: Problem, threads: int = 1) -> ProblemStruct:
         threads,
         0 if problem.evidence_rule is None else len(problem.evidence_rule) // (len(EVIDENCE_FEATURES) + 2),
         _address(problem.evidence_rule),
+        problem.sharpen,
     )
 
 

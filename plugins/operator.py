@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..instances import instances_from_table
 from .native import cluster_native
 from .neck import EVIDENCE_FEATURES
-from .problem import CENTRE_RADIUS, IGNORE, MAX_EVIDENCE_HIDDEN, MAX_INSTANCES, MAX_OUT_SIDE, MAX_SIDE, MERGE_AFFINITY, Problem
+from .problem import CENTRE_RADIUS, IGNORE, MAX_EVIDENCE_HIDDEN, MAX_INSTANCES, MAX_OUT_SIDE, MAX_SHARPEN, MAX_SIDE, MERGE_AFFINITY, Problem
 
 Split = str | float | Mapping[int, float]
 
@@ -23,6 +23,7 @@ _NEAR = ((0, 1), (1, 0), (0, 3), (3, 0), (3, 3), (3, -3))
 _FAR = ((0, 8), (8, 0), (6, 6), (6, -6), (0, 16), (16, 0), (12, 12), (12, -12))
 AFFINITY_OFFSETS = _NEAR + _FAR
 MIN_AREA_PX = 25
+SHARPEN = 6  # grid pixels, with the boundaries of tfiseg's own networks: less moves too little, more gains no outline (docs/benchmarks)
 
 
 def cluster(
@@ -38,6 +39,7 @@ def cluster(
     merge_affinity: float = MERGE_AFFINITY,
     merge_rule: ArrayLike | None = None,
     centre_radius: float = CENTRE_RADIUS,
+    sharpen: int = 0,
     min_area: int = MIN_AREA_PX,
     max_instances: int = MAX_INSTANCES,
     output_size_hw: tuple[int, int] | None = None,
@@ -62,6 +64,7 @@ def cluster(
         merge_rule: float (hidden * 19 + 1,), weights of a learned rule that decides from shape, affinity and boundary together; it
             belongs to the network that made the affinities (csrc/tfiseg.h, evidence_rule). Default: ``merge_affinity``.
         centre_radius: given displacements shorter than this mark centres; grid pixels.
+        sharpen: with a boundary: move cuts onto it within so many grid pixels, 0..32 (0: they stay where the shape has them).
         min_area: smaller instances are dropped; pixels of the result.
         max_instances: at most this many are kept, the largest.
         output_size_hw: (H, W) of the result, with logits; default: the grid's.
@@ -128,6 +131,7 @@ def cluster(
             evidence_rule=_merge_rule(merge_rule, links is not None),
             merge_affinity=merge_affinity,
             centre_radius=centre_radius,
+            sharpen=_band(sharpen, boundary is not None),
             min_area=int(min_area),
             max_instances=max_instances,
             **maps,
@@ -236,6 +240,14 @@ def _merge_rule(value: ArrayLike | None, has_affinity: bool) -> NDArray[np.float
     if not _is_finite(rule):
         raise InputError("merge_rule contains NaN or infinity")
     return rule
+
+
+def _band(width: int, has_boundary: bool) -> int:
+    if not (isinstance(width, Integral) and 0 <= width <= MAX_SHARPEN):
+        raise InputError(f"sharpen must lie in 0..{MAX_SHARPEN} grid pixels, got {width!r}")
+    if width and not has_boundary:
+        raise InputError("sharpen moves cuts onto a boundary: give boundary as well")
+    return int(width)
 
 
 def _stride(shape: Sequence[int], h: int, w: int, name: str) -> int:

@@ -13,6 +13,7 @@ MAX_SIDE = 4096  # of the grid
 MAX_OUT_SIDE = 32_767  # of the label map
 MAX_INSTANCES = 65_535
 MAX_EVIDENCE_HIDDEN = 64
+MAX_SHARPEN = 32
 TABLE_COLUMNS = ("class", "score", "x0", "y0", "x1", "y1", "area", "cx", "cy", "flags")
 FLAG_TOUCHES_EDGE = 1
 MERGE_AFFINITY = 0.3  # a trial's best; 0.2 to 0.35 is flat (docs/benchmarks)
@@ -34,6 +35,7 @@ class Problem:
         affinity_stride: grid pixels per affinity cell.
         scores: float32 (N, h, w) in [0, 1], or None.
         evidence_rule: float32 (hidden * 19 + 1,), with affinity; in the order of tfiseg.h. None: the mean affinity decides.
+        sharpen: with boundary: cuts move onto it within so many grid pixels, 0..32; 0: they stay where the shape has them.
         things: uint8 (256,), 1 = countable.
         split: float64 (256,), saddle / peak ratio per class at or above which a neck is no neck; NaN = decided from shape.
         min_area: pixels of the label map.
@@ -53,6 +55,7 @@ class Problem:
     affinity_stride: int = 1
     scores: NDArray[np.float32] | None = None
     evidence_rule: NDArray[np.float32] | None = None
+    sharpen: int = 0
     merge_affinity: float = MERGE_AFFINITY
     centre_radius: float = CENTRE_RADIUS
     min_area: int = 0

@@ -19,6 +19,7 @@ from .problem import FLAG_TOUCHES_EDGE, Clustering, Problem
 FAR_SQUARED = 1 << 26  # no pixel of another class in the picture
 BOUNDARY_RATIO = 1.0  # as kBoundaryRatio and kBoundaryLogits in merge.h
 BOUNDARY_LOGITS = 8.0
+_BOUNDARY_COST, _UNREACHED = 10, 1 << 30  # as in sharpen.h
 _FORWARD = ((0, 1), (1, -1), (1, 0), (1, 1))
 _AROUND = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 # edge columns: a, b, saddle, contact, boundary sum, affinity sum, affinity count
@@ -333,7 +334,47 @@ def _grid_labels(problem: Problem, index: int, semantic: NDArray[np.uint8]) -> N
     every = np.concatenate(rows)
     into = agglomerate(problem, regions, _edge_rows(every[:, 0], every[:, 1], every[:, 2:]))
     least = problem.min_area if problem.logits is None else 0  # with logits, areas are those at full resolution
-    return _numbered(np.concatenate([[0], into + 1])[region_map], least, problem.max_instances)
+    label = np.concatenate([[0], into + 1])[region_map]
+    if problem.sharpen:
+        assert problem.boundary is not None
+        label = sharpened(label, cls, problem.boundary[index], problem.sharpen)
+    return _numbered(label, least, problem.max_instances)
+
+
+def sharpened(label: NDArray[np.int64], cls: NDArray[np.uint8], boundary: NDArray[np.float32], width: int) -> NDArray[np.int64]:
+    """Labels (h, w) with their cuts moved onto the boundary (TFISeg's semantic-aware propagation, with few local iterations).
+
+    A cut runs along a ridge of the mask's shape. In a band around it labels are let go and spread again from both sides, step by step,
+    slower where the boundary is likely; where the two fronts meet is the new cut. Ties go to the label whose first pixel comes first.
+    """
+    h, w = label.shape
+    sides = [_shifted(h, w, dy, dx) for dy, dx in ((-1, 0), (0, -1), (0, 1), (1, 0))]
+    cut = np.zeros((h, w), bool)
+    for here, there in sides:
+        cut[here] |= (label[here] > 0) & (label[there] > 0) & (label[here] != label[there]) & (cls[here] == cls[there])
+    band = np.zeros((h, w), bool)
+    for dy in range(-width, width + 1):
+        for dx in range(-width, width + 1):
+            if dy * dy + dx * dx <= width * width + width and abs(dy) < h and abs(dx) < w:
+                here, there = _shifted(h, w, dy, dx)
+                band[here] |= cut[there] & (label[here] > 0) & (cls[here] == cls[there])
+    held = np.bincount(label[~band], minlength=int(label.max(initial=0)) + 1) > 0
+    free = band & held[label]
+    values, first = np.unique(label, return_index=True)
+    order = np.zeros(len(held), np.int64)
+    order[values] = first
+    cost = 1 + ((to_fixed(boundary) * _BOUNDARY_COST + (1 << 15)) >> 16)
+    distance = np.where(free, _UNREACHED, 0)
+    for _ in range(2 * width):
+        best, winner = distance.copy(), label.copy()
+        for here, there in sides:
+            steps = distance[there] + cost[here]
+            known = free[here] & (label[there] > 0) & (cls[here] == cls[there]) & (distance[there] < _UNREACHED)
+            earlier = (steps == best[here]) & (order[label[there]] < order[winner[here]])
+            nearer = known & ((steps < best[here]) | earlier)
+            best[here], winner[here] = np.where(nearer, steps, best[here]), np.where(nearer, label[there], winner[here])
+        distance, label = best, winner
+    return label
 
 
 def _numbered(label: NDArray[np.int64], min_area: int, max_instances: int) -> NDArray[np.int64]:

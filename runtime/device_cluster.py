@@ -34,12 +34,13 @@ class Asked:
     max_instances: int
     affinity_offsets: NDArray[np.int32]
     merge_rule: NDArray[np.float32] | None
+    sharpen: int = 0
 
     @functools.cached_property
     def key(self) -> tuple[Any, ...]:
         rule = b"" if self.merge_rule is None else self.merge_rule.tobytes()
         arrays = (self.things.tobytes(), self.split.tobytes(), self.affinity_offsets.tobytes(), rule)
-        return (self.out_hw, self.min_area, self.max_instances, *arrays)
+        return (self.out_hw, self.min_area, self.max_instances, self.sharpen, *arrays)
 
 
 @functools.cache
@@ -99,6 +100,7 @@ class DeviceClusterer:
             threads=1,
             evidence_hidden=0 if rule is None else len(rule) // (len(EVIDENCE_FEATURES) + 2),
             evidence_rule=None if rule is None else rule.ctypes.data,
+            sharpen=asked.sharpen if boundary else 0,
         )
         size = int(self._library.tfiseg_workspace_size(ctypes.byref(self._problem), _ON_CUDA))
         if not size:

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..instances import Instances
-from ..plugins.operator import cluster
+from ..plugins.operator import SHARPEN, cluster
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
 from .joins import MIN_CELLS, Pieces, rule_log_odds
-from .outline import sharpened
 from .sessions import DEFAULT_PROVIDERS
 from .views import VIEW_PX, View, cut, cut_mask, sample, solidity, view_of, window
 
@@ -101,11 +100,12 @@ class Refiner:
             boundary=maps.boundary[own, 0],
             affinity_offsets=self.session.affinity_offsets,
             merge_rule=self.session.rules.get("merge"),
+            sharpen=SHARPEN,
             min_area=0,
             threads=self.threads,
         )
         for k, cut_up in zip(own, cuts, strict=True):
-            labels[k] = sharpened(cut_up.label_map, maps.boundary[k, 0].repeat(2, 0).repeat(2, 1)) if len(cut_up) > 1 else cut_up.label_map
+            labels[k] = cut_up.label_map
         return labels
 
 

@@ -94,6 +94,7 @@ class Segmenter:
         self.max_instances = max_instances
         self.threads = threads or None
         self._merge_rule = parameters.get("merge_rule")
+        self._sharpen = int(parameters.get("sharpen", 0))
         if refine == "frame" and not self.session.has("affinity"):
             raise ModelError(f"{self.session.path} has no instance heads: `tfiseg train frame --model {self.session.path}` adds them")
         self.refiner = Refiner(instance_model, threads=threads, providers=providers) if refine == "components" else None
@@ -142,7 +143,9 @@ class Segmenter:
         offsets = np.ascontiguousarray(self._affinity_offsets, np.int32)
         rule = None if self._merge_rule is None else np.ascontiguousarray(self._merge_rule, np.float32)
         most = min(self.max_instances, MOST_INSTANCES)
-        asked = Asked(size_hw, thing_flags(self.things), split_table(self.split), self._least_area(size_hw), most, offsets, rule)
+        asked = Asked(
+            size_hw, thing_flags(self.things), split_table(self.split), self._least_area(size_hw), most, offsets, rule, self._sharpen
+        )
         found = session.cluster(image, asked)
         label_map, semantic_map, table = found.label_map[0], found.semantic_map[0], found.table[0]
         if label_map.shape != size_hw:  # the operator inside the engine works on a grid of its own
@@ -195,6 +198,7 @@ class Segmenter:
             affinity=maps["affinity"][0] if "affinity" in maps else None,
             affinity_offsets=self._affinity_offsets,
             merge_rule=self._merge_rule if "affinity" in maps else None,
+            sharpen=self._sharpen if "boundary" in maps else 0,
             things=self.things,
             split=self.split if split is None else split,
             min_area=self._least_area((height, width)),

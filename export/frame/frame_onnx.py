@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from ...errors import ModelError
-from ...plugins.operator import AFFINITY_OFFSETS
+from ...plugins.operator import AFFINITY_OFFSETS, SHARPEN
 from ...runtime.sessions import METADATA_KEY
 from ..agreement import check_frames
 from ..half_weights import stored_as_half
@@ -78,6 +78,7 @@ def export_frame(
     metadata |= {"name": output.stem, "stride": taps[0].stride // FINER, "instance_training_data": training_data}
     offsets = [list(o) for o in AFFINITY_OFFSETS]
     metadata["clustering"] = {**metadata.get("clustering", {}), "affinity_offsets": offsets, "affinity_stride": FINER}
+    metadata["clustering"]["sharpen"] = SHARPEN
     if merge_rule is not None:
         metadata["clustering"]["merge_rule"] = rounded(merge_rule)
     metadata["weights_sha256"] = hashlib.sha256(b"".join(sorted(i.raw_data for i in whole.graph.initializer))).hexdigest()

@@ -13,6 +13,7 @@
 #include "field.h"
 #include "graph.h"
 #include "launch.h"
+#include "sharpen.h"
 #include "tfiseg.h"
 #include "upsample.h"
 
@@ -100,24 +101,56 @@ class Picture {
         const std::vector<int32_t> into = Agglomeration(regions, table_.edges, rule).run();
         std::vector<int32_t> roots;
         for (size_t i = 0; i < into.size(); ++i)
-            if (into[i] == int32_t(i) && (logits_ || regions[i].area >= p_.min_area)) roots.push_back(int32_t(i));
+            if (into[i] == int32_t(i)) roots.push_back(int32_t(i));
         // regions are in raster order of their first pixels, and a union keeps its smallest: so are the roots
+        const bool sharp = p_.sharpen && roots.size() > 1;
+        if (sharp) sharpen(into, roots);
+        if (!logits_) roots.erase(std::remove_if(roots.begin(), roots.end(), [this](int32_t r) { return regions[size_t(r)].area < p_.min_area; }), roots.end());
         if (roots.size() > size_t(p_.max_instances)) {
             const auto larger = [&](int32_t a, int32_t b) {
                 const int64_t area_a = regions[size_t(a)].area, area_b = regions[size_t(b)].area;
-                return area_a != area_b ? area_a > area_b : a < b;
+                return area_a != area_b ? area_a > area_b : regions[size_t(a)].first < regions[size_t(b)].first;
             };
             std::nth_element(roots.begin(), roots.begin() + p_.max_instances, roots.end(), larger);
             roots.resize(size_t(p_.max_instances));
-            std::sort(roots.begin(), roots.end());
+            std::sort(roots.begin(), roots.end(), [this](int32_t a, int32_t b) { return regions[size_t(a)].first < regions[size_t(b)].first; });
         }
         std::vector<int32_t> of_region(regions.size(), 0), number(regions.size() + 1, 0);
         for (size_t k = 0; k < roots.size(); ++k) {
             of_region[size_t(roots[k])] = int32_t(k) + 1;
             instances.push_back(regions[size_t(roots[k])]);
         }
-        for (size_t i = 0; i < rank_.size(); ++i) number[i + 1] = of_region[size_t(into[size_t(rank_[i])])];
+        // after sharpening, the map holds unions already
+        for (size_t i = 0; i < rank_.size(); ++i) number[i + 1] = of_region[sharp ? i : size_t(into[size_t(rank_[i])])];
         renumber(map_, h_, w_, number);
+    }
+
+    // Move the cuts between unions; leaves unions + 1 in the map, their sums in the regions, and the roots in raster order.
+    void sharpen(const std::vector<int32_t> &into, std::vector<int32_t> &roots) {
+        std::vector<int32_t> united(rank_.size() + 1, 0);
+        for (size_t i = 0; i < rank_.size(); ++i) united[i + 1] = into[size_t(rank_[i])] + 1;
+        renumber(map_, h_, w_, united);
+        const size_t pixels = static_cast<size_t>(n_);
+        std::vector<uint8_t> band(pixels, uint8_t(0));
+        std::vector<int32_t> held(regions.size(), 0), other(pixels), near(pixels), next_near(pixels), free;
+        const auto each = [this](const auto &phase) {
+            for (int32_t i = 0; i < int32_t(n_); ++i) phase(i);
+        };
+        each(MarkBand{h_, w_, p_.sharpen, cls_, map_, band.data()});
+        each(HoldFast{map_, band.data(), held.data()});
+        const auto append = [&free](int32_t i) { free.push_back(i); };
+        each(Release<decltype(append)>{map_, band.data(), held.data(), other.data(), {near.data(), next_near.data()}, append});
+        if (free.empty()) return;
+        int32_t *maps[2] = {map_, other.data()}, *distance[2] = {near.data(), next_near.data()};
+        for (int32_t step = 0; step < 2 * p_.sharpen; ++step) {
+            const int32_t now = step & 1, next = 1 - now;
+            const Spread<const float *> spread = {h_, w_, cls_, boundary_, regions.data(), maps[now], distance[now], maps[next], distance[next]};
+            for (const int32_t i : free) spread(i);
+        }
+        std::vector<Region> sums(regions.size(), kEmptyRegion);
+        add_runs(map_, cls_, fixed_scores_, w_, 0, h_, sums.data());
+        regions = std::move(sums);
+        std::sort(roots.begin(), roots.end(), [this](int32_t a, int32_t b) { return regions[size_t(a)].first < regions[size_t(b)].first; });
     }
 
     // Run by run: most runs are background or keep their number, and are only read.

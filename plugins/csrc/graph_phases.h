@@ -2,6 +2,7 @@
 // As in grid_phases.h, one struct is one phase, called once per item in any order.
 #pragma once
 #include "grid_phases.h"
+#include "sharpen.h"
 #include "upsample.h"
 
 namespace tfiseg {
@@ -126,6 +127,49 @@ struct Statistics {
             const int32_t number = root < 0 ? 0 : map[root];
             if (root != i) map[i] = number;
             sum.pixel(number, x, i, fixed_scores ? fixed_scores[i] : 0);
+        }
+        sum.finish();
+    }
+};
+
+// For moved cuts (sharpen.h): what was counted of regions is counted anew of unions.
+struct NoneHeld {
+    int32_t *held;
+    TFISEG_HD void operator()(int32_t r) const { held[r] = 0; }
+};
+
+struct ForgetSums {
+    Region *regions;
+
+    TFISEG_HD void operator()(int32_t r) const {
+        const int64_t class_id = regions[r].class_id;
+        regions[r] = kEmptyRegion;
+        regions[r].class_id = class_id;
+    }
+};
+
+struct SpreadReleased {
+    Spread<Values> spread;
+    const int32_t *released;
+    TFISEG_HD void operator()(int32_t k) const { spread(released[k]); }
+};
+
+// One item is a strip.
+struct UnionSums {
+    Grid grid;
+    const uint16_t *fixed_scores;  // or NULL
+    const int32_t *map;
+    Region *regions;
+
+    TFISEG_HD int32_t strips() const { return (grid.w + kStrip - 1) / kStrip; }
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t row = k / strips(), begin = k % strips() * kStrip;
+        const int32_t end = begin + kStrip < grid.w ? begin + kStrip : grid.w;
+        StripSum sum(regions, row % grid.h);
+        for (int32_t x = begin; x < end; ++x) {
+            const int32_t i = row * grid.w + x;
+            sum.pixel(map[i], x, i, fixed_scores ? fixed_scores[i] : 0);
         }
         sum.finish();
     }

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "graph_phases.h"
+#include "sharpen.h"
 #include "tfiseg.h"
 
 namespace tfiseg {
@@ -71,6 +72,8 @@ struct Plan {
     Edge *edges[2];
     double *scores[2];
     uint64_t *pairs;
+    uint8_t *band;
+    int32_t *other, *distance[2], *released;
 
     Plan(const tfiseg_problem &p, void *workspace) {
         grid = {p.batch, p.height, p.width};
@@ -126,6 +129,13 @@ struct Plan {
             scores[k] = room.take<double>(edge_room);
         }
         pairs = room.take<uint64_t>(edge_room);
+        room.back_to(shared);
+        if (p.sharpen) {
+            band = room.take<uint8_t>(n);
+            other = room.take<int32_t>(n);
+            for (int32_t k : {0, 1}) distance[k] = room.take<int32_t>(n);
+            released = room.take<int32_t>(n);
+        }
         bytes = room.bytes();
     }
 
@@ -197,6 +207,34 @@ void merge_regions(Executor &run, const Plan &plan, const tfiseg_problem &p) {
                               plan.changed, plan.counters});
 }
 
+struct AppendTo {
+    int32_t *list, *count;
+    TFISEG_HD void operator()(int32_t i) const { append(list, count, i); }
+};
+
+template <class Executor>
+void sharpen_cuts(Executor &run, const Plan &plan, const tfiseg_problem &p) {
+    const Grid &grid = plan.grid;
+    const int64_t n = grid.pixels();
+    const Values boundary = {p.boundary, p.value_type == TFISEG_FLOAT16};
+    run.each(n, Unite{plan.into, plan.map, plan.band});
+    run.each_counted(&plan.counters->regions, plan.region_room, NoneHeld{plan.changed});
+    run.each(n, MarkBand{grid.h, grid.w, p.sharpen, plan.cls, plan.map, plan.band});
+    run.each(n, HoldFast{plan.map, plan.band, plan.changed});
+    run.each(n, Release<AppendTo>{plan.map, plan.band, plan.changed, plan.other, {plan.distance[0], plan.distance[1]},
+                                  {plan.released, &plan.counters->released}});
+    int32_t *maps[2] = {plan.map, plan.other};
+    for (int32_t step = 0; step < 2 * p.sharpen; ++step) {
+        const int32_t now = step & 1, next = 1 - now;
+        run.each_counted(&plan.counters->released, n,
+                         SpreadReleased{{grid.h, grid.w, plan.cls, boundary, plan.regions, maps[now], plan.distance[now], maps[next], plan.distance[next]},
+                                        plan.released});
+    }
+    run.each_counted(&plan.counters->regions, plan.region_room, ForgetSums{plan.regions});
+    const UnionSums sums = {grid, plan.fixed_scores, plan.map, plan.regions};
+    run.each(int64_t(grid.pictures) * grid.h * sums.strips(), sums);
+}
+
 // label_map, count and table as in tfiseg_result; one of the semantic maps may be given.
 template <class Executor>
 void write_result(Executor &run, const Plan &plan, const tfiseg_problem &p, const tfiseg_result &result) {
@@ -227,6 +265,7 @@ void cluster_on(Executor &run, const tfiseg_problem &p, const tfiseg_result &res
     const Plan plan(p, result.workspace);
     find_basins(run, plan, p);
     merge_regions(run, plan, p);
+    if (p.sharpen) sharpen_cuts(run, plan, p);
     write_result(run, plan, p, result);
 }
 

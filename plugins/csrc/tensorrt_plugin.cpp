@@ -43,7 +43,7 @@ struct Fields {
     std::vector<int32_t> things, affinity_offsets_yx, output_size;
     std::vector<float> split = {-1.0f}, merge_rule;
     int32_t has_displacement = 0, has_boundary = 0, has_affinity = 0;
-    int32_t min_area = 25, max_instances = 256, affinity_stride = 1, output_scale = 1;
+    int32_t min_area = 25, max_instances = 256, affinity_stride = 1, output_scale = 1, sharpen = 0;
     float merge_affinity = 0.3f, centre_radius = 2.5f;
 
     // Calls visit(name, value) for every field; a value is an int32_t, a float or a vector of them.
@@ -56,6 +56,7 @@ struct Fields {
         visit("merge_affinity", self.merge_affinity);
         visit("merge_rule", self.merge_rule);
         visit("centre_radius", self.centre_radius);
+        visit("sharpen", self.sharpen);
         visit("affinity_offsets_yx", self.affinity_offsets_yx);
         visit("affinity_stride", self.affinity_stride);
         visit("has_displacement", self.has_displacement);
@@ -81,6 +82,8 @@ struct Fields {
         if (!(merge_affinity >= 0.0f && merge_affinity <= 1.0f)) return "merge_affinity must lie in 0..1";
         if (!(centre_radius >= 0.0f && centre_radius < 1e6f)) return "centre_radius must not be negative";
         if (!is_flag(has_displacement) || !is_flag(has_boundary) || !is_flag(has_affinity)) return "has_displacement, has_boundary and has_affinity are 0 or 1";
+        if (sharpen < 0 || sharpen > TFISEG_MAX_SHARPEN) return "sharpen must lie in 0..32, got " + std::to_string(sharpen);
+        if (sharpen && !has_boundary) return "sharpen moves cuts onto a boundary: it needs has_boundary";
         if (affinity_stride < 1) return "affinity_stride must be at least 1, got " + std::to_string(affinity_stride);
         if (affinity_offsets_yx.size() % 2) return "affinity_offsets_yx: pairs (dy, dx) are wanted";
         if (has_affinity && affinity_offsets_yx.empty()) return "has_affinity needs affinity_offsets_yx";
@@ -308,6 +311,7 @@ class Plugin final : public nvinfer1::IPluginV3,
         p.split = split_;
         p.merge_affinity = fields_.merge_affinity;
         p.centre_radius = fields_.centre_radius;
+        p.sharpen = fields_.sharpen;
         p.min_area = fields_.min_area;
         p.max_instances = fields_.max_instances;
         p.threads = 1;

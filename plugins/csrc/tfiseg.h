@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define TFISEG_API_VERSION 3
+#define TFISEG_API_VERSION 4
 #define TFISEG_MAX_SIDE 4096      /* of the grid that is clustered */
 #define TFISEG_MAX_OUT_SIDE 32767 /* of the label map, with logits */
 #define TFISEG_MAX_INSTANCES 65535
@@ -30,6 +30,7 @@ extern "C" {
 #define TFISEG_MAX_CUDA_AFFINITY_CHANNELS 32
 #define TFISEG_EVIDENCE_FEATURES 17
 #define TFISEG_MAX_EVIDENCE_HIDDEN 64
+#define TFISEG_MAX_SHARPEN 32
 #define TFISEG_COUNT_OVERFLOW (-1) /* as a count, on a GPU: more regions or edges than there is room for (plugins/README.md) */
 #define TFISEG_TABLE_COLUMNS 10 /* class, score, x0, y0, x1, y1, area, centroid x, centroid y, flags */
 #define TFISEG_FLAG_TOUCHES_EDGE 1 /* the instance touches the picture's border, so it may go on outside */
@@ -78,6 +79,7 @@ typedef struct tfiseg_problem {
     /* With affinity: a network that decides which basins are one object, from the 17 features in merge.h. hidden x 17 weights, hidden
      * biases, hidden output weights, output bias; above 0 is one object. It belongs to the network that makes the affinities. */
     const float *evidence_rule;
+    int32_t sharpen; /* with boundary: cuts move onto it within so many grid pixels, 0..32; 0: they stay where the shape has them */
 } tfiseg_problem;
 
 typedef struct tfiseg_result {

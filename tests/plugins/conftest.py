@@ -60,6 +60,8 @@ def make_problem(seed: int) -> Problem:
     for name in ("boundary", "scores"):
         if rng.random() < 0.4:
             more[name] = rounded(rng.random((n, h, w)))
+    if "boundary" in more and rng.random() < 0.6:
+        more["sharpen"] = int(rng.integers(1, 8))
     split = np.full(256, rng.choice([np.nan, 0, 0.4, 0.9, 1.0]))
     if seed % 2:
         return Problem(maps, None, (h, w), flags, split, **more)

@@ -106,6 +106,7 @@ bool run(uint32_t seed) {
         }
     }
 
+    if (p.boundary && below(2)) p.sharpen = 1 + below(8);
     Answer cpu(p), gpu(p);
     std::vector<char> room(size_t(tfiseg_workspace_size(&p, TFISEG_ON_CPU)));
     cpu.result.workspace = room.data();

@@ -247,6 +247,8 @@ int main(int argc, char **argv) {
         {{"output_size", &min_area, PluginFieldType::kINT32, 1}, "(height, width)"},
         {{"has_affinity", &yes, PluginFieldType::kINT32, 1}, "has_affinity needs affinity_offsets_yx"},
         {{"merge_rule", split, PluginFieldType::kFLOAT32, 1}, "it needs has_affinity"},
+        {{"sharpen", &yes, PluginFieldType::kINT32, 1}, "it needs has_boundary"},
+        {{"sharpen", &bad, PluginFieldType::kINT32, 1}, "0..32"},
         {{"max_instances", &bad, PluginFieldType::kINT32, 1}, "1..65535"},
         {{"things", &bad, PluginFieldType::kINT32, 1}, "class ids are 0..254"},
     };

@@ -1,0 +1,118 @@
+// Cuts that lie where the boundary is likely: TFISeg's last step, semantic-aware propagation, with few local iterations.
+//
+// A cut between two unions runs along a ridge of the mask's shape. In a band around it labels are let go and spread again from both
+// sides, step by step, slower where the boundary is likely; where the two fronts meet is the new cut. Distances are integers, and ties go
+// to the union with the smaller first pixel: no order shows. As in grid_phases.h, one struct is one phase, called once per item in any
+// order; the CPU calls the same ones. Moved per call: 14 bytes a pixel, and about 40 a pixel of the band per step.
+#pragma once
+#include "merge.h"
+#include "values.h"
+
+namespace tfiseg {
+
+constexpr int32_t kBoundaryCost = 10;  // crossing a sure boundary takes as long as so many further pixels
+constexpr int32_t kUnreached = 1 << 30;
+
+// A pixel's four neighbours: up, left, right, down; f(j) for each that lies in the picture.
+template <class F>
+TFISEG_HD void around(int32_t i, int32_t h, int32_t w, const F &f) {
+    const int32_t row = i / w, x = i - row * w, y = row % h;
+    if (y > 0) f(i - w);
+    if (x > 0) f(i - 1);
+    if (x + 1 < w) f(i + 1);
+    if (y + 1 < h) f(i + w);
+}
+
+// Unions in place of regions: map holds region + 1 before and union + 1 after; no pixel is in the band yet.
+struct Unite {
+    const int32_t *into;
+    int32_t *map;    // in, out
+    uint8_t *band;   // out: 0
+
+    TFISEG_HD void operator()(int32_t i) const {
+        band[i] = 0;
+        int32_t r = map[i] - 1;
+        while (r >= 0 && into[r] != r) r = into[r];
+        map[i] = r + 1;
+    }
+};
+
+// Pixels within `width` of a pixel of their class that touches another union of it.
+struct MarkBand {
+    int32_t h, w, width;
+    const uint8_t *cls;
+    const int32_t *map;
+    uint8_t *band;  // out: 1; several may write it
+
+    TFISEG_HD void operator()(int32_t i) const {
+        if (!map[i]) return;
+        bool cut = false;
+        around(i, h, w, [&](int32_t j) { cut = cut || (map[j] && map[j] != map[i] && cls[j] == cls[i]); });
+        if (!cut) return;
+        const int32_t row = i / w, x = i - row * w, y = row % h;
+        for (int32_t dy = -width; dy <= width; ++dy) {
+            if (y + dy < 0 || y + dy >= h) continue;
+            for (int32_t dx = -width; dx <= width; ++dx) {
+                if (dy * dy + dx * dx > width * width + width || x + dx < 0 || x + dx >= w) continue;
+                const int32_t j = i + dy * w + dx;
+                if (map[j] && cls[j] == cls[i]) put(band + j, uint8_t(1));
+            }
+        }
+    }
+};
+
+// Unions that have a pixel outside the band: the others stay as they are.
+struct HoldFast {
+    const int32_t *map;
+    const uint8_t *band;
+    int32_t *held;  // in: 0 for every region; out: 1
+
+    TFISEG_HD void operator()(int32_t i) const {
+        if (map[i] && !band[i] && !peek(held + map[i] - 1)) put(held + map[i] - 1, 1);
+    }
+};
+
+// Lets the band's pixels go. Appended(i) is called for each.
+template <class Appended>
+struct Release {
+    const int32_t *map;
+    const uint8_t *band;
+    const int32_t *held;
+    int32_t *other;        // out: map
+    int32_t *distance[2];  // out
+    Appended appended;
+
+    TFISEG_HD void operator()(int32_t i) const {
+        const bool free = map[i] && band[i] && held[map[i] - 1];
+        other[i] = map[i];
+        distance[0][i] = distance[1][i] = free ? kUnreached : 0;
+        if (free) appended(i);
+    }
+};
+
+// One step: each pixel that was let go takes the nearest union among its neighbours and itself.
+template <class Boundary>
+struct Spread {
+    int32_t h, w;
+    const uint8_t *cls;
+    Boundary boundary;
+    const Region *regions;  // of which `first` orders unions
+    const int32_t *map, *distance;
+    int32_t *next_map, *next_distance;  // out
+
+    TFISEG_HD void operator()(int32_t i) const {
+        const int32_t cost = 1 + ((to_fixed(boundary[i]) * kBoundaryCost + (1 << 15)) >> 16);
+        int32_t best = distance[i], winner = map[i];
+        around(i, h, w, [&](int32_t j) {
+            if (!map[j] || cls[j] != cls[i] || distance[j] == kUnreached) return;
+            const int32_t there = distance[j] + cost;
+            if (there > best || (there == best && !(regions[map[j] - 1].first < regions[winner - 1].first))) return;
+            best = there;
+            winner = map[j];
+        });
+        next_distance[i] = best;
+        next_map[i] = winner;
+    }
+};
+
+}  // namespace tfiseg
