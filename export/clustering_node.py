@@ -75,11 +75,12 @@ def graft_clustering(
         "max_instances": max_instances,
         "merge_affinity": merge_affinity,
         "centre_radius": centre_radius,
-        "sharpen": sharpen,
         **{f"has_{name}": int(taken[name] is not None) for name in _EVIDENCE},
     }
     if things is not None:
         attributes["things"] = sorted({int(c) for c in things if 0 < int(c) < IGNORE}) or [0]  # [0]: none
+    if taken["boundary"] is not None:
+        attributes["sharpen"] = sharpen
     if taken["affinity"] is not None:
         attributes |= {"affinity_offsets_yx": [int(v) for pair in affinity_offsets for v in pair], "affinity_stride": affinity_stride}
         if merge_rule is not None:
