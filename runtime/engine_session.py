@@ -50,23 +50,32 @@ class EngineSession(GpuSession):
             self._runtime: trt.Runtime = module.Runtime(self._logger)
             if made.get("version_compatible"):
                 self._runtime.engine_host_code_allowed = True  # such a plan carries the runtime that it was built with
-            engine = self._runtime.deserialize_cuda_engine(plan)
+            engine = _deserialised(self._runtime, plan)
             if engine is None:
                 why = "; ".join(said[-3:]) or "no reason given"
                 raise EngineError(f"{made['flavour']} {module.__version__} doesn't take {path}: {why}")
-            self._engine: trt.ICudaEngine = engine
-            names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]
-            outputs = [n for n in names if engine.get_tensor_mode(n) == module.TensorIOMode.OUTPUT]
-            types = {n: _dtype(module, engine.get_tensor_dtype(n)) for n in outputs}
-            least, _, most = map(sizes_of, engine.get_tensor_profile_shape("frame", 0))
+            self._engine = engine
+            types, sizes = _interface(module, engine)
             self._cache = _RuntimeCache(module, engine, plan)
             lanes = [(self._cache.context(), cuda.stream()) for _ in range(FRAMES_IN_FLIGHT)]
-        sizes = ((least[1], least[2]), (most[1], most[2]))
         super().__init__(path, ModelInfo.from_json(json.dumps(record["model"]), str(path)), cuda, lanes, types, sizes, graphs)
 
     def set_up(self) -> None:
         """Keep RTX's compiled kernels for the next start."""
         self._cache.save()
+
+
+# typed parameters, so that each call is checked against TensorRT's stubs (tests/export/test_tensorrt_types.py)
+def _deserialised(runtime: trt.Runtime, plan: bytes) -> trt.ICudaEngine | None:
+    return runtime.deserialize_cuda_engine(plan)
+
+
+def _interface(module: Any, engine: trt.ICudaEngine) -> tuple[dict[str, np.dtype[Any]], tuple[tuple[int, int], tuple[int, int]]]:
+    """Types of the outputs by name; smallest and largest frame (H, W)."""
+    names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]
+    outputs = [n for n in names if engine.get_tensor_mode(n) == module.TensorIOMode.OUTPUT]
+    least, _, most = map(sizes_of, engine.get_tensor_profile_shape("frame", 0))
+    return {n: _dtype(module, engine.get_tensor_dtype(n)) for n in outputs}, ((least[1], least[2]), (most[1], most[2]))
 
 
 class _RuntimeCache:
