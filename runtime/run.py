@@ -36,24 +36,20 @@ def run(
     frames = source if isinstance(source, Source) else open_source(source)
     writer = RunWriter(out, frames)
     with frames:
+        pipeline = Pipeline(
+            frames,
+            segmenter,
+            policy=policy,
+            nth=nth,
+            workers=workers,
+            tracker=tracker,
+            draw=True,
+            sinks=[writer],
+            max_frames=max_frames,
+        )
         total = frames.frame_count if max_frames is None else min(max_frames, frames.frame_count or max_frames)
-        bar = tqdm(total=total, unit="frame", desc="tfiseg run", mininterval=0.5, disable=quiet)
         try:
-            with (
-                bar,
-                writer,
-                Pipeline(
-                    frames,
-                    segmenter,
-                    policy=policy,
-                    nth=nth,
-                    workers=workers,
-                    tracker=tracker,
-                    draw=True,
-                    sinks=[writer],
-                    max_frames=max_frames,
-                ) as pipeline,
-            ):
+            with tqdm(total=total, unit="frame", desc="tfiseg run", mininterval=0.5, disable=quiet) as bar, writer, pipeline:
                 for _ in pipeline:
                     bar.update()
         except (PipelineError, OutputError) as stopped:

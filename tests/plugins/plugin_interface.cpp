@@ -259,7 +259,7 @@ int main(int argc, char **argv) {
 
     // serialise -> create -> equal, and clones too
     const PluginFieldCollection *saved = runtime->getFieldsToSerialize();
-    expect(saved->nbFields == 14, "every field is saved");
+    expect(saved->nbFields == 15, "every field is saved");
     IPluginV3 *again = creator->createPlugin("node", saved, TensorRTPhase::kRUNTIME);
     expect(again && fields_of(again) == fields_of(plugin), "what is saved makes the same plugin");
     IPluginV3 *twin = plugin->clone(), *attached = runtime->attachToContext(nullptr);
