@@ -150,15 +150,31 @@ def soak(args):
 
 
 def cycles(args):
-    """Start and stop, many times."""
+    """Start and stop, many times; the first third warms the allocator up, whose memory each new thread gets a share of."""
     segmenter = tfiseg.Segmenter()
-    count = args.frames or 500
+    count = args.frames or 1500
     for k in range(count):
         with tfiseg.Pipeline(SyntheticCamera((96, 128)), segmenter, draw=True) as pipeline:
             next(iter(pipeline))
-        if k == count // 10:
+        if k + 1 == count // 3:
             before = state()
-    return {"cycles": count, "after_a_tenth": before, "after_all": state()}
+    return {"cycles": count, "after_a_third": before, "after_all": state()}
+
+
+def modes(args):
+    """Milliseconds of a 640x480 frame by shape, by heads, and by components; photos of --photos DIR, three rounds of each in turn."""
+    source = tfiseg.open_source(args.photos) if args.photos else SyntheticCamera()
+    frames = [cv2.resize(f.image, (640, 480)) for f, _ in zip(source, range(args.frames or 40), strict=False)]
+    segmenters = {mode: tfiseg.Segmenter(refine=mode) for mode in (None, "frame", "components")}
+    ms = {mode: [] for mode in segmenters}
+    for k in range(4):
+        for mode, segmenter in segmenters.items():
+            for frame in frames:
+                began = time.perf_counter()
+                segmenter(frame)
+                if k:
+                    ms[mode].append((time.perf_counter() - began) * 1e3)
+    return {str(mode): {"ms": round(statistics.median(v), 1), "fps": round(1e3 / statistics.median(v), 1)} for mode, v in ms.items()}
 
 
 def gpu(args):
@@ -198,10 +214,11 @@ def gpu(args):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("speedup", "delay", "overhead", "soak", "cycles", "gpu"))
+    parser.add_argument("what", choices=("speedup", "delay", "overhead", "soak", "cycles", "modes", "gpu"))
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--frames", type=int)
     parser.add_argument("--model")
+    parser.add_argument("--photos")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     print(json.dumps(globals()[arguments.what](arguments), indent=1))
