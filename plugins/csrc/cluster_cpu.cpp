@@ -565,18 +565,45 @@ class Picture {
         if (map_[i] && map_[j] && map_[i] != map_[j] && cls_[i] == cls_[j]) f(i, j);
     }
 
+    // Over runs, not pixels: two rows of the region map are constant between the ends of their runs, and the sum of a row of cells over
+    // [x0, x1) is a difference of two of its prefix sums. All integers, so it is the sum over pixels.
     void add_affinities() {
         const int32_t stride = p_.affinity_stride;
+        std::vector<int32_t> run_end(static_cast<size_t>(n_));
+        for (int32_t y = 0; y < h_; ++y) {
+            const int32_t *row = map_ + y * w_;
+            int32_t *end = run_end.data() + y * w_;
+            end[w_ - 1] = w_;
+            for (int32_t x = w_ - 2; x >= 0; --x) end[x] = row[x] == row[x + 1] ? end[x + 1] : x + 1;
+        }
+        std::vector<int64_t> until(static_cast<size_t>(w_) + 1, 0);  // sum of the row's cells over [0, x)
         for (int32_t k = 0; k < p_.affinity_channels; ++k) {
             const int32_t dy = p_.affinity_offsets_yx[2 * k] * stride, dx = p_.affinity_offsets_yx[2 * k + 1] * stride;
+            const int32_t x_begin = std::max(0, -dx), x_end = std::min(w_, w_ - dx), y_begin = std::max(0, -dy), y_end = std::min(h_, h_ - dy);
             const float *plane = affinity_ + int64_t(k) * cells_h_ * cells_w_;
-            for (int32_t y = 0; y < h_; ++y)
-                for (int32_t x = 0; x < w_; ++x)
-                    pair(y, x, dy, dx, [&](int32_t i, int32_t j) {
-                        Edge &e = table_.at(region_at(i), region_at(j));
-                        e.affinity_sum += to_fixed(plane[(y / stride) * cells_w_ + x / stride]);
-                        ++e.affinity_count;
-                    });
+            int32_t summed = -1;  // the row of cells that `until` holds
+            for (int32_t y = y_begin; y < y_end; ++y) {
+                for (int32_t x = x_begin, end = x; x < x_end; x = end) {
+                    const int32_t i = y * w_ + x, j = i + dy * w_ + dx;
+                    end = std::min({run_end[size_t(i)], run_end[size_t(j)] - dx, x_end});
+                    if (!map_[i] || !map_[j] || map_[i] == map_[j] || cls_[i] != cls_[j]) continue;
+                    if (summed != y / stride) {
+                        summed = y / stride;
+                        sum_cells(plane + summed * cells_w_, stride, until);
+                    }
+                    Edge &e = table_.at(region_at(i), region_at(j));
+                    e.affinity_sum += until[size_t(end)] - until[size_t(x)];
+                    e.affinity_count += end - x;
+                }
+            }
+        }
+    }
+
+    void sum_cells(const float *cells, int32_t stride, std::vector<int64_t> &until) const {
+        int64_t sum = 0;
+        for (int32_t cell = 0, x = 0; x < w_; ++cell) {
+            const int32_t value = to_fixed(cells[cell]);
+            for (int32_t part = 0; part < stride && x < w_; ++part) until[size_t(++x)] = sum += value;
         }
     }
 

@@ -1,0 +1,45 @@
+"""What evidence costs the operator: `python docs/benchmarks/views.py SET`, on views of a set's components, one thread, medians of 7."""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tfiseg
+from tfiseg.plugins.operator import SHARPEN
+from tfiseg.runtime.evaluate import load_eval_set
+from tfiseg.runtime.refine import looked_at
+
+VIEWS = 120
+
+refiner = tfiseg.Refiner()
+own, affinity, boundary = [], [], []
+for picture in load_eval_set(Path(sys.argv[1]))[0]:
+    planned, looks = looked_at(picture.image, tfiseg.cluster(picture.semantic, split=0.0))
+    kept = [k for k, p in enumerate(planned) if p.component]
+    if kept:
+        maps = refiner.session.infer(looks.images, looks.masks)
+        own.append(looks.own[kept])
+        affinity.append(maps.affinity[kept])
+        boundary.append(maps.boundary[kept, 0])
+    if sum(map(len, own)) >= VIEWS:
+        break
+own, affinity, boundary = (np.concatenate(a)[:VIEWS] for a in (own, affinity, boundary))
+evidence = {
+    "affinity": affinity,
+    "boundary": boundary,
+    "affinity_offsets": refiner.session.affinity_offsets,
+    "merge_rule": refiner.session.rules["merge"],
+}
+ways = {"shape": {}, "evidence": evidence, "evidence, sharpened": {**evidence, "sharpen": SHARPEN}}
+ms = {name: [] for name in ways}
+for _ in range(7):
+    for name, more in ways.items():
+        began = time.perf_counter()
+        tfiseg.cluster(own, min_area=0, threads=1, **more)
+        ms[name].append((time.perf_counter() - began) * 1e3 / len(own))
+for name, times in ms.items():
+    print(
+        f"{name}: {statistics.median(times):.3f} ms a view, {statistics.median(times) / statistics.median(ms['shape']):.2f} of shape alone"
+    )
