@@ -152,6 +152,7 @@ def _add_demo(verbs: Any) -> None:
     verb.add_argument("--out", type=Path, default=Path("tfiseg-demo"), metavar="DIR", help="output folder (default: tfiseg-demo)")
     verb.add_argument("--engine", action="store_true", help="build the network into an fp16 engine in place of segmenting (needs TensorRT)")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
+    verb.set_defaults(camera_size=None, camera_fps=None, pixel_format=None, policy=None, nth=1, track=False)  # it is no camera
     add_segmenter_options(verb)
 
 
@@ -162,11 +163,7 @@ def _demo(args: argparse.Namespace) -> int:
     if args.model is None and args.refine is None:
         args.refine = "frame"
     args.source = str(Path(found.submodule_search_locations[0]) / _DEMO_CLIP)
-    if args.engine:
-        return _demo_engine(args)
-    args.camera_size = args.camera_fps = args.pixel_format = args.policy = None
-    args.nth, args.track = 1, False
-    return _run(args)
+    return _demo_engine(args) if args.engine else _run(args)
 
 
 def _demo_engine(args: argparse.Namespace) -> int:

@@ -37,6 +37,11 @@ class Instance:
     def index(self) -> int:
         return self.number - 1
 
+    @property
+    def title(self) -> str:
+        """For people: its class, and its id if it is tracked, like "person #7"."""
+        return self.class_name if self.track_id is None else f"{self.class_name} #{self.track_id}"
+
 
 @dataclass(frozen=True, eq=False)
 class Instances:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ..errors import EngineError, InputError
+from ..runtime.engine_file import write_whole
 from ..runtime.machine import this_machine
 from .flavours import Flavour
 from .proof import LayerReport, read_inspector, read_log
@@ -118,7 +119,7 @@ def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool
     if plan is None:
         raise EngineError(f"{kind.name} {kind.version} can't build the engine: {report.errors() or 'it gave no reason'}")
     if settings.timing_cache is not None and kind.takes_plugins:
-        _save(settings.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+        write_whole(settings.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
     witnesses |= {"builder's layer report": read_log(report.messages)}
     content = bytes(memoryview(plan))
     witnesses |= {"engine inspector": _inspected(logger, content)}
@@ -255,12 +256,6 @@ def _inspected(logger: trt.ILogger, plan: bytes) -> dict[str, str]:
 
 def _has_gpu() -> bool:
     return this_machine().gpu is not None
-
-
-def _save(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def built_from(source: Path, command: str, precision: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..calibration.gate import insist
 from ..errors import InputError, ModelError
 from ..plugins.operator import AFFINITY_OFFSETS
 from ..plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION, load_plugin, plugin_info
-from ..runtime.engine_file import SUFFIX, write_engine
+from ..runtime.engine_file import SUFFIX, write_engine, write_whole
 from ..runtime.onnx_layers import layer_precisions
 from ..runtime.segmenter import usual_min_area
 from ..runtime.sessions import METADATA_KEY, ModelInfo
@@ -194,8 +194,6 @@ def _write_gate(output: Path, lowered: Lowered) -> None:
 
 
 def _write_onnx(output: Path, model: onnx.ModelProto) -> int:
-    temporary = output.with_name(f".{output.name}.part")
     content = model.SerializeToString()
-    temporary.write_bytes(content)
-    temporary.replace(output)
+    write_whole(output, content)
     return len(content)

@@ -29,10 +29,14 @@ def source_hash() -> str:
     return digest.hexdigest()[:12]
 
 
+def cache_folder() -> Path:
+    """Where tfiseg keeps what it can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfiseg"
+
+
 def default_path() -> Path:
     """Where `tfiseg plugin build` puts the library: a cache folder per state of the source, so a stale one is never loaded."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "tfiseg" / f"plugin-{source_hash()}" / LIBRARY
+    return cache_folder() / f"plugin-{source_hash()}" / LIBRARY
 
 
 def plugin_path() -> Path:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..errors import InputError, SourceError
-from .sources import Frame, Source, frame_name, opened, release, without_secrets
+from .sources import USUAL_FPS, Frame, Source, fps_of, frame_name, opened, release, without_secrets
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0  # between attempts to open a lost source again: doubled each time
 _NETWORK_TIMEOUT_MS = 5000
@@ -64,8 +64,7 @@ class LiveStream(Source):
         self._interrupted = threading.Event()
         self.description, differs = described(name, self._capture, wanted or Wanted())
         (_log.warning if differs else _log.info)("%s", self.description)
-        fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if 1 <= fps <= 1000 else None
+        self.fps = fps_of(self._capture)
         self._stamps = self._capture.getBackendName() == "V4L2"
 
     def __iter__(self) -> Iterator[Frame]:
@@ -190,7 +189,7 @@ class Realtime(Source):
     def __init__(self, source: Source, fps: float | None = None) -> None:
         super().__init__(source.name)
         self._source = source
-        self.fps = fps or source.fps or 30.0
+        self.fps = fps or source.fps or USUAL_FPS
         self.is_video, self.frame_count = source.is_video, source.frame_count
 
     def __iter__(self) -> Iterator[Frame]:

@@ -55,7 +55,7 @@ class Cuda:
         return array
 
     def allocate(self, size_bytes: int) -> Any:
-        """Device memory; ``int()`` of it is its address. Freed with the object, or by ``free()``."""
+        """Device memory; ``int()`` of it is its address. Freed with the object."""
         return self._driver.mem_alloc(max(1, size_bytes))
 
     def stream(self) -> Any:

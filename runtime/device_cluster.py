@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
-from ..plugins.native import API_VERSION, ProblemStruct, ResultStruct
+from ..plugins.native import ProblemStruct, ResultStruct, load_library
 from ..plugins.neck import EVIDENCE_FEATURES
 from ..plugins.plugin_library import plugin_path
 from ..plugins.problem import CENTRE_RADIUS, MERGE_AFFINITY
@@ -45,13 +45,8 @@ class Asked:
 
 @functools.cache
 def cuda_library() -> ctypes.CDLL:
-    """libtfiseg_plugin.so; raises TfisegError where it isn't built, EngineError where it is another version's."""
-    loaded = ctypes.CDLL(str(plugin_path()))
-    loaded.tfiseg_status_string.restype = ctypes.c_char_p
-    loaded.tfiseg_workspace_size.restype = ctypes.c_int64
-    if loaded.tfiseg_api_version() != API_VERSION:
-        raise EngineError(f"{plugin_path()} is of another version of tfiseg: `tfiseg plugin build --force`")
-    return loaded
+    """libtfiseg_plugin.so; raises TfisegError where it isn't built, or is another version's."""
+    return load_library(plugin_path(), "`tfiseg plugin build --force`")
 
 
 class DeviceClusterer:

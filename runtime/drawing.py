@@ -65,8 +65,7 @@ def draw_instances(image: NDArray[np.uint8], instances: Instances) -> NDArray[np
 def _draw_label(view: NDArray[np.uint8], instances: Instances, index: int, colour: NDArray[np.uint8], scale: float) -> None:
     one = instances[index]
     x0, y0, x1, _ = (int(v) for v in one.box_xyxy)
-    name = one.class_name if one.track_id is None else f"{one.class_name} #{one.track_id}"
-    text = f"{name} {one.score:.2f}" if one.score < 1 else name
+    text = f"{one.title} {one.score:.2f}" if one.score < 1 else one.title
     size = 0.42 * scale
     (width, height), base = cv2.getTextSize(text, _FONT, size, 1)
     if x1 - x0 < width // 3:  # a label much wider than its object hides more than it says

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,14 @@ def write_engine(engine: Path, plan: bytes, record: dict[str, Any]) -> None:
     engine.parent.mkdir(parents=True, exist_ok=True)
     sealed = {"format_version": FORMAT_VERSION, "plan": {"sha256": hashlib.sha256(plan).hexdigest(), "bytes": len(plan)}, **record}
     for path, content in ((engine, plan), (sidecar_path(engine), json.dumps(sealed, indent=2).encode() + b"\n")):
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        write_whole(path, content)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, whoever else writes it meanwhile."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 def check_content(engine: Path, record: dict[str, Any]) -> bytes:

@@ -6,15 +6,15 @@ import hashlib
 import importlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import EngineError, MissingDependencyError
-from ..plugins.plugin_library import load_plugin
+from ..plugins.plugin_library import cache_folder, load_plugin
 from .cuda import Cuda
+from .engine_file import write_whole
 from .gpu_session import GpuSession, sizes_of
 from .model_info import ModelInfo
 
@@ -94,8 +94,7 @@ class _RuntimeCache:
         if strategies is not None:
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         self._config, self._cache = config, config.create_runtime_cache()
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfiseg" / "rtx"
-        self._path = folder / f"{hashlib.sha256(plan).hexdigest()[:16]}-{module.__version__}.cache"
+        self._path = cache_folder() / "rtx" / f"{hashlib.sha256(plan).hexdigest()[:16]}-{module.__version__}.cache"
         self._before = b""
         if self._path.is_file():
             self._before = self._path.read_bytes()
@@ -114,9 +113,7 @@ class _RuntimeCache:
         content = bytes(memoryview(self._cache.serialize()))
         if content != self._before:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            temporary.write_bytes(content)
-            temporary.replace(self._path)
+            write_whole(self._path, content)
             self._before = content
 
 

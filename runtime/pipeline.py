@@ -22,13 +22,12 @@ from numpy.typing import NDArray
 from ..errors import InputError, PipelineError, SourceError
 from ..instances import Instances
 from .channel import Channel, Ended
-from .sources import Frame, Source, open_source
+from .sources import USUAL_FPS, Frame, Source, open_source
 from .stage import Stage
 from .times import StageTimes
 
 POLICIES = ("latest", "all", "every_nth")
 _RECENT = 30  # frames
-_USUAL_FPS = 30.0
 _STOP_SECONDS = 5.0  # a stage that hasn't come back by then is left behind: a camera's driver may hang for ever
 
 _log = logging.getLogger("tfiseg")
@@ -359,7 +358,7 @@ def _segmenting(segmenter: Callable[[Frame], Instances]) -> Callable[[Frame], Re
 
 def _tracking(tracker: Callable[[Instances], Instances], source: Source) -> Callable[[Result], Result]:
     """A file's frames are decoded when there is time: what moves in it moves by its own clock."""
-    fps = source.fps or _USUAL_FPS
+    fps = source.fps or USUAL_FPS
 
     def track(result: Result) -> Result:
         if source.is_live:

@@ -115,11 +115,10 @@ class McapWriter:
                 points = [m.Point2(x=float(x), y=float(y)) for x, y in outline]
                 kind = m.PointsAnnotationType.LineLoop
                 outlines.append(m.PointsAnnotation(timestamp=at, type=kind, points=points, outline_color=colour, thickness=2.0))
-            name = one.class_name if one.track_id is None else f"{one.class_name} #{one.track_id}"
             x, y = one.box_xyxy[:2]
             texts.append(
                 m.TextAnnotation(
-                    timestamp=at, position=m.Point2(x=x, y=y), text=f"{name} {one.score:.2f}", font_size=12.0, text_color=colour
+                    timestamp=at, position=m.Point2(x=x, y=y), text=f"{one.title} {one.score:.2f}", font_size=12.0, text_color=colour
                 )
             )
         return m.ImageAnnotations(timestamp=at, points=outlines, texts=texts)

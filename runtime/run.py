@@ -75,7 +75,7 @@ def run(
 def summary_table(summary: dict[str, Any]) -> str:
     """The summary as text for people."""
     lines = [f"{summary['frames']} frames, {summary['instances']} instances, {summary['fps']:.1f} frames/s (drawing and writing included)"]
-    lost = [f"{summary[name]} {what}" for name, what in (("dropped", "dropped"), ("skipped", "skipped")) if summary[name]]
+    lost = [f"{summary[name]} {name}" for name in ("dropped", "skipped") if summary[name]]
     if lost:
         lines.append(f"of {summary['captured']} frames captured: {', '.join(lost)}")
     lines.append(f"  {'stage':<10}{'p50 ms':>9}{'p99 ms':>9}")

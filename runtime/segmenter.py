@@ -88,12 +88,13 @@ class Segmenter:
         parameters = self.session.info.extra.get("clustering", {})
         self.split: Split = split if split is not None else parameters.get("split", "auto")
         split_table(self.split)  # raises now, not at the first frame
-        self._affinity_offsets = parameters.get("affinity_offsets", AFFINITY_OFFSETS)
+        self._affinity_offsets = np.array(parameters.get("affinity_offsets", AFFINITY_OFFSETS), np.int32)
         self.min_area = min_area
         self.min_score = min_score
         self.max_instances = max_instances
         self.threads = threads or None
-        self._merge_rule = parameters.get("merge_rule")
+        rule = parameters.get("merge_rule")
+        self._merge_rule = None if rule is None else np.array(rule, np.float32)
         self._sharpen = int(parameters.get("sharpen", 0))
         if refine == "frame" and not self.session.has("affinity"):
             raise ModelError(f"{self.session.path} has no instance heads: `tfiseg train frame --model {self.session.path}` adds them")
@@ -140,11 +141,15 @@ class Segmenter:
         if not hasattr(image, "__cuda_array_interface__"):
             image = checked_image(image)
         size_hw = (int(image.shape[0]), int(image.shape[1]))
-        offsets = np.ascontiguousarray(self._affinity_offsets, np.int32)
-        rule = None if self._merge_rule is None else np.ascontiguousarray(self._merge_rule, np.float32)
-        most = min(self.max_instances, MOST_INSTANCES)
         asked = Asked(
-            size_hw, thing_flags(self.things), split_table(self.split), self._least_area(size_hw), most, offsets, rule, self._sharpen
+            size_hw,
+            thing_flags(self.things),
+            split_table(self.split),
+            self._least_area(size_hw),
+            min(self.max_instances, MOST_INSTANCES),
+            self._affinity_offsets,
+            self._merge_rule,
+            self._sharpen,
         )
         found = session.cluster(image, asked)
         label_map, semantic_map, table = found.label_map[0], found.semantic_map[0], found.table[0]

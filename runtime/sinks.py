@@ -17,9 +17,7 @@ from ..errors import InputError, OutputError
 from ..instances import Instances
 from .mp4 import Mp4Writer
 from .pipeline import Result
-from .sources import Frame, Source
-
-_DEFAULT_FPS = 30.0  # of an overlay whose source names no rate of its own
+from .sources import USUAL_FPS, Frame, Source
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -122,7 +120,7 @@ class RunWriter:
         return name if count == 1 else self._unused(f"{name}-{count}")
 
     def _write_video(self, frame: Frame, view: NDArray[np.uint8]) -> None:
-        fps = self.source.fps or _DEFAULT_FPS
+        fps = self.source.fps or USUAL_FPS
         if self._video is None:
             self.overlay_path = self.folder / f"{safe_name(self.source.name)}-overlay.mp4"
             self._first_ns = frame.capture_time_ns

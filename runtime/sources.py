@@ -27,6 +27,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _URL_SCHEMES = ("http://", "https://", "rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://")
 _CSI, _GSTREAMER = "csi://", "gst:"
 _RELEASE_SECONDS = 1.0
+USUAL_FPS = 30.0  # where a source names no rate of its own
 _COMPLETE = 0.95  # containers announce frame counts loosely: a video that gives this share of its own count is whole
 
 _log = logging.getLogger("tfiseg")
@@ -131,8 +132,7 @@ class VideoFile(Source):
         self._capture = capture
         self._in_use = threading.Lock()
         self._read_before = False
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if 1 <= fps <= 1000 else None
+        self.fps = fps_of(capture)
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.frame_count = count if count > 0 else None
 
@@ -257,6 +257,12 @@ def without_secrets(url: str) -> str:
     """A URL without user, password and query: for names, messages and files."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def fps_of(capture: cv2.VideoCapture) -> float | None:
+    """The rate that a capture names, if it can be one."""
+    fps = float(capture.get(cv2.CAP_PROP_FPS))
+    return fps if 1 <= fps <= 1000 else None
 
 
 def opened(capture: cv2.VideoCapture, message: str) -> cv2.VideoCapture:

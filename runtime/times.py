@@ -23,7 +23,7 @@ class TimeHistogram:
 
     def add(self, ms: float) -> None:
         bucket = int(math.log(max(_LEAST_MS, min(ms, _MOST_MS)) / _LEAST_MS) / _BUCKET)
-        self._counts[min(bucket, _BUCKETS - 1)] += 1
+        self._counts[bucket] += 1
 
     def quantile(self, share: float) -> float:
         """Milliseconds that this share (0..1) of the times doesn't exceed; NaN without times."""

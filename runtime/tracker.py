@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, MissingDependencyError
 from ..instances import Instances
+from .sources import USUAL_FPS
 
 _GRID_PX = 4  # masks are compared on every fourth pixel of every fourth row
-_USUAL_FRAME_S = 1 / 30  # where frames don't say when they were captured
 _LEAST_IOU = 0.15  # of two masks that may be one object's
 _NEAR = 0.6  # or: distance of centroids over the objects' size
 _NEAR_PER_S = 1.5  # by how much that grows for each second that an object wasn't seen
@@ -25,6 +25,19 @@ _WHOLE = 0.85  # of its usual area: what is less is partly hidden, and neither i
 _VELOCITY_RATE = 0.35  # of new against old, a frame
 _GROWTH_RATE, _SHRINK_RATE = 0.3, 0.05  # of the usual area: objects that come in grow quickly, and those that get hidden don't shrink
 _NEVER = 1e6  # cost of a pair that can't be
+
+_TRACK = np.dtype(
+    [
+        ("id", np.int32),
+        ("class_id", np.int32),
+        ("usual_area", np.float64),  # pixels
+        ("seen", np.float64),  # seconds, as are frames' times
+        ("placed", np.float64),  # seconds: the last whole sighting, of which are
+        ("place", np.float64, 2),  # xy, pixels
+        ("half", np.float64, 2),  # half the sides of the box
+        ("velocity", np.float64, 2),  # xy, pixels a second
+    ]
+)
 
 Floats = NDArray[np.float64]
 
@@ -60,53 +73,49 @@ class Tracker:
         self._next_id = 1
         self._size_hw = (0, 0)
         self._now = 0.0
-        self._forget(0)
+        self._forget()
 
-    def _forget(self, count: int) -> None:
-        """As many rows of nothing: one row a track."""
-        self._id, self._class = np.zeros((2, count), np.int32)
-        self._seen, self._usual_area, self._placed = np.zeros((3, count))  # seconds, pixels, seconds
-        # xy: pixels at that time, pixels a second, half the sides of the box
-        self._place, self._velocity, self._half = np.zeros((3, count, 2))
-        # cells of all masks at the time of ``_placed``: row of the track, y, x
-        self._cells = np.zeros((3, 0), np.int32)
+    def _forget(self) -> None:
+        self._tracks = np.zeros(0, _TRACK)
+        self._cells = np.zeros((3, 0), np.int32)  # of all masks at the time ``placed``: row of the track, y, x
 
     def __call__(self, instances: Instances) -> Instances:
         """The same instances with ``track_id`` int32 (n,). Frames must come in order; another frame size starts anew (ids go on)."""
         size_hw = (instances.label_map.shape[0], instances.label_map.shape[1])
         if size_hw != self._size_hw:
             self._size_hw = size_hw
-            self._forget(0)
+            self._forget()
         stamped = instances.capture_time_ns / 1e9
-        self._now = max(self._now, stamped) if stamped else self._now + _USUAL_FRAME_S
+        self._now = max(self._now, stamped) if stamped else self._now + 1 / USUAL_FPS
         grid = np.ascontiguousarray(instances.label_map[_GRID_PX // 2 :: _GRID_PX, _GRID_PX // 2 :: _GRID_PX])
         row_of = self._match(instances, grid)
         new = row_of < 0
-        row_of[new] = np.arange(len(self._id), len(self._id) + new.sum())
+        row_of[new] = np.arange(len(self._tracks), len(self._tracks) + new.sum())
         self._remember(instances, row_of, grid)
-        track_id = self._id[row_of]
+        track_id = self._tracks["id"][row_of]
         self._drop_the_lost()
         return replace(instances, track_id=track_id)
 
     def _match(self, instances: Instances, grid: NDArray[np.int32]) -> NDArray[np.intp]:
         """Row of the track that each instance is, -1 for new ones: what was seen in the last frame first, then what is lost."""
-        n, m = len(instances), len(self._id)
+        n, m = len(instances), len(self._tracks)
         row_of = np.full(n, -1, np.intp)
         if not n or not m:
             return row_of
-        since = self._now - self._placed
-        moved = self._velocity * since[:, None]
-        lost = self._seen < self._seen.max()
+        tracks = self._tracks
+        since = self._now - tracks["placed"]
+        moved = tracks["velocity"] * since[:, None]
+        lost = tracks["seen"] < tracks["seen"].max()
         iou, covered = self._overlap(grid, n, moved)
-        size = np.sqrt(self._usual_area)[:, None] + np.sqrt(instances.area)[None]
-        off = np.abs((self._place + moved)[:, None] - instances.centroid_xy[None])
+        size = np.sqrt(tracks["usual_area"])[:, None] + np.sqrt(instances.area)[None]
+        off = np.abs((tracks["place"] + moved)[:, None] - instances.centroid_xy[None])
         far = np.linalg.norm(off, axis=2) / (0.5 * size)
-        unseen = (self._now - self._seen)[:, None]
-        ratio = np.maximum(instances.area[None], 1) / self._usual_area[:, None]
-        alike = (ratio < _AREA_RATIO) & (ratio > 1 / _AREA_RATIO) | (self._usual_area < _TINY)[:, None]
+        unseen = (self._now - tracks["seen"])[:, None]
+        ratio = np.maximum(instances.area[None], 1) / tracks["usual_area"][:, None]
+        alike = (ratio < _AREA_RATIO) & (ratio > 1 / _AREA_RATIO) | (tracks["usual_area"] < _TINY)[:, None]
         near = (far < _NEAR + _NEAR_PER_S * unseen) & alike
-        same = self._class[:, None] == instances.class_id[None]
-        part = (ratio < _WHOLE) & (off < (1 + _PART_MARGIN) * self._half[:, None] + _PART_MARGIN_PX).all(2)
+        same = tracks["class_id"][:, None] == instances.class_id[None]
+        part = (ratio < _WHOLE) & (off < (1 + _PART_MARGIN) * tracks["half"][:, None] + _PART_MARGIN_PX).all(2)
         grown = (covered > _GROWN) & ~lost[:, None]
         may = np.where(same, (iou > _LEAST_IOU) | near | part | grown, iou > _CLASS_IOU)
         cost = np.where(may, np.minimum(1 - iou, np.where(part | grown, _PART_COST, 1)) + 0.5 * np.minimum(far, 2), _NEVER)
@@ -120,7 +129,7 @@ class Tracker:
 
     def _overlap(self, grid: NDArray[np.int32], n: int, moved: Floats) -> tuple[Floats, Floats]:
         """Of each track's mask, moved by pixels (m, 2) xy, with each instance: IoU, and the share of the mask that it covers; (m, n)."""
-        m = len(self._id)
+        m = len(self._tracks)
         track, ys, xs = self._cells
         shift = np.rint(moved / _GRID_PX).astype(np.int32)
         ys, xs = ys + shift[track, 1], xs + shift[track, 0]
@@ -132,25 +141,26 @@ class Tracker:
         return both[:, 1:] / np.maximum(either, 1), both[:, 1:] / np.maximum(own, 1)
 
     def _remember(self, instances: Instances, row_of: NDArray[np.intp], grid: NDArray[np.int32]) -> None:
-        known, m = row_of < len(self._id), len(self._id)
+        known = row_of < len(self._tracks)
         self._add(instances, np.flatnonzero(~known))
+        tracks = self._tracks
         rows, area, centroid = row_of[known], instances.area[known], instances.centroid_xy[known].astype(np.float64)
-        since = np.maximum(self._now - self._placed[rows], 1e-3)
-        whole = area > _WHOLE * self._usual_area[rows]
+        since = np.maximum(self._now - tracks["placed"][rows], 1e-3)
+        whole = area > _WHOLE * tracks["usual_area"][rows]
         # what was hidden may have stopped or turned meanwhile: its motion is what the last whole sightings say
-        measured = (centroid - self._place[rows]) / since[:, None]
-        rate = np.where(whole, 1 - (1 - _VELOCITY_RATE) ** np.maximum(since / _USUAL_FRAME_S, 1), 0)[:, None]
-        self._velocity[rows] += rate * (measured - self._velocity[rows])
-        change = area - self._usual_area[rows]
-        self._usual_area[rows] += np.where(change > 0, _GROWTH_RATE, _SHRINK_RATE) * change
-        self._class[rows] = instances.class_id[known]
-        self._seen[row_of] = self._now
+        measured = (centroid - tracks["place"][rows]) / since[:, None]
+        rate = np.where(whole, 1 - (1 - _VELOCITY_RATE) ** np.maximum(since * USUAL_FPS, 1), 0)[:, None]
+        tracks["velocity"][rows] += rate * (measured - tracks["velocity"][rows])
+        change = area - tracks["usual_area"][rows]
+        tracks["usual_area"][rows] += np.where(change > 0, _GROWTH_RATE, _SHRINK_RATE) * change
+        tracks["class_id"][rows] = instances.class_id[known]
+        tracks["seen"][row_of] = self._now
         trusted = np.ones(len(row_of), bool)
         trusted[known] = whole
-        self._place[row_of[trusted]] = instances.centroid_xy[trusted]
-        self._half[row_of[trusted]] = (instances.box_xyxy[trusted, 2:] - instances.box_xyxy[trusted, :2]) / 2
-        self._placed[row_of[trusted]] = self._now
-        anew = np.zeros(m + int((~known).sum()), bool)
+        tracks["place"][row_of[trusted]] = instances.centroid_xy[trusted]
+        tracks["half"][row_of[trusted]] = (instances.box_xyxy[trusted, 2:] - instances.box_xyxy[trusted, :2]) / 2
+        tracks["placed"][row_of[trusted]] = self._now
+        anew = np.zeros(len(tracks), bool)
         anew[row_of[trusted]] = True
         kept = self._cells[:, ~anew[self._cells[0]]]
         row_of_label = np.concatenate([[-1], np.where(trusted, row_of, -1)])
@@ -159,23 +169,17 @@ class Tracker:
         self._cells = np.concatenate([kept, np.stack([track[ys, xs], ys, xs]).astype(np.int32)], axis=1)
 
     def _add(self, instances: Instances, new: NDArray[np.intp]) -> None:
-        count = len(new)
-        self._id = np.concatenate([self._id, np.arange(self._next_id, self._next_id + count, dtype=np.int32)])
-        self._next_id += count
-        self._class = np.concatenate([self._class, instances.class_id[new]])
-        self._seen = np.concatenate([self._seen, np.full(count, self._now)])
-        self._placed = np.concatenate([self._placed, np.full(count, self._now)])
-        self._usual_area = np.concatenate([self._usual_area, instances.area[new].astype(np.float64)])
-        self._place = np.concatenate([self._place, instances.centroid_xy[new].astype(np.float64)])
-        self._velocity = np.concatenate([self._velocity, np.zeros((count, 2))])
-        self._half = np.concatenate([self._half, np.zeros((count, 2))])
+        fresh = np.zeros(len(new), _TRACK)
+        fresh["id"] = np.arange(self._next_id, self._next_id + len(new))
+        fresh["class_id"], fresh["usual_area"] = instances.class_id[new], instances.area[new]
+        self._next_id += len(new)
+        self._tracks = np.concatenate([self._tracks, fresh])
 
     def _drop_the_lost(self) -> None:
-        keep = self._now - self._seen <= self.keep_s
+        keep = self._now - self._tracks["seen"] <= self.keep_s
         if keep.all():
             return
-        for name in ("_id", "_class", "_seen", "_placed", "_usual_area", "_place", "_velocity", "_half"):
-            setattr(self, name, getattr(self, name)[keep])
+        self._tracks = self._tracks[keep]
         row = np.where(keep, np.cumsum(keep) - 1, -1)
         track = row[self._cells[0]]
         self._cells = np.concatenate([track[None], self._cells[1:]])[:, track >= 0].astype(np.int32)

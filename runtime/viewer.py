@@ -130,7 +130,7 @@ class Viewer:
         colours = colours_of(found)
         rows = [
             {
-                "name": one.class_name if one.track_id is None else f"{one.class_name} #{one.track_id}",
+                "name": one.title,
                 "score": one.score,
                 "area": one.area,
                 "colour": "rgb({2}, {1}, {0})".format(*colours[one.number]),

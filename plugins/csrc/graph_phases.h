@@ -79,6 +79,21 @@ class StripSum {
     Region run_ = kEmptyRegion;
 };
 
+TFISEG_HD int32_t strips_of(const Grid &grid) { return (grid.w + kStrip - 1) / kStrip; }
+
+// Add the pixels of a strip to the sums of the regions that number_of(pixel) gives.
+template <class NumberOf>
+TFISEG_HD void sum_strip(const Grid &grid, const uint16_t *fixed_scores, Region *regions, int32_t k, const NumberOf &number_of) {
+    const int32_t strips = strips_of(grid), row = k / strips, begin = k % strips * kStrip;
+    const int32_t end = begin + kStrip < grid.w ? begin + kStrip : grid.w;
+    StripSum sum(regions, row % grid.h);
+    for (int32_t x = begin; x < end; ++x) {
+        const int32_t i = row * grid.w + x;
+        sum.pixel(number_of(i), x, i, fixed_scores ? fixed_scores[i] : 0);
+    }
+    sum.finish();
+}
+
 // A region for every basin, in any order: what orders regions is their first pixel.
 struct Slots {
     const int32_t *roots, *link, *squared;  // squared: NULL with a given field
@@ -116,19 +131,14 @@ struct Statistics {
     int32_t *map;  // in at roots, out everywhere: 0 = none
     Region *regions;
 
-    TFISEG_HD int32_t strips() const { return (grid.w + kStrip - 1) / kStrip; }
+    TFISEG_HD int32_t strips() const { return strips_of(grid); }
 
     TFISEG_HD void operator()(int32_t k) const {
-        const int32_t row = k / strips(), begin = k % strips() * kStrip;
-        const int32_t end = begin + kStrip < grid.w ? begin + kStrip : grid.w;
-        StripSum sum(regions, row % grid.h);
-        for (int32_t x = begin; x < end; ++x) {
-            const int32_t i = row * grid.w + x, root = cls[i] ? find_root(link, i) : -1;
-            const int32_t number = root < 0 ? 0 : map[root];
+        sum_strip(grid, fixed_scores, regions, k, [this](int32_t i) {
+            const int32_t root = cls[i] ? find_root(link, i) : -1, number = root < 0 ? 0 : map[root];
             if (root != i) map[i] = number;
-            sum.pixel(number, x, i, fixed_scores ? fixed_scores[i] : 0);
-        }
-        sum.finish();
+            return number;
+        });
     }
 };
 
@@ -161,17 +171,10 @@ struct UnionSums {
     const int32_t *map;
     Region *regions;
 
-    TFISEG_HD int32_t strips() const { return (grid.w + kStrip - 1) / kStrip; }
+    TFISEG_HD int32_t strips() const { return strips_of(grid); }
 
     TFISEG_HD void operator()(int32_t k) const {
-        const int32_t row = k / strips(), begin = k % strips() * kStrip;
-        const int32_t end = begin + kStrip < grid.w ? begin + kStrip : grid.w;
-        StripSum sum(regions, row % grid.h);
-        for (int32_t x = begin; x < end; ++x) {
-            const int32_t i = row * grid.w + x;
-            sum.pixel(map[i], x, i, fixed_scores ? fixed_scores[i] : 0);
-        }
-        sum.finish();
+        sum_strip(grid, fixed_scores, regions, k, [this](int32_t i) { return map[i]; });
     }
 };
 

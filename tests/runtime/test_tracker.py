@@ -100,7 +100,7 @@ def test_frames_without_a_time_are_taken_as_thirty_a_second():
         label, classes = render([Mover(line((60, 100), (4, 0)))], t)
         tracked = tracker(replace(instances_of(label, classes, t), capture_time_ns=0))
     assert tracked.track_id.tolist() == [1]
-    assert tracker._velocity[0, 0] == pytest.approx(120, rel=0.3)
+    assert tracker._tracks["velocity"][0, 0] == pytest.approx(120, rel=0.3)
 
 
 def test_the_id_goes_where_the_instance_goes():
