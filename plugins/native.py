@@ -17,7 +17,7 @@ from ..errors import TfisegError
 from .neck import EVIDENCE_FEATURES
 from .problem import Clustering, Problem
 
-API_VERSION = 4
+API_VERSION = 5
 ON_CPU = 0
 _KEPT_BYTES = 64 << 20
 _local = threading.local()
@@ -120,6 +120,10 @@ def _address(array: NDArray[Any] | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
+def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
 def problem_struct(problem: Problem, threads: int = 1) -> ProblemStruct:
     """The problem as C has it; it points into the problem's arrays, which must outlive it."""
     h, w = problem.grid_hw
@@ -155,7 +159,7 @@ def problem_struct(problem: Problem, threads: int = 1) -> ProblemStruct:
 
 def _check(status: int) -> None:
     if status:
-        raise TfisegError(f"clustering failed: {library().tfiseg_status_string(status).decode()} (status {status})")
+        raise TfisegError(f"tfiseg's native library failed: {library().tfiseg_status_string(status).decode()} (status {status})")
 
 
 class NativeCall:
@@ -203,6 +207,17 @@ def _workspace(size: int) -> NDArray[np.float64]:
     return fresh
 
 
+def fit_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """A frame uint8 (H, W, 3) as a network of another size sees it: float32 (3, h, w), 0..255, channels in their order.
+
+    Bilinear to twice the size and averaged 2 x 2, as the preprocessing in tfiseg's models does it, to 1e-4 of 255.
+    """
+    frame = np.ascontiguousarray(frame)
+    fitted = np.empty((3, *size_hw), np.float32)
+    _check(library().tfiseg_fit_frame(_pointer(frame), *frame.shape[:2], _pointer(fitted), *size_hw))
+    return fitted
+
+
 def region_graph(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
     """The graph that the split rule decides on, of the first picture: region map (h, w), regions (n, 8), edges (m, 7); see tfiseg.h."""
     h, w = problem.grid_hw
@@ -212,12 +227,12 @@ def region_graph(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int64]
     while True:
         status = library().tfiseg_region_graph(
             ctypes.byref(problem_struct(problem, usable_threads())),
-            ctypes.c_void_p(_address(region_map)),
-            ctypes.c_void_p(_address(regions)),
+            _pointer(region_map),
+            _pointer(regions),
             ctypes.c_int64(len(regions)),
-            ctypes.c_void_p(_address(edges)),
+            _pointer(edges),
             ctypes.c_int64(len(edges)),
-            ctypes.c_void_p(_address(counts)),
+            _pointer(counts),
         )
         _check(status)
         if counts[0] <= len(regions) and counts[1] <= len(edges):

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingDependencyError, ModelError
+from ..plugins.native import fit_frame
 from .engine_file import SUFFIX, check_content, check_machine, read_sidecar
+from .front import SMALL, without_front
 from .machine import this_machine
 from .model_info import FORMAT_VERSION as FORMAT_VERSION
 from .model_info import METADATA_KEY as METADATA_KEY
@@ -27,8 +29,15 @@ UNWANTED_OPTIMIZERS = ("WeightBiasQuantization",)
 _log = logging.getLogger("tfiseg")
 
 
-def open_onnx(path: Path, threads: int, providers: Sequence[str], provider_options: Sequence[dict[str, str]] | None = None) -> Any:
-    """An ``onnxruntime.InferenceSession`` as tfiseg wants it; raises ModelError naming what keeps it from starting."""
+def open_onnx(
+    path: Path,
+    threads: int,
+    providers: Sequence[str],
+    provider_options: Sequence[dict[str, str]] | None = None,
+    model: bytes | None = None,
+) -> Any:
+    """An ``onnxruntime.InferenceSession`` as tfiseg wants it, of ``model`` where that stands for what lies at ``path``; raises ModelError
+    naming what keeps it from starting."""
     import onnxruntime
 
     if not path.exists():
@@ -47,7 +56,7 @@ def open_onnx(path: Path, threads: int, providers: Sequence[str], provider_optio
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, list(providers), provider_options, disabled_optimizers=list(UNWANTED_OPTIMIZERS)
+            model or str(path), options, list(providers), provider_options, disabled_optimizers=list(UNWANTED_OPTIMIZERS)
         )
     except Exception as wrong:  # onnxruntime's errors share no base class
         raise ModelError(f"ONNX Runtime can't load {path}: {wrong}") from wrong
@@ -79,7 +88,9 @@ class OnnxSession:
         provider_options: Sequence[dict[str, str]] | None = None,
     ) -> None:
         self.path = Path(path)
-        self.session = open_onnx(self.path, threads, providers, provider_options)
+        on_cpu = [*providers] == [*DEFAULT_PROVIDERS] and provider_options is None and self.path.exists()
+        self._front = without_front(self.path.read_bytes()) if on_cpu else None
+        self.session = open_onnx(self.path, threads, providers, provider_options, self._front.model if self._front else None)
         text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise ModelError(
@@ -89,7 +100,7 @@ class OnnxSession:
         self.info = ModelInfo.from_json(text, str(self.path))
         names = [i.name for i in self.session.get_inputs()]
         self._outputs = [o.name for o in self.session.get_outputs()]
-        if names != ["frame"] or "logits" not in self._outputs:
+        if names != [SMALL if self._front else "frame"] or "logits" not in self._outputs:
             raise ModelError(f"{self.path} has inputs {names} and outputs {self._outputs}; wanted input 'frame' and output 'logits'")
 
     def has(self, output: str) -> bool:
@@ -98,7 +109,11 @@ class OnnxSession:
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """The network's maps for one picture uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
-        values = self.session.run(self._outputs, {"frame": image[None]})
+        if self._front is None:
+            values = self.session.run(self._outputs, {"frame": image[None]})
+        else:
+            small = fit_frame(image, self._front.size_hw((image.shape[0], image.shape[1])))
+            values = self.session.run(self._outputs, {SMALL: small[None]})
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:

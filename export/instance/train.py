@@ -130,7 +130,7 @@ def validate(network: InstanceNetwork, held: Bank, recipe: InstanceRecipe) -> di
     for batch in batches:
         image, mask, *wanted = (t.to(device) for t in batch)
         outputs = network(*to_input(image, mask))
-        losses += [float(part) for part in loss_of(outputs, tuple(wanted))]
+        losses += [part.item() for part in loss_of(outputs, tuple(wanted))]
         right, seen = np.array([right, seen]) + pairs_told(outputs[1], wanted[2])
     different, alike = (right / np.maximum(seen, 1)).tolist()
     names = ("displacement", "affinity", "boundary")
@@ -228,7 +228,7 @@ def train_instance(
             optimiser.step()
             update_average(average, network, step)
             step += 1
-            running += (np.array([float(part) for part in parts]) - running) * max(0.02, 1 / (step - first))
+            running += (np.array([part.item() for part in parts]) - running) * max(0.02, 1 / (step - first))
             bar.set_postfix_str("displacement {:.3f} affinity {:.3f} boundary {:.3f}".format(*running), refresh=False)
             bar.update()
             if step % _CHECKPOINT_EVERY == 0 or step in (clean_at, recipe.steps):

@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define TFISEG_API_VERSION 4
+#define TFISEG_API_VERSION 5
 #define TFISEG_MAX_SIDE 4096      /* of the grid that is clustered */
 #define TFISEG_MAX_OUT_SIDE 32767 /* of the label map, with logits */
 #define TFISEG_MAX_INSTANCES 65535
@@ -104,6 +104,10 @@ TFISEG_API int32_t tfiseg_cluster_cpu(const tfiseg_problem *problem, tfiseg_resu
 /* Enqueues kernels on a stream (cudaStream_t) and returns: no allocation, no synchronisation, nothing read back, so it may be captured
  * in a CUDA graph. A library that was built without CUDA returns TFISEG_NO_CUDA. */
 TFISEG_API int32_t tfiseg_cluster_cuda(const tfiseg_problem *problem, tfiseg_result *result, void *stream);
+
+/* A frame uint8 (height, width, 3), rows without gaps, as a network of out_height x out_width wants it: float (3, out_height, out_width),
+ * values 0..255, channels in their order. Bilinear to twice the size and averaged 2 x 2, as the preprocessing in tfiseg's ONNX models. */
+TFISEG_API int32_t tfiseg_fit_frame(const uint8_t *frame, int32_t height, int32_t width, float *out, int32_t out_height, int32_t out_width);
 
 /* The graph that `split` decides on: for fitting the rule (export/neck_rule.py) and for tests.
  * regions: (capacity_regions, 8) int64 area, sum x, sum y, sum xx, sum xy, sum yy, peak (squared distance), class;

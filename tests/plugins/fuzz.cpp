@@ -1,5 +1,5 @@
 // Random problems through the CPU operator and through the GPU's phases (shuffled.cpp on a CPU, cuda_runner.cu on a GPU): equal, or
-// it fails. Built with sanitizers, or run under compute-sanitizer.
+// it fails; and random frames through tfiseg_fit_frame. Built with sanitizers, or run under compute-sanitizer.
 //     fuzz CASES [FIRST_SEED]
 #include <cmath>
 #include <cstdio>
@@ -126,13 +126,27 @@ bool run(uint32_t seed) {
     return cpu.same_as(gpu);
 }
 
+// A frame of any size to any size: every pixel written, and within the frame's values.
+bool fit(uint32_t seed) {
+    std::mt19937 random(seed);
+    const auto side = [&] { return int32_t(1 + random() % 70); };
+    const int32_t h = side(), w = side(), out_h = side(), out_w = side();
+    std::vector<uint8_t> frame(size_t(h) * size_t(w) * 3);
+    for (uint8_t &v : frame) v = uint8_t(50 + random() % 100);
+    std::vector<float> fitted(size_t(out_h) * size_t(out_w) * 3, -1.0f);
+    if (tfiseg_fit_frame(frame.data(), h, w, fitted.data(), out_h, out_w)) return false;
+    for (const float v : fitted)
+        if (v < 49.99f || v > 149.01f) return false;
+    return true;
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
     const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
     const uint32_t first = argc > 2 ? uint32_t(std::atoi(argv[2])) : 0;
     int failed = 0;
-    for (int k = 0; k < cases; ++k) failed += !run(first + uint32_t(k));
+    for (int k = 0; k < cases; ++k) failed += !run(first + uint32_t(k)) || !fit(first + uint32_t(k));
     std::printf("%d cases, %d failed\n", cases, failed);
     return failed != 0;
 }

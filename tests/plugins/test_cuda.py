@@ -18,7 +18,7 @@ CSRC = HERE.parent.parent / "plugins" / "csrc"
 
 
 def build_runner(target: Path) -> Path:
-    sources = [HERE / "cuda_runner.cu", CSRC / "api.cpp", CSRC / "cluster_cpu.cpp"]
+    sources = [HERE / "cuda_runner.cu", CSRC / "api.cpp", CSRC / "cluster_cpu.cpp", CSRC / "fit_cpu.cpp"]
     options = ["-shared", "-std=c++17", "-O3", "-fmad=false", "-arch=native", "-DTFISEG_WITH_CUDA", "-Xcompiler=-fPIC,-ffp-contract=off"]
     subprocess.run([find_nvcc(), *options, *sources, "-o", target], check=True)
     return target
