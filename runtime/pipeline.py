@@ -24,6 +24,7 @@ from ..instances import Instances
 from .channel import Channel, Ended
 from .sources import USUAL_FPS, Frame, Source, open_source
 from .stage import Stage
+from .threads import Job
 from .times import StageTimes
 
 POLICIES = ("latest", "all", "every_nth")
@@ -126,7 +127,7 @@ class Pipeline:
             for k, sink in enumerate(sinks)
         }
         self._channels: list[Channel[Any]] = [self._captured, *(Channel[Any]() for _ in stages[1:]), self._out]
-        self._threads = [threading.Thread(target=self._capture, name="tfiseg-capture", daemon=True)]
+        self._threads = [Job(self._capture, "tfiseg-capture")]
         last = len(stages) - 1
         for k, (name, work) in enumerate(stages):
             stage = Stage(
@@ -141,7 +142,7 @@ class Pipeline:
                 discard=self._discard,
             )
             self._threads += stage.threads
-        self._sink_threads: list[threading.Thread] = []
+        self._sink_threads: list[Job] = []
         for (name, channel), sink in zip(self._sinks.items(), sinks, strict=True):
             written = Stage(name, _writing(sink), channel, [], finish=self._written, fail=self._fail, discard=lambda _: None)
             self._sink_threads += written.threads
@@ -312,9 +313,8 @@ class Pipeline:
             return
         until = time.monotonic() + _STOP_SECONDS
         for thread in (*self._threads, *self._sink_threads):
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, until - time.monotonic()))
-        if self._threads[0].is_alive() and self._threads[0] is not threading.current_thread():
+            thread.join(max(0.0, until - time.monotonic()))
+        if self._threads[0].is_alive() and not self._threads[0].is_mine():
             _log.warning("%s didn't come back from reading within %g s: it is left to itself", self.source.name, _STOP_SECONDS)
         else:
             self._close_source(first)
@@ -336,8 +336,7 @@ class Pipeline:
     def _raise_error(self) -> None:
         """At the end: wait until the sinks have written all, then tell what failed, if anything did."""
         for thread in self._sink_threads:
-            if thread is not threading.current_thread():
-                thread.join()
+            thread.join()
         if self._error is not None:  # a new one each time: an exception that is raised again grows
             raise PipelineError(*self._error)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .channel import Channel, Ended
+from .threads import Job
 
 
 class Stage:
@@ -47,7 +48,7 @@ class Stage:
         self._is_last = is_last
         self._at_work = workers
         names = [f"tfiseg-{name}" + (f"-{k}" if k else "") for k in range(workers)]
-        self.threads = [threading.Thread(target=self._run, name=n, daemon=True) for n in names]
+        self.threads = [Job(self._run, n) for n in names]
 
     def _run(self) -> None:
         try:

@@ -150,15 +150,17 @@ def soak(args):
 
 
 def cycles(args):
-    """Start and stop, many times; the first third warms the allocator up, whose memory each new thread gets a share of."""
+    """Start and stop, many times."""
     segmenter = tfiseg.Segmenter()
-    count = args.frames or 1500
+    count = args.frames or 500
     for k in range(count):
         with tfiseg.Pipeline(SyntheticCamera((96, 128)), segmenter, draw=True) as pipeline:
             next(iter(pipeline))
-        if k + 1 == count // 3:
+        if k + 1 == count // 10:
             before = state()
-    return {"cycles": count, "after_a_third": before, "after_all": state()}
+    after = state()
+    growth = round(100 * (after["rss_mb"] / before["rss_mb"] - 1), 2)
+    return {"cycles": count, "after_a_tenth": before, "after_all": after, "rss_growth_percent": growth}
 
 
 def modes(args):
