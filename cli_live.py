@@ -77,6 +77,7 @@ def _add_run(verbs: Any) -> None:
     _add_source_options(verb)
     _add_policy(verb)
     verb.add_argument("--track", action="store_true", help="ids that stay from frame to frame (needs tfiseg[live])")
+    _add_sightings(verb, 1)
     add_segmenter_options(verb)
 
 
@@ -94,6 +95,16 @@ def _add_policy(verb: argparse.ArgumentParser) -> None:
         "files), or each --nth is taken",
     )
     verb.add_argument("--nth", type=int, default=1, metavar="N", help="with --policy every_nth")
+
+
+def _add_sightings(verb: argparse.ArgumentParser, default: int) -> None:
+    verb.add_argument(
+        "--sightings",
+        type=int,
+        default=default,
+        metavar="N",
+        help="with ids: what is seen in fewer frames than N is left out (default: %(default)s)",
+    )
 
 
 def _size_wh(text: str) -> tuple[int, int]:
@@ -120,7 +131,7 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError("the synthetic camera never ends: say how many frames with --frames N")
     writable_folder(args.out)  # before the network is loaded
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, where that is ignored as well: outputs stay valid
-    tracker = Tracker() if args.track else None
+    tracker = Tracker(sightings=args.sightings) if args.track else None
     with _source(args) as source:
         workers = 1
         if not source.is_live and args.threads == 0:  # whole frames in parallel are faster than parts of one
@@ -152,7 +163,7 @@ def _add_demo(verbs: Any) -> None:
     verb.add_argument("--out", type=Path, default=Path("tfiseg-demo"), metavar="DIR", help="output folder (default: tfiseg-demo)")
     verb.add_argument("--engine", action="store_true", help="build the network into an fp16 engine in place of segmenting (needs TensorRT)")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
-    verb.set_defaults(camera_size=None, camera_fps=None, pixel_format=None, policy=None, nth=1, track=False)  # it is no camera
+    verb.set_defaults(camera_size=None, camera_fps=None, pixel_format=None, policy=None, nth=1, track=False, sightings=1)  # it is no camera
     add_segmenter_options(verb)
 
 
@@ -192,6 +203,7 @@ def _add_view(verbs: Any) -> None:
         help="write overlay, instances.jsonl and recording.mcap (for Foxglove) into a folder of its own in DIR",
     )
     verb.add_argument("--no-track", action="store_true", help="without ids that stay (tracking needs tfiseg[live])")
+    _add_sightings(verb, 3)
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames of the source")
     _add_source_options(verb)
     _add_policy(verb)
@@ -199,6 +211,7 @@ def _add_view(verbs: Any) -> None:
 
 
 def _view(args: argparse.Namespace) -> int:
+    from .runtime.tracker import Tracker
     from .runtime.view import has_window, view
     from .runtime.viewer import DEFAULT_ADDRESS
 
@@ -215,7 +228,7 @@ def _view(args: argparse.Namespace) -> int:
             record=args.record,
             policy=args.policy,
             nth=args.nth,
-            track=not args.no_track,
+            tracker=None if args.no_track else Tracker(sightings=args.sightings),
             max_frames=args.frames,
             say=lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True),
         )

@@ -17,6 +17,7 @@ from .sources import USUAL_FPS, Frame, Source, fps_of, frame_name, opened, relea
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0  # between attempts to open a lost source again: doubled each time
 _NETWORK_TIMEOUT_MS = 5000
+_WAITED_AFTER_S, _AT_ONCE_S, _MOST_WAITING = 0.2, 0.003, 60  # opened so long ago, frames that come so quickly lay in a buffer
 _CSI_SIZE_WH, _CSI_FPS = (1280, 720), 30  # a mode that every CSI sensor has
 
 _log = logging.getLogger("tfiseg")
@@ -60,6 +61,7 @@ class LiveStream(Source):
         super().__init__(name)
         self._opener = opener
         self._capture = capture or opener()
+        self._opened = time.monotonic()
         self._in_use = threading.Lock()
         self._interrupted = threading.Event()
         self.description, differs = described(name, self._capture, wanted or Wanted())
@@ -69,7 +71,17 @@ class LiveStream(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         self._interrupted.clear()
+        if time.monotonic() - self._opened > _WAITED_AFTER_S:
+            self._skip_what_waited()
         return super().__iter__()
+
+    def _skip_what_waited(self) -> None:
+        """Frames that came in while a network was loaded would be taken for new ones: whoever drives by them drives by the past."""
+        with self._in_use:
+            for _ in range(_MOST_WAITING):
+                began = time.monotonic()
+                if not self._capture.grab() or time.monotonic() - began > _AT_ONCE_S:
+                    return
 
     def _read(self, index: int) -> Frame | None:
         while not self._interrupted.is_set():

@@ -30,6 +30,7 @@ _TRACK = np.dtype(
     [
         ("id", np.int32),
         ("class_id", np.int32),
+        ("sightings", np.int32),
         ("usual_area", np.float64),  # pixels
         ("seen", np.float64),  # seconds, as are frames' times
         ("placed", np.float64),  # seconds: the last whole sighting, of which are
@@ -50,9 +51,11 @@ class Tracker:
 
     Args:
         keep_s: seconds for which an object that isn't seen is remembered.
+        sightings: an instance is given out from its so-many-th sighting on. 1: all of them, for whoever must not miss anything. What
+            networks see in a frame or two and never again doesn't get to a 3rd.
 
     Raises:
-        InputError: keep_s is below 0. MissingDependencyError: scipy is missing.
+        InputError: keep_s is below 0, or sightings below 1. MissingDependencyError: scipy is missing.
 
     Example:
         >>> tracker = Tracker()
@@ -61,15 +64,15 @@ class Tracker:
         ...         print(i.track_id, i.class_name, i.centroid_xy)
     """
 
-    def __init__(self, keep_s: float = 2.0) -> None:
-        if keep_s < 0:
-            raise InputError(f"keep_s must be at least 0, got {keep_s:g}")
+    def __init__(self, keep_s: float = 2.0, sightings: int = 1) -> None:
+        if keep_s < 0 or sightings < 1:
+            raise InputError(f"keep_s must be at least 0, and sightings at least 1; got {keep_s:g} and {sightings}")
         try:
             from scipy.optimize import linear_sum_assignment
         except ImportError as missing:
             raise MissingDependencyError('tracking needs scipy: pip install ".[live]" in the repository') from missing
         self._assign = linear_sum_assignment
-        self.keep_s = keep_s
+        self.keep_s, self.sightings = keep_s, sightings
         self._next_id = 1
         self._size_hw = (0, 0)
         self._now = 0.0
@@ -80,7 +83,8 @@ class Tracker:
         self._cells = np.zeros((3, 0), np.int32)  # of all masks at the time ``placed``: row of the track, y, x
 
     def __call__(self, instances: Instances) -> Instances:
-        """The same instances with ``track_id`` int32 (n,). Frames must come in order; another frame size starts anew (ids go on)."""
+        """The instances that were seen often enough, with ``track_id`` int32 (n,). Frames must come in order; another frame size starts
+        anew (ids go on)."""
         size_hw = (instances.label_map.shape[0], instances.label_map.shape[1])
         if size_hw != self._size_hw:
             self._size_hw = size_hw
@@ -92,9 +96,19 @@ class Tracker:
         new = row_of < 0
         row_of[new] = np.arange(len(self._tracks), len(self._tracks) + new.sum())
         self._remember(instances, row_of, grid)
-        track_id = self._tracks["id"][row_of]
+        track_id = self._numbered(row_of)
         self._drop_the_lost()
-        return replace(instances, track_id=track_id)
+        return replace(instances, track_id=track_id).select(track_id > 0)
+
+    def _numbered(self, row_of: NDArray[np.intp]) -> NDArray[np.int32]:
+        """Ids of the tracks in these rows, 0 where one isn't seen often enough; who has none yet gets one when it is."""
+        tracks = self._tracks
+        tracks["sightings"][row_of] += 1
+        due = row_of[(tracks["sightings"][row_of] >= self.sightings) & (tracks["id"][row_of] == 0)]
+        tracks["id"][due] = np.arange(self._next_id, self._next_id + len(due))
+        self._next_id += len(due)
+        ids: NDArray[np.int32] = tracks["id"][row_of]
+        return ids
 
     def _match(self, instances: Instances, grid: NDArray[np.int32]) -> NDArray[np.intp]:
         """Row of the track that each instance is, -1 for new ones: what was seen in the last frame first, then what is lost."""
@@ -170,9 +184,7 @@ class Tracker:
 
     def _add(self, instances: Instances, new: NDArray[np.intp]) -> None:
         fresh = np.zeros(len(new), _TRACK)
-        fresh["id"] = np.arange(self._next_id, self._next_id + len(new))
         fresh["class_id"], fresh["usual_area"] = instances.class_id[new], instances.area[new]
-        self._next_id += len(new)
         self._tracks = np.concatenate([self._tracks, fresh])
 
     def _drop_the_lost(self) -> None:

@@ -69,7 +69,7 @@ def view(
     record: Path | None = None,
     policy: str | None = None,
     nth: int = 1,
-    track: bool = True,
+    tracker: Tracker | None = None,
     max_frames: int | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def view(
         record: folder in which a folder named by the time gets overlay, instances.jsonl and recording.mcap. A disk that fills up
             ends the recording, not the view.
         policy, nth, max_frames: see ``Pipeline``.
-        track: ids that stay.
+        tracker: for ids that stay.
         say: told where the page is.
 
     Returns:
@@ -113,7 +113,6 @@ def view(
             sinks.append(recording)
         if page is not None:
             sinks.append(page)
-        tracker = Tracker() if track else None
         pipeline = stack.enter_context(
             Pipeline(source, segmenter, policy=policy, nth=nth, tracker=tracker, draw=True, sinks=sinks, max_frames=max_frames)
         )

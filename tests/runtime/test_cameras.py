@@ -213,6 +213,42 @@ def test_a_file_played_at_its_own_pace_is_live():
     assert time.monotonic_ns() - frames[-1].capture_time_ns < 1e9
 
 
+class Buffered(FakeCapture):
+    """A camera of 50 frames a second whose driver keeps the last four."""
+
+    def __init__(self):
+        super().__init__(64, 48, 50, "MJPG")
+        self.began = time.monotonic()
+        self.taken = -1
+
+    def grab(self):
+        newest = int((time.monotonic() - self.began) * 50)
+        self.taken = max(self.taken + 1, newest - 3)
+        time.sleep(max(0.0, self.began + self.taken / 50 - time.monotonic()))
+        return True
+
+    def read(self):
+        self.grab()
+        return True, np.full((48, 64, 3), self.taken, np.uint8)
+
+    def get(self, which):
+        return self.values.get(which, 0)
+
+
+def test_what_came_in_while_the_network_was_loaded_is_not_taken_for_new():
+    camera = Buffered()
+    source = LiveStream("camera-0", lambda: camera, capture=camera)
+    time.sleep(0.5)  # the network is loaded meanwhile
+    frame = next(iter(source))
+    behind_ms = (frame.capture_time_ns / 1e9 - camera.began - frame.image[0, 0, 0] / 50) * 1e3
+    assert behind_ms < 20, f"a frame of {behind_ms:.0f} ms ago is called new"
+
+
+def test_what_is_read_at_once_is_read_from_the_first():
+    camera = Buffered()
+    assert next(iter(LiveStream("camera-0", lambda: camera, capture=camera))).image[0, 0, 0] == 0
+
+
 def test_closing_while_the_camera_hangs_ends_nothing_but_the_source(caplog):
     class Hanging(FakeCapture):
         released = 0

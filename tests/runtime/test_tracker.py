@@ -114,3 +114,19 @@ def test_the_id_goes_where_the_instance_goes():
 def test_keep_s_is_checked():
     with pytest.raises(tfiseg.InputError, match="keep_s"):
         tfiseg.Tracker(keep_s=-1)
+
+
+def test_what_is_seen_too_seldom_is_left_out_and_takes_no_id():
+    tracker, seen = tfiseg.Tracker(sightings=3), []
+    for t in range(8):
+        movers = [Mover(line((200, 100), (0, 0)))]
+        movers += [Mover(line((60, 60), (0, 0)))] if t in (1, 2) else []  # a flicker
+        label, classes = render(movers, t)
+        seen.append(tracker(instances_of(label, classes, t)))
+    assert [s.track_id.tolist() for s in seen] == [[], [], *[[1]] * 6]
+    assert all(len(np.unique(s.label_map)) == len(s) + 1 for s in seen)
+
+
+def test_sightings_are_checked():
+    with pytest.raises(tfiseg.InputError, match="sightings"):
+        tfiseg.Tracker(sightings=0)

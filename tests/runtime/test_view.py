@@ -50,7 +50,7 @@ def test_a_window_shows_frames_until_escape(monkeypatch):
     monkeypatch.setattr(view_module.cv2, "imshow", lambda name, picture: shown.append(picture.shape))
     monkeypatch.setattr(view_module.cv2, "waitKey", lambda ms: 27 if len(shown) == 3 else -1)
     monkeypatch.setattr(view_module.cv2, "destroyAllWindows", lambda: None)
-    report = view(tfiseg.open_source("synthetic", realtime=True), tfiseg.Segmenter(), track=False)
+    report = view(tfiseg.open_source("synthetic", realtime=True), tfiseg.Segmenter())
     assert shown == [(480, 640, 3)] * 3
     assert report["error"] is None
 
