@@ -63,7 +63,7 @@ def _add_eval(verbs: Any) -> None:
     verb.add_argument(
         "--against",
         nargs="+",
-        choices=("components", "shape"),
+        choices=("components", "shape", "rated-components"),
         default=(),
         help="baselines on the same class maps; the gain in PQ comes with its 95 %% interval over pictures",
     )

@@ -49,20 +49,21 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--instance-model", metavar="M", help="with --refine components: an instance network (default: the one that comes with tfiseg)"
     )
-    verb.add_argument("--min-score", type=float, metavar="P", help="leave out instances with a lower mean probability (default: 0.5)")
+    verb.add_argument(
+        "--min-score", type=float, metavar="P", help="leave out instances with a lower score (default: 0.3 with a score rule, else 0.5)"
+    )
     verb.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
 
 
 def segmenter_of(args: argparse.Namespace) -> Any:
-    from .runtime.segmenter import MIN_SCORE, Segmenter
+    from .runtime.segmenter import Segmenter
 
     things = [t.strip() for t in args.things.split(",")] if args.things else None
-    min_score = MIN_SCORE if args.min_score is None else args.min_score
     return Segmenter(
         args.model,
         things=things,
         split=args.split,
-        min_score=min_score,
+        min_score=args.min_score,
         refine=args.refine,
         instance_model=args.instance_model,
         threads=args.threads,

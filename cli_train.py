@@ -1,4 +1,4 @@
-"""``tfiseg train semantic``, ``tfiseg train instance`` and ``tfiseg train frame``."""
+"""``tfiseg train semantic``, ``instance``, ``frame`` and ``score``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def add_train(verbs: Any) -> None:
     verb = add_verb(
         verbs,
         "train",
-        "Train a network of ours: semantic, instance, or instance heads for a semantic one (needs tfiseg[export]).",
+        "Train a network of ours: semantic, instance, instance heads for a semantic one, or its score (needs tfiseg[export]).",
         _none,
         reports=False,
     )
-    kinds = verb.add_subparsers(dest="what", required=True, metavar="{semantic,instance,frame}")
+    kinds = verb.add_subparsers(dest="what", required=True, metavar="{semantic,instance,frame,score}")
     semantic = add_verb(kinds, "semantic", "The default semantic network, from pictures and class maps.", _semantic, reports=False)
     _add_data(semantic)
     _add_run(semantic, "semantic.ckpt", 3600, "crops")
@@ -52,6 +52,18 @@ def add_train(verbs: Any) -> None:
     _add_run(frame, "frame.ckpt", 4000, "composites", 4)
     frame.add_argument("--instance-model", type=Path, metavar="M", help="the teacher (default: the one that comes with tfiseg)")
     _add_fit(frame, "composites")
+    score = add_verb(
+        kinds, "score", "How likely an instance is an object: a rule of four numbers for a semantic network, in its metadata.", _score
+    )
+    score.add_argument("--model", type=Path, metavar="NET.onnx", help="in tfiseg's format (default: the network that comes with tfiseg)")
+    _add_data(score)
+    score.add_argument("-o", "--output", type=Path, default=Path("scored.onnx"), metavar="NAME.onnx", help="(default: scored.onnx)")
+    score.add_argument(
+        "--refine", choices=("components", "frame"), help="how instances are found (default: by the model's heads, else components)"
+    )
+    score.add_argument("--instance-model", type=Path, metavar="M", help="tells the objects (default: the one that comes with tfiseg)")
+    score.add_argument("--seed", type=int, default=0, metavar="N")
+    score.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads")
 
 
 def _add_fit(verb: argparse.ArgumentParser, sheets: str) -> None:
@@ -175,4 +187,30 @@ def _frame(args: argparse.Namespace) -> int:
             f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {report['rule']['held_error']:.1%}"
         )
         print(f"next: tfiseg run DIR --refine frame --model {args.output}")
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    for module in ("torch", "onnx"):
+        need(module, "export")
+    from .export.score_rule import add_score_rule
+    from .runtime.sessions import DEFAULT_MODEL
+
+    report = add_score_rule(
+        args.model or DEFAULT_MODEL,
+        args.images,
+        args.semantic,
+        args.confidence,
+        args.output,
+        refine=args.refine,
+        instance_model=args.instance_model,
+        seed=args.seed,
+        threads=args.threads,
+        quiet=args.json,
+    )
+    if args.json:
+        print(as_json(report))
+    else:
+        print(f"{args.output}: {report['objects']} of {report['instances']} instances are objects")
+        print(f"PQ on photos kept apart: {report['held_PQ_without']:.1f} by mean class probability, {report['held_PQ']:.1f} by the rule")
     return 0

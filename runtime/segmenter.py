@@ -17,12 +17,15 @@ from ..plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, cluster, sp
 from ..plugins.problem import MAX_INSTANCES
 from .device_cluster import MOST_INSTANCES, Asked
 from .gpu_session import GpuSession, enlarged
+from .rating import FEATURES, object_probability
 from .refine import Refiner
 from .sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, DEFAULT_PROVIDERS, open_session
 from .sources import Frame, checked_image
 
 REFINES = (None, "components", "frame")
-MIN_SCORE = 0.5  # more likely right than wrong
+MIN_SCORE = 0.5  # of mean class probabilities
+# of probabilities of being an object: one more adds to PQ where p > PQ / (2 IoU), which is 0.27 to 0.32 on training photos
+MIN_RATED_SCORE = 0.3
 _MIN_AREA_SHARE = 1e-3  # of the frame: a network's crumbs, below what its stride-4 grid can tell (docs/benchmarks)
 
 
@@ -40,7 +43,9 @@ class Segmenter:
         things: names or ids of the classes to segment; default: all countable classes of the model.
         split: see ``tfiseg.cluster``; default: what the model's metadata says, else "auto".
         min_area: smallest instance in pixels; default: 0.1 % of the frame, at least 25.
-        min_score: instances with a lower mean probability are left out; 0 keeps all.
+        min_score: instances with a lower score are left out; 0 keeps all. The score is the probability of being an object where the model
+            has a rule for that (``tfiseg train score``; the networks that come with tfiseg do; default: 0.3), else the mean class
+            probability (default: 0.5).
         max_instances: at most this many per frame, the largest.
         refine: "components": cut and join the class map's components by what the instance network sees in them, in place of their shape
             alone (see ``Refiner``); "frame": by the model's own instance heads, in the same pass; None: by shape, or by the heads of a
@@ -66,7 +71,7 @@ class Segmenter:
         things: Iterable[str | int] | None = None,
         split: Split | None = None,
         min_area: int | None = None,
-        min_score: float = MIN_SCORE,
+        min_score: float | None = None,
         max_instances: int = MAX_INSTANCES,
         refine: str | None = None,
         instance_model: str | Path | None = None,
@@ -90,12 +95,16 @@ class Segmenter:
         split_table(self.split)  # raises now, not at the first frame
         self._affinity_offsets = np.array(parameters.get("affinity_offsets", AFFINITY_OFFSETS), np.int32)
         self.min_area = min_area
-        self.min_score = min_score
         self.max_instances = max_instances
         self.threads = threads or None
         rule = parameters.get("merge_rule")
         self._merge_rule = None if rule is None else np.array(rule, np.float32)
         self._sharpen = int(parameters.get("sharpen", 0))
+        self.score_rule: Sequence[float] | None = parameters.get("score_rule")
+        if self.score_rule is not None and len(self.score_rule) != len(FEATURES) + 1:
+            raise ModelError(f"{self.session.path}: its score rule has {len(self.score_rule)} numbers, wanted {len(FEATURES) + 1}")
+        usual = MIN_SCORE if self.score_rule is None else MIN_RATED_SCORE
+        self.min_score = usual if min_score is None else min_score
         if refine == "frame" and not self.session.has("affinity"):
             raise ModelError(f"{self.session.path} has no instance heads: `tfiseg train frame --model {self.session.path}` adds them")
         self.refiner = Refiner(instance_model, threads=threads, providers=providers) if refine == "components" else None
@@ -156,8 +165,7 @@ class Segmenter:
         if label_map.shape != size_hw:  # the operator inside the engine works on a grid of its own
             label_map, semantic_map, table = enlarged(label_map, semantic_map, table, size_hw)
         instances = instances_from_table(label_map, semantic_map, table, class_names=self.class_names)
-        kept = (instances.score >= self.min_score) & (instances.area >= asked.min_area) & np.isin(instances.class_id, self.things)
-        return instances.select(kept)
+        return self.worthwhile(instances.select(np.isin(instances.class_id, self.things)), size_hw)
 
     def _refined(self, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.float32]]) -> Instances:
         """Components first, crumbs included: they may be joined to something."""
@@ -179,22 +187,32 @@ class Segmenter:
         )
         return components
 
-    def worthwhile(self, found: Instances, size_hw: tuple[int, int]) -> Instances:
-        """Without what is too small or too unsure to be reported."""
-        return found.select((found.score >= self.min_score) & (found.area >= self._least_area(size_hw)))
+    def worthwhile(self, found: Instances, size_hw: tuple[int, int], rated: bool = True) -> Instances:
+        """Without what is too small or too unsure to be reported. ``rated``: by the model's score rule, if it has one; else by mean class
+        probability, as for a model that has none."""
+        found = found.select(found.area >= self._least_area(size_hw))
+        if self.score_rule is None:
+            return found.select(found.score >= self.min_score)
+        if not rated:
+            return found.select(found.score >= MIN_SCORE)
+        found = replace(found, score=object_probability(found, self.score_rule))
+        return found.select(found.score >= self.min_score)
 
     def _least_area(self, size_hw: tuple[int, int]) -> int:
         return self.min_area if self.min_area is not None else usual_min_area(size_hw)
 
-    def by_shape(self, image: NDArray[np.uint8], split: Split) -> Instances:
+    def by_shape(self, image: NDArray[np.uint8], split: Split, rated: bool = False) -> Instances:
         """Instances of one picture from its class map alone, whatever the segmenter's own way is: what that is measured against."""
         logits = self.session.infer(image)["logits"]
-        return self.cluster_maps({"logits": logits}, (image.shape[0], image.shape[1]), split)
+        return self.cluster_maps({"logits": logits}, (image.shape[0], image.shape[1]), split, rated)
 
     def cluster_maps(
-        self, maps: Mapping[str, NDArray[np.float32]], frame_size_hw: tuple[int, int], split: Split | None = None
+        self, maps: Mapping[str, NDArray[np.float32]], frame_size_hw: tuple[int, int], split: Split | None = None, rated: bool = True
     ) -> Instances:
-        """Instances from what the network said of a frame (``session.infer``): float32 (1, channels, h, w) by output name."""
+        """Instances from what the network said of a frame (``session.infer``): float32 (1, channels, h, w) by output name.
+
+        ``split``: in place of the segmenter's own; ``rated``: see ``worthwhile``.
+        """
         height, width = frame_size_hw
         found: Instances = cluster(
             maps["logits"][0],
@@ -212,4 +230,4 @@ class Segmenter:
             class_names=self.class_names,
             threads=self.threads,
         )
-        return found.select(found.score >= self.min_score)
+        return self.worthwhile(found, frame_size_hw, rated)

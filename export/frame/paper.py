@@ -165,11 +165,11 @@ class PaperSegmenter(Segmenter):
         logits, *features = self._maps_of(image)
         displacement = (self._heads(*(torch.from_numpy(f) for f in features))[0] * UNIT).numpy()
         if self._by_operator:
-            return self.cluster_maps({"logits": logits, "displacement": displacement}, size_hw)
+            return self.cluster_maps({"logits": logits, "displacement": displacement}, size_hw, rated=False)
         components = self.components_of(logits, size_hw)
         centre = cv2.resize(group(displacement[0]), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
         label = np.where(components.label_map > 0, centre * 256 + components.semantic_map, 0).astype(np.int32)
-        return self.worthwhile(instances_of(label, components), size_hw)
+        return self.worthwhile(instances_of(label, components), size_hw, rated=False)
 
 
 def main() -> None:

@@ -1,0 +1,86 @@
+"""The rule that says how likely an instance is an object: fitted on pictures whose objects are known by construction."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import tfiseg
+
+pytest.importorskip("torch", reason="training needs torch: make test-export")
+
+import onnx
+from tfiseg import cli
+from tfiseg.export import score_rule
+from tfiseg.export.score_rule import ScoreFit, _logistic, add_score_rule, fit_score_rule
+from tfiseg.export.semantic_data import Picture
+from tfiseg.runtime.sessions import DEFAULT_MODEL, METADATA_KEY
+
+
+def pictures(count):
+    """Large red discs, the objects, and small green specks, which the network takes for the same class."""
+    made = []
+    for k in range(count):
+        rng = np.random.default_rng(k)
+        image, semantic = np.zeros((160, 240, 3), np.uint8), np.zeros((160, 240), np.uint8)
+        for x in (60, 180):
+            at, radius = (x, int(rng.integers(60, 100))), int(rng.integers(25, 50))
+            cv2.circle(image, at, radius, (0, 0, 200), -1)
+            cv2.circle(semantic, at, radius, 1, -1)
+        cv2.circle(image, (120, int(rng.integers(10, 150))), 6, (0, 200, 0), -1)
+        made.append(Picture(f"{k}", image, semantic, np.full((1, 1), 255, np.uint8)))
+    return made
+
+
+def colour_segmenter(image):
+    class_map = (image.max(2) > 70).astype(np.uint8)
+    return tfiseg.cluster(class_map, split=0.0, scores=np.full(class_map.shape, 0.9, np.float32), min_area=9)
+
+
+def as_they_are(image, components):
+    return components
+
+
+def test_specks_are_told_from_objects_by_their_size():
+    fit = fit_score_rule(colour_segmenter, pictures(80), as_they_are, quiet=True)
+    assert fit.objects > 100
+    assert fit.seen - fit.objects > 50
+    before, after = fit.held_quality
+    assert after > before + 5
+    assert after > 95
+
+
+def test_too_little_to_see_is_said():
+    with pytest.raises(tfiseg.InputError, match="wanted 50 of each"):
+        fit_score_rule(colour_segmenter, pictures(12), as_they_are, quiet=True)
+
+
+def test_the_regression_finds_what_made_the_data():
+    rng = np.random.default_rng(0)
+    features = rng.normal(0, 1, (20_000, 3)) * [2, 0.5, 1] + [5, -3, 0]
+    true = np.array([0.7, -1.5, 2.0, -3.0])
+    right = rng.random(20_000) < 1 / (1 + np.exp(-(features @ true[:-1] + true[-1])))
+    assert np.allclose(_logistic(features, right), true, atol=0.35)
+
+
+def test_the_rule_goes_into_the_metadata_and_nothing_else_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(score_rule, "fit_score_rule", lambda *_, **__: ScoreFit([1.0, 2.0, 3.0, 4.0], 10, 5, (1.0, 2.0)))
+    monkeypatch.setattr(score_rule, "load_pictures", lambda *_: [])
+    report = add_score_rule(DEFAULT_MODEL, tmp_path, tmp_path, None, tmp_path / "scored.onnx", quiet=True)
+    assert report["rule"]["bias"] == 4.0
+    before, after = onnx.load(DEFAULT_MODEL), onnx.load(tmp_path / "scored.onnx")
+    assert before.graph == after.graph
+    told, now = ({p.key: p.value for p in m.metadata_props} for m in (before, after))
+    told, now = (json.loads(m[METADATA_KEY]) for m in (told, now))
+    assert now["clustering"].pop("score_rule") == [1.0, 2.0, 3.0, 4.0]
+    told["clustering"].pop("score_rule")
+    assert now == told
+    assert tfiseg.Segmenter(tmp_path / "scored.onnx").score_rule == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_the_command_line_says_what_is_missing(tmp_path, capsys):
+    for kind in ("images", "semantic"):
+        (tmp_path / kind).mkdir()
+    images = tmp_path / "images"
+    assert cli.main(["train", "score", "--images", str(images), "--semantic", str(tmp_path / "semantic"), "--json"]) == 1
+    assert "no picture in" in capsys.readouterr().err
