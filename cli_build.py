@@ -46,9 +46,8 @@ def add_build(verbs: Any) -> None:
         type=int,
         nargs="?",
         const=24,
-        default=0,
         metavar="N",
-        help="leave the most sensitive layers in higher precision until the gate passes, at most N (default: 24)",
+        help="where the gate fails, leave the most sensitive layers in higher precision until it passes, at most N (default: 8; no N: 24)",
     )
 
     gate = verb.add_argument_group("accuracy gate: the result is held against fp32 on frames that it wasn't calibrated on")

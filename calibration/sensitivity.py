@@ -51,19 +51,19 @@ def rank_layers(
 
 
 def exclude_until(
-    ranking: Sequence[tuple[str, float]], most: int, judge: Callable[[list[str]], dict[str, Any]]
+    rank: Callable[[], Sequence[tuple[str, float]]], most: int, judge: Callable[[list[str]], dict[str, Any]]
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """The fewest layers, worst first, without which the gate is passed.
 
     Args:
-        ranking: from ``rank_layers``.
+        rank: gives what ``rank_layers`` does; asked only where the gate fails without it.
         most: at most this many.
         judge: the gate's verdict with these layers in high precision.
 
     Returns:
         Their names, and what was tried ({"excluded", "label_agreement", "PQ", "passed"}). Where nothing passes, the try of best PQ.
     """
-    names = [name for name, _ in ranking][:most]
+    names: list[str] = []
     tried: list[dict[str, Any]] = []
 
     def passes(count: int) -> bool:
@@ -71,7 +71,10 @@ def exclude_until(
         tried.append({"excluded": count, **{key: gate[key] for key in ("label_agreement", "PQ", "passed")}})
         return bool(gate["passed"])
 
-    failed, count = -1, 0
+    if passes(0):
+        return [], tried
+    names = [name for name, _ in rank()][:most]
+    failed, count = 0, min(len(names), 2)
     while not passes(count):
         if count >= len(names):
             best = max(tried, key=lambda one: (one["PQ"], -one["excluded"]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from .precision import overflowing, to_fp16
 
 PRECISIONS = ("fp32", "fp16", "int8")
 _RANGE_FRAMES, _RANKING_FRAMES = 8, 12
+_USUALLY_EXCLUDED = 8  # layers at most, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class PrecisionSettings:
     method: str = "minmax"
     cache: Path | None = None
     keep: tuple[str, ...] = ()  # layers that stay in high precision: names or patterns
-    auto_exclude: int = 0  # at most this many more, the most sensitive first
+    auto_exclude: int | None = None  # at most this many more, the most sensitive first, where the gate fails; None: 8 where there is a gate
     label_agreement: float | None = None
     quality: float | None = None
     gate: bool = True
@@ -51,6 +54,11 @@ class PrecisionSettings:
             raise InputError("an fp16 network is held against float32 on real frames: name some with --frames, or say --no-gate")
         if self.precision == "int8" and self.frames is None:
             raise InputError("int8 needs frames to calibrate on: --frames with a folder of pictures, a video or a camera's recording")
+
+    @property
+    def most_excluded(self) -> int:
+        """How many layers may be left out of int8 for the gate's sake."""
+        return self.auto_exclude if self.auto_exclude is not None else _USUALLY_EXCLUDED if self.gate else 0
 
     @property
     def thresholds(self) -> Thresholds:
@@ -141,23 +149,36 @@ def _to_int8(
             return quantised
         return to_fp16(quantised, overflowing(quantised, frames.part(0, _RANGE_FRAMES)))
 
-    if not settings.auto_exclude:
+    if not settings.most_excluded:
         return Lowered(made([]))
-    ranking = rank_layers(model, calibration, frames.part(0, _RANKING_FRAMES), scheme, kept, quiet)
+    made_so_far: dict[int, Lowered] = {}
+
+    def rank() -> list[tuple[str, float]]:
+        _say(quiet, "int8 throughout fails the gate: looking for the layers that cost most")
+        return rank_layers(model, calibration, frames.part(0, _RANKING_FRAMES), scheme, kept, quiet)
 
     def judge(excluded: list[str]) -> dict[str, Any]:
-        found = verdict(_compared(model, made(excluded), judged_on, None, True), settings.thresholds)
+        lowered = made(excluded)
+        comparison = _compared(model, lowered, judged_on, quiet)
+        made_so_far[len(excluded)] = Lowered(lowered, comparison=comparison)
+        found = verdict(comparison, settings.thresholds)
         _say(quiet, f"{len(excluded)} layers left out: {found['label_agreement']:.2f}% of labels, PQ {found['PQ']:.1f}")
         return found
 
-    excluded, tried = exclude_until(ranking, settings.auto_exclude, judge)
-    return Lowered(made(excluded), searched=tried)
+    excluded, tried = exclude_until(rank, settings.most_excluded, judge)
+    chosen = made_so_far[len(excluded)]
+    chosen.searched = tried
+    return chosen
 
 
 def _judge(
     model: onnx.ModelProto, lowered: Lowered, settings: PrecisionSettings, frames: FrameSample, sheet: Path | None, quiet: bool
 ) -> None:
-    lowered.comparison = _compared(model, lowered.model, frames, sheet, quiet)
+    if lowered.comparison is None:
+        lowered.comparison = _compared(model, lowered.model, frames, quiet)
+    if sheet is not None:
+        with _both(model, lowered.model) as (reference, candidate):
+            worst_sheet(reference, candidate, frames, lowered.comparison, sheet)
     found = verdict(lowered.comparison, settings.thresholds)
     if not found["passed"]:  # how much of it is the scenes' own doing?
         with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
@@ -171,13 +192,15 @@ def _judge(
     }
 
 
-def _compared(model: onnx.ModelProto, lowered: onnx.ModelProto, frames: FrameSample, sheet: Path | None, quiet: bool) -> Comparison:
+def _compared(model: onnx.ModelProto, lowered: onnx.ModelProto, frames: FrameSample, quiet: bool) -> Comparison:
+    with _both(model, lowered) as (reference, candidate):
+        return compare(reference, candidate, frames, frames.names, quiet)
+
+
+@contextmanager
+def _both(model: onnx.ModelProto, lowered: onnx.ModelProto) -> Iterator[tuple[Segmenter, Segmenter]]:
     with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
-        reference, candidate = _segmenter(model, Path(folder, "fp32.onnx")), _segmenter(lowered, Path(folder, "lowered.onnx"))
-        comparison = compare(reference, candidate, frames, frames.names, quiet)
-        if sheet is not None:
-            worst_sheet(reference, candidate, frames, comparison, sheet)
-    return comparison
+        yield _segmenter(model, Path(folder, "fp32.onnx")), _segmenter(lowered, Path(folder, "lowered.onnx"))
 
 
 def _segmenter(model: onnx.ModelProto, path: Path) -> Segmenter:

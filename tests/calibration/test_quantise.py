@@ -191,8 +191,8 @@ def test_exclusion_stops_at_the_fewest_layers(enough):
     def judge(names):
         return {"passed": len(names) >= enough, "label_agreement": 90 + len(names), "PQ": 80.0 + len(names)}
 
-    names, tried = exclude_until(ranking, 10, judge)
+    names, tried = exclude_until(lambda: ranking, 10, judge)
     assert names == [f"layer{k}" for k in range(enough)]
     assert len(tried) <= 9
-    hopeless, _ = exclude_until(ranking, 4, lambda names: {"passed": False, "label_agreement": 0.0, "PQ": float(len(names))})
+    hopeless, _ = exclude_until(lambda: ranking, 4, lambda names: {"passed": False, "label_agreement": 0.0, "PQ": float(len(names))})
     assert len(hopeless) == 4
