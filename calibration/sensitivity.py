@@ -74,6 +74,8 @@ def exclude_until(
     if passes(0):
         return [], tried
     names = [name for name, _ in rank()][:most]
+    if not names:
+        return [], tried
     failed, count = 0, min(len(names), 2)
     while not passes(count):
         if count >= len(names):

@@ -1,4 +1,4 @@
-"""``tfiseg train score``: how likely an instance of a network is an object, fitted on photos and class maps. Needs onnx.
+"""``tfiseg train score``: how likely an instance of a network is an object, fitted on photos and class maps. Needs onnx and torch.
 
 The instance network tells the objects of each photo from its class map; the network to be fitted then looks at crops of the photo, and each
 instance that it finds either is one of them (same class, IoU > 0.5) or is not. No instance label is needed.
@@ -7,13 +7,13 @@ instance that it finds either is one of them (same class, IoU > 0.5) or is not. 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import helper
 from tqdm import tqdm
@@ -26,6 +26,7 @@ from ..runtime.rating import FEATURES, score_features
 from ..runtime.refine import Refiner
 from ..runtime.segmenter import MIN_RATED_SCORE, MIN_SCORE, Segmenter
 from ..runtime.sessions import METADATA_KEY
+from .engine import read_network
 from .model_file import rounded, written_whole
 from .semantic_data import Picture, load_pictures
 
@@ -59,15 +60,30 @@ class _Looked:
     missed: int
 
 
-def fit_score_rule(segmenter: Segmenter, pictures: list[Picture], refiner: Refiner, seed: int = 0, quiet: bool = False) -> ScoreFit:
-    """Fit the rule on pictures; ``segmenter`` must have no rule, and ``min_score`` 0.
+def fit_score_rule(
+    segmenter: Segmenter,
+    pictures: list[Picture],
+    refiner: Refiner,
+    things: Sequence[int] | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> ScoreFit:
+    """Fit the rule on pictures.
+
+    Args:
+        segmenter: without a rule, and ``min_score`` 0.
+        pictures: with class maps.
+        refiner: tells the objects from the class maps.
+        things: ids of the countable classes; None: all but 0.
 
     Raises:
         InputError: there is too little to see in these pictures.
     """
+    if len(pictures) < 2 * _HELD_EVERY:
+        raise InputError(f"{len(pictures)} pictures are too few to fit a score and to judge it: give at least {2 * _HELD_EVERY}")
     looked = []
     for k, picture in enumerate(tqdm(pictures, desc="photos for the score", disable=quiet)):
-        objects = refiner(picture.image, cluster(picture.semantic, split=0.0)).label_map
+        objects = refiner(picture.image, cluster(picture.semantic, things=things, split=0.0)).label_map
         looked.append(_look(segmenter, *_crop(picture, objects, np.random.default_rng([seed, k]))))
     used, held = [v for k, v in enumerate(looked) if k % _HELD_EVERY], looked[::_HELD_EVERY]
     features, right = np.concatenate([v.features for v in used]), np.concatenate([v.iou for v in used]) > 0
@@ -164,14 +180,17 @@ def add_score_rule(
     Returns:
         the rule, how many instances it was fitted on, and PQ on photos kept apart with and without it.
     """
-    network = onnx.load(model)
+    if not output.parent.is_dir():
+        raise InputError(f"there is no folder {output.parent} to write {output.name} to")
+    network, _ = read_network(model)
     metadata = json.loads(next(p.value for p in network.metadata_props if p.key == METADATA_KEY))
     if refine is None:
         refine = "frame" if any(o.name == "affinity" for o in network.graph.output) else "components"
     teacher = instance_model if refine == "components" else None
     segmenter = Segmenter(model, refine=refine, min_score=0.0, threads=threads, instance_model=teacher)
     segmenter.score_rule = None
-    fit = fit_score_rule(segmenter, load_pictures(images, semantic, confidence), Refiner(instance_model, threads=threads), seed, quiet)
+    teller = Refiner(instance_model, threads=threads)
+    fit = fit_score_rule(segmenter, load_pictures(images, semantic, confidence), teller, segmenter.session.info.things, seed, quiet)
     metadata["clustering"] = {**metadata.get("clustering", {}), "score_rule": fit.rule}
     del network.metadata_props[:]
     helper.set_model_props(network, {METADATA_KEY: json.dumps(metadata)})

@@ -50,6 +50,9 @@ class _Cutout:
 def load_pictures(images: Path, semantic: Path, confidence: Path | None = None) -> list[Picture]:
     """Pictures of ``images`` that have a class map (and, where given, a confidence map) of the same name, sorted by name."""
     pictures = []
+    for folder in (images, semantic, *([confidence] if confidence is not None else [])):
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder}")
     for path in sorted(images.iterdir()):
         maps = [folder / f"{path.stem}.png" for folder in (semantic, confidence) if folder is not None]
         if not all(m.exists() for m in maps):

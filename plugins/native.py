@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import TfisegError
+from ..errors import InputError, TfisegError
 from .neck import EVIDENCE_FEATURES
 from .problem import Clustering, Problem
 
@@ -211,7 +211,12 @@ def fit_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.
     """A frame uint8 (H, W, 3) as a network of another size sees it: float32 (3, h, w), 0..255, channels in their order.
 
     Bilinear to twice the size and averaged 2 x 2, as the preprocessing in tfiseg's models does it, to 1e-4 of 255.
+
+    Raises:
+        InputError: it is no such frame.
     """
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise InputError(f"a frame must be uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
     frame = np.ascontiguousarray(frame)
     fitted = np.empty((3, *size_hw), np.float32)
     _check(library().tfiseg_fit_frame(_pointer(frame), *frame.shape[:2], _pointer(fitted), *size_hw))

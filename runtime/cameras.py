@@ -17,7 +17,8 @@ from .sources import USUAL_FPS, Frame, Source, fps_of, frame_name, opened, relea
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0  # between attempts to open a lost source again: doubled each time
 _NETWORK_TIMEOUT_MS = 5000
-_WAITED_AFTER_S, _AT_ONCE_S, _MOST_WAITING = 0.2, 0.003, 60  # opened so long ago, frames that come so quickly lay in a buffer
+_WAITED_AFTER_S = 0.2  # opened so long ago, there are frames in a buffer
+_AT_ONCE, _NEW_IN_A_ROW = 0.5, 2  # of a frame's interval: what comes quicker lay there; so many that don't are new
 _CSI_SIZE_WH, _CSI_FPS = (1280, 720), 30  # a mode that every CSI sensor has
 
 _log = logging.getLogger("tfiseg")
@@ -77,10 +78,14 @@ class LiveStream(Source):
 
     def _skip_what_waited(self) -> None:
         """Frames that came in while a network was loaded would be taken for new ones: whoever drives by them drives by the past."""
+        interval, new = 1 / (self.fps or USUAL_FPS), 0
         with self._in_use:
-            for _ in range(_MOST_WAITING):
+            for _ in range(round((time.monotonic() - self._opened) / interval) + _NEW_IN_A_ROW):  # no more can have come
                 began = time.monotonic()
-                if not self._capture.grab() or time.monotonic() - began > _AT_ONCE_S:
+                if not self._capture.grab():  # it decodes where the stream is compressed, so one that takes long may still be old
+                    return
+                new = new + 1 if time.monotonic() - began > _AT_ONCE * interval else 0
+                if new == _NEW_IN_A_ROW:
                     return
 
     def _read(self, index: int) -> Frame | None:

@@ -235,6 +235,8 @@ def _finders(
     unknown = [name for name in against if name not in BASELINES]
     if unknown:
         raise InputError(f"unknown baseline {', '.join(unknown)}: there are {', '.join(BASELINES)}")
+    if "rated-components" in against and (semantic != "model" or segmenter is None or segmenter.score_rule is None):
+        raise InputError("rated-components are those of a model with a score rule (`tfiseg train score`), with --semantic model")
     labels = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
     if semantic == "truth":
 

@@ -13,48 +13,57 @@ from dataclasses import dataclass
 import numpy as np
 
 FRAME, SMALL = "frame", "pre.small"
-_CHAIN = (("Cast", "pre.float"), ("Transpose", "pre.nchw"), ("Resize", "pre.double"), ("AveragePool", SMALL))  # what fit_frame does
+_FLOAT = 1
+# what fit_frame does: operator, result, attributes
+_CHAIN = [
+    ("Cast", "pre.float", {"to": _FLOAT}),
+    ("Transpose", "pre.nchw", {"perm": [0, 3, 1, 2]}),
+    ("Resize", "pre.double", {"coordinate_transformation_mode": b"half_pixel", "mode": b"linear"}),
+    ("AveragePool", SMALL, {"kernel_shape": [2, 2], "strides": [2, 2]}),
+]
 _GRAPH = 7  # of a model
 _NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # of a graph
-_NODE_INPUT, _NODE_OUTPUT, _NODE_OP = 1, 2, 4
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OP, _NODE_ATTRIBUTE = 1, 2, 4, 5
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 1, 3, 4, 8
 _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 8, 9, 14
-_FLOAT = 1
 
 
 @dataclass(frozen=True)
 class Front:
-    """A model that takes float32 (1, 3, h, w) BGR 0..255 as ``pre.small``, and what says how large."""
+    """How large the ``pre.small`` of a model is, float32 (1, 3, h, w) BGR 0..255."""
 
-    model: bytes
     fixed_hw: tuple[int, int] | None
-    long_side_px: np.float32
-    side_multiple: np.float32
+    long_side_px: np.float32 | None = None
+    side_multiple: np.float32 | None = None
 
     def size_hw(self, frame_hw: tuple[int, int]) -> tuple[int, int]:
         """What the network sees of a frame of this size: the arithmetic of the graph, in its float32."""
         if self.fixed_hw is not None:
             return self.fixed_hw
+        assert self.long_side_px is not None
+        assert self.side_multiple is not None
         sides = np.array(frame_hw, np.float32)
         blocks = np.round(sides * (self.long_side_px / sides.max()) / self.side_multiple)
         height, width = np.maximum(blocks, 1).astype(int) * int(self.side_multiple)
         return int(height), int(width)
 
 
-def without_front(model: bytes) -> Front | None:
-    """A model without its preprocessing; None where it has none of tfiseg's, needs the frame for more, or lies in several files."""
+def without_front(model: bytes) -> tuple[Front, bytes] | None:
+    """What the preprocessing makes of a frame, and the model without it; None where it has none of tfiseg's, needs the frame for more, or
+    lies in several files."""
     try:
         graph = next(value for number, value, _ in _fields(memoryview(model)) if number == _GRAPH)
         constants, elsewhere = _constants(graph)
         kept = _nodes_without_front(graph)
-        sizes = _sizes(constants)
+        front = _front(constants)
     except (IndexError, StopIteration, UnicodeDecodeError, ValueError):  # no ONNX, or none of ours: ONNX Runtime says what is wrong
         return None
-    if elsewhere or kept is None or sizes is None:
+    if elsewhere or kept is None or front is None:
         return None
     parts = [whole for number, value, whole in _fields(graph) if number not in (_NODE, _INPUT) or _is_kept(number, value, kept)]
     fresh = b"".join(parts) + _field(_INPUT, _float_picture(SMALL))
     outer = [_field(_GRAPH, fresh) if number == _GRAPH else bytes(whole) for number, _, whole in _fields(memoryview(model))]
-    return Front(b"".join(outer), *sizes)
+    return front, b"".join(outer)
 
 
 def _is_kept(number: int, value: memoryview, kept: set[str]) -> bool:
@@ -65,28 +74,36 @@ def _is_kept(number: int, value: memoryview, kept: set[str]) -> bool:
 
 def _nodes_without_front(graph: memoryview) -> set[str] | None:
     """First outputs of the nodes that stay; None where the preprocessing isn't tfiseg's, or the rest needs the frame as well."""
-    nodes = [
-        (_texts(value, _NODE_OP)[0], _texts(value, _NODE_INPUT), _texts(value, _NODE_OUTPUT))
-        for number, value, _ in _fields(graph)
-        if number == _NODE
-    ]
+    nodes = [(_texts(v, _NODE_INPUT), _texts(v, _NODE_OUTPUT), v) for number, v, _ in _fields(graph) if number == _NODE]
+    makers = {outputs[0]: (inputs, value) for inputs, outputs, value in nodes}
     chain, wanted = [], SMALL
-    makers = {outputs[0]: (op, inputs) for op, inputs, outputs in nodes}
     while wanted in makers:
-        op, inputs = makers[wanted]
-        chain.append((op, wanted))
+        inputs, value = makers[wanted]
+        chain.append((_texts(value, _NODE_OP)[0], wanted, _attributes(value)))
         wanted = inputs[0]
-    if tuple(reversed(chain)) != _CHAIN or wanted != FRAME:
+    if chain[::-1] != _CHAIN or wanted != FRAME:
         return None
-    left = [node for node in nodes if node[2] != [SMALL]]
+    left = [node for node in nodes if node[1] != [SMALL]]
     given_out = {_texts(value, 1)[0] for number, value, _ in _fields(graph) if number == _OUTPUT}
     while True:
-        needed = given_out.union(*(inputs for _, inputs, _ in left))
-        still = [node for node in left if not node[2][0].startswith("pre.") or needed.intersection(node[2])]
+        needed = given_out.union(*(inputs for inputs, _, _ in left))
+        still = [node for node in left if not node[1][0].startswith("pre.") or needed.intersection(node[1])]
         if len(still) == len(left):
             break
         left = still
-    return None if FRAME in needed else {outputs[0] for _, _, outputs in left}
+    return None if FRAME in needed else {outputs[0] for _, outputs, _ in left}
+
+
+def _attributes(node: memoryview) -> dict[str, int | bytes | list[int]]:
+    found: dict[str, int | bytes | list[int]] = {}
+    for attribute in (value for number, value, _ in _fields(node) if number == _NODE_ATTRIBUTE):
+        parts = [(number, value) for number, value, _ in _fields(attribute)]
+        several = [_number_of(value) for number, value in parts if number == _ATTRIBUTE_INTS]
+        one = [_number_of(value) for number, value in parts if number == _ATTRIBUTE_INT]
+        text = [bytes(value) for number, value in parts if number == _ATTRIBUTE_TEXT]
+        name = next(bytes(value).decode() for number, value in parts if number == _ATTRIBUTE_NAME)
+        found[name] = several or (one or text or [b""])[0]
+    return found
 
 
 def _constants(graph: memoryview) -> tuple[dict[str, memoryview], bool]:
@@ -102,13 +119,13 @@ def _constants(graph: memoryview) -> tuple[dict[str, memoryview], bool]:
     return raw, elsewhere
 
 
-def _sizes(constants: dict[str, memoryview]) -> tuple[tuple[int, int] | None, np.float32, np.float32] | None:
+def _front(constants: dict[str, memoryview]) -> Front | None:
     if "pre.double_hw" in constants:
         height, width = (int(side) // 2 for side in np.frombuffer(constants["pre.double_hw"], np.int64))
-        return (height, width), np.float32(0), np.float32(0)
+        return Front((height, width))
     if {"pre.long_side", "pre.multiple"} <= set(constants):
         long_side, multiple = (np.frombuffer(constants[name], np.float32)[0] for name in ("pre.long_side", "pre.multiple"))
-        return None, long_side, multiple
+        return Front(None, long_side, multiple)
     return None
 
 
@@ -142,12 +159,18 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
     value, shift = 0, 0
     while True:
+        if shift > 63:
+            raise ValueError("no protobuf: a number of more than ten bytes")
         byte = message[at]
         at += 1
         value |= (byte & 127) << shift
         if byte < 128:
             return value, at
         shift += 7
+
+
+def _number_of(content: memoryview) -> int:
+    return _varint(content, 0)[0] if content else 0
 
 
 def _texts(message: memoryview, wanted: int) -> list[str]:

@@ -18,19 +18,22 @@ FEATURES = ("log of the share of the picture", "log of the share of its largest 
 _SURE = 1e-3  # probabilities are taken no nearer to 0 and 1
 
 
-def score_features(instances: Instances) -> NDArray[np.float64]:
-    """(n, 3), see FEATURES."""
+def score_features(instances: Instances, beside_px: int = 0) -> NDArray[np.float64]:
+    """(n, 3), see FEATURES; ``beside_px``: the area of the largest other instance of the picture, of whatever class."""
     area = np.maximum(instances.area, 1).astype(np.float64)
     sure = np.clip(instances.score.astype(np.float64), _SURE, 1 - _SURE)
-    return np.stack([np.log(area / instances.label_map.size), np.log(area / area.max(initial=1)), np.log(sure / (1 - sure))], axis=1)
+    return np.stack(
+        [np.log(area / instances.label_map.size), np.log(area / area.max(initial=max(1, beside_px))), np.log(sure / (1 - sure))], axis=1
+    )
 
 
-def object_probability(instances: Instances, rule: Sequence[float]) -> NDArray[np.float32]:
-    """Probability (n,) that an instance is an object with at least half its outline right, from its place among the picture's others.
+def object_probability(instances: Instances, rule: Sequence[float], beside_px: int = 0) -> NDArray[np.float32]:
+    """Probability (n,) that an instance is an object, found with IoU > 0.5, from its size among the picture's others.
 
     Args:
-        instances: of one picture, all that were found; ``score`` is the mean class probability.
-        rule: a weight for each feature, and a bias.
+        instances: of one picture; ``score`` is the mean class probability.
+        rule: a weight for each feature, and a bias: ``clustering.score_rule`` in a model's metadata.
+        beside_px: area of the largest instance that was found in the picture and isn't among these.
     """
     weights = np.asarray(rule, np.float64)
-    return np.asarray(1 / (1 + np.exp(-(score_features(instances) @ weights[:-1] + weights[-1]))), np.float32)
+    return np.asarray(1 / (1 + np.exp(-(score_features(instances, beside_px) @ weights[:-1] + weights[-1]))), np.float32)

@@ -152,7 +152,7 @@ class Segmenter:
         size_hw = (int(image.shape[0]), int(image.shape[1]))
         asked = Asked(
             size_hw,
-            thing_flags(self.things),
+            thing_flags(self._clustered),
             split_table(self.split),
             self._least_area(size_hw),
             min(self.max_instances, MOST_INSTANCES),
@@ -165,19 +165,27 @@ class Segmenter:
         if label_map.shape != size_hw:  # the operator inside the engine works on a grid of its own
             label_map, semantic_map, table = enlarged(label_map, semantic_map, table, size_hw)
         instances = instances_from_table(label_map, semantic_map, table, class_names=self.class_names)
-        return self.worthwhile(instances.select(np.isin(instances.class_id, self.things)), size_hw)
+        return self.worthwhile(instances, size_hw)
 
     def _refined(self, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.float32]]) -> Instances:
         """Components first, crumbs included: they may be joined to something."""
         assert self.refiner is not None
         size_hw = (image.shape[0], image.shape[1])
-        return self.worthwhile(self.refiner(image, self.components_of(maps["logits"], size_hw)), size_hw)
+        components = self.components_of(maps["logits"], size_hw)
+        wanted = np.isin(components.class_id, self.things)
+        found = self.refiner(image, components.select(wanted))
+        return self.worthwhile(found, size_hw, beside_px=int(components.area[~wanted].max(initial=0)))
+
+    @property
+    def _clustered(self) -> tuple[int, ...]:
+        """Classes that are clustered: a score rule compares with all that the picture shows, whatever is asked for."""
+        return self.things if self.score_rule is None else tuple(sorted({*self.things, *self.session.info.things}))
 
     def components_of(self, logits: NDArray[np.float32], size_hw: tuple[int, int]) -> Instances:
         """Connected components of a frame's class map, crumbs included, from logits float32 (1, C, h, w)."""
         components: Instances = cluster(
             logits[0],
-            things=self.things,
+            things=self._clustered,
             split=0.0,
             min_area=MIN_AREA_PX,
             max_instances=self.max_instances,
@@ -187,16 +195,19 @@ class Segmenter:
         )
         return components
 
-    def worthwhile(self, found: Instances, size_hw: tuple[int, int], rated: bool = True) -> Instances:
-        """Without what is too small or too unsure to be reported. ``rated``: by the model's score rule, if it has one; else by mean class
-        probability, as for a model that has none."""
+    def worthwhile(self, found: Instances, size_hw: tuple[int, int], rated: bool = True, beside_px: int = 0) -> Instances:
+        """The instances of the segmenter's classes that are neither too small nor too unsure to be reported.
+
+        ``rated``: by the model's score rule, if it has one; else by mean class probability, as for a model that has none. ``beside_px``:
+        see ``object_probability``.
+        """
         found = found.select(found.area >= self._least_area(size_hw))
-        if self.score_rule is None:
-            return found.select(found.score >= self.min_score)
-        if not rated:
-            return found.select(found.score >= MIN_SCORE)
-        found = replace(found, score=object_probability(found, self.score_rule))
-        return found.select(found.score >= self.min_score)
+        least = self.min_score
+        if self.score_rule is not None and rated:
+            found = replace(found, score=object_probability(found, self.score_rule, beside_px))
+        elif self.score_rule is not None and least == MIN_RATED_SCORE:
+            least = MIN_SCORE
+        return found.select((found.score >= least) & np.isin(found.class_id, self.things))
 
     def _least_area(self, size_hw: tuple[int, int]) -> int:
         return self.min_area if self.min_area is not None else usual_min_area(size_hw)
@@ -222,7 +233,7 @@ class Segmenter:
             affinity_offsets=self._affinity_offsets,
             merge_rule=self._merge_rule if "affinity" in maps else None,
             sharpen=self._sharpen if "boundary" in maps else 0,
-            things=self.things,
+            things=self._clustered,
             split=self.split if split is None else split,
             min_area=self._least_area((height, width)),
             max_instances=self.max_instances,

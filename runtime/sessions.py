@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import MissingDependencyError, ModelError
 from ..plugins.native import fit_frame
 from .engine_file import SUFFIX, check_content, check_machine, read_sidecar
-from .front import SMALL, without_front
+from .front import SMALL, Front, without_front
 from .machine import this_machine
 from .model_info import FORMAT_VERSION as FORMAT_VERSION
 from .model_info import METADATA_KEY as METADATA_KEY
@@ -60,12 +60,21 @@ def open_onnx(
         )
     except Exception as wrong:  # onnxruntime's errors share no base class
         raise ModelError(f"ONNX Runtime can't load {path}: {wrong}") from wrong
+    if model is not None:
+        session._model_bytes = None  # onnxruntime keeps them for a session that falls back to another provider: a copy of all weights
     if session.get_providers()[0] != providers[0]:  # ONNX Runtime falls back without an error
         raise ModelError(
             f"{providers[0]} could not start, ONNX Runtime fell back to {session.get_providers()[0]}: "
             "check that its libraries (CUDA, cuDNN, TensorRT) are installed in the versions that it wants"
         )
     return session
+
+
+def _without_front(path: Path) -> tuple[Front, bytes] | None:
+    try:
+        return without_front(path.read_bytes())
+    except OSError:  # ONNX Runtime says what is wrong with it
+        return None
 
 
 class OnnxSession:
@@ -88,9 +97,10 @@ class OnnxSession:
         provider_options: Sequence[dict[str, str]] | None = None,
     ) -> None:
         self.path = Path(path)
-        on_cpu = [*providers] == [*DEFAULT_PROVIDERS] and provider_options is None and self.path.exists()
-        self._front = without_front(self.path.read_bytes()) if on_cpu else None
-        self.session = open_onnx(self.path, threads, providers, provider_options, self._front.model if self._front else None)
+        on_cpu = [*providers] == [*DEFAULT_PROVIDERS] and provider_options is None
+        parts = _without_front(self.path) if on_cpu else None
+        self._front = parts[0] if parts is not None else None
+        self.session = open_onnx(self.path, threads, providers, provider_options, parts[1] if parts is not None else None)
         text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise ModelError(
@@ -98,9 +108,9 @@ class OnnxSession:
                 "(samples/own_network.py shows how), or write it in tfiseg's format (docs/architecture.md)"
             )
         self.info = ModelInfo.from_json(text, str(self.path))
-        names = [i.name for i in self.session.get_inputs()]
+        names = ["frame" if self._front and i.name == SMALL else i.name for i in self.session.get_inputs()]
         self._outputs = [o.name for o in self.session.get_outputs()]
-        if names != [SMALL if self._front else "frame"] or "logits" not in self._outputs:
+        if names != ["frame"] or "logits" not in self._outputs:
             raise ModelError(f"{self.path} has inputs {names} and outputs {self._outputs}; wanted input 'frame' and output 'logits'")
 
     def has(self, output: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 _IDLE = "idle-tfiseg"
+_MOST_IDLE = 16
 
 
 class Job:
@@ -55,9 +56,13 @@ class _Worker:
             try:
                 job.work()
                 self.thread.name = _IDLE
-                _idle.setdefault(job.name, []).append(self)  # before the end is told: whoever waits for it may start the next at once
+                kept = sum(map(len, [*_idle.values()])) < _MOST_IDLE
+                if kept:
+                    _idle.setdefault(job.name, []).append(self)  # before the end is told: whoever waits for it may start the next at once
             finally:
                 job.end()
+            if not kept:
+                return
             del job  # it holds the pipeline, and with it frames
 
 

@@ -5,6 +5,7 @@ engine with the clustering plugin answers with the instances themselves. Needs `
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -26,6 +27,7 @@ def answer(client: triton.InferenceServerClient, model: str, image: np.ndarray) 
 
 def instances_of(maps: dict[str, np.ndarray], about: dict[str, Any], size_hw: tuple[int, int]) -> tfiseg.Instances:
     """Instances from the maps; ``about`` is the model's metadata. Those of an engine have the engine's size."""
+    clustering = about.get("clustering", {})
     if "label_map" in maps:
         rows = maps["table"][: max(0, int(maps["count"].item()))]
         found = instances_from_table(maps["label_map"], maps["semantic_map"].astype(np.uint8), rows, class_names=about["class_names"])
@@ -36,12 +38,15 @@ def instances_of(maps: dict[str, np.ndarray], about: dict[str, Any], size_hw: tu
             boundary=maps["boundary"][0] if "boundary" in maps else None,
             affinity=maps.get("affinity"),
             things=about["things"],
-            split=about.get("clustering", {}).get("split", "auto"),
+            split=clustering.get("split", "auto"),
             min_area=max(25, size_hw[0] * size_hw[1] // 1000),
             output_size_hw=size_hw,
             class_names=about["class_names"],
         )
-    return found.select(found.score >= 0.5)
+    if "score_rule" not in clustering:
+        return found.select(found.score >= 0.5)
+    found = dataclasses.replace(found, score=tfiseg.object_probability(found, clustering["score_rule"]))
+    return found.select(found.score >= 0.3)
 
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

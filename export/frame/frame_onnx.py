@@ -79,6 +79,7 @@ def export_frame(
     offsets = [list(o) for o in AFFINITY_OFFSETS]
     metadata["clustering"] = {**metadata.get("clustering", {}), "affinity_offsets": offsets, "affinity_stride": FINER}
     metadata["clustering"]["sharpen"] = SHARPEN
+    metadata["clustering"].pop("score_rule", None)  # of instances that were found in another way
     if merge_rule is not None:
         metadata["clustering"]["merge_rule"] = rounded(merge_rule)
     metadata["weights_sha256"] = hashlib.sha256(b"".join(sorted(i.raw_data for i in whole.graph.initializer))).hexdigest()

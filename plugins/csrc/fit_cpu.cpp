@@ -17,17 +17,15 @@ namespace {
 constexpr int32_t kTaps = 4;
 
 struct Taps {
-    int32_t at[kTaps] = {};  // ascending; those beyond `count` repeat a source place at weight 0
+    int32_t at[kTaps] = {};  // each place once; those beyond `count` repeat one at weight 0
     float weight[kTaps] = {};
     int32_t count = 0;
 
     void add(int32_t place, float w) {
-        if (count && at[count - 1] == place) {
-            weight[count - 1] += w;
-        } else if (w > 0.0f) {
-            at[count] = place;
-            weight[count++] = w;
-        }
+        int32_t k = 0;
+        while (k < count && at[k] != place) ++k;
+        if (k == count && w > 0.0f) at[count++] = place;
+        if (k < count) weight[k] += w;
     }
 };
 

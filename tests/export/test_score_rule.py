@@ -52,7 +52,7 @@ def test_specks_are_told_from_objects_by_their_size():
 
 def test_too_little_to_see_is_said():
     with pytest.raises(tfiseg.InputError, match="wanted 50 of each"):
-        fit_score_rule(colour_segmenter, pictures(12), as_they_are, quiet=True)
+        fit_score_rule(colour_segmenter, pictures(22), as_they_are, quiet=True)
 
 
 def test_the_regression_finds_what_made_the_data():
@@ -78,9 +78,29 @@ def test_the_rule_goes_into_the_metadata_and_nothing_else_changes(tmp_path, monk
     assert tfiseg.Segmenter(tmp_path / "scored.onnx").score_rule == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_the_command_line_says_what_is_missing(tmp_path, capsys):
+def test_what_is_no_countable_class_is_no_object():
+    with_wall = pictures(80)
+    for picture in with_wall:
+        picture.semantic[picture.semantic == 0] = 2
+    plain = fit_score_rule(colour_segmenter, pictures(80), as_they_are, quiet=True)
+    assert fit_score_rule(colour_segmenter, with_wall, as_they_are, things=[1], quiet=True).held_quality == plain.held_quality
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"--images": "nowhere"}, "there is no folder"),
+        ({}, "no picture in"),
+        ({"--model": "nowhere.onnx"}, "there is no network"),
+        ({"--model": "noise.onnx"}, "is no ONNX network"),
+        ({"-o": "nowhere/scored.onnx"}, "there is no folder"),
+    ],
+)
+def test_the_command_line_says_what_is_missing(tmp_path, capsys, arguments, says):
     for kind in ("images", "semantic"):
         (tmp_path / kind).mkdir()
-    images = tmp_path / "images"
-    assert cli.main(["train", "score", "--images", str(images), "--semantic", str(tmp_path / "semantic"), "--json"]) == 1
-    assert "no picture in" in capsys.readouterr().err
+    (tmp_path / "noise.onnx").write_bytes(b"noise" * 100)
+    given = {"--images": "images", "--semantic": "semantic", "-o": "scored.onnx", **arguments}
+    words = [word for name, value in given.items() for word in (name, str(tmp_path / value))]
+    assert cli.main(["train", "score", *words, "--json"]) == 1
+    assert says in capsys.readouterr().err

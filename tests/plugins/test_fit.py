@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tfiseg.errors import TfisegError
+from tfiseg.errors import InputError, TfisegError
 from tfiseg.plugins.native import fit_frame
 
 
@@ -42,6 +42,14 @@ def test_a_frame_that_is_a_part_of_another_is_read_where_it_is():
     large = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     part = large[10:50:2, 70:5:-3]
     assert np.array_equal(fit_frame(part, (16, 16)), fit_frame(part.copy(), (16, 16)))
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (48, 64, 1), (48, 64, 4), (1, 48, 64, 3)])
+def test_what_is_no_frame_is_refused(shape):
+    with pytest.raises(InputError, match=r"a frame must be uint8 \(H, W, 3\)"):
+        fit_frame(np.zeros(shape, np.uint8), (16, 16))
+    with pytest.raises(InputError, match="float32"):
+        fit_frame(np.zeros((48, 64, 3), np.float32), (16, 16))
 
 
 def test_an_empty_frame_is_refused():

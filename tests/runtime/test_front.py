@@ -37,6 +37,15 @@ def test_no_model_and_half_a_model_keep_their_own_errors(tmp_path):
             OnnxSession(tmp_path / f"{k}.onnx")
 
 
+def test_a_file_of_ones_is_told_at_once():
+    assert without_front(b"\xff" * 5_000_000) is None
+
+
+def test_a_folder_is_no_model(tmp_path):
+    with pytest.raises(ModelError, match="ONNX Runtime can't load"):
+        OnnxSession(tmp_path)
+
+
 def model_of(size_hw=None, change=None):
     """The bytes of a model: tfiseg's preprocessing, then twice the picture as logits."""
     onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed (make test-export)")
@@ -69,15 +78,20 @@ def test_a_fixed_size_and_a_long_side(size_hw, picture):
     from tfiseg.plugins.native import fit_frame
 
     model = model_of(size_hw)
-    front = without_front(model)
+    front, rest = without_front(model)
     for frame in (picture, picture[:111, :50], picture[:5]):
         small = fit_frame(frame, front.size_hw(frame.shape[:2]))
-        assert np.abs(run(front.model, {SMALL: small[None]}) - run(model, {"frame": frame[None]})).max() < 1e-5
+        assert np.abs(run(rest, {SMALL: small[None]}) - run(model, {"frame": frame[None]})).max() < 1e-5
 
 
 def needs_the_frame_again(onnx, graph):
     graph.node.append(onnx.helper.make_node("Shape", ["frame"], ["frame_shape"]))
     graph.output.append(onnx.helper.make_tensor_value_info("frame_shape", onnx.TensorProto.INT64, [4]))
+
+
+def scales_from_the_corners(onnx, graph):
+    resize = next(n for n in graph.node if n.op_type == "Resize")
+    next(a for a in resize.attribute if a.name == "coordinate_transformation_mode").s = b"align_corners"
 
 
 def scales_by_itself(onnx, graph):
@@ -89,7 +103,7 @@ def lies_in_two_files(onnx, graph):
     weight.external_data.add(key="location", value="weights.bin")
 
 
-@pytest.mark.parametrize("change", [needs_the_frame_again, scales_by_itself, lies_in_two_files])
+@pytest.mark.parametrize("change", [needs_the_frame_again, scales_by_itself, scales_from_the_corners, lies_in_two_files])
 def test_models_that_keep_their_preprocessing(change):
     assert without_front(model_of(change=change)) is None
     assert without_front(model_of()) is not None

@@ -50,6 +50,20 @@ def test_a_segmenter_scores_by_its_models_rule():
     assert np.array_equal(rated.score, object_probability(plain, tfiseg.Segmenter().score_rule))
 
 
+@pytest.mark.parametrize("refine", [None, "components", "frame"])
+def test_a_score_does_not_depend_on_what_is_asked_for(refine):
+    picture = np.ascontiguousarray(data.astronaut()[:, :, ::-1])
+    every = tfiseg.Segmenter(min_score=0, refine=refine)
+    found = every(picture)
+    assert len(np.unique(found.class_id)) > 1
+    small = found.class_id[np.argmin(found.area)]
+    every.things = (int(small),)
+    alone = every(picture)
+    if refine != "components":  # whose other components aren't looked at: their size is that of the component
+        assert np.array_equal(alone.score, found.score[found.class_id == small])
+    assert set(alone.class_id.tolist()) == {int(small)}
+
+
 def test_the_usual_least_score_is_that_of_its_kind():
     segmenter = tfiseg.Segmenter()
     assert segmenter.min_score == MIN_RATED_SCORE

@@ -56,6 +56,12 @@ def test_what_raises_is_reported_and_its_thread_is_not_used_again(monkeypatch):
     assert run("failing") is not first
 
 
+def test_names_without_number_leave_no_threads_without_number():
+    for k in range(60):
+        run(f"sink-{k}")
+    assert threading.active_count() < 40
+
+
 def test_a_fork_starts_threads_of_its_own():
     run("before-the-fork")
     child = multiprocessing.get_context("fork").Process(target=run, args=("before-the-fork",))
