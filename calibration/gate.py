@@ -44,6 +44,7 @@ def insist(gate: dict[str, Any], where: str) -> None:
         )
         raise GateError(
             f"the accuracy gate failed on {gate['frames']} frames: {'; '.join(gate['failures'])} (worst frame: {worst['name']}, "
-            f"{worst['label_agreement']:.2f}% of labels). {where}.{yardstick} What helps: --auto-exclude N (int8 "
-            "leaves up to 8 layers out by itself), --keep LAYER, more frames of the kind that the camera sees; --min-agreement and --min-pq set other thresholds, --no-gate builds without"
+            f"{worst['label_agreement']:.2f}% of labels). {where}.{yardstick} What helps: --auto-exclude N (int8 leaves up to 8 layers out "
+            "by itself), --keep LAYER, more frames of the kind that the camera sees; --min-agreement and --min-pq set other thresholds, "
+            "--no-gate builds without"
         )
