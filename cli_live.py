@@ -169,9 +169,8 @@ def _add_demo(verbs: Any) -> None:
     verb.add_argument("--out", type=Path, default=Path("tfiseg-demo"), metavar="DIR", help="output folder (default: tfiseg-demo)")
     verb.add_argument("--engine", action="store_true", help="build the network into an fp16 engine in place of segmenting (needs TensorRT)")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
-    verb.set_defaults(
-        camera_size=None, camera_fps=None, pixel_format=None, policy=None, nth=1, track=False, sightings=None
-    )  # it is no camera
+    no_camera = {"camera_size": None, "camera_fps": None, "pixel_format": None, "policy": None, "nth": 1}
+    verb.set_defaults(**no_camera, track=False, sightings=None)
     add_segmenter_options(verb)
 
 

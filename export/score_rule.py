@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..instances import Instances
 from ..plugins.operator import cluster
 from ..runtime.metrics import PanopticCounts, panoptic_counts
-from ..runtime.rating import FEATURES, score_features
+from ..runtime.rating import FEATURES, rated, score_features
 from ..runtime.refine import Refiner
 from ..runtime.segmenter import MIN_RATED_SCORE, MIN_SCORE, Segmenter
 from ..runtime.sessions import METADATA_KEY
@@ -146,8 +146,7 @@ def _quality(looked: list[_Looked], rule: Floats | None) -> float:
     """PQ where instances below the usual score are left out, that of mean class probabilities or, with a rule, that of its own."""
     total = PanopticCounts()
     for one in looked:
-        rated = one.probability if rule is None else 1 / (1 + np.exp(-(one.features @ rule[:-1] + rule[-1])))
-        kept = rated >= (MIN_SCORE if rule is None else MIN_RATED_SCORE)
+        kept = one.probability >= MIN_SCORE if rule is None else rated(one.features, rule) >= MIN_RATED_SCORE
         hit = one.iou > 0
         total.add(
             PanopticCounts(
@@ -182,8 +181,7 @@ def add_score_rule(
     """
     if not output.parent.is_dir():
         raise InputError(f"there is no folder {output.parent} to write {output.name} to")
-    network, _ = read_network(model)
-    metadata = json.loads(next(p.value for p in network.metadata_props if p.key == METADATA_KEY))
+    network, info = read_network(model)
     if refine is None:
         refine = "frame" if any(o.name == "affinity" for o in network.graph.output) else "components"
     teacher = instance_model if refine == "components" else None
@@ -191,7 +189,7 @@ def add_score_rule(
     segmenter.score_rule = None
     teller = Refiner(instance_model, threads=threads)
     fit = fit_score_rule(segmenter, load_pictures(images, semantic, confidence), teller, segmenter.session.info.things, seed, quiet)
-    metadata["clustering"] = {**metadata.get("clustering", {}), "score_rule": fit.rule}
+    metadata = {**info.extra, "clustering": {**info.extra.get("clustering", {}), "score_rule": fit.rule}}
     del network.metadata_props[:]
     helper.set_model_props(network, {METADATA_KEY: json.dumps(metadata)})
     with written_whole(network, output):

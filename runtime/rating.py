@@ -35,5 +35,10 @@ def object_probability(instances: Instances, rule: Sequence[float], beside_px: i
         rule: a weight for each feature, and a bias: ``clustering.score_rule`` in a model's metadata.
         beside_px: area of the largest instance that was found in the picture and isn't among these.
     """
+    return rated(score_features(instances, beside_px), rule).astype(np.float32)
+
+
+def rated(features: NDArray[np.float64], rule: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probability (n,) of each row of features (n, 3) by a rule."""
     weights = np.asarray(rule, np.float64)
-    return np.asarray(1 / (1 + np.exp(-(score_features(instances, beside_px) @ weights[:-1] + weights[-1]))), np.float32)
+    return np.asarray(1 / (1 + np.exp(-(features @ weights[:-1] + weights[-1]))), np.float64)
