@@ -14,7 +14,7 @@ from ..errors import ModelError
 from .sessions import DEFAULT_PROVIDERS, METADATA_KEY, open_onnx
 from .views import VIEW_PX
 
-INSTANCE_FORMAT = 1
+INSTANCE_FORMAT = 2  # 2: the join rule sees other classes
 DEFAULT_INSTANCE_MODEL = Path(__file__).parent / "models" / "tfiseg-instance.onnx"
 
 

@@ -28,8 +28,10 @@ JOIN_FEATURES = (
     "overlap of columns",
     "overlap of rows",
     "colours apart",
+    "other class between",
+    "other classes in view",
 )
-MIN_CELLS = 10  # smaller pieces say nothing
+MIN_CELLS = 1  # of the grid, for a piece to be seen; fragments are small
 _FAR, _VERY_FAR = 5, 10  # offsets in affinity cells beyond which pairs count as such
 _NO_EVIDENCE = 0.5
 
@@ -42,6 +44,7 @@ class Pieces:
 
     Args:
         pieces: int32 (g, g), 0 = none, 1..n.
+        other: bool (g, g), where the class map has another class: what may stand in front.
         image: uint8 (S, S, 3), the view.
         displacement: float32 (2, g / 2, g / 2), in cells of 2 grid cells.
         affinity: float32 (A, g / 2, g / 2) in [0, 1].
@@ -51,6 +54,7 @@ class Pieces:
     def __init__(
         self,
         pieces: Label,
+        other: NDArray[np.bool_],
         image: NDArray[np.uint8],
         displacement: NDArray[np.float32],
         affinity: NDArray[np.float32],
@@ -73,21 +77,28 @@ class Pieces:
         for axis, values in enumerate((ys, xs)):
             np.minimum.at(self.low[:, axis], its, values)
             np.maximum.at(self.high[:, axis], its, values + 1)
-        self.gap = self._gaps(pieces)
+        self._other = other
+        self._at = [np.argwhere(pieces == k + 1) for k in range(n)]
+        self._distance = [cv2.distanceTransform((pieces != k + 1).astype(np.uint8), cv2.DIST_L2, 3) for k in range(n)]
+        self.gap = self._gaps()
         self.affinity_sum, self.affinity_count = self._pairs(pieces, affinity, offsets)
         reach = np.abs(offsets).max(1)
         self._kinds = (slice(None), reach >= _FAR, reach >= _VERY_FAR)
 
-    def _gaps(self, pieces: Label) -> Floats:
+    def _gaps(self) -> Floats:
         """Distance between each two pieces in grid cells, (n, n)."""
-        gap = np.zeros((self.n, self.n))
-        inside = pieces > 0
-        its = pieces[inside] - 1
-        for k in range(self.n):
-            distance = cv2.distanceTransform((pieces != k + 1).astype(np.uint8), cv2.DIST_L2, 3)
-            gap[k] = np.inf
-            np.minimum.at(gap[k], its, distance[inside])
-        return gap
+        return np.array([[d[at[:, 0], at[:, 1]].min() for at in self._at] for d in self._distance], np.float64).reshape(self.n, self.n)
+
+    def _other_between(self, i: int, j: int) -> float:
+        """Share of another class on the straight way from piece to piece where they are nearest; 0.5 where there is no cell between."""
+        at = self._at[j]
+        end = at[self._distance[i][at[:, 0], at[:, 1]].argmin()]
+        start = self._at[i][((self._at[i] - end) ** 2).sum(1).argmin()]
+        steps = int(np.abs(end - start).max())
+        if steps < 2:
+            return _NO_EVIDENCE
+        way = np.rint(start + (end - start) * (np.arange(1, steps) / steps)[:, None]).astype(int)
+        return float(self._other[way[:, 0], way[:, 1]].mean())
 
     def _pairs(self, pieces: Label, affinity: NDArray[np.float32], offsets: NDArray[np.int32]) -> tuple[Floats, Floats]:
         """Sum of affinities and number of pixel pairs between each two pieces, by channel: (A, n, n) each."""
@@ -109,7 +120,7 @@ class Pieces:
         return total + total.transpose(0, 2, 1), count + count.transpose(0, 2, 1)
 
     def features(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> Floats:
-        """What the rule sees of pairs (i, j) of pieces, numbered from 0: (m, 18), columns ``JOIN_FEATURES``."""
+        """What the rule sees of pairs (i, j) of pieces, numbered from 0: (m, 20), columns ``JOIN_FEATURES``."""
         first = self.regions[i, 0] <= self.regions[j, 0]
         small, large = np.where(first, i, j), np.where(first, j, i)
         a, b = self.regions[small], self.regions[large]
@@ -144,6 +155,8 @@ class Pieces:
             overlap[:, 1],
             overlap[:, 0],
             np.abs(self.colour[small] - self.colour[large]).sum(1) / 255,
+            np.array([self._other_between(s, g) for s, g in zip(small, large, strict=True)]),
+            np.full(len(small), self._other.mean()),  # none at all: a network that knows few classes; what is between may be an unknown one
         ]
         return np.stack(columns, axis=1)
 

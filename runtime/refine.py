@@ -302,7 +302,8 @@ def _judged(
     i, j = i[fits], j[fits]
     if not len(i):
         return []
-    shown = Pieces(rank[there], image, maps.displacement[k], maps.affinity[k], offsets)
+    other = (there > 0) & (of_class[there] != planned.class_id)
+    shown = Pieces(rank[there], other, image, maps.displacement[k], maps.affinity[k], offsets)
     log_odds = rule_log_odds(join_rule, shown.features(i, j))
     return [((int(numbers[a]), int(numbers[b])), float(v)) for a, b, v in zip(i, j, log_odds, strict=True)]
 

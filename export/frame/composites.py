@@ -110,6 +110,7 @@ class FrameComposer:
             classes += [class_id] * (int(label.max()) - len(classes))
             if rng.random() < _OCCLUDED and label.any():
                 self._composer.occlude(canvas, label, class_id, size, rng)
+                np.maximum(label, 0, out=label)  # what is in front is no object
         if not label.any():
             return None
         image = photographed(canvas, rng)

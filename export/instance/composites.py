@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ...runtime.views import VIEW_PX, View, cut, cut_mask, sample, view_of
 from ..neck_composites import ellipse
-from ..semantic_data import Picture
+from ..semantic_data import IGNORE, Picture
 from .bank import Bank, BankObject
 from .spoil import owners, spoil
 
@@ -24,11 +24,14 @@ CANVAS_PX = 216  # composites are made this large and seen in views of 160 px
 _ALONE, _IN_PLACE = 0.22, 0.45  # cumulative shares of the kinds; the rest is pasted on other pictures
 _COMPANY = 0.35  # share of the first two kinds that show an object among others, where an earlier network told who is who
 _CELLS = 0.12  # share of the last kind that are cells
+_SPREAD, _WIDE_SPREAD, _WIDE = 0.22, 0.6, 0.3  # of the logarithm of sizes in one composite; the share where near and far stand together
 _CROWD = 0.75  # pasted objects stand next to one another instead of anywhere
 _LOOKALIKES = 0.3  # the same object again and again
 _RELIT = 0.5  # every object in a light of its own; in the others only edges and shapes tell objects apart, as in one photo
 _OCCLUDED = 0.35  # something of another class in front
 _BEHIND = 0.25  # a pasted object goes behind what is there
+_OTHERS_KNOWN = 0.6  # the class map knows the other classes of the picture, occluders among them
+_OTHER = -1  # in a label map: something of another class
 _MIN_VISIBLE = 0.2  # objects keep this share of themselves
 _COMPONENT_VIEW, _CLASS_VIEW = 0.5, 0.8  # cumulative shares of what the view shows; the rest is the canvas itself
 _PEOPLE_BOOST = 1.8  # people are what most users count
@@ -41,11 +44,12 @@ Label = NDArray[np.int32]
 @dataclass(frozen=True)
 class Composite:
     """``image`` uint8 (S, S, 3) BGR; ``mask`` uint8 (S, S) 0/1, the class mask as a network would see it; ``owner`` int32 (S, S), the
-    object of each mask pixel, 1.., 0 outside of the mask, -1 unknown."""
+    object of each mask pixel, 1.., 0 outside of the mask, -1 unknown; ``other`` uint8 (S, S) 0/1, where it would see another class."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     owner: Label
+    other: NDArray[np.uint8]
     class_id: int
 
 
@@ -89,27 +93,28 @@ class Composer:
             class_id, count = first.class_id, 0 if alone else int(rng.integers(1, 4))
         else:
             class_id = int(rng.choice(self.classes, p=self.odds))
-            canvas, size = self._backdrop(class_id, rng)
-            label = np.zeros((CANVAS_PX, CANVAS_PX), np.int32)
+            canvas, label, size = self._backdrop(class_id, rng)
             count = int(rng.integers(1, 7))
-        if count and not label.any() and rng.random() < _CELLS:
+        if count and not (label > 0).any() and rng.random() < _CELLS:
             canvas, label = _cells(rng)
         elif count:
             self.paste_objects(canvas, label, class_id, count, size, rng)
-        if not label.any():
+        if not (label > 0).any():
             return None
         if rng.random() < _OCCLUDED:
             for _ in range(1 + int(rng.random() < 0.3)):
                 self.occlude(canvas, label, class_id, size, rng)
         image = photographed(canvas, rng)
-        mask = spoil(label, rng)
+        mask = spoil(np.maximum(label, 0), rng)
         if not mask.any():
             return None
         view = self._view(mask, rng)
-        owner = owners(sample(label, view, self.view_px), cut_mask(mask, view, self.view_px))
+        seen = sample(label, view, self.view_px)
+        owner = owners(np.maximum(seen, 0), cut_mask(mask, view, self.view_px))
         if (owner > 0).sum() < 64:
             return None
-        return Composite(cut(image, view, self.view_px), (owner != 0).astype(np.uint8), owner, class_id)
+        other = (seen == _OTHER) & (owner == 0) & (rng.random() < _OTHERS_KNOWN)
+        return Composite(cut(image, view, self.view_px), (owner != 0).astype(np.uint8), owner, other.astype(np.uint8), class_id)
 
     def _in_its_picture(self, o: BankObject, alone: bool, rng: np.random.Generator) -> tuple[Canvas, Label, float]:
         """The object in its own picture, anywhere on the canvas: canvas, label, side of the object in pixels."""
@@ -131,32 +136,38 @@ class Composer:
         else:
             shrunk = to_canvas
         canvas = cv2.warpAffine(image, shrunk, shape, flags=cv2.INTER_LINEAR, borderValue=(127, 127, 127)).astype(np.float32)
-        its = (picture.semantic == o.class_id).astype(np.uint8)
+        its = (picture.semantic == o.class_id).astype(np.int16)
         if not o.lone and self.bank.told is not None:
             _, rank = np.unique(np.where(its > 0, self.bank.told[o.picture], 0), return_inverse=True)
-            its = np.minimum(rank.reshape(its.shape), 255).astype(np.uint8)
+            its = rank.reshape(its.shape).astype(np.int16)
+        its[others_in(picture.semantic, o.class_id)] = _OTHER
         label = cv2.warpAffine(its, to_canvas, shape, flags=cv2.INTER_NEAREST).astype(np.int32)
         return _lit(canvas, rng), label, zoom * side
 
-    def _backdrop(self, class_id: int, rng: np.random.Generator) -> tuple[Canvas, float]:
-        """A crop of a picture without the class, and a size for the objects to come."""
+    def _backdrop(self, class_id: int, rng: np.random.Generator) -> tuple[Canvas, Label, float]:
+        """A crop of a picture without the class, where other classes are in it, and a size for the objects to come."""
         for _ in range(1000):
             index = int(rng.integers(len(self.bank.pictures)))
             if class_id not in self._shows[index]:
                 image = self.bank.pictures[index].image
                 break
         else:  # every picture shows it
-            image = emptied_of(self.bank.pictures[int(rng.integers(len(self.bank.pictures)))], class_id)
+            index = int(rng.integers(len(self.bank.pictures)))
+            image = emptied_of(self.bank.pictures[index], class_id)
         h, w = image.shape[:2]
         zoom = max(rng.uniform(0.9, 2.2) * 0.6, 1.0) * CANVAS_PX / min(h, w)
         how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
         image = np.asarray(cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=how), np.uint8)
         h, w = image.shape[:2]
+        others = others_in(self.bank.pictures[index].semantic, class_id).astype(np.uint8)
+        others = np.asarray(cv2.resize(others, (w, h), interpolation=cv2.INTER_NEAREST), np.uint8)
         y, x = int(rng.integers(0, max(h - CANVAS_PX, 0) + 1)), int(rng.integers(0, max(w - CANVAS_PX, 0) + 1))
-        crop = image[y : y + CANVAS_PX, x : x + CANVAS_PX]
+        crop, others = (a[y : y + CANVAS_PX, x : x + CANVAS_PX] for a in (image, others))
         if crop.shape[:2] != (CANVAS_PX, CANVAS_PX):
             crop = np.asarray(cv2.resize(crop, (CANVAS_PX, CANVAS_PX)), np.uint8)
-        return crop.astype(np.float32), CANVAS_PX * float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
+            others = np.asarray(cv2.resize(others, (CANVAS_PX, CANVAS_PX), interpolation=cv2.INTER_NEAREST), np.uint8)
+        size = CANVAS_PX * float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
+        return crop.astype(np.float32), np.where(others > 0, _OTHER, 0).astype(np.int32), size
 
     def _cutout(self, o: BankObject, size: float, relit: bool, rng: np.random.Generator) -> tuple[Canvas, NDArray[np.float32]]:
         """The object alone at about this size, turned and stretched a little: colours (h, w, 3), opacity (h, w) in [0, 1]."""
@@ -183,18 +194,19 @@ class Composer:
     def paste_objects(self, canvas: Canvas, label: Label, class_id: int, count: int, size: float, rng: np.random.Generator) -> None:
         """Paste ``count`` objects of a class, of about this size in pixels, on a canvas; the label map gets new numbers."""
         crowd, again, relit = rng.random() < _CROWD, rng.random() < _LOOKALIKES, rng.random() < _RELIT
+        spread = _WIDE_SPREAD if rng.random() < _WIDE else _SPREAD
         pool = self._whole.get(class_id) or self._whole[self.classes[0]]
         o = pool[int(rng.integers(len(pool)))]
         for _ in range(count):
             if not again:
                 o = pool[int(rng.integers(len(pool)))]
-            colours, opacity = self._cutout(o, size * float(np.exp(rng.normal(0, 0.22))), relit, rng)
+            colours, opacity = self._cutout(o, size * float(np.exp(rng.normal(0, spread))), relit, rng)
             x, y = _place(label, opacity.shape, o.at_bottom, crowd, rng)
-            _paste(canvas, label, colours, opacity, x, y, int(label.max()) + 1, rng.random() < _BEHIND, rng)
+            _paste(canvas, label, colours, opacity, x, y, max(int(label.max()), 0) + 1, rng.random() < _BEHIND, rng)
 
     def occlude(self, canvas: Canvas, label: Label, class_id: int, size: float, rng: np.random.Generator) -> None:
         """Something of another class in front: a bar through everything, or an object."""
-        ys, xs = np.nonzero(label)
+        ys, xs = np.nonzero(label > 0)
         if rng.random() < 0.45:
             thickness = max(3, int(size * rng.uniform(0.04, 0.2)))
             length = 2 * max(label.shape)
@@ -214,7 +226,7 @@ class Composer:
             pool = self._whole[int(rng.choice(other))]
             colours, opacity = self._cutout(pool[int(rng.integers(len(pool)))], size * rng.uniform(0.3, 0.9), True, rng)
         k = int(rng.integers(len(ys)))
-        _paste(canvas, label, colours, opacity, int(xs[k]) - opacity.shape[1] // 2, int(ys[k]) - opacity.shape[0] // 2, 0, False, rng)
+        _paste(canvas, label, colours, opacity, int(xs[k]) - opacity.shape[1] // 2, int(ys[k]) - opacity.shape[0] // 2, _OTHER, False, rng)
 
     def _view(self, mask: NDArray[np.uint8], rng: np.random.Generator) -> View:
         """As at run time: around a component or the whole class; or most of the canvas."""
@@ -230,6 +242,11 @@ class Composer:
         side = int(rng.integers(min(self.view_px, CANVAS_PX), CANVAS_PX + 1))
         x, y = (int(rng.integers(0, CANVAS_PX - side + 1)) for _ in range(2))
         return View(x, y, side)
+
+
+def others_in(semantic: NDArray[np.uint8], class_id: int) -> NDArray[np.bool_]:
+    """Where a class map shows a class that is neither this one nor background."""
+    return (semantic != 0) & (semantic != IGNORE) & (semantic != class_id)
 
 
 def emptied_of(picture: Picture, class_id: int) -> NDArray[np.uint8]:
@@ -303,7 +320,7 @@ def _paste(
     behind: bool,
     rng: np.random.Generator,
 ) -> None:
-    """Blend an object in as ``number`` (0: something of another class), unless too little of it or of another would be left."""
+    """Blend an object in as ``number`` (below 0: something of another class), unless too little of it or of another would be left."""
     h, w = opacity.shape
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, label.shape[1]), min(y + h, label.shape[0])
     if x1 - x0 < 3 or y1 - y0 < 3:
@@ -313,7 +330,7 @@ def _paste(
     solid = opacity > 0.5
     behind = behind and number > 0
     shown = solid & (here == 0) if behind else solid
-    if number and shown.sum() < max(_MIN_VISIBLE * solid.sum(), 25):
+    if number > 0 and shown.sum() < max(_MIN_VISIBLE * solid.sum(), 25):
         return
     if not behind:
         hidden = np.bincount(here[solid & (here > 0)], minlength=1)
@@ -327,7 +344,7 @@ def _paste(
     if rng.random() < 0.5:
         soft = np.clip(soft * 1.4 - 0.4, 0, 1)  # hides the fringe of the picture that it comes from
     if behind:
-        soft = soft * (1 - cv2.GaussianBlur((here > 0).astype(np.float32), (0, 0), 0.6))
+        soft = soft * (1 - cv2.GaussianBlur((here != 0).astype(np.float32), (0, 0), 0.6))
     spot += soft[..., None] * (colours - spot)
     here[shown] = number
 

@@ -122,7 +122,8 @@ def _joins_of(composite: Composite, maps: InstanceMaps, k: int) -> list[Samples]
     i, j = np.nonzero(np.triu(components[:, None] != components[None], 1)) if len(known) > 1 else (np.zeros(0, int), np.zeros(0, int))
     if not len(i):
         return []
-    shown = Pieces(pieces, composite.image, maps.displacement[k], maps.affinity[k], np.asarray(AFFINITY_OFFSETS, np.int32))
+    other = composite.other[::step, ::step] > 0
+    shown = Pieces(pieces, other, composite.image, maps.displacement[k], maps.affinity[k], np.asarray(AFFINITY_OFFSETS, np.int32))
     same = owners[i] == owners[j]
     area = shown.regions[:, 0]
     whole = np.bincount(owners, area)

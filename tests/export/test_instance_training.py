@@ -76,7 +76,20 @@ def test_a_composite_is_told_by_its_number_alone(bank):
         assert a.image.shape == (160, 160, 3)
         assert a.owner.shape == a.mask.shape == (160, 160)
         assert np.array_equal(a.mask > 0, a.owner != 0)
+        assert not (a.other & a.mask).any()
     assert not np.array_equal(first(5).image, Composer(bank, 4)(5).image)
+
+
+def test_what_stands_in_front_is_another_class_where_the_map_knows_it(bank):
+    composer = Composer(bank, 0)
+    canvas, label = np.zeros((216, 216, 3), np.float32), np.zeros((216, 216), np.int32)
+    label[60:160, 60:160] = 1
+    composer.occlude(canvas, label, composer.classes[0], 100.0, np.random.default_rng(2))  # a bar: the bank has no other class
+    assert (label == -1).any()
+    assert (label == 1).any()
+    known = [bool(composer(k).other.any()) for k in range(60)]
+    assert any(known)
+    assert not all(known)
 
 
 def test_composites_show_one_object_and_several(bank):

@@ -7,7 +7,7 @@ import tfiseg
 from tfiseg.errors import InputError, ModelError
 from tfiseg.plugins.neck import EVIDENCE_FEATURES
 from tfiseg.runtime.evaluate import load_eval_set
-from tfiseg.runtime.instance_session import InstanceMaps, InstanceSession
+from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
 from tfiseg.runtime.joins import JOIN_FEATURES, Pieces, rule_log_odds
 from tfiseg.runtime.metrics import PictureScore, panoptic_counts
 from tfiseg.runtime.refine import (
@@ -134,7 +134,10 @@ def test_pairs_of_pieces_in_numbers():
     pieces[10:30, 10:30], pieces[10:30, 40:50] = 1, 2
     votes = np.zeros((2, 40, 40), np.float32)
     votes[1, :, 20:] = -12  # the small one points at the large one's centre, 25 grid cells to its left
-    shown = Pieces(pieces, np.zeros((160, 160, 3), np.uint8), votes, np.full((1, 40, 40), 0.75, np.float32), np.array([[0, 8]], np.int32))
+    other = np.zeros((80, 80), bool)
+    other[:, 30:34] = True  # a post of another class in four of the ten columns between them
+    affinity, offsets = np.full((1, 40, 40), 0.75, np.float32), np.array([[0, 8]], np.int32)
+    shown = Pieces(pieces, other, np.zeros((160, 160, 3), np.uint8), votes, affinity, offsets)
     row = dict(zip(JOIN_FEATURES, shown.features(np.array([0]), np.array([1]))[0], strict=True))
     assert row["log2 area ratio"] == -1
     assert row["mean affinity"] == pytest.approx(0.75)
@@ -142,6 +145,23 @@ def test_pairs_of_pieces_in_numbers():
     assert row["votes apart / way of the large one's"] == pytest.approx(1 / 25)
     assert row["overlap of rows"] == 1
     assert row["overlap of columns"] == -1
+    assert row["other class between"] == pytest.approx(0.4)
+    assert row["other classes in view"] == pytest.approx(4 / 80)
+
+
+def test_nothing_is_told_by_what_lies_between_pieces_that_nearly_touch():
+    pieces = np.zeros((80, 80), np.int32)
+    pieces[10:30, 10:30], pieces[10:30, 30:50] = 1, 2
+    maps = np.zeros((2, 40, 40), np.float32), np.zeros((1, 40, 40), np.float32), np.array([[0, 1]], np.int32)
+    shown = Pieces(pieces, np.ones((80, 80), bool) & (pieces == 0), np.zeros((160, 160, 3), np.uint8), *maps)
+    assert shown.features(np.array([0]), np.array([1]))[0, JOIN_FEATURES.index("other class between")] == 0.5
+
+
+def test_a_model_with_the_rules_of_an_older_version_is_refused(tmp_path):
+    model = DEFAULT_INSTANCE_MODEL.read_bytes()
+    (tmp_path / "old.onnx").write_bytes(model.replace(b'"instance_format": 2', b'"instance_format": 1'))
+    with pytest.raises(ModelError, match="its format is 1"):
+        InstanceSession(tmp_path / "old.onnx")
 
 
 def test_a_rule_is_one_hidden_layer():
