@@ -31,7 +31,6 @@ JOIN_FEATURES = (
     "other class between",
     "other classes in view",
 )
-MIN_CELLS = 1  # of the grid, for a piece to be seen; fragments are small
 _FAR, _VERY_FAR = 5, 10  # offsets in affinity cells beyond which pairs count as such
 _NO_EVIDENCE = 0.5
 

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..instances import Instances
 from ..plugins.operator import SHARPEN, cluster
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
-from .joins import MIN_CELLS, Pieces, rule_log_odds
+from .joins import Pieces, rule_log_odds
 from .sessions import DEFAULT_PROVIDERS
 from .views import VIEW_PX, View, cut, cut_mask, sample, solidity, view_of, window
 
@@ -286,12 +286,10 @@ def _judged(
     there = sample(pieces, planned.view, JOIN_GRID_PX)
     numbers, count = np.unique(there, return_counts=True)
     cell_px = (planned.view.side / JOIN_GRID_PX) ** 2
-    large = (of_class[numbers] == planned.class_id) & (count >= MIN_CELLS) & (count * cell_px >= _SEEN_SHARE * areas[numbers])
+    large = (of_class[numbers] == planned.class_id) & (count * cell_px >= _SEEN_SHARE * areas[numbers])
     numbers = numbers[large]
     if len(numbers) < 2:
         return []
-    rank = np.zeros(len(areas), np.int32)
-    rank[numbers] = np.arange(1, len(numbers) + 1)
     i, j = np.nonzero(np.triu(of_piece[numbers][:, None] != of_piece[numbers][None], 1))
     if planned.component:
         own = of_piece[numbers] == planned.component
@@ -302,9 +300,12 @@ def _judged(
     i, j = i[fits], j[fits]
     if not len(i):
         return []
+    asked = np.unique(np.concatenate([i, j]))  # what is in no pair need not be measured
+    rank = np.zeros(len(areas), np.int32)
+    rank[numbers[asked]] = np.arange(1, len(asked) + 1)
     other = (there > 0) & (of_class[there] != planned.class_id)
     shown = Pieces(rank[there], other, image, maps.displacement[k], maps.affinity[k], offsets)
-    log_odds = rule_log_odds(join_rule, shown.features(i, j))
+    log_odds = rule_log_odds(join_rule, shown.features(np.searchsorted(asked, i), np.searchsorted(asked, j)))
     return [((int(numbers[a]), int(numbers[b])), float(v)) for a, b, v in zip(i, j, log_odds, strict=True)]
 
 

@@ -25,7 +25,7 @@ from ...plugins.neck import EVIDENCE_FEATURES, evidence_features
 from ...plugins.operator import AFFINITY_OFFSETS
 from ...plugins.problem import Problem, problem_of
 from ...runtime.instance_session import InstanceMaps
-from ...runtime.joins import MIN_CELLS, Pieces
+from ...runtime.joins import Pieces
 from ...runtime.refine import JOIN_GRID_PX
 from ..neck_rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
 from .composites import Composer, Composite
@@ -112,12 +112,9 @@ def _joins_of(composite: Composite, maps: InstanceMaps, k: int) -> list[Samples]
     _, labels = cv2.connectedComponents(composite.mask, connectivity=8)
     owner, component = composite.owner[::step, ::step], labels[::step, ::step]
     pieces = np.zeros(owner.shape, np.int32)
-    known: list[tuple[int, int]] = []
-    for key in sorted({(int(o), int(c)) for o, c in zip(owner[owner > 0], component[owner > 0], strict=True)}):
-        its = (owner == key[0]) & (component == key[1])
-        if its.sum() >= MIN_CELLS:
-            known.append(key)
-            pieces[its] = len(known)
+    known = sorted({(int(o), int(c)) for o, c in zip(owner[owner > 0], component[owner > 0], strict=True)})
+    for number, (o, c) in enumerate(known, 1):
+        pieces[(owner == o) & (component == c)] = number
     owners, components = np.array([o for o, _ in known]), np.array([c for _, c in known])
     i, j = np.nonzero(np.triu(components[:, None] != components[None], 1)) if len(known) > 1 else (np.zeros(0, int), np.zeros(0, int))
     if not len(i):
