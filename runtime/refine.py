@@ -286,15 +286,15 @@ def _judged(
     there = sample(pieces, planned.view, JOIN_GRID_PX)
     numbers, count = np.unique(there, return_counts=True)
     cell_px = (planned.view.side / JOIN_GRID_PX) ** 2
-    large = (of_class[numbers] == planned.class_id) & (count * cell_px >= _SEEN_SHARE * areas[numbers])
-    numbers = numbers[large]
+    seen = (of_class[numbers] == planned.class_id) & (count * cell_px >= _SEEN_SHARE * areas[numbers])
+    numbers = numbers[seen]
     if len(numbers) < 2:
         return []
     i, j = np.nonzero(np.triu(of_piece[numbers][:, None] != of_piece[numbers][None], 1))
     if planned.component:
         own = of_piece[numbers] == planned.component
         i, j = (x[own[i] | own[j]] for x in (i, j))
-    size = count[large]
+    size = count[seen]
     lesser, greater = np.minimum(size[i], size[j]), np.maximum(size[i], size[j])
     fits = (lesser <= _GUEST_SHARE * greater) & (greater >= _HOST_CELLS)
     i, j = i[fits], j[fits]

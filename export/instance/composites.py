@@ -140,7 +140,7 @@ class Composer:
         if not o.lone and self.bank.told is not None:
             _, rank = np.unique(np.where(its > 0, self.bank.told[o.picture], 0), return_inverse=True)
             its = rank.reshape(its.shape).astype(np.int16)
-        its[others_in(picture.semantic, o.class_id)] = _OTHER
+        its[_others_in(picture.semantic, o.class_id)] = _OTHER
         label = cv2.warpAffine(its, to_canvas, shape, flags=cv2.INTER_NEAREST).astype(np.int32)
         return _lit(canvas, rng), label, zoom * side
 
@@ -159,7 +159,7 @@ class Composer:
         how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
         image = np.asarray(cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=how), np.uint8)
         h, w = image.shape[:2]
-        others = others_in(self.bank.pictures[index].semantic, class_id).astype(np.uint8)
+        others = _others_in(self.bank.pictures[index].semantic, class_id).astype(np.uint8)
         others = np.asarray(cv2.resize(others, (w, h), interpolation=cv2.INTER_NEAREST), np.uint8)
         y, x = int(rng.integers(0, max(h - CANVAS_PX, 0) + 1)), int(rng.integers(0, max(w - CANVAS_PX, 0) + 1))
         crop, others = (a[y : y + CANVAS_PX, x : x + CANVAS_PX] for a in (image, others))
@@ -244,7 +244,7 @@ class Composer:
         return View(x, y, side)
 
 
-def others_in(semantic: NDArray[np.uint8], class_id: int) -> NDArray[np.bool_]:
+def _others_in(semantic: NDArray[np.uint8], class_id: int) -> NDArray[np.bool_]:
     """Where a class map shows a class that is neither this one nor background."""
     return (semantic != 0) & (semantic != IGNORE) & (semantic != class_id)
 

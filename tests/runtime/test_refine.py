@@ -153,7 +153,7 @@ def test_nothing_is_told_by_what_lies_between_pieces_that_nearly_touch():
     pieces = np.zeros((80, 80), np.int32)
     pieces[10:30, 10:30], pieces[10:30, 30:50] = 1, 2
     maps = np.zeros((2, 40, 40), np.float32), np.zeros((1, 40, 40), np.float32), np.array([[0, 1]], np.int32)
-    shown = Pieces(pieces, np.ones((80, 80), bool) & (pieces == 0), np.zeros((160, 160, 3), np.uint8), *maps)
+    shown = Pieces(pieces, pieces == 0, np.zeros((160, 160, 3), np.uint8), *maps)
     assert shown.features(np.array([0]), np.array([1]))[0, JOIN_FEATURES.index("other class between")] == 0.5
 
 

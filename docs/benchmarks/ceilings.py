@@ -1,0 +1,76 @@
+"""What each step leaves to gain: `python docs/benchmarks/ceilings.py SET...`, true class maps, steps replaced by the truth in turn."""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tfiseg
+from tfiseg.plugins.native import region_graph
+from tfiseg.plugins.problem import problem_of
+from tfiseg.runtime.evaluate import load_eval_set
+from tfiseg.runtime.metrics import PanopticCounts, panoptic_counts
+from tfiseg.runtime.refine import cut_by_shape, instances_of, looked_at, merge_back
+from tfiseg.runtime.views import VIEW_PX, sample
+
+BOUNDARIES = (0.7, 0.5, 0.3)
+
+
+def owner_of(parts, truth):
+    """The object that most of each part 1.. is of, 0 = none, and the share of the part that is."""
+    count = np.zeros((parts.max() + 1, truth.max() + 1), np.int64)
+    np.add.at(count, (parts.ravel(), truth.ravel()), 1)
+    area = np.maximum(count.sum(1), 1)
+    count[:, 0] = count[0] = 0
+    return count.argmax(1), count.max(1) / area
+
+
+def merged(own, truth):
+    """Regions of a component's mask, merged as the truth says."""
+    regions = region_graph(problem_of(own))[0]
+    return owner_of(regions, truth)[0][regions].astype(np.int32)
+
+
+def parted(own, boundary, least):
+    inside = np.where(cv2.resize(boundary, own.shape[::-1]) > least, 0, own).astype(np.uint8)
+    return inside if inside.any() else own
+
+
+def joined(pieces, truth):
+    """Pieces joined as the truth says, those that are mostly one object's."""
+    owner, share = owner_of(pieces, truth)
+    number = np.where(share > 0.5, owner, np.arange(len(owner)) + truth.max() + 1)
+    number[0] = 0
+    return number[pieces].astype(np.int32)
+
+
+refiner = tfiseg.Refiner()
+offsets = refiner.session.affinity_offsets
+for folder in sys.argv[1:]:
+    totals = {}
+    for picture in load_eval_set(Path(folder))[0]:
+        components = tfiseg.cluster(picture.semantic, split=0.0)
+        planned, looks = looked_at(picture.image, components)
+        small, maps = cut_by_shape(components), refiner.session.infer(looks.images, looks.masks)
+        wanted = [sample(picture.truth, p.view, VIEW_PX) for p in planned]
+
+        def pieces_of(labels, components=components, planned=planned, looks=looks, maps=maps, small=small):
+            return merge_back(components, planned, labels, looks, maps, offsets, None, small)
+
+        ours = pieces_of(refiner._cut_views(planned, looks, maps))
+        perfect = pieces_of([merged(own, truth) for own, truth in zip(looks.own, wanted, strict=True)])
+        found = {
+            "as it is, nothing joined": ours,
+            "perfect joins": joined(ours, picture.truth),
+            "perfect merges": perfect,
+            "perfect merges and joins": joined(perfect, picture.truth),
+        }
+        for least in BOUNDARIES:
+            views = zip(looks.own, maps.boundary[:, 0], wanted, strict=True)
+            found[f"perfect merges, parted at {least}"] = pieces_of([merged(parted(own, b, least), truth) for own, b, truth in views])
+        for name, pieces in found.items():
+            instances = instances_of(pieces, components)
+            score = panoptic_counts(instances.label_map, instances.class_id, picture.truth, picture.semantic)
+            totals.setdefault(name, PanopticCounts()).add(score.pooled)
+    for name, t in totals.items():
+        print(f"{Path(folder).name}, {name}: {t.quality:.1f} ({t.true_positives}/{t.false_positives}/{t.false_negatives})")
