@@ -9,8 +9,9 @@ import tfiseg
 from tfiseg.plugins.native import region_graph
 from tfiseg.plugins.problem import problem_of
 from tfiseg.runtime.evaluate import load_eval_set
+from tfiseg.runtime.looks import looked_at
 from tfiseg.runtime.metrics import PanopticCounts, panoptic_counts
-from tfiseg.runtime.refine import cut_by_shape, instances_of, looked_at, merge_back
+from tfiseg.runtime.pieces import Parted, instances_of
 from tfiseg.runtime.views import VIEW_PX, sample
 
 BOUNDARIES = (0.7, 0.5, 0.3)
@@ -45,20 +46,25 @@ def joined(pieces, truth):
 
 
 refiner = tfiseg.Refiner()
-offsets = refiner.session.affinity_offsets
 for folder in sys.argv[1:]:
     totals = {}
     for picture in load_eval_set(Path(folder))[0]:
         components = tfiseg.cluster(picture.semantic, split=0.0)
         planned, looks = looked_at(picture.image, components)
-        small, maps = cut_by_shape(components), refiner.session.infer(looks.images, looks.masks)
+        planned = [p for p in planned if p.component]  # the others are for joins only
+        own = looks.own[: len(planned)]
+        maps = refiner.session.infer(looks.images[: len(planned)], looks.masks[: len(planned)])
         wanted = [sample(picture.truth, p.view, VIEW_PX) for p in planned]
 
-        def pieces_of(labels, components=components, planned=planned, looks=looks, maps=maps, small=small):
-            return merge_back(components, planned, labels, looks, maps, offsets, None, small)
+        def pieces_of(found, components=components, planned=planned):
+            parted = Parted(components)
+            parted.cut_small()
+            for p, labels in zip(planned, found, strict=True):
+                parted.cut(p, labels)
+            return parted.label_map
 
-        ours = pieces_of(refiner._cut_views(planned, looks, maps))
-        perfect = pieces_of([merged(own, truth) for own, truth in zip(looks.own, wanted, strict=True)])
+        ours = pieces_of(refiner._cut(own, maps))
+        perfect = pieces_of([merged(mask, truth) for mask, truth in zip(own, wanted, strict=True)])
         found = {
             "as it is, nothing joined": ours,
             "perfect joins": joined(ours, picture.truth),
@@ -66,8 +72,8 @@ for folder in sys.argv[1:]:
             "perfect merges and joins": joined(perfect, picture.truth),
         }
         for least in BOUNDARIES:
-            views = zip(looks.own, maps.boundary[:, 0], wanted, strict=True)
-            found[f"perfect merges, parted at {least}"] = pieces_of([merged(parted(own, b, least), truth) for own, b, truth in views])
+            views = zip(own, maps.boundary[:, 0], wanted, strict=True)
+            found[f"perfect merges, parted at {least}"] = pieces_of([merged(parted(mask, b, least), truth) for mask, b, truth in views])
         for name, pieces in found.items():
             instances = instances_of(pieces, components)
             score = panoptic_counts(instances.label_map, instances.class_id, picture.truth, picture.semantic)

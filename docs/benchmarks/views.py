@@ -9,7 +9,7 @@ import numpy as np
 import tfiseg
 from tfiseg.plugins.operator import SHARPEN
 from tfiseg.runtime.evaluate import load_eval_set
-from tfiseg.runtime.refine import looked_at
+from tfiseg.runtime.looks import looked_at
 
 VIEWS = 120
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ...instances import Instances
 from ...plugins.problem import CENTRE_RADIUS
 from ...runtime.evaluate import evaluate
-from ...runtime.refine import instances_of
+from ...runtime.pieces import instances_of
 from ...runtime.segmenter import Segmenter
 from ...runtime.sessions import DEFAULT_MODEL
 from ...runtime.sources import Frame, checked_image

@@ -17,8 +17,8 @@ from ...calibration.frames import sample_frames
 from ...errors import GateError, InputError
 from ...runtime.engine_file import write_engine
 from ...runtime.instance_session import InstanceMaps, InstanceSession
+from ...runtime.looks import MAX_VIEWS, Looks, looked_at
 from ...runtime.onnx_layers import layer_precisions
-from ...runtime.refine import MAX_VIEWS, Looks, looked_at
 from ...runtime.segmenter import Segmenter
 from ...runtime.sessions import METADATA_KEY
 from ..builder import BuildSettings, ViewProfile, build_plan, built_from, built_with, shapes_of

@@ -25,8 +25,8 @@ from ...plugins.neck import EVIDENCE_FEATURES, evidence_features
 from ...plugins.operator import AFFINITY_OFFSETS
 from ...plugins.problem import Problem, problem_of
 from ...runtime.instance_session import InstanceMaps
+from ...runtime.joining import JOIN_GRID_PX
 from ...runtime.joins import Pieces
-from ...runtime.refine import JOIN_GRID_PX
 from ..neck_rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
 from .composites import Composer, Composite
 

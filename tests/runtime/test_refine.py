@@ -7,25 +7,18 @@ import tfiseg
 from tfiseg.errors import InputError, ModelError
 from tfiseg.plugins.neck import EVIDENCE_FEATURES
 from tfiseg.runtime.evaluate import load_eval_set
-from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
+from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
+from tfiseg.runtime.joining import candidates_in, united
 from tfiseg.runtime.joins import JOIN_FEATURES, Pieces, rule_log_odds
+from tfiseg.runtime.looks import PlannedView, doubtful, look, own_masks, plan_views, worth_a_look
 from tfiseg.runtime.metrics import PictureScore, panoptic_counts
-from tfiseg.runtime.refine import (
-    Looks,
-    PlannedView,
-    Refiner,
-    cut_by_shape,
-    doubtful,
-    instances_of,
-    look,
-    merge_back,
-    own_masks,
-    plan_views,
-)
+from tfiseg.runtime.pieces import Parted, cut_by_shape, instances_of
+from tfiseg.runtime.refine import Refiner
 from tfiseg.runtime.sessions import DEFAULT_MODEL
 from tfiseg.runtime.views import View, cut, cut_mask, sample, view_of
 
 OFFSETS = np.array([[0, 1]], np.int32)
+NOTHING_SEEN = np.zeros((160, 160, 3), np.uint8), np.zeros((2, 40, 40), np.float32), np.zeros((1, 40, 40), np.float32)
 
 
 def two_squares():
@@ -98,9 +91,9 @@ def test_what_a_view_cuts_is_cut_in_the_frame():
     planned = [PlannedView(View(0, 0, 160), 3, 1)]
     labels = np.zeros((160, 160), np.int32)
     labels[20:50, 20:60], labels[50:80, 20:60] = 1, 2
-    nothing = Looks(*(np.zeros((1, 160, 160, *more), np.uint8) for more in ((3,), (), ())))
-    maps = InstanceMaps(*(np.zeros((1, c, s, s), np.float32) for c, s in ((2, 40), (1, 40), (1, 80))))
-    found = instances_of(merge_back(components, planned, [labels], nothing, maps, OFFSETS, None), components)
+    parted = Parted(components)
+    parted.cut(planned[0], labels)
+    found = instances_of(united(parted, []), components)
     assert found.area.tolist() == [1200, 400, 1200]
     assert found.box_xyxy.tolist() == [[20, 20, 60, 50], [100, 40, 120, 60], [20, 50, 60, 80]]
     assert found.class_id.tolist() == [3, 3, 3]
@@ -110,12 +103,12 @@ def test_what_a_view_cuts_is_cut_in_the_frame():
 def test_a_join_rule_has_the_last_word(bias, count):
     components = two_squares()
     planned = [PlannedView(View(0, 0, 160), 3, 1)]
-    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned, own_masks(components, planned))
-    maps = InstanceMaps(*(np.zeros((1, c, s, s), np.float32) for c, s in ((2, 40), (1, 40), (1, 80))))
     rule = np.zeros(len(JOIN_FEATURES) + 3, np.float32)
     rule[-1] = bias
-    label_map = merge_back(components, planned, [looks.own[0].astype(np.int32)], looks, maps, OFFSETS, rule)
-    assert len(instances_of(label_map, components)) == count
+    parted = Parted(components)
+    judged = candidates_in(parted, planned)[0].judged(*NOTHING_SEEN, OFFSETS, rule)
+    assert judged == [((1, 2), bias)]
+    assert len(instances_of(united(parted, judged), components)) == count
 
 
 def test_pieces_of_like_size_are_not_joined():
@@ -123,10 +116,23 @@ def test_pieces_of_like_size_are_not_joined():
     class_map[20:80, 10:60] = class_map[20:80, 80:130] = 3
     components = tfiseg.cluster(class_map, split=0)
     planned = [PlannedView(View(0, 0, 160), 3, 0)]
-    maps = InstanceMaps(*(np.zeros((1, c, s, s), np.float32) for c, s in ((2, 40), (1, 40), (1, 80))))
-    rule = np.ones(len(JOIN_FEATURES) + 3, np.float32)
-    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned, own_masks(components, planned))
-    assert len(np.unique(merge_back(components, planned, [looks.own[0].astype(np.int32)], looks, maps, OFFSETS, rule))) == 3
+    assert not candidates_in(Parted(components), planned)
+
+
+def test_only_views_that_can_decide_are_looked_at(monkeypatch):
+    refiner, seen = Refiner(), []
+    infer = refiner.session.infer
+    monkeypatch.setattr(refiner.session, "infer", lambda images, masks: seen.append(len(images)) or infer(images, masks))
+    stars = np.zeros((120, 260), np.uint8)
+    y, x = np.abs(np.mgrid[-40:41, -40:41])
+    stars[20:101, 20:101] = stars[20:101, 140:221] = 3 * (np.sqrt(x) + np.sqrt(y) < 7)  # one region each, of one size
+    components = tfiseg.cluster(stars, split=0)
+    assert [p.component for p in worth_a_look(components)[0]] == [1, 2, 0]
+    refiner(np.zeros((120, 260, 3), np.uint8), components)
+    assert sum(seen) == 0  # nothing to cut, nothing to join
+    stars[85:95, 20:30] = 3  # it might belong to the star beside it
+    refiner(np.zeros((120, 260, 3), np.uint8), tfiseg.cluster(stars, split=0))
+    assert sum(seen) > 0
 
 
 def test_pairs_of_pieces_in_numbers():

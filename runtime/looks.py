@@ -1,0 +1,101 @@
+"""Which views of a frame are looked at, and what they show: one of each component, and one of each class that has several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..instances import Instances
+from .views import VIEW_PX, View, cut, cut_mask, solidity, view_of, window
+
+MAX_VIEWS = 64  # a frame
+MIN_SIDE_PX = 20  # in smaller components there is nothing to see: their shape decides
+_ALIKE_VIEW = 0.75  # a component's view this large beside the class's stands for both
+_CONVEX = 0.95  # area over convex hull, from which on a component is let be
+
+
+@dataclass(frozen=True)
+class PlannedView:
+    """A view, the class it looks at, and the component (its number) that it was made for; 0: for all of the class."""
+
+    view: View
+    class_id: int
+    component: int
+
+
+def plan_views(components: Instances) -> list[PlannedView]:
+    """Views of one frame: each component's own, largest first, then one of each class that has several components."""
+    size_hw = (components.label_map.shape[0], components.label_map.shape[1])
+    boxes = components.box_xyxy.astype(int)
+    order = [int(i) for i in np.argsort(-components.area, kind="stable") if longest_side(boxes[i]) >= MIN_SIDE_PX]
+    own = [PlannedView(view_of(tuple(boxes[i].tolist()), size_hw), int(components.class_id[i]), i + 1) for i in order]
+    whole = []
+    for class_id in np.unique(components.class_id):
+        its = boxes[components.class_id == class_id]
+        if len(its) < 2:
+            continue
+        view = view_of((*its[:, :2].min(0).tolist(), *its[:, 2:].max(0).tolist()), size_hw)
+        largest = max((p.view.side for p in own if p.class_id == class_id), default=0)
+        if largest and largest < _ALIKE_VIEW * view.side:
+            whole.append(PlannedView(view, int(class_id), 0))
+    return own + whole
+
+
+def longest_side(box_xyxy: NDArray[np.int64]) -> int:
+    return int((box_xyxy[2:] - box_xyxy[:2]).max())
+
+
+def own_masks(components: Instances, planned: Sequence[PlannedView]) -> NDArray[np.uint8]:
+    """The component that each view was made for, uint8 (K, S, S) 0/1, in one piece as it is in the frame; zeros where there is none."""
+    own = np.zeros((len(planned), VIEW_PX, VIEW_PX), np.uint8)
+    for k, p in enumerate(planned):
+        if p.component:  # where it shrinks, every cell that it touches: thin parts must not fall off
+            its = (window(components.label_map, p.view) == p.component).astype(np.uint8)
+            seen = cut(its * np.uint8(255), View(0, 0, p.view.side), outside=0)
+            own[k] = seen > (0 if p.view.side > VIEW_PX else 127)
+    return own
+
+
+def doubtful(planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int]:
+    """Which views are worth a look, by number: not those of components that are convex, where nothing could be cut."""
+    return [k for k, p in enumerate(planned) if not (p.component and solidity(own[k]) > _CONVEX)]
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What the views show: ``images`` uint8 (K, S, S, 3) BGR; ``masks`` uint8 (K, S, S), 0/1 of the view's class; ``own`` uint8
+    (K, S, S), 0/1 of the component that the view was made for, in one piece as it is in the frame."""
+
+    images: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    own: NDArray[np.uint8]
+
+
+def look(image: NDArray[np.uint8], components: Instances, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> Looks:
+    """Cut the views out of a frame uint8 (H, W, 3) BGR; ``own`` as ``own_masks`` gives it."""
+    shape = (len(planned), VIEW_PX, VIEW_PX)
+    images, masks = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
+    class_of = np.concatenate([[0], components.class_id]).astype(np.int32)
+    for k, p in enumerate(planned):
+        images[k] = cut(image, p.view)
+        its = class_of[window(components.label_map, p.view)] == p.class_id
+        masks[k] = cut_mask(its.astype(np.uint8), View(0, 0, p.view.side))
+    return Looks(images, masks, own)
+
+
+def worth_a_look(components: Instances) -> tuple[list[PlannedView], NDArray[np.uint8]]:
+    """The views of a frame that could tell something, and the component that each was made for (see ``own_masks``)."""
+    planned = plan_views(components)
+    own = own_masks(components, planned)
+    kept = doubtful(planned, own)
+    return [planned[k] for k in kept], own[kept]
+
+
+def looked_at(image: NDArray[np.uint8], components: Instances, max_views: int = MAX_VIEWS) -> tuple[list[PlannedView], Looks]:
+    """The views of a frame that could tell something, at most ``max_views``, and what they show."""
+    planned, own = worth_a_look(components)
+    planned, own = planned[:max_views], own[:max_views]
+    return planned, look(image, components, planned, own)

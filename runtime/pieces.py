@@ -1,0 +1,126 @@
+"""Components of a frame parted into pieces: as the operator cut them in their views, or, where they are small, by their shape; and the
+table of instances that pieces make."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..instances import Instances
+from ..plugins.operator import cluster
+from .looks import MIN_SIDE_PX, PlannedView, longest_side
+from .views import VIEW_PX, View
+
+Label = NDArray[np.int32]
+
+
+class Parted:
+    """The pieces of a frame: ``label_map`` int32 (H, W), at first the components; ``component_of`` each number, 0 = none."""
+
+    def __init__(self, components: Instances) -> None:
+        self.components = components
+        self.label_map: Label = components.label_map.copy()
+        self.component_of = list(range(len(components) + 1))
+
+    def cut(self, planned: PlannedView, labels: Label) -> None:
+        """Part a component as its own view's labels int32 (S, S), 0 = none, say; new pieces get new numbers."""
+        count = np.bincount(labels.ravel(), minlength=1)
+        count[0] = 0
+        parts = np.flatnonzero(count)
+        if len(parts) < 2:
+            return
+        x0, y0, x1, y1 = box = self._box(planned.component)
+        of_pixel = _enlarged(labels, parts, planned.view, box)
+        self._part(self.label_map[y0:y1, x0:x1], planned.component, of_pixel, parts[parts != count.argmax()])
+
+    def cut_small(self, threads: int | None = None) -> bool:
+        """Part the components that are too small to be looked at by their shape; returns whether there was one to part."""
+        found = cut_by_shape(self.components, threads)
+        for number, labels in found:
+            x0, y0, x1, y1 = self._box(number)
+            self._part(self.label_map[y0:y1, x0:x1], number, labels, np.arange(2, labels.max() + 1))
+        return bool(found)
+
+    def _box(self, number: int) -> tuple[int, int, int, int]:
+        x0, y0, x1, y1 = self.components.box_xyxy[number - 1].astype(int).tolist()
+        return x0, y0, x1, y1
+
+    def _part(self, spot: Label, number: int, of_pixel: Label, parts: NDArray[np.intp]) -> None:
+        """Give these parts of component ``number`` new numbers, in its box of the frame."""
+        own = spot == number
+        for part in parts:
+            its = own & (of_pixel == part)
+            if its.any():
+                spot[its] = len(self.component_of)
+                self.component_of.append(number)
+
+
+def cut_by_shape(components: Instances, threads: int | None = None) -> list[tuple[int, Label]]:
+    """Components too small to be looked at that their shape parts: number, and label map int32 (h, w) of the component's box."""
+    boxes = components.box_xyxy.astype(int)
+    small = [i for i in range(len(components)) if longest_side(boxes[i]) < MIN_SIDE_PX]
+    tiles = np.zeros((len(small), MIN_SIDE_PX + 2, MIN_SIDE_PX + 2), np.uint8)  # a frame's edge is no edge of an object: a margin
+    for tile, i in zip(tiles, small, strict=True):
+        x0, y0, x1, y1 = boxes[i].tolist()
+        tile[1 : y1 - y0 + 1, 1 : x1 - x0 + 1] = components.label_map[y0:y1, x0:x1] == i + 1
+    parted = []
+    for i, found in zip(small, cluster(tiles, min_area=0, threads=threads), strict=True):
+        if len(found) > 1:
+            x0, y0, x1, y1 = boxes[i].tolist()
+            parted.append((i + 1, found.label_map[1 : y1 - y0 + 1, 1 : x1 - x0 + 1]))
+    return parted
+
+
+def _enlarged(labels: Label, parts: NDArray[np.intp], view: View, box_xyxy: tuple[int, int, int, int]) -> Label:
+    """Labels of the grid at the pixels of a box: of all parts the one that, interpolated, has most weight; smooth where nearest is not."""
+    x0, y0, x1, y1 = box_xyxy
+    zoom = VIEW_PX / view.side
+    to_grid = np.array([[zoom, 0, (x0 - view.x + 0.5) * zoom - 0.5], [0, zoom, (y0 - view.y + 0.5) * zoom - 0.5]], np.float64)
+    _, nearest = cv2.distanceTransformWithLabels((labels == 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    of_zone = np.zeros(int(nearest.max()) + 1, np.int32)
+    of_zone[nearest[labels > 0]] = labels[labels > 0]
+    filled = of_zone[nearest]
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    best = np.full((y1 - y0, x1 - x0), -1, np.float32)
+    winner = np.zeros((y1 - y0, x1 - x0), np.int32)
+    for part in parts:
+        its = (filled == part).astype(np.float32)
+        weight = cv2.warpAffine(its, to_grid, (x1 - x0, y1 - y0), flags=how, borderMode=cv2.BORDER_REPLICATE)
+        higher = weight > best
+        best[higher] = weight[higher]
+        winner[higher] = part
+    return winner
+
+
+def instances_of(label_map: Label, components: Instances) -> Instances:
+    """Instances of a label map with gaps, numbered by first pixel; class and score from the components that they are made of."""
+    at = np.flatnonzero(label_map)
+    given, component = label_map.ravel()[at], components.label_map.ravel()[at]
+    first = np.full(int(given.max(initial=0)) + 1, at.size)
+    first[given[::-1]] = np.arange(at.size)[::-1]  # the last one written is a label's first pixel; no sorting of pixels
+    n = int((first < at.size).sum())
+    rank = np.zeros(len(first), np.int32)
+    rank[np.argsort(first, kind="stable")[:n]] = np.arange(1, n + 1)
+    height, width = label_map.shape
+    which = rank[given].astype(np.int64)
+    y, x = np.divmod(at, width)
+    rows = np.bincount(which * height + y, minlength=(n + 1) * height).reshape(n + 1, height)[1:]
+    columns = np.bincount(which * width + x, minlength=(n + 1) * width).reshape(n + 1, width)[1:]
+    made_of = np.bincount(which * (len(components) + 1) + component, minlength=(n + 1) * (len(components) + 1))
+    made_of = made_of.reshape(n + 1, len(components) + 1)[1:, 1:]
+    area = rows.sum(1)
+    low = [(columns > 0).argmax(1), (rows > 0).argmax(1)]
+    high = [width - (columns[:, ::-1] > 0).argmax(1), height - (rows[:, ::-1] > 0).argmax(1)]
+    count = np.maximum(area, 1)
+    return replace(
+        components,
+        label_map=rank[label_map],
+        class_id=components.class_id[made_of.argmax(1)] if n else components.class_id[:0],
+        score=(made_of @ components.score.astype(np.float64) / count).astype(np.float32),
+        box_xyxy=np.stack([*low, *high], axis=1).astype(np.float32),
+        area=area.astype(np.int32),
+        centroid_xy=np.stack([(columns @ np.arange(width)) / count, (rows @ np.arange(height)) / count], axis=1).astype(np.float32),
+    )
