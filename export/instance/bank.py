@@ -40,6 +40,7 @@ class BankObject:
     at_bottom: bool  # the picture's lower edge cuts it
     whole: bool  # no edge cuts it, or the lower one only: it may be pasted elsewhere
     lone: bool  # the only component of its class in its picture
+    single: bool = False  # its photo is known to show one object
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,16 @@ def _shrunk(picture: Picture) -> Picture:
     return Picture(picture.name, np.asarray(image, np.uint8), np.asarray(semantic, np.uint8), picture.confidence)
 
 
-def _components(picture: Picture, index: int) -> list[BankObject]:
+def _cut_out(picture: Picture, cutouts: Path) -> Picture:
+    """The picture with the class map of its one object."""
+    path = cutouts / f"{picture.name}.png"
+    class_map = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if class_map is None or class_map.shape != picture.semantic.shape:
+        raise InputError(f"{path} must be one 8-bit channel of its picture's size {picture.semantic.shape}")
+    return replace(picture, semantic=np.asarray(class_map, np.uint8), confidence=np.full((1, 1), 255, np.uint8))
+
+
+def _components(picture: Picture, index: int, single: bool) -> list[BankObject]:
     """Confident, solid components of one picture, of any size."""
     found, sure = [], sure_of(picture)
     for class_id in np.unique(picture.semantic):
@@ -78,7 +88,7 @@ def _components(picture: Picture, index: int) -> list[BankObject]:
         for i in np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= _LEAST_AREA_PX) + 1:
             its = object_of(sure, index, int(class_id), labels == i)
             if its is not None:
-                found.append(replace(its, lone=lone))
+                found.append(replace(its, lone=lone, single=single))
     return found
 
 
@@ -97,19 +107,24 @@ def object_of(sure: NDArray[np.uint8], index: int, class_id: int, pixels: NDArra
     return BankObject(index, class_id, (x, y, w, h), mask, bottom, not elsewhere and bool(filled >= _MIN_SOLIDITY), lone=False)
 
 
-def build_bank(images: Path, semantic: Path, confidence: Path | None = None) -> Bank:
+def build_bank(images: Path, semantic: Path, confidence: Path | None = None, cutouts: Path | None = None) -> Bank:
     """The bank of a folder of pictures and class maps.
 
     Args:
         images: ``NAME.jpg|png``, BGR.
         semantic: ``NAME.png``, uint8 class map of the picture's size, 0 = background, 255 = ignore.
         confidence: ``NAME.png``, 0..255, any size; default: all maps are sure.
+        cutouts: ``NAME.png``, class maps that are sure and show one object each (``cutouts.py``), in place of those in ``semantic``.
 
     Raises:
         InputError: no class map holds a component that looks like one object.
     """
-    pictures = [_shrunk(p) for p in load_pictures(images, semantic, confidence)]
-    found = [o for i, p in enumerate(pictures) for o in _components(p, i)]
+    given = load_pictures(images, semantic, confidence)
+    single = {p.name: _cut_out(p, cutouts) for p in given if cutouts is not None and (cutouts / f"{p.name}.png").exists()}
+    if cutouts is not None and not single:
+        raise InputError(f"{cutouts} has no NAME.png for any of the pictures: `tfiseg train cutouts` writes them")
+    pictures = [_shrunk(single.get(p.name, p)) for p in given]
+    found = [o for i, p in enumerate(pictures) for o in _components(p, i, p.name in single)]
     area = {c: np.median([o.mask.sum() for o in found if o.class_id == c and o.whole] or [0]) for c in {o.class_id for o in found}}
     least = {c: min(_MIN_AREA_PX, max(_LEAST_AREA_PX, float(a))) for c, a in area.items()}
     objects = [o for o in found if o.mask.sum() >= least[o.class_id]]

@@ -27,6 +27,7 @@ def make_instance_model(
     output: Path,
     recipe: InstanceRecipe,
     teacher: Path | None = None,
+    cutouts: Path | None = None,
     rule_composites: int = 4000,
     sheets: Path | None = None,
     workers: int = 1,
@@ -37,7 +38,7 @@ def make_instance_model(
 ) -> dict[str, Any]:
     """Train on ``images`` and ``semantic`` (see ``build_bank``), fit the rules, write ``output``; returns what ``export_instance`` says,
     the rules' held-out errors, and how many objects were dropped."""
-    banks = banks_of(images, semantic, confidence, recipe, teacher, quiet)
+    banks = banks_of(images, semantic, confidence, recipe, teacher, cutouts, quiet)
     if sheets is not None:
         bank_sheet(banks.used, sheets / "bank.jpg")
         composite_sheet(Composer(banks.used, recipe.seed), sheets / "composites.jpg")

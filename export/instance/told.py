@@ -44,6 +44,8 @@ def with_groups(bank: Bank, told: Sequence[Told]) -> Bank:
         if not _is_group(count):
             objects.append(o)
             continue
+        if o.single:  # it should be one: either the cutout or the network is wrong
+            continue
         label_map, sure = told[o.picture].label_map, sure_of(bank.pictures[o.picture])
         for number in np.flatnonzero(count[1:] >= least[o.class_id]) + 1:
             piece = object_of(sure, o.picture, o.class_id, label_map == number)

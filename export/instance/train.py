@@ -146,10 +146,16 @@ class Banks:
 
 
 def banks_of(
-    images: Path, semantic: Path, confidence: Path | None, recipe: InstanceRecipe, teacher: Path | None = None, quiet: bool = False
+    images: Path,
+    semantic: Path,
+    confidence: Path | None,
+    recipe: InstanceRecipe,
+    teacher: Path | None = None,
+    cutouts: Path | None = None,
+    quiet: bool = False,
 ) -> Banks:
     """The banks of a training run; see ``build_bank``. Groups that the instance network ``teacher`` splits are learned from as such."""
-    bank = build_bank(images, semantic, confidence)
+    bank = build_bank(images, semantic, confidence, cutouts)
     if teacher is not None:
         bank = with_groups(bank, tell_instances(bank, Refiner(teacher), quiet))
     bank = typical(bank)
