@@ -19,6 +19,7 @@ from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSess
 from .joining import candidates_in, united
 from .looks import MAX_VIEWS, PlannedView, look, worth_a_look
 from .pieces import Label, Parted, instances_of
+from .second_look import parted_again
 from .sessions import DEFAULT_PROVIDERS
 
 
@@ -68,7 +69,10 @@ class Refiner:
             return components
         views = _Views(self.session, image, components, planned, own, self.max_views)
         maps = views.look(self._with_necks(planned, own))
-        for k, labels in zip(views.seen, self._cut(own[views.seen], maps), strict=True):
+        found = self._cut(own[views.seen], maps)
+        if "part" in self.session.rules:
+            found = parted_again(found, maps, self.session.affinity_offsets, self.session.rules["part"], self.threads)
+        for k, labels in zip(views.seen, found, strict=True):
             parted.cut(planned[k], labels)
         judged = []
         join_rule = self.session.rules.get("join")

@@ -17,6 +17,7 @@ from ..neck_rule import Samples
 from .composites import FrameComposer
 from .frame_onnx import FINER
 
+_LONE_WEIGHT = 3.0  # photos show lone objects more often than composites do
 _LEAST_CELLS = 24  # smaller components say nothing
 
 
@@ -37,7 +38,7 @@ def fit_frame_rule(composer: FrameComposer, model: Path, count: int, seed: int =
         for class_id in np.unique(composite.class_id):
             its = (class_map == class_id).astype(np.uint8)
             truth = np.where(class_of == class_id, owner, 0).astype(np.int32)
-            samples += merges_of(its, truth, partial(_problem, maps=maps), rng, _LEAST_CELLS, 0.0)
+            samples += merges_of(its, truth, partial(_problem, maps=maps), rng, _LONE_WEIGHT, _LEAST_CELLS, 0.0)
     return fit_rule(samples, seed)
 
 

@@ -1,9 +1,10 @@
 """Fit the two rules that turn the network's maps into instances, on composites of objects that training kept apart.
 
 - *merge*: whether two touching regions of a component are one object: shape of the neck, mean affinity, mean boundary;
+- *part*: the same of what boundaries leave of it, for the second look (runtime/second_look.py);
 - *join*: whether two pieces of different components are one object behind something (runtime/joins.py).
 
-Both are small networks, averaged over several fits; they belong to one set of weights and travel in its model file. Nothing here sees
+They are small networks, averaged over several fits; they belong to one set of weights and travel in its model file. Nothing here sees
 an evaluation picture.
 """
 
@@ -27,11 +28,13 @@ from ...plugins.problem import Problem, problem_of
 from ...runtime.instance_session import InstanceMaps
 from ...runtime.joining import JOIN_GRID_PX
 from ...runtime.joins import Pieces
+from ...runtime.second_look import uncrossed
 from ..neck_rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
 from .composites import Composer, Composite
 
 HIDDEN, MEMBERS = 12, 4  # units of each fit, fits averaged
-_LONE_WEIGHT = 3.0  # photos show lone objects more often than composites do
+# photos show lone objects seven times as often as composites do: what had the best PQ on other composites, so weighted (docs/benchmarks)
+_LONE_WEIGHT, _LONE_WEIGHT_PARTED = 15.0, 7.5
 _OWN_SHARE = 0.2  # components this large beside the largest get a view of their own
 _MIN_OWN_PX = 64
 _BATCH = 32
@@ -52,17 +55,20 @@ class Fit:
 
 
 def fit_rules(composer: Composer, infer: Look, count: int, seed: int = 0, quiet: bool = False) -> dict[str, Fit]:
-    """Fit "merge" and "join" on ``count`` composites, as the network ``infer`` (views, masks -> maps) sees them."""
+    """Fit "merge", "part" and "join" on ``count`` composites, as the network ``infer`` (views, masks -> maps) sees them."""
     rng = np.random.default_rng(seed)
     merges: list[Samples] = []
+    parts: list[Samples] = []
     joins: list[Samples] = []
     for start in tqdm(range(0, count, _BATCH), desc="composites for the rules", disable=quiet):
         batch = [composer(start + k) for k in range(min(_BATCH, count - start))]
         maps = infer(np.stack([c.image for c in batch]), np.stack([c.mask for c in batch]))
         for k, composite in enumerate(batch):
-            merges += merges_of(composite.mask, composite.owner, partial(view_problem, maps=maps, k=k), rng)
+            whole, parted = (partial(problem, maps=maps, k=k) for problem in (view_problem, _parted_problem))
+            merges += merges_of(composite.mask, composite.owner, whole, rng, _LONE_WEIGHT)
+            parts += merges_of(composite.mask, composite.owner, parted, rng, _LONE_WEIGHT_PARTED)
             joins += _joins_of(composite, maps, k)
-    return {"merge": fit_rule(merges, seed), "join": fit_rule(joins, seed)}
+    return {name: fit_rule(samples, seed) for name, samples in (("merge", merges), ("part", parts), ("join", joins))}
 
 
 def merges_of(
@@ -70,6 +76,7 @@ def merges_of(
     owner: NDArray[np.int32],
     problem: Callable[[NDArray[np.uint8]], Problem],
     rng: np.random.Generator,
+    lone_weight: float,
     least: int = _MIN_OWN_PX,
     least_share: float = _OWN_SHARE,
 ) -> list[Samples]:
@@ -79,6 +86,7 @@ def merges_of(
         mask: uint8 (h, w) 0/1, of one class.
         owner: int32 (h, w), the object of each pixel, 0 and below = none.
         problem: a component's mask -> the operator's problem.
+        lone_weight: of components that are one object.
         least, least_share: smaller components, in pixels and beside the largest, are left out.
     """
     found = []
@@ -90,7 +98,7 @@ def merges_of(
         features, same, weight = merge_samples(region_graph(problem(own)), truth, evidence_features, _MEAN_AFFINITY, rng)
         if len(same):
             lone = len(np.unique(truth[truth > 0])) < 2
-            found.append((features, same, weight * (_LONE_WEIGHT if lone else 1.0)))
+            found.append((features, same, weight * (lone_weight if lone else 1.0)))
     return found
 
 
@@ -104,6 +112,11 @@ def view_problem(own: NDArray[np.uint8], maps: InstanceMaps, k: int) -> Problem:
         affinity_offsets=np.ascontiguousarray(AFFINITY_OFFSETS, np.int32),
         affinity_stride=own.shape[0] // maps.affinity.shape[-1],
     )
+
+
+def _parted_problem(own: NDArray[np.uint8], maps: InstanceMaps, k: int) -> Problem:
+    """The same of what boundaries leave of the component."""
+    return view_problem(own & uncrossed(maps.boundary[k, 0]), maps, k)
 
 
 def _joins_of(composite: Composite, maps: InstanceMaps, k: int) -> list[Samples]:

@@ -180,7 +180,7 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["bytes"] < 6e6
-    assert set(report["rules"]) == {"merge", "join"}
+    assert set(report["rules"]) == {"merge", "part", "join"}
     assert cv2.imread(str(tmp_path / "sheets" / "composites.jpg")) is not None
     session = InstanceSession(tmp_path / "n.onnx")
     maps = session.infer(np.zeros((3, 160, 160, 3), np.uint8), np.ones((3, 160, 160), np.uint8))

@@ -178,7 +178,8 @@ def test_a_rule_is_one_hidden_layer():
 def test_the_shipped_network_is_small_and_brings_its_rules():
     session = InstanceSession()
     assert session.path.stat().st_size < 10e6
-    assert (len(session.rules["merge"]) - 1) % (len(EVIDENCE_FEATURES) + 2) == 0
+    for name in ("merge", "part"):
+        assert (len(session.rules[name]) - 1) % (len(EVIDENCE_FEATURES) + 2) == 0
     assert (len(session.rules["join"]) - 1) % (len(JOIN_FEATURES) + 2) == 0
 
 
