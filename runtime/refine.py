@@ -69,10 +69,7 @@ class Refiner:
             return components
         views = _Views(self.session, image, components, planned, own, self.max_views)
         maps = views.look(self._with_necks(planned, own))
-        found = self._cut(own[views.seen], maps)
-        if "part" in self.session.rules:
-            found = parted_again(found, maps, self.session.affinity_offsets, self.session.rules["part"], self.threads)
-        for k, labels in zip(views.seen, found, strict=True):
+        for k, labels in zip(views.seen, self._cut(own[views.seen], maps), strict=True):
             parted.cut(planned[k], labels)
         judged = []
         join_rule = self.session.rules.get("join")
@@ -93,7 +90,7 @@ class Refiner:
         return [k for k, found in zip(of_component, regions, strict=True) if len(found) > 1]
 
     def _cut(self, own: NDArray[np.uint8], maps: InstanceMaps) -> list[Label]:
-        """What the operator makes of components uint8 (K, S, S) 0/1 in their views: label maps int32 (S, S)."""
+        """What the operator makes of components uint8 (K, S, S) 0/1 in their views, in two looks: label maps int32 (S, S)."""
         cuts = cluster(
             own,
             affinity=maps.affinity,
@@ -104,7 +101,8 @@ class Refiner:
             min_area=0,
             threads=self.threads,
         )
-        return [found.label_map for found in cuts]
+        labels, part_rule = [found.label_map for found in cuts], self.session.rules.get("part")
+        return labels if part_rule is None else parted_again(labels, maps, self.session.affinity_offsets, part_rule, self.threads)
 
 
 class _Views:

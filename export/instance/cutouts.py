@@ -91,7 +91,7 @@ def _grab(image: NDArray[np.uint8], heat: Heat, least: float) -> Mask:
     if not (heat > least).any() or not (heat <= least).any():
         return np.zeros(heat.shape, np.uint8)
     cv2.setRNGSeed(0)  # its colour models begin at random
-    cv2.grabCut(image, trimap, None, np.zeros((1, 65)), np.zeros((1, 65)), _ITERATIONS, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(image, trimap, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), _ITERATIONS, cv2.GC_INIT_WITH_MASK)
     return _largest(np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8))
 
 
