@@ -180,8 +180,11 @@ def _cutouts(args: argparse.Namespace) -> int:
     if args.json:
         print(as_json(report))
     else:
-        print(f"{args.output}: objects cut out of {report['objects']} of {report['photos']} photos; look at {report['sheet']}")
-        print(f"next: tfiseg train instance --images {args.images} --semantic DIR --cutouts {args.output}")
+        print(f"{args.output}: objects cut out of {report['objects']} of {report['photos']} photos; look at {report['sheets'][0]}")
+        if report["unreadable"]:
+            print(f"can't be read: {', '.join(report['unreadable'])}")
+        maps = f"--semantic {args.semantic or 'DIR'}" + (f" --confidence {args.confidence}" if args.confidence else "")
+        print(f"next: tfiseg train instance --images {args.images} {maps} --cutouts {args.output}")
     return 0
 
 

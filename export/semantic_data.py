@@ -59,10 +59,10 @@ def load_pictures(images: Path, semantic: Path, confidence: Path | None = None) 
             continue
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         class_map = cv2.imread(str(maps[0]), cv2.IMREAD_UNCHANGED)
-        if image is None or class_map is None or class_map.shape != image.shape[:2]:
+        if image is None or class_map is None or (class_map.shape, class_map.dtype) != (image.shape[:2], np.uint8):
             raise InputError(
                 f"{path}: its class map {maps[0]} must be one 8-bit channel of the picture's size "
-                f"{None if image is None else image.shape[:2]}, got {None if class_map is None else class_map.shape}"
+                f"{None if image is None else image.shape[:2]}, got {None if class_map is None else f'{class_map.dtype} {class_map.shape}'}"
             )
         sure = cv2.imread(str(maps[1]), cv2.IMREAD_GRAYSCALE) if len(maps) > 1 else np.full((1, 1), 255, np.uint8)
         pictures.append(Picture(path.stem, *(np.asarray(a, np.uint8) for a in (image, class_map, sure))))

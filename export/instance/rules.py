@@ -1,4 +1,4 @@
-"""Fit the two rules that turn the network's maps into instances, on composites of objects that training kept apart.
+"""Fit the rules that turn the network's maps into instances, on composites of objects that training kept apart.
 
 - *merge*: whether two touching regions of a component are one object: shape of the neck, mean affinity, mean boundary;
 - *part*: the same of what boundaries leave of it, for the second look (runtime/second_look.py);
@@ -33,7 +33,7 @@ from ..neck_rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_membe
 from .composites import Composer, Composite
 
 HIDDEN, MEMBERS = 12, 4  # units of each fit, fits averaged
-# photos show lone objects seven times as often as composites do: what had the best PQ on other composites, so weighted (docs/benchmarks)
+# what had the best PQ on other composites, with lone objects weighing 7 as in photos (docs/benchmarks/instance.md)
 _LONE_WEIGHT, _LONE_WEIGHT_PARTED = 15.0, 7.5
 _OWN_SHARE = 0.2  # components this large beside the largest get a view of their own
 _MIN_OWN_PX = 64

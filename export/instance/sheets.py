@@ -31,7 +31,7 @@ def bank_sheet(bank: Bank, path: Path, indices: Sequence[int] | None = None, see
         o = bank.objects[k]
         image, mask = object_view(bank, o)
         cell = np.where(mask[..., None] > 0, image, image // 4)
-        cells.append(_captioned(cell, f"{o.class_id}{'' if o.whole else ' in place'}"))
+        cells.append(captioned(cell, f"{o.class_id}{'' if o.whole else ' in place'}"))
     write_sheet(cells, _COLUMNS, path)
 
 
@@ -43,11 +43,12 @@ def composite_sheet(composer: Composer, path: Path, first: int = 0) -> None:
         colours = instance_colours(max(1, int(composite.owner.max())) + 1)
         painted = np.where((composite.owner < 0)[..., None], np.array(_UNKNOWN, np.uint8), colours[np.maximum(composite.owner, 0)])
         shown = np.where(composite.mask[..., None] > 0, painted, composite.image // 4)
-        cells += [_captioned(composite.image, str(composite.class_id)), shown.astype(np.uint8)]
+        cells += [captioned(composite.image, str(composite.class_id)), shown.astype(np.uint8)]
     write_sheet(cells, _COLUMNS, path)
 
 
-def _captioned(cell: Image, text: str) -> Image:
+def captioned(cell: Image, text: str) -> Image:
+    """The cell with a line of text at its foot."""
     out = np.ascontiguousarray(cell, np.uint8)
     cv2.putText(out, text, (3, VIEW_PX - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 255, 255), 1, cv2.LINE_AA)
     return out

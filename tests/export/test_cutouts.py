@@ -65,36 +65,63 @@ def test_a_classifier_is_warm_where_something_is():
     assert heat[:, 100:].mean() > heat[:, :100].mean()
 
 
-def test_photos_with_an_object_are_passed_over(folders, monkeypatch):
+@pytest.fixture
+def warm(monkeypatch):
+    """A classifier that is warm in the middle of each photo."""
     monkeypatch.setattr(Classifier, "__call__", lambda self, image: (heat_at(100, 80), np.ones(1280, np.float32)))
+
+
+def test_photos_with_an_object_are_passed_over(folders, warm):
+    (folders / "images" / "broken.jpg").write_bytes(b"no picture")
     report = write_cutouts(folders / "images", IMAGENET, folders / "cut", folders / "semantic", quiet=True)
-    assert (report["photos"], report["objects"]) == (3, 3)
-    assert report["class_ids"] == [8, 8]  # alike, and after the highest of the maps
+    assert (report["photos"], report["unreadable"], report["objects"], report["classes"]) == (4, ["broken.jpg"], 3, 1)
     assert {p.name for p in (folders / "cut").glob("*.png")} == {"1.png", "2.png", "3.png"}
-    assert set(np.unique(cv2.imread(str(folders / "cut" / "1.png"), cv2.IMREAD_UNCHANGED))) == {0, 8}
-    assert cv2.imread(report["sheet"]).shape[1] == 12 * 160
+    assert set(np.unique(cv2.imread(str(folders / "cut" / "1.png"), cv2.IMREAD_UNCHANGED))) == {0, 1}
+    assert [cv2.imread(sheet).shape[1] for sheet in report["sheets"]] == [12 * 160]
+
+
+def test_maps_that_show_nothing_and_one_photo_are_enough(folders, warm):
+    for k in range(3):
+        (folders / "images" / f"{k}.png").unlink()
+    report = write_cutouts(folders / "images", IMAGENET, folders / "cut", folders / "semantic", quiet=True)
+    assert (report["photos"], report["objects"]) == (1, 1)
+
+
+def test_nothing_is_overwritten_and_errors_are_sentences(folders):
     with pytest.raises(InputError, match="no folder"):
         write_cutouts(folders / "nothing", IMAGENET, folders / "cut")
+    with pytest.raises(InputError, match="not an empty folder"):
+        write_cutouts(folders / "images", IMAGENET, folders / "images")
+    with pytest.raises(InputError, match="give both"):
+        write_cutouts(folders / "images", IMAGENET, folders / "cut", confidence=folders / "semantic")
+    (folders / "images" / "1.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="one name"):
+        write_cutouts(folders / "images", IMAGENET, folders / "cut")
 
 
 def test_a_cutout_stands_in_for_the_class_map_and_is_one_object(folders):
     (folders / "cut").mkdir()
-    cv2.imwrite(str(folders / "cut" / "1.png"), cv2.circle(np.zeros((160, 200), np.uint8), (90, 80), 40, 9, -1))
+    (folders / "semantic" / "2.png").unlink()  # a photo without a class map
+    for k in (1, 2):
+        cv2.imwrite(str(folders / "cut" / f"{k}.png"), cv2.circle(np.zeros((160, 200), np.uint8), (80 + 10 * k, 80), 40, 2, -1))
     bank = build_bank(folders / "images", folders / "semantic", cutouts=folders / "cut")
-    assert [(o.picture, o.class_id, o.single) for o in bank.objects] == [(0, 7, False), (1, 9, True)]
+    assert [p.name for p in bank.pictures] == ["0", "1", "2", "3"]
+    assert [(o.picture, o.class_id, o.single) for o in bank.objects] == [(0, 7, False), (1, 9, True), (2, 9, True)]  # ids follow the maps'
     columns = np.broadcast_to(np.arange(200), (160, 200))
-    told = [Told(np.where(p.semantic == 9, 1 + (columns > 85), p.semantic > 0).astype(np.int32), np.array([9, 9])) for p in bank.pictures]
+    told = [Told(np.where(p.semantic == 9, 1 + (columns > 95), p.semantic > 0).astype(np.int32), np.array([9, 9])) for p in bank.pictures]
     assert [o.picture for o in with_groups(bank, told).objects] == [0]  # one that looks like two is left out, not believed to be two
-    with pytest.raises(InputError, match="tfiseg train cutouts"):
-        build_bank(folders / "images", folders / "semantic", cutouts=folders / "images" / "none")
-    cv2.imwrite(str(folders / "cut" / "1.png"), np.zeros((10, 10), np.uint8))
-    with pytest.raises(InputError, match="picture's size"):
+    with pytest.raises(InputError, match="no folder"):
+        build_bank(folders / "images", folders / "semantic", cutouts=folders / "none")
+    cv2.imwrite(str(folders / "cut" / "1.png"), np.zeros((160, 200), np.uint16))
+    with pytest.raises(InputError, match="8-bit"):
         build_bank(folders / "images", folders / "semantic", cutouts=folders / "cut")
 
 
-def test_the_command_says_what_it_did(folders, capsys, monkeypatch):
-    monkeypatch.setattr(Classifier, "__call__", lambda self, image: (heat_at(100, 80), np.ones(1280, np.float32)))
-    assert main(["train", "cutouts", "--images", str(folders / "images"), "-o", str(folders / "cut"), "--json"]) == 0
+def test_the_command_says_what_it_did(folders, capsys, warm):
+    command = ["train", "cutouts", "--images", str(folders / "images"), "-o"]
+    assert main([*command, str(folders / "one"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["objects"] == 4
-    assert main(["train", "cutouts", "--images", str(folders / "images"), "-o", str(folders / "cut")]) == 0
-    assert "--cutouts" in capsys.readouterr().out
+    assert main([*command, str(folders / "two")]) == 0
+    assert f"--cutouts {folders / 'two'}" in capsys.readouterr().out
+    assert main([*command, str(folders / "two")]) == 1
+    assert "not an empty folder" in capsys.readouterr().err
