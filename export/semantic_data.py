@@ -59,7 +59,7 @@ def load_pictures(images: Path, semantic: Path, confidence: Path | None = None) 
             continue
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         class_map = cv2.imread(str(maps[0]), cv2.IMREAD_UNCHANGED)
-        if image is None or class_map is None or (class_map.shape, class_map.dtype) != (image.shape[:2], np.uint8):
+        if image is None or class_map is None or class_map.shape != image.shape[:2] or class_map.dtype != np.uint8:
             raise InputError(
                 f"{path}: its class map {maps[0]} must be one 8-bit channel of the picture's size "
                 f"{None if image is None else image.shape[:2]}, got {None if class_map is None else f'{class_map.dtype} {class_map.shape}'}"

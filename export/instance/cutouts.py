@@ -175,8 +175,8 @@ def write_cutouts(
         raise InputError(f"in none of {len(paths)} photos of {images} an object could be cut out")
     class_ids = 1 + _kinds(np.stack([c.features for c in found]))
     for cutout, class_id in zip(found, class_ids.tolist(), strict=True):
-        mask = cv2.imdecode(np.frombuffer(cutout.png, np.uint8), cv2.IMREAD_UNCHANGED)
-        if not cv2.imwrite(str(output / f"{cutout.path.stem}.png"), mask * np.uint8(class_id)):
+        its = np.asarray(cv2.imdecode(np.frombuffer(cutout.png, np.uint8), cv2.IMREAD_UNCHANGED), np.uint8)
+        if not cv2.imwrite(str(output / f"{cutout.path.stem}.png"), its * np.uint8(class_id)):
             raise InputError(f"can't write to {output}: is the disk full?")
     sheets = []
     for k in range(0, len(found), _SHOWN):
