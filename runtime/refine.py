@@ -5,7 +5,7 @@ cuts each component in its own view, and pieces that an occluder parted are join
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,7 +70,8 @@ class Refiner:
             return components
         views = _Views(self.session, image, components, planned, own, self.max_views)
         maps = views.look(self._with_necks(planned, own))
-        for k, labels in zip(views.seen, self._cut(own[views.seen], maps), strict=True):
+        found = cut_views(own[views.seen], maps, self.session.affinity_offsets, self.session.rules, self.threads)
+        for k, labels in zip(views.seen, found, strict=True):
             parted.cut(planned[k], labels)
         judged = []
         join_rule = self.session.rules.get("join")
@@ -91,20 +92,35 @@ class Refiner:
         regions = cluster(own[of_component], split=1.0, min_area=0, threads=self.threads)
         return [k for k, found in zip(of_component, regions, strict=True) if len(found) > 1]
 
-    def _cut(self, own: NDArray[np.uint8], maps: InstanceMaps) -> list[Label]:
-        """What the operator makes of components uint8 (K, S, S) 0/1 in their views, in two looks: label maps int32 (S, S)."""
-        cuts = cluster(
-            own,
-            affinity=maps.affinity,
-            boundary=maps.boundary[:, 0],
-            affinity_offsets=self.session.affinity_offsets,
-            merge_rule=self.session.rules.get("merge"),
-            sharpen=SHARPEN,
-            min_area=0,
-            threads=self.threads,
-        )
-        labels, part_rule = [found.label_map for found in cuts], self.session.rules.get("part")
-        return labels if part_rule is None else parted_again(labels, maps, self.session.affinity_offsets, part_rule, self.threads)
+
+def cut_views(
+    own: NDArray[np.uint8],
+    maps: InstanceMaps,
+    offsets: NDArray[np.int32],
+    rules: Mapping[str, NDArray[np.float32]],
+    threads: int | None = None,
+) -> list[Label]:
+    """What the operator makes of components in their views, in two looks where there is a part rule: label maps int32 (S, S).
+
+    Args:
+        own: uint8 (K, S, S) 0/1, the component of each view.
+        maps: what the network says of these views.
+        offsets: of the affinities.
+        rules: "merge" and "part", of the network.
+        threads: CPU threads; default: all that the process may use.
+    """
+    cuts = cluster(
+        own,
+        affinity=maps.affinity,
+        boundary=maps.boundary[:, 0],
+        affinity_offsets=offsets,
+        merge_rule=rules.get("merge"),
+        sharpen=SHARPEN,
+        min_area=0,
+        threads=threads,
+    )
+    labels = [found.label_map for found in cuts]
+    return parted_again(labels, maps, offsets, rules["part"], threads) if "part" in rules else labels
 
 
 class _Views:

@@ -52,7 +52,7 @@ def make_instance_model(
     def infer(views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
         return InstanceMaps(*(m.numpy() for m in maps(torch.from_numpy(views), torch.from_numpy(masks))))
 
-    fits = fit_rules(Composer(banks.held, held_seed(recipe) + 1), infer, rule_composites, recipe.seed, quiet)
+    fits = fit_rules(banks.held, held_seed(recipe) + 1, infer, rule_composites, recipe.seed, quiet)
     report = export_instance(network, output, {name: f.rule for name, f in fits.items()}, training_data, licence)
     report["rules"] = {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}
     report["dropped"] = len(dropped)

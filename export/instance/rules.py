@@ -28,13 +28,17 @@ from ...plugins.problem import Problem, problem_of
 from ...runtime.instance_session import InstanceMaps
 from ...runtime.joining import JOIN_GRID_PX
 from ...runtime.joins import Pieces
+from ...runtime.refine import cut_views
 from ...runtime.second_look import uncrossed
 from ..neck_rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
+from .bank import Bank, object_view
 from .composites import Composer, Composite
 
 HIDDEN, MEMBERS = 12, 4  # units of each fit, fits averaged
 # what had the best PQ on other composites, with lone objects weighing 7 as in photos (docs/benchmarks/instance.md)
-_LONE_WEIGHT, _LONE_WEIGHT_PARTED = 15.0, 7.5
+_LONE_WEIGHTS = 15.0, 7.5  # of "merge", "part"
+_BOLD_WEIGHTS = 3.0, 3.0  # rules that rather cut: what they split of the objects kept apart is looked at as groups
+_SPLIT_SHARE = 0.12  # an object whose second piece is larger is taken for a group
 _OWN_SHARE = 0.2  # components this large beside the largest get a view of their own
 _MIN_OWN_PX = 64
 _BATCH = 32
@@ -54,8 +58,29 @@ class Fit:
     pairs: int
 
 
-def fit_rules(composer: Composer, infer: Look, count: int, seed: int = 0, quiet: bool = False) -> dict[str, Fit]:
-    """Fit "merge", "part" and "join" on ``count`` composites, as the network ``infer`` (views, masks -> maps) sees them."""
+def fit_rules(held: Bank, composite_seed: int, infer: Look, count: int, seed: int = 0, quiet: bool = False) -> dict[str, Fit]:
+    """Fit "merge", "part" and "join" on ``count`` composites of objects kept apart, as the network ``infer`` (views, masks -> maps) sees
+    them. Bold rules first, on a quarter: objects that they split, half of which are groups, would teach to leave groups whole."""
+    bold = _fitted(Composer(held, composite_seed), infer, -(-count // 4), seed, quiet, _BOLD_WEIGHTS)
+    single = held.without(split_objects(held, infer, {name: fit.rule for name, fit in bold.items()}))
+    single = single if any(o.whole for o in single.objects) else held
+    return _fitted(Composer(single, composite_seed), infer, count, seed, quiet, _LONE_WEIGHTS)
+
+
+def split_objects(bank: Bank, infer: Look, rules: dict[str, Rule]) -> set[int]:
+    """Indices of the objects that the network splits by these rules: their second largest piece is more than 12 % of them."""
+    split = set()
+    for start in range(0, len(bank.objects), _BATCH):
+        seen = [object_view(bank, o) for o in bank.objects[start : start + _BATCH]]
+        views, masks = (np.stack(arrays) for arrays in zip(*seen, strict=True))
+        for k, labels in enumerate(cut_views(masks, infer(views, masks), np.asarray(AFFINITY_OFFSETS, np.int32), rules)):
+            area = np.sort(np.bincount(labels.ravel())[1:])
+            if len(area) > 1 and area[-2] > _SPLIT_SHARE * area.sum():
+                split.add(start + k)
+    return split
+
+
+def _fitted(composer: Composer, infer: Look, count: int, seed: int, quiet: bool, lone_weights: tuple[float, float]) -> dict[str, Fit]:
     rng = np.random.default_rng(seed)
     merges: list[Samples] = []
     parts: list[Samples] = []
@@ -65,8 +90,8 @@ def fit_rules(composer: Composer, infer: Look, count: int, seed: int = 0, quiet:
         maps = infer(np.stack([c.image for c in batch]), np.stack([c.mask for c in batch]))
         for k, composite in enumerate(batch):
             whole, parted = (partial(problem, maps=maps, k=k) for problem in (view_problem, _parted_problem))
-            merges += merges_of(composite.mask, composite.owner, whole, rng, _LONE_WEIGHT)
-            parts += merges_of(composite.mask, composite.owner, parted, rng, _LONE_WEIGHT_PARTED)
+            merges += merges_of(composite.mask, composite.owner, whole, rng, lone_weights[0])
+            parts += merges_of(composite.mask, composite.owner, parted, rng, lone_weights[1])
             joins += _joins_of(composite, maps, k)
     return {name: fit_rule(samples, seed) for name, samples in (("merge", merges), ("part", parts), ("join", joins))}
 
