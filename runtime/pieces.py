@@ -74,15 +74,21 @@ def cut_by_shape(components: Instances, threads: int | None = None) -> list[tupl
     return parted
 
 
+def nearest_label(labels: Label) -> tuple[Label, NDArray[np.float32]]:
+    """The nearest label of each pixel of an int32 map (H, W) in which some are labelled, 0 = not, and its distance in pixels."""
+    inside = labels > 0
+    distance, nearest = cv2.distanceTransformWithLabels((~inside).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    of_zone = np.zeros(int(nearest.max()) + 1, np.int32)
+    of_zone[nearest[inside]] = labels[inside]
+    return of_zone[nearest], np.asarray(distance, np.float32)
+
+
 def _enlarged(labels: Label, parts: NDArray[np.intp], view: View, box_xyxy: tuple[int, int, int, int]) -> Label:
     """Labels of the grid at the pixels of a box: of all parts the one that, interpolated, has most weight; smooth where nearest is not."""
     x0, y0, x1, y1 = box_xyxy
     zoom = VIEW_PX / view.side
     to_grid = np.array([[zoom, 0, (x0 - view.x + 0.5) * zoom - 0.5], [0, zoom, (y0 - view.y + 0.5) * zoom - 0.5]], np.float64)
-    _, nearest = cv2.distanceTransformWithLabels((labels == 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    of_zone = np.zeros(int(nearest.max()) + 1, np.int32)
-    of_zone[nearest[labels > 0]] = labels[labels > 0]
-    filled = of_zone[nearest]
+    filled, _ = nearest_label(labels)
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     best = np.full((y1 - y0, x1 - x0), -1, np.float32)
     winner = np.zeros((y1 - y0, x1 - x0), np.int32)

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..instances import Instances
-from ..plugins.operator import SHARPEN, cluster
+from ..plugins.operator import cluster
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
 from .joining import candidates_in, united
 from .looks import MAX_VIEWS, PlannedView, look, worth_a_look
 from .pieces import Label, Parted, instances_of
-from .second_look import parted_again
+from .second_look import cut_once, parted_again
 from .sessions import DEFAULT_PROVIDERS
 
 
@@ -109,17 +109,7 @@ def cut_views(
         rules: "merge" and "part", of the network.
         threads: CPU threads; default: all that the process may use.
     """
-    cuts = cluster(
-        own,
-        affinity=maps.affinity,
-        boundary=maps.boundary[:, 0],
-        affinity_offsets=offsets,
-        merge_rule=rules.get("merge"),
-        sharpen=SHARPEN,
-        min_area=0,
-        threads=threads,
-    )
-    labels = [found.label_map for found in cuts]
+    labels = cut_once(own, maps, offsets, rules.get("merge"), threads)
     return parted_again(labels, maps, offsets, rules["part"], threads) if "part" in rules else labels
 
 

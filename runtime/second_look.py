@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..plugins.operator import SHARPEN, cluster
 from .instance_session import InstanceMaps
-from .pieces import Label
+from .pieces import Label, nearest_label
 from .views import VIEW_PX
 
 _BOUNDARY = 0.5  # probability above which a cell parts
@@ -48,6 +48,23 @@ def _crossed(labels: Sequence[Label], boundary: NDArray[np.float32]) -> list[_Cr
     return found
 
 
+def cut_once(
+    masks: NDArray[np.uint8], maps: InstanceMaps, offsets: NDArray[np.int32], rule: NDArray[np.float32] | None, threads: int | None = None
+) -> list[Label]:
+    """What the operator makes of masks uint8 (K, S, S) 0/1 by what the network says of their views: label maps int32 (S, S)."""
+    found = cluster(
+        masks,
+        affinity=maps.affinity,
+        boundary=maps.boundary[:, 0],
+        affinity_offsets=offsets,
+        merge_rule=rule,
+        sharpen=SHARPEN,
+        min_area=0,
+        threads=threads,
+    )
+    return [its.label_map for its in found]
+
+
 def parted_again(
     labels: Sequence[Label], maps: InstanceMaps, offsets: NDArray[np.int32], rule: NDArray[np.float32], threads: int | None = None
 ) -> list[Label]:
@@ -62,19 +79,11 @@ def parted_again(
     """
     crossed = _crossed(labels, maps.boundary[:, 0])
     views = [c.view for c in crossed]
-    found = cluster(
-        np.stack([c.inside for c in crossed]) if crossed else np.zeros((0, VIEW_PX, VIEW_PX), np.uint8),
-        affinity=maps.affinity[views],
-        boundary=maps.boundary[views, 0],
-        affinity_offsets=offsets,
-        merge_rule=rule,
-        sharpen=SHARPEN,
-        min_area=0,
-        threads=threads,
-    )
+    inside = np.stack([c.inside for c in crossed]) if crossed else np.zeros((0, VIEW_PX, VIEW_PX), np.uint8)
+    shown = InstanceMaps(maps.displacement[views], maps.affinity[views], maps.boundary[views])
     parted = [its.copy() for its in labels]
-    for c, parts in zip(crossed, found, strict=True):
-        _part(parted[c.view], c.piece, parts.label_map)
+    for c, parts in zip(crossed, cut_once(inside, shown, offsets, rule, threads), strict=True):
+        _part(parted[c.view], c.piece, parts)
     return parted
 
 
@@ -86,10 +95,6 @@ def _part(labels: Label, piece: int, parts: Label) -> None:
     kept = np.flatnonzero(area >= _LEAST_SHARE * its.sum())
     if len(kept) < 2:
         return
-    seeds = np.where(np.isin(parts, kept), parts, 0)
-    _, nearest = cv2.distanceTransformWithLabels((seeds == 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    of_zone = np.zeros(int(nearest.max()) + 1, np.int32)
-    of_zone[nearest[seeds > 0]] = seeds[seeds > 0]
-    part_of = of_zone[nearest]
+    part_of, _ = nearest_label(np.where(np.isin(parts, kept), parts, 0))
     for part in kept[kept != kept[area[kept].argmax()]]:
         labels[its & (part_of == part)] = labels.max() + 1

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,6 +27,7 @@ _MIN_SOLIDITY = 0.45  # area over convex hull
 _MIN_SOLIDITY_IN_PLACE = 0.4  # of an object that stays in its own picture
 _CONVEX, _DENT = 0.9, 0.05  # median solidity of a convex class; how much less a group of them has
 _MIN_AREA_PX = 900  # smaller ones are pasted blurred
+_SPLIT_SHARE = 0.12
 _LEAST_AREA_PX = 100  # where a class has nothing larger: cells
 
 
@@ -71,15 +73,15 @@ def shrunk(picture: Picture) -> Picture:
 
 def _cut_out(images: Path, cutouts: Path, given: Sequence[Picture]) -> list[Picture]:
     """Pictures with the class maps of their one objects."""
-    highest = highest_class(given)
+    highest = _highest_class(given)
     pictures = load_pictures(images, cutouts)
-    most = highest + highest_class(pictures)
+    most = highest + _highest_class(pictures)
     if most >= IGNORE:
         raise InputError(f"{cutouts} and the class maps have {most} classes together, at most {IGNORE - 1} fit")
     return [replace(p, semantic=np.where(p.semantic > 0, p.semantic + np.uint8(highest), 0).astype(np.uint8)) for p in pictures]
 
 
-def highest_class(pictures: Sequence[Picture]) -> int:
+def _highest_class(pictures: Sequence[Picture]) -> int:
     """The highest class id in the pictures' class maps."""
     return max((int(p.semantic[p.semantic != IGNORE].max(initial=0)) for p in pictures), default=0)
 
@@ -167,6 +169,11 @@ def object_view(bank: Bank, o: BankObject, view_px: int = VIEW_PX) -> tuple[NDAr
     its[y : y + h, x : x + w] = o.mask
     view = view_of((x, y, x + w, y + h), (height, width), view_px)
     return cut(picture.image, view, view_px), cut_mask(its, view, view_px)
+
+
+def is_split(area: NDArray[np.integer[Any]]) -> bool:
+    """Whether an object whose pieces have these areas is taken for a group: the second largest is more than 12 % of it."""
+    return len(area) > 1 and bool(np.sort(area)[-2] > _SPLIT_SHARE * area.sum())
 
 
 def bank_summary(bank: Bank) -> str:

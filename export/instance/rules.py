@@ -31,14 +31,13 @@ from ...runtime.joins import Pieces
 from ...runtime.refine import cut_views
 from ...runtime.second_look import uncrossed
 from ..neck_rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
-from .bank import Bank, object_view
+from .bank import Bank, is_split, object_view
 from .composites import Composer, Composite
 
 HIDDEN, MEMBERS = 12, 4  # units of each fit, fits averaged
 # what had the best PQ on other composites, with lone objects weighing 7 as in photos (docs/benchmarks/instance.md)
 _LONE_WEIGHTS = 15.0, 7.5  # of "merge", "part"
 _BOLD_WEIGHTS = 3.0, 3.0  # rules that rather cut: what they split of the objects kept apart is looked at as groups
-_SPLIT_SHARE = 0.12  # an object whose second piece is larger is taken for a group
 _OWN_SHARE = 0.2  # components this large beside the largest get a view of their own
 _MIN_OWN_PX = 64
 _BATCH = 32
@@ -74,8 +73,7 @@ def split_objects(bank: Bank, infer: Look, rules: dict[str, Rule]) -> set[int]:
         seen = [object_view(bank, o) for o in bank.objects[start : start + _BATCH]]
         views, masks = (np.stack(arrays) for arrays in zip(*seen, strict=True))
         for k, labels in enumerate(cut_views(masks, infer(views, masks), np.asarray(AFFINITY_OFFSETS, np.int32), rules)):
-            area = np.sort(np.bincount(labels.ravel())[1:])
-            if len(area) > 1 and area[-2] > _SPLIT_SHARE * area.sum():
+            if is_split(np.bincount(labels.ravel())[1:]):
                 split.add(start + k)
     return split
 

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.pieces import nearest_label
+
 Mask = NDArray[np.uint8]
 Label = NDArray[np.int32]
 
@@ -75,9 +77,6 @@ def owners(label: Label, mask: Mask) -> Label:
     """The object of each mask pixel: its own, or the nearest within 10 px; -1 beyond, 0 outside of the mask."""
     if not label.any():
         return -mask.astype(np.int32)
-    distance, nearest = cv2.distanceTransformWithLabels((label == 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    of_zone = np.zeros(int(nearest.max()) + 1, np.int32)
-    inside = label > 0
-    of_zone[nearest[inside]] = label[inside]
-    owner = np.where(distance <= _REACH_PX, of_zone[nearest], -1)
+    nearest, distance = nearest_label(label)
+    owner = np.where(distance <= _REACH_PX, nearest, -1)
     return np.where(mask > 0, owner, 0).astype(np.int32)

@@ -25,7 +25,7 @@ from ...runtime.refine import Refiner
 from ...runtime.views import VIEW_PX
 from ..network import PIXEL_MEAN, PIXEL_STD
 from ..training import HELD_SEED, learning_rate, load_checkpoint, save_checkpoint, say, update_average
-from .bank import Bank, bank_summary, build_bank, object_view, typical
+from .bank import Bank, bank_summary, build_bank, is_split, object_view, typical
 from .composites import Composer
 from .network import InstanceNetwork
 from .targets import loss_of, pairs_told, targets_of
@@ -33,7 +33,6 @@ from .told import tell_instances, with_groups
 
 _BACKBONE_RATE = 0.25  # learning rate of pretrained layers over that of new ones
 _CHECKPOINT_EVERY = 100
-_SPLIT_SHARE = 0.12  # an object whose second piece is larger is taken for a group
 _CLEANING_AFFINITY = 0.2  # pieces below this mean affinity are two: surer than at run time
 _BATCH_OF_VIEWS = 32
 _VALIDATED = 256  # composites
@@ -99,8 +98,7 @@ def groups_in(bank: Bank, network: InstanceNetwork, view_px: int = VIEW_PX, quie
         affinity = _affinities(network, views, masks)
         pieces = cluster(masks[:, 1::2, 1::2], affinity=affinity, merge_affinity=_CLEANING_AFFINITY, min_area=0)
         for i, found in enumerate(pieces):
-            area = np.sort(found.area)[::-1]
-            if len(area) > 1 and area[1] > _SPLIT_SHARE * area.sum():
+            if is_split(found.area):
                 dropped.add(k + i)
     return dropped
 
