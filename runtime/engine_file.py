@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def write_engine(engine: Path, plan: bytes, record: dict[str, Any]) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, whoever else writes it meanwhile."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     temporary.write_bytes(content)
     temporary.replace(path)
 

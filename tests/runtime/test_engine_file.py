@@ -1,11 +1,12 @@
 """Engines are compared with their record, and the record with the machine, before anybody loads them."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import tfiseg
-from tfiseg.runtime.engine_file import check_content, check_machine, mismatches, read_sidecar, sidecar_path, write_engine
+from tfiseg.runtime.engine_file import check_content, check_machine, mismatches, read_sidecar, sidecar_path, write_engine, write_whole
 from tfiseg.runtime.machine import Machine, this_machine
 
 ORIN = Machine("linux-aarch64", "3.10.12", "Orin", "8.7", "12.6", "540.4", tensorrt="10.3.0", l4t="36.4")
@@ -108,3 +109,11 @@ def test_this_machine_is_looked_at():
     machine = this_machine()
     assert machine.platform.count("-") >= 1
     assert machine.as_dict()["python"] == machine.python
+
+
+def test_threads_that_write_one_file_leave_one_whole(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda k: write_whole(tmp_path / "cache", bytes([k]) * 100_000), range(200)))
+    content = (tmp_path / "cache").read_bytes()
+    assert content == content[:1] * 100_000
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
