@@ -165,10 +165,14 @@ def _instance(args: argparse.Namespace) -> int:
     if args.json:
         print(as_json(report))
     else:
-        wrong = ", ".join(f"{name} {v['held_error']:.1%}" for name, v in report["rules"].items())
-        print(f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {wrong}")
+        print(f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {_wrong(report)}")
         print(f"next: tfiseg run DIR --refine components --instance-model {args.output}")
     return 0
+
+
+def _wrong(report: dict[str, Any]) -> str:
+    """How many pairs each rule tells wrong."""
+    return ", ".join(f"{name} {fit['held_error']:.1%}" for name, fit in report["rules"].items())
 
 
 def _cutouts(args: argparse.Namespace) -> int:
@@ -214,9 +218,7 @@ def _frame(args: argparse.Namespace) -> int:
     if args.json:
         print(as_json(report))
     else:
-        print(
-            f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {report['rule']['held_error']:.1%}"
-        )
+        print(f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {_wrong(report)}")
         print(
             f"next: tfiseg run DIR --refine frame --model {args.output}; `tfiseg train score --model {args.output}` makes its scores better"
         )

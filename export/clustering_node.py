@@ -36,6 +36,7 @@ def graft_clustering(
     max_instances: int = MAX_INSTANCES,
     merge_affinity: float = MERGE_AFFINITY,
     merge_rule: Sequence[float] | None = None,
+    part_rule: Sequence[float] | None = None,
     centre_radius: float = CENTRE_RADIUS,
     sharpen: int = 0,
     affinity_offsets: Sequence[tuple[int, int]] = AFFINITY_OFFSETS,
@@ -50,8 +51,8 @@ def graft_clustering(
         output_size_hw: (H, W) of the result; default: the grid's size times ``output_scale``.
         affinity_stride: grid pixels per affinity cell.
         names: other names of the outputs, like ``{"logits": "output_0"}``.
-        things, split, min_area, max_instances, merge_affinity, merge_rule, centre_radius, sharpen, affinity_offsets: as in
-            ``tfiseg.cluster``.
+        things, split, min_area, max_instances, merge_affinity, merge_rule, part_rule, centre_radius, sharpen,
+            affinity_offsets: as in ``tfiseg.cluster``.
 
     Returns:
         The network with the outputs ``label_map`` int32 (N, H, W), ``semantic_map`` int32 (N, H, W), ``count`` int32 (N,) and ``table``
@@ -85,6 +86,8 @@ def graft_clustering(
         attributes |= {"affinity_offsets_yx": [int(v) for pair in affinity_offsets for v in pair], "affinity_stride": affinity_stride}
         if merge_rule is not None:
             attributes["merge_rule"] = [float(v) for v in merge_rule]
+        if part_rule is not None and taken["boundary"] is not None:
+            attributes["part_rule"] = [float(v) for v in part_rule]
     if output_size_hw is not None:
         attributes["output_size"] = [int(side) for side in output_size_hw]
     else:

@@ -165,6 +165,7 @@ def _grafted(model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings) -
         affinity_offsets=parameters.get("affinity_offsets", AFFINITY_OFFSETS),
         affinity_stride=parameters.get("affinity_stride", 1),
         merge_rule=parameters.get("merge_rule"),
+        part_rule=parameters.get("part_rule"),
         sharpen=parameters.get("sharpen", 0),
     )
 

@@ -17,7 +17,7 @@ from ..errors import InputError, TfisegError
 from .neck import EVIDENCE_FEATURES
 from .problem import Clustering, Problem
 
-API_VERSION = 5
+API_VERSION = 6
 ON_CPU = 0
 _KEPT_BYTES = 64 << 20
 _local = threading.local()
@@ -54,6 +54,8 @@ class ProblemStruct(ctypes.Structure):
         ("evidence_hidden", ctypes.c_int32),
         ("evidence_rule", ctypes.c_void_p),
         ("sharpen", ctypes.c_int32),
+        ("part_hidden", ctypes.c_int32),
+        ("part_rule", ctypes.c_void_p),
     ]
 
 
@@ -151,10 +153,17 @@ def problem_struct(problem: Problem, threads: int = 1) -> ProblemStruct:
         problem.min_area,
         problem.max_instances,
         threads,
-        0 if problem.evidence_rule is None else len(problem.evidence_rule) // (len(EVIDENCE_FEATURES) + 2),
+        hidden_units(problem.evidence_rule),
         _address(problem.evidence_rule),
         problem.sharpen,
+        hidden_units(problem.part_rule),
+        _address(problem.part_rule),
     )
+
+
+def hidden_units(rule: NDArray[np.float32] | None) -> int:
+    """Hidden units of a rule as tfiseg.h has it."""
+    return 0 if rule is None else len(rule) // (len(EVIDENCE_FEATURES) + 2)
 
 
 def _check(status: int) -> None:

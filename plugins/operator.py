@@ -38,6 +38,7 @@ def cluster(
     affinity_offsets: Sequence[tuple[int, int]] | NDArray[np.int32] = AFFINITY_OFFSETS,
     merge_affinity: float = MERGE_AFFINITY,
     merge_rule: ArrayLike | None = None,
+    part_rule: ArrayLike | None = None,
     centre_radius: float = CENTRE_RADIUS,
     sharpen: int = 0,
     min_area: int = MIN_AREA_PX,
@@ -63,6 +64,8 @@ def cluster(
         merge_affinity: regions merge while their mean affinity is above it.
         merge_rule: float (hidden * 19 + 1,), weights of a learned rule that decides from shape, affinity and boundary together; it
             belongs to the network that made the affinities (csrc/tfiseg.h, evidence_rule). Default: ``merge_affinity``.
+        part_rule: the same for a second look at what a boundary crosses: what it leaves of an instance is clustered anew, by this rule,
+            and parts of at least a fifth of it are instances of their own. Needs ``affinity`` and ``boundary``. Default: no second look.
         centre_radius: given displacements shorter than this mark centres; grid pixels.
         sharpen: with a boundary: move cuts onto it within so many grid pixels, 0..32 (0: they stay where the shape has them).
         min_area: smaller instances are dropped; pixels of the result.
@@ -128,7 +131,8 @@ def cluster(
             affinity=links,
             affinity_offsets=offsets,
             affinity_stride=stride,
-            evidence_rule=_merge_rule(merge_rule, links is not None),
+            evidence_rule=_rule(merge_rule, "merge_rule", links is not None),
+            part_rule=_rule(part_rule, "part_rule", links is not None and boundary is not None),
             merge_affinity=merge_affinity,
             centre_radius=centre_radius,
             sharpen=_band(sharpen, boundary is not None),
@@ -226,19 +230,19 @@ def _affinity(
     return np.ascontiguousarray(array), stride
 
 
-def _merge_rule(value: ArrayLike | None, has_affinity: bool) -> NDArray[np.float32] | None:
+def _rule(value: ArrayLike | None, name: str, has_evidence: bool) -> NDArray[np.float32] | None:
     if value is None:
         return None
-    if not has_affinity:
-        raise InputError("a merge_rule weighs affinities: give affinity as well")
+    if not has_evidence:
+        raise InputError(f"a {name} weighs affinities{' and boundaries' if name == 'part_rule' else ''}: give them as well")
     rule = np.ascontiguousarray(value, np.float32)
     unit = len(EVIDENCE_FEATURES) + 2
     if rule.ndim != 1 or rule.size % unit != 1 or not 1 <= rule.size // unit <= MAX_EVIDENCE_HIDDEN:
         raise InputError(
-            f"merge_rule must hold hidden * {unit} + 1 numbers for 1 to {MAX_EVIDENCE_HIDDEN} hidden units, got shape {rule.shape}"
+            f"{name} must hold hidden * {unit} + 1 numbers for 1 to {MAX_EVIDENCE_HIDDEN} hidden units, got shape {rule.shape}"
         )
     if not _is_finite(rule):
-        raise InputError("merge_rule contains NaN or infinity")
+        raise InputError(f"{name} contains NaN or infinity")
     return rule
 
 

@@ -18,6 +18,7 @@ TABLE_COLUMNS = ("class", "score", "x0", "y0", "x1", "y1", "area", "cx", "cy", "
 FLAG_TOUCHES_EDGE = 1
 MERGE_AFFINITY = 0.3  # a trial's best; 0.2 to 0.35 is flat (docs/benchmarks)
 CENTRE_RADIUS = 2.5  # grid pixels; IRNet (CVPR 2019) takes vectors shorter than this as centres
+CALM = 0.5  # probability of a boundary up to which a grid pixel isn't on it, as in csrc/parts.h
 AUTO = float("nan")  # in `split`: decided from shape
 
 
@@ -35,6 +36,7 @@ class Problem:
         affinity_stride: grid pixels per affinity cell.
         scores: float32 (N, h, w) in [0, 1], or None.
         evidence_rule: float32 (hidden * 19 + 1,), with affinity; in the order of tfiseg.h. None: the mean affinity decides.
+        part_rule: as evidence_rule, with affinity and boundary; for the second look at pieces that a boundary crosses. None: no such look.
         sharpen: with boundary: cuts move onto it within so many grid pixels, 0..32; 0: they stay where the shape has them.
         things: uint8 (256,), 1 = countable.
         split: float64 (256,), saddle / peak ratio per class at or above which a neck is no neck; NaN = decided from shape.
@@ -55,6 +57,7 @@ class Problem:
     affinity_stride: int = 1
     scores: NDArray[np.float32] | None = None
     evidence_rule: NDArray[np.float32] | None = None
+    part_rule: NDArray[np.float32] | None = None
     sharpen: int = 0
     merge_affinity: float = MERGE_AFFINITY
     centre_radius: float = CENTRE_RADIUS

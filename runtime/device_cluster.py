@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
-from ..plugins.native import ProblemStruct, ResultStruct, load_library
-from ..plugins.neck import EVIDENCE_FEATURES
+from ..plugins.native import ProblemStruct, ResultStruct, hidden_units, load_library
 from ..plugins.plugin_library import plugin_path
 from ..plugins.problem import CENTRE_RADIUS, MERGE_AFFINITY
 from .cuda import Cuda
@@ -34,12 +33,13 @@ class Asked:
     max_instances: int
     affinity_offsets: NDArray[np.int32]
     merge_rule: NDArray[np.float32] | None
+    part_rule: NDArray[np.float32] | None = None
     sharpen: int = 0
 
     @functools.cached_property
     def key(self) -> tuple[Any, ...]:
-        rule = b"" if self.merge_rule is None else self.merge_rule.tobytes()
-        arrays = (self.things.tobytes(), self.split.tobytes(), self.affinity_offsets.tobytes(), rule)
+        rules = (b"" if rule is None else rule.tobytes() for rule in (self.merge_rule, self.part_rule))
+        arrays = (self.things.tobytes(), self.split.tobytes(), self.affinity_offsets.tobytes(), *rules)
         return (self.out_hw, self.min_area, self.max_instances, self.sharpen, *arrays)
 
 
@@ -69,7 +69,7 @@ class DeviceClusterer:
         if boundary and boundary[1][-2:] != (h, w):
             raise EngineError(f"a boundary of {boundary[1][-2:]} beside logits of {(h, w)}: they must be of one size")
         out_h, out_w = asked.out_hw
-        rule = asked.merge_rule if affinity else None
+        merge_rule, part_rule = asked.merge_rule if affinity else None, asked.part_rule if affinity and boundary else None
         self._problem = ProblemStruct(
             struct_size=ctypes.sizeof(ProblemStruct),
             batch=n,
@@ -93,9 +93,11 @@ class DeviceClusterer:
             min_area=asked.min_area,
             max_instances=asked.max_instances,
             threads=1,
-            evidence_hidden=0 if rule is None else len(rule) // (len(EVIDENCE_FEATURES) + 2),
-            evidence_rule=None if rule is None else rule.ctypes.data,
+            evidence_hidden=hidden_units(merge_rule),
+            evidence_rule=None if merge_rule is None else merge_rule.ctypes.data,
             sharpen=asked.sharpen if boundary else 0,
+            part_hidden=hidden_units(part_rule),
+            part_rule=None if part_rule is None else part_rule.ctypes.data,
         )
         size = int(self._library.tfiseg_workspace_size(ctypes.byref(self._problem), _ON_CUDA))
         if not size:

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..instances import Instances
-from ..plugins.operator import cluster
+from ..plugins.operator import SHARPEN, cluster
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
 from .joining import candidates_in, united
 from .looks import MAX_VIEWS, PlannedView, look, worth_a_look
 from .pieces import Label, Parted, instances_of
-from .second_look import cut_once, parted_again
 from .sessions import DEFAULT_PROVIDERS
 
 
@@ -100,17 +99,27 @@ def cut_views(
     rules: Mapping[str, NDArray[np.float32]],
     threads: int | None = None,
 ) -> list[Label]:
-    """What the operator makes of components in their views, in two looks where there is a part rule: label maps int32 (S, S).
+    """What the operator makes of components in their views by what the network says of these: label maps int32 (S, S).
 
     Args:
         own: uint8 (K, S, S) 0/1, the component of each view.
         maps: what the network says of these views.
         offsets: of the affinities.
-        rules: "merge" and "part", of the network.
+        rules: "merge" and "part", of the network; without "part" there is no second look.
         threads: CPU threads; default: all that the process may use.
     """
-    labels = cut_once(own, maps, offsets, rules.get("merge"), threads)
-    return parted_again(labels, maps, offsets, rules["part"], threads) if "part" in rules else labels
+    found = cluster(
+        own,
+        affinity=maps.affinity,
+        boundary=maps.boundary[:, 0],
+        affinity_offsets=offsets,
+        merge_rule=rules.get("merge"),
+        part_rule=rules.get("part"),
+        sharpen=SHARPEN,
+        min_area=0,
+        threads=threads,
+    )
+    return [its.label_map for its in found]
 
 
 class _Views:

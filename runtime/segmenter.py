@@ -97,8 +97,9 @@ class Segmenter:
         self.min_area = min_area
         self.max_instances = max_instances
         self.threads = threads or None
-        rule = parameters.get("merge_rule")
-        self._merge_rule = None if rule is None else np.array(rule, np.float32)
+        self._merge_rule, self._part_rule = (
+            None if name not in parameters else np.array(parameters[name], np.float32) for name in ("merge_rule", "part_rule")
+        )
         self._sharpen = int(parameters.get("sharpen", 0))
         self.score_rule: Sequence[float] | None = parameters.get("score_rule")
         if self.score_rule is not None and len(self.score_rule) != len(FEATURES) + 1:
@@ -158,6 +159,7 @@ class Segmenter:
             min(self.max_instances, MOST_INSTANCES),
             self._affinity_offsets,
             self._merge_rule,
+            self._part_rule,
             self._sharpen,
         )
         found = session.cluster(image, asked)
@@ -232,6 +234,7 @@ class Segmenter:
             affinity=maps["affinity"][0] if "affinity" in maps else None,
             affinity_offsets=self._affinity_offsets,
             merge_rule=self._merge_rule if "affinity" in maps else None,
+            part_rule=self._part_rule if "affinity" in maps and "boundary" in maps else None,
             sharpen=self._sharpen if "boundary" in maps else 0,
             things=self._clustered,
             split=self.split if split is None else split,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def export_frame(
     taps: Sequence[Tap],
     heads: InstanceHeads,
     output: Path,
-    merge_rule: NDArray[np.float32] | None = None,
+    rules: Mapping[str, NDArray[np.float32]] | None = None,
     photos: str | Path | None = None,
     training_data: str = "not stated",
 ) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def export_frame(
         model: the semantic network in tfiseg's format; its own part is not changed.
         taps, heads: see ``find_taps`` and ``train_frame``.
         output: NAME.onnx, written whole or not at all.
-        merge_rule: belongs to these heads (``rule.py``); None: the mean affinity decides.
+        rules: "merge" and "part", of these heads (``rule.py``); None: the mean affinity decides, and there is no second look.
         photos: whatever ``open_source`` takes, for the check; default: 4 synthetic frames.
         training_data: a sentence for the metadata: what the heads were trained on.
 
@@ -80,8 +80,7 @@ def export_frame(
     metadata["clustering"] = {**metadata.get("clustering", {}), "affinity_offsets": offsets, "affinity_stride": FINER}
     metadata["clustering"]["sharpen"] = SHARPEN
     metadata["clustering"].pop("score_rule", None)  # of instances that were found in another way
-    if merge_rule is not None:
-        metadata["clustering"]["merge_rule"] = rounded(merge_rule)
+    metadata["clustering"] |= {f"{name}_rule": rounded(rule) for name, rule in (rules or {}).items()}
     metadata["weights_sha256"] = hashlib.sha256(b"".join(sorted(i.raw_data for i in whole.graph.initializer))).hexdigest()
     del whole.metadata_props[:]
     helper.set_model_props(whole, {METADATA_KEY: json.dumps(metadata)})

@@ -1,4 +1,4 @@
-"""From a semantic network, pictures and class maps to one model with instance heads: teach, fit the rule, export."""
+"""From a semantic network, pictures and class maps to one model with instance heads: teach, fit the rules, export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..instance.told import tell_instances
 from ..training import say
 from .composites import material_of
 from .frame_onnx import export_frame
-from .rule import fit_frame_rule
+from .rule import fit_frame_rules
 from .sheets import frame_sheet
 from .taps import find_taps
 from .train import FrameRecipe, held_seed, train_frame
@@ -36,7 +36,7 @@ def make_frame_model(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Add instance heads to ``model``, taught on ``images`` and ``semantic`` (see ``build_bank``; class ids are the model's), and write
-    ``output``; returns what ``export_frame`` says and the rule's held-out error.
+    ``output``; returns what ``export_frame`` says and the rules' held-out errors.
 
     Raises:
         ModelError: ``model`` isn't in tfiseg's format, has heads already, or has no features at stride 4.
@@ -57,9 +57,9 @@ def make_frame_model(
     part = output.with_name(f"{output.stem}.unruled.onnx")
     try:
         export_frame(network, taps, heads, part)
-        fit = fit_frame_rule(material.held_composer(held_seed(recipe) + 1), part, rule_composites, recipe.seed, quiet)
+        fits = fit_frame_rules(material.held_composer(held_seed(recipe) + 1), part, rule_composites, recipe.seed, quiet)
     finally:
         part.unlink(missing_ok=True)
-    report = export_frame(network, taps, heads, output, fit.rule, images, training_data)
-    report["rule"] = {"held_error": round(fit.held_error, 4), "pairs": fit.pairs}
+    report = export_frame(network, taps, heads, output, {name: f.rule for name, f in fits.items()}, images, training_data)
+    report["rules"] = {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}
     return report

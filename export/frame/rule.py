@@ -1,4 +1,5 @@
-"""The merge rule of frame mode, fitted on composites as the semantic network itself segments them."""
+"""The rules of frame mode, fitted on composites as the semantic network itself segments them: whether two regions of a component are one
+object ("merge"), and the same of what boundaries leave of it, for the operator's second look ("part")."""
 
 from __future__ import annotations
 
@@ -12,25 +13,26 @@ from tqdm import tqdm
 from ...plugins.operator import AFFINITY_OFFSETS
 from ...plugins.problem import Problem, problem_of
 from ...runtime.sessions import OnnxSession
-from ..instance.rules import Fit, fit_rule, merges_of
+from ..instance.rules import Fit, calm, fit_rule, merges_of
 from ..neck_rule import Samples
 from .composites import FrameComposer
 from .frame_onnx import FINER
 
-_LONE_WEIGHT = 3.0  # photos show lone objects more often than composites do
+_LONE_WEIGHTS = 3.0, 15.0  # of "merge", "part": photos show lone objects more often than composites do
 _LEAST_CELLS = 24  # smaller components say nothing
 
 
-def fit_frame_rule(composer: FrameComposer, model: Path, count: int, seed: int = 0, quiet: bool = False) -> Fit:
-    """Fit the rule of a network with heads on ``count`` composites of pictures that training kept apart.
+def fit_frame_rules(composer: FrameComposer, model: Path, count: int, seed: int = 0, quiet: bool = False) -> dict[str, Fit]:
+    """Fit the rules of a network with heads on ``count`` composites of pictures that training kept apart.
 
     Args:
         composer: makes them.
-        model: what ``export_frame`` wrote, as yet without a rule.
+        model: what ``export_frame`` wrote, as yet without rules.
     """
     session, rng = OnnxSession(model), np.random.default_rng(seed)
-    samples: list[Samples] = []
-    for k in tqdm(range(count), desc="composites for the rule", disable=quiet):
+    merges: list[Samples] = []
+    parts: list[Samples] = []
+    for k in tqdm(range(count), desc="composites for the rules", disable=quiet):
         composite = composer(k)
         maps = session.infer(composite.image)
         class_map = maps["logits"][0].argmax(0)
@@ -38,8 +40,9 @@ def fit_frame_rule(composer: FrameComposer, model: Path, count: int, seed: int =
         for class_id in np.unique(composite.class_id):
             its = (class_map == class_id).astype(np.uint8)
             truth = np.where(class_of == class_id, owner, 0).astype(np.int32)
-            samples += merges_of(its, truth, partial(_problem, maps=maps), rng, _LONE_WEIGHT, _LEAST_CELLS, 0.0)
-    return fit_rule(samples, seed)
+            for samples, problem, lone in zip((merges, parts), (_problem, _parted_problem), _LONE_WEIGHTS, strict=True):
+                samples += merges_of(its, truth, partial(problem, maps=maps), rng, lone, _LEAST_CELLS, 0.0)
+    return {"merge": fit_rule(merges, seed), "part": fit_rule(parts, seed)}
 
 
 def _problem(own: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) -> Problem:
@@ -50,3 +53,8 @@ def _problem(own: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) -> Pr
         affinity_offsets=np.ascontiguousarray(AFFINITY_OFFSETS, np.int32),
         affinity_stride=FINER,
     )
+
+
+def _parted_problem(own: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) -> Problem:
+    """The same of what boundaries leave of the component."""
+    return _problem(calm(own, maps["boundary"][0, 0]), maps)

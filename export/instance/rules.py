@@ -1,7 +1,7 @@
 """Fit the rules that turn the network's maps into instances, on composites of objects that training kept apart.
 
 - *merge*: whether two touching regions of a component are one object: shape of the neck, mean affinity, mean boundary;
-- *part*: the same of what boundaries leave of it, for the second look (runtime/second_look.py);
+- *part*: the same of what boundaries leave of it, for the operator's second look (plugins/csrc/parts.h);
 - *join*: whether two pieces of different components are one object behind something (runtime/joins.py).
 
 They are small networks, averaged over several fits; they belong to one set of weights and travel in its model file. Nothing here sees
@@ -24,12 +24,11 @@ from ...errors import InputError
 from ...plugins.native import region_graph
 from ...plugins.neck import EVIDENCE_FEATURES, evidence_features
 from ...plugins.operator import AFFINITY_OFFSETS
-from ...plugins.problem import Problem, problem_of
+from ...plugins.problem import CALM, Problem, problem_of
 from ...runtime.instance_session import InstanceMaps
 from ...runtime.joining import JOIN_GRID_PX
 from ...runtime.joins import Pieces
 from ...runtime.refine import cut_views
-from ...runtime.second_look import uncrossed
 from ..neck_rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
 from .bank import Bank, is_split, object_view
 from .composites import Composer, Composite
@@ -127,19 +126,28 @@ def merges_of(
 
 def view_problem(own: NDArray[np.uint8], maps: InstanceMaps, k: int) -> Problem:
     """The operator's problem of one view: the component's mask, and the evidence on it."""
-    boundary = maps.boundary[k].repeat(2, 1).repeat(2, 2)
     return problem_of(
         own,
-        boundary=np.ascontiguousarray(boundary),
+        boundary=_boundary(maps, k)[None],
         affinity=np.ascontiguousarray(maps.affinity[k : k + 1]),
         affinity_offsets=np.ascontiguousarray(AFFINITY_OFFSETS, np.int32),
         affinity_stride=own.shape[0] // maps.affinity.shape[-1],
     )
 
 
+def _boundary(maps: InstanceMaps, k: int) -> NDArray[np.float32]:
+    """Of view ``k``, (S, S)."""
+    return np.ascontiguousarray(maps.boundary[k, 0].repeat(2, 0).repeat(2, 1))
+
+
 def _parted_problem(own: NDArray[np.uint8], maps: InstanceMaps, k: int) -> Problem:
     """The same of what boundaries leave of the component."""
-    return view_problem(own & uncrossed(maps.boundary[k, 0]), maps, k)
+    return view_problem(calm(own, _boundary(maps, k)), maps, k)
+
+
+def calm(own: NDArray[np.uint8], boundary: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A mask (h, w) 0/1 without what lies on a boundary (h, w): what the operator's second look is at."""
+    return own & (boundary <= CALM).astype(np.uint8)
 
 
 def _joins_of(composite: Composite, maps: InstanceMaps, k: int) -> list[Samples]:

@@ -18,6 +18,8 @@ int32_t check(const tfiseg_problem *p, int32_t device) {
     if (cuda && p->affinity && p->affinity_channels > TFISEG_MAX_CUDA_AFFINITY_CHANNELS) return TFISEG_BAD_PARAMETER;
     if (p->evidence_hidden < 0 || p->evidence_hidden > TFISEG_MAX_EVIDENCE_HIDDEN) return TFISEG_BAD_PARAMETER;
     if (!p->evidence_hidden != !p->evidence_rule || (p->evidence_rule && !p->affinity)) return TFISEG_BAD_PARAMETER;
+    if (p->part_hidden < 0 || p->part_hidden > TFISEG_MAX_EVIDENCE_HIDDEN) return TFISEG_BAD_PARAMETER;
+    if (!p->part_hidden != !p->part_rule || (p->part_rule && !(p->affinity && p->boundary))) return TFISEG_BAD_PARAMETER;
     if (p->sharpen < 0 || p->sharpen > TFISEG_MAX_SHARPEN || (p->sharpen && !p->boundary)) return TFISEG_BAD_PARAMETER;
     if (p->value_type != TFISEG_FLOAT32 && !(cuda && p->value_type == TFISEG_FLOAT16)) return TFISEG_BAD_PARAMETER;
     if (p->max_instances < 1 || p->max_instances > TFISEG_MAX_INSTANCES || p->threads < 1) return TFISEG_BAD_PARAMETER;
@@ -49,7 +51,8 @@ const char *tfiseg_status_string(int32_t status) {
         case TFISEG_OUT_OF_MEMORY: return "out of memory";
         case TFISEG_BAD_PARAMETER:
             return "a parameter is out of range: max_instances 1..65535, threads >= 1, affinity with offsets and stride, on a GPU with up to 32 "
-                   "channels; evidence_rule with affinity and 1..64 hidden units; sharpen 0..32, with boundary; float16 on a GPU only";
+                   "channels; evidence_rule with affinity, part_rule with affinity and boundary, each of 1..64 hidden units; sharpen 0..32, with "
+                   "boundary; float16 on a GPU only";
         case TFISEG_NO_CUDA: return "this library was built without CUDA: `tfiseg plugin build` builds one with it";
         case TFISEG_CUDA_ERROR: return "a kernel could not be launched: is there a GPU, a driver, and code for this GPU in the library?";
         case TFISEG_INTERNAL_ERROR: return "internal error";

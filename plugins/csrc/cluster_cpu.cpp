@@ -13,6 +13,7 @@
 #include "field.h"
 #include "graph.h"
 #include "launch.h"
+#include "parts_cpu.h"
 #include "sharpen.h"
 #include "tfiseg.h"
 #include "upsample.h"
@@ -62,8 +63,9 @@ class Room {
 // One picture of the batch.
 class Picture {
   public:
-    Picture(const tfiseg_problem &p, int32_t index, Team &team, Room room)
-        : p_(p), team_(team), room_(room), h_(p.height), w_(p.width), n_(int64_t(h_) * w_) {
+    // piece: regions of different ones don't merge, though they be near; NULL: all may.
+    Picture(const tfiseg_problem &p, int32_t index, Team &team, Room room, const int32_t *piece = nullptr)
+        : p_(p), team_(team), room_(room), h_(p.height), w_(p.width), n_(int64_t(h_) * w_), piece_(piece) {
         all_things_ = std::all_of(p.things + 1, p.things + 255, [](uint8_t flag) { return flag != 0; });
         const int64_t maps = n_ * index;
         if (p.class_map) class_map_ = p.class_map + maps;
@@ -96,15 +98,12 @@ class Picture {
 
     // Decide every neck; leaves grid labels in the region map and the instances, in raster order.
     void decide() {
-        const MergeRule rule = {displacement_ == nullptr, boundary_ != nullptr, affinity_ != nullptr, p_.merge_affinity, p_.split,
-                                affinity_ ? p_.evidence_rule : nullptr, p_.evidence_hidden};
-        const std::vector<int32_t> into = Agglomeration(regions, table_.edges, rule).run();
-        std::vector<int32_t> roots;
-        for (size_t i = 0; i < into.size(); ++i)
-            if (into[i] == int32_t(i)) roots.push_back(int32_t(i));
-        // regions are in raster order of their first pixels, and a union keeps its smallest: so are the roots
-        const bool sharp = p_.sharpen && roots.size() > 1;
-        if (sharp) sharpen(into, roots);
+        const std::vector<int32_t> into = merge();
+        std::vector<int32_t> roots = roots_of(into);
+        const bool sharp = p_.sharpen && roots.size() > 1, united = sharp || p_.part_rule;
+        if (united) map_unions(into);
+        if (sharp) sharpen(roots);
+        if (p_.part_rule) look_again(roots);
         if (!logits_) roots.erase(std::remove_if(roots.begin(), roots.end(), [this](int32_t r) { return regions[size_t(r)].area < p_.min_area; }), roots.end());
         if (roots.size() > size_t(p_.max_instances)) {
             const auto larger = [&](int32_t a, int32_t b) {
@@ -120,16 +119,34 @@ class Picture {
             of_region[size_t(roots[k])] = int32_t(k) + 1;
             instances.push_back(regions[size_t(roots[k])]);
         }
-        // after sharpening, the map holds unions already
-        for (size_t i = 0; i < rank_.size(); ++i) number[i + 1] = of_region[sharp ? i : size_t(into[size_t(rank_[i])])];
+        for (size_t i = 0; i < regions.size(); ++i) number[i + 1] = of_region[united ? i : size_t(into[size_t(rank_[i])])];
         renumber(map_, h_, w_, number);
     }
 
-    // Move the cuts between unions; leaves unions + 1 in the map, their sums in the regions, and the roots in raster order.
-    void sharpen(const std::vector<int32_t> &into, std::vector<int32_t> &roots) {
+    // For each region the smallest of its union, whose sums then lie there.
+    std::vector<int32_t> merge() {
+        const MergeRule rule = {displacement_ == nullptr, boundary_ != nullptr, affinity_ != nullptr, p_.merge_affinity, p_.split,
+                                affinity_ ? p_.evidence_rule : nullptr, p_.evidence_hidden};
+        return Agglomeration(regions, table_.edges, rule).run();
+    }
+
+    // Regions are in raster order of their first pixels, and a union keeps its smallest: so are the roots.
+    static std::vector<int32_t> roots_of(const std::vector<int32_t> &into) {
+        std::vector<int32_t> roots;
+        for (size_t i = 0; i < into.size(); ++i)
+            if (into[i] == int32_t(i)) roots.push_back(int32_t(i));
+        return roots;
+    }
+
+    // Unions + 1 in the map.
+    void map_unions(const std::vector<int32_t> &into) {
         std::vector<int32_t> united(rank_.size() + 1, 0);
         for (size_t i = 0; i < rank_.size(); ++i) united[i + 1] = into[size_t(rank_[i])] + 1;
         renumber(map_, h_, w_, united);
+    }
+
+    // Move the cuts between unions, which the map holds; leaves their sums in the regions, and the roots in raster order.
+    void sharpen(std::vector<int32_t> &roots) {
         const size_t pixels = static_cast<size_t>(n_);
         std::vector<uint8_t> band(pixels, uint8_t(0));
         std::vector<int32_t> held(regions.size(), 0), other(pixels), near(pixels), next_near(pixels), free;
@@ -147,10 +164,72 @@ class Picture {
             const Spread<const float *> spread = {h_, w_, cls_, boundary_, regions.data(), maps[now], distance[now], maps[next], distance[next]};
             for (const int32_t i : free) spread(i);
         }
+        sum_anew(roots);
+    }
+
+    // Sums of the unions that the map holds now; roots: those that have a pixel, in raster order.
+    void sum_anew(std::vector<int32_t> &roots) {
         std::vector<Region> sums(regions.size(), kEmptyRegion);
         add_runs(map_, cls_, fixed_scores_, w_, 0, h_, sums.data());
         regions = std::move(sums);
+        roots.erase(std::remove_if(roots.begin(), roots.end(), [this](int32_t r) { return !regions[size_t(r)].area; }), roots.end());
         std::sort(roots.begin(), roots.end(), [this](int32_t a, int32_t b) { return regions[size_t(a)].first < regions[size_t(b)].first; });
+    }
+
+    // Parts in place of the pieces (unions, which the map holds) that boundaries cross: see parts.h.
+    void look_again(std::vector<int32_t> &roots) {
+        const size_t pixels = static_cast<size_t>(n_);
+        std::vector<int32_t> left(regions.size(), 0);
+        for (int32_t i = 0; i < int32_t(n_); ++i)
+            if (map_[i] && boundary_[i] <= kCalm) ++left[size_t(map_[i] - 1)];
+        const auto crossed = [&](int32_t r) { return is_crossed(regions[size_t(r)].area, left[size_t(r)]); };
+        if (std::none_of(roots.begin(), roots.end(), crossed)) return;
+        const std::vector<int32_t> piece(map_, map_ + n_);
+        std::vector<uint8_t> inside(pixels);
+        const Inside<const float *> look = {{1, h_, w_}, cls_, piece.data(), regions.data(), left.data(), boundary_, inside.data()};
+        for (int32_t i = 0; i < int32_t(n_); ++i) look(i);
+
+        tfiseg_problem problem = second_look(p_, inside.data());
+        problem.boundary = boundary_;
+        problem.affinity = affinity_;
+        std::vector<char> workspace(size_t(cpu_workspace_bytes(problem)));
+        std::vector<int32_t> part(pixels);
+        Picture again(problem, 0, team_, Room(workspace.data(), int64_t(workspace.size())), piece.data());
+        again.build(part.data());
+        const std::vector<int32_t> into = again.merge();
+        again.map_unions(into);
+
+        const size_t pieces = regions.size();
+        std::vector<int32_t> kept(pieces, 0), largest(pieces, 0), number(again.regions.size() + 1, 0);
+        std::vector<uint64_t> largest_key(pieces, 0);
+        const std::vector<int32_t> parts = roots_of(into);
+        const auto piece_of = [&](const Region &r) { return size_t(piece[size_t(r.first)] - 1); };
+        for (const int32_t k : parts) {
+            const Region &r = again.regions[size_t(k)];
+            if (is_part(r.area, regions[piece_of(r)].area)) ++kept[piece_of(r)];
+        }
+        for (const int32_t k : parts) {
+            const Region r = again.regions[size_t(k)];
+            const size_t its = piece_of(r);
+            if (kept[its] < 2 || !is_part(r.area, regions[its].area)) continue;
+            roots.push_back(int32_t(regions.size()));
+            regions.push_back(r);
+            number[size_t(k) + 1] = int32_t(regions.size());
+            if (size_key(r) < largest_key[its]) continue;
+            largest_key[its] = size_key(r);
+            largest[its] = int32_t(regions.size());
+        }
+        if (regions.size() == pieces) return;
+        std::vector<int32_t> rest;
+        for (size_t i = 0; i < pixels; ++i) {
+            if (!piece[i] || kept[size_t(piece[i]) - 1] < 2) continue;
+            map_[i] = number[size_t(part[i])];
+            if (!map_[i]) rest.push_back(int32_t(i));
+        }
+        grow(h_, w_, piece.data(), boundary_, regions.data(), rest, map_);
+        for (const int32_t i : rest)
+            if (!map_[i]) map_[i] = largest[size_t(piece[size_t(i)]) - 1];
+        sum_anew(roots);
     }
 
     // Run by run: most runs are background or keep their number, and are only read.
@@ -586,7 +665,7 @@ class Picture {
                 for (int32_t x = x_begin, end = x; x < x_end; x = end) {
                     const int32_t i = y * w_ + x, j = i + dy * w_ + dx;
                     end = std::min({run_end[size_t(i)], run_end[size_t(j)] - dx, x_end});
-                    if (!map_[i] || !map_[j] || map_[i] == map_[j] || cls_[i] != cls_[j]) continue;
+                    if (!map_[i] || !map_[j] || map_[i] == map_[j] || cls_[i] != cls_[j] || (piece_ && piece_[i] != piece_[j])) continue;
                     if (summed != y / stride) {
                         summed = y / stride;
                         sum_cells(plane + summed * cells_w_, stride, until);
@@ -612,6 +691,7 @@ class Picture {
     Room room_;
     const int32_t h_, w_;
     const int64_t n_;
+    const int32_t *piece_;
     const uint8_t *class_map_ = nullptr;
     const float *logits_ = nullptr, *displacement_ = nullptr, *boundary_ = nullptr, *scores_ = nullptr, *affinity_ = nullptr;
     bool all_things_ = false;

@@ -289,6 +289,7 @@ struct Affinities {
     Values affinity;  // (pictures, channels, cells)
     const Settings *settings;
     int32_t channels, stride;
+    const int32_t *piece;  // or NULL: pairs of different pieces say nothing
     EdgeSet set;
     bool summing;
 
@@ -301,7 +302,7 @@ struct Affinities {
         const int64_t dy = int64_t(offset[0]) * stride, dx = int64_t(offset[1]) * stride;
         if (dy >= grid.h || -dy >= grid.h || dx >= grid.w || -dx >= grid.w) return;
         const int32_t j = grid.offset(i, int32_t(dy), int32_t(dx));
-        if (j < 0 || !map[j] || map[j] == map[i] || cls[j] != cls[i]) return;
+        if (j < 0 || !map[j] || map[j] == map[i] || cls[j] != cls[i] || (piece && piece[j] != piece[i])) return;
         if (!summing) {
             set.enter(map[i] - 1, map[j] - 1);
             return;
@@ -447,7 +448,7 @@ struct LargestRounds {
             if (round < kBits && is_crowded(picture) && key(r) >= (largest[picture].least | bit)) fetch_add(&largest[picture].tried, 1);
         } else if (round == 0) {
             number[k] = 0;
-            if (find_and_compress(into, k) != k || regions[k].area < min_area) return;
+            if (find_and_compress(into, k) != k || regions[k].area < (min_area > 1 ? min_area : 1)) return;  // pieces in parts are empty
             append(unions, &counters->unions, k);
             fetch_add(&largest[picture_of(k)].unions, 1);
         } else {

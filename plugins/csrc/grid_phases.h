@@ -34,7 +34,7 @@ struct Grid {
 
 // What one call counts, in the workspace. again: did a round change something; of three, so that one can be cleared meanwhile.
 struct Counters {
-    int32_t roots, contacts, work[2], regions, edges[2], unions, released, overflow, noise_again[3], merge_again[3];
+    int32_t roots, contacts, work[2], regions, edges[2], unions, released, rest, overflow, noise_again[3], merge_again[3], growth_again[3];
 };
 
 // What the caller set, small enough to travel as a kernel's argument.
@@ -78,7 +78,7 @@ struct Classes {
     TFISEG_HD void operator()(int32_t i) const {
         if (i == 0) {
             *kept = settings;
-            *counters = {0, 0, {0, 0}, 0, {0, 0}, 0, 0, 0, {0, 0, 0}, {0, 0, 0}};
+            *counters = {0, 0, {0, 0}, 0, {0, 0}, 0, 0, 0, 0, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}};
         }
         if (i < grid.pictures) largest[i] = {0, 0, 0};
         if (i < key_slots) keys[i] = kNoKey;

@@ -6,7 +6,7 @@
 #pragma once
 #include <algorithm>
 
-#include "graph_phases.h"
+#include "parts.h"
 #include "sharpen.h"
 #include "tfiseg.h"
 
@@ -74,6 +74,10 @@ struct Plan {
     uint64_t *pairs;
     uint8_t *band;
     int32_t *other, *distance[2], *released;
+    int32_t *piece, *left, *kept, *largest_part;
+    uint64_t *largest_key;
+    uint8_t *inside;
+    void *again;  // memory of the second look's plan
 
     Plan(const tfiseg_problem &p, void *workspace) {
         grid = {p.batch, p.height, p.width};
@@ -83,7 +87,8 @@ struct Plan {
         has_edges = is_geometric || p.boundary || p.affinity;
         has_contacts = is_geometric || needs_contacts(p);
         const int64_t n = grid.pixels();
-        region_room = int32_t(room_for(n, n));
+        // a piece has at most kPartShares parts, and kLeftPixels pixels
+        region_room = int32_t(room_for(p.part_rule ? n + n * kPartShares / kLeftPixels + 1 : n, n));
         const int64_t touching = !p.affinity || p.evidence_rule ? is_geometric ? 1 : 4 : 0;
         const int64_t pairs_of_pixel = touching + (p.affinity ? p.affinity_channels : 0);
         edge_room = has_edges ? int32_t(room_for(n * pairs_of_pixel, n)) : 0;
@@ -130,11 +135,21 @@ struct Plan {
         }
         pairs = room.take<uint64_t>(edge_room);
         room.back_to(shared);
-        if (p.sharpen) {
+        if (p.sharpen || p.part_rule) {
             band = room.take<uint8_t>(n);
             other = room.take<int32_t>(n);
             for (int32_t k : {0, 1}) distance[k] = room.take<int32_t>(n);
             released = room.take<int32_t>(n);
+        }
+        if (p.part_rule) {  // beside what is released
+            piece = room.take<int32_t>(n);
+            left = room.take<int32_t>(region_room);
+            kept = room.take<int32_t>(region_room);
+            largest_part = room.take<int32_t>(region_room);
+            largest_key = room.take<uint64_t>(region_room);
+            inside = room.take<uint8_t>(n);
+            again = reinterpret_cast<void *>(room.mark());
+            room.take<char>(Plan(second_look(p, inside), again).bytes);
         }
         bytes = room.bytes();
     }
@@ -181,7 +196,7 @@ void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p) {
 }
 
 template <class Executor>
-void merge_regions(Executor &run, const Plan &plan, const tfiseg_problem &p) {
+void merge_regions(Executor &run, const Plan &plan, const tfiseg_problem &p, const int32_t *piece = nullptr) {
     const Grid &grid = plan.grid;
     const int64_t n = grid.pixels();
     const bool half = p.value_type == TFISEG_FLOAT16;
@@ -193,7 +208,7 @@ void merge_regions(Executor &run, const Plan &plan, const tfiseg_problem &p) {
     for (const bool summing : {false, true}) {
         if (p.affinity) {  // where given without a rule, they alone decide
             const Affinities pairs = {grid, plan.cls, plan.map, {p.affinity, half}, plan.settings, p.affinity_channels, p.affinity_stride,
-                                      plan.edge_set(0), summing};
+                                      piece, plan.edge_set(0), summing};
             run.each(pairs.items(), pairs);
         }
         if (!p.affinity || p.evidence_rule) {
@@ -212,12 +227,19 @@ struct AppendTo {
     TFISEG_HD void operator()(int32_t i) const { append(list, count, i); }
 };
 
+// What was summed of regions is summed of unions, as the map has them now.
+template <class Executor>
+void sum_anew(Executor &run, const Plan &plan) {
+    run.each_counted(&plan.counters->regions, plan.region_room, ForgetSums{plan.regions});
+    const UnionSums sums = {plan.grid, plan.fixed_scores, plan.map, plan.regions};
+    run.each(int64_t(plan.grid.pictures) * plan.grid.h * sums.strips(), sums);
+}
+
 template <class Executor>
 void sharpen_cuts(Executor &run, const Plan &plan, const tfiseg_problem &p) {
     const Grid &grid = plan.grid;
     const int64_t n = grid.pixels();
     const Values boundary = {p.boundary, p.value_type == TFISEG_FLOAT16};
-    run.each(n, Unite{plan.into, plan.map, plan.band});
     run.each_counted(&plan.counters->regions, plan.region_room, NoneHeld{plan.changed});
     run.each(n, MarkBand{grid.h, grid.w, p.sharpen, plan.cls, plan.map, plan.band});
     run.each(n, HoldFast{plan.map, plan.band, plan.changed});
@@ -230,9 +252,41 @@ void sharpen_cuts(Executor &run, const Plan &plan, const tfiseg_problem &p) {
                          SpreadReleased{{grid.h, grid.w, plan.cls, boundary, plan.regions, maps[now], plan.distance[now], maps[next], plan.distance[next]},
                                         plan.released});
     }
-    run.each_counted(&plan.counters->regions, plan.region_room, ForgetSums{plan.regions});
-    const UnionSums sums = {grid, plan.fixed_scores, plan.map, plan.regions};
-    run.each(int64_t(grid.pictures) * grid.h * sums.strips(), sums);
+    sum_anew(run, plan);
+}
+
+// Parts in place of the pieces that boundaries cross.
+template <class Executor>
+void look_again(Executor &run, const Plan &plan, const tfiseg_problem &p) {
+    const Grid &grid = plan.grid;
+    const int64_t n = grid.pixels();
+    const Values boundary = {p.boundary, p.value_type == TFISEG_FLOAT16};
+    const int32_t *pieces = &plan.counters->regions;
+    run.each_counted(pieces, plan.region_room, PieceCounts{plan.left, plan.kept, plan.largest_part, plan.largest_key});
+    const CountLeft left = {grid, plan.map, boundary, plan.piece, plan.left};
+    run.each(int64_t(grid.pictures) * grid.h * left.strips(), left);
+    run.each(n, Inside<Values>{grid, plan.cls, plan.piece, plan.regions, plan.left, boundary, plan.inside});
+
+    const tfiseg_problem problem = second_look(p, plan.inside);
+    const Plan again(problem, plan.again);
+    find_basins(run, again, problem);
+    merge_regions(run, again, problem, plan.piece);
+
+    const int32_t *parts = &again.counters->regions;
+    run.each_counted(parts, again.region_room, CountParts{again.regions, again.into, plan.piece, plan.regions, plan.kept, plan.largest_key,
+                                                          &again.counters->overflow, &plan.counters->overflow});
+    run.each_counted(parts, again.region_room, TakeParts{again.regions, again.into, plan.piece, plan.kept, plan.largest_key, plan.region_room,
+                                                         plan.regions, plan.into, plan.largest_part, again.number, plan.counters});
+    int32_t *rest = &plan.counters->rest, *maps[2] = {plan.map, plan.other};
+    run.each(n, PlaceParts{plan.piece, plan.kept, again.map, again.into, again.number, plan.map, plan.other,
+                           {plan.distance[0], plan.distance[1]}, plan.released, rest});
+    const auto step = [&](int32_t now) {
+        const int32_t next = 1 - now;
+        return Spread<Values, int32_t>{grid.h, grid.w, plan.piece, boundary, plan.regions, maps[now], plan.distance[now], maps[next], plan.distance[next]};
+    };
+    run.rounds(n, GrowthRounds{{step(0), step(1)}, plan.released, plan.counters});
+    run.each_counted(rest, n, LeaveToLargest{plan.released, plan.piece, plan.distance[0], plan.largest_part, plan.map});
+    sum_anew(run, plan);
 }
 
 // label_map, count and table as in tfiseg_result; one of the semantic maps may be given.
@@ -265,7 +319,9 @@ void cluster_on(Executor &run, const tfiseg_problem &p, const tfiseg_result &res
     const Plan plan(p, result.workspace);
     find_basins(run, plan, p);
     merge_regions(run, plan, p);
+    if (p.sharpen || p.part_rule) run.each(plan.grid.pixels(), Unite{plan.into, plan.map, plan.band});
     if (p.sharpen) sharpen_cuts(run, plan, p);
+    if (p.part_rule) look_again(run, plan, p);
     write_result(run, plan, p, result);
 }
 

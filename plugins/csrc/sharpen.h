@@ -90,21 +90,24 @@ struct Release {
     }
 };
 
-// One step: each pixel that was let go takes the nearest union among its neighbours and itself.
-template <class Boundary>
+// What it takes to step onto a pixel.
+TFISEG_HD int32_t crossing_cost(float boundary) { return 1 + ((to_fixed(boundary) * kBoundaryCost + (1 << 15)) >> 16); }
+
+// One step: each pixel that was let go takes the nearest union of its kind among its neighbours and itself.
+template <class Boundary, class Kind = uint8_t>
 struct Spread {
     int32_t h, w;
-    const uint8_t *cls;
+    const Kind *kind;
     Boundary boundary;
     const Region *regions;  // of which `first` orders unions
     const int32_t *map, *distance;
     int32_t *next_map, *next_distance;  // out
 
     TFISEG_HD void operator()(int32_t i) const {
-        const int32_t cost = 1 + ((to_fixed(boundary[i]) * kBoundaryCost + (1 << 15)) >> 16);
+        const int32_t cost = crossing_cost(boundary[i]);
         int32_t best = distance[i], winner = map[i];
         around(i, h, w, [&](int32_t j) {
-            if (!map[j] || cls[j] != cls[i] || distance[j] == kUnreached) return;
+            if (!map[j] || kind[j] != kind[i] || distance[j] == kUnreached) return;
             const int32_t there = distance[j] + cost;
             if (there > best || (there == best && !(regions[map[j] - 1].first < regions[winner - 1].first))) return;
             best = there;

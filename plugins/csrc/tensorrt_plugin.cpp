@@ -12,6 +12,7 @@
 #include <limits>
 #include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tfiseg.h"
@@ -41,7 +42,7 @@ void log_error(const std::string &what) {
 // One parameter of the node: where it lies in Fields, and what it may be.
 struct Fields {
     std::vector<int32_t> things, affinity_offsets_yx, output_size;
-    std::vector<float> split = {-1.0f}, merge_rule;
+    std::vector<float> split = {-1.0f}, merge_rule, part_rule;
     int32_t has_displacement = 0, has_boundary = 0, has_affinity = 0;
     int32_t min_area = 25, max_instances = 256, affinity_stride = 1, output_scale = 1, sharpen = 0;
     float merge_affinity = 0.3f, centre_radius = 2.5f;
@@ -55,6 +56,7 @@ struct Fields {
         visit("max_instances", self.max_instances);
         visit("merge_affinity", self.merge_affinity);
         visit("merge_rule", self.merge_rule);
+        visit("part_rule", self.part_rule);
         visit("centre_radius", self.centre_radius);
         visit("sharpen", self.sharpen);
         visit("affinity_offsets_yx", self.affinity_offsets_yx);
@@ -66,8 +68,8 @@ struct Fields {
         visit("output_scale", self.output_scale);
     }
 
-    // Hidden units of the merge rule.
-    int32_t hidden() const { return int32_t(merge_rule.size()) / (TFISEG_EVIDENCE_FEATURES + 2); }
+    // Hidden units of a rule.
+    static int32_t hidden(const std::vector<float> &rule) { return int32_t(rule.size()) / (TFISEG_EVIDENCE_FEATURES + 2); }
 
     int32_t inputs() const { return 1 + has_displacement + has_boundary + has_affinity; }
 
@@ -89,9 +91,12 @@ struct Fields {
         if (has_affinity && affinity_offsets_yx.empty()) return "has_affinity needs affinity_offsets_yx";
         if (affinity_offsets_yx.size() > 2 * TFISEG_MAX_CUDA_AFFINITY_CHANNELS) return "affinity_offsets_yx: at most 32 pairs";
         if (!merge_rule.empty() && !has_affinity) return "merge_rule weighs affinities: it needs has_affinity";
-        if (!merge_rule.empty() && (merge_rule.size() % (TFISEG_EVIDENCE_FEATURES + 2) != 1 || hidden() < 1 || hidden() > TFISEG_MAX_EVIDENCE_HIDDEN))
-            return "merge_rule: hidden * 19 + 1 weights for 1 to 64 hidden units are wanted, got " + std::to_string(merge_rule.size());
-        if (std::any_of(merge_rule.begin(), merge_rule.end(), [](float w) { return !std::isfinite(w); })) return "merge_rule: weights must be finite";
+        if (!part_rule.empty() && !(has_affinity && has_boundary)) return "part_rule weighs affinities and boundaries: it needs has_affinity and has_boundary";
+        for (const auto &[name, rule] : {std::make_pair("merge_rule", &merge_rule), std::make_pair("part_rule", &part_rule)}) {
+            if (!rule->empty() && (rule->size() % (TFISEG_EVIDENCE_FEATURES + 2) != 1 || hidden(*rule) < 1 || hidden(*rule) > TFISEG_MAX_EVIDENCE_HIDDEN))
+                return std::string(name) + ": hidden * 19 + 1 weights for 1 to 64 hidden units are wanted, got " + std::to_string(rule->size());
+            if (std::any_of(rule->begin(), rule->end(), [](float w) { return !std::isfinite(w); })) return std::string(name) + ": weights must be finite";
+        }
         if (!output_size.empty() && output_size.size() != 2) return "output_size: (height, width) is wanted";
         if (std::any_of(output_size.begin(), output_size.end(), [](int32_t s) { return s < 1 || s > TFISEG_MAX_OUT_SIDE; }))
             return "output_size: sides must lie in 1..32767";
@@ -305,8 +310,10 @@ class Plugin final : public nvinfer1::IPluginV3,
         p.affinity_offsets_yx = fields_.affinity_offsets_yx.data();
         p.affinity_channels = int32_t(fields_.affinity_offsets_yx.size() / 2);
         p.affinity_stride = fields_.affinity_stride;
-        p.evidence_hidden = fields_.hidden();
+        p.evidence_hidden = Fields::hidden(fields_.merge_rule);
         p.evidence_rule = fields_.merge_rule.empty() ? nullptr : fields_.merge_rule.data();
+        p.part_hidden = Fields::hidden(fields_.part_rule);
+        p.part_rule = fields_.part_rule.empty() ? nullptr : fields_.part_rule.data();
         p.things = things_;
         p.split = split_;
         p.merge_affinity = fields_.merge_affinity;

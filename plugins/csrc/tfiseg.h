@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define TFISEG_API_VERSION 5
+#define TFISEG_API_VERSION 6
 #define TFISEG_MAX_SIDE 4096      /* of the grid that is clustered */
 #define TFISEG_MAX_OUT_SIDE 32767 /* of the label map, with logits */
 #define TFISEG_MAX_INSTANCES 65535
@@ -80,6 +80,9 @@ typedef struct tfiseg_problem {
      * biases, hidden output weights, output bias; above 0 is one object. It belongs to the network that makes the affinities. */
     const float *evidence_rule;
     int32_t sharpen; /* with boundary: cuts move onto it within so many grid pixels, 0..32; 0: they stay where the shape has them */
+    int32_t part_hidden; /* hidden units of part_rule, 0..64; 0: none */
+    /* With affinity and boundary: as evidence_rule, for a second look at unions that a boundary crosses (parts.h). NULL: no such look. */
+    const float *part_rule;
 } tfiseg_problem;
 
 typedef struct tfiseg_result {

@@ -66,7 +66,7 @@ def test_shapes_and_types():
 
 
 def test_the_node_is_what_tensorrt_looks_for():
-    node = graft_clustering(network(ALL), affinity_stride=2, merge_rule=[0.5] * 20).graph.node[-1]
+    node = graft_clustering(network(ALL), affinity_stride=2, merge_rule=[0.5] * 20, part_rule=[0.25] * 20).graph.node[-1]
     assert (node.op_type, node.domain) == ("DisplacementFieldClustering", "tfiseg")
     assert list(node.input) == ["logits", "displacement", "boundary", "affinity"]
     settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -74,6 +74,7 @@ def test_the_node_is_what_tensorrt_looks_for():
     assert [settings[f"has_{name}"] for name in ("displacement", "boundary", "affinity")] == [1, 1, 1]
     assert settings["affinity_stride"] == 2
     assert settings["merge_rule"] == [0.5] * 20
+    assert settings["part_rule"] == [0.25] * 20
     assert len(settings["affinity_offsets_yx"]) == 28
     assert settings["split"] == [-1.0]
 

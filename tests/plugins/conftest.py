@@ -40,6 +40,13 @@ def random_rule(rng: np.random.Generator) -> np.ndarray:
     return rule
 
 
+def boundary_lines(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """A boundary as a network might see it: high along a few thin lines, with gaps."""
+    waves = cv2.GaussianBlur(rng.normal(0, 1, (h, w)).astype(np.float32), (0, 0), float(rng.uniform(2, 6))).reshape(h, w)
+    lines = np.clip(1 - np.abs(waves) / (np.abs(waves).mean() + 1e-6) * rng.uniform(1, 4), 0, 1)
+    return np.clip(lines + rng.normal(0, 0.05, (h, w)), 0, 1)
+
+
 def make_problem(seed: int) -> Problem:
     """Any of the operator's modes: class map or logits, batches, given fields, boundaries, affinities, few instances allowed."""
     rng = np.random.default_rng(seed)
@@ -62,6 +69,9 @@ def make_problem(seed: int) -> Problem:
             more[name] = rounded(rng.random((n, h, w)))
     if "boundary" in more and rng.random() < 0.6:
         more["sharpen"] = int(rng.integers(1, 8))
+    if "boundary" in more and "affinity" in more and rng.random() < 0.8:
+        more["part_rule"] = random_rule(rng)
+        more["boundary"] = rounded(np.stack([boundary_lines(rng, h, w) for _ in range(n)]))
     split = np.full(256, rng.choice([np.nan, 0, 0.4, 0.9, 1.0]))
     if seed % 2:
         return Problem(maps, None, (h, w), flags, split, **more)

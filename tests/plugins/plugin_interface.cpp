@@ -247,6 +247,7 @@ int main(int argc, char **argv) {
         {{"output_size", &min_area, PluginFieldType::kINT32, 1}, "(height, width)"},
         {{"has_affinity", &yes, PluginFieldType::kINT32, 1}, "has_affinity needs affinity_offsets_yx"},
         {{"merge_rule", split, PluginFieldType::kFLOAT32, 1}, "it needs has_affinity"},
+        {{"part_rule", split, PluginFieldType::kFLOAT32, 1}, "it needs has_affinity and has_boundary"},
         {{"sharpen", &yes, PluginFieldType::kINT32, 1}, "it needs has_boundary"},
         {{"sharpen", &bad, PluginFieldType::kINT32, 1}, "0..32"},
         {{"max_instances", &bad, PluginFieldType::kINT32, 1}, "1..65535"},
@@ -259,7 +260,7 @@ int main(int argc, char **argv) {
 
     // serialise -> create -> equal, and clones too
     const PluginFieldCollection *saved = runtime->getFieldsToSerialize();
-    expect(saved->nbFields == 15, "every field is saved");
+    expect(saved->nbFields == 16, "every field is saved");
     IPluginV3 *again = creator->createPlugin("node", saved, TensorRTPhase::kRUNTIME);
     expect(again && fields_of(again) == fields_of(plugin), "what is saved makes the same plugin");
     IPluginV3 *twin = plugin->clone(), *attached = runtime->attachToContext(nullptr);
@@ -301,8 +302,8 @@ int main(int argc, char **argv) {
     IPluginV3 *full = create(creator, {{"has_displacement", &yes, PluginFieldType::kINT32, 1}, {"has_boundary", &yes, PluginFieldType::kINT32, 1},
                                        {"has_affinity", &yes, PluginFieldType::kINT32, 1}, {"affinity_offsets_yx", offsets, PluginFieldType::kINT32, 4},
                                        {"affinity_stride", &stride, PluginFieldType::kINT32, 1}, {"output_scale", &stride, PluginFieldType::kINT32, 1},
-                                       {"merge_rule", rule, PluginFieldType::kFLOAT32, 20}});
-    expect(full != nullptr, "all inputs, and a merge rule of one hidden unit");
+                                       {"merge_rule", rule, PluginFieldType::kFLOAT32, 20}, {"part_rule", rule, PluginFieldType::kFLOAT32, 20}});
+    expect(full != nullptr, "all inputs, and rules of one hidden unit");
     expect(create(creator, {{"has_affinity", &yes, PluginFieldType::kINT32, 1}, {"affinity_offsets_yx", offsets, PluginFieldType::kINT32, 4},
                             {"merge_rule", rule, PluginFieldType::kFLOAT32, 19}}) == nullptr, "a merge rule of 19 weights is refused");
     expect(messages.last.find("got 19") != std::string::npos, messages.last.c_str());

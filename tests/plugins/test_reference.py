@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 from tfiseg.plugins.neck import coarse_log2, compactness
 from tfiseg.plugins.problem import Problem
-from tfiseg.plugins.reference import (
-    FAR_SQUARED,
-    ascent_links,
-    cluster_reference,
-    follow,
-    grid_positions,
-    is_noise,
-    squared_distance,
-)
+from tfiseg.plugins.reference import cluster_reference, grid_positions
+from tfiseg.plugins.reference_graph import FAR_SQUARED, ascent_links, follow, is_noise, squared_distance
 
 
 def picture(text: str) -> np.ndarray:
