@@ -32,7 +32,13 @@ evidence = {
     "affinity_offsets": refiner.session.affinity_offsets,
     "merge_rule": refiner.session.rules["merge"],
 }
-ways = {"shape": {}, "evidence": evidence, "evidence, sharpened": {**evidence, "sharpen": SHARPEN}}
+sharpened = {**evidence, "sharpen": SHARPEN}
+ways = {
+    "shape": {},
+    "evidence": evidence,
+    "evidence, sharpened": sharpened,
+    "evidence, sharpened, a second look": {**sharpened, "part_rule": refiner.session.rules["part"]},
+}
 ms = {name: [] for name in ways}
 for _ in range(7):
     for name, more in ways.items():

@@ -178,24 +178,20 @@ class Picture {
 
     // Parts in place of the pieces (unions, which the map holds) that boundaries cross: see parts.h.
     void look_again(std::vector<int32_t> &roots) {
-        const size_t pixels = static_cast<size_t>(n_);
-        std::vector<int32_t> left(regions.size(), 0);
-        for (int32_t i = 0; i < int32_t(n_); ++i)
-            if (map_[i] && boundary_[i] <= kCalm) ++left[size_t(map_[i] - 1)];
-        const auto crossed = [&](int32_t r) { return is_crossed(regions[size_t(r)].area, left[size_t(r)]); };
-        if (std::none_of(roots.begin(), roots.end(), crossed)) return;
-        const std::vector<int32_t> piece(map_, map_ + n_);
-        std::vector<uint8_t> inside(pixels);
-        const Inside<const float *> look = {{1, h_, w_}, cls_, piece.data(), regions.data(), left.data(), boundary_, inside.data()};
-        for (int32_t i = 0; i < int32_t(n_); ++i) look(i);
+        const std::vector<uint8_t> crossed = crossed_pieces();
+        if (std::none_of(crossed.begin(), crossed.end(), [](uint8_t flag) { return flag != 0; })) return;
+        int32_t *piece = room_.take<int32_t>(n_), *part = room_.take<int32_t>(n_);
+        uint8_t *inside = room_.take<uint8_t>(n_);
+        std::copy_n(map_, n_, piece);
+        team_.run(h_, 16, [&](int64_t begin, int64_t end, int32_t) {
+            for (int32_t y = int32_t(begin); y < end; ++y) inside_row(y, crossed.data(), piece, inside);
+        });
 
-        tfiseg_problem problem = second_look(p_, inside.data());
+        tfiseg_problem problem = second_look(p_, inside);
         problem.boundary = boundary_;
         problem.affinity = affinity_;
-        std::vector<char> workspace(size_t(cpu_workspace_bytes(problem)));
-        std::vector<int32_t> part(pixels);
-        Picture again(problem, 0, team_, Room(workspace.data(), int64_t(workspace.size())), piece.data());
-        again.build(part.data());
+        Picture again(problem, 0, team_, room_, piece);
+        again.build(part);
         const std::vector<int32_t> into = again.merge();
         again.map_unions(into);
 
@@ -203,7 +199,7 @@ class Picture {
         std::vector<int32_t> kept(pieces, 0), largest(pieces, 0), number(again.regions.size() + 1, 0);
         std::vector<uint64_t> largest_key(pieces, 0);
         const std::vector<int32_t> parts = roots_of(into);
-        const auto piece_of = [&](const Region &r) { return size_t(piece[size_t(r.first)] - 1); };
+        const auto piece_of = [&](const Region &r) { return size_t(piece[r.first] - 1); };
         for (const int32_t k : parts) {
             const Region &r = again.regions[size_t(k)];
             if (is_part(r.area, regions[piece_of(r)].area)) ++kept[piece_of(r)];
@@ -221,15 +217,45 @@ class Picture {
         }
         if (regions.size() == pieces) return;
         std::vector<int32_t> rest;
-        for (size_t i = 0; i < pixels; ++i) {
-            if (!piece[i] || kept[size_t(piece[i]) - 1] < 2) continue;
+        for (int32_t i = 0; i < int32_t(n_); ++i) {
+            if (!piece[i] || kept[size_t(piece[i] - 1)] < 2) continue;
             map_[i] = number[size_t(part[i])];
-            if (!map_[i]) rest.push_back(int32_t(i));
+            if (!map_[i]) rest.push_back(i);
         }
-        grow(h_, w_, piece.data(), boundary_, regions.data(), rest, map_);
+        grow(h_, w_, piece, boundary_, regions.data(), rest, map_, room_.take<int32_t>(n_));
         for (const int32_t i : rest)
-            if (!map_[i]) map_[i] = largest[size_t(piece[size_t(i)]) - 1];
+            if (!map_[i]) map_[i] = largest[size_t(piece[i] - 1)];
         sum_anew(roots);
+    }
+
+    // Which pieces (by region) a boundary crosses.
+    std::vector<uint8_t> crossed_pieces() const {
+        std::vector<int32_t> left(regions.size() + 1, 0);
+        for (int32_t y = 0; y < h_; ++y) {
+            const int32_t *row = map_ + y * w_;
+            const float *boundary = boundary_ + int64_t(y) * w_;
+            for (int32_t x0 = 0, x1 = 0; x0 < w_; x0 = x1) {
+                x1 = run_end(row, x0, w_);
+                int32_t count = 0;
+                for (int32_t x = x0; row[x0] && x < x1; ++x) count += boundary[x] <= kCalm;
+                left[size_t(row[x0])] += count;
+            }
+        }
+        std::vector<uint8_t> crossed(regions.size());
+        for (size_t r = 0; r < regions.size(); ++r) crossed[r] = is_crossed(regions[r].area, left[r + 1]);
+        return crossed;
+    }
+
+    // As Inside in parts.h, without a division for each pixel.
+    void inside_row(int32_t y, const uint8_t *crossed, const int32_t *piece, uint8_t *inside) const {
+        const int32_t row = y * w_;
+        for (int32_t i = row; i < row + w_; ++i) {
+            const int32_t its = piece[i];
+            const auto next = [&](int32_t j) { return piece[j] && piece[j] != its && cls_[j] == cls_[i]; };
+            const bool in = its && crossed[its - 1] && boundary_[i] <= kCalm && !(i + 1 < row + w_ && next(i + 1)) &&
+                            !(y + 1 < h_ && ((i > row && next(i + w_ - 1)) || next(i + w_) || (i + 1 < row + w_ && next(i + w_ + 1))));
+            inside[i] = in ? cls_[i] : uint8_t(0);
+        }
     }
 
     // Run by run: most runs are background or keep their number, and are only read.
@@ -626,7 +652,7 @@ class Picture {
                 for (int32_t x = 0; x < w_; ++x)
                     for (int32_t d = 0; d < 4; ++d) pair(y, x, kContactDy[d], kContactDx[d], [this](int32_t i, int32_t j) { touch(i, j, 0); });
         }
-        if (affinity_) add_affinities();
+        if (affinity_ && regions.size() > 1) add_affinities();
     }
 
     void touch(int32_t i, int32_t j, int32_t saddle) {
@@ -719,6 +745,7 @@ int64_t cpu_workspace_bytes(const tfiseg_problem &p) {
     bytes += p.displacement ? grid : grid * (2 + 4);        // centres; or column and squared distances
     if (p.scores || p.logits) bytes += grid * 2;            // scores
     if (p.logits) bytes += grid * (1 + 4) + out;            // grid classes, grid labels, classes at the output size
+    if (p.part_rule) bytes += grid * (3 * 4 + 1) + cpu_workspace_bytes(second_look(p, p.things));  // pieces, parts, distances, classes
     return bytes + 16 * Room::kAlign;
 }
 

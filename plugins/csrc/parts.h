@@ -2,7 +2,7 @@
 //
 // What the boundary leaves of a piece is clustered by its shape anew, with a rule of its own. Parts of at least a fifth of the piece are
 // objects if there are two; they grow over the rest of it, slower where the boundary is likely. As in sharpen.h, one struct is one phase;
-// the CPU calls `Inside` and grows by a queue (parts_cpu.h): where nothing changes any more, both end at the same.
+// the CPU goes by rows, and grows by a queue (parts_cpu.h): where nothing changes any more, both end at the same.
 #pragma once
 #include "graph_phases.h"
 #include "tfiseg.h"
@@ -32,29 +32,7 @@ inline tfiseg_problem second_look(const tfiseg_problem &p, const uint8_t *inside
     return again;
 }
 
-// Class of what boundaries leave of a crossed piece, 0 elsewhere; and on a line between pieces, so that no two of them touch.
-template <class Boundary>
-struct Inside {
-    Grid grid;
-    const uint8_t *cls;
-    const int32_t *piece;  // from 1, 0 = none
-    const Region *pieces;
-    const int32_t *left;  // pixels of each piece that are on no boundary
-    Boundary boundary;
-    uint8_t *inside;  // out
-
-    TFISEG_HD void operator()(int32_t i) const {
-        const int32_t its = piece[i];
-        bool in = its && is_crossed(pieces[its - 1].area, left[its - 1]) && boundary[i] <= kCalm;
-        for (int32_t d = 0; in && d < 4; ++d) {
-            const int32_t j = grid.later_neighbour(i, d);
-            in = j < 0 || !piece[j] || piece[j] == its || cls[j] != cls[i];
-        }
-        inside[i] = in ? cls[i] : uint8_t(0);
-    }
-};
-
-// On a GPU: what is counted of each piece.
+// What is counted of each piece.
 struct PieceCounts {
     int32_t *left, *kept, *largest;
     uint64_t *largest_key;
@@ -90,6 +68,27 @@ struct CountLeft {
             ++count;
         }
         if (count) fetch_add(left + number - 1, count);
+    }
+};
+
+// Class of what boundaries leave of a crossed piece, 0 elsewhere; and on a line between pieces, so that no two of them touch.
+struct Inside {
+    Grid grid;
+    const uint8_t *cls;
+    const int32_t *piece;  // from 1, 0 = none
+    const Region *pieces;
+    const int32_t *left;  // pixels of each piece that are on no boundary
+    Values boundary;
+    uint8_t *inside;  // out
+
+    TFISEG_HD void operator()(int32_t i) const {
+        const int32_t its = piece[i];
+        bool in = its && is_crossed(pieces[its - 1].area, left[its - 1]) && boundary[i] <= kCalm;
+        for (int32_t d = 0; in && d < 4; ++d) {
+            const int32_t j = grid.later_neighbour(i, d);
+            in = j < 0 || !piece[j] || piece[j] == its || cls[j] != cls[i];
+        }
+        inside[i] = in ? cls[i] : uint8_t(0);
     }
 };
 

@@ -1,5 +1,6 @@
 // How parts grow over their pieces on the CPU: nearest first, from a queue with one list for each of the few steps that are possible.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "parts.h"
@@ -7,15 +8,16 @@
 namespace tfiseg {
 
 // Fill the pixels `free` of a map (0 there) with the nearest label of their piece, of equally near ones the one that comes first; what
-// nothing reaches stays 0.
+// nothing reaches stays 0. distance: scratch, one for each pixel.
 inline void grow(int32_t h, int32_t w, const int32_t *piece, const float *boundary, const Region *regions, const std::vector<int32_t> &free,
-                 int32_t *map) {
-    std::vector<int32_t> distance(size_t(h) * size_t(w), 0), ring[kBoundaryCost + 2];
-    for (const int32_t i : free) distance[size_t(i)] = kUnreached;
+                 int32_t *map, int32_t *distance) {
+    std::vector<int32_t> ring[kBoundaryCost + 2];
+    std::fill_n(distance, int64_t(h) * w, 0);
+    for (const int32_t i : free) distance[i] = kUnreached;
     size_t waiting = 0;
     const auto offer = [&](int32_t i, int32_t from, int32_t label) {
         const int32_t way = from + crossing_cost(boundary[i]);
-        int32_t &known = distance[size_t(i)];
+        int32_t &known = distance[i];
         if (way > known || (way == known && !(regions[label - 1].first < regions[map[i] - 1].first))) return;
         if (way < known) {
             ring[way % (kBoundaryCost + 2)].push_back(i);
@@ -26,14 +28,14 @@ inline void grow(int32_t h, int32_t w, const int32_t *piece, const float *bounda
     };
     for (const int32_t i : free)
         around(i, h, w, [&](int32_t j) {
-            if (piece[j] == piece[i] && distance[size_t(j)] == 0) offer(i, 0, map[j]);
+            if (piece[j] == piece[i] && distance[j] == 0) offer(i, 0, map[j]);
         });
     std::vector<int32_t> now;
     for (int32_t way = 1; waiting; ++way) {
         now.swap(ring[way % (kBoundaryCost + 2)]);
         waiting -= now.size();
         for (const int32_t i : now) {
-            if (distance[size_t(i)] != way) continue;  // a shorter way was found later
+            if (distance[i] != way) continue;  // a shorter way was found later
             around(i, h, w, [&](int32_t j) {
                 if (piece[j] == piece[i]) offer(j, way, map[i]);
             });

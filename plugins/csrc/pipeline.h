@@ -265,7 +265,7 @@ void look_again(Executor &run, const Plan &plan, const tfiseg_problem &p) {
     run.each_counted(pieces, plan.region_room, PieceCounts{plan.left, plan.kept, plan.largest_part, plan.largest_key});
     const CountLeft left = {grid, plan.map, boundary, plan.piece, plan.left};
     run.each(int64_t(grid.pictures) * grid.h * left.strips(), left);
-    run.each(n, Inside<Values>{grid, plan.cls, plan.piece, plan.regions, plan.left, boundary, plan.inside});
+    run.each(n, Inside{grid, plan.cls, plan.piece, plan.regions, plan.left, boundary, plan.inside});
 
     const tfiseg_problem problem = second_look(p, plan.inside);
     const Plan again(problem, plan.again);

@@ -221,7 +221,7 @@ int main(int argc, char **argv) {
     expect(std::string(all[0]->getInterfaceInfo().kind) == "PLUGIN CREATOR_V3ONE", "of IPluginCreatorV3One's kind");
     auto *creator = static_cast<IPluginCreatorV3One *>(all[0]);
     expect(std::string(creator->getPluginNamespace()) == "tfiseg" && std::string(creator->getPluginVersion()) == "1", "namespace and version");
-    expect(creator->getFieldNames()->nbFields == 15, "15 fields");
+    expect(creator->getFieldNames()->nbFields == 16, "16 fields");
 
     const float rule[20] = {};
     const std::vector<PluginField> good = {{"things", things, PluginFieldType::kINT32, 2}, {"split", split, PluginFieldType::kFLOAT32, 1},
