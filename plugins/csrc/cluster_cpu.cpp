@@ -1,9 +1,9 @@
 // DisplacementFieldClustering on the CPU: the launcher of the functors in field.h, merge.h and upsample.h.
 //
 // Phases: classes -> distances (columns, rows) -> links -> basins and their contacts -> noise merged -> region graph -> merged by
-// evidence -> numbered -> full resolution. Every phase but the two merges runs on all threads.
-// Memory: the workspace (11 bytes per grid pixel with a class map, 18 with logits), 8 bytes twice per pixel pair that touches across
-// basins, and about 100 per region.
+// evidence -> cuts on the boundary -> what it crosses, once more -> numbered -> full resolution. Every phase but the merges runs on all
+// threads. Memory: the workspace (11 bytes per grid pixel with a class map, 18 with logits; 24 more with a second look), 8 bytes twice per
+// pixel pair that touches across basins, and about 100 per region.
 #include <chrono>
 #include <cmath>
 #include <limits>

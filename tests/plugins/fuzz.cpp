@@ -75,7 +75,7 @@ bool run(uint32_t seed) {
         const size_t y = i / size_t(p.width), x = i % size_t(p.width);
         map[i] = below(30) ? coarse[(y / size_t(block) * size_t(p.width) + x / size_t(block)) % n] : uint8_t(below(2) ? 255 : 0);
     }
-    std::vector<float> logits, displacement, boundary, affinity, scores, rule;
+    std::vector<float> logits, displacement, boundary, affinity, scores, rule, part_rule;
     std::vector<int32_t> offsets;
     if (below(2)) {
         p.class_map = map.data();
@@ -103,6 +103,16 @@ bool run(uint32_t seed) {
             p.evidence_hidden = 1 + below(8);
             rule = randoms(random, size_t(p.evidence_hidden) * (TFISEG_EVIDENCE_FEATURES + 2) + 1, -1.0f, 1.0f);
             p.evidence_rule = rule.data();
+        }
+        if (below(3)) {  // a second look, at what lines with gaps cross
+            p.part_hidden = 1 + below(8);
+            part_rule = randoms(random, size_t(p.part_hidden) * (TFISEG_EVIDENCE_FEATURES + 2) + 1, -1.0f, 1.0f);
+            p.part_rule = part_rule.data();
+            boundary = randoms(random, n, 0.0f, 0.4f);
+            const size_t apart = size_t(6 + below(20)), turned = size_t(below(2));
+            for (size_t i = 0; i < n; ++i)
+                if ((turned ? i / size_t(p.width) : i % size_t(p.width)) % apart == apart / 2 && below(12)) boundary[i] = 0.9f;
+            p.boundary = boundary.data();
         }
     }
 
