@@ -41,7 +41,7 @@ def add_train(verbs: Any) -> None:
     instance.add_argument(
         "--cutouts", type=Path, metavar="DIR", help="class maps of photos that show one object each, as `tfiseg train cutouts` writes them"
     )
-    _add_fit(instance, "bank, of composites and of what was dropped")
+    _add_fit(instance, "bank, of composites and of what was dropped", 8000)
     instance.add_argument("--licence", metavar="TEXT", default="not stated", help="for the model's metadata")
     cutouts = add_verb(
         kinds,
@@ -64,7 +64,7 @@ def add_train(verbs: Any) -> None:
     frame.add_argument("-o", "--output", type=Path, default=Path("frame.onnx"), metavar="NAME.onnx", help="(default: frame.onnx)")
     _add_run(frame, "frame.ckpt", 4000, "composites", 4)
     frame.add_argument("--instance-model", type=Path, metavar="M", help="the teacher (default: the one that comes with tfiseg)")
-    _add_fit(frame, "composites")
+    _add_fit(frame, "composites", 4000)
     score = add_verb(
         kinds, "score", "How likely an instance is an object: a rule of four numbers for a semantic network, in its metadata.", _score
     )
@@ -79,8 +79,8 @@ def add_train(verbs: Any) -> None:
     score.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads")
 
 
-def _add_fit(verb: argparse.ArgumentParser, sheets: str) -> None:
-    verb.add_argument("--rule-composites", type=int, default=4000, metavar="N", help="to fit the rules on (default: 4000)")
+def _add_fit(verb: argparse.ArgumentParser, sheets: str, composites: int) -> None:
+    verb.add_argument("--rule-composites", type=int, default=composites, metavar="N", help=f"to fit the rules on (default: {composites})")
     verb.add_argument("--sheets", type=Path, metavar="DIR", help=f"write pictures of the {sheets} there")
     verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes that make composites (default: 1)")
     verb.add_argument("--training-data", metavar="TEXT", default="not stated", help="for the model's metadata")

@@ -28,7 +28,7 @@ def make_instance_model(
     recipe: InstanceRecipe,
     teacher: Path | None = None,
     cutouts: Path | None = None,
-    rule_composites: int = 4000,
+    rule_composites: int = 8000,
     sheets: Path | None = None,
     workers: int = 1,
     threads: int | None = None,
