@@ -178,13 +178,14 @@ class Picture {
 
     // Parts in place of the pieces (unions, which the map holds) that boundaries cross: see parts.h.
     void look_again(std::vector<int32_t> &roots) {
-        const std::vector<uint8_t> crossed = crossed_pieces();
-        if (std::none_of(crossed.begin(), crossed.end(), [](uint8_t flag) { return flag != 0; })) return;
+        const std::vector<int32_t> left = left_of_pieces();
+        if (std::none_of(roots.begin(), roots.end(), [&](int32_t r) { return is_crossed(regions[size_t(r)].area, left[size_t(r)]); })) return;
         int32_t *piece = room_.take<int32_t>(n_), *part = room_.take<int32_t>(n_);
         uint8_t *inside = room_.take<uint8_t>(n_);
         std::copy_n(map_, n_, piece);
-        team_.run(h_, 16, [&](int64_t begin, int64_t end, int32_t) {
-            for (int32_t y = int32_t(begin); y < end; ++y) inside_row(y, crossed.data(), piece, inside);
+        const Inside look = {{1, h_, w_}, cls_, piece, regions.data(), left.data(), {boundary_, false}, inside};
+        team_.run(n_, 1 << 12, [&](int64_t begin, int64_t end, int32_t) {
+            for (int32_t i = int32_t(begin); i < end; ++i) look(i);
         });
 
         tfiseg_problem problem = second_look(p_, inside);
@@ -228,34 +229,18 @@ class Picture {
         sum_anew(roots);
     }
 
-    // Which pieces (by region) a boundary crosses.
-    std::vector<uint8_t> crossed_pieces() const {
-        std::vector<int32_t> left(regions.size() + 1, 0);
+    // Pixels of each piece that are on no boundary, by region.
+    std::vector<int32_t> left_of_pieces() const {
+        std::vector<int32_t> left(regions.size(), 0);
         for (int32_t y = 0; y < h_; ++y) {
             const int32_t *row = map_ + y * w_;
             const float *boundary = boundary_ + int64_t(y) * w_;
             for (int32_t x0 = 0, x1 = 0; x0 < w_; x0 = x1) {
                 x1 = run_end(row, x0, w_);
-                int32_t count = 0;
-                for (int32_t x = x0; row[x0] && x < x1; ++x) count += boundary[x] <= kCalm;
-                left[size_t(row[x0])] += count;
+                if (row[x0]) left[size_t(row[x0] - 1)] += int32_t(std::count_if(boundary + x0, boundary + x1, [](float b) { return b <= kCalm; }));
             }
         }
-        std::vector<uint8_t> crossed(regions.size());
-        for (size_t r = 0; r < regions.size(); ++r) crossed[r] = is_crossed(regions[r].area, left[r + 1]);
-        return crossed;
-    }
-
-    // As Inside in parts.h, without a division for each pixel.
-    void inside_row(int32_t y, const uint8_t *crossed, const int32_t *piece, uint8_t *inside) const {
-        const int32_t row = y * w_;
-        for (int32_t i = row; i < row + w_; ++i) {
-            const int32_t its = piece[i];
-            const auto next = [&](int32_t j) { return piece[j] && piece[j] != its && cls_[j] == cls_[i]; };
-            const bool in = its && crossed[its - 1] && boundary_[i] <= kCalm && !(i + 1 < row + w_ && next(i + 1)) &&
-                            !(y + 1 < h_ && ((i > row && next(i + w_ - 1)) || next(i + w_) || (i + 1 < row + w_ && next(i + w_ + 1))));
-            inside[i] = in ? cls_[i] : uint8_t(0);
-        }
+        return left;
     }
 
     // Run by run: most runs are background or keep their number, and are only read.

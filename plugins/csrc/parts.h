@@ -2,7 +2,7 @@
 //
 // What the boundary leaves of a piece is clustered by its shape anew, with a rule of its own. Parts of at least a fifth of the piece are
 // objects if there are two; they grow over the rest of it, slower where the boundary is likely. As in sharpen.h, one struct is one phase;
-// the CPU goes by rows, and grows by a queue (parts_cpu.h): where nothing changes any more, both end at the same.
+// the CPU shares `Inside` and grows by a queue (parts_cpu.h): where nothing changes any more, both end at the same.
 #pragma once
 #include "graph_phases.h"
 #include "tfiseg.h"
@@ -151,9 +151,7 @@ struct PlaceParts {
 
     TFISEG_HD void operator()(int32_t i) const {
         if (piece[i] && kept[piece[i] - 1] > 1) {
-            int32_t r = part[i] - 1;
-            while (r >= 0 && into[r] != r) r = into[r];
-            map[i] = r >= 0 ? number_of[r] : 0;
+            map[i] = part[i] ? number_of[find_root(into, part[i] - 1)] : 0;
         }
         const bool free = piece[i] && !map[i];
         other[i] = map[i];

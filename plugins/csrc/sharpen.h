@@ -5,6 +5,7 @@
 // to the union with the smaller first pixel: no order shows. As in grid_phases.h, one struct is one phase, called once per item in any
 // order; the CPU calls the same ones. Moved per call: 14 bytes a pixel, and about 40 a pixel of the band per step.
 #pragma once
+#include "field.h"
 #include "merge.h"
 #include "values.h"
 
@@ -31,9 +32,7 @@ struct Unite {
 
     TFISEG_HD void operator()(int32_t i) const {
         band[i] = 0;
-        int32_t r = map[i] - 1;
-        while (r >= 0 && into[r] != r) r = into[r];
-        map[i] = r + 1;
+        if (map[i]) map[i] = find_root(into, map[i] - 1) + 1;
     }
 };
 
