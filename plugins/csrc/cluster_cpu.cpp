@@ -31,6 +31,11 @@ struct Contact {
     uint32_t pair;
 };
 
+// Pixels [x0, x1) of a row that belong to one region.
+struct Run {
+    int32_t x0, x1, region;
+};
+
 constexpr int32_t kContactDy[4] = {0, 1, 1, 1};  // E, SW, S, SE: every pair once
 constexpr int32_t kContactDx[4] = {1, -1, 0, 1};
 
@@ -658,35 +663,52 @@ class Picture {
     // Over runs, not pixels: two rows of the region map are constant between the ends of their runs, and the sum of a row of cells over
     // [x0, x1) is a difference of two of its prefix sums. All integers, so it is the sum over pixels.
     void add_affinities() {
+        std::vector<size_t> first;  // of each row's runs
+        const std::vector<Run> runs = runs_by_row(first);
         const int32_t stride = p_.affinity_stride;
-        std::vector<int32_t> run_end(static_cast<size_t>(n_));
-        for (int32_t y = 0; y < h_; ++y) {
-            const int32_t *row = map_ + y * w_;
-            int32_t *end = run_end.data() + y * w_;
-            end[w_ - 1] = w_;
-            for (int32_t x = w_ - 2; x >= 0; --x) end[x] = row[x] == row[x + 1] ? end[x + 1] : x + 1;
-        }
         std::vector<int64_t> until(static_cast<size_t>(w_) + 1, 0);  // sum of the row's cells over [0, x)
         for (int32_t k = 0; k < p_.affinity_channels; ++k) {
             const int32_t dy = p_.affinity_offsets_yx[2 * k] * stride, dx = p_.affinity_offsets_yx[2 * k + 1] * stride;
-            const int32_t x_begin = std::max(0, -dx), x_end = std::min(w_, w_ - dx), y_begin = std::max(0, -dy), y_end = std::min(h_, h_ - dy);
             const float *plane = affinity_ + int64_t(k) * cells_h_ * cells_w_;
             int32_t summed = -1;  // the row of cells that `until` holds
-            for (int32_t y = y_begin; y < y_end; ++y) {
-                for (int32_t x = x_begin, end = x; x < x_end; x = end) {
-                    const int32_t i = y * w_ + x, j = i + dy * w_ + dx;
-                    end = std::min({run_end[size_t(i)], run_end[size_t(j)] - dx, x_end});
-                    if (!map_[i] || !map_[j] || map_[i] == map_[j] || cls_[i] != cls_[j] || (piece_ && piece_[i] != piece_[j])) continue;
-                    if (summed != y / stride) {
-                        summed = y / stride;
-                        sum_cells(plane + summed * cells_w_, stride, until);
+            for (int32_t y = std::max(0, -dy); y < std::min(h_, h_ - dy); ++y) {
+                const Run *a = runs.data() + first[size_t(y)], *a_end = runs.data() + first[size_t(y) + 1];
+                const Run *b = runs.data() + first[size_t(y + dy)], *b_end = runs.data() + first[size_t(y + dy) + 1];
+                while (a < a_end && b < b_end) {
+                    const int32_t x0 = std::max(a->x0, b->x0 - dx), x1 = std::min(a->x1, b->x1 - dx);
+                    if (x0 < x1 && a->region != b->region && may_merge(a->region, b->region)) {
+                        if (summed != y / stride) {
+                            summed = y / stride;
+                            sum_cells(plane + summed * cells_w_, stride, until);
+                        }
+                        Edge &e = table_.at(a->region, b->region);
+                        e.affinity_sum += until[size_t(x1)] - until[size_t(x0)];
+                        e.affinity_count += x1 - x0;
                     }
-                    Edge &e = table_.at(region_at(i), region_at(j));
-                    e.affinity_sum += until[size_t(end)] - until[size_t(x)];
-                    e.affinity_count += end - x;
+                    (a->x1 < b->x1 - dx ? a : b)++;
                 }
             }
         }
+    }
+
+    // Runs of regions, row by row. first: where each row's begin, and the end.
+    std::vector<Run> runs_by_row(std::vector<size_t> &first) const {
+        std::vector<Run> runs;
+        for (int32_t y = 0; y < h_; ++y) {
+            first.push_back(runs.size());
+            const int32_t *row = map_ + y * w_;
+            for (int32_t x0 = 0, x1 = 0; x0 < w_; x0 = x1) {
+                x1 = run_end(row, x0, w_);
+                if (row[x0]) runs.push_back({x0, x1, rank_[size_t(row[x0] - 1)]});
+            }
+        }
+        first.push_back(runs.size());
+        return runs;
+    }
+
+    bool may_merge(int32_t a, int32_t b) const {
+        const Region &one = regions[size_t(a)], &two = regions[size_t(b)];
+        return one.class_id == two.class_id && (!piece_ || piece_[one.first] == piece_[two.first]);
     }
 
     void sum_cells(const float *cells, int32_t stride, std::vector<int64_t> &until) const {
