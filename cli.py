@@ -74,8 +74,8 @@ def _eval(args: argparse.Namespace) -> int:
     from .runtime.evaluate import evaluate
     from .runtime.refine import Refiner
 
-    if args.semantic == "truth" and (args.model or args.things):
-        raise InputError("--model and --things say how to segment pictures: they need --semantic model")
+    if args.semantic == "truth" and (args.model or args.things or args.flip or args.scales != (1.0,)):
+        raise InputError("--model, --things, --scales and --flip say how to segment pictures: they need --semantic model")
     if args.semantic == "truth" and args.refine == "frame":
         raise InputError("--refine frame reads the model's own features: it needs --semantic model")
     segmenter = segmenter_of(args) if args.semantic == "model" else None

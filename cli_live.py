@@ -53,7 +53,22 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--min-score", type=float, metavar="P", help="leave out instances with a lower score (default: 0.3 with a score rule, else 0.5)"
     )
+    verb.add_argument(
+        "--scales",
+        type=_scales,
+        default=(1.0,),
+        metavar="S[,S]",
+        help="look several times, for finer class maps: 1,1.5 at the frame and at windows of two thirds of it; each is a pass more",
+    )
+    verb.add_argument("--flip", action="store_true", help="look at mirror images, too: twice the passes")
     verb.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as wrong:
+        raise argparse.ArgumentTypeError(f"wanted numbers separated by commas, like 1,1.5, got {text!r}") from wrong
 
 
 def segmenter_of(args: argparse.Namespace) -> Any:
@@ -67,6 +82,8 @@ def segmenter_of(args: argparse.Namespace) -> Any:
         min_score=args.min_score,
         refine=args.refine,
         instance_model=args.instance_model,
+        scales=args.scales,
+        flip=args.flip,
         threads=args.threads,
     )
 

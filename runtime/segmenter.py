@@ -19,7 +19,8 @@ from .device_cluster import MOST_INSTANCES, Asked
 from .gpu_session import GpuSession, enlarged
 from .rating import FEATURES, object_probability
 from .refine import Refiner
-from .sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, DEFAULT_PROVIDERS, open_session
+from .scales import MultiScaleSession
+from .sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, DEFAULT_PROVIDERS, Session, open_session
 from .sources import Frame, checked_image
 
 REFINES = (None, "components", "frame")
@@ -51,6 +52,8 @@ class Segmenter:
             alone (see ``Refiner``); "frame": by the model's own instance heads, in the same pass; None: by shape, or by the heads of a
             model that has them.
         instance_model: path of an instance network, with ``refine``; default: the one that comes with tfiseg.
+        scales, flip: look several times at each frame, for finer class maps: at overlapping windows of it, 1.5 meaning two thirds of its
+            longer side each (1: the whole frame), and at mirror images. ``scales=(1, 1.5), flip=True`` takes six to ten passes.
         threads: CPU threads of network and clustering; 0 = all that the process may use.
         providers: ONNX Runtime execution providers.
 
@@ -75,6 +78,8 @@ class Segmenter:
         max_instances: int = MAX_INSTANCES,
         refine: str | None = None,
         instance_model: str | Path | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
         threads: int = 0,
         providers: Sequence[str] = DEFAULT_PROVIDERS,
     ) -> None:
@@ -84,7 +89,7 @@ class Segmenter:
             raise InputError(f"refine must be one of {', '.join(map(repr, REFINES))}, got {refine!r}")
         if instance_model is not None and refine != "components":
             raise InputError('an instance_model does nothing without refine="components"')
-        self.session = open_session(model or (DEFAULT_FRAME_MODEL if refine == "frame" else DEFAULT_MODEL), threads, providers)
+        self.session: Session = open_session(model or (DEFAULT_FRAME_MODEL if refine == "frame" else DEFAULT_MODEL), threads, providers)
         self.class_names = self.session.info.class_names
         if things is None:
             self.things = self.session.info.things
@@ -108,6 +113,10 @@ class Segmenter:
         self.min_score = usual if min_score is None else min_score
         if refine == "frame" and not self.session.has("affinity"):
             raise ModelError(f"{self.session.path} has no instance heads: `tfiseg train frame --model {self.session.path}` adds them")
+        if flip or tuple(scales) != (1,):
+            if refine != "components" and self.session.has("affinity"):
+                raise InputError('of instance heads there is no mean: scales and flip need refine="components", or a model without heads')
+            self.session = MultiScaleSession(self.session, scales, flip)
         self.refiner = Refiner(instance_model, threads=threads, providers=providers) if refine == "components" else None
 
     def close(self) -> None:

@@ -48,6 +48,8 @@ def test_run_as_json(tmp_path, capsys):
         (["run", "synthetic", "--frames", "1", "--out", "/dev/null/out"], "can't write to the output folder"),
         (["eval", "."], "has no images"),
         (["eval", ".", "--things", "person"], "they need --semantic model"),
+        (["eval", ".", "--scales", "1,1.5"], "they need --semantic model"),
+        (["run", "synthetic", "--frames", "1", "--scales", "1,0.5"], "scales must be numbers from 1 to 8"),
         (["run", "synthetic", "--frames", "-3"], "at least 1"),
         (["run", "synthetic", "--frames", "1", "--threads", "-1"], "threads must be"),
         (["bench", "--side", "1"], "side must lie in"),
