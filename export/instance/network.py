@@ -2,7 +2,7 @@
 
 Needs torch (``pip install ".[export]"``). It knows no classes, so it works beside any semantic network. Heads and their sources:
 displacement (TFISeg's DFM), between-instance boundary (its CBR), affinities of pixel pairs at short and long offsets
-(docs/instance-network.md). EfficientNet-Lite0 without its last stage, a feature pyramid, ReLU6 and plain convolutions only.
+(docs/instance-network.md). EfficientNet-Lite2 without its last stage, a feature pyramid, ReLU6 and plain convolutions only.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...plugins.operator import AFFINITY_OFFSETS
-from ..network import Backbone, separable, upsample_like
+from ..network import LITE2, Backbone, separable, upsample_like
 
 STRIDE = 4  # of displacement and affinities; the boundary is at 2
 DISPLACEMENT_UNIT_PX = 32.0  # what an output of 1 means, in view pixels
-FROZEN_BLOCKS = 3  # edges and textures of ImageNet serve as they are; the mask enters right after them
-_ENDS = {0: 16, 2: 24, 4: 40, 10: 112, 14: 192}  # last block of each stride (2, 4, ... 32) -> its channels
+FROZEN_BLOCKS = 4  # edges and textures of ImageNet serve as they are; the mask enters right after them
+_ENDS = {0: 16, 3: 24, 6: 48, 14: 120, 19: 208}  # last block of each stride (2, 4, ... 32) -> its channels
 _SURROUND = (5, 17)  # windows, in stride-4 cells, of how much of the surround is mask
 
 
@@ -37,7 +37,7 @@ class InstanceNetwork(nn.Module):
 
     def __init__(self, channels: int = 64) -> None:
         super().__init__()
-        backbone = Backbone()
+        backbone = Backbone(LITE2)
         self.stem = backbone.stem
         self.blocks = backbone.blocks[: max(_ENDS) + 1]
         self.mask_stem = nn.Sequential(nn.Conv2d(1, 16, 5, 2, 2), nn.ReLU6(inplace=True), nn.Conv2d(16, 24, 5, 2, 2))
@@ -105,7 +105,7 @@ class InstanceNetwork(nn.Module):
         return list(self.blocks[FROZEN_BLOCKS:].parameters())
 
     def start_from_imagenet(self, path: str | Path) -> None:
-        backbone = Backbone()
+        backbone = Backbone(LITE2)
         backbone.load_imagenet(path)
         self.stem.load_state_dict(backbone.stem.state_dict())
         self.blocks.load_state_dict(backbone.blocks[: len(self.blocks)].state_dict())

@@ -36,7 +36,7 @@ from .composites import Composer, Composite
 HIDDEN, MEMBERS = 12, 4  # units of each fit, fits averaged
 # what had the best PQ on other composites, with lone objects weighing 7 as in photos (docs/benchmarks/instance.md)
 _LONE_WEIGHTS = 15.0, 7.5  # of "merge", "part"
-_BOLD_WEIGHTS = 3.0, 3.0  # rules that rather cut: what they split of the objects kept apart is looked at as groups
+_BOLD_WEIGHTS = 3.0, 3.0  # of rules that rather cut
 _OWN_SHARE = 0.2  # components this large beside the largest get a view of their own
 _MIN_OWN_PX = 64
 _BATCH = 32
@@ -59,10 +59,20 @@ class Fit:
 def fit_rules(held: Bank, composite_seed: int, infer: Look, count: int, seed: int = 0, quiet: bool = False) -> dict[str, Fit]:
     """Fit "merge", "part" and "join" on ``count`` composites of objects kept apart, as the network ``infer`` (views, masks -> maps) sees
     them. Bold rules first, on a quarter: objects that they split, half of which are groups, would teach to leave groups whole."""
-    bold = _fitted(Composer(held, composite_seed), infer, -(-count // 4), seed, quiet, _BOLD_WEIGHTS)
-    single = held.without(split_objects(held, infer, {name: fit.rule for name, fit in bold.items()}))
-    single = single if any(o.whole for o in single.objects) else held
-    return _fitted(Composer(single, composite_seed), infer, count, seed, quiet, _LONE_WEIGHTS)
+    bold = bold_rules(held, composite_seed, infer, -(-count // 4), seed, quiet)
+    return _fitted(Composer(without_split(held, infer, bold), composite_seed), infer, count, seed, quiet, _LONE_WEIGHTS)
+
+
+def bold_rules(held: Bank, composite_seed: int, infer: Look, count: int, seed: int = 0, quiet: bool = False) -> dict[str, Rule]:
+    """Rules that rather cut, by name: what they split of the objects that a bank takes for single is looked at as groups."""
+    fits = _fitted(Composer(held, composite_seed), infer, count, seed, quiet, _BOLD_WEIGHTS)
+    return {name: fit.rule for name, fit in fits.items()}
+
+
+def without_split(bank: Bank, infer: Look, rules: dict[str, Rule]) -> Bank:
+    """The bank without the objects that the network splits by these rules; as it is if no whole object were left."""
+    single = bank.without(split_objects(bank, infer, rules))
+    return single if any(o.whole for o in single.objects) else bank
 
 
 def split_objects(bank: Bank, infer: Look, rules: dict[str, Rule]) -> set[int]:

