@@ -59,8 +59,8 @@ class Segmenter:
 
     Raises:
         ModelError: the model can't be used, or has no instance heads with refine="frame". EngineError: an engine whose record, content or
-            machine doesn't fit; the message gives both sides and the command that rebuilds. InputError: unknown class name; a frame
-            that is no uint8 (H, W, 3).
+            machine doesn't fit; the message gives both sides and the command that rebuilds. InputError: unknown class name; scales
+            and flip with instance heads; a frame that is no uint8 (H, W, 3).
 
     Example:
         >>> segmenter = Segmenter(things=["person"])
