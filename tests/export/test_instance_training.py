@@ -1,6 +1,7 @@
 """From class maps to an instance network: bank, composites, targets, training, rules and the file, on toy pictures."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -192,6 +193,12 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     assert maps.affinity.min() >= 0
     assert maps.affinity.max() <= 1
     assert main(command) == 0  # resumes at the end, and exports again
+    fewer = tmp_path / "fewer"
+    for name in ("images", "semantic"):
+        shutil.copytree(toy / name, fewer / name)
+    (fewer / "images" / "05.png").unlink()
+    assert main([a.replace(str(toy), str(fewer)) for a in command]) == 1  # the checkpoint is of another bank
+    assert "remove it or name another file" in capsys.readouterr().err
 
 
 def picture_of(class_map):

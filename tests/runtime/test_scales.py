@@ -18,16 +18,16 @@ class Colours:
     path = None
     info = ModelInfo(("background", "blue", "green", "red"), (1, 2, 3), 1, {})
 
-    def __init__(self, grid=24, leaning=0.0):
-        self.grid, self.leaning, self.seen = grid, leaning, []
+    def __init__(self, grid_hw=(18, 24), leaning=0.0):
+        self.grid_hw, self.leaning, self.seen = grid_hw, leaning, []
 
     def has(self, output):
         return output in ("logits", "affinity")
 
     def infer(self, image):
         self.seen.append(image.shape[:2])
-        colours = cv2.resize(image, (self.grid, self.grid), interpolation=cv2.INTER_AREA).astype(np.float32).transpose(2, 0, 1)
-        lean = np.broadcast_to(np.arange(self.grid, dtype=np.float32) * self.leaning, (1, self.grid, self.grid))
+        colours = cv2.resize(image, self.grid_hw[::-1], interpolation=cv2.INTER_AREA).astype(np.float32).transpose(2, 0, 1)
+        lean = np.broadcast_to(np.arange(self.grid_hw[1], dtype=np.float32) * self.leaning, (1, *self.grid_hw))
         return {"logits": np.concatenate([lean, colours])[None], "affinity": np.zeros((1, 1, 1, 1), np.float32)}
 
     def close(self):
@@ -64,7 +64,7 @@ def test_what_has_no_detail_is_the_same_at_every_scale(hw, scale):
 def test_windows_show_what_the_whole_frame_is_too_coarse_for():
     frame = np.zeros((240, 320, 3), np.uint8)
     frame[:, ::32] = 255
-    network = Colours(grid=16)
+    network = Colours((16, 16))
     fine = MultiScaleSession(network, (4.0,), flip=False)
     sharpest = [np.ptp(session.infer(frame)["logits"][0, 1]) for session in (network, fine)]
     assert sharpest[1] > 1.5 * sharpest[0]
@@ -87,7 +87,47 @@ def test_each_look_is_a_pass():
     assert set(network.seen) == {(300, 300), (200, 200)}
 
 
-@pytest.mark.parametrize("scales", [(), (0.5,), (1.0, 9.0), (float("nan"),)])
+def test_every_scale_counts_alike():
+    frame = np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8)
+    network = Colours()
+    alone = [MultiScaleSession(network, (s,), flip=False).infer(frame)["logits"] for s in (1.0, 1.5, 2.0)]
+    together = MultiScaleSession(network, (1.0, 1.5, 2.0), flip=False).infer(frame)["logits"]
+    np.testing.assert_allclose(together, np.mean(alone, axis=0), rtol=1e-5)
+
+
+def test_the_window_counts_most_whose_edge_is_furthest():
+    class Numbered(Colours):
+        def infer(self, image):
+            maps = super().infer(image)
+            maps["logits"][:] = len(self.seen)
+            return maps
+
+    frame = np.zeros((100, 150, 3), np.uint8)
+    found = MultiScaleSession(Numbered((50, 75)), (1.5,), flip=False).infer(frame)["logits"][0, 0]
+    assert [found[0, 0], found[0, -1]] == [2, 3]  # the first pass is the whole frame's, then two windows of 100 x 100
+    across = found[0, 26:49]  # where both are, from one's edge to the other's
+    assert (np.diff(across) > 0).all()
+    assert abs(across[len(across) // 2] - 2.5) < 0.05
+
+
+def test_a_coarse_grid_and_windows_between_its_cells():
+    found = MultiScaleSession(Colours((2, 3)), (8.0,), flip=False).infer(ramp(64, 96))["logits"]
+    assert np.isfinite(found).all()
+    assert found.shape == (1, 4, 2, 3)
+
+
+def test_a_network_that_takes_one_size_says_which_window_it_was():
+    class Fixed(Colours):
+        def infer(self, image):
+            if image.shape[:2] != (60, 90):
+                raise InputError("takes frames of 60x90")
+            return super().infer(image)
+
+    with pytest.raises(InputError, match=r"a window of this frame at scale 1.5: takes frames of 60x90"):
+        MultiScaleSession(Fixed(), (1.0, 1.5), flip=False).infer(ramp(60, 90))
+
+
+@pytest.mark.parametrize("scales", [(), (0.5,), (1.0, 9.0), (float("nan"),), 1.5, None, ("big",)])
 def test_scales_that_make_no_sense(scales):
     with pytest.raises(InputError, match="scales must be numbers from 1 to 8"):
         MultiScaleSession(Colours(), scales, flip=False)
@@ -105,4 +145,4 @@ def test_a_segmenter_that_looks_several_times():
 def test_instance_heads_have_no_mean():
     with pytest.raises(InputError, match="no mean"):
         tfiseg.Segmenter(refine="frame", scales=(1, 1.5))
-    tfiseg.Segmenter(DEFAULT_FRAME_MODEL, refine="components", flip=True).close()
+    tfiseg.Segmenter(DEFAULT_FRAME_MODEL, refine="components", scales=np.array([1, 2]), flip=True).close()
