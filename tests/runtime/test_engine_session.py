@@ -158,6 +158,17 @@ def test_components_beside_an_engine(gpu, monkeypatch, tmp_path):
     )
 
 
+def test_several_looks_through_an_engine(gpu, monkeypatch, tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "tfiseg")
+    emulated_gpu.install(monkeypatch, gpu)
+    several = {"scales": (1, 1.5), "flip": True}
+    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path), **several)
+    assert "clustering runs on the CPU" in caplog.text
+    same(segmenter(picture()), tfiseg.Segmenter(DEFAULT_MODEL, threads=1, **several)(picture()))
+    with pytest.raises(tfiseg.InputError, match=r"a window of this frame at scale 8: .*got 20x20"):
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path), scales=[8])(picture())
+
+
 def test_memory_is_given_back(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
