@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
 from .semantic_data import IGNORE, CropSampler, CropStream, Picture, load_pictures
-from .training import learning_rate, load_checkpoint, save_checkpoint, update_average
+from .training import learning_rate, load_checkpoint, must_be_finite, save_checkpoint, update_average
 
 LONG_SIDE_PX = 384  # the longer side of what the network sees when it is used
 _FROZEN_BLOCKS = 3  # edges and textures of ImageNet serve as they are; not training them saves a third of the time
@@ -171,6 +171,7 @@ def train_semantic(
         for module in still:
             module.eval()
         loss = loss_of(network(to_input(frames))["logits"], class_map, weight, class_weight)
+        must_be_finite([loss.item()], step, checkpoint)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)

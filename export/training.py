@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ def learning_rate(step: int, steps: int, warm_up: int = 100) -> float:
 def say(text: str) -> None:
     """A line beside the progress bar, on stderr as the bar is: stdout is the report's."""
     tqdm.write(text, file=sys.stderr)
+
+
+def must_be_finite(losses: Sequence[float], step: int, checkpoint: Path) -> None:
+    """Raise InputError where a training has come apart, before its checkpoint is overwritten."""
+    if not all(map(math.isfinite, losses)):
+        kept = f"; {checkpoint} is of before" if checkpoint.exists() else ""
+        raise InputError(f"the loss of step {step} is {losses[0] if len(losses) == 1 else list(losses)}: training stops{kept}")
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from ...plugins.operator import cluster
 from ...runtime.refine import Refiner
 from ...runtime.views import VIEW_PX
 from ..network import PIXEL_MEAN, PIXEL_STD
-from ..training import HELD_SEED, learning_rate, load_checkpoint, save_checkpoint, say, update_average
+from ..training import HELD_SEED, learning_rate, load_checkpoint, must_be_finite, save_checkpoint, say, update_average
 from .bank import Bank, bank_digest, bank_summary, build_bank, is_split, object_view, typical
 from .composites import Composer
 from .network import InstanceNetwork
@@ -238,13 +238,15 @@ def train_instance(
             image, mask, *wanted = (t.to(device) for t in batch)
             network.train()
             parts = loss_of(network(*to_input(image, mask)), tuple(wanted))
+            losses = [part.item() for part in parts]
+            must_be_finite(losses, step, checkpoint)
             optimiser.zero_grad()
             (parts[0] + parts[1] + parts[2]).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             optimiser.step()
             update_average(average, network, step)
             step += 1
-            running += (np.array([part.item() for part in parts]) - running) * max(0.02, 1 / (step - first))
+            running += (np.array(losses) - running) * max(0.02, 1 / (step - first))
             bar.set_postfix_str("displacement {:.3f} affinity {:.3f} boundary {:.3f}".format(*running), refresh=False)
             bar.update()
             if step % _CHECKPOINT_EVERY == 0 or step in (clean_at, recipe.steps):

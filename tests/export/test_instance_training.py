@@ -20,7 +20,17 @@ from tfiseg.export.instance.rules import split_objects, without_split  # noqa: E
 from tfiseg.export.instance.spoil import owners, spoil  # noqa: E402
 from tfiseg.export.instance.targets import targets_of  # noqa: E402
 from tfiseg.export.instance.told import Told, with_groups  # noqa: E402
-from tfiseg.export.instance.train import SHIPPED_WEIGHTS, InstanceRecipe, banks_of, groups_in, load_start, save_weights, split_bank  # noqa: E402
+from tfiseg.export.instance.train import (  # noqa: E402
+    SHIPPED_WEIGHTS,
+    Banks,
+    InstanceRecipe,
+    banks_of,
+    groups_in,
+    load_start,
+    save_weights,
+    split_bank,
+    train_instance,
+)
 from tfiseg.export.semantic_data import Picture, sure_of  # noqa: E402
 from tfiseg.plugins.neck import EVIDENCE_FEATURES  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
@@ -199,6 +209,14 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     (fewer / "images" / "05.png").unlink()
     assert main([a.replace(str(toy), str(fewer)) for a in command]) == 1  # the checkpoint is of another bank
     assert "remove it or name another file" in capsys.readouterr().err
+
+
+def test_a_training_that_comes_apart_stops(bank, tmp_path, monkeypatch):
+    apart = torch.tensor(float("nan"), requires_grad=True)
+    monkeypatch.setattr("tfiseg.export.instance.train.loss_of", lambda outputs, wanted: (apart, apart, apart))
+    with pytest.raises(InputError, match="the loss of step 0 is"):
+        train_instance(Banks(bank, bank), SHIPPED_WEIGHTS, tmp_path / "c.ckpt", InstanceRecipe(steps=2, clean_at=0), workers=0, quiet=True)
+    assert not (tmp_path / "c.ckpt").exists()
 
 
 def picture_of(class_map):
