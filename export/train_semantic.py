@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
 from .semantic_data import IGNORE, CropSampler, CropStream, Picture, load_pictures
-from .training import learning_rate, load_checkpoint, must_be_finite, save_checkpoint, update_average
+from .training import descend, learning_rate, load_checkpoint, save_checkpoint
 
 LONG_SIDE_PX = 384  # the longer side of what the network sees when it is used
 _FROZEN_BLOCKS = 3  # edges and textures of ImageNet serve as they are; not training them saves a third of the time
@@ -171,13 +171,8 @@ def train_semantic(
         for module in still:
             module.eval()
         loss = loss_of(network(to_input(frames))["logits"], class_map, weight, class_weight)
-        must_be_finite([loss.item()], step, checkpoint)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimiser.step()
-        update_average(average, network, step)
-        running += (loss.item() - running) * max(0.02, 1 / (step - start + 1))
+        value = descend([loss], network, optimiser, average, step, checkpoint)[0]
+        running += (value - running) * max(0.02, 1 / (step - start + 1))
         bar.set_postfix(loss=f"{running:.3f}", refresh=False)
         if (step + 1) % _CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
             state = {

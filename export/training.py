@@ -28,13 +28,6 @@ def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def must_be_finite(losses: Sequence[float], step: int, checkpoint: Path) -> None:
-    """Raise InputError where a training has come apart, before its checkpoint is overwritten."""
-    if not all(map(math.isfinite, losses)):
-        kept = f"; {checkpoint} is of before" if checkpoint.exists() else ""
-        raise InputError(f"the loss of step {step} is {losses[0] if len(losses) == 1 else list(losses)}: training stops{kept}")
-
-
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], network: nn.Module, step: int, longest: float = 0.998) -> None:
     """Move the running average of the weights (EMA) towards the network; early on it follows faster."""
@@ -44,6 +37,30 @@ def update_average(average: dict[str, Tensor], network: nn.Module, step: int, lo
             average[key].lerp_(value, 1 - decay)
         else:
             average[key].copy_(value)
+
+
+def descend(
+    parts: Sequence[Tensor],
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    step: int,
+    checkpoint: Path | None = None,
+) -> list[float]:
+    """One step down the sum of a loss's parts, and the running average after it; returns the parts' values.
+
+    Raises InputError where one isn't finite: the training has come apart, and ``checkpoint`` isn't to be overwritten.
+    """
+    losses = [part.item() for part in parts]
+    if not all(map(math.isfinite, losses)):
+        kept = f"; {checkpoint} is of before" if checkpoint is not None and checkpoint.exists() else ""
+        raise InputError(f"the loss of step {step} is {losses[0] if len(losses) == 1 else losses}: training stops{kept}")
+    optimiser.zero_grad()
+    sum(parts[1:], parts[0]).backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+    optimiser.step()
+    update_average(average, network, step)
+    return losses
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

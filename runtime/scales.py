@@ -27,6 +27,8 @@ class MultiScaleSession:
         scales: 1 is the whole frame; 1.5 windows of two thirds of its longer side, which overlap.
         flip: mirror images as well: twice the passes.
 
+    Raises:
+        InputError: see ``checked_scales``.
     """
 
     def __init__(self, session: Session, scales: Sequence[float], flip: bool) -> None:
@@ -82,10 +84,10 @@ def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
     """The scales as a tuple of floats; raises InputError where one isn't in 1..8, or there is none."""
     try:
         numbers = tuple(float(s) for s in scales)
-    except (TypeError, ValueError) as wrong:
-        raise InputError(f"scales must be numbers from 1 to {MAX_SCALE:g}, got {scales!r}") from wrong
+    except (TypeError, ValueError):
+        numbers = ()
     if not numbers or not all(1 <= s <= MAX_SCALE for s in numbers):
-        raise InputError(f"scales must be numbers from 1 to {MAX_SCALE:g}, got {', '.join(f'{s:g}' for s in numbers) or 'none'}")
+        raise InputError(f"scales must be numbers from 1 to {MAX_SCALE:g}, got {scales!r}")
     return numbers
 
 

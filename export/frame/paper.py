@@ -29,7 +29,7 @@ from ...runtime.sessions import DEFAULT_MODEL
 from ...runtime.sources import Frame, checked_image
 from ..instance.network import DISPLACEMENT_UNIT_PX, STRIDE
 from ..semantic_data import IGNORE, CropSampler, load_pictures
-from ..training import learning_rate, say, update_average
+from ..training import descend, learning_rate, say
 from .heads import InstanceHeads
 from .taps import FeatureReader, Tap, find_taps
 
@@ -131,13 +131,9 @@ def train_paper(
             part["lr"] = 3e-3 * learning_rate(step, steps)
         heads.train()
         loss = pair_loss(heads(*features)[0] * UNIT, cells, offsets)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(heads.parameters(), 5.0)
-        optimiser.step()
-        update_average(average, heads, step)
+        value = descend([loss], heads, optimiser, average, step)[0]
         if (step + 1) % 200 == 0:
-            say(f"step {step + 1}: loss {loss.item():.2f} cells")
+            say(f"step {step + 1}: loss {value:.2f} cells")
     heads.load_state_dict(average)
     return heads.eval()
 

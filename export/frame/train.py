@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..instance.network import STRIDE
 from ..instance.targets import UNKNOWN, loss_of, pairs_told, targets_of
-from ..training import HELD_SEED, learning_rate, load_checkpoint, must_be_finite, save_checkpoint, say, update_average
+from ..training import HELD_SEED, descend, learning_rate, load_checkpoint, save_checkpoint, say
 from .composites import ALIKE, FrameComposer, FrameComposite, Material
 from .heads import InstanceHeads
 from .taps import FeatureReader, Tap
@@ -138,13 +138,7 @@ def train_frame(
         features, (displacement, weight, affinity, boundary) = given[: len(taps)], given[len(taps) :]
         heads.train()
         parts = loss_of(heads(*features), (displacement, weight, affinity, boundary))
-        losses = [part.item() for part in parts]
-        must_be_finite(losses, step, checkpoint)
-        optimiser.zero_grad()
-        (parts[0] + parts[1] + parts[2]).backward()
-        torch.nn.utils.clip_grad_norm_(heads.parameters(), 5.0)
-        optimiser.step()
-        update_average(average, heads, step)
+        losses = descend(parts, heads, optimiser, average, step, checkpoint)
         step += 1
         running += (np.array(losses) - running) * max(0.02, 1 / (step - first))
         bar.set_postfix_str("displacement {:.3f} affinity {:.3f} boundary {:.3f}".format(*running), refresh=False)

@@ -24,7 +24,7 @@ from ...plugins.operator import cluster
 from ...runtime.refine import Refiner
 from ...runtime.views import VIEW_PX
 from ..network import PIXEL_MEAN, PIXEL_STD
-from ..training import HELD_SEED, learning_rate, load_checkpoint, must_be_finite, save_checkpoint, say, update_average
+from ..training import HELD_SEED, descend, learning_rate, load_checkpoint, save_checkpoint, say
 from .bank import Bank, bank_digest, bank_summary, build_bank, is_split, object_view, typical
 from .composites import Composer
 from .network import InstanceNetwork
@@ -158,14 +158,14 @@ def banks_of(
     """The banks of a training run; see ``build_bank``. Groups that the instance network ``teacher`` splits are learned from as such; what
     it splits only by bold rules, fitted on ``bold_composites``, is left out."""
     bank = build_bank(images, semantic, confidence, cutouts)
-    if teacher is None:
-        bank = typical(bank)
-        say(bank_summary(bank))
-        return Banks(*split_bank(bank, recipe.held_out, recipe.seed))
-    refiner = Refiner(teacher)
-    bank = typical(with_groups(bank, tell_instances(bank, refiner, quiet)))
+    refiner = None if teacher is None else Refiner(teacher)
+    if refiner is not None:
+        bank = with_groups(bank, tell_instances(bank, refiner, quiet))
+    bank = typical(bank)
     say(bank_summary(bank))
     used, held = split_bank(bank, recipe.held_out, recipe.seed)
+    if refiner is None:
+        return Banks(used, held)
     infer = refiner.session.infer
     single = without_split(used, infer, bold_rules(held, held_seed(recipe) + 1, infer, bold_composites, recipe.seed, quiet))
     say(f"{len(used.objects) - len(single.objects)} of {len(used.objects)} objects could be groups and are left out")
@@ -238,13 +238,7 @@ def train_instance(
             image, mask, *wanted = (t.to(device) for t in batch)
             network.train()
             parts = loss_of(network(*to_input(image, mask)), tuple(wanted))
-            losses = [part.item() for part in parts]
-            must_be_finite(losses, step, checkpoint)
-            optimiser.zero_grad()
-            (parts[0] + parts[1] + parts[2]).backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-            optimiser.step()
-            update_average(average, network, step)
+            losses = descend(parts, network, optimiser, average, step, checkpoint)
             step += 1
             running += (np.array(losses) - running) * max(0.02, 1 / (step - first))
             bar.set_postfix_str("displacement {:.3f} affinity {:.3f} boundary {:.3f}".format(*running), refresh=False)
