@@ -54,6 +54,9 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
         "--min-score", type=float, metavar="P", help="leave out instances with a lower score (default: 0.3 with a score rule, else 0.5)"
     )
     verb.add_argument(
+        "--min-area", type=int, metavar="PX", help="leave out instances of fewer pixels (default: 0.1 %% of the frame, at least 25)"
+    )
+    verb.add_argument(
         "--scales",
         type=_scales,
         default=(1.0,),
@@ -83,6 +86,7 @@ def segmenter_of(args: argparse.Namespace) -> Any:
         args.model,
         things=things,
         split=args.split,
+        min_area=args.min_area,
         min_score=args.min_score,
         refine=args.refine,
         instance_model=args.instance_model,

@@ -89,6 +89,8 @@ class Segmenter:
     ) -> None:
         if threads < 0:
             raise InputError(f"threads must be at least 1 (0 = all), got {threads}")
+        if min_area is not None and min_area < 0:
+            raise InputError(f"min_area must be at least 0 pixels, got {min_area}")
         scales = checked_scales(scales)
         if refine not in REFINES:
             raise InputError(f"refine must be one of {', '.join(map(repr, REFINES))}, got {refine!r}")
@@ -207,7 +209,7 @@ class Segmenter:
             logits[0],
             things=self._clustered,
             split=0.0,
-            min_area=MIN_AREA_PX,
+            min_area=min(MIN_AREA_PX, self._least_area(size_hw)),
             max_instances=self.max_instances,
             output_size_hw=size_hw,
             class_names=self.class_names,

@@ -74,6 +74,17 @@ def test_things_by_name(astronaut):
         tfiseg.Segmenter(things=["unicorn"])
 
 
+@pytest.mark.parametrize("refine", [None, "components"])
+def test_min_area_says_what_is_too_small(tmp_path, refine):
+    frame = np.zeros((64, 64, 3), np.uint8)
+    frame[10:14, 10:14, 1], frame[30:36, 30:36, 1] = 255, 255  # 16 and 36 green pixels
+    network = tiny_model(tmp_path / "tiny.onnx", GOOD)
+    for least, areas in ((None, [36]), (10, [16, 36]), (40, [])):
+        assert tfiseg.Segmenter(network, refine=refine, min_area=least)(frame).area.tolist() == areas
+    with pytest.raises(tfiseg.InputError, match="min_area must be at least 0 pixels, got -1"):
+        tfiseg.Segmenter(network, min_area=-1)
+
+
 def test_min_score_drops_the_doubtful(astronaut):
     everything = tfiseg.Segmenter(min_score=0)(astronaut)
     sure = tfiseg.Segmenter(min_score=0.8)(astronaut)
