@@ -42,6 +42,20 @@ def add_train(verbs: Any) -> None:
     instance.add_argument(
         "--cutouts", type=Path, metavar="DIR", help="class maps of photos that show one object each, as `tfiseg train cutouts` writes them"
     )
+    instance.add_argument(
+        "--view-px",
+        type=int,
+        default=192,
+        metavar="N",
+        help="side of its views, a multiple of 32: larger ones show more, time grows with the square (default: 192)",
+    )
+    instance.add_argument(
+        "--learning-rate",
+        type=float,
+        default=2e-3,
+        metavar="X",
+        help="at its peak; less for a round more of the same pictures (default: 0.002)",
+    )
     _add_fit(instance, "bank, of composites and of what was dropped", 8000)
     instance.add_argument("--licence", metavar="TEXT", default="not stated", help="for the model's metadata")
     cutouts = add_verb(
@@ -152,7 +166,7 @@ def _instance(args: argparse.Namespace) -> int:
         start,
         args.checkpoint,
         args.output,
-        InstanceRecipe(steps=args.steps, seed=args.seed),
+        InstanceRecipe(steps=args.steps, view_px=args.view_px, learning_rate=args.learning_rate, seed=args.seed),
         teacher=None if teacher == NONE else Path(teacher),
         cutouts=args.cutouts,
         rule_composites=args.rule_composites,

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError
 from .sessions import DEFAULT_PROVIDERS, METADATA_KEY, open_onnx
-from .views import VIEW_PX
 
 INSTANCE_FORMAT = 2  # 2: the join rule sees other classes
 DEFAULT_INSTANCE_MODEL = Path(__file__).parent / "models" / "tfiseg-instance.onnx"
@@ -32,7 +31,7 @@ class InstanceMaps:
 
 
 class InstanceSession:
-    """The instance network in a file.
+    """The instance network in a file: ``view_px``, the side of the views that it takes, ``affinity_offsets`` and ``rules`` are its own.
 
     Args:
         path: model that ``tfiseg train instance`` exported; default: the one that comes with tfiseg.
@@ -49,12 +48,13 @@ class InstanceSession:
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}")
         try:
             data = json.loads(text)
-            version, view_px = data.get("instance_format"), data.get("view_px")
-            if version != INSTANCE_FORMAT or view_px != VIEW_PX:
+            version = data.get("instance_format")
+            if version != INSTANCE_FORMAT:
                 raise ModelError(
-                    f"{self.path} is no instance network for this version: its format is {version} with views of {view_px} px, wanted "
-                    f"{INSTANCE_FORMAT} with {VIEW_PX} px; `tfiseg train instance` makes one"
+                    f"{self.path} is no instance network for this version: its format is {version}, wanted {INSTANCE_FORMAT}; "
+                    "`tfiseg train instance` makes one"
                 )
+            self.view_px = int(data["view_px"])
             self.stride = int(data["stride"])
             self.affinity_offsets = np.asarray(data["affinity_offsets"], np.int32)
             self.rules = {name: np.asarray(values, np.float32) for name, values in data["rules"].items()}
@@ -62,9 +62,9 @@ class InstanceSession:
             raise ModelError(f"{self.path}: its tfiseg metadata is damaged ({wrong!r}): export it again") from wrong
 
     def infer(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
-        """Maps of views uint8 (K, S, S, 3) BGR and masks uint8 (K, S, S) 0/1."""
+        """Maps of views uint8 (K, S, S, 3) BGR and masks uint8 (K, S, S) 0/1, S = ``view_px``."""
         if not len(views):
-            cells = views.shape[1] // self.stride
+            cells = self.view_px // self.stride
             channels = ((2, cells), (len(self.affinity_offsets), cells), (1, 2 * cells))
             return InstanceMaps(*(np.zeros((0, c, side, side), np.float32) for c, side in channels))
         return InstanceMaps(*self._session.run(["displacement", "affinity", "boundary"], {"views": views, "masks": masks}))

@@ -13,7 +13,7 @@ from .looks import PlannedView
 from .pieces import Parted
 from .views import VIEW_PX, sample
 
-JOIN_GRID_PX = VIEW_PX // 2
+JOIN_CELL_PX = 2  # of a view: the grid on which pairs are judged
 _SEEN_SHARE = 0.7  # of a piece that must lie inside a view for the view to place it
 # two pieces of like size are two objects more often than not, and in a view of a crowd nothing can be told (found in the first trial)
 _GUEST_SHARE = 0.4  # of the host's area, at most
@@ -46,7 +46,7 @@ class Candidates:
         return [((a, b), float(v)) for (a, b), v in zip(self.pairs.tolist(), log_odds, strict=True)]
 
 
-def candidates_in(parted: Parted, planned: Sequence[PlannedView]) -> dict[int, Candidates]:
+def candidates_in(parted: Parted, planned: Sequence[PlannedView], view_px: int = VIEW_PX) -> dict[int, Candidates]:
     """The pairs that each view can tell about, by number of the view; views without any are left out. Pieces of its class and of
     different components; in a component's own view those with it."""
     areas = np.bincount(parted.label_map.ravel(), minlength=len(parted.component_of))
@@ -55,18 +55,23 @@ def candidates_in(parted: Parted, planned: Sequence[PlannedView]) -> dict[int, C
     several = np.bincount(of_class[1:], minlength=256) > 1
     found = {}
     for k, p in enumerate(planned):
-        its = _candidates(parted.label_map, areas, of_piece, of_class, p) if several[p.class_id] else None
+        its = _candidates(parted.label_map, areas, of_piece, of_class, p, view_px // JOIN_CELL_PX) if several[p.class_id] else None
         if its is not None:
             found[k] = its
     return found
 
 
 def _candidates(
-    pieces: NDArray[np.int32], areas: NDArray[np.int64], of_piece: NDArray[np.int64], of_class: NDArray[np.int32], planned: PlannedView
+    pieces: NDArray[np.int32],
+    areas: NDArray[np.int64],
+    of_piece: NDArray[np.int64],
+    of_class: NDArray[np.int32],
+    planned: PlannedView,
+    grid_px: int,
 ) -> Candidates | None:
-    there = sample(pieces, planned.view, JOIN_GRID_PX)
+    there = sample(pieces, planned.view, grid_px)
     numbers, count = np.unique(there, return_counts=True)
-    cell_px = (planned.view.side / JOIN_GRID_PX) ** 2
+    cell_px = (planned.view.side / grid_px) ** 2
     seen = (of_class[numbers] == planned.class_id) & (count * cell_px >= _SEEN_SHARE * areas[numbers])
     numbers, size = numbers[seen], count[seen]
     if len(numbers) < 2:

@@ -26,18 +26,18 @@ class PlannedView:
     component: int
 
 
-def plan_views(components: Instances) -> list[PlannedView]:
+def plan_views(components: Instances, view_px: int = VIEW_PX) -> list[PlannedView]:
     """Views of one frame: each component's own, largest first, then one of each class that has several components."""
     size_hw = (components.label_map.shape[0], components.label_map.shape[1])
     boxes = components.box_xyxy.astype(int)
     order = [int(i) for i in np.argsort(-components.area, kind="stable") if longest_side(boxes[i]) >= MIN_SIDE_PX]
-    own = [PlannedView(view_of(tuple(boxes[i].tolist()), size_hw), int(components.class_id[i]), i + 1) for i in order]
+    own = [PlannedView(view_of(tuple(boxes[i].tolist()), size_hw, view_px), int(components.class_id[i]), i + 1) for i in order]
     whole = []
     for class_id in np.unique(components.class_id):
         its = boxes[components.class_id == class_id]
         if len(its) < 2:
             continue
-        view = view_of((*its[:, :2].min(0).tolist(), *its[:, 2:].max(0).tolist()), size_hw)
+        view = view_of((*its[:, :2].min(0).tolist(), *its[:, 2:].max(0).tolist()), size_hw, view_px)
         largest = max((p.view.side for p in own if p.class_id == class_id), default=0)
         if largest and largest < _ALIKE_VIEW * view.side:
             whole.append(PlannedView(view, int(class_id), 0))
@@ -48,14 +48,14 @@ def longest_side(box_xyxy: NDArray[np.int64]) -> int:
     return int((box_xyxy[2:] - box_xyxy[:2]).max())
 
 
-def own_masks(components: Instances, planned: Sequence[PlannedView]) -> NDArray[np.uint8]:
+def own_masks(components: Instances, planned: Sequence[PlannedView], view_px: int = VIEW_PX) -> NDArray[np.uint8]:
     """The component that each view was made for, uint8 (K, S, S) 0/1, in one piece as it is in the frame; zeros where there is none."""
-    own = np.zeros((len(planned), VIEW_PX, VIEW_PX), np.uint8)
+    own = np.zeros((len(planned), view_px, view_px), np.uint8)
     for k, p in enumerate(planned):
         if p.component:  # where it shrinks, every cell that it touches: thin parts must not fall off
             its = (window(components.label_map, p.view) == p.component).astype(np.uint8)
-            seen = cut(its * np.uint8(255), View(0, 0, p.view.side), outside=0)
-            own[k] = seen > (0 if p.view.side > VIEW_PX else 127)
+            seen = cut(its * np.uint8(255), View(0, 0, p.view.side), view_px, outside=0)
+            own[k] = seen > (0 if p.view.side > view_px else 127)
     return own
 
 
@@ -76,26 +76,28 @@ class Looks:
 
 def look(image: NDArray[np.uint8], components: Instances, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> Looks:
     """Cut the views out of a frame uint8 (H, W, 3) BGR; ``own`` as ``own_masks`` gives it."""
-    shape = (len(planned), VIEW_PX, VIEW_PX)
+    shape, view_px = own.shape, own.shape[1]
     images, masks = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
     class_of = np.concatenate([[0], components.class_id]).astype(np.int32)
     for k, p in enumerate(planned):
-        images[k] = cut(image, p.view)
+        images[k] = cut(image, p.view, view_px)
         its = class_of[window(components.label_map, p.view)] == p.class_id
-        masks[k] = cut_mask(its.astype(np.uint8), View(0, 0, p.view.side))
+        masks[k] = cut_mask(its.astype(np.uint8), View(0, 0, p.view.side), view_px)
     return Looks(images, masks, own)
 
 
-def worth_a_look(components: Instances) -> tuple[list[PlannedView], NDArray[np.uint8]]:
+def worth_a_look(components: Instances, view_px: int = VIEW_PX) -> tuple[list[PlannedView], NDArray[np.uint8]]:
     """The views of a frame that could tell something, and the component that each was made for (see ``own_masks``)."""
-    planned = plan_views(components)
-    own = own_masks(components, planned)
+    planned = plan_views(components, view_px)
+    own = own_masks(components, planned, view_px)
     kept = doubtful(planned, own)
     return [planned[k] for k in kept], own[kept]
 
 
-def looked_at(image: NDArray[np.uint8], components: Instances, max_views: int = MAX_VIEWS) -> tuple[list[PlannedView], Looks]:
+def looked_at(
+    image: NDArray[np.uint8], components: Instances, view_px: int = VIEW_PX, max_views: int = MAX_VIEWS
+) -> tuple[list[PlannedView], Looks]:
     """The views of a frame that could tell something, at most ``max_views``, and what they show."""
-    planned, own = worth_a_look(components)
+    planned, own = worth_a_look(components, view_px)
     planned, own = planned[:max_views], own[:max_views]
     return planned, look(image, components, planned, own)

@@ -62,7 +62,7 @@ class Refiner:
                 f"the picture is {image.shape[:2]}, its components are of {components.label_map.shape}: they must be of one size"
             )
         began = time.perf_counter()
-        planned, own = worth_a_look(components)
+        planned, own = worth_a_look(components, self.session.view_px)
         planning = (time.perf_counter() - began) * 1e3
         parted = Parted(components)
         if not parted.cut_small(self.threads) and not planned:
@@ -75,7 +75,7 @@ class Refiner:
         judged = []
         join_rule = self.session.rules.get("join")
         if join_rule is not None:
-            candidates = candidates_in(parted, planned)
+            candidates = candidates_in(parted, planned, self.session.view_px)
             views.look([*candidates])
             for k, its in candidates.items():  # a component's own view comes first: it is closer
                 if k in views.shown:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-VIEW_PX = 160
+VIEW_PX = 192  # unless an instance network says otherwise; its time goes with the square
 GREY = 127  # outside of the picture
 _MARGIN = 1.25  # side of a view over the longer side of what it shows
 _MARGIN_PX = 16

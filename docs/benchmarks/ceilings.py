@@ -13,7 +13,7 @@ from tfiseg.runtime.looks import looked_at
 from tfiseg.runtime.metrics import PanopticCounts, panoptic_counts
 from tfiseg.runtime.pieces import Parted, instances_of
 from tfiseg.runtime.refine import cut_views
-from tfiseg.runtime.views import VIEW_PX, sample
+from tfiseg.runtime.views import sample
 
 BOUNDARIES = (0.7, 0.5, 0.3)
 
@@ -51,11 +51,11 @@ for folder in sys.argv[1:]:
     totals = {}
     for picture in load_eval_set(Path(folder))[0]:
         components = tfiseg.cluster(picture.semantic, split=0.0)
-        planned, looks = looked_at(picture.image, components)
+        planned, looks = looked_at(picture.image, components, refiner.session.view_px)
         planned = [p for p in planned if p.component]  # the others are for joins only
         own = looks.own[: len(planned)]
         maps = refiner.session.infer(looks.images[: len(planned)], looks.masks[: len(planned)])
-        wanted = [sample(picture.truth, p.view, VIEW_PX) for p in planned]
+        wanted = [sample(picture.truth, p.view, refiner.session.view_px) for p in planned]
 
         def pieces_of(found, components=components, planned=planned):
             parted = Parted(components)

@@ -16,7 +16,7 @@ VIEWS = 120
 refiner = tfiseg.Refiner()
 own, affinity, boundary = [], [], []
 for picture in load_eval_set(Path(sys.argv[1]))[0]:
-    planned, looks = looked_at(picture.image, tfiseg.cluster(picture.semantic, split=0.0))
+    planned, looks = looked_at(picture.image, tfiseg.cluster(picture.semantic, split=0.0), refiner.session.view_px)
     kept = [k for k, p in enumerate(planned) if p.component]
     if kept:
         maps = refiner.session.infer(looks.images, looks.masks)

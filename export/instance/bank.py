@@ -22,12 +22,12 @@ from ...errors import InputError
 from ...runtime.views import VIEW_PX, cut, cut_mask, solidity, view_of
 from ..semantic_data import IGNORE, Picture, load_pictures, sure_of
 
-LONG_SIDE_PX = 400  # pictures are shrunk to it: views are 160 px, so larger ones only cost memory
+LONG_SIDE_PX = 400  # pictures are shrunk to it, unless a trainer's views show more: larger ones only cost memory
 _MIN_CONFIDENCE = 0.6
 _MIN_SOLIDITY = 0.45  # area over convex hull
 _MIN_SOLIDITY_IN_PLACE = 0.4  # of an object that stays in its own picture
 _CONVEX, _DENT = 0.9, 0.05  # median solidity of a convex class; how much less a group of them has
-_MIN_AREA_PX = 900  # smaller ones are pasted blurred
+_LEAST_SIDE = 0.075  # of an object, as the root of its area, over the long side of pictures: smaller ones are pasted blurred
 _SPLIT_SHARE = 0.12
 _LEAST_AREA_PX = 100  # where a class has nothing larger: cells
 
@@ -48,7 +48,7 @@ class BankObject:
 
 @dataclass(frozen=True)
 class Bank:
-    """Pictures (at most 400 px) and the objects found in them; ``told``: instances of each picture, int32 (H, W), where an earlier
+    """Pictures, shrunk, and the objects found in them; ``told``: instances of each picture, int32 (H, W), where an earlier
     network told them."""
 
     pictures: Sequence[Picture]
@@ -60,10 +60,10 @@ class Bank:
         return replace(self, objects=[o for i, o in enumerate(self.objects) if i not in dropped])
 
 
-def shrunk(picture: Picture) -> Picture:
-    """The picture at most 400 px long."""
+def shrunk(picture: Picture, long_side_px: int = LONG_SIDE_PX) -> Picture:
+    """The picture at most so long."""
     h, w = picture.semantic.shape
-    zoom = LONG_SIDE_PX / max(h, w)
+    zoom = long_side_px / max(h, w)
     if zoom >= 1:
         return picture
     size = (max(1, round(w * zoom)), max(1, round(h * zoom)))
@@ -87,11 +87,11 @@ def _highest_class(pictures: Sequence[Picture]) -> int:
     return max((int(p.semantic[p.semantic != IGNORE].max(initial=0)) for p in pictures), default=0)
 
 
-def objects_in(pictures: Sequence[Picture], single: Container[str] = ()) -> list[BankObject]:
-    """What is taken for one object in these pictures; ``single``: names of those that are known to show one."""
+def objects_in(pictures: Sequence[Picture], single: Container[str] = (), long_side_px: int = LONG_SIDE_PX) -> list[BankObject]:
+    """What is taken for one object in these pictures, at most so long; ``single``: names of those that are known to show one."""
     found = [o for i, p in enumerate(pictures) for o in _components(p, i, p.name in single)]
     area = {c: np.median([o.mask.sum() for o in found if o.class_id == c and o.whole] or [0]) for c in {o.class_id for o in found}}
-    least = {c: min(_MIN_AREA_PX, max(_LEAST_AREA_PX, float(a))) for c, a in area.items()}
+    least = {c: min((_LEAST_SIDE * long_side_px) ** 2, max(_LEAST_AREA_PX, float(a))) for c, a in area.items()}
     return [o for o in found if o.mask.sum() >= least[o.class_id]]
 
 
@@ -125,7 +125,9 @@ def object_of(sure: NDArray[np.uint8], index: int, class_id: int, pixels: NDArra
     return BankObject(index, class_id, (x, y, w, h), mask, bottom, not elsewhere and bool(filled >= _MIN_SOLIDITY), lone=False)
 
 
-def build_bank(images: Path, semantic: Path, confidence: Path | None = None, cutouts: Path | None = None) -> Bank:
+def build_bank(
+    images: Path, semantic: Path, confidence: Path | None = None, cutouts: Path | None = None, long_side_px: int = LONG_SIDE_PX
+) -> Bank:
     """The bank of a folder of pictures and class maps.
 
     Args:
@@ -134,14 +136,15 @@ def build_bank(images: Path, semantic: Path, confidence: Path | None = None, cut
         confidence: ``NAME.png``, 0..255, any size; default: all maps are sure.
         cutouts: ``NAME.png``, class maps that are sure and show one object each (``cutouts.py``): of pictures without a class map, or in
             place of it. Their class ids are counted from the highest of the class maps on, so that none is taken for another.
+        long_side_px: longer pictures are shrunk to it.
 
     Raises:
         InputError: no class map holds a component that looks like one object.
     """
     given = {p.name: p for p in load_pictures(images, semantic, confidence)}
     single = {p.name: p for p in _cut_out(images, cutouts, [*given.values()])} if cutouts is not None else {}
-    pictures = [shrunk(p) for _, p in sorted((given | single).items())]
-    objects = objects_in(pictures, single)
+    pictures = [shrunk(p, long_side_px) for _, p in sorted((given | single).items())]
+    objects = objects_in(pictures, single, long_side_px)
     if not any(o.whole for o in objects):
         raise InputError(
             f"{semantic}: no class map holds a component that could be one whole object (at least {_LEAST_AREA_PX} px, solid, uncut by "

@@ -9,6 +9,7 @@ nothing. The mask is then spoilt as networks spoil masks (``spoil.py``), and the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ from ..semantic_data import IGNORE, Picture
 from .bank import Bank, BankObject
 from .spoil import owners, spoil
 
-CANVAS_PX = 216  # composites are made this large and seen in views of 160 px
+_CANVAS = 1.35  # side of a composite over that of the view in which it is seen
 _ALONE, _IN_PLACE = 0.22, 0.45  # cumulative shares of the kinds; the rest is pasted on other pictures
 _COMPANY = 0.35  # share of the first two kinds that show an object among others, where an earlier network told who is who
 _CELLS = 0.12  # share of the last kind that are cells
@@ -60,6 +61,7 @@ class Composer:
         self.bank = bank
         self.seed = seed
         self.view_px = view_px
+        self.canvas_px = ceil(_CANVAS * view_px)
         self._whole: dict[int, list[BankObject]] = {}
         for o in bank.objects:
             if o.whole:
@@ -96,7 +98,7 @@ class Composer:
             canvas, label, size = self._backdrop(class_id, rng)
             count = int(rng.integers(1, 7))
         if count and not (label > 0).any() and rng.random() < _CELLS:
-            canvas, label = _cells(rng)
+            canvas, label = _cells(self.canvas_px, rng)
         elif count:
             self.paste_objects(canvas, label, class_id, count, size, rng)
         if not (label > 0).any():
@@ -118,16 +120,17 @@ class Composer:
 
     def _in_its_picture(self, o: BankObject, alone: bool, rng: np.random.Generator) -> tuple[Canvas, Label, float]:
         """The object in its own picture, anywhere on the canvas: canvas, label, side of the object in pixels."""
+        canvas_px = self.canvas_px
         side = float(np.sqrt(o.box_xywh[2] * o.box_xywh[3]))
-        size = CANVAS_PX * (rng.uniform(0.3, 1.2) if alone else rng.uniform(0.2, 0.75))
+        size = canvas_px * (rng.uniform(0.3, 1.2) if alone else rng.uniform(0.2, 0.75))
         zoom = min(size / side, 2.5)
-        window = CANVAS_PX / zoom
+        window = canvas_px / zoom
         x = o.box_xywh[0] + o.box_xywh[2] / 2 + rng.uniform(-0.3, 0.3) * window * (0.5 if alone else 0.9)
         y = o.box_xywh[1] + o.box_xywh[3] / 2 + rng.uniform(-0.3, 0.3) * window * 0.5
-        to_canvas = np.array([[zoom, 0, CANVAS_PX / 2 - x * zoom], [0, zoom, CANVAS_PX / 2 - y * zoom]], np.float32)
+        to_canvas = np.array([[zoom, 0, canvas_px / 2 - x * zoom], [0, zoom, canvas_px / 2 - y * zoom]], np.float32)
         if rng.random() < 0.5:
-            to_canvas[0] = [-zoom, 0, CANVAS_PX / 2 + x * zoom]
-        picture, shape = self.bank.pictures[o.picture], (CANVAS_PX, CANVAS_PX)
+            to_canvas[0] = [-zoom, 0, canvas_px / 2 + x * zoom]
+        picture, shape = self.bank.pictures[o.picture], (canvas_px, canvas_px)
         image = picture.image
         if zoom < 0.7:  # warpAffine doesn't average
             image = np.asarray(cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA), np.uint8)
@@ -146,6 +149,7 @@ class Composer:
 
     def _backdrop(self, class_id: int, rng: np.random.Generator) -> tuple[Canvas, Label, float]:
         """A crop of a picture without the class, where other classes are in it, and a size for the objects to come."""
+        canvas_px = self.canvas_px
         for _ in range(1000):
             index = int(rng.integers(len(self.bank.pictures)))
             if class_id not in self._shows[index]:
@@ -155,18 +159,18 @@ class Composer:
             index = int(rng.integers(len(self.bank.pictures)))
             image = emptied_of(self.bank.pictures[index], class_id)
         h, w = image.shape[:2]
-        zoom = max(rng.uniform(0.9, 2.2) * 0.6, 1.0) * CANVAS_PX / min(h, w)
+        zoom = max(rng.uniform(0.9, 2.2) * 0.6, 1.0) * canvas_px / min(h, w)
         how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
         image = np.asarray(cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=how), np.uint8)
         h, w = image.shape[:2]
         others = _others_in(self.bank.pictures[index].semantic, class_id).astype(np.uint8)
         others = np.asarray(cv2.resize(others, (w, h), interpolation=cv2.INTER_NEAREST), np.uint8)
-        y, x = int(rng.integers(0, max(h - CANVAS_PX, 0) + 1)), int(rng.integers(0, max(w - CANVAS_PX, 0) + 1))
-        crop, others = (a[y : y + CANVAS_PX, x : x + CANVAS_PX] for a in (image, others))
-        if crop.shape[:2] != (CANVAS_PX, CANVAS_PX):
-            crop = np.asarray(cv2.resize(crop, (CANVAS_PX, CANVAS_PX)), np.uint8)
-            others = np.asarray(cv2.resize(others, (CANVAS_PX, CANVAS_PX), interpolation=cv2.INTER_NEAREST), np.uint8)
-        size = CANVAS_PX * float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
+        y, x = int(rng.integers(0, max(h - canvas_px, 0) + 1)), int(rng.integers(0, max(w - canvas_px, 0) + 1))
+        crop, others = (a[y : y + canvas_px, x : x + canvas_px] for a in (image, others))
+        if crop.shape[:2] != (canvas_px, canvas_px):
+            crop = np.asarray(cv2.resize(crop, (canvas_px, canvas_px)), np.uint8)
+            others = np.asarray(cv2.resize(others, (canvas_px, canvas_px), interpolation=cv2.INTER_NEAREST), np.uint8)
+        size = canvas_px * float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
         return crop.astype(np.float32), np.where(others > 0, _OTHER, 0).astype(np.int32), size
 
     def _cutout(self, o: BankObject, size: float, relit: bool, rng: np.random.Generator) -> tuple[Canvas, NDArray[np.float32]]:
@@ -239,8 +243,8 @@ class Composer:
                 shown = (labels == rng.choice(large)).astype(np.uint8)
             x, y, w, h = cv2.boundingRect(shown)
             return view_of((x, y, x + w, y + h), mask.shape, self.view_px)
-        side = int(rng.integers(min(self.view_px, CANVAS_PX), CANVAS_PX + 1))
-        x, y = (int(rng.integers(0, CANVAS_PX - side + 1)) for _ in range(2))
+        side = int(rng.integers(self.view_px, self.canvas_px + 1))
+        x, y = (int(rng.integers(0, self.canvas_px - side + 1)) for _ in range(2))
         return View(x, y, side)
 
 
@@ -349,16 +353,16 @@ def _paste(
     here[shown] = number
 
 
-def _cells(rng: np.random.Generator) -> tuple[Canvas, Label]:
+def _cells(canvas_px: int, rng: np.random.Generator) -> tuple[Canvas, Label]:
     """Round things on a plain ground, brighter or darker than it: cells, fruit, coins."""
     ground, colour = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
     if rng.random() < 0.5:  # grey, as many microscopes are
         ground, colour = np.full(3, ground.mean()), np.full(3, colour.mean())
-    size = CANVAS_PX * float(np.exp(rng.uniform(np.log(0.1), np.log(0.35))))
-    canvas = np.empty((CANVAS_PX, CANVAS_PX, 3), np.float32)
+    size = canvas_px * float(np.exp(rng.uniform(np.log(0.1), np.log(0.35))))
+    canvas = np.empty((canvas_px, canvas_px, 3), np.float32)
     canvas[:] = ground
-    canvas += cv2.resize(rng.normal(0, 12, (4, 4, 1)).astype(np.float32), (CANVAS_PX, CANVAS_PX))[..., None]
-    label = np.zeros((CANVAS_PX, CANVAS_PX), np.int32)
+    canvas += cv2.resize(rng.normal(0, 12, (4, 4, 1)).astype(np.float32), (canvas_px, canvas_px))[..., None]
+    label = np.zeros((canvas_px, canvas_px), np.int32)
     for _ in range(int(rng.integers(2, 16))):
         shape = ellipse(rng, size * float(np.exp(rng.normal(0, 0.25)))).astype(np.float32)
         h, w = shape.shape

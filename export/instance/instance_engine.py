@@ -57,7 +57,7 @@ def build_instance_engine(
     lowered = to_fp16(model) if precision.precision == "fp16" else model
     gate = _gate(model, lowered, precision, quiet) if precision.precision == "fp16" else None
     batch = settings.profile.batch if settings.profile.batch > 1 else MAX_VIEWS
-    settings = replace(settings, profile=ViewProfile(batch=batch))
+    settings = replace(settings, profile=ViewProfile(batch=batch, view_px=metadata["view_px"]))
     expected = {layer.name: layer.precision for layer in layer_precisions(lowered)}
     judged = time.perf_counter() - began
     built = build_plan(lowered.SerializeToString(), kind, settings, quiet)
@@ -88,7 +88,7 @@ def _gate(model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionS
             sessions.append(InstanceSession(Path(folder, f"{name}.onnx")))
         for image in tqdm(sample_frames(settings.frames, settings.gate_frames, settings.seed, quiet), desc="gate", disable=quiet):
             components = segmenter.by_shape(image, 0.0)
-            planned, looks = looked_at(image, components)
+            planned, looks = looked_at(image, components, sessions[0].view_px)
             if not planned:
                 continue
             one, other = (session.infer(looks.images, looks.masks) for session in sessions)

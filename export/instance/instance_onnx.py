@@ -55,6 +55,7 @@ def export_instance(
     rules: dict[str, NDArray[np.float32]],
     training_data: str = "not stated",
     licence: str = "not stated",
+    view_px: int = VIEW_PX,
 ) -> dict[str, Any]:
     """Write the ONNX model and check it against torch, on noise.
 
@@ -63,6 +64,7 @@ def export_instance(
         output: NAME.onnx, written whole or not at all.
         rules: learned merge rules by name ("merge", "part", "join"), see ``rules.py``; they belong to these weights.
         training_data, licence: sentences for the model's metadata.
+        view_px: side of its views: what it was trained with.
 
     Returns:
         bytes, the largest difference of a probability, the metadata.
@@ -71,8 +73,8 @@ def export_instance(
         ModelError: torch and ONNX Runtime differ by more than 0.02 in a probability.
     """
     rng = np.random.default_rng(0)
-    views = rng.integers(0, 256, (2, VIEW_PX, VIEW_PX, 3), np.uint8)
-    masks = (rng.random((2, VIEW_PX, VIEW_PX)) < 0.5).astype(np.uint8)
+    views = rng.integers(0, 256, (2, view_px, view_px, 3), np.uint8)
+    masks = (rng.random((2, view_px, view_px)) < 0.5).astype(np.uint8)
     whole = ViewMaps(network)
     given = (torch.from_numpy(views), torch.from_numpy(masks))
     batch = torch.export.Dim("views", min=1, max=1024)
@@ -98,7 +100,7 @@ def export_instance(
     metadata = {
         "instance_format": INSTANCE_FORMAT,
         "name": output.stem,
-        "view_px": VIEW_PX,
+        "view_px": view_px,
         "stride": STRIDE,
         "affinity_offsets": [list(o) for o in AFFINITY_OFFSETS],
         "rules": {name: rounded(values) for name, values in rules.items()},

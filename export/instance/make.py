@@ -41,7 +41,7 @@ def make_instance_model(
     banks = banks_of(images, semantic, confidence, recipe, teacher, cutouts, quiet=quiet)
     if sheets is not None:
         bank_sheet(banks.used, sheets / "bank.jpg")
-        composite_sheet(Composer(banks.used, recipe.seed), sheets / "composites.jpg")
+        composite_sheet(Composer(banks.used, recipe.seed, recipe.view_px), sheets / "composites.jpg")
         say(f"look at {sheets}/bank.jpg and composites.jpg: one object in each picture of the bank?")
     network, dropped = train_instance(banks, start, checkpoint, recipe, workers, threads, quiet=quiet)
     if sheets is not None and dropped:
@@ -52,8 +52,8 @@ def make_instance_model(
     def infer(views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
         return InstanceMaps(*(m.numpy() for m in maps(torch.from_numpy(views), torch.from_numpy(masks))))
 
-    fits = fit_rules(banks.held, held_seed(recipe) + 1, infer, rule_composites, recipe.seed, quiet)
-    report = export_instance(network, output, {name: f.rule for name, f in fits.items()}, training_data, licence)
+    fits = fit_rules(banks.held, held_seed(recipe) + 1, infer, rule_composites, recipe.seed, quiet, recipe.view_px)
+    report = export_instance(network, output, {name: f.rule for name, f in fits.items()}, training_data, licence, recipe.view_px)
     report["rules"] = {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}
     report["dropped"] = len(dropped)
     return report

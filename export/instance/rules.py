@@ -26,9 +26,10 @@ from ...plugins.neck import EVIDENCE_FEATURES, evidence_features
 from ...plugins.operator import AFFINITY_OFFSETS
 from ...plugins.problem import CALM, Problem, problem_of
 from ...runtime.instance_session import InstanceMaps
-from ...runtime.joining import JOIN_GRID_PX
+from ...runtime.joining import JOIN_CELL_PX
 from ...runtime.joins import Pieces
 from ...runtime.refine import cut_views
+from ...runtime.views import VIEW_PX
 from ..neck_rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
 from .bank import Bank, is_split, object_view
 from .composites import Composer, Composite
@@ -56,30 +57,34 @@ class Fit:
     pairs: int
 
 
-def fit_rules(held: Bank, composite_seed: int, infer: Look, count: int, seed: int = 0, quiet: bool = False) -> dict[str, Fit]:
+def fit_rules(
+    held: Bank, composite_seed: int, infer: Look, count: int, seed: int = 0, quiet: bool = False, view_px: int = VIEW_PX
+) -> dict[str, Fit]:
     """Fit "merge", "part" and "join" on ``count`` composites of objects kept apart, as the network ``infer`` (views, masks -> maps) sees
     them. Bold rules first, on a quarter: objects that they split, half of which are groups, would teach to leave groups whole."""
-    bold = bold_rules(held, composite_seed, infer, -(-count // 4), seed, quiet)
-    return _fitted(Composer(without_split(held, infer, bold), composite_seed), infer, count, seed, quiet, _LONE_WEIGHTS)
+    bold = bold_rules(held, composite_seed, infer, -(-count // 4), seed, quiet, view_px)
+    return _fitted(Composer(without_split(held, infer, bold, view_px), composite_seed, view_px), infer, count, seed, quiet, _LONE_WEIGHTS)
 
 
-def bold_rules(held: Bank, composite_seed: int, infer: Look, count: int, seed: int = 0, quiet: bool = False) -> dict[str, Rule]:
+def bold_rules(
+    held: Bank, composite_seed: int, infer: Look, count: int, seed: int = 0, quiet: bool = False, view_px: int = VIEW_PX
+) -> dict[str, Rule]:
     """Rules that rather cut, by name: what they split of the objects that a bank takes for single is looked at as groups."""
-    fits = _fitted(Composer(held, composite_seed), infer, count, seed, quiet, _BOLD_WEIGHTS)
+    fits = _fitted(Composer(held, composite_seed, view_px), infer, count, seed, quiet, _BOLD_WEIGHTS)
     return {name: fit.rule for name, fit in fits.items()}
 
 
-def without_split(bank: Bank, infer: Look, rules: dict[str, Rule]) -> Bank:
+def without_split(bank: Bank, infer: Look, rules: dict[str, Rule], view_px: int = VIEW_PX) -> Bank:
     """The bank without the objects that the network splits by these rules; as it is if no whole object were left."""
-    single = bank.without(split_objects(bank, infer, rules))
+    single = bank.without(split_objects(bank, infer, rules, view_px))
     return single if any(o.whole for o in single.objects) else bank
 
 
-def split_objects(bank: Bank, infer: Look, rules: dict[str, Rule]) -> set[int]:
+def split_objects(bank: Bank, infer: Look, rules: dict[str, Rule], view_px: int = VIEW_PX) -> set[int]:
     """Indices of the objects that the network splits by these rules: their second largest piece is more than 12 % of them."""
     split = set()
     for start in range(0, len(bank.objects), _BATCH):
-        seen = [object_view(bank, o) for o in bank.objects[start : start + _BATCH]]
+        seen = [object_view(bank, o, view_px) for o in bank.objects[start : start + _BATCH]]
         views, masks = (np.stack(arrays) for arrays in zip(*seen, strict=True))
         for k, labels in enumerate(cut_views(masks, infer(views, masks), np.asarray(AFFINITY_OFFSETS, np.int32), rules)):
             if is_split(np.bincount(labels.ravel())[1:]):
@@ -162,7 +167,7 @@ def calm(own: NDArray[np.uint8], boundary: NDArray[np.float32]) -> NDArray[np.ui
 
 def _joins_of(composite: Composite, maps: InstanceMaps, k: int) -> list[Samples]:
     """Pairs of pieces (one object's share of one component) in different components."""
-    step = composite.mask.shape[0] // JOIN_GRID_PX
+    step = JOIN_CELL_PX
     _, labels = cv2.connectedComponents(composite.mask, connectivity=8)
     owner, component = composite.owner[::step, ::step], labels[::step, ::step]
     pieces = np.zeros(owner.shape, np.int32)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...runtime.drawing import instance_colours
-from ...runtime.views import VIEW_PX
 from .bank import Bank, object_view
 from .composites import Composer
 
@@ -50,7 +49,7 @@ def composite_sheet(composer: Composer, path: Path, first: int = 0) -> None:
 def captioned(cell: Image, text: str) -> Image:
     """The cell with a line of text at its foot."""
     out = np.ascontiguousarray(cell, np.uint8)
-    cv2.putText(out, text, (3, VIEW_PX - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 255, 255), 1, cv2.LINE_AA)
+    cv2.putText(out, text, (3, out.shape[0] - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 255, 255), 1, cv2.LINE_AA)
     return out
 
 

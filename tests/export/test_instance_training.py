@@ -6,6 +6,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import tfiseg
 
 torch = pytest.importorskip("torch", reason="training needs torch: make test-export")
 
@@ -86,8 +87,8 @@ def test_a_composite_is_told_by_its_number_alone(bank):
         a, b = first(k), second(k)
         assert np.array_equal(a.image, b.image)
         assert np.array_equal(a.owner, b.owner)
-        assert a.image.shape == (160, 160, 3)
-        assert a.owner.shape == a.mask.shape == (160, 160)
+        assert a.image.shape == (first.view_px, first.view_px, 3)
+        assert a.owner.shape == a.mask.shape == (first.view_px, first.view_px)
         assert np.array_equal(a.mask > 0, a.owner != 0)
         assert not (a.other & a.mask).any()
     assert not np.array_equal(first(5).image, Composer(bank, 4)(5).image)
@@ -95,7 +96,8 @@ def test_a_composite_is_told_by_its_number_alone(bank):
 
 def test_what_stands_in_front_is_another_class_where_the_map_knows_it(bank):
     composer = Composer(bank, 0)
-    canvas, label = np.zeros((216, 216, 3), np.float32), np.zeros((216, 216), np.int32)
+    side = composer.canvas_px
+    canvas, label = np.zeros((side, side, 3), np.float32), np.zeros((side, side), np.int32)
     label[60:160, 60:160] = 1
     composer.occlude(canvas, label, composer.classes[0], 100.0, np.random.default_rng(2))  # a bar: the bank has no other class
     assert (label == -1).any()
@@ -189,7 +191,8 @@ def test_weights_alone_are_a_start(tmp_path):
 
 def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     command = ["train", "instance", "--images", str(toy / "images"), "--semantic", str(toy / "semantic"), "--start", "imagenet"]
-    command += ["--steps", "4", "--rule-composites", "32", "--workers", "0", "--sheets", str(tmp_path / "sheets"), "--json"]
+    command += ["--steps", "4", "--view-px", "128", "--rule-composites", "32", "--workers", "0", "--json"]
+    command += ["--sheets", str(tmp_path / "sheets")]
     command += ["--checkpoint", str(tmp_path / "c.ckpt"), "-o", str(tmp_path / "n.onnx")]
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
@@ -197,9 +200,10 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     assert set(report["rules"]) == {"merge", "part", "join"}
     assert cv2.imread(str(tmp_path / "sheets" / "composites.jpg")) is not None
     session = InstanceSession(tmp_path / "n.onnx")
-    maps = session.infer(np.zeros((3, 160, 160, 3), np.uint8), np.ones((3, 160, 160), np.uint8))
-    assert maps.displacement.shape == (3, 2, 40, 40)
-    assert maps.boundary.shape == (3, 1, 80, 80)
+    assert session.view_px == 128
+    maps = session.infer(np.zeros((3, 128, 128, 3), np.uint8), np.ones((3, 128, 128), np.uint8))
+    assert maps.displacement.shape == (3, 2, 32, 32)
+    assert maps.boundary.shape == (3, 1, 64, 64)
     assert maps.affinity.min() >= 0
     assert maps.affinity.max() <= 1
     assert main(command) == 0  # resumes at the end, and exports again
@@ -209,6 +213,19 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     (fewer / "images" / "05.png").unlink()
     assert main([a.replace(str(toy), str(fewer)) for a in command]) == 1  # the checkpoint is of another bank
     assert "remove it or name another file" in capsys.readouterr().err
+    touching = np.zeros((120, 160), np.uint8)
+    for x in (55, 105):
+        cv2.circle(touching, (x, 60), 28, 1, -1)
+    components = tfiseg.cluster(touching, split=0)
+    found = tfiseg.Refiner(tmp_path / "n.onnx")(np.zeros((120, 160, 3), np.uint8), components)
+    assert found.stage_ms["instance network"] > 0  # looked at, in views of the model's size
+    assert (found.label_map > 0).sum() == touching.sum()
+
+
+@pytest.mark.parametrize(("asked", "message"), [({"view_px": 100}, "multiple of 32"), ({"learning_rate": 0}, "between 0 and 1")])
+def test_recipes_that_cannot_be_are_refused(asked, message):
+    with pytest.raises(InputError, match=message):
+        InstanceRecipe(**asked)
 
 
 def test_a_training_that_comes_apart_stops(bank, tmp_path, monkeypatch):

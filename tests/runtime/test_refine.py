@@ -18,6 +18,7 @@ from tfiseg.runtime.sessions import DEFAULT_MODEL
 from tfiseg.runtime.views import View, cut, cut_mask, sample, view_of
 
 OFFSETS = np.array([[0, 1]], np.int32)
+SIDE = 160  # of the views here
 NOTHING_SEEN = np.zeros((160, 160, 3), np.uint8), np.zeros((2, 40, 40), np.float32), np.zeros((1, 40, 40), np.float32)
 
 
@@ -30,36 +31,39 @@ def two_squares():
 
 
 def test_views_are_square_with_a_margin_and_stay_inside_where_they_can():
-    assert view_of((20, 20, 60, 120), (400, 400)) == View(0, 0, 141)
-    assert view_of((350, 10, 400, 60), (400, 400)) == View(320, 0, 80)  # no zoom beyond 2
-    assert view_of((0, 0, 400, 90), (90, 400)) == View(-58, -213, 516)  # larger than the frame: centred
+    assert view_of((20, 20, 60, 120), (400, 400), SIDE) == View(0, 0, 141)
+    assert view_of((350, 10, 400, 60), (400, 400), SIDE) == View(320, 0, 80)  # no zoom beyond 2
+    assert view_of((350, 10, 400, 60), (400, 400), 192) == View(304, 0, 96)
+    assert view_of((0, 0, 400, 90), (90, 400), SIDE) == View(-58, -213, 516)  # larger than the frame: centred
 
 
 def test_a_cut_shows_the_frame_and_grey_beyond_it():
     picture = np.full((80, 80, 3), 200, np.uint8)
-    seen = cut(picture, View(-80, 0, 160))
+    seen = cut(picture, View(-80, 0, 160), SIDE)
     assert (seen[:80, :79] == 127).all()
     assert (seen[:80, 81:] == 200).all()
-    assert cut_mask(np.ones((80, 80), np.uint8), View(-80, 0, 160)).sum() == 80 * 80
+    assert cut_mask(np.ones((80, 80), np.uint8), View(-80, 0, 160), SIDE).sum() == 80 * 80
 
 
 def test_every_component_gets_a_view_and_a_class_of_several_one_more():
-    planned = plan_views(two_squares())
+    planned = plan_views(two_squares(), SIDE)
     assert [(p.class_id, p.component) for p in planned] == [(3, 1), (3, 2), (3, 0)]
     near = two_squares().label_map > 0
     near[:, 95:] = 0
     near[40:60, 70:80] = 1  # the class's view would be like the first one's
-    assert [p.component for p in plan_views(tfiseg.cluster(near.astype(np.uint8), split=0))] == [1, 2]
+    assert [p.component for p in plan_views(tfiseg.cluster(near.astype(np.uint8), split=0), SIDE)] == [1, 2]
     apart = np.zeros((400, 400), np.uint8)
     apart[:40, :40] = apart[350:, 350:] = 3
-    assert [p.component for p in plan_views(tfiseg.cluster(apart, split=0))] == [2, 1, 0]
+    assert [p.component for p in plan_views(tfiseg.cluster(apart, split=0), SIDE)] == [2, 1, 0]
 
 
-def test_looks_tell_the_class_from_the_component():
+@pytest.mark.parametrize("side", [96, 160, 256])
+def test_looks_tell_the_class_from_the_component(side):
     components = two_squares()
-    planned = plan_views(components)[:1]
-    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned, own_masks(components, planned))
-    zoom = (160 / planned[0].view.side) ** 2
+    planned = plan_views(components, side)[:1]
+    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned, own_masks(components, planned, side))
+    assert looks.images.shape == (1, side, side, 3)
+    zoom = (side / planned[0].view.side) ** 2
     assert looks.own[0].sum() == pytest.approx(60 * 40 * zoom, rel=0.05)
     assert looks.masks[0].sum() >= looks.own[0].sum()
 
@@ -69,8 +73,8 @@ def test_convex_components_are_let_be():
     class_map[20:80, 20:60] = class_map[20:80, 80:140] = 3
     class_map[20:40, 80:120] = 0
     components = tfiseg.cluster(class_map, split=0)
-    planned = plan_views(components)
-    assert [planned[k].component for k in doubtful(planned, own_masks(components, planned))] == [2, 0]
+    planned = plan_views(components, SIDE)
+    assert [planned[k].component for k in doubtful(planned, own_masks(components, planned, SIDE))] == [2, 0]
     square = tfiseg.cluster((class_map[:, :70] > 0).astype(np.uint8), split=0)
     assert Refiner()(np.zeros((120, 70, 3), np.uint8), square) is square
 
@@ -106,7 +110,7 @@ def test_a_join_rule_has_the_last_word(bias, count):
     rule = np.zeros(len(JOIN_FEATURES) + 3, np.float32)
     rule[-1] = bias
     parted = Parted(components)
-    judged = candidates_in(parted, planned)[0].judged(*NOTHING_SEEN, OFFSETS, rule)
+    judged = candidates_in(parted, planned, SIDE)[0].judged(*NOTHING_SEEN, OFFSETS, rule)
     assert judged == [((1, 2), bias)]
     assert len(instances_of(united(parted, judged), components)) == count
 
@@ -116,7 +120,7 @@ def test_pieces_of_like_size_are_not_joined():
     class_map[20:80, 10:60] = class_map[20:80, 80:130] = 3
     components = tfiseg.cluster(class_map, split=0)
     planned = [PlannedView(View(0, 0, 160), 3, 0)]
-    assert not candidates_in(Parted(components), planned)
+    assert not candidates_in(Parted(components), planned, SIDE)
 
 
 def test_only_views_that_can_decide_are_looked_at(monkeypatch):
@@ -127,7 +131,7 @@ def test_only_views_that_can_decide_are_looked_at(monkeypatch):
     y, x = np.abs(np.mgrid[-40:41, -40:41])
     stars[20:101, 20:101] = stars[20:101, 140:221] = 3 * (np.sqrt(x) + np.sqrt(y) < 7)  # one region each, of one size
     components = tfiseg.cluster(stars, split=0)
-    assert [p.component for p in worth_a_look(components)[0]] == [1, 2, 0]
+    assert [p.component for p in worth_a_look(components, SIDE)[0]] == [1, 2, 0]
     refiner(np.zeros((120, 260, 3), np.uint8), components)
     assert sum(seen) == 0  # nothing to cut, nothing to join
     stars[85:95, 20:30] = 3  # it might belong to the star beside it
