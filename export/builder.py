@@ -19,7 +19,6 @@ from tqdm import tqdm
 from ..errors import EngineError, InputError
 from ..runtime.engine_file import write_whole
 from ..runtime.machine import this_machine
-from ..runtime.views import VIEW_PX
 from .flavours import Flavour
 from .proof import LayerReport, read_inspector, read_log
 
@@ -55,8 +54,8 @@ class Profile:
 class ViewProfile(Profile):
     """How many views of ``view_px`` an engine of the instance network takes per call: 1 to ``batch``, ``usual`` fastest."""
 
+    view_px: int = field(kw_only=True)
     usual: int = 8
-    view_px: int = VIEW_PX
 
     def inputs(self) -> dict[str, list[list[int]]]:
         counts = (1, min(self.usual, self.batch), self.batch)

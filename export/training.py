@@ -74,5 +74,7 @@ def load_checkpoint(path: Path, recipe: dict[str, Any], device: str) -> dict[str
     """Read a checkpoint to go on from; raises InputError if another recipe wrote it."""
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     if state["recipe"] != recipe:
-        raise InputError(f"{path} was written by another recipe {state['recipe']}: remove it or name another file")
+        before = state["recipe"]
+        other = ", ".join(f"{k} {before.get(k)}, now {recipe.get(k)}" for k in {**before, **recipe} if before.get(k) != recipe.get(k))
+        raise InputError(f"{path} was written by another recipe ({other}): remove it or name another file")
     return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ def _onnx(path: Path) -> dict[str, Any]:
     metadata: dict[str, Any] | None = None
     if text is not None:
         try:
-            metadata = ModelInfo.from_json(text, str(path)).extra
+            metadata = _instance_metadata(text) or ModelInfo.from_json(text, str(path)).extra
         except ModelError as wrong:
             problems.append(str(wrong))
     initial = {i.name for i in model.graph.initializer}
@@ -129,6 +130,15 @@ def _onnx(path: Path) -> dict[str, Any]:
         ],
         "problems": problems,
     }
+
+
+def _instance_metadata(text: str) -> dict[str, Any] | None:
+    """What an instance network says of itself; None: it is another kind of network."""
+    try:
+        data = json.loads(text)
+        return {**data, "class_names": [], "things": []} if {"instance_format", "view_px", "stride", "rules"} <= data.keys() else None
+    except (json.JSONDecodeError, TypeError, AttributeError):
+        return None
 
 
 def described_tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:

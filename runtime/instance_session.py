@@ -49,17 +49,21 @@ class InstanceSession:
         try:
             data = json.loads(text)
             version = data.get("instance_format")
-            if version != INSTANCE_FORMAT:
-                raise ModelError(
-                    f"{self.path} is no instance network for this version: its format is {version}, wanted {INSTANCE_FORMAT}; "
-                    "`tfiseg train instance` makes one"
-                )
-            self.view_px = int(data["view_px"])
-            self.stride = int(data["stride"])
-            self.affinity_offsets = np.asarray(data["affinity_offsets"], np.int32)
-            self.rules = {name: np.asarray(values, np.float32) for name, values in data["rules"].items()}
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as wrong:
+            if version == INSTANCE_FORMAT:
+                self.view_px = int(data["view_px"])
+                self.stride = int(data["stride"])
+                self.affinity_offsets = np.asarray(data["affinity_offsets"], np.int32)
+                self.rules = {name: np.asarray(values, np.float32) for name, values in data["rules"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as wrong:
             raise ModelError(f"{self.path}: its tfiseg metadata is damaged ({wrong!r}): export it again") from wrong
+        if version != INSTANCE_FORMAT:
+            raise ModelError(
+                f"{self.path} is no instance network for this version: its format is {version}, wanted {INSTANCE_FORMAT}; "
+                "`tfiseg train instance` makes one"
+            )
+        side = self._session.get_inputs()[0].shape[1]
+        if side != self.view_px:
+            raise ModelError(f"{self.path}: its metadata speaks of views of {self.view_px} px, its network takes {side}: export it again")
 
     def infer(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
         """Maps of views uint8 (K, S, S, 3) BGR and masks uint8 (K, S, S) 0/1, S = ``view_px``."""

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from .joins import Pieces, rule_log_odds
 from .looks import PlannedView
 from .pieces import Parted
-from .views import VIEW_PX, sample
+from .views import sample
 
 JOIN_CELL_PX = 2  # of a view: the grid on which pairs are judged
 _SEEN_SHARE = 0.7  # of a piece that must lie inside a view for the view to place it
 # two pieces of like size are two objects more often than not, and in a view of a crowd nothing can be told (found in the first trial)
 _GUEST_SHARE = 0.4  # of the host's area, at most
-_HOST_CELLS = 400  # of the join grid, at least
+_HOST_CELLS = 400  # of the join grid, at least: 40 x 40 view pixels, in views of any side
 
 Pair = tuple[int, int]
 
@@ -46,7 +46,7 @@ class Candidates:
         return [((a, b), float(v)) for (a, b), v in zip(self.pairs.tolist(), log_odds, strict=True)]
 
 
-def candidates_in(parted: Parted, planned: Sequence[PlannedView], view_px: int = VIEW_PX) -> dict[int, Candidates]:
+def candidates_in(parted: Parted, planned: Sequence[PlannedView], view_px: int) -> dict[int, Candidates]:
     """The pairs that each view can tell about, by number of the view; views without any are left out. Pieces of its class and of
     different components; in a component's own view those with it."""
     areas = np.bincount(parted.label_map.ravel(), minlength=len(parted.component_of))

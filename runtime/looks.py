@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..instances import Instances
-from .views import VIEW_PX, View, cut, cut_mask, solidity, view_of, window
+from .views import View, cut, cut_mask, solidity, view_of, window
 
 MAX_VIEWS = 64  # a frame
 MIN_SIDE_PX = 20  # in smaller components there is nothing to see: their shape decides
@@ -26,7 +26,7 @@ class PlannedView:
     component: int
 
 
-def plan_views(components: Instances, view_px: int = VIEW_PX) -> list[PlannedView]:
+def plan_views(components: Instances, view_px: int) -> list[PlannedView]:
     """Views of one frame: each component's own, largest first, then one of each class that has several components."""
     size_hw = (components.label_map.shape[0], components.label_map.shape[1])
     boxes = components.box_xyxy.astype(int)
@@ -48,7 +48,7 @@ def longest_side(box_xyxy: NDArray[np.int64]) -> int:
     return int((box_xyxy[2:] - box_xyxy[:2]).max())
 
 
-def own_masks(components: Instances, planned: Sequence[PlannedView], view_px: int = VIEW_PX) -> NDArray[np.uint8]:
+def own_masks(components: Instances, planned: Sequence[PlannedView], view_px: int) -> NDArray[np.uint8]:
     """The component that each view was made for, uint8 (K, S, S) 0/1, in one piece as it is in the frame; zeros where there is none."""
     own = np.zeros((len(planned), view_px, view_px), np.uint8)
     for k, p in enumerate(planned):
@@ -86,7 +86,7 @@ def look(image: NDArray[np.uint8], components: Instances, planned: Sequence[Plan
     return Looks(images, masks, own)
 
 
-def worth_a_look(components: Instances, view_px: int = VIEW_PX) -> tuple[list[PlannedView], NDArray[np.uint8]]:
+def worth_a_look(components: Instances, view_px: int) -> tuple[list[PlannedView], NDArray[np.uint8]]:
     """The views of a frame that could tell something, and the component that each was made for (see ``own_masks``)."""
     planned = plan_views(components, view_px)
     own = own_masks(components, planned, view_px)
@@ -94,9 +94,7 @@ def worth_a_look(components: Instances, view_px: int = VIEW_PX) -> tuple[list[Pl
     return [planned[k] for k in kept], own[kept]
 
 
-def looked_at(
-    image: NDArray[np.uint8], components: Instances, view_px: int = VIEW_PX, max_views: int = MAX_VIEWS
-) -> tuple[list[PlannedView], Looks]:
+def looked_at(image: NDArray[np.uint8], components: Instances, view_px: int, max_views: int = MAX_VIEWS) -> tuple[list[PlannedView], Looks]:
     """The views of a frame that could tell something, at most ``max_views``, and what they show."""
     planned, own = worth_a_look(components, view_px)
     planned, own = planned[:max_views], own[:max_views]

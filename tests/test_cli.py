@@ -51,7 +51,7 @@ def test_run_as_json(tmp_path, capsys):
         (["eval", ".", "--scales", "1,1.5"], "they need --semantic model"),
         (["eval", ".", "--min-area", "10"], "they need --semantic model"),
         (["run", "synthetic", "--frames", "1", "--scales", "1,0.5"], "scales must be numbers from 1 to 8"),
-        (["run", "synthetic", "--frames", "1", "--min-area", "-1"], "min_area must be at least 0 pixels"),
+        (["run", "synthetic", "--frames", "1", "--min-area", "-1"], "min_area must lie in 0.."),
         (["run", "synthetic", "--frames", "-3"], "at least 1"),
         (["run", "synthetic", "--frames", "1", "--threads", "-1"], "threads must be"),
         (["bench", "--side", "1"], "side must lie in"),

@@ -21,6 +21,7 @@ from ..semantic_data import IGNORE, Picture
 from .bank import Bank, BankObject
 from .spoil import owners, spoil
 
+_FAULTS_PX = 160  # side of the views that the faults of masks are measured in
 _CANVAS = 1.35  # side of a composite over that of the view in which it is seen
 _ALONE, _IN_PLACE = 0.22, 0.45  # cumulative shares of the kinds; the rest is pasted on other pictures
 _COMPANY = 0.35  # share of the first two kinds that show an object among others, where an earlier network told who is who
@@ -107,7 +108,7 @@ class Composer:
             for _ in range(1 + int(rng.random() < 0.3)):
                 self.occlude(canvas, label, class_id, size, rng)
         image = photographed(canvas, rng)
-        mask = spoil(np.maximum(label, 0), rng)
+        mask = spoil(np.maximum(label, 0), rng, self.view_px / _FAULTS_PX)
         if not mask.any():
             return None
         view = self._view(mask, rng)

@@ -18,7 +18,6 @@ from ...errors import ModelError
 from ...plugins.operator import AFFINITY_OFFSETS
 from ...runtime.instance_session import INSTANCE_FORMAT, InstanceSession
 from ...runtime.sessions import METADATA_KEY
-from ...runtime.views import VIEW_PX
 from ..frame_graph import MODEL_IR_VERSION
 from ..half_weights import stored_as_half
 from ..model_file import check_difference, rounded, written_whole
@@ -52,19 +51,19 @@ class ViewMaps(torch.nn.Module):
 def export_instance(
     network: InstanceNetwork,
     output: Path,
+    view_px: int,
     rules: dict[str, NDArray[np.float32]],
     training_data: str = "not stated",
     licence: str = "not stated",
-    view_px: int = VIEW_PX,
 ) -> dict[str, Any]:
     """Write the ONNX model and check it against torch, on noise.
 
     Args:
         network: trained.
         output: NAME.onnx, written whole or not at all.
+        view_px: side of its views: what it was trained with.
         rules: learned merge rules by name ("merge", "part", "join"), see ``rules.py``; they belong to these weights.
         training_data, licence: sentences for the model's metadata.
-        view_px: side of its views: what it was trained with.
 
     Returns:
         bytes, the largest difference of a probability, the metadata.

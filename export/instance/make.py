@@ -40,20 +40,20 @@ def make_instance_model(
     the rules' held-out errors, and how many objects were dropped."""
     banks = banks_of(images, semantic, confidence, recipe, teacher, cutouts, quiet=quiet)
     if sheets is not None:
-        bank_sheet(banks.used, sheets / "bank.jpg")
+        bank_sheet(banks.used, recipe.view_px, sheets / "bank.jpg")
         composite_sheet(Composer(banks.used, recipe.seed, recipe.view_px), sheets / "composites.jpg")
         say(f"look at {sheets}/bank.jpg and composites.jpg: one object in each picture of the bank?")
     network, dropped = train_instance(banks, start, checkpoint, recipe, workers, threads, quiet=quiet)
     if sheets is not None and dropped:
-        bank_sheet(banks.used, sheets / "dropped.jpg", sorted(dropped))
+        bank_sheet(banks.used, recipe.view_px, sheets / "dropped.jpg", sorted(dropped))
     maps = ViewMaps(network)
 
     @torch.no_grad()
     def infer(views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
         return InstanceMaps(*(m.numpy() for m in maps(torch.from_numpy(views), torch.from_numpy(masks))))
 
-    fits = fit_rules(banks.held, held_seed(recipe) + 1, infer, rule_composites, recipe.seed, quiet, recipe.view_px)
-    report = export_instance(network, output, {name: f.rule for name, f in fits.items()}, training_data, licence, recipe.view_px)
+    fits = fit_rules(banks.held, held_seed(recipe) + 1, infer, recipe.view_px, rule_composites, recipe.seed, quiet)
+    report = export_instance(network, output, recipe.view_px, {name: f.rule for name, f in fits.items()}, training_data, licence)
     report["rules"] = {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}
     report["dropped"] = len(dropped)
     return report

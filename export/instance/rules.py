@@ -29,7 +29,6 @@ from ...runtime.instance_session import InstanceMaps
 from ...runtime.joining import JOIN_CELL_PX
 from ...runtime.joins import Pieces
 from ...runtime.refine import cut_views
-from ...runtime.views import VIEW_PX
 from ..neck_rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
 from .bank import Bank, is_split, object_view
 from .composites import Composer, Composite
@@ -57,30 +56,29 @@ class Fit:
     pairs: int
 
 
-def fit_rules(
-    held: Bank, composite_seed: int, infer: Look, count: int, seed: int = 0, quiet: bool = False, view_px: int = VIEW_PX
-) -> dict[str, Fit]:
-    """Fit "merge", "part" and "join" on ``count`` composites of objects kept apart, as the network ``infer`` (views, masks -> maps) sees
-    them. Bold rules first, on a quarter: objects that they split, half of which are groups, would teach to leave groups whole."""
-    bold = bold_rules(held, composite_seed, infer, -(-count // 4), seed, quiet, view_px)
-    return _fitted(Composer(without_split(held, infer, bold, view_px), composite_seed, view_px), infer, count, seed, quiet, _LONE_WEIGHTS)
+def fit_rules(held: Bank, composite_seed: int, infer: Look, view_px: int, count: int, seed: int = 0, quiet: bool = False) -> dict[str, Fit]:
+    """Fit "merge", "part" and "join" on ``count`` composites of objects kept apart, as the network ``infer`` (views of ``view_px``, masks
+    -> maps) sees them. Bold rules first, on a quarter: objects that they split, half of which are groups, would teach to leave groups
+    whole."""
+    bold = bold_rules(held, composite_seed, infer, view_px, -(-count // 4), seed, quiet)
+    return _fitted(Composer(without_split(held, infer, view_px, bold), composite_seed, view_px), infer, count, seed, quiet, _LONE_WEIGHTS)
 
 
 def bold_rules(
-    held: Bank, composite_seed: int, infer: Look, count: int, seed: int = 0, quiet: bool = False, view_px: int = VIEW_PX
+    held: Bank, composite_seed: int, infer: Look, view_px: int, count: int, seed: int = 0, quiet: bool = False
 ) -> dict[str, Rule]:
     """Rules that rather cut, by name: what they split of the objects that a bank takes for single is looked at as groups."""
     fits = _fitted(Composer(held, composite_seed, view_px), infer, count, seed, quiet, _BOLD_WEIGHTS)
     return {name: fit.rule for name, fit in fits.items()}
 
 
-def without_split(bank: Bank, infer: Look, rules: dict[str, Rule], view_px: int = VIEW_PX) -> Bank:
+def without_split(bank: Bank, infer: Look, view_px: int, rules: dict[str, Rule]) -> Bank:
     """The bank without the objects that the network splits by these rules; as it is if no whole object were left."""
-    single = bank.without(split_objects(bank, infer, rules, view_px))
+    single = bank.without(split_objects(bank, infer, view_px, rules))
     return single if any(o.whole for o in single.objects) else bank
 
 
-def split_objects(bank: Bank, infer: Look, rules: dict[str, Rule], view_px: int = VIEW_PX) -> set[int]:
+def split_objects(bank: Bank, infer: Look, view_px: int, rules: dict[str, Rule]) -> set[int]:
     """Indices of the objects that the network splits by these rules: their second largest piece is more than 12 % of them."""
     split = set()
     for start in range(0, len(bank.objects), _BATCH):

@@ -21,14 +21,14 @@ _UNKNOWN = (0, 0, 255)
 Image = NDArray[np.uint8]
 
 
-def bank_sheet(bank: Bank, path: Path, indices: Sequence[int] | None = None, seed: int = 0) -> None:
+def bank_sheet(bank: Bank, view_px: int, path: Path, indices: Sequence[int] | None = None, seed: int = 0) -> None:
     """Objects of the bank (or those of ``indices``), what belongs to them bright, up to 72 drawn by seed."""
     chosen = list(range(len(bank.objects))) if indices is None else list(indices)
     np.random.default_rng(seed).shuffle(chosen)
     cells = []
     for k in chosen[: _COLUMNS * _ROWS]:
         o = bank.objects[k]
-        image, mask = object_view(bank, o)
+        image, mask = object_view(bank, o, view_px)
         cell = np.where(mask[..., None] > 0, image, image // 4)
         cells.append(captioned(cell, f"{o.class_id}{'' if o.whole else ' in place'}"))
     write_sheet(cells, _COLUMNS, path)

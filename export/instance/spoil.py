@@ -15,22 +15,23 @@ _REACH_PX = 10.0  # mask pixels further than this from every object belong to no
 _GAPS = 0.2  # share of true masks with an ignored band between objects, as hand-made class maps have
 
 
-def spoil(label: Label, rng: np.random.Generator) -> Mask:
-    """A class mask, uint8 (S, S) 0/1, of the objects in ``label`` (0 = none), with the faults of a real one."""
+def spoil(label: Label, rng: np.random.Generator, zoom: float = 1.0) -> Mask:
+    """A class mask, uint8 (S, S) 0/1, of the objects in ``label`` (0 = none), with the faults of a real one, ``zoom`` times as large as in
+    a view of 160 px: the larger a view, the larger a photo's faults are in it."""
     mask = (label > 0).astype(np.uint8)
     kind = rng.random()
     if kind < 0.3:
         return _with_gaps(label, mask, rng) if rng.random() < _GAPS / 0.3 else mask
     if kind < 0.55:
-        mask = _rough(mask, rng)
+        mask = _rough(mask, zoom, rng)
     elif kind < 0.85:
-        mask = _coarse(mask, rng)
+        mask = _coarse(mask, zoom, rng)
     else:
-        size = int(rng.integers(1, 4)) * 2 + 1
+        size = round(int(rng.integers(1, 4)) * zoom) * 2 + 1
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
         mask = np.asarray((cv2.erode if rng.random() < 0.5 else cv2.dilate)(mask, kernel), np.uint8)
     if rng.random() < 0.2:
-        mask = _holed(mask, rng)
+        mask = _holed(mask, zoom, rng)
     return mask
 
 
@@ -49,28 +50,28 @@ def _field(shape_hw: tuple[int, ...], scale_px: float, rng: np.random.Generator)
     return np.asarray(cv2.resize(coarse, (w, h), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
-def _rough(mask: Mask, rng: np.random.Generator) -> Mask:
+def _rough(mask: Mask, zoom: float, rng: np.random.Generator) -> Mask:
     """The outline wanders by a pixel or two."""
     distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3) - cv2.distanceTransform(1 - mask, cv2.DIST_L2, 3)
-    return (distance + _field(mask.shape, rng.uniform(3, 12), rng) * rng.uniform(0.5, 2.5) > 0.5).astype(np.uint8)
+    return (distance + _field(mask.shape, zoom * rng.uniform(3, 12), rng) * zoom * rng.uniform(0.5, 2.5) > 0.5).astype(np.uint8)
 
 
-def _coarse(mask: Mask, rng: np.random.Generator) -> Mask:
+def _coarse(mask: Mask, zoom: float, rng: np.random.Generator) -> Mask:
     """Seen at a stride of 4 to 14 pixels with an unsure mind, then interpolated: thin parts go, neighbours fuse."""
     h, w = mask.shape
-    stride = float(np.exp(rng.uniform(np.log(4), np.log(14))))
+    stride = zoom * float(np.exp(rng.uniform(np.log(4), np.log(14))))
     grid = (max(4, round(w / stride)), max(4, round(h / stride)))
     soft = cv2.resize(mask.astype(np.float32), grid, interpolation=cv2.INTER_AREA)
     soft = soft + rng.standard_normal(soft.shape, np.float32) * np.float32(rng.uniform(0, 0.12))
-    soft = cv2.resize(soft, (w, h), interpolation=cv2.INTER_LINEAR) + _field(mask.shape, rng.uniform(15, 50), rng) * np.float32(
+    soft = cv2.resize(soft, (w, h), interpolation=cv2.INTER_LINEAR) + _field(mask.shape, zoom * rng.uniform(15, 50), rng) * np.float32(
         rng.uniform(0, 0.2)
     )
     return (soft > rng.uniform(0.3, 0.6)).astype(np.uint8)
 
 
-def _holed(mask: Mask, rng: np.random.Generator) -> Mask:
+def _holed(mask: Mask, zoom: float, rng: np.random.Generator) -> Mask:
     """Parts that the network takes for something else."""
-    return np.where(_field(mask.shape, rng.uniform(10, 40), rng) > rng.uniform(1.0, 2.0), 0, mask).astype(np.uint8)
+    return np.where(_field(mask.shape, zoom * rng.uniform(10, 40), rng) > rng.uniform(1.0, 2.0), 0, mask).astype(np.uint8)
 
 
 def owners(label: Label, mask: Mask) -> Label:

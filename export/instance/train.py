@@ -98,7 +98,7 @@ def _affinities(network: InstanceNetwork, views: NDArray[np.uint8], masks: NDArr
     return affinity
 
 
-def groups_in(bank: Bank, network: InstanceNetwork, view_px: int = VIEW_PX, quiet: bool = False) -> set[int]:
+def groups_in(bank: Bank, network: InstanceNetwork, view_px: int, quiet: bool = False) -> set[int]:
     """Indices of the bank's objects that the network takes for several: their second largest piece is more than 12 % of them."""
     dropped = set()
     chunks = range(0, len(bank.objects), _BATCH_OF_VIEWS)
@@ -175,8 +175,8 @@ def banks_of(
     if refiner is None:
         return Banks(used, held)
     infer, its_px = refiner.session.infer, refiner.session.view_px
-    bold = bold_rules(held, held_seed(recipe) + 1, infer, bold_composites, recipe.seed, quiet, its_px)
-    single = without_split(used, infer, bold, its_px)
+    bold = bold_rules(held, held_seed(recipe) + 1, infer, its_px, bold_composites, recipe.seed, quiet)
+    single = without_split(used, infer, its_px, bold)
     say(f"{len(used.objects) - len(single.objects)} of {len(used.objects)} objects could be groups and are left out")
     return Banks(single, held)
 

@@ -128,6 +128,13 @@ def test_spoilt_masks_keep_to_their_objects():
     assert (owners(label, far)[:3, :3] == -1).all()
 
 
+def test_faults_are_as_large_as_the_view():
+    label = np.zeros((160, 160), np.int32)
+    label[40:120, 20:80], label[40:120, 80:140] = 1, 2
+    wrong = [np.mean([(spoil(label, np.random.default_rng(k), zoom) != (label > 0)).mean() for k in range(40)]) for zoom in (1.0, 1.5)]
+    assert wrong[1] > 1.2 * wrong[0]
+
+
 def test_targets_of_two_touching_squares():
     owner = np.zeros((32, 32), np.int32)
     owner[:, :16], owner[:, 16:] = 1, 2
@@ -169,7 +176,7 @@ def test_cleaning_drops_what_the_network_splits(bank):
     with torch.no_grad():
         network.head.weight.zero_()
         network.head.bias.fill_(5.0)
-    assert groups_in(bank, network, quiet=True) == set()
+    assert groups_in(bank, network, 160, quiet=True) == set()
 
 
 def test_weights_alone_are_a_start(tmp_path):
@@ -216,6 +223,7 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     touching = np.zeros((120, 160), np.uint8)
     for x in (55, 105):
         cv2.circle(touching, (x, 60), 28, 1, -1)
+    cv2.circle(touching, (80, 108), 6, 1, -1)  # a pair to judge as well
     components = tfiseg.cluster(touching, split=0)
     found = tfiseg.Refiner(tmp_path / "n.onnx")(np.zeros((120, 160, 3), np.uint8), components)
     assert found.stage_ms["instance network"] > 0  # looked at, in views of the model's size
@@ -268,22 +276,24 @@ def test_objects_that_the_network_splits_teach_no_rule():
     rule[-5:] = -0.5, 0.5, 1, -1, 0
     for affinity, split in ((0.0, {0}), (1.0, set())):
         maps = [np.full((1, c, s, s), v, np.float32) for c, s, v in ((2, 40, 0), (len(AFFINITY_OFFSETS), 40, affinity), (1, 80, 0))]
-        assert split_objects(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), {"merge": rule}) == split
-        kept = without_split(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), {"merge": rule})
+        assert split_objects(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), 160, {"merge": rule}) == split
+        kept = without_split(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), 160, {"merge": rule})
         assert len(kept.objects) == 1  # nothing else would be left
 
 
 def test_what_the_teacher_would_split_is_left_out_of_what_is_learned_from(toy, monkeypatch):
     asked = []
 
-    def first_only(bank, infer, rules):
-        asked.append(rules)
+    def first_only(bank, infer, view_px, rules):
+        asked.append((view_px, rules))
         return {0}
 
-    recipe = InstanceRecipe(held_out=0.3, seed=1)
+    recipe = InstanceRecipe(held_out=0.3, seed=1, view_px=128)
     monkeypatch.setattr("tfiseg.export.instance.rules.split_objects", first_only)
     told = banks_of(toy / "images", toy / "semantic", None, recipe, DEFAULT_INSTANCE_MODEL, bold_composites=32, quiet=True)
-    assert set(asked[0]) == {"merge", "part", "join"}
+    ((view_px, rules),) = asked
+    assert view_px == InstanceSession().view_px  # the teacher's, whatever is trained
+    assert set(rules) == {"merge", "part", "join"}
     untold = banks_of(toy / "images", toy / "semantic", None, recipe)
     assert len(told.used.objects) == len(untold.used.objects) - 1
     assert len(told.held.objects) == len(untold.held.objects)

@@ -96,7 +96,7 @@ def test_pictures_without_maps_say_so(toy, tmp_path):
 def test_training_resumes_and_refuses_another_recipe(toy, checkpoint):
     assert torch.load(checkpoint, weights_only=True)["step"] == 3
     train(toy, checkpoint, 3)  # done already: loads and returns
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(ValueError, match=r"another recipe \(steps 3, now 4\)"):
         train(toy, checkpoint, 4)
 
 

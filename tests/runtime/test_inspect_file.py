@@ -7,6 +7,7 @@ from tfiseg.errors import InputError, ModelError
 from tfiseg.runtime.engine_file import write_engine
 from tfiseg.runtime.inspect_file import inspect_file
 from tfiseg.runtime.inspect_text import inspection_text
+from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL
 from tfiseg.runtime.sessions import DEFAULT_MODEL
 
 PLAN = b"ftrt" + bytes(range(200))
@@ -156,6 +157,15 @@ def onnx_file(path, **metadata):
         model.metadata_props.add(key=key, value=value)
     onnx.save(model, path)
     return path
+
+
+def test_the_instance_network():
+    report = inspect_file(DEFAULT_INSTANCE_MODEL)
+    assert report["problems"] == []
+    assert report["weights_unchanged"]
+    text = inspection_text(report)
+    assert "192x192 px; its rules: merge, part, join" in text
+    assert "it tells objects of any class apart" in text
 
 
 def test_somebody_elses_network_with_a_plugin_node(tmp_path):

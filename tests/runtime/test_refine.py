@@ -131,7 +131,7 @@ def test_only_views_that_can_decide_are_looked_at(monkeypatch):
     y, x = np.abs(np.mgrid[-40:41, -40:41])
     stars[20:101, 20:101] = stars[20:101, 140:221] = 3 * (np.sqrt(x) + np.sqrt(y) < 7)  # one region each, of one size
     components = tfiseg.cluster(stars, split=0)
-    assert [p.component for p in worth_a_look(components, SIDE)[0]] == [1, 2, 0]
+    assert [p.component for p in worth_a_look(components, refiner.session.view_px)[0]] == [1, 2, 0]
     refiner(np.zeros((120, 260, 3), np.uint8), components)
     assert sum(seen) == 0  # nothing to cut, nothing to join
     stars[85:95, 20:30] = 3  # it might belong to the star beside it
@@ -172,6 +172,13 @@ def test_a_model_with_the_rules_of_an_older_version_is_refused(tmp_path):
     (tmp_path / "old.onnx").write_bytes(model.replace(b'"instance_format": 2', b'"instance_format": 1'))
     with pytest.raises(ModelError, match="its format is 1"):
         InstanceSession(tmp_path / "old.onnx")
+
+
+@pytest.mark.parametrize(("side", "message"), [(b"160", "its network takes 192"), (b'"x"', "metadata is damaged"), (b"nul", "damaged")])
+def test_a_model_that_says_another_side_than_its_network_is_refused(tmp_path, side, message):
+    (tmp_path / "m.onnx").write_bytes(DEFAULT_INSTANCE_MODEL.read_bytes().replace(b'"view_px": 192', b'"view_px": ' + side))
+    with pytest.raises(ModelError, match=message):
+        InstanceSession(tmp_path / "m.onnx")
 
 
 def test_a_rule_is_one_hidden_layer():
