@@ -136,8 +136,8 @@ def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
     lines = [_row("model", f"{metadata.get('name', 'unnamed')}, stride {metadata['stride']}, metadata {digest[:16]}")]
     known = f"{len(names)}, of which {len(things)} countable (*): {classes}" if names else "none: it tells objects of any class apart"
     lines.append(_row("classes", known))
-    if "view_px" in metadata:  # of the instance network
-        lines.append(_row("views", f"{metadata['view_px']}x{metadata['view_px']} px; its rules: {', '.join(metadata['rules'])}"))
+    if "rules" in metadata:  # of the instance network
+        lines.append(_row("rules", f"{', '.join(metadata['rules'])}; views of {metadata['view_px']}x{metadata['view_px']} px"))
     lines += [_row(key.replace("_", " "), str(metadata[key])) for key in ("training_data", "licence") if key in metadata]
     return lines
 

@@ -164,7 +164,7 @@ def test_the_instance_network():
     assert report["problems"] == []
     assert report["weights_unchanged"]
     text = inspection_text(report)
-    assert "192x192 px; its rules: merge, part, join" in text
+    assert "merge, part, join; views of 192x192 px" in text
     assert "it tells objects of any class apart" in text
 
 
