@@ -10,8 +10,8 @@ from .cli_common import add_verb, as_json, need, size_hw
 from .errors import InputError
 
 _SOURCES = """a checkpoint of `tfiseg train`; an .onnx file of any layout; torchvision:NAME; smp:ARCH/ENCODER
-(segmentation-models-pytorch); hf:NAME_OR_FOLDER (transformers); python:module:function (returns a torch.nn.Module); or default, the
-network that comes with tfiseg"""
+(segmentation-models-pytorch); hf:NAME_OR_FOLDER (transformers); python:module:function (returns a torch.nn.Module); or default or
+default-frame, the networks that come with tfiseg (without and with instance heads)"""
 # options that a checkpoint of ours and the default network have no use for: both bring their own
 _OTHERS_ONLY = ("input_size", "mean", "std", "scale", "rgb", "things", "opset", "output_name", "weights", "random_weights")
 
@@ -30,6 +30,12 @@ def add_export(verbs: Any) -> None:
     verb.add_argument("--things", metavar="NAMES", help="countable classes, names or ids separated by commas (default: by their names)")
     verb.add_argument(
         "--input-size", type=size_hw, metavar="HxW", help="what frames are scaled to (default: the source's own, else 512x512)"
+    )
+    verb.add_argument(
+        "--long-side",
+        type=int,
+        metavar="PX",
+        help="of a network of tfiseg's own: the longer side of what it sees (default: 384); at 448 it finds more, in 1.4 times the time",
     )
     verb.add_argument("--mean", type=_three, metavar="M[,M,M]", help="subtracted from scaled pixels, in the network's channel order")
     verb.add_argument("--std", type=_three, metavar="S[,S,S]", help="that they are then divided by")
@@ -65,16 +71,18 @@ def _three(text: str) -> tuple[float, float, float]:
 
 def _export(args: argparse.Namespace) -> int:
     need("onnx", "export")
-    from .export.any_network import TORCH_KINDS, export_any, export_default
+    from .export.any_network import DEFAULTS, TORCH_KINDS, export_any, export_default
 
     kind = args.source.partition(":")[0]
     ours = kind not in TORCH_KINDS and not args.source.endswith(".onnx")
     if ours and (given := [f"--{k.replace('_', '-')}" for k in _OTHERS_ONLY if getattr(args, k) is not None]):
         raise InputError(f"{', '.join(given)}: {args.source} needs none of it, as it is taken for a network of tfiseg's own")
-    if args.fp32_weights and (not ours or kind == "default"):
+    if args.long_side is not None and not ours:
+        raise InputError("--long-side is for networks of tfiseg's own: other networks see frames at --input-size HxW")
+    if args.fp32_weights and (not ours or kind in DEFAULTS):
         raise InputError("--fp32-weights is for checkpoints of `tfiseg train`: other networks keep their weights as they are")
-    if args.source == "default":
-        report = export_default(args.output)
+    if args.source in DEFAULTS:
+        report = export_default(args.output, args.source, args.long_side)
     elif ours:
         report = _export_checkpoint(args)
     else:
@@ -94,11 +102,13 @@ def _export_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         need(module, "export")
     from .export.class_lists import read_class_names
     from .export.semantic_onnx import export_semantic
+    from .export.train_semantic import LONG_SIDE_PX
 
     report = export_semantic(
         Path(args.source),
         args.output,
         args.photos,
+        args.long_side or LONG_SIDE_PX,
         half_weights=not args.fp32_weights,
         class_names=read_class_names(args.class_names) if args.class_names else None,
         training_data=args.training_data or "not stated",

@@ -23,13 +23,14 @@ from onnx import helper
 
 from ..errors import InputError, ModelError
 from ..plugins.problem import IGNORE
-from ..runtime.sessions import DEFAULT_MODEL, FORMAT_VERSION, METADATA_KEY, UNWANTED_OPTIMIZERS, OnnxSession
+from ..runtime.sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, FORMAT_VERSION, METADATA_KEY, UNWANTED_OPTIMIZERS, OnnxSession
 from .agreement import check_frames, compare_labels, labels_of, network_input
 from .class_lists import read_class_names, things_of
-from .frame_graph import PixelFormat
+from .frame_graph import PixelFormat, set_long_side
 from .network_tail import Tail, class_axis_of, cut_tail, logit_nodes
 from .onnx_network import OPSET, at_fixed_size, attach, load_network, recognise_input, recognise_output, with_opset
 
+DEFAULTS = {"default": DEFAULT_MODEL, "default-frame": DEFAULT_FRAME_MODEL}  # without and with instance heads
 TORCH_KINDS = ("torchvision", "smp", "hf", "python")
 DEFAULT_SIZE_HW = (512, 512)
 _MAX_CLASSES = IGNORE - 1
@@ -78,19 +79,31 @@ class _Original:
     training_data: str | None = None
 
 
-def export_default(output: Path) -> dict[str, Any]:
-    """Copy the network that comes with tfiseg, so that the way from export to engine has a start."""
+def export_default(output: Path, source: str = "default", long_side_px: int | None = None) -> dict[str, Any]:
+    """Copy a network that comes with tfiseg, so that the way from export to engine has a start.
+
+    Args:
+        output: NAME.onnx, written whole or not at all.
+        source: one of ``DEFAULTS``.
+        long_side_px: the longer side of what the network sees, in place of the 384 that it was trained with; weights stay as they are.
+    """
     with _whole(output) as part:
-        shutil.copyfile(DEFAULT_MODEL, part)
+        if long_side_px is None:
+            shutil.copyfile(DEFAULTS[source], part)
+        else:
+            model = onnx.load(DEFAULTS[source])
+            set_long_side(model, long_side_px)
+            onnx.save(model, part)
         info = OnnxSession(part).info
-    return {"output": str(output), "source": "default", "bytes": output.stat().st_size, "class_names": list(info.class_names)}
+    return {"output": str(output), "source": source, "bytes": output.stat().st_size, "class_names": list(info.class_names)}
 
 
 def export_any(source: str, output: Path, options: ExportSettings | None = None, quiet: bool = False) -> dict[str, Any]:
     """Write any semantic network in tfiseg's format.
 
     Args:
-        source: ``default``, ``torchvision:NAME``, ``smp:ARCH/ENCODER``, ``hf:NAME_OR_FOLDER``, ``python:module:function`` or an ONNX file.
+        source: ``default``, ``default-frame``, ``torchvision:NAME``, ``smp:ARCH/ENCODER``, ``hf:NAME_OR_FOLDER``,
+            ``python:module:function`` or an ONNX file.
         output: NAME.onnx, written whole or not at all.
         quiet: no progress on stderr.
 
@@ -103,8 +116,8 @@ def export_any(source: str, output: Path, options: ExportSettings | None = None,
         InputError: an option doesn't fit. ModelError: the network can't be had, read, cut or run, or labels agree on less than 99.5 % of
         the pixels of a photo. MissingDependencyError: a package isn't there.
     """
-    if source == "default":
-        return export_default(output)
+    if source in DEFAULTS:
+        return export_default(output, source)
     options = options or ExportSettings()
     began = time.perf_counter()
 

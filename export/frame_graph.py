@@ -6,6 +6,8 @@ the preprocessing ends. No shape arithmetic in Python is left: ONNX Runtime and 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,9 +16,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from ..errors import InputError
+from ..runtime.model_info import METADATA_KEY
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LEAST_LONG_SIDE_PX, MOST_LONG_SIDE_PX = 64, 4096
 MODEL_IR_VERSION = 10  # what ONNX Runtime 1.18 and TensorRT 10 read
+
+_LONG_SIDE = "pre.long_side"
 
 Layout = Literal["NCHW", "NHWC"]
 Part = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
@@ -59,7 +67,6 @@ def fixed_size_nodes(size_hw: tuple[int, int]) -> Part:
 def long_side_nodes(long_side_px: int, side_multiple: int) -> Part:
     """``pre.sizes`` of ``pixel_nodes`` from the frame: the longer side becomes ``long_side_px``, both multiples of ``side_multiple``."""
     constants = {
-        "pre.long_side": np.float32(long_side_px),
         "pre.multiple": np.float32(side_multiple),
         "pre.one": np.float32(1),
         "pre.twice": np.array(2 * side_multiple, np.int64),
@@ -73,7 +80,7 @@ def long_side_nodes(long_side_px: int, side_multiple: int) -> Part:
         node("Slice", ["pre.shape", "pre.hw_start", "pre.hw_end"], ["pre.hw"]),
         node("Cast", ["pre.hw"], ["pre.hw_float"], to=TensorProto.FLOAT),
         node("ReduceMax", ["pre.hw_float"], ["pre.longer"], keepdims=0),
-        node("Div", ["pre.long_side", "pre.longer"], ["pre.zoom"]),
+        node("Div", [_LONG_SIDE, "pre.longer"], ["pre.zoom"]),
         node("Mul", ["pre.hw_float", "pre.zoom"], ["pre.fitted"]),
         node("Div", ["pre.fitted", "pre.multiple"], ["pre.blocks"]),
         node("Round", ["pre.blocks"], ["pre.rounded"]),
@@ -82,7 +89,23 @@ def long_side_nodes(long_side_px: int, side_multiple: int) -> Part:
         node("Mul", ["pre.blocks_int", "pre.twice"], ["pre.double_hw"]),
         node("Concat", ["pre.batch_and_channels", "pre.double_hw"], ["pre.sizes"], axis=0),
     ]
-    return nodes, [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+    return nodes, [_long_side(long_side_px), *(numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items())]
+
+
+def _long_side(long_side_px: int) -> onnx.TensorProto:
+    if not LEAST_LONG_SIDE_PX <= long_side_px <= MOST_LONG_SIDE_PX:
+        raise InputError(f"the longer side must lie in {LEAST_LONG_SIDE_PX}..{MOST_LONG_SIDE_PX} pixels, got {long_side_px}")
+    return numpy_helper.from_array(np.asarray(np.float32(long_side_px)), _LONG_SIDE)
+
+
+def set_long_side(model: onnx.ModelProto, long_side_px: int) -> None:
+    """Let a network that ``long_side_nodes`` is in front of see frames at another size."""
+    weights = model.graph.initializer
+    next(i for i in weights if i.name == _LONG_SIDE).CopyFrom(_long_side(long_side_px))
+    entry = next(p for p in model.metadata_props if p.key == METADATA_KEY)
+    metadata = {**json.loads(entry.value), "long_side_px": long_side_px}
+    metadata["weights_sha256"] = hashlib.sha256(b"".join(sorted(i.raw_data for i in weights))).hexdigest()
+    entry.value = json.dumps(metadata)
 
 
 def pixel_nodes(pixels: PixelFormat) -> Part:

@@ -14,6 +14,8 @@ from tfiseg.export.agreement import compare_labels, labels_of, network_input
 from tfiseg.export.class_lists import CLASS_LISTS, read_class_names, things_of
 from tfiseg.export.frame_graph import PixelFormat
 from tfiseg.export.network_tail import class_axis_of
+from tfiseg.runtime.inspect_file import inspect_file
+from tfiseg.runtime.sessions import OnnxSession
 
 pytest.importorskip("onnxsim", reason="the extra `export` is not installed (make test-export)")
 
@@ -237,6 +239,21 @@ def test_the_default_network(tmp_path, capsys):
     assert tfiseg.Segmenter(tmp_path / "e.onnx").class_names[0] == "background"
 
 
+@pytest.mark.parametrize(("source", "cells"), [("default", [96, 128]), ("default-frame", [192, 256])])
+def test_the_default_networks_at_another_size(tmp_path, source, cells):
+    frame = np.zeros((480, 640, 3), np.uint8)
+    seen = []
+    for more in ([], ["--long-side", "512"]):
+        assert cli.main(["export", source, "-o", str(tmp_path / "n.onnx"), *more]) == 0
+        report = inspect_file(tmp_path / "n.onnx")
+        assert report["problems"] == []
+        assert report["weights_unchanged"]
+        session = OnnxSession(tmp_path / "n.onnx")
+        assert session.has("affinity") == (source == "default-frame")
+        seen.append((max(session.infer(frame)["logits"].shape[2:]), session.info.extra["long_side_px"]))
+    assert seen == [(cells[0], 384), (cells[1], 512)]
+
+
 def two_outputs(path):
     return write(path, [node("Neg", ["scores"], ["other"])], ["scores", "other"])
 
@@ -330,6 +347,8 @@ def test_options_that_do_not_fit(options, says, tmp_path):
         (["default", "-o", "no/where/x.onnx"], "can't write"),
         (["default", "-o", "x.onnx", "--mean", "0.5"], "--mean: default needs none of it"),
         (["x.onnx", "-o", "y.onnx", "--fp32-weights"], "--fp32-weights is for checkpoints"),
+        (["x.onnx", "-o", "y.onnx", "--long-side", "448"], "other networks see frames at --input-size"),
+        (["default", "-o", "y.onnx", "--long-side", "9"], "must lie in 64..4096 pixels, got 9"),
     ],
 )
 def test_the_command_says_what_is_wrong(argv, says, tmp_path, monkeypatch, capsys):
