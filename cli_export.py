@@ -35,7 +35,7 @@ def add_export(verbs: Any) -> None:
         "--long-side",
         type=int,
         metavar="PX",
-        help="of a network of tfiseg's own: the longer side of what it sees (default: 384); at 448 it finds more, in 1.4 times the time",
+        help="of a network of tfiseg's own: the longer side of what it sees (default: 384); at 448 it finds more, in 1.2 times the time",
     )
     verb.add_argument("--mean", type=_three, metavar="M[,M,M]", help="subtracted from scaled pixels, in the network's channel order")
     verb.add_argument("--std", type=_three, metavar="S[,S,S]", help="that they are then divided by")
