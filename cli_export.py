@@ -108,7 +108,7 @@ def _export_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         Path(args.source),
         args.output,
         args.photos,
-        args.long_side or LONG_SIDE_PX,
+        LONG_SIDE_PX if args.long_side is None else args.long_side,
         half_weights=not args.fp32_weights,
         class_names=read_class_names(args.class_names) if args.class_names else None,
         training_data=args.training_data or "not stated",

@@ -22,14 +22,12 @@ from ...errors import InputError
 from ...runtime.views import cut, cut_mask, solidity, view_of
 from ..semantic_data import IGNORE, Picture, load_pictures, sure_of
 
-LONG_SIDE_PX = 400  # frame mode shows whole pictures, at 384; what is cut out for views is shrunk to 2.5 of these (train.py)
+LONG_SIDE_PX = 400  # frame mode shows whole pictures, at 384; what is cut out for views is shrunk to 2.5 of their sides (train.py)
 _MIN_CONFIDENCE = 0.6
 _MIN_SOLIDITY = 0.45  # area over convex hull
 _MIN_SOLIDITY_IN_PLACE = 0.4  # of an object that stays in its own picture
 _CONVEX, _DENT = 0.9, 0.05  # median solidity of a convex class; how much less a group of them has
-_LEAST_SIDE = (
-    0.075  # of an object, as the root of its area, over the long side to which pictures are shrunk: smaller ones are pasted blurred
-)
+_LEAST_SIDE = 0.075  # of an object, over the long side that pictures are shrunk to: smaller ones are pasted blurred
 _SPLIT_SHARE = 0.12
 _LEAST_AREA_PX = 100  # where a class has nothing larger: cells
 
