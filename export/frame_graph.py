@@ -6,7 +6,6 @@ the preprocessing ends. No shape arithmetic in Python is left: ONNX Runtime and 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import InputError
-from ..runtime.model_info import METADATA_KEY
+from ..runtime.model_info import METADATA_KEY, weights_digest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -104,7 +103,7 @@ def set_long_side(model: onnx.ModelProto, long_side_px: int) -> None:
     next(i for i in weights if i.name == _LONG_SIDE).CopyFrom(_long_side(long_side_px))
     entry = next(p for p in model.metadata_props if p.key == METADATA_KEY)
     metadata = {**json.loads(entry.value), "long_side_px": long_side_px}
-    metadata["weights_sha256"] = hashlib.sha256(b"".join(sorted(i.raw_data for i in weights))).hexdigest()
+    metadata["weights_sha256"] = weights_digest(weights)
     entry.value = json.dumps(metadata)
 
 

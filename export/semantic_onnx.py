@@ -5,7 +5,6 @@ The preprocessing (``frame_graph``) is put in front of the exported network.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from onnx import TensorProto, helper
 
 from ..errors import InputError, ModelError
-from ..runtime.sessions import FORMAT_VERSION, METADATA_KEY
+from ..runtime.model_info import FORMAT_VERSION, METADATA_KEY, weights_digest
 from .agreement import MIN_AGREEMENT, check_frames
 from .class_lists import VOC21
 from .frame_graph import MODEL_IR_VERSION, PixelFormat, frame_value, long_side_nodes, pixel_nodes
@@ -103,7 +102,7 @@ def export_semantic(
         "clustering": {"split": "auto"},
         "training_data": training_data,
         "licence": licence,
-        "weights_sha256": hashlib.sha256(b"".join(sorted(i.raw_data for i in model.graph.initializer))).hexdigest(),
+        "weights_sha256": weights_digest(model.graph.initializer),
     }
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     with written_whole(model, output) as part:

@@ -13,8 +13,8 @@ import numpy as np
 from ..errors import EngineError, InputError, ModelError
 from .engine_file import SUFFIX, check_content, mismatches, read_sidecar, sidecar_path
 from .machine import this_machine
+from .model_info import METADATA_KEY, ModelInfo, weights_digest
 from .onnx_layers import PRECISIONS, LayerPrecision, layer_precisions
-from .sessions import METADATA_KEY, ModelInfo
 
 if TYPE_CHECKING:
     import onnx
@@ -161,8 +161,7 @@ def _weights_unchanged(model: onnx.ModelProto, metadata: Mapping[str, Any] | Non
     """Are the weights those that the metadata's hash was made of? None: it has no hash."""
     if not metadata or "weights_sha256" not in metadata:
         return None
-    content = b"".join(sorted(i.raw_data for i in model.graph.initializer))
-    return hashlib.sha256(content).hexdigest() == metadata["weights_sha256"]
+    return bool(weights_digest(model.graph.initializer) == metadata["weights_sha256"])
 
 
 def _measured(path: Path, model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) -> dict[str, tuple[int, ...]] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,3 +35,8 @@ class ModelInfo:
         except (json.JSONDecodeError, KeyError, TypeError) as wrong:
             raise ModelError(f"{source}: its tfiseg metadata is damaged ({wrong!r}): export it again") from wrong
         return info
+
+
+def weights_digest(weights: Iterable[Any]) -> str:
+    """sha256 of a network's initializers (``onnx.TensorProto`` with raw data) in any order: the metadata's ``weights_sha256``."""
+    return hashlib.sha256(b"".join(sorted(w.raw_data for w in weights))).hexdigest()

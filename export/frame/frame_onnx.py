@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ...errors import ModelError
 from ...plugins.operator import AFFINITY_OFFSETS, SHARPEN
-from ...runtime.sessions import METADATA_KEY
+from ...runtime.model_info import METADATA_KEY, weights_digest
 from ..agreement import check_frames
 from ..half_weights import stored_as_half
 from ..model_file import check_difference, rounded, written_whole
@@ -81,7 +80,7 @@ def export_frame(
     metadata["clustering"]["sharpen"] = SHARPEN
     metadata["clustering"].pop("score_rule", None)  # of instances that were found in another way
     metadata["clustering"] |= {f"{name}_rule": rounded(rule) for name, rule in (rules or {}).items()}
-    metadata["weights_sha256"] = hashlib.sha256(b"".join(sorted(i.raw_data for i in whole.graph.initializer))).hexdigest()
+    metadata["weights_sha256"] = weights_digest(whole.graph.initializer)
     del whole.metadata_props[:]
     helper.set_model_props(whole, {METADATA_KEY: json.dumps(metadata)})
     with written_whole(whole, output) as part:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from ...errors import ModelError
 from ...plugins.operator import AFFINITY_OFFSETS
 from ...runtime.instance_session import INSTANCE_FORMAT, InstanceSession
-from ...runtime.sessions import METADATA_KEY
+from ...runtime.model_info import METADATA_KEY, weights_digest
 from ..frame_graph import MODEL_IR_VERSION
 from ..half_weights import stored_as_half
 from ..model_file import check_difference, rounded, written_whole
@@ -105,7 +104,7 @@ def export_instance(
         "rules": {name: rounded(values) for name, values in rules.items()},
         "training_data": training_data,
         "licence": licence,
-        "weights_sha256": hashlib.sha256(b"".join(sorted(i.raw_data for i in weights))).hexdigest(),
+        "weights_sha256": weights_digest(weights),
     }
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     with written_whole(model, output) as part:

@@ -23,7 +23,7 @@ from ...errors import InputError, ModelError
 from ...plugins.operator import cluster
 from ...runtime.refine import Refiner
 from ...runtime.views import VIEW_PX
-from ..network import PIXEL_MEAN, PIXEL_STD
+from ..network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE
 from ..training import HELD_SEED, descend, learning_rate, load_checkpoint, save_checkpoint, say
 from .bank import Bank, bank_digest, bank_summary, build_bank, is_split, object_view, typical
 from .composites import Composer
@@ -38,7 +38,6 @@ _BOLD_COMPOSITES = 1000
 _CLEANING_AFFINITY = 0.2  # pieces below this mean affinity are two: surer than at run time
 _BATCH_OF_VIEWS = 32
 _VALIDATED = 256  # composites
-_COARSEST = 32
 _LONG_SIDE = 2.5  # of the bank's pictures over the side of views
 _MOST_HALF = 6e4  # float16 ends at 65,504
 SHIPPED_WEIGHTS = Path(__file__).parent / "tfiseg-instance.pt"
@@ -58,8 +57,8 @@ class InstanceRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.view_px < _COARSEST or self.view_px % _COARSEST:
-            raise InputError(f"views must be a multiple of {_COARSEST} px a side, the network's coarsest stride, got {self.view_px}")
+        if self.view_px < SIDE_MULTIPLE or self.view_px % SIDE_MULTIPLE:
+            raise InputError(f"views must be a multiple of {SIDE_MULTIPLE} px a side, the network's coarsest stride, got {self.view_px}")
         if not 0 < self.learning_rate < 1:
             raise InputError(f"the learning rate must lie between 0 and 1, got {self.learning_rate}")
 
