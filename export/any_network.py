@@ -3,7 +3,6 @@ first, then the same import as somebody's own ONNX file. Needs onnx and onnxsim;
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
@@ -23,6 +22,7 @@ from onnx import helper
 
 from ..errors import InputError, ModelError
 from ..plugins.problem import IGNORE
+from ..runtime.model_info import weights_digest
 from ..runtime.sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, FORMAT_VERSION, METADATA_KEY, UNWANTED_OPTIMIZERS, OnnxSession
 from .agreement import check_frames, compare_labels, labels_of, network_input
 from .class_lists import read_class_names, things_of
@@ -169,7 +169,7 @@ def export_any(source: str, output: Path, options: ExportSettings | None = None,
             "source": source if is_torch(source) else Path(source).name,
             "training_data": options.training_data or original.training_data or "not stated",
             "licence": options.licence or "not stated",
-            "weights_sha256": hashlib.sha256(b"".join(sorted(i.SerializeToString() for i in model.graph.initializer))).hexdigest(),
+            "weights_sha256": weights_digest(model.graph.initializer),
         }
         helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
         _save(model, part)

@@ -38,5 +38,6 @@ class ModelInfo:
 
 
 def weights_digest(weights: Iterable[Any]) -> str:
-    """sha256 of a network's initializers (``onnx.TensorProto`` with raw data) in any order: the metadata's ``weights_sha256``."""
-    return hashlib.sha256(b"".join(sorted(w.raw_data for w in weights))).hexdigest()
+    """sha256 of a network's initializers (``onnx.TensorProto``) in any order: the metadata's ``weights_sha256``. Of raw data where they
+    have it, as all that tfiseg writes do; other exporters leave typed fields in theirs."""
+    return hashlib.sha256(b"".join(sorted(w.raw_data or w.SerializeToString(deterministic=True) for w in weights))).hexdigest()

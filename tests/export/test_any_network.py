@@ -98,6 +98,7 @@ def test_tails_are_cut(tail, tmp_path):
     report, model = export(write(tmp_path / "x.onnx", nodes, output, **settings), tmp_path)
     assert report["removed"] == removed
     assert report["grid_hw"] == [H // 4, W // 4]
+    assert inspect_file(tmp_path / "out.onnx")["weights_unchanged"]
     assert report["stride"] == 4
     assert report["labels_seen"] > 2
     assert report["label_agreement"] > 0.999

@@ -8,6 +8,7 @@ from tfiseg.runtime.engine_file import write_engine
 from tfiseg.runtime.inspect_file import inspect_file
 from tfiseg.runtime.inspect_text import inspection_text
 from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL
+from tfiseg.runtime.model_info import weights_digest
 from tfiseg.runtime.sessions import DEFAULT_MODEL
 
 PLAN = b"ftrt" + bytes(range(200))
@@ -183,6 +184,13 @@ def test_changed_weights_and_damaged_metadata(tmp_path):
     assert inspect_file(changed)["weights_unchanged"] is False
     assert "changed since the export" in inspection_text(inspect_file(changed))
     assert "metadata is damaged" in inspect_file(onnx_file(tmp_path / "b.onnx", tfiseg="{"))["problems"][0]
+
+
+def test_changed_weights_that_lie_in_typed_fields():
+    onnx = pytest.importorskip("onnx")
+    two, three = (onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [value]) for value in (2.0, 3.0))
+    assert not two.raw_data
+    assert weights_digest([two]) != weights_digest([three])
 
 
 def test_weights_in_another_file_that_is_missing(tmp_path):
