@@ -75,9 +75,10 @@ def _eval(args: argparse.Namespace) -> int:
     from .runtime.refine import Refiner
 
     limits = args.min_score is not None or args.min_area is not None
-    if args.semantic == "truth" and (args.model or args.things or limits or looks_often(args)):
+    if args.semantic == "truth" and (args.model or args.things or limits or args.outlines or looks_often(args)):
         raise InputError(
-            "--model, --things, --min-score, --min-area, --scales and --flip say how to segment pictures: they need --semantic model"
+            "--model, --things, --min-score, --min-area, --outlines, --scales and --flip say how to segment pictures: they need --semantic "
+            "model"
         )
     if args.semantic == "truth" and args.refine == "frame":
         raise InputError("--refine frame reads the model's own features: it needs --semantic model")

@@ -133,7 +133,8 @@ def _described(report: dict[str, Any]) -> str:
     elif "skipped" in gate:
         lines.append(f"  gate: skipped ({gate['skipped']})")
     elif "pair_agreement" in gate:
-        lines.append(f"  gate passed on {gate['frames']} frames: {gate['pair_agreement']:.2f}% of pairs of cells told as in fp32")
+        outlines = f", {gate['outline_agreement']:.2f}% of outlines" if "outline_agreement" in gate else ""
+        lines.append(f"  gate passed on {gate['frames']} frames: {gate['pair_agreement']:.2f}% of pairs of cells told as in fp32{outlines}")
     else:
         worst = gate["worst_frame"]
         lines.append(

@@ -48,7 +48,14 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
         "instance heads, in the same pass",
     )
     verb.add_argument(
-        "--instance-model", metavar="M", help="with --refine components: an instance network (default: the one that comes with tfiseg)"
+        "--instance-model",
+        metavar="M",
+        help="with --refine components or --outlines: an instance network (default: the one that comes with tfiseg)",
+    )
+    verb.add_argument(
+        "--outlines",
+        action=argparse.BooleanOptionalAction,
+        help="draw outlines anew as the instance network sees them (default: with --refine components)",
     )
     verb.add_argument(
         "--min-score", type=float, metavar="P", help="leave out instances with a lower score (default: 0.3 with a score rule, else 0.5)"
@@ -90,6 +97,7 @@ def segmenter_of(args: argparse.Namespace) -> Any:
         min_score=args.min_score,
         refine=args.refine,
         instance_model=args.instance_model,
+        outlines=args.outlines,
         scales=args.scales,
         flip=args.flip,
         threads=args.threads,

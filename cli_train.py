@@ -56,6 +56,12 @@ def add_train(verbs: Any) -> None:
         metavar="X",
         help="at its peak; less for a round more of the same pictures (default: 0.002)",
     )
+    instance.add_argument(
+        "--outline-steps",
+        type=int,
+        metavar="N",
+        help="afterwards, to learn to draw outlines (default: half as many; 0: none)",
+    )
     _add_fit(instance, "bank, of composites and of what was dropped", 8000)
     instance.add_argument("--licence", metavar="TEXT", default="not stated", help="for the model's metadata")
     cutouts = add_verb(
@@ -159,6 +165,7 @@ def _instance(args: argparse.Namespace) -> int:
 
     teacher = args.teacher or (NONE if args.start == IMAGENET else str(DEFAULT_INSTANCE_MODEL))
     start = _imagenet(2) if args.start == IMAGENET else Path(args.start) if args.start else SHIPPED_WEIGHTS
+    outline_steps = args.steps // 2 if args.outline_steps is None else args.outline_steps
     report = make_instance_model(
         args.images,
         args.semantic,
@@ -166,7 +173,9 @@ def _instance(args: argparse.Namespace) -> int:
         start,
         args.checkpoint,
         args.output,
-        InstanceRecipe(steps=args.steps, view_px=args.view_px, learning_rate=args.learning_rate, seed=args.seed),
+        InstanceRecipe(
+            steps=args.steps, view_px=args.view_px, learning_rate=args.learning_rate, outline_steps=outline_steps, seed=args.seed
+        ),
         teacher=None if teacher == NONE else Path(teacher),
         cutouts=args.cutouts,
         rule_composites=args.rule_composites,

@@ -7,10 +7,11 @@ and 8 for 1920 x 1080, and makes three float copies of the frame; ``native.fit_f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from .protobuf import GRAPH, INITIALIZER, INPUT, NODE, NODE_INPUT, NODE_OUTPUT, OUTPUT, as_varint, field, fields, number_of, texts
 
 FRAME, SMALL = "frame", "pre.small"
 _FLOAT = 1
@@ -21,9 +22,7 @@ _CHAIN = [
     ("Resize", "pre.double", {"coordinate_transformation_mode": b"half_pixel", "mode": b"linear"}),
     ("AveragePool", SMALL, {"kernel_shape": [2, 2], "strides": [2, 2]}),
 ]
-_GRAPH = 7  # of a model
-_NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # of a graph
-_NODE_INPUT, _NODE_OUTPUT, _NODE_OP, _NODE_ATTRIBUTE = 1, 2, 4, 5
+_NODE_OP, _NODE_ATTRIBUTE = 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 1, 3, 4, 8
 _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 8, 9, 14
 
@@ -52,7 +51,7 @@ def without_front(model: bytes) -> tuple[Front, bytes] | None:
     """What the preprocessing makes of a frame, and the model without it; None where it has none of tfiseg's, needs the frame for more, or
     lies in several files."""
     try:
-        graph = next(value for number, value, _ in _fields(memoryview(model)) if number == _GRAPH)
+        graph = next(value for number, value, _ in fields(memoryview(model)) if number == GRAPH)
         constants, elsewhere = _constants(graph)
         kept = _nodes_without_front(graph)
         front = _front(constants)
@@ -60,31 +59,31 @@ def without_front(model: bytes) -> tuple[Front, bytes] | None:
         return None
     if elsewhere or kept is None or front is None:
         return None
-    parts = [whole for number, value, whole in _fields(graph) if number not in (_NODE, _INPUT) or _is_kept(number, value, kept)]
-    fresh = b"".join(parts) + _field(_INPUT, _float_picture(SMALL))
-    outer = [_field(_GRAPH, fresh) if number == _GRAPH else bytes(whole) for number, _, whole in _fields(memoryview(model))]
+    parts = [whole for number, value, whole in fields(graph) if number not in (NODE, INPUT) or _is_kept(number, value, kept)]
+    fresh = b"".join(parts) + field(INPUT, _float_picture(SMALL))
+    outer = [field(GRAPH, fresh) if number == GRAPH else bytes(whole) for number, _, whole in fields(memoryview(model))]
     return front, b"".join(outer)
 
 
 def _is_kept(number: int, value: memoryview, kept: set[str]) -> bool:
-    if number == _INPUT:
-        return _texts(value, 1) != [FRAME]
-    return _texts(value, _NODE_OUTPUT)[0] in kept
+    if number == INPUT:
+        return texts(value, 1) != [FRAME]
+    return texts(value, NODE_OUTPUT)[0] in kept
 
 
 def _nodes_without_front(graph: memoryview) -> set[str] | None:
     """First outputs of the nodes that stay; None where the preprocessing isn't tfiseg's, or the rest needs the frame as well."""
-    nodes = [(_texts(v, _NODE_INPUT), _texts(v, _NODE_OUTPUT), v) for number, v, _ in _fields(graph) if number == _NODE]
+    nodes = [(texts(v, NODE_INPUT), texts(v, NODE_OUTPUT), v) for number, v, _ in fields(graph) if number == NODE]
     makers = {outputs[0]: (inputs, value) for inputs, outputs, value in nodes}
     chain, wanted = [], SMALL
     while wanted in makers:
         inputs, value = makers[wanted]
-        chain.append((_texts(value, _NODE_OP)[0], wanted, _attributes(value)))
+        chain.append((texts(value, _NODE_OP)[0], wanted, _attributes(value)))
         wanted = inputs[0]
     if chain[::-1] != _CHAIN or wanted != FRAME:
         return None
     left = [node for node in nodes if node[1] != [SMALL]]
-    given_out = {_texts(value, 1)[0] for number, value, _ in _fields(graph) if number == _OUTPUT}
+    given_out = {texts(value, 1)[0] for number, value, _ in fields(graph) if number == OUTPUT}
     while True:
         needed = given_out.union(*(inputs for inputs, _, _ in left))
         still = [node for node in left if not node[1][0].startswith("pre.") or needed.intersection(node[1])]
@@ -96,10 +95,10 @@ def _nodes_without_front(graph: memoryview) -> set[str] | None:
 
 def _attributes(node: memoryview) -> dict[str, int | bytes | list[int]]:
     found: dict[str, int | bytes | list[int]] = {}
-    for attribute in (value for number, value, _ in _fields(node) if number == _NODE_ATTRIBUTE):
-        parts = [(number, value) for number, value, _ in _fields(attribute)]
-        several = [_number_of(value) for number, value in parts if number == _ATTRIBUTE_INTS]
-        one = [_number_of(value) for number, value in parts if number == _ATTRIBUTE_INT]
+    for attribute in (value for number, value, _ in fields(node) if number == _NODE_ATTRIBUTE):
+        parts = [(number, value) for number, value, _ in fields(attribute)]
+        several = [number_of(value) for number, value in parts if number == _ATTRIBUTE_INTS]
+        one = [number_of(value) for number, value in parts if number == _ATTRIBUTE_INT]
         text = [bytes(value) for number, value in parts if number == _ATTRIBUTE_TEXT]
         name = next(bytes(value).decode() for number, value in parts if number == _ATTRIBUTE_NAME)
         found[name] = several or (one or text or [b""])[0]
@@ -109,9 +108,9 @@ def _attributes(node: memoryview) -> dict[str, int | bytes | list[int]]:
 def _constants(graph: memoryview) -> tuple[dict[str, memoryview], bool]:
     """Raw bytes of the preprocessing's constants, and whether any weight lies in another file."""
     raw, elsewhere = {}, False
-    for number, value, _ in _fields(graph):
-        if number == _INITIALIZER:
-            parts = {n: v for n, v, _ in _fields(value)}
+    for number, value, _ in fields(graph):
+        if number == INITIALIZER:
+            parts = {n: v for n, v, _ in fields(value)}
             elsewhere |= bool(parts.get(_TENSOR_LOCATION, b""))
             name = bytes(parts.get(_TENSOR_NAME, b"")).decode()
             if name.startswith("pre.") and _TENSOR_RAW in parts:
@@ -129,69 +128,9 @@ def _front(constants: dict[str, memoryview]) -> Front | None:
     return None
 
 
-# -- protobuf's wire format
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """(number, content, the whole field) of each field; the content of a number is empty where it is 0."""
-    at = 0
-    while at < len(message):
-        start = at
-        key, at = _varint(message, at)
-        kind = key & 7
-        if kind == 0:
-            begin = at
-            number, at = _varint(message, at)
-            content = message[begin:at] if number else message[at:at]
-        elif kind == 2:
-            length, at = _varint(message, at)
-            content, at = message[at : at + length], at + length
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
-            content, at = message[at : at + length], at + length
-        else:
-            raise ValueError(f"no protobuf: wire type {kind}")
-        if at > len(message):
-            raise ValueError("no protobuf: a field is longer than its message")
-        yield key >> 3, content, message[start:at]
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value, shift = 0, 0
-    while True:
-        if shift > 63:
-            raise ValueError("no protobuf: a number of more than ten bytes")
-        byte = message[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-
-
-def _number_of(content: memoryview) -> int:
-    return _varint(content, 0)[0] if content else 0
-
-
-def _texts(message: memoryview, wanted: int) -> list[str]:
-    return [bytes(value).decode() for number, value, _ in _fields(message) if number == wanted]
-
-
-def _number(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _number(number << 3 | 2) + _number(len(content)) + content
-
-
 def _float_picture(name: str) -> bytes:
     """A ValueInfoProto: float (1, 3, any, any)."""
-    known = [_field(1, _number(1 << 3) + _number(size)) for size in (1, 3)]
-    free = [_field(1, _field(2, side.encode())) for side in ("small_height", "small_width")]
-    tensor = _number(1 << 3) + _number(_FLOAT) + _field(2, b"".join(known + free))
-    return _field(1, name.encode()) + _field(2, _field(1, tensor))
+    known = [field(1, as_varint(1 << 3) + as_varint(size)) for size in (1, 3)]
+    free = [field(1, field(2, side.encode())) for side in ("small_height", "small_width")]
+    tensor = as_varint(1 << 3) + as_varint(_FLOAT) + field(2, b"".join(known + free))
+    return field(1, name.encode()) + field(2, field(1, tensor))

@@ -120,7 +120,8 @@ def _gate(gate: Mapping[str, Any] | None) -> str:
     if "skipped" in gate:
         return f"skipped: {gate['skipped']}"
     if "pair_agreement" in gate:
-        return f"passed: {gate['pair_agreement']}% of pairs of cells told as in fp32, {gate['frames']} frames"
+        outlines = f", {gate['outline_agreement']}% of outlines" if "outline_agreement" in gate else ""
+        return f"passed: {gate['pair_agreement']}% of pairs of cells told as in fp32{outlines}, {gate['frames']} frames"
     said = (
         f"{gate.get('label_agreement')}% of labels as in {gate.get('reference', 'fp32')}, PQ {gate.get('PQ')}, {gate.get('frames')} frames"
     )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError
+from .protobuf import with_outputs
 from .sessions import DEFAULT_PROVIDERS, METADATA_KEY, open_onnx
 
 INSTANCE_FORMAT = 2  # 2: the join rule sees other classes
+_OUTPUTS, _FOREGROUND = ("displacement", "affinity", "boundary"), "foreground"
 DEFAULT_INSTANCE_MODEL = Path(__file__).parent / "models" / "tfiseg-instance.onnx"
 
 
@@ -22,16 +25,19 @@ class InstanceMaps:
     """What the network says of K views.
 
     ``displacement`` float32 (K, 2, S / 4, S / 4), (dy, dx) in cells of 4 px to the centre of each cell's object; ``affinity`` float32
-    (K, A, S / 4, S / 4) in [0, 1]; ``boundary`` float32 (K, 1, S / 2, S / 2) in [0, 1].
+    (K, A, S / 4, S / 4) in [0, 1]; ``boundary`` float32 (K, 1, S / 2, S / 2) in [0, 1]; ``foreground``, see
+    ``InstanceSession.foreground``, where it was asked for.
     """
 
     displacement: NDArray[np.float32]
     affinity: NDArray[np.float32]
     boundary: NDArray[np.float32]
+    foreground: NDArray[np.float32] | None = None
 
 
 class InstanceSession:
-    """The instance network in a file: ``view_px``, the side of the views that it takes, ``affinity_offsets`` and ``rules`` are its own.
+    """The instance network in a file: ``view_px``, the side of the views that it takes, ``affinity_offsets`` and ``rules`` are its own;
+    ``draws_outlines``: whether it tells the foreground, too.
 
     Args:
         path: model that ``tfiseg train instance`` exported; default: the one that comes with tfiseg.
@@ -44,8 +50,9 @@ class InstanceSession:
 
     def __init__(self, path: str | Path = DEFAULT_INSTANCE_MODEL, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> None:
         self.path = Path(path)
-        self._session = open_onnx(self.path, threads, providers)
-        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}")
+        self._open = partial(open_onnx, self.path, threads, providers)
+        whole = self._open()
+        text = whole.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}")
         try:
             data = json.loads(text)
             version = data.get("instance_format")
@@ -61,14 +68,39 @@ class InstanceSession:
                 f"{self.path} is no instance network for this version: its format is {version}, wanted {INSTANCE_FORMAT}; "
                 "`tfiseg train instance` makes one"
             )
-        side = self._session.get_inputs()[0].shape[1]
+        side = whole.get_inputs()[0].shape[1]
         if side != self.view_px:
             raise ModelError(f"{self.path}: its metadata speaks of views of {self.view_px} px, its network takes {side}: export it again")
 
-    def infer(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
-        """Maps of views uint8 (K, S, S, 3) BGR and masks uint8 (K, S, S) 0/1, S = ``view_px``."""
+        outputs = {o.name for o in whole.get_outputs()}
+        self.draws_outlines = _FOREGROUND in outputs
+        # ONNX Runtime computes all outputs of a session, so each use has one of its own
+        self._sessions = {_OUTPUTS: self._open(model=with_outputs(self.path.read_bytes(), _OUTPUTS)) if outputs - {*_OUTPUTS} else whole}
+
+    def infer(self, views: NDArray[np.uint8], masks: NDArray[np.uint8], foreground: bool = False) -> InstanceMaps:
+        """Maps of views uint8 (K, S, S, 3) BGR and masks uint8 (K, S, S) 0/1, S = ``view_px``; ``foreground``: that in the same pass."""
         if not len(views):
             cells = self.view_px // self.stride
             channels = ((2, cells), (len(self.affinity_offsets), cells), (1, 2 * cells))
             return InstanceMaps(*(np.zeros((0, c, side, side), np.float32) for c, side in channels))
-        return InstanceMaps(*self._session.run(["displacement", "affinity", "boundary"], {"views": views, "masks": masks}))
+        if not foreground:
+            return InstanceMaps(*self._run(_OUTPUTS, views, masks))
+        *maps, drawn = self._run((*_OUTPUTS, _FOREGROUND), views, masks)
+        return InstanceMaps(*maps, drawn[:, 0])
+
+    def foreground(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """How likely the pixels of K > 0 views belong to what their masks show roughly, float32 (K, S / 2, S / 2) in [0, 1]."""
+        self.prepare_outlines()
+        return self._run((_FOREGROUND,), views, masks)[0][:, 0]
+
+    def prepare_outlines(self) -> None:
+        """Make ready to draw outlines, before the first frame; raises ModelError where the network draws none."""
+        if not self.draws_outlines:
+            raise ModelError(f"{self.path} draws no outlines: `tfiseg train instance` makes one that does")
+        for outputs in ((_FOREGROUND,), (*_OUTPUTS, _FOREGROUND)):
+            if outputs not in self._sessions:
+                self._sessions[outputs] = self._open(model=with_outputs(self.path.read_bytes(), outputs))
+
+    def _run(self, outputs: tuple[str, ...], views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        maps: list[NDArray[np.float32]] = self._sessions[outputs].run(outputs, {"views": views, "masks": masks})
+        return maps

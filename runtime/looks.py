@@ -76,14 +76,21 @@ class Looks:
 
 def look(image: NDArray[np.uint8], components: Instances, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> Looks:
     """Cut the views out of a frame uint8 (H, W, 3) BGR; ``own`` as ``own_masks`` gives it."""
-    shape, view_px = own.shape, own.shape[1]
+    return Looks(*shown(image, components, planned, own.shape[1]), own)
+
+
+def shown(
+    image: NDArray[np.uint8], components: Instances, planned: Sequence[PlannedView], view_px: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """``images`` and ``masks`` of ``Looks``."""
+    shape = (len(planned), view_px, view_px)
     images, masks = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
     class_of = np.concatenate([[0], components.class_id]).astype(np.int32)
     for k, p in enumerate(planned):
         images[k] = cut(image, p.view, view_px)
         its = class_of[window(components.label_map, p.view)] == p.class_id
         masks[k] = cut_mask(its.astype(np.uint8), View(0, 0, p.view.side), view_px)
-    return Looks(images, masks, own)
+    return images, masks
 
 
 def worth_a_look(components: Instances, view_px: int) -> tuple[list[PlannedView], NDArray[np.uint8]]:

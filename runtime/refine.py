@@ -18,6 +18,7 @@ from ..plugins.operator import SHARPEN, cluster
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
 from .joining import candidates_in, united
 from .looks import MAX_VIEWS, PlannedView, look, worth_a_look
+from .outlines import Foregrounds, outlined
 from .pieces import Label, Parted, instances_of
 from .sessions import DEFAULT_PROVIDERS
 
@@ -57,17 +58,18 @@ class Refiner:
 
     def __call__(self, image: NDArray[np.uint8], components: Instances) -> Instances:
         """Instances of one picture uint8 (H, W, 3) BGR from the components of its class map, as ``cluster(..., split=0)`` gives them."""
-        if image.shape[:2] != components.label_map.shape:
-            raise InputError(
-                f"the picture is {image.shape[:2]}, its components are of {components.label_map.shape}: they must be of one size"
-            )
+        return self.looked(image, components, outlines=False)[0]
+
+    def looked(self, image: NDArray[np.uint8], components: Instances, outlines: bool) -> tuple[Instances, Foregrounds]:
+        """The same, and with ``outlines`` what its views told of them: ``outlined`` need not look again."""
+        _check_sizes(image, components)
         began = time.perf_counter()
         planned, own = worth_a_look(components, self.session.view_px)
         planning = (time.perf_counter() - began) * 1e3
         parted = Parted(components)
         if not parted.cut_small(self.threads) and not planned:
-            return components
-        views = _Views(self.session, image, components, planned, own, self.max_views)
+            return components, {}
+        views = _Views(self.session, image, components, planned, own, self.max_views, outlines)
         maps = views.look(self._with_necks(planned, own))
         found = cut_views(own[views.seen], maps, self.session.affinity_offsets, self.session.rules, self.threads)
         for k, labels in zip(views.seen, found, strict=True):
@@ -83,13 +85,25 @@ class Refiner:
         refined = instances_of(united(parted, judged), components)
         views.ms["views"] += planning
         merge = (time.perf_counter() - began) * 1e3 - sum(views.ms.values())
-        return replace(refined, stage_ms={**components.stage_ms, **views.ms, "merge": merge})
+        return replace(refined, stage_ms={**components.stage_ms, **views.ms, "merge": merge}), views.foreground
+
+    def outlined(self, image: NDArray[np.uint8], instances: Instances, known: Foregrounds | None = None) -> Instances:
+        """Instances of one picture uint8 (H, W, 3) BGR, however they were found, with outlines as the network sees them (mask refinement):
+        what a coarse class map draws roughly follows the object. For class maps that a network predicted: true ones have nothing to mend.
+        Classes, scores and ``semantic_map`` stay. ``known``: see ``looked``. Raises ModelError where the model draws none."""
+        _check_sizes(image, instances)
+        return outlined(self.session, image, instances, known or {}, self.max_views, self.threads)
 
     def _with_necks(self, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int]:
         """Which views are of a component that could be cut: of a single region there is nothing to part."""
         of_component = [k for k, p in enumerate(planned) if p.component]
         regions = cluster(own[of_component], split=1.0, min_area=0, threads=self.threads)
         return [k for k, found in zip(of_component, regions, strict=True) if len(found) > 1]
+
+
+def _check_sizes(image: NDArray[np.uint8], found: Instances) -> None:
+    if image.shape[:2] != found.label_map.shape:
+        raise InputError(f"the picture is {image.shape[:2]}, what was found in it is of {found.label_map.shape}: they must be of one size")
 
 
 def cut_views(
@@ -124,7 +138,7 @@ def cut_views(
 
 class _Views:
     """The views of one frame that were looked at, at most so many: ``seen``, their numbers; ``shown``, what a join rule is told of
-    each: picture, displacement, affinity; ``ms``, what it took."""
+    each: picture, displacement, affinity; ``foreground``, where ``outlines`` are wanted; ``ms``, what it took."""
 
     def __init__(
         self,
@@ -134,8 +148,11 @@ class _Views:
         planned: Sequence[PlannedView],
         own: NDArray[np.uint8],
         most: int,
+        outlines: bool,
     ) -> None:
-        self._session, self._image, self._components, self._planned, self._own, self._most = session, image, components, planned, own, most
+        self._session, self._image, self._components, self._planned, self._own = session, image, components, planned, own
+        self._most, self._outlines = most, outlines
+        self.foreground: Foregrounds = {}
         self.seen: list[int] = []
         self.shown: dict[int, tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]] = {}
         self.ms = {"views": 0.0, "instance network": 0.0}
@@ -146,9 +163,12 @@ class _Views:
         began = time.perf_counter()
         looks = look(self._image, self._components, [self._planned[k] for k in new], self._own[new])
         looked = time.perf_counter()
-        maps = self._session.infer(looks.images, looks.masks)
+        maps = self._session.infer(looks.images, looks.masks, self._outlines)
         self.ms["views"] += (looked - began) * 1e3
         self.ms["instance network"] += (time.perf_counter() - looked) * 1e3
         self.shown |= dict(zip(new, zip(looks.images, maps.displacement, maps.affinity, strict=True), strict=True))
+        if maps.foreground is not None:
+            of_views = ((self._planned[k].view, self._planned[k].class_id) for k in new)
+            self.foreground |= dict(zip(of_views, maps.foreground, strict=True))
         self.seen += new
         return maps

@@ -18,6 +18,7 @@ from ..plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, cluster, sp
 from ..plugins.problem import MAX_INSTANCES, MAX_OUT_SIDE
 from .device_cluster import MOST_INSTANCES, Asked
 from .gpu_session import GpuSession, enlarged
+from .outlines import Foregrounds
 from .rating import FEATURES, object_probability
 from .refine import Refiner
 from .scales import MultiScaleSession, checked_scales
@@ -55,6 +56,8 @@ class Segmenter:
             alone (see ``Refiner``); "frame": by the model's own instance heads, in the same pass; None: by shape, or by the heads of a
             model that has them.
         instance_model: path of an instance network, with ``refine``; default: the one that comes with tfiseg.
+        outlines: draw outlines anew, as the instance network sees them in views of what was found (see ``Refiner.outlined``); default: with
+            refine="components", if the instance network can.
         scales, flip: look several times at each frame, for finer class maps: at overlapping windows of it, 1.5 meaning two thirds of its
             longer side each (1: the whole frame), and at mirror images. ``scales=(1, 1.5), flip=True`` takes six passes of a wide frame,
             ten of others. An engine must take windows of that size, too.
@@ -82,6 +85,7 @@ class Segmenter:
         max_instances: int = MAX_INSTANCES,
         refine: str | None = None,
         instance_model: str | Path | None = None,
+        outlines: bool | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         threads: int = 0,
@@ -94,8 +98,8 @@ class Segmenter:
         scales = checked_scales(scales)
         if refine not in REFINES:
             raise InputError(f"refine must be one of {', '.join(map(repr, REFINES))}, got {refine!r}")
-        if instance_model is not None and refine != "components":
-            raise InputError('an instance_model does nothing without refine="components"')
+        if instance_model is not None and refine != "components" and not outlines:
+            raise InputError('an instance_model does nothing without refine="components" or outlines')
         self.session: Session = open_session(model or (DEFAULT_FRAME_MODEL if refine == "frame" else DEFAULT_MODEL), threads, providers)
         self.class_names = self.session.info.class_names
         if things is None:
@@ -128,7 +132,11 @@ class Segmenter:
             if isinstance(self.session, GpuSession) and self.session.clusters:
                 _log.warning("clustering runs on the CPU, of frames in host memory: scales and flip average the class maps there")
             self.session = MultiScaleSession(self.session, scales, flip)
-        self.refiner = Refiner(instance_model, threads=threads, providers=providers) if refine == "components" else None
+        refiner = Refiner(instance_model, threads=threads, providers=providers) if refine == "components" or outlines else None
+        self.refiner = refiner if refine == "components" else None
+        self._outliner = refiner if outlines or (outlines is None and refiner and refiner.session.draws_outlines) else None
+        if self._outliner is not None:
+            self._outliner.session.prepare_outlines()  # raises now, not at the first frame
 
     def close(self) -> None:
         """Free what an engine holds on the GPU; or use ``with``."""
@@ -151,6 +159,7 @@ class Segmenter:
     def __call__(self, frame: Frame | NDArray[np.uint8]) -> Instances:
         """Instances of one frame (a ``Frame``, or a uint8 (H, W, 3) BGR picture), at the frame's size."""
         began = time.perf_counter()
+        known: Foregrounds = {}
         if isinstance(self.session, GpuSession) and self.session.clusters and self.refiner is None:
             found = self._on_gpu(self.session, frame)
             stages = {"network": (time.perf_counter() - began) * 1e3}
@@ -158,8 +167,14 @@ class Segmenter:
             image = checked_image(frame)
             maps = self.session.infer(image)
             network_ms = (time.perf_counter() - began) * 1e3
-            found = self.cluster_maps(maps, (image.shape[0], image.shape[1])) if self.refiner is None else self._refined(image, maps)
+            if self.refiner is None:
+                found = self.cluster_maps(maps, (image.shape[0], image.shape[1]))
+            else:
+                found, known = self._refined(self.refiner, image, maps)
             stages = {"network": network_ms, **found.stage_ms}
+        if self._outliner is not None:
+            found = self._outliner.outlined(checked_image(frame), replace(found, stage_ms=stages), known)
+            stages = found.stage_ms
         if isinstance(frame, Frame):
             stages = {"decode": frame.decode_ms, **stages}
             return replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=stages)
@@ -189,14 +204,15 @@ class Segmenter:
         instances = instances_from_table(label_map, semantic_map, table, class_names=self.class_names)
         return self.worthwhile(instances, size_hw)
 
-    def _refined(self, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.float32]]) -> Instances:
-        """Components first, crumbs included: they may be joined to something."""
-        assert self.refiner is not None
+    def _refined(
+        self, refiner: Refiner, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.float32]]
+    ) -> tuple[Instances, Foregrounds]:
+        """Components first, crumbs included: they may be joined to something. Beside the instances what was learned of outlines."""
         size_hw = (image.shape[0], image.shape[1])
         components = self.components_of(maps["logits"], size_hw)
         wanted = np.isin(components.class_id, self.things)
-        found = self.refiner(image, components.select(wanted))
-        return self.worthwhile(found, size_hw, beside_px=int(components.area[~wanted].max(initial=0)))
+        found, known = refiner.looked(image, components.select(wanted), outlines=self._outliner is not None)
+        return self.worthwhile(found, size_hw, beside_px=int(components.area[~wanted].max(initial=0))), known
 
     @property
     def _clustered(self) -> tuple[int, ...]:

@@ -46,13 +46,15 @@ Label = NDArray[np.int32]
 @dataclass(frozen=True)
 class Composite:
     """``image`` uint8 (S, S, 3) BGR; ``mask`` uint8 (S, S) 0/1, the class mask as a network would see it; ``owner`` int32 (S, S), the
-    object of each mask pixel, 1.., 0 outside of the mask, -1 unknown; ``other`` uint8 (S, S) 0/1, where it would see another class."""
+    object of each mask pixel, 1.., 0 outside of the mask, -1 unknown; ``other`` uint8 (S, S) 0/1, where it would see another class;
+    ``truth`` uint8 (S, S) 0/1, where the class really is."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     owner: Label
     other: NDArray[np.uint8]
     class_id: int
+    truth: NDArray[np.uint8]
 
 
 class Composer:
@@ -62,6 +64,7 @@ class Composer:
         self.bank = bank
         self.seed = seed
         self.view_px = view_px
+        self.faults_zoom = view_px / _FAULTS_PX
         self.canvas_px = ceil(_CANVAS * view_px)
         self._whole: dict[int, list[BankObject]] = {}
         for o in bank.objects:
@@ -108,7 +111,7 @@ class Composer:
             for _ in range(1 + int(rng.random() < 0.3)):
                 self.occlude(canvas, label, class_id, size, rng)
         image = photographed(canvas, rng)
-        mask = spoil(np.maximum(label, 0), rng, self.view_px / _FAULTS_PX)
+        mask = self.class_mask(image, label, rng)
         if not mask.any():
             return None
         view = self._view(mask, rng)
@@ -117,7 +120,18 @@ class Composer:
         if (owner > 0).sum() < 64:
             return None
         other = (seen == _OTHER) & (owner == 0) & (rng.random() < _OTHERS_KNOWN)
-        return Composite(cut(image, view, self.view_px), (owner != 0).astype(np.uint8), owner, other.astype(np.uint8), class_id)
+        return Composite(
+            cut(image, view, self.view_px),
+            (owner != 0).astype(np.uint8),
+            owner,
+            other.astype(np.uint8),
+            class_id,
+            (seen > 0).astype(np.uint8),
+        )
+
+    def class_mask(self, image: NDArray[np.uint8], label: Label, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """The mask of a composite's class as a network would draw it, uint8 (canvas, canvas) 0/1."""
+        return spoil(np.maximum(label, 0), rng, self.faults_zoom)
 
     def _in_its_picture(self, o: BankObject, alone: bool, rng: np.random.Generator) -> tuple[Canvas, Label, float]:
         """The object in its own picture, anywhere on the canvas: canvas, label, side of the object in pixels."""

@@ -80,7 +80,8 @@ def _gate(model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionS
         return {"skipped": "--no-gate"}
     if settings.frames is None:
         raise InputError("--frames SOURCE: fp16 is held against fp32 on real frames (or --no-gate)")
-    segmenter, same, seen, frames = Segmenter(), 0, 0, 0
+    segmenter, frames = Segmenter(), 0
+    count = np.zeros((2, 2), np.int64)  # of pairs of cells and of outlines' cells: on how many both decide alike, of how many
     with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
         sessions = []
         for name, network in (("fp32", model), ("lowered", lowered)):
@@ -92,15 +93,20 @@ def _gate(model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionS
             if not planned:
                 continue
             one, other = (session.infer(looks.images, looks.masks) for session in sessions)
-            agreeing, counted = _agreement(one, other, looks)
-            same, seen, frames = same + agreeing, seen + counted, frames + 1
-    if not seen:
+            count[0] += _agreement(one, other, looks)
+            if sessions[0].draws_outlines:
+                drawn, again = (session.foreground(looks.images, looks.masks) > 0.5 for session in sessions)
+                count[1] += (drawn == again).sum(), drawn.size
+            frames += 1
+    if not frames:
         raise InputError(f"{settings.frames}: no frame shows a component to judge on; give others, or --no-gate")
-    share = 100 * same / seen
-    verdict = {"passed": share >= _LEAST_AGREEMENT, "pair_agreement": round(share, 3), "frames": frames, "reference": "fp32"}
-    if not verdict["passed"]:
-        raise GateError(f"fp16 says the same as fp32 of {share:.2f} % of the pairs of cells, wanted {_LEAST_AGREEMENT} %: build it in fp32")
-    return verdict
+    share = dict(zip(("pair_agreement", "outline_agreement"), 100 * count[:, 0] / np.maximum(count[:, 1], 1), strict=True))
+    if not count[1, 1]:
+        del share["outline_agreement"]  # it draws none
+    for what, percent in share.items():
+        if percent < _LEAST_AGREEMENT:
+            raise GateError(f"{what} of fp16 with fp32 is {percent:.2f} %, wanted {_LEAST_AGREEMENT} %: build it in fp32")
+    return {"passed": True, **{what: round(float(percent), 3) for what, percent in share.items()}, "frames": frames, "reference": "fp32"}
 
 
 def _agreement(one: InstanceMaps, other: InstanceMaps, looks: Looks) -> tuple[int, int]:

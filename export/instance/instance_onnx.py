@@ -1,4 +1,4 @@
-"""A trained instance network as ONNX: views and masks in, displacement, affinities and boundary out."""
+"""A trained instance network as ONNX: views and masks in, displacement, affinities, boundary and foreground out."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ..frame_graph import MODEL_IR_VERSION
 from ..half_weights import stored_as_half
 from ..model_file import check_difference, rounded, written_whole
 from .network import DISPLACEMENT_UNIT_PX, STRIDE, InstanceNetwork
+from .split_concat import part_convolutions
 from .train import load_start, to_input
 
 OPSET = 18
@@ -35,16 +36,18 @@ def load_instance_checkpoint(path: Path) -> InstanceNetwork:
 
 
 class ViewMaps(torch.nn.Module):
-    """The network from pixels to probabilities: views uint8 (K, S, S, 3) and masks uint8 (K, S, S) to the fields of ``InstanceMaps``."""
+    """The network from pixels to probabilities: views uint8 (K, S, S, 3) and masks uint8 (K, S, S) to the fields of
+    ``InstanceMaps``, and the foreground."""
 
     def __init__(self, network: InstanceNetwork) -> None:
         super().__init__()
         self.network = network
         self.eval()
 
-    def forward(self, views: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        displacement, affinity, boundary = self.network(*to_input(views, masks))
-        return displacement * (DISPLACEMENT_UNIT_PX / STRIDE), affinity.sigmoid(), boundary.sigmoid()
+    def forward(self, views: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        displacement, *others = self.network(*to_input(views, masks))
+        affinity, boundary, foreground = (logits.sigmoid() for logits in others)
+        return displacement * (DISPLACEMENT_UNIT_PX / STRIDE), affinity, boundary, foreground
 
 
 def export_instance(
@@ -76,7 +79,7 @@ def export_instance(
     whole = ViewMaps(network)
     given = (torch.from_numpy(views), torch.from_numpy(masks))
     batch = torch.export.Dim("views", min=1, max=1024)
-    names = ["displacement", "affinity", "boundary"]
+    names = ["displacement", "affinity", "boundary", "foreground"]
     program = torch.onnx.export(
         whole,
         given,
@@ -91,6 +94,7 @@ def export_instance(
     model, sound = onnxsim.simplify(program.model_proto)
     if not sound:
         raise ModelError("onnxsim changed what the network computes: export with another onnxsim version")
+    part_convolutions(model)
     casts, weights = stored_as_half(model.graph.initializer)
     graph = helper.make_graph([*casts, *model.graph.node], "tfiseg-instance", model.graph.input, model.graph.output, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tfiseg")
@@ -118,4 +122,5 @@ def _difference(whole: ViewMaps, model: Path, views: NDArray[np.uint8], masks: N
     session = InstanceSession(model)
     _, *ours = whole(torch.from_numpy(views), torch.from_numpy(masks))
     maps = session.infer(views, masks)
-    return max(float(np.abs(a.numpy() - b).max()) for a, b in zip(ours, (maps.affinity, maps.boundary), strict=True))
+    theirs = (maps.affinity, maps.boundary, session.foreground(views, masks)[:, None])
+    return max(float(np.abs(a.numpy() - b).max()) for a, b in zip(ours, theirs, strict=True))

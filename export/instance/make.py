@@ -13,6 +13,7 @@ from ...runtime.instance_session import InstanceMaps
 from ..training import say
 from .composites import Composer
 from .instance_onnx import ViewMaps, export_instance
+from .outlines import train_outlines
 from .rules import fit_rules
 from .sheets import bank_sheet, composite_sheet
 from .train import InstanceRecipe, banks_of, held_seed, train_instance
@@ -46,11 +47,13 @@ def make_instance_model(
     network, dropped = train_instance(banks, start, checkpoint, recipe, workers, threads, quiet=quiet)
     if sheets is not None and dropped:
         bank_sheet(banks.used, recipe.view_px, sheets / "dropped.jpg", sorted(dropped))
+    train_outlines(network, banks, checkpoint.with_suffix(".outlines.ckpt"), recipe, workers, quiet)
     maps = ViewMaps(network)
 
     @torch.no_grad()
     def infer(views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
-        return InstanceMaps(*(m.numpy() for m in maps(torch.from_numpy(views), torch.from_numpy(masks))))
+        displacement, affinity, boundary, _ = maps(torch.from_numpy(views), torch.from_numpy(masks))
+        return InstanceMaps(displacement.numpy(), affinity.numpy(), boundary.numpy())
 
     fits = fit_rules(banks.held, held_seed(recipe) + 1, infer, recipe.view_px, rule_composites, recipe.seed, quiet)
     report = export_instance(network, output, recipe.view_px, {name: f.rule for name, f in fits.items()}, training_data, licence)

@@ -43,7 +43,7 @@ def _with_gaps(label: Label, mask: Mask, rng: np.random.Generator) -> Mask:
     return np.where(between if rng.random() < 0.5 else edge, 0, mask).astype(np.uint8)
 
 
-def _field(shape_hw: tuple[int, ...], scale_px: float, rng: np.random.Generator) -> NDArray[np.float32]:
+def smooth_noise(shape_hw: tuple[int, ...], scale_px: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """Smooth noise of unit spread."""
     h, w = shape_hw
     coarse = rng.standard_normal((max(2, int(h / scale_px)), max(2, int(w / scale_px))), np.float32)
@@ -53,7 +53,7 @@ def _field(shape_hw: tuple[int, ...], scale_px: float, rng: np.random.Generator)
 def _rough(mask: Mask, zoom: float, rng: np.random.Generator) -> Mask:
     """The outline wanders by a pixel or two."""
     distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3) - cv2.distanceTransform(1 - mask, cv2.DIST_L2, 3)
-    return (distance + _field(mask.shape, zoom * rng.uniform(3, 12), rng) * zoom * rng.uniform(0.5, 2.5) > 0.5).astype(np.uint8)
+    return (distance + smooth_noise(mask.shape, zoom * rng.uniform(3, 12), rng) * zoom * rng.uniform(0.5, 2.5) > 0.5).astype(np.uint8)
 
 
 def _coarse(mask: Mask, zoom: float, rng: np.random.Generator) -> Mask:
@@ -63,15 +63,37 @@ def _coarse(mask: Mask, zoom: float, rng: np.random.Generator) -> Mask:
     grid = (max(4, round(w / stride)), max(4, round(h / stride)))
     soft = cv2.resize(mask.astype(np.float32), grid, interpolation=cv2.INTER_AREA)
     soft = soft + rng.standard_normal(soft.shape, np.float32) * np.float32(rng.uniform(0, 0.12))
-    soft = cv2.resize(soft, (w, h), interpolation=cv2.INTER_LINEAR) + _field(mask.shape, zoom * rng.uniform(15, 50), rng) * np.float32(
-        rng.uniform(0, 0.2)
-    )
+    soft = cv2.resize(soft, (w, h), interpolation=cv2.INTER_LINEAR) + smooth_noise(
+        mask.shape, zoom * rng.uniform(15, 50), rng
+    ) * np.float32(rng.uniform(0, 0.2))
     return (soft > rng.uniform(0.3, 0.6)).astype(np.uint8)
+
+
+def blurred(mask: Mask, zoom: float, rng: np.random.Generator) -> Mask:
+    """Seen on a grid of 4 to 28 pixels, which lies anywhere, out of focus in half of the cases, with an unsure mind: what small components
+    of coarse class maps look like in their views."""
+    h, w = mask.shape
+    stride = zoom * float(np.exp(rng.uniform(np.log(4), np.log(28))))
+    grid = (max(4, round(w / stride)), max(4, round(h / stride)))
+    dx, dy = rng.uniform(-0.5, 0.5, 2) * stride
+    soft = _moved(mask.astype(np.float32), dx, dy)
+    if rng.random() < 0.5:
+        soft = np.asarray(cv2.GaussianBlur(soft, (0, 0), stride * float(rng.uniform(0.2, 0.7))), np.float32)
+    coarse = np.asarray(cv2.resize(soft, grid, interpolation=cv2.INTER_AREA), np.float32)
+    coarse = coarse + rng.standard_normal(coarse.shape, np.float32) * np.float32(rng.uniform(0, 0.15))
+    soft = _moved(np.asarray(cv2.resize(coarse, (w, h), interpolation=cv2.INTER_LINEAR), np.float32), -dx, -dy)
+    soft = soft + smooth_noise(mask.shape, zoom * rng.uniform(15, 50), rng) * np.float32(rng.uniform(0, 0.25))
+    return (soft > rng.uniform(0.3, 0.65)).astype(np.uint8)
+
+
+def _moved(plane: NDArray[np.float32], dx: float, dy: float) -> NDArray[np.float32]:
+    by = np.array([[1, 0, dx], [0, 1, dy]], np.float64)
+    return np.asarray(cv2.warpAffine(plane, by, plane.shape[::-1], borderMode=cv2.BORDER_REPLICATE), np.float32)
 
 
 def _holed(mask: Mask, zoom: float, rng: np.random.Generator) -> Mask:
     """Parts that the network takes for something else."""
-    return np.where(_field(mask.shape, zoom * rng.uniform(10, 40), rng) > rng.uniform(1.0, 2.0), 0, mask).astype(np.uint8)
+    return np.where(smooth_noise(mask.shape, zoom * rng.uniform(10, 40), rng) > rng.uniform(1.0, 2.0), 0, mask).astype(np.uint8)
 
 
 def owners(label: Label, mask: Mask) -> Label:

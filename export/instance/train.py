@@ -53,6 +53,7 @@ class InstanceRecipe:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     clean_at: float = 0.25  # share of the steps after which the bank is cleaned (at once by a network that knows); 0 = never
+    outline_steps: int = 1800  # after the others; 0: outlines stay those of the weights begun with
     held_out: float = 0.1  # share of the pictures whose objects are kept for validation
     seed: int = 0
 
@@ -136,7 +137,7 @@ def validate(network: InstanceNetwork, held: Bank, recipe: InstanceRecipe) -> di
     batches = DataLoader(CompositeSet(Composer(held, held_seed(recipe), recipe.view_px), 0, count), _BATCH_OF_VIEWS)
     for batch in batches:
         image, mask, *wanted = (t.to(device) for t in batch)
-        outputs = network(*to_input(image, mask))
+        outputs = network.instances(network.look(*to_input(image, mask)))
         losses += [part.item() for part in loss_of(outputs, tuple(wanted))]
         right, seen = np.array([right, seen]) + pairs_told(outputs[1], wanted[2])
     different, alike = (right / np.maximum(seen, 1)).tolist()
@@ -214,7 +215,7 @@ def train_instance(
     knows = load_start(network, start)
     network = network.to(device, memory_format=torch.channels_last)
     average = {k: v.clone() for k, v in network.state_dict().items()}
-    old = {id(p) for p in network.pretrained()}
+    old = {id(p) for p in [*network.pretrained(), *network.outlines.parameters()]}
     groups = [
         {"params": network.pretrained(), "lr": recipe.learning_rate * _BACKBONE_RATE},
         {"params": [p for p in network.parameters() if id(p) not in old], "lr": recipe.learning_rate},
@@ -223,6 +224,7 @@ def train_instance(
     peak = [group["lr"] for group in optimiser.param_groups]
     first, dropped = 0, set[int]()
     run = {**asdict(recipe), "bank": bank_digest(banks.used)}  # `dropped` are numbers of its objects
+    del run["outline_steps"]  # they come later
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, run, device)
         network.load_state_dict(state["network"])
@@ -245,7 +247,7 @@ def train_instance(
                 group["lr"] = top * rate
             image, mask, *wanted = (t.to(device) for t in batch)
             network.train()
-            parts = loss_of(network(*to_input(image, mask)), tuple(wanted))
+            parts = loss_of(network.instances(network.look(*to_input(image, mask))), tuple(wanted))
             losses = descend(parts, network, optimiser, average, step, checkpoint)
             step += 1
             running += (np.array(losses) - running) * max(0.02, 1 / (step - first))

@@ -226,7 +226,7 @@ def test_the_instance_network_is_built_for_views(frames, tmp_path, capsys, preci
     assert record["built_from"]["shapes"]["batch"] == 64
     assert (record["gate"] is None) == (precision == "fp32")
     if record["gate"]:
-        assert record["gate"]["pair_agreement"] > 99.5
+        assert min(record["gate"]["pair_agreement"], record["gate"]["outline_agreement"]) > 99.5
     assert main(["inspect", str(engine)]) == 0
     assert "of any class" in capsys.readouterr().out
 

@@ -17,8 +17,9 @@ from tfiseg.export.instance.bank import Bank, build_bank, object_of, typical  # 
 from tfiseg.export.instance.composites import Composer, emptied_of  # noqa: E402
 from tfiseg.export.instance.instance_onnx import load_instance_checkpoint  # noqa: E402
 from tfiseg.export.instance.network import FROZEN_BLOCKS, InstanceNetwork  # noqa: E402
+from tfiseg.export.instance.outlines import RoughComposer, train_outlines  # noqa: E402
 from tfiseg.export.instance.rules import split_objects, without_split  # noqa: E402
-from tfiseg.export.instance.spoil import owners, spoil  # noqa: E402
+from tfiseg.export.instance.spoil import blurred, owners, spoil  # noqa: E402
 from tfiseg.export.instance.targets import targets_of  # noqa: E402
 from tfiseg.export.instance.told import Told, with_groups  # noqa: E402
 from tfiseg.export.instance.train import (  # noqa: E402
@@ -155,10 +156,10 @@ def test_the_network_keeps_imagenets_first_layers():
     network.train()
     assert not network.blocks.training
     assert network.fuse.training
-    displacement, affinity, boundary = network(torch.zeros(2, 3, 64, 96), torch.zeros(2, 1, 64, 96))
+    displacement, affinity, boundary, foreground = network(torch.zeros(2, 3, 64, 96), torch.zeros(2, 1, 64, 96))
     assert displacement.shape == (2, 2, 16, 24)
     assert affinity.shape == (2, len(AFFINITY_OFFSETS), 16, 24)
-    assert boundary.shape == (2, 1, 32, 48)
+    assert boundary.shape == foreground.shape == (2, 1, 32, 48)
     affinity.sum().backward()
     assert next(network.stem.parameters()).grad is None
     assert next(network.blocks[FROZEN_BLOCKS - 1].parameters()).grad is None
@@ -198,7 +199,7 @@ def test_weights_alone_are_a_start(tmp_path):
 
 def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     command = ["train", "instance", "--images", str(toy / "images"), "--semantic", str(toy / "semantic"), "--start", "imagenet"]
-    command += ["--steps", "4", "--view-px", "128", "--rule-composites", "32", "--workers", "0", "--json"]
+    command += ["--steps", "4", "--view-px", "128", "--rule-composites", "32", "--workers", "0", "--json", "--outline-steps", "2"]
     command += ["--sheets", str(tmp_path / "sheets")]
     command += ["--checkpoint", str(tmp_path / "c.ckpt"), "-o", str(tmp_path / "n.onnx")]
     assert main(command) == 0
@@ -213,6 +214,9 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     assert maps.boundary.shape == (3, 1, 64, 64)
     assert maps.affinity.min() >= 0
     assert maps.affinity.max() <= 1
+    foreground = session.foreground(np.zeros((3, 128, 128, 3), np.uint8), np.ones((3, 128, 128), np.uint8))
+    assert foreground.shape == (3, 64, 64)
+    assert 0 <= foreground.min() <= foreground.max() <= 1
     assert main(command) == 0  # resumes at the end, and exports again
     fewer = tmp_path / "fewer"
     for name in ("images", "semantic"):
@@ -242,6 +246,49 @@ def test_a_training_that_comes_apart_stops(bank, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="the loss of step 0 is"):
         train_instance(Banks(bank, bank), SHIPPED_WEIGHTS, tmp_path / "c.ckpt", InstanceRecipe(steps=2, clean_at=0), workers=0, quiet=True)
     assert not (tmp_path / "c.ckpt").exists()
+
+
+def test_rough_masks_are_of_the_same_composites_but_rougher(bank):
+    rough, plain = RoughComposer(bank, 3, 128), Composer(bank, 3, 128)
+    worse = 0
+    for k in range(12):
+        a, again, b = rough(k), RoughComposer(bank, 3, 128)(k), plain(k)
+        assert np.array_equal(a.mask, again.mask)
+        assert np.array_equal(a.truth, again.truth)
+        assert set(np.unique(a.truth)) <= {0, 1}
+        assert np.array_equal((b.owner > 0) & (b.truth > 0), (b.mask > 0) & (b.truth > 0))
+        worse += int((a.mask != a.truth).sum()) - int((b.mask != b.truth).sum())
+    assert worse > 0
+
+
+def test_blurred_masks_lie_where_the_object_is():
+    label = np.zeros((160, 160), np.int32)
+    label[40:120, 40:120] = 1
+    found = np.mean([blurred((label > 0).astype(np.uint8), 1.0, np.random.default_rng(k)) for k in range(40)], axis=0)
+    assert found[60:100, 60:100].min() > 0.8
+    assert found[:20].max() < 0.2
+    rows = np.average(np.arange(160), weights=found.sum(1))
+    assert rows == pytest.approx(79.5, abs=3)  # no shift in the mean
+
+
+def test_outlines_are_learned_beside_what_is_known(bank, tmp_path):
+    network = InstanceNetwork()
+    load_start(network, SHIPPED_WEIGHTS)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    recipe = InstanceRecipe(outline_steps=3, batch=2, view_px=96)
+    banks = Banks(bank, bank)
+    train_outlines(network, banks, tmp_path / "o.ckpt", recipe, workers=0, quiet=True)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key]) != key.startswith("outlines."), key
+    taught = {k: v.clone() for k, v in network.outlines.state_dict().items()}
+    network.load_state_dict(before)
+    train_outlines(network, banks, tmp_path / "o.ckpt", recipe, workers=0, quiet=True)  # at its end already
+    assert all(torch.equal(v, taught[k]) for k, v in network.outlines.state_dict().items())
+    network.head.bias.data += 1
+    with pytest.raises(InputError, match="network"):
+        train_outlines(network, banks, tmp_path / "o.ckpt", recipe, workers=0, quiet=True)
+    train_outlines(network, banks, tmp_path / "none.ckpt", InstanceRecipe(outline_steps=0), workers=0, quiet=True)
+    assert not (tmp_path / "none.ckpt").exists()
 
 
 def picture_of(class_map):

@@ -126,7 +126,7 @@ def test_pieces_of_like_size_are_not_joined():
 def test_only_views_that_can_decide_are_looked_at(monkeypatch):
     refiner, seen = Refiner(), []
     infer = refiner.session.infer
-    monkeypatch.setattr(refiner.session, "infer", lambda images, masks: seen.append(len(images)) or infer(images, masks))
+    monkeypatch.setattr(refiner.session, "infer", lambda images, masks, _: seen.append(len(images)) or infer(images, masks))
     stars = np.zeros((120, 260), np.uint8)
     y, x = np.abs(np.mgrid[-40:41, -40:41])
     stars[20:101, 20:101] = stars[20:101, 140:221] = 3 * (np.sqrt(x) + np.sqrt(y) < 7)  # one region each, of one size

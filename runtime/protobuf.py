@@ -1,0 +1,86 @@
+"""ONNX files' bytes field by field, in protobuf's wire format: enough to leave parts of a graph out without onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+GRAPH = 7  # of a model
+NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12  # of a graph
+NODE_INPUT, NODE_OUTPUT = 1, 2
+
+
+def with_outputs(model: bytes, wanted: Collection[str]) -> bytes:
+    """An ONNX model without the outputs that aren't wanted, and without the nodes that only they need."""
+    graph = next(value for kind, value, _ in fields(memoryview(model)) if kind == GRAPH)
+    needed, kept = set(wanted), set[str]()
+    for node in reversed([value for kind, value, _ in fields(graph) if kind == NODE]):  # nodes come after what they read
+        made = texts(node, NODE_OUTPUT)
+        if needed.intersection(made):
+            needed.update(texts(node, NODE_INPUT))
+            kept.add(made[0])
+    parts = []
+    for kind, value, whole in fields(graph):
+        if kind == NODE and texts(value, NODE_OUTPUT)[0] not in kept:
+            continue
+        if kind == OUTPUT and texts(value, 1)[0] not in wanted:
+            continue
+        parts.append(whole)
+    fresh = field(GRAPH, b"".join(parts))
+    return b"".join(fresh if kind == GRAPH else bytes(whole) for kind, _, whole in fields(memoryview(model)))
+
+
+def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """(number, content, the whole field) of each field; the content of a number is empty where it is 0."""
+    at = 0
+    while at < len(message):
+        start = at
+        key, at = varint(message, at)
+        kind = key & 7
+        if kind == 0:
+            begin = at
+            number, at = varint(message, at)
+            content = message[begin:at] if number else message[at:at]
+        elif kind == 2:
+            length, at = varint(message, at)
+            content, at = message[at : at + length], at + length
+        elif kind in (1, 5):
+            length = 8 if kind == 1 else 4
+            content, at = message[at : at + length], at + length
+        else:
+            raise ValueError(f"no protobuf: wire type {kind}")
+        if at > len(message):
+            raise ValueError("no protobuf: a field is longer than its message")
+        yield key >> 3, content, message[start:at]
+
+
+def varint(message: memoryview, at: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while True:
+        if shift > 63:
+            raise ValueError("no protobuf: a number of more than ten bytes")
+        byte = message[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+
+
+def number_of(content: memoryview) -> int:
+    return varint(content, 0)[0] if content else 0
+
+
+def texts(message: memoryview, wanted: int) -> list[str]:
+    return [bytes(value).decode() for number, value, _ in fields(message) if number == wanted]
+
+
+def as_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def field(number: int, content: bytes) -> bytes:
+    return as_varint(number << 3 | 2) + as_varint(len(content)) + content
