@@ -60,7 +60,7 @@ def add_train(verbs: Any) -> None:
         "--outline-steps",
         type=int,
         metavar="N",
-        help="afterwards, to learn to draw outlines (default: half as many; 0: none)",
+        help="afterwards, to learn to draw outlines (default: half as many; 0: it draws none)",
     )
     _add_fit(instance, "bank, of composites and of what was dropped", 8000)
     instance.add_argument("--licence", metavar="TEXT", default="not stated", help="for the model's metadata")

@@ -185,7 +185,7 @@ def add_score_rule(
     if refine is None:
         refine = "frame" if any(o.name == "affinity" for o in network.graph.output) else "components"
     teacher = instance_model if refine == "components" else None
-    segmenter = Segmenter(model, refine=refine, min_score=0.0, threads=threads, instance_model=teacher)
+    segmenter = Segmenter(model, refine=refine, min_score=0.0, threads=threads, instance_model=teacher, outlines=False)
     segmenter.score_rule = None
     teller = Refiner(instance_model, threads=threads)
     fit = fit_score_rule(segmenter, load_pictures(images, semantic, confidence), teller, segmenter.session.info.things, seed, quiet)

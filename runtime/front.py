@@ -11,7 +11,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .protobuf import GRAPH, INITIALIZER, INPUT, NODE, NODE_INPUT, NODE_OUTPUT, OUTPUT, as_varint, field, fields, number_of, texts
+from .protobuf import (
+    GRAPH,
+    INITIALIZER,
+    INPUT,
+    NODE,
+    NODE_INPUT,
+    NODE_OUTPUT,
+    OUTPUT,
+    TENSOR_LOCATION,
+    as_varint,
+    field,
+    fields,
+    number_of,
+    texts,
+)
 
 FRAME, SMALL = "frame", "pre.small"
 _FLOAT = 1
@@ -24,7 +38,7 @@ _CHAIN = [
 ]
 _NODE_OP, _NODE_ATTRIBUTE = 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 1, 3, 4, 8
-_TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 8, 9, 14
+_TENSOR_NAME, _TENSOR_RAW = 8, 9
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,7 @@ def _constants(graph: memoryview) -> tuple[dict[str, memoryview], bool]:
     for number, value, _ in fields(graph):
         if number == INITIALIZER:
             parts = {n: v for n, v, _ in fields(value)}
-            elsewhere |= bool(parts.get(_TENSOR_LOCATION, b""))
+            elsewhere |= bool(parts.get(TENSOR_LOCATION, b""))
             name = bytes(parts.get(_TENSOR_NAME, b"")).decode()
             if name.startswith("pre.") and _TENSOR_RAW in parts:
                 raw[name] = parts[_TENSOR_RAW]

@@ -1,4 +1,4 @@
-"""The instance network through ONNX Runtime: views and class masks in; displacement, affinities and boundary out."""
+"""The instance network through ONNX Runtime: views and class masks in; displacement, affinities, boundary and foreground out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,8 @@ from .sessions import DEFAULT_PROVIDERS, METADATA_KEY, open_onnx
 
 INSTANCE_FORMAT = 2  # 2: the join rule sees other classes
 _OUTPUTS, _FOREGROUND = ("displacement", "affinity", "boundary"), "foreground"
+_BOTH = (*_OUTPUTS, _FOREGROUND)
+_BATCH = 8  # views; more at once aren't faster
 DEFAULT_INSTANCE_MODEL = Path(__file__).parent / "models" / "tfiseg-instance.onnx"
 
 
@@ -51,6 +55,7 @@ class InstanceSession:
     def __init__(self, path: str | Path = DEFAULT_INSTANCE_MODEL, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> None:
         self.path = Path(path)
         self._open = partial(open_onnx, self.path, threads, providers)
+        self._opening = Lock()
         whole = self._open()
         text = whole.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}")
         try:
@@ -72,10 +77,10 @@ class InstanceSession:
         if side != self.view_px:
             raise ModelError(f"{self.path}: its metadata speaks of views of {self.view_px} px, its network takes {side}: export it again")
 
-        outputs = {o.name for o in whole.get_outputs()}
-        self.draws_outlines = _FOREGROUND in outputs
+        self.draws_outlines = any(o.name == _FOREGROUND for o in whole.get_outputs())
         # ONNX Runtime computes all outputs of a session, so each use has one of its own
-        self._sessions = {_OUTPUTS: self._open(model=with_outputs(self.path.read_bytes(), _OUTPUTS)) if outputs - {*_OUTPUTS} else whole}
+        self._sessions = {_BOTH if self.draws_outlines else _OUTPUTS: whole}
+        self._whole = whole
 
     def infer(self, views: NDArray[np.uint8], masks: NDArray[np.uint8], foreground: bool = False) -> InstanceMaps:
         """Maps of views uint8 (K, S, S, 3) BGR and masks uint8 (K, S, S) 0/1, S = ``view_px``; ``foreground``: that in the same pass."""
@@ -85,22 +90,38 @@ class InstanceSession:
             return InstanceMaps(*(np.zeros((0, c, side, side), np.float32) for c, side in channels))
         if not foreground:
             return InstanceMaps(*self._run(_OUTPUTS, views, masks))
-        *maps, drawn = self._run((*_OUTPUTS, _FOREGROUND), views, masks)
+        self.check_outlines()
+        *maps, drawn = self._run(_BOTH, views, masks)
         return InstanceMaps(*maps, drawn[:, 0])
 
     def foreground(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> NDArray[np.float32]:
         """How likely the pixels of K > 0 views belong to what their masks show roughly, float32 (K, S / 2, S / 2) in [0, 1]."""
-        self.prepare_outlines()
+        self.check_outlines()
         return self._run((_FOREGROUND,), views, masks)[0][:, 0]
 
-    def prepare_outlines(self) -> None:
-        """Make ready to draw outlines, before the first frame; raises ModelError where the network draws none."""
+    def check_outlines(self) -> None:
+        """Raises ModelError where the network draws none."""
         if not self.draws_outlines:
             raise ModelError(f"{self.path} draws no outlines: `tfiseg train instance` makes one that does")
-        for outputs in ((_FOREGROUND,), (*_OUTPUTS, _FOREGROUND)):
+
+    def prepare(self, maps: bool, outlines: bool) -> None:
+        """Open what is needed to cut, ``maps``, to draw ``outlines``, or for both, so that the first frame needn't wait for it."""
+        if maps:
+            self._session_for(_BOTH if outlines else _OUTPUTS)
+        if outlines:
+            self.check_outlines()
+            self._session_for((_FOREGROUND,))
+
+    def _session_for(self, outputs: tuple[str, ...]) -> Any:
+        with self._opening:
             if outputs not in self._sessions:
-                self._sessions[outputs] = self._open(model=with_outputs(self.path.read_bytes(), outputs))
+                part = with_outputs(self.path.read_bytes(), outputs)
+                self._sessions[outputs] = self._whole if part is None else self._open(model=part)
+            return self._sessions[outputs]
 
     def _run(self, outputs: tuple[str, ...], views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        maps: list[NDArray[np.float32]] = self._sessions[outputs].run(outputs, {"views": views, "masks": masks})
-        return maps
+        """A few views at a time: ONNX Runtime keeps the memory of the largest batch that it ever saw."""
+        session = self._session_for(outputs)
+        parts = [slice(k, k + _BATCH) for k in range(0, len(views), _BATCH)]
+        found = [session.run(outputs, {"views": views[part], "masks": masks[part]}) for part in parts]
+        return found[0] if len(found) == 1 else [np.concatenate(maps) for maps in zip(*found, strict=True)]

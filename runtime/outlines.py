@@ -25,7 +25,7 @@ from .views import View
 Foregrounds = dict[tuple[View, int], NDArray[np.float32]]  # (view, class id) -> float32 (q, q), how likely its pixels belong to the class
 
 _REACH, _LEAST_REACH_PX = 0.15, 8  # beyond a component, of its longer side: what its view shows with some margin
-_GOES, _COMES = 0.4, 0.6  # probabilities of belonging: a mask that is good already stays as it is (chosen on composites)
+GOES, COMES = 0.4, 0.6  # probabilities of belonging: a mask that is good already stays as it is (chosen on composites)
 _CERTAIN = 2.0  # of pixels whose component wasn't looked at: above any probability
 
 
@@ -52,7 +52,7 @@ def outlined(
 ) -> Instances:
     """Instances of a picture uint8 (H, W, 3) BGR with outlines as the instance network sees them in views of their components, the largest
     first; those under 20 px stay as they are. ``known``: what it said of views already."""
-    session.prepare_outlines()
+    session.check_outlines()
     began = time.perf_counter()
     class_of = np.concatenate([[0], instances.class_id]).astype(np.uint8)
     components: Instances = cluster(class_of[instances.label_map], split=0.0, min_area=0, threads=threads)
@@ -83,7 +83,7 @@ def redrawn(pieces: Label, components: Instances, seen: Sequence[tuple[PlannedVi
     Returns:
         The pieces, int32 (H, W): without pixels near their outlines that don't belong, with those around that do. Of two components that
         want a pixel the one has it that is surer; islands are no outlines, so what doesn't touch the component stays away. A component of
-        which nothing belongs stays as it was, but for what others want.
+        which nothing belongs stays as it was, but for what others want; a piece of which nothing would be left stays as it was.
     """
     zones = [_zone(components, planned, foreground) for planned, foreground in seen]
     surest = np.where(components.label_map > 0, np.float32(_CERTAIN), np.float32(0))
@@ -91,10 +91,10 @@ def redrawn(pieces: Label, components: Instances, seen: Sequence[tuple[PlannedVi
         surest[zone.spot][zone.own] = zone.foreground[zone.own]
     out = pieces.copy()
     for zone in zones:
-        if not (zone.foreground[zone.own] > _GOES).any():
+        if not (zone.foreground[zone.own] > GOES).any():
             continue
         before, after, best = pieces[zone.spot], out[zone.spot], surest[zone.spot]
-        wanted = np.where(zone.own, zone.deep | (zone.foreground > _GOES), zone.near & (zone.foreground > np.maximum(best, _COMES)))
+        wanted = np.where(zone.own, zone.deep | (zone.foreground > GOES), zone.near & (zone.foreground > np.maximum(best, COMES)))
         count, islands = cv2.connectedComponents(wanted.astype(np.uint8), connectivity=8)
         touches = np.bincount(islands[zone.own], minlength=count) > 0
         touches[0] = False
@@ -104,6 +104,9 @@ def redrawn(pieces: Label, components: Instances, seen: Sequence[tuple[PlannedVi
         if added.any():
             after[added] = _nearest(np.where(zone.own, before, 0))[added]
             best[added] = zone.foreground[added]
+    count = [np.bincount(labels.ravel(), minlength=int(pieces.max(initial=0)) + 1)[1:] for labels in (pieces, out)]
+    for lost in np.flatnonzero((count[0] > 0) & (count[1] == 0)) + 1:
+        out[pieces == lost] = lost
     return out
 
 

@@ -102,7 +102,7 @@ def _enlarged(labels: Label, parts: NDArray[np.intp], view: View, box_xyxy: tupl
 
 
 def instances_of(label_map: Label, components: Instances) -> Instances:
-    """Instances of a label map with gaps, numbered by first pixel; class and score from the components that they are made of."""
+    """Instances of a label map with gaps, numbered by first pixel; class, score and track id from the components that they are made of."""
     at = np.flatnonzero(label_map)
     given, component = label_map.ravel()[at], components.label_map.ravel()[at]
     first = np.full(int(given.max(initial=0)) + 1, at.size)
@@ -117,6 +117,7 @@ def instances_of(label_map: Label, components: Instances) -> Instances:
     columns = np.bincount(which * width + x, minlength=(n + 1) * width).reshape(n + 1, width)[1:]
     made_of = np.bincount(which * (len(components) + 1) + component, minlength=(n + 1) * (len(components) + 1))
     made_of = made_of.reshape(n + 1, len(components) + 1)[1:, 1:]
+    most = made_of.argmax(1) if n else np.zeros(0, np.intp)
     area = rows.sum(1)
     low = [(columns > 0).argmax(1), (rows > 0).argmax(1)]
     high = [width - (columns[:, ::-1] > 0).argmax(1), height - (rows[:, ::-1] > 0).argmax(1)]
@@ -124,7 +125,8 @@ def instances_of(label_map: Label, components: Instances) -> Instances:
     return replace(
         components,
         label_map=rank[label_map],
-        class_id=components.class_id[made_of.argmax(1)] if n else components.class_id[:0],
+        class_id=components.class_id[most],
+        track_id=None if components.track_id is None else components.track_id[most],
         score=(made_of @ components.score.astype(np.float64) / count).astype(np.float32),
         box_xyxy=np.stack([*low, *high], axis=1).astype(np.float32),
         area=area.astype(np.int32),

@@ -7,11 +7,20 @@ from collections.abc import Collection, Iterator
 GRAPH = 7  # of a model
 NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12  # of a graph
 NODE_INPUT, NODE_OUTPUT = 1, 2
+TENSOR_LOCATION = 14
 
 
-def with_outputs(model: bytes, wanted: Collection[str]) -> bytes:
-    """An ONNX model without the outputs that aren't wanted, and without the nodes that only they need."""
+def with_outputs(model: bytes, wanted: Collection[str]) -> bytes | None:
+    """An ONNX model without the outputs that aren't wanted, and without the nodes that only they need; None where weights lie in other
+    files, which bytes can't be loaded with."""
     graph = next(value for kind, value, _ in fields(memoryview(model)) if kind == GRAPH)
+    if any(
+        number == TENSOR_LOCATION and location
+        for kind, tensor, _ in fields(graph)
+        if kind == INITIALIZER
+        for number, location, _ in fields(tensor)
+    ):
+        return None
     needed, kept = set(wanted), set[str]()
     for node in reversed([value for kind, value, _ in fields(graph) if kind == NODE]):  # nodes come after what they read
         made = texts(node, NODE_OUTPUT)

@@ -55,9 +55,10 @@ class Segmenter:
         refine: "components": cut and join the class map's components by what the instance network sees in them, in place of their shape
             alone (see ``Refiner``); "frame": by the model's own instance heads, in the same pass; None: by shape, or by the heads of a
             model that has them.
-        instance_model: path of an instance network, with ``refine``; default: the one that comes with tfiseg.
+        instance_model: path of an instance network, with refine="components" or ``outlines``; default: the one that comes with tfiseg.
         outlines: draw outlines anew, as the instance network sees them in views of what was found (see ``Refiner.outlined``); default: with
-            refine="components", if the instance network can.
+            refine="components", if the instance network can. On the CPU, of frames in host memory. Only the classes that are reported
+            defend their pixels. ``semantic_map`` stays the semantic network's.
         scales, flip: look several times at each frame, for finer class maps: at overlapping windows of it, 1.5 meaning two thirds of its
             longer side each (1: the whole frame), and at mirror images. ``scales=(1, 1.5), flip=True`` takes six passes of a wide frame,
             ten of others. An engine must take windows of that size, too.
@@ -136,7 +137,11 @@ class Segmenter:
         self.refiner = refiner if refine == "components" else None
         self._outliner = refiner if outlines or (outlines is None and refiner and refiner.session.draws_outlines) else None
         if self._outliner is not None:
-            self._outliner.session.prepare_outlines()  # raises now, not at the first frame
+            self._outliner.session.check_outlines()  # raises now, not at the first frame
+            if isinstance(self.session, GpuSession) and self.session.clusters:
+                _log.warning("outlines are drawn on the CPU, of frames in host memory")
+        if refiner is not None:
+            refiner.session.prepare(maps=self.refiner is not None, outlines=self._outliner is not None)
 
     def close(self) -> None:
         """Free what an engine holds on the GPU; or use ``with``."""
@@ -160,6 +165,8 @@ class Segmenter:
         """Instances of one frame (a ``Frame``, or a uint8 (H, W, 3) BGR picture), at the frame's size."""
         began = time.perf_counter()
         known: Foregrounds = {}
+        if self._outliner is not None and hasattr(frame.image if isinstance(frame, Frame) else frame, "__cuda_array_interface__"):
+            raise InputError("outlines are drawn on the CPU: give a frame in host memory, or outlines=False")
         if isinstance(self.session, GpuSession) and self.session.clusters and self.refiner is None:
             found = self._on_gpu(self.session, frame)
             stages = {"network": (time.perf_counter() - began) * 1e3}
@@ -175,6 +182,7 @@ class Segmenter:
         if self._outliner is not None:
             found = self._outliner.outlined(checked_image(frame), replace(found, stage_ms=stages), known)
             stages = found.stage_ms
+            found = found.select(found.area >= self._least_area(found.label_map.shape))
         if isinstance(frame, Frame):
             stages = {"decode": frame.decode_ms, **stages}
             return replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=stages)

@@ -9,16 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ...calibration.frames import sample_frames
 from ...errors import GateError, InputError
 from ...runtime.engine_file import write_engine
 from ...runtime.instance_session import InstanceMaps, InstanceSession
-from ...runtime.looks import MAX_VIEWS, Looks, looked_at
+from ...runtime.looks import MAX_VIEWS, Looks, looked_at, plan_views, shown
 from ...runtime.onnx_layers import layer_precisions
+from ...runtime.outlines import COMES, GOES
 from ...runtime.segmenter import Segmenter
 from ...runtime.sessions import METADATA_KEY
 from ..builder import BuildSettings, ViewProfile, build_plan, built_from, built_with, shapes_of
@@ -27,7 +30,8 @@ from ..lower import PrecisionSettings
 from ..precision import to_fp16
 from ..proof import prove
 
-_LEAST_AGREEMENT = 99.5  # percent of pairs of cells on which both say the same
+_LEAST_AGREEMENT = 99.5  # percent of what both decide alike
+_NEAR = 17  # cells: the window around an outline
 
 
 def is_instance_network(path: Path) -> bool:
@@ -95,17 +99,20 @@ def _gate(model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionS
             one, other = (session.infer(looks.images, looks.masks) for session in sessions)
             count[0] += _agreement(one, other, looks)
             if sessions[0].draws_outlines:
-                drawn, again = (session.foreground(looks.images, looks.masks) > 0.5 for session in sessions)
-                count[1] += (drawn == again).sum(), drawn.size
+                everything = [p for p in plan_views(components, sessions[0].view_px) if p.component][:MAX_VIEWS]
+                views, masks = shown(image, components, everything, sessions[0].view_px)
+                drawn, again = (session.foreground(views, masks) for session in sessions)
+                count[1] += outline_agreement(drawn, again, masks)
             frames += 1
-    if not frames:
+    if not count[0, 1]:
         raise InputError(f"{settings.frames}: no frame shows a component to judge on; give others, or --no-gate")
     share = dict(zip(("pair_agreement", "outline_agreement"), 100 * count[:, 0] / np.maximum(count[:, 1], 1), strict=True))
     if not count[1, 1]:
         del share["outline_agreement"]  # it draws none
     for what, percent in share.items():
         if percent < _LEAST_AGREEMENT:
-            raise GateError(f"{what} of fp16 with fp32 is {percent:.2f} %, wanted {_LEAST_AGREEMENT} %: build it in fp32")
+            said = {"pair_agreement": "the pairs of cells", "outline_agreement": "the cells near outlines"}[what]
+            raise GateError(f"fp16 says the same as fp32 of {percent:.2f} % of {said}, wanted {_LEAST_AGREEMENT} %: build it in fp32")
     return {"passed": True, **{what: round(float(percent), 3) for what, percent in share.items()}, "frames": frames, "reference": "fp32"}
 
 
@@ -114,3 +121,17 @@ def _agreement(one: InstanceMaps, other: InstanceMaps, looks: Looks) -> tuple[in
     step = looks.masks.shape[1] // one.affinity.shape[-1]
     inside = np.broadcast_to(looks.masks[:, None, step // 2 :: step, step // 2 :: step] > 0, one.affinity.shape)
     return int(((one.affinity > 0.5) == (other.affinity > 0.5))[inside].sum()), int(inside.sum())
+
+
+def outline_agreement(one: NDArray[np.float32], other: NDArray[np.float32], masks: NDArray[np.uint8]) -> tuple[int, int]:
+    """Of foregrounds (K, q, q): on how many decisions both agree, of how many. Two for each cell near a mask's outline (masks (K, S, S)
+    0/1): whether it would go, and whether it would come."""
+    agreeing, counted = 0, 0
+    for a, b, mask in zip(one, other, masks, strict=True):
+        cells = cv2.resize(mask, a.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        share = cv2.blur(cells.astype(np.float32), (_NEAR, _NEAR), borderType=cv2.BORDER_REPLICATE)
+        near = (share > 0) & (share < 1)
+        for least in (GOES, COMES):
+            agreeing += int(((a > least) == (b > least))[near].sum())
+            counted += int(near.sum())
+    return agreeing, counted

@@ -37,17 +37,19 @@ def load_instance_checkpoint(path: Path) -> InstanceNetwork:
 
 class ViewMaps(torch.nn.Module):
     """The network from pixels to probabilities: views uint8 (K, S, S, 3) and masks uint8 (K, S, S) to the fields of
-    ``InstanceMaps``, and the foreground."""
+    ``InstanceMaps``, the last of them where it draws ``outlines``."""
 
-    def __init__(self, network: InstanceNetwork) -> None:
+    def __init__(self, network: InstanceNetwork, outlines: bool) -> None:
         super().__init__()
         self.network = network
+        self.outlines = outlines
         self.eval()
 
-    def forward(self, views: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        displacement, *others = self.network(*to_input(views, masks))
-        affinity, boundary, foreground = (logits.sigmoid() for logits in others)
-        return displacement * (DISPLACEMENT_UNIT_PX / STRIDE), affinity, boundary, foreground
+    def forward(self, views: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
+        seen = self.network.look(*to_input(views, masks))
+        displacement, affinity, boundary = self.network.instances(seen)
+        maps = displacement * (DISPLACEMENT_UNIT_PX / STRIDE), affinity.sigmoid(), boundary.sigmoid()
+        return (*maps, self.network.outlines(seen).sigmoid()) if self.outlines else maps
 
 
 def export_instance(
@@ -57,6 +59,7 @@ def export_instance(
     rules: dict[str, NDArray[np.float32]],
     training_data: str = "not stated",
     licence: str = "not stated",
+    outlines: bool = True,
 ) -> dict[str, Any]:
     """Write the ONNX model and check it against torch, on noise.
 
@@ -66,6 +69,7 @@ def export_instance(
         view_px: side of its views: what it was trained with.
         rules: learned merge rules by name ("merge", "part", "join"), see ``rules.py``; they belong to these weights.
         training_data, licence: sentences for the model's metadata.
+        outlines: whether it draws them: whether they were taught.
 
     Returns:
         bytes, the largest difference of a probability, the metadata.
@@ -76,10 +80,10 @@ def export_instance(
     rng = np.random.default_rng(0)
     views = rng.integers(0, 256, (2, view_px, view_px, 3), np.uint8)
     masks = (rng.random((2, view_px, view_px)) < 0.5).astype(np.uint8)
-    whole = ViewMaps(network)
+    whole = ViewMaps(network, outlines)
     given = (torch.from_numpy(views), torch.from_numpy(masks))
     batch = torch.export.Dim("views", min=1, max=1024)
-    names = ["displacement", "affinity", "boundary", "foreground"]
+    names = ["displacement", "affinity", "boundary", *(["foreground"] if outlines else [])]
     program = torch.onnx.export(
         whole,
         given,
@@ -122,5 +126,6 @@ def _difference(whole: ViewMaps, model: Path, views: NDArray[np.uint8], masks: N
     session = InstanceSession(model)
     _, *ours = whole(torch.from_numpy(views), torch.from_numpy(masks))
     maps = session.infer(views, masks)
-    theirs = (maps.affinity, maps.boundary, session.foreground(views, masks)[:, None])
+    drawn = [session.foreground(views, masks)[:, None]] if session.draws_outlines else []
+    theirs = (maps.affinity, maps.boundary, *drawn)
     return max(float(np.abs(a.numpy() - b).max()) for a, b in zip(ours, theirs, strict=True))

@@ -47,16 +47,16 @@ def make_instance_model(
     network, dropped = train_instance(banks, start, checkpoint, recipe, workers, threads, quiet=quiet)
     if sheets is not None and dropped:
         bank_sheet(banks.used, recipe.view_px, sheets / "dropped.jpg", sorted(dropped))
-    train_outlines(network, banks, checkpoint.with_suffix(".outlines.ckpt"), recipe, workers, quiet)
-    maps = ViewMaps(network)
+    train_outlines(network, banks, checkpoint.with_name(checkpoint.name + ".outlines"), recipe, workers, quiet)
+    maps = ViewMaps(network, outlines=False)
 
     @torch.no_grad()
     def infer(views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
-        displacement, affinity, boundary, _ = maps(torch.from_numpy(views), torch.from_numpy(masks))
-        return InstanceMaps(displacement.numpy(), affinity.numpy(), boundary.numpy())
+        return InstanceMaps(*(m.numpy() for m in maps(torch.from_numpy(views), torch.from_numpy(masks))))
 
     fits = fit_rules(banks.held, held_seed(recipe) + 1, infer, recipe.view_px, rule_composites, recipe.seed, quiet)
-    report = export_instance(network, output, recipe.view_px, {name: f.rule for name, f in fits.items()}, training_data, licence)
+    rules = {name: f.rule for name, f in fits.items()}
+    report = export_instance(network, output, recipe.view_px, rules, training_data, licence, outlines=recipe.outline_steps > 0)
     report["rules"] = {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}
     report["dropped"] = len(dropped)
     return report

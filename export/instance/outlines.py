@@ -109,9 +109,9 @@ def train_outlines(
     """Teach ``network.outlines`` for ``recipe.outline_steps``; ``checkpoint`` as in ``train_instance``."""
     if not recipe.outline_steps:
         return
-    device = next(network.parameters()).device
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(recipe.seed)
-    network.eval()
+    network.to(device).eval()
     head = network.outlines
     average = {k: v.clone() for k, v in head.state_dict().items()}
     optimiser = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=recipe.weight_decay)
@@ -145,15 +145,16 @@ def train_outlines(
     bar.close()
     head.load_state_dict(average)
     network.eval()
-    before, after, good = validate_outlines(network, banks, recipe)
+    scores = validate_outlines(network, banks, recipe)
     minutes = (time.monotonic() - began) / 60
-    say(f"outlines: IoU of masks {before:.3f} -> {after:.3f}, of good ones {good[0]:.3f} -> {good[1]:.3f}, {minutes:.0f} min")
+    say("outlines: IoU of masks " + ", ".join(f"{k} {a:.3f} -> {b:.3f}" for k, (a, b) in scores.items()) + f", {minutes:.0f} min")
+    network.cpu()
 
 
 @torch.no_grad()
-def validate_outlines(network: InstanceNetwork, banks: Banks, recipe: InstanceRecipe) -> tuple[float, float, tuple[float, float]]:
-    """Mean IoU with the truth, on composites of objects kept apart, of the masks and of what the network makes of them; and the same of
-    masks that are good already."""
+def validate_outlines(network: InstanceNetwork, banks: Banks, recipe: InstanceRecipe) -> dict[str, tuple[float, float]]:
+    """Mean IoU with the truth, on composites of objects kept apart, of the masks and of what the network makes of them, by how good the
+    masks are."""
     device = next(network.parameters()).device
     held = OutlineSet(RoughComposer(banks.held, held_seed(recipe), recipe.view_px), 0, min(_VALIDATED, recipe.outline_steps * recipe.batch))
     before, after = [], []
@@ -164,8 +165,8 @@ def validate_outlines(network: InstanceNetwork, banks: Banks, recipe: InstanceRe
         before.append(_iou(F.avg_pool2d(mask.float()[:, None], 2) > 0.5, truth))
         after.append(_iou(said, truth))
     one, other = torch.cat(before), torch.cat(after)
-    good = one > _GOOD
-    return one.mean().item(), other.mean().item(), (one[good].mean().item(), other[good].mean().item())
+    kinds = {"all": one > -1, f"above {_GOOD}": one > _GOOD, "others": one <= _GOOD}
+    return {k: (one[its].mean().item(), other[its].mean().item()) for k, its in kinds.items() if its.any()}
 
 
 def _iou(one: Tensor, other: Tensor) -> Tensor:

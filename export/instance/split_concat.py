@@ -22,6 +22,7 @@ def part_convolutions(model: onnx.ModelProto) -> None:
     shapes = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.input, *inferred.value_info)}
     channels = {name: shape[1].dim_value for name, shape in shapes.items() if len(shape) == 4}
     graph = model.graph
+    given_out = {o.name for o in graph.output}
     weights = {i.name: i for i in graph.initializer}
     while True:
         made_by = {o: n for n in graph.node for o in n.output}
@@ -31,7 +32,10 @@ def part_convolutions(model: onnx.ModelProto) -> None:
             if concat is None or concat.op_type != "Concat" or users[concat.output[0]] > 1:
                 continue
             widths = [channels[name] for name in concat.input]
-            if sum(widths) % _BLOCK == 0:
+            group = next((a.i for a in conv.attribute if a.name == "group"), 1)
+            along = next(a.i for a in concat.attribute if a.name == "axis")
+            depthwise = group == sum(widths) == weights[conv.input[1]].dims[0]
+            if sum(widths) % _BLOCK == 0 or along != 1 or not (group == 1 or depthwise) or concat.output[0] in given_out:
                 continue
             nodes = _parted(conv, concat, widths, weights, channels)
             del graph.node[position]

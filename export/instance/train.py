@@ -53,7 +53,7 @@ class InstanceRecipe:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     clean_at: float = 0.25  # share of the steps after which the bank is cleaned (at once by a network that knows); 0 = never
-    outline_steps: int = 1800  # after the others; 0: outlines stay those of the weights begun with
+    outline_steps: int = 1800  # after the others; 0: it draws no outlines
     held_out: float = 0.1  # share of the pictures whose objects are kept for validation
     seed: int = 0
 
@@ -62,6 +62,8 @@ class InstanceRecipe:
             raise InputError(f"views must be a multiple of {SIDE_MULTIPLE} px a side, the network's coarsest stride, got {self.view_px}")
         if not 0 < self.learning_rate < 1:
             raise InputError(f"the learning rate must lie between 0 and 1, got {self.learning_rate}")
+        if self.outline_steps < 0:
+            raise InputError(f"outline steps must be at least 0, got {self.outline_steps}")
 
 
 class CompositeSet(Dataset[tuple[Tensor, ...]]):
@@ -227,9 +229,9 @@ def train_instance(
     del run["outline_steps"]  # they come later
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, run, device)
-        network.load_state_dict(state["network"])
+        _load(network, state["network"])
         optimiser.load_state_dict(state["optimiser"])
-        average, first, dropped = state["average"], state["step"], set(state["dropped"])
+        average, first, dropped = average | state["average"], state["step"], set(state["dropped"])
     clean_at = 0 if knows else round(recipe.clean_at * recipe.steps)
     bar = tqdm(total=recipe.steps, initial=first, desc="train instance", mininterval=5, disable=quiet)
     running, step, began = np.zeros(3), first, time.monotonic()
@@ -271,7 +273,7 @@ def load_start(network: InstanceNetwork, start: Path) -> bool:
         state = torch.load(start, map_location="cpu", weights_only=True)
         knows = "average" in state
         if knows:
-            network.load_state_dict(state["average"])
+            _load(network, state["average"])
             if not all(v.isfinite().all() for v in network.state_dict().values()):
                 raise ValueError("its weights are not finite")
         else:
@@ -279,6 +281,13 @@ def load_start(network: InstanceNetwork, start: Path) -> bool:
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, UnpicklingError) as wrong:
         raise ModelError(f"{start} is neither a checkpoint of `tfiseg train instance` nor ImageNet's weights: {wrong}") from wrong
     return knows
+
+
+def _load(network: InstanceNetwork, weights: dict[str, Tensor]) -> None:
+    """Weights of a checkpoint; those from before there were outlines leave that head as it is. Raises RuntimeError for any others."""
+    if not any(k.startswith("outlines.") for k in weights):
+        weights = weights | {f"outlines.{k}": v for k, v in network.outlines.state_dict().items()}
+    network.load_state_dict(weights)
 
 
 def save_weights(network: InstanceNetwork, path: Path) -> None:

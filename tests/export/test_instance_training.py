@@ -217,7 +217,9 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     foreground = session.foreground(np.zeros((3, 128, 128, 3), np.uint8), np.ones((3, 128, 128), np.uint8))
     assert foreground.shape == (3, 64, 64)
     assert 0 <= foreground.min() <= foreground.max() <= 1
+    command[command.index("--outline-steps") + 1] = "0"
     assert main(command) == 0  # resumes at the end, and exports again
+    assert not InstanceSession(tmp_path / "n.onnx").draws_outlines
     fewer = tmp_path / "fewer"
     for name in ("images", "semantic"):
         shutil.copytree(toy / name, fewer / name)

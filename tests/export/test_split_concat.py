@@ -52,6 +52,21 @@ CASES = {
         kernels((4, 32, 1, 1)),
         ["Concat", "Conv"],
     ),
+    "along another axis": (
+        [node("Concat", ["b", "b"], ["x"], axis=2), node("Conv", ["x", "w0"], ["y"])],
+        kernels((4, 3, 1, 1)),
+        ["Concat", "Conv"],
+    ),
+    "in groups": (
+        [node("Concat", ["b", "c"], ["x"], axis=1), node("Conv", ["x", "w0"], ["y"], group=2)],
+        kernels((6, 2, 3, 3)),
+        ["Concat", "Conv"],
+    ),
+    "depthwise, several times each": (
+        [node("Concat", ["b", "c"], ["x"], axis=1), node("Conv", ["x", "w0"], ["y"], group=4)],
+        kernels((8, 1, 3, 3)),
+        ["Concat", "Conv"],
+    ),
     "a concatenation that others read": (
         [node("Concat", ["a", "b"], ["x"], axis=1), node("Conv", ["x", "w0"], ["z"]), node("Add", ["z", "x"], ["y"])],
         kernels((19, 19, 1, 1)),

@@ -1,10 +1,14 @@
 """Outlines drawn anew: who gets and who loses which pixels."""
 
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
 import tfiseg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tfiseg import cli
 from tfiseg.errors import InputError, ModelError
 from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL
 from tfiseg.runtime.looks import PlannedView
@@ -110,6 +114,53 @@ def test_nothing_is_taken_from_a_component_that_was_not_looked_at():
     assert (found == components.label_map).all()
 
 
+def test_what_the_view_is_unsure_of_stays():
+    components = components_of((40, 80, 40, 80))
+    doubt = foreground((40, 80, 40, 80))
+    doubt[38:42], doubt[78:82] = 0.45, 0.55
+    found = redrawn(components.label_map, components, [(PlannedView(FRAME, 3, 1), doubt)])
+    assert (found == components.label_map).all()
+
+
+def test_the_edge_of_the_frame_is_no_outline():
+    components = components_of((0, 60, 40, 128))
+    nothing = foreground((20, 30, 70, 80))  # of the component only this belongs for sure
+    found = redrawn(components.label_map, components, [(PlannedView(FRAME, 3, 1), nothing)])
+    assert (found[0:40, 80:128] == 1).all()  # too deep inside to go
+    assert not found[50:60, 40:128].any()
+
+
+def test_a_piece_is_never_lost():
+    components = components_of((40, 80, 40, 80))
+    pieces = components.label_map.copy()
+    pieces[40:44, 40:44] = 2
+    seen = foreground((40, 80, 40, 80))
+    seen[38:46, 38:46] = 0.1
+    found = redrawn(pieces, components, [(PlannedView(FRAME, 3, 1), seen)])
+    assert (found[40:44, 40:44] == 2).all()
+    assert not found[44, 40:44].any()
+
+
+def test_a_third_claim_has_to_be_surer_than_the_second():
+    components = components_of((40, 80, 40, 50), (40, 80, 60, 70), classes=(3, 4))
+    first, second = foreground((40, 80, 40, 58)), foreground((40, 80, 52, 70))
+    first[:, 50:58] = 0.7
+    second[:, 52:60] = 0.8
+    found = redrawn(components.label_map, components, [(PlannedView(FRAME, 3, 1), first), (PlannedView(FRAME, 4, 2), second)])
+    assert (found[40:80, 40:52] == 1).all()
+    assert (found[40:80, 52:70] == 2).all()
+    again = redrawn(components.label_map, components, [(PlannedView(FRAME, 4, 2), second), (PlannedView(FRAME, 3, 1), first)])
+    assert (again == found).all()
+
+
+def test_a_diagonal_touches():
+    components = components_of((40, 80, 40, 80))
+    seen = foreground((40, 80, 40, 80))
+    seen[80:84, 80:84] = 0.9  # corner to corner
+    found = redrawn(components.label_map, components, [(PlannedView(FRAME, 3, 1), seen)])
+    assert (found[80:84, 80:84] == 1).all()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_pieces_stay_near_where_they_were(seed):
@@ -126,8 +177,7 @@ def test_pieces_stay_near_where_they_were(seed):
     looked_at = {p.component for p, _ in seen}
     for k, (x0, y0, x1, y1) in enumerate(components.box_xyxy.astype(int)):
         ys, xs = np.nonzero(found == k + 1)
-        if not len(ys):  # those of the other class were surer everywhere
-            continue
+        assert len(ys), "none is lost"
         reach = max(8, int(0.15 * max(x1 - x0, y1 - y0))) if k + 1 in looked_at else 0
         assert y0 - reach <= ys.min() <= ys.max() < y1 + reach
         assert x0 - reach <= xs.min() <= xs.max() < x1 + reach
@@ -156,6 +206,58 @@ def test_the_network_that_comes_with_tfiseg_draws_a_disk():
     assert found.area[0] == (found.label_map > 0).sum()
     assert {"outlines", "instance network"} <= set(found.stage_ms)
     assert (found.semantic_map == class_map).all()
+
+
+def test_ids_go_along():
+    image, class_map, _ = blot()
+    two = np.concatenate([class_map, class_map], axis=1)
+    two[:40, :64] = 0  # the second one's first row is above the first one's
+    before = replace(tfiseg.cluster(two, split=0), track_id=np.array([11, 22], np.int64))
+    found = Refiner().outlined(np.concatenate([image, image], axis=1), before)
+    for k in range(2):
+        place = found.label_map == k + 1
+        assert set(np.unique(before.label_map[place])) - {0} == {list(before.track_id).index(found.track_id[k]) + 1}
+
+
+def test_no_view_is_looked_at_twice(monkeypatch):
+    frame = next(iter(SyntheticCamera(people=3, seed=4)))
+    segmenter = tfiseg.Segmenter(refine="components", min_score=0)
+    session, seen = segmenter.refiner.session, []
+    for name in ("infer", "foreground"):
+        plain = getattr(session, name)
+        monkeypatch.setattr(session, name, lambda v, m, *more, plain=plain: seen.extend(x.tobytes() for x in v) or plain(v, m, *more))
+    assert len(segmenter(frame))
+    assert len(seen) == len(set(seen)) > 0
+
+
+def test_what_is_reported_is_as_large_as_asked(monkeypatch):
+    image, class_map, _ = blot()
+    segmenter = tfiseg.Segmenter(outlines=True, min_area=int(class_map.sum()), min_score=0)
+    found = tfiseg.cluster(class_map, split=0)
+    monkeypatch.setattr(segmenter, "cluster_maps", lambda *_: found)
+    for belongs, wanted in ((0.5, 1), (0.0, 0)):
+        ring = np.full((1, 96, 96), 0.5, np.float32)  # unsure: as it was
+        ring[0, :22] = belongs
+        monkeypatch.setattr(segmenter._outliner.session, "foreground", lambda v, m, ring=ring: ring)
+        assert len(segmenter(image)) == wanted
+
+
+def test_frames_on_the_gpu_are_refused_before_anything_runs():
+    class OnGpu:
+        __cuda_array_interface__ = None
+
+    with pytest.raises(InputError, match="give a frame in host memory"):
+        tfiseg.Segmenter(outlines=True)(OnGpu())
+
+
+@pytest.mark.parametrize(
+    ("more", "drawn"),
+    [([], False), (["--outlines"], True), (["--refine", "components"], True), (["--refine", "components", "--no-outlines"], False)],
+)
+def test_the_command_line_says_who_draws(tmp_path, capsys, more, drawn):
+    cv2.imwrite(str(tmp_path / "p.png"), next(iter(SyntheticCamera())).image)
+    assert cli.main(["run", str(tmp_path / "p.png"), "--out", str(tmp_path / "out"), "--json", *more]) == 0
+    assert ("outlines" in capsys.readouterr().out) == drawn
 
 
 def test_what_is_found_is_looked_at_and_no_more_than_allowed(monkeypatch):
