@@ -65,7 +65,7 @@ def _add_eval(verbs: Any) -> None:
         nargs="+",
         choices=("components", "shape", "rated-components"),
         default=(),
-        help="baselines on the same class maps; the gain in PQ comes with its 95 %% interval over pictures",
+        help="baselines on the same class maps, without outlines; the gain in PQ comes with its 95 %% interval over pictures",
     )
     add_segmenter_options(verb)
 

@@ -49,7 +49,8 @@ class Instances:
 
     Args:
         label_map: int32 (H, W); 0 = no instance, 1..n = the instance of that row plus one.
-        semantic_map: uint8 (H, W) class ids; with label_map, a panoptic segmentation.
+        semantic_map: uint8 (H, W) class ids; with label_map, a panoptic segmentation (where outlines were drawn anew, the class map's own
+            differ from it).
         class_id: int32 (n,).
         score: float32 (n,) in [0, 1]: mean class probability; from a Segmenter whose model has a score rule, the probability of an object.
         box_xyxy: float32 (n, 4), pixels, upper ends exclusive.

@@ -30,7 +30,7 @@ class Refiner:
     Args:
         model: path of an instance network; default: the one that comes with tfiseg.
         max_views: at most this many views a frame: of components with a neck, the largest first, then those for joins; what gets none stays
-            as it is, unless it is so small that its shape decides.
+            as it is, unless it is so small that its shape decides. Outlines take as many more.
         threads: CPU threads; 0 = all that the process may use.
         providers: ONNX Runtime execution providers.
 

@@ -167,7 +167,7 @@ def modes(args):
     """Milliseconds of a 640x480 frame by shape, by heads, and by components; photos of --photos DIR, three rounds of each in turn."""
     source = tfiseg.open_source(args.photos) if args.photos else SyntheticCamera()
     frames = [cv2.resize(f.image, (640, 480)) for f, _ in zip(source, range(args.frames or 40), strict=False)]
-    segmenters = {mode: tfiseg.Segmenter(refine=mode) for mode in (None, "frame", "components")}
+    segmenters = {mode: tfiseg.Segmenter(refine=mode, outlines=False) for mode in (None, "frame", "components")}
     ms = {mode: [] for mode in segmenters}
     for k in range(4):
         for mode, segmenter in segmenters.items():

@@ -15,6 +15,7 @@ from tfiseg.cli import main  # noqa: E402
 from tfiseg.errors import InputError, ModelError  # noqa: E402
 from tfiseg.export.instance.bank import Bank, build_bank, object_of, typical  # noqa: E402
 from tfiseg.export.instance.composites import Composer, emptied_of  # noqa: E402
+from tfiseg.export.instance.instance_engine import outline_agreement  # noqa: E402
 from tfiseg.export.instance.instance_onnx import load_instance_checkpoint  # noqa: E402
 from tfiseg.export.instance.network import FROZEN_BLOCKS, InstanceNetwork  # noqa: E402
 from tfiseg.export.instance.outlines import RoughComposer, train_outlines  # noqa: E402
@@ -188,6 +189,10 @@ def test_weights_alone_are_a_start(tmp_path):
     assert load_start(again, tmp_path / "w.pt")
     assert torch.allclose(again.head.weight, network.head.weight, atol=1e-3)
     assert torch.equal(again.context[1].running_var, network.context[1].running_var)
+    state = torch.load(tmp_path / "w.pt", weights_only=True)
+    state["average"] = {k: v for k, v in state["average"].items() if not k.startswith("outlines.")}
+    torch.save(state, tmp_path / "before.pt")  # of before there were outlines
+    assert load_start(InstanceNetwork(), tmp_path / "before.pt")
     network.head.bias.data.fill_(torch.nan)
     save_weights(network, tmp_path / "nan.pt")
     with pytest.raises(ModelError, match="not finite"):
@@ -236,7 +241,10 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     assert (found.label_map > 0).sum() == touching.sum()
 
 
-@pytest.mark.parametrize(("asked", "message"), [({"view_px": 100}, "multiple of 32"), ({"learning_rate": 0}, "between 0 and 1")])
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [({"view_px": 100}, "multiple of 32"), ({"learning_rate": 0}, "between 0 and 1"), ({"outline_steps": -1}, "at least 0")],
+)
 def test_recipes_that_cannot_be_are_refused(asked, message):
     with pytest.raises(InputError, match=message):
         InstanceRecipe(**asked)
@@ -291,6 +299,19 @@ def test_outlines_are_learned_beside_what_is_known(bank, tmp_path):
         train_outlines(network, banks, tmp_path / "o.ckpt", recipe, workers=0, quiet=True)
     train_outlines(network, banks, tmp_path / "none.ckpt", InstanceRecipe(outline_steps=0), workers=0, quiet=True)
     assert not (tmp_path / "none.ckpt").exists()
+
+
+def test_the_gate_compares_what_would_go_or_come_near_outlines():
+    mask = np.zeros((1, 96, 96), np.uint8)
+    mask[0, 30:70, 30:70] = 1
+    sure = np.where(mask[:, ::2, ::2] > 0, 0.9, 0.1).astype(np.float32)
+    told, counted = outline_agreement(sure, sure, mask)
+    assert told == counted > 0
+    unsure = np.where(sure > 0.5, 0.55, 0.45).astype(np.float32)  # the same at a half: but nothing would come or go
+    assert outline_agreement(sure, unsure, mask)[0] < 0.7 * counted
+    far = sure.copy()
+    far[0, :2, :2] = 0.9
+    assert outline_agreement(sure, far, mask) == (told, counted)
 
 
 def picture_of(class_map):
