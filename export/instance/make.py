@@ -13,7 +13,7 @@ from ...runtime.instance_session import InstanceMaps
 from ..training import say
 from .composites import Composer
 from .instance_onnx import ViewMaps, export_instance
-from .outlines import train_outlines
+from .outlines import RoughComposer, train_outlines
 from .rules import fit_rules
 from .sheets import bank_sheet, composite_sheet
 from .train import InstanceRecipe, banks_of, held_seed, train_instance
@@ -43,6 +43,8 @@ def make_instance_model(
     if sheets is not None:
         bank_sheet(banks.used, recipe.view_px, sheets / "bank.jpg")
         composite_sheet(Composer(banks.used, recipe.seed, recipe.view_px), sheets / "composites.jpg")
+        if recipe.outline_steps:
+            composite_sheet(RoughComposer(banks.used, recipe.seed, recipe.view_px), sheets / "rough.jpg")
         say(f"look at {sheets}/bank.jpg and composites.jpg: one object in each picture of the bank?")
     network, dropped = train_instance(banks, start, checkpoint, recipe, workers, threads, quiet=quiet)
     if sheets is not None and dropped:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ...runtime.sessions import DEFAULT_MODEL, OnnxSession
@@ -27,7 +27,7 @@ from .bank import bank_digest
 from .composites import Composer, Label
 from .network import InstanceNetwork
 from .spoil import blurred, smooth_noise
-from .train import Banks, InstanceRecipe, held_seed, to_input
+from .train import Banks, CompositeSet, InstanceRecipe, held_seed, to_input
 
 _SPOILT, _PREDICTED = 0.4, 0.8  # cumulative shares of the kinds of masks; the rest is blurred
 _LEAST_ALIKE = 0.35  # IoU of a prediction with the truth, below which it is of something else
@@ -79,17 +79,9 @@ class RoughComposer(Composer):
         return (margin + doubt > 0).astype(np.uint8)
 
 
-class OutlineSet(Dataset[tuple[Tensor, ...]]):
+class OutlineSet(CompositeSet):
     """Composites by number: image uint8 (S, S, 3), mask uint8 (S, S), and how much of each cell of 2 x 2 px is object, float32
     (1, S / 2, S / 2)."""
-
-    def __init__(self, composer: Composer, first: int, count: int) -> None:
-        self.composer = composer
-        self.first = first
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         composite = self.composer(self.first + index)
