@@ -79,7 +79,7 @@ class InstanceSession:
 
         self.draws_outlines = any(o.name == _FOREGROUND for o in whole.get_outputs())
         # ONNX Runtime computes all outputs of a session, so each use has one of its own
-        self._sessions = {_BOTH if self.draws_outlines else _OUTPUTS: whole}
+        self._sessions: dict[tuple[str, ...], Any] = {_BOTH if self.draws_outlines else _OUTPUTS: whole}
         self._whole = whole
 
     def infer(self, views: NDArray[np.uint8], masks: NDArray[np.uint8], foreground: bool = False) -> InstanceMaps:
@@ -91,8 +91,8 @@ class InstanceSession:
         if not foreground:
             return InstanceMaps(*self._run(_OUTPUTS, views, masks))
         self.check_outlines()
-        *maps, drawn = self._run(_BOTH, views, masks)
-        return InstanceMaps(*maps, drawn[:, 0])
+        displacement, affinity, boundary, drawn = self._run(_BOTH, views, masks)
+        return InstanceMaps(displacement, affinity, boundary, drawn[:, 0])
 
     def foreground(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> NDArray[np.float32]:
         """How likely the pixels of K > 0 views belong to what their masks show roughly, float32 (K, S / 2, S / 2) in [0, 1]."""
