@@ -128,11 +128,13 @@ def _zone(components: Instances, planned: PlannedView, foreground: NDArray[np.fl
     window = (2 * reach + 1, 2 * reach + 1)
     filled = cv2.boxFilter(own.astype(np.uint8), cv2.CV_32F, window, normalize=False, borderType=cv2.BORDER_REPLICATE)
     near, deep = filled > 0.5, filled > window[0] * window[1] - 0.5
-    of_class = np.concatenate([[0], components.class_id]) == planned.class_id
-    of_class[0] = False
-    of_class[planned.component] = False
-    if of_class[there].any():  # whose is what lies between?
-        near &= _nearest(np.where(of_class[there] | own, there, 0)) == planned.component
+    beside = components.class_id == planned.class_id
+    beside &= (components.box_xyxy[:, :2] < (x1, y1)).all(1) & (components.box_xyxy[:, 2:] > (x0, y0)).all(1)
+    beside[planned.component - 1] = False
+    if beside.any():  # whose is what lies between?
+        others = np.concatenate([[False], beside])[there]
+        if others.any():
+            near &= _nearest(np.where(others | own, there, 0)) == planned.component
     return _Zone(spot, np.asarray(belongs, np.float32), own, deep, near)
 
 
