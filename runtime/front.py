@@ -12,19 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from .protobuf import (
-    GRAPH,
     INITIALIZER,
     INPUT,
     NODE,
     NODE_INPUT,
     NODE_OUTPUT,
     OUTPUT,
-    TENSOR_LOCATION,
     as_varint,
     field,
     fields,
+    graph_of,
     number_of,
     texts,
+    weights_elsewhere,
+    with_graph,
 )
 
 FRAME, SMALL = "frame", "pre.small"
@@ -65,8 +66,8 @@ def without_front(model: bytes) -> tuple[Front, bytes] | None:
     """What the preprocessing makes of a frame, and the model without it; None where it has none of tfiseg's, needs the frame for more, or
     lies in several files."""
     try:
-        graph = next(value for number, value, _ in fields(memoryview(model)) if number == GRAPH)
-        constants, elsewhere = _constants(graph)
+        graph = graph_of(model)
+        elsewhere, constants = weights_elsewhere(graph), _constants(graph)
         kept = _nodes_without_front(graph)
         front = _front(constants)
     except (IndexError, StopIteration, UnicodeDecodeError, ValueError):  # no ONNX, or none of ours: ONNX Runtime says what is wrong
@@ -75,8 +76,7 @@ def without_front(model: bytes) -> tuple[Front, bytes] | None:
         return None
     parts = [whole for number, value, whole in fields(graph) if number not in (NODE, INPUT) or _is_kept(number, value, kept)]
     fresh = b"".join(parts) + field(INPUT, _float_picture(SMALL))
-    outer = [field(GRAPH, fresh) if number == GRAPH else bytes(whole) for number, _, whole in fields(memoryview(model))]
-    return front, b"".join(outer)
+    return front, with_graph(model, fresh)
 
 
 def _is_kept(number: int, value: memoryview, kept: set[str]) -> bool:
@@ -119,17 +119,16 @@ def _attributes(node: memoryview) -> dict[str, int | bytes | list[int]]:
     return found
 
 
-def _constants(graph: memoryview) -> tuple[dict[str, memoryview], bool]:
-    """Raw bytes of the preprocessing's constants, and whether any weight lies in another file."""
-    raw, elsewhere = {}, False
+def _constants(graph: memoryview) -> dict[str, memoryview]:
+    """Raw bytes of the preprocessing's constants."""
+    raw = {}
     for number, value, _ in fields(graph):
         if number == INITIALIZER:
             parts = {n: v for n, v, _ in fields(value)}
-            elsewhere |= bool(parts.get(TENSOR_LOCATION, b""))
             name = bytes(parts.get(_TENSOR_NAME, b"")).decode()
             if name.startswith("pre.") and _TENSOR_RAW in parts:
                 raw[name] = parts[_TENSOR_RAW]
-    return raw, elsewhere
+    return raw
 
 
 def _front(constants: dict[str, memoryview]) -> Front | None:

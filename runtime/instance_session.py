@@ -105,12 +105,13 @@ class InstanceSession:
             raise ModelError(f"{self.path} draws no outlines: `tfiseg train instance` makes one that does")
 
     def prepare(self, maps: bool, outlines: bool) -> None:
-        """Open what is needed to cut, ``maps``, to draw ``outlines``, or for both, so that the first frame needn't wait for it."""
-        if maps:
-            self._session_for(_BOTH if outlines else _OUTPUTS)
+        """Open what is needed to cut, ``maps``, to draw ``outlines``, or for both, so that the first frame needn't wait for it. Raises
+        ModelError as ``check_outlines``."""
         if outlines:
             self.check_outlines()
             self._session_for((_FOREGROUND,))
+        if maps:
+            self._session_for(_BOTH if outlines else _OUTPUTS)
 
     def _session_for(self, outputs: tuple[str, ...]) -> Any:
         with self._opening:

@@ -44,6 +44,11 @@ def plan_views(components: Instances, view_px: int) -> list[PlannedView]:
     return own + whole
 
 
+def component_views(components: Instances, view_px: int, max_views: int) -> list[PlannedView]:
+    """Each component's own view, the largest first, at most so many."""
+    return [p for p in plan_views(components, view_px) if p.component][:max_views]
+
+
 def longest_side(box_xyxy: NDArray[np.int64]) -> int:
     return int((box_xyxy[2:] - box_xyxy[:2]).max())
 

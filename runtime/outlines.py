@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from ..instances import Instances
 from ..plugins.operator import cluster
 from .instance_session import InstanceSession
-from .looks import MAX_VIEWS, PlannedView, plan_views, shown
+from .looks import MAX_VIEWS, PlannedView, component_views, shown
 from .pieces import Label, instances_of, nearest_label
-from .views import View
+from .views import View, at_pixels
 
 Foregrounds = dict[tuple[View, int], NDArray[np.float32]]  # (view, class id) -> float32 (q, q), how likely its pixels belong to the class
 
@@ -56,7 +56,7 @@ def outlined(
     began = time.perf_counter()
     class_of = np.concatenate([[0], instances.class_id]).astype(np.uint8)
     components: Instances = cluster(class_of[instances.label_map], split=0.0, min_area=0, threads=threads)
-    planned = [p for p in plan_views(components, session.view_px) if p.component][:max_views]
+    planned = component_views(components, session.view_px, max_views)
     if not planned:
         return instances
     new = [p for p in planned if (p.view, p.class_id) not in known]
@@ -117,10 +117,6 @@ def _zone(components: Instances, planned: PlannedView, foreground: NDArray[np.fl
     reach = max(_LEAST_REACH_PX, int(_REACH * max(x1 - x0, y1 - y0)))
     x0, y0 = max(x0 - reach, view.x, 0), max(y0 - reach, view.y, 0)
     x1, y1 = min(x1 + reach, view.x + view.side, width), min(y1 + reach, view.y + view.side, height)
-    zoom = foreground.shape[0] / view.side
-    to_view = np.array([[zoom, 0, (x0 - view.x + 0.5) * zoom - 0.5], [0, zoom, (y0 - view.y + 0.5) * zoom - 0.5]], np.float64)
-    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    belongs = cv2.warpAffine(foreground, to_view, (x1 - x0, y1 - y0), flags=how, borderMode=cv2.BORDER_REPLICATE)
     spot = (slice(y0, y1), slice(x0, x1))
     there = components.label_map[spot]
     own = there == planned.component
@@ -135,7 +131,7 @@ def _zone(components: Instances, planned: PlannedView, foreground: NDArray[np.fl
         others = np.concatenate([[False], beside])[there]
         if others.any():
             near &= _nearest(np.where(others | own, there, 0)) == planned.component
-    return _Zone(spot, np.asarray(belongs, np.float32), own, deep, near)
+    return _Zone(spot, at_pixels(foreground, view, (x0, y0, x1, y1)), own, deep, near)
 
 
 def _nearest(labels: Label) -> Label:

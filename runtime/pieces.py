@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..instances import Instances
 from ..plugins.operator import cluster
 from .looks import MIN_SIDE_PX, PlannedView, longest_side
-from .views import View
+from .views import View, at_pixels
 
 Label = NDArray[np.int32]
 
@@ -86,15 +86,11 @@ def nearest_label(labels: Label) -> tuple[Label, NDArray[np.float32]]:
 def _enlarged(labels: Label, parts: NDArray[np.intp], view: View, box_xyxy: tuple[int, int, int, int]) -> Label:
     """Labels of the grid at the pixels of a box: of all parts the one that, interpolated, has most weight; smooth where nearest is not."""
     x0, y0, x1, y1 = box_xyxy
-    zoom = labels.shape[0] / view.side
-    to_grid = np.array([[zoom, 0, (x0 - view.x + 0.5) * zoom - 0.5], [0, zoom, (y0 - view.y + 0.5) * zoom - 0.5]], np.float64)
     filled, _ = nearest_label(labels)
-    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     best = np.full((y1 - y0, x1 - x0), -1, np.float32)
     winner = np.zeros((y1 - y0, x1 - x0), np.int32)
     for part in parts:
-        its = (filled == part).astype(np.float32)
-        weight = cv2.warpAffine(its, to_grid, (x1 - x0, y1 - y0), flags=how, borderMode=cv2.BORDER_REPLICATE)
+        weight = at_pixels((filled == part).astype(np.float32), view, box_xyxy)
         higher = weight > best
         best[higher] = weight[higher]
         winner[higher] = part

@@ -7,19 +7,14 @@ from collections.abc import Collection, Iterator
 GRAPH = 7  # of a model
 NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12  # of a graph
 NODE_INPUT, NODE_OUTPUT = 1, 2
-TENSOR_LOCATION = 14
+_TENSOR_LOCATION = 14
 
 
 def with_outputs(model: bytes, wanted: Collection[str]) -> bytes | None:
     """An ONNX model without the outputs that aren't wanted, and without the nodes that only they need; None where weights lie in other
     files, which bytes can't be loaded with."""
-    graph = next(value for kind, value, _ in fields(memoryview(model)) if kind == GRAPH)
-    if any(
-        number == TENSOR_LOCATION and location
-        for kind, tensor, _ in fields(graph)
-        if kind == INITIALIZER
-        for number, location, _ in fields(tensor)
-    ):
+    graph = graph_of(model)
+    if weights_elsewhere(graph):
         return None
     needed, kept = set(wanted), set[str]()
     for node in reversed([value for kind, value, _ in fields(graph) if kind == NODE]):  # nodes come after what they read
@@ -34,8 +29,23 @@ def with_outputs(model: bytes, wanted: Collection[str]) -> bytes | None:
         if kind == OUTPUT and texts(value, 1)[0] not in wanted:
             continue
         parts.append(whole)
-    fresh = field(GRAPH, b"".join(parts))
+    return with_graph(model, b"".join(parts))
+
+
+def graph_of(model: bytes) -> memoryview:
+    return next(value for kind, value, _ in fields(memoryview(model)) if kind == GRAPH)
+
+
+def with_graph(model: bytes, graph: bytes) -> bytes:
+    """The model with this graph in place of its own."""
+    fresh = field(GRAPH, graph)
     return b"".join(fresh if kind == GRAPH else bytes(whole) for kind, _, whole in fields(memoryview(model)))
+
+
+def weights_elsewhere(graph: memoryview) -> bool:
+    """Whether any weight lies in another file."""
+    tensors = (tensor for kind, tensor, _ in fields(graph) if kind == INITIALIZER)
+    return any(number == _TENSOR_LOCATION and location for tensor in tensors for number, location, _ in fields(tensor))
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:

@@ -136,12 +136,10 @@ class Segmenter:
         refiner = Refiner(instance_model, threads=threads, providers=providers) if refine == "components" or outlines else None
         self.refiner = refiner if refine == "components" else None
         self._outliner = refiner if outlines or (outlines is None and refiner and refiner.session.draws_outlines) else None
-        if self._outliner is not None:
-            self._outliner.session.check_outlines()  # raises now, not at the first frame
-            if isinstance(self.session, GpuSession) and self.session.clusters:
-                _log.warning("outlines are drawn on the CPU, of frames in host memory")
-        if refiner is not None:
+        if refiner is not None:  # raises now, not at the first frame
             refiner.session.prepare(maps=self.refiner is not None, outlines=self._outliner is not None)
+        if self._outliner is not None and isinstance(self.session, GpuSession) and self.session.clusters:
+            _log.warning("outlines are drawn on the CPU, of frames in host memory")
 
     def close(self) -> None:
         """Free what an engine holds on the GPU; or use ``with``."""

@@ -72,6 +72,15 @@ def sample(label_map: NDArray[np.int32], view: View, grid_px: int) -> NDArray[np
     return window(label_map, view)[at][:, at]
 
 
+def at_pixels(plane: NDArray[np.float32], view: View, box_xyxy: tuple[int, int, int, int]) -> NDArray[np.float32]:
+    """A map (q, q) of the view at the pixels of a box of the picture, interpolated, float32 (h, w)."""
+    x0, y0, x1, y1 = box_xyxy
+    zoom = plane.shape[0] / view.side
+    to_plane = np.array([[zoom, 0, (x0 - view.x + 0.5) * zoom - 0.5], [0, zoom, (y0 - view.y + 0.5) * zoom - 0.5]], np.float64)
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(plane, to_plane, (x1 - x0, y1 - y0), flags=how, borderMode=cv2.BORDER_REPLICATE), np.float32)
+
+
 def solidity(mask: NDArray[np.uint8]) -> float:
     """Area over that of the convex hull; pixels are squares, so a rectangle has 1."""
     outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)

@@ -19,7 +19,7 @@ from ...calibration.frames import sample_frames
 from ...errors import GateError, InputError
 from ...runtime.engine_file import write_engine
 from ...runtime.instance_session import InstanceMaps, InstanceSession
-from ...runtime.looks import MAX_VIEWS, Looks, looked_at, plan_views, shown
+from ...runtime.looks import MAX_VIEWS, Looks, component_views, looked_at, shown
 from ...runtime.onnx_layers import layer_precisions
 from ...runtime.outlines import COMES, GOES
 from ...runtime.segmenter import Segmenter
@@ -85,7 +85,7 @@ def _gate(model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionS
     if settings.frames is None:
         raise InputError("--frames SOURCE: fp16 is held against fp32 on real frames (or --no-gate)")
     segmenter, frames = Segmenter(), 0
-    count = np.zeros((2, 2), np.int64)  # of pairs of cells and of outlines' cells: on how many both decide alike, of how many
+    pairs, outlines = np.zeros(2, np.int64), np.zeros(2, np.int64)  # on how many both decide alike, of how many
     with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
         sessions = []
         for name, network in (("fp32", model), ("lowered", lowered)):
@@ -97,23 +97,24 @@ def _gate(model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionS
             if not planned:
                 continue
             one, other = (session.infer(looks.images, looks.masks) for session in sessions)
-            count[0] += _agreement(one, other, looks)
-            if sessions[0].draws_outlines:
-                everything = [p for p in plan_views(components, sessions[0].view_px) if p.component][:MAX_VIEWS]
+            pairs += _agreement(one, other, looks)
+            everything = component_views(components, sessions[0].view_px, MAX_VIEWS)
+            if sessions[0].draws_outlines and everything:
                 views, masks = shown(image, components, everything, sessions[0].view_px)
                 drawn, again = (session.foreground(views, masks) for session in sessions)
-                count[1] += outline_agreement(drawn, again, masks)
+                outlines += outline_agreement(drawn, again, masks)
             frames += 1
-    if not count[0, 1]:
+    if not pairs[1]:
         raise InputError(f"{settings.frames}: no frame shows a component to judge on; give others, or --no-gate")
-    share = dict(zip(("pair_agreement", "outline_agreement"), 100 * count[:, 0] / np.maximum(count[:, 1], 1), strict=True))
-    if not count[1, 1]:
-        del share["outline_agreement"]  # it draws none
-    for what, percent in share.items():
+    verdict: dict[str, Any] = {"passed": True}
+    for key, said, count in (("pair_agreement", "the pairs of cells", pairs), ("outline_agreement", "the cells near outlines", outlines)):
+        if not count[1]:
+            continue  # it draws none
+        percent = float(100 * count[0] / count[1])
         if percent < _LEAST_AGREEMENT:
-            said = {"pair_agreement": "the pairs of cells", "outline_agreement": "the cells near outlines"}[what]
             raise GateError(f"fp16 says the same as fp32 of {percent:.2f} % of {said}, wanted {_LEAST_AGREEMENT} %: build it in fp32")
-    return {"passed": True, **{what: round(float(percent), 3) for what, percent in share.items()}, "frames": frames, "reference": "fp32"}
+        verdict[key] = round(percent, 3)
+    return {**verdict, "frames": frames, "reference": "fp32"}
 
 
 def _agreement(one: InstanceMaps, other: InstanceMaps, looks: Looks) -> tuple[int, int]:

@@ -26,19 +26,15 @@ from ..training import descend, learning_rate, load_checkpoint, save_checkpoint,
 from .bank import bank_digest
 from .composites import Composer, Label
 from .network import InstanceNetwork
-from .spoil import blurred, smooth_noise
-from .train import Banks, CompositeSet, InstanceRecipe, held_seed, to_input
+from .spoil import Mask, blurred, smooth_noise
+from .train import CHECKPOINT_EVERY, VALIDATED, Banks, CompositeSet, InstanceRecipe, held_seed, to_input
 
 _SPOILT, _PREDICTED = 0.4, 0.8  # cumulative shares of the kinds of masks; the rest is blurred
 _LEAST_ALIKE = 0.35  # IoU of a prediction with the truth, below which it is of something else
 _FURTHEST, _COARSEST, _DOUBT = 2.2, 6.0, 1.2  # of predictions: how far, how coarse, the spread of what is added to logits at most
 _FIRST = 30_000_000  # number of the first composite: others than the network was taught by
 _RATE = 3e-3
-_CHECKPOINT_EVERY = 100
-_VALIDATED = 256  # composites
 _GOOD = 0.93  # IoU of a mask to which nothing need be done
-
-Mask = NDArray[np.uint8]
 
 
 class RoughComposer(Composer):
@@ -131,7 +127,7 @@ def train_outlines(
         bar.set_postfix_str(f"outlines {running:.3f}", refresh=False)
         bar.update()
         done = step + 1
-        if done % _CHECKPOINT_EVERY == 0 or done == recipe.outline_steps:
+        if done % CHECKPOINT_EVERY == 0 or done == recipe.outline_steps:
             state = {"head": head.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": done, "recipe": run}
             save_checkpoint(checkpoint, state)
     bar.close()
@@ -148,7 +144,7 @@ def validate_outlines(network: InstanceNetwork, banks: Banks, recipe: InstanceRe
     """Mean IoU with the truth, on composites of objects kept apart, of the masks and of what the network makes of them, by how good the
     masks are."""
     device = next(network.parameters()).device
-    held = OutlineSet(RoughComposer(banks.held, held_seed(recipe), recipe.view_px), 0, min(_VALIDATED, recipe.outline_steps * recipe.batch))
+    held = OutlineSet(RoughComposer(banks.held, held_seed(recipe), recipe.view_px), 0, min(VALIDATED, recipe.outline_steps * recipe.batch))
     before, after = [], []
     for image, mask, wanted in DataLoader(held, recipe.batch):
         inputs = to_input(image.to(device), mask.to(device))

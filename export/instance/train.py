@@ -33,11 +33,11 @@ from .targets import loss_of, pairs_told, targets_of
 from .told import tell_instances, with_groups
 
 _BACKBONE_RATE = 0.25  # learning rate of pretrained layers over that of new ones
-_CHECKPOINT_EVERY = 100
+CHECKPOINT_EVERY = 100
 _BOLD_COMPOSITES = 1000
 _CLEANING_AFFINITY = 0.2  # pieces below this mean affinity are two: surer than at run time
 _BATCH_OF_VIEWS = 32
-_VALIDATED = 256  # composites
+VALIDATED = 256  # composites
 _LONG_SIDE = 2.5  # of the bank's pictures over the side of views
 _MOST_HALF = 6e4  # float16 ends at 65,504
 SHIPPED_WEIGHTS = Path(__file__).parent / "tfiseg-instance.pt"
@@ -96,7 +96,7 @@ def _affinities(network: InstanceNetwork, views: NDArray[np.uint8], masks: NDArr
     network.eval()
     device = next(network.parameters()).device
     image, mask = (torch.from_numpy(x).to(device) for x in (views, masks))
-    affinity: NDArray[np.float32] = network(*to_input(image, mask))[1].sigmoid().cpu().numpy()
+    affinity: NDArray[np.float32] = network.instances(network.look(*to_input(image, mask)))[1].sigmoid().cpu().numpy()
     return affinity
 
 
@@ -135,7 +135,7 @@ def validate(network: InstanceNetwork, held: Bank, recipe: InstanceRecipe) -> di
     device = next(network.parameters()).device
     network.eval()
     right, seen, losses = np.zeros(2), np.zeros(2), np.zeros(3)
-    count = min(_VALIDATED, recipe.steps * recipe.batch)
+    count = min(VALIDATED, recipe.steps * recipe.batch)
     batches = DataLoader(CompositeSet(Composer(held, held_seed(recipe), recipe.view_px), 0, count), _BATCH_OF_VIEWS)
     for batch in batches:
         image, mask, *wanted = (t.to(device) for t in batch)
@@ -255,11 +255,11 @@ def train_instance(
             running += (np.array(losses) - running) * max(0.02, 1 / (step - first))
             bar.set_postfix_str("displacement {:.3f} affinity {:.3f} boundary {:.3f}".format(*running), refresh=False)
             bar.update()
-            if step % _CHECKPOINT_EVERY == 0 or step in (clean_at, recipe.steps):
+            if step % CHECKPOINT_EVERY == 0 or step in (clean_at, recipe.steps):
                 state = {"kind": "instance", "network": network.state_dict(), "optimiser": optimiser.state_dict()}
                 state |= {"average": average, "step": step, "recipe": run, "dropped": sorted(dropped)}
                 save_checkpoint(checkpoint, state)
-            if step % (4 * _CHECKPOINT_EVERY) == 0 or step == recipe.steps:
+            if step % (4 * CHECKPOINT_EVERY) == 0 or step == recipe.steps:
                 scores = validate(_averaged(average, device), banks.held, recipe)
                 minutes = (time.monotonic() - began) / 60
                 say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()) + f", {minutes:.0f} min")
