@@ -62,6 +62,13 @@ def add_train(verbs: Any) -> None:
         metavar="N",
         help="afterwards, to learn to draw outlines (default: half as many; 0: it draws none)",
     )
+    instance.add_argument(
+        "--min-area",
+        type=int,
+        metavar="PX",
+        help="for small things, as nuclei: the smallest object that is kept where the network is used, in pixels (default: 0.1 %% of a "
+        "frame, at least 25)",
+    )
     _add_fit(instance, "bank, of composites and of what was dropped", 8000)
     instance.add_argument("--licence", metavar="TEXT", default="not stated", help="for the model's metadata")
     cutouts = add_verb(
@@ -184,6 +191,7 @@ def _instance(args: argparse.Namespace) -> int:
         threads=args.threads,
         training_data=args.training_data,
         licence=args.licence,
+        min_area=args.min_area,
         quiet=args.json,
     )
     if args.json:

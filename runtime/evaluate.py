@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..instances import Instances
-from ..plugins.operator import Split, cluster
+from ..plugins.operator import MIN_AREA_PX, Split, cluster
 from ..plugins.problem import IGNORE
 from .drawing import draw_instances, instance_colours
 from .metrics import AveragePrecision, PanopticCounts, PictureScore, boundary_iou, paired_gain, panoptic_counts
@@ -243,11 +243,13 @@ def _finders(
         def by(ratio: Split) -> Find:
             return lambda picture: cluster(picture.semantic, split=ratio, class_names=labels)
 
-        ours = (
-            by(split)
-            if refiner is None
-            else lambda picture: refiner(picture.image, cluster(picture.semantic, split=0.0, class_names=labels))
-        )
+        def looked_at(picture: EvalPicture) -> Instances:
+            assert refiner is not None
+            least = refiner.session.min_area
+            least = MIN_AREA_PX if least is None else least
+            return refiner(picture.image, cluster(picture.semantic, split=0.0, min_area=least, class_names=labels))
+
+        ours = by(split) if refiner is None else looked_at
         return {_OURS: ours, **{name: by(BASELINES[name][0]) for name in against}}, None
     if semantic != "model" or segmenter is None:
         raise InputError(f'semantic must be "truth" or "model" (with a segmenter), got {semantic!r}')

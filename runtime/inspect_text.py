@@ -139,6 +139,8 @@ def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
     lines.append(_row("classes", known))
     if "rules" in metadata:  # of the instance network
         lines.append(_row("rules", f"{', '.join(metadata['rules'])}; views of {metadata['view_px']}x{metadata['view_px']} px"))
+        if "min_area" in metadata:
+            lines.append(_row("made for", f"objects of {metadata['min_area']} px and more"))
     lines += [_row(key.replace("_", " "), str(metadata[key])) for key in ("training_data", "licence") if key in metadata]
     return lines
 

@@ -20,6 +20,7 @@ from .sessions import DEFAULT_PROVIDERS, METADATA_KEY, open_onnx
 INSTANCE_FORMAT = 2  # 2: the join rule sees other classes
 _OUTPUTS, _FOREGROUND = ("displacement", "affinity", "boundary"), "foreground"
 _BOTH = (*_OUTPUTS, _FOREGROUND)
+ANY_SIDE = "side"
 _BATCH = 8  # views; more at once aren't faster
 DEFAULT_INSTANCE_MODEL = Path(__file__).parent / "models" / "tfiseg-instance.onnx"
 
@@ -40,8 +41,9 @@ class InstanceMaps:
 
 
 class InstanceSession:
-    """The instance network in a file: ``view_px``, the side of the views that it takes, ``affinity_offsets`` and ``rules`` are its own;
-    ``draws_outlines``: whether it tells the foreground, too.
+    """The instance network in a file. ``view_px``, the side of the views that it takes, ``outline_px``, of those in which it draws outlines
+    and nothing else, ``affinity_offsets`` and ``rules`` are its own; ``draws_outlines``: whether it tells the foreground; ``min_area``:
+    pixels of the smallest objects that it is for, None: not said.
 
     Args:
         path: model that ``tfiseg train instance`` exported; default: the one that comes with tfiseg.
@@ -63,6 +65,8 @@ class InstanceSession:
             version = data.get("instance_format")
             if version == INSTANCE_FORMAT:
                 self.view_px = int(data["view_px"])
+                self.outline_px = int(data.get("outline_px", self.view_px))  # there was one side only
+                self.min_area = int(data["min_area"]) if "min_area" in data else None
                 self.stride = int(data["stride"])
                 self.affinity_offsets = np.asarray(data["affinity_offsets"], np.int32)
                 self.rules = {name: np.asarray(values, np.float32) for name, values in data["rules"].items()}
@@ -73,8 +77,8 @@ class InstanceSession:
                 f"{self.path} is no instance network for this version: its format is {version}, wanted {INSTANCE_FORMAT}; "
                 "`tfiseg train instance` makes one"
             )
-        side = whole.get_inputs()[0].shape[1]
-        if side != self.view_px:
+        side = whole.get_inputs()[0].shape[1]  # a name where it takes views of any
+        if side not in (self.view_px, ANY_SIDE):
             raise ModelError(f"{self.path}: its metadata speaks of views of {self.view_px} px, its network takes {side}: export it again")
 
         self.draws_outlines = any(o.name == _FOREGROUND for o in whole.get_outputs())
@@ -95,7 +99,8 @@ class InstanceSession:
         return InstanceMaps(displacement, affinity, boundary, drawn[:, 0])
 
     def foreground(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """How likely the pixels of K > 0 views belong to what their masks show roughly, float32 (K, S / 2, S / 2) in [0, 1]."""
+        """How likely the pixels of K > 0 views belong to what their masks show roughly, float32 (K, S / 2, S / 2) in [0, 1],
+        S = ``outline_px``."""
         self.check_outlines()
         return self._run((_FOREGROUND,), views, masks)[0][:, 0]
 

@@ -12,7 +12,8 @@ from ..instances import Instances
 from .views import View, cut, cut_mask, solidity, view_of, window
 
 MAX_VIEWS = 64  # a frame
-MIN_SIDE_PX = 20  # in smaller components there is nothing to see: their shape decides
+MIN_SIDE_PX = 10  # in smaller components there is nothing to part
+_MIN_OUTLINED_PX = 20  # smaller ones have no outline to speak of
 _ALIKE_VIEW = 0.75  # a component's view this large beside the class's stands for both
 _CONVEX = 0.95  # area over convex hull, from which on a component is let be
 
@@ -45,8 +46,10 @@ def plan_views(components: Instances, view_px: int) -> list[PlannedView]:
 
 
 def component_views(components: Instances, view_px: int, max_views: int) -> list[PlannedView]:
-    """Each component's own view, the largest first, at most so many."""
-    return [p for p in plan_views(components, view_px) if p.component][:max_views]
+    """Each component's own view, the largest first, at most so many, where it has an outline to be drawn."""
+    boxes = components.box_xyxy.astype(int)
+    own = [p for p in plan_views(components, view_px) if p.component]
+    return [p for p in own if longest_side(boxes[p.component - 1]) >= _MIN_OUTLINED_PX][:max_views]
 
 
 def longest_side(box_xyxy: NDArray[np.int64]) -> int:
@@ -90,10 +93,10 @@ def shown(
     """``images`` and ``masks`` of ``Looks``."""
     shape = (len(planned), view_px, view_px)
     images, masks = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
-    class_of = np.concatenate([[0], components.class_id]).astype(np.int32)
+    class_map = np.concatenate([[0], components.class_id]).astype(np.uint8)[components.label_map]
     for k, p in enumerate(planned):
         images[k] = cut(image, p.view, view_px)
-        its = class_of[window(components.label_map, p.view)] == p.class_id
+        its = window(class_map, p.view) == p.class_id
         masks[k] = cut_mask(its.astype(np.uint8), View(0, 0, p.view.side), view_px)
     return images, masks
 

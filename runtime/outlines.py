@@ -60,7 +60,7 @@ def outlined(
     if not planned:
         return instances
     new = [p for p in planned if (p.view, p.class_id) not in known]
-    views, masks = shown(image, components, new, session.view_px)
+    views, masks = shown(image, components, new, session.outline_px)
     asked = time.perf_counter()
     told = dict(zip(((p.view, p.class_id) for p in new), session.foreground(views, masks), strict=True)) if new else {}
     answered = time.perf_counter()
@@ -86,7 +86,7 @@ def redrawn(pieces: Label, components: Instances, seen: Sequence[tuple[PlannedVi
         which nothing belongs stays as it was, but for what others want; a piece of which nothing would be left stays as it was.
     """
     zones = [_zone(components, planned, foreground) for planned, foreground in seen]
-    surest = np.where(components.label_map > 0, np.float32(_CERTAIN), np.float32(0))
+    surest = (components.label_map > 0) * np.float32(_CERTAIN)
     for zone in zones:
         surest[zone.spot][zone.own] = zone.foreground[zone.own]
     out = pieces.copy()

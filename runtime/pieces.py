@@ -1,5 +1,4 @@
-"""Components of a frame parted into pieces: as the operator cut them in their views, or, where they are small, by their shape; and the
-table of instances that pieces make."""
+"""Components of a frame parted into pieces, as the operator cut them in their views, and the table of instances that pieces make."""
 
 from __future__ import annotations
 
@@ -10,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..instances import Instances
-from ..plugins.operator import cluster
-from .looks import MIN_SIDE_PX, PlannedView, longest_side
+from .looks import PlannedView
 from .views import View, at_pixels
 
 Label = NDArray[np.int32]
@@ -36,14 +34,6 @@ class Parted:
         of_pixel = _enlarged(labels, parts, planned.view, box)
         self._part(self.label_map[y0:y1, x0:x1], planned.component, of_pixel, parts[parts != count.argmax()])
 
-    def cut_small(self, threads: int | None = None) -> bool:
-        """Part the components that are too small to be looked at by their shape; returns whether there was one to part."""
-        found = cut_by_shape(self.components, threads)
-        for number, labels in found:
-            x0, y0, x1, y1 = self._box(number)
-            self._part(self.label_map[y0:y1, x0:x1], number, labels, np.arange(2, labels.max() + 1))
-        return bool(found)
-
     def _box(self, number: int) -> tuple[int, int, int, int]:
         x0, y0, x1, y1 = self.components.box_xyxy[number - 1].astype(int).tolist()
         return x0, y0, x1, y1
@@ -56,22 +46,6 @@ class Parted:
             if its.any():
                 spot[its] = len(self.component_of)
                 self.component_of.append(number)
-
-
-def cut_by_shape(components: Instances, threads: int | None = None) -> list[tuple[int, Label]]:
-    """Components too small to be looked at that their shape parts: number, and label map int32 (h, w) of the component's box."""
-    boxes = components.box_xyxy.astype(int)
-    small = [i for i in range(len(components)) if longest_side(boxes[i]) < MIN_SIDE_PX]
-    tiles = np.zeros((len(small), MIN_SIDE_PX + 2, MIN_SIDE_PX + 2), np.uint8)  # a frame's edge is no edge of an object: a margin
-    for tile, i in zip(tiles, small, strict=True):
-        x0, y0, x1, y1 = boxes[i].tolist()
-        tile[1 : y1 - y0 + 1, 1 : x1 - x0 + 1] = components.label_map[y0:y1, x0:x1] == i + 1
-    parted = []
-    for i, found in zip(small, cluster(tiles, min_area=0, threads=threads), strict=True):
-        if len(found) > 1:
-            x0, y0, x1, y1 = boxes[i].tolist()
-            parted.append((i + 1, found.label_map[1 : y1 - y0 + 1, 1 : x1 - x0 + 1]))
-    return parted
 
 
 def nearest_label(labels: Label) -> tuple[Label, NDArray[np.float32]]:

@@ -66,9 +66,9 @@ class Refiner:
         began = time.perf_counter()
         planned, own = worth_a_look(components, self.session.view_px)
         planning = (time.perf_counter() - began) * 1e3
-        parted = Parted(components)
-        if not parted.cut_small(self.threads) and not planned:
+        if not planned:
             return components, {}
+        parted = Parted(components)
         views = _Views(self.session, image, components, planned, own, self.max_views, outlines)
         maps = views.look(self._with_necks(planned, own))
         found = cut_views(own[views.seen], maps, self.session.affinity_offsets, self.session.rules, self.threads)

@@ -47,7 +47,7 @@ class Segmenter:
             the network that comes with tfiseg (21 PASCAL classes), with refine="frame" the one with instance heads.
         things: names or ids of the classes to segment; default: all countable classes of the model.
         split: see ``tfiseg.cluster``; default: what the model's metadata says, else "auto".
-        min_area: smallest instance in pixels; default: 0.1 % of the frame, at least 25.
+        min_area: smallest instance in pixels; default: what the instance network was made for, else 0.1 % of the frame, at least 25.
         min_score: instances with a lower score are left out; 0 keeps all. The score is the probability of being an object where the model
             has a rule for that (``tfiseg train score``; the networks that come with tfiseg do; default: 0.3), else the mean class
             probability (default: 0.5).
@@ -254,7 +254,10 @@ class Segmenter:
         return found.select((found.score >= least) & np.isin(found.class_id, self.things))
 
     def _least_area(self, size_hw: tuple[int, int]) -> int:
-        return self.min_area if self.min_area is not None else usual_min_area(size_hw)
+        if self.min_area is not None:
+            return self.min_area
+        its_own = self.refiner.session.min_area if self.refiner is not None else None
+        return usual_min_area(size_hw) if its_own is None else its_own
 
     def by_shape(self, image: NDArray[np.uint8], split: Split, rated: bool = False) -> Instances:
         """Instances of one picture from its class map alone, whatever the segmenter's own way is: what that is measured against."""

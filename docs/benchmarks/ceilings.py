@@ -59,7 +59,6 @@ for folder in sys.argv[1:]:
 
         def pieces_of(found, components=components, planned=planned):
             parted = Parted(components)
-            parted.cut_small()
             for p, labels in zip(planned, found, strict=True):
                 parted.cut(p, labels)
             return parted.label_map

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ...plugins.operator import AFFINITY_OFFSETS
 from ...plugins.problem import Problem, problem_of
 from ...runtime.sessions import OnnxSession
-from ..instance.rules import Fit, calm, fit_rule, merges_of
+from ..instance.rules import Fit, calm, fit_rule, merges_of, weighed
 from ..neck_rule import Samples
 from .composites import FrameComposer
 from .frame_onnx import FINER
@@ -40,9 +40,10 @@ def fit_frame_rules(composer: FrameComposer, model: Path, count: int, seed: int 
         for class_id in np.unique(composite.class_id):
             its = (class_map == class_id).astype(np.uint8)
             truth = np.where(class_of == class_id, owner, 0).astype(np.int32)
-            for samples, problem, lone in zip((merges, parts), (_problem, _parted_problem), _LONE_WEIGHTS, strict=True):
-                samples += merges_of(its, truth, partial(problem, maps=maps), rng, lone, _LEAST_CELLS, 0.0)
-    return {"merge": fit_rule(merges, seed), "part": fit_rule(parts, seed)}
+            for samples, problem in ((merges, _problem), (parts, _parted_problem)):
+                samples += merges_of(its, truth, partial(problem, maps=maps), rng, _LEAST_CELLS, 0.0)
+    weights = zip(("merge", "part"), (merges, parts), _LONE_WEIGHTS, strict=True)
+    return {name: fit_rule(weighed(samples, weight), seed) for name, samples, weight in weights}
 
 
 def _problem(own: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) -> Problem:

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxsim
 import torch
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 from torch import Tensor
 
 from ...errors import ModelError
 from ...plugins.operator import AFFINITY_OFFSETS
-from ...runtime.instance_session import INSTANCE_FORMAT, InstanceSession
+from ...runtime.instance_session import ANY_SIDE, INSTANCE_FORMAT, InstanceSession
 from ...runtime.model_info import METADATA_KEY, weights_digest
 from ..frame_graph import MODEL_IR_VERSION
 from ..half_weights import stored_as_half
 from ..model_file import check_difference, rounded, written_whole
-from .network import DISPLACEMENT_UNIT_PX, STRIDE, InstanceNetwork
+from .network import DISPLACEMENT_UNIT_PX, STRIDE, InstanceNetwork, outline_px
 from .split_concat import part_convolutions
 from .train import load_start, to_input
 
@@ -60,6 +61,7 @@ def export_instance(
     training_data: str = "not stated",
     licence: str = "not stated",
     outlines: bool = True,
+    min_area: int | None = None,
 ) -> dict[str, Any]:
     """Write the ONNX model and check it against torch, on noise.
 
@@ -70,6 +72,7 @@ def export_instance(
         rules: learned merge rules by name ("merge", "part", "join"), see ``rules.py``; they belong to these weights.
         training_data, licence: sentences for the model's metadata.
         outlines: whether it draws them: whether they were taught.
+        min_area: pixels of the smallest objects that it is for; None: any.
 
     Returns:
         bytes, the largest difference of a probability, the metadata.
@@ -95,7 +98,9 @@ def export_instance(
         verbose=False,
     )
     assert program is not None
-    model, sound = onnxsim.simplify(program.model_proto)
+    traced = program.model_proto  # made anew each time that it is asked for
+    free_sides(traced)
+    model, sound = onnxsim.simplify(traced)
     if not sound:
         raise ModelError("onnxsim changed what the network computes: export with another onnxsim version")
     part_convolutions(model)
@@ -107,12 +112,14 @@ def export_instance(
         "instance_format": INSTANCE_FORMAT,
         "name": output.stem,
         "view_px": view_px,
+        "outline_px": outline_px(view_px),
         "stride": STRIDE,
         "affinity_offsets": [list(o) for o in AFFINITY_OFFSETS],
         "rules": {name: rounded(values) for name, values in rules.items()},
         "training_data": training_data,
         "licence": licence,
         "weights_sha256": weights_digest(weights),
+        **({} if min_area is None else {"min_area": min_area}),
     }
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     with written_whole(model, output) as part:
@@ -121,11 +128,34 @@ def export_instance(
     return {"bytes": output.stat().st_size, "largest_difference": round(difference, 5), "metadata": metadata}
 
 
+def free_sides(model: onnx.ModelProto) -> None:
+    """Let an exported network take views of any side, in place: all that it enlarges, it doubles."""
+    graph = model.graph
+    twice = numpy_helper.from_array(np.asarray([1, 1, 2, 2], np.float32), "twice")
+    graph.initializer.append(twice)
+    for node in graph.node:
+        if node.op_type == "Resize":
+            enlarged = node.input[0]
+            del node.input[:]
+            node.input.extend([enlarged, "", twice.name])
+    for given in graph.input:
+        for axis in (1, 2):
+            given.type.tensor_type.shape.dim[axis].dim_param = ANY_SIDE
+    for out in graph.output:
+        for axis in (2, 3):
+            out.type.tensor_type.shape.dim[axis].dim_param = f"{out.name} cells"
+    del graph.value_info[:]  # of the side that it was traced with
+
+
 @torch.no_grad()
 def _difference(whole: ViewMaps, model: Path, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> float:
     session = InstanceSession(model)
     _, *ours = whole(torch.from_numpy(views), torch.from_numpy(masks))
-    maps = session.infer(views, masks)
-    drawn = [session.foreground(views, masks)[:, None]] if session.draws_outlines else []
-    theirs = (maps.affinity, maps.boundary, *drawn)
-    return max(float(np.abs(a.numpy() - b).max()) for a, b in zip(ours, theirs, strict=True))
+    maps = session.infer(views, masks, foreground=session.draws_outlines)
+    pairs = [*zip(ours, (maps.affinity, maps.boundary), strict=False)]
+    if maps.foreground is not None:
+        side = session.outline_px
+        smaller = views[:, :side, :side], masks[:, :side, :side]
+        drawn = whole(*(torch.from_numpy(np.ascontiguousarray(a)) for a in smaller))[-1]
+        pairs += [(ours[-1], maps.foreground[:, None]), (drawn, session.foreground(*smaller)[:, None])]
+    return max(float(np.abs(a.numpy() - b).max()) for a, b in pairs)

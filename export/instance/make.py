@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...errors import InputError
 from ...runtime.instance_session import InstanceMaps
 from ..training import say
 from .composites import Composer
@@ -35,10 +36,13 @@ def make_instance_model(
     threads: int | None = None,
     training_data: str = "not stated",
     licence: str = "not stated",
+    min_area: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train on ``images`` and ``semantic`` (see ``build_bank``), fit the rules, write ``output``; returns what ``export_instance`` says,
-    the rules' held-out errors, and how many objects were dropped."""
+    the rules' held-out errors, and how many objects were dropped. Raises InputError as ``build_bank``, or for a negative ``min_area``."""
+    if min_area is not None and min_area < 0:
+        raise InputError(f"min_area must be at least 0 pixels, got {min_area}")
     banks = banks_of(images, semantic, confidence, recipe, teacher, cutouts, quiet=quiet)
     if sheets is not None:
         bank_sheet(banks.used, recipe.view_px, sheets / "bank.jpg")
@@ -56,9 +60,9 @@ def make_instance_model(
     def infer(views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
         return InstanceMaps(*(m.numpy() for m in maps(torch.from_numpy(views), torch.from_numpy(masks))))
 
-    fits = fit_rules(banks.held, held_seed(recipe) + 1, infer, recipe.view_px, rule_composites, recipe.seed, quiet)
+    fits = fit_rules(banks.held, held_seed(recipe) + 1, infer, recipe.view_px, rule_composites, recipe.seed, quiet, banks.lone_odds)
     rules = {name: f.rule for name, f in fits.items()}
-    report = export_instance(network, output, recipe.view_px, rules, training_data, licence, outlines=recipe.outline_steps > 0)
+    report = export_instance(network, output, recipe.view_px, rules, training_data, licence, recipe.outline_steps > 0, min_area)
     report["rules"] = {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}
     report["dropped"] = len(dropped)
     return report

@@ -15,13 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...plugins.operator import AFFINITY_OFFSETS
-from ..network import LITE2, Backbone, separable, upsample_like
+from ..network import LITE2, SIDE_MULTIPLE, Backbone, separable, upsample_like
 
 STRIDE = 4  # of displacement and affinities; the boundary is at 2
 DISPLACEMENT_UNIT_PX = 32.0  # what an output of 1 means, in view pixels
 FROZEN_BLOCKS = 4  # edges and textures of ImageNet serve as they are; the mask enters right after them
 _ENDS = {0: 16, 3: 24, 6: 48, 14: 120, 19: 208}  # last block of each stride (2, 4, ... 32) -> its channels
 _SURROUND = (5, 17)  # windows, in stride-4 cells, of how much of the surround is mask
+_OUTLINE_SHARE = 2 / 3  # of a view's side: outlines are worth less than half of the time
+
+
+def outline_px(view_px: int) -> int:
+    """The side of views in which nothing but outlines is drawn."""
+    return max(SIDE_MULTIPLE, round(view_px * _OUTLINE_SHARE / SIDE_MULTIPLE) * SIDE_MULTIPLE)
 
 
 class Seen(NamedTuple):

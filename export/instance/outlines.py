@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,11 +22,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ...runtime.sessions import DEFAULT_MODEL, OnnxSession
-from ...runtime.views import GREY
+from ...runtime.views import GREY, View, cut, cut_mask
 from ..training import descend, learning_rate, load_checkpoint, save_checkpoint, say
 from .bank import bank_digest
 from .composites import Composer, Label
-from .network import InstanceNetwork
+from .network import InstanceNetwork, outline_px
 from .spoil import Mask, blurred, smooth_noise
 from .train import CHECKPOINT_EVERY, VALIDATED, Banks, CompositeSet, InstanceRecipe, held_seed, to_input
 
@@ -77,13 +78,23 @@ class RoughComposer(Composer):
 
 class OutlineSet(CompositeSet):
     """Composites by number: image uint8 (S, S, 3), mask uint8 (S, S), and how much of each cell of 2 x 2 px is object, float32
-    (1, S / 2, S / 2)."""
+    (1, S / 2, S / 2). ``sides``: S of the first batch, of the second, and so on in turn."""
+
+    def __init__(self, composer: Composer, first: int, count: int, batch: int, sides: Sequence[int]) -> None:
+        super().__init__(composer, first, count)
+        self.batch = batch
+        self.sides = sides
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        composite = self.composer(self.first + index)
-        cells = len(composite.truth) // 2
-        wanted = composite.truth.reshape(1, cells, 2, cells, 2).mean((2, 4), dtype=np.float32)
-        return tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in (composite.image, composite.mask, wanted))
+        number = self.first + index
+        composite = self.composer(number)
+        side = self.sides[number // self.batch % len(self.sides)]
+        image, mask = composite.image, composite.mask
+        if side != len(image):
+            whole = View(0, 0, len(image))
+            image, mask = cut(image, whole, side), cut_mask(mask, whole, side)
+        wanted = cv2.resize(composite.truth.astype(np.float32), (side // 2, side // 2), interpolation=cv2.INTER_AREA)[None]
+        return tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in (image, mask, wanted))
 
 
 def train_outlines(
@@ -111,7 +122,9 @@ def train_outlines(
         optimiser.load_state_dict(state["optimiser"])
         average, first = state["average"], state["step"]
     composer = RoughComposer(banks.used, recipe.seed, recipe.view_px)
-    composites = OutlineSet(composer, _FIRST + first * recipe.batch, (recipe.outline_steps - first) * recipe.batch)
+    sides = (recipe.view_px, outline_px(recipe.view_px))
+    count = (recipe.outline_steps - first) * recipe.batch
+    composites = OutlineSet(composer, _FIRST + first * recipe.batch, count, recipe.batch, sides)
     bar = tqdm(total=recipe.outline_steps, initial=first, desc="train outlines", mininterval=5, disable=quiet)
     running, began = 0.0, time.monotonic()
     batches = DataLoader(composites, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None)
@@ -133,18 +146,21 @@ def train_outlines(
     bar.close()
     head.load_state_dict(average)
     network.eval()
-    scores = validate_outlines(network, banks, recipe)
     minutes = (time.monotonic() - began) / 60
-    say("outlines: IoU of masks " + ", ".join(f"{k} {a:.3f} -> {b:.3f}" for k, (a, b) in scores.items()) + f", {minutes:.0f} min")
+    for side in sides:
+        scores = validate_outlines(network, banks, recipe, side)
+        told = ", ".join(f"{k} {a:.3f} -> {b:.3f}" for k, (a, b) in scores.items())
+        say(f"outlines in views of {side} px: IoU of masks {told}, {minutes:.0f} min")
     network.cpu()
 
 
 @torch.no_grad()
-def validate_outlines(network: InstanceNetwork, banks: Banks, recipe: InstanceRecipe) -> dict[str, tuple[float, float]]:
-    """Mean IoU with the truth, on composites of objects kept apart, of the masks and of what the network makes of them, by how good the
-    masks are."""
+def validate_outlines(network: InstanceNetwork, banks: Banks, recipe: InstanceRecipe, side: int) -> dict[str, tuple[float, float]]:
+    """Mean IoU with the truth, on composites of objects kept apart in views of ``side`` px, of the masks and of what the network makes of
+    them, by how good the masks are."""
     device = next(network.parameters()).device
-    held = OutlineSet(RoughComposer(banks.held, held_seed(recipe), recipe.view_px), 0, min(VALIDATED, recipe.outline_steps * recipe.batch))
+    count = min(VALIDATED, recipe.outline_steps * recipe.batch)
+    held = OutlineSet(RoughComposer(banks.held, held_seed(recipe), recipe.view_px), 0, count, recipe.batch, (side,))
     before, after = [], []
     for image, mask, wanted in DataLoader(held, recipe.batch):
         inputs = to_input(image.to(device), mask.to(device))

@@ -34,9 +34,10 @@ from .bank import Bank, is_split, object_view
 from .composites import Composer, Composite
 
 HIDDEN, MEMBERS = 12, 4  # units of each fit, fits averaged
-# what had the best PQ on other composites, with lone objects weighing 7 as in photos (docs/benchmarks/instance.md)
-_LONE_WEIGHTS = 15.0, 7.5  # of "merge", "part"
-_BOLD_WEIGHTS = 3.0, 3.0  # of rules that rather cut
+PHOTOS_LONE_ODDS = 6.5  # see told.lone_odds
+# lone components weigh so much more than their share of what the rules are for: had the best PQ on other composites (docs/benchmarks)
+_CAUTION = 4.6, 2.3  # of "merge", "part"
+_BOLD_WEIGHTS = 3.0, 3.0  # lone components', in rules that rather cut
 _OWN_SHARE = 0.2  # components this large beside the largest get a view of their own
 _MIN_OWN_PX = 64
 _BATCH = 32
@@ -56,19 +57,32 @@ class Fit:
     pairs: int
 
 
-def fit_rules(held: Bank, composite_seed: int, infer: Look, view_px: int, count: int, seed: int = 0, quiet: bool = False) -> dict[str, Fit]:
+def fit_rules(
+    held: Bank,
+    composite_seed: int,
+    infer: Look,
+    view_px: int,
+    count: int,
+    seed: int = 0,
+    quiet: bool = False,
+    lone_odds: float = PHOTOS_LONE_ODDS,
+) -> dict[str, Fit]:
     """Fit "merge", "part" and "join" on ``count`` composites of objects kept apart, as the network ``infer`` (views of ``view_px``, masks
-    -> maps) sees them. Bold rules first, on a quarter: objects that they split, half of which are groups, would teach to leave groups
-    whole."""
+    -> maps) sees them, for class maps of such ``lone_odds`` (``told.py``). Bold rules first, on a quarter: objects that they split, half
+    of which are groups, would teach to leave groups whole."""
     bold = bold_rules(held, composite_seed, infer, view_px, -(-count // 4), seed, quiet)
-    return _fitted(Composer(without_split(held, infer, view_px, bold), composite_seed, view_px), infer, count, seed, quiet, _LONE_WEIGHTS)
+    single = Composer(without_split(held, infer, view_px, bold), composite_seed, view_px)
+    merges, parts, joins = _samples(single, infer, count, seed, quiet)
+    merges, parts = (weighed(its, c * lone_odds / _lone_odds(its)) for its, c in zip((merges, parts), _CAUTION, strict=True))
+    return _fits(merges, parts, joins, seed)
 
 
 def bold_rules(
     held: Bank, composite_seed: int, infer: Look, view_px: int, count: int, seed: int = 0, quiet: bool = False
 ) -> dict[str, Rule]:
     """Rules that rather cut, by name: what they split of the objects that a bank takes for single is looked at as groups."""
-    fits = _fitted(Composer(held, composite_seed, view_px), infer, count, seed, quiet, _BOLD_WEIGHTS)
+    merges, parts, joins = _samples(Composer(held, composite_seed, view_px), infer, count, seed, quiet)
+    fits = _fits(weighed(merges, _BOLD_WEIGHTS[0]), weighed(parts, _BOLD_WEIGHTS[1]), joins, seed)
     return {name: fit.rule for name, fit in fits.items()}
 
 
@@ -90,7 +104,8 @@ def split_objects(bank: Bank, infer: Look, view_px: int, rules: dict[str, Rule])
     return split
 
 
-def _fitted(composer: Composer, infer: Look, count: int, seed: int, quiet: bool, lone_weights: tuple[float, float]) -> dict[str, Fit]:
+def _samples(composer: Composer, infer: Look, count: int, seed: int, quiet: bool) -> tuple[list[Samples], list[Samples], list[Samples]]:
+    """Of "merge", "part" and "join", a component's or a composite's together."""
     rng = np.random.default_rng(seed)
     merges: list[Samples] = []
     parts: list[Samples] = []
@@ -100,9 +115,28 @@ def _fitted(composer: Composer, infer: Look, count: int, seed: int, quiet: bool,
         maps = infer(np.stack([c.image for c in batch]), np.stack([c.mask for c in batch]))
         for k, composite in enumerate(batch):
             whole, parted = (partial(problem, maps=maps, k=k) for problem in (view_problem, _parted_problem))
-            merges += merges_of(composite.mask, composite.owner, whole, rng, lone_weights[0])
-            parts += merges_of(composite.mask, composite.owner, parted, rng, lone_weights[1])
+            merges += merges_of(composite.mask, composite.owner, whole, rng)
+            parts += merges_of(composite.mask, composite.owner, parted, rng)
             joins += _joins_of(composite, maps, k)
+    return merges, parts, joins
+
+
+def _is_lone(samples: Samples) -> bool:
+    """Whether a component is one object: no pair of its regions is to be kept apart."""
+    return bool((samples[1] > 0.5).all())
+
+
+def _lone_odds(components: list[Samples]) -> float:
+    lone = sum(map(_is_lone, components))
+    return (lone + 1) / (len(components) - lone + 1)
+
+
+def weighed(components: list[Samples], lone_weight: float) -> list[Samples]:
+    """The samples of components, those of lone ones so much heavier."""
+    return [(x, same, weight * (lone_weight if _is_lone((x, same, weight)) else 1.0)) for x, same, weight in components]
+
+
+def _fits(merges: list[Samples], parts: list[Samples], joins: list[Samples], seed: int) -> dict[str, Fit]:
     return {name: fit_rule(samples, seed) for name, samples in (("merge", merges), ("part", parts), ("join", joins))}
 
 
@@ -111,7 +145,6 @@ def merges_of(
     owner: NDArray[np.int32],
     problem: Callable[[NDArray[np.uint8]], Problem],
     rng: np.random.Generator,
-    lone_weight: float,
     least: int = _MIN_OWN_PX,
     least_share: float = _OWN_SHARE,
 ) -> list[Samples]:
@@ -121,7 +154,6 @@ def merges_of(
         mask: uint8 (h, w) 0/1, of one class.
         owner: int32 (h, w), the object of each pixel, 0 and below = none.
         problem: a component's mask -> the operator's problem.
-        lone_weight: of components that are one object.
         least, least_share: smaller components, in pixels and beside the largest, are left out.
     """
     found = []
@@ -132,8 +164,7 @@ def merges_of(
         truth = np.where(own > 0, owner, 0)
         features, same, weight = merge_samples(region_graph(problem(own)), truth, evidence_features, _MEAN_AFFINITY, rng)
         if len(same):
-            lone = len(np.unique(truth[truth > 0])) < 2
-            found.append((features, same, weight * (lone_weight if lone else 1.0)))
+            found.append((features, same, weight))
     return found
 
 

@@ -16,6 +16,7 @@ from ..semantic_data import sure_of
 from .bank import Bank, BankObject, object_of
 
 _SPLIT_SHARE = 0.12
+_LEAST_AREA_PX = 64
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,21 @@ def with_groups(bank: Bank, told: Sequence[Told]) -> Bank:
             if piece is not None:
                 objects.append(piece)
     return replace(bank, objects=objects, told=[t.label_map for t in told])
+
+
+def lone_odds(bank: Bank) -> float:
+    """Of a bank's components that shape could part, those of several regions: how many are one object for each that is several, as an
+    earlier network told. Photos: 6.5; nuclei, which are convex: 0.25."""
+    lone, groups = 0, 0
+    for picture, told in zip(bank.pictures, bank.told or (), strict=True):
+        components = cluster(picture.semantic, split=0.0, min_area=_LEAST_AREA_PX)
+        regions = cluster(picture.semantic, split=1.0, min_area=0).label_map
+        for number in range(1, len(components) + 1):
+            its = components.label_map == number
+            if len(np.unique(regions[its])) > 1:
+                group = _is_group(np.bincount(told[its], minlength=1))
+                lone, groups = lone + (not group), groups + group
+    return (lone + 1) / (groups + 1)
 
 
 def single_objects(bank: Bank, told: Sequence[Told]) -> Bank:

@@ -28,9 +28,9 @@ from ..training import HELD_SEED, descend, learning_rate, load_checkpoint, save_
 from .bank import Bank, bank_digest, bank_summary, build_bank, is_split, object_view, typical
 from .composites import Composer
 from .network import InstanceNetwork
-from .rules import bold_rules, without_split
+from .rules import PHOTOS_LONE_ODDS, bold_rules, without_split
 from .targets import loss_of, pairs_told, targets_of
-from .told import tell_instances, with_groups
+from .told import lone_odds, tell_instances, with_groups
 
 _BACKBONE_RATE = 0.25  # learning rate of pretrained layers over that of new ones
 CHECKPOINT_EVERY = 100
@@ -149,10 +149,11 @@ def validate(network: InstanceNetwork, held: Bank, recipe: InstanceRecipe) -> di
 
 @dataclass(frozen=True)
 class Banks:
-    """What is trained on, and what is kept apart: for validation, and for fitting the rules."""
+    """What is trained on, and what is kept apart: for validation, and for fitting the rules; ``lone_odds``: see there, of the pictures."""
 
     used: Bank
     held: Bank
+    lone_odds: float = PHOTOS_LONE_ODDS
 
 
 def banks_of(
@@ -168,19 +169,21 @@ def banks_of(
     """The banks of a training run; see ``build_bank``. Groups that the instance network ``teacher`` splits are learned from as such; what
     it splits only by bold rules, fitted on ``bold_composites``, is left out."""
     bank = build_bank(images, semantic, confidence, cutouts, round(_LONG_SIDE * recipe.view_px))
-    refiner = None if teacher is None else Refiner(teacher)
+    refiner, odds = None if teacher is None else Refiner(teacher), PHOTOS_LONE_ODDS
     if refiner is not None:
         bank = with_groups(bank, tell_instances(bank, refiner, quiet))
+        odds = lone_odds(bank)
+        say(f"of what could be parted, {odds:.2f} components are one object for each that is several")
     bank = typical(bank)
     say(bank_summary(bank))
     used, held = split_bank(bank, recipe.held_out, recipe.seed)
     if refiner is None:
-        return Banks(used, held)
+        return Banks(used, held, odds)
     infer, its_px = refiner.session.infer, refiner.session.view_px
     bold = bold_rules(held, held_seed(recipe) + 1, infer, its_px, bold_composites, recipe.seed, quiet)
     single = without_split(used, infer, its_px, bold)
     say(f"{len(used.objects) - len(single.objects)} of {len(used.objects)} objects could be groups and are left out")
-    return Banks(single, held)
+    return Banks(single, held, odds)
 
 
 def held_seed(recipe: InstanceRecipe) -> int:

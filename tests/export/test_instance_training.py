@@ -17,12 +17,12 @@ from tfiseg.export.instance.bank import Bank, build_bank, object_of, typical  # 
 from tfiseg.export.instance.composites import Composer, emptied_of  # noqa: E402
 from tfiseg.export.instance.instance_engine import outline_agreement  # noqa: E402
 from tfiseg.export.instance.instance_onnx import load_instance_checkpoint  # noqa: E402
-from tfiseg.export.instance.network import FROZEN_BLOCKS, InstanceNetwork  # noqa: E402
-from tfiseg.export.instance.outlines import RoughComposer, train_outlines  # noqa: E402
-from tfiseg.export.instance.rules import split_objects, without_split  # noqa: E402
+from tfiseg.export.instance.network import FROZEN_BLOCKS, InstanceNetwork, outline_px  # noqa: E402
+from tfiseg.export.instance.outlines import OutlineSet, RoughComposer, train_outlines  # noqa: E402
+from tfiseg.export.instance.rules import split_objects, weighed, without_split  # noqa: E402
 from tfiseg.export.instance.spoil import blurred, owners, spoil  # noqa: E402
 from tfiseg.export.instance.targets import targets_of  # noqa: E402
-from tfiseg.export.instance.told import Told, with_groups  # noqa: E402
+from tfiseg.export.instance.told import Told, lone_odds, with_groups  # noqa: E402
 from tfiseg.export.instance.train import (  # noqa: E402
     SHIPPED_WEIGHTS,
     Banks,
@@ -220,8 +220,9 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     assert maps.boundary.shape == (3, 1, 64, 64)
     assert maps.affinity.min() >= 0
     assert maps.affinity.max() <= 1
-    foreground = session.foreground(np.zeros((3, 128, 128, 3), np.uint8), np.ones((3, 128, 128), np.uint8))
-    assert foreground.shape == (3, 64, 64)
+    assert session.outline_px == 96
+    foreground = session.foreground(np.zeros((3, 96, 96, 3), np.uint8), np.ones((3, 96, 96), np.uint8))
+    assert foreground.shape == (3, 48, 48)
     assert 0 <= foreground.min() <= foreground.max() <= 1
     command[command.index("--outline-steps") + 1] = "0"
     assert main(command) == 0  # resumes at the end, and exports again
@@ -302,6 +303,20 @@ def test_outlines_are_learned_beside_what_is_known(bank, tmp_path):
     assert not (tmp_path / "none.ckpt").exists()
 
 
+def test_outlines_are_learned_in_views_of_two_sides(bank):
+    composer = RoughComposer(bank, 0, 96)
+    seen = OutlineSet(composer, 0, 8, 2, (96, outline_px(96)))
+    assert [len(seen[k][0]) for k in range(8)] == [96, 96, 64, 64, 96, 96, 64, 64]
+    image, mask, wanted = seen[2]
+    assert image.shape == (64, 64, 3)
+    assert mask.shape == (64, 64)
+    assert wanted.shape == (1, 32, 32)
+    composite = composer(2)
+    assert wanted.mean() == pytest.approx(composite.truth.mean(), abs=0.01)
+    assert mask.float().mean() == pytest.approx(composite.mask.mean(), abs=0.02)
+    assert [outline_px(side) for side in (32, 128, 192, 256)] == [32, 96, 128, 160]
+
+
 def test_the_gate_compares_what_would_go_or_come_near_outlines():
     mask = np.zeros((1, 96, 96), np.uint8)
     mask[0, 30:70, 30:70] = 1
@@ -350,6 +365,22 @@ def test_objects_that_the_network_splits_teach_no_rule():
         assert split_objects(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), 160, {"merge": rule}) == split
         kept = without_split(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), 160, {"merge": rule})
         assert len(kept.objects) == 1  # nothing else would be left
+
+
+def test_lone_objects_weigh_as_often_as_they_are_seen():
+    class_map = np.zeros((200, 200), np.uint8)
+    for y in (40, 140):  # two pairs of disks, and two disks of one region each, which shape can't part
+        cv2.circle(class_map, (40, y), 25, 1, -1)
+        cv2.circle(class_map, (85, y), 25, 1, -1)
+        cv2.circle(class_map, (160, y), 25, 1, -1)
+    told = tfiseg.cluster(class_map, split=0).label_map.copy()
+    bank = Bank([picture_of(class_map)], [], told=[told.copy()])
+    assert lone_odds(bank) == 3  # each taken for one object; one more of either kind is thought of
+    told[:100, 63:130][told[:100, 63:130] > 0] = 9
+    assert lone_odds(Bank([picture_of(class_map)], [], told=[told])) == 1
+    features, weight = np.zeros((2, 3)), np.array([1.0, 2.0])
+    lone, group = (features, np.array([1.0, 1.0]), weight), (features, np.array([0.0, 1.0]), weight)
+    assert [w.tolist() for _, _, w in weighed([lone, group], 3.0)] == [[3.0, 6.0], [1.0, 2.0]]
 
 
 def test_what_the_teacher_would_split_is_left_out_of_what_is_learned_from(toy, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import tfiseg
 from tfiseg.runtime.bench import bench, bench_table, centre_field
 from tfiseg.runtime.evaluate import evaluate
+from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL
 from tfiseg.runtime.synthetic import SyntheticCamera
 
 
@@ -49,6 +50,27 @@ def test_the_models_masks(synthetic_set):
     report = evaluate(synthetic_set, "model", tfiseg.Segmenter(), quiet=True)
     assert report["per_class_IoU"]["person"] > 0.6
     assert 0 < report["mIoU"] <= 1
+
+
+def test_a_network_for_small_things_keeps_them(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(DEFAULT_INSTANCE_MODEL)
+    for p in model.metadata_props:
+        p.value = p.value.replace('"view_px": 192', '"view_px": 192, "min_area": 9')
+    onnx.save(model, tmp_path / "small.onnx")
+    class_map = np.zeros((60, 80), np.uint8)
+    class_map[10:14, 10:14] = class_map[30:50, 30:50] = 1
+    class_map[55:57, 70:74] = 1  # 8 px
+    instances = tfiseg.cluster(class_map, split=0, min_area=0).label_map
+    for name, picture in (("images", class_map * 200), ("instances", instances.astype(np.uint16)), ("semantic", class_map)):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "0.png"), picture)
+    (tmp_path / "classes.json").write_text(json.dumps({"1": "cell"}))
+    for path, right in ((None, 1), (tmp_path / "small.onnx", 2)):
+        assert evaluate(tmp_path, refiner=tfiseg.Refiner(path), quiet=True)["true_positives"] == right
+    for min_area, least in ((None, 9), (50, 50)):
+        segmenter = tfiseg.Segmenter(refine="components", instance_model=tmp_path / "small.onnx", min_area=min_area)
+        assert segmenter._least_area((480, 640)) == least
 
 
 def test_a_folder_that_is_no_set(tmp_path):

@@ -12,7 +12,7 @@ from tfiseg.runtime.joining import candidates_in, united
 from tfiseg.runtime.joins import JOIN_FEATURES, Pieces, rule_log_odds
 from tfiseg.runtime.looks import PlannedView, doubtful, look, own_masks, plan_views, worth_a_look
 from tfiseg.runtime.metrics import PictureScore, panoptic_counts
-from tfiseg.runtime.pieces import Parted, cut_by_shape, instances_of
+from tfiseg.runtime.pieces import Parted, instances_of
 from tfiseg.runtime.refine import Refiner
 from tfiseg.runtime.sessions import DEFAULT_MODEL
 from tfiseg.runtime.views import View, cut, cut_mask, sample, view_of
@@ -32,8 +32,8 @@ def two_squares():
 
 def test_views_are_square_with_a_margin_and_stay_inside_where_they_can():
     assert view_of((20, 20, 60, 120), (400, 400), SIDE) == View(0, 0, 141)
-    assert view_of((350, 10, 400, 60), (400, 400), SIDE) == View(320, 0, 80)  # no zoom beyond 2
-    assert view_of((350, 10, 400, 60), (400, 400), 192) == View(304, 0, 96)
+    assert view_of((350, 10, 370, 30), (400, 400), SIDE) == View(339, 0, 41)
+    assert view_of((380, 10, 400, 30), (400, 400), 192) == View(352, 0, 48)  # no zoom beyond 4
     assert view_of((0, 0, 400, 90), (90, 400), SIDE) == View(-58, -213, 516)  # larger than the frame: centred
 
 
@@ -79,15 +79,16 @@ def test_convex_components_are_let_be():
     assert Refiner()(np.zeros((120, 70, 3), np.uint8), square) is square
 
 
-def test_the_shape_of_small_components_decides():
+def test_small_components_are_looked_at_closely():
     class_map = np.zeros((60, 60), np.uint8)
     cv2.circle(class_map, (20, 20), 4, 1, -1)
     cv2.circle(class_map, (28, 20), 4, 1, -1)
-    components = tfiseg.cluster(class_map, split=0)
-    ((number, labels),) = cut_by_shape(components)
-    assert number == 1
-    assert labels.shape == (9, 17)
-    assert len(Refiner()(np.zeros((60, 60, 3), np.uint8), components)) == 2
+    picture = np.where(class_map[..., None] > 0, np.uint8(220), np.uint8(30)).repeat(3, 2)
+    assert len(Refiner()(picture, tfiseg.cluster(class_map, split=0))) == 2
+    crumb = np.zeros((60, 60), np.uint8)
+    crumb[20:29, 20:23] = crumb[20:23, 20:29] = 1  # dented, but smaller than what is looked at
+    components = tfiseg.cluster(crumb, split=0)
+    assert Refiner()(picture, components) is components
 
 
 def test_what_a_view_cuts_is_cut_in_the_frame():
@@ -174,11 +175,28 @@ def test_a_model_with_the_rules_of_an_older_version_is_refused(tmp_path):
         InstanceSession(tmp_path / "old.onnx")
 
 
-@pytest.mark.parametrize(("side", "message"), [(b"160", "its network takes 192"), (b'"x"', "metadata is damaged"), (b"nul", "damaged")])
-def test_a_model_that_says_another_side_than_its_network_is_refused(tmp_path, side, message):
+@pytest.mark.parametrize("side", [b'"x"', b"nul"])
+def test_a_model_whose_metadata_is_damaged_is_refused(tmp_path, side):
     (tmp_path / "m.onnx").write_bytes(DEFAULT_INSTANCE_MODEL.read_bytes().replace(b'"view_px": 192', b'"view_px": ' + side))
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match="metadata is damaged"):
         InstanceSession(tmp_path / "m.onnx")
+
+
+def test_models_of_before_take_views_of_one_side(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(DEFAULT_INSTANCE_MODEL)
+    for given in model.graph.input:
+        for axis in (1, 2):
+            given.type.tensor_type.shape.dim[axis].dim_value = 160
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="speaks of views of 192 px, its network takes 160"):
+        InstanceSession(tmp_path / "m.onnx")
+    for p in model.metadata_props:
+        p.value = p.value.replace('"view_px": 192, "outline_px": 128', '"view_px": 160')
+    onnx.save(model, tmp_path / "m.onnx")
+    session = InstanceSession(tmp_path / "m.onnx")
+    assert session.view_px == session.outline_px == 160
+    assert session.foreground(np.zeros((1, 160, 160, 3), np.uint8), np.ones((1, 160, 160), np.uint8)).shape == (1, 80, 80)
 
 
 def test_a_rule_is_one_hidden_layer():
