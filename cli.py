@@ -74,17 +74,26 @@ def _eval(args: argparse.Namespace) -> int:
     from .runtime.evaluate import evaluate
     from .runtime.refine import Refiner
 
-    limits = args.min_score is not None or args.min_area is not None
-    if args.semantic == "truth" and (args.model or args.things or limits or args.outlines or looks_often(args)):
+    segmenting = args.model or args.things or args.min_score is not None or args.outlines or looks_often(args)
+    if args.semantic == "truth" and segmenting:
         raise InputError(
-            "--model, --things, --min-score, --min-area, --outlines, --scales and --flip say how to segment pictures: they need --semantic "
-            "model"
+            "--model, --things, --min-score, --outlines, --scales and --flip say how to segment pictures: they need --semantic model"
         )
     if args.semantic == "truth" and args.refine == "frame":
         raise InputError("--refine frame reads the model's own features: it needs --semantic model")
     segmenter = segmenter_of(args) if args.semantic == "model" else None
     refiner = Refiner(args.instance_model, threads=args.threads) if args.semantic == "truth" and args.refine else None
-    report = evaluate(args.folder, args.semantic, segmenter, args.split, args.out, quiet=args.json, refiner=refiner, against=args.against)
+    report = evaluate(
+        args.folder,
+        args.semantic,
+        segmenter,
+        args.split,
+        args.out,
+        quiet=args.json,
+        refiner=refiner,
+        against=args.against,
+        min_area=args.min_area,
+    )
     if args.json:
         print(as_json(report))
         return 0

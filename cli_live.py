@@ -61,7 +61,11 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
         "--min-score", type=float, metavar="P", help="leave out instances with a lower score (default: 0.3 with a score rule, else 0.5)"
     )
     verb.add_argument(
-        "--min-area", type=int, metavar="PX", help="leave out instances of fewer pixels (default: 0.1 %% of the frame, at least 25)"
+        "--min-area",
+        type=int,
+        metavar="PX",
+        help="leave out instances of fewer pixels (default: 0.1 %% of the frame, at least 25, of true class maps 25; or what an instance "
+        "network was made for)",
     )
     verb.add_argument(
         "--scales",

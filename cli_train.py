@@ -66,8 +66,8 @@ def add_train(verbs: Any) -> None:
         "--min-area",
         type=int,
         metavar="PX",
-        help="for small things, as nuclei: the smallest object that is kept where the network is used, in pixels (default: 0.1 %% of a "
-        "frame, at least 25)",
+        help="for small things, as nuclei: the smallest object in pixels that `--refine components` keeps with this network (default: 0.1 "
+        "%% of a frame, at least 25)",
     )
     _add_fit(instance, "bank, of composites and of what was dropped", 8000)
     instance.add_argument("--licence", metavar="TEXT", default="not stated", help="for the model's metadata")

@@ -83,7 +83,7 @@ def fit_score_rule(
         raise InputError(f"{len(pictures)} pictures are too few to fit a score and to judge it: give at least {2 * _HELD_EVERY}")
     looked = []
     for k, picture in enumerate(tqdm(pictures, desc="photos for the score", disable=quiet)):
-        objects = refiner(picture.image, cluster(picture.semantic, things=things, split=0.0)).label_map
+        objects = refiner(picture.image, cluster(picture.semantic, things=things, split=0.0, min_area=refiner.min_area)).label_map
         looked.append(_look(segmenter, *_crop(picture, objects, np.random.default_rng([seed, k]))))
     used, held = [v for k, v in enumerate(looked) if k % _HELD_EVERY], looked[::_HELD_EVERY]
     features, right = np.concatenate([v.features for v in used]), np.concatenate([v.iou for v in used]) > 0

@@ -98,6 +98,7 @@ def evaluate(
     quiet: bool = False,
     refiner: Refiner | None = None,
     against: Sequence[str] = (),
+    min_area: int | None = None,
 ) -> dict[str, Any]:
     """Score an evaluation set.
 
@@ -109,6 +110,7 @@ def evaluate(
         out: where best.png, median.png and worst.png go, contact sheets of ten pictures each.
         quiet: no progress bar.
         refiner: with "truth", cuts and joins the class maps' components in place of ``split``.
+        min_area: with "truth", smallest instance in pixels, the baselines' too; default: what the refiner's network was made for, else 25.
         against: baselines on the same class maps: "components" (connected components), "shape"; "rated-components": the first, scored by
             the model's own rule.
 
@@ -120,7 +122,7 @@ def evaluate(
     """
     out = writable_folder(out) if out is not None else None  # before the work
     pictures, names = load_eval_set(folder)
-    finders, ids = _finders(semantic, segmenter, split, names, refiner, against)
+    finders, ids = _finders(semantic, segmenter, split, names, refiner, against, min_area)
     tallies = {name: _Tally(in_full=name == _OURS) for name in finders}
     began, ms = time.perf_counter(), list[float]()
     for picture in tqdm(pictures, unit="picture", desc=f"eval {folder.name}", disable=quiet):
@@ -230,6 +232,7 @@ def _finders(
     names: dict[int, str],
     refiner: Refiner | None,
     against: Sequence[str],
+    min_area: int | None,
 ) -> tuple[dict[str, Find], set[int] | None]:
     """How to find a picture's instances, ours first and by each baseline, and which class ids count (None: all)."""
     unknown = [name for name in against if name not in BASELINES]
@@ -239,15 +242,17 @@ def _finders(
         raise InputError("rated-components are those of a model with a score rule (`tfiseg train score`), with --semantic model")
     labels = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
     if semantic == "truth":
+        usual = MIN_AREA_PX if refiner is None else refiner.min_area
+        least = usual if min_area is None else min_area
 
         def by(ratio: Split) -> Find:
-            return lambda picture: cluster(picture.semantic, split=ratio, class_names=labels)
+            return lambda picture: cluster(picture.semantic, split=ratio, min_area=least, class_names=labels)
 
         def looked_at(picture: EvalPicture) -> Instances:
             assert refiner is not None
-            least = refiner.session.min_area
-            least = MIN_AREA_PX if least is None else least
-            return refiner(picture.image, cluster(picture.semantic, split=0.0, min_area=least, class_names=labels))
+            crumbs_too = cluster(picture.semantic, split=0.0, min_area=min(MIN_AREA_PX, least), class_names=labels)
+            found = refiner(picture.image, crumbs_too)
+            return found.select(found.area >= least)
 
         ours = by(split) if refiner is None else looked_at
         return {_OURS: ours, **{name: by(BASELINES[name][0]) for name in against}}, None

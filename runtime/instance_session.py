@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError
+from ..plugins.problem import MAX_OUT_SIDE
 from .protobuf import with_outputs
 from .sessions import DEFAULT_PROVIDERS, METADATA_KEY, open_onnx
 
@@ -30,8 +31,8 @@ class InstanceMaps:
     """What the network says of K views.
 
     ``displacement`` float32 (K, 2, S / 4, S / 4), (dy, dx) in cells of 4 px to the centre of each cell's object; ``affinity`` float32
-    (K, A, S / 4, S / 4) in [0, 1]; ``boundary`` float32 (K, 1, S / 2, S / 2) in [0, 1]; ``foreground``, see
-    ``InstanceSession.foreground``, where it was asked for.
+    (K, A, S / 4, S / 4) in [0, 1]; ``boundary`` float32 (K, 1, S / 2, S / 2) in [0, 1]; ``foreground`` float32
+    (K, S / 2, S / 2), see ``InstanceSession.foreground``, where it was asked for.
     """
 
     displacement: NDArray[np.float32]
@@ -67,6 +68,8 @@ class InstanceSession:
                 self.view_px = int(data["view_px"])
                 self.outline_px = int(data.get("outline_px", self.view_px))  # there was one side only
                 self.min_area = int(data["min_area"]) if "min_area" in data else None
+                if self.min_area is not None and not 0 <= self.min_area <= MAX_OUT_SIDE**2:
+                    raise ValueError(f"min_area {self.min_area}")
                 self.stride = int(data["stride"])
                 self.affinity_offsets = np.asarray(data["affinity_offsets"], np.int32)
                 self.rules = {name: np.asarray(values, np.float32) for name, values in data["rules"].items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,6 +73,15 @@ def doubtful(planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int
     return [k for k, p in enumerate(planned) if not (p.component and solidity(own[k]) > _CONVEX)]
 
 
+def _is_round(components: Instances, planned: PlannedView) -> bool:
+    """Whether a small component is convex, as far as its pixels can tell: not worth a view, of which there could be hundreds."""
+    x0, y0, x1, y1 = components.box_xyxy[planned.component - 1].astype(int).tolist()
+    its = (components.label_map[y0:y1, x0:x1] == planned.component).astype(np.uint8)
+    (outline,), _ = cv2.findContours(its, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    # through the centres of pixels: their corners make steps, which are no dents
+    return cv2.contourArea(outline) > _CONVEX * cv2.contourArea(cv2.convexHull(outline))
+
+
 @dataclass(frozen=True)
 class Looks:
     """What the views show: ``images`` uint8 (K, S, S, 3) BGR; ``masks`` uint8 (K, S, S), 0/1 of the view's class; ``own`` uint8
@@ -93,17 +103,17 @@ def shown(
     """``images`` and ``masks`` of ``Looks``."""
     shape = (len(planned), view_px, view_px)
     images, masks = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
-    class_map = np.concatenate([[0], components.class_id]).astype(np.uint8)[components.label_map]
+    class_of = np.concatenate([[0], components.class_id])
     for k, p in enumerate(planned):
         images[k] = cut(image, p.view, view_px)
-        its = window(class_map, p.view) == p.class_id
-        masks[k] = cut_mask(its.astype(np.uint8), View(0, 0, p.view.side), view_px)
+        its = (class_of == p.class_id).astype(np.uint8)[window(components.label_map, p.view)]
+        masks[k] = cut_mask(its, View(0, 0, p.view.side), view_px)
     return images, masks
 
 
 def worth_a_look(components: Instances, view_px: int) -> tuple[list[PlannedView], NDArray[np.uint8]]:
     """The views of a frame that could tell something, and the component that each was made for (see ``own_masks``)."""
-    planned = plan_views(components, view_px)
+    planned = [p for p in plan_views(components, view_px) if not (p.component and p.view.side < view_px and _is_round(components, p))]
     own = own_masks(components, planned, view_px)
     kept = doubtful(planned, own)
     return [planned[k] for k in kept], own[kept]

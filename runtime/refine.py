@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..instances import Instances
-from ..plugins.operator import SHARPEN, cluster
+from ..plugins.operator import MIN_AREA_PX, SHARPEN, cluster
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
 from .joining import candidates_in, united
 from .looks import MAX_VIEWS, PlannedView, look, worth_a_look
@@ -25,12 +25,12 @@ from .sessions import DEFAULT_PROVIDERS
 
 class Refiner:
     """Instances from a frame and the connected components of its class map, by the instance network. It knows no classes, so the class
-    map may come from any network.
+    map may come from any network. ``min_area``: pixels of the smallest objects that the network is for; 25 where it doesn't say.
 
     Args:
         model: path of an instance network; default: the one that comes with tfiseg.
         max_views: at most this many views a frame: of components with a neck, the largest first, then those for joins; what gets none stays
-            as it is, unless it is so small that its shape decides. Outlines take as many more.
+            as it is. Outlines take as many more.
         threads: CPU threads; 0 = all that the process may use.
         providers: ONNX Runtime execution providers.
 
@@ -53,6 +53,7 @@ class Refiner:
         if max_views < 1:
             raise InputError(f"max_views must be at least 1, got {max_views}")
         self.session = InstanceSession(model or DEFAULT_INSTANCE_MODEL, threads, providers)
+        self.min_area = MIN_AREA_PX if self.session.min_area is None else self.session.min_area
         self.max_views = max_views
         self.threads = threads or None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -56,13 +55,13 @@ def cut_mask(mask: NDArray[np.uint8], view: View, view_px: int = VIEW_PX) -> NDA
     return (cut(mask * np.uint8(255), view, view_px, outside=0) > 127).astype(np.uint8)
 
 
-def window(label_map: NDArray[Any], view: View) -> NDArray[Any]:
-    """A label map in the view at its own resolution, (side, side); outside of the picture 0."""
+def window(label_map: NDArray[np.int32], view: View) -> NDArray[np.int32]:
+    """A label map in the view at its own resolution, int32 (side, side); outside of the picture 0."""
     h, w = label_map.shape
     y0, x0, y1, x1 = max(view.y, 0), max(view.x, 0), min(view.y + view.side, h), min(view.x + view.side, w)
     if (y0, x0, y1, x1) == (view.y, view.x, view.y + view.side, view.x + view.side):
         return label_map[y0:y1, x0:x1]
-    out = np.zeros((view.side, view.side), label_map.dtype)
+    out = np.zeros((view.side, view.side), np.int32)
     out[y0 - view.y : y1 - view.y, x0 - view.x : x1 - view.x] = label_map[y0:y1, x0:x1]
     return out
 

@@ -49,7 +49,7 @@ def test_run_as_json(tmp_path, capsys):
         (["eval", "."], "has no images"),
         (["eval", ".", "--things", "person"], "they need --semantic model"),
         (["eval", ".", "--scales", "1,1.5"], "they need --semantic model"),
-        (["eval", ".", "--min-area", "10"], "they need --semantic model"),
+        (["eval", ".", "--min-score", "0.1"], "they need --semantic model"),
         (["run", "synthetic", "--frames", "1", "--scales", "1,0.5"], "scales must be numbers from 1 to 8"),
         (["run", "synthetic", "--frames", "1", "--min-area", "-1"], "min_area must lie in 0.."),
         (["run", "synthetic", "--frames", "-3"], "at least 1"),

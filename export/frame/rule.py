@@ -13,8 +13,7 @@ from tqdm import tqdm
 from ...plugins.operator import AFFINITY_OFFSETS
 from ...plugins.problem import Problem, problem_of
 from ...runtime.sessions import OnnxSession
-from ..instance.rules import Fit, calm, fit_rule, merges_of, weighed
-from ..neck_rule import Samples
+from ..instance.rules import Fit, OfComponent, calm, fit_rule, merges_of, weighed
 from .composites import FrameComposer
 from .frame_onnx import FINER
 
@@ -30,8 +29,8 @@ def fit_frame_rules(composer: FrameComposer, model: Path, count: int, seed: int 
         model: what ``export_frame`` wrote, as yet without rules.
     """
     session, rng = OnnxSession(model), np.random.default_rng(seed)
-    merges: list[Samples] = []
-    parts: list[Samples] = []
+    merges: list[OfComponent] = []
+    parts: list[OfComponent] = []
     for k in tqdm(range(count), desc="composites for the rules", disable=quiet):
         composite = composer(k)
         maps = session.infer(composite.image)

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 from tqdm import tqdm
 
 from ...calibration.frames import sample_frames
@@ -58,15 +59,17 @@ def build_instance_engine(
     began = time.perf_counter()
     model = onnx.load(source)
     metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
+    metadata["outline_px"] = metadata["view_px"]  # an engine takes views of one side: TensorRT is fastest where it knows them
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+    for given in model.graph.input:
+        for axis in (1, 2):
+            given.type.tensor_type.shape.dim[axis].dim_value = metadata["view_px"]
     lowered = to_fp16(model) if precision.precision == "fp16" else model
     gate = _gate(model, lowered, precision, quiet) if precision.precision == "fp16" else None
     batch = settings.profile.batch if settings.profile.batch > 1 else MAX_VIEWS
     settings = replace(settings, profile=ViewProfile(batch=batch, view_px=metadata["view_px"]))
     expected = {layer.name: layer.precision for layer in layer_precisions(lowered)}
     judged = time.perf_counter() - began
-    for given in lowered.graph.input:  # TensorRT is fastest where sides are known
-        for axis in (1, 2):
-            given.type.tensor_type.shape.dim[axis].dim_value = metadata["view_px"]
     built = build_plan(lowered.SerializeToString(), kind, settings, quiet)
     record: dict[str, Any] = {
         "built_from": {**built_from(source, command, precision.precision), "shapes": shapes_of(settings)},

@@ -143,7 +143,7 @@ def free_sides(model: onnx.ModelProto) -> None:
             given.type.tensor_type.shape.dim[axis].dim_param = ANY_SIDE
     for out in graph.output:
         for axis in (2, 3):
-            out.type.tensor_type.shape.dim[axis].dim_param = f"{out.name} cells"
+            out.type.tensor_type.shape.dim[axis].dim_param = f"{out.name}_cells"
     del graph.value_info[:]  # of the side that it was traced with
 
 
@@ -152,7 +152,7 @@ def _difference(whole: ViewMaps, model: Path, views: NDArray[np.uint8], masks: N
     session = InstanceSession(model)
     _, *ours = whole(torch.from_numpy(views), torch.from_numpy(masks))
     maps = session.infer(views, masks, foreground=session.draws_outlines)
-    pairs = [*zip(ours, (maps.affinity, maps.boundary), strict=False)]
+    pairs = [*zip(ours[:2], (maps.affinity, maps.boundary), strict=True)]
     if maps.foreground is not None:
         side = session.outline_px
         smaller = views[:, :side, :side], masks[:, :side, :side]

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...errors import InputError
+from ...plugins.problem import MAX_OUT_SIDE
 from ...runtime.instance_session import InstanceMaps
 from ..training import say
 from .composites import Composer
@@ -40,9 +41,10 @@ def make_instance_model(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train on ``images`` and ``semantic`` (see ``build_bank``), fit the rules, write ``output``; returns what ``export_instance`` says,
-    the rules' held-out errors, and how many objects were dropped. Raises InputError as ``build_bank``, or for a negative ``min_area``."""
-    if min_area is not None and min_area < 0:
-        raise InputError(f"min_area must be at least 0 pixels, got {min_area}")
+    the rules' held-out errors, how many objects were dropped, ``lone_odds``. Raises InputError as ``build_bank``, or for a ``min_area``
+    that none can have."""
+    if min_area is not None and not 0 <= min_area <= MAX_OUT_SIDE**2:
+        raise InputError(f"min_area must lie in 0..{MAX_OUT_SIDE**2} pixels, got {min_area}")
     banks = banks_of(images, semantic, confidence, recipe, teacher, cutouts, quiet=quiet)
     if sheets is not None:
         bank_sheet(banks.used, recipe.view_px, sheets / "bank.jpg")
@@ -62,7 +64,10 @@ def make_instance_model(
 
     fits = fit_rules(banks.held, held_seed(recipe) + 1, infer, recipe.view_px, rule_composites, recipe.seed, quiet, banks.lone_odds)
     rules = {name: f.rule for name, f in fits.items()}
-    report = export_instance(network, output, recipe.view_px, rules, training_data, licence, recipe.outline_steps > 0, min_area)
+    report = export_instance(
+        network, output, recipe.view_px, rules, training_data, licence, outlines=recipe.outline_steps > 0, min_area=min_area
+    )
     report["rules"] = {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}
     report["dropped"] = len(dropped)
+    report["lone_odds"] = round(banks.lone_odds, 2)
     return report

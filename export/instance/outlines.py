@@ -78,17 +78,17 @@ class RoughComposer(Composer):
 
 class OutlineSet(CompositeSet):
     """Composites by number: image uint8 (S, S, 3), mask uint8 (S, S), and how much of each cell of 2 x 2 px is object, float32
-    (1, S / 2, S / 2). ``sides``: S of the first batch, of the second, and so on in turn."""
+    (1, S / 2, S / 2). ``sides``: S of the batches, in turn; the first one here is number ``step``."""
 
-    def __init__(self, composer: Composer, first: int, count: int, batch: int, sides: Sequence[int]) -> None:
+    def __init__(self, composer: Composer, first: int, count: int, batch: int, sides: Sequence[int], step: int = 0) -> None:
         super().__init__(composer, first, count)
         self.batch = batch
         self.sides = sides
+        self.step = step
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        number = self.first + index
-        composite = self.composer(number)
-        side = self.sides[number // self.batch % len(self.sides)]
+        composite = self.composer(self.first + index)
+        side = self.sides[(self.step + index // self.batch) % len(self.sides)]
         image, mask = composite.image, composite.mask
         if side != len(image):
             whole = View(0, 0, len(image))
@@ -114,7 +114,8 @@ def train_outlines(
     head = network.outlines
     average = {k: v.clone() for k, v in head.state_dict().items()}
     optimiser = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=recipe.weight_decay)
-    run = {**asdict(recipe), "bank": bank_digest(banks.used), "network": _digest(network)}
+    sides = (recipe.view_px, outline_px(recipe.view_px))
+    run = {**asdict(recipe), "bank": bank_digest(banks.used), "network": _digest(network), "sides": list(sides)}
     first = 0
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, run, str(device))
@@ -122,9 +123,8 @@ def train_outlines(
         optimiser.load_state_dict(state["optimiser"])
         average, first = state["average"], state["step"]
     composer = RoughComposer(banks.used, recipe.seed, recipe.view_px)
-    sides = (recipe.view_px, outline_px(recipe.view_px))
     count = (recipe.outline_steps - first) * recipe.batch
-    composites = OutlineSet(composer, _FIRST + first * recipe.batch, count, recipe.batch, sides)
+    composites = OutlineSet(composer, _FIRST + first * recipe.batch, count, recipe.batch, sides, first)
     bar = tqdm(total=recipe.outline_steps, initial=first, desc="train outlines", mininterval=5, disable=quiet)
     running, began = 0.0, time.monotonic()
     batches = DataLoader(composites, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None)

@@ -32,11 +32,11 @@ from ...runtime.refine import cut_views
 from ..neck_rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
 from .bank import Bank, is_split, object_view
 from .composites import Composer, Composite
+from .told import PHOTOS_LONE_ODDS
 
 HIDDEN, MEMBERS = 12, 4  # units of each fit, fits averaged
-PHOTOS_LONE_ODDS = 6.5  # see told.lone_odds
-# lone components weigh so much more than their share of what the rules are for: had the best PQ on other composites (docs/benchmarks)
-_CAUTION = 4.6, 2.3  # of "merge", "part"
+# lone components weigh so much more than their share: for photos 15 and 7.5, which had the best PQ on other composites (docs/benchmarks)
+_CAUTION = 2.0, 0.87  # of "merge", "part"
 _BOLD_WEIGHTS = 3.0, 3.0  # lone components', in rules that rather cut
 _OWN_SHARE = 0.2  # components this large beside the largest get a view of their own
 _MIN_OWN_PX = 64
@@ -45,6 +45,7 @@ _STEPS = 4000  # of a fit; fewer where there is little to fit
 _MEAN_AFFINITY = EVIDENCE_FEATURES.index("mean affinity")
 
 Rule = NDArray[np.float32]
+OfComponent = tuple[Samples, bool]  # pairs of its regions, and whether it is one object
 Look = Callable[[NDArray[np.uint8], NDArray[np.uint8]], InstanceMaps]
 
 
@@ -104,11 +105,13 @@ def split_objects(bank: Bank, infer: Look, view_px: int, rules: dict[str, Rule])
     return split
 
 
-def _samples(composer: Composer, infer: Look, count: int, seed: int, quiet: bool) -> tuple[list[Samples], list[Samples], list[Samples]]:
-    """Of "merge", "part" and "join", a component's or a composite's together."""
+def _samples(
+    composer: Composer, infer: Look, count: int, seed: int, quiet: bool
+) -> tuple[list[OfComponent], list[OfComponent], list[Samples]]:
+    """Of "merge", "part" and "join"; joins a composite's together."""
     rng = np.random.default_rng(seed)
-    merges: list[Samples] = []
-    parts: list[Samples] = []
+    merges: list[OfComponent] = []
+    parts: list[OfComponent] = []
     joins: list[Samples] = []
     for start in tqdm(range(0, count, _BATCH), desc="composites for the rules", disable=quiet):
         batch = [composer(start + k) for k in range(min(_BATCH, count - start))]
@@ -121,19 +124,14 @@ def _samples(composer: Composer, infer: Look, count: int, seed: int, quiet: bool
     return merges, parts, joins
 
 
-def _is_lone(samples: Samples) -> bool:
-    """Whether a component is one object: no pair of its regions is to be kept apart."""
-    return bool((samples[1] > 0.5).all())
-
-
-def _lone_odds(components: list[Samples]) -> float:
-    lone = sum(map(_is_lone, components))
+def _lone_odds(components: list[OfComponent]) -> float:
+    lone = sum(is_lone for _, is_lone in components)
     return (lone + 1) / (len(components) - lone + 1)
 
 
-def weighed(components: list[Samples], lone_weight: float) -> list[Samples]:
+def weighed(components: list[OfComponent], lone_weight: float) -> list[Samples]:
     """The samples of components, those of lone ones so much heavier."""
-    return [(x, same, weight * (lone_weight if _is_lone((x, same, weight)) else 1.0)) for x, same, weight in components]
+    return [(x, same, weight * (lone_weight if is_lone else 1.0)) for (x, same, weight), is_lone in components]
 
 
 def _fits(merges: list[Samples], parts: list[Samples], joins: list[Samples], seed: int) -> dict[str, Fit]:
@@ -147,7 +145,7 @@ def merges_of(
     rng: np.random.Generator,
     least: int = _MIN_OWN_PX,
     least_share: float = _OWN_SHARE,
-) -> list[Samples]:
+) -> list[OfComponent]:
     """Region pairs of each component of a mask, as ``problem`` (of the component alone) shows them.
 
     Args:
@@ -164,7 +162,7 @@ def merges_of(
         truth = np.where(own > 0, owner, 0)
         features, same, weight = merge_samples(region_graph(problem(own)), truth, evidence_features, _MEAN_AFFINITY, rng)
         if len(same):
-            found.append((features, same, weight))
+            found.append(((features, same, weight), len(np.unique(truth[truth > 0])) < 2))
     return found
 
 

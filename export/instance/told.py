@@ -17,6 +17,8 @@ from .bank import Bank, BankObject, object_of
 
 _SPLIT_SHARE = 0.12
 _LEAST_AREA_PX = 64
+PHOTOS_LONE_ODDS = 6.5
+_LEAST_ODDS, _MOST_ODDS = 0.2, 20.0  # a network that can't part a class tells lone objects only
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,10 @@ def with_groups(bank: Bank, told: Sequence[Told]) -> Bank:
 
 def lone_odds(bank: Bank) -> float:
     """Of a bank's components that shape could part, those of several regions: how many are one object for each that is several, as an
-    earlier network told. Photos: 6.5; nuclei, which are convex: 0.25."""
-    lone, groups = 0, 0
-    for picture, told in zip(bank.pictures, bank.told or (), strict=True):
+    earlier network told. Photos: 6.5, which few components hardly change; nuclei, which are convex: 0.3."""
+    assert bank.told is not None
+    lone, groups = PHOTOS_LONE_ODDS, 1.0
+    for picture, told in zip(bank.pictures, bank.told, strict=True):
         components = cluster(picture.semantic, split=0.0, min_area=_LEAST_AREA_PX)
         regions = cluster(picture.semantic, split=1.0, min_area=0).label_map
         for number in range(1, len(components) + 1):
@@ -67,7 +70,7 @@ def lone_odds(bank: Bank) -> float:
             if len(np.unique(regions[its])) > 1:
                 group = _is_group(np.bincount(told[its], minlength=1))
                 lone, groups = lone + (not group), groups + group
-    return (lone + 1) / (groups + 1)
+    return min(max(lone / groups, _LEAST_ODDS), _MOST_ODDS)
 
 
 def single_objects(bank: Bank, told: Sequence[Told]) -> Bank:

@@ -28,9 +28,9 @@ from ..training import HELD_SEED, descend, learning_rate, load_checkpoint, save_
 from .bank import Bank, bank_digest, bank_summary, build_bank, is_split, object_view, typical
 from .composites import Composer
 from .network import InstanceNetwork
-from .rules import PHOTOS_LONE_ODDS, bold_rules, without_split
+from .rules import bold_rules, without_split
 from .targets import loss_of, pairs_told, targets_of
-from .told import lone_odds, tell_instances, with_groups
+from .told import PHOTOS_LONE_ODDS, lone_odds, tell_instances, with_groups
 
 _BACKBONE_RATE = 0.25  # learning rate of pretrained layers over that of new ones
 CHECKPOINT_EVERY = 100
@@ -38,6 +38,7 @@ _BOLD_COMPOSITES = 1000
 _CLEANING_AFFINITY = 0.2  # pieces below this mean affinity are two: surer than at run time
 _BATCH_OF_VIEWS = 32
 VALIDATED = 256  # composites
+_ALL_VIEWS = 100_000  # nothing is to be told as one object because its turn never came
 _LONG_SIDE = 2.5  # of the bank's pictures over the side of views
 _MOST_HALF = 6e4  # float16 ends at 65,504
 SHIPPED_WEIGHTS = Path(__file__).parent / "tfiseg-instance.pt"
@@ -169,7 +170,7 @@ def banks_of(
     """The banks of a training run; see ``build_bank``. Groups that the instance network ``teacher`` splits are learned from as such; what
     it splits only by bold rules, fitted on ``bold_composites``, is left out."""
     bank = build_bank(images, semantic, confidence, cutouts, round(_LONG_SIDE * recipe.view_px))
-    refiner, odds = None if teacher is None else Refiner(teacher), PHOTOS_LONE_ODDS
+    refiner, odds = None if teacher is None else Refiner(teacher, max_views=_ALL_VIEWS), PHOTOS_LONE_ODDS
     if refiner is not None:
         bank = with_groups(bank, tell_instances(bank, refiner, quiet))
         odds = lone_odds(bank)

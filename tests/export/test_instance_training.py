@@ -22,7 +22,7 @@ from tfiseg.export.instance.outlines import OutlineSet, RoughComposer, train_out
 from tfiseg.export.instance.rules import split_objects, weighed, without_split  # noqa: E402
 from tfiseg.export.instance.spoil import blurred, owners, spoil  # noqa: E402
 from tfiseg.export.instance.targets import targets_of  # noqa: E402
-from tfiseg.export.instance.told import Told, lone_odds, with_groups  # noqa: E402
+from tfiseg.export.instance.told import PHOTOS_LONE_ODDS, Told, lone_odds, with_groups  # noqa: E402
 from tfiseg.export.instance.train import (  # noqa: E402
     SHIPPED_WEIGHTS,
     Banks,
@@ -205,7 +205,7 @@ def test_weights_alone_are_a_start(tmp_path):
 def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     command = ["train", "instance", "--images", str(toy / "images"), "--semantic", str(toy / "semantic"), "--start", "imagenet"]
     command += ["--steps", "4", "--view-px", "128", "--rule-composites", "32", "--workers", "0", "--json", "--outline-steps", "2"]
-    command += ["--sheets", str(tmp_path / "sheets")]
+    command += ["--sheets", str(tmp_path / "sheets"), "--min-area", "9"]
     command += ["--checkpoint", str(tmp_path / "c.ckpt"), "-o", str(tmp_path / "n.onnx")]
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
@@ -215,6 +215,8 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
         assert cv2.imread(str(tmp_path / "sheets" / f"{name}.jpg")) is not None
     session = InstanceSession(tmp_path / "n.onnx")
     assert session.view_px == 128
+    assert session.min_area == 9
+    assert 0 < report["lone_odds"] <= 20
     maps = session.infer(np.zeros((3, 128, 128, 3), np.uint8), np.ones((3, 128, 128), np.uint8))
     assert maps.displacement.shape == (3, 2, 32, 32)
     assert maps.boundary.shape == (3, 1, 64, 64)
@@ -307,6 +309,8 @@ def test_outlines_are_learned_in_views_of_two_sides(bank):
     composer = RoughComposer(bank, 0, 96)
     seen = OutlineSet(composer, 0, 8, 2, (96, outline_px(96)))
     assert [len(seen[k][0]) for k in range(8)] == [96, 96, 64, 64, 96, 96, 64, 64]
+    resumed = OutlineSet(composer, 7, 6, 3, (96, 64), step=5)
+    assert [len(resumed[k][0]) for k in range(6)] == [64, 64, 64, 96, 96, 96]
     image, mask, wanted = seen[2]
     assert image.shape == (64, 64, 3)
     assert mask.shape == (64, 64)
@@ -375,12 +379,13 @@ def test_lone_objects_weigh_as_often_as_they_are_seen():
         cv2.circle(class_map, (160, y), 25, 1, -1)
     told = tfiseg.cluster(class_map, split=0).label_map.copy()
     bank = Bank([picture_of(class_map)], [], told=[told.copy()])
-    assert lone_odds(bank) == 3  # each taken for one object; one more of either kind is thought of
+    assert lone_odds(bank) == PHOTOS_LONE_ODDS + 2  # each taken for one object
     told[:100, 63:130][told[:100, 63:130] > 0] = 9
-    assert lone_odds(Bank([picture_of(class_map)], [], told=[told])) == 1
-    features, weight = np.zeros((2, 3)), np.array([1.0, 2.0])
-    lone, group = (features, np.array([1.0, 1.0]), weight), (features, np.array([0.0, 1.0]), weight)
-    assert [w.tolist() for _, _, w in weighed([lone, group], 3.0)] == [[3.0, 6.0], [1.0, 2.0]]
+    assert lone_odds(Bank([picture_of(class_map)], [], told=[told])) == (PHOTOS_LONE_ODDS + 1) / 2
+    assert lone_odds(Bank([], [], told=[])) == PHOTOS_LONE_ODDS
+    assert lone_odds(Bank([picture_of(class_map)] * 30, [], told=[bank.told[0]] * 30)) == 20  # a network that can't part it
+    samples = np.zeros((2, 3)), np.ones(2), np.array([1.0, 2.0])
+    assert [w.tolist() for _, _, w in weighed([(samples, True), (samples, False)], 3.0)] == [[3.0, 6.0], [1.0, 2.0]]
 
 
 def test_what_the_teacher_would_split_is_left_out_of_what_is_learned_from(toy, monkeypatch):

@@ -68,6 +68,10 @@ def test_a_network_for_small_things_keeps_them(tmp_path):
     (tmp_path / "classes.json").write_text(json.dumps({"1": "cell"}))
     for path, right in ((None, 1), (tmp_path / "small.onnx", 2)):
         assert evaluate(tmp_path, refiner=tfiseg.Refiner(path), quiet=True)["true_positives"] == right
+        assert evaluate(tmp_path, refiner=tfiseg.Refiner(path), min_area=0, quiet=True)["true_positives"] == 3
+        report = evaluate(tmp_path, refiner=tfiseg.Refiner(path), quiet=True, against=["components"])
+        assert report["gain"]["components"]["PQ_gain"] == 0  # on the same objects
+    assert evaluate(tmp_path, min_area=10, quiet=True)["true_positives"] == 2
     for min_area, least in ((None, 9), (50, 50)):
         segmenter = tfiseg.Segmenter(refine="components", instance_model=tmp_path / "small.onnx", min_area=min_area)
         assert segmenter._least_area((480, 640)) == least

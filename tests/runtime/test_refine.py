@@ -85,6 +85,11 @@ def test_small_components_are_looked_at_closely():
     cv2.circle(class_map, (28, 20), 4, 1, -1)
     picture = np.where(class_map[..., None] > 0, np.uint8(220), np.uint8(30)).repeat(3, 2)
     assert len(Refiner()(picture, tfiseg.cluster(class_map, split=0))) == 2
+    y, x = np.mgrid[:200, :300] % 20 - 10.0
+    disks = (x**2 + y**2 < 55).astype(np.uint8)
+    planned, own = worth_a_look(tfiseg.cluster(disks, split=0), 192)  # round, as far as pixels tell: not worth hundreds of views
+    assert [p.component for p in planned] == [0]
+    assert len(own) == 1
     crumb = np.zeros((60, 60), np.uint8)
     crumb[20:29, 20:23] = crumb[20:23, 20:29] = 1  # dented, but smaller than what is looked at
     components = tfiseg.cluster(crumb, split=0)
