@@ -74,8 +74,8 @@ def fit_rules(
     bold = bold_rules(held, composite_seed, infer, view_px, -(-count // 4), seed, quiet)
     single = Composer(without_split(held, infer, view_px, bold), composite_seed, view_px)
     merges, parts, joins = _samples(single, infer, count, seed, quiet)
-    merges, parts = (weighed(its, c * lone_odds / _lone_odds(its)) for its, c in zip((merges, parts), _CAUTION, strict=True))
-    return _fits(merges, parts, joins, seed)
+    merge_weight, part_weight = (c * lone_odds / _lone_odds(its) for its, c in zip((merges, parts), _CAUTION, strict=True))
+    return _fits(merges, parts, joins, (merge_weight, part_weight), seed)
 
 
 def bold_rules(
@@ -83,7 +83,7 @@ def bold_rules(
 ) -> dict[str, Rule]:
     """Rules that rather cut, by name: what they split of the objects that a bank takes for single is looked at as groups."""
     merges, parts, joins = _samples(Composer(held, composite_seed, view_px), infer, count, seed, quiet)
-    fits = _fits(weighed(merges, _BOLD_WEIGHTS[0]), weighed(parts, _BOLD_WEIGHTS[1]), joins, seed)
+    fits = _fits(merges, parts, joins, _BOLD_WEIGHTS, seed)
     return {name: fit.rule for name, fit in fits.items()}
 
 
@@ -134,8 +134,11 @@ def weighed(components: list[OfComponent], lone_weight: float) -> list[Samples]:
     return [(x, same, weight * (lone_weight if is_lone else 1.0)) for (x, same, weight), is_lone in components]
 
 
-def _fits(merges: list[Samples], parts: list[Samples], joins: list[Samples], seed: int) -> dict[str, Fit]:
-    return {name: fit_rule(samples, seed) for name, samples in (("merge", merges), ("part", parts), ("join", joins))}
+def _fits(
+    merges: list[OfComponent], parts: list[OfComponent], joins: list[Samples], lone_weights: tuple[float, float], seed: int
+) -> dict[str, Fit]:
+    samples = {"merge": weighed(merges, lone_weights[0]), "part": weighed(parts, lone_weights[1]), "join": joins}
+    return {name: fit_rule(its, seed) for name, its in samples.items()}
 
 
 def merges_of(
