@@ -29,6 +29,7 @@ _CELLS = 0.12  # share of the last kind that are cells
 _SPREAD, _WIDE_SPREAD, _WIDE = 0.22, 0.6, 0.3  # of the logarithm of sizes in one composite; the share where near and far stand together
 _CROWD = 0.75  # pasted objects stand next to one another instead of anywhere
 _LOOKALIKES = 0.3  # the same object again and again
+_ONE_PICTURE, _SEVERAL = 0.6, 4  # what stands together comes from one picture, where that has so many objects: cells in one stain
 _RELIT = 0.5  # every object in a light of its own; in the others only edges and shapes tell objects apart, as in one photo
 _OCCLUDED = 0.35  # something of another class in front
 _BEHIND = 0.25  # a pasted object goes behind what is there
@@ -73,6 +74,9 @@ class Composer:
         rich = {c: objects for c, objects in self._whole.items() if len(objects) >= 4}
         self._whole = rich or self._whole
         self.classes = sorted(self._whole)
+        self._beside: dict[tuple[int, int], list[BankObject]] = {}  # by picture and class
+        for o in (o for objects in self._whole.values() for o in objects):
+            self._beside.setdefault((o.picture, o.class_id), []).append(o)
         odds = np.array([len(self._whole[c]) ** 0.6 * (_PEOPLE_BOOST if c == _PERSON else 1.0) for c in self.classes])
         self.odds = odds / odds.sum()
         self._company = [o for o in bank.objects if not o.lone] if bank.told is not None else []
@@ -96,15 +100,15 @@ class Composer:
                 pool = self._company
             first = pool[int(rng.integers(len(pool)))]
             canvas, label, size = self._in_its_picture(first, alone, rng)
-            class_id, count = first.class_id, 0 if alone else int(rng.integers(1, 4))
+            class_id, count, shown = first.class_id, 0 if alone else int(rng.integers(1, 4)), first.picture
         else:
             class_id = int(rng.choice(self.classes, p=self.odds))
-            canvas, label, size = self._backdrop(class_id, rng)
+            canvas, label, size, shown = self._backdrop(class_id, rng)
             count = int(rng.integers(1, 7))
         if count and not (label > 0).any() and rng.random() < _CELLS:
             canvas, label = _cells(self.canvas_px, rng)
         elif count:
-            self.paste_objects(canvas, label, class_id, count, size, rng)
+            self.paste_objects(canvas, label, class_id, count, size, rng, shown)
         if not (label > 0).any():
             return None
         if rng.random() < _OCCLUDED:
@@ -162,8 +166,8 @@ class Composer:
         label = cv2.warpAffine(its, to_canvas, shape, flags=cv2.INTER_NEAREST).astype(np.int32)
         return _lit(canvas, rng), label, zoom * side
 
-    def _backdrop(self, class_id: int, rng: np.random.Generator) -> tuple[Canvas, Label, float]:
-        """A crop of a picture without the class, where other classes are in it, and a size for the objects to come."""
+    def _backdrop(self, class_id: int, rng: np.random.Generator) -> tuple[Canvas, Label, float, int]:
+        """A crop of a picture without the class, where other classes are in it, a size for the objects to come, the picture's number."""
         canvas_px = self.canvas_px
         for _ in range(1000):
             index = int(rng.integers(len(self.bank.pictures)))
@@ -186,7 +190,7 @@ class Composer:
             crop = np.asarray(cv2.resize(crop, (canvas_px, canvas_px)), np.uint8)
             others = np.asarray(cv2.resize(others, (canvas_px, canvas_px), interpolation=cv2.INTER_NEAREST), np.uint8)
         size = canvas_px * float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
-        return crop.astype(np.float32), np.where(others > 0, _OTHER, 0).astype(np.int32), size
+        return crop.astype(np.float32), np.where(others > 0, _OTHER, 0).astype(np.int32), size, index
 
     def _cutout(self, o: BankObject, size: float, relit: bool, rng: np.random.Generator) -> tuple[Canvas, NDArray[np.float32]]:
         """The object alone at about this size, turned and stretched a little: colours (h, w, 3), opacity (h, w) in [0, 1]."""
@@ -210,11 +214,17 @@ class Composer:
         colours = image.astype(np.float32)
         return _lit(colours, rng) if relit else colours, np.ascontiguousarray(opacity)
 
-    def paste_objects(self, canvas: Canvas, label: Label, class_id: int, count: int, size: float, rng: np.random.Generator) -> None:
-        """Paste ``count`` objects of a class, of about this size in pixels, on a canvas; the label map gets new numbers."""
+    def paste_objects(
+        self, canvas: Canvas, label: Label, class_id: int, count: int, size: float, rng: np.random.Generator, shown: int = -1
+    ) -> None:
+        """Paste ``count`` objects of a class, of about this size in pixels, on a canvas; the label map gets new numbers. ``shown``: the
+        picture there: more often than not they are of that one, if it has several."""
         crowd, again, relit = rng.random() < _CROWD, rng.random() < _LOOKALIKES, rng.random() < _RELIT
         spread = _WIDE_SPREAD if rng.random() < _WIDE else _SPREAD
         pool = self._whole.get(class_id) or self._whole[self.classes[0]]
+        beside = self._beside.get((shown, class_id), [])
+        if len(beside) >= _SEVERAL and rng.random() < _ONE_PICTURE:
+            pool, relit = beside, False
         o = pool[int(rng.integers(len(pool)))]
         for _ in range(count):
             if not again:

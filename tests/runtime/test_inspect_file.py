@@ -165,6 +165,7 @@ def test_the_instance_network():
     assert report["problems"] == []
     assert report["weights_unchanged"]
     text = inspection_text(report)
+    assert "tfiseg-instance, stride 4" in text
     assert "merge, part, join; views of 192x192 px" in text
     assert "it tells objects of any class apart" in text
 
