@@ -77,9 +77,9 @@ def _is_round(components: Instances, planned: PlannedView) -> bool:
     """Whether a small component is convex, as far as its pixels can tell: not worth a view, of which there could be hundreds."""
     x0, y0, x1, y1 = components.box_xyxy[planned.component - 1].astype(int).tolist()
     its = (components.label_map[y0:y1, x0:x1] == planned.component).astype(np.uint8)
-    (outline,), _ = cv2.findContours(its, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    outlines, _ = cv2.findContours(its, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)  # several: parts of a grid's component
     # through the centres of pixels: their corners make steps, which are no dents
-    return cv2.contourArea(outline) > _CONVEX * cv2.contourArea(cv2.convexHull(outline))
+    return sum(map(cv2.contourArea, outlines)) > _CONVEX * cv2.contourArea(cv2.convexHull(np.concatenate(outlines)))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """From components to instances: views, what the operator cuts in them, joins, and the way back to the frame."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -90,6 +92,10 @@ def test_small_components_are_looked_at_closely():
     planned, own = worth_a_look(tfiseg.cluster(disks, split=0), 192)  # round, as far as pixels tell: not worth hundreds of views
     assert [p.component for p in planned] == [0]
     assert len(own) == 1
+    whole = tfiseg.cluster((np.hypot(x[:20, :40], y[:20, :40]) < 7).astype(np.uint8), split=0)
+    pieces = replace(whole, label_map=(whole.label_map > 0).astype(np.int32)).select([True, False])  # of a grid, seen finer: no longer one
+    pieces.box_xyxy[0] = (3, 3, 38, 18)
+    assert [p.component for p in worth_a_look(pieces, 192)[0]] == [1]
     crumb = np.zeros((60, 60), np.uint8)
     crumb[20:29, 20:23] = crumb[20:23, 20:29] = 1  # dented, but smaller than what is looked at
     components = tfiseg.cluster(crumb, split=0)
