@@ -104,8 +104,8 @@ def redrawn(pieces: Label, components: Instances, seen: Sequence[tuple[PlannedVi
         if added.any():
             after[added] = _nearest(np.where(zone.own, before, 0))[added]
             best[added] = zone.foreground[added]
-    given, left = (np.bincount(labels.ravel(), minlength=int(pieces.max(initial=0)) + 1)[1:] for labels in (pieces, out))
-    for lost in np.flatnonzero((given > 0) & (left == 0)) + 1:
+    left = np.bincount(out.ravel(), minlength=int(pieces.max(initial=0)) + 1)[1:]
+    for lost in np.flatnonzero(left == 0) + 1:  # or a gap
         out[pieces == lost] = lost
     return out
 
