@@ -41,6 +41,9 @@ def as_they_are(image, components):
     return components
 
 
+as_they_are.min_area = 25  # as a refiner's
+
+
 def test_specks_are_told_from_objects_by_their_size():
     fit = fit_score_rule(colour_segmenter, pictures(80), as_they_are, quiet=True)
     assert fit.objects > 100
