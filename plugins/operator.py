@@ -110,8 +110,7 @@ def cluster(
         raise InputError(f"max_instances must lie in 1..{MAX_INSTANCES}, got {max_instances}")
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
-    if not 0 <= min_area <= MAX_OUT_SIDE**2:
-        raise InputError(f"min_area must lie in 0..{MAX_OUT_SIDE**2} pixels, got {min_area}")
+    check_min_area(min_area)
     if not (0 <= merge_affinity <= 1 and centre_radius >= 0):  # so written that NaN fails, too
         raise InputError(f"merge_affinity must lie in 0..1 and centre_radius be positive, got {merge_affinity} and {centre_radius}")
     maps = {
@@ -183,6 +182,12 @@ def _warn_of_look_alikes(grid: NDArray[Any], is_logits: bool) -> None:
         warnings.warn(
             "the class map holds only 0 and 255, and 255 means ignore; a binary mask is (mask > 0).astype(np.uint8)", stacklevel=3
         )
+
+
+def check_min_area(min_area: int) -> None:
+    """Raises InputError where no instance can be so large or so small."""
+    if not 0 <= min_area <= MAX_OUT_SIDE**2:
+        raise InputError(f"min_area must lie in 0..{MAX_OUT_SIDE**2} pixels, got {min_area}")
 
 
 def _check_sides(hw: Sequence[int], name: str, most: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError
-from ..plugins.problem import MAX_OUT_SIDE
+from ..plugins.operator import check_min_area
 from .protobuf import with_outputs
 from .sessions import DEFAULT_PROVIDERS, METADATA_KEY, open_onnx
 
@@ -68,8 +68,8 @@ class InstanceSession:
                 self.view_px = int(data["view_px"])
                 self.outline_px = int(data.get("outline_px", self.view_px))  # there was one side only
                 self.min_area = int(data["min_area"]) if "min_area" in data else None
-                if self.min_area is not None and not 0 <= self.min_area <= MAX_OUT_SIDE**2:
-                    raise ValueError(f"min_area {self.min_area}")
+                if self.min_area is not None:
+                    check_min_area(self.min_area)
                 self.stride = int(data["stride"])
                 self.affinity_offsets = np.asarray(data["affinity_offsets"], np.int32)
                 self.rules = {name: np.asarray(values, np.float32) for name, values in data["rules"].items()}

@@ -13,7 +13,7 @@ from ..instances import Instances
 from .views import View, cut, cut_mask, solidity, view_of, window
 
 MAX_VIEWS = 64  # a frame
-MIN_SIDE_PX = 10  # in smaller components there is nothing to part
+_MIN_SIDE_PX = 10  # in smaller components there is nothing to part
 _MIN_OUTLINED_PX = 20  # smaller ones have no outline to speak of
 _ALIKE_VIEW = 0.75  # a component's view this large beside the class's stands for both
 _CONVEX = 0.95  # area over convex hull, from which on a component is let be
@@ -32,7 +32,7 @@ def plan_views(components: Instances, view_px: int) -> list[PlannedView]:
     """Views of one frame: each component's own, largest first, then one of each class that has several components."""
     size_hw = (components.label_map.shape[0], components.label_map.shape[1])
     boxes = components.box_xyxy.astype(int)
-    order = [int(i) for i in np.argsort(-components.area, kind="stable") if longest_side(boxes[i]) >= MIN_SIDE_PX]
+    order = [int(i) for i in np.argsort(-components.area, kind="stable") if longest_side(boxes[i]) >= _MIN_SIDE_PX]
     own = [PlannedView(view_of(tuple(boxes[i].tolist()), size_hw, view_px), int(components.class_id[i]), i + 1) for i in order]
     whole = []
     for class_id in np.unique(components.class_id):

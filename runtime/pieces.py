@@ -30,22 +30,15 @@ class Parted:
         parts = np.flatnonzero(count)
         if len(parts) < 2:
             return
-        x0, y0, x1, y1 = box = self._box(planned.component)
+        x0, y0, x1, y1 = box = tuple(self.components.box_xyxy[planned.component - 1].astype(int).tolist())
         of_pixel = _enlarged(labels, parts, planned.view, box)
-        self._part(self.label_map[y0:y1, x0:x1], planned.component, of_pixel, parts[parts != count.argmax()])
-
-    def _box(self, number: int) -> tuple[int, int, int, int]:
-        x0, y0, x1, y1 = self.components.box_xyxy[number - 1].astype(int).tolist()
-        return x0, y0, x1, y1
-
-    def _part(self, spot: Label, number: int, of_pixel: Label, parts: NDArray[np.intp]) -> None:
-        """Give these parts of component ``number`` new numbers, in its box of the frame."""
-        own = spot == number
-        for part in parts:
+        spot = self.label_map[y0:y1, x0:x1]
+        own = spot == planned.component
+        for part in parts[parts != count.argmax()]:
             its = own & (of_pixel == part)
             if its.any():
                 spot[its] = len(self.component_of)
-                self.component_of.append(number)
+                self.component_of.append(planned.component)
 
 
 def nearest_label(labels: Label) -> tuple[Label, NDArray[np.float32]]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, ModelError
 from ..instances import Instances, instances_from_table
-from ..plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, cluster, split_table, thing_flags
-from ..plugins.problem import MAX_INSTANCES, MAX_OUT_SIDE
+from ..plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, check_min_area, cluster, split_table, thing_flags
+from ..plugins.problem import MAX_INSTANCES
 from .device_cluster import MOST_INSTANCES, Asked
 from .gpu_session import GpuSession, enlarged
 from .outlines import Foregrounds
@@ -95,8 +95,8 @@ class Segmenter:
     ) -> None:
         if threads < 0:
             raise InputError(f"threads must be at least 1 (0 = all), got {threads}")
-        if min_area is not None and not 0 <= min_area <= MAX_OUT_SIDE**2:
-            raise InputError(f"min_area must lie in 0..{MAX_OUT_SIDE**2} pixels, got {min_area}")
+        if min_area is not None:
+            check_min_area(min_area)
         scales = checked_scales(scales)
         if refine not in REFINES:
             raise InputError(f"refine must be one of {', '.join(map(repr, REFINES))}, got {refine!r}")

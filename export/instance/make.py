@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...errors import InputError
-from ...plugins.problem import MAX_OUT_SIDE
+from ...plugins.operator import check_min_area
 from ...runtime.instance_session import InstanceMaps
 from ..training import say
 from .composites import Composer
@@ -43,8 +42,8 @@ def make_instance_model(
     """Train on ``images`` and ``semantic`` (see ``build_bank``), fit the rules, write ``output``; returns what ``export_instance`` says,
     the rules' held-out errors, how many objects were dropped, ``lone_odds``. Raises InputError as ``build_bank``, or for a ``min_area``
     that none can have."""
-    if min_area is not None and not 0 <= min_area <= MAX_OUT_SIDE**2:
-        raise InputError(f"min_area must lie in 0..{MAX_OUT_SIDE**2} pixels, got {min_area}")
+    if min_area is not None:
+        check_min_area(min_area)
     banks = banks_of(images, semantic, confidence, recipe, teacher, cutouts, quiet=quiet)
     if sheets is not None:
         bank_sheet(banks.used, recipe.view_px, sheets / "bank.jpg")

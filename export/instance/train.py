@@ -170,7 +170,8 @@ def banks_of(
     """The banks of a training run; see ``build_bank``. Groups that the instance network ``teacher`` splits are learned from as such; what
     it splits only by bold rules, fitted on ``bold_composites``, is left out."""
     bank = build_bank(images, semantic, confidence, cutouts, round(_LONG_SIDE * recipe.view_px))
-    refiner, odds = None if teacher is None else Refiner(teacher, max_views=_ALL_VIEWS), PHOTOS_LONE_ODDS
+    refiner = None if teacher is None else Refiner(teacher, max_views=_ALL_VIEWS)
+    odds = PHOTOS_LONE_ODDS
     if refiner is not None:
         bank = with_groups(bank, tell_instances(bank, refiner, quiet))
         odds = lone_odds(bank)
