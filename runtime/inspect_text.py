@@ -141,6 +141,8 @@ def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
         lines.append(_row("rules", f"{', '.join(metadata['rules'])}; views of {metadata['view_px']}x{metadata['view_px']} px"))
         if "min_area" in metadata:
             lines.append(_row("made for", f"objects of {metadata['min_area']} px and more"))
+        if "lone_odds" in metadata:
+            lines.append(_row("lone objects", f"{metadata['lone_odds']} for each group, of what could be parted"))
     lines += [_row(key.replace("_", " "), str(metadata[key])) for key in ("training_data", "licence") if key in metadata]
     return lines
 

@@ -44,7 +44,8 @@ class InstanceMaps:
 class InstanceSession:
     """The instance network in a file. ``view_px``, the side of the views that it takes, ``outline_px``, of those in which it draws outlines
     and nothing else, ``affinity_offsets`` and ``rules`` are its own; ``draws_outlines``: whether it tells the foreground; ``min_area``:
-    pixels of the smallest objects that it is for, None: not said.
+    pixels of the smallest objects that it is for, None: not said; ``lone_odds``: of components that could be parted, how many are one
+    object for each that is several, None: not said.
 
     Args:
         path: model that ``tfiseg train instance`` exported; default: the one that comes with tfiseg.
@@ -70,6 +71,7 @@ class InstanceSession:
                 self.min_area = int(data["min_area"]) if "min_area" in data else None
                 if self.min_area is not None:
                     check_min_area(self.min_area)
+                self.lone_odds = float(data["lone_odds"]) if "lone_odds" in data else None
                 self.stride = int(data["stride"])
                 self.affinity_offsets = np.asarray(data["affinity_offsets"], np.int32)
                 self.rules = {name: np.asarray(values, np.float32) for name, values in data["rules"].items()}

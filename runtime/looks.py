@@ -1,8 +1,9 @@
-"""Which views of a frame are looked at, and what they show: one of each component, and one of each class that has several."""
+"""Which views of a frame are looked at, and what they show: one of each component, and one of each class that has several; then closer
+ones of what was parted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -15,7 +16,7 @@ from .views import View, cut, cut_mask, solidity, view_of, window
 MAX_VIEWS = 64  # a frame
 _MIN_SIDE_PX = 10  # in smaller components there is nothing to part
 _MIN_OUTLINED_PX = 20  # smaller ones have no outline to speak of
-_ALIKE_VIEW = 0.75  # a component's view this large beside the class's stands for both
+_ALIKE_VIEW = 0.75  # a view this large beside another stands for both
 _CONVEX = 0.95  # area over convex hull, from which on a component is let be
 
 
@@ -57,12 +58,12 @@ def longest_side(box_xyxy: NDArray[np.int64]) -> int:
     return int((box_xyxy[2:] - box_xyxy[:2]).max())
 
 
-def own_masks(components: Instances, planned: Sequence[PlannedView], view_px: int) -> NDArray[np.uint8]:
+def own_masks(label_map: NDArray[np.int32], planned: Sequence[PlannedView], view_px: int) -> NDArray[np.uint8]:
     """The component that each view was made for, uint8 (K, S, S) 0/1, in one piece as it is in the frame; zeros where there is none."""
     own = np.zeros((len(planned), view_px, view_px), np.uint8)
     for k, p in enumerate(planned):
         if p.component:  # where it shrinks, every cell that it touches: thin parts must not fall off
-            its = (window(components.label_map, p.view) == p.component).astype(np.uint8)
+            its = (window(label_map, p.view) == p.component).astype(np.uint8)
             seen = cut(its * np.uint8(255), View(0, 0, p.view.side), view_px, outside=0)
             own[k] = seen > (0 if p.view.side > view_px else 127)
     return own
@@ -73,10 +74,9 @@ def doubtful(planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int
     return [k for k, p in enumerate(planned) if not (p.component and solidity(own[k]) > _CONVEX)]
 
 
-def _is_round(components: Instances, planned: PlannedView) -> bool:
+def _is_round(label_map: NDArray[np.int32], planned: PlannedView) -> bool:
     """Whether a small component is convex, as far as its pixels can tell: not worth a view, of which there could be hundreds."""
-    x0, y0, x1, y1 = components.box_xyxy[planned.component - 1].astype(int).tolist()
-    its = (components.label_map[y0:y1, x0:x1] == planned.component).astype(np.uint8)
+    its = (window(label_map, planned.view) == planned.component).astype(np.uint8)
     outlines, _ = cv2.findContours(its, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)  # several: parts of a grid's component
     # through the centres of pixels: their corners make steps, which are no dents
     return sum(map(cv2.contourArea, outlines)) > _CONVEX * cv2.contourArea(cv2.convexHull(np.concatenate(outlines)))
@@ -113,8 +113,27 @@ def shown(
 
 def worth_a_look(components: Instances, view_px: int) -> tuple[list[PlannedView], NDArray[np.uint8]]:
     """The views of a frame that could tell something, and the component that each was made for (see ``own_masks``)."""
-    planned = [p for p in plan_views(components, view_px) if not (p.component and p.view.side < view_px and _is_round(components, p))]
-    own = own_masks(components, planned, view_px)
+    return _telling(components.label_map, plan_views(components, view_px), view_px)
+
+
+def closer_looks(
+    label_map: NDArray[np.int32], cut_in: Mapping[int, PlannedView], view_px: int
+) -> tuple[list[PlannedView], NDArray[np.uint8]]:
+    """The same of pieces of components: those that a view of their own shows closer than the one that each was ``cut_in``, by its number
+    in ``label_map`` int32 (H, W). Among many, an object is small in the view of all."""
+    planned = []
+    for number, seen in cut_in.items():
+        x, y, w, h = cv2.boundingRect((window(label_map, seen.view) == number).astype(np.uint8))
+        x, y = x + seen.view.x, y + seen.view.y
+        view = view_of((x, y, x + w, y + h), (label_map.shape[0], label_map.shape[1]), view_px)
+        if max(w, h) >= _MIN_SIDE_PX and view.side < _ALIKE_VIEW * seen.view.side:
+            planned.append(PlannedView(view, seen.class_id, number))
+    return _telling(label_map, planned, view_px)
+
+
+def _telling(label_map: NDArray[np.int32], planned: Sequence[PlannedView], view_px: int) -> tuple[list[PlannedView], NDArray[np.uint8]]:
+    planned = [p for p in planned if not (p.component and p.view.side < view_px and _is_round(label_map, p))]
+    own = own_masks(label_map, planned, view_px)
     kept = doubtful(planned, own)
     return [planned[k] for k in kept], own[kept]
 

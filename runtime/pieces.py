@@ -24,13 +24,14 @@ class Parted:
         self.component_of = list(range(len(components) + 1))
 
     def cut(self, planned: PlannedView, labels: Label) -> None:
-        """Part a component as its own view's labels int32 (S, S), 0 = none, say; new pieces get new numbers."""
+        """Part a component, or a piece of one, as its own view's labels int32 (S, S), 0 = none, say; new pieces get new numbers."""
         count = np.bincount(labels.ravel(), minlength=1)
         count[0] = 0
         parts = np.flatnonzero(count)
         if len(parts) < 2:
             return
-        x0, y0, x1, y1 = box = tuple(self.components.box_xyxy[planned.component - 1].astype(int).tolist())
+        component = self.component_of[planned.component]
+        x0, y0, x1, y1 = box = tuple(self.components.box_xyxy[component - 1].astype(int).tolist())
         of_pixel = _enlarged(labels, parts, planned.view, box)
         spot = self.label_map[y0:y1, x0:x1]
         own = spot == planned.component
@@ -38,7 +39,7 @@ class Parted:
             its = own & (of_pixel == part)
             if its.any():
                 spot[its] = len(self.component_of)
-                self.component_of.append(planned.component)
+                self.component_of.append(component)
 
 
 def nearest_label(labels: Label) -> tuple[Label, NDArray[np.float32]]:

@@ -5,6 +5,7 @@ cuts each component in its own view, and pieces that an occluder parted are join
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..instances import Instances
 from ..plugins.operator import MIN_AREA_PX, SHARPEN, cluster
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
 from .joining import candidates_in, united
-from .looks import MAX_VIEWS, PlannedView, look, worth_a_look
+from .looks import MAX_VIEWS, PlannedView, closer_looks, shown, worth_a_look
 from .outlines import Foregrounds, outlined
 from .pieces import Label, Parted, instances_of
 from .sessions import DEFAULT_PROVIDERS
@@ -26,11 +27,13 @@ from .sessions import DEFAULT_PROVIDERS
 class Refiner:
     """Instances from a frame and the connected components of its class map, by the instance network. It knows no classes, so the class
     map may come from any network. ``min_area``: pixels of the smallest objects that the network is for; 25 where it doesn't say.
+    ``of_groups``: whether it is for class maps in which most of what could be parted is groups: it looks at what no shape would part as
+    well, and at pieces of what it parted once more, closer.
 
     Args:
         model: path of an instance network; default: the one that comes with tfiseg.
         max_views: at most this many views a frame: of components with a neck, the largest first, then those for joins; what gets none stays
-            as it is. Outlines take as many more.
+            as it is. Pieces, where they are looked at closer, take as many more, and outlines as well.
         threads: CPU threads; 0 = all that the process may use.
         providers: ONNX Runtime execution providers.
 
@@ -54,6 +57,7 @@ class Refiner:
             raise InputError(f"max_views must be at least 1, got {max_views}")
         self.session = InstanceSession(model or DEFAULT_INSTANCE_MODEL, threads, providers)
         self.min_area = MIN_AREA_PX if self.session.min_area is None else self.session.min_area
+        self.of_groups = self.session.lone_odds is not None and self.session.lone_odds < 1
         self.max_views = max_views
         self.threads = threads or None
 
@@ -70,11 +74,13 @@ class Refiner:
         if not planned:
             return components, {}
         parted = Parted(components)
-        views = _Views(self.session, image, components, planned, own, self.max_views, outlines)
-        maps = views.look(self._with_necks(planned, own))
-        found = cut_views(own[views.seen], maps, self.session.affinity_offsets, self.session.rules, self.threads)
-        for k, labels in zip(views.seen, found, strict=True):
-            parted.cut(planned[k], labels)
+        views = _Views(self.session, image, components, self.max_views, outlines)
+        views.plan(planned, own)
+        self._cut(parted, views, self._that_could_be_cut(planned, own))
+        if self.of_groups:
+            views.most += self.max_views
+            closer, its_own = closer_looks(parted.label_map, _cut_in(parted, planned), self.session.view_px)
+            self._cut(parted, views, views.plan(closer, its_own))
         judged = []
         join_rule = self.session.rules.get("join")
         if join_rule is not None:
@@ -95,11 +101,30 @@ class Refiner:
         _check_sizes(image, instances)
         return outlined(self.session, image, instances, known or {}, self.max_views, self.threads)
 
-    def _with_necks(self, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int]:
-        """Which views are of a component that could be cut: of a single region there is nothing to part."""
+    def _cut(self, parted: Parted, views: _Views, wanted: Sequence[int]) -> None:
+        """Look at these views, and part what each was made for as the operator cuts it there."""
+        new, maps = views.look(wanted)
+        if not new:
+            return
+        own = np.stack([views.own[k] for k in new])
+        found = cut_views(own, maps, self.session.affinity_offsets, self.session.rules, self.threads)
+        for k, labels in zip(new, found, strict=True):
+            parted.cut(views.planned[k], labels)
+
+    def _that_could_be_cut(self, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int]:
+        """Which views are of a component that could be parted: in a single region a boundary alone could, and lone ones have those, too."""
         of_component = [k for k, p in enumerate(planned) if p.component]
+        if self.of_groups:
+            return of_component
         regions = cluster(own[of_component], split=1.0, min_area=0, threads=self.threads)
         return [k for k, found in zip(of_component, regions, strict=True) if len(found) > 1]
+
+
+def _cut_in(parted: Parted, planned: Sequence[PlannedView]) -> dict[int, PlannedView]:
+    """The view in which each piece of what was parted was cut, by number of the piece."""
+    own = {p.component: p for p in planned if p.component}
+    pieces = Counter(parted.component_of)
+    return {number: own[c] for number, c in enumerate(parted.component_of) if pieces[c] > 1}
 
 
 def _check_sizes(image: NDArray[np.uint8], found: Instances) -> None:
@@ -138,38 +163,44 @@ def cut_views(
 
 
 class _Views:
-    """The views of one frame that were looked at, at most so many: ``seen``, their numbers; ``shown``, what a join rule is told of
-    each: picture, displacement, affinity; ``foreground``, where ``outlines`` are wanted; ``ms``, what it took."""
+    """The views of one frame: ``planned``, by number, with ``own``, what each was made for; at most so many, ``most``, are looked at.
+    ``shown``, what a join rule is told of each that was: picture, displacement, affinity; ``foreground``, where ``outlines`` are wanted;
+    ``ms``, what it took."""
 
     def __init__(
         self,
         session: InstanceSession,
         image: NDArray[np.uint8],
         components: Instances,
-        planned: Sequence[PlannedView],
-        own: NDArray[np.uint8],
         most: int,
         outlines: bool,
     ) -> None:
-        self._session, self._image, self._components, self._planned, self._own = session, image, components, planned, own
-        self._most, self._outlines = most, outlines
+        self._session, self._image, self._components = session, image, components
+        self.most, self._outlines = most, outlines
+        self.planned: list[PlannedView] = []
+        self.own: list[NDArray[np.uint8]] = []
         self.foreground: Foregrounds = {}
-        self.seen: list[int] = []
         self.shown: dict[int, tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]] = {}
         self.ms = {"views": 0.0, "instance network": 0.0}
 
-    def look(self, wanted: Sequence[int]) -> InstanceMaps:
-        """Look at these views, but those seen already; returns what the network says of the new ones."""
-        new = [k for k in wanted if k not in self.shown][: self._most - len(self.seen)]
+    def plan(self, planned: Sequence[PlannedView], own: Sequence[NDArray[np.uint8]]) -> list[int]:
+        """Further views and what each was made for; returns their numbers."""
+        first = len(self.planned)
+        self.planned += planned
+        self.own += list(own)
+        return list(range(first, len(self.planned)))
+
+    def look(self, wanted: Sequence[int]) -> tuple[list[int], InstanceMaps]:
+        """Look at these views, but those seen already; returns which are new and what the network says of them."""
+        new = [k for k in wanted if k not in self.shown][: self.most - len(self.shown)]
         began = time.perf_counter()
-        looks = look(self._image, self._components, [self._planned[k] for k in new], self._own[new])
+        images, masks = shown(self._image, self._components, [self.planned[k] for k in new], self._session.view_px)
         looked = time.perf_counter()
-        maps = self._session.infer(looks.images, looks.masks, self._outlines)
+        maps = self._session.infer(images, masks, self._outlines)
         self.ms["views"] += (looked - began) * 1e3
         self.ms["instance network"] += (time.perf_counter() - looked) * 1e3
-        self.shown |= dict(zip(new, zip(looks.images, maps.displacement, maps.affinity, strict=True), strict=True))
+        self.shown |= dict(zip(new, zip(images, maps.displacement, maps.affinity, strict=True), strict=True))
         if maps.foreground is not None:
-            of_views = ((self._planned[k].view, self._planned[k].class_id) for k in new)
+            of_views = ((self.planned[k].view, self.planned[k].class_id) for k in new)
             self.foreground |= dict(zip(of_views, maps.foreground, strict=True))
-        self.seen += new
-        return maps
+        return new, maps

@@ -62,6 +62,7 @@ def export_instance(
     licence: str = "not stated",
     outlines: bool = True,
     min_area: int | None = None,
+    lone_odds: float | None = None,
 ) -> dict[str, Any]:
     """Write the ONNX model and check it against torch, on noise.
 
@@ -73,6 +74,7 @@ def export_instance(
         training_data, licence: sentences for the model's metadata.
         outlines: whether it draws them: whether they were taught.
         min_area: pixels of the smallest objects that it is for; None: any.
+        lone_odds: of components that could be parted, how many are one object for each that is several (``told.py``); None: not said.
 
     Returns:
         bytes, the largest difference of a probability, the metadata.
@@ -119,7 +121,7 @@ def export_instance(
         "training_data": training_data,
         "licence": licence,
         "weights_sha256": weights_digest(weights),
-        **({} if min_area is None else {"min_area": min_area}),
+        **{key: value for key, value in (("min_area", min_area), ("lone_odds", lone_odds)) if value is not None},
     }
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     with written_whole(model, output) as part:

@@ -63,10 +63,9 @@ def make_instance_model(
 
     fits = fit_rules(banks.held, held_seed(recipe) + 1, infer, recipe.view_px, rule_composites, recipe.seed, quiet, banks.lone_odds)
     rules = {name: f.rule for name, f in fits.items()}
-    report = export_instance(
-        network, output, recipe.view_px, rules, training_data, licence, outlines=recipe.outline_steps > 0, min_area=min_area
-    )
+    odds, outlines = round(banks.lone_odds, 2), recipe.outline_steps > 0
+    report = export_instance(network, output, recipe.view_px, rules, training_data, licence, outlines, min_area, odds)
     report["rules"] = {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}
     report["dropped"] = len(dropped)
-    report["lone_odds"] = round(banks.lone_odds, 2)
+    report["lone_odds"] = odds
     return report

@@ -221,6 +221,7 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     assert session.view_px == 128
     assert session.min_area == 9
     assert 0 < report["lone_odds"] <= 20
+    assert session.lone_odds == report["lone_odds"]
     maps = session.infer(np.zeros((3, 128, 128, 3), np.uint8), np.ones((3, 128, 128), np.uint8))
     assert maps.displacement.shape == (3, 2, 32, 32)
     assert maps.boundary.shape == (3, 1, 64, 64)

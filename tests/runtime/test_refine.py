@@ -12,7 +12,7 @@ from tfiseg.runtime.evaluate import load_eval_set
 from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
 from tfiseg.runtime.joining import candidates_in, united
 from tfiseg.runtime.joins import JOIN_FEATURES, Pieces, rule_log_odds
-from tfiseg.runtime.looks import PlannedView, doubtful, look, own_masks, plan_views, worth_a_look
+from tfiseg.runtime.looks import PlannedView, closer_looks, doubtful, look, own_masks, plan_views, worth_a_look
 from tfiseg.runtime.metrics import PictureScore, panoptic_counts
 from tfiseg.runtime.pieces import Parted, instances_of
 from tfiseg.runtime.refine import Refiner
@@ -63,7 +63,7 @@ def test_every_component_gets_a_view_and_a_class_of_several_one_more():
 def test_looks_tell_the_class_from_the_component(side):
     components = two_squares()
     planned = plan_views(components, side)[:1]
-    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned, own_masks(components, planned, side))
+    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned, own_masks(components.label_map, planned, side))
     assert looks.images.shape == (1, side, side, 3)
     zoom = (side / planned[0].view.side) ** 2
     assert looks.own[0].sum() == pytest.approx(60 * 40 * zoom, rel=0.05)
@@ -76,7 +76,7 @@ def test_convex_components_are_let_be():
     class_map[20:40, 80:120] = 0
     components = tfiseg.cluster(class_map, split=0)
     planned = plan_views(components, SIDE)
-    assert [planned[k].component for k in doubtful(planned, own_masks(components, planned, SIDE))] == [2, 0]
+    assert [planned[k].component for k in doubtful(planned, own_masks(components.label_map, planned, SIDE))] == [2, 0]
     square = tfiseg.cluster((class_map[:, :70] > 0).astype(np.uint8), split=0)
     assert Refiner()(np.zeros((120, 70, 3), np.uint8), square) is square
 
@@ -149,6 +149,49 @@ def test_only_views_that_can_decide_are_looked_at(monkeypatch):
     stars[85:95, 20:30] = 3  # it might belong to the star beside it
     refiner(np.zeros((120, 260, 3), np.uint8), tfiseg.cluster(stars, split=0))
     assert sum(seen) > 0
+
+
+def halves(own, *_):
+    """Each view's component, cut into its left and right half."""
+    middle = [np.flatnonzero(its.any(0)).mean() for its in own]
+    return [its * np.where(np.arange(own.shape[2]) < m, 1, 2).astype(np.int32) for its, m in zip(own, middle, strict=True)]
+
+
+@pytest.mark.parametrize(("of_groups", "max_views", "count"), [(False, 64, 2), (True, 64, 4), (True, 1, 3)])
+def test_where_most_is_groups_pieces_are_looked_at_closer(monkeypatch, of_groups, max_views, count):
+    chain = np.zeros((120, 400), np.uint8)
+    for x in range(60, 360, 40):
+        cv2.circle(chain, (x, 60), 22, 3, -1)
+    refiner = Refiner(max_views=max_views)
+    assert not refiner.of_groups  # what ships is for photos
+    refiner.of_groups = of_groups
+    monkeypatch.setattr("tfiseg.runtime.refine.cut_views", halves)
+    found = refiner(np.zeros((120, 400, 3), np.uint8), tfiseg.cluster(chain, split=0))
+    assert len(found) == count
+    assert found.area.sum() == (chain > 0).sum()
+
+
+def test_where_most_is_groups_what_shape_would_not_part_is_looked_at(monkeypatch):
+    star = np.zeros((140, 140), np.uint8)
+    y, x = np.abs(np.mgrid[-40:41, -40:41])
+    star[30:111, 30:111] = np.sqrt(x) + np.sqrt(y) < 7
+    refiner = Refiner()
+    monkeypatch.setattr("tfiseg.runtime.refine.cut_views", halves)
+    for refiner.of_groups, count in ((False, 1), (True, 2)):
+        assert len(refiner(np.zeros((140, 140, 3), np.uint8), tfiseg.cluster(star, split=0))) == count
+
+
+def test_closer_looks_are_closer_and_at_what_has_dents():
+    pieces = np.zeros((200, 400), np.int32)
+    pieces[100:120, 20:200], pieces[100:120, 200:260] = 1, 2  # the first is nearly as long as all of it
+    pieces[60:120, 260:280], pieces[100:120, 280:300] = 3, 3
+    pieces[110:115, 300:305] = 4  # nothing to part
+    whole = PlannedView(view_of((20, 60, 305, 120), (200, 400), SIDE), 7, 1)
+    planned, own = closer_looks(pieces, dict.fromkeys((1, 2, 3, 4), whole), SIDE)
+    assert planned == [PlannedView(view_of((260, 60, 300, 120), (200, 400), SIDE), 7, 3)]  # the second is convex
+    zoom = (SIDE / planned[0].view.side) ** 2
+    assert own[0].sum() == pytest.approx((pieces == 3).sum() * zoom, rel=0.05)
+    assert closer_looks(pieces, {}, SIDE)[0] == []
 
 
 def test_pairs_of_pieces_in_numbers():
