@@ -161,7 +161,7 @@ def _grafted(model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings) -
         output_scale=info.stride,
         things=info.things,
         split=parameters.get("split", "auto"),
-        min_area=usual_min_area(profile.opt_hw),
+        min_area=parameters.get("min_area", usual_min_area(profile.opt_hw)),
         affinity_offsets=parameters.get("affinity_offsets", AFFINITY_OFFSETS),
         affinity_stride=parameters.get("affinity_stride", 1),
         merge_rule=parameters.get("merge_rule"),

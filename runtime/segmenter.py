@@ -137,6 +137,8 @@ class Segmenter:
         refiner = Refiner(instance_model, threads=threads, providers=providers) if refine == "components" or outlines else None
         self.refiner = refiner if refine == "components" else None
         self._outliner = refiner if outlines or (outlines is None and refiner and refiner.session.draws_outlines) else None
+        asked = None if refiner is None else refiner.session.min_area
+        self._model_min_area: int | None = parameters.get("min_area") if asked is None else asked
         if refiner is not None:  # raises now, not at the first frame
             refiner.session.prepare(maps=self.refiner is not None, outlines=self._outliner is not None)
         if self._outliner is not None and isinstance(self.session, GpuSession) and self.session.clusters:
@@ -257,8 +259,7 @@ class Segmenter:
     def _least_area(self, size_hw: tuple[int, int]) -> int:
         if self.min_area is not None:
             return self.min_area
-        asked = self.refiner.session.min_area if self.refiner is not None else None
-        return usual_min_area(size_hw) if asked is None else asked
+        return usual_min_area(size_hw) if self._model_min_area is None else self._model_min_area
 
     def by_shape(self, image: NDArray[np.uint8], split: Split, rated: bool = False) -> Instances:
         """Instances of one picture from its class map alone, whatever the segmenter's own way is: what that is measured against."""

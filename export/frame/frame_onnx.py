@@ -52,6 +52,7 @@ def export_frame(
     rules: Mapping[str, NDArray[np.float32]] | None = None,
     photos: str | Path | None = None,
     training_data: str = "not stated",
+    min_area: int | None = None,
 ) -> dict[str, Any]:
     """Write the network with its heads, and check it against torch.
 
@@ -62,6 +63,7 @@ def export_frame(
         rules: "merge" and "part", of these heads (``rule.py``); None: the mean affinity decides, and there is no second look.
         photos: whatever ``open_source`` takes, for the check; default: 4 synthetic frames.
         training_data: a sentence for the metadata: what the heads were trained on.
+        min_area: pixels of the smallest objects that they are for; None: any.
 
     Returns:
         bytes, the largest difference of a probability from torch, the metadata.
@@ -80,6 +82,8 @@ def export_frame(
     metadata["clustering"]["sharpen"] = SHARPEN
     metadata["clustering"].pop("score_rule", None)  # of instances that were found in another way
     metadata["clustering"] |= {f"{name}_rule": rounded(rule) for name, rule in (rules or {}).items()}
+    if min_area is not None:
+        metadata["clustering"]["min_area"] = min_area
     metadata["weights_sha256"] = weights_digest(whole.graph.initializer)
     del whole.metadata_props[:]
     helper.set_model_props(whole, {METADATA_KEY: json.dumps(metadata)})

@@ -36,7 +36,8 @@ def make_frame_model(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Add instance heads to ``model``, taught on ``images`` and ``semantic`` (see ``build_bank``; class ids are the model's), and write
-    ``output``; returns what ``export_frame`` says and the rules' held-out errors.
+    ``output``, for objects as small as ``instance_model``, their teacher, is for; returns what ``export_frame`` says and the rules'
+    held-out errors.
 
     Raises:
         ModelError: ``model`` isn't in tfiseg's format, has heads already, or has no features at stride 4.
@@ -48,7 +49,8 @@ def make_frame_model(
     say("features at " + ", ".join(f"stride {t.stride} ({t.channels} channels)" for t in taps))
     bank = build_bank(images, semantic, confidence)
     say(bank_summary(bank))
-    told = tell_instances(bank, Refiner(instance_model, threads=threads or 0), quiet)
+    teacher = Refiner(instance_model, threads=threads or 0)
+    told = tell_instances(bank, teacher, quiet)
     material = material_of(typical(bank), told, recipe.held_out, recipe.seed)
     if sheets is not None:
         frame_sheet(material.composer(recipe.seed), sheets / "frames.jpg")
@@ -60,6 +62,7 @@ def make_frame_model(
         fits = fit_frame_rules(material.held_composer(held_seed(recipe) + 1), part, rule_composites, recipe.seed, quiet)
     finally:
         part.unlink(missing_ok=True)
-    report = export_frame(network, taps, heads, output, {name: f.rule for name, f in fits.items()}, images, training_data)
+    rules = {name: f.rule for name, f in fits.items()}
+    report = export_frame(network, taps, heads, output, rules, images, training_data, teacher.session.min_area)
     report["rules"] = {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}
     return report

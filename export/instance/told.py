@@ -33,7 +33,7 @@ def tell_instances(bank: Bank, refiner: Refiner, quiet: bool = False) -> list[To
     """What the instance network makes of the class map of each picture of a bank."""
     told = []
     for picture in tqdm(bank.pictures, desc="instances to learn from", disable=quiet):
-        found = refiner(picture.image, cluster(picture.semantic, split=0.0))
+        found = refiner(picture.image, cluster(picture.semantic, split=0.0, min_area=refiner.min_area))
         told.append(Told(found.label_map, found.class_id))
     return told
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -91,6 +92,9 @@ def test_the_plugin_is_grafted_for_tensorrt():
         settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         assert settings["things"] == list(range(1, 21))
         assert settings["min_area"] == 307
+    for_small = replace(info, extra={**info.extra, "clustering": {**info.extra["clustering"], "min_area": 10}})
+    (given,) = (a.i for a in engine._grafted(model, for_small, BuildSettings()).graph.node[-1].attribute if a.name == "min_area")
+    assert given == 10
 
 
 def test_files_that_are_no_network_of_ours_are_sentences(tmp_path, capsys):

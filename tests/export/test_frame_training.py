@@ -20,6 +20,7 @@ from tfiseg.export.frame.train import FrameRecipe, frame_targets  # noqa: E402
 from tfiseg.export.instance.bank import build_bank  # noqa: E402
 from tfiseg.export.instance.told import tell_instances  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
+from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL  # noqa: E402
 from tfiseg.runtime.refine import Refiner  # noqa: E402
 from tfiseg.runtime.sessions import DEFAULT_MODEL, OnnxSession  # noqa: E402
 from tfiseg.runtime.synthetic import SyntheticCamera  # noqa: E402
@@ -92,6 +93,11 @@ def test_from_a_network_and_folders_to_one_model(people, tmp_path, capsys):
     out, checkpoint = tmp_path / "frame.onnx", tmp_path / "frame.ckpt"
     command = ["train", "frame", "--images", str(people / "images"), "--semantic", str(people / "semantic"), "-o", str(out)]
     command += ["--checkpoint", str(checkpoint), "--steps", "2", "--rule-composites", "30", "--sheets", str(tmp_path / "look"), "--json"]
+    teacher = onnx.load(DEFAULT_INSTANCE_MODEL)
+    for p in teacher.metadata_props:
+        p.value = p.value.replace('"view_px": 192', '"view_px": 192, "min_area": 40')
+    onnx.save(teacher, tmp_path / "teacher.onnx")
+    command += ["--instance-model", str(tmp_path / "teacher.onnx")]
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["largest_difference"] < 0.02
@@ -103,7 +109,9 @@ def test_from_a_network_and_folders_to_one_model(people, tmp_path, capsys):
     assert heads["affinity"].shape[2:] == plain["logits"].shape[2:]
     halved = heads["logits"].reshape(*plain["logits"].shape[:3], 2, plain["logits"].shape[3], 2).mean((3, 5))
     assert np.abs(halved - plain["logits"]).mean() < 0.2  # the class map is the network's own
-    assert len(Segmenter(out, refine="frame")(image)) >= 1
+    segmenter = Segmenter(out, refine="frame")
+    assert len(segmenter(image)) >= 1
+    assert segmenter._least_area((1080, 1920)) == 40  # what its teacher is for
     with pytest.raises(ModelError, match="heads already"):
         make_frame_model(out, people / "images", people / "semantic", None, checkpoint, tmp_path / "x.onnx", FrameRecipe(steps=1))
 

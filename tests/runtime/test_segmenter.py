@@ -81,6 +81,9 @@ def test_min_area_says_what_is_too_small(tmp_path, refine):
     network = tiny_model(tmp_path / "tiny.onnx", GOOD)
     for least, areas in ((None, [36]), (10, [16, 36]), (40, [])):
         assert tfiseg.Segmenter(network, refine=refine, min_area=least)(frame).area.tolist() == areas
+    for_small = tiny_model(tmp_path / "small.onnx", json.dumps({**json.loads(GOOD), "clustering": {"min_area": 10}}))
+    for least, areas in ((None, [16, 36]), (20, [36])):
+        assert tfiseg.Segmenter(for_small, refine=refine, min_area=least)(frame).area.tolist() == areas
     with pytest.raises(tfiseg.InputError, match="min_area must lie in 0"):
         tfiseg.Segmenter(network, min_area=-1)
 
