@@ -82,7 +82,10 @@ def _eval(args: argparse.Namespace) -> int:
     if args.semantic == "truth" and args.refine == "frame":
         raise InputError("--refine frame reads the model's own features: it needs --semantic model")
     segmenter = segmenter_of(args) if args.semantic == "model" else None
-    refiner = Refiner(args.instance_model, threads=args.threads) if args.semantic == "truth" and args.refine else None
+    if args.thorough is not None and not args.refine:
+        raise InputError("--thorough says how to look at components: it needs --refine components")
+    by_truth = args.semantic == "truth" and args.refine
+    refiner = Refiner(args.instance_model, thorough=args.thorough, threads=args.threads) if by_truth else None
     report = evaluate(
         args.folder,
         args.semantic,

@@ -58,6 +58,11 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
         help="draw outlines anew as the instance network sees them (default: with --refine components)",
     )
     verb.add_argument(
+        "--thorough",
+        action=argparse.BooleanOptionalAction,
+        help="with --refine components: look at more components, and closer (default: if the instance network is for class maps of groups)",
+    )
+    verb.add_argument(
         "--min-score", type=float, metavar="P", help="leave out instances with a lower score (default: 0.3 with a score rule, else 0.5)"
     )
     verb.add_argument(
@@ -102,6 +107,7 @@ def segmenter_of(args: argparse.Namespace) -> Any:
         refine=args.refine,
         instance_model=args.instance_model,
         outlines=args.outlines,
+        thorough=args.thorough,
         scales=args.scales,
         flip=args.flip,
         threads=args.threads,

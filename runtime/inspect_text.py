@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .instance_session import of_groups
+
 
 def inspection_text(report: Mapping[str, Any], with_layers: bool = False) -> str:
     """``inspect_file()`` as text."""
@@ -142,7 +144,8 @@ def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
         if "min_area" in metadata:
             lines.append(_row("made for", f"objects of {metadata['min_area']} px and more"))
         if "lone_odds" in metadata:
-            lines.append(_row("lone objects", f"{metadata['lone_odds']} for each group, of what could be parted"))
+            odds = metadata["lone_odds"]
+            lines.append(_row("lone objects", f"{odds} for each group, of what could be parted{': thorough' if of_groups(odds) else ''}"))
     lines += [_row(key.replace("_", " "), str(metadata[key])) for key in ("training_data", "licence") if key in metadata]
     return lines
 

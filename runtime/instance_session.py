@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +42,17 @@ class InstanceMaps:
     foreground: NDArray[np.float32] | None = None
 
 
+def of_groups(lone_odds: float | None) -> bool:
+    """Whether most of what could be parted in a network's class maps is groups, by its ``lone_odds``."""
+    return lone_odds is not None and lone_odds < 1
+
+
+def _checked_odds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+        raise ValueError(f"lone_odds must be a positive number, got {value!r}")
+    return float(value)
+
+
 class InstanceSession:
     """The instance network in a file. ``view_px``, the side of the views that it takes, ``outline_px``, of those in which it draws outlines
     and nothing else, ``affinity_offsets`` and ``rules`` are its own; ``draws_outlines``: whether it tells the foreground; ``min_area``:
@@ -71,7 +83,7 @@ class InstanceSession:
                 self.min_area = int(data["min_area"]) if "min_area" in data else None
                 if self.min_area is not None:
                     check_min_area(self.min_area)
-                self.lone_odds = float(data["lone_odds"]) if "lone_odds" in data else None
+                self.lone_odds = _checked_odds(data["lone_odds"]) if "lone_odds" in data else None
                 self.stride = int(data["stride"])
                 self.affinity_offsets = np.asarray(data["affinity_offsets"], np.int32)
                 self.rules = {name: np.asarray(values, np.float32) for name, values in data["rules"].items()}
@@ -114,14 +126,16 @@ class InstanceSession:
         if not self.draws_outlines:
             raise ModelError(f"{self.path} draws no outlines: `tfiseg train instance` makes one that does")
 
-    def prepare(self, maps: bool, outlines: bool) -> None:
-        """Open what is needed to cut, ``maps``, to draw ``outlines``, or for both, so that the first frame needn't wait for it. Raises
-        ModelError as ``check_outlines``."""
+    def prepare(self, maps: bool, outlines: bool, maps_alone: bool = False) -> None:
+        """Open what is needed to cut, ``maps``, to draw ``outlines``, or for both, and to cut without drawing as well, ``maps_alone``, so
+        that the first frame needn't wait for it. Raises ModelError as ``check_outlines``."""
         if outlines:
             self.check_outlines()
             self._session_for((_FOREGROUND,))
         if maps:
             self._session_for(_BOTH if outlines else _OUTPUTS)
+        if maps_alone:
+            self._session_for(_OUTPUTS)
 
     def _session_for(self, outputs: tuple[str, ...]) -> Any:
         with self._opening:

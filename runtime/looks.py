@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..instances import Instances
-from .views import View, cut, cut_mask, solidity, view_of, window
+from .views import View, boxes_of, cut, cut_mask, extents, solidity, view_of, window
 
 MAX_VIEWS = 64  # a frame
 _MIN_SIDE_PX = 10  # in smaller components there is nothing to part
@@ -22,7 +22,7 @@ _CONVEX = 0.95  # area over convex hull, from which on a component is let be
 
 @dataclass(frozen=True)
 class PlannedView:
-    """A view, the class it looks at, and the component (its number) that it was made for; 0: for all of the class."""
+    """A view, the class it looks at, and the component, or piece of one (its number), that it was made for; 0: for all of the class."""
 
     view: View
     class_id: int
@@ -59,7 +59,7 @@ def longest_side(box_xyxy: NDArray[np.int64]) -> int:
 
 
 def own_masks(label_map: NDArray[np.int32], planned: Sequence[PlannedView], view_px: int) -> NDArray[np.uint8]:
-    """The component that each view was made for, uint8 (K, S, S) 0/1, in one piece as it is in the frame; zeros where there is none."""
+    """The component, or piece, that each view was made for, uint8 (K, S, S) 0/1, connected as in the frame; zeros where there is none."""
     own = np.zeros((len(planned), view_px, view_px), np.uint8)
     for k, p in enumerate(planned):
         if p.component:  # where it shrinks, every cell that it touches: thin parts must not fall off
@@ -119,15 +119,20 @@ def worth_a_look(components: Instances, view_px: int) -> tuple[list[PlannedView]
 def closer_looks(
     label_map: NDArray[np.int32], cut_in: Mapping[int, PlannedView], view_px: int
 ) -> tuple[list[PlannedView], NDArray[np.uint8]]:
-    """The same of pieces of components: those that a view of their own shows closer than the one that each was ``cut_in``, by its number
-    in ``label_map`` int32 (H, W). Among many, an object is small in the view of all."""
+    """The same of pieces of components, largest first: those that a view of their own shows closer than the one that each was ``cut_in``,
+    by its number in ``label_map`` int32 (H, W). Among many, an object is small in the view of all."""
+    size_hw = label_map.shape[0], label_map.shape[1]
+    rank = np.zeros(max(int(label_map.max(initial=0)), *cut_in, 0) + 1, np.int64)
+    rank[[*cut_in]] = np.arange(1, len(cut_in) + 1)
+    number = rank[label_map.ravel()]
+    at = np.flatnonzero(number)
+    rows, columns = extents(at, number[at], len(cut_in), size_hw)
+    area, boxes, numbers = rows.sum(1), boxes_of(rows, columns), [*cut_in]
     planned = []
-    for number, seen in cut_in.items():
-        x, y, w, h = cv2.boundingRect((window(label_map, seen.view) == number).astype(np.uint8))
-        x, y = x + seen.view.x, y + seen.view.y
-        view = view_of((x, y, x + w, y + h), (label_map.shape[0], label_map.shape[1]), view_px)
-        if max(w, h) >= _MIN_SIDE_PX and view.side < _ALIKE_VIEW * seen.view.side:
-            planned.append(PlannedView(view, seen.class_id, number))
+    for k in np.argsort(-area, kind="stable").tolist():
+        seen, view = cut_in[numbers[k]], view_of(tuple(boxes[k].tolist()), size_hw, view_px)
+        if area[k] and longest_side(boxes[k]) >= _MIN_SIDE_PX and view.side < _ALIKE_VIEW * seen.view.side:
+            planned.append(PlannedView(view, seen.class_id, numbers[k]))
     return _telling(label_map, planned, view_px)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..instances import Instances
 from .looks import PlannedView
-from .views import View, at_pixels
+from .views import View, at_pixels, boxes_of, extents
 
 Label = NDArray[np.int32]
 
@@ -23,23 +23,28 @@ class Parted:
         self.label_map: Label = components.label_map.copy()
         self.component_of = list(range(len(components) + 1))
 
-    def cut(self, planned: PlannedView, labels: Label) -> None:
-        """Part a component, or a piece of one, as its own view's labels int32 (S, S), 0 = none, say; new pieces get new numbers."""
+    def cut(self, planned: PlannedView, labels: Label) -> list[int]:
+        """Part a component, or a piece of one, as its own view's labels int32 (S, S), 0 = none, say. The largest part keeps the number, the
+        others get new ones; returns the numbers of all, none where there was nothing to part."""
         count = np.bincount(labels.ravel(), minlength=1)
         count[0] = 0
         parts = np.flatnonzero(count)
         if len(parts) < 2:
-            return
-        component = self.component_of[planned.component]
-        x0, y0, x1, y1 = box = tuple(self.components.box_xyxy[component - 1].astype(int).tolist())
-        of_pixel = _enlarged(labels, parts, planned.view, box)
+            return []
+        component, view = self.component_of[planned.component], planned.view
+        x0, y0, x1, y1 = self.components.box_xyxy[component - 1].astype(int).tolist()
+        x0, y0, x1, y1 = max(x0, view.x), max(y0, view.y), min(x1, view.x + view.side), min(y1, view.y + view.side)
+        of_pixel = _enlarged(labels, parts, view, (x0, y0, x1, y1))
         spot = self.label_map[y0:y1, x0:x1]
         own = spot == planned.component
+        numbers = [planned.component]
         for part in parts[parts != count.argmax()]:
             its = own & (of_pixel == part)
             if its.any():
-                spot[its] = len(self.component_of)
+                numbers.append(len(self.component_of))
+                spot[its] = numbers[-1]
                 self.component_of.append(component)
+        return numbers
 
 
 def nearest_label(labels: Label) -> tuple[Label, NDArray[np.float32]]:
@@ -76,15 +81,11 @@ def instances_of(label_map: Label, components: Instances) -> Instances:
     rank[np.argsort(first, kind="stable")[:n]] = np.arange(1, n + 1)
     height, width = label_map.shape
     which = rank[given].astype(np.int64)
-    y, x = np.divmod(at, width)
-    rows = np.bincount(which * height + y, minlength=(n + 1) * height).reshape(n + 1, height)[1:]
-    columns = np.bincount(which * width + x, minlength=(n + 1) * width).reshape(n + 1, width)[1:]
+    rows, columns = extents(at, which, n, (height, width))
     made_of = np.bincount(which * (len(components) + 1) + component, minlength=(n + 1) * (len(components) + 1))
     made_of = made_of.reshape(n + 1, len(components) + 1)[1:, 1:]
     most = made_of.argmax(1) if n else np.zeros(0, np.intp)
     area = rows.sum(1)
-    low = [(columns > 0).argmax(1), (rows > 0).argmax(1)]
-    high = [width - (columns[:, ::-1] > 0).argmax(1), height - (rows[:, ::-1] > 0).argmax(1)]
     count = np.maximum(area, 1)
     return replace(
         components,
@@ -92,7 +93,7 @@ def instances_of(label_map: Label, components: Instances) -> Instances:
         class_id=components.class_id[most],
         track_id=None if components.track_id is None else components.track_id[most],
         score=(made_of @ components.score.astype(np.float64) / count).astype(np.float32),
-        box_xyxy=np.stack([*low, *high], axis=1).astype(np.float32),
+        box_xyxy=boxes_of(rows, columns).astype(np.float32),
         area=area.astype(np.int32),
         centroid_xy=np.stack([(columns @ np.arange(width)) / count, (rows @ np.arange(height)) / count], axis=1).astype(np.float32),
     )

@@ -5,7 +5,6 @@ cuts each component in its own view, and pieces that an occluder parted are join
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..instances import Instances
 from ..plugins.operator import MIN_AREA_PX, SHARPEN, cluster
-from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession
+from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession, of_groups
 from .joining import candidates_in, united
 from .looks import MAX_VIEWS, PlannedView, closer_looks, shown, worth_a_look
 from .outlines import Foregrounds, outlined
@@ -27,13 +26,14 @@ from .sessions import DEFAULT_PROVIDERS
 class Refiner:
     """Instances from a frame and the connected components of its class map, by the instance network. It knows no classes, so the class
     map may come from any network. ``min_area``: pixels of the smallest objects that the network is for; 25 where it doesn't say.
-    ``of_groups``: whether it is for class maps in which most of what could be parted is groups: it looks at what no shape would part as
-    well, and at pieces of what it parted once more, closer.
 
     Args:
         model: path of an instance network; default: the one that comes with tfiseg.
         max_views: at most this many views a frame: of components with a neck, the largest first, then those for joins; what gets none stays
-            as it is. Pieces, where they are looked at closer, take as many more, and outlines as well.
+            as it is. Closer looks take as many more, and outlines as well.
+        thorough: look at components without a neck as well, which a boundary alone could part, and at the pieces of what was parted
+            again, closer, until there is nothing more to part; about twice the time. Default: where most of what could be parted is
+            groups in the class maps that the network was trained for (cell nuclei, not photos).
         threads: CPU threads; 0 = all that the process may use.
         providers: ONNX Runtime execution providers.
 
@@ -50,6 +50,7 @@ class Refiner:
         model: str | Path | None = None,
         *,
         max_views: int = MAX_VIEWS,
+        thorough: bool | None = None,
         threads: int = 0,
         providers: Sequence[str] = DEFAULT_PROVIDERS,
     ) -> None:
@@ -57,7 +58,7 @@ class Refiner:
             raise InputError(f"max_views must be at least 1, got {max_views}")
         self.session = InstanceSession(model or DEFAULT_INSTANCE_MODEL, threads, providers)
         self.min_area = MIN_AREA_PX if self.session.min_area is None else self.session.min_area
-        self.of_groups = self.session.lone_odds is not None and self.session.lone_odds < 1
+        self.thorough = of_groups(self.session.lone_odds) if thorough is None else thorough
         self.max_views = max_views
         self.threads = threads or None
 
@@ -74,18 +75,17 @@ class Refiner:
         if not planned:
             return components, {}
         parted = Parted(components)
-        views = _Views(self.session, image, components, self.max_views, outlines)
+        views = _Views(self.session, image, components)
         views.plan(planned, own)
-        self._cut(parted, views, self._that_could_be_cut(planned, own))
-        if self.of_groups:
-            views.most += self.max_views
-            closer, its_own = closer_looks(parted.label_map, _cut_in(parted, planned), self.session.view_px)
-            self._cut(parted, views, views.plan(closer, its_own))
+        cut_in = self._cut(parted, views, self._that_could_be_cut(planned, own)[: self.max_views], outlines)
+        left = self.max_views - len(views.shown)
+        if self.thorough:
+            self._cut_closer(parted, views, cut_in)
         judged = []
         join_rule = self.session.rules.get("join")
         if join_rule is not None:
             candidates = candidates_in(parted, planned, self.session.view_px)
-            views.look([*candidates])
+            views.look([k for k in candidates if k not in views.shown][:left], outlines)
             for k, its in candidates.items():  # a component's own view comes first: it is closer
                 if k in views.shown:
                     judged += its.judged(*views.shown[k], self.session.affinity_offsets, join_rule)
@@ -101,30 +101,35 @@ class Refiner:
         _check_sizes(image, instances)
         return outlined(self.session, image, instances, known or {}, self.max_views, self.threads)
 
-    def _cut(self, parted: Parted, views: _Views, wanted: Sequence[int]) -> None:
-        """Look at these views, and part what each was made for as the operator cuts it there."""
-        new, maps = views.look(wanted)
-        if not new:
-            return
-        own = np.stack([views.own[k] for k in new])
+    def _cut_closer(self, parted: Parted, views: _Views, cut_in: dict[int, PlannedView]) -> None:
+        """Look closer at pieces, each by its number with the view that it was cut in, at the pieces of these, and so on."""
+        left = self.max_views
+        while cut_in and left:
+            began = time.perf_counter()
+            closer = views.plan(*closer_looks(parted.label_map, cut_in, self.session.view_px))[:left]
+            views.ms["views"] += (time.perf_counter() - began) * 1e3
+            left -= len(closer)
+            cut_in = self._cut(parted, views, closer, outlines=False)  # outlines are looked at in other views
+
+    def _cut(self, parted: Parted, views: _Views, wanted: Sequence[int], outlines: bool) -> dict[int, PlannedView]:
+        """Look at these views, and part what each was made for as the operator cuts it there; returns the pieces of what was parted, by
+        number, with the view that each was cut in."""
+        if not wanted:
+            return {}
+        maps = views.look(wanted, outlines)
+        own = np.stack([views.own[k] for k in wanted])
         found = cut_views(own, maps, self.session.affinity_offsets, self.session.rules, self.threads)
-        for k, labels in zip(new, found, strict=True):
-            parted.cut(views.planned[k], labels)
+        cut_in = {}
+        for k, labels in zip(wanted, found, strict=True):
+            cut_in |= dict.fromkeys(parted.cut(views.planned[k], labels), views.planned[k])
+        return cut_in
 
     def _that_could_be_cut(self, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int]:
-        """Which views are of a component that could be parted: in a single region a boundary alone could, and lone ones have those, too."""
+        """Which views are of a component that could be parted: those with a neck, of several regions, before others."""
         of_component = [k for k, p in enumerate(planned) if p.component]
-        if self.of_groups:
-            return of_component
         regions = cluster(own[of_component], split=1.0, min_area=0, threads=self.threads)
-        return [k for k, found in zip(of_component, regions, strict=True) if len(found) > 1]
-
-
-def _cut_in(parted: Parted, planned: Sequence[PlannedView]) -> dict[int, PlannedView]:
-    """The view in which each piece of what was parted was cut, by number of the piece."""
-    own = {p.component: p for p in planned if p.component}
-    pieces = Counter(parted.component_of)
-    return {number: own[c] for number, c in enumerate(parted.component_of) if pieces[c] > 1}
+        with_neck = [k for k, found in zip(of_component, regions, strict=True) if len(found) > 1]
+        return with_neck + [k for k in of_component if k not in with_neck] if self.thorough else with_neck
 
 
 def _check_sizes(image: NDArray[np.uint8], found: Instances) -> None:
@@ -163,20 +168,11 @@ def cut_views(
 
 
 class _Views:
-    """The views of one frame: ``planned``, by number, with ``own``, what each was made for; at most so many, ``most``, are looked at.
-    ``shown``, what a join rule is told of each that was: picture, displacement, affinity; ``foreground``, where ``outlines`` are wanted;
-    ``ms``, what it took."""
+    """The views of one frame: ``planned``, by number, with ``own``, what each was made for. ``shown``, of those that were looked at, what
+    a join rule is told: picture, displacement, affinity; ``foreground``, where outlines were wanted; ``ms``, what it took."""
 
-    def __init__(
-        self,
-        session: InstanceSession,
-        image: NDArray[np.uint8],
-        components: Instances,
-        most: int,
-        outlines: bool,
-    ) -> None:
+    def __init__(self, session: InstanceSession, image: NDArray[np.uint8], components: Instances) -> None:
         self._session, self._image, self._components = session, image, components
-        self.most, self._outlines = most, outlines
         self.planned: list[PlannedView] = []
         self.own: list[NDArray[np.uint8]] = []
         self.foreground: Foregrounds = {}
@@ -190,17 +186,16 @@ class _Views:
         self.own += list(own)
         return list(range(first, len(self.planned)))
 
-    def look(self, wanted: Sequence[int]) -> tuple[list[int], InstanceMaps]:
-        """Look at these views, but those seen already; returns which are new and what the network says of them."""
-        new = [k for k in wanted if k not in self.shown][: self.most - len(self.shown)]
+    def look(self, wanted: Sequence[int], outlines: bool) -> InstanceMaps:
+        """Look at these views, for ``outlines`` as well; returns what the network says of them."""
         began = time.perf_counter()
-        images, masks = shown(self._image, self._components, [self.planned[k] for k in new], self._session.view_px)
+        images, masks = shown(self._image, self._components, [self.planned[k] for k in wanted], self._session.view_px)
         looked = time.perf_counter()
-        maps = self._session.infer(images, masks, self._outlines)
+        maps = self._session.infer(images, masks, outlines)
         self.ms["views"] += (looked - began) * 1e3
         self.ms["instance network"] += (time.perf_counter() - looked) * 1e3
-        self.shown |= dict(zip(new, zip(images, maps.displacement, maps.affinity, strict=True), strict=True))
+        self.shown |= dict(zip(wanted, zip(images, maps.displacement, maps.affinity, strict=True), strict=True))
         if maps.foreground is not None:
-            of_views = ((self.planned[k].view, self.planned[k].class_id) for k in new)
+            of_views = ((self.planned[k].view, self.planned[k].class_id) for k in wanted)
             self.foreground |= dict(zip(of_views, maps.foreground, strict=True))
-        return new, maps
+        return maps

@@ -60,6 +60,7 @@ class Segmenter:
         outlines: draw outlines anew, as the instance network sees them in views of what was found (see ``Refiner.outlined``); default: with
             refine="components", if the instance network can. On the CPU, of frames in host memory. Only the classes that are reported
             defend their pixels. ``semantic_map`` stays the semantic network's.
+        thorough: with refine="components": look at more components, and closer (see ``Refiner``); default: as the instance network asks.
         scales, flip: look several times at each frame, for finer class maps: at overlapping windows of it, 1.5 meaning two thirds of its
             longer side each (1: the whole frame), and at mirror images. ``scales=(1, 1.5), flip=True`` takes six passes of a wide frame,
             ten of others. An engine must take windows of that size, too.
@@ -88,6 +89,7 @@ class Segmenter:
         refine: str | None = None,
         instance_model: str | Path | None = None,
         outlines: bool | None = None,
+        thorough: bool | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         threads: int = 0,
@@ -102,6 +104,8 @@ class Segmenter:
             raise InputError(f"refine must be one of {', '.join(map(repr, REFINES))}, got {refine!r}")
         if instance_model is not None and refine != "components" and not outlines:
             raise InputError('an instance_model does nothing without refine="components" or outlines')
+        if thorough is not None and refine != "components":
+            raise InputError('thorough says how to look at components: it does nothing without refine="components"')
         self.session: Session = open_session(model or (DEFAULT_FRAME_MODEL if refine == "frame" else DEFAULT_MODEL), threads, providers)
         self.class_names = self.session.info.class_names
         if things is None:
@@ -134,13 +138,16 @@ class Segmenter:
             if isinstance(self.session, GpuSession) and self.session.clusters:
                 _log.warning("clustering runs on the CPU, of frames in host memory: scales and flip average the class maps there")
             self.session = MultiScaleSession(self.session, scales, flip)
-        refiner = Refiner(instance_model, threads=threads, providers=providers) if refine == "components" or outlines else None
+        refiner = None
+        if refine == "components" or outlines:
+            refiner = Refiner(instance_model, thorough=thorough, threads=threads, providers=providers)
         self.refiner = refiner if refine == "components" else None
         self._outliner = refiner if outlines or (outlines is None and refiner and refiner.session.draws_outlines) else None
         asked = None if refiner is None else refiner.session.min_area
         self._model_min_area: int | None = parameters.get("min_area") if asked is None else asked
         if refiner is not None:  # raises now, not at the first frame
-            refiner.session.prepare(maps=self.refiner is not None, outlines=self._outliner is not None)
+            maps = self.refiner is not None
+            refiner.session.prepare(maps, outlines=self._outliner is not None, maps_alone=maps and refiner.thorough)
         if self._outliner is not None and isinstance(self.session, GpuSession) and self.session.clusters:
             _log.warning("outlines are drawn on the CPU, of frames in host memory")
 

@@ -81,9 +81,29 @@ def at_pixels(plane: NDArray[np.float32], view: View, box_xyxy: tuple[int, int, 
     return np.asarray(cv2.warpAffine(plane, to_plane, (x1 - x0, y1 - y0), flags=how, borderMode=cv2.BORDER_REPLICATE), np.float32)
 
 
+def extents(
+    at: NDArray[np.int64], number: NDArray[np.int64], count: int, size_hw: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pixels of the labels 1..count in each row of a map, int64 (count, H), and each column (count, W); the pixel ``at[i]`` of the
+    flattened map has label ``number[i]``."""
+    height, width = size_hw
+    y, x = np.divmod(at, width)
+    rows = np.bincount((number - 1) * height + y, minlength=count * height).reshape(count, height)
+    return rows, np.bincount((number - 1) * width + x, minlength=count * width).reshape(count, width)
+
+
+def boxes_of(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Boxes (n, 4), x1 and y1 exclusive, of ``extents``; of a label without a pixel it is the whole map."""
+    low = [(columns > 0).argmax(1), (rows > 0).argmax(1)]
+    high = [columns.shape[1] - (columns[:, ::-1] > 0).argmax(1), rows.shape[1] - (rows[:, ::-1] > 0).argmax(1)]
+    return np.stack([*low, *high], axis=1)
+
+
 def solidity(mask: NDArray[np.uint8]) -> float:
-    """Area over that of the convex hull; pixels are squares, so a rectangle has 1."""
+    """Area over that of the convex hull; pixels are squares, so a rectangle has 1, and so has nothing."""
     outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not outlines:
+        return 1.0
     points = np.concatenate(outlines).reshape(-1, 2)
     corners = np.concatenate([points + step for step in ((0, 0), (1, 0), (0, 1), (1, 1))])
     return float(mask.sum() / cv2.contourArea(cv2.convexHull(corners)))

@@ -30,7 +30,7 @@ from .composites import Composer
 from .network import InstanceNetwork
 from .rules import bold_rules, without_split
 from .targets import loss_of, pairs_told, targets_of
-from .told import PHOTOS_LONE_ODDS, lone_odds, tell_instances, with_groups
+from .told import lone_odds, tell_instances, with_groups
 
 _BACKBONE_RATE = 0.25  # learning rate of pretrained layers over that of new ones
 CHECKPOINT_EVERY = 100
@@ -150,11 +150,12 @@ def validate(network: InstanceNetwork, held: Bank, recipe: InstanceRecipe) -> di
 
 @dataclass(frozen=True)
 class Banks:
-    """What is trained on, and what is kept apart: for validation, and for fitting the rules; ``lone_odds``: see there, of the pictures."""
+    """What is trained on, and what is kept apart: for validation, and for fitting the rules; ``lone_odds``: see there, of the
+    pictures; None: there was no teacher to count."""
 
     used: Bank
     held: Bank
-    lone_odds: float = PHOTOS_LONE_ODDS
+    lone_odds: float | None = None
 
 
 def banks_of(
@@ -171,7 +172,7 @@ def banks_of(
     it splits only by bold rules, fitted on ``bold_composites``, is left out."""
     bank = build_bank(images, semantic, confidence, cutouts, round(_LONG_SIDE * recipe.view_px))
     refiner = None if teacher is None else Refiner(teacher, max_views=_ALL_VIEWS)
-    odds = PHOTOS_LONE_ODDS
+    odds = None
     if refiner is not None:
         bank = with_groups(bank, tell_instances(bank, refiner, quiet))
         odds = lone_odds(bank)

@@ -170,7 +170,7 @@ def test_the_instance_network():
     assert "it tells objects of any class apart" in text
     of_nuclei = {**report, "model": {**report["model"], "min_area": 10, "lone_odds": 0.28}}
     assert "objects of 10 px and more" in inspection_text(of_nuclei)
-    assert "0.28 for each group, of what could be parted" in inspection_text(of_nuclei)
+    assert "0.28 for each group, of what could be parted: thorough" in inspection_text(of_nuclei)
 
 
 def test_somebody_elses_network_with_a_plugin_node(tmp_path):

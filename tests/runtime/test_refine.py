@@ -1,6 +1,7 @@
 """From components to instances: views, what the operator cuts in them, joins, and the way back to the frame."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -157,28 +158,25 @@ def halves(own, *_):
     return [its * np.where(np.arange(own.shape[2]) < m, 1, 2).astype(np.int32) for its, m in zip(own, middle, strict=True)]
 
 
-@pytest.mark.parametrize(("of_groups", "max_views", "count"), [(False, 64, 2), (True, 64, 4), (True, 1, 3)])
-def test_where_most_is_groups_pieces_are_looked_at_closer(monkeypatch, of_groups, max_views, count):
+@pytest.mark.parametrize(("thorough", "max_views", "count"), [(False, 64, 2), (True, 64, 8), (True, 1, 3), (True, 2, 4)])
+def test_pieces_are_looked_at_closer_until_nothing_is_parted(monkeypatch, thorough, max_views, count):
     chain = np.zeros((120, 400), np.uint8)
     for x in range(60, 360, 40):
         cv2.circle(chain, (x, 60), 22, 3, -1)
-    refiner = Refiner(max_views=max_views)
-    assert not refiner.of_groups  # what ships is for photos
-    refiner.of_groups = of_groups
+    refiner = Refiner(max_views=max_views, thorough=thorough)
     monkeypatch.setattr("tfiseg.runtime.refine.cut_views", halves)
     found = refiner(np.zeros((120, 400, 3), np.uint8), tfiseg.cluster(chain, split=0))
     assert len(found) == count
     assert found.area.sum() == (chain > 0).sum()
 
 
-def test_where_most_is_groups_what_shape_would_not_part_is_looked_at(monkeypatch):
+def test_what_shape_would_not_part_is_looked_at_as_well(monkeypatch):
     star = np.zeros((140, 140), np.uint8)
     y, x = np.abs(np.mgrid[-40:41, -40:41])
     star[30:111, 30:111] = np.sqrt(x) + np.sqrt(y) < 7
-    refiner = Refiner()
     monkeypatch.setattr("tfiseg.runtime.refine.cut_views", halves)
-    for refiner.of_groups, count in ((False, 1), (True, 2)):
-        assert len(refiner(np.zeros((140, 140, 3), np.uint8), tfiseg.cluster(star, split=0))) == count
+    for thorough, count in ((None, 1), (False, 1), (True, 2)):  # what ships is for photos
+        assert len(Refiner(thorough=thorough)(np.zeros((140, 140, 3), np.uint8), tfiseg.cluster(star, split=0))) == count
 
 
 def test_closer_looks_are_closer_and_at_what_has_dents():
@@ -187,11 +185,56 @@ def test_closer_looks_are_closer_and_at_what_has_dents():
     pieces[60:120, 260:280], pieces[100:120, 280:300] = 3, 3
     pieces[110:115, 300:305] = 4  # nothing to part
     whole = PlannedView(view_of((20, 60, 305, 120), (200, 400), SIDE), 7, 1)
-    planned, own = closer_looks(pieces, dict.fromkeys((1, 2, 3, 4), whole), SIDE)
+    planned, own = closer_looks(pieces, dict.fromkeys((1, 2, 3, 4, 5), whole), SIDE)  # of the last one nothing is left
     assert planned == [PlannedView(view_of((260, 60, 300, 120), (200, 400), SIDE), 7, 3)]  # the second is convex
     zoom = (SIDE / planned[0].view.side) ** 2
     assert own[0].sum() == pytest.approx((pieces == 3).sum() * zoom, rel=0.05)
     assert closer_looks(pieces, {}, SIDE)[0] == []
+    pieces[150:190, 20:30] = pieces[180:190, 20:50] = 8
+    assert [p.component for p in closer_looks(pieces, dict.fromkeys((8, 3), whole), SIDE)[0]] == [3, 8]  # the larger first
+
+
+def test_pieces_that_a_view_does_not_show_are_let_be():
+    whole = PlannedView(View(0, 0, 600), 7, 1)
+    shown = []
+    for gap in range(30, 140, 3):
+        for x in range(100, 160, 7):
+            crumbs = np.zeros((400, 600), np.int32)
+            crumbs[150, x] = crumbs[150 + gap // 2, x + gap] = 1  # lone pixels, in a view of both enlarged a little
+            shown.append(len(closer_looks(crumbs, {1: whole}, 192)[0]))
+    assert 0 in shown
+
+
+def test_closer_looks_leave_those_for_joins_alone(monkeypatch):
+    class_map = np.zeros((200, 400), np.uint8)
+    for x in range(60, 360, 40):
+        cv2.circle(class_map, (x, 60), 22, 3, -1)
+    class_map[150:180, 40:70] = class_map[150:180, 330:360] = 5  # nothing to part, but a view of both
+    components = tfiseg.cluster(class_map, split=0)
+    nothing = SimpleNamespace(judged=lambda *_: [])
+    monkeypatch.setattr("tfiseg.runtime.refine.candidates_in", lambda parted, planned, _: {len(planned) - 1: nothing})
+    monkeypatch.setattr("tfiseg.runtime.refine.cut_views", halves)
+    seen, infer = [], InstanceSession.infer
+    monkeypatch.setattr(InstanceSession, "infer", lambda self, images, masks, _: seen.append(len(images)) or infer(self, images, masks))
+    for thorough, views in ((False, [1, 1]), (True, [1, 2, 1])):
+        seen.clear()
+        Refiner(max_views=2, thorough=thorough)(np.zeros((200, 400, 3), np.uint8), components)
+        assert seen == views
+
+
+def test_a_network_for_groups_is_thorough(tmp_path):
+    assert not Refiner().thorough
+    model = DEFAULT_INSTANCE_MODEL.read_bytes()
+    given = b'"view_px": 192, "outline_px": 128'  # in as many bytes, so that the file stays one
+    for odds, thorough in ((b"0.28", True), (b"6.5", False), (b"1.0", False)):
+        path = tmp_path / "m.onnx"
+        path.write_bytes(model.replace(given, (b'"view_px": 192, "lone_odds": ' + odds).ljust(len(given))))
+        assert Refiner(path).thorough == thorough
+        assert not Refiner(path, thorough=False).thorough
+    for odds in (b"-3.0", b"NaN", b"true", b'"1"', b"0"):
+        path.write_bytes(model.replace(given, (b'"view_px": 192, "lone_odds": ' + odds).ljust(len(given))))
+        with pytest.raises(ModelError, match="lone_odds must be a positive number"):
+            InstanceSession(path)
 
 
 def test_pairs_of_pieces_in_numbers():
@@ -279,6 +322,8 @@ def test_errors_are_sentences():
         tfiseg.Segmenter(refine="magic")
     with pytest.raises(InputError, match="does nothing without"):
         tfiseg.Segmenter(instance_model="x.onnx")
+    with pytest.raises(InputError, match='it does nothing without refine="components"'):
+        tfiseg.Segmenter(thorough=True)
 
 
 def test_nothing_and_convex_things_stay_as_they_are():
