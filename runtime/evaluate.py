@@ -34,6 +34,7 @@ _SHOWN = 10  # pictures on a contact sheet
 _OURS = "ours"
 # split, and whether by the model's own score rule
 BASELINES: dict[str, tuple[Split, bool]] = {"components": (0.0, False), "shape": ("auto", False), "rated-components": (0.0, True)}
+_SHIPPED = "shipped"
 # PASCAL's names -> COCO's, both without spaces: sets and networks name the same things in either way
 _SAME_CLASS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 
@@ -112,7 +113,8 @@ def evaluate(
         refiner: with "truth", cuts and joins the class maps' components in place of ``split``.
         min_area: with "truth", smallest instance in pixels, the baselines' too; default: what the refiner's network was made for, else 25.
         against: baselines on the same class maps: "components" (connected components), "shape"; "rated-components": the first, scored by
-            the model's own rule.
+            the model's own rule; "shipped", with "truth": the instance network that comes with tfiseg, down to its own smallest instance
+            where ``min_area`` says no other.
 
     Returns:
         PQ, its counts, AP, AP50, AP75, mean boundary IoU of matches, PQ per class, the median time of finding a picture's instances,
@@ -235,27 +237,32 @@ def _finders(
     min_area: int | None,
 ) -> tuple[dict[str, Find], set[int] | None]:
     """How to find a picture's instances, ours first and by each baseline, and which class ids count (None: all)."""
-    unknown = [name for name in against if name not in BASELINES]
+    unknown = [name for name in against if name not in (*BASELINES, _SHIPPED)]
     if unknown:
-        raise InputError(f"unknown baseline {', '.join(unknown)}: there are {', '.join(BASELINES)}")
+        raise InputError(f"unknown baseline {', '.join(unknown)}: there are {', '.join((*BASELINES, _SHIPPED))}")
+    if _SHIPPED in against and semantic != "truth":
+        raise InputError(f"{_SHIPPED} is a baseline for instance networks on true class maps, not with --semantic model")
     if "rated-components" in against and (semantic != "model" or segmenter is None or segmenter.score_rule is None):
         raise InputError("rated-components are those of a model with a score rule (`tfiseg train score`), with --semantic model")
     labels = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
     if semantic == "truth":
-        usual = MIN_AREA_PX if refiner is None else refiner.min_area
-        least = usual if min_area is None else min_area
+
+        def least_of(its: Refiner | None) -> int:
+            return min_area if min_area is not None else MIN_AREA_PX if its is None else its.min_area
 
         def by(ratio: Split) -> Find:
-            return lambda picture: cluster(picture.semantic, split=ratio, min_area=least, class_names=labels)
+            return lambda picture: cluster(picture.semantic, split=ratio, min_area=least_of(refiner), class_names=labels)
 
-        def looked_at(picture: EvalPicture) -> Instances:
-            assert refiner is not None
-            crumbs_too = cluster(picture.semantic, split=0.0, min_area=min(MIN_AREA_PX, least), class_names=labels)
-            found = refiner(picture.image, crumbs_too)
-            return found.select(found.area >= least)
+        def looked_at(its: Refiner) -> Find:
+            def find(picture: EvalPicture) -> Instances:
+                crumbs_too = cluster(picture.semantic, split=0.0, min_area=min(MIN_AREA_PX, least_of(its)), class_names=labels)
+                found = its(picture.image, crumbs_too)
+                return found.select(found.area >= least_of(its))
 
-        ours = by(split) if refiner is None else looked_at
-        return {_OURS: ours, **{name: by(BASELINES[name][0]) for name in against}}, None
+            return find
+
+        ours = by(split) if refiner is None else looked_at(refiner)
+        return {_OURS: ours, **{name: looked_at(Refiner()) if name == _SHIPPED else by(BASELINES[name][0]) for name in against}}, None
     if semantic != "model" or segmenter is None:
         raise InputError(f'semantic must be "truth" or "model" (with a segmenter), got {semantic!r}')
     theirs = {_canonical(v): k for k, v in names.items()}

@@ -71,6 +71,12 @@ def test_a_network_for_small_things_keeps_them(tmp_path):
         assert evaluate(tmp_path, refiner=tfiseg.Refiner(path), min_area=0, quiet=True)["true_positives"] == 3
         report = evaluate(tmp_path, refiner=tfiseg.Refiner(path), quiet=True, against=["components"])
         assert report["gain"]["components"]["PQ_gain"] == 0  # on the same objects
+        report = evaluate(tmp_path, refiner=tfiseg.Refiner(path), quiet=True, against=["shipped"])
+        assert (report["gain"]["shipped"]["PQ_gain"] > 0) == (right == 2)  # which keeps what it is for
+        same = evaluate(tmp_path, refiner=tfiseg.Refiner(path), quiet=True, against=["shipped"], min_area=9)
+        assert same["gain"]["shipped"]["PQ_gain"] == 0
+    with pytest.raises(tfiseg.InputError, match="shipped is a baseline for instance networks on true class maps"):
+        evaluate(tmp_path, "model", tfiseg.Segmenter(), quiet=True, against=["shipped"])
     assert evaluate(tmp_path, min_area=10, quiet=True)["true_positives"] == 2
     for min_area, least in ((None, 9), (50, 50)):
         segmenter = tfiseg.Segmenter(refine="components", instance_model=tmp_path / "small.onnx", min_area=min_area)
