@@ -164,10 +164,15 @@ def cycles(args):
 
 
 def modes(args):
-    """Milliseconds of a 640x480 frame by shape, by heads, and by components; photos of --photos DIR, three rounds of each in turn."""
+    """Milliseconds of a 640x480 frame by shape, by heads, and by components, each without and with outlines drawn anew; photos of
+    --photos DIR, three rounds of each in turn."""
     source = tfiseg.open_source(args.photos) if args.photos else SyntheticCamera()
     frames = [cv2.resize(f.image, (640, 480)) for f, _ in zip(source, range(args.frames or 40), strict=False)]
-    segmenters = {mode: tfiseg.Segmenter(refine=mode, outlines=False) for mode in (None, "frame", "components")}
+    segmenters = {
+        f"{mode or 'shape'}{', outlines' * outlines}": tfiseg.Segmenter(refine=mode, outlines=outlines)
+        for outlines in (False, True)
+        for mode in (None, "frame", "components")
+    }
     ms = {mode: [] for mode in segmenters}
     for k in range(4):
         for mode, segmenter in segmenters.items():
@@ -176,7 +181,7 @@ def modes(args):
                 segmenter(frame)
                 if k:
                     ms[mode].append((time.perf_counter() - began) * 1e3)
-    return {str(mode): {"ms": round(statistics.median(v), 1), "fps": round(1e3 / statistics.median(v), 1)} for mode, v in ms.items()}
+    return {mode: {"ms": round(statistics.median(v), 1), "fps": round(1e3 / statistics.median(v), 1)} for mode, v in ms.items()}
 
 
 def gpu(args):
