@@ -119,7 +119,7 @@ class Refiner:
         maps = views.look(wanted, outlines)
         own = np.stack([views.own[k] for k in wanted])
         found = cut_views(own, maps, self.session.affinity_offsets, self.session.rules, self.threads)
-        cut_in = {}
+        cut_in: dict[int, PlannedView] = {}
         for k, labels in zip(wanted, found, strict=True):
             cut_in |= dict.fromkeys(parted.cut(views.planned[k], labels), views.planned[k])
         return cut_in
@@ -179,7 +179,7 @@ class _Views:
         self.shown: dict[int, tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]] = {}
         self.ms = {"views": 0.0, "instance network": 0.0}
 
-    def plan(self, planned: Sequence[PlannedView], own: Sequence[NDArray[np.uint8]]) -> list[int]:
+    def plan(self, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int]:
         """Further views and what each was made for; returns their numbers."""
         first = len(self.planned)
         self.planned += planned
