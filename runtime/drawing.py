@@ -13,6 +13,7 @@ _ALPHA = 0.42
 _GOLDEN_RATIO = 0.618033988749895  # steps of it around the colour wheel keep neighbours apart
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _REFERENCE_PX = 640  # picture width at which lines are one pixel and text is 0.42 high
+_LABELLED = 0.15  # of a picture: more labels hide more than they say
 
 
 def instance_colours(count: int) -> NDArray[np.uint8]:
@@ -57,22 +58,40 @@ def draw_instances(image: NDArray[np.uint8], instances: Instances) -> NDArray[np
     for i in range(len(instances)):
         colour = [int(c) for c in colours[i + 1]]
         cv2.drawContours(view, instances.polygon(i), -1, colour, thickness, cv2.LINE_AA)
-    for i in np.argsort(instances.area, kind="stable"):  # large labels last: they are read first
-        _draw_label(view, instances, int(i), colours[int(i) + 1], scale)
+    for i in _labelled(instances, scale):
+        _draw_label(view, instances, i, colours[i + 1], scale)
     return view
 
 
-def _draw_label(view: NDArray[np.uint8], instances: Instances, index: int, colour: NDArray[np.uint8], scale: float) -> None:
+def _labelled(instances: Instances, scale: float) -> list[int]:
+    """The largest instances, as many as there is room for labels; large ones last: they are read first."""
+    room, kept = _LABELLED * instances.label_map.size, list[int]()
+    for i in np.argsort(-instances.area, kind="stable").tolist():
+        x0, _, x1, _ = instances[i].box_xyxy
+        _, width, height, base = _label(instances, i, scale)
+        if x1 - x0 < width // 3:  # a label much wider than its object hides more than it says
+            continue
+        room -= (width + 4) * (height + base + 2)
+        if kept and room < 0:
+            break
+        kept.append(i)
+    return kept[::-1]
+
+
+def _label(instances: Instances, index: int, scale: float) -> tuple[str, int, int, int]:
+    """Text, and its width, height and depth in pixels."""
     one = instances[index]
-    x0, y0, x1, _ = (int(v) for v in one.box_xyxy)
     text = f"{one.title} {one.score:.2f}" if one.score < 1 else one.title
-    size = 0.42 * scale
-    (width, height), base = cv2.getTextSize(text, _FONT, size, 1)
-    if x1 - x0 < width // 3:  # a label much wider than its object hides more than it says
-        return
+    (width, height), base = cv2.getTextSize(text, _FONT, 0.42 * scale, 1)
+    return text, width, height, base
+
+
+def _draw_label(view: NDArray[np.uint8], instances: Instances, index: int, colour: NDArray[np.uint8], scale: float) -> None:
+    text, width, height, base = _label(instances, index, scale)
+    x0, y0 = (int(v) for v in instances[index].box_xyxy[:2])
     x = min(max(0, x0), max(0, view.shape[1] - width - 4))
     y = max(y0, height + base + 2)
     cv2.rectangle(view, (x, y - height - base - 2), (x + width + 4, y), [int(c) for c in colour], -1)
     luma = 0.114 * colour[0] + 0.587 * colour[1] + 0.299 * colour[2]
     ink = (0, 0, 0) if luma > 110 else (255, 255, 255)
-    cv2.putText(view, text, (x + 2, y - base), _FONT, size, ink, max(1, round(scale * 0.8)), cv2.LINE_AA)
+    cv2.putText(view, text, (x + 2, y - base), _FONT, 0.42 * scale, ink, max(1, round(scale * 0.8)), cv2.LINE_AA)

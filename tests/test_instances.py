@@ -53,6 +53,15 @@ def test_drawing_is_a_new_picture_that_changes_inside_only(two):
     assert np.array_equal(two.draw(frame), view)
 
 
+def test_labels_leave_most_of_a_crowd_to_be_seen():
+    y, x = np.mgrid[:200, :400] % 20 - 9
+    crowd = tfiseg.cluster((x**2 + y**2 < 64).astype(np.uint8), split=0, class_names=["background", "nucleus"])
+    assert len(crowd) == 200
+    view = crowd.draw(np.full((200, 400, 3), 90, np.uint8))
+    unlike = (view != 90).any(-1) & (crowd.label_map == 0)
+    assert 0.02 < unlike.mean() < 0.25  # outlines and some labels; with all of them little more would be seen than labels
+
+
 def test_drawing_on_another_frame_says_so(two):
     with pytest.raises(tfiseg.InputError, match="draw them on their own frame"):
         two.draw(np.zeros((60, 100, 3), np.uint8))
