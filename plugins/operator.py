@@ -218,7 +218,7 @@ def _plane(value: ArrayLike | None, batched: bool, n: int, h: int, w: int, name:
     if not stride:
         raise InputError(f"{name} must be {(n, h, w) if batched else (h, w)}, got {np.shape(value)}")
     _check_unit(array, name)
-    return np.ascontiguousarray(array.repeat(stride, -2).repeat(stride, -1)[:, :h, :w])
+    return np.ascontiguousarray(array.repeat(stride, -1).repeat(stride, -2)[:, :h, :w])  # rows last: whole ones are copied
 
 
 def _affinity(
@@ -260,7 +260,9 @@ def _band(width: int, has_boundary: bool) -> int:
 
 
 def _stride(shape: Sequence[int], h: int, w: int, name: str) -> int:
-    fits = [s for s in range(1, max(h, w) + 1) if (-(-h // s), -(-w // s)) == tuple(shape)]
+    rows = max(1, shape[0])
+    least, most = -(-h // rows), max(h, w) if rows == 1 else (h - 1) // (rows - 1)  # that leave so many rows
+    fits = [s for s in range(least, most + 1) if (-(-h // s), -(-w // s)) == tuple(shape)]
     if not fits:
         raise InputError(f"{name} of {tuple(shape)} is neither the grid {(h, w)} nor an integer factor smaller")
     even = [s for s in fits if h % s == w % s == 0]  # tiny grids fit several factors
