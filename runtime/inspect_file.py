@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import EngineError, InputError, ModelError
 from .engine_file import SUFFIX, check_content, mismatches, read_sidecar, sidecar_path
+from .instance_session import InstanceSession
 from .machine import this_machine
 from .model_info import METADATA_KEY, ModelInfo, weights_digest
 from .onnx_layers import PRECISIONS, LayerPrecision, layer_precisions
@@ -104,7 +105,10 @@ def _onnx(path: Path) -> dict[str, Any]:
     metadata: dict[str, Any] | None = None
     if text is not None:
         try:
-            metadata = _instance_metadata(text) or ModelInfo.from_json(text, str(path)).extra
+            of_instances = _instance_metadata(text)
+            if of_instances is not None:
+                InstanceSession(path, threads=1)  # raises where something is damaged
+            metadata = of_instances or ModelInfo.from_json(text, str(path)).extra
         except ModelError as wrong:
             problems.append(str(wrong))
     initial = {i.name for i in model.graph.initializer}

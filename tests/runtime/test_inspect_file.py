@@ -173,6 +173,15 @@ def test_the_instance_network():
     assert "0.28 for each group, of what could be parted: thorough" in inspection_text(of_nuclei)
 
 
+def test_an_instance_network_that_is_damaged(tmp_path):
+    given = b'"view_px": 192, "outline_px": 128'
+    damaged = DEFAULT_INSTANCE_MODEL.read_bytes().replace(given, b'"view_px": 192, "lone_odds": "x" ')
+    (tmp_path / "m.onnx").write_bytes(damaged)
+    report = inspect_file(tmp_path / "m.onnx")
+    assert "lone_odds must be a positive number, got 'x'" in report["problems"][0]
+    assert "damaged" in inspection_text(report)
+
+
 def test_somebody_elses_network_with_a_plugin_node(tmp_path):
     report = inspect_file(onnx_file(tmp_path / "a.onnx"))
     assert report["plugin_nodes"] == [{"name": "y", "op": "tfiseg::DisplacementFieldClustering"}]
