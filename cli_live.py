@@ -69,8 +69,8 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
         "--min-area",
         type=int,
         metavar="PX",
-        help="leave out instances of fewer pixels (default: 0.1 %% of the frame, at least 25, of true class maps 25; or what an instance "
-        "network was made for)",
+        help="leave out instances of fewer pixels (default: 0.1 %% of the frame, at least 25, of true class maps 25; or what the "
+        "instance network or the model was made for)",
     )
     verb.add_argument(
         "--scales",

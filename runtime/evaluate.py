@@ -261,8 +261,10 @@ def _finders(
 
             return find
 
-        ours = by(split) if refiner is None else looked_at(refiner)
-        return {_OURS: ours, **{name: looked_at(Refiner()) if name == _SHIPPED else by(BASELINES[name][0]) for name in against}}, None
+        finders = {_OURS: by(split) if refiner is None else looked_at(refiner)}
+        for name in against:
+            finders[name] = by(BASELINES[name][0]) if name in BASELINES else looked_at(Refiner(threads=(refiner and refiner.threads) or 0))
+        return finders, None
     if semantic != "model" or segmenter is None:
         raise InputError(f'semantic must be "truth" or "model" (with a segmenter), got {semantic!r}')
     theirs = {_canonical(v): k for k, v in names.items()}

@@ -71,12 +71,12 @@ class Refiner:
         _check_sizes(image, components)
         began = time.perf_counter()
         planned, own = worth_a_look(components, self.session.view_px)
-        planning = (time.perf_counter() - began) * 1e3
         if not planned:
             return components, {}
-        parted = Parted(components)
         views = _Views(self.session, image, components)
         views.plan(planned, own)
+        views.ms["views"] += (time.perf_counter() - began) * 1e3
+        parted = Parted(components)
         cut_in = self._cut(parted, views, self._that_could_be_cut(planned, own)[: self.max_views], outlines)
         left = self.max_views - len(views.shown)
         if self.thorough:
@@ -90,7 +90,6 @@ class Refiner:
                 if k in views.shown:
                     judged += its.judged(*views.shown[k], self.session.affinity_offsets, join_rule)
         refined = instances_of(united(parted, judged), components)
-        views.ms["views"] += planning
         merge = (time.perf_counter() - began) * 1e3 - sum(views.ms.values())
         return replace(refined, stage_ms={**components.stage_ms, **views.ms, "merge": merge}), views.foreground
 

@@ -47,8 +47,8 @@ class Segmenter:
             the network that comes with tfiseg (21 PASCAL classes), with refine="frame" the one with instance heads.
         things: names or ids of the classes to segment; default: all countable classes of the model.
         split: see ``tfiseg.cluster``; default: what the model's metadata says, else "auto".
-        min_area: smallest instance in pixels; default: with refine="components", what the instance network says that it is for, if it does;
-            else 0.1 % of the frame, at least 25.
+        min_area: smallest instance in pixels; default: what the instance network, where there is one, or the model says that it is for;
+            if neither does, 0.1 % of the frame, at least 25.
         min_score: instances with a lower score are left out; 0 keeps all. The score is the probability of being an object where the model
             has a rule for that (``tfiseg train score``; the networks that come with tfiseg do; default: 0.3), else the mean class
             probability (default: 0.5).

@@ -17,7 +17,6 @@ from .instance_onnx import ViewMaps, export_instance
 from .outlines import RoughComposer, train_outlines
 from .rules import fit_rules
 from .sheets import bank_sheet, composite_sheet
-from .told import PHOTOS_LONE_ODDS
 from .train import InstanceRecipe, banks_of, held_seed, train_instance
 
 
@@ -62,11 +61,9 @@ def make_instance_model(
     def infer(views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
         return InstanceMaps(*(m.numpy() for m in maps(torch.from_numpy(views), torch.from_numpy(masks))))
 
-    odds = banks.lone_odds
-    seed = held_seed(recipe) + 1
-    fits = fit_rules(banks.held, seed, infer, recipe.view_px, rule_composites, recipe.seed, quiet, odds or PHOTOS_LONE_ODDS)
+    fits = fit_rules(banks.held, held_seed(recipe) + 1, infer, recipe.view_px, rule_composites, recipe.seed, quiet, banks.lone_odds)
     rules = {name: f.rule for name, f in fits.items()}
-    odds = None if odds is None else round(odds, 2)
+    odds = None if banks.lone_odds is None else round(banks.lone_odds, 2)
     outlines = recipe.outline_steps > 0
     report = export_instance(network, output, recipe.view_px, rules, training_data, licence, outlines, min_area, odds)
     report["rules"] = {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}

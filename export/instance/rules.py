@@ -66,15 +66,16 @@ def fit_rules(
     count: int,
     seed: int = 0,
     quiet: bool = False,
-    lone_odds: float = PHOTOS_LONE_ODDS,
+    lone_odds: float | None = None,
 ) -> dict[str, Fit]:
     """Fit "merge", "part" and "join" on ``count`` composites of objects kept apart, as the network ``infer`` (views of ``view_px``, masks
-    -> maps) sees them, for class maps of such ``lone_odds`` (``told.py``). Bold rules first, on a quarter: objects that they split, half
-    of which are groups, would teach to leave groups whole."""
+    -> maps) sees them, for class maps of such ``lone_odds`` (``told.py``; None: photos'). Bold rules first, on a quarter: objects that they
+    split, half of which are groups, would teach to leave groups whole."""
     bold = bold_rules(held, composite_seed, infer, view_px, -(-count // 4), seed, quiet)
     single = Composer(without_split(held, infer, view_px, bold), composite_seed, view_px)
     merges, parts, joins = _samples(single, infer, count, seed, quiet)
-    merge_weight, part_weight = (c * lone_odds / _lone_odds(its) for its, c in zip((merges, parts), _CAUTION, strict=True))
+    odds = PHOTOS_LONE_ODDS if lone_odds is None else lone_odds
+    merge_weight, part_weight = (c * odds / _lone_odds(its) for its, c in zip((merges, parts), _CAUTION, strict=True))
     return _fits(merges, parts, joins, (merge_weight, part_weight), seed)
 
 
