@@ -17,7 +17,7 @@ from ..errors import InputError, TfisegError
 from .neck import EVIDENCE_FEATURES
 from .problem import Clustering, Problem
 
-API_VERSION = 6
+API_VERSION = 7
 ON_CPU = 0
 _KEPT_BYTES = 64 << 20
 _local = threading.local()
@@ -43,6 +43,7 @@ class ProblemStruct(ctypes.Structure):
         ("affinity_offsets_yx", ctypes.c_void_p),
         ("affinity_channels", ctypes.c_int32),
         ("affinity_stride", ctypes.c_int32),
+        ("boundary_stride", ctypes.c_int32),
         ("scores", ctypes.c_void_p),
         ("things", ctypes.c_void_p),
         ("split", ctypes.c_void_p),
@@ -68,6 +69,7 @@ class ResultStruct(ctypes.Structure):
         ("semantic_map", ctypes.c_void_p),
         ("semantic_map_32", ctypes.c_void_p),
         ("count", ctypes.c_void_p),
+        ("regions", ctypes.c_void_p),
         ("table", ctypes.c_void_p),
         ("workspace", ctypes.c_void_p),
         ("workspace_bytes", ctypes.c_int64),
@@ -145,6 +147,7 @@ def problem_struct(problem: Problem, threads: int = 1) -> ProblemStruct:
         _address(problem.affinity_offsets),
         0 if problem.affinity is None else problem.affinity.shape[1],
         problem.affinity_stride,
+        problem.boundary_stride,
         _address(problem.scores),
         _address(problem.things),
         _address(problem.split),
@@ -181,6 +184,7 @@ class NativeCall:
         self._label_map = np.empty((n, h, w), np.int32)
         self._semantic_map = np.empty((n, h, w), np.uint8)
         self._count = np.empty(n, np.int32)
+        self._regions = np.empty(n, np.int32)
         self._table = np.empty((n, problem.max_instances, 10), np.float32)
         self._room = _workspace(int(library().tfiseg_workspace_size(ctypes.byref(self._asked), ON_CPU)))
         self._out = ResultStruct(
@@ -188,6 +192,7 @@ class NativeCall:
             label_map=_address(self._label_map),
             semantic_map=_address(self._semantic_map),
             count=_address(self._count),
+            regions=_address(self._regions),
             table=_address(self._table),
             workspace=_address(self._room),
             workspace_bytes=self._room.nbytes,
@@ -197,7 +202,8 @@ class NativeCall:
         """Cluster; the result's arrays are this object's own, overwritten by the next run."""
         _check(library().tfiseg_cluster_cpu(ctypes.byref(self._asked), ctypes.byref(self._out)))
         table = self._table[:, : int(self._count.max())]
-        return Clustering(self._label_map, self._semantic_map, self._count, table, self._out.cluster_ms, self._out.upsample_ms)
+        times = self._out.cluster_ms, self._out.upsample_ms
+        return Clustering(self._label_map, self._semantic_map, self._count, table, self._regions, *times)
 
 
 def cluster_native(problem: Problem, threads: int | None = None) -> Clustering:

@@ -113,10 +113,11 @@ def cluster(
     check_min_area(min_area)
     if not (0 <= merge_affinity <= 1 and centre_radius >= 0):  # so written that NaN fails, too
         raise InputError(f"merge_affinity must lie in 0..1 and centre_radius be positive, got {merge_affinity} and {centre_radius}")
+    contours, boundary_stride = _plane(boundary, batched, len(given), h, w, "boundary")
     maps = {
         "displacement": _evidence(displacement, batched, len(given), (2, h, w), "displacement"),
-        "boundary": _plane(boundary, batched, len(given), h, w, "boundary"),
-        "scores": _plane(scores, batched, len(given), h, w, "scores"),
+        "boundary": contours,
+        "scores": _enlarged(*_plane(scores, batched, len(given), h, w, "scores"), (h, w)),
     }
     offsets = np.ascontiguousarray(affinity_offsets, np.int32).reshape(-1, 2)
     links, stride = _affinity(affinity, batched, len(given), h, w, offsets)
@@ -130,6 +131,7 @@ def cluster(
             affinity=links,
             affinity_offsets=offsets,
             affinity_stride=stride,
+            boundary_stride=boundary_stride,
             evidence_rule=_rule(merge_rule, "merge_rule", links is not None),
             part_rule=_rule(part_rule, "part_rule", links is not None and boundary is not None),
             merge_affinity=merge_affinity,
@@ -208,17 +210,24 @@ def _evidence(value: ArrayLike | None, batched: bool, n: int, shape: tuple[int, 
     return np.ascontiguousarray(array)
 
 
-def _plane(value: ArrayLike | None, batched: bool, n: int, h: int, w: int, name: str) -> NDArray[np.float32] | None:
-    """float32 (N, h, w) in [0, 1], repeated where it is an integer factor smaller."""
+def _plane(value: ArrayLike | None, batched: bool, n: int, h: int, w: int, name: str) -> tuple[NDArray[np.float32] | None, int]:
+    """float32 (N, h / stride, w / stride) in [0, 1], and the stride."""
     if value is None:
-        return None
+        return None, 1
     array = np.asarray(value, np.float32)
     array = array if batched else array[None]
     stride = _stride(array.shape[-2:], h, w, name) if array.ndim == 3 and len(array) == n else 0
     if not stride:
         raise InputError(f"{name} must be {(n, h, w) if batched else (h, w)}, got {np.shape(value)}")
     _check_unit(array, name)
-    return np.ascontiguousarray(array.repeat(stride, -1).repeat(stride, -2)[:, :h, :w])  # rows last: whole ones are copied
+    return np.ascontiguousarray(array), stride
+
+
+def _enlarged(plane: NDArray[np.float32] | None, stride: int, size_hw: tuple[int, int]) -> NDArray[np.float32] | None:
+    if plane is None or stride == 1:
+        return plane
+    repeated = plane.repeat(stride, -1).repeat(stride, -2)  # rows last: whole ones are copied
+    return np.ascontiguousarray(repeated[:, : size_hw[0], : size_hw[1]])
 
 
 def _affinity(

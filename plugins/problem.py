@@ -30,10 +30,10 @@ class Problem:
         class_map: uint8 (N, h, w), 0 = background, 255 = ignore; or None with logits.
         logits: float32 (N, C, h, w); or None with class_map.
         displacement: float32 (N, 2, h, w), (dy, dx) in grid pixels; None: geometric.
-        boundary: float32 (N, h, w) in [0, 1], or None.
+        boundary: float32 (N, ceil(h / boundary_stride), ceil(w / boundary_stride)) in [0, 1], or None.
         affinity: float32 (N, A, ceil(h / stride), ceil(w / stride)) in [0, 1], or None.
         affinity_offsets: int32 (A, 2), (dy, dx) in affinity cells.
-        affinity_stride: grid pixels per affinity cell.
+        affinity_stride, boundary_stride: grid pixels per cell.
         scores: float32 (N, h, w) in [0, 1], or None.
         evidence_rule: float32 (hidden * 19 + 1,), with affinity; in the order of tfiseg.h. None: the mean affinity decides.
         part_rule: as evidence_rule, with affinity and boundary; for the second look at pieces that a boundary crosses. None: no such look.
@@ -55,6 +55,7 @@ class Problem:
     affinity: NDArray[np.float32] | None = None
     affinity_offsets: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
     affinity_stride: int = 1
+    boundary_stride: int = 1
     scores: NDArray[np.float32] | None = None
     evidence_rule: NDArray[np.float32] | None = None
     part_rule: NDArray[np.float32] | None = None
@@ -93,12 +94,13 @@ class Clustering:
     """What the operator gives.
 
     ``label_map`` int32 (N, H, W), 0 = none; ``semantic_map`` uint8 (N, H, W); ``count`` int32 (N,); ``table`` float32
-    (N, max count, 10), columns ``TABLE_COLUMNS``.
+    (N, max count, 10), columns ``TABLE_COLUMNS``; ``regions`` int32 (N,), how many there were before any merged.
     """
 
     label_map: NDArray[np.int32]
     semantic_map: NDArray[np.uint8]
     count: NDArray[np.int32]
     table: NDArray[np.float32]
+    regions: NDArray[np.int32] | None = None
     cluster_ms: float = 0.0
     upsample_ms: float = 0.0

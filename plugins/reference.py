@@ -20,17 +20,17 @@ _CROSSED_PX, _LEFT_PX, _PART_SHARES = 8, 64, 5  # as in parts.h
 _SIDES = ((-1, 0), (0, -1), (0, 1), (1, 0))
 
 
-def _grid_labels(problem: Problem, index: int, semantic: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Instance of each grid pixel, (h, w), 0 = none, numbered in raster order."""
+def _grid_labels(problem: Problem, index: int, semantic: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
+    """Instance of each grid pixel, (h, w), 0 = none, numbered in raster order; and how many regions there were."""
     cls = np.where(problem.things[semantic] > 0, semantic, 0).astype(np.uint8)
     least = problem.min_area if problem.logits is None else 0  # with logits, areas are those at full resolution
-    label = unions_of(problem, index, cls)
+    label, regions = unions_of(problem, index, cls)
     if problem.sharpen:
         assert problem.boundary is not None
         label = sharpened(label, cls, problem.boundary[index], problem.sharpen)
     if problem.part_rule is not None:
         label = parted(problem, index, label, cls)
-    return _numbered(label, least, problem.max_instances)
+    return _numbered(label, least, problem.max_instances), regions
 
 
 def parted(problem: Problem, index: int, piece: NDArray[np.int64], cls: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -53,7 +53,7 @@ def parted(problem: Problem, index: int, piece: NDArray[np.int64], cls: NDArray[
         cut[here] |= (piece[there] > 0) & (piece[here] != piece[there]) & (cls[here] == cls[there])
     inside = np.where(crossed[piece] & calm & ~cut, cls, 0).astype(np.uint8)
     again = replace(problem, displacement=None, evidence_rule=problem.part_rule, sharpen=0)
-    part = unions_of(again, index, inside, piece)
+    part, _ = unions_of(again, index, inside, piece)
     numbers, first, part_area = np.unique(part, return_index=True, return_counts=True)
     of = piece.ravel()[first]
     kept = (numbers > 0) & (part_area * _PART_SHARES >= area[of])
@@ -201,7 +201,10 @@ def _table(
 
 def cluster_reference(problem: Problem) -> Clustering:
     """The operator, in numpy: equal to the native one bit for bit, but for the last bits of scores."""
-    labels, semantics, tables = [], [], []
+    labels, semantics, tables, regions = [], [], [], []
+    if problem.boundary is not None:
+        (h, w), stride = problem.grid_hw, problem.boundary_stride
+        problem = replace(problem, boundary=problem.boundary.repeat(stride, 1).repeat(stride, 2)[:, :h, :w], boundary_stride=1)
     for index in range(problem.batch):
         if problem.logits is not None:
             logits = problem.logits[index]
@@ -209,7 +212,8 @@ def cluster_reference(problem: Problem) -> Clustering:
         else:
             assert problem.class_map is not None
             semantic = problem.class_map[index]
-        grid = _grid_labels(problem, index, semantic)
+        grid, region_count = _grid_labels(problem, index, semantic)
+        regions.append(region_count)
         n = int(grid.max(initial=0))
         area = np.bincount(grid.ravel(), minlength=n + 1)[1:]
         class_of = np.zeros(n + 1, np.int64)
@@ -238,4 +242,4 @@ def cluster_reference(problem: Problem) -> Clustering:
     table = np.zeros((problem.batch, int(count.max()), 10), np.float32)
     for index, rows in enumerate(tables):
         table[index, : len(rows)] = rows
-    return Clustering(np.stack(labels), np.stack(semantics), count, table)
+    return Clustering(np.stack(labels), np.stack(semantics), count, table, np.array(regions, np.int32))

@@ -308,8 +308,11 @@ def _affinity_pairs(
     return found
 
 
-def unions_of(problem: Problem, index: int, cls: NDArray[np.uint8], piece: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """Union of each countable pixel, (h, w), 0 = none, in raster order with gaps; ``piece``: regions of different ones don't merge."""
+def unions_of(
+    problem: Problem, index: int, cls: NDArray[np.uint8], piece: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], int]:
+    """Union of each countable pixel, (h, w), 0 = none, in raster order with gaps, and how many regions they are made of; ``piece``: regions
+    of different ones don't merge."""
     squared = np.zeros(cls.shape, np.int64)
     if problem.displacement is not None:
         root = given_basins(cls, problem.displacement[index], problem.centre_radius)
@@ -335,4 +338,4 @@ def unions_of(problem: Problem, index: int, cls: NDArray[np.uint8], piece: NDArr
         rows += _affinity_pairs(problem, index, cls, region_map, piece)
     every = np.concatenate(rows)
     into = agglomerate(problem, regions, _edge_rows(every[:, 0], every[:, 1], every[:, 2:]))
-    return np.concatenate([[0], into + 1])[region_map]
+    return np.concatenate([[0], into + 1])[region_map], len(roots)

@@ -66,8 +66,9 @@ class DeviceClusterer:
         address, (n, classes, h, w), dtype = maps["logits"]
         affinity = maps.get("affinity")
         boundary = maps.get("boundary")
-        if boundary and boundary[1][-2:] != (h, w):
-            raise EngineError(f"a boundary of {boundary[1][-2:]} beside logits of {(h, w)}: they must be of one size")
+        boundary_stride = -(-h // boundary[1][2]) if boundary else 1
+        if boundary and boundary[1][-2:] != (-(-h // boundary_stride), -(-w // boundary_stride)):
+            raise EngineError(f"a boundary of {boundary[1][-2:]} beside logits of {(h, w)}: it must be an integer factor smaller")
         out_h, out_w = asked.out_hw
         merge_rule, part_rule = asked.merge_rule if affinity else None, asked.part_rule if affinity and boundary else None
         self._problem = ProblemStruct(
@@ -86,6 +87,7 @@ class DeviceClusterer:
             affinity_offsets_yx=asked.affinity_offsets.ctypes.data,
             affinity_channels=affinity[1][1] if affinity else 0,
             affinity_stride=-(-h // affinity[1][2]) if affinity else 1,
+            boundary_stride=boundary_stride,
             things=asked.things.ctypes.data,
             split=asked.split.ctypes.data,
             merge_affinity=MERGE_AFFINITY,

@@ -14,6 +14,7 @@ int32_t check(const tfiseg_problem *p, int32_t device) {
     if (!p->class_map == !p->logits || !p->things || !p->split) return TFISEG_MISSING_POINTER;
     if (p->class_map && (p->out_height != p->height || p->out_width != p->width)) return TFISEG_BAD_SHAPE;
     if (p->logits && (p->classes < 2 || p->classes > 255)) return TFISEG_BAD_SHAPE;
+    if (p->boundary && p->boundary_stride < 1) return TFISEG_BAD_PARAMETER;
     if (p->affinity && (!p->affinity_offsets_yx || p->affinity_channels < 1 || p->affinity_stride < 1)) return TFISEG_BAD_PARAMETER;
     if (cuda && p->affinity && p->affinity_channels > TFISEG_MAX_CUDA_AFFINITY_CHANNELS) return TFISEG_BAD_PARAMETER;
     if (p->evidence_hidden < 0 || p->evidence_hidden > TFISEG_MAX_EVIDENCE_HIDDEN) return TFISEG_BAD_PARAMETER;
@@ -50,7 +51,7 @@ const char *tfiseg_status_string(int32_t status) {
         case TFISEG_SMALL_WORKSPACE: return "the workspace is smaller than tfiseg_workspace_size() says";
         case TFISEG_OUT_OF_MEMORY: return "out of memory";
         case TFISEG_BAD_PARAMETER:
-            return "a parameter is out of range: max_instances 1..65535, threads >= 1, affinity with offsets and stride, on a GPU with up to 32 "
+            return "a parameter is out of range: max_instances 1..65535, threads >= 1, strides >= 1; affinity with offsets, on a GPU with up to 32 "
                    "channels; evidence_rule with affinity, part_rule with affinity and boundary, each of 1..64 hidden units; sharpen 0..32, with "
                    "boundary; float16 on a GPU only";
         case TFISEG_NO_CUDA: return "this library was built without CUDA: `tfiseg plugin build` builds one with it";

@@ -77,7 +77,15 @@ class Picture {
         const auto floats = [](const void *map, int64_t from) { return map ? static_cast<const float *>(map) + from : nullptr; };
         logits_ = floats(p.logits, maps * p.classes);
         displacement_ = floats(p.displacement, maps * 2);
-        boundary_ = floats(p.boundary, maps);
+        if (p.boundary && p.boundary_stride > 1) {
+            const int64_t cells = ((h_ + p.boundary_stride - 1) / p.boundary_stride) * ((w_ + p.boundary_stride - 1) / p.boundary_stride);
+            float *enlarged = room_.take<float>(n_);
+            const Enlarge enlarge = {{floats(p.boundary, cells * index), false}, h_, w_, p.boundary_stride, enlarged};
+            for (int32_t i = 0; i < int32_t(n_); ++i) enlarge(i);
+            boundary_ = enlarged;
+        } else {
+            boundary_ = floats(p.boundary, maps);
+        }
         scores_ = floats(p.scores, maps);
         if (p.affinity) {
             cells_h_ = (h_ + p.affinity_stride - 1) / p.affinity_stride;
@@ -195,6 +203,7 @@ class Picture {
 
         tfiseg_problem problem = second_look(p_, inside);
         problem.boundary = boundary_;
+        problem.boundary_stride = 1;
         problem.affinity = affinity_;
         Picture again(problem, 0, team_, room_, piece);
         again.build(part);
@@ -751,6 +760,7 @@ int64_t cpu_workspace_bytes(const tfiseg_problem &p) {
     int64_t bytes = grid * (1 + 4);                         // classes, links
     bytes += p.displacement ? grid : grid * (2 + 4);        // centres; or column and squared distances
     if (p.scores || p.logits) bytes += grid * 2;            // scores
+    if (p.boundary && p.boundary_stride > 1) bytes += grid * 4;  // boundary
     if (p.logits) bytes += grid * (1 + 4) + out;            // grid classes, grid labels, classes at the output size
     if (p.part_rule) bytes += grid * (3 * 4 + 1) + cpu_workspace_bytes(second_look(p, p.things));  // pieces, parts, distances, classes
     return bytes + 16 * Room::kAlign;
@@ -777,20 +787,24 @@ int32_t tfiseg_cluster_cpu(const tfiseg_problem *problem, tfiseg_result *result)
             int32_t *label_map = result->label_map + k * out_n;
             uint8_t *semantic_map = result->semantic_map ? result->semantic_map + k * out_n : nullptr;
             const uint8_t *semantic;
+            int32_t region_count;
             double clustered;
             if (p.logits) {
                 picture.build(grid);
+                region_count = int32_t(picture.regions.size());
                 picture.decide();
                 clustered = now_ms();
                 semantic = picture.upsample(label_map, semantic_map);
             } else {
                 picture.build(label_map);
+                region_count = int32_t(picture.regions.size());
                 picture.decide();
                 clustered = now_ms();
                 semantic = picture.copy_semantic(semantic_map);
             }
             if (result->semantic_map_32) std::copy_n(semantic, out_n, result->semantic_map_32 + k * out_n);
             result->count[k] = int32_t(picture.instances.size());
+            if (result->regions) result->regions[k] = region_count;
             picture.write_table(result->table + int64_t(k) * p.max_instances * TFISEG_TABLE_COLUMNS);
             result->cluster_ms += clustered - began;
             result->upsample_ms += now_ms() - clustered;

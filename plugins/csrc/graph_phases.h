@@ -102,11 +102,14 @@ struct Slots {
     Region *regions;  // out
     int32_t *into, *changed;  // out
     int32_t capacity;
+    int32_t plane;
+    int32_t *region_count;  // in, out: by picture; or NULL
     Counters *counters;
 
     TFISEG_HD void operator()(int32_t k) const {
         const int32_t root = roots[k];
         if (link[root] != root) return;
+        if (region_count) fetch_add(region_count + root / plane, 1);
         const int32_t r = fetch_add(&counters->regions, 1);
         if (r >= capacity) {
             put(&counters->overflow, 1);

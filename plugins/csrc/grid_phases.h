@@ -68,6 +68,7 @@ struct Classes {
     uint64_t *keys;           // out: all kNoKey
     uint32_t *bits;           // out: all 0
     Largest *largest;         // out: one for each picture, all 0
+    int32_t *region_count;    // out: the same; or NULL
     int32_t key_slots, bit_words;
 
     TFISEG_HD int32_t items() const {
@@ -81,6 +82,7 @@ struct Classes {
             *counters = {0, 0, {0, 0}, 0, {0, 0}, 0, 0, 0, 0, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}};
         }
         if (i < grid.pictures) largest[i] = {0, 0, 0};
+        if (i < grid.pictures && region_count) region_count[i] = 0;
         if (i < key_slots) keys[i] = kNoKey;
         if (i < bit_words) bits[i] = 0;
         if (i >= grid.pixels()) return;

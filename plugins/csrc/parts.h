@@ -29,6 +29,7 @@ inline tfiseg_problem second_look(const tfiseg_problem &p, const uint8_t *inside
     again.evidence_hidden = p.part_hidden;
     again.part_rule = nullptr;
     again.part_hidden = again.sharpen = 0;
+    again.boundary_stride = 1;
     return again;
 }
 

@@ -56,6 +56,7 @@ struct Plan {
     Largest *largest;
     uint8_t *semantic, *cls;
     uint16_t *fixed_scores;
+    void *boundary;  // enlarged
     int32_t *squared, *link, *map, *roots, *contacts;
     Region *regions;
     int32_t *into, *changed, *number, *unions;
@@ -102,6 +103,7 @@ struct Plan {
         semantic = p.logits ? room.take<uint8_t>(n) : nullptr;
         cls = room.take<uint8_t>(n);
         fixed_scores = has_scores ? room.take<uint16_t>(n) : nullptr;
+        boundary = p.boundary && p.boundary_stride > 1 ? room.take<char>(n * (p.value_type == TFISEG_FLOAT16 ? 2 : 4)) : nullptr;
         squared = is_geometric ? room.take<int32_t>(n) : nullptr;
         link = room.take<int32_t>(n);
         map = room.take<int32_t>(n);
@@ -170,13 +172,13 @@ inline Settings settings_of(const tfiseg_problem &p) {
 }
 
 template <class Executor>
-void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p) {
+void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p, int32_t *region_count = nullptr) {
     const Grid &grid = plan.grid;
     const int64_t n = grid.pixels();
     const bool half = p.value_type == TFISEG_FLOAT16;
     const Classes classes = {grid,          settings_of(p), p.class_map, {p.logits, half}, {p.scores, half}, p.classes,
                              plan.semantic, plan.cls,       plan.fixed_scores, plan.link,  plan.settings,    plan.counters,
-                             plan.keys,     plan.bits,      plan.largest,   plan.key_slots,   plan.bit_words};
+                             plan.keys,     plan.bits,      plan.largest,   region_count,   plan.key_slots,   plan.bit_words};
     run.each(classes.items(), classes);
     if (plan.is_geometric) {
         const Changes changes = {grid, plan.cls, plan.columns, plan.rows};
@@ -196,12 +198,12 @@ void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p) {
 }
 
 template <class Executor>
-void merge_regions(Executor &run, const Plan &plan, const tfiseg_problem &p, const int32_t *piece = nullptr) {
+void merge_regions(Executor &run, const Plan &plan, const tfiseg_problem &p, const int32_t *piece = nullptr, int32_t *region_count = nullptr) {
     const Grid &grid = plan.grid;
     const int64_t n = grid.pixels();
     const bool half = p.value_type == TFISEG_FLOAT16;
     run.each_counted(&plan.counters->roots, n, Slots{plan.roots, plan.link, plan.squared, plan.cls, plan.map, plan.regions, plan.into,
-                                                     plan.changed, plan.region_room, plan.counters});
+                                                     plan.changed, plan.region_room, grid.plane(), region_count, plan.counters});
     const Statistics statistics = {grid, plan.cls, plan.fixed_scores, plan.link, plan.map, plan.regions};
     run.each(int64_t(grid.pictures) * grid.h * statistics.strips(), statistics);
     if (!plan.has_edges) return;
@@ -315,10 +317,16 @@ void write_result(Executor &run, const Plan &plan, const tfiseg_problem &p, cons
 }
 
 template <class Executor>
-void cluster_on(Executor &run, const tfiseg_problem &p, const tfiseg_result &result) {
-    const Plan plan(p, result.workspace);
-    find_basins(run, plan, p);
-    merge_regions(run, plan, p);
+void cluster_on(Executor &run, const tfiseg_problem &asked, const tfiseg_result &result) {
+    const Plan plan(asked, result.workspace);
+    tfiseg_problem p = asked;
+    if (plan.boundary) {
+        run.each(plan.grid.pixels(), Enlarge{{p.boundary, p.value_type == TFISEG_FLOAT16}, p.height, p.width, p.boundary_stride, plan.boundary});
+        p.boundary = plan.boundary;
+        p.boundary_stride = 1;
+    }
+    find_basins(run, plan, p, result.regions);
+    merge_regions(run, plan, p, nullptr, result.regions);
     if (p.sharpen || p.part_rule) run.each(plan.grid.pixels(), Unite{plan.into, plan.map, plan.band});
     if (p.sharpen) sharpen_cuts(run, plan, p);
     if (p.part_rule) look_again(run, plan, p);

@@ -310,6 +310,7 @@ class Plugin final : public nvinfer1::IPluginV3,
         p.affinity_offsets_yx = fields_.affinity_offsets_yx.data();
         p.affinity_channels = int32_t(fields_.affinity_offsets_yx.size() / 2);
         p.affinity_stride = fields_.affinity_stride;
+        p.boundary_stride = 1;
         p.evidence_hidden = Fields::hidden(fields_.merge_rule);
         p.evidence_rule = fields_.merge_rule.empty() ? nullptr : fields_.merge_rule.data();
         p.part_hidden = Fields::hidden(fields_.part_rule);

@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define TFISEG_API_VERSION 6
+#define TFISEG_API_VERSION 7
 #define TFISEG_MAX_SIDE 4096      /* of the grid that is clustered */
 #define TFISEG_MAX_OUT_SIDE 32767 /* of the label map, with logits */
 #define TFISEG_MAX_INSTANCES 65535
@@ -63,10 +63,11 @@ typedef struct tfiseg_problem {
     int32_t classes;               /* 2..255, with logits */
     int32_t value_type;            /* of logits, displacement, boundary, affinity and scores; on the CPU TFISEG_FLOAT32 */
     const void *displacement;      /* value (N, 2, h, w) dy, dx in grid pixels; NULL: geometric */
-    const void *boundary;          /* value (N, h, w) in [0, 1]; or NULL */
+    const void *boundary;          /* value (N, h / boundary_stride, w / boundary_stride) in [0, 1], rounded up; or NULL */
     const void *affinity;          /* value (N, affinity_channels, h / stride, w / stride) in [0, 1], rounded up; or NULL */
     const int32_t *affinity_offsets_yx; /* (affinity_channels, 2) in affinity cells */
     int32_t affinity_channels, affinity_stride;
+    int32_t boundary_stride; /* >= 1, with boundary */
     const void *scores;   /* value (N, h, w) confidence in [0, 1]; NULL: softmax of the logits, or 1 */
     const uint8_t *things; /* 256 flags: class is countable; 0 and 255 never are */
     const double *split;   /* 256 saddle / peak ratios, at or above which a neck is no neck; NaN: decided from shape ("auto") */
@@ -91,6 +92,7 @@ typedef struct tfiseg_result {
     uint8_t *semantic_map;     /* (N, H, W); may be NULL */
     int32_t *semantic_map_32;  /* the same as int32, for TensorRT, whose plugins have no uint8; may be NULL */
     int32_t *count;        /* (N) */
+    int32_t *regions;      /* (N), how many there were before any merged: a shape of one has no neck; may be NULL */
     float *table;          /* (N, K, 10); rows from count on are left as they were */
     void *workspace; /* tfiseg_workspace_size() bytes, whatever they hold; kept from call to call they cost no page faults */
     int64_t workspace_bytes;

@@ -40,4 +40,21 @@ struct Values {
     }
 };
 
+// A map whose cells are `stride` pixels, pixel by pixel. One item is a pixel of a batch of (h, w).
+struct Enlarge {
+    Values cells;
+    int32_t h, w, stride;
+    void *out;  // of the same type
+
+    TFISEG_HD void operator()(int32_t i) const {
+        const int32_t x = i % w, row = i / w, y = row % h, cells_h = (h + stride - 1) / stride, cells_w = (w + stride - 1) / stride;
+        const int64_t from = (int64_t(row / h) * cells_h + y / stride) * cells_w + x / stride;
+        if (cells.is_half) {
+            static_cast<uint16_t *>(out)[i] = static_cast<const uint16_t *>(cells.data)[from];
+        } else {
+            static_cast<float *>(out)[i] = static_cast<const float *>(cells.data)[from];
+        }
+    }
+};
+
 }  // namespace tfiseg

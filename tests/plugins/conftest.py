@@ -67,11 +67,14 @@ def make_problem(seed: int) -> Problem:
     for name in ("boundary", "scores"):
         if rng.random() < 0.4:
             more[name] = rounded(rng.random((n, h, w)))
+    coarser = int(rng.integers(1, 4))
     if "boundary" in more and rng.random() < 0.6:
         more["sharpen"] = int(rng.integers(1, 8))
     if "boundary" in more and "affinity" in more and rng.random() < 0.8:
         more["part_rule"] = random_rule(rng)
         more["boundary"] = rounded(np.stack([boundary_lines(rng, h, w) for _ in range(n)]))
+    if "boundary" in more and coarser > 1:
+        more |= {"boundary": np.ascontiguousarray(more["boundary"][:, ::coarser, ::coarser]), "boundary_stride": coarser}
     split = np.full(256, rng.choice([np.nan, 0, 0.4, 0.9, 1.0]))
     if seed % 2:
         return Problem(maps, None, (h, w), flags, split, **more)
@@ -128,6 +131,7 @@ def run_by_phases(path: Path) -> Callable[..., Clustering]:
             "semantic_map": np.zeros((n, h, w), np.uint8),
             "semantic_map_32": np.zeros((n, h, w), np.int32),
             "count": np.zeros(n, np.int32),
+            "regions": np.full(n, -7, np.int32),
             "table": np.zeros((n, problem.max_instances, 10), np.float32),
         }
         places = {name: array.ctypes.data for name, array in out.items()}
@@ -136,7 +140,8 @@ def run_by_phases(path: Path) -> Callable[..., Clustering]:
         assert status == 0, status
         assert np.array_equal(out["semantic_map"], out["semantic_map_32"])
         del kept
-        return Clustering(out["label_map"], out["semantic_map"], out["count"], out["table"][:, : max(0, int(out["count"].max()))])
+        table = out["table"][:, : max(0, int(out["count"].max()))]
+        return Clustering(out["label_map"], out["semantic_map"], out["count"], table, out["regions"])
 
     return run
 
@@ -158,6 +163,7 @@ def assert_same() -> Callable[[Clustering, Clustering], None]:
         assert np.array_equal(got.count, expected.count)
         assert np.array_equal(got.label_map, expected.label_map)
         assert np.array_equal(got.semantic_map, expected.semantic_map)
+        assert np.array_equal(got.regions, expected.regions)
         for k, n in enumerate(got.count):
             mine, theirs = got.table[k, :n], expected.table[k, :n]
             assert np.array_equal(np.delete(mine, 1, 1), np.delete(theirs, 1, 1))

@@ -39,14 +39,14 @@ struct OnDevice {
     int32_t take(const tfiseg_problem &p, const tfiseg_result &r) {
         problem = p;
         const size_t n = size_t(p.batch) * size_t(p.height) * size_t(p.width), value = p.value_type == TFISEG_FLOAT16 ? 2 : 4;
-        const size_t stride = size_t(std::max(1, p.affinity_stride));
-        const size_t cells = size_t(p.batch) * ((size_t(p.height) + stride - 1) / stride) * ((size_t(p.width) + stride - 1) / stride);
+        const size_t stride = size_t(std::max(1, p.affinity_stride)), boundary_stride = size_t(std::max(1, p.boundary_stride));
+        const auto cells_of = [&](size_t s) { return size_t(p.batch) * ((size_t(p.height) + s - 1) / s) * ((size_t(p.width) + s - 1) / s); };
         if (const int32_t s = to(problem.class_map, n)) return s;
         if (const int32_t s = to(problem.logits, n * size_t(p.classes) * value)) return s;
         if (const int32_t s = to(problem.displacement, 2 * n * value)) return s;
-        if (const int32_t s = to(problem.boundary, n * value)) return s;
+        if (const int32_t s = to(problem.boundary, cells_of(boundary_stride) * value)) return s;
         if (const int32_t s = to(problem.scores, n * value)) return s;
-        if (const int32_t s = to(problem.affinity, cells * size_t(p.affinity_channels) * value)) return s;
+        if (const int32_t s = to(problem.affinity, cells_of(stride) * size_t(p.affinity_channels) * value)) return s;
         const size_t pixels = size_t(p.batch) * size_t(p.out_height) * size_t(p.out_width);
         const size_t rows = size_t(p.batch) * size_t(p.max_instances) * TFISEG_TABLE_COLUMNS;
         result.struct_size = sizeof result;
@@ -54,6 +54,7 @@ struct OnDevice {
         if (const int32_t s = back(result.semantic_map, r.semantic_map, pixels)) return s;
         if (const int32_t s = back(result.semantic_map_32, r.semantic_map_32, pixels)) return s;
         if (const int32_t s = back(result.count, r.count, size_t(p.batch))) return s;
+        if (const int32_t s = back(result.regions, r.regions, size_t(p.batch))) return s;
         if (const int32_t s = back(result.table, r.table, rows)) return s;
         result.workspace_bytes = tfiseg_workspace_size(&problem, TFISEG_ON_CUDA);
         TRY(cudaMalloc(&result.workspace, size_t(result.workspace_bytes)));

@@ -15,7 +15,7 @@ extern "C" int32_t cluster_by_phases(const tfiseg_problem *, tfiseg_result *, ui
 namespace {
 
 struct Answer {
-    std::vector<int32_t> label_map, count;
+    std::vector<int32_t> label_map, count, regions;
     std::vector<uint8_t> semantic_map;
     std::vector<float> table;
     tfiseg_result result = {};
@@ -25,15 +25,19 @@ struct Answer {
         label_map.assign(pixels, -7);
         semantic_map.assign(pixels, 77);
         count.assign(n, -7);
+        regions.assign(n, -7);
         table.assign(n * size_t(p.max_instances) * TFISEG_TABLE_COLUMNS, 0.0f);
         result.struct_size = sizeof result;
         result.label_map = label_map.data();
         result.semantic_map = semantic_map.data();
         result.count = count.data();
+        result.regions = regions.data();
         result.table = table.data();
     }
 
-    bool same_as(const Answer &o) const { return label_map == o.label_map && semantic_map == o.semantic_map && count == o.count; }
+    bool same_as(const Answer &o) const {
+        return label_map == o.label_map && semantic_map == o.semantic_map && count == o.count && regions == o.regions;
+    }
 };
 
 std::vector<float> randoms(std::mt19937 &random, size_t n, float low, float high) {
@@ -117,6 +121,7 @@ bool run(uint32_t seed) {
     }
 
     if (p.boundary && below(2)) p.sharpen = 1 + below(8);
+    p.boundary_stride = below(2) ? 1 : 1 + below(3);
     Answer cpu(p), gpu(p);
     std::vector<char> room(size_t(tfiseg_workspace_size(&p, TFISEG_ON_CPU)));
     cpu.result.workspace = room.data();

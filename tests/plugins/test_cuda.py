@@ -74,6 +74,7 @@ def test_ten_thousand_replays_are_identical_and_take_no_memory(runner, random_pr
         "label_map": np.zeros((n, h, w), np.int32),
         "semantic_map": np.zeros((n, h, w), np.uint8),
         "count": np.zeros(n, np.int32),
+        "regions": np.zeros(n, np.int32),
         "table": np.zeros((n, problem.max_instances, 10), np.float32),
     }
     result = ResultStruct(ctypes.sizeof(ResultStruct), **{name: a.ctypes.data for name, a in out.items()})
@@ -85,5 +86,5 @@ def test_ten_thousand_replays_are_identical_and_take_no_memory(runner, random_pr
         assert grown.value == 0
         seen.add(b"".join(a.tobytes() for a in out.values()))
     assert len(seen) == 1
-    rows = Clustering(out["label_map"], out["semantic_map"], out["count"], out["table"][:, : int(out["count"].max())])
+    rows = Clustering(out["label_map"], out["semantic_map"], out["count"], out["table"][:, : int(out["count"].max())], out["regions"])
     assert_same(rows, cluster_reference(problem))
