@@ -21,7 +21,7 @@ setup(
     ext_modules=[
         Extension(
             "tfiseg.plugins._native",
-            sources=[CSRC + "api.cpp", CSRC + "cluster_cpu.cpp", CSRC + "fit_cpu.cpp"],
+            sources=[CSRC + "api.cpp", CSRC + "cluster_cpu.cpp", CSRC + "fit_cpu.cpp", CSRC + "views_cpu.cpp"],
             depends=sorted(map(str, Path(CSRC).glob("*.h"))),
             language="c++",
             # -fno-wrapv: Python's own flags ask for -fwrapv, which keeps index loops from being vectorised;

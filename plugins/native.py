@@ -169,7 +169,7 @@ def hidden_units(rule: NDArray[np.float32] | None) -> int:
     return 0 if rule is None else len(rule) // (len(EVIDENCE_FEATURES) + 2)
 
 
-def _check(status: int) -> None:
+def check(status: int) -> None:
     if status:
         raise TfisegError(f"tfiseg's native library failed: {library().tfiseg_status_string(status).decode()} (status {status})")
 
@@ -200,7 +200,7 @@ class NativeCall:
 
     def run(self) -> Clustering:
         """Cluster; the result's arrays are this object's own, overwritten by the next run."""
-        _check(library().tfiseg_cluster_cpu(ctypes.byref(self._asked), ctypes.byref(self._out)))
+        check(library().tfiseg_cluster_cpu(ctypes.byref(self._asked), ctypes.byref(self._out)))
         table = self._table[:, : int(self._count.max())]
         times = self._out.cluster_ms, self._out.upsample_ms
         return Clustering(self._label_map, self._semantic_map, self._count, table, self._regions, *times)
@@ -234,7 +234,7 @@ def fit_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.
         raise InputError(f"a frame must be uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
     frame = np.ascontiguousarray(frame)
     fitted = np.empty((3, *size_hw), np.float32)
-    _check(library().tfiseg_fit_frame(_pointer(frame), *frame.shape[:2], _pointer(fitted), *size_hw))
+    check(library().tfiseg_fit_frame(_pointer(frame), *frame.shape[:2], _pointer(fitted), *size_hw))
     return fitted
 
 
@@ -254,7 +254,7 @@ def region_graph(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int64]
             ctypes.c_int64(len(edges)),
             _pointer(counts),
         )
-        _check(status)
+        check(status)
         if counts[0] <= len(regions) and counts[1] <= len(edges):
             return region_map, regions[: counts[0]], edges[: counts[1]]
         regions, edges = np.zeros((counts[0], 8), np.int64), np.zeros((counts[1], 7), np.int64)

@@ -1,6 +1,6 @@
 // What of the C API belongs to no device: versions, words, checks.
 #include "check.h"
-#include "pipeline.h"
+#include "views_pipeline.h"
 
 namespace tfiseg {
 
@@ -34,6 +34,38 @@ int32_t check(const tfiseg_problem *p, const tfiseg_result *r, int32_t device) {
     return r->workspace_bytes < tfiseg_workspace_size(p, device) ? TFISEG_SMALL_WORKSPACE : TFISEG_OK;
 }
 
+namespace {
+
+constexpr int32_t kMostParts = 1024;
+
+bool in_range(const tfiseg_views &v, int32_t max_parts) {
+    const auto within = [](int32_t value, int32_t least, int32_t most) { return value >= least && value <= most; };
+    return within(v.height, 1, TFISEG_MAX_OUT_SIDE) && within(v.width, 1, TFISEG_MAX_OUT_SIDE) && within(v.view_count, 1, TFISEG_MAX_VIEWS) &&
+           within(v.view_side, 8, TFISEG_MAX_VIEW_SIDE) && within(v.max_components, 1, TFISEG_MAX_INSTANCES) && within(max_parts, 1, kMostParts);
+}
+
+int32_t check(const tfiseg_views *v, int32_t max_parts) {
+    if (!v || v->struct_size != sizeof(tfiseg_views)) return TFISEG_BAD_STRUCT_SIZE;
+    if (!in_range(*v, max_parts)) return TFISEG_BAD_VIEWS;
+    for (const void *given : {static_cast<const void *>(v->frame), static_cast<const void *>(v->label_map), static_cast<const void *>(v->count),
+                              static_cast<const void *>(v->table), static_cast<const void *>(v->wanted), static_cast<const void *>(v->views),
+                              static_cast<const void *>(v->images), static_cast<const void *>(v->masks), static_cast<const void *>(v->own),
+                              static_cast<const void *>(v->workspace)})
+        if (!given) return TFISEG_BAD_VIEWS;
+    if (v->threads < 1) return TFISEG_BAD_VIEWS;
+    return v->workspace_bytes < tfiseg_views_workspace_size(v, max_parts) ? TFISEG_SMALL_WORKSPACE : TFISEG_OK;
+}
+
+}  // namespace
+
+int32_t check(const tfiseg_views *v) { return check(v, 1); }
+
+int32_t check(const tfiseg_views *v, const tfiseg_pieces *p) {
+    if (!p || p->struct_size != sizeof(tfiseg_pieces)) return TFISEG_BAD_STRUCT_SIZE;
+    if (!p->labels || !p->counts || !p->regions || !p->tables || !p->label_map || !p->count || !p->table || !p->component_of) return TFISEG_BAD_VIEWS;
+    return check(v, p->max_parts);
+}
+
 }  // namespace tfiseg
 
 extern "C" {
@@ -56,6 +88,9 @@ const char *tfiseg_status_string(int32_t status) {
                    "boundary; float16 on a GPU only";
         case TFISEG_NO_CUDA: return "this library was built without CUDA: `tfiseg plugin build` builds one with it";
         case TFISEG_CUDA_ERROR: return "a kernel could not be launched: is there a GPU, a driver, and code for this GPU in the library?";
+        case TFISEG_BAD_VIEWS:
+            return "views are out of range or a pointer is missing: frames up to 32767 a side, 1..256 views of 8..1024 pixels a side, max_components "
+                   "1..65535, max_parts 1..1024, threads >= 1";
         case TFISEG_INTERNAL_ERROR: return "internal error";
         default: return "unknown status";
     }
@@ -66,7 +101,16 @@ int64_t tfiseg_workspace_size(const tfiseg_problem *problem, int32_t device) {
     return device == TFISEG_ON_CUDA ? tfiseg::Plan(*problem, nullptr).bytes : tfiseg::cpu_workspace_bytes(*problem);
 }
 
+int64_t tfiseg_views_workspace_size(const tfiseg_views *views, int32_t max_parts) {
+    if (!views || views->struct_size != sizeof(tfiseg_views) || !tfiseg::in_range(*views, max_parts)) return 0;
+    tfiseg_views counted = *views;
+    counted.workspace = nullptr;
+    return std::max(tfiseg::ViewPlan(counted).bytes, tfiseg::PiecePlan(counted, max_parts).bytes);
+}
+
 #ifndef TFISEG_WITH_CUDA
+int32_t tfiseg_cut_views_cuda(const tfiseg_views *, void *) { return TFISEG_NO_CUDA; }
+int32_t tfiseg_place_pieces_cuda(const tfiseg_views *, const tfiseg_pieces *, void *) { return TFISEG_NO_CUDA; }
 int32_t tfiseg_cluster_cuda(const tfiseg_problem *, tfiseg_result *, void *) { return TFISEG_NO_CUDA; }
 #endif
 

@@ -12,7 +12,7 @@
 #include <atomic>
 
 #include "check.h"
-#include "pipeline.h"
+#include "views_pipeline.h"
 
 namespace tfiseg {
 namespace {
@@ -148,5 +148,21 @@ extern "C" int32_t tfiseg_cluster_cuda(const tfiseg_problem *problem, tfiseg_res
     if (const int32_t status = check(problem, result, TFISEG_ON_CUDA)) return status;
     Cuda executor(static_cast<cudaStream_t>(stream));
     cluster_on(executor, *problem, *result);
+    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+}
+
+extern "C" int32_t tfiseg_cut_views_cuda(const tfiseg_views *views, void *stream) {
+    using namespace tfiseg;
+    if (const int32_t status = check(views)) return status;
+    Cuda executor(static_cast<cudaStream_t>(stream));
+    cut_views_on(executor, *views);
+    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+}
+
+extern "C" int32_t tfiseg_place_pieces_cuda(const tfiseg_views *views, const tfiseg_pieces *pieces, void *stream) {
+    using namespace tfiseg;
+    if (const int32_t status = check(views, pieces)) return status;
+    Cuda executor(static_cast<cudaStream_t>(stream));
+    place_pieces_on(executor, *views, *pieces);
     return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
 }

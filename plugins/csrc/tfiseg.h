@@ -33,6 +33,9 @@ extern "C" {
 #define TFISEG_MAX_SHARPEN 32
 #define TFISEG_COUNT_OVERFLOW (-1) /* as a count, on a GPU: more regions or edges than there is room for (plugins/README.md) */
 #define TFISEG_TABLE_COLUMNS 10 /* class, score, x0, y0, x1, y1, area, centroid x, centroid y, flags */
+#define TFISEG_MAX_VIEWS 256
+#define TFISEG_MAX_VIEW_SIDE 1024
+#define TFISEG_VIEW_COLUMNS 5 /* x, y, side, class, component */
 #define TFISEG_FLAG_TOUCHES_EDGE 1 /* the instance touches the picture's border, so it may go on outside */
 
 enum tfiseg_status {
@@ -45,7 +48,8 @@ enum tfiseg_status {
     TFISEG_SMALL_WORKSPACE = 6,
     TFISEG_INTERNAL_ERROR = 7,
     TFISEG_NO_CUDA = 8,
-    TFISEG_CUDA_ERROR = 9
+    TFISEG_CUDA_ERROR = 9,
+    TFISEG_BAD_VIEWS = 10
 };
 
 enum tfiseg_device { TFISEG_ON_CPU = 0, TFISEG_ON_CUDA = 1 };
@@ -109,6 +113,55 @@ TFISEG_API int32_t tfiseg_cluster_cpu(const tfiseg_problem *problem, tfiseg_resu
 /* Enqueues kernels on a stream (cudaStream_t) and returns: no allocation, no synchronisation, nothing read back, so it may be captured
  * in a CUDA graph. A library that was built without CUDA returns TFISEG_NO_CUDA. */
 TFISEG_API int32_t tfiseg_cluster_cuda(const tfiseg_problem *problem, tfiseg_result *result, void *stream);
+
+/* Views: squares of a frame, in which an instance network looks at components of its class map (tfiseg_cluster_* with split 0), and what is
+ * found there carried back. With the network in between, and tfiseg_cluster_* of `own` with its maps, that is one CUDA graph:
+ *
+ *     tfiseg_cluster_cuda (components) -> tfiseg_cut_views_cuda -> network -> tfiseg_cluster_cuda (own) -> tfiseg_place_pieces_cuda
+ *
+ * Components that are convex get no view; the others do, the largest first, and then each class of several components a view of all. */
+typedef struct tfiseg_views {
+    uint32_t struct_size;     /* sizeof(tfiseg_views) */
+    int32_t height, width;    /* of the frame and its label map, 1..32767 */
+    const uint8_t *frame;     /* (height, width, 3), rows without gaps */
+    const int32_t *label_map; /* (height, width); this, count and table as in tfiseg_result, of one picture */
+    const int32_t *count;     /* (1) */
+    const float *table;       /* (max_components, 10) */
+    int32_t max_components;   /* 1..65535 */
+    const uint8_t *wanted;    /* 256 flags, always the host's: components of other classes are left out */
+    int32_t view_count, view_side; /* K, 1..256, and S, 8..1024: as many and as large as the network takes */
+    int32_t threads;          /* >= 1; of the CPU */
+    int32_t *views;           /* out: (K, 5) x and y of the corner (may lie outside), side in pixels of the frame, class, component (0: all of
+                               * the class's); class 0: there is none */
+    uint8_t *images;          /* out: (K, S, S, 3) */
+    uint8_t *masks;           /* out: (K, S, S), 1: the view's class */
+    uint8_t *own;             /* out: (K, S, S), 1: the view's component */
+    void *workspace;          /* tfiseg_views_workspace_size() bytes, whatever they hold */
+    int64_t workspace_bytes;
+} tfiseg_views;
+
+/* What was found in the views: result of tfiseg_cluster_* with K pictures, own as the class map, min_area 0, max_instances max_parts. */
+typedef struct tfiseg_pieces {
+    uint32_t struct_size;   /* sizeof(tfiseg_pieces) */
+    int32_t max_parts;      /* 1..1024 */
+    int32_t least_regions;  /* components of fewer regions by their shape stay whole: 2 where they have no neck, 1: none */
+    const int32_t *labels;  /* (K, S, S) */
+    const int32_t *counts;  /* (K) */
+    const int32_t *regions; /* (K) */
+    const float *tables;    /* (K, max_parts, 10) */
+    int32_t *label_map;     /* out: (height, width); this, count and table as in tfiseg_result, of one picture */
+    int32_t *count;         /* out: (1) */
+    float *table;           /* out: (P, 10), P = max_components + K (max_parts - 1) */
+    int32_t *component_of;  /* out: (P), from 1; rows from count on are left as they were */
+} tfiseg_pieces;
+
+/* Bytes of workspace for both calls; 0 if something is out of range. Pointers may be any. */
+TFISEG_API int64_t tfiseg_views_workspace_size(const tfiseg_views *views, int32_t max_parts);
+TFISEG_API int32_t tfiseg_cut_views_cpu(const tfiseg_views *views);
+TFISEG_API int32_t tfiseg_place_pieces_cpu(const tfiseg_views *views, const tfiseg_pieces *pieces);
+/* As tfiseg_cluster_cuda: nothing but kernels on the stream. */
+TFISEG_API int32_t tfiseg_cut_views_cuda(const tfiseg_views *views, void *stream);
+TFISEG_API int32_t tfiseg_place_pieces_cuda(const tfiseg_views *views, const tfiseg_pieces *pieces, void *stream);
 
 /* A frame uint8 (height, width, 3), rows without gaps, as a network of out_height x out_width wants it: float (3, out_height, out_width),
  * values 0..255, channels in their order. Bilinear to twice the size and averaged 2 x 2, as the preprocessing in tfiseg's ONNX models. */

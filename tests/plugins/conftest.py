@@ -3,14 +3,16 @@
 import ctypes
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from tfiseg.plugins.native import ProblemStruct, ResultStruct, problem_struct
+from tfiseg.plugins.native import ProblemStruct, ResultStruct, cluster_native, load_library, problem_struct
 from tfiseg.plugins.neck import EVIDENCE_FEATURES
-from tfiseg.plugins.problem import Clustering, Problem
+from tfiseg.plugins.problem import Clustering, Problem, problem_of
+from tfiseg.plugins.views import CutViews, Found, Pieces, PiecesCall, Scene, ViewsCall
 
 CSRC = Path(__file__).parent.parent.parent / "plugins" / "csrc"
 ON_CUDA = 1
@@ -104,11 +106,17 @@ def compile_cpp() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def shuffled(compile_cpp: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clustering]:
-    """shuffled(problem, seed, threads=1, half=False): the GPU's phases on the CPU, in an order drawn from the seed."""
+def shuffled_library(compile_cpp: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The GPU's phases on the CPU, in an order drawn from a seed (shuffled.cpp)."""
     target = tmp_path_factory.mktemp("shuffled") / "shuffled.so"
-    here = Path(__file__).parent / "shuffled.cpp"
-    return run_by_phases(compile_cpp(target, here, CSRC / "api.cpp", CSRC / "cluster_cpu.cpp", flags=("-O2", "-fPIC", "-shared")))
+    sources = (CSRC / name for name in ("api.cpp", "cluster_cpu.cpp", "views_cpu.cpp"))
+    return compile_cpp(target, Path(__file__).parent / "shuffled.cpp", *sources, flags=("-O2", "-fPIC", "-shared"))
+
+
+@pytest.fixture(scope="session")
+def shuffled(shuffled_library: Path) -> Callable[..., Clustering]:
+    """shuffled(problem, seed, threads=1, half=False): the GPU's phases on the CPU, in an order drawn from the seed."""
+    return run_by_phases(shuffled_library)
 
 
 @pytest.fixture(scope="session")
@@ -170,3 +178,69 @@ def assert_same() -> Callable[[Clustering, Clustering], None]:
             assert np.allclose(mine[:, 1], theirs[:, 1], atol=1e-4)
 
     return check
+
+
+def make_scene(class_map: np.ndarray, frame: np.ndarray | None = None, **more) -> Scene:
+    """A class map's components, in a frame of noise where none is given."""
+    found = cluster_native(replace(problem_of(class_map, **more), split=np.zeros(256)))
+    if frame is None:
+        frame = np.random.default_rng(0).integers(0, 256, (*class_map.shape, 3)).astype(np.uint8)
+    return Scene(frame, found.label_map[0].copy(), found.table[0, : found.count[0]].copy(), np.ones(256, np.uint8))
+
+
+@pytest.fixture(scope="session")
+def scene_of() -> Callable[..., Scene]:
+    return make_scene
+
+
+@pytest.fixture(scope="session")
+def random_look() -> Callable[[int], tuple[Scene, int, int, Callable[[CutViews], Found]]]:
+    """random_look(seed): a scene, how many views of what side, and what is found in them."""
+
+    def look(seed: int) -> tuple[Scene, int, int, Callable[[CutViews], Found]]:
+        rng = np.random.default_rng(seed)
+        h, w = rng.integers(1, 260, 2)
+        smooth = cv2.GaussianBlur(rng.normal(0, 1, (h, w)).astype(np.float32), (0, 0), float(rng.uniform(1, 12))).reshape(h, w)
+        levels = np.quantile(smooth, [0.0, *sorted(rng.uniform(0.2, 0.9, 3))])
+        class_map = (np.searchsorted(levels, smooth) % 4).astype(np.uint8)
+        scene = make_scene(class_map, rng.integers(0, 256, (h, w, 3)).astype(np.uint8), min_area=int(rng.integers(0, 30)))
+        scene.wanted[2] = seed % 3 > 0
+        return scene, int(rng.integers(1, 7)), int(rng.choice([8, 31, 48, 96])), lambda cut: random_parts(rng, cut)
+
+    return look
+
+
+def random_parts(rng: np.random.Generator, cut: CutViews, most: int = 7) -> Found:
+    """Parts as no network would give them: random blocks, and cells of none."""
+    cells = -(-cut.own.shape[1] // 6)
+    blocks = np.kron(rng.integers(1, 5, (len(cut.own), cells, cells)), np.ones((1, 6, 6), int))[:, : cut.own.shape[1], : cut.own.shape[1]]
+    inside = (cut.own > 0) & (rng.random(cut.own.shape) > 0.1)
+    given = replace(problem_of(cut.own[0]), class_map=np.where(inside, blocks, 0).astype(np.uint8), max_instances=most)
+    found = cluster_native(given)
+    tables = np.zeros((len(cut.own), most, 10), np.float32)
+    tables[:, : found.table.shape[1]] = found.table
+    return Found(found.label_map.copy(), found.count.copy(), rng.integers(1, 4, len(cut.own)).astype(np.int32), tables)
+
+
+@pytest.fixture(scope="session")
+def views_by_phases() -> Callable[[Path], tuple[Callable[..., CutViews], Callable[..., Pieces]]]:
+    """views_by_phases(library): ``cut_views`` and ``place_pieces`` through it, with the order's seed and threads."""
+
+    def of(path: Path) -> tuple[Callable[..., CutViews], Callable[..., Pieces]]:
+        library = load_library(path, "")
+
+        def cut(scene: Scene, count: int, side: int, seed: int = 0, threads: int = 1) -> CutViews:
+            call = ViewsCall(scene, count, side)
+            assert library.cut_views_by_phases(ctypes.byref(call.struct), ctypes.c_uint32(seed), threads) == 0
+            return call.cut
+
+        def place(scene: Scene, cut: CutViews, found: Found, least_regions: int, seed: int = 0, threads: int = 1) -> Pieces:
+            call = ViewsCall(scene, len(cut.views), cut.own.shape[1], None, cut, found.tables.shape[1])
+            pieces = PiecesCall(scene, found, least_regions)
+            arguments = (ctypes.byref(call.struct), ctypes.byref(pieces.struct), ctypes.c_uint32(seed), threads)
+            assert library.place_pieces_by_phases(*arguments) == 0
+            return pieces.pieces
+
+        return cut, place
+
+    return of

@@ -20,21 +20,60 @@ namespace {
         }                                                                                 \
     } while (0)
 
-// A problem's maps on the device, and room for its result.
-struct OnDevice {
-    tfiseg_problem problem;
-    tfiseg_result result = {};
-    std::vector<void *> owned;
+// Copies on the device, and what is to be copied back.
+class Copies {
+  public:
+    ~Copies() {
+        for (void *p : owned_) cudaFree(p);
+    }
+
+    int32_t give() const {
+        for (const Back &b : backs_) TRY(cudaMemcpy(b.host, b.device, b.bytes, cudaMemcpyDeviceToHost));
+        return TFISEG_OK;
+    }
+
+  protected:
+    template <class T>
+    int32_t to(const T *&map, size_t bytes) {
+        if (!map) return TFISEG_OK;
+        void *copy;
+        TRY(cudaMalloc(&copy, bytes));
+        owned_.push_back(copy);
+        TRY(cudaMemcpy(copy, map, bytes, cudaMemcpyHostToDevice));
+        map = static_cast<const T *>(copy);
+        return TFISEG_OK;
+    }
+
+    template <class T>
+    int32_t back(T *&map, T *host, size_t n) {
+        if (!host) return TFISEG_OK;
+        TRY(cudaMalloc(&map, n * sizeof(T)));
+        owned_.push_back(map);
+        TRY(cudaMemcpy(map, host, n * sizeof(T), cudaMemcpyHostToDevice));
+        backs_.push_back({host, map, n * sizeof(T)});
+        return TFISEG_OK;
+    }
+
+    int32_t room(void *&workspace, int64_t bytes) {
+        TRY(cudaMalloc(&workspace, size_t(bytes)));
+        owned_.push_back(workspace);
+        return TFISEG_OK;
+    }
+
+  private:
     struct Back {
         void *host;
         const void *device;
         size_t bytes;
     };
-    std::vector<Back> backs;
+    std::vector<void *> owned_;
+    std::vector<Back> backs_;
+};
 
-    ~OnDevice() {
-        for (void *p : owned) cudaFree(p);
-    }
+// A problem's maps on the device, and room for its result.
+struct OnDevice : Copies {
+    tfiseg_problem problem;
+    tfiseg_result result = {};
 
     int32_t take(const tfiseg_problem &p, const tfiseg_result &r) {
         problem = p;
@@ -57,37 +96,45 @@ struct OnDevice {
         if (const int32_t s = back(result.regions, r.regions, size_t(p.batch))) return s;
         if (const int32_t s = back(result.table, r.table, rows)) return s;
         result.workspace_bytes = tfiseg_workspace_size(&problem, TFISEG_ON_CUDA);
-        TRY(cudaMalloc(&result.workspace, size_t(result.workspace_bytes)));
-        owned.push_back(result.workspace);
-        return TFISEG_OK;
+        return room(result.workspace, result.workspace_bytes);
+    }
+};
+
+// Views on the device: the frame, its components, and room for what is shown; and pieces: what was found, and room for what it makes.
+struct ViewsOnDevice : Copies {
+    tfiseg_views views;
+    tfiseg_pieces pieces = {};
+
+    int32_t take(const tfiseg_views &v, int32_t max_parts) {
+        views = v;
+        const size_t pixels = size_t(v.height) * size_t(v.width), cells = cells_of(v);
+        if (const int32_t s = to(views.frame, pixels * 3)) return s;
+        if (const int32_t s = to(views.label_map, pixels * sizeof(int32_t))) return s;
+        if (const int32_t s = to(views.count, sizeof(int32_t))) return s;
+        if (const int32_t s = to(views.table, size_t(v.max_components) * TFISEG_TABLE_COLUMNS * sizeof(float))) return s;
+        if (const int32_t s = back(views.views, v.views, size_t(v.view_count) * TFISEG_VIEW_COLUMNS)) return s;
+        if (const int32_t s = back(views.images, v.images, cells * 3)) return s;
+        if (const int32_t s = back(views.masks, v.masks, cells)) return s;
+        if (const int32_t s = back(views.own, v.own, cells)) return s;
+        views.workspace_bytes = tfiseg_views_workspace_size(&views, max_parts);
+        return room(views.workspace, views.workspace_bytes);
     }
 
-    int32_t give() const {
-        for (const Back &b : backs) TRY(cudaMemcpy(b.host, b.device, b.bytes, cudaMemcpyDeviceToHost));
-        return TFISEG_OK;
+    int32_t take(const tfiseg_pieces &p) {
+        pieces = p;
+        const size_t k = size_t(views.view_count), rows = size_t(views.max_components) + k * size_t(p.max_parts - 1);
+        if (const int32_t s = to(pieces.labels, cells_of(views) * sizeof(int32_t))) return s;
+        if (const int32_t s = to(pieces.counts, k * sizeof(int32_t))) return s;
+        if (const int32_t s = to(pieces.regions, k * sizeof(int32_t))) return s;
+        if (const int32_t s = to(pieces.tables, k * size_t(p.max_parts) * TFISEG_TABLE_COLUMNS * sizeof(float))) return s;
+        if (const int32_t s = back(pieces.label_map, p.label_map, size_t(views.height) * size_t(views.width))) return s;
+        if (const int32_t s = back(pieces.count, p.count, 1)) return s;
+        if (const int32_t s = back(pieces.table, p.table, rows * TFISEG_TABLE_COLUMNS)) return s;
+        return back(pieces.component_of, p.component_of, rows);
     }
 
   private:
-    template <class T>
-    int32_t to(const T *&map, size_t bytes) {
-        if (!map) return TFISEG_OK;
-        void *copy;
-        TRY(cudaMalloc(&copy, bytes));
-        owned.push_back(copy);
-        TRY(cudaMemcpy(copy, map, bytes, cudaMemcpyHostToDevice));
-        map = static_cast<const T *>(copy);
-        return TFISEG_OK;
-    }
-
-    template <class T>
-    int32_t back(T *&map, T *host, size_t n) {
-        if (!host) return TFISEG_OK;
-        TRY(cudaMalloc(&map, n * sizeof(T)));
-        owned.push_back(map);
-        TRY(cudaMemcpy(map, host, n * sizeof(T), cudaMemcpyHostToDevice));
-        backs.push_back({host, map, n * sizeof(T)});
-        return TFISEG_OK;
-    }
+    static size_t cells_of(const tfiseg_views &v) { return size_t(v.view_count) * size_t(v.view_side) * size_t(v.view_side); }
 };
 
 // Bytes that a phase must move at least: what it reads and writes of the grid (n pixels) and the result (m pixels).
@@ -169,6 +216,25 @@ TFISEG_API int32_t cluster_by_phases(const tfiseg_problem *problem, tfiseg_resul
     // at times left as it is, so that compute-sanitizer's initcheck sees what is read before it is written
     if (seed % 2) TRY(cudaMemset(on.result.workspace, 0xA5, size_t(on.result.workspace_bytes)));
     if (const int32_t status = tfiseg_cluster_cuda(&on.problem, &on.result, nullptr)) return status;
+    TRY(cudaDeviceSynchronize());
+    return on.give();
+}
+
+TFISEG_API int32_t cut_views_by_phases(const tfiseg_views *views, uint32_t, int32_t) {
+    if (const int32_t status = tfiseg::check(views)) return status;
+    ViewsOnDevice on;
+    if (const int32_t status = on.take(*views, 1)) return status;
+    if (const int32_t status = tfiseg_cut_views_cuda(&on.views, nullptr)) return status;
+    TRY(cudaDeviceSynchronize());
+    return on.give();
+}
+
+TFISEG_API int32_t place_pieces_by_phases(const tfiseg_views *views, const tfiseg_pieces *pieces, uint32_t, int32_t) {
+    if (const int32_t status = tfiseg::check(views, pieces)) return status;
+    ViewsOnDevice on;
+    if (const int32_t status = on.take(*views, pieces->max_parts)) return status;
+    if (const int32_t status = on.take(*pieces)) return status;
+    if (const int32_t status = tfiseg_place_pieces_cuda(&on.views, &on.pieces, nullptr)) return status;
     TRY(cudaDeviceSynchronize());
     return on.give();
 }

@@ -1,6 +1,7 @@
 // Random problems through the CPU operator and through the GPU's phases (shuffled.cpp on a CPU, cuda_runner.cu on a GPU): equal, or
-// it fails; and random frames through tfiseg_fit_frame. Built with sanitizers, or run under compute-sanitizer.
+// it fails; the same of views of components; and random frames through tfiseg_fit_frame. Built with sanitizers, or run under compute-sanitizer.
 //     fuzz CASES [FIRST_SEED]
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -10,7 +11,11 @@
 
 #include "../../plugins/csrc/tfiseg.h"
 
-extern "C" int32_t cluster_by_phases(const tfiseg_problem *, tfiseg_result *, uint32_t seed, int32_t threads);
+extern "C" {
+int32_t cluster_by_phases(const tfiseg_problem *, tfiseg_result *, uint32_t seed, int32_t threads);
+int32_t cut_views_by_phases(const tfiseg_views *, uint32_t seed, int32_t threads);
+int32_t place_pieces_by_phases(const tfiseg_views *, const tfiseg_pieces *, uint32_t seed, int32_t threads);
+}
 
 namespace {
 
@@ -141,6 +146,112 @@ bool run(uint32_t seed) {
     return cpu.same_as(gpu);
 }
 
+// What views tell, once by the CPU's threads and once by the phases.
+struct Seen {
+    std::vector<int32_t> views, label_map, count, component_of;
+    std::vector<uint8_t> images, masks, own;
+    std::vector<float> table;
+    std::vector<char> room;
+    tfiseg_views cut;
+    tfiseg_pieces placed = {};
+
+    Seen(const tfiseg_views &v, int32_t max_parts) : cut(v) {
+        const size_t cells = size_t(v.view_count) * size_t(v.view_side) * size_t(v.view_side), pixels = size_t(v.height) * size_t(v.width);
+        const size_t rows = size_t(v.max_components + v.view_count * (max_parts - 1));
+        views.assign(size_t(v.view_count) * TFISEG_VIEW_COLUMNS, -7);
+        images.assign(cells * 3, 77);
+        masks.assign(cells, 77);
+        own.assign(cells, 77);
+        label_map.assign(pixels, -7);
+        count.assign(1, -7);
+        component_of.assign(rows, -7);
+        table.assign(rows * TFISEG_TABLE_COLUMNS, -7.0f);
+        room.resize(size_t(tfiseg_views_workspace_size(&v, max_parts)));
+        cut.views = views.data();
+        cut.images = images.data();
+        cut.masks = masks.data();
+        cut.own = own.data();
+        cut.workspace = room.data();
+        cut.workspace_bytes = int64_t(room.size());
+        placed.struct_size = sizeof placed;
+        placed.max_parts = max_parts;
+        placed.label_map = label_map.data();
+        placed.count = count.data();
+        placed.table = table.data();
+        placed.component_of = component_of.data();
+    }
+
+    bool same_as(const Seen &o) const {
+        return views == o.views && images == o.images && masks == o.masks && own == o.own && label_map == o.label_map && count == o.count &&
+               component_of == o.component_of && table == o.table;
+    }
+};
+
+bool look(uint32_t seed) {
+    std::mt19937 random(seed);
+    const auto below = [&](int32_t n) { return int32_t(random() % uint32_t(n)); };
+    tfiseg_problem p = {};
+    p.struct_size = sizeof p;
+    p.batch = 1;
+    p.height = p.out_height = 1 + below(90);
+    p.width = p.out_width = 1 + below(90);
+    p.max_instances = 20;
+    p.threads = 1;
+    const std::vector<uint8_t> things(256, 1);
+    std::vector<double> split(256, 0.0);
+    p.things = things.data();
+    p.split = split.data();
+    const int32_t block = 4 + below(12), across = p.width / block + 1;
+    std::vector<uint8_t> coarse(size_t(across * (p.height / block + 1))), map, frame(size_t(p.height * p.width) * 3);
+    for (uint8_t &c : coarse) c = uint8_t(below(3));
+    for (uint8_t &v : frame) v = uint8_t(below(256));
+    for (int32_t i = 0; i < p.height * p.width; ++i) map.push_back(coarse[size_t(i / p.width / block * across + i % p.width / block)]);
+    p.class_map = map.data();
+    const auto cluster = [](tfiseg_problem &problem, Answer &answer) {
+        std::vector<char> room(size_t(tfiseg_workspace_size(&problem, TFISEG_ON_CPU)));
+        answer.result.workspace = room.data();
+        answer.result.workspace_bytes = int64_t(room.size());
+        return tfiseg_cluster_cpu(&problem, &answer.result) == TFISEG_OK;
+    };
+    Answer components(p);
+    if (!cluster(p, components)) return false;
+
+    tfiseg_views v = {};
+    v.struct_size = sizeof v;
+    v.height = p.height;
+    v.width = p.width;
+    v.frame = frame.data();
+    v.label_map = components.label_map.data();
+    v.count = components.count.data();
+    v.table = components.table.data();
+    v.max_components = p.max_instances;
+    v.wanted = things.data();
+    v.view_count = 1 + below(4);
+    v.view_side = 8 + below(20);
+    v.threads = 1 + below(3);
+    constexpr int32_t kParts = 5;
+    Seen cpu(v, kParts), gpu(v, kParts);
+    if (tfiseg_cut_views_cpu(&cpu.cut) || cut_views_by_phases(&gpu.cut, seed, 1 + below(3))) return false;
+    p.batch = v.view_count;
+    p.height = p.width = p.out_height = p.out_width = v.view_side;
+    p.class_map = cpu.own.data();
+    p.max_instances = kParts;
+    std::fill(split.begin(), split.end(), 1.0);
+    Answer parts(p);
+    if (!cluster(p, parts)) return false;
+    for (Seen *seen : {&cpu, &gpu}) {
+        seen->placed.least_regions = 1 + below(2);
+        seen->placed.labels = parts.label_map.data();
+        seen->placed.counts = parts.count.data();
+        seen->placed.regions = parts.regions.data();
+        seen->placed.tables = parts.table.data();
+    }
+    gpu.placed.least_regions = cpu.placed.least_regions;
+    if (tfiseg_place_pieces_cpu(&cpu.cut, &cpu.placed) || place_pieces_by_phases(&gpu.cut, &gpu.placed, seed, 1 + below(3))) return false;
+    if (!cpu.same_as(gpu)) std::printf("seed %u: the phases' views or pieces differ from the CPU's\n", seed);
+    return cpu.same_as(gpu);
+}
+
 // A frame of any size to any size: every pixel written, and within the frame's values.
 bool fit(uint32_t seed) {
     std::mt19937 random(seed);
@@ -161,7 +272,7 @@ int main(int argc, char **argv) {
     const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
     const uint32_t first = argc > 2 ? uint32_t(std::atoi(argv[2])) : 0;
     int failed = 0;
-    for (int k = 0; k < cases; ++k) failed += !run(first + uint32_t(k)) || !fit(first + uint32_t(k));
+    for (int k = 0; k < cases; ++k) failed += !run(first + uint32_t(k)) || !look(first + uint32_t(k)) || !fit(first + uint32_t(k));
     std::printf("%d cases, %d failed\n", cases, failed);
     return failed != 0;
 }

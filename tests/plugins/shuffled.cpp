@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../../plugins/csrc/check.h"
-#include "../../plugins/csrc/pipeline.h"
+#include "../../plugins/csrc/views_pipeline.h"
 
 namespace {
 
@@ -72,5 +72,19 @@ extern "C" TFISEG_API int32_t cluster_by_phases(const tfiseg_problem *problem, t
     if (const int32_t status = tfiseg::check(problem, result, TFISEG_ON_CUDA)) return status;
     Shuffled executor(seed, threads);
     tfiseg::cluster_on(executor, *problem, *result);
+    return TFISEG_OK;
+}
+
+extern "C" TFISEG_API int32_t cut_views_by_phases(const tfiseg_views *views, uint32_t seed, int32_t threads) {
+    if (const int32_t status = tfiseg::check(views)) return status;
+    Shuffled executor(seed, threads);
+    tfiseg::cut_views_on(executor, *views);
+    return TFISEG_OK;
+}
+
+extern "C" TFISEG_API int32_t place_pieces_by_phases(const tfiseg_views *views, const tfiseg_pieces *pieces, uint32_t seed, int32_t threads) {
+    if (const int32_t status = tfiseg::check(views, pieces)) return status;
+    Shuffled executor(seed, threads);
+    tfiseg::place_pieces_on(executor, *views, *pieces);
     return TFISEG_OK;
 }

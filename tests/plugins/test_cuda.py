@@ -11,6 +11,7 @@ from tfiseg.plugins.native import ResultStruct, cluster_native, problem_struct
 from tfiseg.plugins.plugin_build import find_nvcc
 from tfiseg.plugins.problem import Clustering, problem_of
 from tfiseg.plugins.reference import cluster_reference
+from tfiseg.plugins.reference_views import cut_views_reference, place_pieces_reference
 
 pytestmark = pytest.mark.gpu
 HERE = Path(__file__).parent
@@ -18,7 +19,7 @@ CSRC = HERE.parent.parent / "plugins" / "csrc"
 
 
 def build_runner(target: Path) -> Path:
-    sources = [HERE / "cuda_runner.cu", CSRC / "api.cpp", CSRC / "cluster_cpu.cpp", CSRC / "fit_cpu.cpp"]
+    sources = [HERE / "cuda_runner.cu", CSRC / "api.cpp", CSRC / "cluster_cpu.cpp", CSRC / "fit_cpu.cpp", CSRC / "views_cpu.cpp"]
     options = ["-shared", "-std=c++17", "-O3", "-fmad=false", "-arch=native", "-DTFISEG_WITH_CUDA", "-Xcompiler=-fPIC,-ffp-contract=off"]
     subprocess.run([find_nvcc(), *options, *sources, "-o", target], check=True)
     return target
@@ -45,6 +46,19 @@ def test_random_problems(first_seed, random_problem, on_gpu, assert_same):
     for seed in range(first_seed, first_seed + 100):
         problem = random_problem(seed)
         assert_same(on_gpu(problem, half=seed % 3 == 0), cluster_reference(problem))
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_views_and_pieces(seed, random_look, runner, views_by_phases):
+    cut, place = views_by_phases(runner)
+    scene, count, side, found_in = random_look(seed)
+    expected = cut_views_reference(scene, count, side)
+    seen = cut(scene, count, side)
+    found, least = found_in(expected), 1 + seed % 2
+    pairs = ((seen, expected), (place(scene, expected, found, least), place_pieces_reference(scene, expected, found, least)))
+    for got, wanted in pairs:
+        for name in wanted.__dataclass_fields__:
+            assert np.array_equal(getattr(got, name), getattr(wanted, name)), name
 
 
 @pytest.mark.shared

@@ -11,7 +11,14 @@ CSRC = HERE.parent.parent / "plugins" / "csrc"
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_random_problems_are_clean(sanitizer, tmp_path, compile_cpp):
-    sources = (HERE / "fuzz.cpp", HERE / "shuffled.cpp", CSRC / "api.cpp", CSRC / "cluster_cpu.cpp", CSRC / "fit_cpu.cpp")
+    sources = (
+        HERE / "fuzz.cpp",
+        HERE / "shuffled.cpp",
+        CSRC / "api.cpp",
+        CSRC / "cluster_cpu.cpp",
+        CSRC / "fit_cpu.cpp",
+        CSRC / "views_cpu.cpp",
+    )
     flags = ("-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
     program = compile_cpp(tmp_path / "fuzz", *sources, flags=flags)
     done = subprocess.run([program, "400"], capture_output=True, text=True)

@@ -1,0 +1,514 @@
+// Views of components: squares of the frame in which an instance network looks at them. Which components are worth a look, what their
+// views show, and what was found there carried back into the frame. Phases as in grid_phases.h; views_pipeline.h says their order.
+//
+// All in integers: a cell of a view is a weighted sum of pixels, so that every machine sees the same.
+#pragma once
+#include "graph_phases.h"
+
+namespace tfiseg {
+
+constexpr int32_t kGrey = 127;      // outside of the picture
+constexpr int32_t kLeastSide = 10;  // in smaller components there is nothing to part
+constexpr int32_t kMarginPx = 16, kMaxZoom = 4;
+constexpr int32_t kConvexPercent = 95;  // area over convex hull, from which on a component is let be
+constexpr int32_t kReach = 8;           // cells: how far what no part covers looks for one
+
+struct View {
+    int32_t x, y, side, class_id, component;
+};
+static_assert(sizeof(View) == TFISEG_VIEW_COLUMNS * sizeof(int32_t), "as in tfiseg_views");
+
+struct Box {
+    int32_t x0, y0, x1, y1;  // x1 and y1 exclusive
+
+    TFISEG_HD int32_t longer() const { return x1 - x0 > y1 - y0 ? x1 - x0 : y1 - y0; }
+};
+
+// The side of a view of something; a quarter more than that, and a margin.
+TFISEG_HD int32_t side_of(const Box &box, int32_t size) {
+    const int32_t side = box.longer() * 5 / 4 + kMarginPx, least = (size + kMaxZoom - 1) / kMaxZoom;
+    return side > least ? side : least;
+}
+
+// Where a view begins along one axis: centred, and shifted to lie inside the picture where it can.
+TFISEG_HD int32_t corner_of(int32_t low, int32_t high, int32_t side, int32_t length) {
+    const int32_t start = (low + high - side) >> 1;
+    if (side > length || start < 0) return side > length ? start : 0;
+    return start < length - side ? start : length - side;
+}
+
+// A frame, the components of its class map, and the views of them.
+struct Scene {
+    int32_t h, w, size, most;  // size: side of the views as they are shown; most: components
+    const uint8_t *frame;
+    const int32_t *label_map, *count;
+    const float *table;
+    uint32_t wanted[8];
+
+    TFISEG_HD int32_t components() const { return *count < most ? *count : most; }
+    TFISEG_HD int32_t cells() const { return size * size; }
+    TFISEG_HD const float *row(int32_t k) const { return table + int64_t(k) * TFISEG_TABLE_COLUMNS; }
+    TFISEG_HD int32_t class_of(int32_t k) const { return int32_t(row(k)[0]); }
+    TFISEG_HD Box box_of(int32_t k) const { return {int32_t(row(k)[2]), int32_t(row(k)[3]), int32_t(row(k)[4]), int32_t(row(k)[5])}; }
+    TFISEG_HD bool is_wanted(int32_t k) const { return (wanted[class_of(k) >> 5] >> (class_of(k) & 31)) & 1u; }
+    TFISEG_HD bool is_candidate(int32_t k) const { return is_wanted(k) && box_of(k).longer() >= kLeastSide; }
+    TFISEG_HD View view_of(const Box &box, int32_t class_id, int32_t component) const {
+        const int32_t side = side_of(box, size);
+        return {corner_of(box.x0, box.x1, side, w), corner_of(box.y0, box.y1, side, h), side, class_id, component};
+    }
+    // The pixel at a place of a view; -1 outside of the picture.
+    TFISEG_HD int32_t pixel(const View &view, int32_t y, int32_t x) const {
+        y += view.y;
+        x += view.x;
+        return y >= 0 && y < h && x >= 0 && x < w ? y * w + x : -1;
+    }
+    TFISEG_HD int32_t label(const View &view, int32_t y, int32_t x) const {
+        const int32_t i = pixel(view, y, x);
+        return i < 0 ? 0 : label_map[i];
+    }
+};
+
+// The pixels that a cell of a view weighs along one axis: averaged where the view shrinks, interpolated where it grows.
+struct Span {
+    int32_t first, count, low, middle, high, total;
+
+    TFISEG_HD int32_t weight(int32_t k) const { return k == 0 ? low : k == count - 1 ? high : middle; }
+};
+
+TFISEG_HD Span span_of(int32_t cell, int32_t side, int32_t size) {
+    if (side > size) {
+        const int32_t begin = cell * side, end = begin + side, first = begin / size, last = (end - 1) / size;
+        return {first, last - first + 1, (first + 1) * size - begin, size, end - last * size, side};
+    }
+    const int32_t unit = 2 * size, most = (side - 1) * unit;
+    int32_t at = (2 * cell + 1) * side - size;
+    at = at < 0 ? 0 : at > most ? most : at;
+    return {at / unit, at % unit ? 2 : 1, unit - at % unit, 0, at % unit, unit};
+}
+
+// add(weight, y, x) for each pixel of a cell, y and x in the view's window; returns the sum of weights.
+template <class Add>
+TFISEG_HD int64_t each_pixel(const View &view, int32_t size, int32_t cell, const Add &add) {
+    const Span rows = span_of(cell / size, view.side, size), columns = span_of(cell % size, view.side, size);
+    for (int32_t k = 0; k < rows.count; ++k)
+        for (int32_t m = 0; m < columns.count; ++m) add(rows.weight(k) * columns.weight(m), rows.first + k, columns.first + m);
+    return int64_t(rows.total) * columns.total;
+}
+
+struct ViewCounters {
+    int32_t candidates, kept, kept_cells, kept_columns;
+};
+
+struct StartViews {
+    ViewCounters *counters;
+    uint32_t *bits;
+
+    TFISEG_HD void operator()(int32_t i) const {
+        if (i == 0) *counters = {0, 0, 0, 0};
+        bits[i] = 0;
+    }
+};
+
+// Views of components, largest first. One item is a component.
+struct Candidates {
+    Scene scene;
+    int32_t room;
+    View *views;  // out
+    ViewCounters *counters;
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t n = scene.components();
+        if (k >= n || !scene.is_candidate(k)) return;
+        const float area = scene.row(k)[6];
+        int32_t rank = 0;
+        for (int32_t j = 0; j < n; ++j) {
+            const float other = scene.row(j)[6];
+            if ((other > area || (other == area && j < k)) && scene.is_candidate(j)) ++rank;
+        }
+        fetch_add(&counters->candidates, 1);
+        if (rank < room) views[rank] = scene.view_of(scene.box_of(k), scene.class_of(k), k + 1);
+    }
+};
+
+struct CountKept {
+    int32_t room, size;
+    ViewCounters *counters;
+
+    TFISEG_HD void operator()(int32_t) const {
+        counters->kept = counters->candidates < room ? counters->candidates : room;
+        counters->kept_columns = counters->kept * size;
+        counters->kept_cells = counters->kept_columns * size;
+    }
+};
+
+// The component that each view is made for, connected as in the frame: where it shrinks, every cell that it touches.
+struct OwnCells {
+    Scene scene;
+    const View *views;
+    uint8_t *own;  // out, 0/1
+
+    TFISEG_HD void operator()(int32_t i) const {
+        const View view = views[i / scene.cells()];
+        int64_t sum = 0;
+        const int64_t total = each_pixel(view, scene.size, i % scene.cells(), [&](int32_t weight, int32_t y, int32_t x) {
+            sum += scene.label(view, y, x) == view.component ? weight : 0;
+        });
+        own[i] = view.side > scene.size ? sum > 0 : 2 * sum >= total;
+    }
+};
+
+// What a column has of a component: low to high (exclusive) and a sum.
+struct Column {
+    int32_t low, high, sum;
+};
+
+// Columns of the cells of a view; and for views that enlarge those of its pixels, whose sum is twice the area between the centres of
+// this column and the next.
+struct Columns {
+    Scene scene;
+    const View *views;
+    const uint8_t *own;
+    Column *of_cells, *of_pixels;  // out
+
+    TFISEG_HD void operator()(int32_t i) const {
+        const int32_t size = scene.size, x = i % size;
+        const View view = views[i / size];
+        const uint8_t *column = own + int64_t(i / size) * scene.cells() + x;
+        Column of = {size, 0, 0};
+        for (int32_t y = 0; y < size; ++y)
+            if (column[y * size]) extend(of, y, 1);
+        of_cells[i] = of;
+        if (x >= view.side || view.side >= size) return;
+        of = {size, 0, 0};
+        int32_t before = 0;
+        for (int32_t y = 0; y < view.side; ++y) {
+            const bool here = scene.label(view, y, x) == view.component;
+            const int32_t now = here + (x + 1 < view.side && scene.label(view, y, x + 1) == view.component);
+            if (here) extend(of, y, 0);
+            of.sum += before + now > 2 ? before + now - 2 : 0;
+            before = now;
+        }
+        of_pixels[i] = of;
+    }
+
+    TFISEG_HD static void extend(Column &of, int32_t y, int32_t add) {
+        if (y < of.low) of.low = y;
+        of.high = y + 1;
+        of.sum += add;
+    }
+};
+
+// Half of a convex hull, of points that come by ascending x: the lower half (of y times sign).
+class Chain {
+  public:
+    TFISEG_HD Chain(int32_t *memory, int32_t sign) : points_(memory), sign_(sign) {}
+
+    TFISEG_HD void add(int32_t x, int32_t y) {
+        y *= sign_;
+        if (n_ && points_[2 * n_ - 2] == x) {
+            if (points_[2 * n_ - 1] <= y) return;
+            --n_;
+        }
+        while (n_ >= 2 && !turns(points_ + 2 * n_ - 4, x, y)) --n_;
+        points_[2 * n_] = x;
+        points_[2 * n_ + 1] = y;
+        ++n_;
+    }
+
+    // Twice the area between it and the axis.
+    TFISEG_HD int64_t below() const {
+        int64_t sum = 0;
+        for (int32_t k = 0; k + 1 < n_; ++k) {
+            const int32_t *p = points_ + 2 * k;
+            sum += int64_t(p[2] - p[0]) * (p[1] + p[3]);
+        }
+        return sum * sign_;
+    }
+
+  private:
+    TFISEG_HD static bool turns(const int32_t *p, int32_t x, int32_t y) {
+        return int64_t(p[2] - p[0]) * (y - p[3]) > int64_t(p[3] - p[1]) * (x - p[2]);
+    }
+
+    int32_t *points_, sign_, n_ = 0;
+};
+
+// Which candidates are worth a look: not those that are convex, where nothing could be cut. Pixels are squares, so a rectangle is; what
+// is shown larger than it is must be convex through the centres of its pixels, too: their corners make steps, which are no dents.
+struct Doubtful {
+    const View *views;
+    const Column *of_cells, *of_pixels;
+    int32_t size;
+    int32_t *memory;  // 4 (size + 1) for each candidate
+    uint32_t *bits;   // in, out
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int64_t from = int64_t(k) * size;
+        if (is_convex(of_cells + from, size, k, true)) return;
+        if (views[k].side < size && is_convex(of_pixels + from, views[k].side, k, false)) return;
+        set_bits(bits + (k >> 5), 1u << (k & 31));
+    }
+
+  private:
+    TFISEG_HD bool is_convex(const Column *columns, int32_t n, int32_t k, bool squares) const {
+        int64_t twice = 0;
+        for (int32_t x = 0; x < n; ++x) twice += columns[x].sum * (squares ? 2 : 1);
+        if (squares && !twice) return true;  // it shows nothing
+        int64_t hull = 0;
+        for (const int32_t sign : {-1, 1}) {
+            Chain chain(memory + int64_t(k) * 4 * (size + 1), sign);
+            for (int32_t x = 0; x < n; ++x) {
+                if (columns[x].low >= columns[x].high) continue;
+                const int32_t y = sign > 0 ? columns[x].low : columns[x].high - !squares;
+                chain.add(x, y);
+                if (squares) chain.add(x + 1, y);
+            }
+            hull -= sign * chain.below();
+        }
+        return 100 * twice > kConvexPercent * hull;
+    }
+};
+
+// One view of all of a class that has several components, unless one's own shows as much. One item is a class.
+struct ClassViews {
+    Scene scene;
+    View *views;     // out
+    uint32_t *bits;  // in, out
+
+    TFISEG_HD void operator()(int32_t c) const {
+        int32_t its = 0, largest = 0;
+        Box all = {scene.w, scene.h, 0, 0};
+        for (int32_t k = 0; k < scene.components(); ++k) {
+            if (scene.class_of(k) != c || !scene.is_wanted(k)) continue;
+            const Box box = scene.box_of(k);
+            all = {box.x0 < all.x0 ? box.x0 : all.x0, box.y0 < all.y0 ? box.y0 : all.y0, box.x1 > all.x1 ? box.x1 : all.x1,
+                   box.y1 > all.y1 ? box.y1 : all.y1};
+            ++its;
+            if (scene.is_candidate(k) && side_of(box, scene.size) > largest) largest = side_of(box, scene.size);
+        }
+        if (its < 2 || !largest) return;
+        views[c] = scene.view_of(all, c, 0);
+        if (4 * int64_t(largest) < 3 * int64_t(views[c].side)) set_bits(bits + (c >> 5), 1u << (c & 31));
+    }
+};
+
+// The views that are shown: candidates that are worth it, then classes; where there are fewer than room for, empty ones.
+struct ShownViews {
+    const View *views;  // of candidates, then of classes
+    int32_t room, count, size;
+    const uint32_t *bits;
+    const int32_t *before;
+    View *shown;      // out
+    int32_t *source;  // out: which candidate; -1: none
+
+    TFISEG_HD int32_t words() const { return ((room + 31) >> 5) + 8; }
+    TFISEG_HD int32_t items() const { return room + 256 > count ? room + 256 : count; }
+
+    TFISEG_HD void operator()(int32_t i) const {
+        if (i < count && i >= before[words()]) {
+            shown[i] = {0, 0, size, 0, 0};
+            source[i] = -1;
+        }
+        if (i >= room + 256) return;
+        const int32_t bit = i < room ? i : i - room, word = (i < room ? 0 : (room + 31) >> 5) + (bit >> 5);
+        if (!(bits[word] >> (bit & 31) & 1u)) return;
+        const int32_t slot = before[word] + bit_count(bits[word] & ((1u << (bit & 31)) - 1u));
+        if (slot >= count) return;
+        shown[slot] = views[i];
+        source[slot] = i < room ? i : -1;
+    }
+};
+
+// What the views show.
+struct Show {
+    Scene scene;
+    const View *shown;
+    const int32_t *source;
+    const uint8_t *own_of;         // of candidates
+    uint8_t *images, *masks, *own;  // out
+
+    TFISEG_HD void operator()(int32_t i) const {
+        const int32_t k = i / scene.cells(), cell = i % scene.cells();
+        const View view = shown[k];
+        uint8_t *colour = images + int64_t(i) * 3;
+        own[i] = source[k] < 0 ? uint8_t(0) : own_of[int64_t(source[k]) * scene.cells() + cell];
+        if (!view.class_id) {
+            colour[0] = colour[1] = colour[2] = uint8_t(kGrey);
+            masks[i] = 0;
+            return;
+        }
+        int64_t sum[3] = {0, 0, 0}, its = 0;
+        const int64_t total = each_pixel(view, scene.size, cell, [&](int32_t weight, int32_t y, int32_t x) {
+            const int32_t at = scene.pixel(view, y, x);
+            for (int32_t c = 0; c < 3; ++c) sum[c] += int64_t(weight) * (at < 0 ? kGrey : scene.frame[int64_t(at) * 3 + c]);
+            const int32_t label = at < 0 ? 0 : scene.label_map[at];
+            its += label && scene.class_of(label - 1) == view.class_id ? weight : 0;
+        });
+        for (int32_t c = 0; c < 3; ++c) colour[c] = uint8_t((2 * sum[c] + total) / (2 * total));
+        masks[i] = 2 * its >= total;
+    }
+};
+
+// What a view's component was parted into, and how its parts are numbered in the frame: the largest as the component.
+struct Parting {
+    int32_t parts, largest, base;  // parts 0: not parted
+
+    TFISEG_HD int32_t number_of(int32_t part, int32_t component) const {
+        return part == largest || !part ? component : base + part - (part > largest);
+    }
+};
+
+struct Found {
+    const int32_t *labels, *counts, *regions;
+    const float *tables;
+    int32_t most, least_regions;
+
+    TFISEG_HD int32_t parts(const View *views, int32_t k) const {
+        return views[k].component && counts[k] > 1 && regions[k] >= least_regions ? counts[k] : 0;
+    }
+};
+
+struct StartPieces {
+    int32_t *view_of;
+    Counters *counters;
+    Largest *largest;
+    uint32_t *bits;
+    int32_t components, bit_words;
+
+    TFISEG_HD void operator()(int32_t i) const {
+        if (i == 0) {
+            *counters = {0, 0, {0, 0}, 0, {0, 0}, 0, 0, 0, 0, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}};
+            *largest = {0, 0, 0};
+        }
+        if (i < components) view_of[i] = -1;
+        if (i < bit_words) bits[i] = 0;
+    }
+};
+
+// One item is a view.
+struct Partings {
+    Scene scene;
+    const View *views;
+    Found found;
+    int32_t count;
+    Parting *partings;  // out
+    int32_t *view_of;   // in, out: of components; -1: not parted
+    Counters *counters;
+
+    TFISEG_HD void operator()(int32_t k) const {
+        int32_t base = scene.components() > 0 ? scene.components() : 0;
+        for (int32_t j = 0; j < k; ++j) base += found.parts(views, j) ? found.parts(views, j) - 1 : 0;
+        const int32_t parts = found.parts(views, k);
+        const float *table = found.tables + int64_t(k) * found.most * TFISEG_TABLE_COLUMNS;
+        int32_t largest = 0;
+        for (int32_t part = 1; part < parts; ++part)
+            if (table[part * TFISEG_TABLE_COLUMNS + 6] > table[largest * TFISEG_TABLE_COLUMNS + 6]) largest = part;
+        partings[k] = {parts, largest + 1, base};
+        if (parts) view_of[views[k].component - 1] = k;
+        if (k == count - 1) counters->regions = base + (parts ? parts - 1 : 0);
+    }
+};
+
+// A region for each piece. One item is a piece.
+struct Pieces {
+    Scene scene;
+    const View *views;
+    const Parting *partings;
+    int32_t count;
+    Region *regions;              // out
+    int32_t *into, *component;  // out
+
+    TFISEG_HD void operator()(int32_t i) const {
+        int32_t its = i + 1;
+        for (int32_t k = 0; k < count; ++k)
+            if (partings[k].parts && i >= partings[k].base && i < partings[k].base + partings[k].parts - 1) its = views[k].component;
+        regions[i] = kEmptyRegion;
+        regions[i].class_id = scene.class_of(its - 1);
+        into[i] = i;
+        component[i] = its;
+    }
+};
+
+// Which piece a pixel belongs to: of the four cells around it the part that has most weight, or else the nearest one's.
+struct PlacePieces {
+    Scene scene;
+    const View *views;
+    const Parting *partings;
+    const int32_t *view_of, *labels;
+    int32_t *pieces;  // out
+
+    TFISEG_HD void operator()(int32_t i) const {
+        const int32_t component = scene.label_map[i];
+        if (!component || !scene.is_wanted(component - 1)) {
+            pieces[i] = 0;
+            return;
+        }
+        const int32_t k = view_of[component - 1];
+        pieces[i] = k < 0 ? component : partings[k].number_of(part_at(k, i / scene.w, i % scene.w), component);
+    }
+
+  private:
+    TFISEG_HD int32_t part_at(int32_t k, int32_t y, int32_t x) const {
+        const View view = views[k];
+        const int32_t *cells = labels + int64_t(k) * scene.cells();
+        const Place rows = place(y - view.y, view.side, scene.size), columns = place(x - view.x, view.side, scene.size);
+        int64_t weights[4];
+        int32_t parts[4], best = 0;
+        int64_t most = 0;
+        for (int32_t m = 0; m < 4; ++m) {
+            parts[m] = cells[rows.cell[m >> 1] * scene.size + columns.cell[m & 1]];
+            weights[m] = int64_t(rows.weight[m >> 1]) * columns.weight[m & 1];
+            for (int32_t j = 0; j < m; ++j)
+                if (parts[j] == parts[m]) {
+                    weights[j] += weights[m];
+                    weights[m] = 0;
+                }
+        }
+        for (int32_t m = 0; m < 4; ++m) {
+            if (!parts[m] || weights[m] < most || (weights[m] == most && parts[m] >= best)) continue;
+            best = parts[m];
+            most = weights[m];
+        }
+        return best ? best : nearest(cells, rows.nearest(), columns.nearest());
+    }
+
+    // Two cells along one axis, and their weights.
+    struct Place {
+        int32_t cell[2], weight[2];
+
+        TFISEG_HD int32_t nearest() const { return cell[weight[1] > weight[0]]; }
+    };
+
+    TFISEG_HD static Place place(int32_t at, int32_t side, int32_t size) {
+        const int32_t unit = 2 * side, scaled = (2 * at + 1) * size - side, cell = scaled < 0 ? -1 : scaled / unit, part = scaled - cell * unit;
+        return {{cell < 0 ? 0 : cell, cell + 1 < size ? cell + 1 : size - 1}, {unit - part, part}};
+    }
+
+    TFISEG_HD int32_t nearest(const int32_t *cells, int32_t y, int32_t x) const {
+        for (int32_t reach = 1; reach <= kReach; ++reach)
+            for (int32_t dy = -reach; dy <= reach; ++dy)
+                for (int32_t dx = -reach; dx <= reach; dx += dy == -reach || dy == reach ? 1 : 2 * reach) {
+                    const int32_t v = y + dy, u = x + dx;
+                    if (v < 0 || v >= scene.size || u < 0 || u >= scene.size) continue;
+                    if (const int32_t part = cells[v * scene.size + u]) return part;
+                }
+        return 0;
+    }
+};
+
+// What rows of the table have from their components.
+struct PieceRows {
+    Scene scene;
+    const int32_t *unions, *number, *component;
+    float *table;           // in, out
+    int32_t *component_of;  // out
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t r = unions[k];
+        if (!number[r]) return;
+        table[int64_t(number[r] - 1) * TFISEG_TABLE_COLUMNS + 1] = scene.row(component[r] - 1)[1];
+        component_of[number[r] - 1] = component[r];
+    }
+};
+
+}  // namespace tfiseg

@@ -1,0 +1,84 @@
+// Views on a CPU: the executor that runs the phases of views.h on a team of threads.
+#include <new>
+
+#include "check.h"
+#include "launch.h"
+#include "views_pipeline.h"
+
+namespace tfiseg {
+namespace {
+
+constexpr int64_t kGrain = 1 << 12;  // items for which another thread is worth its start
+
+class Threads {
+  public:
+    explicit Threads(int32_t threads) : team_(threads) {}
+
+    template <class Phase>
+    void each(int64_t n, const Phase &phase) {
+        team_.run(n, kGrain, [&](int64_t begin, int64_t end, int32_t) {
+            for (int64_t i = begin; i < end; ++i) phase(static_cast<decltype(index_of(&Phase::operator()))>(i));
+        });
+    }
+
+    template <class Phase>
+    void each_counted(const int32_t *count, int64_t most, const Phase &phase) {
+        each(std::min<int64_t>(*count, most), phase);
+    }
+
+    template <class Phases>
+    void rounds(int64_t, const Phases &phases) {
+        for (int32_t round = 0;; ++round) {
+            for (int32_t phase = 0; phase < Phases::kPhases; ++phase)
+                for (int32_t k = 0, n = phases.items(phase, round); k < n; ++k) phases(phase, round, k);
+            if (!phases.again(round)) return;
+        }
+    }
+
+    void prefix_sum(const uint32_t *bits, int32_t *before, int64_t words) {
+        before[0] = 0;
+        for (int64_t k = 0; k < words; ++k) before[k + 1] = before[k] + bit_count(bits[k]);
+    }
+
+  private:
+    // What a phase takes: int32_t or int64_t.
+    template <class Phase, class Index>
+    static Index index_of(void (Phase::*)(Index) const);
+
+    Team team_;
+};
+
+template <class Work>
+int32_t guarded(const Work &work) {
+    try {
+        work();
+    } catch (const std::bad_alloc &) {
+        return TFISEG_OUT_OF_MEMORY;
+    } catch (...) {
+        return TFISEG_INTERNAL_ERROR;
+    }
+    return TFISEG_OK;
+}
+
+}  // namespace
+}  // namespace tfiseg
+
+extern "C" {
+
+int32_t tfiseg_cut_views_cpu(const tfiseg_views *views) {
+    if (const int32_t status = tfiseg::check(views)) return status;
+    return tfiseg::guarded([&] {
+        tfiseg::Threads executor(views->threads);
+        tfiseg::cut_views_on(executor, *views);
+    });
+}
+
+int32_t tfiseg_place_pieces_cpu(const tfiseg_views *views, const tfiseg_pieces *pieces) {
+    if (const int32_t status = tfiseg::check(views, pieces)) return status;
+    return tfiseg::guarded([&] {
+        tfiseg::Threads executor(views->threads);
+        tfiseg::place_pieces_on(executor, *views, *pieces);
+    });
+}
+
+}  // extern "C"

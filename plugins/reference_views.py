@@ -1,0 +1,212 @@
+"""Views of components in numpy: the definition that csrc/views.h is tested to equal, bit for bit. Slow and plain on purpose.
+
+All sums are of integers; where they are written as products of float64 matrices, they stay below 2^53.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .problem import FLAG_TOUCHES_EDGE
+from .views import CANDIDATES_PER_VIEW, CutViews, Found, Pieces, Scene
+
+# as in views.h
+_GREY, _LEAST_SIDE, _MARGIN_PX, _MAX_ZOOM, _CONVEX_PERCENT, _REACH = 127, 10, 16, 4, 95, 8
+
+Box = tuple[int, int, int, int]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _View:
+    x: int
+    y: int
+    side: int
+    class_id: int
+    component: int
+
+    def window(self, plane: NDArray[np.float64], outside: float) -> NDArray[np.float64]:
+        """A map (H, W) in the view at its own resolution, (side, side)."""
+        h, w = plane.shape
+        out = np.full((self.side, self.side), outside, np.float64)
+        y0, x0, y1, x1 = max(self.y, 0), max(self.x, 0), min(self.y + self.side, h), min(self.x + self.side, w)
+        out[y0 - self.y : y1 - self.y, x0 - self.x : x1 - self.x] = plane[y0:y1, x0:x1]
+        return out
+
+
+def _view_of(box: Box, size_hw: tuple[int, int], size: int, class_id: int, component: int) -> _View:
+    x0, y0, x1, y1 = box
+    side = max(max(x1 - x0, y1 - y0) * 5 // 4 + _MARGIN_PX, -(-size // _MAX_ZOOM))
+    corner = []
+    for low, high, length in ((x0, x1, size_hw[1]), (y0, y1, size_hw[0])):
+        start = (low + high - side) // 2
+        corner.append(min(max(start, 0), length - side) if side <= length else start)
+    return _View(corner[0], corner[1], side, class_id, component)
+
+
+def _weights(side: int, size: int) -> tuple[NDArray[np.float64], int]:
+    """What each of ``size`` cells weighs of ``side`` pixels, (size, side), and a row's sum: averaged where it shrinks, else bilinear."""
+    weight = np.zeros((size, side))
+    pixel = np.arange(side)
+    for cell in range(size):
+        if side > size:
+            begin = cell * side
+            weight[cell] = np.maximum(np.minimum(begin + side, (pixel + 1) * size) - np.maximum(begin, pixel * size), 0)
+        else:
+            at = min(max((2 * cell + 1) * side - size, 0), (side - 1) * 2 * size)
+            weight[cell] = np.maximum(2 * size - np.abs(pixel * 2 * size - at), 0)
+    return weight, side if side > size else 2 * size
+
+
+def _summed(window: NDArray[np.float64], size: int) -> tuple[NDArray[np.int64], int]:
+    weight, total = _weights(len(window), size)
+    return (weight @ window @ weight.T).astype(np.int64), total * total
+
+
+def _own(label_map: NDArray[np.int32], view: _View, size: int) -> Mask:
+    its, total = _summed(view.window((label_map == view.component).astype(np.float64), 0), size)
+    return its > 0 if view.side > size else 2 * its >= total
+
+
+def _twice_hull(points: list[tuple[int, int]]) -> int:
+    """Twice the area of the convex hull (Andrew's monotone chain)."""
+
+    def half(ordered: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        chain: list[tuple[int, int]] = []
+        for p in ordered:
+            while len(chain) >= 2 and _cross(chain[-2], chain[-1], p) <= 0:
+                chain.pop()
+            chain.append(p)
+        return chain[:-1]
+
+    ordered = sorted(set(points))
+    if len(ordered) < 3:
+        return 0
+    hull = half(ordered) + half(ordered[::-1])
+    return abs(sum(a[0] * b[1] - a[1] * b[0] for a, b in zip(hull, hull[1:] + hull[:1], strict=True)))
+
+
+def _cross(a: tuple[int, int], b: tuple[int, int], p: tuple[int, int]) -> int:
+    return (b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0])
+
+
+def _is_convex(own: Mask) -> bool:
+    """Pixels are squares."""
+    points = [(int(x) + dx, int(y) + dy) for y, x in np.argwhere(own) for dx in (0, 1) for dy in (0, 1)]
+    return not points or 100 * 2 * int(own.sum()) > _CONVEX_PERCENT * _twice_hull(points)
+
+
+def _is_convex_through_centres(its: Mask) -> bool:
+    """The area between the centres of pixels: of each four that meet, 1 where all are its, 1 / 2 where three are."""
+    four = its[:-1, :-1].astype(int) + its[1:, :-1] + its[:-1, 1:] + its[1:, 1:]
+    twice = int(np.maximum(four - 2, 0).sum())
+    return 100 * twice > _CONVEX_PERCENT * _twice_hull([(int(x), int(y)) for y, x in np.argwhere(its)])
+
+
+def _planned(scene: Scene, most: int, size: int) -> Iterator[_View]:
+    """The views that are worth a look."""
+    size_hw = (scene.label_map.shape[0], scene.label_map.shape[1])
+    boxes: list[Box] = [(x0, y0, x1, y1) for x0, y0, x1, y1 in scene.table[:, 2:6].astype(int).tolist()]
+    class_of, area = scene.table[:, 0].astype(int).tolist(), scene.table[:, 6]
+    wanted = [k for k in range(len(boxes)) if scene.wanted[class_of[k]] and 0 < class_of[k] < 255]
+    candidates = [k for k in wanted if max(boxes[k][2] - boxes[k][0], boxes[k][3] - boxes[k][1]) >= _LEAST_SIDE]
+    for k in sorted(candidates, key=lambda k: (-area[k], k))[: CANDIDATES_PER_VIEW * most]:
+        view = _view_of(boxes[k], size_hw, size, class_of[k], k + 1)
+        if _is_convex(_own(scene.label_map, view, size)):
+            continue
+        its = view.window((scene.label_map == k + 1).astype(np.float64), 0) > 0
+        if view.side >= size or not _is_convex_through_centres(its):
+            yield view
+    for class_id in sorted({class_of[k] for k in wanted}):
+        its_boxes = np.array([boxes[k] for k in wanted if class_of[k] == class_id])
+        low, high = its_boxes.min(0).tolist(), its_boxes.max(0).tolist()
+        view = _view_of((low[0], low[1], high[2], high[3]), size_hw, size, class_id, 0)
+        sides = [_view_of(boxes[k], size_hw, size, class_id, k + 1).side for k in candidates if class_of[k] == class_id]
+        if len(its_boxes) > 1 and sides and 4 * max(sides) < 3 * view.side:
+            yield view
+
+
+def cut_views_reference(scene: Scene, view_count: int, view_side: int) -> CutViews:
+    """``views.cut_views`` in numpy."""
+    shape = (view_count, view_side, view_side)
+    out = CutViews(
+        np.zeros((view_count, 5), np.int32), np.full((*shape, 3), _GREY, np.uint8), np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    )
+    out.views[:, 2] = view_side
+    class_of = np.concatenate([[0], scene.table[:, 0]])
+    planned = list(_planned(scene, view_count, view_side))[:view_count]
+    for k, view in enumerate(planned):
+        out.views[k] = (view.x, view.y, view.side, view.class_id, view.component)
+        for channel in range(3):
+            total, whole = _summed(view.window(scene.frame[..., channel].astype(np.float64), _GREY), view_side)
+            out.images[k, ..., channel] = (2 * total + whole) // (2 * whole)
+        its, whole = _summed(view.window((class_of[scene.label_map] == view.class_id).astype(np.float64), 0), view_side)
+        out.masks[k] = 2 * its >= whole
+        if view.component:
+            out.own[k] = _own(scene.label_map, view, view_side)
+    return out
+
+
+def place_pieces_reference(scene: Scene, cut: CutViews, found: Found, least_regions: int = 2) -> Pieces:
+    """``views.place_pieces`` in numpy."""
+    class_of = scene.table[:, 0].astype(int)
+    seen = np.concatenate([[False], (scene.wanted[class_of] > 0) & (class_of > 0) & (class_of < 255)])
+    pieces = np.where(seen[scene.label_map], scene.label_map, 0).astype(np.int64)
+    component_of = list(range(len(scene.table) + 1))
+    for k, row in enumerate(cut.views.tolist()):
+        view, parts = _View(*row), int(found.counts[k])
+        if not view.component or parts < 2 or found.regions[k] < least_regions:
+            continue
+        largest = int(found.tables[k, :parts, 6].argmax()) + 1
+        number = {largest: view.component, 0: view.component}
+        for part in range(1, parts + 1):
+            if part != largest:
+                number[part] = len(component_of)
+                component_of.append(view.component)
+        for y, x in np.argwhere(scene.label_map == view.component).tolist():
+            pieces[y, x] = number[_part_at(found.labels[k], view, y, x)]
+    return _table_of(pieces, np.array(component_of), scene)
+
+
+def _part_at(labels: NDArray[np.int32], view: _View, y: int, x: int) -> int:
+    """Of the four cells around a pixel the part that has most weight, or else the nearest one's."""
+    size, unit = len(labels), 2 * view.side
+    places = []
+    for at in (y - view.y, x - view.x):
+        cell, part = divmod((2 * at + 1) * size - view.side, unit)
+        places.append(((max(cell, 0), unit - part), (min(cell + 1, size - 1), part)))
+    weight: dict[int, int] = {}
+    for v, a in places[0]:
+        for u, b in places[1]:
+            weight[int(labels[v, u])] = weight.get(int(labels[v, u]), 0) + a * b
+    weight.pop(0, None)
+    if weight:
+        return min(weight, key=lambda part: (-weight[part], part))
+    v, u = (second[0] if second[1] > first[1] else first[0] for first, second in places)
+    for reach in range(1, _REACH + 1):
+        for dy in range(-reach, reach + 1):
+            for dx in range(-reach, reach + 1):
+                if max(abs(dy), abs(dx)) == reach and 0 <= v + dy < size and 0 <= u + dx < size and labels[v + dy, u + dx]:
+                    return int(labels[v + dy, u + dx])
+    return 0
+
+
+def _table_of(pieces: NDArray[np.int64], component_of: NDArray[np.int64], scene: Scene) -> Pieces:
+    numbers, first = np.unique(pieces, return_index=True)
+    numbers = numbers[np.argsort(first)]
+    numbers = numbers[numbers > 0]
+    rank = np.zeros(len(component_of), np.int32)
+    rank[numbers] = np.arange(1, len(numbers) + 1)
+    of = component_of[numbers].astype(np.int32)
+    h, w = pieces.shape
+    table = np.zeros((len(numbers), 10), np.float32)
+    for k, number in enumerate(numbers):
+        y, x = np.nonzero(pieces == number)
+        edge = x.min() == 0 or y.min() == 0 or x.max() == w - 1 or y.max() == h - 1
+        box = (x.min(), y.min(), x.max() + 1, y.max() + 1)
+        table[k] = (*scene.table[of[k] - 1, :2], *box, len(x), x.sum() / len(x), y.sum() / len(x), FLAG_TOUCHES_EDGE if edge else 0)
+    return Pieces(rank[pieces], table, of)
