@@ -102,10 +102,11 @@ def load_library(path: Path, mend: str) -> ctypes.CDLL:
     """A library with tfiseg's C API, its types set; raises TfisegError, with what mends it, where it is another version's."""
     loaded = ctypes.CDLL(str(path))
     loaded.tfiseg_status_string.restype = ctypes.c_char_p
-    loaded.tfiseg_workspace_size.restype = ctypes.c_int64
     version = loaded.tfiseg_api_version()
     if version != API_VERSION:
         raise TfisegError(f"{path} has C API version {version}, this package wants {API_VERSION}: run {mend}")
+    for sizes in (loaded.tfiseg_workspace_size, loaded.tfiseg_views_workspace_size):
+        sizes.restype = ctypes.c_int64
     return loaded
 
 

@@ -196,6 +196,4 @@ def pieces_room(max_components: int, views: int, max_parts: int) -> int:
 
 def views_workspace_bytes(struct: ViewsStruct, max_parts: int, of: Any = None) -> int:
     """Bytes of workspace that both calls need; 0: something is out of range. ``of``: the library; default: the installed one."""
-    size = (of or library()).tfiseg_views_workspace_size
-    size.restype = ctypes.c_int64
-    return int(size(ctypes.byref(struct), max_parts))
+    return int((of or library()).tfiseg_views_workspace_size(ctypes.byref(struct), max_parts))

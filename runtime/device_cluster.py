@@ -17,8 +17,8 @@ from ..plugins.plugin_library import plugin_path
 from ..plugins.problem import CENTRE_RADIUS, MERGE_AFFINITY
 from .cuda import Cuda
 
-_ON_CUDA = 1
-_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}  # tfiseg_value_type
+ON_CUDA = 1
+TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}  # tfiseg_value_type
 MOST_INSTANCES = 1024  # a frame; the table is copied back whole
 
 
@@ -62,7 +62,7 @@ class DeviceClusterer:
     """
 
     def __init__(self, cuda: Cuda, maps: Mapping[str, tuple[int, tuple[int, ...], np.dtype[Any]]], asked: Asked) -> None:
-        self._asked, self._library = asked, cuda_library()
+        self._asked, self.library = asked, cuda_library()
         address, (n, classes, h, w), dtype = maps["logits"]
         affinity = maps.get("affinity")
         boundary = maps.get("boundary")
@@ -80,7 +80,7 @@ class DeviceClusterer:
             out_width=out_w,
             logits=address,
             classes=classes,
-            value_type=_TYPES[dtype],
+            value_type=TYPES[dtype],
             displacement=maps["displacement"][0] if "displacement" in maps else None,
             boundary=boundary[0] if boundary else None,
             affinity=affinity[0] if affinity else None,
@@ -101,7 +101,7 @@ class DeviceClusterer:
             part_hidden=hidden_units(part_rule),
             part_rule=None if part_rule is None else part_rule.ctypes.data,
         )
-        size = int(self._library.tfiseg_workspace_size(ctypes.byref(self._problem), _ON_CUDA))
+        size = int(self.library.tfiseg_workspace_size(ctypes.byref(self._problem), ON_CUDA))
         if not size:
             raise EngineError(f"the operator doesn't take these maps on a GPU: { ({k: v[1] for k, v in maps.items()}) }")
         self.shapes: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -121,6 +121,6 @@ class DeviceClusterer:
 
     def enqueue(self, stream_handle: int) -> None:
         """Cluster on this stream; nothing is read back."""
-        status = self._library.tfiseg_cluster_cuda(ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle))
+        status = self.library.tfiseg_cluster_cuda(ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle))
         if status:
-            raise EngineError(f"clustering on the GPU failed: {self._library.tfiseg_status_string(status).decode()} (status {status})")
+            raise EngineError(f"clustering on the GPU failed: {self.library.tfiseg_status_string(status).decode()} (status {status})")

@@ -26,22 +26,21 @@ FRAMES_IN_FLIGHT = 2  # one is copied while the other is computed, if the caller
 _log = logging.getLogger("tfiseg")
 
 
-class EngineSession(GpuSession):
-    """A plan on the GPU.
+class OpenedPlan:
+    """A plan that TensorRT has taken, and what makes execution contexts of it.
 
     Args:
-        path: NAME.engine; record and content have been checked (``open_session``).
+        path: NAME.engine; record and content have been checked (``checked_plan``).
         plan: its bytes. record: what lies beside it.
-        graphs: see ``GpuSession``.
 
     Raises:
         EngineError: TensorRT doesn't take it, with its own words. MissingDependencyError: TensorRT or PyCUDA isn't installed.
     """
 
-    def __init__(self, path: Path, plan: bytes, record: dict[str, Any], graphs: bool = True) -> None:
+    def __init__(self, path: Path, plan: bytes, record: dict[str, Any]) -> None:
         made = record["built_with"]
-        module = _module(str(made["flavour"]))
-        cuda = Cuda()
+        self._module = module = _module(str(made["flavour"]))
+        self.cuda = cuda = Cuda()
         if record.get("plugin"):
             load_plugin(module)
         said: list[str] = []
@@ -55,14 +54,35 @@ class EngineSession(GpuSession):
                 why = "; ".join(said[-3:]) or "no reason given"
                 raise EngineError(f"{made['flavour']} {module.__version__} doesn't take {path}: {why}")
             self._engine = engine
-            types, sizes = _interface(module, engine)
             self._cache = _RuntimeCache(module, engine, plan)
-            lanes = [(self._cache.context(), cuda.stream()) for _ in range(FRAMES_IN_FLIGHT)]
-        super().__init__(path, ModelInfo.from_json(json.dumps(record["model"]), str(path)), cuda, lanes, types, sizes, graphs)
+
+    def interface(self, input_name: str) -> tuple[dict[str, np.dtype[Any]], tuple[int, ...], tuple[int, ...]]:
+        """Types of the outputs by name; smallest and largest shape of an input."""
+        return _interface(self._module, self._engine, input_name)
+
+    def context(self) -> trt.IExecutionContext:
+        """Needs the GPU's context to be current; raises EngineError."""
+        return self._cache.context()
 
     def set_up(self) -> None:
         """Keep RTX's compiled kernels for the next start."""
         self._cache.save()
+
+
+class EngineSession(GpuSession):
+    """A plan on the GPU, of a semantic network. Arguments and errors as of ``OpenedPlan``; graphs: see ``GpuSession``."""
+
+    def __init__(self, path: Path, plan: bytes, record: dict[str, Any], graphs: bool = True) -> None:
+        self._opened = opened = OpenedPlan(path, plan, record)
+        types, least, most = opened.interface("frame")
+        with opened.cuda.current():
+            lanes = [(opened.context(), opened.cuda.stream()) for _ in range(FRAMES_IN_FLIGHT)]
+        info = ModelInfo.from_json(json.dumps(record["model"]), str(path))
+        super().__init__(path, info, opened.cuda, lanes, types, ((least[1], least[2]), (most[1], most[2])), graphs)
+
+    def set_up(self) -> None:
+        """Keep RTX's compiled kernels for the next start."""
+        self._opened.set_up()
 
 
 # typed parameters, so that each call is checked against TensorRT's stubs (tests/export/test_tensorrt_types.py)
@@ -70,12 +90,11 @@ def _deserialised(runtime: trt.Runtime, plan: bytes) -> trt.ICudaEngine | None:
     return runtime.deserialize_cuda_engine(plan)
 
 
-def _interface(module: Any, engine: trt.ICudaEngine) -> tuple[dict[str, np.dtype[Any]], tuple[tuple[int, int], tuple[int, int]]]:
-    """Types of the outputs by name; smallest and largest frame (H, W)."""
+def _interface(module: Any, engine: trt.ICudaEngine, input_name: str) -> tuple[dict[str, np.dtype[Any]], tuple[int, ...], tuple[int, ...]]:
     names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]
     outputs = [n for n in names if engine.get_tensor_mode(n) == module.TensorIOMode.OUTPUT]
-    least, _, most = map(sizes_of, engine.get_tensor_profile_shape("frame", 0))
-    return {n: _dtype(module, engine.get_tensor_dtype(n)) for n in outputs}, ((least[1], least[2]), (most[1], most[2]))
+    least, _, most = map(sizes_of, engine.get_tensor_profile_shape(input_name, 0))
+    return {n: _dtype(module, engine.get_tensor_dtype(n)) for n in outputs}, least, most
 
 
 class _RuntimeCache:

@@ -8,18 +8,20 @@ import logging
 import queue
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError, InputError, TfisegError
+from ..errors import EngineError, InputError, ModelError, TfisegError
 from ..plugins.problem import Clustering
 from .cuda import Cuda, Graph, device_address
 from .device_cluster import Asked, DeviceClusterer, cuda_library
+from .device_refine import DeviceRefiner, Looks
 from .model_info import ModelInfo
 
 _KEPT_SHAPES = 3  # frame sizes and settings whose memory and graph are kept
@@ -37,6 +39,20 @@ class Context(Protocol):
     def set_tensor_address(self, name: str, address: int) -> bool: ...
 
     def execute_async_v3(self, stream_handle: int) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was found in one frame by looking at its components (plugins/views.py).
+
+    ``pieces``: of one picture; ``component_of`` int32 (n,), from 1, the component that each is of; ``components`` float32 (m, 10), their
+    table; ``views`` int32 (K, 5). ``shown(k)``: image uint8 (S, S, 3), displacement and affinity of view k, while the frame is held."""
+
+    pieces: Clustering
+    component_of: NDArray[np.int32]
+    components: NDArray[np.float32]
+    views: NDArray[np.int32]
+    shown: Callable[[int], tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]]
 
 
 class GpuSession:
@@ -104,6 +120,24 @@ class GpuSession:
             return Clustering(label_map, semantic_map, count, found["table"][:, : int(count[0])].copy())
 
     @contextmanager
+    def looked(self, image: Any, asked: Asked, looks: Looks) -> Iterator[Looked]:
+        """The same, of components (``asked``: with a split of 0) that an instance network looked at, in one go; the frame's memory is held
+        until the caller is through. Raises ModelError where that network doesn't run on the GPU."""
+        with self._lane() as lane:
+            found = lane.run(image, asked, looks)
+            count, components = int(found["count"][0]), int(found["components.count"][0])
+            if min(count, components) < 0:
+                raise EngineError("this frame has more regions than the operator has room for on a GPU (plugins/README.md)")
+            maps = (found[name].copy() for name in ("label_map", "semantic_map", "count"))
+            yield Looked(
+                Clustering(*maps, found["table"][:, :count].copy()),
+                found["component_of"][:count].copy(),
+                found["components.table"][0, :components].copy(),
+                found["views"].copy(),
+                lane.shown,
+            )
+
+    @contextmanager
     def _lane(self) -> Iterator[_Lane]:
         lane = self._lanes.take()
         try:
@@ -165,13 +199,14 @@ class _Lane:
         self._session, self._context, self._stream = session, context, stream
         self._kept: OrderedDict[Any, _Fixed] = OrderedDict()
         self._active: _Fixed | None = None
+        self._viewers: dict[int, tuple[Context, dict[str, np.dtype[Any]]]] = {}
 
-    def run(self, image: Any, asked: Asked | None) -> dict[str, NDArray[Any]]:
+    def run(self, image: Any, asked: Asked | None, looks: Looks | None = None) -> dict[str, NDArray[Any]]:
         """Outputs by name, in pinned memory: valid until the next run."""
         cuda = self._session.cuda
         there = device_address(image)
         shape = self._session.checked_shape(there[1] if there else image.shape)
-        fixed = self._fixed(shape, asked)
+        fixed = self._fixed(shape, asked, looks)
         if there:
             cuda.wait_for_producer(image)
             cuda.copy(int(fixed.frame), there[0], int(np.prod(shape)), self._stream)
@@ -181,13 +216,29 @@ class _Lane:
         self._stream.synchronize()
         return fixed.host
 
-    def _fixed(self, shape: tuple[int, ...], asked: Asked | None) -> _Fixed:
-        key = (shape, asked and asked.key)
+    def shown(self, k: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+        """What the instance network was shown in view k of the frame that ran last, and what it says of it."""
+        assert self._active is not None
+        image, displacement, affinity = self._active.of_view(k, ("views", "displacement", "affinity"))
+        return image, displacement.astype(np.float32), affinity.astype(np.float32)
+
+    def _viewer(self, looks: Looks) -> tuple[Context, dict[str, np.dtype[Any]]]:
+        """What runs an instance network in this lane."""
+        if id(looks.network) not in self._viewers:
+            opened = looks.network.device_context(self._stream)
+            if opened is None:
+                raise ModelError(f"{looks.network.path} runs on the CPU")
+            self._viewers[id(looks.network)] = opened
+        return self._viewers[id(looks.network)]
+
+    def _fixed(self, shape: tuple[int, ...], asked: Asked | None, looks: Looks | None) -> _Fixed:
+        key = (shape, asked and asked.key, looks and looks.key)
         if key not in self._kept:
             self._active = None  # whatever comes of it, the context has another shape then
             while len(self._kept) >= _KEPT_SHAPES:
                 self._kept.popitem(last=False)[1].release()
-            self._kept[key] = _Fixed(self._session, self._context, self._stream, shape, asked)
+            viewer = looks and (*self._viewer(looks), looks)
+            self._kept[key] = _Fixed(self._session, self._context, self._stream, shape, asked, viewer)
         self._kept.move_to_end(key)
         fixed = self._kept[key]
         if fixed is not self._active:
@@ -204,7 +255,15 @@ class _Lane:
 class _Fixed:
     """Memory of one frame size, at addresses that stay: what a CUDA graph needs."""
 
-    def __init__(self, session: GpuSession, context: Context, stream: Any, shape: tuple[int, ...], asked: Asked | None) -> None:
+    def __init__(
+        self,
+        session: GpuSession,
+        context: Context,
+        stream: Any,
+        shape: tuple[int, ...],
+        asked: Asked | None,
+        viewer: tuple[Context, dict[str, np.dtype[Any]], Looks] | None,
+    ) -> None:
         cuda = self._cuda = session.cuda
         self._session, self._context, self._stream, self._shape = session, context, stream, shape
         if not context.set_input_shape("frame", shape):
@@ -216,10 +275,18 @@ class _Fixed:
         self._memory = {name: cuda.allocate(int(np.prod(s)) * types[name].itemsize) for name, s in shapes.items()}
         self._clusterer: DeviceClusterer | None = None
         source, wanted = dict(self._memory), {name: (shapes[name], types[name]) for name in session.outputs}
+        self._refiner: DeviceRefiner | None = None
         if asked is not None:
-            maps = {name: (int(memory), shapes[name], types[name]) for name, memory in self._memory.items()}
+            used = self._memory if viewer is None else {"logits": self._memory["logits"]}  # components are the class map's alone
+            maps = {name: (int(memory), shapes[name], types[name]) for name, memory in used.items()}
             self._clusterer = DeviceClusterer(cuda, maps, asked)
             source, wanted = self._clusterer.memory, self._clusterer.shapes
+        if viewer is not None and self._clusterer is not None:
+            its_context, its_types, looks = viewer
+            refiner = self._refiner = DeviceRefiner(cuda, its_context, its_types, int(self.frame), self._clusterer, looks)
+            of_components = ("count", "table")
+            source = {"semantic_map": source["semantic_map"], **{f"components.{n}": source[n] for n in of_components}, **refiner.memory}
+            wanted = {"semantic_map": wanted["semantic_map"], **{f"components.{n}": wanted[n] for n in of_components}, **refiner.shapes}
         self.host = {name: cuda.pinned(shape, kind) for name, (shape, kind) in wanted.items()}
         self._source = source
         self._graphs: dict[bool, Graph | None] = {}
@@ -231,6 +298,8 @@ class _Fixed:
             raise EngineError(f"{self._session.path} doesn't take frames of {self._shape}")
         for name, memory in addresses.items():
             self._context.set_tensor_address(name, int(memory))
+        if self._refiner is not None:
+            self._refiner.bind()
         self.release_graphs()  # it may set itself up anew for another shape: what was captured before isn't to be trusted
 
     def run(self, on_gpu: bool) -> None:
@@ -260,8 +329,21 @@ class _Fixed:
             raise EngineError(f"{self._session.path}: it could not be run; the log says why")
         if self._clusterer is not None:
             self._clusterer.enqueue(self._stream.handle)
+        if self._refiner is not None:
+            self._refiner.enqueue(self._stream.handle)
         for name, host in self.host.items():
             self._cuda.download(host, int(self._source[name]), self._stream)
+
+    def of_view(self, k: int, names: Sequence[str]) -> list[NDArray[Any]]:
+        """View k's part of what the instance network was shown or says."""
+        assert self._refiner is not None
+        found = []
+        for name in names:
+            shape, kind = self._refiner.shown_shapes[name]
+            found.append(np.empty(shape[1:], kind))
+            self._cuda.download(found[-1], self._refiner.address(name, k), self._stream)
+        self._stream.synchronize()
+        return found
 
     def release_graphs(self) -> None:
         for graph in self._graphs.values():
@@ -274,7 +356,7 @@ class _Fixed:
         self.release_graphs()
         self._memory.clear()
         self._source = {}
-        self._clusterer = None
+        self._clusterer = self._refiner = None
         del self.frame, self.host_frame
         self.host = {}
 

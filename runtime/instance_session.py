@@ -1,4 +1,5 @@
-"""The instance network through ONNX Runtime: views and class masks in; displacement, affinities, boundary and foreground out."""
+"""The instance network, through ONNX Runtime or as an engine: views and class masks in; displacement, affinities, boundary and foreground
+out."""
 
 from __future__ import annotations
 
@@ -9,15 +10,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError
 from ..plugins.operator import check_min_area
+from .engine_file import SUFFIX
 from .protobuf import with_outputs
-from .sessions import DEFAULT_PROVIDERS, METADATA_KEY, open_onnx
+from .sessions import CUDA_PROVIDER, DEFAULT_PROVIDERS, METADATA_KEY, open_onnx
+
+if TYPE_CHECKING:
+    from .gpu_session import Context
 
 INSTANCE_FORMAT = 2  # 2: the join rule sees other classes
 _OUTPUTS, _FOREGROUND = ("displacement", "affinity", "boundary"), "foreground"
@@ -60,20 +65,31 @@ class InstanceSession:
     object for each that is several, None: not said.
 
     Args:
-        path: model that ``tfiseg train instance`` exported; default: the one that comes with tfiseg.
+        path: model that ``tfiseg train instance`` exported, or an engine of one; default: the one that comes with tfiseg.
         threads: CPU threads; 0 = ONNX Runtime's own choice.
         providers: ONNX Runtime execution providers, first choice first.
 
     Raises:
-        ModelError: the file is missing, no ONNX, or no instance network of this version.
+        ModelError: the file is missing, no ONNX, or no instance network of this version. EngineError: see ``open_session``.
     """
 
     def __init__(self, path: str | Path = DEFAULT_INSTANCE_MODEL, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> None:
         self.path = Path(path)
-        self._open = partial(open_onnx, self.path, threads, providers)
+        self.providers = tuple(providers)
+        self.engine = None
+        self._open = partial(open_onnx, self.path, threads)
         self._opening = Lock()
-        whole = self._open()
-        text = whole.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}")
+        self._sessions: dict[tuple[str, ...], Any] = {}
+        if self.path.suffix == SUFFIX:
+            from .engine_views import EngineViews
+
+            self.engine = EngineViews(self.path)
+            text, side, outputs = json.dumps(self.engine.metadata), self.engine.view_px, list(self.engine.types)
+        else:
+            self._whole = whole = self._open(providers)
+            text = whole.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}")
+            side = whole.get_inputs()[0].shape[1]  # a name where it takes views of any
+            outputs = [o.name for o in whole.get_outputs()]
         try:
             data = json.loads(text)
             version = data.get("instance_format")
@@ -94,14 +110,12 @@ class InstanceSession:
                 f"{self.path} is no instance network for this version: its format is {version}, wanted {INSTANCE_FORMAT}; "
                 "`tfiseg train instance` makes one"
             )
-        side = whole.get_inputs()[0].shape[1]  # a name where it takes views of any
         if side not in (self.view_px, ANY_SIDE):
             raise ModelError(f"{self.path}: its metadata speaks of views of {self.view_px} px, its network takes {side}: export it again")
 
-        self.draws_outlines = any(o.name == _FOREGROUND for o in whole.get_outputs())
-        # ONNX Runtime computes all outputs of a session, so each use has one of its own
-        self._sessions: dict[tuple[str, ...], Any] = {_BOTH if self.draws_outlines else _OUTPUTS: whole}
-        self._whole = whole
+        self.draws_outlines = _FOREGROUND in outputs
+        if self.engine is None:  # ONNX Runtime computes all outputs of a session, so each use has one of its own
+            self._sessions[_BOTH if self.draws_outlines else _OUTPUTS] = whole
 
     def infer(self, views: NDArray[np.uint8], masks: NDArray[np.uint8], foreground: bool = False) -> InstanceMaps:
         """Maps of views uint8 (K, S, S, 3) BGR and masks uint8 (K, S, S) 0/1, S = ``view_px``; ``foreground``: that in the same pass."""
@@ -131,22 +145,46 @@ class InstanceSession:
         that the first frame needn't wait for it. Raises ModelError as ``check_outlines``."""
         if outlines:
             self.check_outlines()
+        if self.engine is not None:
+            return
+        if outlines:
             self._session_for((_FOREGROUND,))
         if maps:
             self._session_for(_BOTH if outlines else _OUTPUTS)
         if maps_alone:
             self._session_for(_OUTPUTS)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the network runs on a GPU."""
+        return self.engine is not None or self.providers[0] == CUDA_PROVIDER
+
+    def device_context(self, stream: Any) -> tuple[Context, dict[str, np.dtype[Any]]] | None:
+        """What runs the network on the GPU, on this stream, and the types of its outputs by name; None: it runs on the CPU."""
+        if self.engine is not None:
+            return self.engine.context(), self.engine.types
+        if not self.on_gpu:
+            return None
+        from .onnx_gpu import BoundContext, on_stream
+
+        part = with_outputs(self.path.read_bytes(), _OUTPUTS)
+        context = BoundContext(self._open(self.providers, on_stream(self.providers, stream), part))
+        return context, context.types
+
     def _session_for(self, outputs: tuple[str, ...]) -> Any:
         with self._opening:
             if outputs not in self._sessions:
                 part = with_outputs(self.path.read_bytes(), outputs)
-                self._sessions[outputs] = self._whole if part is None else self._open(model=part)
+                self._sessions[outputs] = self._whole if part is None else self._open(self.providers, model=part)
             return self._sessions[outputs]
 
     def _run(self, outputs: tuple[str, ...], views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """A few views at a time: ONNX Runtime keeps the memory of the largest batch that it ever saw."""
-        session = self._session_for(outputs)
-        parts = [slice(k, k + _BATCH) for k in range(0, len(views), _BATCH)]
-        found = [session.run(outputs, {"views": views[part], "masks": masks[part]}) for part in parts]
+        batch = _BATCH if self.engine is None else min(_BATCH, self.engine.most)
+        parts = [slice(k, k + batch) for k in range(0, len(views), batch)]
+        if self.engine is not None:
+            found = [self.engine.run(outputs, views[part], masks[part]) for part in parts]
+        else:
+            session = self._session_for(outputs)
+            found = [session.run(outputs, {"views": views[part], "masks": masks[part]}) for part in parts]
         return found[0] if len(found) == 1 else [np.concatenate(maps) for maps in zip(*found, strict=True)]

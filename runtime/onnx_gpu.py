@@ -33,42 +33,49 @@ class OnnxGpuSession(GpuSession):
         cuda = Cuda()
         with cuda.current():
             stream = cuda.stream()
-            # what the provider enqueues is then in order with our copies and kernels, without waiting in between
-            options = [{"user_compute_stream": str(stream.handle)} if p == CUDA_PROVIDER else {} for p in providers]
+            options = on_stream(providers, stream)
             opened = OnnxSession(path, threads, providers, options)
-            types = {o.name: np.dtype(_TYPES[o.type]) for o in opened.session.get_outputs()}
-            context = _BoundContext(opened.session, types, device)
+            context = BoundContext(opened.session, device)
         # one lane: a second stream would need a second session, weights and all
-        super().__init__(path, opened.info, cuda, [(context, stream)], types, _ANY_SIZE)
+        super().__init__(path, opened.info, cuda, [(context, stream)], context.types, _ANY_SIZE)
 
 
-class _BoundContext:
-    """ONNX Runtime bound to addresses, with the calls of TensorRT's execution context."""
+def on_stream(providers: Sequence[str], stream: Any) -> list[dict[str, str]]:
+    """Options of providers with which what CUDA's enqueues is in order with our copies and kernels, without waiting in between."""
+    return [{"user_compute_stream": str(stream.handle)} if p == CUDA_PROVIDER else {} for p in providers]
 
-    def __init__(self, session: Any, types: dict[str, np.dtype[Any]], device: str) -> None:
-        self._session, self._types, self._device = session, types, device
-        self._frame_shape: tuple[int, ...] = ()
+
+class BoundContext:
+    """ONNX Runtime bound to addresses, with the calls of TensorRT's execution context. Inputs are uint8; ``types`` are the outputs'."""
+
+    def __init__(self, session: Any, device: str = "cuda") -> None:
+        self._session, self._device = session, device
+        self.types = {o.name: np.dtype(_TYPES[o.type]) for o in session.get_outputs()}
+        self._inputs = [i.name for i in session.get_inputs()]
+        self._given: dict[str, tuple[int, ...]] = {}
+        self._known: dict[tuple[tuple[int, ...], ...], dict[str, tuple[int, ...]]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._known: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {}
         self._binding: Any = None
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
-        self._frame_shape = tuple(shape)
-        if self._frame_shape not in self._known:  # run once to see what comes out
-            values = self._session.run(list(self._types), {name: np.zeros(self._frame_shape, np.uint8)})
-            self._known[self._frame_shape] = {n: v.shape for n, v in zip(self._types, values, strict=True)}
-        self._shapes = self._known[self._frame_shape]
-        self._binding = self._session.io_binding()
+        self._given[name] = tuple(shape)
+        if len(self._given) == len(self._inputs):
+            key = tuple(self._given[name] for name in self._inputs)
+            if key not in self._known:  # run once to see what comes out
+                values = self._session.run(list(self.types), {n: np.zeros(s, np.uint8) for n, s in self._given.items()})
+                self._known[key] = {n: v.shape for n, v in zip(self.types, values, strict=True)}
+            self._shapes = self._known[key]
+            self._binding = self._session.io_binding()
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        if name in self._types:
-            self._binding.bind_output(name, self._device, 0, self._types[name], self._shapes[name], address)
+        if name in self.types:
+            self._binding.bind_output(name, self._device, 0, self.types[name], self._shapes[name], address)
         else:
-            self._binding.bind_input(name, self._device, 0, np.uint8, self._frame_shape, address)
+            self._binding.bind_input(name, self._device, 0, np.uint8, self._given[name], address)
         return True
 
     def execute_async_v3(self, stream_handle: int) -> bool:

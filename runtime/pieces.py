@@ -23,6 +23,13 @@ class Parted:
         self.label_map: Label = components.label_map.copy()
         self.component_of = list(range(len(components) + 1))
 
+    @classmethod
+    def of(cls, components: Instances, label_map: Label, component_of: list[int]) -> Parted:
+        """What has been parted already; ``component_of``: of each number, 0 first."""
+        parted = cls(components)
+        parted.label_map, parted.component_of = label_map, component_of
+        return parted
+
     def cut(self, planned: PlannedView, labels: Label) -> list[int]:
         """Part a component, or a piece of one, as its own view's labels int32 (S, S), 0 = none, say. The largest part keeps the number, the
         others get new ones; returns the numbers of all, none where there was nothing to part."""

@@ -8,12 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..instances import Instances
+from ..instances import Instances, instances_from_table
 from ..plugins.operator import MIN_AREA_PX, SHARPEN, cluster
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession, of_groups
 from .joining import candidates_in, united
@@ -21,6 +22,10 @@ from .looks import MAX_VIEWS, PlannedView, closer_looks, shown, worth_a_look
 from .outlines import Foregrounds, outlined
 from .pieces import Label, Parted, instances_of
 from .sessions import DEFAULT_PROVIDERS
+from .views import View
+
+if TYPE_CHECKING:
+    from .gpu_session import Looked
 
 
 class Refiner:
@@ -92,6 +97,22 @@ class Refiner:
         refined = instances_of(united(parted, judged), components)
         merge = (time.perf_counter() - began) * 1e3 - sum(views.ms.values())
         return replace(refined, stage_ms={**components.stage_ms, **views.ms, "merge": merge}), views.foreground
+
+    def on_gpu(self, found: Looked, class_names: Sequence[str]) -> Instances:
+        """Instances of what was looked at on the GPU: pieces, joined where they are one object."""
+        label_map, semantic_map = found.pieces.label_map[0], found.pieces.semantic_map[0]
+        pieces = instances_from_table(label_map, semantic_map, found.pieces.table[0], class_names=tuple(class_names))
+        join_rule = self.session.rules.get("join")
+        if join_rule is None or len(np.unique(pieces.class_id)) == len(pieces):
+            return pieces
+        component_of = np.concatenate([[0], found.component_of]).astype(np.int32)
+        components = instances_from_table(component_of[label_map], semantic_map, found.components, class_names=tuple(class_names))
+        parted = Parted.of(components, label_map, component_of.tolist())
+        planned = [PlannedView(View(x, y, side), of_class, its) for x, y, side, of_class, its in found.views.tolist() if of_class]
+        judged = []
+        for k, its in candidates_in(parted, planned, self.session.view_px).items():
+            judged += its.judged(*found.shown(k), self.session.affinity_offsets, join_rule)
+        return instances_of(united(parted, judged), components) if any(value > 0 for _, value in judged) else pieces
 
     def outlined(self, image: NDArray[np.uint8], instances: Instances, known: Foregrounds | None = None) -> Instances:
         """Instances of one picture uint8 (H, W, 3) BGR, however they were found, with outlines as the network sees them (mask refinement):

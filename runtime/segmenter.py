@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from ..instances import Instances, instances_from_table
 from ..plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, check_min_area, cluster, split_table, thing_flags
 from ..plugins.problem import MAX_INSTANCES
 from .device_cluster import MOST_INSTANCES, Asked
+from .device_refine import VIEWS, Looks
 from .gpu_session import GpuSession, enlarged
 from .outlines import Foregrounds
 from .rating import FEATURES, object_probability
@@ -148,8 +150,15 @@ class Segmenter:
         if refiner is not None:  # raises now, not at the first frame
             maps = self.refiner is not None
             refiner.session.prepare(maps, outlines=self._outliner is not None, maps_alone=maps and refiner.thorough)
-        if self._outliner is not None and isinstance(self.session, GpuSession) and self.session.clusters:
-            _log.warning("outlines are drawn on the CPU, of frames in host memory")
+        self._looks_on_gpu = False
+        if isinstance(self.session, GpuSession) and self.session.clusters:
+            if self.refiner is not None:
+                why = self._why_on_cpu(self.refiner)
+                self._looks_on_gpu = why is None
+                if why is not None:
+                    _log.warning("components are looked at on the CPU, of frames in host memory: %s", why)
+            if self._outliner is not None:
+                _log.warning("outlines are drawn on the CPU, of frames in host memory")
 
     def close(self) -> None:
         """Free what an engine holds on the GPU; or use ``with``."""
@@ -175,9 +184,9 @@ class Segmenter:
         known: Foregrounds = {}
         if self._outliner is not None and hasattr(frame.image if isinstance(frame, Frame) else frame, "__cuda_array_interface__"):
             raise InputError("outlines are drawn on the CPU: give a frame in host memory, or outlines=False")
-        if isinstance(self.session, GpuSession) and self.session.clusters and self.refiner is None:
+        if isinstance(self.session, GpuSession) and (self._looks_on_gpu or (self.session.clusters and self.refiner is None)):
             found = self._on_gpu(self.session, frame)
-            stages = {"network": (time.perf_counter() - began) * 1e3}
+            stages = {"network": (time.perf_counter() - began) * 1e3 - sum(found.stage_ms.values()), **found.stage_ms}
         else:
             image = checked_image(frame)
             maps = self.session.infer(image)
@@ -196,12 +205,24 @@ class Segmenter:
             return replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=stages)
         return replace(found, stage_ms=stages)
 
+    def _why_on_cpu(self, refiner: Refiner) -> str | None:
+        """What keeps components from being looked at on the GPU; None: nothing does."""
+        if self.session.has("label_map"):
+            return f"{self.session.path} clusters by itself"
+        if refiner.thorough:
+            return "thorough looks are planned as they go"
+        if not refiner.session.on_gpu:
+            return f"so does {refiner.session.path.name}: an engine of it doesn't (`tfiseg build {refiner.session.path.name}`)"
+        return None
+
     def _on_gpu(self, session: GpuSession, frame: Frame | NDArray[np.uint8]) -> Instances:
         """Network and clustering on the GPU; the frame may lie there already (``__cuda_array_interface__``)."""
         image = frame.image if isinstance(frame, Frame) else frame
         if not hasattr(image, "__cuda_array_interface__"):
             image = checked_image(image)
         size_hw = (int(image.shape[0]), int(image.shape[1]))
+        if self.refiner is not None:
+            return self._looked_on_gpu(session, self.refiner, image, size_hw)
         asked = Asked(
             size_hw,
             thing_flags(self._clustered),
@@ -219,6 +240,28 @@ class Segmenter:
             label_map, semantic_map, table = enlarged(label_map, semantic_map, table, size_hw)
         instances = instances_from_table(label_map, semantic_map, table, class_names=self.class_names)
         return self.worthwhile(instances, size_hw)
+
+    def _looked_on_gpu(self, session: GpuSession, refiner: Refiner, image: Any, size_hw: tuple[int, int]) -> Instances:
+        """As ``_refined``; joins, which are few, on the CPU."""
+        asked = Asked(
+            size_hw,
+            thing_flags(self._clustered),
+            split_table(0.0),
+            min(MIN_AREA_PX, self._least_area(size_hw)),
+            min(self.max_instances, MOST_INSTANCES),
+            self._affinity_offsets,
+            merge_rule=None,
+        )
+        with session.looked(image, asked, self._looks(refiner)) as looked:
+            began = time.perf_counter()
+            found = refiner.on_gpu(looked, self.class_names)
+        unwanted = looked.components[~np.isin(looked.components[:, 0], self.things), 6]
+        found = replace(found, stage_ms={"merge": (time.perf_counter() - began) * 1e3})
+        return self.worthwhile(found, size_hw, beside_px=int(unwanted.max(initial=0)))
+
+    def _looks(self, refiner: Refiner) -> Looks:
+        engine = refiner.session.engine
+        return Looks(refiner.session, thing_flags(self.things), VIEWS if engine is None else min(VIEWS, engine.most))
 
     def _refined(
         self, refiner: Refiner, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.float32]]

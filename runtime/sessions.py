@@ -155,12 +155,18 @@ def open_session(path: str | Path, threads: int = 0, providers: Sequence[str] = 
         if [*providers[:1]] == [CUDA_PROVIDER]:
             return _open_on_gpu(path, threads, providers)
         return OnnxSession(path, threads, providers)
-    record = read_sidecar(path)
-    plan = check_content(path, record)
-    check_machine(path, record, this_machine())
+    plan, record = checked_plan(path)
     from .engine_session import EngineSession
 
     return EngineSession(path, plan, record)
+
+
+def checked_plan(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """An engine's plan and record, held against each other and against this machine; raises EngineError."""
+    record = read_sidecar(path)
+    plan = check_content(path, record)
+    check_machine(path, record, this_machine())
+    return plan, record
 
 
 def _open_on_gpu(path: Path, threads: int, providers: Sequence[str]) -> Session:

@@ -12,6 +12,7 @@ import types
 import numpy as np
 import onnxruntime
 from tfiseg.plugins import native
+from tfiseg.plugins.views import views_workspace_bytes
 from tfiseg.runtime import cuda as cuda_module
 
 
@@ -199,6 +200,17 @@ class OperatorLibrary:
         self.gpu.enqueue(stream.value, lambda: native.library().tfiseg_cluster_cpu(problem, result))
         return 0
 
+    def tfiseg_views_workspace_size(self, views, max_parts):
+        return views_workspace_bytes(views._obj, max_parts)
+
+    def tfiseg_cut_views_cuda(self, views, stream):
+        self.gpu.enqueue(stream.value, lambda: native.check(native.library().tfiseg_cut_views_cpu(views)))
+        return 0
+
+    def tfiseg_place_pieces_cuda(self, views, pieces, stream):
+        self.gpu.enqueue(stream.value, lambda: native.check(native.library().tfiseg_place_pieces_cpu(views, pieces)))
+        return 0
+
 
 def tensorrt_module(gpu, profile, fails=False):
     """``tensorrt_rtx``; names as in TensorRT-RTX 1.7 and TensorRT 10's stubs."""
@@ -239,12 +251,13 @@ def tensorrt_module(gpu, profile, fails=False):
 
     class ExecutionContext:
         def __init__(self, engine):
-            self.engine, self.shape, self.addresses, self.shapes = engine, None, {}, {}
+            self.engine, self.given, self.addresses, self.shapes = engine, {}, {}, {}
 
         def set_input_shape(self, name, shape):
-            self.shape = tuple(shape)
-            values = self.engine.session.run(None, {"frame": np.zeros(self.shape, np.uint8)})
-            self.shapes = {o.name: v.shape for o, v in zip(self.engine.session.get_outputs(), values, strict=True)}
+            self.given[name] = tuple(shape)
+            if len(self.given) == len(self.engine.inputs):
+                values = self.engine.session.run(None, {n: np.zeros(s, np.uint8) for n, s in self.given.items()})
+                self.shapes = {o.name: v.shape for o, v in zip(self.engine.session.get_outputs(), values, strict=True)}
             return True
 
         def get_tensor_shape(self, name):
@@ -256,12 +269,15 @@ def tensorrt_module(gpu, profile, fails=False):
             return True
 
         def execute_async_v3(self, stream_handle):
-            shape, addresses, shapes = self.shape, dict(self.addresses), dict(self.shapes)
+            given, addresses, shapes = dict(self.given), dict(self.addresses), dict(self.shapes)
+
+            def read(name):
+                size = int(np.prod(given[name]))
+                memory = (ctypes.c_uint8 * size).from_address(gpu.at(addresses[name], size))
+                return np.frombuffer(memory, np.uint8).reshape(given[name])
 
             def run():
-                size = int(np.prod(shape))
-                frame = np.frombuffer((ctypes.c_uint8 * size).from_address(gpu.at(addresses["frame"], size)), np.uint8).reshape(shape)
-                values = self.engine.session.run(None, {"frame": frame})
+                values = self.engine.session.run(None, {name: read(name) for name in given})
                 for output, value in zip(self.engine.session.get_outputs(), values, strict=True):
                     assert value.shape == shapes[output.name]
                     ctypes.memmove(gpu.at(addresses[output.name], value.nbytes), np.ascontiguousarray(value).ctypes.data, value.nbytes)
@@ -276,20 +292,23 @@ def tensorrt_module(gpu, profile, fails=False):
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
             self.session = onnxruntime.InferenceSession(plan, options)
-            self.names = ["frame", *(o.name for o in self.session.get_outputs())]
+            self.inputs = [i.name for i in self.session.get_inputs()]
+            self.names = [*self.inputs, *(o.name for o in self.session.get_outputs())]
             self.num_io_tensors = len(self.names)
 
         def get_tensor_name(self, k):
             return self.names[k]
 
         def get_tensor_mode(self, name):
-            return trt.TensorIOMode.INPUT if name == "frame" else trt.TensorIOMode.OUTPUT
+            return trt.TensorIOMode.INPUT if name in self.inputs else trt.TensorIOMode.OUTPUT
 
         def get_tensor_dtype(self, name):
-            return trt.uint8 if name == "frame" else trt.float32
+            return trt.uint8 if name in self.inputs else trt.float32
 
         def get_tensor_profile_shape(self, name, index):
-            return [(1, *hw, 3) for hw in profile]
+            if name == "frame":
+                return [(1, *hw, 3) for hw in profile]
+            return [(n, 192, 192, 3)[: 4 if name == "views" else 3] for n in (1, 8, 64)]
 
         def create_runtime_config(self):
             return Config()

@@ -1,18 +1,20 @@
 """Engines on an emulated GPU (emulated_gpu.py): the same instances, bit for bit, as the network gives through ONNX Runtime."""
 
+import json
 import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import tfiseg
 from skimage import data
 from tfiseg.runtime import sessions
 from tfiseg.runtime.engine_file import write_engine
 from tfiseg.runtime.machine import Machine
-from tfiseg.runtime.sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, OnnxSession
+from tfiseg.runtime.sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, METADATA_KEY
 
 sys.path.insert(0, str(Path(__file__).parent))
 import emulated_gpu
@@ -28,9 +30,9 @@ def gpu(monkeypatch, tmp_path):
     return emulated_gpu.Gpu()
 
 
-def engine_of(model, folder):
+def engine_of(model, folder, name="net.engine"):
     """An engine whose plan the emulated TensorRT reads: the ONNX file itself."""
-    info = OnnxSession(model).info
+    text = onnxruntime.InferenceSession(model).get_modelmeta().custom_metadata_map[METADATA_KEY]
     record = {
         "built_from": {"onnx": str(model), "command": "tfiseg build net.onnx -o net.engine"},
         "built_with": {
@@ -41,10 +43,10 @@ def engine_of(model, folder):
             "compute_capability": None,
         },
         "precision": {},
-        "model": info.extra,
+        "model": {"class_names": [], "things": [], **json.loads(text)},
         "plugin": None,
     }
-    path = folder / "net.engine"
+    path = folder / name
     write_engine(path, Path(model).read_bytes(), record)
     return path
 

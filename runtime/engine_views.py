@@ -1,0 +1,71 @@
+"""An instance network as an engine: views and class masks in, its maps out, for frames in host memory; and execution contexts for those
+on the GPU (device_refine.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError, ModelError
+from .engine_session import OpenedPlan
+from .gpu_session import Context, sizes_of
+from .sessions import checked_plan
+
+
+class EngineViews:
+    """``metadata``: what the network says of itself; ``view_px``: the side of the views that it takes, ``most`` so many at once; ``types``:
+    of its outputs, by name.
+
+    Args:
+        path: NAME.engine that ``tfiseg build`` made of an instance network.
+
+    Raises:
+        EngineError, MissingDependencyError: as ``open_session`` does. ModelError: it is an engine of another kind of network.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        plan, record = checked_plan(path)
+        self.metadata: dict[str, Any] = record["model"]
+        if "instance_format" not in self.metadata:
+            raise ModelError(f"{path} is no engine of an instance network: `tfiseg build` makes one of what `tfiseg train instance` wrote")
+        self._opened = opened = OpenedPlan(path, plan, record)
+        self.cuda = opened.cuda
+        self.types, _, largest = opened.interface("views")
+        self.most, self.view_px = largest[0], largest[1]
+        with self.cuda.current():
+            self._context, self._stream = opened.context(), self.cuda.stream()
+        self._lock = Lock()
+        self._seen: set[int] = set()
+
+    def context(self) -> Context:
+        """A further execution context, for a stream of somebody else's. Needs the GPU's context to be current."""
+        return self._opened.context()
+
+    def run(self, outputs: Sequence[str], views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Maps by name of at most ``most`` views uint8 (K, S, S, 3) and masks uint8 (K, S, S)."""
+        with self._lock, self.cuda.current():
+            given = {"views": np.ascontiguousarray(views), "masks": np.ascontiguousarray(masks)}
+            kept = {name: self.cuda.allocate(array.nbytes) for name, array in given.items()}
+            if not all(self._context.set_input_shape(name, array.shape) for name, array in given.items()):
+                raise EngineError(f"{self.path} doesn't take {len(views)} views of {views.shape[1:]}")
+            found = {name: np.empty(sizes_of(self._context.get_tensor_shape(name)), kind) for name, kind in self.types.items()}
+            kept |= {name: self.cuda.allocate(array.nbytes) for name, array in found.items()}
+            for name, memory in kept.items():
+                self._context.set_tensor_address(name, int(memory))
+            for name, array in given.items():
+                self.cuda.upload(int(kept[name]), array, self._stream)
+            if not self._context.execute_async_v3(self._stream.handle):
+                raise EngineError(f"{self.path}: it could not be run; the log says why")
+            for name in outputs:
+                self.cuda.download(found[name], int(kept[name]), self._stream)
+            self._stream.synchronize()
+            if len(views) not in self._seen:
+                self._seen.add(len(views))
+                self._opened.set_up()
+        return [found[name].astype(np.float32) for name in outputs]
