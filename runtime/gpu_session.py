@@ -250,6 +250,7 @@ class _Lane:
         while self._kept:
             self._kept.popitem()[1].release()
         self._active = None
+        self._viewers.clear()
 
 
 class _Fixed:

@@ -51,29 +51,25 @@ class BoundContext:
     def __init__(self, session: Any, device: str = "cuda") -> None:
         self._session, self._device = session, device
         self.types = {o.name: np.dtype(_TYPES[o.type]) for o in session.get_outputs()}
-        self._inputs = [i.name for i in session.get_inputs()]
         self._given: dict[str, tuple[int, ...]] = {}
-        self._known: dict[tuple[tuple[int, ...], ...], dict[str, tuple[int, ...]]] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._known: dict[tuple[Any, ...], dict[str, tuple[int, ...]]] = {}
         self._binding: Any = None
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
         self._given[name] = tuple(shape)
-        if len(self._given) == len(self._inputs):
-            key = tuple(self._given[name] for name in self._inputs)
-            if key not in self._known:  # run once to see what comes out
-                values = self._session.run(list(self.types), {n: np.zeros(s, np.uint8) for n, s in self._given.items()})
-                self._known[key] = {n: v.shape for n, v in zip(self.types, values, strict=True)}
-            self._shapes = self._known[key]
-            self._binding = self._session.io_binding()
+        self._binding = self._session.io_binding()
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
+        key = tuple(sorted(self._given.items()))
+        if key not in self._known:  # run once to see what comes out
+            values = self._session.run(list(self.types), {n: np.zeros(s, np.uint8) for n, s in self._given.items()})
+            self._known[key] = {n: v.shape for n, v in zip(self.types, values, strict=True)}
+        return self._known[key][name]
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         if name in self.types:
-            self._binding.bind_output(name, self._device, 0, self.types[name], self._shapes[name], address)
+            self._binding.bind_output(name, self._device, 0, self.types[name], self.get_tensor_shape(name), address)
         else:
             self._binding.bind_input(name, self._device, 0, np.uint8, self._given[name], address)
         return True

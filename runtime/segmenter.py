@@ -212,7 +212,7 @@ class Segmenter:
         if refiner.thorough:
             return "thorough looks are planned as they go"
         if not refiner.session.on_gpu:
-            return f"so does {refiner.session.path.name}: an engine of it doesn't (`tfiseg build {refiner.session.path.name}`)"
+            return f"so does {refiner.session.path.name} run; an engine of it doesn't (`tfiseg build {refiner.session.path.name}`)"
         return None
 
     def _on_gpu(self, session: GpuSession, frame: Frame | NDArray[np.uint8]) -> Instances:
@@ -243,21 +243,17 @@ class Segmenter:
 
     def _looked_on_gpu(self, session: GpuSession, refiner: Refiner, image: Any, size_hw: tuple[int, int]) -> Instances:
         """As ``_refined``; joins, which are few, on the CPU."""
-        asked = Asked(
-            size_hw,
-            thing_flags(self._clustered),
-            split_table(0.0),
-            min(MIN_AREA_PX, self._least_area(size_hw)),
-            min(self.max_instances, MOST_INSTANCES),
-            self._affinity_offsets,
-            merge_rule=None,
-        )
-        with session.looked(image, asked, self._looks(refiner)) as looked:
+        with session.looked(image, self._asked_components(size_hw), self._looks(refiner)) as looked:
             began = time.perf_counter()
             found = refiner.on_gpu(looked, self.class_names)
         unwanted = looked.components[~np.isin(looked.components[:, 0], self.things), 6]
         found = replace(found, stage_ms={"merge": (time.perf_counter() - began) * 1e3})
         return self.worthwhile(found, size_hw, beside_px=int(unwanted.max(initial=0)))
+
+    def _asked_components(self, size_hw: tuple[int, int]) -> Asked:
+        """As ``components_of``, on the GPU."""
+        least, most = min(MIN_AREA_PX, self._least_area(size_hw)), min(self.max_instances, MOST_INSTANCES)
+        return Asked(size_hw, thing_flags(self._clustered), split_table(0.0), least, most, self._affinity_offsets, merge_rule=None)
 
     def _looks(self, refiner: Refiner) -> Looks:
         engine = refiner.session.engine

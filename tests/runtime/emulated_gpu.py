@@ -255,13 +255,17 @@ def tensorrt_module(gpu, profile, fails=False):
 
         def set_input_shape(self, name, shape):
             self.given[name] = tuple(shape)
-            if len(self.given) == len(self.engine.inputs):
-                values = self.engine.session.run(None, {n: np.zeros(s, np.uint8) for n, s in self.given.items()})
-                self.shapes = {o.name: v.shape for o, v in zip(self.engine.session.get_outputs(), values, strict=True)}
+            self.shapes = {}
             return True
 
         def get_tensor_shape(self, name):
-            return self.shapes[name]
+            return self.out_shapes()[name]
+
+        def out_shapes(self):
+            if not self.shapes:
+                values = self.engine.session.run(None, {n: np.zeros(s, np.uint8) for n, s in self.given.items()})
+                self.shapes = {o.name: v.shape for o, v in zip(self.engine.session.get_outputs(), values, strict=True)}
+            return self.shapes
 
         def set_tensor_address(self, name, address):
             assert isinstance(address, int)
@@ -269,7 +273,7 @@ def tensorrt_module(gpu, profile, fails=False):
             return True
 
         def execute_async_v3(self, stream_handle):
-            given, addresses, shapes = dict(self.given), dict(self.addresses), dict(self.shapes)
+            given, addresses, shapes = dict(self.given), dict(self.addresses), dict(self.out_shapes())
 
             def read(name):
                 size = int(np.prod(given[name]))
