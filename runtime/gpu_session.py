@@ -128,9 +128,9 @@ class GpuSession:
             count, components = int(found["count"][0]), int(found["components.count"][0])
             if min(count, components) < 0:
                 raise EngineError("this frame has more regions than the operator has room for on a GPU (plugins/README.md)")
-            maps = (found[name].copy() for name in ("label_map", "semantic_map", "count"))
+            label_map, semantic_map = found["label_map"].copy(), found["semantic_map"].copy()
             yield Looked(
-                Clustering(*maps, found["table"][:, :count].copy()),
+                Clustering(label_map, semantic_map, found["count"].copy(), found["table"][:, :count].copy()),
                 found["component_of"][:count].copy(),
                 found["components.table"][0, :components].copy(),
                 found["views"].copy(),
@@ -237,7 +237,7 @@ class _Lane:
             self._active = None  # whatever comes of it, the context has another shape then
             while len(self._kept) >= _KEPT_SHAPES:
                 self._kept.popitem(last=False)[1].release()
-            viewer = looks and (*self._viewer(looks), looks)
+            viewer = None if looks is None else (*self._viewer(looks), looks)
             self._kept[key] = _Fixed(self._session, self._context, self._stream, shape, asked, viewer)
         self._kept.move_to_end(key)
         fixed = self._kept[key]
