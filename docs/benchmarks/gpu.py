@@ -8,11 +8,13 @@ RUNNER.so is tests/plugins/cuda_runner.cu. Prints Markdown.
 import ctypes
 import sys
 import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
-from tfiseg.plugins.native import ResultStruct, problem_struct
+from tfiseg.plugins.native import ResultStruct, cluster_native, problem_struct
 from tfiseg.plugins.problem import Problem, problem_of
+from tfiseg.plugins.views import Found, PiecesCall, Scene, ViewsCall, cut_views
 
 
 def blobs(side: int, classes: int = 4) -> np.ndarray:
@@ -53,6 +55,24 @@ def in_graph(library: ctypes.CDLL, problem: Problem, replays: int = 2000) -> tup
     status = library.replay_in_graph(*map(ctypes.byref, (asked, result)), replays, *map(ctypes.byref, (median_us, grown)))
     assert status == 0, status
     return median_us.value, int(out["count"][0])
+
+
+def views_in_graph(library: ctypes.CDLL, size_hw: tuple[int, int], views: int = 16, side: int = 192) -> tuple[float, float, int]:
+    """Median microseconds of cutting views of components, and of carrying back what shape alone makes of them; and the pieces."""
+    class_map = cv2.resize(blobs(512), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+    components = cluster_native(replace(problem_of(class_map, min_area=25), split=np.zeros(256)))
+    frame = np.random.default_rng(0).integers(0, 256, (*size_hw, 3)).astype(np.uint8)
+    scene = Scene(frame, components.label_map[0], components.table[0].copy(), np.ones(256, np.uint8))
+    cut = cut_views(scene, views, side)
+    parts = cluster_native(replace(problem_of(cut.own[0]), class_map=cut.own, split=np.ones(256), max_instances=64))
+    tables = np.zeros((views, 64, 10), np.float32)
+    tables[:, : parts.table.shape[1]] = parts.table
+    call = ViewsCall(scene, views, side, None, cut, 64)
+    pieces = PiecesCall(scene, Found(parts.label_map, parts.count, parts.regions, tables), 2)
+    medians_us = (ctypes.c_double * 2)()
+    status = library.replay_views_in_graph(ctypes.byref(call.struct), ctypes.byref(pieces.struct), 1000, medians_us)
+    assert status == 0, status
+    return medians_us[0], medians_us[1], len(pieces.pieces.table)
 
 
 def peers(class_map: np.ndarray) -> dict[str, float]:
@@ -106,6 +126,10 @@ def main() -> None:
         print(f"| the same, given field | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | | {count} |")
         for name, peer_us in peers(blobs(side)).items():
             print(f"| {name}, {side} x {side} | {peer_us:.1f} | | |")
+    for size_hw in ((480, 640), (1080, 1920)):
+        cut_us, place_us, count = views_in_graph(library, size_hw)
+        print(f"| 16 views of 192 px cut out of {size_hw[1]} x {size_hw[0]} | {cut_us:.1f} | | |")
+        print(f"| pieces carried back | {place_us:.1f} | | {count} |")
     sys.stdout.flush()
     for title, problem in (
         ("160 x 160 x 21 -> 640 x 640", as_logits(blobs(160), 21, 640)),

@@ -1,6 +1,7 @@
 """Figures of the live pipeline: `python docs/benchmarks/live.py WHAT [--seconds S] [--frames N]`."""
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -185,12 +186,13 @@ def modes(args):
 
 
 def gpu(args):
-    """ONNX Runtime's CUDA provider (or --model NAME.engine) and clustering on the device: frames a second of 1 and 4 cameras."""
+    """ONNX Runtime's CUDA provider (or --model NAME.engine) and all the rest on the device: frames a second of 1 and 4 cameras, by heads
+    and by components that are looked at."""
     count, report = args.frames or 300, []
-    for size_hw in ((480, 640), (720, 1280)):
+    for size_hw, refine in itertools.product(((480, 640), (720, 1280)), ("frame", "components")):
         frame = next(iter(SyntheticCamera(size_hw, people=6))).image
         for graphs in (True, False):
-            segmenter = tfiseg.Segmenter(args.model, refine="frame", providers=["CUDAExecutionProvider"])
+            segmenter = tfiseg.Segmenter(args.model, refine=refine, outlines=False, providers=["CUDAExecutionProvider"])
             segmenter.session.graphs = graphs
             for cameras in (1, 4):
                 for _ in range(20):  # warm-up, and the capture of the graph
@@ -211,7 +213,13 @@ def gpu(args):
                     thread.join()
                 seconds = time.perf_counter() - began
                 every = np.concatenate(ages)
-                row = {"size_hw": size_hw, "graphs": segmenter.session.graphs, "cameras": cameras, "fps": round(len(every) / seconds, 1)}
+                row = {
+                    "size_hw": size_hw,
+                    "refine": refine,
+                    "graphs": segmenter.session.graphs,
+                    "cameras": cameras,
+                    "fps": round(len(every) / seconds, 1),
+                }
                 report.append(
                     {**row, "age_p50_ms": round(float(np.median(every)), 3), "age_p99_ms": round(float(np.quantile(every, 0.99)), 3)}
                 )

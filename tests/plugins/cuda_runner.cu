@@ -205,6 +205,44 @@ float median(std::vector<float> values) {
     return values[values.size() / 2];
 }
 
+// What `enqueue` puts on a stream, captured once and replayed many times.
+template <class Enqueue>
+int32_t replay(const Enqueue &enqueue, int32_t replays, double *median_us, int64_t *grown_bytes) {
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t ready;
+    TRY(cudaStreamCreate(&stream));
+    TRY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    if (const int32_t status = enqueue(stream)) return status;
+    TRY(cudaStreamEndCapture(stream, &graph));
+    TRY(cudaGraphInstantiate(&ready, graph, 0));
+    for (int32_t k = 0; k < 20; ++k) TRY(cudaGraphLaunch(ready, stream));
+    TRY(cudaStreamSynchronize(stream));
+    size_t free_before, free_after, all;
+    TRY(cudaMemGetInfo(&free_before, &all));
+    cudaEvent_t begin, end;
+    TRY(cudaEventCreate(&begin));
+    TRY(cudaEventCreate(&end));
+    constexpr int32_t kTogether = 10;  // launched back to back, so that the GPU, not the host, is timed
+    std::vector<float> times;
+    for (int32_t k = 0; k < replays; k += kTogether) {
+        TRY(cudaEventRecord(begin, stream));
+        for (int32_t j = 0; j < kTogether; ++j) TRY(cudaGraphLaunch(ready, stream));
+        TRY(cudaEventRecord(end, stream));
+        TRY(cudaEventSynchronize(end));
+        float ms;
+        TRY(cudaEventElapsedTime(&ms, begin, end));
+        times.push_back(ms * 1e3f / kTogether);
+    }
+    TRY(cudaMemGetInfo(&free_after, &all));
+    *median_us = double(median(times));
+    *grown_bytes = int64_t(free_before) - int64_t(free_after);
+    TRY(cudaGraphExecDestroy(ready));
+    TRY(cudaGraphDestroy(graph));
+    TRY(cudaStreamDestroy(stream));
+    return TFISEG_OK;
+}
+
 }  // namespace
 
 extern "C" {
@@ -239,42 +277,25 @@ TFISEG_API int32_t place_pieces_by_phases(const tfiseg_views *views, const tfise
     return on.give();
 }
 
-// Captured once, replayed many times. medians_us: of one replay; grown_bytes: of memory in use from the first replay to the last.
+// Each captured once, replayed many times. medians_us: of one replay; grown_bytes: of memory in use from the first replay to the last.
 TFISEG_API int32_t replay_in_graph(const tfiseg_problem *problem, tfiseg_result *result, int32_t replays, double *median_us, int64_t *grown_bytes) {
     OnDevice on;
     if (const int32_t status = on.take(*problem, *result)) return status;
-    cudaStream_t stream;
-    cudaGraph_t graph;
-    cudaGraphExec_t ready;
-    TRY(cudaStreamCreate(&stream));
-    TRY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    if (const int32_t status = tfiseg_cluster_cuda(&on.problem, &on.result, stream)) return status;
-    TRY(cudaStreamEndCapture(stream, &graph));
-    TRY(cudaGraphInstantiate(&ready, graph, 0));
-    for (int32_t k = 0; k < 20; ++k) TRY(cudaGraphLaunch(ready, stream));
-    TRY(cudaStreamSynchronize(stream));
-    size_t free_before, free_after, all;
-    TRY(cudaMemGetInfo(&free_before, &all));
-    cudaEvent_t begin, end;
-    TRY(cudaEventCreate(&begin));
-    TRY(cudaEventCreate(&end));
-    constexpr int32_t kTogether = 10;  // launched back to back, so that the GPU, not the host, is timed
-    std::vector<float> times;
-    for (int32_t k = 0; k < replays; k += kTogether) {
-        TRY(cudaEventRecord(begin, stream));
-        for (int32_t j = 0; j < kTogether; ++j) TRY(cudaGraphLaunch(ready, stream));
-        TRY(cudaEventRecord(end, stream));
-        TRY(cudaEventSynchronize(end));
-        float ms;
-        TRY(cudaEventElapsedTime(&ms, begin, end));
-        times.push_back(ms * 1e3f / kTogether);
-    }
-    TRY(cudaMemGetInfo(&free_after, &all));
-    *median_us = double(median(times));
-    *grown_bytes = int64_t(free_before) - int64_t(free_after);
-    TRY(cudaGraphExecDestroy(ready));
-    TRY(cudaGraphDestroy(graph));
-    TRY(cudaStreamDestroy(stream));
+    const auto work = [&](cudaStream_t stream) { return tfiseg_cluster_cuda(&on.problem, &on.result, stream); };
+    if (const int32_t status = replay(work, replays, median_us, grown_bytes)) return status;
+    return on.give();
+}
+
+// medians_us: of cutting views, and of placing pieces.
+TFISEG_API int32_t replay_views_in_graph(const tfiseg_views *views, const tfiseg_pieces *pieces, int32_t replays, double *medians_us) {
+    ViewsOnDevice on;
+    if (const int32_t status = on.take(*views, pieces->max_parts)) return status;
+    if (const int32_t status = on.take(*pieces)) return status;
+    int64_t grown_bytes;
+    const auto cut = [&](cudaStream_t stream) { return tfiseg_cut_views_cuda(&on.views, stream); };
+    if (const int32_t status = replay(cut, replays, medians_us, &grown_bytes)) return status;
+    const auto place = [&](cudaStream_t stream) { return tfiseg_place_pieces_cuda(&on.views, &on.pieces, stream); };
+    if (const int32_t status = replay(place, replays, medians_us + 1, &grown_bytes)) return status;
     return on.give();
 }
 
