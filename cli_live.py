@@ -50,7 +50,7 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--instance-model",
         metavar="M",
-        help="with --refine components or --outlines: an instance network (default: the one that comes with tfiseg)",
+        help="with --refine components or --outlines: an instance network, or an engine of one (default: the one that comes with tfiseg)",
     )
     verb.add_argument(
         "--outlines",

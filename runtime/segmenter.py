@@ -56,9 +56,10 @@ class Segmenter:
             probability (default: 0.5).
         max_instances: at most this many per frame, the largest.
         refine: "components": cut and join the class map's components by what the instance network sees in them, in place of their shape
-            alone (see ``Refiner``); "frame": by the model's own instance heads, in the same pass; None: by shape, or by the heads of a
+            alone (see ``Refiner``; on the GPU, in the same graph, where both networks run there); "frame": by the model's own instance heads, in the same pass; None: by shape, or by the heads of a
             model that has them.
-        instance_model: path of an instance network, with refine="components" or ``outlines``; default: the one that comes with tfiseg.
+        instance_model: path of an instance network, or of an engine of one, with refine="components" or ``outlines``; default: the one
+            that comes with tfiseg.
         outlines: draw outlines anew, as the instance network sees them in views of what was found (see ``Refiner.outlined``); default: with
             refine="components", if the instance network can. On the CPU, of frames in host memory. Only the classes that are reported
             defend their pixels. ``semantic_map`` stays the semantic network's.
