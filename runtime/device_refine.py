@@ -22,7 +22,7 @@ from .device_cluster import ON_CUDA, TYPES, DeviceClusterer
 if TYPE_CHECKING:
     from .instance_session import InstanceSession
 
-VIEWS = 16  # a frame: more than 95 of 100 photos need (docs/benchmarks/instance.md)
+VIEWS = 16  # a frame; 4 of 295 photos need more (docs/benchmarks/instance.md)
 _MAX_PARTS = 64  # of a component
 
 

@@ -56,8 +56,8 @@ class Segmenter:
             probability (default: 0.5).
         max_instances: at most this many per frame, the largest.
         refine: "components": cut and join the class map's components by what the instance network sees in them, in place of their shape
-            alone (see ``Refiner``; on the GPU, in the same graph, where both networks run there); "frame": by the model's own instance heads, in the same pass; None: by shape, or by the heads of a
-            model that has them.
+            alone (see ``Refiner``; where both networks run on the GPU, there and in the same graph); "frame": by the model's own instance
+            heads, in the same pass; None: by shape, or by the heads of a model that has them.
         instance_model: path of an instance network, or of an engine of one, with refine="components" or ``outlines``; default: the one
             that comes with tfiseg.
         outlines: draw outlines anew, as the instance network sees them in views of what was found (see ``Refiner.outlined``); default: with
