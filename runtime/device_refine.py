@@ -28,15 +28,17 @@ _MAX_PARTS = 64  # of a component
 
 @dataclass(frozen=True)
 class Looks:
-    """How to look at components. ``wanted``: uint8 (256,), 1 for the classes that are; ``view_count`` views of ``view_px`` at once."""
+    """How to look at components. ``wanted``: uint8 (256,), 1 for the classes that are; ``view_count`` views at once; ``outlines``: for
+    these as well."""
 
     network: InstanceSession
     wanted: NDArray[np.uint8]
     view_count: int = VIEWS
+    outlines: bool = False
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return id(self.network), self.wanted.tobytes(), self.view_count
+        return id(self.network), self.wanted.tobytes(), self.view_count, self.outlines
 
 
 class DeviceRefiner:

@@ -46,13 +46,15 @@ class Looked:
     """What was found in one frame by looking at its components (plugins/views.py).
 
     ``pieces``: of one picture; ``component_of`` int32 (n,), from 1, the component that each is of; ``components`` float32 (m, 10), their
-    table; ``views`` int32 (K, 5). ``shown(k)``: image uint8 (S, S, 3), displacement and affinity of view k, while the frame is held."""
+    table; ``views`` int32 (K, 5). While the frame is held, ``shown(k)``: image uint8 (S, S, 3), displacement and affinity of view k, and
+    ``foreground(k)``, where the looks were for outlines, too."""
 
     pieces: Clustering
     component_of: NDArray[np.int32]
     components: NDArray[np.float32]
     views: NDArray[np.int32]
     shown: Callable[[int], tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]]
+    foreground: Callable[[int], NDArray[np.float32]]
 
 
 class GpuSession:
@@ -135,6 +137,7 @@ class GpuSession:
                 found["components.table"][0, :components].copy(),
                 found["views"].copy(),
                 lane.shown,
+                lane.foreground,
             )
 
     @contextmanager
@@ -199,7 +202,7 @@ class _Lane:
         self._session, self._context, self._stream = session, context, stream
         self._kept: OrderedDict[Any, _Fixed] = OrderedDict()
         self._active: _Fixed | None = None
-        self._viewers: dict[int, tuple[Context, dict[str, np.dtype[Any]]]] = {}
+        self._viewers: dict[tuple[int, bool], tuple[Context, dict[str, np.dtype[Any]]]] = {}
 
     def run(self, image: Any, asked: Asked | None, looks: Looks | None = None) -> dict[str, NDArray[Any]]:
         """Outputs by name, in pinned memory: valid until the next run."""
@@ -222,14 +225,21 @@ class _Lane:
         image, displacement, affinity = self._active.of_view(k, ("views", "displacement", "affinity"))
         return image, displacement.astype(np.float32), affinity.astype(np.float32)
 
+    def foreground(self, k: int) -> NDArray[np.float32]:
+        """What it says of view k's outlines, float32 (S / 2, S / 2)."""
+        assert self._active is not None
+        foreground: NDArray[np.float32] = self._active.of_view(k, ("foreground",))[0][0].astype(np.float32)
+        return foreground
+
     def _viewer(self, looks: Looks) -> tuple[Context, dict[str, np.dtype[Any]]]:
         """What runs an instance network in this lane."""
-        if id(looks.network) not in self._viewers:
-            opened = looks.network.device_context(self._stream)
+        key = id(looks.network), looks.outlines
+        if key not in self._viewers:
+            opened = looks.network.device_context(self._stream, looks.outlines)
             if opened is None:
                 raise ModelError(f"{looks.network.path} runs on the CPU")
-            self._viewers[id(looks.network)] = opened
-        return self._viewers[id(looks.network)]
+            self._viewers[key] = opened
+        return self._viewers[key]
 
     def _fixed(self, shape: tuple[int, ...], asked: Asked | None, looks: Looks | None) -> _Fixed:
         key = (shape, asked and asked.key, looks and looks.key)

@@ -159,15 +159,16 @@ class InstanceSession:
         """Whether the network runs on a GPU."""
         return self.engine is not None or self.providers[0] == CUDA_PROVIDER
 
-    def device_context(self, stream: Any) -> tuple[Context, dict[str, np.dtype[Any]]] | None:
-        """What runs the network on the GPU, on this stream, and the types of its outputs by name; None: it runs on the CPU."""
+    def device_context(self, stream: Any, outlines: bool) -> tuple[Context, dict[str, np.dtype[Any]]] | None:
+        """What runs the network on the GPU, on this stream, for ``outlines`` as well, and the types of its outputs by name; None: it runs
+        on the CPU."""
         if self.engine is not None:
             return self.engine.context(), self.engine.types
         if not self.on_gpu:
             return None
         from .onnx_gpu import BoundContext, on_stream
 
-        part = with_outputs(self.path.read_bytes(), _OUTPUTS)
+        part = with_outputs(self.path.read_bytes(), _BOTH if outlines else _OUTPUTS)
         context = BoundContext(self._open(self.providers, on_stream(self.providers, stream), part))
         return context, context.types
 

@@ -98,21 +98,23 @@ class Refiner:
         merge = (time.perf_counter() - began) * 1e3 - sum(views.ms.values())
         return replace(refined, stage_ms={**components.stage_ms, **views.ms, "merge": merge}), views.foreground
 
-    def on_gpu(self, found: Looked, class_names: Sequence[str]) -> Instances:
-        """Instances of what was looked at on the GPU: pieces, joined where they are one object."""
+    def on_gpu(self, found: Looked, class_names: Sequence[str], outlines: bool) -> tuple[Instances, Foregrounds]:
+        """Instances of what was looked at on the GPU, joined where they are one object; with ``outlines``, as ``looked``."""
+        planned = [PlannedView(View(x, y, side), of_class, its) for x, y, side, of_class, its in found.views.tolist() if of_class]
+        known = {(p.view, p.class_id): found.foreground(k) for k, p in enumerate(planned)} if outlines else {}
         label_map, semantic_map = found.pieces.label_map[0], found.pieces.semantic_map[0]
         pieces = instances_from_table(label_map, semantic_map, found.pieces.table[0], class_names=tuple(class_names))
         join_rule = self.session.rules.get("join")
         if join_rule is None or len(np.unique(pieces.class_id)) == len(pieces):
-            return pieces
+            return pieces, known
         component_of = np.concatenate([[0], found.component_of]).astype(np.int32)
         components = instances_from_table(component_of[label_map], semantic_map, found.components, class_names=tuple(class_names))
         parted = Parted.of(components, label_map, component_of.tolist())
-        planned = [PlannedView(View(x, y, side), of_class, its) for x, y, side, of_class, its in found.views.tolist() if of_class]
         judged = []
         for k, its in candidates_in(parted, planned, self.session.view_px).items():
             judged += its.judged(*found.shown(k), self.session.affinity_offsets, join_rule)
-        return instances_of(united(parted, judged), components) if any(value > 0 for _, value in judged) else pieces
+        joined = any(value > 0 for _, value in judged)
+        return instances_of(united(parted, judged), components) if joined else pieces, known
 
     def outlined(self, image: NDArray[np.uint8], instances: Instances, known: Foregrounds | None = None) -> Instances:
         """Instances of one picture uint8 (H, W, 3) BGR, however they were found, with outlines as the network sees them (mask refinement):

@@ -186,7 +186,7 @@ class Segmenter:
         if self._outliner is not None and hasattr(frame.image if isinstance(frame, Frame) else frame, "__cuda_array_interface__"):
             raise InputError("outlines are drawn on the CPU: give a frame in host memory, or outlines=False")
         if isinstance(self.session, GpuSession) and (self._looks_on_gpu or (self.session.clusters and self.refiner is None)):
-            found = self._on_gpu(self.session, frame)
+            found, known = self._on_gpu(self.session, frame)
             stages = {"network": (time.perf_counter() - began) * 1e3 - sum(found.stage_ms.values()), **found.stage_ms}
         else:
             image = checked_image(frame)
@@ -216,8 +216,9 @@ class Segmenter:
             return f"so does {refiner.session.path.name} run; an engine of it doesn't (`tfiseg build {refiner.session.path.name}`)"
         return None
 
-    def _on_gpu(self, session: GpuSession, frame: Frame | NDArray[np.uint8]) -> Instances:
-        """Network and clustering on the GPU; the frame may lie there already (``__cuda_array_interface__``)."""
+    def _on_gpu(self, session: GpuSession, frame: Frame | NDArray[np.uint8]) -> tuple[Instances, Foregrounds]:
+        """Everything on the GPU; the frame may lie there already (``__cuda_array_interface__``). Beside the instances what was learned of
+        outlines."""
         image = frame.image if isinstance(frame, Frame) else frame
         if not hasattr(image, "__cuda_array_interface__"):
             image = checked_image(image)
@@ -240,16 +241,16 @@ class Segmenter:
         if label_map.shape != size_hw:  # the operator inside the engine works on a grid of its own
             label_map, semantic_map, table = enlarged(label_map, semantic_map, table, size_hw)
         instances = instances_from_table(label_map, semantic_map, table, class_names=self.class_names)
-        return self.worthwhile(instances, size_hw)
+        return self.worthwhile(instances, size_hw), {}
 
-    def _looked_on_gpu(self, session: GpuSession, refiner: Refiner, image: Any, size_hw: tuple[int, int]) -> Instances:
+    def _looked_on_gpu(self, session: GpuSession, refiner: Refiner, image: Any, size_hw: tuple[int, int]) -> tuple[Instances, Foregrounds]:
         """As ``_refined``; joins, which are few, on the CPU."""
         with session.looked(image, self._asked_components(size_hw), self._looks(refiner)) as looked:
             began = time.perf_counter()
-            found = refiner.on_gpu(looked, self.class_names)
+            found, known = refiner.on_gpu(looked, self.class_names, outlines=self._outliner is not None)
         unwanted = looked.components[~np.isin(looked.components[:, 0], self.things), 6]
         found = replace(found, stage_ms={"merge": (time.perf_counter() - began) * 1e3})
-        return self.worthwhile(found, size_hw, beside_px=int(unwanted.max(initial=0)))
+        return self.worthwhile(found, size_hw, beside_px=int(unwanted.max(initial=0))), known
 
     def _asked_components(self, size_hw: tuple[int, int]) -> Asked:
         """As ``components_of``, on the GPU."""
@@ -258,7 +259,8 @@ class Segmenter:
 
     def _looks(self, refiner: Refiner) -> Looks:
         engine = refiner.session.engine
-        return Looks(refiner.session, thing_flags(self.things), VIEWS if engine is None else min(VIEWS, engine.most))
+        most = VIEWS if engine is None else min(VIEWS, engine.most)
+        return Looks(refiner.session, thing_flags(self.things), most, outlines=self._outliner is not None)
 
     def _refined(
         self, refiner: Refiner, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.float32]]

@@ -91,6 +91,24 @@ def test_only_what_is_asked_for_is_reported(segmenter):
     assert not len(segmenter(image))
 
 
+def test_outlines_use_what_the_graph_learned_of_them(gpu, monkeypatch, tmp_path, instance_engine):
+    emulated_gpu.install(monkeypatch, gpu)
+    engine = engine_of(DEFAULT_MODEL, tmp_path)
+    segmenter = tfiseg.Segmenter(engine, refine="components", instance_model=instance_engine, min_score=0)
+    expected = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", min_score=0, threads=1)(crowd())
+    looked = []
+    monkeypatch.setattr(
+        InstanceSession,
+        "foreground",
+        lambda self, views, masks, of=InstanceSession.foreground: looked.append(len(views)) or of(self, views, masks),
+    )
+    found = segmenter(crowd())
+    assert agreement(found, expected) > 0.95
+    assert sum(looked) < len(found)  # pieces and what was convex, not the pair
+    with pytest.raises(tfiseg.InputError, match="outlines are drawn on the CPU"):
+        segmenter(emulated_gpu.DeviceArray(crowd()))
+
+
 def test_pieces_are_joined_as_on_the_cpu(segmenter, monkeypatch):
     """By a rule that joins whatever it is asked about."""
     image = crowd()
