@@ -63,6 +63,12 @@ def add_build(verbs: Any) -> None:
     builder.add_argument("--opt-level", type=int, choices=range(6), metavar="0..5", help="builder optimisation level")
     builder.add_argument("--portable", action="store_true", help="for newer TensorRT and all GPUs from Ampere on; somewhat slower")
     builder.add_argument("--compute-capability", action="append", default=[], metavar="CC", help="like 8.6 (rtx; repeatable; default: all)")
+    builder.add_argument(
+        "--no-operator",
+        action="store_true",
+        help="leave the clustering plugin out: the engine gives class logits, and clustering follows it on the GPU as the program asks "
+        "(--refine components, --things, --min-area, ...; as RTX engines do)",
+    )
     builder.add_argument("--tf32", action="store_true", help="let fp32 layers use TF32")
 
 
@@ -101,6 +107,7 @@ def _build(args: argparse.Namespace) -> int:
         portable=args.portable,
         compute_capabilities=tuple(args.compute_capability),
         tf32=args.tf32,
+        operator=not args.no_operator,
     )
     if args.output is None:
         name = f"{args.network.stem}-{args.precision}.onnx" if args.target == CPU_TARGET else f"{args.network.stem}.engine"

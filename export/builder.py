@@ -65,7 +65,8 @@ class ViewProfile(Profile):
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How to build. ``portable``: for other GPUs of the same kind and newer TensorRT; ``compute_capabilities`` like "8.6": RTX only."""
+    """How to build. ``portable``: for other GPUs of the same kind and newer TensorRT; ``compute_capabilities`` like "8.6": RTX only.
+    ``operator``: the clustering plugin in TensorRT's engines; without it they give class logits, and the C API clusters behind them."""
 
     profile: Profile = field(default_factory=Profile)
     workspace_mib: int | None = None
@@ -74,6 +75,7 @@ class BuildSettings:
     portable: bool = False
     compute_capabilities: tuple[str, ...] = ()
     tf32: bool = False
+    operator: bool = True
     plugin: Path | None = None
 
 

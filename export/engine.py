@@ -67,7 +67,7 @@ def build(
     if is_instance_network(source):
         return build_instance_engine(source, output, kind, precision, settings, command, quiet)
     model, info = read_network(source)
-    plugin = _plugin(kind)  # before minutes are spent
+    plugin = _plugin(kind) if settings.operator else None  # before minutes are spent
     output.parent.mkdir(parents=True, exist_ok=True)
     sheet = output.with_name(output.name + GATE_SHEET) if precision.gate and precision.precision != "fp32" else None
     lowered = lower(model, precision, for_cpu=kind is None, sheet=sheet, quiet=quiet)
@@ -88,7 +88,7 @@ def build(
         return {**record, "output": str(output), "bytes": size}
     network = with_batch(lowered.model, settings.profile.batch)
     expected = {layer.name: layer.precision for layer in layer_precisions(network)}
-    if kind.takes_plugins:
+    if kind.takes_plugins and settings.operator:
         network = _grafted(network, info, settings)
         settings = replace(settings, plugin=Path(plugin["path"]) if plugin else None)
     built = build_plan(network.SerializeToString(), kind, settings, quiet)

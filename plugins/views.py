@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from .native import check, library, usable_threads
 
 VIEW_COLUMNS = ("x", "y", "side", "class", "component")
-CANDIDATES_PER_VIEW = 4  # so many components are looked at by their shape, for each that may get a view
+CANDIDATES_PER_VIEW = 16  # so many components are looked at by their shape, for each that may get a view
 
 
 class ViewsStruct(ctypes.Structure):
@@ -129,6 +130,7 @@ class ViewsCall:
     def __init__(
         self, scene: Scene, view_count: int, view_side: int, threads: int | None = None, cut: CutViews | None = None, max_parts: int = 1
     ) -> None:
+        _check(scene)
         shape = (view_count, view_side, view_side)
         if cut is None:
             maps = (np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8), np.zeros(shape, np.uint8))
@@ -156,6 +158,17 @@ class ViewsCall:
         )
         self._workspace = np.empty(views_workspace_bytes(self.struct, max_parts), np.uint8)
         self.struct.workspace, self.struct.workspace_bytes = self._workspace.ctypes.data, self._workspace.nbytes
+
+
+def _check(scene: Scene) -> None:
+    """The library reads as far as its structures say."""
+    h, w = scene.label_map.shape
+    wanted = ((scene.frame, np.uint8, (h, w, 3)), (scene.label_map, np.int32, (h, w)), (scene.table, np.float32, (len(scene.table), 10)))
+    for array, kind, shape in (*wanted, (scene.wanted, np.uint8, (256,))):
+        if array.dtype != kind or array.shape != shape or not array.flags.c_contiguous:
+            raise InputError(f"a scene needs {np.dtype(kind)} {shape} without gaps, got {array.dtype} {array.shape}")
+    if scene.label_map.size and not 0 <= scene.label_map.min() <= scene.label_map.max() <= len(scene.table):
+        raise InputError(f"labels must lie in 0..{len(scene.table)}, which the table has rows for")
 
 
 class PiecesCall:

@@ -20,14 +20,15 @@ from .cuda import Cuda
 from .device_cluster import ON_CUDA, TYPES, DeviceClusterer
 
 if TYPE_CHECKING:
+    from .gpu_session import Context
     from .instance_session import InstanceSession
 
 VIEWS = 16  # a frame; 4 of 295 photos need more (docs/benchmarks/instance.md)
-_MAX_PARTS = 64  # of a component
+MAX_PARTS = 256  # of a component
 
 
 @dataclass(frozen=True)
-class Looks:
+class LookSettings:
     """How to look at components. ``wanted``: uint8 (256,), 1 for the classes that are; ``view_count`` views at once; ``outlines``: for
     these as well."""
 
@@ -38,102 +39,64 @@ class Looks:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return id(self.network), self.wanted.tobytes(), self.view_count, self.outlines
+        return *self.views_key, self.wanted.tobytes()
+
+    @property
+    def views_key(self) -> tuple[Any, ...]:
+        return id(self.network), self.view_count, self.outlines
 
 
-class DeviceRefiner:
-    """Looks at components that lie at fixed addresses on the GPU; ``enqueue`` may be captured in a CUDA graph.
+class DeviceViews:
+    """The instance network for a fixed number of views, and the operator that cuts what each view is of: what doesn't depend on the frame.
 
     Args:
-        cuda: the GPU.
-        context: of the instance network. types: of its outputs, by name; maps all of one type.
-        frame: address of a frame uint8 (H, W, 3).
-        components: what clusters that frame's components, at the frame's size.
-        looks: how.
+        cuda: the GPU. library: with the C API.
+        context: of the network. types: of its outputs, by name; maps all of one type.
+        settings: how.
 
     Raises:
         EngineError: the network doesn't take these views, or the operator its maps.
     """
 
     def __init__(
-        self, cuda: Cuda, context: Any, types: Mapping[str, np.dtype[Any]], frame: int, components: DeviceClusterer, looks: Looks
+        self, cuda: Cuda, library: ctypes.CDLL, context: Context, types: Mapping[str, np.dtype[Any]], settings: LookSettings
     ) -> None:
-        self._context, self._library, self._looks = context, components.library, looks
-        network, views, side = looks.network, looks.view_count, looks.network.view_px
-        self._inputs = {"views": (views, side, side, 3), "masks": (views, side, side)}
-        self._set_shapes()
-        shapes = {name: tuple(int(s) for s in context.get_tensor_shape(name)) for name in types}
-        self.shown_shapes = {"views": (self._inputs["views"], np.dtype(np.uint8)), **{n: (shapes[n], types[n]) for n in types}}
-
-        def room(shape: Sequence[int], kind: Any) -> Any:
-            return cuda.allocate(int(np.prod(shape)) * np.dtype(kind).itemsize)
-
-        self._network_memory = {name: room(shape, np.uint8) for name, shape in self._inputs.items()}
-        self._network_memory |= {name: room(shapes[name], types[name]) for name in types}
-        (_, height, width), _ = components.shapes["label_map"]
-        (_, most, _), _ = components.shapes["table"]
-        rows = pieces_room(most, views, _MAX_PARTS)
-        self.shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "label_map": ((1, height, width), np.int32),
-            "count": ((1,), np.int32),
-            "table": ((1, rows, 10), np.float32),
-            "component_of": ((rows,), np.int32),
-            "views": ((views, len(VIEW_COLUMNS)), np.int32),
+        self.settings, self._context, self._library = settings, context, library
+        network, views, side = settings.network, settings.view_count, settings.network.view_px
+        inputs = {"views": (views, side, side, 3), "masks": (views, side, side)}
+        for name, shape in inputs.items():
+            if not context.set_input_shape(name, shape):
+                raise EngineError(f"{network.path} doesn't take {views} views of {side} px at once")
+        self.shapes = {name: (shape, np.dtype(np.uint8)) for name, shape in inputs.items()}
+        self.shapes |= {name: (tuple(int(s) for s in context.get_tensor_shape(name)), kind) for name, kind in types.items()}
+        if types["affinity"] not in TYPES or types["affinity"] != types["boundary"]:
+            raise EngineError(f"{network.path}: its maps must be all float32 or all float16, got { {n: str(t) for n, t in types.items()} }")
+        self.memory = {name: _room(cuda, shape, kind) for name, (shape, kind) in self.shapes.items()}
+        for name, memory in self.memory.items():
+            context.set_tensor_address(name, int(memory))
+        self.own = _room(cuda, inputs["masks"], np.uint8)
+        parts: dict[str, tuple[tuple[int, ...], Any]] = {
+            "label_map": (inputs["masks"], np.int32),
+            "count": ((views,), np.int32),
+            "regions": ((views,), np.int32),
+            "table": ((views, MAX_PARTS, 10), np.float32),
         }
-        self.memory = {name: room(shape, kind) for name, (shape, kind) in self.shapes.items()}
-        self._own = room(self._inputs["masks"], np.uint8)
-        parts_shapes = {"label_map": (self._inputs["masks"], 4), "count": ((views,), 4), "regions": ((views,), 4)}
-        parts_shapes["table"] = ((views, _MAX_PARTS, 10), 4)
-        self._parts = {name: cuda.allocate(int(np.prod(shape)) * size) for name, (shape, size) in parts_shapes.items()}
-        self._views = ViewsStruct(
-            struct_size=ctypes.sizeof(ViewsStruct),
-            height=height,
-            width=width,
-            frame=frame,
-            label_map=int(components.memory["label_map"]),
-            count=int(components.memory["count"]),
-            table=int(components.memory["table"]),
-            max_components=most,
-            wanted=looks.wanted.ctypes.data,
-            view_count=views,
-            view_side=side,
-            threads=1,
-            views=int(self.memory["views"]),
-            images=int(self._network_memory["views"]),
-            masks=int(self._network_memory["masks"]),
-            own=int(self._own),
-        )
-        self._problem = self._problem_of(network, shapes, types)
-        sizes = (
-            views_workspace_bytes(self._views, _MAX_PARTS, self._library),
-            int(self._library.tfiseg_workspace_size(ctypes.byref(self._problem), ON_CUDA)),
-        )
-        if not all(sizes):
-            raise EngineError(f"the operator doesn't take {views} views of {side} px with these maps on a GPU: {shapes}")
-        self._workspace = cuda.allocate(max(sizes))  # one after the other on one stream
-        self._views.workspace, self._views.workspace_bytes = int(self._workspace), max(sizes)
+        self.parts = {name: _room(cuda, shape, kind) for name, (shape, kind) in parts.items()}
+        self._problem = self._problem_of(network, TYPES[types["affinity"]])
+        size = int(library.tfiseg_workspace_size(ctypes.byref(self._problem), ON_CUDA))
+        if not size:
+            raise EngineError(f"the operator doesn't take {views} views of {side} px with these maps on a GPU: {self.shapes}")
+        self._workspace = cuda.allocate(size)
         self._result = ResultStruct(
             struct_size=ctypes.sizeof(ResultStruct),
-            **{name: int(memory) for name, memory in self._parts.items()},
+            **{name: int(memory) for name, memory in self.parts.items()},
             workspace=int(self._workspace),
-            workspace_bytes=max(sizes),
-        )
-        self._pieces = PiecesStruct(
-            struct_size=ctypes.sizeof(PiecesStruct),
-            max_parts=_MAX_PARTS,
-            least_regions=2,
-            labels=int(self._parts["label_map"]),
-            counts=int(self._parts["count"]),
-            regions=int(self._parts["regions"]),
-            tables=int(self._parts["table"]),
-            **{name: int(self.memory[name]) for name in ("label_map", "count", "table", "component_of")},
+            workspace_bytes=size,
         )
 
-    def _problem_of(
-        self, network: InstanceSession, shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, np.dtype[Any]]
-    ) -> ProblemStruct:
-        """What each view is of, cut as ``refine.cut_views`` does it on the CPU."""
-        views, side, _ = self._inputs["masks"]
+    def _problem_of(self, network: InstanceSession, value_type: int) -> ProblemStruct:
+        """What each view is of, cut as ``refine.cut_components`` does it on the CPU."""
+        (views, side, _), _ = self.shapes["masks"]
         self._things, self._split = thing_flags(None), split_table("auto")  # the structure points to them
         merge_rule, part_rule = network.rules.get("merge"), network.rules.get("part")
         return ProblemStruct(
@@ -143,20 +106,20 @@ class DeviceRefiner:
             width=side,
             out_height=side,
             out_width=side,
-            class_map=int(self._own),
-            value_type=TYPES[types["affinity"]],
-            boundary=int(self._network_memory["boundary"]),
-            boundary_stride=side // shapes["boundary"][2],
-            affinity=int(self._network_memory["affinity"]),
+            class_map=int(self.own),
+            value_type=value_type,
+            boundary=int(self.memory["boundary"]),
+            boundary_stride=side // self.shapes["boundary"][0][2],
+            affinity=int(self.memory["affinity"]),
             affinity_offsets_yx=network.affinity_offsets.ctypes.data,
-            affinity_channels=shapes["affinity"][1],
-            affinity_stride=side // shapes["affinity"][2],
+            affinity_channels=self.shapes["affinity"][0][1],
+            affinity_stride=side // self.shapes["affinity"][0][2],
             things=self._things.ctypes.data,
             split=self._split.ctypes.data,
             merge_affinity=MERGE_AFFINITY,
             centre_radius=CENTRE_RADIUS,
             min_area=0,
-            max_instances=_MAX_PARTS,
+            max_instances=MAX_PARTS,
             threads=1,
             evidence_hidden=hidden_units(merge_rule),
             evidence_rule=None if merge_rule is None else merge_rule.ctypes.data,
@@ -165,31 +128,92 @@ class DeviceRefiner:
             part_rule=None if part_rule is None else part_rule.ctypes.data,
         )
 
-    def _set_shapes(self) -> None:
-        for name, shape in self._inputs.items():
-            if not self._context.set_input_shape(name, shape):
-                raise EngineError(f"{self._looks.network.path} doesn't take {shape[0]} views of {shape[1]} px at once")
+    def enqueue(self, stream_handle: int) -> None:
+        """The network on what the views show, and the operator on what it says; nothing is read back."""
+        if not self._context.execute_async_v3(stream_handle):
+            raise EngineError(f"{self.settings.network.path}: it could not be run; the log says why")
+        arguments = (ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle))
+        _check(self._library, self._library.tfiseg_cluster_cuda(*arguments))
 
-    def bind(self) -> None:
-        """Let the network's context work on this memory."""
-        self._set_shapes()
-        for name, memory in self._network_memory.items():
-            self._context.set_tensor_address(name, int(memory))
+    def address(self, name: str, k: int) -> int:
+        """Where view k's part of what the network was shown ("views") or says lies."""
+        shape, kind = self.shapes[name]
+        return int(self.memory[name]) + k * int(np.prod(shape[1:])) * kind.itemsize
+
+
+class DeviceRefiner:
+    """Looks at components that lie at fixed addresses on the GPU; ``enqueue`` may be captured in a CUDA graph.
+
+    Args:
+        cuda: the GPU.
+        views: what looks. wanted: as in its settings.
+        frame: address of a frame uint8 (H, W, 3).
+        components: what clusters that frame's components, at the frame's size.
+
+    Raises:
+        EngineError: a frame or views of a size that the library doesn't take.
+    """
+
+    def __init__(self, cuda: Cuda, views: DeviceViews, wanted: NDArray[np.uint8], frame: int, components: DeviceClusterer) -> None:
+        self.views, self._wanted, self._library = views, wanted, components.library
+        count, side = views.settings.view_count, views.settings.network.view_px
+        (_, height, width), _ = components.shapes["label_map"]
+        (_, most, _), _ = components.shapes["table"]
+        rows = pieces_room(most, count, MAX_PARTS)
+        self.shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "label_map": ((1, height, width), np.int32),
+            "count": ((1,), np.int32),
+            "table": ((1, rows, 10), np.float32),
+            "component_of": ((rows,), np.int32),
+            "views": ((count, len(VIEW_COLUMNS)), np.int32),
+        }
+        self.memory = {name: _room(cuda, shape, kind) for name, (shape, kind) in self.shapes.items()}
+        self._cut = ViewsStruct(
+            struct_size=ctypes.sizeof(ViewsStruct),
+            height=height,
+            width=width,
+            frame=frame,
+            label_map=int(components.memory["label_map"]),
+            count=int(components.memory["count"]),
+            table=int(components.memory["table"]),
+            max_components=most,
+            wanted=self._wanted.ctypes.data,
+            view_count=count,
+            view_side=side,
+            threads=1,
+            views=int(self.memory["views"]),
+            images=int(views.memory["views"]),
+            masks=int(views.memory["masks"]),
+            own=int(views.own),
+        )
+        size = views_workspace_bytes(self._cut, MAX_PARTS, self._library)
+        if not size:
+            raise EngineError(f"{count} views of {side} px of a frame of {width}x{height}: more than the library takes")
+        self._workspace = cuda.allocate(size)
+        self._cut.workspace, self._cut.workspace_bytes = int(self._workspace), size
+        self._pieces = PiecesStruct(
+            struct_size=ctypes.sizeof(PiecesStruct),
+            max_parts=MAX_PARTS,
+            least_regions=2,
+            labels=int(views.parts["label_map"]),
+            counts=int(views.parts["count"]),
+            regions=int(views.parts["regions"]),
+            tables=int(views.parts["table"]),
+            **{name: int(self.memory[name]) for name in ("label_map", "count", "table", "component_of")},
+        )
 
     def enqueue(self, stream_handle: int) -> None:
         """Look, behind what clusters the components, on this stream; nothing is read back."""
         stream = ctypes.c_void_p(stream_handle)
-        self._check(self._library.tfiseg_cut_views_cuda(ctypes.byref(self._views), stream))
-        if not self._context.execute_async_v3(stream_handle):
-            raise EngineError(f"{self._looks.network.path}: it could not be run; the log says why")
-        self._check(self._library.tfiseg_cluster_cuda(ctypes.byref(self._problem), ctypes.byref(self._result), stream))
-        self._check(self._library.tfiseg_place_pieces_cuda(ctypes.byref(self._views), ctypes.byref(self._pieces), stream))
+        _check(self._library, self._library.tfiseg_cut_views_cuda(ctypes.byref(self._cut), stream))
+        self.views.enqueue(stream_handle)
+        _check(self._library, self._library.tfiseg_place_pieces_cuda(ctypes.byref(self._cut), ctypes.byref(self._pieces), stream))
 
-    def _check(self, status: int) -> None:
-        if status:
-            raise EngineError(f"looking on the GPU failed: {self._library.tfiseg_status_string(status).decode()} (status {status})")
 
-    def address(self, name: str, k: int) -> int:
-        """Where view k's part of what the network was shown ("views") or says lies."""
-        shape, kind = self.shown_shapes[name]
-        return int(self._network_memory[name]) + k * int(np.prod(shape[1:])) * kind.itemsize
+def _room(cuda: Cuda, shape: Sequence[int], kind: Any) -> Any:
+    return cuda.allocate(int(np.prod(shape)) * np.dtype(kind).itemsize)
+
+
+def _check(library: ctypes.CDLL, status: int) -> None:
+    if status:
+        raise EngineError(f"looking on the GPU failed: {library.tfiseg_status_string(status).decode()} (status {status})")

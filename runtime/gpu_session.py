@@ -21,7 +21,7 @@ from ..errors import EngineError, InputError, ModelError, TfisegError
 from ..plugins.problem import Clustering
 from .cuda import Cuda, Graph, device_address
 from .device_cluster import Asked, DeviceClusterer, cuda_library
-from .device_refine import DeviceRefiner, Looks
+from .device_refine import DeviceRefiner, DeviceViews, LookSettings
 from .model_info import ModelInfo
 
 _KEPT_SHAPES = 3  # frame sizes and settings whose memory and graph are kept
@@ -122,7 +122,7 @@ class GpuSession:
             return Clustering(label_map, semantic_map, count, found["table"][:, : int(count[0])].copy())
 
     @contextmanager
-    def looked(self, image: Any, asked: Asked, looks: Looks) -> Iterator[Looked]:
+    def looked(self, image: Any, asked: Asked, looks: LookSettings) -> Iterator[Looked]:
         """The same, of components (``asked``: with a split of 0) that an instance network looked at, in one go; the frame's memory is held
         until the caller is through. Raises ModelError where that network doesn't run on the GPU."""
         with self._lane() as lane:
@@ -154,10 +154,11 @@ class GpuSession:
 
     def close(self) -> None:
         """Free what lies on the GPU, when the frames in flight are through. The session can't be used afterwards."""
-        for _ in self._all_lanes:
+        lanes, self._all_lanes = self._all_lanes, []
+        for _ in lanes:
             self._lanes.take()
         with self.cuda.current():
-            for lane in self._all_lanes:
+            for lane in lanes:
                 lane.release()
 
     def checked_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -202,9 +203,9 @@ class _Lane:
         self._session, self._context, self._stream = session, context, stream
         self._kept: OrderedDict[Any, _Fixed] = OrderedDict()
         self._active: _Fixed | None = None
-        self._viewers: dict[tuple[int, bool], tuple[Context, dict[str, np.dtype[Any]]]] = {}
+        self._views: dict[Any, DeviceViews] = {}
 
-    def run(self, image: Any, asked: Asked | None, looks: Looks | None = None) -> dict[str, NDArray[Any]]:
+    def run(self, image: Any, asked: Asked | None, looks: LookSettings | None = None) -> dict[str, NDArray[Any]]:
         """Outputs by name, in pinned memory: valid until the next run."""
         cuda = self._session.cuda
         there = device_address(image)
@@ -231,24 +232,23 @@ class _Lane:
         foreground: NDArray[np.float32] = self._active.of_view(k, ("foreground",))[0][0].astype(np.float32)
         return foreground
 
-    def _viewer(self, looks: Looks) -> tuple[Context, dict[str, np.dtype[Any]]]:
-        """What runs an instance network in this lane."""
-        key = id(looks.network), looks.outlines
-        if key not in self._viewers:
+    def _views_of(self, looks: LookSettings) -> DeviceViews:
+        """What looks at components in this lane, whatever the frame's size and the classes that are wanted."""
+        if looks.views_key not in self._views:
             opened = looks.network.device_context(self._stream, looks.outlines)
             if opened is None:
                 raise ModelError(f"{looks.network.path} runs on the CPU")
-            self._viewers[key] = opened
-        return self._viewers[key]
+            self._views[looks.views_key] = DeviceViews(self._session.cuda, cuda_library(), *opened, looks)
+        return self._views[looks.views_key]
 
-    def _fixed(self, shape: tuple[int, ...], asked: Asked | None, looks: Looks | None) -> _Fixed:
+    def _fixed(self, shape: tuple[int, ...], asked: Asked | None, looks: LookSettings | None) -> _Fixed:
         key = (shape, asked and asked.key, looks and looks.key)
         if key not in self._kept:
             self._active = None  # whatever comes of it, the context has another shape then
             while len(self._kept) >= _KEPT_SHAPES:
                 self._kept.popitem(last=False)[1].release()
-            viewer = None if looks is None else (*self._viewer(looks), looks)
-            self._kept[key] = _Fixed(self._session, self._context, self._stream, shape, asked, viewer)
+            views = None if looks is None else (self._views_of(looks), looks.wanted)
+            self._kept[key] = _Fixed(self._session, self._context, self._stream, shape, asked, views)
         self._kept.move_to_end(key)
         fixed = self._kept[key]
         if fixed is not self._active:
@@ -260,7 +260,7 @@ class _Lane:
         while self._kept:
             self._kept.popitem()[1].release()
         self._active = None
-        self._viewers.clear()
+        self._views.clear()
 
 
 class _Fixed:
@@ -273,7 +273,7 @@ class _Fixed:
         stream: Any,
         shape: tuple[int, ...],
         asked: Asked | None,
-        viewer: tuple[Context, dict[str, np.dtype[Any]], Looks] | None,
+        views: tuple[DeviceViews, NDArray[np.uint8]] | None,
     ) -> None:
         cuda = self._cuda = session.cuda
         self._session, self._context, self._stream, self._shape = session, context, stream, shape
@@ -288,13 +288,12 @@ class _Fixed:
         source, wanted = dict(self._memory), {name: (shapes[name], types[name]) for name in session.outputs}
         self._refiner: DeviceRefiner | None = None
         if asked is not None:
-            used = self._memory if viewer is None else {"logits": self._memory["logits"]}  # components are the class map's alone
+            used = self._memory if views is None else {"logits": self._memory["logits"]}  # components are the class map's alone
             maps = {name: (int(memory), shapes[name], types[name]) for name, memory in used.items()}
             self._clusterer = DeviceClusterer(cuda, maps, asked)
             source, wanted = self._clusterer.memory, self._clusterer.shapes
-        if viewer is not None and self._clusterer is not None:
-            its_context, its_types, looks = viewer
-            refiner = self._refiner = DeviceRefiner(cuda, its_context, its_types, int(self.frame), self._clusterer, looks)
+        if views is not None and self._clusterer is not None:
+            refiner = self._refiner = DeviceRefiner(cuda, *views, int(self.frame), self._clusterer)
             of_components = ("count", "table")
             source = {"semantic_map": source["semantic_map"], **{f"components.{n}": source[n] for n in of_components}, **refiner.memory}
             wanted = {"semantic_map": wanted["semantic_map"], **{f"components.{n}": wanted[n] for n in of_components}, **refiner.shapes}
@@ -309,8 +308,6 @@ class _Fixed:
             raise EngineError(f"{self._session.path} doesn't take frames of {self._shape}")
         for name, memory in addresses.items():
             self._context.set_tensor_address(name, int(memory))
-        if self._refiner is not None:
-            self._refiner.bind()
         self.release_graphs()  # it may set itself up anew for another shape: what was captured before isn't to be trusted
 
     def run(self, on_gpu: bool) -> None:
@@ -319,6 +316,8 @@ class _Fixed:
             self._enqueue(on_gpu)  # runtimes set themselves up in the first run: that can't be captured
             self._graphs[on_gpu] = None
             self._session.set_up()
+            if self._refiner is not None:
+                self._refiner.views.settings.network.set_up()
             if self._session.graphs:
                 self._stream.synchronize()
                 try:
@@ -350,9 +349,9 @@ class _Fixed:
         assert self._refiner is not None
         found = []
         for name in names:
-            shape, kind = self._refiner.shown_shapes[name]
+            shape, kind = self._refiner.views.shapes[name]
             found.append(np.empty(shape[1:], kind))
-            self._cuda.download(found[-1], self._refiner.address(name, k), self._stream)
+            self._cuda.download(found[-1], self._refiner.views.address(name, k), self._stream)
         self._stream.synchronize()
         return found
 

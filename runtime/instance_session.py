@@ -154,6 +154,16 @@ class InstanceSession:
         if maps_alone:
             self._session_for(_OUTPUTS)
 
+    def set_up(self) -> None:
+        """Called when it has run on the GPU for the first time."""
+        if self.engine is not None:
+            self.engine.set_up()
+
+    def close(self) -> None:
+        """Free the memory that an engine works in."""
+        if self.engine is not None:
+            self.engine.close()
+
     @property
     def on_gpu(self) -> bool:
         """Whether the network runs on a GPU."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .joins import Pieces, rule_log_odds
 from .looks import PlannedView
-from .pieces import Parted
+from .pieces import Placed
 from .views import sample
 
 JOIN_CELL_PX = 2  # of a view: the grid on which pairs are judged
@@ -46,39 +46,30 @@ class Candidates:
         return [((a, b), float(v)) for (a, b), v in zip(self.pairs.tolist(), log_odds, strict=True)]
 
 
-def candidates_in(parted: Parted, planned: Sequence[PlannedView], view_px: int) -> dict[int, Candidates]:
+def candidates_in(placed: Placed, planned: Sequence[PlannedView], view_px: int) -> dict[int, Candidates]:
     """The pairs that each view can tell about, by number of the view; views without any are left out. Pieces of its class and of
     different components; in a component's own view those with it."""
-    areas = np.bincount(parted.label_map.ravel(), minlength=len(parted.component_of))
-    of_piece = np.asarray(parted.component_of)
-    of_class = np.concatenate([[0], parted.components.class_id])[of_piece]
-    several = np.bincount(of_class[1:], minlength=256) > 1
+    several = np.bincount(placed.class_of[1:], minlength=256) > 1
     found = {}
     for k, p in enumerate(planned):
-        its = _candidates(parted.label_map, areas, of_piece, of_class, p, view_px // JOIN_CELL_PX) if several[p.class_id] else None
+        its = _candidates(placed, p, view_px // JOIN_CELL_PX) if several[p.class_id] else None
         if its is not None:
             found[k] = its
     return found
 
 
-def _candidates(
-    pieces: NDArray[np.int32],
-    areas: NDArray[np.int64],
-    of_piece: NDArray[np.int64],
-    of_class: NDArray[np.int32],
-    planned: PlannedView,
-    grid_px: int,
-) -> Candidates | None:
-    there = sample(pieces, planned.view, grid_px)
+def _candidates(placed: Placed, planned: PlannedView, grid_px: int) -> Candidates | None:
+    there = sample(placed.label_map, planned.view, grid_px)
     numbers, count = np.unique(there, return_counts=True)
     cell_px = (planned.view.side / grid_px) ** 2
-    seen = (of_class[numbers] == planned.class_id) & (count * cell_px >= _SEEN_SHARE * areas[numbers])
+    seen = (placed.class_of[numbers] == planned.class_id) & (count * cell_px >= _SEEN_SHARE * placed.areas[numbers])
     numbers, size = numbers[seen], count[seen]
     if len(numbers) < 2:
         return None
-    i, j = np.nonzero(np.triu(of_piece[numbers][:, None] != of_piece[numbers][None], 1))
+    of_piece = placed.component_of[numbers]
+    i, j = np.nonzero(np.triu(of_piece[:, None] != of_piece[None], 1))
     if planned.component:
-        own = of_piece[numbers] == planned.component
+        own = of_piece == planned.component
         i, j = (x[own[i] | own[j]] for x in (i, j))
     lesser, greater = np.minimum(size[i], size[j]), np.maximum(size[i], size[j])
     fits = (lesser <= _GUEST_SHARE * greater) & (greater >= _HOST_CELLS)
@@ -86,24 +77,24 @@ def _candidates(
     if not len(i):
         return None
     asked = np.unique(np.concatenate([i, j]))  # what is in no pair need not be measured
-    rank = np.zeros(len(areas), np.int32)
+    rank = np.zeros(len(placed.areas), np.int32)
     rank[numbers[asked]] = np.arange(1, len(asked) + 1)
-    other = (there > 0) & (of_class[there] != planned.class_id)
+    other = (there > 0) & (placed.class_of[there] != planned.class_id)
     ranks = np.stack([np.searchsorted(asked, i), np.searchsorted(asked, j)], axis=1)
     return Candidates(np.stack([numbers[i], numbers[j]], axis=1).astype(np.int64), rank[there], ranks, other)
 
 
-def united(parted: Parted, judged: Sequence[tuple[Pair, float]]) -> NDArray[np.int32]:
+def united(placed: Placed, judged: Sequence[tuple[Pair, float]]) -> NDArray[np.int32]:
     """The frame's label map (H, W), numbers with gaps, of pieces joined by log-odds above 0, the surest first; what is said of a pair
     first counts."""
     log_odds: dict[Pair, float] = {}
     for pair, value in judged:
         log_odds.setdefault(pair, value)
-    joins = _Joins(parted.component_of)
+    joins = _Joins(placed.component_of.tolist())
     for (a, b), value in sorted(log_odds.items(), key=lambda item: (-item[1], item[0])):
         if value > 0:
             joins.unite(a, b)
-    return joins.numbers()[parted.label_map].astype(np.int32)
+    return joins.numbers()[placed.label_map].astype(np.int32)
 
 
 class _Joins:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -15,6 +15,17 @@ from .views import View, at_pixels, boxes_of, extents
 Label = NDArray[np.int32]
 
 
+@dataclass(frozen=True)
+class Placed:
+    """The pieces of a frame: ``label_map`` int32 (H, W), 0 = none; by number from 0 on int64 (n + 1,) ``areas`` and ``component_of``, and
+    ``class_of``."""
+
+    label_map: Label
+    areas: NDArray[np.int64]
+    component_of: NDArray[np.int64]
+    class_of: NDArray[np.int32]
+
+
 class Parted:
     """The pieces of a frame: ``label_map`` int32 (H, W), at first the components; ``component_of`` each number, 0 = none."""
 
@@ -23,12 +34,10 @@ class Parted:
         self.label_map: Label = components.label_map.copy()
         self.component_of = list(range(len(components) + 1))
 
-    @classmethod
-    def of(cls, components: Instances, label_map: Label, component_of: list[int]) -> Parted:
-        """What has been parted already; ``component_of``: of each number, 0 first."""
-        parted = cls(components)
-        parted.label_map, parted.component_of = label_map, component_of
-        return parted
+    def placed(self) -> Placed:
+        of_piece = np.asarray(self.component_of)
+        areas = np.bincount(self.label_map.ravel(), minlength=len(of_piece))
+        return Placed(self.label_map, areas, of_piece, np.concatenate([[0], self.components.class_id])[of_piece])
 
     def cut(self, planned: PlannedView, labels: Label) -> list[int]:
         """Part a component, or a piece of one, as its own view's labels int32 (S, S), 0 = none, say. The largest part keeps the number, the

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,15 +17,27 @@ from ..errors import InputError
 from ..instances import Instances, instances_from_table
 from ..plugins.operator import MIN_AREA_PX, SHARPEN, cluster
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession, of_groups
-from .joining import candidates_in, united
+from .joining import Candidates, candidates_in, united
 from .looks import MAX_VIEWS, PlannedView, closer_looks, shown, worth_a_look
 from .outlines import Foregrounds, outlined
-from .pieces import Label, Parted, instances_of
+from .pieces import Label, Parted, Placed, instances_of
 from .sessions import DEFAULT_PROVIDERS
 from .views import View
 
 if TYPE_CHECKING:
     from .gpu_session import Looked
+
+
+Shown = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]  # of a view: picture, displacement, affinity
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Pieces of a frame that was looked at on the GPU, the views that can tell of joins, and what was said of outlines."""
+
+    placed: Placed
+    candidates: list[tuple[Candidates, Shown]]
+    known: Foregrounds
 
 
 class Refiner:
@@ -86,35 +98,39 @@ class Refiner:
         left = self.max_views - len(views.shown)
         if self.thorough:
             self._cut_closer(parted, views, cut_in)
-        judged = []
+        judged, placed = [], parted.placed()
         join_rule = self.session.rules.get("join")
         if join_rule is not None:
-            candidates = candidates_in(parted, planned, self.session.view_px)
+            candidates = candidates_in(placed, planned, self.session.view_px)
             views.look([k for k in candidates if k not in views.shown][:left], outlines)
             for k, its in candidates.items():  # a component's own view comes first: it is closer
                 if k in views.shown:
                     judged += its.judged(*views.shown[k], self.session.affinity_offsets, join_rule)
-        refined = instances_of(united(parted, judged), components)
+        refined = instances_of(united(placed, judged), components)
         merge = (time.perf_counter() - began) * 1e3 - sum(views.ms.values())
         return replace(refined, stage_ms={**components.stage_ms, **views.ms, "merge": merge}), views.foreground
 
-    def on_gpu(self, found: Looked, class_names: Sequence[str], outlines: bool) -> tuple[Instances, Foregrounds]:
-        """Instances of what was looked at on the GPU, joined where they are one object; with ``outlines``, as ``looked``."""
+    def fetched(self, found: Looked, outlines: bool) -> Fetched:
+        """What ``joined`` needs of what was looked at on the GPU, and with ``outlines`` what ``outlined`` does: while the frame is held."""
         planned = [PlannedView(View(x, y, side), of_class, its) for x, y, side, of_class, its in found.views.tolist() if of_class]
         known = {(p.view, p.class_id): found.foreground(k) for k, p in enumerate(planned)} if outlines else {}
-        label_map, semantic_map = found.pieces.label_map[0], found.pieces.semantic_map[0]
-        pieces = instances_from_table(label_map, semantic_map, found.pieces.table[0], class_names=tuple(class_names))
-        join_rule = self.session.rules.get("join")
-        if join_rule is None or len(np.unique(pieces.class_id)) == len(pieces):
-            return pieces, known
-        component_of = np.concatenate([[0], found.component_of]).astype(np.int32)
-        components = instances_from_table(component_of[label_map], semantic_map, found.components, class_names=tuple(class_names))
-        parted = Parted.of(components, label_map, component_of.tolist())
-        judged = []
-        for k, its in candidates_in(parted, planned, self.session.view_px).items():
-            judged += its.judged(*found.shown(k), self.session.affinity_offsets, join_rule)
-        joined = any(value > 0 for _, value in judged)
-        return instances_of(united(parted, judged), components) if joined else pieces, known
+        component_of = np.concatenate([[0], found.component_of]).astype(np.int64)
+        areas = np.concatenate([[0], found.pieces.table[0, :, 6]]).astype(np.int64)
+        class_of = np.concatenate([[0], found.pieces.table[0, :, 0]]).astype(np.int32)
+        placed = Placed(found.pieces.label_map[0], areas, component_of, class_of)
+        candidates = candidates_in(placed, planned, self.session.view_px) if "join" in self.session.rules else {}
+        return Fetched(placed, [(its, found.shown(k)) for k, its in candidates.items()], known)
+
+    def joined(self, found: Looked, fetched: Fetched, class_names: Sequence[str]) -> Instances:
+        """Instances of what was looked at on the GPU: pieces, joined where they are one object."""
+        placed, semantic_map, judged = fetched.placed, found.pieces.semantic_map[0], []
+        for its, shown_of_it in fetched.candidates:
+            judged += its.judged(*shown_of_it, self.session.affinity_offsets, self.session.rules["join"])
+        if not any(value > 0 for _, value in judged):
+            return instances_from_table(placed.label_map, semantic_map, found.pieces.table[0], class_names=tuple(class_names))
+        label_map = placed.component_of.astype(np.int32)[placed.label_map]
+        components = instances_from_table(label_map, semantic_map, found.components, class_names=tuple(class_names))
+        return instances_of(united(placed, judged), components)
 
     def outlined(self, image: NDArray[np.uint8], instances: Instances, known: Foregrounds | None = None) -> Instances:
         """Instances of one picture uint8 (H, W, 3) BGR, however they were found, with outlines as the network sees them (mask refinement):
@@ -122,6 +138,10 @@ class Refiner:
         Classes, scores and ``semantic_map`` stay. ``known``: see ``looked``. Raises ModelError where the model draws none."""
         _check_sizes(image, instances)
         return outlined(self.session, image, instances, known or {}, self.max_views, self.threads)
+
+    def close(self) -> None:
+        """Free the memory that an engine works in."""
+        self.session.close()
 
     def _cut_closer(self, parted: Parted, views: _Views, cut_in: dict[int, PlannedView]) -> None:
         """Look closer at pieces, each by its number with the view that it was cut in, at the pieces of these, and so on."""
@@ -140,7 +160,7 @@ class Refiner:
             return {}
         maps = views.look(wanted, outlines)
         own = np.stack([views.own[k] for k in wanted])
-        found = cut_views(own, maps, self.session.affinity_offsets, self.session.rules, self.threads)
+        found = cut_components(own, maps, self.session.affinity_offsets, self.session.rules, self.threads)
         cut_in: dict[int, PlannedView] = {}
         for k, labels in zip(wanted, found, strict=True):
             cut_in |= dict.fromkeys(parted.cut(views.planned[k], labels), views.planned[k])
@@ -159,7 +179,7 @@ def _check_sizes(image: NDArray[np.uint8], found: Instances) -> None:
         raise InputError(f"the picture is {image.shape[:2]}, what was found in it is of {found.label_map.shape}: they must be of one size")
 
 
-def cut_views(
+def cut_components(
     own: NDArray[np.uint8],
     maps: InstanceMaps,
     offsets: NDArray[np.int32],
@@ -198,7 +218,7 @@ class _Views:
         self.planned: list[PlannedView] = []
         self.own: list[NDArray[np.uint8]] = []
         self.foreground: Foregrounds = {}
-        self.shown: dict[int, tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]] = {}
+        self.shown: dict[int, Shown] = {}
         self.ms = {"views": 0.0, "instance network": 0.0}
 
     def plan(self, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int]:

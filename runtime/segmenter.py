@@ -18,7 +18,7 @@ from ..instances import Instances, instances_from_table
 from ..plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, check_min_area, cluster, split_table, thing_flags
 from ..plugins.problem import MAX_INSTANCES
 from .device_cluster import MOST_INSTANCES, Asked
-from .device_refine import VIEWS, Looks
+from .device_refine import VIEWS, LookSettings
 from .gpu_session import GpuSession, enlarged
 from .outlines import Foregrounds
 from .rating import FEATURES, object_probability
@@ -131,13 +131,21 @@ class Segmenter:
             raise ModelError(f"{self.session.path}: its score rule has {len(self.score_rule)} numbers, wanted {len(FEATURES) + 1}")
         usual = MIN_SCORE if self.score_rule is None else MIN_RATED_SCORE
         self.min_score = usual if min_score is None else min_score
+        if refine == "components" and not self.session.has("logits"):
+            raise ModelError(
+                f'{self.session.path} gives instances, and no class logits: refine="components" looks at the class map\'s components. '
+                "`tfiseg build --no-operator` makes an engine that gives logits"
+            )
         if refine == "frame" and not self.session.has("affinity"):
             raise ModelError(f"{self.session.path} has no instance heads: `tfiseg train frame --model {self.session.path}` adds them")
         if flip or scales != (1.0,):
             if refine != "components" and self.session.has("affinity"):
                 raise InputError('of instance heads there is no mean: scales and flip need refine="components", or a model without heads')
             if not self.session.has("logits"):
-                raise InputError(f"{self.session.path} gives instances, and no class logits: scales and flip have nothing to average")
+                raise InputError(
+                    f"{self.session.path} gives instances, and no class logits: scales and flip have nothing to average "
+                    "(`tfiseg build --no-operator`)"
+                )
             if isinstance(self.session, GpuSession) and self.session.clusters:
                 _log.warning("clustering runs on the CPU, of frames in host memory: scales and flip average the class maps there")
             self.session = MultiScaleSession(self.session, scales, flip)
@@ -148,22 +156,22 @@ class Segmenter:
         self._outliner = refiner if outlines or (outlines is None and refiner and refiner.session.draws_outlines) else None
         asked = None if refiner is None else refiner.session.min_area
         self._model_min_area: int | None = parameters.get("min_area") if asked is None else asked
+        self._on_cpu = self._what_runs_on_cpu()  # None: nothing that needs the frame
         if refiner is not None:  # raises now, not at the first frame
-            maps = self.refiner is not None
+            maps = self.refiner is not None and self._on_cpu is not None
             refiner.session.prepare(maps, outlines=self._outliner is not None, maps_alone=maps and refiner.thorough)
-        self._looks_on_gpu = False
         if isinstance(self.session, GpuSession) and self.session.clusters:
-            if self.refiner is not None:
-                why = self._why_on_cpu(self.refiner)
-                self._looks_on_gpu = why is None
-                if why is not None:
-                    _log.warning("components are looked at on the CPU, of frames in host memory: %s", why)
+            if self._on_cpu is not None:
+                _log.warning("%s, of frames in host memory", self._on_cpu)
             if self._outliner is not None:
                 _log.warning("outlines are drawn on the CPU, of frames in host memory")
 
     def close(self) -> None:
         """Free what an engine holds on the GPU; or use ``with``."""
         self.session.close()
+        refiner = self.refiner or self._outliner
+        if refiner is not None:
+            refiner.close()
 
     def __enter__(self) -> Segmenter:
         return self
@@ -185,10 +193,12 @@ class Segmenter:
         known: Foregrounds = {}
         if self._outliner is not None and hasattr(frame.image if isinstance(frame, Frame) else frame, "__cuda_array_interface__"):
             raise InputError("outlines are drawn on the CPU: give a frame in host memory, or outlines=False")
-        if isinstance(self.session, GpuSession) and (self._looks_on_gpu or (self.session.clusters and self.refiner is None)):
+        if isinstance(self.session, GpuSession) and self._on_cpu is None:
             found, known = self._on_gpu(self.session, frame)
             stages = {"network": (time.perf_counter() - began) * 1e3 - sum(found.stage_ms.values()), **found.stage_ms}
         else:
+            if hasattr(frame.image if isinstance(frame, Frame) else frame, "__cuda_array_interface__"):
+                raise InputError(f"{self._on_cpu}: give a frame in host memory")
             image = checked_image(frame)
             maps = self.session.infer(image)
             network_ms = (time.perf_counter() - began) * 1e3
@@ -206,15 +216,23 @@ class Segmenter:
             return replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=stages)
         return replace(found, stage_ms=stages)
 
-    def _why_on_cpu(self, refiner: Refiner) -> str | None:
-        """What keeps components from being looked at on the GPU; None: nothing does."""
-        if self.session.has("label_map"):
-            return f"{self.session.path} clusters by itself"
-        if refiner.thorough:
-            return "thorough looks are planned as they go"
-        if not refiner.session.on_gpu:
-            return f"so does {refiner.session.path.name} run; an engine of it doesn't (`tfiseg build {refiner.session.path.name}`)"
-        return None
+    def _what_runs_on_cpu(self) -> str | None:
+        """What of all that needs the frame runs on the CPU, as a sentence without its end; None: nothing does."""
+        if not isinstance(self.session, GpuSession):
+            several = isinstance(self.session, MultiScaleSession)
+            return "several looks are averaged on the CPU" if several else f"{self.session.path} runs on the CPU"
+        if not self.session.clusters:
+            return "clustering runs on the CPU"
+        if self.refiner is None:
+            return None
+        network, why = self.refiner.session, None
+        if self.refiner.thorough:
+            why = "thorough looks are planned as they go"
+        elif not network.on_gpu:
+            why = f"{network.path} runs there; `tfiseg build` makes an engine of it, for instance_model"
+        elif network.engine is not None and network.engine.most < VIEWS:
+            why = f"{network.path} takes {network.engine.most} views at once, the GPU's graph has {VIEWS}: build it without --batch"
+        return why and f"components are looked at on the CPU ({why})"
 
     def _on_gpu(self, session: GpuSession, frame: Frame | NDArray[np.uint8]) -> tuple[Instances, Foregrounds]:
         """Everything on the GPU; the frame may lie there already (``__cuda_array_interface__``). Beside the instances what was learned of
@@ -247,20 +265,19 @@ class Segmenter:
         """As ``_refined``; joins, which are few, on the CPU."""
         with session.looked(image, self._asked_components(size_hw), self._looks(refiner)) as looked:
             began = time.perf_counter()
-            found, known = refiner.on_gpu(looked, self.class_names, outlines=self._outliner is not None)
+            fetched = refiner.fetched(looked, outlines=self._outliner is not None)
+        found = refiner.joined(looked, fetched, self.class_names)
         unwanted = looked.components[~np.isin(looked.components[:, 0], self.things), 6]
         found = replace(found, stage_ms={"merge": (time.perf_counter() - began) * 1e3})
-        return self.worthwhile(found, size_hw, beside_px=int(unwanted.max(initial=0))), known
+        return self.worthwhile(found, size_hw, beside_px=int(unwanted.max(initial=0))), fetched.known
 
     def _asked_components(self, size_hw: tuple[int, int]) -> Asked:
         """As ``components_of``, on the GPU."""
         least, most = min(MIN_AREA_PX, self._least_area(size_hw)), min(self.max_instances, MOST_INSTANCES)
         return Asked(size_hw, thing_flags(self._clustered), split_table(0.0), least, most, self._affinity_offsets, merge_rule=None)
 
-    def _looks(self, refiner: Refiner) -> Looks:
-        engine = refiner.session.engine
-        most = VIEWS if engine is None else min(VIEWS, engine.most)
-        return Looks(refiner.session, thing_flags(self.things), most, outlines=self._outliner is not None)
+    def _looks(self, refiner: Refiner) -> LookSettings:
+        return LookSettings(refiner.session, thing_flags(self.things), outlines=self._outliner is not None)
 
     def _refined(
         self, refiner: Refiner, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.float32]]

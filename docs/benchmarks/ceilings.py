@@ -12,7 +12,7 @@ from tfiseg.runtime.evaluate import load_eval_set
 from tfiseg.runtime.looks import looked_at
 from tfiseg.runtime.metrics import PanopticCounts, panoptic_counts
 from tfiseg.runtime.pieces import Parted, instances_of
-from tfiseg.runtime.refine import cut_views
+from tfiseg.runtime.refine import cut_components
 from tfiseg.runtime.views import sample
 
 BOUNDARIES = (0.7, 0.5, 0.3)
@@ -63,7 +63,7 @@ for folder in sys.argv[1:]:
                 parted.cut(p, labels)
             return parted.label_map
 
-        ours = pieces_of(cut_views(own, maps, refiner.session.affinity_offsets, refiner.session.rules))
+        ours = pieces_of(cut_components(own, maps, refiner.session.affinity_offsets, refiner.session.rules))
         perfect = pieces_of([merged(mask, truth) for mask, truth in zip(own, wanted, strict=True)])
         found = {
             "as it is, nothing joined": ours,

@@ -28,7 +28,7 @@ from ...plugins.problem import CALM, Problem, problem_of
 from ...runtime.instance_session import InstanceMaps
 from ...runtime.joining import JOIN_CELL_PX
 from ...runtime.joins import Pieces
-from ...runtime.refine import cut_views
+from ...runtime.refine import cut_components
 from ..neck_rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
 from .bank import Bank, is_split, object_view
 from .composites import Composer, Composite
@@ -100,7 +100,7 @@ def split_objects(bank: Bank, infer: Look, view_px: int, rules: dict[str, Rule])
     for start in range(0, len(bank.objects), _BATCH):
         seen = [object_view(bank, o, view_px) for o in bank.objects[start : start + _BATCH]]
         views, masks = (np.stack(arrays) for arrays in zip(*seen, strict=True))
-        for k, labels in enumerate(cut_views(masks, infer(views, masks), np.asarray(AFFINITY_OFFSETS, np.int32), rules)):
+        for k, labels in enumerate(cut_components(masks, infer(views, masks), np.asarray(AFFINITY_OFFSETS, np.int32), rules)):
             if is_split(np.bincount(labels.ravel())[1:]):
                 split.add(start + k)
     return split

@@ -37,10 +37,12 @@ int32_t check(const tfiseg_problem *p, const tfiseg_result *r, int32_t device) {
 namespace {
 
 constexpr int32_t kMostParts = 1024;
+constexpr int64_t kMostCells = 1 << 30;  // of candidates
 
 bool in_range(const tfiseg_views &v, int32_t max_parts) {
     const auto within = [](int32_t value, int32_t least, int32_t most) { return value >= least && value <= most; };
-    return within(v.height, 1, TFISEG_MAX_OUT_SIDE) && within(v.width, 1, TFISEG_MAX_OUT_SIDE) && within(v.view_count, 1, TFISEG_MAX_VIEWS) &&
+    const int64_t cells = int64_t(kCandidatesPerView) * v.view_count * v.view_side * v.view_side;
+    return cells <= kMostCells && within(v.height, 1, TFISEG_MAX_OUT_SIDE) && within(v.width, 1, TFISEG_MAX_OUT_SIDE) && within(v.view_count, 1, TFISEG_MAX_VIEWS) &&
            within(v.view_side, 8, TFISEG_MAX_VIEW_SIDE) && within(v.max_components, 1, TFISEG_MAX_INSTANCES) && within(max_parts, 1, kMostParts);
 }
 
@@ -89,8 +91,8 @@ const char *tfiseg_status_string(int32_t status) {
         case TFISEG_NO_CUDA: return "this library was built without CUDA: `tfiseg plugin build` builds one with it";
         case TFISEG_CUDA_ERROR: return "a kernel could not be launched: is there a GPU, a driver, and code for this GPU in the library?";
         case TFISEG_BAD_VIEWS:
-            return "views are out of range or a pointer is missing: frames up to 32767 a side, 1..256 views of 8..1024 pixels a side, max_components "
-                   "1..65535, max_parts 1..1024, threads >= 1";
+            return "views are out of range or a pointer is missing: frames up to 32767 a side, 1..256 views of 8..1024 pixels a side, 16 K S S up to 2^30, "
+                   "max_components 1..65535, max_parts 1..1024, threads >= 1";
         case TFISEG_INTERNAL_ERROR: return "internal error";
         default: return "unknown status";
     }

@@ -1,4 +1,5 @@
-// DisplacementFieldClustering on a GPU: the executor that launches the phases of pipeline.h as kernels on the caller's stream.
+// The operator and its views on a GPU: the executor that launches the phases of pipeline.h and views_pipeline.h as kernels on the
+// caller's stream.
 //
 // Nothing is allocated, synchronised or read back; how much work a later phase has is read on the device. About 20 launches a
 // call; propagation adds 7 and two for each pixel of its width, a second look 25.
@@ -18,6 +19,7 @@ namespace tfiseg {
 namespace {
 
 constexpr int32_t kThreads = 256;
+constexpr int32_t kBlocksPerProcessor = 8;  // of loops over what was counted on the device
 constexpr int32_t kScanThreads = 1024;
 constexpr int64_t kPixelsPerBlock = 1 << 16;  // of the grid, for a block of a loop's kernel
 constexpr int32_t kWordsPerThread = 8;
@@ -96,7 +98,7 @@ class Cuda {
     template <class Phase>
     void each_counted(const int32_t *count, int64_t most, const Phase &phase) {
         if (status_ == cudaSuccess && most > 0)
-            launch(each_counted_kernel<Phase>, std::min<int64_t>(blocks_of(most), 2 * processors_), kThreads, false, phase, count, most);
+            launch(each_counted_kernel<Phase>, std::min<int64_t>(blocks_of(most), kBlocksPerProcessor * processors_), kThreads, false, phase, count, most);
     }
 
     template <class Phases>

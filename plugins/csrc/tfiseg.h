@@ -119,7 +119,8 @@ TFISEG_API int32_t tfiseg_cluster_cuda(const tfiseg_problem *problem, tfiseg_res
  *
  *     tfiseg_cluster_cuda (components) -> tfiseg_cut_views_cuda -> network -> tfiseg_cluster_cuda (own) -> tfiseg_place_pieces_cuda
  *
- * Components that are convex get no view; the others do, the largest first, and then each class of several components a view of all. */
+ * Components that are convex get no view; the others do, the largest first, and then each class of several components a view of all. Of
+ * crowds the largest 16 K components are looked at for that. */
 typedef struct tfiseg_views {
     uint32_t struct_size;     /* sizeof(tfiseg_views) */
     int32_t height, width;    /* of the frame and its label map, 1..32767 */

@@ -95,8 +95,13 @@ TFISEG_HD int64_t each_pixel(const View &view, int32_t size, int32_t cell, const
     return int64_t(rows.total) * columns.total;
 }
 
+// Of a candidate: twice its area and twice its convex hull's, once of cells as squares, once through the centres of its pixels.
+struct Outline {
+    int64_t twice[2], twice_hull[2];
+};
+
 struct ViewCounters {
-    int32_t candidates, kept, kept_cells, kept_columns;
+    int32_t candidates, kept, kept_cells, kept_columns, kept_halves;
 };
 
 struct StartViews {
@@ -104,7 +109,7 @@ struct StartViews {
     uint32_t *bits;
 
     TFISEG_HD void operator()(int32_t i) const {
-        if (i == 0) *counters = {0, 0, 0, 0};
+        if (i == 0) *counters = {0, 0, 0, 0, 0};
         bits[i] = 0;
     }
 };
@@ -113,7 +118,8 @@ struct StartViews {
 struct Candidates {
     Scene scene;
     int32_t room;
-    View *views;  // out
+    View *views;        // out
+    Outline *outlines;  // out: all 0
     ViewCounters *counters;
 
     TFISEG_HD void operator()(int32_t k) const {
@@ -126,7 +132,9 @@ struct Candidates {
             if ((other > area || (other == area && j < k)) && scene.is_candidate(j)) ++rank;
         }
         fetch_add(&counters->candidates, 1);
-        if (rank < room) views[rank] = scene.view_of(scene.box_of(k), scene.class_of(k), k + 1);
+        if (rank >= room) return;
+        views[rank] = scene.view_of(scene.box_of(k), scene.class_of(k), k + 1);
+        outlines[rank] = {{0, 0}, {0, 0}};
     }
 };
 
@@ -138,6 +146,7 @@ struct CountKept {
         counters->kept = counters->candidates < room ? counters->candidates : room;
         counters->kept_columns = counters->kept * size;
         counters->kept_cells = counters->kept_columns * size;
+        counters->kept_halves = counters->kept * 4;
     }
 };
 
@@ -233,40 +242,49 @@ class Chain {
     int32_t *points_, sign_, n_ = 0;
 };
 
+// One item is half of a hull: of a candidate, cells or pixels, lower or upper half.
+struct HullHalves {
+    const View *views;
+    const Column *of_cells, *of_pixels;
+    int32_t size;
+    int32_t *memory;    // 2 (size + 1) for each item: there is one corner for each x
+    Outline *outlines;  // in, out
+
+    TFISEG_HD void operator()(int32_t i) const {
+        const int32_t k = i >> 2, centres = (i >> 1) & 1, sign = i & 1 ? 1 : -1, n = centres ? views[k].side : size;
+        if (centres && n >= size) return;
+        const Column *columns = (centres ? of_pixels : of_cells) + int64_t(k) * size;
+        Chain chain(memory + int64_t(i) * 2 * (size + 1), sign);
+        int64_t twice = 0;
+        for (int32_t x = 0; x < n; ++x) {
+            const Column of = columns[x];
+            twice += centres ? of.sum : 2 * of.sum;
+            if (of.low >= of.high) continue;
+            const int32_t y = sign > 0 ? of.low : of.high - centres;
+            chain.add(x, y);
+            if (!centres) chain.add(x + 1, y);
+        }
+        add(&outlines[k].twice_hull[centres], -sign * chain.below());
+        if (sign > 0) outlines[k].twice[centres] = twice;
+    }
+};
+
 // Which candidates are worth a look: not those that are convex, where nothing could be cut. Pixels are squares, so a rectangle is; what
 // is shown larger than it is must be convex through the centres of its pixels, too: their corners make steps, which are no dents.
 struct Doubtful {
     const View *views;
-    const Column *of_cells, *of_pixels;
+    const Outline *outlines;
     int32_t size;
-    int32_t *memory;  // 4 (size + 1) for each candidate
-    uint32_t *bits;   // in, out
+    uint32_t *bits;  // in, out
 
     TFISEG_HD void operator()(int32_t k) const {
-        const int64_t from = int64_t(k) * size;
-        if (is_convex(of_cells + from, size, k, true)) return;
-        if (views[k].side < size && is_convex(of_pixels + from, views[k].side, k, false)) return;
+        const bool shows_nothing = !outlines[k].twice[0];
+        if (shows_nothing || is_convex(outlines[k], 0) || (views[k].side < size && is_convex(outlines[k], 1))) return;
         set_bits(bits + (k >> 5), 1u << (k & 31));
     }
 
   private:
-    TFISEG_HD bool is_convex(const Column *columns, int32_t n, int32_t k, bool squares) const {
-        int64_t twice = 0;
-        for (int32_t x = 0; x < n; ++x) twice += columns[x].sum * (squares ? 2 : 1);
-        if (squares && !twice) return true;  // it shows nothing
-        int64_t hull = 0;
-        for (const int32_t sign : {-1, 1}) {
-            Chain chain(memory + int64_t(k) * 4 * (size + 1), sign);
-            for (int32_t x = 0; x < n; ++x) {
-                if (columns[x].low >= columns[x].high) continue;
-                const int32_t y = sign > 0 ? columns[x].low : columns[x].high - !squares;
-                chain.add(x, y);
-                if (squares) chain.add(x + 1, y);
-            }
-            hull -= sign * chain.below();
-        }
-        return 100 * twice > kConvexPercent * hull;
-    }
+    TFISEG_HD static bool is_convex(const Outline &of, int32_t kind) { return 100 * of.twice[kind] > kConvexPercent * of.twice_hull[kind]; }
 };
 
 // One view of all of a class that has several components, unless one's own shows as much. One item is a class.

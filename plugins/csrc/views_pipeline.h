@@ -5,7 +5,7 @@
 
 namespace tfiseg {
 
-constexpr int32_t kCandidatesPerView = 4;  // so many components are looked at by their shape, for each that may get a view
+constexpr int32_t kCandidatesPerView = 16;  // so many components are looked at by their shape, for each that may get a view
 
 inline Scene scene_of(const tfiseg_views &v) {
     Scene s = {v.height, v.width, v.view_side, v.max_components, v.frame, v.label_map, v.count, v.table, {}};
@@ -19,6 +19,7 @@ struct ViewPlan {
     int64_t bytes;
     ViewCounters *counters;
     View *views;
+    Outline *outlines;
     int32_t *source, *before, *memory;
     uint32_t *bits;
     Column *of_cells, *of_pixels;
@@ -31,12 +32,13 @@ struct ViewPlan {
         Carver carver(v.workspace);
         counters = carver.take<ViewCounters>(1);
         views = carver.take<View>(room + 256);
+        outlines = carver.take<Outline>(room);
         source = carver.take<int32_t>(v.view_count);
         bits = carver.take<uint32_t>(words);
         before = carver.take<int32_t>(words + 1);
         of_cells = carver.take<Column>(columns);
         of_pixels = carver.take<Column>(columns);
-        memory = carver.take<int32_t>(4 * (columns + room));
+        memory = carver.take<int32_t>(4 * 2 * (columns + room));
         own = carver.take<uint8_t>(columns * v.view_side);
         bytes = carver.bytes();
     }
@@ -78,13 +80,14 @@ void cut_views_on(Executor &run, const tfiseg_views &v) {
     uint32_t *class_bits = plan.bits + plan.words - 8;
     View *shown = reinterpret_cast<View *>(v.views);
     run.each(plan.words, StartViews{plan.counters, plan.bits});
-    run.each(v.max_components, Candidates{scene, plan.room, plan.views, plan.counters});
+    run.each(v.max_components, Candidates{scene, plan.room, plan.views, plan.outlines, plan.counters});
     run.each(1, CountKept{plan.room, v.view_side, plan.counters});
     run.each_counted(&plan.counters->kept_cells, int64_t(plan.room) * scene.cells(), OwnCells{scene, plan.views, plan.own});
     run.each_counted(&plan.counters->kept_columns, int64_t(plan.room) * v.view_side,
                      Columns{scene, plan.views, plan.own, plan.of_cells, plan.of_pixels});
-    run.each_counted(&plan.counters->kept, plan.room,
-                     Doubtful{plan.views, plan.of_cells, plan.of_pixels, v.view_side, plan.memory, plan.bits});
+    run.each_counted(&plan.counters->kept_halves, 4 * int64_t(plan.room),
+                     HullHalves{plan.views, plan.of_cells, plan.of_pixels, v.view_side, plan.memory, plan.outlines});
+    run.each_counted(&plan.counters->kept, plan.room, Doubtful{plan.views, plan.outlines, v.view_side, plan.bits});
     run.each(256, ClassViews{scene, plan.views + plan.room, class_bits});
     run.prefix_sum(plan.bits, plan.before, plan.words);
     const ShownViews views = {plan.views, plan.room, v.view_count, v.view_side, plan.bits, plan.before, shown, plan.source};
@@ -109,7 +112,7 @@ void place_pieces_on(Executor &run, const tfiseg_views &v, const tfiseg_pieces &
     const UnionSums sums = {grid, nullptr, p.label_map, plan.regions};
     run.each(int64_t(v.height) * sums.strips(), sums);
     const LargestRounds all = {grid, plan.regions, plan.into, plan.unions, plan.number, plan.largest, 1, plan.most, plan.counters};
-    run.rounds(grid.pixels(), all);
+    run.rounds(plan.most, all);
     const int32_t *unions = &plan.counters->unions;
     run.each_counted(unions, plan.most, FirstPixels{all, plan.regions, plan.number, nullptr, nullptr, out, 1, plan.bits});
     run.prefix_sum(plan.bits, plan.before, plan.bit_words);

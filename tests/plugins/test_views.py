@@ -1,10 +1,12 @@
 """Views of components: the numpy reference, the CPU's threads and the GPU's phases in random orders give the same bits; what they must
 show; and what OpenCV makes of the same views."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
-from tfiseg.errors import TfisegError
+from tfiseg.errors import InputError, TfisegError
 from tfiseg.plugins.operator import cluster
 from tfiseg.plugins.reference_views import cut_views_reference, place_pieces_reference
 from tfiseg.plugins.views import CutViews, Found, Scene, cut_views, place_pieces
@@ -130,6 +132,20 @@ def test_bad_sizes_are_named(scene_of):
     for count, side in ((0, 32), (257, 32), (1, 7), (1, 1025)):
         with pytest.raises(TfisegError, match=r"1\.\.256 views of 8\.\.1024 pixels"):
             cut_views(scene, count, side)
+
+
+def test_scenes_that_the_library_would_misread_are_refused(scene_of):
+    scene = scene_of(discs((40, 50), (20, 20, 9, 1)))
+    for wrong in ({"frame": scene.frame[:, ::-1]}, {"label_map": scene.label_map + 1}, {"table": scene.table[:, :9].copy()}):
+        with pytest.raises(InputError):
+            cut_views(replace(scene, **wrong), 1, 32)
+
+
+def test_crowds_of_round_things_leave_the_views_to_others(scene_of):
+    circles = [(20 + 32 * (k % 12), 20 + 32 * (k // 12), 13, 1) for k in range(100)]
+    scene = scene_of(discs((400, 400), *circles, (350, 330, 12, 2), (368, 330, 12, 2)))
+    pair = int(scene.label_map[330, 350])
+    assert pair in cut_views(scene, 8, SIDE).views[:, 4]
 
 
 @pytest.mark.shared

@@ -84,7 +84,7 @@ def driver_module(gpu):
 
     class Allocation:
         def __init__(self, size):
-            self.buffer = ctypes.create_string_buffer(size)
+            self.buffer = ctypes.create_string_buffer(b"\xc3" * size, size)  # nobody clears memory on a GPU
             self.address = ctypes.addressof(self.buffer)
             gpu.memory[self.address] = self.buffer
 
@@ -194,7 +194,7 @@ class OperatorLibrary:
 
     def tfiseg_workspace_size(self, problem, device):
         assert device == 1
-        return native.library().tfiseg_workspace_size(problem, native.ON_CPU)
+        return max(native.library().tfiseg_workspace_size(problem, on) for on in (native.ON_CPU, device))
 
     def tfiseg_cluster_cuda(self, problem, result, stream):
         self.gpu.enqueue(stream.value, lambda: native.library().tfiseg_cluster_cpu(problem, result))
@@ -212,7 +212,7 @@ class OperatorLibrary:
         return 0
 
 
-def tensorrt_module(gpu, profile, fails=False):
+def tensorrt_module(gpu, profile, fails=False, views=64):
     """``tensorrt_rtx``; names as in TensorRT-RTX 1.7 and TensorRT 10's stubs."""
     trt = types.ModuleType("tensorrt_rtx")
     trt.__version__ = "1.7.1.116"
@@ -254,6 +254,9 @@ def tensorrt_module(gpu, profile, fails=False):
             self.engine, self.given, self.addresses, self.shapes = engine, {}, {}, {}
 
         def set_input_shape(self, name, shape):
+            least, _, most = self.engine.get_tensor_profile_shape(name, 0)
+            if not all(low <= side <= high for low, side, high in zip(least, shape, most, strict=True)):
+                return False
             self.given[name] = tuple(shape)
             self.shapes = {}
             return True
@@ -312,7 +315,7 @@ def tensorrt_module(gpu, profile, fails=False):
         def get_tensor_profile_shape(self, name, index):
             if name == "frame":
                 return [(1, *hw, 3) for hw in profile]
-            return [(n, 192, 192, 3)[: 4 if name == "views" else 3] for n in (1, 8, 64)]
+            return [(n, 192, 192, 3)[: 4 if name == "views" else 3] for n in (1, min(8, views), views)]
 
         def create_runtime_config(self):
             return Config()
@@ -350,7 +353,7 @@ class DeviceArray:
         }
 
 
-def install(monkeypatch, gpu, profile=((32, 32), (96, 128), (512, 640)), fails=False, operator=True):
+def install(monkeypatch, gpu, profile=((32, 32), (96, 128), (512, 640)), fails=False, operator=True, views=64):
     """Put the emulated GPU where the session looks for the real one; returns the TensorRT module."""
     import sys
 
@@ -358,7 +361,7 @@ def install(monkeypatch, gpu, profile=((32, 32), (96, 128), (512, 640)), fails=F
 
     pycuda = types.ModuleType("pycuda")
     pycuda.driver = driver_module(gpu)
-    trt = tensorrt_module(gpu, profile, fails)
+    trt = tensorrt_module(gpu, profile, fails, views)
     for name, module in (("pycuda", pycuda), ("pycuda.driver", pycuda.driver), ("tensorrt_rtx", trt)):
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(cuda_module, "_libcuda", lambda: LibCuda(gpu))

@@ -80,7 +80,8 @@ def test_frames_of_other_sizes_and_on_the_gpu(segmenter, gpu):
     for size in ((192, 256), (120, 160), (192, 256), (192, 256)):
         image = crowd(*size)
         same(segmenter(emulated_gpu.DeviceArray(image)), segmenter(image))
-    segmenter.close()
+    for _ in range(2):
+        segmenter.close()
     assert not gpu.memory
 
 
@@ -146,9 +147,28 @@ def test_what_stays_on_the_cpu_is_said(gpu, monkeypatch, tmp_path, instance_engi
     engine = engine_of(DEFAULT_MODEL, tmp_path)
     expected = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", outlines=False, threads=1)(crowd())
     assert agreement(tfiseg.Segmenter(engine, refine="components", outlines=False)(crowd()), expected) == 1
-    assert "looked at on the CPU, of frames in host memory: so does tfiseg-instance.onnx run" in caplog.text
-    tfiseg.Segmenter(engine, refine="components", instance_model=instance_engine, thorough=True, outlines=False)(crowd())
+    assert "components are looked at on the CPU" in caplog.text
+    assert "tfiseg-instance.onnx runs there; `tfiseg build` makes an engine of it" in caplog.text
+    thorough = tfiseg.Segmenter(engine, refine="components", instance_model=instance_engine, thorough=True, outlines=False)
+    assert len(thorough(crowd()))
     assert "thorough looks are planned as they go" in caplog.text
+    with pytest.raises(tfiseg.InputError, match=r"looked at on the CPU .thorough looks .*: give a frame in host memory"):
+        thorough(emulated_gpu.DeviceArray(crowd()))
+    with pytest.raises(tfiseg.InputError, match=r"tfiseg-voc21.onnx runs on the CPU: give a frame in host memory"):
+        tfiseg.Segmenter()(emulated_gpu.DeviceArray(crowd()))
+
+
+def test_an_engine_for_few_views_stays_out_of_the_graph(gpu, monkeypatch, tmp_path, instance_engine, caplog):
+    emulated_gpu.install(monkeypatch, gpu, views=4)
+    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path), refine="components", instance_model=instance_engine, outlines=False)
+    assert "takes 4 views at once, the GPU's graph has 16: build it without --batch" in caplog.text
+    expected = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", outlines=False, threads=1)(crowd())
+    assert agreement(segmenter(crowd()), expected) == 1
+
+
+def test_compiled_kernels_of_both_networks_are_kept(segmenter, tmp_path):
+    segmenter(crowd())
+    assert len(list((tmp_path / "cache").rglob("*.cache"))) == 2
 
 
 def test_an_engine_of_the_instance_network_gives_what_the_network_gives(gpu, monkeypatch, instance_engine):
@@ -163,6 +183,7 @@ def test_an_engine_of_the_instance_network_gives_what_the_network_gives(gpu, mon
                 np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), atol=1e-4)
     assert engine.draws_outlines
     assert engine.min_area is None
+    engine.close()
     assert not gpu.memory
 
 

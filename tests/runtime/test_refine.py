@@ -110,7 +110,7 @@ def test_what_a_view_cuts_is_cut_in_the_frame():
     labels[20:50, 20:60], labels[50:80, 20:60] = 1, 2
     parted = Parted(components)
     parted.cut(planned[0], labels)
-    found = instances_of(united(parted, []), components)
+    found = instances_of(united(parted.placed(), []), components)
     assert found.area.tolist() == [1200, 400, 1200]
     assert found.box_xyxy.tolist() == [[20, 20, 60, 50], [100, 40, 120, 60], [20, 50, 60, 80]]
     assert found.class_id.tolist() == [3, 3, 3]
@@ -123,9 +123,9 @@ def test_a_join_rule_has_the_last_word(bias, count):
     rule = np.zeros(len(JOIN_FEATURES) + 3, np.float32)
     rule[-1] = bias
     parted = Parted(components)
-    judged = candidates_in(parted, planned, SIDE)[0].judged(*NOTHING_SEEN, OFFSETS, rule)
+    judged = candidates_in(parted.placed(), planned, SIDE)[0].judged(*NOTHING_SEEN, OFFSETS, rule)
     assert judged == [((1, 2), bias)]
-    assert len(instances_of(united(parted, judged), components)) == count
+    assert len(instances_of(united(parted.placed(), judged), components)) == count
 
 
 def test_pieces_of_like_size_are_not_joined():
@@ -133,7 +133,7 @@ def test_pieces_of_like_size_are_not_joined():
     class_map[20:80, 10:60] = class_map[20:80, 80:130] = 3
     components = tfiseg.cluster(class_map, split=0)
     planned = [PlannedView(View(0, 0, 160), 3, 0)]
-    assert not candidates_in(Parted(components), planned, SIDE)
+    assert not candidates_in(Parted(components).placed(), planned, SIDE)
 
 
 def test_only_views_that_can_decide_are_looked_at(monkeypatch):
@@ -164,7 +164,7 @@ def test_pieces_are_looked_at_closer_until_nothing_is_parted(monkeypatch, thorou
     for x in range(60, 360, 40):
         cv2.circle(chain, (x, 60), 22, 3, -1)
     refiner = Refiner(max_views=max_views, thorough=thorough)
-    monkeypatch.setattr("tfiseg.runtime.refine.cut_views", halves)
+    monkeypatch.setattr("tfiseg.runtime.refine.cut_components", halves)
     found = refiner(np.zeros((120, 400, 3), np.uint8), tfiseg.cluster(chain, split=0))
     assert len(found) == count
     assert found.area.sum() == (chain > 0).sum()
@@ -174,7 +174,7 @@ def test_what_shape_would_not_part_is_looked_at_as_well(monkeypatch):
     star = np.zeros((140, 140), np.uint8)
     y, x = np.abs(np.mgrid[-40:41, -40:41])
     star[30:111, 30:111] = np.sqrt(x) + np.sqrt(y) < 7
-    monkeypatch.setattr("tfiseg.runtime.refine.cut_views", halves)
+    monkeypatch.setattr("tfiseg.runtime.refine.cut_components", halves)
     for thorough, count in ((None, 1), (False, 1), (True, 2)):  # what ships is for photos
         assert len(Refiner(thorough=thorough)(np.zeros((140, 140, 3), np.uint8), tfiseg.cluster(star, split=0))) == count
 
@@ -212,8 +212,8 @@ def test_closer_looks_leave_those_for_joins_alone(monkeypatch):
     class_map[150:180, 40:70] = class_map[150:180, 330:360] = 5  # nothing to part, but a view of both
     components = tfiseg.cluster(class_map, split=0)
     nothing = SimpleNamespace(judged=lambda *_: [])
-    monkeypatch.setattr("tfiseg.runtime.refine.candidates_in", lambda parted, planned, _: {len(planned) - 1: nothing})
-    monkeypatch.setattr("tfiseg.runtime.refine.cut_views", halves)
+    monkeypatch.setattr("tfiseg.runtime.refine.candidates_in", lambda placed, planned, _: {len(planned) - 1: nothing})
+    monkeypatch.setattr("tfiseg.runtime.refine.cut_components", halves)
     seen, infer = [], InstanceSession.infer
     monkeypatch.setattr(InstanceSession, "infer", lambda self, images, masks, _: seen.append(len(images)) or infer(self, images, masks))
     for thorough, views in ((False, [1, 1]), (True, [1, 2, 1])):

@@ -1,0 +1,31 @@
+"""Whether a TensorRT engine carries the clustering operator. TensorRT itself isn't here: what would be given to it is looked at."""
+
+from types import SimpleNamespace
+
+import onnx
+import pytest
+from tfiseg.cli import main
+from tfiseg.export import engine
+from tfiseg.export.flavours import Flavour
+from tfiseg.runtime.sessions import DEFAULT_MODEL
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_operator_can_be_left_out(monkeypatch, tmp_path, wanted):
+    given = {}
+
+    def build_plan(network, kind, settings, quiet):
+        given["network"], given["plugin"] = onnx.load_from_string(network), settings.plugin
+        return SimpleNamespace(plan=b"a plan", witnesses={}, seconds=0.0)
+
+    monkeypatch.setattr(engine, "flavour", lambda target: Flavour("tensorrt", SimpleNamespace(__version__="10.13.0")))
+    monkeypatch.setattr(engine, "load_plugin", lambda module: None)
+    monkeypatch.setattr(engine, "plugin_info", lambda: {"path": "libtfiseg_plugin.so", "sha256": "0" * 64})
+    monkeypatch.setattr(engine, "build_plan", build_plan)
+    monkeypatch.setattr(engine, "prove", lambda expected, witnesses: {"layers": {}, "proved_by": {}})
+    command = ["build", str(DEFAULT_MODEL), "-o", str(tmp_path / "net.engine"), "--target", "tensorrt", "--precision", "fp32"]
+    assert main([*command, "--json", *(() if wanted else ("--no-operator",))]) == 0
+    outputs = [o.name for o in given["network"].graph.output]
+    assert ("label_map" in outputs) == wanted
+    assert ("logits" in outputs) != wanted
+    assert (given["plugin"] is not None) == wanted
