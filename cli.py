@@ -85,8 +85,12 @@ def _eval(args: argparse.Namespace) -> int:
     segmenter = segmenter_of(args) if args.semantic == "model" else None
     if args.thorough is not None and not args.refine:
         raise InputError("--thorough says how to look at components: it needs --refine components")
+    if args.max_views is not None and not args.refine:
+        raise InputError("--max-views says how to look at components: it needs --refine components")
     by_truth = args.semantic == "truth" and args.refine
-    refiner = Refiner(args.instance_model, thorough=args.thorough, threads=args.threads) if by_truth else None
+    refiner = None
+    if by_truth:
+        refiner = Refiner(args.instance_model, max_views=args.max_views, thorough=args.thorough, threads=args.threads)
     report = evaluate(
         args.folder,
         args.semantic,

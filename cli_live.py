@@ -63,6 +63,13 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
         help="with --refine components: look at more components, and closer (default: if the instance network is for class maps of groups)",
     )
     verb.add_argument(
+        "--max-views",
+        type=int,
+        metavar="N",
+        help="with --refine components: look at so many components and classes of a frame at most (default: 64; on a GPU, where each "
+        "costs whether it shows something or not, 16)",
+    )
+    verb.add_argument(
         "--min-score", type=float, metavar="P", help="leave out instances with a lower score (default: 0.3 with a score rule, else 0.5)"
     )
     verb.add_argument(
@@ -108,6 +115,7 @@ def segmenter_of(args: argparse.Namespace) -> Any:
         instance_model=args.instance_model,
         outlines=args.outlines,
         thorough=args.thorough,
+        max_views=args.max_views,
         scales=args.scales,
         flip=args.flip,
         threads=args.threads,

@@ -46,8 +46,8 @@ class Refiner:
 
     Args:
         model: path of an instance network; default: the one that comes with tfiseg.
-        max_views: at most this many views a frame: of components with a neck, the largest first, then those for joins; what gets none stays
-            as it is. Closer looks take as many more, and outlines as well.
+        max_views: at most this many views a frame (default: 64): of components with a neck, the largest first, then those for joins; what
+            gets none stays as it is. Closer looks take as many more, and outlines as well.
         thorough: look at components without a neck as well, which a boundary alone could part, and at the pieces of what was parted
             again, closer, until there is nothing more to part; about twice the time. Default: where most of what could be parted is
             groups in the class maps that the network was trained for (cell nuclei, not photos).
@@ -66,17 +66,17 @@ class Refiner:
         self,
         model: str | Path | None = None,
         *,
-        max_views: int = MAX_VIEWS,
+        max_views: int | None = None,
         thorough: bool | None = None,
         threads: int = 0,
         providers: Sequence[str] = DEFAULT_PROVIDERS,
     ) -> None:
-        if max_views < 1:
+        if max_views is not None and max_views < 1:
             raise InputError(f"max_views must be at least 1, got {max_views}")
         self.session = InstanceSession(model or DEFAULT_INSTANCE_MODEL, threads, providers)
         self.min_area = MIN_AREA_PX if self.session.min_area is None else self.session.min_area
         self.thorough = of_groups(self.session.lone_odds) if thorough is None else thorough
-        self.max_views = max_views
+        self.max_views = MAX_VIEWS if max_views is None else max_views
         self.threads = threads or None
 
     def __call__(self, image: NDArray[np.uint8], components: Instances) -> Instances:

@@ -64,6 +64,8 @@ class Segmenter:
             refine="components", if the instance network can. On the CPU, of frames in host memory. Only the classes that are reported
             defend their pixels. ``semantic_map`` stays the semantic network's.
         thorough: with refine="components": look at more components, and closer (see ``Refiner``); default: as the instance network asks.
+        max_views: with refine="components": look at so many components and classes of a frame at most (see ``Refiner``); default: 64 on the
+            CPU, 16 on the GPU, where each costs whether it shows something or not.
         scales, flip: look several times at each frame, for finer class maps: at overlapping windows of it, 1.5 meaning two thirds of its
             longer side each (1: the whole frame), and at mirror images. ``scales=(1, 1.5), flip=True`` takes six passes of a wide frame,
             ten of others. An engine must take windows of that size, too.
@@ -93,6 +95,7 @@ class Segmenter:
         instance_model: str | Path | None = None,
         outlines: bool | None = None,
         thorough: bool | None = None,
+        max_views: int | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         threads: int = 0,
@@ -109,6 +112,8 @@ class Segmenter:
             raise InputError('an instance_model does nothing without refine="components" or outlines')
         if thorough is not None and refine != "components":
             raise InputError('thorough says how to look at components: it does nothing without refine="components"')
+        if max_views is not None and refine != "components":
+            raise InputError('max_views says how to look at components: it does nothing without refine="components"')
         self.session: Session = open_session(model or (DEFAULT_FRAME_MODEL if refine == "frame" else DEFAULT_MODEL), threads, providers)
         self.class_names = self.session.info.class_names
         if things is None:
@@ -151,7 +156,8 @@ class Segmenter:
             self.session = MultiScaleSession(self.session, scales, flip)
         refiner = None
         if refine == "components" or outlines:
-            refiner = Refiner(instance_model, thorough=thorough, threads=threads, providers=providers)
+            refiner = Refiner(instance_model, max_views=max_views, thorough=thorough, threads=threads, providers=providers)
+        self._gpu_views = max_views or VIEWS
         self.refiner = refiner if refine == "components" else None
         self._outliner = refiner if outlines or (outlines is None and refiner and refiner.session.draws_outlines) else None
         asked = None if refiner is None else refiner.session.min_area
@@ -230,8 +236,9 @@ class Segmenter:
             why = "thorough looks are planned as they go"
         elif not network.on_gpu:
             why = f"{network.path} runs there; `tfiseg build` makes an engine of it, for instance_model"
-        elif network.engine is not None and network.engine.most < VIEWS:
-            why = f"{network.path} takes {network.engine.most} views at once, the GPU's graph has {VIEWS}: build it without --batch"
+        elif network.engine is not None and network.engine.most < self._gpu_views:
+            most = network.engine.most
+            why = f"{network.path} takes {most} views at once, not {self._gpu_views}: build it without --batch, or set max_views"
         return why and f"components are looked at on the CPU ({why})"
 
     def _on_gpu(self, session: GpuSession, frame: Frame | NDArray[np.uint8]) -> tuple[Instances, Foregrounds]:
@@ -277,7 +284,7 @@ class Segmenter:
         return Asked(size_hw, thing_flags(self._clustered), split_table(0.0), least, most, self._affinity_offsets, merge_rule=None)
 
     def _looks(self, refiner: Refiner) -> LookSettings:
-        return LookSettings(refiner.session, thing_flags(self.things), outlines=self._outliner is not None)
+        return LookSettings(refiner.session, thing_flags(self.things), self._gpu_views, outlines=self._outliner is not None)
 
     def _refined(
         self, refiner: Refiner, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.float32]]

@@ -161,9 +161,17 @@ def test_what_stays_on_the_cpu_is_said(gpu, monkeypatch, tmp_path, instance_engi
 def test_an_engine_for_few_views_stays_out_of_the_graph(gpu, monkeypatch, tmp_path, instance_engine, caplog):
     emulated_gpu.install(monkeypatch, gpu, views=4)
     segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path), refine="components", instance_model=instance_engine, outlines=False)
-    assert "takes 4 views at once, the GPU's graph has 16: build it without --batch" in caplog.text
+    assert "takes 4 views at once, not 16: build it without --batch, or set max_views" in caplog.text
     expected = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", outlines=False, threads=1)(crowd())
     assert agreement(segmenter(crowd()), expected) == 1
+    engines = {"model": engine_of(DEFAULT_MODEL, tmp_path), "instance_model": instance_engine}
+    few = tfiseg.Segmenter(**engines, refine="components", max_views=4, outlines=False)
+    found = few(emulated_gpu.DeviceArray(crowd()))
+    assert agreement(found, expected) > 0.98
+    with pytest.raises(tfiseg.InputError, match="max_views must be at least 1"):
+        tfiseg.Segmenter(refine="components", max_views=0)
+    with pytest.raises(tfiseg.InputError, match="does nothing without"):
+        tfiseg.Segmenter(max_views=4)
 
 
 def test_compiled_kernels_of_both_networks_are_kept(segmenter, tmp_path):
