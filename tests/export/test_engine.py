@@ -18,7 +18,7 @@ from tfiseg.cli import main
 from tfiseg.export.builder import BuildSettings, Profile, build_plan
 from tfiseg.export.flavours import flavour
 from tfiseg.export.proof import prove, read_inspector, read_log
-from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL
+from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL, INSTANCE_FORMAT
 from tfiseg.runtime.onnx_layers import layer_precisions
 from tfiseg.runtime.sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, METADATA_KEY
 
@@ -224,6 +224,8 @@ def test_the_instance_network_is_built_for_views(frames, tmp_path, capsys, preci
     record = record_of(engine)
     assert record["precision"]["layers"][precision] == sum(record["precision"]["layers"].values()) > 60
     assert record["built_from"]["shapes"]["batch"] == 64
+    assert record["model"]["instance_format"] == INSTANCE_FORMAT
+    assert record["model"]["outline_px"] == record["model"]["view_px"]
     assert (record["gate"] is None) == (precision == "fp32")
     if record["gate"]:
         assert min(record["gate"]["pair_agreement"], record["gate"]["outline_agreement"]) > 99.5
