@@ -470,36 +470,39 @@ struct PlacePieces {
         const View view = views[k];
         const int32_t *cells = labels + int64_t(k) * scene.cells();
         const Place rows = place(y - view.y, view.side, scene.size), columns = place(x - view.x, view.side, scene.size);
-        int64_t weights[4];
-        int32_t parts[4], best = 0;
+        const int32_t *row = cells + rows.cell * scene.size, *next = cells + rows.next * scene.size;
+        const int32_t a = row[columns.cell], b = row[columns.next], c = next[columns.cell], d = next[columns.next];
+        const int64_t ab = int64_t(rows.weight), cd = int64_t(rows.next_weight);
+        const int64_t weight_a = ab * columns.weight, weight_b = ab * columns.next_weight, weight_c = cd * columns.weight,
+                      weight_d = cd * columns.next_weight;
+        const auto weight_of = [&](int32_t part) {
+            return (part == a ? weight_a : 0) + (part == b ? weight_b : 0) + (part == c ? weight_c : 0) + (part == d ? weight_d : 0);
+        };
+        int32_t best = 0;
         int64_t most = 0;
-        for (int32_t m = 0; m < 4; ++m) {
-            parts[m] = cells[rows.cell[m >> 1] * scene.size + columns.cell[m & 1]];
-            weights[m] = int64_t(rows.weight[m >> 1]) * columns.weight[m & 1];
-            for (int32_t j = 0; j < m; ++j)
-                if (parts[j] == parts[m]) {
-                    weights[j] += weights[m];
-                    weights[m] = 0;
-                }
-        }
-        for (int32_t m = 0; m < 4; ++m) {
-            if (!parts[m] || weights[m] < most || (weights[m] == most && parts[m] >= best)) continue;
-            best = parts[m];
-            most = weights[m];
-        }
+        const auto consider = [&](int32_t part) {
+            const int64_t weight = weight_of(part);
+            if (!part || weight < most || (weight == most && part >= best)) return;
+            best = part;
+            most = weight;
+        };
+        consider(a);
+        consider(b);
+        consider(c);
+        consider(d);
         return best ? best : nearest(cells, rows.nearest(), columns.nearest());
     }
 
     // Two cells along one axis, and their weights.
     struct Place {
-        int32_t cell[2], weight[2];
+        int32_t cell, next, weight, next_weight;
 
-        TFISEG_HD int32_t nearest() const { return cell[weight[1] > weight[0]]; }
+        TFISEG_HD int32_t nearest() const { return next_weight > weight ? next : cell; }
     };
 
     TFISEG_HD static Place place(int32_t at, int32_t side, int32_t size) {
         const int32_t unit = 2 * side, scaled = (2 * at + 1) * size - side, cell = scaled < 0 ? -1 : scaled / unit, part = scaled - cell * unit;
-        return {{cell < 0 ? 0 : cell, cell + 1 < size ? cell + 1 : size - 1}, {unit - part, part}};
+        return {cell < 0 ? 0 : cell, cell + 1 < size ? cell + 1 : size - 1, unit - part, part};
     }
 
     TFISEG_HD int32_t nearest(const int32_t *cells, int32_t y, int32_t x) const {
