@@ -101,6 +101,6 @@ class Clustering:
     semantic_map: NDArray[np.uint8]
     count: NDArray[np.int32]
     table: NDArray[np.float32]
-    regions: NDArray[np.int32] | None = None
+    regions: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     cluster_ms: float = 0.0
     upsample_ms: float = 0.0

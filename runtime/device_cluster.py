@@ -108,6 +108,7 @@ class DeviceClusterer:
             "label_map": ((n, out_h, out_w), np.int32),
             "semantic_map": ((n, out_h, out_w), np.uint8),
             "count": ((n,), np.int32),
+            "regions": ((n,), np.int32),
             "table": ((n, asked.max_instances, 10), np.float32),
         }
         self.memory = {name: cuda.allocate(int(np.prod(shape)) * np.dtype(kind).itemsize) for name, (shape, kind) in self.shapes.items()}

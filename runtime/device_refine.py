@@ -168,6 +168,7 @@ class DeviceRefiner:
             "views": ((count, len(VIEW_COLUMNS)), np.int32),
         }
         self.memory = {name: _room(cuda, shape, kind) for name, (shape, kind) in self.shapes.items()}
+        self.shapes["regions"], self.memory["regions"] = ((count,), np.int32), views.parts["regions"]
         self._cut = ViewsStruct(
             struct_size=ctypes.sizeof(ViewsStruct),
             height=height,

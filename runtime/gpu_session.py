@@ -46,15 +46,19 @@ class Looked:
     """What was found in one frame by looking at its components (plugins/views.py).
 
     ``pieces``: of one picture; ``component_of`` int32 (n,), from 1, the component that each is of; ``components`` float32 (m, 10), their
-    table; ``views`` int32 (K, 5). While the frame is held, ``shown(k)``: image uint8 (S, S, 3), displacement and affinity of view k, and
-    ``foreground(k)``, where the looks were for outlines, too."""
+    table; ``views`` int32 (K, 5); ``regions`` int32 (K,), how many each view's component has by its shape, ``frame_regions`` all of the
+    frame's. While the frame is held, ``shown(k)``: image uint8 (S, S, 3), displacement and affinity of view k, ``foreground(k)``, where
+    the looks were for outlines, too, and ``frame()`` uint8 (H, W, 3)."""
 
     pieces: Clustering
     component_of: NDArray[np.int32]
     components: NDArray[np.float32]
     views: NDArray[np.int32]
+    regions: NDArray[np.int32]
+    frame_regions: int
     shown: Callable[[int], tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]]
     foreground: Callable[[int], NDArray[np.float32]]
+    frame: Callable[[], NDArray[np.uint8]]
 
 
 class GpuSession:
@@ -136,8 +140,11 @@ class GpuSession:
                 found["component_of"][:count].copy(),
                 found["components.table"][0, :components].copy(),
                 found["views"].copy(),
+                found["regions"].copy(),
+                int(found["components.regions"][0]),
                 lane.shown,
                 lane.foreground,
+                lane.frame,
             )
 
     @contextmanager
@@ -232,6 +239,11 @@ class _Lane:
         foreground: NDArray[np.float32] = self._active.of_view(k, ("foreground",))[0][0].astype(np.float32)
         return foreground
 
+    def frame(self) -> NDArray[np.uint8]:
+        """The frame that ran last, uint8 (H, W, 3)."""
+        assert self._active is not None
+        return self._active.downloaded_frame()
+
     def _views_of(self, looks: LookSettings) -> DeviceViews:
         """What looks at components in this lane, whatever the frame's size and the classes that are wanted."""
         if looks.views_key not in self._views:
@@ -294,7 +306,7 @@ class _Fixed:
             source, wanted = self._clusterer.memory, self._clusterer.shapes
         if views is not None and self._clusterer is not None:
             refiner = self._refiner = DeviceRefiner(cuda, *views, int(self.frame), self._clusterer)
-            of_components = ("count", "table")
+            of_components = ("count", "regions", "table")
             source = {"semantic_map": source["semantic_map"], **{f"components.{n}": source[n] for n in of_components}, **refiner.memory}
             wanted = {"semantic_map": wanted["semantic_map"], **{f"components.{n}": wanted[n] for n in of_components}, **refiner.shapes}
         self.host = {name: cuda.pinned(shape, kind) for name, (shape, kind) in wanted.items()}
@@ -343,6 +355,12 @@ class _Fixed:
             self._refiner.enqueue(self._stream.handle)
         for name, host in self.host.items():
             self._cuda.download(host, int(self._source[name]), self._stream)
+
+    def downloaded_frame(self) -> NDArray[np.uint8]:
+        frame = np.empty(self._shape[1:], np.uint8)
+        self._cuda.download(frame, int(self.frame), self._stream)
+        self._stream.synchronize()
+        return frame
 
     def of_view(self, k: int, names: Sequence[str]) -> list[NDArray[Any]]:
         """View k's part of what the instance network was shown or says."""

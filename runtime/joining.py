@@ -66,10 +66,10 @@ def _candidates(placed: Placed, planned: PlannedView, grid_px: int) -> Candidate
     numbers, size = numbers[seen], count[seen]
     if len(numbers) < 2:
         return None
-    of_piece = placed.component_of[numbers]
-    i, j = np.nonzero(np.triu(of_piece[:, None] != of_piece[None], 1))
+    family = placed.family_of[numbers]
+    i, j = np.nonzero(np.triu(family[:, None] != family[None], 1))
     if planned.component:
-        own = of_piece == planned.component
+        own = placed.component_of[numbers] == planned.component
         i, j = (x[own[i] | own[j]] for x in (i, j))
     lesser, greater = np.minimum(size[i], size[j]), np.maximum(size[i], size[j])
     fits = (lesser <= _GUEST_SHARE * greater) & (greater >= _HOST_CELLS)
@@ -90,7 +90,7 @@ def united(placed: Placed, judged: Sequence[tuple[Pair, float]]) -> NDArray[np.i
     log_odds: dict[Pair, float] = {}
     for pair, value in judged:
         log_odds.setdefault(pair, value)
-    joins = _Joins(placed.component_of.tolist())
+    joins = _Joins(placed.family_of.tolist())
     for (a, b), value in sorted(log_odds.items(), key=lambda item: (-item[1], item[0])):
         if value > 0:
             joins.unite(a, b)
@@ -100,9 +100,9 @@ def united(placed: Placed, judged: Sequence[tuple[Pair, float]]) -> NDArray[np.i
 class _Joins:
     """Union of pieces, but never of two that a component was parted into."""
 
-    def __init__(self, component_of: Sequence[int]) -> None:
-        self._root = list(range(len(component_of)))
-        self._parts = [{c: i} for i, c in enumerate(component_of)]
+    def __init__(self, family_of: Sequence[int]) -> None:
+        self._root = list(range(len(family_of)))
+        self._parts = [{c: i} for i, c in enumerate(family_of)]
 
     def find(self, i: int) -> int:
         while self._root[i] != i:

@@ -14,6 +14,7 @@ from ..instances import Instances
 from .views import View, boxes_of, cut, cut_mask, extents, solidity, view_of, window
 
 MAX_VIEWS = 64  # a frame
+_MOST_CANDIDATES = 256  # components that are looked at by their shape, for these
 _MIN_SIDE_PX = 10  # in smaller components there is nothing to part
 _MIN_OUTLINED_PX = 20  # smaller ones have no outline to speak of
 _ALIKE_VIEW = 0.75  # a view this large beside another stands for both
@@ -137,7 +138,8 @@ def closer_looks(
 
 
 def _telling(label_map: NDArray[np.int32], planned: Sequence[PlannedView], view_px: int) -> tuple[list[PlannedView], NDArray[np.uint8]]:
-    planned = [p for p in planned if not (p.component and p.view.side < view_px and _is_round(label_map, p))]
+    of_component = [p for p in planned if p.component and not (p.view.side < view_px and _is_round(label_map, p))]
+    planned = of_component[:_MOST_CANDIDATES] + [p for p in planned if not p.component]
     own = own_masks(label_map, planned, view_px)
     kept = doubtful(planned, own)
     return [planned[k] for k in kept], own[kept]

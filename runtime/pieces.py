@@ -17,27 +17,31 @@ Label = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Placed:
-    """The pieces of a frame: ``label_map`` int32 (H, W), 0 = none; by number from 0 on int64 (n + 1,) ``areas`` and ``component_of``, and
-    ``class_of``."""
+    """The pieces of a frame: ``label_map`` int32 (H, W), 0 = none; by number from 0 on, (n + 1,), ``areas``, ``component_of``,
+    ``family_of`` (see ``Parted``) and ``class_of``."""
 
     label_map: Label
     areas: NDArray[np.int64]
     component_of: NDArray[np.int64]
+    family_of: NDArray[np.int64]
     class_of: NDArray[np.int32]
 
 
 class Parted:
-    """The pieces of a frame: ``label_map`` int32 (H, W), at first the components; ``component_of`` each number, 0 = none."""
+    """The pieces of a frame: ``label_map`` int32 (H, W), at first the components; ``component_of`` each number, 0 = none. ``families``:
+    int64 (n + 1,), of each component's number, from 0 on: those of one family were one in the class map; default: none were."""
 
-    def __init__(self, components: Instances) -> None:
+    def __init__(self, components: Instances, families: NDArray[np.int64] | None = None) -> None:
         self.components = components
+        self.families = np.arange(len(components) + 1) if families is None else families
         self.label_map: Label = components.label_map.copy()
         self.component_of = list(range(len(components) + 1))
 
     def placed(self) -> Placed:
         of_piece = np.asarray(self.component_of)
         areas = np.bincount(self.label_map.ravel(), minlength=len(of_piece))
-        return Placed(self.label_map, areas, of_piece, np.concatenate([[0], self.components.class_id])[of_piece])
+        class_of = np.concatenate([[0], self.components.class_id])[of_piece]
+        return Placed(self.label_map, areas, of_piece, self.families[of_piece], class_of)
 
     def cut(self, planned: PlannedView, labels: Label) -> list[int]:
         """Part a component, or a piece of one, as its own view's labels int32 (S, S), 0 = none, say. The largest part keeps the number, the
@@ -50,7 +54,7 @@ class Parted:
         component, view = self.component_of[planned.component], planned.view
         x0, y0, x1, y1 = self.components.box_xyxy[component - 1].astype(int).tolist()
         x0, y0, x1, y1 = max(x0, view.x), max(y0, view.y), min(x1, view.x + view.side), min(y1, view.y + view.side)
-        of_pixel = _enlarged(labels, parts, view, (x0, y0, x1, y1))
+        of_pixel = enlarged_labels(labels, parts, view, (x0, y0, x1, y1))
         spot = self.label_map[y0:y1, x0:x1]
         own = spot == planned.component
         numbers = [planned.component]
@@ -72,7 +76,7 @@ def nearest_label(labels: Label) -> tuple[Label, NDArray[np.float32]]:
     return of_zone[nearest], np.asarray(distance, np.float32)
 
 
-def _enlarged(labels: Label, parts: NDArray[np.intp], view: View, box_xyxy: tuple[int, int, int, int]) -> Label:
+def enlarged_labels(labels: Label, parts: NDArray[np.intp], view: View, box_xyxy: tuple[int, int, int, int]) -> Label:
     """Labels of the grid at the pixels of a box: of all parts the one that, interpolated, has most weight; smooth where nearest is not."""
     x0, y0, x1, y1 = box_xyxy
     filled, _ = nearest_label(labels)

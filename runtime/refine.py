@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..instances import Instances, instances_from_table
+from ..plugins.native import cluster_native
 from ..plugins.operator import MIN_AREA_PX, SHARPEN, cluster
+from ..plugins.problem import problem_of
+from .crowds import MANY, crowds_parted, size_if_crowd
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession, of_groups
 from .joining import Candidates, candidates_in, united
-from .looks import MAX_VIEWS, PlannedView, closer_looks, shown, worth_a_look
+from .looks import MAX_VIEWS, PlannedView, closer_looks, own_masks, shown, worth_a_look
 from .outlines import Foregrounds, outlined
 from .pieces import Label, Parted, Placed, instances_of
 from .sessions import DEFAULT_PROVIDERS
@@ -27,6 +30,8 @@ from .views import View
 if TYPE_CHECKING:
     from .gpu_session import Looked
 
+
+_COARSE = 1.5  # pixels of a component, for each of the view's, from which on its view may not show what it is made of
 
 Shown = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]  # of a view: picture, displacement, affinity
 
@@ -88,13 +93,22 @@ class Refiner:
         _check_sizes(image, components)
         began = time.perf_counter()
         planned, own = worth_a_look(components, self.session.view_px)
+        regions = self._regions(planned, own)
+        families, crowds_ms = None, {}
+        apart = self._crowds_parted(image, components, planned, regions)
+        if apart is not None:
+            components, families = apart
+            planned, own = worth_a_look(components, self.session.view_px)
+            regions = self._regions(planned, own)
+            crowds_ms = {"crowds": (time.perf_counter() - began) * 1e3}
+            began = time.perf_counter()
         if not planned:
-            return components, {}
+            return replace(components, stage_ms={**components.stage_ms, **crowds_ms}) if crowds_ms else components, {}
         views = _Views(self.session, image, components)
         views.plan(planned, own)
         views.ms["views"] += (time.perf_counter() - began) * 1e3
-        parted = Parted(components)
-        cut_in = self._cut(parted, views, self._that_could_be_cut(planned, own)[: self.max_views], outlines)
+        parted = Parted(components, families)
+        cut_in = self._cut(parted, views, self._that_could_be_cut(planned, regions)[: self.max_views], outlines)
         left = self.max_views - len(views.shown)
         if self.thorough:
             self._cut_closer(parted, views, cut_in)
@@ -108,7 +122,29 @@ class Refiner:
                     judged += its.judged(*views.shown[k], self.session.affinity_offsets, join_rule)
         refined = instances_of(united(placed, judged), components)
         merge = (time.perf_counter() - began) * 1e3 - sum(views.ms.values())
-        return replace(refined, stage_ms={**components.stage_ms, **views.ms, "merge": merge}), views.foreground
+        return replace(refined, stage_ms={**components.stage_ms, **crowds_ms, **views.ms, "merge": merge}), views.foreground
+
+    def holds_crowd(self, found: Looked) -> bool:
+        """Whether a frame that was looked at on the GPU is to be looked at again on the CPU, which parts crowds (see ``crowds_parted``)."""
+        many = {number for number, count in zip(found.views[:, 4].tolist(), found.regions.tolist(), strict=True) if count >= MANY}
+        boxes = found.components[:, 2:6].astype(int)
+        if found.frame_regions >= MANY:
+            coarse = (boxes[:, 2:] - boxes[:, :2]).max(1, initial=0) > _COARSE * self.session.view_px
+            many |= set((np.flatnonzero(coarse) + 1).tolist())
+        component_of = np.concatenate([[0], found.component_of])
+        label_map = found.pieces.label_map[0]
+        for number in many - {0}:
+            x0, y0, x1, y1 = boxes[number - 1].tolist()
+            own = component_of[label_map[y0:y1, x0:x1]] == number
+            size_hw = label_map.shape[0], label_map.shape[1]
+            if size_if_crowd(own, (x0, y0, x1, y1), size_hw, self.session.view_px, self.threads):
+                return True
+        return False
+
+    def components_of(self, found: Looked, class_names: Sequence[str]) -> Instances:
+        """The components of a frame that was looked at on the GPU."""
+        label_map = np.concatenate([[0], found.component_of]).astype(np.int32)[found.pieces.label_map[0]]
+        return instances_from_table(label_map, found.pieces.semantic_map[0], found.components, class_names=tuple(class_names))
 
     def fetched(self, found: Looked, outlines: bool) -> Fetched:
         """What ``joined`` needs of what was looked at on the GPU, and with ``outlines`` what ``outlined`` does: while the frame is held."""
@@ -117,7 +153,7 @@ class Refiner:
         component_of = np.concatenate([[0], found.component_of]).astype(np.int64)
         areas = np.concatenate([[0], found.pieces.table[0, :, 6]]).astype(np.int64)
         class_of = np.concatenate([[0], found.pieces.table[0, :, 0]]).astype(np.int32)
-        placed = Placed(found.pieces.label_map[0], areas, component_of, class_of)
+        placed = Placed(found.pieces.label_map[0], areas, component_of, component_of, class_of)
         candidates = candidates_in(placed, planned, self.session.view_px) if "join" in self.session.rules else {}
         return Fetched(placed, [(its, found.shown(k)) for k, its in candidates.items()], known)
 
@@ -128,9 +164,7 @@ class Refiner:
             judged += its.judged(*shown_of_it, self.session.affinity_offsets, self.session.rules["join"])
         if not any(value > 0 for _, value in judged):
             return instances_from_table(placed.label_map, semantic_map, found.pieces.table[0], class_names=tuple(class_names))
-        label_map = placed.component_of.astype(np.int32)[placed.label_map]
-        components = instances_from_table(label_map, semantic_map, found.components, class_names=tuple(class_names))
-        return instances_of(united(placed, judged), components)
+        return instances_of(united(placed, judged), self.components_of(found, class_names))
 
     def outlined(self, image: NDArray[np.uint8], instances: Instances, known: Foregrounds | None = None) -> Instances:
         """Instances of one picture uint8 (H, W, 3) BGR, however they were found, with outlines as the network sees them (mask refinement):
@@ -166,12 +200,40 @@ class Refiner:
             cut_in |= dict.fromkeys(parted.cut(views.planned[k], labels), views.planned[k])
         return cut_in
 
-    def _that_could_be_cut(self, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int]:
+    def _crowds_parted(
+        self, image: NDArray[np.uint8], components: Instances, planned: Sequence[PlannedView], regions: Sequence[int]
+    ) -> tuple[Instances, NDArray[np.int64]] | None:
+        """See ``crowds_parted``; windows come beside ``max_views``, twice as many. Crowds have many regions in their view, unless that is
+        too coarse."""
+        seen = {p.component: count for p, count in zip(planned, regions, strict=True)}
+        coarse = (components.box_xyxy[:, 2:] - components.box_xyxy[:, :2]).max(1, initial=0) > _COARSE * self.session.view_px
+        suspects = [k for k in range(1, len(components) + 1) if coarse[k - 1] or seen.get(k, 0) >= MANY]
+        if not suspects:
+            return None
+
+        def look(pieces: Instances, windows: Sequence[PlannedView]) -> list[Label]:
+            own = own_masks(pieces.label_map, windows, self.session.view_px)
+            maps = self.session.infer(*shown(image, pieces, windows, self.session.view_px))
+            return cut_components(own, maps, self.session.affinity_offsets, self.session.rules, self.threads)
+
+        return crowds_parted(components, suspects, self.session.view_px, 2 * self.max_views, look, self.threads)
+
+    def _regions(self, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int]:
+        """How many regions by shape each view's component has; 0: the view is of all of a class."""
+        of_component = [k for k, p in enumerate(planned) if p.component]
+        regions = [0] * len(planned)
+        if of_component:
+            problem = replace(problem_of(own[0]), class_map=own[of_component], max_instances=1)
+            found = cluster_native(problem, self.threads).regions
+            for k, count in zip(of_component, found.tolist(), strict=True):
+                regions[k] = count
+        return regions
+
+    def _that_could_be_cut(self, planned: Sequence[PlannedView], regions: Sequence[int]) -> list[int]:
         """Which views are of a component that could be parted: those with a neck, of several regions, before others."""
         of_component = [k for k, p in enumerate(planned) if p.component]
-        regions = cluster(own[of_component], split=1.0, min_area=0, threads=self.threads)
-        with_neck = [k for k, found in zip(of_component, regions, strict=True) if len(found) > 1]
-        return with_neck + [k for k in of_component if k not in with_neck] if self.thorough else with_neck
+        with_neck = [k for k in of_component if regions[k] > 1]
+        return with_neck + [k for k in of_component if regions[k] <= 1] if self.thorough else with_neck
 
 
 def _check_sizes(image: NDArray[np.uint8], found: Instances) -> None:

@@ -269,14 +269,20 @@ class Segmenter:
         return self.worthwhile(instances, size_hw), {}
 
     def _looked_on_gpu(self, session: GpuSession, refiner: Refiner, image: Any, size_hw: tuple[int, int]) -> tuple[Instances, Foregrounds]:
-        """As ``_refined``; joins, which are few, on the CPU."""
+        """As ``_refined``; joins, which are few, on the CPU, and frames that hold a crowd."""
         with session.looked(image, self._asked_components(size_hw), self._looks(refiner)) as looked:
             began = time.perf_counter()
+            in_host_memory = looked.frame() if refiner.holds_crowd(looked) else None
             fetched = refiner.fetched(looked, outlines=self._outliner is not None)
-        found = refiner.joined(looked, fetched, self.class_names)
+        if in_host_memory is not None:
+            components = refiner.components_of(looked, self.class_names)
+            wanted = components.select(np.isin(components.class_id, self.things))
+            found, known = refiner.looked(in_host_memory, wanted, outlines=self._outliner is not None)
+        else:
+            found, known = refiner.joined(looked, fetched, self.class_names), fetched.known
+            found = replace(found, stage_ms={"merge": (time.perf_counter() - began) * 1e3})
         unwanted = looked.components[~np.isin(looked.components[:, 0], self.things), 6]
-        found = replace(found, stage_ms={"merge": (time.perf_counter() - began) * 1e3})
-        return self.worthwhile(found, size_hw, beside_px=int(unwanted.max(initial=0))), fetched.known
+        return self.worthwhile(found, size_hw, beside_px=int(unwanted.max(initial=0))), known
 
     def _asked_components(self, size_hw: tuple[int, int]) -> Asked:
         """As ``components_of``, on the GPU."""

@@ -3,6 +3,7 @@ the CPU's own way (runtime/refine.py) finds."""
 
 import logging
 import sys
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +13,17 @@ import pytest
 import tfiseg
 from skimage import data
 from tfiseg.plugins.operator import SHARPEN, cluster, thing_flags
+from tfiseg.plugins.problem import Clustering
 from tfiseg.plugins.views import Found, Scene, cut_views, place_pieces
 from tfiseg.runtime import onnx_gpu
 from tfiseg.runtime.device_refine import VIEWS
+from tfiseg.runtime.gpu_session import Looked
 from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
 from tfiseg.runtime.sessions import DEFAULT_MODEL
 
 sys.path.insert(0, str(Path(__file__).parent))
 import emulated_gpu
+from test_crowds import pile
 from test_engine_session import engine_of, gpu, same
 
 __all__ = ["gpu"]  # a fixture
@@ -124,6 +128,30 @@ def test_pieces_are_joined_as_on_the_cpu(segmenter, monkeypatch):
         if not fewer:
             apart = len(found)
     assert len(found) <= apart
+
+
+@pytest.mark.parametrize("in_view", [20, 1])
+def test_a_frame_with_a_crowd_is_looked_at_on_the_cpu(segmenter, monkeypatch, in_view):
+    """Whether its regions are seen in the view, or only in the frame, of which the view is too coarse an image."""
+    image, truth = pile(512, 15)
+    class_map = np.where(truth > 0, 15, 0).astype(np.uint8)
+    crowd = cluster(class_map, split=0)
+    table = np.zeros((1, 10), np.float32)
+    table[0, 0], table[0, 1], table[0, 2:6], table[0, 6] = 15, 0.8, crowd.box_xyxy[0], crowd.area[0]
+    pieces = Clustering(crowd.label_map[None], class_map[None], np.ones(1, np.int32), table[None])
+    one, views = np.ones(1, np.int32), np.array([[0, 0, 600, 15, 1]], np.int32)
+
+    @contextmanager
+    def looked(image, asked, looks):
+        yield Looked(pieces, one, table, views, one * in_view, 250, lambda k: None, lambda k: None, lambda: image)
+
+    monkeypatch.setattr(segmenter.session, "looked", looked)
+    found = segmenter(image)
+    assert len(found) > 200
+    assert found.stage_ms["crowds"] > 0
+    assert set(found.class_id.tolist()) == {15}
+    segmenter.things = (1,)
+    assert not len(segmenter(image))
 
 
 def test_onnx_runtime_on_our_memory(gpu, monkeypatch):

@@ -1,0 +1,41 @@
+"""Piles of discs that are one component of the class map: panoptic quality by shape and with refine="components", and its time.
+
+    python docs/benchmarks/crowds.py
+
+Prints Markdown. Made-up pictures: they tell whether objects of a size can be parted, not how well real ones are.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tfiseg
+from tfiseg.runtime.metrics import panoptic_counts
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "runtime"))
+from test_crowds import pile
+
+
+def quality(found: tfiseg.Instances, truth: np.ndarray) -> float:
+    return panoptic_counts(found.label_map, found.class_id, truth, (truth > 0).astype(np.uint8)).pooled.quality
+
+
+def main() -> None:
+    refiner = tfiseg.Refiner()
+    print("| picture, px | discs, px across | how many | shape | components | ms |\n|---|---|---|---|---|---|")
+    for gap in (1.9, 1.75):
+        for side, radius in ((400, 8), (640, 12), (1024, 15), (768, 20), (1024, 30), (1024, 45), (1024, 90)):
+            image, truth = pile(side, radius, gap=gap)
+            class_map = (truth > 0).astype(np.uint8)
+            components = tfiseg.cluster(class_map, split=0)
+            began = time.perf_counter()
+            found = refiner(image, components)
+            ms = (time.perf_counter() - began) * 1e3
+            by_shape, refined = quality(tfiseg.cluster(class_map), truth), quality(found, truth)
+            touching = "touching" if gap == 1.9 else "overlapping"
+            print(f"| {side} | {2 * radius}, {touching} | {truth.max()} | {by_shape:.1f} | {refined:.1f} | {ms:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Components of many objects: parted by shape before they are looked at."""
+
+import cv2
+import numpy as np
+import pytest
+import tfiseg
+from tfiseg.runtime.crowds import crowds_parted
+from tfiseg.runtime.joining import candidates_in
+from tfiseg.runtime.looks import plan_views
+from tfiseg.runtime.pieces import Parted
+from tfiseg.runtime.views import window
+
+SIDE = 192
+
+
+def pile(side, radius, seed=0, gap=1.9):
+    """Discs side by side, some over others, a few missing, as picture and as numbers: one component."""
+    rng = np.random.default_rng(seed)
+    truth, image = np.zeros((side, side), np.int32), np.full((side, side, 3), 60, np.uint8)
+    number, step = 0, gap * radius
+    for row, y in enumerate(np.arange(radius + 20, side - radius - 20, 0.87 * step)):
+        for x in np.arange(radius + 20 + row % 2 * step / 2, side - radius - 20, step):
+            if rng.random() < 0.08:
+                continue
+            number += 1
+            at = int(x + rng.normal() * radius / 15), int(y + rng.normal() * radius / 15)
+            cv2.circle(truth, at, radius, number, -1)
+            cv2.circle(image, at, radius, rng.integers(90, 220, 3).tolist(), -1)
+            cv2.circle(image, at, radius, (40, 40, 40), 1)
+    return cv2.GaussianBlur(image, (0, 0), 0.8), truth
+
+
+def right(found, truth):
+    """How many objects are found with an IoU over 0.5."""
+    count = 0
+    for k in range(1, truth.max() + 1):
+        mask = truth == k
+        labels, pixels = np.unique(found.label_map[mask], return_counts=True)
+        count += any(n and 2 * p > mask.sum() + found.area[n - 1] - p for n, p in zip(labels, pixels, strict=True))
+    return count
+
+
+@pytest.mark.parametrize(("side", "radius", "share"), [(512, 15, 0.9), (768, 20, 0.9), (768, 30, 0.9), (400, 12, 0.8)])
+def test_piles_are_parted(side, radius, share):
+    image, truth = pile(side, radius)
+    components = tfiseg.cluster((truth > 0).astype(np.uint8), split=0)
+    assert len(components) == 1
+    found = tfiseg.Refiner()(image, components)
+    assert right(found, truth) > share * truth.max()
+    assert len(found) < 1.1 * truth.max()
+
+
+def nothing_seen(components, windows):
+    raise AssertionError("shape is enough")
+
+
+def nothing_told(components, windows):
+    return [np.zeros((SIDE, SIDE), np.int32)] * len(windows)
+
+
+def test_what_shape_parts_is_not_looked_at():
+    class_map = np.zeros((600, 600), np.uint8)
+    for x in range(40, 580, 36):
+        for y in range(40, 580, 36):
+            cv2.circle(class_map, (x, y), 20, 1, -1)
+    components = tfiseg.cluster(class_map, split=0)
+    assert len(components) == 1
+    pieces, families = crowds_parted(components, [1], SIDE, 64, nothing_seen)
+    assert len(pieces) == 15 * 15
+    assert np.array_equal(families, [0] + [1] * len(pieces))
+
+
+def test_a_few_large_objects_are_for_the_network():
+    image, truth = pile(512, 60)
+    components = tfiseg.cluster((truth > 0).astype(np.uint8), split=0)
+    assert crowds_parted(components, [1], SIDE, 64, nothing_seen) is None
+    assert right(tfiseg.Refiner()(image, components), truth) > 0.9 * truth.max()
+
+
+def test_a_table_with_plates_is_no_crowd():
+    table = np.ones((500, 700), np.uint8)
+    for x in range(40, 300, 50):
+        for y in range(50, 500, 60):
+            cv2.circle(table, (x, y), 15, 0, -1)
+    components = tfiseg.cluster(table, split=0)
+    assert crowds_parted(components, [1], SIDE, 64, nothing_seen) is None
+
+
+def test_objects_are_taken_from_the_window_that_shows_them_whole():
+    """Where the network tells its objects apart by their colour, so to speak."""
+    _, truth = pile(600, 14, gap=1.75)
+    components = tfiseg.cluster((truth > 0).astype(np.uint8), split=0)
+    asked = []
+
+    def look(pieces, windows):
+        asked.extend(windows)
+        seen = (window(truth, p.view).astype(np.float32) for p in windows)
+        return [cv2.resize(one, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST).astype(np.int32) for one in seen]
+
+    pieces, _ = crowds_parted(components, [1], SIDE, 64, look)
+    assert right(pieces, truth) > 0.95 * truth.max()
+    assert 4 < len(asked) <= 64
+    assert {p.view.side for p in asked} == {asked[0].view.side}
+    assert np.array_equal(pieces.label_map > 0, truth > 0)
+    asked.clear()
+    assert crowds_parted(components, [1], SIDE, 3, look) is not None
+    assert not asked  # three windows would show the objects too small
+
+
+def test_pieces_of_a_crowd_know_their_component_and_are_never_joined():
+    _, truth = pile(512, 30)
+    class_map = (truth > 0).astype(np.uint8)
+    class_map[:2, :40] = 1
+    components = tfiseg.cluster(class_map, split=0)
+    assert len(components) == 2
+    crowd = int(components.area.argmax()) + 1
+    pieces, families = crowds_parted(components, [crowd], SIDE, 64, nothing_told)
+    assert len(pieces) == len(families) - 1
+    assert np.array_equal(families[pieces.label_map], components.label_map)
+    assert (families == crowd).sum() == len(pieces) - 1
+    placed = Parted(pieces, families).placed()
+    for its in candidates_in(placed, plan_views(pieces, SIDE), SIDE).values():
+        assert (families[its.pairs[:, 0]] != families[its.pairs[:, 1]]).all()
+
+
+def test_scores_and_classes_are_the_components():
+    _, truth = pile(512, 30)
+    logits = np.stack([np.full((512, 512), 1.0, np.float32), np.where(truth > 0, 3.0, -3.0).astype(np.float32)])
+    components = tfiseg.cluster(logits, split=0)
+    pieces, _ = crowds_parted(components, [1], SIDE, 64, nothing_told)
+    assert len(pieces) > 1
+    assert set(pieces.class_id.tolist()) == {1}
+    assert np.allclose(pieces.score, components.score[0])
