@@ -67,7 +67,7 @@ def add_build(verbs: Any) -> None:
         "--no-operator",
         action="store_true",
         help="leave the clustering plugin out: the engine gives class logits, and clustering follows it on the GPU as the program asks "
-        "(--refine components, --things, --min-area, ...; as RTX engines do)",
+        "(--refine components, --things, --min-area, ...); RTX engines never carry it",
     )
     builder.add_argument("--tf32", action="store_true", help="let fp32 layers use TF32")
 

@@ -4,17 +4,21 @@ frame's own resolution, and what shape leaves whole in windows that show its obj
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..instances import Instances
+from ..plugins.native import cluster_native
 from ..plugins.operator import cluster
+from ..plugins.problem import problem_of
 from .looks import PlannedView
 from .pieces import Label, enlarged_labels, instances_of, nearest_label
 from .views import View, view_of, window
 
-MANY = 12  # objects
+MANY = 20  # objects
+_COARSE = 3  # times a view's side: as large as masks are looked at to begin with
 _LEAST_PX = 24  # of an object's diameter in a view: in smaller ones the network parts worse than shape does (docs/benchmarks/instance.md)
 _WANTED_PX = 48  # in a window
 _REACH = 1.6  # diameters: what isn't longer lies whole in one window at least
@@ -22,7 +26,8 @@ _WIDER = 1.08  # a step, until there are few enough windows
 _EDGE_CELLS = 2  # what comes as near to a window's side may go on beyond it
 _LEAST_CELLS = 16
 _FREE = 0.7  # of an object that no better window has taken
-_CRUMB = 0.3  # of the usual area: smaller rests are their neighbours'
+_CRUMB = 0.1  # of the usual area: smaller parts are their neighbours'
+_REST = 0.3  # the same of what is left between objects
 
 Box = tuple[int, int, int, int]
 Look = Callable[[Instances, Sequence[PlannedView]], list[Label]]
@@ -47,12 +52,15 @@ def crowds_parted(
         return None
     by_shape = _Numbers(components)
     for number in crowds:
-        parts: Instances = cluster(by_shape.own(number).astype(np.uint8), min_area=0, threads=threads)
-        by_shape.part(number, parts.label_map)
+        own = by_shape.own(number)
+        parts: Instances = cluster(own.astype(np.uint8), min_area=0, threads=threads)
+        by_shape.part(number, _without_crumbs(parts, _CRUMB * _usual(parts.area)))
     pieces = instances_of(by_shape.label_map, components)
     looked_at = _Numbers(pieces)
     of_crowds = np.unique(pieces.label_map[np.isin(components.label_map, crowds)])
     for number in of_crowds[np.argsort(-pieces.area[of_crowds - 1], kind="stable")].tolist():
+        if not max_windows:
+            break
         size = _size_if_crowd(pieces, number, view_px, threads)
         windows = _windows(pieces, number, size, view_px, max_windows) if size else []
         if windows:
@@ -98,14 +106,32 @@ def _size_if_crowd(components: Instances, number: int, view_px: int, threads: in
 
 def size_if_crowd(own: NDArray[np.bool_], box_xyxy: Box, size_hw: tuple[int, int], view_px: int, threads: int | None) -> float:
     """Diameter in pixels of the objects that a component, bool (h, w) in its box, seems to hold, by the regions of its shape; 0: it is no
-    crowd. A crowd isn't made of large regions: the plates on a table make many small ones beside them."""
-    if own.sum() < MANY * _LEAST_CELLS:
+    crowd. A crowd's regions are many and of a size: outlines have bumps and tables plates, which make many small ones beside large ones."""
+    if own.sum() < MANY * _LEAST_CELLS or not _may_be_many(own, view_px, threads):
         return 0.0
     regions: Instances = cluster(own.astype(np.uint8), split=1.0, min_area=0, threads=threads)
-    areas = np.sort(regions.area)
-    half = areas[np.searchsorted(np.cumsum(areas), areas.sum() / 2)]  # of the component is in larger regions
-    in_view = _diameter(half) * view_px / view_of(box_xyxy, size_hw, view_px).side
-    return _diameter(areas.mean()) if len(regions) >= MANY and in_view < _LEAST_PX else 0.0
+    usual = _usual(regions.area)
+    in_view = _diameter(usual) * view_px / view_of(box_xyxy, size_hw, view_px).side
+    return _diameter(regions.area.mean()) if (2 * regions.area >= usual).sum() >= MANY and in_view < _LEAST_PX else 0.0
+
+
+def _may_be_many(own: NDArray[np.bool_], view_px: int, threads: int | None) -> bool:
+    """Whether a component has many regions, as seen coarsely: most haven't, and at a frame's resolution it takes long to tell."""
+    step = -(-max(own.shape) // (_COARSE * view_px))
+    coarse = np.ascontiguousarray(own[::step, ::step]).astype(np.uint8)
+    return bool(cluster_native(replace(problem_of(coarse), max_instances=1), threads).regions[0] >= MANY)
+
+
+def _usual(areas: NDArray[np.int32]) -> float:
+    """Half of all pixels are in parts of at least this area."""
+    ordered = np.sort(areas)
+    return float(ordered[np.searchsorted(np.cumsum(ordered), ordered.sum() / 2)])
+
+
+def _without_crumbs(parts: Instances, least: float) -> Label:
+    """Labels of parts, those of smaller ones being their neighbours'."""
+    labels = np.where(np.concatenate([[False], parts.area >= least])[parts.label_map], parts.label_map, 0).astype(np.int32)
+    return np.where(parts.label_map > 0, nearest_label(labels)[0], 0).astype(np.int32)
 
 
 def _diameter(area: float) -> float:
@@ -144,7 +170,7 @@ def _objects(components: Instances, number: int, windows: Sequence[PlannedView],
     x0, y0, x1, y1 = _box_of(components, number)
     own = components.label_map[y0:y1, x0:x1] == number
     labels, count = np.zeros(own.shape, np.int32), 0
-    whole = sorted((off, k, label) for k, p in enumerate(windows) for label, off in _whole(found[k], p.view, _size_hw(components)))
+    whole = sorted((off, k, label) for k, p in enumerate(windows) for label, off in _whole(found[k], p.view, (x0, y0, x1, y1)))
     shown: dict[int, Label] = {}
     for _, k, label in whole:
         view = windows[k].view
@@ -161,20 +187,20 @@ def _objects(components: Instances, number: int, windows: Sequence[PlannedView],
         return own.astype(np.int32)
     usual = np.median(np.bincount(labels.ravel())[1:])
     rest: Instances = cluster((own & (labels == 0)).astype(np.uint8), min_area=0, threads=threads)
-    large = np.concatenate([[False], rest.area >= _CRUMB * usual])
+    large = np.concatenate([[False], rest.area >= _REST * usual])
     labels = np.where(large[rest.label_map], rest.label_map + count, labels)
     nearest, _ = nearest_label(labels)
     return nearest
 
 
-def _whole(labels: Label, view: View, size_hw: tuple[int, int]) -> list[tuple[int, float]]:
-    """Labels int32 (S, S) that lie whole in a view, each with how far from its middle."""
-    side, (height, width), edge = len(labels), size_hw, _EDGE_CELLS
+def _whole(labels: Label, view: View, box_xyxy: Box) -> list[tuple[int, float]]:
+    """Labels int32 (S, S) of a component in this box that lie whole in a view, each with how far from its middle."""
+    side, (x0, y0, x1, y1), edge = len(labels), box_xyxy, _EDGE_CELLS
     beyond = (
-        (view.y > 0, labels[:edge]),
-        (view.y + view.side < height, labels[-edge:]),
-        (view.x > 0, labels[:, :edge]),
-        (view.x + view.side < width, labels[:, -edge:]),
+        (view.y > y0, labels[:edge]),
+        (view.y + view.side < y1, labels[-edge:]),
+        (view.x > x0, labels[:, :edge]),
+        (view.x + view.side < x1, labels[:, -edge:]),
     )
     count = np.bincount(labels.ravel(), minlength=1)
     is_whole = count >= _LEAST_CELLS

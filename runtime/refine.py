@@ -52,7 +52,7 @@ class Refiner:
     Args:
         model: path of an instance network; default: the one that comes with tfiseg.
         max_views: at most this many views a frame (default: 64): of components with a neck, the largest first, then those for joins; what
-            gets none stays as it is. Closer looks take as many more, and outlines as well.
+            gets none stays as it is. Closer looks take as many more, and outlines, and crowds (see ``crowds.py``) as well.
         thorough: look at components without a neck as well, which a boundary alone could part, and at the pieces of what was parted
             again, closer, until there is nothing more to part; about twice the time. Default: where most of what could be parted is
             groups in the class maps that the network was trained for (cell nuclei, not photos).
@@ -124,8 +124,9 @@ class Refiner:
         merge = (time.perf_counter() - began) * 1e3 - sum(views.ms.values())
         return replace(refined, stage_ms={**components.stage_ms, **crowds_ms, **views.ms, "merge": merge}), views.foreground
 
-    def holds_crowd(self, found: Looked) -> bool:
-        """Whether a frame that was looked at on the GPU is to be looked at again on the CPU, which parts crowds (see ``crowds_parted``)."""
+    def holds_crowd(self, found: Looked, things: Sequence[int]) -> bool:
+        """Whether a frame that was looked at on the GPU is to be looked at again on the CPU, which parts crowds (see ``crowds_parted``) of
+        these classes."""
         many = {number for number, count in zip(found.views[:, 4].tolist(), found.regions.tolist(), strict=True) if count >= MANY}
         boxes = found.components[:, 2:6].astype(int)
         if found.frame_regions >= MANY:
@@ -133,7 +134,8 @@ class Refiner:
             many |= set((np.flatnonzero(coarse) + 1).tolist())
         component_of = np.concatenate([[0], found.component_of])
         label_map = found.pieces.label_map[0]
-        for number in many - {0}:
+        wanted = set((np.flatnonzero(np.isin(found.components[:, 0], things)) + 1).tolist())
+        for number in many & wanted:
             x0, y0, x1, y1 = boxes[number - 1].tolist()
             own = component_of[label_map[y0:y1, x0:x1]] == number
             size_hw = label_map.shape[0], label_map.shape[1]
@@ -203,8 +205,8 @@ class Refiner:
     def _crowds_parted(
         self, image: NDArray[np.uint8], components: Instances, planned: Sequence[PlannedView], regions: Sequence[int]
     ) -> tuple[Instances, NDArray[np.int64]] | None:
-        """See ``crowds_parted``; windows come beside ``max_views``, twice as many. Crowds have many regions in their view, unless that is
-        too coarse."""
+        """See ``crowds_parted``; windows come beside ``max_views``, as many. Crowds have many regions in their view, unless that is too
+        coarse."""
         seen = {p.component: count for p, count in zip(planned, regions, strict=True)}
         coarse = (components.box_xyxy[:, 2:] - components.box_xyxy[:, :2]).max(1, initial=0) > _COARSE * self.session.view_px
         suspects = [k for k in range(1, len(components) + 1) if coarse[k - 1] or seen.get(k, 0) >= MANY]
@@ -216,7 +218,7 @@ class Refiner:
             maps = self.session.infer(*shown(image, pieces, windows, self.session.view_px))
             return cut_components(own, maps, self.session.affinity_offsets, self.session.rules, self.threads)
 
-        return crowds_parted(components, suspects, self.session.view_px, 2 * self.max_views, look, self.threads)
+        return crowds_parted(components, suspects, self.session.view_px, self.max_views, look, self.threads)
 
     def _regions(self, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int]:
         """How many regions by shape each view's component has; 0: the view is of all of a class."""

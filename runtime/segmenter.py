@@ -64,8 +64,8 @@ class Segmenter:
             refine="components", if the instance network can. On the CPU, of frames in host memory. Only the classes that are reported
             defend their pixels. ``semantic_map`` stays the semantic network's.
         thorough: with refine="components": look at more components, and closer (see ``Refiner``); default: as the instance network asks.
-        max_views: with refine="components": look at so many components and classes of a frame at most (see ``Refiner``); default: 64 on the
-            CPU, 16 on the GPU, where each costs whether it shows something or not.
+        max_views: with refine="components": look at so many components and classes of a frame at most, and at crowds in as many windows
+            (see ``Refiner``); default: 64 on the CPU; in the GPU's graph, where each costs whether it shows something or not, 16.
         scales, flip: look several times at each frame, for finer class maps: at overlapping windows of it, 1.5 meaning two thirds of its
             longer side each (1: the whole frame), and at mirror images. ``scales=(1, 1.5), flip=True`` takes six passes of a wide frame,
             ten of others. An engine must take windows of that size, too.
@@ -163,7 +163,7 @@ class Segmenter:
         asked = None if refiner is None else refiner.session.min_area
         self._model_min_area: int | None = parameters.get("min_area") if asked is None else asked
         self._on_cpu = self._what_runs_on_cpu()  # None: nothing that needs the frame
-        if refiner is not None:  # raises now, not at the first frame
+        if refiner is not None:  # raises now, not at the first frame; what only a crowd needs, which the GPU leaves to the CPU, can wait
             maps = self.refiner is not None and self._on_cpu is not None
             refiner.session.prepare(maps, outlines=self._outliner is not None, maps_alone=maps and refiner.thorough)
         if isinstance(self.session, GpuSession) and self.session.clusters:
@@ -272,12 +272,15 @@ class Segmenter:
         """As ``_refined``; joins, which are few, on the CPU, and frames that hold a crowd."""
         with session.looked(image, self._asked_components(size_hw), self._looks(refiner)) as looked:
             began = time.perf_counter()
-            in_host_memory = looked.frame() if refiner.holds_crowd(looked) else None
+            in_host_memory = looked.frame() if refiner.holds_crowd(looked, self.things) else None
             fetched = refiner.fetched(looked, outlines=self._outliner is not None)
         if in_host_memory is not None:
             components = refiner.components_of(looked, self.class_names)
             wanted = components.select(np.isin(components.class_id, self.things))
+            crowds_ms = {"crowds": (time.perf_counter() - began) * 1e3}
             found, known = refiner.looked(in_host_memory, wanted, outlines=self._outliner is not None)
+            crowds_ms["crowds"] += found.stage_ms.get("crowds", 0.0)
+            found = replace(found, stage_ms={**found.stage_ms, **crowds_ms})
         else:
             found, known = refiner.joined(looked, fetched, self.class_names), fetched.known
             found = replace(found, stage_ms={"merge": (time.perf_counter() - began) * 1e3})
@@ -333,7 +336,11 @@ class Segmenter:
             found = replace(found, score=object_probability(found, self.score_rule, beside_px))
         elif self.score_rule is not None and least == MIN_RATED_SCORE:
             least = MIN_SCORE
-        return found.select((found.score >= least) & np.isin(found.class_id, self.things))
+        found = found.select((found.score >= least) & np.isin(found.class_id, self.things))
+        if len(found) <= self.max_instances:
+            return found
+        largest = np.argsort(-found.area, kind="stable")[: self.max_instances]
+        return found.select(np.isin(np.arange(len(found)), largest))
 
     def _least_area(self, size_hw: tuple[int, int]) -> int:
         if self.min_area is not None:

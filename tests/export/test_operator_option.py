@@ -7,6 +7,7 @@ import pytest
 from tfiseg.cli import main
 from tfiseg.export import engine
 from tfiseg.export.flavours import Flavour
+from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL
 from tfiseg.runtime.sessions import DEFAULT_MODEL
 
 
@@ -29,3 +30,11 @@ def test_the_operator_can_be_left_out(monkeypatch, tmp_path, wanted):
     assert ("label_map" in outputs) == wanted
     assert ("logits" in outputs) != wanted
     assert (given["plugin"] is not None) == wanted
+
+
+@pytest.mark.parametrize(("network", "target"), [(DEFAULT_MODEL, "onnxruntime"), (DEFAULT_INSTANCE_MODEL, "tensorrt")])
+def test_where_there_is_no_operator_it_cannot_be_left_out(monkeypatch, tmp_path, capsys, network, target):
+    monkeypatch.setattr(engine, "flavour", lambda target: Flavour("tensorrt", SimpleNamespace(__version__="10.13.0")))
+    output = tmp_path / ("net.onnx" if target == "onnxruntime" else "net.engine")
+    assert main(["build", str(network), "-o", str(output), "--target", target, "--precision", "fp32", "--no-operator"]) == 1
+    assert "--no-operator is for engines of semantic networks" in capsys.readouterr().err

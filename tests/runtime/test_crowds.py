@@ -86,17 +86,61 @@ def test_a_table_with_plates_is_no_crowd():
     assert crowds_parted(components, [1], SIDE, 64, nothing_seen) is None
 
 
+def test_an_outlines_bumps_are_no_objects():
+    """A person's outline at a high resolution: many small regions beside a few large ones."""
+    person = np.zeros((900, 600), np.uint8)
+    cv2.ellipse(person, (300, 500), (110, 340), 0, 0, 360, 1, -1)
+    cv2.circle(person, (300, 130), 80, 1, -1)
+    for y in range(260, 800, 22):
+        for x in (190, 410):
+            cv2.circle(person, (x, y), 12, 1, -1)
+    components = tfiseg.cluster(person, split=0)
+    assert len(tfiseg.cluster(person, split=1.0, min_area=0)) > 20
+    assert crowds_parted(components, [1], SIDE, 64, nothing_seen) is None
+
+
+def test_objects_at_a_straight_rim_are_whole():
+    _, truth = pile(500, 14, gap=1.75)
+    truth[:, 300:] = 0
+    components = tfiseg.cluster((truth > 0).astype(np.uint8), split=0)
+    pieces, _ = crowds_parted(components, [int(components.area.argmax()) + 1], SIDE, 64, shows(truth))
+    rim = [k for k in np.unique(truth[:, 298:300]) if k and (truth == k).sum() > 300]
+    assert len(rim) > 5
+    only = np.where(np.isin(truth, rim), truth, 0)
+    only = np.unique(only, return_inverse=True)[1].reshape(truth.shape)
+    assert right(pieces, only) >= 0.9 * len(rim)
+
+
+def test_crumbs_of_shape_are_their_neighbours():
+    class_map = np.zeros((600, 600), np.uint8)
+    for x in range(40, 560, 36):
+        for y in range(40, 560, 36):
+            cv2.circle(class_map, (x, y), 20, 1, -1)
+            cv2.circle(class_map, (x + 18, y + 18), 6, 1, -1)
+    components = tfiseg.cluster(class_map, split=0)
+    pieces, _ = crowds_parted(components, [int(components.area.argmax()) + 1], SIDE, 64, nothing_seen)
+    assert pieces.area.min() > 1000
+    assert np.array_equal(pieces.label_map > 0, class_map > 0)
+
+
+def shows(truth, asked=None):
+    """A network that sees the truth."""
+
+    def look(pieces, windows):
+        if asked is not None:
+            asked.extend(windows)
+        seen = (window(truth, p.view).astype(np.float32) for p in windows)
+        return [cv2.resize(one, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST).astype(np.int32) for one in seen]
+
+    return look
+
+
 def test_objects_are_taken_from_the_window_that_shows_them_whole():
     """Where the network tells its objects apart by their colour, so to speak."""
     _, truth = pile(600, 14, gap=1.75)
     components = tfiseg.cluster((truth > 0).astype(np.uint8), split=0)
     asked = []
-
-    def look(pieces, windows):
-        asked.extend(windows)
-        seen = (window(truth, p.view).astype(np.float32) for p in windows)
-        return [cv2.resize(one, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST).astype(np.int32) for one in seen]
-
+    look = shows(truth, asked)
     pieces, _ = crowds_parted(components, [1], SIDE, 64, look)
     assert right(pieces, truth) > 0.95 * truth.max()
     assert 4 < len(asked) <= 64
@@ -131,3 +175,12 @@ def test_scores_and_classes_are_the_components():
     assert len(pieces) > 1
     assert set(pieces.class_id.tolist()) == {1}
     assert np.allclose(pieces.score, components.score[0])
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["PennPed00035", "PennPed00066"])
+def test_people_in_full_hd_are_no_crowd(eval_sets, name):
+    mask = cv2.imread(str(eval_sets / "pennfudan" / "semantic" / f"{name}.png"), cv2.IMREAD_UNCHANGED) == 15
+    large = (cv2.resize(mask.astype(np.float32), (1920, 1920 * mask.shape[0] // mask.shape[1])) > 0.5).astype(np.uint8)
+    components = tfiseg.cluster(large, split=0)
+    assert crowds_parted(components, range(1, len(components) + 1), SIDE, 64, nothing_seen) is None

@@ -150,7 +150,10 @@ def test_a_frame_with_a_crowd_is_looked_at_on_the_cpu(segmenter, monkeypatch, in
     assert len(found) > 200
     assert found.stage_ms["crowds"] > 0
     assert set(found.class_id.tolist()) == {15}
+    segmenter.max_instances = 50
+    assert np.array_equal(np.sort(segmenter(image).area)[::-1], np.sort(found.area)[::-1][:50])
     segmenter.things = (1,)
+    monkeypatch.setattr(segmenter.refiner, "looked", None)  # what nobody asked for isn't looked at again
     assert not len(segmenter(image))
 
 
