@@ -66,7 +66,7 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
         "--max-views",
         type=int,
         metavar="N",
-        help="with --refine components: look at so many components and classes of a frame at most (default: 64; on a GPU, where each "
+        help="with --refine components: look at so many components and classes of a frame at most, and at crowds in as many windows (default: 64; on a GPU, where each "
         "costs whether it shows something or not, 16)",
     )
     verb.add_argument(
