@@ -66,8 +66,8 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
         "--max-views",
         type=int,
         metavar="N",
-        help="with --refine components: look at so many components and classes of a frame at most, and at crowds in as many windows (default: 64; on a GPU, where each "
-        "costs whether it shows something or not, 16)",
+        help="with --refine components: look at so many components and classes of a frame at most, and at crowds in as many windows "
+        "(default: 64; on a GPU, where each view costs whether it shows something or not, 16)",
     )
     verb.add_argument(
         "--min-score", type=float, metavar="P", help="leave out instances with a lower score (default: 0.3 with a score rule, else 0.5)"
