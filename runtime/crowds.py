@@ -18,7 +18,7 @@ from .pieces import Label, enlarged_labels, instances_of, nearest_label
 from .views import View, view_of, window
 
 MANY = 20  # objects
-_COARSE = 3  # times a view's side: as large as masks are looked at to begin with
+_COARSE = 1.5  # times a view's side: as large as masks are looked at to begin with
 _LEAST_PX = 24  # of an object's diameter in a view: in smaller ones the network parts worse than shape does (docs/benchmarks/instance.md)
 _WANTED_PX = 48  # in a window
 _REACH = 1.6  # diameters: what isn't longer lies whole in one window at least
@@ -117,7 +117,7 @@ def size_if_crowd(own: NDArray[np.bool_], box_xyxy: Box, size_hw: tuple[int, int
 
 def _may_be_many(own: NDArray[np.bool_], view_px: int, threads: int | None) -> bool:
     """Whether a component has many regions, as seen coarsely: most haven't, and at a frame's resolution it takes long to tell."""
-    step = -(-max(own.shape) // (_COARSE * view_px))
+    step = -(-max(own.shape) // round(_COARSE * view_px))
     coarse = np.ascontiguousarray(own[::step, ::step]).astype(np.uint8)
     return bool(cluster_native(replace(problem_of(coarse), max_instances=1), threads).regions[0] >= MANY)
 
