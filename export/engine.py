@@ -63,10 +63,11 @@ def build(
     precision, settings = precision or PrecisionSettings(), settings or BuildSettings()
     kind = None if target == CPU_TARGET else flavour(target)
     _check_output(output, kind)
-    if not settings.operator and (kind is None or is_instance_network(source)):
+    of_instances = is_instance_network(source)
+    if not settings.operator and (kind is None or of_instances):
         raise InputError("--no-operator is for engines of semantic networks: nothing else carries the operator")
     began = time.perf_counter()
-    if is_instance_network(source):
+    if of_instances:
         return build_instance_engine(source, output, kind, precision, settings, command, quiet)
     model, info = read_network(source)
     plugin = _plugin(kind) if settings.operator else None  # before minutes are spent

@@ -7,6 +7,7 @@ import functools
 import importlib.machinery
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, TfisegError
 from .neck import EVIDENCE_FEATURES
-from .problem import Clustering, Problem
+from .problem import Clustering, Problem, problem_of
 
 API_VERSION = 7
 ON_CPU = 0
@@ -237,6 +238,12 @@ def fit_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.
     fitted = np.empty((3, *size_hw), np.float32)
     check(library().tfiseg_fit_frame(_pointer(frame), *frame.shape[:2], _pointer(fitted), *size_hw))
     return fitted
+
+
+def region_counts(masks: NDArray[np.uint8], threads: int | None = None) -> NDArray[np.int32]:
+    """How many regions each of the masks uint8 (K, h, w), 0/1, has by its shape, before any merge: int32 (K,); one: it has no neck."""
+    problem = replace(problem_of(masks[0]), class_map=np.ascontiguousarray(masks), max_instances=1)
+    return cluster_native(problem, threads).regions
 
 
 def region_graph(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:

@@ -4,15 +4,13 @@ frame's own resolution, and what shape leaves whole in windows that show its obj
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..instances import Instances
-from ..plugins.native import cluster_native
+from ..plugins.native import region_counts
 from ..plugins.operator import cluster
-from ..plugins.problem import problem_of
 from .looks import PlannedView
 from .pieces import Label, enlarged_labels, instances_of, nearest_label
 from .views import View, view_of, window
@@ -118,8 +116,7 @@ def size_if_crowd(own: NDArray[np.bool_], box_xyxy: Box, size_hw: tuple[int, int
 def _may_be_many(own: NDArray[np.bool_], view_px: int, threads: int | None) -> bool:
     """Whether a component has many regions, as seen coarsely: most haven't, and at a frame's resolution it takes long to tell."""
     step = -(-max(own.shape) // round(_COARSE * view_px))
-    coarse = np.ascontiguousarray(own[::step, ::step]).astype(np.uint8)
-    return bool(cluster_native(replace(problem_of(coarse), max_instances=1), threads).regions[0] >= MANY)
+    return bool(region_counts(own[None, ::step, ::step].astype(np.uint8), threads)[0] >= MANY)
 
 
 def _usual(areas: NDArray[np.int32]) -> float:
@@ -129,9 +126,9 @@ def _usual(areas: NDArray[np.int32]) -> float:
 
 
 def _without_crumbs(parts: Instances, least: float) -> Label:
-    """Labels of parts, those of smaller ones being their neighbours'."""
-    labels = np.where(np.concatenate([[False], parts.area >= least])[parts.label_map], parts.label_map, 0).astype(np.int32)
-    return np.where(parts.label_map > 0, nearest_label(labels)[0], 0).astype(np.int32)
+    """Labels of parts, those of smaller ones and of what is none being their neighbours'."""
+    large = np.concatenate([[False], parts.area >= least])
+    return nearest_label(np.where(large[parts.label_map], parts.label_map, 0))[0]
 
 
 def _diameter(area: float) -> float:

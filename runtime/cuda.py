@@ -58,6 +58,10 @@ class Cuda:
         """Device memory; ``int()`` of it is its address. Freed with the object."""
         return self._driver.mem_alloc(max(1, size_bytes))
 
+    def room(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        """Device memory for an array."""
+        return self.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+
     def stream(self) -> Any:
         return self._driver.Stream()
 

@@ -111,7 +111,7 @@ class DeviceClusterer:
             "regions": ((n,), np.int32),
             "table": ((n, asked.max_instances, 10), np.float32),
         }
-        self.memory = {name: cuda.allocate(int(np.prod(shape)) * np.dtype(kind).itemsize) for name, (shape, kind) in self.shapes.items()}
+        self.memory = {name: cuda.room(shape, kind) for name, (shape, kind) in self.shapes.items()}
         self._workspace = cuda.allocate(size)
         self._result = ResultStruct(
             struct_size=ctypes.sizeof(ResultStruct),
@@ -123,5 +123,10 @@ class DeviceClusterer:
     def enqueue(self, stream_handle: int) -> None:
         """Cluster on this stream; nothing is read back."""
         status = self.library.tfiseg_cluster_cuda(ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle))
-        if status:
-            raise EngineError(f"clustering on the GPU failed: {self.library.tfiseg_status_string(status).decode()} (status {status})")
+        check_status(self.library, status, "clustering")
+
+
+def check_status(library: ctypes.CDLL, status: int, what: str) -> None:
+    """Raises EngineError where the C API says that something went wrong."""
+    if status:
+        raise EngineError(f"{what} on the GPU failed: {library.tfiseg_status_string(status).decode()} (status {status})")

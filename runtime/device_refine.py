@@ -4,7 +4,7 @@ back. Nothing is read back in between, so it is part of the same CUDA graph as t
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ from ..plugins.native import ProblemStruct, ResultStruct, hidden_units
 from ..plugins.operator import SHARPEN, split_table, thing_flags
 from ..plugins.problem import CENTRE_RADIUS, MERGE_AFFINITY
 from ..plugins.views import VIEW_COLUMNS, PiecesStruct, ViewsStruct, pieces_room, views_workspace_bytes
+from .context import Context, sizes_of
 from .cuda import Cuda
-from .device_cluster import ON_CUDA, TYPES, DeviceClusterer
+from .device_cluster import ON_CUDA, TYPES, DeviceClusterer, check_status
 
 if TYPE_CHECKING:
-    from .gpu_session import Context
     from .instance_session import InstanceSession
 
 VIEWS = 16  # a frame; 4 of 295 photos need more (docs/benchmarks/instance.md)
@@ -68,20 +68,20 @@ class DeviceViews:
             if not context.set_input_shape(name, shape):
                 raise EngineError(f"{network.path} doesn't take {views} views of {side} px at once")
         self.shapes = {name: (shape, np.dtype(np.uint8)) for name, shape in inputs.items()}
-        self.shapes |= {name: (tuple(int(s) for s in context.get_tensor_shape(name)), kind) for name, kind in types.items()}
+        self.shapes |= {name: (sizes_of(context.get_tensor_shape(name)), kind) for name, kind in types.items()}
         if types["affinity"] not in TYPES or types["affinity"] != types["boundary"]:
             raise EngineError(f"{network.path}: its maps must be all float32 or all float16, got { {n: str(t) for n, t in types.items()} }")
-        self.memory = {name: _room(cuda, shape, kind) for name, (shape, kind) in self.shapes.items()}
+        self.memory = {name: cuda.room(shape, kind) for name, (shape, kind) in self.shapes.items()}
         for name, memory in self.memory.items():
             context.set_tensor_address(name, int(memory))
-        self.own = _room(cuda, inputs["masks"], np.uint8)
+        self.own = cuda.room(inputs["masks"], np.uint8)
         parts: dict[str, tuple[tuple[int, ...], Any]] = {
             "label_map": (inputs["masks"], np.int32),
             "count": ((views,), np.int32),
             "regions": ((views,), np.int32),
             "table": ((views, MAX_PARTS, 10), np.float32),
         }
-        self.parts = {name: _room(cuda, shape, kind) for name, (shape, kind) in parts.items()}
+        self.parts = {name: cuda.room(shape, kind) for name, (shape, kind) in parts.items()}
         self._problem = self._problem_of(network, TYPES[types["affinity"]])
         size = int(library.tfiseg_workspace_size(ctypes.byref(self._problem), ON_CUDA))
         if not size:
@@ -133,7 +133,7 @@ class DeviceViews:
         if not self._context.execute_async_v3(stream_handle):
             raise EngineError(f"{self.settings.network.path}: it could not be run; the log says why")
         arguments = (ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle))
-        _check(self._library, self._library.tfiseg_cluster_cuda(*arguments))
+        check_status(self._library, self._library.tfiseg_cluster_cuda(*arguments), "looking")
 
     def address(self, name: str, k: int) -> int:
         """Where view k's part of what the network was shown ("views") or says lies."""
@@ -167,7 +167,7 @@ class DeviceRefiner:
             "component_of": ((rows,), np.int32),
             "views": ((count, len(VIEW_COLUMNS)), np.int32),
         }
-        self.memory = {name: _room(cuda, shape, kind) for name, (shape, kind) in self.shapes.items()}
+        self.memory = {name: cuda.room(shape, kind) for name, (shape, kind) in self.shapes.items()}
         self.shapes["regions"], self.memory["regions"] = ((count,), np.int32), views.parts["regions"]
         self._cut = ViewsStruct(
             struct_size=ctypes.sizeof(ViewsStruct),
@@ -206,15 +206,7 @@ class DeviceRefiner:
     def enqueue(self, stream_handle: int) -> None:
         """Look, behind what clusters the components, on this stream; nothing is read back."""
         stream = ctypes.c_void_p(stream_handle)
-        _check(self._library, self._library.tfiseg_cut_views_cuda(ctypes.byref(self._cut), stream))
+        check_status(self._library, self._library.tfiseg_cut_views_cuda(ctypes.byref(self._cut), stream), "looking")
         self.views.enqueue(stream_handle)
-        _check(self._library, self._library.tfiseg_place_pieces_cuda(ctypes.byref(self._cut), ctypes.byref(self._pieces), stream))
-
-
-def _room(cuda: Cuda, shape: Sequence[int], kind: Any) -> Any:
-    return cuda.allocate(int(np.prod(shape)) * np.dtype(kind).itemsize)
-
-
-def _check(library: ctypes.CDLL, status: int) -> None:
-    if status:
-        raise EngineError(f"looking on the GPU failed: {library.tfiseg_status_string(status).decode()} (status {status})")
+        placed = self._library.tfiseg_place_pieces_cuda(ctypes.byref(self._cut), ctypes.byref(self._pieces), stream)
+        check_status(self._library, placed, "looking")

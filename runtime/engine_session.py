@@ -13,9 +13,10 @@ import numpy as np
 
 from ..errors import EngineError, MissingDependencyError
 from ..plugins.plugin_library import cache_folder, load_plugin
+from .context import sizes_of
 from .cuda import Cuda
 from .engine_file import write_whole
-from .gpu_session import GpuSession, sizes_of
+from .gpu_session import GpuSession
 from .model_info import ModelInfo
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError, ModelError
+from .context import Context, sizes_of
 from .engine_session import OpenedPlan
-from .gpu_session import Context, sizes_of
 from .sessions import checked_plan
 
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError, InputError, ModelError, TfisegError
+from ..errors import EngineError, InputError, TfisegError
 from ..plugins.problem import Clustering
+from .context import Context, sizes_of
 from .cuda import Cuda, Graph, device_address
 from .device_cluster import Asked, DeviceClusterer, cuda_library
 from .device_refine import DeviceRefiner, DeviceViews, LookSettings
@@ -27,18 +28,6 @@ from .model_info import ModelInfo
 _KEPT_SHAPES = 3  # frame sizes and settings whose memory and graph are kept
 
 _log = logging.getLogger("tfiseg")
-
-
-class Context(Protocol):
-    """What a frame in flight needs of a runtime: the names are those of TensorRT's IExecutionContext."""
-
-    def set_input_shape(self, name: str, shape: Any) -> bool: ...
-
-    def get_tensor_shape(self, name: str) -> Any: ...
-
-    def set_tensor_address(self, name: str, address: int) -> bool: ...
-
-    def execute_async_v3(self, stream_handle: int) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +48,11 @@ class Looked:
     shown: Callable[[int], tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]]
     foreground: Callable[[int], NDArray[np.float32]]
     frame: Callable[[], NDArray[np.uint8]]
+
+    @property
+    def component_at(self) -> NDArray[np.int32]:
+        """``component_of`` by a piece's number, int32 (n + 1,): 0 first."""
+        return np.concatenate([[0], self.component_of]).astype(np.int32)
 
 
 class GpuSession:
@@ -248,8 +242,6 @@ class _Lane:
         """What looks at components in this lane, whatever the frame's size and the classes that are wanted."""
         if looks.views_key not in self._views:
             opened = looks.network.device_context(self._stream, looks.outlines)
-            if opened is None:
-                raise ModelError(f"{looks.network.path} runs on the CPU")
             self._views[looks.views_key] = DeviceViews(self._session.cuda, cuda_library(), *opened, looks)
         return self._views[looks.views_key]
 
@@ -295,7 +287,7 @@ class _Fixed:
         self.frame = cuda.allocate(self.host_frame.nbytes)
         shapes = {name: sizes_of(context.get_tensor_shape(name)) for name in session.outputs}
         types = {name: session.types[name] for name in session.outputs}
-        self._memory = {name: cuda.allocate(int(np.prod(s)) * types[name].itemsize) for name, s in shapes.items()}
+        self._memory = {name: cuda.room(s, types[name]) for name, s in shapes.items()}
         self._clusterer: DeviceClusterer | None = None
         source, wanted = dict(self._memory), {name: (shapes[name], types[name]) for name in session.outputs}
         self._refiner: DeviceRefiner | None = None
@@ -404,8 +396,3 @@ def enlarged(
     table[:, 2:6] = np.round(table[:, 2:6])
     table[:, 6] = np.bincount(larger.ravel(), minlength=len(table) + 1)[1 : len(table) + 1]
     return larger, np.ascontiguousarray(semantic_map[rows, columns]), table
-
-
-def sizes_of(shape: Any) -> tuple[int, ...]:
-    """TensorRT's Dims, or any sequence, as a tuple."""
-    return tuple(int(shape[k]) for k in range(len(shape)))

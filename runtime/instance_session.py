@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError
 from ..plugins.operator import check_min_area
+from .context import Context
 from .engine_file import SUFFIX
 from .protobuf import with_outputs
 from .sessions import CUDA_PROVIDER, DEFAULT_PROVIDERS, METADATA_KEY, open_onnx
-
-if TYPE_CHECKING:
-    from .gpu_session import Context
 
 INSTANCE_FORMAT = 2  # 2: the join rule sees other classes
 _OUTPUTS, _FOREGROUND = ("displacement", "affinity", "boundary"), "foreground"
@@ -169,13 +167,13 @@ class InstanceSession:
         """Whether the network runs on a GPU."""
         return self.engine is not None or self.providers[0] == CUDA_PROVIDER
 
-    def device_context(self, stream: Any, outlines: bool) -> tuple[Context, dict[str, np.dtype[Any]]] | None:
-        """What runs the network on the GPU, on this stream, for ``outlines`` as well, and the types of its outputs by name; None: it runs
-        on the CPU."""
+    def device_context(self, stream: Any, outlines: bool) -> tuple[Context, dict[str, np.dtype[Any]]]:
+        """What runs the network on the GPU, on this stream, for ``outlines`` as well, and the types of its outputs by name; raises
+        ModelError where it runs on the CPU."""
         if self.engine is not None:
             return self.engine.context(), self.engine.types
         if not self.on_gpu:
-            return None
+            raise ModelError(f"{self.path} runs on the CPU")
         from .onnx_gpu import BoundContext, on_stream
 
         part = with_outputs(self.path.read_bytes(), _BOTH if outlines else _OUTPUTS)

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..instances import Instances, instances_from_table
-from ..plugins.native import cluster_native
+from ..plugins.native import region_counts
 from ..plugins.operator import MIN_AREA_PX, SHARPEN, cluster
-from ..plugins.problem import problem_of
 from .crowds import MANY, crowds_parted, size_if_crowd
 from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession, of_groups
 from .joining import Candidates, candidates_in, united
@@ -132,12 +131,11 @@ class Refiner:
         if found.frame_regions >= MANY:
             coarse = (boxes[:, 2:] - boxes[:, :2]).max(1, initial=0) > _COARSE * self.session.view_px
             many |= set((np.flatnonzero(coarse) + 1).tolist())
-        component_of = np.concatenate([[0], found.component_of])
         label_map = found.pieces.label_map[0]
         wanted = set((np.flatnonzero(np.isin(found.components[:, 0], things)) + 1).tolist())
         for number in many & wanted:
             x0, y0, x1, y1 = boxes[number - 1].tolist()
-            own = component_of[label_map[y0:y1, x0:x1]] == number
+            own = found.component_at[label_map[y0:y1, x0:x1]] == number
             size_hw = label_map.shape[0], label_map.shape[1]
             if size_if_crowd(own, (x0, y0, x1, y1), size_hw, self.session.view_px, self.threads):
                 return True
@@ -145,14 +143,14 @@ class Refiner:
 
     def components_of(self, found: Looked, class_names: Sequence[str]) -> Instances:
         """The components of a frame that was looked at on the GPU."""
-        label_map = np.concatenate([[0], found.component_of]).astype(np.int32)[found.pieces.label_map[0]]
+        label_map = found.component_at[found.pieces.label_map[0]]
         return instances_from_table(label_map, found.pieces.semantic_map[0], found.components, class_names=tuple(class_names))
 
     def fetched(self, found: Looked, outlines: bool) -> Fetched:
         """What ``joined`` needs of what was looked at on the GPU, and with ``outlines`` what ``outlined`` does: while the frame is held."""
         planned = [PlannedView(View(x, y, side), of_class, its) for x, y, side, of_class, its in found.views.tolist() if of_class]
         known = {(p.view, p.class_id): found.foreground(k) for k, p in enumerate(planned)} if outlines else {}
-        component_of = np.concatenate([[0], found.component_of]).astype(np.int64)
+        component_of = found.component_at.astype(np.int64)
         areas = np.concatenate([[0], found.pieces.table[0, :, 6]]).astype(np.int64)
         class_of = np.concatenate([[0], found.pieces.table[0, :, 0]]).astype(np.int32)
         placed = Placed(found.pieces.label_map[0], areas, component_of, component_of, class_of)
@@ -225,9 +223,7 @@ class Refiner:
         of_component = [k for k, p in enumerate(planned) if p.component]
         regions = [0] * len(planned)
         if of_component:
-            problem = replace(problem_of(own[0]), class_map=own[of_component], max_instances=1)
-            found = cluster_native(problem, self.threads).regions
-            for k, count in zip(of_component, found.tolist(), strict=True):
+            for k, count in zip(of_component, region_counts(own[of_component], self.threads).tolist(), strict=True):
                 regions[k] = count
         return regions
 

@@ -197,14 +197,15 @@ class Segmenter:
         """Instances of one frame (a ``Frame``, or a uint8 (H, W, 3) BGR picture), at the frame's size."""
         began = time.perf_counter()
         known: Foregrounds = {}
-        if self._outliner is not None and hasattr(frame.image if isinstance(frame, Frame) else frame, "__cuda_array_interface__"):
+        lies_there = hasattr(frame.image if isinstance(frame, Frame) else frame, "__cuda_array_interface__")
+        if lies_there and self._outliner is not None:
             raise InputError("outlines are drawn on the CPU: give a frame in host memory, or outlines=False")
+        if lies_there and self._on_cpu is not None:
+            raise InputError(f"{self._on_cpu}: give a frame in host memory")
         if isinstance(self.session, GpuSession) and self._on_cpu is None:
             found, known = self._on_gpu(self.session, frame)
             stages = {"network": (time.perf_counter() - began) * 1e3 - sum(found.stage_ms.values()), **found.stage_ms}
         else:
-            if hasattr(frame.image if isinstance(frame, Frame) else frame, "__cuda_array_interface__"):
-                raise InputError(f"{self._on_cpu}: give a frame in host memory")
             image = checked_image(frame)
             maps = self.session.infer(image)
             network_ms = (time.perf_counter() - began) * 1e3
@@ -272,13 +273,13 @@ class Segmenter:
         """As ``_refined``; joins, which are few, on the CPU, and frames that hold a crowd."""
         with session.looked(image, self._asked_components(size_hw), self._looks(refiner)) as looked:
             began = time.perf_counter()
-            in_host_memory = looked.frame() if refiner.holds_crowd(looked, self.things) else None
-            fetched = refiner.fetched(looked, outlines=self._outliner is not None)
-        if in_host_memory is not None:
+            crowd = refiner.holds_crowd(looked, self.things)
+            fetched = looked.frame() if crowd else refiner.fetched(looked, outlines=self._outliner is not None)
+        if isinstance(fetched, np.ndarray):
             components = refiner.components_of(looked, self.class_names)
             wanted = components.select(np.isin(components.class_id, self.things))
             crowds_ms = {"crowds": (time.perf_counter() - began) * 1e3}
-            found, known = refiner.looked(in_host_memory, wanted, outlines=self._outliner is not None)
+            found, known = refiner.looked(fetched, wanted, outlines=self._outliner is not None)
             crowds_ms["crowds"] += found.stage_ms.get("crowds", 0.0)
             found = replace(found, stage_ms={**found.stage_ms, **crowds_ms})
         else:
