@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tfiseg", description="Real-time instance masks from any semantic segmentation network.")
+    parser = argparse.ArgumentParser(
+        prog="tfiseg", description="Real-time instance masks from any semantic segmentation network."
+    )
     parser.add_argument("--version", action="version", version=f"tfiseg {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     add_live(verbs)
@@ -56,10 +58,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_eval(verbs: Any) -> None:
-    verb = add_verb(verbs, "eval", "Score an evaluation set (images/, instances/, semantic/, classes.json): PQ, AP, per class.", _eval)
+    verb = add_verb(
+        verbs,
+        "eval",
+        "Score an evaluation set (images/, instances/, semantic/, classes.json): PQ, AP, per class.",
+        _eval,
+    )
     verb.add_argument("folder", type=Path, metavar="DIR")
-    verb.add_argument("--semantic", choices=("truth", "model"), default="truth", help="class maps to cluster (default: truth)")
-    verb.add_argument("--out", type=Path, metavar="DIR", help="write contact sheets of the best, median and worst pictures there")
+    verb.add_argument(
+        "--semantic",
+        choices=("truth", "model"),
+        default="truth",
+        help="class maps to cluster (default: truth)",
+    )
+    verb.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write contact sheets of the best, median and worst pictures there",
+    )
     verb.add_argument(
         "--against",
         nargs="+",
@@ -90,7 +107,9 @@ def _eval(args: argparse.Namespace) -> int:
     by_truth = args.semantic == "truth" and args.refine
     refiner = None
     if by_truth:
-        refiner = Refiner(args.instance_model, max_views=args.max_views, thorough=args.thorough, threads=args.threads)
+        refiner = Refiner(
+            args.instance_model, max_views=args.max_views, thorough=args.thorough, threads=args.threads
+        )
     report = evaluate(
         args.folder,
         args.semantic,
@@ -112,20 +131,38 @@ def _eval(args: argparse.Namespace) -> int:
         f"{report['median_ms']:.0f} ms a picture)"
     )
     if "mIoU" in report:
-        print(f"mIoU {report['mIoU']:.3f}: " + ", ".join(f"{k} {v:.2f}" for k, v in report["per_class_IoU"].items()))
+        print(
+            f"mIoU {report['mIoU']:.3f}: "
+            + ", ".join(f"{k} {v:.2f}" for k, v in report["per_class_IoU"].items())
+        )
     print("PQ per class: " + ", ".join(f"{k} {v:.1f}" for k, v in report["per_class_PQ"].items()))
     for name, gain in report.get("gain", {}).items():
         low, high = gain["interval_95"]
-        print(f"against {name}: PQ {gain['PQ']:.1f}, gain {gain['PQ_gain']:+.1f} (95 % of bootstraps: {low:+.1f} to {high:+.1f})")
+        print(
+            f"against {name}: PQ {gain['PQ']:.1f}, gain {gain['PQ_gain']:+.1f} (95 % of bootstraps: {low:+.1f} to {high:+.1f})"
+        )
     if "contact_sheets" in report:
         print(f"best, median and worst pictures: {report['contact_sheets']}")
     return 0
 
 
 def _add_bench(verbs: Any) -> None:
-    verb = add_verb(verbs, "bench", "Time the clustering operator against OpenCV, scikit-image and 300-step following.", _bench)
-    verb.add_argument("--set", type=Path, dest="folder", metavar="DIR", help="evaluation set whose class maps to use (default: synthetic)")
-    verb.add_argument("--side", type=int, default=1024, metavar="PX", help="side of the class map (default: 1024)")
+    verb = add_verb(
+        verbs,
+        "bench",
+        "Time the clustering operator against OpenCV, scikit-image and 300-step following.",
+        _bench,
+    )
+    verb.add_argument(
+        "--set",
+        type=Path,
+        dest="folder",
+        metavar="DIR",
+        help="evaluation set whose class maps to use (default: synthetic)",
+    )
+    verb.add_argument(
+        "--side", type=int, default=1024, metavar="PX", help="side of the class map (default: 1024)"
+    )
     verb.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
     verb.add_argument("--no-peers", action="store_true", help="time tfiseg alone")
 
@@ -139,8 +176,17 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _add_plugin(verbs: Any) -> None:
-    verb = add_verb(verbs, "plugin", "Build, describe or find libtfiseg_plugin.so: the operator for TensorRT and CUDA.", _plugin)
-    verb.add_argument("what", choices=("build", "info", "path"), help="compile it; what is known of the built one; where that lies")
+    verb = add_verb(
+        verbs,
+        "plugin",
+        "Build, describe or find libtfiseg_plugin.so: the operator for TensorRT and CUDA.",
+        _plugin,
+    )
+    verb.add_argument(
+        "what",
+        choices=("build", "info", "path"),
+        help="compile it; what is known of the built one; where that lies",
+    )
     verb.add_argument(
         "--arch",
         action="append",
@@ -148,9 +194,14 @@ def _add_plugin(verbs: Any) -> None:
         help='build: compute capability, like 87 or "native"; repeatable (default: 87 89 90 110 120)',
     )
     verb.add_argument(
-        "--output", type=Path, metavar="FILE", help="build: where to put it (default: a cache folder, where it is looked for)"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="build: where to put it (default: a cache folder, where it is looked for)",
     )
-    verb.add_argument("--without-tensorrt", action="store_true", help="build: only the C API; needs no headers of TensorRT")
+    verb.add_argument(
+        "--without-tensorrt", action="store_true", help="build: only the C API; needs no headers of TensorRT"
+    )
     verb.add_argument("--force", action="store_true", help="build: also if it is there already")
 
 

@@ -1,4 +1,5 @@
-"""What the program's verbs share: how one is declared, how a report is printed, how a missing package is named."""
+"""What the program's verbs share: how one is declared, how a report is printed, how a missing package is
+named."""
 
 from __future__ import annotations
 
@@ -40,5 +41,7 @@ def size_hw(text: str) -> tuple[int, int]:
     """(height, width) in pixels from text like 480x640."""
     found = re.fullmatch(r"(\d+)[xX](\d+)", text)
     if found is None or not 16 <= min(sides := (int(found[1]), int(found[2]))) <= max(sides) <= 8192:
-        raise argparse.ArgumentTypeError(f"wanted HEIGHTxWIDTH in pixels, 16 to 8192 each, like 512x1024, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"wanted HEIGHTxWIDTH in pixels, 16 to 8192 each, like 512x1024, got {text!r}"
+        )
     return sides

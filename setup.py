@@ -1,4 +1,5 @@
-"""What setup.cfg can't declare: the native module, a plain shared library that ctypes loads (so no Python.h is needed)."""
+"""What setup.cfg can't declare: the native module, a plain shared library that ctypes loads (so no Python.h
+is needed)."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,25 @@ setup(
     ext_modules=[
         Extension(
             "tfiseg.plugins._native",
-            sources=[CSRC + "api.cpp", CSRC + "cluster_cpu.cpp", CSRC + "fit_cpu.cpp", CSRC + "views_cpu.cpp"],
+            sources=[
+                CSRC + "api.cpp",
+                CSRC + "cluster_cpu.cpp",
+                CSRC + "fit_cpu.cpp",
+                CSRC + "views_cpu.cpp",
+            ],
             depends=sorted(map(str, Path(CSRC).glob("*.h"))),
             language="c++",
             # -fno-wrapv: Python's own flags ask for -fwrapv, which keeps index loops from being vectorised;
             # -ffp-contract=off: fused multiply-add would make decisions differ between machines
-            extra_compile_args=["-std=c++17", "-O3", "-fno-wrapv", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"],
+            extra_compile_args=[
+                "-std=c++17",
+                "-O3",
+                "-fno-wrapv",
+                "-ffp-contract=off",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+            ],
             extra_link_args=["-pthread"],
         )
     ],

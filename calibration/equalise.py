@@ -1,7 +1,8 @@
 """Channels of one tensor brought to one range without changing what the network computes.
 
-One scale per tensor must hold the widest channel of an activation, and leaves few steps for the narrow ones. Where a tensor, or a group of
-tensors that are added, is made and read by convolutions alone, a channel can be scaled at its makers and scaled back at its readers.
+One scale per tensor must hold the widest channel of an activation, and leaves few steps for the narrow ones.
+Where a tensor, or a group of tensors that are added, is made and read by convolutions alone, a channel can be
+scaled at its makers and scaled back at its readers.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def residual_groups(network: Network) -> list[tuple[list[str], list[Layer], list
     return groups
 
 
-def _touching(network: Network, tensors: list[str], layers: dict[str, Layer]) -> tuple[list[Layer], list[Layer]]:
+def _touching(
+    network: Network, tensors: list[str], layers: dict[str, Layer]
+) -> tuple[list[Layer], list[Layer]]:
     inside = set(tensors)
     makers: list[Layer] = []
     readers: list[Layer] = []

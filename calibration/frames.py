@@ -1,4 +1,5 @@
-"""Frames to calibrate and to check on: a seeded sample of a folder, a video, a camera recording or any other source."""
+"""Frames to calibrate and to check on: a seeded sample of a folder, a video, a camera recording or any other
+source."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _LOSSLESS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
 class FrameSample(Sequence[NDArray[np.uint8]]):
-    """A few frames of a source: uint8 (H, W, 3) BGR each, kept as files or compressed without loss, decoded when asked for."""
+    """A few frames of a source: uint8 (H, W, 3) BGR each, kept as files or compressed without loss, decoded
+    when asked for."""
 
     def __init__(self, source: str, kept: Sequence[Path | NDArray[np.uint8]], names: Sequence[str]) -> None:
         self.source = source
@@ -32,7 +34,11 @@ class FrameSample(Sequence[NDArray[np.uint8]]):
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:  # type: ignore[override]
         kept = self._kept[index]
-        image = cv2.imread(str(kept), cv2.IMREAD_COLOR) if isinstance(kept, Path) else cv2.imdecode(kept, cv2.IMREAD_COLOR)
+        image = (
+            cv2.imread(str(kept), cv2.IMREAD_COLOR)
+            if isinstance(kept, Path)
+            else cv2.imdecode(kept, cv2.IMREAD_COLOR)
+        )
         if image is None:
             raise InputError(f"{kept} is no picture that OpenCV can read: take it out of {self.source}")
         return np.asarray(image, np.uint8)
@@ -56,8 +62,9 @@ def sample_frames(source: str | Path, count: int = FRAMES, seed: int = 0, quiet:
     """A random sample of a source's frames, the same for the same seed.
 
     Args:
-        source: a folder of pictures, a picture, a glob pattern, a video (a camera's recording), or whatever ``open_source`` takes; of
-            sources that don't say how long they are, the first 600 frames are looked at.
+        source: a folder of pictures, a picture, a glob pattern, a video (a camera's recording), or whatever
+            ``open_source`` takes; of sources that don't say how long they are, the first 600 frames are
+            looked at.
         count: at most this many.
         seed: of the choice.
         quiet: no progress bar.

@@ -1,4 +1,5 @@
-"""The accuracy gate: a network in lower precision must still say what the float32 network says, on real frames, or it is not delivered."""
+"""The accuracy gate: a network in lower precision must still say what the float32 network says, on real
+frames, or it is not delivered."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from ..runtime.comparison import Comparison
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Least label agreement in % of pixels (mean over frames), and least PQ of instances against float32's."""
+    """Least label agreement in % of pixels (mean over frames), and least PQ of instances against
+    float32's."""
 
     label_agreement: float
     quality: float
@@ -25,15 +27,20 @@ def verdict(comparison: Comparison, thresholds: Thresholds) -> dict[str, Any]:
     report = comparison.report()
     failures = []
     if comparison.label_agreement < thresholds.label_agreement:
-        failures.append(f"label agreement {comparison.label_agreement:.2f}%, wanted at least {thresholds.label_agreement:g}%")
+        failures.append(
+            f"label agreement {comparison.label_agreement:.2f}%, wanted at least {thresholds.label_agreement:g}%"
+        )
     if comparison.quality < thresholds.quality:
-        failures.append(f"PQ of instances against float32's {comparison.quality:.2f}, wanted at least {thresholds.quality:g}")
+        failures.append(
+            f"PQ of instances against float32's {comparison.quality:.2f}, wanted at least {thresholds.quality:g}"
+        )
     wanted = {"label_agreement": thresholds.label_agreement, "PQ": thresholds.quality}
     return {**report, "thresholds": wanted, "passed": not failures, "failures": failures}
 
 
 def insist(gate: dict[str, Any], where: str) -> None:
-    """Raise GateError where a gate was not passed; ``where`` names what is not written, or where the report lies."""
+    """Raise GateError where a gate was not passed; ``where`` names what is not written, or where the report
+    lies."""
     if not gate["passed"]:
         worst, floor = gate["worst_frame"], gate.get("noise_floor")
         yardstick = (

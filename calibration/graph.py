@@ -1,4 +1,5 @@
-"""An ONNX network opened for editing: who makes and who reads each tensor, weights as arrays, tensors read while it runs.
+"""An ONNX network opened for editing: who makes and who reads each tensor, weights as arrays, tensors read
+while it runs.
 
 Needs onnx (``pip install ".[calibration]"``).
 """
@@ -24,7 +25,8 @@ IMAGE = "image"  # the tensor between preprocessing and network in tfiseg's form
 class Network:
     """A copy of an ONNX model that can be edited.
 
-    ``producer`` maps a tensor to its node, ``consumers`` to the nodes that read it; both are as of the last ``index()``.
+    ``producer`` maps a tensor to its node, ``consumers`` to the nodes that read it; both are as of the last
+    ``index()``.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -48,7 +50,8 @@ class Network:
         self._weights = {i.name: i for i in self.graph.initializer}
 
     def _fold_constants(self) -> None:
-        """Weights stored as float16 and cast when loaded become plain float32, Constant nodes initializers; unnamed nodes get names."""
+        """Weights stored as float16 and cast when loaded become plain float32, Constant nodes initializers;
+        unnamed nodes get names."""
         stored = {i.name: i for i in self.graph.initializer}
         for at, node in reversed(list(enumerate(self.graph.node))):
             node.name = node.name or f"{node.op_type}_{at}"
@@ -57,7 +60,9 @@ class Network:
             if node.op_type == "Constant" and "value" in settings:
                 value = numpy_helper.to_array(settings["value"])
             elif node.op_type == "Cast" and node.input[0] in stored:
-                value = numpy_helper.to_array(stored[node.input[0]]).astype(helper.tensor_dtype_to_np_dtype(settings["to"]))
+                value = numpy_helper.to_array(stored[node.input[0]]).astype(
+                    helper.tensor_dtype_to_np_dtype(settings["to"])
+                )
             else:
                 continue
             made = numpy_helper.from_array(np.asarray(value), node.output[0])
@@ -95,7 +100,8 @@ class Network:
         return readers[0] if alone and readers[0].op_type in ACTIVATIONS else None
 
     def preprocessing(self) -> set[str]:
-        """Tensors up to ``image``, which stay in high precision; none in a network that has no such tensor."""
+        """Tensors up to ``image``, which stay in high precision; none in a network that has no such
+        tensor."""
         found: set[str] = set()
         todo = [IMAGE] if IMAGE in self.producer else []
         while todo:
@@ -116,7 +122,9 @@ class Network:
                     known.update(node.output)
                     ready.append(node)
             if not ready:
-                raise ModelError(f"the network reads tensors that nothing makes, or in a circle: {rest[0].name} ({rest[0].op_type})")
+                raise ModelError(
+                    f"the network reads tensors that nothing makes, or in a circle: {rest[0].name} ({rest[0].op_type})"
+                )
             ordered += ready
             done = {id(node) for node in ready}
             rest = [node for node in rest if id(node) not in done]
@@ -138,7 +146,10 @@ def session(model: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSe
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(UNWANTED_OPTIMIZERS)
+            model.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(UNWANTED_OPTIMIZERS),
         )
     except Exception as wrong:  # onnxruntime's errors share no base class
         raise ModelError(f"ONNX Runtime can't run the network: {wrong}") from wrong
@@ -158,7 +169,9 @@ def run_tensors(
     probed.CopyFrom(model)
     have = {o.name for o in probed.graph.output}
     probed.graph.output.extend(
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in dict.fromkeys(names) if name not in have
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in dict.fromkeys(names)
+        if name not in have
     )
     running = session(probed)
     wanted = list(dict.fromkeys(names))

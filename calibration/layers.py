@@ -1,4 +1,5 @@
-"""The layers that can be quantised: convolutions and matrix products with weights, as matrices of one shape for the arithmetic."""
+"""The layers that can be quantised: convolutions and matrix products with weights, as matrices of one shape
+for the arithmetic."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ KINDS = ("Conv", "Gemm", "MatMul")
 class Layer:
     """One convolution or matrix product with weights.
 
-    ``output`` is the tensor after its activation, where Q/DQ belongs; ``axis`` the weight's axis of output channels.
+    ``output`` is the tensor after its activation, where Q/DQ belongs; ``axis`` the weight's axis of output
+    channels.
     """
 
     name: str
@@ -45,7 +47,8 @@ class Layer:
         return np.ascontiguousarray(matrix.reshape(like.shape[::-1]).T, np.float32)
 
     def samples(self, x: NDArray[np.float32], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """What the layer multiplies its weights with at ``count`` random places: float32 (groups, inputs per output, count)."""
+        """What the layer multiplies its weights with at ``count`` random places: float32 (groups, inputs per
+        output, count)."""
         if self.op != "Conv":
             rows = x.reshape(-1, x.shape[-1])
             return np.ascontiguousarray(rows[rng.integers(0, len(rows), count)].T)[None]
@@ -61,7 +64,11 @@ class Layer:
 def find_layers(network: Network) -> list[Layer]:
     """The layers of a network behind its preprocessing, in the order in which they run."""
     before = network.preprocessing()
-    layers = [_layer(network, node) for node in network.graph.node if node.op_type in KINDS and node.output[0] not in before]
+    layers = [
+        _layer(network, node)
+        for node in network.graph.node
+        if node.op_type in KINDS and node.output[0] not in before
+    ]
     return [layer for layer in layers if layer is not None]
 
 
@@ -71,7 +78,11 @@ def _layer(network: Network, node: onnx.NodeProto) -> Layer | None:
         return None
     weight = network.weight(node.input[1])
     bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-    if weight.dtype != np.float32 or (bias and not network.has_weight(bias)) or len(network.consumers[node.input[1]]) > 1:
+    if (
+        weight.dtype != np.float32
+        or (bias and not network.has_weight(bias))
+        or len(network.consumers[node.input[1]]) > 1
+    ):
         return None
     after = network.activation_after(node)
     names = (node.name, node.op_type, node.input[0], node.input[1], bias, (after or node).output[0])
@@ -81,7 +92,11 @@ def _layer(network: Network, node: onnx.NodeProto) -> Layer | None:
         pads = tuple(settings.get("pads", (0, 0, 0, 0)))
         strides, dilations = tuple(settings.get("strides", (1, 1))), tuple(settings.get("dilations", (1, 1)))
         return Layer(*names, 0, settings.get("group", 1), weight.shape[2:], strides, dilations, pads)  # type: ignore[arg-type]
-    plain = settings.get("alpha", 1.0) == 1.0 and settings.get("beta", 1.0) == 1.0 and not settings.get("transA", 0)
+    plain = (
+        settings.get("alpha", 1.0) == 1.0
+        and settings.get("beta", 1.0) == 1.0
+        and not settings.get("transA", 0)
+    )
     if weight.ndim != 2 or not plain:
         return None
     return Layer(*names, 0 if settings.get("transB", 0) else 1)

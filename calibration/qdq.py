@@ -19,8 +19,9 @@ from .rounding import Rounded
 class Scheme:
     """How activations are held.
 
-    ONNX Runtime's kernels on a CPU want uint8 with a zero point, outputs quantised as well as inputs, and int32 biases; TensorRT wants int8
-    around 0 and takes a layer's output in high precision, which is the better for accuracy.
+    ONNX Runtime's kernels on a CPU want uint8 with a zero point, outputs quantised as well as inputs, and
+    int32 biases; TensorRT wants int8 around 0 and takes a layer's output in high precision, which is the
+    better for accuracy.
     """
 
     signed: bool
@@ -39,7 +40,11 @@ class Scheme:
 
 
 def insert_qdq(
-    network: Network, layers: Sequence[Layer], ranges: Mapping[str, tuple[float, float]], rounded: Mapping[str, Rounded], scheme: Scheme
+    network: Network,
+    layers: Sequence[Layer],
+    ranges: Mapping[str, tuple[float, float]],
+    rounded: Mapping[str, Rounded],
+    scheme: Scheme,
 ) -> None:
     """Put the layers' weights into int8 and Q/DQ pairs around their activations, in place.
 
@@ -63,9 +68,14 @@ def insert_qdq(
                 node.input[:] = [f"{tensor}.dequantised" if i == tensor else i for i in node.input]
         network.graph.node.extend(
             [
-                helper.make_node("QuantizeLinear", [tensor, *factors], [f"{tensor}.quantised"], name=f"{tensor}.quantise"),
                 helper.make_node(
-                    "DequantizeLinear", [f"{tensor}.quantised", *factors], [f"{tensor}.dequantised"], name=f"{tensor}.dequantise"
+                    "QuantizeLinear", [tensor, *factors], [f"{tensor}.quantised"], name=f"{tensor}.quantise"
+                ),
+                helper.make_node(
+                    "DequantizeLinear",
+                    [f"{tensor}.quantised", *factors],
+                    [f"{tensor}.dequantised"],
+                    name=f"{tensor}.dequantise",
                 ),
             ]
         )
@@ -82,7 +92,13 @@ def insert_qdq(
         if tensor not in scales:
             pair(tensor, {layer.name for layer in layers})
     for layer in layers:
-        _weights(network, layer, nodes[layer.name], rounded[layer.name], None if scheme.signed else scales[layer.input])
+        _weights(
+            network,
+            layer,
+            nodes[layer.name],
+            rounded[layer.name],
+            None if scheme.signed else scales[layer.input],
+        )
     network.drop_unused_weights()
     network.sort()
 
@@ -90,8 +106,9 @@ def insert_qdq(
 def _guard(network: Network, kept: Sequence[Layer], quantised: Sequence[Layer]) -> None:
     """Keep ONNX Runtime from quantising the layers that are to stay in high precision.
 
-    It gives a float convolution between a DQ and a Q int8 weights of its own, one scale for all channels (its WeightBiasQuantization; a
-    depthwise network fell from 35 dB to 18 under it), unless the DQ has a scale for each channel: so it gets that, all alike.
+    It gives a float convolution between a DQ and a Q int8 weights of its own, one scale for all channels (its
+    WeightBiasQuantization; a depthwise network fell from 35 dB to 18 under it), unless the DQ has a scale for
+    each channel: so it gets that, all alike.
     """
     channels = {layer.output: network.weight(layer.weight).shape[layer.axis] for layer in quantised}
     nodes = {node.name: node for node in network.graph.node}
@@ -104,12 +121,15 @@ def _guard(network: Network, kept: Sequence[Layer], quantised: Sequence[Layer]) 
         network.set_weight(f"{tensor}.zeros", np.full(channels[tensor], zero))
         inputs, output = [f"{tensor}.quantised", f"{tensor}.scales", f"{tensor}.zeros"], f"{layer.name}.input"
         axis = 1 if layer.op == "Conv" else -1
-        network.graph.node.append(helper.make_node("DequantizeLinear", inputs, [output], name=f"{output}.dequantise", axis=axis))
+        network.graph.node.append(
+            helper.make_node("DequantizeLinear", inputs, [output], name=f"{output}.dequantise", axis=axis)
+        )
         nodes[layer.name].input[0] = output
 
 
 def _drop_saturated(network: Network, tensor: str, scheme: Scheme, low: float, high: float) -> None:
-    """Leave out a Clip or Relu that the uint8 behind it does anyway: ONNX Runtime joins a convolution with its Q only across nothing."""
+    """Leave out a Clip or Relu that the uint8 behind it does anyway: ONNX Runtime joins a convolution with
+    its Q only across nothing."""
     node = network.producer[tensor]
     if node.op_type not in ACTIVATIONS:
         return
@@ -126,7 +146,9 @@ def _drop_saturated(network: Network, tensor: str, scheme: Scheme, low: float, h
         network.graph.node.remove(node)
 
 
-def _weights(network: Network, layer: Layer, node: onnx.NodeProto, rounded: Rounded, input_scale: float | None) -> None:
+def _weights(
+    network: Network, layer: Layer, node: onnx.NodeProto, rounded: Rounded, input_scale: float | None
+) -> None:
     """int8 weights and their DQ; an int32 bias and its DQ where the input's scale is given."""
     inputs: list[str] = list(node.input)
     inputs[1] = _dequantised(network, layer.weight, rounded.q, rounded.scale, layer.axis)
@@ -145,10 +167,16 @@ def _weights(network: Network, layer: Layer, node: onnx.NodeProto, rounded: Roun
     node.input[:] = inputs
 
 
-def _dequantised(network: Network, name: str, q: NDArray[np.integer], scale: NDArray[np.float32], axis: int) -> str:
+def _dequantised(
+    network: Network, name: str, q: NDArray[np.integer], scale: NDArray[np.float32], axis: int
+) -> str:
     network.set_weight(f"{name}.q", q)
     network.set_weight(f"{name}.scale", scale)
     network.set_weight(f"{name}.zero", np.zeros(scale.shape, q.dtype))
     inputs = [f"{name}.q", f"{name}.scale", f"{name}.zero"]
-    network.graph.node.append(helper.make_node("DequantizeLinear", inputs, [f"{name}.dequantised"], name=f"{name}.dequantise", axis=axis))
+    network.graph.node.append(
+        helper.make_node(
+            "DequantizeLinear", inputs, [f"{name}.dequantised"], name=f"{name}.dequantise", axis=axis
+        )
+    )
     return f"{name}.dequantised"

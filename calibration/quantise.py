@@ -1,4 +1,5 @@
-"""Post-training quantisation: calibrate on frames once, then write the network in int8, some layers kept in high precision."""
+"""Post-training quantisation: calibrate on frames once, then write the network in int8, some layers kept in
+high precision."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ _CACHE_VERSION = 1
 class Calibration:
     """What the frames told of one network.
 
-    ``peaks`` largest magnitude by channel of the tensors that are equalised; ``ranges`` (lowest, highest) of the tensors around the layers;
-    ``rounded`` int8 weights by layer. ``key`` names network, frames and method: a cache with another key is made anew.
+    ``peaks`` largest magnitude by channel of the tensors that are equalised; ``ranges`` (lowest, highest) of
+    the tensors around the layers; ``rounded`` int8 weights by layer. ``key`` names network, frames and
+    method: a cache with another key is made anew.
     """
 
     key: dict[str, str]
@@ -61,10 +63,14 @@ class Calibration:
                 found = {name: arrays[name] for name in arrays.files}
             key = json.loads(str(found["key"]))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as wrong:
-            raise InputError(f"{path} is no calibration cache of tfiseg ({wrong}): delete it, it will be made anew") from wrong
+            raise InputError(
+                f"{path} is no calibration cache of tfiseg ({wrong}): delete it, it will be made anew"
+            ) from wrong
 
         def of(kind: str) -> dict[str, NDArray[np.generic]]:
-            return {name.partition("/")[2]: value for name, value in found.items() if name.startswith(f"{kind}/")}
+            return {
+                name.partition("/")[2]: value for name, value in found.items() if name.startswith(f"{kind}/")
+            }
 
         scale, bias = of("scale"), of("bias")
         rounded = {name: Rounded(q, scale[name], bias[name]) for name, q in of("q").items()}  # type: ignore[arg-type]
@@ -73,7 +79,11 @@ class Calibration:
 
 
 def calibrate(
-    model: onnx.ModelProto, frames: FrameSample, method: str = "minmax", cache: Path | None = None, quiet: bool = True
+    model: onnx.ModelProto,
+    frames: FrameSample,
+    method: str = "minmax",
+    cache: Path | None = None,
+    quiet: bool = True,
 ) -> Calibration:
     """Run the network over frames: ranges of its activations, and its weights rounded to int8.
 
@@ -81,11 +91,13 @@ def calibrate(
         model: float32 network whose one input takes uint8 (1, H, W, 3).
         frames: at least one; 128 are usual.
         method: "minmax", "percentile" or "entropy".
-        cache: file that is read where it was made from this very network, these frames and this method, else written.
+        cache: file that is read where it was made from this very network, these frames and this method, else
+            written.
         quiet: no progress bar.
 
     Raises:
-        InputError: no frames, or no such method. ModelError: the network has no layer that can be quantised, or doesn't run.
+        InputError: no frames, or no such method. ModelError: the network has no layer that can be quantised,
+            or doesn't run.
     """
     if not len(frames):
         raise InputError(f"{frames.source} has no frames to calibrate on")
@@ -102,7 +114,9 @@ def calibrate(
             return known
     layers = find_layers(network)
     if not layers:
-        raise ModelError("the network has no convolution or matrix product with weights that could run in int8")
+        raise ModelError(
+            "the network has no convolution or matrix product with weights that could run in int8"
+        )
     peaks = _peaks(network, frames, quiet)
     equalise(network, peaks)
     found = _observe(network, find_layers(network), frames, method, quiet)
@@ -112,7 +126,9 @@ def calibrate(
     return calibration
 
 
-def quantise(model: onnx.ModelProto, calibration: Calibration, keep: Collection[str] = (), scheme: Scheme | None = None) -> onnx.ModelProto:
+def quantise(
+    model: onnx.ModelProto, calibration: Calibration, keep: Collection[str] = (), scheme: Scheme | None = None
+) -> onnx.ModelProto:
     """The network with Q/DQ pairs.
 
     Args:
@@ -137,7 +153,11 @@ def matching_layers(layers: Iterable[Layer], patterns: Sequence[str]) -> list[st
     layers = list(layers)
     found: list[str] = []
     for pattern in patterns:
-        fits = [layer.name for layer in layers if fnmatchcase(layer.name, pattern) or fnmatchcase(layer.weight, pattern)]
+        fits = [
+            layer.name
+            for layer in layers
+            if fnmatchcase(layer.name, pattern) or fnmatchcase(layer.weight, pattern)
+        ]
         if not fits:
             known = ", ".join(f"{layer.name} ({layer.weight})" for layer in layers)
             raise InputError(f"no layer is called {pattern!r}; there are: {known}")
@@ -146,8 +166,9 @@ def matching_layers(layers: Iterable[Layer], patterns: Sequence[str]) -> list[st
 
 
 def edge_layers(network: Network) -> list[str]:
-    """The layers that stay in high precision in any case: those that read the picture, where int8 costs most accuracy and with three
-    channels gains no time, and those that write the outputs (logits, displacement, boundary, affinity)."""
+    """The layers that stay in high precision in any case: those that read the picture, where int8 costs most
+    accuracy and with three channels gains no time, and those that write the outputs (logits, displacement,
+    boundary, affinity)."""
     layers = {layer.name: layer for layer in find_layers(network)}
     first = {IMAGE, *(i.name for i in network.graph.input)}
     found = [name for name, layer in layers.items() if layer.input in first]
@@ -170,7 +191,13 @@ def _peaks(network: Network, frames: FrameSample, quiet: bool) -> dict[str, NDAr
     peaks: dict[str, NDArray[np.float32]] = {}
     if not wanted:
         return peaks
-    for values in tqdm(run_tensors(network.model, wanted, frames), total=len(frames), desc="channels", unit="frame", disable=quiet):
+    for values in tqdm(
+        run_tensors(network.model, wanted, frames),
+        total=len(frames),
+        desc="channels",
+        unit="frame",
+        disable=quiet,
+    ):
         for name, value in values.items():
             peak = np.abs(value).max((0, 2, 3))
             peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
@@ -183,7 +210,13 @@ def _observe(
     finder, rng = range_finder(method), np.random.default_rng(0)
     moments = {layer.name: Moments() for layer in layers}
     wanted = [name for layer in layers for name in (layer.input, layer.output)]
-    for values in tqdm(run_tensors(network.model, wanted, frames), total=len(frames), desc="ranges", unit="frame", disable=quiet):
+    for values in tqdm(
+        run_tensors(network.model, wanted, frames),
+        total=len(frames),
+        desc="ranges",
+        unit="frame",
+        disable=quiet,
+    ):
         for name, value in values.items():
             finder.see(name, value)
         for layer in layers:
@@ -198,6 +231,8 @@ def _round(network: Network, layer: Layer, moments: Moments) -> Rounded:
     weight = network.weight(layer.weight)
     outputs = weight.shape[layer.axis]
     bias = network.weight(layer.bias) if layer.bias else np.zeros(outputs, np.float32)
-    q, scale, shifted = round_weights(layer.matrix(weight), bias.reshape(layer.groups, -1).astype(np.float64), moments.mean())
+    q, scale, shifted = round_weights(
+        layer.matrix(weight), bias.reshape(layer.groups, -1).astype(np.float64), moments.mean()
+    )
     whole = layer.unmatrix(q.astype(np.float64), weight).astype(np.int8)
     return Rounded(whole, scale.ravel().astype(np.float32), shifted.ravel().astype(np.float32))

@@ -1,4 +1,5 @@
-"""Ranges of activations: what a calibration frame may bring and int8 must hold. Methods: min-max, percentile, entropy."""
+"""Ranges of activations: what a calibration frame may bring and int8 must hold. Methods: min-max, percentile,
+entropy."""
 
 from __future__ import annotations
 
@@ -37,8 +38,9 @@ class _MinMax:
 
 
 class _Magnitudes:
-    """Histograms of magnitudes, 2,048 bins from 0, whose width doubles when a larger value comes. Zeros, which int8 holds exactly, are
-    counted apart: behind a ReLU they are most of all values, and would drown the rest."""
+    """Histograms of magnitudes, 2,048 bins from 0, whose width doubles when a larger value comes. Zeros,
+    which int8 holds exactly, are counted apart: behind a ReLU they are most of all values, and would drown
+    the rest."""
 
     def __init__(self) -> None:
         self._spans = _MinMax()
@@ -107,10 +109,14 @@ class _Entropy(_Magnitudes):
 def range_finder(method: str) -> RangeFinder:
     """A finder of one of ``METHODS``; raises InputError for another name.
 
-    min-max keeps all that was seen, percentile cuts the 0.01 % of largest magnitude, entropy cuts where the quantised histogram loses least
-    (KL divergence, as TensorRT's calibrator did).
+    min-max keeps all that was seen, percentile cuts the 0.01 % of largest magnitude, entropy cuts where the
+    quantised histogram loses least (KL divergence, as TensorRT's calibrator did).
     """
     if method not in METHODS:
         raise InputError(f"no range method {method!r}: wanted one of {', '.join(METHODS)}")
-    kinds: dict[str, type[_MinMax] | type[_Magnitudes]] = {"minmax": _MinMax, "percentile": _Percentile, "entropy": _Entropy}
+    kinds: dict[str, type[_MinMax] | type[_Magnitudes]] = {
+        "minmax": _MinMax,
+        "percentile": _Percentile,
+        "entropy": _Entropy,
+    }
     return kinds[method]()

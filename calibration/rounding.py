@@ -1,8 +1,10 @@
-"""Weights to int8 by second-order rounding: each rounding error is made good by the weights that are not rounded yet.
+"""Weights to int8 by second-order rounding: each rounding error is made good by the weights that are not
+rounded yet.
 
-The known method (optimal brain surgeon, GPTQ, arXiv 2210.17323), with two additions that matter for small convolutions: it works group by
-group, so on depthwise convolutions too, and the bias takes part as the last weight, which stays exact, so that it takes up the mean of all
-errors. On our default network it brings the weights' noise from 26 dB under the logits to 43 (docs/engines.md).
+The known method (optimal brain surgeon, GPTQ, arXiv 2210.17323), with two additions that matter for small
+convolutions: it works group by group, so on depthwise convolutions too, and the bias takes part as the last
+weight, which stays exact, so that it takes up the mean of all errors. On our default network it brings the
+weights' noise from 26 dB under the logits to 43 (docs/engines.md).
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ from numpy.typing import NDArray
 
 LIMIT = 127
 _DAMPING = 0.01
-_SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)  # beside float16 layers scales are float16; dead channels have none
+_SMALLEST_SCALE = float(
+    np.finfo(np.float16).smallest_normal
+)  # beside float16 layers scales are float16; dead channels have none
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A layer's weights in int8: ``q`` int8 in the weight's shape, ``scale`` float32 (outputs,), ``bias`` float32 (outputs,)."""
+    """A layer's weights in int8: ``q`` int8 in the weight's shape, ``scale`` float32 (outputs,), ``bias``
+    float32 (outputs,)."""
 
     q: NDArray[np.int8]
     scale: NDArray[np.float32]
@@ -27,7 +32,8 @@ class Rounded:
 
 
 class Moments:
-    """Second moments of a layer's inputs, a constant 1 for the bias included: float64 (groups, n + 1, n + 1)."""
+    """Second moments of a layer's inputs, a constant 1 for the bias included: float64 (groups, n + 1, n +
+    1)."""
 
     def __init__(self) -> None:
         self._sum: NDArray[np.float64] | None = None
@@ -59,14 +65,16 @@ def round_weights(
         moments: (groups, n + 1, n + 1) from ``Moments.mean``.
 
     Returns:
-        int8 weights like ``matrix``, scale and bias like ``bias``; scale = max |w| / 127 of each output channel, at least
-        float16's smallest.
+        int8 weights like ``matrix``, scale and bias like ``bias``; scale = max |w| / 127 of each output
+        channel, at least float16's smallest.
     """
     groups, outputs, n = matrix.shape
     scale = np.maximum(np.abs(matrix).max(2) / LIMIT, _SMALLEST_SCALE)
     w = np.concatenate([matrix, bias[..., None]], 2)
     # inputs of most energy first, the bias last
-    order = np.concatenate([np.argsort(-np.diagonal(moments, axis1=1, axis2=2)[:, :n], 1), np.full((groups, 1), n)], 1)
+    order = np.concatenate(
+        [np.argsort(-np.diagonal(moments, axis1=1, axis2=2)[:, :n], 1), np.full((groups, 1), n)], 1
+    )
     group = np.arange(groups)[:, None]
     w = w[group[..., None], np.arange(outputs)[None, :, None], order[:, None, :]]
     h = moments[group[..., None], order[:, :, None], order[:, None, :]]

@@ -1,4 +1,5 @@
-"""Which layers cost most in int8: measured one by one, then left out, the worst first, until the gate is passed."""
+"""Which layers cost most in int8: measured one by one, then left out, the worst first, until the gate is
+passed."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def rank_layers(
     skip: Collection[str] = (),
     quiet: bool = True,
 ) -> list[tuple[str, float]]:
-    """(layer, noise) of every layer, the worst first: noise energy in the outputs, as a share of the signal's, with it alone in int8.
+    """(layer, noise) of every layer, the worst first: noise energy in the outputs, as a share of the
+    signal's, with it alone in int8.
 
     Args:
         model: float32. calibration: of it.
@@ -44,7 +46,8 @@ def rank_layers(
         noise = 0.0
         for image, outputs in zip(images, truth, strict=True):
             noise += sum(
-                float(np.square(a - b, dtype=np.float64).sum()) for a, b in zip(running.run(None, {source: image}), outputs, strict=True)
+                float(np.square(a - b, dtype=np.float64).sum())
+                for a, b in zip(running.run(None, {source: image}), outputs, strict=True)
             )
         found.append((name, noise / signal))
     return sorted(found, key=lambda one: -one[1])
@@ -61,7 +64,8 @@ def exclude_until(
         judge: the gate's verdict with these layers in high precision.
 
     Returns:
-        Their names, and what was tried ({"excluded", "label_agreement", "PQ", "passed"}). Where nothing passes, the try of best PQ.
+        Their names, and what was tried ({"excluded", "label_agreement", "PQ", "passed"}). Where nothing
+        passes, the try of best PQ.
     """
     names: list[str] = []
     tried: list[dict[str, Any]] = []

@@ -1,4 +1,5 @@
-"""Does an exported network name the same classes as the original? Pixels are prepared here anew, by OpenCV and numpy, not by the graph."""
+"""Does an exported network name the same classes as the original? Pixels are prepared here anew, by OpenCV
+and numpy, not by the graph."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ Labels = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """``least`` and ``mean`` share of pixels with the same label over ``photos`` photos; the least is that of ``worst``.
+    """``least`` and ``mean`` share of pixels with the same label over ``photos`` photos; the least is that of
+    ``worst``.
 
     ``labels`` counts the different labels that were seen: with one alone, agreement proves little.
     """
@@ -40,7 +42,8 @@ class Agreement:
 
 
 def check_frames(photos: str | Path | None) -> Sequence[tuple[str, NDArray[np.uint8]]] | Frames:
-    """Up to 24 frames of a folder, video or any other source, or 4 synthetic ones: (name, uint8 (H, W, 3) BGR)."""
+    """Up to 24 frames of a folder, video or any other source, or 4 synthetic ones: (name, uint8 (H, W, 3)
+    BGR)."""
     if photos is None:
         cameras = (SyntheticCamera(size_hw, people=2 + k, seed=k) for k, size_hw in enumerate(_SYNTHETIC_HW))
         return [(f"synthetic {k}", next(iter(camera)).image) for k, camera in enumerate(cameras)]
@@ -67,7 +70,11 @@ def network_input(image: NDArray[np.uint8], size_hw: tuple[int, int], pixels: Pi
     x = double.reshape(h, 2, w, 2, 3).mean((1, 3))
     if pixels.rgb:
         x = x[..., ::-1]
-    x = np.rint(x).astype(np.uint8) if pixels.uint8 else ((x * pixels.scale - pixels.mean) / pixels.std).astype(np.float32)
+    x = (
+        np.rint(x).astype(np.uint8)
+        if pixels.uint8
+        else ((x * pixels.scale - pixels.mean) / pixels.std).astype(np.float32)
+    )
     return np.ascontiguousarray(x[None] if pixels.layout == "NHWC" else x.transpose(2, 0, 1)[None])
 
 
@@ -81,7 +88,8 @@ def labels_of(
     """Class of every pixel, int64 (h, w), of scores per class, upsampled bilinearly.
 
     Args:
-        scores: float (1, C, h, w) or (1, h, w, C); with one channel, class 1 lies above ``threshold``; or a class map.
+        scores: float (1, C, h, w) or (1, h, w, C); with one channel, class 1 lies above ``threshold``; or a
+            class map.
         size_hw: of the result; default: that of the scores.
         class_axis: 1 or 3; 0 = there is none, and one channel; None = a class map.
         corner_aligned: upsample with align_corners=True.
@@ -91,11 +99,17 @@ def labels_of(
     maps = np.moveaxis(scores, class_axis, 1)[0] if class_axis else scores
     h, w = size_hw or maps.shape[1:]
     if corner_aligned:  # OpenCV has no such resize, and its remap knows positions to 1/32 pixel only
-        rows, columns = (_corner_weights(grid, side) for grid, side in ((maps.shape[1], h), (maps.shape[2], w)))
+        rows, columns = (
+            _corner_weights(grid, side) for grid, side in ((maps.shape[1], h), (maps.shape[2], w))
+        )
     labels = np.zeros((h, w), np.int64)
     best = np.full((h, w), threshold, np.float32)
     for k, one in enumerate(np.ascontiguousarray(maps, np.float32)):
-        fine = rows @ one @ columns.T if corner_aligned else cv2.resize(one, (w, h), interpolation=cv2.INTER_LINEAR)
+        fine = (
+            rows @ one @ columns.T
+            if corner_aligned
+            else cv2.resize(one, (w, h), interpolation=cv2.INTER_LINEAR)
+        )
         if len(maps) == 1:
             return (fine > threshold).astype(np.int64)
         higher = (fine > best) | (k == 0)
@@ -104,7 +118,8 @@ def labels_of(
 
 
 def _corner_weights(grid: int, side: int) -> NDArray[np.float32]:
-    """(side, grid): linear interpolation of ``grid`` values, the first on the first of ``side`` pixels, the last on the last."""
+    """(side, grid): linear interpolation of ``grid`` values, the first on the first of ``side`` pixels, the
+    last on the last."""
     at = np.linspace(0, grid - 1, side)
     low = np.minimum(at.astype(int), max(grid - 2, 0))
     weights = np.zeros((side, grid), np.float32)
@@ -113,7 +128,9 @@ def _corner_weights(grid: int, side: int) -> NDArray[np.float32]:
     return weights
 
 
-def compare_labels(original: Labels, exported: Labels, frames: Any, picture: Path, quiet: bool = False) -> Agreement:
+def compare_labels(
+    original: Labels, exported: Labels, frames: Any, picture: Path, quiet: bool = False
+) -> Agreement:
     """Compare two networks' labels frame by frame.
 
     Args:
@@ -141,5 +158,7 @@ def compare_labels(original: Labels, exported: Labels, frames: Any, picture: Pat
         small = cv2.resize(image, wrong.shape[::-1], interpolation=cv2.INTER_AREA) // 2
         small[wrong] = _WRONG
         said = f"the exported network agrees with the original on {least:.2%} of the pixels of {name}, wanted {MIN_AGREEMENT:.1%}"
-        raise ModelError(f"{said}: {picture} shows where, in red" if cv2.imwrite(str(picture), small) else said)
+        raise ModelError(
+            f"{said}: {picture} shows where, in red" if cv2.imwrite(str(picture), small) else said
+        )
     return Agreement(least, float(np.mean([share for share, _ in shares])), len(shares), name, len(seen))

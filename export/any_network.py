@@ -1,5 +1,6 @@
-"""Any semantic network -> ``NAME.onnx`` in tfiseg's format, checked against the original on photos. All sources take one way: plain ONNX
-first, then the same import as somebody's own ONNX file. Needs onnx and onnxsim; torch where the network is one of torch's."""
+"""Any semantic network -> ``NAME.onnx`` in tfiseg's format, checked against the original on photos. All
+sources take one way: plain ONNX first, then the same import as somebody's own ONNX file. Needs onnx and
+onnxsim; torch where the network is one of torch's."""
 
 from __future__ import annotations
 
@@ -23,12 +24,27 @@ from onnx import helper
 from ..errors import InputError, ModelError
 from ..plugins.problem import IGNORE
 from ..runtime.model_info import weights_digest
-from ..runtime.sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, FORMAT_VERSION, METADATA_KEY, UNWANTED_OPTIMIZERS, OnnxSession
+from ..runtime.sessions import (
+    DEFAULT_FRAME_MODEL,
+    DEFAULT_MODEL,
+    FORMAT_VERSION,
+    METADATA_KEY,
+    UNWANTED_OPTIMIZERS,
+    OnnxSession,
+)
 from .agreement import check_frames, compare_labels, labels_of, network_input
 from .class_lists import read_class_names, things_of
 from .frame_graph import PixelFormat, set_long_side
 from .network_tail import Tail, class_axis_of, cut_tail, logit_nodes
-from .onnx_network import OPSET, at_fixed_size, attach, load_network, recognise_input, recognise_output, with_opset
+from .onnx_network import (
+    OPSET,
+    at_fixed_size,
+    attach,
+    load_network,
+    recognise_input,
+    recognise_output,
+    with_opset,
+)
 
 DEFAULTS = {"default": DEFAULT_MODEL, "default-frame": DEFAULT_FRAME_MODEL}  # without and with instance heads
 TORCH_KINDS = ("torchvision", "smp", "hf", "python")
@@ -42,7 +58,8 @@ class ExportSettings:
 
     Args:
         input_size_hw: what every frame is scaled to; default: the source's own, else 512 x 512.
-        mean, std, scale, rgb: see ``PixelFormat``; default for an ONNX file: RGB in 0..1, or 0..255 where it takes uint8.
+        mean, std, scale, rgb: see ``PixelFormat``; default for an ONNX file: RGB in 0..1, or 0..255 where it
+            takes uint8.
         photos: whatever ``open_source`` takes, to compare labels on; default: 4 synthetic frames.
         class_names: name of a known list, file with one name a line, or names separated by commas.
         things: countable classes, names or ids separated by commas.
@@ -85,7 +102,8 @@ def export_default(output: Path, source: str = "default", long_side_px: int | No
     Args:
         output: NAME.onnx, written whole or not at all.
         source: one of ``DEFAULTS``.
-        long_side_px: the longer side of what the network sees, in place of the 384 that it was trained with; weights stay as they are.
+        long_side_px: the longer side of what the network sees, in place of the 384 that it was trained with;
+            weights stay as they are.
     """
     with _whole(output) as part:
         if long_side_px is None:
@@ -95,25 +113,33 @@ def export_default(output: Path, source: str = "default", long_side_px: int | No
             set_long_side(model, long_side_px)
             onnx.save(model, part)
         info = OnnxSession(part).info
-    return {"output": str(output), "source": source, "bytes": output.stat().st_size, "class_names": list(info.class_names)}
+    return {
+        "output": str(output),
+        "source": source,
+        "bytes": output.stat().st_size,
+        "class_names": list(info.class_names),
+    }
 
 
-def export_any(source: str, output: Path, options: ExportSettings | None = None, quiet: bool = False) -> dict[str, Any]:
+def export_any(
+    source: str, output: Path, options: ExportSettings | None = None, quiet: bool = False
+) -> dict[str, Any]:
     """Write any semantic network in tfiseg's format.
 
     Args:
-        source: ``default``, ``default-frame``, ``torchvision:NAME``, ``smp:ARCH/ENCODER``, ``hf:NAME_OR_FOLDER``,
-            ``python:module:function`` or an ONNX file.
+        source: ``default``, ``default-frame``, ``torchvision:NAME``, ``smp:ARCH/ENCODER``,
+            ``hf:NAME_OR_FOLDER``, ``python:module:function`` or an ONNX file.
         output: NAME.onnx, written whole or not at all.
         quiet: no progress on stderr.
 
     Returns:
-        What was written: output, bytes, input_size_hw, pixels, opset, grid_hw, stride, class_names, things, removed (operators that were
-        cut from the end), photos, label_agreement (least over the photos), label_agreement_mean, worst_photo,
-        labels_seen (how many different ones), seconds.
+        What was written: output, bytes, input_size_hw, pixels, opset, grid_hw, stride, class_names, things,
+        removed (operators that were cut from the end), photos, label_agreement (least over the photos),
+        label_agreement_mean, worst_photo, labels_seen (how many different ones), seconds.
 
     Raises:
-        InputError: an option doesn't fit. ModelError: the network can't be had, read, cut or run, or labels agree on less than 99.5 % of
+        InputError: an option doesn't fit. ModelError: the network can't be had, read, cut or run, or labels
+            agree on less than 99.5 % of
         the pixels of a photo. MissingDependencyError: a package isn't there.
     """
     if source in DEFAULTS:
@@ -175,19 +201,28 @@ def export_any(source: str, output: Path, options: ExportSettings | None = None,
         _save(model, part)
         session = OnnxSession(part)
         threshold = 0.5 if probabilities or "Sigmoid" in tail.removed else 0.0
-        # at the original's own size, where it is sure what it says; corners, if it leaves them to its user, show only in between
+        # at the original's own size, where it is sure what it says; corners, if it leaves them to its user,
+        # show only in between
         own_hw = labels_of(raw, None, axis, threshold).shape
         corner_aligned = tail.corners_hw is not None and own_hw != tail.corners_hw
         compared_hw = tail.corners_hw if corner_aligned else own_hw
 
         def theirs(image: NDArray[np.uint8]) -> NDArray[np.int64]:
             assert network.size_hw is not None
-            return labels_of(original.run(network_input(image, network.size_hw, pixels)), compared_hw, axis, threshold, corner_aligned)
+            return labels_of(
+                original.run(network_input(image, network.size_hw, pixels)),
+                compared_hw,
+                axis,
+                threshold,
+                corner_aligned,
+            )
 
         def ours(image: NDArray[np.uint8]) -> NDArray[np.int64]:
             return labels_of(session.infer(image)["logits"], compared_hw) - background
 
-        agreement = compare_labels(theirs, ours, frames, output.with_name(f"{output.stem}-disagreement.png"), quiet)
+        agreement = compare_labels(
+            theirs, ours, frames, output.with_name(f"{output.stem}-disagreement.png"), quiet
+        )
     return {
         "output": str(output),
         "source": source,
@@ -232,7 +267,9 @@ def _whole(output: Path) -> Iterator[Path]:
 
 def _from_onnx(source: str, options: ExportSettings, names: Sequence[str] | None) -> _Original:
     if options.weights or options.random_weights:
-        raise InputError("--weights and --random-weights are for networks of torch: an ONNX file brings its own")
+        raise InputError(
+            "--weights and --random-weights are for networks of torch: an ONNX file brings its own"
+        )
     model = load_network(Path(source))
     network = recognise_input(model)
     wanted = recognise_output(model, options.output_name)
@@ -246,7 +283,9 @@ def _from_onnx(source: str, options: ExportSettings, names: Sequence[str] | None
         try:
             value = session.run([wanted], {network.name: picture.astype(np.float16) if half else picture})[0]
         except Exception as wrong:  # onnxruntime's errors share no base class
-            raise ModelError(f"ONNX Runtime can't run {source} on a picture {picture.shape}: {wrong}") from wrong
+            raise ModelError(
+                f"ONNX Runtime can't run {source} on a picture {picture.shape}: {wrong}"
+            ) from wrong
         return np.asarray(value)
 
     return _Original(model, run, pixels)
@@ -268,7 +307,9 @@ def _from_torch(source: str, options: ExportSettings, names: Sequence[str] | Non
             return np.asarray(network.module(torch.from_numpy(picture)).numpy())
 
     model = to_onnx(network.module, size_hw, max(options.opset or OPSET, OPSET))
-    return _Original(model, run, _as_asked(network.pixels, options), network.class_names, network.training_data)
+    return _Original(
+        model, run, _as_asked(network.pixels, options), network.class_names, network.training_data
+    )
 
 
 def _as_asked(pixels: PixelFormat, options: ExportSettings) -> PixelFormat:
@@ -285,7 +326,9 @@ def _session(model: str | bytes) -> Any:
         )
     except Exception as wrong:  # onnxruntime's errors share no base class
         which = model if isinstance(model, str) else "the exported network"
-        raise ModelError(f"ONNX Runtime can't load {which}, which tfiseg runs networks with and checks them by: {wrong}") from wrong
+        raise ModelError(
+            f"ONNX Runtime can't load {which}, which tfiseg runs networks with and checks them by: {wrong}"
+        ) from wrong
 
 
 def _are_probabilities(scores: NDArray[Any], axis: int | None) -> bool:
@@ -296,11 +339,16 @@ def _are_probabilities(scores: NDArray[Any], axis: int | None) -> bool:
     return bool(np.allclose(scores.astype(np.float32).sum(axis), 1, atol=1e-2)) if several else True
 
 
-def _classes(tail: Tail, names: Sequence[str] | None, things: str | None) -> tuple[tuple[str, ...], tuple[int, ...], bool]:
-    """Names and countable ids of the exported classes, and whether a background has to be put in front of the network's own."""
+def _classes(
+    tail: Tail, names: Sequence[str] | None, things: str | None
+) -> tuple[tuple[str, ...], tuple[int, ...], bool]:
+    """Names and countable ids of the exported classes, and whether a background has to be put in front of the
+    network's own."""
     if tail.class_axis is None:
         if names is None:
-            raise InputError("the network puts out a class map, which doesn't say how many classes there are: give --class-names")
+            raise InputError(
+                "the network puts out a class map, which doesn't say how many classes there are: give --class-names"
+            )
         count = len(names)
     else:
         count = max(2, tail.channels)
@@ -310,13 +358,17 @@ def _classes(tail: Tail, names: Sequence[str] | None, things: str | None) -> tup
         names = ("background", *names)
     if len(names) != count:
         start = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-        raise InputError(f"the network has {count} classes, got {len(names)} names ({start}): name every class in order of its id")
+        raise InputError(
+            f"the network has {count} classes, got {len(names)} names ({start}): name every class in order of its id"
+        )
     countable = things_of(names, things)
     background = 0 in countable
     if background:
         names, countable = ("background", *names), tuple(i + 1 for i in countable)
     if len(names) > _MAX_CLASSES:
-        raise ModelError(f"the network has {len(names)} classes, the clustering operator takes at most {_MAX_CLASSES}")
+        raise ModelError(
+            f"the network has {len(names)} classes, the clustering operator takes at most {_MAX_CLASSES}"
+        )
     return tuple(names), countable, background
 
 
@@ -327,7 +379,9 @@ def _set_grid(model: onnx.ModelProto, image: NDArray[np.uint8]) -> tuple[int, in
     except (ValueError, EncodeError) as wrong:
         raise ModelError(f"the network is too large for one ONNX file (2 GB): {wrong}") from wrong
     (logits,) = session.run(["logits"], {"frame": image[None]})
-    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, logits.shape))
+    model.graph.output[0].CopyFrom(
+        helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, logits.shape)
+    )
     return int(logits.shape[2]), int(logits.shape[3])
 
 

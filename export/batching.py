@@ -16,7 +16,8 @@ def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     """The network for 1 to ``batch`` frames per call: inputs and outputs (N, ...).
 
     Raises:
-        ModelError: it wasn't written by ``tfiseg export``, or something behind the preprocessing insists on single frames.
+        ModelError: it wasn't written by ``tfiseg export``, or something behind the preprocessing insists on
+            single frames.
     """
     if batch == 1:
         return model
@@ -25,14 +26,23 @@ def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     graph = result.graph
     sizes = next((i for i in graph.initializer if i.name == _SIZES), None)
     if sizes is None:
-        raise ModelError(f"the network has no preprocessing of tfiseg ({_SIZES}): export it with `tfiseg export`, or leave --batch out")
+        raise ModelError(
+            f"the network has no preprocessing of tfiseg ({_SIZES}): export it with `tfiseg export`, or leave --batch out"
+        )
     graph.initializer.remove(sizes)
     constants = {"pre.batch_start": [0], "pre.batch_end": [1], "pre.three_channels": [3]}
-    graph.initializer.extend(numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items())
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()
+    )
     graph.node.extend(
         [
             helper.make_node("Shape", ["frame"], ["pre.frame_shape"], name="pre.frame_shape"),
-            helper.make_node("Slice", ["pre.frame_shape", "pre.batch_start", "pre.batch_end"], ["pre.batch"], name="pre.batch"),
+            helper.make_node(
+                "Slice",
+                ["pre.frame_shape", "pre.batch_start", "pre.batch_end"],
+                ["pre.batch"],
+                name="pre.batch",
+            ),
             helper.make_node("Concat", ["pre.batch", "pre.three_channels"], [_SIZES], name=_SIZES, axis=0),
         ]
     )
@@ -49,11 +59,20 @@ def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
 
 
 def _free_resizes(model: onnx.ModelProto) -> None:
-    """Sizes that a Resize is given begin with a batch of 1, as exported: the call's own batch takes its place."""
+    """Sizes that a Resize is given begin with a batch of 1, as exported: the call's own batch takes its
+    place."""
     graph = model.graph
     bounds = {"pre.sides_start": [1], "pre.sides_end": [4]}
-    graph.initializer.extend(numpy_helper.from_array(np.array(value, np.int64), name) for name, value in bounds.items())
-    for k, node in enumerate([n for n in graph.node if n.op_type == "Resize" and len(n.input) > 3 and not n.output[0].startswith("pre.")]):
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array(value, np.int64), name) for name, value in bounds.items()
+    )
+    for k, node in enumerate(
+        [
+            n
+            for n in graph.node
+            if n.op_type == "Resize" and len(n.input) > 3 and not n.output[0].startswith("pre.")
+        ]
+    ):
         sides, sizes = f"pre.sides_{k}", f"pre.sizes_{k}"
         graph.node.extend(
             [
@@ -65,7 +84,8 @@ def _free_resizes(model: onnx.ModelProto) -> None:
 
 
 def _free_reshapes(model: onnx.ModelProto) -> None:
-    """A Reshape to a constant (1, ...) keeps the batch in its first axis; where that was none, the check finds out."""
+    """A Reshape to a constant (1, ...) keeps the batch in its first axis; where that was none, the check
+    finds out."""
     constants = {i.name: i for i in model.graph.initializer}
     for node in [n for n in model.graph.node if n.op_type == "Reshape" and n.input[1] in constants]:
         shape = numpy_helper.to_array(constants[node.input[1]]).copy()
@@ -87,6 +107,12 @@ def _check(single: onnx.ModelProto, batched: onnx.ModelProto, batch: int) -> Non
         together = session(batched).run(None, {name: frames})[0]
     except Exception as wrong:  # onnxruntime's errors share no base class
         raise ModelError(f"the network can't take {batch} frames at once: {wrong}") from wrong
-    worst = float(np.abs(together.astype(np.float32) - apart.astype(np.float32)).max()) if together.shape == apart.shape else np.inf
+    worst = (
+        float(np.abs(together.astype(np.float32) - apart.astype(np.float32)).max())
+        if together.shape == apart.shape
+        else np.inf
+    )
     if worst > 0.05 * float(np.abs(apart).max()):
-        raise ModelError(f"with {batch} frames at once the network says something else than frame by frame: build it with --batch 1")
+        raise ModelError(
+            f"with {batch} frames at once the network says something else than frame by frame: build it with --batch 1"
+        )

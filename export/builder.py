@@ -1,6 +1,8 @@
-"""A network into a TensorRT plan: parsed strongly typed, built, and what the builder said of its layers kept as evidence.
+"""A network into a TensorRT plan: parsed strongly typed, built, and what the builder said of its layers kept
+as evidence.
 
-The calls are those that TensorRT 10.3, 11 and TensorRT-RTX 1.7 share; what only some have is asked for by name.
+The calls are those that TensorRT 10.3, 11 and TensorRT-RTX 1.7 share; what only some have is asked for by
+name.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ FRAME = "frame"
 
 @dataclass(frozen=True)
 class Profile:
-    """Sizes of the input ``frame`` that an engine takes: (H, W) smallest, best and largest, at most ``batch`` frames per call."""
+    """Sizes of the input ``frame`` that an engine takes: (H, W) smallest, best and largest, at most ``batch``
+    frames per call."""
 
     min_hw: tuple[int, int] = (240, 320)
     opt_hw: tuple[int, int] = (480, 640)
@@ -42,7 +45,9 @@ class Profile:
     def __post_init__(self) -> None:
         order = all(a <= b <= c for a, b, c in zip(self.min_hw, self.opt_hw, self.max_hw, strict=True))
         if not order or min(*self.min_hw, self.batch) < 1:
-            raise InputError(f"frame sizes must rise from smallest over best to largest, got {self.min_hw}, {self.opt_hw}, {self.max_hw}")
+            raise InputError(
+                f"frame sizes must rise from smallest over best to largest, got {self.min_hw}, {self.opt_hw}, {self.max_hw}"
+            )
 
     def inputs(self) -> dict[str, list[list[int]]]:
         """Smallest, best and largest shape of each input."""
@@ -52,7 +57,8 @@ class Profile:
 
 @dataclass(frozen=True)
 class ViewProfile(Profile):
-    """How many views of ``view_px`` an engine of the instance network takes per call: 1 to ``batch``, ``usual`` fastest."""
+    """How many views of ``view_px`` an engine of the instance network takes per call: 1 to ``batch``,
+    ``usual`` fastest."""
 
     view_px: int = field(kw_only=True)
     usual: int = 8
@@ -65,8 +71,9 @@ class ViewProfile(Profile):
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How to build. ``portable``: for other GPUs of the same kind and newer TensorRT; ``compute_capabilities`` like "8.6": RTX only.
-    ``operator``: the clustering plugin in TensorRT's engines; without it they give class logits, and the C API clusters behind them."""
+    """How to build. ``portable``: for other GPUs of the same kind and newer TensorRT;
+    ``compute_capabilities`` like "8.6": RTX only. ``operator``: the clustering plugin in TensorRT's engines;
+    without it they give class logits, and the C API clusters behind them."""
 
     profile: Profile = field(default_factory=Profile)
     workspace_mib: int | None = None
@@ -81,7 +88,8 @@ class BuildSettings:
 
 @dataclass
 class Built:
-    """A plan, and the precision of its convolutions and matrix products by ONNX node name ("fp32", "fp16", "int8"), per witness."""
+    """A plan, and the precision of its convolutions and matrix products by ONNX node name ("fp32", "fp16",
+    "int8"), per witness."""
 
     plan: bytes
     witnesses: dict[str, dict[str, str]]
@@ -102,30 +110,40 @@ def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool
         EngineError: it can't read the network or can't build it; its own words are in the message.
     """
     if settings.portable and not kind.takes_plugins:
-        raise InputError("--portable is for --target tensorrt: a TensorRT-RTX engine is compiled to the end on the GPU that loads it")
+        raise InputError(
+            "--portable is for --target tensorrt: a TensorRT-RTX engine is compiled to the end on the GPU that loads it"
+        )
     globals()["trt"] = kind.module
     began = time.perf_counter()
     report = LayerReport()
     logger = _logger(report)
     builder = trt.Builder(logger)
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # TensorRT 11 knows no other networks
+    typed = getattr(
+        trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
+    )  # TensorRT 11 knows no other networks
     network = builder.create_network(1 << int(typed) if typed is not None else 0)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
-        raise EngineError(f"{kind.name} {kind.version} can't read the network: {_parser_errors(parser, report)}")
+        raise EngineError(
+            f"{kind.name} {kind.version} can't read the network: {_parser_errors(parser, report)}"
+        )
     witnesses = {"parsed network": _parsed(network)}
     config = builder.create_builder_config()
     _configure(kind, builder, network, config, settings)
     with _progress(config, quiet):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EngineError(f"{kind.name} {kind.version} can't build the engine: {report.errors() or 'it gave no reason'}")
+        raise EngineError(
+            f"{kind.name} {kind.version} can't build the engine: {report.errors() or 'it gave no reason'}"
+        )
     if settings.timing_cache is not None and kind.takes_plugins:
         write_whole(settings.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
     witnesses |= {"builder's layer report": read_log(report.messages)}
     content = bytes(memoryview(plan))
     witnesses |= {"engine inspector": _inspected(logger, content)}
-    return Built(content, {name: found for name, found in witnesses.items() if found}, time.perf_counter() - began)
+    return Built(
+        content, {name: found for name, found in witnesses.items() if found}, time.perf_counter() - began
+    )
 
 
 def _logger(report: LayerReport) -> trt.ILogger:
@@ -143,14 +161,24 @@ def _parser_errors(parser: trt.OnnxParser, report: LayerReport) -> str:
     said = []
     for k in range(parser.num_errors):
         error = parser.get_error(k)
-        node = f"node {error.node_name()!r} ({error.node_operator()})" if hasattr(error, "node_operator") else f"node {error.node()}"
+        node = (
+            f"node {error.node_name()!r} ({error.node_operator()})"
+            if hasattr(error, "node_operator")
+            else f"node {error.node()}"
+        )
         text = error.desc().strip()
-        said.append(f"{node}: {'this operator is not supported' if text in ('', 'false') or 'Plugin not found' in text else text}")
+        said.append(
+            f"{node}: {'this operator is not supported' if text in ('', 'false') or 'Plugin not found' in text else text}"
+        )
     return "; ".join(said) or report.errors() or "it gave no reason"
 
 
 def _configure(
-    kind: Flavour, builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, settings: BuildSettings
+    kind: Flavour,
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    settings: BuildSettings,
 ) -> None:
     shapes, profile = settings.profile, builder.create_optimization_profile()
     wanted = shapes.inputs()
@@ -161,14 +189,18 @@ def _configure(
         profile.set_shape(name, *(trt.Dims(size) for size in sizes))
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(f"{kind.name} doesn't take the shapes {shapes}")
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it no layer says what it computes in
+    config.profiling_verbosity = (
+        trt.ProfilingVerbosity.DETAILED
+    )  # without it no layer says what it computes in
     if settings.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
     if settings.optimisation_level is not None:
         config.builder_optimization_level = settings.optimisation_level
     if not settings.tf32:  # float32 that was asked for is float32
         config.clear_flag(trt.BuilderFlag.TF32)
-    if settings.timing_cache is not None and kind.takes_plugins:  # TensorRT-RTX compiles without timing anything
+    if (
+        settings.timing_cache is not None and kind.takes_plugins
+    ):  # TensorRT-RTX compiles without timing anything
         known = settings.timing_cache.read_bytes() if settings.timing_cache.is_file() else b""
         config.set_timing_cache(config.create_timing_cache(known), False)
     if settings.portable and kind.takes_plugins:
@@ -183,12 +215,18 @@ def _configure(
 def _set_capabilities(config: Any, capabilities: Sequence[str], kind: Flavour) -> None:
     if not hasattr(config, "set_compute_capability"):
         raise EngineError(f"{kind.name} builds for the GPU at hand: --compute-capability is for --target rtx")
-    known = {f"{name[2:-1]}.{name[-1]}": name for name in dir(kind.module.ComputeCapability) if name.startswith("SM")}
+    known = {
+        f"{name[2:-1]}.{name[-1]}": name
+        for name in dir(kind.module.ComputeCapability)
+        if name.startswith("SM")
+    }
     known = dict(sorted(known.items(), key=lambda one: float(one[0])))
     config.num_compute_capabilities = len(capabilities)
     for k, text in enumerate(capabilities):
         if text not in known:
-            raise InputError(f"{kind.name} {kind.version} knows no compute capability {text!r}: wanted one of {', '.join(known)}")
+            raise InputError(
+                f"{kind.name} {kind.version} knows no compute capability {text!r}: wanted one of {', '.join(known)}"
+            )
         config.set_compute_capability(getattr(kind.module.ComputeCapability, known[text]), k)
 
 
@@ -231,9 +269,15 @@ def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
     for k in range(network.num_layers):
         layer = network.get_layer(k)
         if layer.type in kinds:
-            operands = [t for t in (layer.get_input(j) for j in range(min(2, layer.num_inputs))) if t is not None]
+            operands = [
+                t for t in (layer.get_input(j) for j in range(min(2, layer.num_inputs))) if t is not None
+            ]
             pairs = [_dequantises(makers, t) for t in operands]
-            precision = "int8" if len(operands) == 2 and all(pairs) else names.get(operands[0].dtype, str(operands[0].dtype))
+            precision = (
+                "int8"
+                if len(operands) == 2 and all(pairs)
+                else names.get(operands[0].dtype, str(operands[0].dtype))
+            )
             found[layer.name] = precision
     return found
 
@@ -253,7 +297,9 @@ def _inspected(logger: trt.ILogger, plan: bytes) -> dict[str, str]:
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
     if engine is None:
         return {}
-    return read_inspector(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+    return read_inspector(
+        engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    )
 
 
 def _has_gpu() -> bool:
@@ -272,7 +318,10 @@ def built_from(source: Path, command: str, precision: str) -> dict[str, Any]:
 
 def shapes_of(settings: BuildSettings) -> dict[str, Any]:
     """The profile, for an engine's record."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings.profile).items()}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in vars(settings.profile).items()
+    }
 
 
 def built_with(kind: Flavour, settings: BuildSettings) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from ..errors import InputError
 def _listed(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
     """Names separated by commas, the countable ones marked by ``*``."""
     marked = [name.strip() for name in text.replace("\n", " ").split(",")]
-    return tuple(name.strip("*") for name in marked), frozenset(name.strip("*") for name in marked if name.endswith("*"))
+    return tuple(name.strip("*") for name in marked), frozenset(
+        name.strip("*") for name in marked if name.endswith("*")
+    )
 
 
 _VOC = """background, aeroplane*, bicycle*, bird*, boat*, bottle*, bus*, car*, cat*, chair*, cow*, diningtable*, dog*, horse*, motorbike*,
@@ -52,13 +54,16 @@ VOC21 = CLASS_LISTS["voc21"]
 
 
 def read_class_names(text: str) -> tuple[str, ...]:
-    """The names that a user gave: a known list, a file with one name a line, or names separated by commas, all in order of their ids."""
+    """The names that a user gave: a known list, a file with one name a line, or names separated by commas,
+    all in order of their ids."""
     if text in CLASS_LISTS:
         return CLASS_LISTS[text]
     if Path(text).is_file():
         return tuple(line.strip() for line in Path(text).read_text().splitlines() if line.strip())
     if "," not in text:
-        raise InputError(f"{text!r} is no file and none of the known lists ({', '.join(CLASS_LISTS)}); names are separated by commas")
+        raise InputError(
+            f"{text!r} is no file and none of the known lists ({', '.join(CLASS_LISTS)}); names are separated by commas"
+        )
     return tuple(name.strip() for name in text.split(","))
 
 
@@ -67,8 +72,9 @@ def things_of(names: Sequence[str], wanted: str | None = None) -> tuple[int, ...
 
     Args:
         names: of all classes, in order of their ids.
-        wanted: names or ids, separated by commas. Default: those that are countable in the known list of just these names; else each by
-            its name as the lists have it; else, where no list knows any of them, all but class 0.
+        wanted: names or ids, separated by commas. Default: those that are countable in the known list of just
+            these names; else each by its name as the lists have it; else, where no list knows any of them,
+            all but class 0.
 
     Raises:
         InputError: a wanted class isn't there.

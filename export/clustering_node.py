@@ -1,6 +1,7 @@
 """The operator as a node of an ONNX network, for TensorRT: put it on, take it off again, infer its shapes.
 
-ONNX Runtime and TensorRT-RTX know no such node: it goes onto a copy of the network when an engine is built, never into NAME.onnx.
+ONNX Runtime and TensorRT-RTX know no such node: it goes onto a copy of the network when an engine is built,
+never into NAME.onnx.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def graft_clustering(
     """A copy of a network whose outputs go through the clustering operator.
 
     Args:
-        model: its outputs ``logits`` (N, C, h, w) and, where there are such, ``displacement`` (N, 2, h, w), ``boundary`` (N, 1, h, w) and
-            ``affinity`` (N, A, h / stride, w / stride) become the node's inputs; all of one type, float32 or float16.
+        model: its outputs ``logits`` (N, C, h, w) and, where there are such, ``displacement`` (N, 2, h, w),
+            ``boundary`` (N, 1, h, w) and ``affinity`` (N, A, h / stride, w / stride) become the node's
+            inputs; all of one type, float32 or float16.
         output_size_hw: (H, W) of the result; default: the grid's size times ``output_scale``.
         affinity_stride: grid pixels per affinity cell.
         names: other names of the outputs, like ``{"logits": "output_0"}``.
@@ -55,8 +57,9 @@ def graft_clustering(
             affinity_offsets: as in ``tfiseg.cluster``.
 
     Returns:
-        The network with the outputs ``label_map`` int32 (N, H, W), ``semantic_map`` int32 (N, H, W), ``count`` int32 (N,) and ``table``
-        float32 (N, max_instances, 10); what else it put out is kept behind them.
+        The network with the outputs ``label_map`` int32 (N, H, W), ``semantic_map`` int32 (N, H, W),
+        ``count`` int32 (N,) and ``table`` float32 (N, max_instances, 10); what else it put out is kept behind
+        them.
 
     Raises:
         InputError: there is no output ``logits``, or the network carries the node already.
@@ -66,7 +69,9 @@ def graft_clustering(
     known = {o.name: o for o in model.graph.output}
     taken = {name: known.get((names or {}).get(name, name)) for name in ("logits", *_EVIDENCE)}
     if taken["logits"] is None:
-        raise InputError(f'the network has no output "logits", but {", ".join(known)}: say which it is by names={{"logits": ...}}')
+        raise InputError(
+            f'the network has no output "logits", but {", ".join(known)}: say which it is by names={{"logits": ...}}'
+        )
     inputs = [value for value in taken.values() if value is not None]
     attributes: dict[str, Any] = {
         "plugin_version": PLUGIN_VERSION,
@@ -83,7 +88,10 @@ def graft_clustering(
     if taken["boundary"] is not None:
         attributes["sharpen"] = sharpen
     if taken["affinity"] is not None:
-        attributes |= {"affinity_offsets_yx": [int(v) for pair in affinity_offsets for v in pair], "affinity_stride": affinity_stride}
+        attributes |= {
+            "affinity_offsets_yx": [int(v) for pair in affinity_offsets for v in pair],
+            "affinity_stride": affinity_stride,
+        }
         if merge_rule is not None:
             attributes["merge_rule"] = [float(v) for v in merge_rule]
         if part_rule is not None and taken["boundary"] is not None:
@@ -98,7 +106,14 @@ def graft_clustering(
     before = [base64.b64encode(o.SerializeToString()).decode() for o in model.graph.output]
     grafted.metadata_props.add(key=_METADATA, value=json.dumps({"outputs": before}))
     grafted.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    node = helper.make_node(PLUGIN_NAME, [v.name for v in inputs], list(OUTPUTS), name="tfiseg_clustering", domain=DOMAIN, **attributes)
+    node = helper.make_node(
+        PLUGIN_NAME,
+        [v.name for v in inputs],
+        list(OUTPUTS),
+        name="tfiseg_clustering",
+        domain=DOMAIN,
+        **attributes,
+    )
     grafted.graph.node.append(node)
     rest = [o for o in model.graph.output if o not in inputs]
     del grafted.graph.output[:]
@@ -107,7 +122,8 @@ def graft_clustering(
 
 
 def strip_clustering(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The network as it was before ``graft_clustering``, byte for byte. Raises InputError if it carries no such node."""
+    """The network as it was before ``graft_clustering``, byte for byte. Raises InputError if it carries no
+    such node."""
     kept = next((p for p in model.metadata_props if p.key == _METADATA), None)
     nodes = [n for n in model.graph.node if n.domain == DOMAIN]
     if kept is None or not nodes:
@@ -126,7 +142,8 @@ def strip_clustering(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def clustering_shapes(node: onnx.NodeProto, logits: onnx.ValueInfoProto) -> list[onnx.ValueInfoProto]:
-    """Types and shapes of the node's four outputs, from those of the logits (N, C, h, w): known sizes, or expressions in their names."""
+    """Types and shapes of the node's four outputs, from those of the logits (N, C, h, w): known sizes, or
+    expressions in their names."""
     settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     n, _, h, w = _sizes(logits)
     scale = settings.get("output_scale", 1)
@@ -137,13 +154,19 @@ def clustering_shapes(node: onnx.NodeProto, logits: onnx.ValueInfoProto) -> list
         "count": (TensorProto.INT32, [n]),
         "table": (TensorProto.FLOAT, [n, settings["max_instances"], len(TABLE_COLUMNS)]),
     }
-    return [helper.make_tensor_value_info(name, *shapes[wanted]) for name, wanted in zip(node.output, OUTPUTS, strict=True)]
+    return [
+        helper.make_tensor_value_info(name, *shapes[wanted])
+        for name, wanted in zip(node.output, OUTPUTS, strict=True)
+    ]
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | str | None]:
     if not value.type.tensor_type.HasField("shape"):
         return [None] * 4
-    sizes = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in value.type.tensor_type.shape.dim]
+    sizes = [
+        d.dim_value if d.HasField("dim_value") else d.dim_param or None
+        for d in value.type.tensor_type.shape.dim
+    ]
     if len(sizes) != 4:
         raise InputError(f"logits must have 4 dimensions (N, C, h, w), {value.name} has {sizes}")
     return sizes

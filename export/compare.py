@@ -14,12 +14,20 @@ _FILES = (".onnx", ".engine")
 
 
 def compare_networks(
-    reference: str, candidate: str, frames: str, count: int, seed: int, sheet: Path, threads: int = 0, quiet: bool = True
+    reference: str,
+    candidate: str,
+    frames: str,
+    count: int,
+    seed: int,
+    sheet: Path,
+    threads: int = 0,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """Compare two networks on a sample of frames; the worst frames are drawn into ``sheet``.
 
     Args:
-        reference, candidate: a .onnx in tfiseg's format, a .engine that fits this machine, or a source of ``tfiseg export``.
+        reference, candidate: a .onnx in tfiseg's format, a .engine that fits this machine, or a source of
+            ``tfiseg export``.
         frames: whatever ``open_source`` takes. count, seed: of the sample.
 
     Returns:

@@ -1,4 +1,5 @@
-"""``tfiseg build``: NAME.onnx into a TensorRT engine, or into ONNX of lower precision for a CPU: proved, judged, written whole or not."""
+"""``tfiseg build``: NAME.onnx into a TensorRT engine, or into ONNX of lower precision for a CPU: proved,
+judged, written whole or not."""
 
 from __future__ import annotations
 
@@ -45,8 +46,9 @@ def build(
 
     Args:
         source: NAME.onnx in tfiseg's format (``tfiseg export``).
-        output: NAME.engine, or NAME.onnx for the target "onnxruntime". Beside it: the record NAME.engine.json, the gate's report
-            NAME.engine.gate.json and, where it compared anything, a picture of the worst frames, NAME.engine.gate.png.
+        output: NAME.engine, or NAME.onnx for the target "onnxruntime". Beside it: the record
+            NAME.engine.json, the gate's report NAME.engine.gate.json and, where it compared anything, a
+            picture of the worst frames, NAME.engine.gate.png.
         target: "tensorrt", "rtx", "auto" (whichever is installed) or "onnxruntime".
         precision: default: fp16. settings: shapes and modes.
         command: what builds it again, for the record.
@@ -65,14 +67,20 @@ def build(
     _check_output(output, kind)
     of_instances = is_instance_network(source)
     if not settings.operator and (kind is None or of_instances):
-        raise InputError("--no-operator is for engines of semantic networks: nothing else carries the operator")
+        raise InputError(
+            "--no-operator is for engines of semantic networks: nothing else carries the operator"
+        )
     began = time.perf_counter()
     if of_instances:
         return build_instance_engine(source, output, kind, precision, settings, command, quiet)
     model, info = read_network(source)
     plugin = _plugin(kind) if settings.operator else None  # before minutes are spent
     output.parent.mkdir(parents=True, exist_ok=True)
-    sheet = output.with_name(output.name + GATE_SHEET) if precision.gate and precision.precision != "fp32" else None
+    sheet = (
+        output.with_name(output.name + GATE_SHEET)
+        if precision.gate and precision.precision != "fp32"
+        else None
+    )
     lowered = lower(model, precision, for_cpu=kind is None, sheet=sheet, quiet=quiet)
     _write_gate(output, lowered)
     timings = {"precision": time.perf_counter() - began}
@@ -115,10 +123,13 @@ def read_network(path: Path) -> tuple[onnx.ModelProto, ModelInfo]:
     """A network in tfiseg's format, weights and all.
 
     Raises:
-        ModelError: no such file, no ONNX, external data missing, no tfiseg metadata, or it carries nodes of another domain.
+        ModelError: no such file, no ONNX, external data missing, no tfiseg metadata, or it carries nodes of
+            another domain.
     """
     if not path.is_file():
-        raise ModelError(f"there is no network {path}: `tfiseg export` writes one (`tfiseg export default -o {path.name}` the one we ship)")
+        raise ModelError(
+            f"there is no network {path}: `tfiseg export` writes one (`tfiseg export default -o {path.name}` the one we ship)"
+        )
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError, OSError) as wrong:
@@ -128,8 +139,12 @@ def read_network(path: Path) -> tuple[onnx.ModelProto, ModelInfo]:
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except Exception as wrong:  # onnx raises its checker's errors or the system's
-        raise ModelError(f"{path} keeps its weights in another file that isn't there: copy both ({wrong})") from wrong
-    foreign = sorted({f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")})
+        raise ModelError(
+            f"{path} keeps its weights in another file that isn't there: copy both ({wrong})"
+        ) from wrong
+    foreign = sorted(
+        {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
+    )
     if foreign:
         raise ModelError(
             f"{path} has operators that no standard runtime knows: {', '.join(foreign)}. strip_clustering() takes a clustering node off; "
@@ -137,14 +152,18 @@ def read_network(path: Path) -> tuple[onnx.ModelProto, ModelInfo]:
         )
     text = next((prop.value for prop in model.metadata_props if prop.key == METADATA_KEY), None)
     if text is None:
-        raise ModelError(f"{path} has no tfiseg metadata: bring it into tfiseg's format first, `tfiseg export {path.name} -o NAME.onnx`")
+        raise ModelError(
+            f"{path} has no tfiseg metadata: bring it into tfiseg's format first, `tfiseg export {path.name} -o NAME.onnx`"
+        )
     return model, ModelInfo.from_json(text, str(path))
 
 
 def _check_output(output: Path, kind: Flavour | None) -> None:
     wanted = ".onnx" if kind is None else SUFFIX
     if output.suffix != wanted:
-        raise InputError(f"the target {CPU_TARGET if kind is None else kind.target} writes NAME{wanted}, got {output}")
+        raise InputError(
+            f"the target {CPU_TARGET if kind is None else kind.target} writes NAME{wanted}, got {output}"
+        )
 
 
 def _plugin(kind: Flavour | None) -> dict[str, Any] | None:

@@ -1,4 +1,5 @@
-"""TensorRT 10.3 to 11 and TensorRT-RTX 1.7: one API under two names, found, named and versioned in one place."""
+"""TensorRT 10.3 to 11 and TensorRT-RTX 1.7: one API under two names, found, named and versioned in one
+place."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 
 @dataclass(frozen=True)
 class Flavour:
-    """An installed TensorRT. ``target`` "tensorrt" or "rtx"; ``name`` as engine files have it; only the first takes plugins."""
+    """An installed TensorRT. ``target`` "tensorrt" or "rtx"; ``name`` as engine files have it; only the first
+    takes plugins."""
 
     target: str
     module: ModuleType
@@ -52,7 +54,9 @@ def flavour(target: str) -> Flavour:
     try:
         module = importlib.import_module(MODULES[target])
     except (ImportError, OSError) as missing:  # OSError: a wheel whose libraries don't load here
-        raise MissingDependencyError(f"{MODULES[target]} can't be imported ({missing}). {_how(target)}") from missing
+        raise MissingDependencyError(
+            f"{MODULES[target]} can't be imported ({missing}). {_how(target)}"
+        ) from missing
     if not hasattr(module, "Builder"):  # the type checker's stubs leave an empty package behind
         raise MissingDependencyError(f"{MODULES[target]} is only a shell without the library. {_how(target)}")
     return Flavour(target, module)

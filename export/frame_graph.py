@@ -1,7 +1,9 @@
-"""Preprocessing as plain ONNX nodes in front of a network: frames of any size in, what the network was trained on out.
+"""Preprocessing as plain ONNX nodes in front of a network: frames of any size in, what the network was
+trained on out.
 
-All nodes' results and constants are named ``pre.*`` and the last is ``image``, so that whoever lowers a network's precision knows where
-the preprocessing ends. No shape arithmetic in Python is left: ONNX Runtime and TensorRT both read it.
+All nodes' results and constants are named ``pre.*`` and the last is ``image``, so that whoever lowers a
+network's precision knows where the preprocessing ends. No shape arithmetic in Python is left: ONNX Runtime
+and TensorRT both read it.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ def fixed_size_nodes(size_hw: tuple[int, int]) -> Part:
 
 
 def long_side_nodes(long_side_px: int, side_multiple: int) -> Part:
-    """``pre.sizes`` of ``pixel_nodes`` from the frame: the longer side becomes ``long_side_px``, both multiples of ``side_multiple``."""
+    """``pre.sizes`` of ``pixel_nodes`` from the frame: the longer side becomes ``long_side_px``, both
+    multiples of ``side_multiple``."""
     constants = {
         "pre.multiple": np.float32(side_multiple),
         "pre.one": np.float32(1),
@@ -88,12 +91,17 @@ def long_side_nodes(long_side_px: int, side_multiple: int) -> Part:
         node("Mul", ["pre.blocks_int", "pre.twice"], ["pre.double_hw"]),
         node("Concat", ["pre.batch_and_channels", "pre.double_hw"], ["pre.sizes"], axis=0),
     ]
-    return nodes, [_long_side(long_side_px), *(numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items())]
+    return nodes, [
+        _long_side(long_side_px),
+        *(numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()),
+    ]
 
 
 def _long_side(long_side_px: int) -> onnx.TensorProto:
     if not LEAST_LONG_SIDE_PX <= long_side_px <= MOST_LONG_SIDE_PX:
-        raise InputError(f"the longer side must lie in {LEAST_LONG_SIDE_PX}..{MOST_LONG_SIDE_PX} pixels, got {long_side_px}")
+        raise InputError(
+            f"the longer side must lie in {LEAST_LONG_SIDE_PX}..{MOST_LONG_SIDE_PX} pixels, got {long_side_px}"
+        )
     return numpy_helper.from_array(np.asarray(np.float32(long_side_px)), _LONG_SIDE)
 
 
@@ -110,13 +118,19 @@ def set_long_side(model: onnx.ModelProto, long_side_px: int) -> None:
 def pixel_nodes(pixels: PixelFormat) -> Part:
     """``frame`` uint8 (1, H, W, 3) BGR and ``pre.sizes`` int64 (4,), twice the network's size -> ``image``.
 
-    The frame is first scaled to twice the size and then averaged 2 x 2: bilinear scaling alone skips pixels of large frames.
+    The frame is first scaled to twice the size and then averaged 2 x 2: bilinear scaling alone skips pixels
+    of large frames.
     """
     constants: dict[str, NDArray[Any]] = {}
     steps: list[tuple[str, list[str], dict[str, Any], str]] = [
         ("Cast", [], {"to": TensorProto.FLOAT}, "pre.float"),
         ("Transpose", [], {"perm": [0, 3, 1, 2]}, "pre.nchw"),
-        ("Resize", ["", "", "pre.sizes"], {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}, "pre.double"),
+        (
+            "Resize",
+            ["", "", "pre.sizes"],
+            {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
+            "pre.double",
+        ),
         ("AveragePool", [], {"kernel_shape": [2, 2], "strides": [2, 2]}, "pre.small"),
     ]
     if pixels.rgb:
@@ -126,7 +140,10 @@ def pixel_nodes(pixels: PixelFormat) -> Part:
         steps += [("Round", [], {}, "pre.whole"), ("Cast", [], {"to": TensorProto.UINT8}, "pre.bytes")]
     else:
         mean, std = (np.array(v, np.float64).reshape(1, 3, 1, 1) for v in (pixels.mean, pixels.std))
-        constants |= {"pre.mean": (mean / pixels.scale).astype(np.float32), "pre.scale": (pixels.scale / std).astype(np.float32)}
+        constants |= {
+            "pre.mean": (mean / pixels.scale).astype(np.float32),
+            "pre.scale": (pixels.scale / std).astype(np.float32),
+        }
         steps += [("Sub", ["pre.mean"], {}, "pre.centred"), ("Mul", ["pre.scale"], {}, "pre.normalised")]
     if pixels.layout == "NHWC":
         steps.append(("Transpose", [], {"perm": [0, 2, 3, 1]}, "image"))

@@ -41,7 +41,11 @@ class PrecisionSettings:
     method: str = "minmax"
     cache: Path | None = None
     keep: tuple[str, ...] = ()  # layers that stay in high precision: names or patterns
-    auto_exclude: int | None = None  # at most this many more, the most sensitive first, where the gate fails; None: 8 where there is a gate
+    auto_exclude: int | None = (
+        # at most this many more, the most sensitive first, where the gate fails; None: 8 where there is a
+        # gate
+        None
+    )
     label_agreement: float | None = None
     quality: float | None = None
     gate: bool = True
@@ -51,9 +55,13 @@ class PrecisionSettings:
         if self.precision not in PRECISIONS:
             raise InputError(f"no precision {self.precision!r}: wanted one of {', '.join(PRECISIONS)}")
         if self.precision == "fp16" and self.frames is None and self.gate:
-            raise InputError("an fp16 network is held against float32 on real frames: name some with --frames, or say --no-gate")
+            raise InputError(
+                "an fp16 network is held against float32 on real frames: name some with --frames, or say --no-gate"
+            )
         if self.precision == "int8" and self.frames is None:
-            raise InputError("int8 needs frames to calibrate on: --frames with a folder of pictures, a video or a camera's recording")
+            raise InputError(
+                "int8 needs frames to calibrate on: --frames with a folder of pictures, a video or a camera's recording"
+            )
 
     @property
     def most_excluded(self) -> int:
@@ -72,8 +80,9 @@ class PrecisionSettings:
 
 @dataclass
 class Lowered:
-    """A network in the precision asked for. ``kept`` layers that stayed higher, whatever the reason; ``gate`` its verdict, None for
-    float32; ``comparison`` the figures of every frame; ``searched`` what --auto-exclude tried."""
+    """A network in the precision asked for. ``kept`` layers that stayed higher, whatever the reason; ``gate``
+    its verdict, None for float32; ``comparison`` the figures of every frame; ``searched`` what --auto-exclude
+    tried."""
 
     model: onnx.ModelProto
     kept: list[str] = field(default_factory=list)
@@ -82,7 +91,13 @@ class Lowered:
     searched: list[dict[str, Any]] = field(default_factory=list)
 
 
-def lower(model: onnx.ModelProto, settings: PrecisionSettings, for_cpu: bool, sheet: Path | None = None, quiet: bool = True) -> Lowered:
+def lower(
+    model: onnx.ModelProto,
+    settings: PrecisionSettings,
+    for_cpu: bool,
+    sheet: Path | None = None,
+    quiet: bool = True,
+) -> Lowered:
     """Bring a network to a precision and judge it.
 
     Args:
@@ -96,7 +111,8 @@ def lower(model: onnx.ModelProto, settings: PrecisionSettings, for_cpu: bool, sh
         The network; ``gate["passed"]`` says whether it may be delivered.
 
     Raises:
-        InputError: settings that don't fit the network. SourceError: no frames there. ModelError: the network can't be lowered.
+        InputError: settings that don't fit the network. SourceError: no frames there. ModelError: the network
+            can't be lowered.
     """
     model = Network(model).model
     if settings.precision == "fp32":
@@ -105,12 +121,18 @@ def lower(model: onnx.ModelProto, settings: PrecisionSettings, for_cpu: bool, sh
     if settings.precision == "fp16":
         kept = _high(model, settings)
         if calibration_part is not None:
-            kept += [name for name in overflowing(model, calibration_part.part(0, _RANGE_FRAMES)) if name not in kept]
+            kept += [
+                name
+                for name in overflowing(model, calibration_part.part(0, _RANGE_FRAMES))
+                if name not in kept
+            ]
         lowered = Lowered(to_fp16(model, kept))
     else:
         assert calibration_part is not None
         lowered = _to_int8(model, settings, for_cpu, calibration_part, gate_part or calibration_part, quiet)
-    lowered.kept = [layer.name for layer in layer_precisions(lowered.model) if layer.precision != settings.precision]
+    lowered.kept = [
+        layer.name for layer in layer_precisions(lowered.model) if layer.precision != settings.precision
+    ]
     if not settings.gate:
         lowered.gate = {"skipped": "--no-gate"}
     elif gate_part is not None:
@@ -137,7 +159,12 @@ def _high(model: onnx.ModelProto, settings: PrecisionSettings) -> list[str]:
 
 
 def _to_int8(
-    model: onnx.ModelProto, settings: PrecisionSettings, for_cpu: bool, frames: FrameSample, judged_on: FrameSample, quiet: bool
+    model: onnx.ModelProto,
+    settings: PrecisionSettings,
+    for_cpu: bool,
+    frames: FrameSample,
+    judged_on: FrameSample,
+    quiet: bool,
 ) -> Lowered:
     scheme = Scheme(signed=not for_cpu)
     calibration: Calibration = calibrate(model, frames, settings.method, settings.cache, quiet)
@@ -162,7 +189,10 @@ def _to_int8(
         comparison = _compared(model, lowered, judged_on, quiet)
         made_so_far[len(excluded)] = Lowered(lowered, comparison=comparison)
         found = verdict(comparison, settings.thresholds)
-        _say(quiet, f"{len(excluded)} layers left out: {found['label_agreement']:.2f}% of labels, PQ {found['PQ']:.1f}")
+        _say(
+            quiet,
+            f"{len(excluded)} layers left out: {found['label_agreement']:.2f}% of labels, PQ {found['PQ']:.1f}",
+        )
         return found
 
     excluded, tried = exclude_until(rank, settings.most_excluded, judge)
@@ -172,7 +202,12 @@ def _to_int8(
 
 
 def _judge(
-    model: onnx.ModelProto, lowered: Lowered, settings: PrecisionSettings, frames: FrameSample, sheet: Path | None, quiet: bool
+    model: onnx.ModelProto,
+    lowered: Lowered,
+    settings: PrecisionSettings,
+    frames: FrameSample,
+    sheet: Path | None,
+    quiet: bool,
 ) -> None:
     if lowered.comparison is None:
         lowered.comparison = _compared(model, lowered.model, frames, quiet)
@@ -192,7 +227,9 @@ def _judge(
     }
 
 
-def _compared(model: onnx.ModelProto, lowered: onnx.ModelProto, frames: FrameSample, quiet: bool) -> Comparison:
+def _compared(
+    model: onnx.ModelProto, lowered: onnx.ModelProto, frames: FrameSample, quiet: bool
+) -> Comparison:
     with _both(model, lowered) as (reference, candidate):
         return compare(reference, candidate, frames, frames.names, quiet)
 

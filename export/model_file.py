@@ -15,7 +15,8 @@ _TOLERANCE = 0.02  # of probabilities, between torch and ONNX Runtime: weights a
 
 @contextmanager
 def written_whole(model: onnx.ModelProto, output: Path) -> Iterator[Path]:
-    """Write a model beside ``output`` and hand out that file; it becomes ``output`` if the block raises nothing."""
+    """Write a model beside ``output`` and hand out that file; it becomes ``output`` if the block raises
+    nothing."""
     onnx.checker.check_model(model, full_check=True)
     part = output.with_suffix(".part")
     onnx.save(model, part)
@@ -29,7 +30,9 @@ def written_whole(model: onnx.ModelProto, output: Path) -> Iterator[Path]:
 def check_difference(difference: float) -> None:
     """Raise ModelError where a probability by ONNX Runtime differs from torch's by more than 0.02."""
     if difference > _TOLERANCE:
-        raise ModelError(f"ONNX Runtime's probabilities differ from torch's by up to {difference:.3f}, wanted {_TOLERANCE}")
+        raise ModelError(
+            f"ONNX Runtime's probabilities differ from torch's by up to {difference:.3f}, wanted {_TOLERANCE}"
+        )
 
 
 def rounded(values: Iterable[float]) -> list[float]:

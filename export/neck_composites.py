@@ -1,6 +1,8 @@
-"""Composites of single objects' shapes, to fit the neck rule on: touching and overlapping silhouettes with known identity.
+"""Composites of single objects' shapes, to fit the neck rule on: touching and overlapping silhouettes with
+known identity.
 
-No instance label is used: the shapes are connected components of class maps that look like one object, and ellipses.
+No instance label is used: the shapes are connected components of class maps that look like one object, and
+ellipses.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _MIN_CONFIDENCE = 0.72
 _MIN_SOLIDITY = 0.35
 _MIN_AREA_PX = 900
 _SINGLE = 0.8  # share of composites that show one object alone: the rule must learn to leave it whole
-_ELLIPSES = 0.2  # share of the others that are round things (cells, fruit, balls) instead of photographed objects
+_ELLIPSES = (
+    0.2  # share of the others that are round things (cells, fruit, balls) instead of photographed objects
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Shape:
 
 
 def shape_bank(images: Path, semantic: Path, confidence: Path) -> list[Shape]:
-    """Connected components of class maps that look like single objects, whole or cut only by the picture's lower edge."""
+    """Connected components of class maps that look like single objects, whole or cut only by the picture's
+    lower edge."""
     bank = []
     for picture in load_pictures(images, semantic, confidence):
         h, w = picture.semantic.shape
@@ -42,14 +47,19 @@ def shape_bank(images: Path, semantic: Path, confidence: Path) -> list[Shape]:
         for class_id in np.unique(picture.semantic):
             if class_id in (0, IGNORE):
                 continue
-            _, labels, stats, _ = cv2.connectedComponentsWithStats((picture.semantic == class_id).astype(np.uint8), connectivity=8)
+            _, labels, stats, _ = cv2.connectedComponentsWithStats(
+                (picture.semantic == class_id).astype(np.uint8), connectivity=8
+            )
             for i in range(1, len(stats)):
                 x, y, bw, bh, area = stats[i]
                 if area < _MIN_AREA_PX or x <= 1 or y <= 1 or x + bw >= w - 1:
                     continue
                 mask = (labels[y : y + bh, x : x + bw] == i).astype(np.uint8)
                 hull = cv2.contourArea(cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32)))
-                if area < _MIN_SOLIDITY * hull or sure[y : y + bh, x : x + bw][mask > 0].mean() < 255 * _MIN_CONFIDENCE:
+                if (
+                    area < _MIN_SOLIDITY * hull
+                    or sure[y : y + bh, x : x + bw][mask > 0].mean() < 255 * _MIN_CONFIDENCE
+                ):
                     continue
                 bank.append(Shape(mask, int(class_id), bool(y + bh >= h - 1)))
     return bank
@@ -71,7 +81,11 @@ def _scaled(mask: Mask, zoom: float, rng: np.random.Generator, turn_degrees: flo
         out = out[:, ::-1]
     out = (out > 127).astype(np.uint8)
     ys, xs = np.nonzero(out)
-    return np.ascontiguousarray(out[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]) if len(ys) else np.ones((2, 2), np.uint8)
+    return (
+        np.ascontiguousarray(out[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
+        if len(ys)
+        else np.ones((2, 2), np.uint8)
+    )
 
 
 def ellipse(rng: np.random.Generator, diameter: float) -> Mask:
@@ -107,18 +121,30 @@ def composite(bank: Sequence[Shape], rng: np.random.Generator, side_px: int = 32
     kin = [s for s in bank if s.class_id == first.class_id]
     alone = rng.random() < _SINGLE
     round_things = not alone and rng.random() < _ELLIPSES
-    count = 1 if alone else (int(rng.integers(2, 13)) if round_things else 2 + min(4, int(rng.geometric(0.6)) - 1))
+    count = (
+        1
+        if alone
+        else (int(rng.integers(2, 13)) if round_things else 2 + min(4, int(rng.geometric(0.6)) - 1))
+    )
     upright = rng.random() < 0.7
     for k in range(1, count + 1):
         if round_things:
             mask = ellipse(rng, size * 0.5 * np.exp(rng.normal(0, 0.2)))
         else:
             shape = first if k == 1 or rng.random() < 0.15 else kin[rng.integers(len(kin))]
-            mask = _scaled(shape.mask, size / max(shape.mask.shape) * np.exp(rng.normal(0, 0.2)), rng, 8 if upright else 40)
+            mask = _scaled(
+                shape.mask,
+                size / max(shape.mask.shape) * np.exp(rng.normal(0, 0.2)),
+                rng,
+                8 if upright else 40,
+            )
         mh, mw = mask.shape
         ys, xs = np.nonzero(canvas)
         if k == 1 or not len(ys) or rng.random() < 0.1:
-            y, x = (int(rng.integers(-mh // 4, max(1, side_px - 3 * mh // 4))), int(rng.integers(-mw // 4, max(1, side_px - 3 * mw // 4))))
+            y, x = (
+                int(rng.integers(-mh // 4, max(1, side_px - 3 * mh // 4))),
+                int(rng.integers(-mw // 4, max(1, side_px - 3 * mw // 4))),
+            )
             if k == 1 and not round_things and first.at_bottom:
                 y = side_px - mh
         else:
@@ -136,9 +162,15 @@ def composite(bank: Sequence[Shape], rng: np.random.Generator, side_px: int = 32
 
 
 def _beside(
-    canvas: NDArray[np.int32], mask: Mask, ys: NDArray[np.int64], xs: NDArray[np.int64], upright: bool, rng: np.random.Generator
+    canvas: NDArray[np.int32],
+    mask: Mask,
+    ys: NDArray[np.int64],
+    xs: NDArray[np.int64],
+    upright: bool,
+    rng: np.random.Generator,
 ) -> tuple[int, int]:
-    """Slide the mask from outside towards what is there until it overlaps by a little (or by up to a third)."""
+    """Slide the mask from outside towards what is there until it overlaps by a little (or by up to a
+    third)."""
     mh, mw = mask.shape
     k = rng.integers(len(ys))
     target_y, target_x = float(ys[k]) - mh / 2, float(xs[k]) - mw / 2
@@ -150,7 +182,10 @@ def _beside(
     wanted = rng.choice([0.002, 0.02, 0.06, 0.15]) * mask.sum()
     reach = float(np.hypot(*canvas.shape))
     for distance in np.arange(reach, -reach / 2, -2.0):
-        y, x = round(target_y + distance * float(np.sin(angle))), round(target_x + distance * float(np.cos(angle)))
+        y, x = (
+            round(target_y + distance * float(np.sin(angle))),
+            round(target_x + distance * float(np.cos(angle))),
+        )
         y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + mh, canvas.shape[0]), min(x + mw, canvas.shape[1])
         if y1 <= y0 or x1 <= x0:
             continue
@@ -171,7 +206,14 @@ def _occlude(canvas: NDArray[np.int32], bank: Sequence[Shape], rng: np.random.Ge
     else:
         shape = bank[int(rng.integers(len(bank)))]
         mask = _scaled(shape.mask, side * rng.uniform(0.1, 0.4) / max(shape.mask.shape), rng, 30)
-        _paste(canvas, mask, int(rng.integers(0, side)) - mask.shape[0] // 2, int(rng.integers(0, side)) - mask.shape[1] // 2, 0, False)
+        _paste(
+            canvas,
+            mask,
+            int(rng.integers(0, side)) - mask.shape[0] // 2,
+            int(rng.integers(0, side)) - mask.shape[1] // 2,
+            0,
+            False,
+        )
 
 
 def _roughen(canvas: NDArray[np.int32], rng: np.random.Generator) -> None:
@@ -179,7 +221,10 @@ def _roughen(canvas: NDArray[np.int32], rng: np.random.Generator) -> None:
     side = canvas.shape[0]
     strength = rng.uniform(0.5, 3.0)
     coarse = max(2, side // int(rng.integers(4, 16)))
-    shift = [cv2.resize(rng.normal(0, strength, (coarse, coarse)).astype(np.float32), (side, side)) for _ in range(2)]
+    shift = [
+        cv2.resize(rng.normal(0, strength, (coarse, coarse)).astype(np.float32), (side, side))
+        for _ in range(2)
+    ]
     yy, xx = np.mgrid[:side, :side].astype(np.float32)
     moved = cv2.remap(canvas.astype(np.float32), xx + shift[0], yy + shift[1], cv2.INTER_NEAREST)
     canvas[:] = moved.astype(np.int32)

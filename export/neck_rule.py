@@ -1,7 +1,8 @@
 """Fit the rule that decides whether a neck lies inside one object, on composites of single objects' shapes.
 
-Writes plugins/csrc/neck_rule.h, which the native operator and the numpy reference both read. Run it in the repository as
-``python -m tfiseg.export.neck_rule --images DIR --semantic DIR --confidence DIR`` (needs torch; about ten minutes on two cores).
+Writes plugins/csrc/neck_rule.h, which the native operator and the numpy reference both read. Run it in the
+repository as ``python -m tfiseg.export.neck_rule --images DIR --semantic DIR --confidence DIR`` (needs torch;
+about ten minutes on two cores).
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ Graph = tuple[NDArray[np.int32], Regions, Edges]
 
 
 def neck_samples(truth: NDArray[np.int32], rng: np.random.Generator) -> Samples:
-    """Necks met while the regions of a composite merge as they should: features (m, 13), same object (m,), weight (m,)."""
+    """Necks met while the regions of a composite merge as they should: features (m, 13), same object (m,),
+    weight (m,)."""
     return merge_samples(region_graph(problem_of((truth > 0).astype(np.uint8))), truth, neck_features, 0, rng)
 
 
@@ -45,8 +47,8 @@ def merge_samples(
     leading: int,
     rng: np.random.Generator,
 ) -> Samples:
-    """Pairs of regions met while a graph merges as the truth (int32 (h, w), 0 and below = no object) says, those with most of
-    feature ``leading`` first: features (m, f), same object (m,), weight (m,)."""
+    """Pairs of regions met while a graph merges as the truth (int32 (h, w), 0 and below = no object) says,
+    those with most of feature ``leading`` first: features (m, f), same object (m,), weight (m,)."""
     region_map, regions, edges = graph
     truth = np.maximum(truth, 0)
     n = len(regions)
@@ -61,8 +63,12 @@ def merge_samples(
         one = owner[edges[:, 0]] == owner[edges[:, 1]]
         x = features_of(regions, edges)
         smaller = np.minimum(regions[edges[:, 0], 0], regions[edges[:, 1], 0])
-        size = counts.sum(0)[np.where(one, owner[edges[:, 0]], 0)]  # of the object that a wrong cut would break
-        small_owner = np.where(regions[edges[:, 0], 0] <= regions[edges[:, 1], 0], owner[edges[:, 0]], owner[edges[:, 1]])
+        size = counts.sum(0)[
+            np.where(one, owner[edges[:, 0]], 0)
+        ]  # of the object that a wrong cut would break
+        small_owner = np.where(
+            regions[edges[:, 0], 0] <= regions[edges[:, 1], 0], owner[edges[:, 0]], owner[edges[:, 1]]
+        )
         size = np.where(one, size, counts.sum(0)[small_owner])
         features.append(x[known])
         same.append(one[known].astype(float))
@@ -71,7 +77,8 @@ def merge_samples(
         true_edges = np.flatnonzero(one)
         if not len(true_edges):
             break
-        # one merge at a time near the best neck, in a random order close to that of the rule: states of all stages
+        # one merge at a time near the best neck, in a random order close to that of the rule: states of all
+        # stages
         order = x[true_edges, leading] + rng.normal(0, 0.15, len(true_edges))
         a, b = edges[true_edges[order.argmax()], :2]
         regions, edges, counts = _merge(regions, edges, counts, int(a), int(b))
@@ -83,16 +90,20 @@ def merge_samples(
 
 
 def cost_of_cut(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What cutting off a share of an object costs in PQ: a false positive, and from a third on the object's own match."""
+    """What cutting off a share of an object costs in PQ: a false positive, and from a third on the object's
+    own match."""
     return 0.5 + 1.5 * np.clip((share - 0.1) / 0.3, 0, 1)
 
 
 def cost_of_merge(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What merging a share of an object with another costs: its match, if the share is most of it; else little."""
+    """What merging a share of an object with another costs: its match, if the share is most of it; else
+    little."""
     return 0.2 + 1.3 * np.clip((share - 0.2) / 0.4, 0, 1)
 
 
-def _merge(regions: Regions, edges: Edges, counts: NDArray[np.int64], a: int, b: int) -> tuple[Regions, Edges, NDArray[np.int64]]:
+def _merge(
+    regions: Regions, edges: Edges, counts: NDArray[np.int64], a: int, b: int
+) -> tuple[Regions, Edges, NDArray[np.int64]]:
     regions, counts = regions.copy(), counts.copy()
     regions[a] = union(regions[a : a + 1], regions[b : b + 1])[0]
     counts[a] += counts[b]
@@ -118,22 +129,33 @@ def _collect_chunk(task: tuple[Sequence[Shape], int, list[int]]) -> Samples:
 
 
 def _joined(parts: Sequence[Samples]) -> Samples:
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts])
+    return (
+        np.concatenate([p[0] for p in parts]),
+        np.concatenate([p[1] for p in parts]),
+        np.concatenate([p[2] for p in parts]),
+    )
 
 
 def collect(bank: Sequence[Shape], count: int, seed: int, workers: int = 1) -> Samples:
     """Samples of ``count`` composites, deterministic by seed whatever the number of worker processes."""
     tasks = [(bank, min(_CHUNK, count - k), [seed, k]) for k in range(0, count, _CHUNK)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        return _joined(list(tqdm(pool.imap(_collect_chunk, tasks), total=len(tasks), desc=f"composites, {_CHUNK} each")))
+        return _joined(
+            list(tqdm(pool.imap(_collect_chunk, tasks), total=len(tasks), desc=f"composites, {_CHUNK} each"))
+        )
 
 
-def fit_member(samples: Samples, hidden: int = HIDDEN, seed: int = 0, steps: int = 5000) -> tuple[torch.nn.Sequential, float]:
-    """A features -> hidden -> 1 ReLU network on the features as they are (their scaling is folded in); returns it and the held-out loss."""
+def fit_member(
+    samples: Samples, hidden: int = HIDDEN, seed: int = 0, steps: int = 5000
+) -> tuple[torch.nn.Sequential, float]:
+    """A features -> hidden -> 1 ReLU network on the features as they are (their scaling is folded in);
+    returns it and the held-out loss."""
     torch.manual_seed(seed)
     x, y, w = (torch.from_numpy(s).float() for s in samples)
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)  # a feature may never vary
-    net = torch.nn.Sequential(torch.nn.Linear(x.shape[1], hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 1))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(x.shape[1], hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 1)
+    )
     held = int(len(x) * HELD_OUT)
     xs = (x - mean) / std
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-3)
@@ -158,12 +180,17 @@ def fit(samples: Samples, seed: int = 0, steps: int = 5000) -> tuple[torch.nn.Se
     return fit_members(samples, HIDDEN, MEMBERS, seed, steps)
 
 
-def fit_members(samples: Samples, hidden: int, members: int, seed: int, steps: int) -> tuple[torch.nn.Sequential, float]:
-    """The mean of several fits, written as one wide network; returns it and the members' mean held-out loss."""
+def fit_members(
+    samples: Samples, hidden: int, members: int, seed: int, steps: int
+) -> tuple[torch.nn.Sequential, float]:
+    """The mean of several fits, written as one wide network; returns it and the members' mean held-out
+    loss."""
     fits = [fit_member(samples, hidden, seed=seed + k, steps=steps) for k in tqdm(range(members), desc="fit")]
     nets = [net for net, _ in fits]
     whole = torch.nn.Sequential(
-        torch.nn.Linear(samples[0].shape[1], members * hidden), torch.nn.ReLU(), torch.nn.Linear(members * hidden, 1)
+        torch.nn.Linear(samples[0].shape[1], members * hidden),
+        torch.nn.ReLU(),
+        torch.nn.Linear(members * hidden, 1),
     )
     with torch.no_grad():
         whole[0].weight.copy_(torch.cat([n[0].weight for n in nets]))
@@ -174,12 +201,16 @@ def fit_members(samples: Samples, hidden: int, members: int, seed: int, steps: i
 
 
 def _loss(logit: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    return (torch.nn.functional.binary_cross_entropy_with_logits(logit, y, reduction="none") * w).sum() / w.sum()
+    return (
+        torch.nn.functional.binary_cross_entropy_with_logits(logit, y, reduction="none") * w
+    ).sum() / w.sum()
 
 
 def header_text(net: torch.nn.Sequential, composites: int, seed: int) -> str:
     """neck_rule.h: the weights, in the 9 digits that a float32 needs to be read back exactly."""
-    w1, b1, w2, b2 = (p.detach().double().numpy() for p in (net[0].weight, net[0].bias, net[2].weight, net[2].bias))
+    w1, b1, w2, b2 = (
+        p.detach().double().numpy() for p in (net[0].weight, net[0].bias, net[2].weight, net[2].bias)
+    )
 
     def row(values: NDArray[np.float64]) -> str:
         return "{" + ", ".join(f"{v:.9g}" for v in values) + "}"
@@ -204,13 +235,17 @@ def main() -> None:
     parser.add_argument("--composites", type=int, default=32000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "plugins" / "csrc" / "neck_rule.h")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent.parent / "plugins" / "csrc" / "neck_rule.h"
+    )
     args = parser.parse_args()
     bank = shape_bank(args.images, args.semantic, args.confidence)
     samples = collect(bank, args.composites, args.seed, args.workers)
     net, held_loss = fit(samples, seed=args.seed)
     args.out.write_text(header_text(net, args.composites, args.seed))
-    print(f"{len(bank)} shapes, {len(samples[0])} necks ({samples[1].mean():.0%} inside one object), held-out loss {held_loss:.4f}")
+    print(
+        f"{len(bank)} shapes, {len(samples[0])} necks ({samples[1].mean():.0%} inside one object), held-out loss {held_loss:.4f}"
+    )
 
 
 if __name__ == "__main__":

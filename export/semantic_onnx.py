@@ -1,4 +1,5 @@
-"""A trained semantic network as ``NAME.onnx``: frames of any size in, logits out, checked against torch on real photos.
+"""A trained semantic network as ``NAME.onnx``: frames of any size in, logits out, checked against torch on
+real photos.
 
 The preprocessing (``frame_graph``) is put in front of the exported network.
 """
@@ -58,11 +59,14 @@ def export_semantic(
     Args:
         checkpoint: written by ``tfiseg train semantic``.
         output: NAME.onnx, written whole or not at all.
-        photos: whatever ``open_source`` takes; on each, label maps of torch and ONNX Runtime are compared. Default: 4 synthetic frames.
+        photos: whatever ``open_source`` takes; on each, label maps of torch and ONNX Runtime are compared.
+            Default: 4 synthetic frames.
         long_side_px: the longer side of what the network sees.
-        half_weights: store weights as float16 and cast them when loaded: half the size, arithmetic stays float32.
+        half_weights: store weights as float16 and cast them when loaded: half the size, arithmetic stays
+            float32.
         class_names: of every class id, background first; default: PASCAL's with 21 classes, else "class N".
-        training_data, licence: sentences for the model's metadata: what it was trained on, and under which terms it may be used.
+        training_data, licence: sentences for the model's metadata: what it was trained on, and under which
+            terms it may be used.
 
     Returns:
         bytes, photos, label_agreement (share of pixels), the metadata.
@@ -72,9 +76,13 @@ def export_semantic(
     """
     network = load_checkpoint(checkpoint)
     classes = int(network.heads["logits"].out_channels)  # type: ignore[arg-type]
-    names = class_names or (VOC21 if classes == len(VOC21) else ("background", *(f"class {i}" for i in range(1, classes))))
+    names = class_names or (
+        VOC21 if classes == len(VOC21) else ("background", *(f"class {i}" for i in range(1, classes)))
+    )
     if len(names) != classes:
-        raise InputError(f"the network has {classes} classes (background first), got {len(names)} names: {', '.join(names)}")
+        raise InputError(
+            f"the network has {classes} classes (background first), got {len(names)} names: {', '.join(names)}"
+        )
     example = torch.zeros(1, 3, 8 * SIDE_MULTIPLE, 12 * SIDE_MULTIPLE)
     rows, columns = torch.export.Dim("rows", min=1, max=128), torch.export.Dim("columns", min=1, max=128)
     program = torch.onnx.export(
@@ -108,8 +116,15 @@ def export_semantic(
     with written_whole(model, output) as part:
         agreement, count = _agreement(network, part, photos, long_side_px)
         if agreement < MIN_AGREEMENT:
-            raise ModelError(f"ONNX Runtime agrees with torch on {agreement:.3%} of the pixels of a photo, wanted {MIN_AGREEMENT:.1%}")
-    return {"bytes": output.stat().st_size, "photos": count, "label_agreement": agreement, "metadata": metadata}
+            raise ModelError(
+                f"ONNX Runtime agrees with torch on {agreement:.3%} of the pixels of a photo, wanted {MIN_AGREEMENT:.1%}"
+            )
+    return {
+        "bytes": output.stat().st_size,
+        "photos": count,
+        "label_agreement": agreement,
+        "metadata": metadata,
+    }
 
 
 class _Logits(torch.nn.Module):
@@ -123,12 +138,16 @@ class _Logits(torch.nn.Module):
         return logits
 
 
-def _assembled(network: onnx.ModelProto, classes: int, long_side_px: int, half_weights: bool) -> onnx.ModelProto:
+def _assembled(
+    network: onnx.ModelProto, classes: int, long_side_px: int, half_weights: bool
+) -> onnx.ModelProto:
     sizing, size_constants = long_side_nodes(long_side_px, SIDE_MULTIPLE)
     pixels, pixel_constants = pixel_nodes(PixelFormat((PIXEL_MEAN,) * 3, (PIXEL_STD,) * 3, scale=1))
     graph = network.graph
     casts, weights = stored_as_half(graph.initializer) if half_weights else ([], list(graph.initializer))
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, classes, "grid_height", "grid_width"])
+    logits = helper.make_tensor_value_info(
+        "logits", TensorProto.FLOAT, [1, classes, "grid_height", "grid_width"]
+    )
     nodes, constants = [*sizing, *pixels, *casts, *graph.node], [*size_constants, *pixel_constants, *weights]
     whole = helper.make_graph(nodes, "tfiseg", [frame_value()], [logits], constants)
     model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tfiseg")
@@ -136,7 +155,9 @@ def _assembled(network: onnx.ModelProto, classes: int, long_side_px: int, half_w
     return model
 
 
-def _agreement(network: SegmentationNetwork, model: Path, photos: str | Path | None, long_side_px: int) -> tuple[float, int]:
+def _agreement(
+    network: SegmentationNetwork, model: Path, photos: str | Path | None, long_side_px: int
+) -> tuple[float, int]:
     """Least share of pixels on which torch and ONNX Runtime name the same class, over up to 24 photos."""
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     shares = []

@@ -1,4 +1,5 @@
-"""Semantic networks of torchvision, segmentation-models-pytorch, transformers or your own code -> plain ONNX. Needs torch."""
+"""Semantic networks of torchvision, segmentation-models-pytorch, transformers or your own code -> plain ONNX.
+Needs torch."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ from .frame_graph import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 KINDS = ("torchvision", "smp", "hf", "python")
 DEFAULT_SIZE_HW = (512, 512)
 _IMAGENET = PixelFormat(IMAGENET_MEAN, IMAGENET_STD)
-_ATTENTION = "eager"  # torch's fused one (sdpa) leaves strides behind that the exporter of torch 2.13 stumbles over
+_ATTENTION = (
+    "eager"  # torch's fused one (sdpa) leaves strides behind that the exporter of torch 2.13 stumbles over
+)
 _RANDOM = "say --random-weights to export the architecture with random ones"
 
 
@@ -41,8 +44,11 @@ class TorchNetwork:
     training_data: str | None = None
 
 
-def load_torch_network(source: str, weights: Path | None = None, random_weights: bool = False, classes: int | None = None) -> TorchNetwork:
-    """The network that ``torchvision:NAME``, ``smp:ARCH/ENCODER``, ``hf:NAME_OR_FOLDER`` or ``python:module:function`` names.
+def load_torch_network(
+    source: str, weights: Path | None = None, random_weights: bool = False, classes: int | None = None
+) -> TorchNetwork:
+    """The network that ``torchvision:NAME``, ``smp:ARCH/ENCODER``, ``hf:NAME_OR_FOLDER`` or
+    ``python:module:function`` names.
 
     Args:
         weights: a state dict that ``torch.save`` wrote, for what has no weights of its own or others.
@@ -50,7 +56,8 @@ def load_torch_network(source: str, weights: Path | None = None, random_weights:
         classes: of a network that is made here with random weights or those of ``weights``; default: 21.
 
     Raises:
-        InputError: the source names nothing. ModelError: its weights can't be had. MissingDependencyError: its package isn't there.
+        InputError: the source names nothing. ModelError: its weights can't be had. MissingDependencyError:
+            its package isn't there.
     """
     kind, _, name = source.partition(":")
     load = {"torchvision": _torchvision, "smp": _smp, "hf": _hugging_face, "python": _python}[kind]
@@ -62,8 +69,11 @@ def load_torch_network(source: str, weights: Path | None = None, random_weights:
 
 
 def to_onnx(module: nn.Module, size_hw: tuple[int, int], opset: int) -> onnx.ModelProto:
-    """A network for pictures float32 (1, 3, *size_hw) as plain ONNX; raises ModelError if torch can't write it."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of every operator of packages that aren't installed
+    """A network for pictures float32 (1, 3, *size_hw) as plain ONNX; raises ModelError if torch can't write
+    it."""
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # it tells of every operator of packages that aren't installed
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter about itself
@@ -76,12 +86,16 @@ def to_onnx(module: nn.Module, size_hw: tuple[int, int], opset: int) -> onnx.Mod
                 output_names=["scores"],
                 verbose=False,
             )
-    except Exception as wrong:  # the exporter's errors have no useful common base class, and the reason is the innermost one
+    except (
+        Exception
+    ) as wrong:  # the exporter's errors have no useful common base class, and the reason is the innermost one
         reason: BaseException = wrong
         while (inner := reason.__cause__ or reason.__context__) is not None:
             reason = inner
         size = f"{size_hw[0]}x{size_hw[1]}"
-        raise ModelError(f"torch can't write this network as ONNX for pictures of {size}: {_first_line(reason)}") from wrong
+        raise ModelError(
+            f"torch can't write this network as ONNX for pictures of {size}: {_first_line(reason)}"
+        ) from wrong
     assert program is not None
     return program.model_proto
 
@@ -96,7 +110,9 @@ class _Scores(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         result = self.network(image)
         masks = getattr(result, "masks_queries_logits", None)
-        if masks is not None:  # MaskFormer and Mask2Former: per query a class and a mask; the last class is "no object"
+        if (
+            masks is not None
+        ):  # MaskFormer and Mask2Former: per query a class and a mask; the last class is "no object"
             classes = result.class_queries_logits.softmax(-1)[..., :-1]
             shares = torch.einsum("bqc,bqhw->bchw", classes, masks.sigmoid())
             return shares.clamp_min(1e-6).log()
@@ -114,7 +130,9 @@ def _package(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as wrong:
-        raise MissingDependencyError(f'this source needs {name}: pip install ".[{extra}]" in the repository') from wrong
+        raise MissingDependencyError(
+            f'this source needs {name}: pip install ".[{extra}]" in the repository'
+        ) from wrong
 
 
 def _torchvision(name: str, weights: Path | None, random_weights: bool, classes: int | None) -> TorchNetwork:
@@ -128,7 +146,9 @@ def _torchvision(name: str, weights: Path | None, random_weights: bool, classes:
     side = preset.resize_size[0]
     names = tuple("background" if n == "__background__" else n for n in published.meta["categories"])
     if random_weights or weights is not None:
-        module = models.get_model(name, weights=None, weights_backbone=None, num_classes=classes or len(names))
+        module = models.get_model(
+            name, weights=None, weights_backbone=None, num_classes=classes or len(names)
+        )
         return TorchNetwork(module, pixels, (side, side), names if classes in (None, len(names)) else None)
     try:
         module = models.get_model(name, weights=published)
@@ -137,7 +157,9 @@ def _torchvision(name: str, weights: Path | None, random_weights: bool, classes:
             f"the weights of torchvision:{name} can't be downloaded ({wrong}): download {published.url} elsewhere and give it by "
             f"--weights, or {_RANDOM}"
         ) from wrong
-    return TorchNetwork(module, pixels, (side, side), names, f"{published} of torchvision: {published.meta['_docs'].strip()}")
+    return TorchNetwork(
+        module, pixels, (side, side), names, f"{published} of torchvision: {published.meta['_docs'].strip()}"
+    )
 
 
 def _smp(name: str, weights: Path | None, random_weights: bool, classes: int | None) -> TorchNetwork:
@@ -150,17 +172,27 @@ def _smp(name: str, weights: Path | None, random_weights: bool, classes: int | N
             f"segmentation-models-pytorch has weights for encoders only: give those of your network by --weights, or {_RANDOM}"
         )
     try:
-        module = smp.create_model(architecture, encoder_name=encoder, encoder_weights=None, classes=classes or 21)
+        module = smp.create_model(
+            architecture, encoder_name=encoder, encoder_weights=None, classes=classes or 21
+        )
     except (KeyError, ValueError, RuntimeError) as wrong:
-        raise InputError(f"segmentation-models-pytorch can't make {architecture} with encoder {encoder}: {wrong}") from wrong
+        raise InputError(
+            f"segmentation-models-pytorch can't make {architecture} with encoder {encoder}: {wrong}"
+        ) from wrong
     pixels = _IMAGENET
     try:
         stated = smp.encoders.get_preprocessing_params(encoder)
-    except (KeyError, ValueError, OSError):  # without published weights, or kept on a hub that can't be reached: ImageNet's usual values
+    except (
+        KeyError,
+        ValueError,
+        OSError,
+    ):  # without published weights, or kept on a hub that can't be reached: ImageNet's usual values
         stated = {}
     if stated.get("mean"):
         scale = 1 / 255 if stated.get("input_range", [0, 1])[1] == 1 else 1.0
-        pixels = PixelFormat(tuple(stated["mean"]), tuple(stated["std"]), scale, stated.get("input_space", "RGB") == "RGB")
+        pixels = PixelFormat(
+            tuple(stated["mean"]), tuple(stated["std"]), scale, stated.get("input_space", "RGB") == "RGB"
+        )
     return TorchNetwork(module, pixels)
 
 
@@ -170,23 +202,31 @@ def _hugging_face(name: str, weights: Path | None, random_weights: bool, classes
     try:
         config = transformers.AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as wrong:
-        raise ModelError(f"hf:{name} is no folder with a config.json and can't be downloaded: {_first_line(wrong)}") from wrong
+        raise ModelError(
+            f"hf:{name} is no folder with a config.json and can't be downloaded: {_first_line(wrong)}"
+        ) from wrong
     kinds = (transformers.AutoModelForSemanticSegmentation, transformers.AutoModelForUniversalSegmentation)
     maker = next((k for k in kinds if type(config) in k._model_mapping), None)
     if maker is None:
-        raise InputError(f"hf:{name} is a {config.model_type}, which transformers has not as a semantic segmentation network")
+        raise InputError(
+            f"hf:{name} is a {config.model_type}, which transformers has not as a semantic segmentation network"
+        )
     if random_weights or weights is not None:
         module = maker.from_config(config, attn_implementation=_ATTENTION)
     else:
         try:
-            module, found = maker.from_pretrained(name, output_loading_info=True, attn_implementation=_ATTENTION)
+            module, found = maker.from_pretrained(
+                name, output_loading_info=True, attn_implementation=_ATTENTION
+            )
         except (OSError, ValueError) as wrong:
             raise ModelError(
                 f"the weights of hf:{name} can't be had ({_first_line(wrong)}): put them into the folder, or {_RANDOM}"
             ) from wrong
         if found["missing_keys"]:
             some = ", ".join(sorted(found["missing_keys"])[:3])
-            raise ModelError(f"hf:{name} lacks {len(found['missing_keys'])} weights ({some}, ...): it wasn't trained to segment; {_RANDOM}")
+            raise ModelError(
+                f"hf:{name} lacks {len(found['missing_keys'])} weights ({some}, ...): it wasn't trained to segment; {_RANDOM}"
+            )
     names = tuple(str(config.id2label[i]) for i in range(len(config.id2label)))
     stated = _preprocessor(transformers, name)
     scale = float(stated.get("rescale_factor", 1 / 255)) if stated.get("do_rescale", True) else 1.0
@@ -238,10 +278,17 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
-        wanted = {k for k in module.state_dict() if not k.startswith("aux_classifier.")}  # used in training only
-        module.load_state_dict({k: v for k, v in state.items() if k in wanted or not k.startswith("aux_classifier.")}, strict=False)
+        wanted = {
+            k for k in module.state_dict() if not k.startswith("aux_classifier.")
+        }  # used in training only
+        module.load_state_dict(
+            {k: v for k, v in state.items() if k in wanted or not k.startswith("aux_classifier.")},
+            strict=False,
+        )
         if missing := sorted(wanted - set(state)):
-            raise ModelError(f"{path} lacks {len(missing)} of the network's {len(wanted)} weights, like {', '.join(missing[:3])}")
+            raise ModelError(
+                f"{path} lacks {len(missing)} of the network's {len(wanted)} weights, like {', '.join(missing[:3])}"
+            )
     except (OSError, RuntimeError, AttributeError, ValueError, UnpicklingError) as wrong:
         if isinstance(wrong, ModelError):
             raise

@@ -1,4 +1,5 @@
-"""Train the default semantic network from pictures and class maps: ``tfiseg train semantic --images DIR --semantic DIR``."""
+"""Train the default semantic network from pictures and class maps: ``tfiseg train semantic --images DIR
+--semantic DIR``."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from .semantic_data import IGNORE, CropSampler, CropStream, Picture, load_pictur
 from .training import descend, learning_rate, load_checkpoint, save_checkpoint
 
 LONG_SIDE_PX = 384  # the longer side of what the network sees when it is used
-_FROZEN_BLOCKS = 3  # edges and textures of ImageNet serve as they are; not training them saves a third of the time
+_FROZEN_BLOCKS = (
+    3  # edges and textures of ImageNet serve as they are; not training them saves a third of the time
+)
 _BACKBONE_RATE = 0.3  # learning rate of pretrained layers over that of new ones
 _CHECKPOINT_EVERY = 100
 
@@ -48,7 +51,8 @@ def to_input(frames: Tensor) -> Tensor:
 def loss_of(logits: Tensor, class_map: Tensor, weight: Tensor, class_weight: Tensor) -> Tensor:
     """Cross-entropy weighted by the labels' confidence, plus soft Dice over the classes that the batch shows.
 
-    Taken at every second pixel: four times cheaper, and masks learned from stride-4 logits lose nothing by it.
+    Taken at every second pixel: four times cheaper, and masks learned from stride-4 logits lose nothing by
+    it.
     """
     class_map, weight = class_map[:, ::2, ::2], weight[:, ::2, ::2]
     logits = F.interpolate(logits, size=class_map.shape[-2:], mode="bilinear", align_corners=False)
@@ -69,13 +73,18 @@ def loss_of(logits: Tensor, class_map: Tensor, weight: Tensor, class_weight: Ten
 def network_size_hw(height: int, width: int, long_side_px: int = LONG_SIDE_PX) -> tuple[int, int]:
     """What a frame is scaled to: the longer side ``long_side_px``, both multiples of the coarsest stride."""
     zoom = np.float32(long_side_px) / np.float32(max(height, width))  # float32 as in the exported graph
-    blocks = [max(1, int(np.round(np.float32(s) * zoom / np.float32(SIDE_MULTIPLE)))) for s in (height, width)]
+    blocks = [
+        max(1, int(np.round(np.float32(s) * zoom / np.float32(SIDE_MULTIPLE)))) for s in (height, width)
+    ]
     return blocks[0] * SIDE_MULTIPLE, blocks[1] * SIDE_MULTIPLE
 
 
 @torch.no_grad()
-def predict_logits(network: SegmentationNetwork, image: NDArray[np.uint8], size_hw: tuple[int, int]) -> Tensor:
-    """Logits float32 (1, C, h / 4, w / 4) of one BGR picture scaled as the exported graph does: bilinear to twice, then averaged."""
+def predict_logits(
+    network: SegmentationNetwork, image: NDArray[np.uint8], size_hw: tuple[int, int]
+) -> Tensor:
+    """Logits float32 (1, C, h / 4, w / 4) of one BGR picture scaled as the exported graph does: bilinear to
+    twice, then averaged."""
     frame = torch.from_numpy(image)[None].flip(-1).permute(0, 3, 1, 2).float()
     double = F.interpolate(frame, size=(2 * size_hw[0], 2 * size_hw[1]), mode="bilinear", align_corners=False)
     small = F.avg_pool2d(double, 2)
@@ -84,14 +93,23 @@ def predict_logits(network: SegmentationNetwork, image: NDArray[np.uint8], size_
 
 
 @torch.no_grad()
-def predict(network: SegmentationNetwork, image: NDArray[np.uint8], long_side_px: int = LONG_SIDE_PX) -> NDArray[np.uint8]:
+def predict(
+    network: SegmentationNetwork, image: NDArray[np.uint8], long_side_px: int = LONG_SIDE_PX
+) -> NDArray[np.uint8]:
     """Class map uint8 (H, W) of one BGR picture, at the scale that the exported network uses."""
     h, w = image.shape[:2]
     logits = predict_logits(network, image, network_size_hw(h, w, long_side_px))
-    return F.interpolate(logits, size=(h, w), mode="bilinear", align_corners=False)[0].argmax(0).numpy().astype(np.uint8)
+    return (
+        F.interpolate(logits, size=(h, w), mode="bilinear", align_corners=False)[0]
+        .argmax(0)
+        .numpy()
+        .astype(np.uint8)
+    )
 
 
-def mean_iou(network: SegmentationNetwork, pictures: list[Picture], classes: int) -> tuple[float, NDArray[np.float64]]:
+def mean_iou(
+    network: SegmentationNetwork, pictures: list[Picture], classes: int
+) -> tuple[float, NDArray[np.float64]]:
     """Mean IoU over the classes present in the truth, and the IoU per class (NaN where absent)."""
     network.eval()
     counts = np.zeros((classes, classes), np.int64)
@@ -125,7 +143,8 @@ def train_semantic(
     threads: int | None = None,
     device: str | None = None,
 ) -> SegmentationNetwork:
-    """Train and return the averaged (EMA) network; ``checkpoint`` is written every 100 steps and resumed from if it exists."""
+    """Train and return the averaged (EMA) network; ``checkpoint`` is written every 100 steps and resumed from
+    if it exists."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if threads:
         torch.set_num_threads(threads)
@@ -140,7 +159,9 @@ def train_semantic(
     still = _freeze(network)
     network = network.to(device, memory_format=torch.channels_last)
     average = {k: v.clone() for k, v in network.state_dict().items()}
-    pretrained = [p for p in network.backbone.parameters() if p.requires_grad] + list(network.context.parameters())
+    pretrained = [p for p in network.backbone.parameters() if p.requires_grad] + list(
+        network.context.parameters()
+    )
     old = {id(p) for p in pretrained}
     new = [p for p in network.parameters() if p.requires_grad and id(p) not in old]
     groups = [
@@ -158,8 +179,12 @@ def train_semantic(
         optimiser.load_state_dict(state["optimiser"])
         average, start = state["average"], state["step"]
     stream = CropStream(sampler, recipe.seed * 1000 + start)
-    crops = iter(DataLoader(stream, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None))
-    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc="train semantic", mininterval=5)
+    crops = iter(
+        DataLoader(stream, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None)
+    )
+    bar = tqdm(
+        range(start, recipe.steps), initial=start, total=recipe.steps, desc="train semantic", mininterval=5
+    )
     running = 0.0
     began = time.monotonic()
     for step in bar:
@@ -188,7 +213,9 @@ def train_semantic(
             trained.load_state_dict({k: v.cpu() for k, v in average.items()})
             miou, iou = mean_iou(trained, held, recipe.classes)
             minutes = (time.monotonic() - began) / 60
-            tqdm.write(f"step {step + 1}: held-out mIoU {miou:.3f}, person {iou[min(15, recipe.classes - 1)]:.3f}, {minutes:.0f} min")
+            tqdm.write(
+                f"step {step + 1}: held-out mIoU {miou:.3f}, person {iou[min(15, recipe.classes - 1)]:.3f}, {minutes:.0f} min"
+            )
     trained = SegmentationNetwork({"logits": recipe.classes})
     trained.load_state_dict({k: v.cpu() for k, v in average.items()})
     return trained.eval()

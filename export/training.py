@@ -1,4 +1,5 @@
-"""What both trainers share: the schedule, the running average of the weights, checkpoints that are whole or not there."""
+"""What both trainers share: the schedule, the running average of the weights, checkpoints that are whole or
+not there."""
 
 from __future__ import annotations
 
@@ -49,12 +50,15 @@ def descend(
 ) -> list[float]:
     """One step down the sum of a loss's parts, and the running average after it; returns the parts' values.
 
-    Raises InputError where one isn't finite: the training has come apart, and ``checkpoint`` isn't to be overwritten.
+    Raises InputError where one isn't finite: the training has come apart, and ``checkpoint`` isn't to be
+    overwritten.
     """
     losses = [part.item() for part in parts]
     if not all(map(math.isfinite, losses)):
         kept = f"; {checkpoint} is of before" if checkpoint is not None and checkpoint.exists() else ""
-        raise InputError(f"the loss of step {step} is {losses[0] if len(losses) == 1 else losses}: training stops{kept}")
+        raise InputError(
+            f"the loss of step {step} is {losses[0] if len(losses) == 1 else losses}: training stops{kept}"
+        )
     optimiser.zero_grad()
     sum(parts[1:], parts[0]).backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -75,6 +79,10 @@ def load_checkpoint(path: Path, recipe: dict[str, Any], device: str) -> dict[str
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     if state["recipe"] != recipe:
         before = state["recipe"]
-        other = ", ".join(f"{k} {before.get(k)}, now {recipe.get(k)}" for k in {**before, **recipe} if before.get(k) != recipe.get(k))
+        other = ", ".join(
+            f"{k} {before.get(k)}, now {recipe.get(k)}"
+            for k in {**before, **recipe}
+            if before.get(k) != recipe.get(k)
+        )
         raise InputError(f"{path} was written by another recipe ({other}): remove it or name another file")
     return state

@@ -1,7 +1,7 @@
 """``tfiseg triton``: a model repository of NVIDIA's Triton Inference Server from a network or an engine.
 
-Triton puts requests together where the first axis of all tensors is free: then ``max_batch_size`` is what the model takes, and that axis
-isn't listed. Else it is 0, and sizes are whole.
+Triton puts requests together where the first axis of all tensors is free: then ``max_batch_size`` is what the
+model takes, and that axis isn't listed. Else it is 0, and sizes are whole.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _MARK = "# Written by `tfiseg triton`, which replaces this folder when it writes
 
 @dataclass(frozen=True)
 class _Served:
-    """A model as Triton gets it. ``inputs`` and ``outputs``: name, dtype and whole shape, free sides by name; ``most``: frames per call;
-    ``record``: of an engine; ``save``: writes the file."""
+    """A model as Triton gets it. ``inputs`` and ``outputs``: name, dtype and whole shape, free sides by name;
+    ``most``: frames per call; ``record``: of an engine; ``save``: writes the file."""
 
     platform: str
     file: str
@@ -66,7 +66,12 @@ class _Served:
 
 
 def write_repository(
-    model: Path, folder: Path, name: str | None = None, batch: int | None = None, instances: int = 1, device: str = "auto"
+    model: Path,
+    folder: Path,
+    name: str | None = None,
+    batch: int | None = None,
+    instances: int = 1,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Write a model into a Triton model repository: whole, or not at all.
 
@@ -74,17 +79,18 @@ def write_repository(
         model: NAME.onnx in tfiseg's format, or a TensorRT NAME.engine with its record.
         folder: the repository; made where it isn't there. Other models in it stay.
         name: the model's in Triton, and of its folder; default: the file's.
-        batch: most frames that an ONNX network may take per call; default: 8, or 1 where it insists on single frames. An engine's is what
-            it was built for.
+        batch: most frames that an ONNX network may take per call; default: 8, or 1 where it insists on single
+            frames. An engine's is what it was built for.
         instances: copies that work side by side on each device.
         device: "cpu", "gpu" or "auto" (a GPU where there is one). Engines run on GPUs.
 
     Returns:
-        ``folder`` (of the model), ``name``, ``platform``, ``max_batch_size``, ``inputs`` and ``outputs`` with their ``dims``; and the
-        command that starts a server, ``serve``.
+        ``folder`` (of the model), ``name``, ``platform``, ``max_batch_size``, ``inputs`` and ``outputs`` with
+        their ``dims``; and the command that starts a server, ``serve``.
 
     Raises:
-        ModelError: no network in tfiseg's format, one that Triton would run wrongly, or that doesn't take ``batch`` frames.
+        ModelError: no network in tfiseg's format, one that Triton would run wrongly, or that doesn't take
+            ``batch`` frames.
         EngineError: an engine that is damaged, or that Triton can't load.
         InputError: the folder is somebody else's, or a setting doesn't fit the model.
     """
@@ -97,7 +103,11 @@ def write_repository(
             f"{model} is an engine: it runs on a GPU and takes as many frames as it was built for; leave --device and --batch out"
         )
     served = _engine(model) if model.suffix == SUFFIX else _network(model, batch)
-    config: dict[str, Any] = {"name": name, "platform": served.platform, "max_batch_size": served.most if served.most > 1 else 0}
+    config: dict[str, Any] = {
+        "name": name,
+        "platform": served.platform,
+        "max_batch_size": served.most if served.most > 1 else 0,
+    }
     for side, tensors in (("inputs", served.inputs), ("outputs", served.outputs)):
         config[side] = [_tensor(one, batched=bool(config["max_batch_size"])) for one in tensors]
     portable = served.record is not None and served.record["built_with"].get("version_compatible")
@@ -109,7 +119,11 @@ def write_repository(
         "README.md": _readme(config, served, options),
     }
     _write(served, folder, name, files)
-    return {"folder": str(folder / name), **config, "serve": f"tritonserver --model-repository={folder.resolve()}{options}"}
+    return {
+        "folder": str(folder / name),
+        **config,
+        "serve": f"tritonserver --model-repository={folder.resolve()}{options}",
+    }
 
 
 def frames_per_call(most: int) -> str:
@@ -119,7 +133,9 @@ def frames_per_call(most: int) -> str:
 
 def _check_settings(folder: Path, name: str, batch: int | None, instances: int, device: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise InputError(f"a model's name is letters, digits, _, . and -, got {name!r}: give another with --name")
+        raise InputError(
+            f"a model's name is letters, digits, _, . and -, got {name!r}: give another with --name"
+        )
     if (batch is not None and batch < 1) or instances < 1:
         raise InputError(f"batch and instances are at least 1, got {batch} and {instances}")
     if device not in DEVICES:
@@ -127,10 +143,14 @@ def _check_settings(folder: Path, name: str, batch: int | None, instances: int, 
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: the repository is a folder")
     if (folder / "config.pbtxt").exists():
-        raise InputError(f"{folder} is the folder of a model (it has a config.pbtxt): give the repository, the folder above it")
+        raise InputError(
+            f"{folder} is the folder of a model (it has a config.pbtxt): give the repository, the folder above it"
+        )
     target = folder / name
     if target.exists() and not _is_ours(target):
-        raise InputError(f"{target} is there already and was not written by `tfiseg triton`: give another --name, or move it away")
+        raise InputError(
+            f"{target} is there already and was not written by `tfiseg triton`: give another --name, or move it away"
+        )
 
 
 def _is_ours(target: Path) -> bool:
@@ -167,7 +187,8 @@ def _is_free(model: onnx.ModelProto) -> bool:
 
 
 def _check_optimised(path: Path) -> None:
-    """Triton can't switch off the optimiser that OnnxSession does without. It spoils some quantised networks, so: run both ways.
+    """Triton can't switch off the optimiser that OnnxSession does without. It spoils some quantised networks,
+    so: run both ways.
 
     Raises:
         ModelError: run as Triton runs it, the network names other classes.
@@ -198,14 +219,17 @@ def _engine(path: Path) -> _Served:
             "`tfiseg build --target tensorrt --portable`, or serve the ONNX network"
         )
     if record.get("plugin") and not made.get("version_compatible"):
-        # the backend's `plugins` option and LD_PRELOAD only open a library; ours registers when TensorRT itself loads it (getCreators)
+        # the backend's `plugins` option and LD_PRELOAD only open a library; ours registers when TensorRT
+        # itself loads it (getCreators)
         raise EngineError(
             f"{path} needs the plugin library, which Triton can open but not register with TensorRT. An engine that carries it works: "
             "build it with --portable; or serve the ONNX network"
         )
     most = int(shapes["batch"])
     n = "batch" if most > 1 else 1
-    outputs: list[dict[str, Any]] = []  # without the plugin they stand in the engine alone: Triton completes the list
+    outputs: list[
+        dict[str, Any]
+    ] = []  # without the plugin they stand in the engine alone: Triton completes the list
     if record.get("plugin"):
         size = shapes["opt_hw"] if shapes["min_hw"] == shapes["max_hw"] else ["height", "width"]
         outputs = [
@@ -229,10 +253,14 @@ def _engine(path: Path) -> _Served:
 
 def _tensor(one: Mapping[str, Any], batched: bool) -> dict[str, Any]:
     if one["dtype"] not in _TYPES:
-        raise ModelError(f"{one['name']} is {one['dtype']}, which Triton has no name for; wanted one of {', '.join(_TYPES)}")
+        raise ModelError(
+            f"{one['name']} is {one['dtype']}, which Triton has no name for; wanted one of {', '.join(_TYPES)}"
+        )
     dims = [-1 if isinstance(side, str) else side for side in one["shape"]][batched:]
     made = {"name": one["name"], "data_type": _TYPES[one["dtype"]], "dims": dims or [1]}
-    return made if dims else {**made, "reshape": []}  # a number per frame: Triton wants an axis, the model has none
+    return (
+        made if dims else {**made, "reshape": []}
+    )  # a number per frame: Triton wants an axis, the model has none
 
 
 def _config_text(config: Mapping[str, Any], served: _Served, digest: str, instances: int, device: str) -> str:
@@ -248,7 +276,11 @@ def _config_text(config: Mapping[str, Any], served: _Served, digest: str, instan
         for side in ("inputs", "outputs"):
             for one in config[side]:
                 more = " reshape { shape: [] }" if "reshape" in one else ""
-                more += f" label_filename: {_quoted('labels.txt')}" if side == "outputs" and one["name"] in _LABELLED else ""
+                more += (
+                    f" label_filename: {_quoted('labels.txt')}"
+                    if side == "outputs" and one["name"] in _LABELLED
+                    else ""
+                )
                 yield f"{side[:-1]} {{ name: {_quoted(one['name'])} data_type: {one['data_type']} dims: {one['dims']}{more} }}"
         yield f"instance_group {{ count: {instances} kind: KIND_{device.upper()} }}"
         yield "version_policy { latest { num_versions: 1 } }"
@@ -260,7 +292,10 @@ def _config_text(config: Mapping[str, Any], served: _Served, digest: str, instan
             inputs = f"key: {_quoted(one['name'])} value {{ data_type: {one['data_type']} dims: {sides} zero_data: true }}"
             yield "# the first frame is slow: kernels are chosen or compiled"
             yield f'model_warmup {{ name: "first frame" batch_size: 1 inputs {{ {inputs} }} }}'
-        for key, value in ((_PARAMETER, json.dumps(served.metadata, ensure_ascii=False)), (f"{_PARAMETER}.sha256", digest)):
+        for key, value in (
+            (_PARAMETER, json.dumps(served.metadata, ensure_ascii=False)),
+            (f"{_PARAMETER}.sha256", digest),
+        ):
             yield f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}"
 
     return "\n".join(lines()) + "\n"
@@ -273,7 +308,10 @@ def _quoted(text: str) -> str:
 
 def _readme(config: Mapping[str, Any], served: _Served, options: str) -> str:
     def listed(side: str) -> str:
-        return "\n".join(f"- `{one['name']}` {one['data_type']} {one['dims']}" for one in config[side]) or "- those of the engine"
+        return (
+            "\n".join(f"- `{one['name']}` {one['data_type']} {one['dims']}" for one in config[side])
+            or "- those of the engine"
+        )
 
     axis = ", of one size; the batch axis comes before the sizes" if config["max_batch_size"] else ""
     notes = [
@@ -286,7 +324,9 @@ def _readme(config: Mapping[str, Any], served: _Served, options: str) -> str:
         later = " or newer" if made.get("version_compatible") else ", exactly"
         notes.append(f"Frames of {low} to {high} (HxW). The server needs TensorRT {made['version']}{later}.")
         if served.record.get("plugin"):
-            notes.append("The engine carries the clustering plugin: the option `version-compatible` lets the server run code from it.")
+            notes.append(
+                "The engine carries the clustering plugin: the option `version-compatible` lets the server run code from it."
+            )
     return f"""# {config["name"]}
 
     tritonserver --model-repository=/models{options}
@@ -305,7 +345,8 @@ Outputs:
 
 
 def _write(served: _Served, folder: Path, name: str, files: Mapping[str, str]) -> None:
-    """Into a temporary folder beside the place, then renamed: a server that looks meanwhile sees the old model or the new."""
+    """Into a temporary folder beside the place, then renamed: a server that looks meanwhile sees the old
+    model or the new."""
     target = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -100,7 +100,8 @@ def library() -> ctypes.CDLL:
 
 
 def load_library(path: Path, mend: str) -> ctypes.CDLL:
-    """A library with tfiseg's C API, its types set; raises TfisegError, with what mends it, where it is another version's."""
+    """A library with tfiseg's C API, its types set; raises TfisegError, with what mends it, where it is
+    another version's."""
     loaded = ctypes.CDLL(str(path))
     loaded.tfiseg_status_string.restype = ctypes.c_char_p
     version = loaded.tfiseg_api_version()
@@ -173,11 +174,14 @@ def hidden_units(rule: NDArray[np.float32] | None) -> int:
 
 def check(status: int) -> None:
     if status:
-        raise TfisegError(f"tfiseg's native library failed: {library().tfiseg_status_string(status).decode()} (status {status})")
+        raise TfisegError(
+            f"tfiseg's native library failed: {library().tfiseg_status_string(status).decode()} (status {status})"
+        )
 
 
 class NativeCall:
-    """One batch and the memory for its result: ``run()`` may be repeated, over inputs that change in place, without allocating."""
+    """One batch and the memory for its result: ``run()`` may be repeated, over inputs that change in place,
+    without allocating."""
 
     def __init__(self, problem: Problem, threads: int | None = None) -> None:
         n, (h, w) = problem.batch, problem.out_hw
@@ -214,7 +218,8 @@ def cluster_native(problem: Problem, threads: int | None = None) -> Clustering:
 
 
 def _workspace(size: int) -> NDArray[np.float64]:
-    """Scratch memory of at least ``size`` bytes, kept per thread while it is small: fresh pages cost more than the work on them."""
+    """Scratch memory of at least ``size`` bytes, kept per thread while it is small: fresh pages cost more
+    than the work on them."""
     kept: NDArray[np.float64] | None = getattr(_local, "workspace", None)
     if kept is not None and kept.nbytes >= size:
         return kept
@@ -225,9 +230,11 @@ def _workspace(size: int) -> NDArray[np.float64]:
 
 
 def fit_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """A frame uint8 (H, W, 3) as a network of another size sees it: float32 (3, h, w), 0..255, channels in their order.
+    """A frame uint8 (H, W, 3) as a network of another size sees it: float32 (3, h, w), 0..255, channels in
+    their order.
 
-    Bilinear to twice the size and averaged 2 x 2, as the preprocessing in tfiseg's models does it, to 1e-4 of 255.
+    Bilinear to twice the size and averaged 2 x 2, as the preprocessing in tfiseg's models does it, to 1e-4 of
+    255.
 
     Raises:
         InputError: it is no such frame.
@@ -241,13 +248,15 @@ def fit_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.
 
 
 def region_counts(masks: NDArray[np.uint8], threads: int | None = None) -> NDArray[np.int32]:
-    """How many regions each of the masks uint8 (K, h, w), 0/1, has by its shape, before any merge: int32 (K,); one: it has no neck."""
+    """How many regions each of the masks uint8 (K, h, w), 0/1, has by its shape, before any merge: int32
+    (K,); one: it has no neck."""
     problem = replace(problem_of(masks[0]), class_map=np.ascontiguousarray(masks), max_instances=1)
     return cluster_native(problem, threads).regions
 
 
 def region_graph(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """The graph that the split rule decides on, of the first picture: region map (h, w), regions (n, 8), edges (m, 7); see tfiseg.h."""
+    """The graph that the split rule decides on, of the first picture: region map (h, w), regions (n, 8),
+    edges (m, 7); see tfiseg.h."""
     h, w = problem.grid_hw
     region_map = np.empty((h, w), np.int32)
     counts = np.zeros(2, np.int64)

@@ -1,4 +1,5 @@
-"""The decision from shape, in numpy: what csrc/merge.h computes, in the same order of operations on float64."""
+"""The decision from shape, in numpy: what csrc/merge.h computes, in the same order of operations on
+float64."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def coarse_log2(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def compactness(regions: Regions) -> NDArray[np.float64]:
-    """Area over the area of the ellipse with the same second moments, (n,): 1 for an ellipse, less for anything hollow or bent."""
+    """Area over the area of the ellipse with the same second moments, (n,): 1 for an ellipse, less for
+    anything hollow or bent."""
     n, sx, sy, sxx, sxy, syy = (regions[:, k].astype(np.float64) for k in range(6))
     mx, my = sx / n, sy / n
     cxx = (sxx / n - mx * mx) + 1.0 / 12.0
@@ -86,7 +88,8 @@ def neck_features(regions: Regions, edges: Edges) -> NDArray[np.float64]:
 
 
 def evidence_features(regions: Regions, edges: Edges) -> NDArray[np.float64]:
-    """What a merge rule sees of each edge (a, b, saddle, contact, boundary sum, affinity sum, affinity count), whose regions need not
+    """What a merge rule sees of each edge (a, b, saddle, contact, boundary sum, affinity sum, affinity
+    count), whose regions need not
     touch: (m, 17), columns ``EVIDENCE_FEATURES``."""
     contact, boundary, affinity, pairs = (edges[:, k].astype(np.float64) for k in (3, 4, 5, 6))
     return np.concatenate(

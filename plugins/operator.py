@@ -1,4 +1,5 @@
-"""``cluster``: instance masks from somebody's own semantic network. Checks its input once, here; everything below trusts it."""
+"""``cluster``: instance masks from somebody's own semantic network. Checks its input once, here; everything
+below trusts it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,17 @@ from ..errors import InputError
 from ..instances import instances_from_table
 from .native import cluster_native
 from .neck import EVIDENCE_FEATURES
-from .problem import CENTRE_RADIUS, IGNORE, MAX_EVIDENCE_HIDDEN, MAX_INSTANCES, MAX_OUT_SIDE, MAX_SHARPEN, MAX_SIDE, MERGE_AFFINITY, Problem
+from .problem import (
+    CENTRE_RADIUS,
+    IGNORE,
+    MAX_EVIDENCE_HIDDEN,
+    MAX_INSTANCES,
+    MAX_OUT_SIDE,
+    MAX_SHARPEN,
+    MAX_SIDE,
+    MERGE_AFFINITY,
+    Problem,
+)
 
 Split = str | float | Mapping[int, float]
 
@@ -23,7 +34,9 @@ _NEAR = ((0, 1), (1, 0), (0, 3), (3, 0), (3, 3), (3, -3))
 _FAR = ((0, 8), (8, 0), (6, 6), (6, -6), (0, 16), (16, 0), (12, 12), (12, -12))
 AFFINITY_OFFSETS = _NEAR + _FAR
 MIN_AREA_PX = 25
-SHARPEN = 6  # grid pixels, with the boundaries of tfiseg's own networks: less moves too little, more gains no outline (docs/benchmarks)
+# grid pixels, with the boundaries of tfiseg's own networks: less moves too little, more gains no outline
+# (docs/benchmarks)
+SHARPEN = 6
 
 
 def cluster(
@@ -50,24 +63,31 @@ def cluster(
     """Split a semantic segmentation into instances.
 
     Args:
-        semantic: class map, integers (H, W), 0 = background, 255 = ignore; or logits, floats (C, h, w). With a leading axis N
-            it is a batch, and a list of Instances comes back.
-        displacement: float (2, H, W), (dy, dx) in grid pixels to the centre of each pixel's instance; default: from shape.
-        boundary: float (H, W) in [0, 1], 1 = between two instances; an integer factor smaller than the grid is allowed.
-        affinity: float (A, h, w) in [0, 1]: probability that a cell and the one at each offset lie on one object; an integer
-            factor smaller than the grid is allowed. Without a ``merge_rule``, it alone decides what merges.
+        semantic: class map, integers (H, W), 0 = background, 255 = ignore; or logits, floats (C, h, w). With
+            a leading axis N it is a batch, and a list of Instances comes back.
+        displacement: float (2, H, W), (dy, dx) in grid pixels to the centre of each pixel's instance;
+            default: from shape.
+        boundary: float (H, W) in [0, 1], 1 = between two instances; an integer factor smaller than the grid
+            is allowed.
+        affinity: float (A, h, w) in [0, 1]: probability that a cell and the one at each offset lie on one
+            object; an integer factor smaller than the grid is allowed. Without a ``merge_rule``, it alone
+            decides what merges.
         scores: float (H, W) in [0, 1], per-pixel confidence; default: softmax of the logits, or 1.
         things: class ids that are countable; default: all but 0.
-        split: "auto" decides each neck from its shape; a float cuts where saddle / peak is below it (0 = never cut: connected
-            components); {class id: float} does so for these classes and "auto" for the others.
+        split: "auto" decides each neck from its shape; a float cuts where saddle / peak is below it (0 =
+            never cut: connected components); {class id: float} does so for these classes and "auto" for the
+            others.
         affinity_offsets: (A, 2) (dy, dx) of the affinity channels, in affinity cells.
         merge_affinity: regions merge while their mean affinity is above it.
-        merge_rule: float (hidden * 19 + 1,), weights of a learned rule that decides from shape, affinity and boundary together; it
-            belongs to the network that made the affinities (csrc/tfiseg.h, evidence_rule). Default: ``merge_affinity``.
-        part_rule: the same for a second look at what a boundary crosses: what it leaves of an instance is clustered anew, by this rule,
-            and parts of at least a fifth of it are instances of their own. Needs ``affinity`` and ``boundary``. Default: no second look.
+        merge_rule: float (hidden * 19 + 1,), weights of a learned rule that decides from shape, affinity and
+            boundary together; it belongs to the network that made the affinities (csrc/tfiseg.h,
+            evidence_rule). Default: ``merge_affinity``.
+        part_rule: the same for a second look at what a boundary crosses: what it leaves of an instance is
+            clustered anew, by this rule, and parts of at least a fifth of it are instances of their own.
+            Needs ``affinity`` and ``boundary``. Default: no second look.
         centre_radius: given displacements shorter than this mark centres; grid pixels.
-        sharpen: with a boundary: move cuts onto it within so many grid pixels, 0..32 (0: they stay where the shape has them).
+        sharpen: with a boundary: move cuts onto it within so many grid pixels, 0..32 (0: they stay where the
+            shape has them).
         min_area: smaller instances are dropped; pixels of the result.
         max_instances: at most this many are kept, the largest.
         output_size_hw: (H, W) of the result, with logits; default: the grid's.
@@ -97,22 +117,30 @@ def cluster(
         with np.errstate(over="ignore"):
             given = np.asarray(given, np.float32)
         if not _is_finite(given):
-            raise InputError("logits contain NaN or infinity: check the network's output (fp16 overflow and missing normalisation do this)")
+            raise InputError(
+                "logits contain NaN or infinity: check the network's output (fp16 overflow and missing normalisation do this)"
+            )
         if not 2 <= given.shape[1] <= 255:
-            raise InputError(f"logits must have 2 to 255 classes, got shape {grid.shape}: expected (C, h, w) or (N, C, h, w)")
+            raise InputError(
+                f"logits must have 2 to 255 classes, got shape {grid.shape}: expected (C, h, w) or (N, C, h, w)"
+            )
     elif given.dtype != np.uint8 and given.size and (given.min() < 0 or given.max() > 255):
         raise InputError(f"class ids must lie in 0..255 (255 = ignore), got {given.min()}..{given.max()}")
     out_hw = (h, w) if output_size_hw is None else tuple(int(side) for side in output_size_hw)
     _check_sides(out_hw, "output_size_hw", MAX_OUT_SIDE)
     if not is_logits and out_hw != (h, w):
-        raise InputError(f"output_size_hw {out_hw} needs logits; a class map keeps its size {(h, w)}: resize it first (nearest)")
+        raise InputError(
+            f"output_size_hw {out_hw} needs logits; a class map keeps its size {(h, w)}: resize it first (nearest)"
+        )
     if not (isinstance(max_instances, Integral) and 1 <= max_instances <= MAX_INSTANCES):
         raise InputError(f"max_instances must lie in 1..{MAX_INSTANCES}, got {max_instances}")
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
     check_min_area(min_area)
     if not (0 <= merge_affinity <= 1 and centre_radius >= 0):  # so written that NaN fails, too
-        raise InputError(f"merge_affinity must lie in 0..1 and centre_radius be positive, got {merge_affinity} and {centre_radius}")
+        raise InputError(
+            f"merge_affinity must lie in 0..1 and centre_radius be positive, got {merge_affinity} and {centre_radius}"
+        )
     contours, boundary_stride = _plane(boundary, batched, len(given), h, w, "boundary")
     maps = {
         "displacement": _evidence(displacement, batched, len(given), (2, h, w), "displacement"),
@@ -146,7 +174,11 @@ def cluster(
     times = {"cluster": result.cluster_ms / len(given), "upsample": result.upsample_ms / len(given)}
     found = [
         instances_from_table(
-            result.label_map[k], result.semantic_map[k], result.table[k, :n], class_names=class_names, stage_ms=dict(times)
+            result.label_map[k],
+            result.semantic_map[k],
+            result.table[k, :n],
+            class_names=class_names,
+            stage_ms=dict(times),
         )
         for k, n in enumerate(result.count.tolist())
     ]
@@ -165,11 +197,14 @@ def _is_logits(grid: NDArray[Any]) -> bool:
         if grid.ndim in (2, 3):
             return False
         raise InputError(f"a class map must be (H, W) or (N, H, W), got shape {grid.shape}")
-    raise InputError(f"semantic must be an integer class map or floating-point logits, got dtype {grid.dtype}")
+    raise InputError(
+        f"semantic must be an integer class map or floating-point logits, got dtype {grid.dtype}"
+    )
 
 
 def _is_finite(array: NDArray[Any]) -> bool:
-    # NaN and infinity pass through a sum, which needs no array of flags; a sum of large finite numbers may overflow
+    # NaN and infinity pass through a sum, which needs no array of flags; a sum of large finite numbers may
+    # overflow
     with np.errstate(all="ignore"):
         return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
@@ -177,12 +212,24 @@ def _is_finite(array: NDArray[Any]) -> bool:
 def _warn_of_look_alikes(grid: NDArray[Any], is_logits: bool) -> None:
     """What is valid by its shape but most likely meant otherwise."""
     if not is_logits and grid.ndim == 3 and grid.shape[-1] in (3, 4) and grid.shape[0] > 16:
-        raise InputError(f"{grid.shape} looks like a picture, not a class map (H, W): run a semantic network on it, or tfiseg.Segmenter")
+        raise InputError(
+            f"{grid.shape} looks like a picture, not a class map (H, W): run a semantic network on it, or tfiseg.Segmenter"
+        )
     if is_logits and grid.ndim == 3 and min(grid.shape[:2]) > 4 * grid.shape[2]:
-        warnings.warn(f"logits {grid.shape} are taken as (C, h, w); if they are (h, w, C), pass logits.transpose(2, 0, 1)", stacklevel=3)
-    if not is_logits and grid.dtype == np.uint8 and grid.size and grid.max() == IGNORE and not ((grid > 0) & (grid < IGNORE)).any():
         warnings.warn(
-            "the class map holds only 0 and 255, and 255 means ignore; a binary mask is (mask > 0).astype(np.uint8)", stacklevel=3
+            f"logits {grid.shape} are taken as (C, h, w); if they are (h, w, C), pass logits.transpose(2, 0, 1)",
+            stacklevel=3,
+        )
+    if (
+        not is_logits
+        and grid.dtype == np.uint8
+        and grid.size
+        and grid.max() == IGNORE
+        and not ((grid > 0) & (grid < IGNORE)).any()
+    ):
+        warnings.warn(
+            "the class map holds only 0 and 255, and 255 means ignore; a binary mask is (mask > 0).astype(np.uint8)",
+            stacklevel=3,
         )
 
 
@@ -197,8 +244,11 @@ def _check_sides(hw: Sequence[int], name: str, most: int) -> None:
         raise InputError(f"{name}: sides must lie in 1..{most}, got {tuple(hw)}")
 
 
-def _evidence(value: ArrayLike | None, batched: bool, n: int, shape: tuple[int, int, int], name: str) -> NDArray[np.float32] | None:
-    """float32 (N, *shape), finite; a map that is an integer factor smaller is an error here: displacements do not scale."""
+def _evidence(
+    value: ArrayLike | None, batched: bool, n: int, shape: tuple[int, int, int], name: str
+) -> NDArray[np.float32] | None:
+    """float32 (N, *shape), finite; a map that is an integer factor smaller is an error here: displacements do
+    not scale."""
     if value is None:
         return None
     array = np.asarray(value, np.float32)
@@ -210,7 +260,9 @@ def _evidence(value: ArrayLike | None, batched: bool, n: int, shape: tuple[int, 
     return np.ascontiguousarray(array)
 
 
-def _plane(value: ArrayLike | None, batched: bool, n: int, h: int, w: int, name: str) -> tuple[NDArray[np.float32] | None, int]:
+def _plane(
+    value: ArrayLike | None, batched: bool, n: int, h: int, w: int, name: str
+) -> tuple[NDArray[np.float32] | None, int]:
     """float32 (N, h / stride, w / stride) in [0, 1], and the stride."""
     if value is None:
         return None, 1
@@ -223,7 +275,9 @@ def _plane(value: ArrayLike | None, batched: bool, n: int, h: int, w: int, name:
     return np.ascontiguousarray(array), stride
 
 
-def _enlarged(plane: NDArray[np.float32] | None, stride: int, size_hw: tuple[int, int]) -> NDArray[np.float32] | None:
+def _enlarged(
+    plane: NDArray[np.float32] | None, stride: int, size_hw: tuple[int, int]
+) -> NDArray[np.float32] | None:
     if plane is None or stride == 1:
         return plane
     repeated = plane.repeat(stride, -1).repeat(stride, -2)  # rows last: whole ones are copied
@@ -238,7 +292,9 @@ def _affinity(
     array = np.asarray(value, np.float32)
     array = array if batched else array[None]
     if array.ndim != 4 or len(array) != n or array.shape[1] != len(offsets):
-        raise InputError(f"affinity must have one channel for each of the {len(offsets)} offsets: (A, h, w), got {np.shape(value)}")
+        raise InputError(
+            f"affinity must have one channel for each of the {len(offsets)} offsets: (A, h, w), got {np.shape(value)}"
+        )
     stride = _stride(array.shape[-2:], h, w, "affinity")
     _check_unit(array, "affinity")
     return np.ascontiguousarray(array), stride
@@ -248,7 +304,9 @@ def _rule(value: ArrayLike | None, name: str, has_evidence: bool) -> NDArray[np.
     if value is None:
         return None
     if not has_evidence:
-        raise InputError(f"a {name} weighs affinities{' and boundaries' if name == 'part_rule' else ''}: give them as well")
+        raise InputError(
+            f"a {name} weighs affinities{' and boundaries' if name == 'part_rule' else ''}: give them as well"
+        )
     rule = np.ascontiguousarray(value, np.float32)
     unit = len(EVIDENCE_FEATURES) + 2
     if rule.ndim != 1 or rule.size % unit != 1 or not 1 <= rule.size // unit <= MAX_EVIDENCE_HIDDEN:
@@ -273,7 +331,9 @@ def _stride(shape: Sequence[int], h: int, w: int, name: str) -> int:
     least, most = -(-h // rows), max(h, w) if rows == 1 else (h - 1) // (rows - 1)  # that leave so many rows
     fits = [s for s in range(least, most + 1) if (-(-h // s), -(-w // s)) == tuple(shape)]
     if not fits:
-        raise InputError(f"{name} of {tuple(shape)} is neither the grid {(h, w)} nor an integer factor smaller")
+        raise InputError(
+            f"{name} of {tuple(shape)} is neither the grid {(h, w)} nor an integer factor smaller"
+        )
     even = [s for s in fits if h % s == w % s == 0]  # tiny grids fit several factors
     return (even or fits)[0]
 
@@ -281,7 +341,9 @@ def _stride(shape: Sequence[int], h: int, w: int, name: str) -> int:
 def _check_unit(array: NDArray[np.float32], name: str) -> None:
     # written so that NaN fails, too
     if array.size and not (array.min() >= 0 and array.max() <= 1):
-        raise InputError(f"{name} must lie in [0, 1], got {array.min()}..{array.max()}: apply a sigmoid to logits")
+        raise InputError(
+            f"{name} must lie in [0, 1], got {array.min()}..{array.max()}: apply a sigmoid to logits"
+        )
 
 
 def thing_flags(things: Iterable[int] | None) -> NDArray[np.uint8]:
@@ -314,4 +376,6 @@ def split_table(split: Split) -> NDArray[np.float64]:
 def _ratio(value: Any) -> float:
     if isinstance(value, Real) and 0 <= float(value) <= 1:
         return float(value)
-    raise InputError(f'split must be "auto", a saddle / peak ratio in 0..1, or {{class id: ratio}}, got {value!r}')
+    raise InputError(
+        f'split must be "auto", a saddle / peak ratio in 0..1, or {{class id: ratio}}, got {value!r}'
+    )

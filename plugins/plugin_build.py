@@ -1,4 +1,5 @@
-"""Build libtfiseg_plugin.so with what the machine has: CMake, nvcc and TensorRT's headers from the system, else from PyPI."""
+"""Build libtfiseg_plugin.so with what the machine has: CMake, nvcc and TensorRT's headers from the system,
+else from PyPI."""
 
 from __future__ import annotations
 
@@ -18,7 +19,13 @@ from typing import Any
 from ..errors import MissingDependencyError, TfisegError
 from .plugin_library import LIBRARY, SOURCE, default_path, source_hash
 
-ARCHITECTURES = ("87", "89", "90", "110", "120")  # Jetson Orin, RTX 40, Hopper, Jetson Thor, RTX 50; PTX for all others
+ARCHITECTURES = (
+    "87",
+    "89",
+    "90",
+    "110",
+    "120",
+)  # Jetson Orin, RTX 40, Hopper, Jetson Thor, RTX 50; PTX for all others
 
 
 def build_plugin(
@@ -30,36 +37,51 @@ def build_plugin(
     """Compile the plugin library.
 
     Args:
-        architectures: compute capabilities without the dot, or "native"; those that nvcc doesn't know are left out.
+        architectures: compute capabilities without the dot, or "native"; those that nvcc doesn't know are
+            left out.
         output: where to put it; default: where ``plugin_path()`` looks.
         with_tensorrt: with the TensorRT plugin; else only the C API, and no headers of TensorRT are needed.
         say: is called with each line of progress.
 
     Returns:
-        Path of the library. Beside it lie ``.json`` (what it was built with, registers and spills of every kernel) and ``.log``.
+        Path of the library. Beside it lie ``.json`` (what it was built with, registers and spills of every
+        kernel) and ``.log``.
 
     Raises:
-        MissingDependencyError: no CMake, nvcc or TensorRT headers; says where they were looked for and what brings them.
+        MissingDependencyError: no CMake, nvcc or TensorRT headers; says where they were looked for and what
+            brings them.
         TfisegError: the compiler failed; names the log.
     """
     for architecture in architectures:
         if not re.fullmatch(r"native|\d{2,3}", architecture):
-            raise TfisegError(f'architectures are compute capabilities like 87 or 120, or "native", got {architecture!r}')
+            raise TfisegError(
+                f'architectures are compute capabilities like 87 or 120, or "native", got {architecture!r}'
+            )
     target = output or default_path()
     cmake, nvcc = find_cmake(), find_nvcc()
     headers = find_tensorrt_headers() if with_tensorrt else None
-    say(f"building {target}\n  nvcc: {nvcc}\n  TensorRT headers: {headers or 'none'}\n  for: {', '.join(architectures)}, PTX")
+    say(
+        f"building {target}\n  nvcc: {nvcc}\n  TensorRT headers: {headers or 'none'}\n  for: {', '.join(architectures)}, PTX"
+    )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as wrong:
-        raise TfisegError(f"can't write to {target.parent}: {wrong.strerror}; give another place with --output") from wrong
+        raise TfisegError(
+            f"can't write to {target.parent}: {wrong.strerror}; give another place with --output"
+        ) from wrong
     log = target.with_suffix(".log")
     with tempfile.TemporaryDirectory() as build, log.open("w") as kept:
-        options = [f"-DTFISEG_ARCHITECTURES={';'.join(architectures)}", f"-DTFISEG_TENSORRT={'ON' if headers else 'OFF'}"]
+        options = [
+            f"-DTFISEG_ARCHITECTURES={';'.join(architectures)}",
+            f"-DTFISEG_TENSORRT={'ON' if headers else 'OFF'}",
+        ]
         if headers:
             options.append(f"-DTENSORRT_INCLUDE_DIR={headers}")
         environment = os.environ | {"CUDACXX": str(nvcc)}
-        for command in ([cmake, "-S", SOURCE, "-B", build, *options], [cmake, "--build", build, "--parallel"]):
+        for command in (
+            [cmake, "-S", SOURCE, "-B", build, *options],
+            [cmake, "--build", build, "--parallel"],
+        ):
             _run([str(part) for part in command], environment, kept, say, log)
         built = Path(build) / LIBRARY
         partial = target.with_suffix(".part")
@@ -71,7 +93,8 @@ def build_plugin(
         say(f"  registers spill to memory in: {', '.join(spilling)}")
     facts = {
         "source": source_hash(),
-        "architectures": sorted({k["architecture"] for k in report}, key=int) + ["PTX"] * ("native" not in architectures),
+        "architectures": sorted({k["architecture"] for k in report}, key=int)
+        + ["PTX"] * ("native" not in architectures),
         "nvcc": _version_of(nvcc),
         "tensorrt_headers": _header_version(headers) if headers else None,
         "machine": f"{platform.system()} {platform.machine()}",
@@ -81,8 +104,12 @@ def build_plugin(
     return target
 
 
-def _run(command: list[str], environment: dict[str, str], kept: Any, say: Callable[[str], None], log: Path) -> None:
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def _run(
+    command: list[str], environment: dict[str, str], kept: Any, say: Callable[[str], None], log: Path
+) -> None:
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert process.stdout
     for line in process.stdout:
         kept.write(line)
@@ -114,7 +141,10 @@ def find_nvcc() -> Path:
     tried += [Path(on_path)] if on_path else []
     tried.append(Path("/usr/local/cuda/bin/nvcc"))
     package = importlib.util.find_spec("nvidia")  # a namespace: PyPI's CUDA lies in nvidia/cu13
-    tried += [Path(folder) / "cu13" / "bin" / "nvcc" for folder in (package.submodule_search_locations or [] if package else [])]
+    tried += [
+        Path(folder) / "cu13" / "bin" / "nvcc"
+        for folder in (package.submodule_search_locations or [] if package else [])
+    ]
     for path in tried:
         if path.is_file():
             return path
@@ -125,12 +155,20 @@ def find_nvcc() -> Path:
 
 
 def find_tensorrt_headers() -> Path:
-    """Folder of NvInferRuntime.h: TENSORRT_ROOT's, the system's, or that of PyPI's kernel-lens. Raises MissingDependencyError."""
+    """Folder of NvInferRuntime.h: TENSORRT_ROOT's, the system's, or that of PyPI's kernel-lens. Raises
+    MissingDependencyError."""
     root = os.environ.get("TENSORRT_ROOT")
     tried = [Path(root) / "include"] if root else []
-    tried += [Path(f"/usr/include/{platform.machine()}-linux-gnu"), Path("/usr/include"), Path("/usr/local/tensorrt/include")]
+    tried += [
+        Path(f"/usr/include/{platform.machine()}-linux-gnu"),
+        Path("/usr/include"),
+        Path("/usr/local/tensorrt/include"),
+    ]
     package = importlib.util.find_spec("kernel_lens")  # finds its folder without importing it
-    tried += [Path(folder) / "include" / "tensorrt" for folder in (package.submodule_search_locations or [] if package else [])]
+    tried += [
+        Path(folder) / "include" / "tensorrt"
+        for folder in (package.submodule_search_locations or [] if package else [])
+    ]
     for folder in tried:
         if (folder / "NvInferRuntime.h").is_file():
             return folder
@@ -140,20 +178,28 @@ def find_tensorrt_headers() -> Path:
     )
 
 
-_PTXAS = {"registers": r"Used (\d+) registers", "shared_bytes": r"(\d+) bytes smem", "spill_bytes": r"(\d+) bytes spill"}
+_PTXAS = {
+    "registers": r"Used (\d+) registers",
+    "shared_bytes": r"(\d+) bytes smem",
+    "spill_bytes": r"(\d+) bytes spill",
+}
 
 
 def kernel_report(log: str) -> list[dict[str, Any]]:
-    """What ptxas says (nvcc -Xptxas=-v) of every kernel: registers, shared memory and spilled bytes, per architecture."""
+    """What ptxas says (nvcc -Xptxas=-v) of every kernel: registers, shared memory and spilled bytes, per
+    architecture."""
     rows = []
-    for name, architecture, body in re.findall(r"Compiling entry function '(\w+)' for 'sm_(\d+)'\n(.*?Used [^\n]*)", log, re.DOTALL):
+    for name, architecture, body in re.findall(
+        r"Compiling entry function '(\w+)' for 'sm_(\d+)'\n(.*?Used [^\n]*)", log, re.DOTALL
+    ):
         numbers = {word: sum(map(int, re.findall(pattern, body))) for word, pattern in _PTXAS.items()}
         rows.append({"kernel": _plain_name(name), "architecture": architecture, **numbers})
     return sorted(rows, key=lambda row: (row["kernel"], int(row["architecture"])))
 
 
 def _plain_name(mangled: str) -> str:
-    """``each_kernel<Labels>`` of an Itanium-mangled name: identifiers are written with their length before them."""
+    """``each_kernel<Labels>`` of an Itanium-mangled name: identifiers are written with their length before
+    them."""
     names, at = [], 0
     while at < len(mangled):
         length = re.match(r"\d+", mangled[at:])
@@ -161,7 +207,9 @@ def _plain_name(mangled: str) -> str:
             at += 1
             continue
         start = at + length.end()
-        at = start + int(length[0])  # past the identifier: digits inside it, as in an anonymous namespace's hash, are no lengths
+        at = start + int(
+            length[0]
+        )  # past the identifier: digits inside it, as in an anonymous namespace's hash, are no lengths
         names.append(mangled[start:at])
     kernel = next(word for word in names if word.endswith("_kernel"))
     phase = names[names.index(kernel) + 1 :]
@@ -176,5 +224,8 @@ def _version_of(nvcc: Path) -> str:
 
 def _header_version(folder: Path) -> str:
     text = (folder / "NvInferVersion.h").read_text()
-    numbers = [re.search(rf"#define (?:NV_TENSORRT_{part}|TRT_{part}_ENTERPRISE) (\d+)", text) for part in ("MAJOR", "MINOR", "PATCH")]
+    numbers = [
+        re.search(rf"#define (?:NV_TENSORRT_{part}|TRT_{part}_ENTERPRISE) (\d+)", text)
+        for part in ("MAJOR", "MINOR", "PATCH")
+    ]
     return ".".join(found[1] if found else "?" for found in numbers)

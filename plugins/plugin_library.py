@@ -35,12 +35,14 @@ def cache_folder() -> Path:
 
 
 def default_path() -> Path:
-    """Where `tfiseg plugin build` puts the library: a cache folder per state of the source, so a stale one is never loaded."""
+    """Where `tfiseg plugin build` puts the library: a cache folder per state of the source, so a stale one is
+    never loaded."""
     return cache_folder() / f"plugin-{source_hash()}" / LIBRARY
 
 
 def plugin_path() -> Path:
-    """The built library: what the variable TFISEG_PLUGIN names, else what `tfiseg plugin build` made. Raises TfisegError."""
+    """The built library: what the variable TFISEG_PLUGIN names, else what `tfiseg plugin build` made. Raises
+    TfisegError."""
     named = os.environ.get(PATH_VARIABLE)
     path = Path(named) if named else default_path()
     if path.is_file():
@@ -53,7 +55,8 @@ def plugin_path() -> Path:
 
 
 def plugin_info(path: Path | None = None) -> dict[str, Any]:
-    """What is known of a built library (default: the one in use): sha256, size, what its build wrote beside it. Raises TfisegError."""
+    """What is known of a built library (default: the one in use): sha256, size, what its build wrote beside
+    it. Raises TfisegError."""
     path = path or plugin_path()
     content = path.read_bytes()
     info: dict[str, Any] = {
@@ -79,12 +82,20 @@ def describe(info: dict[str, Any]) -> str:
     ]
     if "nvcc" in info:
         headers = info["tensorrt_headers"]
-        lines.append(f"  for compute capabilities {', '.join(info['architectures'])}; nvcc {info['nvcc']}; {info['machine']}")
-        lines.append(f"  TensorRT plugin, headers {headers}" if headers else "  C API only: built without TensorRT's headers")
+        lines.append(
+            f"  for compute capabilities {', '.join(info['architectures'])}; nvcc {info['nvcc']}; {info['machine']}"
+        )
+        lines.append(
+            f"  TensorRT plugin, headers {headers}"
+            if headers
+            else "  C API only: built without TensorRT's headers"
+        )
         kernels = info["kernels"]
         most = max((k["registers"] for k in kernels), default=0)
         spilling = sum(1 for k in kernels if k["spill_bytes"])
-        lines.append(f"  {len({k['kernel'] for k in kernels})} kernels, at most {most} registers, {spilling or 'none'} spilling")
+        lines.append(
+            f"  {len({k['kernel'] for k in kernels})} kernels, at most {most} registers, {spilling or 'none'} spilling"
+        )
     if not info["is_of_this_source"]:
         lines.append("  not built from the source that is installed: `tfiseg plugin build --force`")
     return "\n".join(lines)
@@ -100,7 +111,8 @@ def load_plugin(tensorrt: Any = None) -> Path:
         Path of the library; of the one that would be loaded, if the operator is registered already.
 
     Raises:
-        TfisegError: the library is not built or TensorRT refuses it; lists the paths tried and the creators registered.
+        TfisegError: the library is not built or TensorRT refuses it; lists the paths tried and the creators
+            registered.
         MissingDependencyError: TensorRT is not installed.
 
     Example:
@@ -110,7 +122,11 @@ def load_plugin(tensorrt: Any = None) -> Path:
     """
     module = tensorrt if tensorrt is not None else _tensorrt()
     registry = module.get_plugin_registry()
-    path = plugin_path() if not is_registered(registry) else Path(os.environ.get(PATH_VARIABLE) or default_path())
+    path = (
+        plugin_path()
+        if not is_registered(registry)
+        else Path(os.environ.get(PATH_VARIABLE) or default_path())
+    )
     if not is_registered(registry):
         registry.load_library(str(path))
     if not is_registered(registry):

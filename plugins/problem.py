@@ -1,4 +1,5 @@
-"""What the clustering operator takes and gives, as plain arrays: shared by the numpy reference and the native library."""
+"""What the clustering operator takes and gives, as plain arrays: shared by the numpy reference and the native
+library."""
 
 from __future__ import annotations
 
@@ -35,11 +36,15 @@ class Problem:
         affinity_offsets: int32 (A, 2), (dy, dx) in affinity cells.
         affinity_stride, boundary_stride: grid pixels per cell.
         scores: float32 (N, h, w) in [0, 1], or None.
-        evidence_rule: float32 (hidden * 19 + 1,), with affinity; in the order of tfiseg.h. None: the mean affinity decides.
-        part_rule: as evidence_rule, with affinity and boundary; for the second look at pieces that a boundary crosses. None: no such look.
-        sharpen: with boundary: cuts move onto it within so many grid pixels, 0..32; 0: they stay where the shape has them.
+        evidence_rule: float32 (hidden * 19 + 1,), with affinity; in the order of tfiseg.h. None: the mean
+            affinity decides.
+        part_rule: as evidence_rule, with affinity and boundary; for the second look at pieces that a boundary
+            crosses. None: no such look.
+        sharpen: with boundary: cuts move onto it within so many grid pixels, 0..32; 0: they stay where the
+            shape has them.
         things: uint8 (256,), 1 = countable.
-        split: float64 (256,), saddle / peak ratio per class at or above which a neck is no neck; NaN = decided from shape.
+        split: float64 (256,), saddle / peak ratio per class at or above which a neck is no neck; NaN =
+            decided from shape.
         min_area: pixels of the label map.
         max_instances: K; the largest are kept.
         out_hw: size of the label map.
@@ -80,21 +85,27 @@ class Problem:
         return given
 
 
-def problem_of(class_map: NDArray[np.uint8], displacement: NDArray[np.float32] | None = None, **rest: Any) -> Problem:
-    """The problem of one class map (h, w) with default settings: all classes countable, every neck decided from shape."""
+def problem_of(
+    class_map: NDArray[np.uint8], displacement: NDArray[np.float32] | None = None, **rest: Any
+) -> Problem:
+    """The problem of one class map (h, w) with default settings: all classes countable, every neck decided
+    from shape."""
     things = np.ones(256, np.uint8)
     things[[0, IGNORE]] = 0
     vectors = None if displacement is None else np.ascontiguousarray(displacement[None], np.float32)
     batch = np.ascontiguousarray(class_map[None], np.uint8)
-    return Problem(batch, None, (class_map.shape[0], class_map.shape[1]), things, np.full(256, AUTO), vectors, **rest)
+    return Problem(
+        batch, None, (class_map.shape[0], class_map.shape[1]), things, np.full(256, AUTO), vectors, **rest
+    )
 
 
 @dataclass(frozen=True)
 class Clustering:
     """What the operator gives.
 
-    ``label_map`` int32 (N, H, W), 0 = none; ``semantic_map`` uint8 (N, H, W); ``count`` int32 (N,); ``table`` float32
-    (N, max count, 10), columns ``TABLE_COLUMNS``; ``regions`` int32 (N,), how many there were before any merged.
+    ``label_map`` int32 (N, H, W), 0 = none; ``semantic_map`` uint8 (N, H, W); ``count`` int32 (N,); ``table``
+    float32 (N, max count, 10), columns ``TABLE_COLUMNS``; ``regions`` int32 (N,), how many there were before
+    any merged.
     """
 
     label_map: NDArray[np.int32]

@@ -1,7 +1,8 @@
-"""The clustering operator in numpy: the definition that everything fast is tested to equal, bit for bit. Slow and plain on purpose.
+"""The clustering operator in numpy: the definition that everything fast is tested to equal, bit for bit. Slow
+and plain on purpose.
 
-reference_graph.py makes unions of regions; here their cuts move onto the boundary, what a boundary crosses is looked at again, and labels
-come to full resolution.
+reference_graph.py makes unions of regions; here their cuts move onto the boundary, what a boundary crosses is
+looked at again, and labels come to full resolution.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ _SIDES = ((-1, 0), (0, -1), (0, 1), (1, 0))
 
 
 def _grid_labels(problem: Problem, index: int, semantic: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
-    """Instance of each grid pixel, (h, w), 0 = none, numbered in raster order; and how many regions there were."""
+    """Instance of each grid pixel, (h, w), 0 = none, numbered in raster order; and how many regions there
+    were."""
     cls = np.where(problem.things[semantic] > 0, semantic, 0).astype(np.uint8)
-    least = problem.min_area if problem.logits is None else 0  # with logits, areas are those at full resolution
+    least = (
+        problem.min_area if problem.logits is None else 0
+    )  # with logits, areas are those at full resolution
     label, regions = unions_of(problem, index, cls)
     if problem.sharpen:
         assert problem.boundary is not None
@@ -33,12 +37,15 @@ def _grid_labels(problem: Problem, index: int, semantic: NDArray[np.uint8]) -> t
     return _numbered(label, least, problem.max_instances), regions
 
 
-def parted(problem: Problem, index: int, piece: NDArray[np.int64], cls: NDArray[np.uint8]) -> NDArray[np.int64]:
+def parted(
+    problem: Problem, index: int, piece: NDArray[np.int64], cls: NDArray[np.uint8]
+) -> NDArray[np.int64]:
     """A second look at pieces (h, w) that a boundary crosses where shape has no neck, as people arm in arm.
 
-    What the boundary leaves of a piece is clustered by its shape anew, by a rule of its own. Parts of at least a fifth of the piece are
-    objects if there are two; they grow over the rest of it, slower where the boundary is likely, and what none of them reaches is the
-    largest's. Ties go to the part whose first pixel comes first.
+    What the boundary leaves of a piece is clustered by its shape anew, by a rule of its own. Parts of at
+    least a fifth of the piece are objects if there are two; they grow over the rest of it, slower where the
+    boundary is likely, and what none of them reaches is the largest's. Ties go to the part whose first pixel
+    comes first.
     """
     assert problem.boundary is not None
     h, w = cls.shape
@@ -79,9 +86,11 @@ def _spread(
     order: NDArray[np.int64],
     steps: int | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Labels (h, w) spread over the free pixels of their kind, slower where the boundary is likely; and how far each has come.
+    """Labels (h, w) spread over the free pixels of their kind, slower where the boundary is likely; and how
+    far each has come.
 
-    ``order``: by label, of two that come from equally far the smaller wins. ``steps``: default: until nothing changes.
+    ``order``: by label, of two that come from equally far the smaller wins. ``steps``: default: until nothing
+    changes.
     """
     h, w = label.shape
     cost = 1 + ((to_fixed(boundary) * _BOUNDARY_COST + (1 << 15)) >> 16)
@@ -91,27 +100,38 @@ def _spread(
         for dy, dx in _SIDES:
             here, there = shifted(h, w, dy, dx)
             way = distance[there] + cost[here]
-            known = free[here] & (label[there] > 0) & (kind[here] == kind[there]) & (distance[there] < _UNREACHED)
+            known = (
+                free[here] & (label[there] > 0) & (kind[here] == kind[there]) & (distance[there] < _UNREACHED)
+            )
             earlier = (way == best[here]) & (order[label[there]] < order[winner[here]])
             nearer = known & ((way < best[here]) | earlier)
-            best[here], winner[here] = np.where(nearer, way, best[here]), np.where(nearer, label[there], winner[here])
+            best[here], winner[here] = (
+                np.where(nearer, way, best[here]),
+                np.where(nearer, label[there], winner[here]),
+            )
         if steps is None and np.array_equal(best, distance) and np.array_equal(winner, label):
             break
         distance, label = best, winner
     return label, distance
 
 
-def sharpened(label: NDArray[np.int64], cls: NDArray[np.uint8], boundary: NDArray[np.float32], width: int) -> NDArray[np.int64]:
-    """Labels (h, w) with their cuts moved onto the boundary (TFISeg's semantic-aware propagation, with few local iterations).
+def sharpened(
+    label: NDArray[np.int64], cls: NDArray[np.uint8], boundary: NDArray[np.float32], width: int
+) -> NDArray[np.int64]:
+    """Labels (h, w) with their cuts moved onto the boundary (TFISeg's semantic-aware propagation, with few
+    local iterations).
 
-    A cut runs along a ridge of the mask's shape. In a band around it labels are let go and spread again from both sides, step by step,
-    slower where the boundary is likely; where the two fronts meet is the new cut. Ties go to the label whose first pixel comes first.
+    A cut runs along a ridge of the mask's shape. In a band around it labels are let go and spread again from
+    both sides, step by step, slower where the boundary is likely; where the two fronts meet is the new cut.
+    Ties go to the label whose first pixel comes first.
     """
     h, w = label.shape
     cut = np.zeros((h, w), bool)
     for dy, dx in _SIDES:
         here, there = shifted(h, w, dy, dx)
-        cut[here] |= (label[here] > 0) & (label[there] > 0) & (label[here] != label[there]) & (cls[here] == cls[there])
+        cut[here] |= (
+            (label[here] > 0) & (label[there] > 0) & (label[here] != label[there]) & (cls[here] == cls[there])
+        )
     band = np.zeros((h, w), bool)
     for dy in range(-width, width + 1):
         for dx in range(-width, width + 1):
@@ -127,7 +147,8 @@ def sharpened(label: NDArray[np.int64], cls: NDArray[np.uint8], boundary: NDArra
 
 
 def _numbered(label: NDArray[np.int64], min_area: int, max_instances: int) -> NDArray[np.int64]:
-    """Labels 1..n by first pixel in raster order, without what is too small; beyond ``max_instances`` the largest are kept."""
+    """Labels 1..n by first pixel in raster order, without what is too small; beyond ``max_instances`` the
+    largest are kept."""
     values, first, area = np.unique(label, return_index=True, return_counts=True)
     keep = [k for k in range(len(values)) if values[k] > 0 and area[k] >= min_area]
     keep = sorted(keep, key=lambda k: (-area[k], first[k]))[:max_instances]
@@ -137,9 +158,14 @@ def _numbered(label: NDArray[np.int64], min_area: int, max_instances: int) -> ND
     return lookup[label]
 
 
-def grid_positions(size: int, out_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-    """Lower and upper grid pixel, weight of the upper and the nearer of both, of each output pixel (half-pixel centres)."""
-    p = (np.arange(out_size, dtype=np.float32) + np.float32(0.5)) * np.float32(np.float32(size) / np.float32(out_size)) - np.float32(0.5)
+def grid_positions(
+    size: int, out_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+    """Lower and upper grid pixel, weight of the upper and the nearer of both, of each output pixel
+    (half-pixel centres)."""
+    p = (np.arange(out_size, dtype=np.float32) + np.float32(0.5)) * np.float32(
+        np.float32(size) / np.float32(out_size)
+    ) - np.float32(0.5)
     p = np.maximum(p, np.float32(0))
     low = np.minimum(p.astype(np.int64), size - 1)
     high = np.minimum(low + 1, size - 1)
@@ -148,9 +174,13 @@ def grid_positions(size: int, out_size: int) -> tuple[NDArray[np.int64], NDArray
 
 
 def full_resolution(
-    logits: NDArray[np.float32], grid_class: NDArray[np.uint8], grid_label: NDArray[np.int64], out_hw: tuple[int, int]
+    logits: NDArray[np.float32],
+    grid_class: NDArray[np.uint8],
+    grid_label: NDArray[np.int64],
+    out_hw: tuple[int, int],
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Class and grid label of every output pixel: argmax of bilinear logits, then the nearest grid pixel of that class."""
+    """Class and grid label of every output pixel: argmax of bilinear logits, then the nearest grid pixel of
+    that class."""
     classes, h, w = logits.shape
     y0, y1, wy, near_y = (v[:, None] for v in grid_positions(h, out_hw[0]))
     x0, x1, wx, near_x = (v[None, :] for v in grid_positions(w, out_hw[1]))
@@ -187,7 +217,11 @@ def _softmax_scores(logits: NDArray[np.float32], semantic: NDArray[np.uint8]) ->
 
 
 def _table(
-    label: NDArray[np.int64], n: int, semantic: NDArray[np.uint8], class_of: NDArray[np.int64], score: NDArray[np.float64]
+    label: NDArray[np.int64],
+    n: int,
+    semantic: NDArray[np.uint8],
+    class_of: NDArray[np.int64],
+    score: NDArray[np.float64],
 ) -> NDArray[np.float32]:
     table = np.zeros((n, 10), np.float64)
     h, w = label.shape
@@ -195,7 +229,15 @@ def _table(
         y, x = np.nonzero(label == k + 1)
         box = (x.min(), y.min(), x.max() + 1, y.max() + 1)
         edge = box[0] == 0 or box[1] == 0 or box[2] == w or box[3] == h
-        table[k] = (class_of[k], score[k], *box, len(x), x.sum() / len(x), y.sum() / len(y), FLAG_TOUCHES_EDGE if edge else 0)
+        table[k] = (
+            class_of[k],
+            score[k],
+            *box,
+            len(x),
+            x.sum() / len(x),
+            y.sum() / len(y),
+            FLAG_TOUCHES_EDGE if edge else 0,
+        )
     return table.astype(np.float32)
 
 
@@ -204,7 +246,11 @@ def cluster_reference(problem: Problem) -> Clustering:
     labels, semantics, tables, regions = [], [], [], []
     if problem.boundary is not None:
         (h, w), stride = problem.grid_hw, problem.boundary_stride
-        problem = replace(problem, boundary=problem.boundary.repeat(stride, 1).repeat(stride, 2)[:, :h, :w], boundary_stride=1)
+        problem = replace(
+            problem,
+            boundary=problem.boundary.repeat(stride, 1).repeat(stride, 2)[:, :h, :w],
+            boundary_stride=1,
+        )
     for index in range(problem.batch):
         if problem.logits is not None:
             logits = problem.logits[index]

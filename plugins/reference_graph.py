@@ -1,7 +1,7 @@
 """The clustering operator in numpy, first half: from classes to unions of regions. See reference.py.
 
-Steps and sources: exact Euclidean distance transform inside each class region; steepest ascent on it (or a given displacement
-field, TFISeg sec. 3); persistence of the summits; merging by shape, boundary or affinity.
+Steps and sources: exact Euclidean distance transform inside each class region; steepest ascent on it (or a
+given displacement field, TFISeg sec. 3); persistence of the summits; merging by shape, boundary or affinity.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def to_fixed(values: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def squared_distance(cls: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Squared distance of each countable pixel to the nearest pixel of another class, (h, w); the picture's border is none."""
+    """Squared distance of each countable pixel to the nearest pixel of another class, (h, w); the picture's
+    border is none."""
     out = np.zeros(cls.shape, np.int64)
     h, w = cls.shape
     far = h + w
@@ -54,7 +55,8 @@ def squared_distance(cls: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def ascent_links(cls: NDArray[np.uint8], squared: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Flat index of the 3 x 3 neighbour of one's class with the largest distance (ties: smallest index), (h, w)."""
+    """Flat index of the 3 x 3 neighbour of one's class with the largest distance (ties: smallest index), (h,
+    w)."""
     h, w = cls.shape
     index = np.arange(h * w).reshape(h, w)
     best, link = np.full((h, w), -1, np.int64), index.copy()
@@ -100,8 +102,11 @@ def is_noise(saddle: int, peak: int) -> bool:
     return rise < 0 or rise * rise < 4 * saddle
 
 
-def _contacts(cls: NDArray[np.uint8], label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pixel pairs (i, j) of one class and different labels among 8-neighbours, in raster order, then by direction E, SW, S, SE."""
+def _contacts(
+    cls: NDArray[np.uint8], label: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pixel pairs (i, j) of one class and different labels among 8-neighbours, in raster order, then by
+    direction E, SW, S, SE."""
     h, w = cls.shape
     index = np.arange(h * w).reshape(h, w)
     pairs = []
@@ -115,8 +120,11 @@ def _contacts(cls: NDArray[np.uint8], label: NDArray[np.int64]) -> tuple[NDArray
     return every[1], every[2]
 
 
-def geometric_basins(cls: NDArray[np.uint8], squared: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Basin of each pixel (flat index of its summit) with the raster's noise merged, and the contacts (i, j) left open."""
+def geometric_basins(
+    cls: NDArray[np.uint8], squared: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Basin of each pixel (flat index of its summit) with the raster's noise merged, and the contacts (i, j)
+    left open."""
     summit = follow(ascent_links(cls, squared))
     i, j = _contacts(cls, summit)
     height = squared.ravel()
@@ -137,8 +145,11 @@ def geometric_basins(cls: NDArray[np.uint8], squared: NDArray[np.int64]) -> tupl
     return follow(forest.link.reshape(cls.shape)), i[open_pairs], j[open_pairs]
 
 
-def given_basins(cls: NDArray[np.uint8], displacement: NDArray[np.float32], centre_radius: float) -> NDArray[np.int64]:
-    """Basin of each pixel: everything that a given field (2, h, w) leads to one place, and centres that touch are one place."""
+def given_basins(
+    cls: NDArray[np.uint8], displacement: NDArray[np.float32], centre_radius: float
+) -> NDArray[np.int64]:
+    """Basin of each pixel: everything that a given field (2, h, w) leads to one place, and centres that touch
+    are one place."""
     h, w = cls.shape
     index = np.arange(h * w).reshape(h, w)
     y, x = np.mgrid[:h, :w].astype(np.float32)
@@ -171,7 +182,9 @@ def _clamp_round(v: NDArray[np.float32], limit: int) -> NDArray[np.int64]:
     return np.clip(v + np.float32(0.5), np.float32(0), np.float32(limit - 1)).astype(np.int64)
 
 
-def region_rows(region_map: NDArray[np.int64], n: int, peaks: NDArray[np.int64], cls: NDArray[np.uint8]) -> Regions:
+def region_rows(
+    region_map: NDArray[np.int64], n: int, peaks: NDArray[np.int64], cls: NDArray[np.uint8]
+) -> Regions:
     """Sums over each region 1..n of ``region_map``: rows as in neck.py."""
     y, x = np.divmod(np.arange(region_map.size), region_map.shape[1])
     label = region_map.ravel()
@@ -209,16 +222,23 @@ def neck_rule() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.fl
         return np.array(re.findall(r"-?\d[\d.]*(?:e[-+]?\d+)?", body[1]), np.float64).astype(np.float32)
 
     bias = numbers("kNeckHiddenBias")
-    return numbers("kNeckHiddenWeight").reshape(len(bias), -1), bias, numbers("kNeckOutWeight"), np.float32(numbers("kNeckOutBias")[0])
+    return (
+        numbers("kNeckHiddenWeight").reshape(len(bias), -1),
+        bias,
+        numbers("kNeckOutWeight"),
+        np.float32(numbers("kNeckOutBias")[0]),
+    )
 
 
 def neck_log_odds(regions: Regions, edges: Edges) -> NDArray[np.float32]:
-    """Log-odds that each neck lies inside one object, (m,); single precision, sums in the order of csrc/merge.h."""
+    """Log-odds that each neck lies inside one object, (m,); single precision, sums in the order of
+    csrc/merge.h."""
     return _log_odds(neck_features(regions, edges).astype(np.float32), *neck_rule())
 
 
 def evidence_log_odds(rule: NDArray[np.float32], regions: Regions, edges: Edges) -> NDArray[np.float32]:
-    """Log-odds that the regions of each edge are one object, (m,), by a rule in tfiseg.h's order; single precision."""
+    """Log-odds that the regions of each edge are one object, (m,), by a rule in tfiseg.h's order; single
+    precision."""
     features = evidence_features(regions, edges).astype(np.float32)
     n = features.shape[1]
     hidden = len(rule) // (n + 2)
@@ -251,18 +271,25 @@ def scores_of(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.fl
         mean = edges[:, AFFINITY] / (np.maximum(pairs, 1) * FIXED_POINT)
         return np.where(pairs > 0, mean - problem.merge_affinity, -1.0)
     contact = np.maximum(edges[:, CONTACT], 1)
-    opened = 0.5 - edges[:, BOUNDARY] / (contact * FIXED_POINT) if problem.boundary is not None else np.zeros(len(edges))
+    opened = (
+        0.5 - edges[:, BOUNDARY] / (contact * FIXED_POINT)
+        if problem.boundary is not None
+        else np.zeros(len(edges))
+    )
     if problem.displacement is not None:
         return opened
     wanted = problem.split[regions[edges[:, 0], 7]]
     low_peak = np.minimum(regions[edges[:, 0], PEAK], regions[edges[:, 1], PEAK])
     ratio = np.sqrt(edges[:, SADDLE] / low_peak) + BOUNDARY_RATIO * opened
     fixed = np.where(ratio >= wanted, 1.0 + ratio - wanted, ratio - wanted - 1.0)
-    return np.where(np.isnan(wanted), neck_log_odds(regions, edges).astype(np.float64) + BOUNDARY_LOGITS * opened, fixed)
+    return np.where(
+        np.isnan(wanted), neck_log_odds(regions, edges).astype(np.float64) + BOUNDARY_LOGITS * opened, fixed
+    )
 
 
 def agglomerate(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.int64]:
-    """Merge in rounds of mutually best pairs (ties: smallest pair) while scores are above 0; the smallest region of each union, (n,)."""
+    """Merge in rounds of mutually best pairs (ties: smallest pair) while scores are above 0; the smallest
+    region of each union, (n,)."""
     into = np.arange(len(regions))
     regions = regions.copy()
     while len(edges):
@@ -286,9 +313,14 @@ def agglomerate(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.
 
 
 def _affinity_pairs(
-    problem: Problem, index: int, cls: NDArray[np.uint8], region_map: NDArray[np.int64], piece: NDArray[np.int64] | None
+    problem: Problem,
+    index: int,
+    cls: NDArray[np.uint8],
+    region_map: NDArray[np.int64],
+    piece: NDArray[np.int64] | None,
 ) -> list[NDArray[np.int64]]:
-    """(a, b, saddle, contact, boundary, affinity, count) rows of all pixel pairs at the affinity offsets, as columns."""
+    """(a, b, saddle, contact, boundary, affinity, count) rows of all pixel pairs at the affinity offsets, as
+    columns."""
     assert problem.affinity is not None
     h, w = cls.shape
     stride = problem.affinity_stride
@@ -311,8 +343,8 @@ def _affinity_pairs(
 def unions_of(
     problem: Problem, index: int, cls: NDArray[np.uint8], piece: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], int]:
-    """Union of each countable pixel, (h, w), 0 = none, in raster order with gaps, and how many regions they are made of; ``piece``: regions
-    of different ones don't merge."""
+    """Union of each countable pixel, (h, w), 0 = none, in raster order with gaps, and how many regions they
+    are made of; ``piece``: regions of different ones don't merge."""
     squared = np.zeros(cls.shape, np.int64)
     if problem.displacement is not None:
         root = given_basins(cls, problem.displacement[index], problem.centre_radius)
@@ -333,7 +365,9 @@ def unions_of(
     if problem.boundary is not None:
         flat = problem.boundary[index].ravel()
         edge = to_fixed(np.maximum(flat[i], flat[j]))
-    rows = [np.stack([a, b, saddle, np.ones_like(a), edge, np.zeros_like(a), np.zeros_like(a)], axis=1)[a != b]]
+    rows = [
+        np.stack([a, b, saddle, np.ones_like(a), edge, np.zeros_like(a), np.zeros_like(a)], axis=1)[a != b]
+    ]
     if problem.affinity is not None:
         rows += _affinity_pairs(problem, index, cls, region_map, piece)
     every = np.concatenate(rows)

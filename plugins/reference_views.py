@@ -1,4 +1,5 @@
-"""Views of components in numpy: the definition that csrc/views.h is tested to equal, bit for bit. Slow and plain on purpose.
+"""Views of components in numpy: the definition that csrc/views.h is tested to equal, bit for bit. Slow and
+plain on purpose.
 
 All sums are of integers; where they are written as products of float64 matrices, they stay below 2^53.
 """
@@ -33,7 +34,12 @@ class _View:
         """A map (H, W) in the view at its own resolution, (side, side)."""
         h, w = plane.shape
         out = np.full((self.side, self.side), outside, np.float64)
-        y0, x0, y1, x1 = max(self.y, 0), max(self.x, 0), min(self.y + self.side, h), min(self.x + self.side, w)
+        y0, x0, y1, x1 = (
+            max(self.y, 0),
+            max(self.x, 0),
+            min(self.y + self.side, h),
+            min(self.x + self.side, w),
+        )
         out[y0 - self.y : y1 - self.y, x0 - self.x : x1 - self.x] = plane[y0:y1, x0:x1]
         return out
 
@@ -49,13 +55,16 @@ def _view_of(box: Box, size_hw: tuple[int, int], size: int, class_id: int, compo
 
 
 def _weights(side: int, size: int) -> tuple[NDArray[np.float64], int]:
-    """What each of ``size`` cells weighs of ``side`` pixels, (size, side), and a row's sum: averaged where it shrinks, else bilinear."""
+    """What each of ``size`` cells weighs of ``side`` pixels, (size, side), and a row's sum: averaged where it
+    shrinks, else bilinear."""
     weight = np.zeros((size, side))
     pixel = np.arange(side)
     for cell in range(size):
         if side > size:
             begin = cell * side
-            weight[cell] = np.maximum(np.minimum(begin + side, (pixel + 1) * size) - np.maximum(begin, pixel * size), 0)
+            weight[cell] = np.maximum(
+                np.minimum(begin + side, (pixel + 1) * size) - np.maximum(begin, pixel * size), 0
+            )
         else:
             at = min(max((2 * cell + 1) * side - size, 0), (side - 1) * 2 * size)
             weight[cell] = np.maximum(2 * size - np.abs(pixel * 2 * size - at), 0)
@@ -101,7 +110,8 @@ def _is_convex(own: Mask) -> bool:
 
 
 def _is_convex_through_centres(its: Mask) -> bool:
-    """The area between the centres of pixels: of each four that meet, 1 where all are its, 1 / 2 where three are."""
+    """The area between the centres of pixels: of each four that meet, 1 where all are its, 1 / 2 where three
+    are."""
     four = its[:-1, :-1].astype(int) + its[1:, :-1] + its[:-1, 1:] + its[1:, 1:]
     twice = int(np.maximum(four - 2, 0).sum())
     return 100 * twice > _CONVEX_PERCENT * _twice_hull([(int(x), int(y)) for y, x in np.argwhere(its)])
@@ -113,7 +123,9 @@ def _planned(scene: Scene, most: int, size: int) -> Iterator[_View]:
     boxes: list[Box] = [(x0, y0, x1, y1) for x0, y0, x1, y1 in scene.table[:, 2:6].astype(int).tolist()]
     class_of, area = scene.table[:, 0].astype(int).tolist(), scene.table[:, 6]
     wanted = [k for k in range(len(boxes)) if scene.wanted[class_of[k]] and 0 < class_of[k] < 255]
-    candidates = [k for k in wanted if max(boxes[k][2] - boxes[k][0], boxes[k][3] - boxes[k][1]) >= _LEAST_SIDE]
+    candidates = [
+        k for k in wanted if max(boxes[k][2] - boxes[k][0], boxes[k][3] - boxes[k][1]) >= _LEAST_SIDE
+    ]
     for k in sorted(candidates, key=lambda k: (-area[k], k))[: CANDIDATES_PER_VIEW * most]:
         view = _view_of(boxes[k], size_hw, size, class_of[k], k + 1)
         if _is_convex(_own(scene.label_map, view, size)):
@@ -125,7 +137,11 @@ def _planned(scene: Scene, most: int, size: int) -> Iterator[_View]:
         its_boxes = np.array([boxes[k] for k in wanted if class_of[k] == class_id])
         low, high = its_boxes.min(0).tolist(), its_boxes.max(0).tolist()
         view = _view_of((low[0], low[1], high[2], high[3]), size_hw, size, class_id, 0)
-        sides = [_view_of(boxes[k], size_hw, size, class_id, k + 1).side for k in candidates if class_of[k] == class_id]
+        sides = [
+            _view_of(boxes[k], size_hw, size, class_id, k + 1).side
+            for k in candidates
+            if class_of[k] == class_id
+        ]
         if len(its_boxes) > 1 and sides and 4 * max(sides) < 3 * view.side:
             yield view
 
@@ -134,7 +150,10 @@ def cut_views_reference(scene: Scene, view_count: int, view_side: int) -> CutVie
     """``views.cut_views`` in numpy."""
     shape = (view_count, view_side, view_side)
     out = CutViews(
-        np.zeros((view_count, 5), np.int32), np.full((*shape, 3), _GREY, np.uint8), np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        np.zeros((view_count, 5), np.int32),
+        np.full((*shape, 3), _GREY, np.uint8),
+        np.zeros(shape, np.uint8),
+        np.zeros(shape, np.uint8),
     )
     out.views[:, 2] = view_side
     class_of = np.concatenate([[0], scene.table[:, 0]])
@@ -142,9 +161,13 @@ def cut_views_reference(scene: Scene, view_count: int, view_side: int) -> CutVie
     for k, view in enumerate(planned):
         out.views[k] = (view.x, view.y, view.side, view.class_id, view.component)
         for channel in range(3):
-            total, whole = _summed(view.window(scene.frame[..., channel].astype(np.float64), _GREY), view_side)
+            total, whole = _summed(
+                view.window(scene.frame[..., channel].astype(np.float64), _GREY), view_side
+            )
             out.images[k, ..., channel] = (2 * total + whole) // (2 * whole)
-        its, whole = _summed(view.window((class_of[scene.label_map] == view.class_id).astype(np.float64), 0), view_side)
+        its, whole = _summed(
+            view.window((class_of[scene.label_map] == view.class_id).astype(np.float64), 0), view_side
+        )
         out.masks[k] = 2 * its >= whole
         if view.component:
             out.own[k] = _own(scene.label_map, view, view_side)
@@ -190,7 +213,12 @@ def _part_at(labels: NDArray[np.int32], view: _View, y: int, x: int) -> int:
     for reach in range(1, _REACH + 1):
         for dy in range(-reach, reach + 1):
             for dx in range(-reach, reach + 1):
-                if max(abs(dy), abs(dx)) == reach and 0 <= v + dy < size and 0 <= u + dx < size and labels[v + dy, u + dx]:
+                if (
+                    max(abs(dy), abs(dx)) == reach
+                    and 0 <= v + dy < size
+                    and 0 <= u + dx < size
+                    and labels[v + dy, u + dx]
+                ):
                     return int(labels[v + dy, u + dx])
     return 0
 
@@ -208,5 +236,12 @@ def _table_of(pieces: NDArray[np.int64], component_of: NDArray[np.int64], scene:
         y, x = np.nonzero(pieces == number)
         edge = x.min() == 0 or y.min() == 0 or x.max() == w - 1 or y.max() == h - 1
         box = (x.min(), y.min(), x.max() + 1, y.max() + 1)
-        table[k] = (*scene.table[of[k] - 1, :2], *box, len(x), x.sum() / len(x), y.sum() / len(x), FLAG_TOUCHES_EDGE if edge else 0)
+        table[k] = (
+            *scene.table[of[k] - 1, :2],
+            *box,
+            len(x),
+            x.sum() / len(x),
+            y.sum() / len(x),
+            FLAG_TOUCHES_EDGE if edge else 0,
+        )
     return Pieces(rank[pieces], table, of)

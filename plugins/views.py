@@ -1,5 +1,6 @@
-"""Views through the C API (csrc/tfiseg.h, csrc/views.h): which components of a frame an instance network looks at, what it is shown, and
-what was found in the views carried back into the frame. On the CPU; runtime/device_refine.py calls the same on a GPU."""
+"""Views through the C API (csrc/tfiseg.h, csrc/views.h): which components of a frame an instance network
+looks at, what it is shown, and what was found in the views carried back into the frame. On the CPU;
+runtime/device_refine.py calls the same on a GPU."""
 
 from __future__ import annotations
 
@@ -79,9 +80,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class CutViews:
-    """K views of side S. ``views`` int32 (K, 5), columns ``VIEW_COLUMNS``: corner and side in pixels of the frame, class, and the component
-    that it was made for, 0 = all of the class; a class of 0: there is none. ``images`` uint8 (K, S, S, 3); ``masks`` uint8 (K, S, S), 1
-    where the view's class is; ``own``, the same of its component."""
+    """K views of side S. ``views`` int32 (K, 5), columns ``VIEW_COLUMNS``: corner and side in pixels of the
+    frame, class, and the component that it was made for, 0 = all of the class; a class of 0: there is none.
+    ``images`` uint8 (K, S, S, 3); ``masks`` uint8 (K, S, S), 1 where the view's class is; ``own``, the same
+    of its component."""
 
     views: NDArray[np.int32]
     images: NDArray[np.uint8]
@@ -91,8 +93,8 @@ class CutViews:
 
 @dataclass(frozen=True)
 class Found:
-    """What the operator made of ``own``: ``labels`` int32 (K, S, S), ``counts`` and ``regions`` int32 (K,), ``tables`` float32
-    (K, M, 10)."""
+    """What the operator made of ``own``: ``labels`` int32 (K, S, S), ``counts`` and ``regions`` int32 (K,),
+    ``tables`` float32 (K, M, 10)."""
 
     labels: NDArray[np.int32]
     counts: NDArray[np.int32]
@@ -102,7 +104,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Pieces:
-    """``label_map`` int32 (H, W), numbered by first pixel; ``table`` float32 (n, 10); ``component_of`` int32 (n,), from 1."""
+    """``label_map`` int32 (H, W), numbered by first pixel; ``table`` float32 (n, 10); ``component_of`` int32
+    (n,), from 1."""
 
     label_map: NDArray[np.int32]
     table: NDArray[np.float32]
@@ -110,14 +113,18 @@ class Pieces:
 
 
 def cut_views(scene: Scene, view_count: int, view_side: int, threads: int | None = None) -> CutViews:
-    """At most ``view_count`` views of the components that are worth a look, the largest first, then of classes of several components."""
+    """At most ``view_count`` views of the components that are worth a look, the largest first, then of
+    classes of several components."""
     call = ViewsCall(scene, view_count, view_side, threads)
     check(library().tfiseg_cut_views_cpu(ctypes.byref(call.struct)))
     return call.cut
 
 
-def place_pieces(scene: Scene, cut: CutViews, found: Found, least_regions: int = 2, threads: int | None = None) -> Pieces:
-    """The pieces of a frame: components parted as their views tell. ``least_regions``: of fewer by its shape, a component stays whole."""
+def place_pieces(
+    scene: Scene, cut: CutViews, found: Found, least_regions: int = 2, threads: int | None = None
+) -> Pieces:
+    """The pieces of a frame: components parted as their views tell. ``least_regions``: of fewer by its shape,
+    a component stays whole."""
     call = ViewsCall(scene, len(cut.views), cut.own.shape[1], threads, cut, found.tables.shape[1])
     pieces = PiecesCall(scene, found, least_regions)
     check(library().tfiseg_place_pieces_cpu(ctypes.byref(call.struct), ctypes.byref(pieces.struct)))
@@ -128,7 +135,13 @@ class ViewsCall:
     """tfiseg_views over arrays that it keeps alive."""
 
     def __init__(
-        self, scene: Scene, view_count: int, view_side: int, threads: int | None = None, cut: CutViews | None = None, max_parts: int = 1
+        self,
+        scene: Scene,
+        view_count: int,
+        view_side: int,
+        threads: int | None = None,
+        cut: CutViews | None = None,
+        max_parts: int = 1,
     ) -> None:
         _check(scene)
         shape = (view_count, view_side, view_side)
@@ -157,16 +170,25 @@ class ViewsCall:
             own=cut.own.ctypes.data,
         )
         self._workspace = np.empty(views_workspace_bytes(self.struct, max_parts), np.uint8)
-        self.struct.workspace, self.struct.workspace_bytes = self._workspace.ctypes.data, self._workspace.nbytes
+        self.struct.workspace, self.struct.workspace_bytes = (
+            self._workspace.ctypes.data,
+            self._workspace.nbytes,
+        )
 
 
 def _check(scene: Scene) -> None:
     """The library reads as far as its structures say."""
     h, w = scene.label_map.shape
-    wanted = ((scene.frame, np.uint8, (h, w, 3)), (scene.label_map, np.int32, (h, w)), (scene.table, np.float32, (len(scene.table), 10)))
+    wanted = (
+        (scene.frame, np.uint8, (h, w, 3)),
+        (scene.label_map, np.int32, (h, w)),
+        (scene.table, np.float32, (len(scene.table), 10)),
+    )
     for array, kind, shape in (*wanted, (scene.wanted, np.uint8, (256,))):
         if array.dtype != kind or array.shape != shape or not array.flags.c_contiguous:
-            raise InputError(f"a scene needs {np.dtype(kind)} {shape} without gaps, got {array.dtype} {array.shape}")
+            raise InputError(
+                f"a scene needs {np.dtype(kind)} {shape} without gaps, got {array.dtype} {array.shape}"
+            )
     if scene.label_map.size and not 0 <= scene.label_map.min() <= scene.label_map.max() <= len(scene.table):
         raise InputError(f"labels must lie in 0..{len(scene.table)}, which the table has rows for")
 
@@ -208,5 +230,6 @@ def pieces_room(max_components: int, views: int, max_parts: int) -> int:
 
 
 def views_workspace_bytes(struct: ViewsStruct, max_parts: int, of: Any = None) -> int:
-    """Bytes of workspace that both calls need; 0: something is out of range. ``of``: the library; default: the installed one."""
+    """Bytes of workspace that both calls need; 0: something is out of range. ``of``: the library; default:
+    the installed one."""
     return int((of or library()).tfiseg_views_workspace_size(ctypes.byref(struct), max_parts))

@@ -25,12 +25,17 @@ _FOLLOWING_STEPS = 300  # IRNet (CVPR 2019) follows its field for this many
 
 
 def bench_maps(folder: Path | None, side_px: int) -> NDArray[np.uint8]:
-    """A class map (side, side): real ones tiled if an evaluation set is given, the synthetic camera's otherwise."""
+    """A class map (side, side): real ones tiled if an evaluation set is given, the synthetic camera's
+    otherwise."""
     if folder is not None:
         tiles = [p.semantic for p in load_eval_set(folder)[0]]
     else:
         camera = SyntheticCamera(people=5)
-        tiles = [f.truth_class_map for f in (camera._read(40 * k) for k in range(12)) if f.truth_class_map is not None]
+        tiles = [
+            f.truth_class_map
+            for f in (camera._read(40 * k) for k in range(12))
+            if f.truth_class_map is not None
+        ]
     out = np.zeros((side_px, side_px), np.uint8)
     y, k = 0, 0
     while y < side_px:
@@ -44,14 +49,17 @@ def bench_maps(folder: Path | None, side_px: int) -> NDArray[np.uint8]:
 
 
 def centre_field(label_map: NDArray[np.int32], noise_px: float = 0.4, seed: int = 0) -> NDArray[np.float32]:
-    """A displacement field float32 (2, h, w) as a good network gives it: to the centre of each instance, with some noise."""
+    """A displacement field float32 (2, h, w) as a good network gives it: to the centre of each instance, with
+    some noise."""
     h, w = label_map.shape
     flat = label_map.ravel()
     count = np.maximum(np.bincount(flat), 1)
     y, x = np.mgrid[:h, :w].astype(np.float32)
     cy, cx = (np.bincount(flat, v.ravel()) / count for v in (y, x))
     noise = np.random.default_rng(seed).normal(0, noise_px, (2, h, w)).astype(np.float32)
-    return np.stack([cy[label_map] - y, cx[label_map] - x]).astype(np.float32) * (label_map > 0) + noise * (label_map > 0)
+    return np.stack([cy[label_map] - y, cx[label_map] - x]).astype(np.float32) * (label_map > 0) + noise * (
+        label_map > 0
+    )
 
 
 def median_ms(job: Callable[[], Any], repeats: int = _REPEATS) -> float:
@@ -86,10 +94,14 @@ def _follow_steps(field: NDArray[np.float32]) -> Any:
     return y, x
 
 
-def bench(folder: Path | None = None, side_px: int = 1024, threads: int = 1, peers: bool = True) -> dict[str, Any]:
-    """Time the operator on a class map of ``side_px`` squared and on one of twice the side, and its peers on the first.
+def bench(
+    folder: Path | None = None, side_px: int = 1024, threads: int = 1, peers: bool = True
+) -> dict[str, Any]:
+    """Time the operator on a class map of ``side_px`` squared and on one of twice the side, and its peers on
+    the first.
 
-    Returns medians in ms per megapixel, ratios to the operator, growth for four times the pixels, and bytes per pixel.
+    Returns medians in ms per megapixel, ratios to the operator, growth for four times the pixels, and bytes
+    per pixel.
     """
     if side_px < 64 or side_px > 2048:
         raise InputError(f"side must lie in 64..2048, got {side_px}")
@@ -97,7 +109,9 @@ def bench(folder: Path | None = None, side_px: int = 1024, threads: int = 1, pee
     megapixels = small.size / 1e6
 
     def native_ms(class_map: NDArray[np.uint8], field: NDArray[np.float32] | None = None) -> float:
-        call = NativeCall(problem_of(class_map, field, min_area=MIN_AREA_PX), threads)  # memory is reused, as an embedding program does
+        call = NativeCall(
+            problem_of(class_map, field, min_area=MIN_AREA_PX), threads
+        )  # memory is reused, as an embedding program does
         call.run()
         return statistics.median(call.run().cluster_ms for _ in range(3 * _REPEATS))
 
@@ -106,7 +120,8 @@ def bench(folder: Path | None = None, side_px: int = 1024, threads: int = 1, pee
     ours_ms = median_ms(lambda: cluster(small, threads=threads))
     given_ms = median_ms(lambda: cluster(small, field, threads=threads))
     native = native_ms(small)
-    # a larger picture of larger objects, not more of them: what an algorithm that is not linear in the radius pays for
+    # a larger picture of larger objects, not more of them: what an algorithm that is not linear in the radius
+    # pays for
     zoomed = small.repeat(2, 0).repeat(2, 1)
     report: dict[str, Any] = {
         "side_px": side_px,
@@ -127,7 +142,9 @@ def bench(folder: Path | None = None, side_px: int = 1024, threads: int = 1, pee
         cv2_threads = cv2.getNumThreads()
         cv2.setNumThreads(threads)
         jobs: dict[str, Callable[[], Any]] = {
-            "opencv exact distance transform alone": lambda: cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE),
+            "opencv exact distance transform alone": lambda: cv2.distanceTransform(
+                mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+            ),
             "opencv connectedComponentsWithStats alone": lambda: cv2.connectedComponentsWithStats(mask),
         }
         try:
@@ -135,7 +152,9 @@ def bench(folder: Path | None = None, side_px: int = 1024, threads: int = 1, pee
 
             jobs["scikit-image distance transform + watershed"] = lambda: _watershed(mask)
         except ImportError:
-            report["peers_left_out"] = 'scikit-image is not installed: pip install ".[test]" in the repository'
+            report["peers_left_out"] = (
+                'scikit-image is not installed: pip install ".[test]" in the repository'
+            )
         for name, job in jobs.items():
             report["peers_ms_per_mp"][name] = round(median_ms(job, 3) / megapixels, 2)
         quarter = field[:, : side_px // 2, : side_px // 2]
@@ -144,14 +163,18 @@ def bench(folder: Path | None = None, side_px: int = 1024, threads: int = 1, pee
         )
         cv2.setNumThreads(cv2_threads)
         report["peer_over_ours"] = {
-            name: round(ms / (report["given_field_ms_per_mp"] if "given" in name else report["geometric_ms_per_mp"]), 2)
+            name: round(
+                ms / (report["given_field_ms_per_mp"] if "given" in name else report["geometric_ms_per_mp"]),
+                2,
+            )
             for name, ms in report["peers_ms_per_mp"].items()
         }
     return report
 
 
 def bytes_per_pixel(class_map: NDArray[np.uint8], threads: int = 1) -> float | None:
-    """Growth of the process's peak memory while it clusters, per pixel; None where the kernel doesn't tell (not Linux)."""
+    """Growth of the process's peak memory while it clusters, per pixel; None where the kernel doesn't tell
+    (not Linux)."""
     growth: list[float] = []
 
     def measure() -> None:

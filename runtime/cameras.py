@@ -1,4 +1,5 @@
-"""Live sources: USB, CSI and network cameras, GStreamer pipelines, and files played at their own pace. What is lost is looked for again."""
+"""Live sources: USB, CSI and network cameras, GStreamer pipelines, and files played at their own pace. What
+is lost is looked for again."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from .sources import USUAL_FPS, Frame, Source, fps_of, frame_name, opened, relea
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0  # between attempts to open a lost source again: doubled each time
 _NETWORK_TIMEOUT_MS = 5000
 _WAITED_AFTER_S = 0.2  # opened so long ago, there are frames in a buffer
-_AT_ONCE, _NEW_IN_A_ROW = 0.5, 2  # of a frame's interval: what comes quicker lay there; so many that don't are new
+_AT_ONCE, _NEW_IN_A_ROW = (
+    0.5,
+    2,
+)  # of a frame's interval: what comes quicker lay there; so many that don't are new
 _CSI_SIZE_WH, _CSI_FPS = (1280, 720), 30  # a mode that every CSI sensor has
 
 _log = logging.getLogger("tfiseg")
@@ -26,7 +30,8 @@ _log = logging.getLogger("tfiseg")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a camera is asked for: width and height in pixels, frames per second, pixel format (a FourCC such as "MJPG" or "YUYV")."""
+    """What a camera is asked for: width and height in pixels, frames per second, pixel format (a FourCC such
+    as "MJPG" or "YUYV")."""
 
     size_wh: tuple[int, int] | None = None
     fps: float | None = None
@@ -34,18 +39,23 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if self.size_wh is not None and min(self.size_wh) < 1:
-            raise InputError(f"a camera's size must be at least 1 x 1 px, got {self.size_wh[0]} x {self.size_wh[1]}")
+            raise InputError(
+                f"a camera's size must be at least 1 x 1 px, got {self.size_wh[0]} x {self.size_wh[1]}"
+            )
         if self.fps is not None and self.fps <= 0:
             raise InputError(f"a camera's fps must be above 0, got {self.fps:g}")
         if self.pixel_format is not None and len(self.pixel_format) != 4:
-            raise InputError(f'a pixel format is a FourCC such as "MJPG" or "YUYV", got {self.pixel_format!r}')
+            raise InputError(
+                f'a pixel format is a FourCC such as "MJPG" or "YUYV", got {self.pixel_format!r}'
+            )
 
     def __bool__(self) -> bool:
         return self != Wanted()
 
 
 class LiveStream(Source):
-    """A camera or stream that is opened again whenever it is lost, with growing pauses, and says so in the log "tfiseg".
+    """A camera or stream that is opened again whenever it is lost, with growing pauses, and says so in the
+    log "tfiseg".
 
     Args:
         name: of the source.
@@ -57,7 +67,11 @@ class LiveStream(Source):
     is_live = True
 
     def __init__(
-        self, name: str, opener: Callable[[], cv2.VideoCapture], wanted: Wanted | None = None, capture: cv2.VideoCapture | None = None
+        self,
+        name: str,
+        opener: Callable[[], cv2.VideoCapture],
+        wanted: Wanted | None = None,
+        capture: cv2.VideoCapture | None = None,
     ) -> None:
         super().__init__(name)
         self._opener = opener
@@ -77,12 +91,17 @@ class LiveStream(Source):
         return super().__iter__()
 
     def _skip_what_waited(self) -> None:
-        """Frames that came in while a network was loaded would be taken for new ones: whoever drives by them drives by the past."""
+        """Frames that came in while a network was loaded would be taken for new ones: whoever drives by them
+        drives by the past."""
         interval, new = 1 / (self.fps or USUAL_FPS), 0
         with self._in_use:
-            for _ in range(round((time.monotonic() - self._opened) / interval) + _NEW_IN_A_ROW):  # no more can have come
+            for _ in range(
+                round((time.monotonic() - self._opened) / interval) + _NEW_IN_A_ROW
+            ):  # no more can have come
                 began = time.monotonic()
-                if not self._capture.grab():  # it decodes where the stream is compressed, so one that takes long may still be old
+                if (
+                    not self._capture.grab()
+                ):  # it decodes where the stream is compressed, so one that takes long may still be old
                     return
                 new = new + 1 if time.monotonic() - began > _AT_ONCE * interval else 0
                 if new == _NEW_IN_A_ROW:
@@ -96,12 +115,15 @@ class LiveStream(Source):
                 now = time.monotonic_ns()
                 taken = self._captured_at(now) if more else now
             if more:
-                return Frame(np.asarray(image, np.uint8), index, taken, frame_name(index), (now - began) / 1e6)
+                return Frame(
+                    np.asarray(image, np.uint8), index, taken, frame_name(index), (now - began) / 1e6
+                )
             self._find_again(index)
         return None
 
     def _captured_at(self, now_ns: int) -> int:
-        """When the picture was taken: V4L2's drivers stamp it on the monotonic clock, which is when its transfer ended."""
+        """When the picture was taken: V4L2's drivers stamp it on the monotonic clock, which is when its
+        transfer ended."""
         if self._stamps:
             stamped = int(self._capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
             if 0 <= now_ns - stamped < 2_000_000_000:  # a driver with another clock is not believed
@@ -112,7 +134,11 @@ class LiveStream(Source):
         with self._in_use:
             self._capture.release()
         lost, wait = time.monotonic(), _FIRST_WAIT_S
-        _log.warning("%s stopped delivering after %d frames (cable, power, network?): it is looked for until it is back", self.name, frames)
+        _log.warning(
+            "%s stopped delivering after %d frames (cable, power, network?): it is looked for until it is back",
+            self.name,
+            frames,
+        )
         while not self._interrupted.wait(wait):
             try:
                 with self._in_use:
@@ -139,7 +165,11 @@ def described(name: str, capture: cv2.VideoCapture, wanted: Wanted) -> tuple[str
     code = int(capture.get(cv2.CAP_PROP_FOURCC))
     text = "".join(chr(code >> shift & 0xFF) for shift in (0, 8, 16, 24))
     pixel_format = text if text.isprintable() and code > 0 else None
-    got = f"{width}x{height}" + (f" at {fps:g} frames/s" if fps > 0 else "") + (f", {pixel_format}" if pixel_format else "")
+    got = (
+        f"{width}x{height}"
+        + (f" at {fps:g} frames/s" if fps > 0 else "")
+        + (f", {pixel_format}" if pixel_format else "")
+    )
     missed = []
     if wanted.size_wh not in (None, (width, height)):
         missed.append("{}x{}".format(*(wanted.size_wh or ())))
@@ -173,8 +203,15 @@ def open_camera(which: int | str, wanted: Wanted) -> Source:
 
 def open_stream(url: str) -> cv2.VideoCapture:
     """A network stream or file, with limits on how long it may keep silent."""
-    timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _NETWORK_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _NETWORK_TIMEOUT_MS]
-    return opened(cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts), f"no stream answers at {without_secrets(url)}")
+    timeouts = [
+        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
+        _NETWORK_TIMEOUT_MS,
+        cv2.CAP_PROP_READ_TIMEOUT_MSEC,
+        _NETWORK_TIMEOUT_MS,
+    ]
+    return opened(
+        cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts), f"no stream answers at {without_secrets(url)}"
+    )
 
 
 def csi_pipeline(sensor: int, wanted: Wanted) -> str:
@@ -189,7 +226,9 @@ def csi_pipeline(sensor: int, wanted: Wanted) -> str:
 
 def open_gstreamer(name: str, pipeline: str, wanted: Wanted | None = None) -> Source:
     """A GStreamer pipeline that ends in an appsink with BGR."""
-    if "GStreamer" not in {cv2.videoio_registry.getBackendName(b) for b in cv2.videoio_registry.getBackends()}:
+    if "GStreamer" not in {
+        cv2.videoio_registry.getBackendName(b) for b in cv2.videoio_registry.getBackends()
+    }:
         raise SourceError(
             f"{name} needs an OpenCV with GStreamer, which pip's wheels are built without: on a Jetson or Debian take the system's own "
             "(apt install python3-opencv, and a venv with --system-site-packages); `tfiseg doctor` shows what is there"
@@ -199,7 +238,8 @@ def open_gstreamer(name: str, pipeline: str, wanted: Wanted | None = None) -> So
 
 
 class Realtime(Source):
-    """A file, folder or synthetic camera played at its own pace, as if it were live: whoever is late has missed what went by."""
+    """A file, folder or synthetic camera played at its own pace, as if it were live: whoever is late has
+    missed what went by."""
 
     is_live = True
 

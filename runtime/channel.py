@@ -1,4 +1,5 @@
-"""What one stage of a pipeline hands to the next: a bounded queue whose writer waits, or a slot where the newest wins."""
+"""What one stage of a pipeline hands to the next: a bounded queue whose writer waits, or a slot where the
+newest wins."""
 
 from __future__ import annotations
 
@@ -20,10 +21,13 @@ class Channel(Generic[T]):
     Args:
         capacity: items that may lie here.
         newest_wins: where it is full, the oldest makes room and counts as dropped; else the writer waits.
-        most_under_way: ``get`` waits while so many items that were taken aren't ``done``; None: any number may be.
+        most_under_way: ``get`` waits while so many items that were taken aren't ``done``; None: any number
+            may be.
     """
 
-    def __init__(self, capacity: int = 1, newest_wins: bool = False, most_under_way: int | None = None) -> None:
+    def __init__(
+        self, capacity: int = 1, newest_wins: bool = False, most_under_way: int | None = None
+    ) -> None:
         self._capacity = capacity
         self._newest_wins = newest_wins
         self._items: deque[T] = deque()
@@ -50,7 +54,9 @@ class Channel(Generic[T]):
     def get(self) -> T:
         """The oldest item, waited for; raises Ended."""
         with self._changed:
-            while not self._items or (self._most_under_way is not None and self._under_way >= self._most_under_way):
+            while not self._items or (
+                self._most_under_way is not None and self._under_way >= self._most_under_way
+            ):
                 if self._ended and not self._items:
                     raise Ended
                 self._changed.wait()
@@ -93,7 +99,8 @@ class Channel(Generic[T]):
             return left
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call once, from the writer's thread, when something arrives or the channel ends; at once if that is so already."""
+        """Call once, from the writer's thread, when something arrives or the channel ends; at once if that is
+        so already."""
         with self._changed:
             if not (self._items or self._ended):
                 self._listeners.append(listener)

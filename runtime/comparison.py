@@ -1,4 +1,5 @@
-"""Two networks on the same frames: how far their outputs lie apart, per output and in what the user sees, labels and instances."""
+"""Two networks on the same frames: how far their outputs lie apart, per output and in what the user sees,
+labels and instances."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ _DIFFERENT = (0, 0, 255)
 
 @dataclass(frozen=True)
 class FrameComparison:
-    """One frame. ``label_agreement`` % of pixels with the same class; ``counts`` of the instances; ``noise`` and ``signal`` energy, per
-    output (float; noise is that of the difference)."""
+    """One frame. ``label_agreement`` % of pixels with the same class; ``counts`` of the instances; ``noise``
+    and ``signal`` energy, per output (float; noise is that of the difference)."""
 
     name: str
     label_agreement: float
@@ -81,16 +82,28 @@ class Comparison:
             "frames": len(self.frames),
             "label_agreement": round(self.label_agreement, 3),
             "PQ": round(self.quality, 2),
-            "instances": {"same": total.true_positives, "only_reference": total.false_negatives, "only_candidate": total.false_positives},
+            "instances": {
+                "same": total.true_positives,
+                "only_reference": total.false_negatives,
+                "only_candidate": total.false_positives,
+            },
             "worst_frame": {"name": worst.name, "label_agreement": round(worst.label_agreement, 3)},
             "network_ms": {"reference": round(times[0], 2), "candidate": round(times[1], 2)},  # medians
-            "times_as_fast": round(float(np.median([f.network_ms[0] / f.network_ms[1] for f in self.frames])), 3),
-            "snr_db": {name: None if math.isinf(value) else round(value, 1) for name, value in self.snr_db().items()},
+            "times_as_fast": round(
+                float(np.median([f.network_ms[0] / f.network_ms[1] for f in self.frames])), 3
+            ),
+            "snr_db": {
+                name: None if math.isinf(value) else round(value, 1) for name, value in self.snr_db().items()
+            },
         }
 
 
 def compare(
-    reference: Segmenter, candidate: Segmenter, frames: Sequence[NDArray[np.uint8]], names: Sequence[str] = (), quiet: bool = True
+    reference: Segmenter,
+    candidate: Segmenter,
+    frames: Sequence[NDArray[np.uint8]],
+    names: Sequence[str] = (),
+    quiet: bool = True,
 ) -> Comparison:
     """Run two networks over frames.
 
@@ -101,7 +114,8 @@ def compare(
         quiet: no progress bar.
 
     Raises:
-        InputError: no frames, or networks of different classes. TfisegError: the candidate's outputs are not finite.
+        InputError: no frames, or networks of different classes. TfisegError: the candidate's outputs are not
+            finite.
     """
     if not len(frames):
         raise InputError("there are no frames to compare on")
@@ -116,10 +130,14 @@ def compare(
     return result
 
 
-def noise_floor(segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]], quiet: bool = True) -> dict[str, float]:
-    """The yardstick: a network against itself on frames that differ by at most one grey level of random noise.
+def noise_floor(
+    segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]], quiet: bool = True
+) -> dict[str, float]:
+    """The yardstick: a network against itself on frames that differ by at most one grey level of random
+    noise.
 
-    No camera gives the same frame twice to within this; what a precision costs less than this, nobody will see.
+    No camera gives the same frame twice to within this; what a precision costs less than this, nobody will
+    see.
 
     Returns:
         ``label_agreement`` % and ``PQ``, as of a ``Comparison``.
@@ -127,7 +145,9 @@ def noise_floor(segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]], quiet
     rng = np.random.default_rng(0)
     total, agreement = PanopticCounts(), []
     for image in tqdm(frames, desc="noise floor", unit="frame", disable=quiet):
-        noisy = np.clip(image.astype(np.int16) + rng.integers(-1, 2, image.shape, np.int16), 0, 255).astype(np.uint8)
+        noisy = np.clip(image.astype(np.int16) + rng.integers(-1, 2, image.shape, np.int16), 0, 255).astype(
+            np.uint8
+        )
         true, found = segmenter(image), segmenter(noisy)
         agreement.append(100 * float((true.semantic_map == found.semantic_map).mean()))
         total.add(panoptic_counts(found.label_map, found.class_id, true.label_map, true.semantic_map).pooled)
@@ -145,7 +165,9 @@ def _compare_frame(
     shared = [key for key in maps if key in other]
     for key in shared:
         if not np.isfinite(other[key]).all():
-            raise TfisegError(f"{candidate.session.path}: its {key} of frame {name} are not finite: a precision too low for its values")
+            raise TfisegError(
+                f"{candidate.session.path}: its {key} of frame {name} are not finite: a precision too low for its values"
+            )
         if maps[key].shape != other[key].shape:
             raise InputError(
                 f"{key} has shape {maps[key].shape} in {reference.session.path}, {other[key].shape} in {candidate.session.path}"
@@ -160,9 +182,15 @@ def _compare_frame(
 
 
 def worst_sheet(
-    reference: Segmenter, candidate: Segmenter, frames: Sequence[NDArray[np.uint8]], comparison: Comparison, path: Path, count: int = 4
+    reference: Segmenter,
+    candidate: Segmenter,
+    frames: Sequence[NDArray[np.uint8]],
+    comparison: Comparison,
+    path: Path,
+    count: int = 4,
 ) -> None:
-    """Write a picture of the frames of least agreement: the reference's instances, the candidate's, and in red the pixels that differ."""
+    """Write a picture of the frames of least agreement: the reference's instances, the candidate's, and in
+    red the pixels that differ."""
     rows = []
     places = {frame.name: k for k, frame in enumerate(comparison.frames)}
     for frame in comparison.worst(count):
@@ -174,13 +202,17 @@ def worst_sheet(
         raise InputError(f"can't write the picture {path}: name a .png or .jpg in a folder that is there")
 
 
-def _panels(reference: Segmenter, candidate: Segmenter, image: NDArray[np.uint8], frame: FrameComparison) -> Iterator[NDArray[np.uint8]]:
+def _panels(
+    reference: Segmenter, candidate: Segmenter, image: NDArray[np.uint8], frame: FrameComparison
+) -> Iterator[NDArray[np.uint8]]:
     _, true, found = _compare_frame(reference, candidate, image, frame.name)
     differs = image // 2
     differs[true.semantic_map != found.semantic_map] = _DIFFERENT
     titles = ("reference", "candidate", f"{frame.name}: {frame.label_agreement:.2f}% of labels alike")
     for title, panel in zip(titles, (true.draw(image), found.draw(image), differs), strict=True):
-        small = cv2.resize(panel, (round(panel.shape[1] * 320 / panel.shape[0]), 320), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(
+            panel, (round(panel.shape[1] * 320 / panel.shape[0]), 320), interpolation=cv2.INTER_AREA
+        )
         small[:24] = small[:24] // 4  # a dark strip, so that the title is read on any picture
         cv2.putText(small, title, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
         yield np.asarray(small, np.uint8)

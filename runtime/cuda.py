@@ -1,4 +1,5 @@
-"""The GPU through PyCUDA: a device's primary context, pinned and device memory, streams; and CUDA graphs, which PyCUDA hasn't."""
+"""The GPU through PyCUDA: a device's primary context, pinned and device memory, streams; and CUDA graphs,
+which PyCUDA hasn't."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads all
 
 
 class Cuda:
-    """One GPU. The primary context is the one that TensorRT, ONNX Runtime and PyTorch use as well; no other is made.
+    """One GPU. The primary context is the one that TensorRT, ONNX Runtime and PyTorch use as well; no other
+    is made.
 
     Memory, streams and graphs are used, and released, inside ``with cuda.current()``, from any thread.
 
@@ -76,15 +78,19 @@ class Cuda:
         self._driver.memcpy_dtod_async(to, source, size_bytes, stream)
 
     def wait_for_producer(self, image: Any) -> None:
-        """Until what made a frame on the GPU is through: the stream that it names (``__cuda_array_interface__``, version 3), else all."""
+        """Until what made a frame on the GPU is through: the stream that it names
+        (``__cuda_array_interface__``, version 3), else all."""
         interface = image.__cuda_array_interface__
         if "stream" not in interface:
             self._driver.Context.synchronize()
-        elif interface["stream"] is not None:  # None: it is ready. 1 and 2 are the default streams' own handles
+        elif (
+            interface["stream"] is not None
+        ):  # None: it is ready. 1 and 2 are the default streams' own handles
             _call("cuStreamSynchronize", _pointer(int(interface["stream"])))
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Graph:
-        """What ``work`` enqueues on a stream, as a graph; raises EngineError where something in it can't be captured."""
+        """What ``work`` enqueues on a stream, as a graph; raises EngineError where something in it can't be
+        captured."""
         _call("cuStreamBeginCapture_v2", _pointer(stream.handle), ctypes.c_int(_THREAD_LOCAL))
         graph = ctypes.c_void_p()
         try:
@@ -131,7 +137,8 @@ def _pointer(handle: int) -> ctypes.c_void_p:
 
 
 def device_address(image: Any) -> tuple[int, tuple[int, ...]] | None:
-    """Address and shape of a frame uint8 (H, W, 3) that lies on the GPU (``__cuda_array_interface__``: PyTorch, CuPy, PyCUDA); else None.
+    """Address and shape of a frame uint8 (H, W, 3) that lies on the GPU (``__cuda_array_interface__``:
+    PyTorch, CuPy, PyCUDA); else None.
 
     Raises:
         EngineError: it has another type, or its rows aren't one after the other.
@@ -142,5 +149,7 @@ def device_address(image: Any) -> tuple[int, tuple[int, ...]] | None:
     shape = tuple(int(s) for s in interface["shape"])
     dense = interface.get("strides") in (None, (shape[-2] * 3, 3, 1) if len(shape) == 3 else None)
     if np.dtype(interface["typestr"]) != np.uint8 or len(shape) != 3 or shape[2] != 3 or not dense:
-        raise EngineError(f"a frame on the GPU must be uint8 (H, W, 3), without gaps; got {interface['typestr']} {shape}")
+        raise EngineError(
+            f"a frame on the GPU must be uint8 (H, W, 3), without gaps; got {interface['typestr']} {shape}"
+        )
     return int(interface["data"][0]), shape

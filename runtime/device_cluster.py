@@ -61,16 +61,23 @@ class DeviceClusterer:
         EngineError: maps that the operator doesn't take.
     """
 
-    def __init__(self, cuda: Cuda, maps: Mapping[str, tuple[int, tuple[int, ...], np.dtype[Any]]], asked: Asked) -> None:
+    def __init__(
+        self, cuda: Cuda, maps: Mapping[str, tuple[int, tuple[int, ...], np.dtype[Any]]], asked: Asked
+    ) -> None:
         self._asked, self.library = asked, cuda_library()
         address, (n, classes, h, w), dtype = maps["logits"]
         affinity = maps.get("affinity")
         boundary = maps.get("boundary")
         boundary_stride = -(-h // boundary[1][2]) if boundary else 1
         if boundary and boundary[1][-2:] != (-(-h // boundary_stride), -(-w // boundary_stride)):
-            raise EngineError(f"a boundary of {boundary[1][-2:]} beside logits of {(h, w)}: it must be an integer factor smaller")
+            raise EngineError(
+                f"a boundary of {boundary[1][-2:]} beside logits of {(h, w)}: it must be an integer factor smaller"
+            )
         out_h, out_w = asked.out_hw
-        merge_rule, part_rule = asked.merge_rule if affinity else None, asked.part_rule if affinity and boundary else None
+        merge_rule, part_rule = (
+            asked.merge_rule if affinity else None,
+            asked.part_rule if affinity and boundary else None,
+        )
         self._problem = ProblemStruct(
             struct_size=ctypes.sizeof(ProblemStruct),
             batch=n,
@@ -103,7 +110,9 @@ class DeviceClusterer:
         )
         size = int(self.library.tfiseg_workspace_size(ctypes.byref(self._problem), ON_CUDA))
         if not size:
-            raise EngineError(f"the operator doesn't take these maps on a GPU: { ({k: v[1] for k, v in maps.items()}) }")
+            raise EngineError(
+                f"the operator doesn't take these maps on a GPU: { ({k: v[1] for k, v in maps.items()}) }"
+            )
         self.shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "label_map": ((n, out_h, out_w), np.int32),
             "semantic_map": ((n, out_h, out_w), np.uint8),
@@ -122,11 +131,15 @@ class DeviceClusterer:
 
     def enqueue(self, stream_handle: int) -> None:
         """Cluster on this stream; nothing is read back."""
-        status = self.library.tfiseg_cluster_cuda(ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle))
+        status = self.library.tfiseg_cluster_cuda(
+            ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle)
+        )
         check_status(self.library, status, "clustering")
 
 
 def check_status(library: ctypes.CDLL, status: int, what: str) -> None:
     """Raises EngineError where the C API says that something went wrong."""
     if status:
-        raise EngineError(f"{what} on the GPU failed: {library.tfiseg_status_string(status).decode()} (status {status})")
+        raise EngineError(
+            f"{what} on the GPU failed: {library.tfiseg_status_string(status).decode()} (status {status})"
+        )

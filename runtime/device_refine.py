@@ -1,5 +1,6 @@
-"""Components of a frame looked at on the GPU: views cut and zoomed, the instance network, the operator in the views, and pieces carried
-back. Nothing is read back in between, so it is part of the same CUDA graph as the semantic network."""
+"""Components of a frame looked at on the GPU: views cut and zoomed, the instance network, the operator in the
+views, and pieces carried back. Nothing is read back in between, so it is part of the same CUDA graph as the
+semantic network."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ MAX_PARTS = 256  # of a component
 
 @dataclass(frozen=True)
 class LookSettings:
-    """How to look at components. ``wanted``: uint8 (256,), 1 for the classes that are; ``view_count`` views at once; ``outlines``: for
-    these as well."""
+    """How to look at components. ``wanted``: uint8 (256,), 1 for the classes that are; ``view_count`` views
+    at once; ``outlines``: for these as well."""
 
     network: InstanceSession
     wanted: NDArray[np.uint8]
@@ -47,7 +48,8 @@ class LookSettings:
 
 
 class DeviceViews:
-    """The instance network for a fixed number of views, and the operator that cuts what each view is of: what doesn't depend on the frame.
+    """The instance network for a fixed number of views, and the operator that cuts what each view is of: what
+    doesn't depend on the frame.
 
     Args:
         cuda: the GPU. library: with the C API.
@@ -59,7 +61,12 @@ class DeviceViews:
     """
 
     def __init__(
-        self, cuda: Cuda, library: ctypes.CDLL, context: Context, types: Mapping[str, np.dtype[Any]], settings: LookSettings
+        self,
+        cuda: Cuda,
+        library: ctypes.CDLL,
+        context: Context,
+        types: Mapping[str, np.dtype[Any]],
+        settings: LookSettings,
     ) -> None:
         self.settings, self._context, self._library = settings, context, library
         network, views, side = settings.network, settings.view_count, settings.network.view_px
@@ -68,9 +75,13 @@ class DeviceViews:
             if not context.set_input_shape(name, shape):
                 raise EngineError(f"{network.path} doesn't take {views} views of {side} px at once")
         self.shapes = {name: (shape, np.dtype(np.uint8)) for name, shape in inputs.items()}
-        self.shapes |= {name: (sizes_of(context.get_tensor_shape(name)), kind) for name, kind in types.items()}
+        self.shapes |= {
+            name: (sizes_of(context.get_tensor_shape(name)), kind) for name, kind in types.items()
+        }
         if types["affinity"] not in TYPES or types["affinity"] != types["boundary"]:
-            raise EngineError(f"{network.path}: its maps must be all float32 or all float16, got { {n: str(t) for n, t in types.items()} }")
+            raise EngineError(
+                f"{network.path}: its maps must be all float32 or all float16, got { {n: str(t) for n, t in types.items()} }"
+            )
         self.memory = {name: cuda.room(shape, kind) for name, (shape, kind) in self.shapes.items()}
         for name, memory in self.memory.items():
             context.set_tensor_address(name, int(memory))
@@ -85,7 +96,9 @@ class DeviceViews:
         self._problem = self._problem_of(network, TYPES[types["affinity"]])
         size = int(library.tfiseg_workspace_size(ctypes.byref(self._problem), ON_CUDA))
         if not size:
-            raise EngineError(f"the operator doesn't take {views} views of {side} px with these maps on a GPU: {self.shapes}")
+            raise EngineError(
+                f"the operator doesn't take {views} views of {side} px with these maps on a GPU: {self.shapes}"
+            )
         self._workspace = cuda.allocate(size)
         self._result = ResultStruct(
             struct_size=ctypes.sizeof(ResultStruct),
@@ -142,7 +155,8 @@ class DeviceViews:
 
 
 class DeviceRefiner:
-    """Looks at components that lie at fixed addresses on the GPU; ``enqueue`` may be captured in a CUDA graph.
+    """Looks at components that lie at fixed addresses on the GPU; ``enqueue`` may be captured in a CUDA
+    graph.
 
     Args:
         cuda: the GPU.
@@ -154,7 +168,14 @@ class DeviceRefiner:
         EngineError: a frame or views of a size that the library doesn't take.
     """
 
-    def __init__(self, cuda: Cuda, views: DeviceViews, wanted: NDArray[np.uint8], frame: int, components: DeviceClusterer) -> None:
+    def __init__(
+        self,
+        cuda: Cuda,
+        views: DeviceViews,
+        wanted: NDArray[np.uint8],
+        frame: int,
+        components: DeviceClusterer,
+    ) -> None:
         self.views, self._wanted, self._library = views, wanted, components.library
         count, side = views.settings.view_count, views.settings.network.view_px
         (_, height, width), _ = components.shapes["label_map"]
@@ -189,7 +210,9 @@ class DeviceRefiner:
         )
         size = views_workspace_bytes(self._cut, MAX_PARTS, self._library)
         if not size:
-            raise EngineError(f"{count} views of {side} px of a frame of {width}x{height}: more than the library takes")
+            raise EngineError(
+                f"{count} views of {side} px of a frame of {width}x{height}: more than the library takes"
+            )
         self._workspace = cuda.allocate(size)
         self._cut.workspace, self._cut.workspace_bytes = int(self._workspace), size
         self._pieces = PiecesStruct(
@@ -206,7 +229,11 @@ class DeviceRefiner:
     def enqueue(self, stream_handle: int) -> None:
         """Look, behind what clusters the components, on this stream; nothing is read back."""
         stream = ctypes.c_void_p(stream_handle)
-        check_status(self._library, self._library.tfiseg_cut_views_cuda(ctypes.byref(self._cut), stream), "looking")
+        check_status(
+            self._library, self._library.tfiseg_cut_views_cuda(ctypes.byref(self._cut), stream), "looking"
+        )
         self.views.enqueue(stream_handle)
-        placed = self._library.tfiseg_place_pieces_cuda(ctypes.byref(self._cut), ctypes.byref(self._pieces), stream)
+        placed = self._library.tfiseg_place_pieces_cuda(
+            ctypes.byref(self._cut), ctypes.byref(self._pieces), stream
+        )
         check_status(self._library, placed, "looking")

@@ -1,4 +1,5 @@
-"""``tfiseg doctor``: is everything here that tfiseg needs, does it fit together, and which command mends what doesn't."""
+"""``tfiseg doctor``: is everything here that tfiseg needs, does it fit together, and which command mends what
+doesn't."""
 
 from __future__ import annotations
 
@@ -12,7 +13,12 @@ from .facts import NATIVE, Facts, plain_name
 from .machine import WHEELS, Machine
 
 OK, OPTIONAL, MISSING, WRONG = "ok", "optional", "missing", "wrong"
-_OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
+_OPENCV = (
+    "opencv-python",
+    "opencv-python-headless",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+)
 _ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 _PYTHONS = ((3, 10), (3, 13))
 _RTX_CAPABILITIES = ("7.5", "8.6", "8.9", "12.")
@@ -30,7 +36,8 @@ _AGAIN = "pip install . in the repository"
 
 @dataclass(frozen=True)
 class Check:
-    """One line: ``state`` is "ok", "optional" (not here, and nothing asks for it), "missing" or "wrong"; ``mend`` what changes that."""
+    """One line: ``state`` is "ok", "optional" (not here, and nothing asks for it), "missing" or "wrong";
+    ``mend`` what changes that."""
 
     name: str
     state: str
@@ -50,7 +57,11 @@ def healthy(checks: Iterable[Check]) -> bool:
 
 def as_report(facts: Facts, checks: Sequence[Check]) -> dict[str, Any]:
     """Plain values."""
-    return {"healthy": healthy(checks), "machine": facts.machine.as_dict(), "checks": [asdict(check) for check in checks]}
+    return {
+        "healthy": healthy(checks),
+        "machine": facts.machine.as_dict(),
+        "checks": [asdict(check) for check in checks],
+    }
 
 
 def doctor_text(facts: Facts, checks: Sequence[Check]) -> str:
@@ -63,7 +74,11 @@ def doctor_text(facts: Facts, checks: Sequence[Check]) -> str:
         if check.mend:
             lines.append(f"{'':<8}  {'':<{width}}  -> {check.mend}")
     count = {state: sum(check.state == state for check in checks) for state in (OK, OPTIONAL, MISSING, WRONG)}
-    verdict = f"{count[MISSING]} missing, {count[WRONG]} wrong" if not healthy(checks) else "Nothing that is needed is missing or wrong"
+    verdict = (
+        f"{count[MISSING]} missing, {count[WRONG]} wrong"
+        if not healthy(checks)
+        else "Nothing that is needed is missing or wrong"
+    )
     return "\n".join([*lines, f"{verdict}; {count[OK]} ok, {count[OPTIONAL]} optional things are not here."])
 
 
@@ -82,24 +97,46 @@ def _checks(facts: Facts) -> Iterator[Check]:
         yield Check("network", MISSING, "the network that comes with tfiseg isn't installed", _AGAIN)
     yield from _gpu(facts.machine)
     if facts.machine.l4t:
-        jetpack = f"JetPack {facts.machine.jetpack}" if facts.machine.jetpack else "package nvidia-jetpack not installed"
+        jetpack = (
+            f"JetPack {facts.machine.jetpack}"
+            if facts.machine.jetpack
+            else "package nvidia-jetpack not installed"
+        )
         yield Check("Jetson", OK, f"L4T {facts.machine.l4t}, {jetpack}")
     for flavour in WHEELS:
         yield _tensorrt(facts, flavour)
     yield _plugin_check(facts)
     yield from _tools(facts)
     yield _optional(facts, "PyCUDA", "pycuda.driver", "pycuda", 'pip install ".[tensorrt]" in the repository')
-    yield _optional(facts, "onnx", "onnx", "onnx", 'pip install ".[calibration]" in the repository (build, inspect and triton use it)')
+    yield _optional(
+        facts,
+        "onnx",
+        "onnx",
+        "onnx",
+        'pip install ".[calibration]" in the repository (build, inspect and triton use it)',
+    )
     # importing these takes seconds
-    for package, extra in (("torch", "export"), ("transformers", "hf"), ("scipy", "live"), ("mcap", "live"), ("foxglove-sdk", "live")):
+    for package, extra in (
+        ("torch", "export"),
+        ("transformers", "hf"),
+        ("scipy", "live"),
+        ("mcap", "live"),
+        ("foxglove-sdk", "live"),
+    ):
         found = facts.packages.get(package)
-        yield (Check(package, OK, found) if found else Check(package, OPTIONAL, "not installed", f'pip install ".[{extra}]"'))
+        yield (
+            Check(package, OK, found)
+            if found
+            else Check(package, OPTIONAL, "not installed", f'pip install ".[{extra}]"')
+        )
 
 
 def _python(facts: Facts) -> Check:
     found = facts.machine.python
     if not _PYTHONS[0] <= _numbers(found)[:2] <= _PYTHONS[1]:
-        return Check("Python", WRONG, f"{found}; tfiseg needs 3.10 to 3.13", "make a venv with another Python")
+        return Check(
+            "Python", WRONG, f"{found}; tfiseg needs 3.10 to 3.13", "make a venv with another Python"
+        )
     return Check("Python", OK, found)
 
 
@@ -112,7 +149,10 @@ def _required(facts: Facts, name: str, module: str, mend: str) -> Check:
     oldest = _OLDEST.get(module, ())
     if _numbers(found.version) < oldest:
         return Check(
-            name, WRONG, f"{found.version}; tfiseg needs {'.'.join(map(str, oldest))} or later", mend.replace("install", "install -U")
+            name,
+            WRONG,
+            f"{found.version}; tfiseg needs {'.'.join(map(str, oldest))} or later",
+            mend.replace("install", "install -U"),
         )
     return Check(name, OK, found.version)
 
@@ -129,10 +169,17 @@ def _opencv(facts: Facts) -> Check:
     gui = re.search(r"(?m)^\s*GUI:\s*(\w*)", build)
     windows = bool(gui and gui[1].upper() != "NONE")
     if not _built_with(build, "FFmpeg"):
-        return Check("OpenCV", WRONG, f"{check.found} reads no video files: built without FFmpeg", "pip install opencv-python-headless")
+        return Check(
+            "OpenCV",
+            WRONG,
+            f"{check.found} reads no video files: built without FFmpeg",
+            "pip install opencv-python-headless",
+        )
     if facts.machine.l4t and not _built_with(build, "GStreamer"):
         mend = "for CSI cameras: sudo apt install python3-opencv, pip uninstall opencv-python-headless, a venv with --system-site-packages"
-        return Check("OpenCV", OK, f"{check.found}; {', '.join(parts)}, windows {'yes' if windows else 'no'}", mend)
+        return Check(
+            "OpenCV", OK, f"{check.found}; {', '.join(parts)}, windows {'yes' if windows else 'no'}", mend
+        )
     return Check("OpenCV", OK, f"{check.found}; {', '.join(parts)}, windows {'yes' if windows else 'no'}")
 
 
@@ -141,13 +188,17 @@ def _built_with(build: str, word: str) -> bool:
 
 
 def _onnxruntime(facts: Facts) -> Check:
-    clash = _several(facts, "ONNX Runtime", _ONNXRUNTIME, "onnxruntime-gpu" if facts.machine.gpu else "onnxruntime")
+    clash = _several(
+        facts, "ONNX Runtime", _ONNXRUNTIME, "onnxruntime-gpu" if facts.machine.gpu else "onnxruntime"
+    )
     if clash:
         return clash
     check = _required(facts, "ONNX Runtime", "onnxruntime", 'pip install "onnxruntime>=1.20"')
     if check.state != OK:
         return check
-    providers = [p.removesuffix("ExecutionProvider") for p in facts.modules["onnxruntime"].details.get("providers", [])]
+    providers = [
+        p.removesuffix("ExecutionProvider") for p in facts.modules["onnxruntime"].details.get("providers", [])
+    ]
     return Check("ONNX Runtime", OK, f"{check.found}; runs on {', '.join(providers)}")
 
 
@@ -164,7 +215,12 @@ def _native(facts: Facts) -> Check:
     found = facts.modules.get(NATIVE)
     if found is None or found.error:
         said = found.error if found and found.error else "tfiseg can't be imported by its name"
-        return Check("operator", MISSING if "is not built" in said else WRONG, re.sub(r"^[\w.]*Error: ", "", said), _AGAIN)
+        return Check(
+            "operator",
+            MISSING if "is not built" in said else WRONG,
+            re.sub(r"^[\w.]*Error: ", "", said),
+            _AGAIN,
+        )
     return Check("operator", OK, f"{Path(found.details['path']).name} loads, and is of this version")
 
 
@@ -199,13 +255,27 @@ def _tensorrt(facts: Facts, flavour: str) -> Check:
         return Check(name, WRONG, f"{' and '.join(f'{k} {v}' for k, v in installed.items())}: {why}", mend)
     assert module is not None
     if _numbers(module.version) < _OLDEST[flavour]:
-        return Check(name, WRONG, f"{module.version}; tfiseg needs {'.'.join(map(str, _OLDEST[flavour]))} or later", mend)
+        return Check(
+            name,
+            WRONG,
+            f"{module.version}; tfiseg needs {'.'.join(map(str, _OLDEST[flavour]))} or later",
+            mend,
+        )
     made_for = next((int(found[1]) for one in installed if (found := re.search(r"-cu(\d+)", one))), None)
     if made_for and machine.cuda and _numbers(machine.cuda)[0] < made_for:
         older = f"pip uninstall it and install its -cu{_numbers(machine.cuda)[0]} wheel, or update the driver"
-        return Check(name, WRONG, f"{module.version} is made for CUDA {made_for}, the driver brings {machine.cuda}", older)
+        return Check(
+            name,
+            WRONG,
+            f"{module.version} is made for CUDA {made_for}, the driver brings {machine.cuda}",
+            older,
+        )
     here = ""
-    if flavour == "tensorrt_rtx" and machine.gpu and not str(machine.compute_capability).startswith(_RTX_CAPABILITIES):
+    if (
+        flavour == "tensorrt_rtx"
+        and machine.gpu
+        and not str(machine.compute_capability).startswith(_RTX_CAPABILITIES)
+    ):
         here = f"; builds engines, but none run on compute capability {machine.compute_capability}"
     elif not machine.gpu:
         here = "; builds engines, running them needs a GPU" if flavour == "tensorrt_rtx" else "; needs a GPU"
@@ -214,7 +284,11 @@ def _tensorrt(facts: Facts, flavour: str) -> Check:
 
 def _tensorrt_mend(flavour: str, machine: Machine) -> str:
     if flavour == "tensorrt_rtx":
-        return 'pip install ".[rtx]" in the repository (desktop RTX GPUs)' if machine.platform == "linux-x86_64" else ""
+        return (
+            'pip install ".[rtx]" in the repository (desktop RTX GPUs)'
+            if machine.platform == "linux-x86_64"
+            else ""
+        )
     if machine.l4t:
         return "sudo apt install python3-libnvinfer, and make the venv with --system-site-packages"
     return f"pip install tensorrt-cu{_numbers(machine.cuda)[0] if machine.cuda else 13} from NVIDIA's own package index"
@@ -223,17 +297,30 @@ def _tensorrt_mend(flavour: str, machine: Machine) -> str:
 def _plugin_check(facts: Facts) -> Check:
     plugin, name = facts.plugin, "plugin"
     if plugin is None:
-        return Check(name, OPTIONAL, "libtfiseg_plugin.so is not built: TensorRT engines and CUDA programs need it", "tfiseg plugin build")
+        return Check(
+            name,
+            OPTIONAL,
+            "libtfiseg_plugin.so is not built: TensorRT engines and CUDA programs need it",
+            "tfiseg plugin build",
+        )
     if isinstance(plugin, str):
         return Check(name, WRONG, plugin, "tfiseg plugin build --force")
     if not plugin["is_of_this_source"]:
-        return Check(name, WRONG, f"{plugin['path']} was built from another version of tfiseg", "tfiseg plugin build --force")
+        return Check(
+            name,
+            WRONG,
+            f"{plugin['path']} was built from another version of tfiseg",
+            "tfiseg plugin build --force",
+        )
     headers, module = plugin.get("tensorrt_headers"), facts.modules.get("tensorrt")
     installed = module.version if module and module.details.get("whole") else ""
     if headers and installed and _numbers(headers)[0] != _numbers(installed)[0]:
         found = f"compiled for TensorRT {headers}, installed is {installed}"
         return Check(name, WRONG, found, "TENSORRT_ROOT=<folder of its include/> tfiseg plugin build --force")
-    architectures, capability = list(plugin.get("architectures", [])), (facts.machine.compute_capability or "").replace(".", "")
+    architectures, capability = (
+        list(plugin.get("architectures", [])),
+        (facts.machine.compute_capability or "").replace(".", ""),
+    )
     if capability and capability not in architectures:
         if "PTX" not in architectures:
             return Check(
@@ -243,7 +330,10 @@ def _plugin_check(facts: Facts) -> Check:
                 "tfiseg plugin build --arch native --force",
             )
         return Check(
-            name, OK, f"{_interface(headers)}; for this GPU it is compiled at first use", "faster start: tfiseg plugin build --arch native"
+            name,
+            OK,
+            f"{_interface(headers)}; for this GPU it is compiled at first use",
+            "faster start: tfiseg plugin build --arch native",
         )
     return Check(name, OK, f"{_interface(headers)}; for {', '.join(architectures)}")
 
@@ -253,15 +343,24 @@ def _interface(headers: str | None) -> str:
 
 
 def _tools(facts: Facts) -> Iterator[Check]:
-    mends = {"TensorRT headers": "sudo apt install libnvinfer-headers-dev, or pip install --no-deps kernel-lens==2.0.1"}
+    mends = {
+        "TensorRT headers": "sudo apt install libnvinfer-headers-dev, or pip install --no-deps kernel-lens==2.0.1"
+    }
     for name, tool in facts.tools.items():
         mend = mends.get(name, 'pip install ".[plugin]" in the repository')
         oldest = _OLDEST.get(name, ())
         if tool.path is None:
-            found = "can't be run" if "can't be run" in tool.error else "not found; building the plugin needs it"
+            found = (
+                "can't be run" if "can't be run" in tool.error else "not found; building the plugin needs it"
+            )
             yield Check(name, OPTIONAL, found, mend)
         elif tool.version and _numbers(tool.version) < oldest:
-            yield Check(name, OPTIONAL, f"{tool.version} is too old; building the plugin needs {'.'.join(map(str, oldest))}", mend)
+            yield Check(
+                name,
+                OPTIONAL,
+                f"{tool.version} is too old; building the plugin needs {'.'.join(map(str, oldest))}",
+                mend,
+            )
         else:
             yield Check(name, OK, f"{tool.version} {tool.path}".strip())
 
@@ -273,7 +372,12 @@ def _optional(facts: Facts, name: str, module: str, package: str, mend: str) -> 
     version = facts.packages.get(package) or found.version
     if found.error and "libcuda" in found.error and not facts.machine.gpu:
         return Check(name, OK, f"{version}; needs a GPU")
-    return Check(name, WRONG if found.error else OK, f"{version}: {found.error}" if found.error else version, mend if found.error else "")
+    return Check(
+        name,
+        WRONG if found.error else OK,
+        f"{version}: {found.error}" if found.error else version,
+        mend if found.error else "",
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -17,12 +17,14 @@ _LABELLED = 0.15  # of a picture: more labels hide more than they say
 
 
 def instance_colours(count: int) -> NDArray[np.uint8]:
-    """Colour of each instance 1..count, BGR (count + 1, 3); row 0 is black. The same number always has the same colour."""
+    """Colour of each instance 1..count, BGR (count + 1, 3); row 0 is black. The same number always has the
+    same colour."""
     return colours_of_ids(np.arange(count + 1))
 
 
 def colours_of(instances: Instances) -> NDArray[np.uint8]:
-    """Colour of each instance by its number in the label map, BGR (n + 1, 3): tracked ones keep theirs from frame to frame."""
+    """Colour of each instance by its number in the label map, BGR (n + 1, 3): tracked ones keep theirs from
+    frame to frame."""
     if instances.track_id is None:
         return instance_colours(len(instances))
     return colours_of_ids(np.concatenate([np.zeros(1, np.int32), instances.track_id]))
@@ -41,7 +43,9 @@ def colours_of_ids(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
 def draw_instances(image: NDArray[np.uint8], instances: Instances) -> NDArray[np.uint8]:
     """The picture uint8 (H, W, 3) BGR with every instance drawn over it, as a new array."""
     if image.shape[:2] != instances.label_map.shape:
-        raise InputError(f"the frame is {image.shape[:2]}, its instances are {instances.label_map.shape}: draw them on their own frame")
+        raise InputError(
+            f"the frame is {image.shape[:2]}, its instances are {instances.label_map.shape}: draw them on their own frame"
+        )
     view = image.copy()
     if not len(instances):
         return view
@@ -86,7 +90,9 @@ def _label(instances: Instances, index: int, scale: float) -> tuple[str, int, in
     return text, width, height, base
 
 
-def _draw_label(view: NDArray[np.uint8], instances: Instances, index: int, colour: NDArray[np.uint8], scale: float) -> None:
+def _draw_label(
+    view: NDArray[np.uint8], instances: Instances, index: int, colour: NDArray[np.uint8], scale: float
+) -> None:
     text, width, height, base = _label(instances, index, scale)
     x0, y0 = (int(v) for v in instances[index].box_xyxy[:2])
     x = min(max(0, x0), max(0, view.shape[1] - width - 4))
@@ -94,4 +100,6 @@ def _draw_label(view: NDArray[np.uint8], instances: Instances, index: int, colou
     cv2.rectangle(view, (x, y - height - base - 2), (x + width + 4, y), [int(c) for c in colour], -1)
     luma = 0.114 * colour[0] + 0.587 * colour[1] + 0.299 * colour[2]
     ink = (0, 0, 0) if luma > 110 else (255, 255, 255)
-    cv2.putText(view, text, (x + 2, y - base), _FONT, 0.42 * scale, ink, max(1, round(scale * 0.8)), cv2.LINE_AA)
+    cv2.putText(
+        view, text, (x + 2, y - base), _FONT, 0.42 * scale, ink, max(1, round(scale * 0.8)), cv2.LINE_AA
+    )

@@ -1,7 +1,8 @@
-"""``NAME.engine`` and the ``NAME.engine.json`` beside it: what a plan is, and whether it is one for this machine.
+"""``NAME.engine`` and the ``NAME.engine.json`` beside it: what a plan is, and whether it is one for this
+machine.
 
-TensorRT says little of a plan that doesn't fit, and a plan may hold code that it runs. So none is handed over before its record has been
-read, its content compared with the record, and the record with the machine.
+TensorRT says little of a plan that doesn't fit, and a plan may hold code that it runs. So none is handed over
+before its record has been read, its content compared with the record, and the record with the machine.
 """
 
 from __future__ import annotations
@@ -44,17 +45,27 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as wrong:
         raise EngineError(f"{path} is damaged ({wrong!r}): build the engine again") from wrong
     if version != FORMAT_VERSION:
-        raise EngineError(f"{path} has format {version}, this version of tfiseg reads {FORMAT_VERSION}: build the engine again")
+        raise EngineError(
+            f"{path} has format {version}, this version of tfiseg reads {FORMAT_VERSION}: build the engine again"
+        )
     if missing:
         raise EngineError(f"{path} is damaged ({', '.join(missing)} missing): build the engine again")
     return dict(record)
 
 
 def write_engine(engine: Path, plan: bytes, record: dict[str, Any]) -> None:
-    """Write plan and record, each whole or not at all. Whatever happens between the two, the plan isn't taken without its own record."""
+    """Write plan and record, each whole or not at all. Whatever happens between the two, the plan isn't taken
+    without its own record."""
     engine.parent.mkdir(parents=True, exist_ok=True)
-    sealed = {"format_version": FORMAT_VERSION, "plan": {"sha256": hashlib.sha256(plan).hexdigest(), "bytes": len(plan)}, **record}
-    for path, content in ((engine, plan), (sidecar_path(engine), json.dumps(sealed, indent=2).encode() + b"\n")):
+    sealed = {
+        "format_version": FORMAT_VERSION,
+        "plan": {"sha256": hashlib.sha256(plan).hexdigest(), "bytes": len(plan)},
+        **record,
+    }
+    for path, content in (
+        (engine, plan),
+        (sidecar_path(engine), json.dumps(sealed, indent=2).encode() + b"\n"),
+    ):
         write_whole(path, content)
 
 
@@ -68,7 +79,9 @@ def write_whole(path: Path, content: bytes) -> None:
 def check_content(engine: Path, record: dict[str, Any]) -> bytes:
     """The plan's bytes; raises EngineError where they aren't those that the record speaks of."""
     if not engine.is_file():
-        raise EngineError(f"there is no engine {engine}. It is built by: {record['built_from'].get('command', 'tfiseg build')}")
+        raise EngineError(
+            f"there is no engine {engine}. It is built by: {record['built_from'].get('command', 'tfiseg build')}"
+        )
     plan = engine.read_bytes()
     wanted = record["plan"]
     if len(plan) != wanted["bytes"]:
@@ -77,7 +90,9 @@ def check_content(engine: Path, record: dict[str, Any]) -> bytes:
             f"{_again(record)}"
         )
     if hashlib.sha256(plan).hexdigest() != wanted["sha256"]:
-        raise EngineError(f"{engine} is not the plan that its record speaks of (another sha256): copy both again, or {_again(record)}")
+        raise EngineError(
+            f"{engine} is not the plan that its record speaks of (another sha256): copy both again, or {_again(record)}"
+        )
     return plan
 
 
@@ -105,9 +120,15 @@ def mismatches(record: dict[str, Any], machine: Machine) -> list[Mismatch]:
     wanted = str(made["version"])
     if installed is None or not _version_fits(wanted, installed, bool(made.get("version_compatible"))):
         differ(flavour, wanted, installed)
-    built_for = made.get("compute_capabilities") or ([made["compute_capability"]] if made.get("compute_capability") else [])
+    built_for = made.get("compute_capabilities") or (
+        [made["compute_capability"]] if made.get("compute_capability") else []
+    )
     if machine.compute_capability is None:
-        differ("GPU", made.get("gpu") or (f"compute capability {', '.join(built_for)}" if built_for else "an RTX GPU"), None)
+        differ(
+            "GPU",
+            made.get("gpu") or (f"compute capability {', '.join(built_for)}" if built_for else "an RTX GPU"),
+            None,
+        )
     elif built_for and not _capability_fits(made, built_for, machine.compute_capability):
         differ("compute capability", ", ".join(built_for), machine.compute_capability)
     plugin = record.get("plugin")
@@ -122,10 +143,13 @@ def mismatches(record: dict[str, Any], machine: Machine) -> list[Mismatch]:
 
 
 def check_machine(engine: Path, record: dict[str, Any], machine: Machine) -> None:
-    """Raise EngineError with both sides, and the command that rebuilds, where an engine doesn't fit a machine."""
+    """Raise EngineError with both sides, and the command that rebuilds, where an engine doesn't fit a
+    machine."""
     found = mismatches(record, machine)
     if found:
-        sides = "; ".join(f"{one.what}: the engine has {one.engine}, this machine {one.machine}" for one in found)
+        sides = "; ".join(
+            f"{one.what}: the engine has {one.engine}, this machine {one.machine}" for one in found
+        )
         if machine.compute_capability is None:
             network = record["built_from"].get("onnx", "the .onnx")
             helps = f"No engine runs without a GPU: use {network} here; where there is one, {_again(record)}"

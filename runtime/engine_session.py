@@ -1,4 +1,5 @@
-"""Engines through TensorRT or TensorRT-RTX: how a plan is opened, and what RTX compiles on the way is kept."""
+"""Engines through TensorRT or TensorRT-RTX: how a plan is opened, and what RTX compiles on the way is
+kept."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from .model_info import ModelInfo
 if TYPE_CHECKING:
     import tensorrt as trt
 
-FRAMES_IN_FLIGHT = 2  # one is copied while the other is computed, if the caller has two threads (Pipeline(workers=2))
+FRAMES_IN_FLIGHT = (
+    2  # one is copied while the other is computed, if the caller has two threads (Pipeline(workers=2))
+)
 
 _log = logging.getLogger("tfiseg")
 
@@ -35,7 +38,8 @@ class OpenedPlan:
         plan: its bytes. record: what lies beside it.
 
     Raises:
-        EngineError: TensorRT doesn't take it, with its own words. MissingDependencyError: TensorRT or PyCUDA isn't installed.
+        EngineError: TensorRT doesn't take it, with its own words. MissingDependencyError: TensorRT or PyCUDA
+            isn't installed.
     """
 
     def __init__(self, path: Path, plan: bytes, record: dict[str, Any]) -> None:
@@ -49,7 +53,9 @@ class OpenedPlan:
         with cuda.current():
             self._runtime: trt.Runtime = module.Runtime(self._logger)
             if made.get("version_compatible"):
-                self._runtime.engine_host_code_allowed = True  # such a plan carries the runtime that it was built with
+                self._runtime.engine_host_code_allowed = (
+                    True  # such a plan carries the runtime that it was built with
+                )
             engine = _deserialised(self._runtime, plan)
             if engine is None:
                 why = "; ".join(said[-3:]) or "no reason given"
@@ -71,7 +77,8 @@ class OpenedPlan:
 
 
 class EngineSession(GpuSession):
-    """A plan on the GPU, of a semantic network. Arguments and errors as of ``OpenedPlan``; graphs: see ``GpuSession``."""
+    """A plan on the GPU, of a semantic network. Arguments and errors as of ``OpenedPlan``; graphs: see
+    ``GpuSession``."""
 
     def __init__(self, path: Path, plan: bytes, record: dict[str, Any], graphs: bool = True) -> None:
         self._opened = opened = OpenedPlan(path, plan, record)
@@ -79,19 +86,24 @@ class EngineSession(GpuSession):
         with opened.cuda.current():
             lanes = [(opened.context(), opened.cuda.stream()) for _ in range(FRAMES_IN_FLIGHT)]
         info = ModelInfo.from_json(json.dumps(record["model"]), str(path))
-        super().__init__(path, info, opened.cuda, lanes, types, ((least[1], least[2]), (most[1], most[2])), graphs)
+        super().__init__(
+            path, info, opened.cuda, lanes, types, ((least[1], least[2]), (most[1], most[2])), graphs
+        )
 
     def set_up(self) -> None:
         """Keep RTX's compiled kernels for the next start."""
         self._opened.set_up()
 
 
-# typed parameters, so that each call is checked against TensorRT's stubs (tests/export/test_tensorrt_types.py)
+# typed parameters, so that each call is checked against TensorRT's stubs
+# (tests/export/test_tensorrt_types.py)
 def _deserialised(runtime: trt.Runtime, plan: bytes) -> trt.ICudaEngine | None:
     return runtime.deserialize_cuda_engine(plan)
 
 
-def _interface(module: Any, engine: trt.ICudaEngine, input_name: str) -> tuple[dict[str, np.dtype[Any]], tuple[int, ...], tuple[int, ...]]:
+def _interface(
+    module: Any, engine: trt.ICudaEngine, input_name: str
+) -> tuple[dict[str, np.dtype[Any]], tuple[int, ...], tuple[int, ...]]:
     names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]
     outputs = [n for n in names if engine.get_tensor_mode(n) == module.TensorIOMode.OUTPUT]
     least, _, most = map(sizes_of, engine.get_tensor_profile_shape(input_name, 0))
@@ -99,7 +111,8 @@ def _interface(module: Any, engine: trt.ICudaEngine, input_name: str) -> tuple[d
 
 
 class _RuntimeCache:
-    """TensorRT-RTX compiles kernels when it first runs them: they are kept on disk for the next start. TensorRT has nothing of the kind."""
+    """TensorRT-RTX compiles kernels when it first runs them: they are kept on disk for the next start.
+    TensorRT has nothing of the kind."""
 
     def __init__(self, module: Any, engine: trt.ICudaEngine, plan: bytes) -> None:
         self._engine = engine
@@ -109,12 +122,15 @@ class _RuntimeCache:
         config: Any = engine.create_runtime_config()
         if not hasattr(config, "create_runtime_cache"):
             return
-        # by default kernels for a frame size are compiled in the background: a graph would hold their slow stand-ins for ever
+        # by default kernels for a frame size are compiled in the background: a graph would hold their slow
+        # stand-ins for ever
         strategies = getattr(module, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is not None:
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         self._config, self._cache = config, config.create_runtime_cache()
-        self._path = cache_folder() / "rtx" / f"{hashlib.sha256(plan).hexdigest()[:16]}-{module.__version__}.cache"
+        self._path = (
+            cache_folder() / "rtx" / f"{hashlib.sha256(plan).hexdigest()[:16]}-{module.__version__}.cache"
+        )
         self._before = b""
         if self._path.is_file():
             self._before = self._path.read_bytes()
@@ -122,9 +138,15 @@ class _RuntimeCache:
         config.set_runtime_cache(self._cache)
 
     def context(self) -> trt.IExecutionContext:
-        context = self._engine.create_execution_context() if self._config is None else self._engine.create_execution_context(self._config)
+        context = (
+            self._engine.create_execution_context()
+            if self._config is None
+            else self._engine.create_execution_context(self._config)
+        )
         if context is None:
-            raise EngineError("TensorRT could not make an execution context: is there enough memory on the GPU?")
+            raise EngineError(
+                "TensorRT could not make an execution context: is there enough memory on the GPU?"
+            )
         return context
 
     def save(self) -> None:
@@ -141,7 +163,9 @@ def _module(name: str) -> Any:
     try:
         module = importlib.import_module(name)
     except (ImportError, OSError) as missing:
-        raise MissingDependencyError(f"this engine needs {name}, which can't be imported ({missing}); `tfiseg doctor` helps") from missing
+        raise MissingDependencyError(
+            f"this engine needs {name}, which can't be imported ({missing}); `tfiseg doctor` helps"
+        ) from missing
     return module
 
 

@@ -1,7 +1,7 @@
 """``tfiseg eval``: instance quality on a folder of pictures with true instances.
 
-Format: ``images/ID.jpg|png``, ``instances/ID.png`` (uint16, 0 = none), ``semantic/ID.png`` (uint8 class, 0 background, 255
-ignore), ``classes.json`` ({"1": "person"}).
+Format: ``images/ID.jpg|png``, ``instances/ID.png`` (uint16, 0 = none), ``semantic/ID.png`` (uint8 class, 0
+background, 255 ignore), ``classes.json`` ({"1": "person"}).
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from ..instances import Instances
 from ..plugins.operator import MIN_AREA_PX, Split, cluster
 from ..plugins.problem import IGNORE
 from .drawing import draw_instances, instance_colours
-from .metrics import AveragePrecision, PanopticCounts, PictureScore, boundary_iou, paired_gain, panoptic_counts
+from .metrics import (
+    AveragePrecision,
+    PanopticCounts,
+    PictureScore,
+    boundary_iou,
+    paired_gain,
+    panoptic_counts,
+)
 from .refine import Refiner
 from .segmenter import Segmenter
 from .sinks import writable_folder
@@ -33,7 +40,11 @@ _SHEET_CELL_HW = (220, 300)
 _SHOWN = 10  # pictures on a contact sheet
 _OURS = "ours"
 # split, and whether by the model's own score rule
-BASELINES: dict[str, tuple[Split, bool]] = {"components": (0.0, False), "shape": ("auto", False), "rated-components": (0.0, True)}
+BASELINES: dict[str, tuple[Split, bool]] = {
+    "components": (0.0, False),
+    "shape": ("auto", False),
+    "rated-components": (0.0, True),
+}
 _SHIPPED = "shipped"
 # PASCAL's names -> COCO's, both without spaces: sets and networks name the same things in either way
 _SAME_CLASS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
@@ -50,10 +61,13 @@ class EvalPicture:
 
 
 def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:
-    """The pictures of an evaluation set (read when they are asked for) and its class names; raises InputError for another format."""
+    """The pictures of an evaluation set (read when they are asked for) and its class names; raises InputError
+    for another format."""
     for needed in ("images", "instances", "semantic", "classes.json"):
         if not (folder / needed).exists():
-            raise InputError(f"{folder} has no {needed}: an evaluation set holds images/, instances/, semantic/ and classes.json")
+            raise InputError(
+                f"{folder} has no {needed}: an evaluation set holds images/, instances/, semantic/ and classes.json"
+            )
     names = {int(k): v for k, v in json.loads((folder / "classes.json").read_text()).items()}
     paths = sorted(p for p in (folder / "images").iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
@@ -77,10 +91,16 @@ class EvalPictures(Sequence[EvalPicture]):
         truth = cv2.imread(str(self.folder / "instances" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
         semantic = cv2.imread(str(self.folder / "semantic" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
         if image is None or truth is None or semantic is None:
-            raise InputError(f"{path}: the picture, its instances/{path.stem}.png or its semantic/{path.stem}.png can't be read")
+            raise InputError(
+                f"{path}: the picture, its instances/{path.stem}.png or its semantic/{path.stem}.png can't be read"
+            )
         if not image.shape[:2] == truth.shape == semantic.shape:
-            raise InputError(f"{path}: sizes differ: picture {image.shape[:2]}, instances {truth.shape}, semantic {semantic.shape}")
-        return EvalPicture(path.stem, np.asarray(image, np.uint8), truth.astype(np.int32), np.asarray(semantic, np.uint8))
+            raise InputError(
+                f"{path}: sizes differ: picture {image.shape[:2]}, instances {truth.shape}, semantic {semantic.shape}"
+            )
+        return EvalPicture(
+            path.stem, np.asarray(image, np.uint8), truth.astype(np.int32), np.asarray(semantic, np.uint8)
+        )
 
 
 def semantic_iou(pairs: NDArray[np.int64]) -> dict[int, float]:
@@ -111,16 +131,19 @@ def evaluate(
         out: where best.png, median.png and worst.png go, contact sheets of ten pictures each.
         quiet: no progress bar.
         refiner: with "truth", cuts and joins the class maps' components in place of ``split``.
-        min_area: with "truth", smallest instance in pixels, the baselines' too; default: what the refiner's network was made for, else 25.
-        against: baselines on the same class maps: "components" (connected components), "shape"; "rated-components": the first, scored by
-            the model's own rule; "shipped", with "truth": the instance network that comes with tfiseg, down to its own smallest instance
-            where ``min_area`` says no other.
+        min_area: with "truth", smallest instance in pixels, the baselines' too; default: what the refiner's
+            network was made for, else 25.
+        against: baselines on the same class maps: "components" (connected components), "shape";
+            "rated-components": the first, scored by the model's own rule; "shipped", with "truth": the
+            instance network that comes with tfiseg, down to its own smallest instance where ``min_area`` says
+            no other.
 
     Returns:
-        PQ, its counts, AP, AP50, AP75, mean boundary IoU of matches, PQ per class, the median time of finding a picture's instances,
-        the best, median and worst pictures; with "model" also IoU per class and mIoU over the classes in the truth. Classes that only
-        the set or only the model knows are left out of both. ``gain`` holds each baseline's PQ, AP and AP50 and by how much PQ is above
-        it, with a 95 % interval by bootstrap over pictures, paired.
+        PQ, its counts, AP, AP50, AP75, mean boundary IoU of matches, PQ per class, the median time of finding
+        a picture's instances, the best, median and worst pictures; with "model" also IoU per class and mIoU
+        over the classes in the truth. Classes that only the set or only the model knows are left out of both.
+        ``gain`` holds each baseline's PQ, AP and AP50 and by how much PQ is above it, with a 95 % interval by
+        bootstrap over pictures, paired.
     """
     out = writable_folder(out) if out is not None else None  # before the work
     pictures, names = load_eval_set(folder)
@@ -146,22 +169,30 @@ def evaluate(
         "false_negatives": counts.false_negatives,
         **ours.precision.scores(),
         "boundary_IoU": round(100 * float(np.mean(ours.outlines)), 2) if ours.outlines else float("nan"),
-        "per_class_PQ": {names.get(c, f"class {c}"): round(v.quality, 2) for c, v in sorted(ours.total.per_class.items())},
+        "per_class_PQ": {
+            names.get(c, f"class {c}"): round(v.quality, 2) for c, v in sorted(ours.total.per_class.items())
+        },
     }
     if against:
         report["gain"] = {name: _gain(ours, tallies[name]) for name in against}
     if semantic == "model":
         iou = semantic_iou(ours.confusion)
         report["mIoU"] = round(float(np.mean(list(iou.values()))), 4)
-        report["per_class_IoU"] = {names.get(c, "background" if c == 0 else f"class {c}"): round(v, 4) for c, v in iou.items()}
+        report["per_class_IoU"] = {
+            names.get(c, "background" if c == 0 else f"class {c}"): round(v, 4) for c, v in iou.items()
+        }
     report["median_ms"] = round(float(np.median(ms)), 1)
     report["seconds"] = round(time.perf_counter() - began, 2)
     for title, shown in _ranked(ours.pictures).items():
         report[title] = [pictures.paths[k].stem for k in shown]
         if out is not None:
-            cases = [(ours.pictures[k], *_counting(finders[_OURS](pictures[k]), pictures[k], ids)) for k in shown]
+            cases = [
+                (ours.pictures[k], *_counting(finders[_OURS](pictures[k]), pictures[k], ids)) for k in shown
+            ]
             sheet = out / f"{title}.png"
-            if not cv2.imwrite(str(sheet), contact_sheet([(score, picture, found) for score, found, picture in cases])):
+            if not cv2.imwrite(
+                str(sheet), contact_sheet([(score, picture, found) for score, found, picture in cases])
+            ):
                 raise InputError(f"can't write {sheet}: is the disk full?")
     if out is not None:
         report["contact_sheets"] = str(out)
@@ -169,7 +200,8 @@ def evaluate(
 
 
 class _Tally:
-    """What one way of finding instances scores, picture by picture; ``in_full``: outlines and classes, too."""
+    """What one way of finding instances scores, picture by picture; ``in_full``: outlines and classes,
+    too."""
 
     def __init__(self, in_full: bool) -> None:
         self.in_full = in_full
@@ -187,7 +219,10 @@ class _Tally:
         if not self.in_full:
             return
         known = picture.semantic != IGNORE
-        self.outlines += [boundary_iou((found.label_map == i) & known, (picture.truth == j) & known) for i, j in score.matches]
+        self.outlines += [
+            boundary_iou((found.label_map == i) & known, (picture.truth == j) & known)
+            for i, j in score.matches
+        ]
         joint = picture.semantic[known].astype(np.int64) * 256 + found.semantic_map[known]
         self.confusion += np.bincount(joint, minlength=256 * 256).reshape(256, 256)
 
@@ -236,14 +271,23 @@ def _finders(
     against: Sequence[str],
     min_area: int | None,
 ) -> tuple[dict[str, Find], set[int] | None]:
-    """How to find a picture's instances, ours first and by each baseline, and which class ids count (None: all)."""
+    """How to find a picture's instances, ours first and by each baseline, and which class ids count (None:
+    all)."""
     unknown = [name for name in against if name not in (*BASELINES, _SHIPPED)]
     if unknown:
-        raise InputError(f"unknown baseline {', '.join(unknown)}: there are {', '.join((*BASELINES, _SHIPPED))}")
+        raise InputError(
+            f"unknown baseline {', '.join(unknown)}: there are {', '.join((*BASELINES, _SHIPPED))}"
+        )
     if _SHIPPED in against and semantic != "truth":
-        raise InputError(f"{_SHIPPED} is a baseline for instance networks on true class maps, not with --semantic model")
-    if "rated-components" in against and (semantic != "model" or segmenter is None or segmenter.score_rule is None):
-        raise InputError("rated-components are those of a model with a score rule (`tfiseg train score`), with --semantic model")
+        raise InputError(
+            f"{_SHIPPED} is a baseline for instance networks on true class maps, not with --semantic model"
+        )
+    if "rated-components" in against and (
+        semantic != "model" or segmenter is None or segmenter.score_rule is None
+    ):
+        raise InputError(
+            "rated-components are those of a model with a score rule (`tfiseg train score`), with --semantic model"
+        )
     labels = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
     if semantic == "truth":
 
@@ -251,11 +295,15 @@ def _finders(
             return min_area if min_area is not None else MIN_AREA_PX if its is None else its.min_area
 
         def by(ratio: Split) -> Find:
-            return lambda picture: cluster(picture.semantic, split=ratio, min_area=least_of(refiner), class_names=labels)
+            return lambda picture: cluster(
+                picture.semantic, split=ratio, min_area=least_of(refiner), class_names=labels
+            )
 
         def looked_at(its: Refiner) -> Find:
             def find(picture: EvalPicture) -> Instances:
-                crumbs_too = cluster(picture.semantic, split=0.0, min_area=min(MIN_AREA_PX, least_of(its)), class_names=labels)
+                crumbs_too = cluster(
+                    picture.semantic, split=0.0, min_area=min(MIN_AREA_PX, least_of(its)), class_names=labels
+                )
                 found = its(picture.image, crumbs_too)
                 return found.select(found.area >= least_of(its))
 
@@ -263,30 +311,45 @@ def _finders(
 
         finders = {_OURS: by(split) if refiner is None else looked_at(refiner)}
         for name in against:
-            finders[name] = by(BASELINES[name][0]) if name in BASELINES else looked_at(Refiner(threads=(refiner and refiner.threads) or 0))
+            finders[name] = (
+                by(BASELINES[name][0])
+                if name in BASELINES
+                else looked_at(Refiner(threads=(refiner and refiner.threads) or 0))
+            )
         return finders, None
     if semantic != "model" or segmenter is None:
         raise InputError(f'semantic must be "truth" or "model" (with a segmenter), got {semantic!r}')
     theirs = {_canonical(v): k for k, v in names.items()}
-    lookup = np.zeros(256, np.uint8)  # the model's ids -> the set's, by name; what the set doesn't know is background
+    lookup = np.zeros(
+        256, np.uint8
+    )  # the model's ids -> the set's, by name; what the set doesn't know is background
     for id_of_model, name in enumerate(segmenter.class_names):
         lookup[id_of_model] = theirs.get(_canonical(name), 0) if id_of_model else 0
     if not lookup.any():
         ours_text, theirs_text = ", ".join(segmenter.class_names[1:]), ", ".join(names.values())
-        raise InputError(f"the model's classes ({ours_text}) and the set's ({theirs_text}) have no name in common")
+        raise InputError(
+            f"the model's classes ({ours_text}) and the set's ({theirs_text}) have no name in common"
+        )
 
     def named(find: Callable[[NDArray[np.uint8]], Instances]) -> Find:
         def in_the_sets_classes(picture: EvalPicture) -> Instances:
             found = find(picture.image)
             semantic_map = lookup[found.semantic_map]
-            return replace(found, class_id=lookup[found.class_id].astype(np.int32), semantic_map=semantic_map, class_names=labels)
+            return replace(
+                found,
+                class_id=lookup[found.class_id].astype(np.int32),
+                semantic_map=semantic_map,
+                class_names=labels,
+            )
 
         return in_the_sets_classes
 
     def by_shape(ratio: Split, rated: bool) -> Find:
         return named(lambda image: segmenter.by_shape(image, ratio, rated))
 
-    return {_OURS: named(segmenter), **{name: by_shape(*BASELINES[name]) for name in against}}, {int(c) for c in np.unique(lookup) if c}
+    return {_OURS: named(segmenter), **{name: by_shape(*BASELINES[name]) for name in against}}, {
+        int(c) for c in np.unique(lookup) if c
+    }
 
 
 def _canonical(name: str) -> str:
@@ -297,7 +360,11 @@ def _canonical(name: str) -> str:
 def _truth_of(picture: EvalPicture, ids: set[int]) -> EvalPicture:
     """The truth of the classes with these ids; other objects are background."""
     other = ~np.isin(picture.semantic, [*ids, IGNORE])
-    return replace(picture, truth=np.where(other, 0, picture.truth), semantic=np.where(other, 0, picture.semantic).astype(np.uint8))
+    return replace(
+        picture,
+        truth=np.where(other, 0, picture.truth),
+        semantic=np.where(other, 0, picture.semantic).astype(np.uint8),
+    )
 
 
 def contact_sheet(cases: Sequence[tuple[PanopticCounts, EvalPicture, Instances]]) -> NDArray[np.uint8]:
@@ -307,7 +374,11 @@ def contact_sheet(cases: Sequence[tuple[PanopticCounts, EvalPicture, Instances]]
         numbers, truth = np.unique(picture.truth, return_inverse=True)
         colours = instance_colours(len(numbers))
         painted = colours[truth.reshape(picture.truth.shape)]
-        left = np.where((picture.truth > 0)[..., None], cv2.addWeighted(picture.image, 0.4, painted, 0.6, 0), picture.image)
+        left = np.where(
+            (picture.truth > 0)[..., None],
+            cv2.addWeighted(picture.image, 0.4, painted, 0.6, 0),
+            picture.image,
+        )
         pair = np.hstack([_fitted(left.astype(np.uint8)), _fitted(draw_instances(picture.image, found))])
         text = f"{picture.name}: {counts.true_positives} right, {counts.false_positives} too many, {counts.false_negatives} missed"
         pair[:17] //= 4  # a dark strip, so that the text is read on any picture
@@ -321,7 +392,11 @@ def contact_sheet(cases: Sequence[tuple[PanopticCounts, EvalPicture, Instances]]
 def _fitted(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = _SHEET_CELL_HW
     scale = min(height / image.shape[0], width / image.shape[1])
-    small = cv2.resize(image, (max(1, int(image.shape[1] * scale)), max(1, int(image.shape[0] * scale))), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        image,
+        (max(1, int(image.shape[1] * scale)), max(1, int(image.shape[0] * scale))),
+        interpolation=cv2.INTER_AREA,
+    )
     cell = np.zeros((height, width, 3), np.uint8)
     cell[: small.shape[0], : small.shape[1]] = small
     return cell

@@ -1,4 +1,5 @@
-"""What ``tfiseg doctor`` judges: the machine, the installed packages, what importing them says, the tools and the plugin.
+"""What ``tfiseg doctor`` judges: the machine, the installed packages, what importing them says, the tools and
+the plugin.
 
 Packages are imported in processes of their own: a broken wheel may end the process that imports it.
 """
@@ -66,8 +67,9 @@ class Tool:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that is judged. ``packages``: installed distributions, name -> version; ``modules``: those that can be found; ``plugin``:
-    ``plugin_info()``, None where it isn't built, or a sentence on what is wrong with it; ``network``: the shipped one's file."""
+    """All that is judged. ``packages``: installed distributions, name -> version; ``modules``: those that can
+    be found; ``plugin``: ``plugin_info()``, None where it isn't built, or a sentence on what is wrong with
+    it; ``network``: the shipped one's file."""
 
     machine: Machine
     packages: Mapping[str, str]
@@ -82,7 +84,11 @@ def look() -> Facts:
     wanted = [name for name in _PROBES if _is_there(name)]
     tools = {"nvcc": find_nvcc, "cmake": find_cmake, "TensorRT headers": find_tensorrt_headers}
     running = probe(wanted)  # these run while the rest is looked at
-    packages = {plain_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    packages = {
+        plain_name(d.metadata["Name"]): d.version
+        for d in importlib.metadata.distributions()
+        if d.metadata["Name"]
+    }
     return Facts(
         machine=look_at_machine(),
         packages=packages,
@@ -93,8 +99,11 @@ def look() -> Facts:
     )
 
 
-def probe(names: Sequence[str], probes: Mapping[str, str] = _PROBES, seconds: float = _PROBE_SECONDS) -> Callable[[], dict[str, Module]]:
-    """Import modules, each in a process of its own, all at once; call the result to wait for what they say."""
+def probe(
+    names: Sequence[str], probes: Mapping[str, str] = _PROBES, seconds: float = _PROBE_SECONDS
+) -> Callable[[], dict[str, Module]]:
+    """Import modules, each in a process of its own, all at once; call the result to wait for what they
+    say."""
     processes = {
         name: subprocess.Popen(
             [sys.executable, "-c", _PROBE.format(name=name, more=probes.get(name, ""))],
@@ -106,7 +115,9 @@ def probe(names: Sequence[str], probes: Mapping[str, str] = _PROBES, seconds: fl
         for name in names
     }
     until = time.monotonic() + seconds
-    return lambda: {name: _heard(process, max(0.1, until - time.monotonic())) for name, process in processes.items()}
+    return lambda: {
+        name: _heard(process, max(0.1, until - time.monotonic())) for name, process in processes.items()
+    }
 
 
 def _heard(process: subprocess.Popen[str], seconds: float) -> Module:
@@ -118,7 +129,11 @@ def _heard(process: subprocess.Popen[str], seconds: float) -> Module:
         return Module(error=f"importing it takes more than {seconds:.0f} s")
     if process.returncode:
         said = [line.strip() for line in err.splitlines() if line.strip()]
-        ended = f"importing it ends the process (signal {-process.returncode})" if process.returncode < 0 else "it can't be imported"
+        ended = (
+            f"importing it ends the process (signal {-process.returncode})"
+            if process.returncode < 0
+            else "it can't be imported"
+        )
         return Module(error=said[-1] if said and process.returncode > 0 else ended)
     found = json.loads(out.splitlines()[-1])
     return Module(found.pop("version"), None, found)

@@ -1,8 +1,10 @@
-"""The preprocessing in front of a network, taken out of its ONNX graph: the CPU does it eight times as fast in one pass over the frame.
+"""The preprocessing in front of a network, taken out of its ONNX graph: the CPU does it eight times as fast
+in one pass over the frame.
 
-A model in tfiseg's format holds its own (export/frame_graph.py), so that it runs anywhere. ONNX Runtime spends 2.8 ms on it for 640 x 480
-and 8 for 1920 x 1080, and makes three float copies of the frame; ``native.fit_frame`` spends 0.4 and 0.7. So the nodes up to
-``pre.small`` are left out and it becomes the input. onnx isn't needed for that: a file's bytes are kept or skipped field by field.
+A model in tfiseg's format holds its own (export/frame_graph.py), so that it runs anywhere. ONNX Runtime
+spends 2.8 ms on it for 640 x 480 and 8 for 1920 x 1080, and makes three float copies of the frame;
+``native.fit_frame`` spends 0.4 and 0.7. So the nodes up to ``pre.small`` are left out and it becomes the
+input. onnx isn't needed for that: a file's bytes are kept or skipped field by field.
 """
 
 from __future__ import annotations
@@ -63,18 +65,27 @@ class Front:
 
 
 def without_front(model: bytes) -> tuple[Front, bytes] | None:
-    """What the preprocessing makes of a frame, and the model without it; None where it has none of tfiseg's, needs the frame for more, or
-    lies in several files."""
+    """What the preprocessing makes of a frame, and the model without it; None where it has none of tfiseg's,
+    needs the frame for more, or lies in several files."""
     try:
         graph = graph_of(model)
         elsewhere, constants = weights_elsewhere(graph), _constants(graph)
         kept = _nodes_without_front(graph)
         front = _front(constants)
-    except (IndexError, StopIteration, UnicodeDecodeError, ValueError):  # no ONNX, or none of ours: ONNX Runtime says what is wrong
+    except (
+        IndexError,
+        StopIteration,
+        UnicodeDecodeError,
+        ValueError,
+    ):  # no ONNX, or none of ours: ONNX Runtime says what is wrong
         return None
     if elsewhere or kept is None or front is None:
         return None
-    parts = [whole for number, value, whole in fields(graph) if number not in (NODE, INPUT) or _is_kept(number, value, kept)]
+    parts = [
+        whole
+        for number, value, whole in fields(graph)
+        if number not in (NODE, INPUT) or _is_kept(number, value, kept)
+    ]
     fresh = b"".join(parts) + field(INPUT, _float_picture(SMALL))
     return front, with_graph(model, fresh)
 
@@ -86,8 +97,11 @@ def _is_kept(number: int, value: memoryview, kept: set[str]) -> bool:
 
 
 def _nodes_without_front(graph: memoryview) -> set[str] | None:
-    """First outputs of the nodes that stay; None where the preprocessing isn't tfiseg's, or the rest needs the frame as well."""
-    nodes = [(texts(v, NODE_INPUT), texts(v, NODE_OUTPUT), v) for number, v, _ in fields(graph) if number == NODE]
+    """First outputs of the nodes that stay; None where the preprocessing isn't tfiseg's, or the rest needs
+    the frame as well."""
+    nodes = [
+        (texts(v, NODE_INPUT), texts(v, NODE_OUTPUT), v) for number, v, _ in fields(graph) if number == NODE
+    ]
     makers = {outputs[0]: (inputs, value) for inputs, outputs, value in nodes}
     chain, wanted = [], SMALL
     while wanted in makers:
@@ -136,7 +150,9 @@ def _front(constants: dict[str, memoryview]) -> Front | None:
         height, width = (int(side) // 2 for side in np.frombuffer(constants["pre.double_hw"], np.int64))
         return Front((height, width))
     if {"pre.long_side", "pre.multiple"} <= set(constants):
-        long_side, multiple = (np.frombuffer(constants[name], np.float32)[0] for name in ("pre.long_side", "pre.multiple"))
+        long_side, multiple = (
+            np.frombuffer(constants[name], np.float32)[0] for name in ("pre.long_side", "pre.multiple")
+        )
         return Front(None, long_side, multiple)
     return None
 

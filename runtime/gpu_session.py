@@ -1,5 +1,5 @@
-"""Networks on the GPU, whatever runs them: copy in, network, clustering and copy out on one stream for each frame in flight, replayed as a
-CUDA graph.
+"""Networks on the GPU, whatever runs them: copy in, network, clustering and copy out on one stream for each
+frame in flight, replayed as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ _log = logging.getLogger("tfiseg")
 class Looked:
     """What was found in one frame by looking at its components (plugins/views.py).
 
-    ``pieces``: of one picture; ``component_of`` int32 (n,), from 1, the component that each is of; ``components`` float32 (m, 10), their
-    table; ``views`` int32 (K, 5); ``regions`` int32 (K,), how many each view's component has by its shape, ``frame_regions`` all of the
-    frame's. While the frame is held, ``shown(k)``: image uint8 (S, S, 3), displacement and affinity of view k, ``foreground(k)``, where
-    the looks were for outlines, too, and ``frame()`` uint8 (H, W, 3)."""
+    ``pieces``: of one picture; ``component_of`` int32 (n,), from 1, the component that each is of;
+    ``components`` float32 (m, 10), their table; ``views`` int32 (K, 5); ``regions`` int32 (K,), how many each
+    view's component has by its shape, ``frame_regions`` all of the frame's. While the frame is held,
+    ``shown(k)``: image uint8 (S, S, 3), displacement and affinity of view k, ``foreground(k)``, where the
+    looks were for outlines, too, and ``frame()`` uint8 (H, W, 3)."""
 
     pieces: Clustering
     component_of: NDArray[np.int32]
@@ -56,7 +57,8 @@ class Looked:
 
 
 class GpuSession:
-    """A network on the GPU. Any number of threads may call it; as many frames as there are lanes are worked on at once.
+    """A network on the GPU. Any number of threads may call it; as many frames as there are lanes are worked
+    on at once.
 
     Args:
         path: of the model. info: what it says of itself.
@@ -64,7 +66,8 @@ class GpuSession:
         lanes: a context and a stream for each frame in flight.
         types: of the outputs, by name.
         sizes: smallest and largest frame (H, W) that it takes.
-        graphs: capture CUDA graphs; where something can't be captured, the log says so once and it runs without.
+        graphs: capture CUDA graphs; where something can't be captured, the log says so once and it runs
+            without.
     """
 
     def __init__(
@@ -85,13 +88,16 @@ class GpuSession:
         self.clusters = self._clusters()
 
     def _clusters(self) -> bool:
-        """Whether instances come from the GPU: the network carries the operator, or the library with the C API is built."""
+        """Whether instances come from the GPU: the network carries the operator, or the library with the C
+        API is built."""
         if "label_map" in self.outputs:
             return True
         try:
             cuda_library()
         except (TfisegError, OSError) as missing:
-            _log.warning("clustering runs on the CPU: %s (`tfiseg plugin build --without-tensorrt` suffices)", missing)
+            _log.warning(
+                "clustering runs on the CPU: %s (`tfiseg plugin build --without-tensorrt` suffices)", missing
+            )
             return False
         return True
 
@@ -108,26 +114,33 @@ class GpuSession:
             return {name: found[name].astype(np.float32) for name in self.outputs}
 
     def cluster(self, image: Any, asked: Asked) -> Clustering:
-        """Instances of one picture uint8 (H, W, 3) BGR, in host memory or on the GPU, at size ``asked.out_hw``.
+        """Instances of one picture uint8 (H, W, 3) BGR, in host memory or on the GPU, at size
+        ``asked.out_hw``.
 
-        An engine that carries the operator clusters as it was built to, on its own grid; its label map may be of another size."""
+        An engine that carries the operator clusters as it was built to, on its own grid; its label map may be
+        of another size."""
         with self._lane() as lane:
             found = lane.run(image, None if "label_map" in self.outputs else asked)
             label_map, semantic_map = found["label_map"].copy(), found["semantic_map"].astype(np.uint8)
             count = found["count"].copy()
             if count[0] < 0:
-                raise EngineError("this frame has more regions than the operator has room for on a GPU (plugins/README.md)")
+                raise EngineError(
+                    "this frame has more regions than the operator has room for on a GPU (plugins/README.md)"
+                )
             return Clustering(label_map, semantic_map, count, found["table"][:, : int(count[0])].copy())
 
     @contextmanager
     def looked(self, image: Any, asked: Asked, looks: LookSettings) -> Iterator[Looked]:
-        """The same, of components (``asked``: with a split of 0) that an instance network looked at, in one go; the frame's memory is held
-        until the caller is through. Raises ModelError where that network doesn't run on the GPU."""
+        """The same, of components (``asked``: with a split of 0) that an instance network looked at, in one
+        go; the frame's memory is held until the caller is through. Raises ModelError where that network
+        doesn't run on the GPU."""
         with self._lane() as lane:
             found = lane.run(image, asked, looks)
             count, components = int(found["count"][0]), int(found["components.count"][0])
             if min(count, components) < 0:
-                raise EngineError("this frame has more regions than the operator has room for on a GPU (plugins/README.md)")
+                raise EngineError(
+                    "this frame has more regions than the operator has room for on a GPU (plugins/README.md)"
+                )
             label_map, semantic_map = found["label_map"].copy(), found["semantic_map"].copy()
             yield Looked(
                 Clustering(label_map, semantic_map, found["count"].copy(), found["table"][:, :count].copy()),
@@ -154,7 +167,8 @@ class GpuSession:
         """Called when a frame size has run for the first time: what the runtime made for it can be kept."""
 
     def close(self) -> None:
-        """Free what lies on the GPU, when the frames in flight are through. The session can't be used afterwards."""
+        """Free what lies on the GPU, when the frames in flight are through. The session can't be used
+        afterwards."""
         lanes, self._all_lanes = self._all_lanes, []
         for _ in lanes:
             self._lanes.take()
@@ -164,7 +178,9 @@ class GpuSession:
 
     def checked_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
         """(1, H, W, 3), if the network takes such frames; raises InputError."""
-        if any(not low <= s <= high for low, s, high in zip(self._sizes[0], shape, self._sizes[1], strict=False)):
+        if any(
+            not low <= s <= high for low, s, high in zip(self._sizes[0], shape, self._sizes[1], strict=False)
+        ):
             sizes = " to ".join(f"{h}x{w}" for h, w in self._sizes)
             raise InputError(
                 f"{self.path} takes frames of {sizes} (height x width), got {shape[0]}x{shape[1]}: "
@@ -174,7 +190,8 @@ class GpuSession:
 
 
 class _Lanes:
-    """Lanes for whoever comes first: a thread that has just given one back waits behind those that wait already."""
+    """Lanes for whoever comes first: a thread that has just given one back waits behind those that wait
+    already."""
 
     def __init__(self, lanes: Sequence[_Lane]) -> None:
         self._free = list(lanes)
@@ -198,7 +215,8 @@ class _Lanes:
 
 
 class _Lane:
-    """What one frame in flight needs: an execution context, a stream, and memory and a graph per frame size and settings."""
+    """What one frame in flight needs: an execution context, a stream, and memory and a graph per frame size
+    and settings."""
 
     def __init__(self, session: GpuSession, context: Context, stream: Any) -> None:
         self._session, self._context, self._stream = session, context, stream
@@ -206,7 +224,9 @@ class _Lane:
         self._active: _Fixed | None = None
         self._views: dict[Any, DeviceViews] = {}
 
-    def run(self, image: Any, asked: Asked | None, looks: LookSettings | None = None) -> dict[str, NDArray[Any]]:
+    def run(
+        self, image: Any, asked: Asked | None, looks: LookSettings | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Outputs by name, in pinned memory: valid until the next run."""
         cuda = self._session.cuda
         there = device_address(image)
@@ -222,7 +242,8 @@ class _Lane:
         return fixed.host
 
     def shown(self, k: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
-        """What the instance network was shown in view k of the frame that ran last, and what it says of it."""
+        """What the instance network was shown in view k of the frame that ran last, and what it says of
+        it."""
         assert self._active is not None
         image, displacement, affinity = self._active.of_view(k, ("views", "displacement", "affinity"))
         return image, displacement.astype(np.float32), affinity.astype(np.float32)
@@ -239,7 +260,8 @@ class _Lane:
         return self._active.downloaded_frame()
 
     def _views_of(self, looks: LookSettings) -> DeviceViews:
-        """What looks at components in this lane, whatever the frame's size and the classes that are wanted."""
+        """What looks at components in this lane, whatever the frame's size and the classes that are
+        wanted."""
         if looks.views_key not in self._views:
             opened = looks.network.device_context(self._stream, looks.outlines)
             self._views[looks.views_key] = DeviceViews(self._session.cuda, cuda_library(), *opened, looks)
@@ -292,15 +314,25 @@ class _Fixed:
         source, wanted = dict(self._memory), {name: (shapes[name], types[name]) for name in session.outputs}
         self._refiner: DeviceRefiner | None = None
         if asked is not None:
-            used = self._memory if views is None else {"logits": self._memory["logits"]}  # components are the class map's alone
+            used = (
+                self._memory if views is None else {"logits": self._memory["logits"]}
+            )  # components are the class map's alone
             maps = {name: (int(memory), shapes[name], types[name]) for name, memory in used.items()}
             self._clusterer = DeviceClusterer(cuda, maps, asked)
             source, wanted = self._clusterer.memory, self._clusterer.shapes
         if views is not None and self._clusterer is not None:
             refiner = self._refiner = DeviceRefiner(cuda, *views, int(self.frame), self._clusterer)
             of_components = ("count", "regions", "table")
-            source = {"semantic_map": source["semantic_map"], **{f"components.{n}": source[n] for n in of_components}, **refiner.memory}
-            wanted = {"semantic_map": wanted["semantic_map"], **{f"components.{n}": wanted[n] for n in of_components}, **refiner.shapes}
+            source = {
+                "semantic_map": source["semantic_map"],
+                **{f"components.{n}": source[n] for n in of_components},
+                **refiner.memory,
+            }
+            wanted = {
+                "semantic_map": wanted["semantic_map"],
+                **{f"components.{n}": wanted[n] for n in of_components},
+                **refiner.shapes,
+            }
         self.host = {name: cuda.pinned(shape, kind) for name, (shape, kind) in wanted.items()}
         self._source = source
         self._graphs: dict[bool, Graph | None] = {}
@@ -312,7 +344,8 @@ class _Fixed:
             raise EngineError(f"{self._session.path} doesn't take frames of {self._shape}")
         for name, memory in addresses.items():
             self._context.set_tensor_address(name, int(memory))
-        self.release_graphs()  # it may set itself up anew for another shape: what was captured before isn't to be trusted
+        # it may set itself up anew for another shape: what was captured before isn't to be trusted
+        self.release_graphs()
 
     def run(self, on_gpu: bool) -> None:
         """Enqueue everything: the first time as it is, from the second on as a graph."""
@@ -382,7 +415,10 @@ class _Fixed:
 
 
 def enlarged(
-    label_map: NDArray[np.int32], semantic_map: NDArray[np.uint8], table: NDArray[np.float32], size_hw: tuple[int, int]
+    label_map: NDArray[np.int32],
+    semantic_map: NDArray[np.uint8],
+    table: NDArray[np.float32],
+    size_hw: tuple[int, int],
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float32]]:
     """Label map, semantic map and table (n, 10) of a smaller grid at a frame's size (H, W)."""
     height, width = size_hw

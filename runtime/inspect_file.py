@@ -1,4 +1,5 @@
-"""``tfiseg inspect``: what a network or an engine is, read from the file and its record. Needs no GPU and no TensorRT."""
+"""``tfiseg inspect``: what a network or an engine is, read from the file and its record. Needs no GPU and no
+TensorRT."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ def inspect_file(path: Path) -> dict[str, Any]:
         path: NAME.onnx, or NAME.engine with or without its record.
 
     Returns:
-        Plain values. Always ``file``, ``kind`` ("onnx" or "engine"), ``bytes``, ``sha256`` and ``problems``, sentences on what is wrong
-        with it; ``inspection_text`` prints the rest.
+        Plain values. Always ``file``, ``kind`` ("onnx" or "engine"), ``bytes``, ``sha256`` and ``problems``,
+        sentences on what is wrong with it; ``inspection_text`` prints the rest.
 
     Raises:
         InputError: there is no such file, or it is neither.
@@ -50,7 +51,11 @@ def inspect_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is neither a network (.onnx) nor an engine ({', '.join(_PLANS)})")
     if not path.is_file():
         beside = sidecar_path(path)
-        made = f"; its record {beside.name} is there, and says how it was built: see built_from in it" if beside.is_file() else ""
+        made = (
+            f"; its record {beside.name} is there, and says how it was built: see built_from in it"
+            if beside.is_file()
+            else ""
+        )
         raise InputError(f"there is no file {path}{made}")
     report = {
         "file": str(path),
@@ -78,7 +83,9 @@ def _engine(path: Path) -> dict[str, Any]:
         record = read_sidecar(path)
         lacking = [f"{part}.{key}" for part, keys in _SAID.items() for key in keys if key not in record[part]]
         if lacking:
-            raise EngineError(f"{sidecar_path(path)} is damaged ({', '.join(lacking)} missing): build the engine again")
+            raise EngineError(
+                f"{sidecar_path(path)} is damaged ({', '.join(lacking)} missing): build the engine again"
+            )
         found = [vars(one) for one in mismatches(record, this_machine())]
         report |= {"record": record, "fits_this_machine": not found, "differences": found}
         check_content(path, record)
@@ -100,7 +107,9 @@ def _onnx(path: Path) -> dict[str, Any]:
     external = _external_files(model, path.parent)
     missing = [one["file"] for one in external if one["bytes"] is None]
     if missing:
-        problems.append(f"{path} keeps weights in other files that aren't there: copy {', '.join(missing)} beside it")
+        problems.append(
+            f"{path} keeps weights in other files that aren't there: copy {', '.join(missing)} beside it"
+        )
     text = next((p.value for p in model.metadata_props if p.key == METADATA_KEY), None)
     metadata: dict[str, Any] | None = None
     if text is not None:
@@ -130,7 +139,9 @@ def _onnx(path: Path) -> dict[str, Any]:
         "producer": " ".join(filter(None, (model.producer_name, model.producer_version))) or None,
         "external_data": external,
         "plugin_nodes": [
-            {"name": n.name or n.output[0], "op": f"{n.domain}::{n.op_type}"} for n in model.graph.node if n.domain not in ("", "ai.onnx")
+            {"name": n.name or n.output[0], "op": f"{n.domain}::{n.op_type}"}
+            for n in model.graph.node
+            if n.domain not in ("", "ai.onnx")
         ],
         "problems": problems,
     }
@@ -140,7 +151,11 @@ def _instance_metadata(text: str) -> dict[str, Any] | None:
     """What an instance network says of itself; None: it is another kind of network."""
     try:
         data = json.loads(text)
-        return {**data, "class_names": [], "things": []} if {"instance_format", "view_px", "stride", "rules"} <= data.keys() else None
+        return (
+            {**data, "class_names": [], "things": []}
+            if {"instance_format", "view_px", "stride", "rules"} <= data.keys()
+            else None
+        )
     except (json.JSONDecodeError, TypeError, AttributeError):
         return None
 
@@ -157,8 +172,13 @@ def described_tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
 
 def _external_files(model: onnx.ModelProto, folder: Path) -> list[dict[str, Any]]:
     """Files that hold weights of this network; ``bytes`` None where one is missing."""
-    names = {entry.value for i in model.graph.initializer for entry in i.external_data if entry.key == "location"}
-    return [{"file": n, "bytes": (folder / n).stat().st_size if (folder / n).is_file() else None} for n in sorted(names)]
+    names = {
+        entry.value for i in model.graph.initializer for entry in i.external_data if entry.key == "location"
+    }
+    return [
+        {"file": n, "bytes": (folder / n).stat().st_size if (folder / n).is_file() else None}
+        for n in sorted(names)
+    ]
 
 
 def _weights_unchanged(model: onnx.ModelProto, metadata: Mapping[str, Any] | None) -> bool | None:
@@ -168,9 +188,12 @@ def _weights_unchanged(model: onnx.ModelProto, metadata: Mapping[str, Any] | Non
     return bool(weights_digest(model.graph.initializer) == metadata["weights_sha256"])
 
 
-def _measured(path: Path, model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) -> dict[str, tuple[int, ...]] | None:
-    """Sizes of all tensors that layers read and write when a frame of FRAME_HW goes through: shape inference doesn't see through the
-    resizing that tfiseg's networks begin with. None where the network doesn't take such a frame, or ONNX Runtime can't run it."""
+def _measured(
+    path: Path, model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]
+) -> dict[str, tuple[int, ...]] | None:
+    """Sizes of all tensors that layers read and write when a frame of FRAME_HW goes through: shape inference
+    doesn't see through the resizing that tfiseg's networks begin with. None where the network doesn't take
+    such a frame, or ONNX Runtime can't run it."""
     import onnx
     import onnxruntime
 
@@ -181,30 +204,47 @@ def _measured(path: Path, model: onnx.ModelProto, inputs: Sequence[onnx.ValueInf
     made = {name for node in model.graph.node for name in node.output}
     nodes = [node for node in model.graph.node if (node.name or node.output[0]) in layers]
     names = sorted({name for node in nodes for name in (*node.input[:2], node.output[0])} & made)
-    frame = np.zeros([d.dim_value or free for d, free in zip(sides, (1, *FRAME_HW, 3), strict=True)], np.uint8)
+    frame = np.zeros(
+        [d.dim_value or free for d, free in zip(sides, (1, *FRAME_HW, 3), strict=True)], np.uint8
+    )
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # else layers are fused away
+    options.graph_optimization_level = (
+        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # else layers are fused away
     options.log_severity_level = 4
     try:
         asked = onnx.load(path)  # with weights that lie in other files
-        del asked.graph.output[:]  # sizes alone: the tensors of a large network together would fill the memory
+        del asked.graph.output[
+            :
+        ]  # sizes alone: the tensors of a large network together would fill the memory
         for k, name in enumerate(names):
             asked.graph.node.append(onnx.helper.make_node("Shape", [name], [f"tfiseg.size.{k}"]))
-            asked.graph.output.append(onnx.helper.make_tensor_value_info(f"tfiseg.size.{k}", onnx.TensorProto.INT64, None))
-        session = onnxruntime.InferenceSession(asked.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            asked.graph.output.append(
+                onnx.helper.make_tensor_value_info(f"tfiseg.size.{k}", onnx.TensorProto.INT64, None)
+            )
+        session = onnxruntime.InferenceSession(
+            asked.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         sizes = session.run(None, {inputs[0].name: frame})
-    except Exception:  # onnxruntime's and protobuf's errors share no base class; what the file declares must do
+    except (
+        Exception
+    ):  # onnxruntime's and protobuf's errors share no base class; what the file declares must do
         return None
     return {name: tuple(int(side) for side in size) for name, size in zip(names, sizes, strict=True)}
 
 
 def _shares(layers: Sequence[LayerPrecision]) -> dict[str, dict[str, Any]]:
-    """By precision: ``layers``, ``macs`` (None where a layer's size is unknown) and their ``share`` of all."""
+    """By precision: ``layers``, ``macs`` (None where a layer's size is unknown) and their ``share`` of
+    all."""
     known = all(layer.macs is not None for layer in layers)
     total = sum(layer.macs or 0 for layer in layers)
     found = {}
     for precision in dict.fromkeys((*PRECISIONS, *(layer.precision for layer in layers))):
         own = [layer for layer in layers if layer.precision == precision]
         macs = sum(layer.macs or 0 for layer in own) if known else None
-        found[precision] = {"layers": len(own), "macs": macs, "share": macs / total if macs is not None and total else None}
+        found[precision] = {
+            "layers": len(own),
+            "macs": macs,
+            "share": macs / total if macs is not None and total else None,
+        }
     return found

@@ -29,13 +29,26 @@ def _onnx_lines(report: Mapping[str, Any], with_layers: bool) -> list[str]:
     lines = [_row(name, ", ".join(_signature(t) for t in report[name])) for name in ("inputs", "outputs")]
     lines += _model_lines(report["model"])
     if report["weights_unchanged"] is not None:
-        said = "those of the export" if report["weights_unchanged"] else "changed since the export (`tfiseg build` does so)"
-        lines.append(_row("weights", f"{said}; the export's sha256 {report['model']['weights_sha256'][:16]}..."))
+        said = (
+            "those of the export"
+            if report["weights_unchanged"]
+            else "changed since the export (`tfiseg build` does so)"
+        )
+        lines.append(
+            _row("weights", f"{said}; the export's sha256 {report['model']['weights_sha256'][:16]}...")
+        )
     lines.append(_row("layers", _precision(report)))
     opset = ", ".join(f"{domain} {version}" for domain, version in report["opset"].items())
-    lines.append(_row("opset", f"{opset}; IR {report['ir_version']}; made by {report['producer'] or 'nobody who says so'}"))
+    lines.append(
+        _row(
+            "opset",
+            f"{opset}; IR {report['ir_version']}; made by {report['producer'] or 'nobody who says so'}",
+        )
+    )
     for one in report["external_data"]:
-        lines.append(_row("weights in", f"{one['file']}, {'missing' if one['bytes'] is None else _size(one['bytes'])}"))
+        lines.append(
+            _row("weights in", f"{one['file']}, {'missing' if one['bytes'] is None else _size(one['bytes'])}")
+        )
     nodes = [f"{n['op']} ({n['name']})" for n in report["plugin_nodes"]]
     lines.append(_row("plugins", ", ".join(nodes) if nodes else "none: standard operators only"))
     if with_layers:
@@ -66,20 +79,39 @@ def _engine_lines(report: Mapping[str, Any]) -> list[str]:
         if report["problems"]:
             return []
         beside = f"{Path(report['file']).name}.json"
-        return [f"  no record {beside} beside it: an engine's content can be read only by the TensorRT that wrote it"]
+        return [
+            f"  no record {beside} beside it: an engine's content can be read only by the TensorRT that wrote it"
+        ]
     made, source, precision = record["built_with"], record["built_from"], record["precision"]
-    lines = [_row("file", "cut off, replaced or damaged" if report["problems"] else "intact: size and sha256 are those of the record")]
+    lines = [
+        _row(
+            "file",
+            "cut off, replaced or damaged"
+            if report["problems"]
+            else "intact: size and sha256 are those of the record",
+        )
+    ]
     lines.append(_row("built from", f"{source['onnx']}, sha256 {source['onnx_sha256'][:16]}..."))
     lines.append(_row("command", source["command"]))
     lines.append(_inputs(source["shapes"]))
-    cuda, driver = (f", {word} {made[key]}" if made.get(key) else "" for key, word in (("cuda", "CUDA"), ("driver", "driver")))
-    lines.append(_row("built with", f"{made['flavour']} {made['version']} on {made['platform']}{cuda}{driver}"))
+    cuda, driver = (
+        f", {word} {made[key]}" if made.get(key) else ""
+        for key, word in (("cuda", "CUDA"), ("driver", "driver"))
+    )
+    lines.append(
+        _row("built with", f"{made['flavour']} {made['version']} on {made['platform']}{cuda}{driver}")
+    )
     lines.append(_row("runs on", _gpus(made)))
-    here = "; ".join(f"{one['what']}: the engine has {one['engine']}, this machine {one['machine']}" for one in report["differences"])
+    here = "; ".join(
+        f"{one['what']}: the engine has {one['engine']}, this machine {one['machine']}"
+        for one in report["differences"]
+    )
     lines.append(_row("here", f"no. {here}" if here else "it fits this machine"))
     counts = ", ".join(f"{count} in {name}" for name, count in precision["layers"].items() if count)
     proof = ", ".join(f"{witness} ({count})" for witness, count in (precision.get("proved_by") or {}).items())
-    lines.append(_row("precision", f"asked for {precision['asked']}, layers {counts}; proved by {proof or 'nobody'}"))
+    lines.append(
+        _row("precision", f"asked for {precision['asked']}, layers {counts}; proved by {proof or 'nobody'}")
+    )
     if precision.get("kept_high"):
         lines.append(_row("kept higher", ", ".join(precision["kept_high"])))
     lines.append(_row("gate", _gate(record.get("gate"))))
@@ -88,7 +120,8 @@ def _engine_lines(report: Mapping[str, Any]) -> list[str]:
         inside = " (inside the engine)" if made.get("version_compatible") else ""
         lines.append(
             _row(
-                "plugin", f"{plugin['namespace']}::{plugin['name']} version {plugin['version']}, sha256 {plugin['sha256'][:16]}...{inside}"
+                "plugin",
+                f"{plugin['namespace']}::{plugin['name']} version {plugin['version']}, sha256 {plugin['sha256'][:16]}...{inside}",
             )
         )
     else:
@@ -112,7 +145,11 @@ def _gpus(made: Mapping[str, Any]) -> str:
     elif capabilities:
         gpus = f"compute capability {capabilities}" + (f" ({made['gpu']})" if made.get("gpu") else "")
     else:
-        gpus = "every GPU that this TensorRT knows" if made.get("flavour") == "tensorrt_rtx" else str(made.get("gpu") or "unknown GPUs")
+        gpus = (
+            "every GPU that this TensorRT knows"
+            if made.get("flavour") == "tensorrt_rtx"
+            else str(made.get("gpu") or "unknown GPUs")
+        )
     return f"{gpus}; {'this TensorRT and newer ones' if made.get('version_compatible') else 'this version of TensorRT only'}"
 
 
@@ -124,9 +161,7 @@ def _gate(gate: Mapping[str, Any] | None) -> str:
     if "pair_agreement" in gate:
         outlines = f", {gate['outline_agreement']}% of outlines" if "outline_agreement" in gate else ""
         return f"passed: {gate['pair_agreement']}% of pairs of cells told as in fp32{outlines}, {gate['frames']} frames"
-    said = (
-        f"{gate.get('label_agreement')}% of labels as in {gate.get('reference', 'fp32')}, PQ {gate.get('PQ')}, {gate.get('frames')} frames"
-    )
+    said = f"{gate.get('label_agreement')}% of labels as in {gate.get('reference', 'fp32')}, PQ {gate.get('PQ')}, {gate.get('frames')} frames"
     return f"{'passed' if gate.get('passed') else 'FAILED'}: {said}"
 
 
@@ -136,17 +171,39 @@ def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
     names, things = list(metadata["class_names"]), set(metadata["things"])
     classes = ", ".join(f"{k} {name}{'*' if k in things else ''}" for k, name in enumerate(names))
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode()).hexdigest()
-    lines = [_row("model", f"{metadata.get('name', 'unnamed')}, stride {metadata['stride']}, metadata {digest[:16]}")]
-    known = f"{len(names)}, of which {len(things)} countable (*): {classes}" if names else "none: it tells objects of any class apart"
+    lines = [
+        _row(
+            "model", f"{metadata.get('name', 'unnamed')}, stride {metadata['stride']}, metadata {digest[:16]}"
+        )
+    ]
+    known = (
+        f"{len(names)}, of which {len(things)} countable (*): {classes}"
+        if names
+        else "none: it tells objects of any class apart"
+    )
     lines.append(_row("classes", known))
     if "rules" in metadata:  # of the instance network
-        lines.append(_row("rules", f"{', '.join(metadata['rules'])}; views of {metadata['view_px']}x{metadata['view_px']} px"))
+        lines.append(
+            _row(
+                "rules",
+                f"{', '.join(metadata['rules'])}; views of {metadata['view_px']}x{metadata['view_px']} px",
+            )
+        )
         if "min_area" in metadata:
             lines.append(_row("made for", f"objects of {metadata['min_area']} px and more"))
         if "lone_odds" in metadata:
             odds = metadata["lone_odds"]
-            lines.append(_row("lone objects", f"{odds} for each group, of what could be parted{': thorough' if of_groups(odds) else ''}"))
-    lines += [_row(key.replace("_", " "), str(metadata[key])) for key in ("training_data", "licence") if key in metadata]
+            lines.append(
+                _row(
+                    "lone objects",
+                    f"{odds} for each group, of what could be parted{': thorough' if of_groups(odds) else ''}",
+                )
+            )
+    lines += [
+        _row(key.replace("_", " "), str(metadata[key]))
+        for key in ("training_data", "licence")
+        if key in metadata
+    ]
     return lines
 
 

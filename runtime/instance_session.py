@@ -1,5 +1,5 @@
-"""The instance network, through ONNX Runtime or as an engine: views and class masks in; displacement, affinities, boundary and foreground
-out."""
+"""The instance network, through ONNX Runtime or as an engine: views and class masks in; displacement,
+affinities, boundary and foreground out."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ DEFAULT_INSTANCE_MODEL = Path(__file__).parent / "models" / "tfiseg-instance.onn
 class InstanceMaps:
     """What the network says of K views.
 
-    ``displacement`` float32 (K, 2, S / 4, S / 4), (dy, dx) in cells of 4 px to the centre of each cell's object; ``affinity`` float32
-    (K, A, S / 4, S / 4) in [0, 1]; ``boundary`` float32 (K, 1, S / 2, S / 2) in [0, 1]; ``foreground`` float32
-    (K, S / 2, S / 2), see ``InstanceSession.foreground``, where it was asked for.
+    ``displacement`` float32 (K, 2, S / 4, S / 4), (dy, dx) in cells of 4 px to the centre of each cell's
+    object; ``affinity`` float32 (K, A, S / 4, S / 4) in [0, 1]; ``boundary`` float32 (K, 1, S / 2, S / 2) in
+    [0, 1]; ``foreground`` float32 (K, S / 2, S / 2), see ``InstanceSession.foreground``, where it was asked
+    for.
     """
 
     displacement: NDArray[np.float32]
@@ -51,27 +52,39 @@ def of_groups(lone_odds: float | None) -> bool:
 
 
 def _checked_odds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not (math.isfinite(value) and value > 0)
+    ):
         raise ValueError(f"lone_odds must be a positive number, got {value!r}")
     return float(value)
 
 
 class InstanceSession:
-    """The instance network in a file. ``view_px``, the side of the views that it takes, ``outline_px``, of those in which it draws outlines
-    and nothing else, ``affinity_offsets`` and ``rules`` are its own; ``draws_outlines``: whether it tells the foreground; ``min_area``:
-    pixels of the smallest objects that it is for, None: not said; ``lone_odds``: of components that could be parted, how many are one
-    object for each that is several, None: not said.
+    """The instance network in a file. ``view_px``, the side of the views that it takes, ``outline_px``, of
+    those in which it draws outlines and nothing else, ``affinity_offsets`` and ``rules`` are its own;
+    ``draws_outlines``: whether it tells the foreground; ``min_area``: pixels of the smallest objects that it
+    is for, None: not said; ``lone_odds``: of components that could be parted, how many are one object for
+    each that is several, None: not said.
 
     Args:
-        path: model that ``tfiseg train instance`` exported, or an engine of one; default: the one that comes with tfiseg.
+        path: model that ``tfiseg train instance`` exported, or an engine of one; default: the one that comes
+            with tfiseg.
         threads: CPU threads; 0 = ONNX Runtime's own choice.
         providers: ONNX Runtime execution providers, first choice first.
 
     Raises:
-        ModelError: the file is missing, no ONNX, or no instance network of this version. EngineError: see ``open_session``.
+        ModelError: the file is missing, no ONNX, or no instance network of this version. EngineError: see
+            ``open_session``.
     """
 
-    def __init__(self, path: str | Path = DEFAULT_INSTANCE_MODEL, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> None:
+    def __init__(
+        self,
+        path: str | Path = DEFAULT_INSTANCE_MODEL,
+        threads: int = 0,
+        providers: Sequence[str] = DEFAULT_PROVIDERS,
+    ) -> None:
         self.path = Path(path)
         self.providers = tuple(providers)
         self.engine = None
@@ -82,7 +95,11 @@ class InstanceSession:
             from .engine_views import EngineViews
 
             self.engine = EngineViews(self.path)
-            text, side, outputs = json.dumps(self.engine.metadata), self.engine.view_px, list(self.engine.types)
+            text, side, outputs = (
+                json.dumps(self.engine.metadata),
+                self.engine.view_px,
+                list(self.engine.types),
+            )
         else:
             self._whole = whole = self._open(providers)
             text = whole.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}")
@@ -102,21 +119,30 @@ class InstanceSession:
                 self.affinity_offsets = np.asarray(data["affinity_offsets"], np.int32)
                 self.rules = {name: np.asarray(values, np.float32) for name, values in data["rules"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as wrong:
-            raise ModelError(f"{self.path}: its tfiseg metadata is damaged ({wrong!r}): export it again") from wrong
+            raise ModelError(
+                f"{self.path}: its tfiseg metadata is damaged ({wrong!r}): export it again"
+            ) from wrong
         if version != INSTANCE_FORMAT:
             raise ModelError(
                 f"{self.path} is no instance network for this version: its format is {version}, wanted {INSTANCE_FORMAT}; "
                 "`tfiseg train instance` makes one"
             )
         if side not in (self.view_px, ANY_SIDE):
-            raise ModelError(f"{self.path}: its metadata speaks of views of {self.view_px} px, its network takes {side}: export it again")
+            raise ModelError(
+                f"{self.path}: its metadata speaks of views of {self.view_px} px, its network takes {side}: export it again"
+            )
 
         self.draws_outlines = _FOREGROUND in outputs
-        if self.engine is None:  # ONNX Runtime computes all outputs of a session, so each use has one of its own
+        if (
+            self.engine is None
+        ):  # ONNX Runtime computes all outputs of a session, so each use has one of its own
             self._sessions[_BOTH if self.draws_outlines else _OUTPUTS] = whole
 
-    def infer(self, views: NDArray[np.uint8], masks: NDArray[np.uint8], foreground: bool = False) -> InstanceMaps:
-        """Maps of views uint8 (K, S, S, 3) BGR and masks uint8 (K, S, S) 0/1, S = ``view_px``; ``foreground``: that in the same pass."""
+    def infer(
+        self, views: NDArray[np.uint8], masks: NDArray[np.uint8], foreground: bool = False
+    ) -> InstanceMaps:
+        """Maps of views uint8 (K, S, S, 3) BGR and masks uint8 (K, S, S) 0/1, S = ``view_px``;
+        ``foreground``: that in the same pass."""
         if not len(views):
             cells = self.view_px // self.stride
             channels = ((2, cells), (len(self.affinity_offsets), cells), (1, 2 * cells))
@@ -128,8 +154,8 @@ class InstanceSession:
         return InstanceMaps(displacement, affinity, boundary, drawn[:, 0])
 
     def foreground(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """How likely the pixels of K > 0 views belong to what their masks show roughly, float32 (K, S / 2, S / 2) in [0, 1],
-        S = ``outline_px``."""
+        """How likely the pixels of K > 0 views belong to what their masks show roughly, float32 (K, S / 2, S
+        / 2) in [0, 1], S = ``outline_px``."""
         self.check_outlines()
         return self._run((_FOREGROUND,), views, masks)[0][:, 0]
 
@@ -139,8 +165,9 @@ class InstanceSession:
             raise ModelError(f"{self.path} draws no outlines: `tfiseg train instance` makes one that does")
 
     def prepare(self, maps: bool, outlines: bool, maps_alone: bool = False) -> None:
-        """Open what is needed to cut, ``maps``, to draw ``outlines``, or for both, and to cut without drawing as well, ``maps_alone``, so
-        that the first frame needn't wait for it. Raises ModelError as ``check_outlines``."""
+        """Open what is needed to cut, ``maps``, to draw ``outlines``, or for both, and to cut without drawing
+        as well, ``maps_alone``, so that the first frame needn't wait for it. Raises ModelError as
+        ``check_outlines``."""
         if outlines:
             self.check_outlines()
         if self.engine is not None:
@@ -168,8 +195,8 @@ class InstanceSession:
         return self.engine is not None or self.providers[0] == CUDA_PROVIDER
 
     def device_context(self, stream: Any, outlines: bool) -> tuple[Context, dict[str, np.dtype[Any]]]:
-        """What runs the network on the GPU, on this stream, for ``outlines`` as well, and the types of its outputs by name; raises
-        ModelError where it runs on the CPU."""
+        """What runs the network on the GPU, on this stream, for ``outlines`` as well, and the types of its
+        outputs by name; raises ModelError where it runs on the CPU."""
         if self.engine is not None:
             return self.engine.context(), self.engine.types
         if not self.on_gpu:
@@ -184,10 +211,14 @@ class InstanceSession:
         with self._opening:
             if outputs not in self._sessions:
                 part = with_outputs(self.path.read_bytes(), outputs)
-                self._sessions[outputs] = self._whole if part is None else self._open(self.providers, model=part)
+                self._sessions[outputs] = (
+                    self._whole if part is None else self._open(self.providers, model=part)
+                )
             return self._sessions[outputs]
 
-    def _run(self, outputs: tuple[str, ...], views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    def _run(
+        self, outputs: tuple[str, ...], views: NDArray[np.uint8], masks: NDArray[np.uint8]
+    ) -> list[NDArray[np.float32]]:
         """A few views at a time: ONNX Runtime keeps the memory of the largest batch that it ever saw."""
         batch = _BATCH if self.engine is None else min(_BATCH, self.engine.most)
         parts = [slice(k, k + batch) for k in range(0, len(views), batch)]

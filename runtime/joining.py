@@ -1,4 +1,5 @@
-"""Joining pieces that an occluder parted: which pairs of pieces a view can tell about, what the join rule says of them, and their union."""
+"""Joining pieces that an occluder parted: which pairs of pieces a view can tell about, what the join rule
+says of them, and their union."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from .views import sample
 
 JOIN_CELL_PX = 2  # of a view: the grid on which pairs are judged
 _SEEN_SHARE = 0.7  # of a piece that must lie inside a view for the view to place it
-# two pieces of like size are two objects more often than not, and in a view of a crowd nothing can be told (found in the first trial)
+# two pieces of like size are two objects more often than not, and in a view of a crowd nothing can be told
+# (found in the first trial)
 _GUEST_SHARE = 0.4  # of the host's area, at most
 _HOST_CELLS = 400  # of the join grid, at least: 40 x 40 view pixels, in views of any side
 
@@ -24,8 +26,9 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs of pieces that a view can tell about: ``pairs`` (m, 2), their numbers in the frame; ``shown`` int32 (g, g), the pieces in
-    them, numbered 1..n; ``ranks`` (m, 2), the pairs in these numbers, from 0; ``other`` bool (g, g), where another class is."""
+    """Pairs of pieces that a view can tell about: ``pairs`` (m, 2), their numbers in the frame; ``shown``
+    int32 (g, g), the pieces in them, numbered 1..n; ``ranks`` (m, 2), the pairs in these numbers, from 0;
+    ``other`` bool (g, g), where another class is."""
 
     pairs: NDArray[np.int64]
     shown: NDArray[np.int32]
@@ -40,15 +43,16 @@ class Candidates:
         offsets: NDArray[np.int32],
         rule: NDArray[np.float32],
     ) -> list[tuple[Pair, float]]:
-        """((piece, piece), log-odds that they are one object) by what the view shows and the network's maps of it (see ``Pieces``)."""
+        """((piece, piece), log-odds that they are one object) by what the view shows and the network's maps
+        of it (see ``Pieces``)."""
         shown = Pieces(self.shown, self.other, image, displacement, affinity, offsets)
         log_odds = rule_log_odds(rule, shown.features(*self.ranks.T))
         return [((a, b), float(v)) for (a, b), v in zip(self.pairs.tolist(), log_odds, strict=True)]
 
 
 def candidates_in(placed: Placed, planned: Sequence[PlannedView], view_px: int) -> dict[int, Candidates]:
-    """The pairs that each view can tell about, by number of the view; views without any are left out. Pieces of its class and of
-    different components; in a component's own view those with it."""
+    """The pairs that each view can tell about, by number of the view; views without any are left out. Pieces
+    of its class and of different components; in a component's own view those with it."""
     several = np.bincount(placed.class_of[1:], minlength=256) > 1
     found = {}
     for k, p in enumerate(planned):
@@ -62,7 +66,9 @@ def _candidates(placed: Placed, planned: PlannedView, grid_px: int) -> Candidate
     there = sample(placed.label_map, planned.view, grid_px)
     numbers, count = np.unique(there, return_counts=True)
     cell_px = (planned.view.side / grid_px) ** 2
-    seen = (placed.class_of[numbers] == planned.class_id) & (count * cell_px >= _SEEN_SHARE * placed.areas[numbers])
+    seen = (placed.class_of[numbers] == planned.class_id) & (
+        count * cell_px >= _SEEN_SHARE * placed.areas[numbers]
+    )
     numbers, size = numbers[seen], count[seen]
     if len(numbers) < 2:
         return None
@@ -85,8 +91,8 @@ def _candidates(placed: Placed, planned: PlannedView, grid_px: int) -> Candidate
 
 
 def united(placed: Placed, judged: Sequence[tuple[Pair, float]]) -> NDArray[np.int32]:
-    """The frame's label map (H, W), numbers with gaps, of pieces joined by log-odds above 0, the surest first; what is said of a pair
-    first counts."""
+    """The frame's label map (H, W), numbers with gaps, of pieces joined by log-odds above 0, the surest
+    first; what is said of a pair first counts."""
     log_odds: dict[Pair, float] = {}
     for pair, value in judged:
         log_odds.setdefault(pair, value)

@@ -1,5 +1,6 @@
-"""Whether two pieces that don't touch are parts of one object behind something: what a view shows of each pair, and a small network's
-verdict on it. The network (a "join rule") is fitted on composites (export/instance/rules.py) and travels with the instance network."""
+"""Whether two pieces that don't touch are parts of one object behind something: what a view shows of each
+pair, and a small network's verdict on it. The network (a "join rule") is fitted on composites
+(export/instance/rules.py) and travels with the instance network."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ Floats = NDArray[np.float64]
 
 
 class Pieces:
-    """The pieces that a view shows, on its grid of S / 2 cells a side, and what the network's maps say of pairs of them.
+    """The pieces that a view shows, on its grid of S / 2 cells a side, and what the network's maps say of
+    pairs of them.
 
     Args:
         pieces: int32 (g, g), 0 = none, 1..n.
@@ -78,7 +80,9 @@ class Pieces:
             np.maximum.at(self.high[:, axis], its, values + 1)
         self._other = other
         self._at = [np.argwhere(pieces == k + 1) for k in range(n)]
-        self._distance = [cv2.distanceTransform((pieces != k + 1).astype(np.uint8), cv2.DIST_L2, 3) for k in range(n)]
+        self._distance = [
+            cv2.distanceTransform((pieces != k + 1).astype(np.uint8), cv2.DIST_L2, 3) for k in range(n)
+        ]
         self.gap = self._gaps()
         self.affinity_sum, self.affinity_count = self._pairs(pieces, affinity, offsets)
         reach = np.abs(offsets).max(1)
@@ -86,10 +90,13 @@ class Pieces:
 
     def _gaps(self) -> Floats:
         """Distance between each two pieces in grid cells, (n, n)."""
-        return np.array([[d[at[:, 0], at[:, 1]].min() for at in self._at] for d in self._distance], np.float64).reshape(self.n, self.n)
+        return np.array(
+            [[d[at[:, 0], at[:, 1]].min() for at in self._at] for d in self._distance], np.float64
+        ).reshape(self.n, self.n)
 
     def _other_between(self, i: int, j: int) -> float:
-        """Share of another class on the straight way from piece to piece where they are nearest; 0.5 where there is no cell between."""
+        """Share of another class on the straight way from piece to piece where they are nearest; 0.5 where
+        there is no cell between."""
         at = self._at[j]
         end = at[self._distance[i][at[:, 0], at[:, 1]].argmin()]
         start = self._at[i][((self._at[i] - end) ** 2).sum(1).argmin()]
@@ -99,7 +106,9 @@ class Pieces:
         way = np.rint(start + (end - start) * (np.arange(1, steps) / steps)[:, None]).astype(int)
         return float(self._other[way[:, 0], way[:, 1]].mean())
 
-    def _pairs(self, pieces: Label, affinity: NDArray[np.float32], offsets: NDArray[np.int32]) -> tuple[Floats, Floats]:
+    def _pairs(
+        self, pieces: Label, affinity: NDArray[np.float32], offsets: NDArray[np.int32]
+    ) -> tuple[Floats, Floats]:
         """Sum of affinities and number of pixel pairs between each two pieces, by channel: (A, n, n) each."""
         n, (h, w) = self.n, pieces.shape
         total, count = np.zeros((2, len(offsets), n, n))
@@ -119,7 +128,8 @@ class Pieces:
         return total + total.transpose(0, 2, 1), count + count.transpose(0, 2, 1)
 
     def features(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> Floats:
-        """What the rule sees of pairs (i, j) of pieces, numbered from 0: (m, 20), columns ``JOIN_FEATURES``."""
+        """What the rule sees of pairs (i, j) of pieces, numbered from 0: (m, 20), columns
+        ``JOIN_FEATURES``."""
         first = self.regions[i, 0] <= self.regions[j, 0]
         small, large = np.where(first, i, j), np.where(first, j, i)
         a, b = self.regions[small], self.regions[large]
@@ -132,7 +142,10 @@ class Pieces:
             means.append(np.where(pairs > 0, total[kind].sum(0) / np.maximum(pairs, 1), _NO_EVIDENCE))
         apart = np.hypot(*(self.vote[small] - self.vote[large]).T)
         way = np.hypot(*(self.centre[small] - self.vote[large]).T)
-        low, high = np.maximum(self.low[small], self.low[large]), np.minimum(self.high[small], self.high[large])
+        low, high = (
+            np.maximum(self.low[small], self.low[large]),
+            np.minimum(self.high[small], self.high[large]),
+        )
         shorter = np.minimum(self.high[small] - self.low[small], self.high[large] - self.low[large])
         overlap = np.clip(high - low, -shorter, None) / shorter
         columns = [
@@ -155,13 +168,16 @@ class Pieces:
             overlap[:, 0],
             np.abs(self.colour[small] - self.colour[large]).sum(1) / 255,
             np.array([self._other_between(s, g) for s, g in zip(small, large, strict=True)]),
-            np.full(len(small), self._other.mean()),  # none at all: a network that knows few classes; what is between may be an unknown one
+            np.full(
+                len(small), self._other.mean()
+            ),  # none at all: a network that knows few classes; what is between may be an unknown one
         ]
         return np.stack(columns, axis=1)
 
 
 def rule_log_odds(rule: NDArray[np.float32], features: Floats) -> Floats:
-    """Log-odds (m,) by a rule's one hidden ReLU layer; ``rule`` holds hidden weights (n, f), hidden biases (n), out weights (n), bias."""
+    """Log-odds (m,) by a rule's one hidden ReLU layer; ``rule`` holds hidden weights (n, f), hidden biases
+    (n), out weights (n), bias."""
     f = features.shape[1]
     hidden = (len(rule) - 1) // (f + 2)
     weights = rule[: hidden * f].reshape(hidden, f)

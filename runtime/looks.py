@@ -1,5 +1,5 @@
-"""Which views of a frame are looked at, and what they show: one of each component, and one of each class that has several; then closer
-ones of what was parted."""
+"""Which views of a frame are looked at, and what they show: one of each component, and one of each class that
+has several; then closer ones of what was parted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _CONVEX = 0.95  # area over convex hull, from which on a component is let be
 
 @dataclass(frozen=True)
 class PlannedView:
-    """A view, the class it looks at, and the component, or piece of one (its number), that it was made for; 0: for all of the class."""
+    """A view, the class it looks at, and the component, or piece of one (its number), that it was made for;
+    0: for all of the class."""
 
     view: View
     class_id: int
@@ -31,11 +32,17 @@ class PlannedView:
 
 
 def plan_views(components: Instances, view_px: int) -> list[PlannedView]:
-    """Views of one frame: each component's own, largest first, then one of each class that has several components."""
+    """Views of one frame: each component's own, largest first, then one of each class that has several
+    components."""
     size_hw = (components.label_map.shape[0], components.label_map.shape[1])
     boxes = components.box_xyxy.astype(int)
-    order = [int(i) for i in np.argsort(-components.area, kind="stable") if longest_side(boxes[i]) >= _MIN_SIDE_PX]
-    own = [PlannedView(view_of(tuple(boxes[i].tolist()), size_hw, view_px), int(components.class_id[i]), i + 1) for i in order]
+    order = [
+        int(i) for i in np.argsort(-components.area, kind="stable") if longest_side(boxes[i]) >= _MIN_SIDE_PX
+    ]
+    own = [
+        PlannedView(view_of(tuple(boxes[i].tolist()), size_hw, view_px), int(components.class_id[i]), i + 1)
+        for i in order
+    ]
     whole = []
     for class_id in np.unique(components.class_id):
         its = boxes[components.class_id == class_id]
@@ -59,8 +66,11 @@ def longest_side(box_xyxy: NDArray[np.int64]) -> int:
     return int((box_xyxy[2:] - box_xyxy[:2]).max())
 
 
-def own_masks(label_map: NDArray[np.int32], planned: Sequence[PlannedView], view_px: int) -> NDArray[np.uint8]:
-    """The component, or piece, that each view was made for, uint8 (K, S, S) 0/1, connected as in the frame; zeros where there is none."""
+def own_masks(
+    label_map: NDArray[np.int32], planned: Sequence[PlannedView], view_px: int
+) -> NDArray[np.uint8]:
+    """The component, or piece, that each view was made for, uint8 (K, S, S) 0/1, connected as in the frame;
+    zeros where there is none."""
     own = np.zeros((len(planned), view_px, view_px), np.uint8)
     for k, p in enumerate(planned):
         if p.component:  # where it shrinks, every cell that it touches: thin parts must not fall off
@@ -71,29 +81,38 @@ def own_masks(label_map: NDArray[np.int32], planned: Sequence[PlannedView], view
 
 
 def doubtful(planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> list[int]:
-    """Which views are worth a look, by number: not those of components that are convex, where nothing could be cut."""
+    """Which views are worth a look, by number: not those of components that are convex, where nothing could
+    be cut."""
     return [k for k, p in enumerate(planned) if not (p.component and solidity(own[k]) > _CONVEX)]
 
 
 def _is_round(label_map: NDArray[np.int32], planned: PlannedView) -> bool:
-    """Whether a small component is convex, as far as its pixels can tell: not worth a view, of which there could be hundreds."""
+    """Whether a small component is convex, as far as its pixels can tell: not worth a view, of which there
+    could be hundreds."""
     its = (window(label_map, planned.view) == planned.component).astype(np.uint8)
-    outlines, _ = cv2.findContours(its, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)  # several: parts of a grid's component
+    outlines, _ = cv2.findContours(
+        its, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+    )  # several: parts of a grid's component
     # through the centres of pixels: their corners make steps, which are no dents
-    return sum(map(cv2.contourArea, outlines)) > _CONVEX * cv2.contourArea(cv2.convexHull(np.concatenate(outlines)))
+    return sum(map(cv2.contourArea, outlines)) > _CONVEX * cv2.contourArea(
+        cv2.convexHull(np.concatenate(outlines))
+    )
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What the views show: ``images`` uint8 (K, S, S, 3) BGR; ``masks`` uint8 (K, S, S), 0/1 of the view's class; ``own`` uint8
-    (K, S, S), 0/1 of the component that the view was made for, in one piece as it is in the frame."""
+    """What the views show: ``images`` uint8 (K, S, S, 3) BGR; ``masks`` uint8 (K, S, S), 0/1 of the view's
+    class; ``own`` uint8 (K, S, S), 0/1 of the component that the view was made for, in one piece as it is in
+    the frame."""
 
     images: NDArray[np.uint8]
     masks: NDArray[np.uint8]
     own: NDArray[np.uint8]
 
 
-def look(image: NDArray[np.uint8], components: Instances, planned: Sequence[PlannedView], own: NDArray[np.uint8]) -> Looks:
+def look(
+    image: NDArray[np.uint8], components: Instances, planned: Sequence[PlannedView], own: NDArray[np.uint8]
+) -> Looks:
     """Cut the views out of a frame uint8 (H, W, 3) BGR; ``own`` as ``own_masks`` gives it."""
     return Looks(*shown(image, components, planned, own.shape[1]), own)
 
@@ -113,15 +132,17 @@ def shown(
 
 
 def worth_a_look(components: Instances, view_px: int) -> tuple[list[PlannedView], NDArray[np.uint8]]:
-    """The views of a frame that could tell something, and the component that each was made for (see ``own_masks``)."""
+    """The views of a frame that could tell something, and the component that each was made for (see
+    ``own_masks``)."""
     return _telling(components.label_map, plan_views(components, view_px), view_px)
 
 
 def closer_looks(
     label_map: NDArray[np.int32], cut_in: Mapping[int, PlannedView], view_px: int
 ) -> tuple[list[PlannedView], NDArray[np.uint8]]:
-    """The same of pieces of components, largest first: those that a view of their own shows closer than the one that each was ``cut_in``,
-    by its number in ``label_map`` int32 (H, W). Among many, an object is small in the view of all."""
+    """The same of pieces of components, largest first: those that a view of their own shows closer than the
+    one that each was ``cut_in``, by its number in ``label_map`` int32 (H, W). Among many, an object is small
+    in the view of all."""
     size_hw = label_map.shape[0], label_map.shape[1]
     rank = np.zeros(max(int(label_map.max(initial=0)), *cut_in, 0) + 1, np.int64)
     rank[[*cut_in]] = np.arange(1, len(cut_in) + 1)
@@ -137,15 +158,21 @@ def closer_looks(
     return _telling(label_map, planned, view_px)
 
 
-def _telling(label_map: NDArray[np.int32], planned: Sequence[PlannedView], view_px: int) -> tuple[list[PlannedView], NDArray[np.uint8]]:
-    of_component = [p for p in planned if p.component and not (p.view.side < view_px and _is_round(label_map, p))]
+def _telling(
+    label_map: NDArray[np.int32], planned: Sequence[PlannedView], view_px: int
+) -> tuple[list[PlannedView], NDArray[np.uint8]]:
+    of_component = [
+        p for p in planned if p.component and not (p.view.side < view_px and _is_round(label_map, p))
+    ]
     planned = of_component[:_MOST_CANDIDATES] + [p for p in planned if not p.component]
     own = own_masks(label_map, planned, view_px)
     kept = doubtful(planned, own)
     return [planned[k] for k in kept], own[kept]
 
 
-def looked_at(image: NDArray[np.uint8], components: Instances, view_px: int, max_views: int = MAX_VIEWS) -> tuple[list[PlannedView], Looks]:
+def looked_at(
+    image: NDArray[np.uint8], components: Instances, view_px: int, max_views: int = MAX_VIEWS
+) -> tuple[list[PlannedView], Looks]:
     """The views of a frame that could tell something, at most ``max_views``, and what they show."""
     planned, own = worth_a_look(components, view_px)
     planned, own = planned[:max_views], own[:max_views]

@@ -1,4 +1,5 @@
-"""What machine this is: the facts that decide whether an engine runs here. Nothing is imported that could be broken or slow."""
+"""What machine this is: the facts that decide whether an engine runs here. Nothing is imported that could be
+broken or slow."""
 
 from __future__ import annotations
 
@@ -30,9 +31,10 @@ WHEELS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """``platform`` like "linux-x86_64"; ``gpu`` its name, None without one that can be used; ``compute_capability`` like "8.7"; ``cuda``
-    what the driver brings, like "13.0"; ``tensorrt`` and ``tensorrt_rtx`` the installed versions; ``l4t`` and ``jetpack`` the Jetson's
-    release; ``os`` the system's name; ``cuda_error`` why a GPU that seems to be there can't be used."""
+    """``platform`` like "linux-x86_64"; ``gpu`` its name, None without one that can be used;
+    ``compute_capability`` like "8.7"; ``cuda`` what the driver brings, like "13.0"; ``tensorrt`` and
+    ``tensorrt_rtx`` the installed versions; ``l4t`` and ``jetpack`` the Jetson's release; ``os`` the system's
+    name; ``cuda_error`` why a GPU that seems to be there can't be used."""
 
     platform: str
     python: str
@@ -75,14 +77,17 @@ def look_at_machine(
     run: Callable[[Sequence[str]], str | None] | None = None,
     version: Callable[[str], str] = importlib.metadata.version,
 ) -> Machine:
-    """The machine as its files under ``root``, its driver's library, the program nvidia-smi and the installed packages tell it.
+    """The machine as its files under ``root``, its driver's library, the program nvidia-smi and the installed
+    packages tell it.
 
     Args:
-        load: opens a shared library by name; raises OSError. run: a command's output, None if it can't be run. version: of an installed
-            package; raises PackageNotFoundError.
+        load: opens a shared library by name; raises OSError. run: a command's output, None if it can't be
+            run. version: of an installed package; raises PackageNotFoundError.
     """
     gpu = gpu_of_driver(load)
-    listed = _listed_gpu(run or _output_of) if gpu.name is None or not (root / _DRIVER_VERSION).is_file() else None
+    listed = (
+        _listed_gpu(run or _output_of) if gpu.name is None or not (root / _DRIVER_VERSION).is_file() else None
+    )
     error = gpu.error
     if listed and gpu.cuda is None:
         error = f"nvidia-smi lists {listed[0]}, but the driver's library libcuda.so.1 can't be loaded"
@@ -93,11 +98,14 @@ def look_at_machine(
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
         cuda=gpu.cuda,
-        driver=_first(r"Kernel Module.*?\s(\d+\.\d+[\d.]*)", root / _DRIVER_VERSION) or (listed[2] if listed else None),
+        driver=_first(r"Kernel Module.*?\s(\d+\.\d+[\d.]*)", root / _DRIVER_VERSION)
+        or (listed[2] if listed else None),
         tensorrt=_installed("tensorrt", version),
         tensorrt_rtx=_installed("tensorrt_rtx", version),
         l4t=l4t,
-        jetpack=_first(r"(?ms)^Package: nvidia-jetpack$.*?^Version: ([\d.]+)", root / _DPKG_STATUS) if l4t else None,
+        jetpack=_first(r"(?ms)^Package: nvidia-jetpack$.*?^Version: ([\d.]+)", root / _DPKG_STATUS)
+        if l4t
+        else None,
         os=_first(r'(?m)^PRETTY_NAME="?([^"\n]+)', root / _OS_RELEASE),
         cpus=os.cpu_count(),
         cuda_error=error,
@@ -125,9 +133,14 @@ def gpu_of_driver(load: Callable[[str], Any] = ctypes.CDLL) -> Gpu:
     text = f"{version.value // 1000}.{version.value % 1000 // 10}"
     status = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0)
     if status:
-        return Gpu(cuda=text, error=None if status == _NO_DEVICE else f"CUDA doesn't start: {_error_name(cuda, status)}")
+        return Gpu(
+            cuda=text,
+            error=None if status == _NO_DEVICE else f"CUDA doesn't start: {_error_name(cuda, status)}",
+        )
     cuda.cuDeviceGetName(name, len(name), device)
-    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+    cuda.cuDeviceGetAttribute(
+        ctypes.byref(major), 75, device
+    )  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
     cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
     return Gpu(name.value.decode(), f"{major.value}.{minor.value}", text)
 

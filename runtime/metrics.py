@@ -17,7 +17,8 @@ from ..plugins.problem import IGNORE
 
 @dataclass
 class PanopticCounts:
-    """Sums that PQ is made of (Kirillov et al., CVPR 2019): matches at IoU > 0.5 are one-to-one by themselves."""
+    """Sums that PQ is made of (Kirillov et al., CVPR 2019): matches at IoU > 0.5 are one-to-one by
+    themselves."""
 
     iou_sum: float = 0.0
     true_positives: int = 0
@@ -39,7 +40,8 @@ class PanopticCounts:
 
 @dataclass
 class PictureScore:
-    """Counts of one picture, or of several added up: pooled and per class; of one picture also the matches, (predicted, true) numbers."""
+    """Counts of one picture, or of several added up: pooled and per class; of one picture also the matches,
+    (predicted, true) numbers."""
 
     pooled: PanopticCounts = field(default_factory=PanopticCounts)
     per_class: dict[int, PanopticCounts] = field(default_factory=dict)
@@ -54,12 +56,20 @@ class PictureScore:
 def paired_gain(
     ours: Sequence[PanopticCounts], theirs: Sequence[PanopticCounts], draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """By how much PQ of ``ours`` is above ``theirs`` on the same pictures, and the 95 % interval by bootstrap: pictures are drawn with
-    replacement, the same for both."""
-    table = np.array([[[c.iou_sum, c.true_positives, c.false_positives, c.false_negatives] for c in side] for side in (ours, theirs)])
+    """By how much PQ of ``ours`` is above ``theirs`` on the same pictures, and the 95 % interval by
+    bootstrap: pictures are drawn with replacement, the same for both."""
+    table = np.array(
+        [
+            [[c.iou_sum, c.true_positives, c.false_positives, c.false_negatives] for c in side]
+            for side in (ours, theirs)
+        ]
+    )
 
     def quality(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(100 * sums[..., 0] / np.maximum(sums[..., 1] + 0.5 * sums[..., 2] + 0.5 * sums[..., 3], 1e-9), np.float64)
+        return np.asarray(
+            100 * sums[..., 0] / np.maximum(sums[..., 1] + 0.5 * sums[..., 2] + 0.5 * sums[..., 3], 1e-9),
+            np.float64,
+        )
 
     one, other = quality(table.sum(1))
     pick = np.random.default_rng(seed).integers(0, len(ours), (draws, len(ours)))
@@ -78,15 +88,19 @@ def panoptic_counts(
 
     Args:
         predicted: (H, W), 0 = none, 1..n; predicted_class: (n,) class of each.
-        truth: (H, W), 0 = none; truth_semantic: (H, W) class ids, 255 = ignore: these pixels count for nothing.
+        truth: (H, W), 0 = none; truth_semantic: (H, W) class ids, 255 = ignore: these pixels count for
+            nothing.
 
     Returns:
-        PictureScore. A pair matches when classes agree and IoU > 0.5. What is left of a prediction outside ignored pixels counts.
+        PictureScore. A pair matches when classes agree and IoU > 0.5. What is left of a prediction outside
+        ignored pixels counts.
     """
     known = truth_semantic != IGNORE
     numbers, truth_flat = np.unique(truth[known], return_inverse=True)
     n, m = len(predicted_class) + 1, len(numbers)
-    overlap = np.bincount(predicted[known].astype(np.int64) * m + truth_flat.ravel(), minlength=n * m).reshape(n, m)
+    overlap = np.bincount(
+        predicted[known].astype(np.int64) * m + truth_flat.ravel(), minlength=n * m
+    ).reshape(n, m)
     area, truth_area = overlap.sum(1), overlap.sum(0)
     truth_class = np.zeros(m, np.int64)
     truth_class[truth_flat.ravel()] = truth_semantic[known]
@@ -104,7 +118,9 @@ def panoptic_counts(
         columns = [k for k in real if truth_class[k] == class_id]
         hits = matched[np.ix_(rows, columns)]
         found = int(hits.sum())
-        counts = PanopticCounts(float(iou[np.ix_(rows, columns)][hits].sum()), found, len(rows) - found, len(columns) - found)
+        counts = PanopticCounts(
+            float(iou[np.ix_(rows, columns)][hits].sum()), found, len(rows) - found, len(columns) - found
+        )
         score.per_class[class_id] = counts
         score.matches += [(rows[i], int(numbers[columns[j]])) for i, j in np.argwhere(hits)]
         score.pooled.add(counts)
@@ -112,14 +128,16 @@ def panoptic_counts(
 
 
 def boundary_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], share: float = 0.02) -> float:
-    """IoU of two masks (H, W) near their outlines: of the pixels of each within ``share`` of the picture's diagonal of its outline (Cheng
-    et al., CVPR 2021)."""
+    """IoU of two masks (H, W) near their outlines: of the pixels of each within ``share`` of the picture's
+    diagonal of its outline (Cheng et al., CVPR 2021)."""
     reach = max(1, round(share * float(np.hypot(*predicted.shape))))
     rows, columns = (np.flatnonzero((predicted | truth).any(axis)) for axis in (1, 0))
     window = (slice(max(0, rows[0] - 1), rows[-1] + 2), slice(max(0, columns[0] - 1), columns[-1] + 2))
     rims = []
     for mask in (predicted[window], truth[window]):
-        inner = cv2.erode(np.pad(mask, 1).astype(np.uint8), np.ones((3, 3), np.uint8), iterations=reach)[1:-1, 1:-1]
+        inner = cv2.erode(np.pad(mask, 1).astype(np.uint8), np.ones((3, 3), np.uint8), iterations=reach)[
+            1:-1, 1:-1
+        ]
         rims.append(mask & (inner == 0))
     return float((rims[0] & rims[1]).sum() / (rims[0] | rims[1]).sum())
 
@@ -131,14 +149,17 @@ class AveragePrecision:
         try:
             from pycocotools import mask
         except ImportError as missing:
-            raise MissingDependencyError('average precision needs pycocotools: pip install ".[eval]" in the repository') from missing
+            raise MissingDependencyError(
+                'average precision needs pycocotools: pip install ".[eval]" in the repository'
+            ) from missing
         self._encode = mask.encode
         self._truth: list[dict[str, Any]] = []
         self._found: list[dict[str, Any]] = []
         self._images: list[dict[str, Any]] = []
 
     def add(self, found: Instances, truth: NDArray[np.int32], truth_semantic: NDArray[np.uint8]) -> None:
-        """Add one picture; instances that lie mostly on ignored pixels are left out, and ignored pixels belong to no mask."""
+        """Add one picture; instances that lie mostly on ignored pixels are left out, and ignored pixels
+        belong to no mask."""
         picture = len(self._images) + 1
         height, width = truth.shape
         self._images.append({"id": picture, "height": height, "width": width})
@@ -163,7 +184,14 @@ class AveragePrecision:
             kept = mask & known
             if kept.sum() * 2 < mask.sum():
                 continue
-            self._found.append({"image_id": picture, "category_id": one.class_id, "segmentation": self._rle(kept), "score": one.score})
+            self._found.append(
+                {
+                    "image_id": picture,
+                    "category_id": one.class_id,
+                    "segmentation": self._rle(kept),
+                    "score": one.score,
+                }
+            )
 
     def _rle(self, mask: NDArray[np.bool_]) -> Any:
         return self._encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -181,7 +209,12 @@ class AveragePrecision:
             return {"AP": float("nan"), "AP50": float("nan"), "AP75": float("nan")}
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             truth = COCO()
-            truth.dataset = {"info": {}, "images": self._images, "annotations": self._truth, "categories": [{"id": c} for c in classes]}
+            truth.dataset = {
+                "info": {},
+                "images": self._images,
+                "annotations": self._truth,
+                "categories": [{"id": c} for c in classes],
+            }
             truth.createIndex()
             if not self._found:
                 return {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}

@@ -15,7 +15,8 @@ from ..errors import OutputError
 if TYPE_CHECKING:
     from av import VideoFrame
 
-# each frame is a fragment of its own behind an index that is written first: nothing is missing after a kill -9 or a full disk
+# each frame is a fragment of its own behind an index that is written first: nothing is missing after a kill
+# -9 or a full disk
 _CONTAINER = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
 _ENCODER = {"preset": "veryfast", "tune": "zerolatency", "crf": "21"}
 _KEYFRAME_EVERY = 30
@@ -42,8 +43,12 @@ class Mp4Writer:
         self._errors = av.error.FFmpegError
         try:
             self._container = av.open(str(path), "w", format="mp4", container_options=_CONTAINER)
-            self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=_ENCODER)
-            self._stream.width, self._stream.height = (s + s % 2 for s in size_wh)  # this format's colours come in pairs of pixels
+            self._stream = self._container.add_stream(
+                "libx264", rate=Fraction(fps).limit_denominator(1001), options=_ENCODER
+            )
+            self._stream.width, self._stream.height = (
+                s + s % 2 for s in size_wh
+            )  # this format's colours come in pairs of pixels
             self._stream.pix_fmt = "yuv420p"
             self._stream.codec_context.gop_size = _KEYFRAME_EVERY
             self._stream.codec_context.time_base = _CLOCK
@@ -59,7 +64,9 @@ class Mp4Writer:
         if picture.shape[1::-1] != (width, height):
             picture = np.asarray(cv2.resize(picture, (width, height)), np.uint8)
         if width % 2 or height % 2:
-            picture = np.asarray(cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE), np.uint8)
+            picture = np.asarray(
+                cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE), np.uint8
+            )
         frame = self._to_frame(picture, format="bgr24")
         self._last = frame.pts = max(self._last + 1, round(seconds / _CLOCK))
         frame.time_base = _CLOCK

@@ -1,5 +1,5 @@
-"""Networks through ONNX Runtime on an NVIDIA GPU, for those that TensorRT can't serve: its CUDA provider works on our memory and
-stream, and the operator clusters right behind it.
+"""Networks through ONNX Runtime on an NVIDIA GPU, for those that TensorRT can't serve: its CUDA provider
+works on our memory and stream, and the operator clusters right behind it.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ class OnnxGpuSession(GpuSession):
 
 
 def on_stream(providers: Sequence[str], stream: Any) -> list[dict[str, str]]:
-    """Options of providers with which what CUDA's enqueues is in order with our copies and kernels, without waiting in between."""
+    """Options of providers with which what CUDA's enqueues is in order with our copies and kernels, without
+    waiting in between."""
     return [{"user_compute_stream": str(stream.handle)} if p == CUDA_PROVIDER else {} for p in providers]
 
 
 class BoundContext:
-    """ONNX Runtime bound to addresses, with the calls of TensorRT's execution context. Inputs are uint8; ``types`` are the outputs'."""
+    """ONNX Runtime bound to addresses, with the calls of TensorRT's execution context. Inputs are uint8;
+    ``types`` are the outputs'."""
 
     def __init__(self, session: Any, device: str = "cuda") -> None:
         self._session, self._device = session, device
@@ -63,13 +65,17 @@ class BoundContext:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         key = tuple(sorted(self._given.items()))
         if key not in self._known:  # run once to see what comes out
-            values = self._session.run(list(self.types), {n: np.zeros(s, np.uint8) for n, s in self._given.items()})
+            values = self._session.run(
+                list(self.types), {n: np.zeros(s, np.uint8) for n, s in self._given.items()}
+            )
             self._known[key] = {n: v.shape for n, v in zip(self.types, values, strict=True)}
         return self._known[key][name]
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         if name in self.types:
-            self._binding.bind_output(name, self._device, 0, self.types[name], self.get_tensor_shape(name), address)
+            self._binding.bind_output(
+                name, self._device, 0, self.types[name], self.get_tensor_shape(name), address
+            )
         else:
             self._binding.bind_input(name, self._device, 0, np.uint8, self._given[name], address)
         return True

@@ -20,8 +20,8 @@ _DOMAINS = ("", "ai.onnx", "com.microsoft")  # QGemm is of the last
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """One layer: node name, operator, "fp32", "fp16" or "int8" (both operands come from DequantizeLinear, or the operator takes integers),
-    multiply-accumulates of one run, where the shapes are known."""
+    """One layer: node name, operator, "fp32", "fp16" or "int8" (both operands come from DequantizeLinear, or
+    the operator takes integers), multiply-accumulates of one run, where the shapes are known."""
 
     name: str
     op: str
@@ -29,8 +29,11 @@ class LayerPrecision:
     macs: int | None = None
 
 
-def layer_precisions(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> list[LayerPrecision]:
-    """The layers of a network in graph order, preprocessing included. Weights stored as float16 and cast to float32 count as float32.
+def layer_precisions(
+    model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
+) -> list[LayerPrecision]:
+    """The layers of a network in graph order, preprocessing included. Weights stored as float16 and cast to
+    float32 count as float32.
 
     Args:
         model: an ONNX network.
@@ -49,7 +52,11 @@ def layer_precisions(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]
         sizes[value.name] = [d.dim_value for d in value.type.tensor_type.shape.dim]
     sizes |= shapes or {}
     makers = {name: node for node in model.graph.node for name in node.output}
-    names = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.DOUBLE: "fp64"}
+    names = {
+        onnx.TensorProto.FLOAT: "fp32",
+        onnx.TensorProto.FLOAT16: "fp16",
+        onnx.TensorProto.DOUBLE: "fp64",
+    }
 
     def dequantised(name: str) -> bool:
         node = makers.get(name)
@@ -75,7 +82,9 @@ def _macs(node: onnx.NodeProto, sizes: Mapping[str, Sequence[int]]) -> int | Non
     out, weight, data = (sizes.get(name, []) for name in (node.output[0], weights, node.input[0]))
     if not out or not all(out) or not weight or not all(weight):
         return None
-    if "Conv" in node.op_type:  # each weight of a channel is used once per pixel of the result; transposed: of the input
+    if (
+        "Conv" in node.op_type
+    ):  # each weight of a channel is used once per pixel of the result; transposed: of the input
         over = data if node.op_type == "ConvTranspose" else out
         return math.prod(over) * math.prod(weight[1:]) if over and all(over) else None
     transposed = next((a.i for a in node.attribute if a.name == "transB"), 0)

@@ -1,4 +1,5 @@
-"""Frames to instances in overlapping stages: capture, segment, draw, sinks; each in a thread of its own, results in order."""
+"""Frames to instances in overlapping stages: capture, segment, draw, sinks; each in a thread of its own,
+results in order."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ from .times import StageTimes
 
 POLICIES = ("latest", "all", "every_nth")
 _RECENT = 30  # frames
-_STOP_SECONDS = 5.0  # a stage that hasn't come back by then is left behind: a camera's driver may hang for ever
+_STOP_SECONDS = (
+    5.0  # a stage that hasn't come back by then is left behind: a camera's driver may hang for ever
+)
 
 _log = logging.getLogger("tfiseg")
 
@@ -57,25 +60,28 @@ class Sink(Protocol):
 class Pipeline:
     """Instances of a source's frames while the next ones are captured and the last ones drawn and written.
 
-    Iterate over it (``for`` or ``async for``), or take ``newest()`` in a loop of your own. It starts with the first of these, or with
-    ``start()``; ``with`` stops it cleanly, as does ``close()`` from any thread. An error in any stage ends it: what was finished before is
-    still given out, then PipelineError with the stage's name is raised.
+    Iterate over it (``for`` or ``async for``), or take ``newest()`` in a loop of your own. It starts with the
+    first of these, or with ``start()``; ``with`` stops it cleanly, as does ``close()`` from any thread. An
+    error in any stage ends it: what was finished before is still given out, then PipelineError with the
+    stage's name is raised.
 
     Args:
         source: a ``Source``, or what ``open_source`` takes.
         segmenter: frame in, ``Instances`` out: a ``Segmenter`` or any function.
-        policy: what happens to frames that come faster than they can be segmented. "latest": the newest frame wins, older ones are
-            dropped, nothing queues up, so results never get older than two passes of the slowest stage and one of the others (for live
-            sources; the default there).
-            "all": none is dropped, the source waits (the default for files). "every_nth": each ``nth``, and of those none is dropped.
+        policy: what happens to frames that come faster than they can be segmented. "latest": the newest frame
+            wins, older ones are dropped, nothing queues up, so results never get older than two passes of the
+            slowest stage and one of the others (for live sources; the default there).
+            "all": none is dropped, the source waits (the default for files). "every_nth": each ``nth``, and
+            of those none is dropped.
         nth: with policy "every_nth".
-        workers: frames segmented at once. With ``Segmenter(threads=1)`` and as many workers as cores, more frames a second than
-            with one worker and all threads, and each takes longer: for files, not for live sources.
+        workers: frames segmented at once. With ``Segmenter(threads=1)`` and as many workers as cores, more
+            frames a second than with one worker and all threads, and each takes longer: for files, not for
+            live sources.
         tracker: instances in, instances with ids out: a ``Tracker``.
         draw: draw each overlay, in a stage of its own.
-        sinks: objects with ``write(result)``, each in a thread of its own behind the other stages: a slow one makes nothing older. With
-            "latest" it misses results in the meantime, which are counted, unless it has ``takes_all = True``; ``backlog = N`` lets N
-            results wait for it.
+        sinks: objects with ``write(result)``, each in a thread of its own behind the other stages: a slow one
+            makes nothing older. With "latest" it misses results in the meantime, which are counted, unless it
+            has ``takes_all = True``; ``backlog = N`` lets N results wait for it.
         max_frames: stop after so many frames of the source.
 
     Raises:
@@ -103,7 +109,9 @@ class Pipeline:
         if policy is not None and policy not in POLICIES:
             raise InputError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
         if nth < 1 or (nth > 1 and policy != "every_nth"):
-            raise InputError(f'nth must be at least 1, and does nothing without policy="every_nth"; got {nth} with {policy!r}')
+            raise InputError(
+                f'nth must be at least 1, and does nothing without policy="every_nth"; got {nth} with {policy!r}'
+            )
         if workers < 1:
             raise InputError(f"workers must be at least 1, got {workers}")
         if max_frames is not None and max_frames < 1:
@@ -118,15 +126,21 @@ class Pipeline:
             stages.append(("track", _tracking(tracker, self.source)))
         if draw:
             stages.append(("draw", _drawn))
-        # capture -> slot -> stage -> hand-over -> stage -> slot of the caller, and slots of the sinks. With "latest", frames are dropped
-        # only where they come in and results only where they go out, and few are under way: else they get old between slow stages
+        # capture -> slot -> stage -> hand-over -> stage -> slot of the caller, and slots of the sinks. With
+        # "latest", frames are dropped
+        # only where they come in and results only where they go out, and few are under way: else they get old
+        # between slow stages
         self._captured: Channel[Frame] = Channel(1, newest_wins, workers + 1 if newest_wins else None)
         self._out: Channel[Result] = Channel(1, newest_wins)
         self._sinks = {
             _free_name(sink, k, sinks): Channel[Result](_backlog(sink), newest_wins and not _takes_all(sink))
             for k, sink in enumerate(sinks)
         }
-        self._channels: list[Channel[Any]] = [self._captured, *(Channel[Any]() for _ in stages[1:]), self._out]
+        self._channels: list[Channel[Any]] = [
+            self._captured,
+            *(Channel[Any]() for _ in stages[1:]),
+            self._out,
+        ]
         self._threads = [Job(self._capture, "tfiseg-capture")]
         last = len(stages) - 1
         for k, (name, work) in enumerate(stages):
@@ -144,7 +158,15 @@ class Pipeline:
             self._threads += stage.threads
         self._sink_threads: list[Job] = []
         for (name, channel), sink in zip(self._sinks.items(), sinks, strict=True):
-            written = Stage(name, _writing(sink), channel, [], finish=self._written, fail=self._fail, discard=lambda _: None)
+            written = Stage(
+                name,
+                _writing(sink),
+                channel,
+                [],
+                finish=self._written,
+                fail=self._fail,
+                discard=lambda _: None,
+            )
             self._sink_threads += written.threads
         self._written_counts = dict.fromkeys(self._sinks, 0)
         self._lock = threading.Lock()
@@ -180,7 +202,9 @@ class Pipeline:
             self._captured.end()
 
     def _timed(self, done: Result, stage: str, ms: float) -> None:
-        if stage != "segment" or "network" not in done.instances.stage_ms:  # a Segmenter's own times are finer
+        if (
+            stage != "segment" or "network" not in done.instances.stage_ms
+        ):  # a Segmenter's own times are finer
             done.instances.stage_ms[stage] = ms
 
     def _finished(self, done: Result, stage: str, ms: float) -> None:
@@ -241,13 +265,17 @@ class Pipeline:
             self._raise_error()
 
     def newest(self) -> Result | None:
-        """The newest result, at once; None before the first. For loops of one's own, with policy "latest": look at its ``age_ms``.
+        """The newest result, at once; None before the first. For loops of one's own, with policy "latest":
+        look at its ``age_ms``.
 
         Raises:
-            PipelineError: a stage failed, and this is not a state to drive on in. SourceError: the source has ended.
+            PipelineError: a stage failed, and this is not a state to drive on in. SourceError: the source has
+                ended.
         """
         if self.policy != "latest":
-            raise InputError('newest() takes nothing out, so with another policy than "latest" the pipeline would wait for ever')
+            raise InputError(
+                'newest() takes nothing out, so with another policy than "latest" the pipeline would wait for ever'
+            )
         self.start()
         try:
             arrived = self._out.get_now()
@@ -259,7 +287,8 @@ class Pipeline:
         return self._newest
 
     def pause(self) -> None:
-        """Segment no further frame until ``resume()``; a live source's frames are dropped meanwhile, a file waits."""
+        """Segment no further frame until ``resume()``; a live source's frames are dropped meanwhile, a file
+        waits."""
         self._resumed.clear()
 
     def resume(self) -> None:
@@ -275,10 +304,12 @@ class Pipeline:
         return (len(stamps) - 1) / max(time.monotonic() - stamps[0], 1e-9) if len(stamps) > 1 else 0.0
 
     def stats(self) -> dict[str, Any]:
-        """Counts so far, of frames: ``captured``; ``dropped`` (before the network); ``skipped`` (by every_nth, or while paused);
-        ``finished`` (segmented, tracked and drawn); ``given`` out to the caller; ``dropped_results`` (finished, and replaced by a newer one
-        before anybody took them); ``discarded`` (in hand when it was closed or failed); ``queued``. ``reconnects`` of the source.
-        ``times`` per stage, "age" being from capture to finish. ``sinks``: what each has ``written``, and ``dropped`` for being too slow.
+        """Counts so far, of frames: ``captured``; ``dropped`` (before the network); ``skipped`` (by
+        every_nth, or while paused); ``finished`` (segmented, tracked and drawn); ``given`` out to the caller;
+        ``dropped_results`` (finished, and replaced by a newer one before anybody took them); ``discarded``
+        (in hand when it was closed or failed); ``queued``. ``reconnects`` of the source. ``times`` per stage,
+        "age" being from capture to finish. ``sinks``: what each has ``written``, and ``dropped`` for being
+        too slow.
 
         When it has stopped, captured = dropped + skipped + finished + discarded.
         """
@@ -291,13 +322,17 @@ class Pipeline:
             "dropped_results": self._out.dropped,
             "discarded": self._discarded,
             "queued": sum(map(len, self._channels)),
-            "sinks": {name: {"written": self._written_counts[name], "dropped": c.dropped} for name, c in self._sinks.items()},
+            "sinks": {
+                name: {"written": self._written_counts[name], "dropped": c.dropped}
+                for name, c in self._sinks.items()
+            },
             "reconnects": self.source.reconnects,
             "times": self.times.summary(),
         }
 
     def close(self) -> None:
-        """Stop all stages and wait for them; callable from any thread, twice too. Whoever iterates gets to the end."""
+        """Stop all stages and wait for them; callable from any thread, twice too. Whoever iterates gets to
+        the end."""
         with self._lock:
             first, self._closed = not self._closed, True
         self._stop.set()
@@ -315,7 +350,11 @@ class Pipeline:
         for thread in (*self._threads, *self._sink_threads):
             thread.join(max(0.0, until - time.monotonic()))
         if self._threads[0].is_alive() and not self._threads[0].is_mine():
-            _log.warning("%s didn't come back from reading within %g s: it is left to itself", self.source.name, _STOP_SECONDS)
+            _log.warning(
+                "%s didn't come back from reading within %g s: it is left to itself",
+                self.source.name,
+                _STOP_SECONDS,
+            )
         else:
             self._close_source(first)
 
@@ -326,7 +365,9 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _handed_out(self, item: Result) -> Result:
@@ -350,7 +391,10 @@ def _segmenting(segmenter: Callable[[Frame], Instances]) -> Callable[[Frame], Re
     def segment(frame: Frame) -> Result:
         found = segmenter(frame)  # a function of the user's may know nothing of frames and times
         times = {**found.stage_ms}
-        return Result(frame, replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=times))
+        return Result(
+            frame,
+            replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=times),
+        )
 
     return segment
 

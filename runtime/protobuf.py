@@ -1,4 +1,5 @@
-"""ONNX files' bytes field by field, in protobuf's wire format: enough to leave parts of a graph out without onnx."""
+"""ONNX files' bytes field by field, in protobuf's wire format: enough to leave parts of a graph out without
+onnx."""
 
 from __future__ import annotations
 
@@ -11,13 +12,15 @@ _TENSOR_LOCATION = 14
 
 
 def with_outputs(model: bytes, wanted: Collection[str]) -> bytes | None:
-    """An ONNX model without the outputs that aren't wanted, and without the nodes that only they need; None where weights lie in other
-    files, which bytes can't be loaded with."""
+    """An ONNX model without the outputs that aren't wanted, and without the nodes that only they need; None
+    where weights lie in other files, which bytes can't be loaded with."""
     graph = graph_of(model)
     if weights_elsewhere(graph):
         return None
     needed, kept = set(wanted), set[str]()
-    for node in reversed([value for kind, value, _ in fields(graph) if kind == NODE]):  # nodes come after what they read
+    for node in reversed(
+        [value for kind, value, _ in fields(graph) if kind == NODE]
+    ):  # nodes come after what they read
         made = texts(node, NODE_OUTPUT)
         if needed.intersection(made):
             needed.update(texts(node, NODE_INPUT))
@@ -45,7 +48,11 @@ def with_graph(model: bytes, graph: bytes) -> bytes:
 def weights_elsewhere(graph: memoryview) -> bool:
     """Whether any weight lies in another file."""
     tensors = (tensor for kind, tensor, _ in fields(graph) if kind == INITIALIZER)
-    return any(number == _TENSOR_LOCATION and location for tensor in tensors for number, location, _ in fields(tensor))
+    return any(
+        number == _TENSOR_LOCATION and location
+        for tensor in tensors
+        for number, location, _ in fields(tensor)
+    )
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:

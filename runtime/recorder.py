@@ -1,4 +1,5 @@
-"""Recordings of a live view: overlay, instances.jsonl, and an MCAP file that Foxglove opens. All can be read after a kill -9."""
+"""Recordings of a live view: overlay, instances.jsonl, and an MCAP file that Foxglove opens. All can be read
+after a kill -9."""
 
 from __future__ import annotations
 
@@ -22,16 +23,19 @@ _IMAGE, _ANNOTATIONS, _LABELS = "/camera/image", "/tfiseg/annotations", "/tfiseg
 _CAMERA = "camera"  # Foxglove's frame of reference
 _JPEG_QUALITY = 90
 _CHUNK_BYTES = 1 << 18  # a frame or two: what is in a chunk that isn't written yet is lost in a crash
-# MCAP's records that end a file without an index (mcap.dev/spec): DataEnd and Footer with nothing in them, and the magic bytes
+# MCAP's records that end a file without an index (mcap.dev/spec): DataEnd and Footer with nothing in them,
+# and the magic bytes
 _MAGIC = b"\x89MCAP0\r\n"
 _END = b"\x0f" + struct.pack("<QI", 4, 0) + b"\x02" + struct.pack("<QQQI", 20, 0, 0, 0) + _MAGIC
 
 
 class Recorder:
-    """Writes a folder: ``NAME-overlay.mp4``, ``instances.jsonl``, ``recording.mcap``; a pipeline's sink, used with ``with``.
+    """Writes a folder: ``NAME-overlay.mp4``, ``instances.jsonl``, ``recording.mcap``; a pipeline's sink, used
+    with ``with``.
 
     Raises:
-        InputError: the folder can't be written to. OutputError: a result can't be written. MissingDependencyError: mcap or foxglove-sdk.
+        InputError: the folder can't be written to. OutputError: a result can't be written.
+            MissingDependencyError: mcap or foxglove-sdk.
     """
 
     name = "record"
@@ -49,7 +53,9 @@ class Recorder:
         self._run.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self._run.__exit__(kind, error, trace)
         finally:
@@ -57,24 +63,32 @@ class Recorder:
 
 
 class McapWriter:
-    """Into an MCAP file: frames (foxglove.CompressedImage), outlines and names (foxglove.ImageAnnotations), label maps (foxglove.RawImage,
-    mono16; its values are track ids where there are some)."""
+    """Into an MCAP file: frames (foxglove.CompressedImage), outlines and names (foxglove.ImageAnnotations),
+    label maps (foxglove.RawImage, mono16; its values are track ids where there are some)."""
 
     def __init__(self, path: Path) -> None:
         try:
             import foxglove.messages as messages
             from mcap.writer import CompressionType, Writer
         except ImportError as missing:
-            raise MissingDependencyError('recording needs mcap and foxglove-sdk: pip install ".[live]" in the repository') from missing
+            raise MissingDependencyError(
+                'recording needs mcap and foxglove-sdk: pip install ".[live]" in the repository'
+            ) from missing
         self._messages = messages
-        self._wall_ns = time.time_ns() - time.monotonic_ns()  # frames carry monotonic times, recordings the time of day
+        self._wall_ns = (
+            time.time_ns() - time.monotonic_ns()
+        )  # frames carry monotonic times, recordings the time of day
         self._count = 0
         try:
             self._file = EndedFile(path)
             stream: Any = self._file
             self._writer: Any = Writer(stream, chunk_size=_CHUNK_BYTES, compression=CompressionType.ZSTD)
             self._writer.start(profile="", library="tfiseg")
-            kinds: dict[str, Any] = {_IMAGE: messages.CompressedImage, _ANNOTATIONS: messages.ImageAnnotations, _LABELS: messages.RawImage}
+            kinds: dict[str, Any] = {
+                _IMAGE: messages.CompressedImage,
+                _ANNOTATIONS: messages.ImageAnnotations,
+                _LABELS: messages.RawImage,
+            }
             self._channels = {topic: self._channel(topic, kind.get_schema()) for topic, kind in kinds.items()}
         except OSError as wrong:
             raise OutputError(f"can't write {path}: {wrong.strerror or wrong}") from wrong
@@ -94,14 +108,26 @@ class McapWriter:
         self._add(_IMAGE, m.CompressedImage(timestamp=at, frame_id=_CAMERA, data=jpeg, format="jpeg"), at_ns)
         self._add(_ANNOTATIONS, self._annotations(at, found), at_ns)
         raw = m.RawImage(
-            timestamp=at, frame_id=_CAMERA, width=width, height=height, encoding="mono16", step=2 * width, data=labels.tobytes()
+            timestamp=at,
+            frame_id=_CAMERA,
+            width=width,
+            height=height,
+            encoding="mono16",
+            step=2 * width,
+            data=labels.tobytes(),
         )
         self._add(_LABELS, raw, at_ns)
         self._count += 1
 
     def _add(self, topic: str, message: Any, at_ns: int) -> None:
         try:
-            self._writer.add_message(self._channels[topic], log_time=at_ns, publish_time=at_ns, data=message.encode(), sequence=self._count)
+            self._writer.add_message(
+                self._channels[topic],
+                log_time=at_ns,
+                publish_time=at_ns,
+                data=message.encode(),
+                sequence=self._count,
+            )
         except OSError as wrong:
             raise OutputError(f"can't write {self._file.path}: {wrong.strerror or wrong}") from wrong
 
@@ -114,11 +140,19 @@ class McapWriter:
             for outline in found.polygon(one.index):
                 points = [m.Point2(x=float(x), y=float(y)) for x, y in outline]
                 kind = m.PointsAnnotationType.LineLoop
-                outlines.append(m.PointsAnnotation(timestamp=at, type=kind, points=points, outline_color=colour, thickness=2.0))
+                outlines.append(
+                    m.PointsAnnotation(
+                        timestamp=at, type=kind, points=points, outline_color=colour, thickness=2.0
+                    )
+                )
             x, y = one.box_xyxy[:2]
             texts.append(
                 m.TextAnnotation(
-                    timestamp=at, position=m.Point2(x=x, y=y), text=f"{one.title} {one.score:.2f}", font_size=12.0, text_color=colour
+                    timestamp=at,
+                    position=m.Point2(x=x, y=y),
+                    text=f"{one.title} {one.score:.2f}",
+                    font_size=12.0,
+                    text_color=colour,
                 )
             )
         return m.ImageAnnotations(timestamp=at, points=outlines, texts=texts)
@@ -134,7 +168,8 @@ class McapWriter:
 
 
 class EndedFile:
-    """A file of whole MCAP records that ends properly after each write: readers open it whenever the writing stopped."""
+    """A file of whole MCAP records that ends properly after each write: readers open it whenever the writing
+    stopped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -29,8 +29,8 @@ def run(
 ) -> dict[str, Any]:
     """Segment the frames of ``source`` into folder ``out``; returns (and writes as summary.json) the summary.
 
-    A source that fails half way, Ctrl-C and SIGTERM leave valid outputs of what was done; ``summary["error"]`` then says why.
-    The rest: see ``Pipeline``.
+    A source that fails half way, Ctrl-C and SIGTERM leave valid outputs of what was done;
+    ``summary["error"]`` then says why. The rest: see ``Pipeline``.
     """
     error: str | None = None
     frames = source if isinstance(source, Source) else open_source(source)
@@ -47,9 +47,15 @@ def run(
             sinks=[writer],
             max_frames=max_frames,
         )
-        total = frames.frame_count if max_frames is None else min(max_frames, frames.frame_count or max_frames)
+        total = (
+            frames.frame_count if max_frames is None else min(max_frames, frames.frame_count or max_frames)
+        )
         try:
-            with tqdm(total=total, unit="frame", desc="tfiseg run", mininterval=0.5, disable=quiet) as bar, writer, pipeline:
+            with (
+                tqdm(total=total, unit="frame", desc="tfiseg run", mininterval=0.5, disable=quiet) as bar,
+                writer,
+                pipeline,
+            ):
                 for _ in pipeline:
                     bar.update()
         except (PipelineError, OutputError) as stopped:
@@ -74,7 +80,9 @@ def run(
 
 def summary_table(summary: dict[str, Any]) -> str:
     """The summary as text for people."""
-    lines = [f"{summary['frames']} frames, {summary['instances']} instances, {summary['fps']:.1f} frames/s (drawing and writing included)"]
+    lines = [
+        f"{summary['frames']} frames, {summary['instances']} instances, {summary['fps']:.1f} frames/s (drawing and writing included)"
+    ]
     lost = [f"{summary[name]} {name}" for name in ("dropped", "skipped") if summary[name]]
     if lost:
         lines.append(f"of {summary['captured']} frames captured: {', '.join(lost)}")

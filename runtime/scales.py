@@ -1,5 +1,6 @@
-"""A network that looks at each frame several times: at windows of it, too, each as large to the network as the whole frame (multi-scale
-inference), and at mirror images. Finer class maps for as many passes: for pictures and for labels, not for live video.
+"""A network that looks at each frame several times: at windows of it, too, each as large to the network as
+the whole frame (multi-scale inference), and at mirror images. Finer class maps for as many passes: for
+pictures and for labels, not for live video.
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ class MultiScaleSession:
         return output == "logits"
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, Logits]:
-        """Logits float32 (1, C, h, w) of one picture uint8 (H, W, 3) BGR, on the grid that the network has for the whole of it."""
-        whole = self._look(image) if 1 in self._scales else self._session.infer(image)["logits"][0]  # only for its grid
+        """Logits float32 (1, C, h, w) of one picture uint8 (H, W, 3) BGR, on the grid that the network has
+        for the whole of it."""
+        whole = (
+            self._look(image) if 1 in self._scales else self._session.infer(image)["logits"][0]
+        )  # only for its grid
         grid_hw = (whole.shape[1], whole.shape[2])
         looks = [whole if s == 1 else self._closer(image, s, grid_hw) for s in self._scales]
         return {"logits": np.mean(looks, axis=0, dtype=np.float32, keepdims=True)}
@@ -60,9 +64,13 @@ class MultiScaleSession:
         return (logits + mirrored[..., ::-1]) / np.float32(2)
 
     def _closer(self, image: NDArray[np.uint8], scale: float, grid_hw: tuple[int, int]) -> Logits:
-        """Windows' logits on the frame's grid; where they overlap, the one counts more whose edge is further away."""
+        """Windows' logits on the frame's grid; where they overlap, the one counts more whose edge is further
+        away."""
         height, width = image.shape[:2]
-        total, weight = np.zeros((len(self.info.class_names), *grid_hw), np.float32), np.zeros(grid_hw, np.float32)
+        total, weight = (
+            np.zeros((len(self.info.class_names), *grid_hw), np.float32),
+            np.zeros(grid_hw, np.float32),
+        )
         for y, x, h, w in windows((height, width), scale):
             rows, at_y, row_weight = _cells(y, h, height, grid_hw[0])
             columns, at_x, column_weight = _cells(x, w, width, grid_hw[1])
@@ -74,7 +82,12 @@ class MultiScaleSession:
                 raise InputError(f"a window of this frame at scale {scale:g}: {wrong}") from wrong
             map_x, map_y = np.meshgrid(at_x * logits.shape[2] - 0.5, at_y * logits.shape[1] - 0.5)
             its = np.outer(row_weight, column_weight)
-            planes = np.stack([cv2.remap(p, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for p in logits])
+            planes = np.stack(
+                [
+                    cv2.remap(p, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+                    for p in logits
+                ]
+            )
             total[:, rows, columns] += planes * its
             weight[rows, columns] += its
         return np.asarray(total / weight, np.float32)
@@ -102,8 +115,11 @@ def windows(size_hw: tuple[int, int], scale: float) -> list[tuple[int, int, int,
     return [(y, x, h, w) for y in starts[0] for x in starts[1]]
 
 
-def _cells(start: int, length: int, of: int, cells: int) -> tuple[slice, NDArray[np.float32], NDArray[np.float32]]:
-    """Which of a frame's cells have their centre in a window, where in it, 0..1, and their weights, above 0."""
+def _cells(
+    start: int, length: int, of: int, cells: int
+) -> tuple[slice, NDArray[np.float32], NDArray[np.float32]]:
+    """Which of a frame's cells have their centre in a window, where in it, 0..1, and their weights, above
+    0."""
     centres = (np.arange(cells) + 0.5) * of / cells
     first, last = np.searchsorted(centres, [start, start + length])
     centres = centres[first:last]

@@ -23,7 +23,8 @@ DEFAULT_MODEL = Path(__file__).parent / "models" / "tfiseg-voc21.onnx"
 DEFAULT_FRAME_MODEL = DEFAULT_MODEL.with_name("tfiseg-voc21-frame.onnx")
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 CUDA_PROVIDER = "CUDAExecutionProvider"
-# it quantises what a model leaves in float, one scale per tensor, and reads float16 biases wrongly (onnxruntime 1.21 to 1.32 at least)
+# it quantises what a model leaves in float, one scale per tensor, and reads float16 biases wrongly
+# (onnxruntime 1.21 to 1.32 at least)
 UNWANTED_OPTIMIZERS = ("WeightBiasQuantization",)
 
 _log = logging.getLogger("tfiseg")
@@ -36,12 +37,14 @@ def open_onnx(
     provider_options: Sequence[dict[str, str]] | None = None,
     model: bytes | None = None,
 ) -> Any:
-    """An ``onnxruntime.InferenceSession`` as tfiseg wants it, of ``model`` where that stands for what lies at ``path``; raises ModelError
-    naming what keeps it from starting."""
+    """An ``onnxruntime.InferenceSession`` as tfiseg wants it, of ``model`` where that stands for what lies at
+    ``path``; raises ModelError naming what keeps it from starting."""
     import onnxruntime
 
     if not path.exists():
-        raise ModelError(f"there is no model {path}; leave `model` out to use the network that comes with tfiseg")
+        raise ModelError(
+            f"there is no model {path}; leave `model` out to use the network that comes with tfiseg"
+        )
     missing = [p for p in providers if p not in onnxruntime.get_available_providers()]
     if missing:
         raise ModelError(
@@ -50,18 +53,25 @@ def open_onnx(
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # its threads may spin while a network runs, but not between frames: there are clustering and drawing to do on the same cores
-    # (2 cores, ms per frame: 10.5 so, 12.9 without spinning, 18.9 with spinning throughout, which is the default)
+    # its threads may spin while a network runs, but not between frames: there are clustering and drawing to
+    # do on the same cores
+    # (2 cores, ms per frame: 10.5 so, 12.9 without spinning, 18.9 with spinning throughout, which is the
+    # default)
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(
-            model or str(path), options, list(providers), provider_options, disabled_optimizers=list(UNWANTED_OPTIMIZERS)
+            model or str(path),
+            options,
+            list(providers),
+            provider_options,
+            disabled_optimizers=list(UNWANTED_OPTIMIZERS),
         )
     except Exception as wrong:  # onnxruntime's errors share no base class
         raise ModelError(f"ONNX Runtime can't load {path}: {wrong}") from wrong
     if model is not None:
-        session._model_bytes = None  # onnxruntime keeps them for a session that falls back to another provider: a copy of all weights
+        # onnxruntime keeps them for a session that falls back to another provider: a copy of all weights
+        session._model_bytes = None
     if session.get_providers()[0] != providers[0]:  # ONNX Runtime falls back without an error
         raise ModelError(
             f"{providers[0]} could not start, ONNX Runtime fell back to {session.get_providers()[0]}: "
@@ -81,7 +91,8 @@ class OnnxSession:
     """A network through ONNX Runtime.
 
     Args:
-        path: model in tfiseg's format: input ``frame`` uint8 (1, H, W, 3) BGR of any size, output ``logits`` (1, C, h, w).
+        path: model in tfiseg's format: input ``frame`` uint8 (1, H, W, 3) BGR of any size, output ``logits``
+            (1, C, h, w).
         threads: CPU threads; 0 = ONNX Runtime's own choice.
         providers: ONNX Runtime execution providers, first choice first; provider_options: of each.
 
@@ -100,7 +111,9 @@ class OnnxSession:
         on_cpu = [*providers] == [*DEFAULT_PROVIDERS] and provider_options is None
         parts = _without_front(self.path) if on_cpu else None
         self._front = parts[0] if parts is not None else None
-        self.session = open_onnx(self.path, threads, providers, provider_options, parts[1] if parts is not None else None)
+        self.session = open_onnx(
+            self.path, threads, providers, provider_options, parts[1] if parts is not None else None
+        )
         text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise ModelError(
@@ -111,7 +124,9 @@ class OnnxSession:
         names = ["frame" if self._front and i.name == SMALL else i.name for i in self.session.get_inputs()]
         self._outputs = [o.name for o in self.session.get_outputs()]
         if names != ["frame"] or "logits" not in self._outputs:
-            raise ModelError(f"{self.path} has inputs {names} and outputs {self._outputs}; wanted input 'frame' and output 'logits'")
+            raise ModelError(
+                f"{self.path} has inputs {names} and outputs {self._outputs}; wanted input 'frame' and output 'logits'"
+            )
 
     def has(self, output: str) -> bool:
         """Whether the network gives this map."""
@@ -144,11 +159,12 @@ class Session(Protocol):
 
 
 def open_session(path: str | Path, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> Session:
-    """The session for a model file. An engine's record and content are checked before TensorRT sees a byte of it.
+    """The session for a model file. An engine's record and content are checked before TensorRT sees a byte of
+    it.
 
     Raises:
-        ModelError: see ``OnnxSession``. EngineError: an engine that is damaged or not for this machine. MissingDependencyError: TensorRT or
-            PyCUDA isn't installed.
+        ModelError: see ``OnnxSession``. EngineError: an engine that is damaged or not for this machine.
+            MissingDependencyError: TensorRT or PyCUDA isn't installed.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
@@ -170,7 +186,8 @@ def checked_plan(path: Path) -> tuple[bytes, dict[str, Any]]:
 
 
 def _open_on_gpu(path: Path, threads: int, providers: Sequence[str]) -> Session:
-    """With PyCUDA everything stays on the GPU; without, maps are copied to the host and clustered there, which the log says."""
+    """With PyCUDA everything stays on the GPU; without, maps are copied to the host and clustered there,
+    which the log says."""
     try:
         from .onnx_gpu import OnnxGpuSession
 

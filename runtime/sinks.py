@@ -29,7 +29,9 @@ def writable_folder(path: str | Path) -> Path:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as wrong:
-        raise InputError(f"can't write to the output folder {folder} ({wrong.strerror}): name another one with --out") from wrong
+        raise InputError(
+            f"can't write to the output folder {folder} ({wrong.strerror}): name another one with --out"
+        ) from wrong
     return folder
 
 
@@ -57,9 +59,11 @@ def frame_record(frame: Frame, instances: Instances) -> dict[str, Any]:
 
 
 class RunWriter:
-    """Writes a run's outputs into a folder, as a pipeline's sink; whenever it stops, what was done is on disk and readable.
+    """Writes a run's outputs into a folder, as a pipeline's sink; whenever it stops, what was done is on disk
+    and readable.
 
-    Videos give ``NAME-overlay.mp4``, images one ``NAME-overlay.png`` each; every frame a line in ``instances.jsonl``.
+    Videos give ``NAME-overlay.mp4``, images one ``NAME-overlay.png`` each; every frame a line in
+    ``instances.jsonl``.
 
     Raises:
         InputError: the folder can't be written to. OutputError: a result can't be written.
@@ -81,7 +85,9 @@ class RunWriter:
         self._lines = open(self.folder / "instances.jsonl", "w")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if self._lines is not None:
                 self._lines.close()  # writes again what a full disk refused
@@ -126,7 +132,9 @@ class RunWriter:
             self._first_ns = frame.capture_time_ns
             self._video = Mp4Writer(self.overlay_path, (view.shape[1], view.shape[0]), fps)
         # a live source's frames are as far apart as they were captured, whatever was dropped in between
-        self._video.write(view, (frame.capture_time_ns - self._first_ns) / 1e9 if self.source.is_live else frame.index / fps)
+        self._video.write(
+            view, (frame.capture_time_ns - self._first_ns) / 1e9 if self.source.is_live else frame.index / fps
+        )
 
 
 def safe_name(name: str) -> str:

@@ -1,4 +1,5 @@
-"""Frame sources: an image, a folder, a video, a camera, a stream, or a synthetic camera, all through ``open_source``."""
+"""Frame sources: an image, a folder, a video, a camera, a stream, or a synthetic camera, all through
+``open_source``."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ _URL_SCHEMES = ("http://", "https://", "rtsp://", "rtsps://", "rtmp://", "udp://
 _CSI, _GSTREAMER = "csi://", "gst:"
 _RELEASE_SECONDS = 1.0
 USUAL_FPS = 30.0  # where a source names no rate of its own
-_COMPLETE = 0.95  # containers announce frame counts loosely: a video that gives this share of its own count is whole
+_COMPLETE = (
+    0.95  # containers announce frame counts loosely: a video that gives this share of its own count is whole
+)
 
 _log = logging.getLogger("tfiseg")
 
@@ -58,9 +61,9 @@ class Frame:
 class Source:
     """Frames one after another: iterate, and close (or use ``with``).
 
-    ``fps`` is the source's own rate or None; ``is_video`` tells moving pictures from single images; ``frame_count`` is the
-    number of frames if it is known beforehand; ``is_live`` says that frames come when they come, whether anybody is ready or not;
-    ``reconnects`` counts how often it was lost and found again.
+    ``fps`` is the source's own rate or None; ``is_video`` tells moving pictures from single images;
+    ``frame_count`` is the number of frames if it is known beforehand; ``is_live`` says that frames come when
+    they come, whether anybody is ready or not; ``reconnects`` counts how often it was lost and found again.
     """
 
     fps: float | None = None
@@ -94,7 +97,9 @@ class Source:
     def __enter__(self) -> Source:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -119,7 +124,9 @@ class ImageFiles(Source):
         began = time.monotonic_ns()
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:
-            raise SourceError(f"{path} is no image that OpenCV can read: check that it is complete and one of {', '.join(IMAGE_SUFFIXES)}")
+            raise SourceError(
+                f"{path} is no image that OpenCV can read: check that it is complete and one of {', '.join(IMAGE_SUFFIXES)}"
+            )
         now = time.monotonic_ns()
         return Frame(np.asarray(image, np.uint8), index, now, path.stem, (now - began) / 1e6)
 
@@ -176,19 +183,22 @@ def open_source(
     """Open a source of frames.
 
     Args:
-        source: an image file; a folder of images or a glob pattern ("shots/*.jpg"); a video file; a camera's index (0 or "0") or device
-            ("/dev/v4l/by-id/..."); "csi://0", a Jetson's CSI camera; "gst:" and a GStreamer pipeline that ends in an appsink; an http,
-            rtsp, rtmp, udp, tcp or srt URL; or "synthetic" (a camera that needs no hardware, with known truth).
-        size_wh, fps, pixel_format: what a camera is asked for: pixels, frames per second, a FourCC such as "MJPG". What it really
-            gives is said in the log "tfiseg" and by its ``description``.
-        realtime: play a file, a folder or the synthetic camera at its own pace (or ``fps``), as if it were live.
+        source: an image file; a folder of images or a glob pattern ("shots/*.jpg"); a video file; a camera's
+            index (0 or "0") or device ("/dev/v4l/by-id/..."); "csi://0", a Jetson's CSI camera; "gst:" and a
+            GStreamer pipeline that ends in an appsink; an http, rtsp, rtmp, udp, tcp or srt URL; or
+            "synthetic" (a camera that needs no hardware, with known truth).
+        size_wh, fps, pixel_format: what a camera is asked for: pixels, frames per second, a FourCC such as
+            "MJPG". What it really gives is said in the log "tfiseg" and by its ``description``.
+        realtime: play a file, a folder or the synthetic camera at its own pace (or ``fps``), as if it were
+            live.
 
     Returns:
         Source: iterate over it for ``Frame`` objects; ``close()`` it or use ``with``.
 
     Raises:
-        SourceError: it can't be opened. While iterating: a video ended half way (its frames so far were yielded). Cameras and streams that
-            are lost are looked for until they are back. InputError: what is asked for is no camera's.
+        SourceError: it can't be opened. While iterating: a video ended half way (its frames so far were
+            yielded). Cameras and streams that are lost are looked for until they are back. InputError: what
+            is asked for is no camera's.
 
     Example:
         >>> for frame in open_source("synthetic"):
@@ -250,7 +260,9 @@ def _open(text: str, is_number: bool, wanted: Wanted) -> Source:
         )
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageFiles(path.stem, [path])
-    return VideoFile(path.stem, opened(cv2.VideoCapture(str(path)), f"{path} is no image or video that OpenCV can read"))
+    return VideoFile(
+        path.stem, opened(cv2.VideoCapture(str(path)), f"{path} is no image or video that OpenCV can read")
+    )
 
 
 def without_secrets(url: str) -> str:

@@ -1,4 +1,5 @@
-"""One stage of a pipeline: threads that take from one channel and put into the next ones, in the order of taking."""
+"""One stage of a pipeline: threads that take from one channel and put into the next ones, in the order of
+taking."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class Stage:
         workers: threads that work at once.
         finish: called with each result, this stage's name and time in ms, in order and before it is put out.
         is_last: what it has finished counts as done, whether anybody takes it or not.
-        fail: called with the stage's name and what it, or ``finish``, raised. Items after that one are discarded.
+        fail: called with the stage's name and what it, or ``finish``, raised. Items after that one are
+            discarded.
         discard: called with how many items in hand go to nobody.
     """
 

@@ -1,4 +1,5 @@
-"""A synthetic camera: real cut-outs that move, touch and overlap over a made-up background, with known instance truth."""
+"""A synthetic camera: real cut-outs that move, touch and overlap over a made-up background, with known
+instance truth."""
 
 from __future__ import annotations
 
@@ -37,11 +38,15 @@ class SyntheticCamera(Source):
         self._background = _background(rng, size_hw)
         sprite = cv2.imread(str(_SPRITE), cv2.IMREAD_UNCHANGED)
         assert sprite is not None, f"{_SPRITE} belongs to the package"
-        self._sprites: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []  # colour times alpha, and 1 - alpha
+        self._sprites: list[
+            tuple[NDArray[np.float32], NDArray[np.float32]]
+        ] = []  # colour times alpha, and 1 - alpha
         for k in range(people):
             tall = height * rng.uniform(0.3, 0.45)
             zoom = tall / sprite.shape[0]
-            one = cv2.resize(sprite, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
+            one = cv2.resize(
+                sprite, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+            )
             if k % 2:
                 one = one[:, ::-1]
             colour = one[..., :3].astype(np.float32) * rng.uniform(0.75, 1.1) + rng.uniform(-8, 8, 3)
@@ -60,7 +65,10 @@ class SyntheticCamera(Source):
         truth = np.zeros(self._size_hw, np.int32)
         height, width = self._size_hw
         for k, (colour, through) in enumerate(self._sprites):
-            x = int(self._middle[k] + self._swing[k] * np.sin(self._phase[k] + self._pace[k] * index)) - colour.shape[1] // 2
+            x = (
+                int(self._middle[k] + self._swing[k] * np.sin(self._phase[k] + self._pace[k] * index))
+                - colour.shape[1] // 2
+            )
             y = height - colour.shape[0] + int(3 * np.sin(0.3 * index + k)) + 3
             x0, x1, y1 = max(0, x), min(width, x + colour.shape[1]), min(height, y + colour.shape[0])
             if x1 <= x0:
@@ -82,6 +90,8 @@ def _background(rng: np.random.Generator, size_hw: tuple[int, int]) -> NDArray[n
     wall[:horizon] = (172, 168, 158)
     wall[horizon:] = (92, 104, 118)
     for octave in (4, 16, 64):
-        noise = rng.normal(0, 14 / octave**0.5, (max(2, height * octave // 320), max(2, width * octave // 320), 1)).astype(np.float32)
+        noise = rng.normal(
+            0, 14 / octave**0.5, (max(2, height * octave // 320), max(2, width * octave // 320), 1)
+        ).astype(np.float32)
         wall += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
     return np.clip(cv2.GaussianBlur(wall, (0, 0), 1.2), 0, 255).astype(np.uint8)

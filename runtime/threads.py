@@ -1,7 +1,8 @@
 """Threads that wait for the next pipeline when theirs has ended.
 
-A fresh thread costs more than its start: OpenCV loads its font in each that draws a label (25 ms), and glibc gives it a share of memory
-that stays with the process. With threads that are kept, the hundredth start takes what the second took.
+A fresh thread costs more than its start: OpenCV loads its font in each that draws a label (25 ms), and glibc
+gives it a share of memory that stays with the process. With threads that are kept, the hundredth start takes
+what the second took.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Job:
 
     def is_mine(self) -> bool:
         """Whether the calling thread is the one that does this."""
-        return self._worker is not None and self._worker.thread is threading.current_thread() and self.is_alive()
+        return (
+            self._worker is not None and self._worker.thread is threading.current_thread() and self.is_alive()
+        )
 
     def end(self) -> None:
         self._done.set()
@@ -58,7 +61,9 @@ class _Worker:
                 self.thread.name = _IDLE
                 kept = sum(map(len, [*_idle.values()])) < _MOST_IDLE
                 if kept:
-                    _idle.setdefault(job.name, []).append(self)  # before the end is told: whoever waits for it may start the next at once
+                    _idle.setdefault(job.name, []).append(
+                        self
+                    )  # before the end is told: whoever waits for it may start the next at once
             finally:
                 job.end()
             if not kept:

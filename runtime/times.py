@@ -1,4 +1,5 @@
-"""Times of many frames in little memory: counts in buckets one percent wide, so that a process may run for weeks."""
+"""Times of many frames in little memory: counts in buckets one percent wide, so that a process may run for
+weeks."""
 
 from __future__ import annotations
 
@@ -64,4 +65,9 @@ class StageTimes:
                 stage: {"p50_ms": round(times.quantile(0.5), 3), "p99_ms": round(times.quantile(0.99), 3)}
                 for stage, times in self._histograms.items()
             }
-            return {"frames": self.frames, "instances": self.instances, "fps": round(self.frames / max(seconds, 1e-9), 2), "stages": stages}
+            return {
+                "frames": self.frames,
+                "instances": self.instances,
+                "fps": round(self.frames / max(seconds, 1e-9), 2),
+                "stages": stages,
+            }

@@ -27,7 +27,9 @@ _log = logging.getLogger("tfiseg")
 
 def has_window() -> bool:
     """Whether OpenCV can open a window here: it is built with one, and there is a display."""
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    if sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
         return False
     return bool(cv2.currentUIFramework())
 
@@ -57,7 +59,9 @@ class MayFail:
         self._sink.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._try(lambda: self._sink.__exit__(kind, error, trace))
 
 
@@ -79,20 +83,24 @@ def view(
         source: live, or played at its own pace.
         segmenter: its thresholds and classes can be changed from the page.
         serve: address of the page, see ``Viewer``; None: a window.
-        record: folder in which a folder named by the time gets overlay, instances.jsonl and recording.mcap. A disk that fills up
-            ends the recording, not the view.
+        record: folder in which a folder named by the time gets overlay, instances.jsonl and recording.mcap. A
+            disk that fills up ends the recording, not the view.
         policy, nth, max_frames: see ``Pipeline``.
         tracker: for ids that stay.
         say: told where the page is.
 
     Returns:
-        The pipeline's counts and times, and ``error``: what ended it, or None; ``recording``: what ended the recording, or None.
+        The pipeline's counts and times, and ``error``: what ended it, or None; ``recording``: what ended the
+        recording, or None.
 
     Raises:
-        InputError: no window can be opened here, the address can't be served at, or the folder can't be written to.
+        InputError: no window can be opened here, the address can't be served at, or the folder can't be
+            written to.
     """
     if serve is None and not has_window():
-        raise InputError("no window can be opened here: serve a page with --serve, or put opencv-python in place of opencv-python-headless")
+        raise InputError(
+            "no window can be opened here: serve a page with --serve, or put opencv-python in place of opencv-python-headless"
+        )
     error: str | None = None
     with contextlib.ExitStack() as stack:
         page = Viewer(serve, segmenter) if serve is not None else None
@@ -107,14 +115,25 @@ def view(
                 if page is not None:
                     page.note = text
 
-            folder = record / time.strftime("%Y-%m-%dT%H-%M-%S")  # a program that starts again must not write over what it recorded
+            folder = record / time.strftime(
+                "%Y-%m-%dT%H-%M-%S"
+            )  # a program that starts again must not write over what it recorded
             recording = stack.enter_context(MayFail(Recorder(folder, source), note))
             say(f"recording to {folder}")
             sinks.append(recording)
         if page is not None:
             sinks.append(page)
         pipeline = stack.enter_context(
-            Pipeline(source, segmenter, policy=policy, nth=nth, tracker=tracker, draw=True, sinks=sinks, max_frames=max_frames)
+            Pipeline(
+                source,
+                segmenter,
+                policy=policy,
+                nth=nth,
+                tracker=tracker,
+                draw=True,
+                sinks=sinks,
+                max_frames=max_frames,
+            )
         )
         if page is not None:
             page.attach(pipeline)

@@ -1,4 +1,5 @@
-"""A small web page that shows a pipeline at work: for robots, which have no screen. Several may look; none slows the pipeline."""
+"""A small web page that shows a pipeline at work: for robots, which have no screen. Several may look; none
+slows the pipeline."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ _JPEG_QUALITY = 80
 _EVENTS_PER_S = 8
 _SILENT_S = 0.5  # without a new result, after which the page is told how old the last one has got
 _LOST_S = 2.0
-_SEND_BUFFER_BYTES = 1 << 16  # what lies in a socket's buffer gets old: on a slow network, frames are better skipped
+_SEND_BUFFER_BYTES = (
+    1 << 16
+)  # what lies in a socket's buffer gets old: on a slow network, frames are better skipped
 _MOST_AREA = (1 << 30) - 1
 _STUCK_S = 10.0  # a viewer that takes nothing for so long is let go
 _MOST_BODY_BYTES = 10_000
@@ -41,8 +44,8 @@ class Viewer:
     """Serves what a pipeline gives, as its sink; ``attach`` the pipeline, then ``start``.
 
     Args:
-        address: "HOST:PORT", "HOST" or ":PORT"; port 0: any free one. Only this machine can reach a loopback address (the default); on any
-            other, whoever looks needs the token that is part of ``url``.
+        address: "HOST:PORT", "HOST" or ":PORT"; port 0: any free one. Only this machine can reach a loopback
+            address (the default); on any other, whoever looks needs the token that is part of ``url``.
         segmenter: whose thresholds and classes the page may change.
 
     Raises:
@@ -69,7 +72,9 @@ class Viewer:
         except (OSError, OverflowError) as wrong:
             raise InputError(f"can't serve at {host}:{port}: {wrong}") from wrong
         shown = _reachable_name(host)
-        self.url = f"http://{shown}:{self._server.server_port}/" + (f"?token={self.token}" if self.token else "")
+        self.url = f"http://{shown}:{self._server.server_port}/" + (
+            f"?token={self.token}" if self.token else ""
+        )
         self._thread = threading.Thread(target=self._server.serve_forever, name="tfiseg-serve", daemon=True)
 
     def attach(self, pipeline: Pipeline) -> None:
@@ -98,7 +103,8 @@ class Viewer:
     # -- for the handler's threads
 
     def next_jpeg(self, after: int) -> tuple[int, bytes] | None:
-        """The newest picture that comes after this number, with its own; None at the end. Encoded once, however many look."""
+        """The newest picture that comes after this number, with its own; None at the end. Encoded once,
+        however many look."""
         newest = self._wait(after)
         if newest is None:
             return None
@@ -106,7 +112,9 @@ class Viewer:
             number, result = newest
             if self._jpeg_number < number:
                 assert result.view is not None, "the pipeline must draw"
-                self._jpeg = cv2.imencode(".jpg", result.view, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
+                self._jpeg = cv2.imencode(".jpg", result.view, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[
+                    1
+                ].tobytes()
                 self._jpeg_number = number
             return self._jpeg_number, self._jpeg
 
@@ -158,7 +166,9 @@ class Viewer:
     def snapshot(self) -> bytes | None:
         """The newest picture as PNG; None before the first."""
         newest = self._newest
-        return None if newest is None or newest.view is None else cv2.imencode(".png", newest.view)[1].tobytes()
+        return (
+            None if newest is None or newest.view is None else cv2.imencode(".png", newest.view)[1].tobytes()
+        )
 
     def settings(self) -> dict[str, Any]:
         names = self.segmenter.class_names
@@ -172,12 +182,15 @@ class Viewer:
         }
 
     def change(self, wanted: Any) -> dict[str, Any]:
-        """Change settings, by name; returns them all. Raises InputError for what is none, before anything is changed."""
+        """Change settings, by name; returns them all. Raises InputError for what is none, before anything is
+        changed."""
         checks = {
             "paused": lambda v: isinstance(v, bool),
             "min_score": lambda v: _is_number(v) and 0 <= v <= 1,
             "min_area": lambda v: _is_number(v) and 0 <= v <= _MOST_AREA,
-            "things": lambda v: isinstance(v, list) and all(isinstance(c, int) and c in self._all_things for c in v),
+            "things": lambda v: (
+                isinstance(v, list) and all(isinstance(c, int) and c in self._all_things for c in v)
+            ),
         }
         if not isinstance(wanted, dict):
             raise InputError("settings come as a JSON object")
@@ -206,7 +219,9 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):  # a viewer that went away is no error
+        if not isinstance(
+            sys.exc_info()[1], ConnectionError | TimeoutError
+        ):  # a viewer that went away is no error
             _log.exception("the page could not answer %s", client_address)
 
 
@@ -263,8 +278,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _may(self) -> bool:
         """Whether this request may be answered; if not, it has been refused.
 
-        On loopback, other sites' pages must not get in through the user's browser, under a name of theirs (Host), by a form (Origin)
-        or as a part of theirs (Sec-Fetch-Site; and no page may frame this one).
+        On loopback, other sites' pages must not get in through the user's browser, under a name of theirs
+        (Host), by a form (Origin) or as a part of theirs (Sec-Fetch-Site; and no page may frame this one).
         """
         origin, host = self.headers.get("Origin"), self.headers.get("Host", "")
         elsewhere = self.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
@@ -298,7 +313,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.send_header("Content-Security-Policy", "frame-ancestors 'none'")
         if status == 200 and self.server.viewer.token:
-            self.send_header("Set-Cookie", f"{self._cookie_name}={self.server.viewer.token}; HttpOnly; SameSite=Strict")
+            self.send_header(
+                "Set-Cookie", f"{self._cookie_name}={self.server.viewer.token}; HttpOnly; SameSite=Strict"
+            )
         for name, value in (more or {}).items():
             self.send_header(name, value)
         self.end_headers()
@@ -321,7 +338,11 @@ class _Handler(BaseHTTPRequestHandler):
         number = 0
         while (newest := self.server.viewer.next_jpeg(number)) is not None:
             number, jpeg = newest
-            self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg) + jpeg + b"\r\n")
+            self.wfile.write(
+                b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
+                + jpeg
+                + b"\r\n"
+            )
 
     def _events(self) -> None:
         self._begin_stream("text/event-stream")
@@ -362,7 +383,9 @@ def _reachable_name(host: str) -> str:
     if host in ("0.0.0.0", "::"):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
-                probe.connect(("192.0.2.1", 9))  # sends nothing: it asks which of this machine's addresses leads outside
+                probe.connect(
+                    ("192.0.2.1", 9)
+                )  # sends nothing: it asks which of this machine's addresses leads outside
                 return str(probe.getsockname()[0])
             except OSError:
                 return socket.gethostname()

@@ -1,4 +1,5 @@
-"""Views: square crops of a picture, zoomed to a fixed size, in which the instance network looks at one class."""
+"""Views: square crops of a picture, zoomed to a fixed size, in which the instance network looks at one
+class."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class View:
 
 
 def view_of(box_xyxy: tuple[int, int, int, int], size_hw: tuple[int, int], view_px: int = VIEW_PX) -> View:
-    """The view that shows a box (x1, y1 exclusive) with some margin, shifted to lie inside the picture where it can."""
+    """The view that shows a box (x1, y1 exclusive) with some margin, shifted to lie inside the picture where
+    it can."""
     x0, y0, x1, y1 = box_xyxy
     side = max(int(max(x1 - x0, y1 - y0) * _MARGIN) + _MARGIN_PX, int(np.ceil(view_px / _MAX_ZOOM)))
     corner = []
@@ -37,7 +39,9 @@ def view_of(box_xyxy: tuple[int, int, int, int], size_hw: tuple[int, int], view_
     return View(corner[0], corner[1], side)
 
 
-def cut(picture: NDArray[np.uint8], view: View, view_px: int = VIEW_PX, outside: int = GREY) -> NDArray[np.uint8]:
+def cut(
+    picture: NDArray[np.uint8], view: View, view_px: int = VIEW_PX, outside: int = GREY
+) -> NDArray[np.uint8]:
     """What the view shows, uint8 (S, S) or (S, S, 3): averaged where it shrinks, bilinear where it grows."""
     h, w = picture.shape[:2]
     y0, x0 = max(view.y, 0), max(view.x, 0)
@@ -45,9 +49,15 @@ def cut(picture: NDArray[np.uint8], view: View, view_px: int = VIEW_PX, outside:
     inside = picture[y0:y1, x0:x1]
     beyond = (y0 - view.y, view.y + view.side - y1, x0 - view.x, view.x + view.side - x1)
     if any(beyond):
-        inside = np.asarray(cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_CONSTANT, value=(outside, outside, outside)), np.uint8)
+        inside = np.asarray(
+            cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_CONSTANT, value=(outside, outside, outside)),
+            np.uint8,
+        )
     shrinks = view.side > view_px
-    return np.asarray(cv2.resize(inside, (view_px, view_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.uint8)
+    return np.asarray(
+        cv2.resize(inside, (view_px, view_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR),
+        np.uint8,
+    )
 
 
 def cut_mask(mask: NDArray[np.uint8], view: View, view_px: int = VIEW_PX) -> NDArray[np.uint8]:
@@ -72,20 +82,27 @@ def sample(label_map: NDArray[np.int32], view: View, grid_px: int) -> NDArray[np
     return window(label_map, view)[at][:, at]
 
 
-def at_pixels(plane: NDArray[np.float32], view: View, box_xyxy: tuple[int, int, int, int]) -> NDArray[np.float32]:
+def at_pixels(
+    plane: NDArray[np.float32], view: View, box_xyxy: tuple[int, int, int, int]
+) -> NDArray[np.float32]:
     """A map (q, q) of the view at the pixels of a box of the picture, interpolated, float32 (h, w)."""
     x0, y0, x1, y1 = box_xyxy
     zoom = plane.shape[0] / view.side
-    to_plane = np.array([[zoom, 0, (x0 - view.x + 0.5) * zoom - 0.5], [0, zoom, (y0 - view.y + 0.5) * zoom - 0.5]], np.float64)
+    to_plane = np.array(
+        [[zoom, 0, (x0 - view.x + 0.5) * zoom - 0.5], [0, zoom, (y0 - view.y + 0.5) * zoom - 0.5]], np.float64
+    )
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(plane, to_plane, (x1 - x0, y1 - y0), flags=how, borderMode=cv2.BORDER_REPLICATE), np.float32)
+    return np.asarray(
+        cv2.warpAffine(plane, to_plane, (x1 - x0, y1 - y0), flags=how, borderMode=cv2.BORDER_REPLICATE),
+        np.float32,
+    )
 
 
 def extents(
     at: NDArray[np.int64], number: NDArray[np.int64], count: int, size_hw: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pixels of the labels 1..count in each row of a map, int64 (count, H), and each column (count, W); the pixel ``at[i]`` of the
-    flattened map has label ``number[i]``."""
+    """Pixels of the labels 1..count in each row of a map, int64 (count, H), and each column (count, W); the
+    pixel ``at[i]`` of the flattened map has label ``number[i]``."""
     height, width = size_hw
     y, x = np.divmod(at, width)
     rows = np.bincount((number - 1) * height + y, minlength=count * height).reshape(count, height)
@@ -95,7 +112,10 @@ def extents(
 def boxes_of(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
     """Boxes (n, 4), x1 and y1 exclusive, of ``extents``; of a label without a pixel it is the whole map."""
     low = [(columns > 0).argmax(1), (rows > 0).argmax(1)]
-    high = [columns.shape[1] - (columns[:, ::-1] > 0).argmax(1), rows.shape[1] - (rows[:, ::-1] > 0).argmax(1)]
+    high = [
+        columns.shape[1] - (columns[:, ::-1] > 0).argmax(1),
+        rows.shape[1] - (rows[:, ::-1] > 0).argmax(1),
+    ]
     return np.stack([*low, *high], axis=1)
 
 

@@ -1,6 +1,7 @@
 """Live instance masks from a camera (or any source): `python samples/camera.py 0`, Esc or q ends it.
 
-`tfiseg view` does more; this is what to start from. Without a display, `--out view.mp4` writes what the window would show.
+`tfiseg view` does more; this is what to start from. Without a display, `--out view.mp4` writes what the
+window would show.
 """
 
 import argparse
@@ -19,7 +20,8 @@ segmenter = tfiseg.Segmenter(refine="frame")
 writer = None
 try:
     source = tfiseg.open_source(args.source, realtime=not args.out)
-    # capture, network and drawing overlap; of a live source the newest frame wins, so what is shown never gets old
+    # capture, network and drawing overlap; of a live source the newest frame wins, so what is shown never
+    # gets old
     with source, tfiseg.Pipeline(source, segmenter, draw=True, max_frames=args.frames) as pipeline:
         for result in pipeline:
             if not args.out:
@@ -27,12 +29,16 @@ try:
                 if cv2.waitKey(1) & 0xFF in (27, ord("q")):
                     break
                 continue
-            writer = writer or cv2.VideoWriter(args.out, cv2.VideoWriter.fourcc(*"mp4v"), source.fps or 30, result.view.shape[1::-1])
+            writer = writer or cv2.VideoWriter(
+                args.out, cv2.VideoWriter.fourcc(*"mp4v"), source.fps or 30, result.view.shape[1::-1]
+            )
             if not writer.isOpened():
                 sys.exit(f"{args.out} can't be written")
             writer.write(result.view)
 except cv2.error:
-    sys.exit("no window can be opened here: use --out view.mp4, or put opencv-python in place of opencv-python-headless")
+    sys.exit(
+        "no window can be opened here: use --out view.mp4, or put opencv-python in place of opencv-python-headless"
+    )
 except tfiseg.TfisegError as wrong:
     sys.exit(str(wrong))
 except KeyboardInterrupt:

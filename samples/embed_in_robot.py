@@ -1,4 +1,5 @@
-"""Instance masks inside a robot's own loop: it looks at the newest masks and their age, and stops before a person.
+"""Instance masks inside a robot's own loop: it looks at the newest masks and their age, and stops before a
+person.
 
 `python samples/embed_in_robot.py 0` with a camera; "synthetic" needs none. In place of `print`, your motors.
 """
@@ -34,7 +35,9 @@ parser.add_argument("source", nargs="?", default="0", help='camera index, file, 
 parser.add_argument("--seconds", type=float, default=float("inf"), help="drive for so long")
 args = parser.parse_args()
 
-segmenter = tfiseg.Segmenter(refine="frame", things=["person"])  # before the camera, whose pictures would wait meanwhile
+segmenter = tfiseg.Segmenter(
+    refine="frame", things=["person"]
+)  # before the camera, whose pictures would wait meanwhile
 try:
     source = tfiseg.open_source(args.source, realtime=True)
 except tfiseg.SourceError as wrong:

@@ -1,7 +1,8 @@
 """Instances from your own semantic network: hand its logits (or class map) to tfiseg.cluster.
 
-`python samples/own_network.py photo.jpg` uses OpenCV's GrabCut as a stand-in for a network: it knows only "object" and
-"background", in the middle of the picture. Put your network's (classes, h, w) output in its place.
+`python samples/own_network.py photo.jpg` uses OpenCV's GrabCut as a stand-in for a network: it knows only
+"object" and "background", in the middle of the picture. Put your network's (classes, h, w) output in its
+place.
 """
 
 import argparse
@@ -18,7 +19,9 @@ def my_network(image: np.ndarray) -> np.ndarray:
     labels = np.zeros((height, width), np.uint8)
     middle = (width // 8, height // 16, width * 3 // 4, height * 15 // 16)
     cv2.grabCut(image, labels, middle, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_RECT)
-    sure = cv2.resize((labels % 2).astype(np.float32), (width // 4, height // 4), interpolation=cv2.INTER_AREA)
+    sure = cv2.resize(
+        (labels % 2).astype(np.float32), (width // 4, height // 4), interpolation=cv2.INTER_AREA
+    )
     return np.stack([0.5 - sure, sure - 0.5]) * 8
 
 
@@ -29,7 +32,9 @@ args = parser.parse_args()
 image = cv2.imread(args.photo)
 if image is None:
     sys.exit(f"{args.photo} is no image")
-instances = tfiseg.cluster(my_network(image), class_names=["background", "object"], output_size_hw=image.shape[:2])
+instances = tfiseg.cluster(
+    my_network(image), class_names=["background", "object"], output_size_hw=image.shape[:2]
+)
 for i in instances:
     print(f"{i.class_name}: score {i.score:.2f}, {i.area} px, box {i.box_xyxy}")
 if args.out and not cv2.imwrite(args.out, instances.draw(image)):

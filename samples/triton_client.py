@@ -1,7 +1,9 @@
-"""Instances from a network on NVIDIA's Triton server: `python samples/triton_client.py street.mp4 --model tfiseg-voc21`.
+"""Instances from a network on NVIDIA's Triton server: `python samples/triton_client.py street.mp4 --model
+tfiseg-voc21`.
 
-The server's repository is written by `tfiseg triton MODEL -o DIR`. A network (.onnx) answers with logits, and the clustering runs here; an
-engine with the clustering plugin answers with the instances themselves. Needs `pip install "tritonclient[grpc]"`.
+The server's repository is written by `tfiseg triton MODEL -o DIR`. A network (.onnx) answers with logits, and
+the clustering runs here; an engine with the clustering plugin answers with the instances themselves. Needs
+`pip install "tritonclient[grpc]"`.
 """
 
 import argparse
@@ -25,12 +27,17 @@ def answer(client: triton.InferenceServerClient, model: str, image: np.ndarray) 
     return {one.name: reply.as_numpy(one.name)[0] for one in reply.get_response().outputs}
 
 
-def instances_of(maps: dict[str, np.ndarray], about: dict[str, Any], size_hw: tuple[int, int]) -> tfiseg.Instances:
-    """Instances from the maps; ``about`` is the model's metadata. Those of an engine have the engine's size."""
+def instances_of(
+    maps: dict[str, np.ndarray], about: dict[str, Any], size_hw: tuple[int, int]
+) -> tfiseg.Instances:
+    """Instances from the maps; ``about`` is the model's metadata. Those of an engine have the engine's
+    size."""
     clustering = about.get("clustering", {})
     if "label_map" in maps:
         rows = maps["table"][: max(0, int(maps["count"].item()))]
-        found = instances_from_table(maps["label_map"], maps["semantic_map"].astype(np.uint8), rows, class_names=about["class_names"])
+        found = instances_from_table(
+            maps["label_map"], maps["semantic_map"].astype(np.uint8), rows, class_names=about["class_names"]
+        )
     else:
         found = tfiseg.cluster(
             maps["logits"],

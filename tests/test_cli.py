@@ -52,8 +52,14 @@ def test_run_as_json(tmp_path, capsys):
         (["eval", ".", "--min-score", "0.1"], "they need --semantic model"),
         (["run", "synthetic", "--frames", "1", "--scales", "1,0.5"], "scales must be numbers from 1 to 8"),
         (["run", "synthetic", "--frames", "1", "--min-area", "-1"], "min_area must lie in 0.."),
-        (["eval", "nowhere", "--thorough"], "--thorough says how to look at components: it needs --refine components"),
-        (["eval", "nowhere", "--max-views", "8"], "--max-views says how to look at components: it needs --refine components"),
+        (
+            ["eval", "nowhere", "--thorough"],
+            "--thorough says how to look at components: it needs --refine components",
+        ),
+        (
+            ["eval", "nowhere", "--max-views", "8"],
+            "--max-views says how to look at components: it needs --refine components",
+        ),
         (["run", "synthetic", "--frames", "-3"], "at least 1"),
         (["run", "synthetic", "--frames", "1", "--threads", "-1"], "threads must be"),
         (["bench", "--side", "1"], "side must lie in"),

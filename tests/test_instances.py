@@ -29,7 +29,9 @@ def test_rows_and_masks_agree(two):
 @pytest.mark.parametrize("seed", range(8))
 def test_rle_is_what_pycocotools_writes(seed):
     rng = np.random.default_rng(seed)
-    found = tfiseg.cluster((rng.random((rng.integers(1, 60), rng.integers(1, 60))) < 0.6).astype(np.uint8), split=0.0, min_area=1)
+    found = tfiseg.cluster(
+        (rng.random((rng.integers(1, 60), rng.integers(1, 60))) < 0.6).astype(np.uint8), split=0.0, min_area=1
+    )
     for one in found:
         mask = found.mask(one.index)
         theirs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -55,11 +57,15 @@ def test_drawing_is_a_new_picture_that_changes_inside_only(two):
 
 def test_labels_leave_most_of_a_crowd_to_be_seen():
     y, x = np.mgrid[:200, :400] % 20 - 9
-    crowd = tfiseg.cluster((x**2 + y**2 < 64).astype(np.uint8), split=0, class_names=["background", "nucleus"])
+    crowd = tfiseg.cluster(
+        (x**2 + y**2 < 64).astype(np.uint8), split=0, class_names=["background", "nucleus"]
+    )
     assert len(crowd) == 200
     view = crowd.draw(np.full((200, 400, 3), 90, np.uint8))
     unlike = (view != 90).any(-1) & (crowd.label_map == 0)
-    assert 0.02 < unlike.mean() < 0.25  # outlines and some labels; with all of them little more would be seen than labels
+    assert (
+        0.02 < unlike.mean() < 0.25
+    )  # outlines and some labels; with all of them little more would be seen than labels
 
 
 def test_drawing_on_another_frame_says_so(two):

@@ -23,7 +23,9 @@ def test_imports_run_downwards(room):
         to_root = len(path.relative_to(ROOT).parts)  # dots that lead out of the room
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.level == to_root:
-                assert (node.module or "").split(".")[0] in MAY_IMPORT[room], f"{path} imports {'.' * to_root}{node.module}"
+                assert (node.module or "").split(".")[0] in MAY_IMPORT[room], (
+                    f"{path} imports {'.' * to_root}{node.module}"
+                )
 
 
 @pytest.mark.parametrize("room", ["plugins", "runtime"])
@@ -39,7 +41,12 @@ def test_the_core_needs_core_packages_only(room):
 
 def test_importing_tfiseg_loads_nothing_heavy():
     code = "import sys, tfiseg; print([m for m in ('cv2', 'onnxruntime', 'torch') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_public_names_are_there():

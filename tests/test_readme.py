@@ -18,9 +18,15 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_runs(code, tmp_path):
     # cameras and files that a reader has become the synthetic camera, three frames long
-    code = re.sub(r"in tfiseg\.open_source\([^)]*\)", "in __import__('itertools').islice(tfiseg.open_source('synthetic'), 3)", code)
+    code = re.sub(
+        r"in tfiseg\.open_source\([^)]*\)",
+        "in __import__('itertools').islice(tfiseg.open_source('synthetic'), 3)",
+        code,
+    )
     code = re.sub(r"= tfiseg\.open_source\([^)]*\)", "= tfiseg.open_source('synthetic', realtime=True)", code)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     for shown in re.findall(r"print\(.*\)  # (\[.*\])", code):
         assert done.stdout.strip() == shown

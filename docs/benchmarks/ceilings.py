@@ -1,4 +1,5 @@
-"""What each step leaves to gain: `python docs/benchmarks/ceilings.py SET...`, true class maps, steps replaced by the truth in turn."""
+"""What each step leaves to gain: `python docs/benchmarks/ceilings.py SET...`, true class maps, steps replaced
+by the truth in turn."""
 
 import sys
 from pathlib import Path
@@ -73,10 +74,14 @@ for folder in sys.argv[1:]:
         }
         for least in BOUNDARIES:
             views = zip(own, maps.boundary[:, 0], wanted, strict=True)
-            found[f"perfect merges, parted at {least}"] = pieces_of([merged(parted(mask, b, least), truth) for mask, b, truth in views])
+            found[f"perfect merges, parted at {least}"] = pieces_of(
+                [merged(parted(mask, b, least), truth) for mask, b, truth in views]
+            )
         for name, pieces in found.items():
             instances = instances_of(pieces, components)
             score = panoptic_counts(instances.label_map, instances.class_id, picture.truth, picture.semantic)
             totals.setdefault(name, PanopticCounts()).add(score.pooled)
     for name, t in totals.items():
-        print(f"{Path(folder).name}, {name}: {t.quality:.1f} ({t.true_positives}/{t.false_positives}/{t.false_negatives})")
+        print(
+            f"{Path(folder).name}, {name}: {t.quality:.1f} ({t.true_positives}/{t.false_positives}/{t.false_negatives})"
+        )

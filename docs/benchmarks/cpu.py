@@ -1,6 +1,8 @@
-"""Two networks' frames a second on this machine's CPU: `python docs/benchmarks/cpu.py FP32.onnx INT8.onnx [--source VIDEO] [--size W H]`.
+"""Two networks' frames a second on this machine's CPU: `python docs/benchmarks/cpu.py FP32.onnx INT8.onnx
+[--source VIDEO] [--size W H]`.
 
-Two ways: every core has a frame of its own (as `tfiseg run` works on files), and all cores share a frame. Rounds alternate; medians.
+Two ways: every core has a frame of its own (as `tfiseg run` works on files), and all cores share a frame.
+Rounds alternate; medians.
 """
 
 import argparse
@@ -38,7 +40,9 @@ def main():
     cores = len(os.sched_getaffinity(0))
     for workers, threads in ((cores, 1), (1, cores)):
         sessions = [OnnxSession(path, threads) for path in (args.reference, args.candidate)]
-        rounds = [[frames_per_second(session, frames, workers) for session in sessions] for _ in range(args.rounds)]
+        rounds = [
+            [frames_per_second(session, frames, workers) for session in sessions] for _ in range(args.rounds)
+        ]
         reference, candidate = (statistics.median(fps) for fps in zip(*rounds, strict=True))
         ratios = sorted(theirs / ours for ours, theirs in rounds)
         row = {
@@ -48,7 +52,14 @@ def main():
             "candidate_fps": round(candidate, 1),
         }
         print(
-            json.dumps(row | {"ratio": round(statistics.median(ratios), 2), "lowest": round(ratios[0], 2), "highest": round(ratios[-1], 2)})
+            json.dumps(
+                row
+                | {
+                    "ratio": round(statistics.median(ratios), 2),
+                    "lowest": round(ratios[0], 2),
+                    "highest": round(ratios[-1], 2),
+                }
+            )
         )
 
 

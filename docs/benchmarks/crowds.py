@@ -1,8 +1,10 @@
-"""Piles of discs that are one component of the class map: panoptic quality by shape and with refine="components", and its time.
+"""Piles of discs that are one component of the class map: panoptic quality by shape and with
+refine="components", and its time.
 
     python docs/benchmarks/crowds.py
 
-Prints Markdown. Made-up pictures: they tell whether objects of a size can be parted, not how well real ones are.
+Prints Markdown. Made-up pictures: they tell whether objects of a size can be parted, not how well real ones
+are.
 """
 
 import sys
@@ -18,12 +20,16 @@ from test_crowds import pile
 
 
 def quality(found: tfiseg.Instances, truth: np.ndarray) -> float:
-    return panoptic_counts(found.label_map, found.class_id, truth, (truth > 0).astype(np.uint8)).pooled.quality
+    return panoptic_counts(
+        found.label_map, found.class_id, truth, (truth > 0).astype(np.uint8)
+    ).pooled.quality
 
 
 def main() -> None:
     refiner = tfiseg.Refiner()
-    print("| picture, px | discs, px across | how many | shape | components | ms |\n|---|---|---|---|---|---|")
+    print(
+        "| picture, px | discs, px across | how many | shape | components | ms |\n|---|---|---|---|---|---|"
+    )
     for gap in (1.9, 1.75):
         for side, radius in ((400, 8), (640, 12), (1024, 15), (768, 20), (1024, 30), (1024, 45), (1024, 90)):
             image, truth = pile(side, radius, gap=gap)
@@ -34,7 +40,10 @@ def main() -> None:
             ms = (time.perf_counter() - began) * 1e3
             by_shape, refined = quality(tfiseg.cluster(class_map), truth), quality(found, truth)
             touching = "touching" if gap == 1.9 else "overlapping"
-            print(f"| {side} | {2 * radius}, {touching} | {truth.max()} | {by_shape:.1f} | {refined:.1f} | {ms:.0f} |", flush=True)
+            print(
+                f"| {side} | {2 * radius}, {touching} | {truth.max()} | {by_shape:.1f} | {refined:.1f} | {ms:.0f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Panoptic quality of components looked at in the GPU's graph, on the emulated GPU of the tests, beside the CPU's own way.
+"""Panoptic quality of components looked at in the GPU's graph, on the emulated GPU of the tests, beside the
+CPU's own way.
 
     python docs/benchmarks/emulated.py DATA/eval/SET ...
 
@@ -26,7 +27,9 @@ SHOWN = ("set", "PQ", "true_positives", "false_positives", "false_negatives", "A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sets", nargs="+", type=Path)
     args = parser.parse_args()
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
@@ -35,7 +38,10 @@ def main() -> None:
         instance_model = engine_of(DEFAULT_INSTANCE_MODEL, Path(folder), "instance.engine")
         ways = {
             "graph": tfiseg.Segmenter(
-                engine_of(DEFAULT_MODEL, Path(folder)), refine="components", instance_model=instance_model, outlines=False
+                engine_of(DEFAULT_MODEL, Path(folder)),
+                refine="components",
+                instance_model=instance_model,
+                outlines=False,
             ),
             "CPU": tfiseg.Segmenter(refine="components", outlines=False),
         }

@@ -1,4 +1,5 @@
-"""Times of the CUDA operator on this machine's GPU, beside CuPy's (and cuCIM's) in the same run: `.ci/gpu` calls it.
+"""Times of the CUDA operator on this machine's GPU, beside CuPy's (and cuCIM's) in the same run: `.ci/gpu`
+calls it.
 
     python docs/benchmarks/gpu.py RUNNER.so
 
@@ -18,14 +19,22 @@ from tfiseg.plugins.views import Found, PiecesCall, Scene, ViewsCall, cut_views
 
 
 def blobs(side: int, classes: int = 4) -> np.ndarray:
-    """Class map (side, side) of round objects of several classes, about half of it covered, many of them touching."""
+    """Class map (side, side) of round objects of several classes, about half of it covered, many of them
+    touching."""
     rng = np.random.default_rng(0)
     out = np.zeros((side, side), np.uint8)
     for _ in range(60):
         y, x = rng.integers(0, side, 2)
         axes = rng.integers(side // 40 + 2, side // 10 + 3, 2)
         cv2.ellipse(
-            out, (int(x), int(y)), (int(axes[0]), int(axes[1])), float(rng.integers(0, 180)), 0, 360, int(rng.integers(1, classes)), -1
+            out,
+            (int(x), int(y)),
+            (int(axes[0]), int(axes[1])),
+            float(rng.integers(0, 180)),
+            0,
+            360,
+            int(rng.integers(1, classes)),
+            -1,
         )
     return out
 
@@ -33,7 +42,15 @@ def blobs(side: int, classes: int = 4) -> np.ndarray:
 def as_logits(class_map: np.ndarray, classes: int, size: int) -> Problem:
     planes = [cv2.GaussianBlur((class_map == c).astype(np.float32) * 6, (0, 0), 1) for c in range(classes)]
     settings = problem_of(class_map)
-    return Problem(None, np.ascontiguousarray(planes)[None], (size, size), settings.things, settings.split, min_area=25, max_instances=256)
+    return Problem(
+        None,
+        np.ascontiguousarray(planes)[None],
+        (size, size),
+        settings.things,
+        settings.split,
+        min_area=25,
+        max_instances=256,
+    )
 
 
 def result_of(problem: Problem) -> tuple[ResultStruct, dict]:
@@ -52,31 +69,41 @@ def in_graph(library: ctypes.CDLL, problem: Problem, replays: int = 2000) -> tup
     result, out = result_of(problem)
     median_us, grown = ctypes.c_double(), ctypes.c_int64()
     asked = problem_struct(problem)
-    status = library.replay_in_graph(*map(ctypes.byref, (asked, result)), replays, *map(ctypes.byref, (median_us, grown)))
+    status = library.replay_in_graph(
+        *map(ctypes.byref, (asked, result)), replays, *map(ctypes.byref, (median_us, grown))
+    )
     assert status == 0, status
     return median_us.value, int(out["count"][0])
 
 
-def views_in_graph(library: ctypes.CDLL, size_hw: tuple[int, int], views: int = 16, side: int = 192) -> tuple[float, float, int]:
-    """Median microseconds of cutting views of components, and of carrying back what shape alone makes of them; and the pieces."""
+def views_in_graph(
+    library: ctypes.CDLL, size_hw: tuple[int, int], views: int = 16, side: int = 192
+) -> tuple[float, float, int]:
+    """Median microseconds of cutting views of components, and of carrying back what shape alone makes of
+    them; and the pieces."""
     class_map = cv2.resize(blobs(512), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
     components = cluster_native(replace(problem_of(class_map, min_area=25), split=np.zeros(256)))
     frame = np.random.default_rng(0).integers(0, 256, (*size_hw, 3)).astype(np.uint8)
     scene = Scene(frame, components.label_map[0], components.table[0].copy(), np.ones(256, np.uint8))
     cut = cut_views(scene, views, side)
-    parts = cluster_native(replace(problem_of(cut.own[0]), class_map=cut.own, split=np.ones(256), max_instances=64))
+    parts = cluster_native(
+        replace(problem_of(cut.own[0]), class_map=cut.own, split=np.ones(256), max_instances=64)
+    )
     tables = np.zeros((views, 64, 10), np.float32)
     tables[:, : parts.table.shape[1]] = parts.table
     call = ViewsCall(scene, views, side, None, cut, 64)
     pieces = PiecesCall(scene, Found(parts.label_map, parts.count, parts.regions, tables), 2)
     medians_us = (ctypes.c_double * 2)()
-    status = library.replay_views_in_graph(ctypes.byref(call.struct), ctypes.byref(pieces.struct), 1000, medians_us)
+    status = library.replay_views_in_graph(
+        ctypes.byref(call.struct), ctypes.byref(pieces.struct), 1000, medians_us
+    )
     assert status == 0, status
     return medians_us[0], medians_us[1], len(pieces.pieces.table)
 
 
 def peers(class_map: np.ndarray) -> dict[str, float]:
-    """Median microseconds of what others offer for parts of the work, from CuPy and cuCIM where they are installed."""
+    """Median microseconds of what others offer for parts of the work, from CuPy and cuCIM where they are
+    installed."""
     try:
         import cupy
         from cupyx.scipy import ndimage
@@ -114,13 +141,20 @@ def peers(class_map: np.ndarray) -> dict[str, float]:
 def main() -> None:
     library = ctypes.CDLL(sys.argv[1])
     print("| what | us, median of graph replays | wanted | instances |\n|---|---|---|---|")
-    for grid, size, classes, wanted in ((160, 640, 4, "60"), (160, 640, 21, "60"), (128, 512, 21, ""), (96, 384, 21, "")):
+    for grid, size, classes, wanted in (
+        (160, 640, 4, "60"),
+        (160, 640, 21, "60"),
+        (128, 512, 21, ""),
+        (96, 384, 21, ""),
+    ):
         us, count = in_graph(library, as_logits(blobs(grid), classes, size))
         print(f"| {grid} x {grid} x {classes} logits -> {size} x {size} | {us:.1f} | {wanted} | {count} |")
     for side in (512, 1024, 2048):
         us, count = in_graph(library, problem_of(blobs(side), min_area=25), 500)
         wanted = "50 us/MP" if side == 2048 else ""
-        print(f"| class map {side} x {side} | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | {wanted} | {count} |")
+        print(
+            f"| class map {side} x {side} | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | {wanted} | {count} |"
+        )
         given = problem_of(blobs(side), np.zeros((2, side, side), np.float32), min_area=25)
         us, count = in_graph(library, given, 500)
         print(f"| the same, given field | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | | {count} |")

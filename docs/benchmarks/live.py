@@ -31,7 +31,8 @@ def clip(folder, frames, size_hw):
 
 
 def speedup(args):
-    """A file decoded, segmented, drawn and written: one after the other, and by the pipeline; three times each, in turn."""
+    """A file decoded, segmented, drawn and written: one after the other, and by the pipeline; three times
+    each, in turn."""
     report = []
     cores = len(os.sched_getaffinity(0))
     for size_hw in ((480, 640), (720, 1280), (1080, 1920)):
@@ -48,7 +49,9 @@ def speedup(args):
                     seconds["sequential"].append(time.perf_counter() - began)
                 with tfiseg.open_source(path) as source, RunWriter(Path(folder) / "b", source) as writer:
                     began = time.perf_counter()
-                    with tfiseg.Pipeline(source, single, workers=cores, draw=True, sinks=[writer]) as pipeline:
+                    with tfiseg.Pipeline(
+                        source, single, workers=cores, draw=True, sinks=[writer]
+                    ) as pipeline:
                         frames = sum(1 for _ in pipeline)
                     seconds["pipeline"].append(time.perf_counter() - began)
             fps = {name: round(frames / statistics.median(s), 1) for name, s in seconds.items()}
@@ -68,7 +71,8 @@ def slow_network(ms=NETWORK_MS):
 
 
 def delay(args):
-    """A source of 30 frames a second, a network of 10: the age of what is shown; then nothing dropped with policy "all"."""
+    """A source of 30 frames a second, a network of 10: the age of what is shown; then nothing dropped with
+    policy "all"."""
     seconds = args.seconds or 600
     with tfiseg.Pipeline(Realtime(SyntheticCamera((48, 64), people=1)), slow_network()) as pipeline:
         until, ages, queued = time.monotonic() + seconds, [], 0
@@ -91,7 +95,11 @@ def delay(args):
         "most_queued": queued,
         **{k: stats[k] for k in ("captured", "dropped", "finished", "discarded")},
         "exact": stats["captured"] == stats["dropped"] + stats["finished"] + stats["discarded"],
-        "policy_all": {"frames": len(indices), "in_order": indices == list(range(1000)), "dropped": every.stats()["dropped"]},
+        "policy_all": {
+            "frames": len(indices),
+            "in_order": indices == list(range(1000)),
+            "dropped": every.stats()["dropped"],
+        },
     }
 
 
@@ -111,7 +119,11 @@ def overhead(args):
     rounds = []
     for _ in range(3):
         with tfiseg.Pipeline(
-            Frames("frames"), lambda frame: empty, tracker=lambda i: i, sinks=[Nothing(), Nothing()], max_frames=count
+            Frames("frames"),
+            lambda frame: empty,
+            tracker=lambda i: i,
+            sinks=[Nothing(), Nothing()],
+            max_frames=count,
         ) as p:
             began = time.perf_counter()
             assert sum(1 for _ in p) == count
@@ -130,11 +142,14 @@ def state():
 
 
 def soak(args):
-    """Many small frames through network, tracker, drawing and a sink: memory, descriptors and threads as it goes."""
+    """Many small frames through network, tracker, drawing and a sink: memory, descriptors and threads as it
+    goes."""
     count = args.frames or 100_000
     segmenter, tracker = tfiseg.Segmenter(refine="frame"), tfiseg.Tracker()
     samples = []
-    with tfiseg.Pipeline(SyntheticCamera((96, 128)), segmenter, tracker=tracker, draw=True, max_frames=count) as pipeline:
+    with tfiseg.Pipeline(
+        SyntheticCamera((96, 128)), segmenter, tracker=tracker, draw=True, max_frames=count
+    ) as pipeline:
         for result in pipeline:
             if (result.frame.index + 1) % (count // 20) == 0:
                 samples.append({"frame": result.frame.index + 1, **state()})
@@ -165,8 +180,8 @@ def cycles(args):
 
 
 def modes(args):
-    """Milliseconds of a 640x480 frame by shape, by heads, and by components, each without and with outlines drawn anew; photos of
-    --photos DIR, three rounds of each in turn."""
+    """Milliseconds of a 640x480 frame by shape, by heads, and by components, each without and with outlines
+    drawn anew; photos of --photos DIR, three rounds of each in turn."""
     source = tfiseg.open_source(args.photos) if args.photos else SyntheticCamera()
     frames = [cv2.resize(f.image, (640, 480)) for f, _ in zip(source, range(args.frames or 40), strict=False)]
     segmenters = {
@@ -182,17 +197,22 @@ def modes(args):
                 segmenter(frame)
                 if k:
                     ms[mode].append((time.perf_counter() - began) * 1e3)
-    return {mode: {"ms": round(statistics.median(v), 1), "fps": round(1e3 / statistics.median(v), 1)} for mode, v in ms.items()}
+    return {
+        mode: {"ms": round(statistics.median(v), 1), "fps": round(1e3 / statistics.median(v), 1)}
+        for mode, v in ms.items()
+    }
 
 
 def gpu(args):
-    """ONNX Runtime's CUDA provider (or --model NAME.engine) and all the rest on the device: frames a second of 1 and 4 cameras, by heads
-    and by components that are looked at."""
+    """ONNX Runtime's CUDA provider (or --model NAME.engine) and all the rest on the device: frames a second
+    of 1 and 4 cameras, by heads and by components that are looked at."""
     count, report = args.frames or 300, []
     for size_hw, refine in itertools.product(((480, 640), (720, 1280)), ("frame", "components")):
         frame = next(iter(SyntheticCamera(size_hw, people=6))).image
         for graphs in (True, False):
-            segmenter = tfiseg.Segmenter(args.model, refine=refine, outlines=False, providers=["CUDAExecutionProvider"])
+            segmenter = tfiseg.Segmenter(
+                args.model, refine=refine, outlines=False, providers=["CUDAExecutionProvider"]
+            )
             segmenter.session.graphs = graphs
             for cameras in (1, 4):
                 for _ in range(20):  # warm-up, and the capture of the graph
@@ -221,7 +241,11 @@ def gpu(args):
                     "fps": round(len(every) / seconds, 1),
                 }
                 report.append(
-                    {**row, "age_p50_ms": round(float(np.median(every)), 3), "age_p99_ms": round(float(np.quantile(every, 0.99)), 3)}
+                    {
+                        **row,
+                        "age_p50_ms": round(float(np.median(every)), 3),
+                        "age_p99_ms": round(float(np.quantile(every, 0.99)), 3),
+                    }
                 )
             segmenter.session.close()
     return report

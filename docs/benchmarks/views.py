@@ -1,5 +1,5 @@
-"""What evidence costs the operator: `python docs/benchmarks/views.py SET`, on views of a set's components, eight at a time, one thread,
-medians of 7."""
+"""What evidence costs the operator: `python docs/benchmarks/views.py SET`, on views of a set's components,
+eight at a time, one thread, medians of 7."""
 
 import statistics
 import sys
@@ -17,7 +17,9 @@ VIEWS, BATCH = 120, 8
 refiner = tfiseg.Refiner()
 own, affinity, boundary = [], [], []
 for picture in load_eval_set(Path(sys.argv[1]))[0]:
-    planned, looks = looked_at(picture.image, tfiseg.cluster(picture.semantic, split=0.0), refiner.session.view_px)
+    planned, looks = looked_at(
+        picture.image, tfiseg.cluster(picture.semantic, split=0.0), refiner.session.view_px
+    )
     kept = [k for k, p in enumerate(planned) if p.component]
     if kept:
         maps = refiner.session.infer(looks.images, looks.masks)

@@ -1,4 +1,5 @@
-"""Draws masks.jpg, the README's picture, from scikit-image's public-domain photos: `python docs/images/masks.py`."""
+"""Draws masks.jpg, the README's picture, from scikit-image's public-domain photos: `python
+docs/images/masks.py`."""
 
 from pathlib import Path
 
@@ -14,7 +15,9 @@ def panel(picture: np.ndarray, title: str) -> np.ndarray:
     zoom = HEIGHT_PX / picture.shape[0]
     out = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
     cv2.rectangle(out, (0, HEIGHT_PX - 24), (out.shape[1], HEIGHT_PX), (30, 30, 30), -1)
-    cv2.putText(out, title, (8, HEIGHT_PX - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (240, 240, 240), 1, cv2.LINE_AA)
+    cv2.putText(
+        out, title, (8, HEIGHT_PX - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (240, 240, 240), 1, cv2.LINE_AA
+    )
     return out
 
 
@@ -24,7 +27,9 @@ person = tfiseg.Segmenter(things="person")(astronaut).draw(astronaut)
 coins = data.coins()[24:-8, 8:-8]
 light = cv2.medianBlur(coins, 5).astype(int) - np.minimum(cv2.GaussianBlur(coins, (0, 0), 25), 110)
 edges, _ = cv2.findContours(
-    cv2.morphologyEx((light > 14).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 9))), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+    cv2.morphologyEx((light > 14).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 9))),
+    cv2.RETR_EXTERNAL,
+    cv2.CHAIN_APPROX_NONE,
 )
 class_map = cv2.drawContours(np.zeros_like(coins), edges, -1, 1, -1)
 class_map = cv2.morphologyEx(class_map, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9)))

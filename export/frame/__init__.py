@@ -1,1 +1,2 @@
-"""Frame mode: instance heads on a semantic network's own features, taught by the instance network; one pass for everything."""
+"""Frame mode: instance heads on a semantic network's own features, taught by the instance network; one pass
+for everything."""

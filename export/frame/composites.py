@@ -1,4 +1,5 @@
-"""Pictures to teach frame mode: photos whose instances the instance network told, and further objects pasted into them."""
+"""Pictures to teach frame mode: photos whose instances the instance network told, and further objects pasted
+into them."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ Label = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Material:
-    """What composites are made of: a bank and the instances of its pictures; some pictures and their objects are kept apart."""
+    """What composites are made of: a bank and the instances of its pictures; some pictures and their objects
+    are kept apart."""
 
     used: Bank
     held: Bank
@@ -43,7 +45,8 @@ class Material:
 
 @dataclass(frozen=True)
 class FrameComposite:
-    """``image`` uint8 (H, W, 3) BGR; ``owner`` int32 (H, W), the object of each pixel, 0 = none or unknown; ``class_id`` int32 (n,)."""
+    """``image`` uint8 (H, W, 3) BGR; ``owner`` int32 (H, W), the object of each pixel, 0 = none or unknown;
+    ``class_id`` int32 (n,)."""
 
     image: NDArray[np.uint8]
     owner: Label
@@ -56,7 +59,8 @@ class FrameComposite:
 
 
 def material_of(bank: Bank, told: Sequence[Told], held_out: float, seed: int) -> Material:
-    """Single objects of a bank and its pictures, some kept apart; where there are too few pictures, the same on both sides."""
+    """Single objects of a bank and its pictures, some kept apart; where there are too few pictures, the same
+    on both sides."""
     used, held = split_bank(single_objects(bank, told), held_out, seed)
     apart = held_pictures(bank, held_out, seed)
     if used is held:
@@ -116,7 +120,9 @@ class FrameComposer:
         image = photographed(canvas, rng)
         return FrameComposite(image, label, np.array(classes, np.int32))
 
-    def _window(self, index: int, size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[NDArray[np.float32], Label]:
+    def _window(
+        self, index: int, size_hw: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], Label]:
         """A part of a picture, of the canvas's shape, enlarged or shrunk to it; half of them mirrored."""
         picture, told = self.bank.pictures[index], self.told[index]
         h, w = picture.semantic.shape
@@ -124,7 +130,10 @@ class FrameComposer:
         share = rng.uniform(_LEAST_WINDOW, 1.0)
         stretch = float(np.exp(rng.normal(0, 0.08)))
         side = share * min(h / height, w / width * stretch)
-        window_h, window_w = min(h, max(8, round(side * height))), min(w, max(8, round(side * width / stretch)))
+        window_h, window_w = (
+            min(h, max(8, round(side * height))),
+            min(w, max(8, round(side * width / stretch))),
+        )
         y, x = int(rng.integers(0, h - window_h + 1)), int(rng.integers(0, w - window_w + 1))
         spot = (slice(y, y + window_h), slice(x, x + window_w))
         how = cv2.INTER_AREA if window_h > height else cv2.INTER_LINEAR

@@ -1,4 +1,5 @@
-"""A semantic network with instance heads as one ONNX model in tfiseg's format: logits, affinity and boundary from one pass."""
+"""A semantic network with instance heads as one ONNX model in tfiseg's format: logits, affinity and boundary
+from one pass."""
 
 from __future__ import annotations
 
@@ -28,11 +29,13 @@ from .taps import FeatureReader, Tap, session_of
 OPSET = 18  # or the network's own, where that is newer
 _PREFIX = "heads."
 _MOST_ROWS = 128
-FINER = 2  # cells of the logits for one of the heads: outlines and necks of small objects show between the heads' cells
+# cells of the logits for one of the heads: outlines and necks of small objects show between the heads' cells
+FINER = 2
 
 
 class _Probabilities(torch.nn.Module):
-    """From features to affinity and boundary in [0, 1]. Displacement only helps to learn: regions come from the masks' shapes."""
+    """From features to affinity and boundary in [0, 1]. Displacement only helps to learn: regions come from
+    the masks' shapes."""
 
     def __init__(self, heads: InstanceHeads) -> None:
         super().__init__()
@@ -60,7 +63,8 @@ def export_frame(
         model: the semantic network in tfiseg's format; its own part is not changed.
         taps, heads: see ``find_taps`` and ``train_frame``.
         output: NAME.onnx, written whole or not at all.
-        rules: "merge" and "part", of these heads (``rule.py``); None: the mean affinity decides, and there is no second look.
+        rules: "merge" and "part", of these heads (``rule.py``); None: the mean affinity decides, and there is
+            no second look.
         photos: whatever ``open_source`` takes, for the check; default: 4 synthetic frames.
         training_data: a sentence for the metadata: what the heads were trained on.
         min_area: pixels of the smallest objects that they are for; None: any.
@@ -76,9 +80,17 @@ def export_frame(
     frames = [image for _, image in check_frames(photos)]
     whole = _assembled(base, taps, _head_graph(heads, taps, base, opset))
     metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
-    metadata |= {"name": output.stem, "stride": taps[0].stride // FINER, "instance_training_data": training_data}
+    metadata |= {
+        "name": output.stem,
+        "stride": taps[0].stride // FINER,
+        "instance_training_data": training_data,
+    }
     offsets = [list(o) for o in AFFINITY_OFFSETS]
-    metadata["clustering"] = {**metadata.get("clustering", {}), "affinity_offsets": offsets, "affinity_stride": FINER}
+    metadata["clustering"] = {
+        **metadata.get("clustering", {}),
+        "affinity_offsets": offsets,
+        "affinity_stride": FINER,
+    }
     metadata["clustering"]["sharpen"] = SHARPEN
     metadata["clustering"].pop("score_rule", None)  # of instances that were found in another way
     metadata["clustering"] |= {f"{name}_rule": rounded(rule) for name, rule in (rules or {}).items()}
@@ -93,7 +105,9 @@ def export_frame(
     return {"bytes": output.stat().st_size, "largest_difference": round(difference, 5), "metadata": metadata}
 
 
-def _head_graph(heads: InstanceHeads, taps: Sequence[Tap], model: onnx.ModelProto, opset: int) -> onnx.GraphProto:
+def _head_graph(
+    heads: InstanceHeads, taps: Sequence[Tap], model: onnx.ModelProto, opset: int
+) -> onnx.GraphProto:
     """The heads' part; sizes are dynamic where the network's are."""
     wide = np.zeros((256, 384, 3), np.uint8)
     features_of = FeatureReader(model, taps)
@@ -104,9 +118,19 @@ def _head_graph(heads: InstanceHeads, taps: Sequence[Tap], model: onnx.ModelProt
         coarsest = example[[t.stride for t in taps].index(max(t.stride for t in taps))].shape[2:]
         rows, columns = (torch.export.Dim(name, min=1, max=_MOST_ROWS) for name in ("rows", "columns"))
         times = [[side // least for side, least in zip(f.shape[2:], coarsest, strict=True)] for f in example]
-        if any(tuple(f.shape[2:]) != tuple(k * c for k, c in zip(t, coarsest, strict=True)) for f, t in zip(example, times, strict=True)):
-            raise ModelError("the network's features are no whole multiples of one another: export it with one fixed size")
-        shapes = (tuple({2: k[0] * rows if k[0] > 1 else rows, 3: k[1] * columns if k[1] > 1 else columns} for k in times),)
+        if any(
+            tuple(f.shape[2:]) != tuple(k * c for k, c in zip(t, coarsest, strict=True))
+            for f, t in zip(example, times, strict=True)
+        ):
+            raise ModelError(
+                "the network's features are no whole multiples of one another: export it with one fixed size"
+            )
+        shapes = (
+            tuple(
+                {2: k[0] * rows if k[0] > 1 else rows, 3: k[1] * columns if k[1] > 1 else columns}
+                for k in times
+            ),
+        )
     program = torch.onnx.export(
         _Probabilities(heads),
         tuple(example),
@@ -143,19 +167,26 @@ def _assembled(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphPro
         whole.graph.node.append(node)
     whole.graph.initializer.extend(weights)
     for name, channels in (("affinity", len(AFFINITY_OFFSETS)), ("boundary", 1)):
-        whole.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, "heads_height", "heads_width"]))
+        whole.graph.output.append(
+            helper.make_tensor_value_info(
+                name, TensorProto.FLOAT, [1, channels, "heads_height", "heads_width"]
+            )
+        )
     _scale(whole)
     return whole
 
 
 def _scale(whole: onnx.ModelProto) -> None:
-    """Logits and boundary at ``FINER`` cells for one of the heads: logits interpolated, the boundary repeated."""
+    """Logits and boundary at ``FINER`` cells for one of the heads: logits interpolated, the boundary
+    repeated."""
     coarse = {name: f"{_PREFIX}coarse_{name}" for name in ("logits", "boundary")}
     for node in whole.graph.node:
         for names in (node.input, node.output):
             names[:] = [coarse.get(n, n) for n in names]
     constants = {"start": [2], "end": [4], "finer": [FINER, FINER]}
-    whole.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), _PREFIX + k) for k, v in constants.items())
+    whole.graph.initializer.extend(
+        numpy_helper.from_array(np.array(v, np.int64), _PREFIX + k) for k, v in constants.items()
+    )
     node = helper.make_node
     added = [
         node("Shape", ["affinity"], [_PREFIX + "shape"]),
@@ -171,17 +202,27 @@ def _scale(whole: onnx.ModelProto) -> None:
         if name == "boundary":
             how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         whole.graph.initializer.append(numpy_helper.from_array(np.array([1, channels], np.int64), one))
-        added += [node("Concat", [one, _PREFIX + "grid_hw"], [size], axis=0), node("Resize", [coarse[name], "", "", size], [name], **how)]
-        output.CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, "grid_height", "grid_width"]))
+        added += [
+            node("Concat", [one, _PREFIX + "grid_hw"], [size], axis=0),
+            node("Resize", [coarse[name], "", "", size], [name], **how),
+        ]
+        output.CopyFrom(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, "grid_height", "grid_width"])
+        )
     whole.graph.node.extend(added)
     del whole.graph.value_info[:]
 
 
 @torch.no_grad()
 def _difference(
-    model: onnx.ModelProto, taps: Sequence[Tap], heads: InstanceHeads, path: Path, frames: Sequence[NDArray[np.uint8]]
+    model: onnx.ModelProto,
+    taps: Sequence[Tap],
+    heads: InstanceHeads,
+    path: Path,
+    frames: Sequence[NDArray[np.uint8]],
 ) -> float:
-    """The largest difference of a probability between torch on the network's own features and the model in the file."""
+    """The largest difference of a probability between torch on the network's own features and the model in
+    the file."""
     whole, most = session_of(path), 0.0
     torch_heads, features_of = _Probabilities(heads), FeatureReader(model, taps)
     for frame in frames:

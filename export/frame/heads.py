@@ -1,4 +1,5 @@
-"""The instance heads of frame mode: a light pyramid over a semantic network's features; displacement, affinities and boundary out."""
+"""The instance heads of frame mode: a light pyramid over a semantic network's features; displacement,
+affinities and boundary out."""
 
 from __future__ import annotations
 
@@ -16,10 +17,12 @@ HEADS = {"displacement": 2, "affinity": len(AFFINITY_OFFSETS), "boundary": 1}
 
 
 class InstanceHeads(nn.Module):
-    """``forward(*features)``: one tensor (N, C, h, w) per tap, fine to coarse, further ones at the finest stride last.
+    """``forward(*features)``: one tensor (N, C, h, w) per tap, fine to coarse, further ones at the finest
+    stride last.
 
     Returns:
-        displacement (N, 2, h, w), (dy, dx) in units of 8 cells; affinity (N, A, h, w) and boundary (N, 1, h, w), logits; all at stride 4.
+        displacement (N, 2, h, w), (dy, dx) in units of 8 cells; affinity (N, A, h, w) and boundary (N, 1, h,
+        w), logits; all at stride 4.
     """
 
     def __init__(self, taps: Sequence[Tap], channels: int = CHANNELS) -> None:
@@ -27,7 +30,9 @@ class InstanceHeads(nn.Module):
         strides = sorted({t.stride for t in taps})
         self._level = [strides.index(t.stride) for t in taps]
         # features come as they are, some unbounded: brought to one scale by what training sees
-        self.lateral = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(t.channels), nn.Conv2d(t.channels, channels, 1)) for t in taps)
+        self.lateral = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(t.channels), nn.Conv2d(t.channels, channels, 1)) for t in taps
+        )
         self.refine = nn.ModuleList(separable(channels, channels) for _ in strides)
         self.fuse = separable(channels, channels)
         self.head = nn.Conv2d(channels, sum(HEADS.values()), 1)

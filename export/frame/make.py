@@ -1,4 +1,5 @@
-"""From a semantic network, pictures and class maps to one model with instance heads: teach, fit the rules, export."""
+"""From a semantic network, pictures and class maps to one model with instance heads: teach, fit the rules,
+export."""
 
 from __future__ import annotations
 
@@ -35,16 +36,18 @@ def make_frame_model(
     training_data: str = "not stated",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Add instance heads to ``model``, taught on ``images`` and ``semantic`` (see ``build_bank``; class ids are the model's), and write
-    ``output``, for objects as small as ``instance_model``, their teacher, is for; returns what ``export_frame`` says and the rules'
-    held-out errors.
+    """Add instance heads to ``model``, taught on ``images`` and ``semantic`` (see ``build_bank``; class ids
+    are the model's), and write ``output``, for objects as small as ``instance_model``, their teacher, is for;
+    returns what ``export_frame`` says and the rules' held-out errors.
 
     Raises:
         ModelError: ``model`` isn't in tfiseg's format, has heads already, or has no features at stride 4.
     """
     network, _ = read_network(model)
     if any(o.name == "affinity" for o in network.graph.output):
-        raise ModelError(f"{model} has instance heads already: start from the network that they were added to")
+        raise ModelError(
+            f"{model} has instance heads already: start from the network that they were added to"
+        )
     taps = find_taps(network)
     say("features at " + ", ".join(f"stride {t.stride} ({t.channels} channels)" for t in taps))
     bank = build_bank(images, semantic, confidence)
@@ -59,10 +62,16 @@ def make_frame_model(
     part = output.with_name(f"{output.stem}.unruled.onnx")
     try:
         export_frame(network, taps, heads, part)
-        fits = fit_frame_rules(material.held_composer(held_seed(recipe) + 1), part, rule_composites, recipe.seed, quiet)
+        fits = fit_frame_rules(
+            material.held_composer(held_seed(recipe) + 1), part, rule_composites, recipe.seed, quiet
+        )
     finally:
         part.unlink(missing_ok=True)
     rules = {name: f.rule for name, f in fits.items()}
-    report = export_frame(network, taps, heads, output, rules, images, training_data, teacher.session.min_area)
-    report["rules"] = {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}
+    report = export_frame(
+        network, taps, heads, output, rules, images, training_data, teacher.session.min_area
+    )
+    report["rules"] = {
+        name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()
+    }
     return report

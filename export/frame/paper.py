@@ -1,8 +1,10 @@
-"""Paper mode, for comparison: displacement learned from class maps alone, by the paper's pair losses, and IRNet's grouping.
+"""Paper mode, for comparison: displacement learned from class maps alone, by the paper's pair losses, and
+IRNet's grouping.
 
-No object is singled out anywhere: two cells of one class near each other should point to one place, two cells of the background should
-point alike (TFISeg's displacement field module; IRNet, Ahn et al., CVPR 2019, section 3.3). Run it in the repository as
-``python -m tfiseg.export.frame.paper --images DIR --semantic DIR --eval SET [SET ...]`` (needs torch).
+No object is singled out anywhere: two cells of one class near each other should point to one place, two cells
+of the background should point alike (TFISeg's displacement field module; IRNet, Ahn et al., CVPR 2019,
+section 3.3). Run it in the repository as ``python -m tfiseg.export.frame.paper --images DIR --semantic DIR
+--eval SET [SET ...]`` (needs torch).
 """
 
 from __future__ import annotations
@@ -42,7 +44,12 @@ _CROP_PX = 384
 def pair_offsets(radius: int = RADIUS) -> list[tuple[int, int]]:
     """Offsets (dy, dx) of one half-plane within a radius."""
     near = range(-radius, radius + 1)
-    return [(dy, dx) for dy in range(radius + 1) for dx in near if (dy > 0 or dx > 0) and dy * dy + dx * dx < radius * radius]
+    return [
+        (dy, dx)
+        for dy in range(radius + 1)
+        for dx in near
+        if (dy > 0 or dx > 0) and dy * dy + dx * dx < radius * radius
+    ]
 
 
 def pair_loss(displacement: Tensor, class_map: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
@@ -54,7 +61,8 @@ def pair_loss(displacement: Tensor, class_map: Tensor, offsets: Sequence[tuple[i
         offsets: of the second cell of each pair.
 
     Returns:
-        mean of |D_a - D_b - (x_b - x_a)| over pairs of one class, plus mean of |D_a - D_b| over pairs of background.
+        mean of |D_a - D_b - (x_b - x_a)| over pairs of one class, plus mean of |D_a - D_b| over pairs of
+        background.
     """
     _, _, h, w = displacement.shape
     sums = [displacement.new_zeros(2) for _ in range(2)]
@@ -72,8 +80,11 @@ def pair_loss(displacement: Tensor, class_map: Tensor, offsets: Sequence[tuple[i
     return sum((s[0] / s[1].clamp(min=1) for s in sums), displacement.new_zeros(()))
 
 
-def group(displacement: NDArray[np.float32], steps: int = FOLLOWED, centre_radius: float = CENTRE_RADIUS) -> NDArray[np.int32]:
-    """IRNet's grouping: follow the field for many steps, take where it is short as centres, label these by connected components.
+def group(
+    displacement: NDArray[np.float32], steps: int = FOLLOWED, centre_radius: float = CENTRE_RADIUS
+) -> NDArray[np.int32]:
+    """IRNet's grouping: follow the field for many steps, take where it is short as centres, label these by
+    connected components.
 
     Args:
         displacement: float (2, h, w), (dy, dx) in cells.
@@ -114,7 +125,13 @@ class _Crops(Dataset[tuple[Tensor, ...]]):
 
 
 def train_paper(
-    images: Path, semantic: Path, confidence: Path | None, model: onnx.ModelProto, taps: Sequence[Tap], steps: int, threads: int | None
+    images: Path,
+    semantic: Path,
+    confidence: Path | None,
+    model: onnx.ModelProto,
+    taps: Sequence[Tap],
+    steps: int,
+    threads: int | None,
 ) -> InstanceHeads:
     """Heads whose displacement is learned from class maps alone; the averaged (EMA) ones."""
     if threads:
@@ -144,7 +161,8 @@ class PaperSegmenter(Segmenter):
     Args:
         model: path of a network in tfiseg's format.
         heads: see ``train_paper``.
-        by_operator: follow the field with our operator (pointer jumping), in place of IRNet's 300 steps in numpy.
+        by_operator: follow the field with our operator (pointer jumping), in place of IRNet's 300 steps in
+            numpy.
     """
 
     def __init__(self, model: Path, heads: InstanceHeads, by_operator: bool) -> None:
@@ -183,7 +201,13 @@ def main() -> None:
     heads = train_paper(args.images, args.semantic, args.confidence, model, taps, args.steps, args.threads)
     for folder in args.eval:
         for name, by_operator in (("IRNet's grouping", False), ("our operator", True)):
-            report = evaluate(folder, "model", PaperSegmenter(args.model, heads, by_operator), quiet=True, against=("components", "shape"))
+            report = evaluate(
+                folder,
+                "model",
+                PaperSegmenter(args.model, heads, by_operator),
+                quiet=True,
+                against=("components", "shape"),
+            )
             gains = ", ".join(f"{k} {v['PQ']:.1f}" for k, v in report["gain"].items())
             print(
                 f"{folder.name}, {name}: PQ {report['PQ']:.1f}  AP {report['AP']:.1f}  AP50 {report['AP50']:.1f}  (PQ of {gains})",

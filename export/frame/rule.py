@@ -1,5 +1,6 @@
-"""The rules of frame mode, fitted on composites as the semantic network itself segments them: whether two regions of a component are one
-object ("merge"), and the same of what boundaries leave of it, for the operator's second look ("part")."""
+"""The rules of frame mode, fitted on composites as the semantic network itself segments them: whether two
+regions of a component are one object ("merge"), and the same of what boundaries leave of it, for the
+operator's second look ("part")."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ _LONE_WEIGHTS = 3.0, 15.0  # of "merge", "part": photos show lone objects more o
 _LEAST_CELLS = 24  # smaller components say nothing
 
 
-def fit_frame_rules(composer: FrameComposer, model: Path, count: int, seed: int = 0, quiet: bool = False) -> dict[str, Fit]:
+def fit_frame_rules(
+    composer: FrameComposer, model: Path, count: int, seed: int = 0, quiet: bool = False
+) -> dict[str, Fit]:
     """Fit the rules of a network with heads on ``count`` composites of pictures that training kept apart.
 
     Args:

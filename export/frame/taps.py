@@ -1,7 +1,8 @@
-"""Where the instance heads take their features from a semantic network: one tensor of each stride, found by running it once.
+"""Where the instance heads take their features from a semantic network: one tensor of each stride, found by
+running it once.
 
-Any network in tfiseg's format will do; nothing is known of its layers' names. Its weights are not touched, so its class maps stay what
-they are, bit for bit.
+Any network in tfiseg's format will do; nothing is known of its layers' names. Its weights are not touched, so
+its class maps stay what they are, bit for bit.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class Tap:
 
 
 def find_taps(model: onnx.ModelProto) -> list[Tap]:
-    """Taps of a network in tfiseg's format, fine to coarse: of each stride from 4 to 32 the encoder's last tensor, then the decoder's
-    last before the logits, where its stride is 4. Which tensors have which size is seen by running it.
+    """Taps of a network in tfiseg's format, fine to coarse: of each stride from 4 to 32 the encoder's last
+    tensor, then the decoder's last before the logits, where its stride is 4. Which tensors have which size is
+    seen by running it.
 
     Raises:
         ModelError: the network has no features at stride 4, or no preprocessing of ours.
@@ -55,13 +57,23 @@ def find_taps(model: onnx.ModelProto) -> list[Tap]:
         deepest = max(deepest, stride_of[name])
         stride = round(2.0 ** round(np.log2(stride_of[name])))
         encodes = stride_of[name] > deepest / _SLACK  # on the way down: of the deepest stride seen so far
-        fits = abs(stride_of[name] - stride) < 0.1 * stride and _FINEST <= stride <= _COARSEST and shapes[name][1] >= _LEAST_CHANNELS
+        fits = (
+            abs(stride_of[name] - stride) < 0.1 * stride
+            and _FINEST <= stride <= _COARSEST
+            and shapes[name][1] >= _LEAST_CHANNELS
+        )
         if encodes and fits:
             last[stride] = name
     if _FINEST not in last:
-        raise ModelError("the network has no features at stride 4: its instances can't be told at one pass; use refine='components'")
+        raise ModelError(
+            "the network has no features at stride 4: its instances can't be told at one pass; use refine='components'"
+        )
     taps = [Tap(name, shapes[name][1], stride) for stride, name in sorted(last.items())]
-    decoder = [n for n in names if at[n] > max(at[t.name] for t in taps) and shapes[n][2:] == shapes[taps[0].name][2:]]
+    decoder = [
+        n
+        for n in names
+        if at[n] > max(at[t.name] for t in taps) and shapes[n][2:] == shapes[taps[0].name][2:]
+    ]
     decoder = [n for n in decoder if shapes[n][1] >= _LEAST_CHANNELS and shapes[n][1] != logits[1]]
     if decoder:
         taps.append(Tap(decoder[-1], shapes[decoder[-1]][1], _FINEST))
@@ -69,7 +81,8 @@ def find_taps(model: onnx.ModelProto) -> list[Tap]:
 
 
 def _from_image(model: onnx.ModelProto) -> list[str]:
-    """What depends on the picture, in the graph's order; weights, which may be results of nodes as well, don't."""
+    """What depends on the picture, in the graph's order; weights, which may be results of nodes as well,
+    don't."""
     known, found = {INPUT}, []
     for node in model.graph.node:
         if known & set(node.input):
@@ -83,7 +96,9 @@ def _with_outputs(model: onnx.ModelProto, taps: Sequence[Tap]) -> onnx.ModelProt
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     there = {o.name for o in tapped.graph.output}
-    tapped.graph.output.extend(helper.make_tensor_value_info(t.name, TensorProto.FLOAT, None) for t in taps if t.name not in there)
+    tapped.graph.output.extend(
+        helper.make_tensor_value_info(t.name, TensorProto.FLOAT, None) for t in taps if t.name not in there
+    )
     return tapped
 
 
@@ -99,8 +114,8 @@ def session_of(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
 
 
 class FeatureReader:
-    """A network's features at its taps, by ONNX Runtime. The session is opened when it is first needed, by each process for itself: it
-    doesn't survive a fork.
+    """A network's features at its taps, by ONNX Runtime. The session is opened when it is first needed, by
+    each process for itself: it doesn't survive a fork.
 
     Args:
         model: the network.
@@ -109,7 +124,9 @@ class FeatureReader:
         threads: CPU threads; 0 = ONNX Runtime's own choice.
     """
 
-    def __init__(self, model: onnx.ModelProto, taps: Sequence[Tap], others: Sequence[str] = (), threads: int = 0) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, taps: Sequence[Tap], others: Sequence[str] = (), threads: int = 0
+    ) -> None:
         self._names = [*others, *(t.name for t in taps)]
         self._model = _with_outputs(model, taps)
         self._threads = threads

@@ -44,9 +44,12 @@ class FrameRecipe:
 
 
 class FeatureSet(Dataset[tuple[Tensor, ...]]):
-    """Composites by number, as the semantic network sees them: its features at each tap, then displacement, weight, affinity, boundary."""
+    """Composites by number, as the semantic network sees them: its features at each tap, then displacement,
+    weight, affinity, boundary."""
 
-    def __init__(self, composer: FrameComposer, model: onnx.ModelProto, taps: Sequence[Tap], first: int, count: int) -> None:
+    def __init__(
+        self, composer: FrameComposer, model: onnx.ModelProto, taps: Sequence[Tap], first: int, count: int
+    ) -> None:
         self.composer = composer
         self.first = first
         self.count = count
@@ -65,14 +68,17 @@ class FeatureSet(Dataset[tuple[Tensor, ...]]):
 
 
 def frame_targets(composite: FrameComposite, grid_hw: tuple[int, int]) -> tuple[NDArray[Any], ...]:
-    """What the heads should say at each cell of a grid: displacement float32 (2, h, w) in units of 8 cells, its weight (h, w), affinity
-    uint8 (A, h, w) and boundary uint8 (h, w), 255 = unknown. Of two classes' objects nothing is known: the operator never asks."""
+    """What the heads should say at each cell of a grid: displacement float32 (2, h, w) in units of 8 cells,
+    its weight (h, w), affinity uint8 (A, h, w) and boundary uint8 (h, w), 255 = unknown. Of two classes'
+    objects nothing is known: the operator never asks."""
     owner, class_of = composite.at((STRIDE * grid_hw[0], STRIDE * grid_hw[1]))
     wanted = targets_of(owner)
     affinity = np.where(targets_of(class_of).affinity == 0, UNKNOWN, wanted.affinity).astype(np.uint8)
     h, w = grid_hw
     blocks = wanted.boundary.reshape(h, 2, w, 2)
-    edge = np.where((blocks == 1).any((1, 3)), 1, np.where((blocks == 0).any((1, 3)), 0, UNKNOWN)).astype(np.uint8)
+    edge = np.where((blocks == 1).any((1, 3)), 1, np.where((blocks == 0).any((1, 3)), 0, UNKNOWN)).astype(
+        np.uint8
+    )
     return wanted.displacement, wanted.weight, affinity, edge
 
 
@@ -120,18 +126,28 @@ def train_frame(
     cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's workers
     heads = InstanceHeads(taps)
     average = {k: v.clone() for k, v in heads.state_dict().items()}
-    optimiser = torch.optim.AdamW(heads.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimiser = torch.optim.AdamW(
+        heads.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
     first = 0
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, asdict(recipe), "cpu")
         heads.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         average, first = state["average"], state["step"]
-    dataset = FeatureSet(material.composer(recipe.seed), model, taps, first * recipe.batch, (recipe.steps - first) * recipe.batch)
+    dataset = FeatureSet(
+        material.composer(recipe.seed),
+        model,
+        taps,
+        first * recipe.batch,
+        (recipe.steps - first) * recipe.batch,
+    )
     validation = FeatureSet(material.held_composer(held_seed(recipe)), model, taps, 0, _VALIDATED)
     bar = tqdm(total=recipe.steps, initial=first, desc="train frame", mininterval=5, disable=quiet)
     running, step, began = np.zeros(3), first, time.monotonic()
-    for given in DataLoader(dataset, recipe.batch, num_workers=workers, prefetch_factor=2 if workers else None):
+    for given in DataLoader(
+        dataset, recipe.batch, num_workers=workers, prefetch_factor=2 if workers else None
+    ):
         rate = learning_rate(step, recipe.steps)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * rate
@@ -141,7 +157,9 @@ def train_frame(
         losses = descend(parts, heads, optimiser, average, step, checkpoint)
         step += 1
         running += (np.array(losses) - running) * max(0.02, 1 / (step - first))
-        bar.set_postfix_str("displacement {:.3f} affinity {:.3f} boundary {:.3f}".format(*running), refresh=False)
+        bar.set_postfix_str(
+            "displacement {:.3f} affinity {:.3f} boundary {:.3f}".format(*running), refresh=False
+        )
         bar.update()
         if step % _CHECKPOINT_EVERY == 0 or step == recipe.steps:
             state = {"kind": "frame", "network": heads.state_dict(), "optimiser": optimiser.state_dict()}
@@ -149,7 +167,11 @@ def train_frame(
         if step % (4 * _CHECKPOINT_EVERY) == 0 or step == recipe.steps:
             scores = validate(_averaged(average, taps), validation, ALIKE)
             minutes = (time.monotonic() - began) / 60
-            say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()) + f", {minutes:.0f} min")
+            say(
+                f"step {step}: "
+                + ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
+                + f", {minutes:.0f} min"
+            )
     bar.close()
     return _averaged(average, taps)
 

@@ -1,8 +1,8 @@
 """A bank of single objects, cut out of class maps: what composites are made of. No instance label is used.
 
-A connected component of a class map is taken for one object if the map is sure of it, its shape is solid enough, and the picture's
-edge doesn't cut it (but for the lower edge, where people stand). Groups that slip through are found later, by the network itself
-(``train.py``: self-cleaning).
+A connected component of a class map is taken for one object if the map is sure of it, its shape is solid
+enough, and the picture's edge doesn't cut it (but for the lower edge, where people stand). Groups that slip
+through are found later, by the network itself (``train.py``: self-cleaning).
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from ...errors import InputError
 from ...runtime.views import cut, cut_mask, solidity, view_of
 from ..semantic_data import IGNORE, Picture, load_pictures, sure_of
 
-LONG_SIDE_PX = 400  # frame mode shows whole pictures, at 384; what is cut out for views is shrunk to 2.5 of their sides (train.py)
+# frame mode shows whole pictures, at 384; what is cut out for views is shrunk to 2.5 of their sides
+# (train.py)
+LONG_SIDE_PX = 400
 _MIN_CONFIDENCE = 0.6
 _MIN_SOLIDITY = 0.45  # area over convex hull
 _MIN_SOLIDITY_IN_PLACE = 0.4  # of an object that stays in its own picture
 _CONVEX, _DENT = 0.9, 0.05  # median solidity of a convex class; how much less a group of them has
-_LEAST_SIDE = 0.075  # of an object, over the long side that pictures are shrunk to: smaller ones are pasted blurred
+_LEAST_SIDE = (
+    0.075  # of an object, over the long side that pictures are shrunk to: smaller ones are pasted blurred
+)
 _SPLIT_SHARE = 0.12
 _LEAST_AREA_PX = 100  # where a class has nothing larger: cells
 
@@ -48,8 +52,8 @@ class BankObject:
 
 @dataclass(frozen=True)
 class Bank:
-    """Pictures, shrunk, and the objects found in them; ``told``: instances of each picture, int32 (H, W), where an earlier
-    network told them."""
+    """Pictures, shrunk, and the objects found in them; ``told``: instances of each picture, int32 (H, W),
+    where an earlier network told them."""
 
     pictures: Sequence[Picture]
     objects: Sequence[BankObject]
@@ -69,7 +73,9 @@ def shrunk(picture: Picture, long_side_px: int = LONG_SIDE_PX) -> Picture:
     size = (max(1, round(w * zoom)), max(1, round(h * zoom)))
     image = cv2.resize(picture.image, size, interpolation=cv2.INTER_AREA)
     semantic = cv2.resize(picture.semantic, size, interpolation=cv2.INTER_NEAREST)
-    return Picture(picture.name, np.asarray(image, np.uint8), np.asarray(semantic, np.uint8), picture.confidence)
+    return Picture(
+        picture.name, np.asarray(image, np.uint8), np.asarray(semantic, np.uint8), picture.confidence
+    )
 
 
 def _cut_out(images: Path, cutouts: Path, given: Sequence[Picture]) -> list[Picture]:
@@ -78,8 +84,13 @@ def _cut_out(images: Path, cutouts: Path, given: Sequence[Picture]) -> list[Pict
     pictures = load_pictures(images, cutouts)
     most = highest + _highest_class(pictures)
     if most >= IGNORE:
-        raise InputError(f"{cutouts} and the class maps have {most} classes together, at most {IGNORE - 1} fit")
-    return [replace(p, semantic=np.where(p.semantic > 0, p.semantic + np.uint8(highest), 0).astype(np.uint8)) for p in pictures]
+        raise InputError(
+            f"{cutouts} and the class maps have {most} classes together, at most {IGNORE - 1} fit"
+        )
+    return [
+        replace(p, semantic=np.where(p.semantic > 0, p.semantic + np.uint8(highest), 0).astype(np.uint8))
+        for p in pictures
+    ]
 
 
 def _highest_class(pictures: Sequence[Picture]) -> int:
@@ -87,11 +98,19 @@ def _highest_class(pictures: Sequence[Picture]) -> int:
     return max((int(p.semantic[p.semantic != IGNORE].max(initial=0)) for p in pictures), default=0)
 
 
-def objects_in(pictures: Sequence[Picture], single: Container[str] = (), long_side_px: int = LONG_SIDE_PX) -> list[BankObject]:
-    """What is taken for one object in these pictures, at most so long; ``single``: names of those that are known to show one."""
+def objects_in(
+    pictures: Sequence[Picture], single: Container[str] = (), long_side_px: int = LONG_SIDE_PX
+) -> list[BankObject]:
+    """What is taken for one object in these pictures, at most so long; ``single``: names of those that are
+    known to show one."""
     found = [o for i, p in enumerate(pictures) for o in _components(p, i, p.name in single)]
-    area = {c: np.median([o.mask.sum() for o in found if o.class_id == c and o.whole] or [0]) for c in {o.class_id for o in found}}
-    least = {c: min((_LEAST_SIDE * long_side_px) ** 2, max(_LEAST_AREA_PX, float(a))) for c, a in area.items()}
+    area = {
+        c: np.median([o.mask.sum() for o in found if o.class_id == c and o.whole] or [0])
+        for c in {o.class_id for o in found}
+    }
+    least = {
+        c: min((_LEAST_SIDE * long_side_px) ** 2, max(_LEAST_AREA_PX, float(a))) for c, a in area.items()
+    }
     return [o for o in found if o.mask.sum() >= least[o.class_id]]
 
 
@@ -101,7 +120,9 @@ def _components(picture: Picture, index: int, single: bool) -> list[BankObject]:
     for class_id in np.unique(picture.semantic):
         if class_id in (0, IGNORE):
             continue
-        _, labels, stats, _ = cv2.connectedComponentsWithStats((picture.semantic == class_id).astype(np.uint8), connectivity=8)
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(
+            (picture.semantic == class_id).astype(np.uint8), connectivity=8
+        )
         lone = int((stats[1:, cv2.CC_STAT_AREA] >= _LEAST_AREA_PX).sum()) == 1
         for i in np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= _LEAST_AREA_PX) + 1:
             its = object_of(sure, index, int(class_id), labels == i)
@@ -110,23 +131,39 @@ def _components(picture: Picture, index: int, single: bool) -> list[BankObject]:
     return found
 
 
-def object_of(sure: NDArray[np.uint8], index: int, class_id: int, pixels: NDArray[np.bool_]) -> BankObject | None:
-    """The object made of these pixels (H, W) of picture ``index``, not lone; None where the class map isn't ``sure`` (``sure_of``) or
-    it isn't solid."""
+def object_of(
+    sure: NDArray[np.uint8], index: int, class_id: int, pixels: NDArray[np.bool_]
+) -> BankObject | None:
+    """The object made of these pixels (H, W) of picture ``index``, not lone; None where the class map isn't
+    ``sure`` (``sure_of``) or it isn't solid."""
     height, width = pixels.shape
     x, y, w, h = cv2.boundingRect(pixels.astype(np.uint8))
     mask = pixels[y : y + h, x : x + w].astype(np.uint8)
     if sure[y : y + h, x : x + w][mask > 0].mean() < 255 * _MIN_CONFIDENCE:
         return None
-    filled = mask.sum() / max(1.0, cv2.contourArea(cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32))))
+    filled = mask.sum() / max(
+        1.0, cv2.contourArea(cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32)))
+    )
     if filled < _MIN_SOLIDITY_IN_PLACE:
         return None
     bottom, elsewhere = y + h >= height - 1, x <= 1 or y <= 1 or x + w >= width - 1
-    return BankObject(index, class_id, (x, y, w, h), mask, bottom, not elsewhere and bool(filled >= _MIN_SOLIDITY), lone=False)
+    return BankObject(
+        index,
+        class_id,
+        (x, y, w, h),
+        mask,
+        bottom,
+        not elsewhere and bool(filled >= _MIN_SOLIDITY),
+        lone=False,
+    )
 
 
 def build_bank(
-    images: Path, semantic: Path, confidence: Path | None = None, cutouts: Path | None = None, long_side_px: int = LONG_SIDE_PX
+    images: Path,
+    semantic: Path,
+    confidence: Path | None = None,
+    cutouts: Path | None = None,
+    long_side_px: int = LONG_SIDE_PX,
 ) -> Bank:
     """The bank of a folder of pictures and class maps.
 
@@ -134,8 +171,9 @@ def build_bank(
         images: ``NAME.jpg|png``, BGR.
         semantic: ``NAME.png``, uint8 class map of the picture's size, 0 = background, 255 = ignore.
         confidence: ``NAME.png``, 0..255, any size; default: all maps are sure.
-        cutouts: ``NAME.png``, class maps that are sure and show one object each (``cutouts.py``): of pictures without a class map, or in
-            place of it. Their class ids are counted from the highest of the class maps on, so that none is taken for another.
+        cutouts: ``NAME.png``, class maps that are sure and show one object each (``cutouts.py``): of pictures
+            without a class map, or in place of it. Their class ids are counted from the highest of the class
+            maps on, so that none is taken for another.
         long_side_px: longer pictures are shrunk to it.
 
     Raises:
@@ -154,13 +192,17 @@ def build_bank(
 
 
 def typical(bank: Bank) -> Bank:
-    """The bank without the dented objects of a class that is convex, as cells and fruit are: those are groups."""
+    """The bank without the dented objects of a class that is convex, as cells and fruit are: those are
+    groups."""
     shape = [solidity(o.mask) for o in bank.objects]
     by_class: dict[int, list[float]] = {}
     for value, o in zip(shape, bank.objects, strict=True):
         by_class.setdefault(o.class_id, []).append(value)
     usual = {c: float(np.median(values)) for c, values in by_class.items()}
-    dented = [usual[o.class_id] > _CONVEX and value < usual[o.class_id] - _DENT for value, o in zip(shape, bank.objects, strict=True)]
+    dented = [
+        usual[o.class_id] > _CONVEX and value < usual[o.class_id] - _DENT
+        for value, o in zip(shape, bank.objects, strict=True)
+    ]
     return bank.without(set(np.flatnonzero(dented).tolist()))
 
 
@@ -176,7 +218,8 @@ def object_view(bank: Bank, o: BankObject, view_px: int) -> tuple[NDArray[np.uin
 
 
 def is_split(area: NDArray[np.integer[Any]]) -> bool:
-    """Whether an object whose pieces have these areas is taken for a group: the second largest is more than 12 % of it."""
+    """Whether an object whose pieces have these areas is taken for a group: the second largest is more than
+    12 % of it."""
     return len(area) > 1 and bool(np.sort(area)[-2] > _SPLIT_SHARE * area.sum())
 
 

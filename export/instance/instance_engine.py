@@ -1,4 +1,5 @@
-"""``tfiseg build`` of an instance network: fp32 or fp16, proved as every engine, judged on the views that real frames give."""
+"""``tfiseg build`` of an instance network: fp32 or fp16, proved as every engine, judged on the views that
+real frames give."""
 
 from __future__ import annotations
 
@@ -39,27 +40,43 @@ def is_instance_network(path: Path) -> bool:
     """Whether a file is an ONNX model that ``tfiseg train instance`` wrote."""
     try:
         model = onnx.load(path, load_external_data=False)
-        return any(p.key == METADATA_KEY and "instance_format" in json.loads(p.value) for p in model.metadata_props)
+        return any(
+            p.key == METADATA_KEY and "instance_format" in json.loads(p.value) for p in model.metadata_props
+        )
     except Exception:  # no file, no ONNX, no JSON: whoever asked says so in his own words
         return False
 
 
 def build_instance_engine(
-    source: Path, output: Path, kind: Flavour | None, precision: PrecisionSettings, settings: BuildSettings, command: str, quiet: bool
+    source: Path,
+    output: Path,
+    kind: Flavour | None,
+    precision: PrecisionSettings,
+    settings: BuildSettings,
+    command: str,
+    quiet: bool,
 ) -> dict[str, Any]:
-    """Build ``source`` into an engine for 1 to 64 views per call (or the profile's batch), as ``engine.build`` does.
+    """Build ``source`` into an engine for 1 to 64 views per call (or the profile's batch), as
+    ``engine.build`` does.
 
     Raises:
-        InputError: int8, the target onnxruntime, fp16 without frames to be judged on. GateError: it strays too far from float32.
+        InputError: int8, the target onnxruntime, fp16 without frames to be judged on. GateError: it strays
+            too far from float32.
     """
     if kind is None:
-        raise InputError(f"{source} is an instance network: ONNX Runtime takes it as it is; --target rtx or tensorrt builds an engine")
+        raise InputError(
+            f"{source} is an instance network: ONNX Runtime takes it as it is; --target rtx or tensorrt builds an engine"
+        )
     if precision.precision == "int8":
-        raise InputError("the instance network stays in fp16 or fp32: what it says of outlines doesn't survive int8")
+        raise InputError(
+            "the instance network stays in fp16 or fp32: what it says of outlines doesn't survive int8"
+        )
     began = time.perf_counter()
     model = onnx.load(source)
     metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
-    metadata["outline_px"] = metadata["view_px"]  # an engine takes views of one side: TensorRT is fastest where it knows them
+    metadata["outline_px"] = metadata[
+        "view_px"
+    ]  # an engine takes views of one side: TensorRT is fastest where it knows them
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     for given in model.graph.input:
         for axis in (1, 2):
@@ -78,26 +95,40 @@ def build_instance_engine(
         "model": {**metadata, "class_names": [], "things": []},  # it knows none
         "built_with": built_with(kind, settings),
         "plugin": None,
-        "timings_s": {"precision": round(judged, 2), "build": round(built.seconds, 2), "total": round(time.perf_counter() - began, 2)},
+        "timings_s": {
+            "precision": round(judged, 2),
+            "build": round(built.seconds, 2),
+            "total": round(time.perf_counter() - began, 2),
+        },
     }
     write_engine(output, built.plan, record)
     return {**record, "output": str(output), "bytes": len(built.plan)}
 
 
-def _gate(model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionSettings, quiet: bool) -> dict[str, Any]:
-    """Hold the lowered network against float32 on the views of real frames; raises GateError where it strays."""
+def _gate(
+    model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionSettings, quiet: bool
+) -> dict[str, Any]:
+    """Hold the lowered network against float32 on the views of real frames; raises GateError where it
+    strays."""
     if not settings.gate:
         return {"skipped": "--no-gate"}
     if settings.frames is None:
         raise InputError("--frames SOURCE: fp16 is held against fp32 on real frames (or --no-gate)")
     segmenter, frames = Segmenter(), 0
-    pairs, outlines = np.zeros(2, np.int64), np.zeros(2, np.int64)  # on how many both decide alike, of how many
+    pairs, outlines = (
+        np.zeros(2, np.int64),
+        np.zeros(2, np.int64),
+    )  # on how many both decide alike, of how many
     with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
         sessions = []
         for name, network in (("fp32", model), ("lowered", lowered)):
             onnx.save(network, Path(folder, f"{name}.onnx"))
             sessions.append(InstanceSession(Path(folder, f"{name}.onnx")))
-        for image in tqdm(sample_frames(settings.frames, settings.gate_frames, settings.seed, quiet), desc="gate", disable=quiet):
+        for image in tqdm(
+            sample_frames(settings.frames, settings.gate_frames, settings.seed, quiet),
+            desc="gate",
+            disable=quiet,
+        ):
             components = segmenter.by_shape(image, 0.0)
             planned, looks = looked_at(image, components, sessions[0].view_px)
             if not planned:
@@ -111,14 +142,21 @@ def _gate(model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionS
                 outlines += outline_agreement(drawn, again, masks)
             frames += 1
     if not pairs[1]:
-        raise InputError(f"{settings.frames}: no frame shows a component to judge on; give others, or --no-gate")
+        raise InputError(
+            f"{settings.frames}: no frame shows a component to judge on; give others, or --no-gate"
+        )
     verdict: dict[str, Any] = {"passed": True}
-    for key, said, count in (("pair_agreement", "the pairs of cells", pairs), ("outline_agreement", "the cells near outlines", outlines)):
+    for key, said, count in (
+        ("pair_agreement", "the pairs of cells", pairs),
+        ("outline_agreement", "the cells near outlines", outlines),
+    ):
         if not count[1]:
             continue  # it draws none
         percent = float(100 * count[0] / count[1])
         if percent < _LEAST_AGREEMENT:
-            raise GateError(f"fp16 says the same as fp32 of {percent:.2f} % of {said}, wanted {_LEAST_AGREEMENT} %: build it in fp32")
+            raise GateError(
+                f"fp16 says the same as fp32 of {percent:.2f} % of {said}, wanted {_LEAST_AGREEMENT} %: build it in fp32"
+            )
         verdict[key] = round(percent, 3)
     return {**verdict, "frames": frames, "reference": "fp32"}
 
@@ -126,13 +164,17 @@ def _gate(model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionS
 def _agreement(one: InstanceMaps, other: InstanceMaps, looks: Looks) -> tuple[int, int]:
     """On how many pairs of cells inside the masks both networks decide alike, of how many."""
     step = looks.masks.shape[1] // one.affinity.shape[-1]
-    inside = np.broadcast_to(looks.masks[:, None, step // 2 :: step, step // 2 :: step] > 0, one.affinity.shape)
+    inside = np.broadcast_to(
+        looks.masks[:, None, step // 2 :: step, step // 2 :: step] > 0, one.affinity.shape
+    )
     return int(((one.affinity > 0.5) == (other.affinity > 0.5))[inside].sum()), int(inside.sum())
 
 
-def outline_agreement(one: NDArray[np.float32], other: NDArray[np.float32], masks: NDArray[np.uint8]) -> tuple[int, int]:
-    """Of foregrounds (K, q, q): on how many decisions both agree, of how many. Two for each cell near a mask's outline (masks (K, S, S)
-    0/1): whether it would go, and whether it would come."""
+def outline_agreement(
+    one: NDArray[np.float32], other: NDArray[np.float32], masks: NDArray[np.uint8]
+) -> tuple[int, int]:
+    """Of foregrounds (K, q, q): on how many decisions both agree, of how many. Two for each cell near a
+    mask's outline (masks (K, S, S) 0/1): whether it would go, and whether it would come."""
     agreeing, counted = 0, 0
     for a, b, mask in zip(one, other, masks, strict=True):
         cells = cv2.resize(mask, a.shape[::-1], interpolation=cv2.INTER_NEAREST)

@@ -1,4 +1,5 @@
-"""A trained instance network as ONNX: views and masks in, displacement, affinities, boundary and foreground out."""
+"""A trained instance network as ONNX: views and masks in, displacement, affinities, boundary and foreground
+out."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ OPSET = 18
 
 
 def load_instance_checkpoint(path: Path) -> InstanceNetwork:
-    """The averaged network of a checkpoint that ``tfiseg train instance`` wrote; raises ModelError for any other file."""
+    """The averaged network of a checkpoint that ``tfiseg train instance`` wrote; raises ModelError for any
+    other file."""
     network = InstanceNetwork()
     if not load_start(network, path):
         raise ModelError(f"{path} holds ImageNet's weights, not a checkpoint of `tfiseg train instance`")
@@ -37,8 +39,8 @@ def load_instance_checkpoint(path: Path) -> InstanceNetwork:
 
 
 class ViewMaps(torch.nn.Module):
-    """The network from pixels to probabilities: views uint8 (K, S, S, 3) and masks uint8 (K, S, S) to the fields of
-    ``InstanceMaps``, the last of them where it draws ``outlines``."""
+    """The network from pixels to probabilities: views uint8 (K, S, S, 3) and masks uint8 (K, S, S) to the
+    fields of ``InstanceMaps``, the last of them where it draws ``outlines``."""
 
     def __init__(self, network: InstanceNetwork, outlines: bool) -> None:
         super().__init__()
@@ -70,11 +72,13 @@ def export_instance(
         network: trained.
         output: NAME.onnx, written whole or not at all.
         view_px: side of its views: what it was trained with.
-        rules: learned merge rules by name ("merge", "part", "join"), see ``rules.py``; they belong to these weights.
+        rules: learned merge rules by name ("merge", "part", "join"), see ``rules.py``; they belong to these
+            weights.
         training_data, licence: sentences for the model's metadata.
         outlines: whether it draws them: whether they were taught.
         min_area: pixels of the smallest objects that it is for; None: any.
-        lone_odds: of components that could be parted, how many are one object for each that is several (``told.py``); None: not said.
+        lone_odds: of components that could be parted, how many are one object for each that is several
+            (``told.py``); None: not said.
 
     Returns:
         bytes, the largest difference of a probability, the metadata.
@@ -107,7 +111,9 @@ def export_instance(
         raise ModelError("onnxsim changed what the network computes: export with another onnxsim version")
     part_convolutions(model)
     casts, weights = stored_as_half(model.graph.initializer)
-    graph = helper.make_graph([*casts, *model.graph.node], "tfiseg-instance", model.graph.input, model.graph.output, weights)
+    graph = helper.make_graph(
+        [*casts, *model.graph.node], "tfiseg-instance", model.graph.input, model.graph.output, weights
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tfiseg")
     model.ir_version = MODEL_IR_VERSION
     metadata = {
@@ -121,7 +127,11 @@ def export_instance(
         "training_data": training_data,
         "licence": licence,
         "weights_sha256": weights_digest(weights),
-        **{key: value for key, value in (("min_area", min_area), ("lone_odds", lone_odds)) if value is not None},
+        **{
+            key: value
+            for key, value in (("min_area", min_area), ("lone_odds", lone_odds))
+            if value is not None
+        },
     }
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     with written_whole(model, output) as part:

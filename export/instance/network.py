@@ -1,8 +1,10 @@
-"""The instance network: a picture and the mask of one class in; displacement, affinities, boundary and foreground out.
+"""The instance network: a picture and the mask of one class in; displacement, affinities, boundary and
+foreground out.
 
-Needs torch (``pip install ".[export]"``). It knows no classes, so it works beside any semantic network. Heads and their sources:
-displacement (TFISeg's DFM), between-instance boundary (its CBR), affinities of pixel pairs at short and long offsets, the mask as it
-should be (docs/instance-network.md). EfficientNet-Lite2 without its last stage, a feature pyramid, ReLU6 and plain convolutions only.
+Needs torch (``pip install ".[export]"``). It knows no classes, so it works beside any semantic network. Heads
+and their sources: displacement (TFISeg's DFM), between-instance boundary (its CBR), affinities of pixel pairs
+at short and long offsets, the mask as it should be (docs/instance-network.md). EfficientNet-Lite2 without its
+last stage, a feature pyramid, ReLU6 and plain convolutions only.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ def outline_px(view_px: int) -> int:
 
 
 class Seen(NamedTuple):
-    """Features of a view: ``fine`` (N, 16, S / 2, S / 2), ImageNet's; ``sides``, the backbone's at strides 4 to 32, and ``pyramid``, the
-    same after the pyramid (``channels`` each); ``deep`` (N, channels, S / 4, S / 4), what the heads read; ``mask`` (N, 1, S / 2, S / 2)
-    and ``shape`` (N, 3, S / 4, S / 4), of the mask."""
+    """Features of a view: ``fine`` (N, 16, S / 2, S / 2), ImageNet's; ``sides``, the backbone's at strides 4
+    to 32, and ``pyramid``, the same after the pyramid (``channels`` each); ``deep`` (N, channels, S / 4, S /
+    4), what the heads read; ``mask`` (N, 1, S / 2, S / 2) and ``shape`` (N, 3, S / 4, S / 4), of the mask."""
 
     fine: Tensor
     sides: list[Tensor]
@@ -44,8 +46,9 @@ class Seen(NamedTuple):
 
 
 class Outlines(nn.Module):
-    """Which pixels belong to what the mask shows, (N, 1, S / 2, S / 2), logits: the mask as it should be (mask refinement). Its layers,
-    a pyramid of its own among them, are no other head's: it learns from rougher masks than they do, and leaves them as they are."""
+    """Which pixels belong to what the mask shows, (N, 1, S / 2, S / 2), logits: the mask as it should be
+    (mask refinement). Its layers, a pyramid of its own among them, are no other head's: it learns from
+    rougher masks than they do, and leaves them as they are."""
 
     def __init__(self, channels: int = 64, width: int = 32) -> None:
         super().__init__()
@@ -63,7 +66,10 @@ class Outlines(nn.Module):
         )
 
     def forward(self, seen: Seen) -> Tensor:
-        levels = [self.lateral[k](torch.cat(both, 1)) for k, both in enumerate(zip(seen.sides, seen.pyramid, strict=True))]
+        levels = [
+            self.lateral[k](torch.cat(both, 1))
+            for k, both in enumerate(zip(seen.sides, seen.pyramid, strict=True))
+        ]
         y = self.refine[3](levels[3])
         for k in (2, 1, 0):
             y = self.refine[k](levels[k] + upsample_like(y, levels[k]))
@@ -80,8 +86,8 @@ class InstanceNetwork(nn.Module):
         mask: float32 (N, 1, S, S), 1 where the class is.
 
     Returns:
-        displacement (N, 2, S / 4, S / 4): (dy, dx) to the centre of each pixel's object, in units of 32 px; affinity
-        (N, A, S / 4, S / 4), boundary and foreground (N, 1, S / 2, S / 2), logits.
+        displacement (N, 2, S / 4, S / 4): (dy, dx) to the centre of each pixel's object, in units of 32 px;
+        affinity (N, A, S / 4, S / 4), boundary and foreground (N, 1, S / 2, S / 2), logits.
     """
 
     def __init__(self, channels: int = 64) -> None:
@@ -89,7 +95,9 @@ class InstanceNetwork(nn.Module):
         backbone = Backbone(LITE2)
         self.stem = backbone.stem
         self.blocks = backbone.blocks[: max(_ENDS) + 1]
-        self.mask_stem = nn.Sequential(nn.Conv2d(1, 16, 5, 2, 2), nn.ReLU6(inplace=True), nn.Conv2d(16, 24, 5, 2, 2))
+        self.mask_stem = nn.Sequential(
+            nn.Conv2d(1, 16, 5, 2, 2), nn.ReLU6(inplace=True), nn.Conv2d(16, 24, 5, 2, 2)
+        )
         self.surround = nn.Conv2d(1 + len(_SURROUND), 24, 1)
         for entry in (self.mask_stem[2], self.surround):
             nn.init.normal_(entry.weight, 0, 0.02)  # type: ignore[arg-type]  # ImageNet's features are not drowned at the start
@@ -120,7 +128,9 @@ class InstanceNetwork(nn.Module):
     def look(self, image: Tensor, mask: Tensor) -> Seen:
         fine, x = self._fixed(image)
         mask_4 = F.avg_pool2d(mask, 4)
-        shape = torch.cat([mask_4, *(F.avg_pool2d(mask_4, k, 1, k // 2, count_include_pad=True) for k in _SURROUND)], 1)
+        shape = torch.cat(
+            [mask_4, *(F.avg_pool2d(mask_4, k, 1, k // 2, count_include_pad=True) for k in _SURROUND)], 1
+        )
         x = x + self.mask_stem(mask) + self.surround(shape)
         sides = [x]
         for i, block in enumerate(self.blocks[FROZEN_BLOCKS:], FROZEN_BLOCKS):

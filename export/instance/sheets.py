@@ -1,4 +1,5 @@
-"""Contact sheets of what the network learns from: a person looks at them before an hour of training is spent."""
+"""Contact sheets of what the network learns from: a person looks at them before an hour of training is
+spent."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ _UNKNOWN = (0, 0, 255)
 Image = NDArray[np.uint8]
 
 
-def bank_sheet(bank: Bank, view_px: int, path: Path, indices: Sequence[int] | None = None, seed: int = 0) -> None:
+def bank_sheet(
+    bank: Bank, view_px: int, path: Path, indices: Sequence[int] | None = None, seed: int = 0
+) -> None:
     """Objects of the bank (or those of ``indices``), what belongs to them bright, up to 72 drawn by seed."""
     chosen = list(range(len(bank.objects))) if indices is None else list(indices)
     np.random.default_rng(seed).shuffle(chosen)
@@ -35,12 +38,17 @@ def bank_sheet(bank: Bank, view_px: int, path: Path, indices: Sequence[int] | No
 
 
 def composite_sheet(composer: Composer, path: Path, first: int = 0) -> None:
-    """36 composites, each beside its mask: one colour an object, red where it is not known whose a pixel is."""
+    """36 composites, each beside its mask: one colour an object, red where it is not known whose a pixel
+    is."""
     cells = []
     for k in range(_COLUMNS * _ROWS // 2):
         composite = composer(first + k)
         colours = instance_colours(max(1, int(composite.owner.max())) + 1)
-        painted = np.where((composite.owner < 0)[..., None], np.array(_UNKNOWN, np.uint8), colours[np.maximum(composite.owner, 0)])
+        painted = np.where(
+            (composite.owner < 0)[..., None],
+            np.array(_UNKNOWN, np.uint8),
+            colours[np.maximum(composite.owner, 0)],
+        )
         shown = np.where(composite.mask[..., None] > 0, painted, composite.image // 4)
         cells += [captioned(composite.image, str(composite.class_id)), shown.astype(np.uint8)]
     write_sheet(cells, _COLUMNS, path)
@@ -49,12 +57,15 @@ def composite_sheet(composer: Composer, path: Path, first: int = 0) -> None:
 def captioned(cell: Image, text: str) -> Image:
     """The cell with a line of text at its foot."""
     out = np.ascontiguousarray(cell, np.uint8)
-    cv2.putText(out, text, (3, out.shape[0] - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 255, 255), 1, cv2.LINE_AA)
+    cv2.putText(
+        out, text, (3, out.shape[0] - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 255, 255), 1, cv2.LINE_AA
+    )
     return out
 
 
 def write_sheet(cells: list[Image], columns: int, path: Path) -> None:
-    """Cells of one size in rows, as a JPEG or PNG; nothing where there are none. Raises InputError if it can't be written."""
+    """Cells of one size in rows, as a JPEG or PNG; nothing where there are none. Raises InputError if it
+    can't be written."""
     if not cells:
         return
     blank = np.zeros_like(cells[0])

@@ -1,7 +1,8 @@
 """Convolutions of concatenations, part by part: the same sums, as ONNX Runtime computes them fast.
 
-Its fast convolutions want channels in multiples of 16 (or fewer than 16). A mask's channel beside 64 others makes 65: that convolution
-takes three times as long. ``conv(concat(a, b))`` is ``conv_a(a) + conv_b(b)``, with the weights parted alike.
+Its fast convolutions want channels in multiples of 16 (or fewer than 16). A mask's channel beside 64 others
+makes 65: that convolution takes three times as long. ``conv(concat(a, b))`` is ``conv_a(a) + conv_b(b)``,
+with the weights parted alike.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ _BLOCK = 16  # channels
 
 
 def part_convolutions(model: onnx.ModelProto) -> None:
-    """Part the convolutions of a simplified model, in place, that have other numbers of channels, and the concatenations before them."""
+    """Part the convolutions of a simplified model, in place, that have other numbers of channels, and the
+    concatenations before them."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.input, *inferred.value_info)}
     channels = {name: shape[1].dim_value for name, shape in shapes.items() if len(shape) == 4}
@@ -35,7 +37,12 @@ def part_convolutions(model: onnx.ModelProto) -> None:
             group = next((a.i for a in conv.attribute if a.name == "group"), 1)
             along = next(a.i for a in concat.attribute if a.name == "axis")
             depthwise = group == sum(widths) == weights[conv.input[1]].dims[0]
-            if sum(widths) % _BLOCK == 0 or along != 1 or not (group == 1 or depthwise) or concat.output[0] in given_out:
+            if (
+                sum(widths) % _BLOCK == 0
+                or along != 1
+                or not (group == 1 or depthwise)
+                or concat.output[0] in given_out
+            ):
                 continue
             nodes = _parted(conv, concat, widths, weights, channels)
             del graph.node[position]
@@ -53,9 +60,14 @@ def part_convolutions(model: onnx.ModelProto) -> None:
 
 
 def _parted(
-    conv: onnx.NodeProto, concat: onnx.NodeProto, widths: list[int], weights: dict[str, onnx.TensorProto], channels: dict[str, int]
+    conv: onnx.NodeProto,
+    concat: onnx.NodeProto,
+    widths: list[int],
+    weights: dict[str, onnx.TensorProto],
+    channels: dict[str, int],
 ) -> list[onnx.NodeProto]:
-    """The nodes that do what a concatenation and a convolution did; their weights and channels are entered."""
+    """The nodes that do what a concatenation and a convolution did; their weights and channels are
+    entered."""
     attributes = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
     weight = numpy_helper.to_array(weights[conv.input[1]])
     bias = numpy_helper.to_array(weights[conv.input[2]]) if len(conv.input) > 2 else None
@@ -74,10 +86,16 @@ def _parted(
                 weights[inputs[-1]] = numpy_helper.from_array(np.ascontiguousarray(value), inputs[-1])
         made.append(f"{out}/{k}")
         channels[made[-1]] = kernel.shape[0]
-        nodes.append(helper.make_node("Conv", inputs, [made[-1]], made[-1], **attributes | {"group": width if depthwise else 1}))
+        nodes.append(
+            helper.make_node(
+                "Conv", inputs, [made[-1]], made[-1], **attributes | {"group": width if depthwise else 1}
+            )
+        )
     if depthwise:
         return [*nodes, helper.make_node("Concat", made, [out], f"{out}/parts", axis=1)]
     for k, name in enumerate(made[1:], 1):
         total = out if k == len(made) - 1 else f"{out}/sum{k}"
-        nodes.append(helper.make_node("Add", [made[0] if k == 1 else f"{out}/sum{k - 1}", name], [total], total))
+        nodes.append(
+            helper.make_node("Add", [made[0] if k == 1 else f"{out}/sum{k - 1}", name], [total], total)
+        )
     return nodes

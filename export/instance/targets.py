@@ -23,8 +23,9 @@ _LEAST_SIZE_PX = 8.0
 
 @dataclass(frozen=True)
 class Targets:
-    """``displacement`` float32 (2, q, q) in units of 32 px; ``weight`` float32 (q, q), 32 px over the object's size, 0 = no object;
-    ``affinity`` uint8 (A, q, q) and ``boundary`` uint8 (S / 2, S / 2): 0, 1, 255 = unknown."""
+    """``displacement`` float32 (2, q, q) in units of 32 px; ``weight`` float32 (q, q), 32 px over the
+    object's size, 0 = no object; ``affinity`` uint8 (A, q, q) and ``boundary`` uint8 (S / 2, S / 2): 0, 1,
+    255 = unknown."""
 
     displacement: NDArray[np.float32]
     weight: NDArray[np.float32]
@@ -33,7 +34,8 @@ class Targets:
 
 
 def targets_of(owner: NDArray[np.int32]) -> Targets:
-    """Targets from the object of each pixel: int32 (H, W), sides multiples of 4, 1.., 0 = outside of the mask, -1 = unknown."""
+    """Targets from the object of each pixel: int32 (H, W), sides multiples of 4, 1.., 0 = outside of the
+    mask, -1 = unknown."""
     cells = owner[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
     rows, columns = cells.shape
     at_y, at_x = (np.arange(n, dtype=np.float32) * STRIDE + STRIDE / 2 for n in cells.shape)
@@ -42,8 +44,12 @@ def targets_of(owner: NDArray[np.int32]) -> Targets:
         its = cells == k
         x, y, w, h = cv2.boundingRect((owner == k).astype(np.uint8))
         ys, xs = np.nonzero(owner[y : y + h, x : x + w] == k)
-        displacement[0][its] = (np.broadcast_to(y + ys.mean() - at_y[:, None], cells.shape)[its]) / DISPLACEMENT_UNIT_PX
-        displacement[1][its] = (np.broadcast_to(x + xs.mean() - at_x[None], cells.shape)[its]) / DISPLACEMENT_UNIT_PX
+        displacement[0][its] = (
+            (np.broadcast_to(y + ys.mean() - at_y[:, None], cells.shape)[its]) / DISPLACEMENT_UNIT_PX
+        )
+        displacement[1][its] = (
+            (np.broadcast_to(x + xs.mean() - at_x[None], cells.shape)[its]) / DISPLACEMENT_UNIT_PX
+        )
         weight[its] = DISPLACEMENT_UNIT_PX / max(float(np.sqrt(w * h)), _LEAST_SIZE_PX)
     affinity = np.full((len(AFFINITY_OFFSETS), rows, columns), UNKNOWN, np.uint8)
     for k, (dy, dx) in enumerate(AFFINITY_OFFSETS):
@@ -66,18 +72,23 @@ def _boundary_of(owner: NDArray[np.int32]) -> NDArray[np.uint8]:
     between = inside & (highest != lowest)
     h, w = (s // 2 for s in owner.shape)
     blocks = (h, 2, w, 2)
-    return np.where(inside.reshape(blocks).any((1, 3)), between.reshape(blocks).any((1, 3)), UNKNOWN).astype(np.uint8)
+    return np.where(inside.reshape(blocks).any((1, 3)), between.reshape(blocks).any((1, 3)), UNKNOWN).astype(
+        np.uint8
+    )
 
 
 def pairs_told(logits: Tensor, same: Tensor) -> NDArray[np.float64]:
-    """Of affinities (N, A, q, q) against ``Targets.affinity``: how many pairs of different objects and of one object are told right, and
-    how many there are, (2, 2)."""
+    """Of affinities (N, A, q, q) against ``Targets.affinity``: how many pairs of different objects and of one
+    object are told right, and how many there are, (2, 2)."""
     told = [(((logits > 0) == bool(k))[same == k].sum().item(), (same == k).sum().item()) for k in (0, 1)]
     return np.array(told, np.float64).T
 
 
-def loss_of(outputs: tuple[Tensor, Tensor, Tensor], targets: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The three losses: displacement relative to the object's size (smooth L1), affinity and boundary (balanced cross-entropy)."""
+def loss_of(
+    outputs: tuple[Tensor, Tensor, Tensor], targets: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three losses: displacement relative to the object's size (smooth L1), affinity and boundary
+    (balanced cross-entropy)."""
     displacement, affinity, boundary = outputs
     wanted, weight, same, edge = targets
     error = F.smooth_l1_loss(displacement, wanted, reduction="none", beta=0.1) * weight[:, None]
@@ -92,4 +103,6 @@ def loss_of(outputs: tuple[Tensor, Tensor, Tensor], targets: tuple[Tensor, Tenso
 def _cross_entropy(logits: Tensor, wanted: Tensor, weight_of_1: float, weight_of_0: float) -> Tensor:
     target = (wanted == 1).float()
     weight = torch.where(target > 0, weight_of_1, weight_of_0) * (wanted != UNKNOWN)
-    return (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum() / weight.sum().clamp(min=1)
+    return (
+        F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight
+    ).sum() / weight.sum().clamp(min=1)

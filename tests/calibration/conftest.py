@@ -1,4 +1,5 @@
-"""A small network in tfiseg's format: stem, depthwise convolution, a residual addition, a classifier; channels of very unequal range."""
+"""A small network in tfiseg's format: stem, depthwise convolution, a residual addition, a classifier;
+channels of very unequal range."""
 
 import numpy as np
 import pytest
@@ -13,19 +14,37 @@ def residual_network():
     nodes, weights = [], []
 
     def conv(name, x, outputs, inputs, kernel, groups=1, relu=True, stretch=None):
-        w = rng.normal(0, (2 / (inputs * kernel * kernel)) ** 0.5, (outputs, inputs, kernel, kernel)).astype(np.float32)
+        w = rng.normal(0, (2 / (inputs * kernel * kernel)) ** 0.5, (outputs, inputs, kernel, kernel)).astype(
+            np.float32
+        )
         if stretch is not None:
             w *= stretch[:, None, None, None]
         weights.append(numpy_helper.from_array(w, f"{name}.weight"))
-        weights.append(numpy_helper.from_array(rng.normal(0, 0.1, outputs).astype(np.float32), f"{name}.bias"))
+        weights.append(
+            numpy_helper.from_array(rng.normal(0, 0.1, outputs).astype(np.float32), f"{name}.bias")
+        )
         pads = [kernel // 2] * 4
-        nodes.append(helper.make_node("Conv", [x, f"{name}.weight", f"{name}.bias"], [f"{name}.out"], name=name, pads=pads, group=groups))
+        nodes.append(
+            helper.make_node(
+                "Conv",
+                [x, f"{name}.weight", f"{name}.bias"],
+                [f"{name}.out"],
+                name=name,
+                pads=pads,
+                group=groups,
+            )
+        )
         if not relu:
             return f"{name}.out"
-        nodes.append(helper.make_node("Clip", [f"{name}.out", "zero", "six"], [f"{name}.relu"], name=f"{name}.clip"))
+        nodes.append(
+            helper.make_node("Clip", [f"{name}.out", "zero", "six"], [f"{name}.relu"], name=f"{name}.clip")
+        )
         return f"{name}.relu"
 
-    weights += [numpy_helper.from_array(np.float32(v), k) for k, v in (("zero", 0), ("six", 6), ("mean", 127), ("scale", 1 / 64))]
+    weights += [
+        numpy_helper.from_array(np.float32(v), k)
+        for k, v in (("zero", 0), ("six", 6), ("mean", 127), ("scale", 1 / 64))
+    ]
     nodes += [
         helper.make_node("Cast", ["frame"], ["pre.float"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["pre.float"], ["pre.nchw"], perm=[0, 3, 1, 2]),
@@ -44,7 +63,9 @@ def residual_network():
     nodes[-1].output[0] = "logits"
     frame = helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, "height", "width", 3])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 4, "h", "w"])
-    model = helper.make_model(helper.make_graph(nodes, "g", [frame], [logits], weights), opset_imports=[helper.make_opsetid("", 18)])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [frame], [logits], weights), opset_imports=[helper.make_opsetid("", 18)]
+    )
     model.ir_version = 10
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -45,7 +45,10 @@ def test_a_spoilt_network_is_stopped_with_figures(scenes, spoilt, tmp_path):
     assert not report["passed"]
     assert report["worst_frame"]["name"] == comparison.worst(1)[0].name
     assert report["snr_db"]["logits"] < 30
-    with pytest.raises(tfiseg.GateError, match=r"label agreement [\d.]+%, wanted at least 98%.*nothing was written.*--no-gate"):
+    with pytest.raises(
+        tfiseg.GateError,
+        match=r"label agreement [\d.]+%, wanted at least 98%.*nothing was written.*--no-gate",
+    ):
         insist(report, "nothing was written")
     worst_sheet(reference, candidate, scenes, comparison, tmp_path / "sheet.png", 2)
     assert (tmp_path / "sheet.png").stat().st_size > 10_000

@@ -1,4 +1,5 @@
-"""Quantisation: exact where it must be, better than plain rounding, nothing that ONNX Runtime makes of it that was not meant."""
+"""Quantisation: exact where it must be, better than plain rounding, nothing that ONNX Runtime makes of it
+that was not meant."""
 
 import numpy as np
 import onnx
@@ -50,7 +51,9 @@ def test_equalising_changes_ranges_and_nothing_else(model, frames, tools):
     tensors, makers, readers = residual_groups(network)[0]
     assert {m.name for m in makers} == {"project_a", "project_b"}
     assert {r.name for r in readers} == {"expand", "head"}
-    peaks = {t: np.abs(v).max((0, 2, 3)) for t, v in next(run_tensors(network.model, tensors, frames)).items()}
+    peaks = {
+        t: np.abs(v).max((0, 2, 3)) for t, v in next(run_tensors(network.model, tensors, frames)).items()
+    }
     before = max(peaks["sum"]) / min(peaks["sum"])
     assert equalise(network, peaks) == 1
     after = np.abs(next(run_tensors(network.model, ["sum"], frames))["sum"]).max((0, 2, 3))
@@ -61,7 +64,9 @@ def test_equalising_changes_ranges_and_nothing_else(model, frames, tools):
 def test_second_order_rounding_beats_nearest():
     rng = np.random.default_rng(0)
     mixing = rng.normal(0, 1, (12, 4))  # neighbouring pixels and channels tell much the same
-    samples = (mixing @ rng.normal(0, 1, (1, 4, 4000)) + 0.1 * rng.normal(0, 1, (1, 12, 4000)) + 0.7).astype(np.float32)
+    samples = (mixing @ rng.normal(0, 1, (1, 4, 4000)) + 0.1 * rng.normal(0, 1, (1, 12, 4000)) + 0.7).astype(
+        np.float32
+    )
     matrix, bias = rng.normal(0, 1, (1, 8, 12)), rng.normal(0, 1, (1, 8))
     moments = Moments()
     moments.see(samples)
@@ -70,7 +75,9 @@ def test_second_order_rounding_beats_nearest():
     ours = (q * scale[..., None]) @ samples + shifted[..., None]
     nearest = (np.round(matrix / scale[..., None]) * scale[..., None]) @ samples + bias[..., None]
     assert np.square(ours - exact).mean() < 0.3 * np.square(nearest - exact).mean()
-    assert np.abs((ours - exact).mean(2)).max() < 0.01 * np.abs(exact).mean()  # the bias takes up the mean error
+    assert (
+        np.abs((ours - exact).mean(2)).max() < 0.01 * np.abs(exact).mean()
+    )  # the bias takes up the mean error
 
 
 def test_a_dead_channel_and_a_single_sample_round():
@@ -89,8 +96,14 @@ def test_a_network_in_int8_says_nearly_the_same(model, frames, calibration, tool
     precisions = {layer.name: layer.precision for layer in layer_precisions(network)}
     assert precisions == {**dict.fromkeys(precisions, "int8"), "classifier": "fp32"}
     assert snr_db(model, network, frames) > 25
-    scalars = [i for i in network.graph.initializer if i.name.endswith(".scale") and ".weight" not in i.name and ".bias" not in i.name]
-    assert all(len(i.dims) == 0 for i in scalars)  # TensorRT-RTX takes a scale of shape (1,) and silently computes in float
+    scalars = [
+        i
+        for i in network.graph.initializer
+        if i.name.endswith(".scale") and ".weight" not in i.name and ".bias" not in i.name
+    ]
+    assert all(
+        len(i.dims) == 0 for i in scalars
+    )  # TensorRT-RTX takes a scale of shape (1,) and silently computes in float
 
 
 def test_zero_is_exact_and_ranges_hold():
@@ -104,7 +117,8 @@ def test_zero_is_exact_and_ranges_hold():
 
 
 def test_kept_layers_really_are_kept_by_onnxruntime(model, frames, calibration, tmp_path):
-    """ONNX Runtime quantises float convolutions between a DQ and a Q by itself; ours it must leave alone, in any session."""
+    """ONNX Runtime quantises float convolutions between a DQ and a Q by itself; ours it must leave alone, in
+    any session."""
     onnx.save(quantise(model, calibration, ["depthwise"], UNSIGNED), tmp_path / "net.onnx")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
@@ -119,7 +133,9 @@ def test_kept_layers_really_are_kept_by_onnxruntime(model, frames, calibration, 
 def test_clips_that_saturation_does_anyway_are_gone(model, calibration):
     unsigned, signed = quantise(model, calibration, (), UNSIGNED), quantise(model, calibration, (), SIGNED)
     assert sum(n.op_type == "Clip" for n in unsigned.graph.node) == 0
-    assert sum(n.op_type == "Clip" for n in signed.graph.node) == 4  # around zero there is no saturation at zero
+    assert (
+        sum(n.op_type == "Clip" for n in signed.graph.node) == 4
+    )  # around zero there is no saturation at zero
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -178,7 +194,12 @@ def test_layers_are_named_by_pattern_or_weight(model):
 
 
 def test_the_most_sensitive_layer_is_found(model, frames, calibration):
-    spoilt = Calibration(calibration.key, calibration.peaks, {**calibration.ranges, "head.relu": (0.0, 300.0)}, calibration.rounded)
+    spoilt = Calibration(
+        calibration.key,
+        calibration.peaks,
+        {**calibration.ranges, "head.relu": (0.0, 300.0)},
+        calibration.rounded,
+    )
     ranking = rank_layers(model, spoilt, frames.part(0, 3), UNSIGNED)
     assert ranking[0][0] == "head"
     assert [noise for _, noise in ranking] == sorted((noise for _, noise in ranking), reverse=True)
@@ -194,5 +215,7 @@ def test_exclusion_stops_at_the_fewest_layers(enough):
     names, tried = exclude_until(lambda: ranking, 10, judge)
     assert names == [f"layer{k}" for k in range(enough)]
     assert len(tried) <= 9
-    hopeless, _ = exclude_until(lambda: ranking, 4, lambda names: {"passed": False, "label_agreement": 0.0, "PQ": float(len(names))})
+    hopeless, _ = exclude_until(
+        lambda: ranking, 4, lambda names: {"passed": False, "label_agreement": 0.0, "PQ": float(len(names))}
+    )
     assert len(hopeless) == 4

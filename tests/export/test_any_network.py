@@ -27,13 +27,30 @@ FLOAT, HALF, UINT8, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.
 node = helper.make_node
 
 
-def write(path, nodes, output, *, shape=(1, 3, H, W), element=FLOAT, out_type=FLOAT, out_shape=(None,) * 4, opset=17, channels=C, extra=()):
-    """A network: a stride-4 convolution with random weights from ``x`` (NCHW float) to ``scores``, then ``nodes``."""
+def write(
+    path,
+    nodes,
+    output,
+    *,
+    shape=(1, 3, H, W),
+    element=FLOAT,
+    out_type=FLOAT,
+    out_shape=(None,) * 4,
+    opset=17,
+    channels=C,
+    extra=(),
+):
+    """A network: a stride-4 convolution with random weights from ``x`` (NCHW float) to ``scores``, then
+    ``nodes``."""
     rng = np.random.default_rng(1)
     weight = rng.normal(0, 1, (channels, 3, 4, 4)).astype(np.float32)
     kind = np.float16 if element == HALF else np.float32
     constants = {"weight": weight.astype(kind), "bias": rng.normal(0, 0.5, channels).astype(kind)}
-    constants |= {"hw_sizes": np.array([1, channels, H, W], np.int64), "none": np.zeros(0, np.float32), **dict(extra)}
+    constants |= {
+        "hw_sizes": np.array([1, channels, H, W], np.int64),
+        "none": np.zeros(0, np.float32),
+        **dict(extra),
+    }
     first = []
     picture = "picture"
     if element == UINT8:
@@ -61,8 +78,20 @@ def export(path, tmp_path, **options):
     return export_any(str(path), out, ExportSettings(**options), quiet=True), onnx.load(out)
 
 
-UP = node("Resize", ["scores", "none", "none", "hw_sizes"], ["up"], mode="linear", coordinate_transformation_mode="half_pixel")
-UP_CORNERS = node("Resize", ["scores", "none", "none", "hw_sizes"], ["up"], mode="linear", coordinate_transformation_mode="align_corners")
+UP = node(
+    "Resize",
+    ["scores", "none", "none", "hw_sizes"],
+    ["up"],
+    mode="linear",
+    coordinate_transformation_mode="half_pixel",
+)
+UP_CORNERS = node(
+    "Resize",
+    ["scores", "none", "none", "hw_sizes"],
+    ["up"],
+    mode="linear",
+    coordinate_transformation_mode="align_corners",
+)
 MAP = {"out_type": INT64, "out_shape": (None,) * 3}
 TAILS = {
     "nothing": ([], "scores", {}, []),
@@ -71,7 +100,12 @@ TAILS = {
     "log-softmax": ([node("LogSoftmax", ["scores"], ["y"], axis=-3)], "y", {}, ["LogSoftmax"]),
     "argmax": ([UP, node("ArgMax", ["up"], ["y"], axis=1, keepdims=0)], "y", MAP, ["ArgMax", "Resize"]),
     "argmax, squeeze, cast": (
-        [UP, node("ArgMax", ["up"], ["m"], axis=1), node("Squeeze", ["m", "one"], ["s"]), node("Cast", ["s"], ["y"], to=UINT8)],
+        [
+            UP,
+            node("ArgMax", ["up"], ["m"], axis=1),
+            node("Squeeze", ["m", "one"], ["s"]),
+            node("Cast", ["s"], ["y"], to=UINT8),
+        ],
         "y",
         {"out_type": UINT8, "out_shape": (None,) * 3, "extra": {"one": np.array([1])}.items()},
         ["Cast", "Squeeze", "ArgMax", "Resize"],
@@ -84,7 +118,10 @@ TAILS = {
         ["Softmax", "Transpose"],
     ),
     "channels last argmax": (
-        [node("Transpose", ["scores"], ["t"], perm=[0, 2, 3, 1]), node("ArgMax", ["t"], ["y"], axis=3, keepdims=1)],
+        [
+            node("Transpose", ["scores"], ["t"], perm=[0, 2, 3, 1]),
+            node("ArgMax", ["t"], ["y"], axis=3, keepdims=1),
+        ],
         "y",
         {"out_type": INT64},
         ["ArgMax", "Transpose"],
@@ -102,7 +139,12 @@ def test_tails_are_cut(tail, tmp_path):
     assert report["stride"] == 4
     assert report["labels_seen"] > 2
     assert report["label_agreement"] > 0.999
-    assert [d.dim_value or d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim] == [1, "height", "width", 3]
+    assert [d.dim_value or d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim] == [
+        1,
+        "height",
+        "width",
+        3,
+    ]
     assert [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim] == [1, C, H // 4, W // 4]
     names = [i.name for i in model.graph.input] + [o.name for o in model.graph.output]
     assert names == ["frame", "logits"]
@@ -121,13 +163,22 @@ def test_tails_are_cut(tail, tmp_path):
     ],
 )
 def test_layouts(shape, element, pixels, tmp_path):
-    path = write(tmp_path / "x.onnx", [], "scores", shape=shape, element=element, out_type=HALF if element == HALF else FLOAT)
+    path = write(
+        tmp_path / "x.onnx",
+        [],
+        "scores",
+        shape=shape,
+        element=element,
+        out_type=HALF if element == HALF else FLOAT,
+    )
     report, model = export(path, tmp_path, input_size_hw=(H, W) if "h" in shape else None)
     assert report["pixels"].startswith(pixels)
     assert report["label_agreement"] > 0.995
     assert model.graph.output[0].type.tensor_type.elem_type == FLOAT
     assert "image" in {o for n in model.graph.node for o in n.output}
-    assert onnxruntime.InferenceSession(with_batch(model, 2).SerializeToString()).run(None, {"frame": np.zeros((2, 30, 40, 3), np.uint8)})
+    assert onnxruntime.InferenceSession(with_batch(model, 2).SerializeToString()).run(
+        None, {"frame": np.zeros((2, 30, 40, 3), np.uint8)}
+    )
 
 
 def test_the_preprocessing_is_the_one_asked_for(tmp_path):
@@ -154,7 +205,13 @@ def test_corner_aligned_upsampling_stays_right(tmp_path):
 
 
 def test_nearest_upsampling_is_kept(tmp_path):
-    nearest = node("Resize", ["scores", "none", "none", "hw_sizes"], ["up"], mode="nearest", coordinate_transformation_mode="asymmetric")
+    nearest = node(
+        "Resize",
+        ["scores", "none", "none", "hw_sizes"],
+        ["up"],
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+    )
     report, _ = export(write(tmp_path / "x.onnx", [nearest], "up"), tmp_path)
     assert report["removed"] == []
     assert report["grid_hw"] == [H, W]
@@ -178,7 +235,10 @@ def test_probabilities_that_cannot_be_cut_become_logarithms(tmp_path):
         node("Mul", ["p", "keep"], ["y"]),  # nothing that a tail is made of
     ]
     report, model = export(
-        write(tmp_path / "x.onnx", power, "y", extra={"keep": np.full((1, C, 1, 1), 0.999, np.float32)}.items()), tmp_path
+        write(
+            tmp_path / "x.onnx", power, "y", extra={"keep": np.full((1, C, 1, 1), 0.999, np.float32)}.items()
+        ),
+        tmp_path,
     )
     assert report["removed"] == []
     assert "Log" in {n.op_type for n in model.graph.node}
@@ -196,7 +256,9 @@ def test_a_class_map_that_cannot_be_cut_becomes_one_hot(tmp_path):
 
 
 def test_a_countable_class_0_gets_a_background_in_front(tmp_path):
-    report, model = export(write(tmp_path / "x.onnx", [], "scores"), tmp_path, class_names="person,car,road,sky,tree")
+    report, model = export(
+        write(tmp_path / "x.onnx", [], "scores"), tmp_path, class_names="person,car,road,sky,tree"
+    )
     assert report["class_names"][:2] == ["background", "person"]
     assert report["things"] == [1, 2]
     assert report["label_agreement"] > 0.999
@@ -204,7 +266,11 @@ def test_a_countable_class_0_gets_a_background_in_front(tmp_path):
 
 
 def test_names_that_are_ours_are_moved_away(tmp_path):
-    path = write(tmp_path / "x.onnx", [node("Relu", ["scores"], ["logits"]), node("Neg", ["logits"], ["frame"])], "frame")
+    path = write(
+        tmp_path / "x.onnx",
+        [node("Relu", ["scores"], ["logits"]), node("Neg", ["logits"], ["frame"])],
+        "frame",
+    )
     report, model = export(path, tmp_path)
     assert report["label_agreement"] > 0.999
     assert [i.name for i in model.graph.input] == ["frame"]
@@ -219,7 +285,14 @@ def test_old_opsets_are_converted(tmp_path):
 
 def test_the_result_runs_and_says_what_it_is(tmp_path, capsys):
     out = tmp_path / "net.onnx"
-    argv = ["export", str(write(tmp_path / "x.onnx", [UP], "up")), "-o", str(out), "--class-names", "background,cat,dog,sky,tree"]
+    argv = [
+        "export",
+        str(write(tmp_path / "x.onnx", [UP], "up")),
+        "-o",
+        str(out),
+        "--class-names",
+        "background,cat,dog,sky,tree",
+    ]
     assert cli.main([*argv, "--licence", "CC0", "--training-data", "none", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["things"] == [1, 2]
@@ -359,7 +432,14 @@ def test_the_command_says_what_is_wrong(argv, says, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    "argv", [["--input-size", "512"], ["--input-size", "5x5"], ["--mean", "1,2"], ["--scale", "1/0"], ["--rgb", "--bgr"]]
+    "argv",
+    [
+        ["--input-size", "512"],
+        ["--input-size", "5x5"],
+        ["--mean", "1,2"],
+        ["--scale", "1/0"],
+        ["--rgb", "--bgr"],
+    ],
 )
 def test_options_that_cannot_be_read(argv, capsys):
     with pytest.raises(SystemExit):
@@ -374,7 +454,13 @@ def test_disagreement_is_shown(tmp_path):
     wrong[2:5, 3:9] = 1
     picture = tmp_path / "where.png"
     with pytest.raises(tfiseg.ModelError, match=r"88\.00% of the pixels of b.*where\.png shows where"):
-        compare_labels(lambda _: right, lambda f: wrong if f[0, 0, 0] else right, [("a", 0 * frame), ("b", frame)], picture, quiet=True)
+        compare_labels(
+            lambda _: right,
+            lambda f: wrong if f[0, 0, 0] else right,
+            [("a", 0 * frame), ("b", frame)],
+            picture,
+            quiet=True,
+        )
     red = (cv2.imread(str(picture)) == (0, 0, 255)).all(-1)
     assert np.array_equal(red, wrong > 0)
 
@@ -392,7 +478,14 @@ def test_labels_of_all_layouts():
 
 @pytest.mark.parametrize(
     ("shape", "axis"),
-    [((1, 21, 12, 16), 1), ((1, 12, 16, 21), 3), ((1, 12, 16, 12), 3), ((1, 16, 12, 16), 1), ((1, 48, 64), 0), ((1, 1, 48, 64), 1)],
+    [
+        ((1, 21, 12, 16), 1),
+        ((1, 12, 16, 21), 3),
+        ((1, 12, 16, 12), 3),
+        ((1, 16, 12, 16), 1),
+        ((1, 48, 64), 0),
+        ((1, 1, 48, 64), 1),
+    ],
 )
 def test_where_the_classes_are(shape, axis):
     assert class_axis_of(shape, (48, 64), "NCHW") == axis
@@ -426,7 +519,9 @@ def test_class_lists(tmp_path):
 )
 def test_real_networks_on_real_photos(file, names, removed, tmp_path, shared):
     path = shared / "models" / f"{file}.onnx"
-    report, _ = export(path, tmp_path, class_names=names, photos=str(shared / "data" / "eval" / "pennfudan" / "images"))
+    report, _ = export(
+        path, tmp_path, class_names=names, photos=str(shared / "data" / "eval" / "pennfudan" / "images")
+    )
     assert report["removed"] == removed
     assert report["photos"] == 24
     assert report["label_agreement"] > 0.996

@@ -12,8 +12,13 @@ from tfiseg.runtime.sessions import DEFAULT_MODEL
 def network(outputs: dict[str, list], kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
     """A network of nothing but its outputs' shapes."""
     nodes = [helper.make_node("Identity", [f"in_{name}"], [name]) for name in outputs]
-    made = [[helper.make_tensor_value_info(prefix + name, kind, shape) for name, shape in outputs.items()] for prefix in ("in_", "")]
-    return helper.make_model(helper.make_graph(nodes, "network", *made), opset_imports=[helper.make_opsetid("", 18)])
+    made = [
+        [helper.make_tensor_value_info(prefix + name, kind, shape) for name, shape in outputs.items()]
+        for prefix in ("in_", "")
+    ]
+    return helper.make_model(
+        helper.make_graph(nodes, "network", *made), opset_imports=[helper.make_opsetid("", 18)]
+    )
 
 
 def shape_of(value: onnx.ValueInfoProto) -> list:
@@ -24,11 +29,22 @@ def attributes_of(model: onnx.ModelProto) -> dict:
     return {a.name: helper.get_attribute_value(a) for a in model.graph.node[-1].attribute}
 
 
-ALL = {"logits": ["N", 21, "h", "w"], "displacement": ["N", 2, "h", "w"], "boundary": ["N", 1, "h", "w"], "affinity": ["N", 14, "h", "w"]}
+ALL = {
+    "logits": ["N", 21, "h", "w"],
+    "displacement": ["N", 2, "h", "w"],
+    "boundary": ["N", 1, "h", "w"],
+    "affinity": ["N", 14, "h", "w"],
+}
 
 
 @pytest.mark.parametrize(
-    "outputs", [{"logits": [1, 21, 96, 128]}, ALL, {"other": [1], **ALL}, {"affinity": ["N", 14, 4, 4], "logits": ["N", 2, 8, 8]}]
+    "outputs",
+    [
+        {"logits": [1, 21, 96, 128]},
+        ALL,
+        {"other": [1], **ALL},
+        {"affinity": ["N", 14, 4, 4], "logits": ["N", 2, 8, 8]},
+    ],
 )
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16])
 def test_round_trips_are_exact(outputs, kind):
@@ -66,7 +82,9 @@ def test_shapes_and_types():
 
 
 def test_the_node_is_what_tensorrt_looks_for():
-    node = graft_clustering(network(ALL), affinity_stride=2, merge_rule=[0.5] * 20, part_rule=[0.25] * 20).graph.node[-1]
+    node = graft_clustering(
+        network(ALL), affinity_stride=2, merge_rule=[0.5] * 20, part_rule=[0.25] * 20
+    ).graph.node[-1]
     assert (node.op_type, node.domain) == ("DisplacementFieldClustering", "tfiseg")
     assert list(node.input) == ["logits", "displacement", "boundary", "affinity"]
     settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}

@@ -55,7 +55,9 @@ def test_an_object_is_cut_out_where_it_is_warm():
 
 def test_what_is_no_object_is_left():
     assert object_mask(photo(), np.zeros((160, 200), np.float32)) is None
-    assert object_mask(np.full((160, 200, 3), 90, np.uint8), heat_at(100, 80, spread_px=400)) is None  # warm all over: ground
+    assert (
+        object_mask(np.full((160, 200, 3), 90, np.uint8), heat_at(100, 80, spread_px=400)) is None
+    )  # warm all over: ground
 
 
 def test_a_classifier_is_warm_where_something_is():
@@ -69,13 +71,20 @@ def test_a_classifier_is_warm_where_something_is():
 @pytest.fixture
 def warm(monkeypatch):
     """A classifier that is warm in the middle of each photo."""
-    monkeypatch.setattr(Classifier, "__call__", lambda self, image: (heat_at(100, 80), np.ones(1280, np.float32)))
+    monkeypatch.setattr(
+        Classifier, "__call__", lambda self, image: (heat_at(100, 80), np.ones(1280, np.float32))
+    )
 
 
 def test_photos_with_an_object_are_passed_over(folders, warm):
     (folders / "images" / "broken.jpg").write_bytes(b"no picture")
     report = write_cutouts(folders / "images", IMAGENET, folders / "cut", folders / "semantic", quiet=True)
-    assert (report["photos"], report["unreadable"], report["objects"], report["classes"]) == (4, ["broken.jpg"], 3, 1)
+    assert (report["photos"], report["unreadable"], report["objects"], report["classes"]) == (
+        4,
+        ["broken.jpg"],
+        3,
+        1,
+    )
     assert {p.name for p in (folders / "cut").glob("*.png")} == {"1.png", "2.png", "3.png"}
     assert set(np.unique(cv2.imread(str(folders / "cut" / "1.png"), cv2.IMREAD_UNCHANGED))) == {0, 1}
     assert [cv2.imread(sheet).shape[1] for sheet in report["sheets"]] == [12 * VIEW_PX]
@@ -104,13 +113,25 @@ def test_a_cutout_stands_in_for_the_class_map_and_is_one_object(folders):
     (folders / "cut").mkdir()
     (folders / "semantic" / "2.png").unlink()  # a photo without a class map
     for k in (1, 2):
-        cv2.imwrite(str(folders / "cut" / f"{k}.png"), cv2.circle(np.zeros((160, 200), np.uint8), (80 + 10 * k, 80), 40, 2, -1))
+        cv2.imwrite(
+            str(folders / "cut" / f"{k}.png"),
+            cv2.circle(np.zeros((160, 200), np.uint8), (80 + 10 * k, 80), 40, 2, -1),
+        )
     bank = build_bank(folders / "images", folders / "semantic", cutouts=folders / "cut")
     assert [p.name for p in bank.pictures] == ["0", "1", "2", "3"]
-    assert [(o.picture, o.class_id, o.single) for o in bank.objects] == [(0, 7, False), (1, 9, True), (2, 9, True)]  # ids follow the maps'
+    assert [(o.picture, o.class_id, o.single) for o in bank.objects] == [
+        (0, 7, False),
+        (1, 9, True),
+        (2, 9, True),
+    ]  # ids follow the maps'
     columns = np.broadcast_to(np.arange(200), (160, 200))
-    told = [Told(np.where(p.semantic == 9, 1 + (columns > 95), p.semantic > 0).astype(np.int32), np.array([9, 9])) for p in bank.pictures]
-    assert [o.picture for o in with_groups(bank, told).objects] == [0]  # one that looks like two is left out, not believed to be two
+    told = [
+        Told(np.where(p.semantic == 9, 1 + (columns > 95), p.semantic > 0).astype(np.int32), np.array([9, 9]))
+        for p in bank.pictures
+    ]
+    assert [o.picture for o in with_groups(bank, told).objects] == [
+        0
+    ]  # one that looks like two is left out, not believed to be two
     with pytest.raises(InputError, match="no folder"):
         build_bank(folders / "images", folders / "semantic", cutouts=folders / "none")
     cv2.imwrite(str(folders / "cut" / "1.png"), np.zeros((160, 200), np.uint16))

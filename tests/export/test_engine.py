@@ -27,11 +27,21 @@ rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed 
 
 @pytest.fixture(scope="module")
 def engines(frames, tmp_path_factory):
-    """The default network in three precisions, by the command line; int8 with the gate it passes on these frames."""
+    """The default network in three precisions, by the command line; int8 with the gate it passes on these
+    frames."""
     folder = tmp_path_factory.mktemp("engines")
     for precision in ("fp32", "fp16", "int8"):
         gate = ["--min-pq", "50", "--min-agreement", "95"] if precision == "int8" else ["--min-pq", "95"]
-        command = ["build", str(DEFAULT_MODEL), "-o", str(folder / f"{precision}.engine"), "--target", "rtx", "--precision", precision]
+        command = [
+            "build",
+            str(DEFAULT_MODEL),
+            "-o",
+            str(folder / f"{precision}.engine"),
+            "--target",
+            "rtx",
+            "--precision",
+            precision,
+        ]
         assert main([*command, "--frames", str(frames), *gate, "--json"]) == 0
     return folder
 
@@ -61,11 +71,20 @@ def test_lower_precision_makes_smaller_engines_than_float32(engines):
 
 
 def test_a_scale_that_rtx_would_not_take_is_caught():
-    """The very fault that TensorRT-RTX swallows: a per-tensor scale of shape (1,), and its convolutions are float."""
-    weight, x = np.ones((32, 32, 1, 1), np.int8), helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, 64, 64, 3])
+    """The very fault that TensorRT-RTX swallows: a per-tensor scale of shape (1,), and its convolutions are
+    float."""
+    weight, x = (
+        np.ones((32, 32, 1, 1), np.int8),
+        helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, 64, 64, 3]),
+    )
 
     def network(scale):
-        arrays = {"w": weight, "ws": np.full(32, 0.1, np.float32), "s": scale, "z": np.zeros(np.shape(scale), np.int8)}
+        arrays = {
+            "w": weight,
+            "ws": np.full(32, 0.1, np.float32),
+            "s": scale,
+            "z": np.zeros(np.shape(scale), np.int8),
+        }
         arrays |= {"wz": np.zeros(32, np.int8), "v": np.ones((32, 3, 1, 1), np.float32)}
         node = helper.make_node
         nodes = [
@@ -79,7 +98,9 @@ def test_a_scale_that_rtx_would_not_take_is_caught():
         ]
         tensors = [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in arrays.items()]
         logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 32, 64, 64])
-        return helper.make_model(helper.make_graph(nodes, "g", [x], [logits], tensors), opset_imports=[helper.make_opsetid("", 19)])
+        return helper.make_model(
+            helper.make_graph(nodes, "g", [x], [logits], tensors), opset_imports=[helper.make_opsetid("", 19)]
+        )
 
     settings = BuildSettings(profile=Profile((64, 64), (64, 64), (64, 64)))
     for scale, fine in ((np.float32(0.1), True), (np.float32([0.1]), False)):
@@ -90,13 +111,27 @@ def test_a_scale_that_rtx_would_not_take_is_caught():
         if fine:
             assert prove(expected, built.witnesses)["layers"] == {"fp32": 1, "fp16": 0, "int8": 1}
         else:
-            with pytest.raises(tfiseg.EngineError, match=r"second is fp32, wanted int8.*No engine was written"):
+            with pytest.raises(
+                tfiseg.EngineError, match=r"second is fp32, wanted int8.*No engine was written"
+            ):
                 prove(expected, built.witnesses)
 
 
 def test_old_gpus_without_int8_convolutions_are_caught(frames, tmp_path, capsys):
     out = tmp_path / "turing.engine"
-    command = ["build", str(DEFAULT_MODEL), "-o", str(out), "--target", "rtx", "--precision", "int8", "--frames", str(frames), "--no-gate"]
+    command = [
+        "build",
+        str(DEFAULT_MODEL),
+        "-o",
+        str(out),
+        "--target",
+        "rtx",
+        "--precision",
+        "int8",
+        "--frames",
+        str(frames),
+        "--no-gate",
+    ]
     assert main([*command, "--compute-capability", "7.5", "--calibration-frames", "4"]) == 1
     assert "layers compute in another precision" in capsys.readouterr().err
     assert not out.exists()
@@ -116,7 +151,18 @@ def test_a_gate_that_must_fail_does(frames, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(quantise_module, "_observe", narrow)
     out = tmp_path / "spoilt.engine"
-    command = ["build", str(DEFAULT_MODEL), "-o", str(out), "--target", "rtx", "--precision", "int8", "--frames", str(frames)]
+    command = [
+        "build",
+        str(DEFAULT_MODEL),
+        "-o",
+        str(out),
+        "--target",
+        "rtx",
+        "--precision",
+        "int8",
+        "--frames",
+        str(frames),
+    ]
     assert main([*command, "--calibration-frames", "4", "--gate-frames", "3"]) == 1
     error = capsys.readouterr().err
     assert "the accuracy gate failed on" in error
@@ -133,8 +179,22 @@ def test_a_gate_that_must_fail_does(frames, tmp_path, capsys, monkeypatch):
 
 def test_a_build_that_is_killed_leaves_no_engine(frames, tmp_path):
     out = tmp_path / "killed.engine"
-    command = [sys.executable, "-m", "tfiseg.cli", "build", str(DEFAULT_MODEL), "-o", str(out), "--target", "rtx", "--precision", "int8"]
-    process = subprocess.Popen([*command, "--frames", str(frames), "--json"], env=os.environ, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "tfiseg.cli",
+        "build",
+        str(DEFAULT_MODEL),
+        "-o",
+        str(out),
+        "--target",
+        "rtx",
+        "--precision",
+        "int8",
+    ]
+    process = subprocess.Popen(
+        [*command, "--frames", str(frames), "--json"], env=os.environ, stderr=subprocess.DEVNULL
+    )
     time.sleep(4)  # it calibrates for longer than that
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -144,13 +204,42 @@ def test_a_build_that_is_killed_leaves_no_engine(frames, tmp_path):
 
 def test_batches_modes_and_timing_cache(tmp_path, capsys):
     out = tmp_path / "net.engine"
-    command = ["build", str(DEFAULT_MODEL), "-o", str(out), "--target", "rtx", "--precision", "fp16", "--no-gate", "--shape", "240x320"]
-    more = ["--batch", "4", "--workspace", "512", "--opt-level", "2", "--timing-cache", str(tmp_path / "t.cache"), "--tf32"]
-    assert main([*command, *more, "--compute-capability", "8.6", "--compute-capability", "8.9", "--json"]) == 0
+    command = [
+        "build",
+        str(DEFAULT_MODEL),
+        "-o",
+        str(out),
+        "--target",
+        "rtx",
+        "--precision",
+        "fp16",
+        "--no-gate",
+        "--shape",
+        "240x320",
+    ]
+    more = [
+        "--batch",
+        "4",
+        "--workspace",
+        "512",
+        "--opt-level",
+        "2",
+        "--timing-cache",
+        str(tmp_path / "t.cache"),
+        "--tf32",
+    ]
+    assert (
+        main([*command, *more, "--compute-capability", "8.6", "--compute-capability", "8.9", "--json"]) == 0
+    )
     record = json.loads(capsys.readouterr().out)
     assert record["built_with"]["compute_capabilities"] == ["8.6", "8.9"]
     assert record["built_with"]["hardware_compatibility"] is None
-    assert record["built_from"]["shapes"] == {"min_hw": [240, 320], "opt_hw": [240, 320], "max_hw": [240, 320], "batch": 4}
+    assert record["built_from"]["shapes"] == {
+        "min_hw": [240, 320],
+        "opt_hw": [240, 320],
+        "max_hw": [240, 320],
+        "batch": 4,
+    }
     assert main([*command, "--shape-min", "32x32"]) == 1
     assert "--shape is one size for all" in capsys.readouterr().err
     assert main([*command, "--portable"]) == 1
@@ -179,7 +268,10 @@ def test_an_engine_is_inspected_and_refused_without_a_gpu(engines, capsys):
     report = json.loads(capsys.readouterr().out)
     if report["fits_this_machine"]:
         pytest.skip("this machine has the GPU")
-    with pytest.raises(tfiseg.EngineError, match=r"was not built for this machine. .*this machine none.* build it again: tfiseg build"):
+    with pytest.raises(
+        tfiseg.EngineError,
+        match=r"was not built for this machine. .*this machine none.* build it again: tfiseg build",
+    ):
         tfiseg.Segmenter(engine)
 
 
@@ -200,9 +292,24 @@ assert "torch" not in sys.modules
 
 def test_an_inspector_report_is_read():
     layers = [
-        {"Name": "a", "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Int8 NC/32HW32"}], "Metadata": "[ONNX Layer: a]"},
-        {"Name": "b", "LayerType": "gemm", "Inputs": [{"Format/Datatype": "Half"}], "Metadata": "[ONNX Layer: b]\x1e[ONNX Layer: c]"},
-        {"Name": "d", "LayerType": "Reformat", "Inputs": [{"Format/Datatype": "Float"}], "Metadata": "[ONNX Layer: d]"},
+        {
+            "Name": "a",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Format/Datatype": "Int8 NC/32HW32"}],
+            "Metadata": "[ONNX Layer: a]",
+        },
+        {
+            "Name": "b",
+            "LayerType": "gemm",
+            "Inputs": [{"Format/Datatype": "Half"}],
+            "Metadata": "[ONNX Layer: b]\x1e[ONNX Layer: c]",
+        },
+        {
+            "Name": "d",
+            "LayerType": "Reformat",
+            "Inputs": [{"Format/Datatype": "Float"}],
+            "Metadata": "[ONNX Layer: d]",
+        },
         "a name alone, as without detailed profiling",
     ]
     assert read_inspector(json.dumps({"Layers": layers})) == {"a": "int8", "b": "fp16", "c": "fp16"}
@@ -219,7 +326,16 @@ def test_metadata_goes_along(engines):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_instance_network_is_built_for_views(frames, tmp_path, capsys, precision):
     engine = tmp_path / "instance.engine"
-    command = ["build", str(DEFAULT_INSTANCE_MODEL), "-o", str(engine), "--target", "rtx", "--precision", precision]
+    command = [
+        "build",
+        str(DEFAULT_INSTANCE_MODEL),
+        "-o",
+        str(engine),
+        "--target",
+        "rtx",
+        "--precision",
+        precision,
+    ]
     assert main([*command, "--frames", str(frames), "--gate-frames", "6"]) == 0
     record = record_of(engine)
     assert record["precision"]["layers"][precision] == sum(record["precision"]["layers"].values()) > 60
@@ -234,14 +350,34 @@ def test_the_instance_network_is_built_for_views(frames, tmp_path, capsys, preci
 
 
 def test_the_instance_network_stays_in_floats(frames, tmp_path, capsys):
-    command = ["build", str(DEFAULT_INSTANCE_MODEL), "-o", str(tmp_path / "x.engine"), "--target", "rtx", "--frames", str(frames)]
+    command = [
+        "build",
+        str(DEFAULT_INSTANCE_MODEL),
+        "-o",
+        str(tmp_path / "x.engine"),
+        "--target",
+        "rtx",
+        "--frames",
+        str(frames),
+    ]
     assert main([*command, "--precision", "int8"]) == 1
     assert "doesn't survive int8" in capsys.readouterr().err
 
 
 def test_frame_mode_is_built_with_its_heads(frames, tmp_path):
     engine = tmp_path / "frame.engine"
-    command = ["build", str(DEFAULT_FRAME_MODEL), "-o", str(engine), "--target", "rtx", "--precision", "fp16", "--min-pq", "95"]
+    command = [
+        "build",
+        str(DEFAULT_FRAME_MODEL),
+        "-o",
+        str(engine),
+        "--target",
+        "rtx",
+        "--precision",
+        "fp16",
+        "--min-pq",
+        "95",
+    ]
     assert main([*command, "--frames", str(frames)]) == 0
     record = record_of(engine)
     assert record["precision"]["layers"]["fp16"] == sum(record["precision"]["layers"].values()) > 75

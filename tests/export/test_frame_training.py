@@ -1,4 +1,5 @@
-"""Frame mode: from a semantic network, pictures and class maps to one model with instance heads, on synthetic people."""
+"""Frame mode: from a semantic network, pictures and class maps to one model with instance heads, on synthetic
+people."""
 
 import json
 
@@ -39,7 +40,10 @@ def people(tmp_path_factory):
         image = next(iter(SyntheticCamera((240, 320), people=1 + k % 3, seed=k))).image
         class_map = session.infer(image)["logits"][0].argmax(0).astype(np.uint8)
         cv2.imwrite(str(folder / "images" / f"{k:02}.png"), image)
-        cv2.imwrite(str(folder / "semantic" / f"{k:02}.png"), cv2.resize(class_map, (320, 240), interpolation=cv2.INTER_NEAREST))
+        cv2.imwrite(
+            str(folder / "semantic" / f"{k:02}.png"),
+            cv2.resize(class_map, (320, 240), interpolation=cv2.INTER_NEAREST),
+        )
     return folder
 
 
@@ -83,7 +87,9 @@ def test_nothing_is_claimed_of_pairs_of_two_classes(material):
 def test_heads_speak_at_stride_4():
     taps = find_taps(onnx.load(DEFAULT_MODEL))
     heads = InstanceHeads(taps).eval()
-    displacement, affinity, boundary = heads(*(torch.zeros(2, t.channels, 256 // t.stride, 320 // t.stride) for t in taps))
+    displacement, affinity, boundary = heads(
+        *(torch.zeros(2, t.channels, 256 // t.stride, 320 // t.stride) for t in taps)
+    )
     assert displacement.shape == (2, 2, 64, 80)
     assert affinity.shape == (2, len(AFFINITY_OFFSETS), 64, 80)
     assert boundary.shape == (2, 1, 64, 80)
@@ -91,8 +97,27 @@ def test_heads_speak_at_stride_4():
 
 def test_from_a_network_and_folders_to_one_model(people, tmp_path, capsys):
     out, checkpoint = tmp_path / "frame.onnx", tmp_path / "frame.ckpt"
-    command = ["train", "frame", "--images", str(people / "images"), "--semantic", str(people / "semantic"), "-o", str(out)]
-    command += ["--checkpoint", str(checkpoint), "--steps", "2", "--rule-composites", "30", "--sheets", str(tmp_path / "look"), "--json"]
+    command = [
+        "train",
+        "frame",
+        "--images",
+        str(people / "images"),
+        "--semantic",
+        str(people / "semantic"),
+        "-o",
+        str(out),
+    ]
+    command += [
+        "--checkpoint",
+        str(checkpoint),
+        "--steps",
+        "2",
+        "--rule-composites",
+        "30",
+        "--sheets",
+        str(tmp_path / "look"),
+        "--json",
+    ]
     teacher = onnx.load(DEFAULT_INSTANCE_MODEL)
     for p in teacher.metadata_props:
         p.value = p.value.replace('"view_px": 192', '"view_px": 192, "min_area": 40')
@@ -113,7 +138,15 @@ def test_from_a_network_and_folders_to_one_model(people, tmp_path, capsys):
     assert len(segmenter(image)) >= 1
     assert segmenter._least_area((1080, 1920)) == 40  # what its teacher is for
     with pytest.raises(ModelError, match="heads already"):
-        make_frame_model(out, people / "images", people / "semantic", None, checkpoint, tmp_path / "x.onnx", FrameRecipe(steps=1))
+        make_frame_model(
+            out,
+            people / "images",
+            people / "semantic",
+            None,
+            checkpoint,
+            tmp_path / "x.onnx",
+            FrameRecipe(steps=1),
+        )
 
 
 def test_a_model_without_heads_is_told_how_to_get_them():

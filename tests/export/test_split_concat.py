@@ -24,17 +24,24 @@ def model_of(nodes, weights, output_channels):
 def run(model):
     rng = np.random.default_rng(1)
     given = {n: rng.normal(size=(2, c, 8, 8)).astype(np.float32) for n, c in WIDTHS.items()}
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, given)[0]
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+        None, given
+    )[0]
 
 
 def kernels(*shapes):
     rng = np.random.default_rng(0)
-    return {f"w{k}": rng.normal(size=s) for k, s in enumerate(shapes)} | {f"b{k}": rng.normal(size=s[0]) for k, s in enumerate(shapes)}
+    return {f"w{k}": rng.normal(size=s) for k, s in enumerate(shapes)} | {
+        f"b{k}": rng.normal(size=s[0]) for k, s in enumerate(shapes)
+    }
 
 
 CASES = {
     "a convolution with a bias": (
-        [node("Concat", ["a", "b", "c"], ["x"], axis=1), node("Conv", ["x", "w0", "b0"], ["y"], pads=[1, 1, 1, 1], strides=[2, 2])],
+        [
+            node("Concat", ["a", "b", "c"], ["x"], axis=1),
+            node("Conv", ["x", "w0", "b0"], ["y"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        ],
         kernels((5, 20, 3, 3)),
         ["Conv", "Conv", "Conv", "Add", "Add"],
     ),
@@ -68,7 +75,11 @@ CASES = {
         ["Concat", "Conv"],
     ),
     "a concatenation that others read": (
-        [node("Concat", ["a", "b"], ["x"], axis=1), node("Conv", ["x", "w0"], ["z"]), node("Add", ["z", "x"], ["y"])],
+        [
+            node("Concat", ["a", "b"], ["x"], axis=1),
+            node("Conv", ["x", "w0"], ["z"]),
+            node("Add", ["z", "x"], ["y"]),
+        ],
         kernels((19, 19, 1, 1)),
         ["Concat", "Conv", "Add"],
     ),

@@ -1,4 +1,5 @@
-"""The calls of TensorRT type-check against its own API, as `tensorrt-stubs` has it (`make test-engines`; the library isn't needed)."""
+"""The calls of TensorRT type-check against its own API, as `tensorrt-stubs` has it (`make test-engines`; the
+library isn't needed)."""
 
 import ast
 import os
@@ -27,7 +28,9 @@ def mend(path):
             line = lines[wrong.lineno - 1]
             name = re.match(r"( *)def (\w+)", line)
             assert name, line
-            lines[wrong.lineno - 1] = f"{name[1]}def {name[2]}(self, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:"
+            lines[wrong.lineno - 1] = (
+                f"{name[1]}def {name[2]}(self, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:"
+            )
     path.write_text("\n".join(lines))
 
 
@@ -46,15 +49,25 @@ def test_tensorrt_is_called_as_its_stubs_say(tmp_path, file, call, mistake):
     text = (ROOT / file).read_text()
     for content, fine in ((text, True), (text.replace(call, mistake), False)):
         package = tmp_path / ("good" if fine else "bad") / "tfiseg"
-        shutil.copytree(ROOT, package, ignore=shutil.ignore_patterns(".*", "build", "tests", "samples", "*.so", "*.onnx", "tfiseg-*"))
+        shutil.copytree(
+            ROOT,
+            package,
+            ignore=shutil.ignore_patterns(".*", "build", "tests", "samples", "*.so", "*.onnx", "tfiseg-*"),
+        )
         (package / file).write_text(content)
         module = "tfiseg." + file.removesuffix(".py").replace("/", ".")
         command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "setup.cfg"), "-p", module]
         environment = {**os.environ, "MYPYPATH": str(tmp_path)}
         run = subprocess.run(
-            [*command, "--cache-dir", str(tmp_path / "cache")], cwd=package.parent, env=environment, capture_output=True, text=True
+            [*command, "--cache-dir", str(tmp_path / "cache")],
+            cwd=package.parent,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
-        ours = [line for line in run.stdout.splitlines() if line.startswith(f"tfiseg/{file}") and "error" in line]
+        ours = [
+            line for line in run.stdout.splitlines() if line.startswith(f"tfiseg/{file}") and "error" in line
+        ]
         assert (ours == []) == fine, run.stdout
         if not fine:
             assert mistake in ours[0]

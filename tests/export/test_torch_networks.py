@@ -1,4 +1,5 @@
-"""Networks of torch into tfiseg's format: your own function, and transformers from a folder. Needs the extras `export` and `hf`."""
+"""Networks of torch into tfiseg's format: your own function, and transformers from a folder. Needs the extras
+`export` and `hf`."""
 
 import json
 
@@ -61,7 +62,9 @@ def export(source, folder, **options):
 
 @pytest.mark.parametrize(("function", "grid_hw"), [("plain", [16, 24]), ("corners", [64, 96])])
 def test_a_function_of_ones_own(function, grid_hw, here):
-    report = export(f"python:my_nets:{function}", here, class_names="background,person,car,sky", things="person")
+    report = export(
+        f"python:my_nets:{function}", here, class_names="background,person,car,sky", things="person"
+    )
     assert report["removed"] == ["Resize"]
     assert report["grid_hw"] == grid_hw
     assert report["label_agreement"] > 0.995
@@ -115,7 +118,12 @@ def test_weights_are_loaded_or_named(here):
 def segformer(tmp_path_factory):
     transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
     folder = tmp_path_factory.mktemp("segformer")
-    sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 32}
+    sizes = {
+        "depths": [1, 1, 1, 1],
+        "hidden_sizes": [8, 16, 24, 32],
+        "num_attention_heads": [1, 1, 2, 2],
+        "decoder_hidden_size": 32,
+    }
     transformers.SegformerConfig(**sizes, id2label={0: "road", 1: "person", 2: "car"}).save_pretrained(folder)
     stated = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"height": 64, "width": 96}}
     (folder / "preprocessor_config.json").write_text(json.dumps(stated))
@@ -143,14 +151,26 @@ def test_weights_that_are_not_there_are_an_error(segformer, tmp_path, capsys):
 def test_larger_architectures(kind, tmp_path):
     transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
     stages = [f"stage{i}" for i in range(1, 5)]
-    swin = transformers.SwinConfig(embed_dim=16, depths=[1] * 4, num_heads=[1, 1, 2, 2], window_size=4, out_features=stages)
+    swin = transformers.SwinConfig(
+        embed_dim=16, depths=[1] * 4, num_heads=[1, 1, 2, 2], window_size=4, out_features=stages
+    )
     labels = {i: name for i, name in enumerate(("background", "person", "car", "dog"))}
     if kind == "upernet":
         config = transformers.UperNetConfig(
-            backbone_config=swin, hidden_size=16, use_auxiliary_head=False, pool_scales=[1, 2], id2label=labels
+            backbone_config=swin,
+            hidden_size=16,
+            use_auxiliary_head=False,
+            pool_scales=[1, 2],
+            id2label=labels,
         )
     else:
-        small = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 32, "dim_feedforward": 32}
+        small = {
+            "feature_size": 32,
+            "mask_feature_size": 32,
+            "hidden_dim": 32,
+            "encoder_feedforward_dim": 32,
+            "dim_feedforward": 32,
+        }
         few = {"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 10}
         config = transformers.Mask2FormerConfig(backbone_config=swin, id2label=labels, **small, **few)
     config.save_pretrained(tmp_path)

@@ -23,20 +23,40 @@ def parsed(folder):
     return text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), config.ModelConfig())
 
 
-def network(path, inputs="uint8[1, height, width, 3] frame", outputs="float[1, 3, h, w] logits", body="", metadata=MODEL):
+def network(
+    path,
+    inputs="uint8[1, height, width, 3] frame",
+    outputs="float[1, 3, h, w] logits",
+    body="",
+    metadata=MODEL,
+):
     body = body or "f = Cast<to = 1>(frame) t = Transpose<perm = [0, 3, 1, 2]>(f) logits = Relu(t)"
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 19, "x" : 1]> g ({inputs}) => ({outputs}) {{ {body} }}')
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 19, "x" : 1]> g ({inputs}) => ({outputs}) {{ {body} }}'
+    )
     if metadata:
         model.metadata_props.add(key="tfiseg", value=json.dumps(metadata))
     onnx.save(model, path)
     return path
 
 
-def engine(path, batch=1, low=(240, 320), high=(1080, 1920), plugin=PLUGIN, portable=True, flavour="tensorrt"):
+def engine(
+    path, batch=1, low=(240, 320), high=(1080, 1920), plugin=PLUGIN, portable=True, flavour="tensorrt"
+):
     shapes = {"min_hw": list(low), "opt_hw": [480, 640], "max_hw": list(high), "batch": batch}
     record = {
-        "built_from": {"onnx": "a.onnx", "onnx_sha256": "ab" * 32, "command": "tfiseg build a.onnx", "shapes": shapes},
-        "built_with": {"flavour": flavour, "version": "10.14.1", "platform": "linux-x86_64", "version_compatible": portable},
+        "built_from": {
+            "onnx": "a.onnx",
+            "onnx_sha256": "ab" * 32,
+            "command": "tfiseg build a.onnx",
+            "shapes": shapes,
+        },
+        "built_with": {
+            "flavour": flavour,
+            "version": "10.14.1",
+            "platform": "linux-x86_64",
+            "version_compatible": portable,
+        },
         "plugin": plugin,
         "precision": {"asked": "fp16", "layers": {"fp16": 3}, "proved_by": {"log": 3}},
         "gate": None,
@@ -53,14 +73,20 @@ def files(folder):
 def test_the_shipped_network_frame_by_frame(tmp_path):
     report = write_repository(DEFAULT_MODEL, tmp_path / "models", batch=1, instances=2, device="gpu")
     folder = tmp_path / "models" / "tfiseg-voc21"
-    assert files(tmp_path) == [f"models/tfiseg-voc21/{name}" for name in ("1/model.onnx", "README.md", "config.pbtxt", "labels.txt")]
+    assert files(tmp_path) == [
+        f"models/tfiseg-voc21/{name}" for name in ("1/model.onnx", "README.md", "config.pbtxt", "labels.txt")
+    ]
     assert (folder / "labels.txt").read_text().splitlines()[15] == "person"
     assert report["serve"] == f"tritonserver --model-repository={tmp_path / 'models'}"
     assert report["max_batch_size"] == 0
     config = parsed(folder)
     assert (config.name, config.platform, config.max_batch_size) == ("tfiseg-voc21", "onnxruntime_onnx", 0)
-    assert [(t.name, t.data_type, list(t.dims)) for t in config.input] == [("frame", 2, [1, -1, -1, 3])]  # 2: TYPE_UINT8
-    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("logits", 11, [1, 21, -1, -1])]  # 11: TYPE_FP32
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.input] == [
+        ("frame", 2, [1, -1, -1, 3])
+    ]  # 2: TYPE_UINT8
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [
+        ("logits", 11, [1, 21, -1, -1])
+    ]  # 11: TYPE_FP32
     assert config.output[0].label_filename == "labels.txt"
     assert [(group.count, group.kind) for group in config.instance_group] == [(2, 1)]
     assert not config.HasField("dynamic_batching")
@@ -77,7 +103,9 @@ def test_the_shipped_network_takes_batches(tmp_path, asked, most):
     assert (list(config.input[0].dims), list(config.output[0].dims)) == ([-1, -1, 3], [21, -1, -1])
     assert list(config.model_warmup[0].inputs["frame"].dims) == [480, 640, 3]
     frames = np.random.default_rng(0).integers(0, 256, (most, 60, 80, 3), dtype=np.uint8)
-    session = onnxruntime.InferenceSession(tmp_path / "people" / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "people" / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     assert session.run(None, {"frame": frames})[0].shape[:2] == (most, 21)
 
 
@@ -85,7 +113,9 @@ def test_names_that_need_quoting(tmp_path):
     write_repository(network(tmp_path / "a.onnx"), tmp_path / "m", "other.name-1")
     config = parsed(tmp_path / "m" / "other.name-1")
     assert json.loads(config.parameters["tfiseg"].string_value) == MODEL
-    assert (tmp_path / "m" / "other.name-1" / "labels.txt").read_text(encoding="utf-8") == 'background\ncät\nthe "sky"\n'
+    assert (tmp_path / "m" / "other.name-1" / "labels.txt").read_text(
+        encoding="utf-8"
+    ) == 'background\ncät\nthe "sky"\n'
 
 
 @pytest.mark.parametrize(("asked", "most"), [(None, 8), (32, 32)])
@@ -108,7 +138,11 @@ def test_a_network_that_insists_on_single_frames(tmp_path):
     ("settings", "frame", "labels"),
     [
         ({}, [1, -1, -1, 3], [1, -1, -1]),
-        ({"low": (480, 640), "high": (480, 640)}, [1, -1, -1, 3], [1, 480, 640]),  # the plugin's output is fixed then, the input isn't
+        (
+            {"low": (480, 640), "high": (480, 640)},
+            [1, -1, -1, 3],
+            [1, 480, 640],
+        ),  # the plugin's output is fixed then, the input isn't
     ],
 )
 def test_an_engine_that_carries_the_plugin(tmp_path, settings, frame, labels):
@@ -120,13 +154,22 @@ def test_an_engine_that_carries_the_plugin(tmp_path, settings, frame, labels):
     assert (config.platform, config.max_batch_size, config.instance_group[0].kind) == ("tensorrt_plan", 0, 1)
     assert list(config.input[0].dims) == frame
     shown = {t.name: (t.data_type, list(t.dims)) for t in config.output}
-    assert shown == {"label_map": (8, labels), "semantic_map": (8, labels), "count": (8, [1]), "table": (11, [1, 256, 10])}
+    assert shown == {
+        "label_map": (8, labels),
+        "semantic_map": (8, labels),
+        "count": (8, [1]),
+        "table": (11, [1, 256, 10]),
+    }
 
 
 def test_an_engine_of_batches(tmp_path):
     write_repository(engine(tmp_path / "a.engine", batch=4), tmp_path)
     config = parsed(tmp_path / "a")
-    assert (config.max_batch_size, config.HasField("dynamic_batching"), list(config.input[0].dims)) == (4, True, [-1, -1, 3])
+    assert (config.max_batch_size, config.HasField("dynamic_batching"), list(config.input[0].dims)) == (
+        4,
+        True,
+        [-1, -1, 3],
+    )
     shown = {t.name: list(t.dims) for t in config.output}
     assert shown == {"label_map": [-1, -1], "semantic_map": [-1, -1], "count": [1], "table": [256, 10]}
     reshaped = {t.name: list(t.reshape.shape) for t in config.output if t.HasField("reshape")}
@@ -139,7 +182,12 @@ def test_the_plugins_outputs_are_those_of_the_node():
 
     grafted = graft_clustering(onnx.load(DEFAULT_MODEL))
     found = {t["name"]: (t["dtype"], len(t["shape"])) for t in map(described_tensor, grafted.graph.output)}
-    assert found == {"label_map": ("int32", 3), "semantic_map": ("int32", 3), "count": ("int32", 1), "table": ("float32", 3)}
+    assert found == {
+        "label_map": ("int32", 3),
+        "semantic_map": ("int32", 3),
+        "count": ("int32", 1),
+        "table": ("float32", 3),
+    }
     assert (set(found), MAX_INSTANCES) == (set(OUTPUTS), 256)
 
 
@@ -256,7 +304,9 @@ def test_weights_in_other_files_come_along(tmp_path):
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "k"))
     onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, location="a.data", size_threshold=0)
     write_repository(tmp_path / "a.onnx", tmp_path / "m")
-    onnxruntime.InferenceSession(tmp_path / "m" / "a" / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(
+        tmp_path / "m" / "a" / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     (tmp_path / "a.data").unlink()
     with pytest.raises(ModelError, match="another file that isn't there"):
         write_repository(tmp_path / "a.onnx", tmp_path / "m")

@@ -38,19 +38,24 @@ def random_class_maps(rng: np.random.Generator, n: int) -> np.ndarray:
 def random_rule(rng: np.random.Generator) -> np.ndarray:
     hidden = int(rng.integers(1, 9))
     rule = rng.normal(0, 0.3, hidden * (len(EVIDENCE_FEATURES) + 2) + 1).astype(np.float32)
-    rule[: hidden * len(EVIDENCE_FEATURES)].reshape(hidden, -1)[:, EVIDENCE_FEATURES.index("mean affinity")] *= 20
+    rule[: hidden * len(EVIDENCE_FEATURES)].reshape(hidden, -1)[
+        :, EVIDENCE_FEATURES.index("mean affinity")
+    ] *= 20
     return rule
 
 
 def boundary_lines(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     """A boundary as a network might see it: high along a few thin lines, with gaps."""
-    waves = cv2.GaussianBlur(rng.normal(0, 1, (h, w)).astype(np.float32), (0, 0), float(rng.uniform(2, 6))).reshape(h, w)
+    waves = cv2.GaussianBlur(
+        rng.normal(0, 1, (h, w)).astype(np.float32), (0, 0), float(rng.uniform(2, 6))
+    ).reshape(h, w)
     lines = np.clip(1 - np.abs(waves) / (np.abs(waves).mean() + 1e-6) * rng.uniform(1, 4), 0, 1)
     return np.clip(lines + rng.normal(0, 0.05, (h, w)), 0, 1)
 
 
 def make_problem(seed: int) -> Problem:
-    """Any of the operator's modes: class map or logits, batches, given fields, boundaries, affinities, few instances allowed."""
+    """Any of the operator's modes: class map or logits, batches, given fields, boundaries, affinities, few
+    instances allowed."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 4))
     maps = random_class_maps(rng, n)
@@ -76,12 +81,17 @@ def make_problem(seed: int) -> Problem:
         more["part_rule"] = random_rule(rng)
         more["boundary"] = rounded(np.stack([boundary_lines(rng, h, w) for _ in range(n)]))
     if "boundary" in more and coarser > 1:
-        more |= {"boundary": np.ascontiguousarray(more["boundary"][:, ::coarser, ::coarser]), "boundary_stride": coarser}
+        more |= {
+            "boundary": np.ascontiguousarray(more["boundary"][:, ::coarser, ::coarser]),
+            "boundary_stride": coarser,
+        }
     split = np.full(256, rng.choice([np.nan, 0, 0.4, 0.9, 1.0]))
     if seed % 2:
         return Problem(maps, None, (h, w), flags, split, **more)
     noise = rng.normal(0, 1, (n, 4, h, w)).astype(np.float32)
-    logits = np.stack([[cv2.GaussianBlur(plane, (0, 0), 1.5).reshape(h, w) for plane in one] for one in noise]) * 8
+    logits = (
+        np.stack([[cv2.GaussianBlur(plane, (0, 0), 1.5).reshape(h, w) for plane in one] for one in noise]) * 8
+    )
     out_h, out_w = rng.integers(1, 90, 2)
     return Problem(None, rounded(logits), (int(out_h), int(out_w)), flags, split, **more)
 
@@ -110,12 +120,15 @@ def shuffled_library(compile_cpp: Callable[..., Path], tmp_path_factory: pytest.
     """The GPU's phases on the CPU, in an order drawn from a seed (shuffled.cpp)."""
     target = tmp_path_factory.mktemp("shuffled") / "shuffled.so"
     sources = (CSRC / name for name in ("api.cpp", "cluster_cpu.cpp", "views_cpu.cpp"))
-    return compile_cpp(target, Path(__file__).parent / "shuffled.cpp", *sources, flags=("-O2", "-fPIC", "-shared"))
+    return compile_cpp(
+        target, Path(__file__).parent / "shuffled.cpp", *sources, flags=("-O2", "-fPIC", "-shared")
+    )
 
 
 @pytest.fixture(scope="session")
 def shuffled(shuffled_library: Path) -> Callable[..., Clustering]:
-    """shuffled(problem, seed, threads=1, half=False): the GPU's phases on the CPU, in an order drawn from the seed."""
+    """shuffled(problem, seed, threads=1, half=False): the GPU's phases on the CPU, in an order drawn from the
+    seed."""
     return run_by_phases(shuffled_library)
 
 
@@ -133,7 +146,9 @@ def run_by_phases(path: Path) -> Callable[..., Clustering]:
         asked = problem_struct(problem)
         kept = as_half(asked, problem) if half else []
         n, (h, w) = problem.batch, problem.out_hw
-        room = np.random.default_rng(seed).integers(0, 256, library.tfiseg_workspace_size(ctypes.byref(asked), ON_CUDA), np.uint8)
+        room = np.random.default_rng(seed).integers(
+            0, 256, library.tfiseg_workspace_size(ctypes.byref(asked), ON_CUDA), np.uint8
+        )
         out = {
             "label_map": np.full((n, h, w), -7, np.int32),
             "semantic_map": np.zeros((n, h, w), np.uint8),
@@ -143,8 +158,12 @@ def run_by_phases(path: Path) -> Callable[..., Clustering]:
             "table": np.zeros((n, problem.max_instances, 10), np.float32),
         }
         places = {name: array.ctypes.data for name, array in out.items()}
-        result = ResultStruct(ctypes.sizeof(ResultStruct), workspace=room.ctypes.data, workspace_bytes=room.nbytes, **places)
-        status = library.cluster_by_phases(ctypes.byref(asked), ctypes.byref(result), ctypes.c_uint32(seed), threads)
+        result = ResultStruct(
+            ctypes.sizeof(ResultStruct), workspace=room.ctypes.data, workspace_bytes=room.nbytes, **places
+        )
+        status = library.cluster_by_phases(
+            ctypes.byref(asked), ctypes.byref(result), ctypes.c_uint32(seed), threads
+        )
         assert status == 0, status
         assert np.array_equal(out["semantic_map"], out["semantic_map_32"])
         del kept
@@ -156,7 +175,11 @@ def run_by_phases(path: Path) -> Callable[..., Clustering]:
 
 def as_half(asked: ProblemStruct, problem: Problem) -> list[np.ndarray]:
     """Point the problem at float16 copies of its maps, which are returned: keep them."""
-    copies = {name: np.asarray(getattr(problem, name), np.float16) for name in EVIDENCE if getattr(problem, name) is not None}
+    copies = {
+        name: np.asarray(getattr(problem, name), np.float16)
+        for name in EVIDENCE
+        if getattr(problem, name) is not None
+    }
     asked.value_type = 1
     for name, copy in copies.items():
         setattr(asked, name, copy.ctypes.data)
@@ -185,7 +208,9 @@ def make_scene(class_map: np.ndarray, frame: np.ndarray | None = None, **more) -
     found = cluster_native(replace(problem_of(class_map, **more), split=np.zeros(256)))
     if frame is None:
         frame = np.random.default_rng(0).integers(0, 256, (*class_map.shape, 3)).astype(np.uint8)
-    return Scene(frame, found.label_map[0].copy(), found.table[0, : found.count[0]].copy(), np.ones(256, np.uint8))
+    return Scene(
+        frame, found.label_map[0].copy(), found.table[0, : found.count[0]].copy(), np.ones(256, np.uint8)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -200,12 +225,21 @@ def random_look() -> Callable[[int], tuple[Scene, int, int, Callable[[CutViews],
     def look(seed: int) -> tuple[Scene, int, int, Callable[[CutViews], Found]]:
         rng = np.random.default_rng(seed)
         h, w = rng.integers(1, 260, 2)
-        smooth = cv2.GaussianBlur(rng.normal(0, 1, (h, w)).astype(np.float32), (0, 0), float(rng.uniform(1, 12))).reshape(h, w)
+        smooth = cv2.GaussianBlur(
+            rng.normal(0, 1, (h, w)).astype(np.float32), (0, 0), float(rng.uniform(1, 12))
+        ).reshape(h, w)
         levels = np.quantile(smooth, [0.0, *sorted(rng.uniform(0.2, 0.9, 3))])
         class_map = (np.searchsorted(levels, smooth) % 4).astype(np.uint8)
-        scene = make_scene(class_map, rng.integers(0, 256, (h, w, 3)).astype(np.uint8), min_area=int(rng.integers(0, 30)))
+        scene = make_scene(
+            class_map, rng.integers(0, 256, (h, w, 3)).astype(np.uint8), min_area=int(rng.integers(0, 30))
+        )
         scene.wanted[2] = seed % 3 > 0
-        return scene, int(rng.integers(1, 7)), int(rng.choice([8, 31, 48, 96])), lambda cut: random_parts(rng, cut)
+        return (
+            scene,
+            int(rng.integers(1, 7)),
+            int(rng.choice([8, 31, 48, 96])),
+            lambda cut: random_parts(rng, cut),
+        )
 
     return look
 
@@ -213,18 +247,25 @@ def random_look() -> Callable[[int], tuple[Scene, int, int, Callable[[CutViews],
 def random_parts(rng: np.random.Generator, cut: CutViews, most: int = 7) -> Found:
     """Parts as no network would give them: random blocks, and cells of none."""
     cells = -(-cut.own.shape[1] // 6)
-    blocks = np.kron(rng.integers(1, 5, (len(cut.own), cells, cells)), np.ones((1, 6, 6), int))[:, : cut.own.shape[1], : cut.own.shape[1]]
+    blocks = np.kron(rng.integers(1, 5, (len(cut.own), cells, cells)), np.ones((1, 6, 6), int))[
+        :, : cut.own.shape[1], : cut.own.shape[1]
+    ]
     inside = (cut.own > 0) & (rng.random(cut.own.shape) > 0.1)
-    given = replace(problem_of(cut.own[0]), class_map=np.where(inside, blocks, 0).astype(np.uint8), max_instances=most)
+    given = replace(
+        problem_of(cut.own[0]), class_map=np.where(inside, blocks, 0).astype(np.uint8), max_instances=most
+    )
     found = cluster_native(given)
     tables = np.zeros((len(cut.own), most, 10), np.float32)
     tables[:, : found.table.shape[1]] = found.table
-    return Found(found.label_map.copy(), found.count.copy(), rng.integers(1, 4, len(cut.own)).astype(np.int32), tables)
+    return Found(
+        found.label_map.copy(), found.count.copy(), rng.integers(1, 4, len(cut.own)).astype(np.int32), tables
+    )
 
 
 @pytest.fixture(scope="session")
 def views_by_phases() -> Callable[[Path], tuple[Callable[..., CutViews], Callable[..., Pieces]]]:
-    """views_by_phases(library): ``cut_views`` and ``place_pieces`` through it, with the order's seed and threads."""
+    """views_by_phases(library): ``cut_views`` and ``place_pieces`` through it, with the order's seed and
+    threads."""
 
     def of(path: Path) -> tuple[Callable[..., CutViews], Callable[..., Pieces]]:
         library = load_library(path, "")
@@ -234,10 +275,17 @@ def views_by_phases() -> Callable[[Path], tuple[Callable[..., CutViews], Callabl
             assert library.cut_views_by_phases(ctypes.byref(call.struct), ctypes.c_uint32(seed), threads) == 0
             return call.cut
 
-        def place(scene: Scene, cut: CutViews, found: Found, least_regions: int, seed: int = 0, threads: int = 1) -> Pieces:
+        def place(
+            scene: Scene, cut: CutViews, found: Found, least_regions: int, seed: int = 0, threads: int = 1
+        ) -> Pieces:
             call = ViewsCall(scene, len(cut.views), cut.own.shape[1], None, cut, found.tables.shape[1])
             pieces = PiecesCall(scene, found, least_regions)
-            arguments = (ctypes.byref(call.struct), ctypes.byref(pieces.struct), ctypes.c_uint32(seed), threads)
+            arguments = (
+                ctypes.byref(call.struct),
+                ctypes.byref(pieces.struct),
+                ctypes.c_uint32(seed),
+                threads,
+            )
             assert library.place_pieces_by_phases(*arguments) == 0
             return pieces.pieces
 

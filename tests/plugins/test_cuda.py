@@ -1,4 +1,5 @@
-"""The CUDA operator on a GPU: the reference's bits, in a graph, replayed. `.ci/gpu` runs these, compute-sanitizer and the timings."""
+"""The CUDA operator on a GPU: the reference's bits, in a graph, replayed. `.ci/gpu` runs these,
+compute-sanitizer and the timings."""
 
 import ctypes
 import subprocess
@@ -19,8 +20,22 @@ CSRC = HERE.parent.parent / "plugins" / "csrc"
 
 
 def build_runner(target: Path) -> Path:
-    sources = [HERE / "cuda_runner.cu", CSRC / "api.cpp", CSRC / "cluster_cpu.cpp", CSRC / "fit_cpu.cpp", CSRC / "views_cpu.cpp"]
-    options = ["-shared", "-std=c++17", "-O3", "-fmad=false", "-arch=native", "-DTFISEG_WITH_CUDA", "-Xcompiler=-fPIC,-ffp-contract=off"]
+    sources = [
+        HERE / "cuda_runner.cu",
+        CSRC / "api.cpp",
+        CSRC / "cluster_cpu.cpp",
+        CSRC / "fit_cpu.cpp",
+        CSRC / "views_cpu.cpp",
+    ]
+    options = [
+        "-shared",
+        "-std=c++17",
+        "-O3",
+        "-fmad=false",
+        "-arch=native",
+        "-DTFISEG_WITH_CUDA",
+        "-Xcompiler=-fPIC,-ffp-contract=off",
+    ]
     subprocess.run([find_nvcc(), *options, *sources, "-o", target], check=True)
     return target
 
@@ -55,7 +70,10 @@ def test_views_and_pieces(seed, random_look, runner, views_by_phases):
     expected = cut_views_reference(scene, count, side)
     seen = cut(scene, count, side)
     found, least = found_in(expected), 1 + seed % 2
-    pairs = ((seen, expected), (place(scene, expected, found, least), place_pieces_reference(scene, expected, found, least)))
+    pairs = (
+        (seen, expected),
+        (place(scene, expected, found, least), place_pieces_reference(scene, expected, found, least)),
+    )
     for got, wanted in pairs:
         for name in wanted.__dataclass_fields__:
             assert np.array_equal(getattr(got, name), getattr(wanted, name)), name
@@ -95,10 +113,18 @@ def test_ten_thousand_replays_are_identical_and_take_no_memory(runner, random_pr
     median_us, grown, seen = ctypes.c_double(), ctypes.c_int64(), set()
     for replays in (10, 10_000):
         asked = problem_struct(problem)
-        status = library.replay_in_graph(*map(ctypes.byref, (asked, result)), replays, *map(ctypes.byref, (median_us, grown)))
+        status = library.replay_in_graph(
+            *map(ctypes.byref, (asked, result)), replays, *map(ctypes.byref, (median_us, grown))
+        )
         assert status == 0
         assert grown.value == 0
         seen.add(b"".join(a.tobytes() for a in out.values()))
     assert len(seen) == 1
-    rows = Clustering(out["label_map"], out["semantic_map"], out["count"], out["table"][:, : int(out["count"].max())], out["regions"])
+    rows = Clustering(
+        out["label_map"],
+        out["semantic_map"],
+        out["count"],
+        out["table"][:, : int(out["count"].max())],
+        out["regions"],
+    )
     assert_same(rows, cluster_reference(problem))

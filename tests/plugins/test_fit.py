@@ -24,7 +24,9 @@ def plainly(frame: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 60), st.integers(1, 60), st.integers(0, 2**32 - 1))
+@given(
+    st.integers(1, 90), st.integers(1, 90), st.integers(1, 60), st.integers(1, 60), st.integers(0, 2**32 - 1)
+)
 def test_it_is_the_mean_of_four_interpolated_values(height, width, rows, columns, seed):
     frame = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     fitted = fit_frame(frame, (rows, columns))

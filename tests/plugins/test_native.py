@@ -35,7 +35,9 @@ def assert_equal(problem: Problem) -> None:
         rows = [got.table[k, :n] for k, n in enumerate(got.count)]
         for mine, theirs in zip(rows, expected.table, strict=True):
             assert np.array_equal(np.delete(mine, 1, 1), np.delete(theirs[: len(mine)], 1, 1))
-            assert np.allclose(mine[:, 1], theirs[: len(mine), 1], atol=1e-4)  # scores: softmax may differ in the last bits
+            assert np.allclose(
+                mine[:, 1], theirs[: len(mine), 1], atol=1e-4
+            )  # scores: softmax may differ in the last bits
 
 
 @st.composite
@@ -53,7 +55,12 @@ def class_maps(draw) -> np.ndarray:
     return out
 
 
-@given(class_maps(), st.sampled_from([float("nan"), 0.0, 0.4, 0.9, 1.0]), st.integers(0, 30), st.sampled_from([1, 3, 65535]))
+@given(
+    class_maps(),
+    st.sampled_from([float("nan"), 0.0, 0.4, 0.9, 1.0]),
+    st.integers(0, 30),
+    st.sampled_from([1, 3, 65535]),
+)
 @settings(max_examples=120, deadline=None)
 def test_geometric(class_map, split, min_area, max_instances):
     assert_equal(problem(class_map, split, min_area=min_area, max_instances=max_instances))
@@ -99,7 +106,16 @@ def test_logits_to_full_resolution(seed, h, w, out_h, out_w, batch, min_area):
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 1, (batch, 4, h, w)).astype(np.float32)
     smooth = np.stack([[cv2.GaussianBlur(p, (0, 0), 1.5).reshape(h, w) for p in one] for one in logits]) * 8
-    assert_equal(Problem(None, np.ascontiguousarray(smooth, np.float32), (out_h, out_w), things(), np.full(256, np.nan), min_area=min_area))
+    assert_equal(
+        Problem(
+            None,
+            np.ascontiguousarray(smooth, np.float32),
+            (out_h, out_w),
+            things(),
+            np.full(256, np.nan),
+            min_area=min_area,
+        )
+    )
 
 
 def spiral(side: int) -> np.ndarray:
@@ -134,7 +150,9 @@ CHECKERBOARD = (np.indices((33, 40)).sum(0) % 2).astype(np.uint8)
         pytest.param(spiral(41), id="spiral"),
         pytest.param(np.kron(spiral(21), np.ones((3, 3), np.uint8)), id="thick spiral"),
         pytest.param(np.random.default_rng(0).integers(0, 2, (90, 80)).astype(np.uint8), id="noise"),
-        pytest.param(np.random.default_rng(0).integers(0, 255, (60, 70)).astype(np.uint8), id="noise of 255 classes"),
+        pytest.param(
+            np.random.default_rng(0).integers(0, 255, (60, 70)).astype(np.uint8), id="noise of 255 classes"
+        ),
         pytest.param(np.ones((1, 300), np.uint8), id="one row"),
         pytest.param(np.ones((300, 1), np.uint8), id="one column"),
     ],
@@ -158,7 +176,9 @@ def test_more_than_max_instances_keeps_the_largest_in_raster_order():
 def test_relabelling_classes_changes_nothing(class_map):
     lookup = np.arange(256, dtype=np.uint8)
     lookup[[1, 2, 3]] = [3, 1, 2]
-    assert np.array_equal(cluster_native(problem(lookup[class_map])).label_map, cluster_native(problem(class_map)).label_map)
+    assert np.array_equal(
+        cluster_native(problem(lookup[class_map])).label_map, cluster_native(problem(class_map)).label_map
+    )
 
 
 def partition(label_map: np.ndarray) -> np.ndarray:
@@ -173,7 +193,10 @@ def partition(label_map: np.ndarray) -> np.ndarray:
 def test_connected_components_follow_flips(class_map, axis, split):
     """With split 0 the partition is that of connected components, whichever way the picture is turned."""
     flipped = np.flip(class_map, axis)
-    counts = cluster_native(problem(class_map, 0.0)).count, cluster_native(problem(np.ascontiguousarray(flipped), 0.0)).count
+    counts = (
+        cluster_native(problem(class_map, 0.0)).count,
+        cluster_native(problem(np.ascontiguousarray(flipped), 0.0)).count,
+    )
     assert counts[0] == counts[1]
     back = np.flip(cluster_native(problem(np.ascontiguousarray(flipped), 0.0)).label_map[0], axis)
     assert np.array_equal(partition(back), partition(cluster_native(problem(class_map, 0.0)).label_map[0]))
@@ -202,7 +225,9 @@ def test_connected_components_equal_opencv():
 
 def test_a_batch_is_its_pictures():
     rng = np.random.default_rng(5)
-    maps = np.stack([np.kron(rng.integers(0, 3, (8, 9)), np.ones((5, 5), int)) for _ in range(3)]).astype(np.uint8)
+    maps = np.stack([np.kron(rng.integers(0, 3, (8, 9)), np.ones((5, 5), int)) for _ in range(3)]).astype(
+        np.uint8
+    )
     together = cluster_native(problem(maps))
     for k in range(3):
         alone = cluster_native(problem(maps[k]))
@@ -216,7 +241,8 @@ def test_largest_grid():
 
 
 def test_smooth_evidence_is_no_trap():
-    """A ramp of affinities lets one pair merge per round: as many rounds as pixels, which must not cost as many passes."""
+    """A ramp of affinities lets one pair merge per round: as many rounds as pixels, which must not cost as
+    many passes."""
     side = 128
     y, x = np.mgrid[:side, :side].astype(np.float32)
     ramp = np.stack([(x + 1.3 * y + 1) / (2.4 * side), (0.7 * x + y + 1) / (2.4 * side)])[None]
@@ -252,4 +278,6 @@ def test_every_shared_photo(eval_sets, name):
         class_map = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         expected = cluster_reference(problem(class_map, min_area=25))
         for threads in (1, 2):
-            assert np.array_equal(cluster_native(problem(class_map, min_area=25), threads).label_map, expected.label_map), path
+            assert np.array_equal(
+                cluster_native(problem(class_map, min_area=25), threads).label_map, expected.label_map
+            ), path

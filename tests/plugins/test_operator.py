@@ -12,7 +12,10 @@ TWO[5:15, 25:35] = 7
 
 def test_a_class_map_gives_instances():
     found = tfiseg.cluster(TWO, class_names=["background"] + [f"c{i}" for i in range(1, 21)])
-    assert [(i.class_name, i.area, i.box_xyxy) for i in found] == [("c15", 100, (5, 5, 15, 15)), ("c7", 100, (25, 5, 35, 15))]
+    assert [(i.class_name, i.area, i.box_xyxy) for i in found] == [
+        ("c15", 100, (5, 5, 15, 15)),
+        ("c7", 100, (25, 5, 35, 15)),
+    ]
     assert found.score.tolist() == [1, 1]
     assert found.label_map.dtype == np.int32
     assert np.array_equal(found.semantic_map, TWO)
@@ -158,7 +161,9 @@ def test_the_instance_prototypes_affinities_split_people(shared):
         mask = (small == 15).astype(np.float32)
         distance = np.minimum(cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5) / 16, 2)
         image = (
-            cv2.resize(cv2.imread(str(path)), size_wh, interpolation=cv2.INTER_AREA)[:, :, ::-1].transpose(2, 0, 1)[None].astype(np.float32)
+            cv2.resize(cv2.imread(str(path)), size_wh, interpolation=cv2.INTER_AREA)[:, :, ::-1]
+            .transpose(2, 0, 1)[None]
+            .astype(np.float32)
             - 127
         ) / 128
         feeds = dict(zip(names, (image, np.stack([mask, distance])[None].astype(np.float32)), strict=True))
@@ -170,7 +175,9 @@ def test_the_instance_prototypes_affinities_split_people(shared):
             ("affinity", {"affinity": affinity, "affinity_offsets": AFFINITY_OFFSETS[:10]}),
         ):
             found = tfiseg.cluster(small, **kwargs)
-            label_map = cv2.resize(found.label_map.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST).astype(np.int32)
+            label_map = cv2.resize(
+                found.label_map.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST
+            ).astype(np.int32)
             label_map[semantic != 15] = 0
             scores[name].add(panoptic_counts(label_map, found.class_id, truth, semantic))
     quality = {name: score.pooled.quality for name, score in scores.items()}

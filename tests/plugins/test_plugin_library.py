@@ -1,6 +1,8 @@
-"""libtfiseg_plugin.so without a GPU: it compiles for every architecture without spilling, TensorRT takes it, its interface behaves.
+"""libtfiseg_plugin.so without a GPU: it compiles for every architecture without spilling, TensorRT takes it,
+its interface behaves.
 
-Needs nvcc and TensorRT's headers (make test-plugin brings the latter); skipped where they are missing, unless TFISEG_TEST_PLUGIN is set.
+Needs nvcc and TensorRT's headers (make test-plugin brings the latter); skipped where they are missing, unless
+TFISEG_TEST_PLUGIN is set.
 """
 
 import ctypes
@@ -80,7 +82,8 @@ def test_without_a_gpu_the_c_api_says_so(library):
 
 
 def test_tensorrt_takes_it(in_use, capfd):
-    """A real TensorRT process: TensorRT-RTX's registry loads the library, lists the creator, creates plugins and refuses bad fields."""
+    """A real TensorRT process: TensorRT-RTX's registry loads the library, lists the creator, creates plugins
+    and refuses bad fields."""
     trt = pytest.importorskip("tensorrt_rtx")
     assert load_plugin(trt) == in_use
     assert load_plugin(trt) == in_use
@@ -90,7 +93,9 @@ def test_tensorrt_takes_it(in_use, capfd):
     number = trt.PluginFieldType.INT32
 
     def created(**fields):
-        given = trt.PluginFieldCollection([trt.PluginField(k, np.array(v, np.int32), number) for k, v in fields.items()])
+        given = trt.PluginFieldCollection(
+            [trt.PluginField(k, np.array(v, np.int32), number) for k, v in fields.items()]
+        )
         return creator.create_plugin("node", given, trt.TensorRTPhase.BUILD)
 
     assert created(min_area=[40], output_size=[480, 640], things=[15]) is not None
@@ -107,15 +112,21 @@ def test_the_onnx_node_has_fields_that_the_creator_takes(in_use):
     load_plugin(trt)
     creator = trt.get_plugin_registry().get_creator("DisplacementFieldClustering", "1", "tfiseg")
     types = {field.name: field.type for field in creator.field_names}
-    grafted = graft_clustering(onnx.load(DEFAULT_MODEL), output_size_hw=(480, 640), things=[15], split={15: 0.5})
+    grafted = graft_clustering(
+        onnx.load(DEFAULT_MODEL), output_size_hw=(480, 640), things=[15], split={15: 0.5}
+    )
     fields = []
-    for attribute in grafted.graph.node[-1].attribute:  # as TensorRT's parser does it: by the names that the creator lists
+    for attribute in grafted.graph.node[
+        -1
+    ].attribute:  # as TensorRT's parser does it: by the names that the creator lists
         if attribute.name in types:
             kind = np.float32 if types[attribute.name] == trt.PluginFieldType.FLOAT32 else np.int32
             value = np.atleast_1d(np.array(onnx.helper.get_attribute_value(attribute), kind))
             fields.append(trt.PluginField(attribute.name, value, types[attribute.name]))
     assert len(fields) == 10
-    assert creator.create_plugin("node", trt.PluginFieldCollection(fields), trt.TensorRTPhase.BUILD) is not None
+    assert (
+        creator.create_plugin("node", trt.PluginFieldCollection(fields), trt.TensorRTPhase.BUILD) is not None
+    )
 
 
 def test_a_library_that_tensorrt_refuses_is_explained(tmp_path):
@@ -126,7 +137,11 @@ def test_a_library_that_tensorrt_refuses_is_explained(tmp_path):
     code = "import tfiseg, tensorrt_rtx\ntry: tfiseg.load_plugin(tensorrt_rtx)\nexcept tfiseg.TfisegError as e: print(e)"
     environment = os.environ | {"TFISEG_PLUGIN": str(broken)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    for part in (str(broken), "Wanted: tfiseg::DisplacementFieldClustering version 1; registered: ", "tfiseg plugin build --force"):
+    for part in (
+        str(broken),
+        "Wanted: tfiseg::DisplacementFieldClustering version 1; registered: ",
+        "tfiseg plugin build --force",
+    ):
         assert part in done.stdout
 
 
@@ -151,7 +166,11 @@ def test_a_missing_library_is_a_sentence(tmp_path, monkeypatch, capsys):
 def test_missing_tools_are_named_with_what_brings_them(monkeypatch, tmp_path):
     monkeypatch.setattr(plugin_build.shutil, "which", lambda *_, **__: None)
     monkeypatch.setattr(plugin_build.Path, "is_file", lambda _: False)
-    for find, brings in ((plugin_build.find_cmake, "[plugin]"), (find_nvcc, "[plugin]"), (find_tensorrt_headers, "kernel-lens")):
+    for find, brings in (
+        (plugin_build.find_cmake, "[plugin]"),
+        (find_nvcc, "[plugin]"),
+        (find_tensorrt_headers, "kernel-lens"),
+    ):
         with pytest.raises(MissingDependencyError) as wrong:
             find()
         assert brings in str(wrong.value)
@@ -168,11 +187,19 @@ ptxas info    : Function properties for _ZN6tfiseg
     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
 ptxas info    : Used 16 registers, used 1 barriers, 4256 bytes smem
 """
-    row = {"kernel": "each_kernel<Labels>", "architecture": "90", "registers": 16, "shared_bytes": 4256, "spill_bytes": 16}
+    row = {
+        "kernel": "each_kernel<Labels>",
+        "architecture": "90",
+        "registers": 16,
+        "shared_bytes": 4256,
+        "spill_bytes": 16,
+    }
     assert kernel_report(log) == [row]
 
 
 def test_a_kernels_name_is_read_past_the_digits_of_a_hash():
     name = "_ZN6tfiseg48_GLOBAL__N__2c45c6b3_15_cluster_cuda_cu_614bf79b11each_kernelINS_8UpsampleEEEvT_l"
-    said = f"ptxas info    : Compiling entry function '{name}' for 'sm_87'\nptxas info    : Used 20 registers\n"
+    said = (
+        f"ptxas info    : Compiling entry function '{name}' for 'sm_87'\nptxas info    : Used 20 registers\n"
+    )
     assert [row["kernel"] for row in kernel_report(said)] == ["each_kernel<Upsample>"]

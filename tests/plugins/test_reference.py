@@ -51,7 +51,8 @@ def test_links_go_to_the_highest_neighbour_and_ties_to_the_smallest_index():
 
 
 @pytest.mark.parametrize(
-    ("saddle", "peak", "noise"), [(4, 8, True), (4, 9, False), (0, 0, True), (0, 1, False), (100, 120, True), (100, 121, False)]
+    ("saddle", "peak", "noise"),
+    [(4, 8, True), (4, 9, False), (0, 0, True), (0, 1, False), (100, 120, True), (100, 121, False)],
 )
 def test_noise_is_less_than_one_pixel(saddle, peak, noise):
     assert is_noise(saddle, peak) is noise

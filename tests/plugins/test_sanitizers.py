@@ -1,4 +1,5 @@
-"""The operator under ThreadSanitizer, AddressSanitizer and UBSan: the CPU's code and the GPU's phases, several threads at once."""
+"""The operator under ThreadSanitizer, AddressSanitizer and UBSan: the CPU's code and the GPU's phases,
+several threads at once."""
 
 import subprocess
 from pathlib import Path

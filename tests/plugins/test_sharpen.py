@@ -1,4 +1,5 @@
-"""Cuts that move onto the boundary: what they must do, beside being the same bits everywhere (test_native.py, test_shuffled.py)."""
+"""Cuts that move onto the boundary: what they must do, beside being the same bits everywhere (test_native.py,
+test_shuffled.py)."""
 
 import numpy as np
 import pytest
@@ -50,7 +51,9 @@ def test_single_pieces_slivers_and_other_classes_stay():
 
 def test_through_the_operator():
     y, x = np.mgrid[:60, :110]
-    disks = (((x - 33) ** 2 + (y - 30) ** 2 < 23**2) | ((x - 77) ** 2 + (y - 30) ** 2 < 23**2)).astype(np.uint8)
+    disks = (((x - 33) ** 2 + (y - 30) ** 2 < 23**2) | ((x - 77) ** 2 + (y - 30) ** 2 < 23**2)).astype(
+        np.uint8
+    )
     boundary = np.zeros((60, 110), np.float32)
     boundary[:, 58] = 1
     plain = tfiseg.cluster(disks, boundary=boundary, split=0.9)
@@ -69,7 +72,12 @@ def test_through_the_operator():
 
 @pytest.mark.parametrize(
     ("more", "says"),
-    [({"sharpen": 3}, "give boundary"), ({"sharpen": 33}, "0..32"), ({"sharpen": -1}, "0..32"), ({"sharpen": 1.5}, "0..32")],
+    [
+        ({"sharpen": 3}, "give boundary"),
+        ({"sharpen": 33}, "0..32"),
+        ({"sharpen": -1}, "0..32"),
+        ({"sharpen": 1.5}, "0..32"),
+    ],
 )
 def test_what_is_asked_is_checked(more, says):
     boundary = {"boundary": np.zeros((8, 8), np.float32)} if "32" in says else {}

@@ -1,4 +1,5 @@
-"""The GPU's phases in random orders of threads and blocks give the reference's bits: an algorithm that depends on order fails here."""
+"""The GPU's phases in random orders of threads and blocks give the reference's bits: an algorithm that
+depends on order fails here."""
 
 import cv2
 import numpy as np
@@ -31,7 +32,9 @@ def test_many_orders_of_one_picture(random_problem, shuffled):
         pytest.param(np.ones((1, 1), np.uint8), id="one pixel"),
         pytest.param(np.full((70, 60), 3, np.uint8), id="all one class"),
         pytest.param((np.indices((33, 40)).sum(0) % 2).astype(np.uint8) + 1, id="checkerboard"),
-        pytest.param(np.random.default_rng(0).integers(0, 255, (60, 70)).astype(np.uint8), id="noise of 255 classes"),
+        pytest.param(
+            np.random.default_rng(0).integers(0, 255, (60, 70)).astype(np.uint8), id="noise of 255 classes"
+        ),
         pytest.param(np.ones((1, 300), np.uint8), id="one row"),
         pytest.param(np.ones((300, 1), np.uint8), id="one column"),
     ],
@@ -58,7 +61,8 @@ def test_smooth_evidence_takes_a_round_each(shuffled, assert_same):
 
 
 def test_more_edges_than_there_is_room_for_is_said(shuffled):
-    """Beyond 2^18 pixels there is room for an edge per four pixels: single-pixel regions with eight edges each are too many."""
+    """Beyond 2^18 pixels there is room for an edge per four pixels: single-pixel regions with eight edges
+    each are too many."""
     side = 640
     problem = problem_of(
         np.ones((side, side), np.uint8),
@@ -86,8 +90,20 @@ def test_shared_photos_at_full_size(name, eval_sets, shuffled, assert_same):
 @pytest.mark.shared
 def test_a_photo_as_logits(eval_sets, shuffled, assert_same):
     path = sorted((eval_sets / "coco" / "semantic").glob("*.png"))[3]
-    small = cv2.resize(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), (160, 160), interpolation=cv2.INTER_NEAREST)
-    logits = np.stack([cv2.GaussianBlur((small == c).astype(np.float32) * 4, (0, 0), 1) for c in range(21)])[None]
+    small = cv2.resize(
+        cv2.imread(str(path), cv2.IMREAD_UNCHANGED), (160, 160), interpolation=cv2.INTER_NEAREST
+    )
+    logits = np.stack([cv2.GaussianBlur((small == c).astype(np.float32) * 4, (0, 0), 1) for c in range(21)])[
+        None
+    ]
     flags = problem_of(small).things
-    problem = Problem(None, np.ascontiguousarray(logits), (640, 640), flags, np.full(256, np.nan), min_area=25, max_instances=256)
+    problem = Problem(
+        None,
+        np.ascontiguousarray(logits),
+        (640, 640),
+        flags,
+        np.full(256, np.nan),
+        min_area=25,
+        max_instances=256,
+    )
     assert_same(shuffled(problem, seed=0), cluster_native(problem))

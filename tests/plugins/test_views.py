@@ -1,5 +1,5 @@
-"""Views of components: the numpy reference, the CPU's threads and the GPU's phases in random orders give the same bits; what they must
-show; and what OpenCV makes of the same views."""
+"""Views of components: the numpy reference, the CPU's threads and the GPU's phases in random orders give the
+same bits; what they must show; and what OpenCV makes of the same views."""
 
 from dataclasses import replace
 
@@ -53,8 +53,14 @@ def test_touching_discs_get_a_view_and_a_lone_one_does_not(scene_of):
     scene = scene_of(discs((240, 320), *pair, (230, 150, 40, 2), (40, 200, 16, 1)))
     cut = cut_views(scene, 4, SIDE)
     # box (30, 30)..(136, 91): 106 wide, so 106 * 5 / 4 + 16 = 148 px, centred and shifted into the frame
-    # of class 1, the pair and the small one: (24, 30)..(136, 217), 187 * 5 / 4 + 16 = 249 px, more than the frame is high
-    assert cut.views.tolist() == [[9, 0, 148, 1, 1], [0, -1, 249, 1, 0], [0, 0, SIDE, 0, 0], [0, 0, SIDE, 0, 0]]
+    # of class 1, the pair and the small one: (24, 30)..(136, 217), 187 * 5 / 4 + 16 = 249 px, more than the
+    # frame is high
+    assert cut.views.tolist() == [
+        [9, 0, 148, 1, 1],
+        [0, -1, 249, 1, 0],
+        [0, 0, SIDE, 0, 0],
+        [0, 0, SIDE, 0, 0],
+    ]
     assert (cut.images[2:] == 127).all()
     assert not cut.masks[2:].any()
     assert cut.masks[:2].any((1, 2)).tolist() == [True, True]
@@ -73,7 +79,9 @@ def test_what_is_not_wanted_is_left_out(scene_of):
     scene.wanted[1] = 0
     cut = cut_views(scene, 2, SIDE)
     assert cut.views[:, 3].tolist() == [2, 0]
-    nothing = Found(np.zeros((2, SIDE, SIDE), np.int32), *np.zeros((2, 2), np.int32), np.zeros((2, 1, 10), np.float32))
+    nothing = Found(
+        np.zeros((2, SIDE, SIDE), np.int32), *np.zeros((2, 2), np.int32), np.zeros((2, 1, 10), np.float32)
+    )
     pieces = place_pieces(scene, cut, nothing)
     assert pieces.component_of.tolist() == [2]
     assert np.array_equal(pieces.label_map > 0, scene.label_map == 2)
@@ -83,7 +91,9 @@ def test_a_frame_without_components(scene_of):
     scene = scene_of(np.zeros((40, 50), np.uint8))
     cut = cut_views(scene, 3, 32)
     assert cut.views.tolist() == [[0, 0, 32, 0, 0]] * 3
-    nothing = Found(np.zeros((3, 32, 32), np.int32), *np.zeros((2, 3), np.int32), np.zeros((3, 1, 10), np.float32))
+    nothing = Found(
+        np.zeros((3, 32, 32), np.int32), *np.zeros((2, 3), np.int32), np.zeros((3, 1, 10), np.float32)
+    )
     pieces = place_pieces(scene, cut, nothing)
     assert not pieces.label_map.any()
     assert not len(pieces.table)
@@ -136,7 +146,11 @@ def test_bad_sizes_are_named(scene_of):
 
 def test_scenes_that_the_library_would_misread_are_refused(scene_of):
     scene = scene_of(discs((40, 50), (20, 20, 9, 1)))
-    for wrong in ({"frame": scene.frame[:, ::-1]}, {"label_map": scene.label_map + 1}, {"table": scene.table[:, :9].copy()}):
+    for wrong in (
+        {"frame": scene.frame[:, ::-1]},
+        {"label_map": scene.label_map + 1},
+        {"table": scene.table[:, :9].copy()},
+    ):
         with pytest.raises(InputError):
             cut_views(replace(scene, **wrong), 1, 32)
 
@@ -151,7 +165,8 @@ def test_crowds_of_round_things_leave_the_views_to_others(scene_of):
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["pennfudan", "coco", "voc2007", "dsb2018"])
 def test_views_of_photos_are_those_that_opencv_cuts(name, eval_sets):
-    """The CPU's way (runtime/looks.py): the same views but for rare ones of components with holes, and images to a grey level."""
+    """The CPU's way (runtime/looks.py): the same views but for rare ones of components with holes, and images
+    to a grey level."""
     same, frames, unlike = 0, 0, np.zeros((2, 2))  # cells of masks and components: ties at a half
     for path in sorted((eval_sets / name / "semantic").glob("*.png"))[::6]:
         image = cv2.imread(str(next((eval_sets / name / "images").glob(f"{path.stem}.*"))))

@@ -1,8 +1,10 @@
-"""A GPU whose memory is the host's: PyCUDA's and TensorRT's calls, as far as the GPU's sessions make them, on the CPU.
+"""A GPU whose memory is the host's: PyCUDA's and TensorRT's calls, as far as the GPU's sessions make them, on
+the CPU.
 
-No GPU is at hand where the tests run. What stands in here is what lies *below* the session: a driver that copies, captures and
-replays, and a TensorRT whose plans are ONNX files that ONNX Runtime runs. Addresses, shapes, orders of calls, threads and contexts are the
-session's own, and are checked: every call needs the context current in its thread, and nothing may be in use after it was freed.
+No GPU is at hand where the tests run. What stands in here is what lies *below* the session: a driver that
+copies, captures and replays, and a TensorRT whose plans are ONNX files that ONNX Runtime runs. Addresses,
+shapes, orders of calls, threads and contexts are the session's own, and are checked: every call needs the
+context current in its thread, and nothing may be in use after it was freed.
 """
 
 import ctypes
@@ -109,10 +111,15 @@ def driver_module(gpu):
         return Allocation(size)
 
     def upload(dest, src, stream=None):
-        gpu.enqueue(stream.handle, lambda: ctypes.memmove(gpu.at(int(dest), src.nbytes), src.ctypes.data, src.nbytes))
+        gpu.enqueue(
+            stream.handle, lambda: ctypes.memmove(gpu.at(int(dest), src.nbytes), src.ctypes.data, src.nbytes)
+        )
 
     def download(dest, src, stream=None):
-        gpu.enqueue(stream.handle, lambda: ctypes.memmove(dest.ctypes.data, gpu.at(int(src), dest.nbytes), dest.nbytes))
+        gpu.enqueue(
+            stream.handle,
+            lambda: ctypes.memmove(dest.ctypes.data, gpu.at(int(src), dest.nbytes), dest.nbytes),
+        )
 
     def device_to_device(dest, src, size, stream=None):
         gpu.enqueue(stream.handle, lambda: ctypes.memmove(gpu.at(int(dest), size), int(src), size))
@@ -130,7 +137,11 @@ def driver_module(gpu):
         mem_alloc=mem_alloc,
         pagelocked_empty=pagelocked_empty,
     )
-    driver.memcpy_htod_async, driver.memcpy_dtoh_async, driver.memcpy_dtod_async = upload, download, device_to_device
+    driver.memcpy_htod_async, driver.memcpy_dtoh_async, driver.memcpy_dtod_async = (
+        upload,
+        download,
+        device_to_device,
+    )
     return driver
 
 
@@ -208,7 +219,9 @@ class OperatorLibrary:
         return 0
 
     def tfiseg_place_pieces_cuda(self, views, pieces, stream):
-        self.gpu.enqueue(stream.value, lambda: native.check(native.library().tfiseg_place_pieces_cpu(views, pieces)))
+        self.gpu.enqueue(
+            stream.value, lambda: native.check(native.library().tfiseg_place_pieces_cpu(views, pieces))
+        )
         return 0
 
 
@@ -266,8 +279,12 @@ def tensorrt_module(gpu, profile, fails=False, views=64):
 
         def out_shapes(self):
             if not self.shapes:
-                values = self.engine.session.run(None, {n: np.zeros(s, np.uint8) for n, s in self.given.items()})
-                self.shapes = {o.name: v.shape for o, v in zip(self.engine.session.get_outputs(), values, strict=True)}
+                values = self.engine.session.run(
+                    None, {n: np.zeros(s, np.uint8) for n, s in self.given.items()}
+                )
+                self.shapes = {
+                    o.name: v.shape for o, v in zip(self.engine.session.get_outputs(), values, strict=True)
+                }
             return self.shapes
 
         def set_tensor_address(self, name, address):
@@ -287,7 +304,11 @@ def tensorrt_module(gpu, profile, fails=False, views=64):
                 values = self.engine.session.run(None, {name: read(name) for name in given})
                 for output, value in zip(self.engine.session.get_outputs(), values, strict=True):
                     assert value.shape == shapes[output.name]
-                    ctypes.memmove(gpu.at(addresses[output.name], value.nbytes), np.ascontiguousarray(value).ctypes.data, value.nbytes)
+                    ctypes.memmove(
+                        gpu.at(addresses[output.name], value.nbytes),
+                        np.ascontiguousarray(value).ctypes.data,
+                        value.nbytes,
+                    )
                 gpu.runs += 1
 
             gpu.enqueue(stream_handle, run)
@@ -353,7 +374,9 @@ class DeviceArray:
         }
 
 
-def install(monkeypatch, gpu, profile=((32, 32), (96, 128), (512, 640)), fails=False, operator=True, views=64):
+def install(
+    monkeypatch, gpu, profile=((32, 32), (96, 128), (512, 640)), fails=False, operator=True, views=64
+):
     """Put the emulated GPU where the session looks for the real one; returns the TensorRT module."""
     import sys
 

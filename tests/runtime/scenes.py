@@ -17,7 +17,8 @@ def line(start, velocity, begin=0, end=10**9):
 
 
 def render(movers, t, walls=(), noise=0.0, rng=None):
-    """(label map int32, class map uint8): later movers are in front, walls (x0, x1) before all; ``noise`` moves outlines by pixels."""
+    """(label map int32, class map uint8): later movers are in front, walls (x0, x1) before all; ``noise``
+    moves outlines by pixels."""
     ys, xs = np.mgrid[: SIZE_HW[0], : SIZE_HW[1]]
     label, classes = np.zeros(SIZE_HW, np.int32), np.zeros(SIZE_HW, np.uint8)
     for k, mover in enumerate(movers):
@@ -43,15 +44,24 @@ def hidden():
 
 
 def leaving():
-    """One leaves the picture, another enters elsewhere; the first is somebody new when it comes back after ten seconds."""
+    """One leaves the picture, another enters elsewhere; the first is somebody new when it comes back after
+    ten seconds."""
     gone = Mover(line((160, 120), (3.0, 0), end=100))
     back = Mover(line((420, 120), (-3.0, 0), begin=0, end=10**9))
-    return [gone, Mover(line((-40, 60), (2.0, 0))), Mover(lambda t: back.where(t - 300) if t >= 300 else None)], (), 400
+    return (
+        [gone, Mover(line((-40, 60), (2.0, 0))), Mover(lambda t: back.where(t - 300) if t >= 300 else None)],
+        (),
+        400,
+    )
 
 
 def returning():
     """One is missed by the network for a second and is back."""
-    return [Mover(lambda t: None if 40 <= t < 70 else (40 + 1.5 * t, 120)), Mover(line((160, 60), (0, 0.5)))], (), 120
+    return (
+        [Mover(lambda t: None if 40 <= t < 70 else (40 + 1.5 * t, 120)), Mover(line((160, 60), (0, 0.5)))],
+        (),
+        120,
+    )
 
 
 def crowd(count=50):

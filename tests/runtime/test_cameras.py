@@ -1,4 +1,5 @@
-"""Live sources. The network stream is real: MPEG-TS over TCP from a server made here, that is killed, restarted, and sends rubbish."""
+"""Live sources. The network stream is real: MPEG-TS over TCP from a server made here, that is killed,
+restarted, and sends rubbish."""
 
 import io
 import logging
@@ -18,13 +19,17 @@ def transport_stream(size_wh, frames=60):
     """MPEG-TS bytes of a moving picture."""
     out = io.BytesIO()
     with av.open(out, "w", format="mpegts") as container:
-        stream = container.add_stream("libx264", rate=30, options={"tune": "zerolatency", "preset": "ultrafast", "g": "10"})
+        stream = container.add_stream(
+            "libx264", rate=30, options={"tune": "zerolatency", "preset": "ultrafast", "g": "10"}
+        )
         stream.width, stream.height = size_wh
         stream.pix_fmt = "yuv420p"
         picture = np.random.default_rng(0).integers(0, 255, (size_wh[1], size_wh[0], 3), np.uint8)
         picture = cv2.GaussianBlur(picture, (0, 0), 8)
         for k in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(picture, 4 * k, 1), format="bgr24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.roll(picture, 4 * k, 1), format="bgr24"))
+            )
         container.mux(stream.encode())
     return out.getvalue()
 
@@ -156,7 +161,11 @@ class FakeCapture:
     ("capture", "wanted", "says"),
     [
         (FakeCapture(640, 480, 30, "YUYV"), Wanted(), "cam gives 640x480 at 30 frames/s, YUYV through V4L2"),
-        (FakeCapture(1280, 720, 30, "MJPG"), Wanted((1280, 720), 30, "MJPG"), "cam gives 1280x720 at 30 frames/s, MJPG through V4L2"),
+        (
+            FakeCapture(1280, 720, 30, "MJPG"),
+            Wanted((1280, 720), 30, "MJPG"),
+            "cam gives 1280x720 at 30 frames/s, MJPG through V4L2",
+        ),
         (
             FakeCapture(640, 480, 15, "YUYV"),
             Wanted((1280, 720), 30, "MJPG"),

@@ -36,11 +36,15 @@ def right(found, truth):
     for k in range(1, truth.max() + 1):
         mask = truth == k
         labels, pixels = np.unique(found.label_map[mask], return_counts=True)
-        count += any(n and 2 * p > mask.sum() + found.area[n - 1] - p for n, p in zip(labels, pixels, strict=True))
+        count += any(
+            n and 2 * p > mask.sum() + found.area[n - 1] - p for n, p in zip(labels, pixels, strict=True)
+        )
     return count
 
 
-@pytest.mark.parametrize(("side", "radius", "share"), [(512, 15, 0.9), (768, 20, 0.9), (768, 30, 0.9), (400, 12, 0.8)])
+@pytest.mark.parametrize(
+    ("side", "radius", "share"), [(512, 15, 0.9), (768, 20, 0.9), (768, 30, 0.9), (400, 12, 0.8)]
+)
 def test_piles_are_parted(side, radius, share):
     image, truth = pile(side, radius)
     components = tfiseg.cluster((truth > 0).astype(np.uint8), split=0)
@@ -130,7 +134,9 @@ def shows(truth, asked=None):
         if asked is not None:
             asked.extend(windows)
         seen = (window(truth, p.view).astype(np.float32) for p in windows)
-        return [cv2.resize(one, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST).astype(np.int32) for one in seen]
+        return [
+            cv2.resize(one, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST).astype(np.int32) for one in seen
+        ]
 
     return look
 
@@ -169,7 +175,9 @@ def test_pieces_of_a_crowd_know_their_component_and_are_never_joined():
 
 def test_scores_and_classes_are_the_components():
     _, truth = pile(512, 30)
-    logits = np.stack([np.full((512, 512), 1.0, np.float32), np.where(truth > 0, 3.0, -3.0).astype(np.float32)])
+    logits = np.stack(
+        [np.full((512, 512), 1.0, np.float32), np.where(truth > 0, 3.0, -3.0).astype(np.float32)]
+    )
     components = tfiseg.cluster(logits, split=0)
     pieces, _ = crowds_parted(components, [1], SIDE, 64, nothing_told)
     assert len(pieces) > 1
@@ -181,6 +189,8 @@ def test_scores_and_classes_are_the_components():
 @pytest.mark.parametrize("name", ["PennPed00035", "PennPed00066"])
 def test_people_in_full_hd_are_no_crowd(eval_sets, name):
     mask = cv2.imread(str(eval_sets / "pennfudan" / "semantic" / f"{name}.png"), cv2.IMREAD_UNCHANGED) == 15
-    large = (cv2.resize(mask.astype(np.float32), (1920, 1920 * mask.shape[0] // mask.shape[1])) > 0.5).astype(np.uint8)
+    large = (cv2.resize(mask.astype(np.float32), (1920, 1920 * mask.shape[0] // mask.shape[1])) > 0.5).astype(
+        np.uint8
+    )
     components = tfiseg.cluster(large, split=0)
     assert crowds_parted(components, range(1, len(components) + 1), SIDE, 64, nothing_seen) is None

@@ -1,5 +1,5 @@
-"""Components looked at on an emulated GPU (emulated_gpu.py), in one graph with the network: what the same steps give on the CPU, and what
-the CPU's own way (runtime/refine.py) finds."""
+"""Components looked at on an emulated GPU (emulated_gpu.py), in one graph with the network: what the same
+steps give on the CPU, and what the CPU's own way (runtime/refine.py) finds."""
 
 import logging
 import sys
@@ -38,7 +38,9 @@ def instance_engine(tmp_path):
 def segmenter(gpu, monkeypatch, tmp_path, instance_engine):
     emulated_gpu.install(monkeypatch, gpu)
     model = engine_of(DEFAULT_MODEL, tmp_path)
-    return tfiseg.Segmenter(model, refine="components", instance_model=instance_engine, outlines=False, min_score=0)
+    return tfiseg.Segmenter(
+        model, refine="components", instance_model=instance_engine, outlines=False, min_score=0
+    )
 
 
 def crowd(height=192, width=256):
@@ -52,23 +54,41 @@ def test_the_graph_holds_what_the_same_steps_give(segmenter, gpu):
     maps = tfiseg.Segmenter(DEFAULT_MODEL, threads=1).session.infer(image)
     components = cluster(maps["logits"][0], split=0.0, output_size_hw=image.shape[:2], min_area=25)
     table = np.zeros((len(components), 10), np.float32)
-    table[:, 0], table[:, 1], table[:, 2:6], table[:, 6] = components.class_id, components.score, components.box_xyxy, components.area
+    table[:, 0], table[:, 1], table[:, 2:6], table[:, 6] = (
+        components.class_id,
+        components.score,
+        components.box_xyxy,
+        components.area,
+    )
     scene = Scene(image, components.label_map, table, thing_flags(None))
     cut = cut_views(scene, VIEWS, network.view_px)
     assert cut.views[0, 3]
     seen = network.infer(cut.images, cut.masks)
-    rules = {"merge_rule": network.rules["merge"], "part_rule": network.rules["part"], "affinity_offsets": network.affinity_offsets}
-    parts = cluster(cut.own, affinity=seen.affinity, boundary=seen.boundary[:, 0], min_area=0, sharpen=SHARPEN, **rules)
+    rules = {
+        "merge_rule": network.rules["merge"],
+        "part_rule": network.rules["part"],
+        "affinity_offsets": network.affinity_offsets,
+    }
+    parts = cluster(
+        cut.own, affinity=seen.affinity, boundary=seen.boundary[:, 0], min_area=0, sharpen=SHARPEN, **rules
+    )
     regions = [len(one) for one in cluster(cut.own, split=1.0, min_area=0)]
     tables = np.zeros((VIEWS, 64, 10), np.float32)
     for k, one in enumerate(parts):
         tables[k, : len(one), 6] = one.area
     counts = [len(one) for one in parts]
-    found = Found(np.stack([p.label_map for p in parts]), np.array(counts, np.int32), np.array(regions, np.int32), tables)
+    found = Found(
+        np.stack([p.label_map for p in parts]),
+        np.array(counts, np.int32),
+        np.array(regions, np.int32),
+        tables,
+    )
     expected = place_pieces(scene, cut, found)
     assert len(expected.table) > len(components)
     for _ in range(3):  # as it is, captured, and replayed
-        with segmenter.session.looked(image, segmenter._asked_components(image.shape[:2]), segmenter._looks(segmenter.refiner)) as looked:
+        with segmenter.session.looked(
+            image, segmenter._asked_components(image.shape[:2]), segmenter._looks(segmenter.refiner)
+        ) as looked:
             assert np.array_equal(looked.pieces.label_map[0], expected.label_map)
             assert np.array_equal(looked.component_of, expected.component_of)
             assert np.array_equal(looked.views, cut.views)
@@ -105,7 +125,9 @@ def test_outlines_use_what_the_graph_learned_of_them(gpu, monkeypatch, tmp_path,
     monkeypatch.setattr(
         InstanceSession,
         "foreground",
-        lambda self, views, masks, of=InstanceSession.foreground: looked.append(len(views)) or of(self, views, masks),
+        lambda self, views, masks, of=InstanceSession.foreground: (
+            looked.append(len(views)) or of(self, views, masks)
+        ),
     )
     found = segmenter(crowd())
     assert agreement(found, expected) > 0.95
@@ -132,7 +154,8 @@ def test_pieces_are_joined_as_on_the_cpu(segmenter, monkeypatch):
 
 @pytest.mark.parametrize("in_view", [20, 1])
 def test_a_frame_with_a_crowd_is_looked_at_on_the_cpu(segmenter, monkeypatch, in_view):
-    """Whether its regions are seen in the view, or only in the frame, of which the view is too coarse an image."""
+    """Whether its regions are seen in the view, or only in the frame, of which the view is too coarse an
+    image."""
     image, truth = pile(512, 15)
     class_map = np.where(truth > 0, 15, 0).astype(np.uint8)
     crowd = cluster(class_map, split=0)
@@ -143,7 +166,9 @@ def test_a_frame_with_a_crowd_is_looked_at_on_the_cpu(segmenter, monkeypatch, in
 
     @contextmanager
     def looked(image, asked, looks):
-        yield Looked(pieces, one, table, views, one * in_view, 250, lambda k: None, lambda k: None, lambda: image)
+        yield Looked(
+            pieces, one, table, views, one * in_view, 250, lambda k: None, lambda k: None, lambda: image
+        )
 
     monkeypatch.setattr(segmenter.session, "looked", looked)
     found = segmenter(image)
@@ -180,18 +205,29 @@ def test_what_stays_on_the_cpu_is_said(gpu, monkeypatch, tmp_path, instance_engi
     assert agreement(tfiseg.Segmenter(engine, refine="components", outlines=False)(crowd()), expected) == 1
     assert "components are looked at on the CPU" in caplog.text
     assert "tfiseg-instance.onnx runs there; `tfiseg build` makes an engine of it" in caplog.text
-    thorough = tfiseg.Segmenter(engine, refine="components", instance_model=instance_engine, thorough=True, outlines=False)
+    thorough = tfiseg.Segmenter(
+        engine, refine="components", instance_model=instance_engine, thorough=True, outlines=False
+    )
     assert len(thorough(crowd()))
     assert "thorough looks are planned as they go" in caplog.text
-    with pytest.raises(tfiseg.InputError, match=r"looked at on the CPU .thorough looks .*: give a frame in host memory"):
+    with pytest.raises(
+        tfiseg.InputError, match=r"looked at on the CPU .thorough looks .*: give a frame in host memory"
+    ):
         thorough(emulated_gpu.DeviceArray(crowd()))
-    with pytest.raises(tfiseg.InputError, match=r"tfiseg-voc21.onnx runs on the CPU: give a frame in host memory"):
+    with pytest.raises(
+        tfiseg.InputError, match=r"tfiseg-voc21.onnx runs on the CPU: give a frame in host memory"
+    ):
         tfiseg.Segmenter()(emulated_gpu.DeviceArray(crowd()))
 
 
 def test_an_engine_for_few_views_stays_out_of_the_graph(gpu, monkeypatch, tmp_path, instance_engine, caplog):
     emulated_gpu.install(monkeypatch, gpu, views=4)
-    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path), refine="components", instance_model=instance_engine, outlines=False)
+    segmenter = tfiseg.Segmenter(
+        engine_of(DEFAULT_MODEL, tmp_path),
+        refine="components",
+        instance_model=instance_engine,
+        outlines=False,
+    )
     assert "takes 4 views at once, not 16: build it without --batch, or set max_views" in caplog.text
     expected = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", outlines=False, threads=1)(crowd())
     assert agreement(segmenter(crowd()), expected) == 1
@@ -214,7 +250,10 @@ def test_an_engine_of_the_instance_network_gives_what_the_network_gives(gpu, mon
     emulated_gpu.install(monkeypatch, gpu)
     engine, network = InstanceSession(instance_engine), InstanceSession(threads=1)
     rng = np.random.default_rng(0)
-    views, masks = rng.integers(0, 256, (11, 192, 192, 3)).astype(np.uint8), rng.integers(0, 2, (11, 192, 192)).astype(np.uint8)
+    views, masks = (
+        rng.integers(0, 256, (11, 192, 192, 3)).astype(np.uint8),
+        rng.integers(0, 2, (11, 192, 192)).astype(np.uint8),
+    )
     for foreground in (False, True):
         mine, theirs = engine.infer(views, masks, foreground), network.infer(views, masks, foreground)
         for name in ("displacement", "affinity", "boundary", "foreground"):

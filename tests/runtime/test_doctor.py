@@ -10,7 +10,12 @@ from tfiseg.runtime.machine import Machine
 from tfiseg.runtime.sessions import DEFAULT_MODEL
 
 BUILD = "  GUI:                           {gui}\n  Video I/O:\n    FFMPEG:   YES\n    GStreamer:                   {gstreamer}\n"
-PLUGIN = {"path": "/x/lib.so", "is_of_this_source": True, "tensorrt_headers": "10.14.1", "architectures": ["87", "89", "PTX"]}
+PLUGIN = {
+    "path": "/x/lib.so",
+    "is_of_this_source": True,
+    "tensorrt_headers": "10.14.1",
+    "architectures": ["87", "89", "PTX"],
+}
 
 
 def cv2(gui="NONE", gstreamer="NO"):
@@ -39,7 +44,20 @@ def facts(machine=None, packages=None, modules=None, tools=None, plugin=None):
     )
 
 
-ORIN = Machine("linux-aarch64", "3.10.12", "Orin", "8.7", "12.6", "540.4.0", "10.3.0", None, "36.4.3", "6.2", "Ubuntu 22.04.5 LTS", 8)
+ORIN = Machine(
+    "linux-aarch64",
+    "3.10.12",
+    "Orin",
+    "8.7",
+    "12.6",
+    "540.4.0",
+    "10.3.0",
+    None,
+    "36.4.3",
+    "6.2",
+    "Ubuntu 22.04.5 LTS",
+    8,
+)
 DESKTOP = Machine("linux-x86_64", "3.12.3", "NVIDIA GeForce RTX 4090", "8.9", "13.0", "580.95.05", cpus=16)
 TENSORRT = Module("10.3.0", None, {"whole": True})
 RTX = Module("1.7.1.116", None, {"whole": True})
@@ -60,7 +78,9 @@ def test_a_machine_with_nothing_but_what_is_needed_is_healthy():
 
 
 def test_a_jetson_orin():
-    given = facts(ORIN, {"tensorrt": "10.3.0"}, core(cv2=cv2("GTK3", "YES (1.20.3)"), tensorrt=TENSORRT), plugin=PLUGIN)
+    given = facts(
+        ORIN, {"tensorrt": "10.3.0"}, core(cv2=cv2("GTK3", "YES (1.20.3)"), tensorrt=TENSORRT), plugin=PLUGIN
+    )
     assert healthy(examine(given))
     assert of("GPU", given).found == "Orin, compute capability 8.7"
     assert of("driver", given).found == "540.4.0; brings CUDA 12.6"
@@ -95,9 +115,27 @@ def test_a_desktop():
         (facts(modules=core(cv2=Module("4.11.0"))), "OpenCV", WRONG, "reads no video files", "pip install"),
         (facts(packages={"torch": "2.8.0"}), "torch", OK, "2.8.0", ""),
         (facts(), "transformers", OPTIONAL, "not installed", ".[hf]"),
-        (facts(modules=core(numpy=Module("1.21.0"))), "numpy", WRONG, "needs 1.26 or later", 'pip install -U "numpy'),
-        (facts(modules=core(numpy=Module(error="ImportError: x"))), "numpy", WRONG, "ImportError: x", "--force-reinstall"),
-        (facts(modules={k: v for k, v in core().items() if k != "cv2"}), "OpenCV", MISSING, "not installed", "pip install"),
+        (
+            facts(modules=core(numpy=Module("1.21.0"))),
+            "numpy",
+            WRONG,
+            "needs 1.26 or later",
+            'pip install -U "numpy',
+        ),
+        (
+            facts(modules=core(numpy=Module(error="ImportError: x"))),
+            "numpy",
+            WRONG,
+            "ImportError: x",
+            "--force-reinstall",
+        ),
+        (
+            facts(modules={k: v for k, v in core().items() if k != "cv2"}),
+            "OpenCV",
+            MISSING,
+            "not installed",
+            "pip install",
+        ),
         (
             facts(packages={"opencv-python": "4.11", "opencv-python-headless": "4.12"}),
             "OpenCV",
@@ -113,18 +151,39 @@ def test_a_desktop():
             "&& pip install onnxruntime-gpu",
         ),
         (
-            facts(modules=core(**{NATIVE: Module(error="tfiseg.errors.TfisegError: tfiseg's native library is not built; looked")})),
+            facts(
+                modules=core(
+                    **{
+                        NATIVE: Module(
+                            error="tfiseg.errors.TfisegError: tfiseg's native library is not built; looked"
+                        )
+                    }
+                )
+            ),
             "operator",
             MISSING,
             "tfiseg's native library is not built",
             "pip install .",
         ),
-        (facts(modules=core(**{NATIVE: Module(error="OSError: wrong ELF class")})), "operator", WRONG, "wrong ELF class", "pip install ."),
+        (
+            facts(modules=core(**{NATIVE: Module(error="OSError: wrong ELF class")})),
+            "operator",
+            WRONG,
+            "wrong ELF class",
+            "pip install .",
+        ),
         (replace(facts(), network=None), "network", MISSING, "isn't installed", "pip install ."),
-        (facts(replace(DESKTOP, gpu=None, cuda_error="CUDA doesn't start")), "GPU", WRONG, "CUDA doesn't start", "--gpus all"),
+        (
+            facts(replace(DESKTOP, gpu=None, cuda_error="CUDA doesn't start")),
+            "GPU",
+            WRONG,
+            "CUDA doesn't start",
+            "--gpus all",
+        ),
         (
             facts(
-                packages={"tensorrt": "10.14", "tensorrt-cu13": "10.14"}, modules=core(tensorrt=Module(error="ImportError: libnvinfer.so"))
+                packages={"tensorrt": "10.14", "tensorrt-cu13": "10.14"},
+                modules=core(tensorrt=Module(error="ImportError: libnvinfer.so")),
             ),
             "TensorRT",
             WRONG,
@@ -138,9 +197,27 @@ def test_a_desktop():
             "shell without the library",
             "NVIDIA",
         ),
-        (facts(packages={"tensorrt-stubs": "10.13"}, modules=core(tensorrt=SHELL)), "TensorRT", OPTIONAL, "stubs are", "NVIDIA"),
-        (facts(modules=core(tensorrt=Module("8.5.2", None, {"whole": True}))), "TensorRT", WRONG, "needs 10.3 or later", "NVIDIA"),
-        (facts(packages={"tensorrt-cu12": "10.9", "tensorrt-cu13": "10.14"}), "TensorRT", WRONG, "overwrite each other", "uninstall"),
+        (
+            facts(packages={"tensorrt-stubs": "10.13"}, modules=core(tensorrt=SHELL)),
+            "TensorRT",
+            OPTIONAL,
+            "stubs are",
+            "NVIDIA",
+        ),
+        (
+            facts(modules=core(tensorrt=Module("8.5.2", None, {"whole": True}))),
+            "TensorRT",
+            WRONG,
+            "needs 10.3 or later",
+            "NVIDIA",
+        ),
+        (
+            facts(packages={"tensorrt-cu12": "10.9", "tensorrt-cu13": "10.14"}),
+            "TensorRT",
+            WRONG,
+            "overwrite each other",
+            "uninstall",
+        ),
         (
             facts(replace(DESKTOP, cuda="12.6"), {"tensorrt-rtx-cu13": "1.7"}, core(tensorrt_rtx=RTX)),
             "TensorRT-RTX",
@@ -155,8 +232,20 @@ def test_a_desktop():
             "none run on compute capability 9.0",
             "",
         ),
-        (facts(plugin="there is no /x/lib.so (the variable TFISEG_PLUGIN names it)"), "plugin", WRONG, "TFISEG_PLUGIN", "plugin build"),
-        (facts(plugin=PLUGIN | {"is_of_this_source": False}), "plugin", WRONG, "another version of tfiseg", "--force"),
+        (
+            facts(plugin="there is no /x/lib.so (the variable TFISEG_PLUGIN names it)"),
+            "plugin",
+            WRONG,
+            "TFISEG_PLUGIN",
+            "plugin build",
+        ),
+        (
+            facts(plugin=PLUGIN | {"is_of_this_source": False}),
+            "plugin",
+            WRONG,
+            "another version of tfiseg",
+            "--force",
+        ),
         (
             facts(modules=core(tensorrt=Module("11.4.1", None, {"whole": True})), plugin=PLUGIN),
             "plugin",
@@ -164,20 +253,47 @@ def test_a_desktop():
             "compiled for TensorRT 10.14.1, installed is 11.4.1",
             "TENSORRT_ROOT",
         ),
-        (facts(replace(DESKTOP, compute_capability="12.0"), plugin=PLUGIN), "plugin", OK, "compiled at first use", "--arch native"),
-        (facts(DESKTOP, plugin=PLUGIN | {"architectures": ["87"]}), "plugin", WRONG, "compiled for 87, this GPU is 89", "--arch native"),
+        (
+            facts(replace(DESKTOP, compute_capability="12.0"), plugin=PLUGIN),
+            "plugin",
+            OK,
+            "compiled at first use",
+            "--arch native",
+        ),
+        (
+            facts(DESKTOP, plugin=PLUGIN | {"architectures": ["87"]}),
+            "plugin",
+            WRONG,
+            "compiled for 87, this GPU is 89",
+            "--arch native",
+        ),
         (facts(plugin=PLUGIN | {"tensorrt_headers": None}), "plugin", OK, "the C API alone", ""),
-        (facts(tools={"cmake": Tool("/usr/bin/cmake", "3.22.1")}), "cmake", OPTIONAL, "3.22.1 is too old", ".[plugin]"),
+        (
+            facts(tools={"cmake": Tool("/usr/bin/cmake", "3.22.1")}),
+            "cmake",
+            OPTIONAL,
+            "3.22.1 is too old",
+            ".[plugin]",
+        ),
         (facts(tools={"nvcc": Tool(error="looked for it")}), "nvcc", OPTIONAL, "not found", ".[plugin]"),
         (facts(tools={"nvcc": Tool("/x/nvcc", "13.0.88")}), "nvcc", OK, "13.0.88 /x/nvcc", ""),
         (
-            facts(packages={"pycuda": "2026.1"}, modules=core(**{"pycuda.driver": Module(error="ImportError: libcuda.so.1")})),
+            facts(
+                packages={"pycuda": "2026.1"},
+                modules=core(**{"pycuda.driver": Module(error="ImportError: libcuda.so.1")}),
+            ),
             "PyCUDA",
             OK,
             "needs a GPU",
             "",
         ),
-        (facts(DESKTOP, modules=core(**{"pycuda.driver": Module(error="ImportError: y")})), "PyCUDA", WRONG, "ImportError: y", "tensorrt"),
+        (
+            facts(DESKTOP, modules=core(**{"pycuda.driver": Module(error="ImportError: y")})),
+            "PyCUDA",
+            WRONG,
+            "ImportError: y",
+            "tensorrt",
+        ),
     ],
 )
 def test_what_is_said(given, name, state, found, mend):

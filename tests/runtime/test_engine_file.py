@@ -6,12 +6,24 @@ from dataclasses import replace
 
 import pytest
 import tfiseg
-from tfiseg.runtime.engine_file import check_content, check_machine, mismatches, read_sidecar, sidecar_path, write_engine, write_whole
+from tfiseg.runtime.engine_file import (
+    check_content,
+    check_machine,
+    mismatches,
+    read_sidecar,
+    sidecar_path,
+    write_engine,
+    write_whole,
+)
 from tfiseg.runtime.machine import Machine, this_machine
 
 ORIN = Machine("linux-aarch64", "3.10.12", "Orin", "8.7", "12.6", "540.4", tensorrt="10.3.0", l4t="36.4")
 RECORD = {
-    "built_from": {"onnx": "net.onnx", "onnx_sha256": "0" * 64, "command": "tfiseg build net.onnx --precision fp16"},
+    "built_from": {
+        "onnx": "net.onnx",
+        "onnx_sha256": "0" * 64,
+        "command": "tfiseg build net.onnx --precision fp16",
+    },
     "built_with": {
         "flavour": "tensorrt",
         "version": "10.3.0",
@@ -48,8 +60,14 @@ def test_an_engine_and_its_record_are_written_and_read(engine):
     [
         (replace(ORIN, tensorrt="10.16.0"), "tensorrt: the engine has 10.3.0, this machine 10.16.0"),
         (replace(ORIN, tensorrt=None), "tensorrt: the engine has 10.3.0, this machine none"),
-        (replace(ORIN, compute_capability="11.0", gpu="Thor"), "compute capability: the engine has 8.7, this machine 11.0"),
-        (replace(ORIN, platform="linux-x86_64"), "platform: the engine has linux-aarch64, this machine linux-x86_64"),
+        (
+            replace(ORIN, compute_capability="11.0", gpu="Thor"),
+            "compute capability: the engine has 8.7, this machine 11.0",
+        ),
+        (
+            replace(ORIN, platform="linux-x86_64"),
+            "platform: the engine has linux-aarch64, this machine linux-x86_64",
+        ),
         (replace(ORIN, compute_capability=None, gpu=None), "GPU: the engine has Orin, this machine none"),
     ],
 )
@@ -65,7 +83,9 @@ def test_portable_engines_go_to_newer_versions_and_gpus():
     portable["built_with"] |= {"version_compatible": True, "hardware_compatibility": "ampere_plus"}
     assert mismatches(portable, replace(ORIN, tensorrt="11.4.1", compute_capability="12.0")) == []
     assert [m.what for m in mismatches(portable, replace(ORIN, tensorrt="10.1.0"))] == ["tensorrt"]
-    assert [m.what for m in mismatches(portable, replace(ORIN, compute_capability="7.5"))] == ["compute capability"]
+    assert [m.what for m in mismatches(portable, replace(ORIN, compute_capability="7.5"))] == [
+        "compute capability"
+    ]
 
 
 def test_another_plugin_library_is_a_mismatch(monkeypatch):

@@ -1,4 +1,5 @@
-"""Engines on an emulated GPU (emulated_gpu.py): the same instances, bit for bit, as the network gives through ONNX Runtime."""
+"""Engines on an emulated GPU (emulated_gpu.py): the same instances, bit for bit, as the network gives through
+ONNX Runtime."""
 
 import json
 import logging
@@ -19,14 +20,18 @@ from tfiseg.runtime.sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, METADATA
 sys.path.insert(0, str(Path(__file__).parent))
 import emulated_gpu
 
-MACHINE = Machine("linux-x86_64", "3.12.3", gpu="An RTX GPU", compute_capability="8.9", tensorrt_rtx="1.7.1.116")
+MACHINE = Machine(
+    "linux-x86_64", "3.12.3", gpu="An RTX GPU", compute_capability="8.9", tensorrt_rtx="1.7.1.116"
+)
 
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sessions, "this_machine", lambda: MACHINE)
-    monkeypatch.setattr(sessions, "without_front", lambda model: None)  # engines preprocess in the graph: bit for bit against the same
+    monkeypatch.setattr(
+        sessions, "without_front", lambda model: None
+    )  # engines preprocess in the graph: bit for bit against the same
     return emulated_gpu.Gpu()
 
 
@@ -81,7 +86,10 @@ def test_an_engine_gives_what_its_network_gives(gpu, monkeypatch, tmp_path, mode
 
 def test_every_frame_is_its_own(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
-    segmenter, expected = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)), tfiseg.Segmenter(DEFAULT_MODEL, threads=1)
+    segmenter, expected = (
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
+        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+    )
     found = [segmenter(np.roll(picture(), 9 * k, 1)) for k in range(6)]
     for k, one in enumerate(found):  # compared at the end: results must not share memory with later ones
         same(one, expected(np.roll(picture(), 9 * k, 1)))
@@ -90,7 +98,10 @@ def test_every_frame_is_its_own(gpu, monkeypatch, tmp_path):
 
 def test_two_threads_at_once(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
-    segmenter, expected = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)), tfiseg.Segmenter(DEFAULT_MODEL, threads=1)
+    segmenter, expected = (
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
+        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+    )
     pictures = [np.roll(picture(), 7 * k, 1) for k in range(12)]
     source = [tfiseg.Frame(p, k, 1) for k, p in enumerate(pictures)]
 
@@ -122,7 +133,10 @@ def test_a_frame_on_the_gpu(gpu, monkeypatch, tmp_path):
 
 def test_settings_act_on_the_next_frame(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
-    segmenter, expected = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)), tfiseg.Segmenter(DEFAULT_MODEL, threads=1)
+    segmenter, expected = (
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
+        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+    )
     same(segmenter(picture()), expected(picture()))
     for one in (segmenter, expected):
         one.min_area = 5000
@@ -136,10 +150,18 @@ def test_settings_act_on_the_next_frame(gpu, monkeypatch, tmp_path):
 def test_without_graphs_it_says_so_once_and_runs(gpu, monkeypatch, tmp_path, caplog):
     gpu.may_capture = False
     emulated_gpu.install(monkeypatch, gpu)
-    segmenter, expected = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)), tfiseg.Segmenter(DEFAULT_MODEL, threads=1)
+    segmenter, expected = (
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
+        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+    )
     for size in ((120, 160), (120, 160), (96, 128)):
         same(segmenter(picture(*size)), expected(picture(*size)))
-    assert caplog.text.count("runs without CUDA graphs: cuStreamBeginCapture_v2 failed: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED") == 1
+    assert (
+        caplog.text.count(
+            "runs without CUDA graphs: cuStreamBeginCapture_v2 failed: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+        )
+        == 1
+    )
     assert gpu.launches == 0
 
 
@@ -147,7 +169,10 @@ def test_without_the_operators_library_the_cpu_clusters(gpu, monkeypatch, tmp_pa
     caplog.set_level(logging.WARNING, "tfiseg")
     monkeypatch.delenv("TFISEG_PLUGIN", raising=False)
     emulated_gpu.install(monkeypatch, gpu, operator=False)
-    segmenter, expected = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)), tfiseg.Segmenter(DEFAULT_MODEL, threads=1)
+    segmenter, expected = (
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
+        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+    )
     same(segmenter(picture()), expected(picture()))
     assert "clustering runs on the CPU" in caplog.text
     assert "tfiseg plugin build" in caplog.text
@@ -201,7 +226,9 @@ def test_rtx_keeps_its_kernels_for_the_next_start(gpu, monkeypatch, tmp_path):
 def test_frames_that_the_engine_was_not_built_for(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
-    with pytest.raises(tfiseg.InputError, match=r"takes frames of 32x32 to 512x640.*got 600x640.*--shape-max"):
+    with pytest.raises(
+        tfiseg.InputError, match=r"takes frames of 32x32 to 512x640.*got 600x640.*--shape-max"
+    ):
         segmenter(np.zeros((600, 640, 3), np.uint8))
 
 
@@ -233,7 +260,13 @@ def test_an_engine_that_carries_the_operator(gpu, monkeypatch, tmp_path):
     class_map[5:15, 5:15] = class_map[18:28, 20:36] = 3
     small = tfiseg.cluster(class_map, min_area=0)
     table = np.zeros((len(small), 10), np.float32)
-    table[:, 0], table[:, 1], table[:, 2:6], table[:, 6], table[:, 7:9] = 3, 1, small.box_xyxy, small.area, small.centroid_xy
+    table[:, 0], table[:, 1], table[:, 2:6], table[:, 6], table[:, 7:9] = (
+        3,
+        1,
+        small.box_xyxy,
+        small.area,
+        small.centroid_xy,
+    )
     label_map, semantic_map, large = enlarged(small.label_map, small.semantic_map, table, (120, 160))
     expected = tfiseg.cluster(class_map.repeat(4, 0).repeat(4, 1), min_area=0)
     assert np.array_equal(label_map, expected.label_map)
@@ -244,7 +277,8 @@ def test_an_engine_that_carries_the_operator(gpu, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("model", [DEFAULT_MODEL, DEFAULT_FRAME_MODEL])
 def test_onnx_runtime_on_our_memory(gpu, monkeypatch, model):
-    """The provider is the CPU's here, which binds to addresses as the GPU's does; it enqueues nothing, so no graph is captured of it."""
+    """The provider is the CPU's here, which binds to addresses as the GPU's does; it enqueues nothing, so no
+    graph is captured of it."""
     from tfiseg.runtime.onnx_gpu import OnnxGpuSession
 
     gpu.may_capture = False
@@ -263,6 +297,8 @@ def test_onnx_runtime_on_our_memory(gpu, monkeypatch, model):
 
 def test_cuda_without_pycuda_clusters_on_the_cpu_and_says_so(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(tfiseg.ModelError, match="CUDAExecutionProvider"):  # there is no such provider here: the plain session says so
+    with pytest.raises(
+        tfiseg.ModelError, match="CUDAExecutionProvider"
+    ):  # there is no such provider here: the plain session says so
         tfiseg.Segmenter(providers=["CUDAExecutionProvider"])
     assert "clustering runs on the CPU: the GPU is used through PyCUDA" in caplog.text

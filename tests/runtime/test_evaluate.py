@@ -39,7 +39,9 @@ def test_true_masks(synthetic_set, tmp_path):
 def test_the_gain_over_baselines(synthetic_set):
     report = evaluate(synthetic_set, quiet=True, against=("components", "shape"))
     assert report["gain"]["shape"]["PQ_gain"] == 0  # it is what was scored
-    assert report["gain"]["components"]["PQ_gain"] == round(report["PQ"] - report["gain"]["components"]["PQ"], 2)
+    assert report["gain"]["components"]["PQ_gain"] == round(
+        report["PQ"] - report["gain"]["components"]["PQ"], 2
+    )
     by_model = evaluate(synthetic_set, "model", tfiseg.Segmenter(), quiet=True, against=["shape"])
     assert by_model["gain"]["shape"]["PQ"] == by_model["PQ"]
     with pytest.raises(tfiseg.InputError, match="unknown baseline"):
@@ -62,7 +64,11 @@ def test_a_network_for_small_things_keeps_them(tmp_path):
     class_map[10:14, 10:14] = class_map[30:50, 30:50] = 1
     class_map[55:57, 70:74] = 1  # 8 px
     instances = tfiseg.cluster(class_map, split=0, min_area=0).label_map
-    for name, picture in (("images", class_map * 200), ("instances", instances.astype(np.uint16)), ("semantic", class_map)):
+    for name, picture in (
+        ("images", class_map * 200),
+        ("instances", instances.astype(np.uint16)),
+        ("semantic", class_map),
+    ):
         (tmp_path / name).mkdir()
         cv2.imwrite(str(tmp_path / name / "0.png"), picture)
     (tmp_path / "classes.json").write_text(json.dumps({"1": "cell"}))
@@ -75,11 +81,15 @@ def test_a_network_for_small_things_keeps_them(tmp_path):
         assert (report["gain"]["shipped"]["PQ_gain"] > 0) == (right == 2)  # which keeps what it is for
         same = evaluate(tmp_path, refiner=tfiseg.Refiner(path), quiet=True, against=["shipped"], min_area=9)
         assert same["gain"]["shipped"]["PQ_gain"] == 0
-    with pytest.raises(tfiseg.InputError, match="shipped is a baseline for instance networks on true class maps"):
+    with pytest.raises(
+        tfiseg.InputError, match="shipped is a baseline for instance networks on true class maps"
+    ):
         evaluate(tmp_path, "model", tfiseg.Segmenter(), quiet=True, against=["shipped"])
     assert evaluate(tmp_path, min_area=10, quiet=True)["true_positives"] == 2
     for min_area, least in ((None, 9), (50, 50)):
-        segmenter = tfiseg.Segmenter(refine="components", instance_model=tmp_path / "small.onnx", min_area=min_area)
+        segmenter = tfiseg.Segmenter(
+            refine="components", instance_model=tmp_path / "small.onnx", min_area=min_area
+        )
         assert segmenter._least_area((480, 640)) == least
     outlined = tfiseg.Segmenter(outlines=True, instance_model=tmp_path / "small.onnx")
     assert outlined._least_area((480, 640)) == 9
@@ -107,7 +117,10 @@ def test_centre_fields_are_followed_back_to_the_instances():
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("name", "least"), [("pennfudan", 87.0), ("coco", 71.5), ("voc2007", 78.5), ("dsb2018", 90.0)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("pennfudan", 87.0), ("coco", 71.5), ("voc2007", 78.5), ("dsb2018", 90.0)]
+)
 def test_one_default_for_all_shapes(eval_sets, name, least):
-    """The bar: true masks, default settings, one and the same for people, COCO's 80 classes, VOC and nuclei."""
+    """The bar: true masks, default settings, one and the same for people, COCO's 80 classes, VOC and
+    nuclei."""
     assert evaluate(eval_sets / name, quiet=True)["PQ"] >= least

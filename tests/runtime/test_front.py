@@ -30,7 +30,9 @@ def test_the_maps_are_those_of_the_whole_graph(model, size_hw, picture):
 def test_no_model_and_half_a_model_keep_their_own_errors(tmp_path):
     whole = DEFAULT_MODEL.read_bytes()
     assert without_front(b"") is None
-    for k, spoilt in enumerate((b"no model at all", whole[: len(whole) // 2], whole[: len(whole) // 2] + b"\xff" * 500, bytes(2000))):
+    for k, spoilt in enumerate(
+        (b"no model at all", whole[: len(whole) // 2], whole[: len(whole) // 2] + b"\xff" * 500, bytes(2000))
+    ):
         assert without_front(spoilt) is None
         (tmp_path / f"{k}.onnx").write_bytes(spoilt)
         with pytest.raises(ModelError, match=r"ONNX Runtime can't load|has no tfiseg metadata"):
@@ -49,7 +51,13 @@ def test_a_folder_is_no_model(tmp_path):
 def model_of(size_hw=None, change=None):
     """The bytes of a model: tfiseg's preprocessing, then twice the picture as logits."""
     onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed (make test-export)")
-    from tfiseg.export.frame_graph import PixelFormat, fixed_size_nodes, frame_value, long_side_nodes, pixel_nodes
+    from tfiseg.export.frame_graph import (
+        PixelFormat,
+        fixed_size_nodes,
+        frame_value,
+        long_side_nodes,
+        pixel_nodes,
+    )
 
     sizing, size_constants = fixed_size_nodes(size_hw) if size_hw else long_side_nodes(64, 16)
     pixels, pixel_constants = pixel_nodes(PixelFormat())
@@ -99,11 +107,15 @@ def scales_by_itself(onnx, graph):
 
 
 def lies_in_two_files(onnx, graph):
-    weight = graph.initializer.add(name="weight", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    weight = graph.initializer.add(
+        name="weight", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL
+    )
     weight.external_data.add(key="location", value="weights.bin")
 
 
-@pytest.mark.parametrize("change", [needs_the_frame_again, scales_by_itself, scales_from_the_corners, lies_in_two_files])
+@pytest.mark.parametrize(
+    "change", [needs_the_frame_again, scales_by_itself, scales_from_the_corners, lies_in_two_files]
+)
 def test_models_that_keep_their_preprocessing(change):
     assert without_front(model_of(change=change)) is None
     assert without_front(model_of()) is not None

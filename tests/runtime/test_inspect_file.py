@@ -12,7 +12,13 @@ from tfiseg.runtime.model_info import weights_digest
 from tfiseg.runtime.sessions import DEFAULT_MODEL
 
 PLAN = b"ftrt" + bytes(range(200))
-MODEL = {"format_version": 1, "class_names": ["background", "cat", "sky"], "things": [1], "stride": 4, "name": "small"}
+MODEL = {
+    "format_version": 1,
+    "class_names": ["background", "cat", "sky"],
+    "things": [1],
+    "stride": 4,
+    "name": "small",
+}
 
 
 def record(**parts):
@@ -30,10 +36,25 @@ def record(**parts):
         "version_compatible": False,
     }
     return {
-        "built_from": {"onnx": "small.onnx", "onnx_sha256": "ab" * 32, "command": "tfiseg build small.onnx", "shapes": shapes},
+        "built_from": {
+            "onnx": "small.onnx",
+            "onnx_sha256": "ab" * 32,
+            "command": "tfiseg build small.onnx",
+            "shapes": shapes,
+        },
         "built_with": made,
-        "plugin": {"name": "DisplacementFieldClustering", "version": "1", "namespace": "tfiseg", "sha256": "cd" * 32},
-        "precision": {"asked": "fp16", "layers": {"fp32": 1, "fp16": 64, "int8": 0}, "kept_high": ["stem"], "proved_by": {"log": 65}},
+        "plugin": {
+            "name": "DisplacementFieldClustering",
+            "version": "1",
+            "namespace": "tfiseg",
+            "sha256": "cd" * 32,
+        },
+        "precision": {
+            "asked": "fp16",
+            "layers": {"fp32": 1, "fp16": 64, "int8": 0},
+            "kept_high": ["stem"],
+            "proved_by": {"log": 65},
+        },
         "gate": {"passed": True, "label_agreement": 99.9, "PQ": 99.1, "frames": 128, "reference": "fp32"},
         "model": MODEL,
         "timings_s": {},
@@ -71,7 +92,11 @@ def test_an_engine_and_its_record(engine):
 
 @pytest.mark.parametrize(
     ("gate", "said"),
-    [(None, "none needed"), ({"skipped": "--no-gate"}, "skipped: --no-gate"), ({"passed": False, "PQ": 60.0}, "FAILED")],
+    [
+        (None, "none needed"),
+        ({"skipped": "--no-gate"}, "skipped: --no-gate"),
+        ({"passed": False, "PQ": 60.0}, "FAILED"),
+    ],
 )
 def test_the_gate_is_told_as_it_was(tmp_path, gate, said):
     write_engine(tmp_path / "a.engine", PLAN, record(gate=gate, plugin=None))
@@ -81,7 +106,11 @@ def test_the_gate_is_told_as_it_was(tmp_path, gate, said):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(PLAN[:50], "has 50 bytes, its record says 204"), (PLAN[:-1] + b"x", "is not the plan that its record speaks of")]
+    ("content", "said"),
+    [
+        (PLAN[:50], "has 50 bytes, its record says 204"),
+        (PLAN[:-1] + b"x", "is not the plan that its record speaks of"),
+    ],
 )
 def test_an_engine_that_was_cut_off_or_changed(engine, content, said, capsys):
     engine.write_bytes(content)
@@ -106,7 +135,10 @@ def test_an_engine_without_its_record(engine, capsys):
         ("{", "is damaged"),
         ('{"format_version": 2}', "has format 2, this version of tfiseg reads 1"),
         ('{"format_version": 1}', "plan, built_from"),
-        (json.dumps({"format_version": 1, "plan": {"bytes": 3}, **record(model={})}), "plan.sha256, model.class_names"),
+        (
+            json.dumps({"format_version": 1, "plan": {"bytes": 3}, **record(model={})}),
+            "plan.sha256, model.class_names",
+        ),
     ],
 )
 def test_damaged_records(engine, content, said, capsys):
@@ -116,7 +148,12 @@ def test_damaged_records(engine, content, said, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("no.onnx", "there is no file"), ("small.engine", "its record small.engine.json is there"), ("a.txt", "is neither")]
+    ("name", "said"),
+    [
+        ("no.onnx", "there is no file"),
+        ("small.engine", "its record small.engine.json is there"),
+        ("a.txt", "is neither"),
+    ],
 )
 def test_what_cannot_be_inspected(engine, name, said):
     engine.unlink()
@@ -185,7 +222,11 @@ def test_an_instance_network_that_is_damaged(tmp_path):
 def test_somebody_elses_network_with_a_plugin_node(tmp_path):
     report = inspect_file(onnx_file(tmp_path / "a.onnx"))
     assert report["plugin_nodes"] == [{"name": "y", "op": "tfiseg::DisplacementFieldClustering"}]
-    assert (report["model"], report["weights_unchanged"], report["precision"]["fp32"]["macs"]) == (None, None, None)
+    assert (report["model"], report["weights_unchanged"], report["precision"]["fp32"]["macs"]) == (
+        None,
+        None,
+        None,
+    )
     text = inspection_text(report)
     assert "not in tfiseg's format" in text
     assert "1 in fp32" in text

@@ -10,7 +10,9 @@ ORIN = {
     "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n",
     "var/lib/dpkg/status": "Package: a\nVersion: 3.0\n\nPackage: nvidia-jetpack\nStatus: ok\nVersion: 6.2+b77\n\nPackage: z\nVersion: 1\n",
 }
-DESKTOP = {"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23 10:11:16 UTC 2025\n"}
+DESKTOP = {
+    "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23 10:11:16 UTC 2025\n"
+}
 
 
 class Driver:
@@ -62,15 +64,34 @@ def look(root, files=None, load=no_driver, smi=None, packages=None):
 
 def test_a_jetson_orin(tmp_path):
     machine = look(tmp_path, ORIN, Driver(b"Orin", (8, 7), 12060), packages={"tensorrt": "10.3.0"})
-    assert (machine.gpu, machine.compute_capability, machine.cuda, machine.driver) == ("Orin", "8.7", "12.6", "540.4.0")
+    assert (machine.gpu, machine.compute_capability, machine.cuda, machine.driver) == (
+        "Orin",
+        "8.7",
+        "12.6",
+        "540.4.0",
+    )
     assert (machine.l4t, machine.jetpack, machine.os) == ("36.4.3", "6.2", "Ubuntu 22.04.5 LTS")
     assert (machine.tensorrt, machine.tensorrt_rtx, machine.cuda_error) == ("10.3.0", None, None)
 
 
 def test_a_desktop(tmp_path):
-    machine = look(tmp_path, DESKTOP, Driver(b"NVIDIA GeForce RTX 4090", (8, 9)), packages={"tensorrt_rtx_cu13": "1.7.1.116"})
-    assert (machine.gpu, machine.compute_capability, machine.driver) == ("NVIDIA GeForce RTX 4090", "8.9", "580.95.05")
-    assert (machine.tensorrt, machine.tensorrt_rtx, machine.l4t, machine.jetpack) == (None, "1.7.1.116", None, None)
+    machine = look(
+        tmp_path,
+        DESKTOP,
+        Driver(b"NVIDIA GeForce RTX 4090", (8, 9)),
+        packages={"tensorrt_rtx_cu13": "1.7.1.116"},
+    )
+    assert (machine.gpu, machine.compute_capability, machine.driver) == (
+        "NVIDIA GeForce RTX 4090",
+        "8.9",
+        "580.95.05",
+    )
+    assert (machine.tensorrt, machine.tensorrt_rtx, machine.l4t, machine.jetpack) == (
+        None,
+        "1.7.1.116",
+        None,
+        None,
+    )
 
 
 def test_where_the_kernel_says_nothing_nvidia_smi_knows_the_driver(tmp_path):
@@ -87,7 +108,10 @@ def test_no_gpu(tmp_path):
 def test_a_gpu_that_is_listed_but_out_of_reach(tmp_path):
     machine = look(tmp_path, DESKTOP, smi="NVIDIA L4, 8.9, 580.95.05\n")
     assert machine.gpu is None
-    assert machine.cuda_error == "nvidia-smi lists NVIDIA L4, but the driver's library libcuda.so.1 can't be loaded"
+    assert (
+        machine.cuda_error
+        == "nvidia-smi lists NVIDIA L4, but the driver's library libcuda.so.1 can't be loaded"
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +119,10 @@ def test_a_gpu_that_is_listed_but_out_of_reach(tmp_path):
     [
         (no_driver, Gpu()),
         (Driver(status=100), Gpu(cuda="13.0")),
-        (Driver(status=803), Gpu(cuda="13.0", error="CUDA doesn't start: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803)")),
+        (
+            Driver(status=803),
+            Gpu(cuda="13.0", error="CUDA doesn't start: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803)"),
+        ),
         (Driver(b"NVIDIA Thor", (11, 0)), Gpu("NVIDIA Thor", "11.0", "13.0")),
     ],
 )

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.runtime.metrics import AveragePrecision, PanopticCounts, PictureScore, boundary_iou, paired_gain, panoptic_counts
+from tfiseg.runtime.metrics import (
+    AveragePrecision,
+    PanopticCounts,
+    PictureScore,
+    boundary_iou,
+    paired_gain,
+    panoptic_counts,
+)
 
 
 def scene():
@@ -23,8 +30,14 @@ def scene():
 )
 def test_counts(predicted, classes, counts):
     truth, semantic = scene()
-    maps = {"truth": np.where(truth == 7, 1, np.where(truth == 3, 2, 0)), "merged": (truth > 0) * 1, "empty": truth * 0}
-    score = panoptic_counts(maps[predicted].astype(np.int32), np.array(classes, np.int32), truth, semantic).pooled
+    maps = {
+        "truth": np.where(truth == 7, 1, np.where(truth == 3, 2, 0)),
+        "merged": (truth > 0) * 1,
+        "empty": truth * 0,
+    }
+    score = panoptic_counts(
+        maps[predicted].astype(np.int32), np.array(classes, np.int32), truth, semantic
+    ).pooled
     assert (score.true_positives, score.false_positives, score.false_negatives) == counts
 
 
@@ -68,7 +81,9 @@ def test_boundary_iou_looks_at_outlines_only():
     truth[50:250, 50:250] = True
     shifted = np.roll(truth, 5, axis=1)
     assert boundary_iou(truth, truth) == 1
-    assert boundary_iou(shifted, truth) == pytest.approx(0.62, abs=0.03)  # rims of 10 px, half of the upright ones shared
+    assert boundary_iou(shifted, truth) == pytest.approx(
+        0.62, abs=0.03
+    )  # rims of 10 px, half of the upright ones shared
     assert (shifted & truth).sum() / (shifted | truth).sum() > 0.95
 
 
@@ -76,4 +91,7 @@ def test_matches_are_named_by_their_numbers():
     truth, semantic = scene()
     predicted = np.zeros_like(truth)
     predicted[truth == 3], predicted[truth == 7] = 1, 2
-    assert sorted(panoptic_counts(predicted, np.array([1, 1], np.int32), truth, semantic).matches) == [(1, 3), (2, 7)]
+    assert sorted(panoptic_counts(predicted, np.array([1, 1], np.int32), truth, semantic).matches) == [
+        (1, 3),
+        (2, 7),
+    ]

@@ -48,7 +48,10 @@ def test_after_a_kill_all_but_the_last_frame_can_be_read(tmp_path):
         "for k in range(50): writer.write(np.full((48, 64, 3), 4 * k, np.uint8), k / 30)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(path)], env={**os.environ}).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(path)], env={**os.environ}).returncode
+        == -signal.SIGKILL
+    )
     assert len(frames_of(path)) >= 49
     video, count = cv2.VideoCapture(str(path)), 0
     while video.read()[0]:

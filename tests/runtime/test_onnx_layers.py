@@ -26,10 +26,25 @@ def precisions(model):
         ("y = Conv(x, w)", "float[1, 2, 6, 8] x", np.float32, "fp32"),
         ("y = Conv(x, w)", "float16[1, 2, 6, 8] x", np.float16, "fp16"),
         ("y = Conv(x, w)", "double[1, 2, 6, 8] x", np.float64, "fp64"),
-        ("v = Cast<to = 1>(w) y = Conv(x, v)", "float[1, 2, 6, 8] x", np.float16, "fp32"),  # only stored as fp16
+        (
+            "v = Cast<to = 1>(w) y = Conv(x, v)",
+            "float[1, 2, 6, 8] x",
+            np.float16,
+            "fp32",
+        ),  # only stored as fp16
         ("h = Cast<to = 10>(x) y = Conv(h, w)", "float[1, 2, 6, 8] x", np.float16, "fp16"),
-        ("q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) v = DequantizeLinear(w, s, z) y = Conv(d, v)", "", np.int8, "int8"),
-        ("q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) y = Conv(d, w)", "", np.float32, "fp32"),  # data alone
+        (
+            "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) v = DequantizeLinear(w, s, z) y = Conv(d, v)",
+            "",
+            np.int8,
+            "int8",
+        ),
+        (
+            "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) y = Conv(d, w)",
+            "",
+            np.float32,
+            "fp32",
+        ),  # data alone
         ("v = DequantizeLinear(w, s, z) y = Conv(x, v)", "", np.int8, "fp32"),  # weights alone
         (
             "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) t = DequantizeLinear(w, s, z) "
@@ -56,7 +71,9 @@ def test_precision_of_a_convolution(body, inputs, stored, expected):
     ],
 )
 def test_integer_operators_are_int8(body, op):
-    assert precisions(network(body, "int8[1, 2, 6, 8] x, int8[4, 2, 3, 3] w, float s, int8 z")) == [(op, "int8")]
+    assert precisions(network(body, "int8[1, 2, 6, 8] x, int8[4, 2, 3, 3] w, float s, int8 z")) == [
+        (op, "int8")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -83,9 +100,14 @@ def test_sizes_that_inference_cannot_know_come_from_a_run():
 
 
 def test_names_order_and_what_is_no_layer():
-    model = weights(network("a = Relu(x) b = Conv(a, w) c = Add(b, b) y = Conv(c, v)"), "w", (2, 2, 1, 1), np.float32)
+    model = weights(
+        network("a = Relu(x) b = Conv(a, w) c = Add(b, b) y = Conv(c, v)"), "w", (2, 2, 1, 1), np.float32
+    )
     model.graph.node[1].name = "first"
-    assert [layer.name for layer in layer_precisions(weights(model, "v", (3, 2, 1, 1), np.float32))] == ["first", "y"]
+    assert [layer.name for layer in layer_precisions(weights(model, "v", (3, 2, 1, 1), np.float32))] == [
+        "first",
+        "y",
+    ]
 
 
 def test_a_network_with_nodes_of_other_domains():

@@ -37,7 +37,9 @@ def components_of(*boxes, classes=None):
 
 def test_pixels_come_and_go():
     components = components_of((40, 80, 40, 80))
-    found = redrawn(components.label_map, components, [(PlannedView(FRAME, 3, 1), foreground((44, 85, 40, 80)))])
+    found = redrawn(
+        components.label_map, components, [(PlannedView(FRAME, 3, 1), foreground((44, 85, 40, 80)))]
+    )
     wanted = np.zeros((128, 128), bool)
     wanted[44:85, 40:80] = True
     assert ((found == 1) == wanted).all()
@@ -66,7 +68,9 @@ def test_each_piece_grows_on_its_own_side():
 def test_islands_and_what_is_far_stay_away():
     components = components_of((40, 80, 40, 60))
     found = redrawn(
-        components.label_map, components, [(PlannedView(FRAME, 3, 1), foreground((40, 80, 40, 60), (50, 55, 63, 66), (75, 128, 40, 60)))]
+        components.label_map,
+        components,
+        [(PlannedView(FRAME, 3, 1), foreground((40, 80, 40, 60), (50, 55, 63, 66), (75, 128, 40, 60)))],
     )
     assert not found[:, 60:].any()
     assert found[80:88, 40:60].all()  # the least reach
@@ -110,7 +114,9 @@ def test_between_two_classes_the_surer_one_has_it(order):
 
 def test_nothing_is_taken_from_a_component_that_was_not_looked_at():
     components = components_of((40, 80, 40, 60), (40, 80, 60, 80), classes=(3, 4))
-    found = redrawn(components.label_map, components, [(PlannedView(FRAME, 3, 1), foreground((40, 80, 40, 80)))])
+    found = redrawn(
+        components.label_map, components, [(PlannedView(FRAME, 3, 1), foreground((40, 80, 40, 80)))]
+    )
     assert (found == components.label_map).all()
 
 
@@ -146,10 +152,18 @@ def test_a_third_claim_has_to_be_surer_than_the_second():
     first, second = foreground((40, 80, 40, 58)), foreground((40, 80, 52, 70))
     first[:, 50:58] = 0.7
     second[:, 52:60] = 0.8
-    found = redrawn(components.label_map, components, [(PlannedView(FRAME, 3, 1), first), (PlannedView(FRAME, 4, 2), second)])
+    found = redrawn(
+        components.label_map,
+        components,
+        [(PlannedView(FRAME, 3, 1), first), (PlannedView(FRAME, 4, 2), second)],
+    )
     assert (found[40:80, 40:52] == 1).all()
     assert (found[40:80, 52:70] == 2).all()
-    again = redrawn(components.label_map, components, [(PlannedView(FRAME, 4, 2), second), (PlannedView(FRAME, 3, 1), first)])
+    again = redrawn(
+        components.label_map,
+        components,
+        [(PlannedView(FRAME, 4, 2), second), (PlannedView(FRAME, 3, 1), first)],
+    )
     assert (again == found).all()
 
 
@@ -216,7 +230,9 @@ def test_ids_go_along():
     found = Refiner().outlined(np.concatenate([image, image], axis=1), before)
     for k in range(2):
         place = found.label_map == k + 1
-        assert set(np.unique(before.label_map[place])) - {0} == {list(before.track_id).index(found.track_id[k]) + 1}
+        assert set(np.unique(before.label_map[place])) - {0} == {
+            list(before.track_id).index(found.track_id[k]) + 1
+        }
 
 
 def test_no_view_is_looked_at_twice(monkeypatch):
@@ -225,7 +241,11 @@ def test_no_view_is_looked_at_twice(monkeypatch):
     session, seen = segmenter.refiner.session, []
     for name in ("infer", "foreground"):
         plain = getattr(session, name)
-        monkeypatch.setattr(session, name, lambda v, m, *more, plain=plain: seen.extend(x.tobytes() for x in v) or plain(v, m, *more))
+        monkeypatch.setattr(
+            session,
+            name,
+            lambda v, m, *more, plain=plain: seen.extend(x.tobytes() for x in v) or plain(v, m, *more),
+        )
     assert len(segmenter(frame))
     assert len(seen) == len(set(seen)) > 0
 
@@ -252,7 +272,12 @@ def test_frames_on_the_gpu_are_refused_before_anything_runs():
 
 @pytest.mark.parametrize(
     ("more", "drawn"),
-    [([], False), (["--outlines"], True), (["--refine", "components"], True), (["--refine", "components", "--no-outlines"], False)],
+    [
+        ([], False),
+        (["--outlines"], True),
+        (["--refine", "components"], True),
+        (["--refine", "components", "--no-outlines"], False),
+    ],
 )
 def test_the_command_line_says_who_draws(tmp_path, capsys, more, drawn):
     cv2.imwrite(str(tmp_path / "p.png"), next(iter(SyntheticCamera())).image)

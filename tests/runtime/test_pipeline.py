@@ -1,4 +1,5 @@
-"""Pipelines: order, policies, errors, stopping; with sources and stages made here, and once with a real network."""
+"""Pipelines: order, policies, errors, stopping; with sources and stages made here, and once with a real
+network."""
 
 import asyncio
 import threading
@@ -24,7 +25,11 @@ class Numbers(tfiseg.Source):
             raise tfiseg.SourceError("the cable is out")
         if self.fps:
             time.sleep(1 / self.fps)
-        return None if index == self.count else tfiseg.Frame(np.zeros((4, 6, 3), np.uint8), index, time.monotonic_ns())
+        return (
+            None
+            if index == self.count
+            else tfiseg.Frame(np.zeros((4, 6, 3), np.uint8), index, time.monotonic_ns())
+        )
 
     def close(self):
         self.closed += 1
@@ -76,7 +81,13 @@ def test_all_frames_in_order_through_all_stages(workers):
     stats = pipeline.stats()
     assert "Kept" in stats["times"]["stages"]
     assert stats["sinks"] == {"Kept": {"written": 30, "dropped": 0}}
-    assert (stats["captured"], stats["finished"], stats["given"], stats["dropped"], stats["queued"]) == (30, 30, 30, 0, 0)
+    assert (stats["captured"], stats["finished"], stats["given"], stats["dropped"], stats["queued"]) == (
+        30,
+        30,
+        30,
+        0,
+        0,
+    )
 
 
 def test_stages_overlap():
@@ -139,7 +150,9 @@ def test_max_frames_are_of_the_source():
     ],
 )
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_comes_with_its_stage_after_what_was_finished(source, segmenter, sink, stage, cause, before, workers):
+def test_an_error_comes_with_its_stage_after_what_was_finished(
+    source, segmenter, sink, stage, cause, before, workers
+):
     sink.results = []
     with tfiseg.Pipeline(source, segmenter, workers=workers, draw=True, sinks=[sink]) as pipeline:
         results = []
@@ -243,7 +256,10 @@ def test_async_for_raises_and_leaves_the_loop_free():
                 ticks += 1
 
         other = asyncio.create_task(tick())
-        with tfiseg.Pipeline(Numbers(20), slowly(5, at=15)) as pipeline, pytest.raises(tfiseg.PipelineError, match="out of memory"):
+        with (
+            tfiseg.Pipeline(Numbers(20), slowly(5, at=15)) as pipeline,
+            pytest.raises(tfiseg.PipelineError, match="out of memory"),
+        ):
             async for _ in pipeline:
                 pass
         other.cancel()
@@ -254,7 +270,12 @@ def test_async_for_raises_and_leaves_the_loop_free():
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [({"policy": "newest"}, "policy must be"), ({"nth": 2}, "every_nth"), ({"workers": 0}, "workers"), ({"max_frames": 0}, "at least 1")],
+    [
+        ({"policy": "newest"}, "policy must be"),
+        ({"nth": 2}, "every_nth"),
+        ({"workers": 0}, "workers"),
+        ({"max_frames": 0}, "at least 1"),
+    ],
 )
 def test_arguments_are_checked(wrong, says):
     with pytest.raises(tfiseg.InputError, match=says):
@@ -263,7 +284,9 @@ def test_arguments_are_checked(wrong, says):
 
 def test_a_real_network_on_a_source_played_at_its_pace():
     segmenter = tfiseg.Segmenter()
-    with tfiseg.Pipeline(Realtime(tfiseg.open_source("synthetic"), fps=60), segmenter, max_frames=20, draw=True) as pipeline:
+    with tfiseg.Pipeline(
+        Realtime(tfiseg.open_source("synthetic"), fps=60), segmenter, max_frames=20, draw=True
+    ) as pipeline:
         results = list(pipeline)
     assert results
     assert results[-1].frame.index == 19
@@ -297,7 +320,9 @@ def test_a_slow_stage_keeps_few_frames_under_way():
         time.sleep(0.05)
         return found
 
-    with tfiseg.Pipeline(Numbers(60, fps=100, live=True), slowly(5), tracker=slow_tracker, draw=True) as pipeline:
+    with tfiseg.Pipeline(
+        Numbers(60, fps=100, live=True), slowly(5), tracker=slow_tracker, draw=True
+    ) as pipeline:
         ages = [r.age_ms for r in pipeline]
     assert sorted(ages)[len(ages) // 2] < 2 * 50 + 40
 

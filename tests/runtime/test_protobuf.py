@@ -14,10 +14,14 @@ def test_the_nodes_of_other_outputs_go():
     for wanted in (["foreground"], ["displacement", "affinity", "boundary"]):
         part = onnx.load_from_string(with_outputs(whole, wanted))
         onnx.checker.check_model(part)
-        assert [o.name for o in part.graph.output] == [o.name for o in all_of_it.graph.output if o.name in wanted]
+        assert [o.name for o in part.graph.output] == [
+            o.name for o in all_of_it.graph.output if o.name in wanted
+        ]
         assert len(part.graph.node) < len(all_of_it.graph.node)
         read = {name for n in part.graph.node for name in n.input}
-        assert all(set(n.output) & (read | set(wanted)) for n in part.graph.node), "no node is left whose results nobody reads"
+        assert all(set(n.output) & (read | set(wanted)) for n in part.graph.node), (
+            "no node is left whose results nobody reads"
+        )
         assert part.metadata_props == all_of_it.metadata_props
 
 
@@ -42,10 +46,18 @@ def test_what_is_left_computes_the_same():
 def test_weights_in_another_file_stay_where_they_are(tmp_path):
     onnx = pytest.importorskip("onnx")
     path = tmp_path / "apart.onnx"
-    onnx.save(onnx.load(DEFAULT_INSTANCE_MODEL), path, save_as_external_data=True, location="weights.bin", size_threshold=1024)
+    onnx.save(
+        onnx.load(DEFAULT_INSTANCE_MODEL),
+        path,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=1024,
+    )
     assert with_outputs(path.read_bytes(), ["foreground"]) is None
     views, masks = np.zeros((1, 192, 192, 3), np.uint8), np.ones((1, 192, 192), np.uint8)
-    np.testing.assert_allclose(InstanceSession(path).foreground(views, masks), InstanceSession().foreground(views, masks), atol=1e-4)
+    np.testing.assert_allclose(
+        InstanceSession(path).foreground(views, masks), InstanceSession().foreground(views, masks), atol=1e-4
+    )
 
 
 def test_many_views_are_as_a_few():

@@ -71,7 +71,9 @@ def test_the_usual_least_score_is_that_of_its_kind():
     found = squares(100, 100, 100)
     found = replace(found, score=np.array([0.4, 0.55, 0.9], np.float32))
     size_hw = found.label_map.shape
-    assert len(segmenter.worthwhile(found, size_hw, rated=False)) == 2  # baselines go by mean class probability
+    assert (
+        len(segmenter.worthwhile(found, size_hw, rated=False)) == 2
+    )  # baselines go by mean class probability
     assert MIN_SCORE == 0.5
 
 

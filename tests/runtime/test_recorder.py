@@ -20,7 +20,9 @@ def record(path, frames=5, track=True):
     results = []
     writer = McapWriter(path)
     for frame, _ in zip(tfiseg.open_source("synthetic"), range(frames), strict=False):
-        found = tfiseg.cluster(frame.truth_class_map, split=0.0, class_names=["", *"abcdefghijklmn", "person"])
+        found = tfiseg.cluster(
+            frame.truth_class_map, split=0.0, class_names=["", *"abcdefghijklmn", "person"]
+        )
         results.append(tfiseg.Result(frame, tracker(found) if track else found))
         writer.write(results[-1])
     return writer, results
@@ -28,7 +30,10 @@ def record(path, frames=5, track=True):
 
 def messages(path):
     with open(path, "rb") as file:
-        return [(schema.name, channel.topic, message) for schema, channel, message in make_reader(file).iter_messages()]
+        return [
+            (schema.name, channel.topic, message)
+            for schema, channel, message in make_reader(file).iter_messages()
+        ]
 
 
 def varint(data, at):
@@ -74,7 +79,11 @@ def test_images_annotations_and_labels_come_back(tmp_path):
     assert image[3] == [b"jpeg"]
     assert cv2.imdecode(np.frombuffer(image[2][0], np.uint8), cv2.IMREAD_COLOR).shape == (480, 640, 3)
     raw = fields(read[-1][2].data)
-    (labels,) = [np.frombuffer(v[0], np.uint16) for v in raw.values() if isinstance(v[0], bytes) and len(v[0]) == 480 * 640 * 2]
+    (labels,) = [
+        np.frombuffer(v[0], np.uint16)
+        for v in raw.values()
+        if isinstance(v[0], bytes) and len(v[0]) == 480 * 640 * 2
+    ]
     found = results[-1].instances
     expected = np.concatenate([[0], found.track_id]).astype(np.uint16)[found.label_map]
     assert np.array_equal(labels.reshape(480, 640), expected)
@@ -98,7 +107,17 @@ def test_the_file_has_an_index_when_it_is_closed_and_opens_before(tmp_path):
 
 
 def test_after_a_kill_all_three_files_open(tmp_path):
-    command = [sys.executable, "-m", "tfiseg.cli", "view", "synthetic", "--serve", "127.0.0.1:0", "--record", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "tfiseg.cli",
+        "view",
+        "synthetic",
+        "--serve",
+        "127.0.0.1:0",
+        "--record",
+        str(tmp_path),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until = time.monotonic() + 60
     while not any(f.read_text().count("\n") >= 20 for f in tmp_path.glob("*/instances.jsonl")):
@@ -108,7 +127,9 @@ def test_after_a_kill_all_three_files_open(tmp_path):
     process.communicate()
     (lines,) = tmp_path.glob("*/instances.jsonl")
     count = lines.read_text().count("\n")
-    assert len([m for m in messages(lines.with_name("recording.mcap")) if m[1] == "/camera/image"]) >= count - 2
+    assert (
+        len([m for m in messages(lines.with_name("recording.mcap")) if m[1] == "/camera/image"]) >= count - 2
+    )
     video, frames = cv2.VideoCapture(str(lines.with_name("synthetic-overlay.mp4"))), 0
     while video.read()[0]:
         frames += 1
@@ -119,7 +140,9 @@ def test_after_a_kill_all_three_files_open(tmp_path):
 def test_a_full_disk_ends_the_recording_and_not_the_view(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("can't mount here")
     try:
         command = [

@@ -1,4 +1,5 @@
-"""From components to instances: views, what the operator cuts in them, joins, and the way back to the frame."""
+"""From components to instances: views, what the operator cuts in them, joins, and the way back to the
+frame."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,7 +14,15 @@ from tfiseg.runtime.evaluate import load_eval_set
 from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
 from tfiseg.runtime.joining import candidates_in, united
 from tfiseg.runtime.joins import JOIN_FEATURES, Pieces, rule_log_odds
-from tfiseg.runtime.looks import PlannedView, closer_looks, doubtful, look, own_masks, plan_views, worth_a_look
+from tfiseg.runtime.looks import (
+    PlannedView,
+    closer_looks,
+    doubtful,
+    look,
+    own_masks,
+    plan_views,
+    worth_a_look,
+)
 from tfiseg.runtime.metrics import PictureScore, panoptic_counts
 from tfiseg.runtime.pieces import Parted, instances_of
 from tfiseg.runtime.refine import Refiner
@@ -22,7 +31,11 @@ from tfiseg.runtime.views import View, cut, cut_mask, sample, view_of
 
 OFFSETS = np.array([[0, 1]], np.int32)
 SIDE = 160  # of the views here
-NOTHING_SEEN = np.zeros((160, 160, 3), np.uint8), np.zeros((2, 40, 40), np.float32), np.zeros((1, 40, 40), np.float32)
+NOTHING_SEEN = (
+    np.zeros((160, 160, 3), np.uint8),
+    np.zeros((2, 40, 40), np.float32),
+    np.zeros((1, 40, 40), np.float32),
+)
 
 
 def two_squares():
@@ -64,7 +77,9 @@ def test_every_component_gets_a_view_and_a_class_of_several_one_more():
 def test_looks_tell_the_class_from_the_component(side):
     components = two_squares()
     planned = plan_views(components, side)[:1]
-    looks = look(np.zeros((120, 160, 3), np.uint8), components, planned, own_masks(components.label_map, planned, side))
+    looks = look(
+        np.zeros((120, 160, 3), np.uint8), components, planned, own_masks(components.label_map, planned, side)
+    )
     assert looks.images.shape == (1, side, side, 3)
     zoom = (side / planned[0].view.side) ** 2
     assert looks.own[0].sum() == pytest.approx(60 * 40 * zoom, rel=0.05)
@@ -77,7 +92,9 @@ def test_convex_components_are_let_be():
     class_map[20:40, 80:120] = 0
     components = tfiseg.cluster(class_map, split=0)
     planned = plan_views(components, SIDE)
-    assert [planned[k].component for k in doubtful(planned, own_masks(components.label_map, planned, SIDE))] == [2, 0]
+    assert [
+        planned[k].component for k in doubtful(planned, own_masks(components.label_map, planned, SIDE))
+    ] == [2, 0]
     square = tfiseg.cluster((class_map[:, :70] > 0).astype(np.uint8), split=0)
     assert Refiner()(np.zeros((120, 70, 3), np.uint8), square) is square
 
@@ -90,11 +107,15 @@ def test_small_components_are_looked_at_closely():
     assert len(Refiner()(picture, tfiseg.cluster(class_map, split=0))) == 2
     y, x = np.mgrid[:200, :300] % 20 - 10.0
     disks = (x**2 + y**2 < 55).astype(np.uint8)
-    planned, own = worth_a_look(tfiseg.cluster(disks, split=0), 192)  # round, as far as pixels tell: not worth hundreds of views
+    planned, own = worth_a_look(
+        tfiseg.cluster(disks, split=0), 192
+    )  # round, as far as pixels tell: not worth hundreds of views
     assert [p.component for p in planned] == [0]
     assert len(own) == 1
     whole = tfiseg.cluster((np.hypot(x[:20, :40], y[:20, :40]) < 7).astype(np.uint8), split=0)
-    pieces = replace(whole, label_map=(whole.label_map > 0).astype(np.int32)).select([True, False])  # of a grid, seen finer: no longer one
+    pieces = replace(whole, label_map=(whole.label_map > 0).astype(np.int32)).select(
+        [True, False]
+    )  # of a grid, seen finer: no longer one
     pieces.box_xyxy[0] = (3, 3, 38, 18)
     assert [p.component for p in worth_a_look(pieces, 192)[0]] == [1]
     crumb = np.zeros((60, 60), np.uint8)
@@ -139,10 +160,14 @@ def test_pieces_of_like_size_are_not_joined():
 def test_only_views_that_can_decide_are_looked_at(monkeypatch):
     refiner, seen = Refiner(), []
     infer = refiner.session.infer
-    monkeypatch.setattr(refiner.session, "infer", lambda images, masks, _: seen.append(len(images)) or infer(images, masks))
+    monkeypatch.setattr(
+        refiner.session, "infer", lambda images, masks, _: seen.append(len(images)) or infer(images, masks)
+    )
     stars = np.zeros((120, 260), np.uint8)
     y, x = np.abs(np.mgrid[-40:41, -40:41])
-    stars[20:101, 20:101] = stars[20:101, 140:221] = 3 * (np.sqrt(x) + np.sqrt(y) < 7)  # one region each, of one size
+    stars[20:101, 20:101] = stars[20:101, 140:221] = 3 * (
+        np.sqrt(x) + np.sqrt(y) < 7
+    )  # one region each, of one size
     components = tfiseg.cluster(stars, split=0)
     assert [p.component for p in worth_a_look(components, refiner.session.view_px)[0]] == [1, 2, 0]
     refiner(np.zeros((120, 260, 3), np.uint8), components)
@@ -155,10 +180,15 @@ def test_only_views_that_can_decide_are_looked_at(monkeypatch):
 def halves(own, *_):
     """Each view's component, cut into its left and right half."""
     middle = [np.flatnonzero(its.any(0)).mean() for its in own]
-    return [its * np.where(np.arange(own.shape[2]) < m, 1, 2).astype(np.int32) for its, m in zip(own, middle, strict=True)]
+    return [
+        its * np.where(np.arange(own.shape[2]) < m, 1, 2).astype(np.int32)
+        for its, m in zip(own, middle, strict=True)
+    ]
 
 
-@pytest.mark.parametrize(("thorough", "max_views", "count"), [(False, 64, 2), (True, 64, 8), (True, 1, 3), (True, 2, 4)])
+@pytest.mark.parametrize(
+    ("thorough", "max_views", "count"), [(False, 64, 2), (True, 64, 8), (True, 1, 3), (True, 2, 4)]
+)
 def test_pieces_are_looked_at_closer_until_nothing_is_parted(monkeypatch, thorough, max_views, count):
     chain = np.zeros((120, 400), np.uint8)
     for x in range(60, 360, 40):
@@ -176,7 +206,10 @@ def test_what_shape_would_not_part_is_looked_at_as_well(monkeypatch):
     star[30:111, 30:111] = np.sqrt(x) + np.sqrt(y) < 7
     monkeypatch.setattr("tfiseg.runtime.refine.cut_components", halves)
     for thorough, count in ((None, 1), (False, 1), (True, 2)):  # what ships is for photos
-        assert len(Refiner(thorough=thorough)(np.zeros((140, 140, 3), np.uint8), tfiseg.cluster(star, split=0))) == count
+        assert (
+            len(Refiner(thorough=thorough)(np.zeros((140, 140, 3), np.uint8), tfiseg.cluster(star, split=0)))
+            == count
+        )
 
 
 def test_closer_looks_are_closer_and_at_what_has_dents():
@@ -185,13 +218,20 @@ def test_closer_looks_are_closer_and_at_what_has_dents():
     pieces[60:120, 260:280], pieces[100:120, 280:300] = 3, 3
     pieces[110:115, 300:305] = 4  # nothing to part
     whole = PlannedView(view_of((20, 60, 305, 120), (200, 400), SIDE), 7, 1)
-    planned, own = closer_looks(pieces, dict.fromkeys((1, 2, 3, 4, 5), whole), SIDE)  # of the last one nothing is left
-    assert planned == [PlannedView(view_of((260, 60, 300, 120), (200, 400), SIDE), 7, 3)]  # the second is convex
+    planned, own = closer_looks(
+        pieces, dict.fromkeys((1, 2, 3, 4, 5), whole), SIDE
+    )  # of the last one nothing is left
+    assert planned == [
+        PlannedView(view_of((260, 60, 300, 120), (200, 400), SIDE), 7, 3)
+    ]  # the second is convex
     zoom = (SIDE / planned[0].view.side) ** 2
     assert own[0].sum() == pytest.approx((pieces == 3).sum() * zoom, rel=0.05)
     assert closer_looks(pieces, {}, SIDE)[0] == []
     pieces[150:190, 20:30] = pieces[180:190, 20:50] = 8
-    assert [p.component for p in closer_looks(pieces, dict.fromkeys((8, 3), whole), SIDE)[0]] == [3, 8]  # the larger first
+    assert [p.component for p in closer_looks(pieces, dict.fromkeys((8, 3), whole), SIDE)[0]] == [
+        3,
+        8,
+    ]  # the larger first
 
 
 def test_pieces_that_a_view_does_not_show_are_let_be():
@@ -200,7 +240,9 @@ def test_pieces_that_a_view_does_not_show_are_let_be():
     for gap in range(30, 140, 3):
         for x in range(100, 160, 7):
             crumbs = np.zeros((400, 600), np.int32)
-            crumbs[150, x] = crumbs[150 + gap // 2, x + gap] = 1  # lone pixels, in a view of both enlarged a little
+            crumbs[150, x] = crumbs[150 + gap // 2, x + gap] = (
+                1  # lone pixels, in a view of both enlarged a little
+            )
             shown.append(len(closer_looks(crumbs, {1: whole}, 192)[0]))
     assert 0 in shown
 
@@ -212,10 +254,16 @@ def test_closer_looks_leave_those_for_joins_alone(monkeypatch):
     class_map[150:180, 40:70] = class_map[150:180, 330:360] = 5  # nothing to part, but a view of both
     components = tfiseg.cluster(class_map, split=0)
     nothing = SimpleNamespace(judged=lambda *_: [])
-    monkeypatch.setattr("tfiseg.runtime.refine.candidates_in", lambda placed, planned, _: {len(planned) - 1: nothing})
+    monkeypatch.setattr(
+        "tfiseg.runtime.refine.candidates_in", lambda placed, planned, _: {len(planned) - 1: nothing}
+    )
     monkeypatch.setattr("tfiseg.runtime.refine.cut_components", halves)
     seen, infer = [], InstanceSession.infer
-    monkeypatch.setattr(InstanceSession, "infer", lambda self, images, masks, _: seen.append(len(images)) or infer(self, images, masks))
+    monkeypatch.setattr(
+        InstanceSession,
+        "infer",
+        lambda self, images, masks, _: seen.append(len(images)) or infer(self, images, masks),
+    )
     for thorough, views in ((False, [1, 1]), (True, [1, 2, 1])):
         seen.clear()
         Refiner(max_views=2, thorough=thorough)(np.zeros((200, 400, 3), np.uint8), components)
@@ -274,7 +322,9 @@ def test_a_model_with_the_rules_of_an_older_version_is_refused(tmp_path):
 
 @pytest.mark.parametrize("side", [b'"x"', b"nul"])
 def test_a_model_whose_metadata_is_damaged_is_refused(tmp_path, side):
-    (tmp_path / "m.onnx").write_bytes(DEFAULT_INSTANCE_MODEL.read_bytes().replace(b'"view_px": 192', b'"view_px": ' + side))
+    (tmp_path / "m.onnx").write_bytes(
+        DEFAULT_INSTANCE_MODEL.read_bytes().replace(b'"view_px": 192', b'"view_px": ' + side)
+    )
     with pytest.raises(ModelError, match="metadata is damaged"):
         InstanceSession(tmp_path / "m.onnx")
 
@@ -293,11 +343,15 @@ def test_models_of_before_take_views_of_one_side(tmp_path):
     onnx.save(model, tmp_path / "m.onnx")
     session = InstanceSession(tmp_path / "m.onnx")
     assert session.view_px == session.outline_px == 160
-    assert session.foreground(np.zeros((1, 160, 160, 3), np.uint8), np.ones((1, 160, 160), np.uint8)).shape == (1, 80, 80)
+    assert session.foreground(
+        np.zeros((1, 160, 160, 3), np.uint8), np.ones((1, 160, 160), np.uint8)
+    ).shape == (1, 80, 80)
 
 
 def test_a_rule_is_one_hidden_layer():
-    rule = np.array([1, -1, 2, 0, 0.5, 0, 3, 1, -4], np.float32)  # two units of two weights, biases, out weights, bias
+    rule = np.array(
+        [1, -1, 2, 0, 0.5, 0, 3, 1, -4], np.float32
+    )  # two units of two weights, biases, out weights, bias
     assert rule_log_odds(rule, np.array([[2.0, 1.0]])).tolist() == [3 * 1.5 + 1 * 4 - 4]
 
 

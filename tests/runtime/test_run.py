@@ -88,13 +88,25 @@ def test_an_output_folder_that_cannot_be_written_is_found_first(segmenter, tmp_p
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_valid_outputs(tmp_path, stop):
-    command = [sys.executable, "-m", "tfiseg.cli", "run", "synthetic", "--frames", "100000", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "tfiseg.cli",
+        "run",
+        "synthetic",
+        "--frames",
+        "100000",
+        "--out",
+        str(tmp_path),
+    ]
 
     def listen():  # a shell's background jobs are started deaf to Ctrl-C, and so are their children
         signal.signal(signal.SIGINT, signal.SIG_IGN if stop == signal.SIGTERM else signal.SIG_DFL)
 
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, preexec_fn=listen)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, preexec_fn=listen
+    )
     lines = tmp_path / "instances.jsonl"
     until = time.monotonic() + 60
     while not (lines.exists() and lines.read_text().count("\n") >= 5):

@@ -13,7 +13,8 @@ from tfiseg.runtime.sessions import DEFAULT_FRAME_MODEL
 
 
 class Colours:
-    """A network with a fixed grid: its logits are the colours of what it is shown, and how far right a cell lies in that."""
+    """A network with a fixed grid: its logits are the colours of what it is shown, and how far right a cell
+    lies in that."""
 
     path = None
     info = ModelInfo(("background", "blue", "green", "red"), (1, 2, 3), 1, {})
@@ -26,9 +27,18 @@ class Colours:
 
     def infer(self, image):
         self.seen.append(image.shape[:2])
-        colours = cv2.resize(image, self.grid_hw[::-1], interpolation=cv2.INTER_AREA).astype(np.float32).transpose(2, 0, 1)
-        lean = np.broadcast_to(np.arange(self.grid_hw[1], dtype=np.float32) * self.leaning, (1, *self.grid_hw))
-        return {"logits": np.concatenate([lean, colours])[None], "affinity": np.zeros((1, 1, 1, 1), np.float32)}
+        colours = (
+            cv2.resize(image, self.grid_hw[::-1], interpolation=cv2.INTER_AREA)
+            .astype(np.float32)
+            .transpose(2, 0, 1)
+        )
+        lean = np.broadcast_to(
+            np.arange(self.grid_hw[1], dtype=np.float32) * self.leaning, (1, *self.grid_hw)
+        )
+        return {
+            "logits": np.concatenate([lean, colours])[None],
+            "affinity": np.zeros((1, 1, 1, 1), np.float32),
+        }
 
     def close(self):
         self.seen = None
@@ -104,7 +114,10 @@ def test_the_window_counts_most_whose_edge_is_furthest():
 
     frame = np.zeros((100, 150, 3), np.uint8)
     found = MultiScaleSession(Numbered((50, 75)), (1.5,), flip=False).infer(frame)["logits"][0, 0]
-    assert [found[0, 0], found[0, -1]] == [2, 3]  # the first pass is the whole frame's, then two windows of 100 x 100
+    assert [found[0, 0], found[0, -1]] == [
+        2,
+        3,
+    ]  # the first pass is the whole frame's, then two windows of 100 x 100
     across = found[0, 26:49]  # where both are, from one's edge to the other's
     assert (np.diff(across) > 0).all()
     assert abs(across[len(across) // 2] - 2.5) < 0.05

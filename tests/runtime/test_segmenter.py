@@ -30,7 +30,9 @@ def tiny_model(path, metadata=None, output="logits"):
         helper.make_node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
         helper.make_node("Slice", ["nchw", "from", "to", "axis"], [output]),
     ]
-    constants = [helper.make_tensor(n, TensorProto.INT64, [1], [v]) for n, v in (("from", 0), ("to", 2), ("axis", 1))]
+    constants = [
+        helper.make_tensor(n, TensorProto.INT64, [1], [v]) for n, v in (("from", 0), ("to", 2), ("axis", 1))
+    ]
     frame = helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, "h", "w", 3])
     logits = helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, 2, "h", "w"])
     graph = helper.make_graph(nodes, "tiny", [frame], [logits], constants)
@@ -81,7 +83,9 @@ def test_min_area_says_what_is_too_small(tmp_path, refine):
     network = tiny_model(tmp_path / "tiny.onnx", GOOD)
     for least, areas in ((None, [36]), (10, [16, 36]), (40, [])):
         assert tfiseg.Segmenter(network, refine=refine, min_area=least)(frame).area.tolist() == areas
-    for_small = tiny_model(tmp_path / "small.onnx", json.dumps({**json.loads(GOOD), "clustering": {"min_area": 10}}))
+    for_small = tiny_model(
+        tmp_path / "small.onnx", json.dumps({**json.loads(GOOD), "clustering": {"min_area": 10}})
+    )
     for least, areas in ((None, [16, 36]), (20, [36])):
         assert tfiseg.Segmenter(for_small, refine=refine, min_area=least)(frame).area.tolist() == areas
     with pytest.raises(tfiseg.InputError, match="min_area must lie in 0"):
@@ -142,7 +146,9 @@ def test_nan_logits_are_an_error(tmp_path):
     path = tiny_model(tmp_path / "nan.onnx", GOOD)
     model = onnx.load(path)
     model.graph.node[-1].output[0] = "finite"
-    model.graph.node.append(helper.make_node("Div", ["finite", "finite"], ["logits"]))  # 0 / 0 in black pixels
+    model.graph.node.append(
+        helper.make_node("Div", ["finite", "finite"], ["logits"])
+    )  # 0 / 0 in black pixels
     onnx.save(model, path)
     with pytest.raises(tfiseg.InputError, match="logits contain NaN"):
         tfiseg.Segmenter(path)(np.zeros((4, 4, 3), np.uint8))
@@ -159,7 +165,8 @@ def test_the_default_model_fits_in_the_package():
 
 @pytest.mark.shared
 def test_people_on_street_photos(shared):
-    """The README's promise in numbers is measured by `tfiseg eval`; this one fails when the network is broken."""
+    """The README's promise in numbers is measured by `tfiseg eval`; this one fails when the network is
+    broken."""
     segmenter = tfiseg.Segmenter(things=["person"])
     folder = shared / "data" / "eval" / "pennfudan"
     both = either = 0
@@ -181,6 +188,9 @@ def test_frame_mode_tells_people_apart_whom_shape_does_not():
 
 @pytest.mark.shared
 def test_frame_mode_keeps_what_components_gain(eval_sets):
-    """The bar: 80 % of what looking at each component gains over connected components (52.9 for 37.1 on Penn-Fudan)."""
-    report = evaluate(eval_sets / "pennfudan", "model", tfiseg.Segmenter(refine="frame"), quiet=True, against=["components"])
+    """The bar: 80 % of what looking at each component gains over connected components (52.9 for 37.1 on
+    Penn-Fudan)."""
+    report = evaluate(
+        eval_sets / "pennfudan", "model", tfiseg.Segmenter(refine="frame"), quiet=True, against=["components"]
+    )
     assert report["gain"]["components"]["PQ_gain"] >= 0.8 * (52.9 - 37.1)

@@ -10,7 +10,9 @@ def test_quantiles_are_right_within_a_percent():
     for ms in times:
         histogram.add(ms)
     for share in (0.01, 0.5, 0.99):
-        assert histogram.quantile(share) == pytest.approx(np.quantile(times, share, method="inverted_cdf"), rel=0.011)
+        assert histogram.quantile(share) == pytest.approx(
+            np.quantile(times, share, method="inverted_cdf"), rel=0.011
+        )
 
 
 @pytest.mark.parametrize(("ms", "lowest", "highest"), [(0, 0, 0.0011), (1e12, 1e7, math.inf)])

@@ -16,7 +16,8 @@ from scenes import SCENES, Mover, line, render
 
 
 def instances_of(label, classes, t, fps=30):
-    """What a perfect network says: every visible piece of truth is an instance, numbered anew in each frame."""
+    """What a perfect network says: every visible piece of truth is an instance, numbered anew in each
+    frame."""
     found = tfiseg.cluster(classes, split=0.0, min_area=0) if not label.any() else None
     numbers = np.unique(label)[1:]
     order = np.random.default_rng(t).permutation(len(numbers))
@@ -30,7 +31,9 @@ def instances_of(label, classes, t, fps=30):
             semantic_map=classes,
             class_id=np.array([classes[m][0] for m in masks], np.int32),
             score=np.ones(len(masks), np.float32),
-            box_xyxy=np.array([(xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) for ys, xs in where], np.float32),
+            box_xyxy=np.array(
+                [(xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) for ys, xs in where], np.float32
+            ),
             area=np.array([m.sum() for m in masks], np.int32),
             centroid_xy=np.array([(xs.mean(), ys.mean()) for ys, xs in where], np.float32),
         )

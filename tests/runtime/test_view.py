@@ -26,7 +26,9 @@ def test_a_served_view_from_the_command_line(tmp_path):
     out, errors = process.communicate(timeout=30)
     report = json.loads(out)
     assert process.returncode == 0, errors
-    assert report["captured"] == report["dropped"] + report["skipped"] + report["finished"] + report["discarded"]
+    assert (
+        report["captured"] == report["dropped"] + report["skipped"] + report["finished"] + report["discarded"]
+    )
     assert report["times"]["frames"] > 0
 
 

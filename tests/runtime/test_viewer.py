@@ -1,4 +1,5 @@
-"""The web page: its answers, who may see it, and how it looks and works in a real browser (headless Chromium)."""
+"""The web page: its answers, who may see it, and how it looks and works in a real browser (headless
+Chromium)."""
 
 import json
 import shutil
@@ -23,7 +24,9 @@ class Running:
         self.segmenter = tfiseg.Segmenter()
         self.viewer = Viewer(address, self.segmenter)
         source = tfiseg.open_source("synthetic", realtime=True)
-        self.pipeline = tfiseg.Pipeline(source, self.segmenter, tracker=tfiseg.Tracker(), draw=True, sinks=[self.viewer])
+        self.pipeline = tfiseg.Pipeline(
+            source, self.segmenter, tracker=tfiseg.Tracker(), draw=True, sinks=[self.viewer]
+        )
 
     def __enter__(self):
         self.viewer.attach(self.pipeline)
@@ -82,7 +85,9 @@ def test_events_tell_what_goes_on(running):
     assert event["captured"] >= 1
     assert event["age_ms"] > 0
     assert {"network", "cluster", "draw"} <= set(event["stage_ms"])
-    assert all(i["name"].startswith("person #") and i["colour"].startswith("rgb(") for i in event["instances"])
+    assert all(
+        i["name"].startswith("person #") and i["colour"].startswith("rgb(") for i in event["instances"]
+    )
 
 
 def test_a_snapshot(running):
@@ -97,7 +102,11 @@ def test_settings_act_at_once(running):
     assert {"id": 15, "name": "person"} in before["classes"]
     after = json.load(running.ask("control", {"min_score": 0.9, "min_area": 500, "things": [15]}))
     assert (after["min_score"], after["min_area"], after["things"]) == (0.9, 500, [15])
-    assert (running.segmenter.min_score, running.segmenter.min_area, running.segmenter.things) == (0.9, 500, (15,))
+    assert (running.segmenter.min_score, running.segmenter.min_area, running.segmenter.things) == (
+        0.9,
+        500,
+        (15,),
+    )
     assert json.load(running.ask("control", {"paused": True}))["paused"]
     time.sleep(0.2)
     finished = running.pipeline.stats()["finished"]
@@ -192,7 +201,13 @@ def test_an_address_in_use_says_so(running):
 def test_the_page_in_a_browser(running, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as tool:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        flags = [
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+        ]
         browser = tool.chromium.launch(executable_path=CHROMIUM, args=flags)
         page = browser.new_page(viewport={"width": 1200, "height": 820})
         errors = []

@@ -33,9 +33,18 @@ def program(tmp_path_factory) -> Path:
 
 def test_it_equals_python(program, tmp_path):
     rng = np.random.default_rng(4)
-    logits = np.stack([cv2.GaussianBlur(rng.normal(size=(60, 80)), (0, 0), 3) for _ in range(4)]).astype(np.float32) * 40
+    logits = (
+        np.stack([cv2.GaussianBlur(rng.normal(size=(60, 80)), (0, 0), 3) for _ in range(4)]).astype(
+            np.float32
+        )
+        * 40
+    )
     np.save(tmp_path / "logits.npy", logits)
-    done = subprocess.run([program, tmp_path / "logits.npy", tmp_path / "labels.png", "120", "160"], capture_output=True, text=True)
+    done = subprocess.run(
+        [program, tmp_path / "logits.npy", tmp_path / "labels.png", "120", "160"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     expected = tfiseg.cluster(logits, output_size_hw=(120, 160), max_instances=256)
     assert len(expected) > 3
@@ -46,7 +55,13 @@ def test_it_equals_python(program, tmp_path):
 def test_bad_files_are_sentences(program, tmp_path):
     np.save(tmp_path / "double.npy", np.zeros((2, 4, 4)))
     (tmp_path / "text.npy").write_text("no array")
-    for name, says in (("double.npy", "must hold float32"), ("text.npy", "is no .npy file"), ("nowhere.npy", "is no .npy file")):
-        done = subprocess.run([program, tmp_path / name, tmp_path / "labels.png"], capture_output=True, text=True)
+    for name, says in (
+        ("double.npy", "must hold float32"),
+        ("text.npy", "is no .npy file"),
+        ("nowhere.npy", "is no .npy file"),
+    ):
+        done = subprocess.run(
+            [program, tmp_path / name, tmp_path / "labels.png"], capture_output=True, text=True
+        )
         assert done.returncode == 1
         assert says in done.stderr

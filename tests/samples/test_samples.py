@@ -11,7 +11,9 @@ SAMPLES = Path(__file__).parent.parent.parent / "samples"
 
 
 def run_sample(name, *args):
-    done = subprocess.run([sys.executable, SAMPLES / name, *map(str, args)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, SAMPLES / name, *map(str, args)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -23,7 +25,13 @@ def test_camera_on_the_synthetic_camera(tmp_path):
 
 
 def test_camera_without_a_display_says_what_to_do():
-    done = subprocess.run([sys.executable, SAMPLES / "camera.py", "synthetic"], capture_output=True, text=True, timeout=120, env={})
+    done = subprocess.run(
+        [sys.executable, SAMPLES / "camera.py", "synthetic"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={},
+    )
     assert done.returncode == 1
     assert "--out view.mp4" in done.stderr
 
@@ -44,7 +52,9 @@ def test_a_robot_that_looks_before_it_drives():
 
 def test_a_robot_never_drives_blind(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), data.astronaut()[:, :, ::-1])
-    done = subprocess.run([sys.executable, SAMPLES / "embed_in_robot.py", tmp_path], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, SAMPLES / "embed_in_robot.py", tmp_path], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 1
     assert "has ended" in done.stdout.splitlines()[-1]
 
@@ -53,7 +63,10 @@ def test_label_maps_of_a_folder(tmp_path):
     (tmp_path / "in").mkdir()
     cv2.imwrite(str(tmp_path / "in" / "astronaut.png"), data.astronaut()[:, :, ::-1])
     cv2.imwrite(str(tmp_path / "in" / "coffee.jpg"), data.coffee()[:, :, ::-1])
-    assert run_sample("batch_folder.py", tmp_path / "in", tmp_path / "out") == f"2 pictures in {tmp_path / 'out'}\n"
+    assert (
+        run_sample("batch_folder.py", tmp_path / "in", tmp_path / "out")
+        == f"2 pictures in {tmp_path / 'out'}\n"
+    )
     label_map = cv2.imread(str(tmp_path / "out" / "astronaut.png"), cv2.IMREAD_UNCHANGED)
     lines = [json.loads(line) for line in (tmp_path / "out" / "instances.jsonl").read_text().splitlines()]
     assert label_map.dtype == np.uint16

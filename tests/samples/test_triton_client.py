@@ -1,4 +1,5 @@
-"""samples/triton_client.py against a server that speaks Triton's protocol and reads a repository that `tfiseg triton` wrote."""
+"""samples/triton_client.py against a server that speaks Triton's protocol and reads a repository that `tfiseg
+triton` wrote."""
 
 import subprocess
 import sys
@@ -53,7 +54,12 @@ class Server(pb2_grpc.GRPCInferenceServiceServicer):
         for k, one in enumerate(found):
             table[0, k] = [one.class_id, one.score, *one.box_xyxy, one.area, *one.centroid_xy, 0]
         labels, classes = found.label_map[None], found.semantic_map[None].astype(np.int32)
-        return {"label_map": labels, "semantic_map": classes, "count": np.array([len(found)], np.int32), "table": table}
+        return {
+            "label_map": labels,
+            "semantic_map": classes,
+            "count": np.array([len(found)], np.int32),
+            "table": table,
+        }
 
 
 @pytest.fixture(params=["network", "engine"])
@@ -65,7 +71,9 @@ def address(request, tmp_path):
     segmenter = tfiseg.Segmenter(min_score=0) if request.param == "engine" else None
     if segmenter is not None:
         segmenter.score_rule = None  # the plugin's table holds mean class probabilities
-    pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Server(tmp_path / "models" / "people", segmenter), server)
+    pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+        Server(tmp_path / "models" / "people", segmenter), server
+    )
     port = server.add_insecure_port("localhost:0")
     server.start()
     yield f"localhost:{port}"
@@ -73,12 +81,16 @@ def address(request, tmp_path):
 
 
 def run_client(*args):
-    return subprocess.run([sys.executable, SAMPLE, *map(str, args)], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, SAMPLE, *map(str, args)], capture_output=True, text=True, timeout=120
+    )
 
 
 def test_the_client_sees_what_the_segmenter_sees(address, tmp_path):
     cv2.imwrite(str(tmp_path / "photo.png"), PHOTO)
-    done = run_client(tmp_path / "photo.png", "--model", "people", "--url", address, "--out", tmp_path / "view.png")
+    done = run_client(
+        tmp_path / "photo.png", "--model", "people", "--url", address, "--out", tmp_path / "view.png"
+    )
     assert done.returncode == 0, done.stderr
     expected = [f"{i.class_name}, score {i.score:.2f}, {i.area} px" for i in tfiseg.Segmenter()(PHOTO)]
     assert expected

@@ -1,4 +1,5 @@
-"""Architectures of torchvision and segmentation-models-pytorch, with random weights. Needs the extra `zoo`: `make test-zoo`."""
+"""Architectures of torchvision and segmentation-models-pytorch, with random weights. Needs the extra `zoo`:
+`make test-zoo`."""
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ def offline(monkeypatch):
 
 
 def livelier(load):
-    """Random networks that say more than one thing: batch statistics of noise, and every class equally likely on average."""
+    """Random networks that say more than one thing: batch statistics of noise, and every class equally likely
+    on average."""
 
     def loaded(*args):
         network = load(*args)
@@ -48,7 +50,11 @@ def livelier(load):
             network.module(pictures)
             network.module.eval()
             mean = network.module(pictures).mean((0, 2, 3))
-        last = [m for m in network.module.modules() if isinstance(m, torch.nn.Conv2d) and m.out_channels == len(mean)]
+        last = [
+            m
+            for m in network.module.modules()
+            if isinstance(m, torch.nn.Conv2d) and m.out_channels == len(mean)
+        ]
         for conv in last[:1] if hasattr(network.module.network, "aux_classifier") else last[-1:]:
             if conv.bias is not None:
                 conv.bias.data -= mean
@@ -66,7 +72,10 @@ def test_architectures(source, tmp_path, monkeypatch, record_property, capsys):
         shown = ("label_agreement", "label_agreement_mean", "labels_seen", "grid_hw", "removed", "seconds")
         print(f"\n{source}: " + ", ".join(f"{k} {report[k]}" for k in shown), end=" ")
     assert report["label_agreement"] >= 0.995
-    assert tfiseg.Segmenter(tmp_path / "out.onnx")(np.zeros((60, 90, 3), np.uint8)).label_map.shape == (60, 90)
+    assert tfiseg.Segmenter(tmp_path / "out.onnx")(np.zeros((60, 90, 3), np.uint8)).label_map.shape == (
+        60,
+        90,
+    )
 
 
 def test_names_come_with_the_weights(tmp_path):
@@ -101,7 +110,9 @@ def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(tfiseg.ModelError, match=r"can't be downloaded \(no route to host\).*--random-weights"):
+    with pytest.raises(
+        tfiseg.ModelError, match=r"can't be downloaded \(no route to host\).*--random-weights"
+    ):
         export_any("torchvision:lraspp_mobilenet_v3_large", tmp_path / "out.onnx", quiet=True)
     with pytest.raises(tfiseg.ModelError, match="weights for encoders only"):
         export_any("smp:Unet/resnet18", tmp_path / "out.onnx", quiet=True)
