@@ -40,7 +40,7 @@ LITE2: Stages = (
     (1, 3, 1, 6, 352),
 )
 _BATCH_NORM_EPS = 1e-3
-_SKIP_BLOCKS = {2: 4, 4: 8, 10: 16}  # last block of a stride -> that stride
+_SKIP_STAGES = (1, 2, 4)  # the last stages at strides 4, 8 and 16
 
 # ImageNet-1k classes that show a PASCAL class: they start the context head, so that rare classes are known
 # from the first step.
@@ -101,11 +101,14 @@ class Backbone(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(_same_conv(3, 32, 3, 2, 1), _bn(32), nn.ReLU6(inplace=True))
         blocks: list[nn.Module] = []
+        self.skips: list[int] = []  # blocks whose outputs are features
         c_in = 32
-        for repeats, kernel, stride, expansion, c_out in stages:
+        for number, (repeats, kernel, stride, expansion, c_out) in enumerate(stages):
             for i in range(repeats):
                 blocks.append(_InvertedResidual(c_in, c_out, kernel, stride if i == 0 else 1, expansion))
                 c_in = c_out
+            if number in _SKIP_STAGES:
+                self.skips.append(len(blocks) - 1)
         self.blocks = nn.ModuleList(blocks)
         self.top = nn.Sequential(nn.Conv2d(c_in, 1280, 1, bias=False), _bn(1280), nn.ReLU6(inplace=True))
 
@@ -114,7 +117,7 @@ class Backbone(nn.Module):
         x = self.stem(image)
         for i, block in enumerate(self.blocks):
             x = block(x)
-            if i in _SKIP_BLOCKS:
+            if i in self.skips:
                 features.append(x)
         features.append(self.top(x))
         return features
@@ -155,17 +158,18 @@ class SegmentationNetwork(nn.Module):
         outputs: name -> channels of each head, for example ``{"logits": 21}``; displacement and boundary
             heads are further entries (they share everything but one 1x1 convolution).
         channels: width of the feature pyramid.
+        stages: of the backbone, ``LITE0`` or ``LITE2``.
 
     ``forward`` takes (N, 3, H, W) float32 RGB, ``(x - PIXEL_MEAN) / PIXEL_STD``, sides a multiple of 32, and
     returns name -> (N, channels, H / 4, W / 4) float32.
     """
 
-    def __init__(self, outputs: dict[str, int], channels: int = 64) -> None:
+    def __init__(self, outputs: dict[str, int], channels: int = 64, stages: Stages = LITE0) -> None:
         super().__init__()
-        self.backbone = Backbone()
+        self.backbone = Backbone(stages)
         classes = outputs["logits"]
         self.context = nn.Conv2d(1280, classes, 1)  # class evidence of the whole neighbourhood, at stride 32
-        sides = (24, 40, 112, 1280 + classes)
+        sides = (*(stages[i][-1] for i in _SKIP_STAGES), 1280 + classes)
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in sides)
         self.refine = nn.ModuleList(separable(channels, channels) for _ in sides)
         self.fuse = separable(channels, channels)

@@ -132,7 +132,7 @@ class CropSampler:
                     mask = (labels[y : y + h, x : x + w] == i).astype(np.uint8)
                     if sure[y : y + h, x : x + w][mask > 0].mean() < 255 * _PASTE_CONFIDENCE:
                         continue
-                    cutout = _Cutout(picture.image[y : y + h, x : x + w].copy(), mask, int(class_id))
+                    cutout = _Cutout(picture.image[y : y + h, x : x + w], mask, int(class_id))
                     found.setdefault(int(class_id), []).append(cutout)
         return found
 
