@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from .instances import Instance, Instances
     from .plugins.operator import cluster
     from .plugins.plugin_library import load_plugin
-    from .runtime.pipeline import Pipeline, Result
-    from .runtime.rating import object_probability
-    from .runtime.refine import Refiner
+    from .runtime.object_score import object_probability
+    from .runtime.pipeline.pipeline import Pipeline, Result
+    from .runtime.pipeline.tracker import Tracker
+    from .runtime.refine.refiner import Refiner
     from .runtime.segmenter import Segmenter
-    from .runtime.sources import Frame, Source, open_source
-    from .runtime.tracker import Tracker
+    from .runtime.sources.base import Frame, Source, open_source
 
 # public name -> module: loaded when first used, so that `import tfiseg` costs nothing
 _PUBLIC = {
     "EngineError": "errors",
-    "Frame": "runtime.sources",
+    "Frame": "runtime.sources.base",
     "GateError": "errors",
     "InputError": "errors",
     "Instance": "instances",
@@ -47,19 +47,19 @@ _PUBLIC = {
     "MissingDependencyError": "errors",
     "ModelError": "errors",
     "OutputError": "errors",
-    "Pipeline": "runtime.pipeline",
+    "Pipeline": "runtime.pipeline.pipeline",
     "PipelineError": "errors",
-    "Refiner": "runtime.refine",
-    "Result": "runtime.pipeline",
+    "Refiner": "runtime.refine.refiner",
+    "Result": "runtime.pipeline.pipeline",
     "Segmenter": "runtime.segmenter",
-    "Source": "runtime.sources",
+    "Source": "runtime.sources.base",
     "SourceError": "errors",
     "TfisegError": "errors",
-    "Tracker": "runtime.tracker",
+    "Tracker": "runtime.pipeline.tracker",
     "cluster": "plugins.operator",
     "load_plugin": "plugins.plugin_library",
-    "object_probability": "runtime.rating",
-    "open_source": "runtime.sources",
+    "object_probability": "runtime.object_score",
+    "open_source": "runtime.sources.base",
 }
 
 __all__ = [

@@ -168,7 +168,7 @@ class Instances:
         Args:
             frame: the ``Frame`` or BGR picture that these instances were found in.
         """
-        from .runtime.drawing import draw_instances
+        from .drawing import draw_instances
 
         return draw_instances(getattr(frame, "image", frame), self)
 

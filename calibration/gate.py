@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import GateError
-from ..runtime.comparison import Comparison
+from ..runtime.evaluate.comparison import Comparison
 
 
 @dataclass(frozen=True)

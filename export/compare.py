@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.frames import sample_frames
-from ..runtime.comparison import compare, worst_sheet
+from ..runtime.evaluate.comparison import compare, worst_sheet
 from ..runtime.segmenter import Segmenter
 
 _FILES = (".onnx", ".engine")
@@ -46,7 +46,7 @@ def _file(text: str, exported: Path) -> Path:
     """The network's file; what is none yet is exported first, which checks it against the original."""
     if Path(text).suffix in _FILES:
         return Path(text)
-    from .any_network import export_any
+    from .onnx_import.any_network import export_any
 
     export_any(text, exported, quiet=True)
     return exported

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import InputError
-from ..runtime.model_info import METADATA_KEY, weights_digest
+from ..runtime.networks.model_info import METADATA_KEY, weights_digest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

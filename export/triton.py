@@ -21,15 +21,15 @@ import onnx
 
 from ..errors import EngineError, InputError, ModelError
 from ..plugins.problem import TABLE_COLUMNS
-from ..runtime.engine_file import SUFFIX, check_content, read_sidecar
-from ..runtime.inspect_file import FRAME_HW, described_tensor
-from ..runtime.onnx_layers import layer_precisions
-from ..runtime.sessions import OnnxSession
-from ..runtime.sources import open_source
-from .agreement import MIN_AGREEMENT
-from .batching import with_batch
-from .clustering_node import MAX_INSTANCES
-from .engine import read_network
+from ..runtime.inspect.model_file import FRAME_HW, described_tensor
+from ..runtime.inspect.onnx_layers import layer_precisions
+from ..runtime.networks.engine_file import SUFFIX, check_content, read_sidecar
+from ..runtime.networks.session import OnnxSession
+from ..runtime.sources.base import open_source
+from .engine.batching import with_batch
+from .engine.build import read_network
+from .engine.clustering_node import MAX_INSTANCES
+from .onnx_import.agreement import MIN_AGREEMENT
 
 DEVICES = ("auto", "cpu", "gpu")
 MAX_BATCH = 8

@@ -1,6 +1,6 @@
 """Views through the C API (csrc/tfiseg.h, csrc/views.h): which components of a frame an instance network
 looks at, what it is shown, and what was found in the views carried back into the frame. On the CPU;
-runtime/device_refine.py calls the same on a GPU."""
+runtime/gpu/view_refiner.py calls the same on a GPU."""
 
 from __future__ import annotations
 

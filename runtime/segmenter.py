@@ -25,15 +25,15 @@ from ..plugins.operator import (
     thing_flags,
 )
 from ..plugins.problem import MAX_INSTANCES
-from .device_cluster import MOST_INSTANCES, Asked
-from .device_refine import VIEWS, LookSettings
-from .gpu_session import GpuSession, enlarged
-from .outlines import Foregrounds
-from .rating import FEATURES, object_probability
-from .refine import Refiner
-from .scales import MultiScaleSession, checked_scales
-from .sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, DEFAULT_PROVIDERS, Session, open_session
-from .sources import Frame, checked_image
+from .gpu.clusterer import MOST_INSTANCES, Asked
+from .gpu.view_refiner import VIEWS, LookSettings
+from .networks.gpu_session import GpuSession, enlarged
+from .networks.multi_scale import MultiScaleSession, checked_scales
+from .networks.session import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, DEFAULT_PROVIDERS, Session, open_session
+from .object_score import FEATURES, object_probability
+from .refine.mask_refinement import Foregrounds
+from .refine.refiner import Refiner
+from .sources.base import Frame, checked_image
 
 _log = logging.getLogger("tfiseg")
 

@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "plugins": {"plugins", "errors", "instances"},
-    "runtime": {"runtime", "plugins", "errors", "instances"},
-    "calibration": {"calibration", "plugins", "runtime", "errors", "instances"},
-    "export": {"export", "calibration", "plugins", "runtime", "errors", "instances"},
+    "runtime": {"runtime", "plugins", "errors", "instances", "drawing"},
+    "calibration": {"calibration", "plugins", "runtime", "errors", "instances", "drawing"},
+    "export": {"export", "calibration", "plugins", "runtime", "errors", "instances", "drawing"},
 }
 CORE = {"numpy", "cv2", "onnxruntime", "tqdm"}
 

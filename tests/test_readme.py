@@ -33,13 +33,13 @@ def test_python_runs(code, tmp_path):
 
 
 def test_commands_exist():
-    from tfiseg import cli
+    from tfiseg.cli.main import main
 
     verbs = set(re.findall(r"^tfiseg (\w+)", "\n".join(blocks("sh")), re.MULTILINE))
     assert verbs
     for verb in verbs:
         with pytest.raises(SystemExit) as ended:
-            cli.main([verb, "--help"])
+            main([verb, "--help"])
         assert ended.value.code == 0
     targets = set(re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.MULTILINE))
     assert targets == {"demo", "test"}

@@ -9,12 +9,12 @@ import numpy as np
 import tfiseg
 from tfiseg.plugins.native import region_graph
 from tfiseg.plugins.problem import problem_of
-from tfiseg.runtime.evaluate import load_eval_set
-from tfiseg.runtime.looks import looked_at
-from tfiseg.runtime.metrics import PanopticCounts, panoptic_counts
-from tfiseg.runtime.pieces import Parted, instances_of
-from tfiseg.runtime.refine import cut_components
-from tfiseg.runtime.views import sample
+from tfiseg.runtime.evaluate.evaluate import load_eval_set
+from tfiseg.runtime.evaluate.metrics import PanopticCounts, panoptic_counts
+from tfiseg.runtime.refine.partition import Parted, instances_of
+from tfiseg.runtime.refine.refiner import cut_components
+from tfiseg.runtime.refine.view import sample
+from tfiseg.runtime.refine.view_planning import looked_at
 
 BOUNDARIES = (0.7, 0.5, 0.3)
 

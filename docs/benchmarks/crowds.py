@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import tfiseg
-from tfiseg.runtime.metrics import panoptic_counts
+from tfiseg.runtime.evaluate.metrics import panoptic_counts
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "runtime"))
-from test_crowds import pile
+from scenes import pile
 
 
 def quality(found: tfiseg.Instances, truth: np.ndarray) -> float:

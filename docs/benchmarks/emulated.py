@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 import tfiseg
-from tfiseg.runtime import sessions
-from tfiseg.runtime.evaluate import evaluate
-from tfiseg.runtime.instance_session import DEFAULT_INSTANCE_MODEL
-from tfiseg.runtime.sessions import DEFAULT_MODEL
+from tfiseg.runtime.evaluate.evaluate import evaluate
+from tfiseg.runtime.networks import session as session_module
+from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "runtime"))
 import emulated_gpu
-from test_engine_session import MACHINE, engine_of
+from emulated_engines import MACHINE, engine_of
 
 SHOWN = ("set", "PQ", "true_positives", "false_positives", "false_negatives", "AP", "AP50")
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", type=Path)
     args = parser.parse_args()
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(sessions, "this_machine", lambda: MACHINE)
+        patch.setattr(session_module, "this_machine", lambda: MACHINE)
         emulated_gpu.install(patch, emulated_gpu.Gpu(), profile=((16, 16), (480, 640), (4096, 4096)))
         instance_model = engine_of(DEFAULT_INSTANCE_MODEL, Path(folder), "instance.engine")
         ways = {

@@ -13,10 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tfiseg
-from tfiseg.runtime.cameras import Realtime
-from tfiseg.runtime.mp4 import Mp4Writer
-from tfiseg.runtime.sinks import RunWriter
-from tfiseg.runtime.synthetic import SyntheticCamera
+from tfiseg.runtime.output.mp4 import Mp4Writer
+from tfiseg.runtime.output.run_writer import RunWriter
+from tfiseg.runtime.sources.cameras import Realtime
+from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 NETWORK_MS = 100
 

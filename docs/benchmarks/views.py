@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import tfiseg
 from tfiseg.plugins.operator import SHARPEN
-from tfiseg.runtime.evaluate import load_eval_set
-from tfiseg.runtime.looks import looked_at
+from tfiseg.runtime.evaluate.evaluate import load_eval_set
+from tfiseg.runtime.refine.view_planning import looked_at
 
 VIEWS, BATCH = 120, 8
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..instance.bank import Bank
 from ..instance.composites import Composer, photographed
-from ..instance.told import Told, single_objects
+from ..instance.teacher import Told, single_objects
 from ..instance.train import held_pictures, split_bank
 
 ALIKE = 8  # so many composites in a row have one size: a batch

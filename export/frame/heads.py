@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...plugins.operator import AFFINITY_OFFSETS
-from ..network import separable, upsample_like
-from .taps import Tap
+from ..semantic.network import separable, upsample_like
+from .backbone_taps import Tap
 
 CHANNELS = 64
 HEADS = {"displacement": 2, "affinity": len(AFFINITY_OFFSETS), "boundary": 1}

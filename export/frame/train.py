@@ -23,9 +23,9 @@ from tqdm import tqdm
 from ..instance.network import STRIDE
 from ..instance.targets import UNKNOWN, loss_of, pairs_told, targets_of
 from ..training import HELD_SEED, descend, learning_rate, load_checkpoint, save_checkpoint, say
+from .backbone_taps import FeatureReader, Tap
 from .composites import ALIKE, FrameComposer, FrameComposite, Material
 from .heads import InstanceHeads
-from .taps import FeatureReader, Tap
 
 _CHECKPOINT_EVERY = 200
 _VALIDATED = 64  # composites

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ...runtime.views import cut, cut_mask, solidity, view_of
-from ..semantic_data import IGNORE, Picture, load_pictures, sure_of
+from ...runtime.refine.view import cut, cut_mask, solidity, view_of
+from ..semantic.data import IGNORE, Picture, load_pictures, sure_of
 
 # frame mode shows whole pictures, at 384; what is cut out for views is shrunk to 2.5 of their sides
 # (train.py)

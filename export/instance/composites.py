@@ -4,7 +4,7 @@ construction.
 Three kinds: an object alone in its own picture (so that the network learns not to split) or a group that an
 earlier network split, that picture with further objects of its class pasted in, and objects pasted on a
 picture without their class; some are cells, drawn from nothing. The mask is then spoilt as networks spoil
-masks (``spoil.py``), and the composite is looked at through a view (``runtime/views.py``), as at run time.
+masks (``mask_noise.py``), and the composite is looked at through a view (``runtime/refine/view.py``), as at run time.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.views import VIEW_PX, View, cut, cut_mask, sample, view_of
-from ..neck_composites import ellipse
-from ..semantic_data import IGNORE, Picture
+from ...runtime.refine.view import VIEW_PX, View, cut, cut_mask, sample, view_of
+from ..neck.composites import ellipse
+from ..semantic.data import IGNORE, Picture
 from .bank import Bank, BankObject
-from .spoil import owners, spoil
+from .mask_noise import owners, spoil
 
 _FAULTS_PX = 160  # side of the views that the faults of masks are measured in
 _CANVAS = 1.35  # side of a composite over that of the view in which it is seen

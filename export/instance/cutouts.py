@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import InputError
-from ...runtime.sinks import writable_folder
-from ...runtime.sources import IMAGE_SUFFIXES
-from ...runtime.views import View, cut, solidity
-from ..network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, Backbone
-from ..semantic_data import load_pictures
+from ...runtime.output.run_writer import writable_folder
+from ...runtime.refine.view import View, cut, solidity
+from ...runtime.sources.base import IMAGE_SUFFIXES
+from ..semantic.data import load_pictures
+from ..semantic.network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, Backbone
 from .bank import objects_in, shrunk
-from .sheets import captioned, write_sheet
+from .contact_sheets import captioned, write_sheet
 
 _SIDES_PX = (320, 448)  # long sides at which the classifier looks
 _BELIEVED = 5  # classes: its first guesses together

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...plugins.operator import AFFINITY_OFFSETS
-from ..network import LITE2, SIDE_MULTIPLE, Backbone, separable, upsample_like
+from ..semantic.network import LITE2, SIDE_MULTIPLE, Backbone, separable, upsample_like
 
 STRIDE = 4  # of displacement and affinities; the boundary is at 2
 DISPLACEMENT_UNIT_PX = 32.0  # what an output of 1 means, in view pixels

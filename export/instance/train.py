@@ -21,16 +21,16 @@ from tqdm import tqdm
 
 from ...errors import InputError, ModelError
 from ...plugins.operator import cluster
-from ...runtime.refine import Refiner
-from ...runtime.views import VIEW_PX
-from ..network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE
+from ...runtime.refine.refiner import Refiner
+from ...runtime.refine.view import VIEW_PX
+from ..semantic.network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE
 from ..training import HELD_SEED, descend, learning_rate, load_checkpoint, save_checkpoint, say
 from .bank import Bank, bank_digest, bank_summary, build_bank, is_split, object_view, typical
 from .composites import Composer
 from .network import InstanceNetwork
-from .rules import bold_rules, without_split
+from .rule_fitting import bold_rules, without_split
 from .targets import loss_of, pairs_told, targets_of
-from .told import lone_odds, tell_instances, with_groups
+from .teacher import lone_odds, tell_instances, with_groups
 
 _BACKBONE_RATE = 0.25  # learning rate of pretrained layers over that of new ones
 CHECKPOINT_EVERY = 100

@@ -81,7 +81,7 @@ def frames(tmp_path_factory):
     """Twelve frames of the synthetic camera, small, as PNG files."""
     import cv2
     from tfiseg.calibration.frames import sample_frames
-    from tfiseg.runtime.synthetic import SyntheticCamera
+    from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
     folder = tmp_path_factory.mktemp("frames")
     for k, frame in zip(range(0, 240, 20), iter(SyntheticCamera()), strict=False):

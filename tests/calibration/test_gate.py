@@ -6,9 +6,9 @@ import pytest
 import tfiseg
 from tfiseg.calibration.gate import DEFAULTS, Thresholds, insist, verdict
 from tfiseg.calibration.graph import Network
-from tfiseg.runtime.comparison import compare, noise_floor, worst_sheet
-from tfiseg.runtime.sessions import DEFAULT_MODEL
-from tfiseg.runtime.synthetic import SyntheticCamera
+from tfiseg.runtime.evaluate.comparison import compare, noise_floor, worst_sheet
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
+from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 
 @pytest.fixture(scope="module")

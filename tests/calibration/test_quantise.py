@@ -16,7 +16,7 @@ from tfiseg.calibration.quantise import Calibration, calibrate, edge_layers, mat
 from tfiseg.calibration.ranges import METHODS, range_finder
 from tfiseg.calibration.rounding import Moments, round_weights
 from tfiseg.calibration.sensitivity import exclude_until, rank_layers
-from tfiseg.runtime.onnx_layers import layer_precisions
+from tfiseg.runtime.inspect.onnx_layers import layer_precisions
 
 SIGNED, UNSIGNED = Scheme(signed=True), Scheme(signed=False)
 

@@ -1,6 +1,6 @@
 import cv2
 import pytest
-from tfiseg.runtime.synthetic import SyntheticCamera
+from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import onnxruntime
 import pytest
-from tfiseg import cli
+from tfiseg.cli.main import main
 from tfiseg.errors import EngineError, InputError, ModelError
-from tfiseg.runtime.engine_file import write_engine
-from tfiseg.runtime.sessions import DEFAULT_MODEL
+from tfiseg.runtime.networks.engine_file import write_engine
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 onnx = pytest.importorskip("onnx")
 from tfiseg.export.triton import write_repository  # noqa: E402 - needs onnx
@@ -177,8 +177,8 @@ def test_an_engine_of_batches(tmp_path):
 
 
 def test_the_plugins_outputs_are_those_of_the_node():
-    from tfiseg.export.clustering_node import MAX_INSTANCES, OUTPUTS, graft_clustering
-    from tfiseg.runtime.inspect_file import described_tensor
+    from tfiseg.export.engine.clustering_node import MAX_INSTANCES, OUTPUTS, graft_clustering
+    from tfiseg.runtime.inspect.model_file import described_tensor
 
     grafted = graft_clustering(onnx.load(DEFAULT_MODEL))
     found = {t["name"]: (t["dtype"], len(t["shape"])) for t in map(described_tensor, grafted.graph.output)}
@@ -314,11 +314,11 @@ def test_weights_in_other_files_come_along(tmp_path):
 
 def test_the_verb(tmp_path, capsys):
     argv = ["triton", str(DEFAULT_MODEL), "-o", str(tmp_path), "--name", "people"]
-    assert cli.main(argv) == 0
+    assert main(argv) == 0
     text = capsys.readouterr().out
     assert "onnxruntime_onnx, up to 8 frames per call" in text
     assert "frame TYPE_UINT8 [-1, -1, 3]" in text
-    assert cli.main([*argv, "--json"]) == 0
+    assert main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "people"
-    assert cli.main(["triton", "no.onnx", "-o", str(tmp_path)]) == 1
+    assert main(["triton", "no.onnx", "-o", str(tmp_path)]) == 1
     assert "there is no network no.onnx" in capsys.readouterr().err

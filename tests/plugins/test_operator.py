@@ -146,7 +146,7 @@ def test_the_instance_prototypes_affinities_split_people(shared):
     """Real learned affinities through the operator: better than connected components on street photos."""
     import cv2
     import onnxruntime
-    from tfiseg.runtime.metrics import PictureScore, panoptic_counts
+    from tfiseg.runtime.evaluate.metrics import PictureScore, panoptic_counts
 
     session = onnxruntime.InferenceSession(str(shared / "models" / "instance-prototype.onnx"))
     names = [i.name for i in session.get_inputs()]

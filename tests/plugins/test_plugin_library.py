@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tfiseg import MissingDependencyError, TfisegError, cli, load_plugin
+from tfiseg import MissingDependencyError, TfisegError, load_plugin
+from tfiseg.cli.main import main
 from tfiseg.plugins import plugin_build, plugin_library
 from tfiseg.plugins.native import problem_struct
 from tfiseg.plugins.plugin_build import build_plugin, find_nvcc, find_tensorrt_headers, kernel_report
@@ -106,8 +107,8 @@ def test_tensorrt_takes_it(in_use, capfd):
 
 def test_the_onnx_node_has_fields_that_the_creator_takes(in_use):
     trt, onnx = pytest.importorskip("tensorrt_rtx"), pytest.importorskip("onnx")
-    from tfiseg.export.clustering_node import graft_clustering
-    from tfiseg.runtime.sessions import DEFAULT_MODEL
+    from tfiseg.export.engine.clustering_node import graft_clustering
+    from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
     load_plugin(trt)
     creator = trt.get_plugin_registry().get_creator("DisplacementFieldClustering", "1", "tfiseg")
@@ -146,20 +147,20 @@ def test_a_library_that_tensorrt_refuses_is_explained(tmp_path):
 
 
 def test_verbs(in_use, capsys):
-    assert cli.main(["plugin", "path"]) == 0
+    assert main(["plugin", "path"]) == 0
     assert capsys.readouterr().out.strip() == str(in_use)
-    assert cli.main(["plugin", "info", "--json"]) == 0
+    assert main(["plugin", "info", "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
     assert info["is_of_this_source"]
     assert info["tensorrt_headers"]
-    assert cli.main(["plugin", "info"]) == 0
+    assert main(["plugin", "info"]) == 0
     assert "none spilling" in capsys.readouterr().out
 
 
 def test_a_missing_library_is_a_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFISEG_PLUGIN", str(tmp_path / "no.so"))
     for what in ("path", "info"):
-        assert cli.main(["plugin", what]) == 1
+        assert main(["plugin", what]) == 1
         assert "`tfiseg plugin build`" in capsys.readouterr().err
 
 

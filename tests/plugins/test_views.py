@@ -10,7 +10,7 @@ from tfiseg.errors import InputError, TfisegError
 from tfiseg.plugins.operator import cluster
 from tfiseg.plugins.reference_views import cut_views_reference, place_pieces_reference
 from tfiseg.plugins.views import CutViews, Found, Scene, cut_views, place_pieces
-from tfiseg.runtime.looks import looked_at
+from tfiseg.runtime.refine.view_planning import looked_at
 
 SIDE = 96
 
@@ -165,7 +165,7 @@ def test_crowds_of_round_things_leave_the_views_to_others(scene_of):
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["pennfudan", "coco", "voc2007", "dsb2018"])
 def test_views_of_photos_are_those_that_opencv_cuts(name, eval_sets):
-    """The CPU's way (runtime/looks.py): the same views but for rare ones of components with holes, and images
+    """The CPU's way (runtime/refine/view_planning.py): the same views but for rare ones of components with holes, and images
     to a grey level."""
     same, frames, unlike = 0, 0, np.zeros((2, 2))  # cells of masks and components: ties at a half
     for path in sorted((eval_sets / name / "semantic").glob("*.png"))[::6]:

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from tfiseg.plugins import native
 from tfiseg.plugins.views import views_workspace_bytes
-from tfiseg.runtime import cuda as cuda_module
+from tfiseg.runtime.gpu import cuda as cuda_module
 
 
 class Gpu:
@@ -380,7 +380,8 @@ def install(
     """Put the emulated GPU where the session looks for the real one; returns the TensorRT module."""
     import sys
 
-    from tfiseg.runtime import device_cluster, gpu_session
+    from tfiseg.runtime.gpu import clusterer
+    from tfiseg.runtime.networks import gpu_session
 
     pycuda = types.ModuleType("pycuda")
     pycuda.driver = driver_module(gpu)
@@ -390,6 +391,6 @@ def install(
     monkeypatch.setattr(cuda_module, "_libcuda", lambda: LibCuda(gpu))
     if operator:
         library = OperatorLibrary(gpu)
-        monkeypatch.setattr(device_cluster, "cuda_library", lambda: library)
+        monkeypatch.setattr(clusterer, "cuda_library", lambda: library)
         monkeypatch.setattr(gpu_session, "cuda_library", lambda: library)
     return trt

@@ -1,5 +1,6 @@
-"""Moving scenes with known truth: what a tracker has to hold together."""
+"""Scenes with known truth: moving ones for a tracker to hold together, and piles of discs."""
 
+import cv2
 import numpy as np
 
 SIZE_HW = (240, 320)
@@ -72,3 +73,20 @@ def crowd(count=50):
 
 
 SCENES = {f.__name__: f for f in (crossing, hidden, leaving, returning, crowd)}
+
+
+def pile(side, radius, seed=0, gap=1.9):
+    """Discs side by side, some over others, a few missing, as picture and as numbers: one component."""
+    rng = np.random.default_rng(seed)
+    truth, image = np.zeros((side, side), np.int32), np.full((side, side, 3), 60, np.uint8)
+    number, step = 0, gap * radius
+    for row, y in enumerate(np.arange(radius + 20, side - radius - 20, 0.87 * step)):
+        for x in np.arange(radius + 20 + row % 2 * step / 2, side - radius - 20, step):
+            if rng.random() < 0.08:
+                continue
+            number += 1
+            at = int(x + rng.normal() * radius / 15), int(y + rng.normal() * radius / 15)
+            cv2.circle(truth, at, radius, number, -1)
+            cv2.circle(image, at, radius, rng.integers(90, 220, 3).tolist(), -1)
+            cv2.circle(image, at, radius, (40, 40, 40), 1)
+    return cv2.GaussianBlur(image, (0, 0), 0.8), truth

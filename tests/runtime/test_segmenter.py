@@ -6,9 +6,9 @@ import onnx
 import pytest
 import tfiseg
 from onnx import TensorProto, helper
-from tfiseg.runtime.evaluate import evaluate
-from tfiseg.runtime.sessions import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, METADATA_KEY, OnnxSession
-from tfiseg.runtime.synthetic import SyntheticCamera
+from tfiseg.runtime.evaluate.evaluate import evaluate
+from tfiseg.runtime.networks.session import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, METADATA_KEY, OnnxSession
+from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 
 @pytest.fixture(scope="module")

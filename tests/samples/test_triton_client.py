@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tfiseg
 from skimage import data
-from tfiseg.runtime.sessions import DEFAULT_MODEL, OnnxSession
+from tfiseg.runtime.networks.session import DEFAULT_MODEL, OnnxSession
 
 pytest.importorskip("onnx")
 grpc = pytest.importorskip("grpc")

@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch", reason="the extra `zoo` is not installed (m
 pytest.importorskip("torchvision", reason="the extra `zoo` is not installed (make test-zoo)")
 pytest.importorskip("segmentation_models_pytorch", reason="the extra `zoo` is not installed (make test-zoo)")
 
-from tfiseg.export import torch_networks  # noqa: E402
-from tfiseg.export.any_network import ExportSettings, export_any  # noqa: E402
+from tfiseg.export.onnx_import import torch_networks  # noqa: E402
+from tfiseg.export.onnx_import.any_network import ExportSettings, export_any  # noqa: E402
 
 NETWORKS = [
     "torchvision:fcn_resnet50",

@@ -1,0 +1,1 @@
+"""The command line program ``tfiseg``: one module per group of commands."""

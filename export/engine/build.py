@@ -1,0 +1,222 @@
+"""``tfiseg build``: NAME.onnx into a TensorRT engine, or into ONNX of lower precision for a CPU: proved,
+judged, written whole or not."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from ...calibration.gate import insist
+from ...errors import InputError, ModelError
+from ...plugins.operator import AFFINITY_OFFSETS
+from ...plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION, load_plugin, plugin_info
+from ...runtime.inspect.onnx_layers import layer_precisions
+from ...runtime.networks.engine_file import SUFFIX, write_engine, write_whole
+from ...runtime.networks.session import METADATA_KEY, ModelInfo
+from ...runtime.segmenter import usual_min_area
+from .batching import with_batch
+from .clustering_node import graft_clustering
+from .instance_engine import build_instance_engine, is_instance_network
+from .lower import Lowered, PrecisionSettings, lower
+from .precision_proof import prove
+from .tensorrt_builder import BuildSettings, build_plan, built_from, built_with, shapes_of
+from .tensorrt_flavours import Flavour, flavour
+
+CPU_TARGET = "onnxruntime"
+GATE_REPORT, GATE_SHEET = ".gate.json", ".gate.png"
+
+
+def build(
+    source: Path,
+    output: Path,
+    target: str = "auto",
+    precision: PrecisionSettings | None = None,
+    settings: BuildSettings | None = None,
+    command: str = "tfiseg build",
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Build an engine.
+
+    Args:
+        source: NAME.onnx in tfiseg's format (``tfiseg export``).
+        output: NAME.engine, or NAME.onnx for the target "onnxruntime". Beside it: the record
+            NAME.engine.json, the gate's report NAME.engine.gate.json and, where it compared anything, a
+            picture of the worst frames, NAME.engine.gate.png.
+        target: "tensorrt", "rtx", "auto" (whichever is installed) or "onnxruntime".
+        precision: default: fp16. settings: shapes and modes.
+        command: what builds it again, for the record.
+        quiet: no progress bars.
+
+    Returns:
+        The record, with ``output``, ``bytes`` and ``timings_s``.
+
+    Raises:
+        GateError: the network strays too far from float32; nothing but the report is written.
+        EngineError: TensorRT can't build it, or what it built is not the precision asked for.
+        ModelError, InputError, SourceError, MissingDependencyError: see the messages.
+    """
+    precision, settings = precision or PrecisionSettings(), settings or BuildSettings()
+    kind = None if target == CPU_TARGET else flavour(target)
+    _check_output(output, kind)
+    of_instances = is_instance_network(source)
+    if not settings.operator and (kind is None or of_instances):
+        raise InputError(
+            "--no-operator is for engines of semantic networks: nothing else carries the operator"
+        )
+    began = time.perf_counter()
+    if of_instances:
+        return build_instance_engine(source, output, kind, precision, settings, command, quiet)
+    model, info = read_network(source)
+    plugin = _plugin(kind) if settings.operator else None  # before minutes are spent
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sheet = (
+        output.with_name(output.name + GATE_SHEET)
+        if precision.gate and precision.precision != "fp32"
+        else None
+    )
+    lowered = lower(model, precision, for_cpu=kind is None, sheet=sheet, quiet=quiet)
+    _write_gate(output, lowered)
+    timings = {"precision": time.perf_counter() - began}
+    record: dict[str, Any] = {
+        "built_from": built_from(source, command, precision.precision),
+        "precision": {"asked": precision.precision, "kept_high": lowered.kept},
+        "gate": lowered.gate,
+        "model": info.extra,
+    }
+    if lowered.searched:
+        record["precision"]["auto_exclude"] = lowered.searched
+    if kind is None:
+        record["precision"]["layers"] = _counts(lowered.model)
+        record["timings_s"] = {key: round(value, 2) for key, value in timings.items()}
+        size = _write_onnx(output, lowered.model)
+        return {**record, "output": str(output), "bytes": size}
+    network = with_batch(lowered.model, settings.profile.batch)
+    expected = {layer.name: layer.precision for layer in layer_precisions(network)}
+    if kind.takes_plugins and settings.operator:
+        network = _grafted(network, info, settings)
+        settings = replace(settings, plugin=Path(plugin["path"]) if plugin else None)
+    built = build_plan(network.SerializeToString(), kind, settings, quiet)
+    record["precision"] |= prove(expected, built.witnesses)
+    timings["build"] = built.seconds
+    record["built_from"]["shapes"] = shapes_of(settings)
+    record["built_with"] = built_with(kind, settings)
+    record["plugin"] = plugin and {
+        "name": PLUGIN_NAME,
+        "version": PLUGIN_VERSION,
+        "namespace": PLUGIN_NAMESPACE,
+        "sha256": plugin["sha256"],
+    }
+    timings["total"] = time.perf_counter() - began
+    record["timings_s"] = {key: round(value, 2) for key, value in timings.items()}
+    write_engine(output, built.plan, record)
+    return {**record, "output": str(output), "bytes": len(built.plan)}
+
+
+def read_network(path: Path) -> tuple[onnx.ModelProto, ModelInfo]:
+    """A network in tfiseg's format, weights and all.
+
+    Raises:
+        ModelError: no such file, no ONNX, external data missing, no tfiseg metadata, or it carries nodes of
+            another domain.
+    """
+    if not path.is_file():
+        raise ModelError(
+            f"there is no network {path}: `tfiseg export` writes one (`tfiseg export default -o {path.name}` the one we ship)"
+        )
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError, OSError) as wrong:
+        raise ModelError(f"{path} is no ONNX network ({wrong})") from wrong
+    if not model.graph.node or not model.graph.input:
+        raise ModelError(f"{path} is no ONNX network: it holds no graph")
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as wrong:  # onnx raises its checker's errors or the system's
+        raise ModelError(
+            f"{path} keeps its weights in another file that isn't there: copy both ({wrong})"
+        ) from wrong
+    foreign = sorted(
+        {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
+    )
+    if foreign:
+        raise ModelError(
+            f"{path} has operators that no standard runtime knows: {', '.join(foreign)}. strip_clustering() takes a clustering node off; "
+            "quantised or fused networks of another tool are to be exported anew in float32"
+        )
+    text = next((prop.value for prop in model.metadata_props if prop.key == METADATA_KEY), None)
+    if text is None:
+        raise ModelError(
+            f"{path} has no tfiseg metadata: bring it into tfiseg's format first, `tfiseg export {path.name} -o NAME.onnx`"
+        )
+    return model, ModelInfo.from_json(text, str(path))
+
+
+def _check_output(output: Path, kind: Flavour | None) -> None:
+    wanted = ".onnx" if kind is None else SUFFIX
+    if output.suffix != wanted:
+        raise InputError(
+            f"the target {CPU_TARGET if kind is None else kind.target} writes NAME{wanted}, got {output}"
+        )
+
+
+def _plugin(kind: Flavour | None) -> dict[str, Any] | None:
+    """The plugin library, loaded, where the target takes it."""
+    if kind is None or not kind.takes_plugins:
+        return None
+    load_plugin(kind.module)
+    return plugin_info()
+
+
+def _grafted(model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings) -> onnx.ModelProto:
+    profile, parameters = settings.profile, info.extra.get("clustering", {})
+    fixed = profile.opt_hw if profile.min_hw == profile.max_hw else None
+    return graft_clustering(
+        model,
+        output_size_hw=fixed,
+        output_scale=info.stride,
+        things=info.things,
+        split=parameters.get("split", "auto"),
+        min_area=parameters.get("min_area", usual_min_area(profile.opt_hw)),
+        affinity_offsets=parameters.get("affinity_offsets", AFFINITY_OFFSETS),
+        affinity_stride=parameters.get("affinity_stride", 1),
+        merge_rule=parameters.get("merge_rule"),
+        part_rule=parameters.get("part_rule"),
+        sharpen=parameters.get("sharpen", 0),
+    )
+
+
+def _counts(model: onnx.ModelProto) -> dict[str, int]:
+    counts = Counter(layer.precision for layer in layer_precisions(model))
+    return {precision: counts.get(precision, 0) for precision in ("fp32", "fp16", "int8")}
+
+
+def _write_gate(output: Path, lowered: Lowered) -> None:
+    """The gate's report beside the output, whether it passed or not; raises GateError where it didn't."""
+    gate, path = lowered.gate, output.with_name(output.name + GATE_REPORT)
+    if gate is None or "skipped" in gate:
+        path.unlink(missing_ok=True)  # an older build's
+        return
+    frames = lowered.comparison.frames if lowered.comparison else []
+    per_frame = [
+        {
+            "name": f.name,
+            "label_agreement": round(f.label_agreement, 3),
+            "PQ": round(f.counts.quality, 2) if f.counts.true_positives else None,
+        }
+        for f in frames
+    ]
+    path.write_text(json.dumps({**gate, "kept_high": lowered.kept, "per_frame": per_frame}, indent=2) + "\n")
+    insist(gate, f"{output} was not written; the report is in {path}")
+
+
+def _write_onnx(output: Path, model: onnx.ModelProto) -> int:
+    content = model.SerializeToString()
+    write_whole(output, content)
+    return len(content)

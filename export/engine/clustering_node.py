@@ -1,0 +1,184 @@
+"""The operator as a node of an ONNX network, for TensorRT: put it on, take it off again, infer its shapes.
+
+ONNX Runtime and TensorRT-RTX know no such node: it goes onto a copy of the network when an engine is built,
+never into NAME.onnx.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+from ...errors import InputError
+from ...plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, split_table
+from ...plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from ...plugins.problem import CENTRE_RADIUS, IGNORE, MERGE_AFFINITY, TABLE_COLUMNS
+
+DOMAIN = "tfiseg"
+OUTPUTS = ("label_map", "semantic_map", "count", "table")
+MAX_INSTANCES = 256
+_EVIDENCE = ("displacement", "boundary", "affinity")
+_METADATA = "tfiseg.clustering_node"  # what strip_clustering needs to restore the network
+
+
+def graft_clustering(
+    model: onnx.ModelProto,
+    *,
+    output_size_hw: tuple[int, int] | None = None,
+    output_scale: int = 1,
+    things: Iterable[int] | None = None,
+    split: Split = "auto",
+    min_area: int = MIN_AREA_PX,
+    max_instances: int = MAX_INSTANCES,
+    merge_affinity: float = MERGE_AFFINITY,
+    merge_rule: Sequence[float] | None = None,
+    part_rule: Sequence[float] | None = None,
+    centre_radius: float = CENTRE_RADIUS,
+    sharpen: int = 0,
+    affinity_offsets: Sequence[tuple[int, int]] = AFFINITY_OFFSETS,
+    affinity_stride: int = 1,
+    names: Mapping[str, str] | None = None,
+) -> onnx.ModelProto:
+    """A copy of a network whose outputs go through the clustering operator.
+
+    Args:
+        model: its outputs ``logits`` (N, C, h, w) and, where there are such, ``displacement`` (N, 2, h, w),
+            ``boundary`` (N, 1, h, w) and ``affinity`` (N, A, h / stride, w / stride) become the node's
+            inputs; all of one type, float32 or float16.
+        output_size_hw: (H, W) of the result; default: the grid's size times ``output_scale``.
+        affinity_stride: grid pixels per affinity cell.
+        names: other names of the outputs, like ``{"logits": "output_0"}``.
+        things, split, min_area, max_instances, merge_affinity, merge_rule, part_rule, centre_radius, sharpen,
+            affinity_offsets: as in ``tfiseg.cluster``.
+
+    Returns:
+        The network with the outputs ``label_map`` int32 (N, H, W), ``semantic_map`` int32 (N, H, W),
+        ``count`` int32 (N,) and ``table`` float32 (N, max_instances, 10); what else it put out is kept behind
+        them.
+
+    Raises:
+        InputError: there is no output ``logits``, or the network carries the node already.
+    """
+    if any(n.domain == DOMAIN for n in model.graph.node):
+        raise InputError("the network carries the clustering node already: strip_clustering() takes it off")
+    known = {o.name: o for o in model.graph.output}
+    taken = {name: known.get((names or {}).get(name, name)) for name in ("logits", *_EVIDENCE)}
+    if taken["logits"] is None:
+        raise InputError(
+            f'the network has no output "logits", but {", ".join(known)}: say which it is by names={{"logits": ...}}'
+        )
+    inputs = [value for value in taken.values() if value is not None]
+    attributes: dict[str, Any] = {
+        "plugin_version": PLUGIN_VERSION,
+        "plugin_namespace": PLUGIN_NAMESPACE,
+        "split": _ratios(split),
+        "min_area": min_area,
+        "max_instances": max_instances,
+        "merge_affinity": merge_affinity,
+        "centre_radius": centre_radius,
+        **{f"has_{name}": int(taken[name] is not None) for name in _EVIDENCE},
+    }
+    if things is not None:
+        attributes["things"] = sorted({int(c) for c in things if 0 < int(c) < IGNORE}) or [0]  # [0]: none
+    if taken["boundary"] is not None:
+        attributes["sharpen"] = sharpen
+    if taken["affinity"] is not None:
+        attributes |= {
+            "affinity_offsets_yx": [int(v) for pair in affinity_offsets for v in pair],
+            "affinity_stride": affinity_stride,
+        }
+        if merge_rule is not None:
+            attributes["merge_rule"] = [float(v) for v in merge_rule]
+        if part_rule is not None and taken["boundary"] is not None:
+            attributes["part_rule"] = [float(v) for v in part_rule]
+    if output_size_hw is not None:
+        attributes["output_size"] = [int(side) for side in output_size_hw]
+    else:
+        attributes["output_scale"] = output_scale
+
+    grafted = onnx.ModelProto()
+    grafted.CopyFrom(model)
+    before = [base64.b64encode(o.SerializeToString()).decode() for o in model.graph.output]
+    grafted.metadata_props.add(key=_METADATA, value=json.dumps({"outputs": before}))
+    grafted.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    node = helper.make_node(
+        PLUGIN_NAME,
+        [v.name for v in inputs],
+        list(OUTPUTS),
+        name="tfiseg_clustering",
+        domain=DOMAIN,
+        **attributes,
+    )
+    grafted.graph.node.append(node)
+    rest = [o for o in model.graph.output if o not in inputs]
+    del grafted.graph.output[:]
+    grafted.graph.output.extend([*clustering_shapes(node, taken["logits"]), *rest])
+    return grafted
+
+
+def strip_clustering(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The network as it was before ``graft_clustering``, byte for byte. Raises InputError if it carries no
+    such node."""
+    kept = next((p for p in model.metadata_props if p.key == _METADATA), None)
+    nodes = [n for n in model.graph.node if n.domain == DOMAIN]
+    if kept is None or not nodes:
+        raise InputError("the network carries no clustering node of graft_clustering()")
+    stripped = onnx.ModelProto()
+    stripped.CopyFrom(model)
+    for node in nodes:
+        stripped.graph.node.remove(node)
+    stripped.metadata_props.remove(kept)
+    for opset in [o for o in stripped.opset_import if o.domain == DOMAIN]:
+        stripped.opset_import.remove(opset)
+    del stripped.graph.output[:]
+    for text in json.loads(kept.value)["outputs"]:
+        stripped.graph.output.append(onnx.ValueInfoProto.FromString(base64.b64decode(text)))
+    return stripped
+
+
+def clustering_shapes(node: onnx.NodeProto, logits: onnx.ValueInfoProto) -> list[onnx.ValueInfoProto]:
+    """Types and shapes of the node's four outputs, from those of the logits (N, C, h, w): known sizes, or
+    expressions in their names."""
+    settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    n, _, h, w = _sizes(logits)
+    scale = settings.get("output_scale", 1)
+    size = settings.get("output_size") or [_times(h, scale), _times(w, scale)]
+    shapes = {
+        "label_map": (TensorProto.INT32, [n, *size]),
+        "semantic_map": (TensorProto.INT32, [n, *size]),
+        "count": (TensorProto.INT32, [n]),
+        "table": (TensorProto.FLOAT, [n, settings["max_instances"], len(TABLE_COLUMNS)]),
+    }
+    return [
+        helper.make_tensor_value_info(name, *shapes[wanted])
+        for name, wanted in zip(node.output, OUTPUTS, strict=True)
+    ]
+
+
+def _sizes(value: onnx.ValueInfoProto) -> list[int | str | None]:
+    if not value.type.tensor_type.HasField("shape"):
+        return [None] * 4
+    sizes = [
+        d.dim_value if d.HasField("dim_value") else d.dim_param or None
+        for d in value.type.tensor_type.shape.dim
+    ]
+    if len(sizes) != 4:
+        raise InputError(f"logits must have 4 dimensions (N, C, h, w), {value.name} has {sizes}")
+    return sizes
+
+
+def _times(size: int | str | None, scale: int) -> int | str | None:
+    if isinstance(size, int) or size is None or scale == 1:
+        return size * scale if isinstance(size, int) else size
+    return f"{scale}*{size}"
+
+
+def _ratios(split: Split) -> list[float]:
+    """As the node has them: one for all classes if they agree; negative = decided from shape."""
+    ratios = [-1.0 if ratio != ratio else float(ratio) for ratio in split_table(split)]
+    return ratios[:1] if len(set(ratios)) == 1 else ratios

@@ -1,0 +1,125 @@
+"""Precision in the graph: a network whose arithmetic is float16, preprocessing and outputs float32.
+
+TensorRT 11 and TensorRT-RTX take precision from the network alone; written this way, one file means the same
+to every runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from ...calibration.graph import Network, run_tensors
+from ...errors import ModelError
+
+FP16_OPSET = 19  # the first whose QuantizeLinear and DequantizeLinear take float16
+_MOST = 0.5 * float(np.finfo(np.float16).max)
+_SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
+
+
+def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """The network with everything behind its preprocessing in float16.
+
+    Args:
+        model: float32, Q/DQ pairs allowed; what comes before the tensor ``image`` stays as it is.
+        keep: names of nodes that stay in float32, see ``overflowing``.
+
+    Returns:
+        A network with the inputs and outputs of ``model``, float32 outputs too.
+
+    Raises:
+        ModelError: onnxruntime's converter can't convert it.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    network = Network(_at_least_opset(model, FP16_OPSET))
+    typed = onnx.shape_inference.infer_shapes(network.model, data_prop=True)
+    types = {v.name: v for v in [*typed.graph.value_info, *typed.graph.output, *typed.graph.input]}
+    before = network.preprocessing()
+    front = [node for node in network.graph.node if node.output[0] in before]
+    back = [node for node in network.graph.node if node.output[0] not in before]
+    made_by_front = {name for node in front for name in node.output} | {i.name for i in network.graph.input}
+    crossing = list(dict.fromkeys(name for node in back for name in node.input if name in made_by_front))
+    part = onnx.ModelProto()
+    part.CopyFrom(network.model)
+    del part.graph.node[:], part.graph.input[:], part.graph.value_info[:], part.graph.initializer[:]
+    part.graph.node.extend(back)
+    part.graph.input.extend(types[name] for name in crossing)
+    read = {name for node in back for name in node.input}
+    part.graph.initializer.extend(i for i in network.graph.initializer if i.name in read)
+    kept = [*keep, *_tiny_scales(network)]
+    try:
+        half = convert_float_to_float16(part, keep_io_types=True, node_block_list=kept)
+    except Exception as wrong:  # it raises what it happens to meet
+        raise ModelError(f"the network can't be brought to float16: {wrong!r}") from wrong
+    whole = onnx.ModelProto()
+    whole.CopyFrom(network.model)
+    del whole.graph.node[:], whole.graph.initializer[:], whole.graph.value_info[:]
+    whole.graph.node.extend([*front, *half.graph.node])
+    read = {name for node in front for name in node.input}
+    have = {i.name for i in half.graph.initializer}
+    for tensor in network.graph.initializer:
+        if tensor.name in read and tensor.name not in have:
+            whole.graph.initializer.append(tensor)
+        elif (
+            tensor.name in read
+            and next(i for i in half.graph.initializer if i.name == tensor.name).data_type != tensor.data_type
+        ):
+            raise ModelError(
+                f"preprocessing and network share the constant {tensor.name}: export the network again"
+            )
+    whole.graph.initializer.extend(half.graph.initializer)
+    result = Network(whole)
+    result.sort()
+    return result.model
+
+
+def overflowing(model: onnx.ModelProto, frames: Iterable[NDArray[np.uint8]]) -> list[str]:
+    """Nodes that read or write values which float16 can't hold, or weights: they must stay in float32.
+
+    Args:
+        model: float32 network.
+        frames: uint8 (H, W, 3) each; a few are enough, half of float16's range is kept as a margin.
+    """
+    network = Network(model)
+    typed = onnx.shape_inference.infer_shapes(network.model, data_prop=True)
+    floats = {v.name for v in typed.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    watched = sorted(floats - network.preprocessing())
+    large = {
+        i.name
+        for i in network.graph.initializer
+        if i.data_type == TensorProto.FLOAT and _beyond(network.weight(i.name))
+    }
+    for values in run_tensors(network.model, watched, frames):
+        large |= {name for name, value in values.items() if _beyond(value)}
+    return [node.name for node in network.graph.node if not large.isdisjoint([*node.input, *node.output])]
+
+
+def _beyond(values: NDArray[np.float32]) -> bool:
+    finite = values[np.isfinite(values)]  # minus infinity as a mask is float16's too
+    return bool(finite.size) and float(np.abs(finite).max()) > _MOST
+
+
+def _tiny_scales(network: Network) -> list[str]:
+    """Q/DQ nodes whose scales float16 would round to few digits."""
+    found = []
+    for node in network.graph.node:
+        pair = node.op_type in ("QuantizeLinear", "DequantizeLinear") and network.has_weight(node.input[1])
+        if pair and float(np.abs(network.weight(node.input[1])).min()) < _SMALLEST_SCALE:
+            found.append(node.name)
+    return found
+
+
+def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The model in this opset or a newer one; raises ModelError where onnx can't convert it."""
+    now = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if now >= opset:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, opset)
+    except Exception as wrong:  # onnx's converter raises RuntimeError and its own kinds
+        raise ModelError(f"the network's opset {now} can't be brought to {opset}: {wrong}") from wrong

@@ -1,0 +1,186 @@
+"""``tfiseg build`` of an instance network: fp32 or fp16, proved as every engine, judged on the views that
+real frames give."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+from tqdm import tqdm
+
+from ...calibration.frames import sample_frames
+from ...errors import GateError, InputError
+from ...runtime.inspect.onnx_layers import layer_precisions
+from ...runtime.networks.engine_file import write_engine
+from ...runtime.networks.instance_session import InstanceMaps, InstanceSession
+from ...runtime.networks.session import METADATA_KEY
+from ...runtime.refine.mask_refinement import COMES, GOES
+from ...runtime.refine.view_planning import MAX_VIEWS, Looks, component_views, looked_at, shown
+from ...runtime.segmenter import Segmenter
+from .fp16_graph import to_fp16
+from .lower import PrecisionSettings
+from .precision_proof import prove
+from .tensorrt_builder import BuildSettings, ViewProfile, build_plan, built_from, built_with, shapes_of
+from .tensorrt_flavours import Flavour
+
+_LEAST_AGREEMENT = 99.5  # percent of what both decide alike
+_NEAR = 17  # cells: the window around an outline
+
+
+def is_instance_network(path: Path) -> bool:
+    """Whether a file is an ONNX model that ``tfiseg train instance`` wrote."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+        return any(
+            p.key == METADATA_KEY and "instance_format" in json.loads(p.value) for p in model.metadata_props
+        )
+    except Exception:  # no file, no ONNX, no JSON: whoever asked says so in his own words
+        return False
+
+
+def build_instance_engine(
+    source: Path,
+    output: Path,
+    kind: Flavour | None,
+    precision: PrecisionSettings,
+    settings: BuildSettings,
+    command: str,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Build ``source`` into an engine for 1 to 64 views per call (or the profile's batch), as
+    ``engine.build`` does.
+
+    Raises:
+        InputError: int8, the target onnxruntime, fp16 without frames to be judged on. GateError: it strays
+            too far from float32.
+    """
+    if kind is None:
+        raise InputError(
+            f"{source} is an instance network: ONNX Runtime takes it as it is; --target rtx or tensorrt builds an engine"
+        )
+    if precision.precision == "int8":
+        raise InputError(
+            "the instance network stays in fp16 or fp32: what it says of outlines doesn't survive int8"
+        )
+    began = time.perf_counter()
+    model = onnx.load(source)
+    metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
+    metadata["outline_px"] = metadata[
+        "view_px"
+    ]  # an engine takes views of one side: TensorRT is fastest where it knows them
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+    for given in model.graph.input:
+        for axis in (1, 2):
+            given.type.tensor_type.shape.dim[axis].dim_value = metadata["view_px"]
+    lowered = to_fp16(model) if precision.precision == "fp16" else model
+    gate = _gate(model, lowered, precision, quiet) if precision.precision == "fp16" else None
+    batch = settings.profile.batch if settings.profile.batch > 1 else MAX_VIEWS
+    settings = replace(settings, profile=ViewProfile(batch=batch, view_px=metadata["view_px"]))
+    expected = {layer.name: layer.precision for layer in layer_precisions(lowered)}
+    judged = time.perf_counter() - began
+    built = build_plan(lowered.SerializeToString(), kind, settings, quiet)
+    record: dict[str, Any] = {
+        "built_from": {**built_from(source, command, precision.precision), "shapes": shapes_of(settings)},
+        "precision": {"asked": precision.precision, "kept_high": [], **prove(expected, built.witnesses)},
+        "gate": gate,
+        "model": {**metadata, "class_names": [], "things": []},  # it knows none
+        "built_with": built_with(kind, settings),
+        "plugin": None,
+        "timings_s": {
+            "precision": round(judged, 2),
+            "build": round(built.seconds, 2),
+            "total": round(time.perf_counter() - began, 2),
+        },
+    }
+    write_engine(output, built.plan, record)
+    return {**record, "output": str(output), "bytes": len(built.plan)}
+
+
+def _gate(
+    model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionSettings, quiet: bool
+) -> dict[str, Any]:
+    """Hold the lowered network against float32 on the views of real frames; raises GateError where it
+    strays."""
+    if not settings.gate:
+        return {"skipped": "--no-gate"}
+    if settings.frames is None:
+        raise InputError("--frames SOURCE: fp16 is held against fp32 on real frames (or --no-gate)")
+    segmenter, frames = Segmenter(), 0
+    pairs, outlines = (
+        np.zeros(2, np.int64),
+        np.zeros(2, np.int64),
+    )  # on how many both decide alike, of how many
+    with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
+        sessions = []
+        for name, network in (("fp32", model), ("lowered", lowered)):
+            onnx.save(network, Path(folder, f"{name}.onnx"))
+            sessions.append(InstanceSession(Path(folder, f"{name}.onnx")))
+        for image in tqdm(
+            sample_frames(settings.frames, settings.gate_frames, settings.seed, quiet),
+            desc="gate",
+            disable=quiet,
+        ):
+            components = segmenter.by_shape(image, 0.0)
+            planned, looks = looked_at(image, components, sessions[0].view_px)
+            if not planned:
+                continue
+            one, other = (session.infer(looks.images, looks.masks) for session in sessions)
+            pairs += _agreement(one, other, looks)
+            everything = component_views(components, sessions[0].view_px, MAX_VIEWS)
+            if sessions[0].draws_outlines and everything:
+                views, masks = shown(image, components, everything, sessions[0].outline_px)
+                drawn, again = (session.foreground(views, masks) for session in sessions)
+                outlines += outline_agreement(drawn, again, masks)
+            frames += 1
+    if not pairs[1]:
+        raise InputError(
+            f"{settings.frames}: no frame shows a component to judge on; give others, or --no-gate"
+        )
+    verdict: dict[str, Any] = {"passed": True}
+    for key, said, count in (
+        ("pair_agreement", "the pairs of cells", pairs),
+        ("outline_agreement", "the cells near outlines", outlines),
+    ):
+        if not count[1]:
+            continue  # it draws none
+        percent = float(100 * count[0] / count[1])
+        if percent < _LEAST_AGREEMENT:
+            raise GateError(
+                f"fp16 says the same as fp32 of {percent:.2f} % of {said}, wanted {_LEAST_AGREEMENT} %: build it in fp32"
+            )
+        verdict[key] = round(percent, 3)
+    return {**verdict, "frames": frames, "reference": "fp32"}
+
+
+def _agreement(one: InstanceMaps, other: InstanceMaps, looks: Looks) -> tuple[int, int]:
+    """On how many pairs of cells inside the masks both networks decide alike, of how many."""
+    step = looks.masks.shape[1] // one.affinity.shape[-1]
+    inside = np.broadcast_to(
+        looks.masks[:, None, step // 2 :: step, step // 2 :: step] > 0, one.affinity.shape
+    )
+    return int(((one.affinity > 0.5) == (other.affinity > 0.5))[inside].sum()), int(inside.sum())
+
+
+def outline_agreement(
+    one: NDArray[np.float32], other: NDArray[np.float32], masks: NDArray[np.uint8]
+) -> tuple[int, int]:
+    """Of foregrounds (K, q, q): on how many decisions both agree, of how many. Two for each cell near a
+    mask's outline (masks (K, S, S) 0/1): whether it would go, and whether it would come."""
+    agreeing, counted = 0, 0
+    for a, b, mask in zip(one, other, masks, strict=True):
+        cells = cv2.resize(mask, a.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        share = cv2.blur(cells.astype(np.float32), (_NEAR, _NEAR), borderType=cv2.BORDER_REPLICATE)
+        near = (share > 0) & (share < 1)
+        for least in (GOES, COMES):
+            agreeing += int(((a > least) == (b > least))[near].sum())
+            counted += int(near.sum())
+    return agreeing, counted

@@ -1,0 +1,344 @@
+"""A network into a TensorRT plan: parsed strongly typed, built, and what the builder said of its layers kept
+as evidence.
+
+The calls are those that TensorRT 10.3, 11 and TensorRT-RTX 1.7 share; what only some have is asked for by
+name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from ...errors import EngineError, InputError
+from ...runtime.networks.engine_file import write_whole
+from ...runtime.networks.machine import this_machine
+from .precision_proof import LayerReport, read_inspector, read_log
+from .tensorrt_flavours import Flavour
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+else:
+    trt = None  # both flavours have one API: build_plan() puts the one that was asked for here
+
+FRAME = "frame"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of the input ``frame`` that an engine takes: (H, W) smallest, best and largest, at most ``batch``
+    frames per call."""
+
+    min_hw: tuple[int, int] = (240, 320)
+    opt_hw: tuple[int, int] = (480, 640)
+    max_hw: tuple[int, int] = (1080, 1920)
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        order = all(a <= b <= c for a, b, c in zip(self.min_hw, self.opt_hw, self.max_hw, strict=True))
+        if not order or min(*self.min_hw, self.batch) < 1:
+            raise InputError(
+                f"frame sizes must rise from smallest over best to largest, got {self.min_hw}, {self.opt_hw}, {self.max_hw}"
+            )
+
+    def inputs(self) -> dict[str, list[list[int]]]:
+        """Smallest, best and largest shape of each input."""
+        sizes = ((1, self.min_hw), (self.batch, self.opt_hw), (self.batch, self.max_hw))
+        return {FRAME: [[batch, *hw, 3] for batch, hw in sizes]}
+
+
+@dataclass(frozen=True)
+class ViewProfile(Profile):
+    """How many views of ``view_px`` an engine of the instance network takes per call: 1 to ``batch``,
+    ``usual`` fastest."""
+
+    view_px: int = field(kw_only=True)
+    usual: int = 8
+
+    def inputs(self) -> dict[str, list[list[int]]]:
+        counts = (1, min(self.usual, self.batch), self.batch)
+        square = [self.view_px, self.view_px]
+        return {"views": [[n, *square, 3] for n in counts], "masks": [[n, *square] for n in counts]}
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How to build. ``portable``: for other GPUs of the same kind and newer TensorRT;
+    ``compute_capabilities`` like "8.6": RTX only. ``operator``: the clustering plugin in TensorRT's engines;
+    without it they give class logits, and the C API clusters behind them."""
+
+    profile: Profile = field(default_factory=Profile)
+    workspace_mib: int | None = None
+    timing_cache: Path | None = None
+    optimisation_level: int | None = None
+    portable: bool = False
+    compute_capabilities: tuple[str, ...] = ()
+    tf32: bool = False
+    operator: bool = True
+    plugin: Path | None = None
+
+
+@dataclass
+class Built:
+    """A plan, and the precision of its convolutions and matrix products by ONNX node name ("fp32", "fp16",
+    "int8"), per witness."""
+
+    plan: bytes
+    witnesses: dict[str, dict[str, str]]
+    seconds: float
+
+
+def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool = True) -> Built:
+    """Build a plan.
+
+    Args:
+        model: ONNX with the input ``frame``; precision as it stands in the graph.
+        kind: with which TensorRT.
+        settings: shapes and modes; ``settings.plugin`` must be loaded already.
+        quiet: no progress bar.
+
+    Raises:
+        InputError: settings that this TensorRT hasn't.
+        EngineError: it can't read the network or can't build it; its own words are in the message.
+    """
+    if settings.portable and not kind.takes_plugins:
+        raise InputError(
+            "--portable is for --target tensorrt: a TensorRT-RTX engine is compiled to the end on the GPU that loads it"
+        )
+    globals()["trt"] = kind.module
+    began = time.perf_counter()
+    report = LayerReport()
+    logger = _logger(report)
+    builder = trt.Builder(logger)
+    typed = getattr(
+        trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
+    )  # TensorRT 11 knows no other networks
+    network = builder.create_network(1 << int(typed) if typed is not None else 0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        raise EngineError(
+            f"{kind.name} {kind.version} can't read the network: {_parser_errors(parser, report)}"
+        )
+    witnesses = {"parsed network": _parsed(network)}
+    config = builder.create_builder_config()
+    _configure(kind, builder, network, config, settings)
+    with _progress(config, quiet):
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise EngineError(
+            f"{kind.name} {kind.version} can't build the engine: {report.errors() or 'it gave no reason'}"
+        )
+    if settings.timing_cache is not None and kind.takes_plugins:
+        write_whole(settings.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+    witnesses |= {"builder's layer report": read_log(report.messages)}
+    content = bytes(memoryview(plan))
+    witnesses |= {"engine inspector": _inspected(logger, content)}
+    return Built(
+        content, {name: found for name, found in witnesses.items() if found}, time.perf_counter() - began
+    )
+
+
+def _logger(report: LayerReport) -> trt.ILogger:
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            report.add(int(severity), message)
+
+    return Logger()
+
+
+def _parser_errors(parser: trt.OnnxParser, report: LayerReport) -> str:
+    said = []
+    for k in range(parser.num_errors):
+        error = parser.get_error(k)
+        node = (
+            f"node {error.node_name()!r} ({error.node_operator()})"
+            if hasattr(error, "node_operator")
+            else f"node {error.node()}"
+        )
+        text = error.desc().strip()
+        said.append(
+            f"{node}: {'this operator is not supported' if text in ('', 'false') or 'Plugin not found' in text else text}"
+        )
+    return "; ".join(said) or report.errors() or "it gave no reason"
+
+
+def _configure(
+    kind: Flavour,
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    settings: BuildSettings,
+) -> None:
+    shapes, profile = settings.profile, builder.create_optimization_profile()
+    wanted = shapes.inputs()
+    names = [network.get_input(k).name for k in range(network.num_inputs)]
+    if sorted(names) != sorted(wanted):
+        raise EngineError(f"the network has the inputs {', '.join(names)}; wanted {', '.join(wanted)}")
+    for name, sizes in wanted.items():
+        profile.set_shape(name, *(trt.Dims(size) for size in sizes))
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineError(f"{kind.name} doesn't take the shapes {shapes}")
+    config.profiling_verbosity = (
+        trt.ProfilingVerbosity.DETAILED
+    )  # without it no layer says what it computes in
+    if settings.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
+    if settings.optimisation_level is not None:
+        config.builder_optimization_level = settings.optimisation_level
+    if not settings.tf32:  # float32 that was asked for is float32
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if (
+        settings.timing_cache is not None and kind.takes_plugins
+    ):  # TensorRT-RTX compiles without timing anything
+        known = settings.timing_cache.read_bytes() if settings.timing_cache.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), False)
+    if settings.portable and kind.takes_plugins:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        if settings.plugin is not None:
+            config.plugins_to_serialize = [str(settings.plugin)]
+    if settings.compute_capabilities:
+        _set_capabilities(config, settings.compute_capabilities, kind)
+
+
+def _set_capabilities(config: Any, capabilities: Sequence[str], kind: Flavour) -> None:
+    if not hasattr(config, "set_compute_capability"):
+        raise EngineError(f"{kind.name} builds for the GPU at hand: --compute-capability is for --target rtx")
+    known = {
+        f"{name[2:-1]}.{name[-1]}": name
+        for name in dir(kind.module.ComputeCapability)
+        if name.startswith("SM")
+    }
+    known = dict(sorted(known.items(), key=lambda one: float(one[0])))
+    config.num_compute_capabilities = len(capabilities)
+    for k, text in enumerate(capabilities):
+        if text not in known:
+            raise InputError(
+                f"{kind.name} {kind.version} knows no compute capability {text!r}: wanted one of {', '.join(known)}"
+            )
+        config.set_compute_capability(getattr(kind.module.ComputeCapability, known[text]), k)
+
+
+def _progress(config: trt.IBuilderConfig, quiet: bool) -> AbstractContextManager[object]:
+    if quiet or not hasattr(trt, "IProgressMonitor"):
+        return nullcontext()
+    bar = tqdm(desc="building", unit="step", file=sys.stderr, leave=False)
+
+    class Monitor(trt.IProgressMonitor):
+        """The outermost phase's steps are few and uneven: the bar counts all steps and names the phase."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            bar.total = (bar.total or 0) + num_steps
+            bar.set_description(phase_name.lower(), refresh=False)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            bar.update()
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            bar.refresh()
+
+    config.progress_monitor = Monitor()
+    return bar
+
+
+def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
+    """Operand types of every convolution and matrix product of the network as TensorRT has read it."""
+    makers: dict[str, trt.ILayer] = {}
+    for k in range(network.num_layers):
+        layer = network.get_layer(k)
+        for j in range(layer.num_outputs):
+            makers[layer.get_output(j).name] = layer
+    kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+    names = {trt.float32: "fp32", trt.float16: "fp16", trt.int8: "int8"}
+    found = {}
+    for k in range(network.num_layers):
+        layer = network.get_layer(k)
+        if layer.type in kinds:
+            operands = [
+                t for t in (layer.get_input(j) for j in range(min(2, layer.num_inputs))) if t is not None
+            ]
+            pairs = [_dequantises(makers, t) for t in operands]
+            precision = (
+                "int8"
+                if len(operands) == 2 and all(pairs)
+                else names.get(operands[0].dtype, str(operands[0].dtype))
+            )
+            found[layer.name] = precision
+    return found
+
+
+def _dequantises(makers: Mapping[str, trt.ILayer], tensor: trt.ITensor) -> bool:
+    """Does a tensor come out of a dequantise layer (weights: perhaps transposed after it)?"""
+    layer = makers.get(tensor.name)
+    if layer is not None and layer.type == trt.LayerType.SHUFFLE:
+        layer = makers.get(layer.get_input(0).name)
+    return layer is not None and bool(layer.type == trt.LayerType.DEQUANTIZE)
+
+
+def _inspected(logger: trt.ILogger, plan: bytes) -> dict[str, str]:
+    """What the inspector says of the plan, where a GPU lets it be deserialised; else nothing."""
+    if not _has_gpu():
+        return {}
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        return {}
+    return read_inspector(
+        engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    )
+
+
+def _has_gpu() -> bool:
+    return this_machine().gpu is not None
+
+
+def built_from(source: Path, command: str, precision: str) -> dict[str, Any]:
+    """What an engine is built from, for its record; the shapes join it."""
+    return {
+        "onnx": source.name,
+        "onnx_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "command": command,
+        "precision_asked": precision,
+    }
+
+
+def shapes_of(settings: BuildSettings) -> dict[str, Any]:
+    """The profile, for an engine's record."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in vars(settings.profile).items()
+    }
+
+
+def built_with(kind: Flavour, settings: BuildSettings) -> dict[str, Any]:
+    """What an engine is built with, for its record."""
+    machine = this_machine()
+    capabilities = list(settings.compute_capabilities)
+    if kind.takes_plugins and machine.compute_capability:
+        capabilities = [machine.compute_capability]
+    return {
+        "flavour": kind.name,
+        "version": kind.version,
+        "cuda": machine.cuda,
+        "driver": machine.driver,
+        "gpu": machine.gpu,
+        "compute_capability": machine.compute_capability,
+        "compute_capabilities": capabilities,
+        "platform": machine.platform,
+        "hardware_compatibility": "ampere_plus" if settings.portable else None,
+        "version_compatible": settings.portable,
+    }

@@ -1,0 +1,28 @@
+"""A contact sheet of what frame mode learns from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ...drawing import instance_colours
+from ..instance.contact_sheets import write_sheet
+from .composites import FrameComposer
+
+_SHOWN = 24
+_CELL_HW = (180, 240)
+
+
+def frame_sheet(composer: FrameComposer, path: Path) -> None:
+    """Composites, each beside its objects in colours; writes a JPEG. Raises InputError if it can't."""
+    cells = []
+    for number in range(_SHOWN):
+        composite = composer(number)
+        colours = instance_colours(len(composite.class_id) + 1)
+        painted = cv2.addWeighted(composite.image, 0.4, colours[composite.owner], 0.6, 0)
+        shown = np.where((composite.owner > 0)[..., None], painted, composite.image).astype(np.uint8)
+        pair = [cv2.resize(x, _CELL_HW[::-1], interpolation=cv2.INTER_AREA) for x in (composite.image, shown)]
+        cells.append(np.asarray(np.hstack(pair), np.uint8))
+    write_sheet(cells, 4, path)

@@ -1,0 +1,77 @@
+"""From a semantic network, pictures and class maps to one model with instance heads: teach, fit the rules,
+export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...errors import ModelError
+from ...runtime.refine.refiner import Refiner
+from ..engine.build import read_network
+from ..instance.bank import bank_summary, build_bank, typical
+from ..instance.teacher import tell_instances
+from ..training import say
+from .backbone_taps import find_taps
+from .composites import material_of
+from .contact_sheets import frame_sheet
+from .export_onnx import export_frame
+from .rule_fitting import fit_frame_rules
+from .train import FrameRecipe, held_seed, train_frame
+
+
+def make_frame_model(
+    model: Path,
+    images: Path,
+    semantic: Path,
+    confidence: Path | None,
+    checkpoint: Path,
+    output: Path,
+    recipe: FrameRecipe,
+    instance_model: Path | None = None,
+    rule_composites: int = 4000,
+    sheets: Path | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+    training_data: str = "not stated",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Add instance heads to ``model``, taught on ``images`` and ``semantic`` (see ``build_bank``; class ids
+    are the model's), and write ``output``, for objects as small as ``instance_model``, their teacher, is for;
+    returns what ``export_frame`` says and the rules' held-out errors.
+
+    Raises:
+        ModelError: ``model`` isn't in tfiseg's format, has heads already, or has no features at stride 4.
+    """
+    network, _ = read_network(model)
+    if any(o.name == "affinity" for o in network.graph.output):
+        raise ModelError(
+            f"{model} has instance heads already: start from the network that they were added to"
+        )
+    taps = find_taps(network)
+    say("features at " + ", ".join(f"stride {t.stride} ({t.channels} channels)" for t in taps))
+    bank = build_bank(images, semantic, confidence)
+    say(bank_summary(bank))
+    teacher = Refiner(instance_model, threads=threads or 0)
+    told = tell_instances(bank, teacher, quiet)
+    material = material_of(typical(bank), told, recipe.held_out, recipe.seed)
+    if sheets is not None:
+        frame_sheet(material.composer(recipe.seed), sheets / "frames.jpg")
+        say(f"look at {sheets}/frames.jpg: one colour for each object?")
+    heads = train_frame(material, network, taps, checkpoint, recipe, workers, threads, quiet)
+    part = output.with_name(f"{output.stem}.unruled.onnx")
+    try:
+        export_frame(network, taps, heads, part)
+        fits = fit_frame_rules(
+            material.held_composer(held_seed(recipe) + 1), part, rule_composites, recipe.seed, quiet
+        )
+    finally:
+        part.unlink(missing_ok=True)
+    rules = {name: f.rule for name, f in fits.items()}
+    report = export_frame(
+        network, taps, heads, output, rules, images, training_data, teacher.session.min_area
+    )
+    report["rules"] = {
+        name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()
+    }
+    return report

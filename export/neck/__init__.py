@@ -1,0 +1,1 @@
+"""The shape rule: training composites and the fit."""

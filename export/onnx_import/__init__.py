@@ -1,0 +1,1 @@
+"""Import of any semantic segmentation network into tfiseg's ONNX format."""

@@ -1,0 +1,164 @@
+"""Does an exported network name the same classes as the original? Pixels are prepared here anew, by OpenCV
+and numpy, not by the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ...calibration.frames import sample_frames
+from ...errors import InputError, ModelError
+from ...runtime.sources.synthetic import SyntheticCamera
+from ..frame_graph import PixelFormat
+
+MIN_AGREEMENT = 0.995
+PHOTOS = 24
+_SYNTHETIC_HW = ((480, 640), (720, 1280), (640, 480), (300, 300))
+_WRONG = (0, 0, 255)
+
+Labels = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """``least`` and ``mean`` share of pixels with the same label over ``photos`` photos; the least is that of
+    ``worst``.
+
+    ``labels`` counts the different labels that were seen: with one alone, agreement proves little.
+    """
+
+    least: float
+    mean: float
+    photos: int
+    worst: str
+    labels: int
+
+
+def check_frames(photos: str | Path | None) -> Sequence[tuple[str, NDArray[np.uint8]]] | Frames:
+    """Up to 24 frames of a folder, video or any other source, or 4 synthetic ones: (name, uint8 (H, W, 3)
+    BGR)."""
+    if photos is None:
+        cameras = (SyntheticCamera(size_hw, people=2 + k, seed=k) for k, size_hw in enumerate(_SYNTHETIC_HW))
+        return [(f"synthetic {k}", next(iter(camera)).image) for k, camera in enumerate(cameras)]
+    return Frames(photos)
+
+
+class Frames:
+    """A sample of a source, decoded when asked for."""
+
+    def __init__(self, source: str | Path) -> None:
+        self._sample = sample_frames(source, PHOTOS)
+
+    def __len__(self) -> int:
+        return len(self._sample)
+
+    def __iter__(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        return iter(zip(self._sample.names, self._sample, strict=True))
+
+
+def network_input(image: NDArray[np.uint8], size_hw: tuple[int, int], pixels: PixelFormat) -> NDArray[Any]:
+    """A frame uint8 (H, W, 3) BGR as a network wants it: (1, 3, h, w) or (1, h, w, 3), float32 or uint8."""
+    h, w = size_hw
+    double = cv2.resize(image.astype(np.float32), (2 * w, 2 * h), interpolation=cv2.INTER_LINEAR)
+    x = double.reshape(h, 2, w, 2, 3).mean((1, 3))
+    if pixels.rgb:
+        x = x[..., ::-1]
+    x = (
+        np.rint(x).astype(np.uint8)
+        if pixels.uint8
+        else ((x * pixels.scale - pixels.mean) / pixels.std).astype(np.float32)
+    )
+    return np.ascontiguousarray(x[None] if pixels.layout == "NHWC" else x.transpose(2, 0, 1)[None])
+
+
+def labels_of(
+    scores: NDArray[Any],
+    size_hw: tuple[int, ...] | None = None,
+    class_axis: int | None = 1,
+    threshold: float = 0.0,
+    corner_aligned: bool = False,
+) -> NDArray[np.int64]:
+    """Class of every pixel, int64 (h, w), of scores per class, upsampled bilinearly.
+
+    Args:
+        scores: float (1, C, h, w) or (1, h, w, C); with one channel, class 1 lies above ``threshold``; or a
+            class map.
+        size_hw: of the result; default: that of the scores.
+        class_axis: 1 or 3; 0 = there is none, and one channel; None = a class map.
+        corner_aligned: upsample with align_corners=True.
+    """
+    if class_axis is None:
+        return scores.reshape([side for side in scores.shape if side > 1]).astype(np.int64)
+    maps = np.moveaxis(scores, class_axis, 1)[0] if class_axis else scores
+    h, w = size_hw or maps.shape[1:]
+    if corner_aligned:  # OpenCV has no such resize, and its remap knows positions to 1/32 pixel only
+        rows, columns = (
+            _corner_weights(grid, side) for grid, side in ((maps.shape[1], h), (maps.shape[2], w))
+        )
+    labels = np.zeros((h, w), np.int64)
+    best = np.full((h, w), threshold, np.float32)
+    for k, one in enumerate(np.ascontiguousarray(maps, np.float32)):
+        fine = (
+            rows @ one @ columns.T
+            if corner_aligned
+            else cv2.resize(one, (w, h), interpolation=cv2.INTER_LINEAR)
+        )
+        if len(maps) == 1:
+            return (fine > threshold).astype(np.int64)
+        higher = (fine > best) | (k == 0)
+        labels[higher], best[higher] = k, fine[higher]
+    return labels
+
+
+def _corner_weights(grid: int, side: int) -> NDArray[np.float32]:
+    """(side, grid): linear interpolation of ``grid`` values, the first on the first of ``side`` pixels, the
+    last on the last."""
+    at = np.linspace(0, grid - 1, side)
+    low = np.minimum(at.astype(int), max(grid - 2, 0))
+    weights = np.zeros((side, grid), np.float32)
+    weights[np.arange(side), low] = 1 - (at - low)
+    weights[np.arange(side), np.minimum(low + 1, grid - 1)] += at - low
+    return weights
+
+
+def compare_labels(
+    original: Labels, exported: Labels, frames: Any, picture: Path, quiet: bool = False
+) -> Agreement:
+    """Compare two networks' labels frame by frame.
+
+    Args:
+        original, exported: labels int64 (h, w) of a frame uint8 (H, W, 3) BGR.
+        frames: of ``check_frames``.
+        picture: where the frame of least agreement goes, its wrong pixels red, if that is an error.
+
+    Raises:
+        ModelError: they agree on less than 99.5 % of the pixels of a frame.
+    """
+    if not len(frames):
+        raise InputError("there is no photo to check the export on")
+    shares: list[tuple[float, str]] = []
+    seen: set[int] = set()
+    for name, image in tqdm(frames, desc="check", unit="photo", disable=quiet):
+        ours, theirs = exported(image), original(image)
+        wrong = ours != theirs
+        seen.update(np.unique(theirs).tolist())
+        shares.append((float(1 - wrong.mean()), name))
+        if shares[-1] == min(shares):
+            worst = image, wrong
+    least, name = min(shares)
+    if least < MIN_AGREEMENT:
+        image, wrong = worst
+        small = cv2.resize(image, wrong.shape[::-1], interpolation=cv2.INTER_AREA) // 2
+        small[wrong] = _WRONG
+        said = f"the exported network agrees with the original on {least:.2%} of the pixels of {name}, wanted {MIN_AGREEMENT:.1%}"
+        raise ModelError(
+            f"{said}: {picture} shows where, in red" if cv2.imwrite(str(picture), small) else said
+        )
+    return Agreement(least, float(np.mean([share for share, _ in shares])), len(shares), name, len(seen))

@@ -1,0 +1,393 @@
+"""Any semantic network -> ``NAME.onnx`` in tfiseg's format, checked against the original on photos. All
+sources take one way: plain ONNX first, then the same import as somebody's own ONNX file. Needs onnx and
+onnxsim; torch where the network is one of torch's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from google.protobuf.message import EncodeError
+from numpy.typing import NDArray
+from onnx import helper
+
+from ...errors import InputError, ModelError
+from ...plugins.problem import IGNORE
+from ...runtime.networks.model_info import weights_digest
+from ...runtime.networks.session import (
+    DEFAULT_FRAME_MODEL,
+    DEFAULT_MODEL,
+    FORMAT_VERSION,
+    METADATA_KEY,
+    UNWANTED_OPTIMIZERS,
+    OnnxSession,
+)
+from ..frame_graph import PixelFormat, set_long_side
+from .agreement import check_frames, compare_labels, labels_of, network_input
+from .class_lists import read_class_names, things_of
+from .network_tail import Tail, class_axis_of, cut_tail, logit_nodes
+from .onnx_network import (
+    OPSET,
+    at_fixed_size,
+    attach,
+    load_network,
+    recognise_input,
+    recognise_output,
+    with_opset,
+)
+
+DEFAULTS = {"default": DEFAULT_MODEL, "default-frame": DEFAULT_FRAME_MODEL}  # without and with instance heads
+TORCH_KINDS = ("torchvision", "smp", "hf", "python")
+DEFAULT_SIZE_HW = (512, 512)
+_MAX_CLASSES = IGNORE - 1
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What a user says of a network; None: what its source says, or the default.
+
+    Args:
+        input_size_hw: what every frame is scaled to; default: the source's own, else 512 x 512.
+        mean, std, scale, rgb: see ``PixelFormat``; default for an ONNX file: RGB in 0..1, or 0..255 where it
+            takes uint8.
+        photos: whatever ``open_source`` takes, to compare labels on; default: 4 synthetic frames.
+        class_names: name of a known list, file with one name a line, or names separated by commas.
+        things: countable classes, names or ids separated by commas.
+        training_data, licence: sentences for the model's metadata.
+        opset: of the result; default: that of an ONNX file, 18 for torch.
+        output_name: which of an ONNX file's outputs holds the classes.
+        weights: state dict for a torch network. random_weights: keep what has no weights at random.
+    """
+
+    input_size_hw: tuple[int, int] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    scale: float | None = None
+    rgb: bool | None = None
+    photos: str | None = None
+    class_names: str | None = None
+    things: str | None = None
+    training_data: str | None = None
+    licence: str | None = None
+    opset: int | None = None
+    output_name: str | None = None
+    weights: Path | None = None
+    random_weights: bool = False
+
+
+@dataclass(frozen=True)
+class _Original:
+    """The network as it came: as ONNX, and run by its own library on what ``network_input`` prepared."""
+
+    model: onnx.ModelProto
+    run: Callable[[NDArray[Any]], NDArray[Any]]
+    pixels: PixelFormat
+    class_names: tuple[str, ...] | None = None
+    training_data: str | None = None
+
+
+def export_default(output: Path, source: str = "default", long_side_px: int | None = None) -> dict[str, Any]:
+    """Copy a network that comes with tfiseg, so that the way from export to engine has a start.
+
+    Args:
+        output: NAME.onnx, written whole or not at all.
+        source: one of ``DEFAULTS``.
+        long_side_px: the longer side of what the network sees, in place of the 384 that it was trained with;
+            weights stay as they are.
+    """
+    with _whole(output) as part:
+        if long_side_px is None:
+            shutil.copyfile(DEFAULTS[source], part)
+        else:
+            model = onnx.load(DEFAULTS[source])
+            set_long_side(model, long_side_px)
+            onnx.save(model, part)
+        info = OnnxSession(part).info
+    return {
+        "output": str(output),
+        "source": source,
+        "bytes": output.stat().st_size,
+        "class_names": list(info.class_names),
+    }
+
+
+def export_any(
+    source: str, output: Path, options: ExportSettings | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Write any semantic network in tfiseg's format.
+
+    Args:
+        source: ``default``, ``default-frame``, ``torchvision:NAME``, ``smp:ARCH/ENCODER``,
+            ``hf:NAME_OR_FOLDER``, ``python:module:function`` or an ONNX file.
+        output: NAME.onnx, written whole or not at all.
+        quiet: no progress on stderr.
+
+    Returns:
+        What was written: output, bytes, input_size_hw, pixels, opset, grid_hw, stride, class_names, things,
+        removed (operators that were cut from the end), photos, label_agreement (least over the photos),
+        label_agreement_mean, worst_photo, labels_seen (how many different ones), seconds.
+
+    Raises:
+        InputError: an option doesn't fit. ModelError: the network can't be had, read, cut or run, or labels
+            agree on less than 99.5 % of
+        the pixels of a photo. MissingDependencyError: a package isn't there.
+    """
+    if source in DEFAULTS:
+        return export_default(output, source)
+    options = options or ExportSettings()
+    began = time.perf_counter()
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(f"export: {text}", file=sys.stderr)
+
+    frames = check_frames(options.photos)
+    names = read_class_names(options.class_names) if options.class_names is not None else None
+    with _whole(output) as part:
+        say(f"reading {source}")
+        original = (_from_torch if is_torch(source) else _from_onnx)(source, options, names)
+        model = with_opset(original.model, options.opset)
+        network = recognise_input(model)
+        if network.size_hw is None:
+            network = replace(network, size_hw=options.input_size_hw or DEFAULT_SIZE_HW)
+        elif options.input_size_hw not in (None, network.size_hw):
+            h, w = network.size_hw
+            raise InputError(f"{source} takes pictures of {h}x{w} only: leave --input-size out")
+        assert network.size_hw is not None
+        pixels = original.pixels
+        say(f"simplifying {len(model.graph.node)} operators")
+        model = at_fixed_size(model, network, recognise_output(model, options.output_name))
+        tail = cut_tail(model, network)
+
+        _, first = next(iter(frames))
+        raw = original.run(network_input(first, network.size_hw, pixels))
+        is_map = "ArgMax" in tail.removed or tail.class_axis is None
+        axis = None if is_map else class_axis_of(raw.shape, network.size_hw, network.layout)
+        probabilities = not (is_map or tail.squashed) and _are_probabilities(raw, axis)
+        labels, things, background = _classes(tail, names or original.class_names, options.things)
+        post = logit_nodes(
+            tail,
+            probabilities=probabilities,
+            map_classes=len(labels) - background if tail.class_axis is None else None,
+            background=background,
+        )
+        model = attach(model, network, pixels, tail.tensor, post)
+        grid_hw = _set_grid(model, first)
+        stride = max(1, round(network.size_hw[0] / grid_hw[0]))
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "name": output.stem,
+            "class_names": list(labels),
+            "things": list(things),
+            "stride": stride,
+            "input_size_hw": list(network.size_hw),
+            "clustering": {"split": "auto"},
+            "source": source if is_torch(source) else Path(source).name,
+            "training_data": options.training_data or original.training_data or "not stated",
+            "licence": options.licence or "not stated",
+            "weights_sha256": weights_digest(model.graph.initializer),
+        }
+        helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+        _save(model, part)
+        session = OnnxSession(part)
+        threshold = 0.5 if probabilities or "Sigmoid" in tail.removed else 0.0
+        # at the original's own size, where it is sure what it says; corners, if it leaves them to its user,
+        # show only in between
+        own_hw = labels_of(raw, None, axis, threshold).shape
+        corner_aligned = tail.corners_hw is not None and own_hw != tail.corners_hw
+        compared_hw = tail.corners_hw if corner_aligned else own_hw
+
+        def theirs(image: NDArray[np.uint8]) -> NDArray[np.int64]:
+            assert network.size_hw is not None
+            return labels_of(
+                original.run(network_input(image, network.size_hw, pixels)),
+                compared_hw,
+                axis,
+                threshold,
+                corner_aligned,
+            )
+
+        def ours(image: NDArray[np.uint8]) -> NDArray[np.int64]:
+            return labels_of(session.infer(image)["logits"], compared_hw) - background
+
+        agreement = compare_labels(
+            theirs, ours, frames, output.with_name(f"{output.stem}-disagreement.png"), quiet
+        )
+    return {
+        "output": str(output),
+        "source": source,
+        "bytes": output.stat().st_size,
+        "input_size_hw": list(network.size_hw),
+        "pixels": str(pixels),
+        "opset": max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        "grid_hw": list(grid_hw),
+        "stride": stride,
+        "class_names": list(labels),
+        "things": list(things),
+        "removed": tail.removed,
+        "photos": agreement.photos,
+        "label_agreement": agreement.least,
+        "label_agreement_mean": agreement.mean,
+        "worst_photo": agreement.worst,
+        "labels_seen": agreement.labels,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def is_torch(source: str) -> bool:
+    return source.partition(":")[0] in TORCH_KINDS
+
+
+@contextmanager
+def _whole(output: Path) -> Iterator[Path]:
+    """A file to write into, which becomes ``output`` if all goes well and vanishes otherwise."""
+    if output.suffix != ".onnx":
+        raise InputError(f"the output {output} must be called NAME.onnx")
+    part = output.with_name(f"{output.name}.part")
+    try:
+        part.touch()
+    except OSError as wrong:
+        raise InputError(f"can't write {output}: {wrong.strerror}") from wrong
+    try:
+        yield part
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _from_onnx(source: str, options: ExportSettings, names: Sequence[str] | None) -> _Original:
+    if options.weights or options.random_weights:
+        raise InputError(
+            "--weights and --random-weights are for networks of torch: an ONNX file brings its own"
+        )
+    model = load_network(Path(source))
+    network = recognise_input(model)
+    wanted = recognise_output(model, options.output_name)
+    session = _session(source)
+    half = session.get_inputs()[0].type == "tensor(float16)"
+    if network.uint8 and any(v is not None for v in (options.mean, options.std, options.scale)):
+        raise InputError(f"{source} takes bytes: leave --mean, --std and --scale out")
+    pixels = _as_asked(PixelFormat(layout=network.layout, uint8=network.uint8), options)
+
+    def run(picture: NDArray[Any]) -> NDArray[Any]:
+        try:
+            value = session.run([wanted], {network.name: picture.astype(np.float16) if half else picture})[0]
+        except Exception as wrong:  # onnxruntime's errors share no base class
+            raise ModelError(
+                f"ONNX Runtime can't run {source} on a picture {picture.shape}: {wrong}"
+            ) from wrong
+        return np.asarray(value)
+
+    return _Original(model, run, pixels)
+
+
+def _from_torch(source: str, options: ExportSettings, names: Sequence[str] | None) -> _Original:
+    import torch
+
+    from .torch_networks import load_torch_network, to_onnx
+
+    if options.output_name:
+        raise InputError("--output-name is for ONNX files with several outputs")
+    classes = len(names) if names is not None else None
+    network = load_torch_network(source, options.weights, options.random_weights, classes)
+    size_hw = options.input_size_hw or network.size_hw
+
+    def run(picture: NDArray[Any]) -> NDArray[Any]:
+        with torch.inference_mode():
+            return np.asarray(network.module(torch.from_numpy(picture)).numpy())
+
+    model = to_onnx(network.module, size_hw, max(options.opset or OPSET, OPSET))
+    return _Original(
+        model, run, _as_asked(network.pixels, options), network.class_names, network.training_data
+    )
+
+
+def _as_asked(pixels: PixelFormat, options: ExportSettings) -> PixelFormat:
+    asked = {k: v for k in ("mean", "std", "scale", "rgb") if (v := getattr(options, k)) is not None}
+    return replace(pixels, **asked)
+
+
+def _session(model: str | bytes) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            model, settings, providers=["CPUExecutionProvider"], disabled_optimizers=list(UNWANTED_OPTIMIZERS)
+        )
+    except Exception as wrong:  # onnxruntime's errors share no base class
+        which = model if isinstance(model, str) else "the exported network"
+        raise ModelError(
+            f"ONNX Runtime can't load {which}, which tfiseg runs networks with and checks them by: {wrong}"
+        ) from wrong
+
+
+def _are_probabilities(scores: NDArray[Any], axis: int | None) -> bool:
+    """Do scores lie in 0..1 and, where there are several per pixel, add up to 1?"""
+    if scores.min() < 0 or scores.max() > 1 + 1e-3:
+        return False
+    several = bool(axis) and scores.shape[axis or 0] > 1
+    return bool(np.allclose(scores.astype(np.float32).sum(axis), 1, atol=1e-2)) if several else True
+
+
+def _classes(
+    tail: Tail, names: Sequence[str] | None, things: str | None
+) -> tuple[tuple[str, ...], tuple[int, ...], bool]:
+    """Names and countable ids of the exported classes, and whether a background has to be put in front of the
+    network's own."""
+    if tail.class_axis is None:
+        if names is None:
+            raise InputError(
+                "the network puts out a class map, which doesn't say how many classes there are: give --class-names"
+            )
+        count = len(names)
+    else:
+        count = max(2, tail.channels)
+    if names is None:
+        names = ("background", *(f"class {i}" for i in range(1, count)))
+    elif tail.class_axis is not None and tail.channels == 1 and len(names) == 1:
+        names = ("background", *names)
+    if len(names) != count:
+        start = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        raise InputError(
+            f"the network has {count} classes, got {len(names)} names ({start}): name every class in order of its id"
+        )
+    countable = things_of(names, things)
+    background = 0 in countable
+    if background:
+        names, countable = ("background", *names), tuple(i + 1 for i in countable)
+    if len(names) > _MAX_CLASSES:
+        raise ModelError(
+            f"the network has {len(names)} classes, the clustering operator takes at most {_MAX_CLASSES}"
+        )
+    return tuple(names), countable, background
+
+
+def _set_grid(model: onnx.ModelProto, image: NDArray[np.uint8]) -> tuple[int, int]:
+    """Run the network once, write the size of its logits into it and return their height and width."""
+    try:
+        session = _session(model.SerializeToString())
+    except (ValueError, EncodeError) as wrong:
+        raise ModelError(f"the network is too large for one ONNX file (2 GB): {wrong}") from wrong
+    (logits,) = session.run(["logits"], {"frame": image[None]})
+    model.graph.output[0].CopyFrom(
+        helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, logits.shape)
+    )
+    return int(logits.shape[2]), int(logits.shape[3])
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, path)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as wrong:
+        raise ModelError(f"the network isn't sound ONNX: {wrong}") from wrong

@@ -1,0 +1,242 @@
+"""Somebody's ONNX network -> tfiseg's format: see how it is laid out, then put it between preprocessing and
+logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from ...errors import InputError, ModelError
+from ...runtime.networks.session import METADATA_KEY
+from ..frame_graph import (
+    MODEL_IR_VERSION,
+    Layout,
+    Part,
+    PixelFormat,
+    fixed_size_nodes,
+    frame_value,
+    pixel_nodes,
+)
+
+OPSET = 18
+OLDEST_OPSET = 13  # the first whose Resize takes sizes alone and whose Softmax goes along one axis
+_OWN_NAMES = ("frame", "image", "logits")
+_OWN_PREFIXES = ("pre.", "post.")
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """The one input of a network: ``size_hw`` is None where it takes any size."""
+
+    name: str
+    layout: Layout
+    element: int
+    size_hw: tuple[int, int] | None
+
+    @property
+    def uint8(self) -> bool:
+        return self.element == TensorProto.UINT8
+
+
+def load_network(path: Path) -> onnx.ModelProto:
+    """An ONNX file with all its weights. Raises ModelError: it is missing, no ONNX, its weights are missing,
+    it is tfiseg's already."""
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as wrong:  # protobuf's errors share no base class across its versions
+        raise ModelError(f"{path} is no ONNX file ({wrong})") from wrong
+    if not model.graph.node:
+        raise ModelError(f"{path} is no ONNX file, or one without a single operator")
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as wrong:  # FileNotFoundError or a validation error, by version
+        missing = sorted(
+            {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
+        )
+        raise ModelError(
+            f"{path} keeps its weights in {', '.join(missing)}, which must lie beside it and can't be read: {wrong}"
+        ) from wrong
+    if any(p.key == METADATA_KEY for p in model.metadata_props):
+        raise InputError(
+            f"{path} is in tfiseg's format already: use it as it is (tfiseg run --model, tfiseg build)"
+        )
+    return model
+
+
+def with_opset(model: onnx.ModelProto, wanted: int | None) -> onnx.ModelProto:
+    """The network in opset ``wanted``; default: its own, where that isn't older than 13, else 18. Raises
+    ModelError if it can't be."""
+    own = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    target = wanted or (own if own >= OLDEST_OPSET else OPSET)
+    if target < OLDEST_OPSET:
+        raise InputError(
+            f"opset {target} is too old for the preprocessing: at least {OLDEST_OPSET} is needed"
+        )
+    if own == target:
+        return model
+    from onnx import version_converter
+
+    try:
+        return version_converter.convert_version(model, target)
+    except Exception as wrong:  # RuntimeError mostly; the converter is C++
+        raise ModelError(
+            f"the network's opset {own} can't be converted to {target} ({wrong}): export it again with opset {OLDEST_OPSET} or later"
+        ) from wrong
+
+
+def recognise_input(model: onnx.ModelProto) -> NetworkInput:
+    """Name, layout, type and size of a network's input; raises ModelError if it isn't one picture of three
+    channels."""
+    weights = {i.name for i in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in weights]
+    if len(inputs) != 1:
+        raise ModelError(
+            f"the network has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), wanted one: the picture"
+        )
+    tensor = inputs[0].type.tensor_type
+    shape = [d.dim_value or None for d in tensor.shape.dim]
+    stated = [d.dim_value or d.dim_param for d in tensor.shape.dim]
+    said = f"the network's input {inputs[0].name} is {TensorProto.DataType.Name(tensor.elem_type)} {stated}"
+    if len(shape) != 4 or shape[0] not in (None, 1):
+        raise ModelError(f"{said}, wanted one picture: (1, 3, H, W) or (1, H, W, 3)")
+    if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8):
+        raise ModelError(f"{said}, wanted float32, float16 or uint8")
+    if 3 not in (shape[1], shape[3]):
+        raise ModelError(
+            f"{said}: its channels aren't 3, or not stated, so (1, 3, H, W) and (1, H, W, 3) can't be told apart"
+        )
+    layout: Layout = "NCHW" if shape[1] == 3 else "NHWC"
+    h, w = shape[2:] if layout == "NCHW" else shape[1:3]
+    if (h is None) != (w is None):
+        raise ModelError(f"{said}: height and width must both be fixed or both be free")
+    return NetworkInput(inputs[0].name, layout, tensor.elem_type, (h, w) if h and w else None)
+
+
+def recognise_output(model: onnx.ModelProto, wanted: str | None = None) -> str:
+    """The output that holds the classes; raises ModelError naming all of them if it isn't clear which."""
+    names = [o.name for o in model.graph.output]
+    if wanted is not None:
+        if wanted not in names:
+            raise InputError(f"the network has no output {wanted!r}, but {', '.join(names)}")
+        return wanted
+    if len(names) > 1:
+        raise ModelError(
+            f"the network has {len(names)} outputs ({', '.join(names)}): say which one holds the classes by --output-name"
+        )
+    return names[0]
+
+
+def at_fixed_size(model: onnx.ModelProto, network: NetworkInput, output: str) -> onnx.ModelProto:
+    """The network for one picture of ``network.size_hw`` with one output, its shapes known and its shape
+    arithmetic folded."""
+    assert network.size_hw is not None
+    graph = model.graph
+    picture = next(i for i in graph.input if i.name == network.name)
+    sides = (1, 3, *network.size_hw) if network.layout == "NCHW" else (1, *network.size_hw, 3)
+    picture.CopyFrom(helper.make_tensor_value_info(network.name, network.element, sides))
+    for value in [o for o in graph.output if o.name != output]:
+        graph.output.remove(value)
+    del graph.value_info[:]  # sizes of another input size
+    for at, side in enumerate(graph.output[0].type.tensor_type.shape.dim):
+        side.dim_param = f"out_{at}"
+    if not any(
+        n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in graph.node
+    ):  # folding would turn int8 weights into float
+        import onnxsim
+
+        try:
+            simple, sound = onnxsim.simplify(model)
+        except Exception as wrong:  # RuntimeError of its C++ part, or what ONNX Runtime says
+            raise ModelError(f"the network can't be read: {wrong}") from wrong
+        if not sound:
+            raise ModelError("onnxsim changed what the network computes: use another onnxsim version")
+        model = simple
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+
+
+def attach(
+    model: onnx.ModelProto, network: NetworkInput, pixels: PixelFormat, tensor: str, post: Part
+) -> onnx.ModelProto:
+    """The network up to a tensor, between the preprocessing and what makes logits of that tensor.
+
+    Args:
+        model: of ``at_fixed_size``.
+        tensor, post: the last tensor that is kept, and nodes from it to ``logits`` (see ``network_tail``);
+            none if it is the logits.
+
+    Returns:
+        A model with input ``frame`` uint8 (1, H, W, 3) and output ``logits`` float32 (1, C, h, w), without
+        metadata.
+    """
+    kept = _needed(model.graph, tensor)
+    read = {name for node in kept for name in _reads(node)}
+    weights = [i for i in model.graph.initializer if i.name in read]
+    taken = {*read, tensor, *(name for node in kept for name in node.output)}
+    renamed = {name: f"net.{name}" for name in taken if name in _OWN_NAMES or name.startswith(_OWN_PREFIXES)}
+    half = network.element == TensorProto.FLOAT16
+    renamed[network.name] = "pre.half" if half else "image"
+    if not post[0]:
+        renamed[tensor] = "logits"
+    for node in kept:
+        _rename(node, renamed)
+    for weight in weights:
+        weight.name = renamed.get(weight.name, weight.name)
+    for node in post[0]:
+        if tensor in node.input:
+            node.input[list(node.input).index(tensor)] = renamed.get(tensor, tensor)
+    casts = [helper.make_node("Cast", ["image"], ["pre.half"], to=TensorProto.FLOAT16)] if half else []
+    assert network.size_hw is not None, "at_fixed_size() gives it one"
+    sizing, size_constants = fixed_size_nodes(network.size_hw)
+    pre, pre_constants = pixel_nodes(pixels)
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, None, None, None])
+    nodes, constants = (
+        [*sizing, *pre, *casts, *kept, *post[0]],
+        [*size_constants, *pre_constants, *weights, *post[1]],
+    )
+    graph = helper.make_graph(nodes, "tfiseg", [frame_value()], [logits], constants)
+    opsets = list(model.opset_import)
+    result = helper.make_model(
+        graph, opset_imports=opsets, functions=list(model.functions), producer_name="tfiseg"
+    )
+    result.ir_version = max(MODEL_IR_VERSION, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
+    return result
+
+
+def _needed(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
+    """The nodes that a tensor depends on, in the graph's order."""
+    kept, wanted = [], {tensor}
+    for node in reversed(graph.node):  # sorted topologically, so one pass will do
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(_reads(node))
+    return kept[::-1]
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, also from within its branches and loops."""
+    yield from (name for name in node.input if name)
+    for graph in _subgraphs(node):
+        for inner in graph.node:
+            yield from _reads(inner)
+        yield from (output.name for output in graph.output)
+
+
+def _rename(node: onnx.NodeProto, names: dict[str, str]) -> None:
+    node.input[:] = [names.get(name, name) for name in node.input]
+    node.output[:] = [names.get(name, name) for name in node.output]
+    for graph in _subgraphs(node):
+        for inner in graph.node:
+            _rename(inner, names)
+        for value in [*graph.input, *graph.output, *graph.initializer]:
+            value.name = names.get(value.name, value.name)

@@ -1,0 +1,1 @@
+"""The default semantic network: data, training, export, score calibration."""

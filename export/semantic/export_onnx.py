@@ -1,0 +1,169 @@
+"""A trained semantic network as ``NAME.onnx``: frames of any size in, logits out, checked against torch on
+real photos.
+
+The preprocessing (``frame_graph``) is put in front of the exported network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import onnxsim
+import torch
+from onnx import TensorProto, helper
+
+from ...errors import InputError, ModelError
+from ...runtime.networks.model_info import FORMAT_VERSION, METADATA_KEY, weights_digest
+from ..frame_graph import MODEL_IR_VERSION, PixelFormat, frame_value, long_side_nodes, pixel_nodes
+from ..half_weights import stored_as_half
+from ..model_file import written_whole
+from ..onnx_import.agreement import MIN_AGREEMENT, check_frames
+from ..onnx_import.class_lists import VOC21
+from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
+from .train import LONG_SIDE_PX, network_size_hw, predict_logits
+
+OPSET = 18
+STRIDE = 4
+
+
+def load_checkpoint(path: Path) -> SegmentationNetwork:
+    """The averaged network of a checkpoint that ``tfiseg train semantic`` wrote."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network = SegmentationNetwork({"logits": int(state["recipe"]["classes"])})
+        network.load_state_dict(state["average"])
+    except (OSError, KeyError, RuntimeError, UnpicklingError) as wrong:
+        raise ModelError(f"{path} is no checkpoint of `tfiseg train semantic`: {wrong}") from wrong
+    return network.eval()
+
+
+def export_semantic(
+    checkpoint: Path,
+    output: Path,
+    photos: str | Path | None = None,
+    long_side_px: int = LONG_SIDE_PX,
+    half_weights: bool = True,
+    class_names: Sequence[str] | None = None,
+    training_data: str = "not stated",
+    licence: str = "not stated",
+) -> dict[str, Any]:
+    """Write the ONNX model of a checkpoint and check it against torch.
+
+    Args:
+        checkpoint: written by ``tfiseg train semantic``.
+        output: NAME.onnx, written whole or not at all.
+        photos: whatever ``open_source`` takes; on each, label maps of torch and ONNX Runtime are compared.
+            Default: 4 synthetic frames.
+        long_side_px: the longer side of what the network sees.
+        half_weights: store weights as float16 and cast them when loaded: half the size, arithmetic stays
+            float32.
+        class_names: of every class id, background first; default: PASCAL's with 21 classes, else "class N".
+        training_data, licence: sentences for the model's metadata: what it was trained on, and under which
+            terms it may be used.
+
+    Returns:
+        bytes, photos, label_agreement (share of pixels), the metadata.
+
+    Raises:
+        ModelError: labels agree on less than 99.5 % of the pixels of a photo.
+    """
+    network = load_checkpoint(checkpoint)
+    classes = int(network.heads["logits"].out_channels)  # type: ignore[arg-type]
+    names = class_names or (
+        VOC21 if classes == len(VOC21) else ("background", *(f"class {i}" for i in range(1, classes)))
+    )
+    if len(names) != classes:
+        raise InputError(
+            f"the network has {classes} classes (background first), got {len(names)} names: {', '.join(names)}"
+        )
+    example = torch.zeros(1, 3, 8 * SIDE_MULTIPLE, 12 * SIDE_MULTIPLE)
+    rows, columns = torch.export.Dim("rows", min=1, max=128), torch.export.Dim("columns", min=1, max=128)
+    program = torch.onnx.export(
+        _Logits(network),
+        (example,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes=({2: SIDE_MULTIPLE * rows, 3: SIDE_MULTIPLE * columns},),
+        verbose=False,
+    )
+    assert program is not None
+    simple, sound = onnxsim.simplify(program.model_proto)
+    if not sound:
+        raise ModelError("onnxsim changed what the network computes: export with another onnxsim version")
+    model = _assembled(simple, classes, long_side_px, half_weights)
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "name": output.stem,
+        "class_names": list(names),
+        "things": list(range(1, classes)),
+        "stride": STRIDE,
+        "long_side_px": long_side_px,
+        "clustering": {"split": "auto"},
+        "training_data": training_data,
+        "licence": licence,
+        "weights_sha256": weights_digest(model.graph.initializer),
+    }
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+    with written_whole(model, output) as part:
+        agreement, count = _agreement(network, part, photos, long_side_px)
+        if agreement < MIN_AGREEMENT:
+            raise ModelError(
+                f"ONNX Runtime agrees with torch on {agreement:.3%} of the pixels of a photo, wanted {MIN_AGREEMENT:.1%}"
+            )
+    return {
+        "bytes": output.stat().st_size,
+        "photos": count,
+        "label_agreement": agreement,
+        "metadata": metadata,
+    }
+
+
+class _Logits(torch.nn.Module):
+    def __init__(self, network: SegmentationNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(image)["logits"]
+        return logits
+
+
+def _assembled(
+    network: onnx.ModelProto, classes: int, long_side_px: int, half_weights: bool
+) -> onnx.ModelProto:
+    sizing, size_constants = long_side_nodes(long_side_px, SIDE_MULTIPLE)
+    pixels, pixel_constants = pixel_nodes(PixelFormat((PIXEL_MEAN,) * 3, (PIXEL_STD,) * 3, scale=1))
+    graph = network.graph
+    casts, weights = stored_as_half(graph.initializer) if half_weights else ([], list(graph.initializer))
+    logits = helper.make_tensor_value_info(
+        "logits", TensorProto.FLOAT, [1, classes, "grid_height", "grid_width"]
+    )
+    nodes, constants = [*sizing, *pixels, *casts, *graph.node], [*size_constants, *pixel_constants, *weights]
+    whole = helper.make_graph(nodes, "tfiseg", [frame_value()], [logits], constants)
+    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tfiseg")
+    model.ir_version = MODEL_IR_VERSION
+    return model
+
+
+def _agreement(
+    network: SegmentationNetwork, model: Path, photos: str | Path | None, long_side_px: int
+) -> tuple[float, int]:
+    """Least share of pixels on which torch and ONNX Runtime name the same class, over up to 24 photos."""
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    shares = []
+    for _, image in check_frames(photos):
+        (theirs,) = session.run(["logits"], {"frame": image[None]})
+        h, w = network_size_hw(image.shape[0], image.shape[1], long_side_px)
+        ours = predict_logits(network, image, (h, w)).numpy()
+        shares.append(float((ours.argmax(1) == np.asarray(theirs).argmax(1)).mean()))
+    return min(shares), len(shares)

@@ -1,0 +1,221 @@
+"""Train the default semantic network from pictures and class maps: ``tfiseg train semantic --images DIR
+--semantic DIR``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..training import descend, learning_rate, load_checkpoint, save_checkpoint
+from .data import IGNORE, CropSampler, CropStream, Picture, load_pictures
+from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
+
+LONG_SIDE_PX = 384  # the longer side of what the network sees when it is used
+_FROZEN_BLOCKS = (
+    3  # edges and textures of ImageNet serve as they are; not training them saves a third of the time
+)
+_BACKBONE_RATE = 0.3  # learning rate of pretrained layers over that of new ones
+_CHECKPOINT_EVERY = 100
+
+
+@dataclass(frozen=True)
+class SemanticRecipe:
+    """Everything a training run is determined by, besides its pictures."""
+
+    classes: int = 21
+    steps: int = 3600
+    batch: int = 16
+    crop_px: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    held_out: int = 100
+    seed: int = 0
+
+
+def to_input(frames: Tensor) -> Tensor:
+    """uint8 (N, H, W, 3) BGR -> float32 (N, 3, H, W) RGB, normalised."""
+    rgb = frames.flip(-1).permute(0, 3, 1, 2).float()
+    return ((rgb - PIXEL_MEAN) / PIXEL_STD).contiguous(memory_format=torch.channels_last)
+
+
+def loss_of(logits: Tensor, class_map: Tensor, weight: Tensor, class_weight: Tensor) -> Tensor:
+    """Cross-entropy weighted by the labels' confidence, plus soft Dice over the classes that the batch shows.
+
+    Taken at every second pixel: four times cheaper, and masks learned from stride-4 logits lose nothing by
+    it.
+    """
+    class_map, weight = class_map[:, ::2, ::2], weight[:, ::2, ::2]
+    logits = F.interpolate(logits, size=class_map.shape[-2:], mode="bilinear", align_corners=False)
+    valid = (class_map != IGNORE) & (weight > 0.3)
+    target = torch.where(valid, class_map, 0).long()
+    trust = weight * valid
+    entropy = F.cross_entropy(logits, target, weight=class_weight, reduction="none")
+    cross_entropy = (entropy * trust).sum() / (class_weight[target] * trust).sum().clamp(min=1)
+    probability = logits.softmax(1) * trust[:, None]
+    truth = F.one_hot(target, logits.shape[1]).permute(0, 3, 1, 2) * trust[:, None]
+    both = (probability * truth).sum((0, 2, 3))
+    size = truth.sum((0, 2, 3))
+    dice = 1 - (2 * both + 1) / (probability.sum((0, 2, 3)) + size + 1)
+    present = size > 0
+    return cross_entropy + 0.5 * (dice * present).sum() / present.sum().clamp(min=1)
+
+
+def network_size_hw(height: int, width: int, long_side_px: int = LONG_SIDE_PX) -> tuple[int, int]:
+    """What a frame is scaled to: the longer side ``long_side_px``, both multiples of the coarsest stride."""
+    zoom = np.float32(long_side_px) / np.float32(max(height, width))  # float32 as in the exported graph
+    blocks = [
+        max(1, int(np.round(np.float32(s) * zoom / np.float32(SIDE_MULTIPLE)))) for s in (height, width)
+    ]
+    return blocks[0] * SIDE_MULTIPLE, blocks[1] * SIDE_MULTIPLE
+
+
+@torch.no_grad()
+def predict_logits(
+    network: SegmentationNetwork, image: NDArray[np.uint8], size_hw: tuple[int, int]
+) -> Tensor:
+    """Logits float32 (1, C, h / 4, w / 4) of one BGR picture scaled as the exported graph does: bilinear to
+    twice, then averaged."""
+    frame = torch.from_numpy(image)[None].flip(-1).permute(0, 3, 1, 2).float()
+    double = F.interpolate(frame, size=(2 * size_hw[0], 2 * size_hw[1]), mode="bilinear", align_corners=False)
+    small = F.avg_pool2d(double, 2)
+    logits: Tensor = network((small - PIXEL_MEAN) / PIXEL_STD)["logits"]
+    return logits
+
+
+@torch.no_grad()
+def predict(
+    network: SegmentationNetwork, image: NDArray[np.uint8], long_side_px: int = LONG_SIDE_PX
+) -> NDArray[np.uint8]:
+    """Class map uint8 (H, W) of one BGR picture, at the scale that the exported network uses."""
+    h, w = image.shape[:2]
+    logits = predict_logits(network, image, network_size_hw(h, w, long_side_px))
+    return (
+        F.interpolate(logits, size=(h, w), mode="bilinear", align_corners=False)[0]
+        .argmax(0)
+        .numpy()
+        .astype(np.uint8)
+    )
+
+
+def mean_iou(
+    network: SegmentationNetwork, pictures: list[Picture], classes: int
+) -> tuple[float, NDArray[np.float64]]:
+    """Mean IoU over the classes present in the truth, and the IoU per class (NaN where absent)."""
+    network.eval()
+    counts = np.zeros((classes, classes), np.int64)
+    for picture in pictures:
+        guess = predict(network, picture.image)
+        known = picture.semantic < classes
+        pairs = picture.semantic[known].astype(np.int64) * classes + guess[known]
+        counts += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    both = np.diag(counts)
+    either = counts.sum(0) + counts.sum(1) - both
+    iou = np.where(counts.sum(1) > 0, both / np.maximum(either, 1), np.nan)
+    return float(np.nanmean(iou)), iou
+
+
+def _freeze(network: SegmentationNetwork) -> list[torch.nn.Module]:
+    """Stop the gradient at the first blocks; returns the modules whose batch statistics stay ImageNet's."""
+    backbone = network.backbone
+    for module in (backbone.stem, *backbone.blocks[:_FROZEN_BLOCKS]):
+        module.requires_grad_(False)
+    return [backbone]
+
+
+def train_semantic(
+    images: Path,
+    semantic: Path,
+    confidence: Path | None,
+    imagenet_weights: Path,
+    checkpoint: Path,
+    recipe: SemanticRecipe,
+    workers: int = 1,
+    threads: int | None = None,
+    device: str | None = None,
+) -> SegmentationNetwork:
+    """Train and return the averaged (EMA) network; ``checkpoint`` is written every 100 steps and resumed from
+    if it exists."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(recipe.seed)
+    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's workers
+    pictures = load_pictures(images, semantic, confidence)
+    np.random.default_rng(recipe.seed).shuffle(pictures)  # type: ignore[arg-type]
+    held, used = pictures[: recipe.held_out], pictures[recipe.held_out :]
+    sampler = CropSampler(used, recipe.classes, recipe.crop_px, recipe.seed)
+    network = SegmentationNetwork({"logits": recipe.classes})
+    network.start_from_imagenet(imagenet_weights)
+    still = _freeze(network)
+    network = network.to(device, memory_format=torch.channels_last)
+    average = {k: v.clone() for k, v in network.state_dict().items()}
+    pretrained = [p for p in network.backbone.parameters() if p.requires_grad] + list(
+        network.context.parameters()
+    )
+    old = {id(p) for p in pretrained}
+    new = [p for p in network.parameters() if p.requires_grad and id(p) not in old]
+    groups = [
+        {"params": pretrained, "lr": recipe.learning_rate * _BACKBONE_RATE},
+        {"params": new, "lr": recipe.learning_rate},
+    ]
+    optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    peak = [group["lr"] for group in optimiser.param_groups]
+    class_weight = torch.ones(recipe.classes, device=device)
+    class_weight[0] = 0.7  # crops are centred on objects, yet background still fills most of them
+    start = 0
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint, asdict(recipe), device)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        average, start = state["average"], state["step"]
+    stream = CropStream(sampler, recipe.seed * 1000 + start)
+    crops = iter(
+        DataLoader(stream, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None)
+    )
+    bar = tqdm(
+        range(start, recipe.steps), initial=start, total=recipe.steps, desc="train semantic", mininterval=5
+    )
+    running = 0.0
+    began = time.monotonic()
+    for step in bar:
+        rate = learning_rate(step, recipe.steps)
+        for group, top in zip(optimiser.param_groups, peak, strict=True):
+            group["lr"] = top * rate
+        frames, class_map, weight = (t.to(device) for t in next(crops))
+        network.train()
+        for module in still:
+            module.eval()
+        loss = loss_of(network(to_input(frames))["logits"], class_map, weight, class_weight)
+        value = descend([loss], network, optimiser, average, step, checkpoint)[0]
+        running += (value - running) * max(0.02, 1 / (step - start + 1))
+        bar.set_postfix(loss=f"{running:.3f}", refresh=False)
+        if (step + 1) % _CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
+            state = {
+                "network": network.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "average": average,
+                "step": step + 1,
+                "recipe": asdict(recipe),
+            }
+            save_checkpoint(checkpoint, state)
+        if (step + 1) % (5 * _CHECKPOINT_EVERY) == 0 or step + 1 == recipe.steps:
+            trained = SegmentationNetwork({"logits": recipe.classes})
+            trained.load_state_dict({k: v.cpu() for k, v in average.items()})
+            miou, iou = mean_iou(trained, held, recipe.classes)
+            minutes = (time.monotonic() - began) / 60
+            tqdm.write(
+                f"step {step + 1}: held-out mIoU {miou:.3f}, person {iou[min(15, recipe.classes - 1)]:.3f}, {minutes:.0f} min"
+            )
+    trained = SegmentationNetwork({"logits": recipe.classes})
+    trained.load_state_dict({k: v.cpu() for k, v in average.items()})
+    return trained.eval()

@@ -1,0 +1,1 @@
+"""Quality and speed: metrics, evaluation sets, comparison of two networks, benchmarks."""

@@ -1,0 +1,220 @@
+"""``tfiseg bench``: the clustering operator against named peers, in the same run, on the same class maps."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+from ...plugins.native import NativeCall
+from ...plugins.operator import MIN_AREA_PX, cluster
+from ...plugins.problem import problem_of
+from ..sources.synthetic import SyntheticCamera
+from .evaluate import load_eval_set
+
+_REPEATS = 7
+_FOLLOWING_STEPS = 300  # IRNet (CVPR 2019) follows its field for this many
+
+
+def bench_maps(folder: Path | None, side_px: int) -> NDArray[np.uint8]:
+    """A class map (side, side): real ones tiled if an evaluation set is given, the synthetic camera's
+    otherwise."""
+    if folder is not None:
+        tiles = [p.semantic for p in load_eval_set(folder)[0]]
+    else:
+        camera = SyntheticCamera(people=5)
+        tiles = [
+            f.truth_class_map
+            for f in (camera._read(40 * k) for k in range(12))
+            if f.truth_class_map is not None
+        ]
+    out = np.zeros((side_px, side_px), np.uint8)
+    y, k = 0, 0
+    while y < side_px:
+        x, row = 0, 0
+        while x < side_px:
+            tile = tiles[k % len(tiles)][: side_px - y, : side_px - x]
+            out[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+            x, row, k = x + tile.shape[1], max(row, tile.shape[0]), k + 1
+        y += row
+    return out
+
+
+def centre_field(label_map: NDArray[np.int32], noise_px: float = 0.4, seed: int = 0) -> NDArray[np.float32]:
+    """A displacement field float32 (2, h, w) as a good network gives it: to the centre of each instance, with
+    some noise."""
+    h, w = label_map.shape
+    flat = label_map.ravel()
+    count = np.maximum(np.bincount(flat), 1)
+    y, x = np.mgrid[:h, :w].astype(np.float32)
+    cy, cx = (np.bincount(flat, v.ravel()) / count for v in (y, x))
+    noise = np.random.default_rng(seed).normal(0, noise_px, (2, h, w)).astype(np.float32)
+    return np.stack([cy[label_map] - y, cx[label_map] - x]).astype(np.float32) * (label_map > 0) + noise * (
+        label_map > 0
+    )
+
+
+def median_ms(job: Callable[[], Any], repeats: int = _REPEATS) -> float:
+    """Median time of ``repeats`` runs after a warm-up."""
+    job()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        job()
+        times.append((time.perf_counter() - began) * 1e3)
+    return statistics.median(times)
+
+
+def _watershed(mask: NDArray[np.uint8]) -> Any:
+    from scipy import ndimage
+    from skimage.feature import peak_local_max
+    from skimage.segmentation import watershed
+
+    distance = ndimage.distance_transform_edt(mask)
+    seeds = np.zeros(mask.shape, np.int32)
+    peaks = peak_local_max(distance, min_distance=20, labels=mask.astype(np.int32))
+    seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+    return watershed(-distance, seeds, mask=mask > 0)
+
+
+def _follow_steps(field: NDArray[np.float32]) -> Any:
+    h, w = field.shape[1:]
+    y, x = np.mgrid[:h, :w].astype(np.float32)
+    for _ in range(_FOLLOWING_STEPS):
+        iy, ix = np.clip(y + 0.5, 0, h - 1).astype(np.int32), np.clip(x + 0.5, 0, w - 1).astype(np.int32)
+        y, x = y + field[0, iy, ix], x + field[1, iy, ix]
+    return y, x
+
+
+def bench(
+    folder: Path | None = None, side_px: int = 1024, threads: int = 1, peers: bool = True
+) -> dict[str, Any]:
+    """Time the operator on a class map of ``side_px`` squared and on one of twice the side, and its peers on
+    the first.
+
+    Returns medians in ms per megapixel, ratios to the operator, growth for four times the pixels, and bytes
+    per pixel.
+    """
+    if side_px < 64 or side_px > 2048:
+        raise InputError(f"side must lie in 64..2048, got {side_px}")
+    small, large = bench_maps(folder, side_px), bench_maps(folder, 2 * side_px)
+    megapixels = small.size / 1e6
+
+    def native_ms(class_map: NDArray[np.uint8], field: NDArray[np.float32] | None = None) -> float:
+        call = NativeCall(
+            problem_of(class_map, field, min_area=MIN_AREA_PX), threads
+        )  # memory is reused, as an embedding program does
+        call.run()
+        return statistics.median(call.run().cluster_ms for _ in range(3 * _REPEATS))
+
+    instances = cluster(small, threads=threads)
+    field = centre_field(instances.label_map)
+    ours_ms = median_ms(lambda: cluster(small, threads=threads))
+    given_ms = median_ms(lambda: cluster(small, field, threads=threads))
+    native = native_ms(small)
+    # a larger picture of larger objects, not more of them: what an algorithm that is not linear in the radius
+    # pays for
+    zoomed = small.repeat(2, 0).repeat(2, 1)
+    report: dict[str, Any] = {
+        "side_px": side_px,
+        "threads": threads,
+        "foreground": round(float((small > 0).mean()), 3),
+        "instances": len(instances),
+        "geometric_ms_per_mp": round(ours_ms / megapixels, 2),
+        "given_field_ms_per_mp": round(given_ms / megapixels, 2),
+        "native_geometric_ms_per_mp": round(native / megapixels, 2),
+        "native_given_field_ms_per_mp": round(native_ms(small, field) / megapixels, 2),
+        "growth_4x_more_objects": round(native_ms(large) / native, 2),
+        "growth_4x_larger_objects": round(native_ms(zoomed) / native, 2),
+        "bytes_per_pixel": bytes_per_pixel(large, threads),
+        "peers_ms_per_mp": {},
+    }
+    if peers:
+        mask = (small > 0).astype(np.uint8)
+        cv2_threads = cv2.getNumThreads()
+        cv2.setNumThreads(threads)
+        jobs: dict[str, Callable[[], Any]] = {
+            "opencv exact distance transform alone": lambda: cv2.distanceTransform(
+                mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+            ),
+            "opencv connectedComponentsWithStats alone": lambda: cv2.connectedComponentsWithStats(mask),
+        }
+        try:
+            import skimage  # noqa: F401
+
+            jobs["scikit-image distance transform + watershed"] = lambda: _watershed(mask)
+        except ImportError:
+            report["peers_left_out"] = (
+                'scikit-image is not installed: pip install ".[test]" in the repository'
+            )
+        for name, job in jobs.items():
+            report["peers_ms_per_mp"][name] = round(median_ms(job, 3) / megapixels, 2)
+        quarter = field[:, : side_px // 2, : side_px // 2]
+        report["peers_ms_per_mp"]["300-step following in numpy (given field)"] = round(
+            median_ms(lambda: _follow_steps(quarter), 1) / (megapixels / 4), 1
+        )
+        cv2.setNumThreads(cv2_threads)
+        report["peer_over_ours"] = {
+            name: round(
+                ms / (report["given_field_ms_per_mp"] if "given" in name else report["geometric_ms_per_mp"]),
+                2,
+            )
+            for name, ms in report["peers_ms_per_mp"].items()
+        }
+    return report
+
+
+def bytes_per_pixel(class_map: NDArray[np.uint8], threads: int = 1) -> float | None:
+    """Growth of the process's peak memory while it clusters, per pixel; None where the kernel doesn't tell
+    (not Linux)."""
+    growth: list[float] = []
+
+    def measure() -> None:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
+            before = _memory_kib("VmRSS")
+            cluster(class_map, threads=threads)
+            growth.append((_memory_kib("VmHWM") - before) * 1024 / class_map.size)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=measure)  # a new thread has no workspace from earlier calls
+    thread.start()
+    thread.join()
+    return round(growth[0], 1) if growth else None
+
+
+def _memory_kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1])
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def bench_table(report: dict[str, Any]) -> str:
+    """The report as text for people."""
+    side = report["side_px"]
+    lines = [
+        f"{side} x {side} class map, {report['foreground']:.0%} foreground, {report['instances']} instances, {report['threads']} thread(s)",
+        f"  {'tfiseg.cluster, geometric':<52}{report['geometric_ms_per_mp']:>9.2f} ms/MP",
+        f"  {'  of which native operator':<52}{report['native_geometric_ms_per_mp']:>9.2f} ms/MP",
+        f"  {'tfiseg.cluster, given field':<52}{report['given_field_ms_per_mp']:>9.2f} ms/MP",
+        f"  {'  of which native operator':<52}{report['native_given_field_ms_per_mp']:>9.2f} ms/MP",
+    ]
+    for name, ms in report["peers_ms_per_mp"].items():
+        lines.append(f"  {name:<52}{ms:>9.2f} ms/MP   {report['peer_over_ours'][name]:>7.2f} x ours")
+    more, larger = report["growth_4x_more_objects"], report["growth_4x_larger_objects"]
+    lines.append(f"4x the pixels cost {more:.2f}x (more objects), {larger:.2f}x (larger objects)")
+    if report["bytes_per_pixel"] is not None:
+        lines.append(f"peak memory: {report['bytes_per_pixel']:.0f} bytes per pixel")
+    if "peers_left_out" in report:
+        lines.append(report["peers_left_out"])
+    return "\n".join(lines)

@@ -1,0 +1,218 @@
+"""Two networks on the same frames: how far their outputs lie apart, per output and in what the user sees,
+labels and instances."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ...errors import InputError, TfisegError
+from ...instances import Instances
+from ..segmenter import Segmenter
+from .metrics import PanopticCounts, panoptic_counts
+
+_DIFFERENT = (0, 0, 255)
+
+
+@dataclass(frozen=True)
+class FrameComparison:
+    """One frame. ``label_agreement`` % of pixels with the same class; ``counts`` of the instances; ``noise``
+    and ``signal`` energy, per output (float; noise is that of the difference)."""
+
+    name: str
+    label_agreement: float
+    counts: PanopticCounts
+    noise: dict[str, float]
+    signal: dict[str, float]
+    network_ms: tuple[float, float]  # reference, candidate; one right after the other
+
+
+@dataclass
+class Comparison:
+    """Frames compared so far, and their sums."""
+
+    reference: str
+    candidate: str
+    frames: list[FrameComparison] = field(default_factory=list)
+
+    @property
+    def label_agreement(self) -> float:
+        """% of pixels with the same class, mean over frames."""
+        return float(np.mean([f.label_agreement for f in self.frames]))
+
+    @property
+    def quality(self) -> float:
+        """PQ of the candidate's instances against the reference's, 0..100; 100 where neither has any."""
+        total = PanopticCounts()
+        for frame in self.frames:
+            total.add(frame.counts)
+        return 100.0 if math.isnan(total.quality) else total.quality
+
+    def snr_db(self) -> dict[str, float]:
+        """Signal to noise of each output, dB."""
+        result = {}
+        for name in self.frames[0].noise:
+            noise, signal = sum(f.noise[name] for f in self.frames), sum(f.signal[name] for f in self.frames)
+            result[name] = 10 * math.log10(signal / noise) if noise and signal else math.inf
+        return result
+
+    def worst(self, count: int) -> list[FrameComparison]:
+        """The frames of least label agreement, worst first."""
+        return sorted(self.frames, key=lambda f: f.label_agreement)[:count]
+
+    def report(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        total = PanopticCounts()
+        for frame in self.frames:
+            total.add(frame.counts)
+        worst = self.worst(1)[0]
+        times = [float(np.median([f.network_ms[k] for f in self.frames])) for k in (0, 1)]
+        return {
+            "reference": self.reference,
+            "candidate": self.candidate,
+            "frames": len(self.frames),
+            "label_agreement": round(self.label_agreement, 3),
+            "PQ": round(self.quality, 2),
+            "instances": {
+                "same": total.true_positives,
+                "only_reference": total.false_negatives,
+                "only_candidate": total.false_positives,
+            },
+            "worst_frame": {"name": worst.name, "label_agreement": round(worst.label_agreement, 3)},
+            "network_ms": {"reference": round(times[0], 2), "candidate": round(times[1], 2)},  # medians
+            "times_as_fast": round(
+                float(np.median([f.network_ms[0] / f.network_ms[1] for f in self.frames])), 3
+            ),
+            "snr_db": {
+                name: None if math.isinf(value) else round(value, 1) for name, value in self.snr_db().items()
+            },
+        }
+
+
+def compare(
+    reference: Segmenter,
+    candidate: Segmenter,
+    frames: Sequence[NDArray[np.uint8]],
+    names: Sequence[str] = (),
+    quiet: bool = True,
+) -> Comparison:
+    """Run two networks over frames.
+
+    Args:
+        reference, candidate: with the same classes.
+        frames: uint8 (H, W, 3) BGR each.
+        names: of the frames (default: their numbers).
+        quiet: no progress bar.
+
+    Raises:
+        InputError: no frames, or networks of different classes. TfisegError: the candidate's outputs are not
+            finite.
+    """
+    if not len(frames):
+        raise InputError("there are no frames to compare on")
+    if reference.class_names != candidate.class_names:
+        raise InputError(
+            f"{reference.session.path} knows {len(reference.class_names)} classes, {candidate.session.path} other ones: nothing to compare"
+        )
+    result = Comparison(str(reference.session.path), str(candidate.session.path))
+    numbered = zip(names or [str(k) for k in range(len(frames))], frames, strict=False)
+    for name, image in tqdm(numbered, total=len(frames), desc="comparing", unit="frame", disable=quiet):
+        result.frames.append(_compare_frame(reference, candidate, image, name)[0])
+    return result
+
+
+def noise_floor(
+    segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]], quiet: bool = True
+) -> dict[str, float]:
+    """The yardstick: a network against itself on frames that differ by at most one grey level of random
+    noise.
+
+    No camera gives the same frame twice to within this; what a precision costs less than this, nobody will
+    see.
+
+    Returns:
+        ``label_agreement`` % and ``PQ``, as of a ``Comparison``.
+    """
+    rng = np.random.default_rng(0)
+    total, agreement = PanopticCounts(), []
+    for image in tqdm(frames, desc="noise floor", unit="frame", disable=quiet):
+        noisy = np.clip(image.astype(np.int16) + rng.integers(-1, 2, image.shape, np.int16), 0, 255).astype(
+            np.uint8
+        )
+        true, found = segmenter(image), segmenter(noisy)
+        agreement.append(100 * float((true.semantic_map == found.semantic_map).mean()))
+        total.add(panoptic_counts(found.label_map, found.class_id, true.label_map, true.semantic_map).pooled)
+    return {"label_agreement": round(float(np.mean(agreement)), 3), "PQ": round(total.quality, 2)}
+
+
+def _compare_frame(
+    reference: Segmenter, candidate: Segmenter, image: NDArray[np.uint8], name: str
+) -> tuple[FrameComparison, Instances, Instances]:
+    began = time.perf_counter()
+    maps = reference.session.infer(image)
+    between = time.perf_counter()
+    other = candidate.session.infer(image)
+    times = (1e3 * (between - began), 1e3 * (time.perf_counter() - between))
+    shared = [key for key in maps if key in other]
+    for key in shared:
+        if not np.isfinite(other[key]).all():
+            raise TfisegError(
+                f"{candidate.session.path}: its {key} of frame {name} are not finite: a precision too low for its values"
+            )
+        if maps[key].shape != other[key].shape:
+            raise InputError(
+                f"{key} has shape {maps[key].shape} in {reference.session.path}, {other[key].shape} in {candidate.session.path}"
+            )
+    size = (image.shape[0], image.shape[1])
+    true, found = reference.cluster_maps(maps, size), candidate.cluster_maps(other, size)
+    counts = panoptic_counts(found.label_map, found.class_id, true.label_map, true.semantic_map).pooled
+    agreement = 100 * float((true.semantic_map == found.semantic_map).mean())
+    noise = {key: float(np.square(maps[key] - other[key], dtype=np.float64).sum()) for key in shared}
+    signal = {key: float(np.square(maps[key], dtype=np.float64).sum()) for key in shared}
+    return FrameComparison(name, agreement, counts, noise, signal, times), true, found
+
+
+def worst_sheet(
+    reference: Segmenter,
+    candidate: Segmenter,
+    frames: Sequence[NDArray[np.uint8]],
+    comparison: Comparison,
+    path: Path,
+    count: int = 4,
+) -> None:
+    """Write a picture of the frames of least agreement: the reference's instances, the candidate's, and in
+    red the pixels that differ."""
+    rows = []
+    places = {frame.name: k for k, frame in enumerate(comparison.frames)}
+    for frame in comparison.worst(count):
+        image = frames[places[frame.name]]
+        rows.append(np.hstack(list(_panels(reference, candidate, image, frame))))
+    width = max(row.shape[1] for row in rows)
+    padded = [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows]
+    if not cv2.imwrite(str(path), np.vstack(padded)):
+        raise InputError(f"can't write the picture {path}: name a .png or .jpg in a folder that is there")
+
+
+def _panels(
+    reference: Segmenter, candidate: Segmenter, image: NDArray[np.uint8], frame: FrameComparison
+) -> Iterator[NDArray[np.uint8]]:
+    _, true, found = _compare_frame(reference, candidate, image, frame.name)
+    differs = image // 2
+    differs[true.semantic_map != found.semantic_map] = _DIFFERENT
+    titles = ("reference", "candidate", f"{frame.name}: {frame.label_agreement:.2f}% of labels alike")
+    for title, panel in zip(titles, (true.draw(image), found.draw(image), differs), strict=True):
+        small = cv2.resize(
+            panel, (round(panel.shape[1] * 320 / panel.shape[0]), 320), interpolation=cv2.INTER_AREA
+        )
+        small[:24] = small[:24] // 4  # a dark strip, so that the title is read on any picture
+        cv2.putText(small, title, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+        yield np.asarray(small, np.uint8)

@@ -1,0 +1,230 @@
+"""Panoptic quality over instances, and COCO average precision, of predicted label maps against true ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import MissingDependencyError
+from ...instances import Instances
+from ...plugins.problem import IGNORE
+
+
+@dataclass
+class PanopticCounts:
+    """Sums that PQ is made of (Kirillov et al., CVPR 2019): matches at IoU > 0.5 are one-to-one by
+    themselves."""
+
+    iou_sum: float = 0.0
+    true_positives: int = 0
+    false_positives: int = 0
+    false_negatives: int = 0
+
+    def add(self, other: PanopticCounts) -> None:
+        self.iou_sum += other.iou_sum
+        self.true_positives += other.true_positives
+        self.false_positives += other.false_positives
+        self.false_negatives += other.false_negatives
+
+    @property
+    def quality(self) -> float:
+        """PQ in 0..100."""
+        size = self.true_positives + 0.5 * self.false_positives + 0.5 * self.false_negatives
+        return 100 * self.iou_sum / size if size else float("nan")
+
+
+@dataclass
+class PictureScore:
+    """Counts of one picture, or of several added up: pooled and per class; of one picture also the matches,
+    (predicted, true) numbers."""
+
+    pooled: PanopticCounts = field(default_factory=PanopticCounts)
+    per_class: dict[int, PanopticCounts] = field(default_factory=dict)
+    matches: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, other: PictureScore) -> None:
+        self.pooled.add(other.pooled)
+        for class_id, counts in other.per_class.items():
+            self.per_class.setdefault(class_id, PanopticCounts()).add(counts)
+
+
+def paired_gain(
+    ours: Sequence[PanopticCounts], theirs: Sequence[PanopticCounts], draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """By how much PQ of ``ours`` is above ``theirs`` on the same pictures, and the 95 % interval by
+    bootstrap: pictures are drawn with replacement, the same for both."""
+    table = np.array(
+        [
+            [[c.iou_sum, c.true_positives, c.false_positives, c.false_negatives] for c in side]
+            for side in (ours, theirs)
+        ]
+    )
+
+    def quality(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(
+            100 * sums[..., 0] / np.maximum(sums[..., 1] + 0.5 * sums[..., 2] + 0.5 * sums[..., 3], 1e-9),
+            np.float64,
+        )
+
+    one, other = quality(table.sum(1))
+    pick = np.random.default_rng(seed).integers(0, len(ours), (draws, len(ours)))
+    sampled = quality(table[:, pick].sum(2))
+    low, high = np.percentile(sampled[0] - sampled[1], (2.5, 97.5))
+    return float(one - other), float(low), float(high)
+
+
+def panoptic_counts(
+    predicted: NDArray[np.int32],
+    predicted_class: NDArray[np.int32],
+    truth: NDArray[np.int32],
+    truth_semantic: NDArray[np.uint8],
+) -> PictureScore:
+    """Match one picture's instances.
+
+    Args:
+        predicted: (H, W), 0 = none, 1..n; predicted_class: (n,) class of each.
+        truth: (H, W), 0 = none; truth_semantic: (H, W) class ids, 255 = ignore: these pixels count for
+            nothing.
+
+    Returns:
+        PictureScore. A pair matches when classes agree and IoU > 0.5. What is left of a prediction outside
+        ignored pixels counts.
+    """
+    known = truth_semantic != IGNORE
+    numbers, truth_flat = np.unique(truth[known], return_inverse=True)
+    n, m = len(predicted_class) + 1, len(numbers)
+    overlap = np.bincount(
+        predicted[known].astype(np.int64) * m + truth_flat.ravel(), minlength=n * m
+    ).reshape(n, m)
+    area, truth_area = overlap.sum(1), overlap.sum(0)
+    truth_class = np.zeros(m, np.int64)
+    truth_class[truth_flat.ravel()] = truth_semantic[known]
+    iou = overlap / np.maximum(area[:, None] + truth_area[None] - overlap, 1)
+    classes = np.concatenate([[-1], predicted_class])
+    iou[classes[:, None] != truth_class[None]] = 0
+    iou[0] = 0
+    iou[:, numbers == 0] = 0
+    matched = iou > 0.5
+    score = PictureScore()
+    real = [k for k in range(m) if numbers[k] > 0]
+    seen = [k for k in range(1, n) if area[k] > 0]
+    for class_id in sorted({int(classes[k]) for k in seen} | {int(truth_class[k]) for k in real}):
+        rows = [k for k in seen if classes[k] == class_id]
+        columns = [k for k in real if truth_class[k] == class_id]
+        hits = matched[np.ix_(rows, columns)]
+        found = int(hits.sum())
+        counts = PanopticCounts(
+            float(iou[np.ix_(rows, columns)][hits].sum()), found, len(rows) - found, len(columns) - found
+        )
+        score.per_class[class_id] = counts
+        score.matches += [(rows[i], int(numbers[columns[j]])) for i, j in np.argwhere(hits)]
+        score.pooled.add(counts)
+    return score
+
+
+def boundary_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], share: float = 0.02) -> float:
+    """IoU of two masks (H, W) near their outlines: of the pixels of each within ``share`` of the picture's
+    diagonal of its outline (Cheng et al., CVPR 2021)."""
+    reach = max(1, round(share * float(np.hypot(*predicted.shape))))
+    rows, columns = (np.flatnonzero((predicted | truth).any(axis)) for axis in (1, 0))
+    window = (slice(max(0, rows[0] - 1), rows[-1] + 2), slice(max(0, columns[0] - 1), columns[-1] + 2))
+    rims = []
+    for mask in (predicted[window], truth[window]):
+        inner = cv2.erode(np.pad(mask, 1).astype(np.uint8), np.ones((3, 3), np.uint8), iterations=reach)[
+            1:-1, 1:-1
+        ]
+        rims.append(mask & (inner == 0))
+    return float((rims[0] & rims[1]).sum() / (rims[0] | rims[1]).sum())
+
+
+class AveragePrecision:
+    """COCO AP over pictures, through pycocotools; classes are those of the truth."""
+
+    def __init__(self) -> None:
+        try:
+            from pycocotools import mask
+        except ImportError as missing:
+            raise MissingDependencyError(
+                'average precision needs pycocotools: pip install ".[eval]" in the repository'
+            ) from missing
+        self._encode = mask.encode
+        self._truth: list[dict[str, Any]] = []
+        self._found: list[dict[str, Any]] = []
+        self._images: list[dict[str, Any]] = []
+
+    def add(self, found: Instances, truth: NDArray[np.int32], truth_semantic: NDArray[np.uint8]) -> None:
+        """Add one picture; instances that lie mostly on ignored pixels are left out, and ignored pixels
+        belong to no mask."""
+        picture = len(self._images) + 1
+        height, width = truth.shape
+        self._images.append({"id": picture, "height": height, "width": width})
+        known = truth_semantic != IGNORE
+        for number in np.unique(truth[truth > 0]):
+            mask = (truth == number) & known
+            if not mask.any():
+                continue
+            self._truth.append(
+                {
+                    "id": len(self._truth) + 1,
+                    "image_id": picture,
+                    "category_id": int(np.bincount(truth_semantic[mask]).argmax()),
+                    "segmentation": self._rle(mask),
+                    "area": int(mask.sum()),
+                    "bbox": [0, 0, width, height],
+                    "iscrowd": 0,
+                }
+            )
+        for one in found:
+            mask = found.mask(one.index)
+            kept = mask & known
+            if kept.sum() * 2 < mask.sum():
+                continue
+            self._found.append(
+                {
+                    "image_id": picture,
+                    "category_id": one.class_id,
+                    "segmentation": self._rle(kept),
+                    "score": one.score,
+                }
+            )
+
+    def _rle(self, mask: NDArray[np.bool_]) -> Any:
+        return self._encode(np.asfortranarray(mask.astype(np.uint8)))
+
+    def scores(self) -> dict[str, float]:
+        """AP (mean over IoU 0.50:0.95), AP50 and AP75, in 0..100, mean over the classes in the truth."""
+        import contextlib
+        import io
+
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        classes = sorted({t["category_id"] for t in self._truth})
+        if not classes:
+            return {"AP": float("nan"), "AP50": float("nan"), "AP75": float("nan")}
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            truth = COCO()
+            truth.dataset = {
+                "info": {},
+                "images": self._images,
+                "annotations": self._truth,
+                "categories": [{"id": c} for c in classes],
+            }
+            truth.createIndex()
+            if not self._found:
+                return {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
+            evaluation = COCOeval(truth, truth.loadRes(list(self._found)), "segm")
+            evaluation.params.maxDets = [1, 100, 1000]  # microscope pictures hold hundreds
+            evaluation.evaluate()
+            evaluation.accumulate()
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class
+
+        def mean(values: NDArray[np.float64]) -> float:
+            return round(100 * float(values[values > -1].mean()), 2) if (values > -1).any() else float("nan")
+
+        return {"AP": mean(precision), "AP50": mean(precision[0]), "AP75": mean(precision[5])}

@@ -1,0 +1,155 @@
+"""The GPU through PyCUDA: a device's primary context, pinned and device memory, streams; and CUDA graphs,
+which PyCUDA hasn't."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ...errors import EngineError, MissingDependencyError
+
+_LIBCUDA = "libcuda.so.1"
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads allocate meanwhile is no error
+
+
+class Cuda:
+    """One GPU. The primary context is the one that TensorRT, ONNX Runtime and PyTorch use as well; no other
+    is made.
+
+    Memory, streams and graphs are used, and released, inside ``with cuda.current()``, from any thread.
+
+    Raises:
+        MissingDependencyError: PyCUDA isn't installed. EngineError: there is no such GPU.
+    """
+
+    def __init__(self, ordinal: int = 0) -> None:
+        try:
+            import pycuda.driver as driver
+        except ImportError as missing:
+            raise MissingDependencyError(
+                f"the GPU is used through PyCUDA ({missing}): pip install pycuda, where the CUDA toolkit and the driver are installed"
+            ) from missing
+        self._driver = driver
+        try:
+            driver.init()
+            self._context = driver.Device(ordinal).retain_primary_context()
+        except driver.Error as wrong:
+            raise EngineError(f"CUDA device {ordinal} can't be used: {wrong}") from wrong
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """The context, current in this thread."""
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._driver.Context.pop()
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Host memory that the GPU copies from and to by itself."""
+        array: NDArray[Any] = self._driver.pagelocked_empty(shape, dtype)
+        return array
+
+    def allocate(self, size_bytes: int) -> Any:
+        """Device memory; ``int()`` of it is its address. Freed with the object."""
+        return self._driver.mem_alloc(max(1, size_bytes))
+
+    def room(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        """Device memory for an array."""
+        return self.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+
+    def stream(self) -> Any:
+        return self._driver.Stream()
+
+    def upload(self, device: int, host: NDArray[Any], stream: Any) -> None:
+        self._driver.memcpy_htod_async(device, host, stream)
+
+    def download(self, host: NDArray[Any], device: int, stream: Any) -> None:
+        self._driver.memcpy_dtoh_async(host, device, stream)
+
+    def copy(self, to: int, source: int, size_bytes: int, stream: Any) -> None:
+        """From device memory to device memory."""
+        self._driver.memcpy_dtod_async(to, source, size_bytes, stream)
+
+    def wait_for_producer(self, image: Any) -> None:
+        """Until what made a frame on the GPU is through: the stream that it names
+        (``__cuda_array_interface__``, version 3), else all."""
+        interface = image.__cuda_array_interface__
+        if "stream" not in interface:
+            self._driver.Context.synchronize()
+        elif (
+            interface["stream"] is not None
+        ):  # None: it is ready. 1 and 2 are the default streams' own handles
+            _call("cuStreamSynchronize", _pointer(int(interface["stream"])))
+
+    def capture(self, stream: Any, work: Callable[[], None]) -> Graph:
+        """What ``work`` enqueues on a stream, as a graph; raises EngineError where something in it can't be
+        captured."""
+        _call("cuStreamBeginCapture_v2", _pointer(stream.handle), ctypes.c_int(_THREAD_LOCAL))
+        graph = ctypes.c_void_p()
+        try:
+            work()
+        finally:  # a stream that is left capturing can be used for nothing else
+            _call("cuStreamEndCapture", _pointer(stream.handle), ctypes.byref(graph))
+        return Graph(graph)
+
+
+class Graph:
+    """A captured CUDA graph, ready to be launched any number of times."""
+
+    def __init__(self, graph: ctypes.c_void_p) -> None:
+        self._executable = ctypes.c_void_p()
+        try:
+            _call("cuGraphInstantiateWithFlags", ctypes.byref(self._executable), graph, ctypes.c_ulonglong(0))
+        finally:
+            _call("cuGraphDestroy", graph)
+
+    def launch(self, stream: Any) -> None:
+        _call("cuGraphLaunch", self._executable, _pointer(stream.handle))
+
+    def release(self) -> None:
+        if self._executable:
+            _call("cuGraphExecDestroy", self._executable)
+            self._executable = ctypes.c_void_p()
+
+
+@functools.cache
+def _libcuda() -> ctypes.CDLL:
+    return ctypes.CDLL(_LIBCUDA)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    status = getattr(_libcuda(), name)(*arguments)
+    if status:
+        text = ctypes.c_char_p()
+        _libcuda().cuGetErrorName(ctypes.c_int(status), ctypes.byref(text))
+        raise EngineError(f"{name} failed: {text.value.decode() if text.value else f'error {status}'}")
+
+
+def _pointer(handle: int) -> ctypes.c_void_p:
+    return ctypes.c_void_p(handle)
+
+
+def device_address(image: Any) -> tuple[int, tuple[int, ...]] | None:
+    """Address and shape of a frame uint8 (H, W, 3) that lies on the GPU (``__cuda_array_interface__``:
+    PyTorch, CuPy, PyCUDA); else None.
+
+    Raises:
+        EngineError: it has another type, or its rows aren't one after the other.
+    """
+    interface = getattr(image, "__cuda_array_interface__", None)
+    if interface is None:
+        return None
+    shape = tuple(int(s) for s in interface["shape"])
+    dense = interface.get("strides") in (None, (shape[-2] * 3, 3, 1) if len(shape) == 3 else None)
+    if np.dtype(interface["typestr"]) != np.uint8 or len(shape) != 3 or shape[2] != 3 or not dense:
+        raise EngineError(
+            f"a frame on the GPU must be uint8 (H, W, 3), without gaps; got {interface['typestr']} {shape}"
+        )
+    return int(interface["data"][0]), shape

@@ -1,0 +1,384 @@
+"""``tfiseg doctor``: is everything here that tfiseg needs, does it fit together, and which command mends what
+doesn't."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..networks.machine import WHEELS, Machine
+from .installation import NATIVE, Facts, plain_name
+
+OK, OPTIONAL, MISSING, WRONG = "ok", "optional", "missing", "wrong"
+_OPENCV = (
+    "opencv-python",
+    "opencv-python-headless",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+)
+_ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+_PYTHONS = ((3, 10), (3, 13))
+_RTX_CAPABILITIES = ("7.5", "8.6", "8.9", "12.")
+_OLDEST = {
+    "numpy": (1, 26),
+    "cv2": (4, 9),
+    "onnxruntime": (1, 20),
+    "av": (14,),
+    "tensorrt": (10, 3),
+    "tensorrt_rtx": (1,),
+    "cmake": (3, 24),
+}
+_AGAIN = "pip install . in the repository"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: ``state`` is "ok", "optional" (not here, and nothing asks for it), "missing" or "wrong";
+    ``mend`` what changes that."""
+
+    name: str
+    state: str
+    found: str
+    mend: str = ""
+
+
+def examine(facts: Facts) -> list[Check]:
+    """Judge the facts."""
+    return list(_checks(facts))
+
+
+def healthy(checks: Iterable[Check]) -> bool:
+    """Is nothing missing that is needed, and nothing there that is wrong?"""
+    return all(check.state in (OK, OPTIONAL) for check in checks)
+
+
+def as_report(facts: Facts, checks: Sequence[Check]) -> dict[str, Any]:
+    """Plain values."""
+    return {
+        "healthy": healthy(checks),
+        "machine": facts.machine.as_dict(),
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def doctor_text(facts: Facts, checks: Sequence[Check]) -> str:
+    """The checks as text, a line each and a line with what mends it."""
+    machine = facts.machine
+    lines = [f"{machine.platform}, {machine.os or 'an unknown system'}, {machine.cpus} CPUs"]
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        lines.append(f"{check.state:<8}  {check.name:<{width}}  {check.found}")
+        if check.mend:
+            lines.append(f"{'':<8}  {'':<{width}}  -> {check.mend}")
+    count = {state: sum(check.state == state for check in checks) for state in (OK, OPTIONAL, MISSING, WRONG)}
+    verdict = (
+        f"{count[MISSING]} missing, {count[WRONG]} wrong"
+        if not healthy(checks)
+        else "Nothing that is needed is missing or wrong"
+    )
+    return "\n".join([*lines, f"{verdict}; {count[OK]} ok, {count[OPTIONAL]} optional things are not here."])
+
+
+def _checks(facts: Facts) -> Iterator[Check]:
+    yield _python(facts)
+    yield _required(facts, "numpy", "numpy", 'pip install "numpy>=1.26,<3"')
+    yield _required(facts, "tqdm", "tqdm", "pip install tqdm")
+    yield _required(facts, "PyAV", "av", 'pip install "av>=14"')
+    yield _opencv(facts)
+    yield _onnxruntime(facts)
+    yield _native(facts)
+    size = facts.network.stat().st_size if facts.network else 0
+    if facts.network and size:
+        yield Check("network", OK, f"{facts.network.name}, {size / 1e6:.1f} MB")
+    else:
+        yield Check("network", MISSING, "the network that comes with tfiseg isn't installed", _AGAIN)
+    yield from _gpu(facts.machine)
+    if facts.machine.l4t:
+        jetpack = (
+            f"JetPack {facts.machine.jetpack}"
+            if facts.machine.jetpack
+            else "package nvidia-jetpack not installed"
+        )
+        yield Check("Jetson", OK, f"L4T {facts.machine.l4t}, {jetpack}")
+    for flavour in WHEELS:
+        yield _tensorrt(facts, flavour)
+    yield _plugin_check(facts)
+    yield from _tools(facts)
+    yield _optional(facts, "PyCUDA", "pycuda.driver", "pycuda", 'pip install ".[tensorrt]" in the repository')
+    yield _optional(
+        facts,
+        "onnx",
+        "onnx",
+        "onnx",
+        'pip install ".[calibration]" in the repository (build, inspect and triton use it)',
+    )
+    # importing these takes seconds
+    for package, extra in (
+        ("torch", "export"),
+        ("transformers", "hf"),
+        ("scipy", "live"),
+        ("mcap", "live"),
+        ("foxglove-sdk", "live"),
+    ):
+        found = facts.packages.get(package)
+        yield (
+            Check(package, OK, found)
+            if found
+            else Check(package, OPTIONAL, "not installed", f'pip install ".[{extra}]"')
+        )
+
+
+def _python(facts: Facts) -> Check:
+    found = facts.machine.python
+    if not _PYTHONS[0] <= _numbers(found)[:2] <= _PYTHONS[1]:
+        return Check(
+            "Python", WRONG, f"{found}; tfiseg needs 3.10 to 3.13", "make a venv with another Python"
+        )
+    return Check("Python", OK, found)
+
+
+def _required(facts: Facts, name: str, module: str, mend: str) -> Check:
+    found = facts.modules.get(module)
+    if found is None:
+        return Check(name, MISSING, "not installed", mend)
+    if found.error:
+        return Check(name, WRONG, found.error, mend.replace("pip install", "pip install --force-reinstall"))
+    oldest = _OLDEST.get(module, ())
+    if _numbers(found.version) < oldest:
+        return Check(
+            name,
+            WRONG,
+            f"{found.version}; tfiseg needs {'.'.join(map(str, oldest))} or later",
+            mend.replace("install", "install -U"),
+        )
+    return Check(name, OK, found.version)
+
+
+def _opencv(facts: Facts) -> Check:
+    clash = _several(facts, "OpenCV", _OPENCV, "opencv-python-headless")
+    if clash:
+        return clash
+    check = _required(facts, "OpenCV", "cv2", 'pip install "opencv-python-headless>=4.9"')
+    if check.state != OK:
+        return check
+    build = str(facts.modules["cv2"].details.get("build", ""))
+    parts = [f"{word} {'yes' if _built_with(build, word) else 'no'}" for word in ("FFmpeg", "GStreamer")]
+    gui = re.search(r"(?m)^\s*GUI:\s*(\w*)", build)
+    windows = bool(gui and gui[1].upper() != "NONE")
+    if not _built_with(build, "FFmpeg"):
+        return Check(
+            "OpenCV",
+            WRONG,
+            f"{check.found} reads no video files: built without FFmpeg",
+            "pip install opencv-python-headless",
+        )
+    if facts.machine.l4t and not _built_with(build, "GStreamer"):
+        mend = "for CSI cameras: sudo apt install python3-opencv, pip uninstall opencv-python-headless, a venv with --system-site-packages"
+        return Check(
+            "OpenCV", OK, f"{check.found}; {', '.join(parts)}, windows {'yes' if windows else 'no'}", mend
+        )
+    return Check("OpenCV", OK, f"{check.found}; {', '.join(parts)}, windows {'yes' if windows else 'no'}")
+
+
+def _built_with(build: str, word: str) -> bool:
+    return bool(re.search(rf"(?mi)^\s*{word}:\s*YES", build))
+
+
+def _onnxruntime(facts: Facts) -> Check:
+    clash = _several(
+        facts, "ONNX Runtime", _ONNXRUNTIME, "onnxruntime-gpu" if facts.machine.gpu else "onnxruntime"
+    )
+    if clash:
+        return clash
+    check = _required(facts, "ONNX Runtime", "onnxruntime", 'pip install "onnxruntime>=1.20"')
+    if check.state != OK:
+        return check
+    providers = [
+        p.removesuffix("ExecutionProvider") for p in facts.modules["onnxruntime"].details.get("providers", [])
+    ]
+    return Check("ONNX Runtime", OK, f"{check.found}; runs on {', '.join(providers)}")
+
+
+def _several(facts: Facts, name: str, candidates: Sequence[str], keep: str) -> Check | None:
+    """Packages that write into one folder: the last one installed is half overwritten by the others."""
+    there = [one for one in candidates if one in facts.packages]
+    if len(there) < 2:
+        return None
+    found = f"{' and '.join(f'{one} {facts.packages[one]}' for one in there)} are both installed and overwrite each other"
+    return Check(name, WRONG, found, f"pip uninstall -y {' '.join(there)} && pip install {keep}")
+
+
+def _native(facts: Facts) -> Check:
+    found = facts.modules.get(NATIVE)
+    if found is None or found.error:
+        said = found.error if found and found.error else "tfiseg can't be imported by its name"
+        return Check(
+            "operator",
+            MISSING if "is not built" in said else WRONG,
+            re.sub(r"^[\w.]*Error: ", "", said),
+            _AGAIN,
+        )
+    return Check("operator", OK, f"{Path(found.details['path']).name} loads, and is of this version")
+
+
+def _gpu(machine: Machine) -> Iterator[Check]:
+    if machine.cuda_error:
+        mend = "restart after a driver update; in a container: --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+        yield Check("GPU", WRONG, machine.cuda_error, mend)
+    elif machine.gpu:
+        yield Check("GPU", OK, f"{machine.gpu}, compute capability {machine.compute_capability}")
+    else:
+        yield Check("GPU", OPTIONAL, "no NVIDIA GPU found: everything runs on the CPU")
+    if machine.cuda or machine.driver:
+        brings = f"; brings CUDA {machine.cuda}" if machine.cuda else ""
+        yield Check("driver", OK, f"{machine.driver or 'version unknown'}{brings}")
+
+
+def _tensorrt(facts: Facts, flavour: str) -> Check:
+    machine, name = facts.machine, {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}[flavour]
+    wheels = sorted({plain_name(wheel) for wheel in WHEELS[flavour]})
+    clash = _several(facts, name, [wheel for wheel in wheels if "-cu" in wheel], wheels[-1])
+    if clash:
+        return clash
+    parts = [*wheels, *(f"{wheel}-{part}" for wheel in wheels for part in ("bindings", "libs"))]
+    installed = {one: facts.packages[one] for one in parts if one in facts.packages}
+    module, mend = facts.modules.get(flavour), _tensorrt_mend(flavour, machine)
+    whole = module is not None and not module.error and bool(module.details.get("whole"))
+    if not whole and not installed:
+        stubs = "; the type checker's stubs are" if module is not None else ""
+        return Check(name, OPTIONAL, f"not installed{stubs}", mend)
+    if not whole:
+        why = (module.error if module else "") or "it is a shell without the library"
+        return Check(name, WRONG, f"{' and '.join(f'{k} {v}' for k, v in installed.items())}: {why}", mend)
+    assert module is not None
+    if _numbers(module.version) < _OLDEST[flavour]:
+        return Check(
+            name,
+            WRONG,
+            f"{module.version}; tfiseg needs {'.'.join(map(str, _OLDEST[flavour]))} or later",
+            mend,
+        )
+    made_for = next((int(found[1]) for one in installed if (found := re.search(r"-cu(\d+)", one))), None)
+    if made_for and machine.cuda and _numbers(machine.cuda)[0] < made_for:
+        older = f"pip uninstall it and install its -cu{_numbers(machine.cuda)[0]} wheel, or update the driver"
+        return Check(
+            name,
+            WRONG,
+            f"{module.version} is made for CUDA {made_for}, the driver brings {machine.cuda}",
+            older,
+        )
+    here = ""
+    if (
+        flavour == "tensorrt_rtx"
+        and machine.gpu
+        and not str(machine.compute_capability).startswith(_RTX_CAPABILITIES)
+    ):
+        here = f"; builds engines, but none run on compute capability {machine.compute_capability}"
+    elif not machine.gpu:
+        here = "; builds engines, running them needs a GPU" if flavour == "tensorrt_rtx" else "; needs a GPU"
+    return Check(name, OK, f"{module.version}{here}")
+
+
+def _tensorrt_mend(flavour: str, machine: Machine) -> str:
+    if flavour == "tensorrt_rtx":
+        return (
+            'pip install ".[rtx]" in the repository (desktop RTX GPUs)'
+            if machine.platform == "linux-x86_64"
+            else ""
+        )
+    if machine.l4t:
+        return "sudo apt install python3-libnvinfer, and make the venv with --system-site-packages"
+    return f"pip install tensorrt-cu{_numbers(machine.cuda)[0] if machine.cuda else 13} from NVIDIA's own package index"
+
+
+def _plugin_check(facts: Facts) -> Check:
+    plugin, name = facts.plugin, "plugin"
+    if plugin is None:
+        return Check(
+            name,
+            OPTIONAL,
+            "libtfiseg_plugin.so is not built: TensorRT engines and CUDA programs need it",
+            "tfiseg plugin build",
+        )
+    if isinstance(plugin, str):
+        return Check(name, WRONG, plugin, "tfiseg plugin build --force")
+    if not plugin["is_of_this_source"]:
+        return Check(
+            name,
+            WRONG,
+            f"{plugin['path']} was built from another version of tfiseg",
+            "tfiseg plugin build --force",
+        )
+    headers, module = plugin.get("tensorrt_headers"), facts.modules.get("tensorrt")
+    installed = module.version if module and module.details.get("whole") else ""
+    if headers and installed and _numbers(headers)[0] != _numbers(installed)[0]:
+        found = f"compiled for TensorRT {headers}, installed is {installed}"
+        return Check(name, WRONG, found, "TENSORRT_ROOT=<folder of its include/> tfiseg plugin build --force")
+    architectures, capability = (
+        list(plugin.get("architectures", [])),
+        (facts.machine.compute_capability or "").replace(".", ""),
+    )
+    if capability and capability not in architectures:
+        if "PTX" not in architectures:
+            return Check(
+                name,
+                WRONG,
+                f"compiled for {', '.join(architectures)}, this GPU is {capability}",
+                "tfiseg plugin build --arch native --force",
+            )
+        return Check(
+            name,
+            OK,
+            f"{_interface(headers)}; for this GPU it is compiled at first use",
+            "faster start: tfiseg plugin build --arch native",
+        )
+    return Check(name, OK, f"{_interface(headers)}; for {', '.join(architectures)}")
+
+
+def _interface(headers: str | None) -> str:
+    return f"compiled for TensorRT {headers}" if headers else "the C API alone, without TensorRT"
+
+
+def _tools(facts: Facts) -> Iterator[Check]:
+    mends = {
+        "TensorRT headers": "sudo apt install libnvinfer-headers-dev, or pip install --no-deps kernel-lens==2.0.1"
+    }
+    for name, tool in facts.tools.items():
+        mend = mends.get(name, 'pip install ".[plugin]" in the repository')
+        oldest = _OLDEST.get(name, ())
+        if tool.path is None:
+            found = (
+                "can't be run" if "can't be run" in tool.error else "not found; building the plugin needs it"
+            )
+            yield Check(name, OPTIONAL, found, mend)
+        elif tool.version and _numbers(tool.version) < oldest:
+            yield Check(
+                name,
+                OPTIONAL,
+                f"{tool.version} is too old; building the plugin needs {'.'.join(map(str, oldest))}",
+                mend,
+            )
+        else:
+            yield Check(name, OK, f"{tool.version} {tool.path}".strip())
+
+
+def _optional(facts: Facts, name: str, module: str, package: str, mend: str) -> Check:
+    found = facts.modules.get(module)
+    if found is None:
+        return Check(name, OPTIONAL, "not installed", mend)
+    version = facts.packages.get(package) or found.version
+    if found.error and "libcuda" in found.error and not facts.machine.gpu:
+        return Check(name, OK, f"{version}; needs a GPU")
+    return Check(
+        name,
+        WRONG if found.error else OK,
+        f"{version}: {found.error}" if found.error else version,
+        mend if found.error else "",
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])

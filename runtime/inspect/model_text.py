@@ -1,0 +1,224 @@
+"""What ``inspect_file`` found, as lines for a terminal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..networks.instance_session import of_groups
+
+
+def inspection_text(report: Mapping[str, Any], with_layers: bool = False) -> str:
+    """``inspect_file()`` as text."""
+    lines = [f"{report['file']}: {_kind(report)}, {_size(report['bytes'])}, sha256 {report['sha256']}"]
+    lines += _onnx_lines(report, with_layers) if report["kind"] == "onnx" else _engine_lines(report)
+    return "\n".join(lines + [f"WRONG: {problem}" for problem in report["problems"]])
+
+
+def _kind(report: Mapping[str, Any]) -> str:
+    if report["kind"] == "engine":
+        return "TensorRT engine"
+    return "network in tfiseg's format" if report["model"] else "ONNX network, not in tfiseg's format"
+
+
+def _onnx_lines(report: Mapping[str, Any], with_layers: bool) -> list[str]:
+    lines = [_row(name, ", ".join(_signature(t) for t in report[name])) for name in ("inputs", "outputs")]
+    lines += _model_lines(report["model"])
+    if report["weights_unchanged"] is not None:
+        said = (
+            "those of the export"
+            if report["weights_unchanged"]
+            else "changed since the export (`tfiseg build` does so)"
+        )
+        lines.append(
+            _row("weights", f"{said}; the export's sha256 {report['model']['weights_sha256'][:16]}...")
+        )
+    lines.append(_row("layers", _precision(report)))
+    opset = ", ".join(f"{domain} {version}" for domain, version in report["opset"].items())
+    lines.append(
+        _row(
+            "opset",
+            f"{opset}; IR {report['ir_version']}; made by {report['producer'] or 'nobody who says so'}",
+        )
+    )
+    for one in report["external_data"]:
+        lines.append(
+            _row("weights in", f"{one['file']}, {'missing' if one['bytes'] is None else _size(one['bytes'])}")
+        )
+    nodes = [f"{n['op']} ({n['name']})" for n in report["plugin_nodes"]]
+    lines.append(_row("plugins", ", ".join(nodes) if nodes else "none: standard operators only"))
+    if with_layers:
+        width = max((len(layer["name"]) for layer in report["layers"]), default=0)
+        for layer in report["layers"]:
+            macs = "" if layer["macs"] is None else f"{layer['macs'] / 1e6:10.2f} M"
+            lines.append(f"    {layer['name']:<{width}}  {layer['op']:<13}  {layer['precision']:<5}{macs}")
+    return lines
+
+
+def _precision(report: Mapping[str, Any]) -> str:
+    parts, total = [], 0
+    for precision, found in report["precision"].items():
+        if found["layers"]:
+            share = "" if found["share"] is None else f" ({found['share']:.0%} of the work)"
+            parts.append(f"{found['layers']} in {precision}{share}")
+            total += found["macs"] or 0
+    text = ", ".join(parts) or "none that multiply"
+    if total:
+        at = report["macs_at_hw"]
+        text += f"; {_count(total)} multiply-accumulates" + (f" for a frame of {at[1]}x{at[0]}" if at else "")
+    return text
+
+
+def _engine_lines(report: Mapping[str, Any]) -> list[str]:
+    record = report["record"]
+    if record is None:
+        if report["problems"]:
+            return []
+        beside = f"{Path(report['file']).name}.json"
+        return [
+            f"  no record {beside} beside it: an engine's content can be read only by the TensorRT that wrote it"
+        ]
+    made, source, precision = record["built_with"], record["built_from"], record["precision"]
+    lines = [
+        _row(
+            "file",
+            "cut off, replaced or damaged"
+            if report["problems"]
+            else "intact: size and sha256 are those of the record",
+        )
+    ]
+    lines.append(_row("built from", f"{source['onnx']}, sha256 {source['onnx_sha256'][:16]}..."))
+    lines.append(_row("command", source["command"]))
+    lines.append(_inputs(source["shapes"]))
+    cuda, driver = (
+        f", {word} {made[key]}" if made.get(key) else ""
+        for key, word in (("cuda", "CUDA"), ("driver", "driver"))
+    )
+    lines.append(
+        _row("built with", f"{made['flavour']} {made['version']} on {made['platform']}{cuda}{driver}")
+    )
+    lines.append(_row("runs on", _gpus(made)))
+    here = "; ".join(
+        f"{one['what']}: the engine has {one['engine']}, this machine {one['machine']}"
+        for one in report["differences"]
+    )
+    lines.append(_row("here", f"no. {here}" if here else "it fits this machine"))
+    counts = ", ".join(f"{count} in {name}" for name, count in precision["layers"].items() if count)
+    proof = ", ".join(f"{witness} ({count})" for witness, count in (precision.get("proved_by") or {}).items())
+    lines.append(
+        _row("precision", f"asked for {precision['asked']}, layers {counts}; proved by {proof or 'nobody'}")
+    )
+    if precision.get("kept_high"):
+        lines.append(_row("kept higher", ", ".join(precision["kept_high"])))
+    lines.append(_row("gate", _gate(record.get("gate"))))
+    plugin = record.get("plugin")
+    if plugin:
+        inside = " (inside the engine)" if made.get("version_compatible") else ""
+        lines.append(
+            _row(
+                "plugin",
+                f"{plugin['namespace']}::{plugin['name']} version {plugin['version']}, sha256 {plugin['sha256'][:16]}...{inside}",
+            )
+        )
+    else:
+        lines.append(_row("plugin", "none: clustering runs after the network"))
+    return lines + _model_lines(record["model"])
+
+
+def _inputs(shapes: Mapping[str, Any]) -> str:
+    if "view_px" in shapes:  # of the instance network
+        side = shapes["view_px"]
+        return _row("views", f"uint8 BGR of {side}x{side} and their masks, 1 to {shapes['batch']} per call")
+    low, best, high = ("x".join(map(str, shapes[key])) for key in ("min_hw", "opt_hw", "max_hw"))
+    sizes = best if low == high else f"{low} to {high}, fastest at {best}"
+    return _row("frames", f"uint8 BGR of {sizes} (HxW), at most {shapes['batch']} per call")
+
+
+def _gpus(made: Mapping[str, Any]) -> str:
+    capabilities = ", ".join(made.get("compute_capabilities") or [])
+    if made.get("hardware_compatibility") == "ampere_plus":
+        gpus = "every NVIDIA GPU from Ampere on"
+    elif capabilities:
+        gpus = f"compute capability {capabilities}" + (f" ({made['gpu']})" if made.get("gpu") else "")
+    else:
+        gpus = (
+            "every GPU that this TensorRT knows"
+            if made.get("flavour") == "tensorrt_rtx"
+            else str(made.get("gpu") or "unknown GPUs")
+        )
+    return f"{gpus}; {'this TensorRT and newer ones' if made.get('version_compatible') else 'this version of TensorRT only'}"
+
+
+def _gate(gate: Mapping[str, Any] | None) -> str:
+    if gate is None:
+        return "none needed: float32 is the measure itself"
+    if "skipped" in gate:
+        return f"skipped: {gate['skipped']}"
+    if "pair_agreement" in gate:
+        outlines = f", {gate['outline_agreement']}% of outlines" if "outline_agreement" in gate else ""
+        return f"passed: {gate['pair_agreement']}% of pairs of cells told as in fp32{outlines}, {gate['frames']} frames"
+    said = f"{gate.get('label_agreement')}% of labels as in {gate.get('reference', 'fp32')}, PQ {gate.get('PQ')}, {gate.get('frames')} frames"
+    return f"{'passed' if gate.get('passed') else 'FAILED'}: {said}"
+
+
+def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
+    if metadata is None:
+        return [_row("metadata", "none of tfiseg: `tfiseg export` brings a network into its format")]
+    names, things = list(metadata["class_names"]), set(metadata["things"])
+    classes = ", ".join(f"{k} {name}{'*' if k in things else ''}" for k, name in enumerate(names))
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode()).hexdigest()
+    lines = [
+        _row(
+            "model", f"{metadata.get('name', 'unnamed')}, stride {metadata['stride']}, metadata {digest[:16]}"
+        )
+    ]
+    known = (
+        f"{len(names)}, of which {len(things)} countable (*): {classes}"
+        if names
+        else "none: it tells objects of any class apart"
+    )
+    lines.append(_row("classes", known))
+    if "rules" in metadata:  # of the instance network
+        lines.append(
+            _row(
+                "rules",
+                f"{', '.join(metadata['rules'])}; views of {metadata['view_px']}x{metadata['view_px']} px",
+            )
+        )
+        if "min_area" in metadata:
+            lines.append(_row("made for", f"objects of {metadata['min_area']} px and more"))
+        if "lone_odds" in metadata:
+            odds = metadata["lone_odds"]
+            lines.append(
+                _row(
+                    "lone objects",
+                    f"{odds} for each group, of what could be parted{': thorough' if of_groups(odds) else ''}",
+                )
+            )
+    lines += [
+        _row(key.replace("_", " "), str(metadata[key]))
+        for key in ("training_data", "licence")
+        if key in metadata
+    ]
+    return lines
+
+
+def _signature(tensor: Mapping[str, Any]) -> str:
+    return f"{tensor['name']} {tensor['dtype']} ({', '.join(map(str, tensor['shape']))})"
+
+
+def _row(name: str, text: str) -> str:
+    return f"  {name + ':':<14} {text}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count} bytes"
+
+
+def _count(number: float) -> str:
+    power = min(4, int(math.log10(number)) // 3) if number >= 1 else 0
+    return f"{number / 1000**power:.3g}{' kMGT'[power].strip()}"

@@ -1,0 +1,1 @@
+"""Networks: model files, and the sessions that run them on the CPU and the GPU."""

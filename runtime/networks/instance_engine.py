@@ -1,0 +1,101 @@
+"""An instance network as an engine: views and class masks in, its maps out, for frames in host memory; and
+execution contexts for those on the GPU (view_refiner.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import EngineError, ModelError
+from ..gpu.execution_context import Context, sizes_of
+from .engine_session import OpenedPlan
+from .session import checked_plan
+
+
+class EngineViews:
+    """``metadata``: what the network says of itself; ``view_px``: the side of the views that it takes,
+    ``most`` so many at once; ``types``: of its outputs, by name.
+
+    Args:
+        path: NAME.engine that ``tfiseg build`` made of an instance network.
+
+    Raises:
+        EngineError, MissingDependencyError: as ``open_session`` does. ModelError: it is an engine of another
+            kind of network.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        plan, record = checked_plan(path)
+        self.metadata: dict[str, Any] = record["model"]
+        if "instance_format" not in self.metadata:
+            raise ModelError(
+                f"{path} is no engine of an instance network: `tfiseg build` makes one of what `tfiseg train instance` wrote"
+            )
+        self._opened = opened = OpenedPlan(path, plan, record)
+        self.cuda = opened.cuda
+        self.types, _, largest = opened.interface("views")
+        self.most, self.view_px = largest[0], largest[1]
+        with self.cuda.current():
+            self._context, self._stream = opened.context(), self.cuda.stream()
+        self._lock = Lock()
+        self._set_up: set[int] = set()
+        self._memory: dict[str, Any] = {}
+        self._size: dict[str, int] = {}
+
+    def set_up(self) -> None:
+        """Keep RTX's compiled kernels for the next start."""
+        self._opened.set_up()
+
+    def close(self) -> None:
+        """Free the memory that calls work in; the engine goes with this object."""
+        with self._lock, self.cuda.current():
+            self._memory.clear()
+
+    def context(self) -> Context:
+        """A further execution context, for a stream of somebody else's. Needs the GPU's context to be
+        current."""
+        return self._opened.context()
+
+    def run(
+        self, outputs: Sequence[str], views: NDArray[np.uint8], masks: NDArray[np.uint8]
+    ) -> list[NDArray[np.float32]]:
+        """Maps by name of at most ``most`` views uint8 (K, S, S, 3) and masks uint8 (K, S, S)."""
+        count = min(1 << (len(views) - 1).bit_length(), self.most)  # few sizes: RTX compiles kernels for each
+        with self._lock, self.cuda.current():
+            given = {
+                "views": np.zeros((count, *views.shape[1:]), np.uint8),
+                "masks": np.zeros((count, *masks.shape[1:]), np.uint8),
+            }
+            given["views"][: len(views)], given["masks"][: len(views)] = views, masks
+            if not all(self._context.set_input_shape(name, array.shape) for name, array in given.items()):
+                raise EngineError(f"{self.path} doesn't take {count} views of {views.shape[1]} px at once")
+            found = {
+                name: np.empty(sizes_of(self._context.get_tensor_shape(name)), kind)
+                for name, kind in self.types.items()
+            }
+            for name, array in (given | found).items():
+                self._context.set_tensor_address(name, self._room(name, array.nbytes))
+            for name, array in given.items():
+                self.cuda.upload(int(self._memory[name]), array, self._stream)
+            if not self._context.execute_async_v3(self._stream.handle):
+                raise EngineError(f"{self.path}: it could not be run; the log says why")
+            for name in outputs:
+                self.cuda.download(found[name], int(self._memory[name]), self._stream)
+            self._stream.synchronize()
+            if count not in self._set_up:
+                self._set_up.add(count)
+                self.set_up()
+        return [found[name][: len(views)].astype(np.float32) for name in outputs]
+
+    def _room(self, name: str, size: int) -> int:
+        """Address of so many bytes; kept for the next call, since freeing memory waits for all that the GPU
+        does."""
+        if name not in self._memory or self._size[name] < size:
+            self._memory[name], self._size[name] = self.cuda.allocate(size), size
+        return int(self._memory[name])

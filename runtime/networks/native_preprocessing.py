@@ -1,0 +1,165 @@
+"""The preprocessing in front of a network, taken out of its ONNX graph: the CPU does it eight times as fast
+in one pass over the frame.
+
+A model in tfiseg's format holds its own (export/frame_graph.py), so that it runs anywhere. ONNX Runtime
+spends 2.8 ms on it for 640 x 480 and 8 for 1920 x 1080, and makes three float copies of the frame;
+``native.fit_frame`` spends 0.4 and 0.7. So the nodes up to ``pre.small`` are left out and it becomes the
+input. onnx isn't needed for that: a file's bytes are kept or skipped field by field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .onnx_bytes import (
+    INITIALIZER,
+    INPUT,
+    NODE,
+    NODE_INPUT,
+    NODE_OUTPUT,
+    OUTPUT,
+    as_varint,
+    field,
+    fields,
+    graph_of,
+    number_of,
+    texts,
+    weights_elsewhere,
+    with_graph,
+)
+
+FRAME, SMALL = "frame", "pre.small"
+_FLOAT = 1
+# what fit_frame does: operator, result, attributes
+_CHAIN = [
+    ("Cast", "pre.float", {"to": _FLOAT}),
+    ("Transpose", "pre.nchw", {"perm": [0, 3, 1, 2]}),
+    ("Resize", "pre.double", {"coordinate_transformation_mode": b"half_pixel", "mode": b"linear"}),
+    ("AveragePool", SMALL, {"kernel_shape": [2, 2], "strides": [2, 2]}),
+]
+_NODE_OP, _NODE_ATTRIBUTE = 4, 5
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 1, 3, 4, 8
+_TENSOR_NAME, _TENSOR_RAW = 8, 9
+
+
+@dataclass(frozen=True)
+class Front:
+    """How large the ``pre.small`` of a model is, float32 (1, 3, h, w) BGR 0..255."""
+
+    fixed_hw: tuple[int, int] | None
+    long_side_px: np.float32 | None = None
+    side_multiple: np.float32 | None = None
+
+    def size_hw(self, frame_hw: tuple[int, int]) -> tuple[int, int]:
+        """What the network sees of a frame of this size: the arithmetic of the graph, in its float32."""
+        if self.fixed_hw is not None:
+            return self.fixed_hw
+        assert self.long_side_px is not None
+        assert self.side_multiple is not None
+        sides = np.array(frame_hw, np.float32)
+        blocks = np.round(sides * (self.long_side_px / sides.max()) / self.side_multiple)
+        height, width = np.maximum(blocks, 1).astype(int) * int(self.side_multiple)
+        return int(height), int(width)
+
+
+def without_front(model: bytes) -> tuple[Front, bytes] | None:
+    """What the preprocessing makes of a frame, and the model without it; None where it has none of tfiseg's,
+    needs the frame for more, or lies in several files."""
+    try:
+        graph = graph_of(model)
+        elsewhere, constants = weights_elsewhere(graph), _constants(graph)
+        kept = _nodes_without_front(graph)
+        front = _front(constants)
+    except (
+        IndexError,
+        StopIteration,
+        UnicodeDecodeError,
+        ValueError,
+    ):  # no ONNX, or none of ours: ONNX Runtime says what is wrong
+        return None
+    if elsewhere or kept is None or front is None:
+        return None
+    parts = [
+        whole
+        for number, value, whole in fields(graph)
+        if number not in (NODE, INPUT) or _is_kept(number, value, kept)
+    ]
+    fresh = b"".join(parts) + field(INPUT, _float_picture(SMALL))
+    return front, with_graph(model, fresh)
+
+
+def _is_kept(number: int, value: memoryview, kept: set[str]) -> bool:
+    if number == INPUT:
+        return texts(value, 1) != [FRAME]
+    return texts(value, NODE_OUTPUT)[0] in kept
+
+
+def _nodes_without_front(graph: memoryview) -> set[str] | None:
+    """First outputs of the nodes that stay; None where the preprocessing isn't tfiseg's, or the rest needs
+    the frame as well."""
+    nodes = [
+        (texts(v, NODE_INPUT), texts(v, NODE_OUTPUT), v) for number, v, _ in fields(graph) if number == NODE
+    ]
+    makers = {outputs[0]: (inputs, value) for inputs, outputs, value in nodes}
+    chain, wanted = [], SMALL
+    while wanted in makers:
+        inputs, value = makers[wanted]
+        chain.append((texts(value, _NODE_OP)[0], wanted, _attributes(value)))
+        wanted = inputs[0]
+    if chain[::-1] != _CHAIN or wanted != FRAME:
+        return None
+    left = [node for node in nodes if node[1] != [SMALL]]
+    given_out = {texts(value, 1)[0] for number, value, _ in fields(graph) if number == OUTPUT}
+    while True:
+        needed = given_out.union(*(inputs for inputs, _, _ in left))
+        still = [node for node in left if not node[1][0].startswith("pre.") or needed.intersection(node[1])]
+        if len(still) == len(left):
+            break
+        left = still
+    return None if FRAME in needed else {outputs[0] for _, outputs, _ in left}
+
+
+def _attributes(node: memoryview) -> dict[str, int | bytes | list[int]]:
+    found: dict[str, int | bytes | list[int]] = {}
+    for attribute in (value for number, value, _ in fields(node) if number == _NODE_ATTRIBUTE):
+        parts = [(number, value) for number, value, _ in fields(attribute)]
+        several = [number_of(value) for number, value in parts if number == _ATTRIBUTE_INTS]
+        one = [number_of(value) for number, value in parts if number == _ATTRIBUTE_INT]
+        text = [bytes(value) for number, value in parts if number == _ATTRIBUTE_TEXT]
+        name = next(bytes(value).decode() for number, value in parts if number == _ATTRIBUTE_NAME)
+        found[name] = several or (one or text or [b""])[0]
+    return found
+
+
+def _constants(graph: memoryview) -> dict[str, memoryview]:
+    """Raw bytes of the preprocessing's constants."""
+    raw = {}
+    for number, value, _ in fields(graph):
+        if number == INITIALIZER:
+            parts = {n: v for n, v, _ in fields(value)}
+            name = bytes(parts.get(_TENSOR_NAME, b"")).decode()
+            if name.startswith("pre.") and _TENSOR_RAW in parts:
+                raw[name] = parts[_TENSOR_RAW]
+    return raw
+
+
+def _front(constants: dict[str, memoryview]) -> Front | None:
+    if "pre.double_hw" in constants:
+        height, width = (int(side) // 2 for side in np.frombuffer(constants["pre.double_hw"], np.int64))
+        return Front((height, width))
+    if {"pre.long_side", "pre.multiple"} <= set(constants):
+        long_side, multiple = (
+            np.frombuffer(constants[name], np.float32)[0] for name in ("pre.long_side", "pre.multiple")
+        )
+        return Front(None, long_side, multiple)
+    return None
+
+
+def _float_picture(name: str) -> bytes:
+    """A ValueInfoProto: float (1, 3, any, any)."""
+    known = [field(1, as_varint(1 << 3) + as_varint(size)) for size in (1, 3)]
+    free = [field(1, field(2, side.encode())) for side in ("small_height", "small_width")]
+    tensor = as_varint(1 << 3) + as_varint(_FLOAT) + field(2, b"".join(known + free))
+    return field(1, name.encode()) + field(2, field(1, tensor))

@@ -1,0 +1,1 @@
+"""Where results go: files, recordings, a window, a web page."""

@@ -1,0 +1,93 @@
+"""mp4 files that can be read up to the last frame, however the process that wrote them ended."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import OutputError
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+
+# each frame is a fragment of its own behind an index that is written first: nothing is missing after a kill
+# -9 or a full disk
+_CONTAINER = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
+_ENCODER = {"preset": "veryfast", "tune": "zerolatency", "crf": "21"}
+_KEYFRAME_EVERY = 30
+_CLOCK = Fraction(1, 90_000)
+
+
+class Mp4Writer:
+    """Frames into an H.264 mp4; use ``with``.
+
+    Args:
+        path: of the file; what was there is overwritten.
+        size_wh: of the video. Frames of another size are scaled to it.
+        fps: frames per second, as players announce it.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+
+    def __init__(self, path: Path, size_wh: tuple[int, int], fps: float) -> None:
+        import av
+
+        self.path = path
+        self._size_wh = size_wh
+        self._errors = av.error.FFmpegError
+        try:
+            self._container = av.open(str(path), "w", format="mp4", container_options=_CONTAINER)
+            self._stream = self._container.add_stream(
+                "libx264", rate=Fraction(fps).limit_denominator(1001), options=_ENCODER
+            )
+            self._stream.width, self._stream.height = (
+                s + s % 2 for s in size_wh
+            )  # this format's colours come in pairs of pixels
+            self._stream.pix_fmt = "yuv420p"
+            self._stream.codec_context.gop_size = _KEYFRAME_EVERY
+            self._stream.codec_context.time_base = _CLOCK
+            self._container.start_encoding()
+        except (OSError, av.error.FFmpegError) as wrong:
+            raise OutputError(f"can't write {path}: {wrong}") from wrong
+        self._to_frame = av.VideoFrame.from_ndarray
+        self._last = -1
+
+    def write(self, picture: NDArray[np.uint8], seconds: float) -> None:
+        """Add a picture uint8 (H, W, 3) BGR, shown from this second on."""
+        width, height = self._size_wh
+        if picture.shape[1::-1] != (width, height):
+            picture = np.asarray(cv2.resize(picture, (width, height)), np.uint8)
+        if width % 2 or height % 2:
+            picture = np.asarray(
+                cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE), np.uint8
+            )
+        frame = self._to_frame(picture, format="bgr24")
+        self._last = frame.pts = max(self._last + 1, round(seconds / _CLOCK))
+        frame.time_base = _CLOCK
+        self._mux(frame)
+
+    def _mux(self, frame: VideoFrame | None) -> None:
+        try:
+            for packet in self._stream.encode(frame):
+                self._container.mux(packet)
+        except (OSError, self._errors) as wrong:
+            raise OutputError(f"can't write {self.path}: {wrong}") from wrong
+
+    def close(self) -> None:
+        """Write what is still in the encoder and close the file."""
+        try:
+            self._mux(None)
+        finally:
+            self._container.close()
+
+    def __enter__(self) -> Mp4Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

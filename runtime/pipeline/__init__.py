@@ -1,0 +1,1 @@
+"""The live pipeline: overlapping stages, channels between them, and the tracker."""

@@ -1,0 +1,439 @@
+"""Frames to instances in overlapping stages: capture, segment, draw, sinks; each in a thread of its own,
+results in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError, PipelineError, SourceError
+from ...instances import Instances
+from ..sources.base import USUAL_FPS, Frame, Source, open_source
+from .channel import Channel, Ended
+from .stage import Stage
+from .stage_times import StageTimes
+from .worker_threads import Job
+
+POLICIES = ("latest", "all", "every_nth")
+_RECENT = 30  # frames
+_STOP_SECONDS = (
+    5.0  # a stage that hasn't come back by then is left behind: a camera's driver may hang for ever
+)
+
+_log = logging.getLogger("tfiseg")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a pipeline gives: a frame, its instances, and with ``draw`` the overlay, uint8 (H, W, 3) BGR."""
+
+    frame: Frame
+    instances: Instances
+    view: NDArray[np.uint8] | None = None
+
+    @property
+    def age_ms(self) -> float:
+        """Milliseconds since the frame was captured, as of now."""
+        return (time.monotonic_ns() - self.frame.capture_time_ns) / 1e6
+
+
+class Sink(Protocol):
+    """Where results go: ``write`` is called with each, in order, from one thread."""
+
+    def write(self, result: Result) -> None: ...
+
+
+class Pipeline:
+    """Instances of a source's frames while the next ones are captured and the last ones drawn and written.
+
+    Iterate over it (``for`` or ``async for``), or take ``newest()`` in a loop of your own. It starts with the
+    first of these, or with ``start()``; ``with`` stops it cleanly, as does ``close()`` from any thread. An
+    error in any stage ends it: what was finished before is still given out, then PipelineError with the
+    stage's name is raised.
+
+    Args:
+        source: a ``Source``, or what ``open_source`` takes.
+        segmenter: frame in, ``Instances`` out: a ``Segmenter`` or any function.
+        policy: what happens to frames that come faster than they can be segmented. "latest": the newest frame
+            wins, older ones are dropped, nothing queues up, so results never get older than two passes of the
+            slowest stage and one of the others (for live sources; the default there).
+            "all": none is dropped, the source waits (the default for files). "every_nth": each ``nth``, and
+            of those none is dropped.
+        nth: with policy "every_nth".
+        workers: frames segmented at once. With ``Segmenter(threads=1)`` and as many workers as cores, more
+            frames a second than with one worker and all threads, and each takes longer: for files, not for
+            live sources.
+        tracker: instances in, instances with ids out: a ``Tracker``.
+        draw: draw each overlay, in a stage of its own.
+        sinks: objects with ``write(result)``, each in a thread of its own behind the other stages: a slow one
+            makes nothing older. With "latest" it misses results in the meantime, which are counted, unless it
+            has ``takes_all = True``; ``backlog = N`` lets N results wait for it.
+        max_frames: stop after so many frames of the source.
+
+    Raises:
+        InputError: unknown policy. SourceError: the source can't be opened.
+
+    Example:
+        >>> with Pipeline("synthetic", Segmenter(refine="frame")) as pipeline:
+        ...     for result in pipeline:
+        ...         print(result.frame.index, result.age_ms, len(result.instances))
+    """
+
+    def __init__(
+        self,
+        source: Source | str | int | Path,
+        segmenter: Callable[[Frame], Instances],
+        *,
+        policy: str | None = None,
+        nth: int = 1,
+        workers: int = 1,
+        tracker: Callable[[Instances], Instances] | None = None,
+        draw: bool = False,
+        sinks: Sequence[Sink] = (),
+        max_frames: int | None = None,
+    ) -> None:
+        if policy is not None and policy not in POLICIES:
+            raise InputError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+        if nth < 1 or (nth > 1 and policy != "every_nth"):
+            raise InputError(
+                f'nth must be at least 1, and does nothing without policy="every_nth"; got {nth} with {policy!r}'
+            )
+        if workers < 1:
+            raise InputError(f"workers must be at least 1, got {workers}")
+        if max_frames is not None and max_frames < 1:
+            raise InputError(f"the number of frames must be at least 1, got {max_frames}")
+        self._owns_source = not isinstance(source, Source)
+        self.source = source if isinstance(source, Source) else open_source(source)
+        self.policy = policy or ("latest" if self.source.is_live else "all")
+        self._nth, self._max_frames = nth, max_frames
+        newest_wins = self.policy == "latest"
+        stages: list[tuple[str, Callable[[Any], Result]]] = [("segment", _segmenting(segmenter))]
+        if tracker is not None:
+            stages.append(("track", _tracking(tracker, self.source)))
+        if draw:
+            stages.append(("draw", _drawn))
+        # capture -> slot -> stage -> hand-over -> stage -> slot of the caller, and slots of the sinks. With
+        # "latest", frames are dropped
+        # only where they come in and results only where they go out, and few are under way: else they get old
+        # between slow stages
+        self._captured: Channel[Frame] = Channel(1, newest_wins, workers + 1 if newest_wins else None)
+        self._out: Channel[Result] = Channel(1, newest_wins)
+        self._sinks = {
+            _free_name(sink, k, sinks): Channel[Result](_backlog(sink), newest_wins and not _takes_all(sink))
+            for k, sink in enumerate(sinks)
+        }
+        self._channels: list[Channel[Any]] = [
+            self._captured,
+            *(Channel[Any]() for _ in stages[1:]),
+            self._out,
+        ]
+        self._threads = [Job(self._capture, "tfiseg-capture")]
+        last = len(stages) - 1
+        for k, (name, work) in enumerate(stages):
+            stage = Stage(
+                name,
+                work,
+                self._channels[k],
+                [*self._sinks.values(), self._out] if k == last else [self._channels[k + 1]],
+                workers=1 if k else workers,
+                is_last=k == last,
+                finish=self._finished if k == last else self._timed,
+                fail=self._fail,
+                discard=self._discard,
+            )
+            self._threads += stage.threads
+        self._sink_threads: list[Job] = []
+        for (name, channel), sink in zip(self._sinks.items(), sinks, strict=True):
+            written = Stage(
+                name,
+                _writing(sink),
+                channel,
+                [],
+                finish=self._written,
+                fail=self._fail,
+                discard=lambda _: None,
+            )
+            self._sink_threads += written.threads
+        self._written_counts = dict.fromkeys(self._sinks, 0)
+        self._lock = threading.Lock()
+        self._started = self._closed = False
+        self._stop = threading.Event()
+        self._resumed = threading.Event()
+        self._resumed.set()
+        self._error: tuple[str, BaseException] | None = None
+        self._newest: Result | None = None
+        self._seen_frames = self._skipped = self._given = self._discarded = 0
+        self._stamps: deque[float] = deque(maxlen=_RECENT)
+        self.times = StageTimes()
+
+    # -- stages, each in its thread
+
+    def _capture(self) -> None:
+        try:
+            for frame in itertools.islice(self.source, self._max_frames):
+                if self._stop.is_set():
+                    break
+                self._seen_frames += 1
+                if not self.source.is_live:
+                    self._resumed.wait()
+                if (self.source.is_live and self.paused) or frame.index % self._nth:
+                    self._skipped += 1
+                else:
+                    self._captured.put(frame)
+        except Ended:
+            self._discard(1)
+        except BaseException as wrong:  # whatever it is, the caller must hear of it
+            self._fail("capture", wrong)
+        finally:
+            self._captured.end()
+
+    def _timed(self, done: Result, stage: str, ms: float) -> None:
+        if (
+            stage != "segment" or "network" not in done.instances.stage_ms
+        ):  # a Segmenter's own times are finer
+            done.instances.stage_ms[stage] = ms
+
+    def _finished(self, done: Result, stage: str, ms: float) -> None:
+        self._timed(done, stage, ms)
+        self.times.add({**done.instances.stage_ms, "age": done.age_ms}, len(done.instances))
+        self._stamps.append(time.monotonic())
+        self._captured.done()
+
+    def _written(self, done: Result, sink: str, ms: float) -> None:
+        self.times.add_stage(sink, ms)
+        self._written_counts[sink] += 1
+
+    def _discard(self, count: int) -> None:
+        with self._lock:
+            self._discarded += count
+
+    def _fail(self, stage: str, wrong: BaseException) -> None:
+        with self._lock:
+            if self._error is None and not self._closed:
+                self._error = (stage, wrong)
+        self._stop.set()
+
+    # -- what the user calls
+
+    def start(self) -> Pipeline:
+        """Start the threads, if that hasn't happened; returns the pipeline itself."""
+        with self._lock:
+            if self._closed:
+                raise InputError("this pipeline is closed: make a new one")
+            if not self._started:
+                self._started = True
+                self.times = StageTimes()
+                for thread in (*self._threads, *self._sink_threads):
+                    thread.start()
+        return self
+
+    def __iter__(self) -> Iterator[Result]:
+        self.start()
+        try:
+            while True:
+                yield self._handed_out(self._out.get())
+        except Ended:
+            self._raise_error()
+
+    async def __aiter__(self) -> AsyncIterator[Result]:
+        self.start()
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                item = self._out.get_now()
+                if item is None:
+                    arrived = asyncio.Event()
+                    self._out.on_change(functools.partial(_set_from_thread, loop, arrived))
+                    await arrived.wait()
+                else:
+                    yield self._handed_out(item)
+        except Ended:
+            self._raise_error()
+
+    def newest(self) -> Result | None:
+        """The newest result, at once; None before the first. For loops of one's own, with policy "latest":
+        look at its ``age_ms``.
+
+        Raises:
+            PipelineError: a stage failed, and this is not a state to drive on in. SourceError: the source has
+                ended.
+        """
+        if self.policy != "latest":
+            raise InputError(
+                'newest() takes nothing out, so with another policy than "latest" the pipeline would wait for ever'
+            )
+        self.start()
+        try:
+            arrived = self._out.get_now()
+        except Ended:
+            self._raise_error()
+            raise SourceError(f"{self.source.name} has ended") from None
+        if arrived is not None:
+            self._newest = self._handed_out(arrived)
+        return self._newest
+
+    def pause(self) -> None:
+        """Segment no further frame until ``resume()``; a live source's frames are dropped meanwhile, a file
+        waits."""
+        self._resumed.clear()
+
+    def resume(self) -> None:
+        self._resumed.set()
+
+    @property
+    def paused(self) -> bool:
+        return not self._resumed.is_set()
+
+    def recent_fps(self) -> float:
+        """Frames finished a second, over the last ones."""
+        stamps = list(self._stamps)
+        return (len(stamps) - 1) / max(time.monotonic() - stamps[0], 1e-9) if len(stamps) > 1 else 0.0
+
+    def stats(self) -> dict[str, Any]:
+        """Counts so far, of frames: ``captured``; ``dropped`` (before the network); ``skipped`` (by
+        every_nth, or while paused); ``finished`` (segmented, tracked and drawn); ``given`` out to the caller;
+        ``dropped_results`` (finished, and replaced by a newer one before anybody took them); ``discarded``
+        (in hand when it was closed or failed); ``queued``. ``reconnects`` of the source. ``times`` per stage,
+        "age" being from capture to finish. ``sinks``: what each has ``written``, and ``dropped`` for being
+        too slow.
+
+        When it has stopped, captured = dropped + skipped + finished + discarded.
+        """
+        return {
+            "captured": self._seen_frames,
+            "dropped": self._captured.dropped,
+            "skipped": self._skipped,
+            "finished": self.times.frames,
+            "given": self._given,
+            "dropped_results": self._out.dropped,
+            "discarded": self._discarded,
+            "queued": sum(map(len, self._channels)),
+            "sinks": {
+                name: {"written": self._written_counts[name], "dropped": c.dropped}
+                for name, c in self._sinks.items()
+            },
+            "reconnects": self.source.reconnects,
+            "times": self.times.summary(),
+        }
+
+    def close(self) -> None:
+        """Stop all stages and wait for them; callable from any thread, twice too. Whoever iterates gets to
+        the end."""
+        with self._lock:
+            first, self._closed = not self._closed, True
+        self._stop.set()
+        self._resumed.set()
+        self.source.interrupt()
+        for channel in self._channels:
+            left = channel.close()
+            self._discard(left if channel is not self._out else 0)
+        for written in self._sinks.values():
+            written.end()  # what is finished is still written
+        if not self._started:
+            self._close_source(first)
+            return
+        until = time.monotonic() + _STOP_SECONDS
+        for thread in (*self._threads, *self._sink_threads):
+            thread.join(max(0.0, until - time.monotonic()))
+        if self._threads[0].is_alive() and not self._threads[0].is_mine():
+            _log.warning(
+                "%s didn't come back from reading within %g s: it is left to itself",
+                self.source.name,
+                _STOP_SECONDS,
+            )
+        else:
+            self._close_source(first)
+
+    def _close_source(self, first: bool) -> None:
+        if first and self._owns_source:
+            self.source.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _handed_out(self, item: Result) -> Result:
+        self._given += 1
+        return item
+
+    def _raise_error(self) -> None:
+        """At the end: wait until the sinks have written all, then tell what failed, if anything did."""
+        for thread in self._sink_threads:
+            thread.join()
+        if self._error is not None:  # a new one each time: an exception that is raised again grows
+            raise PipelineError(*self._error)
+
+
+def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(event.set)
+
+
+def _segmenting(segmenter: Callable[[Frame], Instances]) -> Callable[[Frame], Result]:
+    def segment(frame: Frame) -> Result:
+        found = segmenter(frame)  # a function of the user's may know nothing of frames and times
+        times = {**found.stage_ms}
+        return Result(
+            frame,
+            replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=times),
+        )
+
+    return segment
+
+
+def _tracking(tracker: Callable[[Instances], Instances], source: Source) -> Callable[[Result], Result]:
+    """A file's frames are decoded when there is time: what moves in it moves by its own clock."""
+    fps = source.fps or USUAL_FPS
+
+    def track(result: Result) -> Result:
+        if source.is_live:
+            return replace(result, instances=tracker(result.instances))
+        own_time = 1 + round(result.frame.index / fps * 1e9)
+        tracked = tracker(replace(result.instances, capture_time_ns=own_time))
+        return replace(result, instances=replace(tracked, capture_time_ns=result.frame.capture_time_ns))
+
+    return track
+
+
+def _drawn(result: Result) -> Result:
+    return replace(result, view=result.instances.draw(result.frame))
+
+
+def _writing(sink: Sink) -> Callable[[Result], Result]:
+    def write(result: Result) -> Result:
+        sink.write(result)
+        return result
+
+    return write
+
+
+def _free_name(sink: Sink, k: int, sinks: Sequence[Sink]) -> str:
+    """Its name; with a number where others are called the same."""
+    names = [str(getattr(s, "name", type(s).__name__)) for s in sinks]
+    return names[k] if names.count(names[k]) == 1 else f"{names[k]}-{k + 1}"
+
+
+def _takes_all(sink: Sink) -> bool:
+    return bool(getattr(sink, "takes_all", False))
+
+
+def _backlog(sink: Sink) -> int:
+    return int(getattr(sink, "backlog", 1))

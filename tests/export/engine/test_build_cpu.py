@@ -1,0 +1,210 @@
+"""`tfiseg build` for ONNX Runtime, and everything that goes wrong before a builder is needed."""
+
+import json
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import tfiseg
+from onnx import helper
+from tfiseg.cli.main import main
+from tfiseg.export.engine import build
+from tfiseg.export.engine.tensorrt_builder import BuildSettings, Profile
+from tfiseg.export.engine.tensorrt_flavours import flavour
+from tfiseg.runtime.inspect.onnx_layers import layer_precisions
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
+from tfiseg.runtime.sources.synthetic import SyntheticCamera
+
+
+@pytest.mark.parametrize(("precision", "lowered"), [("fp16", 65), ("int8", 62)])
+def test_a_network_for_the_cpu(frames, tmp_path, capsys, precision, lowered):
+    out = tmp_path / "net.onnx"
+    command = [
+        "build",
+        str(DEFAULT_MODEL),
+        "-o",
+        str(out),
+        "--target",
+        "onnxruntime",
+        "--precision",
+        precision,
+        "--frames",
+        str(frames),
+    ]
+    assert main([*command, "--min-pq", "50", "--min-agreement", "95", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["precision"]["layers"][precision] == lowered
+    assert report["gate"]["passed"]
+    assert [layer.precision for layer in layer_precisions(onnx.load(out))].count(precision) == lowered
+    frame = next(iter(SyntheticCamera())).image
+    assert tfiseg.Segmenter(out)(frame).label_map.shape == frame.shape[:2]
+    assert main(["inspect", str(out)]) == 0
+    assert f"{lowered} in {precision}" in capsys.readouterr().out
+    sheet = tmp_path / "sheet.png"
+    assert (
+        main(
+            [
+                "compare",
+                str(DEFAULT_MODEL),
+                str(out),
+                "--frames",
+                str(frames),
+                "--count",
+                "3",
+                "--out",
+                str(sheet),
+            ]
+        )
+        == 0
+    )
+    assert "of labels alike" in capsys.readouterr().out
+    assert sheet.stat().st_size > 10_000
+
+
+def test_layers_are_kept_by_name_and_by_sensitivity(frames, tmp_path, capsys):
+    out = tmp_path / "net.onnx"
+    command = [
+        "build",
+        str(DEFAULT_MODEL),
+        "-o",
+        str(out),
+        "--target",
+        "onnxruntime",
+        "--precision",
+        "int8",
+        "--frames",
+        str(frames),
+    ]
+    more = [
+        "--calibration-frames",
+        "6",
+        "--keep",
+        "*blocks.0.*",
+        "--auto-exclude",
+        "2",
+        "--min-pq",
+        "101",
+        "--gate-frames",
+        "2",
+    ]
+    assert (
+        main([*command, *more, "--json"]) == 1
+    )  # nothing has a PQ of 101: the most is left out, then the gate fails
+    report = json.loads(Path(f"{out}.gate.json").read_text())
+    assert {"node_Conv_955", "node_Conv_957"} <= set(report["kept_high"])
+    assert 5 <= len(report["kept_high"]) <= 7
+    assert not out.exists()
+    assert main([*command, "--keep", "nonsense"]) == 1
+    assert "no layer is called 'nonsense'; there are: node_Conv_953" in capsys.readouterr().err
+
+
+def test_missing_frames_wrong_names_and_sizes_are_sentences(tmp_path, capsys):
+    def fails(*words, says):
+        assert main(["build", *words]) == 1
+        assert says in capsys.readouterr().err
+
+    net = str(DEFAULT_MODEL)
+    cpu = ["--target", "onnxruntime", "-o", str(tmp_path / "x.onnx")]
+    fails(net, *cpu, "--precision", "int8", says="int8 needs frames to calibrate on: --frames")
+    fails(net, *cpu, "--precision", "fp16", says="name some with --frames, or say --no-gate")
+    (tmp_path / "empty").mkdir()
+    fails(net, *cpu, "--precision", "int8", "--frames", str(tmp_path / "empty"), says="empty")
+    fails(
+        net,
+        "--target",
+        "onnxruntime",
+        "-o",
+        str(tmp_path / "x.engine"),
+        "--precision",
+        "fp32",
+        says="writes NAME.onnx",
+    )
+    fails(str(tmp_path / "none.onnx"), *cpu, "--precision", "fp32", says="there is no network")
+    with pytest.raises(tfiseg.InputError, match="must rise"):
+        Profile((480, 640), (240, 320), (1080, 1920))
+    with pytest.raises(tfiseg.InputError, match="no target 'tpu'"):
+        flavour("tpu")
+
+
+def test_a_tensorrt_that_is_missing_or_hollow_is_a_sentence(monkeypatch):
+    for module in (None, types.ModuleType("tensorrt")):  # not there; the empty package that type stubs leave
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        with pytest.raises(tfiseg.MissingDependencyError, match="on a Jetson it comes with JetPack"):
+            flavour("tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(tfiseg.MissingDependencyError, match=r"no TensorRT is installed.*TensorRT-RTX"):
+        flavour("auto")
+
+
+def test_the_plugin_is_grafted_for_tensorrt():
+    """What TensorRT would be given: the network, and the clustering node with this model's things at this
+    frame size."""
+    model, info = build.read_network(DEFAULT_MODEL)
+    for profile, size in (
+        (Profile((480, 640), (480, 640), (480, 640)), [1, 480, 640]),
+        (Profile(), [1, "4*grid_height", "4*grid_width"]),
+    ):
+        grafted = build._grafted(model, info, BuildSettings(profile=profile))
+        label_map = next(o for o in grafted.graph.output if o.name == "label_map")
+        assert [d.dim_value or d.dim_param for d in label_map.type.tensor_type.shape.dim] == size
+        node = grafted.graph.node[-1]
+        assert (node.domain, node.op_type) == ("tfiseg", "DisplacementFieldClustering")
+        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        assert settings["things"] == list(range(1, 21))
+        assert settings["min_area"] == 307
+    for_small = replace(
+        info, extra={**info.extra, "clustering": {**info.extra["clustering"], "min_area": 10}}
+    )
+    (given,) = (
+        a.i
+        for a in build._grafted(model, for_small, BuildSettings()).graph.node[-1].attribute
+        if a.name == "min_area"
+    )
+    assert given == 10
+
+
+def test_files_that_are_no_network_of_ours_are_sentences(tmp_path, capsys):
+    def fails(path, says):
+        assert (
+            main(
+                [
+                    "build",
+                    str(path),
+                    "--target",
+                    "onnxruntime",
+                    "-o",
+                    str(tmp_path / "out.onnx"),
+                    "--precision",
+                    "fp32",
+                ]
+            )
+            == 1
+        )
+        assert says in capsys.readouterr().err
+
+    (tmp_path / "text.onnx").write_text("no network")
+    fails(tmp_path / "text.onnx", "is no ONNX network")
+    (tmp_path / "cut.onnx").write_bytes(DEFAULT_MODEL.read_bytes()[:100_000])
+    fails(tmp_path / "cut.onnx", "is no ONNX network")
+    model = onnx.load(DEFAULT_MODEL)
+    onnx.save(
+        model, tmp_path / "outside.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
+    (tmp_path / "weights.bin").unlink()
+    fails(tmp_path / "outside.onnx", "keeps its weights in another file that isn't there")
+    plain = onnx.load(DEFAULT_MODEL)
+    del plain.metadata_props[:]
+    onnx.save(plain, tmp_path / "plain.onnx")
+    fails(
+        tmp_path / "plain.onnx", "has no tfiseg metadata: bring it into tfiseg's format first, `tfiseg export"
+    )
+    foreign = onnx.load(DEFAULT_MODEL)
+    foreign.graph.node.append(
+        helper.make_node("DisplacementFieldClustering", ["logits"], ["label_map"], domain="tfiseg")
+    )
+    foreign.opset_import.append(helper.make_opsetid("tfiseg", 1))
+    onnx.save(foreign, tmp_path / "foreign.onnx")
+    fails(tmp_path / "foreign.onnx", "tfiseg.DisplacementFieldClustering")

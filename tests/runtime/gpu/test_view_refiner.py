@@ -1,0 +1,300 @@
+"""Components looked at on an emulated GPU (emulated_gpu.py), in one graph with the network: what the same
+steps give on the CPU, and what the CPU's own way (runtime/refine/refiner.py) finds."""
+
+import logging
+import sys
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tfiseg
+from skimage import data
+from tfiseg.plugins.operator import SHARPEN, cluster, thing_flags
+from tfiseg.plugins.problem import Clustering
+from tfiseg.plugins.views import Found, Scene, cut_views, place_pieces
+from tfiseg.runtime.gpu.view_refiner import VIEWS
+from tfiseg.runtime.networks import onnx_cuda_session
+from tfiseg.runtime.networks.gpu_session import Looked
+from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import emulated_gpu
+from emulated_engines import engine_of, gpu, same
+from scenes import pile
+
+__all__ = ["gpu"]  # a fixture
+
+
+@pytest.fixture
+def instance_engine(tmp_path):
+    return engine_of(DEFAULT_INSTANCE_MODEL, tmp_path, "instance.engine")
+
+
+@pytest.fixture
+def segmenter(gpu, monkeypatch, tmp_path, instance_engine):
+    emulated_gpu.install(monkeypatch, gpu)
+    model = engine_of(DEFAULT_MODEL, tmp_path)
+    return tfiseg.Segmenter(
+        model, refine="components", instance_model=instance_engine, outlines=False, min_score=0
+    )
+
+
+def crowd(height=192, width=256):
+    """One person and her mirror image, which touch."""
+    one = cv2.resize(np.ascontiguousarray(data.astronaut()[:400, 60:400, ::-1]), (width // 2, height))
+    return np.concatenate([one, one[:, ::-1]], 1)
+
+
+def test_the_graph_holds_what_the_same_steps_give(segmenter, gpu):
+    network, image = InstanceSession(), crowd()
+    maps = tfiseg.Segmenter(DEFAULT_MODEL, threads=1).session.infer(image)
+    components = cluster(maps["logits"][0], split=0.0, output_size_hw=image.shape[:2], min_area=25)
+    table = np.zeros((len(components), 10), np.float32)
+    table[:, 0], table[:, 1], table[:, 2:6], table[:, 6] = (
+        components.class_id,
+        components.score,
+        components.box_xyxy,
+        components.area,
+    )
+    scene = Scene(image, components.label_map, table, thing_flags(None))
+    cut = cut_views(scene, VIEWS, network.view_px)
+    assert cut.views[0, 3]
+    seen = network.infer(cut.images, cut.masks)
+    rules = {
+        "merge_rule": network.rules["merge"],
+        "part_rule": network.rules["part"],
+        "affinity_offsets": network.affinity_offsets,
+    }
+    parts = cluster(
+        cut.own, affinity=seen.affinity, boundary=seen.boundary[:, 0], min_area=0, sharpen=SHARPEN, **rules
+    )
+    regions = [len(one) for one in cluster(cut.own, split=1.0, min_area=0)]
+    tables = np.zeros((VIEWS, 64, 10), np.float32)
+    for k, one in enumerate(parts):
+        tables[k, : len(one), 6] = one.area
+    counts = [len(one) for one in parts]
+    found = Found(
+        np.stack([p.label_map for p in parts]),
+        np.array(counts, np.int32),
+        np.array(regions, np.int32),
+        tables,
+    )
+    expected = place_pieces(scene, cut, found)
+    assert len(expected.table) > len(components)
+    for _ in range(3):  # as it is, captured, and replayed
+        with segmenter.session.looked(
+            image, segmenter._asked_components(image.shape[:2]), segmenter._looks(segmenter.refiner)
+        ) as looked:
+            assert np.array_equal(looked.pieces.label_map[0], expected.label_map)
+            assert np.array_equal(looked.component_of, expected.component_of)
+            assert np.array_equal(looked.views, cut.views)
+            np.testing.assert_allclose(looked.pieces.table[0], expected.table, rtol=1e-5)
+            shown, displacement, affinity = looked.shown(0)
+            assert np.array_equal(shown, cut.images[0])
+            np.testing.assert_allclose(displacement, seen.displacement[0], atol=1e-4)
+            np.testing.assert_allclose(affinity, seen.affinity[0], atol=1e-4)
+    assert gpu.launches >= 1
+
+
+def test_frames_of_other_sizes_and_on_the_gpu(segmenter, gpu):
+    for size in ((192, 256), (120, 160), (192, 256), (192, 256)):
+        image = crowd(*size)
+        same(segmenter(emulated_gpu.DeviceArray(image)), segmenter(image))
+    for _ in range(2):
+        segmenter.close()
+    assert not gpu.memory
+
+
+def test_only_what_is_asked_for_is_reported(segmenter):
+    image = crowd()
+    assert len(segmenter(image))
+    segmenter.things = (1,)
+    assert not len(segmenter(image))
+
+
+def test_outlines_use_what_the_graph_learned_of_them(gpu, monkeypatch, tmp_path, instance_engine):
+    emulated_gpu.install(monkeypatch, gpu)
+    engine = engine_of(DEFAULT_MODEL, tmp_path)
+    segmenter = tfiseg.Segmenter(engine, refine="components", instance_model=instance_engine, min_score=0)
+    expected = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", min_score=0, threads=1)(crowd())
+    looked = []
+    monkeypatch.setattr(
+        InstanceSession,
+        "foreground",
+        lambda self, views, masks, of=InstanceSession.foreground: (
+            looked.append(len(views)) or of(self, views, masks)
+        ),
+    )
+    found = segmenter(crowd())
+    assert agreement(found, expected) > 0.95
+    assert sum(looked) < len(found)  # pieces and what was convex, not the pair
+    with pytest.raises(tfiseg.InputError, match="outlines are drawn on the CPU"):
+        segmenter(emulated_gpu.DeviceArray(crowd()))
+
+
+def test_pieces_are_joined_as_on_the_cpu(segmenter, monkeypatch):
+    """By a rule that joins whatever it is asked about."""
+    image = crowd()
+    rule = segmenter.refiner.session.rules["join"]
+    for bias, fewer in ((-1e6, False), (1e6, True)):
+        rule[:] = 0
+        rule[-1] = bias
+        on_cpu = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", outlines=False, min_score=0, threads=1)
+        on_cpu.refiner.session.rules["join"] = rule
+        found, expected = segmenter(image), on_cpu(image)
+        assert len(found) == len(expected)
+        if not fewer:
+            apart = len(found)
+    assert len(found) <= apart
+
+
+@pytest.mark.parametrize("in_view", [20, 1])
+def test_a_frame_with_a_crowd_is_looked_at_on_the_cpu(segmenter, monkeypatch, in_view):
+    """Whether its regions are seen in the view, or only in the frame, of which the view is too coarse an
+    image."""
+    image, truth = pile(512, 15)
+    class_map = np.where(truth > 0, 15, 0).astype(np.uint8)
+    crowd = cluster(class_map, split=0)
+    table = np.zeros((1, 10), np.float32)
+    table[0, 0], table[0, 1], table[0, 2:6], table[0, 6] = 15, 0.8, crowd.box_xyxy[0], crowd.area[0]
+    pieces = Clustering(crowd.label_map[None], class_map[None], np.ones(1, np.int32), table[None])
+    one, views = np.ones(1, np.int32), np.array([[0, 0, 600, 15, 1]], np.int32)
+
+    @contextmanager
+    def looked(image, asked, looks):
+        yield Looked(
+            pieces, one, table, views, one * in_view, 250, lambda k: None, lambda k: None, lambda: image
+        )
+
+    monkeypatch.setattr(segmenter.session, "looked", looked)
+    found = segmenter(image)
+    assert len(found) > 200
+    assert found.stage_ms["crowds"] > 0
+    assert set(found.class_id.tolist()) == {15}
+    segmenter.max_instances = 50
+    assert np.array_equal(np.sort(segmenter(image).area)[::-1], np.sort(found.area)[::-1][:50])
+    segmenter.things = (1,)
+    monkeypatch.setattr(segmenter.refiner, "looked", None)  # what nobody asked for isn't looked at again
+    assert not len(segmenter(image))
+
+
+def test_onnx_runtime_on_our_memory(gpu, monkeypatch):
+    gpu.may_capture = False  # the provider is the CPU's here, which enqueues nothing
+    emulated_gpu.install(monkeypatch, gpu)
+    session = onnx_cuda_session.OnnxGpuSession(DEFAULT_MODEL, 1, ["CPUExecutionProvider"], device="cpu")
+    monkeypatch.setattr("tfiseg.runtime.segmenter.open_session", lambda *_: session)
+    monkeypatch.setattr(InstanceSession, "on_gpu", True)
+    monkeypatch.setattr(
+        onnx_cuda_session, "BoundContext", partial(onnx_cuda_session.BoundContext, device="cpu")
+    )
+    segmenter = tfiseg.Segmenter(refine="components", outlines=False)
+    found = [segmenter(crowd()) for _ in range(2)]
+    monkeypatch.undo()
+    expected = tfiseg.Segmenter(refine="components", outlines=False, threads=1)(crowd())
+    for one in found:
+        assert agreement(one, expected) > 0.98
+
+
+def test_what_stays_on_the_cpu_is_said(gpu, monkeypatch, tmp_path, instance_engine, caplog):
+    caplog.set_level(logging.WARNING, "tfiseg")
+    emulated_gpu.install(monkeypatch, gpu)
+    engine = engine_of(DEFAULT_MODEL, tmp_path)
+    expected = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", outlines=False, threads=1)(crowd())
+    assert agreement(tfiseg.Segmenter(engine, refine="components", outlines=False)(crowd()), expected) == 1
+    assert "components are looked at on the CPU" in caplog.text
+    assert "tfiseg-instance.onnx runs there; `tfiseg build` makes an engine of it" in caplog.text
+    thorough = tfiseg.Segmenter(
+        engine, refine="components", instance_model=instance_engine, thorough=True, outlines=False
+    )
+    assert len(thorough(crowd()))
+    assert "thorough looks are planned as they go" in caplog.text
+    with pytest.raises(
+        tfiseg.InputError, match=r"looked at on the CPU .thorough looks .*: give a frame in host memory"
+    ):
+        thorough(emulated_gpu.DeviceArray(crowd()))
+    with pytest.raises(
+        tfiseg.InputError, match=r"tfiseg-voc21.onnx runs on the CPU: give a frame in host memory"
+    ):
+        tfiseg.Segmenter()(emulated_gpu.DeviceArray(crowd()))
+
+
+def test_an_engine_for_few_views_stays_out_of_the_graph(gpu, monkeypatch, tmp_path, instance_engine, caplog):
+    emulated_gpu.install(monkeypatch, gpu, views=4)
+    segmenter = tfiseg.Segmenter(
+        engine_of(DEFAULT_MODEL, tmp_path),
+        refine="components",
+        instance_model=instance_engine,
+        outlines=False,
+    )
+    assert "takes 4 views at once, not 16: build it without --batch, or set max_views" in caplog.text
+    expected = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", outlines=False, threads=1)(crowd())
+    assert agreement(segmenter(crowd()), expected) == 1
+    engines = {"model": engine_of(DEFAULT_MODEL, tmp_path), "instance_model": instance_engine}
+    few = tfiseg.Segmenter(**engines, refine="components", max_views=4, outlines=False)
+    found = few(emulated_gpu.DeviceArray(crowd()))
+    assert agreement(found, expected) > 0.98
+    with pytest.raises(tfiseg.InputError, match="max_views must be at least 1"):
+        tfiseg.Segmenter(refine="components", max_views=0)
+    with pytest.raises(tfiseg.InputError, match="does nothing without"):
+        tfiseg.Segmenter(max_views=4)
+
+
+def test_compiled_kernels_of_both_networks_are_kept(segmenter, tmp_path):
+    segmenter(crowd())
+    assert len(list((tmp_path / "cache").rglob("*.cache"))) == 2
+
+
+def test_an_engine_of_the_instance_network_gives_what_the_network_gives(gpu, monkeypatch, instance_engine):
+    emulated_gpu.install(monkeypatch, gpu)
+    engine, network = InstanceSession(instance_engine), InstanceSession(threads=1)
+    rng = np.random.default_rng(0)
+    views, masks = (
+        rng.integers(0, 256, (11, 192, 192, 3)).astype(np.uint8),
+        rng.integers(0, 2, (11, 192, 192)).astype(np.uint8),
+    )
+    for foreground in (False, True):
+        mine, theirs = engine.infer(views, masks, foreground), network.infer(views, masks, foreground)
+        for name in ("displacement", "affinity", "boundary", "foreground"):
+            if getattr(theirs, name) is not None:
+                np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), atol=1e-4)
+    assert engine.draws_outlines
+    assert engine.min_area is None
+    engine.close()
+    assert not gpu.memory
+
+
+def test_an_engine_of_another_network_is_refused(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    with pytest.raises(tfiseg.ModelError, match="is no engine of an instance network"):
+        InstanceSession(engine_of(DEFAULT_MODEL, tmp_path))
+
+
+def agreement(found, expected):
+    """Panoptic quality of one result against another."""
+    total, matched = 0.0, 0
+    for i in range(len(expected)):
+        mask = expected.mask(i)
+        numbers, counts = np.unique(found.label_map[mask], return_counts=True)
+        for number, count in zip(numbers, counts, strict=True):
+            iou = 0 if not number else count / (mask.sum() + found.area[number - 1] - count)
+            if iou > 0.5:
+                total, matched = total + iou, matched + 1
+    return total / max(1, matched + (len(found) - matched + len(expected) - matched) / 2)
+
+
+@pytest.mark.shared
+def test_photos_of_people(segmenter, gpu, shared):
+    segmenter.min_score = 0.3
+    on_cpu = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", outlines=False, threads=1)
+    by_shape = tfiseg.Segmenter(DEFAULT_MODEL, threads=1)
+    cut = 0
+    for path in sorted((shared / "data" / "eval" / "pennfudan" / "images").iterdir())[:4]:
+        image = cv2.resize(cv2.imread(str(path)), (320, 256), interpolation=cv2.INTER_AREA)
+        found = segmenter(image)
+        assert agreement(found, on_cpu(image)) > 0.97
+        cut += agreement(found, by_shape(image)) < 0.9
+    assert cut

@@ -1,0 +1,257 @@
+"""Engines on an emulated GPU (emulated_gpu.py): the same instances, bit for bit, as the network gives through
+ONNX Runtime."""
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tfiseg
+from skimage import data
+from tfiseg.runtime.networks import session as session_module
+from tfiseg.runtime.networks.session import DEFAULT_FRAME_MODEL, DEFAULT_MODEL
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import emulated_gpu
+from emulated_engines import MACHINE, engine_of, gpu, same
+
+__all__ = ["gpu"]  # a fixture
+
+
+def picture(height=120, width=160):
+    import cv2
+
+    return cv2.resize(data.astronaut()[:, :, ::-1], (width, height), interpolation=cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize("model", [DEFAULT_MODEL, DEFAULT_FRAME_MODEL])
+def test_an_engine_gives_what_its_network_gives(gpu, monkeypatch, tmp_path, model):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter, expected = tfiseg.Segmenter(engine_of(model, tmp_path)), tfiseg.Segmenter(model, threads=1)
+    for size in ((120, 160), (120, 160), (96, 128), (120, 160), (120, 160)):
+        same(segmenter(picture(*size)), expected(picture(*size)))
+    assert len(segmenter(picture())) >= 1
+    assert gpu.captures >= 2
+    assert gpu.launches >= 1
+
+
+def test_every_frame_is_its_own(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter, expected = (
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
+        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+    )
+    found = [segmenter(np.roll(picture(), 9 * k, 1)) for k in range(6)]
+    for k, one in enumerate(found):  # compared at the end: results must not share memory with later ones
+        same(one, expected(np.roll(picture(), 9 * k, 1)))
+    assert gpu.launches >= 2
+
+
+def test_two_threads_at_once(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter, expected = (
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
+        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+    )
+    pictures = [np.roll(picture(), 7 * k, 1) for k in range(12)]
+    source = [tfiseg.Frame(p, k, 1) for k, p in enumerate(pictures)]
+
+    class Pictures(tfiseg.Source):
+        def _read(self, index):
+            return source[index] if index < len(source) else None
+
+    with tfiseg.Pipeline(Pictures("pictures"), segmenter, workers=2) as pipeline:
+        results = list(pipeline)
+    assert [r.frame.index for r in results] == list(range(12))
+    for result in results:
+        same(result.instances, expected(result.frame))
+    assert not getattr(gpu.current, "depth", 0)
+
+
+def test_a_frame_on_the_gpu(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+    for _ in range(3):
+        same(segmenter(emulated_gpu.DeviceArray(picture())), segmenter(picture()))
+    assert gpu.waits == ["all"] * 3  # it doesn't say what made it
+    segmenter(emulated_gpu.DeviceArray(picture(), stream=None))
+    assert len(gpu.waits) == 3  # it is ready
+    segmenter(emulated_gpu.DeviceArray(picture(), stream=77))
+    assert gpu.waits[3:] == [77]
+    with pytest.raises(tfiseg.EngineError, match="must be uint8"):
+        segmenter(emulated_gpu.DeviceArray(picture().astype(np.float32)))
+
+
+def test_settings_act_on_the_next_frame(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter, expected = (
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
+        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+    )
+    same(segmenter(picture()), expected(picture()))
+    for one in (segmenter, expected):
+        one.min_area = 5000
+    same(segmenter(picture()), expected(picture()))
+    for one in (segmenter, expected):
+        one.things = (1,)
+    same(segmenter(picture()), expected(picture()))
+    assert len(segmenter(picture())) == 0
+
+
+def test_without_graphs_it_says_so_once_and_runs(gpu, monkeypatch, tmp_path, caplog):
+    gpu.may_capture = False
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter, expected = (
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
+        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+    )
+    for size in ((120, 160), (120, 160), (96, 128)):
+        same(segmenter(picture(*size)), expected(picture(*size)))
+    assert (
+        caplog.text.count(
+            "runs without CUDA graphs: cuStreamBeginCapture_v2 failed: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+        )
+        == 1
+    )
+    assert gpu.launches == 0
+
+
+def test_without_the_operators_library_the_cpu_clusters(gpu, monkeypatch, tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "tfiseg")
+    monkeypatch.delenv("TFISEG_PLUGIN", raising=False)
+    emulated_gpu.install(monkeypatch, gpu, operator=False)
+    segmenter, expected = (
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
+        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+    )
+    same(segmenter(picture()), expected(picture()))
+    assert "clustering runs on the CPU" in caplog.text
+    assert "tfiseg plugin build" in caplog.text
+
+
+def test_components_beside_an_engine(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    path = engine_of(DEFAULT_MODEL, tmp_path)
+    same(
+        tfiseg.Segmenter(path, refine="components", threads=1)(picture()),
+        tfiseg.Segmenter(DEFAULT_MODEL, refine="components", threads=1)(picture()),
+    )
+
+
+def test_several_looks_through_an_engine(gpu, monkeypatch, tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "tfiseg")
+    emulated_gpu.install(monkeypatch, gpu)
+    several = {"scales": (1, 1.5), "flip": True}
+    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path), **several)
+    assert "clustering runs on the CPU" in caplog.text
+    same(segmenter(picture()), tfiseg.Segmenter(DEFAULT_MODEL, threads=1, **several)(picture()))
+    with pytest.raises(tfiseg.InputError, match=r"a window of this frame at scale 8: .*got 20x20"):
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path), scales=[8])(picture())
+
+
+def test_memory_is_given_back(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+    for k in range(6):
+        segmenter(picture(64 + 8 * k, 128))
+    in_use = len(gpu.memory)
+    for k in range(6):
+        segmenter(picture(64 + 8 * k, 128))
+    assert len(gpu.memory) == in_use  # few sizes are kept, however many come
+    segmenter.session.close()
+    assert not gpu.memory
+    assert not gpu.graphs
+
+
+def test_rtx_keeps_its_kernels_for_the_next_start(gpu, monkeypatch, tmp_path):
+    trt = emulated_gpu.install(monkeypatch, gpu)
+    path = engine_of(DEFAULT_MODEL, tmp_path)
+    with tfiseg.Segmenter(path) as segmenter:
+        segmenter(picture())
+    assert trt.caches[0].content == b"empty warm"
+    assert trt.configs[0].dynamic_shapes_kernel_specialization_strategy == 1
+    tfiseg.Segmenter(path)
+    assert trt.caches[1].content == b"empty warm"
+
+
+def test_frames_that_the_engine_was_not_built_for(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+    with pytest.raises(
+        tfiseg.InputError, match=r"takes frames of 32x32 to 512x640.*got 600x640.*--shape-max"
+    ):
+        segmenter(np.zeros((600, 640, 3), np.uint8))
+
+
+def test_a_plan_that_tensorrt_refuses(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu, fails=True)
+    with pytest.raises(tfiseg.EngineError, match=r"doesn't take .*net.engine: the plan is of another world"):
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+
+
+def test_without_pycuda_it_says_what_installs_it(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(tfiseg.MissingDependencyError, match="pip install pycuda"):
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+
+
+def test_an_engine_for_another_machine_is_never_handed_over(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu, fails=True)
+    monkeypatch.setattr(session_module, "this_machine", lambda: replace(MACHINE, tensorrt_rtx="1.5.0"))
+    with pytest.raises(tfiseg.EngineError, match=r"the engine has 1.7.1.116, this machine 1.5.0"):
+        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+
+
+def test_an_engine_that_carries_the_operator(gpu, monkeypatch, tmp_path):
+    """Its label map lies on a grid of its own, and is brought to the frame's size."""
+    from tfiseg.runtime.networks.gpu_session import enlarged
+
+    class_map = np.zeros((30, 40), np.uint8)
+    class_map[5:15, 5:15] = class_map[18:28, 20:36] = 3
+    small = tfiseg.cluster(class_map, min_area=0)
+    table = np.zeros((len(small), 10), np.float32)
+    table[:, 0], table[:, 1], table[:, 2:6], table[:, 6], table[:, 7:9] = (
+        3,
+        1,
+        small.box_xyxy,
+        small.area,
+        small.centroid_xy,
+    )
+    label_map, semantic_map, large = enlarged(small.label_map, small.semantic_map, table, (120, 160))
+    expected = tfiseg.cluster(class_map.repeat(4, 0).repeat(4, 1), min_area=0)
+    assert np.array_equal(label_map, expected.label_map)
+    assert np.array_equal(semantic_map, expected.semantic_map)
+    assert np.array_equal(large[:, 2:6], expected.box_xyxy)
+    assert np.array_equal(large[:, 6], expected.area)
+
+
+@pytest.mark.parametrize("model", [DEFAULT_MODEL, DEFAULT_FRAME_MODEL])
+def test_onnx_runtime_on_our_memory(gpu, monkeypatch, model):
+    """The provider is the CPU's here, which binds to addresses as the GPU's does; it enqueues nothing, so no
+    graph is captured of it."""
+    from tfiseg.runtime.networks.onnx_cuda_session import OnnxGpuSession
+
+    gpu.may_capture = False
+    emulated_gpu.install(monkeypatch, gpu)
+    session = OnnxGpuSession(model, 1, ["CPUExecutionProvider"], device="cpu")
+    monkeypatch.setattr("tfiseg.runtime.segmenter.open_session", lambda *_: session)
+    segmenter = tfiseg.Segmenter(model)
+    monkeypatch.undo()
+    emulated_gpu.install(monkeypatch, gpu)
+    expected = tfiseg.Segmenter(model, threads=1)
+    for size in ((120, 160), (96, 128), (120, 160)):
+        same(segmenter(picture(*size)), expected(picture(*size)))
+    session.close()
+    assert not gpu.memory
+
+
+def test_cuda_without_pycuda_clusters_on_the_cpu_and_says_so(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(
+        tfiseg.ModelError, match="CUDAExecutionProvider"
+    ):  # there is no such provider here: the plain session says so
+        tfiseg.Segmenter(providers=["CUDAExecutionProvider"])
+    assert "clustering runs on the CPU: the GPU is used through PyCUDA" in caplog.text

@@ -1,0 +1,161 @@
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+import tfiseg
+from hypothesis import given
+from hypothesis import strategies as st
+from tfiseg.errors import InputError
+from tfiseg.runtime.networks.model_info import ModelInfo
+from tfiseg.runtime.networks.multi_scale import MultiScaleSession, windows
+from tfiseg.runtime.networks.session import DEFAULT_FRAME_MODEL
+
+
+class Colours:
+    """A network with a fixed grid: its logits are the colours of what it is shown, and how far right a cell
+    lies in that."""
+
+    path = None
+    info = ModelInfo(("background", "blue", "green", "red"), (1, 2, 3), 1, {})
+
+    def __init__(self, grid_hw=(18, 24), leaning=0.0):
+        self.grid_hw, self.leaning, self.seen = grid_hw, leaning, []
+
+    def has(self, output):
+        return output in ("logits", "affinity")
+
+    def infer(self, image):
+        self.seen.append(image.shape[:2])
+        colours = (
+            cv2.resize(image, self.grid_hw[::-1], interpolation=cv2.INTER_AREA)
+            .astype(np.float32)
+            .transpose(2, 0, 1)
+        )
+        lean = np.broadcast_to(
+            np.arange(self.grid_hw[1], dtype=np.float32) * self.leaning, (1, *self.grid_hw)
+        )
+        return {
+            "logits": np.concatenate([lean, colours])[None],
+            "affinity": np.zeros((1, 1, 1, 1), np.float32),
+        }
+
+    def close(self):
+        self.seen = None
+
+
+def ramp(h, w):
+    y, x = np.mgrid[:h, :w]
+    return np.stack([x * 255 / w, y * 255 / h, (x + y) * 255 / (h + w)], -1).astype(np.uint8)
+
+
+@given(st.tuples(st.integers(1, 700), st.integers(1, 700)), st.floats(1, 8))
+def test_windows_cover_the_frame_and_overlap(size_hw, scale):
+    found = windows(size_hw, scale)
+    for axis in (0, 1):
+        starts, length = sorted({w[axis] for w in found}), found[0][2 + axis]
+        assert starts[0] == 0
+        assert starts[-1] + length == size_hw[axis]
+        assert all(b - a <= max(1, length * 0.67 + 1) for a, b in pairwise(starts))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5, 2.0, 3.7])
+@pytest.mark.parametrize("hw", [(240, 320), (333, 200)])
+def test_what_has_no_detail_is_the_same_at_every_scale(hw, scale):
+    network = Colours()
+    whole = network.infer(ramp(*hw))["logits"]
+    found = MultiScaleSession(network, (scale,), flip=False).infer(ramp(*hw))["logits"]
+    assert found.shape == whole.shape
+    assert found.dtype == np.float32
+    inner = np.s_[:, 1:, 1:-1, 1:-1]  # beyond the centres of its outermost cells a network says nothing new
+    np.testing.assert_allclose(found[inner], whole[inner], atol=1.5)
+
+
+def test_windows_show_what_the_whole_frame_is_too_coarse_for():
+    frame = np.zeros((240, 320, 3), np.uint8)
+    frame[:, ::32] = 255
+    network = Colours((16, 16))
+    fine = MultiScaleSession(network, (4.0,), flip=False)
+    sharpest = [np.ptp(session.infer(frame)["logits"][0, 1]) for session in (network, fine)]
+    assert sharpest[1] > 1.5 * sharpest[0]
+
+
+def test_mirror_images_take_a_networks_leaning_away():
+    frame = ramp(120, 160)
+    leaning = Colours(leaning=1.0)
+    assert np.ptp(leaning.infer(frame)["logits"][0, 0]) > 20
+    for scales in ((1.0,), (1.0, 1.5)):
+        session = MultiScaleSession(leaning, scales, flip=True)
+        found = session.infer(frame)["logits"]
+        np.testing.assert_allclose(session.infer(frame[:, ::-1])["logits"], found[..., ::-1], atol=1e-3)
+
+
+def test_each_look_is_a_pass():
+    network = Colours()
+    MultiScaleSession(network, (1.0, 1.5), flip=True).infer(ramp(300, 300))
+    assert len(network.seen) == 2 * (1 + 4)
+    assert set(network.seen) == {(300, 300), (200, 200)}
+
+
+def test_every_scale_counts_alike():
+    frame = np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8)
+    network = Colours()
+    alone = [MultiScaleSession(network, (s,), flip=False).infer(frame)["logits"] for s in (1.0, 1.5, 2.0)]
+    together = MultiScaleSession(network, (1.0, 1.5, 2.0), flip=False).infer(frame)["logits"]
+    np.testing.assert_allclose(together, np.mean(alone, axis=0), rtol=1e-5)
+
+
+def test_the_window_counts_most_whose_edge_is_furthest():
+    class Numbered(Colours):
+        def infer(self, image):
+            maps = super().infer(image)
+            maps["logits"][:] = len(self.seen)
+            return maps
+
+    frame = np.zeros((100, 150, 3), np.uint8)
+    found = MultiScaleSession(Numbered((50, 75)), (1.5,), flip=False).infer(frame)["logits"][0, 0]
+    assert [found[0, 0], found[0, -1]] == [
+        2,
+        3,
+    ]  # the first pass is the whole frame's, then two windows of 100 x 100
+    across = found[0, 26:49]  # where both are, from one's edge to the other's
+    assert (np.diff(across) > 0).all()
+    assert abs(across[len(across) // 2] - 2.5) < 0.05
+
+
+def test_a_coarse_grid_and_windows_between_its_cells():
+    found = MultiScaleSession(Colours((2, 3)), (8.0,), flip=False).infer(ramp(64, 96))["logits"]
+    assert np.isfinite(found).all()
+    assert found.shape == (1, 4, 2, 3)
+
+
+def test_a_network_that_takes_one_size_says_which_window_it_was():
+    class Fixed(Colours):
+        def infer(self, image):
+            if image.shape[:2] != (60, 90):
+                raise InputError("takes frames of 60x90")
+            return super().infer(image)
+
+    with pytest.raises(InputError, match=r"a window of this frame at scale 1.5: takes frames of 60x90"):
+        MultiScaleSession(Fixed(), (1.0, 1.5), flip=False).infer(ramp(60, 90))
+
+
+@pytest.mark.parametrize("scales", [(), (0.5,), (1.0, 9.0), (float("nan"),), 1.5, None, ("big",)])
+def test_scales_that_make_no_sense(scales):
+    with pytest.raises(InputError, match="scales must be numbers from 1 to 8"):
+        MultiScaleSession(Colours(), scales, flip=False)
+
+
+def test_a_segmenter_that_looks_several_times():
+    from skimage import data
+
+    astronaut = np.ascontiguousarray(data.astronaut()[:, :, ::-1])
+    once, often = tfiseg.Segmenter(), tfiseg.Segmenter(scales=(1, 1.5), flip=True)
+    person = [s(astronaut).semantic_map == s.class_names.index("person") for s in (once, often)]
+    assert 0.8 < (person[0] & person[1]).sum() / (person[0] | person[1]).sum() < 1
+
+
+def test_instance_heads_have_no_mean():
+    with pytest.raises(InputError, match="no mean"):
+        tfiseg.Segmenter(refine="frame", scales=(1, 1.5))
+    tfiseg.Segmenter(DEFAULT_FRAME_MODEL, refine="components", scales=np.array([1, 2]), flip=True).close()

@@ -1,0 +1,72 @@
+"""Outputs left out of an ONNX file's bytes, with what only they need."""
+
+import numpy as np
+import onnxruntime
+import pytest
+from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
+from tfiseg.runtime.networks.onnx_bytes import with_outputs
+
+
+def test_the_nodes_of_other_outputs_go():
+    onnx = pytest.importorskip("onnx")
+    whole = DEFAULT_INSTANCE_MODEL.read_bytes()
+    all_of_it = onnx.load_from_string(whole)
+    for wanted in (["foreground"], ["displacement", "affinity", "boundary"]):
+        part = onnx.load_from_string(with_outputs(whole, wanted))
+        onnx.checker.check_model(part)
+        assert [o.name for o in part.graph.output] == [
+            o.name for o in all_of_it.graph.output if o.name in wanted
+        ]
+        assert len(part.graph.node) < len(all_of_it.graph.node)
+        read = {name for n in part.graph.node for name in n.input}
+        assert all(set(n.output) & (read | set(wanted)) for n in part.graph.node), (
+            "no node is left whose results nobody reads"
+        )
+        assert part.metadata_props == all_of_it.metadata_props
+
+
+def test_what_is_left_computes_the_same():
+    session = InstanceSession()
+    rng = np.random.default_rng(0)
+    views = rng.integers(0, 256, (2, session.view_px, session.view_px, 3), np.uint8)
+    masks = (rng.random((2, session.view_px, session.view_px)) < 0.5).astype(np.uint8)
+    whole = onnxruntime.InferenceSession(str(DEFAULT_INSTANCE_MODEL), providers=["CPUExecutionProvider"])
+    names = ["displacement", "affinity", "boundary", "foreground"]
+    wanted = dict(zip(names, whole.run(names, {"views": views, "masks": masks}), strict=True))
+    session.prepare(maps=True, outlines=True)
+    alone, together = session.infer(views, masks), session.infer(views, masks, foreground=True)
+    assert alone.foreground is None
+    for maps in (alone, together):
+        for name in names[:3]:
+            np.testing.assert_allclose(getattr(maps, name), wanted[name], atol=1e-4)
+    np.testing.assert_allclose(together.foreground, wanted["foreground"][:, 0], atol=1e-4)
+    np.testing.assert_allclose(session.foreground(views, masks), wanted["foreground"][:, 0], atol=1e-4)
+
+
+def test_weights_in_another_file_stay_where_they_are(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "apart.onnx"
+    onnx.save(
+        onnx.load(DEFAULT_INSTANCE_MODEL),
+        path,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=1024,
+    )
+    assert with_outputs(path.read_bytes(), ["foreground"]) is None
+    views, masks = np.zeros((1, 192, 192, 3), np.uint8), np.ones((1, 192, 192), np.uint8)
+    np.testing.assert_allclose(
+        InstanceSession(path).foreground(views, masks), InstanceSession().foreground(views, masks), atol=1e-4
+    )
+
+
+def test_many_views_are_as_a_few():
+    session = InstanceSession()
+    rng = np.random.default_rng(0)
+    views = rng.integers(0, 256, (11, session.view_px, session.view_px, 3), np.uint8)
+    masks = (rng.random((11, session.view_px, session.view_px)) < 0.5).astype(np.uint8)
+    together = session.infer(views, masks, foreground=True)
+    for k in (0, 7, 8, 10):
+        one = session.infer(views[k : k + 1], masks[k : k + 1], foreground=True)
+        for name in ("displacement", "affinity", "boundary", "foreground"):
+            np.testing.assert_allclose(getattr(together, name)[k], getattr(one, name)[0], atol=1e-4)

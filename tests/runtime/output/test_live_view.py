@@ -1,0 +1,78 @@
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+import tfiseg
+from tfiseg.cli.main import main
+from tfiseg.runtime.output import live_view as view_module
+from tfiseg.runtime.output.live_view import MayFail, view
+
+
+def test_a_served_view_from_the_command_line(tmp_path):
+    command = [sys.executable, "-m", "tfiseg", "view", "synthetic", "--serve", "127.0.0.1:0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = process.stderr.readline()
+    while "live at" not in line:
+        line = process.stderr.readline()
+    url = re.search(r"http://\S+", line)[0]
+    with urllib.request.urlopen(url, timeout=20) as page:
+        assert b"tfiseg view" in page.read()
+    time.sleep(0.5)
+    process.terminate()
+    out, errors = process.communicate(timeout=30)
+    report = json.loads(out)
+    assert process.returncode == 0, errors
+    assert (
+        report["captured"] == report["dropped"] + report["skipped"] + report["finished"] + report["discarded"]
+    )
+    assert report["times"]["frames"] > 0
+
+
+def test_a_view_as_text(capsys):
+    assert main(["view", "synthetic", "--serve", "127.0.0.1:0", "--frames", "6", "--no-track"]) == 0
+    out = capsys.readouterr().out
+    assert "live at http://127.0.0.1:" in out
+    assert "6 frames captured" in out
+    assert "age of masks" in out
+
+
+def test_without_a_display_a_window_is_refused(monkeypatch):
+    monkeypatch.setattr(view_module, "has_window", lambda: False)
+    with pytest.raises(tfiseg.InputError, match="--serve"):
+        view(tfiseg.open_source("synthetic", realtime=True), tfiseg.Segmenter())
+
+
+def test_a_window_shows_frames_until_escape(monkeypatch):
+    shown = []
+    monkeypatch.setattr(view_module, "has_window", lambda: True)
+    monkeypatch.setattr(view_module.cv2, "imshow", lambda name, picture: shown.append(picture.shape))
+    monkeypatch.setattr(view_module.cv2, "waitKey", lambda ms: 27 if len(shown) == 3 else -1)
+    monkeypatch.setattr(view_module.cv2, "destroyAllWindows", lambda: None)
+    report = view(tfiseg.open_source("synthetic", realtime=True), tfiseg.Segmenter())
+    assert shown == [(480, 640, 3)] * 3
+    assert report["error"] is None
+
+
+def test_a_source_that_fails_is_told(capsys, tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    assert main(["view", str(tmp_path), "--serve", "127.0.0.1:0"]) == 1
+    assert "capture: " in capsys.readouterr().err
+
+
+def test_what_may_fail_says_so_once():
+    notes = []
+
+    class Full:
+        name = "record"
+
+        def write(self, result):
+            raise OSError("no space")
+
+    sink = MayFail(Full(), notes.append)
+    sink.write(None)
+    sink.write(None)
+    assert notes == ["recording stopped: no space"]

@@ -1,0 +1,185 @@
+"""Recordings: what Foxglove's own messages say, and what is left after a kill -9 or on a full disk."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import tfiseg
+from mcap.reader import make_reader
+from tfiseg.runtime.output.recorder import McapWriter, Recorder
+
+
+def record(path, frames=5, track=True):
+    """The synthetic camera's truth, recorded."""
+    tracker = tfiseg.Tracker()
+    results = []
+    writer = McapWriter(path)
+    for frame, _ in zip(tfiseg.open_source("synthetic"), range(frames), strict=False):
+        found = tfiseg.cluster(
+            frame.truth_class_map, split=0.0, class_names=["", *"abcdefghijklmn", "person"]
+        )
+        results.append(tfiseg.Result(frame, tracker(found) if track else found))
+        writer.write(results[-1])
+    return writer, results
+
+
+def messages(path):
+    with open(path, "rb") as file:
+        return [
+            (schema.name, channel.topic, message)
+            for schema, channel, message in make_reader(file).iter_messages()
+        ]
+
+
+def varint(data, at):
+    value = shift = 0
+    while True:
+        value |= (data[at] & 0x7F) << shift
+        shift, at = shift + 7, at + 1
+        if not data[at - 1] & 0x80:
+            return value, at
+
+
+def fields(data):
+    """Protobuf's wire format, one level: {field number: [values]}."""
+    found, at = {}, 0
+    while at < len(data):
+        key, at = varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = varint(data, at)
+        elif kind == 2:
+            length, at = varint(data, at)
+            value, at = data[at : at + length], at + length
+        else:
+            size = {1: 8, 5: 4}[kind]
+            value, at = data[at : at + size], at + size
+        found.setdefault(key >> 3, []).append(value)
+    return found
+
+
+def test_images_annotations_and_labels_come_back(tmp_path):
+    writer, results = record(tmp_path / "a.mcap")
+    writer.close()
+    read = messages(tmp_path / "a.mcap")
+    assert [(name, topic) for name, topic, _ in read[:3]] == [
+        ("foxglove.CompressedImage", "/camera/image"),
+        ("foxglove.ImageAnnotations", "/tfiseg/annotations"),
+        ("foxglove.RawImage", "/tfiseg/labels"),
+    ]
+    assert len(read) == 15
+    assert abs(read[0][2].log_time - time.time_ns()) < 60e9  # the time of day, not since start
+    # field numbers: foxglove's protobuf schemas, as the file itself carries them
+    image = fields(read[0][2].data)
+    assert image[3] == [b"jpeg"]
+    assert cv2.imdecode(np.frombuffer(image[2][0], np.uint8), cv2.IMREAD_COLOR).shape == (480, 640, 3)
+    raw = fields(read[-1][2].data)
+    (labels,) = [
+        np.frombuffer(v[0], np.uint16)
+        for v in raw.values()
+        if isinstance(v[0], bytes) and len(v[0]) == 480 * 640 * 2
+    ]
+    found = results[-1].instances
+    expected = np.concatenate([[0], found.track_id]).astype(np.uint16)[found.label_map]
+    assert np.array_equal(labels.reshape(480, 640), expected)
+    texts = [t for values in fields(read[1][2].data).values() for t in values if b"person #1" in t]
+    assert texts
+
+
+def test_without_ids_the_labels_are_the_label_map(tmp_path):
+    writer, results = record(tmp_path / "a.mcap", 1, track=False)
+    writer.close()
+    raw = messages(tmp_path / "a.mcap")[2][2].data
+    assert results[0].instances.label_map.astype(np.uint16).tobytes() in raw
+
+
+def test_the_file_has_an_index_when_it_is_closed_and_opens_before(tmp_path):
+    writer, _ = record(tmp_path / "a.mcap", 4)
+    assert len(messages(tmp_path / "a.mcap")) >= 9  # not closed: all but what is in the last chunk
+    writer.close()
+    with open(tmp_path / "a.mcap", "rb") as file:
+        assert make_reader(file).get_summary().statistics.message_count == 12
+
+
+def test_after_a_kill_all_three_files_open(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "tfiseg",
+        "view",
+        "synthetic",
+        "--serve",
+        "127.0.0.1:0",
+        "--record",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not any(f.read_text().count("\n") >= 20 for f in tmp_path.glob("*/instances.jsonl")):
+        assert time.monotonic() < until, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (lines,) = tmp_path.glob("*/instances.jsonl")
+    count = lines.read_text().count("\n")
+    assert (
+        len([m for m in messages(lines.with_name("recording.mcap")) if m[1] == "/camera/image"]) >= count - 2
+    )
+    video, frames = cv2.VideoCapture(str(lines.with_name("synthetic-overlay.mp4"))), 0
+    while video.read()[0]:
+        frames += 1
+    assert frames >= count - 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="mounts a small disk")
+def test_a_full_disk_ends_the_recording_and_not_the_view(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
+        pytest.skip("can't mount here")
+    try:
+        command = [
+            sys.executable,
+            "-m",
+            "tfiseg",
+            "view",
+            "synthetic",
+            "--serve",
+            "127.0.0.1:0",
+            "--record",
+            str(disk),
+            "--frames",
+            "90",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert "90 frames captured" in done.stdout
+        assert "recording stopped: can't write" in done.stderr
+        (tape,) = disk.glob("*/recording.mcap")
+        assert len(messages(tape)) >= 3
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_recorder_is_a_sink(tmp_path):
+    source = tfiseg.open_source("synthetic")
+    with (
+        Recorder(tmp_path, source) as recorder,
+        tfiseg.Pipeline(source, tfiseg.Segmenter(), draw=True, sinks=[recorder], max_frames=4) as pipeline,
+    ):
+        list(pipeline)
+    assert len(messages(tmp_path / "recording.mcap")) == 12
+    assert (tmp_path / "instances.jsonl").read_text().count("\n") == 4
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(tfiseg.InputError, match="can't write to the output folder"):
+        Recorder(tmp_path / "file", tfiseg.open_source("synthetic"))

@@ -1,0 +1,146 @@
+import cv2
+import numpy as np
+import pytest
+import tfiseg
+from tfiseg.runtime.sources.base import checked_image, without_secrets
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for k in range(3):
+        cv2.imwrite(str(tmp_path / f"p{k}.png"), np.full((20, 30, 3), 40 * k, np.uint8))
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def write_video(path, frames=40, fourcc="MJPG"):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*fourcc), 25.0, (64, 48))
+    rng = np.random.default_rng(0)
+    for _ in range(frames):
+        writer.write(rng.integers(0, 255, (48, 64, 3), np.uint8))
+    writer.release()
+
+
+@pytest.mark.parametrize(("pattern", "count"), [("p1.png", 1), ("", 3), ("p[01].png", 2)])
+def test_images_folders_and_patterns(pictures, pattern, count):
+    with tfiseg.open_source(str(pictures / pattern) if pattern else pictures) as source:
+        frames = list(source)
+    assert [f.index for f in frames] == list(range(count))
+    assert frames[0].image.shape == (20, 30, 3)
+    assert frames[0].name.startswith("p")
+    assert frames[0].capture_time_ns > 0
+    assert not source.is_video
+
+
+def test_a_video_file(tmp_path):
+    write_video(tmp_path / "clip.avi")
+    with tfiseg.open_source(tmp_path / "clip.avi") as source:
+        assert source.fps == 25
+        assert source.frame_count == 40
+        assert len(list(source)) == 40
+
+
+def test_a_video_can_be_iterated_again(tmp_path):
+    write_video(tmp_path / "clip.avi", 6)
+    source = tfiseg.open_source(tmp_path / "clip.avi")
+    assert [len(list(source)), len(list(source))] == [6, 6]
+
+
+def test_names_that_look_like_patterns_or_cameras(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2024").mkdir()
+    for name in ("photo[1].png", "2024/a.png"):
+        cv2.imwrite(name, np.zeros((4, 4, 3), np.uint8))
+    assert len(list(tfiseg.open_source("photo[1].png"))) == 1
+    assert len(list(tfiseg.open_source("2024"))) == 1
+
+
+def test_a_video_that_ends_half_way_gives_its_frames_then_says_so(tmp_path):
+    path = tmp_path / "cut.avi"
+    write_video(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    frames = []
+    with pytest.raises(tfiseg.SourceError, match=r"ends after \d+ of the \d+ frames"):
+        frames.extend(f for f in collect(tfiseg.open_source(path), frames))
+    assert 5 < len(frames) < 40
+
+
+def collect(source, into):
+    for frame in source:
+        into.append(frame)
+    return []
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("nowhere.mp4", "there is no file nowhere.mp4"),
+        ("*.nothing", r"nothing matches \*.nothing"),
+        (63, "camera 63 can't be opened"),
+        ("63", "camera 63 can't be opened"),
+        ("http://127.0.0.1:9/stream", "no stream answers"),
+    ],
+)
+def test_what_cannot_be_opened_says_why(source, says):
+    with pytest.raises(tfiseg.SourceError, match=says):
+        tfiseg.open_source(source)
+
+
+def test_a_file_that_is_no_image(tmp_path):
+    (tmp_path / "fake.png").write_text("hello")
+    with pytest.raises(tfiseg.SourceError, match="is no image"):
+        list(tfiseg.open_source(tmp_path / "fake.png"))
+    (tmp_path / "fake.mp4").write_text("hello")
+    with pytest.raises(tfiseg.SourceError, match="no image or video"):
+        tfiseg.open_source(tmp_path / "fake.mp4")
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(tfiseg.SourceError, match="holds no image"):
+        tfiseg.open_source(tmp_path)
+
+
+def test_the_synthetic_camera_knows_the_truth():
+    source = tfiseg.open_source("synthetic")
+    frames = [frame for frame, _ in zip(source, range(30), strict=False)]
+    again = next(iter(tfiseg.open_source("synthetic")))
+    assert np.array_equal(frames[0].image, again.image)
+    assert frames[0].image.shape == (480, 640, 3)
+    assert set(np.unique(frames[0].truth_class_map)) == {0, 15}
+    assert np.array_equal(frames[0].truth_label_map > 0, frames[0].truth_class_map > 0)
+    assert (frames[0].truth_label_map != frames[29].truth_label_map).any()
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "uint8.*got float32"),
+        (np.zeros((4, 4), np.uint8), "COLOR_GRAY2BGR"),
+        (np.zeros((4, 4, 4), np.uint8), r"got uint8 \(4, 4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), "empty"),
+    ],
+)
+def test_frames_are_checked(image, says):
+    with pytest.raises(tfiseg.InputError, match=says):
+        checked_image(image)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("rtsp://admin:secret@10.0.0.5:554/live?token=x", "rtsp://10.0.0.5:554/live"),
+        ("http://cam.local/stream", "http://cam.local/stream"),
+    ],
+)
+def test_names_hold_no_secrets(url, name):
+    assert without_secrets(url) == name
+
+
+def test_an_address_that_does_not_answer_is_named_without_its_secrets():
+    with pytest.raises(tfiseg.SourceError, match=r"no stream answers at http://127.0.0.1:9/stream$"):
+        tfiseg.open_source("http://user:secret@127.0.0.1:9/stream?key=1")
+
+
+def test_a_device_is_a_camera():
+    with pytest.raises(tfiseg.SourceError, match="camera /dev/null can't be opened"):
+        tfiseg.open_source("/dev/null")
