@@ -8,7 +8,6 @@ and TensorRT both read it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,11 +17,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import InputError
-from ..runtime.networks.model_info import METADATA_KEY, weights_digest
+from ..runtime.networks.model_variants import MAX_LONG_SIDE_PX, MIN_LONG_SIDE_PX
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-LEAST_LONG_SIDE_PX, MOST_LONG_SIDE_PX = 64, 4096
 MODEL_IR_VERSION = 10  # what ONNX Runtime 1.18 and TensorRT 10 read
 
 _LONG_SIDE = "pre.long_side"
@@ -98,21 +96,11 @@ def long_side_nodes(long_side_px: int, side_multiple: int) -> Part:
 
 
 def _long_side(long_side_px: int) -> onnx.TensorProto:
-    if not LEAST_LONG_SIDE_PX <= long_side_px <= MOST_LONG_SIDE_PX:
+    if not MIN_LONG_SIDE_PX <= long_side_px <= MAX_LONG_SIDE_PX:
         raise InputError(
-            f"the longer side must lie in {LEAST_LONG_SIDE_PX}..{MOST_LONG_SIDE_PX} pixels, got {long_side_px}"
+            f"the longer side must lie in {MIN_LONG_SIDE_PX}..{MAX_LONG_SIDE_PX} pixels, got {long_side_px}"
         )
     return numpy_helper.from_array(np.asarray(np.float32(long_side_px)), _LONG_SIDE)
-
-
-def set_long_side(model: onnx.ModelProto, long_side_px: int) -> None:
-    """Let a network that ``long_side_nodes`` is in front of see frames at another size."""
-    weights = model.graph.initializer
-    next(i for i in weights if i.name == _LONG_SIDE).CopyFrom(_long_side(long_side_px))
-    entry = next(p for p in model.metadata_props if p.key == METADATA_KEY)
-    metadata = {**json.loads(entry.value), "long_side_px": long_side_px}
-    metadata["weights_sha256"] = weights_digest(weights)
-    entry.value = json.dumps(metadata)
 
 
 def pixel_nodes(pixels: PixelFormat) -> Part:

@@ -22,15 +22,15 @@ FEATURES = (
 _SURE = 1e-3  # probabilities are taken no nearer to 0 and 1
 
 
-def score_features(instances: Instances, beside_px: int = 0) -> NDArray[np.float64]:
-    """(n, 3), see FEATURES; ``beside_px``: the area of the largest other instance of the picture, of whatever
+def score_features(instances: Instances, largest_excluded_area_px: int = 0) -> NDArray[np.float64]:
+    """(n, 3), see FEATURES; ``largest_excluded_area_px``: the area of the largest other instance of the picture, of whatever
     class."""
     area = np.maximum(instances.area, 1).astype(np.float64)
     sure = np.clip(instances.score.astype(np.float64), _SURE, 1 - _SURE)
     return np.stack(
         [
             np.log(area / instances.label_map.size),
-            np.log(area / area.max(initial=max(1, beside_px))),
+            np.log(area / area.max(initial=max(1, largest_excluded_area_px))),
             np.log(sure / (1 - sure)),
         ],
         axis=1,
@@ -38,7 +38,7 @@ def score_features(instances: Instances, beside_px: int = 0) -> NDArray[np.float
 
 
 def object_probability(
-    instances: Instances, rule: Sequence[float], beside_px: int = 0
+    instances: Instances, rule: Sequence[float], largest_excluded_area_px: int = 0
 ) -> NDArray[np.float32]:
     """Probability (n,) that an instance is an object, found with IoU > 0.5, from its size among the picture's
     others.
@@ -46,12 +46,14 @@ def object_probability(
     Args:
         instances: of one picture; ``score`` is the mean class probability.
         rule: a weight for each feature, and a bias: ``clustering.score_rule`` in a model's metadata.
-        beside_px: area of the largest instance that was found in the picture and isn't among these.
+        largest_excluded_area_px: area of the largest instance that was found in the picture and isn't among these.
     """
-    return rated(score_features(instances, beside_px), rule).astype(np.float32)
+    return probability_of(score_features(instances, largest_excluded_area_px), rule).astype(np.float32)
 
 
-def rated(features: NDArray[np.float64], rule: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+def probability_of(
+    features: NDArray[np.float64], rule: Sequence[float] | NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Probability (n,) of each row of features (n, 3) by a rule."""
     weights = np.asarray(rule, np.float64)
     return np.asarray(1 / (1 + np.exp(-(features @ weights[:-1] + weights[-1]))), np.float64)

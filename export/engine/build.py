@@ -19,6 +19,7 @@ from ...plugins.operator import AFFINITY_OFFSETS
 from ...plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION, load_plugin, plugin_info
 from ...runtime.inspect.onnx_layers import layer_precisions
 from ...runtime.networks.engine_file import SUFFIX, write_engine, write_whole
+from ...runtime.networks.model_variants import Variant
 from ...runtime.networks.session import METADATA_KEY, ModelInfo
 from ...runtime.segmenter import usual_min_area
 from .batching import with_batch
@@ -117,6 +118,14 @@ def build(
     record["timings_s"] = {key: round(value, 2) for key, value in timings.items()}
     write_engine(output, built.plan, record)
     return {**record, "output": str(output), "bytes": len(built.plan)}
+
+
+def semantic_network(path: Path) -> onnx.ModelProto:
+    """Read a network in tfiseg's format without its instance heads, if it has any; raises as ``read_network``."""
+    model, _ = read_network(path)
+    if all(o.name != "affinity" for o in model.graph.output):
+        return model
+    return onnx.load_from_string(Variant(heads=False).read(path))
 
 
 def read_network(path: Path) -> tuple[onnx.ModelProto, ModelInfo]:

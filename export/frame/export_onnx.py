@@ -19,6 +19,7 @@ from torch import Tensor
 from ...errors import ModelError
 from ...plugins.operator import AFFINITY_OFFSETS, SHARPEN
 from ...runtime.networks.model_info import METADATA_KEY, weights_digest
+from ...runtime.networks.model_variants import HEADS_PREFIX, WITHOUT_HEADS
 from ..half_weights import stored_as_half
 from ..model_file import check_difference, rounded, written_whole
 from ..onnx_import.agreement import check_frames
@@ -27,7 +28,6 @@ from .backbone_taps import FeatureReader, Tap, session_of
 from .heads import InstanceHeads
 
 OPSET = 18  # or the network's own, where that is newer
-_PREFIX = "heads."
 _MOST_ROWS = 128
 # cells of the logits for one of the heads: outlines and necks of small objects show between the heads' cells
 FINER = 2
@@ -80,7 +80,9 @@ def export_frame(
     frames = [image for _, image in check_frames(photos)]
     whole = _assembled(base, taps, _head_graph(heads, taps, base, opset))
     metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
+    own = {key: metadata[key] for key in ("stride", "clustering", "weights_sha256") if key in metadata}
     metadata |= {
+        WITHOUT_HEADS: own,
         "name": output.stem,
         "stride": taps[0].stride // FINER,
         "instance_training_data": training_data,
@@ -155,7 +157,7 @@ def _assembled(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphPro
     kept = {t.name for t in taps} | {"affinity", "boundary"}
 
     def named(name: str) -> str:
-        return name if name in kept or not name else _PREFIX + name
+        return name if name in kept or not name else HEADS_PREFIX + name
 
     casts, weights = stored_as_half(heads.initializer)
     for tensor in weights:
@@ -163,7 +165,7 @@ def _assembled(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphPro
     for k, node in enumerate([*casts, *heads.node]):
         for names in (node.input, node.output):
             names[:] = [named(n) for n in names]
-        node.name = f"{_PREFIX}{node.op_type}_{k}"
+        node.name = f"{HEADS_PREFIX}{node.op_type}_{k}"
         whole.graph.node.append(node)
     whole.graph.initializer.extend(weights)
     for name, channels in (("affinity", len(AFFINITY_OFFSETS)), ("boundary", 1)):
@@ -179,31 +181,35 @@ def _assembled(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphPro
 def _scale(whole: onnx.ModelProto) -> None:
     """Logits and boundary at ``FINER`` cells for one of the heads: logits interpolated, the boundary
     repeated."""
-    coarse = {name: f"{_PREFIX}coarse_{name}" for name in ("logits", "boundary")}
+    coarse = {name: f"{HEADS_PREFIX}coarse_{name}" for name in ("logits", "boundary")}
     for node in whole.graph.node:
         for names in (node.input, node.output):
             names[:] = [coarse.get(n, n) for n in names]
     constants = {"start": [2], "end": [4], "finer": [FINER, FINER]}
     whole.graph.initializer.extend(
-        numpy_helper.from_array(np.array(v, np.int64), _PREFIX + k) for k, v in constants.items()
+        numpy_helper.from_array(np.array(v, np.int64), HEADS_PREFIX + k) for k, v in constants.items()
     )
     node = helper.make_node
     added = [
-        node("Shape", ["affinity"], [_PREFIX + "shape"]),
-        node("Slice", [_PREFIX + "shape", _PREFIX + "start", _PREFIX + "end"], [_PREFIX + "hw"]),
-        node("Mul", [_PREFIX + "hw", _PREFIX + "finer"], [_PREFIX + "grid_hw"]),
+        node("Shape", ["affinity"], [HEADS_PREFIX + "shape"]),
+        node(
+            "Slice",
+            [HEADS_PREFIX + "shape", HEADS_PREFIX + "start", HEADS_PREFIX + "end"],
+            [HEADS_PREFIX + "hw"],
+        ),
+        node("Mul", [HEADS_PREFIX + "hw", HEADS_PREFIX + "finer"], [HEADS_PREFIX + "grid_hw"]),
     ]
     for output in whole.graph.output:
         if output.name not in coarse:
             continue
         name, channels = output.name, output.type.tensor_type.shape.dim[1].dim_value
-        size, one = f"{_PREFIX}{name}_size", f"{_PREFIX}{name}_channels"
+        size, one = f"{HEADS_PREFIX}{name}_size", f"{HEADS_PREFIX}{name}_channels"
         how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
         if name == "boundary":
             how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         whole.graph.initializer.append(numpy_helper.from_array(np.array([1, channels], np.int64), one))
         added += [
-            node("Concat", [one, _PREFIX + "grid_hw"], [size], axis=0),
+            node("Concat", [one, HEADS_PREFIX + "grid_hw"], [size], axis=0),
             node("Resize", [coarse[name], "", "", size], [name], **how),
         ]
         output.CopyFrom(

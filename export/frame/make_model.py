@@ -6,9 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...errors import ModelError
 from ...runtime.refine.refiner import Refiner
-from ..engine.build import read_network
+from ..engine.build import semantic_network
 from ..instance.bank import bank_summary, build_bank, typical
 from ..instance.teacher import tell_instances
 from ..training import say
@@ -36,18 +35,14 @@ def make_frame_model(
     training_data: str = "not stated",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Add instance heads to ``model``, taught on ``images`` and ``semantic`` (see ``build_bank``; class ids
+    """Add instance heads to ``model`` (instead of those that it has), taught on ``images`` and ``semantic`` (see ``build_bank``; class ids
     are the model's), and write ``output``, for objects as small as ``instance_model``, their teacher, is for;
     returns what ``export_frame`` says and the rules' held-out errors.
 
     Raises:
-        ModelError: ``model`` isn't in tfiseg's format, has heads already, or has no features at stride 4.
+        ModelError: ``model`` isn't in tfiseg's format, or has no features at stride 4.
     """
-    network, _ = read_network(model)
-    if any(o.name == "affinity" for o in network.graph.output):
-        raise ModelError(
-            f"{model} has instance heads already: start from the network that they were added to"
-        )
+    network = semantic_network(model)
     taps = find_taps(network)
     say("features at " + ", ".join(f"stride {t.stride} ({t.channels} channels)" for t in taps))
     bank = build_bank(images, semantic, confidence)

@@ -29,6 +29,7 @@ from ...runtime.networks.session import DEFAULT_MODEL
 from ...runtime.refine.partition import instances_of
 from ...runtime.segmenter import Segmenter
 from ...runtime.sources.base import Frame, checked_image
+from ..engine.build import semantic_network
 from ..instance.network import DISPLACEMENT_UNIT_PX, STRIDE
 from ..semantic.data import IGNORE, CropSampler, load_pictures
 from ..training import descend, learning_rate, say
@@ -166,8 +167,8 @@ class PaperSegmenter(Segmenter):
     """
 
     def __init__(self, model: Path, heads: InstanceHeads, by_operator: bool) -> None:
-        super().__init__(model)
-        network = onnx.load(model)
+        super().__init__(model, refine="shape")
+        network = semantic_network(model)
         self._maps_of = FeatureReader(network, find_taps(network), others=["logits"])
         self._heads = heads
         self._by_operator = by_operator
@@ -179,11 +180,13 @@ class PaperSegmenter(Segmenter):
         logits, *features = self._maps_of(image)
         displacement = (self._heads(*(torch.from_numpy(f) for f in features))[0] * UNIT).numpy()
         if self._by_operator:
-            return self.cluster_maps({"logits": logits, "displacement": displacement}, size_hw, rated=False)
+            return self.cluster_maps(
+                {"logits": logits, "displacement": displacement}, size_hw, calibrated=False
+            )
         components = self.components_of(logits, size_hw)
         centre = cv2.resize(group(displacement[0]), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
         label = np.where(components.label_map > 0, centre * 256 + components.semantic_map, 0).astype(np.int32)
-        return self.worthwhile(instances_of(label, components), size_hw, rated=False)
+        return self.filter_instances(instances_of(label, components), size_hw, calibrated=False)
 
 
 def main() -> None:
@@ -196,7 +199,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--eval", type=Path, nargs="+", default=[], metavar="SET")
     args = parser.parse_args()
-    model = onnx.load(args.model)
+    model = semantic_network(args.model)
     taps = find_taps(model)
     heads = train_paper(args.images, args.semantic, args.confidence, model, taps, args.steps, args.threads)
     for folder in args.eval:

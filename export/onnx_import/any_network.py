@@ -5,7 +5,6 @@ onnxsim; torch where the network is one of torch's."""
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,15 +23,15 @@ from onnx import helper
 from ...errors import InputError, ModelError
 from ...plugins.problem import IGNORE
 from ...runtime.networks.model_info import weights_digest
+from ...runtime.networks.model_variants import Variant
 from ...runtime.networks.session import (
-    DEFAULT_FRAME_MODEL,
     DEFAULT_MODEL,
     FORMAT_VERSION,
     METADATA_KEY,
     UNWANTED_OPTIMIZERS,
     OnnxSession,
 )
-from ..frame_graph import PixelFormat, set_long_side
+from ..frame_graph import PixelFormat
 from .agreement import check_frames, compare_labels, labels_of, network_input
 from .class_lists import read_class_names, things_of
 from .network_tail import Tail, class_axis_of, cut_tail, logit_nodes
@@ -46,7 +45,7 @@ from .onnx_network import (
     with_opset,
 )
 
-DEFAULTS = {"default": DEFAULT_MODEL, "default-frame": DEFAULT_FRAME_MODEL}  # without and with instance heads
+DEFAULTS = {"default": True, "default-semantic": False}  # whether it has instance heads
 TORCH_KINDS = ("torchvision", "smp", "hf", "python")
 DEFAULT_SIZE_HW = (512, 512)
 _MAX_CLASSES = IGNORE - 1
@@ -102,16 +101,10 @@ def export_default(output: Path, source: str = "default", long_side_px: int | No
     Args:
         output: NAME.onnx, written whole or not at all.
         source: one of ``DEFAULTS``.
-        long_side_px: the longer side of what the network sees, in place of the 384 that it was trained with;
-            weights stay as they are.
+        long_side_px: longer side in pixels that the network scales frames to; default: the model's own.
     """
     with _whole(output) as part:
-        if long_side_px is None:
-            shutil.copyfile(DEFAULTS[source], part)
-        else:
-            model = onnx.load(DEFAULTS[source])
-            set_long_side(model, long_side_px)
-            onnx.save(model, part)
+        part.write_bytes(Variant(DEFAULTS[source], long_side_px).read(DEFAULT_MODEL))
         info = OnnxSession(part).info
     return {
         "output": str(output),

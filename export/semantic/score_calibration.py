@@ -24,10 +24,11 @@ from ...errors import InputError
 from ...instances import Instances
 from ...plugins.operator import cluster
 from ...runtime.evaluate.metrics import PanopticCounts, panoptic_counts
+from ...runtime.networks.model_variants import WITHOUT_HEADS
 from ...runtime.networks.session import METADATA_KEY
-from ...runtime.object_score import FEATURES, rated, score_features
+from ...runtime.object_score import FEATURES, probability_of, score_features
 from ...runtime.refine.refiner import Refiner
-from ...runtime.segmenter import MIN_RATED_SCORE, MIN_SCORE, Segmenter
+from ...runtime.segmenter import MIN_CALIBRATED_SCORE, MIN_SCORE, Segmenter
 from ..engine.build import read_network
 from ..model_file import rounded, written_whole
 from .data import Picture, load_pictures
@@ -162,7 +163,11 @@ def _quality(looked: list[_Looked], rule: Floats | None) -> float:
     rule, that of its own."""
     total = PanopticCounts()
     for one in looked:
-        kept = one.probability >= MIN_SCORE if rule is None else rated(one.features, rule) >= MIN_RATED_SCORE
+        kept = (
+            one.probability >= MIN_SCORE
+            if rule is None
+            else probability_of(one.features, rule) >= MIN_CALIBRATED_SCORE
+        )
         hit = one.iou > 0
         total.add(
             PanopticCounts(
@@ -173,6 +178,13 @@ def _quality(looked: list[_Looked], rule: Floats | None) -> float:
             )
         )
     return round(total.quality, 2)
+
+
+def _with_rule(metadata: dict[str, Any], rule: list[float], without_heads: bool) -> dict[str, Any]:
+    """The metadata with a score rule; ``without_heads``: for instances that are found without them."""
+    if without_heads:
+        return {**metadata, WITHOUT_HEADS: _with_rule(metadata[WITHOUT_HEADS], rule, without_heads=False)}
+    return {**metadata, "clustering": {**metadata.get("clustering", {}), "score_rule": rule}}
 
 
 def add_score_rule(
@@ -203,8 +215,9 @@ def add_score_rule(
     if not output.parent.is_dir():
         raise InputError(f"there is no folder {output.parent} to write {output.name} to")
     network, info = read_network(model)
+    has_heads = any(o.name == "affinity" for o in network.graph.output)
     if refine is None:
-        refine = "frame" if any(o.name == "affinity" for o in network.graph.output) else "components"
+        refine = "frame" if has_heads else "components"
     teacher = instance_model if refine == "components" else None
     segmenter = Segmenter(
         model, refine=refine, min_score=0.0, threads=threads, instance_model=teacher, outlines=False
@@ -219,7 +232,7 @@ def add_score_rule(
         seed,
         quiet,
     )
-    metadata = {**info.extra, "clustering": {**info.extra.get("clustering", {}), "score_rule": fit.rule}}
+    metadata = _with_rule(info.extra, fit.rule, without_heads=has_heads and refine != "frame")
     del network.metadata_props[:]
     helper.set_model_props(network, {METADATA_KEY: json.dumps(metadata)})
     with written_whole(network, output):

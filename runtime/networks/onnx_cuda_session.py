@@ -12,6 +12,7 @@ import numpy as np
 
 from ..gpu.cuda import Cuda
 from .gpu_session import GpuSession
+from .model_variants import AS_IS, Variant
 from .session import CUDA_PROVIDER, OnnxSession
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -29,12 +30,19 @@ class OnnxGpuSession(GpuSession):
         ModelError: see ``OnnxSession``. EngineError, MissingDependencyError: see ``Cuda``.
     """
 
-    def __init__(self, path: Path, threads: int, providers: Sequence[str], device: str = "cuda") -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        providers: Sequence[str],
+        device: str = "cuda",
+        variant: Variant = AS_IS,
+    ) -> None:
         cuda = Cuda()
         with cuda.current():
             stream = cuda.stream()
             options = on_stream(providers, stream)
-            opened = OnnxSession(path, threads, providers, options)
+            opened = OnnxSession(path, threads, providers, options, variant)
             context = BoundContext(opened.session, device)
         # one lane: a second stream would need a second session, weights and all
         super().__init__(path, opened.info, cuda, [(context, stream)], context.types, _ANY_SIZE)

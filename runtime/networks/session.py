@@ -17,10 +17,10 @@ from .machine import this_machine
 from .model_info import FORMAT_VERSION as FORMAT_VERSION
 from .model_info import METADATA_KEY as METADATA_KEY
 from .model_info import ModelInfo as ModelInfo
-from .native_preprocessing import SMALL, Front, without_front
+from .model_variants import AS_IS, Variant
+from .native_preprocessing import SMALL, without_front
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "models" / "tfiseg-voc21.onnx"
-DEFAULT_FRAME_MODEL = DEFAULT_MODEL.with_name("tfiseg-voc21-frame.onnx")
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 CUDA_PROVIDER = "CUDAExecutionProvider"
 # it quantises what a model leaves in float, one scale per tensor, and reads float16 biases wrongly
@@ -80,9 +80,9 @@ def open_onnx(
     return session
 
 
-def _without_front(path: Path) -> tuple[Front, bytes] | None:
+def _read(path: Path, variant: Variant) -> bytes | None:
     try:
-        return without_front(path.read_bytes())
+        return variant.read(path)
     except OSError:  # ONNX Runtime says what is wrong with it
         return None
 
@@ -95,6 +95,7 @@ class OnnxSession:
             (1, C, h, w).
         threads: CPU threads; 0 = ONNX Runtime's own choice.
         providers: ONNX Runtime execution providers, first choice first; provider_options: of each.
+        variant: what to change in the file while it is loaded.
 
     Raises:
         ModelError: the file is missing, no ONNX, or not in tfiseg's format.
@@ -106,14 +107,18 @@ class OnnxSession:
         threads: int = 0,
         providers: Sequence[str] = DEFAULT_PROVIDERS,
         provider_options: Sequence[dict[str, str]] | None = None,
+        variant: Variant = AS_IS,
     ) -> None:
         self.path = Path(path)
         on_cpu = [*providers] == [*DEFAULT_PROVIDERS] and provider_options is None
-        parts = _without_front(self.path) if on_cpu else None
+        content = _read(self.path, variant) if on_cpu or variant != AS_IS else None
+        parts = without_front(content) if on_cpu and content is not None else None
         self._front = parts[0] if parts is not None else None
-        self.session = open_onnx(
-            self.path, threads, providers, provider_options, parts[1] if parts is not None else None
-        )
+        if parts is not None:
+            content = parts[1]
+        elif variant == AS_IS:  # ONNX Runtime reads the file itself: its weights may lie in further files
+            content = None
+        self.session = open_onnx(self.path, threads, providers, provider_options, content)
         text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise ModelError(
@@ -158,7 +163,12 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
-def open_session(path: str | Path, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> Session:
+def open_session(
+    path: str | Path,
+    threads: int = 0,
+    providers: Sequence[str] = DEFAULT_PROVIDERS,
+    variant: Variant = AS_IS,
+) -> Session:
     """The session for a model file. An engine's record and content are checked before TensorRT sees a byte of
     it.
 
@@ -169,8 +179,8 @@ def open_session(path: str | Path, threads: int = 0, providers: Sequence[str] = 
     path = Path(path)
     if path.suffix != SUFFIX:
         if [*providers[:1]] == [CUDA_PROVIDER]:
-            return _open_on_gpu(path, threads, providers)
-        return OnnxSession(path, threads, providers)
+            return _open_on_gpu(path, threads, providers, variant)
+        return OnnxSession(path, threads, providers, variant=variant)
     plan, record = checked_plan(path)
     from .engine_session import EngineSession
 
@@ -185,13 +195,13 @@ def checked_plan(path: Path) -> tuple[bytes, dict[str, Any]]:
     return plan, record
 
 
-def _open_on_gpu(path: Path, threads: int, providers: Sequence[str]) -> Session:
+def _open_on_gpu(path: Path, threads: int, providers: Sequence[str], variant: Variant) -> Session:
     """With PyCUDA everything stays on the GPU; without, maps are copied to the host and clustered there,
     which the log says."""
     try:
         from .onnx_cuda_session import OnnxGpuSession
 
-        return OnnxGpuSession(path, threads, providers)
+        return OnnxGpuSession(path, threads, providers, variant=variant)
     except MissingDependencyError as missing:
         _log.warning("clustering runs on the CPU: %s", missing)
-        return OnnxSession(path, threads, providers)
+        return OnnxSession(path, threads, providers, variant=variant)

@@ -7,7 +7,7 @@ import pytest
 import tfiseg
 from skimage import data
 from tfiseg.runtime.object_score import FEATURES, object_probability, score_features
-from tfiseg.runtime.segmenter import MIN_RATED_SCORE, MIN_SCORE
+from tfiseg.runtime.segmenter import MIN_CALIBRATED_SCORE, MIN_SCORE
 
 RULE = [0.3, 0.2, 1.5, -1.2]
 
@@ -66,13 +66,13 @@ def test_a_score_does_not_depend_on_what_is_asked_for(refine):
 
 def test_the_usual_least_score_is_that_of_its_kind():
     segmenter = tfiseg.Segmenter()
-    assert segmenter.min_score == MIN_RATED_SCORE
+    assert segmenter.min_score == MIN_CALIBRATED_SCORE
     assert tfiseg.Segmenter(min_score=0.7).min_score == 0.7
     found = squares(100, 100, 100)
     found = replace(found, score=np.array([0.4, 0.55, 0.9], np.float32))
     size_hw = found.label_map.shape
     assert (
-        len(segmenter.worthwhile(found, size_hw, rated=False)) == 2
+        len(segmenter.filter_instances(found, size_hw, calibrated=False)) == 2
     )  # baselines go by mean class probability
     assert MIN_SCORE == 0.5
 

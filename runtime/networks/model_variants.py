@@ -1,0 +1,138 @@
+"""Variants of a model file, made when it is loaded: without its instance heads, or at another input size.
+
+One file holds the semantic network and its instance heads. ``quality="fast"`` and ``"best"`` need the semantic
+network alone; the input size depends on the quality, too. Both are changes of a few bytes: no onnx is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError, ModelError
+from .model_info import METADATA_KEY
+from .onnx_bytes import (
+    INITIALIZER,
+    NODE,
+    NODE_INPUT,
+    NODE_OUTPUT,
+    OUTPUT,
+    field,
+    fields,
+    graph_of,
+    texts,
+    with_graph,
+    with_outputs,
+)
+
+HEADS_PREFIX = "heads."  # of all tensors that belong to the heads
+COARSE_LOGITS = HEADS_PREFIX + "coarse_logits"  # the semantic network's own logits, before the heads' grid
+WITHOUT_HEADS = "without_heads"  # metadata: what holds instead when the heads are left out
+MIN_LONG_SIDE_PX, MAX_LONG_SIDE_PX = 64, 4096
+_LONG_SIDE = "pre.long_side"
+_METADATA, _KEY, _VALUE = 14, 1, 2  # of a model; of one of its properties
+_NODE_OP = 4
+_TENSOR_NAME, _TENSOR_RAW = 8, 9
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What to change in a model file while it is loaded.
+
+    Args:
+        heads: False leaves the instance heads out.
+        long_side_px: longer side in pixels that frames are scaled to; None: the file's own.
+    """
+
+    heads: bool = True
+    long_side_px: int | None = None
+
+    def read(self, path: Path) -> bytes:
+        """Return the content of ``path`` with these changes; a file that is no ONNX model comes back as it is."""
+        model = path.read_bytes()
+        if self == AS_IS:
+            return model
+        try:
+            if not self.heads:
+                model = without_heads(model) or model
+            if self.long_side_px is not None:
+                model = with_long_side(model, self.long_side_px)
+        except (IndexError, StopIteration, UnicodeDecodeError, ValueError):  # ONNX Runtime says what is wrong
+            pass
+        return model
+
+
+AS_IS = Variant()
+
+
+def without_heads(model: bytes) -> bytes | None:
+    """Return the model without its instance heads; None if it has none.
+
+    Outputs are ``logits`` (1, C, h, w) on the semantic network's own grid; the metadata's stride and clustering
+    settings are those of the semantic network.
+    """
+    graph = graph_of(model)
+    if not any(
+        COARSE_LOGITS in texts(value, NODE_OUTPUT) for kind, value, _ in fields(graph) if kind == NODE
+    ):
+        return None
+    logits = next(w for kind, value, w in fields(graph) if kind == OUTPUT and texts(value, 1) == ["logits"])
+    reduced = with_outputs(model, [COARSE_LOGITS])
+    if reduced is None:
+        raise ModelError("a model whose weights lie in other files cannot be used without its heads")
+    rename = field(NODE_INPUT, COARSE_LOGITS.encode()) + field(NODE_OUTPUT, b"logits")
+    node = field(NODE, rename + field(_NODE_OP, b"Identity"))
+    kept = b"".join(
+        bytes(whole)
+        for kind, value, whole in fields(graph_of(reduced))
+        if kind != INITIALIZER or not texts(value, _TENSOR_NAME)[0].startswith(HEADS_PREFIX)
+    )
+
+    def own(metadata: dict[str, Any]) -> dict[str, Any]:
+        return metadata | metadata.pop(WITHOUT_HEADS, {})
+
+    return with_metadata(with_graph(reduced, kept + node + bytes(logits)), own)
+
+
+def with_long_side(model: bytes, long_side_px: int) -> bytes:
+    """Return the model with frames scaled to another longer side in pixels.
+
+    Raises:
+        InputError: the size is out of range, or the model sees all frames at one fixed size.
+    """
+    if not MIN_LONG_SIDE_PX <= long_side_px <= MAX_LONG_SIDE_PX:
+        raise InputError(
+            f"long_side_px must lie in {MIN_LONG_SIDE_PX}..{MAX_LONG_SIDE_PX} pixels, got {long_side_px}"
+        )
+    parts, found = [], False
+    for kind, value, whole in fields(graph_of(model)):
+        if kind == INITIALIZER and texts(value, _TENSOR_NAME) == [_LONG_SIDE]:
+            raw = np.float32(long_side_px).tobytes()
+            changed = [field(n, raw) if n == _TENSOR_RAW else bytes(w) for n, _, w in fields(value)]
+            parts.append(field(INITIALIZER, b"".join(changed)))
+            found = True
+        else:
+            parts.append(bytes(whole))
+    if not found:
+        raise InputError("this model scales all frames to one fixed size: export it at another one")
+    return with_metadata(
+        with_graph(model, b"".join(parts)), lambda metadata: metadata | {"long_side_px": long_side_px}
+    )
+
+
+def with_metadata(model: bytes, change: Any) -> bytes:
+    """Return the model with ``change(metadata)`` (dict -> dict) instead of its tfiseg metadata."""
+    parts = []
+    for kind, value, whole in fields(memoryview(model)):
+        if kind == _METADATA and texts(value, _KEY) == [METADATA_KEY]:
+            metadata: Mapping[str, Any] = change(json.loads(texts(value, _VALUE)[0]))
+            entry = field(_KEY, METADATA_KEY.encode()) + field(_VALUE, json.dumps(metadata).encode())
+            parts.append(field(_METADATA, entry))
+        else:
+            parts.append(bytes(whole))
+    return b"".join(parts)

@@ -1,0 +1,106 @@
+"""Options of a ``Segmenter``: one validated home for their defaults and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from ..plugins.operator import Split, check_min_area, split_table
+from ..plugins.problem import MAX_INSTANCES
+from .networks.model_variants import MAX_LONG_SIDE_PX, MIN_LONG_SIDE_PX
+from .networks.multi_scale import checked_scales
+from .networks.session import DEFAULT_PROVIDERS
+
+QUALITIES = ("fast", "balanced", "best")
+REFINES = ("shape", "frame", "components")
+BEST_LONG_SIDE_PX = 512  # of the network that comes with tfiseg (docs/benchmarks/quality.md)
+_REFINE_OF = {"fast": "shape", "balanced": "frame", "best": "components"}
+
+
+@dataclass(frozen=True)
+class SegmenterSettings:
+    """Validated options of a ``Segmenter``; see there for what each one means.
+
+    Raises:
+        InputError: a value is out of range, or an option has no effect beside the others.
+    """
+
+    model: str | Path | None = None
+    quality: str = "balanced"
+    things: Iterable[str | int] | None = None
+    split: Split | None = None
+    min_area: int | None = None
+    min_score: float | None = None
+    max_instances: int = MAX_INSTANCES
+    refine: str | None = None
+    instance_model: str | Path | None = None
+    outlines: bool | None = None
+    thorough: bool | None = None
+    max_views: int | None = None
+    long_side_px: int | None = None
+    scales: Sequence[float] = (1.0,)
+    flip: bool = False
+    threads: int = 0
+    providers: Sequence[str] = DEFAULT_PROVIDERS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", checked_scales(self.scales))
+        if self.quality not in QUALITIES:
+            raise InputError(f"quality must be one of {_listed(QUALITIES)}, got {self.quality!r}")
+        if self.refine is not None and self.refine not in REFINES:
+            raise InputError(f"refine must be one of {_listed(REFINES)}, got {self.refine!r}")
+        if self.threads < 0:
+            raise InputError(f"threads must be at least 1 (0 = all), got {self.threads}")
+        if self.min_area is not None:
+            check_min_area(self.min_area)
+        if self.min_score is not None and not 0 <= self.min_score <= 1:
+            raise InputError(f"min_score must lie in 0..1, got {self.min_score}")
+        if self.split is not None:
+            split_table(self.split)
+        if self.long_side_px is not None and not MIN_LONG_SIDE_PX <= self.long_side_px <= MAX_LONG_SIDE_PX:
+            raise InputError(
+                f"long_side_px must lie in {MIN_LONG_SIDE_PX}..{MAX_LONG_SIDE_PX}, got {self.long_side_px}"
+            )
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        """Refuse options that would have no effect."""
+        by_components = self.wanted_refine == "components"
+        if self.instance_model is not None and not by_components and not self.outlines:
+            raise InputError(
+                'instance_model has no effect without refine="components", quality="best" or outlines'
+            )
+        for name in ("thorough", "max_views"):
+            if getattr(self, name) is not None and not by_components:
+                raise InputError(f'{name} has no effect without refine="components" or quality="best"')
+        if self.several_passes and self.refine == "frame":
+            raise InputError(
+                'scales and flip average class maps, and instance heads have no average: use refine="components"'
+            )
+
+    @property
+    def several_passes(self) -> bool:
+        """Whether several passes over each frame are averaged."""
+        return self.flip or self.scales != (1.0,)
+
+    @property
+    def wanted_refine(self) -> str:
+        """How instances are found, if the model allows it: "shape", "frame" or "components".
+
+        Several passes have no instance heads, so they take "components" instead of "frame".
+        """
+        wanted = self.refine or _REFINE_OF[self.quality]
+        return "components" if wanted == "frame" and self.several_passes else wanted
+
+    @property
+    def input_long_side_px(self) -> int | None:
+        """Longer side in pixels that the network scales frames to; None: the model's own."""
+        if self.long_side_px is None and self.quality == "best" and self.model is None:
+            return BEST_LONG_SIDE_PX
+        return self.long_side_px
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
