@@ -92,7 +92,7 @@ def _size_wh(text: str) -> tuple[int, int]:
 
 
 def _source(args: argparse.Namespace, realtime: bool = False) -> Any:
-    from ..runtime.sources.base import open_source
+    from ..runtime.sources.open_source import open_source
 
     logging.basicConfig(format="tfiseg: %(message)s", level=logging.WARNING if args.json else logging.INFO)
     return open_source(
