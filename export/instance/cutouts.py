@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ...errors import InputError
 from ...runtime.output.run_writer import writable_folder
 from ...runtime.refine.view import View, cut, solidity
-from ...runtime.sources.base import IMAGE_SUFFIXES
+from ...runtime.sources.files import IMAGE_SUFFIXES
 from ..semantic.data import load_pictures
 from ..semantic.network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, Backbone
 from .bank import objects_in, shrunk

@@ -26,7 +26,7 @@ from ...plugins.problem import IGNORE
 from ..output.run_writer import writable_folder
 from ..refine.refiner import Refiner
 from ..segmenter import Segmenter
-from ..sources.base import IMAGE_SUFFIXES
+from ..sources.files import IMAGE_SUFFIXES
 from .metrics import (
     AveragePrecision,
     PanopticCounts,

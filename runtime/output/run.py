@@ -12,7 +12,8 @@ from ...errors import OutputError, PipelineError
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.tracker import Tracker
 from ..segmenter import Segmenter
-from ..sources.base import Source, open_source
+from ..sources.base import Source
+from ..sources.open_source import open_source
 from .run_writer import RunWriter
 
 

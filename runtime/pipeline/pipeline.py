@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from ...errors import InputError, PipelineError, SourceError
 from ...instances import Instances
-from ..sources.base import USUAL_FPS, Frame, Source, open_source
+from ..sources.base import USUAL_FPS, Frame, Source
+from ..sources.open_source import open_source
 from .channel import Channel, Ended
 from .stage import Stage
 from .stage_times import StageTimes

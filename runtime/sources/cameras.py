@@ -1,187 +1,20 @@
-"""Live sources: USB, CSI and network cameras, GStreamer pipelines, and files played at their own pace. What
-is lost is looked for again."""
+"""Cameras: USB and CSI cameras and GStreamer pipelines."""
 
 from __future__ import annotations
 
-import logging
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 
 import cv2
-import numpy as np
 
-from ...errors import InputError, SourceError
-from .base import USUAL_FPS, Frame, Source, fps_of, frame_name, opened, release, without_secrets
+from ...errors import SourceError
+from .base import Source
+from .live_stream import CameraRequest, LiveStream
+from .video import opened
 
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0  # between attempts to open a lost source again: doubled each time
-_NETWORK_TIMEOUT_MS = 5000
-_WAITED_AFTER_S = 0.2  # opened so long ago, there are frames in a buffer
-_AT_ONCE, _NEW_IN_A_ROW = (
-    0.5,
-    2,
-)  # of a frame's interval: what comes quicker lay there; so many that don't are new
 _CSI_SIZE_WH, _CSI_FPS = (1280, 720), 30  # a mode that every CSI sensor has
 
-_log = logging.getLogger("tfiseg")
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a camera is asked for: width and height in pixels, frames per second, pixel format (a FourCC such
-    as "MJPG" or "YUYV")."""
-
-    size_wh: tuple[int, int] | None = None
-    fps: float | None = None
-    pixel_format: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.size_wh is not None and min(self.size_wh) < 1:
-            raise InputError(
-                f"a camera's size must be at least 1 x 1 px, got {self.size_wh[0]} x {self.size_wh[1]}"
-            )
-        if self.fps is not None and self.fps <= 0:
-            raise InputError(f"a camera's fps must be above 0, got {self.fps:g}")
-        if self.pixel_format is not None and len(self.pixel_format) != 4:
-            raise InputError(
-                f'a pixel format is a FourCC such as "MJPG" or "YUYV", got {self.pixel_format!r}'
-            )
-
-    def __bool__(self) -> bool:
-        return self != Wanted()
-
-
-class LiveStream(Source):
-    """A camera or stream that is opened again whenever it is lost, with growing pauses, and says so in the
-    log "tfiseg".
-
-    Args:
-        name: of the source.
-        opener: opens it; raises SourceError.
-        wanted: what was asked of it; where it gives something else, the log says so.
-        capture: it, if it is open already.
-    """
-
-    is_live = True
-
-    def __init__(
-        self,
-        name: str,
-        opener: Callable[[], cv2.VideoCapture],
-        wanted: Wanted | None = None,
-        capture: cv2.VideoCapture | None = None,
-    ) -> None:
-        super().__init__(name)
-        self._opener = opener
-        self._capture = capture or opener()
-        self._opened = time.monotonic()
-        self._in_use = threading.Lock()
-        self._interrupted = threading.Event()
-        self.description, differs = described(name, self._capture, wanted or Wanted())
-        (_log.warning if differs else _log.info)("%s", self.description)
-        self.fps = fps_of(self._capture)
-        self._stamps = self._capture.getBackendName() == "V4L2"
-
-    def __iter__(self) -> Iterator[Frame]:
-        self._interrupted.clear()
-        if time.monotonic() - self._opened > _WAITED_AFTER_S:
-            self._skip_what_waited()
-        return super().__iter__()
-
-    def _skip_what_waited(self) -> None:
-        """Frames that came in while a network was loaded would be taken for new ones: whoever drives by them
-        drives by the past."""
-        interval, new = 1 / (self.fps or USUAL_FPS), 0
-        with self._in_use:
-            for _ in range(
-                round((time.monotonic() - self._opened) / interval) + _NEW_IN_A_ROW
-            ):  # no more can have come
-                began = time.monotonic()
-                if (
-                    not self._capture.grab()
-                ):  # it decodes where the stream is compressed, so one that takes long may still be old
-                    return
-                new = new + 1 if time.monotonic() - began > _AT_ONCE * interval else 0
-                if new == _NEW_IN_A_ROW:
-                    return
-
-    def _read(self, index: int) -> Frame | None:
-        while not self._interrupted.is_set():
-            with self._in_use:
-                began = time.monotonic_ns()
-                more, image = self._capture.read()
-                now = time.monotonic_ns()
-                taken = self._captured_at(now) if more else now
-            if more:
-                return Frame(
-                    np.asarray(image, np.uint8), index, taken, frame_name(index), (now - began) / 1e6
-                )
-            self._find_again(index)
-        return None
-
-    def _captured_at(self, now_ns: int) -> int:
-        """When the picture was taken: V4L2's drivers stamp it on the monotonic clock, which is when its
-        transfer ended."""
-        if self._stamps:
-            stamped = int(self._capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
-            if 0 <= now_ns - stamped < 2_000_000_000:  # a driver with another clock is not believed
-                return stamped
-        return now_ns
-
-    def _find_again(self, frames: int) -> None:
-        with self._in_use:
-            self._capture.release()
-        lost, wait = time.monotonic(), _FIRST_WAIT_S
-        _log.warning(
-            "%s stopped delivering after %d frames (cable, power, network?): it is looked for until it is back",
-            self.name,
-            frames,
-        )
-        while not self._interrupted.wait(wait):
-            try:
-                with self._in_use:
-                    self._capture = self._opener()
-            except SourceError as still:
-                wait = min(2 * wait, _LONGEST_WAIT_S)
-                _log.info("%s; next attempt in %g s", still, wait)
-                continue
-            self.reconnects += 1
-            _log.warning("%s is back after %.1f s", self.name, time.monotonic() - lost)
-            return
-
-    def interrupt(self) -> None:
-        self._interrupted.set()
-
-    def close(self) -> None:
-        release(self._capture, self._in_use, self.name)
-
-
-def described(name: str, capture: cv2.VideoCapture, wanted: Wanted) -> tuple[str, bool]:
-    """What a source really gives, as a sentence, and whether it differs from what was asked."""
-    width, height = (int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    code = int(capture.get(cv2.CAP_PROP_FOURCC))
-    text = "".join(chr(code >> shift & 0xFF) for shift in (0, 8, 16, 24))
-    pixel_format = text if text.isprintable() and code > 0 else None
-    got = (
-        f"{width}x{height}"
-        + (f" at {fps:g} frames/s" if fps > 0 else "")
-        + (f", {pixel_format}" if pixel_format else "")
-    )
-    missed = []
-    if wanted.size_wh not in (None, (width, height)):
-        missed.append("{}x{}".format(*(wanted.size_wh or ())))
-    if wanted.fps is not None and abs(wanted.fps - fps) > 0.5:
-        missed.append(f"{wanted.fps:g} frames/s")
-    if wanted.pixel_format not in (None, pixel_format):
-        missed.append(f"{wanted.pixel_format}")
-    asked = f"; asked for {', '.join(missed)}, which it doesn't give" if missed else ""
-    return f"{name} gives {got} through {capture.getBackendName()}{asked}", bool(missed)
-
-
-def open_camera(which: int | str, wanted: Wanted) -> Source:
+def open_camera(which: int | str, wanted: CameraRequest) -> Source:
     """A camera by its number or device: V4L2 on Linux, OpenCV's own choice elsewhere."""
     name = f"camera-{which}" if isinstance(which, int) else which.removeprefix("/dev/")
     message = f"camera {which} can't be opened: check that it is plugged in (`ls /dev/video*`) and that no other program holds it"
@@ -201,20 +34,7 @@ def open_camera(which: int | str, wanted: Wanted) -> Source:
     return LiveStream(name, opener, wanted)
 
 
-def open_stream(url: str) -> cv2.VideoCapture:
-    """A network stream or file, with limits on how long it may keep silent."""
-    timeouts = [
-        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
-        _NETWORK_TIMEOUT_MS,
-        cv2.CAP_PROP_READ_TIMEOUT_MSEC,
-        _NETWORK_TIMEOUT_MS,
-    ]
-    return opened(
-        cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts), f"no stream answers at {without_secrets(url)}"
-    )
-
-
-def csi_pipeline(sensor: int, wanted: Wanted) -> str:
+def csi_pipeline(sensor: int, wanted: CameraRequest) -> str:
     """GStreamer's pipeline for a CSI camera of a Jetson: the newest frame, as BGR."""
     width, height = wanted.size_wh or _CSI_SIZE_WH
     return (
@@ -224,7 +44,7 @@ def csi_pipeline(sensor: int, wanted: Wanted) -> str:
     )
 
 
-def open_gstreamer(name: str, pipeline: str, wanted: Wanted | None = None) -> Source:
+def open_gstreamer(name: str, pipeline: str, wanted: CameraRequest | None = None) -> Source:
     """A GStreamer pipeline that ends in an appsink with BGR."""
     if "GStreamer" not in {
         cv2.videoio_registry.getBackendName(b) for b in cv2.videoio_registry.getBackends()
@@ -235,29 +55,3 @@ def open_gstreamer(name: str, pipeline: str, wanted: Wanted | None = None) -> So
         )
     message = f"GStreamer can't start {name}: try it with gst-launch-1.0; the pipeline is {pipeline}"
     return LiveStream(name, lambda: opened(cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER), message), wanted)
-
-
-class Realtime(Source):
-    """A file, folder or synthetic camera played at its own pace, as if it were live: whoever is late has
-    missed what went by."""
-
-    is_live = True
-
-    def __init__(self, source: Source, fps: float | None = None) -> None:
-        super().__init__(source.name)
-        self._source = source
-        self.fps = fps or source.fps or USUAL_FPS
-        self.is_video, self.frame_count = source.is_video, source.frame_count
-
-    def __iter__(self) -> Iterator[Frame]:
-        began = time.monotonic()
-        for frame in self._source:
-            assert self.fps is not None
-            time.sleep(max(0.0, began + frame.index / self.fps - time.monotonic()))
-            yield replace(frame, capture_time_ns=time.monotonic_ns())
-
-    def interrupt(self) -> None:
-        self._source.interrupt()
-
-    def close(self) -> None:
-        self._source.close()

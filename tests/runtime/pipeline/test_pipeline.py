@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.runtime.sources.cameras import Realtime
+from tfiseg.runtime.sources.realtime import Realtime
 
 EMPTY = tfiseg.cluster(np.zeros((4, 6), np.uint8))
 

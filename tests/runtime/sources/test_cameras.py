@@ -12,7 +12,9 @@ import cv2
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.runtime.sources.cameras import LiveStream, Realtime, Wanted, csi_pipeline, described
+from tfiseg.runtime.sources.cameras import csi_pipeline
+from tfiseg.runtime.sources.live_stream import CameraRequest, LiveStream, described
+from tfiseg.runtime.sources.realtime import Realtime
 
 
 def transport_stream(size_wh, frames=60):
@@ -160,18 +162,22 @@ class FakeCapture:
 @pytest.mark.parametrize(
     ("capture", "wanted", "says"),
     [
-        (FakeCapture(640, 480, 30, "YUYV"), Wanted(), "cam gives 640x480 at 30 frames/s, YUYV through V4L2"),
+        (
+            FakeCapture(640, 480, 30, "YUYV"),
+            CameraRequest(),
+            "cam gives 640x480 at 30 frames/s, YUYV through V4L2",
+        ),
         (
             FakeCapture(1280, 720, 30, "MJPG"),
-            Wanted((1280, 720), 30, "MJPG"),
+            CameraRequest((1280, 720), 30, "MJPG"),
             "cam gives 1280x720 at 30 frames/s, MJPG through V4L2",
         ),
         (
             FakeCapture(640, 480, 15, "YUYV"),
-            Wanted((1280, 720), 30, "MJPG"),
+            CameraRequest((1280, 720), 30, "MJPG"),
             "cam gives 640x480 at 15 frames/s, YUYV through V4L2; asked for 1280x720, 30 frames/s, MJPG, which it doesn't give",
         ),
-        (FakeCapture(640, 480, 0, ""), Wanted(), "cam gives 640x480 through V4L2"),
+        (FakeCapture(640, 480, 0, ""), CameraRequest(), "cam gives 640x480 through V4L2"),
     ],
 )
 def test_a_camera_says_what_it_really_gives(capture, wanted, says):
@@ -181,7 +187,7 @@ def test_a_camera_says_what_it_really_gives(capture, wanted, says):
 
 
 def test_csi_cameras_get_their_pipeline():
-    pipeline = csi_pipeline(1, Wanted((1920, 1080), 60))
+    pipeline = csi_pipeline(1, CameraRequest((1920, 1080), 60))
     assert pipeline.startswith(
         "nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM),width=1920,height=1080,framerate=60/1 ! nvvidconv ! "
     )

@@ -1,0 +1,35 @@
+"""Files and synthetic frames at their own pace, as if they were live."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from .base import USUAL_FPS, Frame, Source
+
+
+class Realtime(Source):
+    """A file, folder or synthetic camera played at its own pace, as if it were live: whoever is late has
+    missed what went by."""
+
+    is_live = True
+
+    def __init__(self, source: Source, fps: float | None = None) -> None:
+        super().__init__(source.name)
+        self._source = source
+        self.fps = fps or source.fps or USUAL_FPS
+        self.is_video, self.frame_count = source.is_video, source.frame_count
+
+    def __iter__(self) -> Iterator[Frame]:
+        began = time.monotonic()
+        for frame in self._source:
+            assert self.fps is not None
+            time.sleep(max(0.0, began + frame.index / self.fps - time.monotonic()))
+            yield replace(frame, capture_time_ns=time.monotonic_ns())
+
+    def interrupt(self) -> None:
+        self._source.interrupt()
+
+    def close(self) -> None:
+        self._source.close()
