@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from .common import add_verb, as_json
-from .segmenter_options import add_segmenter_options, looks_often, segmenter_of
+from .segmenter_options import add_segmenter_options, segmenter_of, segmenter_settings
 
 
 def add_eval(verbs: Any) -> None:
@@ -42,33 +42,43 @@ def add_eval(verbs: Any) -> None:
     add_segmenter_options(verb)
 
 
+def _check_options_for_truth(args: argparse.Namespace) -> None:
+    """Refuse options that have no effect on true class maps."""
+    given = {
+        "--model": args.model,
+        "--things": args.things,
+        "--min-score": args.min_score is not None,
+        "--outlines": args.outlines,
+        "--scales": args.scales != (1.0,),
+        "--flip": args.flip,
+        "--long-side": args.long_side,
+        "--refine frame": args.refine == "frame",
+    }
+    without_effect = [option for option, value in given.items() if value]
+    if without_effect:
+        raise InputError(
+            f"{', '.join(without_effect)}: no effect on true class maps. Use --semantic model to segment the pictures."
+        )
+
+
 def _eval(args: argparse.Namespace) -> int:
     from ..runtime.evaluate.evaluate import evaluate
     from ..runtime.refine.refiner import Refiner
 
-    segmenting = args.model or args.things or args.min_score is not None or args.outlines or looks_often(args)
-    if args.semantic == "truth" and segmenting:
-        raise InputError(
-            "--model, --things, --min-score, --outlines, --scales and --flip say how to segment pictures: they need --semantic model"
-        )
-    if args.semantic == "truth" and args.refine == "frame":
-        raise InputError("--refine frame reads the model's own features: it needs --semantic model")
-    segmenter = segmenter_of(args) if args.semantic == "model" else None
-    if args.thorough is not None and not args.refine:
-        raise InputError("--thorough says how to look at components: it needs --refine components")
-    if args.max_views is not None and not args.refine:
-        raise InputError("--max-views says how to look at components: it needs --refine components")
-    by_truth = args.semantic == "truth" and args.refine
-    refiner = None
+    settings = segmenter_settings(args)
+    by_truth = args.semantic == "truth"
     if by_truth:
+        _check_options_for_truth(args)
+    refiner = None
+    if by_truth and settings.wanted_refine == "components":
         refiner = Refiner(
             args.instance_model, max_views=args.max_views, thorough=args.thorough, threads=args.threads
         )
     report = evaluate(
         args.folder,
         args.semantic,
-        segmenter,
-        args.split,
+        None if by_truth else segmenter_of(args),
+        "auto" if args.split is None else args.split,
         args.out,
         quiet=args.json,
         refiner=refiner,
@@ -95,6 +105,8 @@ def _eval(args: argparse.Namespace) -> int:
         print(
             f"against {name}: PQ {gain['PQ']:.1f}, gain {gain['PQ_gain']:+.1f} (95 % of bootstraps: {low:+.1f} to {high:+.1f})"
         )
+    for name, sizes in report["recall_by_size"].items():
+        print(f"recall of {name}: " + ", ".join(f"{size} {found}" for size, found in sizes.items()))
     if "contact_sheets" in report:
         print(f"best, median and worst pictures: {report['contact_sheets']}")
     return 0

@@ -86,7 +86,7 @@ class GpuRoute:
         """Refine components in the graph; joins, which are few, and frames with a crowd on the CPU."""
         segmenter = self._segmenter
         outlines = segmenter.refines_masks
-        views = LookSettings(refiner.session, thing_flags(segmenter.things), self._max_views, outlines)
+        views = self._view_settings(refiner)
         with session.looked(image, self._component_settings(size_hw), views) as looked:
             began = time.perf_counter()
             crowd = refiner.holds_crowd(looked, segmenter.things)
@@ -104,6 +104,12 @@ class GpuRoute:
         excluded = looked.components[~np.isin(looked.components[:, 0], segmenter.things), 6]
         largest = int(excluded.max(initial=0))
         return segmenter.filter_instances(found, size_hw, largest_excluded_area_px=largest), known
+
+    def _view_settings(self, refiner: Refiner) -> LookSettings:
+        segmenter = self._segmenter
+        return LookSettings(
+            refiner.session, thing_flags(segmenter.things), self._max_views, segmenter.refines_masks
+        )
 
     def _component_settings(self, size_hw: tuple[int, int]) -> Asked:
         """Settings of connected components, small ones included."""

@@ -1,7 +1,10 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent))  # for plain_model
 
 SHARED = Path(os.environ.get("TFISEG_SHARED") or Path(__file__).parent.parent.parent / "shared")
 

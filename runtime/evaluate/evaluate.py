@@ -35,6 +35,7 @@ from .metrics import (
     paired_gain,
     panoptic_counts,
 )
+from .recall import RecallBySize
 
 _SHEET_CELL_HW = (220, 300)
 _SHOWN = 10  # pictures on a contact sheet
@@ -140,7 +141,8 @@ def evaluate(
 
     Returns:
         PQ, its counts, AP, AP50, AP75, mean boundary IoU of matches, PQ per class, the median time of finding
-        a picture's instances, the best, median and worst pictures; with "model" also IoU per class and mIoU
+        a picture's instances, the best, median and worst pictures, recall by class and object size; with
+        "model" also IoU per class and mIoU
         over the classes in the truth. Classes that only the set or only the model knows are left out of both.
         ``gain`` holds each baseline's PQ, AP and AP50 and by how much PQ is above it, with a 95 % interval by
         bootstrap over pictures, paired.
@@ -173,6 +175,7 @@ def evaluate(
             names.get(c, f"class {c}"): round(v.quality, 2) for c, v in sorted(ours.total.per_class.items())
         },
     }
+    report["recall_by_size"] = ours.recall.report(names)
     if against:
         report["gain"] = {name: _gain(ours, tallies[name]) for name in against}
     if semantic == "model":
@@ -210,6 +213,7 @@ class _Tally:
         self.total = PictureScore()
         self.pictures: list[PanopticCounts] = []
         self.outlines: list[float] = []
+        self.recall = RecallBySize()
 
     def add(self, found: Instances, picture: EvalPicture) -> None:
         score = panoptic_counts(found.label_map, found.class_id, picture.truth, picture.semantic)
@@ -218,6 +222,7 @@ class _Tally:
         self.precision.add(found, picture.truth, picture.semantic)
         if not self.in_full:
             return
+        self.recall.add(picture.truth, picture.semantic, score.matches)
         known = picture.semantic != IGNORE
         self.outlines += [
             boundary_iou((found.label_map == i) & known, (picture.truth == j) & known)

@@ -77,9 +77,7 @@ def without_heads(model: bytes) -> bytes | None:
     settings are those of the semantic network.
     """
     graph = graph_of(model)
-    if not any(
-        COARSE_LOGITS in texts(value, NODE_OUTPUT) for kind, value, _ in fields(graph) if kind == NODE
-    ):
+    if not any(kind == OUTPUT and texts(value, 1) == ["affinity"] for kind, value, _ in fields(graph)):
         return None
     logits = next(w for kind, value, w in fields(graph) if kind == OUTPUT and texts(value, 1) == ["logits"])
     reduced = with_outputs(model, [COARSE_LOGITS])

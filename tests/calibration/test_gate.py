@@ -4,10 +4,10 @@ import numpy as np
 import onnx
 import pytest
 import tfiseg
+from plain_model import PLAIN_MODEL
 from tfiseg.calibration.gate import DEFAULTS, Thresholds, insist, verdict
 from tfiseg.calibration.graph import Network
 from tfiseg.runtime.evaluate.comparison import compare, noise_floor, worst_sheet
-from tfiseg.runtime.networks.session import DEFAULT_MODEL
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 
@@ -20,7 +20,7 @@ def scenes():
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory):
     """The default network with noise on the weights of its middle."""
-    network = Network(onnx.load(DEFAULT_MODEL))
+    network = Network(onnx.load(PLAIN_MODEL))
     rng = np.random.default_rng(0)
     for name in ("network.backbone.blocks.7.body.3.weight", "network.backbone.blocks.9.body.6.weight"):
         weight = network.weight(name)
@@ -31,7 +31,7 @@ def spoilt(tmp_path_factory):
 
 
 def test_a_network_agrees_with_itself(scenes):
-    segmenter = tfiseg.Segmenter()
+    segmenter = tfiseg.Segmenter(PLAIN_MODEL)
     report = verdict(compare(segmenter, segmenter, scenes), DEFAULTS["fp16"])
     assert report["passed"]
     assert (report["label_agreement"], report["PQ"], report["snr_db"]) == (100, 100, {"logits": None})
@@ -39,7 +39,7 @@ def test_a_network_agrees_with_itself(scenes):
 
 
 def test_a_spoilt_network_is_stopped_with_figures(scenes, spoilt, tmp_path):
-    reference, candidate = tfiseg.Segmenter(), tfiseg.Segmenter(spoilt)
+    reference, candidate = tfiseg.Segmenter(PLAIN_MODEL), tfiseg.Segmenter(spoilt)
     comparison = compare(reference, candidate, scenes, ["a", "b", "c"])
     report = verdict(comparison, DEFAULTS["int8"])
     assert not report["passed"]
@@ -57,21 +57,21 @@ def test_a_spoilt_network_is_stopped_with_figures(scenes, spoilt, tmp_path):
 
 def test_frames_without_instances_count_for_labels_only(scenes):
     grey = np.full((96, 128, 3), 120, np.uint8)
-    segmenter = tfiseg.Segmenter()
+    segmenter = tfiseg.Segmenter(PLAIN_MODEL)
     comparison = compare(segmenter, segmenter, [grey])
     assert (comparison.quality, comparison.label_agreement) == (100, 100)
 
 
 def test_the_noise_floor_is_a_yardstick_under_a_hundred(scenes):
-    floor = noise_floor(tfiseg.Segmenter(), scenes)
+    floor = noise_floor(tfiseg.Segmenter(PLAIN_MODEL), scenes)
     assert 90 < floor["label_agreement"] < 100
 
 
 def test_other_classes_no_frames_and_infinite_outputs_are_sentences(model, scenes, spoilt, tmp_path):
-    segmenter = tfiseg.Segmenter()
+    segmenter = tfiseg.Segmenter(PLAIN_MODEL)
     with pytest.raises(tfiseg.InputError, match="no frames to compare on"):
         compare(segmenter, segmenter, [])
-    network = Network(onnx.load(DEFAULT_MODEL))
+    network = Network(onnx.load(PLAIN_MODEL))
     name = "network.heads.logits.bias"
     network.set_weight(name, np.full(network.weight(name).shape, np.inf, np.float32))
     onnx.save(network.model, tmp_path / "inf.onnx")

@@ -47,18 +47,18 @@ def test_run_as_json(tmp_path, capsys):
         (["run", "synthetic", "--frames", "1", "--model", "no.onnx"], "there is no model no.onnx"),
         (["run", "synthetic", "--frames", "1", "--out", "/dev/null/out"], "can't write to the output folder"),
         (["eval", "."], "has no images"),
-        (["eval", ".", "--things", "person"], "they need --semantic model"),
-        (["eval", ".", "--scales", "1,1.5"], "they need --semantic model"),
-        (["eval", ".", "--min-score", "0.1"], "they need --semantic model"),
+        (["eval", ".", "--things", "person"], "Use --semantic model"),
+        (["eval", ".", "--scales", "1,1.5"], "Use --semantic model"),
+        (["eval", ".", "--min-score", "0.1"], "Use --semantic model"),
         (["run", "synthetic", "--frames", "1", "--scales", "1,0.5"], "scales must be numbers from 1 to 8"),
         (["run", "synthetic", "--frames", "1", "--min-area", "-1"], "min_area must lie in 0.."),
         (
             ["eval", "nowhere", "--thorough"],
-            "--thorough says how to look at components: it needs --refine components",
+            'thorough has no effect without refine="components" or quality="best"',
         ),
         (
             ["eval", "nowhere", "--max-views", "8"],
-            "--max-views says how to look at components: it needs --refine components",
+            'max_views has no effect without refine="components" or quality="best"',
         ),
         (["run", "synthetic", "--frames", "-3"], "at least 1"),
         (["run", "synthetic", "--frames", "1", "--threads", "-1"], "threads must be"),
@@ -86,7 +86,7 @@ def test_the_demo_runs_on_the_real_clip(tmp_path, capsys):
     assert main(["demo", "--frames", "3", "--out", str(tmp_path), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["frames"] == 3
-    assert report["overlay"].endswith("bikes-overlay.mp4")
+    assert report["overlay"].endswith("people-overlay.mp4")
 
 
 def test_missing_packages_are_named_with_their_extra(capsys, monkeypatch):

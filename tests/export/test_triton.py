@@ -3,10 +3,10 @@ import json
 import numpy as np
 import onnxruntime
 import pytest
+from plain_model import PLAIN_MODEL
 from tfiseg.cli.main import main
 from tfiseg.errors import EngineError, InputError, ModelError
 from tfiseg.runtime.networks.engine_file import write_engine
-from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 onnx = pytest.importorskip("onnx")
 from tfiseg.export.triton import write_repository  # noqa: E402 - needs onnx
@@ -71,7 +71,7 @@ def files(folder):
 
 
 def test_the_shipped_network_frame_by_frame(tmp_path):
-    report = write_repository(DEFAULT_MODEL, tmp_path / "models", batch=1, instances=2, device="gpu")
+    report = write_repository(PLAIN_MODEL, tmp_path / "models", batch=1, instances=2, device="gpu")
     folder = tmp_path / "models" / "tfiseg-voc21"
     assert files(tmp_path) == [
         f"models/tfiseg-voc21/{name}" for name in ("1/model.onnx", "README.md", "config.pbtxt", "labels.txt")
@@ -97,7 +97,7 @@ def test_the_shipped_network_frame_by_frame(tmp_path):
 
 @pytest.mark.parametrize(("asked", "most"), [(None, 8), (3, 3)])
 def test_the_shipped_network_takes_batches(tmp_path, asked, most):
-    assert write_repository(DEFAULT_MODEL, tmp_path, "people", asked)["max_batch_size"] == most
+    assert write_repository(PLAIN_MODEL, tmp_path, "people", asked)["max_batch_size"] == most
     config = parsed(tmp_path / "people")
     assert (config.max_batch_size, config.HasField("dynamic_batching")) == (most, True)
     assert (list(config.input[0].dims), list(config.output[0].dims)) == ([-1, -1, 3], [21, -1, -1])
@@ -180,7 +180,7 @@ def test_the_plugins_outputs_are_those_of_the_node():
     from tfiseg.export.engine.clustering_node import MAX_INSTANCES, OUTPUTS, graft_clustering
     from tfiseg.runtime.inspect.model_file import described_tensor
 
-    grafted = graft_clustering(onnx.load(DEFAULT_MODEL))
+    grafted = graft_clustering(onnx.load(PLAIN_MODEL))
     found = {t["name"]: (t["dtype"], len(t["shape"])) for t in map(described_tensor, grafted.graph.output)}
     assert found == {
         "label_map": ("int32", 3),
@@ -313,7 +313,7 @@ def test_weights_in_other_files_come_along(tmp_path):
 
 
 def test_the_verb(tmp_path, capsys):
-    argv = ["triton", str(DEFAULT_MODEL), "-o", str(tmp_path), "--name", "people"]
+    argv = ["triton", str(PLAIN_MODEL), "-o", str(tmp_path), "--name", "people"]
     assert main(argv) == 0
     text = capsys.readouterr().out
     assert "onnxruntime_onnx, up to 8 frames per call" in text

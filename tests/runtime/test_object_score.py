@@ -79,5 +79,5 @@ def test_the_usual_least_score_is_that_of_its_kind():
 
 def test_a_rule_of_another_length_is_refused(monkeypatch):
     monkeypatch.setattr("tfiseg.runtime.segmenter.FEATURES", ("one",))
-    with pytest.raises(tfiseg.ModelError, match="its score rule has 4 numbers, wanted 2"):
+    with pytest.raises(tfiseg.ModelError, match="its score rule has 4 numbers, expected 2"):
         tfiseg.Segmenter()

@@ -6,8 +6,9 @@ import onnx
 import pytest
 import tfiseg
 from onnx import TensorProto, helper
+from plain_model import PLAIN_MODEL
 from tfiseg.runtime.evaluate.evaluate import evaluate
-from tfiseg.runtime.networks.session import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, METADATA_KEY, OnnxSession
+from tfiseg.runtime.networks.session import DEFAULT_MODEL, METADATA_KEY, OnnxSession
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 
@@ -139,7 +140,7 @@ def test_files_that_are_no_model(tmp_path):
     with pytest.raises(tfiseg.ModelError, match="can't load"):
         tfiseg.Segmenter(tmp_path / "text.onnx")
     with pytest.raises(tfiseg.ModelError, match="no provider"):
-        OnnxSession(DEFAULT_MODEL, providers=["NoSuchProvider"])
+        OnnxSession(PLAIN_MODEL, providers=["NoSuchProvider"])
 
 
 def test_nan_logits_are_an_error(tmp_path):
@@ -155,8 +156,8 @@ def test_nan_logits_are_an_error(tmp_path):
 
 
 def test_the_default_model_fits_in_the_package():
-    assert DEFAULT_MODEL.stat().st_size <= 10e6
-    session = OnnxSession(DEFAULT_MODEL)
+    assert PLAIN_MODEL.stat().st_size <= 10e6
+    session = OnnxSession(PLAIN_MODEL)
     assert len(session.info.class_names) == 21
     assert {"training_data", "licence", "clustering", "weights_sha256"} <= set(session.info.extra)
     (logits,) = session.infer(np.zeros((480, 640, 3), np.uint8)).values()
@@ -182,7 +183,7 @@ def test_frame_mode_tells_people_apart_whom_shape_does_not():
     by_frame = tfiseg.Segmenter(refine="frame")(image)
     assert set(by_frame.stage_ms) >= {"network", "cluster"}
     assert "instance network" not in by_frame.stage_ms  # one pass
-    with_model = tfiseg.Segmenter(DEFAULT_FRAME_MODEL)(image)  # a model that has heads uses them
+    with_model = tfiseg.Segmenter(DEFAULT_MODEL)(image)  # a model that has heads uses them
     assert np.array_equal(by_frame.label_map, with_model.label_map)
 
 

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import tfiseg
+from plain_model import PLAIN_MODEL
 from skimage import data
-from tfiseg.runtime.networks.session import DEFAULT_MODEL, OnnxSession
+from tfiseg.runtime.networks.session import OnnxSession
 
 pytest.importorskip("onnx")
 grpc = pytest.importorskip("grpc")
@@ -66,7 +67,7 @@ class Server(pb2_grpc.GRPCInferenceServiceServicer):
 def address(request, tmp_path):
     from tfiseg.export.triton import write_repository
 
-    write_repository(DEFAULT_MODEL, tmp_path / "models", "people")
+    write_repository(PLAIN_MODEL, tmp_path / "models", "people")
     server = grpc.server(ThreadPoolExecutor(2))
     segmenter = tfiseg.Segmenter(min_score=0) if request.param == "engine" else None
     if segmenter is not None:

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import tfiseg
 from onnx import TensorProto, helper
+from plain_model import PLAIN_MODEL
 from tfiseg.calibration.graph import Network
 from tfiseg.cli.main import main
 from tfiseg.export.engine.precision_proof import prove, read_inspector, read_log
@@ -20,7 +21,7 @@ from tfiseg.export.engine.tensorrt_builder import BuildSettings, Profile, build_
 from tfiseg.export.engine.tensorrt_flavours import flavour
 from tfiseg.runtime.inspect.onnx_layers import layer_precisions
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, INSTANCE_FORMAT
-from tfiseg.runtime.networks.session import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, METADATA_KEY
+from tfiseg.runtime.networks.session import DEFAULT_MODEL, METADATA_KEY
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (make test-engines)")
 
@@ -34,7 +35,7 @@ def engines(frames, tmp_path_factory):
         gate = ["--min-pq", "50", "--min-agreement", "95"] if precision == "int8" else ["--min-pq", "95"]
         command = [
             "build",
-            str(DEFAULT_MODEL),
+            str(PLAIN_MODEL),
             "-o",
             str(folder / f"{precision}.engine"),
             "--target",
@@ -121,7 +122,7 @@ def test_old_gpus_without_int8_convolutions_are_caught(frames, tmp_path, capsys)
     out = tmp_path / "turing.engine"
     command = [
         "build",
-        str(DEFAULT_MODEL),
+        str(PLAIN_MODEL),
         "-o",
         str(out),
         "--target",
@@ -153,7 +154,7 @@ def test_a_gate_that_must_fail_does(frames, tmp_path, capsys, monkeypatch):
     out = tmp_path / "spoilt.engine"
     command = [
         "build",
-        str(DEFAULT_MODEL),
+        str(PLAIN_MODEL),
         "-o",
         str(out),
         "--target",
@@ -184,7 +185,7 @@ def test_a_build_that_is_killed_leaves_no_engine(frames, tmp_path):
         "-m",
         "tfiseg",
         "build",
-        str(DEFAULT_MODEL),
+        str(PLAIN_MODEL),
         "-o",
         str(out),
         "--target",
@@ -206,7 +207,7 @@ def test_batches_modes_and_timing_cache(tmp_path, capsys):
     out = tmp_path / "net.engine"
     command = [
         "build",
-        str(DEFAULT_MODEL),
+        str(PLAIN_MODEL),
         "-o",
         str(out),
         "--target",
@@ -247,7 +248,7 @@ def test_batches_modes_and_timing_cache(tmp_path, capsys):
 
 
 def test_networks_that_tensorrt_cannot_take_are_sentences(tmp_path, capsys):
-    model = Network(onnx.load(DEFAULT_MODEL)).model
+    model = Network(onnx.load(PLAIN_MODEL)).model
     model.graph.node.append(helper.make_node("Bernoulli", ["logits_before"], ["logits"], name="chance"))
     maker = next(n for n in model.graph.node if "logits" in n.output)
     maker.output[:] = ["logits_before"]
@@ -279,7 +280,7 @@ def test_the_plugin_is_left_out_for_rtx_and_torch_is_not_needed():
     code = f"""
 import sys
 from tfiseg.cli.main import main
-assert main(["build", {str(DEFAULT_MODEL)!r}, "-o", sys.argv[1], "--target", "rtx", "--precision", "fp32", "--json"]) == 0
+assert main(["build", {str(PLAIN_MODEL)!r}, "-o", sys.argv[1], "--target", "rtx", "--precision", "fp32", "--json"]) == 0
 assert "torch" not in sys.modules
 """
     out = Path(os.environ.get("TMPDIR", "/tmp")) / f"tfiseg-test-{os.getpid()}.engine"
@@ -319,7 +320,7 @@ def test_an_inspector_report_is_read():
 
 
 def test_metadata_goes_along(engines):
-    text = next(p.value for p in onnx.load(DEFAULT_MODEL).metadata_props if p.key == METADATA_KEY)
+    text = next(p.value for p in onnx.load(PLAIN_MODEL).metadata_props if p.key == METADATA_KEY)
     assert record_of(engines / "fp32.engine")["model"] == json.loads(text)
 
 
@@ -368,7 +369,7 @@ def test_frame_mode_is_built_with_its_heads(frames, tmp_path):
     engine = tmp_path / "frame.engine"
     command = [
         "build",
-        str(DEFAULT_FRAME_MODEL),
+        str(DEFAULT_MODEL),
         "-o",
         str(engine),
         "--target",

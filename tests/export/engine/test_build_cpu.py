@@ -10,12 +10,12 @@ import onnx
 import pytest
 import tfiseg
 from onnx import helper
+from plain_model import PLAIN_MODEL
 from tfiseg.cli.main import main
 from tfiseg.export.engine import build
 from tfiseg.export.engine.tensorrt_builder import BuildSettings, Profile
 from tfiseg.export.engine.tensorrt_flavours import flavour
 from tfiseg.runtime.inspect.onnx_layers import layer_precisions
-from tfiseg.runtime.networks.session import DEFAULT_MODEL
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 
@@ -24,7 +24,7 @@ def test_a_network_for_the_cpu(frames, tmp_path, capsys, precision, lowered):
     out = tmp_path / "net.onnx"
     command = [
         "build",
-        str(DEFAULT_MODEL),
+        str(PLAIN_MODEL),
         "-o",
         str(out),
         "--target",
@@ -48,7 +48,7 @@ def test_a_network_for_the_cpu(frames, tmp_path, capsys, precision, lowered):
         main(
             [
                 "compare",
-                str(DEFAULT_MODEL),
+                str(PLAIN_MODEL),
                 str(out),
                 "--frames",
                 str(frames),
@@ -68,7 +68,7 @@ def test_layers_are_kept_by_name_and_by_sensitivity(frames, tmp_path, capsys):
     out = tmp_path / "net.onnx"
     command = [
         "build",
-        str(DEFAULT_MODEL),
+        str(PLAIN_MODEL),
         "-o",
         str(out),
         "--target",
@@ -106,7 +106,7 @@ def test_missing_frames_wrong_names_and_sizes_are_sentences(tmp_path, capsys):
         assert main(["build", *words]) == 1
         assert says in capsys.readouterr().err
 
-    net = str(DEFAULT_MODEL)
+    net = str(PLAIN_MODEL)
     cpu = ["--target", "onnxruntime", "-o", str(tmp_path / "x.onnx")]
     fails(net, *cpu, "--precision", "int8", says="int8 needs frames to calibrate on: --frames")
     fails(net, *cpu, "--precision", "fp16", says="name some with --frames, or say --no-gate")
@@ -142,7 +142,7 @@ def test_a_tensorrt_that_is_missing_or_hollow_is_a_sentence(monkeypatch):
 def test_the_plugin_is_grafted_for_tensorrt():
     """What TensorRT would be given: the network, and the clustering node with this model's things at this
     frame size."""
-    model, info = build.read_network(DEFAULT_MODEL)
+    model, info = build.read_network(PLAIN_MODEL)
     for profile, size in (
         (Profile((480, 640), (480, 640), (480, 640)), [1, 480, 640]),
         (Profile(), [1, "4*grid_height", "4*grid_width"]),
@@ -187,21 +187,21 @@ def test_files_that_are_no_network_of_ours_are_sentences(tmp_path, capsys):
 
     (tmp_path / "text.onnx").write_text("no network")
     fails(tmp_path / "text.onnx", "is no ONNX network")
-    (tmp_path / "cut.onnx").write_bytes(DEFAULT_MODEL.read_bytes()[:100_000])
+    (tmp_path / "cut.onnx").write_bytes(PLAIN_MODEL.read_bytes()[:100_000])
     fails(tmp_path / "cut.onnx", "is no ONNX network")
-    model = onnx.load(DEFAULT_MODEL)
+    model = onnx.load(PLAIN_MODEL)
     onnx.save(
         model, tmp_path / "outside.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
     )
     (tmp_path / "weights.bin").unlink()
     fails(tmp_path / "outside.onnx", "keeps its weights in another file that isn't there")
-    plain = onnx.load(DEFAULT_MODEL)
+    plain = onnx.load(PLAIN_MODEL)
     del plain.metadata_props[:]
     onnx.save(plain, tmp_path / "plain.onnx")
     fails(
         tmp_path / "plain.onnx", "has no tfiseg metadata: bring it into tfiseg's format first, `tfiseg export"
     )
-    foreign = onnx.load(DEFAULT_MODEL)
+    foreign = onnx.load(PLAIN_MODEL)
     foreign.graph.node.append(
         helper.make_node("DisplacementFieldClustering", ["logits"], ["label_map"], domain="tfiseg")
     )

@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from plain_model import PLAIN_MODEL
 from tfiseg import InputError
 from tfiseg.export.engine.clustering_node import graft_clustering, strip_clustering
-from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 
 def network(outputs: dict[str, list], kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
@@ -58,7 +58,7 @@ def test_round_trips_are_exact(outputs, kind):
 
 
 def test_our_network_round_trips():
-    model = onnx.load(DEFAULT_MODEL)
+    model = onnx.load(PLAIN_MODEL)
     grafted = graft_clustering(model, output_size_hw=(480, 640))
     onnx.checker.check_model(grafted)
     assert [o.name for o in grafted.graph.output] == ["label_map", "semantic_map", "count", "table"]

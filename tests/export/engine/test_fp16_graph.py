@@ -6,11 +6,11 @@ import onnx
 import pytest
 import tfiseg
 from onnx import TensorProto, helper
+from plain_model import PLAIN_MODEL
 from tfiseg.calibration.graph import Network, session
 from tfiseg.export.engine.batching import with_batch
 from tfiseg.export.engine.fp16_graph import overflowing, to_fp16
 from tfiseg.runtime.inspect.onnx_layers import layer_precisions
-from tfiseg.runtime.networks.session import DEFAULT_MODEL
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 
@@ -24,7 +24,7 @@ def run(model, frames):
 
 
 def test_the_default_network_in_half_precision(frame):
-    model = onnx.load(DEFAULT_MODEL)
+    model = onnx.load(PLAIN_MODEL)
     half = to_fp16(model)
     onnx.checker.check_model(half, full_check=True)
     assert {layer.precision for layer in layer_precisions(half)} == {"fp16"}
@@ -41,7 +41,7 @@ def test_the_default_network_in_half_precision(frame):
 
 
 def test_kept_layers_stay_in_single_precision(frame):
-    half = to_fp16(onnx.load(DEFAULT_MODEL), ["node_conv2d_64"])
+    half = to_fp16(onnx.load(PLAIN_MODEL), ["node_conv2d_64"])
     precisions = {layer.name: layer.precision for layer in layer_precisions(half)}
     assert precisions.pop("node_conv2d_64") == "fp32"
     assert set(precisions.values()) == {"fp16"}
@@ -49,14 +49,14 @@ def test_kept_layers_stay_in_single_precision(frame):
 
 
 def test_layers_beyond_the_range_are_found(frame):
-    network = Network(onnx.load(DEFAULT_MODEL))
+    network = Network(onnx.load(PLAIN_MODEL))
     assert overflowing(network.model, [frame]) == []
     network.set_weight("network.heads.logits.weight", network.weight("network.heads.logits.weight") * 1e5)
     assert "node_conv2d_64" in overflowing(network.model, [frame])
 
 
 def test_several_frames_at_once_are_several_frames(frame):
-    model = onnx.load(DEFAULT_MODEL)
+    model = onnx.load(PLAIN_MODEL)
     batched = with_batch(model, 3)
     frames = np.stack([frame, frame[:, ::-1], frame[::-1]])
     assert np.allclose(run(batched, frames), np.concatenate([run(model, f[None]) for f in frames]), atol=1e-2)

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import onnx
 import pytest
+from plain_model import PLAIN_MODEL
 from tfiseg.cli.main import main
 from tfiseg.export.engine import build
 from tfiseg.export.engine.tensorrt_flavours import Flavour
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
-from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -29,7 +29,7 @@ def test_the_operator_can_be_left_out(monkeypatch, tmp_path, wanted):
     monkeypatch.setattr(build, "prove", lambda expected, witnesses: {"layers": {}, "proved_by": {}})
     command = [
         "build",
-        str(DEFAULT_MODEL),
+        str(PLAIN_MODEL),
         "-o",
         str(tmp_path / "net.engine"),
         "--target",
@@ -45,7 +45,7 @@ def test_the_operator_can_be_left_out(monkeypatch, tmp_path, wanted):
 
 
 @pytest.mark.parametrize(
-    ("network", "target"), [(DEFAULT_MODEL, "onnxruntime"), (DEFAULT_INSTANCE_MODEL, "tensorrt")]
+    ("network", "target"), [(PLAIN_MODEL, "onnxruntime"), (DEFAULT_INSTANCE_MODEL, "tensorrt")]
 )
 def test_where_there_is_no_operator_it_cannot_be_left_out(monkeypatch, tmp_path, capsys, network, target):
     monkeypatch.setattr(

@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch: make test-export")
 
 import onnx  # noqa: E402
+from plain_model import PLAIN_MODEL  # noqa: E402
 from tfiseg import Segmenter  # noqa: E402
 from tfiseg.cli.main import main  # noqa: E402
 from tfiseg.errors import InputError, ModelError  # noqa: E402
@@ -22,7 +23,7 @@ from tfiseg.export.instance.bank import build_bank  # noqa: E402
 from tfiseg.export.instance.teacher import tell_instances  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL  # noqa: E402
-from tfiseg.runtime.networks.session import DEFAULT_MODEL, OnnxSession  # noqa: E402
+from tfiseg.runtime.networks.session import OnnxSession  # noqa: E402
 from tfiseg.runtime.refine.refiner import Refiner  # noqa: E402
 from tfiseg.runtime.sources.synthetic import SyntheticCamera  # noqa: E402
 
@@ -33,7 +34,7 @@ FRAMES = 10
 def people(tmp_path_factory):
     """Pictures of people, and class maps as the default network sees them."""
     folder = tmp_path_factory.mktemp("people")
-    session = OnnxSession(DEFAULT_MODEL)
+    session = OnnxSession(PLAIN_MODEL)
     for name in ("images", "semantic"):
         (folder / name).mkdir()
     for k in range(FRAMES):
@@ -54,7 +55,7 @@ def material(people):
 
 
 def test_taps_are_one_of_each_stride_and_the_decoders_last():
-    taps = find_taps(onnx.load(DEFAULT_MODEL))
+    taps = find_taps(onnx.load(PLAIN_MODEL))
     assert [t.stride for t in taps] == [4, 8, 16, 32, 4]
     assert all(t.channels >= 8 for t in taps)
 
@@ -85,7 +86,7 @@ def test_nothing_is_claimed_of_pairs_of_two_classes(material):
 
 
 def test_heads_speak_at_stride_4():
-    taps = find_taps(onnx.load(DEFAULT_MODEL))
+    taps = find_taps(onnx.load(PLAIN_MODEL))
     heads = InstanceHeads(taps).eval()
     displacement, affinity, boundary = heads(
         *(torch.zeros(2, t.channels, 256 // t.stride, 320 // t.stride) for t in taps)
@@ -129,7 +130,7 @@ def test_from_a_network_and_folders_to_one_model(people, tmp_path, capsys):
     assert report["bytes"] == out.stat().st_size < 10_000_000
     assert (tmp_path / "look" / "frames.jpg").exists()
     image = cv2.imread(str(people / "images" / "02.png"))
-    plain, heads = OnnxSession(DEFAULT_MODEL).infer(image), OnnxSession(out).infer(image)
+    plain, heads = OnnxSession(PLAIN_MODEL).infer(image), OnnxSession(out).infer(image)
     assert heads["logits"].shape[2:] == tuple(2 * side for side in plain["logits"].shape[2:])
     assert heads["affinity"].shape[2:] == plain["logits"].shape[2:]
     halved = heads["logits"].reshape(*plain["logits"].shape[:3], 2, plain["logits"].shape[3], 2).mean((3, 5))
@@ -151,6 +152,6 @@ def test_from_a_network_and_folders_to_one_model(people, tmp_path, capsys):
 
 def test_a_model_without_heads_is_told_how_to_get_them():
     with pytest.raises(ModelError, match="train frame --model"):
-        Segmenter(DEFAULT_MODEL, refine="frame")
+        Segmenter(PLAIN_MODEL, refine="frame")
     with pytest.raises(InputError, match="components"):
         Segmenter(refine="frame", instance_model="any.onnx")

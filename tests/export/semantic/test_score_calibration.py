@@ -11,11 +11,12 @@ import tfiseg
 pytest.importorskip("torch", reason="training needs torch: make test-export")
 
 import onnx
+from plain_model import PLAIN_MODEL
 from tfiseg.cli.main import main
 from tfiseg.export.semantic import score_calibration
 from tfiseg.export.semantic.data import Picture
 from tfiseg.export.semantic.score_calibration import ScoreFit, _logistic, add_score_rule, fit_score_rule
-from tfiseg.runtime.networks.session import DEFAULT_MODEL, METADATA_KEY
+from tfiseg.runtime.networks.session import METADATA_KEY
 
 
 def pictures(count):
@@ -74,9 +75,9 @@ def test_the_rule_goes_into_the_metadata_and_nothing_else_changes(tmp_path, monk
         lambda *_, **__: ScoreFit([1.0, 2.0, 3.0, 4.0], 10, 5, (1.0, 2.0)),
     )
     monkeypatch.setattr(score_calibration, "load_pictures", lambda *_: [])
-    report = add_score_rule(DEFAULT_MODEL, tmp_path, tmp_path, None, tmp_path / "scored.onnx", quiet=True)
+    report = add_score_rule(PLAIN_MODEL, tmp_path, tmp_path, None, tmp_path / "scored.onnx", quiet=True)
     assert report["rule"]["bias"] == 4.0
-    before, after = onnx.load(DEFAULT_MODEL), onnx.load(tmp_path / "scored.onnx")
+    before, after = onnx.load(PLAIN_MODEL), onnx.load(tmp_path / "scored.onnx")
     assert before.graph == after.graph
     told, now = ({p.key: p.value for p in m.metadata_props} for m in (before, after))
     told, now = (json.loads(m[METADATA_KEY]) for m in (told, now))

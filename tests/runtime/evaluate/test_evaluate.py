@@ -42,7 +42,9 @@ def test_the_gain_over_baselines(synthetic_set):
     assert report["gain"]["components"]["PQ_gain"] == round(
         report["PQ"] - report["gain"]["components"]["PQ"], 2
     )
-    by_model = evaluate(synthetic_set, "model", tfiseg.Segmenter(), quiet=True, against=["shape"])
+    by_model = evaluate(
+        synthetic_set, "model", tfiseg.Segmenter(quality="fast"), quiet=True, against=["shape"]
+    )
     assert by_model["gain"]["shape"]["PQ"] == by_model["PQ"]
     with pytest.raises(tfiseg.InputError, match="unknown baseline"):
         evaluate(synthetic_set, quiet=True, against=["luck"])

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import tfiseg
+from plain_model import PLAIN_MODEL
 from skimage import data
 from tfiseg.plugins.operator import SHARPEN, cluster, thing_flags
 from tfiseg.plugins.problem import Clustering
@@ -19,7 +20,6 @@ from tfiseg.runtime.gpu.view_refiner import VIEWS
 from tfiseg.runtime.networks import onnx_cuda_session
 from tfiseg.runtime.networks.gpu_session import Looked
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
-from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import emulated_gpu
@@ -37,7 +37,7 @@ def instance_engine(tmp_path):
 @pytest.fixture
 def segmenter(gpu, monkeypatch, tmp_path, instance_engine):
     emulated_gpu.install(monkeypatch, gpu)
-    model = engine_of(DEFAULT_MODEL, tmp_path)
+    model = engine_of(PLAIN_MODEL, tmp_path)
     return tfiseg.Segmenter(
         model, refine="components", instance_model=instance_engine, outlines=False, min_score=0
     )
@@ -51,7 +51,7 @@ def crowd(height=192, width=256):
 
 def test_the_graph_holds_what_the_same_steps_give(segmenter, gpu):
     network, image = InstanceSession(), crowd()
-    maps = tfiseg.Segmenter(DEFAULT_MODEL, threads=1).session.infer(image)
+    maps = tfiseg.Segmenter(PLAIN_MODEL, threads=1).session.infer(image)
     components = cluster(maps["logits"][0], split=0.0, output_size_hw=image.shape[:2], min_area=25)
     table = np.zeros((len(components), 10), np.float32)
     table[:, 0], table[:, 1], table[:, 2:6], table[:, 6] = (
@@ -87,7 +87,9 @@ def test_the_graph_holds_what_the_same_steps_give(segmenter, gpu):
     assert len(expected.table) > len(components)
     for _ in range(3):  # as it is, captured, and replayed
         with segmenter.session.looked(
-            image, segmenter._asked_components(image.shape[:2]), segmenter._looks(segmenter.refiner)
+            image,
+            segmenter._gpu._component_settings(image.shape[:2]),
+            segmenter._gpu._view_settings(segmenter.refiner),
         ) as looked:
             assert np.array_equal(looked.pieces.label_map[0], expected.label_map)
             assert np.array_equal(looked.component_of, expected.component_of)
@@ -118,9 +120,9 @@ def test_only_what_is_asked_for_is_reported(segmenter):
 
 def test_outlines_use_what_the_graph_learned_of_them(gpu, monkeypatch, tmp_path, instance_engine):
     emulated_gpu.install(monkeypatch, gpu)
-    engine = engine_of(DEFAULT_MODEL, tmp_path)
+    engine = engine_of(PLAIN_MODEL, tmp_path)
     segmenter = tfiseg.Segmenter(engine, refine="components", instance_model=instance_engine, min_score=0)
-    expected = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", min_score=0, threads=1)(crowd())
+    expected = tfiseg.Segmenter(PLAIN_MODEL, refine="components", min_score=0, threads=1)(crowd())
     looked = []
     monkeypatch.setattr(
         InstanceSession,
@@ -143,7 +145,7 @@ def test_pieces_are_joined_as_on_the_cpu(segmenter, monkeypatch):
     for bias, fewer in ((-1e6, False), (1e6, True)):
         rule[:] = 0
         rule[-1] = bias
-        on_cpu = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", outlines=False, min_score=0, threads=1)
+        on_cpu = tfiseg.Segmenter(PLAIN_MODEL, refine="components", outlines=False, min_score=0, threads=1)
         on_cpu.refiner.session.rules["join"] = rule
         found, expected = segmenter(image), on_cpu(image)
         assert len(found) == len(expected)
@@ -185,7 +187,7 @@ def test_a_frame_with_a_crowd_is_looked_at_on_the_cpu(segmenter, monkeypatch, in
 def test_onnx_runtime_on_our_memory(gpu, monkeypatch):
     gpu.may_capture = False  # the provider is the CPU's here, which enqueues nothing
     emulated_gpu.install(monkeypatch, gpu)
-    session = onnx_cuda_session.OnnxGpuSession(DEFAULT_MODEL, 1, ["CPUExecutionProvider"], device="cpu")
+    session = onnx_cuda_session.OnnxGpuSession(PLAIN_MODEL, 1, ["CPUExecutionProvider"], device="cpu")
     monkeypatch.setattr("tfiseg.runtime.segmenter.open_session", lambda *_: session)
     monkeypatch.setattr(InstanceSession, "on_gpu", True)
     monkeypatch.setattr(
@@ -202,18 +204,18 @@ def test_onnx_runtime_on_our_memory(gpu, monkeypatch):
 def test_what_stays_on_the_cpu_is_said(gpu, monkeypatch, tmp_path, instance_engine, caplog):
     caplog.set_level(logging.WARNING, "tfiseg")
     emulated_gpu.install(monkeypatch, gpu)
-    engine = engine_of(DEFAULT_MODEL, tmp_path)
-    expected = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", outlines=False, threads=1)(crowd())
+    engine = engine_of(PLAIN_MODEL, tmp_path)
+    expected = tfiseg.Segmenter(PLAIN_MODEL, refine="components", outlines=False, threads=1)(crowd())
     assert agreement(tfiseg.Segmenter(engine, refine="components", outlines=False)(crowd()), expected) == 1
-    assert "components are looked at on the CPU" in caplog.text
+    assert "components are refined on the CPU" in caplog.text
     assert "tfiseg-instance.onnx runs there; `tfiseg build` makes an engine of it" in caplog.text
     thorough = tfiseg.Segmenter(
         engine, refine="components", instance_model=instance_engine, thorough=True, outlines=False
     )
     assert len(thorough(crowd()))
-    assert "thorough looks are planned as they go" in caplog.text
+    assert "exhaustive refinement is planned step by step" in caplog.text
     with pytest.raises(
-        tfiseg.InputError, match=r"looked at on the CPU .thorough looks .*: give a frame in host memory"
+        tfiseg.InputError, match=r"refined on the CPU .exhaustive refinement .*: give a frame in host memory"
     ):
         thorough(emulated_gpu.DeviceArray(crowd()))
     with pytest.raises(
@@ -225,21 +227,21 @@ def test_what_stays_on_the_cpu_is_said(gpu, monkeypatch, tmp_path, instance_engi
 def test_an_engine_for_few_views_stays_out_of_the_graph(gpu, monkeypatch, tmp_path, instance_engine, caplog):
     emulated_gpu.install(monkeypatch, gpu, views=4)
     segmenter = tfiseg.Segmenter(
-        engine_of(DEFAULT_MODEL, tmp_path),
+        engine_of(PLAIN_MODEL, tmp_path),
         refine="components",
         instance_model=instance_engine,
         outlines=False,
     )
     assert "takes 4 views at once, not 16: build it without --batch, or set max_views" in caplog.text
-    expected = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", outlines=False, threads=1)(crowd())
+    expected = tfiseg.Segmenter(PLAIN_MODEL, refine="components", outlines=False, threads=1)(crowd())
     assert agreement(segmenter(crowd()), expected) == 1
-    engines = {"model": engine_of(DEFAULT_MODEL, tmp_path), "instance_model": instance_engine}
+    engines = {"model": engine_of(PLAIN_MODEL, tmp_path), "instance_model": instance_engine}
     few = tfiseg.Segmenter(**engines, refine="components", max_views=4, outlines=False)
     found = few(emulated_gpu.DeviceArray(crowd()))
     assert agreement(found, expected) > 0.98
     with pytest.raises(tfiseg.InputError, match="max_views must be at least 1"):
         tfiseg.Segmenter(refine="components", max_views=0)
-    with pytest.raises(tfiseg.InputError, match="does nothing without"):
+    with pytest.raises(tfiseg.InputError, match="has no effect without"):
         tfiseg.Segmenter(max_views=4)
 
 
@@ -270,7 +272,7 @@ def test_an_engine_of_the_instance_network_gives_what_the_network_gives(gpu, mon
 def test_an_engine_of_another_network_is_refused(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     with pytest.raises(tfiseg.ModelError, match="is no engine of an instance network"):
-        InstanceSession(engine_of(DEFAULT_MODEL, tmp_path))
+        InstanceSession(engine_of(PLAIN_MODEL, tmp_path))
 
 
 def agreement(found, expected):
@@ -289,8 +291,8 @@ def agreement(found, expected):
 @pytest.mark.shared
 def test_photos_of_people(segmenter, gpu, shared):
     segmenter.min_score = 0.3
-    on_cpu = tfiseg.Segmenter(DEFAULT_MODEL, refine="components", outlines=False, threads=1)
-    by_shape = tfiseg.Segmenter(DEFAULT_MODEL, threads=1)
+    on_cpu = tfiseg.Segmenter(PLAIN_MODEL, refine="components", outlines=False, threads=1)
+    by_shape = tfiseg.Segmenter(PLAIN_MODEL, threads=1)
     cut = 0
     for path in sorted((shared / "data" / "eval" / "pennfudan" / "images").iterdir())[:4]:
         image = cv2.resize(cv2.imread(str(path)), (320, 256), interpolation=cv2.INTER_AREA)

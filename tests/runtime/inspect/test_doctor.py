@@ -3,11 +3,11 @@ import time
 from dataclasses import replace
 
 import pytest
+from plain_model import PLAIN_MODEL
 from tfiseg.cli.main import main
 from tfiseg.runtime.inspect.doctor import MISSING, OK, OPTIONAL, WRONG, doctor_text, examine, healthy
 from tfiseg.runtime.inspect.installation import NATIVE, Facts, Module, Tool, look, probe
 from tfiseg.runtime.networks.machine import Machine
-from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 BUILD = "  GUI:                           {gui}\n  Video I/O:\n    FFMPEG:   YES\n    GStreamer:                   {gstreamer}\n"
 PLUGIN = {
@@ -40,7 +40,7 @@ def facts(machine=None, packages=None, modules=None, tools=None, plugin=None):
         modules=core() if modules is None else modules,
         tools=tools or {},
         plugin=plugin,
-        network=DEFAULT_MODEL,
+        network=PLAIN_MODEL,
     )
 
 

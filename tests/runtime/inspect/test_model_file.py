@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from plain_model import PLAIN_MODEL
 from tfiseg.cli.main import main
 from tfiseg.errors import InputError, ModelError
 from tfiseg.runtime.inspect.model_file import inspect_file
@@ -9,7 +10,6 @@ from tfiseg.runtime.inspect.model_text import inspection_text
 from tfiseg.runtime.networks.engine_file import write_engine
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
 from tfiseg.runtime.networks.model_info import weights_digest
-from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 PLAN = b"ftrt" + bytes(range(200))
 MODEL = {
@@ -168,7 +168,7 @@ def test_json_is_whole(engine, capsys):
 
 def test_the_shipped_network():
     pytest.importorskip("onnx")
-    report = inspect_file(DEFAULT_MODEL)
+    report = inspect_file(PLAIN_MODEL)
     assert report["problems"] == []
     assert report["inputs"] == [{"name": "frame", "dtype": "uint8", "shape": [1, "height", "width", 3]}]
     assert report["outputs"][0]["dtype"] == "float32"
@@ -258,7 +258,7 @@ def test_weights_in_another_file_that_is_missing(tmp_path):
 
 def test_no_onnx(tmp_path):
     pytest.importorskip("onnx")
-    for content in (b"", b"no network", DEFAULT_MODEL.read_bytes()[:100_000]):
+    for content in (b"", b"no network", PLAIN_MODEL.read_bytes()[:100_000]):
         (tmp_path / "a.onnx").write_bytes(content)
         with pytest.raises(ModelError, match="is no ONNX network"):
             inspect_file(tmp_path / "a.onnx")

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tfiseg
+from plain_model import PLAIN_MODEL
 from skimage import data
 from tfiseg.runtime.networks import session as session_module
-from tfiseg.runtime.networks.session import DEFAULT_FRAME_MODEL, DEFAULT_MODEL
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import emulated_gpu
@@ -26,7 +27,7 @@ def picture(height=120, width=160):
     return cv2.resize(data.astronaut()[:, :, ::-1], (width, height), interpolation=cv2.INTER_AREA)
 
 
-@pytest.mark.parametrize("model", [DEFAULT_MODEL, DEFAULT_FRAME_MODEL])
+@pytest.mark.parametrize("model", [PLAIN_MODEL, DEFAULT_MODEL])
 def test_an_engine_gives_what_its_network_gives(gpu, monkeypatch, tmp_path, model):
     emulated_gpu.install(monkeypatch, gpu)
     segmenter, expected = tfiseg.Segmenter(engine_of(model, tmp_path)), tfiseg.Segmenter(model, threads=1)
@@ -40,8 +41,8 @@ def test_an_engine_gives_what_its_network_gives(gpu, monkeypatch, tmp_path, mode
 def test_every_frame_is_its_own(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     segmenter, expected = (
-        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
-        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+        tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path)),
+        tfiseg.Segmenter(PLAIN_MODEL, threads=1),
     )
     found = [segmenter(np.roll(picture(), 9 * k, 1)) for k in range(6)]
     for k, one in enumerate(found):  # compared at the end: results must not share memory with later ones
@@ -52,8 +53,8 @@ def test_every_frame_is_its_own(gpu, monkeypatch, tmp_path):
 def test_two_threads_at_once(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     segmenter, expected = (
-        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
-        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+        tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path)),
+        tfiseg.Segmenter(PLAIN_MODEL, threads=1),
     )
     pictures = [np.roll(picture(), 7 * k, 1) for k in range(12)]
     source = [tfiseg.Frame(p, k, 1) for k, p in enumerate(pictures)]
@@ -72,7 +73,7 @@ def test_two_threads_at_once(gpu, monkeypatch, tmp_path):
 
 def test_a_frame_on_the_gpu(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
-    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+    segmenter = tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
     for _ in range(3):
         same(segmenter(emulated_gpu.DeviceArray(picture())), segmenter(picture()))
     assert gpu.waits == ["all"] * 3  # it doesn't say what made it
@@ -87,8 +88,8 @@ def test_a_frame_on_the_gpu(gpu, monkeypatch, tmp_path):
 def test_settings_act_on_the_next_frame(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     segmenter, expected = (
-        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
-        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+        tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path)),
+        tfiseg.Segmenter(PLAIN_MODEL, threads=1),
     )
     same(segmenter(picture()), expected(picture()))
     for one in (segmenter, expected):
@@ -104,8 +105,8 @@ def test_without_graphs_it_says_so_once_and_runs(gpu, monkeypatch, tmp_path, cap
     gpu.may_capture = False
     emulated_gpu.install(monkeypatch, gpu)
     segmenter, expected = (
-        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
-        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+        tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path)),
+        tfiseg.Segmenter(PLAIN_MODEL, threads=1),
     )
     for size in ((120, 160), (120, 160), (96, 128)):
         same(segmenter(picture(*size)), expected(picture(*size)))
@@ -123,8 +124,8 @@ def test_without_the_operators_library_the_cpu_clusters(gpu, monkeypatch, tmp_pa
     monkeypatch.delenv("TFISEG_PLUGIN", raising=False)
     emulated_gpu.install(monkeypatch, gpu, operator=False)
     segmenter, expected = (
-        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path)),
-        tfiseg.Segmenter(DEFAULT_MODEL, threads=1),
+        tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path)),
+        tfiseg.Segmenter(PLAIN_MODEL, threads=1),
     )
     same(segmenter(picture()), expected(picture()))
     assert "clustering runs on the CPU" in caplog.text
@@ -133,10 +134,10 @@ def test_without_the_operators_library_the_cpu_clusters(gpu, monkeypatch, tmp_pa
 
 def test_components_beside_an_engine(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
-    path = engine_of(DEFAULT_MODEL, tmp_path)
+    path = engine_of(PLAIN_MODEL, tmp_path)
     same(
         tfiseg.Segmenter(path, refine="components", threads=1)(picture()),
-        tfiseg.Segmenter(DEFAULT_MODEL, refine="components", threads=1)(picture()),
+        tfiseg.Segmenter(PLAIN_MODEL, refine="components", threads=1)(picture()),
     )
 
 
@@ -144,16 +145,16 @@ def test_several_looks_through_an_engine(gpu, monkeypatch, tmp_path, caplog):
     caplog.set_level(logging.WARNING, "tfiseg")
     emulated_gpu.install(monkeypatch, gpu)
     several = {"scales": (1, 1.5), "flip": True}
-    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path), **several)
-    assert "clustering runs on the CPU" in caplog.text
-    same(segmenter(picture()), tfiseg.Segmenter(DEFAULT_MODEL, threads=1, **several)(picture()))
+    segmenter = tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path), **several)
+    assert "average class maps on the CPU" in caplog.text
+    same(segmenter(picture()), tfiseg.Segmenter(PLAIN_MODEL, threads=1, **several)(picture()))
     with pytest.raises(tfiseg.InputError, match=r"a window of this frame at scale 8: .*got 20x20"):
-        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path), scales=[8])(picture())
+        tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path), scales=[8])(picture())
 
 
 def test_memory_is_given_back(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
-    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+    segmenter = tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
     for k in range(6):
         segmenter(picture(64 + 8 * k, 128))
     in_use = len(gpu.memory)
@@ -167,7 +168,7 @@ def test_memory_is_given_back(gpu, monkeypatch, tmp_path):
 
 def test_rtx_keeps_its_kernels_for_the_next_start(gpu, monkeypatch, tmp_path):
     trt = emulated_gpu.install(monkeypatch, gpu)
-    path = engine_of(DEFAULT_MODEL, tmp_path)
+    path = engine_of(PLAIN_MODEL, tmp_path)
     with tfiseg.Segmenter(path) as segmenter:
         segmenter(picture())
     assert trt.caches[0].content == b"empty warm"
@@ -178,7 +179,7 @@ def test_rtx_keeps_its_kernels_for_the_next_start(gpu, monkeypatch, tmp_path):
 
 def test_frames_that_the_engine_was_not_built_for(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
-    segmenter = tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+    segmenter = tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
     with pytest.raises(
         tfiseg.InputError, match=r"takes frames of 32x32 to 512x640.*got 600x640.*--shape-max"
     ):
@@ -188,21 +189,21 @@ def test_frames_that_the_engine_was_not_built_for(gpu, monkeypatch, tmp_path):
 def test_a_plan_that_tensorrt_refuses(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu, fails=True)
     with pytest.raises(tfiseg.EngineError, match=r"doesn't take .*net.engine: the plan is of another world"):
-        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+        tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
 
 
 def test_without_pycuda_it_says_what_installs_it(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(tfiseg.MissingDependencyError, match="pip install pycuda"):
-        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+        tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
 
 
 def test_an_engine_for_another_machine_is_never_handed_over(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu, fails=True)
     monkeypatch.setattr(session_module, "this_machine", lambda: replace(MACHINE, tensorrt_rtx="1.5.0"))
     with pytest.raises(tfiseg.EngineError, match=r"the engine has 1.7.1.116, this machine 1.5.0"):
-        tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path))
+        tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
 
 
 def test_an_engine_that_carries_the_operator(gpu, monkeypatch, tmp_path):
@@ -228,7 +229,7 @@ def test_an_engine_that_carries_the_operator(gpu, monkeypatch, tmp_path):
     assert np.array_equal(large[:, 6], expected.area)
 
 
-@pytest.mark.parametrize("model", [DEFAULT_MODEL, DEFAULT_FRAME_MODEL])
+@pytest.mark.parametrize("model", [PLAIN_MODEL, DEFAULT_MODEL])
 def test_onnx_runtime_on_our_memory(gpu, monkeypatch, model):
     """The provider is the CPU's here, which binds to addresses as the GPU's does; it enqueues nothing, so no
     graph is captured of it."""

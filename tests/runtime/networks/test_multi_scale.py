@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tfiseg.errors import InputError
 from tfiseg.runtime.networks.model_info import ModelInfo
 from tfiseg.runtime.networks.multi_scale import MultiScaleSession, windows
-from tfiseg.runtime.networks.session import DEFAULT_FRAME_MODEL
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 
 class Colours:
@@ -156,6 +156,6 @@ def test_a_segmenter_that_looks_several_times():
 
 
 def test_instance_heads_have_no_mean():
-    with pytest.raises(InputError, match="no mean"):
+    with pytest.raises(InputError, match="have no average"):
         tfiseg.Segmenter(refine="frame", scales=(1, 1.5))
-    tfiseg.Segmenter(DEFAULT_FRAME_MODEL, refine="components", scales=np.array([1, 2]), flip=True).close()
+    tfiseg.Segmenter(DEFAULT_MODEL, refine="components", scales=np.array([1, 2]), flip=True).close()

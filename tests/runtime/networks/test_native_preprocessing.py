@@ -3,9 +3,10 @@
 import cv2
 import numpy as np
 import pytest
+from plain_model import PLAIN_MODEL
 from tfiseg.errors import ModelError
 from tfiseg.runtime.networks.native_preprocessing import SMALL, without_front
-from tfiseg.runtime.networks.session import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, OnnxSession, open_onnx
+from tfiseg.runtime.networks.session import DEFAULT_MODEL, OnnxSession, open_onnx
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 
@@ -14,7 +15,7 @@ def picture():
     return next(iter(SyntheticCamera((480, 640), people=4))).image
 
 
-@pytest.mark.parametrize("model", [DEFAULT_MODEL, DEFAULT_FRAME_MODEL], ids=lambda path: path.stem)
+@pytest.mark.parametrize("model", [PLAIN_MODEL, DEFAULT_MODEL], ids=lambda path: path.stem)
 @pytest.mark.parametrize("size_hw", [(480, 640), (1080, 1920), (37, 90), (200, 200), (3, 500)])
 def test_the_maps_are_those_of_the_whole_graph(model, size_hw, picture):
     frame = cv2.resize(picture, size_hw[::-1])
@@ -28,7 +29,7 @@ def test_the_maps_are_those_of_the_whole_graph(model, size_hw, picture):
 
 
 def test_no_model_and_half_a_model_keep_their_own_errors(tmp_path):
-    whole = DEFAULT_MODEL.read_bytes()
+    whole = PLAIN_MODEL.read_bytes()
     assert without_front(b"") is None
     for k, spoilt in enumerate(
         (b"no model at all", whole[: len(whole) // 2], whole[: len(whole) // 2] + b"\xff" * 500, bytes(2000))

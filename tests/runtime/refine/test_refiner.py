@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 import tfiseg
+from plain_model import PLAIN_MODEL
 from tfiseg.errors import InputError, ModelError
 from tfiseg.plugins.neck import EVIDENCE_FEATURES
 from tfiseg.runtime.evaluate.evaluate import load_eval_set
 from tfiseg.runtime.evaluate.metrics import PictureScore, panoptic_counts
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
-from tfiseg.runtime.networks.session import DEFAULT_MODEL
 from tfiseg.runtime.refine.join_candidates import candidates_in, united
 from tfiseg.runtime.refine.join_rule import JOIN_FEATURES, Pieces, rule_log_odds
 from tfiseg.runtime.refine.partition import Parted, instances_of
@@ -365,7 +365,7 @@ def test_the_shipped_network_is_small_and_brings_its_rules():
 
 def test_errors_are_sentences():
     with pytest.raises(ModelError, match="no instance network"):
-        InstanceSession(DEFAULT_MODEL)
+        InstanceSession(PLAIN_MODEL)
     with pytest.raises(ModelError, match="there is no model"):
         Refiner("nowhere.onnx")
     with pytest.raises(InputError, match="of one size"):
@@ -374,9 +374,9 @@ def test_errors_are_sentences():
         Refiner(max_views=0)
     with pytest.raises(InputError, match="refine must be one of"):
         tfiseg.Segmenter(refine="magic")
-    with pytest.raises(InputError, match="does nothing without"):
+    with pytest.raises(InputError, match="has no effect without"):
         tfiseg.Segmenter(instance_model="x.onnx")
-    with pytest.raises(InputError, match='it does nothing without refine="components"'):
+    with pytest.raises(InputError, match='has no effect without refine="components"'):
         tfiseg.Segmenter(thorough=True)
 
 
