@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ...drawing import draw_instances, instance_colours
+from ...drawing import instance_colours
 from ...errors import InputError
 from ...instances import Instances
 from ...plugins.operator import MIN_AREA_PX, Split, cluster
@@ -379,7 +379,7 @@ def contact_sheet(cases: Sequence[tuple[PanopticCounts, EvalPicture, Instances]]
             cv2.addWeighted(picture.image, 0.4, painted, 0.6, 0),
             picture.image,
         )
-        pair = np.hstack([_fitted(left.astype(np.uint8)), _fitted(draw_instances(picture.image, found))])
+        pair = np.hstack([_fitted(left.astype(np.uint8)), _fitted(found.draw(picture.image))])
         text = f"{picture.name}: {counts.true_positives} right, {counts.false_positives} too many, {counts.false_negatives} missed"
         pair[:17] //= 4  # a dark strip, so that the text is read on any picture
         cv2.putText(pair, text, (4, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
