@@ -1,27 +1,50 @@
-"""``Instances``: what a frame's segmentation is, as plain data. Masks are made on demand."""
+"""``Instances``: the instance masks of one frame, as plain data. Dense masks are made on demand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import InputError, MissingDependencyError
+from .arrays import check_array, described, row_number, row_numbers
+from .drawing import ALPHA, draw_instances, instance_colours, outlines_of
+from .errors import InputError, MissingDependencyError, OutputError
+from .notebook import HTML_ROWS, html_of
+from .rle import encode_rle
 
 if TYPE_CHECKING:
+    import pandas
     import supervision
+
+# columns with one row per instance: dtype, and shape of a row
+_COLUMNS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+    "class_id": (np.int32, ()),
+    "score": (np.float32, ()),
+    "box_xyxy": (np.float32, (4,)),
+    "area": (np.int32, ()),
+    "centroid_xy": (np.float32, (2,)),
+    "track_id": (np.int32, ()),
+}
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One instance, for loops: ``for i in instances: print(i.class_name, i.score)``.
+    """One instance: ``for i in instances: print(i.class_name, i.score)``.
 
-    ``number`` is its value in the label map (1..n); ``index`` its row (0..n-1), what ``mask(i)`` and its kin
-    take; ``track_id`` is its id over frames, if a ``Tracker`` gave it one.
+    Attributes:
+        number: its value in the label map, 1..n.
+        class_id, class_name, score, box_xyxy, area, centroid_xy: see ``Instances``.
+        track_id: persistent id from a ``Tracker``; None: not tracked.
+        instances: the ``Instances`` that it is a row of, from which its mask is made.
     """
 
     number: int
@@ -32,28 +55,58 @@ class Instance:
     area: int
     centroid_xy: tuple[float, float]
     track_id: int | None = None
+    instances: Instances | None = field(default=None, repr=False, compare=False)
 
     @property
     def index(self) -> int:
+        """Row of the instance, 0..n-1: the index that ``Instances.mask`` and the like take."""
         return self.number - 1
 
     @property
     def title(self) -> str:
-        """For people: its class, and its id if it is tracked, like "person #7"."""
+        """Class name, and the track id if there is one, such as "person #7"."""
         return self.class_name if self.track_id is None else f"{self.class_name} #{self.track_id}"
 
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Mask, bool (H, W), a new array."""
+        return self._owner.mask(self.index)
 
-@dataclass(frozen=True, eq=False)
+    def to_dict(self) -> dict[str, Any]:
+        """Return the instance as JSON types; ``segmentation`` is its COCO RLE."""
+        record = {
+            "class_id": self.class_id,
+            "class_name": self.class_name,
+            "score": self.score,
+            "box_xyxy": list(self.box_xyxy),
+            "area": self.area,
+            "centroid_xy": list(self.centroid_xy),
+            "segmentation": self._owner.rle(self.index),
+        }
+        return record if self.track_id is None else {"track_id": self.track_id, **record}
+
+    @property
+    def _owner(self) -> Instances:
+        if self.instances is None:
+            raise InputError("an Instance made by hand has no mask: take it from an Instances")
+        return self.instances
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Instances:
     """Instance masks of one frame.
 
+    Index it like an array: a number gives an ``Instance``; a slice, a bool mask (n,) or a list of numbers
+    gives ``Instances`` whose label map is renumbered 1..n in that order. Treat it as read-only:
+    ``dataclasses.replace`` makes a changed copy.
+
     Args:
         label_map: int32 (H, W); 0 = no instance, 1..n = the instance of that row plus one.
-        semantic_map: uint8 (H, W) class ids; with label_map, a panoptic segmentation (where outlines were
-            drawn anew, the class map's own differ from it).
+        semantic_map: uint8 (H, W) class ids; with label_map, a panoptic segmentation. Where mask refinement
+            changed an outline, label_map and semantic_map differ.
         class_id: int32 (n,).
-        score: float32 (n,) in [0, 1]: mean class probability; from a Segmenter whose model has a score rule,
-            the probability of an object.
+        score: float32 (n,) in [0, 1]: mean class probability, or the probability of being an object if the
+            model has a calibrated score.
         box_xyxy: float32 (n, 4), pixels, upper ends exclusive.
         area: int32 (n,), pixels.
         centroid_xy: float32 (n, 2), pixels.
@@ -61,7 +114,15 @@ class Instances:
         frame_index: position of the frame in its source, from 0; -1 = no source.
         capture_time_ns: when the frame was taken, time.monotonic_ns(); 0 = unknown.
         stage_ms: milliseconds per stage, such as {"network": 12.0, "cluster": 0.4}.
-        track_id: int32 (n,), ids over frames from a ``Tracker``; None: not tracked.
+        track_id: int32 (n,), persistent ids from a ``Tracker``; None: not tracked.
+
+    Raises:
+        InputError: an array has another shape or dtype.
+
+    Example:
+        >>> people = instances[[i.class_name == "person" for i in instances]]
+        >>> sure = people[people.score > 0.8]
+        >>> sure.save("people.json")
     """
 
     label_map: NDArray[np.int32]
@@ -74,125 +135,246 @@ class Instances:
     class_names: Sequence[str] = ()
     frame_index: int = -1
     capture_time_ns: int = 0
-    stage_ms: dict[str, float] = field(default_factory=dict)
+    stage_ms: Mapping[str, float] = field(default_factory=dict)
     track_id: NDArray[np.int32] | None = None
+
+    def __post_init__(self) -> None:
+        if np.ndim(self.label_map) != 2:
+            raise InputError(
+                f"Instances: label_map must be int32 (H, W), got {described(self.label_map)}: "
+                "give one frame's label map, without a batch axis"
+            )
+        size_hw, rows = np.shape(self.label_map), np.shape(self.class_id)[:1]
+        check_array("Instances", "label_map", self.label_map, np.int32, size_hw)
+        check_array("Instances", "semantic_map", self.semantic_map, np.uint8, size_hw)
+        for name, (dtype, shape) in _COLUMNS.items():
+            if name != "track_id" or self.track_id is not None:
+                check_array("Instances", name, getattr(self, name), dtype, (*(rows or (0,)), *shape))
 
     def __len__(self) -> int:
         return len(self.class_id)
 
+    def __repr__(self) -> str:
+        height, width = self.size_hw
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
+        return f"<Instances: {counts or 'none'} in {width}x{height} pixels>"
+
     def __iter__(self) -> Iterator[Instance]:
         return (self[i] for i in range(len(self)))
 
-    def __getitem__(self, index: int) -> Instance:
-        index = self._checked(index)
-        class_id = int(self.class_id[index])
-        x0, y0, x1, y1 = self.box_xyxy[index].tolist()
-        cx, cy = self.centroid_xy[index].tolist()
+    @overload
+    def __getitem__(self, index: int) -> Instance: ...
+
+    @overload
+    def __getitem__(self, index: slice | ArrayLike) -> Instances: ...
+
+    def __getitem__(self, index: Any) -> Instance | Instances:
+        if not isinstance(index, Integral) or isinstance(index, bool):
+            return self._rows(row_numbers(index, len(self)))
+        row = row_number(index, len(self))
+        class_id = int(self.class_id[row])
+        x0, y0, x1, y1 = self.box_xyxy[row].tolist()
+        cx, cy = self.centroid_xy[row].tolist()
         return Instance(
-            number=index + 1,
+            number=row + 1,
             class_id=class_id,
             class_name=self.class_name(class_id),
-            score=float(self.score[index]),
+            score=float(self.score[row]),
             box_xyxy=(x0, y0, x1, y1),
-            area=int(self.area[index]),
+            area=int(self.area[row]),
             centroid_xy=(cx, cy),
-            track_id=None if self.track_id is None else int(self.track_id[index]),
+            track_id=None if self.track_id is None else int(self.track_id[row]),
+            instances=self,
         )
+
+    def _rows(self, rows: NDArray[np.intp]) -> Instances:
+        """These rows, in this order; the label map is renumbered in one pass, the semantic map is shared."""
+        if np.array_equal(rows, np.arange(len(self))):
+            return self
+        number = np.zeros(len(self) + 1, np.int32)
+        number[rows + 1] = np.arange(1, len(rows) + 1)
+        columns = {name: column[rows] for name in _COLUMNS if (column := getattr(self, name)) is not None}
+        return replace(self, label_map=number[self.label_map], **columns)
+
+    def select(self, keep: ArrayLike) -> Instances:
+        """Return the instances for which ``keep``, bool (n,), is true: ``instances[keep]`` for any 0/1 list."""
+        return self[np.asarray(keep, bool)]
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """(H, W) of the frame in pixels."""
+        return self.label_map.shape[0], self.label_map.shape[1]
+
+    @property
+    def names(self) -> list[str]:
+        """Class name of each instance, n texts."""
+        return [self.class_name(c) for c in self.class_id.tolist()]
 
     def class_name(self, class_id: int) -> str:
         """Name of a class id."""
         return self.class_names[class_id] if class_id < len(self.class_names) else f"class {class_id}"
 
-    def _checked(self, index: int) -> int:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"instance {index} of {len(self)}: indices go from 0 to {len(self) - 1}")
-        return int(index) % len(self)
-
     def mask(self, index: int) -> NDArray[np.bool_]:
         """Mask of one instance, bool (H, W)."""
-        return self.label_map == self._checked(index) + 1
+        return self.label_map == row_number(index, len(self)) + 1
+
+    def masks(self) -> NDArray[np.bool_]:
+        """Masks of all instances, bool (n, H, W), made anew on each call: n times the size of a frame."""
+        return self.label_map[None] == np.arange(1, len(self) + 1, dtype=np.int32)[:, None, None]
 
     def crop(self, index: int) -> NDArray[np.bool_]:
-        """Mask of one instance inside its box, bool (box height, box width): a view's worth of work, not a
-        frame's."""
-        index = self._checked(index)
+        """Mask of one instance inside its box, bool (box height, box width): cheaper than ``mask``."""
+        index = row_number(index, len(self))
         x0, y0, x1, y1 = self.box_xyxy[index].astype(int)
         return self.label_map[y0:y1, x0:x1] == index + 1
 
     def rle(self, index: int) -> dict[str, Any]:
-        """COCO run-length encoding of one mask: ``{"size": [H, W], "counts": str}``, as pycocotools reads
-        it."""
-        index = self._checked(index)
-        height, width = self.label_map.shape
-        x0, y0, x1, _ = self.box_xyxy[index].astype(int)
-        columns = self.crop(index).T  # COCO runs go down the columns
-        padded = np.zeros((x1 - x0, height), np.uint8)
-        padded[:, y0 : y0 + columns.shape[1]] = columns
-        edges = np.flatnonzero(np.diff(padded.ravel(), prepend=0, append=0)) + x0 * height
-        counts = np.diff(edges, prepend=0, append=height * width)
-        if counts[-1] == 0:
-            counts = counts[:-1]
-        return {"size": [int(height), int(width)], "counts": _coco_string(counts.tolist())}
+        """COCO RLE of one mask: ``{"size": [H, W], "counts": str}``, as pycocotools reads it."""
+        index = row_number(index, len(self))
+        x0, y0 = self.box_xyxy[index, :2].astype(int).tolist()
+        return encode_rle(self.crop(index), (x0, y0), self.size_hw)
 
     def polygon(self, index: int) -> list[NDArray[np.int32]]:
         """Outer outlines of one instance, largest first: int32 (k, 2) xy pixels each."""
-        index = self._checked(index)
-        x0, y0 = self.box_xyxy[index, :2].astype(int)
-        found, _ = cv2.findContours(
-            self.crop(index).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
-        )
-        outlines = [np.asarray(c, np.int32).reshape(-1, 2) + np.array([x0, y0], np.int32) for c in found]
-        return sorted(outlines, key=lambda c: -cv2.contourArea(c))
+        index = row_number(index, len(self))
+        x0, y0 = self.box_xyxy[index, :2].astype(int).tolist()
+        return outlines_of(self.crop(index), (x0, y0))
 
-    def select(self, keep: ArrayLike) -> Instances:
-        """The instances for which ``keep``, bool (n,), is true, numbered anew; the semantic map stays."""
-        rows = np.asarray(keep, bool)
-        if rows.shape != (len(self),):
-            raise InputError(
-                f"keep must be bool ({len(self)},), one for each instance, got shape {rows.shape}"
-            )
-        if rows.all():
-            return self
-        number = np.concatenate([[0], np.where(rows, np.cumsum(rows), 0)]).astype(np.int32)
-        columns = {
-            name: getattr(self, name)[rows]
-            for name in ("class_id", "score", "box_xyxy", "area", "centroid_xy")
-        }
-        if self.track_id is not None:
-            columns["track_id"] = self.track_id[rows]
-        return replace(self, label_map=number[self.label_map], **columns)
+    @property
+    def colours(self) -> NDArray[np.uint8]:
+        """Colour of each instance by its number in the label map, uint8 (n + 1, 3) BGR; row 0 is black."""
+        return instance_colours(len(self), self.track_id)
 
-    def draw(self, frame: Any) -> NDArray[np.uint8]:
-        """The frame with masks, outlines and labels drawn over it: a new uint8 (H, W, 3) BGR picture.
+    def draw(
+        self,
+        frame: Any,
+        *,
+        labels: bool | Sequence[str] = True,
+        scores: bool = True,
+        alpha: float = ALPHA,
+        outline: bool = True,
+    ) -> NDArray[np.uint8]:
+        """Draw masks, outlines and labels over a frame.
 
         Args:
-            frame: the ``Frame`` or BGR picture that these instances were found in.
-        """
-        from .drawing import draw_instances
+            frame: the ``Frame`` or uint8 (H, W, 3) BGR picture that these instances were found in.
+            labels: True: class names and track ids; False: no text; or n texts of your own.
+            scores: add scores below 1 to the class names.
+            alpha: opacity of the masks in [0, 1].
+            outline: draw outlines.
 
-        return draw_instances(getattr(frame, "image", frame), self)
+        Returns:
+            uint8 (H, W, 3) BGR, a new array.
+
+        Raises:
+            InputError: the frame has another size, or a value is out of range.
+        """
+        texts: Sequence[str] = ()
+        if labels is True:
+            texts = [f"{i.title} {i.score:.2f}" if scores and i.score < 1 else i.title for i in self]
+        elif labels is not False:
+            texts = labels
+        return draw_instances(
+            getattr(frame, "image", frame),
+            self.label_map,
+            self.box_xyxy,
+            texts,
+            colours=self.colours,
+            alpha=alpha,
+            outline=outline,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the semantic map as JSON types; masks are COCO RLE."""
+        return {
+            "size_hw": list(self.size_hw),
+            "frame_index": self.frame_index,
+            "capture_time_ns": self.capture_time_ns,
+            "stage_ms": dict(self.stage_ms),
+            "instances": [one.to_dict() for one in self],
+        }
+
+    def to_coco(self, image_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
+        """Return COCO annotations, one per instance, with ``score``: valid as results and as annotations.
+
+        Args:
+            image_id: id of the picture in the COCO file.
+            first_id: id of the first annotation; the others follow.
+        """
+        return [
+            {
+                "id": first_id + one.index,
+                "image_id": image_id,
+                "category_id": one.class_id,
+                "segmentation": self.rle(one.index),
+                "bbox": bbox_of(one.box_xyxy),
+                "area": one.area,
+                "iscrowd": 0,
+                "score": one.score,
+                **({} if one.track_id is None else {"track_id": one.track_id}),
+            }
+            for one in self
+        ]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a ``pandas.DataFrame``, one row per instance, without masks (needs ``pip install pandas``).
+
+        Columns: class_id, class_name, score, x0, y0, x1, y1, area, cx, cy, and track_id if tracked.
+        """
+        try:
+            import pandas
+        except ImportError as missing:
+            raise MissingDependencyError(
+                "to_pandas() needs the package pandas: pip install pandas"
+            ) from missing
+        columns = {"class_id": self.class_id, "class_name": self.names, "score": self.score}
+        columns |= dict(zip(("x0", "y0", "x1", "y1"), self.box_xyxy.T, strict=True)) | {"area": self.area}
+        columns |= dict(zip(("cx", "cy"), self.centroid_xy.T, strict=True))
+        return pandas.DataFrame(columns if self.track_id is None else {**columns, "track_id": self.track_id})
 
     def to_supervision(self) -> supervision.Detections:
-        """As ``supervision.Detections`` (needs ``pip install supervision``); this makes the dense (n, H, W)
-        masks."""
+        """Return ``supervision.Detections`` with dense (n, H, W) masks (needs ``pip install supervision``)."""
         try:
             import supervision
         except ImportError as missing:
             raise MissingDependencyError(
                 "to_supervision() needs the package supervision: pip install supervision"
             ) from missing
-        masks = (
-            np.stack([self.mask(i) for i in range(len(self))])
-            if len(self)
-            else np.zeros((0, *self.label_map.shape), bool)
-        )
         return supervision.Detections(
             xyxy=self.box_xyxy.copy(),
-            mask=masks,
+            mask=self.masks(),
             confidence=self.score.copy(),
             class_id=self.class_id.astype(int),
-            data={"class_name": np.array([i.class_name for i in self])},
+            data={"class_name": np.array(self.names, str)},
             tracker_id=None if self.track_id is None else self.track_id.astype(int),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write a file whose suffix says what: ``.json`` or ``.png``.
+
+        - ``.json``: ``to_dict()``, with masks as COCO RLE.
+        - ``.png``: the label map, 16-bit grey; 0 = no instance, 1..n = the instances in order.
+
+        Raises:
+            InputError: another suffix. OutputError: the file can't be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() == ".json":
+            content = json.dumps(self.to_dict()).encode()
+        elif path.suffix.lower() == ".png":
+            content = cv2.imencode(".png", self.label_map.astype(np.uint16))[1].tobytes()
+        else:
+            raise InputError(f"Instances.save writes .json (records) or .png (label map), got {path.name!r}")
+        try:
+            path.write_bytes(content)
+        except OSError as wrong:
+            raise OutputError(f"can't write {path}: {wrong.strerror}") from wrong
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a picture of the masks and a table of the first instances."""
+        rows = [(i.number, i.title, f"{i.score:.2f}", i.area) for i in islice(self, HTML_ROWS)]
+        return html_of(
+            repr(self), self.colours, self.label_map, ("number", "class", "score", "area px"), rows
         )
 
 
@@ -213,16 +395,7 @@ def instances_from_table(
     )
 
 
-def _coco_string(counts: list[int]) -> str:
-    """COCO's compressed counts: differences to the last but one, six bits a character (cocoapi, maskApi.c,
-    rleToString)."""
-    out = []
-    for i, count in enumerate(counts):
-        value = count - counts[i - 2] if i > 2 else count
-        more = True
-        while more:
-            bits = value & 0x1F
-            value >>= 5
-            more = value != (-1 if bits & 0x10 else 0)
-            out.append(chr((bits | 0x20 if more else bits) + 48))
-    return "".join(out)
+def bbox_of(box_xyxy: Sequence[float]) -> list[float]:
+    """COCO's box [x, y, width, height] of corners (x0, y0, x1, y1), pixels."""
+    x0, y0, x1, y1 = box_xyxy
+    return [x0, y0, x1 - x0, y1 - y0]

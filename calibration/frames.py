@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import InputError
+from ..images import read_image
 from ..runtime.sources.files import ImageFiles
 from ..runtime.sources.open_source import open_source
 
@@ -35,14 +36,12 @@ class FrameSample(Sequence[NDArray[np.uint8]]):
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:  # type: ignore[override]
         kept = self._kept[index]
-        image = (
-            cv2.imread(str(kept), cv2.IMREAD_COLOR)
-            if isinstance(kept, Path)
-            else cv2.imdecode(kept, cv2.IMREAD_COLOR)
-        )
-        if image is None:
-            raise InputError(f"{kept} is no picture that OpenCV can read: take it out of {self.source}")
-        return np.asarray(image, np.uint8)
+        if not isinstance(kept, Path):
+            return np.asarray(cv2.imdecode(kept, cv2.IMREAD_COLOR), np.uint8)
+        try:
+            return read_image(kept)
+        except InputError as wrong:
+            raise InputError(f"{wrong}; or take it out of {self.source}") from None
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         return (self[i] for i in range(len(self)))

@@ -278,7 +278,7 @@ class Segmenter:
             stages = {"network": network_ms, **found.stage_ms}
         if self._outliner is not None:
             found = self._outliner.outlined(checked_image(frame), replace(found, stage_ms=stages), known)
-            stages = found.stage_ms
+            stages = dict(found.stage_ms)
             found = found.select(found.area >= self._least_area(found.label_map.shape))
         if isinstance(frame, Frame):
             stages = {"decode": frame.decode_ms, **stages}

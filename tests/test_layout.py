@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+GROUND = {"arrays", "drawing", "errors", "images", "instances", "notebook", "rle"}
 MAY_IMPORT = {
-    "plugins": {"plugins", "errors", "instances"},
-    "runtime": {"runtime", "plugins", "errors", "instances", "drawing"},
-    "calibration": {"calibration", "plugins", "runtime", "errors", "instances", "drawing"},
-    "export": {"export", "calibration", "plugins", "runtime", "errors", "instances", "drawing"},
+    "plugins": {"plugins", *GROUND},
+    "runtime": {"runtime", "plugins", *GROUND},
+    "calibration": {"calibration", "plugins", "runtime", *GROUND},
+    "export": {"export", "calibration", "plugins", "runtime", *GROUND},
 }
-CORE = {"numpy", "cv2", "onnxruntime", "tqdm"}
+CORE = {"numpy", "cv2", "onnxruntime", "tqdm", "PIL"}
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)

@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import InputError
+from ...images import image_paths, read_image
 from ...runtime.output.run_writer import writable_folder
 from ...runtime.refine.view import View, cut, solidity
-from ...runtime.sources.files import IMAGE_SUFFIXES
 from ..semantic.data import load_pictures
 from ..semantic.network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, Backbone
 from .bank import objects_in, shrunk
@@ -189,11 +189,11 @@ def write_cutouts(
     classify, found, unread = Classifier(weights), list[_Cutout](), list[str]()
     paths = _without_objects(images, semantic, confidence)
     for path in tqdm(paths, desc="cutting out", unit="photo", disable=quiet):
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
+        try:
+            photo = read_image(path)
+        except InputError:
             unread.append(path.name)
             continue
-        photo = np.asarray(image, np.uint8)
         heat, features = classify(photo)
         mask = object_mask(photo, heat)
         if mask is not None:
@@ -232,7 +232,7 @@ def _cell(photo: NDArray[np.uint8], mask: Mask, name: str) -> NDArray[np.uint8]:
 
 def _without_objects(images: Path, semantic: Path | None, confidence: Path | None) -> list[Path]:
     """The photos in whose class map, if there is one, no object is found."""
-    paths = sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = image_paths(images)
     if len({p.stem for p in paths}) < len(paths):
         raise InputError(
             f"{images}: two photos have one name and another suffix; their cutouts would have one name"

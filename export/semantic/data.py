@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ...errors import InputError
+from ...images import read_image, read_map
 
 IGNORE = 255
 _LONG_SIDE_PX = 400  # scale 1 of the jitter below; the network is run at 384
@@ -69,23 +70,13 @@ def load_pictures(images: Path, semantic: Path, confidence: Path | None = None) 
         maps = [folder / f"{path.stem}.png" for folder in (semantic, confidence) if folder is not None]
         if not all(m.exists() for m in maps):
             continue
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        class_map = cv2.imread(str(maps[0]), cv2.IMREAD_UNCHANGED)
-        if (
-            image is None
-            or class_map is None
-            or class_map.shape != image.shape[:2]
-            or class_map.dtype != np.uint8
-        ):
+        image, class_map = read_image(path), read_map(maps[0])
+        if class_map.shape != image.shape[:2] or class_map.dtype != np.uint8:
             raise InputError(
                 f"{path}: its class map {maps[0]} must be one 8-bit channel of the picture's size "
-                f"{None if image is None else image.shape[:2]}, got {None if class_map is None else f'{class_map.dtype} {class_map.shape}'}"
+                f"{image.shape[:2]}, got {class_map.dtype} {class_map.shape}"
             )
-        sure = (
-            cv2.imread(str(maps[1]), cv2.IMREAD_GRAYSCALE)
-            if len(maps) > 1
-            else np.full((1, 1), 255, np.uint8)
-        )
+        sure = read_image(maps[1])[..., 0] if len(maps) > 1 else np.full((1, 1), 255, np.uint8)
         pictures.append(Picture(path.stem, *(np.asarray(a, np.uint8) for a in (image, class_map, sure))))
     if not pictures:
         raise InputError(f"no picture in {images} has a class map of its name (NAME.png) in {semantic}")

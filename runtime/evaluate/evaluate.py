@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ...drawing import draw_instances, instance_colours
+from ...drawing import instance_colours
 from ...errors import InputError
+from ...images import image_paths, read_image, read_map
 from ...instances import Instances
 from ...plugins.operator import MIN_AREA_PX, Split, cluster
 from ...plugins.problem import IGNORE
 from ..output.run_writer import writable_folder
 from ..refine.refiner import Refiner
 from ..segmenter import Segmenter
-from ..sources.files import IMAGE_SUFFIXES
 from .metrics import (
     AveragePrecision,
     PanopticCounts,
@@ -70,7 +70,7 @@ def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:
                 f"{folder} has no {needed}: an evaluation set holds images/, instances/, semantic/ and classes.json"
             )
     names = {int(k): v for k, v in json.loads((folder / "classes.json").read_text()).items()}
-    paths = sorted(p for p in (folder / "images").iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = image_paths(folder / "images")
     if not paths:
         raise InputError(f"{folder}/images holds no picture")
     return EvalPictures(folder, paths), names
@@ -88,20 +88,15 @@ class EvalPictures(Sequence[EvalPicture]):
 
     def __getitem__(self, index: Any) -> Any:
         path = self.paths[index]
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        truth = cv2.imread(str(self.folder / "instances" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
-        semantic = cv2.imread(str(self.folder / "semantic" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
-        if image is None or truth is None or semantic is None:
-            raise InputError(
-                f"{path}: the picture, its instances/{path.stem}.png or its semantic/{path.stem}.png can't be read"
-            )
+        image = read_image(path)
+        truth, semantic = (
+            read_map(self.folder / kind / f"{path.stem}.png") for kind in ("instances", "semantic")
+        )
         if not image.shape[:2] == truth.shape == semantic.shape:
             raise InputError(
                 f"{path}: sizes differ: picture {image.shape[:2]}, instances {truth.shape}, semantic {semantic.shape}"
             )
-        return EvalPicture(
-            path.stem, np.asarray(image, np.uint8), truth.astype(np.int32), np.asarray(semantic, np.uint8)
-        )
+        return EvalPicture(path.stem, image, truth.astype(np.int32), np.asarray(semantic, np.uint8))
 
 
 def semantic_iou(pairs: NDArray[np.int64]) -> dict[int, float]:
@@ -384,7 +379,7 @@ def contact_sheet(cases: Sequence[tuple[PanopticCounts, EvalPicture, Instances]]
             cv2.addWeighted(picture.image, 0.4, painted, 0.6, 0),
             picture.image,
         )
-        pair = np.hstack([_fitted(left.astype(np.uint8)), _fitted(draw_instances(picture.image, found))])
+        pair = np.hstack([_fitted(left.astype(np.uint8)), _fitted(found.draw(picture.image))])
         text = f"{picture.name}: {counts.true_positives} right, {counts.false_positives} too many, {counts.false_negatives} missed"
         pair[:17] //= 4  # a dark strip, so that the text is read on any picture
         cv2.putText(pair, text, (4, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)

@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ...drawing import colours_of
 from ...errors import MissingDependencyError, OutputError
 from ...instances import Instances
 from ..pipeline.pipeline import Result
@@ -133,7 +132,7 @@ class McapWriter:
 
     def _annotations(self, at: Any, found: Instances) -> Any:
         m, outlines, texts = self._messages, [], []
-        colours = colours_of(found)[:, ::-1] / 255
+        colours = found.colours[:, ::-1] / 255
         for one in found:
             r, g, b = colours[one.number].tolist()
             colour = m.Color(r=r, g=g, b=b, a=1.0)

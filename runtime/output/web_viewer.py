@@ -19,7 +19,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import cv2
 
-from ...drawing import colours_of
 from ...errors import InputError
 from ..pipeline.pipeline import Pipeline, Result
 from ..segmenter import Segmenter
@@ -135,7 +134,7 @@ class Viewer:
         number, result = newest
         age_ms = result.age_ms
         found, stats = result.instances, self._pipeline.stats()
-        colours = colours_of(found)
+        colours = found.colours
         rows = [
             {
                 "name": one.title,

@@ -202,21 +202,23 @@ class Pipeline:
         finally:
             self._captured.end()
 
-    def _timed(self, done: Result, stage: str, ms: float) -> None:
-        if (
-            stage != "segment" or "network" not in done.instances.stage_ms
-        ):  # a Segmenter's own times are finer
-            done.instances.stage_ms[stage] = ms
+    def _timed(self, done: Result, stage: str, ms: float) -> Result:
+        known = done.instances.stage_ms
+        if stage == "segment" and "network" in known:  # a Segmenter's own times are finer
+            return done
+        return replace(done, instances=replace(done.instances, stage_ms={**known, stage: ms}))
 
-    def _finished(self, done: Result, stage: str, ms: float) -> None:
-        self._timed(done, stage, ms)
+    def _finished(self, done: Result, stage: str, ms: float) -> Result:
+        done = self._timed(done, stage, ms)
         self.times.add({**done.instances.stage_ms, "age": done.age_ms}, len(done.instances))
         self._stamps.append(time.monotonic())
         self._captured.done()
+        return done
 
-    def _written(self, done: Result, sink: str, ms: float) -> None:
+    def _written(self, done: Result, sink: str, ms: float) -> Result:
         self.times.add_stage(sink, ms)
         self._written_counts[sink] += 1
+        return done
 
     def _discard(self, count: int) -> None:
         with self._lock:

@@ -20,7 +20,7 @@ class Stage:
         work: item in, item out.
         given: where items come from. outs: where each result goes, to all of them.
         workers: threads that work at once.
-        finish: called with each result, this stage's name and time in ms, in order and before it is put out.
+        finish: called with each result, this stage's name and time in ms, in order; returns what is put out.
         is_last: what it has finished counts as done, whether anybody takes it or not.
         fail: called with the stage's name and what it, or ``finish``, raised. Items after that one are
             discarded.
@@ -36,7 +36,7 @@ class Stage:
         *,
         workers: int = 1,
         is_last: bool = False,
-        finish: Callable[[Any, str, float], None],
+        finish: Callable[[Any, str, float], Any],
         fail: Callable[[str, BaseException], None],
         discard: Callable[[int], None],
     ) -> None:
@@ -84,7 +84,7 @@ class Stage:
         try:
             if wrong is None and not self._failed:
                 try:
-                    self._finish(done, self.name, ms)
+                    done = self._finish(done, self.name, ms)
                 except Exception as raised:  # a result that is none
                     wrong = raised
             if wrong is not None and not self._failed:

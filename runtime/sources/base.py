@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -25,6 +25,7 @@ class Frame:
         name: for outputs: a file's name without suffix, or "frame-000012".
         decode_ms: time that reading it took.
         truth_label_map, truth_class_map: int32 and uint8 (H, W), where the source knows them (synthetic).
+        file_name: of an image file: its path relative to the folder that was opened; else "".
     """
 
     image: NDArray[np.uint8]
@@ -34,6 +35,7 @@ class Frame:
     decode_ms: float = 0.0
     truth_label_map: NDArray[np.int32] | None = None
     truth_class_map: NDArray[np.uint8] | None = None
+    file_name: str = ""
 
 
 class Source:
@@ -41,7 +43,8 @@ class Source:
 
     ``fps`` is the source's own rate or None; ``is_video`` tells moving pictures from single images;
     ``frame_count`` is the number of frames if it is known beforehand; ``is_live`` says that frames come when
-    they come, whether anybody is ready or not; ``reconnects`` counts how often it was lost and found again.
+    they come, whether anybody is ready or not; ``reconnects`` counts how often it was lost and found again;
+    ``unreadable`` holds a message for each image file that could not be read.
     """
 
     fps: float | None = None
@@ -49,6 +52,7 @@ class Source:
     is_live = False
     frame_count: int | None = None
     reconnects = 0
+    unreadable: Sequence[str] = ()
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,38 +1,58 @@
-"""Image files and video files."""
+"""Image files."""
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
-import numpy as np
-
-from ...errors import SourceError
+from ...errors import InputError, SourceError
+from ...images import read_image
 from .base import Frame, Source
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_log = logging.getLogger("tfiseg")
 
 
 class ImageFiles(Source):
-    """Image files, in the order given."""
+    """Image files, in the order given. Of several, those that can't be read are left out and listed in
+    ``unreadable``; where none can be read, the iteration raises SourceError.
+
+    Args:
+        name: of the source.
+        paths: of the files.
+        folder: the frames' ``file_name`` is relative to it; default: as in ``paths``.
+    """
 
     is_video = False
 
-    def __init__(self, name: str, paths: list[Path]) -> None:
+    def __init__(self, name: str, paths: list[Path], folder: Path | None = None) -> None:
         super().__init__(name)
-        self.paths = paths
+        self.paths, self._folder = paths, folder
         self.frame_count = len(paths)
 
-    def _read(self, index: int) -> Frame | None:
-        if index >= len(self.paths):
-            return None
-        path = self.paths[index]
-        began = time.monotonic_ns()
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise SourceError(
-                f"{path} is no image that OpenCV can read: check that it is complete and one of {', '.join(IMAGE_SUFFIXES)}"
-            )
-        now = time.monotonic_ns()
-        return Frame(np.asarray(image, np.uint8), index, now, path.stem, (now - began) / 1e6)
+    def __iter__(self) -> Iterator[Frame]:
+        unreadable: list[str] = []
+        self.unreadable = unreadable
+        for index, path in enumerate(self.paths):
+            began = time.monotonic_ns()
+            try:
+                image = read_image(path)
+            except InputError as wrong:
+                unreadable.append(str(wrong))
+                if len(unreadable) == len(self.paths):
+                    raise SourceError(unreadable_message(self)) from None
+                _log.warning("%s: left out", wrong)
+                continue
+            now = time.monotonic_ns()
+            file_name = str(path if self._folder is None else path.relative_to(self._folder))
+            yield Frame(image, index, now, path.stem, (now - began) / 1e6, file_name=file_name)
+
+
+def unreadable_message(source: Source) -> str:
+    """One sentence about the image files of a source that could not be read."""
+    messages, total = source.unreadable, source.frame_count
+    if total == 1:
+        return messages[0]
+    more = f", and {len(messages) - 1} more" if len(messages) > 1 else ""
+    return f"{len(messages)} of {total} images can't be read: {messages[0]}{more}"

@@ -9,16 +9,18 @@ from pathlib import Path
 import cv2
 
 from ...errors import InputError, SourceError
+from ...images import IMAGE_SUFFIXES, image_paths, printable, without_secrets
 from .base import Source
 from .cameras import csi_pipeline, open_camera, open_gstreamer
-from .files import IMAGE_SUFFIXES, ImageFiles
+from .files import ImageFiles
 from .live_stream import CameraRequest, LiveStream
-from .network import open_stream, without_secrets
+from .network import open_stream
 from .realtime import Realtime
 from .synthetic import SyntheticCamera
 from .video import VideoFile, opened
 
 _URL_SCHEMES = ("http://", "https://", "rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://")
+_MOVING_SUFFIXES = (".gif",)  # alone they are videos; in a folder, the first frame counts
 _CSI, _GSTREAMER = "csi://", "gst:"
 
 
@@ -89,21 +91,21 @@ def _open(text: str, is_number: bool, wanted: CameraRequest) -> Source:
     if path.is_char_device():  # /dev/video0, and the names that udev gives: they stay when indices don't
         return open_camera(text, wanted)
     if path.is_dir():
-        images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        images = image_paths(path)
         if not images:
-            raise SourceError(f"folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-        return ImageFiles(path.name, images)
+            raise SourceError(f"folder {printable(text)} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        return ImageFiles(path.name, images, path)
     if glob.has_magic(text) and not path.exists():
-        matches = sorted(Path(p) for p in glob.glob(text, recursive=True))
+        matches = sorted(p for m in glob.glob(text, recursive=True) if not (p := Path(m)).is_dir())
         if not matches:
-            raise SourceError(f"nothing matches {text}")
+            raise SourceError(f"nothing matches {printable(text)}")
         return ImageFiles("images", matches)
     if not path.exists():
         raise SourceError(
-            f"there is no file {path}: a source is an image, a folder, a glob pattern, a video, a camera index, a URL or 'synthetic'"
+            f"there is no file {printable(text)}: a source is an image, a folder, a glob pattern, a video, a camera index, a URL or 'synthetic'"
         )
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return ImageFiles(path.stem, [path])
+    if path.suffix.lower() in IMAGE_SUFFIXES and path.suffix.lower() not in _MOVING_SUFFIXES:
+        return ImageFiles(path.stem, [path], path.parent)
     return VideoFile(
         path.stem, opened(cv2.VideoCapture(str(path)), f"{path} is no image or video that OpenCV can read")
     )

@@ -226,7 +226,7 @@ def test_ids_go_along():
     image, class_map, _ = blot()
     two = np.concatenate([class_map, class_map], axis=1)
     two[:40, :64] = 0  # the second one's first row is above the first one's
-    before = replace(tfiseg.cluster(two, split=0), track_id=np.array([11, 22], np.int64))
+    before = replace(tfiseg.cluster(two, split=0), track_id=np.array([11, 22], np.int32))
     found = Refiner().outlined(np.concatenate([image, image], axis=1), before)
     for k in range(2):
         place = found.label_map == k + 1
