@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-export test-zoo test-plugin test-engines lint clean
+.PHONY: demo docs test test-export test-zoo test-plugin test-engines test-packages lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/tfiseg demo --out tfiseg-demo
@@ -45,6 +45,15 @@ test-engines: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
 	TFISEG_TENSORRT_STUBS=$(VENV)/stubs $(BIN)/pytest tests/export/engine/test_build.py tests/export/engine/test_tensorrt_types.py
 
+# The documentation site in site/. Strict: a broken link, or a page that is missing in the navigation, is an error.
+docs:
+	$(MAKE) VENV=.venv-docs .venv-docs/docs.stamp
+	.venv-docs/bin/mkdocs build --strict
+
+# The wheel and the sdist, built and installed in fresh virtual environments, for each Python that this machine has.
+test-packages:
+	.ci/packages
+
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format .
@@ -61,4 +70,4 @@ $(VENV)/%.stamp: $(VENV)/bin/python $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf build *.egg-info $(VENV) .venv-export .venv-zoo tfiseg-demo tfiseg-out
+	rm -rf build *.egg-info $(VENV) .venv-export .venv-zoo .venv-docs site tfiseg-demo tfiseg-out
