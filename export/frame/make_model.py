@@ -3,6 +3,7 @@ export."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,32 @@ def make_frame_model(
     threads: int | None = None,
     training_data: str = "not stated",
     quiet: bool = False,
+    more: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Add instance heads to ``model`` (instead of those that it has), taught on ``images`` and ``semantic`` (see ``build_bank``; class ids
-    are the model's), and write ``output``, for objects as small as ``instance_model``, their teacher, is for;
-    returns what ``export_frame`` says and the rules' held-out errors.
+    """Add instance heads to a semantic network and write ``output``.
+
+    Heads that ``model`` has already are replaced. Their objects are as small as their teacher's.
+
+    Args:
+        model: semantic network in tfiseg's format.
+        images, semantic, confidence, more: see ``load_pictures``; class ids are the model's.
+        checkpoint: written as training goes on, and resumed from.
+        output: NAME.onnx, written whole or not at all.
+        recipe: of the training.
+        instance_model: the teacher; default: the instance network that comes with tfiseg.
+        rule_composites: composites that the merge rules are fitted on.
+        sheets: folder for pictures of composites.
+
+    Returns:
+        What ``export_frame`` returns, and the rules' held-out errors.
 
     Raises:
-        ModelError: ``model`` isn't in tfiseg's format, or has no features at stride 4.
+        ModelError: ``model`` is not in tfiseg's format, or has no features at stride 4.
     """
     network = semantic_network(model)
     taps = find_taps(network)
     say("features at " + ", ".join(f"stride {t.stride} ({t.channels} channels)" for t in taps))
-    bank = build_bank(images, semantic, confidence)
+    bank = build_bank(images, semantic, confidence, more=more)
     say(bank_summary(bank))
     teacher = Refiner(instance_model, threads=threads or 0)
     told = tell_instances(bank, teacher, quiet)

@@ -164,6 +164,7 @@ def build_bank(
     confidence: Path | None = None,
     cutouts: Path | None = None,
     long_side_px: int = LONG_SIDE_PX,
+    more: Sequence[Path] = (),
 ) -> Bank:
     """The bank of a folder of pictures and class maps.
 
@@ -175,11 +176,12 @@ def build_bank(
             without a class map, or in place of it. Their class ids are counted from the highest of the class
             maps on, so that none is taken for another.
         long_side_px: longer pictures are shrunk to it.
+        more: further folders, see ``load_pictures``.
 
     Raises:
         InputError: no class map holds a component that looks like one object.
     """
-    given = {p.name: p for p in load_pictures(images, semantic, confidence)}
+    given = {p.name: p for p in load_pictures(images, semantic, confidence, more)}
     single = {p.name: p for p in _cut_out(images, cutouts, [*given.values()])} if cutouts is not None else {}
     pictures = [shrunk(p, long_side_px) for _, p in sorted((given | single).items())]
     objects = objects_in(pictures, single, long_side_px)

@@ -3,8 +3,8 @@ pasted in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -59,9 +59,29 @@ class _Cutout:
     class_id: int
 
 
-def load_pictures(images: Path, semantic: Path, confidence: Path | None = None) -> list[Picture]:
-    """Pictures of ``images`` that have a class map (and, where given, a confidence map) of the same name,
-    sorted by name."""
+def load_pictures(
+    images: Path, semantic: Path, confidence: Path | None = None, more: Sequence[Path] = ()
+) -> list[Picture]:
+    """Load the pictures that have a class map of the same name, sorted by name.
+
+    Args:
+        images: pictures, NAME.jpg or NAME.png.
+        semantic: class maps, NAME.png, uint8, 255 = ignore.
+        confidence: NAME.png, 0..255, any size; default: all class maps are certain.
+        more: further folders, each with ``images``, ``semantic`` and, optionally, ``confidence`` in it.
+
+    Raises:
+        InputError: a folder is missing, a class map does not fit its picture, or nothing is found.
+    """
+    pictures = _load_folder(images, semantic, confidence)
+    for folder in more:
+        sure = folder / "confidence"
+        found = _load_folder(folder / "images", folder / "semantic", sure if sure.is_dir() else None)
+        pictures += [replace(picture, name=f"{folder.name}/{picture.name}") for picture in found]
+    return pictures
+
+
+def _load_folder(images: Path, semantic: Path, confidence: Path | None) -> list[Picture]:
     pictures = []
     for folder in (images, semantic, *([confidence] if confidence is not None else [])):
         if not folder.is_dir():

@@ -27,7 +27,7 @@ from ..model_file import written_whole
 from ..onnx_import.agreement import MIN_AGREEMENT, check_frames
 from ..onnx_import.class_lists import VOC21
 from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
-from .train import LONG_SIDE_PX, network_size_hw, predict_logits
+from .train import BACKBONES, LONG_SIDE_PX, network_size_hw, predict_logits
 
 OPSET = 18
 STRIDE = 4
@@ -37,7 +37,9 @@ def load_checkpoint(path: Path) -> SegmentationNetwork:
     """The averaged network of a checkpoint that ``tfiseg train semantic`` wrote."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        network = SegmentationNetwork({"logits": int(state["recipe"]["classes"])})
+        recipe = state["recipe"]
+        stages = BACKBONES[recipe.get("backbone", "lite0")]
+        network = SegmentationNetwork({"logits": int(recipe["classes"])}, stages=stages)
         network.load_state_dict(state["average"])
     except (OSError, KeyError, RuntimeError, UnpicklingError) as wrong:
         raise ModelError(f"{path} is no checkpoint of `tfiseg train semantic`: {wrong}") from wrong

@@ -198,6 +198,7 @@ def add_score_rule(
     seed: int = 0,
     threads: int = 0,
     quiet: bool = False,
+    more: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Fit the rule of a model in tfiseg's format and write the model with it, ``output``, whole or not at
     all.
@@ -226,7 +227,7 @@ def add_score_rule(
     teller = Refiner(instance_model, threads=threads)
     fit = fit_score_rule(
         segmenter,
-        load_pictures(images, semantic, confidence),
+        load_pictures(images, semantic, confidence, more),
         teller,
         segmenter.session.info.things,
         seed,

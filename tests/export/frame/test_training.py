@@ -14,11 +14,11 @@ from plain_model import PLAIN_MODEL  # noqa: E402
 from tfiseg import Segmenter  # noqa: E402
 from tfiseg.cli.main import main  # noqa: E402
 from tfiseg.errors import InputError, ModelError  # noqa: E402
+from tfiseg.export.engine.build import semantic_network  # noqa: E402
 from tfiseg.export.frame.backbone_taps import find_taps  # noqa: E402
 from tfiseg.export.frame.composites import ALIKE, material_of  # noqa: E402
 from tfiseg.export.frame.heads import InstanceHeads  # noqa: E402
-from tfiseg.export.frame.make_model import make_frame_model  # noqa: E402
-from tfiseg.export.frame.train import FrameRecipe, frame_targets  # noqa: E402
+from tfiseg.export.frame.train import frame_targets  # noqa: E402
 from tfiseg.export.instance.bank import build_bank  # noqa: E402
 from tfiseg.export.instance.teacher import tell_instances  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
@@ -138,16 +138,9 @@ def test_from_a_network_and_folders_to_one_model(people, tmp_path, capsys):
     segmenter = Segmenter(out, refine="frame")
     assert len(segmenter(image)) >= 1
     assert segmenter._least_area((1080, 1920)) == 40  # what its teacher is for
-    with pytest.raises(ModelError, match="heads already"):
-        make_frame_model(
-            out,
-            people / "images",
-            people / "semantic",
-            None,
-            checkpoint,
-            tmp_path / "x.onnx",
-            FrameRecipe(steps=1),
-        )
+    again = semantic_network(out)  # heads are taken off before new ones are made
+    assert [o.name for o in again.graph.output] == ["logits"]
+    assert [t.name for t in find_taps(again)] == [t.name for t in find_taps(onnx.load(PLAIN_MODEL))]
 
 
 def test_a_model_without_heads_is_told_how_to_get_them():

@@ -47,9 +47,8 @@ def toy(tmp_path_factory):
 
 def train(toy, checkpoint, steps):
     recipe = SemanticRecipe(classes=3, steps=steps, batch=2, crop_px=64, held_out=2)
-    return train_semantic(
-        toy / "images", toy / "semantic", toy / "confidence", IMAGENET, checkpoint, recipe, workers=0
-    )
+    pictures = load_pictures(toy / "images", toy / "semantic", toy / "confidence")
+    return train_semantic(pictures, IMAGENET, checkpoint, recipe, workers=0)
 
 
 @pytest.fixture(scope="module")
