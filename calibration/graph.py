@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ..errors import ModelError
-from ..runtime.networks.session import UNWANTED_OPTIMIZERS
+from ..runtime.networks.onnx_session import UNWANTED_OPTIMIZERS
 
 ACTIVATIONS = ("Clip", "Relu")
 IMAGE = "image"  # the tensor between preprocessing and network in tfiseg's format

@@ -24,7 +24,7 @@ from ..plugins.problem import TABLE_COLUMNS
 from ..runtime.inspect.model_file import FRAME_HW, described_tensor
 from ..runtime.inspect.onnx_layers import layer_precisions
 from ..runtime.networks.engine_file import SUFFIX, check_content, read_sidecar
-from ..runtime.networks.session import OnnxSession
+from ..runtime.networks.onnx_session import OnnxSession
 from ..runtime.sources.open_source import open_source
 from .engine.batching import with_batch
 from .engine.build import read_network

@@ -22,15 +22,10 @@ from onnx import helper
 
 from ...errors import InputError, ModelError
 from ...plugins.problem import IGNORE
-from ...runtime.networks.model_info import weights_digest
+from ...runtime.networks.model_info import FORMAT_VERSION, METADATA_KEY, weights_digest
 from ...runtime.networks.model_variants import Variant
-from ...runtime.networks.session import (
-    DEFAULT_MODEL,
-    FORMAT_VERSION,
-    METADATA_KEY,
-    UNWANTED_OPTIMIZERS,
-    OnnxSession,
-)
+from ...runtime.networks.onnx_session import UNWANTED_OPTIMIZERS, OnnxSession
+from ...runtime.networks.session import DEFAULT_MODEL
 from ..frame_graph import PixelFormat
 from .agreement import check_frames, compare_labels, labels_of, network_input
 from .class_lists import read_class_names, things_of

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...errors import EngineError
 from ...plugins.plugin_library import plugin_info
-from .machine import Machine
+from .machine import Machine, this_machine
 
 FORMAT_VERSION = 1
 SUFFIX = ".engine"
@@ -178,3 +178,11 @@ def _capability_fits(made: dict[str, Any], built_for: list[str], here: str) -> b
 
 def _again(record: dict[str, Any]) -> str:
     return f"build it again: {record['built_from'].get('command', 'tfiseg build')}"
+
+
+def checked_plan(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """An engine's plan and record, held against each other and against this machine; raises EngineError."""
+    record = read_sidecar(path)
+    plan = check_content(path, record)
+    check_machine(path, record, this_machine())
+    return plan, record

@@ -7,7 +7,9 @@ import pytest
 import tfiseg
 from onnx import TensorProto, helper
 from tfiseg.runtime.evaluate.evaluate import evaluate
-from tfiseg.runtime.networks.session import DEFAULT_FRAME_MODEL, DEFAULT_MODEL, METADATA_KEY, OnnxSession
+from tfiseg.runtime.networks.model_info import METADATA_KEY
+from tfiseg.runtime.networks.onnx_session import OnnxSession
+from tfiseg.runtime.networks.session import DEFAULT_FRAME_MODEL, DEFAULT_MODEL
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 

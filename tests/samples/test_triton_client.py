@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tfiseg
 from skimage import data
-from tfiseg.runtime.networks.session import DEFAULT_MODEL, OnnxSession
+from tfiseg.runtime.networks.onnx_session import OnnxSession
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 pytest.importorskip("onnx")
 grpc = pytest.importorskip("grpc")

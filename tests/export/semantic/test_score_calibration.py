@@ -15,7 +15,8 @@ from tfiseg.cli.main import main
 from tfiseg.export.semantic import score_calibration
 from tfiseg.export.semantic.data import Picture
 from tfiseg.export.semantic.score_calibration import ScoreFit, _logistic, add_score_rule, fit_score_rule
-from tfiseg.runtime.networks.session import DEFAULT_MODEL, METADATA_KEY
+from tfiseg.runtime.networks.model_info import METADATA_KEY
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 
 def pictures(count):
