@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import InputError
-from ...runtime.output.run_writer import writable_folder
+from ...files import writable_folder
 from ...runtime.refine.view import View, cut, solidity
 from ...runtime.sources.files import IMAGE_SUFFIXES
 from ..semantic.data import load_pictures

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from ...drawing import draw_instances, instance_colours
 from ...errors import InputError
+from ...files import writable_folder
 from ...instances import Instances
 from ...plugins.operator import MIN_AREA_PX, Split, cluster
 from ...plugins.problem import IGNORE
-from ..output.run_writer import writable_folder
 from ..refine.refiner import Refiner
 from ..segmenter import Segmenter
 from ..sources.files import IMAGE_SUFFIXES

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import EngineError
+from ...files import write_whole
 from ...plugins.plugin_library import plugin_info
 from .machine import Machine, this_machine
 
@@ -67,13 +66,6 @@ def write_engine(engine: Path, plan: bytes, record: dict[str, Any]) -> None:
         (sidecar_path(engine), json.dumps(sealed, indent=2).encode() + b"\n"),
     ):
         write_whole(path, content)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, whoever else writes it meanwhile."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def check_content(engine: Path, record: dict[str, Any]) -> bytes:

@@ -23,7 +23,7 @@ from .instance_engine import EngineViews
 from .model_info import METADATA_KEY
 from .onnx_binding import BoundContext, on_stream
 from .onnx_bytes import with_outputs
-from .onnx_session import open_onnx
+from .onnx_runtime import open_onnx
 from .session import CUDA_PROVIDER, DEFAULT_PROVIDERS
 
 INSTANCE_FORMAT = 2  # 2: the join rule sees other classes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,61 +13,8 @@ from ...plugins.native import fit_frame
 from .model_info import METADATA_KEY, ModelInfo
 from .model_variants import AS_IS, Variant
 from .native_preprocessing import SMALL, without_front
+from .onnx_runtime import open_onnx
 from .session import DEFAULT_PROVIDERS
-
-# it quantises what a model leaves in float, one scale per tensor, and reads float16 biases wrongly
-# (onnxruntime 1.21 to 1.32 at least)
-UNWANTED_OPTIMIZERS = ("WeightBiasQuantization",)
-
-
-def open_onnx(
-    path: Path,
-    threads: int,
-    providers: Sequence[str],
-    provider_options: Sequence[dict[str, str]] | None = None,
-    model: bytes | None = None,
-) -> Any:
-    """An ``onnxruntime.InferenceSession`` as tfiseg wants it, of ``model`` where that stands for what lies at
-    ``path``; raises ModelError naming what keeps it from starting."""
-    import onnxruntime
-
-    if not path.exists():
-        raise ModelError(
-            f"there is no model {path}; leave `model` out to use the network that comes with tfiseg"
-        )
-    missing = [p for p in providers if p not in onnxruntime.get_available_providers()]
-    if missing:
-        raise ModelError(
-            f"ONNX Runtime has no provider {missing}; this installation has {onnxruntime.get_available_providers()}; "
-            "GPU providers come with onnxruntime-gpu in place of onnxruntime"
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # its threads may spin while a network runs, but not between frames: there are clustering and drawing to
-    # do on the same cores
-    # (2 cores, ms per frame: 10.5 so, 12.9 without spinning, 18.9 with spinning throughout, which is the
-    # default)
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(
-            model or str(path),
-            options,
-            list(providers),
-            provider_options,
-            disabled_optimizers=list(UNWANTED_OPTIMIZERS),
-        )
-    except Exception as wrong:  # onnxruntime's errors share no base class
-        raise ModelError(f"ONNX Runtime can't load {path}: {wrong}") from wrong
-    if model is not None:
-        # onnxruntime keeps them for a session that falls back to another provider: a copy of all weights
-        session._model_bytes = None
-    if session.get_providers()[0] != providers[0]:  # ONNX Runtime falls back without an error
-        raise ModelError(
-            f"{providers[0]} could not start, ONNX Runtime fell back to {session.get_providers()[0]}: "
-            "check that its libraries (CUDA, cuDNN, TensorRT) are installed in the versions that it wants"
-        )
-    return session
 
 
 def _read(path: Path, variant: Variant) -> bytes | None:

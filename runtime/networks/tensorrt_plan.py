@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import EngineError, MissingDependencyError
+from ...files import write_whole
 from ...plugins.plugin_library import cache_folder, load_plugin
 from ..gpu.cuda import Cuda
 from ..gpu.execution_context import sizes_of
-from .engine_file import write_whole
 
 if TYPE_CHECKING:
     import tensorrt as trt

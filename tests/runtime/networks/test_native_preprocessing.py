@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from tfiseg.errors import ModelError
 from tfiseg.runtime.networks.native_preprocessing import SMALL, without_front
-from tfiseg.runtime.networks.onnx_session import OnnxSession, open_onnx
+from tfiseg.runtime.networks.onnx_runtime import open_onnx
+from tfiseg.runtime.networks.onnx_session import OnnxSession
 from tfiseg.runtime.networks.session import DEFAULT_FRAME_MODEL, DEFAULT_MODEL
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
