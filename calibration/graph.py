@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ..errors import ModelError
-from ..runtime.networks.session import UNWANTED_OPTIMIZERS
+from ..runtime.networks.onnx_runtime import start_session
 
 ACTIVATIONS = ("Clip", "Relu")
 IMAGE = "image"  # the tensor between preprocessing and network in tfiseg's format
@@ -139,20 +138,9 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
-def session(model: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSession:
+def session(model: onnx.ModelProto) -> Any:
     """ONNX Runtime on the CPU for a model in memory; raises ModelError."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=list(UNWANTED_OPTIMIZERS),
-        )
-    except Exception as wrong:  # onnxruntime's errors share no base class
-        raise ModelError(f"ONNX Runtime can't run the network: {wrong}") from wrong
+    return start_session(model.SerializeToString())
 
 
 def run_tensors(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import InputError, ModelError
+from ..files import whole_file
 from .equalise import equalise, residual_groups
 from .frames import FrameSample
 from .graph import IMAGE, Network, run_tensors
@@ -50,10 +51,8 @@ class Calibration:
         arrays |= {f"range/{name}": np.array(span, np.float64) for name, span in self.ranges.items()}
         for name, layer in self.rounded.items():
             arrays |= {f"q/{name}": layer.q, f"scale/{name}": layer.scale, f"bias/{name}": layer.bias}
-        temporary = path.with_name(f"{path.name}.part")
-        with temporary.open("wb") as file:
+        with whole_file(path) as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
 
     @staticmethod
     def load(path: Path) -> Calibration:

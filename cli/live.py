@@ -105,9 +105,9 @@ def _source(args: argparse.Namespace, realtime: bool = False) -> Any:
 
 
 def segment_source(args: argparse.Namespace) -> int:
+    from ..files import writable_folder
     from ..plugins.native import usable_threads
     from ..runtime.output.run import run, summary_table
-    from ..runtime.output.run_writer import writable_folder
 
     if args.source == "synthetic" and args.frames is None:
         raise InputError("the synthetic camera never ends: say how many frames with --frames N")

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from ..errors import ModelError
+from ..files import whole_file
 
 _TOLERANCE = 0.02  # of probabilities, between torch and ONNX Runtime: weights are stored as float16
 
@@ -18,13 +19,9 @@ def written_whole(model: onnx.ModelProto, output: Path) -> Iterator[Path]:
     """Write a model beside ``output`` and hand out that file; it becomes ``output`` if the block raises
     nothing."""
     onnx.checker.check_model(model, full_check=True)
-    part = output.with_suffix(".part")
-    onnx.save(model, part)
-    try:
+    with whole_file(output) as part:
+        onnx.save(model, part)
         yield part
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_difference(difference: float) -> None:

@@ -4,7 +4,6 @@ not there."""
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import InputError
+from ..files import whole_file
 
 HELD_SEED = 1_000_003  # added to a recipe's seed: composites that are never trained on
 
@@ -69,9 +69,8 @@ def descend(
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write ``path`` whole or not at all."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        torch.save(state, part)
 
 
 def load_checkpoint(path: Path, recipe: dict[str, Any], device: str) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from ..plugins.problem import TABLE_COLUMNS
 from ..runtime.inspect.model_file import FRAME_HW, described_tensor
 from ..runtime.inspect.onnx_layers import layer_precisions
 from ..runtime.networks.engine_file import SUFFIX, check_content, read_sidecar
-from ..runtime.networks.session import OnnxSession
+from ..runtime.networks.onnx_runtime import start_session
+from ..runtime.networks.onnx_session import OnnxSession
 from ..runtime.sources.open_source import open_source
 from .engine.batching import with_batch
 from .engine.build import read_network
@@ -193,12 +194,7 @@ def _check_optimised(path: Path) -> None:
     Raises:
         ModelError: run as Triton runs it, the network names other classes.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    network = OnnxSession(path)
-    served = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    network, served = OnnxSession(path), start_session(path, unwanted_optimizers=())
     for frame in islice(open_source("synthetic"), _FRAMES):
         logits = served.run(["logits"], {"frame": frame.image[None]})[0]
         same = float((logits.argmax(1) == network.infer(frame.image)["logits"].argmax(1)).mean())

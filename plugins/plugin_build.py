@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingDependencyError, TfisegError
+from ..files import whole_file
 from .plugin_library import LIBRARY, SOURCE, default_path, source_hash
 
 ARCHITECTURES = (
@@ -84,9 +85,8 @@ def build_plugin(
         ):
             _run([str(part) for part in command], environment, kept, say, log)
         built = Path(build) / LIBRARY
-        partial = target.with_suffix(".part")
-        shutil.copyfile(built, partial)
-        partial.replace(target)  # at once: a process that loads it meanwhile sees the old or the new
+        with whole_file(target) as part:
+            shutil.copyfile(built, part)
     report = kernel_report(log.read_text())
     spilling = [f"{k['kernel']} (sm_{k['architecture']})" for k in report if k["spill_bytes"]]
     if spilling:

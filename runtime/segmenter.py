@@ -28,7 +28,8 @@ from .gpu_segmenting import GpuRoute
 from .networks.gpu_session import GpuSession
 from .networks.model_variants import Variant
 from .networks.multi_scale import MultiScaleSession
-from .networks.session import DEFAULT_MODEL, DEFAULT_PROVIDERS, Session, open_session
+from .networks.open_session import open_session
+from .networks.session import DEFAULT_MODEL, DEFAULT_PROVIDERS, Session
 from .object_score import FEATURES, object_probability
 from .refine.mask_refinement import Foregrounds
 from .refine.refiner import Refiner

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import tfiseg
-from tfiseg.runtime.networks.session import OnnxSession
+from tfiseg.runtime.networks.onnx_session import OnnxSession
 
 
 def frames_per_second(session, frames, workers):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tfiseg
 from tfiseg.runtime.evaluate.evaluate import evaluate
-from tfiseg.runtime.networks import session as session_module
+from tfiseg.runtime.networks import engine_file
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
 from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", type=Path)
     args = parser.parse_args()
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(session_module, "this_machine", lambda: MACHINE)
+        patch.setattr(engine_file, "this_machine", lambda: MACHINE)
         emulated_gpu.install(patch, emulated_gpu.Gpu(), profile=((16, 16), (480, 640), (4096, 4096)))
         instance_model = engine_of(DEFAULT_INSTANCE_MODEL, Path(folder), "instance.engine")
         ways = {

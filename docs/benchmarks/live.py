@@ -213,7 +213,7 @@ def gpu(args):
             segmenter = tfiseg.Segmenter(
                 args.model, refine=refine, outlines=False, providers=["CUDAExecutionProvider"]
             )
-            segmenter.session.graphs = graphs
+            segmenter.session.network.graphs = graphs
             for cameras in (1, 4):
                 for _ in range(20):  # warm-up, and the capture of the graph
                     segmenter(frame)
@@ -236,7 +236,7 @@ def gpu(args):
                 row = {
                     "size_hw": size_hw,
                     "refine": refine,
-                    "graphs": segmenter.session.graphs,
+                    "graphs": segmenter.session.network.graphs,
                     "cameras": cameras,
                     "fps": round(len(every) / seconds, 1),
                 }

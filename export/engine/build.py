@@ -15,12 +15,13 @@ from google.protobuf.message import DecodeError
 
 from ...calibration.gate import insist
 from ...errors import InputError, ModelError
+from ...files import write_whole
 from ...plugins.operator import AFFINITY_OFFSETS
 from ...plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION, load_plugin, plugin_info
 from ...runtime.inspect.onnx_layers import layer_precisions
-from ...runtime.networks.engine_file import SUFFIX, write_engine, write_whole
+from ...runtime.networks.engine_file import SUFFIX, write_engine
+from ...runtime.networks.model_info import METADATA_KEY, ModelInfo
 from ...runtime.networks.model_variants import Variant
-from ...runtime.networks.session import METADATA_KEY, ModelInfo
 from ...runtime.segmenter import usual_min_area
 from .batching import with_batch
 from .clustering_node import graft_clustering

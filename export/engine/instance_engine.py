@@ -22,7 +22,7 @@ from ...errors import GateError, InputError
 from ...runtime.inspect.onnx_layers import layer_precisions
 from ...runtime.networks.engine_file import write_engine
 from ...runtime.networks.instance_session import InstanceMaps, InstanceSession
-from ...runtime.networks.session import METADATA_KEY
+from ...runtime.networks.model_info import METADATA_KEY
 from ...runtime.refine.mask_refinement import COMES, GOES
 from ...runtime.refine.view_planning import MAX_VIEWS, Looks, component_views, looked_at, shown
 from ...runtime.segmenter import Segmenter

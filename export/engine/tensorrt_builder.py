@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ...errors import EngineError, InputError
-from ...runtime.networks.engine_file import write_whole
+from ...files import write_whole
 from ...runtime.networks.machine import this_machine
 from .precision_proof import LayerReport, read_inspector, read_log
 from .tensorrt_flavours import Flavour

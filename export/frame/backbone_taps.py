@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ...errors import ModelError
+from ...runtime.networks.onnx_runtime import start_session
 
 INPUT = "image"  # what the preprocessing gives (frame_graph.py)
 _FINEST, _COARSEST = 4, 32  # strides of interest
@@ -103,14 +104,8 @@ def _with_outputs(model: onnx.ModelProto, taps: Sequence[Tap]) -> onnx.ModelProt
 
 
 def session_of(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
-    """An ONNX Runtime session of a model in memory."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    given = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    """An ONNX Runtime session of a model in memory or in a file."""
+    return start_session(model.SerializeToString() if isinstance(model, onnx.ModelProto) else model, threads)
 
 
 class FeatureReader:

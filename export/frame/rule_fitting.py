@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ...plugins.operator import AFFINITY_OFFSETS
 from ...plugins.problem import Problem, problem_of
-from ...runtime.networks.session import OnnxSession
+from ...runtime.networks.onnx_session import OnnxSession
 from ..instance.rule_fitting import Fit, OfComponent, calm, fit_rule, merges_of, weighed
 from .composites import FrameComposer
 from .export_onnx import FINER

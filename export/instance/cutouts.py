@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import InputError
+from ...files import writable_folder
 from ...images import image_paths, read_image
-from ...runtime.output.run_writer import writable_folder
 from ...runtime.refine.view import View, cut, solidity
 from ..semantic.data import load_pictures
 from ..semantic.network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, Backbone

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ...runtime.networks.session import DEFAULT_MODEL, OnnxSession
+from ...runtime.networks.onnx_session import OnnxSession
+from ...runtime.networks.session import DEFAULT_MODEL
 from ...runtime.refine.view import GREY, View, cut, cut_mask
 from ..training import descend, learning_rate, load_checkpoint, save_checkpoint, say
 from .bank import bank_digest

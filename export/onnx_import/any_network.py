@@ -15,22 +15,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from google.protobuf.message import EncodeError
 from numpy.typing import NDArray
 from onnx import helper
 
 from ...errors import InputError, ModelError
+from ...files import whole_file
 from ...plugins.problem import IGNORE
-from ...runtime.networks.model_info import weights_digest
+from ...runtime.networks.model_info import FORMAT_VERSION, METADATA_KEY, weights_digest
 from ...runtime.networks.model_variants import Variant
-from ...runtime.networks.session import (
-    DEFAULT_MODEL,
-    FORMAT_VERSION,
-    METADATA_KEY,
-    UNWANTED_OPTIMIZERS,
-    OnnxSession,
-)
+from ...runtime.networks.onnx_runtime import start_session
+from ...runtime.networks.onnx_session import OnnxSession
+from ...runtime.networks.session import DEFAULT_MODEL
 from ..frame_graph import PixelFormat
 from .agreement import check_frames, compare_labels, labels_of, network_input
 from .class_lists import read_class_names, things_of
@@ -246,16 +242,12 @@ def _whole(output: Path) -> Iterator[Path]:
     """A file to write into, which becomes ``output`` if all goes well and vanishes otherwise."""
     if output.suffix != ".onnx":
         raise InputError(f"the output {output} must be called NAME.onnx")
-    part = output.with_name(f"{output.name}.part")
-    try:
-        part.touch()
-    except OSError as wrong:
-        raise InputError(f"can't write {output}: {wrong.strerror}") from wrong
-    try:
+    with whole_file(output) as part:
+        try:
+            part.touch()
+        except OSError as wrong:
+            raise InputError(f"can't write {output}: {wrong.strerror}") from wrong
         yield part
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _from_onnx(source: str, options: ExportSettings, names: Sequence[str] | None) -> _Original:
@@ -266,7 +258,7 @@ def _from_onnx(source: str, options: ExportSettings, names: Sequence[str] | None
     model = load_network(Path(source))
     network = recognise_input(model)
     wanted = recognise_output(model, options.output_name)
-    session = _session(source)
+    session = start_session(Path(source))
     half = session.get_inputs()[0].type == "tensor(float16)"
     if network.uint8 and any(v is not None for v in (options.mean, options.std, options.scale)):
         raise InputError(f"{source} takes bytes: leave --mean, --std and --scale out")
@@ -308,20 +300,6 @@ def _from_torch(source: str, options: ExportSettings, names: Sequence[str] | Non
 def _as_asked(pixels: PixelFormat, options: ExportSettings) -> PixelFormat:
     asked = {k: v for k in ("mean", "std", "scale", "rgb") if (v := getattr(options, k)) is not None}
     return replace(pixels, **asked)
-
-
-def _session(model: str | bytes) -> Any:
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(
-            model, settings, providers=["CPUExecutionProvider"], disabled_optimizers=list(UNWANTED_OPTIMIZERS)
-        )
-    except Exception as wrong:  # onnxruntime's errors share no base class
-        which = model if isinstance(model, str) else "the exported network"
-        raise ModelError(
-            f"ONNX Runtime can't load {which}, which tfiseg runs networks with and checks them by: {wrong}"
-        ) from wrong
 
 
 def _are_probabilities(scores: NDArray[Any], axis: int | None) -> bool:
@@ -368,7 +346,7 @@ def _classes(
 def _set_grid(model: onnx.ModelProto, image: NDArray[np.uint8]) -> tuple[int, int]:
     """Run the network once, write the size of its logits into it and return their height and width."""
     try:
-        session = _session(model.SerializeToString())
+        session = start_session(model.SerializeToString(), name="the exported network")
     except (ValueError, EncodeError) as wrong:
         raise ModelError(f"the network is too large for one ONNX file (2 GB): {wrong}") from wrong
     (logits,) = session.run(["logits"], {"frame": image[None]})

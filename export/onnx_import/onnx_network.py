@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ...errors import InputError, ModelError
-from ...runtime.networks.session import METADATA_KEY
+from ...runtime.networks.model_info import METADATA_KEY
 from ..frame_graph import (
     MODEL_IR_VERSION,
     Layout,

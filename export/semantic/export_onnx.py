@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import onnxsim
 import torch
 from onnx import TensorProto, helper
 
 from ...errors import InputError, ModelError
 from ...runtime.networks.model_info import FORMAT_VERSION, METADATA_KEY, weights_digest
+from ...runtime.networks.onnx_runtime import start_session
 from ..frame_graph import MODEL_IR_VERSION, PixelFormat, frame_value, long_side_nodes, pixel_nodes
 from ..half_weights import stored_as_half
 from ..model_file import written_whole
@@ -161,7 +161,7 @@ def _agreement(
     network: SegmentationNetwork, model: Path, photos: str | Path | None, long_side_px: int
 ) -> tuple[float, int]:
     """Least share of pixels on which torch and ONNX Runtime name the same class, over up to 24 photos."""
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    session = start_session(model)
     shares = []
     for _, image in check_frames(photos):
         (theirs,) = session.run(["logits"], {"frame": image[None]})

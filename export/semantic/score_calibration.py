@@ -24,8 +24,8 @@ from ...errors import InputError
 from ...instances import Instances
 from ...plugins.operator import cluster
 from ...runtime.evaluate.metrics import PanopticCounts, panoptic_counts
+from ...runtime.networks.model_info import METADATA_KEY
 from ...runtime.networks.model_variants import WITHOUT_HEADS
-from ...runtime.networks.session import METADATA_KEY
 from ...runtime.object_score import FEATURES, probability_of, score_features
 from ...runtime.refine.refiner import Refiner
 from ...runtime.segmenter import MIN_CALIBRATED_SCORE, MIN_SCORE, Segmenter

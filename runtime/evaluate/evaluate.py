@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from ...drawing import instance_colours
 from ...errors import InputError
+from ...files import writable_folder
 from ...images import image_paths, read_image, read_map
 from ...instances import Instances
 from ...plugins.operator import MIN_AREA_PX, Split, cluster
 from ...plugins.problem import IGNORE
-from ..output.run_writer import writable_folder
 from ..refine.refiner import Refiner
 from ..segmenter import Segmenter
 from .metrics import (

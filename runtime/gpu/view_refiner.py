@@ -7,7 +7,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,21 @@ from .clusterer import ON_CUDA, TYPES, DeviceClusterer, check_status
 from .cuda import Cuda
 from .execution_context import Context, sizes_of
 
-if TYPE_CHECKING:
-    from ..networks.instance_session import InstanceSession
-
 VIEWS = 16  # a frame; 4 of 295 photos need more (docs/benchmarks/instance.md)
 MAX_PARTS = 256  # of a component
+
+
+class ViewNetwork(Protocol):
+    """An instance network that runs on the GPU, as far as view refinement needs it."""
+
+    path: Path
+    view_px: int
+    affinity_offsets: NDArray[np.int32]
+    rules: dict[str, NDArray[np.float32]]
+
+    def device_context(self, stream: Any, outlines: bool) -> tuple[Context, dict[str, np.dtype[Any]]]: ...
+
+    def set_up(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class LookSettings:
     """How to look at components. ``wanted``: uint8 (256,), 1 for the classes that are; ``view_count`` views
     at once; ``outlines``: for these as well."""
 
-    network: InstanceSession
+    network: ViewNetwork
     wanted: NDArray[np.uint8]
     view_count: int = VIEWS
     outlines: bool = False
@@ -107,7 +118,7 @@ class DeviceViews:
             workspace_bytes=size,
         )
 
-    def _problem_of(self, network: InstanceSession, value_type: int) -> ProblemStruct:
+    def _problem_of(self, network: ViewNetwork, value_type: int) -> ProblemStruct:
         """What each view is of, cut as ``refine.cut_components`` does it on the CPU."""
         (views, side, _), _ = self.shapes["masks"]
         self._things, self._split = thing_flags(None), split_table("auto")  # the structure points to them

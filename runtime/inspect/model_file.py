@@ -16,6 +16,7 @@ from ..networks.engine_file import SUFFIX, check_content, mismatches, read_sidec
 from ..networks.instance_session import InstanceSession
 from ..networks.machine import this_machine
 from ..networks.model_info import METADATA_KEY, ModelInfo, weights_digest
+from ..networks.onnx_runtime import start_session
 from .onnx_layers import PRECISIONS, LayerPrecision, layer_precisions
 
 if TYPE_CHECKING:
@@ -195,7 +196,6 @@ def _measured(
     doesn't see through the resizing that tfiseg's networks begin with. None where the network doesn't take
     such a frame, or ONNX Runtime can't run it."""
     import onnx
-    import onnxruntime
 
     sides = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else []
     if len(sides) != 4 or sides[3].dim_value != 3:
@@ -207,11 +207,6 @@ def _measured(
     frame = np.zeros(
         [d.dim_value or free for d, free in zip(sides, (1, *FRAME_HW, 3), strict=True)], np.uint8
     )
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = (
-        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    )  # else layers are fused away
-    options.log_severity_level = 4
     try:
         asked = onnx.load(path)  # with weights that lie in other files
         del asked.graph.output[
@@ -222,9 +217,7 @@ def _measured(
             asked.graph.output.append(
                 onnx.helper.make_tensor_value_info(f"tfiseg.size.{k}", onnx.TensorProto.INT64, None)
             )
-        session = onnxruntime.InferenceSession(
-            asked.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = start_session(asked.SerializeToString(), fuse=False)
         sizes = session.run(None, {inputs[0].name: frame})
     except (
         Exception

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import EngineError
+from ...files import write_whole
 from ...plugins.plugin_library import plugin_info
-from .machine import Machine
+from .machine import Machine, this_machine
 
 FORMAT_VERSION = 1
 SUFFIX = ".engine"
@@ -67,13 +66,6 @@ def write_engine(engine: Path, plan: bytes, record: dict[str, Any]) -> None:
         (sidecar_path(engine), json.dumps(sealed, indent=2).encode() + b"\n"),
     ):
         write_whole(path, content)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, whoever else writes it meanwhile."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def check_content(engine: Path, record: dict[str, Any]) -> bytes:
@@ -178,3 +170,11 @@ def _capability_fits(made: dict[str, Any], built_for: list[str], here: str) -> b
 
 def _again(record: dict[str, Any]) -> str:
     return f"build it again: {record['built_from'].get('command', 'tfiseg build')}"
+
+
+def checked_plan(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """An engine's plan and record, held against each other and against this machine; raises EngineError."""
+    record = read_sidecar(path)
+    plan = check_content(path, record)
+    check_machine(path, record, this_machine())
+    return plan, record

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ...errors import EngineError, ModelError
 from ..gpu.execution_context import Context, sizes_of
-from .engine_session import OpenedPlan
-from .session import checked_plan
+from .engine_file import checked_plan
+from .tensorrt_plan import OpenedPlan
 
 
 class EngineViews:

@@ -19,8 +19,12 @@ from ...errors import ModelError
 from ...plugins.operator import check_min_area
 from ..gpu.execution_context import Context
 from .engine_file import SUFFIX
+from .instance_engine import EngineViews
+from .model_info import METADATA_KEY
+from .onnx_binding import BoundContext, on_stream
 from .onnx_bytes import with_outputs
-from .session import CUDA_PROVIDER, DEFAULT_PROVIDERS, METADATA_KEY, open_onnx
+from .onnx_runtime import open_onnx
+from .session import CUDA_PROVIDER, DEFAULT_PROVIDERS
 
 INSTANCE_FORMAT = 2  # 2: the join rule sees other classes
 _OUTPUTS, _FOREGROUND = ("displacement", "affinity", "boundary"), "foreground"
@@ -92,8 +96,6 @@ class InstanceSession:
         self._opening = Lock()
         self._sessions: dict[tuple[str, ...], Any] = {}
         if self.path.suffix == SUFFIX:
-            from .instance_engine import EngineViews
-
             self.engine = EngineViews(self.path)
             text, side, outputs = (
                 json.dumps(self.engine.metadata),
@@ -201,8 +203,6 @@ class InstanceSession:
             return self.engine.context(), self.engine.types
         if not self.on_gpu:
             raise ModelError(f"{self.path} runs on the CPU")
-        from .onnx_cuda_session import BoundContext, on_stream
-
         part = with_outputs(self.path.read_bytes(), _BOTH if outlines else _OUTPUTS)
         context = BoundContext(self._open(self.providers, on_stream(self.providers, stream), part))
         return context, context.types

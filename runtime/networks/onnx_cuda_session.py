@@ -6,16 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ..gpu.cuda import Cuda
 from .gpu_session import GpuSession
 from .model_variants import AS_IS, Variant
-from .session import CUDA_PROVIDER, OnnxSession
+from .onnx_binding import BoundContext, on_stream
+from .onnx_session import OnnxSession
 
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _ANY_SIZE = ((1, 1), (1 << 15, 1 << 15))
 
 
@@ -46,52 +43,3 @@ class OnnxGpuSession(GpuSession):
             context = BoundContext(opened.session, device)
         # one lane: a second stream would need a second session, weights and all
         super().__init__(path, opened.info, cuda, [(context, stream)], context.types, _ANY_SIZE)
-
-
-def on_stream(providers: Sequence[str], stream: Any) -> list[dict[str, str]]:
-    """Options of providers with which what CUDA's enqueues is in order with our copies and kernels, without
-    waiting in between."""
-    return [{"user_compute_stream": str(stream.handle)} if p == CUDA_PROVIDER else {} for p in providers]
-
-
-class BoundContext:
-    """ONNX Runtime bound to addresses, with the calls of TensorRT's execution context. Inputs are uint8;
-    ``types`` are the outputs'."""
-
-    def __init__(self, session: Any, device: str = "cuda") -> None:
-        self._session, self._device = session, device
-        self.types = {o.name: np.dtype(_TYPES[o.type]) for o in session.get_outputs()}
-        self._given: dict[str, tuple[int, ...]] = {}
-        self._known: dict[tuple[Any, ...], dict[str, tuple[int, ...]]] = {}
-        self._binding: Any = None
-
-    def set_input_shape(self, name: str, shape: Any) -> bool:
-        self._given[name] = tuple(shape)
-        self._binding = self._session.io_binding()
-        return True
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        key = tuple(sorted(self._given.items()))
-        if key not in self._known:  # run once to see what comes out
-            values = self._session.run(
-                list(self.types), {n: np.zeros(s, np.uint8) for n, s in self._given.items()}
-            )
-            self._known[key] = {n: v.shape for n, v in zip(self.types, values, strict=True)}
-        return self._known[key][name]
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        if name in self.types:
-            self._binding.bind_output(
-                name, self._device, 0, self.types[name], self.get_tensor_shape(name), address
-            )
-        else:
-            self._binding.bind_input(name, self._device, 0, np.uint8, self._given[name], address)
-        return True
-
-    def execute_async_v3(self, stream_handle: int) -> bool:
-        import onnxruntime
-
-        options = onnxruntime.RunOptions()
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self._session.run_with_iobinding(self._binding, options)
-        return True

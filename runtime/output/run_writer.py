@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from types import TracebackType
@@ -13,26 +12,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InputError, OutputError
+from ...errors import OutputError
+from ...files import writable_folder
 from ...instances import Instances
 from ..pipeline.pipeline import Result
 from ..sources.base import USUAL_FPS, Frame, Source
 from .mp4 import Mp4Writer
-
-
-def writable_folder(path: str | Path) -> Path:
-    """The folder, made if need be and tried by writing to it; raises InputError before any work is lost."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".tfiseg-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as wrong:
-        raise InputError(
-            f"can't write to the output folder {folder} ({wrong.strerror}): name another one with --out"
-        ) from wrong
-    return folder
 
 
 def frame_record(frame: Frame, instances: Instances) -> dict[str, Any]:

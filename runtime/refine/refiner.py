@@ -28,7 +28,7 @@ from .view import View
 from .view_planning import MAX_VIEWS, PlannedView, closer_looks, own_masks, shown, worth_a_look
 
 if TYPE_CHECKING:
-    from ..networks.gpu_session import Looked
+    from ..gpu.refined_frame import RefinedFrame
 
 
 # pixels of a component, for each of the view's, from which on its view may not show what it is made of
@@ -40,7 +40,7 @@ Shown = tuple[
 
 
 @dataclass(frozen=True)
-class Fetched:
+class HostFrame:
     """Pieces of a frame that was looked at on the GPU, the views that can tell of joins, and what was said of
     outlines."""
 
@@ -140,7 +140,7 @@ class Refiner:
             refined, stage_ms={**components.stage_ms, **crowds_ms, **views.ms, "merge": merge}
         ), views.foreground
 
-    def holds_crowd(self, found: Looked, things: Sequence[int]) -> bool:
+    def holds_crowd(self, found: RefinedFrame, things: Sequence[int]) -> bool:
         """Whether a frame that was looked at on the GPU is to be looked at again on the CPU, which parts
         crowds (see ``crowds_parted``) of these classes."""
         many = {
@@ -162,14 +162,14 @@ class Refiner:
                 return True
         return False
 
-    def components_of(self, found: Looked, class_names: Sequence[str]) -> Instances:
+    def components_of(self, found: RefinedFrame, class_names: Sequence[str]) -> Instances:
         """The components of a frame that was looked at on the GPU."""
         label_map = found.component_at[found.pieces.label_map[0]]
         return instances_from_table(
             label_map, found.pieces.semantic_map[0], found.components, class_names=tuple(class_names)
         )
 
-    def fetched(self, found: Looked, outlines: bool) -> Fetched:
+    def fetched(self, found: RefinedFrame, outlines: bool) -> HostFrame:
         """What ``joined`` needs of what was looked at on the GPU, and with ``outlines`` what ``outlined``
         does: while the frame is held."""
         planned = [
@@ -185,9 +185,9 @@ class Refiner:
         candidates = (
             candidates_in(placed, planned, self.session.view_px) if "join" in self.session.rules else {}
         )
-        return Fetched(placed, [(its, found.shown(k)) for k, its in candidates.items()], known)
+        return HostFrame(placed, [(its, found.shown(k)) for k, its in candidates.items()], known)
 
-    def joined(self, found: Looked, fetched: Fetched, class_names: Sequence[str]) -> Instances:
+    def joined(self, found: RefinedFrame, fetched: HostFrame, class_names: Sequence[str]) -> Instances:
         """Instances of what was looked at on the GPU: pieces, joined where they are one object."""
         placed, semantic_map, judged = fetched.placed, found.pieces.semantic_map[0], []
         for its, shown_of_it in fetched.candidates:

@@ -7,10 +7,10 @@ import emulated_gpu
 import numpy as np
 import onnxruntime
 import pytest
-from tfiseg.runtime.networks import session as session_module
+from tfiseg.runtime.networks import engine_file, onnx_session
 from tfiseg.runtime.networks.engine_file import write_engine
 from tfiseg.runtime.networks.machine import Machine
-from tfiseg.runtime.networks.session import METADATA_KEY
+from tfiseg.runtime.networks.model_info import METADATA_KEY
 
 MACHINE = Machine(
     "linux-x86_64", "3.12.3", gpu="An RTX GPU", compute_capability="8.9", tensorrt_rtx="1.7.1.116"
@@ -20,9 +20,9 @@ MACHINE = Machine(
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(session_module, "this_machine", lambda: MACHINE)
+    monkeypatch.setattr(engine_file, "this_machine", lambda: MACHINE)
     monkeypatch.setattr(
-        session_module, "without_front", lambda model: None
+        onnx_session, "without_front", lambda model: None
     )  # engines preprocess in the graph: bit for bit against the same
     return emulated_gpu.Gpu()
 

@@ -380,7 +380,7 @@ def install(
     """Put the emulated GPU where the session looks for the real one; returns the TensorRT module."""
     import sys
 
-    from tfiseg.runtime.gpu import clusterer
+    from tfiseg.runtime.gpu import clusterer, lane
     from tfiseg.runtime.networks import gpu_session
 
     pycuda = types.ModuleType("pycuda")
@@ -391,6 +391,6 @@ def install(
     monkeypatch.setattr(cuda_module, "_libcuda", lambda: LibCuda(gpu))
     if operator:
         library = OperatorLibrary(gpu)
-        monkeypatch.setattr(clusterer, "cuda_library", lambda: library)
-        monkeypatch.setattr(gpu_session, "cuda_library", lambda: library)
+        for module in (clusterer, lane, gpu_session):
+            monkeypatch.setattr(module, "cuda_library", lambda: library)
     return trt

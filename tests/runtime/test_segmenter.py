@@ -8,7 +8,9 @@ import tfiseg
 from onnx import TensorProto, helper
 from plain_model import PLAIN_MODEL
 from tfiseg.runtime.evaluate.evaluate import evaluate
-from tfiseg.runtime.networks.session import DEFAULT_MODEL, METADATA_KEY, OnnxSession
+from tfiseg.runtime.networks.model_info import METADATA_KEY
+from tfiseg.runtime.networks.onnx_session import OnnxSession
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 

@@ -12,7 +12,7 @@ import pytest
 import tfiseg
 from plain_model import PLAIN_MODEL
 from skimage import data
-from tfiseg.runtime.networks.session import OnnxSession
+from tfiseg.runtime.networks.onnx_session import OnnxSession
 
 pytest.importorskip("onnx")
 grpc = pytest.importorskip("grpc")

@@ -21,7 +21,8 @@ from tfiseg.export.engine.tensorrt_builder import BuildSettings, Profile, build_
 from tfiseg.export.engine.tensorrt_flavours import flavour
 from tfiseg.runtime.inspect.onnx_layers import layer_precisions
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, INSTANCE_FORMAT
-from tfiseg.runtime.networks.session import DEFAULT_MODEL, METADATA_KEY
+from tfiseg.runtime.networks.model_info import METADATA_KEY
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (make test-engines)")
 

@@ -23,7 +23,7 @@ from tfiseg.export.instance.bank import build_bank  # noqa: E402
 from tfiseg.export.instance.teacher import tell_instances  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL  # noqa: E402
-from tfiseg.runtime.networks.session import OnnxSession  # noqa: E402
+from tfiseg.runtime.networks.onnx_session import OnnxSession  # noqa: E402
 from tfiseg.runtime.refine.refiner import Refiner  # noqa: E402
 from tfiseg.runtime.sources.synthetic import SyntheticCamera  # noqa: E402
 

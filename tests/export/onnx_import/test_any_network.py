@@ -15,7 +15,7 @@ from tfiseg.export.onnx_import.agreement import compare_labels, labels_of, netwo
 from tfiseg.export.onnx_import.class_lists import CLASS_LISTS, read_class_names, things_of
 from tfiseg.export.onnx_import.network_tail import class_axis_of
 from tfiseg.runtime.inspect.model_file import inspect_file
-from tfiseg.runtime.networks.session import OnnxSession
+from tfiseg.runtime.networks.onnx_session import OnnxSession
 
 pytest.importorskip("onnxsim", reason="the extra `export` is not installed (make test-export)")
 

@@ -16,7 +16,7 @@ from tfiseg.cli.main import main
 from tfiseg.export.semantic import score_calibration
 from tfiseg.export.semantic.data import Picture
 from tfiseg.export.semantic.score_calibration import ScoreFit, _logistic, add_score_rule, fit_score_rule
-from tfiseg.runtime.networks.session import METADATA_KEY
+from tfiseg.runtime.networks.model_info import METADATA_KEY
 
 
 def pictures(count):

@@ -16,10 +16,11 @@ from skimage import data
 from tfiseg.plugins.operator import SHARPEN, cluster, thing_flags
 from tfiseg.plugins.problem import Clustering
 from tfiseg.plugins.views import Found, Scene, cut_views, place_pieces
+from tfiseg.runtime.gpu.refined_frame import RefinedFrame
 from tfiseg.runtime.gpu.view_refiner import VIEWS
-from tfiseg.runtime.networks import onnx_cuda_session
-from tfiseg.runtime.networks.gpu_session import Looked
+from tfiseg.runtime.networks import instance_session, onnx_cuda_session
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
+from tfiseg.runtime.networks.onnx_binding import BoundContext
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import emulated_gpu
@@ -168,7 +169,7 @@ def test_a_frame_with_a_crowd_is_looked_at_on_the_cpu(segmenter, monkeypatch, in
 
     @contextmanager
     def looked(image, asked, looks):
-        yield Looked(
+        yield RefinedFrame(
             pieces, one, table, views, one * in_view, 250, lambda k: None, lambda k: None, lambda: image
         )
 
@@ -190,9 +191,7 @@ def test_onnx_runtime_on_our_memory(gpu, monkeypatch):
     session = onnx_cuda_session.OnnxGpuSession(PLAIN_MODEL, 1, ["CPUExecutionProvider"], device="cpu")
     monkeypatch.setattr("tfiseg.runtime.segmenter.open_session", lambda *_: session)
     monkeypatch.setattr(InstanceSession, "on_gpu", True)
-    monkeypatch.setattr(
-        onnx_cuda_session, "BoundContext", partial(onnx_cuda_session.BoundContext, device="cpu")
-    )
+    monkeypatch.setattr(instance_session, "BoundContext", partial(BoundContext, device="cpu"))
     segmenter = tfiseg.Segmenter(refine="components", outlines=False)
     found = [segmenter(crowd()) for _ in range(2)]
     monkeypatch.undo()

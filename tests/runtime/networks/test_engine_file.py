@@ -1,7 +1,6 @@
 """Engines are compared with their record, and the record with the machine, before anybody loads them."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,6 @@ from tfiseg.runtime.networks.engine_file import (
     read_sidecar,
     sidecar_path,
     write_engine,
-    write_whole,
 )
 from tfiseg.runtime.networks.machine import Machine, this_machine
 
@@ -131,11 +129,3 @@ def test_this_machine_is_looked_at():
     machine = this_machine()
     assert machine.platform.count("-") >= 1
     assert machine.as_dict()["python"] == machine.python
-
-
-def test_threads_that_write_one_file_leave_one_whole(tmp_path):
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda k: write_whole(tmp_path / "cache", bytes([k]) * 100_000), range(200)))
-    content = (tmp_path / "cache").read_bytes()
-    assert content == content[:1] * 100_000
-    assert [p.name for p in tmp_path.iterdir()] == ["cache"]

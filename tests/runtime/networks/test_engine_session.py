@@ -11,7 +11,7 @@ import pytest
 import tfiseg
 from plain_model import PLAIN_MODEL
 from skimage import data
-from tfiseg.runtime.networks import session as session_module
+from tfiseg.runtime.networks import engine_file
 from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -201,7 +201,7 @@ def test_without_pycuda_it_says_what_installs_it(gpu, monkeypatch, tmp_path):
 
 def test_an_engine_for_another_machine_is_never_handed_over(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu, fails=True)
-    monkeypatch.setattr(session_module, "this_machine", lambda: replace(MACHINE, tensorrt_rtx="1.5.0"))
+    monkeypatch.setattr(engine_file, "this_machine", lambda: replace(MACHINE, tensorrt_rtx="1.5.0"))
     with pytest.raises(tfiseg.EngineError, match=r"the engine has 1.7.1.116, this machine 1.5.0"):
         tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
 

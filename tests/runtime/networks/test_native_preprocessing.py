@@ -6,7 +6,9 @@ import pytest
 from plain_model import PLAIN_MODEL
 from tfiseg.errors import ModelError
 from tfiseg.runtime.networks.native_preprocessing import SMALL, without_front
-from tfiseg.runtime.networks.session import DEFAULT_MODEL, OnnxSession, open_onnx
+from tfiseg.runtime.networks.onnx_runtime import open_onnx
+from tfiseg.runtime.networks.onnx_session import OnnxSession
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 

@@ -1,0 +1,49 @@
+"""``open_session``: one function for every kind of model file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...errors import MissingDependencyError
+from .engine_file import SUFFIX, checked_plan
+from .engine_session import EngineSession
+from .model_variants import AS_IS, Variant
+from .onnx_cuda_session import OnnxGpuSession
+from .onnx_session import OnnxSession
+from .session import CUDA_PROVIDER, DEFAULT_PROVIDERS, Session
+
+_log = logging.getLogger("tfiseg")
+
+
+def open_session(
+    path: str | Path,
+    threads: int = 0,
+    providers: Sequence[str] = DEFAULT_PROVIDERS,
+    variant: Variant = AS_IS,
+) -> Session:
+    """The session for a model file. An engine's record and content are checked before TensorRT sees a byte of
+    it.
+
+    Raises:
+        ModelError: see ``OnnxSession``. EngineError: an engine that is damaged or not for this machine.
+            MissingDependencyError: TensorRT or PyCUDA isn't installed.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        if [*providers[:1]] == [CUDA_PROVIDER]:
+            return _open_on_gpu(path, threads, providers, variant)
+        return OnnxSession(path, threads, providers, variant=variant)
+    plan, record = checked_plan(path)
+    return EngineSession(path, plan, record)
+
+
+def _open_on_gpu(path: Path, threads: int, providers: Sequence[str], variant: Variant) -> Session:
+    """With PyCUDA everything stays on the GPU; without, maps are copied to the host and clustered there,
+    which the log says."""
+    try:
+        return OnnxGpuSession(path, threads, providers, variant=variant)
+    except MissingDependencyError as missing:
+        _log.warning("clustering runs on the CPU: %s", missing)
+        return OnnxSession(path, threads, providers, variant=variant)

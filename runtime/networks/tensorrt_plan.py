@@ -1,0 +1,162 @@
+"""A plan opened by TensorRT or TensorRT-RTX, and the kernels that RTX compiles on the way, kept for the next start."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...errors import EngineError, MissingDependencyError
+from ...files import write_whole
+from ...plugins.plugin_library import cache_folder, load_plugin
+from ..gpu.cuda import Cuda
+from ..gpu.execution_context import sizes_of
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+_log = logging.getLogger("tfiseg")
+
+
+class OpenedPlan:
+    """A plan that TensorRT has taken, and what makes execution contexts of it.
+
+    Args:
+        path: NAME.engine; record and content have been checked (``checked_plan``).
+        plan: its bytes. record: what lies beside it.
+
+    Raises:
+        EngineError: TensorRT doesn't take it, with its own words. MissingDependencyError: TensorRT or PyCUDA
+            isn't installed.
+    """
+
+    def __init__(self, path: Path, plan: bytes, record: dict[str, Any]) -> None:
+        made = record["built_with"]
+        self._module = module = _module(str(made["flavour"]))
+        self.cuda = cuda = Cuda()
+        if record.get("plugin"):
+            load_plugin(module)
+        said: list[str] = []
+        self._logger = _logger(module, said)  # TensorRT keeps a pointer to it
+        with cuda.current():
+            self._runtime: trt.Runtime = module.Runtime(self._logger)
+            if made.get("version_compatible"):
+                self._runtime.engine_host_code_allowed = (
+                    True  # such a plan carries the runtime that it was built with
+                )
+            engine = _deserialised(self._runtime, plan)
+            if engine is None:
+                why = "; ".join(said[-3:]) or "no reason given"
+                raise EngineError(f"{made['flavour']} {module.__version__} doesn't take {path}: {why}")
+            self._engine = engine
+            self._cache = _RuntimeCache(module, engine, plan)
+
+    def interface(self, input_name: str) -> tuple[dict[str, np.dtype[Any]], tuple[int, ...], tuple[int, ...]]:
+        """Types of the outputs by name; smallest and largest shape of an input."""
+        return _interface(self._module, self._engine, input_name)
+
+    def context(self) -> trt.IExecutionContext:
+        """Needs the GPU's context to be current; raises EngineError."""
+        return self._cache.context()
+
+    def set_up(self) -> None:
+        """Keep RTX's compiled kernels for the next start."""
+        self._cache.save()
+
+
+# typed parameters, so that each call is checked against TensorRT's stubs
+# (tests/export/engine/test_tensorrt_types.py)
+def _deserialised(runtime: trt.Runtime, plan: bytes) -> trt.ICudaEngine | None:
+    return runtime.deserialize_cuda_engine(plan)
+
+
+def _interface(
+    module: Any, engine: trt.ICudaEngine, input_name: str
+) -> tuple[dict[str, np.dtype[Any]], tuple[int, ...], tuple[int, ...]]:
+    names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]
+    outputs = [n for n in names if engine.get_tensor_mode(n) == module.TensorIOMode.OUTPUT]
+    least, _, most = map(sizes_of, engine.get_tensor_profile_shape(input_name, 0))
+    return {n: _dtype(module, engine.get_tensor_dtype(n)) for n in outputs}, least, most
+
+
+class _RuntimeCache:
+    """TensorRT-RTX compiles kernels when it first runs them: they are kept on disk for the next start.
+    TensorRT has nothing of the kind."""
+
+    def __init__(self, module: Any, engine: trt.ICudaEngine, plan: bytes) -> None:
+        self._engine = engine
+        self._config = self._cache = None
+        if not hasattr(engine, "create_runtime_config"):
+            return
+        config: Any = engine.create_runtime_config()
+        if not hasattr(config, "create_runtime_cache"):
+            return
+        # by default kernels for a frame size are compiled in the background: a graph would hold their slow
+        # stand-ins for ever
+        strategies = getattr(module, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is not None:
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        self._config, self._cache = config, config.create_runtime_cache()
+        self._path = (
+            cache_folder() / "rtx" / f"{hashlib.sha256(plan).hexdigest()[:16]}-{module.__version__}.cache"
+        )
+        self._before = b""
+        if self._path.is_file():
+            self._before = self._path.read_bytes()
+            self._cache.deserialize(self._before)
+        config.set_runtime_cache(self._cache)
+
+    def context(self) -> trt.IExecutionContext:
+        context = (
+            self._engine.create_execution_context()
+            if self._config is None
+            else self._engine.create_execution_context(self._config)
+        )
+        if context is None:
+            raise EngineError(
+                "TensorRT could not make an execution context: is there enough memory on the GPU?"
+            )
+        return context
+
+    def save(self) -> None:
+        if self._cache is None:
+            return
+        content = bytes(memoryview(self._cache.serialize()))
+        if content != self._before:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, content)
+            self._before = content
+
+
+def _module(name: str) -> Any:
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, OSError) as missing:
+        raise MissingDependencyError(
+            f"this engine needs {name}, which can't be imported ({missing}); `tfiseg doctor` helps"
+        ) from missing
+    return module
+
+
+def _logger(trt: Any, said: list[str]) -> Any:
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if int(severity) <= int(trt.ILogger.ERROR):
+                said.append(message)
+                _log.error("TensorRT: %s", message)
+
+    return Logger()
+
+
+def _dtype(trt: Any, kind: Any) -> np.dtype[Any]:
+    known = {trt.float32: np.float32, trt.float16: np.float16, trt.int32: np.int32, trt.uint8: np.uint8}
+    if kind not in known:
+        raise EngineError(f"the engine has tensors of type {kind}, which tfiseg doesn't read")
+    return np.dtype(known[kind])
