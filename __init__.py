@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .runtime.object_score import object_probability
     from .runtime.pipeline.pipeline import Pipeline, Result
     from .runtime.pipeline.tracker import Tracker
+    from .runtime.quick_start import segment
     from .runtime.refine.refiner import Refiner
     from .runtime.segmenter import Segmenter
     from .runtime.sources.base import Frame, Source
@@ -61,6 +62,7 @@ _PUBLIC = {
     "load_plugin": "plugins.plugin_library",
     "object_probability": "runtime.object_score",
     "open_source": "runtime.sources.open_source",
+    "segment": "runtime.quick_start",
 }
 
 __all__ = [
@@ -87,6 +89,7 @@ __all__ = [
     "load_plugin",
     "object_probability",
     "open_source",
+    "segment",
 ]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ from .networks.multi_scale import MultiScaleSession
 from .networks.open_session import open_session
 from .networks.session import DEFAULT_MODEL, DEFAULT_PROVIDERS, Session
 from .object_score import FEATURES, object_probability
+from .picture_input import as_frame
 from .refine.mask_refinement import Foregrounds
 from .refine.refiner import Refiner
 from .segmenter_settings import SegmenterSettings
@@ -95,7 +97,7 @@ class Segmenter:
 
     Example:
         >>> segmenter = Segmenter(things=["person"])
-        >>> instances = segmenter(cv2.imread("street.jpg"))
+        >>> instances = segmenter("street.jpg")
     """
 
     def __init__(
@@ -253,8 +255,32 @@ class Segmenter:
             return self.class_names.index(name)
         raise InputError(f"unknown class {name!r}; this model knows {', '.join(self.class_names[1:])}")
 
-    def __call__(self, frame: Frame | NDArray[np.uint8]) -> Instances:
-        """Instances of one frame (a ``Frame``, or a uint8 (H, W, 3) BGR picture), at the frame's size."""
+    @overload
+    def __call__(self, frame: list[Any] | tuple[Any, ...], color: str | None = None) -> list[Instances]: ...
+
+    @overload
+    def __call__(self, frame: Any, color: str | None = None) -> Instances: ...
+
+    def __call__(self, frame: Any, color: str | None = None) -> Instances | list[Instances]:
+        """Find the instances of a picture, at its own size.
+
+        Args:
+            frame: a ``Frame``; or what ``tfiseg.segment`` takes; or a list of these. An array or tensor on
+                the GPU stays there if everything runs there.
+            color: order of channels, "rgb" or "bgr"; default: "bgr" for numpy, "rgb" for torch.
+
+        Returns:
+            Instances; a list of them for a list.
+
+        Raises:
+            InputError: the picture can't be read or used.
+        """
+        on_gpu = isinstance(self.session, GpuSession) and not (self._gpu.reason_for_cpu or self._outliner)
+        if isinstance(frame, list | tuple):
+            return [self._segment(as_frame(one, color, on_gpu)) for one in frame]
+        return self._segment(as_frame(frame, color, on_gpu))
+
+    def _segment(self, frame: Frame | NDArray[np.uint8]) -> Instances:
         began = time.perf_counter()
         known: Foregrounds = {}
         lies_there = hasattr(frame.image if isinstance(frame, Frame) else frame, "__cuda_array_interface__")

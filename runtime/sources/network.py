@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit, urlunsplit
-
 import cv2
 
+from ...images import without_secrets
 from .video import opened
-
-
-def without_secrets(url: str) -> str:
-    """A URL without user, password and query: for names, messages and files."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
 
 _NETWORK_TIMEOUT_MS = 5000
 

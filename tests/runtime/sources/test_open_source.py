@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 import tfiseg
+from tfiseg.images import without_secrets
 from tfiseg.runtime.sources.base import checked_image
-from tfiseg.runtime.sources.network import without_secrets
 
 
 @pytest.fixture
