@@ -23,14 +23,14 @@ test: $(VENV)/test.stamp
 test-export:
 	test -x .venv-export/bin/python || $(PYTHON) -m venv .venv-export
 	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check ".[export,hf,rtx,test]"
+	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check ".[train,hf,rtx,test]"
 	.venv-export/bin/pytest tests/export --ignore=tests/export/engine/test_build.py --ignore=tests/export/engine/test_build_cpu.py
 
 # Export of torchvision's and segmentation-models-pytorch's networks: torchvision wants the torch that it was built with.
 test-zoo:
 	test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
 	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
-	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check ".[zoo,export,test]"
+	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check ".[zoo,test]"
 	.venv-zoo/bin/pytest tests/zoo
 
 # The TensorRT plugin: compiled for every architecture, taken by a real TensorRT, its interface driven. Needs nvcc and no GPU.
@@ -48,7 +48,7 @@ test-engines: $(VENV)/test.stamp
 # The documentation site in site/. Strict: a broken link, or a page that is missing in the navigation, is an error.
 docs:
 	$(MAKE) VENV=.venv-docs .venv-docs/docs.stamp
-	.venv-docs/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 # The wheel and the sdist, built and installed in fresh virtual environments, for each Python that this machine has.
 test-packages:

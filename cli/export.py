@@ -152,8 +152,9 @@ def _export(args: argparse.Namespace) -> int:
     elif ours:
         report = _export_checkpoint(args)
     else:
-        for module in ("onnxsim", *(("torch", "onnxscript") if kind in TORCH_KINDS else ())):
-            need(module, "export")
+        need("onnxsim", "export")
+        for module in ("torch", "onnxscript") if kind in TORCH_KINDS else ():
+            need(module, "torch")
         report = export_any(args.source, args.output, _options(args), quiet=args.json)
     if args.triton:
         from ..export.triton import write_repository
@@ -165,7 +166,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _export_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     for module in ("torch", "onnxscript", "onnxsim"):
-        need(module, "export")
+        need(module, "torch")
     from ..export.onnx_import.class_lists import read_class_names
     from ..export.semantic.export_onnx import export_semantic
     from ..export.semantic.train import LONG_SIDE_PX

