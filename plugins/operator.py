@@ -17,6 +17,7 @@ from .native import cluster_native
 from .neck import EVIDENCE_FEATURES
 from .problem import (
     CENTRE_RADIUS,
+    FLAG_MERGE_STOPPED,
     IGNORE,
     MAX_EVIDENCE_HIDDEN,
     MAX_INSTANCES,
@@ -26,6 +27,11 @@ from .problem import (
     MERGE_AFFINITY,
     Problem,
 )
+
+
+class MergeStoppedWarning(UserWarning):
+    """Merging stopped at its budget: the evidence is noise, and instances may be parts of objects."""
+
 
 Split = str | float | Mapping[int, float]
 
@@ -147,7 +153,7 @@ def cluster(
         "boundary": contours,
         "scores": _enlarged(*_plane(scores, batched, len(given), h, w, "scores"), (h, w)),
     }
-    offsets = np.ascontiguousarray(affinity_offsets, np.int32).reshape(-1, 2)
+    offsets = _offsets(affinity_offsets)
     links, stride = _affinity(affinity, batched, len(given), h, w, offsets)
     result = cluster_native(
         Problem(
@@ -171,6 +177,13 @@ def cluster(
         ),
         threads,
     )
+    if any((result.table[k, :n, -1].astype(int) & FLAG_MERGE_STOPPED).any() for k, n in enumerate(result.count)):
+        warnings.warn(
+            "merging stopped at its budget, so instances may be parts of objects: the class map or the evidence "
+            "looks like noise. Check what the network gives",
+            MergeStoppedWarning,
+            stacklevel=2,
+        )
     times = {"cluster": result.cluster_ms / len(given), "upsample": result.upsample_ms / len(given)}
     found = [
         instances_from_table(
@@ -298,6 +311,19 @@ def _affinity(
     stride = _stride(array.shape[-2:], h, w, "affinity")
     _check_unit(array, "affinity")
     return np.ascontiguousarray(array), stride
+
+
+def _offsets(value: Sequence[tuple[int, int]] | NDArray[np.int32]) -> NDArray[np.int32]:
+    """Convert affinity offsets to int32 (A, 2); raise InputError where one is longer than any grid."""
+    try:
+        offsets = np.asarray(value, np.int64).reshape(-1, 2)
+    except (TypeError, ValueError, OverflowError) as wrong:
+        raise InputError(f"affinity_offsets must be pairs of integers (dy, dx), got {value!r}") from wrong
+    if offsets.size and not (-MAX_SIDE <= offsets.min() and offsets.max() <= MAX_SIDE):
+        raise InputError(
+            f"affinity_offsets must lie in -{MAX_SIDE}..{MAX_SIDE} cells, got {offsets.min()}..{offsets.max()}"
+        )
+    return np.ascontiguousarray(offsets, np.int32)
 
 
 def _rule(value: ArrayLike | None, name: str, has_evidence: bool) -> NDArray[np.float32] | None:

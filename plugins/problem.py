@@ -17,6 +17,7 @@ MAX_EVIDENCE_HIDDEN = 64
 MAX_SHARPEN = 32
 TABLE_COLUMNS = ("class", "score", "x0", "y0", "x1", "y1", "area", "cx", "cy", "flags")
 FLAG_TOUCHES_EDGE = 1
+FLAG_MERGE_STOPPED = 2  # merging in this picture stopped at its budget
 MERGE_AFFINITY = 0.3  # a trial's best; 0.2 to 0.35 is flat (docs/benchmarks)
 CENTRE_RADIUS = 2.5  # grid pixels; IRNet (CVPR 2019) takes vectors shorter than this as centres
 CALM = 0.5  # probability of a boundary up to which a grid pixel isn't on it, as in csrc/parts.h

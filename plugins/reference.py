@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .neck import FIXED_POINT
-from .problem import CALM, FLAG_TOUCHES_EDGE, Clustering, Problem
+from .problem import CALM, FLAG_MERGE_STOPPED, FLAG_TOUCHES_EDGE, Clustering, Problem
 from .reference_graph import FORWARD, shifted, to_fixed, unions_of
 
 _BOUNDARY_COST, _UNREACHED = 10, 1 << 30  # as in sharpen.h
@@ -21,25 +21,32 @@ _CROSSED_PX, _LEFT_PX, _PART_SHARES = 8, 64, 5  # as in parts.h
 _SIDES = ((-1, 0), (0, -1), (0, 1), (1, 0))
 
 
-def _grid_labels(problem: Problem, index: int, semantic: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
-    """Instance of each grid pixel, (h, w), 0 = none, numbered in raster order; and how many regions there
-    were."""
+def _grid_labels(
+    problem: Problem, index: int, semantic: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], int, bool]:
+    """Cluster one picture at the grid's size.
+
+    Returns:
+        Instance of each grid pixel, (h, w), 0 = none, numbered in raster order; the number of regions before
+        any merge; whether merging stopped at its budget.
+    """
     cls = np.where(problem.things[semantic] > 0, semantic, 0).astype(np.uint8)
     least = (
         problem.min_area if problem.logits is None else 0
     )  # with logits, areas are those at full resolution
-    label, regions = unions_of(problem, index, cls)
+    label, regions, is_stopped = unions_of(problem, index, cls)
     if problem.sharpen:
         assert problem.boundary is not None
         label = sharpened(label, cls, problem.boundary[index], problem.sharpen)
     if problem.part_rule is not None:
-        label = parted(problem, index, label, cls)
-    return _numbered(label, least, problem.max_instances), regions
+        label, is_part_stopped = parted(problem, index, label, cls)
+        is_stopped |= is_part_stopped
+    return _numbered(label, least, problem.max_instances), regions, is_stopped
 
 
 def parted(
     problem: Problem, index: int, piece: NDArray[np.int64], cls: NDArray[np.uint8]
-) -> NDArray[np.int64]:
+) -> tuple[NDArray[np.int64], bool]:
     """A second look at pieces (h, w) that a boundary crosses where shape has no neck, as people arm in arm.
 
     What the boundary leaves of a piece is clustered by its shape anew, by a rule of its own. Parts of at
@@ -60,7 +67,7 @@ def parted(
         cut[here] |= (piece[there] > 0) & (piece[here] != piece[there]) & (cls[here] == cls[there])
     inside = np.where(crossed[piece] & calm & ~cut, cls, 0).astype(np.uint8)
     again = replace(problem, displacement=None, evidence_rule=problem.part_rule, sharpen=0)
-    part, _ = unions_of(again, index, inside, piece)
+    part, _, is_stopped = unions_of(again, index, inside, piece)
     numbers, first, part_area = np.unique(part, return_index=True, return_counts=True)
     of = piece.ravel()[first]
     kept = (numbers > 0) & (part_area * _PART_SHARES >= area[of])
@@ -75,7 +82,7 @@ def parted(
     label_map = np.where(split[piece], label_of[part], piece)
     free = split[piece] & (label_map == 0)
     label_map, distance = _spread(label_map, piece, free, problem.boundary[index], order)
-    return np.where(distance == _UNREACHED, largest[piece], label_map)
+    return np.where(distance == _UNREACHED, largest[piece], label_map), is_stopped
 
 
 def _spread(
@@ -222,6 +229,7 @@ def _table(
     semantic: NDArray[np.uint8],
     class_of: NDArray[np.int64],
     score: NDArray[np.float64],
+    is_stopped: bool,
 ) -> NDArray[np.float32]:
     table = np.zeros((n, 10), np.float64)
     h, w = label.shape
@@ -236,7 +244,7 @@ def _table(
             len(x),
             x.sum() / len(x),
             y.sum() / len(y),
-            FLAG_TOUCHES_EDGE if edge else 0,
+            (FLAG_TOUCHES_EDGE if edge else 0) | (FLAG_MERGE_STOPPED if is_stopped else 0),
         )
     return table.astype(np.float32)
 
@@ -258,7 +266,7 @@ def cluster_reference(problem: Problem) -> Clustering:
         else:
             assert problem.class_map is not None
             semantic = problem.class_map[index]
-        grid, region_count = _grid_labels(problem, index, semantic)
+        grid, region_count, is_stopped = _grid_labels(problem, index, semantic)
         regions.append(region_count)
         n = int(grid.max(initial=0))
         area = np.bincount(grid.ravel(), minlength=n + 1)[1:]
@@ -283,7 +291,7 @@ def cluster_reference(problem: Problem) -> Clustering:
             scores = scores[np.array(order, np.int64) - 1]
         labels.append(label.astype(np.int32))
         semantics.append(semantic)
-        tables.append(_table(label, n, semantic, class_of[1:], scores))
+        tables.append(_table(label, n, semantic, class_of[1:], scores, is_stopped))
     count = np.array([len(t) for t in tables], np.int32)
     table = np.zeros((problem.batch, int(count.max()), 10), np.float32)
     for index, rows in enumerate(tables):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .neck import FIXED_POINT, PEAK, Edges, Regions, evidence_features, neck_features, union
+from .neck import CLASS, FIXED_POINT, PEAK, Edges, Regions, evidence_features, neck_features, union
 from .problem import Problem
 
 FAR_SQUARED = 1 << 26  # no pixel of another class in the picture
@@ -26,8 +26,17 @@ SADDLE, CONTACT, BOUNDARY, AFFINITY, PAIRS = 2, 3, 4, 5, 6
 
 
 def to_fixed(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """[0, 1] -> 16-bit fixed point: sums of integers do not depend on their order."""
-    return (values * np.float32(FIXED_POINT) + np.float32(0.5)).astype(np.int64)
+    """Convert [0, 1] to 16-bit fixed point: sums of integers do not depend on their order.
+
+    Values below 0 and NaN become 0, values above 1 become 1.
+    """
+    unit = np.where(values > 0, np.minimum(values, np.float32(1)), np.float32(0)).astype(np.float32)
+    return (unit * np.float32(FIXED_POINT) + np.float32(0.5)).astype(np.int64)
+
+
+def merge_budget(pixels: int) -> int:
+    """Return how many edge scores a merge may update where scores depend on shape, as in merge.h."""
+    return 8192 + pixels // 4
 
 
 def squared_distance(cls: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -179,7 +188,8 @@ def given_basins(
 
 
 def _clamp_round(v: NDArray[np.float32], limit: int) -> NDArray[np.int64]:
-    return np.clip(v + np.float32(0.5), np.float32(0), np.float32(limit - 1)).astype(np.int64)
+    rounded = v + np.float32(0.5)
+    return np.where(rounded > 0, np.minimum(rounded, np.float32(limit - 1)), 0).astype(np.int64)  # NaN: 0
 
 
 def region_rows(
@@ -287,12 +297,27 @@ def scores_of(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.fl
     )
 
 
-def agglomerate(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.int64]:
-    """Merge in rounds of mutually best pairs (ties: smallest pair) while scores are above 0; the smallest
-    region of each union, (n,)."""
+def depends_on_shape(problem: Problem, class_id: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell for each class id (m,) whether scores change with the regions' shape, not only with their edge."""
+    if problem.evidence_rule is not None:
+        return np.ones(len(class_id), bool)
+    if problem.affinity is not None or problem.displacement is not None:
+        return np.zeros(len(class_id), bool)
+    return np.asarray(np.isnan(problem.split[class_id]))
+
+
+def agglomerate(
+    problem: Problem, regions: Regions, edges: Edges, pixels: int
+) -> tuple[NDArray[np.int64], bool]:
+    """Merge in rounds of mutually best pairs (ties: smallest pair) while scores are above 0.
+
+    Returns:
+        The smallest region of each union, (n,), and whether merging stopped at its budget.
+    """
     into = np.arange(len(regions))
     regions = regions.copy()
-    while len(edges):
+    rescored = 0
+    while len(edges) and rescored <= merge_budget(pixels):
         score = scores_of(problem, regions, edges)
         best = np.full(len(regions), -1)
         for e in np.argsort(-score, kind="stable"):
@@ -309,7 +334,9 @@ def agglomerate(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.
         ends = into[edges[:, :2]]
         keep = ends[:, 0] != ends[:, 1]
         edges = _edge_rows(ends[keep, 0], ends[keep, 1], edges[keep, 2:])
-    return follow(into)
+        changed = np.isin(edges[:, :2], a).any(1)
+        rescored += int(depends_on_shape(problem, regions[edges[changed, 0], CLASS]).sum())
+    return follow(into), rescored > merge_budget(pixels)
 
 
 def _affinity_pairs(
@@ -342,9 +369,19 @@ def _affinity_pairs(
 
 def unions_of(
     problem: Problem, index: int, cls: NDArray[np.uint8], piece: NDArray[np.int64] | None = None
-) -> tuple[NDArray[np.int64], int]:
-    """Union of each countable pixel, (h, w), 0 = none, in raster order with gaps, and how many regions they
-    are made of; ``piece``: regions of different ones don't merge."""
+) -> tuple[NDArray[np.int64], int, bool]:
+    """Cluster one picture's countable pixels into unions of regions.
+
+    Args:
+        problem: the batch.
+        index: the picture.
+        cls: countable class of each pixel, (h, w), 0 = none.
+        piece: regions of different pieces do not merge, (h, w); default: all may.
+
+    Returns:
+        Union of each pixel, (h, w), 0 = none, in raster order with gaps; the number of regions before any
+        merge; whether merging stopped at its budget.
+    """
     squared = np.zeros(cls.shape, np.int64)
     if problem.displacement is not None:
         root = given_basins(cls, problem.displacement[index], problem.centre_radius)
@@ -364,12 +401,13 @@ def unions_of(
     edge = np.zeros_like(saddle)
     if problem.boundary is not None:
         flat = problem.boundary[index].ravel()
-        edge = to_fixed(np.maximum(flat[i], flat[j]))
+        edge = np.maximum(to_fixed(flat[i]), to_fixed(flat[j]))
     rows = [
         np.stack([a, b, saddle, np.ones_like(a), edge, np.zeros_like(a), np.zeros_like(a)], axis=1)[a != b]
     ]
     if problem.affinity is not None:
         rows += _affinity_pairs(problem, index, cls, region_map, piece)
     every = np.concatenate(rows)
-    into = agglomerate(problem, regions, _edge_rows(every[:, 0], every[:, 1], every[:, 2:]))
-    return np.concatenate([[0], into + 1])[region_map], len(roots)
+    edges = _edge_rows(every[:, 0], every[:, 1], every[:, 2:])
+    into, is_stopped = agglomerate(problem, regions, edges, cls.size)
+    return np.concatenate([[0], into + 1])[region_map], len(roots), is_stopped

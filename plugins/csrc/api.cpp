@@ -14,8 +14,10 @@ int32_t check(const tfiseg_problem *p, int32_t device) {
     if (!p->class_map == !p->logits || !p->things || !p->split) return TFISEG_MISSING_POINTER;
     if (p->class_map && (p->out_height != p->height || p->out_width != p->width)) return TFISEG_BAD_SHAPE;
     if (p->logits && (p->classes < 2 || p->classes > 255)) return TFISEG_BAD_SHAPE;
-    if (p->boundary && p->boundary_stride < 1) return TFISEG_BAD_PARAMETER;
-    if (p->affinity && (!p->affinity_offsets_yx || p->affinity_channels < 1 || p->affinity_stride < 1)) return TFISEG_BAD_PARAMETER;
+    const int32_t longer = std::max(p->height, p->width);  // a map of one cell has a stride of at most this
+    if (p->boundary && !side(p->boundary_stride, longer)) return TFISEG_BAD_PARAMETER;
+    if (p->affinity && (!p->affinity_offsets_yx || !side(p->affinity_stride, longer))) return TFISEG_BAD_PARAMETER;
+    if (p->affinity && !side(p->affinity_channels, TFISEG_MAX_AFFINITY_CHANNELS)) return TFISEG_BAD_PARAMETER;
     if (cuda && p->affinity && p->affinity_channels > TFISEG_MAX_CUDA_AFFINITY_CHANNELS) return TFISEG_BAD_PARAMETER;
     if (p->evidence_hidden < 0 || p->evidence_hidden > TFISEG_MAX_EVIDENCE_HIDDEN) return TFISEG_BAD_PARAMETER;
     if (!p->evidence_hidden != !p->evidence_rule || (p->evidence_rule && !p->affinity)) return TFISEG_BAD_PARAMETER;
@@ -27,8 +29,15 @@ int32_t check(const tfiseg_problem *p, int32_t device) {
     return TFISEG_OK;
 }
 
+int32_t check_offsets(const tfiseg_problem &p) {
+    const auto is_long = [](int32_t cells) { return cells < -TFISEG_MAX_SIDE || cells > TFISEG_MAX_SIDE; };
+    const int32_t *offsets = p.affinity_offsets_yx;
+    return p.affinity && std::any_of(offsets, offsets + 2 * p.affinity_channels, is_long) ? TFISEG_BAD_PARAMETER : TFISEG_OK;
+}
+
 int32_t check(const tfiseg_problem *p, const tfiseg_result *r, int32_t device) {
     if (const int32_t status = check(p, device)) return status;
+    if (const int32_t status = check_offsets(*p)) return status;
     if (!r || r->struct_size != sizeof(tfiseg_result)) return TFISEG_BAD_STRUCT_SIZE;
     if (!r->label_map || !r->count || !r->table || !r->workspace) return TFISEG_MISSING_POINTER;
     return r->workspace_bytes < tfiseg_workspace_size(p, device) ? TFISEG_SMALL_WORKSPACE : TFISEG_OK;
@@ -85,8 +94,8 @@ const char *tfiseg_status_string(int32_t status) {
         case TFISEG_SMALL_WORKSPACE: return "the workspace is smaller than tfiseg_workspace_size() says";
         case TFISEG_OUT_OF_MEMORY: return "out of memory";
         case TFISEG_BAD_PARAMETER:
-            return "a parameter is out of range: max_instances 1..65535, threads >= 1, strides >= 1; affinity with offsets, on a GPU with up to 32 "
-                   "channels; evidence_rule with affinity, part_rule with affinity and boundary, each of 1..64 hidden units; sharpen 0..32, with "
+            return "a parameter is out of range: max_instances 1..65535, threads >= 1, strides 1..longer side of the grid; affinity with offsets within "
+                   "4096 cells and up to 4096 channels, on a GPU 32; evidence_rule with affinity, part_rule with affinity and boundary, each of 1..64 hidden units; sharpen 0..32, with "
                    "boundary; float16 on a GPU only";
         case TFISEG_NO_CUDA: return "this library was built without CUDA: `tfiseg plugin build` builds one with it";
         case TFISEG_CUDA_ERROR: return "a kernel could not be launched: is there a GPU, a driver, and code for this GPU in the library?";

@@ -6,6 +6,7 @@ namespace tfiseg {
 
 int32_t check(const tfiseg_problem *problem, int32_t device);
 int32_t check(const tfiseg_problem *problem, const tfiseg_result *result, int32_t device);
+int32_t check_offsets(const tfiseg_problem &problem);  // reads them
 int32_t check(const tfiseg_views *views);
 int32_t check(const tfiseg_views *views, const tfiseg_pieces *pieces);
 int64_t cpu_workspace_bytes(const tfiseg_problem &problem);

@@ -9,6 +9,7 @@
 #include <limits>
 #include <new>
 
+#include "agglomeration.h"
 #include "check.h"
 #include "field.h"
 #include "graph.h"
@@ -140,7 +141,10 @@ class Picture {
     std::vector<int32_t> merge() {
         const MergeRule rule = {displacement_ == nullptr, boundary_ != nullptr, affinity_ != nullptr, p_.merge_affinity, p_.split,
                                 affinity_ ? p_.evidence_rule : nullptr, p_.evidence_hidden};
-        return Agglomeration(regions, table_.edges, rule).run();
+        Agglomeration agglomeration(regions, table_.edges, rule, n_);
+        std::vector<int32_t> into = agglomeration.run();
+        is_stopped_ = is_stopped_ || agglomeration.is_stopped();
+        return into;
     }
 
     // Regions are in raster order of their first pixels, and a union keeps its smallest: so are the roots.
@@ -208,6 +212,7 @@ class Picture {
         Picture again(problem, 0, team_, room_, piece);
         again.build(part);
         const std::vector<int32_t> into = again.merge();
+        is_stopped_ = is_stopped_ || again.is_stopped_;
         again.map_unions(into);
 
         const size_t pieces = regions.size();
@@ -323,7 +328,7 @@ class Picture {
 
     void write_table(float *table) const {
         for (const Region &r : instances) {
-            write_row(r, has_scores(), p_.out_height, p_.out_width, table);
+            write_row(r, has_scores(), is_stopped_, p_.out_height, p_.out_width, table);
             table += TFISEG_TABLE_COLUMNS;
         }
     }
@@ -658,7 +663,7 @@ class Picture {
         Edge &e = table_.at(region_at(i), region_at(j));
         e.saddle = std::max<int64_t>(e.saddle, saddle);
         ++e.contact;
-        if (boundary_) e.boundary_sum += to_fixed(std::max(boundary_[i], boundary_[j]));
+        if (boundary_) e.boundary_sum += std::max(to_fixed(boundary_[i]), to_fixed(boundary_[j]));
     }
 
     template <class F>
@@ -736,7 +741,7 @@ class Picture {
     const int32_t *piece_;
     const uint8_t *class_map_ = nullptr;
     const float *logits_ = nullptr, *displacement_ = nullptr, *boundary_ = nullptr, *scores_ = nullptr, *affinity_ = nullptr;
-    bool all_things_ = false;
+    bool all_things_ = false, is_stopped_ = false;
     int32_t cells_h_ = 0, cells_w_ = 0;
     int32_t *map_ = nullptr;
     uint8_t *cls_ = nullptr, *semantic_ = nullptr;
@@ -821,6 +826,7 @@ int32_t tfiseg_region_graph(const tfiseg_problem *problem, int32_t *region_map, 
                             int64_t *edges, int64_t capacity_edges, int64_t *counts) {
     using namespace tfiseg;
     if (const int32_t status = check(problem, TFISEG_ON_CPU)) return status;
+    if (const int32_t status = check_offsets(*problem)) return status;
     if (!region_map || !regions || !edges || !counts) return TFISEG_MISSING_POINTER;
     try {
         Team team(useful_threads(*problem));

@@ -275,8 +275,8 @@ struct Touches {
             Edge e = {0, 0, 0, 1, 0, 0, 0};
             if (squared) e.saddle = squared[i] < squared[j] ? squared[i] : squared[j];
             if (boundary.data) {
-                const float a = boundary[i], b = boundary[j];
-                e.boundary_sum = to_fixed(a > b ? a : b);
+                const int32_t a = to_fixed(boundary[i]), b = to_fixed(boundary[j]);
+                e.boundary_sum = a > b ? a : b;
             }
             const int32_t place = set.at(map[i] - 1, map[j] - 1);
             if (place >= 0) set.absorb(place, e);
@@ -326,6 +326,8 @@ struct MergeRounds {
     double *scores[2];
     Region *regions;
     int32_t *into, *changed;  // by region: what took it in; the last round that it took another in
+    PictureState *states;
+    int32_t plane;
     Counters *counters;
 
     static constexpr int32_t kPhases = 6, kThreads = 512;  // with more, registers spill
@@ -335,10 +337,16 @@ struct MergeRounds {
         return counters->overflow ? 0 : n < most ? n : most;
     }
 
-    TFISEG_HD bool again(int32_t round) const { return peek(&counters->merge_again[round % 3]) != 0; }
+    // Evidence that lets one pair merge a round (a ramp) would keep a GPU busy for minutes: then the count says so, as with too many edges.
+    TFISEG_HD bool again(int32_t round) const {
+        if (!has_merged(round)) return false;
+        if (round + 1 < kMostRounds) return true;
+        put(&counters->overflow, 1);
+        return false;
+    }
 
     TFISEG_HD int32_t items(int32_t phase, int32_t round) const {
-        if (phase > 2 && !again(round)) return 0;
+        if (phase > 2 && !has_merged(round)) return 0;
         return phase == 3 ? EdgeSet::slots_for(edges(round)) : edges(round);
     }
 
@@ -361,6 +369,10 @@ struct MergeRounds {
     }
 
   private:
+    static constexpr int32_t kMostRounds = 1 << 15;  // photographs take fewer than 100
+
+    TFISEG_HD bool has_merged(int32_t round) const { return peek(&counters->merge_again[round % 3]) != 0; }
+
     TFISEG_HD static uint64_t order_of(double score) {  // of positive numbers
         uint64_t bits;
         memcpy(&bits, &score, sizeof bits);
@@ -368,7 +380,10 @@ struct MergeRounds {
     }
 
     TFISEG_HD void score(const Edge &e, double *kept, int32_t round) const {
-        if (changed[e.a] == round - 1 || changed[e.b] == round - 1) *kept = rule.score(e, regions[e.a], regions[e.b]);
+        if (changed[e.a] == round - 1 || changed[e.b] == round - 1) {
+            *kept = rule.score(e, regions[e.a], regions[e.b]);
+            if (round > 0 && rule.depends_on_shape(regions[e.a].class_id)) add(&states[regions[e.a].first / plane].rescored, 1);
+        }
         if (*kept > 0.0) {
             raise_to(sets[0].best_score + e.a, order_of(*kept));
             raise_to(sets[0].best_score + e.b, order_of(*kept));
@@ -387,6 +402,7 @@ struct MergeRounds {
         if (!(scores[round & 1][k] > 0.0)) return;
         const Edge &e = set.edges[k];
         if (set.best_pair[e.a] != set.pairs[k] || set.best_pair[e.b] != set.pairs[k]) return;
+        if (states[regions[e.a].first / plane].rescored > merge_budget(plane)) return;
         regions[e.a].absorb(regions[e.b]);
         into[e.b] = e.a;
         changed[e.a] = round;
@@ -413,7 +429,7 @@ struct LargestRounds {
     int32_t *into;    // in, out: every region's union
     int32_t *unions;  // out
     int32_t *number;  // out: 0
-    Largest *largest;
+    PictureState *states;
     int64_t min_area;
     int32_t most;
     Counters *counters;
@@ -423,7 +439,7 @@ struct LargestRounds {
 
     TFISEG_HD int32_t region_count() const { return counters->overflow ? 0 : counters->regions; }
     TFISEG_HD int32_t picture_of(int32_t r) const { return int32_t(regions[r].first / grid.plane()); }
-    TFISEG_HD bool is_crowded(int32_t picture) const { return largest[picture].unions > most; }
+    TFISEG_HD bool is_crowded(int32_t picture) const { return states[picture].unions > most; }
 
     // Larger for larger areas; of equal ones for the earlier. No two are equal.
     TFISEG_HD uint64_t key(int32_t r) const {
@@ -431,7 +447,7 @@ struct LargestRounds {
         return uint64_t(regions[r].area) << kFirstBits | ((uint64_t(1) << kFirstBits) - 1 - first);
     }
 
-    TFISEG_HD bool is_kept(int32_t r) const { return key(r) >= largest[picture_of(r)].least; }
+    TFISEG_HD bool is_kept(int32_t r) const { return key(r) >= states[picture_of(r)].least; }
 
     TFISEG_HD int32_t items(int32_t phase, int32_t round) const {
         if (phase == 1) return counters->unions;
@@ -448,15 +464,15 @@ struct LargestRounds {
         const uint64_t bit = uint64_t(1) << (kBits - 1 - (phase == 1 ? round : round - 1) % kBits);
         if (phase == 1) {
             const int32_t r = unions[k], picture = picture_of(r);
-            if (round < kBits && is_crowded(picture) && key(r) >= (largest[picture].least | bit)) fetch_add(&largest[picture].tried, 1);
+            if (round < kBits && is_crowded(picture) && key(r) >= (states[picture].least | bit)) fetch_add(&states[picture].tried, 1);
         } else if (round == 0) {
             number[k] = 0;
             if (find_and_compress(into, k) != k || regions[k].area < (min_area > 1 ? min_area : 1)) return;  // pieces in parts are empty
             append(unions, &counters->unions, k);
-            fetch_add(&largest[picture_of(k)].unions, 1);
+            fetch_add(&states[picture_of(k)].unions, 1);
         } else {
-            if (largest[k].tried >= most) largest[k].least |= bit;
-            largest[k].tried = 0;
+            if (states[k].tried >= most) states[k].least |= bit;
+            states[k].tried = 0;
         }
     }
 };
@@ -576,6 +592,8 @@ struct Numbers {
     Output out;
     const uint32_t *bits;
     const int32_t *before;
+    const PictureState *states;
+    int32_t plane;  // of the grid
     bool has_scores;
     int32_t most;
     int32_t *number;  // in, out
@@ -587,7 +605,8 @@ struct Numbers {
         const int64_t picture = regions[r].peak, first = regions[r].first, start = picture * out.words(), word = start + (first >> 5);
         const int32_t rank = before[word] - before[start] + bit_count(bits[word] & ((1u << (first & 31)) - 1u));
         number[r] = rank + 1;
-        write_row(regions[r], has_scores, out.h, out.w, table + (picture * most + rank) * TFISEG_TABLE_COLUMNS);
+        const bool is_stopped = states[picture].is_stopped || states[picture].rescored > merge_budget(plane);
+        write_row(regions[r], has_scores, is_stopped, out.h, out.w, table + (picture * most + rank) * TFISEG_TABLE_COLUMNS);
     }
 };
 

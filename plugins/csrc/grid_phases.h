@@ -47,10 +47,12 @@ struct Settings {
     TFISEG_HD bool is_thing(int32_t c) const { return (things[c >> 5] >> (c & 31)) & 1u; }
 };
 
-// The search for the K largest unions of a picture: those whose key (graph_phases.h) is at least `least` are kept.
-struct Largest {
+// One picture. Of its unions those are kept whose key (graph_phases.h) is at least `least`.
+struct PictureState {
     uint64_t least;
+    int64_t rescored;    // edges, see merge_budget()
     int32_t unions, tried;
+    int32_t is_stopped;  // merging in the second pass stopped at its budget
 };
 
 // Class, countable class and fixed-point score of every pixel; and everything that starts at a value.
@@ -67,7 +69,7 @@ struct Classes {
     Counters *counters;       // out
     uint64_t *keys;           // out: all kNoKey
     uint32_t *bits;           // out: all 0
-    Largest *largest;         // out: one for each picture, all 0
+    PictureState *states;     // out: one for each picture, all 0
     int32_t *region_count;    // out: the same; or NULL
     int32_t key_slots, bit_words;
 
@@ -81,7 +83,7 @@ struct Classes {
             *kept = settings;
             *counters = {0, 0, {0, 0}, 0, {0, 0}, 0, 0, 0, 0, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}};
         }
-        if (i < grid.pictures) largest[i] = {0, 0, 0};
+        if (i < grid.pictures) states[i] = {0, 0, 0, 0, 0};
         if (i < grid.pictures && region_count) region_count[i] = 0;
         if (i < key_slots) keys[i] = kNoKey;
         if (i < bit_words) bits[i] = 0;

@@ -42,10 +42,12 @@ inline bool next_run(const uint8_t *row, int64_t end, int64_t &x0, int64_t &x1) 
 }
 
 class Team {
+    static constexpr int32_t kMostThreads = 1024;
+
   public:
     explicit Team(int32_t threads) {
         try {
-            for (int32_t i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+            for (int32_t i = 1; i < std::min(threads, kMostThreads); ++i) workers_.emplace_back([this] { work(); });
         } catch (const std::system_error &) {
             // the system gives no more threads: those that there are do the work, with the same result
         }

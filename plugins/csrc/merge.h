@@ -74,7 +74,12 @@ constexpr double kFixedPoint = 65535.0;
 constexpr double kBoundaryRatio = 1.0;   // a certain boundary (1) against none (0) moves the neck ratio by this much
 constexpr double kBoundaryLogits = 8.0;  // and the decision from shape by this much
 
-TFISEG_HD int32_t to_fixed(float v) { return int32_t(v * 65535.0f + 0.5f); }
+// [0, 1] as 16-bit fixed point. What a network must not give is brought into the range, so that no sum or distance leaves its own: less than
+// 0 and NaN become 0, more than 1 becomes 1.
+TFISEG_HD int32_t to_fixed(float v) {
+    const float unit = v > 0.0f ? (v < 1.0f ? v : 1.0f) : 0.0f;
+    return int32_t(unit * 65535.0f + 0.5f);
+}
 
 // Piecewise linear log2, exact between powers of two: decisions need no more, and no two libraries' log agree in the last bit.
 TFISEG_HD double coarse_log2(double x) {
@@ -171,12 +176,21 @@ TFISEG_HD float evidence_log_odds(const Edge &e, const Region &small, const Regi
 // Whether touching pairs matter where a given field made the regions.
 inline bool needs_contacts(const tfiseg_problem &p) { return p.evidence_rule || (p.boundary && !p.affinity); }
 
+// How many edge scores a merge may update in one picture where scores depend on shape. Photographs need less than a tenth of it. On noise,
+// one union of all regions has thousands of edges, and the scores of all of them change whenever it takes in another region.
+TFISEG_HD int64_t merge_budget(int64_t pixels) { return 8192 + pixels / 4; }
+
 struct MergeRule {
     bool geometric, with_boundary, with_affinity;
     double merge_affinity;
     const double *split;  // per class; NaN: from shape
     const float *evidence;  // with affinities; or NULL
     int32_t evidence_hidden;
+
+    // A score changes with the shape of the regions, not only with their edge and their peaks.
+    TFISEG_HD bool depends_on_shape(int64_t class_id) const {
+        return evidence || (geometric && !with_affinity && split[class_id] != split[class_id]);
+    }
 
     // Above 0: one object. The larger, the earlier the pair merges.
     TFISEG_HD double score(const Edge &e, const Region &ra, const Region &rb) const {
@@ -208,9 +222,10 @@ TFISEG_HD int64_t carried_score(int64_t grid_score_sum, int64_t grid_area, int64
 }
 
 // One row of the result's table.
-TFISEG_HD void write_row(const Region &r, bool has_scores, int32_t out_h, int32_t out_w, float *row) {
+TFISEG_HD void write_row(const Region &r, bool has_scores, bool is_stopped, int32_t out_h, int32_t out_w, float *row) {
     const double n = double(r.area);
     const bool edge = r.x0 == 0 || r.y0 == 0 || r.x1 == out_w || r.y1 == out_h;
+    const int32_t flags = (edge ? TFISEG_FLAG_TOUCHES_EDGE : 0) | (is_stopped ? TFISEG_FLAG_MERGE_STOPPED : 0);
     row[0] = float(r.class_id);
     row[1] = has_scores ? float(double(r.score_sum) / (n * kFixedPoint)) : 1.0f;
     row[2] = float(r.x0);
@@ -220,7 +235,7 @@ TFISEG_HD void write_row(const Region &r, bool has_scores, int32_t out_h, int32_
     row[6] = float(n);
     row[7] = float(double(r.sum_x) / n);
     row[8] = float(double(r.sum_y) / n);
-    row[9] = edge ? float(TFISEG_FLAG_TOUCHES_EDGE) : 0.0f;
+    row[9] = float(flags);
 }
 
 }  // namespace tfiseg

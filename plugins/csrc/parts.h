@@ -100,11 +100,16 @@ struct CountParts {
     const Region *pieces;
     int32_t *kept;          // in, out
     uint64_t *largest_key;  // in, out
+    const PictureState *again_states;
+    PictureState *states;  // out
+    int32_t plane;
     const int32_t *again_overflow;
     int32_t *overflow;  // out
 
     TFISEG_HD void operator()(int32_t r) const {
         if (*again_overflow) put(overflow, 1);
+        const int64_t picture = parts[r].first / plane;
+        if (again_states[picture].rescored > merge_budget(plane)) put(&states[picture].is_stopped, 1);
         if (into[r] != r) return;
         const int32_t its = piece[parts[r].first] - 1;
         if (!is_part(parts[r].area, pieces[its].area)) return;
@@ -170,7 +175,8 @@ struct GrowthRounds {
     static constexpr int32_t kPhases = 2, kThreads = 1024;
 
     TFISEG_HD int32_t items(int32_t phase, int32_t) const { return phase ? 1 : counters->overflow ? 0 : counters->rest; }
-    TFISEG_HD bool again(int32_t round) const { return peek(&counters->growth_again[round % 3]) != 0; }
+    // A path over a piece has fewer steps than the picture has pixels, so the bound never shows: it is for what must not happen.
+    TFISEG_HD bool again(int32_t round) const { return peek(&counters->growth_again[round % 3]) != 0 && round < spread[0].h * spread[0].w; }
 
     TFISEG_HD void operator()(int32_t phase, int32_t round, int32_t k) const {
         if (phase) {

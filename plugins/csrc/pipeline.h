@@ -53,7 +53,7 @@ struct Plan {
 
     Counters *counters;
     Settings *settings;
-    Largest *largest;
+    PictureState *states;
     uint8_t *semantic, *cls;
     uint16_t *fixed_scores;
     void *boundary;  // enlarged
@@ -99,7 +99,7 @@ struct Plan {
         Carver room(workspace);
         counters = room.take<Counters>(1);
         settings = room.take<Settings>(1);
-        largest = room.take<Largest>(p.batch);
+        states = room.take<PictureState>(p.batch);
         semantic = p.logits ? room.take<uint8_t>(n) : nullptr;
         cls = room.take<uint8_t>(n);
         fixed_scores = has_scores ? room.take<uint16_t>(n) : nullptr;
@@ -178,7 +178,7 @@ void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p, int32
     const bool half = p.value_type == TFISEG_FLOAT16;
     const Classes classes = {grid,          settings_of(p), p.class_map, {p.logits, half}, {p.scores, half}, p.classes,
                              plan.semantic, plan.cls,       plan.fixed_scores, plan.link,  plan.settings,    plan.counters,
-                             plan.keys,     plan.bits,      plan.largest,   region_count,   plan.key_slots,   plan.bit_words};
+                             plan.keys,     plan.bits,      plan.states,   region_count,   plan.key_slots,   plan.bit_words};
     run.each(classes.items(), classes);
     if (plan.is_geometric) {
         const Changes changes = {grid, plan.cls, plan.columns, plan.rows};
@@ -221,7 +221,7 @@ void merge_regions(Executor &run, const Plan &plan, const tfiseg_problem &p, con
     const MergeRule rule = {plan.is_geometric, p.boundary != nullptr, p.affinity != nullptr, p.merge_affinity, plan.settings->split,
                             p.evidence_rule ? plan.settings->evidence_rule : nullptr, p.evidence_hidden};
     run.rounds(n, MergeRounds{rule, {plan.edge_set(0), plan.edge_set(1)}, {plan.scores[0], plan.scores[1]}, plan.regions, plan.into,
-                              plan.changed, plan.counters});
+                              plan.changed, plan.states, grid.plane(), plan.counters});
 }
 
 struct AppendTo {
@@ -276,7 +276,7 @@ void look_again(Executor &run, const Plan &plan, const tfiseg_problem &p) {
 
     const int32_t *parts = &again.counters->regions;
     run.each_counted(parts, again.region_room, CountParts{again.regions, again.into, plan.piece, plan.regions, plan.kept, plan.largest_key,
-                                                          &again.counters->overflow, &plan.counters->overflow});
+                                                          again.states, plan.states, grid.plane(), &again.counters->overflow, &plan.counters->overflow});
     run.each_counted(parts, again.region_room, TakeParts{again.regions, again.into, plan.piece, plan.kept, plan.largest_key, plan.region_room,
                                                          plan.regions, plan.into, plan.largest_part, again.number, plan.counters});
     int32_t *rest = &plan.counters->rest, *maps[2] = {plan.map, plan.other};
@@ -297,7 +297,7 @@ void write_result(Executor &run, const Plan &plan, const tfiseg_problem &p, cons
     const Grid &grid = plan.grid;
     const bool half = p.value_type == TFISEG_FLOAT16;
     const int32_t *union_count = &plan.counters->unions;
-    const LargestRounds largest = {grid, plan.regions, plan.into, plan.unions, plan.number, plan.largest, p.logits ? 0 : p.min_area,
+    const LargestRounds largest = {grid, plan.regions, plan.into, plan.unions, plan.number, plan.states, p.logits ? 0 : p.min_area,
                                    p.max_instances, plan.counters};
     run.rounds(grid.pixels(), largest);
     if (p.logits) {
@@ -309,7 +309,7 @@ void write_result(Executor &run, const Plan &plan, const tfiseg_problem &p, cons
     run.each_counted(union_count, plan.region_room, FirstPixels{largest, plan.regions, plan.number, plan.grid_area, plan.grid_score_sum,
                                                                 plan.out, p.min_area, plan.bits});
     run.prefix_sum(plan.bits, plan.before, plan.bit_words);
-    run.each_counted(union_count, plan.region_room, Numbers{plan.unions, plan.regions, plan.out, plan.bits, plan.before, plan.has_scores,
+    run.each_counted(union_count, plan.region_room, Numbers{plan.unions, plan.regions, plan.out, plan.bits, plan.before, plan.states, grid.plane(), plan.has_scores,
                                                             p.max_instances, plan.number, result.table});
     const int64_t pixels = plan.out.plane() * grid.pictures;
     run.each(pixels, Labels{pixels, grid.pictures, plan.out, p.logits ? nullptr : plan.map, plan.into, plan.number, plan.before, p.class_map,

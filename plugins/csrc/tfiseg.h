@@ -27,6 +27,7 @@ extern "C" {
 #define TFISEG_MAX_OUT_SIDE 32767 /* of the label map, with logits */
 #define TFISEG_MAX_INSTANCES 65535
 #define TFISEG_MAX_CUDA_PIXELS (1 << 29)      /* N * h * w, on a GPU */
+#define TFISEG_MAX_AFFINITY_CHANNELS 4096
 #define TFISEG_MAX_CUDA_AFFINITY_CHANNELS 32
 #define TFISEG_EVIDENCE_FEATURES 17
 #define TFISEG_MAX_EVIDENCE_HIDDEN 64
@@ -37,6 +38,7 @@ extern "C" {
 #define TFISEG_MAX_VIEW_SIDE 1024
 #define TFISEG_VIEW_COLUMNS 5 /* x, y, side, class, component */
 #define TFISEG_FLAG_TOUCHES_EDGE 1 /* the instance touches the picture's border, so it may go on outside */
+#define TFISEG_FLAG_MERGE_STOPPED 2 /* merging in this picture stopped at its budget (merge.h): instances may be parts of objects */
 
 enum tfiseg_status {
     TFISEG_OK = 0,

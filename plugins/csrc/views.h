@@ -389,14 +389,14 @@ struct Found {
 struct StartPieces {
     int32_t *view_of;
     Counters *counters;
-    Largest *largest;
+    PictureState *state;
     uint32_t *bits;
     int32_t components, bit_words;
 
     TFISEG_HD void operator()(int32_t i) const {
         if (i == 0) {
             *counters = {0, 0, {0, 0}, 0, {0, 0}, 0, 0, 0, 0, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}};
-            *largest = {0, 0, 0};
+            *state = {0, 0, 0, 0, 0};
         }
         if (i < components) view_of[i] = -1;
         if (i < bit_words) bits[i] = 0;

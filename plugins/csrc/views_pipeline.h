@@ -48,7 +48,7 @@ struct PiecePlan {
     int32_t most, bit_words;
     int64_t bytes;
     Counters *counters;
-    Largest *largest;
+    PictureState *state;
     Parting *partings;
     Region *regions;
     int32_t *view_of, *into, *component, *unions, *number, *before;
@@ -59,7 +59,7 @@ struct PiecePlan {
         bit_words = int32_t(Output{v.height, v.width}.words());
         Carver carver(v.workspace);
         counters = carver.take<Counters>(1);
-        largest = carver.take<Largest>(1);
+        state = carver.take<PictureState>(1);
         partings = carver.take<Parting>(v.view_count);
         view_of = carver.take<int32_t>(v.max_components);
         regions = carver.take<Region>(most);
@@ -104,20 +104,20 @@ void place_pieces_on(Executor &run, const tfiseg_views &v, const tfiseg_pieces &
     const Output out = {v.height, v.width};
     const Found found = {p.labels, p.counts, p.regions, p.tables, p.max_parts, p.least_regions};
     run.each(std::max(v.max_components, plan.bit_words),
-             StartPieces{plan.view_of, plan.counters, plan.largest, plan.bits, v.max_components, plan.bit_words});
+             StartPieces{plan.view_of, plan.counters, plan.state, plan.bits, v.max_components, plan.bit_words});
     run.each(v.view_count, Partings{scene, shown, found, v.view_count, plan.partings, plan.view_of, plan.counters});
     const int32_t *pieces = &plan.counters->regions;
     run.each_counted(pieces, plan.most, Pieces{scene, shown, plan.partings, v.view_count, plan.regions, plan.into, plan.component});
     run.each(grid.pixels(), PlacePieces{scene, shown, plan.partings, plan.view_of, p.labels, p.label_map});
     const UnionSums sums = {grid, nullptr, p.label_map, plan.regions};
     run.each(int64_t(v.height) * sums.strips(), sums);
-    const LargestRounds all = {grid, plan.regions, plan.into, plan.unions, plan.number, plan.largest, 1, plan.most, plan.counters};
+    const LargestRounds all = {grid, plan.regions, plan.into, plan.unions, plan.number, plan.state, 1, plan.most, plan.counters};
     run.rounds(plan.most, all);
     const int32_t *unions = &plan.counters->unions;
     run.each_counted(unions, plan.most, FirstPixels{all, plan.regions, plan.number, nullptr, nullptr, out, 1, plan.bits});
     run.prefix_sum(plan.bits, plan.before, plan.bit_words);
     run.each_counted(unions, plan.most,
-                     Numbers{plan.unions, plan.regions, out, plan.bits, plan.before, false, plan.most, plan.number, p.table});
+                     Numbers{plan.unions, plan.regions, out, plan.bits, plan.before, plan.state, grid.plane(), false, plan.most, plan.number, p.table});
     run.each_counted(unions, plan.most, PieceRows{scene, plan.unions, plan.number, plan.component, p.table, p.component_of});
     run.each(grid.pixels(), Labels{grid.pixels(), 1, out, p.label_map, plan.into, plan.number, plan.before, nullptr, plan.counters, p.label_map,
                                    nullptr, nullptr, p.count});

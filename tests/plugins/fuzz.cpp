@@ -52,6 +52,14 @@ std::vector<float> randoms(std::mt19937 &random, size_t n, float low, float high
     return values;
 }
 
+// What a broken network gives now and then: values out of range, infinity, NaN.
+void spoil(std::mt19937 &random, std::vector<float> &values) {
+    const float wrong[] = {-3.0f, 3.0f, 1e30f, -1e30f, 1e-40f, HUGE_VALF, -HUGE_VALF, std::nanf("")};
+    const uint32_t every = 1 + random() % 40;
+    for (float &v : values)
+        if (random() % every == 0) v = wrong[random() % 8];
+}
+
 bool run(uint32_t seed) {
     std::mt19937 random(seed);
     const auto below = [&](int32_t n) { return int32_t(random() % uint32_t(n)); };
@@ -125,6 +133,15 @@ bool run(uint32_t seed) {
         }
     }
 
+    if (below(3) == 0) {
+        for (std::vector<float> *values : {&displacement, &boundary, &affinity, &scores, &rule, &part_rule})
+            if (below(2)) spoil(random, *values);
+        if (below(4) == 0) p.merge_affinity = std::nan("");
+        if (below(4) == 0) p.centre_radius = std::nan("");
+        if (below(4) == 0) split[1] = below(2) ? HUGE_VAL : -HUGE_VAL;
+        for (int32_t &offset : offsets)
+            if (below(6) == 0) offset = below(2) ? TFISEG_MAX_SIDE : -TFISEG_MAX_SIDE;
+    }
     if (p.boundary && below(2)) p.sharpen = 1 + below(8);
     p.boundary_stride = below(2) ? 1 : 1 + below(3);
     Answer cpu(p), gpu(p);

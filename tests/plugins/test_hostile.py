@@ -1,0 +1,158 @@
+"""Evidence and values that no trained network gives: bounded time, bounded sums, and a report."""
+
+import time
+import warnings
+
+import numpy as np
+import pytest
+from tfiseg import InputError
+from tfiseg.plugins.native import cluster_native
+from tfiseg.plugins.operator import MergeStoppedWarning, cluster
+from tfiseg.plugins.problem import FLAG_MERGE_STOPPED, Problem, problem_of
+from tfiseg.plugins.reference import cluster_reference
+
+NEXT = np.array([[0, 1], [1, 0]], np.int32)
+
+
+def random_rule(seed: int, hidden: int = 4) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.3, hidden * 19 + 1).astype(np.float32)
+
+
+def dots(side: int) -> Problem:
+    """Single pixels in every second row and column, all of them affine to their neighbors."""
+    class_map = np.zeros((side, side), np.uint8)
+    class_map[::2, ::2] = 1
+    return problem_of(class_map, affinity=np.ones((1, 2, side, side), np.float32), affinity_offsets=2 * NEXT)
+
+
+def pixels(side: int, **evidence) -> Problem:
+    """Every pixel a region of its own."""
+    still = np.zeros((2, side, side), np.float32)
+    return problem_of(np.ones((side, side), np.uint8), still, centre_radius=0.0, **evidence)
+
+
+def noisy_pixels(side: int) -> Problem:
+    """Regions of one pixel and a rule that weighs their shape: one union grows and grows."""
+    affinity = np.random.default_rng(0).random((1, 2, side, side)).astype(np.float32)
+    return pixels(side, affinity=affinity, affinity_offsets=NEXT, evidence_rule=random_rule(0))
+
+
+def noisy_class_map(side: int) -> Problem:
+    rng = np.random.default_rng(0)
+    offsets = np.array([[0, 1], [1, 0], [0, 3], [3, 0]], np.int32)
+    affinity = rng.random((1, 4, side, side)).astype(np.float32)
+    class_map = rng.integers(0, 2, (side, side)).astype(np.uint8)
+    return problem_of(class_map, affinity=affinity, affinity_offsets=offsets, evidence_rule=random_rule(0))
+
+
+def random_boundary(side: int) -> Problem:
+    return pixels(side, boundary=np.random.default_rng(3).random((1, side, side)).astype(np.float32))
+
+
+def one_object(side: int) -> Problem:
+    return pixels(side, boundary=np.zeros((1, side, side), np.float32))
+
+
+def seconds(problem: Problem) -> float:
+    times = []
+    for _ in range(2):
+        began = time.process_time()
+        cluster_native(problem, threads=1)
+        times.append(time.process_time() - began)
+    return min(times)
+
+
+@pytest.mark.parametrize("make", [dots, one_object, noisy_pixels, noisy_class_map, random_boundary])
+def test_time_grows_with_the_pixels(make):
+    """At most 6 times for twice the side; it was 8 to 16 times."""
+    small, large = seconds(make(256)), seconds(make(512))
+    assert large < 6 * small + 0.05, f"{small:.3f} s at 256 x 256, {large:.3f} s at 512 x 512"
+
+
+@pytest.mark.parametrize("side", [16, 48])
+def test_a_merge_that_stops_is_reported_and_the_same_everywhere(side, shuffled, assert_same):
+    problem = noisy_pixels(side)
+    expected = cluster_reference(problem)
+    for threads in (1, 2):
+        assert_same(cluster_native(problem, threads), expected)
+    assert_same(shuffled(problem, seed=side), expected)
+    flags = expected.table[0, : expected.count[0], 9].astype(int)
+    assert (flags & FLAG_MERGE_STOPPED).all() == (side == 48)
+
+
+def test_a_second_pass_that_stops_is_reported(shuffled, assert_same):
+    side = 64
+    rng = np.random.default_rng(1)
+    boundary = np.zeros((1, side, side), np.float32)
+    boundary[0, :, 30:33] = 1
+    class_map = np.ones((side, side), np.uint8)
+    class_map[rng.random((side, side)) < 0.25] = 0
+    offsets = np.array([[dy, dx] for dy in (2, 5, 9) for dx in (-7, 3, 11)], np.int32)
+    problem = problem_of(
+        class_map,
+        boundary=boundary,
+        affinity=np.ones((1, len(offsets), side, side), np.float32),
+        affinity_offsets=offsets,
+        part_rule=np.append(np.zeros(19), 1).astype(np.float32),
+    )
+    expected = cluster_reference(problem)
+    assert_same(cluster_native(problem), expected)
+    assert_same(shuffled(problem, seed=5), expected)
+    assert (expected.table[0, : expected.count[0], 9].astype(int) & FLAG_MERGE_STOPPED).any()
+
+
+def test_a_fixed_ratio_needs_no_budget():
+    """Connected components of noise: one union of thousands of basins, all of them merged."""
+    class_map = (np.random.default_rng(0).random((512, 512)) < 0.7).astype(np.uint8)
+    problem = problem_of(class_map)
+    problem.split[:] = 0.0
+    found = cluster_native(problem)
+    assert found.regions[0] > 5000
+    assert found.table[0, : found.count[0], 6].max() > 0.95 * class_map.sum()
+    assert not (found.table[0, :, 9].astype(int) & FLAG_MERGE_STOPPED).any()
+
+
+def test_the_call_warns_of_a_merge_that_stopped():
+    problem = noisy_pixels(64)
+    evidence = {
+        "displacement": problem.displacement[0],
+        "affinity": problem.affinity[0],
+        "affinity_offsets": problem.affinity_offsets,
+        "merge_rule": problem.evidence_rule,
+        "centre_radius": 0.0,
+    }
+    with pytest.warns(MergeStoppedWarning, match="parts of objects"):
+        cluster(problem.class_map[0], **evidence)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cluster(problem.class_map[0])
+
+
+WRONG = (-3.0, 3.0, 1e30, -1e30, np.inf, -np.inf, np.nan)
+
+
+@pytest.mark.parametrize("name", ["boundary", "affinity", "displacement", "scores"])
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_values_out_of_range_end_and_are_the_same_everywhere(name, share, random_problem, shuffled, assert_same):
+    rng = np.random.default_rng(7)
+    tried = 0
+    for seed in range(400):
+        problem = random_problem(seed)
+        values = getattr(problem, name)
+        if values is None:
+            continue
+        values[rng.random(values.shape) < share] = rng.choice(WRONG)
+        expected = cluster_reference(problem)
+        assert_same(cluster_native(problem, threads=2), expected)
+        assert_same(shuffled(problem, seed=seed), expected)
+        tried += 1
+        if tried == 12:
+            return
+    raise AssertionError(f"only {tried} problems have {name}")
+
+
+@pytest.mark.parametrize("offset", [2**31 - 1, -(2**31), 4097])
+def test_offsets_beyond_any_grid_are_refused(offset):
+    class_map = np.ones((8, 8), np.uint8)
+    with pytest.raises(InputError, match="affinity_offsets"):
+        cluster(class_map, affinity=np.ones((1, 8, 8)), affinity_offsets=[(offset, 0)])
