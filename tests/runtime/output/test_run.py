@@ -13,7 +13,7 @@ import pytest
 import tfiseg
 from pycocotools import mask as coco
 from tfiseg.runtime.output.run import run
-from tfiseg.runtime.output.run_writer import writable_folder
+from tfiseg.files import writable_folder
 
 
 @pytest.fixture(scope="module")
