@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tfiseg
 from pycocotools import mask as coco
-from tfiseg.runtime.output.run import run
 from tfiseg.files import writable_folder
+from tfiseg.runtime.output.run import run
 
 
 @pytest.fixture(scope="module")
