@@ -17,6 +17,7 @@ endif
 test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/pytest
 
 # Training and export, in a venv of their own: torch is large. The pinned version is what CI tests.
@@ -58,6 +59,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # a stamp says that the venv holds this source with these extras; any change of source installs it anew
 SOURCES = $(shell find . -path './.venv*' -prune -o -path ./build -prune -o \( -name '*.py' -o -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.onnx' \) -print) setup.cfg pyproject.toml
@@ -66,6 +68,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/%.stamp: $(VENV)/bin/python $(SOURCES)
+	@test ! -d build || find build -name '*.py' -delete  # else modules that moved would be installed again
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[$*]"
 	@touch $@
 

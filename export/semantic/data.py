@@ -3,9 +3,10 @@ pasted in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -160,7 +161,8 @@ class CropSampler:
         for y in (0, half):
             for x in (0, half):
                 view = self._draw_view(half, _SMALL_SCALE_RANGE)
-                for whole, part in zip(crop, view, strict=True):
+                pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]] = zip(crop, view, strict=True)
+                for whole, part in pairs:
                     whole[y : y + half, x : x + half] = part
         return crop
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tfiseg
 from pycocotools import mask as coco
+from tfiseg.files import writable_folder
 from tfiseg.runtime.output.run import run
-from tfiseg.runtime.output.run_writer import writable_folder
 
 
 @pytest.fixture(scope="module")
