@@ -206,6 +206,8 @@ def _stream_of(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[Bi
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
             raise InputError(f"{name} is no image: it is {kind}")
+        if not status.st_size:
+            raise InputError(f"{name} is no image that can be read: it is empty")
         if status.st_size > _MAX_BYTES:
             raise InputError(
                 f"{name} is no image that can be read: it has {status.st_size} bytes, limit {_MAX_BYTES}"

@@ -24,7 +24,10 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "plugins/README.md": "reference/plugin.md",
     CSRC_HEADER: "reference/c-api.md",
-    **{f"runtime/models/{card.name}": f"models/{card.name}" for card in (ROOT / "runtime/models").glob("*.md")},
+    **{
+        f"runtime/models/{card.name}": f"models/{card.name}"
+        for card in (ROOT / "runtime/models").glob("*.md")
+    },
     **{
         str(sample.relative_to(ROOT)): f"samples/{sample.name}.md"
         for pattern in ("samples/*.py", "samples/*/*.py", "samples/cpp/*.cpp")
@@ -90,9 +93,25 @@ def _cli() -> str:
     from tfiseg.cli.main import _parser
 
     program = _parser()
-    lines = ["# Command line", "", program.description or "", "", "Generated from the program's own help texts.", ""]
+    lines = [
+        "# Command line",
+        "",
+        program.description or "",
+        "",
+        "Generated from the program's own help texts.",
+        "",
+    ]
     for name, verb in _verbs(program):
-        lines += [f"## tfiseg {name}", "", verb.description or "", "", "```text", verb.format_usage().rstrip(), "```", ""]
+        lines += [
+            f"## tfiseg {name}",
+            "",
+            verb.description or "",
+            "",
+            "```text",
+            verb.format_usage().rstrip(),
+            "```",
+            "",
+        ]
         for group in verb._action_groups:
             lines += _options(group, verb)
         if verb.epilog:
@@ -100,7 +119,9 @@ def _cli() -> str:
     return "\n".join(lines)
 
 
-def _verbs(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+def _verbs(
+    parser: argparse.ArgumentParser, prefix: str = ""
+) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """All verbs in the order of the program's help, nested ones as "train instance"."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
