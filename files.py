@@ -52,6 +52,17 @@ def writable_folder(path: str | Path) -> Path:
         probe.unlink()
     except OSError as wrong:
         raise InputError(
-            f"can't write to the output folder {folder} ({wrong.strerror}): name another one with --out"
+            f"can't write to the output folder {printable(str(folder))} ({wrong.strerror}): name another one with --out"
         ) from wrong
     return folder
+
+
+def printable(name: str | bytes) -> str:
+    """A file's name as valid text: bytes that are no UTF-8 become ``\\xNN``."""
+    if isinstance(name, str):
+        name = name.encode("utf-8", "surrogateescape" if _is_from_bytes(name) else "backslashreplace")
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _is_from_bytes(name: str) -> bool:
+    return all(not 0xD800 <= ord(c) <= 0xDFFF or 0xDC80 <= ord(c) <= 0xDCFF for c in name)

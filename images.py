@@ -31,6 +31,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .arrays import as_numpy, is_tensor
 from .errors import InputError
+from .files import printable as printable
 
 # formats of Pillow that are read; others run programs (EPS) or are no pictures
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000", "TIFF", "PPM", "HEIF")
@@ -175,17 +176,6 @@ def tensor_to_bgr(tensor: Any, color: str | None = None) -> Any:
     return (pixels if color == "bgr" else pixels.flip(-1)).contiguous()
 
 
-def printable(name: str | bytes) -> str:
-    """A file's name as valid text: bytes that are no UTF-8 become ``\\xNN``."""
-    if isinstance(name, str):
-        name = name.encode("utf-8", "surrogateescape" if _is_from_bytes(name) else "backslashreplace")
-    return name.decode("utf-8", "backslashreplace")
-
-
-def _is_from_bytes(name: str) -> bool:
-    return all(not 0xD800 <= ord(c) <= 0xDFFF or 0xDC80 <= ord(c) <= 0xDCFF for c in name)
-
-
 def without_secrets(url: str) -> str:
     """A URL without user, password and query: for names, messages and files."""
     parts = urlsplit(url)
@@ -206,6 +196,8 @@ def _stream_of(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[Bi
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
             raise InputError(f"{name} is no image: it is {kind}")
+        if not status.st_size:
+            raise InputError(f"{name} is no image that can be read: it is empty")
         if status.st_size > _MAX_BYTES:
             raise InputError(
                 f"{name} is no image that can be read: it has {status.st_size} bytes, limit {_MAX_BYTES}"

@@ -35,7 +35,14 @@ def add_demo(verbs: Any) -> None:
         help="build the network into an fp16 engine instead of segmenting (needs TensorRT)",
     )
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
-    no_camera = {"camera_size": None, "camera_fps": None, "pixel_format": None, "policy": None, "nth": 1}
+    no_camera = {
+        "camera_size": None,
+        "camera_fps": None,
+        "pixel_format": None,
+        "policy": None,
+        "nth": 1,
+        "format": "jsonl",
+    }
     verb.set_defaults(**no_camera, track=True, sightings=None, source=str(_CLIP))
     add_segmenter_options(verb)
 

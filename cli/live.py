@@ -35,6 +35,12 @@ def add_run(verbs: Any) -> None:
         help="output folder (default: tfiseg-out)",
     )
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
+    verb.add_argument(
+        "--format",
+        choices=("jsonl", "coco"),
+        default="jsonl",
+        help="coco: write the instances also as coco.json, which pycocotools loads (default: instances.jsonl only)",
+    )
     _add_source_options(verb)
     _add_policy(verb)
     verb.add_argument(
@@ -131,6 +137,7 @@ def segment_source(args: argparse.Namespace) -> int:
                 nth=args.nth,
                 workers=workers,
                 tracker=tracker,
+                output_format=args.format,
             )
     print(as_json(summary) if args.json else summary_table(summary))
     if summary["error"] == "interrupted":

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..arrays import as_numpy
 from ..errors import InputError
 from ..instances import instances_from_table
 from .native import cluster_native
@@ -51,7 +52,7 @@ def cluster(
     boundary: ArrayLike | None = None,
     affinity: ArrayLike | None = None,
     scores: ArrayLike | None = None,
-    things: Iterable[int] | None = None,
+    things: Iterable[int] | int | None = None,
     *,
     split: Split = "auto",
     affinity_offsets: Sequence[tuple[int, int]] | NDArray[np.int32] = AFFINITY_OFFSETS,
@@ -79,7 +80,7 @@ def cluster(
             object; an integer factor smaller than the grid is allowed. Without a ``merge_rule``, it alone
             decides what merges.
         scores: float (H, W) in [0, 1], per-pixel confidence; default: softmax of the logits, or 1.
-        things: class ids that are countable; default: all but 0.
+        things: class ids that are countable, or one of them; default: all but 0.
         split: "auto" decides each neck from its shape; a float cuts where saddle / peak is below it (0 =
             never cut: connected components); {class id: float} does so for these classes and "auto" for the
             others.
@@ -110,7 +111,7 @@ def cluster(
         >>> instances = cluster(class_map)
         >>> [(i.class_id, i.area) for i in instances]
     """
-    grid = np.asarray(semantic)
+    grid = as_numpy(semantic, "semantic")
     is_logits = _is_logits(grid)
     _warn_of_look_alikes(grid, is_logits)
     batched = grid.ndim == (4 if is_logits else 3)
@@ -177,7 +178,9 @@ def cluster(
         ),
         threads,
     )
-    if any((result.table[k, :n, -1].astype(int) & FLAG_MERGE_STOPPED).any() for k, n in enumerate(result.count)):
+    if any(
+        (result.table[k, :n, -1].astype(int) & FLAG_MERGE_STOPPED).any() for k, n in enumerate(result.count)
+    ):
         warnings.warn(
             "merging stopped at its budget, so instances may be parts of objects: the class map or the evidence "
             "looks like noise. Check what the network gives",
@@ -264,7 +267,7 @@ def _evidence(
     not scale."""
     if value is None:
         return None
-    array = np.asarray(value, np.float32)
+    array = np.asarray(as_numpy(value, name), np.float32)
     array = array if batched else array[None]
     if array.shape != (n, *shape):
         raise InputError(f"{name} must be {(n, *shape) if batched else shape}, got {np.shape(value)}")
@@ -279,7 +282,7 @@ def _plane(
     """float32 (N, h / stride, w / stride) in [0, 1], and the stride."""
     if value is None:
         return None, 1
-    array = np.asarray(value, np.float32)
+    array = np.asarray(as_numpy(value, name), np.float32)
     array = array if batched else array[None]
     stride = _stride(array.shape[-2:], h, w, name) if array.ndim == 3 and len(array) == n else 0
     if not stride:
@@ -302,7 +305,7 @@ def _affinity(
 ) -> tuple[NDArray[np.float32] | None, int]:
     if value is None:
         return None, 1
-    array = np.asarray(value, np.float32)
+    array = np.asarray(as_numpy(value, "affinity"), np.float32)
     array = array if batched else array[None]
     if array.ndim != 4 or len(array) != n or array.shape[1] != len(offsets):
         raise InputError(
@@ -316,10 +319,10 @@ def _affinity(
 def _offsets(value: Sequence[tuple[int, int]] | NDArray[np.int32]) -> NDArray[np.int32]:
     """Convert affinity offsets to int32 (A, 2); raise InputError where one is longer than any grid."""
     try:
-        offsets = np.asarray(value, np.int64).reshape(-1, 2)
+        offsets = np.asarray(as_numpy(value, "affinity_offsets"), np.int64).reshape(-1, 2)
     except (TypeError, ValueError, OverflowError) as wrong:
         raise InputError(f"affinity_offsets must be pairs of integers (dy, dx), got {value!r}") from wrong
-    if offsets.size and not (-MAX_SIDE <= offsets.min() and offsets.max() <= MAX_SIDE):
+    if offsets.size and not (offsets.min() >= -MAX_SIDE and offsets.max() <= MAX_SIDE):
         raise InputError(
             f"affinity_offsets must lie in -{MAX_SIDE}..{MAX_SIDE} cells, got {offsets.min()}..{offsets.max()}"
         )
@@ -333,7 +336,7 @@ def _rule(value: ArrayLike | None, name: str, has_evidence: bool) -> NDArray[np.
         raise InputError(
             f"a {name} weighs affinities{' and boundaries' if name == 'part_rule' else ''}: give them as well"
         )
-    rule = np.ascontiguousarray(value, np.float32)
+    rule = np.ascontiguousarray(as_numpy(value, name), np.float32)
     unit = len(EVIDENCE_FEATURES) + 2
     if rule.ndim != 1 or rule.size % unit != 1 or not 1 <= rule.size // unit <= MAX_EVIDENCE_HIDDEN:
         raise InputError(
@@ -372,12 +375,16 @@ def _check_unit(array: NDArray[np.float32], name: str) -> None:
         )
 
 
-def thing_flags(things: Iterable[int] | None) -> NDArray[np.uint8]:
+def thing_flags(things: Iterable[int] | int | None) -> NDArray[np.uint8]:
     """1 for each countable class id, uint8 (256,); None: all but 0 and 255. Raises InputError."""
     flags = np.zeros(256, np.uint8)
     if things is None:
         flags[1:IGNORE] = 1
         return flags
+    if isinstance(things, Integral):
+        things = [int(things)]
+    if not isinstance(things, Iterable):
+        raise InputError(f"things must be class ids in 0..254, got {things!r}")
     for class_id in things:
         if not (isinstance(class_id, Integral) and 0 <= class_id < IGNORE):
             raise InputError(f"things: class ids are integers in 0..254, got {class_id!r}")

@@ -9,11 +9,14 @@ from typing import Any
 from tqdm import tqdm
 
 from ...errors import OutputError, PipelineError
+from ...images import printable
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.tracker import Tracker
 from ..segmenter import Segmenter
 from ..sources.base import Source
+from ..sources.files import unreadable_message
 from ..sources.open_source import open_source
+from .coco import COCO_NAME, write_coco
 from .run_writer import RunWriter
 
 
@@ -27,11 +30,13 @@ def run(
     nth: int = 1,
     workers: int = 1,
     tracker: Tracker | None = None,
+    output_format: str = "jsonl",
 ) -> dict[str, Any]:
     """Segment the frames of ``source`` into folder ``out``; returns (and writes as summary.json) the summary.
 
     A source that fails half way, Ctrl-C and SIGTERM leave valid outputs of what was done;
-    ``summary["error"]`` then says why. The rest: see ``Pipeline``.
+    ``summary["error"]`` then says why; ``summary["unreadable"]`` lists image files that were left out. With
+    ``output_format="coco"`` the records are also written as coco.json. The rest: see ``Pipeline``.
     """
     error: str | None = None
     frames = source if isinstance(source, Source) else open_source(source)
@@ -63,13 +68,24 @@ def run(
             error = str(stopped)
         except KeyboardInterrupt:
             error = "interrupted"
+    if error is None and frames.unreadable:
+        error = unreadable_message(frames)
+    coco_json = None
+    if output_format == "coco":
+        coco_json = writer.folder / COCO_NAME
+        try:
+            write_coco(writer.folder / "instances.jsonl", coco_json, segmenter.class_names)
+        except OutputError as wrong:
+            error = error or str(wrong)
     stats = pipeline.stats()
     summary = {
-        "source": frames.name,
+        "source": printable(frames.name),
         **stats.pop("times"),
         **{name: stats[name] for name in ("captured", "dropped", "skipped", "reconnects")},
         "overlay": writer.overlays,
-        "instances_jsonl": str(writer.folder / "instances.jsonl"),
+        "instances_jsonl": printable(str(writer.folder / "instances.jsonl")),
+        "coco_json": coco_json and printable(str(coco_json)),
+        "unreadable": list(frames.unreadable),
         "error": error,
     }
     try:
@@ -91,5 +107,5 @@ def summary_table(summary: dict[str, Any]) -> str:
     for stage, times in summary["stages"].items():
         lines.append(f"  {stage:<10}{times['p50_ms']:>9.2f}{times['p99_ms']:>9.2f}")
     lines.append(f"overlay: {summary['overlay']}")
-    lines.append(f"masks:   {summary['instances_jsonl']}")
+    lines.append(f"masks:   {summary['coco_json'] or summary['instances_jsonl']}")
     return "\n".join(lines)

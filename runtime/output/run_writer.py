@@ -13,18 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OutputError
-from ...files import writable_folder
+from ...files import printable
 from ...instances import Instances
 from ..pipeline.pipeline import Result
 from ..sources.base import USUAL_FPS, Frame, Source
 from .mp4 import Mp4Writer
+
+_MAX_NAME_BYTES = 200  # of the 255 that a file system allows; "-overlay.png" and numbers are added
 
 
 def frame_record(frame: Frame, instances: Instances) -> dict[str, Any]:
     """One line of instances.jsonl."""
     return {
         "frame": frame.index,
-        "name": frame.name,
+        "name": printable(frame.name),
+        **({"file_name": printable(frame.file_name)} if frame.file_name else {}),
         "capture_time_ns": frame.capture_time_ns,
         "size_hw": list(instances.label_map.shape),
         "stage_ms": {k: round(v, 3) for k, v in instances.stage_ms.items()},
@@ -94,32 +97,43 @@ class RunWriter:
         if self.source.is_video:
             self._write_video(result.frame, result.view)
         else:
-            self.overlay_path = self.folder / f"{self._unused(result.frame.name)}-overlay.png"
-            if not cv2.imwrite(str(self.overlay_path), result.view):
-                raise OutputError(f"can't write {self.overlay_path}: is the disk full?")
+            self._write_image(result.frame, result.view)
 
     @property
     def overlays(self) -> str | None:
         """Path of the overlay, or a pattern where there are several; None before the first frame."""
         if len(self._names) > 1:
-            return str(self.folder / "*-overlay.png")
-        return str(self.overlay_path) if self.overlay_path else None
+            return printable(str(self.folder / "*-overlay.png"))
+        return printable(str(self.overlay_path)) if self.overlay_path else None
 
     def _unused(self, name: str) -> str:
         """The name, or NAME-2, ... where a.jpg and a.png lie in one folder."""
         count = self._names[name] = self._names.get(name, 0) + 1
         return name if count == 1 else self._unused(f"{name}-{count}")
 
+    def _write_image(self, frame: Frame, view: NDArray[np.uint8]) -> None:
+        self.overlay_path = self.folder / f"{self._unused(shortened(frame.name))}-overlay.png"
+        try:  # OpenCV's own writer takes no names that aren't valid text
+            self.overlay_path.write_bytes(cv2.imencode(".png", view)[1].tobytes())
+        except OSError as wrong:
+            raise OutputError(f"can't write {printable(str(self.overlay_path))}: {wrong.strerror}") from wrong
+
     def _write_video(self, frame: Frame, view: NDArray[np.uint8]) -> None:
         fps = self.source.fps or USUAL_FPS
         if self._video is None:
-            self.overlay_path = self.folder / f"{safe_name(self.source.name)}-overlay.mp4"
+            self.overlay_path = self.folder / f"{shortened(safe_name(self.source.name))}-overlay.mp4"
             self._first_ns = frame.capture_time_ns
             self._video = Mp4Writer(self.overlay_path, (view.shape[1], view.shape[0]), fps)
         # a live source's frames are as far apart as they were captured, whatever was dropped in between
         self._video.write(
             view, (frame.capture_time_ns - self._first_ns) / 1e9 if self.source.is_live else frame.index / fps
         )
+
+
+def shortened(name: str) -> str:
+    """A name of at most 200 bytes: with what is added to it, a file system still takes it."""
+    content = os.fsencode(name)
+    return name if len(content) <= _MAX_NAME_BYTES else content[:_MAX_NAME_BYTES].decode("utf-8", "ignore")
 
 
 def safe_name(name: str) -> str:

@@ -4,6 +4,7 @@ as large as the network wants them."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,9 +13,12 @@ from numpy.typing import NDArray
 from ...instances import Instances
 from ...plugins.native import region_counts
 from ...plugins.operator import cluster
+from ...plugins.problem import MAX_SIDE
 from .partition import Label, enlarged_labels, instances_of, nearest_label
 from .view import View, view_of, window
 from .view_planning import PlannedView
+
+_log = logging.getLogger("tfiseg")
 
 MANY = 20  # objects
 _COARSE = 1.5  # times a view's side: as large as masks are looked at to begin with
@@ -118,6 +122,11 @@ def size_if_crowd(
     regions of its shape; 0: it is no crowd. A crowd's regions are many and of a size: outlines have bumps and
     tables plates, which make many small ones beside large ones."""
     if own.sum() < MANY * _LEAST_CELLS or not _may_be_many(own, view_px, threads):
+        return 0.0
+    if max(own.shape) > MAX_SIDE:
+        _log.warning(
+            "a crowd over %d px is not separated: its longer side is %d px", MAX_SIDE, max(own.shape)
+        )
         return 0.0
     regions: Instances = cluster(own.astype(np.uint8), split=1.0, min_area=0, threads=threads)
     usual = _usual(regions.area)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ...instances import Instances
 from ...plugins.operator import cluster
+from ...plugins.problem import MAX_SIDE
 from ..networks.instance_session import InstanceSession
 from .partition import Label, instances_of, nearest_label
 from .view import View, at_pixels
@@ -65,7 +66,7 @@ def outlined(
     session.check_outlines()
     began = time.perf_counter()
     class_of = np.concatenate([[0], instances.class_id]).astype(np.uint8)
-    components: Instances = cluster(class_of[instances.label_map], split=0.0, min_area=0, threads=threads)
+    components = _components(class_of[instances.label_map], instances, threads)
     planned = component_views(components, session.view_px, max_views)
     if not planned:
         return instances
@@ -87,6 +88,19 @@ def outlined(
         "instance network": instances.stage_ms.get("instance network", 0.0) + (answered - asked) * 1e3,
     }
     return replace(found, stage_ms={**instances.stage_ms, **stages})
+
+
+def _components(class_map: NDArray[np.uint8], instances: Instances, threads: int | None) -> Instances:
+    """Connected components of the instances' class map, as ``cluster(class_map, split=0)`` finds them."""
+    if max(class_map.shape) <= MAX_SIDE:
+        found: Instances = cluster(class_map, split=0.0, min_area=0, threads=threads)
+        return found
+    labels, count = np.zeros(class_map.shape, np.int32), 0
+    for class_id in np.unique(instances.class_id).tolist():  # photos of more than the operator's grid takes
+        own = cv2.connectedComponents((class_map == class_id).astype(np.uint8), connectivity=8)[1]
+        labels[own > 0] = own[own > 0] + count
+        count = int(labels.max(initial=0))
+    return instances_of(labels, replace(instances, track_id=None))
 
 
 def redrawn(

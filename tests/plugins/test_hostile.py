@@ -133,7 +133,9 @@ WRONG = (-3.0, 3.0, 1e30, -1e30, np.inf, -np.inf, np.nan)
 
 @pytest.mark.parametrize("name", ["boundary", "affinity", "displacement", "scores"])
 @pytest.mark.parametrize("share", [0.1, 1.0])
-def test_values_out_of_range_end_and_are_the_same_everywhere(name, share, random_problem, shuffled, assert_same):
+def test_values_out_of_range_end_and_are_the_same_everywhere(
+    name, share, random_problem, shuffled, assert_same
+):
     rng = np.random.default_rng(7)
     tried = 0
     for seed in range(400):

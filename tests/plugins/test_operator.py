@@ -182,3 +182,22 @@ def test_the_instance_prototypes_affinities_split_people(shared):
             scores[name].add(panoptic_counts(label_map, found.class_id, truth, semantic))
     quality = {name: score.pooled.quality for name, score in scores.items()}
     assert quality["affinity"] > quality["components"] + 5, quality
+
+
+def test_tensors_of_every_dtype_are_taken():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 60, 80)).astype(np.float32))
+    expected = tfiseg.cluster(logits.bfloat16().float().numpy())
+    for given in (logits.bfloat16(), logits.bfloat16().requires_grad_()):
+        assert np.array_equal(tfiseg.cluster(given).label_map, expected.label_map)
+    wanted = tfiseg.cluster(logits.numpy(), scores=np.full((60, 80), 0.5, np.float32))
+    found = tfiseg.cluster(logits.requires_grad_(), scores=torch.full((60, 80), 0.5).bfloat16())
+    assert np.array_equal(found.score, wanted.score)
+
+
+def test_one_thing_may_be_given_as_a_number():
+    class_map = np.ones((60, 80), np.uint8)
+    assert len(tfiseg.cluster(class_map, things=1)) == 1
+    assert len(tfiseg.cluster(class_map, things=np.int64(2))) == 0
+    with pytest.raises(tfiseg.InputError, match=r"things must be class ids in 0\.\.254, got 1\.5"):
+        tfiseg.cluster(class_map, things=1.5)

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import tfiseg
 from pycocotools import mask as coco
+from pycocotools.coco import COCO
 from tfiseg.files import writable_folder
+from tfiseg.runtime.output.coco import write_coco
 from tfiseg.runtime.output.run import run
 
 
@@ -128,3 +130,121 @@ def test_a_full_disk_is_told_and_the_summary_comes_back(segmenter, tmp_path):
     summary = run("synthetic", segmenter, tmp_path, max_frames=6, quiet=True)
     assert "instances.jsonl: No space left on device" in summary["error"]
     assert json.loads((tmp_path / "summary.json").read_text())["error"] == summary["error"]
+
+
+def write_jpeg(path, size_hw=(40, 60)):
+    with open(path, "wb") as file:  # OpenCV's own writer takes no names that aren't valid text
+        file.write(cv2.imencode(".jpg", np.full((*size_hw, 3), 90, np.uint8))[1].tobytes())
+
+
+def folder_with(tmp_path, *names):
+    (tmp_path / "in").mkdir()
+    for name in names:
+        write_jpeg(os.path.join(os.fsencode(tmp_path / "in"), os.fsencode(name)))
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.symlink_to("/nowhere/x.jpg"),
+        lambda path: path.write_text("no picture"),
+        lambda path: (write_jpeg(path), os.truncate(path, path.stat().st_size // 2)),
+    ],
+)
+@pytest.mark.parametrize("name", ["a0.jpg", "b0.jpg", "z.jpg"])
+def test_a_bad_file_is_named_and_the_rest_is_done(segmenter, tmp_path, spoil, name):
+    folder = folder_with(tmp_path, "a.jpg", "b.jpg", "d.jpg")
+    spoil(folder / name)
+    summary = run(str(folder), segmenter, tmp_path / "out", quiet=True)
+    assert [r["file_name"] for r in lines_of(tmp_path / "out")] == ["a.jpg", "b.jpg", "d.jpg"]
+    assert summary["error"].startswith("1 of 4 images can't be read: ")
+    assert name in summary["error"]
+    assert len(summary["unreadable"]) == 1
+    assert name in summary["unreadable"][0]
+
+
+def test_hidden_files_and_folders_are_no_pictures(segmenter, tmp_path):
+    folder = folder_with(tmp_path, "a.jpg")
+    (folder / "._a.jpg").write_bytes(b"\0\5\26\7")
+    (folder / ".DS_Store").write_bytes(bytes(100))
+    (folder / "more.jpg").mkdir()
+    summary = run(str(folder), segmenter, tmp_path / "out", quiet=True)
+    assert (summary["error"], summary["unreadable"], summary["frames"]) == (None, [], 1)
+
+
+def test_a_folder_of_bad_files_is_an_error(segmenter, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_text("no picture")
+    with pytest.raises(
+        tfiseg.SourceError, match=r"2 of 2 images can't be read: .*a\.png is no image.*, and 1 more"
+    ):
+        list(tfiseg.open_source(tmp_path / "in"))
+    assert "2 of 2 images" in run(str(tmp_path / "in"), segmenter, tmp_path / "out", quiet=True)["error"]
+
+
+def test_names_of_any_bytes_and_length(segmenter, tmp_path):
+    names = [b"a.jpg", b"caf\xe9.jpg", "ü".encode() * 122 + b".jpg", b"x" * 251 + b".jpg"]
+    folder = folder_with(tmp_path, *names)
+    out = os.path.join(os.fsencode(tmp_path), b"o\xe9")
+    summary = run(str(folder), segmenter, os.fsdecode(out), quiet=True, output_format="coco")
+    assert summary["error"] is None
+    json.dumps(summary, ensure_ascii=False).encode()
+    overlays = sorted(name for name in os.listdir(out) if name.endswith(b".png"))
+    short = [b"a", b"caf\xe9", b"x" * 200, "ü".encode() * 100]
+    assert overlays == [name + b"-overlay.png" for name in short]
+    with open(os.path.join(out, b"instances.jsonl")) as lines:
+        assert json.loads(lines.readlines()[1])["file_name"] == r"caf\xe9.jpg"
+
+
+def test_long_names_that_begin_alike_stay_apart(segmenter, tmp_path):
+    folder = folder_with(tmp_path, "x" * 240 + "1.jpg", "x" * 240 + "2.jpg")
+    run(str(folder), segmenter, tmp_path / "out", quiet=True)
+    found = sorted(p.name for p in (tmp_path / "out").glob("*.png"))
+    assert found == ["x" * 200 + "-2-overlay.png", "x" * 200 + "-overlay.png"]
+
+
+def test_paths_are_relative_to_the_folder(segmenter, tmp_path):
+    folder = folder_with(tmp_path, "a.jpg")
+    (folder / "deep").mkdir()
+    write_jpeg(folder / "deep" / "a.jpg")
+    (frame,) = tfiseg.open_source(folder)
+    assert frame.file_name == "a.jpg"
+    (frame,) = tfiseg.open_source(folder / "a.jpg")
+    assert frame.file_name == "a.jpg"
+    names = [f.file_name for f in tfiseg.open_source(str(folder / "**" / "*.jpg"))]
+    assert names == [str(folder / "a.jpg"), str(folder / "deep" / "a.jpg")]
+
+
+def test_a_coco_file_is_loaded_by_pycocotools(segmenter, tmp_path):
+    summary = run("synthetic", segmenter, tmp_path, max_frames=3, quiet=True, output_format="coco")
+    found = COCO(summary["coco_json"])
+    assert found.getImgIds() == [1, 2, 3]
+    assert [(i["file_name"], i["height"], i["width"]) for i in found.loadImgs([1, 3])] == [
+        ("frame-000000", 480, 640),
+        ("frame-000002", 480, 640),
+    ]
+    assert found.loadCats([15])[0]["name"] == segmenter.class_names[15]
+    records = lines_of(tmp_path)
+    assert len(found.anns) == sum(len(r["instances"]) for r in records) > 0
+    for row in found.anns.values():
+        mask = found.annToMask(row)
+        ys, xs = np.nonzero(mask)
+        assert row["area"] == mask.sum()
+        assert row["bbox"] == [xs.min(), ys.min(), xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min()]
+        assert 0 <= row["score"] <= 1
+    assert len(found.loadRes(list(found.anns.values())).anns) == len(found.anns)
+
+
+def test_a_coco_file_of_no_frames_and_of_a_record_that_is_cut_off(tmp_path):
+    (tmp_path / "lines").write_text("")
+    write_coco(tmp_path / "lines", tmp_path / "none.json", ["background", "person"])
+    assert COCO(str(tmp_path / "none.json")).dataset["images"] == []
+    line = {"frame": 0, "name": "a", "size_hw": [1, 1], "instances": []}
+    (tmp_path / "lines").write_text(json.dumps(line) + '\n{"frame": 1, "na')
+    write_coco(tmp_path / "lines", tmp_path / "one.json", ["background", "person"])
+    assert len(COCO(str(tmp_path / "one.json")).dataset["images"]) == 1
+    with pytest.raises(tfiseg.OutputError, match="can't write"):
+        write_coco(tmp_path / "lines", tmp_path / "nowhere" / "one.json", [])

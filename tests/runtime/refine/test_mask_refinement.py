@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tfiseg.cli.main import main
 from tfiseg.errors import InputError, ModelError
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
+from tfiseg.runtime.refine import mask_refinement
 from tfiseg.runtime.refine.mask_refinement import redrawn
 from tfiseg.runtime.refine.refiner import Refiner
 from tfiseg.runtime.refine.view import View
@@ -341,3 +342,15 @@ def test_who_draws_them(refine, outlines, drawn):
     found = segmenter(next(iter(SyntheticCamera())))
     assert ("outlines" in found.stage_ms) == drawn
     assert len(found)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_components_of_large_photos_are_the_operators(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    class_map = (rng.integers(0, 4, (40, 50)) * (rng.random((40, 50)) < 0.5)).astype(np.uint8)
+    found = tfiseg.cluster(class_map, min_area=0)
+    expected = mask_refinement._components(class_map, found, None)
+    monkeypatch.setattr(mask_refinement, "MAX_SIDE", 16)
+    components = mask_refinement._components(class_map, found, None)
+    for name in ("label_map", "class_id", "box_xyxy", "area"):
+        assert np.array_equal(getattr(components, name), getattr(expected, name))
