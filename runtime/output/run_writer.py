@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OutputError
-from ...files import printable
+from ...files import printable, writable_folder
 from ...instances import Instances
 from ..pipeline.pipeline import Result
 from ..sources.base import USUAL_FPS, Frame, Source
