@@ -14,8 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tfiseg.runtime.evaluate import load_eval_set
-from tfiseg.runtime.metrics import panoptic_counts
+from tfiseg.runtime.evaluate.evaluate import load_eval_set
+from tfiseg.runtime.evaluate.metrics import panoptic_counts
 from tfiseg.runtime.segmenter import Segmenter
 
 FRAME_HW = (576, 768)
