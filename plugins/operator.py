@@ -319,7 +319,7 @@ def _offsets(value: Sequence[tuple[int, int]] | NDArray[np.int32]) -> NDArray[np
         offsets = np.asarray(value, np.int64).reshape(-1, 2)
     except (TypeError, ValueError, OverflowError) as wrong:
         raise InputError(f"affinity_offsets must be pairs of integers (dy, dx), got {value!r}") from wrong
-    if offsets.size and not (-MAX_SIDE <= offsets.min() and offsets.max() <= MAX_SIDE):
+    if offsets.size and not (offsets.min() >= -MAX_SIDE and offsets.max() <= MAX_SIDE):
         raise InputError(
             f"affinity_offsets must lie in -{MAX_SIDE}..{MAX_SIDE} cells, got {offsets.min()}..{offsets.max()}"
         )
