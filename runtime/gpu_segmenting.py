@@ -53,10 +53,9 @@ class GpuRoute:
             why = "exhaustive refinement is planned step by step"
         elif not network.on_gpu:
             why = f"{network.path} runs there; `tfiseg build` makes an engine of it, for instance_model"
-        elif network.engine is not None and network.engine.most < self._max_views:
-            most = network.engine.most
+        elif network.most_views is not None and network.most_views < self._max_views:
             why = (
-                f"{network.path} takes {most} views at once, not {self._max_views}: build it without --batch, "
+                f"{network.path} takes {network.most_views} views at once, not {self._max_views}: build it without --batch, "
                 "or set max_views"
             )
         return why and f"components are refined on the CPU ({why})"

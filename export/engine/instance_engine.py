@@ -21,8 +21,9 @@ from ...calibration.frames import sample_frames
 from ...errors import GateError, InputError
 from ...runtime.inspect.onnx_layers import layer_precisions
 from ...runtime.networks.engine_file import write_engine
-from ...runtime.networks.instance_session import InstanceMaps, InstanceSession
+from ...runtime.networks.instance_session import InstanceMaps
 from ...runtime.networks.model_info import METADATA_KEY
+from ...runtime.networks.open_session import open_instance_session
 from ...runtime.refine.mask_refinement import COMES, GOES
 from ...runtime.refine.view_planning import MAX_VIEWS, Looks, component_views, looked_at, shown
 from ...runtime.segmenter import Segmenter
@@ -123,7 +124,7 @@ def _gate(
         sessions = []
         for name, network in (("fp32", model), ("lowered", lowered)):
             onnx.save(network, Path(folder, f"{name}.onnx"))
-            sessions.append(InstanceSession(Path(folder, f"{name}.onnx")))
+            sessions.append(open_instance_session(Path(folder, f"{name}.onnx")))
         for image in tqdm(
             sample_frames(settings.frames, settings.gate_frames, settings.seed, quiet),
             desc="gate",

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ...errors import ModelError
 from ...plugins.operator import AFFINITY_OFFSETS
-from ...runtime.networks.instance_session import ANY_SIDE, INSTANCE_FORMAT, InstanceSession
+from ...runtime.networks.instance_session import ANY_SIDE, INSTANCE_FORMAT
 from ...runtime.networks.model_info import METADATA_KEY, weights_digest
+from ...runtime.networks.open_session import open_instance_session
 from ..frame_graph import MODEL_IR_VERSION
 from ..half_weights import stored_as_half
 from ..model_file import check_difference, rounded, written_whole
@@ -161,7 +162,7 @@ def free_sides(model: onnx.ModelProto) -> None:
 
 @torch.no_grad()
 def _difference(whole: ViewMaps, model: Path, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> float:
-    session = InstanceSession(model)
+    session = open_instance_session(model)
     _, *ours = whole(torch.from_numpy(views), torch.from_numpy(masks))
     maps = session.infer(views, masks, foreground=session.draws_outlines)
     pairs = [*zip(ours[:2], (maps.affinity, maps.boundary), strict=True)]

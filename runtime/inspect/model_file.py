@@ -13,10 +13,10 @@ import numpy as np
 
 from ...errors import EngineError, InputError, ModelError
 from ..networks.engine_file import SUFFIX, check_content, mismatches, read_sidecar, sidecar_path
-from ..networks.instance_session import InstanceSession
 from ..networks.machine import this_machine
 from ..networks.model_info import METADATA_KEY, ModelInfo, weights_digest
 from ..networks.onnx_runtime import start_session
+from ..networks.open_session import open_instance_session
 from .onnx_layers import PRECISIONS, LayerPrecision, layer_precisions
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _onnx(path: Path) -> dict[str, Any]:
         try:
             of_instances = _instance_metadata(text)
             if of_instances is not None:
-                InstanceSession(path, threads=1)  # raises where something is damaged
+                open_instance_session(path, threads=1)  # raises where something is damaged
             metadata = of_instances or ModelInfo.from_json(text, str(path)).extra
         except ModelError as wrong:
             problems.append(str(wrong))

@@ -3,7 +3,7 @@ execution contexts for those on the GPU (view_refiner.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from ...errors import EngineError, ModelError
 from ..gpu.execution_context import Context, sizes_of
 from .engine_file import checked_plan
+from .instance_session import InstanceInfo, InstanceSession
 from .tensorrt_plan import OpenedPlan
 
 
-class EngineViews:
-    """``metadata``: what the network says of itself; ``view_px``: the side of the views that it takes,
-    ``most`` so many at once; ``types``: of its outputs, by name.
+class EngineInstanceSession(InstanceSession):
+    """An instance network as an engine.
 
     Args:
         path: NAME.engine that ``tfiseg build`` made of an instance network.
@@ -30,17 +30,17 @@ class EngineViews:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         plan, record = checked_plan(path)
-        self.metadata: dict[str, Any] = record["model"]
-        if "instance_format" not in self.metadata:
+        if "instance_format" not in record["model"]:
             raise ModelError(
                 f"{path} is no engine of an instance network: `tfiseg build` makes one of what `tfiseg train instance` wrote"
             )
         self._opened = opened = OpenedPlan(path, plan, record)
         self.cuda = opened.cuda
-        self.types, _, largest = opened.interface("views")
-        self.most, self.view_px = largest[0], largest[1]
+        self.types, _, (most_views, side, *_) = opened.interface("views")
+        info = InstanceInfo.from_json(json.dumps(record["model"]), path)
+        super().__init__(path, info, side, list(self.types), most_views)
+        self._most = most_views
         with self.cuda.current():
             self._context, self._stream = opened.context(), self.cuda.stream()
         self._lock = Lock()
@@ -57,16 +57,19 @@ class EngineViews:
         with self._lock, self.cuda.current():
             self._memory.clear()
 
-    def context(self) -> Context:
-        """A further execution context, for a stream of somebody else's. Needs the GPU's context to be
-        current."""
-        return self._opened.context()
+    @property
+    def on_gpu(self) -> bool:
+        return True
 
-    def run(
-        self, outputs: Sequence[str], views: NDArray[np.uint8], masks: NDArray[np.uint8]
+    def device_context(self, stream: Any, outlines: bool) -> tuple[Context, dict[str, np.dtype[Any]]]:
+        return self._opened.context(), self.types
+
+    def _run_batch(
+        self, outputs: tuple[str, ...], views: NDArray[np.uint8], masks: NDArray[np.uint8]
     ) -> list[NDArray[np.float32]]:
-        """Maps by name of at most ``most`` views uint8 (K, S, S, 3) and masks uint8 (K, S, S)."""
-        count = min(1 << (len(views) - 1).bit_length(), self.most)  # few sizes: RTX compiles kernels for each
+        count = min(
+            1 << (len(views) - 1).bit_length(), self._most
+        )  # few sizes: RTX compiles kernels for each
         with self._lock, self.cuda.current():
             given = {
                 "views": np.zeros((count, *views.shape[1:]), np.uint8),

@@ -1,4 +1,4 @@
-"""``open_session``: one function for every kind of model file."""
+"""``open_session`` and ``open_instance_session``: one function each for every kind of model file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from ...errors import MissingDependencyError
 from .engine_file import SUFFIX, checked_plan
 from .engine_session import EngineSession
+from .instance_engine import EngineInstanceSession
+from .instance_onnx import OnnxInstanceSession
+from .instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
 from .model_variants import AS_IS, Variant
 from .onnx_cuda_session import OnnxGpuSession
 from .onnx_session import OnnxSession
@@ -47,3 +50,25 @@ def _open_on_gpu(path: Path, threads: int, providers: Sequence[str], variant: Va
     except MissingDependencyError as missing:
         _log.warning("clustering runs on the CPU: %s", missing)
         return OnnxSession(path, threads, providers, variant=variant)
+
+
+def open_instance_session(
+    path: str | Path = DEFAULT_INSTANCE_MODEL,
+    threads: int = 0,
+    providers: Sequence[str] = DEFAULT_PROVIDERS,
+) -> InstanceSession:
+    """The session for an instance network.
+
+    Args:
+        path: model that ``tfiseg train instance`` exported, or an engine of one; default: the one that comes
+            with tfiseg.
+        threads: CPU threads; 0 = ONNX Runtime's own choice. Engines use none.
+        providers: ONNX Runtime execution providers, first choice first.
+
+    Raises:
+        ModelError: see ``OnnxInstanceSession``. EngineError: see ``open_session``.
+    """
+    path = Path(path)
+    if path.suffix == SUFFIX:
+        return EngineInstanceSession(path)
+    return OnnxInstanceSession(path, threads, providers)

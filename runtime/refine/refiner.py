@@ -19,6 +19,7 @@ from ...instances import Instances, instances_from_table
 from ...plugins.native import region_counts
 from ...plugins.operator import MIN_AREA_PX, SHARPEN, cluster
 from ..networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession, of_groups
+from ..networks.open_session import open_instance_session
 from ..networks.session import DEFAULT_PROVIDERS
 from .crowds import MANY, crowds_parted, size_if_crowd
 from .join_candidates import Candidates, candidates_in, united
@@ -85,7 +86,7 @@ class Refiner:
     ) -> None:
         if max_views is not None and max_views < 1:
             raise InputError(f"max_views must be at least 1, got {max_views}")
-        self.session = InstanceSession(model or DEFAULT_INSTANCE_MODEL, threads, providers)
+        self.session = open_instance_session(model or DEFAULT_INSTANCE_MODEL, threads, providers)
         self.min_area = MIN_AREA_PX if self.session.min_area is None else self.session.min_area
         self.thorough = of_groups(self.session.lone_odds) if thorough is None else thorough
         self.max_views = MAX_VIEWS if max_views is None else max_views

@@ -42,7 +42,8 @@ from tfiseg.export.instance.train import (  # noqa: E402
 from tfiseg.export.semantic.data import Picture, sure_of  # noqa: E402
 from tfiseg.plugins.neck import EVIDENCE_FEATURES  # noqa: E402
 from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
-from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession  # noqa: E402
+from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps  # noqa: E402
+from tfiseg.runtime.networks.open_session import open_instance_session  # noqa: E402
 
 SHIPPED_WEIGHTS = Path(__file__).parents[3] / "export/instance/tfiseg-instance.pt"  # not installed
 
@@ -251,7 +252,7 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     assert set(report["rules"]) == {"merge", "part", "join"}
     for name in ("composites", "rough"):
         assert cv2.imread(str(tmp_path / "sheets" / f"{name}.jpg")) is not None
-    session = InstanceSession(tmp_path / "n.onnx")
+    session = open_instance_session(tmp_path / "n.onnx")
     assert session.view_px == 128
     assert session.min_area == 9
     assert report["lone_odds"] is session.lone_odds is None  # there was no teacher to count
@@ -268,7 +269,7 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     assert (
         main([*command, "--teacher", str(tmp_path / "n.onnx")]) == 0
     )  # resumes at the end, and exports again
-    report, session = json.loads(capsys.readouterr().out), InstanceSession(tmp_path / "n.onnx")
+    report, session = json.loads(capsys.readouterr().out), open_instance_session(tmp_path / "n.onnx")
     assert not session.draws_outlines
     assert 0 < report["lone_odds"] == session.lone_odds <= 20
     fewer = tmp_path / "fewer"
@@ -503,7 +504,7 @@ def test_what_the_teacher_would_split_is_left_out_of_what_is_learned_from(toy, m
         toy / "images", toy / "semantic", None, recipe, DEFAULT_INSTANCE_MODEL, bold_composites=32, quiet=True
     )
     ((view_px, rules),) = asked
-    assert view_px == InstanceSession().view_px  # the teacher's, whatever is trained
+    assert view_px == open_instance_session().view_px  # the teacher's, whatever is trained
     assert set(rules) == {"merge", "part", "join"}
     untold = banks_of(toy / "images", toy / "semantic", None, recipe)
     assert len(told.used.objects) == len(untold.used.objects) - 1

@@ -18,9 +18,10 @@ from tfiseg.plugins.problem import Clustering
 from tfiseg.plugins.views import Found, Scene, cut_views, place_pieces
 from tfiseg.runtime.gpu.refined_frame import RefinedFrame
 from tfiseg.runtime.gpu.view_refiner import VIEWS
-from tfiseg.runtime.networks import instance_session, onnx_cuda_session
+from tfiseg.runtime.networks import instance_onnx, onnx_cuda_session
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
 from tfiseg.runtime.networks.onnx_binding import BoundContext
+from tfiseg.runtime.networks.open_session import open_instance_session
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import emulated_gpu
@@ -51,7 +52,7 @@ def crowd(height=192, width=256):
 
 
 def test_the_graph_holds_what_the_same_steps_give(segmenter, gpu):
-    network, image = InstanceSession(), crowd()
+    network, image = open_instance_session(), crowd()
     maps = tfiseg.Segmenter(PLAIN_MODEL, threads=1).session.infer(image)
     components = cluster(maps["logits"][0], split=0.0, output_size_hw=image.shape[:2], min_area=25)
     table = np.zeros((len(components), 10), np.float32)
@@ -190,8 +191,8 @@ def test_onnx_runtime_on_our_memory(gpu, monkeypatch):
     emulated_gpu.install(monkeypatch, gpu)
     session = onnx_cuda_session.OnnxGpuSession(PLAIN_MODEL, 1, ["CPUExecutionProvider"], device="cpu")
     monkeypatch.setattr("tfiseg.runtime.segmenter.open_session", lambda *_: session)
-    monkeypatch.setattr(InstanceSession, "on_gpu", True)
-    monkeypatch.setattr(instance_session, "BoundContext", partial(BoundContext, device="cpu"))
+    monkeypatch.setattr(instance_onnx.OnnxInstanceSession, "on_gpu", True)
+    monkeypatch.setattr(instance_onnx, "BoundContext", partial(BoundContext, device="cpu"))
     segmenter = tfiseg.Segmenter(refine="components", outlines=False)
     found = [segmenter(crowd()) for _ in range(2)]
     monkeypatch.undo()
@@ -251,7 +252,7 @@ def test_compiled_kernels_of_both_networks_are_kept(segmenter, tmp_path):
 
 def test_an_engine_of_the_instance_network_gives_what_the_network_gives(gpu, monkeypatch, instance_engine):
     emulated_gpu.install(monkeypatch, gpu)
-    engine, network = InstanceSession(instance_engine), InstanceSession(threads=1)
+    engine, network = open_instance_session(instance_engine), open_instance_session(threads=1)
     rng = np.random.default_rng(0)
     views, masks = (
         rng.integers(0, 256, (11, 192, 192, 3)).astype(np.uint8),
@@ -271,7 +272,7 @@ def test_an_engine_of_the_instance_network_gives_what_the_network_gives(gpu, mon
 def test_an_engine_of_another_network_is_refused(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     with pytest.raises(tfiseg.ModelError, match="is no engine of an instance network"):
-        InstanceSession(engine_of(PLAIN_MODEL, tmp_path))
+        open_instance_session(engine_of(PLAIN_MODEL, tmp_path))
 
 
 def agreement(found, expected):

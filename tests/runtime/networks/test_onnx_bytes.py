@@ -3,8 +3,9 @@
 import numpy as np
 import onnxruntime
 import pytest
-from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
+from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
 from tfiseg.runtime.networks.onnx_bytes import with_outputs
+from tfiseg.runtime.networks.open_session import open_instance_session
 
 
 def test_the_nodes_of_other_outputs_go():
@@ -26,7 +27,7 @@ def test_the_nodes_of_other_outputs_go():
 
 
 def test_what_is_left_computes_the_same():
-    session = InstanceSession()
+    session = open_instance_session()
     rng = np.random.default_rng(0)
     views = rng.integers(0, 256, (2, session.view_px, session.view_px, 3), np.uint8)
     masks = (rng.random((2, session.view_px, session.view_px)) < 0.5).astype(np.uint8)
@@ -56,12 +57,14 @@ def test_weights_in_another_file_stay_where_they_are(tmp_path):
     assert with_outputs(path.read_bytes(), ["foreground"]) is None
     views, masks = np.zeros((1, 192, 192, 3), np.uint8), np.ones((1, 192, 192), np.uint8)
     np.testing.assert_allclose(
-        InstanceSession(path).foreground(views, masks), InstanceSession().foreground(views, masks), atol=1e-4
+        open_instance_session(path).foreground(views, masks),
+        open_instance_session().foreground(views, masks),
+        atol=1e-4,
     )
 
 
 def test_many_views_are_as_a_few():
-    session = InstanceSession()
+    session = open_instance_session()
     rng = np.random.default_rng(0)
     views = rng.integers(0, 256, (11, session.view_px, session.view_px, 3), np.uint8)
     masks = (rng.random((11, session.view_px, session.view_px)) < 0.5).astype(np.uint8)

@@ -14,6 +14,7 @@ from tfiseg.plugins.neck import EVIDENCE_FEATURES
 from tfiseg.runtime.evaluate.evaluate import load_eval_set
 from tfiseg.runtime.evaluate.metrics import PictureScore, panoptic_counts
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
+from tfiseg.runtime.networks.open_session import open_instance_session
 from tfiseg.runtime.refine.join_candidates import candidates_in, united
 from tfiseg.runtime.refine.join_rule import JOIN_FEATURES, Pieces, rule_log_odds
 from tfiseg.runtime.refine.partition import Parted, instances_of
@@ -282,7 +283,7 @@ def test_a_network_for_groups_is_thorough(tmp_path):
     for odds in (b"-3.0", b"NaN", b"true", b'"1"', b"0"):
         path.write_bytes(model.replace(given, (b'"view_px": 192, "lone_odds": ' + odds).ljust(len(given))))
         with pytest.raises(ModelError, match="lone_odds must be a positive number"):
-            InstanceSession(path)
+            open_instance_session(path)
 
 
 def test_pairs_of_pieces_in_numbers():
@@ -317,7 +318,7 @@ def test_a_model_with_the_rules_of_an_older_version_is_refused(tmp_path):
     model = DEFAULT_INSTANCE_MODEL.read_bytes()
     (tmp_path / "old.onnx").write_bytes(model.replace(b'"instance_format": 2', b'"instance_format": 1'))
     with pytest.raises(ModelError, match="its format is 1"):
-        InstanceSession(tmp_path / "old.onnx")
+        open_instance_session(tmp_path / "old.onnx")
 
 
 @pytest.mark.parametrize("side", [b'"x"', b"nul"])
@@ -326,7 +327,7 @@ def test_a_model_whose_metadata_is_damaged_is_refused(tmp_path, side):
         DEFAULT_INSTANCE_MODEL.read_bytes().replace(b'"view_px": 192', b'"view_px": ' + side)
     )
     with pytest.raises(ModelError, match="metadata is damaged"):
-        InstanceSession(tmp_path / "m.onnx")
+        open_instance_session(tmp_path / "m.onnx")
 
 
 def test_models_of_before_take_views_of_one_side(tmp_path):
@@ -337,11 +338,11 @@ def test_models_of_before_take_views_of_one_side(tmp_path):
             given.type.tensor_type.shape.dim[axis].dim_value = 160
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="speaks of views of 192 px, its network takes 160"):
-        InstanceSession(tmp_path / "m.onnx")
+        open_instance_session(tmp_path / "m.onnx")
     for p in model.metadata_props:
         p.value = p.value.replace('"view_px": 192, "outline_px": 128', '"view_px": 160')
     onnx.save(model, tmp_path / "m.onnx")
-    session = InstanceSession(tmp_path / "m.onnx")
+    session = open_instance_session(tmp_path / "m.onnx")
     assert session.view_px == session.outline_px == 160
     assert session.foreground(
         np.zeros((1, 160, 160, 3), np.uint8), np.ones((1, 160, 160), np.uint8)
@@ -356,7 +357,7 @@ def test_a_rule_is_one_hidden_layer():
 
 
 def test_the_shipped_network_is_small_and_brings_its_rules():
-    session = InstanceSession()
+    session = open_instance_session()
     assert session.path.stat().st_size < 10e6
     for name in ("merge", "part"):
         assert (len(session.rules[name]) - 1) % (len(EVIDENCE_FEATURES) + 2) == 0
@@ -365,7 +366,7 @@ def test_the_shipped_network_is_small_and_brings_its_rules():
 
 def test_errors_are_sentences():
     with pytest.raises(ModelError, match="no instance network"):
-        InstanceSession(PLAIN_MODEL)
+        open_instance_session(PLAIN_MODEL)
     with pytest.raises(ModelError, match="there is no model"):
         Refiner("nowhere.onnx")
     with pytest.raises(InputError, match="of one size"):

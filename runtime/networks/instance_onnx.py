@@ -1,0 +1,82 @@
+"""The instance network through ONNX Runtime, on the CPU or by its CUDA provider."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import ModelError
+from ..gpu.execution_context import Context
+from .instance_session import ALL_OUTPUTS, FOREGROUND, MAPS, InstanceInfo, InstanceSession
+from .model_info import METADATA_KEY
+from .onnx_binding import BoundContext, on_stream
+from .onnx_bytes import with_outputs
+from .onnx_runtime import open_onnx
+from .session import CUDA_PROVIDER, DEFAULT_PROVIDERS
+
+
+class OnnxInstanceSession(InstanceSession):
+    """An instance network through ONNX Runtime.
+
+    Args:
+        path: model that ``tfiseg train instance`` exported.
+        threads: CPU threads; 0 = ONNX Runtime's own choice.
+        providers: ONNX Runtime execution providers, first choice first.
+
+    Raises:
+        ModelError: the file is missing, no ONNX, or no instance network of this version.
+    """
+
+    def __init__(self, path: Path, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> None:
+        self.providers = tuple(providers)
+        self._open = partial(open_onnx, path, threads)
+        self._whole = whole = self._open(providers)
+        info = InstanceInfo.from_json(whole.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"), path)
+        outputs = [o.name for o in whole.get_outputs()]
+        super().__init__(path, info, whole.get_inputs()[0].shape[1], outputs)
+        # ONNX Runtime computes all outputs of a session, so each use has one of its own
+        self._sessions: dict[tuple[str, ...], Any] = {ALL_OUTPUTS if self.draws_outlines else MAPS: whole}
+        self._opening = Lock()
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.providers[0] == CUDA_PROVIDER
+
+    def prepare(self, maps: bool, outlines: bool, maps_alone: bool = False) -> None:
+        super().prepare(maps, outlines, maps_alone)
+        if outlines:
+            self._session_for((FOREGROUND,))
+        if maps:
+            self._session_for(ALL_OUTPUTS if outlines else MAPS)
+        if maps_alone:
+            self._session_for(MAPS)
+
+    def device_context(self, stream: Any, outlines: bool) -> tuple[Context, dict[str, np.dtype[Any]]]:
+        if not self.on_gpu:
+            raise ModelError(f"{self.path} runs on the CPU")
+        part = with_outputs(self.path.read_bytes(), ALL_OUTPUTS if outlines else MAPS)
+        context = BoundContext(self._open(self.providers, on_stream(self.providers, stream), part))
+        return context, context.types
+
+    def _session_for(self, outputs: tuple[str, ...]) -> Any:
+        with self._opening:
+            if outputs not in self._sessions:
+                part = with_outputs(self.path.read_bytes(), outputs)
+                self._sessions[outputs] = (
+                    self._whole if part is None else self._open(self.providers, model=part)
+                )
+            return self._sessions[outputs]
+
+    def _run_batch(
+        self, outputs: tuple[str, ...], views: NDArray[np.uint8], masks: NDArray[np.uint8]
+    ) -> list[NDArray[np.float32]]:
+        found: list[NDArray[np.float32]] = self._session_for(outputs).run(
+            outputs, {"views": views, "masks": masks}
+        )
+        return found
