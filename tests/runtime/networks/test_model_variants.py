@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from plain_model import PLAIN_MODEL
 from tfiseg import InputError
+from tfiseg.runtime.networks.model_info import METADATA_KEY
 from tfiseg.runtime.networks.model_variants import Variant, with_long_side, without_heads
-from tfiseg.runtime.networks.session import DEFAULT_MODEL, METADATA_KEY, OnnxSession
+from tfiseg.runtime.networks.onnx_session import OnnxSession
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
 
