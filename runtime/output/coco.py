@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ...errors import OutputError
-from ...files import whole_file
-from ...images import printable
+from ...files import printable, whole_file
 from ...instances import bbox_of
 
 COCO_NAME = "coco.json"

@@ -9,7 +9,8 @@ from pathlib import Path
 import cv2
 
 from ...errors import InputError, SourceError
-from ...images import IMAGE_SUFFIXES, image_paths, printable, without_secrets
+from ...files import printable
+from ...images import IMAGE_SUFFIXES, image_paths, without_secrets
 from .base import Source
 from .cameras import csi_pipeline, open_camera, open_gstreamer
 from .files import ImageFiles

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from ...errors import SourceError
-from ...images import printable
+from ...files import printable
 from .base import Frame, Source, frame_name
 
 _log = logging.getLogger("tfiseg")
