@@ -31,7 +31,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .arrays import as_numpy, is_tensor
 from .errors import InputError
-from .files import printable as printable
+from .files import printable
 
 # formats of Pillow that are read; others run programs (EPS) or are no pictures
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000", "TIFF", "PPM", "HEIF")

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from .arrays import check_array, described, row_number, row_numbers
 from .drawing import ALPHA, draw_instances, instance_colours, outlines_of
 from .errors import InputError, MissingDependencyError, OutputError
+from .files import write_whole
 from .notebook import HTML_ROWS, html_of
 from .rle import encode_rle
 
@@ -366,7 +367,7 @@ class Instances:
         else:
             raise InputError(f"Instances.save writes .json (records) or .png (label map), got {path.name!r}")
         try:
-            path.write_bytes(content)
+            write_whole(path, content)
         except OSError as wrong:
             raise OutputError(f"can't write {path}: {wrong.strerror}") from wrong
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import tfiseg
 from PIL import Image
-from tfiseg.images import image_paths, printable, read_image, read_map, to_bgr
+from tfiseg.files import printable
+from tfiseg.images import image_paths, read_image, read_map, to_bgr
 
 # 2 x 3 pixels BGR: blue, green, red; black, white, grey
 TINY = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [255, 255, 255], [9, 9, 9]]], np.uint8)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from ...errors import OutputError
-from ...images import printable
+from ...files import printable, whole_file
 from ...instances import bbox_of
 
 COCO_NAME = "coco.json"
@@ -29,10 +28,9 @@ def write_coco(records: Path, path: Path, class_names: Sequence[str]) -> None:
     Raises:
         OutputError: the file can't be written, or the records can't be read.
     """
-    part = path.with_name(path.name + ".part")
     categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(class_names) if k]
     try:
-        with open(part, "w") as out:
+        with whole_file(path) as part, open(part, "w") as out:
             out.write(
                 f'{{"info": {{"description": "tfiseg"}}, "categories": {json.dumps(categories)},\n"images": ['
             )
@@ -40,9 +38,7 @@ def write_coco(records: Path, path: Path, class_names: Sequence[str]) -> None:
             out.write('],\n"annotations": [')
             _write_rows(out, _annotations(records))
             out.write("]}\n")
-        os.replace(part, path)
     except OSError as wrong:
-        part.unlink(missing_ok=True)
         raise OutputError(f"can't write {printable(str(path))}: {wrong.strerror}") from wrong
 
 

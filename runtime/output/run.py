@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...errors import OutputError, PipelineError
-from ...images import printable
+from ...files import printable
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.tracker import Tracker
 from ..segmenter import Segmenter

@@ -9,7 +9,8 @@ from pathlib import Path
 import cv2
 
 from ...errors import InputError, SourceError
-from ...images import IMAGE_SUFFIXES, image_paths, printable, without_secrets
+from ...files import printable
+from ...images import IMAGE_SUFFIXES, image_paths, without_secrets
 from .base import Source
 from .cameras import csi_pipeline, open_camera, open_gstreamer
 from .files import ImageFiles
@@ -17,7 +18,7 @@ from .live_stream import CameraRequest, LiveStream
 from .network import open_stream
 from .realtime import Realtime
 from .synthetic import SyntheticCamera
-from .video import VideoFile, opened
+from .video import VideoFile, capture_of, opened
 
 _URL_SCHEMES = ("http://", "https://", "rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://")
 _MOVING_SUFFIXES = (".gif",)  # alone they are videos; in a folder, the first frame counts
@@ -107,5 +108,5 @@ def _open(text: str, is_number: bool, wanted: CameraRequest) -> Source:
     if path.suffix.lower() in IMAGE_SUFFIXES and path.suffix.lower() not in _MOVING_SUFFIXES:
         return ImageFiles(path.stem, [path], path.parent)
     return VideoFile(
-        path.stem, opened(cv2.VideoCapture(str(path)), f"{path} is no image or video that OpenCV can read")
+        path.stem, opened(capture_of(path), f"{printable(text)} is no image or video that OpenCV can read")
     )

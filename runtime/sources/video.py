@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ...errors import SourceError
+from ...files import printable
 from .base import Frame, Source, frame_name
 
 _log = logging.getLogger("tfiseg")
@@ -65,6 +67,19 @@ def fps_of(capture: cv2.VideoCapture) -> float | None:
     """The rate that a capture names, if it can be one."""
     fps = float(capture.get(cv2.CAP_PROP_FPS))
     return fps if 1 <= fps <= 1000 else None
+
+
+def capture_of(path: Path) -> cv2.VideoCapture:
+    """Open a file by OpenCV, whatever the bytes of its name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # a name that isn't UTF-8 ends the process inside OpenCV
+        try:
+            with open(path, "rb") as file:
+                return cv2.VideoCapture(f"/dev/fd/{file.fileno()}")
+        except OSError as wrong:
+            raise SourceError(f"can't read {printable(str(path))}: {wrong.strerror}") from wrong
+    return cv2.VideoCapture(str(path))
 
 
 def opened(capture: cv2.VideoCapture, message: str) -> cv2.VideoCapture:

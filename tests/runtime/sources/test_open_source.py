@@ -1,7 +1,10 @@
+import os
+
 import cv2
 import numpy as np
 import pytest
 import tfiseg
+from PIL import Image
 from tfiseg.images import without_secrets
 from tfiseg.runtime.sources.base import checked_image
 
@@ -145,3 +148,23 @@ def test_an_address_that_does_not_answer_is_named_without_its_secrets():
 def test_a_device_is_a_camera():
     with pytest.raises(tfiseg.SourceError, match="camera /dev/null can't be opened"):
         tfiseg.open_source("/dev/null")
+
+
+def test_a_video_whose_name_is_not_utf8(tmp_path):
+    write_video(tmp_path / "clip.avi", 6)
+    path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.avi")
+    os.rename(tmp_path / "clip.avi", path)
+    assert len(list(tfiseg.open_source(os.fsdecode(path)))) == 6
+    with open(path, "wb") as file:
+        file.write(b"no video")
+    with pytest.raises(tfiseg.SourceError, match=r"caf\\xe9.avi is no image or video") as raised:
+        tfiseg.open_source(os.fsdecode(path))
+    str(raised.value).encode()
+
+
+def test_a_moving_gif_is_a_video_alone_and_a_picture_in_a_folder(tmp_path):
+    colors = [Image.new("RGB", (64, 48), color) for color in ("red", "green", "blue")]
+    colors[0].save(tmp_path / "a.gif", save_all=True, append_images=colors[1:], duration=40)
+    assert len(list(tfiseg.open_source(tmp_path / "a.gif"))) == 3
+    (frame,) = tfiseg.open_source(tmp_path)
+    assert frame.image[0, 0].tolist() == [0, 0, 255]
