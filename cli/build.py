@@ -16,64 +16,68 @@ def add_build(verbs: Any) -> None:
     verb = add_verb(
         verbs,
         "build",
-        "Build NAME.onnx into a TensorRT engine, or into fp16/int8 ONNX for a CPU; prove its precision, judge its accuracy.",
+        "Build a TensorRT engine, or an fp16/int8 ONNX network for a CPU; prove its precision, check its accuracy.",
         _build,
     )
     verb.add_argument(
         "network",
         type=Path,
         metavar="NAME.onnx",
-        help="in tfiseg's format, see `tfiseg export`; or an instance network",
+        help="network in tfiseg's format (see `tfiseg export`), or an instance network",
     )
     verb.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE",
-        help="default: NAME.engine (NAME-PRECISION.onnx for onnxruntime)",
+        help="output file (default: NAME.engine, or NAME-PRECISION.onnx for onnxruntime)",
     )
     verb.add_argument(
         "--target",
         choices=("auto", "tensorrt", "rtx", "onnxruntime"),
         default="auto",
-        help="default: the TensorRT that is there",
+        help="what to build for (default: the TensorRT that is installed)",
     )
-    verb.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp16", help="default: fp16")
+    verb.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp16", help="(default: fp16)")
     verb.add_argument(
         "--frames",
         metavar="SOURCE",
-        help="real frames to calibrate and judge on: folder of pictures, video, recording",
+        help="real frames for calibration and the accuracy check: a folder of images, a video or a recording",
     )
 
     shapes = verb.add_argument_group("frame sizes (HxW) that a TensorRT engine takes")
-    shapes.add_argument("--shape", type=size_hw, metavar="HxW", help="this one size only: the fastest")
-    shapes.add_argument("--shape-min", type=size_hw, metavar="HxW", help="default: 240x320")
+    shapes.add_argument("--shape", type=size_hw, metavar="HxW", help="the only frame size; this is fastest")
+    shapes.add_argument("--shape-min", type=size_hw, metavar="HxW", help="smallest frame (default: 240x320)")
     shapes.add_argument(
-        "--shape-opt", type=size_hw, metavar="HxW", help="the size to be fastest at (default: 480x640)"
+        "--shape-opt", type=size_hw, metavar="HxW", help="frame size to optimize for (default: 480x640)"
     )
-    shapes.add_argument("--shape-max", type=size_hw, metavar="HxW", help="default: 1080x1920")
-    shapes.add_argument("--batch", type=int, default=1, metavar="N", help="frames per call (default: 1)")
+    shapes.add_argument("--shape-max", type=size_hw, metavar="HxW", help="largest frame (default: 1080x1920)")
+    shapes.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="maximum number of frames per call (default: 1)"
+    )
 
     int8 = verb.add_argument_group("int8")
-    int8.add_argument("--calibration-frames", type=int, default=128, metavar="N", help="default: 128")
+    int8.add_argument(
+        "--calibration-frames", type=int, default=128, metavar="N", help="number of frames (default: 128)"
+    )
     int8.add_argument(
         "--method",
         choices=("minmax", "percentile", "entropy"),
         default="minmax",
-        help="of finding ranges (default: minmax)",
+        help="how ranges are found (default: minmax)",
     )
     int8.add_argument(
         "--cache",
         type=Path,
         metavar="FILE",
-        help="calibration cache; read if it is of this network and these frames",
+        help="calibration cache; used if it belongs to this network, frames and method",
     )
     int8.add_argument(
         "--keep",
         action="append",
         default=[],
         metavar="LAYER",
-        help="stays in higher precision (fp16 too): name or pattern; repeatable",
+        help="layer that stays in higher precision: a name or a pattern; repeatable",
     )
     int8.add_argument(
         "--auto-exclude",
@@ -81,57 +85,59 @@ def add_build(verbs: Any) -> None:
         nargs="?",
         const=24,
         metavar="N",
-        help="where the gate fails, leave the most sensitive layers in higher precision until it passes, at most N (default: 8; no N: 24)",
+        help="if the accuracy check fails, keep up to N of the most sensitive layers in higher precision (default: 8; without N: 24)",
     )
 
     gate = verb.add_argument_group(
-        "accuracy gate: the result is held against fp32 on frames that it wasn't calibrated on"
+        "accuracy check: comparison with fp32 on frames that were not used for calibration"
     )
-    gate.add_argument("--gate-frames", type=int, default=128, metavar="N", help="default: 128")
+    gate.add_argument(
+        "--gate-frames", type=int, default=128, metavar="N", help="number of frames (default: 128)"
+    )
     gate.add_argument(
         "--min-agreement",
         type=float,
         metavar="PCT",
-        help="pixels with the same class (default: 99.5 for fp16, 98 for int8)",
+        help="minimum share of pixels with the same class (default: 99.5 for fp16, 98 for int8)",
     )
     gate.add_argument(
         "--min-pq",
         type=float,
         metavar="PQ",
-        help="panoptic quality against fp32's instances (default: 99, 95)",
+        help="minimum panoptic quality against fp32 instances (default: 99 for fp16, 95 for int8)",
     )
     gate.add_argument(
-        "--no-gate", action="store_true", help="build whatever comes of it; the record will say so"
+        "--no-gate", action="store_true", help="skip the accuracy check; recorded in the engine's metadata"
     )
-    gate.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of frames")
+    gate.add_argument("--seed", type=int, default=0, metavar="N", help="seed for the choice of frames")
 
     builder = verb.add_argument_group("TensorRT")
-    builder.add_argument("--workspace", type=int, metavar="MIB", help="most memory for scratch space")
+    builder.add_argument("--workspace", type=int, metavar="MIB", help="maximum workspace memory")
     builder.add_argument(
-        "--timing-cache", type=Path, metavar="FILE", help="read and written (TensorRT; RTX times nothing)"
+        "--timing-cache", type=Path, metavar="FILE", help="timing cache, read and written (TensorRT only)"
     )
     builder.add_argument(
-        "--opt-level", type=int, choices=range(6), metavar="0..5", help="builder optimisation level"
+        "--opt-level", type=int, choices=range(6), metavar="0..5", help="builder optimization level"
     )
     builder.add_argument(
         "--portable",
         action="store_true",
-        help="for newer TensorRT and all GPUs from Ampere on; somewhat slower",
+        help="run on newer TensorRT versions and all GPUs from Ampere on; somewhat slower",
     )
     builder.add_argument(
         "--compute-capability",
         action="append",
         default=[],
         metavar="CC",
-        help="like 8.6 (rtx; repeatable; default: all)",
+        help="GPUs to build for, e.g. 8.6 (rtx only; repeatable; default: all)",
     )
     builder.add_argument(
         "--no-operator",
         action="store_true",
-        help="leave the clustering plugin out: the engine gives class logits, and clustering follows it on the GPU as the program asks "
+        help="leave out the clustering plugin: the engine returns class logits, and clustering follows on the GPU with the program's settings "
         "(--refine components, --things, --min-area, ...); RTX engines never carry it",
     )
-    builder.add_argument("--tf32", action="store_true", help="let fp32 layers use TF32")
+    builder.add_argument("--tf32", action="store_true", help="allow TF32 in fp32 layers")
 
 
 def run_build(argv: list[str]) -> int:
@@ -236,7 +242,7 @@ def add_compare(verbs: Any) -> None:
     verb = add_verb(
         verbs,
         "compare",
-        "Run two networks on the same frames: outputs, labels and instances, the worst frames drawn.",
+        "Compare two networks on the same frames: outputs, labels, instances and times.",
         _compare,
     )
     verb.add_argument(
@@ -246,10 +252,10 @@ def add_compare(verbs: Any) -> None:
     )
     verb.add_argument("candidate", metavar="B")
     verb.add_argument(
-        "--frames", required=True, metavar="SOURCE", help="folder of pictures, video, recording"
+        "--frames", required=True, metavar="SOURCE", help="a folder of images, a video or a recording"
     )
     verb.add_argument(
-        "--count", type=int, default=64, metavar="N", help="frames, a seeded sample (default: 64)"
+        "--count", type=int, default=64, metavar="N", help="number of frames, a seeded sample (default: 64)"
     )
     verb.add_argument("--seed", type=int, default=0, metavar="N")
     verb.add_argument(
@@ -257,7 +263,7 @@ def add_compare(verbs: Any) -> None:
         type=Path,
         default=Path("comparison.png"),
         metavar="FILE",
-        help="the worst frames (default: comparison.png)",
+        help="image of the worst frames (default: comparison.png)",
     )
     verb.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
 

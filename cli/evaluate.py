@@ -18,7 +18,7 @@ def add_eval(verbs: Any) -> None:
         "Score an evaluation set (images/, instances/, semantic/, classes.json): PQ, AP, per class.",
         _eval,
     )
-    verb.add_argument("folder", type=Path, metavar="DIR")
+    verb.add_argument("folder", type=Path, metavar="DIR", help="the evaluation set")
     verb.add_argument(
         "--semantic",
         choices=("truth", "model"),
@@ -29,15 +29,15 @@ def add_eval(verbs: Any) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="write contact sheets of the best, median and worst pictures there",
+        help="write contact sheets of the best, median and worst images to this folder",
     )
     verb.add_argument(
         "--against",
         nargs="+",
         choices=("components", "shape", "rated-components", "shipped"),
         default=(),
-        help="baselines on the same class maps, without outlines (shipped: the instance network that comes with tfiseg); the gain in PQ "
-        "comes with its 95 %% interval over pictures",
+        help="baselines on the same class maps, without mask refinement (shipped: the included instance network); the gain in PQ is "
+        "printed with its 95 %% interval over images",
     )
     add_segmenter_options(verb)
 

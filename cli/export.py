@@ -9,9 +9,9 @@ from typing import Any
 from ..errors import InputError
 from .common import add_verb, as_json, need, size_hw
 
-_SOURCES = """a checkpoint of `tfiseg train`; an .onnx file of any layout; torchvision:NAME; smp:ARCH/ENCODER
+_SOURCES = """an .onnx file of any layout; a checkpoint of `tfiseg train`; torchvision:NAME; smp:ARCH/ENCODER
 (segmentation-models-pytorch); hf:NAME_OR_FOLDER (transformers); python:module:function (returns a torch.nn.Module); or default or
-default-frame, the networks that come with tfiseg (without and with instance heads)"""
+default-semantic, the included network with and without instance heads"""
 # options that a checkpoint of ours and the default network have no use for: both bring their own
 _OTHERS_ONLY = (
     "input_size",
@@ -31,7 +31,7 @@ def add_export(verbs: Any) -> None:
     verb = add_verb(
         verbs,
         "export",
-        "Write any semantic network as an ONNX model in tfiseg's format (needs tfiseg[export]).",
+        "Write any semantic network as an ONNX model in tfiseg's format (needs tfiseg[export]; PyTorch networks need tfiseg[torch]).",
         _export,
     )
     verb.add_argument("source", metavar="SOURCE", help=_SOURCES)
@@ -39,39 +39,41 @@ def add_export(verbs: Any) -> None:
     verb.add_argument(
         "--photos",
         metavar="DIR",
-        help="photos on which original and export must agree (default: 4 synthetic frames)",
+        help="photos for the comparison with the original (default: 4 synthetic frames)",
     )
     verb.add_argument(
         "--class-names",
         metavar="NAMES",
-        help="of every class in order of the ids: voc21, cityscapes19, ade20k150, coco81 or person2; a file with one name a line; or names "
-        "separated by commas (default: the source's own, else class 1, class 2, ...)",
+        help="names of all classes in the order of their IDs: voc21, cityscapes19, ade20k150, coco81 or person2; a file with one name per "
+        "line; or names separated by commas (default: the source's own, else class 1, class 2, ...)",
     )
     verb.add_argument(
         "--things",
         metavar="NAMES",
-        help="countable classes, names or ids separated by commas (default: by their names)",
+        help="countable classes: names or IDs separated by commas (default: recognized by name)",
     )
     verb.add_argument(
         "--input-size",
         type=size_hw,
         metavar="HxW",
-        help="what frames are scaled to (default: the source's own, else 512x512)",
+        help="size that frames are scaled to (default: the source's own, else 512x512)",
     )
     verb.add_argument(
         "--long-side",
         type=int,
         metavar="PX",
-        help="of a network of tfiseg's own: the longer side of what it sees (default: 384); at 448 it finds more, in 1.2 times the time",
+        help="longer side that a network of tfiseg's own scales frames to (default: 384)",
     )
     verb.add_argument(
         "--mean",
         type=_three,
         metavar="M[,M,M]",
-        help="subtracted from scaled pixels, in the network's channel order",
+        help="mean, subtracted from scaled pixels, in the network's channel order",
     )
-    verb.add_argument("--std", type=_three, metavar="S[,S,S]", help="that they are then divided by")
-    verb.add_argument("--scale", type=_number, metavar="F", help="of pixels 0..255 (default: 1/255)")
+    verb.add_argument(
+        "--std", type=_three, metavar="S[,S,S]", help="standard deviation, by which they are then divided"
+    )
+    verb.add_argument("--scale", type=_number, metavar="F", help="factor for pixels 0..255 (default: 1/255)")
     order = verb.add_mutually_exclusive_group()
     order.add_argument("--rgb", action="store_true", default=None, help="the network takes RGB (default)")
     order.add_argument("--bgr", action="store_false", dest="rgb", default=None, help="the network takes BGR")
@@ -88,28 +90,28 @@ def add_export(verbs: Any) -> None:
         help="export an architecture without trained weights",
     )
     verb.add_argument(
-        "--output-name", metavar="NAME", help="which output of an .onnx file with several holds the classes"
+        "--output-name", metavar="NAME", help="output with the classes, if an .onnx file has several outputs"
     )
     verb.add_argument(
         "--opset",
         type=int,
         metavar="N",
-        help="of the result, 13 or later (default: 18, or the .onnx file's own)",
+        help="opset of the result, 13 or later (default: 18, or the .onnx file's own)",
     )
     verb.add_argument(
-        "--training-data", metavar="TEXT", help="what it was trained on, for the model's metadata"
+        "--training-data", metavar="TEXT", help="description of the training data, for the metadata"
     )
-    verb.add_argument("--licence", metavar="TEXT", help="terms of use, for the model's metadata")
+    verb.add_argument("--licence", metavar="TEXT", help="terms of use, for the metadata")
     verb.add_argument(
         "--triton",
         type=Path,
         metavar="DIR",
-        help="write a model repository for NVIDIA's Triton server there as well",
+        help="also write a model repository for Triton Inference Server to this folder",
     )
     verb.add_argument(
         "--fp32-weights",
         action="store_true",
-        help="of a checkpoint: store weights as float32 (default: float16)",
+        help="store the weights of a checkpoint as float32 (default: float16)",
     )
 
 

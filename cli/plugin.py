@@ -19,7 +19,7 @@ def add_plugin(verbs: Any) -> None:
     verb.add_argument(
         "what",
         choices=("build", "info", "path"),
-        help="compile it; what is known of the built one; where that lies",
+        help="compile it; show build information; print the library's path",
     )
     verb.add_argument(
         "--arch",
@@ -31,12 +31,12 @@ def add_plugin(verbs: Any) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="build: where to put it (default: a cache folder, where it is looked for)",
+        help="build: output file (default: in the cache folder, where tfiseg searches for it)",
     )
     verb.add_argument(
-        "--without-tensorrt", action="store_true", help="build: only the C API; needs no headers of TensorRT"
+        "--without-tensorrt", action="store_true", help="build: the C API only; needs no TensorRT headers"
     )
-    verb.add_argument("--force", action="store_true", help="build: also if it is there already")
+    verb.add_argument("--force", action="store_true", help="build: even if it exists")
 
 
 def _plugin(args: argparse.Namespace) -> int:

@@ -53,7 +53,7 @@ def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
         "--min-score",
         type=float,
         metavar="P",
-        help="leave out instances with a lower score, 0 to 1 (default: 0.3 with a score rule, else 0.5)",
+        help="leave out instances with a lower score, 0 to 1 (default: 0.3 with a calibrated score, else 0.5)",
     )
     quality.add_argument(
         "--min-area",

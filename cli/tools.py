@@ -13,7 +13,7 @@ def add_tools(verbs: Any) -> None:
     verb = add_verb(
         verbs,
         "inspect",
-        "Say what a .onnx or .engine is; needs no GPU. Exit status 1 if something is wrong with it.",
+        "Describe a .onnx or .engine file; needs no GPU. Exit status 1 if the file has a problem.",
         _inspect,
     )
     verb.add_argument("file", type=Path, metavar="FILE")
@@ -26,7 +26,7 @@ def add_tools(verbs: Any) -> None:
     add_verb(
         verbs,
         "doctor",
-        "Say what is installed, whether it fits together, and what mends it. Exit status 1 if not.",
+        "Check the installation and print a fix for each problem. Exit status 1 if there is one.",
         _doctor,
     )
 
@@ -43,23 +43,23 @@ def add_tools(verbs: Any) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="the repository; other models in it stay",
+        help="model repository; other models in it are kept",
     )
-    verb.add_argument("--name", metavar="NAME", help="of the model in Triton (default: the file's)")
+    verb.add_argument("--name", metavar="NAME", help="name of the model in Triton (default: the file's)")
     verb.add_argument(
         "--batch",
         type=int,
         metavar="N",
-        help="most frames per call of an ONNX network (default: 8, or 1 if it takes no more)",
+        help="maximum number of frames per call of an ONNX network (default: 8, or 1 if it takes no more)",
     )
     verb.add_argument(
-        "--instances", type=int, default=1, metavar="N", help="copies that work side by side (default: 1)"
+        "--instances", type=int, default=1, metavar="N", help="number of model instances (default: 1)"
     )
     verb.add_argument(
         "--device",
         choices=("auto", "cpu", "gpu"),
         default="auto",
-        help="of an ONNX network (default: a GPU if any)",
+        help="device of an ONNX network (default: a GPU if there is one)",
     )
 
 

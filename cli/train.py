@@ -17,7 +17,7 @@ def add_train(verbs: Any) -> None:
     verb = add_verb(
         verbs,
         "train",
-        "Train a network of ours: semantic, instance, instance heads for a semantic one, or its score (needs tfiseg[train]).",
+        "Train a semantic network, an instance network, instance heads or a calibrated score (needs tfiseg[train]).",
         _none,
         reports=False,
     )
@@ -25,7 +25,7 @@ def add_train(verbs: Any) -> None:
     semantic = add_verb(
         kinds,
         "semantic",
-        "The default semantic network, from pictures and class maps.",
+        "Train the default semantic network from images and class maps.",
         _semantic,
         reports=False,
     )
@@ -50,7 +50,7 @@ def add_train(verbs: Any) -> None:
     instance = add_verb(
         kinds,
         "instance",
-        "The instance network, from pictures and class maps; no instance label is needed or used.",
+        "Train the instance network from images and class maps; no instance labels are needed.",
         _instance,
     )
     _add_data(instance)
@@ -66,67 +66,66 @@ def add_train(verbs: Any) -> None:
     instance.add_argument(
         "--start",
         metavar="FILE",
-        help=f'a checkpoint to begin with, or "{IMAGENET}" (default: the weights that come with tfiseg)',
+        help=f'checkpoint to start from, or "{IMAGENET}" (default: export/instance/tfiseg-instance.pt of the repository)',
     )
     instance.add_argument(
         "--teacher",
         metavar="M",
-        help=f'an instance network that splits groups in the pictures first; "{NONE}": single objects only '
-        f"(default: the one that comes with tfiseg; none with --start {IMAGENET})",
+        help=f'instance network that first splits groups in the images; "{NONE}": use single objects only '
+        f"(default: the included network; none with --start {IMAGENET})",
     )
     instance.add_argument(
         "--cutouts",
         type=Path,
         metavar="DIR",
-        help="class maps of photos that show one object each, as `tfiseg train cutouts` writes them",
+        help="class maps of photos that show one object each, from `tfiseg train cutouts`",
     )
     instance.add_argument(
         "--view-px",
         type=int,
         default=192,
         metavar="N",
-        help="side of its views, a multiple of 32: larger ones show more, time grows with the square (default: 192)",
+        help="side of the views, a multiple of 32; time grows with its square (default: 192)",
     )
     instance.add_argument(
         "--learning-rate",
         type=float,
         default=2e-3,
         metavar="X",
-        help="at its peak; less for a round more of the same pictures (default: 0.002)",
+        help="peak learning rate; use less for another round on the same images (default: 0.002)",
     )
     instance.add_argument(
         "--outline-steps",
         type=int,
         metavar="N",
-        help="afterwards, to learn to draw outlines (default: half as many; 0: it draws none)",
+        help="steps of mask refinement training afterwards (default: half of --steps; 0: none)",
     )
     instance.add_argument(
         "--min-area",
         type=int,
         metavar="PX",
-        help="for small things, as nuclei: the smallest object in pixels that `--refine components` keeps with this network (default: 0.1 "
-        "%% of a frame, at least 25)",
+        help="smallest object in pixels that is kept with this network, e.g. for nuclei (default: 0.1 %% of a frame, at least 25)",
     )
-    _add_fit(instance, "bank, of composites and of what was dropped", 8000)
+    _add_fit(instance, "bank, the composites and the dropped objects", 8000)
     instance.add_argument("--licence", metavar="TEXT", default="not stated", help="for the model's metadata")
     cutouts = add_verb(
         kinds,
         "cutouts",
-        "Class maps for photos that show one object each: where an ImageNet classifier looks, cut out. For `train instance --cutouts`.",
+        "Make class maps for photos that show one object each, from an ImageNet classifier and GrabCut.",
         _cutouts,
     )
-    cutouts.add_argument("--images", type=Path, required=True, metavar="DIR")
+    cutouts.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of photos")
     cutouts.add_argument(
         "--semantic",
         type=Path,
         metavar="DIR",
-        help="class maps: photos in which they show an object are passed over",
+        help="class maps; photos in which they show an object are skipped",
     )
     cutouts.add_argument(
         "--confidence",
         type=Path,
         metavar="DIR",
-        help="how sure each class map is, NAME.png, 0..255, any size",
+        help="confidence of each class map: NAME.png, 0..255, any size",
     )
     cutouts.add_argument(
         "-o", "--output", type=Path, default=Path("cutouts"), metavar="DIR", help="(default: cutouts)"
@@ -134,14 +133,14 @@ def add_train(verbs: Any) -> None:
     frame = add_verb(
         kinds,
         "frame",
-        "Instance heads on a semantic network's own features, taught by the instance network: frame mode, one pass for everything.",
+        "Train instance heads on the features of a semantic network, with the instance network as teacher.",
         _frame,
     )
     frame.add_argument(
         "--model",
         type=Path,
         metavar="NET.onnx",
-        help="in tfiseg's format (default: the network that comes with tfiseg)",
+        help="semantic network in tfiseg's format (default: the included network)",
     )
     _add_data(frame)
     _add_more_data(frame)
@@ -158,20 +157,20 @@ def add_train(verbs: Any) -> None:
         "--instance-model",
         type=Path,
         metavar="M",
-        help="the teacher (default: the one that comes with tfiseg)",
+        help="the teacher (default: the included instance network)",
     )
     _add_fit(frame, "composites", 4000)
     score = add_verb(
         kinds,
         "score",
-        "How likely an instance is an object: a rule of four numbers for a semantic network, in its metadata.",
+        "Calibrate the score of a semantic network: the probability that an instance is an object.",
         _score,
     )
     score.add_argument(
         "--model",
         type=Path,
         metavar="NET.onnx",
-        help="in tfiseg's format (default: the network that comes with tfiseg)",
+        help="semantic network in tfiseg's format (default: the included network)",
     )
     _add_data(score)
     _add_more_data(score)
@@ -192,9 +191,9 @@ def add_train(verbs: Any) -> None:
         "--instance-model",
         type=Path,
         metavar="M",
-        help="tells the objects (default: the one that comes with tfiseg)",
+        help="instance network that finds the objects (default: the included one)",
     )
-    score.add_argument("--seed", type=int, default=0, metavar="N")
+    score.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
     score.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads")
 
 
@@ -204,11 +203,17 @@ def _add_fit(verb: argparse.ArgumentParser, sheets: str, composites: int) -> Non
         type=int,
         default=composites,
         metavar="N",
-        help=f"to fit the rules on (default: {composites})",
+        help=f"number of composites for fitting the rules (default: {composites})",
     )
-    verb.add_argument("--sheets", type=Path, metavar="DIR", help=f"write pictures of the {sheets} there")
     verb.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that make composites (default: 1)"
+        "--sheets", type=Path, metavar="DIR", help=f"write images of the {sheets} to this folder"
+    )
+    verb.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of processes that make composites (default: 1)",
     )
     verb.add_argument(
         "--training-data", metavar="TEXT", default="not stated", help="for the model's metadata"
@@ -220,19 +225,19 @@ def _none(args: argparse.Namespace) -> int:
 
 
 def _add_data(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--images", type=Path, required=True, metavar="DIR")
+    verb.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
     verb.add_argument(
         "--semantic",
         type=Path,
         required=True,
         metavar="DIR",
-        help="class maps, NAME.png for each picture: 8 bit, class ids, 255 = ignore",
+        help="class maps: NAME.png for each image, 8 bit, class IDs, 255 = ignore",
     )
     verb.add_argument(
         "--confidence",
         type=Path,
         metavar="DIR",
-        help="how sure each class map is, NAME.png, 0..255, any size",
+        help="confidence of each class map: NAME.png, 0..255, any size",
     )
 
 
@@ -253,12 +258,16 @@ def _add_run(verb: argparse.ArgumentParser, checkpoint: str, steps: int, what: s
         type=Path,
         default=Path(checkpoint),
         metavar="FILE",
-        help=f"written as it goes, resumed from (default: {checkpoint})",
+        help=f"checkpoint, written during training; training resumes from it (default: {checkpoint})",
     )
     verb.add_argument(
-        "--steps", type=int, default=steps, metavar="N", help=f"of {batch} {what} each (default: {steps})"
+        "--steps",
+        type=int,
+        default=steps,
+        metavar="N",
+        help=f"number of steps of {batch} {what} each (default: {steps})",
     )
-    verb.add_argument("--seed", type=int, default=0, metavar="N")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
     verb.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
 
 
@@ -337,15 +346,13 @@ def _instance(args: argparse.Namespace) -> int:
     if args.json:
         print(as_json(report))
     else:
-        print(
-            f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {_wrong(report)}"
-        )
+        print(f"{args.output}: {report['bytes'] / 1e6:.1f} MB; error on held-out pairs: {_wrong(report)}")
         print(f"next: tfiseg run DIR --refine components --instance-model {args.output}")
     return 0
 
 
 def _wrong(report: dict[str, Any]) -> str:
-    """How many pairs each rule tells wrong."""
+    """Return the error of each rule on held-out pairs."""
     return ", ".join(f"{name} {fit['held_error']:.1%}" for name, fit in report["rules"].items())
 
 
@@ -361,10 +368,10 @@ def _cutouts(args: argparse.Namespace) -> int:
         print(as_json(report))
     else:
         print(
-            f"{args.output}: objects cut out of {report['objects']} of {report['photos']} photos; look at {report['sheets'][0]}"
+            f"{args.output}: objects cut out of {report['objects']} of {report['photos']} photos; check {report['sheets'][0]}"
         )
         if report["unreadable"]:
-            print(f"can't be read: {', '.join(report['unreadable'])}")
+            print(f"unreadable: {', '.join(report['unreadable'])}")
         maps = f"--semantic {args.semantic or 'DIR'}" + (
             f" --confidence {args.confidence}" if args.confidence else ""
         )
@@ -399,9 +406,7 @@ def _frame(args: argparse.Namespace) -> int:
     if args.json:
         print(as_json(report))
     else:
-        print(
-            f"{args.output}: {report['bytes'] / 1e6:.1f} MB; pairs told wrong on composites kept apart: {_wrong(report)}"
-        )
+        print(f"{args.output}: {report['bytes'] / 1e6:.1f} MB; error on held-out pairs: {_wrong(report)}")
         print(
             f"next: tfiseg run DIR --refine frame --model {args.output}; `tfiseg train score --model {args.output}` makes its scores better"
         )
@@ -432,6 +437,6 @@ def _score(args: argparse.Namespace) -> int:
     else:
         print(f"{args.output}: {report['objects']} of {report['instances']} instances are objects")
         print(
-            f"PQ on photos kept apart: {report['held_PQ_without']:.1f} by mean class probability, {report['held_PQ']:.1f} by the rule"
+            f"PQ on held-out photos: {report['held_PQ_without']:.1f} with mean class probability, {report['held_PQ']:.1f} with the calibrated score"
         )
     return 0
