@@ -34,7 +34,7 @@ def add_eval(verbs: Any) -> None:
     verb.add_argument(
         "--against",
         nargs="+",
-        choices=("components", "shape", "rated-components", "shipped"),
+        choices=("components", "shape", "calibrated-components", "shipped"),
         default=(),
         help="baselines on the same class maps, without mask refinement (shipped: the included instance network); the gain in PQ is "
         "printed with its 95 %% interval over images",

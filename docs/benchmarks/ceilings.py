@@ -9,7 +9,7 @@ import numpy as np
 import tfiseg
 from tfiseg.plugins.native import region_graph
 from tfiseg.plugins.problem import problem_of
-from tfiseg.runtime.evaluate.evaluate import load_eval_set
+from tfiseg.runtime.evaluate.evaluation_set import load_eval_set
 from tfiseg.runtime.evaluate.metrics import PanopticCounts, panoptic_counts
 from tfiseg.runtime.refine.partition import Parted, instances_of
 from tfiseg.runtime.refine.refiner import cut_components

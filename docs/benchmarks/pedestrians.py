@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tfiseg.runtime.evaluate.evaluate import load_eval_set
+from tfiseg.runtime.evaluate.evaluation_set import load_eval_set
 from tfiseg.runtime.evaluate.metrics import panoptic_counts
 from tfiseg.runtime.segmenter import Segmenter
 

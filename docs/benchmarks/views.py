@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tfiseg
 from tfiseg.plugins.operator import SHARPEN
-from tfiseg.runtime.evaluate.evaluate import load_eval_set
+from tfiseg.runtime.evaluate.evaluation_set import load_eval_set
 from tfiseg.runtime.refine.view_planning import looked_at
 
 VIEWS, BATCH = 120, 8

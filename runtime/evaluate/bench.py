@@ -18,7 +18,7 @@ from ...plugins.native import NativeCall
 from ...plugins.operator import MIN_AREA_PX, cluster
 from ...plugins.problem import problem_of
 from ..sources.synthetic import SyntheticCamera
-from .evaluate import load_eval_set
+from .evaluation_set import load_eval_set
 
 _REPEATS = 7
 _FOLLOWING_STEPS = 300  # IRNet (CVPR 2019) follows its field for this many

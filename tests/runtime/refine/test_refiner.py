@@ -11,7 +11,7 @@ import tfiseg
 from plain_model import PLAIN_MODEL
 from tfiseg.errors import InputError, ModelError
 from tfiseg.plugins.neck import EVIDENCE_FEATURES
-from tfiseg.runtime.evaluate.evaluate import load_eval_set
+from tfiseg.runtime.evaluate.evaluation_set import load_eval_set
 from tfiseg.runtime.evaluate.metrics import PictureScore, panoptic_counts
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
 from tfiseg.runtime.networks.open_session import open_instance_session

@@ -1,0 +1,78 @@
+"""Evaluation sets: folders of pictures with true instances.
+
+Format: ``images/ID.jpg|png``, ``instances/ID.png`` (uint16, 0 = none), ``semantic/ID.png`` (uint8 class, 0
+background, 255 ignore), ``classes.json`` ({"1": "person"}).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+from ...images import image_paths, read_image, read_map
+from ...plugins.problem import IGNORE
+
+
+@dataclass(frozen=True)
+class EvalPicture:
+    """One picture of an evaluation set."""
+
+    name: str
+    image: NDArray[np.uint8]
+    truth: NDArray[np.int32]
+    semantic: NDArray[np.uint8]
+
+
+def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:
+    """The pictures of an evaluation set (read when they are asked for) and its class names; raises InputError
+    for another format."""
+    for needed in ("images", "instances", "semantic", "classes.json"):
+        if not (folder / needed).exists():
+            raise InputError(
+                f"{folder} has no {needed}: an evaluation set holds images/, instances/, semantic/ and classes.json"
+            )
+    names = {int(k): v for k, v in json.loads((folder / "classes.json").read_text()).items()}
+    paths = image_paths(folder / "images")
+    if not paths:
+        raise InputError(f"{folder}/images holds no picture")
+    return EvalPictures(folder, paths), names
+
+
+class EvalPictures(Sequence[EvalPicture]):
+    """The pictures of a set, read from disk one at a time."""
+
+    def __init__(self, folder: Path, paths: list[Path]) -> None:
+        self.folder = folder
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        path = self.paths[index]
+        image = read_image(path)
+        truth, semantic = (
+            read_map(self.folder / kind / f"{path.stem}.png") for kind in ("instances", "semantic")
+        )
+        if not image.shape[:2] == truth.shape == semantic.shape:
+            raise InputError(
+                f"{path}: sizes differ: picture {image.shape[:2]}, instances {truth.shape}, semantic {semantic.shape}"
+            )
+        return EvalPicture(path.stem, image, truth.astype(np.int32), np.asarray(semantic, np.uint8))
+
+
+def with_classes(picture: EvalPicture, ids: set[int]) -> EvalPicture:
+    """The truth of the classes with these ids; other objects are background."""
+    other = ~np.isin(picture.semantic, [*ids, IGNORE])
+    return replace(
+        picture,
+        truth=np.where(other, 0, picture.truth),
+        semantic=np.where(other, 0, picture.semantic).astype(np.uint8),
+    )
