@@ -55,6 +55,18 @@ _ORIENTATIONS = {  # EXIF value -> (transpose first, then flip: OpenCV's code)
     7: (True, -1),
     8: (True, 0),
 }
+_KINDS_LEFT_OUT = {  # by how the file begins, or by its brand
+    "HEIC": (b"heic", b"heix", b"mif1", b"msf1", b"hevc"),
+    "a TIFF with colors in floats, or a raw photo,": (b"II*\0", b"MM\0*", b"IIRO", b"IIU\0"),
+    "a raw photo": (b"crx ", b"FUJIFILM"),
+    "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
+    "OpenEXR": (b"\x76\x2f\x31\x01",),
+    "Radiance HDR": (b"#?",),
+    "PFM": (b"PF", b"Pf"),
+    "a Photoshop file": (b"8BPS",),
+    "SVG": (b"<svg", b"<?xml"),
+    "PDF": (b"%PDF",),
+}
 _pillow_limit = threading.Lock()
 
 Picture = NDArray[np.uint8]
@@ -222,9 +234,7 @@ def _decoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image
             finally:
                 Image.MAX_IMAGE_PIXELS = theirs
     except UnidentifiedImageError:
-        raise InputError(
-            f"{name} is no image that can be read: check that it is complete, or convert it to JPEG or PNG"
-        ) from None
+        raise InputError(f"{name} is no image that can be read{_kind_of(stream)}") from None
     except Exception as wrong:  # Pillow's formats raise errors of any class on damaged headers
         raise InputError(
             f"{name} is no image that can be read ({_reason(wrong)}): it is cut off or damaged"
@@ -237,6 +247,16 @@ def _decoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image
             f"set {MAX_PIXELS_VARIABLE}={width * height}"
         )
     return _loaded(image, name)
+
+
+def _kind_of(stream: BinaryIO) -> str:
+    """What a file that Pillow doesn't know is, as the end of a sentence."""
+    stream.seek(0)
+    head = stream.read(16)
+    for kind, starts in _KINDS_LEFT_OUT.items():
+        if head.startswith(starts) or (head[4:8] == b"ftyp" and head[8:12] in starts):
+            return f": {kind} is not supported, convert it to JPEG or PNG"
+    return ": check that it is complete, or convert it to JPEG or PNG"
 
 
 def _pixel_limit() -> int:

@@ -446,3 +446,23 @@ def test_addresses_that_answer_nothing(url, says):
     with pytest.raises(tfiseg.InputError, match=says) as raised:
         to_bgr(url)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\0", "a raw photo"),
+        (b"\xff\x0a\x00", "JPEG XL"),
+        (b"\x76\x2f\x31\x01", "OpenEXR"),
+        (cv2.imencode(".hdr", SMOOTH.astype(np.float32))[1].tobytes(), "Radiance HDR"),
+        (cv2.imencode(".pfm", SMOOTH.astype(np.float32))[1].tobytes(), "PFM"),
+        (cv2.imencode(".tif", SMOOTH.astype(np.float32))[1].tobytes(), "a TIFF with colors in floats"),
+        (b"%PDF-1.7", "PDF"),
+    ],
+)
+def test_formats_that_are_left_out_are_named(content, kind):
+    with pytest.raises(
+        tfiseg.InputError, match=f"x is no image that can be read: {kind}.* is not supported, convert it"
+    ):
+        read_image(content, name="x")
