@@ -43,7 +43,7 @@ def add_demo(verbs: Any) -> None:
         "nth": 1,
         "format": "jsonl",
     }
-    verb.set_defaults(**no_camera, track=True, sightings=None, source=str(_CLIP))
+    verb.set_defaults(**no_camera, track=True, min_hits=None, source=str(_CLIP))
     add_segmenter_options(verb)
 
 

@@ -14,7 +14,7 @@ from ..errors import InputError
 from .common import add_verb, as_json
 from .segmenter_options import add_segmenter_options, segmenter_of
 
-_VIEW_SIGHTINGS = 3  # of moving pictures: what networks see once or twice is nothing to look at
+_VIEW_MIN_HITS = 3  # of moving pictures: what networks see once or twice is nothing to look at
 _MOST_WORKERS = 8  # each holds a frame and a network's working memory
 _SOURCES = 'file, folder, glob pattern (quoted), camera index, csi://N, "gst: ...", URL or "synthetic"'
 
@@ -43,22 +43,18 @@ def add_run(verbs: Any) -> None:
     )
     _add_source_options(verb)
     _add_policy(verb)
-    verb.add_argument(
-        "--track", action="store_true", help="ids that stay from frame to frame (needs tfiseg[live])"
-    )
-    _add_sightings(verb, "1")
+    verb.add_argument("--track", action="store_true", help="add persistent track IDs (needs tfiseg[live])")
+    _add_min_hits(verb, "1")
     add_segmenter_options(verb)
 
 
 def _add_source_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "--camera-size", type=_size_wh, metavar="WxH", help="what a camera is asked for, like 1280x720"
+        "--camera-size", type=_size_wh, metavar="WxH", help="requested camera resolution, e.g. 1280x720"
     )
+    verb.add_argument("--camera-fps", type=float, metavar="F", help="requested frames per second of a camera")
     verb.add_argument(
-        "--camera-fps", type=float, metavar="F", help="frames per second that a camera is asked for"
-    )
-    verb.add_argument(
-        "--pixel-format", metavar="CCCC", help="FourCC that a camera is asked for, like MJPG or YUYV"
+        "--pixel-format", metavar="CCCC", help="requested FourCC of a camera, e.g. MJPG or YUYV"
     )
 
 
@@ -66,34 +62,42 @@ def _add_policy(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--policy",
         choices=("latest", "all", "every_nth"),
-        help="frames that come faster than they are segmented: the newest wins (default for live sources), none is dropped (default for "
-        "files), or each --nth is taken",
+        help="if frames arrive faster than they are segmented: keep the newest (latest; default for live sources), "
+        "drop none (all; default for files), or take each --nth",
     )
-    verb.add_argument("--nth", type=int, default=1, metavar="N", help="with --policy every_nth")
-
-
-def _add_sightings(verb: argparse.ArgumentParser, default: str) -> None:
     verb.add_argument(
-        "--sightings",
+        "--nth",
+        type=int,
+        default=1,
+        metavar="N",
+        help="which frames --policy every_nth takes (default: 1, each one)",
+    )
+
+
+def _add_min_hits(verb: argparse.ArgumentParser, default: str) -> None:
+    verb.add_argument(
+        "--min-hits",
         type=int,
         metavar="N",
-        help=f"with ids: what is seen in fewer frames than N is left out (default: {default})",
+        help=f"with track IDs: report an object once it was detected in N frames (default: {default})",
     )
 
 
-def _tracker(args: argparse.Namespace, wanted: bool, sightings: int = 1) -> Any:
-    """A tracker, where ids are wanted; ``sightings``: unless said otherwise."""
+def _tracker(args: argparse.Namespace, wanted: bool, min_hits: int = 1) -> Any:
+    """Return a tracker if one is wanted; ``min_hits`` is the default of --min-hits."""
     from ..runtime.pipeline.tracker import Tracker
 
-    if not wanted and args.sightings is not None:
-        raise InputError("--sightings counts what has an id: it does nothing without ids that stay")
-    return Tracker(sightings=sightings if args.sightings is None else args.sightings) if wanted else None
+    if not wanted and args.min_hits is not None:
+        raise InputError(
+            "--min-hits has no effect without track IDs: add --track to run, or drop --no-track from view"
+        )
+    return Tracker(min_hits=min_hits if args.min_hits is None else args.min_hits) if wanted else None
 
 
 def _size_wh(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)[xX](\d+)", text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"wanted WIDTHxHEIGHT in pixels, like 1280x720, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, e.g. 1280x720, got {text!r}")
     return int(found[1]), int(found[2])
 
 
@@ -156,27 +160,25 @@ def add_view(verbs: Any) -> None:
     verb = add_verb(
         verbs,
         "view",
-        "Show a camera, stream or file live, in a window or on a web page, with ids that stay.",
+        "Show a camera, stream or file live, in a window or on a web page, with persistent track IDs.",
         _view,
     )
-    verb.add_argument("source", metavar="SOURCE", help=_SOURCES + "; files are played at their own pace")
+    verb.add_argument("source", metavar="SOURCE", help=_SOURCES + "; files are played at their own speed")
     verb.add_argument(
         "--serve",
         nargs="?",
         const="",
         metavar="HOST:PORT",
-        help="show it on a web page (default without a display: 127.0.0.1:8765; other machines reach it at 0.0.0.0:8765, with a token)",
+        help="serve the web viewer (default without a display: 127.0.0.1:8765; use 0.0.0.0:8765 for other machines, which need a token)",
     )
     verb.add_argument(
         "--record",
         type=Path,
         metavar="DIR",
-        help="write overlay, instances.jsonl and recording.mcap (for Foxglove) into a folder of its own in DIR",
+        help="write overlay, instances.jsonl and recording.mcap (for Foxglove) to a new folder in DIR",
     )
-    verb.add_argument(
-        "--no-track", action="store_true", help="without ids that stay (tracking needs tfiseg[live])"
-    )
-    _add_sightings(verb, "3; 1 where the source is no moving picture")
+    verb.add_argument("--no-track", action="store_true", help="no track IDs (tracking needs tfiseg[live])")
+    _add_min_hits(verb, "3; 1 for images")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames of the source")
     _add_source_options(verb)
     _add_policy(verb)
@@ -200,7 +202,7 @@ def _view(args: argparse.Namespace) -> int:
             record=args.record,
             policy=args.policy,
             nth=args.nth,
-            tracker=_tracker(args, not args.no_track, _VIEW_SIGHTINGS if source.is_video else 1),
+            tracker=_tracker(args, not args.no_track, _VIEW_MIN_HITS if source.is_video else 1),
             max_frames=args.frames,
             say=lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True),
         )

@@ -25,16 +25,16 @@ try:
     with source, tfiseg.Pipeline(source, segmenter, draw=True, max_frames=args.frames) as pipeline:
         for result in pipeline:
             if not args.out:
-                cv2.imshow("tfiseg", result.view)
+                cv2.imshow("tfiseg", result.overlay)
                 if cv2.waitKey(1) & 0xFF in (27, ord("q")):
                     break
                 continue
             writer = writer or cv2.VideoWriter(
-                args.out, cv2.VideoWriter.fourcc(*"mp4v"), source.fps or 30, result.view.shape[1::-1]
+                args.out, cv2.VideoWriter.fourcc(*"mp4v"), source.fps or 30, result.overlay.shape[1::-1]
             )
             if not writer.isOpened():
                 sys.exit(f"{args.out} can't be written")
-            writer.write(result.view)
+            writer.write(result.overlay)
 except cv2.error:
     sys.exit(
         "no window can be opened here: use --out view.mp4, or put opencv-python in place of opencv-python-headless"

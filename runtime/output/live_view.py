@@ -86,7 +86,7 @@ def view(
         record: folder in which a folder named by the time gets overlay, instances.jsonl and recording.mcap. A
             disk that fills up ends the recording, not the view.
         policy, nth, max_frames: see ``Pipeline``.
-        tracker: for ids that stay.
+        tracker: adds persistent track IDs.
         say: told where the page is.
 
     Returns:
@@ -155,6 +155,6 @@ def view(
 
 def _shown_and_left(result: Result) -> bool:
     """Show a result in the window; whether Esc or q was pressed."""
-    assert result.view is not None
-    cv2.imshow("tfiseg", result.view)
+    assert result.overlay is not None
+    cv2.imshow("tfiseg", result.overlay)
     return (cv2.waitKey(1) & 0xFF) in (_ESCAPE, ord("q"))

@@ -89,16 +89,16 @@ class RunWriter:
     def write(self, result: Result) -> None:
         """Add one frame: its record and its overlay."""
         assert self._lines is not None, "use `with RunWriter(...) as writer`"
-        assert result.view is not None, "the pipeline must draw"
+        assert result.overlay is not None, "the pipeline must draw"
         try:
             self._lines.write(json.dumps(frame_record(result.frame, result.instances)) + "\n")
             self._lines.flush()
         except OSError as wrong:
             raise OutputError(f"can't write {self._lines.name}: {wrong.strerror}") from wrong
         if self.source.is_video:
-            self._write_video(result.frame, result.view)
+            self._write_video(result.frame, result.overlay)
         else:
-            self._write_image(result.frame, result.view)
+            self._write_image(result.frame, result.overlay)
 
     @property
     def overlays(self) -> str | None:

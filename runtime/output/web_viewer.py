@@ -110,8 +110,8 @@ class Viewer:
         with self._encoding:
             number, result = newest
             if self._jpeg_number < number:
-                assert result.view is not None, "the pipeline must draw"
-                self._jpeg = cv2.imencode(".jpg", result.view, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[
+                assert result.overlay is not None, "the pipeline must draw"
+                self._jpeg = cv2.imencode(".jpg", result.overlay, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[
                     1
                 ].tobytes()
                 self._jpeg_number = number
@@ -166,7 +166,9 @@ class Viewer:
         """The newest picture as PNG; None before the first."""
         newest = self._newest
         return (
-            None if newest is None or newest.view is None else cv2.imencode(".png", newest.view)[1].tobytes()
+            None
+            if newest is None or newest.overlay is None
+            else cv2.imencode(".png", newest.overlay)[1].tobytes()
         )
 
     def settings(self) -> dict[str, Any]:

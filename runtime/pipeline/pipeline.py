@@ -44,7 +44,7 @@ class Result:
 
     frame: Frame
     instances: Instances
-    view: NDArray[np.uint8] | None = None
+    overlay: NDArray[np.uint8] | None = None
 
     @property
     def age_ms(self) -> float:
@@ -417,7 +417,7 @@ def _tracking(tracker: Callable[[Instances], Instances], source: Source) -> Call
 
 
 def _drawn(result: Result) -> Result:
-    return replace(result, view=result.instances.draw(result.frame))
+    return replace(result, overlay=result.instances.draw(result.frame))
 
 
 def _writing(sink: Sink) -> Callable[[Result], Result]:

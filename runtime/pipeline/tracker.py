@@ -1,5 +1,4 @@
-"""Ids that stay: instances of successive frames are matched by their masks, moved along as they moved so
-far."""
+"""Persistent track IDs: instances of successive frames are matched by their masks, moved by their last motion."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ _GRID_PX = 4  # masks are compared on every fourth pixel of every fourth row
 _LEAST_IOU = 0.15  # of two masks that may be one object's
 _NEAR = 0.6  # or: distance of centroids over the objects' size
 _NEAR_PER_S = 1.5  # by how much that grows for each second that an object wasn't seen
-_AREA_RATIO = 3.0  # between two sightings that only their place connects
+_AREA_RATIO = 3.0  # between two detections that only their place connects
 _TINY = (
     6 * _GRID_PX**2
 )  # pixels, below which an area says nothing: the first strip of something that comes in
@@ -40,10 +39,10 @@ _TRACK = np.dtype(
     [
         ("id", np.int32),
         ("class_id", np.int32),
-        ("sightings", np.int32),
+        ("hits", np.int32),
         ("usual_area", np.float64),  # pixels
         ("seen", np.float64),  # seconds, as are frames' times
-        ("placed", np.float64),  # seconds: the last whole sighting, of which are
+        ("placed", np.float64),  # seconds: the last complete detection, of which are
         ("place", np.float64, 2),  # xy, pixels
         ("half", np.float64, 2),  # half the sides of the box
         ("velocity", np.float64, 2),  # xy, pixels a second
@@ -54,19 +53,19 @@ Floats = NDArray[np.float64]
 
 
 class Tracker:
-    """Gives instances ids that stay from frame to frame: ``tracker(instances)`` returns them with
-    ``track_id``.
+    """Assign persistent track IDs: ``tracker(instances)`` returns the instances with ``track_id``.
 
-    An object that is hidden, or missed by the network, gets its id back if it is found within ``keep_s`` near
-    where its motion led. Ids count up from 1 and are never used twice.
+    An object that is hidden, or missed by the network, keeps its ID if it is found again within ``keep_s`` near
+    its predicted position. IDs count up from 1 and are never reused.
 
     Args:
-        keep_s: seconds for which an object that isn't seen is remembered.
-        sightings: an instance is given out from its so-many-th sighting on. 1: all of them, for whoever must
-            not miss anything. What networks see in a frame or two and never again doesn't get to a 3rd.
+        keep_s: seconds for which a lost track is kept.
+        min_hits: number of frames in which an object must be detected before it is reported. 1 reports every
+            detection; 3 drops most false detections, which last a frame or two.
 
     Raises:
-        InputError: keep_s is below 0, or sightings below 1. MissingDependencyError: scipy is missing.
+        InputError: keep_s is below 0, or min_hits below 1.
+        MissingDependencyError: scipy is missing.
 
     Example:
         >>> tracker = Tracker()
@@ -75,10 +74,10 @@ class Tracker:
         ...         print(i.track_id, i.class_name, i.centroid_xy)
     """
 
-    def __init__(self, keep_s: float = 2.0, sightings: int = 1) -> None:
-        if keep_s < 0 or sightings < 1:
+    def __init__(self, keep_s: float = 2.0, min_hits: int = 1) -> None:
+        if keep_s < 0 or min_hits < 1:
             raise InputError(
-                f"keep_s must be at least 0, and sightings at least 1; got {keep_s:g} and {sightings}"
+                f"keep_s must be at least 0, and min_hits at least 1; got {keep_s:g} and {min_hits}"
             )
         try:
             from scipy.optimize import linear_sum_assignment
@@ -87,7 +86,7 @@ class Tracker:
                 'tracking needs scipy: pip install ".[live]" in the repository'
             ) from missing
         self._assign = linear_sum_assignment
-        self.keep_s, self.sightings = keep_s, sightings
+        self.keep_s, self.min_hits = keep_s, min_hits
         self._next_id = 1
         self._size_hw = (0, 0)
         self._now = 0.0
@@ -101,7 +100,7 @@ class Tracker:
 
     def __call__(self, instances: Instances) -> Instances:
         """The instances that were seen often enough, with ``track_id`` int32 (n,). Frames must come in order;
-        another frame size starts anew (ids go on)."""
+        another frame size forgets all tracks (IDs go on)."""
         size_hw = (instances.label_map.shape[0], instances.label_map.shape[1])
         if size_hw != self._size_hw:
             self._size_hw = size_hw
@@ -121,8 +120,8 @@ class Tracker:
         """Ids of the tracks in these rows, 0 where one isn't seen often enough; who has none yet gets one
         when it is."""
         tracks = self._tracks
-        tracks["sightings"][row_of] += 1
-        due = row_of[(tracks["sightings"][row_of] >= self.sightings) & (tracks["id"][row_of] == 0)]
+        tracks["hits"][row_of] += 1
+        due = row_of[(tracks["hits"][row_of] >= self.min_hits) & (tracks["id"][row_of] == 0)]
         tracks["id"][due] = np.arange(self._next_id, self._next_id + len(due))
         self._next_id += len(due)
         ids: NDArray[np.int32] = tracks["id"][row_of]
@@ -189,7 +188,7 @@ class Tracker:
         )
         since = np.maximum(self._now - tracks["placed"][rows], 1e-3)
         whole = area > _WHOLE * tracks["usual_area"][rows]
-        # what was hidden may have stopped or turned meanwhile: its motion is what the last whole sightings
+        # what was hidden may have stopped or turned meanwhile: its motion is what the last complete detections
         # say
         measured = (centroid - tracks["place"][rows]) / since[:, None]
         rate = np.where(whole, 1 - (1 - _VELOCITY_RATE) ** np.maximum(since * USUAL_FPS, 1), 0)[:, None]

@@ -76,7 +76,7 @@ def test_all_frames_in_order_through_all_stages(workers):
     with tfiseg.Pipeline(Numbers(30), slowly(1), workers=workers, draw=True, sinks=[sink]) as pipeline:
         results = list(pipeline)
     assert indices(results) == indices(sink.results) == list(range(30))
-    assert all(r.view.shape == (4, 6, 3) and r.instances.frame_index == r.frame.index for r in results)
+    assert all(r.overlay.shape == (4, 6, 3) and r.instances.frame_index == r.frame.index for r in results)
     assert {"segment", "draw"} <= set(results[0].instances.stage_ms)
     stats = pipeline.stats()
     assert "Kept" in stats["times"]["stages"]

@@ -120,7 +120,7 @@ def test_keep_s_is_checked():
 
 
 def test_what_is_seen_too_seldom_is_left_out_and_takes_no_id():
-    tracker, seen = tfiseg.Tracker(sightings=3), []
+    tracker, seen = tfiseg.Tracker(min_hits=3), []
     for t in range(8):
         movers = [Mover(line((200, 100), (0, 0)))]
         movers += [Mover(line((60, 60), (0, 0)))] if t in (1, 2) else []  # a flicker
@@ -130,6 +130,6 @@ def test_what_is_seen_too_seldom_is_left_out_and_takes_no_id():
     assert all(len(np.unique(s.label_map)) == len(s) + 1 for s in seen)
 
 
-def test_sightings_are_checked():
-    with pytest.raises(tfiseg.InputError, match="sightings"):
-        tfiseg.Tracker(sightings=0)
+def test_min_hits_are_checked():
+    with pytest.raises(tfiseg.InputError, match="min_hits"):
+        tfiseg.Tracker(min_hits=0)
