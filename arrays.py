@@ -5,6 +5,7 @@ from __future__ import annotations
 from numbers import Integral
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -80,3 +81,17 @@ def row_numbers(index: Any, count: int) -> NDArray[np.intp]:
     if len(np.unique(rows)) < len(rows):
         raise InputError(f"an index must name each instance once, got {wanted.tolist()}")
     return rows
+
+
+def renumbered(label_map: NDArray[np.int32], number: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return ``number[label_map]``, int32 (H, W), in a few milliseconds for a 1080p frame.
+
+    Args:
+        label_map: int32 (H, W), values 0..n.
+        number: int32 (n + 1,), the new number of each.
+    """
+    if len(number) > 256 or not label_map.size:
+        return number[label_map.astype(np.intp)]  # numpy converts other integers much more slowly
+    table = np.zeros(256, np.int32)
+    table[: len(number)] = number
+    return np.asarray(cv2.LUT(label_map.astype(np.uint8), table), np.int32)

@@ -15,12 +15,13 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arrays import check_array, described, row_number, row_numbers
+from .arrays import check_array, described, renumbered, row_number, row_numbers
 from .drawing import ALPHA, draw_instances, instance_colours, outlines_of
 from .errors import InputError, MissingDependencyError, OutputError
 from .files import write_whole
+from .images import to_bgr
 from .notebook import HTML_ROWS, html_of
-from .rle import encode_rle
+from .rle import bbox_of, encode_rle
 
 if TYPE_CHECKING:
     import pandas
@@ -195,7 +196,7 @@ class Instances:
         number = np.zeros(len(self) + 1, np.int32)
         number[rows + 1] = np.arange(1, len(rows) + 1)
         columns = {name: column[rows] for name in _COLUMNS if (column := getattr(self, name)) is not None}
-        return replace(self, label_map=number[self.label_map], **columns)
+        return replace(self, label_map=renumbered(self.label_map, number), **columns)
 
     def select(self, keep: ArrayLike) -> Instances:
         """Return the instances for which ``keep``, bool (n,), is true: ``instances[keep]`` for any 0/1 list."""
@@ -258,7 +259,7 @@ class Instances:
         """Draw masks, outlines and labels over a frame.
 
         Args:
-            frame: the ``Frame`` or uint8 (H, W, 3) BGR picture that these instances were found in.
+            frame: the ``Frame`` or picture that these instances were found in; see ``tfiseg.segment``.
             labels: True: class names and track ids; False: no text; or n texts of your own.
             scores: add scores below 1 to the class names.
             alpha: opacity of the masks in [0, 1].
@@ -276,7 +277,7 @@ class Instances:
         elif labels is not False:
             texts = labels
         return draw_instances(
-            getattr(frame, "image", frame),
+            to_bgr(getattr(frame, "image", frame)),
             self.label_map,
             self.box_xyxy,
             texts,
@@ -394,9 +395,3 @@ def instances_from_table(
         centroid_xy=table[:, 7:9].copy(),
         **rest,
     )
-
-
-def bbox_of(box_xyxy: Sequence[float]) -> list[float]:
-    """COCO's box [x, y, width, height] of corners (x0, y0, x1, y1), pixels."""
-    x0, y0, x1, y1 = box_xyxy
-    return [x0, y0, x1 - x0, y1 - y0]

@@ -1,8 +1,9 @@
-"""COCO run-length encoding (RLE) of masks."""
+"""COCO's encodings of masks and boxes: run-length encoding (RLE), bbox."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,17 @@ def encode_rle(
         ``{"size": [H, W], "counts": str}``, as pycocotools reads and writes it.
     """
     (height, width), (x0, y0) = size_hw, offset_xy
-    columns = crop.T  # COCO runs go down the columns
-    padded = np.zeros((columns.shape[0], height), np.uint8)
-    padded[:, y0 : y0 + columns.shape[1]] = columns
-    edges = np.flatnonzero(np.diff(padded.ravel(), prepend=0, append=0)) + x0 * height
-    counts = np.diff(edges, prepend=0, append=height * width)
+    rows = crop.shape[0]
+    padded = np.zeros((crop.shape[1], rows + 2), np.int8)
+    padded[:, 1:-1] = crop.T  # COCO runs go down the columns
+    steps = np.diff(padded, axis=1).ravel()  # 1 where a run begins, -1 behind its end
+    starts, ends = (
+        (x0 + at // (rows + 1)) * height + y0 + at % (rows + 1)
+        for at in (np.flatnonzero(steps == 1), np.flatnonzero(steps == -1))
+    )
+    apart = starts[1:] != ends[:-1]  # a run that reaches the bottom may go on at the top of the next column
+    starts, ends = starts[np.append(True, apart)[: len(starts)]], ends[np.append(apart, True)[: len(ends)]]
+    counts = np.diff(np.stack([starts, ends], axis=1).ravel(), prepend=0, append=height * width)
     if counts[-1] == 0:
         counts = counts[:-1]
     size = [int(height), int(width)]
@@ -63,3 +70,9 @@ def compress_counts(counts: list[int]) -> str:
             more = value != (-1 if bits & 0x10 else 0)
             out.append(chr((bits | 0x20 if more else bits) + 48))
     return "".join(out)
+
+
+def bbox_of(box_xyxy: Sequence[float]) -> list[float]:
+    """COCO's box [x, y, width, height] of corners (x0, y0, x1, y1), pixels."""
+    x0, y0, x1, y1 = box_xyxy
+    return [x0, y0, x1 - x0, y1 - y0]

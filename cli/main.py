@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 
@@ -20,6 +21,8 @@ from .train import add_train
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit status is 0 only if what was asked was done."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names that aren't valid text are shown with escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     args = parser.parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv

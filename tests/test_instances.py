@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import tfiseg
+from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from tfiseg import rle
@@ -363,3 +364,18 @@ def test_drawing_options():
 def test_a_name_with_a_lone_surrogate_is_drawn():
     found = hand_made(np.ones((60, 300)), (1,), class_names=("", "caf\udce9 \ud800"))
     assert found.draw(np.zeros((60, 300, 3), np.uint8)).any()
+
+
+def test_drawing_takes_what_is_segmented(two, tmp_path):
+    frame = np.full((30, 50, 3), 90, np.uint8)
+    cv2.imwrite(str(tmp_path / "frame.png"), frame)
+    for picture in (tmp_path / "frame.png", Image.fromarray(frame), frame[..., 0]):
+        assert np.array_equal(two.draw(picture), two.draw(frame))
+
+
+@pytest.mark.parametrize("count", [0, 1, 254, 255, 256, 400])
+def test_many_instances_are_renumbered(count):
+    label_map = np.arange(count + 1, dtype=np.int32)[None]
+    found = hand_made(label_map, [1] * count)
+    assert found[::-1].label_map.tolist() == [[0, *range(count, 0, -1)]]
+    assert found[:0].label_map.tolist() == [[0] * (count + 1)]

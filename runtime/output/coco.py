@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from ...errors import OutputError
 from ...files import printable, whole_file
-from ...instances import bbox_of
+from ...rle import bbox_of
 
 COCO_NAME = "coco.json"
 

@@ -248,3 +248,18 @@ def test_a_coco_file_of_no_frames_and_of_a_record_that_is_cut_off(tmp_path):
     assert len(COCO(str(tmp_path / "one.json")).dataset["images"]) == 1
     with pytest.raises(tfiseg.OutputError, match="can't write"):
         write_coco(tmp_path / "lines", tmp_path / "nowhere" / "one.json", [])
+
+
+def test_the_program_shows_names_that_are_no_text(tmp_path):
+    folder = folder_with(tmp_path, b"caf\xe9.jpg")
+    command = [sys.executable, "-m", "tfiseg", "run", folder, "--out", os.fsencode(tmp_path) + b"/o\xe9"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    for more, code, says in (
+        ([], 0, rb"o\xe9/caf\xe9-overlay.png"),
+        (["--json"], 0, rb"o\\xe9/caf\\xe9-overlay.png"),
+        (["--model", b"m\xe9.onnx"], 1, b"m"),
+    ):
+        done = subprocess.run([*command, *more], capture_output=True, env=environment)
+        assert done.returncode == code, done.stderr
+        assert says in done.stdout + done.stderr
+        assert b"Traceback" not in done.stderr
