@@ -23,8 +23,8 @@ from ...errors import InputError
 from ...files import writable_folder
 from ...images import image_paths, read_image, read_map
 from ...instances import Instances
-from ...plugins.operator import MIN_AREA_PX, Split, cluster
-from ...plugins.problem import IGNORE
+from ...plugins.operator import cluster
+from ...plugins.settings import IGNORE, MIN_AREA_PX, Split
 from ..refine.refiner import Refiner
 from ..segmenter import Segmenter
 from .metrics import (
