@@ -27,8 +27,9 @@ if TYPE_CHECKING:
         TfisegError,
     )
     from .instances import Instance, Instances
-    from .plugins.operator import cluster
+    from .plugins.operator import cluster, cluster_batch
     from .plugins.plugin_library import load_plugin
+    from .plugins.settings import ClusterSettings
     from .runtime.object_score import object_probability
     from .runtime.pipeline.pipeline import Pipeline, Result
     from .runtime.pipeline.tracker import Tracker
@@ -58,7 +59,9 @@ _PUBLIC = {
     "SourceError": "errors",
     "TfisegError": "errors",
     "Tracker": "runtime.pipeline.tracker",
+    "ClusterSettings": "plugins.settings",
     "cluster": "plugins.operator",
+    "cluster_batch": "plugins.operator",
     "load_plugin": "plugins.plugin_library",
     "object_probability": "runtime.object_score",
     "open_source": "runtime.sources.open_source",
@@ -66,6 +69,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "ClusterSettings",
     "EngineError",
     "Frame",
     "GateError",
@@ -86,6 +90,7 @@ __all__ = [
     "Tracker",
     "__version__",
     "cluster",
+    "cluster_batch",
     "load_plugin",
     "object_probability",
     "open_source",

@@ -7,7 +7,7 @@ import functools
 import importlib.machinery
 import os
 import threading
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, TfisegError
 from .neck import EVIDENCE_FEATURES
 from .problem import Clustering, Problem, problem_of
+from .settings import ClusterSettings
 
 API_VERSION = 7
 ON_CPU = 0
@@ -131,43 +132,87 @@ def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def problem_struct(problem: Problem, threads: int = 1) -> ProblemStruct:
-    """The problem as C has it; it points into the problem's arrays, which must outlive it."""
-    h, w = problem.grid_hw
+@dataclass(frozen=True)
+class MapAddresses:
+    """Where the maps of one batch lie, in host memory or on the GPU, and how they are laid out.
+
+    Addresses are None for maps that aren't there; see ``Problem`` for shapes. ``value_type``: 0 float32, 1
+    float16 (tfiseg_value_type); ``classes`` and ``affinity_channels``: of logits and affinity.
+    """
+
+    batch: int
+    grid_hw: tuple[int, int]
+    out_hw: tuple[int, int]
+    class_map: int | None = None
+    logits: int | None = None
+    classes: int = 0
+    value_type: int = 0
+    displacement: int | None = None
+    boundary: int | None = None
+    boundary_stride: int = 1
+    affinity: int | None = None
+    affinity_channels: int = 0
+    affinity_stride: int = 1
+    scores: int | None = None
+
+
+def fill_struct(maps: MapAddresses, settings: ClusterSettings, threads: int = 1) -> ProblemStruct:
+    """The C API's structure; it points into the settings' arrays and the maps, which must outlive it."""
     return ProblemStruct(
-        ctypes.sizeof(ProblemStruct),
-        problem.batch,
-        h,
-        w,
-        *problem.out_hw,
-        _address(problem.class_map),
-        _address(problem.logits),
-        0 if problem.logits is None else problem.logits.shape[1],
-        0,  # float32
-        _address(problem.displacement),
-        _address(problem.boundary),
-        _address(problem.affinity),
-        _address(problem.affinity_offsets),
-        0 if problem.affinity is None else problem.affinity.shape[1],
-        problem.affinity_stride,
-        problem.boundary_stride,
-        _address(problem.scores),
-        _address(problem.things),
-        _address(problem.split),
-        problem.merge_affinity,
-        problem.centre_radius,
-        problem.min_area,
-        problem.max_instances,
-        threads,
-        hidden_units(problem.evidence_rule),
-        _address(problem.evidence_rule),
-        problem.sharpen,
-        hidden_units(problem.part_rule),
-        _address(problem.part_rule),
+        struct_size=ctypes.sizeof(ProblemStruct),
+        batch=maps.batch,
+        height=maps.grid_hw[0],
+        width=maps.grid_hw[1],
+        out_height=maps.out_hw[0],
+        out_width=maps.out_hw[1],
+        class_map=maps.class_map,
+        logits=maps.logits,
+        classes=maps.classes,
+        value_type=maps.value_type,
+        displacement=maps.displacement,
+        boundary=maps.boundary,
+        affinity=maps.affinity,
+        affinity_offsets_yx=_address(settings.affinity_offsets),
+        affinity_channels=maps.affinity_channels,
+        affinity_stride=maps.affinity_stride,
+        boundary_stride=maps.boundary_stride,
+        scores=maps.scores,
+        things=_address(settings.thing_flags),
+        split=_address(settings.split_table),
+        merge_affinity=settings.merge_affinity,
+        centre_radius=settings.centre_radius,
+        min_area=settings.min_area,
+        max_instances=settings.max_instances,
+        threads=threads,
+        evidence_hidden=_hidden_units(settings.merge_rule),
+        evidence_rule=_address(settings.merge_rule),
+        sharpen=settings.sharpen,
+        part_hidden=_hidden_units(settings.part_rule),
+        part_rule=_address(settings.part_rule),
     )
 
 
-def hidden_units(rule: NDArray[np.float32] | None) -> int:
+def problem_struct(problem: Problem, threads: int = 1) -> ProblemStruct:
+    """The problem as C has it; it points into the problem's arrays, which must outlive it."""
+    maps = MapAddresses(
+        batch=problem.batch,
+        grid_hw=problem.grid_hw,
+        out_hw=problem.out_hw,
+        class_map=_address(problem.class_map),
+        logits=_address(problem.logits),
+        classes=0 if problem.logits is None else problem.logits.shape[1],
+        displacement=_address(problem.displacement),
+        boundary=_address(problem.boundary),
+        boundary_stride=problem.boundary_stride,
+        affinity=_address(problem.affinity),
+        affinity_channels=0 if problem.affinity is None else problem.affinity.shape[1],
+        affinity_stride=problem.affinity_stride,
+        scores=_address(problem.scores),
+    )
+    return fill_struct(maps, problem.settings, threads)
+
+
+def _hidden_units(rule: NDArray[np.float32] | None) -> int:
     """Hidden units of a rule as tfiseg.h has it."""
     return 0 if rule is None else len(rule) // (len(EVIDENCE_FEATURES) + 2)
 
@@ -191,7 +236,7 @@ class NativeCall:
         self._semantic_map = np.empty((n, h, w), np.uint8)
         self._count = np.empty(n, np.int32)
         self._regions = np.empty(n, np.int32)
-        self._table = np.empty((n, problem.max_instances, 10), np.float32)
+        self._table = np.empty((n, problem.settings.max_instances, 10), np.float32)
         self._room = _workspace(int(library().tfiseg_workspace_size(ctypes.byref(self._asked), ON_CPU)))
         self._out = ResultStruct(
             ctypes.sizeof(ResultStruct),
@@ -250,7 +295,7 @@ def fit_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.
 def region_counts(masks: NDArray[np.uint8], threads: int | None = None) -> NDArray[np.int32]:
     """How many regions each of the masks uint8 (K, h, w), 0/1, has by its shape, before any merge: int32
     (K,); one: it has no neck."""
-    problem = replace(problem_of(masks[0]), class_map=np.ascontiguousarray(masks), max_instances=1)
+    problem = problem_of(masks, max_instances=1)
     return cluster_native(problem, threads).regions
 
 

@@ -1,49 +1,43 @@
-"""``cluster``: instance masks from somebody's own semantic network. Checks its input once, here; everything
-below trusts it."""
+"""``cluster`` and ``cluster_batch``: instance masks from somebody's own semantic network. They check their
+input once; everything below trusts it."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..arrays import as_numpy
 from ..errors import InputError
-from ..instances import instances_from_table
+from ..instances import Instances, instances_from_table
+from .map_checks import (
+    check_sides,
+    checked_affinity,
+    checked_field,
+    checked_plane,
+    checked_semantic,
+    enlarged,
+    is_logits,
+    warn_of_look_alikes,
+)
 from .native import cluster_native
-from .neck import EVIDENCE_FEATURES
-from .problem import (
+from .problem import FLAG_MERGE_STOPPED, Clustering, Problem
+from .settings import (
+    AFFINITY_OFFSETS,
     CENTRE_RADIUS,
-    FLAG_MERGE_STOPPED,
-    IGNORE,
-    MAX_EVIDENCE_HIDDEN,
     MAX_INSTANCES,
     MAX_OUT_SIDE,
-    MAX_SHARPEN,
-    MAX_SIDE,
     MERGE_AFFINITY,
-    Problem,
+    MIN_AREA_PX,
+    ClusterSettings,
+    Split,
 )
 
 
 class MergeStoppedWarning(UserWarning):
     """Merging stopped at its budget: the evidence is noise, and instances may be parts of objects."""
-
-
-Split = str | float | Mapping[int, float]
-
-# (dy, dx) of tfiseg's own instance network, in cells of its stride-4 grid
-_NEAR = ((0, 1), (1, 0), (0, 3), (3, 0), (3, 3), (3, -3))
-_FAR = ((0, 8), (8, 0), (6, 6), (6, -6), (0, 16), (16, 0), (12, 12), (12, -12))
-AFFINITY_OFFSETS = _NEAR + _FAR
-MIN_AREA_PX = 25
-# grid pixels, with the boundaries of tfiseg's own networks: less moves too little, more gains no outline
-# (docs/benchmarks)
-SHARPEN = 6
 
 
 def cluster(
@@ -66,12 +60,11 @@ def cluster(
     output_size_hw: tuple[int, int] | None = None,
     class_names: Sequence[str] = (),
     threads: int | None = None,
-) -> Any:
+) -> Instances:
     """Split a semantic segmentation into instances.
 
     Args:
-        semantic: class map, integers (H, W), 0 = background, 255 = ignore; or logits, floats (C, h, w). With
-            a leading axis N it is a batch, and a list of Instances comes back.
+        semantic: class map, integers (H, W), 0 = background, 255 = ignore; or logits, floats (C, h, w).
         displacement: float (2, H, W), (dy, dx) in grid pixels to the centre of each pixel's instance;
             default: from shape.
         boundary: float (H, W) in [0, 1], 1 = between two instances; an integer factor smaller than the grid
@@ -102,7 +95,7 @@ def cluster(
         threads: CPU threads; default: all that the process may use.
 
     Returns:
-        Instances, or a list of them for a batch.
+        Instances.
 
     Raises:
         InputError: the input is unusable; the message names what is wrong and how to mend it.
@@ -111,73 +104,122 @@ def cluster(
         >>> instances = cluster(class_map)
         >>> [(i.class_id, i.area) for i in instances]
     """
-    grid = as_numpy(semantic, "semantic")
-    is_logits = _is_logits(grid)
-    _warn_of_look_alikes(grid, is_logits)
-    batched = grid.ndim == (4 if is_logits else 3)
-    given = grid if batched else grid[None]
-    if batched and not len(grid):
+    settings = ClusterSettings(
+        things,
+        split,
+        min_area,
+        max_instances,
+        as_numpy(affinity_offsets, "affinity_offsets"),
+        merge_affinity,
+        None if merge_rule is None else as_numpy(merge_rule, "merge_rule"),
+        None if part_rule is None else as_numpy(part_rule, "part_rule"),
+        centre_radius,
+        sharpen,
+    )
+    maps = (displacement, boundary, affinity, scores)
+    problem = _checked_problem(semantic, *maps, settings, output_size_hw, batched=False)
+    return _instances_of(cluster_native(problem, _checked_threads(threads)), class_names)[0]
+
+
+def cluster_batch(
+    semantic: ArrayLike,
+    displacement: ArrayLike | None = None,
+    boundary: ArrayLike | None = None,
+    affinity: ArrayLike | None = None,
+    scores: ArrayLike | None = None,
+    settings: ClusterSettings | None = None,
+    *,
+    output_size_hw: tuple[int, int] | None = None,
+    class_names: Sequence[str] = (),
+    threads: int | None = None,
+) -> list[Instances]:
+    """Split several semantic segmentations of one size into instances, with the same settings.
+
+    Args:
+        semantic: class maps, integers (N, H, W), or logits, floats (N, C, h, w); see ``cluster``.
+        displacement, boundary, affinity, scores: as for ``cluster``, each with a leading axis N.
+        settings: how; default: ``ClusterSettings()``.
+        output_size_hw, class_names, threads: as for ``cluster``.
+
+    Returns:
+        list[Instances]: one for each of the N; empty if there are none.
+
+    Raises:
+        InputError: the input is unusable.
+    """
+    if not len(as_numpy(semantic, "semantic")):
         return []
-    _check_sides(given.shape[-2:], "semantic", MAX_SIDE)
-    h, w = given.shape[-2:]
-    if is_logits:
-        with np.errstate(over="ignore"):
-            given = np.asarray(given, np.float32)
-        if not _is_finite(given):
-            raise InputError(
-                "logits contain NaN or infinity: check the network's output (fp16 overflow and missing normalisation do this)"
+    maps = (displacement, boundary, affinity, scores)
+    settings = settings or ClusterSettings()
+    problem = _checked_problem(semantic, *maps, settings, output_size_hw, batched=True)
+    return _instances_of(cluster_native(problem, _checked_threads(threads)), class_names)
+
+
+def _checked_problem(
+    semantic: ArrayLike,
+    displacement: ArrayLike | None,
+    boundary: ArrayLike | None,
+    affinity: ArrayLike | None,
+    scores: ArrayLike | None,
+    settings: ClusterSettings,
+    output_size_hw: tuple[int, int] | None,
+    batched: bool,
+) -> Problem:
+    grid = as_numpy(semantic, "semantic")
+    logits = is_logits(grid)
+    warn_of_look_alikes(grid, logits)
+    if (grid.ndim == (4 if logits else 3)) != batched:
+        axes = f"{'(N, C, h, w)' if logits else '(N, H, W)'}"
+        raise InputError(
+            f"semantic has shape {grid.shape}: "
+            + (
+                f"cluster_batch takes {axes}"
+                if batched
+                else "cluster takes one picture, cluster_batch several"
             )
-        if not 2 <= given.shape[1] <= 255:
-            raise InputError(
-                f"logits must have 2 to 255 classes, got shape {grid.shape}: expected (C, h, w) or (N, C, h, w)"
-            )
-    elif given.dtype != np.uint8 and given.size and (given.min() < 0 or given.max() > 255):
-        raise InputError(f"class ids must lie in 0..255 (255 = ignore), got {given.min()}..{given.max()}")
+        )
+    given = checked_semantic(grid if batched else grid[None], logits)
+    n, (h, w) = len(given), given.shape[-2:]
     out_hw = (h, w) if output_size_hw is None else tuple(int(side) for side in output_size_hw)
-    _check_sides(out_hw, "output_size_hw", MAX_OUT_SIDE)
-    if not is_logits and out_hw != (h, w):
+    check_sides(out_hw, "output_size_hw", MAX_OUT_SIDE)
+    if not logits and out_hw != (h, w):
         raise InputError(
             f"output_size_hw {out_hw} needs logits; a class map keeps its size {(h, w)}: resize it first (nearest)"
         )
-    if not (isinstance(max_instances, Integral) and 1 <= max_instances <= MAX_INSTANCES):
-        raise InputError(f"max_instances must lie in 1..{MAX_INSTANCES}, got {max_instances}")
+    _check_effects(settings, affinity is not None, boundary is not None)
+    contours, boundary_stride = checked_plane(boundary, batched, n, h, w, "boundary")
+    links, stride = checked_affinity(affinity, batched, n, h, w, settings.affinity_offsets)
+    return Problem(
+        class_map=None if logits else given,
+        logits=given if logits else None,
+        out_hw=(out_hw[0], out_hw[1]),
+        settings=settings,
+        displacement=checked_field(displacement, batched, n, (2, h, w), "displacement"),
+        boundary=contours,
+        affinity=links,
+        affinity_stride=stride,
+        boundary_stride=boundary_stride,
+        scores=enlarged(*checked_plane(scores, batched, n, h, w, "scores"), (h, w)),
+    )
+
+
+def _check_effects(settings: ClusterSettings, affinity: bool, boundary: bool) -> None:
+    """Refuse settings that weigh maps which aren't given."""
+    if settings.merge_rule is not None and not affinity:
+        raise InputError("a merge_rule weighs affinities: give them as well")
+    if settings.part_rule is not None and not (affinity and boundary):
+        raise InputError("a part_rule weighs affinities and boundaries: give them as well")
+    if settings.sharpen and not boundary:
+        raise InputError("sharpen moves cuts onto a boundary: give boundary as well")
+
+
+def _checked_threads(threads: int | None) -> int | None:
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
-    check_min_area(min_area)
-    if not (0 <= merge_affinity <= 1 and centre_radius >= 0):  # so written that NaN fails, too
-        raise InputError(
-            f"merge_affinity must lie in 0..1 and centre_radius be positive, got {merge_affinity} and {centre_radius}"
-        )
-    contours, boundary_stride = _plane(boundary, batched, len(given), h, w, "boundary")
-    maps = {
-        "displacement": _evidence(displacement, batched, len(given), (2, h, w), "displacement"),
-        "boundary": contours,
-        "scores": _enlarged(*_plane(scores, batched, len(given), h, w, "scores"), (h, w)),
-    }
-    offsets = _offsets(affinity_offsets)
-    links, stride = _affinity(affinity, batched, len(given), h, w, offsets)
-    result = cluster_native(
-        Problem(
-            class_map=None if is_logits else np.ascontiguousarray(given, np.uint8),
-            logits=np.ascontiguousarray(given, np.float32) if is_logits else None,
-            out_hw=(out_hw[0], out_hw[1]),
-            things=thing_flags(things),
-            split=split_table(split),
-            affinity=links,
-            affinity_offsets=offsets,
-            affinity_stride=stride,
-            boundary_stride=boundary_stride,
-            evidence_rule=_rule(merge_rule, "merge_rule", links is not None),
-            part_rule=_rule(part_rule, "part_rule", links is not None and boundary is not None),
-            merge_affinity=merge_affinity,
-            centre_radius=centre_radius,
-            sharpen=_band(sharpen, boundary is not None),
-            min_area=int(min_area),
-            max_instances=max_instances,
-            **maps,
-        ),
-        threads,
-    )
+    return threads
+
+
+def _instances_of(result: Clustering, class_names: Sequence[str]) -> list[Instances]:
     if any(
         (result.table[k, :n, -1].astype(int) & FLAG_MERGE_STOPPED).any() for k, n in enumerate(result.count)
     ):
@@ -185,230 +227,17 @@ def cluster(
             "merging stopped at its budget, so instances may be parts of objects: the class map or the evidence "
             "looks like noise. Check what the network gives",
             MergeStoppedWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    times = {"cluster": result.cluster_ms / len(given), "upsample": result.upsample_ms / len(given)}
-    found = [
+    n = len(result.count)
+    times = {"cluster": result.cluster_ms / n, "upsample": result.upsample_ms / n}
+    return [
         instances_from_table(
             result.label_map[k],
             result.semantic_map[k],
-            result.table[k, :n],
+            result.table[k, :count],
             class_names=class_names,
             stage_ms=dict(times),
         )
-        for k, n in enumerate(result.count.tolist())
+        for k, count in enumerate(result.count.tolist())
     ]
-    return found if batched else found[0]
-
-
-def _is_logits(grid: NDArray[Any]) -> bool:
-    if np.issubdtype(grid.dtype, np.floating):
-        if grid.ndim in (3, 4):
-            return True
-        raise InputError(
-            f"a floating-point semantic is taken as logits (C, h, w) or (N, C, h, w), got shape {grid.shape}; "
-            "for a class map pass integers: semantic.astype(np.uint8)"
-        )
-    if np.issubdtype(grid.dtype, np.integer) or grid.dtype == bool:
-        if grid.ndim in (2, 3):
-            return False
-        raise InputError(f"a class map must be (H, W) or (N, H, W), got shape {grid.shape}")
-    raise InputError(
-        f"semantic must be an integer class map or floating-point logits, got dtype {grid.dtype}"
-    )
-
-
-def _is_finite(array: NDArray[Any]) -> bool:
-    # NaN and infinity pass through a sum, which needs no array of flags; a sum of large finite numbers may
-    # overflow
-    with np.errstate(all="ignore"):
-        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
-
-
-def _warn_of_look_alikes(grid: NDArray[Any], is_logits: bool) -> None:
-    """What is valid by its shape but most likely meant otherwise."""
-    if not is_logits and grid.ndim == 3 and grid.shape[-1] in (3, 4) and grid.shape[0] > 16:
-        raise InputError(
-            f"{grid.shape} looks like a picture, not a class map (H, W): run a semantic network on it, or tfiseg.Segmenter"
-        )
-    if is_logits and grid.ndim == 3 and min(grid.shape[:2]) > 4 * grid.shape[2]:
-        warnings.warn(
-            f"logits {grid.shape} are taken as (C, h, w); if they are (h, w, C), pass logits.transpose(2, 0, 1)",
-            stacklevel=3,
-        )
-    if (
-        not is_logits
-        and grid.dtype == np.uint8
-        and grid.size
-        and grid.max() == IGNORE
-        and not ((grid > 0) & (grid < IGNORE)).any()
-    ):
-        warnings.warn(
-            "the class map holds only 0 and 255, and 255 means ignore; a binary mask is (mask > 0).astype(np.uint8)",
-            stacklevel=3,
-        )
-
-
-def check_min_area(min_area: int) -> None:
-    """Raises InputError where no instance can be so large or so small."""
-    if not 0 <= min_area <= MAX_OUT_SIDE**2:
-        raise InputError(f"min_area must lie in 0..{MAX_OUT_SIDE**2} pixels, got {min_area}")
-
-
-def _check_sides(hw: Sequence[int], name: str, most: int) -> None:
-    if len(hw) != 2 or not all(1 <= s <= most for s in hw):
-        raise InputError(f"{name}: sides must lie in 1..{most}, got {tuple(hw)}")
-
-
-def _evidence(
-    value: ArrayLike | None, batched: bool, n: int, shape: tuple[int, int, int], name: str
-) -> NDArray[np.float32] | None:
-    """float32 (N, *shape), finite; a map that is an integer factor smaller is an error here: displacements do
-    not scale."""
-    if value is None:
-        return None
-    array = np.asarray(as_numpy(value, name), np.float32)
-    array = array if batched else array[None]
-    if array.shape != (n, *shape):
-        raise InputError(f"{name} must be {(n, *shape) if batched else shape}, got {np.shape(value)}")
-    if not _is_finite(array):
-        raise InputError(f"{name} contains NaN or infinity")
-    return np.ascontiguousarray(array)
-
-
-def _plane(
-    value: ArrayLike | None, batched: bool, n: int, h: int, w: int, name: str
-) -> tuple[NDArray[np.float32] | None, int]:
-    """float32 (N, h / stride, w / stride) in [0, 1], and the stride."""
-    if value is None:
-        return None, 1
-    array = np.asarray(as_numpy(value, name), np.float32)
-    array = array if batched else array[None]
-    stride = _stride(array.shape[-2:], h, w, name) if array.ndim == 3 and len(array) == n else 0
-    if not stride:
-        raise InputError(f"{name} must be {(n, h, w) if batched else (h, w)}, got {np.shape(value)}")
-    _check_unit(array, name)
-    return np.ascontiguousarray(array), stride
-
-
-def _enlarged(
-    plane: NDArray[np.float32] | None, stride: int, size_hw: tuple[int, int]
-) -> NDArray[np.float32] | None:
-    if plane is None or stride == 1:
-        return plane
-    repeated = plane.repeat(stride, -1).repeat(stride, -2)  # rows last: whole ones are copied
-    return np.ascontiguousarray(repeated[:, : size_hw[0], : size_hw[1]])
-
-
-def _affinity(
-    value: ArrayLike | None, batched: bool, n: int, h: int, w: int, offsets: NDArray[np.int32]
-) -> tuple[NDArray[np.float32] | None, int]:
-    if value is None:
-        return None, 1
-    array = np.asarray(as_numpy(value, "affinity"), np.float32)
-    array = array if batched else array[None]
-    if array.ndim != 4 or len(array) != n or array.shape[1] != len(offsets):
-        raise InputError(
-            f"affinity must have one channel for each of the {len(offsets)} offsets: (A, h, w), got {np.shape(value)}"
-        )
-    stride = _stride(array.shape[-2:], h, w, "affinity")
-    _check_unit(array, "affinity")
-    return np.ascontiguousarray(array), stride
-
-
-def _offsets(value: Sequence[tuple[int, int]] | NDArray[np.int32]) -> NDArray[np.int32]:
-    """Convert affinity offsets to int32 (A, 2); raise InputError where one is longer than any grid."""
-    try:
-        offsets = np.asarray(as_numpy(value, "affinity_offsets"), np.int64).reshape(-1, 2)
-    except (TypeError, ValueError, OverflowError) as wrong:
-        raise InputError(f"affinity_offsets must be pairs of integers (dy, dx), got {value!r}") from wrong
-    if offsets.size and not (offsets.min() >= -MAX_SIDE and offsets.max() <= MAX_SIDE):
-        raise InputError(
-            f"affinity_offsets must lie in -{MAX_SIDE}..{MAX_SIDE} cells, got {offsets.min()}..{offsets.max()}"
-        )
-    return np.ascontiguousarray(offsets, np.int32)
-
-
-def _rule(value: ArrayLike | None, name: str, has_evidence: bool) -> NDArray[np.float32] | None:
-    if value is None:
-        return None
-    if not has_evidence:
-        raise InputError(
-            f"a {name} weighs affinities{' and boundaries' if name == 'part_rule' else ''}: give them as well"
-        )
-    rule = np.ascontiguousarray(as_numpy(value, name), np.float32)
-    unit = len(EVIDENCE_FEATURES) + 2
-    if rule.ndim != 1 or rule.size % unit != 1 or not 1 <= rule.size // unit <= MAX_EVIDENCE_HIDDEN:
-        raise InputError(
-            f"{name} must hold hidden * {unit} + 1 numbers for 1 to {MAX_EVIDENCE_HIDDEN} hidden units, got shape {rule.shape}"
-        )
-    if not _is_finite(rule):
-        raise InputError(f"{name} contains NaN or infinity")
-    return rule
-
-
-def _band(width: int, has_boundary: bool) -> int:
-    if not (isinstance(width, Integral) and 0 <= width <= MAX_SHARPEN):
-        raise InputError(f"sharpen must lie in 0..{MAX_SHARPEN} grid pixels, got {width!r}")
-    if width and not has_boundary:
-        raise InputError("sharpen moves cuts onto a boundary: give boundary as well")
-    return int(width)
-
-
-def _stride(shape: Sequence[int], h: int, w: int, name: str) -> int:
-    rows = max(1, shape[0])
-    least, most = -(-h // rows), max(h, w) if rows == 1 else (h - 1) // (rows - 1)  # that leave so many rows
-    fits = [s for s in range(least, most + 1) if (-(-h // s), -(-w // s)) == tuple(shape)]
-    if not fits:
-        raise InputError(
-            f"{name} of {tuple(shape)} is neither the grid {(h, w)} nor an integer factor smaller"
-        )
-    even = [s for s in fits if h % s == w % s == 0]  # tiny grids fit several factors
-    return (even or fits)[0]
-
-
-def _check_unit(array: NDArray[np.float32], name: str) -> None:
-    # written so that NaN fails, too
-    if array.size and not (array.min() >= 0 and array.max() <= 1):
-        raise InputError(
-            f"{name} must lie in [0, 1], got {array.min()}..{array.max()}: apply a sigmoid to logits"
-        )
-
-
-def thing_flags(things: Iterable[int] | int | None) -> NDArray[np.uint8]:
-    """1 for each countable class id, uint8 (256,); None: all but 0 and 255. Raises InputError."""
-    flags = np.zeros(256, np.uint8)
-    if things is None:
-        flags[1:IGNORE] = 1
-        return flags
-    if isinstance(things, Integral):
-        things = [int(things)]
-    if not isinstance(things, Iterable):
-        raise InputError(f"things must be class ids in 0..254, got {things!r}")
-    for class_id in things:
-        if not (isinstance(class_id, Integral) and 0 <= class_id < IGNORE):
-            raise InputError(f"things: class ids are integers in 0..254, got {class_id!r}")
-        flags[int(class_id)] = 1
-    flags[0] = 0  # the operator's background
-    return flags
-
-
-def split_table(split: Split) -> NDArray[np.float64]:
-    """The saddle / peak ratio of each class id, float64 (256,); NaN = "auto". Raises InputError."""
-    values = np.full(256, np.nan)
-    if isinstance(split, Mapping):
-        for class_id, ratio in split.items():
-            if not 0 <= int(class_id) < 256:
-                raise InputError(f"split: class ids lie in 0..255, got {class_id}")
-            values[int(class_id)] = _ratio(ratio)
-    elif not (isinstance(split, str) and split == "auto"):
-        values[:] = _ratio(split)
-    return values
-
-
-def _ratio(value: Any) -> float:
-    if isinstance(value, Real) and 0 <= float(value) <= 1:
-        return float(value)
-    raise InputError(
-        f'split must be "auto", a saddle / peak ratio in 0..1, or {{class id: ratio}}, got {value!r}'
-    )

@@ -30,18 +30,18 @@ def _grid_labels(
         Instance of each grid pixel, (h, w), 0 = none, numbered in raster order; the number of regions before
         any merge; whether merging stopped at its budget.
     """
-    cls = np.where(problem.things[semantic] > 0, semantic, 0).astype(np.uint8)
+    cls = np.where(problem.settings.thing_flags[semantic] > 0, semantic, 0).astype(np.uint8)
     least = (
-        problem.min_area if problem.logits is None else 0
+        problem.settings.min_area if problem.logits is None else 0
     )  # with logits, areas are those at full resolution
     label, regions, is_stopped = unions_of(problem, index, cls)
-    if problem.sharpen:
+    if problem.settings.sharpen:
         assert problem.boundary is not None
-        label = sharpened(label, cls, problem.boundary[index], problem.sharpen)
-    if problem.part_rule is not None:
+        label = sharpened(label, cls, problem.boundary[index], problem.settings.sharpen)
+    if problem.settings.part_rule is not None:
         label, is_part_stopped = parted(problem, index, label, cls)
         is_stopped |= is_part_stopped
-    return _numbered(label, least, problem.max_instances), regions, is_stopped
+    return _numbered(label, least, problem.settings.max_instances), regions, is_stopped
 
 
 def parted(
@@ -66,7 +66,9 @@ def parted(
         here, there = shifted(h, w, dy, dx)
         cut[here] |= (piece[there] > 0) & (piece[here] != piece[there]) & (cls[here] == cls[there])
     inside = np.where(crossed[piece] & calm & ~cut, cls, 0).astype(np.uint8)
-    again = replace(problem, displacement=None, evidence_rule=problem.part_rule, sharpen=0)
+    again = replace(problem, displacement=None).with_settings(
+        merge_rule=problem.settings.part_rule, sharpen=0
+    )
     part, _, is_stopped = unions_of(again, index, inside, piece)
     numbers, first, part_area = np.unique(part, return_index=True, return_counts=True)
     of = piece.ravel()[first]
@@ -281,7 +283,7 @@ def cluster_reference(problem: Problem) -> Clustering:
         label = grid
         if problem.logits is not None:
             semantic, label = full_resolution(logits, semantic, grid, problem.out_hw)
-            order = [v for v in np.unique(label) if v > 0 and (label == v).sum() >= problem.min_area]
+            order = [v for v in np.unique(label) if v > 0 and (label == v).sum() >= problem.settings.min_area]
             first = {v: int(np.argmax(label.ravel() == v)) for v in order}
             order.sort(key=lambda v: first[v])
             lookup = np.zeros(n + 1, np.int64)

@@ -274,12 +274,12 @@ def _log_odds(
 
 def scores_of(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.float64]:
     """Above 0: one object; the larger, the earlier the pair merges. (m,)"""
-    if problem.evidence_rule is not None:
-        return evidence_log_odds(problem.evidence_rule, regions, edges).astype(np.float64)
+    if problem.settings.merge_rule is not None:
+        return evidence_log_odds(problem.settings.merge_rule, regions, edges).astype(np.float64)
     if problem.affinity is not None:
         pairs = edges[:, PAIRS]
         mean = edges[:, AFFINITY] / (np.maximum(pairs, 1) * FIXED_POINT)
-        return np.where(pairs > 0, mean - problem.merge_affinity, -1.0)
+        return np.where(pairs > 0, mean - problem.settings.merge_affinity, -1.0)
     contact = np.maximum(edges[:, CONTACT], 1)
     opened = (
         0.5 - edges[:, BOUNDARY] / (contact * FIXED_POINT)
@@ -288,7 +288,7 @@ def scores_of(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.fl
     )
     if problem.displacement is not None:
         return opened
-    wanted = problem.split[regions[edges[:, 0], 7]]
+    wanted = problem.settings.split_table[regions[edges[:, 0], 7]]
     low_peak = np.minimum(regions[edges[:, 0], PEAK], regions[edges[:, 1], PEAK])
     ratio = np.sqrt(edges[:, SADDLE] / low_peak) + BOUNDARY_RATIO * opened
     fixed = np.where(ratio >= wanted, 1.0 + ratio - wanted, ratio - wanted - 1.0)
@@ -299,11 +299,11 @@ def scores_of(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.fl
 
 def depends_on_shape(problem: Problem, class_id: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Tell for each class id (m,) whether scores change with the regions' shape, not only with their edge."""
-    if problem.evidence_rule is not None:
+    if problem.settings.merge_rule is not None:
         return np.ones(len(class_id), bool)
     if problem.affinity is not None or problem.displacement is not None:
         return np.zeros(len(class_id), bool)
-    return np.asarray(np.isnan(problem.split[class_id]))
+    return np.asarray(np.isnan(problem.settings.split_table[class_id]))
 
 
 def agglomerate(
@@ -352,7 +352,7 @@ def _affinity_pairs(
     h, w = cls.shape
     stride = problem.affinity_stride
     found = []
-    for k, (dy, dx) in enumerate(problem.affinity_offsets * stride):
+    for k, (dy, dx) in enumerate(problem.settings.affinity_offsets * stride):
         if abs(dy) >= h or abs(dx) >= w:
             continue
         here, there = shifted(h, w, int(dy), int(dx))
@@ -384,8 +384,8 @@ def unions_of(
     """
     squared = np.zeros(cls.shape, np.int64)
     if problem.displacement is not None:
-        root = given_basins(cls, problem.displacement[index], problem.centre_radius)
-        touching = problem.boundary is not None or problem.evidence_rule is not None
+        root = given_basins(cls, problem.displacement[index], problem.settings.centre_radius)
+        touching = problem.boundary is not None or problem.settings.merge_rule is not None
         i, j = _contacts(cls, root) if touching else (np.zeros(0, np.int64), np.zeros(0, np.int64))
     else:
         squared = squared_distance(cls)

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..instances import Instances, instances_from_table
-from ..plugins.operator import MIN_AREA_PX, split_table, thing_flags
-from .gpu.clusterer import Asked
+from ..plugins.settings import MIN_AREA_PX, ClusterSettings, thing_flags
 from .gpu.view_refiner import VIEWS, LookSettings
 from .networks.gpu_session import GpuSession, enlarged
 from .networks.multi_scale import MultiScaleSession
@@ -110,15 +109,7 @@ class GpuRoute:
             refiner.session, thing_flags(segmenter.things), self._max_views, segmenter.refines_masks
         )
 
-    def _component_settings(self, size_hw: tuple[int, int]) -> Asked:
+    def _component_settings(self, size_hw: tuple[int, int]) -> ClusterSettings:
         """Settings of connected components, small ones included."""
         settings = self._segmenter.cluster_settings(size_hw)
-        return Asked(
-            size_hw,
-            settings.things,
-            split_table(0.0),
-            min(MIN_AREA_PX, settings.min_area),
-            settings.max_instances,
-            settings.affinity_offsets,
-            merge_rule=None,
-        )
+        return settings.components(min(MIN_AREA_PX, settings.min_area))

@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, ModelError
 from ..instances import Instances
-from ..plugins.operator import (
+from ..plugins.operator import cluster_batch
+from ..plugins.settings import (
     AFFINITY_OFFSETS,
+    MAX_INSTANCES,
     MIN_AREA_PX,
+    ClusterSettings,
     Split,
-    cluster,
     split_table,
-    thing_flags,
 )
-from ..plugins.problem import MAX_INSTANCES
-from .gpu.clusterer import MOST_INSTANCES, Asked
 from .gpu_segmenting import GpuRoute
 from .networks.gpu_session import GpuSession
 from .networks.model_variants import Variant
@@ -332,18 +331,17 @@ class Segmenter:
         """Whether outlines are refined by the instance network."""
         return self._outliner is not None
 
-    def cluster_settings(self, size_hw: tuple[int, int]) -> Asked:
-        """How a frame of this size is clustered on the GPU."""
-        return Asked(
-            size_hw,
-            thing_flags(self.clustered_classes),
-            split_table(self.split),
-            self._least_area(size_hw),
-            min(self.max_instances, MOST_INSTANCES),
-            self._affinity_offsets,
-            self._merge_rule,
-            self._part_rule,
-            self._sharpen,
+    def cluster_settings(self, size_hw: tuple[int, int]) -> ClusterSettings:
+        """How a frame of this size is clustered."""
+        return ClusterSettings(
+            things=self.clustered_classes,
+            split=self.split,
+            min_area=self._least_area(size_hw),
+            max_instances=self.max_instances,
+            affinity_offsets=self._affinity_offsets,
+            merge_rule=self._merge_rule,
+            part_rule=self._part_rule,
+            sharpen=self._sharpen,
         )
 
     @property
@@ -358,17 +356,14 @@ class Segmenter:
 
     def components_of(self, logits: NDArray[np.float32], size_hw: tuple[int, int]) -> Instances:
         """Connected components of a frame's class map, crumbs included, from logits float32 (1, C, h, w)."""
-        components: Instances = cluster(
-            logits[0],
-            things=self.clustered_classes,
-            split=0.0,
-            min_area=min(MIN_AREA_PX, self._least_area(size_hw)),
-            max_instances=self.max_instances,
+        settings = self.cluster_settings(size_hw)
+        return cluster_batch(
+            logits,
+            settings=settings.components(min(MIN_AREA_PX, settings.min_area)),
             output_size_hw=size_hw,
             class_names=self.class_names,
             threads=self.threads,
-        )
-        return components
+        )[0]
 
     def filter_instances(
         self,
@@ -423,23 +418,18 @@ class Segmenter:
             split: overrides the segmenter's own.
             calibrated: see ``filter_instances``.
         """
-        height, width = frame_size_hw
         if self.refine != "frame":  # an engine's heads can't be left out when it is loaded
             maps = {name: value for name, value in maps.items() if name not in ("affinity", "boundary")}
-        found: Instances = cluster(
-            maps["logits"][0],
-            displacement=maps["displacement"][0] if "displacement" in maps else None,
-            boundary=maps["boundary"][0, 0] if "boundary" in maps else None,
-            affinity=maps["affinity"][0] if "affinity" in maps else None,
-            affinity_offsets=self._affinity_offsets,
-            merge_rule=self._merge_rule if "affinity" in maps else None,
-            part_rule=self._part_rule if "affinity" in maps and "boundary" in maps else None,
-            sharpen=self._sharpen if "boundary" in maps else 0,
-            things=self.clustered_classes,
-            split=self.split if split is None else split,
-            min_area=self._least_area((height, width)),
-            max_instances=self.max_instances,
-            output_size_hw=(height, width),
+        settings = self.cluster_settings(frame_size_hw)
+        if split is not None:
+            settings = replace(settings, split=split)
+        (found,) = cluster_batch(
+            maps["logits"],
+            displacement=maps.get("displacement"),
+            boundary=maps["boundary"][:, 0] if "boundary" in maps else None,
+            affinity=maps.get("affinity"),
+            settings=settings.served_by("affinity" in maps, "boundary" in maps),
+            output_size_hw=frame_size_hw,
             class_names=self.class_names,
             threads=self.threads,
         )

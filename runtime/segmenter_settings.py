@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..plugins.operator import Split, check_min_area, split_table
-from ..plugins.problem import MAX_INSTANCES
+from ..plugins.settings import MAX_INSTANCES, Split, check_min_area, split_table
 from .networks.model_variants import MAX_LONG_SIDE_PX, MIN_LONG_SIDE_PX
 from .networks.multi_scale import checked_scales
 from .networks.session import DEFAULT_PROVIDERS

@@ -9,12 +9,12 @@ RUNNER.so is tests/plugins/cuda_runner.cu. Prints Markdown.
 import ctypes
 import sys
 import time
-from dataclasses import replace
 
 import cv2
 import numpy as np
 from tfiseg.plugins.native import ResultStruct, cluster_native, problem_struct
 from tfiseg.plugins.problem import Problem, problem_of
+from tfiseg.plugins.settings import ClusterSettings
 from tfiseg.plugins.views import Found, PiecesCall, Scene, ViewsCall, cut_views
 
 
@@ -41,16 +41,8 @@ def blobs(side: int, classes: int = 4) -> np.ndarray:
 
 def as_logits(class_map: np.ndarray, classes: int, size: int) -> Problem:
     planes = [cv2.GaussianBlur((class_map == c).astype(np.float32) * 6, (0, 0), 1) for c in range(classes)]
-    settings = problem_of(class_map)
-    return Problem(
-        None,
-        np.ascontiguousarray(planes)[None],
-        (size, size),
-        settings.things,
-        settings.split,
-        min_area=25,
-        max_instances=256,
-    )
+    settings = ClusterSettings(min_area=25, max_instances=256)
+    return Problem(None, np.ascontiguousarray(planes)[None], (size, size), settings)
 
 
 def result_of(problem: Problem) -> tuple[ResultStruct, dict]:
@@ -59,7 +51,7 @@ def result_of(problem: Problem) -> tuple[ResultStruct, dict]:
         "label_map": np.zeros((n, h, w), np.int32),
         "semantic_map": np.zeros((n, h, w), np.uint8),
         "count": np.zeros(n, np.int32),
-        "table": np.zeros((n, problem.max_instances, 10), np.float32),
+        "table": np.zeros((n, problem.settings.max_instances, 10), np.float32),
     }
     return ResultStruct(ctypes.sizeof(ResultStruct), **{name: a.ctypes.data for name, a in out.items()}), out
 
@@ -82,13 +74,11 @@ def views_in_graph(
     """Median microseconds of cutting views of components, and of carrying back what shape alone makes of
     them; and the pieces."""
     class_map = cv2.resize(blobs(512), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
-    components = cluster_native(replace(problem_of(class_map, min_area=25), split=np.zeros(256)))
+    components = cluster_native(problem_of(class_map, min_area=25, split=0.0))
     frame = np.random.default_rng(0).integers(0, 256, (*size_hw, 3)).astype(np.uint8)
     scene = Scene(frame, components.label_map[0], components.table[0].copy(), np.ones(256, np.uint8))
     cut = cut_views(scene, views, side)
-    parts = cluster_native(
-        replace(problem_of(cut.own[0]), class_map=cut.own, split=np.ones(256), max_instances=64)
-    )
+    parts = cluster_native(problem_of(cut.own, split=1.0, max_instances=64))
     tables = np.zeros((views, 64, 10), np.float32)
     tables[:, : parts.table.shape[1]] = parts.table
     call = ViewsCall(scene, views, side, None, cut, 64)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import tfiseg
-from tfiseg.plugins.operator import SHARPEN
+from tfiseg.plugins.operator import cluster_batch
+from tfiseg.plugins.settings import SHARPEN, ClusterSettings
 from tfiseg.runtime.evaluate.evaluation_set import load_eval_set
 from tfiseg.runtime.refine.view_planning import looked_at
 
@@ -42,6 +43,12 @@ ways = {
     "evidence, sharpened": sharpened,
     "evidence, sharpened, a second look": {**sharpened, "part_rule": refiner.session.rules["part"]},
 }
+settings = {
+    name: ClusterSettings(
+        min_area=0, **{key: value for key, value in more.items() if key not in ("affinity", "boundary")}
+    )
+    for name, more in ways.items()
+}
 ms = {name: [] for name in ways}
 for _ in range(7):
     for name, more in ways.items():
@@ -49,7 +56,7 @@ for _ in range(7):
         for start in range(0, len(own), BATCH):
             at_hand = slice(start, start + BATCH)
             its = {key: more[key][at_hand] for key in ("affinity", "boundary") if key in more}
-            tfiseg.cluster(own[at_hand], min_area=0, threads=1, **{**more, **its})
+            cluster_batch(own[at_hand], **its, settings=settings[name], threads=1)
         ms[name].append((time.perf_counter() - began) * 1e3 / len(own))
 for name, times in ms.items():
     print(

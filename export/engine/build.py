@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 from ...calibration.gate import insist
 from ...errors import InputError, ModelError
 from ...files import write_whole
-from ...plugins.operator import AFFINITY_OFFSETS
 from ...plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION, load_plugin, plugin_info
+from ...plugins.settings import AFFINITY_OFFSETS
 from ...runtime.inspect.onnx_layers import layer_precisions
 from ...runtime.networks.engine_file import SUFFIX, write_engine
 from ...runtime.networks.model_info import METADATA_KEY, ModelInfo

@@ -15,9 +15,17 @@ import onnx
 from onnx import TensorProto, helper
 
 from ...errors import InputError
-from ...plugins.operator import AFFINITY_OFFSETS, MIN_AREA_PX, Split, split_table
 from ...plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from ...plugins.problem import CENTRE_RADIUS, IGNORE, MERGE_AFFINITY, TABLE_COLUMNS
+from ...plugins.problem import TABLE_COLUMNS
+from ...plugins.settings import (
+    AFFINITY_OFFSETS,
+    CENTRE_RADIUS,
+    IGNORE,
+    MERGE_AFFINITY,
+    MIN_AREA_PX,
+    Split,
+    split_table,
+)
 
 DOMAIN = "tfiseg"
 OUTPUTS = ("label_map", "semantic_map", "count", "table")

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from ...errors import ModelError
-from ...plugins.operator import AFFINITY_OFFSETS, SHARPEN
+from ...plugins.settings import AFFINITY_OFFSETS, SHARPEN
 from ...runtime.networks.model_info import METADATA_KEY, weights_digest
 from ...runtime.networks.model_variants import HEADS_PREFIX, WITHOUT_HEADS
 from ..half_weights import stored_as_half

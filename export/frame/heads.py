@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...plugins.operator import AFFINITY_OFFSETS
+from ...plugins.settings import AFFINITY_OFFSETS
 from ..semantic.network import separable, upsample_like
 from .backbone_taps import Tap
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...instances import Instances
-from ...plugins.problem import CENTRE_RADIUS
+from ...plugins.settings import CENTRE_RADIUS
 from ...runtime.evaluate.evaluate import evaluate
 from ...runtime.networks.session import DEFAULT_MODEL
 from ...runtime.refine.partition import instances_of

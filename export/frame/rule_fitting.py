@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ...plugins.operator import AFFINITY_OFFSETS
 from ...plugins.problem import Problem, problem_of
+from ...plugins.settings import AFFINITY_OFFSETS
 from ...runtime.networks.onnx_session import OnnxSession
 from ..instance.rule_fitting import Fit, OfComponent, calm, fit_rule, merges_of, weighed
 from .composites import FrameComposer

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from ...errors import ModelError
-from ...plugins.operator import AFFINITY_OFFSETS
+from ...plugins.settings import AFFINITY_OFFSETS
 from ...runtime.networks.instance_session import ANY_SIDE, INSTANCE_FORMAT
 from ...runtime.networks.model_info import METADATA_KEY, weights_digest
 from ...runtime.networks.open_session import open_instance_session

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...plugins.operator import check_min_area
+from ...plugins.settings import check_min_area
 from ...runtime.networks.instance_session import InstanceMaps
 from ..training import say
 from .composites import Composer

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...plugins.operator import AFFINITY_OFFSETS
+from ...plugins.settings import AFFINITY_OFFSETS
 from ..semantic.network import LITE2, SIDE_MULTIPLE, Backbone, separable, upsample_like
 
 STRIDE = 4  # of displacement and affinities; the boundary is at 2

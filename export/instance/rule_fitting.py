@@ -25,8 +25,8 @@ from tqdm import tqdm
 from ...errors import InputError
 from ...plugins.native import region_graph
 from ...plugins.neck import EVIDENCE_FEATURES, evidence_features
-from ...plugins.operator import AFFINITY_OFFSETS
 from ...plugins.problem import CALM, Problem, problem_of
+from ...plugins.settings import AFFINITY_OFFSETS
 from ...runtime.networks.instance_session import InstanceMaps
 from ...runtime.refine.join_candidates import JOIN_CELL_PX
 from ...runtime.refine.join_rule import Pieces

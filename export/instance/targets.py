@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...plugins.operator import AFFINITY_OFFSETS
+from ...plugins.settings import AFFINITY_OFFSETS
 from .network import DISPLACEMENT_UNIT_PX, STRIDE
 
 UNKNOWN = 255

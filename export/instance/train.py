@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...errors import InputError, ModelError
-from ...plugins.operator import cluster
+from ...plugins.operator import cluster_batch
+from ...plugins.settings import ClusterSettings
 from ...runtime.refine.refiner import Refiner
 from ...runtime.refine.view import VIEW_PX
 from ..semantic.network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE
@@ -129,9 +130,8 @@ def groups_in(bank: Bank, network: InstanceNetwork, view_px: int, quiet: bool = 
         seen = [object_view(bank, o, view_px) for o in bank.objects[k : k + _BATCH_OF_VIEWS]]
         views, masks = (np.stack(arrays) for arrays in zip(*seen, strict=True))
         affinity = _affinities(network, views, masks)
-        pieces = cluster(
-            masks[:, 1::2, 1::2], affinity=affinity, merge_affinity=_CLEANING_AFFINITY, min_area=0
-        )
+        settings = ClusterSettings(merge_affinity=_CLEANING_AFFINITY, min_area=0)
+        pieces = cluster_batch(masks[:, 1::2, 1::2], affinity=affinity, settings=settings)
         for i, found in enumerate(pieces):
             if is_split(found.area):
                 dropped.add(k + i)

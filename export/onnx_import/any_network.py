@@ -21,7 +21,7 @@ from onnx import helper
 
 from ...errors import InputError, ModelError
 from ...files import whole_file
-from ...plugins.problem import IGNORE
+from ...plugins.settings import IGNORE
 from ...runtime.networks.model_info import FORMAT_VERSION, METADATA_KEY, weights_digest
 from ...runtime.networks.model_variants import Variant
 from ...runtime.networks.onnx_runtime import start_session

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...plugins.native import NativeCall
-from ...plugins.operator import MIN_AREA_PX, cluster
+from ...plugins.operator import cluster
 from ...plugins.problem import problem_of
+from ...plugins.settings import MIN_AREA_PX
 from ..sources.synthetic import SyntheticCamera
 from .evaluation_set import load_eval_set
 

@@ -15,8 +15,7 @@ from tqdm import tqdm
 from ...errors import InputError
 from ...files import writable_folder
 from ...instances import Instances
-from ...plugins.operator import Split
-from ...plugins.problem import IGNORE
+from ...plugins.settings import IGNORE, Split
 from ..refine.refiner import Refiner
 from ..segmenter import Segmenter
 from .contact_sheet import contact_sheet

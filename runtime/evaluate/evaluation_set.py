@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...images import image_paths, read_image, read_map
-from ...plugins.problem import IGNORE
+from ...plugins.settings import IGNORE
 
 
 @dataclass(frozen=True)

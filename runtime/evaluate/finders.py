@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...instances import Instances
-from ...plugins.operator import MIN_AREA_PX, Split, cluster
+from ...plugins.operator import cluster
+from ...plugins.settings import MIN_AREA_PX, Split
 from ..refine.refiner import Refiner
 from ..segmenter import Segmenter
 from .evaluation_set import EvalPicture

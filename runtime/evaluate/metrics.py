@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import MissingDependencyError
 from ...instances import Instances
-from ...plugins.problem import IGNORE
+from ...plugins.settings import IGNORE
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ...plugins.problem import IGNORE
+from ...plugins.settings import IGNORE
 
 # COCO's classes of size: area in pixels
 SIZES = {"under 32x32": (0, 32**2), "32x32 to 96x96": (32**2, 96**2), "over 96x96": (96**2, 2**62)}

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EngineError
-from .clusterer import Asked, DeviceClusterer
+from ...plugins.settings import ClusterSettings
+from .clusterer import DeviceClusterer
 from .cuda import Cuda, Graph
 from .execution_context import Context, sizes_of
 from .view_refiner import DeviceRefiner, DeviceViews
@@ -50,7 +51,7 @@ class CapturedFrame:
         context: Context,
         stream: Any,
         shape: tuple[int, ...],
-        asked: Asked | None,
+        settings: ClusterSettings | None,
         views: tuple[DeviceViews, NDArray[np.uint8]] | None,
     ) -> None:
         cuda = self._cuda = network.cuda
@@ -65,12 +66,12 @@ class CapturedFrame:
         self._clusterer: DeviceClusterer | None = None
         source, wanted = dict(self._memory), {name: (shapes[name], types[name]) for name in network.types}
         self._refiner: DeviceRefiner | None = None
-        if asked is not None:
+        if settings is not None:
             used = (
                 self._memory if views is None else {"logits": self._memory["logits"]}
             )  # components are the class map's alone
             maps = {name: (int(memory), shapes[name], types[name]) for name, memory in used.items()}
-            self._clusterer = DeviceClusterer(cuda, maps, asked)
+            self._clusterer = DeviceClusterer(cuda, maps, settings, (shape[1], shape[2]))
             source, wanted = self._clusterer.memory, self._clusterer.shapes
         if views is not None and self._clusterer is not None:
             refiner = self._refiner = DeviceRefiner(cuda, *views, int(self.frame), self._clusterer)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...plugins.settings import ClusterSettings
 from .captured_frame import CapturedFrame, DeviceNetwork
-from .clusterer import Asked, cuda_library
+from .clusterer import cuda_library
 from .cuda import device_address
 from .execution_context import Context
 from .view_refiner import DeviceViews, LookSettings
@@ -56,13 +57,13 @@ class Lane:
         self._views: dict[Any, DeviceViews] = {}
 
     def run(
-        self, image: Any, asked: Asked | None, looks: LookSettings | None = None
+        self, image: Any, settings: ClusterSettings | None, looks: LookSettings | None = None
     ) -> dict[str, NDArray[Any]]:
         """Outputs by name, in pinned memory: valid until the next run."""
         cuda = self._network.cuda
         there = device_address(image)
         shape = self._network.checked_shape(there[1] if there else image.shape)
-        fixed = self._fixed(shape, asked, looks)
+        fixed = self._fixed(shape, settings, looks)
         if there:
             cuda.wait_for_producer(image)
             cuda.copy(int(fixed.frame), there[0], int(np.prod(shape)), self._stream)
@@ -99,15 +100,17 @@ class Lane:
         return self._views[looks.views_key]
 
     def _fixed(
-        self, shape: tuple[int, ...], asked: Asked | None, looks: LookSettings | None
+        self, shape: tuple[int, ...], settings: ClusterSettings | None, looks: LookSettings | None
     ) -> CapturedFrame:
-        key = (shape, asked and asked.key, looks and looks.key)
+        key = (shape, settings and settings.key, looks and looks.key)
         if key not in self._kept:
             self._active = None  # whatever comes of it, the context has another shape then
             while len(self._kept) >= _KEPT_SHAPES:
                 self._kept.popitem(last=False)[1].release()
             views = None if looks is None else (self._views_of(looks), looks.wanted)
-            self._kept[key] = CapturedFrame(self._network, self._context, self._stream, shape, asked, views)
+            self._kept[key] = CapturedFrame(
+                self._network, self._context, self._stream, shape, settings, views
+            )
         self._kept.move_to_end(key)
         fixed = self._kept[key]
         if fixed is not self._active:

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EngineError
-from ...plugins.native import ProblemStruct, ResultStruct, hidden_units
-from ...plugins.operator import SHARPEN, split_table, thing_flags
-from ...plugins.problem import CENTRE_RADIUS, MERGE_AFFINITY
+from ...plugins.native import MapAddresses, ProblemStruct, ResultStruct, fill_struct
+from ...plugins.settings import cut_settings
 from ...plugins.views import VIEW_COLUMNS, PiecesStruct, ViewsStruct, pieces_room, views_workspace_bytes
 from .clusterer import ON_CUDA, TYPES, DeviceClusterer, check_status
 from .cuda import Cuda
@@ -121,36 +120,20 @@ class DeviceViews:
     def _problem_of(self, network: ViewNetwork, value_type: int) -> ProblemStruct:
         """What each view is of, cut as ``refine.cut_components`` does it on the CPU."""
         (views, side, _), _ = self.shapes["masks"]
-        self._things, self._split = thing_flags(None), split_table("auto")  # the structure points to them
-        merge_rule, part_rule = network.rules.get("merge"), network.rules.get("part")
-        return ProblemStruct(
-            struct_size=ctypes.sizeof(ProblemStruct),
+        self._settings = cut_settings(network.affinity_offsets, network.rules, MAX_PARTS)
+        maps = MapAddresses(
             batch=views,
-            height=side,
-            width=side,
-            out_height=side,
-            out_width=side,
+            grid_hw=(side, side),
+            out_hw=(side, side),
             class_map=int(self.own),
             value_type=value_type,
             boundary=int(self.memory["boundary"]),
             boundary_stride=side // self.shapes["boundary"][0][2],
             affinity=int(self.memory["affinity"]),
-            affinity_offsets_yx=network.affinity_offsets.ctypes.data,
             affinity_channels=self.shapes["affinity"][0][1],
             affinity_stride=side // self.shapes["affinity"][0][2],
-            things=self._things.ctypes.data,
-            split=self._split.ctypes.data,
-            merge_affinity=MERGE_AFFINITY,
-            centre_radius=CENTRE_RADIUS,
-            min_area=0,
-            max_instances=MAX_PARTS,
-            threads=1,
-            evidence_hidden=hidden_units(merge_rule),
-            evidence_rule=None if merge_rule is None else merge_rule.ctypes.data,
-            sharpen=SHARPEN,
-            part_hidden=hidden_units(part_rule),
-            part_rule=None if part_rule is None else part_rule.ctypes.data,
         )
+        return fill_struct(maps, self._settings)
 
     def enqueue(self, stream_handle: int) -> None:
         """The network on what the views show, and the operator on what it says; nothing is read back."""

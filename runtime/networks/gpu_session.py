@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ...errors import EngineError, InputError, TfisegError
 from ...plugins.problem import Clustering
+from ...plugins.settings import ClusterSettings
 from ..gpu.captured_frame import DeviceNetwork
-from ..gpu.clusterer import Asked, cuda_library
+from ..gpu.clusterer import cuda_library
 from ..gpu.cuda import Cuda
 from ..gpu.execution_context import Context
 from ..gpu.lane import Lane, Lanes
@@ -85,14 +86,14 @@ class GpuSession:
             found = lane.run(image, None)
             return {name: found[name].astype(np.float32) for name in self.outputs}
 
-    def cluster(self, image: Any, asked: Asked) -> Clustering:
+    def cluster(self, image: Any, settings: ClusterSettings) -> Clustering:
         """Instances of one picture uint8 (H, W, 3) BGR, in host memory or on the GPU, at size
-        ``asked.out_hw``.
+        the frame's.
 
         An engine that carries the operator clusters as it was built to, on its own grid; its label map may be
         of another size."""
         with self._lane() as lane:
-            found = lane.run(image, None if "label_map" in self.outputs else asked)
+            found = lane.run(image, None if "label_map" in self.outputs else settings)
             label_map, semantic_map = found["label_map"].copy(), found["semantic_map"].astype(np.uint8)
             count = found["count"].copy()
             if count[0] < 0:
@@ -102,12 +103,12 @@ class GpuSession:
             return Clustering(label_map, semantic_map, count, found["table"][:, : int(count[0])].copy())
 
     @contextmanager
-    def looked(self, image: Any, asked: Asked, looks: LookSettings) -> Iterator[RefinedFrame]:
-        """The same, of components (``asked``: with a split of 0) that an instance network looked at, in one
+    def looked(self, image: Any, settings: ClusterSettings, looks: LookSettings) -> Iterator[RefinedFrame]:
+        """The same, of components (``settings``: with a split of 0) that an instance network looked at, in one
         go; the frame's memory is held until the caller is through. Raises ModelError where that network
         doesn't run on the GPU."""
         with self._lane() as lane:
-            found = lane.run(image, asked, looks)
+            found = lane.run(image, settings, looks)
             count, components = int(found["count"][0]), int(found["components.count"][0])
             if min(count, components) < 0:
                 raise EngineError(

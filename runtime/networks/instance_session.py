@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelError
-from ...plugins.operator import check_min_area
+from ...plugins.settings import check_min_area
 from ..gpu.execution_context import Context
 
 INSTANCE_FORMAT = 2  # 2: the join rule sees other classes

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...instances import Instances
 from ...plugins.native import region_counts
 from ...plugins.operator import cluster
-from ...plugins.problem import MAX_SIDE
+from ...plugins.settings import MAX_SIDE
 from .partition import Label, enlarged_labels, instances_of, nearest_label
 from .view import View, view_of, window
 from .view_planning import PlannedView

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...instances import Instances
 from ...plugins.operator import cluster
-from ...plugins.problem import MAX_SIDE
+from ...plugins.settings import MAX_SIDE
 from ..networks.instance_session import InstanceSession
 from .partition import Label, instances_of, nearest_label
 from .view import View, at_pixels

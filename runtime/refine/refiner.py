@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from ...instances import Instances, instances_from_table
 from ...plugins.native import region_counts
-from ...plugins.operator import MIN_AREA_PX, SHARPEN, cluster
+from ...plugins.operator import cluster_batch
+from ...plugins.settings import MIN_AREA_PX, cut_settings
 from ..networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession, of_groups
 from ..networks.open_session import open_instance_session
 from ..networks.session import DEFAULT_PROVIDERS
@@ -306,17 +307,8 @@ def cut_components(
         rules: "merge" and "part", of the network; without "part" there is no second look.
         threads: CPU threads; default: all that the process may use.
     """
-    found = cluster(
-        own,
-        affinity=maps.affinity,
-        boundary=maps.boundary[:, 0],
-        affinity_offsets=offsets,
-        merge_rule=rules.get("merge"),
-        part_rule=rules.get("part"),
-        sharpen=SHARPEN,
-        min_area=0,
-        threads=threads,
-    )
+    settings = cut_settings(offsets, rules)
+    found = cluster_batch(own, None, maps.boundary[:, 0], maps.affinity, settings=settings, threads=threads)
     return [its.label_map for its in found]
 
 

@@ -60,8 +60,6 @@ def make_problem(seed: int) -> Problem:
     n = int(rng.integers(1, 4))
     maps = random_class_maps(rng, n)
     h, w = maps.shape[1:]
-    flags = np.ones(256, np.uint8)
-    flags[[0, 255]] = 0
     more: dict = {"min_area": int(rng.integers(0, 20)), "max_instances": int(rng.choice([1, 3, 65535]))}
     if seed % 5 in (1, 2):
         more["displacement"] = rounded(rng.normal(0, rng.choice([0.3, 2, 10]), (n, 2, h, w)))
@@ -70,7 +68,7 @@ def make_problem(seed: int) -> Problem:
         more["affinity"] = rounded(rng.random((n, 4, -(-h // stride), -(-w // stride))))
         more |= {"affinity_offsets": rng.integers(-3, 4, (4, 2)).astype(np.int32), "affinity_stride": stride}
         if rng.random() < 0.6:
-            more["evidence_rule"] = random_rule(rng)
+            more["merge_rule"] = random_rule(rng)
     for name in ("boundary", "scores"):
         if rng.random() < 0.4:
             more[name] = rounded(rng.random((n, h, w)))
@@ -85,15 +83,17 @@ def make_problem(seed: int) -> Problem:
             "boundary": np.ascontiguousarray(more["boundary"][:, ::coarser, ::coarser]),
             "boundary_stride": coarser,
         }
-    split = np.full(256, rng.choice([np.nan, 0, 0.4, 0.9, 1.0]))
+    split = float(rng.choice([np.nan, 0, 0.4, 0.9, 1.0]))
+    more["split"] = "auto" if np.isnan(split) else split
     if seed % 2:
-        return Problem(maps, None, (h, w), flags, split, **more)
+        return problem_of(maps, **more)
     noise = rng.normal(0, 1, (n, 4, h, w)).astype(np.float32)
     logits = (
         np.stack([[cv2.GaussianBlur(plane, (0, 0), 1.5).reshape(h, w) for plane in one] for one in noise]) * 8
     )
     out_h, out_w = rng.integers(1, 90, 2)
-    return Problem(None, rounded(logits), (int(out_h), int(out_w)), flags, split, **more)
+    of_logits = {"class_map": None, "logits": rounded(logits), "out_hw": (int(out_h), int(out_w))}
+    return replace(problem_of(maps, **more), **of_logits)
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +155,7 @@ def run_by_phases(path: Path) -> Callable[..., Clustering]:
             "semantic_map_32": np.zeros((n, h, w), np.int32),
             "count": np.zeros(n, np.int32),
             "regions": np.full(n, -7, np.int32),
-            "table": np.zeros((n, problem.max_instances, 10), np.float32),
+            "table": np.zeros((n, problem.settings.max_instances, 10), np.float32),
         }
         places = {name: array.ctypes.data for name, array in out.items()}
         result = ResultStruct(
@@ -205,7 +205,7 @@ def assert_same() -> Callable[[Clustering, Clustering], None]:
 
 def make_scene(class_map: np.ndarray, frame: np.ndarray | None = None, **more) -> Scene:
     """A class map's components, in a frame of noise where none is given."""
-    found = cluster_native(replace(problem_of(class_map, **more), split=np.zeros(256)))
+    found = cluster_native(problem_of(class_map, split=0.0, **more))
     if frame is None:
         frame = np.random.default_rng(0).integers(0, 256, (*class_map.shape, 3)).astype(np.uint8)
     return Scene(
@@ -251,9 +251,7 @@ def random_parts(rng: np.random.Generator, cut: CutViews, most: int = 7) -> Foun
         :, : cut.own.shape[1], : cut.own.shape[1]
     ]
     inside = (cut.own > 0) & (rng.random(cut.own.shape) > 0.1)
-    given = replace(
-        problem_of(cut.own[0]), class_map=np.where(inside, blocks, 0).astype(np.uint8), max_instances=most
-    )
+    given = problem_of(np.where(inside, blocks, 0).astype(np.uint8), max_instances=most)
     found = cluster_native(given)
     tables = np.zeros((len(cut.own), most, 10), np.float32)
     tables[:, : found.table.shape[1]] = found.table

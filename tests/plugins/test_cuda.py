@@ -107,7 +107,7 @@ def test_ten_thousand_replays_are_identical_and_take_no_memory(runner, random_pr
         "semantic_map": np.zeros((n, h, w), np.uint8),
         "count": np.zeros(n, np.int32),
         "regions": np.zeros(n, np.int32),
-        "table": np.zeros((n, problem.max_instances, 10), np.float32),
+        "table": np.zeros((n, problem.settings.max_instances, 10), np.float32),
     }
     result = ResultStruct(ctypes.sizeof(ResultStruct), **{name: a.ctypes.data for name, a in out.items()})
     median_us, grown, seen = ctypes.c_double(), ctypes.c_int64(), set()

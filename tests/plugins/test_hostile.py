@@ -34,7 +34,7 @@ def pixels(side: int, **evidence) -> Problem:
 def noisy_pixels(side: int) -> Problem:
     """Regions of one pixel and a rule that weighs their shape: one union grows and grows."""
     affinity = np.random.default_rng(0).random((1, 2, side, side)).astype(np.float32)
-    return pixels(side, affinity=affinity, affinity_offsets=NEXT, evidence_rule=random_rule(0))
+    return pixels(side, affinity=affinity, affinity_offsets=NEXT, merge_rule=random_rule(0))
 
 
 def noisy_class_map(side: int) -> Problem:
@@ -42,7 +42,7 @@ def noisy_class_map(side: int) -> Problem:
     offsets = np.array([[0, 1], [1, 0], [0, 3], [3, 0]], np.int32)
     affinity = rng.random((1, 4, side, side)).astype(np.float32)
     class_map = rng.integers(0, 2, (side, side)).astype(np.uint8)
-    return problem_of(class_map, affinity=affinity, affinity_offsets=offsets, evidence_rule=random_rule(0))
+    return problem_of(class_map, affinity=affinity, affinity_offsets=offsets, merge_rule=random_rule(0))
 
 
 def random_boundary(side: int) -> Problem:
@@ -104,8 +104,7 @@ def test_a_second_pass_that_stops_is_reported(shuffled, assert_same):
 def test_a_fixed_ratio_needs_no_budget():
     """Connected components of noise: one union of thousands of basins, all of them merged."""
     class_map = (np.random.default_rng(0).random((512, 512)) < 0.7).astype(np.uint8)
-    problem = problem_of(class_map)
-    problem.split[:] = 0.0
+    problem = problem_of(class_map, split=0.0)
     found = cluster_native(problem)
     assert found.regions[0] > 5000
     assert found.table[0, : found.count[0], 6].max() > 0.95 * class_map.sum()
@@ -117,8 +116,8 @@ def test_the_call_warns_of_a_merge_that_stopped():
     evidence = {
         "displacement": problem.displacement[0],
         "affinity": problem.affinity[0],
-        "affinity_offsets": problem.affinity_offsets,
-        "merge_rule": problem.evidence_rule,
+        "affinity_offsets": problem.settings.affinity_offsets,
+        "merge_rule": problem.settings.merge_rule,
         "centre_radius": 0.0,
     }
     with pytest.warns(MergeStoppedWarning, match="parts of objects"):

@@ -8,21 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tfiseg.plugins.native import cluster_native, region_graph
-from tfiseg.plugins.problem import Problem
+from tfiseg.plugins.problem import Problem, problem_of
 from tfiseg.plugins.reference import cluster_reference
+from tfiseg.plugins.settings import ClusterSettings, Split
 
 THREADS = (1, 2, 5)
 
 
-def things() -> np.ndarray:
-    flags = np.ones(256, np.uint8)
-    flags[[0, 255]] = 0
-    return flags
-
-
-def problem(class_map: np.ndarray, split: float = float("nan"), **rest) -> Problem:
-    batch = class_map if class_map.ndim == 3 else class_map[None]
-    return Problem(np.ascontiguousarray(batch), None, batch.shape[1:], things(), np.full(256, split), **rest)
+def problem(class_map: np.ndarray, split: Split = "auto", **rest) -> Problem:
+    return problem_of(class_map, split=split, **rest)
 
 
 def assert_equal(problem: Problem) -> None:
@@ -57,7 +51,7 @@ def class_maps(draw) -> np.ndarray:
 
 @given(
     class_maps(),
-    st.sampled_from([float("nan"), 0.0, 0.4, 0.9, 1.0]),
+    st.sampled_from(["auto", 0.0, 0.4, 0.9, 1.0]),
     st.integers(0, 30),
     st.sampled_from([1, 3, 65535]),
 )
@@ -111,9 +105,7 @@ def test_logits_to_full_resolution(seed, h, w, out_h, out_w, batch, min_area):
             None,
             np.ascontiguousarray(smooth, np.float32),
             (out_h, out_w),
-            things(),
-            np.full(256, np.nan),
-            min_area=min_area,
+            ClusterSettings(min_area=min_area),
         )
     )
 
@@ -157,7 +149,7 @@ CHECKERBOARD = (np.indices((33, 40)).sum(0) % 2).astype(np.uint8)
         pytest.param(np.ones((300, 1), np.uint8), id="one column"),
     ],
 )
-@pytest.mark.parametrize("split", [float("nan"), 0.0, 0.7])
+@pytest.mark.parametrize("split", ["auto", 0.0, 0.7])
 def test_hard_pictures(class_map, split):
     assert_equal(problem(class_map, split))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.plugins.operator import AFFINITY_OFFSETS
+from tfiseg.plugins.settings import AFFINITY_OFFSETS
 
 TWO = np.zeros((20, 40), np.uint8)
 TWO[5:15, 5:15] = 15
@@ -34,8 +34,15 @@ def test_logits_are_clustered_and_scaled_up():
 
 
 def test_batches_give_lists():
-    found = tfiseg.cluster(np.stack([TWO, np.zeros_like(TWO)]))
+    found = tfiseg.cluster_batch(np.stack([TWO, np.zeros_like(TWO)]))
     assert [len(f) for f in found] == [2, 0]
+
+
+def test_one_picture_and_several_are_told_apart():
+    with pytest.raises(tfiseg.InputError, match=r"shape \(2, 20, 40\): cluster takes one picture"):
+        tfiseg.cluster(np.stack([TWO, TWO]))
+    with pytest.raises(tfiseg.InputError, match=r"shape \(20, 40\): cluster_batch takes \(N, H, W\)"):
+        tfiseg.cluster_batch(TWO)
 
 
 def test_min_area_is_in_pixels_of_the_result():
@@ -69,7 +76,7 @@ def test_more_threads_than_the_system_gives():
 
 
 def test_an_empty_batch():
-    assert tfiseg.cluster(np.zeros((0, 8, 8), np.uint8)) == []
+    assert tfiseg.cluster_batch(np.zeros((0, 8, 8), np.uint8)) == []
 
 
 def test_things_choose_classes():

@@ -96,19 +96,16 @@ def test_pieces_of_a_batch_and_of_logits():
     maps = np.stack([square(), square(2), np.zeros_like(square())])
     cells = np.zeros((3, 1, 60, 80), np.float32)
     rule = affinity_rule(0.5)
+    settings = tfiseg.ClusterSettings(affinity_offsets=OFFSETS, merge_rule=rule, part_rule=rule, min_area=0)
     given = {
+        "boundary": np.stack([wall(80), wall(70), wall(80)]),
         "affinity": cells,
-        "affinity_offsets": OFFSETS,
-        "merge_rule": rule,
-        "part_rule": rule,
-        "min_area": 0,
+        "settings": settings,
     }
-    found = tfiseg.cluster(maps, boundary=np.stack([wall(80), wall(70), wall(80)]), **given)
+    found = tfiseg.cluster_batch(maps, **given)
     assert [its.class_id.tolist() for its in found] == [[1, 1], [2, 2], []]
     logits = 8.0 * (maps[:, None] == np.arange(3)[:, None, None]).astype(np.float32)
-    large = tfiseg.cluster(
-        logits, boundary=np.stack([wall(80), wall(70), wall(80)]), output_size_hw=(240, 320), **given
-    )
+    large = tfiseg.cluster_batch(logits, output_size_hw=(240, 320), **given)
     assert [its.class_id.tolist() for its in large] == [[1, 1], [2, 2], []]
     assert large[0].area.sum() == (large[0].label_map > 0).sum() == 4 * (square() > 0).sum()
     assert (large[0].score > 0.99).all()

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from tfiseg.plugins.neck import coarse_log2, compactness
-from tfiseg.plugins.problem import Problem
+from tfiseg.plugins.problem import Problem, problem_of
 from tfiseg.plugins.reference import cluster_reference, grid_positions
 from tfiseg.plugins.reference_graph import FAR_SQUARED, ascent_links, follow, is_noise, squared_distance
+from tfiseg.plugins.settings import Split
 
 
 def picture(text: str) -> np.ndarray:
@@ -14,10 +15,8 @@ def picture(text: str) -> np.ndarray:
     return np.array([[0 if c == "." else int(c) for c in row] for row in rows], np.uint8)
 
 
-def problem(class_map: np.ndarray, split: float = float("nan"), **rest) -> Problem:
-    things = np.ones(256, np.uint8)
-    things[[0, 255]] = 0
-    return Problem(class_map[None], None, class_map.shape, things, np.full(256, split), **rest)
+def problem(class_map: np.ndarray, split: Split = "auto", **rest) -> Problem:
+    return problem_of(class_map, split=split, **rest)
 
 
 @pytest.mark.parametrize(

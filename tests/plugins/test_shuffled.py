@@ -7,6 +7,7 @@ import pytest
 from tfiseg.plugins.native import cluster_native
 from tfiseg.plugins.problem import Problem, problem_of
 from tfiseg.plugins.reference import cluster_reference
+from tfiseg.plugins.settings import ClusterSettings
 
 
 @pytest.mark.parametrize("first_seed", range(0, 200, 25))
@@ -96,14 +97,10 @@ def test_a_photo_as_logits(eval_sets, shuffled, assert_same):
     logits = np.stack([cv2.GaussianBlur((small == c).astype(np.float32) * 4, (0, 0), 1) for c in range(21)])[
         None
     ]
-    flags = problem_of(small).things
     problem = Problem(
         None,
         np.ascontiguousarray(logits),
         (640, 640),
-        flags,
-        np.full(256, np.nan),
-        min_area=25,
-        max_instances=256,
+        ClusterSettings(min_area=25, max_instances=256),
     )
     assert_same(shuffled(problem, seed=0), cluster_native(problem))

@@ -21,7 +21,7 @@ from tfiseg.export.frame.heads import InstanceHeads  # noqa: E402
 from tfiseg.export.frame.train import frame_targets  # noqa: E402
 from tfiseg.export.instance.bank import build_bank  # noqa: E402
 from tfiseg.export.instance.teacher import tell_instances  # noqa: E402
-from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
+from tfiseg.plugins.settings import AFFINITY_OFFSETS  # noqa: E402
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL  # noqa: E402
 from tfiseg.runtime.networks.onnx_session import OnnxSession  # noqa: E402
 from tfiseg.runtime.refine.refiner import Refiner  # noqa: E402

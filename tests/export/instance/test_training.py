@@ -41,7 +41,7 @@ from tfiseg.export.instance.train import (  # noqa: E402
 )
 from tfiseg.export.semantic.data import Picture, sure_of  # noqa: E402
 from tfiseg.plugins.neck import EVIDENCE_FEATURES  # noqa: E402
-from tfiseg.plugins.operator import AFFINITY_OFFSETS  # noqa: E402
+from tfiseg.plugins.settings import AFFINITY_OFFSETS  # noqa: E402
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps  # noqa: E402
 from tfiseg.runtime.networks.open_session import open_instance_session  # noqa: E402
 

@@ -13,8 +13,9 @@ import pytest
 import tfiseg
 from plain_model import PLAIN_MODEL
 from skimage import data
-from tfiseg.plugins.operator import SHARPEN, cluster, thing_flags
+from tfiseg.plugins.operator import cluster, cluster_batch
 from tfiseg.plugins.problem import Clustering
+from tfiseg.plugins.settings import SHARPEN, ClusterSettings, thing_flags
 from tfiseg.plugins.views import Found, Scene, cut_views, place_pieces
 from tfiseg.runtime.gpu.refined_frame import RefinedFrame
 from tfiseg.runtime.gpu.view_refiner import VIEWS
@@ -66,15 +67,16 @@ def test_the_graph_holds_what_the_same_steps_give(segmenter, gpu):
     cut = cut_views(scene, VIEWS, network.view_px)
     assert cut.views[0, 3]
     seen = network.infer(cut.images, cut.masks)
-    rules = {
-        "merge_rule": network.rules["merge"],
-        "part_rule": network.rules["part"],
-        "affinity_offsets": network.affinity_offsets,
-    }
-    parts = cluster(
-        cut.own, affinity=seen.affinity, boundary=seen.boundary[:, 0], min_area=0, sharpen=SHARPEN, **rules
+    settings = ClusterSettings(
+        min_area=0,
+        affinity_offsets=network.affinity_offsets,
+        merge_rule=network.rules["merge"],
+        part_rule=network.rules["part"],
+        sharpen=SHARPEN,
     )
-    regions = [len(one) for one in cluster(cut.own, split=1.0, min_area=0)]
+    parts = cluster_batch(cut.own, affinity=seen.affinity, boundary=seen.boundary[:, 0], settings=settings)
+    by_shape = ClusterSettings(split=1.0, min_area=0)
+    regions = [len(one) for one in cluster_batch(cut.own, settings=by_shape)]
     tables = np.zeros((VIEWS, 64, 10), np.float32)
     for k, one in enumerate(parts):
         tables[k, : len(one), 6] = one.area

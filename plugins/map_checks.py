@@ -1,0 +1,165 @@
+"""Checks of the maps that the operator takes: shapes, ranges, strides."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..arrays import as_numpy
+from ..errors import InputError
+from .settings import IGNORE, MAX_SIDE
+
+
+def is_logits(grid: NDArray[Any]) -> bool:
+    """Whether a semantic map holds logits, by its type; raises InputError for what is neither."""
+    if np.issubdtype(grid.dtype, np.floating):
+        if grid.ndim in (3, 4):
+            return True
+        raise InputError(
+            f"a floating-point semantic is taken as logits (C, h, w) or (N, C, h, w), got shape {grid.shape}; "
+            "for a class map pass integers: semantic.astype(np.uint8)"
+        )
+    if np.issubdtype(grid.dtype, np.integer) or grid.dtype == bool:
+        if grid.ndim in (2, 3):
+            return False
+        raise InputError(f"a class map must be (H, W) or (N, H, W), got shape {grid.shape}")
+    raise InputError(
+        f"semantic must be an integer class map or floating-point logits, got dtype {grid.dtype}"
+    )
+
+
+def checked_semantic(given: NDArray[Any], logits: bool) -> NDArray[Any]:
+    """Logits float32 (N, C, h, w) or a class map uint8 (N, h, w), from the same of any type."""
+    check_sides(given.shape[-2:], "semantic", MAX_SIDE)
+    if not logits:
+        if given.dtype != np.uint8 and given.size and (given.min() < 0 or given.max() > 255):
+            raise InputError(f"class ids must lie in 0..255 (255 = ignore), got {given.min()}..{given.max()}")
+        return np.ascontiguousarray(given, np.uint8)
+    with np.errstate(over="ignore"):
+        given = np.ascontiguousarray(given, np.float32)
+    if not is_finite(given):
+        raise InputError(
+            "logits contain NaN or infinity: check the network's output (fp16 overflow and missing normalisation do this)"
+        )
+    if not 2 <= given.shape[1] <= 255:
+        raise InputError(
+            f"logits must have 2 to 255 classes, got shape {given.shape[1:]}: expected (C, h, w) or (N, C, h, w)"
+        )
+    return given
+
+
+def is_finite(array: NDArray[Any]) -> bool:
+    # NaN and infinity pass through a sum, which needs no array of flags; a sum of large finite numbers may
+    # overflow
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
+
+
+def warn_of_look_alikes(grid: NDArray[Any], is_logits: bool) -> None:
+    """What is valid by its shape but most likely meant otherwise."""
+    if not is_logits and grid.ndim == 3 and grid.shape[-1] in (3, 4) and grid.shape[0] > 16:
+        raise InputError(
+            f"{grid.shape} looks like a picture, not a class map (H, W): run a semantic network on it, or tfiseg.Segmenter"
+        )
+    if is_logits and grid.ndim == 3 and min(grid.shape[:2]) > 4 * grid.shape[2]:
+        warnings.warn(
+            f"logits {grid.shape} are taken as (C, h, w); if they are (h, w, C), pass logits.transpose(2, 0, 1)",
+            stacklevel=5,
+        )
+    if (
+        not is_logits
+        and grid.dtype == np.uint8
+        and grid.size
+        and grid.max() == IGNORE
+        and not ((grid > 0) & (grid < IGNORE)).any()
+    ):
+        warnings.warn(
+            "the class map holds only 0 and 255, and 255 means ignore; a binary mask is (mask > 0).astype(np.uint8)",
+            stacklevel=5,
+        )
+
+
+def check_sides(hw: Sequence[int], name: str, most: int) -> None:
+    if len(hw) != 2 or not all(1 <= s <= most for s in hw):
+        raise InputError(f"{name}: sides must lie in 1..{most}, got {tuple(hw)}")
+
+
+def checked_field(
+    value: ArrayLike | None, batched: bool, n: int, shape: tuple[int, int, int], name: str
+) -> NDArray[np.float32] | None:
+    """float32 (N, *shape), finite; a map that is an integer factor smaller is an error here: displacements do
+    not scale."""
+    if value is None:
+        return None
+    array = np.asarray(as_numpy(value, name), np.float32)
+    array = array if batched else array[None]
+    if array.shape != (n, *shape):
+        raise InputError(f"{name} must be {(n, *shape) if batched else shape}, got {np.shape(value)}")
+    if not is_finite(array):
+        raise InputError(f"{name} contains NaN or infinity")
+    return np.ascontiguousarray(array)
+
+
+def checked_plane(
+    value: ArrayLike | None, batched: bool, n: int, h: int, w: int, name: str
+) -> tuple[NDArray[np.float32] | None, int]:
+    """float32 (N, h / stride, w / stride) in [0, 1], and the stride."""
+    if value is None:
+        return None, 1
+    array = np.asarray(as_numpy(value, name), np.float32)
+    array = array if batched else array[None]
+    stride = _stride(array.shape[-2:], h, w, name) if array.ndim == 3 and len(array) == n else 0
+    if not stride:
+        raise InputError(f"{name} must be {(n, h, w) if batched else (h, w)}, got {np.shape(value)}")
+    _check_unit(array, name)
+    return np.ascontiguousarray(array), stride
+
+
+def enlarged(
+    plane: NDArray[np.float32] | None, stride: int, size_hw: tuple[int, int]
+) -> NDArray[np.float32] | None:
+    if plane is None or stride == 1:
+        return plane
+    repeated = plane.repeat(stride, -1).repeat(stride, -2)  # rows last: whole ones are copied
+    return np.ascontiguousarray(repeated[:, : size_hw[0], : size_hw[1]])
+
+
+def checked_affinity(
+    value: ArrayLike | None, batched: bool, n: int, h: int, w: int, offsets: NDArray[np.int32]
+) -> tuple[NDArray[np.float32] | None, int]:
+    """float32 (N, A, h / stride, w / stride) in [0, 1], and the stride."""
+    if value is None:
+        return None, 1
+    array = np.asarray(as_numpy(value, "affinity"), np.float32)
+    array = array if batched else array[None]
+    if array.ndim != 4 or len(array) != n or array.shape[1] != len(offsets):
+        raise InputError(
+            f"affinity must have one channel for each of the {len(offsets)} offsets: (A, h, w), got {np.shape(value)}"
+        )
+    stride = _stride(array.shape[-2:], h, w, "affinity")
+    _check_unit(array, "affinity")
+    return np.ascontiguousarray(array), stride
+
+
+def _stride(shape: Sequence[int], h: int, w: int, name: str) -> int:
+    rows = max(1, shape[0])
+    least, most = -(-h // rows), max(h, w) if rows == 1 else (h - 1) // (rows - 1)  # that leave so many rows
+    fits = [s for s in range(least, most + 1) if (-(-h // s), -(-w // s)) == tuple(shape)]
+    if not fits:
+        raise InputError(
+            f"{name} of {tuple(shape)} is neither the grid {(h, w)} nor an integer factor smaller"
+        )
+    even = [s for s in fits if h % s == w % s == 0]  # tiny grids fit several factors
+    return (even or fits)[0]
+
+
+def _check_unit(array: NDArray[np.float32], name: str) -> None:
+    # written so that NaN fails, too
+    if array.size and not (array.min() >= 0 and array.max() <= 1):
+        raise InputError(
+            f"{name} must lie in [0, 1], got {array.min()}..{array.max()}: apply a sigmoid to logits"
+        )

@@ -1,0 +1,231 @@
+"""How to cluster: one validated home for the operator's settings, their defaults and limits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import as_numpy
+from ..errors import InputError
+from .neck import EVIDENCE_FEATURES
+
+IGNORE = 255
+MAX_SIDE = 4096  # of the grid
+MAX_OUT_SIDE = 32_767  # of the label map
+MAX_INSTANCES = 65_535
+MAX_EVIDENCE_HIDDEN = 64
+MAX_SHARPEN = 32
+MERGE_AFFINITY = 0.3  # a trial's best; 0.2 to 0.35 is flat (docs/benchmarks)
+CENTRE_RADIUS = 2.5  # grid pixels; IRNet (CVPR 2019) takes vectors shorter than this as centres
+MIN_AREA_PX = 25
+# grid pixels, with the boundaries of tfiseg's own networks: less moves too little, more gains no outline
+# (docs/benchmarks)
+SHARPEN = 6
+# (dy, dx) of tfiseg's own instance network, in cells of its stride-4 grid
+_NEAR = ((0, 1), (1, 0), (0, 3), (3, 0), (3, 3), (3, -3))
+_FAR = ((0, 8), (8, 0), (6, 6), (6, -6), (0, 16), (16, 0), (12, 12), (12, -12))
+AFFINITY_OFFSETS = _NEAR + _FAR
+
+Split = str | float | Mapping[int, float]
+
+
+def _default_offsets() -> NDArray[np.int32]:
+    return np.array(AFFINITY_OFFSETS, np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterSettings:
+    """How to cluster, whatever the picture. Validated when made; arrays may be given as lists.
+
+    Args:
+        things: class ids that are countable; None: all but 0.
+        split: "auto" decides each neck from its shape; a float cuts where saddle / peak is below it (0 =
+            never cut: connected components); {class id: float} does so for these classes and "auto" for the
+            others.
+        min_area: smaller instances are dropped; pixels of the result.
+        max_instances: at most this many are kept, the largest.
+        affinity_offsets: int32 (A, 2), (dy, dx) of the affinity channels, in affinity cells.
+        merge_affinity: regions merge while their mean affinity is above it.
+        merge_rule: float32 (hidden * 19 + 1,), weights of a learned rule that decides from shape, affinity
+            and boundary together; it belongs to the network that made the affinities (csrc/tfiseg.h,
+            evidence_rule). None: ``merge_affinity``.
+        part_rule: as merge_rule, for the second look at pieces that a boundary crosses. None: no such look.
+        centre_radius: given displacements shorter than this mark centres; grid pixels.
+        sharpen: cuts move onto the boundary within so many grid pixels, 0..32; 0: they stay where the shape
+            has them.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    things: Iterable[int] | int | None = None
+    split: Split = "auto"
+    min_area: int = MIN_AREA_PX
+    max_instances: int = MAX_INSTANCES
+    affinity_offsets: NDArray[np.int32] = field(default_factory=_default_offsets)
+    merge_affinity: float = MERGE_AFFINITY
+    merge_rule: NDArray[np.float32] | None = None
+    part_rule: NDArray[np.float32] | None = None
+    centre_radius: float = CENTRE_RADIUS
+    sharpen: int = 0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.max_instances, Integral) and 1 <= self.max_instances <= MAX_INSTANCES):
+            raise InputError(f"max_instances must lie in 1..{MAX_INSTANCES}, got {self.max_instances}")
+        check_min_area(self.min_area)
+        if not (0 <= self.merge_affinity <= 1 and self.centre_radius >= 0):  # so written that NaN fails, too
+            raise InputError(
+                f"merge_affinity must lie in 0..1 and centre_radius be positive, got {self.merge_affinity} "
+                f"and {self.centre_radius}"
+            )
+        if not (isinstance(self.sharpen, Integral) and 0 <= self.sharpen <= MAX_SHARPEN):
+            raise InputError(f"sharpen must lie in 0..{MAX_SHARPEN} grid pixels, got {self.sharpen!r}")
+        clean = {
+            "things": _listed(self.things),
+            "affinity_offsets": _checked_offsets(self.affinity_offsets),
+            "merge_rule": _checked_rule(self.merge_rule, "merge_rule"),
+            "part_rule": _checked_rule(self.part_rule, "part_rule"),
+        }
+        for name, value in clean.items():
+            object.__setattr__(self, name, value)
+        assert self.thing_flags is not None
+        assert self.split_table is not None  # both raise now, not at the first picture
+
+    @functools.cached_property
+    def thing_flags(self) -> NDArray[np.uint8]:
+        """1 for each countable class id, uint8 (256,)."""
+        return thing_flags(self.things)
+
+    @functools.cached_property
+    def split_table(self) -> NDArray[np.float64]:
+        """The saddle / peak ratio of each class id, float64 (256,); NaN = "auto"."""
+        return split_table(self.split)
+
+    @functools.cached_property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for settings that cluster alike."""
+        rules = (b"" if rule is None else rule.tobytes() for rule in (self.merge_rule, self.part_rule))
+        arrays = (self.thing_flags, self.split_table, self.affinity_offsets)
+        numbers = (self.min_area, self.max_instances, self.sharpen, self.merge_affinity, self.centre_radius)
+        return (*numbers, *(array.tobytes() for array in arrays), *rules)
+
+    def served_by(self, affinity: bool, boundary: bool) -> ClusterSettings:
+        """These settings without what weighs maps that aren't there.
+
+        Args:
+            affinity, boundary: whether the picture comes with this map.
+        """
+        return replace(
+            self,
+            merge_rule=self.merge_rule if affinity else None,
+            part_rule=self.part_rule if affinity and boundary else None,
+            sharpen=self.sharpen if boundary else 0,
+        )
+
+    def components(self, min_area: int) -> ClusterSettings:
+        """The same for connected components: nothing is cut, no learned rule decides."""
+        return replace(self, split=0.0, min_area=min_area, merge_rule=None, part_rule=None, sharpen=0)
+
+
+def cut_settings(
+    affinity_offsets: NDArray[np.int32],
+    rules: Mapping[str, NDArray[np.float32]],
+    max_instances: int = MAX_INSTANCES,
+) -> ClusterSettings:
+    """How a component in its view is cut by what an instance network says of it.
+
+    Args:
+        affinity_offsets: of the network. rules: "merge" and "part", of the network; without "part" there is no
+            second look.
+        max_instances: most parts of a component.
+    """
+    return ClusterSettings(
+        min_area=0,
+        max_instances=max_instances,
+        affinity_offsets=affinity_offsets,
+        merge_rule=rules.get("merge"),
+        part_rule=rules.get("part"),
+        sharpen=SHARPEN,
+    )
+
+
+def check_min_area(min_area: int) -> None:
+    """Raises InputError where no instance can be so large or so small."""
+    if not 0 <= min_area <= MAX_OUT_SIDE**2:
+        raise InputError(f"min_area must lie in 0..{MAX_OUT_SIDE**2} pixels, got {min_area}")
+
+
+def _checked_offsets(value: Any) -> NDArray[np.int32]:
+    """Convert affinity offsets to int32 (A, 2); raise InputError where one is longer than any grid."""
+    try:
+        offsets = np.asarray(as_numpy(value, "affinity_offsets"), np.int64).reshape(-1, 2)
+    except (TypeError, ValueError, OverflowError) as wrong:
+        raise InputError(f"affinity_offsets must be pairs of integers (dy, dx), got {value!r}") from wrong
+    if offsets.size and not (offsets.min() >= -MAX_SIDE and offsets.max() <= MAX_SIDE):
+        raise InputError(
+            f"affinity_offsets must lie in -{MAX_SIDE}..{MAX_SIDE} cells, got {offsets.min()}..{offsets.max()}"
+        )
+    return np.ascontiguousarray(offsets, np.int32)
+
+
+def _checked_rule(value: Any, name: str) -> NDArray[np.float32] | None:
+    if value is None:
+        return None
+    rule = np.ascontiguousarray(as_numpy(value, name), np.float32)
+    unit = len(EVIDENCE_FEATURES) + 2
+    if rule.ndim != 1 or rule.size % unit != 1 or not 1 <= rule.size // unit <= MAX_EVIDENCE_HIDDEN:
+        raise InputError(
+            f"{name} must hold hidden * {unit} + 1 numbers for 1 to {MAX_EVIDENCE_HIDDEN} hidden units, got shape {rule.shape}"
+        )
+    if not np.isfinite(rule).all():
+        raise InputError(f"{name} contains NaN or infinity")
+    return rule
+
+
+def _listed(things: Iterable[int] | int | None) -> tuple[int, ...] | None:
+    if things is None or isinstance(things, Integral):
+        return None if things is None else (int(things),)
+    if not isinstance(things, Iterable):
+        raise InputError(f"things must be class ids in 0..254, got {things!r}")
+    return tuple(things)
+
+
+def thing_flags(things: Iterable[int] | int | None) -> NDArray[np.uint8]:
+    """1 for each countable class id, uint8 (256,); None: all but 0 and 255. Raises InputError."""
+    flags = np.zeros(256, np.uint8)
+    if things is None:
+        flags[1:IGNORE] = 1
+        return flags
+    for class_id in _listed(things) or ():
+        if not (isinstance(class_id, Integral) and 0 <= class_id < IGNORE):
+            raise InputError(f"things: class ids are integers in 0..254, got {class_id!r}")
+        flags[int(class_id)] = 1
+    flags[0] = 0  # the operator's background
+    return flags
+
+
+def split_table(split: Split) -> NDArray[np.float64]:
+    """The saddle / peak ratio of each class id, float64 (256,); NaN = "auto". Raises InputError."""
+    values = np.full(256, np.nan)
+    if isinstance(split, Mapping):
+        for class_id, ratio in split.items():
+            if not 0 <= int(class_id) < 256:
+                raise InputError(f"split: class ids lie in 0..255, got {class_id}")
+            values[int(class_id)] = _ratio(ratio)
+    elif not (isinstance(split, str) and split == "auto"):
+        values[:] = _ratio(split)
+    return values
+
+
+def _ratio(value: Any) -> float:
+    if isinstance(value, Real) and 0 <= float(value) <= 1:
+        return float(value)
+    raise InputError(
+        f'split must be "auto", a saddle / peak ratio in 0..1, or {{class id: ratio}}, got {value!r}'
+    )
