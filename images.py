@@ -20,6 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
@@ -331,7 +332,10 @@ def _upright(pixels: Picture, image: Image.Image) -> Picture:
 
 
 def _read_url(url: str) -> Picture:
-    parts, name = urlsplit(url), without_secrets(url)
+    try:
+        parts, name = urlsplit(url), without_secrets(url)
+    except ValueError as wrong:
+        raise InputError(f"can't get a picture from a URL that is malformed: {wrong}") from None
     if parts.scheme.lower() == "file":
         if parts.netloc not in ("", "localhost"):
             raise InputError(
@@ -352,7 +356,7 @@ def _read_url(url: str) -> Picture:
             announced = answer.headers.get("Content-Length")
     except urllib.error.HTTPError as wrong:
         raise InputError(f"can't get {name}: the server says {wrong.code} {wrong.reason}") from None
-    except (OSError, ValueError) as wrong:  # URLError is an OSError; what http.client raises is below
+    except (OSError, ValueError, OverflowError, HTTPException) as wrong:  # URLError is an OSError
         raise InputError(f"can't get {name}: {getattr(wrong, 'reason', None) or _reason(wrong)}") from None
     if announced and announced.isdecimal() and size < int(announced):
         raise InputError(f"can't get {name}: {size} of {announced} bytes came")

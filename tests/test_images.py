@@ -396,6 +396,8 @@ def server(tmp_path):
                 self.send_header("Content-Length", "5000")
                 self.end_headers()
                 self.wfile.write(b"\x89PNG")
+            elif self.path == "/nonsense.png":
+                self.wfile.write(b"nonsense\r\n\r\n")
             elif self.path == "/elsewhere":
                 self.send_response(302)
                 self.send_header("Location", (tmp_path / "ok.png").as_uri())
@@ -423,6 +425,7 @@ def test_addresses(server, tmp_path):
         ("/nowhere.png?token=secret", "can't get http://.*/nowhere.png: the server says 404"),
         ("/text.png", "/text.png is no image that can be read"),
         ("/cut.png", "can't get .*/cut.png"),
+        ("/nonsense.png", "can't get .*/nonsense.png"),
         ("/elsewhere", "can't get .*/elsewhere: the server says 302"),
     ],
 )
@@ -440,6 +443,9 @@ def test_addresses_that_give_no_picture(server, path, says):
         ("file://elsewhere/a.png", "names the machine elsewhere"),
         ("file:///nowhere/a.png", "there is no file /nowhere/a.png"),
         ("http://", "can't get"),
+        ("http://127.0.0.1:port/a.png", "can't get"),
+        ("http://127.0.0.1:9/a b\n.png", "can't get"),
+        ("http://[::1/a.png", "can't get"),
     ],
 )
 def test_addresses_that_answer_nothing(url, says):

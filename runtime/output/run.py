@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ...errors import OutputError, PipelineError
+from ...errors import InputError, OutputError, PipelineError
 from ...files import printable
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.tracker import Tracker
@@ -18,6 +18,8 @@ from ..sources.files import unreadable_message
 from ..sources.open_source import open_source
 from .coco import COCO_NAME, write_coco
 from .run_writer import RunWriter
+
+OUTPUT_FORMATS = ("jsonl", "coco")
 
 
 def run(
@@ -38,6 +40,8 @@ def run(
     ``summary["error"]`` then says why; ``summary["unreadable"]`` lists image files that were left out. With
     ``output_format="coco"`` the records are also written as coco.json. The rest: see ``Pipeline``.
     """
+    if output_format not in OUTPUT_FORMATS:
+        raise InputError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}")
     error: str | None = None
     frames = source if isinstance(source, Source) else open_source(source)
     writer = RunWriter(out, frames)
@@ -76,16 +80,21 @@ def run(
         try:
             write_coco(writer.folder / "instances.jsonl", coco_json, segmenter.class_names)
         except OutputError as wrong:
-            error = error or str(wrong)
-    stats = pipeline.stats()
+            coco_json, error = None, error or str(wrong)
+    return _write_summary(writer, pipeline.stats(), coco_json, error)
+
+
+def _write_summary(
+    writer: RunWriter, stats: dict[str, Any], coco_json: Path | None, error: str | None
+) -> dict[str, Any]:
     summary = {
-        "source": printable(frames.name),
+        "source": printable(writer.source.name),
         **stats.pop("times"),
         **{name: stats[name] for name in ("captured", "dropped", "skipped", "reconnects")},
         "overlay": writer.overlays,
         "instances_jsonl": printable(str(writer.folder / "instances.jsonl")),
         "coco_json": coco_json and printable(str(coco_json)),
-        "unreadable": list(frames.unreadable),
+        "unreadable": list(writer.source.unreadable),
         "error": error,
     }
     try:

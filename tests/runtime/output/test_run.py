@@ -263,3 +263,8 @@ def test_the_program_shows_names_that_are_no_text(tmp_path):
         assert done.returncode == code, done.stderr
         assert says in done.stdout + done.stderr
         assert b"Traceback" not in done.stderr
+
+
+def test_other_formats_are_refused(segmenter, tmp_path):
+    with pytest.raises(tfiseg.InputError, match="output_format must be one of jsonl, coco, got 'voc'"):
+        run("synthetic", segmenter, tmp_path, max_frames=1, quiet=True, output_format="voc")
