@@ -419,9 +419,9 @@ def test_options_that_do_not_fit(options, says, tmp_path):
     [
         (["default", "-o", "x.engine"], "must be called NAME.onnx"),
         (["default", "-o", "no/where/x.onnx"], "can't write"),
-        (["default", "-o", "x.onnx", "--mean", "0.5"], "--mean: default needs none of it"),
+        (["default", "-o", "x.onnx", "--mean", "0.5"], "--mean: no effect on default"),
         (["x.onnx", "-o", "y.onnx", "--fp32-weights"], "--fp32-weights is for checkpoints"),
-        (["x.onnx", "-o", "y.onnx", "--long-side", "448"], "other networks see frames at --input-size"),
+        (["x.onnx", "-o", "y.onnx", "--long-side", "448"], "for others, use --input-size"),
         (["default", "-o", "y.onnx", "--long-side", "9"], "must lie in 64..4096 pixels, got 9"),
     ],
 )
@@ -444,7 +444,7 @@ def test_the_command_says_what_is_wrong(argv, says, tmp_path, monkeypatch, capsy
 def test_options_that_cannot_be_read(argv, capsys):
     with pytest.raises(SystemExit):
         main(["export", "x.onnx", "-o", "y.onnx", *argv])
-    assert "wanted" in (text := capsys.readouterr().err) or "not allowed" in text
+    assert "expected" in (text := capsys.readouterr().err) or "not allowed" in text
 
 
 def test_disagreement_is_shown(tmp_path):
