@@ -36,7 +36,7 @@ DEVICES = ("auto", "cpu", "gpu")
 MAX_BATCH = 8
 _QUEUE_DELAY_US = 1000  # of a frame's 33 ms
 _PARAMETER = "tfiseg"  # of config.pbtxt: the model's metadata, for clients
-_FRAMES = 4  # of the synthetic camera, on which a quantised network is tried
+_FRAMES = 4  # of the synthetic camera, on which a quantized network is tried
 _TYPES = {
     "uint8": "TYPE_UINT8",
     "int8": "TYPE_INT8",
@@ -188,7 +188,7 @@ def _is_free(model: onnx.ModelProto) -> bool:
 
 
 def _check_optimised(path: Path) -> None:
-    """Triton can't switch off the optimiser that OnnxSession does without. It spoils some quantised networks,
+    """Triton can't switch off the optimiser that OnnxSession does without. It spoils some quantized networks,
     so: run both ways.
 
     Raises:

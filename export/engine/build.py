@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from ...calibration.gate import insist
+from ...calibration.gate import require_passed
 from ...errors import InputError, ModelError
 from ...files import write_whole
 from ...plugins.operator import AFFINITY_OFFSETS
@@ -158,7 +158,7 @@ def read_network(path: Path) -> tuple[onnx.ModelProto, ModelInfo]:
     if foreign:
         raise ModelError(
             f"{path} has operators that no standard runtime knows: {', '.join(foreign)}. strip_clustering() takes a clustering node off; "
-            "quantised or fused networks of another tool are to be exported anew in float32"
+            "quantized or fused networks of another tool are to be exported anew in float32"
         )
     text = next((prop.value for prop in model.metadata_props if prop.key == METADATA_KEY), None)
     if text is None:
@@ -223,7 +223,7 @@ def _write_gate(output: Path, lowered: Lowered) -> None:
         for f in frames
     ]
     path.write_text(json.dumps({**gate, "kept_high": lowered.kept, "per_frame": per_frame}, indent=2) + "\n")
-    insist(gate, f"{output} was not written; the report is in {path}")
+    require_passed(gate, f"{output} was not written; the report is in {path}")
 
 
 def _write_onnx(output: Path, model: onnx.ModelProto) -> int:

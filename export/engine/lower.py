@@ -13,11 +13,11 @@ from typing import Any
 import onnx
 
 from ...calibration.frames import FrameSample, sample_frames
-from ...calibration.gate import DEFAULTS, Thresholds, verdict
+from ...calibration.gate import DEFAULTS, Thresholds, gate_report
 from ...calibration.graph import Network
 from ...calibration.layers import find_layers
 from ...calibration.qdq import Scheme
-from ...calibration.quantise import Calibration, calibrate, edge_layers, matching_layers, quantise
+from ...calibration.quantize import Calibration, calibrate, edge_layers, matching_layers, quantize
 from ...calibration.sensitivity import exclude_until, rank_layers
 from ...errors import InputError
 from ...runtime.evaluate.comparison import Comparison, compare, noise_floor, worst_sheet
@@ -81,7 +81,7 @@ class PrecisionSettings:
 @dataclass
 class Lowered:
     """A network in the precision asked for. ``kept`` layers that stayed higher, whatever the reason; ``gate``
-    its verdict, None for float32; ``comparison`` the figures of every frame; ``searched`` what --auto-exclude
+    its gate_report, None for float32; ``comparison`` the figures of every frame; ``searched`` what --auto-exclude
     tried."""
 
     model: onnx.ModelProto
@@ -171,10 +171,10 @@ def _to_int8(
     kept = list(dict.fromkeys([*edge_layers(Network(model)), *_high(model, settings)]))
 
     def made(excluded: list[str]) -> onnx.ModelProto:
-        quantised = quantise(model, calibration, [*kept, *excluded], scheme)
+        quantized = quantize(model, calibration, [*kept, *excluded], scheme)
         if for_cpu:
-            return quantised
-        return to_fp16(quantised, overflowing(quantised, frames.part(0, _RANGE_FRAMES)))
+            return quantized
+        return to_fp16(quantized, overflowing(quantized, frames.part(0, _RANGE_FRAMES)))
 
     if not settings.most_excluded:
         return Lowered(made([]))
@@ -188,7 +188,7 @@ def _to_int8(
         lowered = made(excluded)
         comparison = _compared(model, lowered, judged_on, quiet)
         made_so_far[len(excluded)] = Lowered(lowered, comparison=comparison)
-        found = verdict(comparison, settings.thresholds)
+        found = gate_report(comparison, settings.thresholds)
         _say(
             quiet,
             f"{len(excluded)} layers left out: {found['label_agreement']:.2f}% of labels, PQ {found['PQ']:.1f}",
@@ -214,7 +214,7 @@ def _judge(
     if sheet is not None:
         with _both(model, lowered.model) as (reference, candidate):
             worst_sheet(reference, candidate, frames, lowered.comparison, sheet)
-    found = verdict(lowered.comparison, settings.thresholds)
+    found = gate_report(lowered.comparison, settings.thresholds)
     if not found["passed"]:  # how much of it is the scenes' own doing?
         with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
             found["noise_floor"] = noise_floor(_segmenter(model, Path(folder, "fp32.onnx")), frames, quiet)

@@ -272,7 +272,7 @@ def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
             operands = [
                 t for t in (layer.get_input(j) for j in range(min(2, layer.num_inputs))) if t is not None
             ]
-            pairs = [_dequantises(makers, t) for t in operands]
+            pairs = [_dequantizes(makers, t) for t in operands]
             precision = (
                 "int8"
                 if len(operands) == 2 and all(pairs)
@@ -282,8 +282,8 @@ def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
     return found
 
 
-def _dequantises(makers: Mapping[str, trt.ILayer], tensor: trt.ITensor) -> bool:
-    """Does a tensor come out of a dequantise layer (weights: perhaps transposed after it)?"""
+def _dequantizes(makers: Mapping[str, trt.ILayer], tensor: trt.ITensor) -> bool:
+    """Does a tensor come out of a dequantize layer (weights: perhaps transposed after it)?"""
     layer = makers.get(tensor.name)
     if layer is not None and layer.type == trt.LayerType.SHUFFLE:
         layer = makers.get(layer.get_input(0).name)

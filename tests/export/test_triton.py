@@ -234,7 +234,7 @@ def test_networks_that_triton_would_not_serve_well(tmp_path, given, said):
         write_repository(network(tmp_path / "a.onnx", **given), tmp_path)
 
 
-def quantised(path):
+def quantized(path):
     """A 1 x 1 convolution in int8."""
     body = (
         "f = Cast<to = 1>(frame) t = Transpose<perm = [0, 3, 1, 2]>(f) q = QuantizeLinear(t, s, z) d = DequantizeLinear(q, s, z) "
@@ -248,10 +248,10 @@ def quantised(path):
     return path
 
 
-def test_quantised_networks_are_tried_as_triton_runs_them(tmp_path, monkeypatch):
+def test_quantized_networks_are_tried_as_triton_runs_them(tmp_path, monkeypatch):
     from tfiseg.export import triton
 
-    path = quantised(tmp_path / "a.onnx")
+    path = quantized(tmp_path / "a.onnx")
     assert write_repository(path, tmp_path / "m")["max_batch_size"] == 0
     monkeypatch.setattr(triton, "MIN_AGREEMENT", 1.1)
     with pytest.raises(ModelError, match=r"the class of only 100\.0% of the pixels"):

@@ -143,15 +143,15 @@ def test_old_gpus_without_int8_convolutions_are_caught(frames, tmp_path, capsys)
 
 def test_a_gate_that_must_fail_does(frames, tmp_path, capsys, monkeypatch):
     """int8 with ranges ten times too small: no engine, a report, a picture, figures in the message."""
-    import tfiseg.calibration.quantise as quantise_module
+    import tfiseg.calibration.quantize as quantize_module
 
-    real = quantise_module._observe
+    real = quantize_module._observe
 
     def narrow(*args):
         ranges, rounded = real(*args)
         return {name: (low / 10, high / 10) for name, (low, high) in ranges.items()}, rounded
 
-    monkeypatch.setattr(quantise_module, "_observe", narrow)
+    monkeypatch.setattr(quantize_module, "_observe", narrow)
     out = tmp_path / "spoilt.engine"
     command = [
         "build",
