@@ -217,7 +217,7 @@ def _build(args: argparse.Namespace) -> int:
         profile=_profile(args),
         workspace_mib=args.workspace,
         timing_cache=args.timing_cache,
-        optimisation_level=args.opt_level,
+        optimization_level=args.opt_level,
         portable=args.portable,
         compute_capabilities=tuple(args.compute_capability),
         tf32=args.tf32,

@@ -103,6 +103,4 @@ class SegmenterSettings:
 
 
 def _unknown(option: str, known: Sequence[str], value: object) -> str:
-    return (
-        f"{option} must be one of {', '.join(map(repr, known))}, got {value!r}.{did_you_mean(str(value), known)}"
-    )
+    return f"{option} must be one of {', '.join(map(repr, known))}, got {value!r}.{did_you_mean(str(value), known)}"

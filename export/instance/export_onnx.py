@@ -73,8 +73,8 @@ def export_instance(
         network: trained.
         output: NAME.onnx, written whole or not at all.
         view_px: side of its views: what it was trained with.
-        rules: learned merge rules by name ("merge", "part", "join"), see ``rule_fitting.py``; they belong to these
-            weights.
+        rules: learned merge rules by name ("merge", "part", "join"), see ``rule_fitting.py``; they belong to
+            these weights.
         training_data, licence: sentences for the model's metadata.
         outlines: whether it draws them: whether they were taught.
         min_area: pixels of the smallest objects that it is for; None: any.

@@ -83,7 +83,8 @@ def export_semantic(
     )
     if len(names) != classes:
         raise InputError(
-            f"the network has {classes} classes (background first), got {len(names)} names: {', '.join(names)}"
+            f"the network has {classes} classes (background first), got {len(names)} names: "
+            f"{', '.join(names)}"
         )
     example = torch.zeros(1, 3, 8 * SIDE_MULTIPLE, 12 * SIDE_MULTIPLE)
     rows, columns = torch.export.Dim("rows", min=1, max=128), torch.export.Dim("columns", min=1, max=128)
@@ -119,7 +120,8 @@ def export_semantic(
         agreement, count = _agreement(network, part, photos, long_side_px)
         if agreement < MIN_AGREEMENT:
             raise ModelError(
-                f"ONNX Runtime agrees with torch on {agreement:.3%} of the pixels of a photo, wanted {MIN_AGREEMENT:.1%}"
+                f"ONNX Runtime agrees with torch on {agreement:.3%} of the pixels of a photo, wanted "
+                f"{MIN_AGREEMENT:.1%}"
             )
     return {
         "bytes": output.stat().st_size,

@@ -89,7 +89,8 @@ def fit_score_rule(
     """
     if len(pictures) < 2 * _HELD_EVERY:
         raise InputError(
-            f"{len(pictures)} pictures are too few to fit a score and to judge it: give at least {2 * _HELD_EVERY}"
+            f"{len(pictures)} pictures are too few to fit a score and to judge it: give at least "
+            f"{2 * _HELD_EVERY}"
         )
     looked = []
     for k, picture in enumerate(tqdm(pictures, desc="photos for the score", disable=quiet)):
@@ -101,7 +102,8 @@ def fit_score_rule(
     features, right = np.concatenate([v.features for v in used]), np.concatenate([v.iou for v in used]) > 0
     if min(right.sum(), (~right).sum()) < _LEAST:
         raise InputError(
-            f"the network found {right.sum()} objects and {(~right).sum()} others in these pictures, wanted {_LEAST} of each to tell them "
+            f"the network found {right.sum()} objects and {(~right).sum()} others in these pictures, wanted "
+            f"{_LEAST} of each to tell them "
             "apart: give more pictures, whose class maps have the network's class ids"
         )
     rule = _logistic(features, right)

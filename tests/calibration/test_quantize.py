@@ -173,7 +173,7 @@ def test_the_cache_is_used_for_the_same_network_frames_and_method_only(model, fr
     assert other.key != made.key
     assert Calibration.load(cache).key == other.key
     cache.write_bytes(b"nonsense")
-    with pytest.raises(tfiseg.InputError, match="no calibration cache"):
+    with pytest.raises(tfiseg.InputError, match="not a calibration cache"):
         calibrate(model, frames, cache=cache)
 
 

@@ -402,7 +402,7 @@ def test_files_that_cannot_be_used(kind, says, tmp_path):
         ({"class_names": "a,b"}, "has 5 classes, got 2 names"),
         ({"class_names": "voc22"}, "none of the known lists"),
         ({"things": "unicorn"}, "no class 'unicorn'"),
-        ({"input_size_hw": (64, 64)}, "takes pictures of 48x64 only"),
+        ({"input_size_hw": (64, 64)}, "accepts images of 48x64 only"),
         ({"opset": 9}, "opset 9 is too old"),
         ({"random_weights": True}, "an ONNX file brings its own"),
         ({"photos": "nowhere"}, "there is no file nowhere"),
