@@ -94,11 +94,16 @@ def long_side_nodes(long_side_px: int, side_multiple: int) -> Part:
     ]
 
 
-def _long_side(long_side_px: int) -> onnx.TensorProto:
+def check_long_side(long_side_px: int) -> None:
+    """Raise InputError if a longer side is out of range."""
     if not MIN_LONG_SIDE_PX <= long_side_px <= MAX_LONG_SIDE_PX:
         raise InputError(
             f"the longer side must lie in {MIN_LONG_SIDE_PX}..{MAX_LONG_SIDE_PX} pixels, got {long_side_px}"
         )
+
+
+def _long_side(long_side_px: int) -> onnx.TensorProto:
+    check_long_side(long_side_px)
     return numpy_helper.from_array(np.asarray(np.float32(long_side_px)), _LONG_SIDE)
 
 

@@ -282,8 +282,8 @@ def _config_text(config: Mapping[str, Any], served: _Served, digest: str, instan
                     if side == "outputs" and one["name"] in _LABELLED
                     else ""
                 )
-                name = _quoted(one["name"])
-                yield f"{side[:-1]} {{ name: {name} data_type: {one['data_type']} dims: {one['dims']}{more} }}"
+                name, kind = _quoted(one["name"]), one["data_type"]
+                yield f"{side[:-1]} {{ name: {name} data_type: {kind} dims: {one['dims']}{more} }}"
         yield f"instance_group {{ count: {instances} kind: KIND_{device.upper()} }}"
         yield "version_policy { latest { num_versions: 1 } }"
         if config["max_batch_size"]:

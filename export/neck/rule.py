@@ -230,7 +230,7 @@ def header_text(net: torch.nn.Sequential, composites: int, seed: int) -> str:
 
     lines = ",\n    ".join(row(r) for r in w1)
     return f"""// Written by export/neck/rule.py ({composites} composites, seed {seed}): do not edit.
-// Read by merge.h, once for the CPU and once for the GPU (TFISEG_TABLE: where tables lie), and by reference.py.
+// Read by merge.h, for the CPU and for the GPU (TFISEG_TABLE: where tables lie), and by reference.py.
 constexpr int kNeckFeatures = {w1.shape[1]};
 constexpr int kNeckHidden = {w1.shape[0]};
 TFISEG_TABLE float kNeckHiddenWeight[kNeckHidden][kNeckFeatures] = {{

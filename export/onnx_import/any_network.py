@@ -28,7 +28,7 @@ from ...runtime.networks.model_variants import Variant
 from ...runtime.networks.onnx_runtime import start_session
 from ...runtime.networks.onnx_session import OnnxSession
 from ...runtime.networks.session import DEFAULT_MODEL
-from ..frame_graph import PixelFormat
+from ..frame_graph import PixelFormat, check_long_side
 from .agreement import check_frames, compare_labels, labels_of, network_input
 from .class_lists import read_class_names, things_of
 from .network_tail import Tail, class_axis_of, cut_tail, logit_nodes
@@ -101,6 +101,8 @@ def export_default(output: Path, source: str = "default", long_side_px: int | No
         source: one of ``DEFAULTS``.
         long_side_px: longer side in pixels that the network scales frames to; default: the model's own.
     """
+    if long_side_px is not None:
+        check_long_side(long_side_px)
     with _whole(output) as part:
         part.write_bytes(Variant(DEFAULTS[source], long_side_px).read(DEFAULT_MODEL))
         info = OnnxSession(part).info

@@ -201,8 +201,8 @@ def test_an_engine_without_plugin_leaves_its_outputs_to_triton(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"flavour": "tensorrt_rtx", "plugin": None}, "engines of TensorRT alone"),
-        ({"portable": False}, "build it with --portable"),
+        ({"flavour": "tensorrt_rtx", "plugin": None}, "engines of TensorRT only"),
+        ({"portable": False}, "with --portable"),
     ],
 )
 def test_engines_that_triton_cannot_load(tmp_path, settings, said):
@@ -225,7 +225,7 @@ def test_a_damaged_engine_and_one_without_record(tmp_path):
     ("given", "said"),
     [
         ({"metadata": None}, "no tfiseg metadata"),
-        ({"body": "logits = x.Strange(frame)"}, r"no standard runtime knows: x\.Strange"),
+        ({"body": "logits = x.Strange(frame)"}, r"non-standard operators: x\.Strange"),
         ({"outputs": "bool[1, 3, h, w] logits", "body": "logits = Cast<to = 9>(frame)"}, "logits is bool"),
     ],
 )
@@ -263,7 +263,7 @@ def test_quantized_networks_are_tried_as_triton_runs_them(tmp_path, monkeypatch)
     [
         ({"name": "a/b"}, "letters, digits"),
         ({"instances": 0}, "at least 1"),
-        ({"device": "tpu"}, "no device 'tpu'"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"batch": 0}, "at least 1"),
     ],
 )

@@ -313,7 +313,7 @@ def test_the_default_network(tmp_path, capsys):
     assert tfiseg.Segmenter(tmp_path / "e.onnx").class_names[0] == "background"
 
 
-@pytest.mark.parametrize(("source", "cells"), [("default", [96, 128]), ("default-frame", [192, 256])])
+@pytest.mark.parametrize(("source", "cells"), [("default-semantic", [96, 128]), ("default", [192, 256])])
 def test_the_default_networks_at_another_size(tmp_path, source, cells):
     frame = np.zeros((480, 640, 3), np.uint8)
     seen = []
@@ -323,7 +323,7 @@ def test_the_default_networks_at_another_size(tmp_path, source, cells):
         assert report["problems"] == []
         assert report["weights_unchanged"]
         session = OnnxSession(tmp_path / "n.onnx")
-        assert session.has("affinity") == (source == "default-frame")
+        assert session.has("affinity") == (source == "default")
         seen.append((max(session.infer(frame)["logits"].shape[2:]), session.info.extra["long_side_px"]))
     assert seen == [(cells[0], 384), (cells[1], 512)]
 
