@@ -151,7 +151,7 @@ def _weights(
 ) -> None:
     """Insert int8 weights and their DQ, and an int32 bias with its DQ if the input's scale is given."""
     inputs: list[str] = list(node.input)
-    inputs[1] = _dequantized(network, layer.weight, rounded.q, rounded.scale, layer.axis)
+    inputs[1] = _insert_dequantize(network, layer.weight, rounded.q, rounded.scale, layer.axis)
     bias = layer.bias or f"{layer.name}.bias"
     value: NDArray[np.float32] = rounded.bias
     if layer.op == "MatMul":  # it has no bias input that could correct the mean error
@@ -163,11 +163,11 @@ def _weights(
     else:
         scale = (rounded.scale * np.float32(input_scale)).astype(np.float32)
         q = np.clip(np.round(value.astype(np.float64) / scale), -(2**31), 2**31 - 1).astype(np.int32)
-        inputs[2:] = [_dequantized(network, bias, q, scale, 0)]
+        inputs[2:] = [_insert_dequantize(network, bias, q, scale, 0)]
     node.input[:] = inputs
 
 
-def _dequantized(
+def _insert_dequantize(
     network: Network, name: str, q: NDArray[np.integer], scale: NDArray[np.float32], axis: int
 ) -> str:
     network.set_weight(f"{name}.q", q)

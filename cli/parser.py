@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
     """Parser of the program or of one verb, with the same option groups everywhere: ``GROUPS``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, formatter_class=_Formatter, **kwargs)
+        super().__init__(*args, **{"formatter_class": _Formatter, **kwargs})
         self.examples: tuple[Example, ...] = ()
         self._by_title = {title: self.add_argument_group(title) for title in GROUPS}
 
@@ -84,10 +84,10 @@ class Parser(argparse.ArgumentParser):
         if rest:
             verb = getattr(parsed, "parser", self)
             known = [option for action in verb._actions for option in action.option_strings]
-            unknown = next((word for word in rest if word.startswith("-")), None)
-            if unknown is None:
-                verb.error(f"unexpected argument {rest[0]!r}")
-            verb.error(f"unknown option {unknown}.{did_you_mean(unknown.partition('=')[0], known)}")
+            unknown = [word.partition("=")[0] for word in rest if word.startswith("-")]
+            if unknown:
+                verb.error(f"unknown option {unknown[0]}.{did_you_mean(unknown[0], known)}")
+            verb.error(f"unexpected argument {rest[0]!r}")
         return parsed
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 _MIN_VALUES = 64  # smaller tensors save less than a cast costs
 
 
-def stored_as_half(weights: Iterable[TensorProto]) -> tuple[list[NodeProto], list[TensorProto]]:
+def store_as_half(weights: Iterable[TensorProto]) -> tuple[list[NodeProto], list[TensorProto]]:
     """Return cast nodes and initializers that replace float32 initializers.
 
     Small initializers and those of other types are kept."""

@@ -15,7 +15,7 @@ _TOLERANCE = 0.02  # of probabilities, between torch and ONNX Runtime: weights a
 
 
 @contextmanager
-def written_whole(model: onnx.ModelProto, output: Path) -> Iterator[Path]:
+def write_whole_model(model: onnx.ModelProto, output: Path) -> Iterator[Path]:
     """Write a checked model to a temporary file, which becomes ``output`` if the block succeeds."""
     onnx.checker.check_model(model, full_check=True)
     with whole_file(output) as part:
@@ -32,6 +32,6 @@ def check_difference(difference: float) -> None:
         )
 
 
-def rounded(values: Iterable[float]) -> list[float]:
+def round_to_float32(values: Iterable[float]) -> list[float]:
     """Round to the 9 digits that a float32 needs to be read back exactly."""
     return [float(f"{v:.9g}") for v in values]

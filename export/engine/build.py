@@ -25,9 +25,9 @@ from ...runtime.segmenter import usual_min_area
 from .batching import with_batch
 from .clustering_node import graft_clustering
 from .instance_engine import build_instance_engine, is_instance_network
-from .lower import Lowered, PrecisionSettings, lower
+from .lower import LoweredNetwork, PrecisionSettings, lower
 from .precision_proof import prove
-from .tensorrt_builder import BuildSettings, build_plan, built_from, built_with, shapes_of
+from .tensorrt_builder import BuildSettings, build_plan, shapes_record, source_record, toolchain_record
 from .tensorrt_flavours import Flavour, flavour
 
 CPU_TARGET = "onnxruntime"
@@ -88,7 +88,7 @@ def build(
     _write_gate(output, lowered)
     timings = {"precision": time.perf_counter() - began}
     record: dict[str, Any] = {
-        "built_from": built_from(source, command, precision.precision),
+        "built_from": source_record(source, command, precision.precision),
         "precision": {"asked": precision.precision, "kept_high": lowered.kept},
         "gate": lowered.gate,
         "model": info.extra,
@@ -103,13 +103,13 @@ def build(
     network = with_batch(lowered.model, settings.profile.batch)
     expected = {layer.name: layer.precision for layer in layer_precisions(network)}
     if kind.takes_plugins and settings.operator:
-        network = _grafted(network, info, settings)
+        network = _add_clustering(network, info, settings)
         settings = replace(settings, plugin=Path(plugin["path"]) if plugin else None)
     built = build_plan(network.SerializeToString(), kind, settings, quiet)
     record["precision"] |= prove(expected, built.witnesses)
     timings["build"] = built.seconds
-    record["built_from"]["shapes"] = shapes_of(settings)
-    record["built_with"] = built_with(kind, settings)
+    record["built_from"]["shapes"] = shapes_record(settings)
+    record["built_with"] = toolchain_record(kind, settings)
     record["plugin"] = plugin and {
         "name": PLUGIN_NAME,
         "version": PLUGIN_VERSION,
@@ -187,7 +187,7 @@ def _plugin(kind: Flavour | None) -> dict[str, Any] | None:
     return plugin_info()
 
 
-def _grafted(model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings) -> onnx.ModelProto:
+def _add_clustering(model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings) -> onnx.ModelProto:
     profile, parameters = settings.profile, info.extra.get("clustering", {})
     fixed = profile.opt_hw if profile.min_hw == profile.max_hw else None
     return graft_clustering(
@@ -210,7 +210,7 @@ def _counts(model: onnx.ModelProto) -> dict[str, int]:
     return {precision: counts.get(precision, 0) for precision in ("fp32", "fp16", "int8")}
 
 
-def _write_gate(output: Path, lowered: Lowered) -> None:
+def _write_gate(output: Path, lowered: LoweredNetwork) -> None:
     """Write the gate's report next to the output; raises GateError if the gate failed."""
     gate, path = lowered.gate, output.with_name(output.name + GATE_REPORT)
     if gate is None or "skipped" in gate:

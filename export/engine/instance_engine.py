@@ -29,7 +29,14 @@ from ...runtime.segmenter import Segmenter
 from .fp16_graph import to_fp16
 from .lower import PrecisionSettings
 from .precision_proof import prove
-from .tensorrt_builder import BuildSettings, ViewProfile, build_plan, built_from, built_with, shapes_of
+from .tensorrt_builder import (
+    BuildSettings,
+    ViewProfile,
+    build_plan,
+    shapes_record,
+    source_record,
+    toolchain_record,
+)
 from .tensorrt_flavours import Flavour
 
 _MIN_AGREEMENT = 99.5  # percent of equal decisions
@@ -89,11 +96,14 @@ def build_instance_engine(
     judged = time.perf_counter() - began
     built = build_plan(lowered.SerializeToString(), kind, settings, quiet)
     record: dict[str, Any] = {
-        "built_from": {**built_from(source, command, precision.precision), "shapes": shapes_of(settings)},
+        "built_from": {
+            **source_record(source, command, precision.precision),
+            "shapes": shapes_record(settings),
+        },
         "precision": {"asked": precision.precision, "kept_high": [], **prove(expected, built.witnesses)},
         "gate": gate,
         "model": {**metadata, "class_names": [], "things": []},  # it has no classes
-        "built_with": built_with(kind, settings),
+        "built_with": toolchain_record(kind, settings),
         "plugin": None,
         "timings_s": {
             "precision": round(judged, 2),

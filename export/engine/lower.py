@@ -89,7 +89,7 @@ class PrecisionSettings:
 
 
 @dataclass
-class Lowered:
+class LoweredNetwork:
     """A network in the requested precision.
 
     ``kept`` are the layers in higher precision, ``gate`` is the gate's report (None for float32),
@@ -109,7 +109,7 @@ def lower(
     for_cpu: bool,
     sheet: Path | None = None,
     quiet: bool = True,
-) -> Lowered:
+) -> LoweredNetwork:
     """Convert a network to a precision and compare it with float32.
 
     Args:
@@ -129,7 +129,7 @@ def lower(
     """
     model = Network(model).model
     if settings.precision == "fp32":
-        return Lowered(model)
+        return LoweredNetwork(model)
     calibration_part, gate_part = _frames(settings, quiet)
     if settings.precision == "fp16":
         kept = _high(model, settings)
@@ -139,7 +139,7 @@ def lower(
                 for name in overflowing(model, calibration_part.part(0, _RANGE_FRAMES))
                 if name not in kept
             ]
-        lowered = Lowered(to_fp16(model, kept))
+        lowered = LoweredNetwork(to_fp16(model, kept))
     else:
         assert calibration_part is not None
         lowered = _to_int8(model, settings, for_cpu, calibration_part, gate_part or calibration_part, quiet)
@@ -178,7 +178,7 @@ def _to_int8(
     frames: FrameSample,
     judged_on: FrameSample,
     quiet: bool,
-) -> Lowered:
+) -> LoweredNetwork:
     scheme = Scheme(signed=not for_cpu)
     calibration: Calibration = calibrate(model, frames, settings.method, settings.cache, quiet)
     kept = list(dict.fromkeys([*edge_layers(Network(model)), *_high(model, settings)]))
@@ -190,8 +190,8 @@ def _to_int8(
         return to_fp16(quantized, overflowing(quantized, frames.part(0, _RANGE_FRAMES)))
 
     if not settings.most_excluded:
-        return Lowered(made([]))
-    made_so_far: dict[int, Lowered] = {}
+        return LoweredNetwork(made([]))
+    made_so_far: dict[int, LoweredNetwork] = {}
 
     def rank() -> list[tuple[str, float]]:
         _say(quiet, "int8 in all layers fails the gate: ranking layers by the accuracy that they lose")
@@ -199,8 +199,8 @@ def _to_int8(
 
     def judge(excluded: list[str]) -> dict[str, Any]:
         lowered = made(excluded)
-        comparison = _compared(model, lowered, judged_on, quiet)
-        made_so_far[len(excluded)] = Lowered(lowered, comparison=comparison)
+        comparison = _compare_with_float32(model, lowered, judged_on, quiet)
+        made_so_far[len(excluded)] = LoweredNetwork(lowered, comparison=comparison)
         found = gate_report(comparison, settings.thresholds)
         _say(
             quiet,
@@ -217,16 +217,16 @@ def _to_int8(
 
 def _judge(
     model: onnx.ModelProto,
-    lowered: Lowered,
+    lowered: LoweredNetwork,
     settings: PrecisionSettings,
     frames: FrameSample,
     sheet: Path | None,
     quiet: bool,
 ) -> None:
     if lowered.comparison is None:
-        lowered.comparison = _compared(model, lowered.model, frames, quiet)
+        lowered.comparison = _compare_with_float32(model, lowered.model, frames, quiet)
     if sheet is not None:
-        with _both(model, lowered.model) as (reference, candidate):
+        with _segmenters(model, lowered.model) as (reference, candidate):
             worst_sheet(reference, candidate, frames, lowered.comparison, sheet)
     found = gate_report(lowered.comparison, settings.thresholds)
     if not found["passed"]:  # how much of it would noise in the frames explain?
@@ -241,15 +241,15 @@ def _judge(
     }
 
 
-def _compared(
+def _compare_with_float32(
     model: onnx.ModelProto, lowered: onnx.ModelProto, frames: FrameSample, quiet: bool
 ) -> Comparison:
-    with _both(model, lowered) as (reference, candidate):
+    with _segmenters(model, lowered) as (reference, candidate):
         return compare(reference, candidate, frames, frames.names, quiet)
 
 
 @contextmanager
-def _both(model: onnx.ModelProto, lowered: onnx.ModelProto) -> Iterator[tuple[Segmenter, Segmenter]]:
+def _segmenters(model: onnx.ModelProto, lowered: onnx.ModelProto) -> Iterator[tuple[Segmenter, Segmenter]]:
     with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
         yield _segmenter(model, Path(folder, "fp32.onnx")), _segmenter(lowered, Path(folder, "lowered.onnx"))
 

@@ -315,7 +315,7 @@ def _has_gpu() -> bool:
     return this_machine().gpu is not None
 
 
-def built_from(source: Path, command: str, precision: str) -> dict[str, Any]:
+def source_record(source: Path, command: str, precision: str) -> dict[str, Any]:
     """Return what an engine is built from, for its record; shapes are added later."""
     return {
         "onnx": source.name,
@@ -325,7 +325,7 @@ def built_from(source: Path, command: str, precision: str) -> dict[str, Any]:
     }
 
 
-def shapes_of(settings: BuildSettings) -> dict[str, Any]:
+def shapes_record(settings: BuildSettings) -> dict[str, Any]:
     """Return the profile, for an engine's record."""
     return {
         key: list(value) if isinstance(value, tuple) else value
@@ -333,7 +333,7 @@ def shapes_of(settings: BuildSettings) -> dict[str, Any]:
     }
 
 
-def built_with(kind: Flavour, settings: BuildSettings) -> dict[str, Any]:
+def toolchain_record(kind: Flavour, settings: BuildSettings) -> dict[str, Any]:
     """Return what an engine is built with, for its record."""
     machine = this_machine()
     capabilities = list(settings.compute_capabilities)

@@ -19,8 +19,8 @@ from ...errors import ModelError
 from ...plugins.operator import AFFINITY_OFFSETS, SHARPEN
 from ...runtime.networks.model_info import METADATA_KEY, weights_digest
 from ...runtime.networks.model_variants import HEADS_PREFIX, WITHOUT_HEADS
-from ..half_weights import stored_as_half
-from ..model_file import check_difference, rounded, written_whole
+from ..half_weights import store_as_half
+from ..model_file import check_difference, round_to_float32, write_whole_model
 from ..onnx_import.agreement import check_frames
 from ..onnx_import.onnx_network import with_opset
 from .backbone_taps import FeatureReader, Tap, session_of
@@ -78,7 +78,7 @@ def export_frame(
     opset = max(OPSET, *(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")))
     base = with_opset(model, opset)
     frames = [image for _, image in check_frames(photos)]
-    whole = _assembled(base, taps, _head_graph(heads, taps, base, opset))
+    whole = _append_heads(base, taps, _head_graph(heads, taps, base, opset))
     metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
     own = {key: metadata[key] for key in ("stride", "clustering", "weights_sha256") if key in metadata}
     metadata |= {
@@ -95,13 +95,13 @@ def export_frame(
     }
     metadata["clustering"]["sharpen"] = SHARPEN
     metadata["clustering"].pop("score_rule", None)  # it is for instances that are found without heads
-    metadata["clustering"] |= {f"{name}_rule": rounded(rule) for name, rule in (rules or {}).items()}
+    metadata["clustering"] |= {f"{name}_rule": round_to_float32(rule) for name, rule in (rules or {}).items()}
     if min_area is not None:
         metadata["clustering"]["min_area"] = min_area
     metadata["weights_sha256"] = weights_digest(whole.graph.initializer)
     del whole.metadata_props[:]
     helper.set_model_props(whole, {METADATA_KEY: json.dumps(metadata)})
-    with written_whole(whole, output) as part:
+    with write_whole_model(whole, output) as part:
         difference = _difference(base, taps, heads, part, frames)
         check_difference(difference)
     return {"bytes": output.stat().st_size, "largest_difference": round(difference, 5), "metadata": metadata}
@@ -151,7 +151,7 @@ def _head_graph(
     return simple.graph
 
 
-def _assembled(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphProto) -> onnx.ModelProto:
+def _append_heads(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphProto) -> onnx.ModelProto:
     """Append the heads to the network's graph; logits and boundary have twice the heads' grid."""
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
@@ -160,7 +160,7 @@ def _assembled(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphPro
     def named(name: str) -> str:
         return name if name in kept or not name else HEADS_PREFIX + name
 
-    casts, weights = stored_as_half(heads.initializer)
+    casts, weights = store_as_half(heads.initializer)
     for tensor in weights:
         tensor.name = named(tensor.name)
     for k, node in enumerate([*casts, *heads.node]):

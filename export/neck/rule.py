@@ -134,10 +134,10 @@ def _collect_chunk(task: tuple[Sequence[Shape], int, list[int]]) -> Samples:
     bank, count, seed = task
     rng = np.random.default_rng(seed)
     parts = [neck_samples(composite(bank, rng, int(rng.choice(_SIDES_PX))), rng) for _ in range(count)]
-    return _joined(parts)
+    return _concatenate(parts)
 
 
-def _joined(parts: Sequence[Samples]) -> Samples:
+def _concatenate(parts: Sequence[Samples]) -> Samples:
     return (
         np.concatenate([p[0] for p in parts]),
         np.concatenate([p[1] for p in parts]),
@@ -149,7 +149,7 @@ def collect(bank: Sequence[Shape], count: int, seed: int, workers: int = 1) -> S
     """Collect samples of ``count`` composites; they depend on the seed, not on the number of workers."""
     tasks = [(bank, min(_CHUNK, count - k), [seed, k]) for k in range(0, count, _CHUNK)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        return _joined(
+        return _concatenate(
             list(tqdm(pool.imap(_collect_chunk, tasks), total=len(tasks), desc=f"composites, {_CHUNK} each"))
         )
 

@@ -103,7 +103,7 @@ def export_default(output: Path, source: str = "default", long_side_px: int | No
     """
     if long_side_px is not None:
         check_long_side(long_side_px)
-    with _whole(output) as part:
+    with _new_model_file(output) as part:
         part.write_bytes(Variant(DEFAULTS[source], long_side_px).read(DEFAULT_MODEL))
         info = OnnxSession(part).info
     return {
@@ -147,7 +147,7 @@ def export_any(
 
     frames = check_frames(options.photos)
     names = read_class_names(options.class_names) if options.class_names is not None else None
-    with _whole(output) as part:
+    with _new_model_file(output) as part:
         say(f"reading {source}")
         original = (_from_torch if is_torch(source) else _from_onnx)(source, options, names)
         model = with_opset(original.model, options.opset)
@@ -243,7 +243,7 @@ def is_torch(source: str) -> bool:
 
 
 @contextmanager
-def _whole(output: Path) -> Iterator[Path]:
+def _new_model_file(output: Path) -> Iterator[Path]:
     """Yield a file to write; it becomes ``output`` if the block succeeds and is removed otherwise."""
     if output.suffix != ".onnx":
         raise InputError(f"the output {output} must be called NAME.onnx")

@@ -98,7 +98,7 @@ def cut_tail(model: onnx.ModelProto, network: NetworkInput) -> Tail:
         return tuple(d.dim_value for d in types[name].shape.dim) if name in types else ()
 
     tail = Tail(graph.output[0].name)
-    _over_argmax(tail, producer, shape)
+    _skip_argmax(tail, producer, shape)
     tail.shape = shape(tail.tensor)
     if not tail.shape or not all(tail.shape):
         raise ModelError(
@@ -158,7 +158,7 @@ def _spatial(shape: tuple[int, ...], class_axis: int) -> list[int]:
     return [side for axis, side in enumerate(shape) if axis not in (0, class_axis)]
 
 
-def _over_argmax(tail: Tail, producer: dict[str, onnx.NodeProto], shape: Any) -> None:
+def _skip_argmax(tail: Tail, producer: dict[str, onnx.NodeProto], shape: Any) -> None:
     """Move ``tail`` to the input of an ArgMax, if only casts and reshapes follow it."""
     passed, name = [], tail.tensor
     while (node := producer.get(name)) is not None and node.op_type in _MOVES_NO_PIXEL:
