@@ -3,6 +3,9 @@ sentence."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class TfisegError(Exception):
     """Base class: catch it to catch everything that tfiseg raises on purpose."""
@@ -49,3 +52,9 @@ class EngineError(TfisegError):
 
 class MissingDependencyError(TfisegError, ImportError):
     """An optional package is not installed; names the extra that brings it."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'X'?" with the known word closest to a mistyped one, or "" if none is close."""
+    close = difflib.get_close_matches(word.lower(), list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

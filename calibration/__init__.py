@@ -1,1 +1,1 @@
-"""Calibration frames, post-training quantisation and the accuracy gate."""
+"""Calibration frames, post-training quantization and the accuracy gate."""

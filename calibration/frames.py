@@ -1,5 +1,4 @@
-"""Frames to calibrate and to check on: a seeded sample of a folder, a video, a camera recording or any other
-source."""
+"""A seeded sample of frames, for calibration and accuracy checks."""
 
 from __future__ import annotations
 
@@ -18,13 +17,14 @@ from ..runtime.sources.files import ImageFiles
 from ..runtime.sources.open_source import open_source
 
 FRAMES = 128
-_LIVE_FRAMES = 600  # of a source that doesn't say how many it has, that many are looked at
+_LIVE_FRAMES = 600  # number of frames to sample from if a source has no known length
 _LOSSLESS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
 class FrameSample(Sequence[NDArray[np.uint8]]):
-    """A few frames of a source: uint8 (H, W, 3) BGR each, kept as files or compressed without loss, decoded
-    when asked for."""
+    """Frames of a source, uint8 (H, W, 3) BGR each, decoded on access.
+
+    They are stored as paths, or compressed without loss."""
 
     def __init__(self, source: str, kept: Sequence[Path | NDArray[np.uint8]], names: Sequence[str]) -> None:
         self.source = source
@@ -41,17 +41,17 @@ class FrameSample(Sequence[NDArray[np.uint8]]):
         try:
             return read_image(kept)
         except InputError as wrong:
-            raise InputError(f"{wrong}; or take it out of {self.source}") from None
+            raise InputError(f"{wrong}; or remove it from {self.source}") from None
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         return (self[i] for i in range(len(self)))
 
     def part(self, start: int, stop: int | None = None) -> FrameSample:
-        """Frames start..stop-1 of the sample."""
+        """Return frames start..stop-1 of the sample."""
         return FrameSample(self.source, self._kept[start:stop], self.names[start:stop])
 
     def sha256(self) -> str:
-        """Of all that the frames are read from: the key of a calibration cache."""
+        """Return a digest of the frames' data, the key of a calibration cache."""
         digest = hashlib.sha256()
         for kept in self._kept:
             digest.update(kept.read_bytes() if isinstance(kept, Path) else kept.tobytes())
@@ -59,21 +59,21 @@ class FrameSample(Sequence[NDArray[np.uint8]]):
 
 
 def sample_frames(source: str | Path, count: int = FRAMES, seed: int = 0, quiet: bool = True) -> FrameSample:
-    """A random sample of a source's frames, the same for the same seed.
+    """Draw a random sample of a source's frames; the same seed gives the same sample.
 
     Args:
-        source: a folder of pictures, a picture, a glob pattern, a video (a camera's recording), or whatever
-            ``open_source`` takes; of sources that don't say how long they are, the first 600 frames are
-            looked at.
-        count: at most this many.
-        seed: of the choice.
-        quiet: no progress bar.
+        source: a folder of images, an image, a glob pattern, a video, or any other source of
+            ``open_source``. If its length is unknown, the sample comes from its first 600 frames.
+        count: maximum number of frames.
+        seed: random seed.
+        quiet: show no progress bar.
 
     Raises:
-        SourceError: it can't be opened, or holds no picture. InputError: count is under 1.
+        SourceError: the source can't be opened, or holds no image.
+        InputError: count is below 1.
     """
     if count < 1:
-        raise InputError(f"at least 1 frame is needed, got {count}")
+        raise InputError(f"expected a count of at least 1 frame, got {count}")
     rng = np.random.default_rng(seed)
     with open_source(source) as frames:
         if isinstance(frames, ImageFiles):

@@ -1,5 +1,4 @@
-"""An ONNX network opened for editing: who makes and who reads each tensor, weights as arrays, tensors read
-while it runs.
+"""An editable ONNX network: producers and consumers of tensors, weights as arrays, inner values.
 
 Needs onnx (``pip install ".[calibration]"``).
 """
@@ -24,8 +23,8 @@ IMAGE = "image"  # the tensor between preprocessing and network in tfiseg's form
 class Network:
     """A copy of an ONNX model that can be edited.
 
-    ``producer`` maps a tensor to its node, ``consumers`` to the nodes that read it; both are as of the last
-    ``index()``.
+    ``producer`` maps a tensor to its node, ``consumers`` to the nodes that read it. Both hold until nodes
+    are added or removed; then call ``index()``.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -39,7 +38,7 @@ class Network:
         return self.model.graph
 
     def index(self) -> None:
-        """Look anew at who makes and reads what; called after nodes were added or removed."""
+        """Find the producer and consumers of each tensor; call it after adding or removing nodes."""
         self.producer: dict[str, onnx.NodeProto] = {o: n for n in self.graph.node for o in n.output}
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.graph.node:
@@ -49,8 +48,8 @@ class Network:
         self._weights = {i.name: i for i in self.graph.initializer}
 
     def _fold_constants(self) -> None:
-        """Weights stored as float16 and cast when loaded become plain float32, Constant nodes initializers;
-        unnamed nodes get names."""
+        """Turn weights stored as float16 into float32 and Constant nodes into initializers; name all
+        nodes."""
         stored = {i.name: i for i in self.graph.initializer}
         for at, node in reversed(list(enumerate(self.graph.node))):
             node.name = node.name or f"{node.op_type}_{at}"
@@ -71,7 +70,7 @@ class Network:
         self.drop_unused_weights()
 
     def drop_unused_weights(self) -> None:
-        """Forget initializers that no node reads."""
+        """Remove initializers that no node reads."""
         read = {name for node in self.graph.node for name in node.input} | {o.name for o in self.graph.output}
         for tensor in [i for i in self.graph.initializer if i.name not in read]:
             self.graph.initializer.remove(tensor)
@@ -80,7 +79,7 @@ class Network:
         return name in self._weights
 
     def weight(self, name: str) -> NDArray[Any]:
-        """The values of an initializer."""
+        """Return the values of an initializer."""
         return np.asarray(numpy_helper.to_array(self._weights[name]))
 
     def set_weight(self, name: str, value: NDArray[Any] | np.generic) -> None:
@@ -93,14 +92,13 @@ class Network:
             self._weights[name].CopyFrom(tensor)
 
     def activation_after(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
-        """The Clip or Relu that alone reads a node's output."""
+        """Return the Clip or Relu that is the only reader of a node's output."""
         readers = self.consumers.get(node.output[0], [])
         alone = len(readers) == 1 and node.output[0] not in self.outputs
         return readers[0] if alone and readers[0].op_type in ACTIVATIONS else None
 
     def preprocessing(self) -> set[str]:
-        """Tensors up to ``image``, which stay in high precision; none in a network that has no such
-        tensor."""
+        """Return the tensors of the preprocessing, which stay in high precision: all up to ``image``."""
         found: set[str] = set()
         todo = [IMAGE] if IMAGE in self.producer else []
         while todo:
@@ -111,7 +109,7 @@ class Network:
         return found
 
     def sort(self) -> None:
-        """Bring the nodes into an order in which each comes after what it reads."""
+        """Sort the nodes so that each comes after the nodes that it reads from."""
         known = {"", *(i.name for i in self.graph.input), *(i.name for i in self.graph.initializer)}
         rest, ordered = list(self.graph.node), []
         while rest:
@@ -122,7 +120,8 @@ class Network:
                     ready.append(node)
             if not ready:
                 raise ModelError(
-                    f"the network reads tensors that nothing makes, or in a circle: {rest[0].name} ({rest[0].op_type})"
+                    f"the network has a cycle, or reads a tensor that no node writes: {rest[0].name} "
+                    f"({rest[0].op_type})"
                 )
             ordered += ready
             done = {id(node) for node in ready}
@@ -134,23 +133,23 @@ class Network:
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes as plain values."""
+    """Return a node's attributes as plain values."""
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
 def session(model: onnx.ModelProto) -> Any:
-    """ONNX Runtime on the CPU for a model in memory; raises ModelError."""
+    """Open a model in memory with ONNX Runtime on the CPU; raises ModelError."""
     return start_session(model.SerializeToString())
 
 
 def run_tensors(
     model: onnx.ModelProto, names: Sequence[str], images: Iterable[NDArray[np.uint8]]
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Values of inner float tensors, picture by picture.
+    """Yield the values of inner float tensors for each image.
 
     Args:
-        model: network whose one input takes uint8 (1, H, W, 3).
-        names: of the tensors wanted.
+        model: network with one input, uint8 (1, H, W, 3).
+        names: names of the tensors.
         images: uint8 (H, W, 3) each.
     """
     probed = onnx.ModelProto()
@@ -162,6 +161,6 @@ def run_tensors(
         if name not in have
     )
     running = session(probed)
-    wanted = list(dict.fromkeys(names))
+    unique = list(dict.fromkeys(names))
     for image in images:
-        yield dict(zip(wanted, running.run(wanted, {model.graph.input[0].name: image[None]}), strict=True))
+        yield dict(zip(unique, running.run(unique, {model.graph.input[0].name: image[None]}), strict=True))

@@ -1,5 +1,4 @@
-"""The layers that can be quantised: convolutions and matrix products with weights, as matrices of one shape
-for the arithmetic."""
+"""Layers that can be quantized: convolutions and matrix products with weights."""
 
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ KINDS = ("Conv", "Gemm", "MatMul")
 class Layer:
     """One convolution or matrix product with weights.
 
-    ``output`` is the tensor after its activation, where Q/DQ belongs; ``axis`` the weight's axis of output
-    channels.
+    ``output`` is the tensor after its activation, where Q/DQ nodes go; ``axis`` is the weight's axis of
+    output channels.
     """
 
     name: str
@@ -36,19 +35,19 @@ class Layer:
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def matrix(self, weight: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The weight as (groups, outputs per group, inputs per output)."""
+        """Return the weight as (groups, outputs per group, inputs per output)."""
         rows = weight if self.axis == 0 else weight.T
         return np.ascontiguousarray(rows, np.float64).reshape(self.groups, rows.shape[0] // self.groups, -1)
 
     def unmatrix(self, matrix: NDArray[np.float64], like: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The inverse of ``matrix``, in the shape of ``like``."""
+        """Invert ``matrix``; the result has the shape of ``like``."""
         if self.axis == 0:
             return np.ascontiguousarray(matrix.reshape(like.shape), np.float32)
         return np.ascontiguousarray(matrix.reshape(like.shape[::-1]).T, np.float32)
 
     def samples(self, x: NDArray[np.float32], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """What the layer multiplies its weights with at ``count`` random places: float32 (groups, inputs per
-        output, count)."""
+        """Draw the inputs of the layer's weights at random positions: float32 (groups, inputs per output,
+        count)."""
         if self.op != "Conv":
             rows = x.reshape(-1, x.shape[-1])
             return np.ascontiguousarray(rows[rng.integers(0, len(rows), count)].T)[None]
@@ -62,7 +61,7 @@ class Layer:
 
 
 def find_layers(network: Network) -> list[Layer]:
-    """The layers of a network behind its preprocessing, in the order in which they run."""
+    """Return the layers of a network after its preprocessing, in execution order."""
     before = network.preprocessing()
     layers = [
         _layer(network, node)
@@ -88,7 +87,7 @@ def _layer(network: Network, node: onnx.NodeProto) -> Layer | None:
     names = (node.name, node.op_type, node.input[0], node.input[1], bias, (after or node).output[0])
     if node.op_type == "Conv":
         if weight.ndim != 4 or settings.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-            return None  # 1-D and 3-D convolutions, padding that depends on the size: left in high precision
+            return None  # 1-D and 3-D convolutions, padding that depends on the size: kept in high precision
         pads = tuple(settings.get("pads", (0, 0, 0, 0)))
         strides, dilations = tuple(settings.get("strides", (1, 1))), tuple(settings.get("dilations", (1, 1)))
         return Layer(*names, 0, settings.get("group", 1), weight.shape[2:], strides, dilations, pads)  # type: ignore[arg-type]

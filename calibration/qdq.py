@@ -1,4 +1,4 @@
-"""Q/DQ pairs into a network: int8 as standard ONNX, which ONNX Runtime and TensorRT both read."""
+"""Insert Q/DQ pairs into a network: int8 as standard ONNX for ONNX Runtime and TensorRT."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from onnx import helper
 
 from .graph import ACTIVATIONS, Network
 from .layers import Layer, find_layers
-from .rounding import Rounded
+from .rounding import QuantizedWeights
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How activations are held.
+    """How activations are quantized.
 
-    ONNX Runtime's kernels on a CPU want uint8 with a zero point, outputs quantised as well as inputs, and
-    int32 biases; TensorRT wants int8 around 0 and takes a layer's output in high precision, which is the
-    better for accuracy.
+    ONNX Runtime's CPU kernels need uint8 with a zero point, quantized inputs and outputs, and int32 biases.
+    TensorRT needs int8 without a zero point. It accepts outputs in high precision, which is more accurate.
     """
 
     signed: bool
@@ -31,7 +30,7 @@ class Scheme:
         return np.int8 if self.signed else np.uint8
 
     def scale_and_zero(self, low: float, high: float) -> tuple[float, int]:
-        """The scale and the zero point that hold low..high, 0 exactly."""
+        """Return scale and zero point for values in low..high; 0 is represented exactly."""
         low, high = min(low, 0.0), max(high, 0.0)
         if self.signed:
             return max(-low, high, 1e-12) / 127, 0
@@ -43,17 +42,17 @@ def insert_qdq(
     network: Network,
     layers: Sequence[Layer],
     ranges: Mapping[str, tuple[float, float]],
-    rounded: Mapping[str, Rounded],
+    rounded: Mapping[str, QuantizedWeights],
     scheme: Scheme,
 ) -> None:
-    """Put the layers' weights into int8 and Q/DQ pairs around their activations, in place.
+    """Quantize layers in place: int8 weights, and Q/DQ pairs around their activations.
 
     Args:
         network: float32.
-        layers: that are to run in int8.
-        ranges: of every tensor that these layers read or write.
+        layers: layers to run in int8.
+        ranges: (lowest, highest) value of each tensor that these layers read or write.
         rounded: int8 weights by layer name.
-        scheme: how activations are held.
+        scheme: how activations are quantized.
     """
     scales: dict[str, float] = {}
 
@@ -65,17 +64,17 @@ def insert_qdq(
         factors = [f"{tensor}.scale", f"{tensor}.zero"]
         for node in network.consumers.get(tensor, []):
             if readers is None or node.name in readers:
-                node.input[:] = [f"{tensor}.dequantised" if i == tensor else i for i in node.input]
+                node.input[:] = [f"{tensor}.dequantized" if i == tensor else i for i in node.input]
         network.graph.node.extend(
             [
                 helper.make_node(
-                    "QuantizeLinear", [tensor, *factors], [f"{tensor}.quantised"], name=f"{tensor}.quantise"
+                    "QuantizeLinear", [tensor, *factors], [f"{tensor}.quantized"], name=f"{tensor}.quantize"
                 ),
                 helper.make_node(
                     "DequantizeLinear",
-                    [f"{tensor}.quantised", *factors],
-                    [f"{tensor}.dequantised"],
-                    name=f"{tensor}.dequantise",
+                    [f"{tensor}.quantized", *factors],
+                    [f"{tensor}.dequantized"],
+                    name=f"{tensor}.dequantize",
                 ),
             ]
         )
@@ -103,14 +102,14 @@ def insert_qdq(
     network.sort()
 
 
-def _guard(network: Network, kept: Sequence[Layer], quantised: Sequence[Layer]) -> None:
-    """Keep ONNX Runtime from quantising the layers that are to stay in high precision.
+def _guard(network: Network, kept: Sequence[Layer], quantized: Sequence[Layer]) -> None:
+    """Keep ONNX Runtime from quantizing layers that must stay in high precision.
 
-    It gives a float convolution between a DQ and a Q int8 weights of its own, one scale for all channels (its
-    WeightBiasQuantization; a depthwise network fell from 35 dB to 18 under it), unless the DQ has a scale for
-    each channel: so it gets that, all alike.
+    Its WeightBiasQuantization quantizes the weights of a float convolution between DQ and Q, with one scale
+    for all channels. A depthwise network fell from 35 dB to 18 dB. It skips a DQ with one scale per channel,
+    so the layer's DQ gets equal scales for all channels.
     """
-    channels = {layer.output: network.weight(layer.weight).shape[layer.axis] for layer in quantised}
+    channels = {layer.output: network.weight(layer.weight).shape[layer.axis] for layer in quantized}
     nodes = {node.name: node for node in network.graph.node}
     for layer in kept:
         tensor = layer.input
@@ -119,17 +118,18 @@ def _guard(network: Network, kept: Sequence[Layer], quantised: Sequence[Layer]) 
         scale, zero = network.weight(f"{tensor}.scale"), network.weight(f"{tensor}.zero")
         network.set_weight(f"{tensor}.scales", np.full(channels[tensor], scale))
         network.set_weight(f"{tensor}.zeros", np.full(channels[tensor], zero))
-        inputs, output = [f"{tensor}.quantised", f"{tensor}.scales", f"{tensor}.zeros"], f"{layer.name}.input"
+        inputs, output = [f"{tensor}.quantized", f"{tensor}.scales", f"{tensor}.zeros"], f"{layer.name}.input"
         axis = 1 if layer.op == "Conv" else -1
         network.graph.node.append(
-            helper.make_node("DequantizeLinear", inputs, [output], name=f"{output}.dequantise", axis=axis)
+            helper.make_node("DequantizeLinear", inputs, [output], name=f"{output}.dequantize", axis=axis)
         )
         nodes[layer.name].input[0] = output
 
 
 def _drop_saturated(network: Network, tensor: str, scheme: Scheme, low: float, high: float) -> None:
-    """Leave out a Clip or Relu that the uint8 behind it does anyway: ONNX Runtime joins a convolution with
-    its Q only across nothing."""
+    """Remove a Clip or Relu that the following uint8 range implies.
+
+    ONNX Runtime fuses a convolution with its Q only if no node is between them."""
     node = network.producer[tensor]
     if node.op_type not in ACTIVATIONS:
         return
@@ -147,14 +147,14 @@ def _drop_saturated(network: Network, tensor: str, scheme: Scheme, low: float, h
 
 
 def _weights(
-    network: Network, layer: Layer, node: onnx.NodeProto, rounded: Rounded, input_scale: float | None
+    network: Network, layer: Layer, node: onnx.NodeProto, rounded: QuantizedWeights, input_scale: float | None
 ) -> None:
-    """int8 weights and their DQ; an int32 bias and its DQ where the input's scale is given."""
+    """Insert int8 weights and their DQ, and an int32 bias with its DQ if the input's scale is given."""
     inputs: list[str] = list(node.input)
-    inputs[1] = _dequantised(network, layer.weight, rounded.q, rounded.scale, layer.axis)
+    inputs[1] = _insert_dequantize(network, layer.weight, rounded.q, rounded.scale, layer.axis)
     bias = layer.bias or f"{layer.name}.bias"
     value: NDArray[np.float32] = rounded.bias
-    if layer.op == "MatMul":  # it has no bias input: its errors' mean is not made good
+    if layer.op == "MatMul":  # it has no bias input that could correct the mean error
         node.input[:] = inputs
         return
     if input_scale is None:
@@ -163,11 +163,11 @@ def _weights(
     else:
         scale = (rounded.scale * np.float32(input_scale)).astype(np.float32)
         q = np.clip(np.round(value.astype(np.float64) / scale), -(2**31), 2**31 - 1).astype(np.int32)
-        inputs[2:] = [_dequantised(network, bias, q, scale, 0)]
+        inputs[2:] = [_insert_dequantize(network, bias, q, scale, 0)]
     node.input[:] = inputs
 
 
-def _dequantised(
+def _insert_dequantize(
     network: Network, name: str, q: NDArray[np.integer], scale: NDArray[np.float32], axis: int
 ) -> str:
     network.set_weight(f"{name}.q", q)
@@ -176,7 +176,7 @@ def _dequantised(
     inputs = [f"{name}.q", f"{name}.scale", f"{name}.zero"]
     network.graph.node.append(
         helper.make_node(
-            "DequantizeLinear", inputs, [f"{name}.dequantised"], name=f"{name}.dequantise", axis=axis
+            "DequantizeLinear", inputs, [f"{name}.dequantized"], name=f"{name}.dequantize", axis=axis
         )
     )
-    return f"{name}.dequantised"
+    return f"{name}.dequantized"

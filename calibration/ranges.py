@@ -1,5 +1,4 @@
-"""Ranges of activations: what a calibration frame may bring and int8 must hold. Methods: min-max, percentile,
-entropy."""
+"""Ranges of activations for int8, by min-max, percentile or entropy."""
 
 from __future__ import annotations
 
@@ -16,13 +15,13 @@ _BINS, _LEVELS = 2048, 128
 
 
 class RangeFinder(Protocol):
-    """Sees the tensors of every calibration frame, then says the range of each."""
+    """Collects the tensors of all calibration frames, then gives the range of each."""
 
     def see(self, name: str, values: NDArray[np.float32]) -> None:
-        """Take in one tensor of one frame, any shape."""
+        """Add a tensor of one frame, of any shape."""
 
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """(lowest, highest) value of each tensor that is to be kept; 0 lies within."""
+        """Return the (lowest, highest) value to represent for each tensor; 0 is included."""
 
 
 class _MinMax:
@@ -38,9 +37,10 @@ class _MinMax:
 
 
 class _Magnitudes:
-    """Histograms of magnitudes, 2,048 bins from 0, whose width doubles when a larger value comes. Zeros,
-    which int8 holds exactly, are counted apart: behind a ReLU they are most of all values, and would drown
-    the rest."""
+    """Histograms of magnitudes: 2,048 bins from 0, whose width doubles when a larger value appears.
+
+    Zeros are counted separately. int8 represents them exactly, and after a ReLU they outnumber all other
+    values."""
 
     def __init__(self) -> None:
         self._spans = _MinMax()
@@ -65,7 +65,7 @@ class _Magnitudes:
         counts += np.bincount(bins, minlength=_BINS)
 
     def limit(self, counts: NDArray[np.int64], zeros: int) -> int:
-        """How many bins are kept."""
+        """Return how many bins to keep."""
         raise NotImplementedError
 
     def ranges(self) -> dict[str, tuple[float, float]]:
@@ -86,7 +86,7 @@ class _Percentile(_Magnitudes):
 
 class _Entropy(_Magnitudes):
     def limit(self, counts: NDArray[np.int64], zeros: int) -> int:
-        """Where 128 levels lose least of the distribution, in Kullback and Leibler's sense."""
+        """Return the cut at which 128 levels have the smallest Kullback-Leibler divergence."""
         best, kept = np.inf, _BINS
         for size in range(_LEVELS, _BINS + 1, _LEVELS // 8):
             true = counts[:size].astype(np.float64)
@@ -95,7 +95,7 @@ class _Entropy(_Magnitudes):
             filled = true > 0
             sums, bins = np.bincount(level, true, _LEVELS), np.bincount(level, filled, _LEVELS)
             held[filled] = (sums / np.maximum(bins, 1))[level[filled]]
-            true[-1] += counts[size:].sum()  # what is cut off ends up in the last bin
+            true[-1] += counts[size:].sum()  # values beyond the cut saturate into the last bin
             both = (true > 0) & (held > 0)
             if not both[-1] and true[-1] > 0:
                 continue
@@ -107,13 +107,13 @@ class _Entropy(_Magnitudes):
 
 
 def range_finder(method: str) -> RangeFinder:
-    """A finder of one of ``METHODS``; raises InputError for another name.
+    """Return a range finder for one of ``METHODS``; raises InputError for another name.
 
-    min-max keeps all that was seen, percentile cuts the 0.01 % of largest magnitude, entropy cuts where the
-    quantised histogram loses least (KL divergence, as TensorRT's calibrator did).
+    min-max keeps all values. Percentile cuts the 0.01 % of largest magnitude. Entropy cuts where the KL
+    divergence of the quantized histogram is smallest, as in TensorRT's calibrator.
     """
     if method not in METHODS:
-        raise InputError(f"no range method {method!r}: wanted one of {', '.join(METHODS)}")
+        raise InputError(f"unknown range method {method!r}: expected one of {', '.join(METHODS)}")
     kinds: dict[str, type[_MinMax] | type[_Magnitudes]] = {
         "minmax": _MinMax,
         "percentile": _Percentile,

@@ -1,10 +1,9 @@
-"""Weights to int8 by second-order rounding: each rounding error is made good by the weights that are not
-rounded yet.
+"""Second-order rounding of weights to int8: later weights compensate each rounding error.
 
-The known method (optimal brain surgeon, GPTQ, arXiv 2210.17323), with two additions that matter for small
-convolutions: it works group by group, so on depthwise convolutions too, and the bias takes part as the last
-weight, which stays exact, so that it takes up the mean of all errors. On our default network it brings the
-weights' noise from 26 dB under the logits to 43 (docs/engines.md).
+This is the known method (optimal brain surgeon; GPTQ, arXiv 2210.17323) with two additions for small
+convolutions. It works per group, so it also handles depthwise convolutions. The bias is treated as the last
+weight and stays exact, so it absorbs the mean error. On our default network the noise of the weights falls
+from 26 dB to 43 dB below the logits (docs/engines.md).
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ LIMIT = 127
 _DAMPING = 0.01
 _SMALLEST_SCALE = float(
     np.finfo(np.float16).smallest_normal
-)  # beside float16 layers scales are float16; dead channels have none
+)  # scales next to float16 layers are float16; dead channels have scale 0
 
 
 @dataclass(frozen=True)
-class Rounded:
-    """A layer's weights in int8: ``q`` int8 in the weight's shape, ``scale`` float32 (outputs,), ``bias``
-    float32 (outputs,)."""
+class QuantizedWeights:
+    """A layer's weights in int8.
+
+    ``q`` is int8 in the weight's shape; ``scale`` and ``bias`` are float32 (outputs,)."""
 
     q: NDArray[np.int8]
     scale: NDArray[np.float32]
@@ -32,15 +32,14 @@ class Rounded:
 
 
 class Moments:
-    """Second moments of a layer's inputs, a constant 1 for the bias included: float64 (groups, n + 1, n +
-    1)."""
+    """Second moments of a layer's inputs, with a constant 1 for the bias: float64 (groups, n + 1, n + 1)."""
 
     def __init__(self) -> None:
         self._sum: NDArray[np.float64] | None = None
         self._count = 0
 
     def see(self, samples: NDArray[np.float32]) -> None:
-        """Take in samples (groups, n, count)."""
+        """Add samples, float32 (groups, n, count)."""
         x = np.concatenate([samples, np.ones((len(samples), 1, samples.shape[2]), np.float32)], 1)
         product = x @ x.transpose(0, 2, 1)
         if self._sum is None:
@@ -49,7 +48,7 @@ class Moments:
         self._count += samples.shape[2]
 
     def mean(self) -> NDArray[np.float64]:
-        """E[x x^T]; at least one sample must have been seen."""
+        """Return E[x x^T]; needs at least one sample."""
         assert self._sum is not None
         return self._sum / self._count
 
@@ -57,7 +56,8 @@ class Moments:
 def round_weights(
     matrix: NDArray[np.float64], bias: NDArray[np.float64], moments: NDArray[np.float64]
 ) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
-    """Round a layer.
+    """Round the weights of a layer.
+
 
     Args:
         matrix: (groups, outputs per group, n) weights.
@@ -71,7 +71,7 @@ def round_weights(
     groups, outputs, n = matrix.shape
     scale = np.maximum(np.abs(matrix).max(2) / LIMIT, _SMALLEST_SCALE)
     w = np.concatenate([matrix, bias[..., None]], 2)
-    # inputs of most energy first, the bias last
+    # inputs of the largest energy first, the bias last
     order = np.concatenate(
         [np.argsort(-np.diagonal(moments, axis1=1, axis2=2)[:, :n], 1), np.full((groups, 1), n)], 1
     )
@@ -80,7 +80,7 @@ def round_weights(
     h = moments[group[..., None], order[:, :, None], order[:, None, :]]
     damping = _DAMPING * np.trace(h, axis1=1, axis2=2) / (n + 1)
     h = h + np.maximum(damping, 1e-12)[:, None, None] * np.eye(n + 1)
-    # row k of it is what the weights after k do about an error of weight k
+    # row k: how the weights after k compensate an error of weight k
     upper = np.linalg.cholesky(np.linalg.inv(h)).transpose(0, 2, 1)
     q = np.zeros((groups, outputs, n), np.int8)
     for k in range(n):

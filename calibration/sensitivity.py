@@ -1,5 +1,4 @@
-"""Which layers cost most in int8: measured one by one, then left out, the worst first, until the gate is
-passed."""
+"""Find the layers that lose most accuracy in int8, and keep them in high precision until the gate passes."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from .graph import Network, session
 from .layers import find_layers
 from .qdq import Scheme
-from .quantise import Calibration, quantise
+from .quantize import Calibration, quantize
 
 
 def rank_layers(
@@ -25,14 +24,17 @@ def rank_layers(
     skip: Collection[str] = (),
     quiet: bool = True,
 ) -> list[tuple[str, float]]:
-    """(layer, noise) of every layer, the worst first: noise energy in the outputs, as a share of the
-    signal's, with it alone in int8.
+    """Rank layers by the noise that they add in int8, the noisiest first.
 
     Args:
-        model: float32. calibration: of it.
-        frames: uint8 (H, W, 3) each; a dozen are enough for the order.
-        scheme: how activations are held.
-        skip: layers that stay in high precision anyway.
+        model: float32 network.
+        calibration: its calibration.
+        frames: uint8 (H, W, 3) each; a dozen is enough for the order.
+        scheme: how activations are quantized.
+        skip: layers that stay in high precision.
+
+    Returns:
+        (layer, noise): noise energy in the outputs as a share of the signal's, with this layer alone in int8.
     """
     names = [layer.name for layer in find_layers(Network(model)) if layer.name not in skip]
     everything = {layer.name for layer in find_layers(Network(model))}
@@ -42,7 +44,7 @@ def rank_layers(
     signal = sum(float(np.square(o, dtype=np.float64).sum()) for outputs in truth for o in outputs)
     found = []
     for name in tqdm(names, desc="layers", unit="layer", disable=quiet):
-        running = session(quantise(model, calibration, everything - {name}, scheme))
+        running = session(quantize(model, calibration, everything - {name}, scheme))
         noise = 0.0
         for image, outputs in zip(images, truth, strict=True):
             noise += sum(
@@ -54,18 +56,18 @@ def rank_layers(
 
 
 def exclude_until(
-    rank: Callable[[], Sequence[tuple[str, float]]], most: int, judge: Callable[[list[str]], dict[str, Any]]
+    rank: Callable[[], Sequence[tuple[str, float]]], limit: int, judge: Callable[[list[str]], dict[str, Any]]
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """The fewest layers, worst first, without which the gate is passed.
+    """Find the fewest layers to keep in high precision so that the gate passes.
 
     Args:
-        rank: gives what ``rank_layers`` does; asked only where the gate fails without it.
-        most: at most this many.
-        judge: the gate's verdict with these layers in high precision.
+        rank: returns the result of ``rank_layers``; called only if the gate fails with all layers in int8.
+        limit: maximum number of layers.
+        judge: returns the gate's report with these layers in high precision.
 
     Returns:
-        Their names, and what was tried ({"excluded", "label_agreement", "PQ", "passed"}). Where nothing
-        passes, the try of best PQ.
+        Names of the layers, and all trials ({"excluded", "label_agreement", "PQ", "passed"}). If none
+        passes, the trial with the best PQ.
     """
     names: list[str] = []
     tried: list[dict[str, Any]] = []
@@ -77,7 +79,7 @@ def exclude_until(
 
     if passes(0):
         return [], tried
-    names = [name for name, _ in rank()][:most]
+    names = [name for name, _ in rank()][:limit]
     if not names:
         return [], tried
     failed, count = 0, min(len(names), 2)

@@ -1,5 +1,4 @@
-"""What the program's verbs share: how one is declared, how a report is printed, how a missing package is
-named."""
+"""Shared by all verbs: declaring a verb, printing a report, naming a missing package or option."""
 
 from __future__ import annotations
 
@@ -7,22 +6,66 @@ import argparse
 import importlib.util
 import json
 import math
-import re
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
-from ..errors import MissingDependencyError
+from ..errors import InputError, MissingDependencyError
+from .parser import Example, Parser
 
 
-def add_verb(verbs: Any, name: str, text: str, handler: Any, reports: bool = True) -> argparse.ArgumentParser:
-    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
-    verb.set_defaults(handler=handler)
+def add_verb(
+    verbs: Any,
+    name: str,
+    text: str,
+    handler: Any,
+    examples: Sequence[Example] = (),
+    reports: bool = True,
+) -> Parser:
+    """Declare a verb.
+
+    Args:
+        verbs: subparsers to add it to.
+        name: of the verb.
+        text: one sentence for its help.
+        handler: called with the parsed arguments; returns the exit status.
+        examples: for the end of its help.
+        reports: whether it takes ``--json``.
+    """
+    verb: Parser = verbs.add_parser(name, help=text, description=text)
+    verb.set_defaults(handler=handler, parser=verb)
+    verb.set_examples(examples)
     if reports:
-        verb.add_argument("--json", action="store_true", help="print the report as JSON, and no progress bar")
+        verb.output.add_argument(
+            "--json", action="store_true", help="print the report as JSON, without progress bars"
+        )
     return verb
 
 
+def require(args: argparse.Namespace, *options: str) -> None:
+    """Raise InputError for required options that are missing.
+
+    argparse would report them before it reports a missing file; handlers call this after looking at the
+    files.
+
+    Args:
+        args: parsed arguments.
+        options: long options with their values, e.g. "--output NAME.onnx".
+    """
+    missing = [
+        option for option in options if getattr(args, option.split()[0].lstrip("-").replace("-", "_")) is None
+    ]
+    if missing:
+        raise InputError(f"required: {' '.join(missing)}")
+
+
+def command_line(*words: object) -> str:
+    """Return a command that works when it is pasted into a shell."""
+    return shlex.join(str(word) for word in words)
+
+
 def as_json(report: dict[str, Any]) -> str:
-    """The report as JSON; NaN, which JSON hasn't, becomes null."""
+    """Return the report as JSON; NaN, which JSON does not have, becomes null."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
@@ -33,15 +76,6 @@ def as_json(report: dict[str, Any]) -> str:
 
 
 def need(module: str, extra: str) -> None:
+    """Raise MissingDependencyError if a module is not installed; ``extra`` installs it."""
     if importlib.util.find_spec(module) is None:
         raise MissingDependencyError(f'this verb needs {module}: pip install ".[{extra}]" in the repository')
-
-
-def size_hw(text: str) -> tuple[int, int]:
-    """(height, width) in pixels from text like 480x640."""
-    found = re.fullmatch(r"(\d+)[xX](\d+)", text)
-    if found is None or not 16 <= min(sides := (int(found[1]), int(found[2]))) <= max(sides) <= 8192:
-        raise argparse.ArgumentTypeError(
-            f"wanted HEIGHTxWIDTH in pixels, 16 to 8192 each, like 512x1024, got {text!r}"
-        )
-    return sides

@@ -1,4 +1,4 @@
-"""``tfiseg demo``: people who meet and pass, segmented or used to build an engine."""
+"""``tfiseg demo``: a clip of people who meet and pass, segmented or used to build an engine."""
 
 from __future__ import annotations
 
@@ -6,12 +6,25 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from .build import run_build
-from .common import add_verb, need
+from .common import add_verb, command_line, need
 from .live import segment_source
-from .segmenter_options import add_segmenter_options
+from .parser import Example, whole
+from .segmenter_options import add_segmenter_options, given_options
 
 _CLIP = Path(__file__).parent / "media" / "people.mp4"
+# what `tfiseg run` asks for and the demo doesn't
+_RUN_DEFAULTS = {
+    "camera_size": None,
+    "camera_fps": None,
+    "pixel_format": None,
+    "policy": None,
+    "nth": 1,
+    "format": "jsonl",
+    "track": True,
+    "min_hits": None,
+}
 
 
 def add_demo(verbs: Any) -> None:
@@ -21,42 +34,46 @@ def add_demo(verbs: Any) -> None:
         "demo",
         "Segment a clip of people who meet and pass each other, and print where the result is.",
         _demo,
+        [
+            Example("tfiseg demo", "segment the clip into tfiseg-demo/"),
+            Example("tfiseg demo --frames 5 --quality best", "the first frames, at the highest quality"),
+            Example("tfiseg demo --engine", "build an fp16 engine instead", needs="TensorRT"),
+        ],
     )
-    verb.add_argument(
+    verb.source.add_argument("--frames", type=whole(1), metavar="N", help="stop after N frames")
+    verb.output.add_argument(
         "--out",
         type=Path,
         default=Path("tfiseg-demo"),
         metavar="DIR",
         help="output folder (default: tfiseg-demo)",
     )
-    verb.add_argument(
+    verb.output.add_argument(
         "--engine",
         action="store_true",
         help="build the network into an fp16 engine instead of segmenting (needs TensorRT)",
     )
-    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
-    no_camera = {
-        "camera_size": None,
-        "camera_fps": None,
-        "pixel_format": None,
-        "policy": None,
-        "nth": 1,
-        "format": "jsonl",
-    }
-    verb.set_defaults(**no_camera, track=True, min_hits=None, source=str(_CLIP))
+    verb.set_defaults(**_RUN_DEFAULTS, source=str(_CLIP))
     add_segmenter_options(verb)
 
 
 def _demo(args: argparse.Namespace) -> int:
+    if args.engine:
+        return _demo_engine(args)
     need("scipy", "demo")  # for the tracker
-    return _demo_engine(args) if args.engine else segment_source(args)
+    return segment_source(args)
 
 
 def _demo_engine(args: argparse.Namespace) -> int:
     from ..runtime.networks.session import DEFAULT_MODEL
 
+    without_effect = [*(given_options(args).keys() - {"model"}), *(["frames"] if args.frames else [])]
+    if without_effect:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(without_effect))
+        raise InputError(f"{options}: no effect with --engine, which builds an engine and segments nothing")
     network = str(args.model or DEFAULT_MODEL)
     engine = args.out / f"{Path(network).stem}.engine"
-    print(f"tfiseg build {network} -o {engine} --precision fp16 --frames {args.source}")
     command = ["build", network, "-o", str(engine), "--precision", "fp16", "--frames", args.source]
+    if not args.json:
+        print(command_line("tfiseg", *command))
     return run_build([*command, *(["--json"] if args.json else [])])

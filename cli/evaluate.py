@@ -8,129 +8,153 @@ from typing import Any
 
 from ..errors import InputError
 from .common import add_verb, as_json
-from .segmenter_options import add_segmenter_options, segmenter_of, segmenter_settings
+from .parser import Example, existing_folder, whole
+from .segmenter_options import add_segmenter_options, given_options
 
 
 def add_eval(verbs: Any) -> None:
+    """Add the verb."""
     verb = add_verb(
         verbs,
         "eval",
         "Score an evaluation set (images/, instances/, semantic/, classes.json): PQ, AP, per class.",
         _eval,
+        [
+            Example("tfiseg eval people/", "clustering alone, on true class maps"),
+            Example("tfiseg eval people/ --semantic model --quality fast --json", "network and clustering"),
+            Example(
+                "tfiseg eval people/ --against components --out sheets", "with a baseline and contact sheets"
+            ),
+        ],
     )
-    verb.add_argument("folder", type=Path, metavar="DIR", help="the evaluation set")
-    verb.add_argument(
+    verb.source.add_argument("folder", type=existing_folder, metavar="DIR", help="the evaluation set")
+    verb.source.add_argument(
         "--semantic",
         choices=("truth", "model"),
         default="truth",
-        help="class maps to cluster (default: truth)",
+        help="class maps to cluster: the true ones, or those of --model (default: truth)",
     )
-    verb.add_argument(
+    verb.output.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="write contact sheets of the best, median and worst images to this folder",
+        help="write contact sheets of the best, median and worst pictures there",
     )
-    verb.add_argument(
+    verb.output.add_argument(
         "--against",
         nargs="+",
         choices=("components", "shape", "calibrated-components", "shipped"),
         default=(),
-        help="baselines on the same class maps, without mask refinement (shipped: the included instance network); the gain in PQ is "
-        "printed with its 95 %% interval over images",
+        help="baselines on the same class maps, without mask refinement (shipped: the instance network that "
+        "comes "
+        "with tfiseg); the gain in PQ comes with its 95 %% interval over pictures",
     )
     add_segmenter_options(verb)
 
 
+# segmenter options that have no effect on true class maps
+_MODEL_ONLY = ("model", "things", "min_score", "outlines", "long_side", "scales", "flip")
+
+
 def _check_options_for_truth(args: argparse.Namespace) -> None:
     """Refuse options that have no effect on true class maps."""
-    given = {
-        "--model": args.model,
-        "--things": args.things,
-        "--min-score": args.min_score is not None,
-        "--outlines": args.outlines,
-        "--scales": args.scales != (1.0,),
-        "--flip": args.flip,
-        "--long-side": args.long_side,
-        "--refine frame": args.refine == "frame",
-    }
-    without_effect = [option for option, value in given.items() if value]
+    given = given_options(args)
+    without_effect = [f"--{name.replace('_', '-')}" for name in _MODEL_ONLY if name in given]
+    if given.get("refine") == "frame":
+        without_effect.append("--refine frame")
     if without_effect:
         raise InputError(
-            f"{', '.join(without_effect)}: no effect on true class maps. Use --semantic model to segment the pictures."
+            f"{', '.join(without_effect)}: no effect on true class maps. Use --semantic model to segment the "
+            "pictures."
         )
 
 
 def _eval(args: argparse.Namespace) -> int:
     from ..runtime.evaluate.evaluate import evaluate
+    from ..runtime.evaluate.evaluation_set import load_eval_set
     from ..runtime.refine.refiner import Refiner
+    from ..runtime.segmenter import Segmenter
 
-    settings = segmenter_settings(args)
+    settings = args.settings
     by_truth = args.semantic == "truth"
     if by_truth:
         _check_options_for_truth(args)
+    load_eval_set(args.folder)  # before a network is loaded
     refiner = None
     if by_truth and settings.wanted_refine == "components":
         refiner = Refiner(
-            args.instance_model, max_views=args.max_views, thorough=args.thorough, threads=args.threads
+            settings.instance_model,
+            max_views=settings.max_views,
+            thorough=settings.thorough,
+            threads=settings.threads,
         )
     report = evaluate(
         args.folder,
         args.semantic,
-        None if by_truth else segmenter_of(args),
-        "auto" if args.split is None else args.split,
+        None if by_truth else Segmenter.from_settings(settings),
+        "auto" if settings.split is None else settings.split,
         args.out,
         quiet=args.json,
         refiner=refiner,
         against=args.against,
-        min_area=args.min_area,
+        min_area=settings.min_area,
     )
-    if args.json:
-        print(as_json(report))
-        return 0
-    print(
-        f"{report['set']} ({report['pictures']} pictures, {report['semantic']} masks): PQ {report['PQ']:.1f}  AP {report['AP']:.1f}  "
-        f"AP50 {report['AP50']:.1f}  AP75 {report['AP75']:.1f}  boundary IoU {report['boundary_IoU']:.1f}  "
-        f"({report['true_positives']} right, {report['false_positives']} too many, {report['false_negatives']} missed; "
-        f"{report['median_ms']:.0f} ms a picture)"
-    )
-    if "mIoU" in report:
-        print(
-            f"mIoU {report['mIoU']:.3f}: "
-            + ", ".join(f"{k} {v:.2f}" for k, v in report["per_class_IoU"].items())
-        )
-    print("PQ per class: " + ", ".join(f"{k} {v:.1f}" for k, v in report["per_class_PQ"].items()))
-    for name, gain in report.get("gain", {}).items():
-        low, high = gain["interval_95"]
-        print(
-            f"against {name}: PQ {gain['PQ']:.1f}, gain {gain['PQ_gain']:+.1f} (95 % of bootstraps: {low:+.1f} to {high:+.1f})"
-        )
-    for name, sizes in report["recall_by_size"].items():
-        print(f"recall of {name}: " + ", ".join(f"{size} {found}" for size, found in sizes.items()))
-    if "contact_sheets" in report:
-        print(f"best, median and worst pictures: {report['contact_sheets']}")
+    print(as_json(report) if args.json else _eval_text(report))
     return 0
 
 
+def _eval_text(report: dict[str, Any]) -> str:
+    lines = [
+        f"{report['set']} ({report['pictures']} pictures, {report['semantic']} masks): PQ "
+        f"{report['PQ']:.1f}  "
+        f"AP {report['AP']:.1f}  AP50 {report['AP50']:.1f}  AP75 {report['AP75']:.1f}  "
+        f"boundary IoU {report['boundary_IoU']:.1f}  ({report['true_positives']} true positives, "
+        f"{report['false_positives']} false positives, {report['false_negatives']} false negatives; "
+        f"{report['median_ms']:.0f} ms per picture)"
+    ]
+    if "mIoU" in report:
+        per_class = ", ".join(f"{k} {v:.2f}" for k, v in report["per_class_IoU"].items())
+        lines.append(f"mIoU {report['mIoU']:.3f}: {per_class}")
+    lines.append("PQ per class: " + ", ".join(f"{k} {v:.1f}" for k, v in report["per_class_PQ"].items()))
+    for name, gain in report.get("gain", {}).items():
+        low, high = gain["interval_95"]
+        lines.append(
+            f"against {name}: PQ {gain['PQ']:.1f}, gain {gain['PQ_gain']:+.1f} "
+            f"(95 % of bootstraps: {low:+.1f} to {high:+.1f})"
+        )
+    for name, sizes in report["recall_by_size"].items():
+        lines.append(f"recall of {name}: " + ", ".join(f"{part} {found}" for part, found in sizes.items()))
+    if "contact_sheets" in report:
+        lines.append(f"best, median and worst pictures: {report['contact_sheets']}")
+    return "\n".join(lines)
+
+
 def add_bench(verbs: Any) -> None:
+    """Add the verb."""
     verb = add_verb(
         verbs,
         "bench",
         "Time the clustering operator against OpenCV, scikit-image and 300-step following.",
         _bench,
+        [
+            Example("tfiseg bench --side 256 --no-peers", "tfiseg alone, on a synthetic class map"),
+            Example("tfiseg bench --set people/ --side 256 --json", "on the class maps of an evaluation set"),
+        ],
     )
-    verb.add_argument(
+    verb.source.add_argument(
         "--set",
-        type=Path,
+        type=existing_folder,
         dest="folder",
         metavar="DIR",
         help="evaluation set whose class maps to use (default: synthetic)",
     )
-    verb.add_argument(
+    verb.source.add_argument(
         "--side", type=int, default=1024, metavar="PX", help="side of the class map (default: 1024)"
     )
-    verb.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
-    verb.add_argument("--no-peers", action="store_true", help="time tfiseg alone")
+    verb.expert.add_argument(
+        "--threads", type=whole(1), default=1, metavar="N", help="CPU threads (default: 1)"
+    )
+    verb.output.add_argument("--no-peers", action="store_true", help="time tfiseg alone")
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -6,13 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from .common import add_verb, as_json, need, size_hw
+from ..errors import InputError, SourceError, did_you_mean
+from ..files import printable
+from .common import add_verb, as_json, command_line, need, require
+from .parser import Example, Parser, existing_file, size, whole
 
-_SOURCES = """an .onnx file of any layout; a checkpoint of `tfiseg train`; torchvision:NAME; smp:ARCH/ENCODER
-(segmentation-models-pytorch); hf:NAME_OR_FOLDER (transformers); python:module:function (returns a torch.nn.Module); or default or
-default-semantic, the included network with and without instance heads"""
-# options that a checkpoint of ours and the default network have no use for: both bring their own
+_SOURCES = """a checkpoint of `tfiseg train`; an .onnx file of any layout; torchvision:NAME; smp:ARCH/ENCODER
+(segmentation-models-pytorch); hf:NAME_OR_FOLDER (transformers); python:module:function (returns a
+torch.nn.Module); or default or default-semantic, the network that comes with tfiseg (with and without its
+instance heads)"""
+# options without effect on a checkpoint of ours or the default network
 _OTHERS_ONLY = (
     "input_size",
     "mean",
@@ -25,93 +28,124 @@ _OTHERS_ONLY = (
     "weights",
     "random_weights",
 )
+_EXAMPLES = (
+    Example("tfiseg export default -o net.onnx", "the network that comes with tfiseg"),
+    Example(
+        "tfiseg export deeplab.onnx -o street.onnx --class-names voc21 --photos photos/",
+        "your own ONNX model",
+        needs="deeplab.onnx",
+    ),
+    Example(
+        "tfiseg export hf:nvidia/segformer-b0-finetuned-cityscapes-1024-1024 -o city.onnx --photos photos/",
+        needs="network access and transformers",
+    ),
+    Example(
+        "tfiseg export torchvision:lraspp_mobilenet_v3_large -o lraspp.onnx",
+        needs="network access and torchvision",
+    ),
+)
 
 
 def add_export(verbs: Any) -> None:
+    """Add the verb."""
     verb = add_verb(
         verbs,
         "export",
-        "Write any semantic network as an ONNX model in tfiseg's format (needs tfiseg[export]; PyTorch networks need tfiseg[torch]).",
+        "Write any semantic network as an ONNX model in tfiseg's format (needs tfiseg[export]).",
         _export,
+        _EXAMPLES,
     )
-    verb.add_argument("source", metavar="SOURCE", help=_SOURCES)
-    verb.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.onnx")
-    verb.add_argument(
-        "--photos",
-        metavar="DIR",
-        help="photos for the comparison with the original (default: 4 synthetic frames)",
-    )
-    verb.add_argument(
-        "--class-names",
-        metavar="NAMES",
-        help="names of all classes in the order of their IDs: voc21, cityscapes19, ade20k150, coco81 or person2; a file with one name per "
-        "line; or names separated by commas (default: the source's own, else class 1, class 2, ...)",
-    )
-    verb.add_argument(
-        "--things",
-        metavar="NAMES",
-        help="countable classes: names or IDs separated by commas (default: recognized by name)",
-    )
-    verb.add_argument(
-        "--input-size",
-        type=size_hw,
-        metavar="HxW",
-        help="size that frames are scaled to (default: the source's own, else 512x512)",
-    )
-    verb.add_argument(
-        "--long-side",
-        type=int,
-        metavar="PX",
-        help="longer side that a network of tfiseg's own scales frames to (default: 384)",
-    )
-    verb.add_argument(
-        "--mean",
-        type=_three,
-        metavar="M[,M,M]",
-        help="mean, subtracted from scaled pixels, in the network's channel order",
-    )
-    verb.add_argument(
-        "--std", type=_three, metavar="S[,S,S]", help="standard deviation, by which they are then divided"
-    )
-    verb.add_argument("--scale", type=_number, metavar="F", help="factor for pixels 0..255 (default: 1/255)")
-    order = verb.add_mutually_exclusive_group()
-    order.add_argument("--rgb", action="store_true", default=None, help="the network takes RGB (default)")
-    order.add_argument("--bgr", action="store_false", dest="rgb", default=None, help="the network takes BGR")
-    verb.add_argument(
+    source = verb.source
+    source.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    source.add_argument(
         "--weights",
-        type=Path,
+        type=existing_file,
         metavar="FILE",
         help="state dict (torch.save) for torchvision:, smp:, hf: or python:",
     )
-    verb.add_argument(
+    source.add_argument(
         "--random-weights",
         action="store_true",
         default=None,
         help="export an architecture without trained weights",
     )
-    verb.add_argument(
-        "--output-name", metavar="NAME", help="output with the classes, if an .onnx file has several outputs"
+    source.add_argument(
+        "--photos",
+        metavar="DIR",
+        help="photos on which original and export must agree (default: 4 synthetic frames)",
     )
-    verb.add_argument(
-        "--opset",
+    verb.quality.add_argument(
+        "--long-side",
         type=int,
+        metavar="PX",
+        help="for networks made by tfiseg: longer side that frames are scaled to (default: 384); 448 finds "
+        "more, "
+        "in 1.2 times the time",
+    )
+    verb.quality.add_argument(
+        "--input-size",
+        type=size("HxW"),
+        metavar="HxW",
+        help="size that frames are scaled to (default: the source's own, else 512x512)",
+    )
+    _add_output_options(verb)
+    _add_pixel_options(verb.expert)
+
+
+def _add_output_options(verb: Parser) -> None:
+    output = verb.output
+    output.add_argument("-o", "--output", type=Path, metavar="NAME.onnx", help="required: the model to write")
+    output.add_argument(
+        "--class-names",
+        metavar="NAMES",
+        help="names of all classes in order of their ids: voc21, cityscapes19, ade20k150, coco81 or "
+        "person2; a file "
+        "with one name per line; or names separated by commas (default: the source's own, else class 1, "
+        "class 2, ...)",
+    )
+    output.add_argument(
+        "--things",
+        metavar="NAMES",
+        help="countable classes, names or ids separated by commas (default: by their names)",
+    )
+    output.add_argument(
+        "--training-data", metavar="TEXT", help="what the network was trained on, for the model's metadata"
+    )
+    output.add_argument("--licence", metavar="TEXT", help="terms of use, for the model's metadata")
+    output.add_argument(
+        "--triton", type=Path, metavar="DIR", help="also write a model repository for NVIDIA's Triton server"
+    )
+
+
+def _add_pixel_options(expert: Any) -> None:
+    expert.add_argument(
+        "--mean",
+        type=_three,
+        metavar="M[,M,M]",
+        help="subtracted from scaled pixels, in the network's channel order",
+    )
+    expert.add_argument(
+        "--std", type=_three, metavar="S[,S,S]", help="divisor of the pixels after the mean is subtracted"
+    )
+    expert.add_argument("--scale", type=_number, metavar="F", help="factor of pixels 0..255 (default: 1/255)")
+    order = expert.add_mutually_exclusive_group()
+    order.add_argument("--rgb", action="store_true", default=None, help="the network takes RGB (default)")
+    order.add_argument("--bgr", action="store_false", dest="rgb", default=None, help="the network takes BGR")
+    expert.add_argument(
+        "--output-name",
+        metavar="NAME",
+        help="output of an .onnx file that holds the classes, if it has several",
+    )
+    expert.add_argument(
+        "--opset",
+        type=whole(1),
         metavar="N",
         help="opset of the result, 13 or later (default: 18, or the .onnx file's own)",
     )
-    verb.add_argument(
-        "--training-data", metavar="TEXT", help="description of the training data, for the metadata"
-    )
-    verb.add_argument("--licence", metavar="TEXT", help="terms of use, for the metadata")
-    verb.add_argument(
-        "--triton",
-        type=Path,
-        metavar="DIR",
-        help="also write a model repository for Triton Inference Server to this folder",
-    )
-    verb.add_argument(
+    expert.add_argument(
         "--fp32-weights",
         action="store_true",
-        help="store the weights of a checkpoint as float32 (default: float16)",
+        help="for a checkpoint: store weights as float32 (default: float16)",
     )
 
 
@@ -120,14 +154,16 @@ def _number(text: str) -> float:
     try:
         value = float(top) / (float(bottom) if slash else 1)
     except (ValueError, ZeroDivisionError) as wrong:
-        raise argparse.ArgumentTypeError(f"wanted a number or a fraction like 1/255, got {text!r}") from wrong
+        raise argparse.ArgumentTypeError(
+            f"expected a number or a fraction, e.g. 1/255, got {text!r}"
+        ) from wrong
     return value
 
 
 def _three(text: str) -> tuple[float, float, float]:
     values = [_number(part) for part in text.split(",")]
     if len(values) not in (1, 3):
-        raise argparse.ArgumentTypeError(f"wanted one number or three separated by commas, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected one number or three separated by commas, got {text!r}")
     return (values[0], values[0], values[0]) if len(values) == 1 else (values[0], values[1], values[2])
 
 
@@ -137,18 +173,10 @@ def _export(args: argparse.Namespace) -> int:
 
     kind = args.source.partition(":")[0]
     ours = kind not in TORCH_KINDS and not args.source.endswith(".onnx")
-    if ours and (given := [f"--{k.replace('_', '-')}" for k in _OTHERS_ONLY if getattr(args, k) is not None]):
-        raise InputError(
-            f"{', '.join(given)}: {args.source} needs none of it, as it is taken for a network of tfiseg's own"
-        )
-    if args.long_side is not None and not ours:
-        raise InputError(
-            "--long-side is for networks of tfiseg's own: other networks see frames at --input-size HxW"
-        )
-    if args.fp32_weights and (not ours or kind in DEFAULTS):
-        raise InputError(
-            "--fp32-weights is for checkpoints of `tfiseg train`: other networks keep their weights as they are"
-        )
+    _check_options(args, ours, args.source in DEFAULTS)
+    if kind not in TORCH_KINDS and args.source not in DEFAULTS:
+        _check_source(args.source, [*DEFAULTS, *(f"{name}:" for name in TORCH_KINDS)])
+    require(args, "--output NAME.onnx")
     if args.source in DEFAULTS:
         report = export_default(args.output, args.source, args.long_side)
     elif ours:
@@ -162,8 +190,29 @@ def _export(args: argparse.Namespace) -> int:
         from ..export.triton import write_repository
 
         report["triton"] = write_repository(args.output, args.triton)
-    print(as_json(report) if args.json else _said(report))
+    print(as_json(report) if args.json else _export_text(report, args.photos))
     return 0
+
+
+def _check_options(args: argparse.Namespace, ours: bool, is_default: bool) -> None:
+    """Refuse options that have no effect on this kind of source."""
+    if ours and (given := [f"--{k.replace('_', '-')}" for k in _OTHERS_ONLY if getattr(args, k) is not None]):
+        raise InputError(f"{', '.join(given)}: no effect on {args.source}, a network made by tfiseg")
+    if args.long_side is not None and not ours:
+        raise InputError("--long-side is for networks made by tfiseg; for others, use --input-size HxW")
+    if args.fp32_weights and (not ours or is_default):
+        raise InputError(
+            "--fp32-weights is for checkpoints of `tfiseg train`; other networks keep their weights"
+        )
+
+
+def _check_source(source: str, known: list[str]) -> None:
+    """Raise SourceError for a file that does not exist."""
+    if not Path(source).is_file():
+        raise SourceError(
+            f"there is no file {printable(source)}: a source is a file, or one of {', '.join(known)}."
+            f"{did_you_mean(source, known)}"
+        )
 
 
 def _export_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
@@ -210,24 +259,27 @@ def _options(args: argparse.Namespace) -> Any:
     )
 
 
-def _said(report: dict[str, Any]) -> str:
+def _export_text(report: dict[str, Any], photos: str | None) -> str:
     lines = [f"{report['output']}: {report['bytes'] / 1e6:.1f} MB"]
     if "pixels" in report:
         (h, w), (rows, columns) = report["input_size_hw"], report["grid_hw"]
         names, things = report["class_names"], report["things"]
         lines += [
-            f"input: any frame, scaled to {h}x{w}; {report['pixels']}",
-            f"output: logits of {len(names)} classes at {rows}x{columns} (stride {report['stride']}), {len(things)} of them countable",
-            f"cut from its end: {', '.join(report['removed']) or 'nothing'}",
+            f"input: frames of any size, scaled to {h}x{w}; {report['pixels']}",
+            f"output: logits of {len(names)} classes at {rows}x{columns} (stride {report['stride']}), "
+            f"{len(things)} of them countable",
+            f"removed from its end: {', '.join(report['removed']) or 'nothing'}",
         ]
     if "label_agreement" in report:
         seen = f" ({report['labels_seen']} different labels)" if "labels_seen" in report else ""
         lines.append(
-            f"labels: on {report['photos']} photos at least {report['label_agreement']:.3%} of the pixels as in the original{seen}"
+            f"labels: on each of {report['photos']} photos at least {report['label_agreement']:.3%} of the "
+            f"pixels "
+            f"as in the original{seen}"
         )
     if "triton" in report:
-        lines.append(
-            f"for Triton: {report['triton']['folder']}, up to {report['triton']['max_batch_size'] or 1} frames per call"
-        )
-    lines.append(f"next: tfiseg run DIR --model {report['output']}, or tfiseg build {report['output']}")
+        triton = report["triton"]
+        lines.append(f"for Triton: {triton['folder']}, up to {triton['max_batch_size'] or 1} frames per call")
+    source = [photos] if photos else ["synthetic", "--frames", 10]
+    lines.append(f"next: {command_line('tfiseg', 'run', *source, '--model', report['output'])}")
     return "\n".join(lines)

@@ -3,102 +3,113 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import logging
-import re
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, SourceError
+from ..files import printable
 from .common import add_verb, as_json
-from .segmenter_options import add_segmenter_options, segmenter_of
+from .parser import Example, Parser, number, size, whole
+from .segmenter_options import add_segmenter_options
 
-_VIEW_MIN_HITS = 3  # of moving pictures: what networks see once or twice is nothing to look at
-_MOST_WORKERS = 8  # each holds a frame and a network's working memory
+_VIEW_MIN_HITS = 3  # for moving pictures: most false positives appear in one or two frames
+_MAX_WORKERS = 8  # each holds a frame and a network's working memory
 _SOURCES = 'file, folder, glob pattern (quoted), camera index, csi://N, "gst: ...", URL or "synthetic"'
 
 
 def add_run(verbs: Any) -> None:
+    """Add the verb."""
     verb = add_verb(
         verbs,
         "run",
         "Segment an image, folder, video, camera or stream; write overlay, instances.jsonl and summary.",
         segment_source,
+        [
+            Example("tfiseg run street.jpg", "overlay and masks in tfiseg-out/"),
+            Example("tfiseg run photos/ --quality best --format coco --out result", "a folder, as COCO JSON"),
+            Example("tfiseg run street.mp4 --things person,car --track", "persistent track IDs"),
+            Example("tfiseg run 'photos/*.jpg' --model net.onnx --json", "your own network"),
+            Example("tfiseg run 0 --frames 100", "100 frames of the first camera", needs="a camera"),
+        ],
     )
-    verb.add_argument("source", metavar="SOURCE", help=_SOURCES)
-    verb.add_argument(
+    verb.source.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    verb.source.add_argument("--frames", type=whole(1), metavar="N", help="stop after N frames")
+    _add_source_options(verb)
+    verb.output.add_argument(
         "--out",
         type=Path,
         default=Path("tfiseg-out"),
         metavar="DIR",
         help="output folder (default: tfiseg-out)",
     )
-    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
-    verb.add_argument(
+    verb.output.add_argument(
         "--format",
         choices=("jsonl", "coco"),
         default="jsonl",
-        help="coco: write the instances also as coco.json, which pycocotools loads (default: instances.jsonl only)",
+        help="coco: write the instances also as coco.json, which pycocotools loads (default: "
+        "instances.jsonl only)",
     )
-    _add_source_options(verb)
-    _add_policy(verb)
-    verb.add_argument("--track", action="store_true", help="add persistent track IDs (needs tfiseg[live])")
+    verb.output.add_argument(
+        "--track", action="store_true", help="assign persistent track IDs (needs tfiseg[live])"
+    )
     _add_min_hits(verb, "1")
     add_segmenter_options(verb)
 
 
-def _add_source_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--camera-size", type=_size_wh, metavar="WxH", help="requested camera resolution, e.g. 1280x720"
+def _add_source_options(verb: Parser) -> None:
+    source = verb.source
+    source.add_argument(
+        "--camera-size",
+        type=size("WxH"),
+        metavar="WxH",
+        help="requested camera resolution, e.g. 1280x720",
     )
-    verb.add_argument("--camera-fps", type=float, metavar="F", help="requested frames per second of a camera")
-    verb.add_argument(
+    source.add_argument(
+        "--camera-fps",
+        type=number(0, above=True),
+        metavar="F",
+        help="requested frames per second of a camera",
+    )
+    source.add_argument(
         "--pixel-format", metavar="CCCC", help="requested FourCC of a camera, e.g. MJPG or YUYV"
     )
-
-
-def _add_policy(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
+    source.add_argument(
         "--policy",
         choices=("latest", "all", "every_nth"),
-        help="if frames arrive faster than they are segmented: keep the newest (latest; default for live sources), "
-        "drop none (all; default for files), or take each --nth",
+        help="what to do with frames that arrive faster than they are segmented. latest: keep the newest "
+        "(default for live sources); all: drop none (default for files); every_nth: take each --nth",
     )
-    verb.add_argument(
-        "--nth",
-        type=int,
-        default=1,
-        metavar="N",
-        help="which frames --policy every_nth takes (default: 1, each one)",
+    source.add_argument(
+        "--nth", type=whole(1), default=1, metavar="N", help="with --policy every_nth: take each N-th frame"
     )
 
 
-def _add_min_hits(verb: argparse.ArgumentParser, default: str) -> None:
-    verb.add_argument(
+def _add_min_hits(verb: Parser, default: str) -> None:
+    verb.output.add_argument(
         "--min-hits",
-        type=int,
+        type=whole(1),
         metavar="N",
-        help=f"with track IDs: report an object once it was detected in N frames (default: {default})",
+        help=f"with track IDs: report an object from its N-th detection on (default: {default})",
     )
 
 
-def _tracker(args: argparse.Namespace, wanted: bool, min_hits: int = 1) -> Any:
-    """Return a tracker if one is wanted; ``min_hits`` is the default of --min-hits."""
+def _tracker(args: argparse.Namespace, track: bool, default_min_hits: int = 1) -> Any:
+    """Return a tracker, or None without track IDs."""
     from ..runtime.pipeline.tracker import Tracker
 
-    if not wanted and args.min_hits is not None:
-        raise InputError(
-            "--min-hits has no effect without track IDs: add --track to run, or drop --no-track from view"
-        )
-    return Tracker(min_hits=min_hits if args.min_hits is None else args.min_hits) if wanted else None
+    if not track and args.min_hits is not None:
+        raise InputError("--min-hits has no effect without track IDs")
+    return Tracker(min_hits=default_min_hits if args.min_hits is None else args.min_hits) if track else None
 
 
-def _size_wh(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)[xX](\d+)", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, e.g. 1280x720, got {text!r}")
-    return int(found[1]), int(found[2])
+def _check_policy(args: argparse.Namespace) -> None:
+    if args.nth > 1 and args.policy != "every_nth":
+        raise InputError(f"--nth {args.nth} has no effect without --policy every_nth")
 
 
 def _source(args: argparse.Namespace, realtime: bool = False) -> Any:
@@ -118,19 +129,21 @@ def segment_source(args: argparse.Namespace) -> int:
     from ..files import writable_folder
     from ..plugins.native import usable_threads
     from ..runtime.output.run import run, summary_table
+    from ..runtime.segmenter import Segmenter
 
     if args.source == "synthetic" and args.frames is None:
-        raise InputError("the synthetic camera never ends: say how many frames with --frames N")
-    writable_folder(args.out)  # before the network is loaded
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # ends like Ctrl-C, where that is ignored as well: outputs stay valid
-    tracker = _tracker(args, args.track)
+        raise InputError("the synthetic source is endless: pass --frames N, e.g. --frames 100")
+    _check_policy(args)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: outputs stay valid
+    settings, workers = args.settings, 1
     with _source(args) as source:
-        workers = 1
-        if not source.is_live and args.threads == 0:  # whole frames in parallel are faster than parts of one
-            args.threads, workers = 1, min(usable_threads(), _MOST_WORKERS)
-        with segmenter_of(args) as segmenter:
+        writable_folder(args.out)  # before the network is loaded
+        tracker = _tracker(args, args.track)
+        if (
+            not source.is_live and settings.threads == 0
+        ):  # whole frames in parallel are faster than parts of one
+            settings, workers = replace(settings, threads=1), min(usable_threads(), _MAX_WORKERS)
+        with Segmenter.from_settings(settings) as segmenter:
             summary = run(
                 source,
                 segmenter,
@@ -157,44 +170,62 @@ def segment_source(args: argparse.Namespace) -> int:
 
 
 def add_view(verbs: Any) -> None:
+    """Add the verb."""
     verb = add_verb(
         verbs,
         "view",
-        "Show a camera, stream or file live, in a window or on a web page, with persistent track IDs.",
+        "Show a camera, stream or file live, in a window or in the web viewer, with persistent track IDs.",
         _view,
+        [
+            Example("tfiseg view 0", "the first camera", needs="a camera"),
+            Example(
+                "tfiseg view street.mp4 --serve --frames 5", "the first frames of a video in the web viewer"
+            ),
+            Example(
+                "tfiseg view synthetic --serve 127.0.0.1:8766 --record tape --frames 5", "no camera needed"
+            ),
+            Example(
+                "tfiseg view rtsp://camera/stream --serve 0.0.0.0:8765", "for other machines", needs="network"
+            ),
+        ],
     )
-    verb.add_argument("source", metavar="SOURCE", help=_SOURCES + "; files are played at their own speed")
-    verb.add_argument(
+    verb.source.add_argument(
+        "source", metavar="SOURCE", help=_SOURCES + "; files are played at their own frame rate"
+    )
+    verb.source.add_argument("--frames", type=whole(1), metavar="N", help="stop after N frames of the source")
+    _add_source_options(verb)
+    verb.output.add_argument(
         "--serve",
         nargs="?",
         const="",
         metavar="HOST:PORT",
-        help="serve the web viewer (default without a display: 127.0.0.1:8765; use 0.0.0.0:8765 for other machines, which need a token)",
+        help="open the web viewer instead of a window (default without a display: 127.0.0.1:8765; for other "
+        "machines: 0.0.0.0:8765, with a token)",
     )
-    verb.add_argument(
+    verb.output.add_argument(
         "--record",
         type=Path,
         metavar="DIR",
-        help="write overlay, instances.jsonl and recording.mcap (for Foxglove) to a new folder in DIR",
+        help="write overlay, instances.jsonl and recording.mcap (for Foxglove) into a new folder in DIR",
     )
-    verb.add_argument("--no-track", action="store_true", help="no track IDs (tracking needs tfiseg[live])")
-    _add_min_hits(verb, "3; 1 for images")
-    verb.add_argument("--frames", type=int, metavar="N", help="stop after N frames of the source")
-    _add_source_options(verb)
-    _add_policy(verb)
+    verb.output.add_argument(
+        "--no-track", action="store_true", help="assign no track IDs (tracking needs tfiseg[live])"
+    )
+    _add_min_hits(verb, "3; 1 for photos")
     add_segmenter_options(verb)
 
 
 def _view(args: argparse.Namespace) -> int:
     from ..runtime.output.live_view import has_window, view
     from ..runtime.output.web_viewer import DEFAULT_ADDRESS
+    from ..runtime.segmenter import Segmenter
 
-    if args.model is None and args.refine is None:
-        args.refine = "frame"
+    _check_policy(args)
+    _check_file(args)
     serve = DEFAULT_ADDRESS if args.serve == "" or (args.serve is None and not has_window()) else args.serve
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # the network first: a camera's pictures would wait meanwhile
-    with segmenter_of(args) as segmenter, _source(args, realtime=True) as source:
+    # the network first: a camera's frames would get old meanwhile
+    with Segmenter.from_settings(args.settings) as segmenter, _source(args, realtime=True) as source:
         report = view(
             source,
             segmenter,
@@ -206,15 +237,28 @@ def _view(args: argparse.Namespace) -> int:
             max_frames=args.frames,
             say=lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True),
         )
-    if args.json:
-        print(as_json(report))
-    else:
-        times, age = report["times"], report["times"]["stages"].get("age", {"p50_ms": 0.0, "p99_ms": 0.0})
-        print(
-            f"{report['captured']} frames captured, {report['dropped']} dropped, {times['frames']} shown at {times['fps']:.1f} frames/s; "
-            f"age of masks: {age['p50_ms']:.0f} ms (median), {age['p99_ms']:.0f} ms (99 %)"
-        )
+    print(as_json(report) if args.json else _view_text(report))
     for wrong in (report["error"], report["recording"]):
         if wrong:
             print(f"tfiseg {args.verb}: {wrong}", file=sys.stderr)
     return 1 if report["error"] or report["recording"] else 0
+
+
+def _check_file(args: argparse.Namespace) -> None:
+    """Raise SourceError for a file that can't be opened, before a network is loaded."""
+    from ..runtime.sources.open_source import open_source
+
+    path = Path(args.source)
+    if path.is_file() or path.is_dir():
+        open_source(args.source).close()
+    elif path.suffix and not path.exists() and ":" not in args.source and not glob.has_magic(args.source):
+        raise SourceError(f"there is no file {printable(args.source)}")
+
+
+def _view_text(report: dict[str, Any]) -> str:
+    times, age = report["times"], report["times"]["stages"].get("age", {"p50_ms": 0.0, "p99_ms": 0.0})
+    return (
+        f"{report['captured']} frames captured, {report['dropped']} dropped, {times['frames']} shown at "
+        f"{times['fps']:.1f} frames/s; age of masks: {age['p50_ms']:.0f} ms (median), {age['p99_ms']:.0f} "
+        f"ms (99 %)"
+    )

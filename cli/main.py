@@ -1,4 +1,4 @@
-"""``tfiseg``: one program with verbs. ``tfiseg VERB --help`` says what each does."""
+"""``tfiseg``: one program with verbs. ``tfiseg VERB --help`` describes each."""
 
 from __future__ import annotations
 
@@ -8,55 +8,91 @@ import os
 import sys
 
 from .. import __version__
-from ..errors import TfisegError
-from .build import add_build, add_compare
+from ..errors import InputError, TfisegError
+from .build import add_build
+from .compare import add_compare
 from .demo import add_demo
 from .evaluate import add_bench, add_eval
 from .export import add_export
 from .live import add_run, add_view
+from .parser import Example, Parser
 from .plugin import add_plugin
+from .segmenter_options import segmenter_settings
 from .tools import add_tools
 from .train import add_train
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; the exit status is 0 only if what was asked was done."""
+    """Run one verb.
+
+    Args:
+        argv: words of the command line without the program's name; default: those of this process.
+
+    Returns:
+        Exit status: 0 only if what was asked for was done; 1 after an error; 2 without a verb; 130 after
+        Ctrl-C.
+
+    Raises:
+        SystemExit: status 0 after ``--help``; status 2 if the command line is wrong.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names that aren't valid text are shown with escapes
         sys.stdout.reconfigure(errors="backslashreplace")
+    words = sys.argv[1:] if argv is None else argv
+    verb = words[0] if words else ""
     parser = _parser()
-    args = parser.parse_args(argv)
-    args.argv = sys.argv[1:] if argv is None else argv
-    if not hasattr(args, "handler"):
-        parser.print_help()
-        return 2
     try:
+        args = parser.parse_args(words)
+        args.argv = words
+        if not hasattr(args, "handler"):
+            parser.print_help()
+            return 2
+        _read_settings(args)
         return int(args.handler(args))
     except TfisegError as wrong:
-        print(f"tfiseg {args.verb}: {wrong}", file=sys.stderr)
+        print(f"tfiseg {verb}: {wrong}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"tfiseg {args.verb}: interrupted", file=sys.stderr)
+        print(f"tfiseg {verb}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `tfiseg ... | head`: nobody reads on
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that the interpreter's last flush finds an open file
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tfiseg", description="Real-time instance masks from any semantic segmentation network."
+def _read_settings(args: argparse.Namespace) -> None:
+    """Check segmenter options before a source or network is opened; they become ``args.settings``."""
+    if getattr(args, "segments", False):
+        try:
+            args.settings = segmenter_settings(args)
+        except InputError as wrong:
+            args.parser.error(str(wrong))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="tfiseg", description="Turn any semantic segmentation model into a real-time instance segmenter."
     )
     parser.add_argument("--version", action="version", version=f"tfiseg {__version__}")
+    parser.set_examples(
+        [
+            Example("tfiseg demo", "segment a clip that comes with tfiseg"),
+            Example("tfiseg run street.jpg", "segment a photo"),
+            Example("tfiseg run --help", "options and examples of one verb"),
+        ]
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-    add_run(verbs)
-    add_demo(verbs)
-    add_view(verbs)
-    add_eval(verbs)
-    add_bench(verbs)
-    add_train(verbs)
-    add_export(verbs)
-    add_build(verbs)
-    add_compare(verbs)
-    add_plugin(verbs)
-    add_tools(verbs)
+    for add in (
+        add_run,
+        add_demo,
+        add_view,
+        add_eval,
+        add_bench,
+        add_train,
+        add_export,
+        add_build,
+        add_compare,
+        add_plugin,
+        add_tools,
+    ):
+        add(verbs)
     return parser

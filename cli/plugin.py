@@ -6,37 +6,49 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from .common import add_verb, as_json
+from .parser import Example
 
 
 def add_plugin(verbs: Any) -> None:
+    """Add the verb."""
     verb = add_verb(
         verbs,
         "plugin",
         "Build, describe or find libtfiseg_plugin.so: the operator for TensorRT and CUDA.",
         _plugin,
+        [
+            Example(
+                "tfiseg plugin build --arch native", "for the GPU of this machine", needs="nvcc and a GPU"
+            ),
+            Example("tfiseg plugin build --without-tensorrt", "the C API alone", needs="nvcc"),
+            Example("tfiseg plugin info", "", needs="a built plugin"),
+        ],
     )
-    verb.add_argument(
+    verb.source.add_argument(
         "what",
         choices=("build", "info", "path"),
-        help="compile it; show build information; print the library's path",
+        help="build: compile it; info: show build information; path: print the library's path",
     )
-    verb.add_argument(
+    verb.expert.add_argument(
         "--arch",
         action="append",
         metavar="CC",
-        help='build: compute capability, like 87 or "native"; repeatable (default: 87 89 90 110 120)',
+        help='build: compute capability, e.g. 87 or "native"; repeatable (default: 87 89 90 110 120)',
     )
-    verb.add_argument(
+    verb.output.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="build: output file (default: in the cache folder, where tfiseg searches for it)",
+        help="build: path of the library (default: a cache folder, where tfiseg looks for it)",
     )
-    verb.add_argument(
-        "--without-tensorrt", action="store_true", help="build: the C API only; needs no TensorRT headers"
+    verb.expert.add_argument(
+        "--without-tensorrt",
+        action="store_true",
+        help="build: only the C API; needs no TensorRT headers",
     )
-    verb.add_argument("--force", action="store_true", help="build: even if it exists")
+    verb.expert.add_argument("--force", action="store_true", help="build: even if the library exists")
 
 
 def _plugin(args: argparse.Namespace) -> int:
@@ -45,12 +57,15 @@ def _plugin(args: argparse.Namespace) -> int:
 
     if args.what == "build":
         path = args.output or default_path()
-        asked = bool(args.force or args.arch or args.without_tensorrt)
-        if asked or not path.is_file():
+        if args.force or args.arch or args.without_tensorrt or not path.is_file():
             build_plugin(args.arch or ARCHITECTURES, path, not args.without_tensorrt)
         info = plugin_info(path)
         print(as_json(info) if args.json else describe(info))
-    elif args.what == "info":
+        return 0
+    for_build = ("arch", "output", "without_tensorrt", "force")
+    if without_effect := [f"--{name.replace('_', '-')}" for name in for_build if getattr(args, name)]:
+        raise InputError(f"{', '.join(without_effect)}: no effect with `tfiseg plugin {args.what}`")
+    if args.what == "info":
         info = plugin_info()
         print(as_json(info) if args.json else describe(info))
     else:

@@ -1,15 +1,35 @@
-"""The options that say how to segment, shared by the commands that do."""
+"""The options that say how to segment, shared by the verbs that do.
+
+Their defaults and checks are in ``SegmenterSettings``: only options that are given are passed on.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
-QUALITY_NAMES = (
-    "fast",
-    "balanced",
-    "best",
-)  # as in runtime/segmenter_settings.py, which --help can't wait for
+from ..errors import InputError
+from .parser import Parser
+
+# option -> field of SegmenterSettings
+_FIELDS = {
+    "model": "model",
+    "quality": "quality",
+    "things": "things",
+    "min_score": "min_score",
+    "min_area": "min_area",
+    "refine": "refine",
+    "split": "split",
+    "instance_model": "instance_model",
+    "outlines": "outlines",
+    "thorough": "thorough",
+    "max_views": "max_views",
+    "long_side": "long_side_px",
+    "scales": "scales",
+    "flip": "flip",
+    "threads": "threads",
+}
 
 
 def _split(text: str) -> str | float:
@@ -28,7 +48,7 @@ def _scales(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as wrong:
         raise argparse.ArgumentTypeError(
-            f"expected numbers separated by commas, like 1,1.5, got {text!r}"
+            f"expected numbers separated by commas, e.g. 1,1.5, got {text!r}"
         ) from wrong
 
 
@@ -36,33 +56,39 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def add_segmenter_options(verb: argparse.ArgumentParser) -> None:
+def add_segmenter_options(verb: Parser) -> None:
     """Add the options that ``segmenter_settings`` reads."""
-    quality = verb.add_argument_group("quality")
+    verb.set_defaults(segments=True)
+    quality = verb.quality
     quality.add_argument(
         "--quality",
-        choices=QUALITY_NAMES,
-        default="balanced",
-        help="fast: by shape; balanced: by the model's instance heads, in the same pass; best: larger frames, "
+        metavar="{fast,balanced,best}",
+        help="fast: by shape; balanced: by the model's instance heads, in the same pass; best: larger "
+        "frames, "
         "each region refined by the instance network (default: balanced)",
     )
     quality.add_argument(
-        "--things", type=_names, metavar="NAMES", help="classes to segment, comma-separated (default: all)"
+        "--things",
+        type=_names,
+        metavar="NAMES",
+        help="classes to segment, comma-separated (default: all countable classes)",
     )
     quality.add_argument(
         "--min-score",
         type=float,
         metavar="P",
-        help="leave out instances with a lower score, 0 to 1 (default: 0.3 with a calibrated score, else 0.5)",
+        help="leave out instances with a lower score, 0 to 1 (default: 0.3 if the model's score is "
+        "calibrated, "
+        "else 0.5)",
     )
     quality.add_argument(
         "--min-area",
         type=int,
         metavar="PX",
-        help="leave out instances of fewer pixels (default: what the network was made for, else 0.1 %% of the "
+        help="leave out instances of fewer pixels (default: what the model was made for, else 0.1 %% of the "
         "frame, at least 25)",
     )
-    _add_expert_options(verb.add_argument_group("expert"))
+    _add_expert_options(verb.expert)
 
 
 def _add_expert_options(expert: Any) -> None:
@@ -71,15 +97,17 @@ def _add_expert_options(expert: Any) -> None:
     )
     expert.add_argument(
         "--refine",
-        choices=("shape", "frame", "components"),
-        help="how objects of a class are separated, whatever --quality says: by shape, by the model's instance "
-        "heads, or by the instance network",
+        metavar="{shape,frame,components}",
+        help="how to separate objects of a class, whatever --quality says. shape: by the shape of the class "
+        "map; "
+        "frame: by the model's instance heads; components: refine each region with the instance network",
     )
     expert.add_argument(
         "--split",
         type=_split,
         metavar="S",
-        help='"auto" or a fixed saddle / peak ratio; 0 = never cut (default: what the model says, else auto)',
+        help='"auto" or a fixed saddle / peak ratio; 0 = never split (default: what the model says, else '
+        "auto)",
     )
     expert.add_argument(
         "--instance-model",
@@ -106,46 +134,49 @@ def _add_expert_options(expert: Any) -> None:
         "--long-side",
         type=int,
         metavar="PX",
-        help="longer side that the network scales frames to (default: the model's own; 512 with --quality best)",
+        help="longer side that the network scales frames to (default: the model's own; 512 with --quality "
+        "best)",
     )
     expert.add_argument(
         "--scales",
         type=_scales,
-        default=(1.0,),
         metavar="S[,S]",
-        help="average class maps over windows: 1,1.5 is the frame and windows of two thirds of it, 2 to 4 more passes",
+        help="average class maps over windows: 1,1.5 is the frame and windows of two thirds of it, 2 to 4 "
+        "more "
+        "passes",
     )
     expert.add_argument(
-        "--flip", action="store_true", help="average over mirror images, too: twice the passes"
+        "--flip",
+        action="store_const",
+        const=True,
+        help="average class maps with those of the mirrored frame: twice the passes",
     )
-    expert.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+    expert.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the segmenter options that the command line has: {option without dashes: value}."""
+    return {name: value for name in _FIELDS if (value := getattr(args, name)) is not None}
 
 
 def segmenter_settings(args: argparse.Namespace) -> Any:
-    """Return the validated ``SegmenterSettings`` of a command line."""
+    """Return the validated ``SegmenterSettings`` of a command line.
+
+    Raises:
+        InputError: an option is out of range or has no effect; the message names command line options.
+    """
     from ..runtime.segmenter_settings import SegmenterSettings
 
-    return SegmenterSettings(
-        model=args.model,
-        quality=args.quality,
-        things=args.things,
-        split=args.split,
-        min_area=args.min_area,
-        min_score=args.min_score,
-        refine=args.refine,
-        instance_model=args.instance_model,
-        outlines=args.outlines,
-        thorough=args.thorough,
-        max_views=args.max_views,
-        long_side_px=args.long_side,
-        scales=args.scales,
-        flip=args.flip,
-        threads=args.threads,
-    )
+    try:
+        return SegmenterSettings(**{_FIELDS[name]: value for name, value in given_options(args).items()})
+    except InputError as wrong:
+        raise InputError(_in_options(str(wrong))) from wrong
 
 
-def segmenter_of(args: argparse.Namespace) -> Any:
-    """Return the ``Segmenter`` of a command line."""
-    from ..runtime.segmenter import Segmenter
-
-    return Segmenter.from_settings(segmenter_settings(args))
+def _in_options(message: str) -> str:
+    """Return a message of the API with the names of its arguments replaced by options."""
+    for name, field in _FIELDS.items():
+        option = "--" + name.replace("_", "-")
+        message = re.sub(rf'\b{field}="(\w+)"', rf"{option} \1", message)
+        message = re.sub(rf"(?<![-\w]){field}(?= (must|has|and|average)\b)", option, message)
+    return message.replace(" or outlines", " or --outlines")

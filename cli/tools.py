@@ -6,60 +6,88 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import add_verb, as_json, need
+from .common import add_verb, as_json, command_line, need, require
+from .parser import Example, existing_file, existing_network, whole
 
 
 def add_tools(verbs: Any) -> None:
+    """Add the verbs ``inspect``, ``doctor`` and ``triton``."""
     verb = add_verb(
         verbs,
         "inspect",
-        "Describe a .onnx or .engine file; needs no GPU. Exit status 1 if the file has a problem.",
+        "Describe an .onnx model or an .engine, without a GPU. Exit status 1 if something is wrong with it.",
         _inspect,
+        [
+            Example("tfiseg inspect net.onnx", "format, classes, precision, problems"),
+            Example("tfiseg inspect net.onnx --layers --json", "with each layer"),
+        ],
     )
-    verb.add_argument("file", type=Path, metavar="FILE")
-    verb.add_argument(
+    verb.source.add_argument("file", type=existing_file, metavar="FILE", help="NAME.onnx or NAME.engine")
+    verb.output.add_argument(
         "--layers",
         action="store_true",
         help="list every convolution and matrix product with precision and work (.onnx)",
     )
-
     add_verb(
         verbs,
         "doctor",
-        "Check the installation and print a fix for each problem. Exit status 1 if there is one.",
+        "Check the installation and print a fix for each problem. Exit status 1 if there is a problem.",
         _doctor,
+        [
+            Example("tfiseg doctor", "what is installed, and what is wrong"),
+            Example("tfiseg doctor --json", "for a bug report"),
+        ],
     )
+    _add_triton(verbs)
 
-    verb = add_verb(verbs, "triton", "Write a model repository for NVIDIA's Triton server.", _triton)
-    verb.add_argument(
+
+def _add_triton(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "triton",
+        "Write a model repository for NVIDIA's Triton server.",
+        _triton,
+        [
+            Example("tfiseg triton net.onnx -o models", "the model is called net"),
+            Example(
+                "tfiseg triton net.onnx -o models --name street --batch 4 --device cpu", "for a CPU server"
+            ),
+        ],
+    )
+    verb.source.add_argument(
         "model",
-        type=Path,
+        type=existing_network,
         metavar="FILE",
         help="NAME.onnx, or a NAME.engine of TensorRT built with --portable",
     )
-    verb.add_argument(
+    verb.output.add_argument(
         "-o",
         "--output",
         type=Path,
-        required=True,
         metavar="DIR",
-        help="model repository; other models in it are kept",
+        help="required: the model repository; other models in it are kept",
     )
-    verb.add_argument("--name", metavar="NAME", help="name of the model in Triton (default: the file's)")
-    verb.add_argument(
+    verb.output.add_argument(
+        "--name", metavar="NAME", help="name of the model in Triton (default: the file's)"
+    )
+    verb.expert.add_argument(
         "--batch",
-        type=int,
+        type=whole(1),
         metavar="N",
-        help="maximum number of frames per call of an ONNX network (default: 8, or 1 if it takes no more)",
+        help="maximum number of frames per call of an ONNX model (default: 8, or 1 if it accepts no more)",
     )
-    verb.add_argument(
-        "--instances", type=int, default=1, metavar="N", help="number of model instances (default: 1)"
+    verb.expert.add_argument(
+        "--instances",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="copies that run in parallel (default: 1)",
     )
-    verb.add_argument(
+    verb.expert.add_argument(
         "--device",
         choices=("auto", "cpu", "gpu"),
         default="auto",
-        help="device of an ONNX network (default: a GPU if there is one)",
+        help="device of an ONNX model (default: a GPU if there is one)",
     )
 
 
@@ -92,6 +120,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _triton(args: argparse.Namespace) -> int:
+    require(args, "--output DIR")
     need("onnx", "calibration")
     from ..export.triton import frames_per_call, write_repository
 
@@ -101,11 +130,8 @@ def _triton(args: argparse.Namespace) -> int:
         return 0
     print(f"{report['folder']}: {report['platform']}, {frames_per_call(report['max_batch_size'])}")
     for side in ("inputs", "outputs"):
-        print(
-            f"  {side}: "
-            + ", ".join(f"{one['name']} {one['data_type']} {one['dims']}" for one in report[side])
-        )
-    print(
-        f"  serve it: {report['serve']}\n  try it: python samples/triton_client.py SOURCE --model {report['name']}"
-    )
+        tensors = (f"{one['name']} {one['data_type']} {one['dims']}" for one in report[side])
+        print(f"  {side}: {', '.join(tensors)}")
+    client = ("python", "samples/triton_client.py", "synthetic", "--frames", 1, "--model", report["name"])
+    print(f"  serve it: {report['serve']}\n  test it: {command_line(*client)}")
     return 0

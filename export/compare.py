@@ -1,4 +1,4 @@
-"""Any two networks side by side: ONNX, engine, or whatever ``tfiseg export`` takes."""
+"""Compare two networks: ONNX models, engines or sources of ``tfiseg export``."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ def compare_networks(
     threads: int = 0,
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """Compare two networks on a sample of frames; the worst frames are drawn into ``sheet``.
+    """Compare two networks on a sample of frames and draw the worst frames.
 
     Args:
-        reference, candidate: a .onnx in tfiseg's format, a .engine that fits this machine, or a source of
+        reference, candidate: a .onnx in tfiseg's format, a .engine for this machine, or a source of
             ``tfiseg export``.
-        frames: whatever ``open_source`` takes. count, seed: of the sample.
+        frames: a source of frames, see ``open_source``.
+        count, seed: size and seed of the sample.
+        sheet: path of the picture of the worst frames.
+        threads: CPU threads; 0 = all.
+        quiet: show no progress bars.
 
     Returns:
-        ``Comparison.report()`` and the sheet's path.
+        The report of ``Comparison.report()``, with the networks and the sheet's path.
     """
     sample = sample_frames(frames, count, seed, quiet)
     with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
@@ -43,7 +47,7 @@ def compare_networks(
 
 
 def _file(text: str, exported: Path) -> Path:
-    """The network's file; what is none yet is exported first, which checks it against the original."""
+    """Return a network's file; another source is exported first, which checks it against the original."""
     if Path(text).suffix in _FILES:
         return Path(text)
     from .onnx_import.any_network import export_any

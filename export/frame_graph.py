@@ -1,9 +1,7 @@
-"""Preprocessing as plain ONNX nodes in front of a network: frames of any size in, what the network was
-trained on out.
+"""Preprocessing as ONNX nodes: from frames of any size to a network's input.
 
-All nodes' results and constants are named ``pre.*`` and the last is ``image``, so that whoever lowers a
-network's precision knows where the preprocessing ends. No shape arithmetic in Python is left: ONNX Runtime
-and TensorRT both read it.
+All results and constants are named ``pre.*``; the last result is ``image``. So a network's precision can be
+lowered without its preprocessing. All shape arithmetic is in the graph, for ONNX Runtime and TensorRT alike.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from ..runtime.networks.model_variants import MAX_LONG_SIDE_PX, MIN_LONG_SIDE_PX
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MODEL_IR_VERSION = 10  # what ONNX Runtime 1.18 and TensorRT 10 read
+MODEL_IR_VERSION = 10  # readable by ONNX Runtime 1.18 and TensorRT 10
 
 _LONG_SIDE = "pre.long_side"
 
@@ -31,14 +29,14 @@ Part = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """What a network wants its pixels to be: ``(pixel * scale - mean) / std`` in float32, or plain uint8.
+    """Pixel format of a network's input: ``(pixel * scale - mean) / std`` in float32, or plain uint8.
 
     Args:
         mean, std: per channel, in the network's channel order.
-        scale: of pixels 0..255.
-        rgb: channel order RGB (else BGR, as frames are).
+        scale: factor of pixels 0..255.
+        rgb: channel order RGB; else BGR, as in frames.
         layout: "NCHW" or "NHWC".
-        uint8: the network takes 0..255 as bytes; mean, std and scale don't count.
+        uint8: the network accepts bytes 0..255; mean, std and scale have no effect.
     """
 
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -57,15 +55,16 @@ class PixelFormat:
 
 
 def fixed_size_nodes(size_hw: tuple[int, int]) -> Part:
-    """``pre.sizes`` of ``pixel_nodes`` for a network that sees every frame at ``size_hw``."""
+    """Return nodes that compute ``pre.sizes`` for a network with the fixed input size ``size_hw``."""
     constants = {"pre.batch_and_channels": [1, 3], "pre.double_hw": [2 * side for side in size_hw]}
     nodes = [helper.make_node("Concat", list(constants), ["pre.sizes"], axis=0)]
     return nodes, [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items()]
 
 
 def long_side_nodes(long_side_px: int, side_multiple: int) -> Part:
-    """``pre.sizes`` of ``pixel_nodes`` from the frame: the longer side becomes ``long_side_px``, both
-    multiples of ``side_multiple``."""
+    """Return nodes that compute ``pre.sizes`` from the frame.
+
+    The longer side becomes ``long_side_px``; both sides become multiples of ``side_multiple``."""
     constants = {
         "pre.multiple": np.float32(side_multiple),
         "pre.one": np.float32(1),
@@ -95,19 +94,25 @@ def long_side_nodes(long_side_px: int, side_multiple: int) -> Part:
     ]
 
 
-def _long_side(long_side_px: int) -> onnx.TensorProto:
+def check_long_side(long_side_px: int) -> None:
+    """Raise InputError if a longer side is out of range."""
     if not MIN_LONG_SIDE_PX <= long_side_px <= MAX_LONG_SIDE_PX:
         raise InputError(
             f"the longer side must lie in {MIN_LONG_SIDE_PX}..{MAX_LONG_SIDE_PX} pixels, got {long_side_px}"
         )
+
+
+def _long_side(long_side_px: int) -> onnx.TensorProto:
+    check_long_side(long_side_px)
     return numpy_helper.from_array(np.asarray(np.float32(long_side_px)), _LONG_SIDE)
 
 
 def pixel_nodes(pixels: PixelFormat) -> Part:
-    """``frame`` uint8 (1, H, W, 3) BGR and ``pre.sizes`` int64 (4,), twice the network's size -> ``image``.
+    """Return nodes that compute ``image`` from ``frame`` and ``pre.sizes``.
 
-    The frame is first scaled to twice the size and then averaged 2 x 2: bilinear scaling alone skips pixels
-    of large frames.
+    ``frame`` is uint8 (1, H, W, 3) BGR; ``pre.sizes`` is int64 (4,), twice the network's size. The frame is
+    scaled to twice the size and then averaged 2 x 2, because bilinear scaling alone skips pixels of large
+    frames.
     """
     constants: dict[str, NDArray[Any]] = {}
     steps: list[tuple[str, list[str], dict[str, Any], str]] = [
@@ -144,5 +149,5 @@ def pixel_nodes(pixels: PixelFormat) -> Part:
 
 
 def frame_value() -> onnx.ValueInfoProto:
-    """The input of every model in tfiseg's format."""
+    """Return the input of every model in tfiseg's format."""
     return helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, "height", "width", 3])

@@ -1,4 +1,4 @@
-"""Weights stored as float16 and cast when a model is loaded: half the file, arithmetic as before."""
+"""Store weights as float16 and cast them when a model is loaded: half the file size, same arithmetic."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterable
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-_MIN_VALUES = 64  # below, a cast costs more than it saves
+_MIN_VALUES = 64  # smaller tensors save less than a cast costs
 
 
-def stored_as_half(weights: Iterable[TensorProto]) -> tuple[list[NodeProto], list[TensorProto]]:
-    """Cast nodes and initializers that take the place of these float32 initializers; small ones and other
-    types stay."""
+def store_as_half(weights: Iterable[TensorProto]) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Return cast nodes and initializers that replace float32 initializers.
+
+    Small initializers and those of other types are kept."""
     casts, stored = [], []
     for tensor in weights:
         if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= _MIN_VALUES:

@@ -1,4 +1,4 @@
-"""How our trained networks become files: whole or not at all, and checked against torch."""
+"""Write trained networks as files, whole or not at all, and check them against torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ _TOLERANCE = 0.02  # of probabilities, between torch and ONNX Runtime: weights a
 
 
 @contextmanager
-def written_whole(model: onnx.ModelProto, output: Path) -> Iterator[Path]:
-    """Write a model beside ``output`` and hand out that file; it becomes ``output`` if the block raises
-    nothing."""
+def write_whole_model(model: onnx.ModelProto, output: Path) -> Iterator[Path]:
+    """Write a checked model to a temporary file, which becomes ``output`` if the block succeeds."""
     onnx.checker.check_model(model, full_check=True)
     with whole_file(output) as part:
         onnx.save(model, part)
@@ -25,13 +24,14 @@ def written_whole(model: onnx.ModelProto, output: Path) -> Iterator[Path]:
 
 
 def check_difference(difference: float) -> None:
-    """Raise ModelError where a probability by ONNX Runtime differs from torch's by more than 0.02."""
+    """Raise ModelError if a probability from ONNX Runtime differs from torch's by more than 0.02."""
     if difference > _TOLERANCE:
         raise ModelError(
-            f"ONNX Runtime's probabilities differ from torch's by up to {difference:.3f}, wanted {_TOLERANCE}"
+            f"ONNX Runtime's probabilities differ from torch's by up to {difference:.3f}, expected at most "
+            f"{_TOLERANCE}"
         )
 
 
-def rounded(values: Iterable[float]) -> list[float]:
-    """In the 9 digits that a float32 needs to be read back exactly."""
+def round_to_float32(values: Iterable[float]) -> list[float]:
+    """Round to the 9 digits that a float32 needs to be read back exactly."""
     return [float(f"{v:.9g}") for v in values]

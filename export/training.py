@@ -1,5 +1,4 @@
-"""What both trainers share: the schedule, the running average of the weights, checkpoints that are whole or
-not there."""
+"""Shared by all trainers: learning rate schedule, running average of weights, checkpoints."""
 
 from __future__ import annotations
 
@@ -20,18 +19,18 @@ HELD_SEED = 1_000_003  # added to a recipe's seed: composites that are never tra
 
 
 def learning_rate(step: int, steps: int, warm_up: int = 100) -> float:
-    """Share of the peak: a linear start, then half a cosine down to 0.3 %."""
+    """Return the learning rate as a share of its peak: linear warm-up, then a cosine down to 0.3 %."""
     return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.003
 
 
 def say(text: str) -> None:
-    """A line beside the progress bar, on stderr as the bar is: stdout is the report's."""
+    """Print a line above the progress bar, on stderr; stdout is for the report."""
     tqdm.write(text, file=sys.stderr)
 
 
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], network: nn.Module, step: int, longest: float = 0.998) -> None:
-    """Move the running average of the weights (EMA) towards the network; early on it follows faster."""
+    """Update the running average of the weights (EMA); it follows faster in early steps."""
     decay = min(longest, (step + 1) / (step + 20))
     for key, value in network.state_dict().items():
         if value.dtype.is_floating_point:
@@ -48,14 +47,19 @@ def descend(
     step: int,
     checkpoint: Path | None = None,
 ) -> list[float]:
-    """One step down the sum of a loss's parts, and the running average after it; returns the parts' values.
+    """Take one optimizer step on the sum of a loss's parts, and update the running average.
 
-    Raises InputError where one isn't finite: the training has come apart, and ``checkpoint`` isn't to be
-    overwritten.
+    Returns:
+        Values of the parts.
+
+    Raises:
+        InputError: a part isn't finite; ``checkpoint`` keeps its last state.
     """
     losses = [part.item() for part in parts]
     if not all(map(math.isfinite, losses)):
-        kept = f"; {checkpoint} is of before" if checkpoint is not None and checkpoint.exists() else ""
+        kept = (
+            f"; {checkpoint} holds an earlier state" if checkpoint is not None and checkpoint.exists() else ""
+        )
         raise InputError(
             f"the loss of step {step} is {losses[0] if len(losses) == 1 else losses}: training stops{kept}"
         )
@@ -74,7 +78,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, recipe: dict[str, Any], device: str) -> dict[str, Any]:
-    """Read a checkpoint to go on from; raises InputError if another recipe wrote it."""
+    """Read a checkpoint to resume; raises InputError if it was written with another recipe."""
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     if state["recipe"] != recipe:
         before = state["recipe"]

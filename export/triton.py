@@ -1,7 +1,7 @@
 """``tfiseg triton``: a model repository of NVIDIA's Triton Inference Server from a network or an engine.
 
-Triton puts requests together where the first axis of all tensors is free: then ``max_batch_size`` is what the
-model takes, and that axis isn't listed. Else it is 0, and sizes are whole.
+Triton batches requests if the first axis of all tensors is free. Then ``max_batch_size`` is the model's
+maximum, and the axis isn't listed. Otherwise it is 0, and sizes are complete.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEVICES = ("auto", "cpu", "gpu")
 MAX_BATCH = 8
 _QUEUE_DELAY_US = 1000  # of a frame's 33 ms
 _PARAMETER = "tfiseg"  # of config.pbtxt: the model's metadata, for clients
-_FRAMES = 4  # of the synthetic camera, on which a quantised network is tried
+_FRAMES = 4  # frames of the synthetic source to test a quantized network on
 _TYPES = {
     "uint8": "TYPE_UINT8",
     "int8": "TYPE_INT8",
@@ -52,15 +52,17 @@ _MARK = "# Written by `tfiseg triton`, which replaces this folder when it writes
 
 @dataclass(frozen=True)
 class _Served:
-    """A model as Triton gets it. ``inputs`` and ``outputs``: name, dtype and whole shape, free sides by name;
-    ``most``: frames per call; ``record``: of an engine; ``save``: writes the file."""
+    """A model for Triton.
+
+    ``inputs`` and ``outputs`` have name, dtype and complete shape, with free sides by name. ``max_frames``
+    is the number of frames per call, ``record`` the record of an engine, and ``save`` writes the file."""
 
     platform: str
     file: str
     metadata: Mapping[str, Any]
     inputs: Sequence[Mapping[str, Any]]
     outputs: Sequence[Mapping[str, Any]]
-    most: int
+    max_frames: int
     warm_hw: tuple[int, int]
     save: Callable[[Path], object]
     record: Mapping[str, Any] | None = None
@@ -78,36 +80,36 @@ def write_repository(
 
     Args:
         model: NAME.onnx in tfiseg's format, or a TensorRT NAME.engine with its record.
-        folder: the repository; made where it isn't there. Other models in it stay.
-        name: the model's in Triton, and of its folder; default: the file's.
-        batch: most frames that an ONNX network may take per call; default: 8, or 1 where it insists on single
-            frames. An engine's is what it was built for.
-        instances: copies that work side by side on each device.
-        device: "cpu", "gpu" or "auto" (a GPU where there is one). Engines run on GPUs.
+        folder: the repository, created if missing. Other models in it are kept.
+        name: name of the model in Triton, and of its folder; default: the file's.
+        batch: maximum number of frames per call of an ONNX network; default: 8, or 1 if it accepts single
+            frames only. An engine has its own maximum.
+        instances: copies that run in parallel on each device.
+        device: "cpu", "gpu" or "auto" (a GPU if there is one). Engines run on GPUs.
 
     Returns:
         ``folder`` (of the model), ``name``, ``platform``, ``max_batch_size``, ``inputs`` and ``outputs`` with
-        their ``dims``; and the command that starts a server, ``serve``.
+        their ``dims``, and ``serve``, the command that starts a server.
 
     Raises:
-        ModelError: no network in tfiseg's format, one that Triton would run wrongly, or that doesn't take
+        ModelError: the network isn't in tfiseg's format, Triton would run it wrongly, or it doesn't accept
             ``batch`` frames.
-        EngineError: an engine that is damaged, or that Triton can't load.
-        InputError: the folder is somebody else's, or a setting doesn't fit the model.
+        EngineError: the engine is damaged, or Triton can't load it.
+        InputError: the folder was not written by tfiseg, or a setting doesn't fit the model.
     """
     name = model.stem if name is None else name
     _check_settings(folder, name, batch, instances, device)
     if model.suffix not in (".onnx", SUFFIX):
-        raise InputError(f"Triton is given NAME.onnx or NAME{SUFFIX}, got {model}")
+        raise InputError(f"expected NAME.onnx or NAME{SUFFIX} for Triton, got {model}")
     if model.suffix == SUFFIX and (device == "cpu" or batch is not None):
         raise InputError(
-            f"{model} is an engine: it runs on a GPU and takes as many frames as it was built for; leave --device and --batch out"
+            f"{model} is an engine, which runs on a GPU with its own batch size: omit --device and --batch"
         )
     served = _engine(model) if model.suffix == SUFFIX else _network(model, batch)
     config: dict[str, Any] = {
         "name": name,
         "platform": served.platform,
-        "max_batch_size": served.most if served.most > 1 else 0,
+        "max_batch_size": served.max_frames if served.max_frames > 1 else 0,
     }
     for side, tensors in (("inputs", served.inputs), ("outputs", served.outputs)):
         config[side] = [_tensor(one, batched=bool(config["max_batch_size"])) for one in tensors]
@@ -127,30 +129,30 @@ def write_repository(
     }
 
 
-def frames_per_call(most: int) -> str:
-    """``max_batch_size`` in words."""
-    return f"up to {most} frames per call" if most else "one frame per call"
+def frames_per_call(max_batch_size: int) -> str:
+    """Return ``max_batch_size`` in words."""
+    return f"up to {max_batch_size} frames per call" if max_batch_size else "one frame per call"
 
 
 def _check_settings(folder: Path, name: str, batch: int | None, instances: int, device: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise InputError(
-            f"a model's name is letters, digits, _, . and -, got {name!r}: give another with --name"
+            f"a model's name consists of letters, digits, _, . and -, got {name!r}. Pass another with --name"
         )
     if (batch is not None and batch < 1) or instances < 1:
-        raise InputError(f"batch and instances are at least 1, got {batch} and {instances}")
+        raise InputError(f"batch and instances must be at least 1, got {batch} and {instances}")
     if device not in DEVICES:
-        raise InputError(f"no device {device!r}: wanted one of {', '.join(DEVICES)}")
+        raise InputError(f"unknown device {device!r}: expected one of {', '.join(DEVICES)}")
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: the repository is a folder")
+        raise InputError(f"{folder} is a file, expected a folder")
     if (folder / "config.pbtxt").exists():
         raise InputError(
-            f"{folder} is the folder of a model (it has a config.pbtxt): give the repository, the folder above it"
+            f"{folder} is the folder of a model (it has a config.pbtxt). Pass its parent, the repository"
         )
     target = folder / name
     if target.exists() and not _is_ours(target):
         raise InputError(
-            f"{target} is there already and was not written by `tfiseg triton`: give another --name, or move it away"
+            f"{target} exists and was not written by `tfiseg triton`. Pass another --name, or move it away"
         )
 
 
@@ -162,7 +164,7 @@ def _is_ours(target: Path) -> bool:
 def _network(path: Path, batch: int | None) -> _Served:
     model, info = read_network(path)
     if any(layer.precision == "int8" for layer in layer_precisions(model)):
-        _check_optimised(path)
+        _check_optimized(path)
     if not _is_free(model):
         try:
             model = with_batch(model, batch or MAX_BATCH)
@@ -175,24 +177,25 @@ def _network(path: Path, batch: int | None) -> _Served:
         metadata=info.extra,
         inputs=[described_tensor(value) for value in model.graph.input],
         outputs=[described_tensor(value) for value in model.graph.output],
-        most=(batch or MAX_BATCH) if _is_free(model) else 1,
+        max_frames=(batch or MAX_BATCH) if _is_free(model) else 1,
         warm_hw=FRAME_HW,
         save=lambda target: onnx.save(model, target),
     )
 
 
 def _is_free(model: onnx.ModelProto) -> bool:
-    """Is the first axis of everything that goes in and comes out free?"""
+    """Return whether the first axis of all inputs and outputs is free."""
     shapes = [described_tensor(value)["shape"] for value in (*model.graph.input, *model.graph.output)]
     return all(shape and isinstance(shape[0], str) for shape in shapes)
 
 
-def _check_optimised(path: Path) -> None:
-    """Triton can't switch off the optimiser that OnnxSession does without. It spoils some quantised networks,
-    so: run both ways.
+def _check_optimized(path: Path) -> None:
+    """Run a quantized network with and without the optimizer that Triton can't switch off.
+
+    The optimizer damages some networks.
 
     Raises:
-        ModelError: run as Triton runs it, the network names other classes.
+        ModelError: with the optimizer, the network predicts other classes.
     """
     network, served = OnnxSession(path), start_session(path, unwanted_optimizers=())
     for frame in islice(open_source("synthetic"), _FRAMES):
@@ -200,8 +203,9 @@ def _check_optimised(path: Path) -> None:
         same = float((logits.argmax(1) == network.infer(frame.image)["logits"].argmax(1)).mean())
         if same < MIN_AGREEMENT:
             raise ModelError(
-                f"run by Triton, {path} would name the class of only {same:.1%} of the pixels as it does here: ONNX Runtime's optimiser "
-                "WeightBiasQuantization, which Triton can't switch off, spoils it. Serve the float network, or an int8 engine"
+                f"in Triton, {path} would predict the class of only {same:.1%} of the pixels correctly, "
+                f"because of ONNX Runtime's "
+                "optimizer WeightBiasQuantization. Serve the float network, or an int8 engine"
             )
 
 
@@ -211,21 +215,21 @@ def _engine(path: Path) -> _Served:
     made, shapes = record["built_with"], record["built_from"]["shapes"]
     if made["flavour"] != "tensorrt":
         raise EngineError(
-            f"{path} was built with {made['flavour']}, and Triton's backend runs engines of TensorRT alone: build it with "
+            f"{path} was built with {made['flavour']}, but Triton runs engines of TensorRT only. Build it "
+            f"with "
             "`tfiseg build --target tensorrt --portable`, or serve the ONNX network"
         )
     if record.get("plugin") and not made.get("version_compatible"):
         # the backend's `plugins` option and LD_PRELOAD only open a library; ours registers when TensorRT
-        # itself loads it (getCreators)
+        # loads it
         raise EngineError(
-            f"{path} needs the plugin library, which Triton can open but not register with TensorRT. An engine that carries it works: "
-            "build it with --portable; or serve the ONNX network"
+            f"{path} needs the plugin library, which Triton can't register with TensorRT. Build an engine "
+            f"that contains it "
+            "with --portable, or serve the ONNX network"
         )
-    most = int(shapes["batch"])
-    n = "batch" if most > 1 else 1
-    outputs: list[
-        dict[str, Any]
-    ] = []  # without the plugin they stand in the engine alone: Triton completes the list
+    max_frames = int(shapes["batch"])
+    n = "batch" if max_frames > 1 else 1
+    outputs: list[dict[str, Any]] = []  # without the plugin, Triton reads the list from the engine
     if record.get("plugin"):
         size = shapes["opt_hw"] if shapes["min_hw"] == shapes["max_hw"] else ["height", "width"]
         outputs = [
@@ -240,7 +244,7 @@ def _engine(path: Path) -> _Served:
         metadata=record["model"],
         inputs=[{"name": "frame", "dtype": "uint8", "shape": [n, "height", "width", 3]}],
         outputs=outputs,
-        most=most,
+        max_frames=max_frames,
         warm_hw=tuple(shapes["opt_hw"]),
         save=lambda target: target.write_bytes(plan),
         record=record,
@@ -250,24 +254,25 @@ def _engine(path: Path) -> _Served:
 def _tensor(one: Mapping[str, Any], batched: bool) -> dict[str, Any]:
     if one["dtype"] not in _TYPES:
         raise ModelError(
-            f"{one['name']} is {one['dtype']}, which Triton has no name for; wanted one of {', '.join(_TYPES)}"
+            f"{one['name']} is {one['dtype']}, for which Triton has no name; expected one of "
+            f"{', '.join(_TYPES)}"
         )
     dims = [-1 if isinstance(side, str) else side for side in one["shape"]][batched:]
     made = {"name": one["name"], "data_type": _TYPES[one["dtype"]], "dims": dims or [1]}
     return (
         made if dims else {**made, "reshape": []}
-    )  # a number per frame: Triton wants an axis, the model has none
+    )  # a number per frame: Triton needs an axis, the model has none
 
 
 def _config_text(config: Mapping[str, Any], served: _Served, digest: str, instances: int, device: str) -> str:
-    """config.pbtxt: a ``ModelConfig`` of Triton's model_config.proto, as text."""
+    """Return config.pbtxt: a ``ModelConfig`` of Triton's model_config.proto, as text."""
 
     def lines() -> Iterator[str]:
         yield _MARK
         yield f"name: {_quoted(config['name'])}"
         yield f"platform: {_quoted(config['platform'])}"
         if config["max_batch_size"] == 0:
-            yield "# one frame per call: Triton must not put requests together, and dims are whole"
+            yield "# one frame per call: Triton must not batch requests, and dims are complete"
         yield f"max_batch_size: {config['max_batch_size']}"
         for side in ("inputs", "outputs"):
             for one in config[side]:
@@ -277,7 +282,8 @@ def _config_text(config: Mapping[str, Any], served: _Served, digest: str, instan
                     if side == "outputs" and one["name"] in _LABELLED
                     else ""
                 )
-                yield f"{side[:-1]} {{ name: {_quoted(one['name'])} data_type: {one['data_type']} dims: {one['dims']}{more} }}"
+                name, kind = _quoted(one["name"]), one["data_type"]
+                yield f"{side[:-1]} {{ name: {name} data_type: {kind} dims: {one['dims']}{more} }}"
         yield f"instance_group {{ count: {instances} kind: KIND_{device.upper()} }}"
         yield "version_policy { latest { num_versions: 1 } }"
         if config["max_batch_size"]:
@@ -285,7 +291,10 @@ def _config_text(config: Mapping[str, Any], served: _Served, digest: str, instan
         for one in config["inputs"]:
             frame = zip(one["dims"][-3:], (*served.warm_hw, 3), strict=True)
             sides = [*one["dims"][:-3], *(free if side == -1 else side for side, free in frame)]
-            inputs = f"key: {_quoted(one['name'])} value {{ data_type: {one['data_type']} dims: {sides} zero_data: true }}"
+            inputs = (
+                f"key: {_quoted(one['name'])} value "
+                f"{{ data_type: {one['data_type']} dims: {sides} zero_data: true }}"
+            )
             yield "# the first frame is slow: kernels are chosen or compiled"
             yield f'model_warmup {{ name: "first frame" batch_size: 1 inputs {{ {inputs} }} }}'
         for key, value in (
@@ -298,7 +307,7 @@ def _config_text(config: Mapping[str, Any], served: _Served, digest: str, instan
 
 
 def _quoted(text: str) -> str:
-    """A string as protobuf's text format has it; JSON's escapes are a part of its own."""
+    """Quote a string for protobuf's text format, which includes JSON's escapes."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -321,14 +330,16 @@ def _readme(config: Mapping[str, Any], served: _Served, options: str) -> str:
         notes.append(f"Frames of {low} to {high} (HxW). The server needs TensorRT {made['version']}{later}.")
         if served.record.get("plugin"):
             notes.append(
-                "The engine carries the clustering plugin: the option `version-compatible` lets the server run code from it."
+                "The engine contains the clustering plugin; the option `version-compatible` lets the server "
+                "run its code."
             )
     return f"""# {config["name"]}
 
     tritonserver --model-repository=/models{options}
 
-in NVIDIA's Triton container, where /models is the folder above this one (`docker run --gpus all -p 8001:8001 -v FOLDER:/models ...`).
-`python samples/triton_client.py SOURCE --model {config["name"]}`, of tfiseg, is a client.
+in NVIDIA's Triton container, where /models is the parent of this folder
+(`docker run --gpus all -p 8001:8001 -v FOLDER:/models ...`).
+A client of tfiseg: `python samples/triton_client.py SOURCE --model {config["name"]}`.
 
 Input:
 {listed("inputs")}
@@ -341,8 +352,7 @@ Outputs:
 
 
 def _write(served: _Served, folder: Path, name: str, files: Mapping[str, str]) -> None:
-    """Into a temporary folder beside the place, then renamed: a server that looks meanwhile sees the old
-    model or the new."""
+    """Write a temporary folder and rename it, so that a running server sees the old or the new model."""
     target = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -350,7 +360,7 @@ def _write(served: _Served, folder: Path, name: str, files: Mapping[str, str]) -
     except OSError as wrong:
         raise InputError(f"can't write to {folder}: {wrong.strerror}") from wrong
     try:
-        fresh.chmod(0o755)  # temporary folders are the owner's alone, and a server is another user
+        fresh.chmod(0o755)  # temporary folders are private, and a server runs as another user
         (fresh / "1").mkdir()
         served.save(fresh / "1" / served.file)
         for file, text in files.items():

@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, did_you_mean
 from ..instances import Instances
 from ..plugins.operator import cluster_batch
 from ..plugins.settings import (
@@ -252,7 +252,10 @@ class Segmenter:
                 return int(name)
         elif name in self.class_names:
             return self.class_names.index(name)
-        raise InputError(f"unknown class {name!r}; this model knows {', '.join(self.class_names[1:])}")
+        raise InputError(
+            f"unknown class {name!r}; this model knows {', '.join(self.class_names[1:])}."
+            f"{did_you_mean(str(name), self.class_names[1:])}"
+        )
 
     @overload
     def __call__(self, frame: list[Any] | tuple[Any, ...], color: str | None = None) -> list[Instances]: ...

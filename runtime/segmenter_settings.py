@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..plugins.settings import MAX_INSTANCES, Split, check_min_area, split_table
 from .networks.model_variants import MAX_LONG_SIDE_PX, MIN_LONG_SIDE_PX
 from .networks.multi_scale import checked_scales
@@ -47,9 +47,9 @@ class SegmenterSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", checked_scales(self.scales))
         if self.quality not in QUALITIES:
-            raise InputError(f"quality must be one of {_listed(QUALITIES)}, got {self.quality!r}")
+            raise InputError(_unknown("quality", QUALITIES, self.quality))
         if self.refine is not None and self.refine not in REFINES:
-            raise InputError(f"refine must be one of {_listed(REFINES)}, got {self.refine!r}")
+            raise InputError(_unknown("refine", REFINES, self.refine))
         if self.threads < 0:
             raise InputError(f"threads must be at least 1 (0 = all), got {self.threads}")
         if self.min_area is not None:
@@ -101,5 +101,5 @@ class SegmenterSettings:
         return self.long_side_px
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))
+def _unknown(option: str, known: Sequence[str], value: object) -> str:
+    return f"{option} must be one of {', '.join(map(repr, known))}, got {value!r}.{did_you_mean(str(value), known)}"

@@ -1,7 +1,6 @@
-"""Label maps of a folder of pictures, as fast as this machine can: `python samples/batch_folder.py photos/
-masks/`.
+"""Write label maps of a folder of images: `python samples/batch_folder.py photos/ masks/`.
 
-For each picture NAME: masks/NAME.png (16 bit, 0 = nothing, 1..n = instances) and a line of
+Each image NAME gets masks/NAME.png (16 bit, 0 = nothing, 1..n = instances) and a line in
 masks/instances.jsonl.
 """
 
@@ -15,12 +14,11 @@ import numpy as np
 import tfiseg
 
 if len(sys.argv) != 3:
-    sys.exit("usage: python samples/batch_folder.py PICTURES MASKS")
+    sys.exit("usage: python samples/batch_folder.py IMAGES MASKS")
 out = Path(sys.argv[2])
 out.mkdir(parents=True, exist_ok=True)
-cores = min(
-    8, os.cpu_count() or 1
-)  # whole pictures at once, one thread each, are faster than all threads on one
+# several images at once with one thread each are faster than all threads on one image
+cores = min(8, os.cpu_count() or 1)
 segmenter = tfiseg.Segmenter(refine="components", threads=1)
 try:
     with (
@@ -37,4 +35,4 @@ try:
             lines.write(json.dumps({"name": result.frame.name, "instances": rows}) + "\n")
 except tfiseg.TfisegError as wrong:
     sys.exit(str(wrong))
-print(f"{pipeline.stats()['given']} pictures in {out}")
+print(f"{pipeline.stats()['given']} images in {out}")

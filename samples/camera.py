@@ -1,7 +1,7 @@
-"""Live instance masks from a camera (or any source): `python samples/camera.py 0`, Esc or q ends it.
+"""Show live instance masks of a camera or any source: `python samples/camera.py 0`. Esc or q quits.
 
-`tfiseg view` does more; this is what to start from. Without a display, `--out view.mp4` writes what the
-window would show.
+This is a starting point for your own program; `tfiseg view` does more. Without a display, `--out view.mp4`
+writes a video instead.
 """
 
 import argparse
@@ -12,16 +12,15 @@ import tfiseg
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("source", nargs="?", default="0", help='camera index, file, URL or "synthetic"')
-parser.add_argument("--out", help="write the view to this mp4 instead of a window")
-parser.add_argument("--frames", type=int, help="stop after this many")
+parser.add_argument("--out", help="write this mp4 instead of opening a window")
+parser.add_argument("--frames", type=int, help="stop after N frames")
 args = parser.parse_args()
 
 segmenter = tfiseg.Segmenter(refine="frame")
 writer = None
 try:
     source = tfiseg.open_source(args.source, realtime=not args.out)
-    # capture, network and drawing overlap; of a live source the newest frame wins, so what is shown never
-    # gets old
+    # capture, network and drawing run in parallel; a live source drops old frames, so the view is up to date
     with source, tfiseg.Pipeline(source, segmenter, draw=True, max_frames=args.frames) as pipeline:
         for result in pipeline:
             if not args.out:
@@ -37,7 +36,8 @@ try:
             writer.write(result.overlay)
 except cv2.error:
     sys.exit(
-        "no window can be opened here: use --out view.mp4, or put opencv-python in place of opencv-python-headless"
+        "no window can be opened: use --out view.mp4, or install opencv-python instead of "
+        "opencv-python-headless"
     )
 except tfiseg.TfisegError as wrong:
     sys.exit(str(wrong))

@@ -1,7 +1,7 @@
-"""Instance masks inside a robot's own loop: it looks at the newest masks and their age, and stops before a
-person.
+"""Use instance masks in a robot's control loop: stop if a person is near or the masks are old.
 
-`python samples/embed_in_robot.py 0` with a camera; "synthetic" needs none. In place of `print`, your motors.
+Run `python samples/embed_in_robot.py 0` with a camera, or "synthetic" without one. Replace `print` by your
+motors.
 """
 
 import argparse
@@ -11,15 +11,15 @@ import time
 import tfiseg
 
 LOOP_HZ = 20
-STALE_MS = 400  # masks older than this are no reason to drive on
-NEAR = 0.08  # of the picture's lower half covered by people
-KEEP_CLEAR_S = 0.5  # after the way is free again
+STALE_MS = 400  # stop if the masks are older
+NEAR = 0.08  # share of the image's lower half that a person covers
+KEEP_CLEAR_S = 0.5  # wait this long after the way is free
 
 
 def obstacle(result: tfiseg.Result | None) -> str | None:
-    """Why the robot must stand still, or None."""
+    """Return why the robot must stop, or None."""
     if result is None:
-        return "no picture yet"
+        return "no image yet"
     if result.age_ms > STALE_MS:
         return "the newest masks are old"
     lower = result.instances.label_map[result.instances.label_map.shape[0] // 2 :]
@@ -32,18 +32,17 @@ def obstacle(result: tfiseg.Result | None) -> str | None:
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("source", nargs="?", default="0", help='camera index, file, URL or "synthetic"')
-parser.add_argument("--seconds", type=float, default=float("inf"), help="drive for so long")
+parser.add_argument("--seconds", type=float, default=float("inf"), help="drive this long")
 args = parser.parse_args()
 
-segmenter = tfiseg.Segmenter(
-    refine="frame", things=["person"]
-)  # before the camera, whose pictures would wait meanwhile
+# before the camera, because its frames would get old meanwhile
+segmenter = tfiseg.Segmenter(things=["person"])
 try:
     source = tfiseg.open_source(args.source, realtime=True)
 except tfiseg.SourceError as wrong:
     sys.exit(str(wrong))
 command, said, clear_since = "", "", None
-# everything runs in threads of the pipeline's own; this loop never waits for a picture
+# the pipeline runs in its own threads; this loop never waits for a frame
 with source, tfiseg.Pipeline(source, segmenter, tracker=tfiseg.Tracker()) as pipeline:
     end = time.monotonic() + args.seconds
     try:
@@ -59,10 +58,10 @@ with source, tfiseg.Pipeline(source, segmenter, tracker=tfiseg.Tracker()) as pip
                 print(command, flush=True)
                 said = command
             time.sleep(1 / LOOP_HZ)
-        print("STOP: the time is over", flush=True)
+        print("STOP: time is up", flush=True)
     except KeyboardInterrupt:
         print("STOP: interrupted", flush=True)
-    except tfiseg.TfisegError as failed:  # a stage failed, or the source has ended: never drive blind
+    except tfiseg.TfisegError as failed:  # a stage failed or the source ended: never drive blind
         print(f"STOP: {failed}", flush=True)
         sys.exit(1)
 counts = pipeline.stats()

@@ -1,8 +1,7 @@
-"""Instances from your own semantic network: hand its logits (or class map) to tfiseg.cluster.
+"""Get instances from your own semantic network: pass its logits or class map to tfiseg.cluster.
 
-`python samples/own_network.py photo.jpg` uses OpenCV's GrabCut as a stand-in for a network: it knows only
-"object" and "background", in the middle of the picture. Put your network's (classes, h, w) output in its
-place.
+`python samples/own_network.py photo.jpg` uses OpenCV's GrabCut instead of a network. It separates "object"
+and "background" in the middle of the image. Replace it by your network's output (classes, h, w).
 """
 
 import argparse
@@ -14,7 +13,7 @@ import tfiseg
 
 
 def my_network(image: np.ndarray) -> np.ndarray:
-    """Logits float32 (2, h, w) at a quarter of the picture's size: what a segmentation network puts out."""
+    """Return logits float32 (2, h, w) at a quarter of the image's size, like a segmentation network."""
     height, width = image.shape[:2]
     labels = np.zeros((height, width), np.uint8)
     middle = (width // 8, height // 16, width * 3 // 4, height * 15 // 16)
@@ -27,11 +26,11 @@ def my_network(image: np.ndarray) -> np.ndarray:
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("photo")
-parser.add_argument("out", nargs="?", help="write the overlay there")
+parser.add_argument("out", nargs="?", help="write the overlay to this file")
 args = parser.parse_args()
 image = cv2.imread(args.photo)
 if image is None:
-    sys.exit(f"{args.photo} is no image")
+    sys.exit(f"{args.photo} is not an image")
 instances = tfiseg.cluster(
     my_network(image), class_names=["background", "object"], output_size_hw=image.shape[:2]
 )

@@ -1,9 +1,8 @@
-"""Instances from a network on NVIDIA's Triton server: `python samples/triton_client.py street.mp4 --model
-tfiseg-voc21`.
+"""Get instances from a Triton server: `python samples/triton_client.py street.mp4 --model tfiseg-voc21`.
 
-The server's repository is written by `tfiseg triton MODEL -o DIR`. A network (.onnx) answers with logits, and
-the clustering runs here; an engine with the clustering plugin answers with the instances themselves. Needs
-`pip install "tritonclient[grpc]"`.
+`tfiseg triton MODEL -o DIR` writes the server's model repository. A network (.onnx) returns logits, which
+are clustered here; an engine with the clustering plugin returns instances. Needs `pip install
+"tritonclient[grpc]"`.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from tfiseg.instances import instances_from_table
 
 
 def answer(client: triton.InferenceServerClient, model: str, image: np.ndarray) -> dict[str, np.ndarray]:
-    """What the model says of one picture uint8 (H, W, 3) BGR, without the batch axis."""
+    """Return the model's outputs for an image uint8 (H, W, 3) BGR, without the batch axis."""
     frame = triton.InferInput("frame", (1, *image.shape), "UINT8")
     frame.set_data_from_numpy(np.ascontiguousarray(image[None]))
     reply = client.infer(model, [frame])
@@ -30,8 +29,7 @@ def answer(client: triton.InferenceServerClient, model: str, image: np.ndarray) 
 def instances_of(
     maps: dict[str, np.ndarray], about: dict[str, Any], size_hw: tuple[int, int]
 ) -> tfiseg.Instances:
-    """Instances from the maps; ``about`` is the model's metadata. Those of an engine have the engine's
-    size."""
+    """Return instances from a model's outputs and metadata; an engine's instances have the engine's size."""
     clustering = about.get("clustering", {})
     if "label_map" in maps:
         rows = maps["table"][: max(0, int(maps["count"].item()))]
@@ -57,11 +55,11 @@ def instances_of(
 
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("source", help='picture, folder, video, camera index, URL or "synthetic"')
-parser.add_argument("--model", default="tfiseg-voc21", help="its name on the server")
+parser.add_argument("source", help='image, folder, video, camera index, URL or "synthetic"')
+parser.add_argument("--model", default="tfiseg-voc21", help="the model's name on the server")
 parser.add_argument("--url", default="localhost:8001", help="the server's gRPC address")
-parser.add_argument("--out", help="write the last view there")
-parser.add_argument("--frames", type=int, help="stop after this many")
+parser.add_argument("--out", help="write the last overlay to this file")
+parser.add_argument("--frames", type=int, help="stop after N frames")
 args = parser.parse_args()
 
 client = triton.InferenceServerClient(args.url)

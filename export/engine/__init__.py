@@ -1,1 +1,1 @@
-"""From an ONNX model to a TensorRT engine whose precision is proved."""
+"""Build TensorRT engines from ONNX models, with proved precision."""

@@ -1,4 +1,4 @@
-"""A network for one frame per call made into one for any number of frames of one size."""
+"""Turn a network for one frame per call into one for several frames of one size."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ _SIZES = "pre.batch_and_channels"  # of the preprocessing in front of every netw
 
 
 def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """The network for 1 to ``batch`` frames per call: inputs and outputs (N, ...).
+    """Return the network for 1 to ``batch`` frames per call: inputs and outputs (N, ...).
 
     Raises:
-        ModelError: it wasn't written by ``tfiseg export``, or something behind the preprocessing insists on
-            single frames.
+        ModelError: the network wasn't written by ``tfiseg export``, or works with single frames only.
     """
     if batch == 1:
         return model
@@ -27,7 +26,8 @@ def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     sizes = next((i for i in graph.initializer if i.name == _SIZES), None)
     if sizes is None:
         raise ModelError(
-            f"the network has no preprocessing of tfiseg ({_SIZES}): export it with `tfiseg export`, or leave --batch out"
+            f"the network has no preprocessing of tfiseg ({_SIZES}). Export it with `tfiseg export`, or "
+            f"omit --batch"
         )
     graph.initializer.remove(sizes)
     constants = {"pre.batch_start": [0], "pre.batch_end": [1], "pre.three_channels": [3]}
@@ -59,8 +59,7 @@ def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
 
 
 def _free_resizes(model: onnx.ModelProto) -> None:
-    """Sizes that a Resize is given begin with a batch of 1, as exported: the call's own batch takes its
-    place."""
+    """Replace the batch size 1 in the sizes of each Resize by the batch size of the call."""
     graph = model.graph
     bounds = {"pre.sides_start": [1], "pre.sides_end": [4]}
     graph.initializer.extend(
@@ -84,13 +83,14 @@ def _free_resizes(model: onnx.ModelProto) -> None:
 
 
 def _free_reshapes(model: onnx.ModelProto) -> None:
-    """A Reshape to a constant (1, ...) keeps the batch in its first axis; where that was none, the check
-    finds out."""
+    """Let each Reshape to a constant (1, ...) keep the batch size.
+
+    If its first axis is not the batch axis, ``_check`` finds out."""
     constants = {i.name: i for i in model.graph.initializer}
     for node in [n for n in model.graph.node if n.op_type == "Reshape" and n.input[1] in constants]:
         shape = numpy_helper.to_array(constants[node.input[1]]).copy()
         if len(shape) and shape[0] == 1 and (shape != 0).all():
-            shape[0] = 0 if -1 in shape else -1  # as it comes, or what is left over
+            shape[0] = 0 if -1 in shape else -1  # 0: copied from the input; -1: inferred
             for attribute in [a for a in node.attribute if a.name == "allowzero"]:
                 node.attribute.remove(attribute)  # with it, 0 is a size
             name = f"{node.output[0]}.shape"
@@ -99,7 +99,7 @@ def _free_reshapes(model: onnx.ModelProto) -> None:
 
 
 def _check(single: onnx.ModelProto, batched: onnx.ModelProto, batch: int) -> None:
-    """Run N different frames at once and one by one; raises ModelError where that differs."""
+    """Run different frames as a batch and one by one; raises ModelError if the results differ."""
     frames = np.random.default_rng(0).integers(0, 256, (batch, 96, 128, 3), dtype=np.uint8)
     one, name = session(single), single.graph.input[0].name
     apart = np.concatenate([one.run(None, {name: frame[None]})[0] for frame in frames])
@@ -114,5 +114,6 @@ def _check(single: onnx.ModelProto, batched: onnx.ModelProto, batch: int) -> Non
     )
     if worst > 0.05 * float(np.abs(apart).max()):
         raise ModelError(
-            f"with {batch} frames at once the network says something else than frame by frame: build it with --batch 1"
+            f"the network's result for a batch of {batch} frames differs from single frames. Build it with "
+            f"--batch 1"
         )

@@ -1,5 +1,4 @@
-"""``tfiseg build``: NAME.onnx into a TensorRT engine, or into ONNX of lower precision for a CPU: proved,
-judged, written whole or not."""
+"""``tfiseg build``: a TensorRT engine from NAME.onnx, or ONNX of lower precision for a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from ...calibration.gate import insist
+from ...calibration.gate import require_passed
 from ...errors import InputError, ModelError
 from ...files import write_whole
 from ...plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION, load_plugin, plugin_info
@@ -26,9 +25,9 @@ from ...runtime.segmenter import usual_min_area
 from .batching import with_batch
 from .clustering_node import graft_clustering
 from .instance_engine import build_instance_engine, is_instance_network
-from .lower import Lowered, PrecisionSettings, lower
+from .lower import LoweredNetwork, PrecisionSettings, lower
 from .precision_proof import prove
-from .tensorrt_builder import BuildSettings, build_plan, built_from, built_with, shapes_of
+from .tensorrt_builder import BuildSettings, build_plan, shapes_record, source_record, toolchain_record
 from .tensorrt_flavours import Flavour, flavour
 
 CPU_TARGET = "onnxruntime"
@@ -48,20 +47,21 @@ def build(
 
     Args:
         source: NAME.onnx in tfiseg's format (``tfiseg export``).
-        output: NAME.engine, or NAME.onnx for the target "onnxruntime". Beside it: the record
-            NAME.engine.json, the gate's report NAME.engine.gate.json and, where it compared anything, a
-            picture of the worst frames, NAME.engine.gate.png.
+        output: NAME.engine, or NAME.onnx for the target "onnxruntime". Next to it: the record
+            NAME.engine.json, the gate's report NAME.engine.gate.json and a picture of the worst frames,
+            NAME.engine.gate.png.
         target: "tensorrt", "rtx", "auto" (whichever is installed) or "onnxruntime".
-        precision: default: fp16. settings: shapes and modes.
-        command: what builds it again, for the record.
-        quiet: no progress bars.
+        precision: precision and accuracy gate; default: fp16.
+        settings: shapes and modes.
+        command: command that builds it again, for the record.
+        quiet: show no progress bars.
 
     Returns:
         The record, with ``output``, ``bytes`` and ``timings_s``.
 
     Raises:
-        GateError: the network strays too far from float32; nothing but the report is written.
-        EngineError: TensorRT can't build it, or what it built is not the precision asked for.
+        GateError: the network differs too much from float32; only the report is written.
+        EngineError: TensorRT can't build the engine, or built it in another precision.
         ModelError, InputError, SourceError, MissingDependencyError: see the messages.
     """
     precision, settings = precision or PrecisionSettings(), settings or BuildSettings()
@@ -76,7 +76,8 @@ def build(
     if of_instances:
         return build_instance_engine(source, output, kind, precision, settings, command, quiet)
     model, info = read_network(source)
-    plugin = _plugin(kind) if settings.operator else None  # before minutes are spent
+    # a missing library is an error before minutes are spent
+    plugin = _plugin(kind) if settings.operator else None
     output.parent.mkdir(parents=True, exist_ok=True)
     sheet = (
         output.with_name(output.name + GATE_SHEET)
@@ -87,7 +88,7 @@ def build(
     _write_gate(output, lowered)
     timings = {"precision": time.perf_counter() - began}
     record: dict[str, Any] = {
-        "built_from": built_from(source, command, precision.precision),
+        "built_from": source_record(source, command, precision.precision),
         "precision": {"asked": precision.precision, "kept_high": lowered.kept},
         "gate": lowered.gate,
         "model": info.extra,
@@ -102,13 +103,13 @@ def build(
     network = with_batch(lowered.model, settings.profile.batch)
     expected = {layer.name: layer.precision for layer in layer_precisions(network)}
     if kind.takes_plugins and settings.operator:
-        network = _grafted(network, info, settings)
+        network = _add_clustering(network, info, settings)
         settings = replace(settings, plugin=Path(plugin["path"]) if plugin else None)
     built = build_plan(network.SerializeToString(), kind, settings, quiet)
     record["precision"] |= prove(expected, built.witnesses)
     timings["build"] = built.seconds
-    record["built_from"]["shapes"] = shapes_of(settings)
-    record["built_with"] = built_with(kind, settings)
+    record["built_from"]["shapes"] = shapes_record(settings)
+    record["built_with"] = toolchain_record(kind, settings)
     record["plugin"] = plugin and {
         "name": PLUGIN_NAME,
         "version": PLUGIN_VERSION,
@@ -122,7 +123,7 @@ def build(
 
 
 def semantic_network(path: Path) -> onnx.ModelProto:
-    """Read a network in tfiseg's format without its instance heads, if it has any; raises as ``read_network``."""
+    """Read a network without its instance heads, if any; raises the errors of ``read_network``."""
     model, _ = read_network(path)
     if all(o.name != "affinity" for o in model.graph.output):
         return model
@@ -130,15 +131,16 @@ def semantic_network(path: Path) -> onnx.ModelProto:
 
 
 def read_network(path: Path) -> tuple[onnx.ModelProto, ModelInfo]:
-    """A network in tfiseg's format, weights and all.
+    """Read a network in tfiseg's format, with its weights.
 
     Raises:
-        ModelError: no such file, no ONNX, external data missing, no tfiseg metadata, or it carries nodes of
+        ModelError: the file is missing, isn't ONNX, lacks external data or tfiseg metadata, or has nodes of
             another domain.
     """
     if not path.is_file():
         raise ModelError(
-            f"there is no network {path}: `tfiseg export` writes one (`tfiseg export default -o {path.name}` the one we ship)"
+            f"there is no network {path}: `tfiseg export default -o {path.name}` writes the one that comes "
+            f"with tfiseg"
         )
     try:
         model = onnx.load(path, load_external_data=False)
@@ -150,41 +152,42 @@ def read_network(path: Path) -> tuple[onnx.ModelProto, ModelInfo]:
         onnx.load_external_data_for_model(model, str(path.parent))
     except Exception as wrong:  # onnx raises its checker's errors or the system's
         raise ModelError(
-            f"{path} keeps its weights in another file that isn't there: copy both ({wrong})"
+            f"{path} keeps its weights in another file that isn't there. Copy both files ({wrong})"
         ) from wrong
     foreign = sorted(
         {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
     )
     if foreign:
         raise ModelError(
-            f"{path} has operators that no standard runtime knows: {', '.join(foreign)}. strip_clustering() takes a clustering node off; "
-            "quantised or fused networks of another tool are to be exported anew in float32"
+            f"{path} has non-standard operators: {', '.join(foreign)}. Remove a clustering node with "
+            f"strip_clustering(); "
+            "export networks that another tool quantized or fused again, in float32"
         )
     text = next((prop.value for prop in model.metadata_props if prop.key == METADATA_KEY), None)
     if text is None:
         raise ModelError(
-            f"{path} has no tfiseg metadata: bring it into tfiseg's format first, `tfiseg export {path.name} -o NAME.onnx`"
+            f"{path} has no tfiseg metadata. Convert it first: `tfiseg export {path.name} -o NAME.onnx`"
         )
     return model, ModelInfo.from_json(text, str(path))
 
 
 def _check_output(output: Path, kind: Flavour | None) -> None:
-    wanted = ".onnx" if kind is None else SUFFIX
-    if output.suffix != wanted:
+    suffix = ".onnx" if kind is None else SUFFIX
+    if output.suffix != suffix:
         raise InputError(
-            f"the target {CPU_TARGET if kind is None else kind.target} writes NAME{wanted}, got {output}"
+            f"the target {CPU_TARGET if kind is None else kind.target} writes NAME{suffix}, got {output}"
         )
 
 
 def _plugin(kind: Flavour | None) -> dict[str, Any] | None:
-    """The plugin library, loaded, where the target takes it."""
+    """Load the plugin library if the target supports plugins; returns its build information."""
     if kind is None or not kind.takes_plugins:
         return None
     load_plugin(kind.module)
     return plugin_info()
 
 
-def _grafted(model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings) -> onnx.ModelProto:
+def _add_clustering(model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings) -> onnx.ModelProto:
     profile, parameters = settings.profile, info.extra.get("clustering", {})
     fixed = profile.opt_hw if profile.min_hw == profile.max_hw else None
     return graft_clustering(
@@ -207,11 +210,11 @@ def _counts(model: onnx.ModelProto) -> dict[str, int]:
     return {precision: counts.get(precision, 0) for precision in ("fp32", "fp16", "int8")}
 
 
-def _write_gate(output: Path, lowered: Lowered) -> None:
-    """The gate's report beside the output, whether it passed or not; raises GateError where it didn't."""
+def _write_gate(output: Path, lowered: LoweredNetwork) -> None:
+    """Write the gate's report next to the output; raises GateError if the gate failed."""
     gate, path = lowered.gate, output.with_name(output.name + GATE_REPORT)
     if gate is None or "skipped" in gate:
-        path.unlink(missing_ok=True)  # an older build's
+        path.unlink(missing_ok=True)  # left by an older build
         return
     frames = lowered.comparison.frames if lowered.comparison else []
     per_frame = [
@@ -223,7 +226,7 @@ def _write_gate(output: Path, lowered: Lowered) -> None:
         for f in frames
     ]
     path.write_text(json.dumps({**gate, "kept_high": lowered.kept, "per_frame": per_frame}, indent=2) + "\n")
-    insist(gate, f"{output} was not written; the report is in {path}")
+    require_passed(gate, f"{output} was not written; the report is in {path}")
 
 
 def _write_onnx(output: Path, model: onnx.ModelProto) -> int:

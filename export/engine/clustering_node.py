@@ -1,7 +1,7 @@
-"""The operator as a node of an ONNX network, for TensorRT: put it on, take it off again, infer its shapes.
+"""The clustering operator as an ONNX node for TensorRT: add it, remove it, infer its shapes.
 
-ONNX Runtime and TensorRT-RTX know no such node: it goes onto a copy of the network when an engine is built,
-never into NAME.onnx.
+ONNX Runtime and TensorRT-RTX don't support the node. It is added to a copy of the network when an engine is
+built, never to NAME.onnx.
 """
 
 from __future__ import annotations
@@ -52,33 +52,32 @@ def graft_clustering(
     affinity_stride: int = 1,
     names: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
-    """A copy of a network whose outputs go through the clustering operator.
+    """Return a copy of a network with the clustering operator after its outputs.
 
     Args:
-        model: its outputs ``logits`` (N, C, h, w) and, where there are such, ``displacement`` (N, 2, h, w),
-            ``boundary`` (N, 1, h, w) and ``affinity`` (N, A, h / stride, w / stride) become the node's
-            inputs; all of one type, float32 or float16.
+        model: network with the output ``logits`` (N, C, h, w) and, optionally, ``displacement``
+            (N, 2, h, w), ``boundary`` (N, 1, h, w) and ``affinity`` (N, A, h / stride, w / stride). They
+            become the node's inputs. All have one type, float32 or float16.
         output_size_hw: (H, W) of the result; default: the grid's size times ``output_scale``.
         affinity_stride: grid pixels per affinity cell.
-        names: other names of the outputs, like ``{"logits": "output_0"}``.
+        names: other names of the outputs, e.g. ``{"logits": "output_0"}``.
         things, split, min_area, max_instances, merge_affinity, merge_rule, part_rule, centre_radius, sharpen,
             affinity_offsets: as in ``tfiseg.cluster``.
 
     Returns:
         The network with the outputs ``label_map`` int32 (N, H, W), ``semantic_map`` int32 (N, H, W),
-        ``count`` int32 (N,) and ``table`` float32 (N, max_instances, 10); what else it put out is kept behind
-        them.
+        ``count`` int32 (N,) and ``table`` float32 (N, max_instances, 10), followed by its other outputs.
 
     Raises:
-        InputError: there is no output ``logits``, or the network carries the node already.
+        InputError: the network has no output ``logits``, or already has the node.
     """
     if any(n.domain == DOMAIN for n in model.graph.node):
-        raise InputError("the network carries the clustering node already: strip_clustering() takes it off")
+        raise InputError("the network already has the clustering node; remove it with strip_clustering()")
     known = {o.name: o for o in model.graph.output}
     taken = {name: known.get((names or {}).get(name, name)) for name in ("logits", *_EVIDENCE)}
     if taken["logits"] is None:
         raise InputError(
-            f'the network has no output "logits", but {", ".join(known)}: say which it is by names={{"logits": ...}}'
+            f'the network has no output "logits", but {", ".join(known)}: pass names={{"logits": ...}}'
         )
     inputs = [value for value in taken.values() if value is not None]
     attributes: dict[str, Any] = {
@@ -130,12 +129,14 @@ def graft_clustering(
 
 
 def strip_clustering(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The network as it was before ``graft_clustering``, byte for byte. Raises InputError if it carries no
-    such node."""
+    """Return the network as it was before ``graft_clustering``, byte for byte.
+
+    Raises:
+        InputError: the network has no clustering node."""
     kept = next((p for p in model.metadata_props if p.key == _METADATA), None)
     nodes = [n for n in model.graph.node if n.domain == DOMAIN]
     if kept is None or not nodes:
-        raise InputError("the network carries no clustering node of graft_clustering()")
+        raise InputError("the network has no clustering node of graft_clustering()")
     stripped = onnx.ModelProto()
     stripped.CopyFrom(model)
     for node in nodes:
@@ -150,8 +151,9 @@ def strip_clustering(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def clustering_shapes(node: onnx.NodeProto, logits: onnx.ValueInfoProto) -> list[onnx.ValueInfoProto]:
-    """Types and shapes of the node's four outputs, from those of the logits (N, C, h, w): known sizes, or
-    expressions in their names."""
+    """Return types and shapes of the node's four outputs, from those of the logits (N, C, h, w).
+
+    Unknown sizes are expressions of the names of the logits' sizes."""
     settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     n, _, h, w = _sizes(logits)
     scale = settings.get("output_scale", 1)
@@ -163,8 +165,8 @@ def clustering_shapes(node: onnx.NodeProto, logits: onnx.ValueInfoProto) -> list
         "table": (TensorProto.FLOAT, [n, settings["max_instances"], len(TABLE_COLUMNS)]),
     }
     return [
-        helper.make_tensor_value_info(name, *shapes[wanted])
-        for name, wanted in zip(node.output, OUTPUTS, strict=True)
+        helper.make_tensor_value_info(name, *shapes[output])
+        for name, output in zip(node.output, OUTPUTS, strict=True)
     ]
 
 
@@ -187,6 +189,6 @@ def _times(size: int | str | None, scale: int) -> int | str | None:
 
 
 def _ratios(split: Split) -> list[float]:
-    """As the node has them: one for all classes if they agree; negative = decided from shape."""
+    """Return the ratios as the node stores them: one if all classes agree; negative = by shape."""
     ratios = [-1.0 if ratio != ratio else float(ratio) for ratio in split_table(split)]
     return ratios[:1] if len(set(ratios)) == 1 else ratios

@@ -1,7 +1,7 @@
-"""Precision in the graph: a network whose arithmetic is float16, preprocessing and outputs float32.
+"""Convert a network to float16, except for its preprocessing and outputs.
 
-TensorRT 11 and TensorRT-RTX take precision from the network alone; written this way, one file means the same
-to every runtime.
+TensorRT 11 and TensorRT-RTX read the precision from the network alone. With the precision in the graph, one
+file means the same to every runtime.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
 
 
 def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """The network with everything behind its preprocessing in float16.
+    """Convert everything after a network's preprocessing to float16.
 
     Args:
-        model: float32, Q/DQ pairs allowed; what comes before the tensor ``image`` stays as it is.
-        keep: names of nodes that stay in float32, see ``overflowing``.
+        model: float32 network, possibly with Q/DQ pairs. Nodes before the tensor ``image`` are not changed.
+        keep: names of nodes that stay in float32; see ``overflowing``.
 
     Returns:
-        A network with the inputs and outputs of ``model``, float32 outputs too.
+        A network with the inputs and outputs of ``model``; outputs stay float32.
 
     Raises:
         ModelError: onnxruntime's converter can't convert it.
@@ -54,8 +54,8 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
     kept = [*keep, *_tiny_scales(network)]
     try:
         half = convert_float_to_float16(part, keep_io_types=True, node_block_list=kept)
-    except Exception as wrong:  # it raises what it happens to meet
-        raise ModelError(f"the network can't be brought to float16: {wrong!r}") from wrong
+    except Exception as wrong:  # its errors share no base class
+        raise ModelError(f"the network can't be converted to float16: {wrong!r}") from wrong
     whole = onnx.ModelProto()
     whole.CopyFrom(network.model)
     del whole.graph.node[:], whole.graph.initializer[:], whole.graph.value_info[:]
@@ -79,11 +79,11 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
 
 
 def overflowing(model: onnx.ModelProto, frames: Iterable[NDArray[np.uint8]]) -> list[str]:
-    """Nodes that read or write values which float16 can't hold, or weights: they must stay in float32.
+    """Find nodes whose values or weights exceed float16's range; they must stay in float32.
 
     Args:
         model: float32 network.
-        frames: uint8 (H, W, 3) each; a few are enough, half of float16's range is kept as a margin.
+        frames: uint8 (H, W, 3) each. A few are enough, because half of float16's range is kept as a margin.
     """
     network = Network(model)
     typed = onnx.shape_inference.infer_shapes(network.model, data_prop=True)
@@ -100,12 +100,12 @@ def overflowing(model: onnx.ModelProto, frames: Iterable[NDArray[np.uint8]]) -> 
 
 
 def _beyond(values: NDArray[np.float32]) -> bool:
-    finite = values[np.isfinite(values)]  # minus infinity as a mask is float16's too
+    finite = values[np.isfinite(values)]  # minus infinity, used as a mask, exists in float16
     return bool(finite.size) and float(np.abs(finite).max()) > _MOST
 
 
 def _tiny_scales(network: Network) -> list[str]:
-    """Q/DQ nodes whose scales float16 would round to few digits."""
+    """Find Q/DQ nodes whose scales would lose precision in float16."""
     found = []
     for node in network.graph.node:
         pair = node.op_type in ("QuantizeLinear", "DequantizeLinear") and network.has_weight(node.input[1])
@@ -115,11 +115,11 @@ def _tiny_scales(network: Network) -> list[str]:
 
 
 def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """The model in this opset or a newer one; raises ModelError where onnx can't convert it."""
+    """Return the model in this opset or a newer one; raises ModelError if onnx can't convert it."""
     now = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if now >= opset:
         return model
     try:
         return onnx.version_converter.convert_version(model, opset)
     except Exception as wrong:  # onnx's converter raises RuntimeError and its own kinds
-        raise ModelError(f"the network's opset {now} can't be brought to {opset}: {wrong}") from wrong
+        raise ModelError(f"the network's opset {now} can't be converted to {opset}: {wrong}") from wrong

@@ -1,5 +1,4 @@
-"""``tfiseg build`` of an instance network: fp32 or fp16, proved as every engine, judged on the views that
-real frames give."""
+"""``tfiseg build`` for an instance network: fp32 or fp16, compared on the views of real frames."""
 
 from __future__ import annotations
 
@@ -30,10 +29,17 @@ from ...runtime.segmenter import Segmenter
 from .fp16_graph import to_fp16
 from .lower import PrecisionSettings
 from .precision_proof import prove
-from .tensorrt_builder import BuildSettings, ViewProfile, build_plan, built_from, built_with, shapes_of
+from .tensorrt_builder import (
+    BuildSettings,
+    ViewProfile,
+    build_plan,
+    shapes_record,
+    source_record,
+    toolchain_record,
+)
 from .tensorrt_flavours import Flavour
 
-_LEAST_AGREEMENT = 99.5  # percent of what both decide alike
+_MIN_AGREEMENT = 99.5  # percent of equal decisions
 _NEAR = 17  # cells: the window around an outline
 
 
@@ -44,7 +50,7 @@ def is_instance_network(path: Path) -> bool:
         return any(
             p.key == METADATA_KEY and "instance_format" in json.loads(p.value) for p in model.metadata_props
         )
-    except Exception:  # no file, no ONNX, no JSON: whoever asked says so in his own words
+    except Exception:  # no file, no ONNX or no JSON: the caller reports it
         return False
 
 
@@ -57,27 +63,27 @@ def build_instance_engine(
     command: str,
     quiet: bool,
 ) -> dict[str, Any]:
-    """Build ``source`` into an engine for 1 to 64 views per call (or the profile's batch), as
-    ``engine.build`` does.
+    """Build an instance network into an engine for 1 to 64 views per call (or the profile's batch).
+
+    Arguments and result are those of ``engine.build``.
 
     Raises:
-        InputError: int8, the target onnxruntime, fp16 without frames to be judged on. GateError: it strays
-            too far from float32.
+        InputError: the settings ask for int8, for the target onnxruntime, or for fp16 without frames.
+        GateError: the network differs too much from float32.
     """
     if kind is None:
         raise InputError(
-            f"{source} is an instance network: ONNX Runtime takes it as it is; --target rtx or tensorrt builds an engine"
+            f"{source} is an instance network, which ONNX Runtime runs as it is. For an engine, use "
+            f"--target rtx or tensorrt"
         )
     if precision.precision == "int8":
-        raise InputError(
-            "the instance network stays in fp16 or fp32: what it says of outlines doesn't survive int8"
-        )
+        raise InputError("an instance network needs fp16 or fp32: its mask refinement doesn't survive int8")
     began = time.perf_counter()
     model = onnx.load(source)
     metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
     metadata["outline_px"] = metadata[
         "view_px"
-    ]  # an engine takes views of one side: TensorRT is fastest where it knows them
+    ]  # an engine accepts views of one size: TensorRT is fastest with fixed sizes
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     for given in model.graph.input:
         for axis in (1, 2):
@@ -90,11 +96,14 @@ def build_instance_engine(
     judged = time.perf_counter() - began
     built = build_plan(lowered.SerializeToString(), kind, settings, quiet)
     record: dict[str, Any] = {
-        "built_from": {**built_from(source, command, precision.precision), "shapes": shapes_of(settings)},
+        "built_from": {
+            **source_record(source, command, precision.precision),
+            "shapes": shapes_record(settings),
+        },
         "precision": {"asked": precision.precision, "kept_high": [], **prove(expected, built.witnesses)},
         "gate": gate,
-        "model": {**metadata, "class_names": [], "things": []},  # it knows none
-        "built_with": built_with(kind, settings),
+        "model": {**metadata, "class_names": [], "things": []},  # it has no classes
+        "built_with": toolchain_record(kind, settings),
         "plugin": None,
         "timings_s": {
             "precision": round(judged, 2),
@@ -109,17 +118,19 @@ def build_instance_engine(
 def _gate(
     model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionSettings, quiet: bool
 ) -> dict[str, Any]:
-    """Hold the lowered network against float32 on the views of real frames; raises GateError where it
-    strays."""
+    """Compare the converted network with float32 on the views of real frames.
+
+    Raises:
+        GateError: they differ too much."""
     if not settings.gate:
         return {"skipped": "--no-gate"}
     if settings.frames is None:
-        raise InputError("--frames SOURCE: fp16 is held against fp32 on real frames (or --no-gate)")
+        raise InputError("fp16 is compared with fp32 on real frames: pass --frames SOURCE, or --no-gate")
     segmenter, frames = Segmenter(), 0
     pairs, outlines = (
         np.zeros(2, np.int64),
         np.zeros(2, np.int64),
-    )  # on how many both decide alike, of how many
+    )  # equal decisions, all decisions
     with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
         sessions = []
         for name, network in (("fp32", model), ("lowered", lowered)):
@@ -144,26 +155,27 @@ def _gate(
             frames += 1
     if not pairs[1]:
         raise InputError(
-            f"{settings.frames}: no frame shows a component to judge on; give others, or --no-gate"
+            f"{settings.frames}: no frame shows an object to compare on. Pass other frames, or --no-gate"
         )
-    verdict: dict[str, Any] = {"passed": True}
-    for key, said, count in (
+    report: dict[str, Any] = {"passed": True}
+    for key, unit, count in (
         ("pair_agreement", "the pairs of cells", pairs),
         ("outline_agreement", "the cells near outlines", outlines),
     ):
         if not count[1]:
-            continue  # it draws none
+            continue  # the network refines no masks
         percent = float(100 * count[0] / count[1])
-        if percent < _LEAST_AGREEMENT:
+        if percent < _MIN_AGREEMENT:
             raise GateError(
-                f"fp16 says the same as fp32 of {percent:.2f} % of {said}, wanted {_LEAST_AGREEMENT} %: build it in fp32"
+                f"fp16 agrees with fp32 on {percent:.2f} % of {unit}, expected {_MIN_AGREEMENT} %. Build it "
+                f"in fp32"
             )
-        verdict[key] = round(percent, 3)
-    return {**verdict, "frames": frames, "reference": "fp32"}
+        report[key] = round(percent, 3)
+    return {**report, "frames": frames, "reference": "fp32"}
 
 
 def _agreement(one: InstanceMaps, other: InstanceMaps, looks: Looks) -> tuple[int, int]:
-    """On how many pairs of cells inside the masks both networks decide alike, of how many."""
+    """Count pairs of cells inside the masks: (equal decisions of both networks, all)."""
     step = looks.masks.shape[1] // one.affinity.shape[-1]
     inside = np.broadcast_to(
         looks.masks[:, None, step // 2 :: step, step // 2 :: step] > 0, one.affinity.shape
@@ -174,8 +186,13 @@ def _agreement(one: InstanceMaps, other: InstanceMaps, looks: Looks) -> tuple[in
 def outline_agreement(
     one: NDArray[np.float32], other: NDArray[np.float32], masks: NDArray[np.uint8]
 ) -> tuple[int, int]:
-    """Of foregrounds (K, q, q): on how many decisions both agree, of how many. Two for each cell near a
-    mask's outline (masks (K, S, S) 0/1): whether it would go, and whether it would come."""
+    """Count decisions of mask refinement: (equal decisions of both networks, all).
+
+    Each cell near a mask's outline has two: whether it would be removed, and whether it would be added.
+
+    Args:
+        one, other: foreground probabilities float32 (K, q, q).
+        masks: uint8 (K, S, S), 0 or 1."""
     agreeing, counted = 0, 0
     for a, b, mask in zip(one, other, masks, strict=True):
         cells = cv2.resize(mask, a.shape[::-1], interpolation=cv2.INTER_NEAREST)

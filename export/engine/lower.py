@@ -1,4 +1,4 @@
-"""A network brought to the precision that was asked for, and held against float32 on real frames."""
+"""Convert a network to a lower precision and compare it with float32 on real frames."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import onnx
 
 from ...calibration.frames import FrameSample, sample_frames
-from ...calibration.gate import DEFAULTS, Thresholds, verdict
+from ...calibration.gate import DEFAULTS, Thresholds, gate_report
 from ...calibration.graph import Network
 from ...calibration.layers import find_layers
 from ...calibration.qdq import Scheme
-from ...calibration.quantise import Calibration, calibrate, edge_layers, matching_layers, quantise
+from ...calibration.quantize import Calibration, calibrate, edge_layers, matching_layers, quantize
 from ...calibration.sensitivity import exclude_until, rank_layers
 from ...errors import InputError
 from ...runtime.evaluate.comparison import Comparison, compare, noise_floor, worst_sheet
@@ -27,25 +27,34 @@ from .fp16_graph import overflowing, to_fp16
 
 PRECISIONS = ("fp32", "fp16", "int8")
 _RANGE_FRAMES, _RANKING_FRAMES = 8, 12
-_USUALLY_EXCLUDED = 8  # layers at most, unless told otherwise
+_DEFAULT_EXCLUDED = 8  # maximum number of layers
 
 
 @dataclass(frozen=True)
 class PrecisionSettings:
-    """What to bring a network to, and on which frames to measure."""
+    """Precision of a network, and the frames to measure it on.
+
+    Args:
+        precision: one of ``PRECISIONS``.
+        frames: source of real frames; see ``open_source``.
+        calibration_frames, gate_frames: maximum number of frames for calibration and for the gate.
+        method: how ranges of activations are found; see ``calibration.ranges``.
+        cache: calibration cache.
+        keep: layers to keep in high precision: names or patterns.
+        auto_exclude: maximum number of further layers to keep in high precision until the gate passes;
+            default: 8 with a gate, else 0.
+        label_agreement, quality: the gate's thresholds; default: see ``calibration.gate``.
+        gate: whether to compare with float32.
+        seed: of the choice of frames."""
 
     precision: str = "fp16"
-    frames: str | None = None  # folder, video, recording: whatever open_source takes
+    frames: str | None = None
     calibration_frames: int = 128
     gate_frames: int = 128
     method: str = "minmax"
     cache: Path | None = None
-    keep: tuple[str, ...] = ()  # layers that stay in high precision: names or patterns
-    auto_exclude: int | None = (
-        # at most this many more, the most sensitive first, where the gate fails; None: 8 where there is a
-        # gate
-        None
-    )
+    keep: tuple[str, ...] = ()
+    auto_exclude: int | None = None
     label_agreement: float | None = None
     quality: float | None = None
     gate: bool = True
@@ -53,36 +62,39 @@ class PrecisionSettings:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise InputError(f"no precision {self.precision!r}: wanted one of {', '.join(PRECISIONS)}")
+            raise InputError(f"unknown precision {self.precision!r}: expected one of {', '.join(PRECISIONS)}")
         if self.precision == "fp16" and self.frames is None and self.gate:
             raise InputError(
-                "an fp16 network is held against float32 on real frames: name some with --frames, or say --no-gate"
+                "fp16 is compared with float32 on real frames: pass some with --frames, or skip it with "
+                "--no-gate"
             )
         if self.precision == "int8" and self.frames is None:
             raise InputError(
-                "int8 needs frames to calibrate on: --frames with a folder of pictures, a video or a camera's recording"
+                "int8 needs frames to calibrate on: --frames with a folder of images, a video or a recording"
             )
 
     @property
     def most_excluded(self) -> int:
-        """How many layers may be left out of int8 for the gate's sake."""
-        return self.auto_exclude if self.auto_exclude is not None else _USUALLY_EXCLUDED if self.gate else 0
+        """Maximum number of layers to keep in high precision so that the gate passes."""
+        return self.auto_exclude if self.auto_exclude is not None else _DEFAULT_EXCLUDED if self.gate else 0
 
     @property
     def thresholds(self) -> Thresholds:
-        """The gate's, for this precision."""
-        usual = DEFAULTS[self.precision]
+        """Thresholds of the gate for this precision."""
+        default = DEFAULTS[self.precision]
         return Thresholds(
-            usual.label_agreement if self.label_agreement is None else self.label_agreement,
-            usual.quality if self.quality is None else self.quality,
+            default.label_agreement if self.label_agreement is None else self.label_agreement,
+            default.quality if self.quality is None else self.quality,
         )
 
 
 @dataclass
-class Lowered:
-    """A network in the precision asked for. ``kept`` layers that stayed higher, whatever the reason; ``gate``
-    its verdict, None for float32; ``comparison`` the figures of every frame; ``searched`` what --auto-exclude
-    tried."""
+class LoweredNetwork:
+    """A network in the requested precision.
+
+    ``kept`` are the layers in higher precision, ``gate`` is the gate's report (None for float32),
+    ``comparison`` has the figures of each frame, and ``searched`` the trials of --auto-exclude.
+    """
 
     model: onnx.ModelProto
     kept: list[str] = field(default_factory=list)
@@ -97,26 +109,27 @@ def lower(
     for_cpu: bool,
     sheet: Path | None = None,
     quiet: bool = True,
-) -> Lowered:
-    """Bring a network to a precision and judge it.
+) -> LoweredNetwork:
+    """Convert a network to a precision and compare it with float32.
 
     Args:
         model: float32 network in tfiseg's format.
         settings: the precision, frames and thresholds.
-        for_cpu: int8 for ONNX Runtime's CPU kernels; else for TensorRT, its other layers in float16.
-        sheet: where to draw the worst frames.
-        quiet: no progress bars.
+        for_cpu: int8 for ONNX Runtime's CPU kernels; else for TensorRT, with the other layers in float16.
+        sheet: path of a picture of the worst frames.
+        quiet: show no progress bars.
 
     Returns:
-        The network; ``gate["passed"]`` says whether it may be delivered.
+        The network; ``gate["passed"]`` states whether it is accurate enough.
 
     Raises:
-        InputError: settings that don't fit the network. SourceError: no frames there. ModelError: the network
-            can't be lowered.
+        InputError: the settings don't fit the network.
+        SourceError: the source has no frames.
+        ModelError: the network can't be converted.
     """
     model = Network(model).model
     if settings.precision == "fp32":
-        return Lowered(model)
+        return LoweredNetwork(model)
     calibration_part, gate_part = _frames(settings, quiet)
     if settings.precision == "fp16":
         kept = _high(model, settings)
@@ -126,7 +139,7 @@ def lower(
                 for name in overflowing(model, calibration_part.part(0, _RANGE_FRAMES))
                 if name not in kept
             ]
-        lowered = Lowered(to_fp16(model, kept))
+        lowered = LoweredNetwork(to_fp16(model, kept))
     else:
         assert calibration_part is not None
         lowered = _to_int8(model, settings, for_cpu, calibration_part, gate_part or calibration_part, quiet)
@@ -141,7 +154,7 @@ def lower(
 
 
 def _frames(settings: PrecisionSettings, quiet: bool) -> tuple[FrameSample | None, FrameSample | None]:
-    """Frames to calibrate on and others for the gate; where there are few, a third goes to the gate."""
+    """Return frames for calibration and other frames for the gate."""
     if settings.frames is None:
         return None, None
     wanted = settings.calibration_frames + (settings.gate_frames if settings.gate else 0)
@@ -165,33 +178,34 @@ def _to_int8(
     frames: FrameSample,
     judged_on: FrameSample,
     quiet: bool,
-) -> Lowered:
+) -> LoweredNetwork:
     scheme = Scheme(signed=not for_cpu)
     calibration: Calibration = calibrate(model, frames, settings.method, settings.cache, quiet)
     kept = list(dict.fromkeys([*edge_layers(Network(model)), *_high(model, settings)]))
 
     def made(excluded: list[str]) -> onnx.ModelProto:
-        quantised = quantise(model, calibration, [*kept, *excluded], scheme)
+        quantized = quantize(model, calibration, [*kept, *excluded], scheme)
         if for_cpu:
-            return quantised
-        return to_fp16(quantised, overflowing(quantised, frames.part(0, _RANGE_FRAMES)))
+            return quantized
+        return to_fp16(quantized, overflowing(quantized, frames.part(0, _RANGE_FRAMES)))
 
     if not settings.most_excluded:
-        return Lowered(made([]))
-    made_so_far: dict[int, Lowered] = {}
+        return LoweredNetwork(made([]))
+    made_so_far: dict[int, LoweredNetwork] = {}
 
     def rank() -> list[tuple[str, float]]:
-        _say(quiet, "int8 throughout fails the gate: looking for the layers that cost most")
+        _say(quiet, "int8 in all layers fails the gate: ranking layers by the accuracy that they lose")
         return rank_layers(model, calibration, frames.part(0, _RANKING_FRAMES), scheme, kept, quiet)
 
     def judge(excluded: list[str]) -> dict[str, Any]:
         lowered = made(excluded)
-        comparison = _compared(model, lowered, judged_on, quiet)
-        made_so_far[len(excluded)] = Lowered(lowered, comparison=comparison)
-        found = verdict(comparison, settings.thresholds)
+        comparison = _compare_with_float32(model, lowered, judged_on, quiet)
+        made_so_far[len(excluded)] = LoweredNetwork(lowered, comparison=comparison)
+        found = gate_report(comparison, settings.thresholds)
         _say(
             quiet,
-            f"{len(excluded)} layers left out: {found['label_agreement']:.2f}% of labels, PQ {found['PQ']:.1f}",
+            f"{len(excluded)} layers in high precision: {found['label_agreement']:.2f}% of labels, PQ "
+            f"{found['PQ']:.1f}",
         )
         return found
 
@@ -203,19 +217,19 @@ def _to_int8(
 
 def _judge(
     model: onnx.ModelProto,
-    lowered: Lowered,
+    lowered: LoweredNetwork,
     settings: PrecisionSettings,
     frames: FrameSample,
     sheet: Path | None,
     quiet: bool,
 ) -> None:
     if lowered.comparison is None:
-        lowered.comparison = _compared(model, lowered.model, frames, quiet)
+        lowered.comparison = _compare_with_float32(model, lowered.model, frames, quiet)
     if sheet is not None:
-        with _both(model, lowered.model) as (reference, candidate):
+        with _segmenters(model, lowered.model) as (reference, candidate):
             worst_sheet(reference, candidate, frames, lowered.comparison, sheet)
-    found = verdict(lowered.comparison, settings.thresholds)
-    if not found["passed"]:  # how much of it is the scenes' own doing?
+    found = gate_report(lowered.comparison, settings.thresholds)
+    if not found["passed"]:  # how much of it would noise in the frames explain?
         with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
             found["noise_floor"] = noise_floor(_segmenter(model, Path(folder, "fp32.onnx")), frames, quiet)
     lowered.gate = {
@@ -227,15 +241,15 @@ def _judge(
     }
 
 
-def _compared(
+def _compare_with_float32(
     model: onnx.ModelProto, lowered: onnx.ModelProto, frames: FrameSample, quiet: bool
 ) -> Comparison:
-    with _both(model, lowered) as (reference, candidate):
+    with _segmenters(model, lowered) as (reference, candidate):
         return compare(reference, candidate, frames, frames.names, quiet)
 
 
 @contextmanager
-def _both(model: onnx.ModelProto, lowered: onnx.ModelProto) -> Iterator[tuple[Segmenter, Segmenter]]:
+def _segmenters(model: onnx.ModelProto, lowered: onnx.ModelProto) -> Iterator[tuple[Segmenter, Segmenter]]:
     with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
         yield _segmenter(model, Path(folder, "fp32.onnx")), _segmenter(lowered, Path(folder, "lowered.onnx"))
 

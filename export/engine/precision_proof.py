@@ -1,10 +1,10 @@
-"""Precision is proved, not assumed: what each convolution and matrix product of an engine computes in, from
-every witness there is.
+"""Prove the precision of each convolution and matrix product of an engine.
 
-Three witnesses: the network as TensorRT has parsed it, the builder's own report of the layers it made, and
-the engine inspector where a GPU lets the engine be loaded. The first says what was asked, the other two what
-was made of it. They do differ: with a scale of shape (1,) in place of a scalar, TensorRT-RTX 1.7 takes a Q/DQ
-network, builds float kernels, and says nothing.
+There are three witnesses: the network as parsed by TensorRT, the builder's report of its layers, and, if a
+GPU can load the engine, the engine inspector. The first shows the request, the others show the result. They
+can
+differ: with a scale of shape (1,) instead of a scalar, TensorRT-RTX 1.7 accepts a Q/DQ network and silently
+builds float kernels.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ _ORDER = ("int8", "fp16", "fp32")
 
 @dataclass
 class LayerReport:
-    """The builder's log: what it wrote of its layers, and its errors."""
+    """The builder's log: its layer messages and its errors."""
 
     messages: list[str] = field(default_factory=list)
     _wrong: list[str] = field(default_factory=list)
 
     def add(self, severity: int, message: str) -> None:
-        """Take in a line; 0 and 1 are errors."""
+        """Add a message; severities 0 and 1 are errors."""
         if severity <= 1:
             self._wrong.append(message.strip())
         elif message.startswith(_LAYERS):
             self.messages.append(message)
 
     def errors(self) -> str:
-        """The errors so far, in one line."""
+        """Return the errors so far, in one line."""
         return "; ".join(dict.fromkeys(self._wrong))
 
 
 def read_log(messages: Collection[str]) -> dict[str, str]:
-    """Precision by ONNX node from the builder's "Layers:" messages (profiling verbosity DETAILED)."""
+    """Read the precision of ONNX nodes from the builder's "Layers:" messages (profiling verbosity
+    DETAILED)."""
     found: dict[str, str] = {}
     for line in (line for message in messages for line in message.splitlines()):
         kind, metadata = re.search(r"LayerType: (\w+)", line), re.search(r"Metadata: (.*)", line)
@@ -54,7 +55,7 @@ def read_log(messages: Collection[str]) -> dict[str, str]:
 
 
 def read_inspector(text: str) -> dict[str, str]:
-    """Precision by ONNX node from the engine inspector's JSON."""
+    """Read the precision of ONNX nodes from the engine inspector's JSON."""
     found: dict[str, str] = {}
     for layer in json.loads(text).get("Layers", []):
         if isinstance(layer, dict) and str(layer.get("LayerType", "")).lower() not in _POINTWISE:
@@ -67,45 +68,46 @@ def read_inspector(text: str) -> dict[str, str]:
 
 
 def _note(found: dict[str, str], metadata: str, kinds: Collection[str]) -> None:
-    """One made layer: all ONNX nodes that went into it compute in the type of its first input."""
+    """Note a layer of the engine: all its ONNX nodes compute in the type of its first input."""
     precisions = [_TYPES[kind.lower()] for kind in kinds if kind.lower() in _TYPES]
     for name in re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata):
         if precisions:
-            # a node may have left its pointwise part in another layer: the lowest is its own
+            # the pointwise part of a node may be in another layer: the lowest precision counts
             found[name] = min(precisions[0], found.get(name, "fp32"), key=_ORDER.index)
 
 
 def prove(expected: Mapping[str, str], witnesses: Mapping[str, Mapping[str, str]]) -> dict[str, object]:
-    """Hold what is wanted of every layer against every witness.
+    """Compare the expected precision of every layer with every witness.
 
     Args:
-        expected: precision by ONNX node name, of the convolutions and matrix products, as the graph asks for
-            it.
-        witnesses: from ``Built``.
+        expected: precision of the convolutions and matrix products in the graph, by ONNX node name.
+        witnesses: from ``BuiltPlan``.
 
     Returns:
-        ``layers``: how many in fp32, fp16, int8, by the best witness; ``proved_by``: per witness how many
-        layers it spoke of.
+        ``layers``: number of layers in fp32, fp16 and int8; ``proved_by``: number of layers that each witness
+        names.
 
     Raises:
-        EngineError: a witness contradicts, or none speaks of a layer.
+        EngineError: a witness contradicts, or no witness names a layer.
     """
     silent = [name for name in expected if not any(name in found for found in witnesses.values())]
     if silent or not witnesses:
         raise EngineError(
-            f"no witness says what {len(silent)} of {len(expected)} layers compute in: {', '.join(silent[:5])}"
+            f"no witness names the precision of {len(silent)} of {len(expected)} layers: "
+            f"{', '.join(silent[:5])}"
         )
     for witness, found in witnesses.items():
         wrong = {
-            name: found[name] for name, wanted in expected.items() if name in found and found[name] != wanted
+            name: found[name] for name, kind in expected.items() if name in found and found[name] != kind
         }
         if wrong:
             some = ", ".join(
-                f"{name} is {got}, wanted {expected[name]}" for name, got in list(wrong.items())[:5]
+                f"{name} is {got}, expected {expected[name]}" for name, got in list(wrong.items())[:5]
             )
             raise EngineError(
-                f"the engine is not what was asked for: by the {witness}, {len(wrong)} of {len(expected)} layers compute in another "
-                f"precision ({some}). No engine was written"
+                f"by the {witness}, {len(wrong)} of {len(expected)} layers compute in another precision "
+                f"({some}). "
+                "No engine was written"
             )
     counts = Counter(expected.values())
     return {

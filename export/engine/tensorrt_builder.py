@@ -1,8 +1,6 @@
-"""A network into a TensorRT plan: parsed strongly typed, built, and what the builder said of its layers kept
-as evidence.
+"""Build a TensorRT plan from a strongly typed network and keep the builder's layer report.
 
-The calls are those that TensorRT 10.3, 11 and TensorRT-RTX 1.7 share; what only some have is asked for by
-name.
+The code uses calls that TensorRT 10.3, TensorRT 11 and TensorRT-RTX 1.7 share, and looks others up by name.
 """
 
 from __future__ import annotations
@@ -27,15 +25,15 @@ from .tensorrt_flavours import Flavour
 if TYPE_CHECKING:
     import tensorrt as trt
 else:
-    trt = None  # both flavours have one API: build_plan() puts the one that was asked for here
+    trt = None  # all flavours share one API: build_plan() assigns the requested one
 
 FRAME = "frame"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Sizes of the input ``frame`` that an engine takes: (H, W) smallest, best and largest, at most ``batch``
-    frames per call."""
+    """Frame sizes (H, W) that an engine accepts: smallest, best and largest; up to ``batch`` frames per
+    call."""
 
     min_hw: tuple[int, int] = (240, 320)
     opt_hw: tuple[int, int] = (480, 640)
@@ -46,19 +44,19 @@ class Profile:
         order = all(a <= b <= c for a, b, c in zip(self.min_hw, self.opt_hw, self.max_hw, strict=True))
         if not order or min(*self.min_hw, self.batch) < 1:
             raise InputError(
-                f"frame sizes must rise from smallest over best to largest, got {self.min_hw}, {self.opt_hw}, {self.max_hw}"
+                f"frame sizes must rise from smallest to best to largest, got {self.min_hw}, {self.opt_hw}, "
+                f"{self.max_hw}"
             )
 
     def inputs(self) -> dict[str, list[list[int]]]:
-        """Smallest, best and largest shape of each input."""
+        """Return the smallest, best and largest shape of each input."""
         sizes = ((1, self.min_hw), (self.batch, self.opt_hw), (self.batch, self.max_hw))
         return {FRAME: [[batch, *hw, 3] for batch, hw in sizes]}
 
 
 @dataclass(frozen=True)
 class ViewProfile(Profile):
-    """How many views of ``view_px`` an engine of the instance network takes per call: 1 to ``batch``,
-    ``usual`` fastest."""
+    """Views that an engine of the instance network accepts per call: 1 to ``batch``, fastest at ``usual``."""
 
     view_px: int = field(kw_only=True)
     usual: int = 8
@@ -71,14 +69,23 @@ class ViewProfile(Profile):
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How to build. ``portable``: for other GPUs of the same kind and newer TensorRT;
-    ``compute_capabilities`` like "8.6": RTX only. ``operator``: the clustering plugin in TensorRT's engines;
-    without it they give class logits, and the C API clusters behind them."""
+    """How to build an engine.
+
+    Args:
+        profile: frame sizes.
+        workspace_mib: maximum scratch memory in MiB.
+        timing_cache: file to read and update.
+        optimization_level: 0..5.
+        portable: for newer TensorRT versions and other GPUs from Ampere on.
+        compute_capabilities: e.g. "8.6"; TensorRT-RTX only.
+        tf32: let fp32 layers use TF32.
+        operator: include the clustering plugin; without it an engine outputs class logits.
+        plugin: path of the plugin library."""
 
     profile: Profile = field(default_factory=Profile)
     workspace_mib: int | None = None
     timing_cache: Path | None = None
-    optimisation_level: int | None = None
+    optimization_level: int | None = None
     portable: bool = False
     compute_capabilities: tuple[str, ...] = ()
     tf32: bool = False
@@ -87,31 +94,30 @@ class BuildSettings:
 
 
 @dataclass
-class Built:
-    """A plan, and the precision of its convolutions and matrix products by ONNX node name ("fp32", "fp16",
-    "int8"), per witness."""
+class BuiltPlan:
+    """A plan and, for each witness, the precision of its layers by ONNX node name."""
 
     plan: bytes
     witnesses: dict[str, dict[str, str]]
     seconds: float
 
 
-def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool = True) -> Built:
+def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool = True) -> BuiltPlan:
     """Build a plan.
 
     Args:
-        model: ONNX with the input ``frame``; precision as it stands in the graph.
-        kind: with which TensorRT.
-        settings: shapes and modes; ``settings.plugin`` must be loaded already.
-        quiet: no progress bar.
+        model: ONNX network with the precision in its graph.
+        kind: the TensorRT to build with.
+        settings: shapes and modes; ``settings.plugin`` must be loaded.
+        quiet: show no progress bar.
 
     Raises:
-        InputError: settings that this TensorRT hasn't.
-        EngineError: it can't read the network or can't build it; its own words are in the message.
+        InputError: this TensorRT doesn't support a setting.
+        EngineError: TensorRT can't read or build the network; the message quotes it.
     """
     if settings.portable and not kind.takes_plugins:
         raise InputError(
-            "--portable is for --target tensorrt: a TensorRT-RTX engine is compiled to the end on the GPU that loads it"
+            "--portable is for --target tensorrt: TensorRT-RTX finishes an engine on the GPU that loads it"
         )
     globals()["trt"] = kind.module
     began = time.perf_counter()
@@ -120,7 +126,7 @@ def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool
     builder = trt.Builder(logger)
     typed = getattr(
         trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
-    )  # TensorRT 11 knows no other networks
+    )  # TensorRT 11 has no other networks
     network = builder.create_network(1 << int(typed) if typed is not None else 0)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
@@ -134,14 +140,14 @@ def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(
-            f"{kind.name} {kind.version} can't build the engine: {report.errors() or 'it gave no reason'}"
+            f"{kind.name} {kind.version} can't build the engine: {report.errors() or 'no reason given'}"
         )
     if settings.timing_cache is not None and kind.takes_plugins:
         write_whole(settings.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
     witnesses |= {"builder's layer report": read_log(report.messages)}
     content = bytes(memoryview(plan))
     witnesses |= {"engine inspector": _inspected(logger, content)}
-    return Built(
+    return BuiltPlan(
         content, {name: found for name, found in witnesses.items() if found}, time.perf_counter() - began
     )
 
@@ -158,7 +164,7 @@ def _logger(report: LayerReport) -> trt.ILogger:
 
 
 def _parser_errors(parser: trt.OnnxParser, report: LayerReport) -> str:
-    said = []
+    errors = []
     for k in range(parser.num_errors):
         error = parser.get_error(k)
         node = (
@@ -167,10 +173,10 @@ def _parser_errors(parser: trt.OnnxParser, report: LayerReport) -> str:
             else f"node {error.node()}"
         )
         text = error.desc().strip()
-        said.append(
-            f"{node}: {'this operator is not supported' if text in ('', 'false') or 'Plugin not found' in text else text}"
-        )
-    return "; ".join(said) or report.errors() or "it gave no reason"
+        if text in ("", "false") or "Plugin not found" in text:
+            text = "this operator is not supported"
+        errors.append(f"{node}: {text}")
+    return "; ".join(errors) or report.errors() or "no reason given"
 
 
 def _configure(
@@ -184,19 +190,19 @@ def _configure(
     wanted = shapes.inputs()
     names = [network.get_input(k).name for k in range(network.num_inputs)]
     if sorted(names) != sorted(wanted):
-        raise EngineError(f"the network has the inputs {', '.join(names)}; wanted {', '.join(wanted)}")
+        raise EngineError(f"the network has the inputs {', '.join(names)}; expected {', '.join(wanted)}")
     for name, sizes in wanted.items():
         profile.set_shape(name, *(trt.Dims(size) for size in sizes))
     if config.add_optimization_profile(profile) < 0:
-        raise EngineError(f"{kind.name} doesn't take the shapes {shapes}")
+        raise EngineError(f"{kind.name} doesn't accept the shapes {shapes}")
     config.profiling_verbosity = (
         trt.ProfilingVerbosity.DETAILED
-    )  # without it no layer says what it computes in
+    )  # otherwise layers don't state their precision
     if settings.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
-    if settings.optimisation_level is not None:
-        config.builder_optimization_level = settings.optimisation_level
-    if not settings.tf32:  # float32 that was asked for is float32
+    if settings.optimization_level is not None:
+        config.builder_optimization_level = settings.optimization_level
+    if not settings.tf32:  # fp32 layers compute in float32
         config.clear_flag(trt.BuilderFlag.TF32)
     if (
         settings.timing_cache is not None and kind.takes_plugins
@@ -214,7 +220,9 @@ def _configure(
 
 def _set_capabilities(config: Any, capabilities: Sequence[str], kind: Flavour) -> None:
     if not hasattr(config, "set_compute_capability"):
-        raise EngineError(f"{kind.name} builds for the GPU at hand: --compute-capability is for --target rtx")
+        raise EngineError(
+            f"{kind.name} builds for this machine's GPU; --compute-capability is for --target rtx"
+        )
     known = {
         f"{name[2:-1]}.{name[-1]}": name
         for name in dir(kind.module.ComputeCapability)
@@ -225,7 +233,8 @@ def _set_capabilities(config: Any, capabilities: Sequence[str], kind: Flavour) -
     for k, text in enumerate(capabilities):
         if text not in known:
             raise InputError(
-                f"{kind.name} {kind.version} knows no compute capability {text!r}: wanted one of {', '.join(known)}"
+                f"{kind.name} {kind.version} has no compute capability {text!r}: expected one of "
+                f"{', '.join(known)}"
             )
         config.set_compute_capability(getattr(kind.module.ComputeCapability, known[text]), k)
 
@@ -236,7 +245,7 @@ def _progress(config: trt.IBuilderConfig, quiet: bool) -> AbstractContextManager
     bar = tqdm(desc="building", unit="step", file=sys.stderr, leave=False)
 
     class Monitor(trt.IProgressMonitor):
-        """The outermost phase's steps are few and uneven: the bar counts all steps and names the phase."""
+        """Counts the steps of all phases, because the outermost phase has few and uneven steps."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -257,7 +266,7 @@ def _progress(config: trt.IBuilderConfig, quiet: bool) -> AbstractContextManager
 
 
 def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
-    """Operand types of every convolution and matrix product of the network as TensorRT has read it."""
+    """Return the operand type of each convolution and matrix product of the parsed network."""
     makers: dict[str, trt.ILayer] = {}
     for k in range(network.num_layers):
         layer = network.get_layer(k)
@@ -272,7 +281,7 @@ def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
             operands = [
                 t for t in (layer.get_input(j) for j in range(min(2, layer.num_inputs))) if t is not None
             ]
-            pairs = [_dequantises(makers, t) for t in operands]
+            pairs = [_dequantizes(makers, t) for t in operands]
             precision = (
                 "int8"
                 if len(operands) == 2 and all(pairs)
@@ -282,8 +291,8 @@ def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
     return found
 
 
-def _dequantises(makers: Mapping[str, trt.ILayer], tensor: trt.ITensor) -> bool:
-    """Does a tensor come out of a dequantise layer (weights: perhaps transposed after it)?"""
+def _dequantizes(makers: Mapping[str, trt.ILayer], tensor: trt.ITensor) -> bool:
+    """Return whether a tensor is the output of a dequantize layer, possibly transposed after it."""
     layer = makers.get(tensor.name)
     if layer is not None and layer.type == trt.LayerType.SHUFFLE:
         layer = makers.get(layer.get_input(0).name)
@@ -291,7 +300,7 @@ def _dequantises(makers: Mapping[str, trt.ILayer], tensor: trt.ITensor) -> bool:
 
 
 def _inspected(logger: trt.ILogger, plan: bytes) -> dict[str, str]:
-    """What the inspector says of the plan, where a GPU lets it be deserialised; else nothing."""
+    """Return the inspector's precisions of a plan; empty without a GPU to deserialize it."""
     if not _has_gpu():
         return {}
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
@@ -306,8 +315,8 @@ def _has_gpu() -> bool:
     return this_machine().gpu is not None
 
 
-def built_from(source: Path, command: str, precision: str) -> dict[str, Any]:
-    """What an engine is built from, for its record; the shapes join it."""
+def source_record(source: Path, command: str, precision: str) -> dict[str, Any]:
+    """Return what an engine is built from, for its record; shapes are added later."""
     return {
         "onnx": source.name,
         "onnx_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
@@ -316,16 +325,16 @@ def built_from(source: Path, command: str, precision: str) -> dict[str, Any]:
     }
 
 
-def shapes_of(settings: BuildSettings) -> dict[str, Any]:
-    """The profile, for an engine's record."""
+def shapes_record(settings: BuildSettings) -> dict[str, Any]:
+    """Return the profile, for an engine's record."""
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in vars(settings.profile).items()
     }
 
 
-def built_with(kind: Flavour, settings: BuildSettings) -> dict[str, Any]:
-    """What an engine is built with, for its record."""
+def toolchain_record(kind: Flavour, settings: BuildSettings) -> dict[str, Any]:
+    """Return what an engine is built with, for its record."""
     machine = this_machine()
     capabilities = list(settings.compute_capabilities)
     if kind.takes_plugins and machine.compute_capability:

@@ -1,5 +1,4 @@
-"""TensorRT 10.3 to 11 and TensorRT-RTX 1.7: one API under two names, found, named and versioned in one
-place."""
+"""Find the installed TensorRT (10.3 to 11) or TensorRT-RTX (1.7), which share one API."""
 
 from __future__ import annotations
 
@@ -16,8 +15,9 @@ MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 
 @dataclass(frozen=True)
 class Flavour:
-    """An installed TensorRT. ``target`` "tensorrt" or "rtx"; ``name`` as engine files have it; only the first
-    takes plugins."""
+    """An installed TensorRT.
+
+    ``target`` is "tensorrt" or "rtx"; ``name`` is the name in engine records."""
 
     target: str
     module: ModuleType
@@ -32,15 +32,16 @@ class Flavour:
 
     @property
     def takes_plugins(self) -> bool:
-        """TensorRT-RTX has no plugins in networks: its parser ends the process on such a node."""
+        """Whether networks can have plugins; TensorRT-RTX's parser ends the process on such a node."""
         return self.target == "tensorrt"
 
 
 def flavour(target: str) -> Flavour:
-    """The installed TensorRT of a target, "auto" for whichever is there.
+    """Return the installed TensorRT of a target; "auto": the first one that is installed.
 
     Raises:
-        MissingDependencyError: it isn't installed, with what installs it. InputError: no such target.
+        MissingDependencyError: it isn't installed; the message names the command that installs it.
+        InputError: the target is unknown.
     """
     if target == "auto":
         for one in TARGETS:
@@ -50,21 +51,27 @@ def flavour(target: str) -> Flavour:
                 continue
         raise MissingDependencyError(f"no TensorRT is installed. {_how('tensorrt')}; {_how('rtx')}")
     if target not in TARGETS:
-        raise InputError(f"no target {target!r}: wanted one of {', '.join(TARGETS)}")
+        raise InputError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
     try:
         module = importlib.import_module(MODULES[target])
     except (ImportError, OSError) as missing:  # OSError: a wheel whose libraries don't load here
         raise MissingDependencyError(
             f"{MODULES[target]} can't be imported ({missing}). {_how(target)}"
         ) from missing
-    if not hasattr(module, "Builder"):  # the type checker's stubs leave an empty package behind
-        raise MissingDependencyError(f"{MODULES[target]} is only a shell without the library. {_how(target)}")
+    if not hasattr(module, "Builder"):  # type stubs leave an empty package
+        raise MissingDependencyError(f"{MODULES[target]} is a package without the library. {_how(target)}")
     return Flavour(target, module)
 
 
 def _how(target: str) -> str:
     if target == "rtx":
         if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-            return f"TensorRT-RTX has no wheel for {platform.system()} on {platform.machine()}: build on Linux x86-64"
+            return (
+                f"TensorRT-RTX has no wheel for {platform.system()} on {platform.machine()}: build on "
+                f"Linux x86-64"
+            )
         return 'TensorRT-RTX (desktop RTX GPUs; builds without a GPU): pip install ".[rtx]" in the repository'
-    return "TensorRT (Jetson, data centre, desktop): on a Jetson it comes with JetPack (python3-libnvinfer), elsewhere pip install tensorrt"
+    return (
+        "TensorRT (Jetson, data center, desktop): on a Jetson it comes with JetPack (python3-libnvinfer), "
+        "elsewhere `pip install tensorrt`"
+    )

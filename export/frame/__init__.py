@@ -1,2 +1,1 @@
-"""Frame mode: instance heads on a semantic network's own features, taught by the instance network; one pass
-for everything."""
+"""Instance heads on a semantic network's features: classes and instances in one pass."""

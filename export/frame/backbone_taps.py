@@ -1,8 +1,7 @@
-"""Where the instance heads take their features from a semantic network: one tensor of each stride, found by
-running it once.
+"""Find the tensors of a semantic network that feed the instance heads: one per stride.
 
-Any network in tfiseg's format will do; nothing is known of its layers' names. Its weights are not touched, so
-its class maps stay what they are, bit for bit.
+It works for any network in tfiseg's format, by running it once, without names of layers. The weights are not
+changed, so class maps stay identical bit for bit.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from onnx import TensorProto, helper
 from ...errors import ModelError
 from ...runtime.networks.onnx_runtime import start_session
 
-INPUT = "image"  # what the preprocessing gives (frame_graph.py)
+INPUT = "image"  # result of the preprocessing (frame_graph.py)
 _FINEST, _COARSEST = 4, 32  # strides of interest
-_LEAST_CHANNELS = 8
+_MIN_CHANNELS = 8
 _FRAME_HW = (288, 384)
 _SLACK = 1.5  # between strides, which double
 
@@ -37,12 +36,13 @@ class Tap:
 
 
 def find_taps(model: onnx.ModelProto) -> list[Tap]:
-    """Taps of a network in tfiseg's format, fine to coarse: of each stride from 4 to 32 the encoder's last
-    tensor, then the decoder's last before the logits, where its stride is 4. Which tensors have which size is
-    seen by running it.
+    """Find the taps of a network in tfiseg's format, fine to coarse.
+
+    They are the encoder's last tensor of each stride from 4 to 32, then the decoder's last tensor before the
+    logits if its stride is 4. Sizes are measured by running the network.
 
     Raises:
-        ModelError: the network has no features at stride 4, or no preprocessing of ours.
+        ModelError: the network has no features at stride 4, or no preprocessing of tfiseg.
     """
     shapes = _shapes(model)
     if INPUT not in shapes:
@@ -57,17 +57,17 @@ def find_taps(model: onnx.ModelProto) -> list[Tap]:
     for name in names:
         deepest = max(deepest, stride_of[name])
         stride = round(2.0 ** round(np.log2(stride_of[name])))
-        encodes = stride_of[name] > deepest / _SLACK  # on the way down: of the deepest stride seen so far
+        encodes = stride_of[name] > deepest / _SLACK  # encoder: at the deepest stride so far
         fits = (
             abs(stride_of[name] - stride) < 0.1 * stride
             and _FINEST <= stride <= _COARSEST
-            and shapes[name][1] >= _LEAST_CHANNELS
+            and shapes[name][1] >= _MIN_CHANNELS
         )
         if encodes and fits:
             last[stride] = name
     if _FINEST not in last:
         raise ModelError(
-            "the network has no features at stride 4: its instances can't be told at one pass; use refine='components'"
+            "the network has no features at stride 4, which instance heads need; use refine='components'"
         )
     taps = [Tap(name, shapes[name][1], stride) for stride, name in sorted(last.items())]
     decoder = [
@@ -75,15 +75,14 @@ def find_taps(model: onnx.ModelProto) -> list[Tap]:
         for n in names
         if at[n] > max(at[t.name] for t in taps) and shapes[n][2:] == shapes[taps[0].name][2:]
     ]
-    decoder = [n for n in decoder if shapes[n][1] >= _LEAST_CHANNELS and shapes[n][1] != logits[1]]
+    decoder = [n for n in decoder if shapes[n][1] >= _MIN_CHANNELS and shapes[n][1] != logits[1]]
     if decoder:
         taps.append(Tap(decoder[-1], shapes[decoder[-1]][1], _FINEST))
     return taps
 
 
 def _from_image(model: onnx.ModelProto) -> list[str]:
-    """What depends on the picture, in the graph's order; weights, which may be results of nodes as well,
-    don't."""
+    """Return the tensors that depend on the image, in the graph's order."""
     known, found = {INPUT}, []
     for node in model.graph.node:
         if known & set(node.input):
@@ -93,7 +92,7 @@ def _from_image(model: onnx.ModelProto) -> list[str]:
 
 
 def _with_outputs(model: onnx.ModelProto, taps: Sequence[Tap]) -> onnx.ModelProto:
-    """The network with its taps as further outputs."""
+    """Return the network with its taps as additional outputs."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     there = {o.name for o in tapped.graph.output}
@@ -109,13 +108,14 @@ def session_of(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
 
 
 class FeatureReader:
-    """A network's features at its taps, by ONNX Runtime. The session is opened when it is first needed, by
-    each process for itself: it doesn't survive a fork.
+    """Computes a network's features at its taps with ONNX Runtime.
+
+    Each process opens the session on first use, because a session doesn't survive a fork.
 
     Args:
         model: the network.
         taps: see ``find_taps``.
-        others: names of further outputs that come first.
+        others: names of additional outputs, which come first.
         threads: CPU threads; 0 = ONNX Runtime's own choice.
     """
 
@@ -128,7 +128,7 @@ class FeatureReader:
         self._session: Any = None
 
     def __call__(self, image: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Of a picture uint8 (H, W, 3) BGR: float32 (1, C, h, w) each."""
+        """Return the features of an image uint8 (H, W, 3) BGR: float32 (1, C, h, w) each."""
         if self._session is None:
             self._session = session_of(self._model, self._threads)
         values: list[NDArray[np.float32]] = self._session.run(self._names, {"frame": image[None]})
@@ -136,7 +136,7 @@ class FeatureReader:
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shape of every node's result, in the graph's order, at a blank frame."""
+    """Return the shape of every node's result for a blank frame, in the graph's order."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     names = [name for node in tapped.graph.node for name in node.output if name]

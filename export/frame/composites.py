@@ -1,5 +1,4 @@
-"""Pictures to teach frame mode: photos whose instances the instance network told, and further objects pasted
-into them."""
+"""Composites to train instance heads: photos with instances of the instance network, plus pasted objects."""
 
 from __future__ import annotations
 
@@ -15,20 +14,19 @@ from ..instance.composites import Composer, photographed
 from ..instance.teacher import Told, single_objects
 from ..instance.train import held_pictures, split_bank
 
-ALIKE = 8  # so many composites in a row have one size: a batch
+SAME_SIZE = 8  # consecutive composites of one size: a batch
 _SIZES_HW = ((288, 384), (384, 288))
-_PASTED = 0.6  # share of pictures that get further objects
+_PASTED = 0.6  # share of images with pasted objects
 _OCCLUDED = 0.25
-_OWN_CLASS = 0.6  # of pasted objects: the class of something that the picture shows
-_LEAST_WINDOW = 0.5  # of the picture that is shown
+_OWN_CLASS = 0.6  # share of pasted objects whose class the image shows
+_MIN_WINDOW = 0.5  # share of the image that is shown
 
 Label = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Material:
-    """What composites are made of: a bank and the instances of its pictures; some pictures and their objects
-    are kept apart."""
+    """Material of composites: a bank and the instances of its images, with some images held out."""
 
     used: Bank
     held: Bank
@@ -45,22 +43,25 @@ class Material:
 
 @dataclass(frozen=True)
 class FrameComposite:
-    """``image`` uint8 (H, W, 3) BGR; ``owner`` int32 (H, W), the object of each pixel, 0 = none or unknown;
-    ``class_id`` int32 (n,)."""
+    """A composite.
+
+    ``image`` is uint8 (H, W, 3) BGR; ``owner`` int32 (H, W) is the object of each pixel, 0 = none or unknown;
+    ``class_id`` is int32 (n,)."""
 
     image: NDArray[np.uint8]
     owner: Label
     class_id: NDArray[np.int32]
 
     def at(self, size_hw: tuple[int, int]) -> tuple[Label, NDArray[np.int32]]:
-        """Owner and class of each cell of a grid (h, w), 0 = none."""
+        """Return owner and class of each cell of a grid (h, w); 0 = none."""
         owner = np.asarray(cv2.resize(self.owner, size_hw[::-1], interpolation=cv2.INTER_NEAREST), np.int32)
         return owner, np.concatenate([[0], self.class_id])[owner].astype(np.int32)
 
 
 def material_of(bank: Bank, told: Sequence[Told], held_out: float, seed: int) -> Material:
-    """Single objects of a bank and its pictures, some kept apart; where there are too few pictures, the same
-    on both sides."""
+    """Split single objects and images of a bank into used and held-out ones.
+
+    With too few images, both parts are the same."""
     used, held = split_bank(single_objects(bank, told), held_out, seed)
     apart = held_pictures(bank, held_out, seed)
     if used is held:
@@ -70,13 +71,13 @@ def material_of(bank: Bank, told: Sequence[Told], held_out: float, seed: int) ->
 
 
 class FrameComposer:
-    """Composites by number, as ``Composer``'s; eight in a row are landscape, the next eight portrait.
+    """Draws composites by number: eight in landscape format, then eight in portrait format.
 
     Args:
-        bank: objects to paste, and all pictures.
-        told: instances of each picture.
-        pictures: numbers of those to show.
-        seed: of everything drawn.
+        bank: objects to paste, and all images.
+        told: instances of each image.
+        pictures: numbers of the images to show.
+        seed: random seed.
     """
 
     def __init__(self, bank: Bank, told: Sequence[Told], pictures: Sequence[int], seed: int) -> None:
@@ -89,7 +90,7 @@ class FrameComposer:
 
     def __call__(self, number: int) -> FrameComposite:
         rng = np.random.default_rng([self.seed, number])
-        size_hw = _SIZES_HW[number // ALIKE % 2]
+        size_hw = _SIZES_HW[number // SAME_SIZE % 2]
         while True:
             composite = self._draw(size_hw, rng)
             if composite is not None:
@@ -114,7 +115,7 @@ class FrameComposer:
             classes += [class_id] * (int(label.max()) - len(classes))
             if rng.random() < _OCCLUDED and label.any():
                 self._composer.occlude(canvas, label, class_id, size, rng)
-                np.maximum(label, 0, out=label)  # what is in front is no object
+                np.maximum(label, 0, out=label)  # occluders are not objects
         if not label.any():
             return None
         image = photographed(canvas, rng)
@@ -123,11 +124,11 @@ class FrameComposer:
     def _window(
         self, index: int, size_hw: tuple[int, int], rng: np.random.Generator
     ) -> tuple[NDArray[np.float32], Label]:
-        """A part of a picture, of the canvas's shape, enlarged or shrunk to it; half of them mirrored."""
+        """Return a random part of an image, scaled to the canvas; half of the parts are mirrored."""
         picture, told = self.bank.pictures[index], self.told[index]
         h, w = picture.semantic.shape
         height, width = size_hw
-        share = rng.uniform(_LEAST_WINDOW, 1.0)
+        share = rng.uniform(_MIN_WINDOW, 1.0)
         stretch = float(np.exp(rng.normal(0, 0.08)))
         side = share * min(h / height, w / width * stretch)
         window_h, window_w = (

@@ -1,4 +1,4 @@
-"""A contact sheet of what frame mode learns from."""
+"""Contact sheet of the training data of instance heads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CELL_HW = (180, 240)
 
 
 def frame_sheet(composer: FrameComposer, path: Path) -> None:
-    """Composites, each beside its objects in colours; writes a JPEG. Raises InputError if it can't."""
+    """Write composites next to their colored objects as a JPEG; raises InputError if it can't."""
     cells = []
     for number in range(_SHOWN):
         composite = composer(number)

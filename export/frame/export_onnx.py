@@ -1,5 +1,4 @@
-"""A semantic network with instance heads as one ONNX model in tfiseg's format: logits, affinity and boundary
-from one pass."""
+"""Export a semantic network with instance heads as one ONNX model in tfiseg's format."""
 
 from __future__ import annotations
 
@@ -20,22 +19,23 @@ from ...errors import ModelError
 from ...plugins.settings import AFFINITY_OFFSETS, SHARPEN
 from ...runtime.networks.model_info import METADATA_KEY, weights_digest
 from ...runtime.networks.model_variants import HEADS_PREFIX, WITHOUT_HEADS
-from ..half_weights import stored_as_half
-from ..model_file import check_difference, rounded, written_whole
+from ..half_weights import store_as_half
+from ..model_file import check_difference, round_to_float32, write_whole_model
 from ..onnx_import.agreement import check_frames
 from ..onnx_import.onnx_network import with_opset
 from .backbone_taps import FeatureReader, Tap, session_of
 from .heads import InstanceHeads
 
-OPSET = 18  # or the network's own, where that is newer
-_MOST_ROWS = 128
-# cells of the logits for one of the heads: outlines and necks of small objects show between the heads' cells
+OPSET = 18  # or the network's own, if it is newer
+_MAX_ROWS = 128
+# cells of the logits per cell of the heads: outlines and necks of small objects need the finer grid
 FINER = 2
 
 
 class _Probabilities(torch.nn.Module):
-    """From features to affinity and boundary in [0, 1]. Displacement only helps to learn: regions come from
-    the masks' shapes."""
+    """Computes affinity and boundary in [0, 1] from features.
+
+    Displacement is for training only: regions come from the masks' shapes."""
 
     def __init__(self, heads: InstanceHeads) -> None:
         super().__init__()
@@ -63,14 +63,14 @@ def export_frame(
         model: the semantic network in tfiseg's format; its own part is not changed.
         taps, heads: see ``find_taps`` and ``train_frame``.
         output: NAME.onnx, written whole or not at all.
-        rules: "merge" and "part", of these heads (``rule_fitting.py``); None: the mean affinity decides, and there is
-            no second look.
-        photos: whatever ``open_source`` takes, for the check; default: 4 synthetic frames.
-        training_data: a sentence for the metadata: what the heads were trained on.
-        min_area: pixels of the smallest objects that they are for; None: any.
+        rules: "merge" and "part" rules of these heads (``rule_fitting.py``); None: the mean affinity decides,
+            without a second pass.
+        photos: source of photos for the check, see ``open_source``; default: 4 synthetic frames.
+        training_data: sentence for the metadata on the training data of the heads.
+        min_area: minimum area in pixels of the objects that they are for; None: any.
 
     Returns:
-        bytes, the largest difference of a probability from torch, the metadata.
+        Size in bytes, largest difference of a probability from torch's, and metadata.
 
     Raises:
         ModelError: probabilities differ by more than 0.02 from torch, or the logits from the network's own.
@@ -78,7 +78,7 @@ def export_frame(
     opset = max(OPSET, *(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")))
     base = with_opset(model, opset)
     frames = [image for _, image in check_frames(photos)]
-    whole = _assembled(base, taps, _head_graph(heads, taps, base, opset))
+    whole = _append_heads(base, taps, _head_graph(heads, taps, base, opset))
     metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
     own = {key: metadata[key] for key in ("stride", "clustering", "weights_sha256") if key in metadata}
     metadata |= {
@@ -94,14 +94,14 @@ def export_frame(
         "affinity_stride": FINER,
     }
     metadata["clustering"]["sharpen"] = SHARPEN
-    metadata["clustering"].pop("score_rule", None)  # of instances that were found in another way
-    metadata["clustering"] |= {f"{name}_rule": rounded(rule) for name, rule in (rules or {}).items()}
+    metadata["clustering"].pop("score_rule", None)  # it is for instances that are found without heads
+    metadata["clustering"] |= {f"{name}_rule": round_to_float32(rule) for name, rule in (rules or {}).items()}
     if min_area is not None:
         metadata["clustering"]["min_area"] = min_area
     metadata["weights_sha256"] = weights_digest(whole.graph.initializer)
     del whole.metadata_props[:]
     helper.set_model_props(whole, {METADATA_KEY: json.dumps(metadata)})
-    with written_whole(whole, output) as part:
+    with write_whole_model(whole, output) as part:
         difference = _difference(base, taps, heads, part, frames)
         check_difference(difference)
     return {"bytes": output.stat().st_size, "largest_difference": round(difference, 5), "metadata": metadata}
@@ -110,7 +110,7 @@ def export_frame(
 def _head_graph(
     heads: InstanceHeads, taps: Sequence[Tap], model: onnx.ModelProto, opset: int
 ) -> onnx.GraphProto:
-    """The heads' part; sizes are dynamic where the network's are."""
+    """Export the heads; their sizes are dynamic if the network's are."""
     wide = np.zeros((256, 384, 3), np.uint8)
     features_of = FeatureReader(model, taps)
     at_two_sizes = [features_of(wide), features_of(np.ascontiguousarray(wide[:, :256]))]
@@ -118,14 +118,15 @@ def _head_graph(
     shapes: Any = None
     if any(a.shape != b.shape for a, b in zip(*at_two_sizes, strict=True)):
         coarsest = example[[t.stride for t in taps].index(max(t.stride for t in taps))].shape[2:]
-        rows, columns = (torch.export.Dim(name, min=1, max=_MOST_ROWS) for name in ("rows", "columns"))
-        times = [[side // least for side, least in zip(f.shape[2:], coarsest, strict=True)] for f in example]
+        rows, columns = (torch.export.Dim(name, min=1, max=_MAX_ROWS) for name in ("rows", "columns"))
+        times = [[side // base for side, base in zip(f.shape[2:], coarsest, strict=True)] for f in example]
         if any(
             tuple(f.shape[2:]) != tuple(k * c for k, c in zip(t, coarsest, strict=True))
             for f, t in zip(example, times, strict=True)
         ):
             raise ModelError(
-                "the network's features are no whole multiples of one another: export it with one fixed size"
+                "the sizes of the network's features aren't multiples of each other: export it with one "
+                "fixed size"
             )
         shapes = (
             tuple(
@@ -146,12 +147,12 @@ def _head_graph(
     assert program is not None
     simple, sound = onnxsim.simplify(program.model_proto)
     if not sound:
-        raise ModelError("onnxsim changed what the heads compute: export with another onnxsim version")
+        raise ModelError("onnxsim changed the heads' result: use another version of onnxsim")
     return simple.graph
 
 
-def _assembled(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphProto) -> onnx.ModelProto:
-    """The network's graph with the heads' behind it; logits and boundary have twice the heads' grid."""
+def _append_heads(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphProto) -> onnx.ModelProto:
+    """Append the heads to the network's graph; logits and boundary have twice the heads' grid."""
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
     kept = {t.name for t in taps} | {"affinity", "boundary"}
@@ -159,7 +160,7 @@ def _assembled(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphPro
     def named(name: str) -> str:
         return name if name in kept or not name else HEADS_PREFIX + name
 
-    casts, weights = stored_as_half(heads.initializer)
+    casts, weights = store_as_half(heads.initializer)
     for tensor in weights:
         tensor.name = named(tensor.name)
     for k, node in enumerate([*casts, *heads.node]):
@@ -179,8 +180,7 @@ def _assembled(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphPro
 
 
 def _scale(whole: onnx.ModelProto) -> None:
-    """Logits and boundary at ``FINER`` cells for one of the heads: logits interpolated, the boundary
-    repeated."""
+    """Scale logits (interpolated) and boundary (repeated) to ``FINER`` cells per cell of the heads."""
     coarse = {name: f"{HEADS_PREFIX}coarse_{name}" for name in ("logits", "boundary")}
     for node in whole.graph.node:
         for names in (node.input, node.output):
@@ -227,13 +227,14 @@ def _difference(
     path: Path,
     frames: Sequence[NDArray[np.uint8]],
 ) -> float:
-    """The largest difference of a probability between torch on the network's own features and the model in
-    the file."""
-    whole, most = session_of(path), 0.0
+    """Return the largest difference of a probability between torch and the written model."""
+    whole, largest = session_of(path), 0.0
     torch_heads, features_of = _Probabilities(heads), FeatureReader(model, taps)
     for frame in frames:
         theirs = whole.run(["affinity", "boundary"], {"frame": frame[None]})
         ours = torch_heads(*(torch.from_numpy(f) for f in features_of(frame)))
         theirs[1] = theirs[1][:, :, ::FINER, ::FINER]
-        most = max(most, *(float(np.abs(a.numpy() - b).max()) for a, b in zip(ours, theirs, strict=True)))
-    return most
+        largest = max(
+            largest, *(float(np.abs(a.numpy() - b).max()) for a, b in zip(ours, theirs, strict=True))
+        )
+    return largest

@@ -1,5 +1,4 @@
-"""The instance heads of frame mode: a light pyramid over a semantic network's features; displacement,
-affinities and boundary out."""
+"""Instance heads: a light feature pyramid that predicts displacement, affinities and boundary."""
 
 from __future__ import annotations
 
@@ -17,8 +16,9 @@ HEADS = {"displacement": 2, "affinity": len(AFFINITY_OFFSETS), "boundary": 1}
 
 
 class InstanceHeads(nn.Module):
-    """``forward(*features)``: one tensor (N, C, h, w) per tap, fine to coarse, further ones at the finest
-    stride last.
+    """``forward(*features)`` takes a tensor (N, C, h, w) per tap, fine to coarse.
+
+    Additional tensors at the finest stride come last.
 
     Returns:
         displacement (N, 2, h, w), (dy, dx) in units of 8 cells; affinity (N, A, h, w) and boundary (N, 1, h,
@@ -29,7 +29,7 @@ class InstanceHeads(nn.Module):
         super().__init__()
         strides = sorted({t.stride for t in taps})
         self._level = [strides.index(t.stride) for t in taps]
-        # features come as they are, some unbounded: brought to one scale by what training sees
+        # features may be unbounded: batch normalization scales them
         self.lateral = nn.ModuleList(
             nn.Sequential(nn.BatchNorm2d(t.channels), nn.Conv2d(t.channels, channels, 1)) for t in taps
         )

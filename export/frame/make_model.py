@@ -1,5 +1,4 @@
-"""From a semantic network, pictures and class maps to one model with instance heads: teach, fit the rules,
-export."""
+"""Add instance heads to a semantic network: train them, fit the rules, export the model."""
 
 from __future__ import annotations
 
@@ -39,20 +38,24 @@ def make_frame_model(
 ) -> dict[str, Any]:
     """Add instance heads to a semantic network and write ``output``.
 
-    Heads that ``model`` has already are replaced. Their objects are as small as their teacher's.
+    Existing heads of ``model`` are replaced. The minimum area of objects is the teacher's.
 
     Args:
         model: semantic network in tfiseg's format.
-        images, semantic, confidence, more: see ``load_pictures``; class ids are the model's.
-        checkpoint: written as training goes on, and resumed from.
+        images, semantic, confidence, more: see ``load_pictures``; with the model's class ids.
+        checkpoint: written during training; an existing one is resumed.
         output: NAME.onnx, written whole or not at all.
-        recipe: of the training.
+        recipe: settings of the training.
         instance_model: the teacher; default: the instance network that comes with tfiseg.
-        rule_composites: composites that the merge rules are fitted on.
+        rule_composites: number of composites to fit the merge rules on.
         sheets: folder for pictures of composites.
+        workers: processes that make composites.
+        threads: CPU threads of torch.
+        training_data: sentence for the metadata.
+        quiet: show no progress bars.
 
     Returns:
-        What ``export_frame`` returns, and the rules' held-out errors.
+        The report of ``export_frame``, and the rules' held-out errors.
 
     Raises:
         ModelError: ``model`` is not in tfiseg's format, or has no features at stride 4.
@@ -67,7 +70,7 @@ def make_frame_model(
     material = material_of(typical(bank), told, recipe.held_out, recipe.seed)
     if sheets is not None:
         frame_sheet(material.composer(recipe.seed), sheets / "frames.jpg")
-        say(f"look at {sheets}/frames.jpg: one colour for each object?")
+        say(f"check {sheets}/frames.jpg: each object should have one color")
     heads = train_frame(material, network, taps, checkpoint, recipe, workers, threads, quiet)
     part = output.with_name(f"{output.stem}.unruled.onnx")
     try:

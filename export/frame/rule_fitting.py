@@ -1,6 +1,7 @@
-"""The rules of frame mode, fitted on composites as the semantic network itself segments them: whether two
-regions of a component are one object ("merge"), and the same of what boundaries leave of it, for the
-operator's second look ("part")."""
+"""Fit the rules of instance heads on composites that the semantic network segments.
+
+The "merge" rule decides whether two regions of a component are one object. The "part" rule decides the same
+in the operator's second pass, on the parts between boundaries."""
 
 from __future__ import annotations
 
@@ -18,18 +19,24 @@ from ..instance.rule_fitting import Fit, OfComponent, calm, fit_rule, merges_of,
 from .composites import FrameComposer
 from .export_onnx import FINER
 
-_LONE_WEIGHTS = 3.0, 15.0  # of "merge", "part": photos show lone objects more often than composites do
-_LEAST_CELLS = 24  # smaller components say nothing
+_LONE_WEIGHTS = 3.0, 15.0  # of "merge", "part": photos show single objects more often than composites do
+_MIN_CELLS = 24  # smaller components are not used
 
 
 def fit_frame_rules(
     composer: FrameComposer, model: Path, count: int, seed: int = 0, quiet: bool = False
 ) -> dict[str, Fit]:
-    """Fit the rules of a network with heads on ``count`` composites of pictures that training kept apart.
+    """Fit the rules of a network with heads on composites of held-out images.
 
     Args:
-        composer: makes them.
-        model: what ``export_frame`` wrote, as yet without rules.
+        composer: makes the composites.
+        model: written by ``export_frame``, without rules.
+        count: number of composites.
+        seed: random seed.
+        quiet: show no progress bar.
+
+    Returns:
+        Fits by name: "merge" and "part".
     """
     session, rng = OnnxSession(model), np.random.default_rng(seed)
     merges: list[OfComponent] = []
@@ -43,7 +50,7 @@ def fit_frame_rules(
             its = (class_map == class_id).astype(np.uint8)
             truth = np.where(class_of == class_id, owner, 0).astype(np.int32)
             for samples, problem in ((merges, _problem), (parts, _parted_problem)):
-                samples += merges_of(its, truth, partial(problem, maps=maps), rng, _LEAST_CELLS, 0.0)
+                samples += merges_of(its, truth, partial(problem, maps=maps), rng, _MIN_CELLS, 0.0)
     weights = zip(("merge", "part"), (merges, parts), _LONE_WEIGHTS, strict=True)
     return {name: fit_rule(weighed(samples, weight), seed) for name, samples, weight in weights}
 

@@ -24,7 +24,7 @@ from ..instance.network import STRIDE
 from ..instance.targets import UNKNOWN, loss_of, pairs_told, targets_of
 from ..training import HELD_SEED, descend, learning_rate, load_checkpoint, save_checkpoint, say
 from .backbone_taps import FeatureReader, Tap
-from .composites import ALIKE, FrameComposer, FrameComposite, Material
+from .composites import SAME_SIZE, FrameComposer, FrameComposite, Material
 from .heads import InstanceHeads
 
 _CHECKPOINT_EVERY = 200
@@ -165,7 +165,7 @@ def train_frame(
             state = {"kind": "frame", "network": heads.state_dict(), "optimiser": optimiser.state_dict()}
             save_checkpoint(checkpoint, state | {"average": average, "step": step, "recipe": asdict(recipe)})
         if step % (4 * _CHECKPOINT_EVERY) == 0 or step == recipe.steps:
-            scores = validate(_averaged(average, taps), validation, ALIKE)
+            scores = validate(_averaged(average, taps), validation, SAME_SIZE)
             minutes = (time.monotonic() - began) / 60
             say(
                 f"step {step}: "

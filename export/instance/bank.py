@@ -187,7 +187,8 @@ def build_bank(
     objects = objects_in(pictures, single, long_side_px)
     if not any(o.whole for o in objects):
         raise InputError(
-            f"{semantic}: no class map holds a component that could be one whole object (at least {_LEAST_AREA_PX} px, solid, uncut by "
+            f"{semantic}: no class map holds a component that could be one whole object (at least "
+            f"{_LEAST_AREA_PX} px, solid, uncut by "
             "the picture's edge): composites can't be made of it"
         )
     return Bank(pictures, objects)
@@ -235,4 +236,7 @@ def bank_summary(bank: Bank) -> str:
     """One line: how many objects of which class."""
     count = Counter(o.class_id for o in bank.objects if o.whole)
     classes = ", ".join(f"{c}: {n}" for c, n in sorted(count.items()))
-    return f"{len(bank.objects)} objects in {len(bank.pictures)} pictures, {sum(count.values())} of them whole (class: objects {classes})"
+    return (
+        f"{len(bank.objects)} objects in {len(bank.pictures)} pictures, {sum(count.values())} of them "
+        f"whole (class: objects {classes})"
+    )

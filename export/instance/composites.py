@@ -4,7 +4,8 @@ construction.
 Three kinds: an object alone in its own picture (so that the network learns not to split) or a group that an
 earlier network split, that picture with further objects of its class pasted in, and objects pasted on a
 picture without their class; some are cells, drawn from nothing. The mask is then spoilt as networks spoil
-masks (``mask_noise.py``), and the composite is looked at through a view (``runtime/refine/view.py``), as at run time.
+masks (``mask_noise.py``), and the composite is looked at through a view (``runtime/refine/view.py``), as at
+run time.
 """
 
 from __future__ import annotations

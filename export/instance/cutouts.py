@@ -181,7 +181,8 @@ def write_cutouts(
         raise InputError(f"there is no folder {images}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(
-            f"{output} is not an empty folder: what stands there would mix with new cutouts; remove it, or name another"
+            f"{output} is not an empty folder: what stands there would mix with new cutouts; remove it, or "
+            f"name another"
         )
     if confidence is not None and semantic is None:
         raise InputError("--confidence says how sure --semantic is: give both")

@@ -21,8 +21,8 @@ from ...runtime.networks.instance_session import ANY_SIDE, INSTANCE_FORMAT
 from ...runtime.networks.model_info import METADATA_KEY, weights_digest
 from ...runtime.networks.open_session import open_instance_session
 from ..frame_graph import MODEL_IR_VERSION
-from ..half_weights import stored_as_half
-from ..model_file import check_difference, rounded, written_whole
+from ..half_weights import store_as_half
+from ..model_file import check_difference, round_to_float32, write_whole_model
 from .network import DISPLACEMENT_UNIT_PX, STRIDE, InstanceNetwork, outline_px
 from .split_concat import part_convolutions
 from .train import load_start, to_input
@@ -73,8 +73,8 @@ def export_instance(
         network: trained.
         output: NAME.onnx, written whole or not at all.
         view_px: side of its views: what it was trained with.
-        rules: learned merge rules by name ("merge", "part", "join"), see ``rule_fitting.py``; they belong to these
-            weights.
+        rules: learned merge rules by name ("merge", "part", "join"), see ``rule_fitting.py``; they belong to
+            these weights.
         training_data, licence: sentences for the model's metadata.
         outlines: whether it draws them: whether they were taught.
         min_area: pixels of the smallest objects that it is for; None: any.
@@ -111,7 +111,7 @@ def export_instance(
     if not sound:
         raise ModelError("onnxsim changed what the network computes: export with another onnxsim version")
     part_convolutions(model)
-    casts, weights = stored_as_half(model.graph.initializer)
+    casts, weights = store_as_half(model.graph.initializer)
     graph = helper.make_graph(
         [*casts, *model.graph.node], "tfiseg-instance", model.graph.input, model.graph.output, weights
     )
@@ -124,7 +124,7 @@ def export_instance(
         "outline_px": outline_px(view_px),
         "stride": STRIDE,
         "affinity_offsets": [list(o) for o in AFFINITY_OFFSETS],
-        "rules": {name: rounded(values) for name, values in rules.items()},
+        "rules": {name: round_to_float32(values) for name, values in rules.items()},
         "training_data": training_data,
         "licence": licence,
         "weights_sha256": weights_digest(weights),
@@ -135,7 +135,7 @@ def export_instance(
         },
     }
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
-    with written_whole(model, output) as part:
+    with write_whole_model(model, output) as part:
         difference = _difference(whole, part, views, masks)
         check_difference(difference)
     return {"bytes": output.stat().st_size, "largest_difference": round(difference, 5), "metadata": metadata}

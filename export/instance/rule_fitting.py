@@ -4,7 +4,8 @@ apart.
 - *merge*: whether two touching regions of a component are one object: shape of the neck, mean affinity, mean
   boundary;
 - *part*: the same of what boundaries leave of it, for the operator's second look (plugins/csrc/parts.h);
-- *join*: whether two pieces of different components are one object behind something (runtime/refine/join_rule.py).
+- *join*: whether two pieces of different components are one object behind something
+(runtime/refine/join_rule.py).
 
 They are small networks, averaged over several fits; they belong to one set of weights and travel in its model
 file. Nothing here sees an evaluation picture.
@@ -73,9 +74,9 @@ def fit_rules(
     lone_odds: float | None = None,
 ) -> dict[str, Fit]:
     """Fit "merge", "part" and "join" on ``count`` composites of objects kept apart, as the network ``infer``
-    (views of ``view_px``, masks -> maps) sees them, for class maps of such ``lone_odds`` (``teacher.py``; None:
-    photos'). Bold rules first, on a quarter: objects that they split, half of which are groups, would teach
-    to leave groups whole."""
+    (views of ``view_px``, masks -> maps) sees them, for class maps of such ``lone_odds`` (``teacher.py``;
+    None: photos'). Bold rules first, on a quarter: objects that they split, half of which are groups, would
+    teach to leave groups whole."""
     bold = bold_rules(held, composite_seed, infer, view_px, -(-count // 4), seed, quiet)
     single = Composer(without_split(held, infer, view_px, bold), composite_seed, view_px)
     merges, parts, joins = _samples(single, infer, count, seed, quiet)

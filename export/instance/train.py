@@ -63,7 +63,8 @@ class InstanceRecipe:
     def __post_init__(self) -> None:
         if self.view_px < SIDE_MULTIPLE or self.view_px % SIDE_MULTIPLE:
             raise InputError(
-                f"views must be a multiple of {SIDE_MULTIPLE} px a side, the network's coarsest stride, got {self.view_px}"
+                f"views must be a multiple of {SIDE_MULTIPLE} px a side, the network's coarsest stride, got "
+                f"{self.view_px}"
             )
         if not 0 < self.learning_rate < 1:
             raise InputError(f"the learning rate must lie between 0 and 1, got {self.learning_rate}")
@@ -218,7 +219,8 @@ def banks_of(
     bold = bold_rules(held, held_seed(recipe) + 1, infer, its_px, bold_composites, recipe.seed, quiet)
     single = without_split(used, infer, its_px, bold)
     say(
-        f"{len(used.objects) - len(single.objects)} of {len(used.objects)} objects could be groups and are left out"
+        f"{len(used.objects) - len(single.objects)} of {len(used.objects)} objects could be groups and are "
+        f"left out"
     )
     return Banks(single, held, odds)
 
@@ -281,7 +283,8 @@ def train_instance(
         if recipe.clean_at and step == clean_at and not dropped:
             dropped = groups_in(banks.used, _averaged(average, device), recipe.view_px, quiet)
             say(
-                f"step {step}: {len(dropped)} of {len(banks.used.objects)} objects look like groups and are dropped"
+                f"step {step}: {len(dropped)} of {len(banks.used.objects)} objects look like groups and are "
+                f"dropped"
             )
         end = clean_at if step < clean_at else recipe.steps
         composites = CompositeSet(

@@ -1,8 +1,8 @@
-"""Fit the rule that decides whether a neck lies inside one object, on composites of single objects' shapes.
+"""Fit the rule that decides whether a neck lies inside one object, on composites of object shapes.
 
-Writes plugins/csrc/neck_rule.h, which the native operator and the numpy reference both read. Run it in the
-repository as ``python -m tfiseg.export.neck.rule --images DIR --semantic DIR --confidence DIR`` (needs torch;
-about ten minutes on two cores).
+It writes plugins/csrc/neck_rule.h for the native operator and the numpy reference. Run it in the repository
+as ``python -m tfiseg.export.neck.rule --images DIR --semantic DIR --confidence DIR`` (needs torch; about ten
+minutes on two cores).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ...plugins.neck import Edges, Regions, neck_features, union
 from ...plugins.problem import problem_of
 from .composites import Shape, composite, shape_bank
 
-MEMBERS, HIDDEN = 4, 16  # networks that are averaged, hidden units of each: one fit alone scatters by 2 PQ
-_SIDES_PX = (96, 128, 192, 256, 320, 448, 512)  # grids of all sizes: stride-4 logits as well as full pictures
-_MIN_PURITY = 0.6  # regions that belong to no object by this share teach nothing
+MEMBERS, HIDDEN = 4, 16  # averaged networks, hidden units of each: single fits vary by 2 PQ
+_SIDES_PX = (96, 128, 192, 256, 320, 448, 512)  # grid sizes from stride-4 logits to full images
+_MIN_PURITY = 0.6  # regions with a smaller share of one object are not used
 HELD_OUT = 0.1
 _CHUNK = 250  # composites per task of a worker process
 
@@ -35,8 +35,10 @@ Graph = tuple[NDArray[np.int32], Regions, Edges]
 
 
 def neck_samples(truth: NDArray[np.int32], rng: np.random.Generator) -> Samples:
-    """Necks met while the regions of a composite merge as they should: features (m, 13), same object (m,),
-    weight (m,)."""
+    """Collect necks while the regions of a composite merge correctly.
+
+    Returns:
+        Features (m, 13), same object (m,), weight (m,)."""
     return merge_samples(region_graph(problem_of((truth > 0).astype(np.uint8))), truth, neck_features, 0, rng)
 
 
@@ -47,8 +49,17 @@ def merge_samples(
     leading: int,
     rng: np.random.Generator,
 ) -> Samples:
-    """Pairs of regions met while a graph merges as the truth (int32 (h, w), 0 and below = no object) says,
-    those with most of feature ``leading`` first: features (m, f), same object (m,), weight (m,)."""
+    """Collect pairs of regions while a graph merges as in the truth.
+
+    Args:
+        graph: region map, regions and edges.
+        truth: object of each pixel, int32 (h, w); 0 and below = no object.
+        features_of: features of edges.
+        leading: feature by which pairs are merged, largest first.
+        rng: random numbers.
+
+    Returns:
+        Features (m, f), same object (m,), weight (m,)."""
     region_map, regions, edges = graph
     truth = np.maximum(truth, 0)
     n = len(regions)
@@ -65,7 +76,7 @@ def merge_samples(
         smaller = np.minimum(regions[edges[:, 0], 0], regions[edges[:, 1], 0])
         size = counts.sum(0)[
             np.where(one, owner[edges[:, 0]], 0)
-        ]  # of the object that a wrong cut would break
+        ]  # size of the object that a wrong cut would split
         small_owner = np.where(
             regions[edges[:, 0], 0] <= regions[edges[:, 1], 0], owner[edges[:, 0]], owner[edges[:, 1]]
         )
@@ -77,27 +88,25 @@ def merge_samples(
         true_edges = np.flatnonzero(one)
         if not len(true_edges):
             break
-        # one merge at a time near the best neck, in a random order close to that of the rule: states of all
-        # stages
+        # merge one pair at a time, in a random order close to the rule's, to get states of all stages
         order = x[true_edges, leading] + rng.normal(0, 0.15, len(true_edges))
         a, b = edges[true_edges[order.argmax()], :2]
         regions, edges, counts = _merge(regions, edges, counts, int(a), int(b))
     if not features:
         return features_of(regions, edges[:0]), np.zeros(0), np.zeros(0)
     f, s, w = np.concatenate(features), np.concatenate(same), np.concatenate(weight)
-    # a composite counts once, however many necks and stages it has
+    # each composite has the same weight, regardless of its number of necks
     return f, s, w / max(1.0, len(w) ** 0.5)
 
 
 def cost_of_cut(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What cutting off a share of an object costs in PQ: a false positive, and from a third on the object's
-    own match."""
+    """Return the PQ cost of cutting off a share of an object: a false positive, and from a third on its
+    match."""
     return 0.5 + 1.5 * np.clip((share - 0.1) / 0.3, 0, 1)
 
 
 def cost_of_merge(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What merging a share of an object with another costs: its match, if the share is most of it; else
-    little."""
+    """Return the PQ cost of merging a share of an object with another: high if the share is most of it."""
     return 0.2 + 1.3 * np.clip((share - 0.2) / 0.4, 0, 1)
 
 
@@ -125,10 +134,10 @@ def _collect_chunk(task: tuple[Sequence[Shape], int, list[int]]) -> Samples:
     bank, count, seed = task
     rng = np.random.default_rng(seed)
     parts = [neck_samples(composite(bank, rng, int(rng.choice(_SIDES_PX))), rng) for _ in range(count)]
-    return _joined(parts)
+    return _concatenate(parts)
 
 
-def _joined(parts: Sequence[Samples]) -> Samples:
+def _concatenate(parts: Sequence[Samples]) -> Samples:
     return (
         np.concatenate([p[0] for p in parts]),
         np.concatenate([p[1] for p in parts]),
@@ -137,10 +146,10 @@ def _joined(parts: Sequence[Samples]) -> Samples:
 
 
 def collect(bank: Sequence[Shape], count: int, seed: int, workers: int = 1) -> Samples:
-    """Samples of ``count`` composites, deterministic by seed whatever the number of worker processes."""
+    """Collect samples of ``count`` composites; they depend on the seed, not on the number of workers."""
     tasks = [(bank, min(_CHUNK, count - k), [seed, k]) for k in range(0, count, _CHUNK)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        return _joined(
+        return _concatenate(
             list(tqdm(pool.imap(_collect_chunk, tasks), total=len(tasks), desc=f"composites, {_CHUNK} each"))
         )
 
@@ -148,11 +157,13 @@ def collect(bank: Sequence[Shape], count: int, seed: int, workers: int = 1) -> S
 def fit_member(
     samples: Samples, hidden: int = HIDDEN, seed: int = 0, steps: int = 5000
 ) -> tuple[torch.nn.Sequential, float]:
-    """A features -> hidden -> 1 ReLU network on the features as they are (their scaling is folded in);
-    returns it and the held-out loss."""
+    """Fit a network features -> hidden -> 1 with ReLU; feature scaling is folded into its weights.
+
+    Returns:
+        The network and its held-out loss."""
     torch.manual_seed(seed)
     x, y, w = (torch.from_numpy(s).float() for s in samples)
-    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)  # a feature may never vary
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)  # a feature may be constant
     net = torch.nn.Sequential(
         torch.nn.Linear(x.shape[1], hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 1)
     )
@@ -183,8 +194,10 @@ def fit(samples: Samples, seed: int = 0, steps: int = 5000) -> tuple[torch.nn.Se
 def fit_members(
     samples: Samples, hidden: int, members: int, seed: int, steps: int
 ) -> tuple[torch.nn.Sequential, float]:
-    """The mean of several fits, written as one wide network; returns it and the members' mean held-out
-    loss."""
+    """Average several fits into one wide network.
+
+    Returns:
+        The network and the mean held-out loss of its members."""
     fits = [fit_member(samples, hidden, seed=seed + k, steps=steps) for k in tqdm(range(members), desc="fit")]
     nets = [net for net, _ in fits]
     whole = torch.nn.Sequential(
@@ -207,7 +220,7 @@ def _loss(logit: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor
 
 
 def header_text(net: torch.nn.Sequential, composites: int, seed: int) -> str:
-    """neck_rule.h: the weights, in the 9 digits that a float32 needs to be read back exactly."""
+    """Return the text of neck_rule.h, with weights in the 9 digits that a float32 needs."""
     w1, b1, w2, b2 = (
         p.detach().double().numpy() for p in (net[0].weight, net[0].bias, net[2].weight, net[2].bias)
     )
@@ -216,8 +229,8 @@ def header_text(net: torch.nn.Sequential, composites: int, seed: int) -> str:
         return "{" + ", ".join(f"{v:.9g}" for v in values) + "}"
 
     lines = ",\n    ".join(row(r) for r in w1)
-    return f"""// Written by export/neck/rule.py ({composites} composites, seed {seed}): do not edit. Read by merge.h, once for the CPU and
-// once for the GPU (TFISEG_TABLE says where tables lie), and by reference.py.
+    return f"""// Written by export/neck/rule.py ({composites} composites, seed {seed}): do not edit.
+// Read by merge.h, for the CPU and for the GPU (TFISEG_TABLE: where tables lie), and by reference.py.
 constexpr int kNeckFeatures = {w1.shape[1]};
 constexpr int kNeckHidden = {w1.shape[0]};
 TFISEG_TABLE float kNeckHiddenWeight[kNeckHidden][kNeckFeatures] = {{
@@ -244,7 +257,8 @@ def main() -> None:
     net, held_loss = fit(samples, seed=args.seed)
     args.out.write_text(header_text(net, args.composites, args.seed))
     print(
-        f"{len(bank)} shapes, {len(samples[0])} necks ({samples[1].mean():.0%} inside one object), held-out loss {held_loss:.4f}"
+        f"{len(bank)} shapes, {len(samples[0])} necks ({samples[1].mean():.0%} inside one object), held-out "
+        f"loss {held_loss:.4f}"
     )
 
 

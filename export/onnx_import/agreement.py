@@ -1,5 +1,6 @@
-"""Does an exported network name the same classes as the original? Pixels are prepared here anew, by OpenCV
-and numpy, not by the graph."""
+"""Check that an exported network predicts the same classes as the original.
+
+The original's input is prepared by OpenCV and numpy, independently of the exported graph."""
 
 from __future__ import annotations
 
@@ -28,13 +29,16 @@ Labels = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """``least`` and ``mean`` share of pixels with the same label over ``photos`` photos; the least is that of
-    ``worst``.
+    """Share of pixels with the same label, over several photos.
 
-    ``labels`` counts the different labels that were seen: with one alone, agreement proves little.
+    Args:
+        minimum, mean: over the photos.
+        photos: number of photos.
+        worst: name of the photo with the minimum.
+        labels: number of different labels in the photos; with only one, agreement proves little.
     """
 
-    least: float
+    minimum: float
     mean: float
     photos: int
     worst: str
@@ -42,8 +46,7 @@ class Agreement:
 
 
 def check_frames(photos: str | Path | None) -> Sequence[tuple[str, NDArray[np.uint8]]] | Frames:
-    """Up to 24 frames of a folder, video or any other source, or 4 synthetic ones: (name, uint8 (H, W, 3)
-    BGR)."""
+    """Return up to 24 frames of a source, or 4 synthetic ones: (name, uint8 (H, W, 3) BGR)."""
     if photos is None:
         cameras = (SyntheticCamera(size_hw, people=2 + k, seed=k) for k, size_hw in enumerate(_SYNTHETIC_HW))
         return [(f"synthetic {k}", next(iter(camera)).image) for k, camera in enumerate(cameras)]
@@ -51,7 +54,7 @@ def check_frames(photos: str | Path | None) -> Sequence[tuple[str, NDArray[np.ui
 
 
 class Frames:
-    """A sample of a source, decoded when asked for."""
+    """A sample of a source, decoded on access."""
 
     def __init__(self, source: str | Path) -> None:
         self._sample = sample_frames(source, PHOTOS)
@@ -64,7 +67,10 @@ class Frames:
 
 
 def network_input(image: NDArray[np.uint8], size_hw: tuple[int, int], pixels: PixelFormat) -> NDArray[Any]:
-    """A frame uint8 (H, W, 3) BGR as a network wants it: (1, 3, h, w) or (1, h, w, 3), float32 or uint8."""
+    """Prepare a frame uint8 (H, W, 3) BGR for a network.
+
+    Returns:
+        float32 or uint8, (1, 3, h, w) or (1, h, w, 3)."""
     h, w = size_hw
     double = cv2.resize(image.astype(np.float32), (2 * w, 2 * h), interpolation=cv2.INTER_LINEAR)
     x = double.reshape(h, 2, w, 2, 3).mean((1, 3))
@@ -85,20 +91,23 @@ def labels_of(
     threshold: float = 0.0,
     corner_aligned: bool = False,
 ) -> NDArray[np.int64]:
-    """Class of every pixel, int64 (h, w), of scores per class, upsampled bilinearly.
+    """Return the class of every pixel from scores that are upsampled bilinearly.
 
     Args:
-        scores: float (1, C, h, w) or (1, h, w, C); with one channel, class 1 lies above ``threshold``; or a
-            class map.
-        size_hw: of the result; default: that of the scores.
-        class_axis: 1 or 3; 0 = there is none, and one channel; None = a class map.
+        scores: float (1, C, h, w) or (1, h, w, C), or a class map. With one channel, class 1 is above
+            ``threshold``.
+        size_hw: size of the result; default: size of the scores.
+        class_axis: 1 or 3; 0 = no class axis and one channel; None = a class map.
         corner_aligned: upsample with align_corners=True.
+
+    Returns:
+        int64 (h, w).
     """
     if class_axis is None:
         return scores.reshape([side for side in scores.shape if side > 1]).astype(np.int64)
     maps = np.moveaxis(scores, class_axis, 1)[0] if class_axis else scores
     h, w = size_hw or maps.shape[1:]
-    if corner_aligned:  # OpenCV has no such resize, and its remap knows positions to 1/32 pixel only
+    if corner_aligned:  # OpenCV has no such resize, and its remap rounds positions to 1/32 pixel
         rows, columns = (
             _corner_weights(grid, side) for grid, side in ((maps.shape[1], h), (maps.shape[2], w))
         )
@@ -118,8 +127,8 @@ def labels_of(
 
 
 def _corner_weights(grid: int, side: int) -> NDArray[np.float32]:
-    """(side, grid): linear interpolation of ``grid`` values, the first on the first of ``side`` pixels, the
-    last on the last."""
+    """Return weights (side, grid) that interpolate ``grid`` values; the outer values lie on the outer
+    pixels."""
     at = np.linspace(0, grid - 1, side)
     low = np.minimum(at.astype(int), max(grid - 2, 0))
     weights = np.zeros((side, grid), np.float32)
@@ -134,15 +143,16 @@ def compare_labels(
     """Compare two networks' labels frame by frame.
 
     Args:
-        original, exported: labels int64 (h, w) of a frame uint8 (H, W, 3) BGR.
-        frames: of ``check_frames``.
-        picture: where the frame of least agreement goes, its wrong pixels red, if that is an error.
+        original, exported: map a frame uint8 (H, W, 3) BGR to labels int64 (h, w).
+        frames: from ``check_frames``.
+        picture: path for the worst frame with wrong pixels in red; written if the check fails.
+        quiet: show no progress bar.
 
     Raises:
-        ModelError: they agree on less than 99.5 % of the pixels of a frame.
+        ModelError: the labels agree on less than 99.5 % of the pixels of a frame.
     """
     if not len(frames):
-        raise InputError("there is no photo to check the export on")
+        raise InputError("no photos to check the export on")
     shares: list[tuple[float, str]] = []
     seen: set[int] = set()
     for name, image in tqdm(frames, desc="check", unit="photo", disable=quiet):
@@ -152,13 +162,17 @@ def compare_labels(
         shares.append((float(1 - wrong.mean()), name))
         if shares[-1] == min(shares):
             worst = image, wrong
-    least, name = min(shares)
-    if least < MIN_AGREEMENT:
+    minimum, name = min(shares)
+    if minimum < MIN_AGREEMENT:
         image, wrong = worst
         small = cv2.resize(image, wrong.shape[::-1], interpolation=cv2.INTER_AREA) // 2
         small[wrong] = _WRONG
-        said = f"the exported network agrees with the original on {least:.2%} of the pixels of {name}, wanted {MIN_AGREEMENT:.1%}"
-        raise ModelError(
-            f"{said}: {picture} shows where, in red" if cv2.imwrite(str(picture), small) else said
+        message = (
+            f"the exported network agrees with the original on {minimum:.2%} of the pixels of {name}, "
+            f"expected "
+            f"{MIN_AGREEMENT:.1%}"
         )
-    return Agreement(least, float(np.mean([share for share, _ in shares])), len(shares), name, len(seen))
+        raise ModelError(
+            f"{message}: {picture} shows where, in red" if cv2.imwrite(str(picture), small) else message
+        )
+    return Agreement(minimum, float(np.mean([share for share, _ in shares])), len(shares), name, len(seen))

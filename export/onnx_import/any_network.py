@@ -1,6 +1,7 @@
-"""Any semantic network -> ``NAME.onnx`` in tfiseg's format, checked against the original on photos. All
-sources take one way: plain ONNX first, then the same import as somebody's own ONNX file. Needs onnx and
-onnxsim; torch where the network is one of torch's."""
+"""Export any semantic network as ``NAME.onnx`` in tfiseg's format, checked against the original.
+
+All sources take the same way: first to plain ONNX, then through the import of ONNX files. It needs onnx and
+onnxsim, and torch for PyTorch networks."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from ...runtime.networks.model_variants import Variant
 from ...runtime.networks.onnx_runtime import start_session
 from ...runtime.networks.onnx_session import OnnxSession
 from ...runtime.networks.session import DEFAULT_MODEL
-from ..frame_graph import PixelFormat
+from ..frame_graph import PixelFormat, check_long_side
 from .agreement import check_frames, compare_labels, labels_of, network_input
 from .class_lists import read_class_names, things_of
 from .network_tail import Tail, class_axis_of, cut_tail, logit_nodes
@@ -36,8 +37,8 @@ from .onnx_network import (
     at_fixed_size,
     attach,
     load_network,
-    recognise_input,
-    recognise_output,
+    recognize_input,
+    recognize_output,
     with_opset,
 )
 
@@ -49,19 +50,20 @@ _MAX_CLASSES = IGNORE - 1
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What a user says of a network; None: what its source says, or the default.
+    """Options of an export; None: the value of the source, or a default.
 
     Args:
-        input_size_hw: what every frame is scaled to; default: the source's own, else 512 x 512.
-        mean, std, scale, rgb: see ``PixelFormat``; default for an ONNX file: RGB in 0..1, or 0..255 where it
-            takes uint8.
-        photos: whatever ``open_source`` takes, to compare labels on; default: 4 synthetic frames.
-        class_names: name of a known list, file with one name a line, or names separated by commas.
+        input_size_hw: size that frames are scaled to; default: the source's own, else 512 x 512.
+        mean, std, scale, rgb: see ``PixelFormat``; default for an ONNX file: RGB in 0..1, or 0..255 if its
+            input is uint8.
+        photos: source of photos to compare labels on (see ``open_source``); default: 4 synthetic frames.
+        class_names: name of a known list, a file with one name per line, or names separated by commas.
         things: countable classes, names or ids separated by commas.
         training_data, licence: sentences for the model's metadata.
-        opset: of the result; default: that of an ONNX file, 18 for torch.
-        output_name: which of an ONNX file's outputs holds the classes.
-        weights: state dict for a torch network. random_weights: keep what has no weights at random.
+        opset: opset of the result; default: that of the ONNX file, 18 for PyTorch.
+        output_name: output of an ONNX file that holds the classes.
+        weights: state dict for a PyTorch network.
+        random_weights: keep random weights where the source has none.
     """
 
     input_size_hw: tuple[int, int] | None = None
@@ -82,7 +84,7 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class _Original:
-    """The network as it came: as ONNX, and run by its own library on what ``network_input`` prepared."""
+    """The original network: as ONNX, and run by its own library on the result of ``network_input``."""
 
     model: onnx.ModelProto
     run: Callable[[NDArray[Any]], NDArray[Any]]
@@ -92,14 +94,16 @@ class _Original:
 
 
 def export_default(output: Path, source: str = "default", long_side_px: int | None = None) -> dict[str, Any]:
-    """Copy a network that comes with tfiseg, so that the way from export to engine has a start.
+    """Write the network that comes with tfiseg.
 
     Args:
         output: NAME.onnx, written whole or not at all.
         source: one of ``DEFAULTS``.
         long_side_px: longer side in pixels that the network scales frames to; default: the model's own.
     """
-    with _whole(output) as part:
+    if long_side_px is not None:
+        check_long_side(long_side_px)
+    with _new_model_file(output) as part:
         part.write_bytes(Variant(DEFAULTS[source], long_side_px).read(DEFAULT_MODEL))
         info = OnnxSession(part).info
     return {
@@ -116,20 +120,21 @@ def export_any(
     """Write any semantic network in tfiseg's format.
 
     Args:
-        source: ``default``, ``default-frame``, ``torchvision:NAME``, ``smp:ARCH/ENCODER``,
+        source: ``default``, ``default-semantic``, ``torchvision:NAME``, ``smp:ARCH/ENCODER``,
             ``hf:NAME_OR_FOLDER``, ``python:module:function`` or an ONNX file.
         output: NAME.onnx, written whole or not at all.
-        quiet: no progress on stderr.
+        quiet: show no progress on stderr.
 
     Returns:
-        What was written: output, bytes, input_size_hw, pixels, opset, grid_hw, stride, class_names, things,
-        removed (operators that were cut from the end), photos, label_agreement (least over the photos),
-        label_agreement_mean, worst_photo, labels_seen (how many different ones), seconds.
+        Report: output, bytes, input_size_hw, pixels, opset, grid_hw, stride, class_names, things,
+        removed (operators removed from the end), photos, label_agreement (minimum over the photos),
+        label_agreement_mean, worst_photo, labels_seen (number of different labels), seconds.
 
     Raises:
-        InputError: an option doesn't fit. ModelError: the network can't be had, read, cut or run, or labels
-            agree on less than 99.5 % of
-        the pixels of a photo. MissingDependencyError: a package isn't there.
+        InputError: an option doesn't fit.
+        ModelError: the network can't be loaded, converted or run, or labels agree on less than 99.5 % of
+            the pixels of a photo.
+        MissingDependencyError: a package isn't installed.
     """
     if source in DEFAULTS:
         return export_default(output, source)
@@ -142,20 +147,20 @@ def export_any(
 
     frames = check_frames(options.photos)
     names = read_class_names(options.class_names) if options.class_names is not None else None
-    with _whole(output) as part:
+    with _new_model_file(output) as part:
         say(f"reading {source}")
         original = (_from_torch if is_torch(source) else _from_onnx)(source, options, names)
         model = with_opset(original.model, options.opset)
-        network = recognise_input(model)
+        network = recognize_input(model)
         if network.size_hw is None:
             network = replace(network, size_hw=options.input_size_hw or DEFAULT_SIZE_HW)
         elif options.input_size_hw not in (None, network.size_hw):
             h, w = network.size_hw
-            raise InputError(f"{source} takes pictures of {h}x{w} only: leave --input-size out")
+            raise InputError(f"{source} accepts images of {h}x{w} only; omit --input-size")
         assert network.size_hw is not None
         pixels = original.pixels
         say(f"simplifying {len(model.graph.node)} operators")
-        model = at_fixed_size(model, network, recognise_output(model, options.output_name))
+        model = at_fixed_size(model, network, recognize_output(model, options.output_name))
         tail = cut_tail(model, network)
 
         _, first = next(iter(frames))
@@ -190,8 +195,8 @@ def export_any(
         _save(model, part)
         session = OnnxSession(part)
         threshold = 0.5 if probabilities or "Sigmoid" in tail.removed else 0.0
-        # at the original's own size, where it is sure what it says; corners, if it leaves them to its user,
-        # show only in between
+        # labels are compared at the size of the original's output; only after upsampling do aligned corners
+        # matter
         own_hw = labels_of(raw, None, axis, threshold).shape
         corner_aligned = tail.corners_hw is not None and own_hw != tail.corners_hw
         compared_hw = tail.corners_hw if corner_aligned else own_hw
@@ -225,7 +230,7 @@ def export_any(
         "things": list(things),
         "removed": tail.removed,
         "photos": agreement.photos,
-        "label_agreement": agreement.least,
+        "label_agreement": agreement.minimum,
         "label_agreement_mean": agreement.mean,
         "worst_photo": agreement.worst,
         "labels_seen": agreement.labels,
@@ -238,8 +243,8 @@ def is_torch(source: str) -> bool:
 
 
 @contextmanager
-def _whole(output: Path) -> Iterator[Path]:
-    """A file to write into, which becomes ``output`` if all goes well and vanishes otherwise."""
+def _new_model_file(output: Path) -> Iterator[Path]:
+    """Yield a file to write; it becomes ``output`` if the block succeeds and is removed otherwise."""
     if output.suffix != ".onnx":
         raise InputError(f"the output {output} must be called NAME.onnx")
     with whole_file(output) as part:
@@ -253,23 +258,23 @@ def _whole(output: Path) -> Iterator[Path]:
 def _from_onnx(source: str, options: ExportSettings, names: Sequence[str] | None) -> _Original:
     if options.weights or options.random_weights:
         raise InputError(
-            "--weights and --random-weights are for networks of torch: an ONNX file brings its own"
+            "--weights and --random-weights are for PyTorch networks; an ONNX file brings its own"
         )
     model = load_network(Path(source))
-    network = recognise_input(model)
-    wanted = recognise_output(model, options.output_name)
+    network = recognize_input(model)
+    output = recognize_output(model, options.output_name)
     session = start_session(Path(source))
     half = session.get_inputs()[0].type == "tensor(float16)"
     if network.uint8 and any(v is not None for v in (options.mean, options.std, options.scale)):
-        raise InputError(f"{source} takes bytes: leave --mean, --std and --scale out")
-    pixels = _as_asked(PixelFormat(layout=network.layout, uint8=network.uint8), options)
+        raise InputError(f"{source} accepts bytes; omit --mean, --std and --scale")
+    pixels = _with_options(PixelFormat(layout=network.layout, uint8=network.uint8), options)
 
     def run(picture: NDArray[Any]) -> NDArray[Any]:
         try:
-            value = session.run([wanted], {network.name: picture.astype(np.float16) if half else picture})[0]
+            value = session.run([output], {network.name: picture.astype(np.float16) if half else picture})[0]
         except Exception as wrong:  # onnxruntime's errors share no base class
             raise ModelError(
-                f"ONNX Runtime can't run {source} on a picture {picture.shape}: {wrong}"
+                f"ONNX Runtime can't run {source} on an image {picture.shape}: {wrong}"
             ) from wrong
         return np.asarray(value)
 
@@ -293,17 +298,17 @@ def _from_torch(source: str, options: ExportSettings, names: Sequence[str] | Non
 
     model = to_onnx(network.module, size_hw, max(options.opset or OPSET, OPSET))
     return _Original(
-        model, run, _as_asked(network.pixels, options), network.class_names, network.training_data
+        model, run, _with_options(network.pixels, options), network.class_names, network.training_data
     )
 
 
-def _as_asked(pixels: PixelFormat, options: ExportSettings) -> PixelFormat:
+def _with_options(pixels: PixelFormat, options: ExportSettings) -> PixelFormat:
     asked = {k: v for k in ("mean", "std", "scale", "rgb") if (v := getattr(options, k)) is not None}
     return replace(pixels, **asked)
 
 
 def _are_probabilities(scores: NDArray[Any], axis: int | None) -> bool:
-    """Do scores lie in 0..1 and, where there are several per pixel, add up to 1?"""
+    """Return whether scores are in 0..1 and, with several per pixel, add up to 1."""
     if scores.min() < 0 or scores.max() > 1 + 1e-3:
         return False
     several = bool(axis) and scores.shape[axis or 0] > 1
@@ -313,12 +318,11 @@ def _are_probabilities(scores: NDArray[Any], axis: int | None) -> bool:
 def _classes(
     tail: Tail, names: Sequence[str] | None, things: str | None
 ) -> tuple[tuple[str, ...], tuple[int, ...], bool]:
-    """Names and countable ids of the exported classes, and whether a background has to be put in front of the
-    network's own."""
+    """Return class names, countable ids, and whether a background class must be prepended."""
     if tail.class_axis is None:
         if names is None:
             raise InputError(
-                "the network puts out a class map, which doesn't say how many classes there are: give --class-names"
+                "the network's output is a class map, which has no number of classes: give --class-names"
             )
         count = len(names)
     else:
@@ -330,7 +334,8 @@ def _classes(
     if len(names) != count:
         start = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         raise InputError(
-            f"the network has {count} classes, got {len(names)} names ({start}): name every class in order of its id"
+            f"the network has {count} classes, got {len(names)} names ({start}). Name all classes in order "
+            f"of their ids"
         )
     countable = things_of(names, things)
     background = 0 in countable
@@ -338,7 +343,7 @@ def _classes(
         names, countable = ("background", *names), tuple(i + 1 for i in countable)
     if len(names) > _MAX_CLASSES:
         raise ModelError(
-            f"the network has {len(names)} classes, the clustering operator takes at most {_MAX_CLASSES}"
+            f"the network has {len(names)} classes, the clustering operator supports at most {_MAX_CLASSES}"
         )
     return tuple(names), countable, background
 

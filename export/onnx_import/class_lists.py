@@ -1,46 +1,57 @@
-"""Class names that public networks were trained with, and which of them are countable."""
+"""Class names of public networks, and which of them are countable."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...errors import InputError
+from ...errors import InputError, did_you_mean
 
 
 def _listed(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Names separated by commas, the countable ones marked by ``*``."""
+    """Parse names separated by commas; ``*`` marks countable classes."""
     marked = [name.strip() for name in text.replace("\n", " ").split(",")]
     return tuple(name.strip("*") for name in marked), frozenset(
         name.strip("*") for name in marked if name.endswith("*")
     )
 
 
-_VOC = """background, aeroplane*, bicycle*, bird*, boat*, bottle*, bus*, car*, cat*, chair*, cow*, diningtable*, dog*, horse*, motorbike*,
+_VOC = """background, aeroplane*, bicycle*, bird*, boat*, bottle*, bus*, car*, cat*, chair*, cow*,
+diningtable*, dog*, horse*, motorbike*,
 person*, pottedplant*, sheep*, sofa*, train*, tvmonitor*"""
 
-_CITYSCAPES = """road, sidewalk, building, wall, fence, pole, traffic light*, traffic sign*, vegetation, terrain, sky, person*, rider*,
+_CITYSCAPES = """road, sidewalk, building, wall, fence, pole, traffic light*, traffic sign*, vegetation,
+terrain, sky, person*, rider*,
 car*, truck*, bus*, train*, motorcycle*, bicycle*"""
 
-_COCO = """background, person*, bicycle*, car*, motorcycle*, airplane*, bus*, train*, truck*, boat*, traffic light*, fire hydrant*,
-stop sign*, parking meter*, bench*, bird*, cat*, dog*, horse*, sheep*, cow*, elephant*, bear*, zebra*, giraffe*, backpack*, umbrella*,
-handbag*, tie*, suitcase*, frisbee*, skis*, snowboard*, sports ball*, kite*, baseball bat*, baseball glove*, skateboard*, surfboard*,
-tennis racket*, bottle*, wine glass*, cup*, fork*, knife*, spoon*, bowl*, banana*, apple*, sandwich*, orange*, broccoli*, carrot*,
-hot dog*, pizza*, donut*, cake*, chair*, couch*, potted plant*, bed*, dining table*, toilet*, tv*, laptop*, mouse*, remote*, keyboard*,
-cell phone*, microwave*, oven*, toaster*, sink*, refrigerator*, book*, clock*, vase*, scissors*, teddy bear*, hair drier*, toothbrush*"""
+_COCO = """background, person*, bicycle*, car*, motorcycle*, airplane*, bus*, train*, truck*, boat*, traffic
+light*, fire hydrant*,
+stop sign*, parking meter*, bench*, bird*, cat*, dog*, horse*, sheep*, cow*, elephant*, bear*, zebra*,
+giraffe*, backpack*, umbrella*, handbag*, tie*, suitcase*, frisbee*, skis*, snowboard*, sports ball*, kite*,
+baseball bat*, baseball glove*, skateboard*, surfboard*, tennis racket*, bottle*, wine glass*, cup*, fork*,
+knife*, spoon*, bowl*, banana*, apple*, sandwich*, orange*, broccoli*, carrot*, hot dog*, pizza*, donut*,
+cake*, chair*, couch*, potted plant*, bed*, dining table*, toilet*, tv*, laptop*, mouse*, remote*, keyboard*,
+cell phone*, microwave*, oven*, toaster*, sink*, refrigerator*, book*, clock*, vase*, scissors*, teddy bear*,
+hair drier*, toothbrush*"""
 
 # countable are the 100 classes of the benchmark's instance track
-_ADE20K = """wall, building, sky, floor, tree, ceiling, road, bed*, windowpane*, grass, cabinet*, sidewalk, person*, earth, door*, table*,
-mountain, plant, curtain*, chair*, car*, water, painting*, sofa*, shelf*, house, sea, mirror*, rug, field, armchair*, seat*, fence*, desk*,
-rock, wardrobe*, lamp*, bathtub*, railing*, cushion*, base, box*, column*, signboard*, chest of drawers*, counter*, sand, sink*,
-skyscraper, fireplace*, refrigerator*, grandstand, path, stairs*, runway, case*, pool table*, pillow*, screen door*, stairway, river,
-bridge, bookcase*, blind, coffee table*, toilet*, flower*, book*, hill, bench*, countertop*, stove*, palm*, kitchen island*, computer*,
-swivel chair*, boat*, bar, arcade machine*, hovel, bus*, towel*, light*, truck*, tower, chandelier*, awning*, streetlight*, booth*,
-television receiver*, airplane*, dirt track, apparel*, pole*, land, bannister*, escalator, ottoman*, bottle*, buffet, poster, stage, van*,
-ship*, fountain*, conveyer belt, canopy, washer*, plaything*, swimming pool, stool*, barrel*, basket*, waterfall, tent, bag*, minibike*,
-cradle, oven*, ball*, food*, step*, tank, trade name*, microwave*, pot*, animal*, bicycle*, lake, dishwasher*, screen*, blanket,
-sculpture*, hood*, sconce*, vase*, traffic light*, tray*, ashcan*, fan*, pier, crt screen, plate*, monitor*, bulletin board*, shower,
-radiator*, glass*, clock*, flag*"""
+_ADE20K = """wall, building, sky, floor, tree, ceiling, road, bed*, windowpane*, grass, cabinet*, sidewalk,
+person*, earth, door*, table*,
+mountain, plant, curtain*, chair*, car*, water, painting*, sofa*, shelf*, house, sea, mirror*, rug, field,
+armchair*, seat*, fence*, desk*, rock, wardrobe*, lamp*, bathtub*, railing*, cushion*, base, box*, column*,
+signboard*, chest of drawers*, counter*, sand, sink*, skyscraper, fireplace*, refrigerator*, grandstand,
+path, stairs*, runway, case*, pool table*, pillow*, screen door*, stairway, river, bridge, bookcase*, blind,
+coffee table*, toilet*, flower*, book*, hill, bench*, countertop*, stove*, palm*, kitchen island*, computer*,
+swivel chair*, boat*, bar, arcade machine*, hovel, bus*, towel*, light*, truck*, tower, chandelier*, awning*,
+streetlight*, booth*, television receiver*, airplane*, dirt track, apparel*, pole*, land, bannister*,
+escalator, ottoman*, bottle*,
+buffet, poster, stage, van*, ship*, fountain*, conveyer belt, canopy, washer*, plaything*, swimming pool,
+stool*, barrel*,
+basket*, waterfall, tent, bag*, minibike*, cradle, oven*, ball*, food*, step*, tank, trade name*,
+microwave*, pot*, animal*, bicycle*, lake,
+dishwasher*, screen*, blanket, sculpture*, hood*, sconce*, vase*, traffic light*, tray*, ashcan*, fan*,
+pier, crt screen, plate*, monitor*,
+bulletin board*, shower, radiator*, glass*, clock*, flag*"""
 
 _LISTS = {
     "voc21": _listed(_VOC),
@@ -62,36 +73,40 @@ def read_class_names(text: str) -> tuple[str, ...]:
         return tuple(line.strip() for line in Path(text).read_text().splitlines() if line.strip())
     if "," not in text:
         raise InputError(
-            f"{text!r} is no file and none of the known lists ({', '.join(CLASS_LISTS)}); names are separated by commas"
+            f"{text!r} is no file and none of the known lists "
+            f"({', '.join(CLASS_LISTS)}).{did_you_mean(text, CLASS_LISTS)} "
+            "Separate names by commas"
         )
     return tuple(name.strip() for name in text.split(","))
 
 
-def things_of(names: Sequence[str], wanted: str | None = None) -> tuple[int, ...]:
-    """Ids of the countable classes.
+def things_of(names: Sequence[str], things: str | None = None) -> tuple[int, ...]:
+    """Return the ids of the countable classes.
 
     Args:
-        names: of all classes, in order of their ids.
-        wanted: names or ids, separated by commas. Default: those that are countable in the known list of just
-            these names; else each by its name as the lists have it; else, where no list knows any of them,
-            all but class 0.
+        names: names of all classes, in order of their ids.
+        things: names or ids, separated by commas. Default: as in the known list of exactly these names; else
+            each class by its name in any list; else, if no list has any of them, all but class 0.
 
     Raises:
-        InputError: a wanted class isn't there.
+        InputError: a class does not exist.
     """
-    if wanted is not None:
+    if things is not None:
         ids = set()
-        for one in (part.strip() for part in wanted.split(",") if part.strip()):
+        for one in (part.strip() for part in things.split(",") if part.strip()):
             if one in names:
                 ids.add(list(names).index(one))
             elif one.isdecimal() and int(one) < len(names):
                 ids.add(int(one))
             else:
-                raise InputError(f"there is no class {one!r}; the network's classes are {', '.join(names)}")
+                raise InputError(
+                    f"there is no class {one!r}; the network's classes are {', '.join(names)}."
+                    f"{did_you_mean(one, names)}"
+                )
         return tuple(sorted(ids))
-    countable = next((things for listed, things in _LISTS.values() if tuple(names) == listed), None)
+    countable = next((known for listed, known in _LISTS.values() if tuple(names) == listed), None)
     if countable is None:
-        countable = frozenset[str]().union(*(things for _, things in _LISTS.values()))
+        countable = frozenset[str]().union(*(known for _, known in _LISTS.values()))
         known = set().union(*CLASS_LISTS.values()) - {"background"}
         if known.isdisjoint(name.lower() for name in names):
             return tuple(range(1, len(names)))

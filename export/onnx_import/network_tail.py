@@ -1,8 +1,7 @@
-"""What the clustering operator does itself is cut off a network's end: upsampling, softmax, argmax.
+"""Remove the end of a network that the clustering operator replaces: upsampling, softmax, argmax.
 
-The operator upsamples logits bilinearly with half-pixel centres, takes the argmax and scores by softmax.
-Without its own tail a network puts out a small grid, and the scores are probabilities. What is put behind it
-instead is named ``post.*``.
+The operator upsamples logits bilinearly with half-pixel centers, takes the argmax and computes scores by
+softmax. Without its tail, a network outputs a small grid. New nodes after it are named ``post.*``.
 """
 
 from __future__ import annotations
@@ -28,29 +27,29 @@ _MOVES_NO_PIXEL = (
     "Reshape",
     "Transpose",
     "Flatten",
-)  # where they follow an ArgMax
+)  # after an ArgMax
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _PROBABILITY_EPS = 1e-6
-_CERTAIN = 20.0  # logit of a class map's class: softmax gives it 1 - 2e-9
-_NEVER = -1e4  # logit of a class that never wins; within float16
-# Grid cells per corner-aligned cell, plus one, with which the phases even out. Labels kept by a grid of
-# stride 16, worst of 24 photos:
-# 98.8 % with 2, 99.7 % with 4, 99.85 % with 6, 99.9 % with 8; 99.5 % with 4 and without the one.
+_CERTAIN = 20.0  # logit of the class of a class map: its softmax is 1 - 2e-9
+_NEVER = -1e4  # logit of a class that never wins, within float16's range
+# Grid cells per corner-aligned cell; one more cell balances the phases. Agreement of labels for a grid of
+# stride
+# 16, worst of 24 photos: 98.8 % with 2, 99.7 % with 4, 99.85 % with 6, 99.9 % with 8; 99.5 % with 4 and
+# without
+# the extra cell.
 _FINER = 6
 
 
 @dataclass
 class Tail:
-    """Where a network ends once its tail is cut.
+    """The end of a network after its tail is removed.
 
     Args:
-        tensor, shape, element: the last tensor that is kept.
-        class_axis: where its classes lie; 0 = nowhere, it is one score per pixel; None = it is a class map.
-        removed: operators that were cut, from the end backwards.
-        corners_hw: the tensor is upsampled to this size with align_corners=True; None = with half-pixel
-            centres.
-        squashed: a softmax, log-softmax or sigmoid was cut, so the tensor is logits whatever its values look
-            like.
+        tensor, shape, element: name, shape and type of the last tensor that is kept.
+        class_axis: axis of its classes; 0 = none, one score per pixel; None = it is a class map.
+        removed: removed operators, from the end backwards.
+        corners_hw: size to which the network upsampled with align_corners=True; None = half-pixel centers.
+        squashed: a softmax, log-softmax or sigmoid was removed, so the tensor holds logits.
     """
 
     tensor: str
@@ -63,7 +62,7 @@ class Tail:
 
     @property
     def channels(self) -> int:
-        """Channels before anything is put behind the tensor; 1 for a class map."""
+        """Number of channels of the tensor; 1 for a class map."""
         return self.shape[self.class_axis] if self.class_axis else 1
 
     @property
@@ -75,17 +74,20 @@ class Tail:
         )
         if len(sides) != 2:
             raise ModelError(
-                f"the network's output {self.tensor} has shape {self.shape}, which is no class map (1, h, w)"
+                f"the network's output {self.tensor} has shape {self.shape}, expected a class map (1, h, w)"
             )
         return sides[0], sides[1]
 
 
 def cut_tail(model: onnx.ModelProto, network: NetworkInput) -> Tail:
-    """Walk from the output of a network of ``at_fixed_size`` backwards over everything that the operator does
-    itself.
+    """Walk backwards from the output of a network over all nodes that the operator replaces.
+
+    Args:
+        model: result of ``at_fixed_size``.
+        network: its input.
 
     Raises:
-        ModelError: shapes can't be told, or the output has not the proportions of the input.
+        ModelError: shapes are unknown, or the output's aspect ratio differs from the input's.
     """
     assert network.size_hw is not None
     graph = model.graph
@@ -96,11 +98,12 @@ def cut_tail(model: onnx.ModelProto, network: NetworkInput) -> Tail:
         return tuple(d.dim_value for d in types[name].shape.dim) if name in types else ()
 
     tail = Tail(graph.output[0].name)
-    _over_argmax(tail, producer, shape)
+    _skip_argmax(tail, producer, shape)
     tail.shape = shape(tail.tensor)
     if not tail.shape or not all(tail.shape):
         raise ModelError(
-            f"the size of the network's tensor {tail.tensor} can't be told: export it with a fixed input size"
+            f"the size of the network's tensor {tail.tensor} is unknown. Export the network with a fixed "
+            f"input size"
         )
     tail.element = types[tail.tensor].elem_type
     if tail.element not in _FLOATS:
@@ -127,7 +130,7 @@ def cut_tail(model: onnx.ModelProto, network: NetworkInput) -> Tail:
             if perm[0] != 0 or [perm[i] for i in (1, 2, 3) if i != axis] != [
                 i for i in (1, 2, 3) if i != perm[axis]
             ]:
-                break  # turns the picture, too
+                break  # transposes the image
             tail.class_axis = perm[axis]
         elif node.op_type in ("Resize", "Upsample") and len(before) == 4 and axis:
             geometry = _geometry(settings, before, tail.shape, axis)
@@ -135,8 +138,8 @@ def cut_tail(model: onnx.ModelProto, network: NetworkInput) -> Tail:
             if geometry is None or (upsampled and not identity):
                 break
             if geometry == "align_corners" and not upsampled:
-                # one that changes no size is what somebody left of the real one when cutting: its mode still
-                # tells the geometry
+                # a resize that changes no size is left over from a cut network: its mode still shows the
+                # geometry
                 sides = network.size_hw if identity else tuple(_spatial(tail.shape, axis))
                 if not identity or all(
                     g > 1 and (s - 1) % (g - 1) == 0
@@ -155,8 +158,8 @@ def _spatial(shape: tuple[int, ...], class_axis: int) -> list[int]:
     return [side for axis, side in enumerate(shape) if axis not in (0, class_axis)]
 
 
-def _over_argmax(tail: Tail, producer: dict[str, onnx.NodeProto], shape: Any) -> None:
-    """Move ``tail`` to what an ArgMax reads, if there is one behind nothing but casts and reshapes."""
+def _skip_argmax(tail: Tail, producer: dict[str, onnx.NodeProto], shape: Any) -> None:
+    """Move ``tail`` to the input of an ArgMax, if only casts and reshapes follow it."""
     passed, name = [], tail.tensor
     while (node := producer.get(name)) is not None and node.op_type in _MOVES_NO_PIXEL:
         passed.append(node.op_type)
@@ -170,13 +173,15 @@ def _over_argmax(tail: Tail, producer: dict[str, onnx.NodeProto], shape: Any) ->
 
 
 def class_axis_of(shape: tuple[int, ...], size_hw: tuple[int, int], layout: Layout) -> int:
-    """Which axis of (1, ?, ?, ?) holds the classes: the one that leaves the picture's proportions to the
-    other two; 0 of (1, ?, ?)."""
+    """Return the axis of (1, ?, ?, ?) that holds the classes; 0 for (1, ?, ?).
+
+    The other two axes have the image's aspect ratio."""
     if len(shape) == 3 and shape[0] == 1:
         return 0
     if len(shape) != 4 or shape[0] != 1:
         raise ModelError(
-            f"the network's output has shape {shape}, wanted (1, classes, h, w), (1, h, w, classes) or a class map"
+            f"the network's output has shape {shape}, expected (1, classes, h, w), (1, h, w, classes) or a "
+            f"class map"
         )
 
     def skew(axis: int) -> float:
@@ -187,9 +192,10 @@ def class_axis_of(shape: tuple[int, ...], size_hw: tuple[int, int], layout: Layo
 
     usual = 1 if layout == "NCHW" else 3
     best = 4 - usual if skew(4 - usual) < skew(usual) - 0.005 else usual
-    if skew(best) > 0.25:  # sides that were rounded up differ by less, down to grids of 4 cells
+    if skew(best) > 0.25:  # rounded sides differ by less, down to grids of 4 cells
         raise ModelError(
-            f"the network's output {shape} has no two sides in the proportions of its input {size_hw}: does it segment?"
+            f"no two sides of the network's output {shape} have the aspect ratio of its input {size_hw}: "
+            f"does it segment?"
         )
     return best
 
@@ -197,8 +203,8 @@ def class_axis_of(shape: tuple[int, ...], size_hw: tuple[int, int], layout: Layo
 def _geometry(
     settings: dict[str, Any], before: tuple[int, ...], after: tuple[int, ...], class_axis: int
 ) -> str | None:
-    """How a resize places pixels, if the operator can take it over: "half_pixel" or "align_corners"; None: it
-    can't."""
+    """Return how a resize places pixels, "half_pixel" or "align_corners"; None: the operator can't replace
+    it."""
     if before[class_axis] != after[class_axis] or any(a < b for a, b in zip(after, before, strict=True)):
         return None
     if before != after and settings.get("mode", b"nearest") != b"linear":
@@ -212,13 +218,13 @@ def _geometry(
 def logit_nodes(
     tail: Tail, *, probabilities: bool = False, map_classes: int | None = None, background: bool = False
 ) -> Part:
-    """Nodes from a tail's tensor to ``logits`` float32 (1, C, h, w); none if it is that.
+    """Return nodes from a tail's tensor to ``logits`` float32 (1, C, h, w); none if it has the logits.
 
     Args:
-        probabilities: the tensor is in 0..1: its logarithm is taken, or its log-odds where there is one
-            channel.
-        map_classes: of a class map, which becomes one-hot.
-        background: put a class in front that never wins, as the operator takes class 0 for background.
+        tail: end of the network.
+        probabilities: the tensor is in 0..1; take its logarithm, or with one channel its log-odds.
+        map_classes: number of classes of a class map, which becomes one-hot.
+        background: prepend a class that never wins, because class 0 is background for the operator.
     """
     constants: list[onnx.TensorProto] = []
     steps: list[tuple[str, list[str], dict[str, Any]]] = []
@@ -232,7 +238,7 @@ def logit_nodes(
         steps.append(("Pad", [pads, constant(f"{name}_value", np.array(value, np.float32))], {}))
 
     if tail.class_axis is None:
-        assert map_classes is not None, "the classes of a class map can't be counted"
+        assert map_classes is not None, "a class map has no number of classes"
         ids = constant("class_ids", np.arange(map_classes, dtype=np.int64).reshape(1, -1, 1, 1))
         steps += [
             ("Reshape", [constant("map_shape", np.array([1, 1, *tail.grid_hw], np.int64))], {}),
@@ -282,8 +288,7 @@ def logit_nodes(
 
 
 def _from_corners(grid: int, side: int) -> NDArray[np.float32]:
-    """(n, grid) interpolation of ``grid`` values whose first and last lie on the outer pixels of ``side``, at
-    the centres of n cells."""
+    """Return weights (n, grid) that resample a corner-aligned grid at the centers of n cells."""
     n = min(side, _FINER * (grid - 1) + 1)
     pixel = (np.arange(n) + 0.5) * side / n - 0.5
     at = np.clip(pixel * (grid - 1) / max(1, side - 1), 0, grid - 1)

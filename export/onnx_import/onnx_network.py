@@ -1,5 +1,4 @@
-"""Somebody's ONNX network -> tfiseg's format: see how it is laid out, then put it between preprocessing and
-logits."""
+"""Convert an ONNX network to tfiseg's format: find its layout, then add preprocessing and logits."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from ...errors import InputError, ModelError
+from ...errors import InputError, ModelError, did_you_mean
 from ...runtime.networks.model_info import METADATA_KEY
 from ..frame_graph import (
     MODEL_IR_VERSION,
@@ -23,14 +22,14 @@ from ..frame_graph import (
 )
 
 OPSET = 18
-OLDEST_OPSET = 13  # the first whose Resize takes sizes alone and whose Softmax goes along one axis
+OLDEST_OPSET = 13  # the first whose Resize needs only sizes and whose Softmax uses one axis
 _OWN_NAMES = ("frame", "image", "logits")
 _OWN_PREFIXES = ("pre.", "post.")
 
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """The one input of a network: ``size_hw`` is None where it takes any size."""
+    """The input of a network; ``size_hw`` is None if it accepts any size."""
 
     name: str
     layout: Layout
@@ -43,8 +42,11 @@ class NetworkInput:
 
 
 def load_network(path: Path) -> onnx.ModelProto:
-    """An ONNX file with all its weights. Raises ModelError: it is missing, no ONNX, its weights are missing,
-    it is tfiseg's already."""
+    """Read an ONNX file with all its weights.
+
+    Raises:
+        ModelError: the file or its weights are missing, or it isn't ONNX.
+        InputError: it is in tfiseg's format already."""
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
     try:
@@ -60,24 +62,26 @@ def load_network(path: Path) -> onnx.ModelProto:
             {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
         )
         raise ModelError(
-            f"{path} keeps its weights in {', '.join(missing)}, which must lie beside it and can't be read: {wrong}"
+            f"{path} keeps its weights in {', '.join(missing)}, which can't be read: {wrong}. Put it into "
+            f"the same folder"
         ) from wrong
     if any(p.key == METADATA_KEY for p in model.metadata_props):
         raise InputError(
-            f"{path} is in tfiseg's format already: use it as it is (tfiseg run --model, tfiseg build)"
+            f"{path} is in tfiseg's format already. Use it directly: `tfiseg run --model`, `tfiseg build`"
         )
     return model
 
 
-def with_opset(model: onnx.ModelProto, wanted: int | None) -> onnx.ModelProto:
-    """The network in opset ``wanted``; default: its own, where that isn't older than 13, else 18. Raises
-    ModelError if it can't be."""
+def with_opset(model: onnx.ModelProto, opset: int | None) -> onnx.ModelProto:
+    """Convert a network to an opset; default: its own if it is 13 or later, else 18.
+
+    Raises:
+        InputError: the opset is too old.
+        ModelError: onnx can't convert the network."""
     own = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    target = wanted or (own if own >= OLDEST_OPSET else OPSET)
+    target = opset or (own if own >= OLDEST_OPSET else OPSET)
     if target < OLDEST_OPSET:
-        raise InputError(
-            f"opset {target} is too old for the preprocessing: at least {OLDEST_OPSET} is needed"
-        )
+        raise InputError(f"opset {target} is too old for the preprocessing, expected at least {OLDEST_OPSET}")
     if own == target:
         return model
     from onnx import version_converter
@@ -86,55 +90,61 @@ def with_opset(model: onnx.ModelProto, wanted: int | None) -> onnx.ModelProto:
         return version_converter.convert_version(model, target)
     except Exception as wrong:  # RuntimeError mostly; the converter is C++
         raise ModelError(
-            f"the network's opset {own} can't be converted to {target} ({wrong}): export it again with opset {OLDEST_OPSET} or later"
+            f"the network's opset {own} can't be converted to {target} ({wrong}). Export it again with opset "
+            f"{OLDEST_OPSET} or later"
         ) from wrong
 
 
-def recognise_input(model: onnx.ModelProto) -> NetworkInput:
-    """Name, layout, type and size of a network's input; raises ModelError if it isn't one picture of three
-    channels."""
+def recognize_input(model: onnx.ModelProto) -> NetworkInput:
+    """Find name, layout, type and size of a network's input.
+
+    Raises:
+        ModelError: the input isn't one image with three channels."""
     weights = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in weights]
     if len(inputs) != 1:
         raise ModelError(
-            f"the network has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), wanted one: the picture"
+            f"the network has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), expected one, the "
+            f"image"
         )
     tensor = inputs[0].type.tensor_type
     shape = [d.dim_value or None for d in tensor.shape.dim]
     stated = [d.dim_value or d.dim_param for d in tensor.shape.dim]
-    said = f"the network's input {inputs[0].name} is {TensorProto.DataType.Name(tensor.elem_type)} {stated}"
+    found = f"the network's input {inputs[0].name} is {TensorProto.DataType.Name(tensor.elem_type)} {stated}"
     if len(shape) != 4 or shape[0] not in (None, 1):
-        raise ModelError(f"{said}, wanted one picture: (1, 3, H, W) or (1, H, W, 3)")
+        raise ModelError(f"{found}, expected one image: (1, 3, H, W) or (1, H, W, 3)")
     if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8):
-        raise ModelError(f"{said}, wanted float32, float16 or uint8")
+        raise ModelError(f"{found}, expected float32, float16 or uint8")
     if 3 not in (shape[1], shape[3]):
         raise ModelError(
-            f"{said}: its channels aren't 3, or not stated, so (1, 3, H, W) and (1, H, W, 3) can't be told apart"
+            f"{found}: its channels aren't 3, or not stated; expected (1, 3, H, W) or (1, H, W, 3)"
         )
     layout: Layout = "NCHW" if shape[1] == 3 else "NHWC"
     h, w = shape[2:] if layout == "NCHW" else shape[1:3]
     if (h is None) != (w is None):
-        raise ModelError(f"{said}: height and width must both be fixed or both be free")
+        raise ModelError(f"{found}: height and width must both be fixed or both be free")
     return NetworkInput(inputs[0].name, layout, tensor.elem_type, (h, w) if h and w else None)
 
 
-def recognise_output(model: onnx.ModelProto, wanted: str | None = None) -> str:
-    """The output that holds the classes; raises ModelError naming all of them if it isn't clear which."""
+def recognize_output(model: onnx.ModelProto, name: str | None = None) -> str:
+    """Return the output that holds the classes; raises ModelError if there are several and none is named."""
     names = [o.name for o in model.graph.output]
-    if wanted is not None:
-        if wanted not in names:
-            raise InputError(f"the network has no output {wanted!r}, but {', '.join(names)}")
-        return wanted
+    if name is not None:
+        if name not in names:
+            raise InputError(
+                f"the network has no output {name!r}, but {', '.join(names)}.{did_you_mean(name, names)}"
+            )
+        return name
     if len(names) > 1:
         raise ModelError(
-            f"the network has {len(names)} outputs ({', '.join(names)}): say which one holds the classes by --output-name"
+            f"the network has {len(names)} outputs ({', '.join(names)}): pass the one that holds the "
+            f"classes with --output-name"
         )
     return names[0]
 
 
 def at_fixed_size(model: onnx.ModelProto, network: NetworkInput, output: str) -> onnx.ModelProto:
-    """The network for one picture of ``network.size_hw`` with one output, its shapes known and its shape
-    arithmetic folded."""
+    """Fix the input size of a network, keep one output, infer shapes and fold shape arithmetic."""
     assert network.size_hw is not None
     graph = model.graph
     picture = next(i for i in graph.input if i.name == network.name)
@@ -152,10 +162,10 @@ def at_fixed_size(model: onnx.ModelProto, network: NetworkInput, output: str) ->
 
         try:
             simple, sound = onnxsim.simplify(model)
-        except Exception as wrong:  # RuntimeError of its C++ part, or what ONNX Runtime says
+        except Exception as wrong:  # RuntimeError from C++, or an error of ONNX Runtime
             raise ModelError(f"the network can't be read: {wrong}") from wrong
         if not sound:
-            raise ModelError("onnxsim changed what the network computes: use another onnxsim version")
+            raise ModelError("onnxsim changed the network's result: use another version of onnxsim")
         model = simple
     return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
@@ -163,12 +173,14 @@ def at_fixed_size(model: onnx.ModelProto, network: NetworkInput, output: str) ->
 def attach(
     model: onnx.ModelProto, network: NetworkInput, pixels: PixelFormat, tensor: str, post: Part
 ) -> onnx.ModelProto:
-    """The network up to a tensor, between the preprocessing and what makes logits of that tensor.
+    """Put a network, up to a tensor, between preprocessing and the nodes that compute logits.
 
     Args:
-        model: of ``at_fixed_size``.
-        tensor, post: the last tensor that is kept, and nodes from it to ``logits`` (see ``network_tail``);
-            none if it is the logits.
+        model: from ``at_fixed_size``.
+        network: its input.
+        pixels: pixel format of the input.
+        tensor: last tensor to keep.
+        post: nodes from it to ``logits`` (see ``network_tail``); none if it is the logits.
 
     Returns:
         A model with input ``frame`` uint8 (1, H, W, 3) and output ``logits`` float32 (1, C, h, w), without
@@ -209,12 +221,12 @@ def attach(
 
 
 def _needed(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
-    """The nodes that a tensor depends on, in the graph's order."""
-    kept, wanted = [], {tensor}
-    for node in reversed(graph.node):  # sorted topologically, so one pass will do
-        if wanted.intersection(node.output):
+    """Return the nodes that a tensor depends on, in the graph's order."""
+    kept, needed = [], {tensor}
+    for node in reversed(graph.node):  # sorted topologically, so one pass is enough
+        if needed.intersection(node.output):
             kept.append(node)
-            wanted.update(_reads(node))
+            needed.update(_reads(node))
     return kept[::-1]
 
 
@@ -224,7 +236,7 @@ def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node reads, also from within its branches and loops."""
+    """Yield what a node reads, including reads within its branches and loops."""
     yield from (name for name in node.input if name)
     for graph in _subgraphs(node):
         for inner in graph.node:

@@ -1,4 +1,5 @@
-"""Semantic networks of torchvision, segmentation-models-pytorch, transformers or your own code -> plain ONNX.
+"""Export networks of torchvision, segmentation-models-pytorch, transformers or your own code to ONNX.
+
 Needs torch."""
 
 from __future__ import annotations
@@ -24,17 +25,15 @@ from ..frame_graph import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 KINDS = ("torchvision", "smp", "hf", "python")
 DEFAULT_SIZE_HW = (512, 512)
 _IMAGENET = PixelFormat(IMAGENET_MEAN, IMAGENET_STD)
-_ATTENTION = (
-    "eager"  # torch's fused one (sdpa) leaves strides behind that the exporter of torch 2.13 stumbles over
-)
-_RANDOM = "say --random-weights to export the architecture with random ones"
+_ATTENTION = "eager"  # the exporter of torch 2.13 fails on the strides of fused attention (sdpa)
+_RANDOM = "pass --random-weights to export the architecture with random weights"
 
 
 @dataclass(frozen=True)
 class TorchNetwork:
-    """A network, what it was made for, and what its source says of it.
+    """A network with its pixel format, input size, class names and training data.
 
-    ``module`` takes float32 (1, 3, H, W) and gives scores float32 (1, C, h, w).
+    ``module`` maps float32 (1, 3, H, W) to scores float32 (1, C, h, w).
     """
 
     module: nn.Module
@@ -47,17 +46,19 @@ class TorchNetwork:
 def load_torch_network(
     source: str, weights: Path | None = None, random_weights: bool = False, classes: int | None = None
 ) -> TorchNetwork:
-    """The network that ``torchvision:NAME``, ``smp:ARCH/ENCODER``, ``hf:NAME_OR_FOLDER`` or
-    ``python:module:function`` names.
+    """Load a PyTorch network.
 
     Args:
-        weights: a state dict that ``torch.save`` wrote, for what has no weights of its own or others.
-        random_weights: keep what the weights' source doesn't have at random.
-        classes: of a network that is made here with random weights or those of ``weights``; default: 21.
+        source: ``torchvision:NAME``, ``smp:ARCH/ENCODER``, ``hf:NAME_OR_FOLDER`` or
+            ``python:module:function``.
+        weights: state dict, written by ``torch.save``, to load instead of the source's own weights.
+        random_weights: keep random weights where the source has none.
+        classes: number of classes of a network without published weights; default: 21.
 
     Raises:
-        InputError: the source names nothing. ModelError: its weights can't be had. MissingDependencyError:
-            its package isn't there.
+        InputError: the source does not exist.
+        ModelError: its weights can't be loaded.
+        MissingDependencyError: its package isn't installed.
     """
     kind, _, name = source.partition(":")
     load = {"torchvision": _torchvision, "smp": _smp, "hf": _hugging_face, "python": _python}[kind]
@@ -69,14 +70,13 @@ def load_torch_network(
 
 
 def to_onnx(module: nn.Module, size_hw: tuple[int, int], opset: int) -> onnx.ModelProto:
-    """A network for pictures float32 (1, 3, *size_hw) as plain ONNX; raises ModelError if torch can't write
-    it."""
+    """Export a network for images float32 (1, 3, *size_hw) as ONNX; raises ModelError if torch can't."""
     logging.getLogger("torch.onnx").setLevel(
         logging.ERROR
-    )  # it tells of every operator of packages that aren't installed
+    )  # it warns about each operator of packages that aren't installed
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter about itself
+            warnings.simplefilter("ignore")  # warnings of the exporter about itself
             program = torch.onnx.export(
                 module,
                 (torch.zeros(1, 3, *size_hw),),
@@ -86,22 +86,20 @@ def to_onnx(module: nn.Module, size_hw: tuple[int, int], opset: int) -> onnx.Mod
                 output_names=["scores"],
                 verbose=False,
             )
-    except (
-        Exception
-    ) as wrong:  # the exporter's errors have no useful common base class, and the reason is the innermost one
+    except Exception as wrong:  # its errors share no base class, and the innermost one has the reason
         reason: BaseException = wrong
         while (inner := reason.__cause__ or reason.__context__) is not None:
             reason = inner
         size = f"{size_hw[0]}x{size_hw[1]}"
         raise ModelError(
-            f"torch can't write this network as ONNX for pictures of {size}: {_first_line(reason)}"
+            f"torch can't export this network as ONNX for images of {size}: {_first_line(reason)}"
         ) from wrong
     assert program is not None
     return program.model_proto
 
 
 class _Scores(nn.Module):
-    """Of all that networks return, the scores per class (1, C, h, w)."""
+    """Selects the scores per class (1, C, h, w) from a network's result."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -154,7 +152,8 @@ def _torchvision(name: str, weights: Path | None, random_weights: bool, classes:
         module = models.get_model(name, weights=published)
     except OSError as wrong:  # urllib's errors are OSErrors
         raise ModelError(
-            f"the weights of torchvision:{name} can't be downloaded ({wrong}): download {published.url} elsewhere and give it by "
+            f"the weights of torchvision:{name} can't be downloaded ({wrong}): download {published.url} "
+            f"elsewhere and pass it with "
             f"--weights, or {_RANDOM}"
         ) from wrong
     return TorchNetwork(
@@ -166,10 +165,11 @@ def _smp(name: str, weights: Path | None, random_weights: bool, classes: int | N
     smp = _package("segmentation_models_pytorch", "zoo")
     architecture, slash, encoder = name.partition("/")
     if not slash:
-        raise InputError(f"smp:{name} names no encoder: wanted smp:ARCH/ENCODER, like smp:Unet/resnet18")
+        raise InputError(f"smp:{name} names no encoder: expected smp:ARCH/ENCODER, e.g. smp:Unet/resnet18")
     if weights is None and not random_weights:
         raise ModelError(
-            f"segmentation-models-pytorch has weights for encoders only: give those of your network by --weights, or {_RANDOM}"
+            f"segmentation-models-pytorch has weights for encoders only: pass your network's with "
+            f"--weights, or {_RANDOM}"
         )
     try:
         module = smp.create_model(
@@ -186,7 +186,7 @@ def _smp(name: str, weights: Path | None, random_weights: bool, classes: int | N
         KeyError,
         ValueError,
         OSError,
-    ):  # without published weights, or kept on a hub that can't be reached: ImageNet's usual values
+    ):  # no published weights, or a hub that can't be reached: use ImageNet's values
         stated = {}
     if stated.get("mean"):
         scale = 1 / 255 if stated.get("input_range", [0, 1])[1] == 1 else 1.0
@@ -209,7 +209,7 @@ def _hugging_face(name: str, weights: Path | None, random_weights: bool, classes
     maker = next((k for k in kinds if type(config) in k._model_mapping), None)
     if maker is None:
         raise InputError(
-            f"hf:{name} is a {config.model_type}, which transformers has not as a semantic segmentation network"
+            f"hf:{name} is a {config.model_type}, for which transformers has no semantic segmentation network"
         )
     if random_weights or weights is not None:
         module = maker.from_config(config, attn_implementation=_ATTENTION)
@@ -220,12 +220,14 @@ def _hugging_face(name: str, weights: Path | None, random_weights: bool, classes
             )
         except (OSError, ValueError) as wrong:
             raise ModelError(
-                f"the weights of hf:{name} can't be had ({_first_line(wrong)}): put them into the folder, or {_RANDOM}"
+                f"the weights of hf:{name} can't be loaded ({_first_line(wrong)}): put them into the "
+                f"folder, or {_RANDOM}"
             ) from wrong
         if found["missing_keys"]:
             some = ", ".join(sorted(found["missing_keys"])[:3])
             raise ModelError(
-                f"hf:{name} lacks {len(found['missing_keys'])} weights ({some}, ...): it wasn't trained to segment; {_RANDOM}"
+                f"hf:{name} lacks {len(found['missing_keys'])} weights ({some}, ...): it wasn't trained to "
+                f"segment; {_RANDOM}"
             )
     names = tuple(str(config.id2label[i]) for i in range(len(config.id2label)))
     stated = _preprocessor(transformers, name)
@@ -238,7 +240,7 @@ def _hugging_face(name: str, weights: Path | None, random_weights: bool, classes
 
 
 def _preprocessor(transformers: Any, name: str) -> dict[str, Any]:
-    """preprocessor_config.json of a folder or a hub's model; empty if there is none."""
+    """Read preprocessor_config.json of a folder or a model on the hub; empty if there is none."""
     path = transformers.utils.cached_file(
         name,
         "preprocessor_config.json",
@@ -261,16 +263,16 @@ def _stated_size(size: Any) -> tuple[int, int]:
 def _python(name: str, weights: Path | None, random_weights: bool, classes: int | None) -> TorchNetwork:
     module_name, colon, function = name.partition(":")
     if not colon:
-        raise InputError(f"python:{name} names no function: wanted python:module:function")
+        raise InputError(f"python:{name} names no function: expected python:module:function")
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does
+        sys.path.insert(0, here)  # like `python -m`
     try:
         made = getattr(importlib.import_module(module_name), function)()
     except Exception as wrong:  # the user's code may raise anything
         raise InputError(f"python:{name} failed: {type(wrong).__name__}: {wrong}") from wrong
     if not isinstance(made, nn.Module):
-        raise InputError(f"python:{name} returned {type(made).__name__}, wanted a torch.nn.Module")
+        raise InputError(f"python:{name} returned {type(made).__name__}, expected a torch.nn.Module")
     return TorchNetwork(made)
 
 
@@ -278,16 +280,17 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
-        wanted = {
+        needed = {
             k for k in module.state_dict() if not k.startswith("aux_classifier.")
         }  # used in training only
         module.load_state_dict(
-            {k: v for k, v in state.items() if k in wanted or not k.startswith("aux_classifier.")},
+            {k: v for k, v in state.items() if k in needed or not k.startswith("aux_classifier.")},
             strict=False,
         )
-        if missing := sorted(wanted - set(state)):
+        if missing := sorted(needed - set(state)):
             raise ModelError(
-                f"{path} lacks {len(missing)} of the network's {len(wanted)} weights, like {', '.join(missing[:3])}"
+                f"{path} lacks {len(missing)} of the network's {len(needed)} weights, e.g. "
+                f"{', '.join(missing[:3])}"
             )
     except (OSError, RuntimeError, AttributeError, ValueError, UnpicklingError) as wrong:
         if isinstance(wrong, ModelError):

@@ -22,8 +22,8 @@ from ...errors import InputError, ModelError
 from ...runtime.networks.model_info import FORMAT_VERSION, METADATA_KEY, weights_digest
 from ...runtime.networks.onnx_runtime import start_session
 from ..frame_graph import MODEL_IR_VERSION, PixelFormat, frame_value, long_side_nodes, pixel_nodes
-from ..half_weights import stored_as_half
-from ..model_file import written_whole
+from ..half_weights import store_as_half
+from ..model_file import write_whole_model
 from ..onnx_import.agreement import MIN_AGREEMENT, check_frames
 from ..onnx_import.class_lists import VOC21
 from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
@@ -83,7 +83,8 @@ def export_semantic(
     )
     if len(names) != classes:
         raise InputError(
-            f"the network has {classes} classes (background first), got {len(names)} names: {', '.join(names)}"
+            f"the network has {classes} classes (background first), got {len(names)} names: "
+            f"{', '.join(names)}"
         )
     example = torch.zeros(1, 3, 8 * SIDE_MULTIPLE, 12 * SIDE_MULTIPLE)
     rows, columns = torch.export.Dim("rows", min=1, max=128), torch.export.Dim("columns", min=1, max=128)
@@ -115,11 +116,12 @@ def export_semantic(
         "weights_sha256": weights_digest(model.graph.initializer),
     }
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
-    with written_whole(model, output) as part:
+    with write_whole_model(model, output) as part:
         agreement, count = _agreement(network, part, photos, long_side_px)
         if agreement < MIN_AGREEMENT:
             raise ModelError(
-                f"ONNX Runtime agrees with torch on {agreement:.3%} of the pixels of a photo, wanted {MIN_AGREEMENT:.1%}"
+                f"ONNX Runtime agrees with torch on {agreement:.3%} of the pixels of a photo, wanted "
+                f"{MIN_AGREEMENT:.1%}"
             )
     return {
         "bytes": output.stat().st_size,
@@ -146,7 +148,7 @@ def _assembled(
     sizing, size_constants = long_side_nodes(long_side_px, SIDE_MULTIPLE)
     pixels, pixel_constants = pixel_nodes(PixelFormat((PIXEL_MEAN,) * 3, (PIXEL_STD,) * 3, scale=1))
     graph = network.graph
-    casts, weights = stored_as_half(graph.initializer) if half_weights else ([], list(graph.initializer))
+    casts, weights = store_as_half(graph.initializer) if half_weights else ([], list(graph.initializer))
     logits = helper.make_tensor_value_info(
         "logits", TensorProto.FLOAT, [1, classes, "grid_height", "grid_width"]
     )

@@ -2,7 +2,7 @@
 output.
 
 Needs torch (``pip install ".[train]"``). Sources: Tan and Le, "EfficientNet" (ICML 2019) and its Lite
-variants (ReLU6, no squeeze-and-excite, so it quantises and maps to TensorRT well); Lin et al., "Feature
+variants (ReLU6, no squeeze-and-excite, so it quantizes and maps to TensorRT well); Lin et al., "Feature
 Pyramid Networks" (CVPR 2017).
 """
 

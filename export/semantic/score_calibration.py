@@ -30,7 +30,7 @@ from ...runtime.object_score import FEATURES, probability_of, score_features
 from ...runtime.refine.refiner import Refiner
 from ...runtime.segmenter import MIN_CALIBRATED_SCORE, MIN_SCORE, Segmenter
 from ..engine.build import read_network
-from ..model_file import rounded, written_whole
+from ..model_file import round_to_float32, write_whole_model
 from .data import Picture, load_pictures
 
 _HELD_EVERY = 10  # each tenth photo is kept apart
@@ -89,7 +89,8 @@ def fit_score_rule(
     """
     if len(pictures) < 2 * _HELD_EVERY:
         raise InputError(
-            f"{len(pictures)} pictures are too few to fit a score and to judge it: give at least {2 * _HELD_EVERY}"
+            f"{len(pictures)} pictures are too few to fit a score and to judge it: give at least "
+            f"{2 * _HELD_EVERY}"
         )
     looked = []
     for k, picture in enumerate(tqdm(pictures, desc="photos for the score", disable=quiet)):
@@ -101,11 +102,14 @@ def fit_score_rule(
     features, right = np.concatenate([v.features for v in used]), np.concatenate([v.iou for v in used]) > 0
     if min(right.sum(), (~right).sum()) < _LEAST:
         raise InputError(
-            f"the network found {right.sum()} objects and {(~right).sum()} others in these pictures, wanted {_LEAST} of each to tell them "
+            f"the network found {right.sum()} objects and {(~right).sum()} others in these pictures, wanted "
+            f"{_LEAST} of each to tell them "
             "apart: give more pictures, whose class maps have the network's class ids"
         )
     rule = _logistic(features, right)
-    return ScoreFit(rounded(rule), len(right), int(right.sum()), (_quality(held, None), _quality(held, rule)))
+    return ScoreFit(
+        round_to_float32(rule), len(right), int(right.sum()), (_quality(held, None), _quality(held, rule))
+    )
 
 
 def _crop(
@@ -236,7 +240,7 @@ def add_score_rule(
     metadata = _with_rule(info.extra, fit.rule, without_heads=has_heads and refine != "frame")
     del network.metadata_props[:]
     helper.set_model_props(network, {METADATA_KEY: json.dumps(metadata)})
-    with written_whole(network, output):
+    with write_whole_model(network, output):
         pass
     before, after = fit.held_quality
     return {

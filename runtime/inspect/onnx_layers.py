@@ -58,7 +58,7 @@ def layer_precisions(
         onnx.TensorProto.DOUBLE: "fp64",
     }
 
-    def dequantised(name: str) -> bool:
+    def dequantized(name: str) -> bool:
         node = makers.get(name)
         while node is not None and node.op_type in _PASSING:
             node = makers.get(node.input[0])
@@ -69,7 +69,7 @@ def layer_precisions(
         if node.domain not in _DOMAINS or (node.op_type not in KINDS and node.op_type not in INTEGER_KINDS):
             continue
         kind = types.get(node.input[0]) or types.get(node.output[0]) or onnx.TensorProto.FLOAT
-        if node.op_type in INTEGER_KINDS or all(dequantised(name) for name in node.input[:2]):
+        if node.op_type in INTEGER_KINDS or all(dequantized(name) for name in node.input[:2]):
             precision = "int8"
         else:
             precision = names.get(kind, onnx.TensorProto.DataType.Name(kind).lower())

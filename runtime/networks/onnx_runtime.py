@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import ModelError
 from .session import DEFAULT_PROVIDERS
 
-# it quantises what a model leaves in float, one scale per tensor, and reads float16 biases wrongly
+# it quantizes what a model leaves in float, one scale per tensor, and reads float16 biases wrongly
 # (onnxruntime 1.21 to 1.32 at least)
 UNWANTED_OPTIMIZERS = ("WeightBiasQuantization",)
 

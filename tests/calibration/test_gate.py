@@ -5,7 +5,7 @@ import onnx
 import pytest
 import tfiseg
 from plain_model import PLAIN_MODEL
-from tfiseg.calibration.gate import DEFAULTS, Thresholds, insist, verdict
+from tfiseg.calibration.gate import DEFAULTS, Thresholds, gate_report, require_passed
 from tfiseg.calibration.graph import Network
 from tfiseg.runtime.evaluate.comparison import compare, noise_floor, worst_sheet
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
@@ -32,27 +32,27 @@ def spoilt(tmp_path_factory):
 
 def test_a_network_agrees_with_itself(scenes):
     segmenter = tfiseg.Segmenter(PLAIN_MODEL)
-    report = verdict(compare(segmenter, segmenter, scenes), DEFAULTS["fp16"])
+    report = gate_report(compare(segmenter, segmenter, scenes), DEFAULTS["fp16"])
     assert report["passed"]
     assert (report["label_agreement"], report["PQ"], report["snr_db"]) == (100, 100, {"logits": None})
-    insist(report, "")
+    require_passed(report, "")
 
 
 def test_a_spoilt_network_is_stopped_with_figures(scenes, spoilt, tmp_path):
     reference, candidate = tfiseg.Segmenter(PLAIN_MODEL), tfiseg.Segmenter(spoilt)
     comparison = compare(reference, candidate, scenes, ["a", "b", "c"])
-    report = verdict(comparison, DEFAULTS["int8"])
+    report = gate_report(comparison, DEFAULTS["int8"])
     assert not report["passed"]
     assert report["worst_frame"]["name"] == comparison.worst(1)[0].name
     assert report["snr_db"]["logits"] < 30
     with pytest.raises(
         tfiseg.GateError,
-        match=r"label agreement [\d.]+%, wanted at least 98%.*nothing was written.*--no-gate",
+        match=r"label agreement [\d.]+%, expected at least 98%.*nothing was written.*--no-gate",
     ):
-        insist(report, "nothing was written")
+        require_passed(report, "nothing was written")
     worst_sheet(reference, candidate, scenes, comparison, tmp_path / "sheet.png", 2)
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
-    assert verdict(comparison, Thresholds(0, 0))["passed"]
+    assert gate_report(comparison, Thresholds(0, 0))["passed"]
 
 
 def test_frames_without_instances_count_for_labels_only(scenes):

@@ -1,4 +1,5 @@
 import json
+import re
 
 import cv2
 import numpy as np
@@ -50,18 +51,6 @@ def test_run_as_json(tmp_path, capsys):
         (["eval", ".", "--things", "person"], "Use --semantic model"),
         (["eval", ".", "--scales", "1,1.5"], "Use --semantic model"),
         (["eval", ".", "--min-score", "0.1"], "Use --semantic model"),
-        (["run", "synthetic", "--frames", "1", "--scales", "1,0.5"], "scales must be numbers from 1 to 8"),
-        (["run", "synthetic", "--frames", "1", "--min-area", "-1"], "min_area must lie in 0.."),
-        (
-            ["eval", "nowhere", "--thorough"],
-            'thorough has no effect without refine="components" or quality="best"',
-        ),
-        (
-            ["eval", "nowhere", "--max-views", "8"],
-            'max_views has no effect without refine="components" or quality="best"',
-        ),
-        (["run", "synthetic", "--frames", "-3"], "at least 1"),
-        (["run", "synthetic", "--frames", "1", "--threads", "-1"], "threads must be"),
         (["bench", "--side", "1"], "side must lie in"),
     ],
 )
@@ -71,6 +60,85 @@ def test_failures_are_sentences_and_exit_with_1(argv, says, capsys, tmp_path, mo
     text = capsys.readouterr().err
     assert text.startswith(f"tfiseg {argv[0]}: ")
     assert says in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["run", "x.png", "--scales", "1,0.5"], "--scales must be numbers from 1 to 8"),
+        (["run", "x.png", "--min-area", "-1"], "--min-area must lie in 0.."),
+        (["run", "x.png", "--min-score", "30"], "--min-score must lie in 0..1, got 30.0"),
+        (["run", "x.png", "--split", "7"], "--split must be"),
+        (["run", "x.png", "--long-side", "9"], "--long-side must lie in"),
+        (["run", "x.png", "--threads", "-1"], "--threads must be"),
+        (["run", "x.png", "--flip", "--refine", "frame"], "use --refine components"),
+        (
+            ["eval", ".", "--thorough"],
+            "--thorough has no effect without --refine components or --quality best",
+        ),
+        (
+            ["eval", ".", "--max-views", "8"],
+            "--max-views has no effect without --refine components or --quality best",
+        ),
+        (["run", "x.png", "--instance-model", "m.onnx"], "--instance-model has no effect without"),
+        (["run", "synthetic", "--frames", "-3"], "at least 1"),
+        (["view", "0", "--camera-fps", "0"], "--camera-fps: expected a number, above 0"),
+        (["build", __file__, "--min-agreement", "200"], "from 0 to 100"),
+        (["build", __file__, "--batch", "0"], "at least 1"),
+        (["rnu", "x.png"], "Did you mean 'run'?"),
+        (["run", "x.png", "--qualty", "best"], "Did you mean '--quality'?"),
+        (["run", "x.png", "--quality", "bst"], "Did you mean 'best'?"),
+        (["train", "semantik"], "Did you mean 'semantic'?"),
+        (["plugin", "inof"], "Did you mean 'info'?"),
+    ],
+)
+def test_wrong_command_lines_are_one_sentence_and_exit_with_2(argv, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("tfiseg")
+    assert says in first
+    assert re.fullmatch(r"Run `tfiseg.* --help` for its options\.", second)
+
+
+def test_a_missing_file_comes_before_a_missing_option_and_before_a_network(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for argv, says in (
+        (["triton", "no.onnx"], "there is no network no.onnx"),
+        (["export", "no.onnx"], "there is no file no.onnx"),
+        (["compare", "no.onnx", "no.engine"], "there is no file no.onnx"),
+        (["train", "semantic", "--images", "no"], "there is no folder no"),
+        (["build", "no.onnx", "--no-gate"], "there is no network no.onnx"),
+        (["inspect", "no.onnx"], "there is no file no.onnx"),
+        (["eval", "no", "--model", "no.onnx"], "there is no folder no"),
+        (["run", "no.mp4", "--model", "no.onnx"], "there is no file no.mp4"),
+        (["view", "no.mp4", "--model", "no.onnx"], "there is no file no.mp4"),
+    ):
+        assert main(argv) == 1
+        assert says in capsys.readouterr().err
+
+
+def test_options_that_are_missing_or_without_effect(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.onnx").touch()
+    for argv, says in (
+        (["triton", "net.onnx"], "required: --output DIR"),
+        (["compare", "net.onnx", "net.onnx"], "required: --frames SOURCE"),
+        (["train", "score"], "required: --images DIR --semantic DIR"),
+        (["plugin", "info", "--arch", "87"], "--arch: no effect"),
+        (["demo", "--engine", "--quality", "best"], "--quality: no effect with --engine"),
+        (["run", "synthetic", "--frames", "1", "--nth", "2"], "without --policy every_nth"),
+        (["run", "synthetic", "--frames", "1", "--min-hits", "2"], "without track IDs"),
+    ):
+        assert main(argv) == 1
+        assert says in capsys.readouterr().err
+
+
+def test_a_mistyped_class_is_suggested(capsys, tmp_path):
+    argv = ["run", "synthetic", "--frames", "1", "--out", str(tmp_path / "out"), "--things", "persn"]
+    assert main(argv) == 1
+    assert "Did you mean 'person'?" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_half_way_exits_with_1_and_keeps_its_frames(tmp_path, capsys):
@@ -89,9 +157,10 @@ def test_the_demo_runs_on_the_real_clip(tmp_path, capsys):
     assert report["overlay"].endswith("people-overlay.mp4")
 
 
-def test_missing_packages_are_named_with_their_extra(capsys, monkeypatch):
+def test_missing_packages_are_named_with_their_extra(capsys, monkeypatch, tmp_path):
+    data = ["--images", str(tmp_path), "--semantic", str(tmp_path)]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["demo"]) == 1
     assert ".[demo]" in capsys.readouterr().err
-    assert main(["train", "semantic", "--images", "a", "--semantic", "b"]) == 1
+    assert main(["train", "semantic", *data]) == 1
     assert ".[train]" in capsys.readouterr().err

@@ -201,8 +201,8 @@ def test_an_engine_without_plugin_leaves_its_outputs_to_triton(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"flavour": "tensorrt_rtx", "plugin": None}, "engines of TensorRT alone"),
-        ({"portable": False}, "build it with --portable"),
+        ({"flavour": "tensorrt_rtx", "plugin": None}, "engines of TensorRT only"),
+        ({"portable": False}, "with --portable"),
     ],
 )
 def test_engines_that_triton_cannot_load(tmp_path, settings, said):
@@ -225,7 +225,7 @@ def test_a_damaged_engine_and_one_without_record(tmp_path):
     ("given", "said"),
     [
         ({"metadata": None}, "no tfiseg metadata"),
-        ({"body": "logits = x.Strange(frame)"}, r"no standard runtime knows: x\.Strange"),
+        ({"body": "logits = x.Strange(frame)"}, r"non-standard operators: x\.Strange"),
         ({"outputs": "bool[1, 3, h, w] logits", "body": "logits = Cast<to = 9>(frame)"}, "logits is bool"),
     ],
 )
@@ -234,7 +234,7 @@ def test_networks_that_triton_would_not_serve_well(tmp_path, given, said):
         write_repository(network(tmp_path / "a.onnx", **given), tmp_path)
 
 
-def quantised(path):
+def quantized(path):
     """A 1 x 1 convolution in int8."""
     body = (
         "f = Cast<to = 1>(frame) t = Transpose<perm = [0, 3, 1, 2]>(f) q = QuantizeLinear(t, s, z) d = DequantizeLinear(q, s, z) "
@@ -248,10 +248,10 @@ def quantised(path):
     return path
 
 
-def test_quantised_networks_are_tried_as_triton_runs_them(tmp_path, monkeypatch):
+def test_quantized_networks_are_tried_as_triton_runs_them(tmp_path, monkeypatch):
     from tfiseg.export import triton
 
-    path = quantised(tmp_path / "a.onnx")
+    path = quantized(tmp_path / "a.onnx")
     assert write_repository(path, tmp_path / "m")["max_batch_size"] == 0
     monkeypatch.setattr(triton, "MIN_AGREEMENT", 1.1)
     with pytest.raises(ModelError, match=r"the class of only 100\.0% of the pixels"):
@@ -263,7 +263,7 @@ def test_quantised_networks_are_tried_as_triton_runs_them(tmp_path, monkeypatch)
     [
         ({"name": "a/b"}, "letters, digits"),
         ({"instances": 0}, "at least 1"),
-        ({"device": "tpu"}, "no device 'tpu'"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"batch": 0}, "at least 1"),
     ],
 )

@@ -45,8 +45,8 @@ def test_own_network_on_a_photo(tmp_path):
 
 def test_a_robot_that_looks_before_it_drives():
     text = run_sample("embed_in_robot.py", "synthetic", "--seconds", 4)
-    assert text.startswith("STOP: no picture yet\n")
-    assert text.splitlines()[-2] == "STOP: the time is over"
+    assert text.startswith("STOP: no image yet\n")
+    assert text.splitlines()[-2] == "STOP: time is up"
     assert "frames," in text.splitlines()[-1]
 
 
@@ -65,7 +65,7 @@ def test_label_maps_of_a_folder(tmp_path):
     cv2.imwrite(str(tmp_path / "in" / "coffee.jpg"), data.coffee()[:, :, ::-1])
     assert (
         run_sample("batch_folder.py", tmp_path / "in", tmp_path / "out")
-        == f"2 pictures in {tmp_path / 'out'}\n"
+        == f"2 images in {tmp_path / 'out'}\n"
     )
     label_map = cv2.imread(str(tmp_path / "out" / "astronaut.png"), cv2.IMREAD_UNCHANGED)
     lines = [json.loads(line) for line in (tmp_path / "out" / "instances.jsonl").read_text().splitlines()]

@@ -69,7 +69,7 @@ def address(request, tmp_path):
 
     write_repository(PLAIN_MODEL, tmp_path / "models", "people")
     server = grpc.server(ThreadPoolExecutor(2))
-    segmenter = tfiseg.Segmenter(min_score=0) if request.param == "engine" else None
+    segmenter = tfiseg.Segmenter(PLAIN_MODEL, min_score=0) if request.param == "engine" else None
     if segmenter is not None:
         segmenter.score_rule = None  # the plugin's table holds mean class probabilities
     pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
@@ -93,7 +93,9 @@ def test_the_client_sees_what_the_segmenter_sees(address, tmp_path):
         tmp_path / "photo.png", "--model", "people", "--url", address, "--out", tmp_path / "view.png"
     )
     assert done.returncode == 0, done.stderr
-    expected = [f"{i.class_name}, score {i.score:.2f}, {i.area} px" for i in tfiseg.Segmenter()(PHOTO)]
+    expected = [
+        f"{i.class_name}, score {i.score:.2f}, {i.area} px" for i in tfiseg.Segmenter(PLAIN_MODEL)(PHOTO)
+    ]
     assert expected
     assert [line.split(": ")[1].split(", box")[0] for line in done.stdout.splitlines()] == expected
     assert cv2.imread(str(tmp_path / "view.png")).shape == PHOTO.shape

@@ -114,7 +114,7 @@ def test_a_scale_that_rtx_would_not_take_is_caught():
             assert prove(expected, built.witnesses)["layers"] == {"fp32": 1, "fp16": 0, "int8": 1}
         else:
             with pytest.raises(
-                tfiseg.EngineError, match=r"second is fp32, wanted int8.*No engine was written"
+                tfiseg.EngineError, match=r"second is fp32, expected int8.*No engine was written"
             ):
                 prove(expected, built.witnesses)
 
@@ -138,20 +138,20 @@ def test_old_gpus_without_int8_convolutions_are_caught(frames, tmp_path, capsys)
     assert "layers compute in another precision" in capsys.readouterr().err
     assert not out.exists()
     assert main([*command, "--compute-capability", "1.0", "--calibration-frames", "4"]) == 1
-    assert "knows no compute capability '1.0': wanted one of 7.5" in capsys.readouterr().err
+    assert "has no compute capability '1.0': expected one of 7.5" in capsys.readouterr().err
 
 
 def test_a_gate_that_must_fail_does(frames, tmp_path, capsys, monkeypatch):
     """int8 with ranges ten times too small: no engine, a report, a picture, figures in the message."""
-    import tfiseg.calibration.quantise as quantise_module
+    import tfiseg.calibration.quantize as quantize_module
 
-    real = quantise_module._observe
+    real = quantize_module._observe
 
     def narrow(*args):
         ranges, rounded = real(*args)
         return {name: (low / 10, high / 10) for name, (low, high) in ranges.items()}, rounded
 
-    monkeypatch.setattr(quantise_module, "_observe", narrow)
+    monkeypatch.setattr(quantize_module, "_observe", narrow)
     out = tmp_path / "spoilt.engine"
     command = [
         "build",
@@ -316,7 +316,7 @@ def test_an_inspector_report_is_read():
     ]
     assert read_inspector(json.dumps({"Layers": layers})) == {"a": "int8", "b": "fp16", "c": "fp16"}
     assert read_log(["Layers:\nnothing of use"]) == {}
-    with pytest.raises(tfiseg.EngineError, match="no witness says what 1 of 1 layers compute in: a"):
+    with pytest.raises(tfiseg.EngineError, match="no witness names the precision of 1 of 1 layers: a"):
         prove({"a": "int8"}, {})
 
 

@@ -109,7 +109,7 @@ def test_missing_frames_wrong_names_and_sizes_are_sentences(tmp_path, capsys):
     net = str(PLAIN_MODEL)
     cpu = ["--target", "onnxruntime", "-o", str(tmp_path / "x.onnx")]
     fails(net, *cpu, "--precision", "int8", says="int8 needs frames to calibrate on: --frames")
-    fails(net, *cpu, "--precision", "fp16", says="name some with --frames, or say --no-gate")
+    fails(net, *cpu, "--precision", "fp16", says="pass some with --frames, or skip it with --no-gate")
     (tmp_path / "empty").mkdir()
     fails(net, *cpu, "--precision", "int8", "--frames", str(tmp_path / "empty"), says="empty")
     fails(
@@ -125,7 +125,7 @@ def test_missing_frames_wrong_names_and_sizes_are_sentences(tmp_path, capsys):
     fails(str(tmp_path / "none.onnx"), *cpu, "--precision", "fp32", says="there is no network")
     with pytest.raises(tfiseg.InputError, match="must rise"):
         Profile((480, 640), (240, 320), (1080, 1920))
-    with pytest.raises(tfiseg.InputError, match="no target 'tpu'"):
+    with pytest.raises(tfiseg.InputError, match="unknown target 'tpu'"):
         flavour("tpu")
 
 
@@ -147,7 +147,7 @@ def test_the_plugin_is_grafted_for_tensorrt():
         (Profile((480, 640), (480, 640), (480, 640)), [1, 480, 640]),
         (Profile(), [1, "4*grid_height", "4*grid_width"]),
     ):
-        grafted = build._grafted(model, info, BuildSettings(profile=profile))
+        grafted = build._add_clustering(model, info, BuildSettings(profile=profile))
         label_map = next(o for o in grafted.graph.output if o.name == "label_map")
         assert [d.dim_value or d.dim_param for d in label_map.type.tensor_type.shape.dim] == size
         node = grafted.graph.node[-1]
@@ -160,7 +160,7 @@ def test_the_plugin_is_grafted_for_tensorrt():
     )
     (given,) = (
         a.i
-        for a in build._grafted(model, for_small, BuildSettings()).graph.node[-1].attribute
+        for a in build._add_clustering(model, for_small, BuildSettings()).graph.node[-1].attribute
         if a.name == "min_area"
     )
     assert given == 10
@@ -198,9 +198,7 @@ def test_files_that_are_no_network_of_ours_are_sentences(tmp_path, capsys):
     plain = onnx.load(PLAIN_MODEL)
     del plain.metadata_props[:]
     onnx.save(plain, tmp_path / "plain.onnx")
-    fails(
-        tmp_path / "plain.onnx", "has no tfiseg metadata: bring it into tfiseg's format first, `tfiseg export"
-    )
+    fails(tmp_path / "plain.onnx", "has no tfiseg metadata. Convert it first: `tfiseg export")
     foreign = onnx.load(PLAIN_MODEL)
     foreign.graph.node.append(
         helper.make_node("DisplacementFieldClustering", ["logits"], ["label_map"], domain="tfiseg")

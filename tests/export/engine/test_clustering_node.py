@@ -119,7 +119,7 @@ def test_failures_are_sentences():
     grafted = graft_clustering(network({"logits": [1, 2, 4, 4]}))
     with pytest.raises(InputError, match="already"):
         graft_clustering(grafted)
-    with pytest.raises(InputError, match="carries no clustering node"):
+    with pytest.raises(InputError, match="has no clustering node"):
         strip_clustering(network({"logits": [1, 2, 4, 4]}))
     with pytest.raises(InputError, match="4 dimensions"):
         graft_clustering(network({"logits": [2, 4, 4]}))

@@ -16,7 +16,7 @@ from tfiseg.cli.main import main  # noqa: E402
 from tfiseg.errors import InputError, ModelError  # noqa: E402
 from tfiseg.export.engine.build import semantic_network  # noqa: E402
 from tfiseg.export.frame.backbone_taps import find_taps  # noqa: E402
-from tfiseg.export.frame.composites import ALIKE, material_of  # noqa: E402
+from tfiseg.export.frame.composites import SAME_SIZE, material_of  # noqa: E402
 from tfiseg.export.frame.heads import InstanceHeads  # noqa: E402
 from tfiseg.export.frame.train import frame_targets  # noqa: E402
 from tfiseg.export.instance.bank import build_bank  # noqa: E402
@@ -62,12 +62,12 @@ def test_taps_are_one_of_each_stride_and_the_decoders_last():
 
 def test_a_composite_is_told_by_its_number_and_holds_each_object_once(material):
     first, second = material.composer(3), material.composer(3)
-    for number in (0, ALIKE):
+    for number in (0, SAME_SIZE):
         a, b = first(number), second(number)
         assert np.array_equal(a.image, b.image)
         assert np.array_equal(a.owner, b.owner)
         assert a.owner.max() <= len(a.class_id)
-        assert a.image.shape[:2] == a.owner.shape == ((288, 384) if number < ALIKE else (384, 288))
+        assert a.image.shape[:2] == a.owner.shape == ((288, 384) if number < SAME_SIZE else (384, 288))
 
 
 def test_pictures_kept_apart_are_not_learned_from(material):

@@ -313,7 +313,7 @@ def test_the_default_network(tmp_path, capsys):
     assert tfiseg.Segmenter(tmp_path / "e.onnx").class_names[0] == "background"
 
 
-@pytest.mark.parametrize(("source", "cells"), [("default", [96, 128]), ("default-frame", [192, 256])])
+@pytest.mark.parametrize(("source", "cells"), [("default-semantic", [96, 128]), ("default", [192, 256])])
 def test_the_default_networks_at_another_size(tmp_path, source, cells):
     frame = np.zeros((480, 640, 3), np.uint8)
     seen = []
@@ -323,7 +323,7 @@ def test_the_default_networks_at_another_size(tmp_path, source, cells):
         assert report["problems"] == []
         assert report["weights_unchanged"]
         session = OnnxSession(tmp_path / "n.onnx")
-        assert session.has("affinity") == (source == "default-frame")
+        assert session.has("affinity") == (source == "default")
         seen.append((max(session.infer(frame)["logits"].shape[2:]), session.info.extra["long_side_px"]))
     assert seen == [(cells[0], 384), (cells[1], 512)]
 
@@ -402,7 +402,7 @@ def test_files_that_cannot_be_used(kind, says, tmp_path):
         ({"class_names": "a,b"}, "has 5 classes, got 2 names"),
         ({"class_names": "voc22"}, "none of the known lists"),
         ({"things": "unicorn"}, "no class 'unicorn'"),
-        ({"input_size_hw": (64, 64)}, "takes pictures of 48x64 only"),
+        ({"input_size_hw": (64, 64)}, "accepts images of 48x64 only"),
         ({"opset": 9}, "opset 9 is too old"),
         ({"random_weights": True}, "an ONNX file brings its own"),
         ({"photos": "nowhere"}, "there is no file nowhere"),
@@ -419,9 +419,9 @@ def test_options_that_do_not_fit(options, says, tmp_path):
     [
         (["default", "-o", "x.engine"], "must be called NAME.onnx"),
         (["default", "-o", "no/where/x.onnx"], "can't write"),
-        (["default", "-o", "x.onnx", "--mean", "0.5"], "--mean: default needs none of it"),
+        (["default", "-o", "x.onnx", "--mean", "0.5"], "--mean: no effect on default"),
         (["x.onnx", "-o", "y.onnx", "--fp32-weights"], "--fp32-weights is for checkpoints"),
-        (["x.onnx", "-o", "y.onnx", "--long-side", "448"], "other networks see frames at --input-size"),
+        (["x.onnx", "-o", "y.onnx", "--long-side", "448"], "for others, use --input-size"),
         (["default", "-o", "y.onnx", "--long-side", "9"], "must lie in 64..4096 pixels, got 9"),
     ],
 )
@@ -444,7 +444,7 @@ def test_the_command_says_what_is_wrong(argv, says, tmp_path, monkeypatch, capsy
 def test_options_that_cannot_be_read(argv, capsys):
     with pytest.raises(SystemExit):
         main(["export", "x.onnx", "-o", "y.onnx", *argv])
-    assert "wanted" in (text := capsys.readouterr().err) or "not allowed" in text
+    assert "expected" in (text := capsys.readouterr().err) or "not allowed" in text
 
 
 def test_disagreement_is_shown(tmp_path):

@@ -79,7 +79,7 @@ def test_a_function_of_ones_own(function, grid_hw, here):
         ("python:my_nets:absent", "AttributeError"),
         ("python:no_such_module:f", "ModuleNotFoundError"),
         ("python:my_nets:broken", "RuntimeError: no such file"),
-        ("python:my_nets:number", "returned int, wanted a torch.nn.Module"),
+        ("python:my_nets:number", "returned int, expected a torch.nn.Module"),
         ("hf:.", "no folder with a config.json"),
     ],
 )
@@ -107,7 +107,9 @@ def test_weights_are_loaded_or_named(here):
     assert (maps["logits"].argmax(1) == 1).all()
     del state["body.0.weight"]
     torch.save(state, here / "w.pth")
-    with pytest.raises(tfiseg.ModelError, match=r"lacks 1 of the network's .* weights, like body\.0\.weight"):
+    with pytest.raises(
+        tfiseg.ModelError, match=r"lacks 1 of the network's .* weights, e\.g\. body\.0\.weight"
+    ):
         export("python:my_nets:plain", here, weights=here / "w.pth")
     (here / "w.pth").write_text("no weights")
     with pytest.raises(tfiseg.ModelError, match="is no state dict"):

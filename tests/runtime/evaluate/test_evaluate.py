@@ -83,9 +83,7 @@ def test_a_network_for_small_things_keeps_them(tmp_path):
         assert (report["gain"]["shipped"]["PQ_gain"] > 0) == (right == 2)  # which keeps what it is for
         same = evaluate(tmp_path, refiner=tfiseg.Refiner(path), quiet=True, against=["shipped"], min_area=9)
         assert same["gain"]["shipped"]["PQ_gain"] == 0
-    with pytest.raises(
-        tfiseg.InputError, match="shipped compares instance networks on true class maps"
-    ):
+    with pytest.raises(tfiseg.InputError, match="shipped compares instance networks on true class maps"):
         evaluate(tmp_path, "model", tfiseg.Segmenter(), quiet=True, against=["shipped"])
     assert evaluate(tmp_path, min_area=10, quiet=True)["true_positives"] == 2
     for min_area, least in ((None, 9), (50, 50)):

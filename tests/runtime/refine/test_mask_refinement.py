@@ -251,7 +251,7 @@ def test_no_view_is_looked_at_twice(monkeypatch):
     assert len(seen) == len(set(seen)) > 0
 
 
-def test_what_is_reported_is_as_large_as_asked(monkeypatch):
+def test_what_is_reported_is_as_large_with_options(monkeypatch):
     image, class_map, _ = blot()
     segmenter = tfiseg.Segmenter(outlines=True, min_area=int(class_map.sum()), min_score=0)
     found = tfiseg.cluster(class_map, split=0)

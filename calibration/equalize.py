@@ -1,8 +1,8 @@
-"""Channels of one tensor brought to one range without changing what the network computes.
+"""Scale the channels of a tensor to one range without changing the network's result.
 
-One scale per tensor must hold the widest channel of an activation, and leaves few steps for the narrow ones.
-Where a tensor, or a group of tensors that are added, is made and read by convolutions alone, a channel can be
-scaled at its makers and scaled back at its readers.
+A scale per tensor must cover the widest channel, which leaves few steps for narrow channels. If only
+convolutions write and read a tensor, or a group of tensors that are added, a channel can be scaled where it
+is written and scaled back where it is read.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _MOST = 16.0
 
 
 def residual_groups(network: Network) -> list[tuple[list[str], list[Layer], list[Layer]]]:
-    """Tensors that are added into each other, with all layers that make and all that read them.
+    """Find groups of tensors that are added to each other, with the layers that write and read them.
 
-    Only groups that nothing but additions and ungrouped 2-D convolutions touches, and no activation.
+    A group counts only if nothing but additions and ungrouped 2-D convolutions use it.
     """
     layers = {layer.name: layer for layer in find_layers(network)}
     group_of: dict[str, str] = {}
@@ -74,12 +74,15 @@ def _touching(
     return makers, readers
 
 
-def equalise(network: Network, peaks: dict[str, NDArray[np.float32]]) -> int:
-    """Scale the channels of every residual group to one range; returns how many groups.
+def equalize(network: Network, peaks: dict[str, NDArray[np.float32]]) -> int:
+    """Scale the channels of every residual group to one range.
 
     Args:
-        network: changed in place; what it computes stays.
-        peaks: per tensor the largest magnitude seen in each channel (channels,).
+        network: changed in place; its result stays the same.
+        peaks: largest magnitude of each channel, float32 (channels,), by tensor.
+
+    Returns:
+        Number of groups.
     """
     done = 0
     for tensors, makers, readers in residual_groups(network):

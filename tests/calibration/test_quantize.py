@@ -1,4 +1,4 @@
-"""Quantisation: exact where it must be, better than plain rounding, nothing that ONNX Runtime makes of it
+"""Quantization: exact where it must be, better than plain rounding, nothing that ONNX Runtime makes of it
 that was not meant."""
 
 import numpy as np
@@ -7,12 +7,12 @@ import onnxruntime
 import pytest
 import tfiseg
 from onnx import numpy_helper
-from tfiseg.calibration.equalise import equalise, residual_groups
+from tfiseg.calibration.equalize import equalize, residual_groups
 from tfiseg.calibration.frames import FrameSample, sample_frames
 from tfiseg.calibration.graph import Network, run_tensors
 from tfiseg.calibration.layers import find_layers
 from tfiseg.calibration.qdq import Scheme
-from tfiseg.calibration.quantise import Calibration, calibrate, edge_layers, matching_layers, quantise
+from tfiseg.calibration.quantize import Calibration, calibrate, edge_layers, matching_layers, quantize
 from tfiseg.calibration.ranges import METHODS, range_finder
 from tfiseg.calibration.rounding import Moments, round_weights
 from tfiseg.calibration.sensitivity import exclude_until, rank_layers
@@ -45,7 +45,7 @@ def test_layers_are_found_in_order_and_samples_are_what_the_layer_multiplies(mod
         assert np.allclose(ours.reshape(theirs.shape), theirs, atol=1e-4)
 
 
-def test_equalising_changes_ranges_and_nothing_else(model, frames, tools):
+def test_equalizing_changes_ranges_and_nothing_else(model, frames, tools):
     run, _ = tools
     network = Network(model)
     tensors, makers, readers = residual_groups(network)[0]
@@ -55,7 +55,7 @@ def test_equalising_changes_ranges_and_nothing_else(model, frames, tools):
         t: np.abs(v).max((0, 2, 3)) for t, v in next(run_tensors(network.model, tensors, frames)).items()
     }
     before = max(peaks["sum"]) / min(peaks["sum"])
-    assert equalise(network, peaks) == 1
+    assert equalize(network, peaks) == 1
     after = np.abs(next(run_tensors(network.model, ["sum"], frames))["sum"]).max((0, 2, 3))
     assert after.max() / after.min() < before / 3
     assert np.allclose(run(model, frames[0]), run(network.model, frames[0]), atol=1e-3)
@@ -91,7 +91,7 @@ def test_a_dead_channel_and_a_single_sample_round():
 @pytest.mark.parametrize("scheme", [SIGNED, UNSIGNED])
 def test_a_network_in_int8_says_nearly_the_same(model, frames, calibration, tools, scheme):
     _, snr_db = tools
-    network = quantise(model, calibration, ["classifier"], scheme)
+    network = quantize(model, calibration, ["classifier"], scheme)
     onnx.checker.check_model(network, full_check=True)
     precisions = {layer.name: layer.precision for layer in layer_precisions(network)}
     assert precisions == {**dict.fromkeys(precisions, "int8"), "classifier": "fp32"}
@@ -117,9 +117,9 @@ def test_zero_is_exact_and_ranges_hold():
 
 
 def test_kept_layers_really_are_kept_by_onnxruntime(model, frames, calibration, tmp_path):
-    """ONNX Runtime quantises float convolutions between a DQ and a Q by itself; ours it must leave alone, in
+    """ONNX Runtime quantizes float convolutions between a DQ and a Q by itself; ours it must leave alone, in
     any session."""
-    onnx.save(quantise(model, calibration, ["depthwise"], UNSIGNED), tmp_path / "net.onnx")
+    onnx.save(quantize(model, calibration, ["depthwise"], UNSIGNED), tmp_path / "net.onnx")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -131,7 +131,7 @@ def test_kept_layers_really_are_kept_by_onnxruntime(model, frames, calibration, 
 
 
 def test_clips_that_saturation_does_anyway_are_gone(model, calibration):
-    unsigned, signed = quantise(model, calibration, (), UNSIGNED), quantise(model, calibration, (), SIGNED)
+    unsigned, signed = quantize(model, calibration, (), UNSIGNED), quantize(model, calibration, (), SIGNED)
     assert sum(n.op_type == "Clip" for n in unsigned.graph.node) == 0
     assert (
         sum(n.op_type == "Clip" for n in signed.graph.node) == 4
@@ -149,7 +149,7 @@ def test_every_range_method_finds_ranges_within_what_was_seen(method):
 
 
 def test_an_unknown_method_and_no_frames_are_sentences(model, tmp_path):
-    with pytest.raises(tfiseg.InputError, match="no range method 'mean'"):
+    with pytest.raises(tfiseg.InputError, match="unknown range method 'mean'"):
         range_finder("mean")
     with pytest.raises(tfiseg.InputError, match="has no frames to calibrate on"):
         calibrate(model, FrameSample("nowhere", [], []))
@@ -168,12 +168,12 @@ def test_the_cache_is_used_for_the_same_network_frames_and_method_only(model, fr
     assert cache.stat().st_mtime_ns == stamp
     for name, layer in made.rounded.items():
         assert np.array_equal(layer.q, again.rounded[name].q)
-    assert quantise(model, made) == quantise(model, again)
+    assert quantize(model, made) == quantize(model, again)
     other = calibrate(model, frames.part(0, 6), cache=cache)
     assert other.key != made.key
     assert Calibration.load(cache).key == other.key
     cache.write_bytes(b"nonsense")
-    with pytest.raises(tfiseg.InputError, match="no calibration cache"):
+    with pytest.raises(tfiseg.InputError, match="not a calibration cache"):
         calibrate(model, frames, cache=cache)
 
 

@@ -1,5 +1,4 @@
-"""Post-training quantisation: calibrate on frames once, then write the network in int8, some layers kept in
-high precision."""
+"""Post-training quantization: calibrate a network on frames, then write it in int8."""
 
 from __future__ import annotations
 
@@ -18,13 +17,13 @@ from tqdm import tqdm
 
 from ..errors import InputError, ModelError
 from ..files import whole_file
-from .equalise import equalise, residual_groups
+from .equalize import equalize, residual_groups
 from .frames import FrameSample
 from .graph import IMAGE, Network, run_tensors
 from .layers import Layer, find_layers
 from .qdq import Scheme, insert_qdq
 from .ranges import range_finder
-from .rounding import Moments, Rounded, round_weights
+from .rounding import Moments, QuantizedWeights, round_weights
 
 _SAMPLES_PER_FRAME = 256
 _CACHE_VERSION = 1
@@ -32,17 +31,19 @@ _CACHE_VERSION = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the frames told of one network.
+    """Measurements of one network on calibration frames.
 
-    ``peaks`` largest magnitude by channel of the tensors that are equalised; ``ranges`` (lowest, highest) of
-    the tensors around the layers; ``rounded`` int8 weights by layer. ``key`` names network, frames and
-    method: a cache with another key is made anew.
+    Args:
+        key: digests of network and frames, and the method; a cache with another key is replaced.
+        peaks: largest magnitude of each channel, for tensors that are equalized.
+        ranges: (lowest, highest) value of the tensors around the layers.
+        rounded: int8 weights by layer name.
     """
 
     key: dict[str, str]
     peaks: dict[str, NDArray[np.float32]]
     ranges: dict[str, tuple[float, float]]
-    rounded: dict[str, Rounded]
+    rounded: dict[str, QuantizedWeights]
 
     def save(self, path: Path) -> None:
         """Write a cache file (numpy's .npz)."""
@@ -56,14 +57,14 @@ class Calibration:
 
     @staticmethod
     def load(path: Path) -> Calibration:
-        """Read a cache file; raises InputError where it is none."""
+        """Read a cache file; raises InputError if it isn't one."""
         try:
             with np.load(path) as arrays:
                 found = {name: arrays[name] for name in arrays.files}
             key = json.loads(str(found["key"]))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as wrong:
             raise InputError(
-                f"{path} is no calibration cache of tfiseg ({wrong}): delete it, it will be made anew"
+                f"{path} is not a calibration cache of tfiseg ({wrong}). Delete it; the next build writes it"
             ) from wrong
 
         def of(kind: str) -> dict[str, NDArray[np.generic]]:
@@ -72,7 +73,7 @@ class Calibration:
             }
 
         scale, bias = of("scale"), of("bias")
-        rounded = {name: Rounded(q, scale[name], bias[name]) for name, q in of("q").items()}  # type: ignore[arg-type]
+        rounded = {name: QuantizedWeights(q, scale[name], bias[name]) for name, q in of("q").items()}  # type: ignore[arg-type]
         ranges = {name: (float(low), float(high)) for name, (low, high) in of("range").items()}  # type: ignore[misc]
         return Calibration(key, of("peak"), ranges, rounded)  # type: ignore[arg-type]
 
@@ -84,19 +85,18 @@ def calibrate(
     cache: Path | None = None,
     quiet: bool = True,
 ) -> Calibration:
-    """Run the network over frames: ranges of its activations, and its weights rounded to int8.
+    """Run the network on frames: measure the ranges of activations and round weights to int8.
 
     Args:
-        model: float32 network whose one input takes uint8 (1, H, W, 3).
-        frames: at least one; 128 are usual.
+        model: float32 network with one input, uint8 (1, H, W, 3).
+        frames: at least one; 128 is common.
         method: "minmax", "percentile" or "entropy".
-        cache: file that is read where it was made from this very network, these frames and this method, else
-            written.
-        quiet: no progress bar.
+        cache: file to read if it matches network, frames and method; otherwise it is written.
+        quiet: show no progress bar.
 
     Raises:
-        InputError: no frames, or no such method. ModelError: the network has no layer that can be quantised,
-            or doesn't run.
+        InputError: there are no frames, or the method is unknown.
+        ModelError: the network has no layer that can be quantized, or doesn't run.
     """
     if not len(frames):
         raise InputError(f"{frames.source} has no frames to calibrate on")
@@ -117,7 +117,7 @@ def calibrate(
             "the network has no convolution or matrix product with weights that could run in int8"
         )
     peaks = _peaks(network, frames, quiet)
-    equalise(network, peaks)
+    equalize(network, peaks)
     found = _observe(network, find_layers(network), frames, method, quiet)
     calibration = Calibration(key, peaks, *found)
     if cache is not None:
@@ -125,29 +125,29 @@ def calibrate(
     return calibration
 
 
-def quantise(
+def quantize(
     model: onnx.ModelProto, calibration: Calibration, keep: Collection[str] = (), scheme: Scheme | None = None
 ) -> onnx.ModelProto:
-    """The network with Q/DQ pairs.
+    """Return the network with Q/DQ pairs.
 
     Args:
-        model: the one that was calibrated.
+        model: the calibrated network.
         calibration: from ``calibrate``.
-        keep: names of layers that stay in high precision, see ``edge_layers`` and ``matching_layers``.
-        scheme: how activations are held (default: for ONNX Runtime on a CPU).
+        keep: names of layers to keep in high precision; see ``edge_layers`` and ``matching_layers``.
+        scheme: how activations are quantized (default: for ONNX Runtime on a CPU).
     """
     network = Network(model)
-    equalise(network, calibration.peaks)
+    equalize(network, calibration.peaks)
     layers = [layer for layer in find_layers(network) if layer.name not in keep]
     insert_qdq(network, layers, calibration.ranges, calibration.rounded, scheme or Scheme(signed=False))
     return network.model
 
 
 def matching_layers(layers: Iterable[Layer], patterns: Sequence[str]) -> list[str]:
-    """Names of layers whose name, or whose weight's name, fits one of the patterns (``*`` and ``?``).
+    """Return the layers whose name, or whose weight's name, matches a pattern (``*`` and ``?``).
 
     Raises:
-        InputError: a pattern fits none; the message lists what there is.
+        InputError: a pattern matches none; the message lists all layers.
     """
     layers = list(layers)
     found: list[str] = []
@@ -165,9 +165,10 @@ def matching_layers(layers: Iterable[Layer], patterns: Sequence[str]) -> list[st
 
 
 def edge_layers(network: Network) -> list[str]:
-    """The layers that stay in high precision in any case: those that read the picture, where int8 costs most
-    accuracy and with three channels gains no time, and those that write the outputs (logits, displacement,
-    boundary, affinity)."""
+    """Return the layers that always stay in high precision.
+
+    They are the layers that read the image, where int8 costs most accuracy and saves no time with three
+    channels, and the layers that write the outputs (logits, displacement, boundary, affinity)."""
     layers = {layer.name: layer for layer in find_layers(network)}
     first = {IMAGE, *(i.name for i in network.graph.input)}
     found = [name for name, layer in layers.items() if layer.input in first]
@@ -205,7 +206,7 @@ def _peaks(network: Network, frames: FrameSample, quiet: bool) -> dict[str, NDAr
 
 def _observe(
     network: Network, layers: Sequence[Layer], frames: FrameSample, method: str, quiet: bool
-) -> tuple[dict[str, tuple[float, float]], dict[str, Rounded]]:
+) -> tuple[dict[str, tuple[float, float]], dict[str, QuantizedWeights]]:
     finder, rng = range_finder(method), np.random.default_rng(0)
     moments = {layer.name: Moments() for layer in layers}
     wanted = [name for layer in layers for name in (layer.input, layer.output)]
@@ -226,7 +227,7 @@ def _observe(
     return finder.ranges(), rounded
 
 
-def _round(network: Network, layer: Layer, moments: Moments) -> Rounded:
+def _round(network: Network, layer: Layer, moments: Moments) -> QuantizedWeights:
     weight = network.weight(layer.weight)
     outputs = weight.shape[layer.axis]
     bias = network.weight(layer.bias) if layer.bias else np.zeros(outputs, np.float32)
@@ -234,4 +235,4 @@ def _round(network: Network, layer: Layer, moments: Moments) -> Rounded:
         layer.matrix(weight), bias.reshape(layer.groups, -1).astype(np.float64), moments.mean()
     )
     whole = layer.unmatrix(q.astype(np.float64), weight).astype(np.int8)
-    return Rounded(whole, scale.ravel().astype(np.float32), shifted.ravel().astype(np.float32))
+    return QuantizedWeights(whole, scale.ravel().astype(np.float32), shifted.ravel().astype(np.float32))

@@ -1,0 +1,298 @@
+"""Options of ``tfiseg train``, one function per kind of network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .common import add_verb
+from .parser import Example, Parser, existing_file, existing_folder, existing_network, number, whole
+
+IMAGENET, NONE = "imagenet", "none"
+_NEEDS = "torch and time"
+_DATA = "--images photos/ --semantic class-maps/"
+
+
+def add_semantic(kinds: Any, handler: Any) -> None:
+    """Add ``train semantic``."""
+    verb = add_verb(
+        kinds,
+        "semantic",
+        "Train the default semantic network from pictures and class maps.",
+        handler,
+        [
+            Example(f"tfiseg train semantic {_DATA}", "to semantic.ckpt", needs=_NEEDS),
+            Example(
+                "tfiseg export semantic.ckpt -o mine.onnx --photos photos/",
+                "as a model",
+                needs="semantic.ckpt",
+            ),
+        ],
+    )
+    _add_data(verb)
+    _add_more_data(verb)
+    _add_run(verb, "semantic.ckpt", 3600, "crops")
+    verb.quality.add_argument(
+        "--backbone",
+        choices=("lite0", "lite2"),
+        default="lite0",
+        help="EfficientNet-Lite0 or the larger Lite2, which takes about twice the time (default: lite0)",
+    )
+    verb.expert.add_argument(
+        "--start",
+        type=existing_file,
+        metavar="FILE",
+        help="checkpoint or state dict to begin with (default: ImageNet weights)",
+    )
+    _add_learning_rate(verb)
+
+
+def add_instance(kinds: Any, handler: Any) -> None:
+    """Add ``train instance``."""
+    verb = add_verb(
+        kinds,
+        "instance",
+        "Train the instance network from pictures and class maps; it needs and uses no instance label.",
+        handler,
+        [
+            Example(
+                f"tfiseg train instance {_DATA} -o mine.onnx", "from the weights of tfiseg", needs=_NEEDS
+            ),
+            Example(
+                f"tfiseg train instance {_DATA} -o mine.onnx --steps 1500 --sheets check/",
+                "shorter, with pictures of the training data",
+                needs=_NEEDS,
+            ),
+        ],
+    )
+    _add_data(verb)
+    _add_output(verb, "instance.onnx")
+    _add_run(verb, "instance.ckpt", 3600, "composites")
+    verb.source.add_argument(
+        "--cutouts",
+        type=Path,
+        metavar="DIR",
+        help="class maps of photos that show one object each, as `tfiseg train cutouts` writes them",
+    )
+    verb.quality.add_argument(
+        "--view-px",
+        type=whole(32),
+        default=192,
+        metavar="N",
+        help="side of its views, a multiple of 32: larger ones show more, time grows with the square "
+        "(default: 192)",
+    )
+    verb.quality.add_argument(
+        "--outline-steps",
+        type=whole(0),
+        metavar="N",
+        help="training steps for mask refinement (default: half of --steps; 0: the network refines no masks)",
+    )
+    verb.quality.add_argument(
+        "--min-area",
+        type=whole(0),
+        metavar="PX",
+        help="for small objects, e.g. nuclei: minimum area in pixels with this network (default: 0.1 %% of "
+        "a frame, "
+        "at least 25)",
+    )
+    _add_fit(verb, "bank, of composites and of what was left out", 8000)
+    verb.output.add_argument(
+        "--licence", metavar="TEXT", default="not stated", help="terms of use, for the model's metadata"
+    )
+    verb.expert.add_argument(
+        "--start",
+        metavar="FILE",
+        help=f'a checkpoint to begin with, or "{IMAGENET}" (default: the weights of tfiseg\'s instance '
+        f"network)",
+    )
+    verb.expert.add_argument(
+        "--teacher",
+        metavar="M",
+        help=f'an instance network that first splits groups in the pictures; "{NONE}": single objects only '
+        f"(default: the one that comes with tfiseg; none with --start {IMAGENET})",
+    )
+    _add_learning_rate(verb)
+
+
+def add_cutouts(kinds: Any, handler: Any) -> None:
+    """Add ``train cutouts``."""
+    verb = add_verb(
+        kinds,
+        "cutouts",
+        "Make class maps for photos that show one object each, from the features of an ImageNet classifier. "
+        "For "
+        "`train instance --cutouts`.",
+        handler,
+        [Example("tfiseg train cutouts --images photos/ -o cutouts", needs="torch and the extra [train]")],
+    )
+    verb.source.add_argument(
+        "--images", type=existing_folder, metavar="DIR", help="required: folder of photos"
+    )
+    verb.source.add_argument(
+        "--semantic",
+        type=existing_folder,
+        metavar="DIR",
+        help="class maps: photos in which they show an object are skipped",
+    )
+    _add_confidence(verb)
+    verb.output.add_argument(
+        "-o", "--output", type=Path, default=Path("cutouts"), metavar="DIR", help="(default: cutouts)"
+    )
+
+
+def add_frame(kinds: Any, handler: Any) -> None:
+    """Add ``train frame``."""
+    verb = add_verb(
+        kinds,
+        "frame",
+        "Train instance heads on a semantic network's own features, taught by the instance network, for "
+        "--quality balanced: classes and instances in one pass.",
+        handler,
+        [Example(f"tfiseg train frame --model net.onnx {_DATA} -o heads.onnx", needs=_NEEDS)],
+    )
+    _add_model(verb)
+    _add_data(verb)
+    _add_more_data(verb)
+    _add_output(verb, "frame.onnx")
+    _add_run(verb, "frame.ckpt", 4000, "composites", 4)
+    verb.expert.add_argument(
+        "--instance-model",
+        type=Path,
+        metavar="M",
+        help="the teacher (default: the instance network that comes with tfiseg)",
+    )
+    _add_fit(verb, "composites", 4000)
+
+
+def add_score(kinds: Any, handler: Any) -> None:
+    """Add ``train score``."""
+    verb = add_verb(
+        kinds,
+        "score",
+        "Calibrate a semantic network's scores: four numbers in its metadata give the probability that an "
+        "instance "
+        "is an object.",
+        handler,
+        [Example(f"tfiseg train score --model net.onnx {_DATA} -o scored.onnx", needs="torch and time")],
+    )
+    _add_model(verb)
+    _add_data(verb)
+    _add_more_data(verb)
+    _add_output(verb, "scored.onnx")
+    verb.quality.add_argument(
+        "--refine",
+        choices=("components", "frame"),
+        help="how instances are found (default: by the model's instance heads, else components)",
+    )
+    verb.expert.add_argument(
+        "--instance-model",
+        metavar="M",
+        type=Path,
+        help="instance network that finds the true objects (default: the one that comes with tfiseg)",
+    )
+    _add_seed_and_threads(verb)
+
+
+def _add_model(verb: Parser) -> None:
+    verb.source.add_argument(
+        "--model",
+        type=existing_network,
+        metavar="NET.onnx",
+        help="a model in tfiseg's format (default: the network that comes with tfiseg)",
+    )
+
+
+def _add_output(verb: Parser, default: str) -> None:
+    verb.output.add_argument(
+        "-o", "--output", type=Path, default=Path(default), metavar="NAME.onnx", help=f"(default: {default})"
+    )
+
+
+def _add_learning_rate(verb: Parser) -> None:
+    verb.expert.add_argument(
+        "--learning-rate",
+        type=number(0, above=True),
+        default=2e-3,
+        metavar="X",
+        help="peak learning rate; use less to continue on the same pictures (default: 0.002)",
+    )
+
+
+def _add_fit(verb: Parser, sheets: str, composites: int) -> None:
+    verb.expert.add_argument(
+        "--rule-composites",
+        type=whole(1),
+        default=composites,
+        metavar="N",
+        help=f"composites to fit the rules on (default: {composites})",
+    )
+    verb.output.add_argument(
+        "--sheets", type=Path, metavar="DIR", help=f"write pictures of the {sheets} there"
+    )
+    verb.expert.add_argument(
+        "--workers", type=whole(1), default=1, metavar="N", help="processes that make composites (default: 1)"
+    )
+    verb.output.add_argument(
+        "--training-data",
+        metavar="TEXT",
+        default="not stated",
+        help="what the network was trained on, for the model's metadata",
+    )
+
+
+def _add_data(verb: Parser) -> None:
+    source = verb.source
+    source.add_argument("--images", type=existing_folder, metavar="DIR", help="required: folder of pictures")
+    source.add_argument(
+        "--semantic",
+        type=existing_folder,
+        metavar="DIR",
+        help="required: class maps, NAME.png for each picture: 8 bit, class ids, 255 = ignore",
+    )
+    _add_confidence(verb)
+
+
+def _add_confidence(verb: Parser) -> None:
+    verb.source.add_argument(
+        "--confidence",
+        type=existing_folder,
+        metavar="DIR",
+        help="confidence of each class map, NAME.png, 0..255, any size",
+    )
+
+
+def _add_more_data(verb: Parser) -> None:
+    verb.source.add_argument(
+        "--more-data",
+        type=existing_folder,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="more folders, each with images/, semantic/ and, optionally, confidence/ in it",
+    )
+
+
+def _add_run(verb: Parser, checkpoint: str, steps: int, unit: str, batch: int = 16) -> None:
+    verb.output.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path(checkpoint),
+        metavar="FILE",
+        help=f"written during training; an existing one is resumed (default: {checkpoint})",
+    )
+    verb.quality.add_argument(
+        "--steps",
+        type=whole(1),
+        default=steps,
+        metavar="N",
+        help=f"training steps of {batch} {unit} each (default: {steps})",
+    )
+    _add_seed_and_threads(verb)
+
+
+def _add_seed_and_threads(verb: Parser) -> None:
+    verb.expert.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+    verb.expert.add_argument(
+        "--threads", type=whole(0), default=0, metavar="N", help="CPU threads (default: all)"
+    )
