@@ -8,8 +8,8 @@ import cv2
 
 from ...errors import SourceError
 from .base import Source
+from .capture import opened
 from .live_stream import CameraRequest, LiveStream
-from .video import opened
 
 _CSI_SIZE_WH, _CSI_FPS = (1280, 720), 30  # a mode that every CSI sensor has
 
