@@ -115,6 +115,8 @@ class LiveStream(Source):
                 return Frame(
                     np.asarray(image, np.uint8), index, taken, frame_name(index), (now - began) / 1e6
                 )
+            if getattr(self._capture, "ended", False):  # a pipeline that plays a file
+                return None
             self._find_again(index)
         return None
 

@@ -20,7 +20,7 @@ def open_stream(url: str) -> VideoReader:
     Raises:
         SourceError: nothing answers, or what comes is no video. The message holds no password.
     """
-    from av.error import FFmpegError, HTTPError, InvalidDataError
+    from av.error import FFmpegError, HTTPClientError, HTTPError, InvalidDataError
 
     shown = without_secrets(url)
     # cameras drop packets over UDP: TCP first, as OpenCV has it
@@ -28,7 +28,7 @@ def open_stream(url: str) -> VideoReader:
     try:
         container = open_container(url, shown, options=options, timeout=(_TIMEOUT_S, _TIMEOUT_S))
     except FFmpegError as wrong:  # their own texts hold the URL
-        if isinstance(wrong, HTTPError):
+        if isinstance(wrong, HTTPError | HTTPClientError):
             raise SourceError(f"{shown} refuses to answer: {wrong.strerror}") from None
         if isinstance(wrong, InvalidDataError):
             raise SourceError(f"what {shown} sends is no video that can be read") from None
