@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import stat
 import threading
 import time
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import cv2
 import numpy as np
@@ -68,6 +69,13 @@ _KINDS_LEFT_OUT = {  # by how the file begins, or by its brand
     "SVG": (b"<svg", b"<?xml"),
     "PDF": (b"%PDF",),
 }
+_AUTHORITY_END, _QUERY = re.compile(r"[/?#]"), re.compile(r"[?#]")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"']+")
+_PASSWORD_IN_TEXT = re.compile(
+    r"\b([\w-]*(?:user-id|user-pw|passw(?:or)?d|passphrase|token|secret|api-?key))=(\"[^\"]*\"|'[^']*'|\S+)",
+    re.IGNORECASE,
+)
+_USER_AT_HOST = re.compile(r"^[^\s/@:]+:[^\s@]*@")  # an address without a scheme
 _pillow_limit = threading.Lock()
 
 Picture = NDArray[np.uint8]
@@ -190,9 +198,23 @@ def tensor_to_bgr(tensor: Any, color: str | None = None) -> Any:
 
 
 def without_secrets(url: str) -> str:
-    """A URL without user, password and query: for names, messages and files."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    """A URL without user, password, query and fragment: for names, messages and files.
+
+    A password may hold what ends an authority in a valid URL ("/", "?", "#"): where a user and a password may
+    stand, all up to the last "@" is taken out.
+    """
+    scheme, mark, rest = url.partition("://")
+    authority = _AUTHORITY_END.split(rest, maxsplit=1)[0]
+    if "@" in authority or ":" in authority:
+        rest = rest.rpartition("@")[2]
+    return scheme + mark + _QUERY.split(rest, maxsplit=1)[0]
+
+
+def text_without_secrets(text: str) -> str:
+    """A text with all addresses in it as ``without_secrets`` gives them, and without what looks like a password."""
+    text = _URL_IN_TEXT.sub(lambda found: without_secrets(found[0]), text)
+    text = _PASSWORD_IN_TEXT.sub(lambda found: f"{found[1]}=...", text)
+    return _USER_AT_HOST.sub("", text)
 
 
 # -- files

@@ -115,6 +115,7 @@ class Instances:
         class_names: name of each class id; ids beyond it are called "class N".
         frame_index: position of the frame in its source, from 0; -1 = no source.
         capture_time_ns: when the frame was taken, time.monotonic_ns(); 0 = unknown.
+        media_time_s: seconds from the start of the video at which the frame is shown; None: no video.
         stage_ms: milliseconds per stage, such as {"network": 12.0, "cluster": 0.4}.
         track_id: int32 (n,), persistent ids from a ``Tracker``; None: not tracked.
 
@@ -139,6 +140,7 @@ class Instances:
     capture_time_ns: int = 0
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     track_id: NDArray[np.int32] | None = None
+    media_time_s: float | None = None
 
     def __post_init__(self) -> None:
         if np.ndim(self.label_map) != 2:
@@ -292,6 +294,7 @@ class Instances:
             "size_hw": list(self.size_hw),
             "frame_index": self.frame_index,
             "capture_time_ns": self.capture_time_ns,
+            "media_time_s": self.media_time_s,
             "stage_ms": dict(self.stage_ms),
             "instances": [one.to_dict() for one in self],
         }

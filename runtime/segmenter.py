@@ -312,7 +312,11 @@ class Segmenter:
         if isinstance(frame, Frame):
             stages = {"decode": frame.decode_ms, **stages}
             return replace(
-                found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=stages
+                found,
+                frame_index=frame.index,
+                capture_time_ns=frame.capture_time_ns,
+                media_time_s=frame.media_time_s,
+                stage_ms=stages,
             )
         return replace(found, stage_ms=stages)
 

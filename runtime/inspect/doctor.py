@@ -176,7 +176,7 @@ def _opencv(facts: Facts) -> Check:
             "pip install opencv-python-headless",
         )
     if facts.machine.l4t and not _built_with(build, "GStreamer"):
-        mend = "for CSI cameras: sudo apt install python3-opencv, pip uninstall opencv-python-headless, a venv with --system-site-packages"
+        mend = "for CSI cameras: sudo apt install gstreamer1.0-tools"
         return Check(
             "OpenCV", OK, f"{check.found}; {', '.join(parts)}, windows {'yes' if windows else 'no'}", mend
         )

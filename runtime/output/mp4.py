@@ -23,6 +23,11 @@ _KEYFRAME_EVERY = 30
 _CLOCK = Fraction(1, 90_000)
 
 
+def _rate(fps: float) -> Fraction:
+    """The rate as a fraction; a time-lapse may have a frame an hour. It is a hint: frames have their own times."""
+    return max(Fraction(fps).limit_denominator(1001 if fps >= 1 else 100_000), Fraction(1, 100_000))
+
+
 class Mp4Writer:
     """Frames into an H.264 mp4; use ``with``.
 
@@ -43,9 +48,7 @@ class Mp4Writer:
         self._errors = av.error.FFmpegError
         try:
             self._container = av.open(str(path), "w", format="mp4", container_options=_CONTAINER)
-            self._stream = self._container.add_stream(
-                "libx264", rate=Fraction(fps).limit_denominator(1001), options=_ENCODER
-            )
+            self._stream = self._container.add_stream("libx264", rate=_rate(fps), options=_ENCODER)
             self._stream.width, self._stream.height = (
                 s + s % 2 for s in size_wh
             )  # this format's colours come in pairs of pixels

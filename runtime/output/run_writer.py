@@ -30,6 +30,7 @@ def frame_record(frame: Frame, instances: Instances) -> dict[str, Any]:
         "name": printable(frame.name),
         **({"file_name": printable(frame.file_name)} if frame.file_name else {}),
         "capture_time_ns": frame.capture_time_ns,
+        "media_time_s": None if frame.media_time_s is None else round(frame.media_time_s, 6),
         "size_hw": list(instances.label_map.shape),
         "stage_ms": {k: round(v, 3) for k, v in instances.stage_ms.items()},
         "instances": [
@@ -126,9 +127,10 @@ class RunWriter:
             self._first_ns = frame.capture_time_ns
             self._video = Mp4Writer(self.overlay_path, (view.shape[1], view.shape[0]), fps)
         # a live source's frames are as far apart as they were captured, whatever was dropped in between
-        self._video.write(
-            view, (frame.capture_time_ns - self._first_ns) / 1e9 if self.source.is_live else frame.index / fps
-        )
+        seconds = frame.index / fps if frame.media_time_s is None else frame.media_time_s
+        if self.source.is_live:
+            seconds = (frame.capture_time_ns - self._first_ns) / 1e9
+        self._video.write(view, seconds)
 
 
 def shortened(name: str) -> str:

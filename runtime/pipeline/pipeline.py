@@ -396,7 +396,13 @@ def _segmenting(segmenter: Callable[[Frame], Instances]) -> Callable[[Frame], Re
         times = {**found.stage_ms}
         return Result(
             frame,
-            replace(found, frame_index=frame.index, capture_time_ns=frame.capture_time_ns, stage_ms=times),
+            replace(
+                found,
+                frame_index=frame.index,
+                capture_time_ns=frame.capture_time_ns,
+                media_time_s=frame.media_time_s,
+                stage_ms=times,
+            ),
         )
 
     return segment
@@ -409,9 +415,13 @@ def _tracking(tracker: Callable[[Instances], Instances], source: Source) -> Call
     def track(result: Result) -> Result:
         if source.is_live:
             return replace(result, instances=tracker(result.instances))
-        own_time = 1 + round(result.frame.index / fps * 1e9)
-        tracked = tracker(replace(result.instances, capture_time_ns=own_time))
-        return replace(result, instances=replace(tracked, capture_time_ns=result.frame.capture_time_ns))
+        frame = result.frame
+        own_s = frame.index / fps if frame.media_time_s is None else frame.media_time_s
+        timed = replace(result.instances, capture_time_ns=1 + round(own_s * 1e9), media_time_s=own_s)
+        tracked = replace(
+            tracker(timed), capture_time_ns=frame.capture_time_ns, media_time_s=frame.media_time_s
+        )
+        return replace(result, instances=tracked)
 
     return track
 

@@ -90,6 +90,9 @@ class Tracker:
         self._next_id = 1
         self._size_hw = (0, 0)
         self._now = 0.0
+        self._clock: tuple[bool, float] | None = (
+            None  # whether it is media time, and its last value in seconds
+        )
         self._forget()
 
     def _forget(self) -> None:
@@ -105,8 +108,7 @@ class Tracker:
         if size_hw != self._size_hw:
             self._size_hw = size_hw
             self._forget()
-        stamped = instances.capture_time_ns / 1e9
-        self._now = max(self._now, stamped) if stamped else self._now + 1 / USUAL_FPS
+        self._now += self._seconds_since_last(instances)
         grid = np.ascontiguousarray(instances.label_map[_GRID_PX // 2 :: _GRID_PX, _GRID_PX // 2 :: _GRID_PX])
         row_of = self._match(instances, grid)
         new = row_of < 0
@@ -115,6 +117,19 @@ class Tracker:
         track_id = self._numbered(row_of)
         self._drop_the_lost()
         return replace(instances, track_id=track_id).select(track_id > 0)
+
+    def _seconds_since_last(self, instances: Instances) -> float:
+        """By media time where there is one, else by the time of capture; where neither goes on, by a usual rate: a
+        clock that stands still would keep what is lost for ever."""
+        media_time_s = instances.media_time_s
+        last = self._clock
+        self._clock = (
+            (False, instances.capture_time_ns / 1e9) if media_time_s is None else (True, media_time_s)
+        )
+        if last is None:
+            return 0.0
+        passed = self._clock[1] - last[1]
+        return passed if self._clock[0] == last[0] and passed > 0 else 1 / USUAL_FPS
 
     def _numbered(self, row_of: NDArray[np.intp]) -> NDArray[np.int32]:
         """Ids of the tracks in these rows, 0 where one isn't seen often enough; who has none yet gets one

@@ -26,6 +26,7 @@ class Frame:
         decode_ms: time that reading it took.
         truth_label_map, truth_class_map: int32 and uint8 (H, W), where the source knows them (synthetic).
         file_name: of an image file: its path relative to the folder that was opened; else "".
+        media_time_s: seconds from the start of a video at which it is shown; None: the source has no such clock.
     """
 
     image: NDArray[np.uint8]
@@ -36,6 +37,7 @@ class Frame:
     truth_label_map: NDArray[np.int32] | None = None
     truth_class_map: NDArray[np.uint8] | None = None
     file_name: str = ""
+    media_time_s: float | None = None
 
 
 class Source:

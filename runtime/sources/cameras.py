@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import cv2
 
-from ...errors import SourceError
+from ...images import text_without_secrets
 from .base import Source
+from .capture import opened
+from .gstreamer import PROGRAM, PipelineCapture
 from .live_stream import CameraRequest, LiveStream
-from .video import opened
 
 _CSI_SIZE_WH, _CSI_FPS = (1280, 720), 30  # a mode that every CSI sensor has
 
@@ -45,13 +47,14 @@ def csi_pipeline(sensor: int, wanted: CameraRequest) -> str:
 
 
 def open_gstreamer(name: str, pipeline: str, wanted: CameraRequest | None = None) -> Source:
-    """A GStreamer pipeline that ends in an appsink with BGR."""
-    if "GStreamer" not in {
-        cv2.videoio_registry.getBackendName(b) for b in cv2.videoio_registry.getBackends()
-    }:
-        raise SourceError(
-            f"{name} needs an OpenCV with GStreamer, which pip's wheels are built without: on a Jetson or Debian take the system's own "
-            "(apt install python3-opencv, and a venv with --system-site-packages); `tfiseg doctor` shows what is there"
-        )
-    message = f"GStreamer can't start {name}: try it with gst-launch-1.0; the pipeline is {pipeline}"
+    """A GStreamer pipeline that ends in an appsink with BGR: by gst-launch-1.0, or by an OpenCV that is built with
+    GStreamer where that program is missing."""
+    if shutil.which(PROGRAM) is not None or not opencv_has_gstreamer():
+        return LiveStream(name, lambda: PipelineCapture(name, pipeline), wanted)
+    message = f"GStreamer can't start {name}: try it with {PROGRAM}; the pipeline is {text_without_secrets(pipeline)}"
     return LiveStream(name, lambda: opened(cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER), message), wanted)
+
+
+def opencv_has_gstreamer() -> bool:
+    """Whether this OpenCV can run pipelines; pip's lists the backend, and can't."""
+    return bool(cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER))

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import InputError, SourceError
 from .base import USUAL_FPS, Frame, Source, frame_name
-from .video import fps_of, release
+from .capture import Capture, fps_of, release
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0  # between attempts to open a lost source again: doubled each time
 _WAITED_AFTER_S = 0.2  # opened so long ago, there are frames in a buffer
@@ -66,9 +66,9 @@ class LiveStream(Source):
     def __init__(
         self,
         name: str,
-        opener: Callable[[], cv2.VideoCapture],
+        opener: Callable[[], Capture],
         wanted: CameraRequest | None = None,
-        capture: cv2.VideoCapture | None = None,
+        capture: Capture | None = None,
     ) -> None:
         super().__init__(name)
         self._opener = opener
@@ -115,6 +115,8 @@ class LiveStream(Source):
                 return Frame(
                     np.asarray(image, np.uint8), index, taken, frame_name(index), (now - began) / 1e6
                 )
+            if getattr(self._capture, "ended", False):  # a pipeline that plays a file
+                return None
             self._find_again(index)
         return None
 
@@ -155,7 +157,7 @@ class LiveStream(Source):
         release(self._capture, self._in_use, self.name)
 
 
-def described(name: str, capture: cv2.VideoCapture, wanted: CameraRequest) -> tuple[str, bool]:
+def described(name: str, capture: Capture, wanted: CameraRequest) -> tuple[str, bool]:
     """What a source really gives, as a sentence, and whether it differs from what was asked."""
     width, height = (int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
     fps = capture.get(cv2.CAP_PROP_FPS)

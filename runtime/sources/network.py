@@ -2,22 +2,66 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 
+from ...errors import SourceError
 from ...images import without_secrets
-from .video import opened
+from .decoding import VideoReader, open_container, upright_bgr
 
-_NETWORK_TIMEOUT_MS = 5000
+URL_SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
+_TIMEOUT_S = 5.0  # for opening, and for each read
 
 
-def open_stream(url: str) -> cv2.VideoCapture:
-    """A network stream or file, with limits on how long it may keep silent."""
-    timeouts = [
-        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
-        _NETWORK_TIMEOUT_MS,
-        cv2.CAP_PROP_READ_TIMEOUT_MSEC,
-        _NETWORK_TIMEOUT_MS,
-    ]
-    return opened(
-        cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts), f"no stream answers at {without_secrets(url)}"
-    )
+def open_stream(url: str) -> VideoReader:
+    """Open a network stream or file, with limits on how long it may keep silent.
+
+    Raises:
+        SourceError: nothing answers, or what comes is no video. The message holds no password.
+    """
+    from av.error import FFmpegError, HTTPClientError, HTTPError, InvalidDataError
+
+    shown = without_secrets(url)
+    # cameras drop packets over UDP: TCP first, as OpenCV has it
+    options = {"rtsp_flags": "prefer_tcp"} if url.lower().startswith("rtsp") else {}
+    try:
+        container = open_container(url, shown, options=options, timeout=(_TIMEOUT_S, _TIMEOUT_S))
+    except FFmpegError as wrong:  # their own texts hold the URL
+        if isinstance(wrong, HTTPError | HTTPClientError):
+            raise SourceError(f"{shown} refuses to answer: {wrong.strerror}") from None
+        if isinstance(wrong, InvalidDataError):
+            raise SourceError(f"what {shown} sends is no video that can be read") from None
+        raise SourceError(f"no stream answers at {shown}") from None
+    return VideoReader(container, shown, low_latency=True)
+
+
+class StreamCapture:
+    """A network stream with the interface of ``cv2.VideoCapture``."""
+
+    def __init__(self, reader: VideoReader) -> None:
+        self._reader = reader
+        self._frames = reader.frames()
+        code = reader.codec if len(reader.codec) == 4 else ""
+        self._values = {
+            cv2.CAP_PROP_FRAME_WIDTH: reader.size_wh[0],
+            cv2.CAP_PROP_FRAME_HEIGHT: reader.size_wh[1],
+            cv2.CAP_PROP_FPS: reader.fps or 0.0,
+            cv2.CAP_PROP_FOURCC: cv2.VideoWriter.fourcc(*code) if code else 0,
+        }
+
+    def read(self) -> tuple[bool, Any]:
+        frame = next(self._frames, None)
+        return frame is not None, None if frame is None else upright_bgr(frame)
+
+    def grab(self) -> bool:
+        return next(self._frames, None) is not None
+
+    def get(self, which: int, /) -> float:
+        return float(self._values.get(which, 0))
+
+    def release(self) -> None:
+        self._reader.close()
+
+    def getBackendName(self) -> str:
+        return "FFMPEG"

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import glob
+import re
 from numbers import Integral
 from pathlib import Path
 
-import cv2
-
 from ...errors import InputError, SourceError
 from ...files import printable
-from ...images import IMAGE_SUFFIXES, image_paths, without_secrets
+from ...images import IMAGE_SUFFIXES, image_paths, text_without_secrets, without_secrets
 from .base import Source
 from .cameras import csi_pipeline, open_camera, open_gstreamer
 from .files import ImageFiles
 from .live_stream import CameraRequest, LiveStream
-from .network import open_stream
+from .network import URL_SCHEMES, StreamCapture, open_stream
 from .realtime import Realtime
 from .synthetic import SyntheticCamera
-from .video import VideoFile, capture_of, opened
+from .video import VideoFile, open_file
 
-_URL_SCHEMES = ("http://", "https://", "rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://")
+_URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 _MOVING_SUFFIXES = (".gif",)  # alone they are videos; in a folder, the first frame counts
 _CSI, _GSTREAMER = "csi://", "gst:"
 
@@ -76,18 +75,14 @@ def _open(text: str, is_number: bool, wanted: CameraRequest) -> Source:
     if text.startswith(_CSI):
         sensor = text.removeprefix(_CSI) or "0"
         if not sensor.isdecimal():
-            raise SourceError(f"a CSI camera is called {_CSI}NUMBER, got {text}")
+            raise SourceError(f"a CSI camera is called {_CSI}NUMBER, got {_spoken(text)}")
         return open_gstreamer(f"csi-{sensor}", csi_pipeline(int(sensor), wanted), wanted)
     if text.startswith(_GSTREAMER):
         return open_gstreamer("gstreamer", text.removeprefix(_GSTREAMER).strip(), wanted)
     if text == "synthetic":
         return SyntheticCamera()
-    if text.startswith(_URL_SCHEMES):
-        capture = open_stream(text)
-        name = without_secrets(text)
-        if capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
-            return VideoFile(name, capture)
-        return LiveStream(name, lambda: open_stream(text), capture=capture)
+    if (address := _URL.match(text)) is not None:
+        return _open_address(text, address[1].lower())
     path = Path(text)
     if path.is_char_device():  # /dev/video0, and the names that udev gives: they stay when indices don't
         return open_camera(text, wanted)
@@ -99,14 +94,27 @@ def _open(text: str, is_number: bool, wanted: CameraRequest) -> Source:
     if glob.has_magic(text) and not path.exists():
         matches = sorted(p for m in glob.glob(text, recursive=True) if not (p := Path(m)).is_dir())
         if not matches:
-            raise SourceError(f"nothing matches {printable(text)}")
+            raise SourceError(f"nothing matches {_spoken(text)}")
         return ImageFiles("images", matches)
     if not path.exists():
         raise SourceError(
-            f"there is no file {printable(text)}: a source is an image, a folder, a glob pattern, a video, a camera index, a URL or 'synthetic'"
+            f"there is no file {_spoken(text)}: a source is an image, a folder, a glob pattern, a video, a camera index, a URL or 'synthetic'"
         )
     if path.suffix.lower() in IMAGE_SUFFIXES and path.suffix.lower() not in _MOVING_SUFFIXES:
         return ImageFiles(path.stem, [path], path.parent)
-    return VideoFile(
-        path.stem, opened(capture_of(path), f"{printable(text)} is no image or video that OpenCV can read")
-    )
+    return VideoFile(path.stem, lambda: open_file(path))
+
+
+def _spoken(text: str) -> str:
+    """What was given, for messages: it may be an address with a password and without a scheme."""
+    return printable(text_without_secrets(text))
+
+
+def _open_address(url: str, scheme: str) -> Source:
+    name = without_secrets(url)
+    if scheme not in URL_SCHEMES:
+        raise SourceError(f"can't open {name}: expected an address that begins with {', '.join(URL_SCHEMES)}")
+    reader = open_stream(url)
+    if reader.is_finite:
+        return VideoFile(name, lambda: open_stream(url), reader)
+    return LiveStream(name, lambda: StreamCapture(open_stream(url)), capture=StreamCapture(reader))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,18 +18,26 @@ class Realtime(Source):
 
     def __init__(self, source: Source, fps: float | None = None) -> None:
         super().__init__(source.name)
-        self._source = source
+        self._source, self._own_pace = source, fps is None
+        self._interrupted = threading.Event()
         self.fps = fps or source.fps or USUAL_FPS
         self.is_video, self.frame_count = source.is_video, source.frame_count
 
     def __iter__(self) -> Iterator[Frame]:
-        began = time.monotonic()
+        self._interrupted.clear()
+        began, first_s = time.monotonic(), None
         for frame in self._source:
             assert self.fps is not None
-            time.sleep(max(0.0, began + frame.index / self.fps - time.monotonic()))
+            due_s = frame.index / self.fps
+            if self._own_pace and frame.media_time_s is not None:
+                first_s = frame.media_time_s if first_s is None else first_s
+                due_s = frame.media_time_s - first_s
+            if self._interrupted.wait(max(0.0, began + due_s - time.monotonic())):
+                return
             yield replace(frame, capture_time_ns=time.monotonic_ns())
 
     def interrupt(self) -> None:
+        self._interrupted.set()
         self._source.interrupt()
 
     def close(self) -> None:

@@ -79,7 +79,16 @@ class SyntheticCamera(Source):
             truth[y:y1, x0:x1][through[part][..., 0] < 0.5] = k + 1
         now = time.monotonic_ns()
         classes = np.where(truth > 0, _PERSON, 0).astype(np.uint8)
-        return Frame(image, index, now, frame_name(index), (now - began) / 1e6, truth, classes)
+        return Frame(
+            image,
+            index,
+            now,
+            frame_name(index),
+            (now - began) / 1e6,
+            truth,
+            classes,
+            media_time_s=index / self.fps,
+        )
 
 
 def _background(rng: np.random.Generator, size_hw: tuple[int, int]) -> NDArray[np.uint8]:

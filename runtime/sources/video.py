@@ -1,90 +1,93 @@
-"""Captures of OpenCV: video files, and what all captures share."""
+"""Video files."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import cv2
-import numpy as np
 
 from ...errors import SourceError
 from ...files import printable
 from .base import Frame, Source, frame_name
+from .decoding import VideoReader, open_container, upright_bgr
+
+_RELEASE_SECONDS = 1.0
 
 _log = logging.getLogger("tfiseg")
 
-_RELEASE_SECONDS = 1.0
-_COMPLETE = (
-    0.95  # containers announce frame counts loosely: a video that gives this share of its own count is whole
-)
-
 
 class VideoFile(Source):
-    """A video file, or one behind an address, through OpenCV."""
+    """A video file, or one behind an address. Frames carry ``media_time_s``.
 
-    def __init__(self, name: str, capture: cv2.VideoCapture) -> None:
+    Iterating raises SourceError after the last frame if some were lost; the message says how many.
+
+    Args:
+        name: of the source.
+        opener: opens it; raises SourceError.
+        reader: it, if it is open already.
+    """
+
+    def __init__(
+        self, name: str, opener: Callable[[], VideoReader], reader: VideoReader | None = None
+    ) -> None:
         super().__init__(name)
-        self._capture = capture
+        self._opener, self._reader = opener, reader or opener()
         self._in_use = threading.Lock()
-        self._read_before = False
-        self.fps = fps_of(capture)
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.frame_count = count if count > 0 else None
+        self._started = self._closed = False
+        self.fps, self.frame_count = self._reader.fps, self._reader.frame_count
 
-    def _read(self, index: int) -> Frame | None:
+    def __iter__(self) -> Iterator[Frame]:
         with self._in_use:
-            if index == 0 and self._read_before:
-                self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)  # iterated again: from the start
-            self._read_before = True
-            began = time.monotonic_ns()
-            more, image = self._capture.read()
-        if more:
+            if self._closed:
+                raise SourceError(f"{self.name} is closed: open it again")
+            if self._started:  # iterated again: from the start
+                self._reader.close()
+                self._reader = self._opener()
+            self._started, reader = True, self._reader
+            frames = reader.frames()
+        for index in itertools.count():
+            with self._in_use:
+                if self._closed or reader is not self._reader:
+                    return
+                began = time.monotonic_ns()
+                decoded = next(frames, None)
+                if decoded is None:
+                    break
+                image, media_time_s = upright_bgr(decoded), reader.time_of(decoded)
             now = time.monotonic_ns()
-            return Frame(np.asarray(image, np.uint8), index, now, frame_name(index), (now - began) / 1e6)
-        if self.frame_count is not None and index < min(_COMPLETE * self.frame_count, self.frame_count - 2):
-            raise SourceError(
-                f"{self.name} ends after {index} of the {self.frame_count} frames it announces: the file is damaged or cut off"
-            )
-        return None
+            yield Frame(image, index, now, frame_name(index), (now - began) / 1e6, media_time_s=media_time_s)
+        damage = reader.damage()
+        if damage is not None:
+            raise SourceError(damage)
 
     def close(self) -> None:
-        release(self._capture, self._in_use, self.name)
+        self._closed = True
+        if self._in_use.acquire(timeout=_RELEASE_SECONDS):  # closing it under a reader would end the process
+            self._reader.close()
+            self._in_use.release()
+        else:
+            _log.warning("%s hangs in reading: it is left open", self.name)
 
 
-def release(capture: cv2.VideoCapture, in_use: threading.Lock, name: str) -> None:
-    """Release a capture, unless another thread hangs in it: that would end the process."""
-    if in_use.acquire(timeout=_RELEASE_SECONDS):
-        capture.release()
-        in_use.release()
-    else:
-        _log.warning("%s hangs in reading: it is left open", name)
+def open_file(path: Path) -> VideoReader:
+    """Open a video file, whatever the bytes of its name.
 
+    Raises:
+        SourceError: it can't be read, or there is no video in it.
+    """
+    from av.error import FFmpegError
 
-def fps_of(capture: cv2.VideoCapture) -> float | None:
-    """The rate that a capture names, if it can be one."""
-    fps = float(capture.get(cv2.CAP_PROP_FPS))
-    return fps if 1 <= fps <= 1000 else None
-
-
-def capture_of(path: Path) -> cv2.VideoCapture:
-    """Open a file by OpenCV, whatever the bytes of its name."""
+    shown = printable(str(path))
     try:
-        str(path).encode()
-    except UnicodeEncodeError:  # a name that isn't UTF-8 ends the process inside OpenCV
-        try:
-            with open(path, "rb") as file:
-                return cv2.VideoCapture(f"/dev/fd/{file.fileno()}")
-        except OSError as wrong:
-            raise SourceError(f"can't read {printable(str(path))}: {wrong.strerror}") from wrong
-    return cv2.VideoCapture(str(path))
-
-
-def opened(capture: cv2.VideoCapture, message: str) -> cv2.VideoCapture:
-    """The capture, if it is open; else SourceError with this message."""
-    if not capture.isOpened():
-        capture.release()
-        raise SourceError(message)
-    return capture
+        container = open_container(f"file:{path}", shown)
+    except FFmpegError as wrong:
+        if isinstance(wrong, PermissionError | FileNotFoundError | IsADirectoryError):
+            raise SourceError(f"can't read {shown}: {wrong.strerror}") from wrong
+        raise SourceError(
+            f"{shown} is no image or video that can be read ({wrong.strerror}): "
+            "it is damaged, cut off, or of a format that FFmpeg doesn't know"
+        ) from wrong
+    return VideoReader(container, path.stem if path.stem.isprintable() else shown)
