@@ -81,12 +81,12 @@ def test_a_merge_that_stops_is_reported_and_the_same_everywhere(side, shuffled, 
 
 
 def test_a_second_pass_that_stops_is_reported(shuffled, assert_same):
-    side = 64
+    side = 192
     rng = np.random.default_rng(1)
     boundary = np.zeros((1, side, side), np.float32)
     boundary[0, :, 30:33] = 1
     class_map = np.ones((side, side), np.uint8)
-    class_map[rng.random((side, side)) < 0.25] = 0
+    class_map[rng.random((side, side)) < 0.4] = 0
     offsets = np.array([[dy, dx] for dy in (2, 5, 9) for dx in (-7, 3, 11)], np.int32)
     problem = problem_of(
         class_map,
