@@ -21,7 +21,10 @@ namespace {
 constexpr int32_t kThreads = 256;
 constexpr int32_t kBlocksPerProcessor = 8;  // of loops over what was counted on the device
 constexpr int32_t kScanThreads = 1024;
-constexpr int64_t kPixelsPerBlock = 1 << 16;  // of the grid, for a block of a loop's kernel
+#ifndef TFISEG_PIXELS_PER_BLOCK
+#define TFISEG_PIXELS_PER_BLOCK (1 << 16)  // tests take less, so that small grids use several blocks
+#endif
+constexpr int64_t kPixelsPerBlock = TFISEG_PIXELS_PER_BLOCK;  // of the grid, for a block of a loop's kernel
 constexpr int32_t kWordsPerThread = 8;
 
 // What a phase takes: int32_t or int64_t.

@@ -317,7 +317,7 @@ int main(int argc, char **argv) {
     for (int32_t at = 0; at < 8; ++at) expect(full_build->supportsFormatCombination(at, io, 4, 4) == (at != 2), "all inputs of the logits' type");
 
     // shapes that disagree, or that the operator does not take, are refused with a reason
-    const std::vector<std::vector<int64_t>> good = {{2, 21, 96, 128}, {2, 2, 96, 128}, {2, 1, 96, 128}, {2, 2, 48, 64}};
+    const std::vector<std::vector<int64_t>> agreeing = {{2, 21, 96, 128}, {2, 2, 96, 128}, {2, 1, 96, 128}, {2, 2, 48, 64}};
     const struct {
         int32_t input;
         std::vector<int64_t> shape;
@@ -335,9 +335,9 @@ int main(int argc, char **argv) {
         expect(configured == changed, "configurePlugin and onShapeChange agree");
         return configured;
     };
-    expect(taken(good), "shapes that agree are taken");
+    expect(taken(agreeing), "shapes that agree are taken");
     for (const auto &w : wrong) {
-        std::vector<std::vector<int64_t>> shapes = good;
+        std::vector<std::vector<int64_t>> shapes = agreeing;
         shapes[size_t(w.input)] = w.shape;
         expect(!taken(shapes) && messages.last.find(w.reason) != std::string::npos, messages.last.c_str());
     }
