@@ -3,12 +3,14 @@ library."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import EngineError
 from .settings import ClusterSettings
 
 TABLE_COLUMNS = ("class", "score", "x0", "y0", "x1", "y1", "area", "cx", "cy", "flags")
@@ -81,6 +83,36 @@ def problem_of(
         rest["displacement"] = np.ascontiguousarray(vectors, np.float32)
     size_hw = batch.shape[1], batch.shape[2]
     return Problem(batch, None, size_hw, ClusterSettings(**settings), **rest)
+
+
+def map_strides(shapes: Mapping[str, tuple[int, ...]], offset_count: int) -> dict[str, int]:
+    """Check the shapes of a network's maps against each other.
+
+    Args:
+        shapes: name -> shape (N, channels, h, w) of logits and, where given, displacement, boundary, affinity.
+        offset_count: affinity offsets, one for each affinity channel.
+
+    Returns:
+        Grid pixels per cell of the boundary and the affinity, where given.
+
+    Raises:
+        EngineError: a map has the wrong rank, batch, number of channels or size.
+    """
+    n, _, h, w = shapes["logits"]
+    channels = {"displacement": 2, "boundary": 1, "affinity": offset_count}
+    strides = {}
+    for name in channels.keys() & shapes.keys():
+        shape = shapes[name]
+        if len(shape) != 4 or shape[:2] != (n, channels[name]) or min(shape) < 1:
+            raise EngineError(
+                f"{name} must have the shape (N, C, h, w) with N = {n} and C = {channels[name]}, got {shape}"
+            )
+        stride = max(-(-h // shape[2]), -(-w // shape[3])) if name != "displacement" else 1
+        if shape[2:] != (-(-h // stride), -(-w // stride)):
+            factor = "have the same size" if name == "displacement" else "be an integer factor smaller"
+            raise EngineError(f"{name} of {shape[2:]} with logits of {(h, w)}: it must {factor}")
+        strides[name] = stride
+    return strides
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-// What of the C API belongs to no device: versions, words, checks.
+// The parts of the C API that belong to no device: version, status texts, checks.
 #include "check.h"
 #include "views_pipeline.h"
 

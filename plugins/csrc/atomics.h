@@ -1,4 +1,4 @@
-// Memory that many threads write at once: the same names on a CPU and in CUDA. All relaxed: phases are parted by barriers.
+// Atomic operations with the same names on a CPU and in CUDA. All are relaxed: barriers separate the phases.
 #pragma once
 #include <cstdint>
 
@@ -20,7 +20,7 @@ TFISEG_HD void put(T *p, T v) {
     *reinterpret_cast<volatile T *>(p) = v;
 }
 TFISEG_HD bool exchange(int32_t *p, int32_t expected, int32_t wanted) { return atomicCAS(p, expected, wanted) == expected; }
-// What was there before.
+// Returns the old value.
 TFISEG_HD uint64_t claim(uint64_t *p, uint64_t expected, uint64_t wanted) {
     return atomicCAS(reinterpret_cast<unsigned long long *>(p), static_cast<unsigned long long>(expected), static_cast<unsigned long long>(wanted));
 }
@@ -72,7 +72,7 @@ TFISEG_HD int32_t trailing_zeros(uint32_t v) { return __builtin_ctz(v); }
 TFISEG_HD int32_t bit_count(uint32_t v) { return __builtin_popcount(v); }
 #endif
 
-// Append to a list whose order is nobody's business.
+// Appends to a list whose order does not matter.
 TFISEG_HD void append(int32_t *list, int32_t *count, int32_t value) { list[fetch_add(count, 1)] = value; }
 
 }  // namespace tfiseg

@@ -1,4 +1,4 @@
-// The one place where a problem is checked; everything below trusts it.
+// Checks of the arguments of the C API; everything behind it trusts them.
 #pragma once
 #include "tfiseg.h"
 

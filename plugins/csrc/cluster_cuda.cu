@@ -1,10 +1,10 @@
-// The operator and its views on a GPU: the executor that launches the phases of pipeline.h and views_pipeline.h as kernels on the
+// The operator and its views on a GPU: an executor that launches the phases of pipeline.h and views_pipeline.h as kernels on the
 // caller's stream.
 //
-// Nothing is allocated, synchronised or read back; how much work a later phase has is read on the device. About 20 launches a
-// call; propagation adds 7 and two for each pixel of its width, a second look 25.
-// Loops whose end is decided on the device (merging in rounds) run in one kernel: a single block where the grid is small, so that a
-// barrier costs nanoseconds, else as many blocks as fit at once, started cooperatively.
+// Nothing is allocated, synchronized or read back; the device itself reads how much work a later phase has. About 20 launches per
+// call; moving cuts adds 7 and two for each pixel of its width, a second pass 25.
+// Loops whose end is decided on the device (merging in rounds) run in one kernel: in a single block where the grid is small, so that a
+// barrier costs nanoseconds, else in as many blocks as fit at once, in a cooperative launch.
 // Bytes moved per grid pixel, classes apart: about 60 (4 distances: 9, links: 12, contacts: 8, regions: 13, labels: 9, ...).
 #include <cooperative_groups.h>
 
@@ -21,7 +21,10 @@ namespace {
 constexpr int32_t kThreads = 256;
 constexpr int32_t kBlocksPerProcessor = 8;  // of loops over what was counted on the device
 constexpr int32_t kScanThreads = 1024;
-constexpr int64_t kPixelsPerBlock = 1 << 16;  // of the grid, for a block of a loop's kernel
+#ifndef TFISEG_PIXELS_PER_BLOCK
+#define TFISEG_PIXELS_PER_BLOCK (1 << 16)  // tests take less, so that small grids use several blocks
+#endif
+constexpr int64_t kPixelsPerBlock = TFISEG_PIXELS_PER_BLOCK;  // of the grid, for a block of a loop's kernel
 constexpr int32_t kWordsPerThread = 8;
 
 // What a phase takes: int32_t or int64_t.
@@ -58,12 +61,12 @@ __global__ void __launch_bounds__(Phases::kThreads) rounds_kernel(const __grid_c
             for (int32_t k = first; k < n; k += step) phases(phase, round, k);
             barrier();
         }
-        if (!phases.again(round)) return;
+        if (!phases.has_next(round)) return;
     }
 }
 
-// One block: exclusive sums of bit counts. before has words + 1 entries.
-__global__ void __launch_bounds__(kScanThreads) prefix_sum_kernel(const uint32_t *bits, int32_t *before, int64_t words) {
+// One block: exclusive sums of bit counts. prefix_count has words + 1 entries.
+__global__ void __launch_bounds__(kScanThreads) prefix_sum_kernel(const uint32_t *bits, int32_t *prefix_count, int64_t words) {
     using Scan = cub::BlockScan<int32_t, kScanThreads>;
     __shared__ typename Scan::TempStorage storage;
     int32_t done = 0;
@@ -73,11 +76,11 @@ __global__ void __launch_bounds__(kScanThreads) prefix_sum_kernel(const uint32_t
         for (int32_t k = 0; k < kWordsPerThread; ++k) counts[k] = start + k < words ? __popc(bits[start + k]) : 0;
         Scan(storage).ExclusiveSum(counts, counts, total);
         for (int32_t k = 0; k < kWordsPerThread; ++k)
-            if (start + k < words) before[start + k] = done + counts[k];
+            if (start + k < words) prefix_count[start + k] = done + counts[k];
         done += total;
         __syncthreads();  // before storage is used again
     }
-    if (threadIdx.x == 0) before[words] = done;
+    if (threadIdx.x == 0) prefix_count[words] = done;
 }
 
 class Cuda {
@@ -112,8 +115,8 @@ class Cuda {
         if (status_ == cudaSuccess) launch(rounds_kernel<Phases>, blocks, Phases::kThreads, blocks > 1, phases);
     }
 
-    void prefix_sum(const uint32_t *bits, int32_t *before, int64_t words) {
-        if (status_ == cudaSuccess) launch(prefix_sum_kernel, 1, kScanThreads, false, bits, before, words);
+    void prefix_sum(const uint32_t *bits, int32_t *prefix_count, int64_t words) {
+        if (status_ == cudaSuccess) launch(prefix_sum_kernel, 1, kScanThreads, false, bits, prefix_count, words);
     }
 
   private:

@@ -1,6 +1,6 @@
 // Per-pixel (and per-row, per-column) functors: class map -> squared distances -> ascent links -> basins.
 //
-// The same lines run on a CPU (launch.h) and in CUDA kernels. None allocates, synchronises or depends on the order in which
+// The same code runs on a CPU (launch.h) and in CUDA kernels. None of it allocates, synchronizes or depends on the order in which
 // pixels are visited: every output is a function of the inputs alone.
 #pragma once
 #include <cstdint>
@@ -29,9 +29,9 @@ struct ColumnDistance {
     TFISEG_HD void step(int32_t y, int32_t from, int32_t x_begin, int32_t x_end, bool again) const {
         const uint8_t *here = cls + int64_t(y) * w, *there = cls + int64_t(from) * w;
         int16_t *g = distance + int64_t(y) * w;
-        const int16_t *before = distance + int64_t(from) * w;
+        const int16_t *previous = distance + int64_t(from) * w;
         for (int32_t x = x_begin; x < x_end; ++x) {
-            const int16_t next = int16_t(before[x] + 1), far = next < kFarColumn ? next : kFarColumn;
+            const int16_t next = int16_t(previous[x] + 1), far = next < kFarColumn ? next : kFarColumn;
             const int16_t d = here[x] == there[x] ? far : int16_t(1);
             g[x] = again && g[x] < d ? g[x] : d;
         }
@@ -153,8 +153,8 @@ struct Ascent {
     }
 };
 
-// Where a given displacement leads: round(position + vector), inside the picture. A target off the own class is approached by
-// halves of the way; a pixel that finds none stays where it is.
+// The target of a displacement: round(position + vector), clamped to the picture. If the target is of another class, the vector is halved, up
+// to three times; a pixel that finds no target stays where it is.
 template <class Field = const float *>
 struct GivenTarget {
     const uint8_t *cls;
@@ -168,7 +168,7 @@ struct GivenTarget {
         return int32_t(r < top ? r : top);
     }
 
-    // The first try, whatever class it leads to: branch-free.
+    // The target without a check of its class: branch-free.
     TFISEG_HD int32_t first(int32_t y, int32_t x) const {
         const int32_t i = y * w + x;
         return clamp_round(float(y) + dy[i], h) * w + clamp_round(float(x) + dx[i], w);
@@ -203,7 +203,7 @@ TFISEG_HD int32_t find_root(const int32_t *link, int32_t i) {
     return i;
 }
 
-// As find_root; every pixel of the way then points at the root, which keeps the whole pass linear.
+// As find_root; then links every pixel on the way to the root, which keeps the whole pass linear.
 TFISEG_HD int32_t find_and_compress(int32_t *link, int32_t i) {
     const int32_t root = find_root(link, i);
     while (i != root) {

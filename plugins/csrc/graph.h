@@ -34,8 +34,20 @@ inline void add_runs(const int32_t *map, const uint8_t *cls, const uint16_t *sco
                 int64_t score_sum = 0;
                 if (scores)
                     for (int32_t x = x0; x < x1; ++x) score_sum += scores[y * w + x];
-                regions[number - 1].absorb({n, sum_x, n * y, sum_xx, sum_x * y, n * y * y, 0, 0, score_sum, y * w + a, x0, int32_t(y),
-                                            x1, int32_t(y) + 1});
+                Region run = {};
+                run.area = n;
+                run.sum_x = sum_x;
+                run.sum_y = n * y;
+                run.sum_xx = sum_xx;
+                run.sum_xy = sum_x * y;
+                run.sum_yy = n * y * y;
+                run.score_sum = score_sum;
+                run.first = y * w + a;
+                run.x0 = x0;
+                run.y0 = int32_t(y);
+                run.x1 = x1;
+                run.y1 = int32_t(y) + 1;
+                regions[number - 1].absorb(run);
                 if (cls) regions[number - 1].class_id = cls[y * w + a];
             }
             x0 = x1;
@@ -60,7 +72,9 @@ class EdgeTable {
         }
         if (slots_[slot] < 0) {
             slots_[slot] = int32_t(edges.size());
-            edges.push_back({a, b, 0, 0, 0, 0, 0});
+            edges.emplace_back();
+            edges.back().a = a;
+            edges.back().b = b;
         }
         last_a_ = a;
         last_b_ = b;

@@ -1,4 +1,4 @@
-// The operator for thousands of threads, second half: basins -> regions and edges -> merged by evidence -> numbered, at full size.
+// The operator for thousands of threads, second half: basins -> regions and edges -> unions -> instances at full resolution.
 // As in grid_phases.h, one struct is one phase, called once per item in any order.
 #pragma once
 #include "grid_phases.h"
@@ -9,10 +9,10 @@ namespace tfiseg {
 
 constexpr int32_t kStrip = 16;  // pixels of a row that one thread sums before it touches shared memory
 
-// Add sums to a region that other threads add to.
+// Adds sums to a region that other threads add to as well.
 TFISEG_HD void add_to(Region *r, Region o) {
 #ifdef __CUDA_ARCH__
-    // Large regions: a whole warp adds to one, by its first lane.
+    // Large regions: where all lanes of a warp add to the same one, the first lane adds the sum of all.
     int32_t same = 0;
     if (__activemask() == 0xFFFFFFFFu) __match_all_sync(0xFFFFFFFFu, reinterpret_cast<unsigned long long>(r), &same);
     if (same) {
@@ -44,7 +44,7 @@ class StripSum {
   public:
     TFISEG_HD StripSum(Region *regions, int32_t y) : regions_(regions), y_(y) {}
 
-    // number: 1.. of the region, 0 = none; index: what `first` is the smallest of.
+    // number: of the region, from 1; 0 = none. index: of the pixel; `first` is the smallest.
     TFISEG_HD void pixel(int32_t number, int32_t x, int64_t index, int32_t score) {
         if (number != number_) finish();
         if (!number) return;
@@ -94,13 +94,13 @@ TFISEG_HD void sum_strip(const Grid &grid, const uint16_t *fixed_scores, Region 
     sum.finish();
 }
 
-// A region for every basin, in any order: what orders regions is their first pixel.
-struct Slots {
+// Makes a region of every basin, in any order: regions are ordered by their first pixel.
+struct CreateRegions {
     const int32_t *roots, *link, *squared;  // squared: NULL with a given field
     const uint8_t *cls;
     int32_t *map;     // out: at roots, number of the region, from 1
     Region *regions;  // out
-    int32_t *into, *changed;  // out
+    int32_t *parent, *last_merge_round;  // out
     int32_t capacity;
     int32_t plane;
     int32_t *region_count;  // in, out: by picture; or NULL
@@ -120,13 +120,13 @@ struct Slots {
         regions[r] = kEmptyRegion;
         regions[r].peak = squared ? squared[root] : 0;
         regions[r].class_id = cls[root];
-        into[r] = r;
-        changed[r] = -1;
+        parent[r] = r;
+        last_merge_round[r] = -1;
     }
 };
 
-// Region of every pixel, and the regions' sums. One item is a strip.
-struct Statistics {
+// Writes the region of every pixel and sums the regions. One item is a strip.
+struct SumRegions {
     Grid grid;
     const uint8_t *cls;
     const uint16_t *fixed_scores;  // or NULL
@@ -145,13 +145,13 @@ struct Statistics {
     }
 };
 
-// For moved cuts (sharpen.h): what was counted of regions is counted anew of unions.
-struct NoneHeld {
-    int32_t *held;
-    TFISEG_HD void operator()(int32_t r) const { held[r] = 0; }
+// For sharpen.h and parts.h: flags and sums of unions start at 0.
+struct ClearCores {
+    int32_t *has_core;  // out
+    TFISEG_HD void operator()(int32_t r) const { has_core[r] = 0; }
 };
 
-struct ForgetSums {
+struct ClearSums {
     Region *regions;
 
     TFISEG_HD void operator()(int32_t r) const {
@@ -161,14 +161,14 @@ struct ForgetSums {
     }
 };
 
-struct SpreadReleased {
-    Spread<Values> spread;
-    const int32_t *released;
-    TFISEG_HD void operator()(int32_t k) const { spread(released[k]); }
+struct SpreadBand {
+    SpreadLabels<Values> spread;
+    const int32_t *band_pixels;
+    TFISEG_HD void operator()(int32_t k) const { spread(band_pixels[k]); }
 };
 
-// One item is a strip.
-struct UnionSums {
+// Sums the unions in the map. One item is a strip.
+struct SumUnions {
     Grid grid;
     const uint16_t *fixed_scores;  // or NULL
     const int32_t *map;
@@ -181,8 +181,8 @@ struct UnionSums {
     }
 };
 
-// Edges by their two regions, shared by all threads. First all pairs are entered (`enter`), then their evidence is summed (`at`).
-// Slots hold keys and places; edges lie densely in entering order, which nothing depends on.
+// A hash table of edges by their two regions, shared by all threads. First all pairs are entered (`enter`), then their evidence is summed
+// (`at`). Slots hold keys and places; edges are dense, in the order of entry, on which nothing depends.
 struct EdgeSet {
     uint64_t *keys;
     int32_t *places;
@@ -221,7 +221,9 @@ struct EdgeSet {
             places[slot] = place;
             if (place >= capacity) break;
             const int32_t a = int32_t(wanted >> 32), b = int32_t(uint32_t(wanted));
-            edges[place] = {a, b, 0, 0, 0, 0, 0};
+            edges[place] = Edge();
+            edges[place].a = a;
+            edges[place].b = b;
             pairs[place] = uint64_t(regions[a].first) << 32 | uint64_t(regions[b].first);
             for (const int32_t r : {a, b}) {  // by several threads, all with the same values
                 put(best_score + r, uint64_t(0));
@@ -254,8 +256,8 @@ struct EdgeSet {
     }
 };
 
-// Evidence from touching pixels. Twice over the listed contacts: entering, then summing.
-struct Touches {
+// Edges from touching pixels: first enters the pairs of all listed contacts, then sums their evidence.
+struct ContactEdges {
     Grid grid;
     const uint8_t *cls;
     const int32_t *map, *contacts, *squared;  // squared: NULL with a given field
@@ -272,7 +274,8 @@ struct Touches {
                 set.enter(map[i] - 1, map[j] - 1);
                 continue;
             }
-            Edge e = {0, 0, 0, 1, 0, 0, 0};
+            Edge e;
+            e.contact = 1;
             if (squared) e.saddle = squared[i] < squared[j] ? squared[i] : squared[j];
             if (boundary.data) {
                 const int32_t a = to_fixed(boundary[i]), b = to_fixed(boundary[j]);
@@ -284,15 +287,15 @@ struct Touches {
     }
 };
 
-// Evidence from learned affinities: pixel pairs at fixed offsets. One item is a pixel and a channel.
-struct Affinities {
+// Edges from learned affinities: pixel pairs at fixed offsets. One item is a pixel and a channel.
+struct AffinityEdges {
     Grid grid;
     const uint8_t *cls;
     const int32_t *map;
     Values affinity;  // (pictures, channels, cells)
     const Settings *settings;
     int32_t channels, stride;
-    const int32_t *piece;  // or NULL: pairs of different pieces say nothing
+    const int32_t *piece;  // pairs of different pieces are ignored; NULL: none are
     EdgeSet set;
     bool summing;
 
@@ -314,18 +317,22 @@ struct Affinities {
         const int32_t cells_w = (grid.w + stride - 1) / stride, cells_h = (grid.h + stride - 1) / stride;
         const int64_t cell = ((int64_t(picture) * channels + channel) * cells_h + y / stride) * cells_w + x / stride;
         const int32_t place = set.at(map[i] - 1, map[j] - 1);
-        if (place >= 0) set.absorb(place, {0, 0, 0, 0, 0, to_fixed(affinity[cell]), 1});
+        if (place < 0) return;
+        Edge e;
+        e.affinity_sum = to_fixed(affinity[cell]);
+        e.affinity_count = 1;
+        set.absorb(place, e);
     }
 };
 
-// Regions merge in rounds: every region names its best edge (largest score; ties: smallest pair of first pixels), pairs that name
-// each other merge, and the edges are entered anew with the unions as their ends, while any score is above 0.
+// Merges regions in rounds: every region names its best edge (largest score; ties: smallest pair of first pixels), pairs that name each
+// other merge, and all edges are entered again with the unions as their ends, while any score is above 0.
 struct MergeRounds {
     MergeRule rule;
     EdgeSet sets[2];  // this round's and the next one's; they share keys, places and pairs
     double *scores[2];
     Region *regions;
-    int32_t *into, *changed;  // by region: what took it in; the last round that it took another in
+    int32_t *parent, *last_merge_round;  // by region: the region it merged into; the last round in which another merged into it
     PictureState *states;
     int32_t plane;
     Counters *counters;
@@ -337,8 +344,8 @@ struct MergeRounds {
         return counters->overflow ? 0 : n < most ? n : most;
     }
 
-    // Evidence that lets one pair merge a round (a ramp) would keep a GPU busy for minutes: then the count says so, as with too many edges.
-    TFISEG_HD bool again(int32_t round) const {
+    // Evidence that lets only one pair merge per round (a ramp) would keep a GPU busy for minutes. The count reports it, as for too many edges.
+    TFISEG_HD bool has_next(int32_t round) const {
         if (!has_merged(round)) return false;
         if (round + 1 < kMostRounds) return true;
         put(&counters->overflow, 1);
@@ -359,7 +366,7 @@ struct MergeRounds {
             case 3:
                 if (k == 0) {
                     counters->edges[(round + 1) & 1] = 0;
-                    counters->merge_again[(round + 1) % 3] = 0;
+                    counters->merge_progress[(round + 1) % 3] = 0;
                 }
                 set.keys[k] = kNoKey;
                 return;
@@ -371,7 +378,7 @@ struct MergeRounds {
   private:
     static constexpr int32_t kMostRounds = 1 << 15;  // photographs take fewer than 100
 
-    TFISEG_HD bool has_merged(int32_t round) const { return peek(&counters->merge_again[round % 3]) != 0; }
+    TFISEG_HD bool has_merged(int32_t round) const { return peek(&counters->merge_progress[round % 3]) != 0; }
 
     TFISEG_HD static uint64_t order_of(double score) {  // of positive numbers
         uint64_t bits;
@@ -380,7 +387,7 @@ struct MergeRounds {
     }
 
     TFISEG_HD void score(const Edge &e, double *kept, int32_t round) const {
-        if (changed[e.a] == round - 1 || changed[e.b] == round - 1) {
+        if (last_merge_round[e.a] == round - 1 || last_merge_round[e.b] == round - 1) {
             *kept = rule.score(e, regions[e.a], regions[e.b]);
             if (round > 0 && rule.depends_on_shape(regions[e.a].class_id)) add(&states[regions[e.a].first / plane].rescored, 1);
         }
@@ -404,13 +411,13 @@ struct MergeRounds {
         if (set.best_pair[e.a] != set.pairs[k] || set.best_pair[e.b] != set.pairs[k]) return;
         if (states[regions[e.a].first / plane].rescored > merge_budget(plane)) return;
         regions[e.a].absorb(regions[e.b]);
-        into[e.b] = e.a;
-        changed[e.a] = round;
-        put(&counters->merge_again[round % 3], 1);
+        parent[e.b] = e.a;
+        last_merge_round[e.a] = round;
+        put(&counters->merge_progress[round % 3], 1);
     }
 
     TFISEG_HD void move(const Edge &e, int32_t k, int32_t round, bool summing) const {
-        const int32_t a = into[e.a], b = into[e.b];
+        const int32_t a = parent[e.a], b = parent[e.b];
         if (a == b) return;
         EdgeSet next = sets[(round + 1) & 1];
         next.slots = EdgeSet::slots_for(edges(round));
@@ -418,15 +425,15 @@ struct MergeRounds {
         const int32_t place = next.at(a, b);
         if (place < 0) return;
         next.absorb(place, e);
-        if (changed[a] != round && changed[b] != round) scores[(round + 1) & 1][place] = scores[round & 1][k];
+        if (last_merge_round[a] != round && last_merge_round[b] != round) scores[(round + 1) & 1][place] = scores[round & 1][k];
     }
 };
 
-// What is left standing; and if a picture has more than `most`, which are its largest, by bisection, one bit a round.
+// Lists the unions; if a picture has more than `most`, finds its largest by bisection of their key, one bit per round.
 struct LargestRounds {
     Grid grid;
     const Region *regions;
-    int32_t *into;    // in, out: every region's union
+    int32_t *parent;    // in, out: every region's union
     int32_t *unions;  // out
     int32_t *number;  // out: 0
     PictureState *states;
@@ -441,7 +448,7 @@ struct LargestRounds {
     TFISEG_HD int32_t picture_of(int32_t r) const { return int32_t(regions[r].first / grid.plane()); }
     TFISEG_HD bool is_crowded(int32_t picture) const { return states[picture].unions > most; }
 
-    // Larger for larger areas; of equal ones for the earlier. No two are equal.
+    // Larger for larger areas, and of equal areas for the smaller first pixel. No two keys are equal.
     TFISEG_HD uint64_t key(int32_t r) const {
         const uint64_t first = uint64_t(regions[r].first % grid.plane());
         return uint64_t(regions[r].area) << kFirstBits | ((uint64_t(1) << kFirstBits) - 1 - first);
@@ -454,7 +461,7 @@ struct LargestRounds {
         return round == 0 ? region_count() : grid.pictures;
     }
 
-    TFISEG_HD bool again(int32_t round) const {
+    TFISEG_HD bool has_next(int32_t round) const {
         bool crowded = false;
         for (int32_t p = 0; p < grid.pictures; ++p) crowded = crowded || is_crowded(p);
         return crowded && round < kBits;
@@ -467,7 +474,7 @@ struct LargestRounds {
             if (round < kBits && is_crowded(picture) && key(r) >= (states[picture].least | bit)) fetch_add(&states[picture].tried, 1);
         } else if (round == 0) {
             number[k] = 0;
-            if (find_and_compress(into, k) != k || regions[k].area < (min_area > 1 ? min_area : 1)) return;  // pieces in parts are empty
+            if (find_and_compress(parent, k) != k || regions[k].area < (min_area > 1 ? min_area : 1)) return;  // pieces that were cut are empty
             append(unions, &counters->unions, k);
             fetch_add(&states[picture_of(k)].unions, 1);
         } else {
@@ -477,7 +484,7 @@ struct LargestRounds {
     }
 };
 
-// The result's pixels are numbered through like the grid's, but with 64 bits.
+// The size of the result. Its pixels are numbered like the grid's, with 64 bits.
 struct Output {
     int32_t h, w;
 
@@ -485,8 +492,8 @@ struct Output {
     TFISEG_HD int64_t words() const { return (plane() + 31) >> 5; }
 };
 
-// With logits: a union's sums at the grid's size make room for those at full size.
-struct GridSums {
+// With logits: moves a union's sums at the grid's size aside, for the sums at the output size.
+struct KeepGridSums {
     LargestRounds from;
     Region *regions;
     int64_t *grid_area, *grid_score_sum;  // out, by region
@@ -501,21 +508,21 @@ struct GridSums {
         const int64_t class_id = regions[r].class_id, first = regions[r].first;
         regions[r] = kEmptyRegion;
         regions[r].class_id = class_id;
-        regions[r].peak = first / from.grid.plane();  // what is left of the grid's first pixel: the picture
+        regions[r].peak = first / from.grid.plane();  // the picture, which the first pixel told until now
     }
 };
 
-// Class and union of every output pixel, and the unions' sums there. One item is a strip.
+// Writes class and union of every output pixel and sums the unions there. One item is a strip.
 struct Upsample {
     // Union of a grid pixel, from 1; 0 = none.
     struct Unions {
-        const int32_t *map, *into, *number;
+        const int32_t *map, *parent, *number;
 
         TFISEG_HD int32_t operator[](int32_t i) const {
-            const int32_t r = map[i] ? into[map[i] - 1] : -1;
+            const int32_t r = map[i] ? parent[map[i] - 1] : -1;
             return r >= 0 && number[r] ? r + 1 : 0;
         }
-        TFISEG_HD Unions operator+(int32_t i) const { return {map + i, into, number}; }
+        TFISEG_HD Unions operator+(int32_t i) const { return {map + i, parent, number}; }
     };
 
     Grid grid;
@@ -555,8 +562,8 @@ struct Upsample {
     }
 };
 
-// Mark the first pixel of everything that stays.
-struct FirstPixels {
+// Marks the first pixel of every union that is kept.
+struct MarkFirstPixels {
     LargestRounds from;
     Region *regions;
     int32_t *number;  // in with logits, out: 0 = dropped
@@ -585,13 +592,13 @@ struct FirstPixels {
     }
 };
 
-// Number everything that stays by its first pixel, and write the table. before: marked pixels before each word.
-struct Numbers {
+// Numbers the kept unions by their first pixels and writes the table. prefix_count: marked pixels before each word.
+struct NumberInstances {
     const int32_t *unions;
     const Region *regions;
     Output out;
     const uint32_t *bits;
-    const int32_t *before;
+    const int32_t *prefix_count;
     const PictureState *states;
     int32_t plane;  // of the grid
     bool has_scores;
@@ -603,34 +610,34 @@ struct Numbers {
         const int32_t r = unions[k];
         if (!number[r]) return;
         const int64_t picture = regions[r].peak, first = regions[r].first, start = picture * out.words(), word = start + (first >> 5);
-        const int32_t rank = before[word] - before[start] + bit_count(bits[word] & ((1u << (first & 31)) - 1u));
+        const int32_t rank = prefix_count[word] - prefix_count[start] + bit_count(bits[word] & ((1u << (first & 31)) - 1u));
         number[r] = rank + 1;
         const bool is_stopped = states[picture].is_stopped || states[picture].rescored > merge_budget(plane);
         write_row(regions[r], has_scores, is_stopped, out.h, out.w, table + (picture * most + rank) * TFISEG_TABLE_COLUMNS);
     }
 };
 
-// Final labels. With logits the label map holds unions already; with a class map it is written from the regions.
-struct Labels {
+// Writes the final labels. With logits, the label map holds unions already; with a class map, it is written from the regions.
+struct WriteLabels {
     int64_t pixels;
     int32_t pictures;
     Output out;
-    const int32_t *map, *into, *number, *before;  // map: NULL with logits
+    const int32_t *map, *parent, *number, *prefix_count;  // map: NULL with logits
     const uint8_t *class_map;
     const Counters *counters;
     int32_t *label_map;       // in, out
     uint8_t *semantic_map;    // out, or NULL
     int32_t *semantic_map_32;  // out, or NULL
-    int32_t *count;           // out: -1 if the workspace had no room for so many regions or edges
+    int32_t *count;           // out: TFISEG_COUNT_OVERFLOW if there were too many regions, edges or merge rounds
 
     TFISEG_HD void operator()(int64_t i) const {
-        if (i < pictures) count[i] = counters->overflow ? TFISEG_COUNT_OVERFLOW : before[(i + 1) * out.words()] - before[i * out.words()];
+        if (i < pictures) count[i] = counters->overflow ? TFISEG_COUNT_OVERFLOW : prefix_count[(i + 1) * out.words()] - prefix_count[i * out.words()];
         if (!map) {
             if (label_map[i]) label_map[i] = number[label_map[i] - 1];
             return;
         }
         const int32_t region = counters->overflow ? 0 : map[i];
-        label_map[i] = region ? number[into[region - 1]] : 0;
+        label_map[i] = region ? number[parent[region - 1]] : 0;
         if (semantic_map) semantic_map[i] = class_map[i];
         if (semantic_map_32) semantic_map_32[i] = class_map[i];
     }

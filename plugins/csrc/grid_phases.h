@@ -1,7 +1,7 @@
 // The operator for thousands of threads, first half: logits -> classes -> distances -> basins. One struct is one phase, called once
-// per item in any order; between phases is a barrier. Nothing here is CUDA: pipeline.h says the order, an executor runs it.
+// per item in any order, with a barrier between phases. Nothing here is CUDA: pipeline.h gives the order, and an executor runs the phases.
 //
-// Pixels of a batch are numbered through: i = (picture * h + y) * w + x.
+// Pixels of a batch have one numbering: i = (picture * h + y) * w + x.
 #pragma once
 #include <cmath>
 
@@ -11,7 +11,7 @@
 
 namespace tfiseg {
 
-constexpr uint64_t kStanding = ~uint64_t(0);
+constexpr uint64_t kFinal = ~uint64_t(0);
 constexpr uint64_t kNoKey = ~uint64_t(0);
 
 struct Grid {
@@ -21,7 +21,7 @@ struct Grid {
     TFISEG_HD int32_t pixels() const { return pictures * h * w; }
     TFISEG_HD int32_t column_words() const { return (h + 31) >> 5; }
     TFISEG_HD int32_t row_words() const { return (w + 31) >> 5; }
-    // The neighbour E, SW, S or SE of pixel i, so that every pair counts once; -1 outside the picture.
+    // The neighbor E, SW, S or SE of pixel i, so that every pair counts once; -1 outside the picture.
     TFISEG_HD int32_t later_neighbour(int32_t i, int32_t direction) const {
         const int32_t dy = direction > 0, dx = direction == 0 || direction == 3 ? 1 : direction == 1 ? -1 : 0;
         return offset(i, dy, dx);
@@ -32,12 +32,14 @@ struct Grid {
     }
 };
 
-// What one call counts, in the workspace. again: did a round change something; of three, so that one can be cleared meanwhile.
+// What one call counts, in the workspace.
 struct Counters {
-    int32_t roots, contacts, work[2], regions, edges[2], unions, released, rest, overflow, noise_again[3], merge_again[3], growth_again[3];
+    int32_t roots = 0, contacts = 0, work[2] = {0, 0}, regions = 0, edges[2] = {0, 0}, unions = 0, band_pixels = 0, rest = 0, overflow = 0;
+    // Whether a round changed something. Of three rounds, so that one can be cleared while another is read.
+    int32_t noise_progress[3] = {0, 0, 0}, merge_progress[3] = {0, 0, 0}, growth_progress[3] = {0, 0, 0};
 };
 
-// What the caller set, small enough to travel as a kernel's argument.
+// The caller's settings. As a kernel's argument they need CUDA 12.1, which raised the limit from 4 KB to 32 KB; see the check below.
 struct Settings {
     double split[256];
     uint32_t things[8];
@@ -47,16 +49,20 @@ struct Settings {
     TFISEG_HD bool is_thing(int32_t c) const { return (things[c >> 5] >> (c & 31)) & 1u; }
 };
 
-// One picture. Of its unions those are kept whose key (graph_phases.h) is at least `least`.
+#if defined(CUDART_VERSION) && CUDART_VERSION < 12010
+#error "the kernels' parameters are up to 7 KB, which needs CUDA 12.1 or later: use a newer toolkit"
+#endif
+
+// One picture. Of its unions those are stored whose key (graph_phases.h) is at least `least`.
 struct PictureState {
-    uint64_t least;
-    int64_t rescored;    // edges, see merge_budget()
-    int32_t unions, tried;
-    int32_t is_stopped;  // merging in the second pass stopped at its budget
+    uint64_t least = 0;
+    int64_t rescored = 0;  // edges, see merge_budget()
+    int32_t unions = 0, tried = 0;
+    int32_t is_stopped = 0;  // merging in the second pass stopped at its budget
 };
 
-// Class, countable class and fixed-point score of every pixel; and everything that starts at a value.
-struct Classes {
+// Class, countable class and fixed-point score of every pixel; also gives everything in the workspace its start value.
+struct FindClasses {
     Grid grid;
     Settings settings;
     const uint8_t *class_map;  // or NULL
@@ -65,12 +71,12 @@ struct Classes {
     uint8_t *semantic, *cls;  // out; semantic with logits only
     uint16_t *fixed_scores;   // out, or NULL
     int32_t *link;            // out
-    Settings *kept;           // out
+    Settings *stored;           // out
     Counters *counters;       // out
     uint64_t *keys;           // out: all kNoKey
     uint32_t *bits;           // out: all 0
     PictureState *states;     // out: one for each picture, all 0
-    int32_t *region_count;    // out: the same; or NULL
+    int32_t *region_count;    // out: one for each picture, 0; or NULL
     int32_t key_slots, bit_words;
 
     TFISEG_HD int32_t items() const {
@@ -80,10 +86,10 @@ struct Classes {
 
     TFISEG_HD void operator()(int32_t i) const {
         if (i == 0) {
-            *kept = settings;
-            *counters = {0, 0, {0, 0}, 0, {0, 0}, 0, 0, 0, 0, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}};
+            *stored = settings;
+            *counters = Counters();
         }
-        if (i < grid.pictures) states[i] = {0, 0, 0, 0, 0};
+        if (i < grid.pictures) states[i] = PictureState();
         if (i < grid.pictures && region_count) region_count[i] = 0;
         if (i < key_slots) keys[i] = kNoKey;
         if (i < bit_words) bits[i] = 0;
@@ -119,8 +125,8 @@ struct Classes {
     }
 };
 
-// Where the class changes along columns and rows, 32 pixels to a word: bit p is set if pixel p differs from the one before.
-struct Changes {
+// Where the class changes along columns and rows, 32 pixels to a word: bit p is set if pixel p differs from the previous one.
+struct FindClassChanges {
     Grid grid;
     const uint8_t *cls;
     uint32_t *columns;  // out: (pictures, column_words, w)
@@ -141,18 +147,18 @@ struct Changes {
 
     TFISEG_HD static uint32_t changes(const uint8_t *line, int32_t stride, int32_t begin, int32_t size) {
         const int32_t end = begin + 32 < size ? begin + 32 : size;
-        uint8_t before = line[int64_t(begin ? begin - 1 : 0) * stride];
+        uint8_t previous = line[int64_t(begin ? begin - 1 : 0) * stride];
         uint32_t word = 0;
         for (int32_t p = begin; p < end; ++p) {
             const uint8_t now = line[int64_t(p) * stride];
-            word |= uint32_t(now != before) << (p - begin);
-            before = now;
+            word |= uint32_t(now != previous) << (p - begin);
+            previous = now;
         }
         return word;
     }
 };
 
-// The run of one class around position `at` of a line: the change at or before it, and the first after it; -1 if there is none.
+// The run of one class around position `at` of a line: the last change at or before it, and the first after it; -1 if there is none.
 TFISEG_HD int32_t change_before(const uint32_t *words, int32_t stride, int32_t at) {
     int32_t b = at >> 5;
     uint32_t word = words[int64_t(b) * stride] & (0xFFFFFFFFu >> (31 - (at & 31)));
@@ -190,8 +196,8 @@ struct ColumnSearch {
     }
 };
 
-// Exact squared distance, one pixel: the columns of its run are tried outwards until no nearer one can come. Work grows with the
-// distance itself, which is what parallel threads are good at; the lower envelope of field.h is what one thread is good at.
+// Exact squared distance of one pixel: searches the columns of its run outwards until no nearer one is possible. The work grows with the
+// distance, which suits parallel threads; the lower envelope in field.h suits one thread.
 struct RowSearch {
     Grid grid;
     const uint8_t *cls;
@@ -242,7 +248,7 @@ struct AscentLinks {
     }
 };
 
-// A given field: pixel and target belong together, and so do centres that touch.
+// A given displacement field: unites each pixel with its target, and centers that touch.
 struct GivenLinks {
     Grid grid;
     const uint8_t *cls;
@@ -264,8 +270,8 @@ struct GivenLinks {
     }
 };
 
-// Every pixel's link becomes its root; roots are listed, and know their place in the list.
-struct Follow {
+// Links every pixel to its root, and lists the roots. place: of a root in the list.
+struct FollowLinks {
     const uint8_t *cls;
     int32_t *link;       // in, out
     int32_t *roots, *place;  // out
@@ -279,8 +285,8 @@ struct Follow {
     }
 };
 
-// Pixels that touch another basin of their class.
-struct Contacts {
+// Lists the pixels that touch another basin of their class.
+struct FindContacts {
     Grid grid;
     const uint8_t *cls;
     const int32_t *link;
@@ -298,10 +304,10 @@ struct Contacts {
     }
 };
 
-// Noise merged (is_noise), with the result of trying contacts one by one, highest saddle first, in rounds: every basin looks at its
-// highest contact. If that leads to a higher basin, it goes under there or, being no noise, stands for good: all its other
-// contacts are lower, and its own height stays. If it leads to a lower one that has not decided yet, it waits. The highest
-// contact of all is always decidable, so every round settles something, and no order shows.
+// Merges noise (is_noise) in rounds, with the same result as one contact at a time, highest saddle first. In each round, every basin reads
+// its highest contact. If the contact leads to a higher basin, the basin merges into it if it is noise, and is final otherwise: its other
+// contacts are lower, and its height does not change. If the contact leads to a lower basin that is not decided yet, it waits. The highest
+// contact of all can always be decided, so every round decides something, and the order of threads does not matter.
 struct NoiseRounds {
     Grid grid;
     const uint8_t *cls;
@@ -319,15 +325,15 @@ struct NoiseRounds {
         return counters->roots > 0 ? counters->roots : 1;
     }
 
-    TFISEG_HD bool again(int32_t round) const { return peek(&counters->noise_again[round % 3]) != 0; }
+    TFISEG_HD bool has_next(int32_t round) const { return peek(&counters->noise_progress[round % 3]) != 0; }
 
     TFISEG_HD void operator()(int32_t phase, int32_t round, int32_t k) const {
         if (phase == 0) {
             if (k == 0) {
-                counters->noise_again[(round + 1) % 3] = 0;
+                counters->noise_progress[(round + 1) % 3] = 0;
                 counters->work[(round + 1) & 1] = 0;
             }
-            if (k < counters->roots && link[roots[k]] == roots[k] && (round == 0 || best[k] != kStanding)) best[k] = 0;
+            if (k < counters->roots && link[roots[k]] == roots[k] && (round == 0 || best[k] != kFinal)) best[k] = 0;
         } else if (phase == 1) {
             look(round ? work[round & 1][k] : contacts[k], round);
         } else if (k < counters->roots) {
@@ -348,7 +354,7 @@ struct NoiseRounds {
             if (a == b) continue;
             const bool a_low = is_lower(a, b);
             uint64_t *low = best + place[a_low ? a : b], *high = best + place[a_low ? b : a];
-            if (peek(low) == kStanding) continue;
+            if (peek(low) == kFinal) continue;
             open = true;
             const int32_t saddle = squared[i] < squared[j] ? squared[i] : squared[j];
             const uint64_t key = uint64_t(saddle) << 32 | (0xFFFFFFFFu - (uint32_t(i) * 4u + uint32_t(d)));
@@ -359,7 +365,7 @@ struct NoiseRounds {
     }
 
     TFISEG_HD void decide(int32_t root, int32_t k, int32_t round) const {
-        if (peek(link + root) != root || best[k] == kStanding || best[k] == 0) return;
+        if (peek(link + root) != root || best[k] == kFinal || best[k] == 0) return;
         const uint32_t pair = 0xFFFFFFFFu - uint32_t(best[k]);
         const int32_t i = int32_t(pair >> 2), j = grid.later_neighbour(i, int32_t(pair & 3u));
         const int32_t a = find_root(link, i), b = find_root(link, j), other = a == root ? b : a;
@@ -368,9 +374,9 @@ struct NoiseRounds {
         if (is_noise(int64_t(best[k] >> 32), squared[root])) {
             put(link + root, other);
         } else {
-            best[k] = kStanding;
+            best[k] = kFinal;
         }
-        put(&counters->noise_again[round % 3], 1);
+        put(&counters->noise_progress[round % 3], 1);
     }
 };
 

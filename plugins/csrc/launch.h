@@ -1,6 +1,6 @@
-// The CPU launcher: a team of threads for one call, that runs functors over ranges and meets between phases.
+// The CPU launcher: a team of threads that runs functors over ranges, with a barrier between phases.
 //
-// Threads live for one call only: nothing is left behind that a fork, an exit or another library could trip over.
+// Threads live for one call only, so that a fork, an exit or another library never meets them.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -49,7 +49,7 @@ class Team {
         try {
             for (int32_t i = 1; i < std::min(threads, kMostThreads); ++i) workers_.emplace_back([this] { work(); });
         } catch (const std::system_error &) {
-            // the system gives no more threads: those that there are do the work, with the same result
+            // the system gives no more threads: the existing ones do the work, with the same result
         }
     }
 

@@ -1,6 +1,6 @@
-// What decides whether two touching regions are one object. Everything a decision reads is a sum or a maximum over pixels, so
-// regions merge in parallel rounds; everything it computes is + - * / sqrt in a fixed order, so it is bit for bit
-// the same on a CPU, in CUDA (without fused multiply-add) and in numpy.
+// Decides whether two regions are one object. A decision reads only sums and maxima over pixels, so regions can merge in parallel rounds;
+// it computes only + - * / sqrt in a fixed order, so the result is bit for bit the same on a CPU, in CUDA (without fused multiply-add) and
+// in numpy.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -30,12 +30,12 @@ namespace tables = cpu_tables;
 #endif
 
 struct Region {
-    int64_t area, sum_x, sum_y, sum_xx, sum_xy, sum_yy;
-    int64_t peak;  // largest squared distance
-    int64_t class_id;
-    int64_t score_sum;  // 16-bit fixed point
-    int64_t first;      // smallest pixel index
-    int32_t x0, y0, x1, y1;  // box, x1 and y1 exclusive
+    int64_t area = 0, sum_x = 0, sum_y = 0, sum_xx = 0, sum_xy = 0, sum_yy = 0;
+    int64_t peak = 0;  // largest squared distance
+    int64_t class_id = 0;
+    int64_t score_sum = 0;      // 16-bit fixed point
+    int64_t first = INT64_MAX;  // smallest pixel index
+    int32_t x0 = INT32_MAX, y0 = INT32_MAX, x1 = 0, y1 = 0;  // box, x1 and y1 exclusive
 
     TFISEG_HD void absorb(const Region &o) {
         area += o.area;
@@ -55,11 +55,11 @@ struct Region {
 };
 
 struct Edge {
-    int32_t a, b;          // regions, a < b
-    int64_t saddle;        // largest over the contact of the smaller squared distance of the two pixels
-    int64_t contact;       // touching pixel pairs
-    int64_t boundary_sum;  // boundary of the pairs, 16-bit fixed point
-    int64_t affinity_sum, affinity_count;  // pairs at the affinity offsets, 16-bit fixed point
+    int32_t a = 0, b = 0;      // regions, a < b
+    int64_t saddle = 0;        // largest, over the contact, of the smaller squared distance of the two pixels
+    int64_t contact = 0;       // touching pixel pairs
+    int64_t boundary_sum = 0;  // boundary of these pairs, 16-bit fixed point
+    int64_t affinity_sum = 0, affinity_count = 0;  // pairs at the affinity offsets, 16-bit fixed point
 
     TFISEG_HD void absorb(const Edge &o) {
         saddle = o.saddle > saddle ? o.saddle : saddle;
@@ -74,14 +74,13 @@ constexpr double kFixedPoint = 65535.0;
 constexpr double kBoundaryRatio = 1.0;   // a certain boundary (1) against none (0) moves the neck ratio by this much
 constexpr double kBoundaryLogits = 8.0;  // and the decision from shape by this much
 
-// [0, 1] as 16-bit fixed point. What a network must not give is brought into the range, so that no sum or distance leaves its own: less than
-// 0 and NaN become 0, more than 1 becomes 1.
+// [0, 1] as 16-bit fixed point. Values out of range are clamped (NaN: 0), so that every sum and distance stays in its own range.
 TFISEG_HD int32_t to_fixed(float v) {
     const float unit = v > 0.0f ? (v < 1.0f ? v : 1.0f) : 0.0f;
     return int32_t(unit * 65535.0f + 0.5f);
 }
 
-// Piecewise linear log2, exact between powers of two: decisions need no more, and no two libraries' log agree in the last bit.
+// log2, linear between powers of two: libraries' logarithms differ in the last bit, and decisions need no more.
 TFISEG_HD double coarse_log2(double x) {
     uint64_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -103,10 +102,10 @@ TFISEG_HD double compactness(const Region &r) {
     return det > 0.0 ? n / (12.566370614359172 * std::sqrt(det)) : 1.0;
 }
 
-// Largest distance; at least 1, as it is but where a given field took the distances' place.
+// The largest distance, at least 1. It is 0 only where a displacement field replaces the distances.
 TFISEG_HD double peak_of(const Region &r) { return std::sqrt(double(r.peak > 1 ? r.peak : 1)); }
 
-// What the decision from shape sees of a neck; `small` is the region of less area (ties: the lower number).
+// Features of a neck for the decision from shape; `small` is the region of less area (ties: the lower number).
 TFISEG_HD void neck_features(const Edge &e, const Region &small, const Region &large, double *f) {
     Region both = small;
     both.absorb(large);
@@ -147,7 +146,7 @@ TFISEG_HD float neck_log_odds(const Edge &e, const Region &small, const Region &
     return out;
 }
 
-// Everything there is to see of two regions, which need not touch: shape, then affinities, then boundary.
+// Features of two regions, which need not touch: shape, then affinities, then boundary.
 TFISEG_HD void evidence_features(const Edge &e, const Region &small, const Region &large, double *f) {
     neck_features(e, small, large, f);
     f[13] = e.affinity_count ? double(e.affinity_sum) / (double(e.affinity_count) * kFixedPoint) : 0.5;
@@ -156,7 +155,7 @@ TFISEG_HD void evidence_features(const Edge &e, const Region &small, const Regio
     f[16] = e.contact ? 1.0 : 0.0;
 }
 
-// Log-odds that two regions are one object, by a rule that comes with the affinities (tfiseg.h, evidence_rule).
+// Log-odds that two regions are one object, by the rule of the network that gives the affinities (tfiseg.h, evidence_rule).
 TFISEG_HD float evidence_log_odds(const Edge &e, const Region &small, const Region &large, const float *rule, int32_t hidden) {
     constexpr int32_t n = TFISEG_EVIDENCE_FEATURES;
     double exact[n];
@@ -173,7 +172,7 @@ TFISEG_HD float evidence_log_odds(const Edge &e, const Region &small, const Regi
     return out;
 }
 
-// Whether touching pairs matter where a given field made the regions.
+// Whether the rule reads touching pairs where a displacement field made the regions.
 inline bool needs_contacts(const tfiseg_problem &p) { return p.evidence_rule || (p.boundary && !p.affinity); }
 
 // How many edge scores a merge may update in one picture where scores depend on shape. Photographs need less than a tenth of it. On noise,
@@ -214,7 +213,7 @@ struct MergeRule {
     }
 };
 
-constexpr Region kEmptyRegion = {0, 0, 0, 0, 0, 0, 0, 0, 0, INT64_MAX, INT32_MAX, INT32_MAX, 0, 0};
+constexpr Region kEmptyRegion = {};
 
 // The mean score over the grid's pixels, carried over to full size; through a double, since the product can pass 64 bits.
 TFISEG_HD int64_t carried_score(int64_t grid_score_sum, int64_t grid_area, int64_t area) {

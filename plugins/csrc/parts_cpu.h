@@ -1,4 +1,4 @@
-// How parts grow over their pieces on the CPU: nearest first, from a queue with one list for each of the few steps that are possible.
+// Growth of parts over their pieces on the CPU: nearest pixels first, from a queue with one list for each possible cost of a step.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -7,9 +7,9 @@
 
 namespace tfiseg {
 
-// Fill the pixels `free` of a map (0 there) with the nearest label of their piece, of equally near ones the one that comes first; what
-// nothing reaches stays 0. distance: scratch, one for each pixel.
-inline void grow(int32_t h, int32_t w, const int32_t *piece, const float *boundary, const Region *regions, const std::vector<int32_t> &free,
+// Fill the pixels `free` of a map, which are 0, with the nearest label of their piece (ties: the label whose first pixel comes first). Pixels
+// that no label reaches stay 0. distance: scratch, one for each pixel.
+inline void grow_parts(int32_t h, int32_t w, const int32_t *piece, const float *boundary, const Region *regions, const std::vector<int32_t> &free,
                  int32_t *map, int32_t *distance) {
     std::vector<int32_t> ring[kBoundaryCost + 2];
     std::fill_n(distance, int64_t(h) * w, 0);

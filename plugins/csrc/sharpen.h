@@ -1,9 +1,9 @@
-// Cuts that lie where the boundary is likely: TFISeg's last step, semantic-aware propagation, with few local iterations.
+// Moves cuts onto the boundary: TFISeg's last step, semantic-aware propagation, with a few local iterations.
 //
-// A cut between two unions runs along a ridge of the mask's shape. In a band around it labels are let go and spread again from both
-// sides, step by step, slower where the boundary is likely; where the two fronts meet is the new cut. Distances are integers, and ties go
-// to the union with the smaller first pixel: no order shows. As in grid_phases.h, one struct is one phase, called once per item in any
-// order; the CPU calls the same ones. Moved per call: 14 bytes a pixel, and about 40 a pixel of the band per step.
+// A cut between two unions runs along a ridge of the mask's shape. In a band around the cut, labels are released and spread again from both
+// sides, step by step, slower where the boundary is likely; the new cut is where the two fronts meet. Distances are integers, and ties go
+// to the union with the smaller first pixel, so the order of threads does not matter. As in grid_phases.h, one struct is one phase, called
+// once per item in any order; the CPU calls the same phases. Bytes moved per call: 14 per pixel, and about 40 per pixel of the band and step.
 #pragma once
 #include "field.h"
 #include "merge.h"
@@ -11,10 +11,10 @@
 
 namespace tfiseg {
 
-constexpr int32_t kBoundaryCost = 10;  // crossing a sure boundary takes as long as so many further pixels
+constexpr int32_t kBoundaryCost = 10;  // crossing a certain boundary costs as much as this many pixels
 constexpr int32_t kUnreached = 1 << 30;
 
-// A pixel's four neighbours: up, left, right, down; f(j) for each that lies in the picture.
+// Calls f(j) for each of a pixel's four neighbors (up, left, right, down) in the picture.
 template <class F>
 TFISEG_HD void around(int32_t i, int32_t h, int32_t w, const F &f) {
     const int32_t row = i / w, x = i - row * w, y = row % h;
@@ -24,19 +24,19 @@ TFISEG_HD void around(int32_t i, int32_t h, int32_t w, const F &f) {
     if (y + 1 < h) f(i + w);
 }
 
-// Unions in place of regions: map holds region + 1 before and union + 1 after; no pixel is in the band yet.
-struct Unite {
-    const int32_t *into;
+// Replaces region + 1 by union + 1 in the map, and clears the band.
+struct MapUnions {
+    const int32_t *parent;
     int32_t *map;    // in, out
     uint8_t *band;   // out: 0
 
     TFISEG_HD void operator()(int32_t i) const {
         band[i] = 0;
-        if (map[i]) map[i] = find_root(into, map[i] - 1) + 1;
+        if (map[i]) map[i] = find_root(parent, map[i] - 1) + 1;
     }
 };
 
-// Pixels within `width` of a pixel of their class that touches another union of it.
+// Marks the pixels within `width` of a pixel of their class that touches another union of that class.
 struct MarkBand {
     int32_t h, w, width;
     const uint8_t *cls;
@@ -60,41 +60,41 @@ struct MarkBand {
     }
 };
 
-// Unions that have a pixel outside the band: the others stay as they are.
-struct HoldFast {
+// Finds unions that have a core, that is, a pixel outside the band. Unions without a core keep all of their pixels.
+struct FindCores {
     const int32_t *map;
     const uint8_t *band;
-    int32_t *held;  // in: 0 for every region; out: 1
+    int32_t *has_core;  // in: 0 for every region; out: 1
 
     TFISEG_HD void operator()(int32_t i) const {
-        if (map[i] && !band[i] && !peek(held + map[i] - 1)) put(held + map[i] - 1, 1);
+        if (map[i] && !band[i] && !peek(has_core + map[i] - 1)) put(has_core + map[i] - 1, 1);
     }
 };
 
-// Lets the band's pixels go. Appended(i) is called for each.
-template <class Appended>
-struct Release {
+// Releases the band's pixels, and calls append(i) for each.
+template <class Append>
+struct ReleaseBand {
     const int32_t *map;
     const uint8_t *band;
-    const int32_t *held;
+    const int32_t *has_core;
     int32_t *other;        // out: map
     int32_t *distance[2];  // out
-    Appended appended;
+    Append append;
 
     TFISEG_HD void operator()(int32_t i) const {
-        const bool free = map[i] && band[i] && held[map[i] - 1];
+        const bool free = map[i] && band[i] && has_core[map[i] - 1];
         other[i] = map[i];
         distance[0][i] = distance[1][i] = free ? kUnreached : 0;
-        if (free) appended(i);
+        if (free) append(i);
     }
 };
 
-// What it takes to step onto a pixel.
+// The cost of a step onto a pixel.
 TFISEG_HD int32_t crossing_cost(float boundary) { return 1 + ((to_fixed(boundary) * kBoundaryCost + (1 << 15)) >> 16); }
 
-// One step: each pixel that was let go takes the nearest union of its kind among its neighbours and itself.
+// One step: each released pixel takes the nearest union of its kind among its neighbors and itself.
 template <class Boundary, class Kind = uint8_t>
-struct Spread {
+struct SpreadLabels {
     int32_t h, w;
     const Kind *kind;
     Boundary boundary;

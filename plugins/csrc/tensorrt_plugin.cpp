@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "check.h"
 #include "tfiseg.h"
 
 namespace tfiseg {
@@ -90,6 +91,8 @@ struct Fields {
         if (affinity_offsets_yx.size() % 2) return "affinity_offsets_yx: pairs (dy, dx) are wanted";
         if (has_affinity && affinity_offsets_yx.empty()) return "has_affinity needs affinity_offsets_yx";
         if (affinity_offsets_yx.size() > 2 * TFISEG_MAX_CUDA_AFFINITY_CHANNELS) return "affinity_offsets_yx: at most 32 pairs";
+        if (std::any_of(affinity_offsets_yx.begin(), affinity_offsets_yx.end(), [](int32_t cells) { return cells < -TFISEG_MAX_SIDE || cells > TFISEG_MAX_SIDE; }))
+            return "affinity_offsets_yx: offsets must lie in -4096..4096 cells";
         if (!merge_rule.empty() && !has_affinity) return "merge_rule weighs affinities: it needs has_affinity";
         if (!part_rule.empty() && !(has_affinity && has_boundary)) return "part_rule weighs affinities and boundaries: it needs has_affinity and has_boundary";
         for (const auto &[name, rule] : {std::make_pair("merge_rule", &merge_rule), std::make_pair("part_rule", &part_rule)}) {
@@ -239,7 +242,10 @@ class Plugin final : public nvinfer1::IPluginV3,
     int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc *inputs, int32_t input_count, const nvinfer1::DynamicPluginTensorDesc *,
                             int32_t output_count) noexcept override {
         const bool good = fits(inputs, input_count, [](const nvinfer1::DynamicPluginTensorDesc &t) { return t.desc.dims.nbDims; });
-        return good && output_count == kOutputs ? 0 : -1;
+        if (!good || output_count != kOutputs) return -1;
+        const DataType type = inputs[0].desc.type;
+        const bool are_taken = takes(type, [inputs](int32_t k) { return inputs[k].min; }) && takes(type, [inputs](int32_t k) { return inputs[k].max; });
+        return are_taken ? 0 : -1;
     }
 
     size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc *inputs, int32_t, const nvinfer1::DynamicPluginTensorDesc *,
@@ -249,7 +255,10 @@ class Plugin final : public nvinfer1::IPluginV3,
         return size_t(tfiseg_workspace_size(&problem, TFISEG_ON_CUDA));
     }
 
-    int32_t onShapeChange(const nvinfer1::PluginTensorDesc *, int32_t, const nvinfer1::PluginTensorDesc *, int32_t) noexcept override { return 0; }
+    int32_t onShapeChange(const nvinfer1::PluginTensorDesc *inputs, int32_t input_count, const nvinfer1::PluginTensorDesc *, int32_t) noexcept override {
+        if (!fits(inputs, input_count, [](const nvinfer1::PluginTensorDesc &t) { return t.dims.nbDims; })) return -1;
+        return takes(inputs[0].type, [inputs](int32_t k) { return inputs[k].dims; }) ? 0 : -1;
+    }
 
     int32_t enqueue(const nvinfer1::PluginTensorDesc *input, const nvinfer1::PluginTensorDesc *output, const void *const *inputs,
                     void *const *outputs, void *workspace, cudaStream_t stream) noexcept override {
@@ -290,17 +299,50 @@ class Plugin final : public nvinfer1::IPluginV3,
         return true;
     }
 
+    // Inputs of these shapes are consistent, and the operator takes them; if not, the log says why. dims(k): of input k, all known.
+    template <class DimsOf>
+    bool takes(DataType type, const DimsOf &dims) const {
+        const nvinfer1::Dims logits = dims(0);
+        int32_t next = 1;
+        const auto agrees = [&](const char *name, int64_t channels, int64_t stride) {
+            const nvinfer1::Dims given = dims(next++);
+            const int64_t expected[] = {logits.d[0], channels, (logits.d[2] + stride - 1) / stride, (logits.d[3] + stride - 1) / stride};
+            if (std::equal(expected, expected + 4, given.d)) return true;
+            const std::string wanted = text_of(expected), got = text_of(given.d);
+            log_error(std::string(name) + " must have the shape " + wanted + " with logits of " + text_of(logits.d) + ", got " + got);
+            return false;
+        };
+        if (fields_.has_displacement && !agrees("displacement", 2, 1)) return false;
+        if (fields_.has_boundary && !agrees("boundary", 1, 1)) return false;
+        if (fields_.has_affinity && !agrees("affinity", int64_t(fields_.affinity_offsets_yx.size() / 2), fields_.affinity_stride)) return false;
+        const tfiseg_problem problem = problem_of(logits, type, [](int32_t) { return static_cast<const void *>(&kName); });
+        int32_t status = check(&problem, TFISEG_ON_CUDA);
+        if (!status) status = check_offsets(problem);
+        if (status) log_error("cannot take logits of " + text_of(logits.d) + ": " + tfiseg_status_string(status));
+        return !status;
+    }
+
+    template <class Size>
+    static std::string text_of(const Size *sizes) {
+        std::string text;
+        for (int32_t k = 0; k < 4; ++k) text += (k ? ", " : "(") + std::to_string(sizes[k]);
+        return text + ")";
+    }
+
+    // Sizes beyond any that check() takes stay so.
+    static int32_t saturated(int64_t size) { return int32_t(std::min<int64_t>(std::max<int64_t>(size, 0), std::numeric_limits<int32_t>::max())); }
+
     // pointer(k): of input k.
     template <class Pointer>
     tfiseg_problem problem_of(const nvinfer1::Dims &logits, DataType type, const Pointer &pointer) const {
         tfiseg_problem p = {};
         p.struct_size = sizeof p;
-        p.batch = int32_t(logits.d[0]);
-        p.classes = int32_t(logits.d[1]);
-        p.height = int32_t(logits.d[2]);
-        p.width = int32_t(logits.d[3]);
-        p.out_height = fields_.output_size.empty() ? p.height * fields_.output_scale : fields_.output_size[0];
-        p.out_width = fields_.output_size.empty() ? p.width * fields_.output_scale : fields_.output_size[1];
+        p.batch = saturated(logits.d[0]);
+        p.classes = saturated(logits.d[1]);
+        p.height = saturated(logits.d[2]);
+        p.width = saturated(logits.d[3]);
+        p.out_height = fields_.output_size.empty() ? saturated(int64_t(p.height) * fields_.output_scale) : fields_.output_size[0];
+        p.out_width = fields_.output_size.empty() ? saturated(int64_t(p.width) * fields_.output_scale) : fields_.output_size[1];
         p.value_type = type == DataType::kHALF ? TFISEG_FLOAT16 : TFISEG_FLOAT32;
         int32_t next = 0;
         p.logits = pointer(next++);

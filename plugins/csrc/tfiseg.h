@@ -1,12 +1,12 @@
-/* tfiseg's C API: what a C++ robot links, and what Python and the TensorRT plugin call. Plain C; the caller owns all memory.
+/* tfiseg's C API, for C and C++ programs, Python and the TensorRT plugin. Plain C; the caller owns all memory.
  *
- * One operator, DisplacementFieldClustering: class logits (or a class map) in, instance label map and table out.
+ * One operator, DisplacementFieldClustering: class logits or a class map in, instance label map and table out.
  *
  *     tfiseg_problem problem = {.struct_size = sizeof problem, ...};
  *     int64_t bytes = tfiseg_workspace_size(&problem, TFISEG_ON_CUDA);
  *     int32_t status = tfiseg_cluster_cuda(&problem, &result, stream);   // or tfiseg_cluster_cpu(&problem, &result)
  *
- * Deterministic: the label map depends on the inputs alone, bit for bit, whether one thread, many or a GPU computes it. */
+ * Deterministic: the label map depends only on the inputs, bit for bit, with any number of threads and on a GPU. */
 #ifndef TFISEG_H_
 #define TFISEG_H_
 
@@ -32,12 +32,12 @@ extern "C" {
 #define TFISEG_EVIDENCE_FEATURES 17
 #define TFISEG_MAX_EVIDENCE_HIDDEN 64
 #define TFISEG_MAX_SHARPEN 32
-#define TFISEG_COUNT_OVERFLOW (-1) /* as a count, on a GPU: more regions or edges than there is room for (plugins/README.md) */
+#define TFISEG_COUNT_OVERFLOW (-1) /* as a count, on a GPU: too many regions, edges or merge rounds (plugins/README.md, known limits) */
 #define TFISEG_TABLE_COLUMNS 10 /* class, score, x0, y0, x1, y1, area, centroid x, centroid y, flags */
 #define TFISEG_MAX_VIEWS 256
 #define TFISEG_MAX_VIEW_SIDE 1024
 #define TFISEG_VIEW_COLUMNS 5 /* x, y, side, class, component */
-#define TFISEG_FLAG_TOUCHES_EDGE 1 /* the instance touches the picture's border, so it may go on outside */
+#define TFISEG_FLAG_TOUCHES_EDGE 1 /* the instance touches the picture's border, so it may continue outside */
 #define TFISEG_FLAG_MERGE_STOPPED 2 /* merging in this picture stopped at its budget (merge.h): instances may be parts of objects */
 
 enum tfiseg_status {
@@ -57,8 +57,12 @@ enum tfiseg_status {
 enum tfiseg_device { TFISEG_ON_CPU = 0, TFISEG_ON_CUDA = 1 };
 enum tfiseg_value_type { TFISEG_FLOAT32 = 0, TFISEG_FLOAT16 = 1 };
 
-/* Pointers are to memory of the device that computes, except things, split, affinity_offsets_yx and evidence_rule: always
- * the host's, read during the call only. "value" is value_type. */
+/* One batch to cluster. Pointers are to memory of the device that computes, except things, split, affinity_offsets_yx, evidence_rule and
+ * part_rule: these are host memory, read only during the call. "value" is value_type.
+ *
+ * The caller must give maps of the sizes below; the strides are the only sizes that a call can check. Values out of range do no harm: in
+ * boundary, affinity and scores, less than 0 and NaN count as 0 and more than 1 as 1; a displacement leads to the nearest pixel of the
+ * picture, NaN to row or column 0. */
 typedef struct tfiseg_problem {
     uint32_t struct_size; /* sizeof(tfiseg_problem) */
     int32_t batch;        /* N >= 1 */
@@ -68,27 +72,29 @@ typedef struct tfiseg_problem {
     const void *logits;            /* value (N, classes, h, w); or NULL with class_map */
     int32_t classes;               /* 2..255, with logits */
     int32_t value_type;            /* of logits, displacement, boundary, affinity and scores; on the CPU TFISEG_FLOAT32 */
-    const void *displacement;      /* value (N, 2, h, w) dy, dx in grid pixels; NULL: geometric */
-    const void *boundary;          /* value (N, h / boundary_stride, w / boundary_stride) in [0, 1], rounded up; or NULL */
-    const void *affinity;          /* value (N, affinity_channels, h / stride, w / stride) in [0, 1], rounded up; or NULL */
-    const int32_t *affinity_offsets_yx; /* (affinity_channels, 2) in affinity cells */
-    int32_t affinity_channels, affinity_stride;
-    int32_t boundary_stride; /* >= 1, with boundary */
+    const void *displacement;      /* value (N, 2, h, w) dy, dx in grid pixels; NULL: from shape */
+    const void *boundary;          /* value (N, ceil(h / boundary_stride), ceil(w / boundary_stride)) in [0, 1]; or NULL */
+    const void *affinity;          /* value (N, affinity_channels, ceil(h / affinity_stride), ceil(w / affinity_stride)) in [0, 1]; or NULL */
+    const int32_t *affinity_offsets_yx; /* (affinity_channels, 2) dy, dx in affinity cells, -4096..4096 */
+    int32_t affinity_channels; /* with affinity: 1..4096, on a GPU 1..32 */
+    int32_t affinity_stride;   /* with affinity: grid pixels per cell, at least 1, at most the grid's longer side */
+    int32_t boundary_stride;   /* with boundary: the same */
     const void *scores;   /* value (N, h, w) confidence in [0, 1]; NULL: softmax of the logits, or 1 */
-    const uint8_t *things; /* 256 flags: class is countable; 0 and 255 never are */
-    const double *split;   /* 256 saddle / peak ratios, at or above which a neck is no neck; NaN: decided from shape ("auto") */
-    double merge_affinity;    /* basins merge while their mean affinity is above it, if there is no evidence_rule */
-    double centre_radius;     /* given displacement: neighbours with vectors shorter than this lie on one centre, grid pixels */
+    const uint8_t *things; /* 256 flags: 1 = the class is countable; classes 0 and 255 never are */
+    const double *split;   /* 256 saddle / peak ratios per class; two regions merge where their ratio is at least this; NaN: the shape rule decides ("auto") */
+    double merge_affinity;    /* regions merge while their mean affinity is above this, if there is no evidence_rule */
+    double centre_radius;     /* with displacement: vectors shorter than this mark centers; centers that touch are one center; grid pixels */
     int32_t min_area;         /* pixels of the label map; smaller instances become 0 */
-    int32_t max_instances;    /* K, 1..65535; beyond it the largest are kept */
+    int32_t max_instances;    /* K, 1..65535; if there are more, the largest are kept */
     int32_t threads;          /* >= 1; of the CPU */
-    int32_t evidence_hidden;  /* hidden units of evidence_rule, 0..64; 0: none */
-    /* With affinity: a network that decides which basins are one object, from the 17 features in merge.h. hidden x 17 weights, hidden
-     * biases, hidden output weights, output bias; above 0 is one object. It belongs to the network that makes the affinities. */
+    int32_t evidence_hidden;  /* hidden units of evidence_rule, 0..64; 0: no rule */
+    /* With affinity: a small network that decides from the 17 features in merge.h whether two regions are one object (output above 0). Layout:
+     * hidden x 17 weights, hidden biases, hidden output weights, output bias. It is fitted to the network that gives the affinities. */
     const float *evidence_rule;
-    int32_t sharpen; /* with boundary: cuts move onto it within so many grid pixels, 0..32; 0: they stay where the shape has them */
-    int32_t part_hidden; /* hidden units of part_rule, 0..64; 0: none */
-    /* With affinity and boundary: as evidence_rule, for a second look at unions that a boundary crosses (parts.h). NULL: no such look. */
+    int32_t sharpen; /* with boundary: cuts move onto it, by at most this many grid pixels, 0..32; 0: cuts stay */
+    int32_t part_hidden; /* hidden units of part_rule, 0..64; 0: no rule */
+    /* With affinity and boundary: as evidence_rule, for the second pass, which cuts unions that a boundary crosses (parts.h). NULL: no second
+     * pass. */
     const float *part_rule;
 } tfiseg_problem;
 
@@ -96,33 +102,33 @@ typedef struct tfiseg_result {
     uint32_t struct_size; /* sizeof(tfiseg_result) */
     int32_t *label_map;    /* (N, H, W), 0 = none, 1..count, numbered by first pixel in raster order */
     uint8_t *semantic_map;     /* (N, H, W); may be NULL */
-    int32_t *semantic_map_32;  /* the same as int32, for TensorRT, whose plugins have no uint8; may be NULL */
+    int32_t *semantic_map_32;  /* the same as int32, for TensorRT, whose plugins have no uint8 outputs; may be NULL */
     int32_t *count;        /* (N) */
-    int32_t *regions;      /* (N), how many there were before any merged: a shape of one has no neck; may be NULL */
-    float *table;          /* (N, K, 10); rows from count on are left as they were */
-    void *workspace; /* tfiseg_workspace_size() bytes, whatever they hold; kept from call to call they cost no page faults */
+    int32_t *regions;      /* (N) regions before any merge: an object of one region has no neck; may be NULL */
+    float *table;          /* (N, K, 10); rows from count on are not written */
+    void *workspace; /* tfiseg_workspace_size() bytes with any content; reuse the memory to avoid page faults */
     int64_t workspace_bytes;
-    double cluster_ms, upsample_ms; /* out, on the CPU: time of the two halves */
+    double cluster_ms, upsample_ms; /* out, on the CPU: time to cluster the grid, and to bring it to the output size */
 } tfiseg_result;
 
 TFISEG_API int32_t tfiseg_api_version(void);
 TFISEG_API const char *tfiseg_status_string(int32_t status);
-/* Bytes of workspace that this problem needs on a device (tfiseg_device); 0 if the problem is not valid there. Shapes, value_type and
- * which inputs are given decide, so pointers may be any but NULL. */
+/* Bytes of workspace that this problem needs on a device (tfiseg_device); 0 if the problem is not valid there. Reads no memory but the
+ * struct: for the inputs that will be given, any pointer but NULL serves. */
 TFISEG_API int64_t tfiseg_workspace_size(const tfiseg_problem *problem, int32_t device);
-/* Waits until the result is there. */
+/* Returns when the result is complete. */
 TFISEG_API int32_t tfiseg_cluster_cpu(const tfiseg_problem *problem, tfiseg_result *result);
-/* Enqueues kernels on a stream (cudaStream_t) and returns: no allocation, no synchronisation, nothing read back, so it may be captured
- * in a CUDA graph. A library that was built without CUDA returns TFISEG_NO_CUDA. */
+/* Enqueues kernels on a stream (cudaStream_t) and returns. It allocates, synchronizes and reads back nothing, so it may be captured in a
+ * CUDA graph; call it once before the capture, since the first call loads the kernels. A library built without CUDA returns TFISEG_NO_CUDA. */
 TFISEG_API int32_t tfiseg_cluster_cuda(const tfiseg_problem *problem, tfiseg_result *result, void *stream);
 
-/* Views: squares of a frame, in which an instance network looks at components of its class map (tfiseg_cluster_* with split 0), and what is
- * found there carried back. With the network in between, and tfiseg_cluster_* of `own` with its maps, that is one CUDA graph:
+/* Views: squares of a frame, rendered around components of its class map (tfiseg_cluster_* with split 0) for an instance network, whose result
+ * is then carried back into the frame. With the network in between, all of it is one CUDA graph:
  *
  *     tfiseg_cluster_cuda (components) -> tfiseg_cut_views_cuda -> network -> tfiseg_cluster_cuda (own) -> tfiseg_place_pieces_cuda
  *
- * Components that are convex get no view; the others do, the largest first, and then each class of several components a view of all. Of
- * crowds the largest 16 K components are looked at for that. */
+ * Convex components get no view. The others do, largest first, then each class with several components gets a view of all of them. Only the
+ * largest 16 K components are candidates. */
 typedef struct tfiseg_views {
     uint32_t struct_size;     /* sizeof(tfiseg_views) */
     int32_t height, width;    /* of the frame and its label map, 1..32767 */
@@ -131,23 +137,23 @@ typedef struct tfiseg_views {
     const int32_t *count;     /* (1) */
     const float *table;       /* (max_components, 10) */
     int32_t max_components;   /* 1..65535 */
-    const uint8_t *wanted;    /* 256 flags, always the host's: components of other classes are left out */
-    int32_t view_count, view_side; /* K, 1..256, and S, 8..1024: as many and as large as the network takes */
+    const uint8_t *wanted;    /* 256 flags, host memory: 1 = components of this class get views and pieces */
+    int32_t view_count, view_side; /* K, 1..256, and S, 8..1024: batch and side of the network's input */
     int32_t threads;          /* >= 1; of the CPU */
-    int32_t *views;           /* out: (K, 5) x and y of the corner (may lie outside), side in pixels of the frame, class, component (0: all of
-                               * the class's); class 0: there is none */
+    int32_t *views;           /* out: (K, 5) x and y of the corner (may lie outside the frame), side in pixels of the frame, class, component
+                               * (0: all of the class); class 0: an empty view */
     uint8_t *images;          /* out: (K, S, S, 3) */
     uint8_t *masks;           /* out: (K, S, S), 1: the view's class */
     uint8_t *own;             /* out: (K, S, S), 1: the view's component */
-    void *workspace;          /* tfiseg_views_workspace_size() bytes, whatever they hold */
+    void *workspace;          /* tfiseg_views_workspace_size() bytes with any content */
     int64_t workspace_bytes;
 } tfiseg_views;
 
-/* What was found in the views: result of tfiseg_cluster_* with K pictures, own as the class map, min_area 0, max_instances max_parts. */
+/* The parts in the views: result of tfiseg_cluster_* with K pictures, own as the class map, min_area 0, max_instances max_parts. */
 typedef struct tfiseg_pieces {
     uint32_t struct_size;   /* sizeof(tfiseg_pieces) */
     int32_t max_parts;      /* 1..1024 */
-    int32_t least_regions;  /* components of fewer regions by their shape stay whole: 2 where they have no neck, 1: none */
+    int32_t least_regions;  /* components with fewer regions stay whole: with 2, those without a neck; with 1, none */
     const int32_t *labels;  /* (K, S, S) */
     const int32_t *counts;  /* (K) */
     const int32_t *regions; /* (K) */
@@ -155,25 +161,25 @@ typedef struct tfiseg_pieces {
     int32_t *label_map;     /* out: (height, width); this, count and table as in tfiseg_result, of one picture */
     int32_t *count;         /* out: (1) */
     float *table;           /* out: (P, 10), P = max_components + K (max_parts - 1) */
-    int32_t *component_of;  /* out: (P), from 1; rows from count on are left as they were */
+    int32_t *component_of;  /* out: (P), from 1; rows from count on are not written */
 } tfiseg_pieces;
 
-/* Bytes of workspace for both calls; 0 if something is out of range. Pointers may be any. */
+/* Bytes of workspace for both calls; 0 if something is out of range. Reads no memory but the struct. */
 TFISEG_API int64_t tfiseg_views_workspace_size(const tfiseg_views *views, int32_t max_parts);
 TFISEG_API int32_t tfiseg_cut_views_cpu(const tfiseg_views *views);
 TFISEG_API int32_t tfiseg_place_pieces_cpu(const tfiseg_views *views, const tfiseg_pieces *pieces);
-/* As tfiseg_cluster_cuda: nothing but kernels on the stream. */
+/* Enqueue kernels on the stream, as tfiseg_cluster_cuda does. */
 TFISEG_API int32_t tfiseg_cut_views_cuda(const tfiseg_views *views, void *stream);
 TFISEG_API int32_t tfiseg_place_pieces_cuda(const tfiseg_views *views, const tfiseg_pieces *pieces, void *stream);
 
-/* A frame uint8 (height, width, 3), rows without gaps, as a network of out_height x out_width wants it: float (3, out_height, out_width),
- * values 0..255, channels in their order. Bilinear to twice the size and averaged 2 x 2, as the preprocessing in tfiseg's ONNX models. */
+/* Resizes a frame uint8 (height, width, 3), rows without gaps, to a network's input float (3, out_height, out_width), values 0..255, channels
+ * in their order. Bilinear to twice the size, then averaged 2 x 2, like the preprocessing in tfiseg's ONNX models. */
 TFISEG_API int32_t tfiseg_fit_frame(const uint8_t *frame, int32_t height, int32_t width, float *out, int32_t out_height, int32_t out_width);
 
-/* The graph that `split` decides on: for fitting the rule (export/neck_rule.py) and for tests.
+/* The graph of regions that `split` decides on, for fitting the shape rule (export/neck_rule.py) and for tests.
  * regions: (capacity_regions, 8) int64 area, sum x, sum y, sum xx, sum xy, sum yy, peak (squared distance), class;
  * edges: (capacity_edges, 7) int64 region a < region b, saddle (squared distance), contact (pixel pairs), boundary sum, affinity sum
- * (both 16-bit fixed point), affinity pairs; edges that only affinities join are there, too;
+ * (both 16-bit fixed point), affinity pairs; edges from affinities alone are included;
  * region_map (h, w) int32, 0 = none. Returns a status; the counts go to counts[0], counts[1]. */
 TFISEG_API int32_t tfiseg_region_graph(const tfiseg_problem *problem, int32_t *region_map, int64_t *regions, int64_t capacity_regions,
                             int64_t *edges, int64_t capacity_edges, int64_t *counts);

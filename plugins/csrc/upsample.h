@@ -1,8 +1,8 @@
 // Full-resolution output of a clustered grid: class = argmax of the bilinearly interpolated logits, instance = that of the
 // nearest grid pixel of the same class. The (classes, H, W) array is never made.
 //
-// Bytes per output pixel: 5 written; the grid is read from cache. Where the four grid pixels around agree on the class it
-// wins at every point between them (interpolation is monotone), so only cells on outlines look at every class.
+// Bytes per output pixel: 5 written; the grid is read from cache. Where the four surrounding grid pixels agree on the class, it
+// wins at every point between them (interpolation is monotone), so only cells on outlines read every class.
 #pragma once
 #include "field.h"
 
@@ -25,10 +25,10 @@ TFISEG_HD GridPosition grid_position(int32_t out, int32_t out_size, int32_t size
     return {low, high, weight, weight < 0.5f ? low : high};
 }
 
-template <class Labels = const int32_t *, class Logits = const float *>
+template <class WriteLabels = const int32_t *, class Logits = const float *>
 struct FullResolution {
     const uint8_t *grid_class;  // (h, w) argmax of the logits
-    Labels grid_label;          // (h, w)
+    WriteLabels grid_label;          // (h, w)
     Logits logits;              // (classes, h, w)
     int32_t classes, h, w;
 
@@ -58,7 +58,7 @@ struct FullResolution {
         out_class = uint8_t(winner);
         out_label = 0;
         float least = 1e30f;
-        for (int32_t gy = y.low - 1; gy <= y.low + 2; ++gy) {  // two grid pixels around suffice: beyond, it is another object
+        for (int32_t gy = y.low - 1; gy <= y.low + 2; ++gy) {  // two grid pixels in each direction: farther away, it is another object
             if (gy < 0 || gy >= h) continue;
             for (int32_t gx = x.low - 1; gx <= x.low + 2; ++gx) {
                 if (gx < 0 || gx >= w || grid_class[gy * w + gx] != winner) continue;

@@ -1,4 +1,4 @@
-// Maps of numbers that a network gives: float32 or float16, read as float32.
+// A network's maps of numbers: float32 or float16, read as float32.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -11,7 +11,7 @@
 
 namespace tfiseg {
 
-// IEEE half to float, exact; on a CPU by hand, since not every compiler there has the type.
+// IEEE half to float, exact; on a CPU by hand, since not every compiler has the type.
 TFISEG_HD float half_to_float(uint16_t bits) {
 #ifdef __CUDA_ARCH__
     return __half2float(__ushort_as_half(bits));
@@ -40,7 +40,7 @@ struct Values {
     }
 };
 
-// A map whose cells are `stride` pixels, pixel by pixel. One item is a pixel of a batch of (h, w).
+// Enlarges a map whose cells are `stride` pixels. One item is a pixel of a batch of (h, w).
 struct Enlarge {
     Values cells;
     int32_t h, w, stride;

@@ -1,5 +1,5 @@
 // Views of components: squares of the frame in which an instance network looks at them. Which components are worth a look, what their
-// views show, and what was found there carried back into the frame. Phases as in grid_phases.h; views_pipeline.h says their order.
+// views show, and what was results there carried back into the frame. Phases as in grid_phases.h; views_pipeline.h says their order.
 //
 // All in integers: a cell of a view is a weighted sum of pixels, so that every machine sees the same.
 #pragma once
@@ -7,11 +7,11 @@
 
 namespace tfiseg {
 
-constexpr int32_t kGrey = 127;      // outside of the picture
-constexpr int32_t kLeastSide = 10;  // in smaller components there is nothing to part
+constexpr int32_t kGrey = 127;      // color outside the picture
+constexpr int32_t kLeastSide = 10;  // smaller components have nothing to cut
 constexpr int32_t kMarginPx = 16, kMaxZoom = 4;
-constexpr int32_t kConvexPercent = 95;  // area over convex hull, from which on a component is let be
-constexpr int32_t kReach = 8;           // cells: how far what no part covers looks for one
+constexpr int32_t kConvexPercent = 95;  // a component whose area is a larger share of its convex hull gets no view
+constexpr int32_t kReach = 8;           // cells: how far from a part a pixel without one still joins it
 
 struct View {
     int32_t x, y, side, class_id, component;
@@ -24,13 +24,13 @@ struct Box {
     TFISEG_HD int32_t longer() const { return x1 - x0 > y1 - y0 ? x1 - x0 : y1 - y0; }
 };
 
-// The side of a view of something; a quarter more than that, and a margin.
+// The side of a view of a box: a quarter more than the box, and a margin.
 TFISEG_HD int32_t side_of(const Box &box, int32_t size) {
     const int32_t side = box.longer() * 5 / 4 + kMarginPx, least = (size + kMaxZoom - 1) / kMaxZoom;
     return side > least ? side : least;
 }
 
-// Where a view begins along one axis: centred, and shifted to lie inside the picture where it can.
+// Where a view starts along one axis: centered, then shifted into the picture if it fits.
 TFISEG_HD int32_t corner_of(int32_t low, int32_t high, int32_t side, int32_t length) {
     const int32_t start = (low + high - side) >> 1;
     if (side > length || start < 0) return side > length ? start : 0;
@@ -39,24 +39,24 @@ TFISEG_HD int32_t corner_of(int32_t low, int32_t high, int32_t side, int32_t len
 
 // A frame, the components of its class map, and the views of them.
 struct Scene {
-    int32_t h, w, size, most;  // size: side of the views as they are shown; most: components
+    int32_t h, w, size, most;  // size: side of the rendered views; most: components
     const uint8_t *frame;
     const int32_t *label_map, *count;
     const float *table;
-    uint32_t wanted[8];
+    uint32_t class_bits[8];
 
     TFISEG_HD int32_t components() const { return *count < most ? *count : most; }
     TFISEG_HD int32_t cells() const { return size * size; }
     TFISEG_HD const float *row(int32_t k) const { return table + int64_t(k) * TFISEG_TABLE_COLUMNS; }
     TFISEG_HD int32_t class_of(int32_t k) const { return int32_t(row(k)[0]); }
     TFISEG_HD Box box_of(int32_t k) const { return {int32_t(row(k)[2]), int32_t(row(k)[3]), int32_t(row(k)[4]), int32_t(row(k)[5])}; }
-    TFISEG_HD bool is_wanted(int32_t k) const { return (wanted[class_of(k) >> 5] >> (class_of(k) & 31)) & 1u; }
-    TFISEG_HD bool is_candidate(int32_t k) const { return is_wanted(k) && box_of(k).longer() >= kLeastSide; }
+    TFISEG_HD bool has_selected_class(int32_t k) const { return (class_bits[class_of(k) >> 5] >> (class_of(k) & 31)) & 1u; }
+    TFISEG_HD bool is_candidate(int32_t k) const { return has_selected_class(k) && box_of(k).longer() >= kLeastSide; }
     TFISEG_HD View view_of(const Box &box, int32_t class_id, int32_t component) const {
         const int32_t side = side_of(box, size);
         return {corner_of(box.x0, box.x1, side, w), corner_of(box.y0, box.y1, side, h), side, class_id, component};
     }
-    // The pixel at a place of a view; -1 outside of the picture.
+    // The pixel at a place of a view; -1 outside the picture.
     TFISEG_HD int32_t pixel(const View &view, int32_t y, int32_t x) const {
         y += view.y;
         x += view.x;
@@ -68,7 +68,7 @@ struct Scene {
     }
 };
 
-// The pixels that a cell of a view weighs along one axis: averaged where the view shrinks, interpolated where it grows.
+// The pixels that a cell of a view covers along one axis, with weights: averaged where the view shrinks, interpolated where it grows.
 struct Span {
     int32_t first, count, low, middle, high, total;
 
@@ -86,7 +86,7 @@ TFISEG_HD Span span_of(int32_t cell, int32_t side, int32_t size) {
     return {at / unit, at % unit ? 2 : 1, unit - at % unit, 0, at % unit, unit};
 }
 
-// add(weight, y, x) for each pixel of a cell, y and x in the view's window; returns the sum of weights.
+// Calls add(weight, y, x) for each pixel of a cell, y and x relative to the view's corner; returns the sum of weights.
 template <class Add>
 TFISEG_HD int64_t each_pixel(const View &view, int32_t size, int32_t cell, const Add &add) {
     const Span rows = span_of(cell / size, view.side, size), columns = span_of(cell % size, view.side, size);
@@ -95,16 +95,16 @@ TFISEG_HD int64_t each_pixel(const View &view, int32_t size, int32_t cell, const
     return int64_t(rows.total) * columns.total;
 }
 
-// Of a candidate: twice its area and twice its convex hull's, once of cells as squares, once through the centres of its pixels.
+// Twice the area of a candidate and of its convex hull: [0] of cells as squares, [1] through the centers of its pixels.
 struct Outline {
     int64_t twice[2], twice_hull[2];
 };
 
 struct ViewCounters {
-    int32_t candidates, kept, kept_cells, kept_columns, kept_halves;
+    int32_t candidates, measured, cells, columns, halves;
 };
 
-struct StartViews {
+struct ClearViews {
     ViewCounters *counters;
     uint32_t *bits;
 
@@ -114,8 +114,8 @@ struct StartViews {
     }
 };
 
-// Views of components, largest first. One item is a component.
-struct Candidates {
+// Makes a view of each component that is large enough, largest first. One item is a component.
+struct FindCandidates {
     Scene scene;
     int32_t room;
     View *views;        // out
@@ -138,20 +138,20 @@ struct Candidates {
     }
 };
 
-struct CountKept {
+struct CountWork {
     int32_t room, size;
     ViewCounters *counters;
 
     TFISEG_HD void operator()(int32_t) const {
-        counters->kept = counters->candidates < room ? counters->candidates : room;
-        counters->kept_columns = counters->kept * size;
-        counters->kept_cells = counters->kept_columns * size;
-        counters->kept_halves = counters->kept * 4;
+        counters->measured = counters->candidates < room ? counters->candidates : room;
+        counters->columns = counters->measured * size;
+        counters->cells = counters->columns * size;
+        counters->halves = counters->measured * 4;
     }
 };
 
-// The component that each view is made for, connected as in the frame: where it shrinks, every cell that it touches.
-struct OwnCells {
+// Renders the component of each view, connected as in the frame: where the view shrinks, every cell that the component touches.
+struct FindOwnCells {
     Scene scene;
     const View *views;
     uint8_t *own;  // out, 0/1
@@ -166,14 +166,14 @@ struct OwnCells {
     }
 };
 
-// What a column has of a component: low to high (exclusive) and a sum.
+// The part of a component in one column: low to high (exclusive) and a sum.
 struct Column {
     int32_t low, high, sum;
 };
 
-// Columns of the cells of a view; and for views that enlarge those of its pixels, whose sum is twice the area between the centres of
+// MeasureColumns of the cells of a view; and for views that enlarge those of its pixels, whose sum is twice the area between the centres of
 // this column and the next.
-struct Columns {
+struct MeasureColumns {
     Scene scene;
     const View *views;
     const uint8_t *own;
@@ -189,13 +189,13 @@ struct Columns {
         of_cells[i] = of;
         if (x >= view.side || view.side >= size) return;
         of = {size, 0, 0};
-        int32_t before = 0;
+        int32_t previous = 0;
         for (int32_t y = 0; y < view.side; ++y) {
             const bool here = scene.label(view, y, x) == view.component;
             const int32_t now = here + (x + 1 < view.side && scene.label(view, y, x + 1) == view.component);
             if (here) extend(of, y, 0);
-            of.sum += before + now > 2 ? before + now - 2 : 0;
-            before = now;
+            of.sum += previous + now > 2 ? previous + now - 2 : 0;
+            previous = now;
         }
         of_pixels[i] = of;
     }
@@ -207,7 +207,7 @@ struct Columns {
     }
 };
 
-// Half of a convex hull, of points that come by ascending x: the lower half (of y times sign).
+// Half of the convex hull of points with ascending x: the lower half (of y times sign).
 class Chain {
   public:
     TFISEG_HD Chain(int32_t *memory, int32_t sign) : points_(memory), sign_(sign) {}
@@ -224,7 +224,7 @@ class Chain {
         ++n_;
     }
 
-    // Twice the area between it and the axis.
+    // Twice the area between the chain and the axis.
     TFISEG_HD int64_t below() const {
         int64_t sum = 0;
         for (int32_t k = 0; k + 1 < n_; ++k) {
@@ -242,7 +242,7 @@ class Chain {
     int32_t *points_, sign_, n_ = 0;
 };
 
-// One item is half of a hull: of a candidate, cells or pixels, lower or upper half.
+// Measures convex hulls. One item is half of a hull: of a candidate's cells or pixels, lower or upper.
 struct HullHalves {
     const View *views;
     const Column *of_cells, *of_pixels;
@@ -269,9 +269,9 @@ struct HullHalves {
     }
 };
 
-// Which candidates are worth a look: not those that are convex, where nothing could be cut. Pixels are squares, so a rectangle is; what
-// is shown larger than it is must be convex through the centres of its pixels, too: their corners make steps, which are no dents.
-struct Doubtful {
+// Selects the candidates that are not convex: in a convex one, there is nothing to cut. Pixels count as squares. Where a view enlarges its
+// component, the hull through the centers of the pixels decides as well: the corners of pixels make steps, which are not dents.
+struct SelectInformativeViews {
     const View *views;
     const Outline *outlines;
     int32_t size;
@@ -287,7 +287,7 @@ struct Doubtful {
     TFISEG_HD static bool is_convex(const Outline &of, int32_t kind) { return 100 * of.twice[kind] > kConvexPercent * of.twice_hull[kind]; }
 };
 
-// One view of all of a class that has several components, unless one's own shows as much. One item is a class.
+// Makes one view of all components of a class with several, unless a component's own view is about as large. One item is a class.
 struct ClassViews {
     Scene scene;
     View *views;     // out
@@ -297,7 +297,7 @@ struct ClassViews {
         int32_t its = 0, largest = 0;
         Box all = {scene.w, scene.h, 0, 0};
         for (int32_t k = 0; k < scene.components(); ++k) {
-            if (scene.class_of(k) != c || !scene.is_wanted(k)) continue;
+            if (scene.class_of(k) != c || !scene.has_selected_class(k)) continue;
             const Box box = scene.box_of(k);
             all = {box.x0 < all.x0 ? box.x0 : all.x0, box.y0 < all.y0 ? box.y0 : all.y0, box.x1 > all.x1 ? box.x1 : all.x1,
                    box.y1 > all.y1 ? box.y1 : all.y1};
@@ -310,44 +310,44 @@ struct ClassViews {
     }
 };
 
-// The views that are shown: candidates that are worth it, then classes; where there are fewer than room for, empty ones.
-struct ShownViews {
+// Lists the views to render: the selected candidates, then classes, then empty views up to `count`.
+struct ListViews {
     const View *views;  // of candidates, then of classes
     int32_t room, count, size;
     const uint32_t *bits;
-    const int32_t *before;
-    View *shown;      // out
+    const int32_t *prefix_count;
+    View *list;      // out
     int32_t *source;  // out: which candidate; -1: none
 
     TFISEG_HD int32_t words() const { return ((room + 31) >> 5) + 8; }
     TFISEG_HD int32_t items() const { return room + 256 > count ? room + 256 : count; }
 
     TFISEG_HD void operator()(int32_t i) const {
-        if (i < count && i >= before[words()]) {
-            shown[i] = {0, 0, size, 0, 0};
+        if (i < count && i >= prefix_count[words()]) {
+            list[i] = {0, 0, size, 0, 0};
             source[i] = -1;
         }
         if (i >= room + 256) return;
         const int32_t bit = i < room ? i : i - room, word = (i < room ? 0 : (room + 31) >> 5) + (bit >> 5);
         if (!(bits[word] >> (bit & 31) & 1u)) return;
-        const int32_t slot = before[word] + bit_count(bits[word] & ((1u << (bit & 31)) - 1u));
+        const int32_t slot = prefix_count[word] + bit_count(bits[word] & ((1u << (bit & 31)) - 1u));
         if (slot >= count) return;
-        shown[slot] = views[i];
+        list[slot] = views[i];
         source[slot] = i < room ? i : -1;
     }
 };
 
-// What the views show.
-struct Show {
+// Renders the views.
+struct RenderViews {
     Scene scene;
-    const View *shown;
+    const View *views;
     const int32_t *source;
     const uint8_t *own_of;         // of candidates
     uint8_t *images, *masks, *own;  // out
 
     TFISEG_HD void operator()(int32_t i) const {
         const int32_t k = i / scene.cells(), cell = i % scene.cells();
-        const View view = shown[k];
+        const View view = views[k];
         uint8_t *colour = images + int64_t(i) * 3;
         own[i] = source[k] < 0 ? uint8_t(0) : own_of[int64_t(source[k]) * scene.cells() + cell];
         if (!view.class_id) {
@@ -367,16 +367,16 @@ struct Show {
     }
 };
 
-// What a view's component was parted into, and how its parts are numbered in the frame: the largest as the component.
-struct Parting {
-    int32_t parts, largest, base;  // parts 0: not parted
+// The parts of a view's component, and their numbers in the frame: the largest part keeps the component's number.
+struct Partition {
+    int32_t parts, largest, base;  // parts 0: not cut
 
     TFISEG_HD int32_t number_of(int32_t part, int32_t component) const {
         return part == largest || !part ? component : base + part - (part > largest);
     }
 };
 
-struct Found {
+struct PartResults {
     const int32_t *labels, *counts, *regions;
     const float *tables;
     int32_t most, least_regions;
@@ -386,7 +386,7 @@ struct Found {
     }
 };
 
-struct StartPieces {
+struct ClearPieces {
     int32_t *view_of;
     Counters *counters;
     PictureState *state;
@@ -395,74 +395,74 @@ struct StartPieces {
 
     TFISEG_HD void operator()(int32_t i) const {
         if (i == 0) {
-            *counters = {0, 0, {0, 0}, 0, {0, 0}, 0, 0, 0, 0, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}};
-            *state = {0, 0, 0, 0, 0};
+            *counters = Counters();
+            *state = PictureState();
         }
         if (i < components) view_of[i] = -1;
         if (i < bit_words) bits[i] = 0;
     }
 };
 
-// One item is a view.
-struct Partings {
+// Numbers the parts of all views. One item is a view.
+struct PartitionViews {
     Scene scene;
     const View *views;
-    Found found;
+    PartResults results;
     int32_t count;
-    Parting *partings;  // out
-    int32_t *view_of;   // in, out: of components; -1: not parted
+    Partition *partitions;  // out
+    int32_t *view_of;   // in, out: by component; -1: not cut
     Counters *counters;
 
     TFISEG_HD void operator()(int32_t k) const {
         int32_t base = scene.components() > 0 ? scene.components() : 0;
-        for (int32_t j = 0; j < k; ++j) base += found.parts(views, j) ? found.parts(views, j) - 1 : 0;
-        const int32_t parts = found.parts(views, k);
-        const float *table = found.tables + int64_t(k) * found.most * TFISEG_TABLE_COLUMNS;
+        for (int32_t j = 0; j < k; ++j) base += results.parts(views, j) ? results.parts(views, j) - 1 : 0;
+        const int32_t parts = results.parts(views, k);
+        const float *table = results.tables + int64_t(k) * results.most * TFISEG_TABLE_COLUMNS;
         int32_t largest = 0;
         for (int32_t part = 1; part < parts; ++part)
             if (table[part * TFISEG_TABLE_COLUMNS + 6] > table[largest * TFISEG_TABLE_COLUMNS + 6]) largest = part;
-        partings[k] = {parts, largest + 1, base};
+        partitions[k] = {parts, largest + 1, base};
         if (parts) view_of[views[k].component - 1] = k;
         if (k == count - 1) counters->regions = base + (parts ? parts - 1 : 0);
     }
 };
 
-// A region for each piece. One item is a piece.
-struct Pieces {
+// Makes a region for each piece. One item is a piece.
+struct CreatePieces {
     Scene scene;
     const View *views;
-    const Parting *partings;
+    const Partition *partitions;
     int32_t count;
     Region *regions;              // out
-    int32_t *into, *component;  // out
+    int32_t *parent, *component;  // out
 
     TFISEG_HD void operator()(int32_t i) const {
         int32_t its = i + 1;
         for (int32_t k = 0; k < count; ++k)
-            if (partings[k].parts && i >= partings[k].base && i < partings[k].base + partings[k].parts - 1) its = views[k].component;
+            if (partitions[k].parts && i >= partitions[k].base && i < partitions[k].base + partitions[k].parts - 1) its = views[k].component;
         regions[i] = kEmptyRegion;
         regions[i].class_id = scene.class_of(its - 1);
-        into[i] = i;
+        parent[i] = i;
         component[i] = its;
     }
 };
 
-// Which piece a pixel belongs to: of the four cells around it the part that has most weight, or else the nearest one's.
+// Finds the piece of each pixel: the part with the most weight among the four cells around it, or the nearest part.
 struct PlacePieces {
     Scene scene;
     const View *views;
-    const Parting *partings;
+    const Partition *partitions;
     const int32_t *view_of, *labels;
     int32_t *pieces;  // out
 
     TFISEG_HD void operator()(int32_t i) const {
         const int32_t component = scene.label_map[i];
-        if (!component || !scene.is_wanted(component - 1)) {
+        if (!component || !scene.has_selected_class(component - 1)) {
             pieces[i] = 0;
             return;
         }
         const int32_t k = view_of[component - 1];
-        pieces[i] = k < 0 ? component : partings[k].number_of(part_at(k, i / scene.w, i % scene.w), component);
+        pieces[i] = k < 0 ? component : partitions[k].number_of(part_at(k, i / scene.w, i % scene.w), component);
     }
 
   private:
@@ -517,7 +517,7 @@ struct PlacePieces {
     }
 };
 
-// What rows of the table have from their components.
+// Copies the score of its component to each row of the table.
 struct PieceRows {
     Scene scene;
     const int32_t *unions, *number, *component;

@@ -1,16 +1,24 @@
-// The order of views.h's phases, and which arrays lie where in the caller's workspace. Executors as in pipeline.h.
+// The order of the phases in views.h, and their arrays in the caller's workspace. Executors as in pipeline.h.
 #pragma once
 #include "pipeline.h"
 #include "views.h"
 
 namespace tfiseg {
 
-constexpr int32_t kCandidatesPerView = 16;  // so many components are looked at by their shape, for each that may get a view
+constexpr int32_t kCandidatesPerView = 16;  // the shape of so many components is measured for each view there is room for
 
 inline Scene scene_of(const tfiseg_views &v) {
-    Scene s = {v.height, v.width, v.view_side, v.max_components, v.frame, v.label_map, v.count, v.table, {}};
+    Scene s = {};
+    s.h = v.height;
+    s.w = v.width;
+    s.size = v.view_side;
+    s.most = v.max_components;
+    s.frame = v.frame;
+    s.label_map = v.label_map;
+    s.count = v.count;
+    s.table = v.table;
     for (int32_t c = 1; c < 255; ++c)
-        if (v.wanted[c]) s.wanted[c >> 5] |= 1u << (c & 31);
+        if (v.wanted[c]) s.class_bits[c >> 5] |= 1u << (c & 31);
     return s;
 }
 
@@ -20,7 +28,7 @@ struct ViewPlan {
     ViewCounters *counters;
     View *views;
     Outline *outlines;
-    int32_t *source, *before, *memory;
+    int32_t *source, *prefix_count, *memory;
     uint32_t *bits;
     Column *of_cells, *of_pixels;
     uint8_t *own;
@@ -35,7 +43,7 @@ struct ViewPlan {
         outlines = carver.take<Outline>(room);
         source = carver.take<int32_t>(v.view_count);
         bits = carver.take<uint32_t>(words);
-        before = carver.take<int32_t>(words + 1);
+        prefix_count = carver.take<int32_t>(words + 1);
         of_cells = carver.take<Column>(columns);
         of_pixels = carver.take<Column>(columns);
         memory = carver.take<int32_t>(4 * 2 * (columns + room));
@@ -49,9 +57,9 @@ struct PiecePlan {
     int64_t bytes;
     Counters *counters;
     PictureState *state;
-    Parting *partings;
+    Partition *partitions;
     Region *regions;
-    int32_t *view_of, *into, *component, *unions, *number, *before;
+    int32_t *view_of, *parent, *component, *unions, *number, *prefix_count;
     uint32_t *bits;
 
     PiecePlan(const tfiseg_views &v, int32_t max_parts) {
@@ -60,15 +68,15 @@ struct PiecePlan {
         Carver carver(v.workspace);
         counters = carver.take<Counters>(1);
         state = carver.take<PictureState>(1);
-        partings = carver.take<Parting>(v.view_count);
+        partitions = carver.take<Partition>(v.view_count);
         view_of = carver.take<int32_t>(v.max_components);
         regions = carver.take<Region>(most);
-        into = carver.take<int32_t>(most);
+        parent = carver.take<int32_t>(most);
         component = carver.take<int32_t>(most);
         unions = carver.take<int32_t>(most);
         number = carver.take<int32_t>(most);
         bits = carver.take<uint32_t>(bit_words);
-        before = carver.take<int32_t>(int64_t(bit_words) + 1);
+        prefix_count = carver.take<int32_t>(int64_t(bit_words) + 1);
         bytes = carver.bytes();
     }
 };
@@ -78,49 +86,128 @@ void cut_views_on(Executor &run, const tfiseg_views &v) {
     const ViewPlan plan(v);
     const Scene scene = scene_of(v);
     uint32_t *class_bits = plan.bits + plan.words - 8;
-    View *shown = reinterpret_cast<View *>(v.views);
-    run.each(plan.words, StartViews{plan.counters, plan.bits});
-    run.each(v.max_components, Candidates{scene, plan.room, plan.views, plan.outlines, plan.counters});
-    run.each(1, CountKept{plan.room, v.view_side, plan.counters});
-    run.each_counted(&plan.counters->kept_cells, int64_t(plan.room) * scene.cells(), OwnCells{scene, plan.views, plan.own});
-    run.each_counted(&plan.counters->kept_columns, int64_t(plan.room) * v.view_side,
-                     Columns{scene, plan.views, plan.own, plan.of_cells, plan.of_pixels});
-    run.each_counted(&plan.counters->kept_halves, 4 * int64_t(plan.room),
+    View *views = reinterpret_cast<View *>(v.views);
+    run.each(plan.words, ClearViews{plan.counters, plan.bits});
+    run.each(v.max_components, FindCandidates{scene, plan.room, plan.views, plan.outlines, plan.counters});
+    run.each(1, CountWork{plan.room, v.view_side, plan.counters});
+    run.each_counted(&plan.counters->cells, int64_t(plan.room) * scene.cells(), FindOwnCells{scene, plan.views, plan.own});
+    run.each_counted(&plan.counters->columns, int64_t(plan.room) * v.view_side,
+                     MeasureColumns{scene, plan.views, plan.own, plan.of_cells, plan.of_pixels});
+    run.each_counted(&plan.counters->halves, 4 * int64_t(plan.room),
                      HullHalves{plan.views, plan.of_cells, plan.of_pixels, v.view_side, plan.memory, plan.outlines});
-    run.each_counted(&plan.counters->kept, plan.room, Doubtful{plan.views, plan.outlines, v.view_side, plan.bits});
+    run.each_counted(&plan.counters->measured, plan.room, SelectInformativeViews{plan.views, plan.outlines, v.view_side, plan.bits});
     run.each(256, ClassViews{scene, plan.views + plan.room, class_bits});
-    run.prefix_sum(plan.bits, plan.before, plan.words);
-    const ShownViews views = {plan.views, plan.room, v.view_count, v.view_side, plan.bits, plan.before, shown, plan.source};
-    run.each(views.items(), views);
-    run.each(int64_t(v.view_count) * scene.cells(), Show{scene, shown, plan.source, plan.own, v.images, v.masks, v.own});
+    run.prefix_sum(plan.bits, plan.prefix_count, plan.words);
+    ListViews list = {};
+    list.views = plan.views;
+    list.room = plan.room;
+    list.count = v.view_count;
+    list.size = v.view_side;
+    list.bits = plan.bits;
+    list.prefix_count = plan.prefix_count;
+    list.list = views;
+    list.source = plan.source;
+    run.each(list.items(), list);
+    RenderViews render = {};
+    render.scene = scene;
+    render.views = views;
+    render.source = plan.source;
+    render.own_of = plan.own;
+    render.images = v.images;
+    render.masks = v.masks;
+    render.own = v.own;
+    run.each(int64_t(v.view_count) * scene.cells(), render);
+}
+
+// Number the pieces by their first pixels and write the table and the label map.
+template <class Executor>
+void number_pieces(Executor &run, const tfiseg_views &v, const tfiseg_pieces &p, const PiecePlan &plan, const Scene &scene) {
+    const Grid grid = {1, v.height, v.width};
+    const Output out = {v.height, v.width};
+    LargestRounds all = {};
+    all.grid = grid;
+    all.regions = plan.regions;
+    all.parent = plan.parent;
+    all.unions = plan.unions;
+    all.number = plan.number;
+    all.states = plan.state;
+    all.min_area = 1;
+    all.most = plan.most;
+    all.counters = plan.counters;
+    run.rounds(plan.most, all);
+    MarkFirstPixels mark = {};
+    mark.from = all;
+    mark.regions = plan.regions;
+    mark.number = plan.number;
+    mark.out = out;
+    mark.min_area = 1;
+    mark.bits = plan.bits;
+    run.each_counted(&plan.counters->unions, plan.most, mark);
+    run.prefix_sum(plan.bits, plan.prefix_count, plan.bit_words);
+    NumberInstances number = {};
+    number.unions = plan.unions;
+    number.regions = plan.regions;
+    number.out = out;
+    number.bits = plan.bits;
+    number.prefix_count = plan.prefix_count;
+    number.states = plan.state;
+    number.plane = grid.plane();
+    number.most = plan.most;
+    number.number = plan.number;
+    number.table = p.table;
+    run.each_counted(&plan.counters->unions, plan.most, number);
+    run.each_counted(&plan.counters->unions, plan.most, PieceRows{scene, plan.unions, plan.number, plan.component, p.table, p.component_of});
+    WriteLabels labels = {};
+    labels.pixels = grid.pixels();
+    labels.pictures = 1;
+    labels.out = out;
+    labels.map = p.label_map;
+    labels.parent = plan.parent;
+    labels.number = plan.number;
+    labels.prefix_count = plan.prefix_count;
+    labels.counters = plan.counters;
+    labels.label_map = p.label_map;
+    labels.count = p.count;
+    run.each(grid.pixels(), labels);
 }
 
 template <class Executor>
 void place_pieces_on(Executor &run, const tfiseg_views &v, const tfiseg_pieces &p) {
     const PiecePlan plan(v, p.max_parts);
     const Scene scene = scene_of(v);
-    const View *shown = reinterpret_cast<const View *>(v.views);
+    const View *views = reinterpret_cast<const View *>(v.views);
     const Grid grid = {1, v.height, v.width};
-    const Output out = {v.height, v.width};
-    const Found found = {p.labels, p.counts, p.regions, p.tables, p.max_parts, p.least_regions};
+    PartResults results = {};
+    results.labels = p.labels;
+    results.counts = p.counts;
+    results.regions = p.regions;
+    results.tables = p.tables;
+    results.most = p.max_parts;
+    results.least_regions = p.least_regions;
     run.each(std::max(v.max_components, plan.bit_words),
-             StartPieces{plan.view_of, plan.counters, plan.state, plan.bits, v.max_components, plan.bit_words});
-    run.each(v.view_count, Partings{scene, shown, found, v.view_count, plan.partings, plan.view_of, plan.counters});
-    const int32_t *pieces = &plan.counters->regions;
-    run.each_counted(pieces, plan.most, Pieces{scene, shown, plan.partings, v.view_count, plan.regions, plan.into, plan.component});
-    run.each(grid.pixels(), PlacePieces{scene, shown, plan.partings, plan.view_of, p.labels, p.label_map});
-    const UnionSums sums = {grid, nullptr, p.label_map, plan.regions};
+             ClearPieces{plan.view_of, plan.counters, plan.state, plan.bits, v.max_components, plan.bit_words});
+    PartitionViews partition = {};
+    partition.scene = scene;
+    partition.views = views;
+    partition.results = results;
+    partition.count = v.view_count;
+    partition.partitions = plan.partitions;
+    partition.view_of = plan.view_of;
+    partition.counters = plan.counters;
+    run.each(v.view_count, partition);
+    CreatePieces create = {};
+    create.scene = scene;
+    create.views = views;
+    create.partitions = plan.partitions;
+    create.count = v.view_count;
+    create.regions = plan.regions;
+    create.parent = plan.parent;
+    create.component = plan.component;
+    run.each_counted(&plan.counters->regions, plan.most, create);
+    run.each(grid.pixels(), PlacePieces{scene, views, plan.partitions, plan.view_of, p.labels, p.label_map});
+    const SumUnions sums = {grid, nullptr, p.label_map, plan.regions};
     run.each(int64_t(v.height) * sums.strips(), sums);
-    const LargestRounds all = {grid, plan.regions, plan.into, plan.unions, plan.number, plan.state, 1, plan.most, plan.counters};
-    run.rounds(plan.most, all);
-    const int32_t *unions = &plan.counters->unions;
-    run.each_counted(unions, plan.most, FirstPixels{all, plan.regions, plan.number, nullptr, nullptr, out, 1, plan.bits});
-    run.prefix_sum(plan.bits, plan.before, plan.bit_words);
-    run.each_counted(unions, plan.most,
-                     Numbers{plan.unions, plan.regions, out, plan.bits, plan.before, plan.state, grid.plane(), false, plan.most, plan.number, p.table});
-    run.each_counted(unions, plan.most, PieceRows{scene, plan.unions, plan.number, plan.component, p.table, p.component_of});
-    run.each(grid.pixels(), Labels{grid.pixels(), 1, out, p.label_map, plan.into, plan.number, plan.before, nullptr, plan.counters, p.label_map,
-                                   nullptr, nullptr, p.count});
+    number_pieces(run, v, p, plan, scene);
 }
 
 }  // namespace tfiseg

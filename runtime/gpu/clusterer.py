@@ -13,6 +13,7 @@ import numpy as np
 from ...errors import EngineError
 from ...plugins.native import MapAddresses, ResultStruct, fill_struct, load_library
 from ...plugins.plugin_library import plugin_path
+from ...plugins.problem import map_strides
 from ...plugins.settings import ClusterSettings
 from .cuda import Cuda
 
@@ -51,11 +52,7 @@ class DeviceClusterer:
         address, (n, classes, h, w), dtype = maps["logits"]
         affinity = maps.get("affinity")
         boundary = maps.get("boundary")
-        boundary_stride = -(-h // boundary[1][2]) if boundary else 1
-        if boundary and boundary[1][-2:] != (-(-h // boundary_stride), -(-w // boundary_stride)):
-            raise EngineError(
-                f"a boundary of {boundary[1][-2:]} beside logits of {(h, w)}: it must be an integer factor smaller"
-            )
+        strides = map_strides({name: m[1] for name, m in maps.items()}, len(settings.affinity_offsets))
         settings = settings.served_by(affinity is not None, boundary is not None)
         self._settings = replace(settings, max_instances=min(settings.max_instances, MOST_INSTANCES))
         addresses = MapAddresses(
@@ -67,10 +64,10 @@ class DeviceClusterer:
             value_type=TYPES[dtype],
             displacement=maps["displacement"][0] if "displacement" in maps else None,
             boundary=boundary[0] if boundary else None,
-            boundary_stride=boundary_stride,
+            boundary_stride=strides.get("boundary", 1),
             affinity=affinity[0] if affinity else None,
             affinity_channels=affinity[1][1] if affinity else 0,
-            affinity_stride=-(-h // affinity[1][2]) if affinity else 1,
+            affinity_stride=strides.get("affinity", 1),
         )
         self._problem = fill_struct(addresses, self._settings)
         self._make_room(n, out_hw, maps)

@@ -147,9 +147,9 @@ struct Moved {
         const struct {
             const char *name;
             double bytes;
-        } known[] = {{"Classes", n * (given + 1 + 4)}, {"Changes", n * 1.25},       {"ColumnSearch", n * 3},   {"RowSearch", n * 7},
-                     {"AscentLinks", n * 9},           {"GivenLinks", n * (9 + 2 * value)}, {"Follow", n * 9}, {"Contacts", n * 5},
-                     {"Statistics", n * (p.logits ? 11 : 9)}, {"Upsample", m * 5 + n * 5}, {"Labels", p.logits ? m * 8 : m * 10}};
+        } known[] = {{"FindClasses", n * (given + 1 + 4)}, {"FindClassChanges", n * 1.25},       {"ColumnSearch", n * 3},   {"RowSearch", n * 7},
+                     {"AscentLinks", n * 9},           {"GivenLinks", n * (9 + 2 * value)}, {"FollowLinks", n * 9}, {"FindContacts", n * 5},
+                     {"SumRegions", n * (p.logits ? 11 : 9)}, {"Upsample", m * 5 + n * 5}, {"WriteLabels", p.logits ? m * 8 : m * 10}};
         for (const auto &k : known)
             if (phase.find(k.name) != std::string::npos) return k.bytes;
         return 0.0;
@@ -173,8 +173,8 @@ class Timed {
     void rounds(int64_t pixels, const Phases &phases) {
         time(typeid(Phases).name(), [&] { inner_.rounds(pixels, phases); });
     }
-    void prefix_sum(const uint32_t *bits, int32_t *before, int64_t words) {
-        time("PrefixSum", [&] { inner_.prefix_sum(bits, before, words); });
+    void prefix_sum(const uint32_t *bits, int32_t *prefix_count, int64_t words) {
+        time("PrefixSum", [&] { inner_.prefix_sum(bits, prefix_count, words); });
     }
 
     struct Time {
@@ -212,6 +212,8 @@ int32_t replay(const Enqueue &enqueue, int32_t replays, double *median_us, int64
     cudaGraph_t graph;
     cudaGraphExec_t ready;
     TRY(cudaStreamCreate(&stream));
+    if (const int32_t status = enqueue(stream)) return status;  // loads the kernels, which must not happen during a capture
+    TRY(cudaStreamSynchronize(stream));
     TRY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     if (const int32_t status = enqueue(stream)) return status;
     TRY(cudaStreamEndCapture(stream, &graph));

@@ -158,6 +158,8 @@ void on_gpu(IPluginV3 *plugin, void *library, DataType type) {
     cudaGraph_t graph;
     cudaGraphExec_t ready;
     expect(cudaStreamCreate(&stream));
+    expect(runtime->enqueue(&in.desc, outs, &input, outputs, workspace, stream) == 0, "enqueue, which loads the kernels");
+    expect(cudaStreamSynchronize(stream));
     expect(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     expect(runtime->enqueue(&in.desc, outs, &input, outputs, workspace, stream) == 0, "enqueue while a graph is captured");
     expect(cudaStreamEndCapture(stream, &graph));
@@ -313,6 +315,37 @@ int main(int argc, char **argv) {
     const DynamicPluginTensorDesc io[] = {tensor(f16, {2, 21, 96, 128}), tensor(f16, {2, 2, 96, 128}), tensor(f32, {2, 1, 96, 128}), tensor(f16, {2, 2, 48, 64}),
                                           tensor(i32, {2, 192, 256}), tensor(i32, {2, 192, 256}), tensor(i32, {2}), tensor(f32, {2, 256, 10})};
     for (int32_t at = 0; at < 8; ++at) expect(full_build->supportsFormatCombination(at, io, 4, 4) == (at != 2), "all inputs of the logits' type");
+
+    // shapes that disagree, or that the operator does not take, are refused with a reason
+    const std::vector<std::vector<int64_t>> agreeing = {{2, 21, 96, 128}, {2, 2, 96, 128}, {2, 1, 96, 128}, {2, 2, 48, 64}};
+    const struct {
+        int32_t input;
+        std::vector<int64_t> shape;
+        const char *reason;
+    } wrong[] = {{1, {2, 1, 96, 128}, "displacement must have the shape (2, 2, 96, 128)"}, {1, {2, 2, 48, 64}, "displacement must"},
+                 {1, {1, 2, 96, 128}, "displacement must"}, {2, {2, 1, 95, 128}, "boundary must have the shape (2, 1, 96, 128)"},
+                 {2, {2, 2, 96, 128}, "boundary must"}, {3, {2, 14, 48, 64}, "affinity must have the shape (2, 2, 48, 64)"},
+                 {3, {2, 2, 96, 128}, "got (2, 2, 96, 128)"}, {0, {2, 300, 96, 128}, "classes 2..255"}};
+    auto *full_runtime = capability<IPluginV3OneRuntime>(full, PluginCapabilityType::kRUNTIME);
+    const auto taken = [&](const std::vector<std::vector<int64_t>> &shapes) {
+        DynamicPluginTensorDesc inputs[4];
+        PluginTensorDesc now[4];
+        for (size_t k = 0; k < 4; ++k) now[k] = (inputs[k] = tensor(f16, shapes[k])).desc;
+        const bool configured = full_build->configurePlugin(inputs, 4, io + 4, 4) == 0, changed = full_runtime->onShapeChange(now, 4, nullptr, 4) == 0;
+        expect(configured == changed, "configurePlugin and onShapeChange agree");
+        return configured;
+    };
+    expect(taken(agreeing), "shapes that agree are taken");
+    for (const auto &w : wrong) {
+        std::vector<std::vector<int64_t>> shapes = agreeing;
+        shapes[size_t(w.input)] = w.shape;
+        expect(!taken(shapes) && messages.last.find(w.reason) != std::string::npos, messages.last.c_str());
+    }
+    expect(!taken({{2, 21, 5000, 128}, {2, 2, 5000, 128}, {2, 1, 5000, 128}, {2, 2, 2500, 64}}), "a grid of 5000 rows is refused");
+    expect(messages.last.find("grid sides 1..4096") != std::string::npos, messages.last.c_str());
+    const int32_t long_offsets[] = {0, 1, 1, 2147483647};
+    expect(create(creator, {{"has_affinity", &yes, PluginFieldType::kINT32, 1}, {"affinity_offsets_yx", long_offsets, PluginFieldType::kINT32, 4}}) == nullptr,
+           "offsets longer than any grid are refused");
 
     if (argc > 2 && std::string(argv[2]) == "--gpu") {
         for (const DataType type : {f32, f16}) on_gpu(plugin, library, type);

@@ -44,13 +44,13 @@ class Shuffled {
         for (int32_t round = 0;; ++round) {
             for (int32_t phase = 0; phase < Phases::kPhases; ++phase)
                 each(phases.items(phase, round), [&](int32_t k) { phases(phase, round, k); });
-            if (!phases.again(round)) break;
+            if (!phases.has_next(round)) break;
         }
     }
 
-    void prefix_sum(const uint32_t *bits, int32_t *before, int64_t words) {
-        before[0] = 0;
-        for (int64_t k = 0; k < words; ++k) before[k + 1] = before[k] + tfiseg::bit_count(bits[k]);
+    void prefix_sum(const uint32_t *bits, int32_t *prefix_count, int64_t words) {
+        prefix_count[0] = 0;
+        for (int64_t k = 0; k < words; ++k) prefix_count[k + 1] = prefix_count[k] + tfiseg::bit_count(bits[k]);
     }
 
   private:

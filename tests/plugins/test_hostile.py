@@ -81,12 +81,12 @@ def test_a_merge_that_stops_is_reported_and_the_same_everywhere(side, shuffled, 
 
 
 def test_a_second_pass_that_stops_is_reported(shuffled, assert_same):
-    side = 64
+    side = 192
     rng = np.random.default_rng(1)
     boundary = np.zeros((1, side, side), np.float32)
-    boundary[0, :, 30:33] = 1
+    boundary[0, :, side // 2 : side // 2 + 2] = 1
     class_map = np.ones((side, side), np.uint8)
-    class_map[rng.random((side, side)) < 0.25] = 0
+    class_map[rng.random((side, side)) < 0.3] = 0
     offsets = np.array([[dy, dx] for dy in (2, 5, 9) for dx in (-7, 3, 11)], np.int32)
     problem = problem_of(
         class_map,
@@ -106,7 +106,7 @@ def test_a_fixed_ratio_needs_no_budget():
     class_map = (np.random.default_rng(0).random((512, 512)) < 0.7).astype(np.uint8)
     problem = problem_of(class_map, split=0.0)
     found = cluster_native(problem)
-    assert found.regions[0] > 5000
+    assert found.regions[0] > 2000
     assert found.table[0, : found.count[0], 6].max() > 0.95 * class_map.sum()
     assert not (found.table[0, :, 9].astype(int) & FLAG_MERGE_STOPPED).any()
 
@@ -121,7 +121,7 @@ def test_the_call_warns_of_a_merge_that_stopped():
         "centre_radius": 0.0,
     }
     with pytest.warns(MergeStoppedWarning, match="parts of objects"):
-        cluster(problem.class_map[0], **evidence)
+        cluster(problem.class_map[0], min_area=0, **evidence)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cluster(problem.class_map[0])

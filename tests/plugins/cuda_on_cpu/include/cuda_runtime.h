@@ -1,0 +1,175 @@
+// Enough of CUDA's runtime to compile cluster_cuda.cu and cuda_runner.cu with a C++ compiler and to run their kernels on one CPU thread.
+//
+// Every CUDA thread is a fiber (fibers.cpp). Barriers, warp operations and atomics are the points where another fiber may go on, in an order
+// drawn from a seed. This finds kernels that depend on the order of threads, barriers that some threads miss, and launches that are wrong.
+// It shows neither weak memory ordering nor speed. Shared memory is static, so only kernels of one block may use it.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+
+#define __CUDACC__ 1
+#define __CUDA_ARCH__ 900
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __constant__
+#define __grid_constant__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned width = 1, unsigned height = 1, unsigned depth = 1) : x(width), y(height), z(depth) {}
+};
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+using cudaError_t = int;
+using cudaStream_t = void *;
+using cudaEvent_t = void *;
+using cudaGraph_t = void *;
+using cudaGraphExec_t = void *;
+enum { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorStreamCaptureUnsupported = 900 };
+enum { cudaDevAttrMultiProcessorCount = 16 };
+enum { cudaStreamCaptureModeGlobal = 0 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative = 2 };
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    struct {
+        int cooperative;
+    } val;
+};
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    size_t dynamicSmemBytes = 0;
+    cudaStream_t stream = nullptr;
+    cudaLaunchAttribute *attrs = nullptr;
+    unsigned numAttrs = 0;
+};
+
+namespace cuda_on_cpu {
+
+// Puts work on the stream: into the graph that is being captured, or done at once.
+void enqueue(std::function<void()> work);
+void run_kernel(dim3 grid, dim3 block, bool is_cooperative, const std::function<void()> &kernel);
+
+// Called by fibers.
+void block_barrier();
+void grid_barrier();
+void maybe_yield();
+bool all_lanes_equal(unsigned mask, uint64_t value);
+uint64_t value_of_lane(unsigned mask, uint64_t value, int lane_xor);
+
+}  // namespace cuda_on_cpu
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...), const Arguments &...arguments) {
+    const dim3 grid = config->gridDim, block = config->blockDim;
+    const bool is_cooperative = config->numAttrs > 0 && config->attrs[0].id == cudaLaunchAttributeCooperative && config->attrs[0].val.cooperative;
+    if (grid.x == 0 || block.x == 0 || block.x > 1024) return cudaErrorInvalidConfiguration;
+    cuda_on_cpu::enqueue([=] { cuda_on_cpu::run_kernel(grid, block, is_cooperative, [=] { kernel(Parameters(arguments)...); }); });
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaGetDevice(int *device) {
+    *device = 0;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int device);
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, Kernel, int, size_t) {
+    *blocks = 1;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char *cudaGetErrorString(cudaError_t) { return "an error of the CUDA emulation"; }
+
+template <class T>
+cudaError_t cudaMalloc(T **memory, size_t bytes) {
+    *memory = static_cast<T *>(std::malloc(bytes ? bytes : 1));
+    std::memset(static_cast<void *>(*memory), 0xCD, bytes);
+    return cudaSuccess;
+}
+inline cudaError_t cudaFree(void *memory) {
+    std::free(memory);
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind);
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemset(void *to, int value, size_t bytes);
+inline cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *all_bytes) {
+    *free_bytes = *all_bytes = size_t(1) << 30;
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaStreamCreate(cudaStream_t *stream) {
+    *stream = nullptr;
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, int mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *ready, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t stream);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready);
+inline cudaError_t cudaGraphDestroy(cudaGraph_t) { return cudaSuccess; }
+
+cudaError_t cudaEventCreate(cudaEvent_t *event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+
+inline void __syncthreads() { cuda_on_cpu::block_barrier(); }
+unsigned __activemask();
+inline unsigned __match_all_sync(unsigned mask, unsigned long long value, int *are_equal) {
+    *are_equal = cuda_on_cpu::all_lanes_equal(mask, value);
+    return *are_equal ? mask : 0;
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_xor) {
+    uint64_t bits = 0;
+    std::memcpy(&bits, &value, sizeof value);
+    bits = cuda_on_cpu::value_of_lane(mask, bits, lane_xor);
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// Only one fiber runs at a time, so an atomic operation is a plain one after which or before which others may run.
+template <class T, class Operation>
+T cuda_on_cpu_atomic(T *memory, const Operation &operation) {
+    cuda_on_cpu::maybe_yield();
+    const T old = *memory;
+    *memory = operation(old);
+    return old;
+}
+template <class T>
+T atomicCAS(T *memory, T expected, T wanted) {
+    return cuda_on_cpu_atomic(memory, [=](T old) { return old == expected ? wanted : old; });
+}
+template <class T>
+T atomicAdd(T *memory, T value) {
+    return cuda_on_cpu_atomic(memory, [=](T old) { return T(old + value); });
+}
+template <class T>
+T atomicMax(T *memory, T value) {
+    return cuda_on_cpu_atomic(memory, [=](T old) { return value > old ? value : old; });
+}
+template <class T>
+T atomicMin(T *memory, T value) {
+    return cuda_on_cpu_atomic(memory, [=](T old) { return value < old ? value : old; });
+}
+template <class T>
+T atomicOr(T *memory, T value) {
+    return cuda_on_cpu_atomic(memory, [=](T old) { return T(old | value); });
+}
+
+inline int __clz(int value) { return value ? __builtin_clz(unsigned(value)) : 32; }
+inline int __ffs(int value) { return __builtin_ffs(value); }
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
