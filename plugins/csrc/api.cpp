@@ -14,9 +14,8 @@ int32_t check(const tfiseg_problem *p, int32_t device) {
     if (!p->class_map == !p->logits || !p->things || !p->split) return TFISEG_MISSING_POINTER;
     if (p->class_map && (p->out_height != p->height || p->out_width != p->width)) return TFISEG_BAD_SHAPE;
     if (p->logits && (p->classes < 2 || p->classes > 255)) return TFISEG_BAD_SHAPE;
-    const int32_t longer = std::max(p->height, p->width);  // a map of one cell has a stride of at most this
-    if (p->boundary && !side(p->boundary_stride, longer)) return TFISEG_BAD_PARAMETER;
-    if (p->affinity && (!p->affinity_offsets_yx || !side(p->affinity_stride, longer))) return TFISEG_BAD_PARAMETER;
+    if (p->boundary && !side(p->boundary_stride, TFISEG_MAX_SIDE)) return TFISEG_BAD_PARAMETER;
+    if (p->affinity && (!p->affinity_offsets_yx || !side(p->affinity_stride, TFISEG_MAX_SIDE))) return TFISEG_BAD_PARAMETER;
     if (p->affinity && !side(p->affinity_channels, TFISEG_MAX_AFFINITY_CHANNELS)) return TFISEG_BAD_PARAMETER;
     if (cuda && p->affinity && p->affinity_channels > TFISEG_MAX_CUDA_AFFINITY_CHANNELS) return TFISEG_BAD_PARAMETER;
     if (p->evidence_hidden < 0 || p->evidence_hidden > TFISEG_MAX_EVIDENCE_HIDDEN) return TFISEG_BAD_PARAMETER;
@@ -94,7 +93,7 @@ const char *tfiseg_status_string(int32_t status) {
         case TFISEG_SMALL_WORKSPACE: return "the workspace is smaller than tfiseg_workspace_size() says";
         case TFISEG_OUT_OF_MEMORY: return "out of memory";
         case TFISEG_BAD_PARAMETER:
-            return "a parameter is out of range: max_instances 1..65535, threads >= 1, strides 1..longer side of the grid; affinity with offsets within "
+            return "a parameter is out of range: max_instances 1..65535, threads >= 1, strides 1..4096; affinity with offsets within "
                    "4096 cells and up to 4096 channels, on a GPU 32; evidence_rule with affinity, part_rule with affinity and boundary, each of 1..64 hidden units; sharpen 0..32, with "
                    "boundary; float16 on a GPU only";
         case TFISEG_NO_CUDA: return "this library was built without CUDA: `tfiseg plugin build` builds one with it";

@@ -77,7 +77,7 @@ typedef struct tfiseg_problem {
     const void *affinity;          /* value (N, affinity_channels, ceil(h / affinity_stride), ceil(w / affinity_stride)) in [0, 1]; or NULL */
     const int32_t *affinity_offsets_yx; /* (affinity_channels, 2) dy, dx in affinity cells, -4096..4096 */
     int32_t affinity_channels; /* with affinity: 1..4096, on a GPU 1..32 */
-    int32_t affinity_stride;   /* with affinity: grid pixels per cell, at least 1, at most the grid's longer side */
+    int32_t affinity_stride;   /* with affinity: grid pixels per cell, 1..4096 */
     int32_t boundary_stride;   /* with boundary: the same */
     const void *scores;   /* value (N, h, w) confidence in [0, 1]; NULL: softmax of the logits, or 1 */
     const uint8_t *things; /* 256 flags: 1 = the class is countable; classes 0 and 255 never are */

@@ -93,7 +93,7 @@ def test_a_captured_graph_gives_the_same_each_time(kernels):
     problem = problem_of(class_map, max_instances=50)
     n, (h, w) = problem.batch, problem.out_hw
     out = {"label_map": np.zeros((n, h, w), np.int32), "count": np.zeros(n, np.int32)}
-    out["table"] = np.zeros((n, problem.max_instances, 10), np.float32)
+    out["table"] = np.zeros((n, problem.settings.max_instances, 10), np.float32)
     given = problem_struct(problem)
     result = ResultStruct(ctypes.sizeof(ResultStruct), **{name: a.ctypes.data for name, a in out.items()})
     median_us, grown_bytes = ctypes.c_double(), ctypes.c_int64()
