@@ -27,8 +27,7 @@ def add_build(verbs: Any) -> None:
         verbs,
         "build",
         "Build NAME.onnx into a TensorRT engine, or into fp16/int8 ONNX for a CPU. Its precision is proved "
-        "and "
-        "its accuracy compared with fp32.",
+        "and its accuracy compared with fp32.",
         _build,
         _EXAMPLES,
     )
@@ -141,8 +140,7 @@ def _add_int8_options(verb: Parser) -> None:
         const=24,
         metavar="N",
         help="if the accuracy check fails, keep the most sensitive layers in higher precision until it "
-        "passes, at "
-        "most N (default: 8; without a number: 24)",
+        "passes, at most N (default: 8; without a number: 24)",
     )
 
 
@@ -171,9 +169,8 @@ def _add_builder_options(verb: Parser) -> None:
     builder.add_argument(
         "--no-operator",
         action="store_true",
-        help="leave the clustering plugin out: the engine outputs class logits, and tfiseg clusters them on "
-        "the GPU "
-        "with the options of `tfiseg run`. RTX engines never contain the plugin",
+        help="leave the clustering plugin out: the engine outputs class logits, and tfiseg clusters them "
+        "on the GPU with the options of `tfiseg run`. RTX engines never contain the plugin",
     )
     builder.add_argument("--tf32", action="store_true", help="let fp32 layers use TF32")
 
@@ -275,6 +272,5 @@ def _gate_text(gate: dict[str, Any] | None) -> str:
     worst = gate["worst_frame"]
     return (
         f"{passed}: {gate['label_agreement']:.2f}% of labels agree with fp32, PQ {gate['PQ']:.1f}; worst "
-        f"frame "
-        f"{worst['name']}, {worst['label_agreement']:.2f}%"
+        f"frame {worst['name']}, {worst['label_agreement']:.2f}%"
     )

@@ -92,10 +92,8 @@ def _compare_text(report: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{report['frames']} frames: {report['label_agreement']:.3f}% of labels alike, PQ "
-            f"{report['PQ']:.2f} "
-            f"({same['same']} instances in both, {same['only_reference']} only in A, "
-            f"{same['only_candidate']} only "
-            "in B)",
+            f"{report['PQ']:.2f} ({same['same']} instances in both, {same['only_reference']} only in A, "
+            f"{same['only_candidate']} only in B)",
             f"network: {times['reference']:.1f} ms and {times['candidate']:.1f} ms, B is "
             f"{report['times_as_fast']:.2f} times as fast (medians)",
             f"signal to noise: {signal_to_noise}",

@@ -45,9 +45,8 @@ def add_eval(verbs: Any) -> None:
         nargs="+",
         choices=("components", "shape", "calibrated-components", "shipped"),
         default=(),
-        help="baselines on the same class maps, without mask refinement (shipped: the instance network that "
-        "comes "
-        "with tfiseg); the gain in PQ comes with its 95 %% interval over pictures",
+        help="baselines on the same class maps, without mask refinement (shipped: the instance network "
+        "that comes with tfiseg); the gain in PQ comes with its 95 %% interval over pictures",
     )
     add_segmenter_options(verb)
 
@@ -106,8 +105,7 @@ def _eval(args: argparse.Namespace) -> int:
 def _eval_text(report: dict[str, Any]) -> str:
     lines = [
         f"{report['set']} ({report['pictures']} pictures, {report['semantic']} masks): PQ "
-        f"{report['PQ']:.1f}  "
-        f"AP {report['AP']:.1f}  AP50 {report['AP50']:.1f}  AP75 {report['AP75']:.1f}  "
+        f"{report['PQ']:.1f}  AP {report['AP']:.1f}  AP50 {report['AP50']:.1f}  AP75 {report['AP75']:.1f}  "
         f"boundary IoU {report['boundary_IoU']:.1f}  ({report['true_positives']} true positives, "
         f"{report['false_positives']} false positives, {report['false_negatives']} false negatives; "
         f"{report['median_ms']:.0f} ms per picture)"

@@ -79,8 +79,7 @@ def add_export(verbs: Any) -> None:
         type=int,
         metavar="PX",
         help="for networks made by tfiseg: longer side that frames are scaled to (default: 384); 448 finds "
-        "more, "
-        "in 1.2 times the time",
+        "more, in 1.2 times the time",
     )
     verb.quality.add_argument(
         "--input-size",
@@ -99,9 +98,8 @@ def _add_output_options(verb: Parser) -> None:
         "--class-names",
         metavar="NAMES",
         help="names of all classes in order of their ids: voc21, cityscapes19, ade20k150, coco81 or "
-        "person2; a file "
-        "with one name per line; or names separated by commas (default: the source's own, else class 1, "
-        "class 2, ...)",
+        "person2; a file with one name per line; or names separated by commas (default: the source's own, "
+        "else class 1, class 2, ...)",
     )
     output.add_argument(
         "--things",
@@ -274,8 +272,7 @@ def _export_text(report: dict[str, Any], photos: str | None) -> str:
         seen = f" ({report['labels_seen']} different labels)" if "labels_seen" in report else ""
         lines.append(
             f"labels: on each of {report['photos']} photos at least {report['label_agreement']:.3%} of the "
-            f"pixels "
-            f"as in the original{seen}"
+            f"pixels as in the original{seen}"
         )
     if "triton" in report:
         triton = report["triton"]

@@ -168,8 +168,7 @@ def existing_network(text: str) -> Path:
     if not Path(text).is_file():
         raise SourceError(
             f"there is no network {printable(text)}: `tfiseg export default -o net.onnx` writes the one "
-            f"that comes "
-            "with tfiseg"
+            "that comes with tfiseg"
         )
     return Path(text)
 

@@ -64,8 +64,7 @@ def add_segmenter_options(verb: Parser) -> None:
         "--quality",
         metavar="{fast,balanced,best}",
         help="fast: by shape; balanced: by the model's instance heads, in the same pass; best: larger "
-        "frames, "
-        "each region refined by the instance network (default: balanced)",
+        "frames, each region refined by the instance network (default: balanced)",
     )
     quality.add_argument(
         "--things",
@@ -78,8 +77,7 @@ def add_segmenter_options(verb: Parser) -> None:
         type=float,
         metavar="P",
         help="leave out instances with a lower score, 0 to 1 (default: 0.3 if the model's score is "
-        "calibrated, "
-        "else 0.5)",
+        "calibrated, else 0.5)",
     )
     quality.add_argument(
         "--min-area",
@@ -89,6 +87,7 @@ def add_segmenter_options(verb: Parser) -> None:
         "frame, at least 25)",
     )
     _add_expert_options(verb.expert)
+    _add_pass_options(verb.expert)
 
 
 def _add_expert_options(expert: Any) -> None:
@@ -98,9 +97,9 @@ def _add_expert_options(expert: Any) -> None:
     expert.add_argument(
         "--refine",
         metavar="{shape,frame,components}",
-        help="how to separate objects of a class, whatever --quality says. shape: by the shape of the class "
-        "map; "
-        "frame: by the model's instance heads; components: refine each region with the instance network",
+        help="how to separate objects of a class, whatever --quality says. shape: by the shape of the "
+        "class map; frame: by the model's instance heads; components: refine each region with the instance "
+        "network",
     )
     expert.add_argument(
         "--split",
@@ -130,6 +129,9 @@ def _add_expert_options(expert: Any) -> None:
         metavar="N",
         help="maximum number of regions to refine per frame (default: 64; in a GPU's graph 16)",
     )
+
+
+def _add_pass_options(expert: Any) -> None:
     expert.add_argument(
         "--long-side",
         type=int,
@@ -142,8 +144,7 @@ def _add_expert_options(expert: Any) -> None:
         type=_scales,
         metavar="S[,S]",
         help="average class maps over windows: 1,1.5 is the frame and windows of two thirds of it, 2 to 4 "
-        "more "
-        "passes",
+        "more passes",
     )
     expert.add_argument(
         "--flip",

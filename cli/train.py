@@ -76,8 +76,7 @@ def _start(start: str | None) -> Path:
     if not path.is_file():
         raise InputError(
             f"--start: there is no file {path}. Pass export/instance/{SHIPPED_WEIGHTS.name} of the "
-            f"repository, which "
-            f"is not installed, or {IMAGENET}"
+            f"repository, which is not installed, or {IMAGENET}"
         )
     return path
 

@@ -74,28 +74,7 @@ def add_instance(kinds: Any, handler: Any) -> None:
         metavar="DIR",
         help="class maps of photos that show one object each, as `tfiseg train cutouts` writes them",
     )
-    verb.quality.add_argument(
-        "--view-px",
-        type=whole(32),
-        default=192,
-        metavar="N",
-        help="side of its views, a multiple of 32: larger ones show more, time grows with the square "
-        "(default: 192)",
-    )
-    verb.quality.add_argument(
-        "--outline-steps",
-        type=whole(0),
-        metavar="N",
-        help="training steps for mask refinement (default: half of --steps; 0: the network refines no masks)",
-    )
-    verb.quality.add_argument(
-        "--min-area",
-        type=whole(0),
-        metavar="PX",
-        help="for small objects, e.g. nuclei: minimum area in pixels with this network (default: 0.1 %% of "
-        "a frame, "
-        "at least 25)",
-    )
+    _add_instance_quality(verb.quality)
     _add_fit(verb, "bank, of composites and of what was left out", 8000)
     verb.output.add_argument(
         "--licence", metavar="TEXT", default="not stated", help="terms of use, for the model's metadata"
@@ -103,8 +82,8 @@ def add_instance(kinds: Any, handler: Any) -> None:
     verb.expert.add_argument(
         "--start",
         metavar="FILE",
-        help=f'a checkpoint to begin with, or "{IMAGENET}" (default: the weights of tfiseg\'s instance '
-        f"network)",
+        help=f'a checkpoint to begin with, or "{IMAGENET}" '
+        "(default: export/instance/tfiseg-instance.pt of the repository)",
     )
     verb.expert.add_argument(
         "--teacher",
@@ -115,14 +94,37 @@ def add_instance(kinds: Any, handler: Any) -> None:
     _add_learning_rate(verb)
 
 
+def _add_instance_quality(quality: Any) -> None:
+    quality.add_argument(
+        "--view-px",
+        type=whole(32),
+        default=192,
+        metavar="N",
+        help="side of its views, a multiple of 32: larger ones show more, time grows with the square "
+        "(default: 192)",
+    )
+    quality.add_argument(
+        "--outline-steps",
+        type=whole(0),
+        metavar="N",
+        help="training steps for mask refinement (default: half of --steps; 0: the network refines no masks)",
+    )
+    quality.add_argument(
+        "--min-area",
+        type=whole(0),
+        metavar="PX",
+        help="for small objects, e.g. nuclei: minimum area in pixels with this network (default: 0.1 %% of "
+        "a frame, at least 25)",
+    )
+
+
 def add_cutouts(kinds: Any, handler: Any) -> None:
     """Add ``train cutouts``."""
     verb = add_verb(
         kinds,
         "cutouts",
-        "Make class maps for photos that show one object each, from the features of an ImageNet classifier. "
-        "For "
-        "`train instance --cutouts`.",
+        "Make class maps for photos that show one object each, from the features of an ImageNet "
+        "classifier. For `train instance --cutouts`.",
         handler,
         [Example("tfiseg train cutouts --images photos/ -o cutouts", needs="torch and the extra [train]")],
     )
@@ -171,8 +173,7 @@ def add_score(kinds: Any, handler: Any) -> None:
         kinds,
         "score",
         "Calibrate a semantic network's scores: four numbers in its metadata give the probability that an "
-        "instance "
-        "is an object.",
+        "instance is an object.",
         handler,
         [Example(f"tfiseg train score --model net.onnx {_DATA} -o scored.onnx", needs="torch and time")],
     )

@@ -216,16 +216,14 @@ def _engine(path: Path) -> _Served:
     if made["flavour"] != "tensorrt":
         raise EngineError(
             f"{path} was built with {made['flavour']}, but Triton runs engines of TensorRT only. Build it "
-            f"with "
-            "`tfiseg build --target tensorrt --portable`, or serve the ONNX network"
+            "with `tfiseg build --target tensorrt --portable`, or serve the ONNX network"
         )
     if record.get("plugin") and not made.get("version_compatible"):
         # the backend's `plugins` option and LD_PRELOAD only open a library; ours registers when TensorRT
         # loads it
         raise EngineError(
             f"{path} needs the plugin library, which Triton can't register with TensorRT. Build an engine "
-            f"that contains it "
-            "with --portable, or serve the ONNX network"
+            "that contains it with --portable, or serve the ONNX network"
         )
     max_frames = int(shapes["batch"])
     n = "batch" if max_frames > 1 else 1

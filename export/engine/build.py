@@ -100,7 +100,25 @@ def build(
         record["timings_s"] = {key: round(value, 2) for key, value in timings.items()}
         size = _write_onnx(output, lowered.model)
         return {**record, "output": str(output), "bytes": size}
-    network = with_batch(lowered.model, settings.profile.batch)
+    plan = _build_plan(lowered.model, info, kind, settings, plugin, record, timings, quiet)
+    timings["total"] = time.perf_counter() - began
+    record["timings_s"] = {key: round(value, 2) for key, value in timings.items()}
+    write_engine(output, plan, record)
+    return {**record, "output": str(output), "bytes": len(plan)}
+
+
+def _build_plan(
+    model: onnx.ModelProto,
+    info: ModelInfo,
+    kind: Flavour,
+    settings: BuildSettings,
+    plugin: dict[str, Any] | None,
+    record: dict[str, Any],
+    timings: dict[str, float],
+    quiet: bool,
+) -> bytes:
+    """Build a plan, prove its precision, and add what it was built with to ``record`` and ``timings``."""
+    network = with_batch(model, settings.profile.batch)
     expected = {layer.name: layer.precision for layer in layer_precisions(network)}
     if kind.takes_plugins and settings.operator:
         network = _add_clustering(network, info, settings)
@@ -116,10 +134,7 @@ def build(
         "namespace": PLUGIN_NAMESPACE,
         "sha256": plugin["sha256"],
     }
-    timings["total"] = time.perf_counter() - began
-    record["timings_s"] = {key: round(value, 2) for key, value in timings.items()}
-    write_engine(output, built.plan, record)
-    return {**record, "output": str(output), "bytes": len(built.plan)}
+    return built.plan
 
 
 def semantic_network(path: Path) -> onnx.ModelProto:
@@ -160,8 +175,7 @@ def read_network(path: Path) -> tuple[onnx.ModelProto, ModelInfo]:
     if foreign:
         raise ModelError(
             f"{path} has non-standard operators: {', '.join(foreign)}. Remove a clustering node with "
-            f"strip_clustering(); "
-            "export networks that another tool quantized or fused again, in float32"
+            "strip_clustering(); export networks that another tool quantized or fused again, in float32"
         )
     text = next((prop.value for prop in model.metadata_props if prop.key == METADATA_KEY), None)
     if text is None:

@@ -106,8 +106,7 @@ def prove(expected: Mapping[str, str], witnesses: Mapping[str, Mapping[str, str]
             )
             raise EngineError(
                 f"by the {witness}, {len(wrong)} of {len(expected)} layers compute in another precision "
-                f"({some}). "
-                "No engine was written"
+                f"({some}). No engine was written"
             )
     counts = Counter(expected.values())
     return {

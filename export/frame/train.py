@@ -1,6 +1,6 @@
-"""Teach frame mode: ``tfiseg train frame --model NET.onnx --images DIR --semantic DIR``.
+"""Train instance heads: ``tfiseg train frame --model NET.onnx --images DIR --semantic DIR``.
 
-Features come from the semantic network itself, run by ONNX Runtime as at run time; only the heads learn.
+ONNX Runtime computes the semantic network's features, as at run time; only the heads are trained.
 """
 
 from __future__ import annotations
@@ -33,19 +33,18 @@ _VALIDATED = 64  # composites
 
 @dataclass(frozen=True)
 class FrameRecipe:
-    """Everything a training run is determined by, besides its pictures and the two networks."""
+    """Settings of a training run."""
 
     steps: int = 4000
     batch: int = 4
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
-    held_out: float = 0.1  # share of the pictures kept for validation and for fitting the rule
+    held_out: float = 0.1  # share of the images for validation and for fitting the rules
     seed: int = 0
 
 
 class FeatureSet(Dataset[tuple[Tensor, ...]]):
-    """Composites by number, as the semantic network sees them: its features at each tap, then displacement,
-    weight, affinity, boundary."""
+    """Training samples by number: features at each tap, displacement, weight, affinity, boundary."""
 
     def __init__(
         self, composer: FrameComposer, model: onnx.ModelProto, taps: Sequence[Tap], first: int, count: int
@@ -68,28 +67,30 @@ class FeatureSet(Dataset[tuple[Tensor, ...]]):
 
 
 def frame_targets(composite: FrameComposite, grid_hw: tuple[int, int]) -> tuple[NDArray[Any], ...]:
-    """What the heads should say at each cell of a grid: displacement float32 (2, h, w) in units of 8 cells,
-    its weight (h, w), affinity uint8 (A, h, w) and boundary uint8 (h, w), 255 = unknown. Of two classes'
-    objects nothing is known: the operator never asks."""
+    """Return the targets of the heads at each cell of a grid.
+
+    They are displacement float32 (2, h, w) in units of 8 cells, its weight (h, w), affinity uint8 (A, h, w)
+    and boundary uint8 (h, w); 255 = unknown. Pairs of different classes are unknown, because the operator
+    doesn't use them."""
     owner, class_of = composite.at((STRIDE * grid_hw[0], STRIDE * grid_hw[1]))
-    wanted = targets_of(owner)
-    affinity = np.where(targets_of(class_of).affinity == 0, UNKNOWN, wanted.affinity).astype(np.uint8)
+    targets = targets_of(owner)
+    affinity = np.where(targets_of(class_of).affinity == 0, UNKNOWN, targets.affinity).astype(np.uint8)
     h, w = grid_hw
-    blocks = wanted.boundary.reshape(h, 2, w, 2)
+    blocks = targets.boundary.reshape(h, 2, w, 2)
     edge = np.where((blocks == 1).any((1, 3)), 1, np.where((blocks == 0).any((1, 3)), 0, UNKNOWN)).astype(
         np.uint8
     )
-    return wanted.displacement, wanted.weight, affinity, edge
+    return targets.displacement, targets.weight, affinity, edge
 
 
 def held_seed(recipe: FrameRecipe) -> int:
-    """Seed of composites that are never trained on."""
+    """Return the seed of composites that are not trained on."""
     return HELD_SEED + recipe.seed
 
 
 @torch.no_grad()
 def validate(heads: InstanceHeads, dataset: FeatureSet, batch: int) -> dict[str, float]:
-    """Share of same-object and of different-object pairs that are told right, over the set's composites."""
+    """Return the accuracy on pairs of the same object and on pairs of different objects."""
     heads.eval()
     right, seen = np.zeros(2), np.zeros(2)
     taps = len(heads.lateral)
@@ -110,15 +111,20 @@ def train_frame(
     threads: int | None = None,
     quiet: bool = False,
 ) -> InstanceHeads:
-    """Train; returns the averaged (EMA) heads.
+    """Train instance heads.
 
     Args:
         material: see ``material_of``.
         model: the semantic network in tfiseg's format.
         taps: see ``find_taps``.
-        checkpoint: written every 200 steps, and resumed from if it exists.
+        checkpoint: written every 200 steps; an existing one is resumed.
+        recipe: settings of the training.
         workers: processes that make composites and their features; the result doesn't depend on their number.
-        quiet: no progress bar.
+        threads: CPU threads of torch.
+        quiet: show no progress bar.
+
+    Returns:
+        Heads with averaged weights (EMA).
     """
     if threads:
         torch.set_num_threads(threads)

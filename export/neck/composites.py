@@ -1,8 +1,7 @@
-"""Composites of single objects' shapes, to fit the neck rule on: touching and overlapping silhouettes with
-known identity.
+"""Composites of object shapes for fitting the neck rule: touching silhouettes of known objects.
 
-No instance label is used: the shapes are connected components of class maps that look like one object, and
-ellipses.
+No instance label is used. The shapes are ellipses, and connected components of class maps that look like one
+object.
 """
 
 from __future__ import annotations
@@ -22,15 +21,13 @@ Mask = NDArray[np.uint8]
 _MIN_CONFIDENCE = 0.72
 _MIN_SOLIDITY = 0.35
 _MIN_AREA_PX = 900
-_SINGLE = 0.8  # share of composites that show one object alone: the rule must learn to leave it whole
-_ELLIPSES = (
-    0.2  # share of the others that are round things (cells, fruit, balls) instead of photographed objects
-)
+_SINGLE = 0.8  # share of composites with a single object, which the rule must not split
+_ELLIPSES = 0.2  # share of the others with round shapes (cells, fruit, balls) instead of photographed objects
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One object's silhouette: ``mask`` uint8 0/1; ``at_bottom`` if the picture's lower edge cut it off."""
+    """An object's silhouette: ``mask`` uint8 0/1; ``at_bottom``: cut off by the image's lower edge."""
 
     mask: Mask
     class_id: int
@@ -38,8 +35,9 @@ class Shape:
 
 
 def shape_bank(images: Path, semantic: Path, confidence: Path) -> list[Shape]:
-    """Connected components of class maps that look like single objects, whole or cut only by the picture's
-    lower edge."""
+    """Collect components of class maps that look like single objects.
+
+    They are complete, or cut off by the image's lower edge only."""
     bank = []
     for picture in load_pictures(images, semantic, confidence):
         h, w = picture.semantic.shape
@@ -89,7 +87,7 @@ def _scaled(mask: Mask, zoom: float, rng: np.random.Generator, turn_degrees: flo
 
 
 def ellipse(rng: np.random.Generator, diameter: float) -> Mask:
-    """A wobbly ellipse in its bounding box."""
+    """Return an irregular ellipse in its bounding box."""
     aspect = np.exp(rng.uniform(0, 0.6))
     a, b = max(2.0, diameter / 2 * aspect**0.5), max(2.0, diameter / 2 / aspect**0.5)
     side = int(2 * max(a, b)) + 5
@@ -114,9 +112,9 @@ def _paste(canvas: NDArray[np.int32], mask: Mask, y: int, x: int, number: int, b
 
 
 def composite(bank: Sequence[Shape], rng: np.random.Generator, side_px: int = 320) -> NDArray[np.int32]:
-    """One composite: int32 (S, S), 0 = background, 1.. = objects of one class."""
+    """Draw a composite: int32 (S, S), 0 = background, 1.. = objects of one class."""
     canvas = np.zeros((side_px, side_px), np.int32)
-    size = side_px * np.exp(rng.uniform(np.log(0.12), np.log(0.9)))  # of the first object's longer side
+    size = side_px * np.exp(rng.uniform(np.log(0.12), np.log(0.9)))  # longer side of the first object
     first = bank[int(rng.integers(len(bank)))]
     kin = [s for s in bank if s.class_id == first.class_id]
     alone = rng.random() < _SINGLE
@@ -169,8 +167,7 @@ def _beside(
     upright: bool,
     rng: np.random.Generator,
 ) -> tuple[int, int]:
-    """Slide the mask from outside towards what is there until it overlaps by a little (or by up to a
-    third)."""
+    """Slide a mask towards the objects of a canvas until it overlaps them; returns its position (y, x)."""
     mh, mw = mask.shape
     k = rng.integers(len(ys))
     target_y, target_x = float(ys[k]) - mh / 2, float(xs[k]) - mw / 2
@@ -179,7 +176,7 @@ def _beside(
         angle = rng.choice([0.0, np.pi]) + rng.normal(0, 0.15)
     else:
         angle = rng.uniform(0, 2 * np.pi)
-    wanted = rng.choice([0.002, 0.02, 0.06, 0.15]) * mask.sum()
+    target = rng.choice([0.002, 0.02, 0.06, 0.15]) * mask.sum()
     reach = float(np.hypot(*canvas.shape))
     for distance in np.arange(reach, -reach / 2, -2.0):
         y, x = (
@@ -190,13 +187,13 @@ def _beside(
         if y1 <= y0 or x1 <= x0:
             continue
         overlap = int((mask[y0 - y : y1 - y, x0 - x : x1 - x] * (canvas[y0:y1, x0:x1] > 0)).sum())
-        if overlap >= wanted:
+        if overlap >= target:
             return y, x
     return int(target_y), int(target_x)
 
 
 def _occlude(canvas: NDArray[np.int32], bank: Sequence[Shape], rng: np.random.Generator) -> None:
-    """Hide part of it behind something of another class: a bar, or another object."""
+    """Hide a part behind an object of another class: a bar or another shape."""
     side = canvas.shape[0]
     if rng.random() < 0.5:
         cover = np.zeros(canvas.shape, np.uint8)
@@ -217,7 +214,7 @@ def _occlude(canvas: NDArray[np.int32], bank: Sequence[Shape], rng: np.random.Ge
 
 
 def _roughen(canvas: NDArray[np.int32], rng: np.random.Generator) -> None:
-    """Outlines as networks draw them: every pixel takes its value from a place nearby."""
+    """Make outlines irregular, like a network's: each pixel takes a value from its neighborhood."""
     side = canvas.shape[0]
     strength = rng.uniform(0.5, 3.0)
     coarse = max(2, side // int(rng.integers(4, 16)))

@@ -169,8 +169,7 @@ def compare_labels(
         small[wrong] = _WRONG
         message = (
             f"the exported network agrees with the original on {minimum:.2%} of the pixels of {name}, "
-            f"expected "
-            f"{MIN_AGREEMENT:.1%}"
+            f"expected {MIN_AGREEMENT:.1%}"
         )
         raise ModelError(
             f"{message}: {picture} shows where, in red" if cv2.imwrite(str(picture), small) else message

@@ -22,15 +22,14 @@ from onnx import helper
 
 from ...errors import InputError, ModelError
 from ...files import whole_file
-from ...plugins.settings import IGNORE
 from ...runtime.networks.model_info import FORMAT_VERSION, METADATA_KEY, weights_digest
 from ...runtime.networks.model_variants import Variant
 from ...runtime.networks.onnx_runtime import start_session
 from ...runtime.networks.onnx_session import OnnxSession
 from ...runtime.networks.session import DEFAULT_MODEL
 from ..frame_graph import PixelFormat, check_long_side
-from .agreement import check_frames, compare_labels, labels_of, network_input
-from .class_lists import read_class_names, things_of
+from .agreement import Agreement, check_frames, compare_labels, labels_of, network_input
+from .class_lists import exported_classes, read_class_names
 from .network_tail import Tail, class_axis_of, cut_tail, logit_nodes
 from .onnx_network import (
     OPSET,
@@ -45,7 +44,6 @@ from .onnx_network import (
 DEFAULTS = {"default": True, "default-semantic": False}  # whether it has instance heads
 TORCH_KINDS = ("torchvision", "smp", "hf", "python")
 DEFAULT_SIZE_HW = (512, 512)
-_MAX_CLASSES = IGNORE - 1
 
 
 @dataclass(frozen=True)
@@ -150,85 +148,24 @@ def export_any(
     with _new_model_file(output) as part:
         say(f"reading {source}")
         original = (_from_torch if is_torch(source) else _from_onnx)(source, options, names)
-        model = with_opset(original.model, options.opset)
-        network = recognize_input(model)
-        if network.size_hw is None:
-            network = replace(network, size_hw=options.input_size_hw or DEFAULT_SIZE_HW)
-        elif options.input_size_hw not in (None, network.size_hw):
-            h, w = network.size_hw
-            raise InputError(f"{source} accepts images of {h}x{w} only; omit --input-size")
-        assert network.size_hw is not None
-        pixels = original.pixels
-        say(f"simplifying {len(model.graph.node)} operators")
-        model = at_fixed_size(model, network, recognize_output(model, options.output_name))
-        tail = cut_tail(model, network)
-
         _, first = next(iter(frames))
-        raw = original.run(network_input(first, network.size_hw, pixels))
-        is_map = "ArgMax" in tail.removed or tail.class_axis is None
-        axis = None if is_map else class_axis_of(raw.shape, network.size_hw, network.layout)
-        probabilities = not (is_map or tail.squashed) and _are_probabilities(raw, axis)
-        labels, things, background = _classes(tail, names or original.class_names, options.things)
-        post = logit_nodes(
-            tail,
-            probabilities=probabilities,
-            map_classes=len(labels) - background if tail.class_axis is None else None,
-            background=background,
-        )
-        model = attach(model, network, pixels, tail.tensor, post)
-        grid_hw = _set_grid(model, first)
-        stride = max(1, round(network.size_hw[0] / grid_hw[0]))
-        metadata = {
-            "format_version": FORMAT_VERSION,
-            "name": output.stem,
-            "class_names": list(labels),
-            "things": list(things),
-            "stride": stride,
-            "input_size_hw": list(network.size_hw),
-            "clustering": {"split": "auto"},
-            "source": source if is_torch(source) else Path(source).name,
-            "training_data": options.training_data or original.training_data or "not stated",
-            "licence": options.licence or "not stated",
-            "weights_sha256": weights_digest(model.graph.initializer),
-        }
-        helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
-        _save(model, part)
-        session = OnnxSession(part)
-        threshold = 0.5 if probabilities or "Sigmoid" in tail.removed else 0.0
-        # labels are compared at the size of the original's output; only after upsampling do aligned corners
-        # matter
-        own_hw = labels_of(raw, None, axis, threshold).shape
-        corner_aligned = tail.corners_hw is not None and own_hw != tail.corners_hw
-        compared_hw = tail.corners_hw if corner_aligned else own_hw
-
-        def theirs(image: NDArray[np.uint8]) -> NDArray[np.int64]:
-            assert network.size_hw is not None
-            return labels_of(
-                original.run(network_input(image, network.size_hw, pixels)),
-                compared_hw,
-                axis,
-                threshold,
-                corner_aligned,
-            )
-
-        def ours(image: NDArray[np.uint8]) -> NDArray[np.int64]:
-            return labels_of(session.infer(image)["logits"], compared_hw) - background
-
-        agreement = compare_labels(
-            theirs, ours, frames, output.with_name(f"{output.stem}-disagreement.png"), quiet
-        )
+        result = _convert(source, original, options, names, first, say)
+        _set_metadata(result, output.stem, source, original, options)
+        _save(result.model, part)
+        picture = output.with_name(f"{output.stem}-disagreement.png")
+        agreement = _compare(result, original, OnnxSession(part), frames, picture, quiet)
     return {
         "output": str(output),
         "source": source,
         "bytes": output.stat().st_size,
-        "input_size_hw": list(network.size_hw),
-        "pixels": str(pixels),
-        "opset": max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
-        "grid_hw": list(grid_hw),
-        "stride": stride,
-        "class_names": list(labels),
-        "things": list(things),
-        "removed": tail.removed,
+        "input_size_hw": list(result.size_hw),
+        "pixels": str(original.pixels),
+        "opset": max(o.version for o in result.model.opset_import if o.domain in ("", "ai.onnx")),
+        "grid_hw": list(result.grid_hw),
+        "stride": result.stride,
+        "class_names": list(result.class_names),
+        "things": list(result.things),
+        "removed": result.tail.removed,
         "photos": agreement.photos,
         "label_agreement": agreement.minimum,
         "label_agreement_mean": agreement.mean,
@@ -236,6 +173,112 @@ def export_any(
         "labels_seen": agreement.labels,
         "seconds": round(time.perf_counter() - began, 1),
     }
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """A network in tfiseg's format, and what is needed to compare it with the original.
+
+    ``raw`` is the original's result for the first frame, ``axis`` its class axis, ``background`` whether a
+    background class was prepended, and ``threshold`` separates the two classes of a network with one channel.
+    """
+
+    model: onnx.ModelProto
+    size_hw: tuple[int, int]
+    tail: Tail
+    grid_hw: tuple[int, int]
+    class_names: tuple[str, ...]
+    things: tuple[int, ...]
+    background: bool
+    raw: NDArray[Any]
+    axis: int | None
+    threshold: float
+
+    @property
+    def stride(self) -> int:
+        return max(1, round(self.size_hw[0] / self.grid_hw[0]))
+
+
+def _convert(
+    source: str,
+    original: _Original,
+    options: ExportSettings,
+    names: Sequence[str] | None,
+    first: NDArray[np.uint8],
+    say: Callable[[str], None],
+) -> _Conversion:
+    """Put the original between preprocessing and logits; ``first`` is a frame to run it on."""
+    model = with_opset(original.model, options.opset)
+    network = recognize_input(model)
+    if network.size_hw is None:
+        network = replace(network, size_hw=options.input_size_hw or DEFAULT_SIZE_HW)
+    elif options.input_size_hw not in (None, network.size_hw):
+        h, w = network.size_hw
+        raise InputError(f"{source} accepts images of {h}x{w} only; omit --input-size")
+    assert network.size_hw is not None
+    say(f"simplifying {len(model.graph.node)} operators")
+    model = at_fixed_size(model, network, recognize_output(model, options.output_name))
+    tail = cut_tail(model, network)
+    raw = original.run(network_input(first, network.size_hw, original.pixels))
+    is_map = "ArgMax" in tail.removed or tail.class_axis is None
+    axis = None if is_map else class_axis_of(raw.shape, network.size_hw, network.layout)
+    probabilities = not (is_map or tail.squashed) and _are_probabilities(raw, axis)
+    labels, things, background = exported_classes(tail, names or original.class_names, options.things)
+    post = logit_nodes(
+        tail,
+        probabilities=probabilities,
+        map_classes=len(labels) - background if tail.class_axis is None else None,
+        background=background,
+    )
+    model = attach(model, network, original.pixels, tail.tensor, post)
+    grid_hw = _set_grid(model, first)
+    threshold = 0.5 if probabilities or "Sigmoid" in tail.removed else 0.0
+    return _Conversion(
+        model, network.size_hw, tail, grid_hw, labels, things, background, raw, axis, threshold
+    )
+
+
+def _set_metadata(
+    result: _Conversion, name: str, source: str, original: _Original, options: ExportSettings
+) -> None:
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "class_names": list(result.class_names),
+        "things": list(result.things),
+        "stride": result.stride,
+        "input_size_hw": list(result.size_hw),
+        "clustering": {"split": "auto"},
+        "source": source if is_torch(source) else Path(source).name,
+        "training_data": options.training_data or original.training_data or "not stated",
+        "licence": options.licence or "not stated",
+        "weights_sha256": weights_digest(result.model.graph.initializer),
+    }
+    helper.set_model_props(result.model, {METADATA_KEY: json.dumps(metadata)})
+
+
+def _compare(
+    result: _Conversion,
+    original: _Original,
+    session: OnnxSession,
+    frames: Any,
+    picture: Path,
+    quiet: bool,
+) -> Agreement:
+    """Compare the labels of the original and the exported network at the size of the original's output."""
+    own_hw = labels_of(result.raw, None, result.axis, result.threshold).shape
+    # aligned corners that the original leaves to its user matter only after upsampling
+    corner_aligned = result.tail.corners_hw is not None and own_hw != result.tail.corners_hw
+    compared_hw = result.tail.corners_hw if corner_aligned else own_hw
+
+    def original_labels(image: NDArray[np.uint8]) -> NDArray[np.int64]:
+        scores = original.run(network_input(image, result.size_hw, original.pixels))
+        return labels_of(scores, compared_hw, result.axis, result.threshold, corner_aligned)
+
+    def exported_labels(image: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return labels_of(session.infer(image)["logits"], compared_hw) - result.background
+
+    return compare_labels(original_labels, exported_labels, frames, picture, quiet)
 
 
 def is_torch(source: str) -> bool:
@@ -313,39 +356,6 @@ def _are_probabilities(scores: NDArray[Any], axis: int | None) -> bool:
         return False
     several = bool(axis) and scores.shape[axis or 0] > 1
     return bool(np.allclose(scores.astype(np.float32).sum(axis), 1, atol=1e-2)) if several else True
-
-
-def _classes(
-    tail: Tail, names: Sequence[str] | None, things: str | None
-) -> tuple[tuple[str, ...], tuple[int, ...], bool]:
-    """Return class names, countable ids, and whether a background class must be prepended."""
-    if tail.class_axis is None:
-        if names is None:
-            raise InputError(
-                "the network's output is a class map, which has no number of classes: give --class-names"
-            )
-        count = len(names)
-    else:
-        count = max(2, tail.channels)
-    if names is None:
-        names = ("background", *(f"class {i}" for i in range(1, count)))
-    elif tail.class_axis is not None and tail.channels == 1 and len(names) == 1:
-        names = ("background", *names)
-    if len(names) != count:
-        start = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-        raise InputError(
-            f"the network has {count} classes, got {len(names)} names ({start}). Name all classes in order "
-            f"of their ids"
-        )
-    countable = things_of(names, things)
-    background = 0 in countable
-    if background:
-        names, countable = ("background", *names), tuple(i + 1 for i in countable)
-    if len(names) > _MAX_CLASSES:
-        raise ModelError(
-            f"the network has {len(names)} classes, the clustering operator supports at most {_MAX_CLASSES}"
-        )
-    return tuple(names), countable, background
 
 
 def _set_grid(model: onnx.ModelProto, image: NDArray[np.uint8]) -> tuple[int, int]:

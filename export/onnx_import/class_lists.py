@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...errors import InputError, did_you_mean
+from ...errors import InputError, ModelError, did_you_mean
+from ...plugins.settings import IGNORE
+from .network_tail import Tail
+
+_MAX_CLASSES = IGNORE - 1
 
 
 def _listed(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
@@ -111,3 +115,36 @@ def things_of(names: Sequence[str], things: str | None = None) -> tuple[int, ...
         if known.isdisjoint(name.lower() for name in names):
             return tuple(range(1, len(names)))
     return tuple(i for i, name in enumerate(names) if name.lower() in countable)
+
+
+def exported_classes(
+    tail: Tail, names: Sequence[str] | None, things: str | None
+) -> tuple[tuple[str, ...], tuple[int, ...], bool]:
+    """Return class names, countable ids, and whether a background class must be prepended."""
+    if tail.class_axis is None:
+        if names is None:
+            raise InputError(
+                "the network's output is a class map, which has no number of classes: give --class-names"
+            )
+        count = len(names)
+    else:
+        count = max(2, tail.channels)
+    if names is None:
+        names = ("background", *(f"class {i}" for i in range(1, count)))
+    elif tail.class_axis is not None and tail.channels == 1 and len(names) == 1:
+        names = ("background", *names)
+    if len(names) != count:
+        start = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        raise InputError(
+            f"the network has {count} classes, got {len(names)} names ({start}). Name all classes in order "
+            f"of their ids"
+        )
+    countable = things_of(names, things)
+    background = 0 in countable
+    if background:
+        names, countable = ("background", *names), tuple(i + 1 for i in countable)
+    if len(names) > _MAX_CLASSES:
+        raise ModelError(
+            f"the network has {len(names)} classes, the clustering operator supports at most {_MAX_CLASSES}"
+        )
+    return tuple(names), countable, background
