@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ...errors import InputError
-from ..training import descend, learning_rate, load_checkpoint, save_checkpoint
+from ..training import descend, learning_rate, load_checkpoint, save_checkpoint, say
 from .data import IGNORE, CropSampler, CropStream, Picture
 from .network import LITE0, LITE2, PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
 
@@ -250,7 +250,7 @@ def train_semantic(
             save_checkpoint(checkpoint, state | {"step": done, "recipe": asdict(recipe)})
         if done % (5 * _CHECKPOINT_EVERY) == 0 or done == recipe.steps:
             score = _held_score(_averaged(average, recipe), held, recipe)
-            tqdm.write(f"step {done}: {score}, {(time.monotonic() - began) / 60:.0f} min")
+            say(f"step {done}: {score}, {(time.monotonic() - began) / 60:.0f} min")
     return _averaged(average, recipe)
 
 

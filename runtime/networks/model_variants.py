@@ -6,6 +6,7 @@ network alone; the input size depends on the quality, too. Both are changes of a
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def without_heads(model: bytes) -> bytes | None:
     def own(metadata: dict[str, Any]) -> dict[str, Any]:
         return metadata | metadata.pop(WITHOUT_HEADS, {})
 
-    return with_metadata(with_graph(reduced, b"".join([*kept, bytes(logits)])), own)
+    return _with_digest(with_metadata(with_graph(reduced, b"".join([*kept, bytes(logits)])), own))
 
 
 def _with_own_logits(node: memoryview) -> bytes:
@@ -125,9 +126,21 @@ def with_long_side(model: bytes, long_side_px: int) -> bytes:
             parts.append(bytes(whole))
     if not found:
         raise InputError("this model scales all frames to one fixed size: export it at another one")
-    return with_metadata(
-        with_graph(model, b"".join(parts)), lambda metadata: metadata | {"long_side_px": long_side_px}
+    changed_model = with_graph(model, b"".join(parts))
+    return _with_digest(
+        with_metadata(changed_model, lambda metadata: metadata | {"long_side_px": long_side_px})
     )
+
+
+def _with_digest(model: bytes) -> bytes:
+    """The model with the digest of its weights in the metadata, as ``model_info.weights_digest`` computes it."""
+    weights = []
+    for kind, value, _ in fields(graph_of(model)):
+        if kind == INITIALIZER:
+            raw = b"".join(bytes(v) for number, v, _ in fields(value) if number == _TENSOR_RAW)
+            weights.append(raw or bytes(value))
+    digest = hashlib.sha256(b"".join(sorted(weights))).hexdigest()
+    return with_metadata(model, lambda metadata: metadata | {"weights_sha256": digest})
 
 
 def with_metadata(model: bytes, change: Any) -> bytes:
