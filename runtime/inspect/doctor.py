@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,11 @@ def _opencv(facts: Facts) -> Check:
     if clash:
         return clash
     check = _required(facts, "OpenCV", "cv2", 'pip install "opencv-python-headless>=4.9"')
+    if re.search(
+        r"\blib(GL|gthread|glib)\b", check.found
+    ):  # opencv-python links them, the headless one does not
+        mend = "pip uninstall -y opencv-python && pip install opencv-python-headless, or: sudo apt install libgl1 libglib2.0-0"
+        return replace(check, mend=mend)
     if check.state != OK:
         return check
     build = str(facts.modules["cv2"].details.get("build", ""))

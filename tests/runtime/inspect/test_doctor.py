@@ -144,6 +144,21 @@ def test_a_desktop():
             "pip uninstall -y opencv-python opencv-python-headless && pip install opencv-python-headless",
         ),
         (
+            facts(
+                packages={"opencv-python": "5.0"},
+                modules=core(
+                    cv2=Module(
+                        "",
+                        "ImportError: libGL.so.1: cannot open shared object file: No such file or directory",
+                    )
+                ),
+            ),
+            "OpenCV",
+            WRONG,
+            "libGL.so.1",
+            "pip uninstall -y opencv-python && pip install opencv-python-headless, or: sudo apt install libgl1",
+        ),
+        (
             facts(DESKTOP, {"onnxruntime": "1.22", "onnxruntime-gpu": "1.22"}),
             "ONNX Runtime",
             WRONG,
