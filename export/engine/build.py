@@ -18,10 +18,10 @@ from ...files import write_whole
 from ...plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION, load_plugin, plugin_info
 from ...plugins.settings import AFFINITY_OFFSETS
 from ...runtime.inspect.onnx_layers import layer_precisions
+from ...runtime.map_clusterer import usual_min_area
 from ...runtime.networks.engine_file import SUFFIX, write_engine
 from ...runtime.networks.model_info import METADATA_KEY, ModelInfo
 from ...runtime.networks.model_variants import Variant
-from ...runtime.segmenter import usual_min_area
 from .batching import with_batch
 from .clustering_node import graft_clustering
 from .instance_engine import build_instance_engine, is_instance_network

@@ -24,11 +24,12 @@ from ...errors import InputError
 from ...instances import Instances
 from ...plugins.operator import cluster
 from ...runtime.evaluate.metrics import PanopticCounts, panoptic_counts
+from ...runtime.map_clusterer import MIN_CALIBRATED_SCORE, MIN_SCORE
 from ...runtime.networks.model_info import METADATA_KEY
 from ...runtime.networks.model_variants import WITHOUT_HEADS
 from ...runtime.object_score import FEATURES, probability_of, score_features
 from ...runtime.refine.refiner import Refiner
-from ...runtime.segmenter import MIN_CALIBRATED_SCORE, MIN_SCORE, Segmenter
+from ...runtime.segmenter import Segmenter
 from ..engine.build import read_network
 from ..model_file import round_to_float32, write_whole_model
 from .data import Picture, load_pictures

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tfiseg
 from skimage import data
+from tfiseg.runtime.map_clusterer import MIN_CALIBRATED_SCORE, MIN_SCORE
 from tfiseg.runtime.object_score import FEATURES, object_probability, score_features
-from tfiseg.runtime.segmenter import MIN_CALIBRATED_SCORE, MIN_SCORE
 
 RULE = [0.3, 0.2, 1.5, -1.2]
 
@@ -78,6 +78,6 @@ def test_the_usual_least_score_is_that_of_its_kind():
 
 
 def test_a_rule_of_another_length_is_refused(monkeypatch):
-    monkeypatch.setattr("tfiseg.runtime.segmenter.FEATURES", ("one",))
+    monkeypatch.setattr("tfiseg.runtime.map_clusterer.FEATURES", ("one",))
     with pytest.raises(tfiseg.ModelError, match="its score rule has 4 numbers, expected 2"):
         tfiseg.Segmenter()

@@ -1,0 +1,187 @@
+"""From a network's maps to the instances that a ``Segmenter`` reports: clustering, scores, filters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, ModelError, did_you_mean
+from ..instances import Instances
+from ..plugins.operator import cluster_batch
+from ..plugins.settings import AFFINITY_OFFSETS, MIN_AREA_PX, ClusterSettings, Split, split_table
+from .networks.session import Session
+from .object_score import FEATURES, object_probability
+from .segmenter_settings import SegmenterSettings
+
+MIN_SCORE = 0.5  # of mean class probabilities
+# of probabilities of being an object: one more adds to PQ where p > PQ / (2 IoU), which is 0.27 to 0.32 on
+# training photos
+MIN_CALIBRATED_SCORE = 0.3
+_MIN_AREA_SHARE = (
+    1e-3  # of the frame: a network's crumbs, below what its stride-4 grid can tell (docs/benchmarks)
+)
+
+
+def usual_min_area(size_hw: tuple[int, int]) -> int:
+    """Smallest instance in pixels that is kept in a frame of this size: 0.1 %, at least 25."""
+    return max(MIN_AREA_PX, round(_MIN_AREA_SHARE * size_hw[0] * size_hw[1]))
+
+
+class MapClusterer:
+    """Clusters the maps of a network's session, and keeps the instances that are asked for.
+
+    ``things``, ``min_score``, ``min_area`` and ``max_instances`` may be changed between frames.
+    """
+
+    session: Session
+    class_names: tuple[str, ...]
+    refine: str
+
+    def _read_parameters(self, settings: SegmenterSettings) -> None:
+        """Take what the options leave open from the model's metadata."""
+        things = settings.things
+        if things is None:
+            self.things = self.session.info.things
+        else:
+            self.things = tuple(self._class_id(t) for t in ([things] if isinstance(things, str) else things))
+        parameters = self.session.info.extra.get("clustering", {})
+        self.split: Split = settings.split if settings.split is not None else parameters.get("split", "auto")
+        split_table(self.split)  # raises now, not at the first frame
+        self._affinity_offsets = np.array(parameters.get("affinity_offsets", AFFINITY_OFFSETS), np.int32)
+        self.min_area = settings.min_area
+        self.max_instances = settings.max_instances
+        self.threads = settings.threads or None
+        self._merge_rule, self._part_rule = (
+            None if name not in parameters else np.array(parameters[name], np.float32)
+            for name in ("merge_rule", "part_rule")
+        )
+        self._sharpen = int(parameters.get("sharpen", 0))
+        self._model_min_area: int | None = parameters.get("min_area")
+        self.score_rule: Sequence[float] | None = parameters.get("score_rule")
+        if self.score_rule is not None and len(self.score_rule) != len(FEATURES) + 1:
+            raise ModelError(
+                f"{self.session.path}: its score rule has {len(self.score_rule)} numbers, expected "
+                f"{len(FEATURES) + 1}"
+            )
+        usual = MIN_SCORE if self.score_rule is None else MIN_CALIBRATED_SCORE
+        self.min_score = usual if settings.min_score is None else settings.min_score
+        self._min_score_is_given = settings.min_score is not None
+
+    def _class_id(self, name: str | int) -> int:
+        if isinstance(name, Integral) or (isinstance(name, str) and name.isdecimal()):
+            if 0 < int(name) < len(self.class_names):
+                return int(name)
+        elif name in self.class_names:
+            return self.class_names.index(name)
+        raise InputError(
+            f"unknown class {name!r}; this model knows {', '.join(self.class_names[1:])}."
+            f"{did_you_mean(str(name), self.class_names[1:])}"
+        )
+
+    def cluster_settings(self, size_hw: tuple[int, int]) -> ClusterSettings:
+        """How a frame of this size is clustered."""
+        return ClusterSettings(
+            things=self.clustered_classes,
+            split=self.split,
+            min_area=self._least_area(size_hw),
+            max_instances=self.max_instances,
+            affinity_offsets=self._affinity_offsets,
+            merge_rule=self._merge_rule,
+            part_rule=self._part_rule,
+            sharpen=self._sharpen,
+        )
+
+    @property
+    def clustered_classes(self) -> tuple[int, ...]:
+        """Classes that are clustered: a score rule compares with all that the picture shows, whatever is
+        asked for."""
+        return (
+            self.things
+            if self.score_rule is None
+            else tuple(sorted({*self.things, *self.session.info.things}))
+        )
+
+    def components_of(self, logits: NDArray[np.float32], size_hw: tuple[int, int]) -> Instances:
+        """Connected components of a frame's class map, crumbs included, from logits float32 (1, C, h, w)."""
+        settings = self.cluster_settings(size_hw)
+        return cluster_batch(
+            logits,
+            settings=settings.components(min(MIN_AREA_PX, settings.min_area)),
+            output_size_hw=size_hw,
+            class_names=self.class_names,
+            threads=self.threads,
+        )[0]
+
+    def filter_instances(
+        self,
+        found: Instances,
+        size_hw: tuple[int, int],
+        calibrated: bool = True,
+        largest_excluded_area_px: int = 0,
+    ) -> Instances:
+        """Keep instances of the wanted classes that are large enough and have a sufficient score.
+
+        Args:
+            found: instances whose score is the mean class probability.
+            size_hw: of the frame, in pixels.
+            calibrated: score by the model's score rule, if it has one.
+            largest_excluded_area_px: see ``object_probability``.
+        """
+        found = found.select(found.area >= self._least_area(size_hw))
+        least = self.min_score
+        if self.score_rule is not None and calibrated:
+            found = replace(found, score=object_probability(found, self.score_rule, largest_excluded_area_px))
+        elif self.score_rule is not None and not self._min_score_is_given:
+            least = MIN_SCORE
+        found = found.select((found.score >= least) & np.isin(found.class_id, self.things))
+        if len(found) <= self.max_instances:
+            return found
+        largest = np.argsort(-found.area, kind="stable")[: self.max_instances]
+        return found.select(np.isin(np.arange(len(found)), largest))
+
+    def _least_area(self, size_hw: tuple[int, int]) -> int:
+        if self.min_area is not None:
+            return self.min_area
+        return usual_min_area(size_hw) if self._model_min_area is None else self._model_min_area
+
+    def by_shape(self, image: NDArray[np.uint8], split: Split, calibrated: bool = False) -> Instances:
+        """Instances of one picture from its class map alone, whatever the segmenter's own way is: what that
+        is measured against."""
+        logits = self.session.infer(image)["logits"]
+        return self.cluster_maps({"logits": logits}, (image.shape[0], image.shape[1]), split, calibrated)
+
+    def cluster_maps(
+        self,
+        maps: Mapping[str, NDArray[np.float32]],
+        frame_size_hw: tuple[int, int],
+        split: Split | None = None,
+        calibrated: bool = True,
+    ) -> Instances:
+        """Cluster the network's maps of a frame.
+
+        Args:
+            maps: output name -> float32 (1, channels, h, w), as ``session.infer`` returns them.
+            frame_size_hw: of the frame, in pixels.
+            split: overrides the segmenter's own.
+            calibrated: see ``filter_instances``.
+        """
+        if self.refine != "frame":  # an engine's heads can't be left out when it is loaded
+            maps = {name: value for name, value in maps.items() if name not in ("affinity", "boundary")}
+        settings = self.cluster_settings(frame_size_hw)
+        if split is not None:
+            settings = replace(settings, split=split)
+        (found,) = cluster_batch(
+            maps["logits"],
+            displacement=maps.get("displacement"),
+            boundary=maps["boundary"][:, 0] if "boundary" in maps else None,
+            affinity=maps.get("affinity"),
+            settings=settings.served_by("affinity" in maps, "boundary" in maps),
+            output_size_hw=frame_size_hw,
+            class_names=self.class_names,
+            threads=self.threads,
+        )
+        return self.filter_instances(found, frame_size_hw, calibrated)
