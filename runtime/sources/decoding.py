@@ -23,6 +23,8 @@ _MAX_STEP_BACK_S = (
 )
 _MAX_READ_ERRORS = 100  # in a row
 _COMPLETE = 0.95  # containers announce counts and durations loosely: this share of them is the whole
+# FFmpeg's AV_DISPOSITION_ATTACHED_PIC and AVFMT_TS_DISCONT: PyAV's oldest allowed version has no names for them
+_ATTACHED_PICTURE, _BEGINS_ANYWHERE = 0x400, 0x200
 _MICROSECONDS = 1_000_000  # FFmpeg's unit of a container's times
 
 T = TypeVar("T")
@@ -41,11 +43,9 @@ class VideoReader:
     """
 
     def __init__(self, container: Any, shown: str, *, low_latency: bool = False) -> None:
-        import av
-
         self._container, self._shown = container, shown
         stream = container.streams.best("video")
-        if stream is None or av.stream.Disposition.attached_pic in stream.disposition:
+        if stream is None or int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE:
             raise SourceError(f"{shown} is no image or video: it holds {_content(container)}")
         if stream.codec_context is None:
             raise SourceError(
@@ -62,7 +62,7 @@ class VideoReader:
             (stream.codec_context.width, stream.codec_context.height),
         )
         start_s = (container.start_time or 0) / _MICROSECONDS
-        own_timeline = not container.format.flags & av.format.Flags.ts_discont.value
+        own_timeline = not int(container.format.flags) & _BEGINS_ANYWHERE
         # broadcast formats begin anywhere; in files with a timeline of their own, 0 is a place on it
         self._origin_s = min(start_s, 0.0) if own_timeline else start_s
         self._last_s: float | None = None

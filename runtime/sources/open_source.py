@@ -82,7 +82,8 @@ def _open(text: str, is_number: bool, wanted: CameraRequest) -> Source:
     if text == "synthetic":
         return SyntheticCamera()
     if (address := _URL.match(text)) is not None:
-        return _open_address(text, address[1].lower())
+        scheme = address[1].lower()  # FFmpeg knows them in lower case only
+        return _open_address(scheme + text[len(scheme) :], scheme)
     path = Path(text)
     if path.is_char_device():  # /dev/video0, and the names that udev gives: they stay when indices don't
         return open_camera(text, wanted)

@@ -1,5 +1,7 @@
 """Videos as people have them: variable rates, time-lapse, rotation, codecs, damage; and waiting that ends."""
 
+import functools
+import http.server
 import json
 import os
 import re
@@ -7,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -420,3 +423,45 @@ def test_no_password_is_printed_whatever_the_scheme(source):
 )
 def test_texts_hold_no_secrets(text, says):
     assert text_without_secrets(text) == says
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        if "private" in self.path:
+            self.send_error(401)
+        else:
+            super().do_GET()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def web(tmp_path):
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Files, directory=str(tmp_path))
+    ) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"me:s3cret@127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def test_a_video_behind_an_address_is_a_file(tmp_path, web):
+    write_clip(tmp_path / "a.mkv", PHONE)
+    with tfiseg.open_source(f"HTTP://{web}/a.mkv?key=s3cret") as source:
+        assert not source.is_live
+        assert "s3cret" not in source.name
+        for _ in range(2):
+            assert [f.media_time_s for f in source] == pytest.approx(PHONE, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("nothing.mp4", "refuses to answer"), ("private.mp4", "refuses to answer"), ("fake.mp4", "no video")],
+)
+def test_an_address_without_a_video_says_why(tmp_path, web, path, says):
+    (tmp_path / "fake.mp4").write_text("hello " * 1000)
+    with pytest.raises(tfiseg.SourceError, match=says) as raised:
+        tfiseg.open_source(f"http://{web}/{path}")
+    assert "s3cret" not in str(raised.value)
+    assert raised.value.__cause__ is None
