@@ -232,7 +232,11 @@ def _add_fit(verb: Parser, sheets: str, composites: int) -> None:
         "--sheets", type=Path, metavar="DIR", help=f"write pictures of the {sheets} there"
     )
     verb.expert.add_argument(
-        "--workers", type=whole(1), default=1, metavar="N", help="processes that make composites (default: 1)"
+        "--workers",
+        type=whole(0),
+        default=1,
+        metavar="N",
+        help="processes that make composites; 0: the main process (default: 1)",
     )
     verb.output.add_argument(
         "--training-data",
