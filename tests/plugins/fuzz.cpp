@@ -1,5 +1,5 @@
 // Random problems through the CPU operator and through the GPU's phases (shuffled.cpp on a CPU, cuda_runner.cu on a GPU): equal, or
-// it fails; the same of views of components; and random frames through tfiseg_fit_frame. Built with sanitizers, or run under compute-sanitizer.
+// it fails; the same of views of components; random frames through tfiseg_fit_frame, and arguments out of range, which must be refused. Built with sanitizers, or run under compute-sanitizer.
 //     fuzz CASES [FIRST_SEED]
 #include <algorithm>
 #include <cmath>
@@ -283,13 +283,54 @@ bool fit(uint32_t seed) {
     return true;
 }
 
+// Arguments out of range: an error status, and nothing is read or written.
+bool refuse(uint32_t seed) {
+    std::mt19937 random(seed);
+    constexpr int32_t kMost = 2147483647, kLeast = -kMost - 1;
+    const int32_t wrong = random() % 2 ? kMost - int32_t(random() % 3) : kLeast + int32_t(random() % 3);
+    const uint8_t pixel = 1;
+    const float value = 0.5f;
+    const std::vector<uint8_t> things(256, 1);
+    const std::vector<double> split(256, 0.0);
+    const int32_t offsets[] = {0, 1};
+    tfiseg_problem p = {};
+    p.struct_size = sizeof p;
+    p.batch = p.height = p.width = p.out_height = p.out_width = p.threads = p.max_instances = 1;
+    p.class_map = &pixel;
+    p.things = things.data();
+    p.split = split.data();
+    p.boundary = p.affinity = &value;
+    p.affinity_offsets_yx = offsets;
+    p.affinity_channels = p.affinity_stride = p.boundary_stride = 1;
+    Answer answer(p);
+    std::vector<char> room(size_t(tfiseg_workspace_size(&p, TFISEG_ON_CPU)));
+    answer.result.workspace = room.data();
+    answer.result.workspace_bytes = int64_t(room.size());
+    if (tfiseg_cluster_cpu(&p, &answer.result)) return false;
+    const int32_t far[] = {wrong, wrong};
+    int32_t *const fields[] = {&p.height,          &p.width,           &p.out_height,    &p.out_width, &p.affinity_channels, &p.affinity_stride,
+                               &p.boundary_stride, &p.evidence_hidden, &p.max_instances, &p.sharpen,   &p.part_hidden};
+    constexpr size_t kFields = sizeof fields / sizeof fields[0];
+    const size_t choice = random() % (kFields + 2);
+    if (choice < kFields) {
+        *fields[choice] = wrong;
+    } else if (choice == kFields) {
+        p.affinity_offsets_yx = far;
+    } else {
+        p.struct_size = uint32_t(random() % 100);
+    }
+    if (tfiseg_cluster_cpu(&p, &answer.result)) return true;
+    std::printf("seed %u: argument %zu out of range was taken\n", seed, choice);
+    return false;
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
     const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
     const uint32_t first = argc > 2 ? uint32_t(std::atoi(argv[2])) : 0;
     int failed = 0;
-    for (int k = 0; k < cases; ++k) failed += !run(first + uint32_t(k)) || !look(first + uint32_t(k)) || !fit(first + uint32_t(k));
+    for (int k = 0; k < cases; ++k) failed += !run(first + uint32_t(k)) || !look(first + uint32_t(k)) || !fit(first + uint32_t(k)) || !refuse(first + uint32_t(k));
     std::printf("%d cases, %d failed\n", cases, failed);
     return failed != 0;
 }
