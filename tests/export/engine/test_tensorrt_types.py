@@ -38,7 +38,7 @@ def mend(path):
     ("file", "call", "mistake"),
     [
         ("export/engine/tensorrt_builder.py", "create_builder_config", "make_builder_config"),
-        ("runtime/networks/engine_session.py", "deserialize_cuda_engine", "deserialise_cuda_engine"),
+        ("runtime/networks/tensorrt_plan.py", "deserialize_cuda_engine", "deserialise_cuda_engine"),
     ],
 )
 def test_tensorrt_is_called_as_its_stubs_say(tmp_path, file, call, mistake):
