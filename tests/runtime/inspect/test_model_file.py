@@ -265,7 +265,9 @@ def test_no_onnx(tmp_path):
 
 
 @pytest.mark.parametrize("argv", [["inspect", "a.onnx"], ["triton", "a.onnx", "-o", "models"]])
-def test_reading_a_network_needs_onnx(argv, capsys, monkeypatch):
+def test_reading_a_network_needs_onnx(argv, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.onnx").write_bytes(PLAIN_MODEL.read_bytes())  # a missing file would be named first
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(argv) == 1
     assert ".[calibration]" in capsys.readouterr().err

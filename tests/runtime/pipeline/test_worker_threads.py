@@ -3,6 +3,7 @@
 import multiprocessing
 import threading
 
+from tfiseg.runtime.pipeline import worker_threads
 from tfiseg.runtime.pipeline.worker_threads import Job
 
 
@@ -15,7 +16,8 @@ def run(name, work=lambda: None):
     return seen[0]
 
 
-def test_a_thread_is_found_again_by_its_name():
+def test_a_thread_is_found_again_by_its_name(monkeypatch):
+    monkeypatch.setattr(worker_threads, "_idle", {})  # other tests' threads may fill the places for idle ones
     first = run("one-job")
     assert run("one-job") is first
     assert run("another-job") is not first
