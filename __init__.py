@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         SourceError,
         TfisegError,
     )
-    from .instances import Instance, Instances
+    from .instance import Instance
+    from .instances import Instances
     from .plugins.operator import cluster, cluster_batch
     from .plugins.plugin_library import load_plugin
     from .plugins.settings import ClusterSettings
@@ -45,7 +46,7 @@ _PUBLIC = {
     "Frame": "runtime.sources.base",
     "GateError": "errors",
     "InputError": "errors",
-    "Instance": "instances",
+    "Instance": "instance",
     "Instances": "instances",
     "MissingDependencyError": "errors",
     "ModelError": "errors",

@@ -16,10 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arrays import check_array, described, renumbered, row_number, row_numbers
+from .conversions import data_frame_of, detections_of
+from .depth import checked_intrinsics, depth_in_metres, measure_depths
 from .drawing import ALPHA, draw_instances, instance_colours, outlines_of
-from .errors import InputError, MissingDependencyError, OutputError
+from .errors import InputError, OutputError
 from .files import write_whole
 from .images import to_bgr
+from .instance import Instance
 from .notebook import HTML_ROWS, html_of
 from .rle import bbox_of, encode_rle
 
@@ -35,63 +38,11 @@ _COLUMNS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "area": (np.int32, ()),
     "centroid_xy": (np.float32, (2,)),
     "track_id": (np.int32, ()),
+    "distance_m": (np.float32, ()),
+    "centroid_xyz_m": (np.float32, (3,)),
+    "nearest_xyz_m": (np.float32, (3,)),
 }
-
-
-@dataclass(frozen=True)
-class Instance:
-    """One instance: ``for i in instances: print(i.class_name, i.score)``.
-
-    Attributes:
-        number: its value in the label map, 1..n.
-        class_id, class_name, score, box_xyxy, area, centroid_xy: see ``Instances``.
-        track_id: persistent id from a ``Tracker``; None: not tracked.
-        instances: the ``Instances`` that it is a row of, from which its mask is made.
-    """
-
-    number: int
-    class_id: int
-    class_name: str
-    score: float
-    box_xyxy: tuple[float, float, float, float]
-    area: int
-    centroid_xy: tuple[float, float]
-    track_id: int | None = None
-    instances: Instances | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def index(self) -> int:
-        """Row of the instance, 0..n-1: the index that ``Instances.mask`` and the like take."""
-        return self.number - 1
-
-    @property
-    def title(self) -> str:
-        """Class name, and the track id if there is one, such as "person #7"."""
-        return self.class_name if self.track_id is None else f"{self.class_name} #{self.track_id}"
-
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        """Mask, bool (H, W), a new array."""
-        return self._owner.mask(self.index)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the instance as JSON types; ``segmentation`` is its COCO RLE."""
-        record = {
-            "class_id": self.class_id,
-            "class_name": self.class_name,
-            "score": self.score,
-            "box_xyxy": list(self.box_xyxy),
-            "area": self.area,
-            "centroid_xy": list(self.centroid_xy),
-            "segmentation": self._owner.rle(self.index),
-        }
-        return record if self.track_id is None else {"track_id": self.track_id, **record}
-
-    @property
-    def _owner(self) -> Instances:
-        if self.instances is None:
-            raise InputError("an Instance made by hand has no mask: take it from an Instances")
-        return self.instances
+_OPTIONAL = ("track_id", "distance_m", "centroid_xyz_m", "nearest_xyz_m")  # None: not known
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -118,6 +69,8 @@ class Instances:
         media_time_s: seconds from the start of the video at which the frame is shown; None: no video.
         stage_ms: milliseconds per stage, such as {"network": 12.0, "cluster": 0.4}.
         track_id: int32 (n,), persistent ids from a ``Tracker``; None: not tracked.
+        distance_m: float32 (n,), meters; this and the next two: see ``with_depth``; None: without depth.
+        centroid_xyz_m, nearest_xyz_m: float32 (n, 3), meters.
 
     Raises:
         InputError: an array has another shape or dtype.
@@ -141,6 +94,9 @@ class Instances:
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     track_id: NDArray[np.int32] | None = None
     media_time_s: float | None = None
+    distance_m: NDArray[np.float32] | None = None
+    centroid_xyz_m: NDArray[np.float32] | None = None
+    nearest_xyz_m: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if np.ndim(self.label_map) != 2:
@@ -152,7 +108,7 @@ class Instances:
         check_array("Instances", "label_map", self.label_map, np.int32, size_hw)
         check_array("Instances", "semantic_map", self.semantic_map, np.uint8, size_hw)
         for name, (dtype, shape) in _COLUMNS.items():
-            if name != "track_id" or self.track_id is not None:
+            if name not in _OPTIONAL or getattr(self, name) is not None:
                 check_array("Instances", name, getattr(self, name), dtype, (*(rows or (0,)), *shape))
 
     def __len__(self) -> int:
@@ -177,19 +133,23 @@ class Instances:
             return self._rows(row_numbers(index, len(self)))
         row = row_number(index, len(self))
         class_id = int(self.class_id[row])
-        x0, y0, x1, y1 = self.box_xyxy[row].tolist()
-        cx, cy = self.centroid_xy[row].tolist()
         return Instance(
             number=row + 1,
             class_id=class_id,
             class_name=self.class_name(class_id),
             score=float(self.score[row]),
-            box_xyxy=(x0, y0, x1, y1),
+            box_xyxy=tuple(self.box_xyxy[row].tolist()),
             area=int(self.area[row]),
-            centroid_xy=(cx, cy),
-            track_id=None if self.track_id is None else int(self.track_id[row]),
+            centroid_xy=tuple(self.centroid_xy[row].tolist()),
             instances=self,
+            **{name: self._optional(name, row) for name in _OPTIONAL},
         )
+
+    def _optional(self, name: str, row: int) -> Any:
+        column = getattr(self, name)
+        if column is None:
+            return None
+        return tuple(column[row].tolist()) if column.ndim > 1 else column[row].item()
 
     def _rows(self, rows: NDArray[np.intp]) -> Instances:
         """These rows, in this order; the label map is renumbered in one pass, the semantic map is shared."""
@@ -237,6 +197,32 @@ class Instances:
         index = row_number(index, len(self))
         x0, y0 = self.box_xyxy[index, :2].astype(int).tolist()
         return encode_rle(self.crop(index), (x0, y0), self.size_hw)
+
+    def with_depth(self, depth_map: ArrayLike, intrinsics: ArrayLike | None = None) -> Instances:
+        """Return the instances with their distances and 3-D points.
+
+        ``distance_m`` is the median depth of a mask. ``centroid_xyz_m`` is the mean of its 3-D points,
+        without the nearest and farthest 10 %, where background shows through at outlines. ``nearest_xyz_m``
+        is its point nearest to the camera after the nearest 1 %, which are noise of the sensor. Points are
+        in the camera's optical frame: x right, y down, z forward. Where a mask has no depth, all are NaN.
+
+        Args:
+            depth_map: floats (H, W) in meters along the optical axis, or uint16 (H, W) in millimeters,
+                registered to the frame. 0, NaN, infinity: no measurement.
+            intrinsics: (fx, fy, cx, cy) in pixels, or the camera matrix (3, 3); None: distances only.
+
+        Raises:
+            InputError: a wrong size or dtype, or unusable intrinsics.
+
+        Example:
+            >>> for i in instances.with_depth(depth_map, (600, 600, 320, 240)):
+            ...     print(i.class_name, i.distance_m, i.nearest_xyz_m)
+        """
+        depth = depth_in_metres(depth_map, self.size_hw)
+        corners = self.box_xyxy[:, :2].astype(int)
+        crops = ((self.crop(i), (x, y)) for i, (x, y) in enumerate(corners.tolist()))
+        camera = None if intrinsics is None else checked_intrinsics(intrinsics)
+        return replace(self, **measure_depths(depth, crops, camera))
 
     def polygon(self, index: int) -> list[NDArray[np.int32]]:
         """Outer outlines of one instance, largest first: int32 (k, 2) xy pixels each."""
@@ -324,35 +310,14 @@ class Instances:
     def to_pandas(self) -> pandas.DataFrame:
         """Return a ``pandas.DataFrame``, one row per instance, without masks (needs ``pip install pandas``).
 
-        Columns: class_id, class_name, score, x0, y0, x1, y1, area, cx, cy, and track_id if tracked.
+        Columns: class_id, class_name, score, x0, y0, x1, y1, area, cx, cy; track_id if tracked, and
+        distance_m with depth.
         """
-        try:
-            import pandas
-        except ImportError as missing:
-            raise MissingDependencyError(
-                "to_pandas() needs the package pandas: pip install pandas"
-            ) from missing
-        columns = {"class_id": self.class_id, "class_name": self.names, "score": self.score}
-        columns |= dict(zip(("x0", "y0", "x1", "y1"), self.box_xyxy.T, strict=True)) | {"area": self.area}
-        columns |= dict(zip(("cx", "cy"), self.centroid_xy.T, strict=True))
-        return pandas.DataFrame(columns if self.track_id is None else {**columns, "track_id": self.track_id})
+        return data_frame_of(self)
 
     def to_supervision(self) -> supervision.Detections:
         """Return ``supervision.Detections`` with dense (n, H, W) masks (needs ``pip install supervision``)."""
-        try:
-            import supervision
-        except ImportError as missing:
-            raise MissingDependencyError(
-                "to_supervision() needs the package supervision: pip install supervision"
-            ) from missing
-        return supervision.Detections(
-            xyxy=self.box_xyxy.copy(),
-            mask=self.masks(),
-            confidence=self.score.copy(),
-            class_id=self.class_id.astype(int),
-            data={"class_name": np.array(self.names, str)},
-            tracker_id=None if self.track_id is None else self.track_id.astype(int),
-        )
+        return detections_of(self)
 
     def save(self, path: str | Path) -> None:
         """Write a file whose suffix says what: ``.json`` or ``.png``.
