@@ -13,11 +13,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from ...calibration.graph import Network, run_tensors
+from ...calibration.graph import Network, attributes, run_tensors
 from ...errors import ModelError
 
 FP16_OPSET = 19  # the first whose QuantizeLinear and DequantizeLinear take float16
 _MOST = 0.5 * float(np.finfo(np.float16).max)
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
 _SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
 
 
@@ -51,7 +52,7 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
     part.graph.input.extend(types[name] for name in crossing)
     read = {name for node in back for name in node.input}
     part.graph.initializer.extend(i for i in network.graph.initializer if i.name in read)
-    kept = [*keep, *_tiny_scales(network)]
+    kept = _whole_layers(network, [*keep, *_tiny_scales(network)])
     try:
         half = convert_float_to_float16(part, keep_io_types=True, node_block_list=kept)
     except Exception as wrong:  # its errors share no base class
@@ -74,8 +75,29 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
             )
     whole.graph.initializer.extend(half.graph.initializer)
     result = Network(whole)
+    _drop_round_trips(result)
     result.sort()
     return result.model
+
+
+def _drop_round_trips(network: Network) -> None:
+    """Remove the casts to float16 and back that the converter puts between nodes that stay float32.
+
+    They would cost precision, and hide a Q/DQ pair from the layer that reads it.
+    """
+    for node in list(network.graph.node):
+        first = network.producer.get(node.input[0]) if node.op_type == "Cast" else None
+        if first is None or first.op_type != "Cast" or node.output[0] in network.outputs:
+            continue
+        if (attributes(first)["to"], attributes(node)["to"]) != (TensorProto.FLOAT16, TensorProto.FLOAT):
+            continue
+        for reader in network.consumers.get(node.output[0], []):
+            reader.input[:] = [first.input[0] if name == node.output[0] else name for name in reader.input]
+        network.graph.node.remove(node)
+        network.index()
+        if not network.consumers.get(first.output[0]) and first.output[0] not in network.outputs:
+            network.graph.node.remove(first)
+            network.index()
 
 
 def overflowing(model: onnx.ModelProto, frames: Iterable[NDArray[np.uint8]]) -> list[str]:
@@ -108,10 +130,30 @@ def _tiny_scales(network: Network) -> list[str]:
     """Find Q/DQ nodes whose scales would lose precision in float16."""
     found = []
     for node in network.graph.node:
-        pair = node.op_type in ("QuantizeLinear", "DequantizeLinear") and network.has_weight(node.input[1])
+        pair = node.op_type in _PAIR and network.has_weight(node.input[1])
         if pair and float(np.abs(network.weight(node.input[1])).min()) < _SMALLEST_SCALE:
             found.append(node.name)
     return found
+
+
+def _whole_layers(network: Network, names: Collection[str]) -> list[str]:
+    """Add the nodes that must have the same float type as those named: a layer, and all Q/DQ pairs it reads.
+
+    TensorRT-RTX refuses a matrix product of two int8 tensors whose scales differ in type.
+    """
+    by_name = {node.name: node for node in network.graph.node}
+    kept = dict.fromkeys(names)
+    todo = [by_name[name] for name in names if name in by_name]
+    while todo:
+        node = todo.pop()
+        made_by = [network.producer[name] for name in node.input if name in network.producer]
+        read_by = network.consumers.get(node.output[0], []) if node.op_type in _PAIR else []
+        for other in [n for n in made_by if n.op_type in _PAIR] + read_by:
+            # an ordinary node before a pair may have any type: a cast comes between
+            if other.name not in kept:
+                kept[other.name] = None
+                todo.append(other)
+    return list(kept)
 
 
 def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -55,6 +55,53 @@ def test_layers_beyond_the_range_are_found(frame):
     assert "node_conv2d_64" in overflowing(network.model, [frame])
 
 
+def quantized_product(left_scale, right_scale):
+    """A matrix product of two quantized tensors."""
+
+    def pair(name, scale):
+        return [
+            helper.make_node("QuantizeLinear", [name, f"{name}.s"], [f"{name}.q"], name=f"{name}.quantize"),
+            helper.make_node(
+                "DequantizeLinear", [f"{name}.q", f"{name}.s"], [f"{name}.d"], name=f"{name}.dequantize"
+            ),
+        ]
+
+    nodes = [
+        helper.make_node("Mul", ["image", "two"], ["left"], name="left"),
+        helper.make_node("Transpose", ["left"], ["right"], name="right", perm=[0, 1, 3, 2]),
+        *pair("left", left_scale),
+        *pair("right", right_scale),
+        helper.make_node("MatMul", ["left.d", "right.d"], ["product"], name="product"),
+        helper.make_node("Relu", ["product"], ["logits"], name="relu"),
+    ]
+    shape = ["n", 2, 8, 8]
+    constants = {"left.s": left_scale, "right.s": right_scale, "two": 2.0}
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
+        [helper.make_tensor(k, TensorProto.FLOAT, [], [v]) for k, v in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])
+
+
+@pytest.mark.parametrize(
+    ("scales", "kind"), [((0.1, 0.2), TensorProto.FLOAT16), ((1e-6, 0.2), TensorProto.FLOAT)]
+)
+def test_the_scales_of_one_layer_have_one_type(scales, kind):
+    """TensorRT-RTX refuses a product whose operands' scales differ in type, and a small scale stays float32."""
+    half = to_fp16(quantized_product(*scales))
+    onnx.checker.check_model(half, full_check=True)
+    network = Network(half)
+    types = {i.name: i.data_type for i in network.graph.initializer}
+    pairs = [n for n in network.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) == 4
+    assert {types[n.input[1]] for n in pairs} == {kind}
+    product = next(n for n in network.graph.node if n.name == "product")
+    assert [network.producer[name].op_type for name in product.input] == ["DequantizeLinear"] * 2
+
+
 def test_several_frames_at_once_are_several_frames(frame):
     model = onnx.load(PLAIN_MODEL)
     batched = with_batch(model, 3)

@@ -47,6 +47,9 @@ def plain(folder):
 )
 def test_from_torch_to_three_engines(make, layers, high, frames, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(
+        3
+    )  # with these weights, one operand of a product has a scale below float16's normal range
     random = ["--random-weights"] if make is segformer else []
     assert (
         main(
