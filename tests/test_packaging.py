@@ -65,6 +65,10 @@ def test_extras_of_torch_networks_bring_torch(extra):
     assert {"torch", "onnx", "onnxsim", "onnxscript"} <= requirements(extra)
 
 
+def test_a_jetson_keeps_the_tensorrt_of_jetpack():
+    assert requirements("jetson") == requirements("tensorrt") - {"tensorrt"}
+
+
 def test_every_named_extra_exists():
     pages = [ROOT / "README.md", *(ROOT / "docs" / "guide").glob("*.md")]
     for page in pages:

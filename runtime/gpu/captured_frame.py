@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +17,22 @@ from ...errors import EngineError
 from ...plugins.settings import ClusterSettings
 from .clusterer import DeviceClusterer
 from .cuda import Cuda, Graph
-from .execution_context import Context, sizes_of
+from .execution_context import Context, is_capturable, sizes_of
 from .view_refiner import DeviceRefiner, DeviceViews
 
 _log = logging.getLogger("tfiseg")
+Work: TypeAlias = "Graph | Callable[[], None]"  # a captured graph, or a step that is enqueued each time
+
+
+def _run_all(steps: Sequence[Callable[[], None]]) -> None:
+    for step in steps:
+        step()
+
+
+def _release(works: Sequence[Work]) -> None:
+    for work in works:
+        if isinstance(work, Graph):
+            work.release()
 
 
 @dataclass
@@ -31,6 +45,7 @@ class DeviceNetwork:
         types: of the outputs, by name.
         checked_shape: (1, H, W, 3) of a frame's (H, W, 3); raises InputError if the network doesn't take it.
         set_up: called when a frame size has run for the first time.
+        new_context: creates an execution context for one more frame size; None: all sizes share the lane's.
         graphs: capture CUDA graphs. Set to False where something can't be captured.
     """
 
@@ -39,6 +54,7 @@ class DeviceNetwork:
     types: Mapping[str, np.dtype[Any]]
     checked_shape: Callable[[tuple[int, ...]], tuple[int, int, int, int]]
     set_up: Callable[[], None]
+    new_context: Callable[[], Context] | None = None
     graphs: bool = True
 
 
@@ -55,7 +71,7 @@ class CapturedFrame:
         views: tuple[DeviceViews, NDArray[np.uint8]] | None,
     ) -> None:
         cuda = self._cuda = network.cuda
-        self._network, self._context, self._stream, self._shape = network, context, stream, shape
+        self._network, self.context, self._stream, self._shape = network, context, stream, shape
         if not context.set_input_shape("frame", shape):
             raise EngineError(f"{network.path} doesn't take frames of {shape}")
         self.host_frame = cuda.pinned(shape, np.uint8)
@@ -88,49 +104,81 @@ class CapturedFrame:
             }
         self.host = {name: cuda.pinned(shape, kind) for name, (shape, kind) in wanted.items()}
         self._source = source
-        self._graphs: dict[bool, Graph | None] = {}
+        self._works: dict[bool, list[Work] | None] = {}
+        self._is_bound = False
 
     def bind(self) -> None:
-        """Let the context work on this memory."""
+        """Set the context to this shape and this memory, unless it is set for good."""
+        if self._is_bound and self._network.new_context:
+            return
+        self._is_bound = True
         addresses = {"frame": self.frame, **self._memory}
-        if not self._context.set_input_shape("frame", self._shape):
+        if not self.context.set_input_shape("frame", self._shape):
             raise EngineError(f"{self._network.path} doesn't take frames of {self._shape}")
         for name, memory in addresses.items():
-            self._context.set_tensor_address(name, int(memory))
-        # it may set itself up anew for another shape: what was captured before isn't to be trusted
-        self.release_graphs()
+            self.context.set_tensor_address(name, int(memory))
+        if is_capturable(
+            self.context
+        ):  # it was set to another shape meanwhile, which may invalidate a graph of it
+            self.release_graphs()
 
     def run(self, on_gpu: bool) -> None:
-        """Enqueue everything: the first time as it is, from the second on as a graph."""
-        if on_gpu not in self._graphs:
-            self._enqueue(on_gpu)  # runtimes set themselves up in the first run: that can't be captured
-            self._graphs[on_gpu] = None
+        """Enqueue everything: the first time step by step, from the second time on as graphs."""
+        steps = self._steps(on_gpu)
+        if on_gpu not in self._works:
+            for step, _ in steps:  # runtimes set themselves up in the first run: that cannot be captured
+                step()
+            self._works[on_gpu] = None
             self._network.set_up()
             if self._refiner is not None:
                 self._refiner.views.settings.network.set_up()
             if self._network.graphs:
                 self._stream.synchronize()
-                try:
-                    self._graphs[on_gpu] = self._cuda.capture(self._stream, lambda: self._enqueue(on_gpu))
-                except Exception as wrong:  # CUDA's word, or the runtime's own
-                    self._network.graphs = False
-                    _log.warning("%s runs without CUDA graphs: %s", self._network.path, wrong)
+                self._works[on_gpu] = self._captured(steps)
             return
-        graph = self._graphs[on_gpu]
-        if graph is None:
-            self._enqueue(on_gpu)
-        else:
-            graph.launch(self._stream)
+        works = self._works[on_gpu]
+        for work in [step for step, _ in steps] if works is None else works:
+            if isinstance(work, Graph):
+                work.launch(self._stream)
+            else:
+                work()
 
-    def _enqueue(self, on_gpu: bool) -> None:
-        if not on_gpu:
-            self._cuda.upload(int(self.frame), self.host_frame, self._stream)
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise EngineError(f"{self._network.path}: it could not be run; the log says why")
+    def _captured(self, steps: Sequence[tuple[Callable[[], None], bool]]) -> list[Work] | None:
+        """The steps with a graph for each sequence of steps that can be captured; None if capture fails."""
+        works: list[Work] = []
+        try:
+            for can_be_captured, sequence in itertools.groupby(steps, lambda step: step[1]):
+                enqueue = [step for step, _ in sequence]
+                if can_be_captured:
+                    works.append(self._cuda.capture(self._stream, functools.partial(_run_all, enqueue)))
+                else:
+                    works += enqueue
+        except Exception as wrong:  # an error of CUDA, or the runtime's own
+            self._network.graphs = False
+            _release(works)
+            _log.warning("%s runs without CUDA graphs: %s", self._network.path, str(wrong))
+            return None
+        return works
+
+    def _steps(self, on_gpu: bool) -> list[tuple[Callable[[], None], bool]]:
+        """What a frame enqueues, in order, and whether a graph may hold it."""
+        stream = self._stream.handle
+        steps: list[tuple[Callable[[], None], bool]] = [] if on_gpu else [(self._upload, True)]
+        steps.append((self._infer, is_capturable(self.context)))
         if self._clusterer is not None:
-            self._clusterer.enqueue(self._stream.handle)
+            steps.append((functools.partial(self._clusterer.enqueue, stream), True))
         if self._refiner is not None:
-            self._refiner.enqueue(self._stream.handle)
+            steps += self._refiner.steps(stream)
+        return [*steps, (self._download, True)]
+
+    def _upload(self) -> None:
+        self._cuda.upload(int(self.frame), self.host_frame, self._stream)
+
+    def _infer(self) -> None:
+        if not self.context.execute_async_v3(self._stream.handle):
+            raise EngineError(f"{self._network.path}: it could not be run; the log says why")
+
+    def _download(self) -> None:
         for name, host in self.host.items():
             self._cuda.download(host, int(self._source[name]), self._stream)
 
@@ -152,10 +200,9 @@ class CapturedFrame:
         return found
 
     def release_graphs(self) -> None:
-        for graph in self._graphs.values():
-            if graph is not None:
-                graph.release()
-        self._graphs.clear()
+        for works in self._works.values():
+            _release(works or [])
+        self._works.clear()
 
     def release(self) -> None:
         """Free graphs and memory (their objects free it, in the context that is current now)."""

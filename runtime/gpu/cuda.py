@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from ...errors import EngineError, MissingDependencyError
 
 _LIBCUDA = "libcuda.so.1"
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no implicit order with the legacy default stream
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads allocate meanwhile is no error
 
 
@@ -38,7 +39,7 @@ class Cuda:
         self._driver = driver
         try:
             driver.init()
-            self._context = driver.Device(ordinal).retain_primary_context()
+            self._context = _primary_context(driver, ordinal)
         except driver.Error as wrong:
             raise EngineError(f"CUDA device {ordinal} can't be used: {wrong}") from wrong
 
@@ -65,7 +66,9 @@ class Cuda:
         return self.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
 
     def stream(self) -> Any:
-        return self._driver.Stream()
+        """Create a stream. Work of other threads on the default stream neither waits for it nor breaks its
+        capture."""
+        return self._driver.Stream(_NON_BLOCKING)
 
     def upload(self, device: int, host: NDArray[Any], stream: Any) -> None:
         self._driver.memcpy_htod_async(device, host, stream)
@@ -117,6 +120,16 @@ class Graph:
         if self._executable:
             _call("cuGraphExecDestroy", self._executable)
             self._executable = ctypes.c_void_p()
+
+
+@functools.cache
+def _primary_context(driver: Any, ordinal: int) -> Any:
+    """Retain the primary context of a device, once per process.
+
+    PyCUDA compares Context objects, not CUDA handles, when it frees memory. With a second object of the same
+    context, memory freed in another thread would leak with a warning.
+    """
+    return driver.Device(ordinal).retain_primary_context()
 
 
 @functools.cache

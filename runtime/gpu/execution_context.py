@@ -17,6 +17,11 @@ class Context(Protocol):
     def execute_async_v3(self, stream_handle: int) -> bool: ...
 
 
+def is_capturable(context: Context) -> bool:
+    """Whether a CUDA graph may hold what the context enqueues. TensorRT's contexts say nothing: theirs may."""
+    return bool(getattr(context, "is_capturable", True))
+
+
 def sizes_of(shape: Any) -> tuple[int, ...]:
     """TensorRT's Dims, or any sequence, as a tuple."""
     return tuple(int(shape[k]) for k in range(len(shape)))

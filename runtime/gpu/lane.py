@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import EngineError
 from ...plugins.settings import ClusterSettings
 from .captured_frame import CapturedFrame, DeviceNetwork
 from .clusterer import cuda_library
@@ -22,28 +23,49 @@ _KEPT_SHAPES = 3  # frame sizes and settings whose memory and graph are kept
 
 
 class Lanes:
-    """Lanes for whoever comes first: a thread that has just given one back waits behind those that wait
-    already."""
+    """Lanes in the order of requests: a thread that returns a lane waits behind those that wait already."""
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._free = list(lanes)
-        self._waiting: deque[queue.SimpleQueue[Lane]] = deque()
+        self._count = len(self._free)
+        self._waiting: deque[queue.SimpleQueue[Lane | None]] = deque()
         self._lock = threading.Lock()
+        self._returned = threading.Condition(self._lock)
+        self._is_closed = False
 
     def take(self) -> Lane:
+        """Wait for a free lane. Raises EngineError if the session is closed, now or while waiting."""
         with self._lock:
-            if self._free:
+            if not self._is_closed and self._free:
                 return self._free.pop()
-            mine: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-            self._waiting.append(mine)
-        return mine.get()
+            mine: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
+            if self._is_closed:
+                mine.put(None)
+            else:
+                self._waiting.append(mine)
+        lane = mine.get()
+        if lane is None:
+            raise EngineError(
+                "the session was closed: open the model again, or close it after the last frame"
+            )
+        return lane
 
     def give(self, lane: Lane) -> None:
+        """Return a lane."""
         with self._lock:
             if self._waiting:
                 self._waiting.popleft().put(lane)
             else:
                 self._free.append(lane)
+                self._returned.notify_all()
+
+    def close(self) -> None:
+        """Refuse all further requests, and wait until every lane is back."""
+        with self._lock:
+            self._is_closed = True
+            while self._waiting:
+                self._waiting.popleft().put(None)
+            self._returned.wait_for(lambda: len(self._free) == self._count)
 
 
 class Lane:
@@ -55,6 +77,7 @@ class Lane:
         self._kept: OrderedDict[Any, CapturedFrame] = OrderedDict()
         self._active: CapturedFrame | None = None
         self._views: dict[Any, DeviceViews] = {}
+        self._free = [context]  # contexts that belong to no frame size
 
     def run(
         self, image: Any, settings: ClusterSettings | None, looks: LookSettings | None = None
@@ -104,13 +127,16 @@ class Lane:
     ) -> CapturedFrame:
         key = (shape, settings and settings.key, looks and looks.key)
         if key not in self._kept:
-            self._active = None  # whatever comes of it, the context has another shape then
+            self._active = None  # the shared context may have another shape after this, even if it fails
             while len(self._kept) >= _KEPT_SHAPES:
-                self._kept.popitem(last=False)[1].release()
+                self._release_oldest()
             views = None if looks is None else (self._views_of(looks), looks.wanted)
-            self._kept[key] = CapturedFrame(
-                self._network, self._context, self._stream, shape, settings, views
-            )
+            context = self._free_context()
+            try:
+                self._kept[key] = CapturedFrame(self._network, context, self._stream, shape, settings, views)
+            except BaseException:
+                self._free.append(context)
+                raise
         self._kept.move_to_end(key)
         fixed = self._kept[key]
         if fixed is not self._active:
@@ -118,8 +144,22 @@ class Lane:
             self._active = fixed
         return fixed
 
+    def _free_context(self) -> Context:
+        """An execution context for one more frame size: a captured graph needs a context that keeps its shape."""
+        if self._free:
+            return self._free.pop()
+        return self._network.new_context() if self._network.new_context else self._context
+
+    def _release_oldest(self) -> None:
+        fixed = self._kept.popitem(last=False)[1]
+        if self._network.new_context or not self._kept:
+            self._free.append(fixed.context)
+        fixed.release()
+
     def release(self) -> None:
+        """Free graphs and memory."""
         while self._kept:
             self._kept.popitem()[1].release()
         self._active = None
         self._views.clear()
+        self._free = [self._context]

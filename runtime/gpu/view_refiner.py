@@ -5,7 +5,8 @@ semantic network."""
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from ...plugins.settings import cut_settings
 from ...plugins.views import VIEW_COLUMNS, PiecesStruct, ViewsStruct, pieces_room, views_workspace_bytes
 from .clusterer import ON_CUDA, TYPES, DeviceClusterer, check_status
 from .cuda import Cuda
-from .execution_context import Context, sizes_of
+from .execution_context import Context, is_capturable, sizes_of
 
 VIEWS = 16  # a frame; 4 of 295 photos need more (docs/benchmarks/instance.md)
 MAX_PARTS = 256  # of a component
@@ -135,10 +136,18 @@ class DeviceViews:
         )
         return fill_struct(maps, self._settings)
 
-    def enqueue(self, stream_handle: int) -> None:
-        """The network on what the views show, and the operator on what it says; nothing is read back."""
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a CUDA graph may hold the network."""
+        return is_capturable(self._context)
+
+    def infer(self, stream_handle: int) -> None:
+        """Enqueue the network on the rendered views."""
         if not self._context.execute_async_v3(stream_handle):
             raise EngineError(f"{self.settings.network.path}: it could not be run; the log says why")
+
+    def cluster(self, stream_handle: int) -> None:
+        """Enqueue the operator on the network's maps."""
         arguments = (ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle))
         check_status(self._library, self._library.tfiseg_cluster_cuda(*arguments), "looking")
 
@@ -149,8 +158,7 @@ class DeviceViews:
 
 
 class DeviceRefiner:
-    """Looks at components that lie at fixed addresses on the GPU; ``enqueue`` may be captured in a CUDA
-    graph.
+    """Refines components that lie at fixed addresses on the GPU, in ``steps`` that a lane enqueues.
 
     Args:
         cuda: the GPU.
@@ -220,14 +228,22 @@ class DeviceRefiner:
             **{name: int(self.memory[name]) for name in ("label_map", "count", "table", "component_of")},
         )
 
-    def enqueue(self, stream_handle: int) -> None:
-        """Look, behind what clusters the components, on this stream; nothing is read back."""
+    def steps(self, stream_handle: int) -> list[tuple[Callable[[], None], bool]]:
+        """What is enqueued after the components are clustered, in order, and whether a graph may hold it."""
+        views = self.views
+        steps: list[tuple[Callable[[int], None], bool]] = [
+            (self._cut_views, True),
+            (views.infer, views.is_capturable),
+            (views.cluster, True),
+            (self._place_pieces, True),
+        ]
+        return [(functools.partial(step, stream_handle), capturable) for step, capturable in steps]
+
+    def _cut_views(self, stream_handle: int) -> None:
         stream = ctypes.c_void_p(stream_handle)
-        check_status(
-            self._library, self._library.tfiseg_cut_views_cuda(ctypes.byref(self._cut), stream), "looking"
-        )
-        self.views.enqueue(stream_handle)
-        placed = self._library.tfiseg_place_pieces_cuda(
-            ctypes.byref(self._cut), ctypes.byref(self._pieces), stream
-        )
-        check_status(self._library, placed, "looking")
+        status = self._library.tfiseg_cut_views_cuda(ctypes.byref(self._cut), stream)
+        check_status(self._library, status, "rendering views")
+
+    def _place_pieces(self, stream_handle: int) -> None:
+        arguments = (ctypes.byref(self._cut), ctypes.byref(self._pieces), ctypes.c_void_p(stream_handle))
+        check_status(self._library, self._library.tfiseg_place_pieces_cuda(*arguments), "placing parts")

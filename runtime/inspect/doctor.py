@@ -107,7 +107,8 @@ def _checks(facts: Facts) -> Iterator[Check]:
         yield _tensorrt(facts, flavour)
     yield _plugin_check(facts)
     yield from _tools(facts)
-    yield _optional(facts, "PyCUDA", "pycuda.driver", "pycuda", 'pip install ".[tensorrt]" in the repository')
+    extra = "jetson" if facts.machine.l4t else "tensorrt"
+    yield _optional(facts, "PyCUDA", "pycuda.driver", "pycuda", f'pip install ".[{extra}]" in the repository')
     yield _optional(
         facts,
         "onnx",
@@ -319,7 +320,7 @@ def _plugin_check(facts: Facts) -> Check:
         )
     headers, module = plugin.get("tensorrt_headers"), facts.modules.get("tensorrt")
     installed = module.version if module and module.details.get("whole") else ""
-    if headers and installed and _numbers(headers)[0] != _numbers(installed)[0]:
+    if headers and installed and _numbers(headers)[0] > _numbers(installed)[0]:
         found = f"compiled for TensorRT {headers}, installed is {installed}"
         return Check(name, WRONG, found, "TENSORRT_ROOT=<folder of its include/> tfiseg plugin build --force")
     architectures, capability = (
@@ -344,6 +345,7 @@ def _plugin_check(facts: Facts) -> Check:
 
 
 def _interface(headers: str | None) -> str:
+    """What the library was compiled for. A newer TensorRT takes it too: IPluginV3 is the same from 10.3 to 11."""
     return f"compiled for TensorRT {headers}" if headers else "the C API alone, without TensorRT"
 
 

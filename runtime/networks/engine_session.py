@@ -27,7 +27,14 @@ class EngineSession(GpuSession):
             lanes = [(opened.context(), opened.cuda.stream()) for _ in range(FRAMES_IN_FLIGHT)]
         info = ModelInfo.from_json(json.dumps(record["model"]), str(path))
         super().__init__(
-            path, info, opened.cuda, lanes, types, ((least[1], least[2]), (most[1], most[2])), graphs
+            path,
+            info,
+            opened.cuda,
+            lanes,
+            types,
+            ((least[1], least[2]), (most[1], most[2])),
+            graphs,
+            opened.context,
         )
 
     def set_up(self) -> None:

@@ -5,7 +5,7 @@ frame in flight, replayed as a CUDA graph.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class GpuSession:
         sizes: smallest and largest frame (H, W) that it takes.
         graphs: capture CUDA graphs; where something can't be captured, the log says so once and it runs
             without.
+        new_context: creates an execution context for one more frame size; None: sizes share a lane's context.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class GpuSession:
         types: Mapping[str, np.dtype[Any]],
         sizes: tuple[tuple[int, int], tuple[int, int]],
         graphs: bool = True,
+        new_context: Callable[[], Context] | None = None,
     ) -> None:
         self.path, self.info, self.cuda = path, info, cuda
-        self.network = DeviceNetwork(path, cuda, types, self._checked_shape, self.set_up, graphs)
+        self.network = DeviceNetwork(path, cuda, types, self._checked_shape, self.set_up, new_context, graphs)
         self.outputs = list(types)
         self._sizes = sizes
         self._all_lanes = [Lane(self.network, context, stream) for context, stream in lanes]
@@ -140,11 +142,9 @@ class GpuSession:
         """Called when a frame size has run for the first time: what the runtime made for it can be kept."""
 
     def close(self) -> None:
-        """Free what lies on the GPU, when the frames in flight are through. The session can't be used
-        afterwards."""
+        """Free what lies on the GPU, when the frames in flight are through. Later frames raise EngineError."""
         lanes, self._all_lanes = self._all_lanes, []
-        for _ in lanes:
-            self._lanes.take()
+        self._lanes.close()
         with self.cuda.current():
             for lane in lanes:
                 lane.release()

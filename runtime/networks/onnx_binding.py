@@ -22,6 +22,10 @@ class BoundContext:
     """ONNX Runtime bound to addresses, with the calls of TensorRT's execution context. Inputs are uint8;
     ``types`` are the outputs'."""
 
+    # two ONNX Runtime sessions in one captured graph end the process (onnxruntime issue 32081), and a graph
+    # would replay the host callbacks that free ONNX Runtime's staging buffers
+    is_capturable = False
+
     def __init__(self, session: Any, device: str = "cuda") -> None:
         self._session, self._device = session, device
         self.types = {o.name: np.dtype(_TYPES[o.type]) for o in session.get_outputs()}

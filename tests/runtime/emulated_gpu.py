@@ -26,7 +26,7 @@ class Gpu:
         self.memory = {}  # address -> buffer
         self.streams = {}
         self.graphs = {}
-        self.captures = self.launches = self.runs = 0
+        self.captures = self.launches = self.runs = self.contexts = 0
         self.may_capture = True
         self.waits = []
         self.next_handle = 1
@@ -82,6 +82,7 @@ def driver_module(gpu):
                 raise Error("cuDeviceGet failed: invalid device ordinal")
 
         def retain_primary_context(self):
+            gpu.contexts += 1
             return Context()
 
     class Allocation:
@@ -97,8 +98,9 @@ def driver_module(gpu):
             gpu.memory.pop(self.address, None)
 
     class Stream:
-        def __init__(self):
+        def __init__(self, flags=0):
             gpu.check()
+            assert flags == 1, "a blocking stream: other threads' default-stream work would fail in a capture"
             self.handle, self.recorded = gpu.handle(), None
             gpu.streams[self.handle] = self
 

@@ -264,10 +264,18 @@ def test_a_desktop():
         (
             facts(modules=core(tensorrt=Module("11.4.1", None, {"whole": True})), plugin=PLUGIN),
             "plugin",
+            OK,  # the only headers that the advice for a missing plugin leads to
+            "compiled for TensorRT 10.14.1",
+            "",
+        ),
+        (
+            facts(modules=core(tensorrt=TENSORRT), plugin=PLUGIN | {"tensorrt_headers": "11.4.1"}),
+            "plugin",
             WRONG,
-            "compiled for TensorRT 10.14.1, installed is 11.4.1",
+            "compiled for TensorRT 11.4.1, installed is 10.3.0",
             "TENSORRT_ROOT",
         ),
+        (facts(ORIN), "PyCUDA", OPTIONAL, "not installed", ".[jetson]"),
         (
             facts(replace(DESKTOP, compute_capability="12.0"), plugin=PLUGIN),
             "plugin",

@@ -3,6 +3,8 @@ ONNX Runtime."""
 
 import logging
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import tfiseg
 from plain_model import PLAIN_MODEL
 from skimage import data
 from tfiseg.runtime.networks import engine_file
+from tfiseg.runtime.networks.open_session import open_session
 from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -256,3 +259,86 @@ def test_cuda_without_pycuda_clusters_on_the_cpu_and_says_so(monkeypatch, caplog
     ):  # there is no such provider here: the plain session says so
         tfiseg.Segmenter(providers=["CUDAExecutionProvider"])
     assert "clustering runs on the CPU: the GPU is used through PyCUDA" in caplog.text
+
+
+def test_onnx_runtime_is_never_captured(gpu, monkeypatch):
+    """Two of its sessions in one captured graph end the process: only the operator and the copies are graphs."""
+    from tfiseg.runtime.networks.onnx_cuda_session import OnnxGpuSession
+
+    emulated_gpu.install(monkeypatch, gpu)
+    session = OnnxGpuSession(PLAIN_MODEL, 1, ["CPUExecutionProvider"], device="cpu")
+    runs = []
+    eager = session._all_lanes[0]._context.execute_async_v3
+
+    def execute(stream_handle):
+        assert gpu.streams[stream_handle].recorded is None, "ONNX Runtime runs while the stream is captured"
+        runs.append(stream_handle)
+        return eager(stream_handle)
+
+    monkeypatch.setattr(session._all_lanes[0]._context, "execute_async_v3", execute)
+    settings = tfiseg.plugins.settings.ClusterSettings()
+    expected = session.cluster(picture(), settings)
+    for _ in range(3):
+        assert np.array_equal(session.cluster(picture(), settings).label_map, expected.label_map)
+    assert len(runs) == 4
+    assert gpu.captures == 2  # before the network, and after it
+    assert gpu.launches == 6
+
+
+@pytest.mark.parametrize("kind", ["engine", "onnx"])
+def test_two_frame_sizes_in_turn_keep_their_graphs(gpu, monkeypatch, tmp_path, kind):
+    from tfiseg.runtime.networks.onnx_cuda_session import OnnxGpuSession
+
+    emulated_gpu.install(monkeypatch, gpu)
+    if kind == "onnx":
+        session = OnnxGpuSession(PLAIN_MODEL, 1, ["CPUExecutionProvider"], device="cpu")
+    else:
+        session = open_session(engine_of(PLAIN_MODEL, tmp_path))
+    settings = tfiseg.plugins.settings.ClusterSettings()
+    expected = tfiseg.Segmenter(PLAIN_MODEL, threads=1)
+    for _ in range(2):  # one run and one capture for each size
+        for size in ((120, 160), (96, 128)):
+            for _ in range(2):
+                session.cluster(picture(*size), settings)
+    captures = gpu.captures
+    for _ in range(3):
+        for size in ((120, 160), (96, 128)):
+            found = session.cluster(picture(*size), settings)
+            assert np.array_equal(found.semantic_map[0], expected(picture(*size)).semantic_map)
+    assert gpu.captures == captures
+    session.close()
+    assert not gpu.memory
+
+
+def test_a_closed_session_refuses_frames(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    session = open_session(engine_of(PLAIN_MODEL, tmp_path))
+    lanes = [session._lanes.take() for _ in range(2)]
+    refused = []
+
+    def run():
+        with pytest.raises(tfiseg.EngineError, match="was closed"):
+            session.infer(picture())
+        refused.append(True)
+
+    waiting = threading.Thread(target=run)
+    waiting.start()
+    while not session._lanes._waiting:
+        time.sleep(0.001)
+    closing = threading.Thread(target=session.close)
+    closing.start()
+    waiting.join(10)
+    for lane in lanes:
+        session._lanes.give(lane)
+    closing.join(10)
+    assert refused == [True]
+    assert not closing.is_alive()
+    run()
+    session.close()
+
+
+def test_the_primary_context_is_one_object(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    for name in ("a.engine", "b.engine"):
+        open_session(engine_of(PLAIN_MODEL, tmp_path, name))
+    assert gpu.contexts == 1
