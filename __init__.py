@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from .plugins.plugin_library import load_plugin
     from .plugins.settings import ClusterSettings
     from .runtime.object_score import object_probability
-    from .runtime.pipeline.pipeline import Pipeline, Result
+    from .runtime.pipeline.pipeline import Pipeline
+    from .runtime.pipeline.result import Result
     from .runtime.pipeline.tracker import Tracker
     from .runtime.quick_start import segment
     from .runtime.refine.refiner import Refiner
@@ -54,7 +55,7 @@ _PUBLIC = {
     "Pipeline": "runtime.pipeline.pipeline",
     "PipelineError": "errors",
     "Refiner": "runtime.refine.refiner",
-    "Result": "runtime.pipeline.pipeline",
+    "Result": "runtime.pipeline.result",
     "Segmenter": "runtime.segmenter",
     "Source": "runtime.sources.base",
     "SourceError": "errors",

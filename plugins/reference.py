@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from .neck import FIXED_POINT
 from .problem import CALM, FLAG_MERGE_STOPPED, FLAG_TOUCHES_EDGE, Clustering, Problem
-from .reference_graph import FORWARD, shifted, to_fixed, unions_of
+from .reference_basins import FORWARD, shifted
+from .reference_graph import to_fixed, unions_of
 
 _BOUNDARY_COST, _UNREACHED = 10, 1 << 30  # as in sharpen.h
 _CROSSED_PX, _LEFT_PX, _PART_SHARES = 8, 64, 5  # as in parts.h

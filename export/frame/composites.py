@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..instance.bank import Bank
-from ..instance.composites import Composer, photographed
+from ..instance.composites import Composer
+from ..instance.picture_effects import photographed
 from ..instance.teacher import Told, single_objects
 from ..instance.train import held_pictures, split_bank
 

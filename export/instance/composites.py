@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.refine.view import VIEW_PX, View, cut, cut_mask, sample, view_of
-from ..neck.composites import ellipse
-from ..semantic.data import IGNORE, Picture
+from ..semantic.data import IGNORE
 from .bank import Bank, BankObject
 from .mask_noise import owners, spoil
+from .pasting import OTHER_CLASS, Label, draw_cells, paste, place
+from .picture_effects import Canvas, change_light, emptied_of, photographed
 
 _FAULTS_PX = 160  # side of the views that the faults of masks are measured in
 _CANVAS = 1.35  # side of a composite over that of the view in which it is seen
@@ -45,17 +46,12 @@ _RELIT = 0.5
 _OCCLUDED = 0.35  # something of another class in front
 _BEHIND = 0.25  # a pasted object goes behind what is there
 _OTHERS_KNOWN = 0.6  # the class map knows the other classes of the picture, occluders among them
-_OTHER = -1  # in a label map: something of another class
-_MIN_VISIBLE = 0.2  # objects keep this share of themselves
 _COMPONENT_VIEW, _CLASS_VIEW = (
     0.5,
     0.8,
 )  # cumulative shares of what the view shows; the rest is the canvas itself
 _PEOPLE_BOOST = 1.8  # people are what most users count
 _PERSON = 15
-
-Canvas = NDArray[np.float32]
-Label = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class Composer:
             canvas, label, size, shown = self._backdrop(class_id, rng)
             count = int(rng.integers(1, 7))
         if count and not (label > 0).any() and rng.random() < _CELLS:
-            canvas, label = _cells(self.canvas_px, rng)
+            canvas, label = draw_cells(self.canvas_px, rng)
         elif count:
             self.paste_objects(canvas, label, class_id, count, size, rng, shown)
         if not (label > 0).any():
@@ -141,7 +137,7 @@ class Composer:
         owner = owners(np.maximum(seen, 0), cut_mask(mask, view, self.view_px))
         if (owner > 0).sum() < 64:
             return None
-        other = (seen == _OTHER) & (owner == 0) & (rng.random() < _OTHERS_KNOWN)
+        other = (seen == OTHER_CLASS) & (owner == 0) & (rng.random() < _OTHERS_KNOWN)
         return Composite(
             cut(image, view, self.view_px),
             (owner != 0).astype(np.uint8),
@@ -193,9 +189,9 @@ class Composer:
         if not o.lone and self.bank.told is not None:
             _, rank = np.unique(np.where(its > 0, self.bank.told[o.picture], 0), return_inverse=True)
             its = rank.reshape(its.shape).astype(np.int16)
-        its[_others_in(picture.semantic, o.class_id)] = _OTHER
+        its[_others_in(picture.semantic, o.class_id)] = OTHER_CLASS
         label = cv2.warpAffine(its, to_canvas, shape, flags=cv2.INTER_NEAREST).astype(np.int32)
-        return _lit(canvas, rng), label, zoom * side
+        return change_light(canvas, rng), label, zoom * side
 
     def _backdrop(self, class_id: int, rng: np.random.Generator) -> tuple[Canvas, Label, float, int]:
         """A crop of a picture without the class, where other classes are in it, a size for the objects to
@@ -227,7 +223,7 @@ class Composer:
                 cv2.resize(others, (canvas_px, canvas_px), interpolation=cv2.INTER_NEAREST), np.uint8
             )
         size = canvas_px * float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
-        return crop.astype(np.float32), np.where(others > 0, _OTHER, 0).astype(np.int32), size, index
+        return crop.astype(np.float32), np.where(others > 0, OTHER_CLASS, 0).astype(np.int32), size, index
 
     def _cutout(
         self, o: BankObject, size: float, relit: bool, rng: np.random.Generator
@@ -256,7 +252,7 @@ class Composer:
             image = cv2.warpAffine(image, turn, opacity.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
             opacity = cv2.warpAffine(opacity, turn, opacity.shape[::-1])
         colours = image.astype(np.float32)
-        return _lit(colours, rng) if relit else colours, np.ascontiguousarray(opacity)
+        return change_light(colours, rng) if relit else colours, np.ascontiguousarray(opacity)
 
     def paste_objects(
         self,
@@ -282,8 +278,8 @@ class Composer:
             if not again:
                 o = pool[int(rng.integers(len(pool)))]
             colours, opacity = self._cutout(o, size * float(np.exp(rng.normal(0, spread))), relit, rng)
-            x, y = _place(label, opacity.shape, o.at_bottom, crowd, rng)
-            _paste(
+            x, y = place(label, opacity.shape, o.at_bottom, crowd, rng)
+            paste(
                 canvas,
                 label,
                 colours,
@@ -323,14 +319,14 @@ class Composer:
                 pool[int(rng.integers(len(pool)))], size * rng.uniform(0.3, 0.9), True, rng
             )
         k = int(rng.integers(len(ys)))
-        _paste(
+        paste(
             canvas,
             label,
             colours,
             opacity,
             int(xs[k]) - opacity.shape[1] // 2,
             int(ys[k]) - opacity.shape[0] // 2,
-            _OTHER,
+            OTHER_CLASS,
             False,
             rng,
         )
@@ -356,142 +352,3 @@ class Composer:
 def _others_in(semantic: NDArray[np.uint8], class_id: int) -> NDArray[np.bool_]:
     """Where a class map shows a class that is neither this one nor background."""
     return (semantic != 0) & (semantic != IGNORE) & (semantic != class_id)
-
-
-def emptied_of(picture: Picture, class_id: int) -> NDArray[np.uint8]:
-    """The picture with the class's pixels filled from around them."""
-    reach = 0.05 * max(picture.semantic.shape)
-    known = cv2.erode((picture.semantic != class_id).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(
-        np.float32
-    )
-    if not known.any():
-        return np.full_like(picture.image, picture.image.mean())
-    image = picture.image.astype(np.float32)
-    filled, weight = (
-        cv2.GaussianBlur(image * known[..., None], (0, 0), reach),
-        cv2.GaussianBlur(known, (0, 0), reach),
-    )
-    mean = image[known > 0].mean(0)
-    around = np.where(weight[..., None] > 1e-3, filled / np.maximum(weight, 1e-3)[..., None], mean)
-    return np.where(known[..., None] > 0, image, around).astype(np.uint8)
-
-
-def _lit(colours: Canvas, rng: np.random.Generator) -> Canvas:
-    """Another light: contrast, brightness, tint; sometimes nearly grey."""
-    strength = rng.uniform(0.15, 1)
-    colours = (
-        (colours - 128) * (1 + strength * rng.uniform(-0.35, 0.35)) + 128 + strength * rng.uniform(-35, 35)
-    )
-    colours = colours * (1 + strength * rng.uniform(-0.15, 0.15, 3)).astype(np.float32)
-    if rng.random() < 0.15:
-        colours = colours * 0.3 + colours.mean(2, keepdims=True) * 0.7
-    return colours.astype(np.float32)
-
-
-def photographed(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Exposure, blur, noise, grey, JPEG over the whole composite, so that nothing tells pasted from real."""
-    canvas = canvas * np.float32(rng.uniform(0.8, 1.2)) + np.float32(rng.uniform(-15, 15))
-    if rng.random() < 0.25:
-        canvas = np.asarray(cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(0.4, 1.3))), np.float32)
-    if rng.random() < 0.3:
-        canvas = canvas + rng.standard_normal(canvas.shape, np.float32) * np.float32(rng.uniform(1, 8))
-    if rng.random() < 0.08:
-        canvas = np.repeat(canvas.mean(2, keepdims=True), 3, 2)
-    image = np.clip(canvas, 0, 255).astype(np.uint8)
-    if rng.random() < 0.25:
-        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 90))]
-        image = np.asarray(cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR), np.uint8)
-    return image
-
-
-def _place(
-    label: Label, shape_hw: tuple[int, ...], at_bottom: bool, crowd: bool, rng: np.random.Generator
-) -> tuple[int, int]:
-    """Upper left corner for a new object: beside one that is there, or anywhere."""
-    h, w = shape_hw
-    height, width = label.shape
-    there = np.unique(label[label > 0])
-    if not len(there) or (not crowd and rng.random() < 0.6):
-        cx, cy = rng.uniform(0.15, 0.85) * width, rng.uniform(0.3, 0.8) * height
-    else:
-        x, y, bw, bh = cv2.boundingRect((label == rng.choice(there)).astype(np.uint8))
-        angle = (
-            rng.choice([0.0, np.pi]) + rng.normal(0, 0.35)
-            if rng.random() < 0.7
-            else rng.uniform(0, 2 * np.pi)
-        )
-        reach = rng.uniform(0.25, 0.62)  # 0.5: the boxes touch
-        cx = x + bw / 2 + np.cos(angle) * (bw + w) * reach
-        cy = y + bh / 2 + np.sin(angle) * (bh + h) * reach
-        if abs(np.cos(angle)) > 0.7 and rng.random() < 0.5:  # side by side on one ground
-            cy = y + bh + rng.normal(0, 0.06) * bh - h / 2
-        cx, cy = np.clip(cx, 0.02 * width, 0.98 * width), np.clip(cy, 0.05 * height, 0.98 * height)
-    if at_bottom and rng.random() < 0.8:
-        cy = max(cy, height - h / 2 + 1)
-    return int(cx - w / 2), int(cy - h / 2)
-
-
-def _paste(
-    canvas: Canvas,
-    label: Label,
-    colours: Canvas,
-    opacity: NDArray[np.float32],
-    x: int,
-    y: int,
-    number: int,
-    behind: bool,
-    rng: np.random.Generator,
-) -> None:
-    """Blend an object in as ``number`` (below 0: something of another class), unless too little of it or of
-    another would be left."""
-    h, w = opacity.shape
-    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, label.shape[1]), min(y + h, label.shape[0])
-    if x1 - x0 < 3 or y1 - y0 < 3:
-        return
-    colours, opacity = colours[y0 - y : y1 - y, x0 - x : x1 - x], opacity[y0 - y : y1 - y, x0 - x : x1 - x]
-    spot, here = canvas[y0:y1, x0:x1], label[y0:y1, x0:x1]
-    solid = opacity > 0.5
-    behind = behind and number > 0
-    shown = solid & (here == 0) if behind else solid
-    if number > 0 and shown.sum() < max(_MIN_VISIBLE * solid.sum(), 25):
-        return
-    if not behind:
-        hidden = np.bincount(here[solid & (here > 0)], minlength=1)
-        for k in np.flatnonzero(hidden):
-            left = int((label == k).sum()) - int(hidden[k])
-            if left < max(_MIN_VISIBLE * (left + hidden[k]), 25):
-                return
-    if solid.any():  # a little of the light of the place
-        colours = colours + np.float32(rng.uniform(0, 0.4)) * (spot.mean((0, 1)) - colours[solid].mean(0))
-    soft = cv2.GaussianBlur(opacity, (0, 0), float(rng.uniform(0.3, 1.2))) if rng.random() < 0.8 else opacity
-    if rng.random() < 0.5:
-        soft = np.clip(soft * 1.4 - 0.4, 0, 1)  # hides the fringe of the picture that it comes from
-    if behind:
-        soft = soft * (1 - cv2.GaussianBlur((here != 0).astype(np.float32), (0, 0), 0.6))
-    spot += soft[..., None] * (colours - spot)
-    here[shown] = number
-
-
-def _cells(canvas_px: int, rng: np.random.Generator) -> tuple[Canvas, Label]:
-    """Round things on a plain ground, brighter or darker than it: cells, fruit, coins."""
-    ground, colour = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
-    if rng.random() < 0.5:  # grey, as many microscopes are
-        ground, colour = np.full(3, ground.mean()), np.full(3, colour.mean())
-    size = canvas_px * float(np.exp(rng.uniform(np.log(0.1), np.log(0.35))))
-    canvas = np.empty((canvas_px, canvas_px, 3), np.float32)
-    canvas[:] = ground
-    canvas += cv2.resize(rng.normal(0, 12, (4, 4, 1)).astype(np.float32), (canvas_px, canvas_px))[..., None]
-    label = np.zeros((canvas_px, canvas_px), np.int32)
-    for _ in range(int(rng.integers(2, 16))):
-        shape = ellipse(rng, size * float(np.exp(rng.normal(0, 0.25)))).astype(np.float32)
-        h, w = shape.shape
-        rise = cv2.GaussianBlur(np.pad(shape, 2), (0, 0), max(0.8, 0.12 * size))[
-            2:-2, 2:-2
-        ]  # paler towards the rim
-        texture = cv2.resize(rng.normal(0, 14, (max(2, h // 6), max(2, w // 6))).astype(np.float32), (w, h))
-        tint = colour + rng.normal(0, 14, 3)
-        shade = float(rng.uniform(0.3, 1)) * (rise - 1)[..., None] * (tint - ground)
-        x, y = _place(label, shape.shape, False, True, rng)
-        colours = (tint + shade + texture[..., None]).astype(np.float32)
-        _paste(canvas, label, colours, shape, x, y, int(label.max()) + 1, rng.random() < 0.5, rng)
-    return canvas, label

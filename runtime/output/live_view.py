@@ -15,7 +15,8 @@ from typing import Any
 import cv2
 
 from ...errors import InputError, OutputError, PipelineError
-from ..pipeline.pipeline import Pipeline, Result, Sink
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.result import Result, Sink
 from ..pipeline.tracker import Tracker
 from ..segmenter import Segmenter
 from ..sources.base import Source

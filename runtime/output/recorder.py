@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import MissingDependencyError, OutputError
 from ...instances import Instances
-from ..pipeline.pipeline import Result
+from ..pipeline.result import Result
 from ..sources.base import Source
 from .run_writer import RunWriter
 

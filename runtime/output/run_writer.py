@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...errors import OutputError
 from ...files import printable, writable_folder
 from ...instances import Instances
-from ..pipeline.pipeline import Result
+from ..pipeline.result import Result
 from ..sources.base import USUAL_FPS, Frame, Source
 from .mp4 import Mp4Writer
 

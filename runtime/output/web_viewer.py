@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import cv2
 
 from ...errors import InputError
-from ..pipeline.pipeline import Pipeline, Result
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.result import Result
 from ..segmenter import Segmenter
 from .web_server import WebServer, is_loopback
 

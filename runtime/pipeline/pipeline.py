@@ -12,50 +12,27 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from ...errors import InputError, PipelineError, SourceError
 from ...instances import Instances
-from ..sources.base import USUAL_FPS, Frame, Source
+from ..sources.base import Frame, Source
 from ..sources.open_source import open_source
 from .channel import Channel, Ended
+from .result import Result, Sink
 from .stage import Stage
+from .stage_functions import backlog, draw_overlay, segment_with, sink_name, takes_all, track_with, write_to
 from .stage_times import StageTimes
 from .worker_threads import Job
 
 POLICIES = ("latest", "all", "every_nth")
 _RECENT = 30  # frames
-_STOP_SECONDS = (
-    5.0  # a stage that hasn't come back by then is left behind: a camera's driver may hang for ever
-)
+_STOP_SECONDS = 5.0  # a stage that has not returned by then is abandoned: a camera driver may hang forever
 
 _log = logging.getLogger("tfiseg")
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What a pipeline gives: a frame, its instances, and with ``draw`` the overlay, uint8 (H, W, 3) BGR."""
-
-    frame: Frame
-    instances: Instances
-    overlay: NDArray[np.uint8] | None = None
-
-    @property
-    def age_ms(self) -> float:
-        """Milliseconds since the frame was captured, as of now."""
-        return (time.monotonic_ns() - self.frame.capture_time_ns) / 1e6
-
-
-class Sink(Protocol):
-    """Where results go: ``write`` is called with each, in order, from one thread."""
-
-    def write(self, result: Result) -> None: ...
 
 
 class Pipeline:
@@ -107,68 +84,19 @@ class Pipeline:
         sinks: Sequence[Sink] = (),
         max_frames: int | None = None,
     ) -> None:
-        if policy is not None and policy not in POLICIES:
-            raise InputError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
-        if nth < 1 or (nth > 1 and policy != "every_nth"):
-            raise InputError(
-                f'nth must be at least 1, and does nothing without policy="every_nth"; got {nth} with {policy!r}'
-            )
-        if workers < 1:
-            raise InputError(f"workers must be at least 1, got {workers}")
-        if max_frames is not None and max_frames < 1:
-            raise InputError(f"the number of frames must be at least 1, got {max_frames}")
+        _check_options(policy, nth, workers, max_frames)
         self._owns_source = not isinstance(source, Source)
         self.source = source if isinstance(source, Source) else open_source(source)
         self.policy = policy or ("latest" if self.source.is_live else "all")
         self._nth, self._max_frames = nth, max_frames
-        newest_wins = self.policy == "latest"
-        stages: list[tuple[str, Callable[[Any], Result]]] = [("segment", _segmenting(segmenter))]
+        stages: list[tuple[str, Callable[[Any], Result]]] = [("segment", segment_with(segmenter))]
         if tracker is not None:
-            stages.append(("track", _tracking(tracker, self.source)))
+            stages.append(("track", track_with(tracker, self.source)))
         if draw:
-            stages.append(("draw", _drawn))
-        # capture -> slot -> stage -> hand-over -> stage -> slot of the caller, and slots of the sinks. With
-        # "latest", frames are dropped
-        # only where they come in and results only where they go out, and few are under way: else they get old
-        # between slow stages
-        self._captured: Channel[Frame] = Channel(1, newest_wins, workers + 1 if newest_wins else None)
-        self._out: Channel[Result] = Channel(1, newest_wins)
-        self._sinks = {
-            _free_name(sink, k, sinks): Channel[Result](_backlog(sink), newest_wins and not _takes_all(sink))
-            for k, sink in enumerate(sinks)
-        }
-        self._channels: list[Channel[Any]] = [
-            self._captured,
-            *(Channel[Any]() for _ in stages[1:]),
-            self._out,
-        ]
-        self._threads = [Job(self._capture, "tfiseg-capture")]
-        last = len(stages) - 1
-        for k, (name, work) in enumerate(stages):
-            stage = Stage(
-                name,
-                work,
-                self._channels[k],
-                [*self._sinks.values(), self._out] if k == last else [self._channels[k + 1]],
-                workers=1 if k else workers,
-                is_last=k == last,
-                finish=self._finished if k == last else self._timed,
-                fail=self._fail,
-                discard=self._discard,
-            )
-            self._threads += stage.threads
-        self._sink_threads: list[Job] = []
-        for (name, channel), sink in zip(self._sinks.items(), sinks, strict=True):
-            written = Stage(
-                name,
-                _writing(sink),
-                channel,
-                [],
-                finish=self._written,
-                fail=self._fail,
-                discard=lambda _: None,
-            )
-            self._sink_threads += written.threads
+            stages.append(("draw", draw_overlay))
+        self._open_channels(len(stages), workers, sinks)
+        self._threads = [Job(self._capture, "tfiseg-capture"), *self._stage_threads(stages, workers)]
+        self._sink_threads = self._threads_of_sinks(sinks)
         self._written_counts = dict.fromkeys(self._sinks, 0)
         self._lock = threading.Lock()
         self._started = self._closed = False
@@ -180,6 +108,54 @@ class Pipeline:
         self._seen_frames = self._skipped = self._given = self._discarded = 0
         self._stamps: deque[float] = deque(maxlen=_RECENT)
         self.times = StageTimes()
+
+    def _open_channels(self, stage_count: int, workers: int, sinks: Sequence[Sink]) -> None:
+        """Make the channels: capture, slot, stages with hand-overs between them, slots of caller and sinks.
+
+        With "latest", frames are dropped only before the first stage and results only behind the last one, and
+        few frames are in progress. Otherwise frames would get old between slow stages.
+        """
+        newest_wins = self.policy == "latest"
+        self._captured: Channel[Frame] = Channel(1, newest_wins, workers + 1 if newest_wins else None)
+        self._out: Channel[Result] = Channel(1, newest_wins)
+        self._sinks = {
+            sink_name(sink, k, sinks): Channel[Result](backlog(sink), newest_wins and not takes_all(sink))
+            for k, sink in enumerate(sinks)
+        }
+        between = (Channel[Any]() for _ in range(stage_count - 1))
+        self._channels: list[Channel[Any]] = [self._captured, *between, self._out]
+
+    def _stage_threads(
+        self, stages: Sequence[tuple[str, Callable[[Any], Result]]], workers: int
+    ) -> Iterator[Job]:
+        for k, (name, work) in enumerate(stages):
+            is_last = k == len(stages) - 1
+            yield from Stage(
+                name,
+                work,
+                self._channels[k],
+                [*self._sinks.values(), self._out] if is_last else [self._channels[k + 1]],
+                workers=1 if k else workers,
+                is_last=is_last,
+                finish=self._finished if is_last else self._timed,
+                fail=self._fail,
+                discard=self._discard,
+            ).threads
+
+    def _threads_of_sinks(self, sinks: Sequence[Sink]) -> list[Job]:
+        return [
+            thread
+            for (name, channel), sink in zip(self._sinks.items(), sinks, strict=True)
+            for thread in Stage(
+                name,
+                write_to(sink),
+                channel,
+                [],
+                finish=self._written,
+                fail=self._fail,
+                discard=lambda _: None,
+            ).threads
+        ]
 
     # -- stages, each in its thread
 
@@ -390,63 +366,14 @@ def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> N
         loop.call_soon_threadsafe(event.set)
 
 
-def _segmenting(segmenter: Callable[[Frame], Instances]) -> Callable[[Frame], Result]:
-    def segment(frame: Frame) -> Result:
-        found = segmenter(frame)  # a function of the user's may know nothing of frames and times
-        times = {**found.stage_ms}
-        return Result(
-            frame,
-            replace(
-                found,
-                frame_index=frame.index,
-                capture_time_ns=frame.capture_time_ns,
-                media_time_s=frame.media_time_s,
-                stage_ms=times,
-            ),
+def _check_options(policy: str | None, nth: int, workers: int, max_frames: int | None) -> None:
+    if policy is not None and policy not in POLICIES:
+        raise InputError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+    if nth < 1 or (nth > 1 and policy != "every_nth"):
+        raise InputError(
+            f'nth must be at least 1, and does nothing without policy="every_nth"; got {nth} with {policy!r}'
         )
-
-    return segment
-
-
-def _tracking(tracker: Callable[[Instances], Instances], source: Source) -> Callable[[Result], Result]:
-    """A file's frames are decoded when there is time: what moves in it moves by its own clock."""
-    fps = source.fps or USUAL_FPS
-
-    def track(result: Result) -> Result:
-        if source.is_live:
-            return replace(result, instances=tracker(result.instances))
-        frame = result.frame
-        own_s = frame.index / fps if frame.media_time_s is None else frame.media_time_s
-        timed = replace(result.instances, capture_time_ns=1 + round(own_s * 1e9), media_time_s=own_s)
-        tracked = replace(
-            tracker(timed), capture_time_ns=frame.capture_time_ns, media_time_s=frame.media_time_s
-        )
-        return replace(result, instances=tracked)
-
-    return track
-
-
-def _drawn(result: Result) -> Result:
-    return replace(result, overlay=result.instances.draw(result.frame))
-
-
-def _writing(sink: Sink) -> Callable[[Result], Result]:
-    def write(result: Result) -> Result:
-        sink.write(result)
-        return result
-
-    return write
-
-
-def _free_name(sink: Sink, k: int, sinks: Sequence[Sink]) -> str:
-    """Its name; with a number where others are called the same."""
-    names = [str(getattr(s, "name", type(s).__name__)) for s in sinks]
-    return names[k] if names.count(names[k]) == 1 else f"{names[k]}-{k + 1}"
-
-
-def _takes_all(sink: Sink) -> bool:
-    return bool(getattr(sink, "takes_all", False))
-
-
-def _backlog(sink: Sink) -> int:
-    return int(getattr(sink, "backlog", 1))
+    if workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
+    if max_frames is not None and max_frames < 1:
+        raise InputError(f"the number of frames must be at least 1, got {max_frames}")

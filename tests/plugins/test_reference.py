@@ -5,7 +5,7 @@ import pytest
 from tfiseg.plugins.neck import coarse_log2, compactness
 from tfiseg.plugins.problem import Problem, problem_of
 from tfiseg.plugins.reference import cluster_reference, grid_positions
-from tfiseg.plugins.reference_graph import FAR_SQUARED, ascent_links, follow, is_noise, squared_distance
+from tfiseg.plugins.reference_basins import FAR_SQUARED, ascent_links, follow, is_noise, squared_distance
 from tfiseg.plugins.settings import Split
 
 

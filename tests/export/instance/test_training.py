@@ -21,11 +21,12 @@ from tfiseg.export.engine.instance_engine import outline_agreement  # noqa: E402
 from tfiseg.export.engine.lower import PrecisionSettings  # noqa: E402
 from tfiseg.export.engine.tensorrt_builder import BuildSettings  # noqa: E402
 from tfiseg.export.instance.bank import Bank, build_bank, object_of, typical  # noqa: E402
-from tfiseg.export.instance.composites import Composer, emptied_of  # noqa: E402
+from tfiseg.export.instance.composites import Composer  # noqa: E402
 from tfiseg.export.instance.export_onnx import load_instance_checkpoint  # noqa: E402
 from tfiseg.export.instance.mask_noise import blurred, owners, spoil  # noqa: E402
 from tfiseg.export.instance.mask_refinement import OutlineSet, RoughComposer, train_outlines  # noqa: E402
 from tfiseg.export.instance.network import FROZEN_BLOCKS, InstanceNetwork, outline_px  # noqa: E402
+from tfiseg.export.instance.picture_effects import emptied_of  # noqa: E402
 from tfiseg.export.instance.rule_fitting import split_objects, weighed, without_split  # noqa: E402
 from tfiseg.export.instance.targets import targets_of  # noqa: E402
 from tfiseg.export.instance.teacher import PHOTOS_LONE_ODDS, Told, lone_odds, with_groups  # noqa: E402
