@@ -27,9 +27,10 @@ from ...runtime.networks.session import DEFAULT_MODEL
 from ...runtime.refine.view import GREY, View, cut, cut_mask
 from ..training import descend, learning_rate, load_checkpoint, save_checkpoint, say
 from .bank import bank_digest
-from .composites import Composer, Label
+from .composites import Composer
 from .mask_noise import Mask, blurred, smooth_noise
 from .network import InstanceNetwork, outline_px
+from .pasting import Label
 from .train import CHECKPOINT_EVERY, VALIDATED, Banks, CompositeSet, InstanceRecipe, held_seed, to_input
 
 _SPOILT, _PREDICTED = 0.4, 0.8  # cumulative shares of the kinds of masks; the rest is blurred
