@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class TfisegError(Exception):
@@ -34,6 +35,21 @@ class PipelineError(TfisegError):
         )
         self.stage = stage
         self.__cause__ = cause
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # by default an exception is pickled as its class and its message, which is not what __init__ takes
+        return _pipeline_error, (self.stage, str(self))
+
+
+def _pipeline_error(stage: str, message: str) -> PipelineError:
+    error = PipelineError.__new__(PipelineError, message)
+    Exception.__init__(error, message)
+    error.stage = stage
+    return error
+
+
+class FormatError(InputError):
+    """The content of a file breaks its format; the message says where. Readers add the file and the fix."""
 
 
 class ModelError(TfisegError, ValueError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,8 +14,9 @@ import onnx
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import InputError, ModelError
+from ..errors import FormatError, InputError, ModelError
 from ..files import whole_file
+from .cache_file import read_cache
 from .equalize import equalize, residual_groups
 from .frames import FrameSample
 from .graph import IMAGE, Network, run_tensors
@@ -59,23 +59,15 @@ class Calibration:
     def load(path: Path) -> Calibration:
         """Read a cache file; raises InputError if it isn't one."""
         try:
-            with np.load(path) as arrays:
-                found = {name: arrays[name] for name in arrays.files}
-            key = json.loads(str(found["key"]))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as wrong:
+            key, arrays = read_cache(path)
+        except FormatError as wrong:
             raise InputError(
                 f"{path} is not a calibration cache of tfiseg ({wrong}). Delete it; the next build writes it"
             ) from wrong
-
-        def of(kind: str) -> dict[str, NDArray[np.generic]]:
-            return {
-                name.partition("/")[2]: value for name, value in found.items() if name.startswith(f"{kind}/")
-            }
-
-        scale, bias = of("scale"), of("bias")
-        rounded = {name: QuantizedWeights(q, scale[name], bias[name]) for name, q in of("q").items()}  # type: ignore[arg-type]
-        ranges = {name: (float(low), float(high)) for name, (low, high) in of("range").items()}  # type: ignore[misc]
-        return Calibration(key, of("peak"), ranges, rounded)  # type: ignore[arg-type]
+        scale, bias = arrays["scale"], arrays["bias"]
+        rounded = {name: QuantizedWeights(q, scale[name], bias[name]) for name, q in arrays["q"].items()}
+        ranges = {name: (float(low), float(high)) for name, (low, high) in arrays["range"].items()}
+        return Calibration(key, arrays["peak"], ranges, rounded)
 
 
 def calibrate(

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..files import whole_file
+from .checkpoint import read_checkpoint
 
 HELD_SEED = 1_000_003  # added to a recipe's seed: composites that are never trained on
 
@@ -79,9 +80,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path, recipe: dict[str, Any], device: str) -> dict[str, Any]:
     """Read a checkpoint to resume; raises InputError if it was written with another recipe."""
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    if state["recipe"] != recipe:
-        before = state["recipe"]
+    state = read_checkpoint(path, "a checkpoint of this training", device)
+    before = state.get("recipe")
+    if not isinstance(before, dict):
+        raise ModelError(f"{path} is no checkpoint of this training: it holds no recipe")
+    if before != recipe:
         other = ", ".join(
             f"{k} {before.get(k)}, now {recipe.get(k)}"
             for k in {**before, **recipe}

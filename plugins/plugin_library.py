@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingDependencyError, TfisegError
+from ..errors import EngineError, FormatError, MissingDependencyError, TfisegError
+from ..schema import list_of, optional, read_file, record, text
 
 PLUGIN_NAME = "DisplacementFieldClustering"
 PLUGIN_VERSION = "1"
@@ -18,6 +18,18 @@ PLUGIN_NAMESPACE = "tfiseg"
 LIBRARY = "libtfiseg_plugin.so"
 PATH_VARIABLE = "TFISEG_PLUGIN"
 SOURCE = Path(__file__).parent
+_WORD = text(500)
+_FACTS = record(
+    {},
+    {
+        "source": _WORD,
+        "architectures": list_of(_WORD, 0, 64),
+        "nvcc": optional(_WORD),
+        "tensorrt_headers": optional(_WORD),
+        "machine": _WORD,
+        "kernels": list_of(record({}), 0, 10_000),
+    },
+)
 
 
 @functools.cache
@@ -69,7 +81,12 @@ def plugin_info(path: Path | None = None) -> dict[str, Any]:
     }
     beside = path.with_suffix(".json")
     if beside.is_file():
-        info |= json.loads(beside.read_text())
+        try:
+            info |= read_file(beside, _FACTS)
+        except FormatError as wrong:
+            raise EngineError(
+                f"{beside} is damaged ({wrong}): run `tfiseg plugin build`, which writes it again"
+            ) from wrong
     info["is_of_this_source"] = info.get("source") == source_hash()
     return info
 

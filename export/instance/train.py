@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 
 import cv2
 import numpy as np
@@ -24,6 +23,7 @@ from ...plugins.operator import cluster_batch
 from ...plugins.settings import ClusterSettings
 from ...runtime.refine.refiner import Refiner
 from ...runtime.refine.view import VIEW_PX
+from ..checkpoint import read_checkpoint
 from ..semantic.network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE
 from ..training import HELD_SEED, descend, learning_rate, load_checkpoint, save_checkpoint, say
 from .bank import Bank, bank_digest, bank_summary, build_bank, is_split, object_view, typical
@@ -332,7 +332,7 @@ def load_start(network: InstanceNetwork, start: Path) -> bool:
     """Weights to begin with: of an instance network's checkpoint (returns True), or ImageNet's; raises
     ModelError for any other file."""
     try:
-        state = torch.load(start, map_location="cpu", weights_only=True)
+        state = read_checkpoint(start, "a checkpoint or state dict")
         knows = "average" in state
         if knows:
             _load(network, state["average"])
@@ -340,7 +340,7 @@ def load_start(network: InstanceNetwork, start: Path) -> bool:
                 raise ValueError("its weights are not finite")
         else:
             network.start_from_imagenet(start)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, UnpicklingError) as wrong:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as wrong:
         raise ModelError(
             f"{start} is neither a checkpoint of `tfiseg train instance` nor ImageNet's weights: {wrong}"
         ) from wrong

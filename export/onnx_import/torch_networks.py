@@ -5,21 +5,21 @@ Needs torch."""
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from ...errors import InputError, MissingDependencyError, ModelError
+from ...errors import FormatError, InputError, MissingDependencyError, ModelError
+from ...schema import read_file, record
+from ..checkpoint import read_checkpoint
 from ..frame_graph import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 
 KINDS = ("torchvision", "smp", "hf", "python")
@@ -247,7 +247,13 @@ def _preprocessor(transformers: Any, name: str) -> dict[str, Any]:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return dict(json.loads(Path(path).read_text())) if path else {}
+    if not path:
+        return {}
+    try:
+        config: dict[str, Any] = read_file(Path(path), record({}))
+    except FormatError as wrong:
+        raise ModelError(f"{path} is damaged: {wrong}") from wrong
+    return config
 
 
 def _stated_size(size: Any) -> tuple[int, int]:
@@ -277,8 +283,8 @@ def _python(name: str, weights: Path | None, random_weights: bool, classes: int 
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:
+    state = read_checkpoint(path, "a state dict")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         needed = {
             k for k in module.state_dict() if not k.startswith("aux_classifier.")
@@ -292,7 +298,7 @@ def _load_weights(module: nn.Module, path: Path) -> None:
                 f"{path} lacks {len(missing)} of the network's {len(needed)} weights, e.g. "
                 f"{', '.join(missing[:3])}"
             )
-    except (OSError, RuntimeError, AttributeError, ValueError, UnpicklingError) as wrong:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as wrong:
         if isinstance(wrong, ModelError):
             raise
         raise ModelError(f"{path} is no state dict of this network: {_first_line(wrong)}") from wrong

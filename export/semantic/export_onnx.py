@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from onnx import TensorProto, helper
 from ...errors import InputError, ModelError
 from ...runtime.networks.model_info import FORMAT_VERSION, METADATA_KEY, weights_digest
 from ...runtime.networks.onnx_runtime import start_session
+from ..checkpoint import read_checkpoint
 from ..frame_graph import MODEL_IR_VERSION, PixelFormat, frame_value, long_side_nodes, pixel_nodes
 from ..half_weights import store_as_half
 from ..model_file import write_whole_model
@@ -29,19 +29,20 @@ from ..onnx_import.class_lists import VOC21
 from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
 from .train import BACKBONES, LONG_SIDE_PX, network_size_hw, predict_logits
 
+CHECKPOINT = "a checkpoint of `tfiseg train semantic`"
 OPSET = 18
 STRIDE = 4
 
 
 def load_checkpoint(path: Path) -> SegmentationNetwork:
     """The averaged network of a checkpoint that ``tfiseg train semantic`` wrote."""
+    state = read_checkpoint(path, CHECKPOINT)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         recipe = state["recipe"]
         stages = BACKBONES[recipe.get("backbone", "lite0")]
         network = SegmentationNetwork({"logits": int(recipe["classes"])}, stages=stages)
         network.load_state_dict(state["average"])
-    except (OSError, KeyError, RuntimeError, UnpicklingError) as wrong:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as wrong:
         raise ModelError(f"{path} is no checkpoint of `tfiseg train semantic`: {wrong}") from wrong
     return network.eval()
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import cv2
 import numpy as np
@@ -17,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ...errors import InputError
+from ...errors import InputError, ModelError
+from ..checkpoint import read_checkpoint
 from ..training import descend, learning_rate, load_checkpoint, save_checkpoint, say
 from .data import IGNORE, CropSampler, CropStream, Picture
 from .network import LITE0, LITE2, PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
@@ -137,14 +137,14 @@ def load_start(network: SegmentationNetwork, start: Path) -> None:
     ``train_semantic``,
     or a state dict; raises InputError."""
     try:
-        state = torch.load(start, map_location="cpu", weights_only=True)
+        state = read_checkpoint(start, "a checkpoint or state dict")
         if "_fc.weight" in state:
             network.start_from_imagenet(start)
             return
         network.load_state_dict(
             {k: v.to(network.state_dict()[k].dtype) for k, v in state.get("average", state).items()}
         )
-    except (OSError, KeyError, RuntimeError, UnpicklingError, AttributeError) as wrong:
+    except (AttributeError, KeyError, ModelError, RuntimeError, TypeError, ValueError) as wrong:
         raise InputError(f"{start} does not fit this network: {wrong}") from wrong
 
 

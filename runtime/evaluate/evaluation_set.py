@@ -6,7 +6,6 @@ background, 255 ignore), ``classes.json`` ({"1": "person"}).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InputError
+from ...errors import FormatError, InputError
 from ...images import image_paths, read_image, read_map
 from ...plugins.settings import IGNORE
+from ...schema import map_of, read_file, text
+
+_CLASSES = map_of(text(200), text(3, "[0-9]{1,2}|1[0-9][0-9]|2[0-4][0-9]|25[0-5]"), 256)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,11 @@ def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:
             raise InputError(
                 f"{folder} has no {needed}: an evaluation set holds images/, instances/, semantic/ and classes.json"
             )
-    names = {int(k): v for k, v in json.loads((folder / "classes.json").read_text()).items()}
+    try:
+        classes = read_file(folder / "classes.json", _CLASSES)
+    except FormatError as wrong:
+        raise InputError(f"{folder / 'classes.json'} is damaged ({wrong}): expected {{id: name}}") from wrong
+    names = {int(k): name for k, name in classes.items()}
     paths = image_paths(folder / "images")
     if not paths:
         raise InputError(f"{folder}/images holds no picture")

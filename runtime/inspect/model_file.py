@@ -4,17 +4,16 @@ TensorRT."""
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import EngineError, InputError, ModelError
+from ...errors import EngineError, FormatError, InputError, ModelError
 from ..networks.engine_file import SUFFIX, check_content, mismatches, read_sidecar, sidecar_path
 from ..networks.machine import this_machine
-from ..networks.model_info import METADATA_KEY, ModelInfo, weights_digest
+from ..networks.model_info import METADATA_KEY, ModelInfo, instance_metadata, metadata_version, weights_digest
 from ..networks.onnx_runtime import start_session
 from ..networks.open_session import open_instance_session
 from .onnx_layers import PRECISIONS, LayerPrecision, layer_precisions
@@ -115,7 +114,7 @@ def _onnx(path: Path) -> dict[str, Any]:
     metadata: dict[str, Any] | None = None
     if text is not None:
         try:
-            of_instances = _instance_metadata(text)
+            of_instances = _instance_metadata(text, path)
             if of_instances is not None:
                 open_instance_session(path, threads=1)  # raises where something is damaged
             metadata = of_instances or ModelInfo.from_json(text, str(path)).extra
@@ -148,17 +147,13 @@ def _onnx(path: Path) -> dict[str, Any]:
     }
 
 
-def _instance_metadata(text: str) -> dict[str, Any] | None:
+def _instance_metadata(text: str, path: Path) -> dict[str, Any] | None:
     """What an instance network says of itself; None: it is another kind of network."""
     try:
-        data = json.loads(text)
-        return (
-            {**data, "class_names": [], "things": []}
-            if {"instance_format", "view_px", "stride", "rules"} <= data.keys()
-            else None
-        )
-    except (json.JSONDecodeError, TypeError, AttributeError):
-        return None
+        of_instances = metadata_version(text, "instance_format") is not None
+        return {**instance_metadata(text), "class_names": [], "things": []} if of_instances else None
+    except FormatError as wrong:
+        raise ModelError(f"{path}: its tfiseg metadata is damaged ({wrong}): export it again") from wrong
 
 
 def described_tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:

@@ -8,19 +8,91 @@ before its record has been read, its content compared with the record, and the r
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import EngineError
+from ... import schema
+from ...errors import EngineError, FormatError
 from ...files import write_whole
 from ...plugins.plugin_library import plugin_info
+from ...schema import (
+    MAX_BYTES,
+    boolean,
+    bytes_of,
+    list_of,
+    map_of,
+    only,
+    optional,
+    parse,
+    text,
+    to_json,
+    whole,
+)
 from .machine import Machine, this_machine
+from .model_info import checked_instance_model, checked_model
 
 FORMAT_VERSION = 1
 SUFFIX = ".engine"
-_PARTS = ("plan", "built_from", "built_with", "precision", "model")
+_ANY_VERSION = schema.record({"format_version": whole(0, 1 << 30)})
+_WORD, _SHA256 = text(200), text(64, "[0-9a-f]{64}")
+_SIDES = list_of(whole(1, 1 << 15), 2, 2)
+_SHAPES = schema.record(
+    {},
+    {
+        "min_hw": _SIDES,
+        "opt_hw": _SIDES,
+        "max_hw": _SIDES,
+        "batch": whole(1, 1 << 15),
+        "view_px": whole(1, 1 << 15),
+    },
+)
+
+
+def _checked_metadata(value: Any, where: str) -> dict[str, Any]:
+    """Rule: metadata of a semantic or an instance network."""
+    if isinstance(value, dict) and "instance_format" in value:
+        return checked_instance_model(value, where)
+    return checked_model(value, where)
+
+
+_RECORD = schema.record(
+    {
+        "format_version": only(FORMAT_VERSION),
+        "plan": schema.record({"sha256": _SHA256, "bytes": whole(0, 1 << 40)}),
+        "built_from": schema.record(
+            {}, {"onnx": text(4096), "onnx_sha256": _SHA256, "command": text(), "shapes": _SHAPES}
+        ),
+        "built_with": schema.record(
+            {"flavour": only("tensorrt", "tensorrt_rtx"), "version": _WORD, "platform": _WORD},
+            {
+                "cuda": optional(_WORD),
+                "driver": optional(_WORD),
+                "gpu": optional(_WORD),
+                "compute_capability": optional(_WORD),
+                "compute_capabilities": list_of(_WORD, 0, 64),
+                "hardware_compatibility": optional(_WORD),
+                "version_compatible": boolean,
+            },
+        ),
+        "precision": schema.record(
+            {},
+            {
+                "asked": _WORD,
+                "layers": map_of(whole(0, 1 << 30), _WORD),
+                "proved_by": map_of(whole(0, 1 << 30), _WORD),
+                "kept_high": list_of(text(1000), 0, 100_000),
+            },
+        ),
+        "model": _checked_metadata,
+    },
+    {
+        "gate": optional(schema.record({}, {"passed": boolean, "skipped": _WORD})),
+        "plugin": optional(
+            schema.record({"name": _WORD, "version": _WORD, "namespace": text(200), "sha256": _SHA256})
+        ),
+    },
+)
 _MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 
 
@@ -38,18 +110,16 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
             "blind. Build it with `tfiseg build`, or bring the record along"
         )
     try:
-        record = json.loads(path.read_text())
-        version = record["format_version"]
-        missing = [part for part in _PARTS if not isinstance(record.get(part), dict)]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as wrong:
-        raise EngineError(f"{path} is damaged ({wrong!r}): build the engine again") from wrong
-    if version != FORMAT_VERSION:
-        raise EngineError(
-            f"{path} has format {version}, this version of tfiseg reads {FORMAT_VERSION}: build the engine again"
-        )
-    if missing:
-        raise EngineError(f"{path} is damaged ({', '.join(missing)} missing): build the engine again")
-    return dict(record)
+        content = bytes_of(path, MAX_BYTES)
+        version = parse(content, _ANY_VERSION)["format_version"]
+        if version != FORMAT_VERSION:
+            raise EngineError(
+                f"{path} has format {version}, this version of tfiseg reads {FORMAT_VERSION}: build the engine again"
+            )
+        record: dict[str, Any] = parse(content, _RECORD)
+    except FormatError as wrong:
+        raise EngineError(f"{path} is damaged ({wrong}): build the engine again") from wrong
+    return record
 
 
 def write_engine(engine: Path, plan: bytes, record: dict[str, Any]) -> None:
@@ -63,7 +133,7 @@ def write_engine(engine: Path, plan: bytes, record: dict[str, Any]) -> None:
     }
     for path, content in (
         (engine, plan),
-        (sidecar_path(engine), json.dumps(sealed, indent=2).encode() + b"\n"),
+        (sidecar_path(engine), to_json(sealed, indent=2).encode() + b"\n"),
     ):
         write_whole(path, content)
 

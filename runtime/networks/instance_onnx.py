@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from ...errors import ModelError
 from ..gpu.execution_context import Context
 from .instance_session import ALL_OUTPUTS, FOREGROUND, MAPS, InstanceInfo, InstanceSession
-from .model_info import METADATA_KEY
 from .onnx_binding import BoundContext, on_stream
 from .onnx_bytes import with_outputs
-from .onnx_runtime import open_onnx
+from .onnx_runtime import metadata_of, open_onnx, run_session
 from .session import CUDA_PROVIDER, DEFAULT_PROVIDERS
 
 
@@ -37,9 +36,15 @@ class OnnxInstanceSession(InstanceSession):
         self.providers = tuple(providers)
         self._open = partial(open_onnx, path, threads)
         self._whole = whole = self._open(providers)
-        info = InstanceInfo.from_json(whole.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"), path)
+        info = InstanceInfo.from_json(metadata_of(whole, path) or "{}", path)
         outputs = [o.name for o in whole.get_outputs()]
-        super().__init__(path, info, whole.get_inputs()[0].shape[1], outputs)
+        inputs = {i.name: i.shape for i in whole.get_inputs()}
+        if {*inputs} != {"views", "masks"} or not {*MAPS} <= {*outputs} or len(inputs["views"]) != 4:
+            raise ModelError(
+                f"{path} has inputs {[*inputs]} and outputs {outputs}: expected views (K, S, S, 3) and masks, and "
+                f"{', '.join(MAPS)}"
+            )
+        super().__init__(path, info, inputs["views"][1], outputs)
         # ONNX Runtime computes all outputs of a session, so each use has one of its own
         self._sessions: dict[tuple[str, ...], Any] = {ALL_OUTPUTS if self.draws_outlines else MAPS: whole}
         self._opening = Lock()
@@ -76,7 +81,13 @@ class OnnxInstanceSession(InstanceSession):
     def _run_batch(
         self, outputs: tuple[str, ...], views: NDArray[np.uint8], masks: NDArray[np.uint8]
     ) -> list[NDArray[np.float32]]:
-        found: list[NDArray[np.float32]] = self._session_for(outputs).run(
-            outputs, {"views": views, "masks": masks}
+        found: list[NDArray[np.float32]] = run_session(
+            self._session_for(outputs), outputs, {"views": views, "masks": masks}, self.path
         )
+        for name, value in zip(outputs, found, strict=True):
+            expected = self.map_shape(name, len(views), views.shape[1])
+            if value.shape != expected:
+                raise ModelError(
+                    f"{self.path}: its output {name} has the shape {value.shape}, expected {expected}"
+                )
         return found

@@ -3,8 +3,6 @@ foreground out."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ModelError
-from ...plugins.settings import check_min_area
+from ...errors import FormatError, ModelError
 from ..gpu.execution_context import Context
+from .model_info import instance_metadata, metadata_version
 
 INSTANCE_FORMAT = 2  # 2: the join rule sees other classes
 MAPS, FOREGROUND = ("displacement", "affinity", "boundary"), "foreground"
@@ -46,16 +44,6 @@ def of_groups(lone_odds: float | None) -> bool:
     return lone_odds is not None and lone_odds < 1
 
 
-def _checked_odds(value: Any) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (math.isfinite(value) and value > 0)
-    ):
-        raise ValueError(f"lone_odds must be a positive number, got {value!r}")
-    return float(value)
-
-
 @dataclass(frozen=True)
 class InstanceInfo:
     """What an instance network's metadata says.
@@ -82,14 +70,11 @@ class InstanceInfo:
     def from_json(text: str, path: Path) -> InstanceInfo:
         """Read metadata; raises ModelError where it is damaged, or of another format."""
         try:
-            data = json.loads(text)
-            version = data.get("instance_format")
+            version = metadata_version(text, "instance_format")
             if version == INSTANCE_FORMAT:
-                return _info_of(data)
-        except (ValueError, KeyError, TypeError, AttributeError) as wrong:
-            raise ModelError(
-                f"{path}: its tfiseg metadata is damaged ({wrong!r}): export it again"
-            ) from wrong
+                return _info_of(instance_metadata(text))
+        except FormatError as wrong:
+            raise ModelError(f"{path}: its tfiseg metadata is damaged ({wrong}): export it again") from wrong
         raise ModelError(
             f"{path} is no instance network for this version: its format is {version}, wanted {INSTANCE_FORMAT}; "
             "`tfiseg train instance` makes one"
@@ -97,17 +82,14 @@ class InstanceInfo:
 
 
 def _info_of(data: dict[str, Any]) -> InstanceInfo:
-    min_area = int(data["min_area"]) if "min_area" in data else None
-    if min_area is not None:
-        check_min_area(min_area)
     return InstanceInfo(
-        view_px=int(data["view_px"]),
-        outline_px=int(data.get("outline_px", data["view_px"])),  # there was one side only
-        stride=int(data["stride"]),
+        view_px=data["view_px"],
+        outline_px=data.get("outline_px", data["view_px"]),  # there was one side only
+        stride=data["stride"],
         affinity_offsets=np.asarray(data["affinity_offsets"], np.int32),
         rules={name: np.asarray(values, np.float32) for name, values in data["rules"].items()},
-        min_area=min_area,
-        lone_odds=_checked_odds(data["lone_odds"]) if "lone_odds" in data else None,
+        min_area=data.get("min_area"),
+        lone_odds=data.get("lone_odds"),
     )
 
 
@@ -180,14 +162,22 @@ class InstanceSession:
         """Maps of views uint8 (K, S, S, 3) BGR and masks uint8 (K, S, S) 0/1, S = ``view_px``;
         ``foreground``: that in the same pass."""
         if not len(views):
-            cells = self.view_px // self.stride
-            channels = ((2, cells), (len(self.affinity_offsets), cells), (1, 2 * cells))
-            return InstanceMaps(*(np.zeros((0, c, side, side), np.float32) for c, side in channels))
+            shapes = (self.map_shape(name, 0, self.view_px) for name in MAPS)
+            return InstanceMaps(*(np.zeros(shape, np.float32) for shape in shapes))
         if not foreground:
             return InstanceMaps(*self._run(MAPS, views, masks))
         self.check_outlines()
         displacement, affinity, boundary, drawn = self._run(ALL_OUTPUTS, views, masks)
         return InstanceMaps(displacement, affinity, boundary, drawn[:, 0])
+
+    def map_shape(self, name: str, count: int, view_px: int) -> tuple[int, int, int, int]:
+        """Shape (K, C, h, w) of an output for so many views of this side."""
+        cells = view_px // self.stride
+        channels, side = {
+            "displacement": (2, cells),
+            "affinity": (len(self.affinity_offsets), cells),
+        }.get(name, (1, 2 * cells))
+        return count, channels, side, side
 
     def foreground(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> NDArray[np.float32]:
         """How likely the pixels of K > 0 views belong to what their masks show roughly, float32 (K, S / 2, S

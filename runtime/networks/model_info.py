@@ -1,17 +1,97 @@
-"""What a model file says of itself."""
+"""What a model file says of itself, and the formats of this metadata."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import ModelError
+from ...errors import FormatError, ModelError
+from ...plugins.neck import EVIDENCE_FEATURES
+from ...plugins.settings import MAX_EVIDENCE_HIDDEN, MAX_OUT_SIDE, MAX_SHARPEN, MAX_SIDE
+from ...schema import Rule, either, list_of, map_of, number, only, parse, record, text, whole
 
 FORMAT_VERSION = 1
 METADATA_KEY = "tfiseg"
+MAX_CLASSES = 255
+_MAX_NAME = 200  # characters
+_MAX_WEIGHT = 1e6  # of a learned rule; larger ones overflow where they are multiplied
+_MAX_BYTES = 1 << 22  # of one file's metadata
+_SHA256 = text(64, "[0-9a-f]{64}")
+
+
+def _rule_weights(value: Any, where: str) -> list[float]:
+    """Rule: weights of a learned merge rule, hidden * unit + 1 of them."""
+    weights: list[float] = list_of(number(-_MAX_WEIGHT, _MAX_WEIGHT), 1)(value, where)
+    unit = len(EVIDENCE_FEATURES) + 2
+    if len(weights) % unit != 1 or not 1 <= len(weights) // unit <= MAX_EVIDENCE_HIDDEN:
+        raise FormatError(
+            f"{where} must hold hidden * {unit} + 1 numbers for 1 to {MAX_EVIDENCE_HIDDEN} hidden units, "
+            f"got {len(weights)}"
+        )
+    return weights
+
+
+_OFFSETS = list_of(list_of(whole(-MAX_SIDE, MAX_SIDE), 2, 2), 1, MAX_SIDE)
+_MIN_AREA = whole(0, MAX_OUT_SIDE**2)
+_STRIDE = whole(1, MAX_SIDE)
+_CLUSTERING = record(
+    {},
+    {
+        "split": either(
+            '"auto", a ratio in 0..1, or {"class id": ratio}',
+            only("auto"),
+            number(0, 1),
+            map_of(number(0, 1), text(3, "[0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5]")),
+        ),
+        "min_area": _MIN_AREA,
+        "affinity_offsets": _OFFSETS,
+        "affinity_stride": _STRIDE,
+        "merge_rule": _rule_weights,
+        "part_rule": _rule_weights,
+        "score_rule": list_of(number(-_MAX_WEIGHT, _MAX_WEIGHT), 1, 64),
+        "sharpen": whole(0, MAX_SHARPEN),
+    },
+)
+_TEXTS: dict[str, Rule] = {
+    "name": text(_MAX_NAME),
+    "training_data": text(lines=True),
+    "licence": text(lines=True),
+    "weights_sha256": _SHA256,
+}
+_MODEL = record(
+    {
+        "class_names": list_of(text(_MAX_NAME), 1, MAX_CLASSES),
+        "things": list_of(whole(0, MAX_CLASSES - 1), 0, MAX_CLASSES),
+        "stride": _STRIDE,
+    },
+    {
+        **_TEXTS,
+        "format_version": only(FORMAT_VERSION),
+        "long_side_px": whole(1, MAX_OUT_SIDE),
+        "clustering": _CLUSTERING,
+        "without_heads": record(
+            {}, {"stride": _STRIDE, "clustering": _CLUSTERING, "weights_sha256": _SHA256}
+        ),
+    },
+)
+_INSTANCE = record(
+    {
+        "instance_format": whole(0, 1 << 30),
+        "view_px": whole(8, 1024),
+        "stride": whole(1, 64),
+        "affinity_offsets": _OFFSETS,
+        "rules": map_of(list_of(number(-_MAX_WEIGHT, _MAX_WEIGHT), 1, 100_000), text(_MAX_NAME), 16),
+    },
+    {
+        **_TEXTS,
+        "outline_px": whole(8, 1024),
+        "min_area": _MIN_AREA,
+        "lone_odds": number(0, 1e9, above=True),
+    },
+)
+_ANY_VERSION = record({"format_version": whole(-(1 << 30), 1 << 30)})
 
 
 @dataclass(frozen=True)
@@ -27,18 +107,49 @@ class ModelInfo:
     def from_json(text: str, source: str) -> ModelInfo:
         """Read the metadata; raises ModelError naming what is wrong with it."""
         try:
-            data = json.loads(text)
-            version = data["format_version"]
+            version = parse(text, _ANY_VERSION, _MAX_BYTES)["format_version"]
             if version != FORMAT_VERSION:
                 raise ModelError(
                     f"{source} has tfiseg format {version}, this version reads {FORMAT_VERSION}: export it again"
                 )
-            info = ModelInfo(tuple(data["class_names"]), tuple(data["things"]), int(data["stride"]), data)
-        except (json.JSONDecodeError, KeyError, TypeError) as wrong:
+            data = parse(text, checked_model, _MAX_BYTES)
+        except FormatError as wrong:
             raise ModelError(
-                f"{source}: its tfiseg metadata is damaged ({wrong!r}): export it again"
+                f"{source}: its tfiseg metadata is damaged ({wrong}): export it again"
             ) from wrong
-        return info
+        return ModelInfo(tuple(data["class_names"]), tuple(data["things"]), data["stride"], data)
+
+
+def checked_model(value: Any, where: str) -> dict[str, Any]:
+    """Rule: metadata of a semantic network."""
+    data: dict[str, Any] = _MODEL(value, where)
+    unknown = [k for k in data["things"] if k >= len(data["class_names"])]
+    if unknown:
+        raise FormatError(f"things must be ids of the {len(data['class_names'])} classes, got {unknown[0]}")
+    return data
+
+
+def checked_instance_model(value: Any, where: str) -> dict[str, Any]:
+    """Rule: metadata of an instance network of any version that has these keys."""
+    data: dict[str, Any] = _INSTANCE(value, where)
+    for name in ("view_px", "outline_px"):
+        if data.get(name, 0) % data["stride"]:
+            raise FormatError(f"{name} must be a multiple of the stride {data['stride']}, got {data[name]}")
+    for name in ("merge", "part"):
+        if name in data["rules"]:
+            _rule_weights(data["rules"][name], f"rules.{name}")
+    return data
+
+
+def instance_metadata(text: str) -> dict[str, Any]:
+    """Metadata of an instance network from JSON; raises FormatError."""
+    data: dict[str, Any] = parse(text, checked_instance_model, _MAX_BYTES)
+    return data
+
+
+def metadata_version(text: str, key: str) -> Any:
+    """The value of a version key in metadata, None where there is none; raises FormatError for what is no object."""
+    return parse(text, record({}), _MAX_BYTES).get(key)
 
 
 def weights_digest(weights: Iterable[Any]) -> str:

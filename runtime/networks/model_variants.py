@@ -7,7 +7,6 @@ network alone; the input size depends on the quality, too. Both are changes of a
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError, ModelError
+from ...schema import parse, record, to_json
 from .model_info import METADATA_KEY
 from .onnx_bytes import (
     INITIALIZER,
@@ -148,8 +148,8 @@ def with_metadata(model: bytes, change: Any) -> bytes:
     parts = []
     for kind, value, whole in fields(memoryview(model)):
         if kind == _METADATA and texts(value, _KEY) == [METADATA_KEY]:
-            metadata: Mapping[str, Any] = change(json.loads(texts(value, _VALUE)[0]))
-            entry = field(_KEY, METADATA_KEY.encode()) + field(_VALUE, json.dumps(metadata).encode())
+            metadata: Mapping[str, Any] = change(parse(texts(value, _VALUE)[0], record({})))
+            entry = field(_KEY, METADATA_KEY.encode()) + field(_VALUE, to_json(metadata).encode())
             parts.append(field(_METADATA, entry))
         else:
             parts.append(bytes(whole))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...errors import ModelError
 from .onnx_bytes import (
     INITIALIZER,
     INPUT,
@@ -31,6 +32,7 @@ from .onnx_bytes import (
 )
 
 FRAME, SMALL = "frame", "pre.small"
+MAX_SIDE_PX = 8192  # of what a network sees
 _FLOAT = 1
 # what fit_frame does: operator, result, attributes
 _CHAIN = [
@@ -66,7 +68,11 @@ class Front:
 
 def without_front(model: bytes) -> tuple[Front, bytes] | None:
     """What the preprocessing makes of a frame, and the model without it; None where it has none of tfiseg's,
-    needs the frame for more, or lies in several files."""
+    needs the frame for more, or lies in several files.
+
+    Raises:
+        ModelError: frames would be scaled to a size that is out of range.
+    """
     try:
         graph = graph_of(model)
         elsewhere, constants = weights_elsewhere(graph), _constants(graph)
@@ -75,12 +81,12 @@ def without_front(model: bytes) -> tuple[Front, bytes] | None:
     except (
         IndexError,
         StopIteration,
-        UnicodeDecodeError,
         ValueError,
     ):  # no ONNX, or none of ours: ONNX Runtime says what is wrong
         return None
     if elsewhere or kept is None or front is None:
         return None
+    _check_size(front)
     parts = [
         whole
         for number, value, whole in fields(graph)
@@ -88,6 +94,21 @@ def without_front(model: bytes) -> tuple[Front, bytes] | None:
     ]
     fresh = b"".join(parts) + field(INPUT, _float_picture(SMALL))
     return front, with_graph(model, fresh)
+
+
+def _check_size(front: Front) -> None:
+    """Refuse a preprocessing that makes of every frame one that fills the memory, or nothing."""
+    if front.fixed_hw is not None:
+        sides: tuple[float, ...] = front.fixed_hw
+    else:
+        assert front.long_side_px is not None
+        assert front.side_multiple is not None
+        sides = (float(front.long_side_px), float(front.side_multiple))
+    if not all(1 <= side <= MAX_SIDE_PX for side in sides):  # so written that NaN fails, too
+        raise ModelError(
+            f"the model scales frames to {' x '.join(f'{side:g}' for side in sides)} pixels, expected sides in "
+            f"1..{MAX_SIDE_PX}: export it again"
+        )
 
 
 def _is_kept(number: int, value: memoryview, kept: set[str]) -> bool:
@@ -102,23 +123,34 @@ def _nodes_without_front(graph: memoryview) -> set[str] | None:
     nodes = [
         (texts(v, NODE_INPUT), texts(v, NODE_OUTPUT), v) for number, v, _ in fields(graph) if number == NODE
     ]
-    makers = {outputs[0]: (inputs, value) for inputs, outputs, value in nodes}
-    chain, wanted = [], SMALL
-    while wanted in makers:
+    makers = {name: (inputs, value) for inputs, outputs, value in nodes for name in outputs}
+    if len(makers) < sum(len(outputs) for _, outputs, _ in nodes):
+        return None  # two nodes make the same tensor: no valid graph
+    chain: list[tuple[str, str, dict[str, int | bytes | list[int]]]] = []
+    wanted = SMALL
+    while wanted in makers and len(chain) <= len(_CHAIN):  # a graph with a cycle has no end
         inputs, value = makers[wanted]
         chain.append((texts(value, _NODE_OP)[0], wanted, _attributes(value)))
         wanted = inputs[0]
     if chain[::-1] != _CHAIN or wanted != FRAME:
         return None
-    left = [node for node in nodes if node[1] != [SMALL]]
     given_out = {texts(value, 1)[0] for number, value, _ in fields(graph) if number == OUTPUT}
-    while True:
-        needed = given_out.union(*(inputs for inputs, _, _ in left))
-        still = [node for node in left if not node[1][0].startswith("pre.") or needed.intersection(node[1])]
-        if len(still) == len(left):
-            break
-        left = still
-    return None if FRAME in needed else {outputs[0] for _, outputs, _ in left}
+    rest = [node for node in nodes if not node[1][0].startswith("pre.")]
+    read = _read_by(makers, given_out.union(*(inputs for inputs, _, _ in rest)))
+    kept = [*rest, *(node for node in nodes if node[1] != [SMALL] and read.intersection(node[1]))]
+    needed = given_out.union(*(inputs for inputs, _, _ in kept))
+    return None if FRAME in needed else {outputs[0] for _, outputs, _ in kept}
+
+
+def _read_by(makers: dict[str, tuple[list[str], memoryview]], wanted: set[str]) -> set[str]:
+    """Tensors of the preprocessing that are wanted, or read to make these; each is visited once."""
+    todo, found = [*wanted], set[str]()
+    while todo:
+        name = todo.pop()
+        if name in makers and name.startswith("pre.") and name != SMALL and name not in found:
+            found.add(name)
+            todo += makers[name][0]
+    return found
 
 
 def _attributes(node: memoryview) -> dict[str, int | bytes | list[int]]:

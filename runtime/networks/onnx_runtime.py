@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelError
+from .model_info import METADATA_KEY
 from .session import DEFAULT_PROVIDERS
 
 # it quantizes what a model leaves in float, one scale per tensor, and reads float16 biases wrongly
@@ -65,6 +66,29 @@ def start_session(
         # onnxruntime keeps them for a session that falls back to another provider: a copy of all weights
         session._model_bytes = None
     return session
+
+
+def run_session(session: Any, outputs: Sequence[str], inputs: dict[str, Any], name: object) -> list[Any]:
+    """The values of outputs; raises ModelError where ONNX Runtime can't compute them."""
+    try:
+        values: list[Any] = session.run(list(outputs), inputs)
+    except Exception as wrong:  # onnxruntime's errors share no base class
+        raise ModelError(f"ONNX Runtime can't run {name}: {first_line(wrong)}") from wrong
+    return values
+
+
+def first_line(wrong: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(wrong).strip() or type(wrong).__name__).splitlines()[0]
+
+
+def metadata_of(session: Any, name: object) -> str | None:
+    """The text of tfiseg's metadata in an open model, None without; raises ModelError where it is no text."""
+    try:
+        text: str | None = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    except UnicodeDecodeError as wrong:
+        raise ModelError(f"{name}: its metadata is no valid text: export it again") from wrong
+    return text
 
 
 def open_onnx(

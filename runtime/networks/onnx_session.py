@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from ...errors import ModelError
 from ...plugins.native import fit_frame
-from .model_info import METADATA_KEY, ModelInfo
+from .model_info import ModelInfo
 from .model_variants import AS_IS, Variant
 from .native_preprocessing import SMALL, without_front
-from .onnx_runtime import open_onnx
+from .onnx_runtime import metadata_of, open_onnx, run_session
 from .session import DEFAULT_PROVIDERS
 
 
@@ -56,7 +56,7 @@ class OnnxSession:
         elif variant == AS_IS:  # ONNX Runtime reads the file itself: its weights may lie in further files
             content = None
         self.session = open_onnx(self.path, threads, providers, provider_options, content)
-        text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        text = metadata_of(self.session, self.path)
         if text is None:
             raise ModelError(
                 f"{self.path} has no tfiseg metadata: to use your own network, run it yourself and hand its logits to tfiseg.cluster "
@@ -77,11 +77,27 @@ class OnnxSession:
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """The network's maps for one picture uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
         if self._front is None:
-            values = self.session.run(self._outputs, {"frame": image[None]})
+            values = run_session(self.session, self._outputs, {"frame": image[None]}, self.path)
         else:
             small = fit_frame(image, self._front.size_hw((image.shape[0], image.shape[1])))
-            values = self.session.run(self._outputs, {SMALL: small[None]})
-        return dict(zip(self._outputs, values, strict=True))
+            values = run_session(self.session, self._outputs, {SMALL: small[None]}, self.path)
+        maps = dict(zip(self._outputs, values, strict=True))
+        self._check(maps)
+        return maps
+
+    def _check(self, maps: dict[str, NDArray[np.float32]]) -> None:
+        """Raise ModelError where a map can't be one of a frame's."""
+        for name, value in maps.items():
+            is_map = value.ndim == 4 and value.shape[0] == 1 and min(value.shape) >= 1
+            if not is_map or not np.issubdtype(value.dtype, np.floating):
+                raise ModelError(
+                    f"{self.path}: its output {name} is {value.dtype} {value.shape}, expected float32 (1, C, h, w)"
+                )
+        classes, names = maps["logits"].shape[1], len(self.info.class_names)
+        if classes != names:
+            raise ModelError(
+                f"{self.path} gives logits of {classes} classes, its metadata names {names}: export it again"
+            )
 
     def close(self) -> None:
         """Nothing is held that outlives this object."""
