@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError, ModelError
+from ...errors import FormatError, InputError, ModelError, TfisegError
 from ...schema import parse, record, to_json
 from .model_info import METADATA_KEY
 from .onnx_bytes import (
@@ -62,8 +62,9 @@ class Variant:
                 model = without_heads(model) or model
             if self.long_side_px is not None:
                 model = with_long_side(model, self.long_side_px)
-        except (IndexError, StopIteration, UnicodeDecodeError, ValueError):  # ONNX Runtime says what is wrong
-            pass
+        except (IndexError, StopIteration, ValueError) as wrong:
+            if isinstance(wrong, TfisegError) and not isinstance(wrong, FormatError):
+                raise  # what was asked for can't be had; of a damaged file, ONNX Runtime says what is wrong
         return model
 
 

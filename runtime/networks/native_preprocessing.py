@@ -78,22 +78,22 @@ def without_front(model: bytes) -> tuple[Front, bytes] | None:
         elsewhere, constants = weights_elsewhere(graph), _constants(graph)
         kept = _nodes_without_front(graph)
         front = _front(constants)
+        if elsewhere or kept is None or front is None:
+            return None
+        parts = [
+            whole
+            for number, value, whole in fields(graph)
+            if number not in (NODE, INPUT) or _is_kept(number, value, kept)
+        ]
+        changed = with_graph(model, b"".join(parts) + field(INPUT, _float_picture(SMALL)))
     except (
         IndexError,
         StopIteration,
         ValueError,
-    ):  # no ONNX, or none of ours: ONNX Runtime says what is wrong
-        return None
-    if elsewhere or kept is None or front is None:
+    ):  # no ONNX or none of ours: ONNX Runtime says what is wrong
         return None
     _check_size(front)
-    parts = [
-        whole
-        for number, value, whole in fields(graph)
-        if number not in (NODE, INPUT) or _is_kept(number, value, kept)
-    ]
-    fresh = b"".join(parts) + field(INPUT, _float_picture(SMALL))
-    return front, with_graph(model, fresh)
+    return front, changed
 
 
 def _check_size(front: Front) -> None:

@@ -1,0 +1,86 @@
+"""Fuzz what tfiseg reads from outside, with fixed seeds: python tests/fuzz/fuzz.py [KIND ...] --inputs N --seconds S
+
+Prints a report as JSON. Exit status 1 after a crash, hang, traceback, or more than 2 GB of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import targets
+from children import Tally, try_input
+from page import REQUESTS_PER_SERVER, requests_to_a_viewer
+
+MAX_PEAK_MB = 2048
+_PROGRESS_S = 30.0
+# kind -> its share of the inputs
+SHARES = {
+    "models": 0.2,
+    "metadata": 0.2,
+    "records": 0.15,
+    "caches": 0.1,
+    "checkpoints": 0.05,
+    "pictures": 0.15,
+    "videos": 0.1,
+    "requests": 0.05,
+}
+_NEEDS = {"checkpoints": "torch", "requests": "aiohttp"}
+
+
+def fuzz(kind: str, inputs: int, seconds: float, first_seed: int) -> Tally:
+    """Try inputs of one kind until their number or the time is reached."""
+    tally, began = Tally(), time.monotonic()
+    told = began
+    with tempfile.TemporaryDirectory(prefix="tfiseg-fuzz-") as folder:
+        make: Callable[[int], Callable[[], object]] = (
+            requests_to_a_viewer if kind == "requests" else getattr(targets, kind)(Path(folder))
+        )
+        seed = first_seed
+        while tally.inputs < inputs and time.monotonic() - began < seconds:
+            if kind == "requests":
+                tally.add(seed, try_input(make(seed), seconds=120), REQUESTS_PER_SERVER)
+                seed += REQUESTS_PER_SERVER
+            else:
+                tally.add(seed, try_input(make(seed)))
+                seed += 1
+            if time.monotonic() - told > _PROGRESS_S:
+                told = time.monotonic()
+                print(f"{kind}: {tally.inputs} of {inputs}", file=sys.stderr, flush=True)
+    return tally
+
+
+def main() -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kinds", nargs="*", help=f"any of {', '.join(SHARES)} (default: all)")
+    parser.add_argument("--inputs", type=int, default=20_000, help="in total (default: 20000)")
+    parser.add_argument("--seconds", type=float, default=1e9, help="for each kind (default: no limit)")
+    parser.add_argument("--seed", type=int, default=0, help="the first one (default: 0)")
+    args = parser.parse_args()
+    targets.prepare()
+    kinds = args.kinds or [*SHARES]
+    whole = sum(SHARES[kind] for kind in kinds)
+    report, failed = {}, False
+    for kind in kinds:
+        if kind in _NEEDS and importlib.util.find_spec(_NEEDS[kind]) is None:
+            report[kind] = {"skipped": f"{_NEEDS[kind]} is not installed"}
+            continue
+        began = time.monotonic()
+        tally = fuzz(kind, round(args.inputs * SHARES[kind] / whole), args.seconds, args.seed)
+        report[kind] = {**tally.report(), "seconds": round(time.monotonic() - began, 1)}
+        failed |= bool(tally.failures) or tally.peak_mb > MAX_PEAK_MB
+        print(f"{kind}: {json.dumps(report[kind])}", file=sys.stderr, flush=True)
+    print(json.dumps(report, indent=1))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
