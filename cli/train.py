@@ -53,8 +53,14 @@ def _semantic(args: argparse.Namespace) -> int:
     from ..export.semantic.data import load_pictures
     from ..export.semantic.train import SemanticRecipe, train_semantic
 
+    pictures = load_pictures(args.images, args.semantic, args.confidence, args.more_data)
+    if args.teacher:
+        from ..export.semantic.teacher import teach
+
+        cache = args.checkpoint.with_suffix(".teacher.npy")
+        pictures = teach(pictures, args.teacher, SemanticRecipe.classes, cache)
     train_semantic(
-        load_pictures(args.images, args.semantic, args.confidence, args.more_data),
+        pictures,
         args.start or _imagenet(int(args.backbone[-1])),
         args.checkpoint,
         SemanticRecipe(

@@ -44,6 +44,13 @@ def add_semantic(kinds: Any, handler: Any) -> None:
         metavar="FILE",
         help="checkpoint or state dict to begin with (default: ImageNet weights)",
     )
+    verb.quality.add_argument(
+        "--teacher",
+        type=existing_network,
+        metavar="NET.onnx",
+        help="network with the same classes to learn from too, where no label by people contradicts it; "
+        "its class probabilities are kept beside the checkpoint",
+    )
     _add_learning_rate(verb)
 
 

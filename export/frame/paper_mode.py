@@ -118,7 +118,7 @@ class _Crops(Dataset[tuple[Tensor, ...]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         self.sampler.rng = np.random.default_rng([0, index])
-        image, class_map, _ = self.sampler.draw()
+        image, class_map, *_ = self.sampler.draw().arrays()
         features = self._features_of(image)
         h, w = features[0].shape[-2:]
         cells = cv2.resize(class_map, (w, h), interpolation=cv2.INTER_NEAREST).astype(np.int64)

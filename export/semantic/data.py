@@ -3,7 +3,7 @@ pasted in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,57 @@ _SMALL_SCALE_RANGE = (
 _MIN_PRESENT = 0.01  # share of the picture that a class covers before crops are centred on it
 _PASTE_AREA_PX = (600, 60_000)
 _PASTE_CONFIDENCE = 0.75
-_CENTRED = 0.75  # share of crops centred on a class drawn uniformly; the others show any place of any picture
+_CENTRED = 0.6  # share of crops centred on a class drawn uniformly; the others show any place of any scene
 _PASTED = 0.4  # share of crops that get a pasted object
 # share of crops made of four small views side by side: networks find small things only if they learn from
 # some
 _FOUR_VIEWS = 0.25
+_CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One training picture: ``image`` uint8 (H, W, 3) BGR, ``semantic`` uint8 (H, W), ``confidence`` uint8
-    (h, w), 0..255."""
+    """One training picture.
+
+    Attributes:
+        name: file name without extension.
+        image: uint8 (H, W, 3) BGR.
+        semantic: class map, uint8 (H, W), 255 = ignore.
+        confidence: of the class map, uint8 (h, w), 0..255.
+        pseudo_labeled: a network made the class map.
+        teacher: a teacher network's class probabilities, uint8 (g, k, C), 255 = certain, in a grid over the
+            whole picture; ``None``: no teacher.
+    """
 
     name: str
     image: NDArray[np.uint8]
     semantic: NDArray[np.uint8]
     confidence: NDArray[np.uint8]
+    pseudo_labeled: bool = False
+    teacher: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One training crop of S x S pixels.
+
+    Attributes:
+        image: uint8 (S, S, 3) BGR.
+        class_map: uint8 (S, S), 255 = ignore.
+        weight: confidence of the class map, float32 (S, S), 0..1.
+        teacher: class probabilities, uint8 (S / 4, S / 4, C), 255 = certain.
+        teacher_weight: float32 (S / 4, S / 4), 0..1.
+    """
+
+    image: NDArray[np.uint8]
+    class_map: NDArray[np.uint8]
+    weight: NDArray[np.float32]
+    teacher: NDArray[np.uint8]
+    teacher_weight: NDArray[np.float32]
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """Return the attributes in their order."""
+        return self.image, self.class_map, self.weight, self.teacher, self.teacher_weight
 
 
 def sure_of(picture: Picture) -> NDArray[np.uint8]:
@@ -98,7 +133,8 @@ def _load_folder(images: Path, semantic: Path, confidence: Path | None) -> list[
                 f"{image.shape[:2]}, got {class_map.dtype} {class_map.shape}"
             )
         sure = read_image(maps[1])[..., 0] if len(maps) > 1 else np.full((1, 1), 255, np.uint8)
-        pictures.append(Picture(path.stem, *(np.asarray(a, np.uint8) for a in (image, class_map, sure))))
+        arrays = (np.asarray(a, np.uint8) for a in (image, class_map, sure))
+        pictures.append(Picture(path.stem, *arrays, pseudo_labeled=confidence is not None))
     if not pictures:
         raise InputError(f"no picture in {images} has a class map of its name (NAME.png) in {semantic}")
     return pictures
@@ -107,12 +143,15 @@ def _load_folder(images: Path, semantic: Path, confidence: Path | None) -> list[
 class CropSampler:
     """Draws training crops, deterministic by seed.
 
-    ``draw()`` returns image uint8 (S, S, 3) BGR, class map uint8 (S, S) with 255 = ignore, and weight float32
-    (S, S) in [0, 1].
+    Crops that are not centered on a class come from pseudo-labeled pictures, if there are any: these are
+    scenes, while most labels by people are of pictures with one large object in the middle.
     """
 
     def __init__(self, pictures: list[Picture], classes: int, crop_px: int, seed: int) -> None:
         self.pictures = pictures
+        self.classes = classes
+        scenes = np.flatnonzero([p.pseudo_labeled for p in pictures])
+        self.scenes = scenes if len(scenes) else np.arange(len(pictures))
         self.crop_px = crop_px
         self.rng = np.random.default_rng(seed)
         counts = np.stack(
@@ -148,42 +187,39 @@ class CropSampler:
                     found.setdefault(int(class_id), []).append(cutout)
         return found
 
-    def draw(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
-        size = self.crop_px
+    def draw(self) -> Crop:
+        """Draw the next crop."""
         if self.rng.random() >= _FOUR_VIEWS:
-            return self._draw_view(size, _SCALE_RANGE)
-        half = size // 2
-        crop = (
-            np.empty((size, size, 3), np.uint8),
-            np.empty((size, size), np.uint8),
-            np.empty((size, size), np.float32),
-        )
-        for y in (0, half):
-            for x in (0, half):
-                view = self._draw_view(half, _SMALL_SCALE_RANGE)
-                pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]] = zip(crop, view, strict=True)
-                for whole, part in pairs:
-                    whole[y : y + half, x : x + half] = part
-        return crop
+            return self._draw_view(self.crop_px, _SCALE_RANGE)
+        half = self.crop_px // 2
+        views = [self._draw_view(half, _SMALL_SCALE_RANGE).arrays() for _ in range(4)]
+        rows = [[np.concatenate(pair, 1) for pair in zip(*views[i : i + 2], strict=True)] for i in (0, 2)]
+        return Crop(*(np.concatenate(pair) for pair in zip(*rows, strict=True)))
 
-    def _draw_view(
-        self, size: int, scale_range: tuple[float, float]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
+    def _draw_view(self, size: int, scale_range: tuple[float, float]) -> Crop:
         rng = self.rng
         centred = rng.random() < _CENTRED
         class_id = int(rng.choice(self.class_ids, p=self.class_odds))
-        index = int(rng.choice(self.showing[class_id])) if centred else int(rng.integers(len(self.pictures)))
+        index = int(rng.choice(self.showing[class_id] if centred else self.scenes))
         picture = self.pictures[index]
-        image, class_map, weight = self._crop(picture, class_id if centred else None, size, scale_range)
+        to_crop = self._placement(picture, class_id if centred else None, size, scale_range)
+        image = _warp_image(picture, to_crop, size)
+        class_map, weight = _warp_labels(picture, to_crop, size)
+        teacher, teacher_weight = self._warp_teacher(picture, class_map, to_crop)
         if self.cutouts and rng.random() < _PASTED:
+            before = class_map.copy(), weight.copy()
             self._paste(image, class_map, weight)
+            pasted = (class_map != before[0]) | (weight != before[1])
+            teacher_weight[pasted.reshape(size // 4, 4, -1, 4).any((1, 3))] = 0
+        crop = Crop(_jitter_colour(image, rng), class_map, weight, teacher, teacher_weight)
         if rng.random() < 0.5:
-            image, class_map, weight = image[:, ::-1], class_map[:, ::-1], weight[:, ::-1]
-        return _jitter_colour(image, rng), np.ascontiguousarray(class_map), np.ascontiguousarray(weight)
+            crop = Crop(*(np.ascontiguousarray(a[:, ::-1]) for a in crop.arrays()))
+        return crop
 
-    def _crop(
+    def _placement(
         self, picture: Picture, class_id: int | None, size: int, scale_range: tuple[float, float]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
+    ) -> NDArray[np.float64]:
+        """Return the 2 x 3 matrix from the picture's pixels to the crop's."""
         rng = self.rng
         h, w = picture.semantic.shape
         zoom = _LONG_SIDE_PX / max(h, w) * np.exp(rng.uniform(*np.log(scale_range)))
@@ -203,31 +239,34 @@ class CropSampler:
         for axis, (side, scale) in enumerate(((w, zoom_x), (h, zoom_y))):  # show as much picture as there is
             low, high = sorted((0.0, size - scale * side))
             to_crop[axis, 2] = np.clip(to_crop[axis, 2], low, high)
-        if zoom < 0.7:  # shrink by area first, as cameras and cv2.INTER_AREA do
-            small = cv2.resize(
-                picture.image,
-                (max(1, round(w * zoom_x)), max(1, round(h * zoom_y))),
-                interpolation=cv2.INTER_AREA,
-            )
-            shift = np.array([[1, 0, to_crop[0, 2]], [0, 1, to_crop[1, 2]]])
-            image = cv2.warpAffine(
-                small, shift, (size, size), flags=cv2.INTER_LINEAR, borderValue=(127, 127, 127)
-            )
-        else:
-            image = cv2.warpAffine(
-                picture.image, to_crop, (size, size), flags=cv2.INTER_LINEAR, borderValue=(127, 127, 127)
-            )
-        class_map = cv2.warpAffine(
-            picture.semantic, to_crop, (size, size), flags=cv2.INTER_NEAREST, borderValue=IGNORE
-        )
-        ch, cw = picture.confidence.shape
-        from_confidence = to_crop @ np.array([[w / cw, 0, 0], [0, h / ch, 0], [0, 0, 1]])
-        sure = cv2.warpAffine(picture.confidence, from_confidence, (size, size), flags=cv2.INTER_LINEAR)
-        return (
-            np.asarray(image, np.uint8),
-            np.asarray(class_map, np.uint8),
-            np.asarray(sure, np.float32) / np.float32(255),
-        )
+        return to_crop
+
+    def _warp_teacher(
+        self, picture: Picture, class_map: NDArray[np.uint8], to_crop: NDArray[np.float64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Return the teacher's probabilities at every fourth pixel of the crop, and where to trust them.
+
+        It has no weight where labels by people contradict it, nor at its own outlines, which are coarser than
+        those of labels.
+        """
+        side = len(class_map) // 4
+        if picture.teacher is None:
+            nothing = np.zeros((side, side, self.classes), np.uint8)
+            return nothing, np.zeros((side, side), np.float32)
+        h, w = picture.semantic.shape
+        gh, gw = picture.teacher.shape[:2]
+        from_grid = np.array([[w / gw, 0, w / gw / 2 - 0.5], [0, h / gh, h / gh / 2 - 0.5], [0, 0, 1]])
+        to_quarter = np.array([[0.25, 0, -0.375], [0, 0.25, -0.375], [0, 0, 1]])
+        move = (to_quarter @ np.vstack([to_crop, [0, 0, 1]]) @ from_grid)[:2]
+        shape = (side, side)
+        teacher = cv2.warpAffine(picture.teacher, move, shape, flags=cv2.INTER_LINEAR)
+        best = picture.teacher.argmax(2).astype(np.uint8)
+        inner = (cv2.erode(best, _CROSS) == cv2.dilate(best, _CROSS)).astype(np.float32)
+        weight = np.asarray(cv2.warpAffine(inner, move, shape, flags=cv2.INTER_LINEAR), np.float32)
+        labels = class_map[1::4, 1::4]
+        if not picture.pseudo_labeled:
+            weight[(labels != IGNORE) & (labels != teacher.argmax(2))] = 0
+        return np.asarray(teacher, np.uint8), weight
 
     def _paste(
         self, image: NDArray[np.uint8], class_map: NDArray[np.uint8], weight: NDArray[np.float32]
@@ -257,12 +296,41 @@ class CropSampler:
         weight[y0:y1, x0:x1][inside] = 1.0
 
 
+def _warp_image(picture: Picture, to_crop: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    image, move = picture.image, to_crop
+    if to_crop[0, 0] < 0.7:  # shrink by area first, as cameras and cv2.INTER_AREA do
+        h, w = picture.semantic.shape
+        small = (max(1, round(w * to_crop[0, 0])), max(1, round(h * to_crop[1, 1])))
+        image = np.asarray(cv2.resize(image, small, interpolation=cv2.INTER_AREA), np.uint8)
+        move = np.array([[1, 0, to_crop[0, 2]], [0, 1, to_crop[1, 2]]])
+    grey = (127, 127, 127)
+    warped = cv2.warpAffine(image, move, (size, size), flags=cv2.INTER_LINEAR, borderValue=grey)
+    return np.asarray(warped, np.uint8)
+
+
+def _warp_labels(
+    picture: Picture, to_crop: NDArray[np.float64], size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    shape = (size, size)
+    class_map = cv2.warpAffine(picture.semantic, to_crop, shape, flags=cv2.INTER_NEAREST, borderValue=IGNORE)
+    (h, w), (ch, cw) = picture.semantic.shape, picture.confidence.shape
+    from_confidence = to_crop @ np.array(
+        [[w / cw, 0, w / cw / 2 - 0.5], [0, h / ch, h / ch / 2 - 0.5], [0, 0, 1]]
+    )
+    # the border is repeated: a confidence of one pixel holds for the whole picture
+    sure = cv2.warpAffine(
+        picture.confidence, from_confidence, shape, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return np.asarray(class_map, np.uint8), np.asarray(sure, np.float32) / np.float32(255)
+
+
 def _jitter_colour(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    x = image.astype(np.float32)
-    x = (x - 127) * rng.uniform(0.7, 1.3) + 127 + rng.uniform(-25, 25)
-    grey = x.mean(2, keepdims=True)
-    x = grey + (x - grey) * rng.uniform(0.5, 1.4)
-    x *= rng.uniform(0.93, 1.07, 3).astype(np.float32)
+    contrast, brightness, saturation = rng.uniform(0.7, 1.3), rng.uniform(-25, 25), rng.uniform(0.5, 1.4)
+    gain = rng.uniform(0.93, 1.07, 3)
+    colours = np.eye(3) * saturation + (1 - saturation) / 3
+    offset = 127 - 127 * contrast + brightness
+    change = gain[:, None] * np.column_stack([contrast * colours, np.full(3, offset)])
+    x = cv2.transform(image, change)
     if rng.random() < 0.2:
         x = cv2.GaussianBlur(x, (0, 0), float(rng.uniform(0.4, 1.2)))
     if rng.random() < 0.2:
@@ -270,16 +338,16 @@ def _jitter_colour(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArra
     return np.clip(x, 0, 255).astype(np.uint8)
 
 
-class CropStream(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
-    """An endless stream of crops for a DataLoader: each worker draws from its own seed."""
+class CropStream(IterableDataset[tuple[Tensor, ...]]):
+    """An endless stream of crops for a DataLoader, as tuples of ``Crop.arrays``; each worker has its own
+    seed."""
 
     def __init__(self, sampler: CropSampler, seed: int) -> None:
         self.sampler = sampler
         self.seed = seed
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         worker = get_worker_info()
         self.sampler.rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         while True:
-            image, class_map, weight = self.sampler.draw()
-            yield torch.from_numpy(image), torch.from_numpy(class_map), torch.from_numpy(weight)
+            yield tuple(torch.from_numpy(array) for array in self.sampler.draw().arrays())

@@ -73,6 +73,20 @@ def loss_of(logits: Tensor, class_map: Tensor, weight: Tensor, class_weight: Ten
     return cross_entropy + 0.5 * (dice * present).sum() / present.sum().clamp(min=1)
 
 
+def teacher_loss(logits: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """Return the cross-entropy with a teacher's probabilities (distillation, Hinton et al. 2015).
+
+    Args:
+        logits: (N, C, S / 4, S / 4).
+        teacher: uint8 (N, S / 4, S / 4, C), see ``data.Crop``.
+        weight: float32 (N, S / 4, S / 4).
+    """
+    probability = teacher.permute(0, 3, 1, 2).float()
+    probability = probability / probability.sum(1, keepdim=True).clamp(min=1)
+    entropy = -(probability * logits.log_softmax(1)).sum(1)
+    return (entropy * weight).sum() / weight.sum().clamp(min=1)
+
+
 def network_size_hw(height: int, width: int, long_side_px: int = LONG_SIDE_PX) -> tuple[int, int]:
     """What a frame is scaled to: the longer side ``long_side_px``, both multiples of the coarsest stride."""
     zoom = np.float32(long_side_px) / np.float32(max(height, width))  # float32 as in the exported graph
@@ -236,11 +250,13 @@ def train_semantic(
         rate = learning_rate(step, recipe.steps)
         for group, top in zip(optimiser.param_groups, peak, strict=True):
             group["lr"] = top * rate
-        frames, class_map, weight = (t.to(device) for t in next(crops))
+        frames, class_map, weight, teacher, teacher_weight = (t.to(device) for t in next(crops))
         network.train()
         for module in still:
             module.eval()
-        loss = loss_of(network(to_input(frames))["logits"], class_map, weight, class_weight)
+        logits = network(to_input(frames))["logits"]
+        by_labels = loss_of(logits, class_map, weight, class_weight)
+        loss = by_labels + teacher_loss(logits, teacher, teacher_weight)
         value = descend([loss], network, optimiser, average, step, checkpoint)[0]
         running += (value - running) * max(0.02, 1 / (step - first + 1))
         bar.set_postfix(loss=f"{running:.3f}", refresh=False)

