@@ -26,6 +26,7 @@ _FIELDS = {
     "thorough": "thorough",
     "max_views": "max_views",
     "long_side": "long_side_px",
+    "tiles": "tiles",
     "scales": "scales",
     "flip": "flip",
     "threads": "threads",
@@ -138,6 +139,13 @@ def _add_pass_options(expert: Any) -> None:
         metavar="PX",
         help="longer side that the network scales frames to (default: the model's own; 512 with --quality "
         "best)",
+    )
+    expert.add_argument(
+        "--tiles",
+        type=int,
+        metavar="N",
+        help="for small objects in large frames: the frame and overlapping windows of 1/N of it, with class "
+        "maps N times as fine (default: 1, the frame alone)",
     )
     expert.add_argument(
         "--scales",

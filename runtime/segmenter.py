@@ -63,6 +63,9 @@ class Segmenter(MapClusterer):
             graph 16.
         long_side_px: longer side in pixels that the network scales frames to; default: the model's own, with
             ``quality="best"`` and the default network 512.
+        tiles: 2 means overlapping windows of half the frame's longer side beside the whole frame, with class maps
+            twice as fine: for small objects in large frames. As slow as its five or more passes. "balanced"
+            becomes "components".
         scales, flip: average class maps over several passes: overlapping windows (1.5: of two thirds of the
             frame's longer side each; 1: the whole frame) and mirror images. They have no instance heads, so
             "balanced" becomes "components". An engine must accept windows of that size.
@@ -96,6 +99,7 @@ class Segmenter(MapClusterer):
         thorough: bool | None = None,
         max_views: int | None = None,
         long_side_px: int | None = None,
+        tiles: int = 1,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         threads: int = 0,
@@ -147,12 +151,13 @@ class Segmenter(MapClusterer):
     def _averaging(self, settings: SegmenterSettings) -> Session:
         if not self.session.has("logits"):
             raise InputError(
-                f"{self.session.path} gives instances and no class logits, so scales and flip have nothing to "
+                f"{self.session.path} gives instances and no class logits, so tiles, scales and flip have nothing to "
                 "average. `tfiseg build --no-operator` makes an engine that gives logits."
             )
         if isinstance(self.session, GpuSession) and self.session.clusters:
-            _log.warning("scales and flip average class maps on the CPU: clustering runs there, too")
-        return MultiScaleSession(self.session, settings.scales, settings.flip)
+            _log.warning("tiles, scales and flip average class maps on the CPU: clustering runs there, too")
+        scales = settings.scales if settings.tiles == 1 else (1, settings.tiles)
+        return MultiScaleSession(self.session, scales, settings.flip, settings.tiles)
 
     def _open_refiner(self, settings: SegmenterSettings) -> None:
         refiner = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import InputError, did_you_mean
 from ..plugins.settings import MAX_INSTANCES, Split, check_min_area, split_table
 from .networks.model_variants import MAX_LONG_SIDE_PX, MIN_LONG_SIDE_PX
-from .networks.multi_scale import checked_scales
+from .networks.multi_scale import MAX_SCALE, checked_scales
 from .networks.session import DEFAULT_PROVIDERS
 
 QUALITIES = ("fast", "balanced", "best")
@@ -39,6 +39,7 @@ class SegmenterSettings:
     thorough: bool | None = None
     max_views: int | None = None
     long_side_px: int | None = None
+    tiles: int = 1
     scales: Sequence[float] = (1.0,)
     flip: bool = False
     threads: int = 0
@@ -62,6 +63,8 @@ class SegmenterSettings:
             raise InputError(
                 f"long_side_px must lie in {MIN_LONG_SIDE_PX}..{MAX_LONG_SIDE_PX}, got {self.long_side_px}"
             )
+        if not 1 <= self.tiles <= MAX_SCALE:
+            raise InputError(f"tiles must lie in 1..{MAX_SCALE:g}, got {self.tiles}")
         self._check_effects()
 
     def _check_effects(self) -> None:
@@ -76,13 +79,16 @@ class SegmenterSettings:
                 raise InputError(f'{name} has no effect without refine="components" or quality="best"')
         if self.several_passes and self.refine == "frame":
             raise InputError(
-                'scales and flip average class maps, and instance heads have no average: use refine="components"'
+                "tiles, scales and flip average class maps, and instance heads have no average: use "
+                'refine="components"'
             )
+        if self.tiles > 1 and self.scales != (1.0,):
+            raise InputError(f"tiles={self.tiles} stands for scales=(1, {self.tiles}): leave one of them out")
 
     @property
     def several_passes(self) -> bool:
         """Whether several passes over each frame are averaged."""
-        return self.flip or self.scales != (1.0,)
+        return self.flip or self.tiles > 1 or self.scales != (1.0,)
 
     @property
     def wanted_refine(self) -> str:

@@ -1,6 +1,5 @@
-"""A network that looks at each frame several times: at windows of it, too, each as large to the network as
-the whole frame (multi-scale inference), and at mirror images. Finer class maps for as many passes: for
-pictures and for labels, not for live video.
+"""Several passes of a network over each frame: windows of it, each scaled to the network's input size
+(multi-scale inference, tiles), and mirror images. For photos and labels rather than live video.
 """
 
 from __future__ import annotations
@@ -27,15 +26,17 @@ class MultiScaleSession:
         session: the network.
         scales: 1 is the whole frame; 1.5 windows of two thirds of its longer side, which overlap.
         flip: mirror images as well: twice the passes.
+        finer: the result's grid has this many times the rows and columns that the network has for a frame.
 
     Raises:
         InputError: see ``checked_scales``.
     """
 
-    def __init__(self, session: Session, scales: Sequence[float], flip: bool) -> None:
+    def __init__(self, session: Session, scales: Sequence[float], flip: bool, finer: int = 1) -> None:
         self._session = session
         self._scales = checked_scales(scales)
         self._flip = flip
+        self._finer = finer
         self.path = session.path
         self.info = session.info
 
@@ -44,12 +45,13 @@ class MultiScaleSession:
         return output == "logits"
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, Logits]:
-        """Logits float32 (1, C, h, w) of one picture uint8 (H, W, 3) BGR, on the grid that the network has
-        for the whole of it."""
-        whole = (
-            self._look(image) if 1 in self._scales else self._session.infer(image)["logits"][0]
-        )  # only for its grid
-        grid_hw = (whole.shape[1], whole.shape[2])
+        """Return logits float32 (1, C, h, w) of one picture uint8 (H, W, 3) BGR, on the grid that the network
+        has for the whole of it, or on a finer one."""
+        # without scale 1, this pass only tells the grid
+        whole = self._look(image) if 1 in self._scales else self._session.infer(image)["logits"][0]
+        grid_hw = (self._finer * whole.shape[1], self._finer * whole.shape[2])
+        if self._finer > 1:
+            whole = np.stack([cv2.resize(p, grid_hw[::-1], interpolation=cv2.INTER_LINEAR) for p in whole])
         looks = [whole if s == 1 else self._closer(image, s, grid_hw) for s in self._scales]
         return {"logits": np.mean(looks, axis=0, dtype=np.float32, keepdims=True)}
 

@@ -80,6 +80,26 @@ def test_windows_show_what_the_whole_frame_is_too_coarse_for():
     assert sharpest[1] > 1.5 * sharpest[0]
 
 
+def test_tiles_have_a_finer_grid():
+    """Lines of one pixel that the network's grid has no cells for."""
+    frame = np.zeros((240, 320, 3), np.uint8)
+    frame[:, 10::20] = 255
+    network = Colours((12, 16))
+    tiles = MultiScaleSession(network, (1.0, 4.0), flip=False, finer=4)
+    coarse, fine = (session.infer(frame)["logits"][0, 1] for session in (network, tiles))
+    assert fine.shape == (48, 64)
+    assert np.ptp(coarse) < 2
+    columns = fine[20].reshape(-1, 4).mean(0)  # four cells from one line to the next
+    assert columns.max() > 2 * columns.min()
+
+
+def test_tiles_and_scales_exclude_each_other():
+    with pytest.raises(InputError, match="tiles=2 stands for scales"):
+        tfiseg.Segmenter(tiles=2, scales=(1, 1.5))
+    with pytest.raises(InputError, match=r"tiles must lie in 1\.\.8, got 0"):
+        tfiseg.Segmenter(tiles=0)
+
+
 def test_mirror_images_take_a_networks_leaning_away():
     frame = ramp(120, 160)
     leaning = Colours(leaning=1.0)
