@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo docs test test-export test-zoo test-plugin test-engines test-packages lint clean
+.PHONY: demo docs test test-cpp test-export test-zoo test-plugin test-engines test-packages lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/tfiseg demo --out tfiseg-demo
@@ -19,6 +19,12 @@ test: $(VENV)/test.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+# The C++ library and samples against an installed prefix, and cross-compiled for a Jetson's CPU under qemu-user. `make test` runs
+# these tests as well; here, and in CI, a missing tool is a failure. .ci/run names Debian's packages.
+test-cpp: $(VENV)/test.stamp
+	TFISEG_TEST_CPP=1 ONNXRUNTIME_INCLUDE_DIR=$$(.ci/onnxruntime-headers $(VENV)/headers) $(BIN)/pytest \
+	  tests/plugins/test_abi.py tests/plugins/test_aarch64.py tests/plugins/test_install.py tests/samples/test_cpp.py
 
 # Training and export, in a venv of their own: torch is large. The pinned version is what CI tests.
 test-export:
@@ -38,7 +44,7 @@ test-zoo:
 test-plugin: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "tensorrt-rtx-cu13 >= 1.7, < 2"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps kernel-lens==2.0.1  # TensorRT's headers
-	TFISEG_TEST_PLUGIN=1 $(BIN)/pytest tests/plugins/test_plugin_library.py tests/samples/test_cpp.py
+	TFISEG_TEST_PLUGIN=1 $(BIN)/pytest tests/plugins/test_plugin_library.py
 
 # Engines, for real: TensorRT-RTX builds without a GPU. Every call is type-checked against TensorRT 10's own API.
 test-engines: $(VENV)/test.stamp

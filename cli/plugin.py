@@ -48,13 +48,20 @@ def add_plugin(verbs: Any) -> None:
         action="store_true",
         help="build: only the C API; needs no TensorRT headers",
     )
+    verb.expert.add_argument(
+        "--autoregister",
+        action="store_true",
+        help="path: of the library that registers the plugin when it is opened, for trtexec and Triton",
+    )
     verb.expert.add_argument("--force", action="store_true", help="build: even if the library exists")
 
 
 def _plugin(args: argparse.Namespace) -> int:
     from ..plugins.plugin_build import ARCHITECTURES, build_plugin
-    from ..plugins.plugin_library import default_path, describe, plugin_info, plugin_path
+    from ..plugins.plugin_library import autoregister_path, default_path, describe, plugin_info, plugin_path
 
+    if args.autoregister and args.what != "path":
+        raise InputError(f"--autoregister: no effect with `tfiseg plugin {args.what}`")
     if args.what == "build":
         path = args.output or default_path()
         if args.force or args.arch or args.without_tensorrt or not path.is_file():
@@ -69,6 +76,6 @@ def _plugin(args: argparse.Namespace) -> int:
         info = plugin_info()
         print(as_json(info) if args.json else describe(info))
     else:
-        path = plugin_path()
+        path = autoregister_path() if args.autoregister else plugin_path()
         print(as_json({"path": str(path)}) if args.json else path)
     return 0

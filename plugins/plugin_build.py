@@ -18,8 +18,9 @@ from typing import Any
 
 from ..errors import MissingDependencyError, TfisegError
 from ..files import whole_file
-from .plugin_library import LIBRARY, SOURCE, default_path, source_hash
+from .plugin_library import AUTOREGISTER_LIBRARY, LIBRARY, SOURCE, default_path, source_hash
 
+C_API_LIBRARY = "libtfiseg.so"  # without TensorRT, this is the whole library
 ARCHITECTURES = (
     "87",
     "89",
@@ -71,37 +72,48 @@ def build_plugin(
             f"can't write to {target.parent}: {wrong.strerror}; give another place with --output"
         ) from wrong
     log = target.with_suffix(".log")
+    options = [
+        "-DTFISEG_CUDA=ON",
+        f"-DTFISEG_ARCHITECTURES={';'.join(architectures)}",
+        f"-DTFISEG_TENSORRT={'ON' if headers else 'OFF'}",
+    ]
+    if headers:
+        options.append(f"-DTENSORRT_INCLUDE_DIR={headers}")
+        built = {LIBRARY: target, AUTOREGISTER_LIBRARY: target.with_name(AUTOREGISTER_LIBRARY)}
+    else:
+        built = {C_API_LIBRARY: target}
     with tempfile.TemporaryDirectory() as build, log.open("w") as kept:
-        options = [
-            f"-DTFISEG_ARCHITECTURES={';'.join(architectures)}",
-            f"-DTFISEG_TENSORRT={'ON' if headers else 'OFF'}",
-        ]
-        if headers:
-            options.append(f"-DTENSORRT_INCLUDE_DIR={headers}")
         environment = os.environ | {"CUDACXX": str(nvcc)}
         for command in (
             [cmake, "-S", SOURCE, "-B", build, *options],
             [cmake, "--build", build, "--parallel"],
         ):
             _run([str(part) for part in command], environment, kept, say, log)
-        built = Path(build) / LIBRARY
-        with whole_file(target) as part:
-            shutil.copyfile(built, part)
+        for name, place in built.items():
+            with whole_file(place) as part:
+                shutil.copyfile(Path(build) / name, part)
     report = kernel_report(log.read_text())
     spilling = [f"{k['kernel']} (sm_{k['architecture']})" for k in report if k["spill_bytes"]]
     if spilling:
         say(f"  registers spill to memory in: {', '.join(spilling)}")
-    facts = {
+    facts = _facts(report, architectures, nvcc, headers)
+    target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    return target
+
+
+def _facts(
+    report: Sequence[dict[str, Any]], architectures: Sequence[str], nvcc: Path, headers: Path | None
+) -> dict[str, Any]:
+    """Return what is written beside the library: what it was built from and with."""
+    return {
         "source": source_hash(),
         "architectures": sorted({k["architecture"] for k in report}, key=int)
         + ["PTX"] * ("native" not in architectures),
         "nvcc": _version_of(nvcc),
         "tensorrt_headers": _header_version(headers) if headers else None,
         "machine": f"{platform.system()} {platform.machine()}",
-        "kernels": report,
+        "kernels": list(report),
     }
-    target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
-    return target
 
 
 def _run(

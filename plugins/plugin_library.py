@@ -16,6 +16,7 @@ PLUGIN_NAME = "DisplacementFieldClustering"
 PLUGIN_VERSION = "1"
 PLUGIN_NAMESPACE = "tfiseg"
 LIBRARY = "libtfiseg_plugin.so"
+AUTOREGISTER_LIBRARY = "libtfiseg_plugin_autoregister.so"
 PATH_VARIABLE = "TFISEG_PLUGIN"
 SOURCE = Path(__file__).parent
 _WORD = text(500)
@@ -36,7 +37,11 @@ _FACTS = record(
 def source_hash() -> str:
     """Of everything that the library is built from: 12 hexadecimal digits."""
     digest = hashlib.sha256()
-    for path in [SOURCE / "CMakeLists.txt", *sorted((SOURCE / "csrc").iterdir())]:
+    folders = (SOURCE / "cmake", SOURCE / "csrc")
+    for path in [
+        SOURCE / "CMakeLists.txt",
+        *(file for folder in folders for file in sorted(folder.iterdir())),
+    ]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -63,6 +68,21 @@ def plugin_path() -> Path:
     raise TfisegError(
         f"the TensorRT plugin is not built: there is no {path}{said}. Build it with `tfiseg plugin build`, "
         f"or let {PATH_VARIABLE} name a {LIBRARY}"
+    )
+
+
+def autoregister_path() -> Path:
+    """Return the path of the library that registers the plugin when it is opened: trtexec --staticPlugins, Triton.
+
+    Raises:
+        TfisegError: it is not built.
+    """
+    path = plugin_path().with_name(AUTOREGISTER_LIBRARY)
+    if path.is_file():
+        return path
+    raise TfisegError(
+        f"the library that registers itself is not built: there is no {path}. "
+        "Build it with `tfiseg plugin build --force`, with TensorRT's headers"
     )
 
 

@@ -1,5 +1,8 @@
 import os
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,3 +23,51 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def eval_sets(shared: Path) -> Path:
     return shared / "data" / "eval"
+
+
+@pytest.fixture(scope="session")
+def require_tools() -> Callable[..., None]:
+    """require_tools("cmake", "pkg-config"): skip where a program is missing; with TFISEG_TEST_CPP set, fail."""
+
+    def require(*names: str) -> None:
+        if missing := [name for name in names if not shutil.which(name)]:
+            said = f"{', '.join(missing)} not found (.ci/run installs what these tests need)"
+            (pytest.fail if os.environ.get("TFISEG_TEST_CPP") else pytest.skip)(said)
+
+    return require
+
+
+@pytest.fixture(scope="session")
+def run_tool() -> Callable[..., str]:
+    """run_tool("cmake", ...): a command's output, stderr included; it must succeed."""
+
+    def run(*command: object, **options: object) -> str:
+        done = subprocess.run(
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cpp_prefix(
+    require_tools: Callable[..., None], run_tool: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The C++ library for the CPU as `cmake --install` leaves it, in a prefix that was moved afterwards."""
+    require_tools("cmake", "g++")
+    work = tmp_path_factory.mktemp("tfiseg")
+    build, installed, moved = work / "build", work / "installed", work / "moved" / "prefix"
+    source = Path(__file__).parent.parent / "plugins"
+    run_tool("cmake", "-S", source, "-B", build, "-DTFISEG_CUDA=OFF")
+    built = run_tool("cmake", "--build", build, "--parallel", "2")
+    assert "warning" not in built
+    run_tool("cmake", "--install", build, "--prefix", installed)
+    moved.parent.mkdir()
+    installed.rename(moved)
+    return moved

@@ -62,6 +62,63 @@ def test_only_its_api_is_visible(library):
     assert "cudart" not in needs
 
 
+def test_the_library_that_registers_itself_shows_the_c_api_alone(library):
+    twin = library.with_name(plugin_library.AUTOREGISTER_LIBRARY)
+    done = subprocess.run(["nm", "-D", "--defined-only", twin], capture_output=True, text=True, check=True)
+    names = {line.split()[-1] for line in done.stdout.splitlines()}
+    assert names
+    assert {n for n in names if not n.startswith("tfiseg_")} == set()
+    needs = subprocess.run(["ldd", twin], capture_output=True, text=True, check=True).stdout
+    assert "nvinfer" not in needs
+
+
+@pytest.fixture
+def registry_program(tmp_path) -> Path:
+    """A program with a plugin registry that opens the library."""
+    program = tmp_path / "plugin_autoregister"
+    flags = ("-std=c++17", "-O1", "-Xcompiler=-Wall,-Wextra,-Werror,-Wno-deprecated-declarations,-rdynamic")
+    headers = ("-isystem", find_tensorrt_headers())
+    subprocess.run(
+        [find_nvcc(), *flags, *headers, HERE / "plugin_autoregister.cpp", "-o", program, "-ldl"], check=True
+    )
+    return program
+
+
+def test_opening_it_registers_the_plugin(library, registry_program):
+    """As trtexec --staticPlugins and Triton do it: dlopen, and nothing else."""
+    twin = library.with_name(plugin_library.AUTOREGISTER_LIBRARY)
+    done = subprocess.run([registry_program, twin], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "tfiseg::DisplacementFieldClustering 1, creates plugins\n"
+    # the library for the registry's own loader registers nothing by itself
+    done = subprocess.run([registry_program, library], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_another_major_version_of_tensorrt_is_refused(library, registry_program):
+    twin = library.with_name(plugin_library.AUTOREGISTER_LIBRARY)
+    done = subprocess.run([registry_program, twin, "80601"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "was built for TensorRT 10, this process has version 8" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        ("pass", "found no TensorRT in this process"),
+        ("import tensorrt_rtx", "was built for TensorRT 10, this process has version 1"),
+    ],
+)
+def test_a_process_without_its_tensorrt_goes_on(library, first, says):
+    if "import" in first:
+        pytest.importorskip("tensorrt_rtx")
+    twin = library.with_name(plugin_library.AUTOREGISTER_LIBRARY)
+    code = f"import ctypes, sys; {first}; print(ctypes.CDLL(sys.argv[1]).tfiseg_api_version())"
+    done = subprocess.run([sys.executable, "-c", code, twin], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert says in done.stderr
+
+
 def test_its_interface(library, tmp_path):
     """Clones, formats, shapes, workspace, serialisation: driven by a C++ program as TensorRT would."""
     program = tmp_path / "plugin_interface"
@@ -149,6 +206,8 @@ def test_a_library_that_tensorrt_refuses_is_explained(tmp_path):
 def test_verbs(in_use, capsys):
     assert main(["plugin", "path"]) == 0
     assert capsys.readouterr().out.strip() == str(in_use)
+    assert main(["plugin", "path", "--autoregister"]) == 0
+    assert capsys.readouterr().out.strip() == str(in_use.with_name(plugin_library.AUTOREGISTER_LIBRARY))
     assert main(["plugin", "info", "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
     assert info["is_of_this_source"]
@@ -159,8 +218,8 @@ def test_verbs(in_use, capsys):
 
 def test_a_missing_library_is_a_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFISEG_PLUGIN", str(tmp_path / "no.so"))
-    for what in ("path", "info"):
-        assert main(["plugin", what]) == 1
+    for what in (["path"], ["path", "--autoregister"], ["info"]):
+        assert main(["plugin", *what]) == 1
         assert "`tfiseg plugin build`" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""The C++ sample: built from the source tree and against the plugin library, and equal to Python."""
+"""The C++ samples as a project of somebody else: a copy outside of the repository, built against an installed prefix."""
 
 import os
 import shutil
@@ -7,31 +7,83 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import tfiseg
+from tfiseg.runtime.networks.onnx_runtime import start_session
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
+from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
-SAMPLE = Path(__file__).parent.parent.parent / "samples" / "cpp"
+SAMPLES = Path(__file__).parent.parent.parent / "samples" / "cpp"
+HEADERS = [
+    Path(folder)
+    for folder in (
+        os.environ.get("ONNXRUNTIME_INCLUDE_DIR", ""),
+        "/usr/include/onnxruntime",
+        "/usr/local/include/onnxruntime",
+    )
+    if folder and Path(folder, "onnxruntime_cxx_api.h").is_file()
+]
+
+
+def onnxruntime_options(folder: Path) -> list[str]:
+    """Return CMake's options for the library of Python's onnxruntime, and headers of the system."""
+    if not HEADERS:
+        return []
+    library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+    for name in ("libonnxruntime.so.1", "libonnxruntime.so"):  # by its soname, by what CMake links
+        (folder / name).symlink_to(library)
+    return [
+        f"-DONNXRUNTIME_INCLUDE_DIR={HEADERS[0]}",
+        f"-DONNXRUNTIME_LIBRARY={folder / 'libonnxruntime.so'}",
+    ]
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory) -> Path:
-    """cluster_logits, with the operator compiled in; or linked to the library that TFISEG_PLUGIN names."""
-    folder = tmp_path_factory.mktemp("cpp")
-    library = os.environ.get("TFISEG_PLUGIN")
-    options = [f"-DTFISEG_LIBRARY={library}"] if library else []
-    if not shutil.which("cmake"):
-        pytest.skip("the C++ sample is built with CMake, which is not here")
-    done = subprocess.run(["cmake", "-S", SAMPLE, "-B", folder, *options], capture_output=True, text=True)
-    if "Could NOT find PNG" in done.stderr:
-        pytest.skip("the C++ sample writes PNG by libpng, whose development files are not here")
+def programs(cpp_prefix, run_tool, tmp_path_factory) -> Path:
+    """The built project's folder."""
+    work = tmp_path_factory.mktemp("robot")
+    project, build = work / "project", work / "build"
+    shutil.copytree(SAMPLES, project)
+    options = onnxruntime_options(work)
+    done = subprocess.run(
+        ["cmake", "-S", project, "-B", build, f"-DCMAKE_PREFIX_PATH={cpp_prefix}", *options],
+        capture_output=True,
+        text=True,
+    )
+    if "Could NOT find PNG" in done.stderr and not os.environ.get("TFISEG_TEST_CPP"):
+        pytest.skip("the C++ samples write PNG by libpng, whose development files are not here")
     assert done.returncode == 0, done.stderr
-    made = subprocess.run(["cmake", "--build", folder], capture_output=True, text=True)
-    assert made.returncode == 0, made.stdout + made.stderr
-    assert "warning" not in made.stderr
-    return folder / "cluster_logits"
+    assert "building it from" not in done.stdout  # the installed library is used
+    assert "warning" not in run_tool("cmake", "--build", build, "--parallel", "2")
+    return build
 
 
-def test_it_equals_python(program, tmp_path):
+def test_its_own_test_passes(programs, run_tool):
+    assert "100% tests passed" in run_tool("ctest", "--test-dir", programs)
+
+
+def test_its_programs_use_the_installed_library(programs, cpp_prefix, run_tool):
+    library = next(cpp_prefix.glob("lib*/libtfiseg.so.?"))
+    assert f"=> {library}" in run_tool("ldd", programs / "check_tfiseg")
+
+
+def test_in_the_repository_it_needs_no_installed_library(require_tools, run_tool, tmp_path):
+    require_tools("cmake")
+    said = run_tool("cmake", "-S", SAMPLES, "-B", tmp_path, "-DTFISEG_CUDA=OFF")
+    assert "tfiseg is not installed: building it from" in said
+
+
+def test_elsewhere_it_says_how_to_find_it(require_tools, tmp_path):
+    require_tools("cmake")
+    shutil.copytree(SAMPLES, tmp_path / "project")
+    command = ["cmake", "-S", tmp_path / "project", "-B", tmp_path / "build"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "give -DCMAKE_PREFIX_PATH=PREFIX" in done.stderr
+
+
+def test_it_equals_python(programs, tmp_path):
     rng = np.random.default_rng(4)
     logits = (
         np.stack([cv2.GaussianBlur(rng.normal(size=(60, 80)), (0, 0), 3) for _ in range(4)]).astype(
@@ -41,7 +93,7 @@ def test_it_equals_python(program, tmp_path):
     )
     np.save(tmp_path / "logits.npy", logits)
     done = subprocess.run(
-        [program, tmp_path / "logits.npy", tmp_path / "labels.png", "120", "160"],
+        [programs / "cluster_logits", tmp_path / "logits.npy", tmp_path / "labels.png", "120", "160"],
         capture_output=True,
         text=True,
     )
@@ -52,7 +104,7 @@ def test_it_equals_python(program, tmp_path):
     assert np.array_equal(cv2.imread(str(tmp_path / "labels.png"), cv2.IMREAD_UNCHANGED), expected.label_map)
 
 
-def test_bad_files_are_sentences(program, tmp_path):
+def test_bad_files_are_sentences(programs, tmp_path):
     np.save(tmp_path / "double.npy", np.zeros((2, 4, 4)))
     (tmp_path / "text.npy").write_text("no array")
     for name, says in (
@@ -61,7 +113,71 @@ def test_bad_files_are_sentences(program, tmp_path):
         ("nowhere.npy", "is no .npy file"),
     ):
         done = subprocess.run(
-            [program, tmp_path / name, tmp_path / "labels.png"], capture_output=True, text=True
+            [programs / "cluster_logits", tmp_path / name, tmp_path / "labels.png"],
+            capture_output=True,
+            text=True,
         )
+        assert done.returncode == 1
+        assert says in done.stderr
+
+
+@pytest.fixture(scope="module")
+def segment_frames(programs) -> Path:
+    program = programs / "segment_frames"
+    if not program.exists() and not os.environ.get("TFISEG_TEST_CPP"):
+        pytest.skip("segment_frames was left out: ONNX Runtime's headers or nlohmann_json are not here")
+    return program
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory) -> list[Path]:
+    """Two frames of different sizes with several objects."""
+    folder = tmp_path_factory.mktemp("frames")
+    paths = []
+    with SyntheticCamera(seed=3) as source:
+        for k, frame in zip(range(2), source, strict=False):
+            image = (
+                frame.image if k == 0 else cv2.resize(frame.image, (500, 333), interpolation=cv2.INTER_AREA)
+            )
+            paths.append(folder / f"frame{k}.png")
+            cv2.imwrite(str(paths[-1]), image)
+    return paths
+
+
+def labels_of(program: Path, frames: list[Path], out: Path) -> list[np.ndarray]:
+    done = subprocess.run([program, DEFAULT_MODEL, out, *frames], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("instances, network") == len(frames)
+    return [cv2.imread(str(out / frame.name), cv2.IMREAD_UNCHANGED).astype(np.int32) for frame in frames]
+
+
+def test_a_loop_without_python_finds_the_same_instances(segment_frames, frames, tmp_path):
+    """The network's whole graph through ONNX Runtime: bit for bit what Python makes of it."""
+    session = start_session(DEFAULT_MODEL, threads=os.cpu_count() or 1)
+    segmenter = tfiseg.Segmenter()
+    for path, labels in zip(frames, labels_of(segment_frames, frames, tmp_path), strict=True):
+        image = cv2.imread(str(path))
+        names = [output.name for output in session.get_outputs()]
+        maps = dict(zip(names, session.run(names, {"frame": image[None]}), strict=True))
+        expected = segmenter.cluster_maps(maps, image.shape[:2])
+        assert len(expected) > 1
+        assert np.array_equal(labels, expected.label_map)
+
+
+def test_a_loop_without_python_finds_what_the_segmenter_finds(segment_frames, frames, tmp_path):
+    """A Segmenter preprocesses natively, which differs from the graph by rounding."""
+    segmenter = tfiseg.Segmenter()
+    for path, labels in zip(frames, labels_of(segment_frames, frames, tmp_path), strict=True):
+        expected = segmenter(cv2.imread(str(path)))
+        assert labels.max() == len(expected)
+        assert (labels == expected.label_map).mean() > 0.99
+
+
+def test_a_model_of_somebody_else_is_a_sentence(segment_frames, frames, tmp_path):
+    for model, says in (
+        (SAMPLES / "CMakeLists.txt", "segment_frames: "),
+        (tmp_path / "no.onnx", "segment_frames: "),
+    ):
+        done = subprocess.run([segment_frames, model, tmp_path, frames[0]], capture_output=True, text=True)
         assert done.returncode == 1
         assert says in done.stderr

@@ -1,0 +1,17 @@
+# Headers, libraries, find_package(tfiseg) and pkg-config; the prefix may be moved afterwards.
+include(CMakePackageConfigHelpers)
+set(package ${CMAKE_INSTALL_LIBDIR}/cmake/tfiseg)
+file(RELATIVE_PATH prefix_of_pc ${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+string(REGEX REPLACE "/$" "" prefix_of_pc ${prefix_of_pc})
+configure_package_config_file(cmake/tfisegConfig.cmake.in tfisegConfig.cmake INSTALL_DESTINATION ${package})
+# before 1.0, a minor version may break the API
+write_basic_package_version_file(tfisegConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+configure_file(cmake/tfiseg.pc.in tfiseg.pc @ONLY)
+install(TARGETS tfiseg EXPORT tfisegTargets)
+install(EXPORT tfisegTargets NAMESPACE tfiseg:: DESTINATION ${package})
+install(FILES csrc/tfiseg.h csrc/tfiseg.hpp TYPE INCLUDE)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/tfisegConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/tfisegConfigVersion.cmake DESTINATION ${package})
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/tfiseg.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+if(TFISEG_TENSORRT)
+    install(TARGETS tfiseg_plugin tfiseg_plugin_autoregister)
+endif()

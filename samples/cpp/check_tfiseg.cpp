@@ -1,0 +1,78 @@
+// Does the installed library work? Two discs that touch become two instances, and wrong arguments become errors. Prints "ok".
+#include <tfiseg.hpp>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr tfiseg::Size kGrid{120, 180};
+constexpr uint8_t kClass = 3;
+
+std::vector<uint8_t> two_discs() {
+    std::vector<uint8_t> map(kGrid.area());
+    for (int32_t y = 0; y < kGrid.height; ++y)
+        for (int32_t x = 0; x < kGrid.width; ++x)
+            for (const int32_t center : {60, 110}) {
+                const int32_t dx = x - center, dy = y - 60;
+                if (dx * dx + dy * dy < 30 * 30) map[size_t(y * kGrid.width + x)] = kClass;
+            }
+    return map;
+}
+
+void expect(bool holds, const char *what) {
+    if (holds) return;
+    std::fprintf(stderr, "check_tfiseg: %s\n", what);
+    std::exit(1);
+}
+
+template <class Call>
+void expect_error(const Call &call, const char *part) {
+    try {
+        call();
+    } catch (const tfiseg::Error &error) {
+        expect(std::string(error.what()).find(part) != std::string::npos, error.what());
+        return;
+    }
+    expect(false, "an error was expected");
+}
+
+}  // namespace
+
+int main() {
+    expect(tfiseg_api_version() == TFISEG_API_VERSION, "header and library are of different versions");
+    const std::vector<uint8_t> map = two_discs();
+    tfiseg::Maps maps;
+    maps.class_map = map;
+    maps.grid = kGrid;
+
+    tfiseg::Clusterer clusterer;
+    const tfiseg::Result result = clusterer.cluster(maps);
+    const std::vector<tfiseg::Instance> found = result.instances();
+    expect(found.size() == 2, "two discs that touch are two instances");
+    expect(found[0].class_id == kClass && found[1].class_id == kClass && !found[0].touches_edge, "of the discs' class, inside the picture");
+    expect(result.label_map()[60 * 180 + 40] == 1 && result.label_map()[60 * 180 + 130] == 2 && result.label_map()[0] == 0, "numbered in raster order");
+
+    tfiseg::Settings whole;
+    whole.split = 0.0;  // connected components
+    expect(tfiseg::Clusterer(whole).cluster(maps).count() == 1, "one connected component");
+    whole.things = {7};
+    expect(tfiseg::Clusterer(whole).cluster(maps).count() == 0, "other classes are not countable");
+
+    tfiseg::Settings wrong;
+    wrong.split = 2.0;
+    expect_error([&] { tfiseg::Clusterer c(wrong); }, "ratios lie in 0..1");
+    wrong = {};
+    wrong.merge_rule.resize(12);
+    expect_error([&] { tfiseg::Clusterer c(wrong); }, "got 12");
+    wrong = {};
+    wrong.max_instances = 0;
+    expect_error([&] { tfiseg::Clusterer(wrong).cluster(maps); }, "cannot be clustered");
+    maps.grid = {120, 179};
+    expect_error([&] { clusterer.cluster(maps); }, "class_map has 21600 values, expected 21480");
+    std::puts("ok");
+    return 0;
+}
