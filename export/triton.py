@@ -20,6 +20,7 @@ from typing import Any
 import onnx
 
 from ..errors import EngineError, InputError, ModelError
+from ..plugins.plugin_library import AUTOREGISTER_LIBRARY
 from ..plugins.problem import TABLE_COLUMNS
 from ..runtime.inspect.model_file import FRAME_HW, described_tensor
 from ..runtime.inspect.onnx_layers import layer_precisions
@@ -34,6 +35,7 @@ from .onnx_import.agreement import MIN_AGREEMENT
 
 DEVICES = ("auto", "cpu", "gpu")
 MAX_BATCH = 8
+_PLUGIN_IN_CONTAINER = f"/plugins/{AUTOREGISTER_LIBRARY}"
 _QUEUE_DELAY_US = 1000  # of a frame's 33 ms
 _PARAMETER = "tfiseg"  # of config.pbtxt: the model's metadata, for clients
 _FRAMES = 4  # frames of the synthetic source to test a quantized network on
@@ -113,20 +115,28 @@ def write_repository(
     }
     for side, tensors in (("inputs", served.inputs), ("outputs", served.outputs)):
         config[side] = [_tensor(one, batched=bool(config["max_batch_size"])) for one in tensors]
-    portable = served.record is not None and served.record["built_with"].get("version_compatible")
-    options = " --backend-config=tensorrt,version-compatible=true" if portable else ""
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     files = {
         "config.pbtxt": _config_text(config, served, digest, instances, "gpu" if served.record else device),
         "labels.txt": "".join(f"{label}\n" for label in served.metadata["class_names"]),
-        "README.md": _readme(config, served, options),
+        "README.md": _readme(config, served, _server_options(served, _PLUGIN_IN_CONTAINER)),
     }
     _write(served, folder, name, files)
     return {
         "folder": str(folder / name),
         **config,
-        "serve": f"tritonserver --model-repository={folder.resolve()}{options}",
+        "serve": f"tritonserver --model-repository={folder.resolve()}"
+        + _server_options(served, "$(tfiseg plugin path --autoregister)"),
     }
+
+
+def _server_options(served: _Served, plugin: str) -> str:
+    """Return what an engine adds to the server's command; ``plugin``: path of the autoregister library."""
+    if served.record is None:
+        return ""
+    if served.record["built_with"].get("version_compatible"):
+        return " --backend-config=tensorrt,version-compatible=true"
+    return f" --backend-config=tensorrt,plugins={plugin}" if served.record.get("plugin") else ""
 
 
 def frames_per_call(max_batch_size: int) -> str:
@@ -217,13 +227,6 @@ def _engine(path: Path) -> _Served:
         raise EngineError(
             f"{path} was built with {made['flavour']}, but Triton runs engines of TensorRT only. Build it "
             "with `tfiseg build --target tensorrt --portable`, or serve the ONNX network"
-        )
-    if record.get("plugin") and not made.get("version_compatible"):
-        # the backend's `plugins` option and LD_PRELOAD only open a library; ours registers when TensorRT
-        # loads it
-        raise EngineError(
-            f"{path} needs the plugin library, which Triton can't register with TensorRT. Build an engine "
-            "that contains it with --portable, or serve the ONNX network"
         )
     max_frames = int(shapes["batch"])
     n = "batch" if max_frames > 1 else 1
@@ -330,6 +333,9 @@ def _readme(config: Mapping[str, Any], served: _Served, options: str) -> str:
             notes.append(
                 "The engine contains the clustering plugin; the option `version-compatible` lets the server "
                 "run its code."
+                if made.get("version_compatible")
+                else "The server opens the clustering plugin, which registers itself. Mount the library "
+                f"into the container: `-v $(tfiseg plugin path --autoregister):{_PLUGIN_IN_CONTAINER}`."
             )
     return f"""# {config["name"]}
 

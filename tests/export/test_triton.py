@@ -198,16 +198,20 @@ def test_an_engine_without_plugin_leaves_its_outputs_to_triton(tmp_path):
     assert "TensorRT 10.14.1, exactly" in (tmp_path / "a" / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"flavour": "tensorrt_rtx", "plugin": None}, "engines of TensorRT only"),
-        ({"portable": False}, "with --portable"),
-    ],
-)
-def test_engines_that_triton_cannot_load(tmp_path, settings, said):
-    with pytest.raises(EngineError, match=said):
-        write_repository(engine(tmp_path / "a.engine", **settings), tmp_path)
+def test_an_engine_that_does_not_contain_its_plugin_is_served_with_it(tmp_path):
+    report = write_repository(engine(tmp_path / "a.engine", portable=False), tmp_path)
+    option = "--backend-config=tensorrt,plugins="
+    assert report["serve"].endswith(f" {option}$(tfiseg plugin path --autoregister)")
+    readme = (tmp_path / "a" / "README.md").read_text()
+    assert f"--model-repository=/models {option}/plugins/libtfiseg_plugin_autoregister.so" in readme
+    assert "autoregister):/plugins/libtfiseg_plugin_autoregister.so`" in readme
+    assert "TensorRT 10.14.1, exactly" in readme
+    assert len(parsed(tmp_path / "a").output) == 4
+
+
+def test_engines_of_another_tensorrt_are_refused(tmp_path):
+    with pytest.raises(EngineError, match="engines of TensorRT only"):
+        write_repository(engine(tmp_path / "a.engine", flavour="tensorrt_rtx", plugin=None), tmp_path)
     assert not (tmp_path / "a").exists()
 
 

@@ -1,6 +1,7 @@
 """The C++ samples as a project of somebody else: a copy outside of the repository, built against an installed prefix."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -66,6 +67,17 @@ def test_its_own_test_passes(programs, run_tool):
 def test_its_programs_use_the_installed_library(programs, cpp_prefix, run_tool):
     library = next(cpp_prefix.glob("lib*/libtfiseg.so.?"))
     assert f"=> {library}" in run_tool("ldd", programs / "check_tfiseg")
+
+
+def test_the_guide_s_project_is_built_and_runs(cpp_prefix, run_tool, tmp_path):
+    page = (SAMPLES.parent.parent / "docs" / "guide" / "cpp.md").read_text()
+    for language, file in (("cmake", "CMakeLists.txt"), ("cpp", "robot.cpp")):
+        code = re.search(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+        assert code
+        (tmp_path / file).write_text(code[1])
+    run_tool("cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={cpp_prefix}")
+    run_tool("cmake", "--build", tmp_path / "build")
+    assert run_tool(tmp_path / "build" / "robot") == ""  # logits of zeros: background alone
 
 
 def test_in_the_repository_it_needs_no_installed_library(require_tools, run_tool, tmp_path):
