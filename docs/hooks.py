@@ -23,6 +23,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "plugins/README.md": "reference/plugin.md",
+    "samples/ros2/tfiseg_ros/README.md": "samples/tfiseg_ros.md",
     CSRC_HEADER: "reference/c-api.md",
     **{
         f"runtime/models/{card.name}": f"models/{card.name}"

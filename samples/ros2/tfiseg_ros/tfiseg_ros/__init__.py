@@ -1,0 +1,1 @@
+"""ROS 2 node around tfiseg: images in, instance masks out."""

@@ -1,0 +1,101 @@
+"""Real ROS 2 processes: the node, cameras and listeners, in a domain of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PACKAGE = HERE.parent.parent / "samples" / "ros2" / "tfiseg_ros"
+WAIT_S = 90  # until something has started; machines of CI are slow
+sys.path[:0] = [str(PACKAGE), str(HERE)]
+
+
+class Process:
+    """A program of the test; its output is read at its end."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        self._out = open(log, "w+")  # noqa: SIM115 - closed in ``kill``
+        self.popen = subprocess.Popen(command, env=environment, stdout=self._out, stderr=subprocess.STDOUT)
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, words: str, timeout_s: float = WAIT_S) -> None:
+        """Wait until the output contains some words."""
+        until = time.monotonic() + timeout_s
+        while words not in self.text:
+            assert self.popen.poll() is None, f"ended before {words!r}:\n{self.text}"
+            assert time.monotonic() < until, f"no {words!r} within {timeout_s} s:\n{self.text}"
+            time.sleep(0.05)
+
+    def result(self, timeout_s: float = WAIT_S) -> dict:
+        """What it printed last, after it ended by itself."""
+        assert self.popen.wait(timeout_s) == 0, self.text
+        return json.loads(self.text.splitlines()[-1])
+
+    def stop(self) -> dict:
+        """End it by SIGTERM and return what it printed last."""
+        self.popen.terminate()
+        return self.result()
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+        self._out.close()
+
+
+class Ros:
+    """Starts processes that find one another, and nobody else."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.domain = str(1 + os.getpid() % 100)
+        self.environment = {
+            **os.environ,
+            "ROS_DOMAIN_ID": self.domain,
+            "ROS_LOG_DIR": str(folder / "log"),
+            "RCUTILS_LOGGING_USE_STDOUT": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")]),
+        }
+        self.processes: list[Process] = []
+
+    def start(self, *command: str) -> Process:
+        log = self.folder / f"{len(self.processes)}.log"
+        process = Process([sys.executable, *command], self.environment, log)
+        self.processes.append(process)
+        return process
+
+    def node(self, *arguments: str, wait: bool = True, **parameters: object) -> Process:
+        """The node with parameters; waits until it segments."""
+        given = [word for k, v in parameters.items() for word in ("-p", f"{k}:={json.dumps(v)}")]
+        process = self.start("-m", "tfiseg_ros.node", "--ros-args", *given, *arguments)
+        if wait:
+            process.wait_for("segmenting")
+        return process
+
+    def peer(self, role: str, **options: object) -> Process:
+        return self.start(str(HERE / "peers.py"), role, json.dumps(options))
+
+    def listener(self, topics: dict[str, str] | None = None, **options: object) -> Process:
+        """A listener that has found its publishers."""
+        process = self.peer("listener", topics=topics or {"/tfiseg/label_map": "Image"}, **options)
+        process.wait_for("matched")
+        time.sleep(0.5)  # the publisher's view of the match
+        return process
+
+
+@pytest.fixture
+def ros(tmp_path):
+    pytest.importorskip("rclpy", reason="ROS 2 is not here: `make test-ros` brings it")
+    ros = Ros(tmp_path)
+    yield ros
+    for process in ros.processes:
+        process.kill()
