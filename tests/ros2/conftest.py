@@ -35,6 +35,11 @@ class Process:
             assert time.monotonic() < until, f"no {words!r} within {timeout_s} s:\n{self.text}"
             time.sleep(0.05)
 
+    def wait_for_more(self, topic: str, count: int) -> None:
+        """Wait until a listener has heard so many further messages."""
+        before = self.text.count(f"heard {topic} ")
+        self.wait_for(f"heard {topic} {before + count}\n")
+
     def result(self, timeout_s: float = WAIT_S) -> dict:
         """What it printed last, after it ended by itself."""
         assert self.popen.wait(timeout_s) == 0, self.text

@@ -213,7 +213,11 @@ def listener(options: dict) -> dict:
     heard = {topic: [] for topic in options["topics"]}
 
     def take(topic):
-        return lambda message: heard[topic].append(described(message, time.monotonic_ns()))
+        def append(message):
+            heard[topic].append(described(message, time.monotonic_ns()))
+            print(f"heard {topic} {len(heard[topic])}", flush=True)
+
+        return append
 
     for topic, kind in options["topics"].items():
         profile = 10 if kind == "DiagnosticArray" else qos(options)
