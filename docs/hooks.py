@@ -31,7 +31,7 @@ PAGES = {
     },
     **{
         str(sample.relative_to(ROOT)): f"samples/{sample.name}.md"
-        for pattern in ("samples/*.py", "samples/*/*.py", "samples/cpp/*.cpp")
+        for pattern in ("samples/*.py", "samples/*/*.py", "samples/cpp/*.cpp", "samples/deploy/*")
         for sample in ROOT.glob(pattern)
     },
 }
@@ -57,7 +57,8 @@ def _page_text(source: str) -> str:
     text = (ROOT / source).read_text()
     if source.endswith(".md"):
         return text
-    language = {".py": "python", ".cpp": "cpp"}[Path(source).suffix]
+    languages = {".py": "python", ".cpp": "cpp", ".service": "ini"}
+    language = "docker" if Path(source).stem == "Dockerfile" else languages[Path(source).suffix]
     return f"# {source}\n\n```{language}\n{text}```\n"
 
 
@@ -85,7 +86,7 @@ def _c_api() -> str:
         "# C API\n\n"
         f"This is `{CSRC_HEADER}`. It declares all of the API in plain C: the caller owns the memory and the stream. "
         "See [the plugin's page](../README.md#from-c-and-c) for how to link it and "
-        "[cluster_logits.cpp](../../samples/cpp/cluster_logits.cpp) for a complete program.\n\n"
+        "[C++](../../docs/guide/cpp.md) for programs.\n\n"
         f"```c\n{text}```\n"
     )
 

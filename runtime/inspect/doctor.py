@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..networks.machine import WHEELS, Machine
+from .check import MISSING, OK, OPTIONAL, WRONG, Check
 from .installation import NATIVE, Facts, plain_name
+from .jetson import jetson_checks
 
-OK, OPTIONAL, MISSING, WRONG = "ok", "optional", "missing", "wrong"
 _OPENCV = (
     "opencv-python",
     "opencv-python-headless",
@@ -32,17 +33,6 @@ _OLDEST = {
     "cmake": (3, 24),
 }
 _AGAIN = "pip install . in the repository"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line: ``state`` is "ok", "optional" (not here, and nothing asks for it), "missing" or "wrong";
-    ``mend`` what changes that."""
-
-    name: str
-    state: str
-    found: str
-    mend: str = ""
 
 
 def examine(facts: Facts) -> list[Check]:
@@ -96,13 +86,7 @@ def _checks(facts: Facts) -> Iterator[Check]:
     else:
         yield Check("network", MISSING, "the network that comes with tfiseg isn't installed", _AGAIN)
     yield from _gpu(facts.machine)
-    if facts.machine.l4t:
-        jetpack = (
-            f"JetPack {facts.machine.jetpack}"
-            if facts.machine.jetpack
-            else "package nvidia-jetpack not installed"
-        )
-        yield Check("Jetson", OK, f"L4T {facts.machine.l4t}, {jetpack}")
+    yield from jetson_checks(facts)
     for flavour in WHEELS:
         yield _tensorrt(facts, flavour)
     yield _plugin_check(facts)
@@ -168,6 +152,8 @@ def _opencv(facts: Facts) -> Check:
     ):  # opencv-python links them, the headless one does not
         mend = "pip uninstall -y opencv-python && pip install opencv-python-headless, or: sudo apt install libgl1 libglib2.0-0"
         return replace(check, mend=mend)
+    if re.search(r"_ARRAY_API|numpy\.core\.multiarray", check.found):  # the system's, compiled for numpy 1
+        return replace(check, mend='pip install "numpy<2", or: pip install opencv-python-headless')
     if check.state != OK:
         return check
     build = str(facts.modules["cv2"].details.get("build", ""))

@@ -1,0 +1,69 @@
+"""The systemd unit and the Dockerfiles: linted, and their commands are the program's own. They are not built here."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tfiseg.cli.main import _parser
+
+DEPLOY = Path(__file__).parent.parent.parent / "samples" / "deploy"
+DOCKERFILES = sorted(DEPLOY.glob("Dockerfile.*"))
+
+
+def found_tool(name: str) -> str:
+    path = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if path is None:
+        (pytest.fail if os.environ.get("TFISEG_TEST_CPP") else pytest.skip)(f"{name} is not here")
+    return str(path)
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_dockerfiles_are_linted(path):
+    done = subprocess.run([found_tool("hadolint"), path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_unit_is_verified(tmp_path):
+    """systemd's own check; the program stands for one that is installed."""
+    unit = tmp_path / "tfiseg.service"
+    text = (DEPLOY / "tfiseg.service").read_text()
+    unit.write_text(text.replace("/opt/tfiseg/.venv/bin/tfiseg", "/bin/true"))
+    done = subprocess.run([found_tool("systemd-analyze"), "verify", unit], capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if "tfiseg" in line]
+    assert (done.returncode, said) == (0, []), done.stderr
+
+
+def commands() -> list[str]:
+    """Return the arguments of each `tfiseg` call in the files."""
+    found = []
+    for path in (*DOCKERFILES, DEPLOY / "tfiseg.service"):
+        text = path.read_text().replace("\\\n#", " ").replace("\\\n", " ")
+        found += re.findall(
+            r"(?:^ExecStart=\S*/|&& |^#.* )tfiseg ((?:view|run|doctor|plugin) ?.*)$", text, re.MULTILINE
+        )
+    return [command.split(" && ")[0] for command in found]
+
+
+def test_commands_are_the_program_s(capsys):
+    assert len(commands()) >= 6
+    for command in commands():
+        arguments = shlex.split(command.replace("$PWD", "x"))
+        assert _parser().parse_args(arguments).verb == arguments[0]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_what_was_not_built_is_marked(path):
+    assert "Not built here" in path.read_text()
+
+
+def test_extras_exist():
+    setup = (DEPLOY.parent.parent / "setup.cfg").read_text()
+    for path in DOCKERFILES:
+        (extras,) = re.findall(r"source\[([\w,]+)\]", path.read_text())
+        for extra in extras.split(","):
+            assert re.search(rf"^{extra} =$", setup, re.MULTILINE), extra
