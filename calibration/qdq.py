@@ -55,41 +55,18 @@ def insert_qdq(
         scheme: how activations are quantized.
     """
     scales: dict[str, float] = {}
-
-    def pair(tensor: str, readers: Collection[str] | None) -> None:
-        scale, zero = scheme.scale_and_zero(*ranges[tensor])
-        scales[tensor] = scale
-        network.set_weight(f"{tensor}.scale", np.float32(scale))
-        network.set_weight(f"{tensor}.zero", np.asarray(zero, scheme.dtype))
-        factors = [f"{tensor}.scale", f"{tensor}.zero"]
-        for node in network.consumers.get(tensor, []):
-            if readers is None or node.name in readers:
-                node.input[:] = [f"{tensor}.dequantized" if i == tensor else i for i in node.input]
-        network.graph.node.extend(
-            [
-                helper.make_node(
-                    "QuantizeLinear", [tensor, *factors], [f"{tensor}.quantized"], name=f"{tensor}.quantize"
-                ),
-                helper.make_node(
-                    "DequantizeLinear",
-                    [f"{tensor}.quantized", *factors],
-                    [f"{tensor}.dequantized"],
-                    name=f"{tensor}.dequantize",
-                ),
-            ]
-        )
-
     nodes = {node.name: node for node in network.graph.node}
     kept = [layer for layer in find_layers(network) if layer not in layers]
     if not scheme.signed:
         for tensor in dict.fromkeys(layer.output for layer in layers):
             if tensor not in network.outputs:
-                pair(tensor, None)  # for all
+                scales[tensor] = _insert_pair(network, tensor, None, scheme, ranges)
                 _drop_saturated(network, tensor, scheme, *ranges[tensor])
         _guard(network, kept, layers)
     for tensor in dict.fromkeys(layer.input for layer in layers):
         if tensor not in scales:
-            pair(tensor, {layer.name for layer in layers})
+            readers = {layer.name for layer in layers}
+            scales[tensor] = _insert_pair(network, tensor, readers, scheme, ranges)
     for layer in layers:
         _weights(
             network,
@@ -100,6 +77,29 @@ def insert_qdq(
         )
     network.drop_unused_weights()
     network.sort()
+
+
+def _insert_pair(
+    network: Network,
+    tensor: str,
+    readers: Collection[str] | None,
+    scheme: Scheme,
+    ranges: Mapping[str, tuple[float, float]],
+) -> float:
+    """Insert Q and DQ between a tensor and its readers (None: all); return the scale."""
+    scale, zero = scheme.scale_and_zero(*ranges[tensor])
+    network.set_weight(f"{tensor}.scale", np.float32(scale))
+    network.set_weight(f"{tensor}.zero", np.asarray(zero, scheme.dtype))
+    factors, q, dq = [f"{tensor}.scale", f"{tensor}.zero"], f"{tensor}.quantized", f"{tensor}.dequantized"
+    for node in network.consumers.get(tensor, []):
+        if readers is None or node.name in readers:
+            node.input[:] = [dq if i == tensor else i for i in node.input]
+    pair = [
+        helper.make_node("QuantizeLinear", [tensor, *factors], [q], name=f"{tensor}.quantize"),
+        helper.make_node("DequantizeLinear", [q, *factors], [dq], name=f"{tensor}.dequantize"),
+    ]
+    network.graph.node.extend(pair)
+    return scale
 
 
 def _guard(network: Network, kept: Sequence[Layer], quantized: Sequence[Layer]) -> None:

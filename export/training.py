@@ -1,13 +1,15 @@
-"""Shared by all trainers: learning rate schedule, running average of weights, checkpoints."""
+"""Shared by all trainers: set-up, learning rate, progress, running average of weights, checkpoints."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -19,6 +21,14 @@ from .checkpoint import read_checkpoint
 HELD_SEED = 1_000_003  # added to a recipe's seed: composites that are never trained on
 
 
+def prepare(seed: int, threads: int | None = None) -> None:
+    """Set the seed and the CPU threads of torch, and stop OpenCV's threads."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's workers
+
+
 def learning_rate(step: int, steps: int, warm_up: int = 100) -> float:
     """Return the learning rate as a share of its peak: linear warm-up, then a cosine down to 0.3 %."""
     return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.003
@@ -27,6 +37,50 @@ def learning_rate(step: int, steps: int, warm_up: int = 100) -> float:
 def say(text: str) -> None:
     """Print a line above the progress bar, on stderr; stdout is for the report."""
     tqdm.write(text, file=sys.stderr)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, peak: Sequence[float], step: int, steps: int) -> None:
+    """Set the learning rate of each group for a step, given the peaks."""
+    rate = learning_rate(step, steps)
+    for group, top in zip(optimiser.param_groups, peak, strict=True):
+        group["lr"] = top * rate
+
+
+class Progress:
+    """Progress bar of a training run, with running means of the losses.
+
+    Args:
+        name: what is trained, e.g. "frame".
+        first, steps: the first step of this run, and the number of steps of the whole training.
+        losses: a name for each part of the loss.
+        quiet: show no bar.
+    """
+
+    def __init__(self, name: str, first: int, steps: int, losses: Sequence[str], quiet: bool = False) -> None:
+        self._names, self._means, self._count = losses, [0.0] * len(losses), 0
+        self._began = time.monotonic()
+        self._bar = tqdm(total=steps, initial=first, desc=f"train {name}", mininterval=5, disable=quiet)
+
+    def add(self, losses: Sequence[float]) -> None:
+        """Count one step with these losses."""
+        self._count += 1
+        share = max(0.02, 1 / self._count)
+        self._means = [m + (loss - m) * share for m, loss in zip(self._means, losses, strict=True)]
+        shown = (f"{name} {mean:.3f}" for name, mean in zip(self._names, self._means, strict=True))
+        self._bar.set_postfix_str(" ".join(shown), refresh=False)
+        self._bar.update()
+
+    def say(self, text: str) -> None:
+        """Print a line with the minutes since the start."""
+        say(f"{text}, {(time.monotonic() - self._began) / 60:.0f} min")
+
+    def say_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Print the scores of a validation."""
+        self.say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.close()
 
 
 @torch.no_grad()

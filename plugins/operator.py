@@ -65,57 +65,33 @@ def cluster(
 
     Args:
         semantic: class map, integers (H, W), 0 = background, 255 = ignore; or logits, floats (C, h, w).
-        displacement: float (2, H, W), (dy, dx) in grid pixels to the centre of each pixel's instance;
-            default: from shape.
-        boundary: float (H, W) in [0, 1], 1 = between two instances; an integer factor smaller than the grid
-            is allowed.
-        affinity: float (A, h, w) in [0, 1]: probability that a cell and the one at each offset lie on one
-            object; an integer factor smaller than the grid is allowed. Without a ``merge_rule``, it alone
-            decides what merges.
+        displacement: float (2, H, W), (dy, dx) in grid pixels from each pixel to the center of its instance.
+        boundary: float (H, W) in [0, 1], 1 = between two instances; or smaller by an integer factor.
+        affinity: float (A, h, w) in [0, 1], probability that a cell and the cell at each of
+            ``affinity_offsets`` lie on one object; as large as the grid, or smaller by an integer factor.
         scores: float (H, W) in [0, 1], per-pixel confidence; default: softmax of the logits, or 1.
         things: class ids that are countable, or one of them; default: all but 0.
-        split: "auto" decides each neck from its shape; a float cuts where saddle / peak is below it (0 =
-            never cut: connected components); {class id: float} does so for these classes and "auto" for the
-            others.
-        affinity_offsets: (A, 2) (dy, dx) of the affinity channels, in affinity cells.
-        merge_affinity: regions merge while their mean affinity is above it.
-        merge_rule: float (hidden * 19 + 1,), weights of a learned rule that decides from shape, affinity and
-            boundary together; it belongs to the network that made the affinities (csrc/tfiseg.h,
-            evidence_rule). Default: ``merge_affinity``.
-        part_rule: the same for a second look at what a boundary crosses: what it leaves of an instance is
-            clustered anew, by this rule, and parts of at least a fifth of it are instances of their own.
-            Needs ``affinity`` and ``boundary``. Default: no second look.
-        centre_radius: given displacements shorter than this mark centres; grid pixels.
-        sharpen: with a boundary: move cuts onto it within so many grid pixels, 0..32 (0: they stay where the
-            shape has them).
-        min_area: smaller instances are dropped; pixels of the result.
-        max_instances: at most this many are kept, the largest.
+        split: "auto" decides from the shape of each neck; a float cuts where saddle / peak is below it (0 =
+            never: connected components); {class id: float} sets it for these classes.
+        min_area: smallest instance to keep, in pixels of the result.
+        max_instances: maximum number of instances; the largest are kept.
+        affinity_offsets, merge_affinity, merge_rule, part_rule, centre_radius, sharpen: how to use the maps
+            of a network, see ``ClusterSettings``.
         output_size_hw: (H, W) of the result, with logits; default: the grid's.
         class_names: name of each class id, for the result.
         threads: CPU threads; default: all that the process may use.
 
-    Returns:
-        Instances.
-
     Raises:
-        InputError: the input is unusable; the message names what is wrong and how to mend it.
+        InputError: an argument is invalid; the message says which, and what is expected.
 
     Example:
         >>> instances = cluster(class_map)
         >>> [(i.class_id, i.area) for i in instances]
     """
-    settings = ClusterSettings(
-        things,
-        split,
-        min_area,
-        max_instances,
-        as_numpy(affinity_offsets, "affinity_offsets"),
-        merge_affinity,
-        None if merge_rule is None else as_numpy(merge_rule, "merge_rule"),
-        None if part_rule is None else as_numpy(part_rule, "part_rule"),
-        centre_radius,
-        sharpen,
-    )
+    rules = [None if rule is None else as_numpy(rule, "rule") for rule in (merge_rule, part_rule)]
+    offsets = as_numpy(affinity_offsets, "affinity_offsets")
+    learned = (offsets, merge_affinity, *rules, centre_radius, sharpen)
+    settings = ClusterSettings(things, split, min_area, max_instances, *learned)
     maps = (displacement, boundary, affinity, scores)
     problem = _checked_problem(semantic, *maps, settings, output_size_hw, batched=False)
     return _instances_of(cluster_native(problem, _checked_threads(threads)), class_names)[0]

@@ -45,20 +45,20 @@ class ClusterSettings:
 
     Args:
         things: class ids that are countable; None: all but 0.
-        split: "auto" decides each neck from its shape; a float cuts where saddle / peak is below it (0 =
-            never cut: connected components); {class id: float} does so for these classes and "auto" for the
-            others.
-        min_area: smaller instances are dropped; pixels of the result.
-        max_instances: at most this many are kept, the largest.
+        split: "auto" decides from the shape of each neck; a float cuts where saddle / peak is below it (0 =
+            never: connected components); {class id: float} sets it for these classes, the others are "auto".
+        min_area: smallest instance to keep, in pixels of the result.
+        max_instances: maximum number of instances; the largest are kept.
         affinity_offsets: int32 (A, 2), (dy, dx) of the affinity channels, in affinity cells.
         merge_affinity: regions merge while their mean affinity is above it.
         merge_rule: float32 (hidden * 19 + 1,), weights of a learned rule that decides from shape, affinity
-            and boundary together; it belongs to the network that made the affinities (csrc/tfiseg.h,
-            evidence_rule). None: ``merge_affinity``.
-        part_rule: as merge_rule, for the second look at pieces that a boundary crosses. None: no such look.
-        centre_radius: given displacements shorter than this mark centres; grid pixels.
-        sharpen: cuts move onto the boundary within so many grid pixels, 0..32; 0: they stay where the shape
-            has them.
+            and boundary together. It belongs to the network that computes the affinities (csrc/tfiseg.h,
+            evidence_rule). None: ``merge_affinity`` alone decides.
+        part_rule: the second-pass rule, weights as ``merge_rule``; needs affinity and boundary. What a
+            boundary cuts from an instance is clustered again by this rule, and parts of at least a fifth of
+            the instance become instances. None: no second pass.
+        centre_radius: displacements shorter than this mark centers; grid pixels.
+        sharpen: move cuts onto the boundary within this many grid pixels, 0..32; 0: keep the cuts.
 
     Raises:
         InputError: a value is out of range.

@@ -16,14 +16,14 @@ from ...calibration.gate import require_passed
 from ...errors import InputError, ModelError
 from ...files import write_whole
 from ...plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION, load_plugin, plugin_info
-from ...plugins.settings import AFFINITY_OFFSETS
+from ...plugins.settings import AFFINITY_OFFSETS, IGNORE, ClusterSettings
 from ...runtime.inspect.onnx_layers import layer_precisions
 from ...runtime.map_clusterer import usual_min_area
 from ...runtime.networks.engine_file import SUFFIX, write_engine
 from ...runtime.networks.model_info import METADATA_KEY, ModelInfo
 from ...runtime.networks.model_variants import Variant
 from .batching import with_batch
-from .clustering_node import graft_clustering
+from .clustering_node import MAX_INSTANCES, graft_clustering
 from .instance_engine import build_instance_engine, is_instance_network
 from .lower import LoweredNetwork, PrecisionSettings, lower
 from .precision_proof import prove
@@ -47,62 +47,51 @@ def build(
 
     Args:
         source: NAME.onnx in tfiseg's format (``tfiseg export``).
-        output: NAME.engine, or NAME.onnx for the target "onnxruntime". Next to it: the record
-            NAME.engine.json, the gate's report NAME.engine.gate.json and a picture of the worst frames,
-            NAME.engine.gate.png.
+        output: NAME.engine, or NAME.onnx for "onnxruntime"; also writes .json, .gate.json and .gate.png.
         target: "tensorrt", "rtx", "auto" (whichever is installed) or "onnxruntime".
-        precision: precision and accuracy gate; default: fp16.
-        settings: shapes and modes.
-        command: command that builds it again, for the record.
-        quiet: show no progress bars.
+        precision, settings: precision and accuracy gate (default: fp16); shapes and modes.
+        command, quiet: command that builds it again, for the record; show no progress bars.
 
     Returns:
         The record, with ``output``, ``bytes`` and ``timings_s``.
 
     Raises:
         GateError: the network differs too much from float32; only the report is written.
-        EngineError: TensorRT can't build the engine, or built it in another precision.
-        ModelError, InputError, SourceError, MissingDependencyError: see the messages.
+        EngineError: TensorRT can't build it, or built it in another precision.
     """
     precision, settings = precision or PrecisionSettings(), settings or BuildSettings()
     kind = None if target == CPU_TARGET else flavour(target)
     _check_output(output, kind)
     of_instances = is_instance_network(source)
     if not settings.operator and (kind is None or of_instances):
-        raise InputError(
-            "--no-operator is for engines of semantic networks: nothing else carries the operator"
-        )
+        raise InputError("--no-operator is only for engines of semantic networks")
     began = time.perf_counter()
     if of_instances:
         return build_instance_engine(source, output, kind, precision, settings, command, quiet)
     model, info = read_network(source)
-    # a missing library is an error before minutes are spent
-    plugin = _plugin(kind) if settings.operator else None
+    plugin = _plugin(kind) if settings.operator else None  # a missing library is an error at once
     output.parent.mkdir(parents=True, exist_ok=True)
-    sheet = (
-        output.with_name(output.name + GATE_SHEET)
-        if precision.gate and precision.precision != "fp32"
-        else None
-    )
+    compares = precision.gate and precision.precision != "fp32"
+    sheet = output.with_name(output.name + GATE_SHEET) if compares else None
     lowered = lower(model, precision, for_cpu=kind is None, sheet=sheet, quiet=quiet)
     _write_gate(output, lowered)
     timings = {"precision": time.perf_counter() - began}
+    searched = {"auto_exclude": lowered.searched} if lowered.searched else {}
     record: dict[str, Any] = {
         "built_from": source_record(source, command, precision.precision),
-        "precision": {"asked": precision.precision, "kept_high": lowered.kept},
+        "precision": {"asked": precision.precision, "kept_high": lowered.kept, **searched},
         "gate": lowered.gate,
         "model": info.extra,
     }
-    if lowered.searched:
-        record["precision"]["auto_exclude"] = lowered.searched
+    plan = b""
     if kind is None:
         record["precision"]["layers"] = _counts(lowered.model)
-        record["timings_s"] = {key: round(value, 2) for key, value in timings.items()}
-        size = _write_onnx(output, lowered.model)
-        return {**record, "output": str(output), "bytes": size}
-    plan = _build_plan(lowered.model, info, kind, settings, plugin, record, timings, quiet)
-    timings["total"] = time.perf_counter() - began
+    else:
+        plan = _build_plan(lowered.model, info, kind, settings, plugin, record, timings, quiet)
+        timings["total"] = time.perf_counter() - began
     record["timings_s"] = {key: round(value, 2) for key, value in timings.items()}
+    if kind is None:
+        return {**record, "output": str(output), "bytes": _write_onnx(output, lowered.model)}
     write_engine(output, plan, record)
     return {**record, "output": str(output), "bytes": len(plan)}
 
@@ -204,18 +193,22 @@ def _plugin(kind: Flavour | None) -> dict[str, Any] | None:
 def _add_clustering(model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings) -> onnx.ModelProto:
     profile, parameters = settings.profile, info.extra.get("clustering", {})
     fixed = profile.opt_hw if profile.min_hw == profile.max_hw else None
-    return graft_clustering(
-        model,
-        output_size_hw=fixed,
-        output_scale=info.stride,
-        things=info.things,
+    settings_of_node = ClusterSettings(
+        things=[c for c in info.things if 0 < c < IGNORE],
         split=parameters.get("split", "auto"),
         min_area=parameters.get("min_area", usual_min_area(profile.opt_hw)),
+        max_instances=MAX_INSTANCES,
         affinity_offsets=parameters.get("affinity_offsets", AFFINITY_OFFSETS),
-        affinity_stride=parameters.get("affinity_stride", 1),
         merge_rule=parameters.get("merge_rule"),
         part_rule=parameters.get("part_rule"),
         sharpen=parameters.get("sharpen", 0),
+    )
+    return graft_clustering(
+        model,
+        settings_of_node,
+        output_size_hw=fixed,
+        output_scale=info.stride,
+        affinity_stride=parameters.get("affinity_stride", 1),
     )
 
 

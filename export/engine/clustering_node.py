@@ -8,24 +8,17 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from ...errors import InputError
 from ...plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from ...plugins.problem import TABLE_COLUMNS
-from ...plugins.settings import (
-    AFFINITY_OFFSETS,
-    CENTRE_RADIUS,
-    IGNORE,
-    MERGE_AFFINITY,
-    MIN_AREA_PX,
-    Split,
-    split_table,
-)
+from ...plugins.settings import ClusterSettings
 
 DOMAIN = "tfiseg"
 OUTPUTS = ("label_map", "semantic_map", "count", "table")
@@ -36,19 +29,10 @@ _METADATA = "tfiseg.clustering_node"  # what strip_clustering needs to restore t
 
 def graft_clustering(
     model: onnx.ModelProto,
+    settings: ClusterSettings | None = None,
     *,
     output_size_hw: tuple[int, int] | None = None,
     output_scale: int = 1,
-    things: Iterable[int] | None = None,
-    split: Split = "auto",
-    min_area: int = MIN_AREA_PX,
-    max_instances: int = MAX_INSTANCES,
-    merge_affinity: float = MERGE_AFFINITY,
-    merge_rule: Sequence[float] | None = None,
-    part_rule: Sequence[float] | None = None,
-    centre_radius: float = CENTRE_RADIUS,
-    sharpen: int = 0,
-    affinity_offsets: Sequence[tuple[int, int]] = AFFINITY_OFFSETS,
     affinity_stride: int = 1,
     names: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
@@ -58,11 +42,10 @@ def graft_clustering(
         model: network with the output ``logits`` (N, C, h, w) and, optionally, ``displacement``
             (N, 2, h, w), ``boundary`` (N, 1, h, w) and ``affinity`` (N, A, h / stride, w / stride). They
             become the node's inputs. All have one type, float32 or float16.
+        settings: how to cluster; default: at most 256 instances, else the defaults.
         output_size_hw: (H, W) of the result; default: the grid's size times ``output_scale``.
         affinity_stride: grid pixels per affinity cell.
         names: other names of the outputs, e.g. ``{"logits": "output_0"}``.
-        things, split, min_area, max_instances, merge_affinity, merge_rule, part_rule, centre_radius, sharpen,
-            affinity_offsets: as in ``tfiseg.cluster``.
 
     Returns:
         The network with the outputs ``label_map`` int32 (N, H, W), ``semantic_map`` int32 (N, H, W),
@@ -80,52 +63,52 @@ def graft_clustering(
             f'the network has no output "logits", but {", ".join(known)}: pass names={{"logits": ...}}'
         )
     inputs = [value for value in taken.values() if value is not None]
-    attributes: dict[str, Any] = {
-        "plugin_version": PLUGIN_VERSION,
-        "plugin_namespace": PLUGIN_NAMESPACE,
-        "split": _ratios(split),
-        "min_area": min_area,
-        "max_instances": max_instances,
-        "merge_affinity": merge_affinity,
-        "centre_radius": centre_radius,
-        **{f"has_{name}": int(taken[name] is not None) for name in _EVIDENCE},
-    }
-    if things is not None:
-        attributes["things"] = sorted({int(c) for c in things if 0 < int(c) < IGNORE}) or [0]  # [0]: none
-    if taken["boundary"] is not None:
-        attributes["sharpen"] = sharpen
-    if taken["affinity"] is not None:
-        attributes |= {
-            "affinity_offsets_yx": [int(v) for pair in affinity_offsets for v in pair],
-            "affinity_stride": affinity_stride,
-        }
-        if merge_rule is not None:
-            attributes["merge_rule"] = [float(v) for v in merge_rule]
-        if part_rule is not None and taken["boundary"] is not None:
-            attributes["part_rule"] = [float(v) for v in part_rule]
+    attributes = _attributes(settings or ClusterSettings(max_instances=MAX_INSTANCES), taken, affinity_stride)
     if output_size_hw is not None:
         attributes["output_size"] = [int(side) for side in output_size_hw]
     else:
         attributes["output_scale"] = output_scale
-
+    node = helper.make_node(
+        PLUGIN_NAME, [v.name for v in inputs], OUTPUTS, name="tfiseg_clustering", domain=DOMAIN, **attributes
+    )
     grafted = onnx.ModelProto()
     grafted.CopyFrom(model)
     before = [base64.b64encode(o.SerializeToString()).decode() for o in model.graph.output]
     grafted.metadata_props.add(key=_METADATA, value=json.dumps({"outputs": before}))
     grafted.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    node = helper.make_node(
-        PLUGIN_NAME,
-        [v.name for v in inputs],
-        list(OUTPUTS),
-        name="tfiseg_clustering",
-        domain=DOMAIN,
-        **attributes,
-    )
     grafted.graph.node.append(node)
     rest = [o for o in model.graph.output if o not in inputs]
     del grafted.graph.output[:]
     grafted.graph.output.extend([*clustering_shapes(node, taken["logits"]), *rest])
     return grafted
+
+
+def _attributes(
+    settings: ClusterSettings, taken: Mapping[str, onnx.ValueInfoProto | None], affinity_stride: int
+) -> dict[str, Any]:
+    """Return the node's attributes, without its output size; those of absent inputs are left out."""
+    attributes: dict[str, Any] = {
+        "plugin_version": PLUGIN_VERSION,
+        "plugin_namespace": PLUGIN_NAMESPACE,
+        "split": _ratios(settings),
+        "min_area": settings.min_area,
+        "max_instances": settings.max_instances,
+        "merge_affinity": settings.merge_affinity,
+        "centre_radius": settings.centre_radius,
+        **{f"has_{name}": int(taken[name] is not None) for name in _EVIDENCE},
+    }
+    if settings.things is not None:
+        attributes["things"] = np.flatnonzero(settings.thing_flags).tolist() or [0]  # [0]: none
+    if taken["boundary"] is not None:
+        attributes["sharpen"] = settings.sharpen
+    if taken["affinity"] is not None:
+        attributes["affinity_offsets_yx"] = settings.affinity_offsets.ravel().tolist()
+        attributes["affinity_stride"] = affinity_stride
+        if settings.merge_rule is not None:
+            attributes["merge_rule"] = settings.merge_rule.tolist()
+        if settings.part_rule is not None and taken["boundary"] is not None:
+            attributes["part_rule"] = settings.part_rule.tolist()
+    return attributes
 
 
 def strip_clustering(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -188,7 +171,7 @@ def _times(size: int | str | None, scale: int) -> int | str | None:
     return f"{scale}*{size}"
 
 
-def _ratios(split: Split) -> list[float]:
+def _ratios(settings: ClusterSettings) -> list[float]:
     """Return the ratios as the node stores them: one if all classes agree; negative = by shape."""
-    ratios = [-1.0 if ratio != ratio else float(ratio) for ratio in split_table(split)]
+    ratios = [-1.0 if ratio != ratio else float(ratio) for ratio in settings.split_table]
     return ratios[:1] if len(set(ratios)) == 1 else ratios

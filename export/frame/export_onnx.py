@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxsim
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -23,6 +22,7 @@ from ..half_weights import store_as_half
 from ..model_file import check_difference, round_to_float32, write_whole_model
 from ..onnx_import.agreement import check_frames
 from ..onnx_import.onnx_network import with_opset
+from ..tracing import simplified, trace
 from .backbone_taps import FeatureReader, Tap, session_of
 from .heads import InstanceHeads
 
@@ -134,21 +134,8 @@ def _head_graph(
                 for k in times
             ),
         )
-    program = torch.onnx.export(
-        _Probabilities(heads),
-        tuple(example),
-        dynamo=True,
-        opset_version=opset,
-        input_names=[t.name for t in taps],
-        output_names=["affinity", "boundary"],
-        dynamic_shapes=shapes,
-        verbose=False,
-    )
-    assert program is not None
-    simple, sound = onnxsim.simplify(program.model_proto)
-    if not sound:
-        raise ModelError("onnxsim changed the heads' result: use another version of onnxsim")
-    return simple.graph
+    names, outputs = [t.name for t in taps], ["affinity", "boundary"]
+    return simplified(trace(_Probabilities(heads), tuple(example), names, outputs, shapes, opset)).graph
 
 
 def _append_heads(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphProto) -> onnx.ModelProto:

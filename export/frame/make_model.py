@@ -9,6 +9,7 @@ from typing import Any
 from ...runtime.refine.refiner import Refiner
 from ..engine.build import semantic_network
 from ..instance.bank import bank_summary, build_bank, typical
+from ..instance.rule_fitting import rules_report
 from ..instance.teacher import tell_instances
 from ..training import say
 from .backbone_taps import find_taps
@@ -38,19 +39,16 @@ def make_frame_model(
 ) -> dict[str, Any]:
     """Add instance heads to a semantic network and write ``output``.
 
-    Existing heads of ``model`` are replaced. The minimum area of objects is the teacher's.
-
     Args:
-        model: semantic network in tfiseg's format.
+        model: semantic network in tfiseg's format; existing heads are replaced.
         images, semantic, confidence, more: see ``load_pictures``; with the model's class ids.
         checkpoint: written during training; an existing one is resumed.
         output: NAME.onnx, written whole or not at all.
         recipe: settings of the training.
-        instance_model: the teacher; default: the instance network that comes with tfiseg.
+        instance_model: the teacher, whose minimum area is taken over; default: tfiseg's instance network.
         rule_composites: number of composites to fit the merge rules on.
         sheets: folder for pictures of composites.
-        workers: processes that make composites.
-        threads: CPU threads of torch.
+        workers, threads: processes that make composites, and CPU threads of torch.
         training_data: sentence for the metadata.
         quiet: show no progress bars.
 
@@ -75,16 +73,10 @@ def make_frame_model(
     part = output.with_name(f"{output.stem}.unruled.onnx")
     try:
         export_frame(network, taps, heads, part)
-        fits = fit_frame_rules(
-            material.held_composer(held_seed(recipe) + 1), part, rule_composites, recipe.seed, quiet
-        )
+        held = material.held_composer(held_seed(recipe) + 1)
+        fits = fit_frame_rules(held, part, rule_composites, recipe.seed, quiet)
     finally:
         part.unlink(missing_ok=True)
-    rules = {name: f.rule for name, f in fits.items()}
-    report = export_frame(
-        network, taps, heads, output, rules, images, training_data, teacher.session.min_area
-    )
-    report["rules"] = {
-        name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()
-    }
-    return report
+    rules, min_area = {name: f.rule for name, f in fits.items()}, teacher.session.min_area
+    report = export_frame(network, taps, heads, output, rules, images, training_data, min_area)
+    return report | {"rules": rules_report(fits)}

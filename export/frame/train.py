@@ -5,24 +5,29 @@ ONNX Runtime computes the semantic network's features, as at run time; only the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from ..instance.network import STRIDE
-from ..instance.targets import UNKNOWN, loss_of, pairs_told, targets_of
-from ..training import HELD_SEED, descend, learning_rate, load_checkpoint, save_checkpoint, say
+from ..instance.targets import LOSSES, UNKNOWN, loss_of, pairs_told, targets_of
+from ..training import (
+    HELD_SEED,
+    Progress,
+    descend,
+    load_checkpoint,
+    prepare,
+    save_checkpoint,
+    set_learning_rate,
+)
 from .backbone_taps import FeatureReader, Tap
 from .composites import SAME_SIZE, FrameComposer, FrameComposite, Material
 from .heads import InstanceHeads
@@ -126,59 +131,32 @@ def train_frame(
     Returns:
         Heads with averaged weights (EMA).
     """
-    if threads:
-        torch.set_num_threads(threads)
-    torch.manual_seed(recipe.seed)
-    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's workers
+    prepare(recipe.seed, threads)
     heads = InstanceHeads(taps)
     average = {k: v.clone() for k, v in heads.state_dict().items()}
-    optimiser = torch.optim.AdamW(
-        heads.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
+    optimiser = torch.optim.AdamW(heads.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     first = 0
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, asdict(recipe), "cpu")
         heads.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         average, first = state["average"], state["step"]
-    dataset = FeatureSet(
-        material.composer(recipe.seed),
-        model,
-        taps,
-        first * recipe.batch,
-        (recipe.steps - first) * recipe.batch,
-    )
+    count = (recipe.steps - first) * recipe.batch
+    dataset = FeatureSet(material.composer(recipe.seed), model, taps, first * recipe.batch, count)
     validation = FeatureSet(material.held_composer(held_seed(recipe)), model, taps, 0, _VALIDATED)
-    bar = tqdm(total=recipe.steps, initial=first, desc="train frame", mininterval=5, disable=quiet)
-    running, step, began = np.zeros(3), first, time.monotonic()
-    for given in DataLoader(
-        dataset, recipe.batch, num_workers=workers, prefetch_factor=2 if workers else None
-    ):
-        rate = learning_rate(step, recipe.steps)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * rate
-        features, (displacement, weight, affinity, boundary) = given[: len(taps)], given[len(taps) :]
+    progress = Progress("frame", first, recipe.steps, LOSSES, quiet)
+    batches = DataLoader(dataset, recipe.batch, num_workers=workers, prefetch_factor=2 if workers else None)
+    for step, given in enumerate(batches, first + 1):
+        set_learning_rate(optimiser, [recipe.learning_rate], step - 1, recipe.steps)
         heads.train()
-        parts = loss_of(heads(*features), (displacement, weight, affinity, boundary))
-        losses = descend(parts, heads, optimiser, average, step, checkpoint)
-        step += 1
-        running += (np.array(losses) - running) * max(0.02, 1 / (step - first))
-        bar.set_postfix_str(
-            "displacement {:.3f} affinity {:.3f} boundary {:.3f}".format(*running), refresh=False
-        )
-        bar.update()
+        parts = loss_of(heads(*given[: len(taps)]), tuple(given[len(taps) :]))
+        progress.add(descend(parts, heads, optimiser, average, step - 1, checkpoint))
         if step % _CHECKPOINT_EVERY == 0 or step == recipe.steps:
             state = {"kind": "frame", "network": heads.state_dict(), "optimiser": optimiser.state_dict()}
             save_checkpoint(checkpoint, state | {"average": average, "step": step, "recipe": asdict(recipe)})
         if step % (4 * _CHECKPOINT_EVERY) == 0 or step == recipe.steps:
-            scores = validate(_averaged(average, taps), validation, SAME_SIZE)
-            minutes = (time.monotonic() - began) / 60
-            say(
-                f"step {step}: "
-                + ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
-                + f", {minutes:.0f} min"
-            )
-    bar.close()
+            progress.say_scores(step, validate(_averaged(average, taps), validation, SAME_SIZE))
+    progress.close()
     return _averaged(average, taps)
 
 

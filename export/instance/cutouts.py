@@ -180,10 +180,7 @@ def write_cutouts(
     if not images.is_dir():
         raise InputError(f"there is no folder {images}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(
-            f"{output} is not an empty folder: what stands there would mix with new cutouts; remove it, or "
-            f"name another"
-        )
+        raise InputError(f"{output} is not an empty folder: remove it, or name another")
     if confidence is not None and semantic is None:
         raise InputError("--confidence says how sure --semantic is: give both")
     writable_folder(output)
@@ -205,8 +202,19 @@ def write_cutouts(
             )
     if not found:
         raise InputError(f"in none of {len(paths)} photos of {images} an object could be cut out")
-    class_ids = 1 + _kinds(np.stack([c.features for c in found]))
-    for cutout, class_id in zip(found, class_ids.tolist(), strict=True):
+    class_ids = (1 + _kinds(np.stack([c.features for c in found]))).tolist()
+    return {
+        "photos": len(paths),
+        "unreadable": unread,
+        "objects": len(found),
+        "classes": max(class_ids),
+        "sheets": _write_class_maps(found, class_ids, output),
+    }
+
+
+def _write_class_maps(found: list[_Cutout], class_ids: list[int], output: Path) -> list[str]:
+    """Write each cutout's class map, and contact sheets of all; returns the paths of the sheets."""
+    for cutout, class_id in zip(found, class_ids, strict=True):
         its = np.asarray(cv2.imdecode(np.frombuffer(cutout.png, np.uint8), cv2.IMREAD_UNCHANGED), np.uint8)
         if not cv2.imwrite(str(output / f"{cutout.path.stem}.png"), its * np.uint8(class_id)):
             raise InputError(f"can't write to {output}: is the disk full?")
@@ -214,13 +222,7 @@ def write_cutouts(
     for k in range(0, len(found), _SHOWN):
         sheets.append(str(output / f"sheet-{k // _SHOWN + 1}.jpg"))
         write_sheet([c.cell for c in found[k : k + _SHOWN]], _COLUMNS, Path(sheets[-1]))
-    return {
-        "photos": len(paths),
-        "unreadable": unread,
-        "objects": len(found),
-        "classes": int(class_ids.max()),
-        "sheets": sheets,
-    }
+    return sheets
 
 
 def _cell(photo: NDArray[np.uint8], mask: Mask, name: str) -> NDArray[np.uint8]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxsim
 import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
@@ -20,9 +19,9 @@ from ...plugins.settings import AFFINITY_OFFSETS
 from ...runtime.networks.instance_session import ANY_SIDE, INSTANCE_FORMAT
 from ...runtime.networks.model_info import METADATA_KEY, weights_digest
 from ...runtime.networks.open_session import open_instance_session
-from ..frame_graph import MODEL_IR_VERSION
 from ..half_weights import store_as_half
 from ..model_file import check_difference, round_to_float32, write_whole_model
+from ..tracing import model_of, simplified, trace
 from .network import DISPLACEMENT_UNIT_PX, STRIDE, InstanceNetwork, outline_px
 from .split_concat import part_convolutions
 from .train import load_start, to_input
@@ -91,32 +90,7 @@ def export_instance(
     views = rng.integers(0, 256, (2, view_px, view_px, 3), np.uint8)
     masks = (rng.random((2, view_px, view_px)) < 0.5).astype(np.uint8)
     whole = ViewMaps(network, outlines)
-    given = (torch.from_numpy(views), torch.from_numpy(masks))
-    batch = torch.export.Dim("views", min=1, max=1024)
-    names = ["displacement", "affinity", "boundary", *(["foreground"] if outlines else [])]
-    program = torch.onnx.export(
-        whole,
-        given,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["views", "masks"],
-        output_names=names,
-        dynamic_shapes=({0: batch}, {0: batch}),
-        verbose=False,
-    )
-    assert program is not None
-    traced = program.model_proto  # made anew each time that it is asked for
-    free_sides(traced)
-    model, sound = onnxsim.simplify(traced)
-    if not sound:
-        raise ModelError("onnxsim changed what the network computes: export with another onnxsim version")
-    part_convolutions(model)
-    casts, weights = store_as_half(model.graph.initializer)
-    graph = helper.make_graph(
-        [*casts, *model.graph.node], "tfiseg-instance", model.graph.input, model.graph.output, weights
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tfiseg")
-    model.ir_version = MODEL_IR_VERSION
+    model = _traced(whole, (torch.from_numpy(views), torch.from_numpy(masks)))
     metadata = {
         "instance_format": INSTANCE_FORMAT,
         "name": output.stem,
@@ -127,18 +101,30 @@ def export_instance(
         "rules": {name: round_to_float32(values) for name, values in rules.items()},
         "training_data": training_data,
         "licence": licence,
-        "weights_sha256": weights_digest(weights),
-        **{
-            key: value
-            for key, value in (("min_area", min_area), ("lone_odds", lone_odds))
-            if value is not None
-        },
+        "weights_sha256": weights_digest(model.graph.initializer),
     }
+    optional = {"min_area": min_area, "lone_odds": lone_odds}
+    metadata |= {key: value for key, value in optional.items() if value is not None}
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     with write_whole_model(model, output) as part:
         difference = _difference(whole, part, views, masks)
         check_difference(difference)
     return {"bytes": output.stat().st_size, "largest_difference": round(difference, 5), "metadata": metadata}
+
+
+def _traced(whole: ViewMaps, given: tuple[Tensor, Tensor]) -> onnx.ModelProto:
+    """The network as ONNX for any number and side of views, with weights stored as float16."""
+    batch = torch.export.Dim("views", min=1, max=1024)
+    names = ["displacement", "affinity", "boundary", *(["foreground"] if whole.outlines else [])]
+    traced = trace(whole, given, ["views", "masks"], names, ({0: batch}, {0: batch}), OPSET)
+    free_sides(traced)
+    model = simplified(traced)
+    part_convolutions(model)
+    casts, weights = store_as_half(model.graph.initializer)
+    graph = helper.make_graph(
+        [*casts, *model.graph.node], "tfiseg-instance", model.graph.input, model.graph.output, weights
+    )
+    return model_of(graph, OPSET)
 
 
 def free_sides(model: onnx.ModelProto) -> None:

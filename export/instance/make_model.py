@@ -17,7 +17,8 @@ from .composites import Composer
 from .contact_sheets import bank_sheet, composite_sheet
 from .export_onnx import ViewMaps, export_instance
 from .mask_refinement import RoughComposer, train_outlines
-from .rule_fitting import fit_rules
+from .network import InstanceNetwork
+from .rule_fitting import Look, fit_rules, rules_report
 from .train import InstanceRecipe, banks_of, held_seed, train_instance
 
 
@@ -59,16 +60,10 @@ def make_instance_model(
     train_outlines(
         network, banks, checkpoint.with_name(checkpoint.name + ".outlines"), recipe, workers, quiet
     )
-    maps = ViewMaps(network, outlines=False)
-
-    @torch.no_grad()
-    def infer(views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
-        return InstanceMaps(*(m.numpy() for m in maps(torch.from_numpy(views), torch.from_numpy(masks))))
-
     fits = fit_rules(
         banks.held,
         held_seed(recipe) + 1,
-        infer,
+        _inference(network),
         recipe.view_px,
         rule_composites,
         recipe.seed,
@@ -81,9 +76,15 @@ def make_instance_model(
     report = export_instance(
         network, output, recipe.view_px, rules, training_data, licence, outlines, min_area, odds
     )
-    report["rules"] = {
-        name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()
-    }
-    report["dropped"] = len(dropped)
-    report["lone_odds"] = odds
-    return report
+    return report | {"rules": rules_report(fits), "dropped": len(dropped), "lone_odds": odds}
+
+
+def _inference(network: InstanceNetwork) -> Look:
+    """The network as a function from views and masks to maps, in torch."""
+    maps = ViewMaps(network, outlines=False)
+
+    @torch.no_grad()
+    def infer(views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> InstanceMaps:
+        return InstanceMaps(*(m.numpy() for m in maps(torch.from_numpy(views), torch.from_numpy(masks))))
+
+    return infer

@@ -8,7 +8,6 @@ invented ones (``mask_noise.py``), or what the semantic network that comes with 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +19,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ...runtime.networks.onnx_session import OnnxSession
 from ...runtime.networks.session import DEFAULT_MODEL
 from ...runtime.refine.view import GREY, View, cut, cut_mask
-from ..training import descend, learning_rate, load_checkpoint, save_checkpoint, say
+from ..training import Progress, descend, load_checkpoint, save_checkpoint, set_learning_rate
 from .bank import bank_digest
 from .composites import Composer
 from .mask_noise import Mask, blurred, smooth_noise
@@ -131,12 +129,8 @@ def train_outlines(
     average = {k: v.clone() for k, v in head.state_dict().items()}
     optimiser = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=recipe.weight_decay)
     sides = (recipe.view_px, outline_px(recipe.view_px))
-    run = {
-        **asdict(recipe),
-        "bank": bank_digest(banks.used),
-        "network": _digest(network),
-        "sides": list(sides),
-    }
+    run = asdict(recipe) | {"bank": bank_digest(banks.used), "network": _digest(network)}
+    run["sides"] = list(sides)
     first = 0
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, run, str(device))
@@ -146,40 +140,28 @@ def train_outlines(
     composer = RoughComposer(banks.used, recipe.seed, recipe.view_px)
     count = (recipe.outline_steps - first) * recipe.batch
     composites = OutlineSet(composer, _FIRST + first * recipe.batch, count, recipe.batch, sides, first)
-    bar = tqdm(total=recipe.outline_steps, initial=first, desc="train outlines", mininterval=5, disable=quiet)
-    running, began = 0.0, time.monotonic()
+    progress = Progress("outlines", first, recipe.outline_steps, ["outlines"], quiet)
     batches = DataLoader(
         composites, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None
     )
     for step, (image, mask, wanted) in enumerate(batches, first):
-        for group in optimiser.param_groups:
-            group["lr"] = _RATE * learning_rate(step, recipe.outline_steps)
+        set_learning_rate(optimiser, [_RATE], step, recipe.outline_steps)
         with torch.no_grad():
             seen = network.look(*to_input(image.to(device), mask.to(device)))
         head.train()
         loss = F.binary_cross_entropy_with_logits(head(seen), wanted.to(device))
-        (value,) = descend([loss], head, optimiser, average, step, checkpoint)
-        running += (value - running) * max(0.02, 1 / (step + 1 - first))
-        bar.set_postfix_str(f"outlines {running:.3f}", refresh=False)
-        bar.update()
+        progress.add(descend([loss], head, optimiser, average, step, checkpoint))
         done = step + 1
         if done % CHECKPOINT_EVERY == 0 or done == recipe.outline_steps:
-            state = {
-                "head": head.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "average": average,
-                "step": done,
-                "recipe": run,
-            }
-            save_checkpoint(checkpoint, state)
-    bar.close()
+            state = {"head": head.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
+            save_checkpoint(checkpoint, state | {"step": done, "recipe": run})
+    progress.close()
     head.load_state_dict(average)
     network.eval()
-    minutes = (time.monotonic() - began) / 60
     for side in sides:
         scores = validate_outlines(network, banks, recipe, side)
         told = ", ".join(f"{k} {a:.3f} -> {b:.3f}" for k, (a, b) in scores.items())
-        say(f"outlines in views of {side} px: IoU of masks {told}, {minutes:.0f} min")
+        progress.say(f"outlines in views of {side} px: IoU of masks {told}")
     network.cpu()
 
 

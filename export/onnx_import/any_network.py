@@ -130,8 +130,7 @@ def export_any(
 
     Raises:
         InputError: an option doesn't fit.
-        ModelError: the network can't be loaded, converted or run, or labels agree on less than 99.5 % of
-            the pixels of a photo.
+        ModelError: the network doesn't load, convert or run, or labels of a photo agree by less than 99.5 %.
         MissingDependencyError: a package isn't installed.
     """
     if source in DEFAULTS:

@@ -19,24 +19,15 @@ from ...errors import ModelError
 from ..frame_graph import Layout, Part
 from .onnx_network import NetworkInput
 
-_MOVES_NO_PIXEL = (
-    "Identity",
-    "Cast",
-    "Squeeze",
-    "Unsqueeze",
-    "Reshape",
-    "Transpose",
-    "Flatten",
-)  # after an ArgMax
+# after an ArgMax
+_MOVES_NO_PIXEL = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Flatten")
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _PROBABILITY_EPS = 1e-6
 _CERTAIN = 20.0  # logit of the class of a class map: its softmax is 1 - 2e-9
 _NEVER = -1e4  # logit of a class that never wins, within float16's range
 # Grid cells per corner-aligned cell; one more cell balances the phases. Agreement of labels for a grid of
-# stride
-# 16, worst of 24 photos: 98.8 % with 2, 99.7 % with 4, 99.85 % with 6, 99.9 % with 8; 99.5 % with 4 and
-# without
-# the extra cell.
+# stride 16, worst of 24 photos: 98.8 % with 2, 99.7 % with 4, 99.85 % with 6, 99.9 % with 8; 99.5 % with 4
+# and without the extra cell.
 _FINER = 6
 
 
@@ -50,6 +41,7 @@ class Tail:
         removed: removed operators, from the end backwards.
         corners_hw: size to which the network upsampled with align_corners=True; None = half-pixel centers.
         squashed: a softmax, log-softmax or sigmoid was removed, so the tensor holds logits.
+        upsampled: a resize that enlarges was removed.
     """
 
     tensor: str
@@ -59,6 +51,7 @@ class Tail:
     removed: list[str] = field(default_factory=list)
     corners_hw: tuple[int, int] | None = None
     squashed: bool = False
+    upsampled: bool = False
 
     @property
     def channels(self) -> int:
@@ -110,48 +103,59 @@ def cut_tail(model: onnx.ModelProto, network: NetworkInput) -> Tail:
         return tail
     if tail.class_axis is None:
         tail.class_axis = class_axis_of(tail.shape, network.size_hw, network.layout)
-    upsampled = False
     while (node := producer.get(tail.tensor)) is not None and (
         before := shape(node.input[0]) if node.input else ()
     ):
         element = types[node.input[0]].elem_type
-        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        axis = tail.class_axis
-        if node.op_type in ("Identity", "Dropout") or (node.op_type == "Cast" and element in _FLOATS):
-            pass
-        elif node.op_type == "Sigmoid" or (
-            node.op_type in ("Softmax", "LogSoftmax") and settings.get("axis", -1) % len(before) == axis
-        ):
-            tail.squashed = True
-        elif node.op_type == "Squeeze" and axis == 0 and len(before) == 4 and 1 in (before[1], before[3]):
-            tail.class_axis = 1 if before[1] == 1 else 3
-        elif node.op_type == "Transpose" and len(before) == 4 and axis:
-            perm = [*settings.get("perm", (3, 2, 1, 0))]
-            if perm[0] != 0 or [perm[i] for i in (1, 2, 3) if i != axis] != [
-                i for i in (1, 2, 3) if i != perm[axis]
-            ]:
-                break  # transposes the image
-            tail.class_axis = perm[axis]
-        elif node.op_type in ("Resize", "Upsample") and len(before) == 4 and axis:
-            geometry = _geometry(settings, before, tail.shape, axis)
-            identity = before == tail.shape
-            if geometry is None or (upsampled and not identity):
-                break
-            if geometry == "align_corners" and not upsampled:
-                # a resize that changes no size is left over from a cut network: its mode still shows the
-                # geometry
-                sides = network.size_hw if identity else tuple(_spatial(tail.shape, axis))
-                if not identity or all(
-                    g > 1 and (s - 1) % (g - 1) == 0
-                    for s, g in zip(sides, _spatial(before, axis), strict=True)
-                ):
-                    tail.corners_hw = (sides[0], sides[1])
-            upsampled = upsampled or not identity
-        else:
+        if not _step_over(tail, node, before, element, network.size_hw):
             break
         tail.removed.append(node.op_type)
         tail.tensor, tail.shape, tail.element = node.input[0], before, element
     return tail
+
+
+def _step_over(
+    tail: Tail, node: onnx.NodeProto, before: tuple[int, ...], element: int, size_hw: tuple[int, int]
+) -> bool:
+    """Tell whether the operator replaces a node, and record in ``tail`` what the node did."""
+    settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    axis = tail.class_axis
+    if node.op_type in ("Identity", "Dropout") or (node.op_type == "Cast" and element in _FLOATS):
+        return True
+    if node.op_type == "Sigmoid" or (
+        node.op_type in ("Softmax", "LogSoftmax") and settings.get("axis", -1) % len(before) == axis
+    ):
+        tail.squashed = True
+        return True
+    if node.op_type == "Squeeze" and axis == 0 and len(before) == 4 and 1 in (before[1], before[3]):
+        tail.class_axis = 1 if before[1] == 1 else 3
+        return True
+    if len(before) != 4 or not axis:
+        return False
+    if node.op_type == "Transpose":
+        perm = [*settings.get("perm", (3, 2, 1, 0))]
+        sides_before = [perm[i] for i in (1, 2, 3) if i != axis]
+        if perm[0] != 0 or sides_before != [i for i in (1, 2, 3) if i != perm[axis]]:
+            return False  # transposes the image
+        tail.class_axis = perm[axis]
+        return True
+    return node.op_type in ("Resize", "Upsample") and _step_over_resize(tail, settings, before, axis, size_hw)
+
+
+def _step_over_resize(
+    tail: Tail, settings: dict[str, Any], before: tuple[int, ...], axis: int, size_hw: tuple[int, int]
+) -> bool:
+    geometry, identity = _geometry(settings, before, tail.shape, axis), before == tail.shape
+    if geometry is None or (tail.upsampled and not identity):
+        return False
+    if geometry == "align_corners" and not tail.upsampled:
+        # a resize that changes no size is left over from a cut network: its mode still shows the geometry
+        sides = size_hw if identity else tuple(_spatial(tail.shape, axis))
+        grid = _spatial(before, axis)
+        if not identity or all(g > 1 and (s - 1) % (g - 1) == 0 for s, g in zip(sides, grid, strict=True)):
+            tail.corners_hw = (sides[0], sides[1])
+    tail.upsampled = tail.upsampled or not identity
+    return True
 
 
 def _spatial(shape: tuple[int, ...], class_axis: int) -> list[int]:
@@ -226,65 +230,77 @@ def logit_nodes(
         map_classes: number of classes of a class map, which becomes one-hot.
         background: prepend a class that never wins, because class 0 is background for the operator.
     """
-    constants: list[onnx.TensorProto] = []
-    steps: list[tuple[str, list[str], dict[str, Any]]] = []
-
-    def constant(name: str, value: NDArray[Any]) -> str:
-        constants.append(numpy_helper.from_array(value, f"post.{name}"))
-        return f"post.{name}"
-
-    def channel_in_front(name: str, value: float) -> None:
-        pads = constant(f"{name}_pads", np.array([0, 1, 0, 0, 0, 0, 0, 0], np.int64))
-        steps.append(("Pad", [pads, constant(f"{name}_value", np.array(value, np.float32))], {}))
-
+    post = _PostNodes(tail.tensor)
     if tail.class_axis is None:
         assert map_classes is not None, "a class map has no number of classes"
-        ids = constant("class_ids", np.arange(map_classes, dtype=np.int64).reshape(1, -1, 1, 1))
-        steps += [
-            ("Reshape", [constant("map_shape", np.array([1, 1, *tail.grid_hw], np.int64))], {}),
-            ("Cast", [], {"to": TensorProto.INT64}),
-            ("Equal", [ids], {}),
-            ("Cast", [], {"to": TensorProto.FLOAT}),
-            ("Mul", [constant("certain", np.array(_CERTAIN, np.float32))], {}),
-        ]
+        post.one_hot(tail.grid_hw, map_classes)
     else:
         if tail.element != TensorProto.FLOAT:
-            steps.append(("Cast", [], {"to": TensorProto.FLOAT}))
+            post.add("Cast", to=TensorProto.FLOAT)
         if tail.class_axis == 0:
-            steps.append(("Unsqueeze", [constant("class_axis", np.array([1], np.int64))], {}))
+            post.add("Unsqueeze", post.constant("class_axis", np.array([1], np.int64)))
         if tail.class_axis == 3:
-            steps.append(("Transpose", [], {"perm": [0, 3, 1, 2]}))
+            post.add("Transpose", perm=[0, 3, 1, 2])
         if probabilities:
-            low, high = (
-                constant(n, np.array(v, np.float32))
-                for n, v in (("low", _PROBABILITY_EPS), ("high", 1 - _PROBABILITY_EPS))
-            )
-            steps.append(("Clip", [low, high], {}))
-            if tail.channels == 1:  # log(p / (1 - p)) = -log(1 / p - 1)
-                one = constant("one", np.array(1, np.float32))
-                steps += [("Reciprocal", [], {}), ("Sub", [one], {}), ("Log", [], {}), ("Neg", [], {})]
-            else:
-                steps.append(("Log", [], {}))
+            post.logarithm(is_binary=tail.channels == 1)
         if tail.channels == 1:  # softmax of [0, s] is [1 - p, p] with s the log-odds of p
-            channel_in_front("rest", 0)
+            post.channel_in_front("rest", 0)
     if background:
-        channel_in_front("background", _NEVER)
+        post.channel_in_front("background", _NEVER)
     if tail.corners_hw is not None:
-        rows, columns = (
-            _from_corners(g, side) for g, side in zip(tail.grid_hw, tail.corners_hw, strict=True)
-        )
-        steps += [
-            ("MatMul", [constant("columns", columns.T.copy())], {}),
-            ("MatMul", ["", constant("rows", rows)], {}),
-        ]
+        sides = zip(tail.grid_hw, tail.corners_hw, strict=True)
+        rows, columns = (_from_corners(grid, side) for grid, side in sides)
+        post.add("MatMul", post.constant("columns", columns.T.copy()))
+        post.add("MatMul", post.constant("rows", rows), constant_first=True)
+    return post.nodes(), post.constants
 
-    nodes, tensor = [], tail.tensor
-    for at, (kind, more, settings) in enumerate(steps):
-        name = f"post.{at}" if at + 1 < len(steps) else "logits"
-        inputs = [more[1], tensor] if more[:1] == [""] else [tensor, *more]
-        nodes.append(helper.make_node(kind, inputs, [name], **settings))
-        tensor = name
-    return nodes, constants
+
+class _PostNodes:
+    """A chain of nodes from a tensor to ``logits``."""
+
+    def __init__(self, tensor: str) -> None:
+        self.constants: list[onnx.TensorProto] = []
+        self._tensor = tensor
+        self._steps: list[tuple[str, list[str], bool, dict[str, Any]]] = []
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        self.constants.append(numpy_helper.from_array(value, f"post.{name}"))
+        return f"post.{name}"
+
+    def add(self, kind: str, *constants: str, constant_first: bool = False, **settings: Any) -> None:
+        self._steps.append((kind, list(constants), constant_first, settings))
+
+    def one_hot(self, grid_hw: tuple[int, int], classes: int) -> None:
+        ids = self.constant("class_ids", np.arange(classes, dtype=np.int64).reshape(1, -1, 1, 1))
+        self.add("Reshape", self.constant("map_shape", np.array([1, 1, *grid_hw], np.int64)))
+        self.add("Cast", to=TensorProto.INT64)
+        self.add("Equal", ids)
+        self.add("Cast", to=TensorProto.FLOAT)
+        self.add("Mul", self.constant("certain", np.array(_CERTAIN, np.float32)))
+
+    def logarithm(self, is_binary: bool) -> None:
+        low = self.constant("low", np.array(_PROBABILITY_EPS, np.float32))
+        self.add("Clip", low, self.constant("high", np.array(1 - _PROBABILITY_EPS, np.float32)))
+        if is_binary:  # log(p / (1 - p)) = -log(1 / p - 1)
+            self.add("Reciprocal")
+            self.add("Sub", self.constant("one", np.array(1, np.float32)))
+            self.add("Log")
+            self.add("Neg")
+        else:
+            self.add("Log")
+
+    def channel_in_front(self, name: str, value: float) -> None:
+        pads = self.constant(f"{name}_pads", np.array([0, 1, 0, 0, 0, 0, 0, 0], np.int64))
+        self.add("Pad", pads, self.constant(f"{name}_value", np.array(value, np.float32)))
+
+    def nodes(self) -> list[onnx.NodeProto]:
+        made, tensor = [], self._tensor
+        for at, (kind, constants, constant_first, settings) in enumerate(self._steps):
+            name = f"post.{at}" if at + 1 < len(self._steps) else "logits"
+            inputs = [*constants, tensor] if constant_first else [tensor, *constants]
+            made.append(helper.make_node(kind, inputs, [name], **settings))
+            tensor = name
+        return made
 
 
 def _from_corners(grid: int, side: int) -> NDArray[np.float32]:

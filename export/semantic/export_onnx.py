@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxsim
 import torch
 from onnx import TensorProto, helper
 
@@ -21,11 +20,12 @@ from ...errors import InputError, ModelError
 from ...runtime.networks.model_info import FORMAT_VERSION, METADATA_KEY, weights_digest
 from ...runtime.networks.onnx_runtime import start_session
 from ..checkpoint import read_checkpoint
-from ..frame_graph import MODEL_IR_VERSION, PixelFormat, frame_value, long_side_nodes, pixel_nodes
+from ..frame_graph import PixelFormat, frame_value, long_side_nodes, pixel_nodes
 from ..half_weights import store_as_half
 from ..model_file import write_whole_model
 from ..onnx_import.agreement import MIN_AGREEMENT, check_frames
 from ..onnx_import.class_lists import VOC21
+from ..tracing import model_of, simplified, trace
 from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
 from .train import BACKBONES, LONG_SIDE_PX, network_size_hw, predict_logits
 
@@ -79,31 +79,8 @@ def export_semantic(
     """
     network = load_checkpoint(checkpoint)
     classes = int(network.heads["logits"].out_channels)  # type: ignore[arg-type]
-    names = class_names or (
-        VOC21 if classes == len(VOC21) else ("background", *(f"class {i}" for i in range(1, classes)))
-    )
-    if len(names) != classes:
-        raise InputError(
-            f"the network has {classes} classes (background first), got {len(names)} names: "
-            f"{', '.join(names)}"
-        )
-    example = torch.zeros(1, 3, 8 * SIDE_MULTIPLE, 12 * SIDE_MULTIPLE)
-    rows, columns = torch.export.Dim("rows", min=1, max=128), torch.export.Dim("columns", min=1, max=128)
-    program = torch.onnx.export(
-        _Logits(network),
-        (example,),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_shapes=({2: SIDE_MULTIPLE * rows, 3: SIDE_MULTIPLE * columns},),
-        verbose=False,
-    )
-    assert program is not None
-    simple, sound = onnxsim.simplify(program.model_proto)
-    if not sound:
-        raise ModelError("onnxsim changed what the network computes: export with another onnxsim version")
-    model = _assembled(simple, classes, long_side_px, half_weights)
+    names = _checked_names(class_names, classes)
+    model = _assembled(_traced(network), classes, long_side_px, half_weights)
     metadata = {
         "format_version": FORMAT_VERSION,
         "name": output.stem,
@@ -132,6 +109,17 @@ def export_semantic(
     }
 
 
+def _checked_names(given: Sequence[str] | None, classes: int) -> Sequence[str]:
+    if given is None:
+        return VOC21 if classes == len(VOC21) else ("background", *(f"class {i}" for i in range(1, classes)))
+    if len(given) != classes:
+        names = ", ".join(given)
+        raise InputError(
+            f"the network has {classes} classes (background first), got {len(given)} names: {names}"
+        )
+    return given
+
+
 class _Logits(torch.nn.Module):
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
@@ -141,6 +129,14 @@ class _Logits(torch.nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.network(image)["logits"]
         return logits
+
+
+def _traced(network: SegmentationNetwork) -> onnx.ModelProto:
+    """The network as ONNX: ``image`` of any size that its strides divide, to ``logits``."""
+    example = torch.zeros(1, 3, 8 * SIDE_MULTIPLE, 12 * SIDE_MULTIPLE)
+    rows, columns = torch.export.Dim("rows", min=1, max=128), torch.export.Dim("columns", min=1, max=128)
+    sides = {2: SIDE_MULTIPLE * rows, 3: SIDE_MULTIPLE * columns}
+    return simplified(trace(_Logits(network), (example,), ["image"], ["logits"], (sides,), OPSET))
 
 
 def _assembled(
@@ -155,9 +151,7 @@ def _assembled(
     )
     nodes, constants = [*sizing, *pixels, *casts, *graph.node], [*size_constants, *pixel_constants, *weights]
     whole = helper.make_graph(nodes, "tfiseg", [frame_value()], [logits], constants)
-    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tfiseg")
-    model.ir_version = MODEL_IR_VERSION
-    return model
+    return model_of(whole, OPSET)
 
 
 def _agreement(

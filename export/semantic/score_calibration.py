@@ -205,8 +205,7 @@ def add_score_rule(
     quiet: bool = False,
     more: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Fit the rule of a model in tfiseg's format and write the model with it, ``output``, whole or not at
-    all.
+    """Fit the score rule of a model in tfiseg's format, and write the model with it to ``output``.
 
     Args:
         model: its own rule, if it has one, is replaced.

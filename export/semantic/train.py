@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ...errors import InputError, ModelError
 from ..checkpoint import read_checkpoint
-from ..training import descend, learning_rate, load_checkpoint, save_checkpoint, say
+from ..training import Progress, descend, load_checkpoint, prepare, save_checkpoint, set_learning_rate
 from .data import IGNORE, CropSampler, CropStream, Picture
 from .network import LITE0, LITE2, PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
 
@@ -217,10 +214,7 @@ def train_semantic(
         device: default: CUDA if there is one.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if threads:
-        torch.set_num_threads(threads)
-    torch.manual_seed(recipe.seed)
-    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's workers
+    prepare(recipe.seed, threads)
     held, used = _split(pictures, recipe)
     sampler = CropSampler(used, recipe.classes, recipe.crop_px, recipe.seed)
     network = new_network(recipe)
@@ -242,14 +236,9 @@ def train_semantic(
     crops = iter(
         DataLoader(stream, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None)
     )
-    bar = tqdm(
-        range(first, recipe.steps), initial=first, total=recipe.steps, desc="train semantic", mininterval=5
-    )
-    running, began = 0.0, time.monotonic()
-    for step in bar:
-        rate = learning_rate(step, recipe.steps)
-        for group, top in zip(optimiser.param_groups, peak, strict=True):
-            group["lr"] = top * rate
+    progress = Progress("semantic", first, recipe.steps, ["loss"])
+    for step in range(first, recipe.steps):
+        set_learning_rate(optimiser, peak, step, recipe.steps)
         frames, class_map, weight, teacher, teacher_weight = (t.to(device) for t in next(crops))
         network.train()
         for module in still:
@@ -257,16 +246,14 @@ def train_semantic(
         logits = network(to_input(frames))["logits"]
         by_labels = loss_of(logits, class_map, weight, class_weight)
         loss = by_labels + teacher_loss(logits, teacher, teacher_weight)
-        value = descend([loss], network, optimiser, average, step, checkpoint)[0]
-        running += (value - running) * max(0.02, 1 / (step - first + 1))
-        bar.set_postfix(loss=f"{running:.3f}", refresh=False)
+        progress.add(descend([loss], network, optimiser, average, step, checkpoint))
         done = step + 1
         if done % _CHECKPOINT_EVERY == 0 or done == recipe.steps:
             state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
             save_checkpoint(checkpoint, state | {"step": done, "recipe": asdict(recipe)})
         if done % (5 * _CHECKPOINT_EVERY) == 0 or done == recipe.steps:
-            score = _held_score(_averaged(average, recipe), held, recipe)
-            say(f"step {done}: {score}, {(time.monotonic() - began) / 60:.0f} min")
+            progress.say(f"step {done}: {_held_score(_averaged(average, recipe), held, recipe)}")
+    progress.close()
     return _averaged(average, recipe)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import threading
 import time
@@ -121,8 +122,7 @@ def bench(
     ours_ms = median_ms(lambda: cluster(small, threads=threads))
     given_ms = median_ms(lambda: cluster(small, field, threads=threads))
     native = native_ms(small)
-    # a larger picture of larger objects, not more of them: what an algorithm that is not linear in the radius
-    # pays for
+    # larger objects, not more of them: slow for an algorithm that is not linear in the radius
     zoomed = small.repeat(2, 0).repeat(2, 1)
     report: dict[str, Any] = {
         "side_px": side_px,
@@ -139,38 +139,38 @@ def bench(
         "peers_ms_per_mp": {},
     }
     if peers:
-        mask = (small > 0).astype(np.uint8)
-        cv2_threads = cv2.getNumThreads()
-        cv2.setNumThreads(threads)
-        jobs: dict[str, Callable[[], Any]] = {
-            "opencv exact distance transform alone": lambda: cv2.distanceTransform(
-                mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE
-            ),
-            "opencv connectedComponentsWithStats alone": lambda: cv2.connectedComponentsWithStats(mask),
-        }
-        try:
-            import skimage  # noqa: F401
-
-            jobs["scikit-image distance transform + watershed"] = lambda: _watershed(mask)
-        except ImportError:
-            report["peers_left_out"] = (
-                'scikit-image is not installed: pip install ".[test]" in the repository'
-            )
-        for name, job in jobs.items():
-            report["peers_ms_per_mp"][name] = round(median_ms(job, 3) / megapixels, 2)
-        quarter = field[:, : side_px // 2, : side_px // 2]
-        report["peers_ms_per_mp"]["300-step following in numpy (given field)"] = round(
-            median_ms(lambda: _follow_steps(quarter), 1) / (megapixels / 4), 1
-        )
-        cv2.setNumThreads(cv2_threads)
+        times, left_out = _peer_times(small, field, threads)
+        report |= {"peers_ms_per_mp": times} | ({"peers_left_out": left_out} if left_out else {})
         report["peer_over_ours"] = {
-            name: round(
-                ms / (report["given_field_ms_per_mp"] if "given" in name else report["geometric_ms_per_mp"]),
-                2,
-            )
-            for name, ms in report["peers_ms_per_mp"].items()
+            name: round(ms / report[f"{'given_field' if 'given' in name else 'geometric'}_ms_per_mp"], 2)
+            for name, ms in times.items()
         }
     return report
+
+
+def _peer_times(
+    class_map: NDArray[np.uint8], field: NDArray[np.float32], threads: int
+) -> tuple[dict[str, float], str | None]:
+    """Time the peers; returns ms per megapixel by name, and why a peer is missing."""
+    mask, megapixels, left_out = (class_map > 0).astype(np.uint8), class_map.size / 1e6, None
+    jobs: dict[str, Callable[[], Any]] = {
+        "opencv exact distance transform alone": lambda: cv2.distanceTransform(
+            mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+        ),
+        "opencv connectedComponentsWithStats alone": lambda: cv2.connectedComponentsWithStats(mask),
+    }
+    if importlib.util.find_spec("skimage"):
+        jobs["scikit-image distance transform + watershed"] = lambda: _watershed(mask)
+    else:
+        left_out = 'scikit-image is not installed: pip install ".[test]" in the repository'
+    cv2_threads = cv2.getNumThreads()
+    cv2.setNumThreads(threads)
+    times = {name: round(median_ms(job, 3) / megapixels, 2) for name, job in jobs.items()}
+    quarter = field[:, : len(class_map) // 2, : len(class_map) // 2]
+    following_ms = median_ms(lambda: _follow_steps(quarter), 1)
+    times["300-step following in numpy (given field)"] = round(following_ms / (megapixels / 4), 1)
+    cv2.setNumThreads(cv2_threads)
+    return times, left_out
 
 
 def bytes_per_pixel(class_map: NDArray[np.uint8], threads: int = 1) -> float | None:

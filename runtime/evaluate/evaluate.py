@@ -57,30 +57,23 @@ def evaluate(
     Args:
         folder: the set.
         semantic: "truth" clusters the true class maps; "model" runs ``segmenter`` on the pictures.
-        segmenter: with "model".
         split: with "truth", see ``tfiseg.cluster``.
-        out: where best.png, median.png and worst.png go, contact sheets of ten pictures each.
-        quiet: no progress bar.
-        refiner: with "truth", refines the class maps' components instead of ``split``.
-        min_area: with "truth", smallest instance in pixels, the baselines' too; default: what the refiner's
-            network was made for, else 25.
-        against: baselines on the same class maps: "components" (connected components), "shape";
-            "calibrated-components": the first, scored by the model's own rule; "shipped", with "truth": the
-            instance network that comes with tfiseg, down to its own smallest instance where ``min_area`` says
-            no other.
+        out: folder for contact sheets of the ten best, median and worst pictures.
+        refiner: with "truth", refines the regions of the class maps, instead of ``split``.
+        min_area: with "truth", smallest instance in pixels; default: the refiner's own, else 25.
+        against: baselines on the same class maps: "components" (connected components), "shape",
+            "calibrated-components" (scored by the model's own rule), "shipped" (tfiseg's network; "truth").
 
     Returns:
-        PQ, its counts, AP, AP50, AP75, mean boundary IoU of matches, PQ per class, the median time of finding
-        a picture's instances, the best, median and worst pictures, recall by class and object size; with
-        "model" also IoU per class and mIoU over the classes in the truth. Classes that only the set or only the model knows are left out of both.
-        ``gain`` holds each baseline's PQ, AP and AP50 and by how much PQ is above it, with a 95 % interval by
-        bootstrap over pictures, paired.
+        PQ and its counts, AP, AP50, AP75, mean boundary IoU of matches, PQ per class, recall by class and
+        size, the median time per picture, the best, median and worst pictures; with "model" also IoU per
+        class and mIoU, over the classes that set and model share. ``gain``: PQ, AP and AP50 of each
+        baseline, and the difference in PQ with a 95 % interval (paired bootstrap over pictures).
     """
     out = writable_folder(out) if out is not None else None  # before the work
     pictures, names = load_eval_set(folder)
-    ids: set[int] | None = None
     if semantic == "truth":
-        finders = truth_finders(names, split, refiner, against, min_area)
+        finders, ids = truth_finders(names, split, refiner, against, min_area), None
     elif semantic == "model" and segmenter is not None:
         finders, ids = model_finders(names, segmenter, against)
     else:
@@ -100,13 +93,12 @@ def evaluate(
         report["gain"] = {name: _gain(ours, tallies[name]) for name in against}
     if semantic == "model":
         report |= _class_map_scores(ours, names)
-    report["median_ms"] = round(float(np.median(ms)), 1)
-    report["seconds"] = round(time.perf_counter() - began, 2)
-    for title, shown in _ranked(ours.pictures).items():
-        report[title] = [pictures.paths[k].stem for k in shown]
-        if out is not None:
-            _write_sheet(out / f"{title}.png", shown, ours, pictures, finders[OURS], ids)
+    report |= {"median_ms": round(float(np.median(ms)), 1), "seconds": round(time.perf_counter() - began, 2)}
+    ranked = _ranked(ours.pictures)
+    report |= {title: [pictures.paths[k].stem for k in shown] for title, shown in ranked.items()}
     if out is not None:
+        for title, shown in ranked.items():
+            _write_sheet(out / f"{title}.png", shown, ours, pictures, finders[OURS], ids)
         report["contact_sheets"] = str(out)
     return report
 

@@ -16,7 +16,7 @@ import cv2
 
 from ...errors import InputError, OutputError, PipelineError
 from ..pipeline.pipeline import Pipeline
-from ..pipeline.result import Result, Sink
+from ..pipeline.result import Result
 from ..pipeline.tracker import Tracker
 from ..segmenter import Segmenter
 from ..sources.base import Source
@@ -35,7 +35,7 @@ def has_window() -> bool:
     return bool(cv2.currentUIFramework())
 
 
-class MayFail:
+class FaultTolerantSink:
     """A sink that may fail without stopping the rest: it then says so, once, and takes nothing more."""
 
     def __init__(self, sink: Any, note: Callable[[str], None]) -> None:
@@ -56,7 +56,7 @@ class MayFail:
             _log.warning("%s; what was recorded until then is kept", self.error)
             self._note(self.error)
 
-    def __enter__(self) -> MayFail:
+    def __enter__(self) -> FaultTolerantSink:
         self._sink.__enter__()
         return self
 
@@ -102,28 +102,11 @@ def view(
         raise InputError(
             "no window can be opened here: serve a page with --serve, or put opencv-python in place of opencv-python-headless"
         )
-    error: str | None = None
     with contextlib.ExitStack() as stack:
-        page = Viewer(serve, segmenter) if serve is not None else None
-        if page is not None:
-            stack.callback(page.close)
-        sinks: list[Sink] = []
-        recording: MayFail | None = None
-        if record is not None:
-            from .recorder import Recorder
-
-            def note(text: str) -> None:
-                if page is not None:
-                    page.note = text
-
-            folder = record / time.strftime(
-                "%Y-%m-%dT%H-%M-%S"
-            )  # a program that starts again must not write over what it recorded
-            recording = stack.enter_context(MayFail(Recorder(folder, source), note))
-            say(f"recording to {folder}")
-            sinks.append(recording)
-        if page is not None:
-            sinks.append(page)
+        page = (
+            stack.enter_context(contextlib.closing(Viewer(serve, segmenter))) if serve is not None else None
+        )
+        recording = _recording(stack, record, source, page, say) if record is not None else None
         pipeline = stack.enter_context(
             Pipeline(
                 source,
@@ -132,7 +115,7 @@ def view(
                 nth=nth,
                 tracker=tracker,
                 draw=True,
-                sinks=sinks,
+                sinks=[sink for sink in (recording, page) if sink is not None],
                 max_frames=max_frames,
             )
         )
@@ -140,18 +123,41 @@ def view(
             page.attach(pipeline)
             page.start()
             say(f"live at {page.url}")
-        try:
-            for result in pipeline:
-                if page is None and _shown_and_left(result):
-                    break
-        except PipelineError as stopped:
-            error = str(stopped)
-        except KeyboardInterrupt:
-            pass  # that is how a live view ends
-        finally:
-            if page is None:
-                cv2.destroyAllWindows()
+        error = _show(pipeline, in_window=page is None)
     return {**pipeline.stats(), "error": error, "recording": recording.error if recording else None}
+
+
+def _recording(
+    stack: contextlib.ExitStack, record: Path, source: Source, page: Viewer | None, say: Callable[[str], None]
+) -> FaultTolerantSink:
+    """Open a recording in a new folder until ``stack`` closes."""
+    from .recorder import Recorder
+
+    def note(text: str) -> None:
+        if page is not None:
+            page.note = text
+
+    # named by the time: a program that restarts must not overwrite its recording
+    folder = record / time.strftime("%Y-%m-%dT%H-%M-%S")
+    recording = stack.enter_context(FaultTolerantSink(Recorder(folder, source), note))
+    say(f"recording to {folder}")
+    return recording
+
+
+def _show(pipeline: Pipeline, in_window: bool) -> str | None:
+    """Show results until the source ends, Esc, q or Ctrl-C; returns the error that ended them, if any."""
+    try:
+        for result in pipeline:
+            if in_window and _shown_and_left(result):
+                break
+    except PipelineError as stopped:
+        return str(stopped)
+    except KeyboardInterrupt:
+        pass  # that is how a live view ends
+    finally:
+        if in_window:
+            cv2.destroyAllWindows()
+    return None
 
 
 def _shown_and_left(result: Result) -> bool:

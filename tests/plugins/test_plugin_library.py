@@ -166,12 +166,13 @@ def test_the_onnx_node_has_fields_that_the_creator_takes(in_use):
     trt, onnx = pytest.importorskip("tensorrt_rtx"), pytest.importorskip("onnx")
     from plain_model import PLAIN_MODEL
     from tfiseg.export.engine.clustering_node import graft_clustering
+    from tfiseg.plugins.settings import ClusterSettings
 
     load_plugin(trt)
     creator = trt.get_plugin_registry().get_creator("DisplacementFieldClustering", "1", "tfiseg")
     types = {field.name: field.type for field in creator.field_names}
     grafted = graft_clustering(
-        onnx.load(PLAIN_MODEL), output_size_hw=(480, 640), things=[15], split={15: 0.5}
+        onnx.load(PLAIN_MODEL), ClusterSettings(things=[15], split={15: 0.5}), output_size_hw=(480, 640)
     )
     fields = []
     for attribute in grafted.graph.node[

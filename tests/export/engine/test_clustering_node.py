@@ -7,6 +7,7 @@ from onnx import TensorProto, helper
 from plain_model import PLAIN_MODEL
 from tfiseg import InputError
 from tfiseg.export.engine.clustering_node import graft_clustering, strip_clustering
+from tfiseg.plugins.settings import ClusterSettings
 
 
 def network(outputs: dict[str, list], kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
@@ -50,7 +51,7 @@ ALL = {
 def test_round_trips_are_exact(outputs, kind):
     model = network(outputs, kind)
     before = model.SerializeToString(deterministic=True)
-    grafted = graft_clustering(model, things=[3, 1], split={2: 0.5}, output_scale=4)
+    grafted = graft_clustering(model, ClusterSettings(things=[3, 1], split={2: 0.5}), output_scale=4)
     assert model.SerializeToString(deterministic=True) == before, "the given model is left alone"
     onnx.checker.check_model(grafted)
     again = onnx.load_from_string(grafted.SerializeToString())
@@ -67,7 +68,7 @@ def test_our_network_round_trips():
 
 
 def test_shapes_and_types():
-    grafted = graft_clustering(network(ALL), output_scale=4, max_instances=64)
+    grafted = graft_clustering(network(ALL), ClusterSettings(max_instances=64), output_scale=4)
     shapes = {o.name: (o.type.tensor_type.elem_type, shape_of(o)) for o in grafted.graph.output}
     assert shapes == {
         "label_map": (TensorProto.INT32, ["N", "4*h", "4*w"]),
@@ -82,9 +83,8 @@ def test_shapes_and_types():
 
 
 def test_the_node_is_what_tensorrt_looks_for():
-    node = graft_clustering(
-        network(ALL), affinity_stride=2, merge_rule=[0.5] * 20, part_rule=[0.25] * 20
-    ).graph.node[-1]
+    rules = ClusterSettings(merge_rule=[0.5] * 20, part_rule=[0.25] * 20)
+    node = graft_clustering(network(ALL), rules, affinity_stride=2).graph.node[-1]
     assert (node.op_type, node.domain) == ("DisplacementFieldClustering", "tfiseg")
     assert list(node.input) == ["logits", "displacement", "boundary", "affinity"]
     settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -98,7 +98,8 @@ def test_the_node_is_what_tensorrt_looks_for():
 
 
 def test_settings():
-    settings = attributes_of(graft_clustering(network({"logits": [1, 5, 8, 8]}), things=[], split={2: 0.5}))
+    nothing = ClusterSettings(things=[], split={2: 0.5})
+    settings = attributes_of(graft_clustering(network({"logits": [1, 5, 8, 8]}), nothing))
     assert settings["things"] == [0], "no class is countable"
     assert len(settings["split"]) == 256
     assert np.flatnonzero(np.array(settings["split"]) >= 0).tolist() == [2]

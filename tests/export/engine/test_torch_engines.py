@@ -50,60 +50,20 @@ def test_from_torch_to_three_engines(make, layers, high, frames, tmp_path, monke
     torch.manual_seed(
         3
     )  # with these weights, one operand of a product has a scale below float16's normal range
-    random = ["--random-weights"] if make is segformer else []
-    assert (
-        main(
-            [
-                "export",
-                make(tmp_path),
-                "-o",
-                "net.onnx",
-                "--input-size",
-                "128x160",
-                "--photos",
-                str(frames),
-                *random,
-                "--json",
-            ]
-        )
-        == 0
-    )
+    random = " --random-weights" if make is segformer else ""
+    options = f"-o net.onnx --input-size 128x160 --photos {frames}{random} --json"
+    assert main(["export", make(tmp_path), *options.split()]) == 0
     assert json.loads(capsys.readouterr().out)["label_agreement"] > 0.995
     for precision, wanted in (("fp32", layers), ("fp16", layers), ("int8", layers - high)):
-        command = [
-            "build",
-            "net.onnx",
-            "-o",
-            f"{precision}.engine",
-            "--target",
-            "rtx",
-            "--precision",
-            precision,
-            "--frames",
-            str(frames),
-        ]
+        command = f"build net.onnx -o {precision}.engine --target rtx --precision {precision}".split()
+        command += ["--frames", str(frames)]
         # nobody trained these networks: their labels lie close together
         assert main([*command, "--min-agreement", "80", "--min-pq", "0", "--json"]) == 0
         record = json.loads(capsys.readouterr().out)
         assert record["precision"]["layers"][precision] == wanted
         assert record["precision"]["proved_by"]["parsed network"] == layers
         assert record["precision"]["proved_by"]["builder's layer report"] >= layers - 2
-    assert (
-        main(
-            [
-                "build",
-                "net.onnx",
-                "--target",
-                "onnxruntime",
-                "--precision",
-                "fp16",
-                "-o",
-                "half.onnx",
-                "--no-gate",
-                "--json",
-            ]
-        )
-        == 0
-    )
+    half = "build net.onnx --target onnxruntime --precision fp16 -o half.onnx --no-gate --json"
+    assert main(half.split()) == 0
     assert main(["compare", "net.onnx", "half.onnx", "--frames", str(frames), "--count", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["label_agreement"] > 99

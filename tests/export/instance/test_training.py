@@ -222,16 +222,7 @@ def test_weights_alone_are_a_start(tmp_path):
 
 
 def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
-    command = [
-        "train",
-        "instance",
-        "--images",
-        str(toy / "images"),
-        "--semantic",
-        str(toy / "semantic"),
-        "--start",
-        "imagenet",
-    ]
+    command = f"train instance --images {toy}/images --semantic {toy}/semantic --start imagenet".split()
     command += [
         "--steps",
         "4",

@@ -9,7 +9,7 @@ import pytest
 import tfiseg
 from tfiseg.cli.main import main
 from tfiseg.runtime.output import live_view as view_module
-from tfiseg.runtime.output.live_view import MayFail, view
+from tfiseg.runtime.output.live_view import FaultTolerantSink, view
 
 
 def test_a_served_view_from_the_command_line(tmp_path):
@@ -72,7 +72,7 @@ def test_what_may_fail_says_so_once():
         def write(self, result):
             raise OSError("no space")
 
-    sink = MayFail(Full(), notes.append)
+    sink = FaultTolerantSink(Full(), notes.append)
     sink.write(None)
     sink.write(None)
     assert notes == ["recording stopped: no space"]
