@@ -88,10 +88,12 @@ def cluster(
         >>> instances = cluster(class_map)
         >>> [(i.class_id, i.area) for i in instances]
     """
-    rules = [None if rule is None else as_numpy(rule, "rule") for rule in (merge_rule, part_rule)]
     offsets = as_numpy(affinity_offsets, "affinity_offsets")
-    learned = (offsets, merge_affinity, *rules, centre_radius, sharpen)
-    settings = ClusterSettings(things, split, min_area, max_instances, *learned)
+    merge = None if merge_rule is None else as_numpy(merge_rule, "merge_rule")
+    part = None if part_rule is None else as_numpy(part_rule, "part_rule")
+    settings = ClusterSettings(
+        things, split, min_area, max_instances, offsets, merge_affinity, merge, part, centre_radius, sharpen
+    )
     maps = (displacement, boundary, affinity, scores)
     problem = _checked_problem(semantic, *maps, settings, output_size_hw, batched=False)
     return _instances_of(cluster_native(problem, _checked_threads(threads)), class_names)[0]

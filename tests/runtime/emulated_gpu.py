@@ -8,11 +8,12 @@ context current in its thread, and nothing may be in use after it was freed.
 """
 
 import ctypes
+import functools
 import threading
 import types
 
 import numpy as np
-import onnxruntime
+from emulated_tensorrt import tensorrt_module
 from tfiseg.plugins import native
 from tfiseg.plugins.views import views_workspace_bytes
 from tfiseg.runtime.gpu import cuda as cuda_module
@@ -55,62 +56,17 @@ class Gpu:
         raise AssertionError(f"{size} bytes at {address} are not allocated")
 
 
+class DriverError(Exception):
+    """An error of the driver."""
+
+
 def driver_module(gpu):
     """``pycuda.driver``; names and arguments as in PyCUDA 2026.1's wrap_cudadrv.cpp."""
     driver = types.ModuleType("pycuda.driver")
 
-    class Error(Exception):
-        pass
-
-    class Context:
-        def push(self):
-            gpu.current.depth = getattr(gpu.current, "depth", 0) + 1
-
-        @staticmethod
-        def synchronize():
-            gpu.check()
-            gpu.waits.append("all")
-
-        @staticmethod
-        def pop():
-            gpu.check()
-            gpu.current.depth -= 1
-
-    class Device:
-        def __init__(self, ordinal):
-            if ordinal:
-                raise Error("cuDeviceGet failed: invalid device ordinal")
-
-        def retain_primary_context(self):
-            gpu.contexts += 1
-            return Context()
-
-    class Allocation:
-        def __init__(self, size):
-            self.buffer = ctypes.create_string_buffer(b"\xc3" * size, size)  # nobody clears memory on a GPU
-            self.address = ctypes.addressof(self.buffer)
-            gpu.memory[self.address] = self.buffer
-
-        def __int__(self):
-            return self.address
-
-        def __del__(self):
-            gpu.memory.pop(self.address, None)
-
-    class Stream:
-        def __init__(self, flags=0):
-            gpu.check()
-            assert flags == 1, "a blocking stream: other threads' default-stream work would fail in a capture"
-            self.handle, self.recorded = gpu.handle(), None
-            gpu.streams[self.handle] = self
-
-        def synchronize(self):
-            gpu.check()
-            assert self.recorded is None, "a stream can't be waited for while it is captured"
-
     def mem_alloc(size):
         gpu.check()
-        return Allocation(size)
+        return Allocation(gpu, size)
 
     def upload(dest, src, stream=None):
         gpu.enqueue(
@@ -131,20 +87,71 @@ def driver_module(gpu):
         return np.empty(shape, dtype)
 
     driver.__dict__.update(
-        Error=Error,
-        Context=Context,
-        Device=Device,
-        Stream=Stream,
+        Error=DriverError,
+        Context=Context(gpu),
+        Device=functools.partial(Device, gpu),
+        Stream=functools.partial(Stream, gpu),
         init=lambda: None,
         mem_alloc=mem_alloc,
         pagelocked_empty=pagelocked_empty,
-    )
-    driver.memcpy_htod_async, driver.memcpy_dtoh_async, driver.memcpy_dtod_async = (
-        upload,
-        download,
-        device_to_device,
+        memcpy_htod_async=upload,
+        memcpy_dtoh_async=download,
+        memcpy_dtod_async=device_to_device,
     )
     return driver
+
+
+class Context:
+    def __init__(self, gpu):
+        self.gpu = gpu
+
+    def push(self):
+        self.gpu.current.depth = getattr(self.gpu.current, "depth", 0) + 1
+
+    def synchronize(self):
+        self.gpu.check()
+        self.gpu.waits.append("all")
+
+    def pop(self):
+        self.gpu.check()
+        self.gpu.current.depth -= 1
+
+
+class Device:
+    def __init__(self, gpu, ordinal):
+        if ordinal:
+            raise DriverError("cuDeviceGet failed: invalid device ordinal")
+        self.gpu = gpu
+
+    def retain_primary_context(self):
+        self.gpu.contexts += 1
+        return Context(self.gpu)
+
+
+class Allocation:
+    def __init__(self, gpu, size):
+        self.buffer = ctypes.create_string_buffer(b"\xc3" * size, size)  # nobody clears memory on a GPU
+        self.address = ctypes.addressof(self.buffer)
+        self.gpu = gpu
+        gpu.memory[self.address] = self.buffer
+
+    def __int__(self):
+        return self.address
+
+    def __del__(self):
+        self.gpu.memory.pop(self.address, None)
+
+
+class Stream:
+    def __init__(self, gpu, flags=0):
+        gpu.check()
+        assert flags == 1, "a blocking stream: other threads' default-stream work would fail in a capture"
+        self.gpu, self.handle, self.recorded = gpu, gpu.handle(), None
+        gpu.streams[self.handle] = self
+
+    def synchronize(self):
+        self.gpu.check()
+        assert self.recorded is None, "a stream can't be waited for while it is captured"
 
 
 class LibCuda:
@@ -225,139 +232,6 @@ class OperatorLibrary:
             stream.value, lambda: native.check(native.library().tfiseg_place_pieces_cpu(views, pieces))
         )
         return 0
-
-
-def tensorrt_module(gpu, profile, fails=False, views=64):
-    """``tensorrt_rtx``; names as in TensorRT-RTX 1.7 and TensorRT 10's stubs."""
-    trt = types.ModuleType("tensorrt_rtx")
-    trt.__version__ = "1.7.1.116"
-    trt.float32, trt.float16, trt.int32, trt.uint8 = "float32", "float16", "int32", "uint8"
-    trt.TensorIOMode = types.SimpleNamespace(INPUT=1, OUTPUT=2)
-    trt.caches = []
-
-    class ILogger:
-        ERROR = 1
-
-    class Cache:
-        def __init__(self):
-            self.content = b"empty"
-
-        def deserialize(self, content):
-            self.content = content
-
-        def serialize(self):
-            return self.content
-
-    trt.DynamicShapesKernelSpecializationStrategy = types.SimpleNamespace(LAZY=0, EAGER=1)
-    trt.configs = []
-
-    class Config:
-        dynamic_shapes_kernel_specialization_strategy = 0
-
-        def __init__(self):
-            trt.configs.append(self)
-
-        def create_runtime_cache(self):
-            trt.caches.append(Cache())
-            return trt.caches[-1]
-
-        def set_runtime_cache(self, cache):
-            cache.content += b" warm" if cache.content == b"empty" else b""
-
-    class ExecutionContext:
-        def __init__(self, engine):
-            self.engine, self.given, self.addresses, self.shapes = engine, {}, {}, {}
-
-        def set_input_shape(self, name, shape):
-            least, _, most = self.engine.get_tensor_profile_shape(name, 0)
-            if not all(low <= side <= high for low, side, high in zip(least, shape, most, strict=True)):
-                return False
-            self.given[name] = tuple(shape)
-            self.shapes = {}
-            return True
-
-        def get_tensor_shape(self, name):
-            return self.out_shapes()[name]
-
-        def out_shapes(self):
-            if not self.shapes:
-                values = self.engine.session.run(
-                    None, {n: np.zeros(s, np.uint8) for n, s in self.given.items()}
-                )
-                self.shapes = {
-                    o.name: v.shape for o, v in zip(self.engine.session.get_outputs(), values, strict=True)
-                }
-            return self.shapes
-
-        def set_tensor_address(self, name, address):
-            assert isinstance(address, int)
-            self.addresses[name] = address
-            return True
-
-        def execute_async_v3(self, stream_handle):
-            given, addresses, shapes = dict(self.given), dict(self.addresses), dict(self.out_shapes())
-
-            def read(name):
-                size = int(np.prod(given[name]))
-                memory = (ctypes.c_uint8 * size).from_address(gpu.at(addresses[name], size))
-                return np.frombuffer(memory, np.uint8).reshape(given[name])
-
-            def run():
-                values = self.engine.session.run(None, {name: read(name) for name in given})
-                for output, value in zip(self.engine.session.get_outputs(), values, strict=True):
-                    assert value.shape == shapes[output.name]
-                    ctypes.memmove(
-                        gpu.at(addresses[output.name], value.nbytes),
-                        np.ascontiguousarray(value).ctypes.data,
-                        value.nbytes,
-                    )
-                gpu.runs += 1
-
-            gpu.enqueue(stream_handle, run)
-            return True
-
-    class Engine:
-        def __init__(self, plan):
-            gpu.check()
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1
-            self.session = onnxruntime.InferenceSession(plan, options)
-            self.inputs = [i.name for i in self.session.get_inputs()]
-            self.names = [*self.inputs, *(o.name for o in self.session.get_outputs())]
-            self.num_io_tensors = len(self.names)
-
-        def get_tensor_name(self, k):
-            return self.names[k]
-
-        def get_tensor_mode(self, name):
-            return trt.TensorIOMode.INPUT if name in self.inputs else trt.TensorIOMode.OUTPUT
-
-        def get_tensor_dtype(self, name):
-            return trt.uint8 if name in self.inputs else trt.float32
-
-        def get_tensor_profile_shape(self, name, index):
-            if name == "frame":
-                return [(1, *hw, 3) for hw in profile]
-            return [(n, 192, 192, 3)[: 4 if name == "views" else 3] for n in (1, min(8, views), views)]
-
-        def create_runtime_config(self):
-            return Config()
-
-        def create_execution_context(self, config=None):
-            return ExecutionContext(self)
-
-    class Runtime:
-        def __init__(self, logger):
-            self.logger = logger
-
-        def deserialize_cuda_engine(self, plan):
-            if fails:
-                self.logger.log(1, "the plan is of another world")
-                return None
-            return Engine(plan)
-
-    trt.ILogger, trt.Runtime = ILogger, Runtime
-    return trt
 
 
 class DeviceArray:
