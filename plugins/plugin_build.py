@@ -21,13 +21,8 @@ from ..files import whole_file
 from .plugin_library import AUTOREGISTER_LIBRARY, LIBRARY, SOURCE, default_path, source_hash
 
 C_API_LIBRARY = "libtfiseg.so"  # without TensorRT, this is the whole library
-ARCHITECTURES = (
-    "87",
-    "89",
-    "90",
-    "110",
-    "120",
-)  # Jetson Orin, RTX 40, Hopper, Jetson Thor, RTX 50; PTX for all others
+# Jetson Orin, RTX 40, Hopper, Jetson Thor, RTX 50; PTX for all others
+ARCHITECTURES = ("87", "89", "90", "110", "120")
 
 
 def build_plugin(
@@ -39,20 +34,17 @@ def build_plugin(
     """Compile the plugin library.
 
     Args:
-        architectures: compute capabilities without the dot, or "native"; those that nvcc doesn't know are
-            left out.
-        output: where to put it; default: where ``plugin_path()`` looks.
-        with_tensorrt: with the TensorRT plugin; else only the C API, and no headers of TensorRT are needed.
-        say: is called with each line of progress.
+        architectures: compute capabilities without the dot, or "native". Unknown ones are skipped.
+        output: path of the library; default: the path where ``plugin_path()`` looks.
+        with_tensorrt: include the TensorRT plugin; else only the C API, which needs no TensorRT headers.
+        say: called with each line of progress.
 
     Returns:
-        Path of the library. Beside it lie ``.json`` (what it was built with, registers and spills of every
-        kernel) and ``.log``.
+        Path of the library. Next to it: ``.json`` (tools, registers and spills of each kernel) and ``.log``.
 
     Raises:
-        MissingDependencyError: no CMake, nvcc or TensorRT headers; says where they were looked for and what
-            brings them.
-        TfisegError: the compiler failed; names the log.
+        MissingDependencyError: no CMake, nvcc or TensorRT headers.
+        TfisegError: the compiler failed; the message names the log.
     """
     for architecture in architectures:
         if not re.fullmatch(r"native|\d{2,3}", architecture):
@@ -62,15 +54,33 @@ def build_plugin(
     target = output or default_path()
     cmake, nvcc = find_cmake(), find_nvcc()
     headers = find_tensorrt_headers() if with_tensorrt else None
-    say(
-        f"building {target}\n  nvcc: {nvcc}\n  TensorRT headers: {headers or 'none'}\n  for: {', '.join(architectures)}, PTX"
-    )
+    say(f"building {target}\n  nvcc: {nvcc}\n  TensorRT headers: {headers or 'none'}")
+    say(f"  for: {', '.join(architectures)}, PTX")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as wrong:
         raise TfisegError(
             f"can't write to {target.parent}: {wrong.strerror}; give another place with --output"
         ) from wrong
+    log = _compile(target, architectures, headers, (cmake, nvcc), say)
+    report = kernel_report(log.read_text())
+    spilling = [f"{k['kernel']} (sm_{k['architecture']})" for k in report if k["spill_bytes"]]
+    if spilling:
+        say(f"  registers spill to memory in: {', '.join(spilling)}")
+    facts = _facts(report, architectures, nvcc, headers)
+    target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    return target
+
+
+def _compile(
+    target: Path,
+    architectures: Sequence[str],
+    headers: Path | None,
+    tools: tuple[Path, Path],
+    say: Callable[[str], None],
+) -> Path:
+    """Compile the library with CMake and nvcc; returns the log."""
+    cmake, nvcc = tools
     log = target.with_suffix(".log")
     options = [
         "-DTFISEG_CUDA=ON",
@@ -92,13 +102,7 @@ def build_plugin(
         for name, place in built.items():
             with whole_file(place) as part:
                 shutil.copyfile(Path(build) / name, part)
-    report = kernel_report(log.read_text())
-    spilling = [f"{k['kernel']} (sm_{k['architecture']})" for k in report if k["spill_bytes"]]
-    if spilling:
-        say(f"  registers spill to memory in: {', '.join(spilling)}")
-    facts = _facts(report, architectures, nvcc, headers)
-    target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
-    return target
+    return log
 
 
 def _facts(

@@ -233,13 +233,11 @@ def train_semantic(
         optimiser.load_state_dict(state["optimiser"])
         average, first = state["average"], state["step"]
     stream = CropStream(sampler, recipe.seed * 1000 + first)
-    crops = iter(
-        DataLoader(stream, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None)
-    )
+    crops = DataLoader(stream, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None)
     progress = Progress("semantic", first, recipe.steps, ["loss"])
-    for step in range(first, recipe.steps):
+    for step, batch in zip(range(first, recipe.steps), crops, strict=False):  # the crops never end
         set_learning_rate(optimiser, peak, step, recipe.steps)
-        frames, class_map, weight, teacher, teacher_weight = (t.to(device) for t in next(crops))
+        frames, class_map, weight, teacher, teacher_weight = (t.to(device) for t in batch)
         network.train()
         for module in still:
             module.eval()
