@@ -13,7 +13,7 @@ from .errors import InputError
 
 
 def as_numpy(value: Any, name: str = "array") -> NDArray[Any]:
-    """Return an array argument as numpy: torch tensors of any device and dtype, detached; else ``np.asarray``.
+    """Return an array argument as NumPy. Torch tensors may be on any device.
 
     bfloat16, which numpy does not have, becomes float32.
 

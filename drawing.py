@@ -83,7 +83,8 @@ def draw_instances(
     count = len(box_xyxy)
     if image.shape[:2] != label_map.shape:
         raise InputError(
-            f"the frame is {image.shape[:2]}, its instances are {label_map.shape}: draw them on their own frame"
+            f"the frame is {image.shape[:2]}, its instances are {label_map.shape}: draw them on their own "
+            "frame"
         )
     if not 0 <= alpha <= 1:  # so written that NaN fails, too
         raise InputError(f"alpha must lie in 0..1, got {alpha}")

@@ -15,8 +15,8 @@ from .errors import InputError
 def whole_file(path: Path) -> Iterator[Path]:
     """Hand out a temporary file beside ``path`` that becomes ``path`` if the block raises nothing.
 
-    Processes and threads that write the same file at the same time don't disturb each other: the last one wins.
-    Readers see the old content or the new one, never a part.
+    Processes and threads that write the same file at the same time don't disturb each other: the last one
+    wins. Readers see the old content or the new one, never a part.
 
     Args:
         path: the file to write. Its folder must exist.
@@ -52,7 +52,8 @@ def writable_folder(path: str | Path) -> Path:
         probe.unlink()
     except OSError as wrong:
         raise InputError(
-            f"can't write to the output folder {printable(str(folder))} ({wrong.strerror}): name another one with --out"
+            f"can't write to the output folder {printable(str(folder))} ({wrong.strerror}): name another one "
+            "with --out"
         ) from wrong
     return folder
 

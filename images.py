@@ -37,7 +37,10 @@ from .files import printable
 
 # formats of Pillow that are read; others run programs (EPS) or are no pictures
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000", "TIFF", "PPM", "HEIF")
-_READ_SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .webp .avif .jp2 .j2k .jpx .tif .tiff .ppm .pgm .pbm .pnm"
+_READ_SUFFIXES = (
+    ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .webp .avif .jp2 .j2k .jpx .tif .tiff .ppm .pgm .pbm "
+    ".pnm"
+)
 # pictures that need another program: in a folder they are named as unreadable, not passed over
 _OTHER_SUFFIXES = ".heic .heif .hif .jxl .exr .hdr .psd .dng .cr2 .cr3 .nef .arw .raf .orf .rw2"
 IMAGE_SUFFIXES = tuple(f"{_READ_SUFFIXES} {_OTHER_SUFFIXES}".split())
@@ -211,7 +214,7 @@ def without_secrets(url: str) -> str:
 
 
 def text_without_secrets(text: str) -> str:
-    """A text with all addresses in it as ``without_secrets`` gives them, and without what looks like a password."""
+    """Return a text without passwords and without the secrets of addresses (``without_secrets``)."""
     text = _URL_IN_TEXT.sub(lambda found: without_secrets(found[0]), text)
     text = _PASSWORD_IN_TEXT.sub(lambda found: f"{found[1]}=...", text)
     return _USER_AT_HOST.sub("", text)
@@ -373,7 +376,8 @@ def _read_url(url: str) -> Picture:
                 size += len(chunk)
                 if size > _MAX_BYTES or time.monotonic() > until:
                     raise InputError(
-                        f"{name} is too large or too slow: limits are {_MAX_BYTES} bytes and {_DOWNLOAD_SECONDS:.0f} s"
+                        f"{name} is too large or too slow: limits are {_MAX_BYTES} bytes and "
+                        f"{_DOWNLOAD_SECONDS:.0f} s"
                     )
             announced = answer.headers.get("Content-Length")
     except urllib.error.HTTPError as wrong:

@@ -161,7 +161,7 @@ class Instances:
         return replace(self, label_map=renumbered(self.label_map, number), **columns)
 
     def select(self, keep: ArrayLike) -> Instances:
-        """Return the instances for which ``keep``, bool (n,), is true: ``instances[keep]`` for any 0/1 list."""
+        """Return the instances for which ``keep``, bool (n,) or a 0/1 list, is true."""
         return self[np.asarray(keep, bool)]
 
     @property
@@ -316,7 +316,7 @@ class Instances:
         return data_frame_of(self)
 
     def to_supervision(self) -> supervision.Detections:
-        """Return ``supervision.Detections`` with dense (n, H, W) masks (needs ``pip install supervision``)."""
+        """Return ``supervision.Detections`` with dense masks; needs ``pip install supervision``."""
         return detections_of(self)
 
     def save(self, path: str | Path) -> None:

@@ -1,8 +1,8 @@
 """Pages that are made when the site is built, and links that lead out of docs/.
 
-The command line reference comes from argparse, the C API from its header. Model cards, samples and the plugin's
-page live beside the code that they describe. MkDocs knows only files in docs/, so they become pages here, and links
-to them are rewritten. On the hosting platform the same links work as they stand.
+The command line reference comes from argparse, the C API from its header. Model cards, samples and the
+plugin's page live beside the code that they describe. MkDocs knows only files in docs/, so they become pages
+here, and links to them are rewritten. On the hosting platform the same links work as they stand.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def _c_api() -> str:
     text = (ROOT / CSRC_HEADER).read_text()
     return (
         "# C API\n\n"
-        f"This is `{CSRC_HEADER}`. It declares all of the API in plain C: the caller owns the memory and the stream. "
+        f"This is `{CSRC_HEADER}`. It declares all of the API in plain C: the caller owns the memory and the "
+        "stream. "
         "See [the plugin's page](../README.md#from-c-and-c) for how to link it and "
         "[C++](../../docs/guide/cpp.md) for programs.\n\n"
         f"```c\n{text}```\n"

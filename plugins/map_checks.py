@@ -20,7 +20,8 @@ def is_logits(grid: NDArray[Any]) -> bool:
         if grid.ndim in (3, 4):
             return True
         raise InputError(
-            f"a floating-point semantic is taken as logits (C, h, w) or (N, C, h, w), got shape {grid.shape}; "
+            "a floating-point semantic is taken as logits (C, h, w) or (N, C, h, w), got shape "
+            f"{grid.shape}; "
             "for a class map pass integers: semantic.astype(np.uint8)"
         )
     if np.issubdtype(grid.dtype, np.integer) or grid.dtype == bool:
@@ -43,11 +44,13 @@ def checked_semantic(given: NDArray[Any], logits: bool) -> NDArray[Any]:
         given = np.ascontiguousarray(given, np.float32)
     if not is_finite(given):
         raise InputError(
-            "logits contain NaN or infinity: check the network's output (fp16 overflow and missing normalisation do this)"
+            "logits contain NaN or infinity: check the network's output (fp16 overflow and missing "
+            "normalisation do this)"
         )
     if not 2 <= given.shape[1] <= 255:
         raise InputError(
-            f"logits must have 2 to 255 classes, got shape {given.shape[1:]}: expected (C, h, w) or (N, C, h, w)"
+            f"logits must have 2 to 255 classes, got shape {given.shape[1:]}: expected (C, h, w) or (N, C, "
+            "h, w)"
         )
     return given
 
@@ -63,11 +66,13 @@ def warn_of_look_alikes(grid: NDArray[Any], is_logits: bool) -> None:
     """What is valid by its shape but most likely meant otherwise."""
     if not is_logits and grid.ndim == 3 and grid.shape[-1] in (3, 4) and grid.shape[0] > 16:
         raise InputError(
-            f"{grid.shape} looks like a picture, not a class map (H, W): run a semantic network on it, or tfiseg.Segmenter"
+            f"{grid.shape} looks like a picture, not a class map (H, W): run a semantic network on it, or "
+            "tfiseg.Segmenter"
         )
     if is_logits and grid.ndim == 3 and min(grid.shape[:2]) > 4 * grid.shape[2]:
         warnings.warn(
-            f"logits {grid.shape} are taken as (C, h, w); if they are (h, w, C), pass logits.transpose(2, 0, 1)",
+            f"logits {grid.shape} are taken as (C, h, w); if they are (h, w, C), "
+            "pass logits.transpose(2, 0, 1)",
             stacklevel=5,
         )
     if (
@@ -78,7 +83,8 @@ def warn_of_look_alikes(grid: NDArray[Any], is_logits: bool) -> None:
         and not ((grid > 0) & (grid < IGNORE)).any()
     ):
         warnings.warn(
-            "the class map holds only 0 and 255, and 255 means ignore; a binary mask is (mask > 0).astype(np.uint8)",
+            "the class map holds only 0 and 255, and 255 means ignore; "
+            "a binary mask is (mask > 0).astype(np.uint8)",
             stacklevel=5,
         )
 
@@ -138,7 +144,8 @@ def checked_affinity(
     array = array if batched else array[None]
     if array.ndim != 4 or len(array) != n or array.shape[1] != len(offsets):
         raise InputError(
-            f"affinity must have one channel for each of the {len(offsets)} offsets: (A, h, w), got {np.shape(value)}"
+            f"affinity must have one channel for each of the {len(offsets)} offsets: (A, h, w), got "
+            f"{np.shape(value)}"
         )
     stride = _stride(array.shape[-2:], h, w, "affinity")
     _check_unit(array, "affinity")

@@ -220,7 +220,8 @@ def _hidden_units(rule: NDArray[np.float32] | None) -> int:
 def check(status: int) -> None:
     if status:
         raise TfisegError(
-            f"tfiseg's native library failed: {library().tfiseg_status_string(status).decode()} (status {status})"
+            f"tfiseg's native library failed: {library().tfiseg_status_string(status).decode()} (status "
+            f"{status})"
         )
 
 

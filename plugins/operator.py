@@ -162,7 +162,8 @@ def _checked_problem(
     check_sides(out_hw, "output_size_hw", MAX_OUT_SIDE)
     if not logits and out_hw != (h, w):
         raise InputError(
-            f"output_size_hw {out_hw} needs logits; a class map keeps its size {(h, w)}: resize it first (nearest)"
+            f"output_size_hw {out_hw} needs logits; a class map keeps its size {(h, w)}: resize it first "
+            "(nearest)"
         )
     _check_effects(settings, affinity is not None, boundary is not None)
     contours, boundary_stride = checked_plane(boundary, batched, n, h, w, "boundary")
@@ -202,7 +203,8 @@ def _instances_of(result: Clustering, class_names: Sequence[str]) -> list[Instan
         (result.table[k, :n, -1].astype(int) & FLAG_MERGE_STOPPED).any() for k, n in enumerate(result.count)
     ):
         warnings.warn(
-            "merging stopped at its budget, so instances may be parts of objects: the class map or the evidence "
+            "merging stopped at its budget, so instances may be parts of objects: the class map or the "
+            "evidence "
             "looks like noise. Check what the network gives",
             MergeStoppedWarning,
             stacklevel=3,

@@ -135,7 +135,8 @@ def _run(
         kept.flush()
         errors = [line for line in log.read_text().splitlines() if "error" in line.lower()]
         raise TfisegError(
-            f"the plugin could not be built: {errors[0].strip() if errors else command[0] + ' failed'}. Everything is in {log}"
+            f"the plugin could not be built: {errors[0].strip() if errors else command[0] + ' failed'}. "
+            f"Everything is in {log}"
         )
 
 
@@ -144,7 +145,8 @@ def find_cmake() -> Path:
     found = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
     if not found:
         raise MissingDependencyError(
-            'building the plugin needs CMake 3.24 or later: install it, or pip install ".[plugin]" in the repository'
+            "building the plugin needs CMake 3.24 or later: install it, or "
+            'pip install ".[plugin]" in the repository'
         )
     return Path(found)
 
@@ -165,7 +167,8 @@ def find_nvcc() -> Path:
         if path.is_file():
             return path
     raise MissingDependencyError(
-        f"building the plugin needs CUDA's compiler; looked for {', '.join(map(str, tried))}. JetPack and the CUDA toolkit bring it, "
+        f"building the plugin needs CUDA's compiler; looked for {', '.join(map(str, tried))}. JetPack and "
+        "the CUDA toolkit bring it, "
         'or pip install ".[plugin]" in the repository'
     )
 
@@ -189,8 +192,10 @@ def find_tensorrt_headers() -> Path:
         if (folder / "NvInferRuntime.h").is_file():
             return folder
     raise MissingDependencyError(
-        f"building the TensorRT plugin needs TensorRT's headers; looked in {', '.join(map(str, tried))}. JetPack and TensorRT's developer "
-        "packages bring them, or `pip install --no-deps kernel-lens==2.0.1`; --without-tensorrt builds the C API alone"
+        f"building the TensorRT plugin needs TensorRT's headers; looked in {', '.join(map(str, tried))}. "
+        "JetPack and TensorRT's developer "
+        "packages bring them, or `pip install --no-deps kernel-lens==2.0.1`; --without-tensorrt builds the C "
+        "API alone"
     )
 
 

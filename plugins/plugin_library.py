@@ -72,7 +72,8 @@ def plugin_path() -> Path:
 
 
 def autoregister_path() -> Path:
-    """Return the path of the library that registers the plugin when it is opened: trtexec --staticPlugins, Triton.
+    """Return the path of the library that registers the plugin when it is opened: trtexec --staticPlugins,
+    Triton.
 
     Raises:
         TfisegError: it is not built.
@@ -115,12 +116,14 @@ def describe(info: dict[str, Any]) -> str:
     """``plugin_info()`` as a few lines of text."""
     lines = [
         info["path"],
-        f"  {info['namespace']}::{info['name']} version {info['version']}, {info['bytes'] / 1e6:.1f} MB, sha256 {info['sha256'][:16]}...",
+        f"  {info['namespace']}::{info['name']} version {info['version']}, {info['bytes'] / 1e6:.1f} MB, "
+        f"sha256 {info['sha256'][:16]}...",
     ]
     if "nvcc" in info:
         headers = info["tensorrt_headers"]
         lines.append(
-            f"  for compute capabilities {', '.join(info['architectures'])}; nvcc {info['nvcc']}; {info['machine']}"
+            f"  for compute capabilities {', '.join(info['architectures'])}; nvcc {info['nvcc']}; "
+            f"{info['machine']}"
         )
         lines.append(
             f"  TensorRT plugin, headers {headers}"
@@ -131,7 +134,8 @@ def describe(info: dict[str, Any]) -> str:
         most = max((k["registers"] for k in kernels), default=0)
         spilling = sum(1 for k in kernels if k["spill_bytes"])
         lines.append(
-            f"  {len({k['kernel'] for k in kernels})} kernels, at most {most} registers, {spilling or 'none'} spilling"
+            f"  {len({k['kernel'] for k in kernels})} kernels, at most {most} registers, "
+            f"{spilling or 'none'} spilling"
         )
     if not info["is_of_this_source"]:
         lines.append("  not built from the source that is installed: `tfiseg plugin build --force`")
@@ -169,9 +173,11 @@ def load_plugin(tensorrt: Any = None) -> Path:
     if not is_registered(registry):
         wanted = f"{PLUGIN_NAMESPACE}::{PLUGIN_NAME} version {PLUGIN_VERSION}"
         raise TfisegError(
-            f"{module.__name__} {module.__version__} did not take the plugin from {path}: its logger's message says why. "
+            f"{module.__name__} {module.__version__} did not take the plugin from {path}: its logger's "
+            "message says why. "
             f"Wanted: {wanted}; registered: {', '.join(creators(registry)) or 'nothing'}. "
-            "`tfiseg plugin info` says what the library was built from, `tfiseg plugin build --force` builds it anew"
+            "`tfiseg plugin info` says what the library was built from, `tfiseg plugin build --force` builds "
+            "it anew"
         )
     return path
 
@@ -193,6 +199,7 @@ def _tensorrt() -> Any:
         except ImportError:
             continue
     raise MissingDependencyError(
-        "TensorRT is not installed: JetPack brings it; elsewhere `pip install tensorrt-cu13` from NVIDIA's index, or TensorRT-RTX by "
+        "TensorRT is not installed: JetPack brings it; elsewhere `pip install tensorrt-cu13` from NVIDIA's "
+        "index, or TensorRT-RTX by "
         'pip install ".[rtx]" in the repository'
     )

@@ -73,8 +73,8 @@ def problem_of(
     Args:
         class_map: see ``Problem``.
         displacement: float32 (2, h, w) of one class map, or (N, 2, h, w).
-        rest: maps of ``Problem`` and settings of ``ClusterSettings``, by name; small instances are kept unless
-            ``min_area`` says otherwise.
+        rest: maps of ``Problem`` and settings of ``ClusterSettings``, by name; small instances are kept
+            unless ``min_area`` says otherwise.
     """
     settings = {"min_area": 0} | {f.name: rest.pop(f.name) for f in fields(ClusterSettings) if f.name in rest}
     batch = np.ascontiguousarray(class_map if class_map.ndim == 3 else class_map[None], np.uint8)
@@ -89,7 +89,8 @@ def map_strides(shapes: Mapping[str, tuple[int, ...]], offset_count: int) -> dic
     """Check the shapes of a network's maps against each other.
 
     Args:
-        shapes: name -> shape (N, channels, h, w) of logits and, where given, displacement, boundary, affinity.
+        shapes: name -> shape (N, channels, h, w) of logits and, where given, displacement, boundary,
+            affinity.
         offset_count: affinity offsets, one for each affinity channel.
 
     Returns:

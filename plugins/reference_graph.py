@@ -1,4 +1,4 @@
-"""The clustering operator in NumPy: basins merge into unions by shape, boundary or affinity. See reference.py."""
+"""The clustering operator in NumPy: basins merge by shape, boundary or affinity. See reference.py."""
 
 from __future__ import annotations
 

@@ -141,8 +141,8 @@ def cut_settings(
     """How a component in its view is cut by what an instance network says of it.
 
     Args:
-        affinity_offsets: of the network. rules: "merge" and "part", of the network; without "part" there is no
-            second look.
+        affinity_offsets: of the network. rules: "merge" and "part", of the network; without "part" there is
+            no second look.
         max_instances: most parts of a component.
     """
     return ClusterSettings(
@@ -169,7 +169,8 @@ def _checked_offsets(value: Any) -> NDArray[np.int32]:
         raise InputError(f"affinity_offsets must be pairs of integers (dy, dx), got {value!r}") from wrong
     if offsets.size and not (offsets.min() >= -MAX_SIDE and offsets.max() <= MAX_SIDE):
         raise InputError(
-            f"affinity_offsets must lie in -{MAX_SIDE}..{MAX_SIDE} cells, got {offsets.min()}..{offsets.max()}"
+            f"affinity_offsets must lie in -{MAX_SIDE}..{MAX_SIDE} cells, got "
+            f"{offsets.min()}..{offsets.max()}"
         )
     return np.ascontiguousarray(offsets, np.int32)
 
@@ -181,7 +182,8 @@ def _checked_rule(value: Any, name: str) -> NDArray[np.float32] | None:
     unit = len(EVIDENCE_FEATURES) + 2
     if rule.ndim != 1 or rule.size % unit != 1 or not 1 <= rule.size // unit <= MAX_EVIDENCE_HIDDEN:
         raise InputError(
-            f"{name} must hold hidden * {unit} + 1 numbers for 1 to {MAX_EVIDENCE_HIDDEN} hidden units, got shape {rule.shape}"
+            f"{name} must hold hidden * {unit} + 1 numbers for 1 to {MAX_EVIDENCE_HIDDEN} hidden units, got "
+            f"shape {rule.shape}"
         )
     if not np.isfinite(rule).all():
         raise InputError(f"{name} contains NaN or infinity")

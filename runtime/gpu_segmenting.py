@@ -54,7 +54,8 @@ class GpuRoute:
             why = f"{network.path} runs there; `tfiseg build` makes an engine of it, for instance_model"
         elif network.most_views is not None and network.most_views < self._max_views:
             why = (
-                f"{network.path} takes {network.most_views} views at once, not {self._max_views}: build it without --batch, "
+                f"{network.path} takes {network.most_views} views at once, not {self._max_views}: build it "
+                "without --batch, "
                 "or set max_views"
             )
         return why and f"components are refined on the CPU ({why})"

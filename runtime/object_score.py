@@ -23,8 +23,8 @@ _SURE = 1e-3  # probabilities are taken no nearer to 0 and 1
 
 
 def score_features(instances: Instances, largest_excluded_area_px: int = 0) -> NDArray[np.float64]:
-    """(n, 3), see FEATURES; ``largest_excluded_area_px``: the area of the largest other instance of the picture, of whatever
-    class."""
+    """(n, 3), see FEATURES; ``largest_excluded_area_px``: the area of the largest other instance of the
+    picture, of whatever class."""
     area = np.maximum(instances.area, 1).astype(np.float64)
     sure = np.clip(instances.score.astype(np.float64), _SURE, 1 - _SURE)
     return np.stack(
@@ -46,7 +46,8 @@ def object_probability(
     Args:
         instances: of one picture; ``score`` is the mean class probability.
         rule: a weight for each feature, and a bias: ``clustering.score_rule`` in a model's metadata.
-        largest_excluded_area_px: area of the largest instance that was found in the picture and isn't among these.
+        largest_excluded_area_px: area of the largest instance that was found in the picture and isn't among
+            these.
     """
     return probability_of(score_features(instances, largest_excluded_area_px), rule).astype(np.float32)
 

@@ -108,4 +108,7 @@ class SegmenterSettings:
 
 
 def _unknown(option: str, known: Sequence[str], value: object) -> str:
-    return f"{option} must be one of {', '.join(map(repr, known))}, got {value!r}.{did_you_mean(str(value), known)}"
+    return (
+        f"{option} must be one of {', '.join(map(repr, known))}, got "
+        f"{value!r}.{did_you_mean(str(value), known)}"
+    )

@@ -27,7 +27,8 @@ def eval_sets(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def require_tools() -> Callable[..., None]:
-    """require_tools("cmake", "pkg-config"): skip where a program is missing; with TFISEG_TEST_CPP set, fail."""
+    """require_tools("cmake", "pkg-config"): skip where a program is missing; with TFISEG_TEST_CPP set,
+    fail."""
 
     def require(*names: str) -> None:
         if missing := [name for name in names if not shutil.which(name)]:

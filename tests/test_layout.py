@@ -1,6 +1,7 @@
-"""What import-linter (setup.cfg) cannot check of the layout: packages that the core needs, the cost of importing tfiseg."""
+"""What import-linter (setup.cfg) cannot check: packages that the core needs, sizes of files and functions."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+MAX_FILE, MAX_FUNCTION, MAX_CPP_CLASS = 400, 60, 300  # lines, docstrings and blank lines included
 CORE = {"numpy", "cv2", "onnxruntime", "tqdm", "PIL"}
 
 
@@ -40,3 +42,51 @@ def test_public_names_are_there():
         assert getattr(tfiseg, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         tfiseg.nonsense  # noqa: B018
+
+
+def sources(*suffixes: str) -> list[Path]:
+    """Return the repository's own files, without virtual environments and build folders."""
+    skipped = {"build", "dist", "site", "node_modules"}
+    folders = [p for p in ROOT.iterdir() if p.is_dir() and p.name not in skipped and p.name[0] != "."]
+    found = [p for folder in folders for suffix in suffixes for p in folder.rglob(f"*{suffix}")]
+    return sorted(found + [p for suffix in suffixes for p in ROOT.glob(f"*{suffix}")])
+
+
+def test_files_are_short():
+    lines = {path: len(path.read_text().splitlines()) for path in sources(".py")}
+    assert len(lines) > 300
+    assert {str(p.relative_to(ROOT)): n for p, n in lines.items() if n > MAX_FILE} == {}
+
+
+def test_functions_are_short():
+    long = {}
+    for path in sources(".py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if lines > MAX_FUNCTION:
+                    long[f"{path.relative_to(ROOT)}: {node.name}"] = lines
+    assert long == {}
+
+
+def cpp_classes(text: str) -> dict[str, int]:
+    """Return the number of lines of each class and struct of a C++ file."""
+    found = {}
+    for match in re.finditer(r"^[^\n;/]*\b(?:class|struct)\s+(\w+)[^;{}()]*\{", text, re.MULTILINE):
+        depth, end = 1, match.end()
+        while depth and end < len(text):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        found[match[1]] = text.count("\n", match.start(), end) + 1
+    return found
+
+
+def test_cpp_classes_are_short():
+    assert cpp_classes("enum { A };\nstruct Pair {\n  int a[2] = {1, 2};\n};\n") == {"Pair": 3}
+    classes = {
+        f"{path.relative_to(ROOT)}: {name}": lines
+        for path in sources(".h", ".hpp", ".cpp", ".cu")
+        for name, lines in cpp_classes(path.read_text()).items()
+    }
+    assert len(classes) > 50
+    assert {name: lines for name, lines in classes.items() if lines > MAX_CPP_CLASS} == {}

@@ -1,7 +1,7 @@
 """README and documentation are tests: code runs as written, commands exist, links lead somewhere.
 
-A block after ``<!-- skip: REASON -->`` is not run, because it needs a GPU, a camera or long training. Its options are
-checked all the same.
+A block after ``<!-- skip: REASON -->`` is not run, because it needs a GPU, a camera or long training. Its
+options are checked all the same.
 """
 
 import argparse

@@ -83,5 +83,6 @@ for folder in sys.argv[1:]:
             totals.setdefault(name, PanopticCounts()).add(score.pooled)
     for name, t in totals.items():
         print(
-            f"{Path(folder).name}, {name}: {t.quality:.1f} ({t.true_positives}/{t.false_positives}/{t.false_negatives})"
+            f"{Path(folder).name}, {name}: {t.quality:.1f} "
+            f"({t.true_positives}/{t.false_positives}/{t.false_negatives})"
         )

@@ -41,7 +41,8 @@ def main() -> None:
             by_shape, refined = quality(tfiseg.cluster(class_map), truth), quality(found, truth)
             touching = "touching" if gap == 1.9 else "overlapping"
             print(
-                f"| {side} | {2 * radius}, {touching} | {truth.max()} | {by_shape:.1f} | {refined:.1f} | {ms:.0f} |",
+                f"| {side} | {2 * radius}, {touching} | {truth.max()} | {by_shape:.1f} | {refined:.1f} | "
+                f"{ms:.0f} |",
                 flush=True,
             )
 

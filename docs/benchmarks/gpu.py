@@ -143,7 +143,8 @@ def main() -> None:
         us, count = in_graph(library, problem_of(blobs(side), min_area=25), 500)
         wanted = "50 us/MP" if side == 2048 else ""
         print(
-            f"| class map {side} x {side} | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | {wanted} | {count} |"
+            f"| class map {side} x {side} | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | {wanted} | "
+            f"{count} |"
         )
         given = problem_of(blobs(side), np.zeros((2, side, side), np.float32), min_area=25)
         us, count = in_graph(library, given, 500)

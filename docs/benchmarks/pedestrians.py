@@ -1,5 +1,5 @@
-"""Small people: street photos of eval/pennfudan, twelve to a frame of 768 x 576, so that people are 40 to 100 px
-tall. How many are found (IoU > 0.5), and how much is found that is no person?
+"""Small people: street photos of eval/pennfudan, twelve to a frame of 768 x 576, so that people are 40 to 100
+px tall. How many are found (IoU > 0.5), and how much is found that is no person?
 
     python docs/benchmarks/pedestrians.py DATA/eval/pennfudan [--quality best] [--out DIR] [--json]
 """

@@ -1,10 +1,10 @@
 """Make the demo's clip: four people who meet at a table and pass each other (cli/media/people.mp4).
 
-The original shows one visitor at a time in an empty room. Visitors are cut out by their difference from the room,
-moved sideways and in time, and put together, nearer ones in front. Since every layer is known, so are the true
-masks: --truth writes them.
+The original shows one visitor at a time in an empty room. Visitors are cut out by their difference from the
+room, moved sideways and in time, and put together, nearer ones in front. Since every layer is known, so are
+the true masks: --truth writes them.
 
-    python docs/benchmarks/people_clip.py DATA/videos/one-by-one-person-detection.mp4 people.mp4 [--truth people.npz]
+    python docs/benchmarks/people_clip.py ONE-BY-ONE-PERSON-DETECTION.mp4 people.mp4 [--truth people.npz]
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _MIN_PERSON_PX, _MAX_HOLE_PX = 2500, 900
 
 @dataclass(frozen=True)
 class Visitor:
-    """Frames of the original at which a visitor arrives, stands, leaves and is gone; when the visitor arrives and
-    leaves in the new clip; by how many pixels the visitor is moved."""
+    """Frames of the original at which a visitor arrives, stands, leaves and is gone; when the visitor arrives
+    and leaves in the new clip; by how many pixels the visitor is moved."""
 
     arrives: int
     stands: int

@@ -60,5 +60,6 @@ for _ in range(7):
         ms[name].append((time.perf_counter() - began) * 1e3 / len(own))
 for name, times in ms.items():
     print(
-        f"{name}: {statistics.median(times):.3f} ms a view, {statistics.median(times) / statistics.median(ms['shape']):.2f} of shape alone"
+        f"{name}: {statistics.median(times):.3f} ms a view, "
+        f"{statistics.median(times) / statistics.median(ms['shape']):.2f} of shape alone"
     )

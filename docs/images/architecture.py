@@ -37,12 +37,14 @@ ARROWS = (  # from, to, label
 
 def text(x: float, y: float, words: str, size: int, weight: str = "normal", anchor: str = "middle") -> str:
     words = words.replace("->", "&#8594;")
-    return f'<text x="{x}" y="{y}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}">{words}</text>'
+    style = f'font-size="{size}" font-weight="{weight}" text-anchor="{anchor}"'
+    return f'<text x="{x}" y="{y}" {style}>{words}</text>'
 
 
 parts = [
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 582" font-family="sans-serif" fill="#212121">',
-    '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
+    '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
+    'orient="auto">'
     '<path d="M0 0L8 4L0 8z" fill="#004d40"/></marker></defs>',
     '<rect width="960" height="582" fill="#ffffff"/>',
 ]
@@ -53,7 +55,8 @@ for column, row, title, lines, fill in ROOMS:
     parts += [text(x + WIDTH / 2, y + 52 + 20 * k, line, 14) for k, line in enumerate(lines)]
 for (x0, y0), (x1, y1), label in ARROWS:
     parts.append(
-        f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke="#004d40" stroke-width="2" marker-end="url(#tip)"/>'
+        f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" '
+        'stroke="#004d40" stroke-width="2" marker-end="url(#tip)"/>'
     )
     if label:
         middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2

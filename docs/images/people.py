@@ -1,6 +1,7 @@
 """Make the README's moving picture: the demo's clip and its result, side by side (docs/images/people.webp).
 
-tfiseg demo --out tfiseg-demo && python docs/images/people.py tfiseg-demo/people-overlay.mp4 docs/images/people.webp
+tfiseg demo --out tfiseg-demo
+python docs/images/people.py tfiseg-demo/people-overlay.mp4 docs/images/people.webp
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ IRNet's grouping.
 
 No object is singled out anywhere: two cells of one class near each other should point to one place, two cells
 of the background should point alike (TFISeg's displacement field module; IRNet, Ahn et al., CVPR 2019,
-section 3.3). Run it in the repository as ``python -m tfiseg.export.frame.paper_mode --images DIR --semantic DIR
---eval SET [SET ...]`` (needs torch).
+section 3.3). Run it in the repository as ``python -m tfiseg.export.frame.paper_mode --images DIR --semantic
+DIR --eval SET [SET ...]`` (needs torch).
 """
 
 from __future__ import annotations
@@ -213,7 +213,8 @@ def main() -> None:
             )
             gains = ", ".join(f"{k} {v['PQ']:.1f}" for k, v in report["gain"].items())
             print(
-                f"{folder.name}, {name}: PQ {report['PQ']:.1f}  AP {report['AP']:.1f}  AP50 {report['AP50']:.1f}  (PQ of {gains})",
+                f"{folder.name}, {name}: PQ {report['PQ']:.1f}  AP {report['AP']:.1f}  AP50 "
+                f"{report['AP50']:.1f}  (PQ of {gains})",
                 flush=True,
             )
 

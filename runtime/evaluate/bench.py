@@ -204,7 +204,8 @@ def bench_table(report: dict[str, Any]) -> str:
     """The report as text for people."""
     side = report["side_px"]
     lines = [
-        f"{side} x {side} class map, {report['foreground']:.0%} foreground, {report['instances']} instances, {report['threads']} thread(s)",
+        f"{side} x {side} class map, {report['foreground']:.0%} foreground, {report['instances']} instances, "
+        f"{report['threads']} thread(s)",
         f"  {'tfiseg.cluster, geometric':<52}{report['geometric_ms_per_mp']:>9.2f} ms/MP",
         f"  {'  of which native operator':<52}{report['native_geometric_ms_per_mp']:>9.2f} ms/MP",
         f"  {'tfiseg.cluster, given field':<52}{report['given_field_ms_per_mp']:>9.2f} ms/MP",

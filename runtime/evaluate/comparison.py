@@ -121,7 +121,8 @@ def compare(
         raise InputError("there are no frames to compare on")
     if reference.class_names != candidate.class_names:
         raise InputError(
-            f"{reference.session.path} knows {len(reference.class_names)} classes, {candidate.session.path} other ones: nothing to compare"
+            f"{reference.session.path} knows {len(reference.class_names)} classes, {candidate.session.path} "
+            "other ones: nothing to compare"
         )
     result = Comparison(str(reference.session.path), str(candidate.session.path))
     numbered = zip(names or [str(k) for k in range(len(frames))], frames, strict=False)
@@ -166,11 +167,13 @@ def _compare_frame(
     for key in shared:
         if not np.isfinite(other[key]).all():
             raise TfisegError(
-                f"{candidate.session.path}: its {key} of frame {name} are not finite: a precision too low for its values"
+                f"{candidate.session.path}: its {key} of frame {name} are not finite: a precision too low "
+                "for its values"
             )
         if maps[key].shape != other[key].shape:
             raise InputError(
-                f"{key} has shape {maps[key].shape} in {reference.session.path}, {other[key].shape} in {candidate.session.path}"
+                f"{key} has shape {maps[key].shape} in {reference.session.path}, {other[key].shape} in "
+                f"{candidate.session.path}"
             )
     size = (image.shape[0], image.shape[1])
     true, found = reference.cluster_maps(maps, size), candidate.cluster_maps(other, size)

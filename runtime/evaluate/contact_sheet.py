@@ -29,7 +29,10 @@ def contact_sheet(cases: Sequence[tuple[PanopticCounts, EvalPicture, Instances]]
             picture.image,
         )
         pair = np.hstack([_fitted(left.astype(np.uint8)), _fitted(found.draw(picture.image))])
-        text = f"{picture.name}: {counts.true_positives} right, {counts.false_positives} too many, {counts.false_negatives} missed"
+        text = (
+            f"{picture.name}: {counts.true_positives} right, {counts.false_positives} too many, "
+            f"{counts.false_negatives} missed"
+        )
         pair[:17] //= 4  # a dark strip, so that the text is read on any picture
         cv2.putText(pair, text, (4, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
         cells.append(pair)

@@ -38,7 +38,8 @@ def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:
     for needed in ("images", "instances", "semantic", "classes.json"):
         if not (folder / needed).exists():
             raise InputError(
-                f"{folder} has no {needed}: an evaluation set holds images/, instances/, semantic/ and classes.json"
+                f"{folder} has no {needed}: an evaluation set holds images/, instances/, semantic/ and "
+                "classes.json"
             )
     try:
         classes = read_file(folder / "classes.json", _CLASSES)
@@ -69,7 +70,8 @@ class EvalPictures(Sequence[EvalPicture]):
         )
         if not image.shape[:2] == truth.shape == semantic.shape:
             raise InputError(
-                f"{path}: sizes differ: picture {image.shape[:2]}, instances {truth.shape}, semantic {semantic.shape}"
+                f"{path}: sizes differ: picture {image.shape[:2]}, instances {truth.shape}, semantic "
+                f"{semantic.shape}"
             )
         return EvalPicture(path.stem, image, truth.astype(np.int32), np.asarray(semantic, np.uint8))
 

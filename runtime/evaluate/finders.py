@@ -46,7 +46,8 @@ def truth_finders(
         split: of ours, without a refiner.
         refiner: refines connected components instead.
         against: baselines.
-        min_area: of ours and the baselines, in pixels; default: what the refiner's network was made for, else 25.
+        min_area: of ours and the baselines, in pixels; default: what the refiner's network was made for, else
+            25.
     """
     _check_baselines(against)
     if _CALIBRATED in against:
@@ -85,7 +86,8 @@ def truth_finders(
 def model_finders(
     names: dict[int, str], segmenter: Segmenter, against: Sequence[str]
 ) -> tuple[dict[str, Find], set[int]]:
-    """Return the ways to find instances in pictures, ours first, and the class ids of the set that the model knows.
+    """Return the ways to find instances in pictures, ours first, and the class ids of the set that the model
+    knows.
 
     Args:
         names: of the set's classes, by id.
@@ -129,7 +131,7 @@ def _labels(names: dict[int, str]) -> list[str]:
 
 
 def _ids_in_set(names: dict[int, str], segmenter: Segmenter) -> NDArray[np.uint8]:
-    """Return the set's id of each of the model's, by name, uint8 (256,); what the set doesn't know is background."""
+    """Return the set's class id for each class id of the model, by name, uint8 (256,); unknown = 0."""
     ids = {_canonical(v): k for k, v in names.items()}
     lookup = np.zeros(256, np.uint8)
     for id_of_model, name in enumerate(segmenter.class_names):

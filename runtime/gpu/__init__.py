@@ -1,1 +1,1 @@
-"""What works on frames in GPU memory: CUDA, execution contexts, clustering and view refinement. Knows no session."""
+"""Frames in GPU memory: CUDA, execution contexts, clustering and view refinement; no sessions."""

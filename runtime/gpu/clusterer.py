@@ -34,7 +34,8 @@ class DeviceClusterer:
     Args:
         cuda: the GPU.
         maps: name -> (address, shape (1, channels, h, w), float32 or float16), all of one type.
-        settings: how; what weighs maps that aren't there is left out, and so is what ``MOST_INSTANCES`` exceeds.
+        settings: how; what weighs maps that aren't there is left out, and so is what ``MOST_INSTANCES``
+            exceeds.
         out_hw: size of the label map.
 
     Raises:

@@ -34,7 +34,8 @@ class Cuda:
             import pycuda.driver as driver
         except ImportError as missing:
             raise MissingDependencyError(
-                f"the GPU is used through PyCUDA ({missing}): pip install pycuda, where the CUDA toolkit and the driver are installed"
+                f"the GPU is used through PyCUDA ({missing}): pip install pycuda, where the CUDA toolkit and "
+                "the driver are installed"
             ) from missing
         self._driver = driver
         try:

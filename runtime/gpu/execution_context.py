@@ -18,7 +18,7 @@ class Context(Protocol):
 
 
 def is_capturable(context: Context) -> bool:
-    """Whether a CUDA graph may hold what the context enqueues. TensorRT's contexts say nothing: theirs may."""
+    """Tell whether a CUDA graph may hold the work of a context; by default, as for TensorRT's, it may."""
     return bool(getattr(context, "is_capturable", True))
 
 

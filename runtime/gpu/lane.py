@@ -145,7 +145,7 @@ class Lane:
         return fixed
 
     def _free_context(self) -> Context:
-        """An execution context for one more frame size: a captured graph needs a context that keeps its shape."""
+        """Return a context for one more frame size: a captured graph needs one that keeps its shape."""
         if self._free:
             return self._free.pop()
         return self._network.new_context() if self._network.new_context else self._context

@@ -91,7 +91,8 @@ class DeviceViews:
         }
         if types["affinity"] not in TYPES or types["affinity"] != types["boundary"]:
             raise EngineError(
-                f"{network.path}: its maps must be all float32 or all float16, got { {n: str(t) for n, t in types.items()} }"
+                f"{network.path}: its maps must be all float32 or all float16, got "
+                f"{ {n: str(t) for n, t in types.items()} }"
             )
         self.memory = {name: cuda.room(shape, kind) for name, (shape, kind) in self.shapes.items()}
         for name, memory in self.memory.items():
@@ -108,7 +109,8 @@ class DeviceViews:
         size = int(library.tfiseg_workspace_size(ctypes.byref(self._problem), ON_CUDA))
         if not size:
             raise EngineError(
-                f"the operator doesn't take {views} views of {side} px with these maps on a GPU: {self.shapes}"
+                f"the operator doesn't take {views} views of {side} px with these maps on a GPU: "
+                f"{self.shapes}"
             )
         self._workspace = cuda.allocate(size)
         self._result = ResultStruct(

@@ -147,10 +147,11 @@ def _opencv(facts: Facts) -> Check:
     if clash:
         return clash
     check = _required(facts, "OpenCV", "cv2", 'pip install "opencv-python-headless>=4.9"')
-    if re.search(
-        r"\blib(GL|gthread|glib)\b", check.found
-    ):  # opencv-python links them, the headless one does not
-        mend = "pip uninstall -y opencv-python && pip install opencv-python-headless, or: sudo apt install libgl1 libglib2.0-0"
+    if re.search(r"\blib(GL|gthread|glib)\b", check.found):  # opencv-python links them, headless does not
+        mend = (
+            "pip uninstall -y opencv-python && pip install opencv-python-headless, or: sudo apt install "
+            "libgl1 libglib2.0-0"
+        )
         return replace(check, mend=mend)
     if re.search(r"_ARRAY_API|numpy\.core\.multiarray", check.found):  # the system's, compiled for numpy 1
         return replace(check, mend='pip install "numpy<2", or: pip install opencv-python-headless')
@@ -199,7 +200,8 @@ def _several(facts: Facts, name: str, candidates: Sequence[str], keep: str) -> C
     there = [one for one in candidates if one in facts.packages]
     if len(there) < 2:
         return None
-    found = f"{' and '.join(f'{one} {facts.packages[one]}' for one in there)} are both installed and overwrite each other"
+    named = " and ".join(f"{one} {facts.packages[one]}" for one in there)
+    found = f"{named} are both installed and overwrite each other"
     return Check(name, WRONG, found, f"pip uninstall -y {' '.join(there)} && pip install {keep}")
 
 
@@ -218,7 +220,10 @@ def _native(facts: Facts) -> Check:
 
 def _gpu(machine: Machine) -> Iterator[Check]:
     if machine.cuda_error:
-        mend = "restart after a driver update; in a container: --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+        mend = (
+            "restart after a driver update; in a container: --gpus all and "
+            "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+        )
         yield Check("GPU", WRONG, machine.cuda_error, mend)
     elif machine.gpu:
         yield Check("GPU", OK, f"{machine.gpu}, compute capability {machine.compute_capability}")
@@ -283,7 +288,10 @@ def _tensorrt_mend(flavour: str, machine: Machine) -> str:
         )
     if machine.l4t:
         return "sudo apt install python3-libnvinfer, and make the venv with --system-site-packages"
-    return f"pip install tensorrt-cu{_numbers(machine.cuda)[0] if machine.cuda else 13} from NVIDIA's own package index"
+    return (
+        f"pip install tensorrt-cu{_numbers(machine.cuda)[0] if machine.cuda else 13} from NVIDIA's own "
+        "package index"
+    )
 
 
 def _plugin_check(facts: Facts) -> Check:
@@ -331,14 +339,13 @@ def _plugin_check(facts: Facts) -> Check:
 
 
 def _interface(headers: str | None) -> str:
-    """What the library was compiled for. A newer TensorRT takes it too: IPluginV3 is the same from 10.3 to 11."""
+    """Tell what the library was compiled for. Newer TensorRTs take it: IPluginV3 is the same to 11."""
     return f"compiled for TensorRT {headers}" if headers else "the C API alone, without TensorRT"
 
 
 def _tools(facts: Facts) -> Iterator[Check]:
-    mends = {
-        "TensorRT headers": "sudo apt install libnvinfer-headers-dev, or pip install --no-deps kernel-lens==2.0.1"
-    }
+    headers = "sudo apt install libnvinfer-headers-dev, or pip install --no-deps kernel-lens==2.0.1"
+    mends = {"TensorRT headers": headers}
     for name, tool in facts.tools.items():
         mend = mends.get(name, 'pip install ".[plugin]" in the repository')
         oldest = _OLDEST.get(name, ())

@@ -80,7 +80,8 @@ def _engine_lines(report: Mapping[str, Any]) -> list[str]:
             return []
         beside = f"{Path(report['file']).name}.json"
         return [
-            f"  no record {beside} beside it: an engine's content can be read only by the TensorRT that wrote it"
+            f"  no record {beside} beside it: an engine's content can be read only by the TensorRT that "
+            "wrote it"
         ]
     made, source, precision = record["built_with"], record["built_from"], record["precision"]
     lines = [
@@ -121,7 +122,8 @@ def _engine_lines(report: Mapping[str, Any]) -> list[str]:
         lines.append(
             _row(
                 "plugin",
-                f"{plugin['namespace']}::{plugin['name']} version {plugin['version']}, sha256 {plugin['sha256'][:16]}...{inside}",
+                f"{plugin['namespace']}::{plugin['name']} version {plugin['version']}, sha256 "
+                f"{plugin['sha256'][:16]}...{inside}",
             )
         )
     else:
@@ -150,7 +152,8 @@ def _gpus(made: Mapping[str, Any]) -> str:
             if made.get("flavour") == "tensorrt_rtx"
             else str(made.get("gpu") or "unknown GPUs")
         )
-    return f"{gpus}; {'this TensorRT and newer ones' if made.get('version_compatible') else 'this version of TensorRT only'}"
+    compatible = made.get("version_compatible")
+    return f"{gpus}; {'this TensorRT and newer ones' if compatible else 'this version of TensorRT only'}"
 
 
 def _gate(gate: Mapping[str, Any] | None) -> str:
@@ -160,8 +163,14 @@ def _gate(gate: Mapping[str, Any] | None) -> str:
         return f"skipped: {gate['skipped']}"
     if "pair_agreement" in gate:
         outlines = f", {gate['outline_agreement']}% of outlines" if "outline_agreement" in gate else ""
-        return f"passed: {gate['pair_agreement']}% of pairs of cells told as in fp32{outlines}, {gate['frames']} frames"
-    said = f"{gate.get('label_agreement')}% of labels as in {gate.get('reference', 'fp32')}, PQ {gate.get('PQ')}, {gate.get('frames')} frames"
+        return (
+            f"passed: {gate['pair_agreement']}% of pairs of cells told as in fp32{outlines}, "
+            f"{gate['frames']} frames"
+        )
+    said = (
+        f"{gate.get('label_agreement')}% of labels as in {gate.get('reference', 'fp32')}, PQ "
+        f"{gate.get('PQ')}, {gate.get('frames')} frames"
+    )
     return f"{'passed' if gate.get('passed') else 'FAILED'}: {said}"
 
 
@@ -196,7 +205,8 @@ def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
             lines.append(
                 _row(
                     "lone objects",
-                    f"{odds} for each group, of what could be parted{': thorough' if of_groups(odds) else ''}",
+                    f"{odds} for each group, of what could be "
+                    f"parted{': thorough' if of_groups(odds) else ''}",
                 )
             )
     lines += [

@@ -106,7 +106,8 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
     path = sidecar_path(engine)
     if not path.is_file():
         raise EngineError(
-            f"{engine} has no record {path.name} beside it: without it nobody knows what it was built with, and TensorRT would take it "
+            f"{engine} has no record {path.name} beside it: without it nobody knows what it was built with, "
+            "and TensorRT would take it "
             "blind. Build it with `tfiseg build`, or bring the record along"
         )
     try:
@@ -114,7 +115,8 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
         version = parse(content, _ANY_VERSION)["format_version"]
         if version != FORMAT_VERSION:
             raise EngineError(
-                f"{path} has format {version}, this version of tfiseg reads {FORMAT_VERSION}: build the engine again"
+                f"{path} has format {version}, this version of tfiseg reads {FORMAT_VERSION}: build the "
+                "engine again"
             )
         record: dict[str, Any] = parse(content, _RECORD)
     except FormatError as wrong:
@@ -142,18 +144,21 @@ def check_content(engine: Path, record: dict[str, Any]) -> bytes:
     """The plan's bytes; raises EngineError where they aren't those that the record speaks of."""
     if not engine.is_file():
         raise EngineError(
-            f"there is no engine {engine}. It is built by: {record['built_from'].get('command', 'tfiseg build')}"
+            f"there is no engine {engine}. It is built by: "
+            f"{record['built_from'].get('command', 'tfiseg build')}"
         )
     plan = engine.read_bytes()
     wanted = record["plan"]
     if len(plan) != wanted["bytes"]:
         raise EngineError(
-            f"{engine} has {len(plan)} bytes, its record says {wanted['bytes']}: it was cut off or replaced. Copy it again, or "
+            f"{engine} has {len(plan)} bytes, its record says {wanted['bytes']}: it was cut off or replaced. "
+            "Copy it again, or "
             f"{_again(record)}"
         )
     if hashlib.sha256(plan).hexdigest() != wanted["sha256"]:
         raise EngineError(
-            f"{engine} is not the plan that its record speaks of (another sha256): copy both again, or {_again(record)}"
+            f"{engine} is not the plan that its record speaks of (another sha256): copy both again, or "
+            f"{_again(record)}"
         )
     return plan
 

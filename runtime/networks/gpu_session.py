@@ -106,8 +106,8 @@ class GpuSession:
 
     @contextmanager
     def looked(self, image: Any, settings: ClusterSettings, looks: LookSettings) -> Iterator[RefinedFrame]:
-        """The same, of components (``settings``: with a split of 0) that an instance network looked at, in one
-        go; the frame's memory is held until the caller is through. Raises ModelError where that network
+        """The same, of components (``settings``: with a split of 0) that an instance network looked at, in
+        one go; the frame's memory is held until the caller is through. Raises ModelError where that network
         doesn't run on the GPU."""
         with self._lane() as lane:
             found = lane.run(image, settings, looks)
@@ -142,7 +142,7 @@ class GpuSession:
         """Called when a frame size has run for the first time: what the runtime made for it can be kept."""
 
     def close(self) -> None:
-        """Free what lies on the GPU, when the frames in flight are through. Later frames raise EngineError."""
+        """Free the GPU memory after the frames in progress. Later frames raise EngineError."""
         lanes, self._all_lanes = self._all_lanes, []
         self._lanes.close()
         with self.cuda.current():

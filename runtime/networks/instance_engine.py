@@ -33,7 +33,8 @@ class EngineInstanceSession(InstanceSession):
         plan, record = checked_plan(path)
         if "instance_format" not in record["model"]:
             raise ModelError(
-                f"{path} is no engine of an instance network: `tfiseg build` makes one of what `tfiseg train instance` wrote"
+                f"{path} is no engine of an instance network: `tfiseg build` makes one of what `tfiseg train "
+                "instance` wrote"
             )
         self._opened = opened = OpenedPlan(path, plan, record)
         self.cuda = opened.cuda

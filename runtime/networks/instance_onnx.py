@@ -41,7 +41,8 @@ class OnnxInstanceSession(InstanceSession):
         inputs = {i.name: i.shape for i in whole.get_inputs()}
         if {*inputs} != {"views", "masks"} or not {*MAPS} <= {*outputs} or len(inputs["views"]) != 4:
             raise ModelError(
-                f"{path} has inputs {[*inputs]} and outputs {outputs}: expected views (K, S, S, 3) and masks, and "
+                f"{path} has inputs {[*inputs]} and outputs {outputs}: expected views (K, S, S, 3) and "
+                "masks, and "
                 f"{', '.join(MAPS)}"
             )
         super().__init__(path, info, inputs["views"][1], outputs)

@@ -49,13 +49,14 @@ class InstanceInfo:
     """What an instance network's metadata says.
 
     Args:
-        view_px: side of the views that it takes. outline_px: of those in which it draws outlines and nothing else.
+        view_px: side of the views that it takes. outline_px: of those in which it draws outlines and nothing
+            else.
         stride: of displacement and affinities, pixels.
         affinity_offsets: int32 (A, 2), (dy, dx) in cells.
         rules: learned rules by name ("merge", "part", "join"), float32.
         min_area: pixels of the smallest objects that it is for; None: not said.
-        lone_odds: of components that could be parted, how many are one object for each that is several; None: not
-            said.
+        lone_odds: of components that could be parted, how many are one object for each that is several; None:
+            not said.
     """
 
     view_px: int
@@ -76,7 +77,8 @@ class InstanceInfo:
         except FormatError as wrong:
             raise ModelError(f"{path}: its tfiseg metadata is damaged ({wrong}): export it again") from wrong
         raise ModelError(
-            f"{path} is no instance network for this version: its format is {version}, wanted {INSTANCE_FORMAT}; "
+            f"{path} is no instance network for this version: its format is {version}, wanted "
+            f"{INSTANCE_FORMAT}; "
             "`tfiseg train instance` makes one"
         )
 
@@ -123,7 +125,8 @@ class InstanceSession:
         self.min_area, self.lone_odds = info.min_area, info.lone_odds
         if side not in (self.view_px, ANY_SIDE):
             raise ModelError(
-                f"{path}: its metadata speaks of views of {self.view_px} px, its network takes {side}: export it again"
+                f"{path}: its metadata speaks of views of {self.view_px} px, its network takes {side}: "
+                "export it again"
             )
         self.draws_outlines = FOREGROUND in outputs
 

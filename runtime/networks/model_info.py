@@ -110,7 +110,8 @@ class ModelInfo:
             version = parse(text, _ANY_VERSION, _MAX_BYTES)["format_version"]
             if version != FORMAT_VERSION:
                 raise ModelError(
-                    f"{source} has tfiseg format {version}, this version reads {FORMAT_VERSION}: export it again"
+                    f"{source} has tfiseg format {version}, this version reads {FORMAT_VERSION}: export it "
+                    "again"
                 )
             data = parse(text, checked_model, _MAX_BYTES)
         except FormatError as wrong:
@@ -148,7 +149,7 @@ def instance_metadata(text: str) -> dict[str, Any]:
 
 
 def metadata_version(text: str, key: str) -> Any:
-    """The value of a version key in metadata, None where there is none; raises FormatError for what is no object."""
+    """Return the value of a version key in metadata, or None; raises FormatError for what is no object."""
     return parse(text, record({}), _MAX_BYTES).get(key)
 
 

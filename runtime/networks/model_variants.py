@@ -1,7 +1,8 @@
 """Variants of a model file, made when it is loaded: without its instance heads, or at another input size.
 
-One file holds the semantic network and its instance heads. ``quality="fast"`` and ``"best"`` need the semantic
-network alone; the input size depends on the quality, too. Both are changes of a few bytes: no onnx is needed.
+One file holds the semantic network and its instance heads. ``quality="fast"`` and ``"best"`` need the
+semantic network alone; the input size depends on the quality, too. Both are changes of a few bytes: no onnx
+is needed.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Variant:
     long_side_px: int | None = None
 
     def read(self, path: Path) -> bytes:
-        """Return the content of ``path`` with these changes; a file that is no ONNX model comes back as it is."""
+        """Return the content of ``path`` with these changes; unchanged if it is no ONNX model."""
         model = path.read_bytes()
         if self == AS_IS:
             return model
@@ -74,8 +75,8 @@ AS_IS = Variant()
 def without_heads(model: bytes) -> bytes | None:
     """Return the model without its instance heads; None if it has none.
 
-    Outputs are ``logits`` (1, C, h, w) on the semantic network's own grid; the metadata's stride and clustering
-    settings are those of the semantic network.
+    Outputs are ``logits`` (1, C, h, w) on the semantic network's own grid; the metadata's stride and
+    clustering settings are those of the semantic network.
     """
     graph = graph_of(model)
     if not any(kind == OUTPUT and texts(value, 1) == ["affinity"] for kind, value, _ in fields(graph)):
@@ -134,7 +135,7 @@ def with_long_side(model: bytes, long_side_px: int) -> bytes:
 
 
 def _with_digest(model: bytes) -> bytes:
-    """The model with the digest of its weights in the metadata, as ``model_info.weights_digest`` computes it."""
+    """Return the model with the digest of its weights (``model_info.weights_digest``) in the metadata."""
     weights = []
     for kind, value, _ in fields(graph_of(model)):
         if kind == INITIALIZER:

@@ -106,7 +106,8 @@ def _check_size(front: Front) -> None:
         sides = (float(front.long_side_px), float(front.side_multiple))
     if not all(1 <= side <= MAX_SIDE_PX for side in sides):  # so written that NaN fails, too
         raise ModelError(
-            f"the model scales frames to {' x '.join(f'{side:g}' for side in sides)} pixels, expected sides in "
+            f"the model scales frames to {' x '.join(f'{side:g}' for side in sides)} pixels, expected sides "
+            "in "
             f"1..{MAX_SIDE_PX}: export it again"
         )
 

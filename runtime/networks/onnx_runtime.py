@@ -116,7 +116,8 @@ def open_onnx(
     missing = [p for p in providers if p not in onnxruntime.get_available_providers()]
     if missing:
         raise ModelError(
-            f"ONNX Runtime has no provider {missing}; this installation has {onnxruntime.get_available_providers()}; "
+            f"ONNX Runtime has no provider {missing}; this installation has "
+            f"{onnxruntime.get_available_providers()}; "
             "GPU providers come with onnxruntime-gpu in place of onnxruntime"
         )
     content = path if model is None else model

@@ -59,7 +59,8 @@ class OnnxSession:
         text = metadata_of(self.session, self.path)
         if text is None:
             raise ModelError(
-                f"{self.path} has no tfiseg metadata: to use your own network, run it yourself and hand its logits to tfiseg.cluster "
+                f"{self.path} has no tfiseg metadata: to use your own network, run it yourself and hand its "
+                "logits to tfiseg.cluster "
                 "(samples/own_network.py shows how), or write it in tfiseg's format (docs/architecture.md)"
             )
         self.info = ModelInfo.from_json(text, str(self.path))
@@ -67,7 +68,8 @@ class OnnxSession:
         self._outputs = [o.name for o in self.session.get_outputs()]
         if names != ["frame"] or "logits" not in self._outputs:
             raise ModelError(
-                f"{self.path} has inputs {names} and outputs {self._outputs}; wanted input 'frame' and output 'logits'"
+                f"{self.path} has inputs {names} and outputs {self._outputs}; wanted input 'frame' and "
+                "output 'logits'"
             )
 
     def has(self, output: str) -> bool:
@@ -91,7 +93,8 @@ class OnnxSession:
             is_map = value.ndim == 4 and value.shape[0] == 1 and min(value.shape) >= 1
             if not is_map or not np.issubdtype(value.dtype, np.floating):
                 raise ModelError(
-                    f"{self.path}: its output {name} is {value.dtype} {value.shape}, expected float32 (1, C, h, w)"
+                    f"{self.path}: its output {name} is {value.dtype} {value.shape}, expected float32 (1, C, "
+                    "h, w)"
                 )
         classes, names = maps["logits"].shape[1], len(self.info.class_names)
         if classes != names:

@@ -1,4 +1,4 @@
-"""A plan opened by TensorRT or TensorRT-RTX, and the kernels that RTX compiles on the way, kept for the next start."""
+"""A plan opened by TensorRT or TensorRT-RTX, and a cache of the kernels that RTX compiles."""
 
 from __future__ import annotations
 

@@ -100,7 +100,8 @@ def view(
     """
     if serve is None and not has_window():
         raise InputError(
-            "no window can be opened here: serve a page with --serve, or put opencv-python in place of opencv-python-headless"
+            "no window can be opened here: serve a page with --serve, or put opencv-python in place of "
+            "opencv-python-headless"
         )
     with contextlib.ExitStack() as stack:
         page = (

@@ -24,7 +24,7 @@ _CLOCK = Fraction(1, 90_000)
 
 
 def _rate(fps: float) -> Fraction:
-    """The rate as a fraction; a time-lapse may have a frame an hour. It is a hint: frames have their own times."""
+    """Return the frame rate as a fraction. It is only a hint: frames have their own times."""
     return max(Fraction(fps).limit_denominator(1001 if fps >= 1 else 100_000), Fraction(1, 100_000))
 
 

@@ -107,7 +107,8 @@ def _write_summary(
 def summary_table(summary: dict[str, Any]) -> str:
     """The summary as text for people."""
     lines = [
-        f"{summary['frames']} frames, {summary['instances']} instances, {summary['fps']:.1f} frames/s (drawing and writing included)"
+        f"{summary['frames']} frames, {summary['instances']} instances, {summary['fps']:.1f} frames/s "
+        "(drawing and writing included)"
     ]
     lost = [f"{summary[name]} {name}" for name in ("dropped", "skipped") if summary[name]]
     if lost:

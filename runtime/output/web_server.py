@@ -307,7 +307,7 @@ class WebServer:
         return response
 
     async def _next_picture(self, after: int) -> tuple[int, bytes] | None:
-        """The newest picture that comes after this number; None at the end. Encoded once, however many look."""
+        """Return the newest picture after this number, encoded once for all viewers; None at the end."""
         while self._backend.number <= after and not self._closed:
             await self._news.wait()
         if self._closed:
@@ -367,7 +367,7 @@ def _host_name(host: str) -> str | None:
 
 
 def _origin_host(origin: str) -> str | None:
-    """Host and port of an Origin header in lower case, "" for origins without one; None if it is malformed."""
+    """Return host and port of an Origin header in lower case; "" without a host, None if malformed."""
     if origin == "null":
         return ""
     try:

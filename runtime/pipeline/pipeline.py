@@ -112,8 +112,8 @@ class Pipeline:
     def _open_channels(self, stage_count: int, workers: int, sinks: Sequence[Sink]) -> None:
         """Make the channels: capture, slot, stages with hand-overs between them, slots of caller and sinks.
 
-        With "latest", frames are dropped only before the first stage and results only behind the last one, and
-        few frames are in progress. Otherwise frames would get old between slow stages.
+        With "latest", frames are dropped only before the first stage and results only behind the last one,
+        and few frames are in progress. Otherwise frames would get old between slow stages.
         """
         newest_wins = self.policy == "latest"
         self._captured: Channel[Frame] = Channel(1, newest_wins, workers + 1 if newest_wins else None)
@@ -253,7 +253,7 @@ class Pipeline:
         """
         if self.policy != "latest":
             raise InputError(
-                'newest() takes nothing out, so with another policy than "latest" the pipeline would wait for ever'
+                f'newest() needs policy="latest", got "{self.policy}"; open files with realtime=True'
             )
         self.start()
         try:

@@ -1,4 +1,4 @@
-"""Persistent track IDs: instances of successive frames are matched by their masks, moved by their last motion."""
+"""Persistent track IDs: masks of successive frames are matched, after moving them by their last motion."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ Floats = NDArray[np.float64]
 class Tracker:
     """Assign persistent track IDs: ``tracker(instances)`` returns the instances with ``track_id``.
 
-    An object that is hidden, or missed by the network, keeps its ID if it is found again within ``keep_s`` near
-    its predicted position. IDs count up from 1 and are never reused.
+    An object that is hidden, or missed by the network, keeps its ID if it is found again within ``keep_s``
+    near its predicted position. IDs count up from 1 and are never reused.
 
     Args:
         keep_s: seconds for which a lost track is kept.
@@ -119,8 +119,8 @@ class Tracker:
         return replace(instances, track_id=track_id).select(track_id > 0)
 
     def _seconds_since_last(self, instances: Instances) -> float:
-        """By media time where there is one, else by the time of capture; where neither goes on, by a usual rate: a
-        clock that stands still would keep what is lost for ever."""
+        """By media time where there is one, else by the time of capture; where neither goes on, by a usual
+        rate: a clock that stands still would keep what is lost for ever."""
         media_time_s = instances.media_time_s
         last = self._clock
         self._clock = (
@@ -203,7 +203,8 @@ class Tracker:
         )
         since = np.maximum(self._now - tracks["placed"][rows], 1e-3)
         whole = area > _WHOLE * tracks["usual_area"][rows]
-        # what was hidden may have stopped or turned meanwhile: its motion is what the last complete detections
+        # what was hidden may have stopped or turned meanwhile: its motion is what the last complete
+        # detections
         # say
         measured = (centroid - tracks["place"][rows]) / since[:, None]
         rate = np.where(whole, 1 - (1 - _VELOCITY_RATE) ** np.maximum(since * USUAL_FPS, 1), 0)[:, None]

@@ -286,7 +286,8 @@ class Refiner:
 def _check_sizes(image: NDArray[np.uint8], found: Instances) -> None:
     if image.shape[:2] != found.label_map.shape:
         raise InputError(
-            f"the picture is {image.shape[:2]}, what was found in it is of {found.label_map.shape}: they must be of one size"
+            f"the picture is {image.shape[:2]}, what was found in it is of {found.label_map.shape}: they "
+            "must be of one size"
         )
 
 

@@ -26,7 +26,8 @@ class Frame:
         decode_ms: time that reading it took.
         truth_label_map, truth_class_map: int32 and uint8 (H, W), where the source knows them (synthetic).
         file_name: of an image file: its path relative to the folder that was opened; else "".
-        media_time_s: seconds from the start of a video at which it is shown; None: the source has no such clock.
+        media_time_s: seconds from the start of a video at which it is shown; None: the source has no such
+            clock.
     """
 
     image: NDArray[np.uint8]

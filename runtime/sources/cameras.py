@@ -19,7 +19,10 @@ _CSI_SIZE_WH, _CSI_FPS = (1280, 720), 30  # a mode that every CSI sensor has
 def open_camera(which: int | str, wanted: CameraRequest) -> Source:
     """A camera by its number or device: V4L2 on Linux, OpenCV's own choice elsewhere."""
     name = f"camera-{which}" if isinstance(which, int) else which.removeprefix("/dev/")
-    message = f"camera {which} can't be opened: check that it is plugged in (`ls /dev/video*`) and that no other program holds it"
+    message = (
+        f"camera {which} can't be opened: check that it is plugged in (`ls /dev/video*`) and that no other "
+        "program holds it"
+    )
     backend = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
 
     def opener() -> cv2.VideoCapture:
@@ -42,16 +45,20 @@ def csi_pipeline(sensor: int, wanted: CameraRequest) -> str:
     return (
         f"nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),width={width},height={height},"
         f"framerate={round(wanted.fps or _CSI_FPS)}/1 ! nvvidconv "
-        "! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false"
+        "! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 "
+        "sync=false"
     )
 
 
 def open_gstreamer(name: str, pipeline: str, wanted: CameraRequest | None = None) -> Source:
-    """A GStreamer pipeline that ends in an appsink with BGR: by gst-launch-1.0, or by an OpenCV that is built with
-    GStreamer where that program is missing."""
+    """A GStreamer pipeline that ends in an appsink with BGR: by gst-launch-1.0, or by an OpenCV that is built
+    with GStreamer where that program is missing."""
     if shutil.which(PROGRAM) is not None or not opencv_has_gstreamer():
         return LiveStream(name, lambda: PipelineCapture(name, pipeline), wanted)
-    message = f"GStreamer can't start {name}: try it with {PROGRAM}; the pipeline is {text_without_secrets(pipeline)}"
+    message = (
+        f"GStreamer can't start {name}: try it with {PROGRAM}; the pipeline is "
+        f"{text_without_secrets(pipeline)}"
+    )
     return LiveStream(name, lambda: opened(cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER), message), wanted)
 
 

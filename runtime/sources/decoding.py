@@ -23,7 +23,8 @@ _MAX_STEP_BACK_S = (
 )
 _MAX_READ_ERRORS = 100  # in a row
 _COMPLETE = 0.95  # containers announce counts and durations loosely: this share of them is the whole
-# FFmpeg's AV_DISPOSITION_ATTACHED_PIC and AVFMT_TS_DISCONT: PyAV's oldest allowed version has no names for them
+# FFmpeg's AV_DISPOSITION_ATTACHED_PIC and AVFMT_TS_DISCONT: PyAV's oldest allowed version has no names for
+# them
 _ATTACHED_PICTURE, _BEGINS_ANYWHERE = 0x400, 0x200
 _MICROSECONDS = 1_000_000  # FFmpeg's unit of a container's times
 
@@ -157,7 +158,10 @@ class VideoReader:
         if self._end_s < min(_COMPLETE * announced_s, announced_s - 2 * step_s):
             counted = f"{count} frames" if count else f"{announced_s:.1f} s"
             reached = f"{self._frames}" if count else f"{self._end_s:.1f} s ({self._frames} frames)"
-            return f"{self._shown} ends after {reached} of the {counted} it announces: the file is damaged or cut off"
+            return (
+                f"{self._shown} ends after {reached} of the {counted} it announces: the file is damaged or "
+                "cut off"
+            )
         lost = max(self._errors, self._packets - self._frames) if self._errors else 0
         if lost or self._spoiled:
             total = max(count or 0, self._frames + lost)
@@ -197,7 +201,8 @@ def open_container(
         _OPEN_SECONDS,
         opened,
         lambda late: late.close(),
-        f"{shown} did not open within {_OPEN_SECONDS:.0f} s: it may be a pipe without a writer, or a stalled disk",
+        f"{shown} did not open within {_OPEN_SECONDS:.0f} s: it may be a pipe without a writer, or a stalled "
+        "disk",
     )
 
 

@@ -75,7 +75,8 @@ class PipelineCapture:
         program = shutil.which(PROGRAM)
         if program is None:
             raise SourceError(
-                f"{name} needs GStreamer: install it (apt install gstreamer1.0-tools gstreamer1.0-plugins-base "
+                f"{name} needs GStreamer: install it (apt install gstreamer1.0-tools "
+                "gstreamer1.0-plugins-base "
                 "gstreamer1.0-plugins-good), or use an OpenCV that is built with it"
             )
         self.ended = False  # by itself, at the end of a file: it needn't be opened again

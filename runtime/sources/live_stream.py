@@ -134,7 +134,8 @@ class LiveStream(Source):
             self._capture.release()
         lost, wait = time.monotonic(), _FIRST_WAIT_S
         _log.warning(
-            "%s stopped delivering after %d frames (cable, power, network?): it is looked for until it is back",
+            "%s stopped delivering after %d frames (cable, power, network?): it is looked for until it is "
+            "back",
             self.name,
             frames,
         )

@@ -99,7 +99,8 @@ def _open(text: str, is_number: bool, wanted: CameraRequest) -> Source:
         return ImageFiles("images", matches)
     if not path.exists():
         raise SourceError(
-            f"there is no file {_spoken(text)}: a source is an image, a folder, a glob pattern, a video, a camera index, a URL or 'synthetic'"
+            f"there is no file {_spoken(text)}: a source is an image, a folder, a glob pattern, a video, a "
+            "camera index, a URL or 'synthetic'"
         )
     if path.suffix.lower() in IMAGE_SUFFIXES and path.suffix.lower() not in _MOVING_SUFFIXES:
         return ImageFiles(path.stem, [path], path.parent)

@@ -241,7 +241,8 @@ def test_networks_that_triton_would_not_serve_well(tmp_path, given, said):
 def quantized(path):
     """A 1 x 1 convolution in int8."""
     body = (
-        "f = Cast<to = 1>(frame) t = Transpose<perm = [0, 3, 1, 2]>(f) q = QuantizeLinear(t, s, z) d = DequantizeLinear(q, s, z) "
+        "f = Cast<to = 1>(frame) t = Transpose<perm = [0, 3, 1, 2]>(f) q = QuantizeLinear(t, s, z) d = "
+        "DequantizeLinear(q, s, z) "
         "v = DequantizeLinear(w, s, z) logits = Conv(d, v)"
     )
     model = onnx.load(network(path, body=body))

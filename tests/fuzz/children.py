@@ -1,4 +1,5 @@
-"""Inputs tried in child processes: what the library does with each of them, and how much time and memory it takes."""
+"""Inputs tried in child processes: what the library does with each of them, and how much time and memory it
+takes."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Outcome:
     """What became of one input.
 
     Args:
-        kind: "read", "refused" (an error of tfiseg's family), "traceback" (any other error), "crash" or "hang".
+        kind: "read", "refused" (an error of tfiseg's family), "traceback" (any other error), "crash" or
+            "hang".
         text: the error, or the signal.
         peak_mb: largest resident memory of the process.
         seconds: until it ended.

@@ -1,4 +1,6 @@
-"""Fuzz what tfiseg reads from outside, with fixed seeds: python tests/fuzz/fuzz.py [KIND ...] --inputs N --seconds S
+"""Fuzz what tfiseg reads from outside, with fixed seeds.
+
+python tests/fuzz/fuzz.py [KIND ...] --inputs N --seconds S
 
 Prints a report as JSON. Exit status 1 after a crash, hang, traceback, or more than 2 GB of memory.
 """

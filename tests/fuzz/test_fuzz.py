@@ -1,4 +1,5 @@
-"""Files and requests from outside, changed at random with fixed seeds: 60 seconds in all. For more, see fuzz.py."""
+"""Files and requests from outside, changed at random with fixed seeds: 60 seconds in all. For more, see
+fuzz.py."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""What a program that was compiled against tfiseg.h relies on: functions, constants, sizes and offsets of structures.
+"""What a program that was compiled against tfiseg.h relies on: functions, constants, sizes and offsets of
+structures.
 
     python tests/plugins/c_api_layout.py > plugins/abi.txt
 
@@ -71,5 +72,8 @@ def layout(compiler: str = "cc", run_with: Sequence[str] = ()) -> list[str]:
 
 if __name__ == "__main__":
     version = re.search(r'__version__ = "(.*)"', (ROOT / "__init__.py").read_text())
-    title = f"# The C API of tfiseg {version[1] if version else '?'}. A change of these lines needs a new TFISEG_API_VERSION."
+    title = (
+        f"# The C API of tfiseg {version[1] if version else '?'}. A change of these lines needs a new "
+        "TFISEG_API_VERSION."
+    )
     sys.stdout.write("\n".join([title, *layout()]) + "\n")

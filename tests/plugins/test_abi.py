@@ -1,4 +1,5 @@
-"""Programs that were compiled against the last release go on working, or the API version says that they don't."""
+"""Programs that were compiled against the last release go on working, or the API version says that they
+don't."""
 
 import shutil
 import subprocess

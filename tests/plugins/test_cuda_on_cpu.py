@@ -1,5 +1,5 @@
-"""The CUDA kernels themselves, compiled with g++ and run on a CPU (cuda_on_cpu): the reference's bits, with no GPU
-and no nvcc. Every CUDA thread is a fiber; seeds decide which one goes on at barriers and atomics."""
+"""The CUDA kernels themselves, compiled with g++ and run on a CPU (cuda_on_cpu): the reference's bits, with
+no GPU and no nvcc. Every CUDA thread is a fiber; seeds decide which one goes on at barriers and atomics."""
 
 import ctypes
 from collections.abc import Callable

@@ -193,7 +193,10 @@ def test_a_library_that_tensorrt_refuses_is_explained(tmp_path):
     pytest.importorskip("tensorrt_rtx")
     broken = tmp_path / "libtfiseg_plugin.so"
     broken.write_bytes(b"no library")
-    code = "import tfiseg, tensorrt_rtx\ntry: tfiseg.load_plugin(tensorrt_rtx)\nexcept tfiseg.TfisegError as e: print(e)"
+    code = (
+        "import tfiseg, tensorrt_rtx\ntry: tfiseg.load_plugin(tensorrt_rtx)\n"
+        "except tfiseg.TfisegError as e: print(e)"
+    )
     environment = os.environ | {"TFISEG_PLUGIN": str(broken)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     for part in (
@@ -243,7 +246,8 @@ def test_odd_architectures_are_refused(tmp_path):
 
 
 def test_the_compilers_report_is_read():
-    log = """ptxas info    : Compiling entry function '_ZN6tfiseg15cluster_cuda_cu11each_kernelINS_6LabelsEEEvT_l' for 'sm_90'
+    entry = "'_ZN6tfiseg15cluster_cuda_cu11each_kernelINS_6LabelsEEEvT_l'"
+    log = f"""ptxas info    : Compiling entry function {entry} for 'sm_90'
 ptxas info    : Function properties for _ZN6tfiseg
     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
 ptxas info    : Used 16 registers, used 1 barriers, 4256 bytes smem

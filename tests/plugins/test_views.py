@@ -165,8 +165,8 @@ def test_crowds_of_round_things_leave_the_views_to_others(scene_of):
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["pennfudan", "coco", "voc2007", "dsb2018"])
 def test_views_of_photos_are_those_that_opencv_cuts(name, eval_sets):
-    """The CPU's way (runtime/refine/view_planning.py): the same views but for rare ones of components with holes, and images
-    to a grey level."""
+    """The CPU's way (runtime/refine/view_planning.py): the same views but for rare ones of components with
+    holes, and images to a grey level."""
     same, frames, unlike = 0, 0, np.zeros((2, 2))  # cells of masks and components: ties at a half
     for path in sorted((eval_sets / name / "semantic").glob("*.png"))[::6]:
         image = cv2.imread(str(next((eval_sets / name / "images").glob(f"{path.stem}.*"))))

@@ -1,4 +1,5 @@
-"""Engines for the emulated GPU, made of ONNX files; shared by the tests of sessions and of view refinement."""
+"""Engines for the emulated GPU, made of ONNX files; shared by the tests of sessions and of view
+refinement."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The C++ samples as a project of somebody else: a copy outside of the repository, built against an installed prefix."""
+"""The C++ samples as a project of somebody else: a copy outside of the repository, built against an
+installed prefix."""
 
 import os
 import re

@@ -281,7 +281,8 @@ def test_the_plugin_is_left_out_for_rtx_and_torch_is_not_needed():
     code = f"""
 import sys
 from tfiseg.cli.main import main
-assert main(["build", {str(PLAIN_MODEL)!r}, "-o", sys.argv[1], "--target", "rtx", "--precision", "fp32", "--json"]) == 0
+options = "--target rtx --precision fp32 --json".split()
+assert main(["build", {str(PLAIN_MODEL)!r}, "-o", sys.argv[1], *options]) == 0
 assert "torch" not in sys.modules
 """
     out = Path(os.environ.get("TMPDIR", "/tmp")) / f"tfiseg-test-{os.getpid()}.engine"

@@ -90,7 +90,8 @@ def quantized_product(left_scale, right_scale):
     ("scales", "kind"), [((0.1, 0.2), TensorProto.FLOAT16), ((1e-6, 0.2), TensorProto.FLOAT)]
 )
 def test_the_scales_of_one_layer_have_one_type(scales, kind):
-    """TensorRT-RTX refuses a product whose operands' scales differ in type, and a small scale stays float32."""
+    """TensorRT-RTX refuses a product whose operands' scales differ in type, and a small scale stays
+    float32."""
     half = to_fp16(quantized_product(*scales))
     onnx.checker.check_model(half, full_check=True)
     network = Network(half)

@@ -17,7 +17,8 @@ def network():
     torch.manual_seed(1)
     conv = torch.nn.Conv2d
     return torch.nn.Sequential(
-        conv(3, 16, 3, 2, 1), torch.nn.ReLU(), conv(16, 32, 3, 2, 1), torch.nn.ReLU(), conv(32, 32, 3, 1, 1, groups=32), torch.nn.ReLU6(),
+        conv(3, 16, 3, 2, 1), torch.nn.ReLU(), conv(16, 32, 3, 2, 1), torch.nn.ReLU(),
+        conv(32, 32, 3, 1, 1, groups=32), torch.nn.ReLU6(),
         conv(32, 4, 1), torch.nn.Upsample(scale_factor=4, mode="bilinear"), torch.nn.Softmax(1),
     )
 """

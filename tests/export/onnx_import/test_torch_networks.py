@@ -23,7 +23,8 @@ class Net(nn.Module):
     def __init__(self, corners):
         super().__init__()
         torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.Hardswish(), nn.Conv2d(8, 4, 1))
+        first = nn.Conv2d(3, 8, 3, 4, 1)
+        self.body = nn.Sequential(first, nn.BatchNorm2d(8), nn.Hardswish(), nn.Conv2d(8, 4, 1))
         self.corners = corners
 
     def forward(self, x):

@@ -9,7 +9,10 @@ from tfiseg.runtime.inspect.doctor import MISSING, OK, OPTIONAL, WRONG, doctor_t
 from tfiseg.runtime.inspect.installation import NATIVE, Facts, Module, Tool, look, probe
 from tfiseg.runtime.networks.machine import Machine
 
-BUILD = "  GUI:                           {gui}\n  Video I/O:\n    FFMPEG:   YES\n    GStreamer:                   {gstreamer}\n"
+BUILD = (
+    "  GUI:                           {gui}\n  Video I/O:\n    FFMPEG:   YES\n    GStreamer:                 "
+    "  {gstreamer}\n"
+)
 PLUGIN = {
     "path": "/x/lib.so",
     "is_of_this_source": True,
@@ -156,7 +159,8 @@ def test_a_desktop():
             "OpenCV",
             WRONG,
             "libGL.so.1",
-            "pip uninstall -y opencv-python && pip install opencv-python-headless, or: sudo apt install libgl1",
+            "pip uninstall -y opencv-python && pip install opencv-python-headless, or: sudo apt install "
+            "libgl1",
         ),
         (
             facts(DESKTOP, {"onnxruntime": "1.22", "onnxruntime-gpu": "1.22"}),

@@ -34,7 +34,8 @@ def precisions(model):
         ),  # only stored as fp16
         ("h = Cast<to = 10>(x) y = Conv(h, w)", "float[1, 2, 6, 8] x", np.float16, "fp16"),
         (
-            "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) v = DequantizeLinear(w, s, z) y = Conv(d, v)",
+            "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) v = DequantizeLinear(w, s, z) y = "
+            "Conv(d, v)",
             "",
             np.int8,
             "int8",

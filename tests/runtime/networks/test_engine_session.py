@@ -262,7 +262,8 @@ def test_cuda_without_pycuda_clusters_on_the_cpu_and_says_so(monkeypatch, caplog
 
 
 def test_onnx_runtime_is_never_captured(gpu, monkeypatch):
-    """Two of its sessions in one captured graph end the process: only the operator and the copies are graphs."""
+    """Two of its sessions in one captured graph end the process: only the operator and the copies are
+    graphs."""
     from tfiseg.runtime.networks.onnx_cuda_session import OnnxGpuSession
 
     emulated_gpu.install(monkeypatch, gpu)

@@ -7,11 +7,14 @@ from tfiseg.runtime.networks.machine import Gpu, Machine, gpu_of_driver, look_at
 ORIN = {
     "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n",
     "etc/os-release": 'NAME="Ubuntu"\nPRETTY_NAME="Ubuntu 22.04.5 LTS"\n',
-    "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n",
-    "var/lib/dpkg/status": "Package: a\nVersion: 3.0\n\nPackage: nvidia-jetpack\nStatus: ok\nVersion: 6.2+b77\n\nPackage: z\nVersion: 1\n",
+    "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  "
+    "540.4.0  Release Build\n",
+    "var/lib/dpkg/status": "Package: a\nVersion: 3.0\n\nPackage: nvidia-jetpack\nStatus: ok\n"
+    "Version: 6.2+b77\n\nPackage: z\nVersion: 1\n",
 }
 DESKTOP = {
-    "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23 10:11:16 UTC 2025\n"
+    "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  "
+    "Tue Sep 23 10:11:16 UTC 2025\n"
 }
 
 

@@ -1,4 +1,5 @@
-"""The web viewer under attack: malformed and slow requests, too many connections, 200 viewers, hostile names."""
+"""The web viewer under attack: malformed and slow requests, too many connections, 200 viewers, hostile
+names."""
 
 import contextlib
 import json
@@ -200,7 +201,8 @@ def test_settings_that_are_none(running, body):
         (b"POST /control HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400),
         (b"POST /control HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n", 413),
         (
-            b"POST /control HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+            b"POST /control HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nTransfer-Encoding: "
+            b"chunked\r\n\r\n{}",
             400,
         ),
         (b"PUT / HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),

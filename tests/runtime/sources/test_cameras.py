@@ -175,7 +175,8 @@ class FakeCapture:
         (
             FakeCapture(640, 480, 15, "YUYV"),
             CameraRequest((1280, 720), 30, "MJPG"),
-            "cam gives 640x480 at 15 frames/s, YUYV through V4L2; asked for 1280x720, 30 frames/s, MJPG, which it doesn't give",
+            "cam gives 640x480 at 15 frames/s, YUYV through V4L2; asked for 1280x720, 30 frames/s, MJPG, "
+            "which it doesn't give",
         ),
         (FakeCapture(640, 480, 0, ""), CameraRequest(), "cam gives 640x480 through V4L2"),
     ],
@@ -189,7 +190,8 @@ def test_a_camera_says_what_it_really_gives(capture, wanted, says):
 def test_csi_cameras_get_their_pipeline():
     pipeline = csi_pipeline(1, CameraRequest((1920, 1080), 60))
     assert pipeline.startswith(
-        "nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM),width=1920,height=1080,framerate=60/1 ! nvvidconv ! "
+        "nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM),width=1920,height=1080,framerate=60/1 ! "
+        "nvvidconv ! "
     )
     assert pipeline.endswith("format=BGR ! appsink drop=true max-buffers=1 sync=false")
 

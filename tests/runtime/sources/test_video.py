@@ -1,7 +1,5 @@
 """Videos as people have them: variable rates, time-lapse, rotation, codecs, damage; and waiting that ends."""
 
-import functools
-import http.server
 import json
 import os
 import re
@@ -9,43 +7,16 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.images import text_without_secrets, without_secrets
+from clips import write_clip
 from tfiseg.runtime.output.run import run
 from tfiseg.runtime.sources.decoding import within
-
-CLOCK = Fraction(1, 90_000)
-
-
-def picture_of(k, size_wh=(64, 48)):
-    """Its corner at the top left is blue, the rest says which it is."""
-    picture = np.full((size_wh[1], size_wh[0], 3), 40 + 3 * (k % 60), np.uint8)
-    picture[: size_wh[1] // 3, : size_wh[0] // 3] = (250, 20, 20)
-    return picture
-
-
-def write_clip(path, times, codec="libx264", rate=30, pictures=None, **options):
-    """A clip whose frames are shown at these seconds."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, options=options)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        clock = CLOCK if codec == "libx264" and Path(path).suffix != ".avi" else 1 / Fraction(rate)
-        stream.codec_context.time_base = clock
-        for k, seconds in enumerate(times):
-            picture = picture_of(k) if pictures is None else pictures[k]
-            frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
-            frame.pts, frame.time_base = round(seconds / clock), clock
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def noise(count):
@@ -92,7 +63,8 @@ def test_the_overlay_and_the_records_keep_the_times(tmp_path, times, rate):
 
 
 def test_the_tracker_goes_by_media_time(tmp_path):
-    """An object that is hidden for two frames of a time-lapse is forgotten (keep_s = 2 s), of a video it isn't."""
+    """An object that is hidden for two frames of a time-lapse is forgotten (keep_s = 2 s), of a video it
+    isn't."""
     found = {}
     for name, times, rate in (("slow", TIMELAPSE, Fraction(1, 2)), ("fast", [k / 30 for k in range(6)], 30)):
         path = write_clip(tmp_path / f"{name}.mp4", times, rate=rate)
@@ -363,105 +335,3 @@ def test_what_never_opens_is_given_up():
         within(0.1, slow, dropped.append, "too late")
     time.sleep(0.6)
     assert dropped == ["late"]
-
-
-SECRET_URLS = {
-    "rtsp://admin:s3cret@10.0.0.5:554/live?token=s3cret": "rtsp://10.0.0.5:554/live",
-    "RTSP://admin:s3cret@10.0.0.5/live": "RTSP://10.0.0.5/live",
-    "rtmps://admin:s3cret@host/app": "rtmps://host/app",
-    "ftp://admin:s3cret@host/a.mp4": "ftp://host/a.mp4",
-    "http://admin:s3/cret@host/a": "http://host/a",
-    "http://admin:s3#cret@host/a": "http://host/a",
-    "http://admin:s3?cret@host/a": "http://host/a",
-    "http://admin:s3@cret@host/a": "http://host/a",
-    "http://admin:s3[cret@host/a": "http://host/a",
-    "http://s3cret@host/a#s3cret": "http://host/a",
-    "http://host/@name/a": "http://host/@name/a",
-    "http://[::1]:80/a": "http://[::1]:80/a",
-}
-
-
-@pytest.mark.parametrize("url", SECRET_URLS)
-def test_addresses_hold_no_secrets(url):
-    assert without_secrets(url) == SECRET_URLS[url]
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "RTSP://admin:s3cret@127.0.0.1:9/live",
-        "ftp://admin:s3cret@127.0.0.1:9/a.mp4",
-        "mms://admin:s3cret@127.0.0.1:9/a",
-        "http://admin:s3/cret@127.0.0.1:9/a?key=s3cret",
-        "admin:s3cret@127.0.0.1/live",
-        "admin:s3cret@127.0.0.1/*.jpg",
-        "csi://admin:s3cret@127.0.0.1",
-    ],
-)
-def test_no_password_is_printed_whatever_the_scheme(source):
-    code = f"import tfiseg\ntry: tfiseg.open_source({source!r})\nexcept tfiseg.TfisegError: import traceback; traceback.print_exc()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    said = done.stdout + done.stderr
-    assert "SourceError" in said
-    assert "s3cret" not in said
-    assert "s3/cret" not in said
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (
-            "rtspsrc location=rtsp://a:s3cret@h/x user-id=me user-pw=s3cret latency=0 ! appsink",
-            "rtspsrc location=rtsp://h/x user-id=... user-pw=... latency=0 ! appsink",
-        ),
-        (
-            'souphttpsrc location="http://a:s3cret@h/x" ! appsink',
-            'souphttpsrc location="http://h/x" ! appsink',
-        ),
-        ("videos/a.mp4", "videos/a.mp4"),
-    ],
-)
-def test_texts_hold_no_secrets(text, says):
-    assert text_without_secrets(text) == says
-
-
-class Files(http.server.SimpleHTTPRequestHandler):
-    def do_GET(self):
-        if "private" in self.path:
-            self.send_error(401)
-        else:
-            super().do_GET()
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def web(tmp_path):
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Files, directory=str(tmp_path))
-    ) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
-        yield f"me:s3cret@127.0.0.1:{served.server_port}"
-        served.shutdown()
-
-
-def test_a_video_behind_an_address_is_a_file(tmp_path, web):
-    write_clip(tmp_path / "a.mkv", PHONE)
-    with tfiseg.open_source(f"HTTP://{web}/a.mkv?key=s3cret") as source:
-        assert not source.is_live
-        assert "s3cret" not in source.name
-        for _ in range(2):
-            assert [f.media_time_s for f in source] == pytest.approx(PHONE, abs=0.002)
-
-
-@pytest.mark.parametrize(
-    ("path", "says"),
-    [("nothing.mp4", "refuses to answer"), ("private.mp4", "refuses to answer"), ("fake.mp4", "no video")],
-)
-def test_an_address_without_a_video_says_why(tmp_path, web, path, says):
-    (tmp_path / "fake.mp4").write_text("hello " * 1000)
-    with pytest.raises(tfiseg.SourceError, match=says) as raised:
-        tfiseg.open_source(f"http://{web}/{path}")
-    assert "s3cret" not in str(raised.value)
-    assert raised.value.__cause__ is None

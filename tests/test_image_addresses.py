@@ -1,0 +1,104 @@
+"""Pictures behind addresses, and addresses that give none."""
+
+import http.server
+import threading
+
+import cv2
+import numpy as np
+import pytest
+import tfiseg
+from pictures import SMOOTH, TINY, as_pil, encoded
+from tfiseg.images import read_image, to_bgr
+
+
+@pytest.fixture
+def server(tmp_path):
+    (tmp_path / "ok.png").write_bytes(encoded(as_pil(TINY), "PNG"))
+    (tmp_path / "text.png").write_text("hello")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path))
+
+        def do_GET(self):
+            if self.path == "/cut.png":
+                self.send_response(200)
+                self.send_header("Content-Length", "5000")
+                self.end_headers()
+                self.wfile.write(b"\x89PNG")
+            elif self.path == "/nonsense.png":
+                self.wfile.write(b"nonsense\r\n\r\n")
+            elif self.path == "/elsewhere":
+                self.send_response(302)
+                self.send_header("Location", (tmp_path / "ok.png").as_uri())
+                self.end_headers()
+            else:
+                super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def test_addresses(server, tmp_path):
+    assert to_bgr(f"{server}/ok.png?token=secret").tolist() == TINY.tolist()
+    assert to_bgr((tmp_path / "ok.png").as_uri()).tolist() == TINY.tolist()
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/nowhere.png?token=secret", "can't get http://.*/nowhere.png: the server says 404"),
+        ("/text.png", "/text.png is no image that can be read"),
+        ("/cut.png", "can't get .*/cut.png"),
+        ("/nonsense.png", "can't get .*/nonsense.png"),
+        ("/elsewhere", "can't get .*/elsewhere: the server says 302"),
+    ],
+)
+def test_addresses_that_give_no_picture(server, path, says):
+    with pytest.raises(tfiseg.InputError, match=says) as raised:
+        to_bgr(server + path)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://user:secret@127.0.0.1:9/a.png", "can't get http://127.0.0.1:9/a.png"),
+        ("http://127.0.0.1:99999999/a.png", "can't get"),
+        ("file://elsewhere/a.png", "names the machine elsewhere"),
+        ("file:///nowhere/a.png", "there is no file /nowhere/a.png"),
+        ("http://", "can't get"),
+        ("http://127.0.0.1:port/a.png", "can't get"),
+        ("http://127.0.0.1:9/a b\n.png", "can't get"),
+        ("http://[::1/a.png", "can't get"),
+    ],
+)
+def test_addresses_that_answer_nothing(url, says):
+    with pytest.raises(tfiseg.InputError, match=says) as raised:
+        to_bgr(url)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\0", "a raw photo"),
+        (b"\xff\x0a\x00", "JPEG XL"),
+        (b"\x76\x2f\x31\x01", "OpenEXR"),
+        (cv2.imencode(".hdr", SMOOTH.astype(np.float32))[1].tobytes(), "Radiance HDR"),
+        (cv2.imencode(".pfm", SMOOTH.astype(np.float32))[1].tobytes(), "PFM"),
+        (cv2.imencode(".tif", SMOOTH.astype(np.float32))[1].tobytes(), "a TIFF with colors in floats"),
+        (b"%PDF-1.7", "PDF"),
+    ],
+)
+def test_formats_that_are_left_out_are_named(content, kind):
+    with pytest.raises(
+        tfiseg.InputError, match=f"x is no image that can be read: {kind}.* is not supported, convert it"
+    ):
+        read_image(content, name="x")
