@@ -1,4 +1,4 @@
-"""The operator on a Jetson's CPU: cross-compiled for aarch64, run under qemu-user, equal to x86-64 bit for bit."""
+"""The operator on a Jetson's CPU: built for aarch64, run under qemu-user, bit for bit equal to x86-64."""
 
 import ctypes
 import platform
