@@ -85,7 +85,7 @@ def add_segmenter_options(verb: Parser) -> None:
         type=int,
         metavar="PX",
         help="leave out instances of fewer pixels (default: what the model was made for, else 0.1 %% of the "
-        "frame, at least 25)",
+        "frame, at least 25; less with --tiles or a larger --long-side)",
     )
     _add_expert_options(verb.expert)
     _add_pass_options(verb.expert)

@@ -13,6 +13,7 @@ from ..errors import InputError, ModelError, did_you_mean
 from ..instances import Instances
 from ..plugins.operator import cluster_batch
 from ..plugins.settings import AFFINITY_OFFSETS, MIN_AREA_PX, ClusterSettings, Split, split_table
+from .networks.model_info import ModelInfo
 from .networks.session import Session
 from .object_score import FEATURES, object_probability
 from .segmenter_settings import SegmenterSettings
@@ -21,14 +22,23 @@ MIN_SCORE = 0.5  # of mean class probabilities
 # of probabilities of being an object: one more adds to PQ where p > PQ / (2 IoU), which is 0.27 to 0.32 on
 # training photos
 MIN_CALIBRATED_SCORE = 0.3
-_MIN_AREA_SHARE = (
-    1e-3  # of the frame: a network's crumbs, below what its stride-4 grid can tell (docs/benchmarks)
-)
+# of the frame, with a network that scales its longer side to 384 px: seven cells of a 4:3 frame's class map.
+# Smaller regions are mostly noise (docs/benchmarks)
+_MIN_AREA_SHARE, _AT_LONG_SIDE_PX = 1e-3, 384
 
 
-def usual_min_area(size_hw: tuple[int, int]) -> int:
-    """Smallest instance in pixels that is kept in a frame of this size: 0.1 %, at least 25."""
-    return max(MIN_AREA_PX, round(_MIN_AREA_SHARE * size_hw[0] * size_hw[1]))
+def usual_min_area(size_hw: tuple[int, int], info: ModelInfo, tiles: int = 1) -> int:
+    """Return the smallest instance in pixels that is kept by default, at least 25.
+
+    It is 0.1 % of the frame, or less for finer class maps: tiles, and networks of tfiseg with a larger input.
+
+    Args:
+        size_hw: of the frame, in pixels.
+        info: the network's.
+        tiles: the class map is this many times as fine.
+    """
+    finer = tiles * info.extra.get("long_side_px", _AT_LONG_SIDE_PX) / _AT_LONG_SIDE_PX
+    return max(MIN_AREA_PX, round(_MIN_AREA_SHARE * size_hw[0] * size_hw[1] / finer**2))
 
 
 class MapClusterer:
@@ -53,6 +63,7 @@ class MapClusterer:
         split_table(self.split)  # raises now, not at the first frame
         self._affinity_offsets = np.array(parameters.get("affinity_offsets", AFFINITY_OFFSETS), np.int32)
         self.min_area = settings.min_area
+        self._tiles = settings.tiles
         self.max_instances = settings.max_instances
         self.threads = settings.threads or None
         self._merge_rule, self._part_rule = (
@@ -146,7 +157,9 @@ class MapClusterer:
     def _least_area(self, size_hw: tuple[int, int]) -> int:
         if self.min_area is not None:
             return self.min_area
-        return usual_min_area(size_hw) if self._model_min_area is None else self._model_min_area
+        if self._model_min_area is not None:
+            return self._model_min_area
+        return usual_min_area(size_hw, self.session.info, self._tiles)
 
     def by_shape(self, image: NDArray[np.uint8], split: Split, calibrated: bool = False) -> Instances:
         """Instances of one picture from its class map alone, whatever the segmenter's own way is: what that

@@ -46,7 +46,7 @@ class Segmenter(MapClusterer):
         things: names or ids of the classes to segment; default: all countable classes of the model.
         split: see ``tfiseg.cluster``; default: what the model's metadata says, else "auto".
         min_area: smallest instance in pixels; default: what the instance network or the model was made for,
-            else 0.1 % of the frame, at least 25.
+            else 0.1 % of the frame, at least 25; less with ``tiles`` or a larger ``long_side_px``.
         min_score: instances with a lower score are left out; 0 keeps all. The score is the probability of
             being an object if the model has a score rule (default: 0.3), else the mean class probability
             (default: 0.5).

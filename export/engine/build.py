@@ -196,7 +196,7 @@ def _add_clustering(model: onnx.ModelProto, info: ModelInfo, settings: BuildSett
     settings_of_node = ClusterSettings(
         things=[c for c in info.things if 0 < c < IGNORE],
         split=parameters.get("split", "auto"),
-        min_area=parameters.get("min_area", usual_min_area(profile.opt_hw)),
+        min_area=parameters.get("min_area", usual_min_area(profile.opt_hw, info)),
         max_instances=MAX_INSTANCES,
         affinity_offsets=parameters.get("affinity_offsets", AFFINITY_OFFSETS),
         merge_rule=parameters.get("merge_rule"),
