@@ -21,7 +21,7 @@ def test_a_network_for_groups_is_thorough(tmp_path):
         assert not Refiner(path, thorough=False).thorough
     for odds in (b"-3.0", b"NaN", b"true", b'"1"', b"0"):
         path.write_bytes(model.replace(given, (b'"view_px": 192, "lone_odds": ' + odds).ljust(len(given))))
-        with pytest.raises(ModelError, match="lone_odds must be a positive number|NaN is no number"):
+        with pytest.raises(ModelError, match=r"lone_odds must be a positive number|NaN is no number"):
             open_instance_session(path)
 
 
