@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAX_FILE, MAX_FUNCTION, MAX_CPP_CLASS = 400, 60, 300  # lines, docstrings and blank lines included
+MAX_TWICE = 11  # lines of the same logic in two places
 CORE = {"numpy", "cv2", "onnxruntime", "tqdm", "PIL"}
 
 
@@ -90,3 +91,28 @@ def test_cpp_classes_are_short():
     }
     assert len(classes) > 50
     assert {name: lines for name, lines in classes.items() if lines > MAX_CPP_CLASS} == {}
+
+
+def logic_of(path: Path) -> list[str]:
+    """Return a file's lines of code: no imports, signatures, docstrings, comments and blank lines."""
+    text = path.read_text()
+    skipped: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.Import | ast.ImportFrom) or is_docstring:
+            skipped.update(range(node.lineno, node.end_lineno + 1))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            skipped.update(range(node.lineno, max(node.body[0].lineno, node.lineno + 1)))
+    lines = ((k, line.split("  # ")[0].strip()) for k, line in enumerate(text.splitlines(), 1))
+    return [line for k, line in lines if line and line[0] != "#" and k not in skipped]
+
+
+def test_no_logic_is_written_twice():
+    places: dict[tuple[str, ...], list[str]] = {}
+    for path in sources(".py"):
+        lines = logic_of(path)
+        for k in range(len(lines) - MAX_TWICE):
+            window = tuple(lines[k : k + MAX_TWICE + 1])
+            places.setdefault(window, []).append(str(path.relative_to(ROOT)))
+    assert len(places) > 10_000
+    assert {found[0]: found for found in places.values() if len(found) > 1} == {}
