@@ -1,4 +1,4 @@
-"""What ``tfiseg doctor`` knows of Jetsons: which JetPack brings what, and what must not be installed beside it."""
+"""What ``tfiseg doctor`` knows of Jetsons: what each JetPack contains, and what conflicts with it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from .installation import Facts
 
 @dataclass(frozen=True)
 class JetPack:
-    """A release: ``l4t`` is the start of its L4T version, None where that alone doesn't identify it; versions as
-    JetPack installs them."""
+    """A release and the versions that it installs.
+
+    ``l4t`` is the start of its L4T version, None if that alone doesn't identify it.
+    """
 
     version: str
     l4t: str | None
@@ -40,7 +42,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def jetpack_of(l4t: str, jetpack: str | None) -> JetPack | None:
-    """Return the release, by the package nvidia-jetpack if it is installed, else by L4T; None if it is unknown."""
+    """Return the release by the package nvidia-jetpack if it is installed, else by L4T; None if unknown."""
     for one in JETPACKS:
         known, found = numbers(one.version), numbers(jetpack or "")
         by_l4t = one.l4t is not None and numbers(l4t)[: len(numbers(one.l4t))] == numbers(one.l4t)
@@ -84,7 +86,7 @@ def _tensorrt_beside(facts: Facts, release: JetPack) -> Iterator[Check]:
         yield Check(
             "Jetson's TensorRT",
             WRONG,
-            f"{', '.join(wheels)} from PyPI hides JetPack's TensorRT {release.tensorrt} and can't run on a Jetson "
-            f"with JetPack {release.version}",
+            f"{', '.join(wheels)} from PyPI hides JetPack's TensorRT {release.tensorrt} and can't run on a "
+            f"Jetson with JetPack {release.version}",
             f"pip uninstall -y tensorrt {' '.join(wheels)}",
         )

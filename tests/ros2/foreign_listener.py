@@ -1,4 +1,4 @@
-"""A subscriber of another vendor, Eclipse Cyclone DDS, without any ROS: what it hears is what is on the wire."""
+"""A subscriber of another vendor, Eclipse Cyclone DDS, without ROS: it prints what is on the wire."""
 
 import json
 import signal

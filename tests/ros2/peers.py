@@ -65,8 +65,8 @@ def stamped(node: Node, pixels: np.ndarray, frame_id: str) -> Image:
 def camera(options: dict) -> dict:
     """Publish ``count`` frames at ``hz`` as soon as ``listeners`` are there; ends early at SIGTERM.
 
-    With ``compressed``, JPEG images; those whose numbers are in ``damaged`` are cut off. With ``depth_m``, also
-    a depth image of that distance.
+    With ``compressed``, JPEG images; those whose numbers are in ``damaged`` are cut off. With ``depth_m``,
+    also a depth image of that distance.
     """
     node = Node(f"camera_{options.get('frame_id', '')}")
     name, compressed = options.get("name", ""), options.get("compressed", False)

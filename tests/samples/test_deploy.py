@@ -1,4 +1,4 @@
-"""The systemd unit and the Dockerfiles: linted, and their commands are the program's own. They are not built here."""
+"""The systemd unit and the Dockerfiles: linted, with the program's own commands. They are not built."""
 
 import os
 import re
