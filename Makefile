@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo docs test test-cpp test-export test-ros test-zoo test-plugin test-engines test-packages lint clean
+.PHONY: demo docs test test-cpp test-export test-ros test-ray test-zoo test-plugin test-engines test-packages lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/tfiseg demo --out tfiseg-demo
@@ -47,6 +47,12 @@ test-ros:
 	.venv-ros/bin/python -m pip install --quiet --disable-pip-version-check ".[demo]" cyclonedds==11.0.1 rosbags==0.11.9 pytest
 	.venv-ros/bin/python -m pytest tests/ros2
 
+# Archives on a local Ray cluster.
+test-ray:
+	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check ".[ray]" pytest
+	.venv-ray/bin/python -m pytest tests/runtime/archive tests/samples/test_ray_batch.py
+
 # The TensorRT plugin: compiled for every architecture, taken by a real TensorRT, its interface driven. Needs nvcc and no GPU.
 test-plugin: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "tensorrt-rtx-cu13 >= 1.7, < 2"
@@ -86,4 +92,4 @@ $(VENV)/%.stamp: $(VENV)/bin/python $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf build *.egg-info $(VENV) .venv-export .venv-zoo .venv-ros .venv-docs site tfiseg-demo tfiseg-out
+	rm -rf build *.egg-info $(VENV) .venv-export .venv-zoo .venv-ros .venv-ray .venv-docs site tfiseg-demo tfiseg-out

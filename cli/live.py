@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import InputError, SourceError
 from ..files import printable
+from .archive import add_archive_options, check_archive_options, segment_archive_source
 from .common import add_verb, as_json
 from .parser import Example, Parser, number, size, whole
 from .segmenter_options import add_segmenter_options
@@ -28,12 +29,13 @@ def add_run(verbs: Any) -> None:
         verbs,
         "run",
         "Segment an image, folder, video, camera or stream; write overlay, instances.jsonl and summary.",
-        segment_source,
+        _run,
         [
             Example("tfiseg run street.jpg", "overlay and masks in tfiseg-out/"),
             Example("tfiseg run photos/ --quality best --format coco --out result", "a folder, as COCO JSON"),
             Example("tfiseg run street.mp4 --things person,car --track", "persistent track IDs"),
             Example("tfiseg run 'photos/*.jpg' --model net.onnx --json", "your own network"),
+            Example("tfiseg run photos/ --ray --out archive", "an archive on all cores", needs="Ray"),
             Example("tfiseg run 0 --frames 100", "100 frames of the first camera", needs="a camera"),
         ],
     )
@@ -59,6 +61,7 @@ def add_run(verbs: Any) -> None:
     )
     _add_min_hits(verb, "1")
     add_segmenter_options(verb)
+    add_archive_options(verb)
 
 
 def _add_source_options(verb: Parser) -> None:
@@ -123,6 +126,11 @@ def _source(args: argparse.Namespace, realtime: bool = False) -> Any:
         pixel_format=args.pixel_format,
         realtime=realtime,
     )
+
+
+def _run(args: argparse.Namespace) -> int:
+    check_archive_options(args)
+    return segment_source(args) if args.ray is None else segment_archive_source(args)
 
 
 def segment_source(args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,15 +28,31 @@ def write_coco(records: Path, path: Path, class_names: Sequence[str]) -> None:
     Raises:
         OutputError: the file can't be written, or the records can't be read.
     """
+    write_coco_frames(lambda: _frames(records), path, class_names)
+
+
+def write_coco_frames(
+    frames: Callable[[], Iterable[dict[str, Any]]], path: Path, class_names: Sequence[str]
+) -> None:
+    """Write a COCO dataset file from records as ``frame_record`` makes them; see ``write_coco``.
+
+    Args:
+        frames: returns the records; called twice, because images and annotations are two lists.
+        path: of the COCO file.
+        class_names: name of each class id; id 0 is background.
+
+    Raises:
+        OutputError: the file can't be written, or the records can't be read.
+    """
     categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(class_names) if k]
     try:
         with whole_file(path) as part, open(part, "w") as out:
             out.write(
                 f'{{"info": {{"description": "tfiseg"}}, "categories": {json.dumps(categories)},\n"images": ['
             )
-            _write_rows(out, (_image(k, frame) for k, frame in enumerate(_frames(records), 1)))
+            _write_rows(out, (_image(k, frame) for k, frame in enumerate(frames(), 1)))
             out.write('],\n"annotations": [')
-            _write_rows(out, _annotations(records))
+            _write_rows(out, _annotations(frames()))
             out.write("]}\n")
     except OSError as wrong:
         raise OutputError(f"can't write {printable(str(path))}: {wrong.strerror}") from wrong
@@ -60,9 +76,9 @@ def _image(image_id: int, frame: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _annotations(records: Path) -> Iterator[dict[str, Any]]:
+def _annotations(frames: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     annotation_id = 0
-    for image_id, frame in enumerate(_frames(records), 1):
+    for image_id, frame in enumerate(frames, 1):
         for one in frame["instances"]:
             annotation_id += 1
             yield {

@@ -42,7 +42,7 @@ class Process:
 
     def result(self, timeout_s: float = WAIT_S) -> dict:
         """What it printed last, after it ended by itself."""
-        assert self.popen.wait(timeout_s) == 0, self.text
+        assert self.popen.wait(timeout_s) == 0, self.text[-3000:]
         return json.loads(self.text.splitlines()[-1])
 
     def stop(self) -> dict:

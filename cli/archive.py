@@ -1,0 +1,88 @@
+"""``tfiseg run SOURCE --ray``: an archive of pictures on a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from typing import Any
+
+from ..errors import InputError
+from .common import as_json
+from .parser import Parser, whole
+
+_LOCAL = "local"
+# options of `run` that belong to videos and cameras -> their values where they are not given
+_REFUSED = {
+    "frames": None,
+    "camera_size": None,
+    "camera_fps": None,
+    "pixel_format": None,
+    "policy": None,
+    "nth": 1,
+    "track": False,
+    "min_hits": None,
+}
+
+
+def add_archive_options(verb: Parser) -> None:
+    """Add ``--ray`` and ``--ray-workers``."""
+    verb.expert.add_argument(
+        "--ray",
+        nargs="?",
+        const=_LOCAL,
+        metavar="ADDRESS",
+        help="segment a folder, glob pattern or Parquet files of paths on a Ray cluster and write Parquet; "
+        "files that are done are skipped (default: a cluster on this machine; needs tfiseg[ray])",
+    )
+    verb.expert.add_argument(
+        "--ray-workers",
+        type=whole(1),
+        metavar="N",
+        help="with --ray: number of segmenters (default: one per CPU, or per GPU with an engine)",
+    )
+
+
+def check_archive_options(args: argparse.Namespace) -> None:
+    """Raise InputError for options that have no effect together."""
+    if args.ray is None:
+        if args.ray_workers is not None:
+            raise InputError("--ray-workers has no effect without --ray")
+        return
+    for name, default in _REFUSED.items():
+        if getattr(args, name) != default:
+            raise InputError(
+                f"--{name.replace('_', '-')} has no effect with --ray, which takes pictures only"
+            )
+
+
+def segment_archive_source(args: argparse.Namespace) -> int:
+    """Run it; the exit status is 1 if a picture failed."""
+    from ..runtime.archive.ray_archive import segment_archive
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    summary = segment_archive(
+        args.source,
+        args.out,
+        args.settings,
+        address=args.ray,
+        workers=args.ray_workers,
+        output_format=args.format,
+        quiet=args.json,
+    )
+    print(as_json(summary) if args.json else _text(summary))
+    if summary["error"]:
+        print(f"tfiseg {args.verb}: {summary['error']}; what was done is kept", file=sys.stderr)
+    return 130 if summary["error"] == "interrupted" else int(bool(summary["error"]))
+
+
+def _text(summary: dict[str, Any]) -> str:
+    rate = summary["segmented"] / max(summary["seconds"], 1e-9)
+    lines = [
+        f"{summary['pictures']} pictures: {summary['segmented']} segmented by {summary['workers']} workers "
+        f"({rate:.1f} pictures/s, start included), {summary['done_before']} done before, {summary['failed']} "
+        "failed",
+        *(f"  {one['error']}" for one in summary["errors"][:5]),
+        f"masks:   {summary['coco_json'] or summary['parts']}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Archives of pictures: many machines, files that are done stay done."""
