@@ -200,11 +200,6 @@ def boolean(value: Any, where: str) -> bool:
     return value
 
 
-def anything(value: Any, where: str) -> Any:
-    """Rule: any JSON value."""
-    return value
-
-
 def only(*known: Any) -> Rule:
     """One of these values."""
 

@@ -1,7 +1,7 @@
 """Archives on a local Ray cluster of two workers (docs/benchmarks/robots.md).
 
-`python docs/benchmarks/archive.py once` segments 2,000 pictures. It kills a worker half way, and the picture in the
-middle is damaged. `throughput` compares two workers with one process.
+`python docs/benchmarks/archive.py once` segments 2,000 pictures. It kills a worker half way, and the picture
+in the middle is damaged. `throughput` compares two workers with one process.
 """
 
 import argparse

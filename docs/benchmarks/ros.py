@@ -1,7 +1,7 @@
 """The ROS 2 node in processes of its own (docs/benchmarks/robots.md): `python docs/benchmarks/ros.py WHAT`.
 
-`latency`: 640x480 images one after another, and a bare Segmenter on the same images. `soak`: memory of the node
-over `--seconds`, with a camera of 15 images per second. Run it in the environment of `make test-ros`.
+`latency`: 640x480 images one after another, and a bare Segmenter on the same images. `soak`: memory of the
+node over `--seconds`, with a camera of 15 images per second. Run it in the environment of `make test-ros`.
 """
 
 import argparse
@@ -49,7 +49,8 @@ def latency(ros: Ros, seconds: float) -> None:
     in_out, inside = float(status["node_ms_p50"]), float(status["segmenter_ms_p50"])
     print(f"load {before} before, {load()} after")
     print(
-        f"Segmenter alone: {alone[0]:.1f} ms before, {alone[1]:.1f} ms after; inside the node: {inside:.1f} ms"
+        f"Segmenter alone: {alone[0]:.1f} ms before, {alone[1]:.1f} ms after; "
+        f"inside the node: {inside:.1f} ms"
     )
     print(f"node in to node out: {in_out:.1f} ms, {in_out / inside:.2f} times the Segmenter's time")
     print(f"publisher to subscriber, both in another process: {statistics.median(trips):.1f} ms")
@@ -61,7 +62,7 @@ def resident_mb(pid: int) -> float:
 
 
 def soak(ros: Ros, seconds: float) -> None:
-    """Resident memory, descriptors and threads of the node; memory after a tenth of the time and at the end."""
+    """Print memory, descriptors and threads of the node, after a tenth of the time and at the end."""
     before = load()
     node = ros.node(reliable=True, queue=500)
     listener = ros.listener(TOPICS, reliable=True)
