@@ -57,8 +57,8 @@ def main() -> None:
     )
     pool = ray.data.ActorPoolStrategy(size=workers)
     pictures.flat_map(FindObjects, compute=pool, num_cpus=1).write_parquet(str(objects))
-    table = ray.data.read_parquet(str(objects))
-    print(f"{len(paths)} pictures, {table.filter(expr='rle is not null').count()} objects in {objects}")
+    found = ray.data.read_parquet(str(objects)).filter(lambda row: row["rle"] is not None).count()
+    print(f"{len(paths)} pictures, {found} objects in {objects}")
 
 
 if __name__ == "__main__":
