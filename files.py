@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
+
+_MAX_FOLDERS = 10_000
 
 
 @contextmanager
@@ -56,6 +59,73 @@ def writable_folder(path: str | Path) -> Path:
             "with --out"
         ) from wrong
     return folder
+
+
+def new_folder(parent: str | Path, name: str) -> Path:
+    """Create a folder ``parent/name`` that wasn't there; where it is, ``name-2``, ``name-3``, ...
+
+    Raises:
+        InputError: it can't be created.
+    """
+    parent = writable_folder(parent)
+    for count in range(1, _MAX_FOLDERS):
+        folder = parent / (name if count == 1 else f"{name}-{count}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as wrong:
+            raise InputError(
+                f"can't create the folder {printable(str(folder))} ({wrong.strerror}): name another one"
+            ) from wrong
+        return folder
+    raise InputError(f"{printable(str(parent))} holds {_MAX_FOLDERS} folders {name}-N: name another one")
+
+
+class FolderLock:
+    """Keeps other processes and objects from writing to a folder; ends with the process, whatever ends it.
+
+    ``with`` blocks of one lock may be nested. File systems without locks are not protected.
+
+    Args:
+        folder: it must exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._depth, self._descriptor = folder, 0, -1
+
+    def __enter__(self) -> FolderLock:
+        if not self._depth:
+            self._descriptor = os.open(self._folder, os.O_RDONLY)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(self._descriptor)
+                raise InputError(
+                    f"another run writes to {printable(str(self._folder))}: wait for its end, or name "
+                    "another folder with --out"
+                ) from None
+            except OSError:  # this file system has no locks
+                pass
+        self._depth += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            os.close(self._descriptor)
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; where there is no room for a second copy, over the first one."""
+    try:
+        write_whole(path, content)
+    except OSError:
+        if not path.is_file():
+            raise
+        with path.open("r+b") as file:
+            file.write(content)
+            file.truncate()
 
 
 def printable(name: str | bytes) -> str:

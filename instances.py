@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from .images import to_bgr
 from .instance import Instance
 from .notebook import HTML_ROWS, html_of
 from .rle import bbox_of, encode_rle
+from .schema import to_json
 
 if TYPE_CHECKING:
     import pandas
@@ -330,7 +330,7 @@ class Instances:
         """
         path = Path(path)
         if path.suffix.lower() == ".json":
-            content = json.dumps(self.to_dict()).encode()
+            content = to_json(self.to_dict()).encode()
         elif path.suffix.lower() == ".png":
             content = cv2.imencode(".png", self.label_map.astype(np.uint16))[1].tobytes()
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,11 +192,13 @@ def run_build(argv: list[str]) -> int:
 def _build(args: argparse.Namespace) -> int:
     need("onnx", "calibration")
     from ..export.engine.build import CPU_TARGET, build
+    from ..export.engine.instance_engine import is_instance_network
     from ..export.engine.lower import PrecisionSettings
     from ..export.engine.tensorrt_builder import BuildSettings
 
     if args.shape and (args.shape_min or args.shape_opt or args.shape_max):
         raise InputError("--shape is one size for all: leave --shape-min, --shape-opt and --shape-max out")
+    _check_effects(args, args.target == CPU_TARGET, is_instance_network(args.network))
     precision = PrecisionSettings(
         precision=args.precision,
         frames=args.frames,
@@ -231,6 +234,37 @@ def _build(args: argparse.Namespace) -> int:
     report = build(args.network, args.output, args.target, precision, settings, command, quiet=args.json)
     print(as_json(report) if args.json else _build_text(report))
     return 0
+
+
+_SHAPES = ("shape", "shape_min", "shape_opt", "shape_max")
+_INT8 = ("calibration_frames", "method", "cache", "auto_exclude")
+_TENSORRT = (
+    *_SHAPES,
+    "batch",
+    "workspace",
+    "timing_cache",
+    "opt_level",
+    "portable",
+    "compute_capability",
+    "tf32",
+)
+
+
+def _check_effects(args: argparse.Namespace, for_cpu: bool, of_instances: bool) -> None:
+    """Refuse options that have no effect on this kind of network, target or precision."""
+    _refuse(args, _TENSORRT if for_cpu else (), "with --target onnxruntime")
+    if of_instances:
+        options = (*_SHAPES, *_INT8, "keep", "min_agreement", "min_pq")
+        _refuse(args, options, "on an instance network, which sees views of one size")
+    _refuse(args, _INT8 if args.precision != "int8" else (), f"with --precision {args.precision}")
+    _refuse(args, ("keep",) if args.precision == "fp32" else (), "with --precision fp32")
+
+
+def _refuse(args: argparse.Namespace, options: Sequence[str], when: str) -> None:
+    given = [name for name in options if getattr(args, name) != args.parser.get_default(name)]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{names}: no effect {when}, leave it out")
 
 
 def _profile(args: argparse.Namespace) -> Any:

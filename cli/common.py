@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import math
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError, MissingDependencyError
+from ..schema import to_json
 from .parser import Example, Parser
 
 
@@ -65,14 +64,8 @@ def command_line(*words: object) -> str:
 
 
 def as_json(report: dict[str, Any]) -> str:
-    """Return the report as JSON; NaN, which JSON does not have, becomes null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: clean(v) for k, v in value.items()}
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return json.dumps(clean(report))
+    """Return the report as JSON; NaN and infinity, which JSON does not have, become null."""
+    return to_json(report)
 
 
 def need(module: str, extra: str) -> None:

@@ -53,7 +53,7 @@ def add_demo(verbs: Any) -> None:
         action="store_true",
         help="build the network into an fp16 engine instead of segmenting (needs TensorRT)",
     )
-    verb.set_defaults(**_RUN_DEFAULTS, source=str(_CLIP))
+    verb.set_defaults(**_RUN_DEFAULTS, source=str(_CLIP), opens_first=True)
     add_segmenter_options(verb)
 
 
@@ -67,6 +67,7 @@ def _demo(args: argparse.Namespace) -> int:
 def _demo_engine(args: argparse.Namespace) -> int:
     from ..runtime.networks.session import DEFAULT_MODEL
 
+    args.ending.work_begins()
     without_effect = [*(given_options(args).keys() - {"model"}), *(["frames"] if args.frames else [])]
     if without_effect:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(without_effect))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import glob
 import logging
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,7 @@ def add_run(verbs: Any) -> None:
             Example("tfiseg run 0 --frames 100", "100 frames of the first camera", needs="a camera"),
         ],
     )
+    verb.set_defaults(opens_first=True)
     verb.source.add_argument("source", metavar="SOURCE", help=_SOURCES)
     verb.source.add_argument("--frames", type=whole(1), metavar="N", help="stop after N frames")
     _add_source_options(verb)
@@ -135,23 +135,18 @@ def _run(args: argparse.Namespace) -> int:
 
 def segment_source(args: argparse.Namespace) -> int:
     from ..files import writable_folder
-    from ..plugins.native import usable_threads
     from ..runtime.output.run import run, summary_table
     from ..runtime.segmenter import Segmenter
 
     if args.source == "synthetic" and args.frames is None:
         raise InputError("the synthetic source is endless: pass --frames N, e.g. --frames 100")
     _check_policy(args)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: outputs stay valid
-    settings, workers = args.settings, 1
     with _source(args) as source:
         writable_folder(args.out)  # before the network is loaded
         tracker = _tracker(args, args.track)
-        if (
-            not source.is_live and settings.threads == 0
-        ):  # whole frames in parallel are faster than parts of one
-            settings, workers = replace(settings, threads=1), min(usable_threads(), _MAX_WORKERS)
+        settings, workers = _shared_threads(args, source)
         with Segmenter.from_settings(settings) as segmenter:
+            args.ending.work_begins()
             summary = run(
                 source,
                 segmenter,
@@ -177,6 +172,17 @@ def segment_source(args: argparse.Namespace) -> int:
     return 0
 
 
+def _shared_threads(args: argparse.Namespace, source: Any) -> tuple[Any, int]:
+    """Settings and number of workers: several frames of a file in parallel, or one frame on all threads."""
+    from ..plugins.native import usable_threads
+
+    frames = min((n for n in (source.frame_count, args.frames) if n is not None), default=_MAX_WORKERS)
+    workers = min(usable_threads(), _MAX_WORKERS, frames)
+    if source.is_live or args.settings.threads or workers < 2:
+        return args.settings, 1
+    return replace(args.settings, threads=max(1, usable_threads() // workers)), workers
+
+
 def add_view(verbs: Any) -> None:
     """Add the verb."""
     verb = add_verb(
@@ -197,6 +203,7 @@ def add_view(verbs: Any) -> None:
             ),
         ],
     )
+    verb.set_defaults(opens_first=True)
     verb.source.add_argument(
         "source", metavar="SOURCE", help=_SOURCES + "; files are played at their own frame rate"
     )
@@ -231,9 +238,9 @@ def _view(args: argparse.Namespace) -> int:
     _check_policy(args)
     _check_file(args)
     serve = DEFAULT_ADDRESS if args.serve == "" or (args.serve is None and not has_window()) else args.serve
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # the network first: a camera's frames would get old meanwhile
     with Segmenter.from_settings(args.settings) as segmenter, _source(args, realtime=True) as source:
+        args.ending.work_begins()
         report = view(
             source,
             segmenter,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
 import sys
 
 from .. import __version__
-from ..errors import InputError, TfisegError
+from ..errors import InputError
 from .build import add_build
 from .compare import add_compare
 from .demo import add_demo
+from .ending import INTERRUPTED, Ending, ended_by_signals, finish_output, open_output, say, sentence_of
 from .evaluate import add_bench, add_eval
 from .export import add_export
 from .live import add_run, add_view
@@ -35,27 +34,40 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         SystemExit: status 0 after ``--help``; status 2 if the command line is wrong.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names that aren't valid text are shown with escapes
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if argv is None:
+        open_output()
     words = sys.argv[1:] if argv is None else argv
     verb = words[0] if words else ""
+    with ended_by_signals(verb, is_program=argv is None) as ending:
+        try:
+            status = _run(words, verb, ending)
+        except SystemExit as ended:  # --help, --version, a wrong command line
+            raise SystemExit(finish_output(verb, int(ended.code or 0))) from None
+        return finish_output(verb, status)
+
+
+def _run(words: list[str], verb: str, ending: Ending) -> int:
     parser = _parser()
     try:
         args = parser.parse_args(words)
-        args.argv = words
+        args.argv, args.ending = words, ending
         if not hasattr(args, "handler"):
             parser.print_help()
             return 2
         _read_settings(args)
+        if not getattr(args, "opens_first", False):
+            ending.work_begins()
         return int(args.handler(args))
-    except TfisegError as wrong:
-        print(f"tfiseg {verb}: {wrong}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print(f"tfiseg {verb}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `tfiseg ... | head`: nobody reads on
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that the interpreter's last flush finds an open file
+        say(f"tfiseg {verb}: interrupted")
+        return INTERRUPTED
+    except Exception as wrong:
+        if wrong is getattr(sys.stdout, "failed", None):
+            return 1  # finish_output says so
+        sentence = sentence_of(wrong)
+        if sentence is None:
+            raise
+        say(f"tfiseg {verb}: {sentence}")
         return 1
 
 

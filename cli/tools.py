@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from .common import add_verb, as_json, command_line, need, require
 from .parser import Example, existing_file, existing_network, whole
 
@@ -94,6 +95,8 @@ def _add_triton(verbs: Any) -> None:
 def _inspect(args: argparse.Namespace) -> int:
     if args.file.suffix == ".onnx":
         need("onnx", "calibration")
+    if args.layers and args.file.suffix != ".onnx":
+        raise InputError("--layers has no effect on an engine: its record counts layers by precision")
     from ..runtime.inspect.model_file import inspect_file
     from ..runtime.inspect.model_text import inspection_text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,23 @@ def warn_of_look_alikes(grid: NDArray[Any], is_logits: bool) -> None:
         )
 
 
+def _as_floats(value: ArrayLike, name: str) -> NDArray[np.float32]:
+    array = as_numpy(value, name)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name} must hold numbers, got dtype {array.dtype}")
+    with np.errstate(over="ignore"):
+        return np.asarray(array, np.float32)
+
+
+def checked_size(value: object, name: str) -> tuple[int, int]:
+    """(H, W) of what a user gives; raises InputError."""
+    if isinstance(value, Sequence | np.ndarray) and len(value) == 2:
+        sides = tuple(int(side) for side in value if isinstance(side, Integral))
+        if len(sides) == 2:
+            return sides
+    raise InputError(f"{name} must be two integers (H, W), got {value!r}")
+
+
 def check_sides(hw: Sequence[int], name: str, most: int) -> None:
     if len(hw) != 2 or not all(1 <= s <= most for s in hw):
         raise InputError(f"{name}: sides must lie in 1..{most}, got {tuple(hw)}")
@@ -101,7 +119,7 @@ def checked_field(
     not scale."""
     if value is None:
         return None
-    array = np.asarray(as_numpy(value, name), np.float32)
+    array = _as_floats(value, name)
     array = array if batched else array[None]
     if array.shape != (n, *shape):
         raise InputError(f"{name} must be {(n, *shape) if batched else shape}, got {np.shape(value)}")
@@ -116,7 +134,7 @@ def checked_plane(
     """float32 (N, h / stride, w / stride) in [0, 1], and the stride."""
     if value is None:
         return None, 1
-    array = np.asarray(as_numpy(value, name), np.float32)
+    array = _as_floats(value, name)
     array = array if batched else array[None]
     stride = _stride(array.shape[-2:], h, w, name) if array.ndim == 3 and len(array) == n else 0
     if not stride:
@@ -140,7 +158,7 @@ def checked_affinity(
     """float32 (N, A, h / stride, w / stride) in [0, 1], and the stride."""
     if value is None:
         return None, 1
-    array = np.asarray(as_numpy(value, "affinity"), np.float32)
+    array = _as_floats(value, "affinity")
     array = array if batched else array[None]
     if array.ndim != 4 or len(array) != n or array.shape[1] != len(offsets):
         raise InputError(

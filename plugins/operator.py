@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +19,7 @@ from .map_checks import (
     checked_field,
     checked_plane,
     checked_semantic,
+    checked_size,
     enlarged,
     is_logits,
     warn_of_look_alikes,
@@ -29,6 +31,7 @@ from .settings import (
     CENTRE_RADIUS,
     MAX_INSTANCES,
     MAX_OUT_SIDE,
+    MAX_THREADS,
     MERGE_AFFINITY,
     MIN_AREA_PX,
     ClusterSettings,
@@ -94,6 +97,7 @@ def cluster(
     settings = ClusterSettings(
         things, split, min_area, max_instances, offsets, merge_affinity, merge, part, centre_radius, sharpen
     )
+    _check_choices(settings, displacement is not None, affinity is not None)
     maps = (displacement, boundary, affinity, scores)
     problem = _checked_problem(semantic, *maps, settings, output_size_hw, batched=False)
     return _instances_of(cluster_native(problem, _checked_threads(threads)), class_names)[0]
@@ -158,7 +162,7 @@ def _checked_problem(
         )
     given = checked_semantic(grid if batched else grid[None], logits)
     n, (h, w) = len(given), given.shape[-2:]
-    out_hw = (h, w) if output_size_hw is None else tuple(int(side) for side in output_size_hw)
+    out_hw = (h, w) if output_size_hw is None else checked_size(output_size_hw, "output_size_hw")
     check_sides(out_hw, "output_size_hw", MAX_OUT_SIDE)
     if not logits and out_hw != (h, w):
         raise InputError(
@@ -192,13 +196,31 @@ def _check_effects(settings: ClusterSettings, affinity: bool, boundary: bool) ->
         raise InputError("sharpen moves cuts onto a boundary: give boundary as well")
 
 
+def _check_choices(settings: ClusterSettings, displacement: bool, affinity: bool) -> None:
+    """Refuse values that the caller chose for maps which aren't given, or which other maps overrule."""
+    if (displacement or affinity) and not np.isnan(settings.split_table).all():
+        raise InputError(
+            "split decides by shape: with displacement or affinity it has no effect, leave it out"
+        )
+    if settings.centre_radius != CENTRE_RADIUS and not displacement:
+        raise InputError("centre_radius marks centers by displacement: give displacement as well")
+    if settings.merge_affinity != MERGE_AFFINITY and (not affinity or settings.merge_rule is not None):
+        raise InputError(
+            "merge_affinity decides by affinity, if there is no merge_rule: give affinity, or leave it out"
+        )
+
+
 def _checked_threads(threads: int | None) -> int | None:
-    if threads is not None and threads < 1:
-        raise InputError(f"threads must be at least 1, got {threads}")
-    return threads
+    if threads is None:
+        return None
+    if not isinstance(threads, Integral) or not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"threads must be an integer in 1..{MAX_THREADS}, got {threads!r}")
+    return int(threads)
 
 
 def _instances_of(result: Clustering, class_names: Sequence[str]) -> list[Instances]:
+    if not isinstance(class_names, Sequence) or not all(isinstance(name, str) for name in class_names):
+        raise InputError(f"class_names must be a list of texts, got {class_names!r}")
     if any(
         (result.table[k, :n, -1].astype(int) & FLAG_MERGE_STOPPED).any() for k, n in enumerate(result.count)
     ):

@@ -19,6 +19,7 @@ IGNORE = 255
 MAX_SIDE = 4096  # of the grid
 MAX_OUT_SIDE = 32_767  # of the label map
 MAX_INSTANCES = 65_535
+MAX_THREADS = 1024
 MAX_EVIDENCE_HIDDEN = 64
 MAX_SHARPEN = 32
 MERGE_AFFINITY = 0.3  # a trial's best; 0.2 to 0.35 is flat (docs/benchmarks)
@@ -79,7 +80,9 @@ class ClusterSettings:
         if not (isinstance(self.max_instances, Integral) and 1 <= self.max_instances <= MAX_INSTANCES):
             raise InputError(f"max_instances must lie in 1..{MAX_INSTANCES}, got {self.max_instances}")
         check_min_area(self.min_area)
-        if not (0 <= self.merge_affinity <= 1 and self.centre_radius >= 0):  # so written that NaN fails, too
+        are_numbers = all(isinstance(v, Real) for v in (self.merge_affinity, self.centre_radius))
+        # so written that NaN fails, too
+        if not (are_numbers and 0 <= self.merge_affinity <= 1 and self.centre_radius >= 0):
             raise InputError(
                 f"merge_affinity must lie in 0..1 and centre_radius be positive, got {self.merge_affinity} "
                 f"and {self.centre_radius}"
@@ -157,8 +160,8 @@ def cut_settings(
 
 def check_min_area(min_area: int) -> None:
     """Raises InputError where no instance can be so large or so small."""
-    if not 0 <= min_area <= MAX_OUT_SIDE**2:
-        raise InputError(f"min_area must lie in 0..{MAX_OUT_SIDE**2} pixels, got {min_area}")
+    if not isinstance(min_area, Integral) or not 0 <= min_area <= MAX_OUT_SIDE**2:
+        raise InputError(f"min_area must lie in 0..{MAX_OUT_SIDE**2} pixels, an integer, got {min_area!r}")
 
 
 def _checked_offsets(value: Any) -> NDArray[np.int32]:
@@ -217,8 +220,9 @@ def split_table(split: Split) -> NDArray[np.float64]:
     values = np.full(256, np.nan)
     if isinstance(split, Mapping):
         for class_id, ratio in split.items():
-            if not 0 <= int(class_id) < 256:
-                raise InputError(f"split: class ids lie in 0..255, got {class_id}")
+            is_id = isinstance(class_id, Integral) or (isinstance(class_id, str) and class_id.isdecimal())
+            if not is_id or not 0 <= int(class_id) < 256:
+                raise InputError(f"split: class ids lie in 0..255, got {class_id!r}")
             values[int(class_id)] = _ratio(ratio)
     elif not (isinstance(split, str) and split == "auto"):
         values[:] = _ratio(split)

@@ -79,8 +79,16 @@ class MapClusterer:
                 f"{len(FEATURES) + 1}"
             )
         usual = MIN_SCORE if self.score_rule is None else MIN_CALIBRATED_SCORE
-        self.min_score = usual if settings.min_score is None else settings.min_score
-        self._min_score_is_given = settings.min_score is not None
+        self._usual_min_score, self._given_min_score = usual, settings.min_score
+
+    @property
+    def min_score(self) -> float:
+        """Instances with a lower score are left out; setting it is as giving the option."""
+        return self._usual_min_score if self._given_min_score is None else self._given_min_score
+
+    @min_score.setter
+    def min_score(self, value: float) -> None:
+        self._given_min_score = value
 
     def _class_id(self, name: str | int) -> int:
         if isinstance(name, Integral) or (isinstance(name, str) and name.isdecimal()):
@@ -146,7 +154,7 @@ class MapClusterer:
         least = self.min_score
         if self.score_rule is not None and calibrated:
             found = replace(found, score=object_probability(found, self.score_rule, largest_excluded_area_px))
-        elif self.score_rule is not None and not self._min_score_is_given:
+        elif self.score_rule is not None and self._given_min_score is None:
             least = MIN_SCORE
         found = found.select((found.score >= least) & np.isin(found.class_id, self.things))
         if len(found) <= self.max_instances:

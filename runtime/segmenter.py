@@ -25,6 +25,7 @@ from .networks.model_variants import Variant
 from .networks.multi_scale import MultiScaleSession
 from .networks.open_session import open_session
 from .networks.session import DEFAULT_MODEL, DEFAULT_PROVIDERS, Session
+from .option_effects import check_built_in_operator, check_engine_options, check_gpu_options, check_split
 from .picture_input import as_frame
 from .refine.mask_refinement import Foregrounds
 from .refine.refiner import Refiner
@@ -117,7 +118,8 @@ class Segmenter(MapClusterer):
         return segmenter
 
     def _open(self, settings: SegmenterSettings) -> None:
-        self.settings = settings
+        self.settings, self._is_closed = settings, False
+        check_engine_options(settings)
         wanted = settings.wanted_refine
         variant = Variant(heads=wanted == "frame", long_side_px=settings.input_long_side_px)
         path = settings.model or DEFAULT_MODEL
@@ -125,9 +127,22 @@ class Segmenter(MapClusterer):
         self.class_names = self.session.info.class_names
         self.refine = self._possible_refine(settings)
         self._read_parameters(settings)
+        self._check_effects(settings)
         if settings.several_passes:
             self.session = self._averaging(settings)
         self._open_refiner(settings)
+
+    def _check_effects(self, settings: SegmenterSettings) -> None:
+        """Refuse options that the opened model can't serve."""
+        operator = getattr(self.session, "operator", None)
+        if operator is not None:
+            check_built_in_operator(settings, operator, self.things, self.session.path)
+            return
+        check_split(settings, self.refine)
+        if isinstance(self.session, GpuSession):
+            check_gpu_options(settings, self.session.clusters)
+            if self.refine == "shape":
+                self.session.cluster_class_map_alone()
 
     def _possible_refine(self, settings: SegmenterSettings) -> str:
         """How instances are found with this model; raises ModelError where it can't do what was asked for."""
@@ -192,7 +207,8 @@ class Segmenter(MapClusterer):
                 _log.warning("masks are refined on the CPU, on frames in host memory")
 
     def close(self) -> None:
-        """Free what an engine holds on the GPU; or use ``with``."""
+        """Free what an engine holds on the GPU; or use ``with``. Afterwards, calls raise InputError."""
+        self._is_closed = True
         self.session.close()
         refiner = self.refiner or self._outliner
         if refiner is not None:
@@ -230,6 +246,8 @@ class Segmenter(MapClusterer):
         return self._segment(as_frame(frame, color, on_gpu))
 
     def _segment(self, frame: Frame | NDArray[np.uint8]) -> Instances:
+        if self._is_closed:
+            raise InputError("this segmenter is closed: make a new one")
         began = time.perf_counter()
         known: Foregrounds = {}
         lies_there = hasattr(frame.image if isinstance(frame, Frame) else frame, "__cuda_array_interface__")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 from ..errors import InputError, did_you_mean
-from ..plugins.settings import MAX_INSTANCES, Split, check_min_area, split_table
+from ..plugins.settings import MAX_INSTANCES, MAX_THREADS, Split, check_min_area, split_table
 from .networks.model_variants import MAX_LONG_SIDE_PX, MIN_LONG_SIDE_PX
 from .networks.multi_scale import MAX_SCALE, checked_scales
 from .networks.session import DEFAULT_PROVIDERS
@@ -51,8 +52,10 @@ class SegmenterSettings:
             raise InputError(_unknown("quality", QUALITIES, self.quality))
         if self.refine is not None and self.refine not in REFINES:
             raise InputError(_unknown("refine", REFINES, self.refine))
-        if self.threads < 0:
-            raise InputError(f"threads must be at least 1 (0 = all), got {self.threads}")
+        if not isinstance(self.threads, Integral) or not 0 <= self.threads <= MAX_THREADS:
+            raise InputError(
+                f"threads must be at least 1 (0 = all), at most {MAX_THREADS}, got {self.threads}"
+            )
         if self.min_area is not None:
             check_min_area(self.min_area)
         if self.min_score is not None and not 0 <= self.min_score <= 1:

@@ -110,7 +110,7 @@ def _build_plan(
     network = with_batch(model, settings.profile.batch)
     expected = {layer.name: layer.precision for layer in layer_precisions(network)}
     if kind.takes_plugins and settings.operator:
-        network = _add_clustering(network, info, settings)
+        network, record["operator"] = _add_clustering(network, info, settings)
         settings = replace(settings, plugin=Path(plugin["path"]) if plugin else None)
     built = build_plan(network.SerializeToString(), kind, settings, quiet)
     record["precision"] |= prove(expected, built.witnesses)
@@ -190,7 +190,10 @@ def _plugin(kind: Flavour | None) -> dict[str, Any] | None:
     return plugin_info()
 
 
-def _add_clustering(model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings) -> onnx.ModelProto:
+def _add_clustering(
+    model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """Return the network with the operator behind it, and what the record says of the operator."""
     profile, parameters = settings.profile, info.extra.get("clustering", {})
     fixed = profile.opt_hw if profile.min_hw == profile.max_hw else None
     settings_of_node = ClusterSettings(
@@ -203,13 +206,21 @@ def _add_clustering(model: onnx.ModelProto, info: ModelInfo, settings: BuildSett
         part_rule=parameters.get("part_rule"),
         sharpen=parameters.get("sharpen", 0),
     )
-    return graft_clustering(
+    grafted = graft_clustering(
         model,
         settings_of_node,
         output_size_hw=fixed,
         output_scale=info.stride,
         affinity_stride=parameters.get("affinity_stride", 1),
     )
+    operator = {
+        "things": [*info.things],
+        "split": settings_of_node.split,
+        "min_area": settings_of_node.min_area,
+        "max_instances": MAX_INSTANCES,
+        "heads": any(o.name == "affinity" for o in model.graph.output),
+    }
+    return grafted, operator
 
 
 def _counts(model: onnx.ModelProto) -> dict[str, int]:

@@ -47,6 +47,7 @@ class DeviceNetwork:
         set_up: called when a frame size has run for the first time.
         new_context: creates an execution context for one more frame size; None: all sizes share the lane's.
         graphs: capture CUDA graphs. Set to False where something can't be captured.
+        heads: whether instance heads, where there are some, are used to cluster.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class DeviceNetwork:
     set_up: Callable[[], None]
     new_context: Callable[[], Context] | None = None
     graphs: bool = True
+    heads: bool = True
 
 
 class CapturedFrame:
@@ -83,9 +85,10 @@ class CapturedFrame:
         source, wanted = dict(self._memory), {name: (shapes[name], types[name]) for name in network.types}
         self._refiner: DeviceRefiner | None = None
         if settings is not None:
-            used = (
-                self._memory if views is None else {"logits": self._memory["logits"]}
-            )  # components are the class map's alone
+            unused = () if network.heads else ("affinity", "boundary")
+            used = {name: memory for name, memory in self._memory.items() if name not in unused}
+            if views is not None:
+                used = {"logits": self._memory["logits"]}  # components are the class map's alone
             maps = {name: (int(memory), shapes[name], types[name]) for name, memory in used.items()}
             self._clusterer = DeviceClusterer(cuda, maps, settings, (shape[1], shape[2]))
             source, wanted = self._clusterer.memory, self._clusterer.shapes

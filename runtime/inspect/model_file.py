@@ -4,6 +4,7 @@ TensorRT."""
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 FRAME_HW = (480, 640)  # at which work is counted where a network takes any size
 _PLANS = (SUFFIX, ".plan", ".trt")
 _CHUNK_BYTES = 1 << 20
+_MAX_FRAME_BYTES = 1 << 28  # of a frame that is measured with
 _SAID = {  # what is read of a record
     "plan": ("sha256", "bytes"),
     "built_from": ("onnx", "onnx_sha256", "command", "shapes"),
@@ -103,6 +105,7 @@ def _onnx(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is no ONNX network, or is cut off ({wrong})") from wrong
     if not model.graph.node:
         raise ModelError(f"{path} is no ONNX network: it holds no graph")
+    _check_nodes(path, model.graph.node)
     problems: list[str] = []
     external = _external_files(model, path.parent)
     missing = [one["file"] for one in external if one["bytes"] is None]
@@ -145,6 +148,16 @@ def _onnx(path: Path) -> dict[str, Any]:
         ],
         "problems": problems,
     }
+
+
+def _check_nodes(path: Path, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Raise ModelError for nodes that no network has: without a result, or with names that are no text."""
+    for node in nodes:
+        names = (node.name, node.op_type, node.domain, *node.input, *node.output)
+        if not node.output or not all(isinstance(name, str) for name in names):
+            raise ModelError(
+                f"{path} is damaged: it has a node without result, or a name that is no valid text"
+            )
 
 
 def _instance_metadata(text: str, path: Path) -> dict[str, Any] | None:
@@ -199,9 +212,10 @@ def _measured(
     made = {name for node in model.graph.node for name in node.output}
     nodes = [node for node in model.graph.node if (node.name or node.output[0]) in layers]
     names = sorted({name for node in nodes for name in (*node.input[:2], node.output[0])} & made)
-    frame = np.zeros(
-        [d.dim_value or free for d, free in zip(sides, (1, *FRAME_HW, 3), strict=True)], np.uint8
-    )
+    shape = [d.dim_value or free for d, free in zip(sides, (1, *FRAME_HW, 3), strict=True)]
+    if min(shape) < 1 or math.prod(shape) > _MAX_FRAME_BYTES:
+        return None
+    frame = np.zeros(shape, np.uint8)
     try:
         asked = onnx.load(path)  # with weights that lie in other files
         del asked.graph.output[

@@ -16,10 +16,12 @@ from ... import schema
 from ...errors import EngineError, FormatError
 from ...files import write_whole
 from ...plugins.plugin_library import plugin_info
+from ...plugins.settings import MAX_INSTANCES
 from ...schema import (
     MAX_BYTES,
     boolean,
     bytes_of,
+    either,
     list_of,
     map_of,
     only,
@@ -30,22 +32,18 @@ from ...schema import (
     whole,
 )
 from .machine import Machine, this_machine
-from .model_info import checked_instance_model, checked_model
+from .model_info import MAX_CLASSES, MIN_AREA, SPLIT, checked_instance_model, checked_model
 
 FORMAT_VERSION = 1
 SUFFIX = ".engine"
 _ANY_VERSION = schema.record({"format_version": whole(0, 1 << 30)})
 _WORD, _SHA256 = text(200), text(64, "[0-9a-f]{64}")
 _SIDES = list_of(whole(1, 1 << 15), 2, 2)
-_SHAPES = schema.record(
-    {},
-    {
-        "min_hw": _SIDES,
-        "opt_hw": _SIDES,
-        "max_hw": _SIDES,
-        "batch": whole(1, 1 << 15),
-        "view_px": whole(1, 1 << 15),
-    },
+_BATCH = whole(1, 1 << 15)
+_SHAPES = either(
+    "frame sizes (min_hw, opt_hw, max_hw, batch) or views (view_px, batch)",
+    schema.record({"view_px": whole(1, 1 << 15), "batch": _BATCH}),
+    schema.record({"min_hw": _SIDES, "opt_hw": _SIDES, "max_hw": _SIDES, "batch": _BATCH}),
 )
 
 
@@ -88,6 +86,18 @@ _RECORD = schema.record(
     },
     {
         "gate": optional(schema.record({}, {"passed": boolean, "skipped": _WORD})),
+        "operator": optional(
+            schema.record(
+                {},
+                {
+                    "things": list_of(whole(0, MAX_CLASSES - 1), 0, MAX_CLASSES),
+                    "split": SPLIT,
+                    "min_area": MIN_AREA,
+                    "max_instances": whole(1, MAX_INSTANCES),
+                    "heads": boolean,
+                },
+            )
+        ),
         "plugin": optional(
             schema.record({"name": _WORD, "version": _WORD, "namespace": text(200), "sha256": _SHA256})
         ),

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .built_in_operator import BuiltInOperator
 from .gpu_session import GpuSession
 from .model_info import ModelInfo
 from .tensorrt_plan import OpenedPlan
@@ -36,6 +37,7 @@ class EngineSession(GpuSession):
             graphs,
             opened.context,
         )
+        self.operator = BuiltInOperator.of_record(record) if "label_map" in types else None
 
     def set_up(self) -> None:
         """Keep RTX's compiled kernels for the next start."""

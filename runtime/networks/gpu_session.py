@@ -23,6 +23,7 @@ from ..gpu.execution_context import Context
 from ..gpu.lane import Lane, Lanes
 from ..gpu.refined_frame import RefinedFrame
 from ..gpu.view_refiner import LookSettings
+from .built_in_operator import BuiltInOperator
 from .model_info import ModelInfo
 
 _log = logging.getLogger("tfiseg")
@@ -61,6 +62,11 @@ class GpuSession:
         self._all_lanes = [Lane(self.network, context, stream) for context, stream in lanes]
         self._lanes = Lanes(self._all_lanes)
         self.clusters = self._clusters()
+        self.operator: BuiltInOperator | None = None  # that the network carries
+
+    def cluster_class_map_alone(self) -> None:
+        """From the next frame on, cluster by shape: instance heads that the network has are not used."""
+        self.network.heads = False
 
     def _clusters(self) -> bool:
         """Whether instances come from the GPU: the network carries the operator, or the library with the C

@@ -34,18 +34,19 @@ def _rule_weights(value: Any, where: str) -> list[float]:
 
 
 _OFFSETS = list_of(list_of(whole(-MAX_SIDE, MAX_SIDE), 2, 2), 1, MAX_SIDE)
-_MIN_AREA = whole(0, MAX_OUT_SIDE**2)
+MIN_AREA = whole(0, MAX_OUT_SIDE**2)
 _STRIDE = whole(1, MAX_SIDE)
+SPLIT = either(
+    '"auto", a ratio in 0..1, or {"class id": ratio}',
+    only("auto"),
+    number(0, 1),
+    map_of(number(0, 1), text(3, "[0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5]")),
+)
 _CLUSTERING = record(
     {},
     {
-        "split": either(
-            '"auto", a ratio in 0..1, or {"class id": ratio}',
-            only("auto"),
-            number(0, 1),
-            map_of(number(0, 1), text(3, "[0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5]")),
-        ),
-        "min_area": _MIN_AREA,
+        "split": SPLIT,
+        "min_area": MIN_AREA,
         "affinity_offsets": _OFFSETS,
         "affinity_stride": _STRIDE,
         "merge_rule": _rule_weights,
@@ -87,7 +88,7 @@ _INSTANCE = record(
     {
         **_TEXTS,
         "outline_px": whole(8, 1024),
-        "min_area": _MIN_AREA,
+        "min_area": MIN_AREA,
         "lone_odds": number(0, 1e9, above=True),
     },
 )

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from ...errors import OutputError
 from ...files import printable, whole_file
 from ...rle import bbox_of
+from ...schema import to_json
 
 COCO_NAME = "coco.json"
 
@@ -96,4 +97,4 @@ def _annotations(frames: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _write_rows(out: TextIO, rows: Iterable[dict[str, Any]]) -> None:
     for k, row in enumerate(rows):
-        out.write((",\n" if k else "\n") + json.dumps(row))
+        out.write((",\n" if k else "\n") + to_json(row))

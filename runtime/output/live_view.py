@@ -15,9 +15,11 @@ from typing import Any
 import cv2
 
 from ...errors import InputError, OutputError, PipelineError
+from ...files import new_folder
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.result import Result
 from ..pipeline.tracker import Tracker
+from ..pipeline.watch import SINK_SECONDS
 from ..segmenter import Segmenter
 from ..sources.base import Source
 from .web_viewer import Viewer
@@ -42,19 +44,29 @@ class FaultTolerantSink:
         self._sink, self._note = sink, note
         self.name = sink.name
         self.backlog = getattr(sink, "backlog", 1)
+        self.timeout_s = getattr(sink, "timeout_s", SINK_SECONDS)
         self.error: str | None = None
+        self._is_stuck = False
 
     def write(self, result: Result) -> None:
         if self.error is None:
             self._try(lambda: self._sink.write(result))
 
+    def give_up(self, reason: str) -> None:
+        """Called by the pipeline where ``write`` doesn't return: the rest goes on without it."""
+        self._is_stuck = True
+        self._end(reason)
+
+    def _end(self, reason: object) -> None:
+        self.error = f"recording stopped: {reason}"
+        _log.warning("%s; what was recorded until then is kept", self.error)
+        self._note(self.error)
+
     def _try(self, call: Callable[[], Any]) -> None:
         try:
             call()
         except (OutputError, OSError) as wrong:
-            self.error = f"recording stopped: {wrong}"
-            _log.warning("%s; what was recorded until then is kept", self.error)
-            self._note(self.error)
+            self._end(wrong)
 
     def __enter__(self) -> FaultTolerantSink:
         self._sink.__enter__()
@@ -63,7 +75,8 @@ class FaultTolerantSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._try(lambda: self._sink.__exit__(kind, error, trace))
+        if not self._is_stuck:  # else closing would wait for it, too
+            self._try(lambda: self._sink.__exit__(kind, error, trace))
 
 
 def view(
@@ -138,8 +151,8 @@ def _recording(
         if page is not None:
             page.note = text
 
-    # named by the time: a program that restarts must not overwrite its recording
-    folder = record / time.strftime("%Y-%m-%dT%H-%M-%S")
+    # a program that restarts must not overwrite its recording, whatever its clock says
+    folder = new_folder(record, time.strftime("%Y-%m-%dT%H-%M-%S"))
     recording = stack.enter_context(FaultTolerantSink(Recorder(folder, source), note))
     say(f"recording to {folder}")
     return recording

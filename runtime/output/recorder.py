@@ -16,7 +16,7 @@ from ...errors import MissingDependencyError, OutputError
 from ...instances import Instances
 from ..pipeline.result import Result
 from ..sources.base import Source
-from .run_writer import RunWriter
+from .run_writer import WRITE_SECONDS, RunWriter
 
 _IMAGE, _ANNOTATIONS, _LABELS = "/camera/image", "/tfiseg/annotations", "/tfiseg/labels"
 _CAMERA = "camera"  # Foxglove's frame of reference
@@ -38,6 +38,7 @@ class Recorder:
     """
 
     name = "record"
+    timeout_s = WRITE_SECONDS
     backlog = 8  # frames that may wait for the disk; beyond that it misses some rather than slow the view
 
     def __init__(self, folder: Path, source: Source) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from ...errors import InputError, OutputError, PipelineError
-from ...files import printable
+from ...files import overwrite, printable
+from ...schema import to_json
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.tracker import Tracker
 from ..segmenter import Segmenter
@@ -20,6 +21,8 @@ from .coco import COCO_NAME, write_coco
 from .run_writer import RunWriter
 
 OUTPUT_FORMATS = ("jsonl", "coco")
+_INTERRUPTED = "interrupted"
+_UNFINISHED = "the run has not ended: its process was killed, or is still at work"
 
 
 def run(
@@ -42,66 +45,86 @@ def run(
     """
     if output_format not in OUTPUT_FORMATS:
         raise InputError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}")
-    error: str | None = None
     frames = source if isinstance(source, Source) else open_source(source)
-    writer = RunWriter(out, frames)
     with frames:
-        pipeline = Pipeline(
-            frames,
-            segmenter,
-            policy=policy,
-            nth=nth,
-            workers=workers,
-            tracker=tracker,
-            draw=True,
-            sinks=[writer],
-            max_frames=max_frames,
-        )
-        total = (
-            frames.frame_count if max_frames is None else min(max_frames, frames.frame_count or max_frames)
-        )
-        try:
-            with (
-                tqdm(total=total, unit="frame", desc="tfiseg run", mininterval=0.5, disable=quiet) as bar,
-                writer,
-                pipeline,
-            ):
-                for _ in pipeline:
-                    bar.update()
-        except (PipelineError, OutputError) as stopped:
-            error = str(stopped)
-        except KeyboardInterrupt:
-            error = "interrupted"
-    if error is None and frames.unreadable:
-        error = unreadable_message(frames)
-    coco_json = None
-    if output_format == "coco":
+        writer = RunWriter(out, frames)
+        with writer.lock:
+            _write_summary(writer, {"source": printable(frames.name), "error": _UNFINISHED})
+            pipeline = Pipeline(
+                frames,
+                segmenter,
+                policy=policy,
+                nth=nth,
+                workers=workers,
+                tracker=tracker,
+                draw=True,
+                sinks=[writer],
+                max_frames=max_frames,
+            )
+            error = _run_through(pipeline, writer, max_frames, quiet)
+            coco_names = segmenter.class_names if output_format == "coco" else None
+            try:
+                return _finish(writer, pipeline, coco_names, error)
+            except KeyboardInterrupt:  # too late to end anything: what was done gets its summary
+                return _finish(writer, pipeline, coco_names, error or _INTERRUPTED)
+
+
+def _run_through(pipeline: Pipeline, writer: RunWriter, max_frames: int | None, quiet: bool) -> str | None:
+    """Write all results; returns what ended the run early, or None."""
+    count = pipeline.source.frame_count
+    total = count if max_frames is None else min(max_frames, count or max_frames)
+    try:
+        with (
+            tqdm(total=total, unit="frame", desc="tfiseg run", mininterval=0.5, disable=quiet) as bar,
+            writer,
+            pipeline,
+        ):
+            for _ in pipeline:
+                bar.update()
+    except (PipelineError, OutputError) as stopped:
+        return str(stopped)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return None
+
+
+def _finish(
+    writer: RunWriter, pipeline: Pipeline, coco_names: Sequence[str] | None, error: str | None
+) -> dict[str, Any]:
+    """Write coco.json, if there are names for it, and the summary; returns the summary."""
+    source, coco_json = pipeline.source, None
+    if error is None and source.unreadable:
+        error = unreadable_message(source)
+    if coco_names is not None:
         coco_json = writer.folder / COCO_NAME
         try:
-            write_coco(writer.folder / "instances.jsonl", coco_json, segmenter.class_names)
+            write_coco(writer.folder / "instances.jsonl", coco_json, coco_names)
         except OutputError as wrong:
             coco_json, error = None, error or str(wrong)
-    return _write_summary(writer, pipeline.stats(), coco_json, error)
-
-
-def _write_summary(
-    writer: RunWriter, stats: dict[str, Any], coco_json: Path | None, error: str | None
-) -> dict[str, Any]:
+    stats = pipeline.stats()
     summary = {
-        "source": printable(writer.source.name),
+        "source": printable(source.name),
         **stats.pop("times"),
         **{name: stats[name] for name in ("captured", "dropped", "skipped", "reconnects")},
         "overlay": writer.overlays,
         "instances_jsonl": printable(str(writer.folder / "instances.jsonl")),
         "coco_json": coco_json and printable(str(coco_json)),
-        "unreadable": list(writer.source.unreadable),
+        "unreadable": list(source.unreadable),
         "error": error,
     }
     try:
-        (writer.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    except OSError as wrong:
-        summary["error"] = error or f"can't write {writer.folder / 'summary.json'}: {wrong.strerror}"
+        _write_summary(writer, summary)
+    except OutputError as wrong:
+        summary["error"] = error or str(wrong)
     return summary
+
+
+def _write_summary(writer: RunWriter, summary: dict[str, Any]) -> None:
+    path = writer.folder / "summary.json"
+    try:
+        overwrite(path, to_json(summary, indent=1).encode() + b"\n")
+    except OSError as wrong:
+        raise OutputError(f"can't write {printable(str(path))}: {wrong.strerror or wrong}") from wrong
 
 
 def summary_table(summary: dict[str, Any]) -> str:

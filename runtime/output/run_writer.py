@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -13,13 +13,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import OutputError
-from ...files import printable, writable_folder
+from ...errors import InputError, OutputError
+from ...files import FolderLock, printable, writable_folder
 from ...instances import Instances
+from ...schema import to_json
 from ..pipeline.result import Result
 from ..sources.base import USUAL_FPS, Frame, Source
 from .mp4 import Mp4Writer
 
+WRITE_SECONDS = 60.0  # for one frame: a memory card may pause for seconds
 _MAX_NAME_BYTES = 200  # of the 255 that a file system allows; "-overlay.png" and numbers are added
 
 
@@ -61,9 +63,11 @@ class RunWriter:
 
     name = "write"
     takes_all = True
+    timeout_s = WRITE_SECONDS
 
     def __init__(self, out: str | Path, source: Source) -> None:
         self.folder = writable_folder(out)
+        self.lock = FolderLock(self.folder)
         self.source = source
         self.overlay_path: Path | None = None
         self._lines: TextIO | None = None
@@ -72,7 +76,13 @@ class RunWriter:
         self._names: dict[str, int] = {}
 
     def __enter__(self) -> RunWriter:
-        self._lines = open(self.folder / "instances.jsonl", "w")
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.lock)
+            try:
+                self._lines = open(self.folder / "instances.jsonl", "w")
+            except OSError as wrong:
+                raise _cannot_write(self.folder / "instances.jsonl", wrong) from wrong
+            stack.pop_all()
         return self
 
     def __exit__(
@@ -82,20 +92,27 @@ class RunWriter:
             if self._lines is not None:
                 self._lines.close()  # writes again what a full disk refused
         except OSError as wrong:
-            raise OutputError(f"can't write {self.folder / 'instances.jsonl'}: {wrong.strerror}") from wrong
+            raise _cannot_write(self.folder / "instances.jsonl", wrong) from wrong
         finally:
-            if self._video is not None:
-                self._video.close()
+            try:
+                if self._video is not None:
+                    self._video.close()
+            finally:
+                self.lock.__exit__()
 
     def write(self, result: Result) -> None:
         """Add one frame: its record and its overlay."""
-        assert self._lines is not None, "use `with RunWriter(...) as writer`"
-        assert result.overlay is not None, "the pipeline must draw"
+        if self._lines is None or self._lines.closed:
+            raise OutputError(
+                f"{printable(str(self.folder))} is not open for writing: use `with` around all frames"
+            )
+        if result.overlay is None:
+            raise InputError("results without overlays can't be written: use Pipeline(draw=True)")
         try:
-            self._lines.write(json.dumps(frame_record(result.frame, result.instances)) + "\n")
+            self._lines.write(to_json(frame_record(result.frame, result.instances)) + "\n")
             self._lines.flush()
         except OSError as wrong:
-            raise OutputError(f"can't write {self._lines.name}: {wrong.strerror}") from wrong
+            raise _cannot_write(Path(self._lines.name), wrong) from wrong
         if self.source.is_video:
             self._write_video(result.frame, result.overlay)
         else:
@@ -118,7 +135,7 @@ class RunWriter:
         try:  # OpenCV's own writer takes no names that aren't valid text
             self.overlay_path.write_bytes(cv2.imencode(".png", view)[1].tobytes())
         except OSError as wrong:
-            raise OutputError(f"can't write {printable(str(self.overlay_path))}: {wrong.strerror}") from wrong
+            raise _cannot_write(self.overlay_path, wrong) from wrong
 
     def _write_video(self, frame: Frame, view: NDArray[np.uint8]) -> None:
         fps = self.source.fps or USUAL_FPS
@@ -131,6 +148,10 @@ class RunWriter:
         if self.source.is_live:
             seconds = (frame.capture_time_ns - self._first_ns) / 1e9
         self._video.write(view, seconds)
+
+
+def _cannot_write(path: Path, wrong: OSError) -> OutputError:
+    return OutputError(f"can't write {printable(str(path))}: {wrong.strerror or wrong}")
 
 
 def shortened(name: str) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from ...errors import InputError, MissingDependencyError
+from ...schema import to_json
 from .connections import REQUEST_SECONDS, Connections
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ class WebServer:
     def _json(self, value: Any) -> web.Response:
         from aiohttp import web
 
-        return web.Response(body=json.dumps(value).encode(), content_type="application/json")
+        return web.Response(body=to_json(value).encode(), content_type="application/json")
 
     # -- pages
 
@@ -336,7 +337,7 @@ class WebServer:
             now = time.monotonic()
             if now - self._event_at > 0.5 / _EVENTS_PER_S:  # one text for all viewers
                 event = self._backend.event()
-                self._event_text = "" if event is None else f"data: {json.dumps(event)}\n\n"
+                self._event_text = "" if event is None else f"data: {to_json(event)}\n\n"
                 self._event_at = now
             await _send(request, response, (self._event_text or ":\n\n").encode())
             await asyncio.sleep(1 / _EVENTS_PER_S)

@@ -32,7 +32,7 @@ class Channel(Generic[T]):
         self._newest_wins = newest_wins
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
-        self._ended = False
+        self._ended = self._abandoned = False
         self._listeners: list[Callable[[], None]] = []
         self._most_under_way, self._under_way = most_under_way, 0
         self.dropped = 0
@@ -40,12 +40,15 @@ class Channel(Generic[T]):
     def put(self, item: T) -> None:
         """Lay an item here; raises Ended if nobody will take it."""
         with self._changed:
-            while len(self._items) >= self._capacity and not self._ended:
+            while len(self._items) >= self._capacity and not (self._ended or self._abandoned):
                 if self._newest_wins:
                     self._items.popleft()
                     self.dropped += 1
                 else:
                     self._changed.wait()
+            if self._abandoned:
+                self.dropped += 1
+                return
             if self._ended:
                 raise Ended
             self._items.append(item)
@@ -97,6 +100,14 @@ class Channel(Generic[T]):
             self._ended = True
             self._tell()
             return left
+
+    def abandon(self) -> None:
+        """From now on, what is put here is dropped: nobody takes it, and its writer goes on."""
+        with self._changed:
+            self._abandoned = True
+            self.dropped += len(self._items)
+            self._items.clear()
+            self._tell()
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call once, from the writer's thread, when something arrives or the channel ends; at once if that is

@@ -22,13 +22,14 @@ from ...instances import Instances
 from ..sources.base import Frame, Source
 from ..sources.open_source import open_source
 from .channel import Channel, Ended
+from .options import check_callables, check_options
 from .result import Result, Sink
 from .stage import Stage
 from .stage_functions import backlog, draw_overlay, segment_with, sink_name, takes_all, track_with, write_to
 from .stage_times import StageTimes
+from .watch import Watch, WatchedSink
 from .worker_threads import Job
 
-POLICIES = ("latest", "all", "every_nth")
 _RECENT = 30  # frames
 _STOP_SECONDS = 5.0  # a stage that has not returned by then is abandoned: a camera driver may hang forever
 
@@ -84,7 +85,8 @@ class Pipeline:
         sinks: Sequence[Sink] = (),
         max_frames: int | None = None,
     ) -> None:
-        _check_options(policy, nth, workers, max_frames)
+        check_options(policy, nth, workers, max_frames)
+        check_callables(segmenter, tracker, sinks)
         self._owns_source = not isinstance(source, Source)
         self.source = source if isinstance(source, Source) else open_source(source)
         self.policy = policy or ("latest" if self.source.is_live else "all")
@@ -96,7 +98,9 @@ class Pipeline:
             stages.append(("draw", draw_overlay))
         self._open_channels(len(stages), workers, sinks)
         self._threads = [Job(self._capture, "tfiseg-capture"), *self._stage_threads(stages, workers)]
-        self._sink_threads = self._threads_of_sinks(sinks)
+        self._watched = self._watched_sinks(sinks)
+        self._asked_at: float | None = None  # time.monotonic() since which the source is asked for a frame
+        self._watch = Watch(self._watched, self._silent_for_s, self._is_over, self.source.name, self._fail)
         self._written_counts = dict.fromkeys(self._sinks, 0)
         self._lock = threading.Lock()
         self._started = self._closed = False
@@ -142,11 +146,10 @@ class Pipeline:
                 discard=self._discard,
             ).threads
 
-    def _threads_of_sinks(self, sinks: Sequence[Sink]) -> list[Job]:
-        return [
-            thread
-            for (name, channel), sink in zip(self._sinks.items(), sinks, strict=True)
-            for thread in Stage(
+    def _watched_sinks(self, sinks: Sequence[Sink]) -> list[WatchedSink]:
+        watched = []
+        for (name, channel), sink in zip(self._sinks.items(), sinks, strict=True):
+            stage = Stage(
                 name,
                 write_to(sink),
                 channel,
@@ -154,14 +157,24 @@ class Pipeline:
                 finish=self._written,
                 fail=self._fail,
                 discard=lambda _: None,
-            ).threads
-        ]
+            )
+            watched.append(WatchedSink(sink, stage, channel))
+        return watched
+
+    def _is_over(self) -> bool:
+        return not any(thread.is_alive() for thread in (*self._threads, *self._sink_threads))
+
+    def _silent_for_s(self) -> float:
+        asked_at = self._asked_at
+        return 0.0 if asked_at is None else time.monotonic() - asked_at
 
     # -- stages, each in its thread
 
     def _capture(self) -> None:
         try:
+            self._asked_at = time.monotonic()
             for frame in itertools.islice(self.source, self._max_frames):
+                self._asked_at = None
                 if self._stop.is_set():
                     break
                 self._seen_frames += 1
@@ -171,11 +184,13 @@ class Pipeline:
                     self._skipped += 1
                 else:
                     self._captured.put(frame)
+                self._asked_at = time.monotonic()
         except Ended:
             self._discard(1)
         except BaseException as wrong:  # whatever it is, the caller must hear of it
             self._fail("capture", wrong)
         finally:
+            self._asked_at = None
             self._captured.end()
 
     def _timed(self, done: Result, stage: str, ms: float) -> Result:
@@ -216,7 +231,7 @@ class Pipeline:
             if not self._started:
                 self._started = True
                 self.times = StageTimes()
-                for thread in (*self._threads, *self._sink_threads):
+                for thread in (*self._threads, *self._sink_threads, self._watch.job):
                     thread.start()
         return self
 
@@ -328,6 +343,15 @@ class Pipeline:
         until = time.monotonic() + _STOP_SECONDS
         for thread in (*self._threads, *self._sink_threads):
             thread.join(max(0.0, until - time.monotonic()))
+        self._watch.end()
+        self._watch.job.join(_STOP_SECONDS)
+        for one in self._watched:
+            if any(thread.is_alive() and not thread.is_mine() for thread in one.stage.threads):
+                _log.warning(
+                    "the sink %s didn't return within %g s: it is left to itself",
+                    one.stage.name,
+                    _STOP_SECONDS,
+                )
         if self._threads[0].is_alive() and not self._threads[0].is_mine():
             _log.warning(
                 "%s didn't come back from reading within %g s: it is left to itself",
@@ -349,14 +373,18 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    @property
+    def _sink_threads(self) -> list[Job]:
+        return [thread for one in self._watched for thread in one.stage.threads]
+
     def _handed_out(self, item: Result) -> Result:
         self._given += 1
         return item
 
     def _raise_error(self) -> None:
         """At the end: wait until the sinks have written all, then tell what failed, if anything did."""
-        for thread in self._sink_threads:
-            thread.join()
+        for one in self._watched:
+            one.join()
         if self._error is not None:  # a new one each time: an exception that is raised again grows
             raise PipelineError(*self._error)
 
@@ -364,16 +392,3 @@ class Pipeline:
 def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
         loop.call_soon_threadsafe(event.set)
-
-
-def _check_options(policy: str | None, nth: int, workers: int, max_frames: int | None) -> None:
-    if policy is not None and policy not in POLICIES:
-        raise InputError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
-    if nth < 1 or (nth > 1 and policy != "every_nth"):
-        raise InputError(
-            f'nth must be at least 1, and does nothing without policy="every_nth"; got {nth} with {policy!r}'
-        )
-    if workers < 1:
-        raise InputError(f"workers must be at least 1, got {workers}")
-    if max_frames is not None and max_frames < 1:
-        raise InputError(f"the number of frames must be at least 1, got {max_frames}")

@@ -49,6 +49,7 @@ class Stage:
         self._failed = False
         self._is_last = is_last
         self._at_work = workers
+        self.busy_since: float | None = None  # time.monotonic(); of a stage with one worker
         names = [f"tfiseg-{name}" + (f"-{k}" if k else "") for k in range(workers)]
         self.threads = [Job(self._run, n) for n in names]
 
@@ -60,11 +61,12 @@ class Stage:
                     ticket = self._taken
                     self._taken += 1
                 wrong: BaseException | None = None
-                began = time.perf_counter()
+                began, self.busy_since = time.perf_counter(), time.monotonic()
                 try:
                     item = self._work(item)
                 except BaseException as raised:  # whatever it is, the caller must hear of it
                     wrong = raised
+                self.busy_since = None
                 self._hand_on(ticket, item, wrong, (time.perf_counter() - began) * 1e3)
         except Ended:
             pass

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -21,7 +22,10 @@ def test_a_served_view_from_the_command_line(tmp_path):
     url = re.search(r"http://\S+", line)[0]
     with urllib.request.urlopen(url, timeout=20) as page:
         assert b"tfiseg view" in page.read()
-    time.sleep(0.5)
+    until = time.monotonic() + 60
+    while not has_a_picture(url):
+        assert time.monotonic() < until
+        time.sleep(0.1)
     process.terminate()
     out, errors = process.communicate(timeout=30)
     report = json.loads(out)
@@ -30,6 +34,13 @@ def test_a_served_view_from_the_command_line(tmp_path):
         report["captured"] == report["dropped"] + report["skipped"] + report["finished"] + report["discarded"]
     )
     assert report["times"]["frames"] > 0
+
+
+def has_a_picture(url):
+    try:
+        return bool(urllib.request.urlopen(url + "snapshot", timeout=20).read())
+    except urllib.error.HTTPError:  # there is none yet
+        return False
 
 
 def test_a_view_as_text(capsys):

@@ -157,6 +157,10 @@ def test_a_full_disk_ends_the_recording_and_not_the_view(tmp_path):
             str(disk),
             "--frames",
             "90",
+            "--policy",
+            "all",  # on a busy machine, dropped frames would leave room on the disk
+            "--long-side",
+            "64",
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 1

@@ -1,0 +1,175 @@
+"""Ends of the program: signals at any moment, a full standard output, errors of the system."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+from tfiseg.cli import ending
+from tfiseg.cli.main import main
+
+RUN = [sys.executable, "-m", "tfiseg", "run"]
+
+
+def started(*words, preexec_fn=None):
+    return subprocess.Popen(
+        [*RUN, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=preexec_fn or listen,
+    )
+
+
+def listen():  # a shell starts background jobs deaf to Ctrl-C, and children inherit that
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def wait_for_lines(path, process, count=3):
+    until = time.monotonic() + 90
+    while not (path.exists() and path.read_text().count("\n") >= count):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+# where an opened source blocks as a stalled network disk does: in C, for ever
+BLOCKED = """
+import ctypes, sys
+from tfiseg.runtime.sources import open_source
+def blocks(*_, **__):
+    print("opening", flush=True)
+    ctypes.PyDLL(None).pause()  # with Python's lock held
+open_source.open_source = blocks
+from tfiseg.cli.main import main
+sys.argv = ["tfiseg", "run", "disk.mp4", "--out", sys.argv[1]]
+sys.exit(main())
+"""
+BLOCKED_WITHOUT_LOCK = BLOCKED.replace(
+    "ctypes.PyDLL(None).pause()", "[ctypes.CDLL(None).pause() for _ in range(99)]"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_while_a_source_opens(number, tmp_path):
+    command = [sys.executable, "-c", BLOCKED_WITHOUT_LOCK, str(tmp_path / "out")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen
+    )
+    assert process.stdout.readline() == "opening\n"
+    began = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - began < 5
+    assert process.returncode == 130
+    assert errors == "tfiseg run: interrupted\n"
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.15, 0.3, 0.5, 0.8, 1.2, 2.0])
+def test_a_signal_at_any_moment_of_the_start_gives_no_traceback(delay, tmp_path):
+    process = started("synthetic", "--frames", 100_000, "--out", tmp_path / "out", "--json")
+    time.sleep(delay)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGTERM)
+    assert "Traceback" not in errors
+    summary = tmp_path / "out" / "summary.json"
+    if summary.exists():
+        json.loads(summary.read_text())
+
+
+def test_a_hangup_completes_the_outputs(tmp_path):
+    process = started("synthetic", "--frames", 100_000, "--out", tmp_path, "--json")
+    wait_for_lines(tmp_path / "instances.jsonl", process)
+    process.send_signal(signal.SIGHUP)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert json.loads(out)["error"] == "interrupted"
+    assert json.loads((tmp_path / "summary.json").read_text())["error"] == "interrupted"
+
+
+def test_nohup_is_respected(tmp_path):
+    def deaf():
+        listen()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = started("synthetic", "--frames", 40, "--out", tmp_path, preexec_fn=deaf)
+    wait_for_lines(tmp_path / "instances.jsonl", process)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+
+
+def test_two_signals_in_a_row_still_complete_the_outputs(tmp_path):
+    process = started("synthetic", "--frames", 100_000, "--out", tmp_path, "--json")
+    wait_for_lines(tmp_path / "instances.jsonl", process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert json.loads((tmp_path / "summary.json").read_text())["error"] == "interrupted"
+
+
+def test_a_pipe_is_no_video(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    done = subprocess.run(
+        [*RUN, tmp_path / "pipe.mp4", "--out", tmp_path / "out"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "pipe.mp4" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [["doctor"], ["doctor", "--json"], ["--version"], ["run", "--help"]])
+def test_a_full_standard_output_is_an_error(words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tfiseg", *words], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert "can't write to standard output: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_errors_of_the_system_are_sentences(monkeypatch, capsys):
+    assert (
+        ending.sentence_of(OSError(28, "No space left on device")) == "can't write: No space left on device"
+    )
+    assert (
+        ending.sentence_of(PermissionError(13, "Permission denied", "a\udce9")) == "a\\xe9: Permission denied"
+    )
+    assert "memory" in ending.sentence_of(MemoryError())
+    assert ending.sentence_of(KeyError("x")) is None
+
+
+def test_one_photo_uses_all_threads(monkeypatch, tmp_path):
+    from tfiseg.plugins import native
+    from tfiseg.runtime.output import run as run_module
+
+    seen = []
+
+    def run(source, segmenter, out, frames, workers, **_):
+        seen.append((segmenter.settings.threads, workers))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(native, "usable_threads", lambda: 8)
+    monkeypatch.setattr(run_module, "run", run)
+    for k in range(3):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), np.zeros((48, 64, 3), np.uint8))
+    for words in (
+        [tmp_path / "0.png"],
+        [tmp_path],
+        [tmp_path, "--threads", "2"],
+        ["synthetic", "--frames", "99"],
+    ):
+        assert main(["run", *map(str, words), "--out", str(tmp_path / "out")]) == 130
+    assert seen == [(0, 1), (2, 3), (2, 1), (1, 8)]

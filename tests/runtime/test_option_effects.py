@@ -1,0 +1,187 @@
+"""Every option acts or is refused, whatever runs the model."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tfiseg
+from plain_model import PLAIN_MODEL
+from tfiseg.cli.main import main
+from tfiseg.errors import InputError
+from tfiseg.runtime.networks.built_in_operator import BuiltInOperator
+from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
+from tfiseg.runtime.option_effects import check_built_in_operator, check_engine_options
+from tfiseg.runtime.segmenter_settings import SegmenterSettings
+from tfiseg.runtime.sources.synthetic import SyntheticCamera
+
+sys.path.insert(0, str(Path(__file__).parent))
+import emulated_gpu
+from emulated_engines import engine_of, gpu, same
+
+__all__ = ["gpu"]  # a fixture
+
+OPERATOR = BuiltInOperator((1, 2), "auto", 300, 256, heads=True)
+
+
+def check(**options):
+    settings = SegmenterSettings(**options)
+    check_built_in_operator(settings, OPERATOR, options.get("things", (1, 2)), "net.engine")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"split": "auto"}, {"min_area": 300}, {"min_area": 500}, {"max_instances": 10}, {"things": (2,)}],
+)
+def test_what_the_operator_inside_an_engine_can_serve(options):
+    check(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"split": 0.5}, "splits by 'auto', not by 0.5"),
+        ({"split": {1: 0.0}}, "splits by"),
+        ({"min_area": 299}, "leaves out instances below 300 pixels, min_area is 299"),
+        ({"max_instances": 257}, "gives at most 256 instances, max_instances is 257"),
+        ({"things": (1, 3)}, r"clusters the classes \[1, 2\], not \[3\]"),
+        ({"quality": "fast"}, "uses instance heads, not shape alone"),
+        ({"refine": "shape"}, "uses instance heads"),
+    ],
+)
+def test_what_the_operator_inside_an_engine_cannot_serve(options, says):
+    with pytest.raises(InputError, match=says + ".*--no-operator"):
+        check(**options)
+
+
+def test_what_a_record_says_of_the_operator():
+    model = {"things": [1], "clustering": {"min_area": 7, "merge_rule": [0.0]}}
+    assert BuiltInOperator.of_record({"model": model}) == BuiltInOperator((1,), "auto", 7, 256, True)
+    said = {"things": [2], "split": 0.5, "min_area": 9, "max_instances": 3, "heads": False}
+    assert BuiltInOperator.of_record({"model": model, "operator": said}) == BuiltInOperator(
+        (2,), 0.5, 9, 3, False
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"long_side_px": 512}, "long_side_px has no effect"),
+        ({"providers": ["CUDAExecutionProvider"]}, "providers are"),
+    ],
+)
+def test_options_of_onnx_models_are_refused_with_an_engine(options, says):
+    check_engine_options(SegmenterSettings(model="net.onnx", **options))
+    with pytest.raises(InputError, match=says):
+        check_engine_options(SegmenterSettings(model="net.engine", **options))
+
+
+def test_fast_leaves_the_heads_of_an_engine_unused(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    engine = engine_of(DEFAULT_MODEL, tmp_path)
+    frame = next(iter(SyntheticCamera())).image
+    with tfiseg.Segmenter(engine, quality="fast") as segmenter:
+        fast = segmenter(frame)
+    with tfiseg.Segmenter(engine) as segmenter:
+        balanced = segmenter(frame)
+        maps = segmenter.session.infer(frame)
+    segmenter = tfiseg.Segmenter(DEFAULT_MODEL)
+    segmenter.refine = "shape"
+    same(fast, segmenter.cluster_maps(maps, frame.shape[:2]))
+    segmenter.refine = "frame"
+    same(balanced, segmenter.cluster_maps(maps, frame.shape[:2]))
+
+
+def test_a_fixed_split_needs_quality_fast():
+    tfiseg.Segmenter(split=0.5, quality="fast")
+    tfiseg.Segmenter(PLAIN_MODEL, split=0.5)  # it has no heads
+    for options in ({}, {"quality": "best"}, {"refine": "components"}):
+        with pytest.raises(InputError, match=r"split has no effect with refine=.* use quality=\"fast\""):
+            tfiseg.Segmenter(split=0.5, **options)
+
+
+def test_a_minimum_score_of_the_default_value_is_the_users():
+    segmenter = tfiseg.Segmenter(PLAIN_MODEL)
+    assert segmenter.score_rule is not None
+    assert segmenter.min_score == 0.3
+    image = next(iter(SyntheticCamera())).image
+    found = segmenter(image)
+    weak = tfiseg.Instances(
+        **{**vars(found), "score": np.full(len(found), 0.4, np.float32)},
+    )
+    assert len(segmenter.filter_instances(weak, found.size_hw, calibrated=False)) == 0
+    segmenter.min_score = 0.3
+    assert len(segmenter.filter_instances(weak, found.size_hw, calibrated=False)) == len(found) > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"split": 0.5, "affinity": np.ones((14, 8, 8))}, "split decides by shape"),
+        ({"split": 0.5, "displacement": np.zeros((2, 8, 8))}, "split decides by shape"),
+        ({"centre_radius": 1.0}, "centre_radius marks centers by displacement"),
+        ({"merge_affinity": 0.5}, "merge_affinity decides by affinity"),
+        ({"threads": 10**6}, "threads must be an integer in 1..1024"),
+        ({"threads": 2**40}, "threads must be"),
+        ({"min_area": 0.5}, "min_area must lie in"),
+        ({"class_names": None}, "class_names must be"),
+        ({"class_names": [1, 2]}, "class_names must be"),
+        ({"split": {"a": 0.5}}, "split: class ids"),
+        ({"split": {float("nan"): 0.5}}, "split: class ids"),
+        ({"boundary": "x"}, "boundary must hold numbers"),
+        ({"merge_affinity": "x"}, "merge_affinity must lie"),
+    ],
+)
+def test_options_of_cluster_without_effect_or_out_of_range(settings, says):
+    with pytest.raises(InputError, match=says):
+        tfiseg.cluster(np.ones((8, 8), np.uint8), **settings)
+
+
+@pytest.mark.parametrize("size", ["ab", 5, (5,), (5, 5, 5), (float("nan"), 5), (0, 5)])
+def test_sizes_of_the_result_are_checked(size):
+    with pytest.raises(InputError, match="output_size_hw"):
+        tfiseg.cluster(np.zeros((3, 8, 8), np.float32), output_size_hw=size)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            [str(DEFAULT_INSTANCE_MODEL), "--no-gate", "--shape", "480x640"],
+            "--shape: no effect on an instance network",
+        ),
+        ([str(DEFAULT_INSTANCE_MODEL), "--no-gate", "--shape-min", "48x64"], "--shape-min: no effect"),
+        ([str(DEFAULT_INSTANCE_MODEL), "--frames", "x", "--min-pq", "9"], "--min-pq: no effect"),
+        (
+            [str(PLAIN_MODEL), "--target", "onnxruntime", "--no-gate", "--shape", "480x640"],
+            "--shape: no effect with",
+        ),
+        (
+            [str(PLAIN_MODEL), "--target", "onnxruntime", "--no-gate", "--portable"],
+            "--portable: no effect with",
+        ),
+        ([str(PLAIN_MODEL), "--no-gate", "--cache", "c.npz"], "--cache: no effect with --precision fp16"),
+        ([str(PLAIN_MODEL), "--precision", "fp32", "--keep", "x"], "--keep: no effect with --precision fp32"),
+    ],
+)
+def test_build_options_without_effect(words, says, capsys):
+    pytest.importorskip("onnx")
+    assert main(["build", *words]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_the_cli_leaves_the_split_to_the_model(tmp_path):
+    from tfiseg.runtime.networks.model_variants import with_metadata
+
+    path = tmp_path / "m.onnx"
+    model = with_metadata(
+        PLAIN_MODEL.read_bytes(), lambda m: m | {"clustering": {**m["clustering"], "split": 0.0}}
+    )
+    path.write_bytes(model)
+    out = tmp_path / "out"
+    assert main(["run", "synthetic", "--frames", "1", "--model", str(path), "--out", str(out), "--json"]) == 0
+    found = json.loads((out / "instances.jsonl").read_text())["instances"]
+    image = next(iter(SyntheticCamera())).image
+    assert len(found) == len(tfiseg.Segmenter(path)(image)) == len(tfiseg.Segmenter(path, split=0.0)(image))
