@@ -1,9 +1,12 @@
 """Files that are written whole or not at all."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tfiseg.files import whole_file, write_whole
+from tfiseg.errors import InputError
+from tfiseg.files import FolderLock, new_folder, overwrite, whole_file, write_whole
 
 
 def test_threads_that_write_one_file_leave_one_whole(tmp_path):
@@ -25,3 +28,38 @@ def test_a_block_that_raises_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError):
         write_half(tmp_path / "model")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("model", b"old")]
+
+
+def test_a_folder_is_locked_against_others_and_nests(tmp_path):
+    lock = FolderLock(tmp_path)
+    with lock, lock:
+        with pytest.raises(InputError, match="another run writes to"), FolderLock(tmp_path):
+            pass
+        code = "import sys; from pathlib import Path; from tfiseg.files import FolderLock\n"
+        code += "FolderLock(Path(sys.argv[1])).__enter__()"
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+        assert "another run writes to" in done.stderr
+    with FolderLock(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_new_folders_never_are_old_ones(tmp_path):
+    assert [new_folder(tmp_path, "2026").name for _ in range(3)] == ["2026", "2026-2", "2026-3"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError):
+        new_folder(tmp_path / "file", "x")
+
+
+def test_a_file_is_written_over_where_no_second_copy_fits(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    overwrite(path, b"first, and longer")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tfiseg.files.write_whole", full)
+    overwrite(path, b"second")
+    assert path.read_bytes() == b"second"
+    with pytest.raises(OSError, match="No space left"):
+        overwrite(tmp_path / "new", b"")

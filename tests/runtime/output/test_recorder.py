@@ -187,3 +187,23 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(tfiseg.InputError, match="can't write to the output folder"):
         Recorder(tmp_path / "file", tfiseg.open_source("synthetic"))
+
+
+def test_recordings_of_a_restart_keep_the_first_one(tmp_path, monkeypatch):
+    """A robot without a clock: every boot begins at the same time."""
+    from tfiseg.runtime.output import live_view
+
+    monkeypatch.setattr(live_view.time, "strftime", lambda _: "1970-01-01T00-00-12")
+    for _ in range(2):
+        live_view.view(
+            tfiseg.open_source("synthetic", realtime=True),
+            tfiseg.Segmenter(quality="fast", long_side_px=64),
+            serve="127.0.0.1:0",
+            record=tmp_path,
+            max_frames=3,
+            policy="all",
+            say=lambda _: None,
+        )
+    folders = sorted(p.name for p in tmp_path.iterdir())
+    assert folders == ["1970-01-01T00-00-12", "1970-01-01T00-00-12-2"]
+    assert all((tmp_path / name / "instances.jsonl").read_text().count("\n") == 3 for name in folders)

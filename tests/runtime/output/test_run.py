@@ -268,3 +268,83 @@ def test_the_program_shows_names_that_are_no_text(tmp_path):
 def test_other_formats_are_refused(segmenter, tmp_path):
     with pytest.raises(tfiseg.InputError, match="output_format must be one of jsonl, coco, got 'voc'"):
         run("synthetic", segmenter, tmp_path, max_frames=1, quiet=True, output_format="voc")
+
+
+def test_a_second_run_into_the_same_folder_is_refused(segmenter, tmp_path):
+    class Nested(tfiseg.Source):
+        """A source that starts another run while it is read."""
+
+        def __init__(self):
+            super().__init__("nested")
+            self.refusals = []
+
+        def _read(self, index):
+            if index == 3:
+                return None
+            try:
+                run("synthetic", segmenter, tmp_path, max_frames=1, quiet=True)
+            except tfiseg.InputError as wrong:
+                self.refusals.append(str(wrong))
+            return tfiseg.Frame(np.zeros((32, 32, 3), np.uint8), index, time.monotonic_ns())
+
+    source = Nested()
+    assert run(source, segmenter, tmp_path, quiet=True)["error"] is None
+    assert len(source.refusals) == 3
+    assert all("another run writes to" in text and "--out" in text for text in source.refusals)
+    assert [r["frame"] for r in lines_of(tmp_path)] == [0, 1, 2]
+    assert run("synthetic", segmenter, tmp_path, max_frames=1, quiet=True)["error"] is None
+
+
+def test_a_killed_run_says_in_its_summary_that_it_has_not_ended(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "tfiseg",
+        "run",
+        "synthetic",
+        "--frames",
+        "100000",
+        "--out",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen([*command, "--json"], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 90
+    while not ((lines := tmp_path / "instances.jsonl").exists() and lines.read_text().count("\n") >= 2):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert "has not ended" in json.loads((tmp_path / "summary.json").read_text())["error"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="mounts a small disk")
+def test_a_disk_that_gets_full_has_a_whole_summary(segmenter, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("can't mount here")
+    try:
+        summary = run("synthetic", segmenter, disk / "out", max_frames=60, quiet=True)
+        assert "can't write" in summary["error"]
+        assert json.loads((disk / "out" / "summary.json").read_text())["error"] == summary["error"]
+        for line in (disk / "out" / "instances.jsonl").read_text().split("\n")[:-1]:
+            json.loads(line)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_records_hold_no_nan(tmp_path):
+    from dataclasses import replace
+
+    from tfiseg.runtime.output.run_writer import frame_record
+    from tfiseg.schema import to_json
+
+    found = tfiseg.cluster(np.ones((32, 32), np.uint8))
+    found = replace(found, score=np.array([np.nan], np.float32), stage_ms={"network": float("inf")})
+    text = to_json(frame_record(tfiseg.Frame(np.zeros((32, 32, 3), np.uint8)), found))
+    record = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert record["instances"][0]["score"] is None
+    assert record["stage_ms"] == {"network": None}

@@ -96,6 +96,10 @@ def test_a_snapshot(running):
         assert cv2.imdecode(np.frombuffer(answer.read(), np.uint8), cv2.IMREAD_COLOR).shape == (480, 640, 3)
 
 
+def nothing_in_progress(stats):
+    return stats["captured"] == stats["dropped"] + stats["skipped"] + stats["finished"] + stats["discarded"]
+
+
 def test_settings_act_at_once(running):
     before = json.load(running.ask("settings"))
     assert before["source"] == "synthetic"
@@ -108,7 +112,7 @@ def test_settings_act_at_once(running):
         (15,),
     )
     assert json.load(running.ask("control", {"paused": True}))["paused"]
-    time.sleep(0.2)
+    until(lambda: nothing_in_progress(running.pipeline.stats()))
     finished = running.pipeline.stats()["finished"]
     time.sleep(0.2)
     assert running.pipeline.stats()["finished"] == finished
