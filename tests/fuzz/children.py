@@ -12,7 +12,7 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -39,33 +39,47 @@ class Outcome:
     seconds: float
 
 
-def try_input(action: Callable[[], object], seconds: int = SECONDS) -> Outcome:
-    """Run ``action`` in a forked process with limits on time and address space.
+def try_inputs(actions: Sequence[Callable[[], object]], seconds: int = SECONDS) -> list[Outcome]:
+    """Run actions one after another in a forked process, with limits on time and address space.
 
     This process must have started no threads: a fork takes none of them along, but the locks that they hold.
+
+    Returns:
+        An outcome of each; fewer where one of them killed or stopped the process: the last one.
     """
     reader, writer = os.pipe()
-    began = time.monotonic()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _run(action, writer, seconds)
+        _run(actions, writer, seconds)
     os.close(writer)
-    answer = _answer_of(reader, began + seconds + GRACE_SECONDS)
-    if answer is None:
+    outcomes: list[Outcome] = []
+    with os.fdopen(reader, "rb") as answers:
+        while len(outcomes) < len(actions):
+            began = time.monotonic()
+            ready = select.select([answers], [], [], seconds + GRACE_SECONDS)[0]
+            line = answers.readline() if ready else b""
+            took = time.monotonic() - began
+            if not line.endswith(b"\n"):
+                outcomes.append(_end_of(child, took, seconds, is_silent=not ready))
+                return outcomes
+            outcomes.append(Outcome(*json.loads(line), took))
+    os.waitpid(child, 0)
+    return outcomes
+
+
+def _end_of(child: int, took: float, seconds: int, is_silent: bool) -> Outcome:
+    """The outcome of an input that its process did not survive."""
+    if is_silent:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    took = time.monotonic() - began
-    if answer:
-        kind, text, peak_mb = json.loads(answer)
-        return Outcome(kind, text, peak_mb, took)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    if answer is None or number == signal.SIGALRM:
+    if is_silent or number == signal.SIGALRM:
         return Outcome("hang", f"more than {seconds} s", 0.0, took)
     return Outcome("crash", f"signal {number}" if number else f"status {status}", 0.0, took)
 
 
-def _run(action: Callable[[], object], writer: int, seconds: int) -> None:
+def _run(actions: Sequence[Callable[[], object]], writer: int, seconds: int) -> None:
     """The child: never returns."""
     try:
         said = os.memfd_create("said")
@@ -73,12 +87,17 @@ def _run(action: Callable[[], object], writer: int, seconds: int) -> None:
         os.dup2(said, 2)
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(seconds)
-        kind, text = _kind_of(action)
-        if "Traceback" in (printed := os.pread(said, 1 << 16, 0).decode(errors="replace")):
-            kind, text = "traceback", printed[-300:]  # of another thread
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        os.write(writer, json.dumps((kind, text[:300], peak_mb)).encode())
+        read = 0
+        for action in actions:
+            signal.alarm(seconds)
+            kind, text = _kind_of(action)
+            size = os.fstat(said).st_size
+            printed = os.pread(said, min(size - read, 1 << 16), read).decode(errors="replace")
+            read = size
+            if "Traceback" in printed:
+                kind, text = "traceback", printed[-300:]  # of another thread
+            peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            os.write(writer, json.dumps((kind, text[:300], peak_mb)).encode() + b"\n")
     finally:
         os._exit(0)
 
@@ -94,21 +113,6 @@ def _kind_of(action: Callable[[], object]) -> tuple[str, str]:
         frames = [f for f in traceback.extract_tb(wrong.__traceback__) if "/fuzz/" not in f.filename]
         where = f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "the harness"
         return "traceback", f"{type(wrong).__name__}: {str(wrong)[:200]} at {where}"
-
-
-def _answer_of(reader: int, until: float) -> bytes | None:
-    """What the child wrote; b"" where it died before, None where it is silent for too long."""
-    content = b""
-    try:
-        while True:
-            if not select.select([reader], [], [], max(0.0, until - time.monotonic()))[0]:
-                return None
-            piece = os.read(reader, 1 << 16)
-            if not piece:
-                return content
-            content += piece
-    finally:
-        os.close(reader)
 
 
 @dataclass

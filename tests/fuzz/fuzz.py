@@ -18,10 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import targets
-from children import Tally, try_input
+from children import SECONDS, Tally, try_inputs
 from page import REQUESTS_PER_SERVER, requests_to_a_viewer
 
 MAX_PEAK_MB = 2048
+INPUTS_PER_CHILD = 20
 _PROGRESS_S = 30.0
 # kind -> its share of the inputs
 SHARES = {
@@ -37,6 +38,11 @@ SHARES = {
 _NEEDS = {"checkpoints": "torch", "requests": "aiohttp"}
 
 
+def _action(make: Callable[[int], Callable[[], object]], seed: int) -> Callable[[], object]:
+    """What a child does: write its input and use it."""
+    return lambda: make(seed)()
+
+
 def fuzz(kind: str, inputs: int, seconds: float, first_seed: int) -> Tally:
     """Try inputs of one kind until their number or the time is reached."""
     tally, began = Tally(), time.monotonic()
@@ -45,14 +51,16 @@ def fuzz(kind: str, inputs: int, seconds: float, first_seed: int) -> Tally:
         make: Callable[[int], Callable[[], object]] = (
             requests_to_a_viewer if kind == "requests" else getattr(targets, kind)(Path(folder))
         )
-        seed = first_seed
-        while tally.inputs < inputs and time.monotonic() - began < seconds:
-            if kind == "requests":
-                tally.add(seed, try_input(make(seed), seconds=120), REQUESTS_PER_SERVER)
-                seed += REQUESTS_PER_SERVER
-            else:
-                tally.add(seed, try_input(make(seed)))
-                seed += 1
+        per_child, width = (1, REQUESTS_PER_SERVER) if kind == "requests" else (INPUTS_PER_CHILD, 1)
+        seeds = list(range(first_seed, first_seed + inputs, width))
+        while seeds and time.monotonic() - began < seconds:
+            batch = seeds[:per_child]
+            outcomes = try_inputs(
+                [_action(make, seed) for seed in batch], 120 if kind == "requests" else SECONDS
+            )
+            for seed, outcome in zip(batch, outcomes, strict=False):
+                tally.add(seed, outcome, width)
+            del seeds[: len(outcomes)]
             if time.monotonic() - told > _PROGRESS_S:
                 told = time.monotonic()
                 print(f"{kind}: {tally.inputs} of {inputs}", file=sys.stderr, flush=True)
