@@ -25,9 +25,17 @@ from .channel import Channel, Ended
 from .options import check_callables, check_options
 from .result import Result, Sink
 from .stage import Stage
-from .stage_functions import backlog, draw_overlay, segment_with, sink_name, takes_all, track_with, write_to
+from .stage_functions import (
+    backlog,
+    check_frame,
+    draw_overlay,
+    segment_with,
+    sink_name,
+    takes_all,
+    track_with,
+)
 from .stage_times import StageTimes
-from .watch import Watch, WatchedSink
+from .watch import Watch, watched_sinks
 from .worker_threads import Job
 
 _RECENT = 30  # frames
@@ -98,7 +106,7 @@ class Pipeline:
             stages.append(("draw", draw_overlay))
         self._open_channels(len(stages), workers, sinks)
         self._threads = [Job(self._capture, "tfiseg-capture"), *self._stage_threads(stages, workers)]
-        self._watched = self._watched_sinks(sinks)
+        self._watched = watched_sinks(self._sinks, sinks, self._written, self._fail)
         self._asked_at: float | None = None  # time.monotonic() since which the source is asked for a frame
         self._watch = Watch(self._watched, self._silent_for_s, self._is_over, self.source.name, self._fail)
         self._written_counts = dict.fromkeys(self._sinks, 0)
@@ -146,21 +154,6 @@ class Pipeline:
                 discard=self._discard,
             ).threads
 
-    def _watched_sinks(self, sinks: Sequence[Sink]) -> list[WatchedSink]:
-        watched = []
-        for (name, channel), sink in zip(self._sinks.items(), sinks, strict=True):
-            stage = Stage(
-                name,
-                write_to(sink),
-                channel,
-                [],
-                finish=self._written,
-                fail=self._fail,
-                discard=lambda _: None,
-            )
-            watched.append(WatchedSink(sink, stage, channel))
-        return watched
-
     def _is_over(self) -> bool:
         return not any(thread.is_alive() for thread in (*self._threads, *self._sink_threads))
 
@@ -177,6 +170,7 @@ class Pipeline:
                 self._asked_at = None
                 if self._stop.is_set():
                     break
+                check_frame(frame, self.source.name)
                 self._seen_frames += 1
                 if not self.source.is_live:
                     self._resumed.wait()
@@ -341,7 +335,8 @@ class Pipeline:
             self._close_source(first)
             return
         until = time.monotonic() + _STOP_SECONDS
-        for thread in (*self._threads, *self._sink_threads):
+        at_work = [one for one in self._watched if not one.is_stuck]
+        for thread in (*self._threads, *(t for one in at_work for t in one.stage.threads)):
             thread.join(max(0.0, until - time.monotonic()))
         self._watch.end()
         self._watch.job.join(_STOP_SECONDS)

@@ -5,14 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ...errors import InputError, SourceError
 from ...instances import Instances
 from ..sources.base import USUAL_FPS, Frame, Source
 from .result import Result, Sink
 
 
+def check_frame(frame: object, source_name: str) -> None:
+    """Raise SourceError for what a user's source gives instead of a ``Frame``."""
+    if not isinstance(frame, Frame):
+        raise SourceError(f"{source_name} gave {type(frame).__name__}, expected tfiseg.Frame")
+
+
+def _checked(found: object, by: str) -> Instances:
+    if not isinstance(found, Instances):
+        raise InputError(f"the {by} returned {type(found).__name__}, expected tfiseg.Instances")
+    return found
+
+
 def segment_with(segmenter: Callable[[Frame], Instances]) -> Callable[[Frame], Result]:
     def segment(frame: Frame) -> Result:
-        found = segmenter(frame)  # a function of the user's may know nothing of frames and times
+        # a function of the user's may know nothing of frames and times
+        found = _checked(segmenter(frame), "segmenter")
         times = {**found.stage_ms}
         return Result(
             frame,
@@ -34,12 +48,14 @@ def track_with(tracker: Callable[[Instances], Instances], source: Source) -> Cal
 
     def track(result: Result) -> Result:
         if source.is_live:
-            return replace(result, instances=tracker(result.instances))
+            return replace(result, instances=_checked(tracker(result.instances), "tracker"))
         frame = result.frame
         own_s = frame.index / fps if frame.media_time_s is None else frame.media_time_s
         timed = replace(result.instances, capture_time_ns=1 + round(own_s * 1e9), media_time_s=own_s)
         tracked = replace(
-            tracker(timed), capture_time_ns=frame.capture_time_ns, media_time_s=frame.media_time_s
+            _checked(tracker(timed), "tracker"),
+            capture_time_ns=frame.capture_time_ns,
+            media_time_s=frame.media_time_s,
         )
         return replace(result, instances=tracked)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import OutputError
 from .channel import Channel
 from .stage import Stage
+from .stage_functions import write_to
 from .worker_threads import Job
 
 SINK_SECONDS = 10.0  # for one result; a sink may say otherwise: ``timeout_s``
@@ -45,6 +46,26 @@ class WatchedSink:
         for thread in self.stage.threads:
             while thread.is_alive() and not thread.is_mine() and not self.is_stuck:
                 thread.join(_CHECK_SECONDS)
+
+
+def watched_sinks(
+    channels: Mapping[str, Channel[Any]],
+    sinks: Sequence[Any],
+    written: Callable[[Any, str, float], Any],
+    fail: Callable[[str, BaseException], None],
+) -> list[WatchedSink]:
+    """Make a stage for each sink.
+
+    Args:
+        channels: what lies there for each sink, by its name.
+        sinks: the user's objects, in the same order.
+        written, fail: see ``finish`` and ``fail`` of ``Stage``.
+    """
+    watched = []
+    for (name, channel), sink in zip(channels.items(), sinks, strict=True):
+        stage = Stage(name, write_to(sink), channel, [], finish=written, fail=fail, discard=lambda _: None)
+        watched.append(WatchedSink(sink, stage, channel))
+    return watched
 
 
 class Watch:

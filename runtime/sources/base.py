@@ -95,6 +95,8 @@ def frame_name(index: int) -> str:
 def checked_image(frame: Frame | NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The picture in a frame, checked: uint8 (H, W, 3) with at least one pixel."""
     image = frame.image if isinstance(frame, Frame) else np.asarray(frame)
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"a frame must be uint8 (H, W, 3) BGR, got {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(
             f"a frame must be uint8 (H, W, 3) BGR, got {image.dtype} {image.shape}: "

@@ -125,7 +125,10 @@ def test_a_slow_caller_gets_the_newest_result():
     with tfiseg.Pipeline(Numbers(40, fps=200, live=True), slowly(1)) as pipeline:
         stream = iter(pipeline)
         next(stream)
-        time.sleep(0.1)
+        until = time.monotonic() + 30
+        while pipeline.stats()["finished"] < 12:
+            assert time.monotonic() < until
+            time.sleep(0.01)
         late = next(stream)
         assert late.frame.index > 8
         list(stream)

@@ -129,3 +129,32 @@ def test_a_closed_segmenter_refuses_frames():
     segmenter.close()
     with pytest.raises(InputError, match="this segmenter is closed: make a new one"):
         segmenter(np.zeros((48, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (
+            lambda: tfiseg.Pipeline(Arrays(), lambda frame: EMPTY),
+            "capture: arrays gave ndarray, expected tfiseg.Frame",
+        ),
+        (lambda: tfiseg.Pipeline(Pictures(), lambda frame: None), "segment: the segmenter returned NoneType"),
+        (
+            lambda: tfiseg.Pipeline(Pictures(), lambda frame: EMPTY, tracker=lambda found: 5),
+            "track: the tracker returned int",
+        ),
+    ],
+)
+def test_what_users_functions_return_is_checked(make, says):
+    with pytest.raises(PipelineError, match=says), make() as pipeline:
+        list(pipeline)
+    stats = pipeline.stats()
+    assert stats["captured"] == stats["dropped"] + stats["skipped"] + stats["finished"] + stats["discarded"]
+
+
+class Arrays(Source):
+    def __init__(self):
+        super().__init__("arrays")
+
+    def _read(self, index):
+        return np.zeros((8, 8, 3), np.uint8)
