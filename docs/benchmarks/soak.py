@@ -2,8 +2,8 @@
 
 python docs/benchmarks/soak.py [--frames 100000] [--starts 500] [--kills 50]
 
-Prints a report as JSON. Exit status 1 if memory grows by more than 2 %, counts don't add up, or a file of a killed
-recording doesn't open. Needs tfiseg[live].
+Prints a report as JSON. Exit status 1 if memory grows by more than 2 %, counts don't add up, or a file of a
+killed recording doesn't open. Needs tfiseg[live].
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _growth(rss_kib: list[int]) -> float:
 
 
 def kill_recordings(kills: int, seed: int = 0) -> dict[str, Any]:
-    """Kill ``tfiseg view --record`` at random moments of its first seconds with a recording, and open what is left."""
+    """Kill ``tfiseg view --record`` at random moments of its recording, and open what is left."""
     rng, opened, frames, problems = random.Random(seed), 0, 0, []
     for k in range(kills):
         with tempfile.TemporaryDirectory(prefix="tfiseg-soak-") as folder:

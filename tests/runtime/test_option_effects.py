@@ -123,7 +123,7 @@ def test_a_minimum_score_of_the_default_value_is_the_users():
         ({"split": 0.5, "displacement": np.zeros((2, 8, 8))}, "split decides by shape"),
         ({"centre_radius": 1.0}, "centre_radius marks centers by displacement"),
         ({"merge_affinity": 0.5}, "merge_affinity decides by affinity"),
-        ({"threads": 10**6}, "threads must be an integer in 1..1024"),
+        ({"threads": 10**7}, "threads must be an integer in 1..1048576"),
         ({"threads": 2**40}, "threads must be"),
         ({"min_area": 0.5}, "min_area must lie in"),
         ({"class_names": None}, "class_names must be"),
