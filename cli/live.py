@@ -130,7 +130,10 @@ def _source(args: argparse.Namespace, realtime: bool = False) -> Any:
 
 def _run(args: argparse.Namespace) -> int:
     check_archive_options(args)
-    return segment_source(args) if args.ray is None else segment_archive_source(args)
+    if args.ray is None:
+        return segment_source(args)
+    args.ending.work_begins()
+    return segment_archive_source(args)
 
 
 def segment_source(args: argparse.Namespace) -> int:

@@ -64,7 +64,7 @@ def build(
     _check_output(output, kind)
     of_instances = is_instance_network(source)
     if not settings.operator and (kind is None or of_instances):
-        raise InputError("--no-operator is only for engines of semantic networks")
+        raise InputError("--no-operator is for engines of semantic networks")
     began = time.perf_counter()
     if of_instances:
         return build_instance_engine(source, output, kind, precision, settings, command, quiet)
