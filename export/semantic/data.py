@@ -133,8 +133,8 @@ def _load_folder(images: Path, semantic: Path, confidence: Path | None) -> list[
                 f"{image.shape[:2]}, got {class_map.dtype} {class_map.shape}"
             )
         sure = read_image(maps[1])[..., 0] if len(maps) > 1 else np.full((1, 1), 255, np.uint8)
-        arrays = (np.asarray(a, np.uint8) for a in (image, class_map, sure))
-        pictures.append(Picture(path.stem, *arrays, pseudo_labeled=confidence is not None))
+        image, class_map, sure = (np.asarray(a, np.uint8) for a in (image, class_map, sure))
+        pictures.append(Picture(path.stem, image, class_map, sure, pseudo_labeled=confidence is not None))
     if not pictures:
         raise InputError(f"no picture in {images} has a class map of its name (NAME.png) in {semantic}")
     return pictures
@@ -334,7 +334,7 @@ def _jitter_colour(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArra
     if rng.random() < 0.2:
         x = cv2.GaussianBlur(x, (0, 0), float(rng.uniform(0.4, 1.2)))
     if rng.random() < 0.2:
-        x = x + rng.normal(0, rng.uniform(2, 8), x.shape).astype(np.float32)
+        x = x + np.asarray(rng.normal(0, rng.uniform(2, 8), x.shape), np.float32)
     return np.clip(x, 0, 255).astype(np.uint8)
 
 

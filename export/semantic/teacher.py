@@ -83,7 +83,7 @@ def _tiles() -> Iterator[tuple[tuple[float, float, float, float], Floats]]:
     sides = (((0.0, high), first), ((low, 1.0), last))
     for (y0, y1), rows in sides:
         for (x0, x1), columns in sides:
-            yield (y0, x0, y1, x1), (rows[:, None] * columns)[..., None]
+            yield (y0, x0, y1, x1), np.asarray(rows[:, None] * columns, np.float32)[..., None]
 
 
 def _look(session: OnnxSession, image: NDArray[np.uint8], tile: tuple[float, float, float, float]) -> Floats:
@@ -96,8 +96,8 @@ def _look(session: OnnxSession, image: NDArray[np.uint8], tile: tuple[float, flo
     lh, lw = odds.shape[:2]
     at = (np.arange(_GRID, dtype=np.float32) + 0.5) / _GRID
     y, x = (at - y0) / (y1 - y0) * lh - 0.5, (at - x0) / (x1 - x0) * lw - 0.5
-    grid = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
+    grid_x, grid_y = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
     sampled = cv2.remap(
-        odds / odds.sum(2, keepdims=True), *grid, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        odds / odds.sum(2, keepdims=True), grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
     return np.asarray(sampled, np.float32)
