@@ -49,9 +49,10 @@ constexpr int64_t kMostCells = 1 << 30;  // of candidates
 
 bool in_range(const tfiseg_views &v, int32_t max_parts) {
     const auto within = [](int32_t value, int32_t least, int32_t most) { return value >= least && value <= most; };
-    const int64_t cells = int64_t(kCandidatesPerView) * v.view_count * v.view_side * v.view_side;
-    return cells <= kMostCells && within(v.height, 1, TFISEG_MAX_OUT_SIDE) && within(v.width, 1, TFISEG_MAX_OUT_SIDE) && within(v.view_count, 1, TFISEG_MAX_VIEWS) &&
-           within(v.view_side, 8, TFISEG_MAX_VIEW_SIDE) && within(v.max_components, 1, TFISEG_MAX_INSTANCES) && within(max_parts, 1, kMostParts);
+    const bool each = within(v.height, 1, TFISEG_MAX_OUT_SIDE) && within(v.width, 1, TFISEG_MAX_OUT_SIDE) && within(v.view_count, 1, TFISEG_MAX_VIEWS) &&
+                      within(v.view_side, 8, TFISEG_MAX_VIEW_SIDE) && within(v.max_components, 1, TFISEG_MAX_INSTANCES) && within(max_parts, 1, kMostParts);
+    // the product only of sides in range: others might overflow
+    return each && int64_t(kCandidatesPerView) * v.view_count * v.view_side * v.view_side <= kMostCells;
 }
 
 int32_t check(const tfiseg_views *v, int32_t max_parts) {

@@ -10,7 +10,6 @@
 #include <exception>
 #include <functional>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -47,9 +46,11 @@ class Team {
   public:
     explicit Team(int32_t threads) {
         try {
+            workers_.reserve(size_t(std::min(std::max(threads, 1), kMostThreads)));
             for (int32_t i = 1; i < std::min(threads, kMostThreads); ++i) workers_.emplace_back([this] { work(); });
-        } catch (const std::system_error &) {
-            // the system gives no more threads: the existing ones do the work, with the same result
+        } catch (const std::exception &) {
+            // the system gives no more threads or memory: the existing ones do the work, with the same result. An exception that left
+            // here would end the process, because they are running
         }
     }
 

@@ -48,6 +48,12 @@ class Threads {
     Team team_;
 };
 
+// No phase has more items than the frame has pixels or the candidates have cells; further threads would only be started and joined.
+int32_t useful_threads(const tfiseg_views &v) {
+    const int64_t cells = int64_t(kCandidatesPerView) * v.view_count * v.view_side * v.view_side;
+    return int32_t(std::min<int64_t>(v.threads, 1 + std::max(cells, int64_t(v.height) * v.width) / kGrain));
+}
+
 template <class Work>
 int32_t guarded(const Work &work) {
     try {
@@ -68,7 +74,7 @@ extern "C" {
 int32_t tfiseg_cut_views_cpu(const tfiseg_views *views) {
     if (const int32_t status = tfiseg::check(views)) return status;
     return tfiseg::guarded([&] {
-        tfiseg::Threads executor(views->threads);
+        tfiseg::Threads executor(tfiseg::useful_threads(*views));
         tfiseg::cut_views_on(executor, *views);
     });
 }
@@ -76,7 +82,7 @@ int32_t tfiseg_cut_views_cpu(const tfiseg_views *views) {
 int32_t tfiseg_place_pieces_cpu(const tfiseg_views *views, const tfiseg_pieces *pieces) {
     if (const int32_t status = tfiseg::check(views, pieces)) return status;
     return tfiseg::guarded([&] {
-        tfiseg::Threads executor(views->threads);
+        tfiseg::Threads executor(tfiseg::useful_threads(*views));
         tfiseg::place_pieces_on(executor, *views, *pieces);
     });
 }

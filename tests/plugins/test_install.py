@@ -122,7 +122,7 @@ def test_no_exception_crosses_the_c_border(cpp_prefix, run_tool, tmp_path):
             maps.displacement = still;  // every pixel a region of its own
             maps.grid = grid;
             tfiseg::Settings settings;
-            settings.threads = 1;
+            settings.threads = 4;
             settings.max_instances = 10;
             settings.centre_radius = 0.0;
             tfiseg::Clusterer clusterer(settings);
