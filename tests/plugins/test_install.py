@@ -114,7 +114,7 @@ def test_no_exception_crosses_the_c_border(cpp_prefix, run_tool, tmp_path):
     source.write_text("""#include <tfiseg.hpp>
         #include <sys/resource.h>
         int main() {
-            const tfiseg::Size grid{2048, 2048};
+            const tfiseg::Size grid{1024, 1024};
             const std::vector<uint8_t> map(grid.area(), 1);
             const std::vector<float> still(2 * grid.area(), 0.0f);
             tfiseg::Maps maps;
@@ -126,7 +126,7 @@ def test_no_exception_crosses_the_c_border(cpp_prefix, run_tool, tmp_path):
             settings.max_instances = 10;
             settings.centre_radius = 0.0;
             tfiseg::Clusterer clusterer(settings);
-            for (rlim_t bytes = 60 << 20; bytes < rlim_t(4) << 30; bytes += bytes / 8) {
+            for (rlim_t bytes = 40 << 20; bytes < rlim_t(2) << 30; bytes += bytes / 6) {
                 const rlimit limit{bytes, RLIM_INFINITY};
                 setrlimit(RLIMIT_AS, &limit);
                 try {
