@@ -78,7 +78,7 @@ def warn_of_look_alikes(grid: NDArray[Any], is_logits: bool) -> None:
         )
     if (
         not is_logits
-        and grid.dtype == np.uint8
+        and grid.dtype != bool
         and grid.size
         and grid.max() == IGNORE
         and not ((grid > 0) & (grid < IGNORE)).any()

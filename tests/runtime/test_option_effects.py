@@ -185,3 +185,17 @@ def test_the_cli_leaves_the_split_to_the_model(tmp_path):
     found = json.loads((out / "instances.jsonl").read_text())["instances"]
     image = next(iter(SyntheticCamera())).image
     assert len(found) == len(tfiseg.Segmenter(path)(image)) == len(tfiseg.Segmenter(path, split=0.0)(image))
+
+
+@pytest.mark.parametrize("options", [{}, {"quality": "fast"}, {"quality": "best"}, {"outlines": True}])
+def test_frames_with_a_side_over_4096_px_work_in_every_mode(options):
+    frame = np.full((40, 4200, 3), 90, np.uint8)
+    assert tfiseg.Segmenter(long_side_px=128, **options)(frame).size_hw == (40, 4200)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
+def test_a_binary_mask_of_0_and_255_gives_a_warning(dtype):
+    mask = np.zeros((32, 32), dtype)
+    mask[8:24, 8:24] = 255
+    with pytest.warns(UserWarning, match="holds only 0 and 255"):
+        assert len(tfiseg.cluster(mask)) == 0

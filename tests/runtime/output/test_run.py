@@ -348,3 +348,13 @@ def test_records_hold_no_nan(tmp_path):
     record = json.loads(text, parse_constant=lambda name: pytest.fail(name))
     assert record["instances"][0]["score"] is None
     assert record["stage_ms"] == {"network": None}
+
+
+def test_long_names_are_shortened(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a" * 245, "b"):
+        cv2.imwrite(str(tmp_path / "in" / f"{name}.jpg"), np.full((48, 64, 3), 90, np.uint8))
+    small = tfiseg.Segmenter(quality="fast", long_side_px=64)
+    assert run(str(tmp_path / "in"), small, tmp_path / "out", quiet=True)["error"] is None
+    names = sorted(p.name for p in (tmp_path / "out").glob("*-overlay.png"))
+    assert names == ["a" * 200 + "-overlay.png", "b-overlay.png"]
