@@ -15,6 +15,8 @@ _SOURCES = """a checkpoint of `tfiseg train`; an .onnx file of any layout; torch
 (segmentation-models-pytorch); hf:NAME_OR_FOLDER (transformers); python:module:function (returns a
 torch.nn.Module); or default or default-semantic, the network that comes with tfiseg (with and without its
 instance heads)"""
+_LISTED = 6  # classes that the report names
+_OUTPUT_KINDS = ("logits", "softmax", "sigmoid", "binary", "class-map")
 # options without effect on a checkpoint of ours or the default network
 _OTHERS_ONLY = (
     "input_size",
@@ -25,6 +27,8 @@ _OTHERS_ONLY = (
     "things",
     "opset",
     "output_name",
+    "output_kind",
+    "threshold",
     "weights",
     "random_weights",
 )
@@ -93,7 +97,15 @@ def add_export(verbs: Any) -> None:
 
 def _add_output_options(verb: Parser) -> None:
     output = verb.output
-    output.add_argument("-o", "--output", type=Path, metavar="NAME.onnx", help="required: the model to write")
+    output.add_argument(
+        "-o",
+        "--output",
+        action=_OutputAction,
+        metavar="NAME.onnx|KIND",
+        help="required: the model to write. Given again with logits, softmax, sigmoid, binary or "
+        "class-map: how to read the network's output (default: by its last operator and its values)",
+    )
+    output.set_defaults(output_kind=None)
     output.add_argument(
         "--class-names",
         metavar="NAMES",
@@ -115,6 +127,22 @@ def _add_output_options(verb: Parser) -> None:
     )
 
 
+class _OutputAction(argparse.Action):
+    """Tell the two meanings of --output apart: the file to write, and how to read the network's output."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if values in _OUTPUT_KINDS:
+            namespace.output_kind = values
+        elif "." not in values and option_string == "--output":
+            known = ", ".join(_OUTPUT_KINDS)
+            parser.error(
+                f"argument --output: expected NAME.onnx, or one of {known}, got {values!r}."
+                f"{did_you_mean(values, _OUTPUT_KINDS)}"
+            )
+        else:
+            namespace.output = Path(values)
+
+
 def _add_pixel_options(expert: Any) -> None:
     expert.add_argument(
         "--mean",
@@ -129,6 +157,13 @@ def _add_pixel_options(expert: Any) -> None:
     order = expert.add_mutually_exclusive_group()
     order.add_argument("--rgb", action="store_true", default=None, help="the network takes RGB (default)")
     order.add_argument("--bgr", action="store_false", dest="rgb", default=None, help="the network takes BGR")
+    expert.add_argument(
+        "--threshold",
+        type=_probabilities,
+        metavar="P[,P...]",
+        help="for sigmoid and binary outputs: probability above which a pixel has a class, one for all "
+        "channels or one per channel (default: 0.5)",
+    )
     expert.add_argument(
         "--output-name",
         metavar="NAME",
@@ -145,6 +180,13 @@ def _add_pixel_options(expert: Any) -> None:
         action="store_true",
         help="for a checkpoint: store weights as float32 (default: float16)",
     )
+
+
+def _probabilities(text: str) -> tuple[float, ...]:
+    values = tuple(_number(part) for part in text.split(","))
+    if not all(0 < v < 1 for v in values):
+        raise argparse.ArgumentTypeError(f"expected probabilities between 0 and 1, got {text!r}")
+    return values
 
 
 def _number(text: str) -> float:
@@ -248,13 +290,31 @@ def _options(args: argparse.Namespace) -> Any:
         "licence",
         "opset",
         "output_name",
+        "output_kind",
         "weights",
     )
     return ExportSettings(
         input_size_hw=args.input_size,
         random_weights=bool(args.random_weights),
+        thresholds=args.threshold,
         **{name: getattr(args, name) for name in taken},
     )
+
+
+def _seen_lines(report: dict[str, Any]) -> list[str]:
+    """Say which classes the photos show; a class without pixels was not checked."""
+    shares, names = report["shares"], report["class_names"]
+    seen = sorted(shares, key=lambda name: -shares[name])
+    absent = [name for name in names if name not in shares]
+    text = "classes on the photos: " + ", ".join(f"{name} {shares[name]:.1%}" for name in seen[:_LISTED])
+    if len(seen) > _LISTED:
+        text += f" and {len(seen) - _LISTED} more"
+    if absent:
+        some = ", ".join(absent[:_LISTED]) + (
+            f" and {len(absent) - _LISTED} more" if absent[_LISTED:] else ""
+        )
+        text += f"; never seen: {some}"
+    return [text]
 
 
 def _export_text(report: dict[str, Any], photos: str | None) -> str:
@@ -266,7 +326,10 @@ def _export_text(report: dict[str, Any], photos: str | None) -> str:
             f"input: frames of any size, scaled to {h}x{w}; {report['pixels']}",
             f"output: logits of {len(names)} classes at {rows}x{columns} (stride {report['stride']}), "
             f"{len(things)} of them countable",
+            f"output read as: {report['reading']['sentence']}",
             f"removed from its end: {', '.join(report['removed']) or 'nothing'}",
+            *_seen_lines(report),
+            *(f"note: {note}" for note in report["notes"]),
         ]
     if "label_agreement" in report:
         seen = f" ({report['labels_seen']} different labels)" if "labels_seen" in report else ""

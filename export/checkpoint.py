@@ -60,8 +60,15 @@ def _check_file(path: Path) -> None:
     if zipfile.is_zipfile(path):  # torch stores without compression: what unpacks to more is a bomb
         with zipfile.ZipFile(path) as parts:
             unpacked = sum(part.file_size for part in parts.infolist())
+            names = [name.split("/", 1)[-1] for name in parts.namelist()]
         if unpacked > size:
             raise ModelError(f"{path} unpacks from {size} to {unpacked} bytes: it is no file of torch.save")
+        if any(name.startswith("code/") for name in names):
+            raise ModelError(
+                f"{path} is a TorchScript file, which holds compiled code and which torch can't write as "
+                f"ONNX. Load its weights into the nn.Module that it was made from: python:module:function "
+                f"--weights STATE_DICT"
+            )
 
 
 def _check_tree(state: dict[Any, Any]) -> None:

@@ -76,7 +76,7 @@ def export_frame(
         ModelError: probabilities differ by more than 0.02 from torch, or the logits from the network's own.
     """
     opset = max(OPSET, *(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")))
-    base = with_opset(model, opset)
+    base, _ = with_opset(model, opset)
     frames = [image for _, image in check_frames(photos)]
     whole = _append_heads(base, taps, _head_graph(heads, taps, base, opset))
     metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))

@@ -4,6 +4,7 @@ The original's input is prepared by OpenCV and numpy, independently of the expor
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +36,19 @@ class Agreement:
         minimum, mean: over the photos.
         photos: number of photos.
         worst: name of the photo with the minimum.
-        labels: number of different labels in the photos; with only one, agreement proves little.
+        shares: share of the pixels of each label that occurs; with only one, agreement proves nothing.
     """
 
     minimum: float
     mean: float
     photos: int
     worst: str
-    labels: int
+    shares: dict[int, float]
+
+    @property
+    def labels(self) -> int:
+        """Number of different labels."""
+        return len(self.shares)
 
 
 def check_frames(photos: str | Path | None) -> Sequence[tuple[str, NDArray[np.uint8]]] | Frames:
@@ -107,23 +113,27 @@ def labels_of(
         return scores.reshape([side for side in scores.shape if side > 1]).astype(np.int64)
     maps = np.moveaxis(scores, class_axis, 1)[0] if class_axis else scores
     h, w = size_hw or maps.shape[1:]
-    if corner_aligned:  # OpenCV has no such resize, and its remap rounds positions to 1/32 pixel
-        rows, columns = (
-            _corner_weights(grid, side) for grid, side in ((maps.shape[1], h), (maps.shape[2], w))
-        )
     labels = np.zeros((h, w), np.int64)
     best = np.full((h, w), threshold, np.float32)
-    for k, one in enumerate(np.ascontiguousarray(maps, np.float32)):
-        fine = (
-            rows @ one @ columns.T
-            if corner_aligned
-            else cv2.resize(one, (w, h), interpolation=cv2.INTER_LINEAR)
-        )
+    for k, one in enumerate(np.asarray(maps, np.float32)):
+        fine = upsampled(one, (h, w), corner_aligned)
         if len(maps) == 1:
             return (fine > threshold).astype(np.int64)
         higher = (fine > best) | (k == 0)
         labels[higher], best[higher] = k, fine[higher]
     return labels
+
+
+def upsampled(
+    values: NDArray[np.float32], size_hw: tuple[int, ...], corner_aligned: bool = False
+) -> NDArray[np.float32]:
+    """Resize (h, w) bilinearly, with half-pixel centers or aligned corners."""
+    h, w = size_hw
+    if not corner_aligned:
+        return np.asarray(cv2.resize(np.ascontiguousarray(values), (w, h), interpolation=cv2.INTER_LINEAR))
+    # OpenCV has no such resize, and its remap rounds positions to 1/32 pixel
+    rows, columns = (_corner_weights(grid, side) for grid, side in zip(values.shape, (h, w), strict=True))
+    return np.asarray(rows @ values @ columns.T)
 
 
 def _corner_weights(grid: int, side: int) -> NDArray[np.float32]:
@@ -154,11 +164,14 @@ def compare_labels(
     if not len(frames):
         raise InputError("no photos to check the export on")
     shares: list[tuple[float, str]] = []
-    seen: set[int] = set()
+    seen: Counter[int] = Counter()
+    pixels = 0
     for name, image in tqdm(frames, desc="check", unit="photo", disable=quiet):
         ours, theirs = exported(image), original(image)
         wrong = ours != theirs
-        seen.update(np.unique(theirs).tolist())
+        values, counts = np.unique(theirs, return_counts=True)
+        seen.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        pixels += theirs.size
         shares.append((float(1 - wrong.mean()), name))
         if shares[-1] == min(shares):
             worst = image, wrong
@@ -174,4 +187,5 @@ def compare_labels(
         raise ModelError(
             f"{message}: {picture} shows where, in red" if cv2.imwrite(str(picture), small) else message
         )
-    return Agreement(minimum, float(np.mean([share for share, _ in shares])), len(shares), name, len(seen))
+    mean = float(np.mean([share for share, _ in shares]))
+    return Agreement(minimum, mean, len(shares), name, {k: n / pixels for k, n in sorted(seen.items())})

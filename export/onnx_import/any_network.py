@@ -27,68 +27,28 @@ from ...runtime.networks.model_variants import Variant
 from ...runtime.networks.onnx_runtime import start_session
 from ...runtime.networks.onnx_session import OnnxSession
 from ...runtime.networks.session import DEFAULT_MODEL
-from ..frame_graph import PixelFormat, check_long_side
+from ..frame_graph import check_long_side
 from .agreement import Agreement, check_frames, compare_labels, labels_of, network_input
 from .class_lists import exported_classes, read_class_names
-from .network_tail import Tail, class_axis_of, cut_tail, logit_nodes
+from .logit_nodes import logit_nodes
+from .network_tail import Tail, cut_tail
 from .onnx_network import (
-    OPSET,
     at_fixed_size,
     attach,
-    load_network,
     recognize_input,
     recognize_output,
     with_opset,
+    with_output_shape,
 )
+from .originals import TORCH_KINDS, ExportSettings, Original, is_torch, load_original
+from .output_evidence import collect_evidence, find_ending, require_numbers
+from .output_layout import oriented, output_layout, spatial_sides, with_grid_output
+from .output_reading import CHOICES, OutputReading, decide_reading
+
+__all__ = ["DEFAULTS", "TORCH_KINDS", "ExportSettings", "export_any", "export_default"]
 
 DEFAULTS = {"default": True, "default-semantic": False}  # whether it has instance heads
-TORCH_KINDS = ("torchvision", "smp", "hf", "python")
 DEFAULT_SIZE_HW = (512, 512)
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """Options of an export; None: the value of the source, or a default.
-
-    Args:
-        input_size_hw: size that frames are scaled to; default: the source's own, else 512 x 512.
-        mean, std, scale, rgb: see ``PixelFormat``; default for an ONNX file: RGB in 0..1, or 0..255 if its
-            input is uint8.
-        photos: source of photos to compare labels on (see ``open_source``); default: 4 synthetic frames.
-        class_names: name of a known list, a file with one name per line, or names separated by commas.
-        things: countable classes, names or ids separated by commas.
-        training_data, licence: sentences for the model's metadata.
-        opset: opset of the result; default: that of the ONNX file, 18 for PyTorch.
-        output_name: output of an ONNX file that holds the classes.
-        weights: state dict for a PyTorch network.
-        random_weights: keep random weights where the source has none.
-    """
-
-    input_size_hw: tuple[int, int] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    scale: float | None = None
-    rgb: bool | None = None
-    photos: str | None = None
-    class_names: str | None = None
-    things: str | None = None
-    training_data: str | None = None
-    licence: str | None = None
-    opset: int | None = None
-    output_name: str | None = None
-    weights: Path | None = None
-    random_weights: bool = False
-
-
-@dataclass(frozen=True)
-class _Original:
-    """The original network: as ONNX, and run by its own library on the result of ``network_input``."""
-
-    model: onnx.ModelProto
-    run: Callable[[NDArray[Any]], NDArray[Any]]
-    pixels: PixelFormat
-    class_names: tuple[str, ...] | None = None
-    training_data: str | None = None
 
 
 def export_default(output: Path, source: str = "default", long_side_px: int | None = None) -> dict[str, Any]:
@@ -125,12 +85,14 @@ def export_any(
 
     Returns:
         Report: output, bytes, input_size_hw, pixels, opset, grid_hw, stride, class_names, things,
-        removed (operators removed from the end), photos, label_agreement (minimum over the photos),
-        label_agreement_mean, worst_photo, labels_seen (number of different labels), seconds.
+        reading (kind, origin, evidence, thresholds: how the output is read), removed (operators removed from
+        the end), photos, label_agreement (minimum over the photos), label_agreement_mean, worst_photo,
+        labels_seen (number of different labels), shares (of the pixels, by class), notes, seconds.
 
     Raises:
         InputError: an option doesn't fit.
-        ModelError: the network doesn't load, convert or run, or labels of a photo agree by less than 99.5 %.
+        ModelError: the network can't be loaded, converted or run; the reading of its output is ambiguous; all
+            labels are equal; or labels agree on less than 99.5 % of the pixels of a photo.
         MissingDependencyError: a package isn't installed.
     """
     if source in DEFAULTS:
@@ -146,9 +108,8 @@ def export_any(
     names = read_class_names(options.class_names) if options.class_names is not None else None
     with _new_model_file(output) as part:
         say(f"reading {source}")
-        original = (_from_torch if is_torch(source) else _from_onnx)(source, options, names)
-        _, first = next(iter(frames))
-        result = _convert(source, original, options, names, first, say)
+        original = load_original(source, options, names)
+        result = _convert(source, original, options, names, frames, say)
         _set_metadata(result, output.stem, source, original, options)
         _save(result.model, part)
         picture = output.with_name(f"{output.stem}-disagreement.png")
@@ -164,12 +125,21 @@ def export_any(
         "stride": result.stride,
         "class_names": list(result.class_names),
         "things": list(result.things),
+        "reading": {
+            "kind": result.reading.kind,
+            "origin": result.reading.origin,
+            "evidence": result.reading.evidence,
+            "thresholds": list(result.reading.thresholds),
+            "sentence": str(result.reading),
+        },
         "removed": result.tail.removed,
         "photos": agreement.photos,
         "label_agreement": agreement.minimum,
         "label_agreement_mean": agreement.mean,
         "worst_photo": agreement.worst,
         "labels_seen": agreement.labels,
+        "shares": {result.class_names[k]: round(share, 6) for k, share in agreement.shares.items()},
+        "notes": list(result.notes),
         "seconds": round(time.perf_counter() - began, 1),
     }
 
@@ -178,8 +148,7 @@ def export_any(
 class _Conversion:
     """A network in tfiseg's format, and what is needed to compare it with the original.
 
-    ``raw`` is the original's result for the first frame, ``axis`` its class axis, ``background`` whether a
-    background class was prepended, and ``threshold`` separates the two classes of a network with one channel.
+    ``background`` tells whether a class that never wins was prepended; ``notes`` are sentences for the user.
     """
 
     model: onnx.ModelProto
@@ -189,9 +158,8 @@ class _Conversion:
     class_names: tuple[str, ...]
     things: tuple[int, ...]
     background: bool
-    raw: NDArray[Any]
-    axis: int | None
-    threshold: float
+    reading: OutputReading
+    notes: tuple[str, ...] = ()
 
     @property
     def stride(self) -> int:
@@ -200,45 +168,48 @@ class _Conversion:
 
 def _convert(
     source: str,
-    original: _Original,
+    original: Original,
     options: ExportSettings,
     names: Sequence[str] | None,
-    first: NDArray[np.uint8],
+    frames: Any,
     say: Callable[[str], None],
 ) -> _Conversion:
-    """Put the original between preprocessing and logits; ``first`` is a frame to run it on."""
-    model = with_opset(original.model, options.opset)
-    network = recognize_input(model)
-    if network.size_hw is None:
-        network = replace(network, size_hw=options.input_size_hw or DEFAULT_SIZE_HW)
-    elif options.input_size_hw not in (None, network.size_hw):
-        h, w = network.size_hw
+    """Put the original between preprocessing and logits; its reading is decided on ``frames``."""
+    network = recognize_input(original.model)
+    size_hw = network.size_hw or options.input_size_hw or DEFAULT_SIZE_HW
+    if options.input_size_hw not in (None, size_hw):
+        h, w = size_hw
         raise InputError(f"{source} accepts images of {h}x{w} only; omit --input-size")
-    assert network.size_hw is not None
+    network = replace(network, size_hw=size_hw)
+
+    def run(frame: NDArray[np.uint8]) -> NDArray[Any]:
+        return original.run(network_input(frame, size_hw, original.pixels))
+
+    name, first = next(iter(frames))
+    raw = run(first)
+    require_numbers(raw, name)
+    layout = oriented(output_layout(raw.shape, size_hw, network.layout), size_hw, run, first)
+    output = recognize_output(original.model, options.output_name)
+    model, notes = with_opset(with_output_shape(original.model, output, raw), options.opset)
     say(f"simplifying {len(model.graph.node)} operators")
-    model = at_fixed_size(model, network, recognize_output(model, options.output_name))
-    tail = cut_tail(model, network)
-    raw = original.run(network_input(first, network.size_hw, original.pixels))
-    is_map = "ArgMax" in tail.removed or tail.class_axis is None
-    axis = None if is_map else class_axis_of(raw.shape, network.size_hw, network.layout)
-    probabilities = not (is_map or tail.squashed) and _are_probabilities(raw, axis)
-    labels, things, background = exported_classes(tail, names or original.class_names, options.things)
-    post = logit_nodes(
-        tail,
-        probabilities=probabilities,
-        map_classes=len(labels) - background if tail.class_axis is None else None,
-        background=background,
+    model = at_fixed_size(model, network, output)
+    found = collect_evidence(run, frames, layout, find_ending(model), options.photos is None)
+    class_names = names or original.class_names
+    reading = decide_reading(
+        layout, found, options.output_kind, class_names, options.thresholds, original.known_logits
     )
+    say(f"output: {reading}")
+    with_grid_output(model, raw.shape, layout)
+    tail = cut_tail(model, network, reading)
+    labels, things, background = exported_classes(reading, class_names, options.things)
+    post = logit_nodes(tail, reading, background=background)
     model = attach(model, network, original.pixels, tail.tensor, post)
     grid_hw = _set_grid(model, first)
-    threshold = 0.5 if probabilities or "Sigmoid" in tail.removed else 0.0
-    return _Conversion(
-        model, network.size_hw, tail, grid_hw, labels, things, background, raw, axis, threshold
-    )
+    return _Conversion(model, size_hw, tail, grid_hw, labels, things, background, reading, notes)
 
 
 def _set_metadata(
-    result: _Conversion, name: str, source: str, original: _Original, options: ExportSettings
+    result: _Conversion, name: str, source: str, original: Original, options: ExportSettings
 ) -> None:
     metadata = {
         "format_version": FORMAT_VERSION,
@@ -258,30 +229,39 @@ def _set_metadata(
 
 def _compare(
     result: _Conversion,
-    original: _Original,
+    original: Original,
     session: OnnxSession,
     frames: Any,
     picture: Path,
     quiet: bool,
 ) -> Agreement:
     """Compare the labels of the original and the exported network at the size of the original's output."""
-    own_hw = labels_of(result.raw, None, result.axis, result.threshold).shape
+    reading = result.reading
+    h, w = spatial_sides(reading.layout.shape, reading.layout.class_axis)
     # aligned corners that the original leaves to its user matter only after upsampling
-    corner_aligned = result.tail.corners_hw is not None and own_hw != result.tail.corners_hw
-    compared_hw = result.tail.corners_hw if corner_aligned else own_hw
+    corner_aligned = result.tail.corners_hw is not None and (h, w) != result.tail.corners_hw
+    compared_hw = result.tail.corners_hw if corner_aligned else (h, w)
 
     def original_labels(image: NDArray[np.uint8]) -> NDArray[np.int64]:
-        scores = original.run(network_input(image, result.size_hw, original.pixels))
-        return labels_of(scores, compared_hw, result.axis, result.threshold, corner_aligned)
+        raw = original.run(network_input(image, result.size_hw, original.pixels))
+        require_numbers(raw, "a photo")
+        return reading.labels(raw, compared_hw, corner_aligned) + result.background
 
     def exported_labels(image: NDArray[np.uint8]) -> NDArray[np.int64]:
-        return labels_of(session.infer(image)["logits"], compared_hw) - result.background
+        logits = session.infer(image)["logits"]
+        require_numbers(logits, "a photo")
+        return labels_of(logits, compared_hw)
 
-    return compare_labels(original_labels, exported_labels, frames, picture, quiet)
-
-
-def is_torch(source: str) -> bool:
-    return source.partition(":")[0] in TORCH_KINDS
+    agreement = compare_labels(original_labels, exported_labels, frames, picture, quiet)
+    if agreement.labels == 1:
+        (label,) = agreement.shares
+        kind = "photos" if not isinstance(frames, list) else "synthetic frames"
+        raise ModelError(
+            f"every pixel of {agreement.photos} {kind} has the label {result.class_names[label]!r} with the "
+            f"output read as {reading}: that proves nothing. Pass --photos with photos that show other "
+            f"classes, or if the reading is wrong, {CHOICES}"
+        )
+    return agreement
 
 
 @contextmanager
@@ -295,66 +275,6 @@ def _new_model_file(output: Path) -> Iterator[Path]:
         except OSError as wrong:
             raise InputError(f"can't write {output}: {wrong.strerror}") from wrong
         yield part
-
-
-def _from_onnx(source: str, options: ExportSettings, names: Sequence[str] | None) -> _Original:
-    if options.weights or options.random_weights:
-        raise InputError(
-            "--weights and --random-weights are for PyTorch networks; an ONNX file brings its own"
-        )
-    model = load_network(Path(source))
-    network = recognize_input(model)
-    output = recognize_output(model, options.output_name)
-    session = start_session(Path(source))
-    half = session.get_inputs()[0].type == "tensor(float16)"
-    if network.uint8 and any(v is not None for v in (options.mean, options.std, options.scale)):
-        raise InputError(f"{source} accepts bytes; omit --mean, --std and --scale")
-    pixels = _with_options(PixelFormat(layout=network.layout, uint8=network.uint8), options)
-
-    def run(picture: NDArray[Any]) -> NDArray[Any]:
-        try:
-            value = session.run([output], {network.name: picture.astype(np.float16) if half else picture})[0]
-        except Exception as wrong:  # onnxruntime's errors share no base class
-            raise ModelError(
-                f"ONNX Runtime can't run {source} on an image {picture.shape}: {wrong}"
-            ) from wrong
-        return np.asarray(value)
-
-    return _Original(model, run, pixels)
-
-
-def _from_torch(source: str, options: ExportSettings, names: Sequence[str] | None) -> _Original:
-    import torch
-
-    from .torch_networks import load_torch_network, to_onnx
-
-    if options.output_name:
-        raise InputError("--output-name is for ONNX files with several outputs")
-    classes = len(names) if names is not None else None
-    network = load_torch_network(source, options.weights, options.random_weights, classes)
-    size_hw = options.input_size_hw or network.size_hw
-
-    def run(picture: NDArray[Any]) -> NDArray[Any]:
-        with torch.inference_mode():
-            return np.asarray(network.module(torch.from_numpy(picture)).numpy())
-
-    model = to_onnx(network.module, size_hw, max(options.opset or OPSET, OPSET))
-    return _Original(
-        model, run, _with_options(network.pixels, options), network.class_names, network.training_data
-    )
-
-
-def _with_options(pixels: PixelFormat, options: ExportSettings) -> PixelFormat:
-    asked = {k: v for k in ("mean", "std", "scale", "rgb") if (v := getattr(options, k)) is not None}
-    return replace(pixels, **asked)
-
-
-def _are_probabilities(scores: NDArray[Any], axis: int | None) -> bool:
-    """Return whether scores are in 0..1 and, with several per pixel, add up to 1."""
-    if scores.min() < 0 or scores.max() > 1 + 1e-3:
-        return False
-    several = bool(axis) and scores.shape[axis or 0] > 1
-    return bool(np.allclose(scores.astype(np.float32).sum(axis), 1, atol=1e-2)) if several else True
 
 
 def _set_grid(model: onnx.ModelProto, image: NDArray[np.uint8]) -> tuple[int, int]:

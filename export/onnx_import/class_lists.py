@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import InputError, ModelError, did_you_mean
 from ...plugins.settings import IGNORE
-from .network_tail import Tail
+from .output_reading import OutputReading
 
 _MAX_CLASSES = IGNORE - 1
 
@@ -118,20 +118,14 @@ def things_of(names: Sequence[str], things: str | None = None) -> tuple[int, ...
 
 
 def exported_classes(
-    tail: Tail, names: Sequence[str] | None, things: str | None
+    reading: OutputReading, names: Sequence[str] | None, things: str | None
 ) -> tuple[tuple[str, ...], tuple[int, ...], bool]:
     """Return class names, countable ids, and whether a background class must be prepended."""
-    if tail.class_axis is None:
-        if names is None:
-            raise InputError(
-                "the network's output is a class map, which has no number of classes: give --class-names"
-            )
-        count = len(names)
-    else:
-        count = max(2, tail.channels)
+    added = int(reading.background_added)
+    count = reading.classes or reading.layout.channels + added
     if names is None:
         names = ("background", *(f"class {i}" for i in range(1, count)))
-    elif tail.class_axis is not None and tail.channels == 1 and len(names) == 1:
+    elif added and len(names) == count - 1:
         names = ("background", *names)
     if len(names) != count:
         start = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")

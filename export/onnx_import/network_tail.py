@@ -6,29 +6,22 @@ softmax. Without its tail, a network outputs a small grid. New nodes after it ar
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from ...errors import ModelError
-from ..frame_graph import Layout, Part
 from .onnx_network import NetworkInput
+from .output_layout import class_axis_of, spatial_sides
+from .output_reading import OutputReading
+
+__all__ = ["Tail", "class_axis_of", "cut_tail"]
 
 # after an ArgMax
 _MOVES_NO_PIXEL = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Flatten")
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
-_PROBABILITY_EPS = 1e-6
-_CERTAIN = 20.0  # logit of the class of a class map: its softmax is 1 - 2e-9
-_NEVER = -1e4  # logit of a class that never wins, within float16's range
-# Grid cells per corner-aligned cell; one more cell balances the phases. Agreement of labels for a grid of
-# stride 16, worst of 24 photos: 98.8 % with 2, 99.7 % with 4, 99.85 % with 6, 99.9 % with 8; 99.5 % with 4
-# and without the extra cell.
-_FINER = 6
 
 
 @dataclass
@@ -61,7 +54,7 @@ class Tail:
     @property
     def grid_hw(self) -> tuple[int, int]:
         sides = (
-            _spatial(self.shape, self.class_axis)
+            spatial_sides(self.shape, self.class_axis)
             if self.class_axis is not None
             else [s for s in self.shape if s > 1]
         )
@@ -72,15 +65,16 @@ class Tail:
         return sides[0], sides[1]
 
 
-def cut_tail(model: onnx.ModelProto, network: NetworkInput) -> Tail:
+def cut_tail(model: onnx.ModelProto, network: NetworkInput, reading: OutputReading) -> Tail:
     """Walk backwards from the output of a network over all nodes that the operator replaces.
 
     Args:
         model: result of ``at_fixed_size``.
         network: its input.
+        reading: how its output is read.
 
     Raises:
-        ModelError: shapes are unknown, or the output's aspect ratio differs from the input's.
+        ModelError: shapes are unknown.
     """
     assert network.size_hw is not None
     graph = model.graph
@@ -99,14 +93,18 @@ def cut_tail(model: onnx.ModelProto, network: NetworkInput) -> Tail:
             f"input size"
         )
     tail.element = types[tail.tensor].elem_type
-    if tail.element not in _FLOATS:
+    if tail.class_axis is None and reading.kind != "class-map":
+        tail.class_axis = reading.layout.class_axis
+    if tail.class_axis is None or tail.element not in _FLOATS:
         return tail
-    if tail.class_axis is None:
-        tail.class_axis = class_axis_of(tail.shape, network.size_hw, network.layout)
+    # a threshold on raw values, or on scaled ones, belongs after the sigmoid
+    keep_sigmoid = bool(reading.thresholds) and reading.factor != 1
     while (node := producer.get(tail.tensor)) is not None and (
         before := shape(node.input[0]) if node.input else ()
     ):
         element = types[node.input[0]].elem_type
+        if node.op_type == "Sigmoid" and keep_sigmoid:
+            break
         if not _step_over(tail, node, before, element, network.size_hw):
             break
         tail.removed.append(node.op_type)
@@ -150,16 +148,12 @@ def _step_over_resize(
         return False
     if geometry == "align_corners" and not tail.upsampled:
         # a resize that changes no size is left over from a cut network: its mode still shows the geometry
-        sides = size_hw if identity else tuple(_spatial(tail.shape, axis))
-        grid = _spatial(before, axis)
+        sides = size_hw if identity else tuple(spatial_sides(tail.shape, axis))
+        grid = spatial_sides(before, axis)
         if not identity or all(g > 1 and (s - 1) % (g - 1) == 0 for s, g in zip(sides, grid, strict=True)):
             tail.corners_hw = (sides[0], sides[1])
     tail.upsampled = tail.upsampled or not identity
     return True
-
-
-def _spatial(shape: tuple[int, ...], class_axis: int) -> list[int]:
-    return [side for axis, side in enumerate(shape) if axis not in (0, class_axis)]
 
 
 def _skip_argmax(tail: Tail, producer: dict[str, onnx.NodeProto], shape: Any) -> None:
@@ -176,34 +170,6 @@ def _skip_argmax(tail: Tail, producer: dict[str, onnx.NodeProto], shape: Any) ->
         tail.tensor, tail.class_axis, tail.removed = node.input[0], axis, [*passed, "ArgMax"]
 
 
-def class_axis_of(shape: tuple[int, ...], size_hw: tuple[int, int], layout: Layout) -> int:
-    """Return the axis of (1, ?, ?, ?) that holds the classes; 0 for (1, ?, ?).
-
-    The other two axes have the image's aspect ratio."""
-    if len(shape) == 3 and shape[0] == 1:
-        return 0
-    if len(shape) != 4 or shape[0] != 1:
-        raise ModelError(
-            f"the network's output has shape {shape}, expected (1, classes, h, w), (1, h, w, classes) or a "
-            f"class map"
-        )
-
-    def skew(axis: int) -> float:
-        h, w = _spatial(shape, axis)
-        return abs(math.log(size_hw[0] / h) - math.log(size_hw[1] / w)) + (
-            max(h / size_hw[0], w / size_hw[1]) > 1
-        )
-
-    usual = 1 if layout == "NCHW" else 3
-    best = 4 - usual if skew(4 - usual) < skew(usual) - 0.005 else usual
-    if skew(best) > 0.25:  # rounded sides differ by less, down to grids of 4 cells
-        raise ModelError(
-            f"no two sides of the network's output {shape} have the aspect ratio of its input {size_hw}: "
-            f"does it segment?"
-        )
-    return best
-
-
 def _geometry(
     settings: dict[str, Any], before: tuple[int, ...], after: tuple[int, ...], class_axis: int
 ) -> str | None:
@@ -217,95 +183,3 @@ def _geometry(
     return (
         geometry if geometry in ("half_pixel", "align_corners") else "half_pixel" if before == after else None
     )
-
-
-def logit_nodes(
-    tail: Tail, *, probabilities: bool = False, map_classes: int | None = None, background: bool = False
-) -> Part:
-    """Return nodes from a tail's tensor to ``logits`` float32 (1, C, h, w); none if it has the logits.
-
-    Args:
-        tail: end of the network.
-        probabilities: the tensor is in 0..1; take its logarithm, or with one channel its log-odds.
-        map_classes: number of classes of a class map, which becomes one-hot.
-        background: prepend a class that never wins, because class 0 is background for the operator.
-    """
-    post = _PostNodes(tail.tensor)
-    if tail.class_axis is None:
-        assert map_classes is not None, "a class map has no number of classes"
-        post.one_hot(tail.grid_hw, map_classes)
-    else:
-        if tail.element != TensorProto.FLOAT:
-            post.add("Cast", to=TensorProto.FLOAT)
-        if tail.class_axis == 0:
-            post.add("Unsqueeze", post.constant("class_axis", np.array([1], np.int64)))
-        if tail.class_axis == 3:
-            post.add("Transpose", perm=[0, 3, 1, 2])
-        if probabilities:
-            post.logarithm(is_binary=tail.channels == 1)
-        if tail.channels == 1:  # softmax of [0, s] is [1 - p, p] with s the log-odds of p
-            post.channel_in_front("rest", 0)
-    if background:
-        post.channel_in_front("background", _NEVER)
-    if tail.corners_hw is not None:
-        sides = zip(tail.grid_hw, tail.corners_hw, strict=True)
-        rows, columns = (_from_corners(grid, side) for grid, side in sides)
-        post.add("MatMul", post.constant("columns", columns.T.copy()))
-        post.add("MatMul", post.constant("rows", rows), constant_first=True)
-    return post.nodes(), post.constants
-
-
-class _PostNodes:
-    """A chain of nodes from a tensor to ``logits``."""
-
-    def __init__(self, tensor: str) -> None:
-        self.constants: list[onnx.TensorProto] = []
-        self._tensor = tensor
-        self._steps: list[tuple[str, list[str], bool, dict[str, Any]]] = []
-
-    def constant(self, name: str, value: NDArray[Any]) -> str:
-        self.constants.append(numpy_helper.from_array(value, f"post.{name}"))
-        return f"post.{name}"
-
-    def add(self, kind: str, *constants: str, constant_first: bool = False, **settings: Any) -> None:
-        self._steps.append((kind, list(constants), constant_first, settings))
-
-    def one_hot(self, grid_hw: tuple[int, int], classes: int) -> None:
-        ids = self.constant("class_ids", np.arange(classes, dtype=np.int64).reshape(1, -1, 1, 1))
-        self.add("Reshape", self.constant("map_shape", np.array([1, 1, *grid_hw], np.int64)))
-        self.add("Cast", to=TensorProto.INT64)
-        self.add("Equal", ids)
-        self.add("Cast", to=TensorProto.FLOAT)
-        self.add("Mul", self.constant("certain", np.array(_CERTAIN, np.float32)))
-
-    def logarithm(self, is_binary: bool) -> None:
-        low = self.constant("low", np.array(_PROBABILITY_EPS, np.float32))
-        self.add("Clip", low, self.constant("high", np.array(1 - _PROBABILITY_EPS, np.float32)))
-        if is_binary:  # log(p / (1 - p)) = -log(1 / p - 1)
-            self.add("Reciprocal")
-            self.add("Sub", self.constant("one", np.array(1, np.float32)))
-            self.add("Log")
-            self.add("Neg")
-        else:
-            self.add("Log")
-
-    def channel_in_front(self, name: str, value: float) -> None:
-        pads = self.constant(f"{name}_pads", np.array([0, 1, 0, 0, 0, 0, 0, 0], np.int64))
-        self.add("Pad", pads, self.constant(f"{name}_value", np.array(value, np.float32)))
-
-    def nodes(self) -> list[onnx.NodeProto]:
-        made, tensor = [], self._tensor
-        for at, (kind, constants, constant_first, settings) in enumerate(self._steps):
-            name = f"post.{at}" if at + 1 < len(self._steps) else "logits"
-            inputs = [*constants, tensor] if constant_first else [tensor, *constants]
-            made.append(helper.make_node(kind, inputs, [name], **settings))
-            tensor = name
-        return made
-
-
-def _from_corners(grid: int, side: int) -> NDArray[np.float32]:
-    """Return weights (n, grid) that resample a corner-aligned grid at the centers of n cells."""
-    n = min(side, _FINER * (grid - 1) + 1)
-    pixel = (np.arange(n) + 0.5) * side / n - 0.5
-    at = np.clip(pixel * (grid - 1) / max(1, side - 1), 0, grid - 1)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(grid))).astype(np.float32)

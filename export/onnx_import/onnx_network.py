@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ...errors import InputError, ModelError, did_you_mean
@@ -23,6 +25,7 @@ from ..frame_graph import (
 
 OPSET = 18
 OLDEST_OPSET = 13  # the first whose Resize needs only sizes and whose Softmax uses one axis
+_FIRST_HALF_PIXEL_OPSET = 11  # before, bilinear resizing was asymmetric
 _OWN_NAMES = ("frame", "image", "logits")
 _OWN_PREFIXES = ("pre.", "post.")
 
@@ -55,6 +58,11 @@ def load_network(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path} is no ONNX file ({wrong})") from wrong
     if not model.graph.node:
         raise ModelError(f"{path} is no ONNX file, or one without a single operator")
+    if foreign := sorted({n.op_type for n in model.graph.node if n.domain.startswith("com.microsoft")}):
+        raise ModelError(
+            f"{path} holds operators of ONNX Runtime ({', '.join(foreign)}, com.microsoft): ONNX Runtime "
+            f"optimized or quantized it. Export the file from before that step"
+        )
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except Exception as wrong:  # FileNotFoundError or a validation error, by version
@@ -72,27 +80,62 @@ def load_network(path: Path) -> onnx.ModelProto:
     return model
 
 
-def with_opset(model: onnx.ModelProto, opset: int | None) -> onnx.ModelProto:
+def with_output_shape(model: onnx.ModelProto, output: str, raw: NDArray[Any]) -> onnx.ModelProto:
+    """Return a copy that states one output only, with the shape and type that a run gave.
+
+    ONNX allows outputs without a shape; its converters and checkers don't."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.output[:]
+    element = helper.np_dtype_to_tensor_dtype(raw.dtype)
+    result.graph.output.append(helper.make_tensor_value_info(output, element, raw.shape))
+    return result
+
+
+def with_opset(model: onnx.ModelProto, opset: int | None) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Convert a network to an opset; default: its own if it is 13 or later, else 18.
+
+    Returns:
+        The network, and notes for the user.
 
     Raises:
         InputError: the opset is too old.
         ModelError: onnx can't convert the network."""
-    own = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    own = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if not own:
+        raise ModelError("the network states no opset of ONNX. Export it again with opset 13 or later")
     target = opset or (own if own >= OLDEST_OPSET else OPSET)
     if target < OLDEST_OPSET:
         raise InputError(f"opset {target} is too old for the preprocessing, expected at least {OLDEST_OPSET}")
     if own == target:
-        return model
+        return model, ()
     from onnx import version_converter
 
     try:
-        return version_converter.convert_version(model, target)
+        converted = version_converter.convert_version(model, target)
     except Exception as wrong:  # RuntimeError mostly; the converter is C++
         raise ModelError(
             f"the network's opset {own} can't be converted to {target} ({wrong}). Export it again with opset "
             f"{OLDEST_OPSET} or later"
         ) from wrong
+    return converted, _keep_old_resizing(converted) if own < _FIRST_HALF_PIXEL_OPSET else ()
+
+
+def _keep_old_resizing(model: onnx.ModelProto) -> tuple[str, ...]:
+    """State what resizing meant before opset 11, asymmetric and floor; the converter leaves it out."""
+    resizes = [n for n in model.graph.node if n.op_type in ("Resize", "Upsample")]
+    for node in resizes:
+        stated = {a.name for a in node.attribute}
+        for key, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
+            if key not in stated:
+                node.attribute.append(helper.make_attribute(key, value))
+    linear = any(a.s == b"linear" for n in resizes for a in n.attribute if a.name == "mode")
+    note = (
+        "its opset is older than 11, which cannot state half-pixel centers: its bilinear resizing is kept "
+        "as ONNX defines it, shifted by up to half a cell. If PyTorch wrote it, export it again with opset "
+        "11 or later"
+    )
+    return (note,) if linear else ()
 
 
 def recognize_input(model: onnx.ModelProto) -> NetworkInput:
@@ -116,14 +159,28 @@ def recognize_input(model: onnx.ModelProto) -> NetworkInput:
     if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8):
         raise ModelError(f"{found}, expected float32, float16 or uint8")
     if 3 not in (shape[1], shape[3]):
-        raise ModelError(
-            f"{found}: its channels aren't 3, or not stated; expected (1, 3, H, W) or (1, H, W, 3)"
-        )
+        raise ModelError(f"{found}: {_channel_fix(shape[1], shape[3])}")
     layout: Layout = "NCHW" if shape[1] == 3 else "NHWC"
     h, w = shape[2:] if layout == "NCHW" else shape[1:3]
     if (h is None) != (w is None):
         raise ModelError(f"{found}: height and width must both be fixed or both be free")
     return NetworkInput(inputs[0].name, layout, tensor.elem_type, (h, w) if h and w else None)
+
+
+def _channel_fix(first: int | None, last: int | None) -> str:
+    """Return cause and fix for an input that has not three channels."""
+    expected = "expected (1, 3, H, W) or (1, H, W, 3)"
+    if 1 in (first, last):
+        return (
+            f"its channels aren't 3 but 1, so it takes gray images; {expected}. Put a layer in front of it "
+            f"that averages RGB to gray, and export it again"
+        )
+    if 4 in (first, last):
+        return (
+            f"its channels aren't 3 but 4, and frames have no alpha or depth; {expected}. Put a layer in "
+            f"front of it that appends the fourth channel as a constant, and export it again"
+        )
+    return f"its channels aren't 3, or not stated; {expected}. Export it again with the channels stated"
 
 
 def recognize_output(model: onnx.ModelProto, name: str | None = None) -> str:

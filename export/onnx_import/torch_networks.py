@@ -26,6 +26,10 @@ KINDS = ("torchvision", "smp", "hf", "python")
 DEFAULT_SIZE_HW = (512, 512)
 _IMAGENET = PixelFormat(IMAGENET_MEAN, IMAGENET_STD)
 _ATTENTION = "eager"  # the exporter of torch 2.13 fails on the strides of fused attention (sdpa)
+_TORCHSCRIPT = (
+    "a TorchScript module, which torch can't write as ONNX: it holds compiled code. Load the weights into "
+    "the nn.Module that it was made from, and {} that"
+)
 _RANDOM = "pass --random-weights to export the architecture with random weights"
 
 
@@ -277,6 +281,8 @@ def _python(name: str, weights: Path | None, random_weights: bool, classes: int 
         made = getattr(importlib.import_module(module_name), function)()
     except Exception as wrong:  # the user's code may raise anything
         raise InputError(f"python:{name} failed: {type(wrong).__name__}: {wrong}") from wrong
+    if isinstance(made, torch.jit.ScriptModule):
+        raise InputError(f"python:{name} returned {_TORCHSCRIPT.format('return')}")
     if not isinstance(made, nn.Module):
         raise InputError(f"python:{name} returned {type(made).__name__}, expected a torch.nn.Module")
     return TorchNetwork(made)

@@ -1,0 +1,303 @@
+"""Decide what the numbers of a network's output mean, and compute labels from them.
+
+The decision needs evidence: how the network ends, and values on frames. Without it, the user decides with
+``--output``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError, ModelError
+from .agreement import labels_of, upsampled
+from .output_evidence import IGNORED_ID, OutputEvidence
+from .output_layout import OutputLayout
+
+OutputKind = Literal["logits", "softmax", "sigmoid", "binary", "class-map"]
+OUTPUT_KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
+PROBABILITY_EPS = 1e-6
+BACKGROUND_NAMES = frozenset(
+    {"background", "__background__", "_background_", "bg", "void", "unlabeled", "none"}
+)
+_BYTE = 255.0
+_SUM_TOLERANCE = 0.01  # of sums of probabilities, relative
+_RANGE_TOLERANCE = 1e-3
+_DECIDED = 0.5  # minimum share of decided values for a mask whose sigmoid can't be found
+_EXCLUSIVE = 0.005  # fewer pixels without exactly one channel: the channels exclude each other
+CHOICES = f"pass --output {'|'.join(OUTPUT_KINDS)}"
+
+
+@dataclass(frozen=True)
+class OutputReading:
+    """The meaning of a network's output.
+
+    Args:
+        kind: "logits" and "softmax": the class is the argmax. "sigmoid": each channel above its threshold
+            is a class, the others are background. "binary": one channel, class 1 above the threshold.
+            "class-map": class ids.
+        layout: shape of the output.
+        factor: probability 1 as a value of the output; 0 = the output holds logits.
+        thresholds: probability per channel (sigmoid, binary).
+        classes: number of ids of a class map; 0: from the class names.
+        background_channel: channel 0 of a sigmoid output is the background.
+        origin: "network", "frames", "source" or "--output".
+        evidence: why, as a sentence.
+    """
+
+    kind: OutputKind
+    layout: OutputLayout
+    factor: float
+    origin: str
+    evidence: str
+    thresholds: tuple[float, ...] = ()
+    classes: int = 0
+    background_channel: bool = False
+
+    @property
+    def background_added(self) -> bool:
+        """Whether pixels below all thresholds need a class of their own in front of the channels."""
+        return self.kind == "binary" or (self.kind == "sigmoid" and not self.background_channel)
+
+    def __str__(self) -> str:
+        if self.thresholds:
+            at = ", ".join(f"{t:g}" for t in dict.fromkeys(self.thresholds))
+            scaled = f" (value {self.factor * self.thresholds[0]:g})" if self.factor > 1 else ""
+            return f"{self.kind}, threshold {at}{scaled} ({self.evidence})"
+        return f"{self.kind} ({self.evidence})"
+
+    def labels(
+        self, raw: NDArray[Any], size_hw: tuple[int, ...] | None = None, corner_aligned: bool = False
+    ) -> NDArray[np.int64]:
+        """Return the class id of every pixel of an output, int64 (h, w).
+
+        Args:
+            raw: the network's own output.
+            size_hw: size of the result; default: the output's.
+            corner_aligned: upsample with align_corners=True.
+        """
+        maps = self.layout.maps(raw)
+        if self.kind == "class-map":
+            ids = np.rint(maps[0]).astype(np.int64)
+            return np.where(ids == IGNORED_ID, 0, ids) if self.classes <= IGNORED_ID else ids
+        if not self.thresholds:
+            return labels_of(maps[None], size_hw, corner_aligned=corner_aligned)
+        sides = size_hw or maps.shape[1:]
+        fine = [upsampled(m, sides, corner_aligned) for m in np.asarray(maps, np.float32)]
+        scores = np.stack([self._log_odds(m) for m in fine])
+        scores -= np.array(log_odds(self.thresholds), np.float32)[:, None, None]
+        if self.background_channel:
+            scores[0] = np.maximum(scores[0], 0)
+            return np.asarray(scores.argmax(0), np.int64)
+        return np.where(scores.max(0) > 0, scores.argmax(0) + 1, 0)
+
+    def _log_odds(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return values if self.factor == 0 else np.asarray(log_odds(values / self.factor), np.float32)
+
+
+def log_odds(probability: Any) -> NDArray[Any]:
+    """Return log(p / (1 - p)); p is limited to 1e-6..1 - 1e-6."""
+    p = np.clip(np.asarray(probability), PROBABILITY_EPS, 1 - PROBABILITY_EPS)
+    return np.asarray(np.log(p / (1 - p)))
+
+
+def decide_reading(
+    layout: OutputLayout,
+    found: OutputEvidence,
+    asked: OutputKind | None = None,
+    names: Sequence[str] | None = None,
+    thresholds: Sequence[float] | None = None,
+    known_logits: bool = False,
+) -> OutputReading:
+    """Decide how to read an output.
+
+    Args:
+        layout: shape of the output.
+        found: evidence.
+        asked: kind that the user states; default: from the evidence.
+        names: class names, if known.
+        thresholds: probabilities, one or one per channel; default: 0.5.
+        known_logits: the source's library documents its output as logits.
+
+    Raises:
+        ModelError: the evidence allows several readings, or contradicts ``asked``.
+        InputError: an option doesn't fit.
+    """
+    if asked is not None:
+        kind, factor, why, origin = *_asked(asked, found), "--output"
+    elif layout.channels == 1:
+        kind, factor, why, origin = _one_channel(found, names)
+    elif known_logits and found.ending.kind is None:
+        kind, factor, why, origin = "logits", 0.0, f"documented by its library; {found.values}", "source"
+    else:
+        kind, factor, why, origin = _several_channels(found, names)
+    background = (
+        kind == "sigmoid"
+        and names is not None
+        and len(names) == layout.channels
+        and names[0].lower() in BACKGROUND_NAMES
+    )
+    classes = _map_classes(found, names) if kind == "class-map" else 0
+    if kind == "sigmoid":
+        if layout.channels == 1:
+            kind = "binary"
+        else:
+            why += f"; {found.none:.1%} of the pixels in no class, {found.several:.1%} in several"
+    return OutputReading(
+        kind, layout, factor, origin, why, _thresholds(kind, layout, thresholds), classes, background
+    )
+
+
+_Decision = tuple[OutputKind, float, str, str]
+
+
+def _ambiguous(found: OutputEvidence, what: str) -> ModelError:
+    return ModelError(
+        f"the network's output is ambiguous: {found.channels} channel{'s' * (found.channels != 1)}, "
+        f"{found.values}; {what}. If it is a segmentation, {CHOICES}"
+    )
+
+
+def _one_channel(found: OutputEvidence, names: Sequence[str] | None) -> _Decision:
+    end, ids = found.ending, set(found.ids)
+    count = len(names) if names is not None else end.channels if end.kind == "ArgMax" else None
+    if end.kind == "ArgMax" and found.whole < 1:
+        raise _ambiguous(
+            found, f"a resize mixes the ids of an argmax, {1 - found.whole:.2%} are no whole numbers"
+        )
+    if end.kind == "ArgMax":
+        return "class-map", 0.0, f"an argmax over {end.channels} channels; {found.values}", "network"
+    if end.kind in ("Sigmoid", "HardSigmoid", "Softmax") and _within(found, end.factor):
+        scaled = f" times {end.factor:g}" if end.factor != 1 else ""
+        return "binary", end.factor, f"a {end.kind.lower()}{scaled} ends it; {found.values}", "network"
+    if ids and found.low >= 0:
+        more = ids - {IGNORED_ID}
+        if ids <= {0, 1} and (count or 2) <= 2:
+            return "binary", 1.0, f"all values are 0 or 1 on {found.where}", "frames"
+        if ids == {0, 255} and (count or 2) <= 2:
+            return "binary", _BYTE, f"all values are 0 or 255 on {found.where}", "frames"
+        if count is not None and count > 2 and max(more, default=0) < count:
+            return "class-map", 0.0, f"whole numbers, {found.values}", "frames"
+        if count is None:
+            raise InputError(
+                f"the network's output looks like a class map: whole numbers, {found.values}. It has no "
+                f"number of classes: give --class-names; if it is something else, {CHOICES}"
+            )
+        raise _ambiguous(found, f"whole numbers, but {count} classes")
+    if found.low < 0 < found.high:
+        return "binary", 0.0, f"logits: {found.values}, both sides of 0", "frames"
+    if _within(found, 1.0):
+        if found.decided >= _DECIDED:
+            why = f"{found.decided:.0%} of the values lie near 0 or 1; {found.values}"
+            return "binary", 1.0, why, "frames"
+        raise _ambiguous(
+            found,
+            f"only {found.decided:.0%} lie near 0 or 1: perhaps it is a mask, a heat map or a depth map",
+        )
+    if found.low >= 0:
+        raise _ambiguous(
+            found,
+            "no value is negative, so these are no logits: perhaps it is a mask, a heat map or a depth map",
+        )
+    raise _ambiguous(found, "no value is positive, so no pixel is foreground; other --photos may show some")
+
+
+def _several_channels(found: OutputEvidence, names: Sequence[str] | None) -> _Decision:
+    end = found.ending
+    total = found.sums[1]
+    equal_sums = total > 0 and found.sums[1] - found.sums[0] <= 2 * _SUM_TOLERANCE * total
+    if found.low >= -_RANGE_TOLERANCE * total and equal_sums and total > 0.5:
+        factor = 1.0 if abs(total - 1) <= 2 * _SUM_TOLERANCE else total
+        return "softmax", factor, f"the channels of every pixel sum to {total:.4g} on {found.where}", "frames"
+    if end.kind in ("Sigmoid", "HardSigmoid") and _within(found, end.factor):
+        if names is None and found.none + found.several < _EXCLUSIVE:
+            raise _ambiguous(
+                found, "a sigmoid ends it, but exactly one channel is on in each pixel. Give --class-names"
+            )
+        scaled = f" times {end.factor:g}" if end.factor != 1 else ""
+        why = f"a sigmoid{scaled} over {found.channels} independent channels ends it; {found.values}"
+        return "sigmoid", end.factor, why, "network"
+    if found.ids and set(found.ids) <= {0, 1}:
+        return "sigmoid", 1.0, f"a mask per channel: all values are 0 or 1 on {found.where}", "frames"
+    if abs(found.exp_sums[0] - 1) <= _SUM_TOLERANCE and abs(found.exp_sums[1] - 1) <= _SUM_TOLERANCE:
+        return "logits", 0.0, f"log-probabilities: their exponentials sum to 1 on {found.where}", "frames"
+    if found.low < 0:
+        return "logits", 0.0, f"{found.values}", "frames"
+    if _within(found, 1.0):
+        raise _ambiguous(
+            found,
+            f"they sum to {found.sums[0]:.3g} to {found.sums[1]:.3g} per pixel, so it is no softmax. "
+            f"Perhaps they are independent sigmoids",
+        )
+    raise _ambiguous(
+        found, "no value is negative, and the channels have no constant sum. Perhaps they are heat maps"
+    )
+
+
+def _asked(asked: OutputKind, found: OutputEvidence) -> tuple[OutputKind, float, str]:
+    """Return kind, factor and evidence for the stated kind; raise if the values contradict it."""
+
+    def wrong(expected: str) -> ModelError:
+        return ModelError(
+            f"--output {asked} contradicts the network's output: {found.channels} "
+            f"channel{'s' * (found.channels != 1)}, {found.values}; expected {expected}"
+        )
+
+    one = found.channels == 1
+    if asked == "class-map":
+        if not one or found.low < 0:
+            raise wrong("one channel with class ids from 0")
+        return asked, 0.0, f"as stated; {found.values}"
+    if asked == "binary" and not one:
+        raise wrong("one channel. Use logits, softmax or sigmoid for several")
+    if asked == "logits":
+        if found.ending.kind == "ArgMax":
+            raise wrong("scores per class, but an argmax ends it. Use class-map")
+        return ("binary" if one else "logits"), 0.0, f"as stated; {found.values}"
+    if asked == "softmax":
+        if found.low < -_RANGE_TOLERANCE:
+            raise wrong("probabilities from 0 to 1. Use logits")
+        factor = found.ending.factor if found.high <= found.ending.factor else _BYTE
+        return ("binary" if one else "softmax"), factor, f"as stated; {found.values}"
+    if found.low < -_RANGE_TOLERANCE:
+        return asked, 0.0, f"as stated; logits, {found.values}"
+    for factor in (found.ending.factor, 1.0, _BYTE):
+        if _within(found, factor):
+            return asked, factor, f"as stated; probabilities 0..{factor:g}, {found.values}"
+    raise wrong("logits, or probabilities from 0 to 1 or 0 to 255")
+
+
+def _within(found: OutputEvidence, factor: float) -> bool:
+    return found.low >= -_RANGE_TOLERANCE * factor and found.high <= factor * (1 + _RANGE_TOLERANCE)
+
+
+def _map_classes(found: OutputEvidence, names: Sequence[str] | None) -> int:
+    classes = len(names) if names is not None else found.ending.channels
+    if not classes:
+        raise InputError(
+            "the network's output is a class map, which has no number of classes: give --class-names"
+        )
+    largest = max((i for i in found.ids if i != IGNORED_ID), default=0) if found.ids else round(found.high)
+    if largest >= classes and largest != IGNORED_ID:
+        raise InputError(
+            f"the network's class map holds ids up to {largest}, got {classes} class names. Name all "
+            f"classes in order of their ids"
+        )
+    return classes
+
+
+def _thresholds(kind: OutputKind, layout: OutputLayout, asked: Sequence[float] | None) -> tuple[float, ...]:
+    if kind not in ("sigmoid", "binary"):
+        if asked is not None:
+            raise InputError(f"--threshold has no effect on {kind} outputs, expected sigmoid or binary")
+        return ()
+    values = tuple(asked or (0.5,))
+    if len(values) not in (1, layout.channels) or not all(0 < v < 1 for v in values):
+        raise InputError(
+            f"--threshold {','.join(f'{v:g}' for v in values)} doesn't fit {layout.channels} channels: "
+            f"expected one probability between 0 and 1, or one per channel"
+        )
+    return values * layout.channels if len(values) == 1 else values
