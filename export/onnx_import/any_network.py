@@ -118,28 +118,7 @@ def export_any(
         "output": str(output),
         "source": source,
         "bytes": output.stat().st_size,
-        "input_size_hw": list(result.size_hw),
-        "pixels": str(original.pixels),
-        "opset": max(o.version for o in result.model.opset_import if o.domain in ("", "ai.onnx")),
-        "grid_hw": list(result.grid_hw),
-        "stride": result.stride,
-        "class_names": list(result.class_names),
-        "things": list(result.things),
-        "reading": {
-            "kind": result.reading.kind,
-            "origin": result.reading.origin,
-            "evidence": result.reading.evidence,
-            "thresholds": list(result.reading.thresholds),
-            "sentence": str(result.reading),
-        },
-        "removed": result.tail.removed,
-        "photos": agreement.photos,
-        "label_agreement": agreement.minimum,
-        "label_agreement_mean": agreement.mean,
-        "worst_photo": agreement.worst,
-        "labels_seen": agreement.labels,
-        "shares": {result.class_names[k]: round(share, 6) for k, share in agreement.shares.items()},
-        "notes": list(result.notes),
+        **_report(result, str(original.pixels), agreement),
         "seconds": round(time.perf_counter() - began, 1),
     }
 
@@ -206,6 +185,33 @@ def _convert(
     model = attach(model, network, original.pixels, tail.tensor, post)
     grid_hw = _set_grid(model, first)
     return _Conversion(model, size_hw, tail, grid_hw, labels, things, background, reading, notes)
+
+
+def _report(result: _Conversion, pixels: str, agreement: Agreement) -> dict[str, Any]:
+    return {
+        "input_size_hw": list(result.size_hw),
+        "pixels": pixels,
+        "opset": max(o.version for o in result.model.opset_import if o.domain in ("", "ai.onnx")),
+        "grid_hw": list(result.grid_hw),
+        "stride": result.stride,
+        "class_names": list(result.class_names),
+        "things": list(result.things),
+        "reading": {
+            "kind": result.reading.kind,
+            "origin": result.reading.origin,
+            "evidence": result.reading.evidence,
+            "thresholds": list(result.reading.thresholds),
+            "sentence": str(result.reading),
+        },
+        "removed": result.tail.removed,
+        "photos": agreement.photos,
+        "label_agreement": agreement.minimum,
+        "label_agreement_mean": agreement.mean,
+        "worst_photo": agreement.worst,
+        "labels_seen": agreement.labels,
+        "shares": {result.class_names[k]: round(share, 6) for k, share in agreement.shares.items()},
+        "notes": list(result.notes),
+    }
 
 
 def _set_metadata(
