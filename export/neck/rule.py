@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,19 @@ def collect(bank: Sequence[Shape], count: int, seed: int, workers: int = 1) -> S
         )
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: these steps are so short that waiting for other threads takes longer, by far
+    longer on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def fit_member(
     samples: Samples, hidden: int = HIDDEN, seed: int = 0, steps: int = 5000
 ) -> tuple[torch.nn.Sequential, float]:
