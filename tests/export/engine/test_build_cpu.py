@@ -147,7 +147,7 @@ def test_the_plugin_is_grafted_for_tensorrt():
         (Profile((480, 640), (480, 640), (480, 640)), [1, 480, 640]),
         (Profile(), [1, "4*grid_height", "4*grid_width"]),
     ):
-        grafted = build._add_clustering(model, info, BuildSettings(profile=profile))
+        grafted, _ = build._add_clustering(model, info, BuildSettings(profile=profile))
         label_map = next(o for o in grafted.graph.output if o.name == "label_map")
         assert [d.dim_value or d.dim_param for d in label_map.type.tensor_type.shape.dim] == size
         node = grafted.graph.node[-1]
@@ -160,7 +160,7 @@ def test_the_plugin_is_grafted_for_tensorrt():
     )
     (given,) = (
         a.i
-        for a in build._add_clustering(model, for_small, BuildSettings()).graph.node[-1].attribute
+        for a in build._add_clustering(model, for_small, BuildSettings())[0].graph.node[-1].attribute
         if a.name == "min_area"
     )
     assert given == 10
