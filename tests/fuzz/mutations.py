@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def mutated_json(rng: np.random.Generator, value: Any) -> bytes:
         if kind == 2 and isinstance(inside, dict):
             inside.pop(key)
         else:
-            inside[key] = HOSTILE_VALUES[int(rng.integers(0, len(HOSTILE_VALUES)))]
+            inside[key] = deepcopy(HOSTILE_VALUES[int(rng.integers(0, len(HOSTILE_VALUES)))])
     return json.dumps(copy).encode()
 
 
