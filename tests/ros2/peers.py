@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -53,6 +54,21 @@ def wait_until(node: Node, condition) -> None:
         rclpy.spin_once(node, timeout_sec=0.05)
         if time.monotonic() > until:
             sys.exit("nothing came")
+
+
+def until_told(node: Node, received: Callable[[], int]) -> Iterator[None]:
+    """Spin until SIGTERM, and then until nothing has come for a second: what is on its way still counts.
+
+    Diagnostics come for ever, so it ends five seconds after the signal at the latest.
+    """
+    told: list[float] = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(time.monotonic()))
+    count, newest = 0, time.monotonic()
+    while not told or (time.monotonic() - max(newest, told[0]) < 1 and time.monotonic() - told[0] < 5):
+        rclpy.spin_once(node, timeout_sec=0.05)
+        if received() != count:
+            count, newest = received(), time.monotonic()
+        yield
 
 
 def stamped(node: Node, pixels: np.ndarray, frame_id: str) -> Image:
@@ -148,8 +164,6 @@ def raw_messages(bag: str, topic: str) -> list[bytes]:
 def recorder(options: dict) -> dict:
     """Write the images of ``topics`` into a bag until SIGTERM."""
     node, counts = Node("recorder"), dict.fromkeys(options["topics"], 0)
-    ended = []
-    signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
     with Writer(Path(options["bag"]), version=9) as writer:
         for topic in options["topics"]:
             connection = writer.add_connection(topic, "sensor_msgs/msg/Image", typestore=TYPES)
@@ -160,8 +174,8 @@ def recorder(options: dict) -> dict:
 
             node.create_subscription(Image, topic, take, qos(options), raw=True)
         print("matched", flush=True)
-        while not ended:
-            rclpy.spin_once(node, timeout_sec=0.05)
+        for _ in until_told(node, lambda: sum(counts.values())):
+            pass
     return counts
 
 
@@ -222,11 +236,8 @@ def listener(options: dict) -> dict:
     for topic, kind in options["topics"].items():
         profile = 10 if kind == "DiagnosticArray" else qos(options)
         node.create_subscription(kinds[kind], topic, take(topic), profile)
-    ended = []
-    signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
     matched = False
-    while not ended:
-        rclpy.spin_once(node, timeout_sec=0.05)
+    for _ in until_told(node, lambda: sum(map(len, heard.values()))):
         if not matched and all(node.count_publishers(topic) for topic in heard):
             matched = True
             print("matched", flush=True)
