@@ -33,7 +33,7 @@ EMULATED = (
 
 @pytest.fixture(scope="session")
 def emulate(compile_cpp, tmp_path_factory) -> Callable[..., Path]:
-    """emulate(name, *sources, flags=()): CUDA sources as a CPU library."""
+    """emulate(name, *sources, flags=()): CUDA sources as a library for a CPU, beside the operator's CPU library."""
     folder = tmp_path_factory.mktemp("cuda_on_cpu")
     sources = [CSRC / name for name in ("api.cpp", "cluster_cpu.cpp", "fit_cpu.cpp", "views_cpu.cpp")]
     cpu = compile_cpp(folder / "cpu.so", *sources, flags=("-O1", "-DTFISEG_WITH_CUDA", *SHARED))
@@ -196,7 +196,7 @@ def test_a_captured_graph_gives_the_same_each_time(kernels):
 
 
 def test_the_plugins_enqueue(emulate, compile_cpp, tmp_path):
-    """The plugin on the emulated device: its interface, and enqueue in a graph (plugin_interface.cpp)."""
+    """The TensorRT plugin over the emulated device: its interface, and enqueue in a graph (plugin_interface.cpp)."""
     try:
         headers = find_tensorrt_headers()
     except MissingDependencyError as missing:
