@@ -4,7 +4,6 @@
 // Pixels of a batch have one numbering: i = (picture * h + y) * w + x.
 #pragma once
 #include <cmath>
-#include <cstring>
 
 #include "field.h"
 #include "merge.h"
@@ -62,9 +61,6 @@ struct PictureState {
     int32_t is_stopped = 0;  // merging in the second pass stopped at its budget
 };
 
-// The settings in 32-bit words, so that many threads store a word each.
-constexpr int32_t kSettingsWords = int32_t(sizeof(Settings) / sizeof(uint32_t));
-
 // Class, countable class and fixed-point score of every pixel; also gives everything in the workspace its start value.
 struct FindClasses {
     Grid grid;
@@ -84,18 +80,15 @@ struct FindClasses {
     int32_t key_slots, bit_words;
 
     TFISEG_HD int32_t items() const {
-        int32_t most = key_slots > bit_words ? key_slots : bit_words;
-        most = most > kSettingsWords ? most : kSettingsWords;
+        const int32_t most = key_slots > bit_words ? key_slots : bit_words;
         return most > grid.pixels() ? most : grid.pixels();
     }
 
     TFISEG_HD void operator()(int32_t i) const {
-        if (i < kSettingsWords) {
-            uint32_t word;
-            std::memcpy(&word, reinterpret_cast<const char *>(&settings) + sizeof word * size_t(i), sizeof word);
-            std::memcpy(reinterpret_cast<char *>(stored) + sizeof word * size_t(i), &word, sizeof word);
+        if (i == 0) {
+            *stored = settings;
+            *counters = Counters();
         }
-        if (i == 0) *counters = Counters();
         if (i < grid.pictures) states[i] = PictureState();
         if (i < grid.pictures && region_count) region_count[i] = 0;
         if (i < key_slots) keys[i] = kNoKey;
@@ -221,66 +214,31 @@ struct RowSearch {
         const uint32_t *words = rows + int64_t(row) * grid.row_words();
         const int32_t start = change_before(words, 1, x), end = change_after(words, 1, x, grid.row_words());
         const int32_t left = start < 0 ? x : x - start, right = (end < 0 ? grid.w : end) - 1 - x;
-        const int16_t *here = column + i;
-        int32_t best = nearer(kFarSquared, 0, here[0]);
-        if (start >= 0) best = nearer(best, (left + 1) * (left + 1), 0);
-        if (end >= 0) best = nearer(best, (right + 1) * (right + 1), 0);
-        const int32_t both = left < right ? left : right, most = left < right ? right : left;
-        int32_t k = 1, square = 1;
-        for (; k <= both && square < best; square += 2 * k + 1, ++k) best = nearer(nearer(best, square, here[-k]), square, here[k]);
-        for (const int32_t side = left < right ? 1 : -1; k <= most && square < best; square += 2 * k + 1, ++k)
-            best = nearer(best, square, here[side * k]);
+        int32_t best = kFarSquared;
+        if (start >= 0) best = nearer(best, left + 1, 0);
+        if (end >= 0) best = nearer(best, right + 1, 0);
+        best = nearer(best, 0, column[i]);
+        const int32_t most = left > right ? left : right;
+        for (int32_t k = 1; k <= most && k * k < best; ++k) {
+            if (k <= left) best = nearer(best, k, column[i - k]);
+            if (k <= right) best = nearer(best, k, column[i + k]);
+        }
         squared[i] = best;
     }
 
-    // kFarColumn needs no check: its square is above kFarSquared.
-    TFISEG_HD static int32_t nearer(int32_t best, int32_t across_squared, int32_t along) {
-        const int32_t square = across_squared + along * along;
-        return square < best ? square : best;
+    TFISEG_HD static int32_t nearer(int32_t best, int32_t across, int32_t along) {
+        const int32_t square = across * across + along * along;
+        return along < kFarColumn && square < best ? square : best;
     }
 };
 
-static_assert(int32_t(kFarColumn) * kFarColumn > kFarSquared, "a far column must never be nearest");
-
-// Links every pixel to its highest neighbor, then to where these links leave its tile, so that following them over the picture takes few
-// hops. A tile is a square of pixels whose threads share memory. Steps of a tile have a barrier between them.
 struct AscentLinks {
-    static constexpr int32_t kSide = 32, kItems = kSide * kSide;
-    static constexpr int32_t kDoublings = 5;  // of the distance that a link spans; chains that are longer leave hops for FollowLinks
-    static constexpr int32_t kSteps = kDoublings + 2;
-
-    struct Shared {
-        int16_t next[kItems];  // pixel of the tile that this one is linked to; itself where the link leaves the tile, and at a summit
-    };
-
     Grid grid;
     Ascent ascent;
 
-    TFISEG_HD int32_t tiles_across() const { return (grid.w + kSide - 1) / kSide; }
-    TFISEG_HD int32_t tiles_down() const { return (grid.h + kSide - 1) / kSide; }
-    TFISEG_HD int64_t tiles() const { return int64_t(grid.pictures) * tiles_down() * tiles_across(); }
-
-    TFISEG_HD void operator()(Shared &shared, int64_t tile, int32_t step, int32_t item) const {
-        const int32_t x0 = int32_t(tile % tiles_across()) * kSide, y0 = int32_t(tile / tiles_across() % tiles_down()) * kSide;
-        const int32_t x = x0 + item % kSide, y = y0 + item / kSide;
-        if (x >= grid.w || y >= grid.h) return;
-        const int32_t start = int32_t(tile / tiles_across() / tiles_down()) * grid.plane(), i = start + y * grid.w + x;
+    TFISEG_HD void operator()(int32_t i) const {
         if (!ascent.cls[i]) return;
-        if (step == 0) {
-            link_to_neighbour(i, y, x);
-            const int32_t p = ascent.link[i] - start, tile_y = p / grid.w - y0, tile_x = p % grid.w - x0;
-            const bool stays = tile_y >= 0 && tile_y < kSide && tile_x >= 0 && tile_x < kSide;
-            put(shared.next + item, int16_t(stays ? tile_y * kSide + tile_x : item));
-        } else if (step <= kDoublings) {  // others double meanwhile: whatever is read lies further up
-            put(shared.next + item, peek(shared.next + peek(shared.next + item)));
-        } else if (const int32_t last = peek(shared.next + item); last != item) {
-            const int32_t exit = start + (y0 + last / kSide) * grid.w + x0 + last % kSide;
-            put(ascent.link + i, peek(ascent.link + exit));
-        }
-    }
-
-  private:
-    TFISEG_HD void link_to_neighbour(int32_t i, int32_t y, int32_t x) const {
+        const int32_t x = i % grid.w, y = i / grid.w % grid.h;
         const bool framed = x > 0 && x < grid.w - 1 && y > 0 && y < grid.h - 1;
         if (framed && Ascent::is_inside(ascent.squared[i])) {
             ascent.inside(i);
@@ -320,13 +278,8 @@ struct FollowLinks {
     Counters *counters;
 
     TFISEG_HD void operator()(int32_t i) const {
-        if (!cls[i]) return;
-        const int32_t root = find_root(link, i);
-        if (root != i) {
-            put(link + i, root);  // shortens the way of others, too
-            return;
-        }
-        const int32_t k = next_place(&counters->roots);
+        if (!cls[i] || find_and_compress(link, i) != i) return;
+        const int32_t k = fetch_add(&counters->roots, 1);
         roots[k] = i;
         place[i] = k;
     }
@@ -365,7 +318,7 @@ struct NoiseRounds {
     uint64_t *best;  // by place: highest contact, as saddle and (inverted) pixel pair
     Counters *counters;
 
-    static constexpr int32_t kPhases = 3;
+    static constexpr int32_t kPhases = 3, kThreads = 1024;
 
     TFISEG_HD int32_t items(int32_t phase, int32_t round) const {
         if (phase == 1) return round ? counters->work[round & 1] : counters->contacts;

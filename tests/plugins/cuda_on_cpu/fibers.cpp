@@ -3,15 +3,14 @@
 
 #include <algorithm>
 #include <chrono>
-#include <map>
 #include <cstdio>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <utility>
 #include <vector>
 
 #include "cuda_runtime.h"
-#include "memory_counts.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -31,7 +30,6 @@ struct Fiber {
     const void *site = nullptr;  // the instruction that it waits at: lanes at one converge
     unsigned mask = 0;           // of an active mask: the answer; of an exchange: the lanes that must take part
     uint64_t value = 0;          // that it gives to an exchange
-    int phase = 0;               // see memory_counts.h
     std::unique_ptr<char[]> stack{new char[kStackBytes]};
 };
 
@@ -43,14 +41,8 @@ struct Settings {
 } settings;
 
 int64_t launches = 0;
-std::map<std::pair<unsigned, const void *>, std::vector<char>> shared_memory;  // by block and type
 std::vector<std::unique_ptr<Fiber>> fibers;  // the first `running` of them
 size_t running = 0;
-unsigned block_threads = 0;
-std::vector<size_t> ready;                // fibers that may run
-std::vector<unsigned> at_barrier, ended;  // threads of each block that runs
-std::vector<unsigned> at_warp_operation;  // lanes of each warp
-size_t at_grid_barrier = 0, all_ended = 0, warps_waiting = 0;
 Fiber *current = nullptr;
 ucontext_t scheduler;
 const std::function<void()> *kernel_body = nullptr;
@@ -69,34 +61,13 @@ void become(Fiber *fiber) {
 void enter() {
     (*kernel_body)();
     current->state = State::kDone;
-    ++all_ended;
-    ++ended[current->index / block_threads];
     swapcontext(&current->context, &scheduler);
-}
-
-size_t warps_of_block() { return (block_threads + kWarp - 1) / kWarp; }
-
-size_t warp_of(size_t fiber) { return fiber / block_threads * warps_of_block() + fiber % block_threads / kWarp; }
-
-void make_ready(size_t k) {
-    fibers[k]->state = State::kReady;
-    ready.push_back(k);
-}
-
-void leave_warp_operation(size_t k) {
-    warps_waiting -= --at_warp_operation[warp_of(k)] == 0;
-    make_ready(k);
 }
 
 // Lets others run until the scheduler makes this fiber ready again.
 void wait_in(State state) {
     Fiber *fiber = current;
     fiber->state = state;
-    const size_t block = fiber->index / block_threads;
-    if (state == State::kReady) ready.push_back(fiber->index);
-    if (state == State::kAtBlockBarrier) ++at_barrier[block];
-    if (state == State::kAtGridBarrier) ++at_grid_barrier;
-    if (state == State::kAtActiveMask || state == State::kAtExchange) warps_waiting += at_warp_operation[warp_of(fiber->index)]++ == 0;
     swapcontext(&fiber->context, &scheduler);
     become(fiber);
 }
@@ -105,13 +76,6 @@ Fiber &lane_of(const Fiber &fiber, unsigned lane) { return *fibers[fiber.index -
 
 void start(unsigned first_block, unsigned blocks, unsigned threads) {
     running = size_t(blocks) * threads;
-    shared_memory.clear();
-    block_threads = threads;
-    at_barrier.assign(blocks, 0);
-    ended.assign(blocks, 0);
-    at_warp_operation.assign(blocks * warps_of_block(), 0);
-    at_grid_barrier = all_ended = warps_waiting = 0;
-    ready.clear();
     while (fibers.size() < running) fibers.push_back(std::make_unique<Fiber>());
     for (size_t k = 0; k < running; ++k) {
         Fiber &fiber = *fibers[k];
@@ -119,20 +83,16 @@ void start(unsigned first_block, unsigned blocks, unsigned threads) {
         fiber.thread = unsigned(k % threads);
         fiber.block = first_block + unsigned(k / threads);
         fiber.index = k;
-        fiber.phase = 0;
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.get();
         fiber.context.uc_stack.ss_size = kStackBytes;
         fiber.context.uc_link = &scheduler;
         makecontext(&fiber.context, enter, 0);
-        ready.push_back(k);
     }
 }
 
-// Lanes [begin, end) that wait for their active mask: those at one site get one another. The site with the fewest lanes comes first: on a
-// GPU, too, lanes that took a branch come back to the others before these go on.
+// Lanes [begin, end) that wait for their active mask: those at the site of the first get one another.
 bool release_active_mask(size_t begin, size_t end) {
-    unsigned fewest = 0;
     for (size_t k = begin; k < end; ++k) {
         if (fibers[k]->state != State::kAtActiveMask) continue;
         unsigned mask = 0;
@@ -140,92 +100,86 @@ bool release_active_mask(size_t begin, size_t end) {
             const bool joins = j == k || (settings.converges && fibers[j]->state == State::kAtActiveMask && fibers[j]->site == fibers[k]->site);
             if (joins) mask |= 1u << (j - begin);
         }
-        if (!fewest || __builtin_popcount(mask) < __builtin_popcount(fewest)) fewest = mask;
-    }
-    for (size_t j = begin; j < end; ++j) {
-        if (!(fewest >> (j - begin) & 1u)) continue;
-        fibers[j]->mask = fewest;
-        leave_warp_operation(j);
-    }
-    return fewest != 0;
-}
-
-// Lanes [begin, end) that wait at a warp operation go on when all of its mask are there.
-bool release_exchange(size_t begin, size_t end) {
-    for (size_t first = begin; first < end; ++first) {
-        const Fiber &one = *fibers[first];
-        if (one.state != State::kAtExchange) continue;
-        unsigned together = 0;
-        for (size_t k = begin; k < end; ++k) {
-            const Fiber &fiber = *fibers[k];
-            if (fiber.state == State::kAtExchange && fiber.site == one.site && fiber.mask == one.mask) together |= 1u << (k - begin);
+        for (size_t j = begin; j < end; ++j) {
+            if (!(mask >> (j - begin) & 1u)) continue;
+            fibers[j]->mask = mask;
+            fibers[j]->state = State::kReady;
         }
-        if (together != one.mask) continue;
-        for (size_t k = begin; k < end; ++k)
-            if (together >> (k - begin) & 1u) leave_warp_operation(k);
         return true;
     }
     return false;
 }
 
-bool release_warps() {
-    if (!warps_waiting) return false;
-    bool is_released = false;
-    for (size_t warp = 0; warp < at_warp_operation.size(); ++warp) {
-        if (!at_warp_operation[warp]) continue;
-        const size_t block = warp / warps_of_block() * block_threads, begin = block + warp % warps_of_block() * kWarp;
-        const size_t end = std::min(begin + kWarp, block + block_threads);
-        is_released = release_active_mask(begin, end) || release_exchange(begin, end) || is_released;
+// Lanes [begin, end) that wait at a warp operation go on when all of its mask are there.
+bool release_exchange(size_t begin, size_t end) {
+    unsigned waiting = 0, mask = 0;
+    const void *site = nullptr;
+    for (size_t k = begin; k < end; ++k) {
+        if (fibers[k]->state != State::kAtExchange) continue;
+        if (waiting && (fibers[k]->site != site || fibers[k]->mask != mask)) fail("lanes of a warp are at different operations");
+        waiting |= 1u << (k - begin);
+        site = fibers[k]->site;
+        mask = fibers[k]->mask;
     }
+    if (!waiting || (waiting & mask) != mask) return false;
+    for (size_t k = begin; k < end; ++k)
+        if (fibers[k]->state == State::kAtExchange) fibers[k]->state = State::kReady;
+    return true;
+}
+
+bool release_warps(unsigned threads) {
+    bool is_released = false;
+    for (size_t block = 0; block < running; block += threads)
+        for (size_t begin = block; begin < block + threads; begin += kWarp) {
+            const size_t end = std::min(begin + kWarp, block + threads);
+            is_released = release_active_mask(begin, end) || release_exchange(begin, end) || is_released;
+        }
     return is_released;
 }
 
-bool release_block_barriers() {
+bool release_block_barriers(unsigned threads) {
     bool is_released = false;
-    for (size_t block = 0; block < at_barrier.size(); ++block) {
-        if (at_barrier[block] && ended[block]) fail("some threads of a block ended, others wait at a barrier");
-        if (at_barrier[block] < block_threads) continue;
-        at_barrier[block] = 0;
-        const size_t first = block * block_threads;
-        for (size_t k = first; k < first + block_threads; ++k) make_ready(k);
-        counts::add_block_barrier(fibers[first]->phase);
+    for (size_t block = 0; block < running; block += threads) {
+        const auto count = [&](State state) {
+            return std::count_if(fibers.begin() + std::ptrdiff_t(block), fibers.begin() + std::ptrdiff_t(block + threads),
+                                 [state](const std::unique_ptr<Fiber> &fiber) { return fiber->state == state; });
+        };
+        const std::ptrdiff_t waiting = count(State::kAtBlockBarrier);
+        if (waiting && count(State::kDone)) fail("some threads of a block ended, others wait at a barrier");
+        if (waiting < std::ptrdiff_t(threads)) continue;
+        for (size_t k = block; k < block + threads; ++k) fibers[k]->state = State::kReady;
         is_released = true;
     }
     return is_released;
 }
 
 bool release_grid_barrier() {
-    if (at_grid_barrier < running) return false;
-    at_grid_barrier = 0;
-    for (size_t k = 0; k < running; ++k) make_ready(k);
-    counts::add_grid_barrier(fibers[0]->phase);
+    for (size_t k = 0; k < running; ++k)
+        if (fibers[k]->state != State::kAtGridBarrier) return false;
+    for (size_t k = 0; k < running; ++k) fibers[k]->state = State::kReady;
     return true;
 }
 
 void run_blocks(unsigned first_block, unsigned blocks, unsigned threads) {
     start(first_block, blocks, threads);
-    std::vector<size_t> order;
-    while (all_ended < running) {
-        if (ready.empty() && !release_warps() && !release_block_barriers() && !release_grid_barrier()) fail("deadlock: no thread can go on");
-        order.swap(ready);
-        ready.clear();
-        if (counts::are_on()) {
-            std::sort(order.begin(), order.end());
-        } else {
-            std::shuffle(order.begin(), order.end(), settings.random);
-        }
-        size_t last_warp = running;
+    std::vector<size_t> order(running);
+    std::iota(order.begin(), order.end(), size_t(0));
+    for (;;) {
+        std::shuffle(order.begin(), order.end(), settings.random);
+        bool has_run = false, are_done = true;
         for (const size_t k : order) {
             Fiber *fiber = fibers[k].get();
-            if (counts::are_on() && warp_of(k) != last_warp) counts::begin_warp();
-            last_warp = warp_of(k);
-            become(fiber);
-            counts::begin_lane(int(k % kWarp), fiber->phase);
-            swapcontext(&scheduler, &fiber->context);
-            counts::end_lane();
+            if (fiber->state == State::kReady) {
+                become(fiber);
+                swapcontext(&scheduler, &fiber->context);
+                has_run = true;
+            }
+            are_done = are_done && fiber->state == State::kDone;
         }
+        if (are_done) break;
+        if (!has_run && !release_warps(threads) && !release_block_barriers(threads) && !release_grid_barrier())
+            fail("deadlock: no thread can go on");
     }
-    if (counts::are_on()) counts::begin_warp();
     current = nullptr;
 }
 
@@ -236,7 +190,6 @@ Graph *captured = nullptr;
 
 void run_kernel(dim3 grid, dim3 block, bool is_cooperative, const std::function<void()> &kernel) {
     ++launches;
-    counts::add_launch();
     kernel_body = &kernel;
     gridDim = grid;
     blockDim = block;
@@ -254,31 +207,6 @@ void enqueue(std::function<void()> work) {
     } else {
         work();
     }
-}
-
-void begin_phase(const char *name) {
-    current->phase = counts::phase_of(name);
-    counts::begin_lane(int(current->thread % kWarp), current->phase);
-}
-
-void begin_item() { counts::begin_item(); }
-
-void *block_memory(const void *type, size_t bytes) {
-    std::vector<char> &memory = shared_memory[{current->block, type}];
-    if (memory.empty()) memory.assign(bytes, char(0xCD));
-    return memory.data();
-}
-
-void *allocate(size_t bytes) {
-    void *memory = std::malloc(bytes ? bytes : 1);
-    std::memset(memory, 0xCD, bytes);
-    counts::add_memory(memory, bytes);
-    return memory;
-}
-
-void release(void *memory) {
-    counts::remove_memory(memory);
-    std::free(memory);
 }
 
 void block_barrier() { wait_in(State::kAtBlockBarrier); }
@@ -304,21 +232,18 @@ auto exchange(unsigned mask, uint64_t value, const void *site, const Read &read)
     return result;
 }
 
-unsigned lane_number() { return current->thread % kWarp; }
-
-uint64_t value_of_lane(unsigned mask, uint64_t value, unsigned lane) {
-    static const char kSite = 0;
-    return exchange(mask, value, &kSite, [=](const Fiber &fiber) { return lane_of(fiber, lane).value; });
-}
-
-unsigned lanes_with(unsigned mask, bool value) {
+bool all_lanes_equal(unsigned mask, uint64_t value) {
     static const char kSite = 0;
     return exchange(mask, value, &kSite, [=](const Fiber &fiber) {
-        unsigned lanes = 0;
         for (unsigned lane = 0; lane < kWarp; ++lane)
-            if ((mask >> lane & 1u) && lane_of(fiber, lane).value) lanes |= 1u << lane;
-        return lanes;
+            if ((mask >> lane & 1u) && lane_of(fiber, lane).value != value) return false;
+        return true;
     });
+}
+
+uint64_t value_of_lane(unsigned mask, uint64_t value, int lane_xor) {
+    static const char kSite = 0;
+    return exchange(mask, value, &kSite, [=](const Fiber &fiber) { return lane_of(fiber, fiber.thread % kWarp ^ unsigned(lane_xor)).value; });
 }
 
 }  // namespace cuda_on_cpu
@@ -351,11 +276,6 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemset(void *to, int value, size_t bytes) {
     if (captured) return cudaErrorStreamCaptureUnsupported;
     std::memset(to, value, bytes);
-    return cudaSuccess;
-}
-
-cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) {
-    enqueue([=] { std::memset(to, value, bytes); });
     return cudaSuccess;
 }
 
