@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,20 +15,18 @@ from tqdm import tqdm
 
 from ...errors import InputError
 from ...files import write_whole
+from ...runtime.networks.multi_scale import MultiScaleSession
 from ...runtime.networks.onnx_session import OnnxSession
 from .data import Picture
 
 _GRID = 64  # cells along each side of a picture
-_TILE_SHARE = 0.625  # of a picture's sides: four tiles overlap by a fifth of the picture
-_FEATHER = 0.12  # share of a tile along its cut sides where its weight falls to 0
-
-Floats = NDArray[np.float32]
+_SCALES = (1.0, 1.5)  # with mirror images, what labels are made with (docs/experiments/input-resolution.md)
 
 
 def teach(pictures: Sequence[Picture], teacher: Path, classes: int, cache: Path) -> list[Picture]:
     """Add a teacher's class probabilities to pictures.
 
-    It sees each picture whole, mirrored, and in four overlapping tiles, which show small objects larger.
+    It sees each picture whole, in overlapping windows, which show small objects larger, and mirrored.
 
     Args:
         pictures: pictures without a teacher.
@@ -41,7 +39,7 @@ def teach(pictures: Sequence[Picture], teacher: Path, classes: int, cache: Path)
         InputError: the teacher has another number of classes.
         ModelError: it can't be opened.
     """
-    session = OnnxSession(teacher)
+    session = MultiScaleSession(OnnxSession(teacher), _SCALES, flip=True)
     if (theirs := len(session.info.class_names)) != classes:
         raise InputError(f"the teacher {teacher} has {theirs} classes, expected {classes}")
     shape = (len(pictures), _GRID, _GRID, classes)
@@ -53,6 +51,7 @@ def teach(pictures: Sequence[Picture], teacher: Path, classes: int, cache: Path)
     text = json.dumps(key)
     beside = cache.with_suffix(".json")
     if not (cache.exists() and beside.exists() and beside.read_text() == text):
+        beside.unlink(missing_ok=True)  # an interrupted run must not pass for a complete one
         found = np.lib.format.open_memmap(cache, "w+", np.uint8, shape)
         for row, picture in zip(found, tqdm(pictures, desc="teacher", mininterval=5), strict=True):
             row[:] = _probability(session, picture.image)
@@ -62,42 +61,9 @@ def teach(pictures: Sequence[Picture], teacher: Path, classes: int, cache: Path)
     return [replace(p, teacher=row) for p, row in zip(pictures, known, strict=True)]
 
 
-def _probability(session: OnnxSession, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return uint8 (g, g, C): the mean of all views, 255 = certain."""
-    whole = (0.0, 0.0, 1.0, 1.0)
-    total = _look(session, image, whole) + _look(session, image[:, ::-1], whole)[:, ::-1]
-    weight = np.full((_GRID, _GRID, 1), 2, np.float32)
-    tiles, covered = np.zeros_like(total), np.zeros_like(weight)
-    for tile, trust in _tiles():
-        tiles += trust * _look(session, image, tile)
-        covered += trust
-    mean = (total + tiles / np.maximum(covered, 1e-6)) / (weight + 1)
-    return np.asarray(np.rint(255 * mean), np.uint8)
-
-
-def _tiles() -> Iterator[tuple[tuple[float, float, float, float], Floats]]:
-    """Yield four tiles (y0, x0, y1, x1) as shares of the picture, and their weight (g, g, 1)."""
-    at = (np.arange(_GRID, dtype=np.float32) + 0.5) / _GRID
-    low, high = 1 - _TILE_SHARE, _TILE_SHARE
-    first, last = np.clip((high - at) / _FEATHER, 0, 1), np.clip((at - low) / _FEATHER, 0, 1)
-    sides = (((0.0, high), first), ((low, 1.0), last))
-    for (y0, y1), rows in sides:
-        for (x0, x1), columns in sides:
-            yield (y0, x0, y1, x1), np.asarray(rows[:, None] * columns, np.float32)[..., None]
-
-
-def _look(session: OnnxSession, image: NDArray[np.uint8], tile: tuple[float, float, float, float]) -> Floats:
-    """Return the class probabilities of a tile in the picture's grid, float32 (g, g, C), repeated outside."""
-    h, w = image.shape[:2]
-    y0, x0, y1, x1 = tile
-    rows, columns = slice(round(y0 * h), round(y1 * h)), slice(round(x0 * w), round(x1 * w))
-    logits = session.infer(np.ascontiguousarray(image[rows, columns]))["logits"][0].transpose(1, 2, 0)
+def _probability(session: MultiScaleSession, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return uint8 (g, g, C), 255 = certain."""
+    logits = session.infer(image)["logits"][0].transpose(1, 2, 0)
     odds = np.exp(logits - logits.max(2, keepdims=True))
-    lh, lw = odds.shape[:2]
-    at = (np.arange(_GRID, dtype=np.float32) + 0.5) / _GRID
-    y, x = (at - y0) / (y1 - y0) * lh - 0.5, (at - x0) / (x1 - x0) * lw - 0.5
-    grid_x, grid_y = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
-    sampled = cv2.remap(
-        odds / odds.sum(2, keepdims=True), grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    return np.asarray(sampled, np.float32)
+    mean = cv2.resize(odds / odds.sum(2, keepdims=True), (_GRID, _GRID), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(np.rint(255 * mean), np.uint8)
