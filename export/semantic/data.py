@@ -207,9 +207,7 @@ class CropSampler:
         class_map, weight = _warp_labels(picture, to_crop, size)
         teacher, teacher_weight = self._warp_teacher(picture, class_map, to_crop)
         if self.cutouts and rng.random() < _PASTED:
-            before = class_map.copy(), weight.copy()
-            self._paste(image, class_map, weight)
-            pasted = (class_map != before[0]) | (weight != before[1])
+            pasted = self._paste(image, class_map, weight)
             teacher_weight[pasted.reshape(size // 4, 4, -1, 4).any((1, 3))] = 0
         crop = Crop(_jitter_colour(image, rng), class_map, weight, teacher, teacher_weight)
         if rng.random() < 0.5:
@@ -270,7 +268,9 @@ class CropSampler:
 
     def _paste(
         self, image: NDArray[np.uint8], class_map: NDArray[np.uint8], weight: NDArray[np.float32]
-    ) -> None:
+    ) -> NDArray[np.bool_]:
+        """Paste an object; returns which pixels it covers, (S, S)."""
+        covered = np.zeros(class_map.shape, bool)
         rng, size = self.rng, image.shape[0]
         class_id = int(rng.choice(list(self.cutouts)))
         cutout = self.cutouts[class_id][rng.integers(len(self.cutouts[class_id]))]
@@ -286,14 +286,15 @@ class CropSampler:
         y, x = int(rng.integers(-h // 4, size - 3 * h // 4)), int(rng.integers(-w // 4, size - 3 * w // 4))
         y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + h, size), min(x + w, size)
         if y1 <= y0 or x1 <= x0:
-            return
+            return covered
         patch, alpha = patch[y0 - y : y1 - y, x0 - x : x1 - x], alpha[y0 - y : y1 - y, x0 - x : x1 - x]
         alpha = cv2.GaussianBlur(alpha, (3, 3), 0)
         spot = image[y0:y1, x0:x1]
         spot[:] = (spot + alpha[..., None] * (patch.astype(np.float32) - spot)).astype(np.uint8)
-        inside = alpha > 0.5
-        class_map[y0:y1, x0:x1][inside] = class_id
-        weight[y0:y1, x0:x1][inside] = 1.0
+        covered[y0:y1, x0:x1] = alpha > 0.5
+        class_map[covered] = class_id
+        weight[covered] = 1.0
+        return covered
 
 
 def _warp_image(picture: Picture, to_crop: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
