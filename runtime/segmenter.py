@@ -65,8 +65,7 @@ class Segmenter(MapClusterer):
         long_side_px: longer side in pixels that the network scales frames to; default: the model's own, with
             ``quality="best"`` and the default network 512.
         tiles: 2 means overlapping windows of half the frame's longer side beside the whole frame, with class
-            maps twice as fine: for small objects in large frames. As slow as its five or more passes.
-                "balanced"
+            maps twice as fine: for small objects in large frames. It takes five or more passes. "balanced"
             becomes "components".
         scales, flip: average class maps over several passes: overlapping windows (1.5: of two thirds of the
             frame's longer side each; 1: the whole frame) and mirror images. They have no instance heads, so
@@ -168,8 +167,7 @@ class Segmenter(MapClusterer):
         if not self.session.has("logits"):
             raise InputError(
                 f"{self.session.path} gives instances and no class logits, so tiles, scales and flip have "
-                "nothing to "
-                "average. `tfiseg build --no-operator` makes an engine that gives logits."
+                "nothing to average. `tfiseg build --no-operator` makes an engine that gives logits."
             )
         if isinstance(self.session, GpuSession) and self.session.clusters:
             _log.warning("tiles, scales and flip average class maps on the CPU: clustering runs there, too")

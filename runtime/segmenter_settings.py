@@ -66,8 +66,8 @@ class SegmenterSettings:
             raise InputError(
                 f"long_side_px must lie in {MIN_LONG_SIDE_PX}..{MAX_LONG_SIDE_PX}, got {self.long_side_px}"
             )
-        if not 1 <= self.tiles <= MAX_SCALE:
-            raise InputError(f"tiles must lie in 1..{MAX_SCALE:g}, got {self.tiles}")
+        if not isinstance(self.tiles, Integral) or not 1 <= self.tiles <= MAX_SCALE:
+            raise InputError(f"tiles must lie in 1..{MAX_SCALE:g}, got {self.tiles}: give a whole number")
         self._check_effects()
 
     def _check_effects(self) -> None:

@@ -98,6 +98,8 @@ def test_tiles_and_scales_exclude_each_other():
         tfiseg.Segmenter(tiles=2, scales=(1, 1.5))
     with pytest.raises(InputError, match=r"tiles must lie in 1\.\.8, got 0"):
         tfiseg.Segmenter(tiles=0)
+    with pytest.raises(InputError, match=r"tiles must lie in 1\.\.8, got 2\.5"):
+        tfiseg.Segmenter(tiles=2.5)
 
 
 def test_mirror_images_take_a_networks_leaning_away():
