@@ -65,20 +65,14 @@ def export(path, tmp_path, **options):
     return export_any(str(path), out, ExportSettings(**options), quiet=True), onnx.load(out)
 
 
-UP = node(
-    "Resize",
-    ["scores", "none", "none", "hw_sizes"],
-    ["up"],
-    mode="linear",
-    coordinate_transformation_mode="half_pixel",
-)
-UP_CORNERS = node(
-    "Resize",
-    ["scores", "none", "none", "hw_sizes"],
-    ["up"],
-    mode="linear",
-    coordinate_transformation_mode="align_corners",
-)
+def upsampling(mode, transformation):
+    """A node that scales ``scores`` to ``up``, the size of the input."""
+    inputs = ["scores", "none", "none", "hw_sizes"]
+    return node("Resize", inputs, ["up"], mode=mode, coordinate_transformation_mode=transformation)
+
+
+UP = upsampling("linear", "half_pixel")
+UP_CORNERS = upsampling("linear", "align_corners")
 MAP = {"out_type": INT64, "out_shape": (None,) * 3}
 
 

@@ -22,6 +22,7 @@ from random_networks import (
     export,
     node,
     two_outputs,
+    upsampling,
     write,
 )
 from tfiseg.cli.main import main
@@ -149,13 +150,7 @@ def test_corner_aligned_upsampling_stays_right(tmp_path):
 
 
 def test_nearest_upsampling_is_kept(tmp_path):
-    nearest = node(
-        "Resize",
-        ["scores", "none", "none", "hw_sizes"],
-        ["up"],
-        mode="nearest",
-        coordinate_transformation_mode="asymmetric",
-    )
+    nearest = upsampling("nearest", "asymmetric")
     report, _ = export(write(tmp_path / "x.onnx", [nearest], "up"), tmp_path)
     assert report["removed"] == []
     assert report["grid_hw"] == [H, W]

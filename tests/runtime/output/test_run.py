@@ -88,19 +88,14 @@ def test_an_output_folder_that_cannot_be_written_is_found_first(segmenter, tmp_p
     assert writable_folder(tmp_path / "deep" / "er").is_dir()
 
 
+def endless_run(out):
+    """A command line that writes into a folder for longer than any test lasts."""
+    return [sys.executable, "-m", "tfiseg", "run", "synthetic", "--frames", "100000", "--out", str(out)]
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_valid_outputs(tmp_path, stop):
-    command = [
-        sys.executable,
-        "-m",
-        "tfiseg",
-        "run",
-        "synthetic",
-        "--frames",
-        "100000",
-        "--out",
-        str(tmp_path),
-    ]
+    command = endless_run(tmp_path)
 
     def listen():  # a shell's background jobs are started deaf to Ctrl-C, and so are their children
         signal.signal(signal.SIGINT, signal.SIG_IGN if stop == signal.SIGTERM else signal.SIG_DFL)
@@ -296,17 +291,7 @@ def test_a_second_run_into_the_same_folder_is_refused(segmenter, tmp_path):
 
 
 def test_a_killed_run_says_in_its_summary_that_it_has_not_ended(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "tfiseg",
-        "run",
-        "synthetic",
-        "--frames",
-        "100000",
-        "--out",
-        str(tmp_path),
-    ]
+    command = endless_run(tmp_path)
     process = subprocess.Popen([*command, "--json"], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 90
     while not ((lines := tmp_path / "instances.jsonl").exists() and lines.read_text().count("\n") >= 2):
