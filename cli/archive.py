@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from typing import Any
 
@@ -60,7 +59,6 @@ def segment_archive_source(args: argparse.Namespace) -> int:
     """Run it; the exit status is 1 if a picture failed."""
     from ..runtime.archive.ray_archive import segment_archive
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     summary = segment_archive(
         args.source,
         args.out,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +16,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ...errors import InputError, MissingDependencyError, OutputError, SourceError, TfisegError
-from ...files import printable, writable_folder
+from ...errors import InputError, MissingDependencyError, SourceError, TfisegError
+from ...files import FolderLock, printable, writable_folder
 from ...images import read_image
 from ...plugins.native import usable_threads
+from ..networks.engine_file import SUFFIX as ENGINE_SUFFIX
 from ..output.coco import COCO_NAME, write_coco_frames
-from ..output.run_writer import frame_record
+from ..output.run_writer import frame_record, write_summary
 from ..segmenter import Segmenter
 from ..segmenter_settings import SegmenterSettings
 from ..sources.base import Frame
@@ -30,7 +33,6 @@ LOCAL = "local"  # address of a cluster that is started for one run
 _MOST_PER_TASK = 64  # pictures; what a lost worker had in hand is done again
 _TASKS_PER_WORKER = 8  # at least, so that all workers end at about the same time
 _MOST_RETRIES = 3  # of a task whose worker died: a picture may be what kills it
-_ENGINE_SUFFIX = ".engine"  # needs a GPU of its own
 
 
 class PictureWorker:
@@ -107,28 +109,25 @@ def segment_archive(
     began = time.monotonic()
     ray = _ray()
     pictures = list_pictures(source)
-    folder = ArchiveFolder(writable_folder(out), settings)
-    todo = [picture for picture in pictures if picture.path not in folder.done]
-    count, error = len(pictures) - len(todo), None
-    names: list[str] = []
-    cpus = workers * max(1, settings.threads) if workers else usable_threads()
-    if todo and not _needs_gpu(settings):  # a wrong model or class is an error here, not in each worker
-        names = list(Segmenter.from_settings(settings).class_names)
-    with _cluster(ray, address, cpus) as cpus_and_gpus, folder_closed(folder):
-        size = _pool_size(cpus_and_gpus, settings, workers, len(todo))
-        try:
-            with tqdm(
-                total=len(pictures), initial=count, unit="picture", desc="tfiseg run", disable=quiet
-            ) as bar:
-                for row in _results(ray, todo, settings, size, worker):
-                    names = names or json.loads(row["class_names"] or "[]")
-                    _take(folder, row)
-                    bar.update()
-            _add_missing(folder, todo)
-        except KeyboardInterrupt:
-            error = "interrupted"
-    coco_json = _write_coco(folder, names) if output_format == "coco" and error is None else None
-    return _write_summary(source, folder, pictures, count, size, time.monotonic() - began, coco_json, error)
+    path = writable_folder(out)
+    with FolderLock(path):
+        folder = ArchiveFolder(path, settings)
+        todo = [picture for picture in pictures if picture.path not in folder.done]
+        count = len(pictures) - len(todo)
+        names: list[str] = []
+        cpus = workers * max(1, settings.threads) if workers else usable_threads()
+        if todo and not _needs_gpu(settings):  # a wrong model or class is an error here, not in each worker
+            names = list(Segmenter.from_settings(settings).class_names)
+        with _cluster(ray, address, cpus) as cpus_and_gpus, folder_closed(folder):
+            size = _pool_size(cpus_and_gpus, settings, workers, len(todo))
+            rows = _results(ray, todo, settings, size, worker)
+            bar = tqdm(
+                rows, total=len(pictures), initial=count, unit="picture", desc="tfiseg run", disable=quiet
+            )
+            names, error = _take_all(bar, folder, todo, names)
+        coco_json = _write_coco(folder, names) if output_format == "coco" and error is None else None
+        seconds = time.monotonic() - began
+        return _write_summary(source, folder, pictures, count, size, seconds, coco_json, error)
 
 
 @contextmanager
@@ -156,10 +155,15 @@ def _cluster(ray: Any, address: str, cpus: int) -> Iterator[dict[str, float]]:
         options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
         if address == LOCAL:
             options |= {"include_dashboard": False, "num_cpus": cpus}
+        on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address, **options)
         except (ConnectionError, ValueError, RuntimeError) as wrong:
             raise SourceError(f"there is no Ray cluster at {address!r}: {wrong}") from wrong
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Ray's own handler ends the process at once
+            signal.signal(signal.SIGTERM, on_terminate)
     try:
         yield ray.cluster_resources()
     finally:
@@ -168,7 +172,7 @@ def _cluster(ray: Any, address: str, cpus: int) -> Iterator[dict[str, float]]:
 
 
 def _needs_gpu(settings: SegmenterSettings) -> bool:
-    return str(settings.model or "").endswith(_ENGINE_SUFFIX)
+    return Path(settings.model or "").suffix == ENGINE_SUFFIX
 
 
 def _pool_size(
@@ -223,11 +227,21 @@ def _results(
         yield from batch.to_pylist()
 
 
-def _take(folder: ArchiveFolder, row: dict[str, Any]) -> None:
-    if row["error"]:
-        folder.add_error(row["path"], row["error"])
-    else:
-        folder.add(row["path"], json.loads(row["record"]))
+def _take_all(
+    rows: Iterable[dict[str, Any]], folder: ArchiveFolder, todo: list[Picture], names: list[str]
+) -> tuple[list[str], str | None]:
+    """Add all rows to the folder; returns the names of the classes, and what ended it early, if anything."""
+    try:
+        for row in rows:
+            names = names or json.loads(row["class_names"] or "[]")
+            if row["error"]:
+                folder.add_error(row["path"], row["error"])
+            else:
+                folder.add(row["path"], json.loads(row["record"]))
+        _add_missing(folder, todo)
+    except KeyboardInterrupt:
+        return names, "interrupted"
+    return names, None
 
 
 def _add_missing(folder: ArchiveFolder, todo: list[Picture]) -> None:
@@ -281,8 +295,5 @@ def _write_summary(
         "errors": errors[:20],
         "error": error or (f"{len(errors)} of {len(pictures)} pictures failed" if errors else None),
     }
-    try:
-        (folder.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    except OSError as wrong:
-        raise OutputError(f"can't write {folder.folder / 'summary.json'}: {wrong.strerror}") from wrong
+    write_summary(folder.folder, summary)
     return summary

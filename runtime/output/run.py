@@ -9,8 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...errors import InputError, OutputError, PipelineError
-from ...files import overwrite, printable
-from ...schema import to_json
+from ...files import printable
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.tracker import Tracker
 from ..segmenter import Segmenter
@@ -18,7 +17,7 @@ from ..sources.base import Source
 from ..sources.files import unreadable_message
 from ..sources.open_source import open_source
 from .coco import COCO_NAME, write_coco
-from .run_writer import RunWriter
+from .run_writer import RunWriter, write_summary
 
 OUTPUT_FORMATS = ("jsonl", "coco")
 _INTERRUPTED = "interrupted"
@@ -49,7 +48,7 @@ def run(
     with frames:
         writer = RunWriter(out, frames)
         with writer.lock:
-            _write_summary(writer, {"source": printable(frames.name), "error": _UNFINISHED})
+            write_summary(writer.folder, {"source": printable(frames.name), "error": _UNFINISHED})
             pipeline = Pipeline(
                 frames,
                 segmenter,
@@ -113,18 +112,10 @@ def _finish(
         "error": error,
     }
     try:
-        _write_summary(writer, summary)
+        write_summary(writer.folder, summary)
     except OutputError as wrong:
         summary["error"] = error or str(wrong)
     return summary
-
-
-def _write_summary(writer: RunWriter, summary: dict[str, Any]) -> None:
-    path = writer.folder / "summary.json"
-    try:
-        overwrite(path, to_json(summary, indent=1).encode() + b"\n")
-    except OSError as wrong:
-        raise OutputError(f"can't write {printable(str(path))}: {wrong.strerror or wrong}") from wrong
 
 
 def summary_table(summary: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError, OutputError
-from ...files import FolderLock, printable, writable_folder
+from ...files import FolderLock, overwrite, printable, writable_folder
 from ...instances import Instances
 from ...schema import to_json
 from ..pipeline.result import Result
@@ -148,6 +149,15 @@ class RunWriter:
         if self.source.is_live:
             seconds = (frame.capture_time_ns - self._first_ns) / 1e9
         self._video.write(view, seconds)
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write summary.json, whole; raises OutputError."""
+    path = folder / "summary.json"
+    try:
+        overwrite(path, to_json(summary, indent=1).encode() + b"\n")
+    except OSError as wrong:
+        raise _cannot_write(path, wrong) from wrong
 
 
 def _cannot_write(path: Path, wrong: OSError) -> OutputError:

@@ -9,6 +9,7 @@ import cv2
 import pytest
 import tfiseg
 from tfiseg.cli.main import main
+from tfiseg.files import FolderLock, writable_folder
 from tfiseg.runtime.archive.archive_folder import ArchiveFolder
 from tfiseg.runtime.archive.ray_archive import PictureWorker, segment_archive
 from tfiseg.runtime.segmenter_settings import SegmenterSettings
@@ -153,6 +154,14 @@ def test_an_interrupted_run_keeps_what_was_done(photos, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert segment_archive(str(photos / "b"), tmp_path / "out", SETTINGS, quiet=True)["segmented"] == 3
     assert len(rows_of(tmp_path / "out")) == 6
+
+
+def test_two_runs_do_not_write_into_one_folder(photos, tmp_path):
+    out = tmp_path / "out"
+    with FolderLock(writable_folder(out)), pytest.raises(tfiseg.InputError, match="another run writes to"):
+        segment_archive(str(photos / "b"), out, SETTINGS, quiet=True)
+    assert not (out / "summary.json").exists()
+    assert segment_archive(str(photos / "b"), out, SETTINGS, quiet=True)["segmented"] == 6
 
 
 def test_a_model_that_is_not_there(photos, tmp_path):
