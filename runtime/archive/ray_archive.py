@@ -160,9 +160,8 @@ def _cluster(ray: Any, address: str, cpus: int) -> Iterator[dict[str, float]]:
             ray.init(address=address, **options)
         except (ConnectionError, ValueError, RuntimeError) as wrong:
             raise SourceError(f"there is no Ray cluster at {address!r}: {wrong}") from wrong
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # Ray's own handler ends the process at once
+        # Ray's own handler would end the process at once
+        if on_terminate is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)
     try:
         yield ray.cluster_resources()
