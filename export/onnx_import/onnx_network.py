@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ...errors import InputError, ModelError, did_you_mean
+from ...runtime.inspect.onnx_layers import element_name
 from ...runtime.networks.model_info import METADATA_KEY
 from ..frame_graph import (
     MODEL_IR_VERSION,
@@ -153,7 +154,7 @@ def recognize_input(model: onnx.ModelProto) -> NetworkInput:
     tensor = inputs[0].type.tensor_type
     shape = [d.dim_value or None for d in tensor.shape.dim]
     stated = [d.dim_value or d.dim_param for d in tensor.shape.dim]
-    found = f"the network's input {inputs[0].name} is {TensorProto.DataType.Name(tensor.elem_type)} {stated}"
+    found = f"the network's input {inputs[0].name} is {element_name(tensor.elem_type)} {stated}"
     if len(shape) != 4 or shape[0] not in (None, 1):
         raise ModelError(f"{found}, expected one image: (1, 3, H, W) or (1, H, W, 3)")
     if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8):

@@ -17,7 +17,7 @@ from ..networks.machine import this_machine
 from ..networks.model_info import METADATA_KEY, ModelInfo, instance_metadata, metadata_version, weights_digest
 from ..networks.onnx_runtime import start_session
 from ..networks.open_session import open_instance_session
-from .onnx_layers import PRECISIONS, LayerPrecision, layer_precisions
+from .onnx_layers import PRECISIONS, LayerPrecision, element_name, layer_precisions
 
 if TYPE_CHECKING:
     import onnx
@@ -175,8 +175,11 @@ def described_tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
 
     kind = value.type.tensor_type
     shape = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in kind.shape.dim]
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else "undefined"
-    return {"name": value.name, "dtype": str(dtype), "shape": shape}
+    try:
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)) if kind.elem_type else "undefined"
+    except KeyError:  # of a damaged file
+        dtype = element_name(kind.elem_type)
+    return {"name": value.name, "dtype": dtype, "shape": shape}
 
 
 def _external_files(model: onnx.ModelProto, folder: Path) -> list[dict[str, Any]]:

@@ -72,9 +72,17 @@ def layer_precisions(
         if node.op_type in INTEGER_KINDS or all(dequantized(name) for name in node.input[:2]):
             precision = "int8"
         else:
-            precision = names.get(kind, onnx.TensorProto.DataType.Name(kind).lower())
+            precision = names.get(kind, element_name(kind).lower())
         found.append(LayerPrecision(node.name or node.output[0], node.op_type, precision, _macs(node, sizes)))
     return found
+
+
+def element_name(element: int) -> str:
+    """Name a tensor's element type as ONNX does, such as "FLOAT"; damaged files hold unknown ones."""
+    import onnx
+
+    known = element in onnx.TensorProto.DataType.values()
+    return onnx.TensorProto.DataType.Name(element) if known else f"element type {element}"
 
 
 def _macs(node: onnx.NodeProto, sizes: Mapping[str, Sequence[int]]) -> int | None:

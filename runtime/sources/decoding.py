@@ -107,6 +107,8 @@ class VideoReader:
                     failures = 0
                     yield packet
                 return
+            except IndexError:  # PyAV does not know streams that begin later; each failure skips one packet
+                continue
             except InvalidDataError:  # what follows may be readable
                 failures += 1
                 self._errors += 1

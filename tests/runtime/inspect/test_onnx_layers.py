@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from tfiseg.runtime.inspect.model_file import described_tensor
 from tfiseg.runtime.inspect.onnx_layers import LayerPrecision, layer_precisions
 
 onnx = pytest.importorskip("onnx")
@@ -115,3 +116,11 @@ def test_a_network_with_nodes_of_other_domains():
     model = weights(network("a = Conv(x, w) y = tfiseg.Strange(a)"), "w", (2, 2, 1, 1), np.float32)
     model.opset_import.append(onnx.helper.make_opsetid("tfiseg", 1))
     assert precisions(model) == [("Conv", "fp32")]
+
+
+def test_an_element_type_that_onnx_does_not_know_is_named_by_its_number():
+    model = network("y = Conv(x, w)", "float[1, 2, 6, 8] x, float[4, 2, 3, 3] w")
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.elem_type = 65
+    assert precisions(model) == [("Conv", "element type 65")]
+    assert described_tensor(model.graph.output[0])["dtype"] == "element type 65"

@@ -16,7 +16,7 @@ import pytest
 import tfiseg
 from clips import write_clip
 from tfiseg.runtime.output.run import run
-from tfiseg.runtime.sources.decoding import within
+from tfiseg.runtime.sources.decoding import VideoReader, within
 
 
 def noise(count):
@@ -335,3 +335,29 @@ def test_what_never_opens_is_given_up():
         within(0.1, slow, dropped.append, "too late")
     time.sleep(0.6)
     assert dropped == ["late"]
+
+
+class BeginsLater:
+    """A container in which a packet belongs to a stream that PyAV does not know."""
+
+    def __init__(self, container):
+        self._container, self.failed = container, False
+
+    def __getattr__(self, name):
+        return getattr(self._container, name)
+
+    def demux(self):
+        for count, packet in enumerate(self._container.demux()):
+            if count == 5 and not self.failed:
+                self.failed = True
+                raise IndexError("list index out of range")
+            yield packet
+
+
+def test_packets_of_a_stream_that_begins_later_are_skipped(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", [k / 30 for k in range(20)])
+    container = BeginsLater(av.open(str(path)))
+    reader = VideoReader(container, "a")
+    assert sum(1 for _ in reader.frames()) >= 19
+    assert container.failed
+    reader.close()
