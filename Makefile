@@ -31,7 +31,8 @@ test-export:
 	test -x .venv-export/bin/python || $(PYTHON) -m venv .venv-export
 	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check ".[train,hf,rtx,test]"
-	.venv-export/bin/pytest tests/export --ignore=tests/export/engine/test_build.py --ignore=tests/export/engine/test_build_cpu.py
+	.venv-export/bin/pytest tests/export --ignore=tests/export/engine/test_build.py --ignore=tests/export/engine/test_build_cpu.py \
+	  --ignore=tests/export/engine/test_foreign_networks.py
 
 # Export of torchvision's and segmentation-models-pytorch's networks: torchvision wants the torch that it was built with.
 test-zoo:
@@ -63,7 +64,8 @@ test-plugin: $(VENV)/test.stamp
 test-engines: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[rtx]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
-	TFISEG_TENSORRT_STUBS=$(VENV)/stubs $(BIN)/pytest tests/export/engine/test_build.py tests/export/engine/test_tensorrt_types.py
+	TFISEG_TENSORRT_STUBS=$(VENV)/stubs $(BIN)/pytest tests/export/engine/test_build.py \
+	  tests/export/engine/test_foreign_networks.py tests/export/engine/test_tensorrt_types.py
 
 # The documentation site in site/. Strict: a broken link, or a page that is missing in the navigation, is an error.
 docs:

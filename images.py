@@ -45,6 +45,7 @@ _READ_SUFFIXES = (
 _OTHER_SUFFIXES = ".heic .heif .hif .jxl .exr .hdr .psd .dng .cr2 .cr3 .nef .arw .raf .orf .rw2"
 IMAGE_SUFFIXES = tuple(f"{_READ_SUFFIXES} {_OTHER_SUFFIXES}".split())
 MAX_PIXELS = 1 << 27  # 134 megapixels; reading takes up to 7 bytes a pixel
+MAX_SIDE_PX = 32_767  # of a label map
 MAX_PIXELS_VARIABLE = "TFISEG_MAX_PIXELS"
 COLORS = ("rgb", "bgr")
 _MAX_BYTES = 1 << 30  # of a file or download
@@ -267,6 +268,11 @@ def _decoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image
         ) from wrong
     limit = _pixel_limit() if max_pixels is None else max_pixels
     width, height = image.size
+    if max(width, height) > MAX_SIDE_PX:
+        raise InputError(
+            f"{name} has {width}x{height} pixels, expected at most {MAX_SIDE_PX} along each side: crop or "
+            "scale it"
+        )
     if width * height > limit:
         raise InputError(
             f"{name} has {width}x{height} pixels, more than the limit of {limit}: if you trust the file, "

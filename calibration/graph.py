@@ -51,8 +51,13 @@ class Network:
         """Turn weights stored as float16 into float32 and Constant nodes into initializers; name all
         nodes."""
         stored = {i.name: i for i in self.graph.initializer}
-        for at, node in reversed(list(enumerate(self.graph.node))):
-            node.name = node.name or f"{node.op_type}_{at}"
+        taken = {node.name for node in self.graph.node}
+        for at, node in enumerate(self.graph.node):
+            name = node.name or f"{node.op_type}_{at}"
+            while not node.name and name in taken:  # a name that the network's maker gave
+                name += "_"
+            node.name = name
+            taken.add(name)
         for node in list(self.graph.node):
             settings = attributes(node)
             if node.op_type == "Constant" and "value" in settings:

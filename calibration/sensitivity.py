@@ -15,6 +15,8 @@ from .layers import find_layers
 from .qdq import Scheme
 from .quantize import Calibration, quantize
 
+_TRIED = ("label_agreement", "stable_PQ", "passed")
+
 
 def rank_layers(
     model: onnx.ModelProto,
@@ -66,15 +68,15 @@ def exclude_until(
         judge: returns the gate's report with these layers in high precision.
 
     Returns:
-        Names of the layers, and all trials ({"excluded", "label_agreement", "PQ", "passed"}). If none
-        passes, the trial with the best PQ.
+        Names of the layers, and all trials ({"excluded", "label_agreement", "stable_PQ", "passed"}). If
+        none passes, the trial with the best PQ of stable instances.
     """
     names: list[str] = []
     tried: list[dict[str, Any]] = []
 
     def passes(count: int) -> bool:
         gate = judge(names[:count])
-        tried.append({"excluded": count, **{key: gate[key] for key in ("label_agreement", "PQ", "passed")}})
+        tried.append({"excluded": count, **{key: gate[key] for key in _TRIED}})
         return bool(gate["passed"])
 
     if passes(0):
@@ -85,7 +87,7 @@ def exclude_until(
     failed, count = 0, min(len(names), 2)
     while not passes(count):
         if count >= len(names):
-            best = max(tried, key=lambda one: (one["PQ"], -one["excluded"]))
+            best = max(tried, key=lambda one: (one["stable_PQ"], -one["excluded"]))
             return names[: best["excluded"]], tried
         failed, count = count, min(len(names), max(2, 2 * count))
     while count - failed > max(1, count // 8):  # between the last that failed and the first that passed

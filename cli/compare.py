@@ -94,6 +94,8 @@ def _compare_text(report: dict[str, Any]) -> str:
             f"{report['frames']} frames: {report['label_agreement']:.3f}% of labels alike, PQ "
             f"{report['PQ']:.2f} ({same['same']} instances in both, {same['only_reference']} only in A, "
             f"{same['only_candidate']} only in B)",
+            f"instances clear of the thresholds: PQ {report['stable_PQ']:.2f}, agreement of scores "
+            f"{report['score_agreement']:.2f}%",
             f"network: {times['reference']:.1f} ms and {times['candidate']:.1f} ms, B is "
             f"{report['times_as_fast']:.2f} times as fast (medians)",
             f"signal to noise: {signal_to_noise}",

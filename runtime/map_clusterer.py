@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 import numpy as np
@@ -39,6 +39,42 @@ def usual_min_area(size_hw: tuple[int, int], info: ModelInfo, tiles: int = 1) ->
     """
     finer = tiles * info.extra.get("long_side_px", _AT_LONG_SIDE_PX) / _AT_LONG_SIDE_PX
     return max(MIN_AREA_PX, round(_MIN_AREA_SHARE * size_hw[0] * size_hw[1] / finer**2))
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Distances from the thresholds that decide which instances there are.
+
+    ``score`` is subtracted from the minimum score, the minimum area is divided by ``area``, and ``log_odds``
+    are added to the learned rules by which regions merge.
+    """
+
+    score: float = 0.0
+    area: float = 1.0
+    log_odds: float = 0.0
+
+    def shifted(self, settings: ClusterSettings) -> ClusterSettings:
+        """Return clustering settings with these margins."""
+        return replace(
+            settings,
+            merge_rule=self._biased(settings.merge_rule),
+            part_rule=self._biased(settings.part_rule),
+            min_area=self.smaller(settings.min_area),
+        )
+
+    def _biased(self, rule: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        if rule is None or not self.log_odds:
+            return rule
+        result = rule.copy()
+        result[-1] += self.log_odds  # a rule's last weight is the bias of its log-odds
+        return result
+
+    def smaller(self, area: int) -> int:
+        """Return an area with the margin."""
+        return round(area / self.area)
+
+
+_NO_MARGINS = Margins()
 
 
 class MapClusterer:
@@ -141,6 +177,7 @@ class MapClusterer:
         size_hw: tuple[int, int],
         calibrated: bool = True,
         largest_excluded_area_px: int = 0,
+        margins: Margins = _NO_MARGINS,
     ) -> Instances:
         """Keep instances of the wanted classes that are large enough and have a sufficient score.
 
@@ -149,14 +186,15 @@ class MapClusterer:
             size_hw: of the frame, in pixels.
             calibrated: score by the model's score rule, if it has one.
             largest_excluded_area_px: see ``object_probability``.
+            margins: of the thresholds.
         """
-        found = found.select(found.area >= self._least_area(size_hw))
+        found = found.select(found.area >= margins.smaller(self._least_area(size_hw)))
         least = self.min_score
         if self.score_rule is not None and calibrated:
             found = replace(found, score=object_probability(found, self.score_rule, largest_excluded_area_px))
         elif self.score_rule is not None and self._given_min_score is None:
             least = MIN_SCORE
-        found = found.select((found.score >= least) & np.isin(found.class_id, self.things))
+        found = found.select((found.score >= least - margins.score) & np.isin(found.class_id, self.things))
         if len(found) <= self.max_instances:
             return found
         largest = np.argsort(-found.area, kind="stable")[: self.max_instances]
@@ -181,6 +219,7 @@ class MapClusterer:
         frame_size_hw: tuple[int, int],
         split: Split | None = None,
         calibrated: bool = True,
+        margins: Margins = _NO_MARGINS,
     ) -> Instances:
         """Cluster the network's maps of a frame.
 
@@ -189,10 +228,11 @@ class MapClusterer:
             frame_size_hw: of the frame, in pixels.
             split: overrides the segmenter's own.
             calibrated: see ``filter_instances``.
+            margins: of the thresholds.
         """
         if self.refine != "frame":  # an engine's heads can't be left out when it is loaded
             maps = {name: value for name, value in maps.items() if name not in ("affinity", "boundary")}
-        settings = self.cluster_settings(frame_size_hw)
+        settings = margins.shifted(self.cluster_settings(frame_size_hw))
         if split is not None:
             settings = replace(settings, split=split)
         (found,) = cluster_batch(
@@ -205,4 +245,4 @@ class MapClusterer:
             class_names=self.class_names,
             threads=self.threads,
         )
-        return self.filter_instances(found, frame_size_hw, calibrated)
+        return self.filter_instances(found, frame_size_hw, calibrated, margins=margins)

@@ -168,6 +168,15 @@ def png_of(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
+def test_pictures_longer_than_a_label_map_are_refused(tmp_path):
+    strip = np.zeros((40_000, 2, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "strip.png"), strip)
+    with pytest.raises(tfiseg.InputError, match=r"strip\.png has 2x40000 pixels, expected at most 32767"):
+        read_image(tmp_path / "strip.png")
+    with pytest.raises(tfiseg.InputError, match=r"at most 32767 pixels along each side, got \(40000, 2, 3\)"):
+        tfiseg.Segmenter(threads=1)(strip)
+
+
 def test_a_decompression_bomb_is_refused_unless_the_limit_is_raised(tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
     path.write_bytes(png_of(20_000, 20_000))

@@ -22,6 +22,7 @@ from ...runtime.map_clusterer import usual_min_area
 from ...runtime.networks.engine_file import SUFFIX, write_engine
 from ...runtime.networks.model_info import METADATA_KEY, ModelInfo
 from ...runtime.networks.model_variants import Variant
+from ..byte_pixels import with_float_pixels
 from .batching import with_batch
 from .clustering_node import MAX_INSTANCES, graft_clustering
 from .instance_engine import build_instance_engine, is_instance_network
@@ -171,7 +172,7 @@ def read_network(path: Path) -> tuple[onnx.ModelProto, ModelInfo]:
         raise ModelError(
             f"{path} has no tfiseg metadata. Convert it first: `tfiseg export {path.name} -o NAME.onnx`"
         )
-    return model, ModelInfo.from_json(text, str(path))
+    return with_float_pixels(model), ModelInfo.from_json(text, str(path))
 
 
 def _check_output(output: Path, kind: Flavour | None) -> None:
@@ -240,6 +241,7 @@ def _write_gate(output: Path, lowered: LoweredNetwork) -> None:
             "name": f.name,
             "label_agreement": round(f.label_agreement, 3),
             "PQ": round(f.counts.quality, 2) if f.counts.true_positives else None,
+            "stable_PQ": round(f.stable.panoptic.quality, 2) if f.stable.panoptic.true_positives else None,
         }
         for f in frames
     ]

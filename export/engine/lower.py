@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class PrecisionSettings:
         keep: layers to keep in high precision: names or patterns.
         auto_exclude: maximum number of further layers to keep in high precision until the gate passes;
             default: 8 with a gate, else 0.
-        label_agreement, quality: the gate's thresholds; default: see ``calibration.gate``.
+        label_agreement, quality: the gate's thresholds, which the yardstick then does not lower; default: see
+            ``calibration.gate``. A quality below the default also lowers the one for scores to it.
         gate: whether to compare with float32.
         seed: of the choice of frames."""
 
@@ -81,11 +83,15 @@ class PrecisionSettings:
     @property
     def thresholds(self) -> Thresholds:
         """Thresholds of the gate for this precision."""
-        default = DEFAULTS[self.precision]
-        return Thresholds(
-            default.label_agreement if self.label_agreement is None else self.label_agreement,
-            default.quality if self.quality is None else self.quality,
-        )
+        result = DEFAULTS[self.precision]
+        if self.label_agreement is not None:
+            relative = result.relative - {"label_agreement"}
+            result = replace(result, label_agreement=self.label_agreement, relative=relative)
+        if self.quality is not None:
+            scores = min(result.score_agreement, self.quality)
+            relative = result.relative - {"stable_PQ"}
+            result = replace(result, quality=self.quality, score_agreement=scores, relative=relative)
+        return result
 
 
 @dataclass
@@ -131,6 +137,8 @@ def lower(
     if settings.precision == "fp32":
         return LoweredNetwork(model)
     calibration_part, gate_part = _frames(settings, quiet)
+    judged_on = gate_part or calibration_part
+    yardstick = _yardstick(model, judged_on, quiet)
     if settings.precision == "fp16":
         kept = _high(model, settings)
         if calibration_part is not None:
@@ -142,14 +150,15 @@ def lower(
         lowered = LoweredNetwork(to_fp16(model, kept))
     else:
         assert calibration_part is not None
-        lowered = _to_int8(model, settings, for_cpu, calibration_part, gate_part or calibration_part, quiet)
+        assert judged_on is not None
+        lowered = _to_int8(model, settings, for_cpu, calibration_part, judged_on, yardstick, quiet)
     lowered.kept = [
         layer.name for layer in layer_precisions(lowered.model) if layer.precision != settings.precision
     ]
     if not settings.gate:
         lowered.gate = {"skipped": "--no-gate"}
     elif gate_part is not None:
-        _judge(model, lowered, settings, gate_part, sheet, quiet)
+        _judge(model, lowered, settings, gate_part, yardstick, sheet, quiet)
     return lowered
 
 
@@ -177,6 +186,7 @@ def _to_int8(
     for_cpu: bool,
     frames: FrameSample,
     judged_on: FrameSample,
+    yardstick: Callable[[], Comparison],
     quiet: bool,
 ) -> LoweredNetwork:
     scheme = Scheme(signed=not for_cpu)
@@ -201,11 +211,11 @@ def _to_int8(
         lowered = made(excluded)
         comparison = _compare_with_float32(model, lowered, judged_on, quiet)
         made_so_far[len(excluded)] = LoweredNetwork(lowered, comparison=comparison)
-        found = gate_report(comparison, settings.thresholds)
+        found = gate_report(comparison, settings.thresholds, yardstick)
         _say(
             quiet,
-            f"{len(excluded)} layers in high precision: {found['label_agreement']:.2f}% of labels, PQ "
-            f"{found['PQ']:.1f}",
+            f"{len(excluded)} layers in high precision: {found['label_agreement']:.2f}% of labels, PQ of "
+            f"stable instances {found['stable_PQ']:.1f}",
         )
         return found
 
@@ -220,6 +230,7 @@ def _judge(
     lowered: LoweredNetwork,
     settings: PrecisionSettings,
     frames: FrameSample,
+    yardstick: Callable[[], Comparison],
     sheet: Path | None,
     quiet: bool,
 ) -> None:
@@ -228,10 +239,7 @@ def _judge(
     if sheet is not None:
         with _segmenters(model, lowered.model) as (reference, candidate):
             worst_sheet(reference, candidate, frames, lowered.comparison, sheet)
-    found = gate_report(lowered.comparison, settings.thresholds)
-    if not found["passed"]:  # how much of it would noise in the frames explain?
-        with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
-            found["noise_floor"] = noise_floor(_segmenter(model, Path(folder, "fp32.onnx")), frames, quiet)
+    found = gate_report(lowered.comparison, settings.thresholds, yardstick)
     lowered.gate = {
         **found,
         "reference": "fp32",
@@ -239,6 +247,18 @@ def _judge(
         "source": Path(str(settings.frames)).name,
         "seed": settings.seed,
     }
+
+
+def _yardstick(model: onnx.ModelProto, frames: FrameSample | None, quiet: bool) -> Callable[[], Comparison]:
+    """Return a function that compares the network with itself on noisy frames, once."""
+
+    @functools.cache
+    def measure() -> Comparison:
+        assert frames is not None
+        with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
+            return noise_floor(_segmenter(model, Path(folder, "fp32.onnx")), frames, frames.names, quiet)
+
+    return measure
 
 
 def _compare_with_float32(

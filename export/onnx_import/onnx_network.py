@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from onnx import TensorProto, helper
 from ...errors import InputError, ModelError, did_you_mean
 from ...runtime.inspect.onnx_layers import element_name
 from ...runtime.networks.model_info import METADATA_KEY
+from ..byte_pixels import node_reads, subgraphs, with_float_pixels
 from ..frame_graph import (
     MODEL_IR_VERSION,
     Layout,
@@ -245,7 +245,7 @@ def attach(
         metadata.
     """
     kept = _needed(model.graph, tensor)
-    read = {name for node in kept for name in _reads(node)}
+    read = {name for node in kept for name in node_reads(node)}
     weights = [i for i in model.graph.initializer if i.name in read]
     taken = {*read, tensor, *(name for node in kept for name in node.output)}
     renamed = {name: f"net.{name}" for name in taken if name in _OWN_NAMES or name.startswith(_OWN_PREFIXES)}
@@ -275,7 +275,7 @@ def attach(
         graph, opset_imports=opsets, functions=list(model.functions), producer_name="tfiseg"
     )
     result.ir_version = max(MODEL_IR_VERSION, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
-    return result
+    return with_float_pixels(result)
 
 
 def _needed(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
@@ -284,28 +284,14 @@ def _needed(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
     for node in reversed(graph.node):  # sorted topologically, so one pass is enough
         if needed.intersection(node.output):
             kept.append(node)
-            needed.update(_reads(node))
+            needed.update(node_reads(node))
     return kept[::-1]
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        yield from [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield what a node reads, including reads within its branches and loops."""
-    yield from (name for name in node.input if name)
-    for graph in _subgraphs(node):
-        for inner in graph.node:
-            yield from _reads(inner)
-        yield from (output.name for output in graph.output)
 
 
 def _rename(node: onnx.NodeProto, names: dict[str, str]) -> None:
     node.input[:] = [names.get(name, name) for name in node.input]
     node.output[:] = [names.get(name, name) for name in node.output]
-    for graph in _subgraphs(node):
+    for graph in subgraphs(node):
         for inner in graph.node:
             _rename(inner, names)
         for value in [*graph.input, *graph.output, *graph.initializer]:

@@ -19,18 +19,21 @@ from ...errors import InputError, TfisegError
 from ...instances import Instances
 from ..segmenter import Segmenter
 from .metrics import PanopticCounts, panoptic_counts
+from .stable_instances import StableCounts, stable_counts
 
 _DIFFERENT = (0, 0, 255)
 
 
 @dataclass(frozen=True)
 class FrameComparison:
-    """One frame. ``label_agreement`` % of pixels with the same class; ``counts`` of the instances; ``noise``
-    and ``signal`` energy, per output (float; noise is that of the difference)."""
+    """One frame. ``label_agreement`` % of pixels with the same class; ``counts`` of all instances, ``stable``
+    of those clear of the thresholds; ``noise`` and ``signal`` energy, per output (float; noise is that of the
+    difference)."""
 
     name: str
     label_agreement: float
     counts: PanopticCounts
+    stable: StableCounts
     noise: dict[str, float]
     signal: dict[str, float]
     network_ms: tuple[float, float]  # reference, candidate; one right after the other
@@ -57,6 +60,26 @@ class Comparison:
             total.add(frame.counts)
         return 100.0 if math.isnan(total.quality) else total.quality
 
+    @property
+    def stable(self) -> StableCounts:
+        """Counts of the stable instances of all frames."""
+        total = StableCounts()
+        for frame in self.frames:
+            total.add(frame.stable)
+        return total
+
+    @property
+    def stable_quality(self) -> float:
+        """PQ of the stable instances, 0..100; 100 where neither network has any."""
+        quality = self.stable.panoptic.quality
+        return 100.0 if math.isnan(quality) else quality
+
+    @property
+    def score_agreement(self) -> float:
+        """100 minus the mean change of stable instances' scores in percentage points."""
+        total = self.stable
+        return 100 - 100 * total.score_change / max(1, total.panoptic.true_positives)
+
     def snr_db(self) -> dict[str, float]:
         """Signal to noise of each output, dB."""
         result = {}
@@ -82,11 +105,10 @@ class Comparison:
             "frames": len(self.frames),
             "label_agreement": round(self.label_agreement, 3),
             "PQ": round(self.quality, 2),
-            "instances": {
-                "same": total.true_positives,
-                "only_reference": total.false_negatives,
-                "only_candidate": total.false_positives,
-            },
+            "stable_PQ": round(self.stable_quality, 2),
+            "score_agreement": round(self.score_agreement, 2),
+            "stable_instances": _numbers(self.stable.panoptic),
+            "instances": _numbers(total),
             "worst_frame": {"name": worst.name, "label_agreement": round(worst.label_agreement, 3)},
             "network_ms": {"reference": round(times[0], 2), "candidate": round(times[1], 2)},  # medians
             "times_as_fast": round(
@@ -96,6 +118,14 @@ class Comparison:
                 name: None if math.isinf(value) else round(value, 1) for name, value in self.snr_db().items()
             },
         }
+
+
+def _numbers(counts: PanopticCounts) -> dict[str, int]:
+    return {
+        "same": counts.true_positives,
+        "only_reference": counts.false_negatives,
+        "only_candidate": counts.false_positives,
+    }
 
 
 def compare(
@@ -132,36 +162,35 @@ def compare(
 
 
 def noise_floor(
-    segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]], quiet: bool = True
-) -> dict[str, float]:
-    """The yardstick: a network against itself on frames that differ by at most one grey level of random
+    segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]], names: Sequence[str] = (), quiet: bool = True
+) -> Comparison:
+    """The yardstick: a network against itself on frames that differ by at most one gray level of random
     noise.
 
     No camera gives the same frame twice to within this; what a precision costs less than this, nobody will
     see.
-
-    Returns:
-        ``label_agreement`` % and ``PQ``, as of a ``Comparison``.
     """
     rng = np.random.default_rng(0)
-    total, agreement = PanopticCounts(), []
-    for image in tqdm(frames, desc="noise floor", unit="frame", disable=quiet):
-        noisy = np.clip(image.astype(np.int16) + rng.integers(-1, 2, image.shape, np.int16), 0, 255).astype(
-            np.uint8
-        )
-        true, found = segmenter(image), segmenter(noisy)
-        agreement.append(100 * float((true.semantic_map == found.semantic_map).mean()))
-        total.add(panoptic_counts(found.label_map, found.class_id, true.label_map, true.semantic_map).pooled)
-    return {"label_agreement": round(float(np.mean(agreement)), 3), "PQ": round(total.quality, 2)}
+    result = Comparison("fp32", "fp32 with one gray level of noise")
+    numbered = zip(names or [str(k) for k in range(len(frames))], frames, strict=False)
+    for name, image in tqdm(numbered, total=len(frames), desc="noise floor", unit="frame", disable=quiet):
+        noise = rng.integers(-1, 2, image.shape, np.int16)
+        noisy = np.clip(image.astype(np.int16) + noise, 0, 255).astype(np.uint8)
+        result.frames.append(_compare_frame(segmenter, segmenter, image, name, noisy)[0])
+    return result
 
 
 def _compare_frame(
-    reference: Segmenter, candidate: Segmenter, image: NDArray[np.uint8], name: str
+    reference: Segmenter,
+    candidate: Segmenter,
+    image: NDArray[np.uint8],
+    name: str,
+    seen_by_candidate: NDArray[np.uint8] | None = None,
 ) -> tuple[FrameComparison, Instances, Instances]:
     began = time.perf_counter()
     maps = reference.session.infer(image)
     between = time.perf_counter()
-    other = candidate.session.infer(image)
+    other = candidate.session.infer(image if seen_by_candidate is None else seen_by_candidate)
     times = (1e3 * (between - began), 1e3 * (time.perf_counter() - between))
     shared = [key for key in maps if key in other]
     for key in shared:
@@ -181,7 +210,8 @@ def _compare_frame(
     agreement = 100 * float((true.semantic_map == found.semantic_map).mean())
     noise = {key: float(np.square(maps[key] - other[key], dtype=np.float64).sum()) for key in shared}
     signal = {key: float(np.square(maps[key], dtype=np.float64).sum()) for key in shared}
-    return FrameComparison(name, agreement, counts, noise, signal, times), true, found
+    stable = stable_counts(reference, candidate, maps, other, size)
+    return FrameComparison(name, agreement, counts, stable, noise, signal, times), true, found
 
 
 def worst_sheet(

@@ -169,7 +169,7 @@ def _gate(gate: Mapping[str, Any] | None) -> str:
         )
     said = (
         f"{gate.get('label_agreement')}% of labels as in {gate.get('reference', 'fp32')}, PQ "
-        f"{gate.get('PQ')}, {gate.get('frames')} frames"
+        f"{gate.get('stable_PQ', gate.get('PQ'))}, {gate.get('frames')} frames"
     )
     return f"{'passed' if gate.get('passed') else 'FAILED'}: {said}"
 

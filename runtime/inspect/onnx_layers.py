@@ -15,6 +15,7 @@ KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 INTEGER_KINDS = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "ConvInteger": 1, "MatMulInteger": 1}
 PRECISIONS = ("fp32", "fp16", "int8")
 _PASSING = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Cast")
+_MAX_PASSED = 100
 _DOMAINS = ("", "ai.onnx", "com.microsoft")  # QGemm is of the last
 
 
@@ -60,7 +61,9 @@ def layer_precisions(
 
     def dequantized(name: str) -> bool:
         node = makers.get(name)
-        while node is not None and node.op_type in _PASSING:
+        for _ in range(_MAX_PASSED):  # a damaged file may have a cycle
+            if node is None or node.op_type not in _PASSING or not node.input:
+                break
             node = makers.get(node.input[0])
         return node is not None and node.op_type == "DequantizeLinear"
 
@@ -68,12 +71,15 @@ def layer_precisions(
     for node in model.graph.node:
         if node.domain not in _DOMAINS or (node.op_type not in KINDS and node.op_type not in INTEGER_KINDS):
             continue
-        kind = types.get(node.input[0]) or types.get(node.output[0]) or onnx.TensorProto.FLOAT
-        if node.op_type in INTEGER_KINDS or all(dequantized(name) for name in node.input[:2]):
+        ends = [*node.input[:1], *node.output[:1]]
+        kind = next((types[name] for name in ends if types.get(name)), onnx.TensorProto.FLOAT)
+        operands = node.input[:2]
+        if node.op_type in INTEGER_KINDS or (len(operands) == 2 and all(map(dequantized, operands))):
             precision = "int8"
         else:
             precision = names.get(kind, element_name(kind).lower())
-        found.append(LayerPrecision(node.name or node.output[0], node.op_type, precision, _macs(node, sizes)))
+        name = node.name or next(iter(node.output), "")
+        found.append(LayerPrecision(name, node.op_type, precision, _macs(node, sizes)))
     return found
 
 
@@ -86,7 +92,10 @@ def element_name(element: int) -> str:
 
 
 def _macs(node: onnx.NodeProto, sizes: Mapping[str, Sequence[int]]) -> int | None:
-    weights = node.input[INTEGER_KINDS.get(node.op_type, 1)]
+    place = INTEGER_KINDS.get(node.op_type, 1)
+    if len(node.input) <= place or not node.output:  # of a damaged file
+        return None
+    weights = node.input[place]
     out, weight, data = (sizes.get(name, []) for name in (node.output[0], weights, node.input[0]))
     if not out or not all(out) or not weight or not all(weight):
         return None

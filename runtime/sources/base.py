@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
+from ...images import MAX_SIDE_PX
 
 USUAL_FPS = 30.0  # where a source names no rate of its own
 
@@ -104,4 +105,9 @@ def checked_image(frame: Frame | NDArray[np.uint8]) -> NDArray[np.uint8]:
         )
     if not image.size:
         raise InputError(f"the frame is empty: shape {image.shape}")
+    if max(image.shape) > MAX_SIDE_PX:
+        raise InputError(
+            f"a frame must have at most {MAX_SIDE_PX} pixels along each side, got {image.shape}: crop or "
+            "scale it"
+        )
     return np.ascontiguousarray(image)

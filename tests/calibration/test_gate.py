@@ -1,13 +1,26 @@
 """The gate: passes what is the same, stops what isn't, and says by how much."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 import tfiseg
 from plain_model import PLAIN_MODEL
+from spoils import SPOILS, spoilt
 from tfiseg.calibration.gate import DEFAULTS, Thresholds, gate_report, require_passed
 from tfiseg.calibration.graph import Network
-from tfiseg.runtime.evaluate.comparison import compare, noise_floor, worst_sheet
+from tfiseg.export.engine.lower import PrecisionSettings, lower
+from tfiseg.runtime.evaluate.comparison import (
+    Comparison,
+    FrameComparison,
+    compare,
+    noise_floor,
+    worst_sheet,
+)
+from tfiseg.runtime.evaluate.metrics import PanopticCounts
+from tfiseg.runtime.evaluate.stable_instances import StableCounts
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 
@@ -18,7 +31,7 @@ def scenes():
 
 
 @pytest.fixture(scope="module")
-def spoilt(tmp_path_factory):
+def noisy(tmp_path_factory):
     """The default network with noise on the weights of its middle."""
     network = Network(onnx.load(PLAIN_MODEL))
     rng = np.random.default_rng(0)
@@ -38,8 +51,8 @@ def test_a_network_agrees_with_itself(scenes):
     require_passed(report, "")
 
 
-def test_a_spoilt_network_is_stopped_with_figures(scenes, spoilt, tmp_path):
-    reference, candidate = tfiseg.Segmenter(PLAIN_MODEL), tfiseg.Segmenter(spoilt)
+def test_a_spoilt_network_is_stopped_with_figures(scenes, noisy, tmp_path):
+    reference, candidate = tfiseg.Segmenter(PLAIN_MODEL), tfiseg.Segmenter(noisy)
     comparison = compare(reference, candidate, scenes, ["a", "b", "c"])
     report = gate_report(comparison, DEFAULTS["int8"])
     assert not report["passed"]
@@ -64,10 +77,10 @@ def test_frames_without_instances_count_for_labels_only(scenes):
 
 def test_the_noise_floor_is_a_yardstick_under_a_hundred(scenes):
     floor = noise_floor(tfiseg.Segmenter(PLAIN_MODEL), scenes)
-    assert 90 < floor["label_agreement"] < 100
+    assert 90 < floor.label_agreement < 100
 
 
-def test_other_classes_no_frames_and_infinite_outputs_are_sentences(model, scenes, spoilt, tmp_path):
+def test_other_classes_no_frames_and_infinite_outputs_are_sentences(model, scenes, noisy, tmp_path):
     segmenter = tfiseg.Segmenter(PLAIN_MODEL)
     with pytest.raises(tfiseg.InputError, match="no frames to compare on"):
         compare(segmenter, segmenter, [])
@@ -77,3 +90,88 @@ def test_other_classes_no_frames_and_infinite_outputs_are_sentences(model, scene
     onnx.save(network.model, tmp_path / "inf.onnx")
     with pytest.raises(tfiseg.TfisegError, match="logits of frame 0 are not finite"):
         compare(segmenter, tfiseg.Segmenter(tmp_path / "inf.onnx"), scenes)
+
+
+@pytest.fixture(scope="module")
+def floor(scenes):
+    return noise_floor(tfiseg.Segmenter(), scenes)
+
+
+@pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
+def test_a_truly_spoilt_network_fails_whatever_the_noise(spoil, scenes, floor, tmp_path):
+    comparison = compare(tfiseg.Segmenter(), tfiseg.Segmenter(spoilt(spoil, tmp_path)), scenes)
+    for precision in ("fp16", "int8"):
+        report = gate_report(comparison, DEFAULTS[precision], lambda: floor)
+        assert not report["passed"], report
+        assert "noise_floor" in report
+
+
+def counted(label_agreement, same, lacking, change=0.0):
+    """A frame with ``same`` matched stable instances of IoU 1, and ``lacking`` ones."""
+    counts = PanopticCounts(float(same), same, 0, lacking)
+    stable = StableCounts(counts, change * same)
+    return FrameComparison("f", label_agreement, counts, stable, {"logits": 1.0}, {"logits": 1.0}, (1.0, 1.0))
+
+
+def series(frames):
+    return Comparison("a", "b", frames)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "noise", "passes"),
+    [
+        # as good as the yardstick, which is below the threshold
+        ([counted(99.4, 7, 1)] * 10, [counted(99.4, 7, 1)] * 10, False),  # PQ 93.3: more than 5 below
+        ([counted(99.4, 39, 1)] * 10, [counted(99.4, 39, 1)] * 10, True),
+        ([counted(99.4, 39, 1)] * 10, [counted(99.9, 39, 1)] * 10, False),  # labels are worse
+        # worse on some frames, better on others: the choice of frames explains it
+        ([counted(99.9, 38, 2)] * 5 + [counted(99.9, 40, 0)] * 5, [counted(99.9, 39, 1)] * 10, True),
+        ([counted(99.9, 38, 2)] * 10, [counted(99.9, 39, 1)] * 10, False),
+        # a few frames: the values decide
+        ([counted(99.9, 38, 2)] * 2 + [counted(99.9, 40, 0)], [counted(99.9, 39, 1)] * 3, False),
+        # frames without differences don't widen the interval
+        (
+            [counted(99.9, 38, 2)] * 3 + [counted(100, 0, 0)] * 97,
+            [counted(99.9, 39, 1)] * 3 + [counted(100, 0, 0)] * 97,
+            False,
+        ),
+        # scores
+        ([counted(99.9, 40, 0, 0.03)] * 10, [counted(99.9, 40, 0, 0.01)] * 10, False),
+        ([counted(99.9, 40, 0, 0.03)] * 10, [counted(99.9, 40, 0, 0.04)] * 10, True),
+    ],
+)
+def test_the_yardstick_decides_below_a_threshold(candidate, noise, passes):
+    report = gate_report(series(candidate), DEFAULTS["fp16"], lambda: series(noise))
+    assert report["passed"] is passes, report["failures"]
+    absolute = gate_report(series(candidate), DEFAULTS["fp16"])
+    assert not absolute["passed"]
+    given = replace(DEFAULTS["fp16"], relative=frozenset())
+    assert not gate_report(series(candidate), given, lambda: series(noise))["passed"]
+
+
+def test_the_yardstick_is_not_measured_without_need():
+    def measure():
+        raise AssertionError("measured")
+
+    report = gate_report(series([counted(99.9, 100, 0)]), DEFAULTS["fp16"], measure)
+    assert report["passed"]
+    assert report["intervals"] == {
+        "label_agreement": [99.9, 99.9],
+        "stable_PQ": [100, 100],
+        "score_agreement": [100, 100],
+    }
+
+
+def test_thresholds_that_are_given_hold_as_they_are():
+    given = PrecisionSettings("fp16", frames="x", label_agreement=90, quality=60).thresholds
+    assert (given.label_agreement, given.quality, given.score_agreement) == (90, 60, 60)
+    assert given.relative == {"score_agreement"}
+    assert PrecisionSettings("int8", frames="x").thresholds == DEFAULTS["int8"]
+
+
+@pytest.mark.shared
+def test_fp16_of_the_included_network_passes_on_cars_from_above(shared):
+    settings = PrecisionSettings("fp16", frames=str(shared / "data/videos/car-detection.mp4"), gate_frames=32)
+    gate = lower(onnx.load(DEFAULT_MODEL), settings, for_cpu=False).gate
+    assert gate["passed"], gate["failures"]
+    assert gate["stable_PQ"] > 99.5

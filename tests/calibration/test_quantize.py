@@ -210,12 +210,19 @@ def test_exclusion_stops_at_the_fewest_layers(enough):
     ranking = [(f"layer{k}", 1.0 / (k + 1)) for k in range(10)]
 
     def judge(names):
-        return {"passed": len(names) >= enough, "label_agreement": 90 + len(names), "PQ": 80.0 + len(names)}
+        count = len(names)
+        return {"passed": count >= enough, "label_agreement": 90 + count, "stable_PQ": 80.0 + count}
 
     names, tried = exclude_until(lambda: ranking, 10, judge)
     assert names == [f"layer{k}" for k in range(enough)]
     assert len(tried) <= 9
-    hopeless, _ = exclude_until(
-        lambda: ranking, 4, lambda names: {"passed": False, "label_agreement": 0.0, "PQ": float(len(names))}
-    )
+    failed = {"passed": False, "label_agreement": 0.0}
+    hopeless, _ = exclude_until(lambda: ranking, 4, lambda names: {**failed, "stable_PQ": float(len(names))})
     assert len(hopeless) == 4
+
+
+def test_nodes_without_a_name_get_one_of_their_own():
+    graph = onnx.parser.parse_graph("g (float[1] x) => (float[1] y) { a = Relu(x) b = Relu(a) y = Relu(b) }")
+    graph.node[2].name = "Relu_1"
+    names = [node.name for node in Network(onnx.helper.make_model(graph)).graph.node]
+    assert names == ["Relu_0", "Relu_1_", "Relu_1"]

@@ -124,3 +124,18 @@ def test_an_element_type_that_onnx_does_not_know_is_named_by_its_number():
         value.type.tensor_type.elem_type = 65
     assert precisions(model) == [("Conv", "element type 65")]
     assert described_tensor(model.graph.output[0])["dtype"] == "element type 65"
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_layer_without_weights_or_input_has_no_known_cost(kept):
+    model = network("y = Conv(x, w)", "float[1, 2, 6, 8] x, float[4, 2, 3, 3] w")
+    del model.graph.node[0].input[kept:]
+    assert [layer.macs for layer in layer_precisions(model)] == [None]
+
+
+def test_a_cycle_before_a_layer_ends():
+    model = network(
+        "a = Identity(x) b = Identity(a) y = Conv(b, w)", "float[1, 2, 6, 8] x, float[4, 2, 3, 3] w"
+    )
+    model.graph.node[0].input[0] = "b"
+    assert precisions(model) == [("Conv", "fp32")]
