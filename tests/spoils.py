@@ -1,6 +1,6 @@
 """Ways to spoil the included network, and what the accuracy gate says of each.
 
-python tests/calibration/spoils.py SOURCE [--frames N]
+python tests/spoils.py SOURCE [--frames N]
 
 Prints a Markdown table: fp16, one gray level of noise and each spoilt network against float32.
 """
