@@ -26,13 +26,14 @@ test-cpp: $(VENV)/test.stamp
 	TFISEG_TEST_CPP=1 ONNXRUNTIME_INCLUDE_DIR=$$(.ci/onnxruntime-headers $(VENV)/headers) $(BIN)/pytest \
 	  tests/plugins/test_abi.py tests/plugins/test_aarch64.py tests/plugins/test_install.py tests/samples/test_cpp.py
 
-# Training and export, in a venv of their own: torch is large. The pinned version is what CI tests.
+# Training, export and what else needs torch, in a venv of their own: torch is large. The pinned version is what CI tests.
+WITH_TORCH = tests/runtime/networks/test_torch_session.py tests/runtime/test_picture_input.py tests/test_images.py tests/plugins/test_operator.py
 test-export:
 	test -x .venv-export/bin/python || $(PYTHON) -m venv .venv-export
 	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check ".[train,hf,rtx,test]"
-	.venv-export/bin/pytest tests/export --ignore=tests/export/engine/test_build.py --ignore=tests/export/engine/test_build_cpu.py \
-	  --ignore=tests/export/engine/test_foreign_networks.py
+	.venv-export/bin/pytest tests/export $(WITH_TORCH) --ignore=tests/export/engine/test_build.py \
+	  --ignore=tests/export/engine/test_build_cpu.py --ignore=tests/export/engine/test_foreign_networks.py
 
 # Export of torchvision's and segmentation-models-pytorch's networks: torchvision wants the torch that it was built with.
 test-zoo:

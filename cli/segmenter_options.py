@@ -30,6 +30,8 @@ _FIELDS = {
     "scales": "scales",
     "flip": "flip",
     "threads": "threads",
+    "device": "device",
+    "backend": "backend",
 }
 
 
@@ -161,6 +163,14 @@ def _add_pass_options(expert: Any) -> None:
         help="average class maps with those of the mirrored frame: twice the passes",
     )
     expert.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    expert.add_argument(
+        "--device", metavar="{cpu,cuda}", help="where a model in ONNX runs (default: cpu); engines need none"
+    )
+    expert.add_argument(
+        "--backend",
+        metavar="{onnxruntime,torch}",
+        help="what runs a model in ONNX (default: onnxruntime)",
+    )
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:

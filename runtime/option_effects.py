@@ -27,6 +27,8 @@ def check_engine_options(settings: SegmenterSettings) -> None:
             f"long_side_px has no effect on the engine {settings.model}: export the model with --long-side, "
             "then build it again"
         )
+    if settings.backend != "onnxruntime":
+        raise InputError(f"backend is of models in ONNX, and {settings.model} is an engine of TensorRT")
     if [*settings.providers] != [*DEFAULT_PROVIDERS]:
         raise InputError(f"providers are ONNX Runtime's, and {settings.model} is an engine of TensorRT")
 

@@ -71,7 +71,11 @@ class Segmenter(MapClusterer):
             frame's longer side each; 1: the whole frame) and mirror images. They have no instance heads, so
             "balanced" becomes "components". An engine must accept windows of that size.
         threads: CPU threads of network and clustering; 0 = all that the process may use.
-        providers: ONNX Runtime execution providers.
+        device: "cpu" or "cuda": where a model in ONNX runs. An engine always runs on the GPU.
+        backend: "onnxruntime" or "torch" (in float16 on a GPU): what runs a model in ONNX. PyTorch serves
+            GPUs for which neither TensorRT nor onnxruntime-gpu is installed; on a CPU it chooses its own
+            number of threads.
+        providers: expert override of ``device``: ONNX Runtime execution providers.
 
     Raises:
         ModelError: the model can't be used, or has no instance heads with ``refine="frame"``.
@@ -104,6 +108,8 @@ class Segmenter(MapClusterer):
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         threads: int = 0,
+        device: str = "cpu",
+        backend: str = "onnxruntime",
         providers: Sequence[str] = DEFAULT_PROVIDERS,
     ) -> None:
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -122,7 +128,9 @@ class Segmenter(MapClusterer):
         wanted = settings.wanted_refine
         variant = Variant(heads=wanted == "frame", long_side_px=settings.input_long_side_px)
         path = settings.model or DEFAULT_MODEL
-        self.session: Session = open_session(path, settings.threads, settings.providers, variant)
+        self.session: Session = open_session(
+            path, settings.threads, settings.onnx_providers, variant, settings.torch_device
+        )
         self.class_names = self.session.info.class_names
         self.refine = self._possible_refine(settings)
         self._read_parameters(settings)
@@ -182,7 +190,7 @@ class Segmenter(MapClusterer):
                 max_views=settings.max_views,
                 thorough=settings.thorough,
                 threads=settings.threads,
-                providers=settings.providers,
+                providers=settings.onnx_providers,
             )
         self.refiner = refiner if self.refine == "components" else None
         wants_outlines = settings.outlines

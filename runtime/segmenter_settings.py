@@ -11,7 +11,7 @@ from ..errors import InputError, did_you_mean
 from ..plugins.settings import MAX_INSTANCES, MAX_THREADS, Split, check_min_area, split_table
 from .networks.model_variants import MAX_LONG_SIDE_PX, MIN_LONG_SIDE_PX
 from .networks.multi_scale import MAX_SCALE, checked_scales
-from .networks.session import DEFAULT_PROVIDERS
+from .networks.session import BACKENDS, CUDA_PROVIDER, DEFAULT_PROVIDERS, DEVICES
 
 QUALITIES = ("fast", "balanced", "best")
 REFINES = ("shape", "frame", "components")
@@ -44,6 +44,8 @@ class SegmenterSettings:
     scales: Sequence[float] = (1.0,)
     flip: bool = False
     threads: int = 0
+    device: str = "cpu"
+    backend: str = "onnxruntime"
     providers: Sequence[str] = DEFAULT_PROVIDERS
 
     def __post_init__(self) -> None:
@@ -52,6 +54,10 @@ class SegmenterSettings:
             raise InputError(_unknown("quality", QUALITIES, self.quality))
         if self.refine is not None and self.refine not in REFINES:
             raise InputError(_unknown("refine", REFINES, self.refine))
+        if self.device not in DEVICES:
+            raise InputError(_unknown("device", DEVICES, self.device))
+        if self.backend not in BACKENDS:
+            raise InputError(_unknown("backend", BACKENDS, self.backend))
         if not isinstance(self.threads, Integral) or not 0 <= self.threads <= MAX_THREADS:
             raise InputError(
                 f"threads must be at least 1 (0 = all), at most {MAX_THREADS}, got {self.threads}"
@@ -85,6 +91,14 @@ class SegmenterSettings:
                 "tiles, scales and flip average class maps, and instance heads have no average: use "
                 'refine="components"'
             )
+        if [*self.providers] != [*DEFAULT_PROVIDERS] and (self.device, self.backend) != (
+            "cpu",
+            "onnxruntime",
+        ):
+            raise InputError(
+                f"providers stand for device and backend: leave out device={self.device!r} and "
+                f"backend={self.backend!r}, or providers"
+            )
         if self.tiles > 1 and self.scales != (1.0,):
             raise InputError(f"tiles={self.tiles} stands for scales=(1, {self.tiles}): leave one of them out")
 
@@ -92,6 +106,16 @@ class SegmenterSettings:
     def several_passes(self) -> bool:
         """Whether several passes over each frame are averaged."""
         return self.flip or self.tiles > 1 or self.scales != (1.0,)
+
+    @property
+    def onnx_providers(self) -> Sequence[str]:
+        """ONNX Runtime's execution providers, first choice first."""
+        return (CUDA_PROVIDER,) if (self.device, self.backend) == ("cuda", "onnxruntime") else self.providers
+
+    @property
+    def torch_device(self) -> str | None:
+        """Where PyTorch runs the network; None: it doesn't."""
+        return self.device if self.backend == "torch" else None
 
     @property
     def wanted_refine(self) -> str:

@@ -86,21 +86,24 @@ class Cuda:
         (``__cuda_array_interface__``, version 3), else all."""
         interface = image.__cuda_array_interface__
         if "stream" not in interface:
-            self._driver.Context.synchronize()
+            self._wait_for_all()
         elif (
             interface["stream"] is not None
         ):  # None: it is ready. 1 and 2 are the default streams' own handles
-            _call("cuStreamSynchronize", _pointer(int(interface["stream"])))
+            call("cuStreamSynchronize", pointer(int(interface["stream"])))
+
+    def _wait_for_all(self) -> None:
+        self._driver.Context.synchronize()
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Graph:
         """What ``work`` enqueues on a stream, as a graph; raises EngineError where something in it can't be
         captured."""
-        _call("cuStreamBeginCapture_v2", _pointer(stream.handle), ctypes.c_int(_THREAD_LOCAL))
+        call("cuStreamBeginCapture_v2", pointer(stream.handle), ctypes.c_int(_THREAD_LOCAL))
         graph = ctypes.c_void_p()
         try:
             work()
         finally:  # a stream that is left capturing can be used for nothing else
-            _call("cuStreamEndCapture", _pointer(stream.handle), ctypes.byref(graph))
+            call("cuStreamEndCapture", pointer(stream.handle), ctypes.byref(graph))
         return Graph(graph)
 
 
@@ -110,16 +113,16 @@ class Graph:
     def __init__(self, graph: ctypes.c_void_p) -> None:
         self._executable = ctypes.c_void_p()
         try:
-            _call("cuGraphInstantiateWithFlags", ctypes.byref(self._executable), graph, ctypes.c_ulonglong(0))
+            call("cuGraphInstantiateWithFlags", ctypes.byref(self._executable), graph, ctypes.c_ulonglong(0))
         finally:
-            _call("cuGraphDestroy", graph)
+            call("cuGraphDestroy", graph)
 
     def launch(self, stream: Any) -> None:
-        _call("cuGraphLaunch", self._executable, _pointer(stream.handle))
+        call("cuGraphLaunch", self._executable, pointer(stream.handle))
 
     def release(self) -> None:
         if self._executable:
-            _call("cuGraphExecDestroy", self._executable)
+            call("cuGraphExecDestroy", self._executable)
             self._executable = ctypes.c_void_p()
 
 
@@ -138,7 +141,8 @@ def _libcuda() -> ctypes.CDLL:
     return ctypes.CDLL(_LIBCUDA)
 
 
-def _call(name: str, *arguments: Any) -> None:
+def call(name: str, *arguments: Any) -> None:
+    """Call a function of the CUDA driver; raises EngineError where it fails."""
     status = getattr(_libcuda(), name)(*arguments)
     if status:
         text = ctypes.c_char_p()
@@ -146,7 +150,8 @@ def _call(name: str, *arguments: Any) -> None:
         raise EngineError(f"{name} failed: {text.value.decode() if text.value else f'error {status}'}")
 
 
-def _pointer(handle: int) -> ctypes.c_void_p:
+def pointer(handle: int) -> ctypes.c_void_p:
+    """A handle or an address as an argument of ``call``."""
     return ctypes.c_void_p(handle)
 
 

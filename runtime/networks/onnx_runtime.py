@@ -118,7 +118,8 @@ def open_onnx(
         raise ModelError(
             f"ONNX Runtime has no provider {missing}; this installation has "
             f"{onnxruntime.get_available_providers()}; "
-            "GPU providers come with onnxruntime-gpu in place of onnxruntime"
+            "GPU providers come with onnxruntime-gpu in place of onnxruntime; where PyTorch sees a GPU, use "
+            'backend="torch"'
         )
     content = path if model is None else model
     session = start_session(content, threads, providers, provider_options, name=path)

@@ -16,6 +16,7 @@ from .model_variants import AS_IS, Variant
 from .onnx_cuda_session import OnnxGpuSession
 from .onnx_session import OnnxSession
 from .session import CUDA_PROVIDER, DEFAULT_PROVIDERS, Session
+from .torch_session import TorchGpuSession, TorchSession
 
 _log = logging.getLogger("tfiseg")
 
@@ -25,15 +26,24 @@ def open_session(
     threads: int = 0,
     providers: Sequence[str] = DEFAULT_PROVIDERS,
     variant: Variant = AS_IS,
+    torch_device: str | None = None,
 ) -> Session:
     """The session for a model file. An engine's record and content are checked before TensorRT sees a byte of
     it.
 
+    Args:
+        path: of an ONNX model, or an engine.
+        threads, providers: see ``OnnxSession``.
+        variant: what to change in an ONNX model while it is loaded.
+        torch_device: run an ONNX model in PyTorch, on "cpu" or "cuda".
+
     Raises:
         ModelError: see ``OnnxSession``. EngineError: an engine that is damaged or not for this machine.
-            MissingDependencyError: TensorRT or PyCUDA isn't installed.
+            MissingDependencyError: TensorRT, PyCUDA or PyTorch isn't installed.
     """
     path = Path(path)
+    if path.suffix != SUFFIX and torch_device is not None:
+        return TorchSession(path, variant) if torch_device == "cpu" else TorchGpuSession(path, variant)
     if path.suffix != SUFFIX:
         if [*providers[:1]] == [CUDA_PROVIDER]:
             return _open_on_gpu(path, threads, providers, variant)

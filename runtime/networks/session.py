@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from .model_info import ModelInfo
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "models" / "tfiseg-voc21.onnx"
+BACKENDS = ("onnxruntime", "torch")  # of models in ONNX
+DEVICES = ("cpu", "cuda")
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 class Session(Protocol):
-    """What runs a network: ``OnnxSession``, or ``GpuSession``'s kinds."""
+    """What runs a network: ``OnnxSession``, ``TorchSession``, or ``GpuSession``'s kinds."""
 
     path: Path
     info: ModelInfo

@@ -200,6 +200,10 @@ class LibCuda:
         self.gpu.waits.append(stream.value)
         return 0
 
+    def cuMemcpyAsync(self, to, source, size, stream):
+        self.gpu.enqueue(stream.value, lambda: ctypes.memmove(to.value, source.value, size))
+        return 0
+
     def cuGetErrorName(self, status, text):
         ctypes.cast(text, ctypes.POINTER(ctypes.c_char_p))[0] = b"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
         return 0

@@ -1,6 +1,7 @@
 """Every option acts or is refused, whatever runs the model."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -70,12 +71,35 @@ def test_what_a_record_says_of_the_operator():
     [
         ({"long_side_px": 512}, "long_side_px has no effect"),
         ({"providers": ["CUDAExecutionProvider"]}, "providers are"),
+        ({"backend": "torch"}, "backend is"),
     ],
 )
 def test_options_of_onnx_models_are_refused_with_an_engine(options, says):
     check_engine_options(SegmenterSettings(model="net.onnx", **options))
     with pytest.raises(InputError, match=says):
         check_engine_options(SegmenterSettings(model="net.engine", **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"device": "gpu"}, "device must be one of 'cpu', 'cuda', got 'gpu'"),
+        ({"backend": "pytorch"}, "got 'pytorch'. Did you mean 'torch'?"),
+        (
+            {"device": "cuda", "providers": ["CUDAExecutionProvider"]},
+            "providers stand for device and backend",
+        ),
+    ],
+)
+def test_device_and_backend_are_checked(options, says):
+    with pytest.raises(InputError, match=re.escape(says)):
+        SegmenterSettings(**options)
+
+
+def test_the_device_chooses_the_provider():
+    assert SegmenterSettings(device="cuda").onnx_providers == ("CUDAExecutionProvider",)
+    assert SegmenterSettings(device="cuda", backend="torch").torch_device == "cuda"
+    assert SegmenterSettings().torch_device is None
 
 
 def test_fast_leaves_the_heads_of_an_engine_unused(gpu, monkeypatch, tmp_path):

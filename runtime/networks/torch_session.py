@@ -1,0 +1,159 @@
+"""Networks in PyTorch, on the CPU or an NVIDIA GPU: for machines that neither TensorRT nor onnxruntime-gpu
+serves."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import MissingDependencyError, ModelError
+from ..gpu.torch_cuda import TorchCuda
+from .gpu_session import GpuSession
+from .model_info import METADATA_KEY, ModelInfo
+from .model_variants import AS_IS, Variant
+from .torch_network import TorchNetwork
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ANY_SIZE = ((1, 1), (1 << 15, 1 << 15))
+
+
+def _read(path: Path, variant: Variant) -> tuple[Any, ModelInfo]:
+    """A model file and its metadata; raises ModelError, MissingDependencyError."""
+    try:
+        import onnx
+        import torch  # noqa: F401
+        from onnx.external_data_helper import load_external_data_for_model
+    except ImportError as missing:
+        raise MissingDependencyError(
+            f'backend="torch" needs torch and onnx ({missing}): pip install "tfiseg[torch]"'
+        ) from missing
+    if not path.exists():
+        raise ModelError(
+            f"there is no model {path}; leave `model` out to use the network that comes with tfiseg"
+        )
+    try:
+        model = onnx.load_model_from_string(variant.read(path))
+        load_external_data_for_model(model, str(path.parent))
+    except Exception as wrong:  # of protobuf, or of the weights' file
+        raise ModelError(f"{path} is no ONNX model, or a damaged one: {wrong}") from wrong
+    texts = [p.value for p in model.metadata_props if p.key == METADATA_KEY]
+    if not texts:
+        raise ModelError(f"{path} has no tfiseg metadata: convert it with `tfiseg export {path}`")
+    return model, ModelInfo.from_json(texts[0], str(path))
+
+
+class TorchSession:
+    """A network in PyTorch on the CPU. PyTorch chooses its number of threads.
+
+    Args:
+        path: model in tfiseg's format, see ``OnnxSession``.
+        variant: what to change in the file while it is loaded.
+
+    Raises:
+        MissingDependencyError: torch or onnx isn't installed.
+        ModelError: the file can't be used, or has an operator that this backend doesn't know.
+    """
+
+    def __init__(self, path: Path, variant: Variant = AS_IS) -> None:
+        self.path = path
+        model, self.info = _read(path, variant)
+        self._graph = TorchNetwork(model, "cpu")
+
+    def has(self, output: str) -> bool:
+        """Whether the network gives this map."""
+        return output in self._graph.outputs
+
+    def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """The network's maps for one picture uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
+        import torch
+
+        found = self._graph({"frame": torch.from_numpy(np.ascontiguousarray(image))[None]})
+        return {name: tensor.float().numpy() for name, tensor in found.items()}
+
+    def close(self) -> None:
+        """Nothing is held that outlives this object."""
+
+
+class TorchGpuSession(GpuSession):
+    """A network in PyTorch on a GPU, in one CUDA graph with the operator. It multiplies in float16.
+
+    Args, errors: see ``TorchSession``. EngineError: PyTorch sees no GPU.
+        device: where tensors lie, "cuda" but for tests.
+    """
+
+    def __init__(self, path: Path, variant: Variant = AS_IS, device: str = "cuda") -> None:
+        model, info = _read(path, variant)
+        cuda = TorchCuda(device)
+        with cuda.current():
+            network, stream = TorchNetwork(model, device, half=device != "cpu"), cuda.stream()
+
+        def new_context() -> TorchContext:
+            return TorchContext(network, device)
+
+        first = new_context()
+        super().__init__(path, info, cuda, [(first, stream)], first.types, _ANY_SIZE, new_context=new_context)
+
+
+class TorchContext:
+    """A ``TorchNetwork`` bound to addresses, with the calls of TensorRT's execution context. Inputs are
+    uint8, outputs float32."""
+
+    def __init__(self, graph: TorchNetwork, device: str) -> None:
+        import torch
+
+        self._torch, self._graph, self._device = torch, graph, device
+        self.types = {name: np.dtype(np.float32) for name in graph.outputs}
+        self._given: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._known: dict[tuple[Any, ...], dict[str, tuple[int, ...]]] = {}
+
+    def set_input_shape(self, name: str, shape: Any) -> bool:
+        self._given[name] = tuple(shape)
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        key = tuple(sorted(self._given.items()))
+        if key not in self._known:  # run once to see what comes out
+            kind = self._torch.uint8
+            zeros = {n: self._torch.zeros(s, dtype=kind, device=self._device) for n, s in self._given.items()}
+            self._known[key] = {n: tuple(tensor.shape) for n, tensor in self._graph(zeros).items()}
+        return self._known[key][name]
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        with self._torch.cuda.stream(self._torch.cuda.ExternalStream(stream_handle)):
+            found = self._graph({name: self._at(name, s, np.uint8) for name, s in self._given.items()})
+            for name, tensor in found.items():
+                self._at(name, self.get_tensor_shape(name), np.float32).copy_(tensor)
+        return True
+
+    def _at(self, name: str, shape: tuple[int, ...], kind: type[np.generic]) -> Tensor:
+        """The memory at an address as a tensor."""
+        address, dtype = self._addresses[name], np.dtype(kind)
+        if self._device == "cpu":
+            memory = (ctypes.c_uint8 * (int(np.prod(shape)) * dtype.itemsize)).from_address(address)
+            return self._torch.from_numpy(np.ctypeslib.as_array(memory).view(dtype).reshape(shape))
+        return self._torch.as_tensor(_DeviceArray(address, shape, dtype.str), device=self._device)
+
+
+class _DeviceArray:
+    """Dense memory on the GPU by the CUDA array interface, version 3; it is ready."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], typestr: str) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": typestr,
+            "data": (address, False),
+            "strides": None,
+            "stream": None,
+            "version": 3,
+        }
