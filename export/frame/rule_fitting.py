@@ -15,11 +15,24 @@ from tqdm import tqdm
 from ...plugins.problem import Problem, problem_of
 from ...plugins.settings import AFFINITY_OFFSETS
 from ...runtime.networks.onnx_session import OnnxSession
-from ..instance.rule_fitting import Fit, OfComponent, calm, fit_rule, merges_of, weighed
+from ..instance.rule_fitting import (
+    MEMBERS,
+    Fit,
+    OfComponent,
+    averaged,
+    calm,
+    fit_rule,
+    lone_odds_of,
+    merges_of,
+    weighed,
+)
+from ..instance.teacher import PHOTOS_LONE_ODDS
 from .composites import FrameComposer
 from .export_onnx import FINER
 
-_LONE_WEIGHTS = 3.0, 15.0  # of "merge", "part": photos show single objects more often than composites do
+# lone components weigh so much more than their share in photos, for "merge" and "part"
+_CAUTION = 2.0, 2.8
+_SHARE = 2 / 3  # of the components for each member of a rule: members that differ vary less together
 _MIN_CELLS = 24  # smaller components are not used
 
 
@@ -51,8 +64,21 @@ def fit_frame_rules(
             truth = np.where(class_of == class_id, owner, 0).astype(np.int32)
             for samples, problem in ((merges, _problem), (parts, _parted_problem)):
                 samples += merges_of(its, truth, partial(problem, maps=maps), rng, _MIN_CELLS, 0.0)
-    weights = zip(("merge", "part"), (merges, parts), _LONE_WEIGHTS, strict=True)
-    return {name: fit_rule(weighed(samples, weight), seed) for name, samples, weight in weights}
+    return {
+        name: _bagged(its, caution * PHOTOS_LONE_ODDS / lone_odds_of(its), seed)
+        for name, its, caution in zip(("merge", "part"), (merges, parts), _CAUTION, strict=True)
+    }
+
+
+def _bagged(components: list[OfComponent], lone_weight: float, seed: int) -> Fit:
+    """The mean of rules that were each fitted on a part of the components."""
+    rng, samples = np.random.default_rng(seed), weighed(components, lone_weight)
+    fits = []
+    for member in range(MEMBERS):
+        chosen = np.flatnonzero(rng.random(len(samples)) < _SHARE)
+        fits.append(fit_rule([samples[k] for k in chosen], seed + member, members=1))
+    error = float(np.mean([fit.held_error for fit in fits]))
+    return Fit(averaged([fit.rule for fit in fits]), error, sum(len(same) for _, same, _ in samples))
 
 
 def _problem(own: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) -> Problem:

@@ -87,7 +87,7 @@ def fit_rules(
     merges, parts, joins = _samples(single, infer, count, seed, quiet)
     odds = PHOTOS_LONE_ODDS if lone_odds is None else lone_odds
     merge_weight, part_weight = (
-        c * odds / _lone_odds(its) for its, c in zip((merges, parts), _CAUTION, strict=True)
+        c * odds / lone_odds_of(its) for its, c in zip((merges, parts), _CAUTION, strict=True)
     )
     return _fits(merges, parts, joins, (merge_weight, part_weight), seed)
 
@@ -143,7 +143,8 @@ def _samples(
     return merges, parts, joins
 
 
-def _lone_odds(components: list[OfComponent]) -> float:
+def lone_odds_of(components: list[OfComponent]) -> float:
+    """How many components are one object, for each that is several."""
     lone = sum(is_lone for _, is_lone in components)
     return (lone + 1) / (len(components) - lone + 1)
 
@@ -261,7 +262,19 @@ def _joins_of(composite: Composite, maps: InstanceMaps, k: int) -> list[Samples]
     return [(shown.features(i, j), same.astype(float), weight / len(same) ** 0.5)]
 
 
-def fit_rule(parts: list[Samples], seed: int) -> Fit:
+def averaged(rules: list[Rule]) -> Rule:
+    """One rule with the hidden units of all, whose output is the mean of theirs."""
+    features = len(EVIDENCE_FEATURES)
+    hidden = [len(rule) // (features + 2) for rule in rules]
+    ends = [np.cumsum([n * features, n, n]) for n in hidden]
+    weights, biases, outs, bias = zip(
+        *(np.split(rule, end) for rule, end in zip(rules, ends, strict=True)), strict=True
+    )
+    scaled = [part / len(rules) for part in (*outs, np.sum(bias, axis=0))]
+    return np.concatenate([*weights, *biases, *scaled]).astype(np.float32)
+
+
+def fit_rule(parts: list[Samples], seed: int, members: int = MEMBERS) -> Fit:
     """One rule from all samples, in their order: the first tenth is kept apart. Raises InputError where there
     is none."""
     if not parts:
@@ -273,7 +286,7 @@ def fit_rule(parts: list[Samples], seed: int) -> Fit:
         np.concatenate([p[1] for p in parts]),
         np.concatenate([p[2] for p in parts]),
     )
-    net, _ = fit_members(samples, HIDDEN, MEMBERS, seed, min(_STEPS, 100 + len(samples[1]) // 4))
+    net, _ = fit_members(samples, HIDDEN, members, seed, min(_STEPS, 100 + len(samples[1]) // 4))
     held = max(1, int(len(samples[1]) * HELD_OUT))  # what fit_members kept apart
     with torch.no_grad():
         said = net(torch.from_numpy(samples[0][:held]).float())[:, 0].numpy() > 0
