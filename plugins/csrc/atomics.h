@@ -72,7 +72,19 @@ TFISEG_HD int32_t trailing_zeros(uint32_t v) { return __builtin_ctz(v); }
 TFISEG_HD int32_t bit_count(uint32_t v) { return __builtin_popcount(v); }
 #endif
 
-// Appends to a list whose order does not matter.
-TFISEG_HD void append(int32_t *list, int32_t *count, int32_t value) { list[fetch_add(count, 1)] = value; }
+// The next place of a list whose order does not matter. Lanes that arrive together take theirs in one atomic operation.
+TFISEG_HD int32_t next_place(int32_t *count) {
+#ifdef __CUDA_ARCH__
+    const uint32_t together = __activemask(), lane = threadIdx.x & 31u;
+    const int32_t leader = trailing_zeros(together);
+    int32_t base = 0;
+    if (int32_t(lane) == leader) base = fetch_add(count, bit_count(together));
+    return __shfl_sync(together, base, leader) + bit_count(together & ((1u << lane) - 1u));
+#else
+    return fetch_add(count, 1);
+#endif
+}
+
+TFISEG_HD void append(int32_t *list, int32_t *count, int32_t value) { list[next_place(count)] = value; }
 
 }  // namespace tfiseg

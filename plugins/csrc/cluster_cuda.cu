@@ -1,11 +1,8 @@
-// The operator and its views on a GPU: an executor that launches the phases of pipeline.h and views_pipeline.h as kernels on the
-// caller's stream.
+// The operator and its views on a GPU: executors that run the sections and phases of pipeline.h and views_pipeline.h on the caller's stream.
 //
-// Nothing is allocated, synchronized or read back; the device itself reads how much work a later phase has. About 20 launches per
-// call; moving cuts adds 7 and two for each pixel of its width, a second pass 25.
-// Loops whose end is decided on the device (merging in rounds) run in one kernel: in a single block where the grid is small, so that a
-// barrier costs nanoseconds, else in as many blocks as fit at once, in a cooperative launch.
-// Bytes moved per grid pixel, classes apart: about 60 (4 distances: 9, links: 12, contacts: 8, regions: 13, labels: 9, ...).
+// Nothing is allocated, synchronized or read back; the device itself reads how much work a phase has. A section is one cooperative launch:
+// all of its blocks are resident, and a barrier of the grid separates phases. Where the device counts few items, one block works alone,
+// with its own barrier, and the others wait at the next barrier of the grid. docs/benchmarks/gpu.md counts launches, barriers and bytes.
 #include <cooperative_groups.h>
 
 #include <cub/block/block_scan.cuh>
@@ -15,17 +12,24 @@
 #include "check.h"
 #include "views_pipeline.h"
 
+// Memory that the threads of a block share; and where a thread begins a phase and an item of it. Tests on a CPU define both.
+#ifndef TFISEG_SHARED
+#define TFISEG_SHARED(Type, name) __shared__ Type name
+#endif
+#ifndef TFISEG_TRACE_PHASE
+#define TFISEG_TRACE_PHASE(Phase)
+#define TFISEG_TRACE_ITEM()
+#endif
+
 namespace tfiseg {
 namespace {
 
-constexpr int32_t kThreads = 256;
-constexpr int32_t kBlocksPerProcessor = 8;  // of loops over what was counted on the device
-constexpr int32_t kScanThreads = 1024;
-#ifndef TFISEG_PIXELS_PER_BLOCK
-#define TFISEG_PIXELS_PER_BLOCK (1 << 16)  // tests take less, so that small grids use several blocks
+#ifndef TFISEG_THREADS
+#define TFISEG_THREADS 512  // tests take fewer, so that small grids use several blocks
 #endif
-constexpr int64_t kPixelsPerBlock = TFISEG_PIXELS_PER_BLOCK;  // of the grid, for a block of a loop's kernel
-constexpr int32_t kWordsPerThread = 8;
+constexpr int32_t kThreads = TFISEG_THREADS;  // of a block that runs a section
+constexpr int32_t kPhaseThreads = 256;        // of a block that runs one phase
+constexpr int32_t kCountsPerThread = 8;
 
 // What a phase takes: int32_t or int64_t.
 template <class Phase, class Index>
@@ -33,56 +37,135 @@ Index argument(void (Phase::*)(Index) const);
 template <class Phase>
 using IndexOf = decltype(argument(&Phase::operator()));
 
+// Runs a section's phases in every thread of a grid. The barrier before a phase is made up for only when the next one begins, so that a
+// kernel does not end with one.
+class GridExecutor {
+  public:
+    template <class Phase>
+    __device__ void each(int64_t n, const Phase &phase) {
+        settle();
+        TFISEG_TRACE_PHASE(Phase);
+        for (int64_t i = first(); i < n; i += step()) {
+            TFISEG_TRACE_ITEM();
+            phase(IndexOf<Phase>(i));
+        }
+    }
+
+    template <class Phase>
+    __device__ void each_counted(const int32_t *count, int64_t most, const Phase &phase) {
+        settle();
+        TFISEG_TRACE_PHASE(Phase);
+        const int64_t n = *count < most ? *count : most;
+        for (int64_t i = first(); i < n; i += step()) {
+            TFISEG_TRACE_ITEM();
+            phase(IndexOf<Phase>(i));
+        }
+    }
+
+    template <class Phases>
+    __device__ void rounds(const Phases &phases) {
+        for (int32_t round = 0;; ++round) {
+            for (int32_t phase = 0; phase < Phases::kPhases; ++phase) {
+                settle();
+                TFISEG_TRACE_PHASE(Phases);
+                const int32_t n = phases.items(phase, round);
+                is_settled_ = n == 0;  // as most phases of a last round
+                for (int64_t k = first(); k < n; k += step()) {
+                    TFISEG_TRACE_ITEM();
+                    phases(phase, round, int32_t(k));
+                }
+            }
+            settle();
+            is_settled_ = true;  // has_next only reads what the last phase wrote
+            if (!phases.has_next(round)) return;
+        }
+    }
+
+    template <class Phase>
+    __device__ void tiles(int64_t n, const Phase &phase) {
+        TFISEG_SHARED(typename Phase::Shared, shared);
+        settle();
+        TFISEG_TRACE_PHASE(Phase);
+        for (int64_t tile = is_solo_ ? 0 : blockIdx.x; tile < n; tile += is_solo_ ? 1 : gridDim.x)
+            for (int32_t k = 0; k < Phase::kSteps; ++k) {
+                for (int32_t item = int32_t(threadIdx.x); item < Phase::kItems; item += kThreads) {
+                    TFISEG_TRACE_ITEM();
+                    phase(shared, tile, k, item);
+                }
+                __syncthreads();
+            }
+    }
+
+    // In one block. Large arrays are summed in tiles.
+    __device__ void exclusive_sum(int32_t *counts, int64_t n) {
+        using Scan = cub::BlockScan<int32_t, kThreads>;
+        TFISEG_SHARED(typename Scan::TempStorage, storage);
+        settle();
+        TFISEG_TRACE_PHASE(Scan);
+        if (blockIdx.x != 0) return;
+        int32_t done = 0;
+        for (int64_t tile = 0; tile < n; tile += int64_t(kThreads) * kCountsPerThread) {
+            const int64_t start = tile + int64_t(threadIdx.x) * kCountsPerThread;
+            int32_t sums[kCountsPerThread], total;
+            for (int32_t k = 0; k < kCountsPerThread; ++k) sums[k] = start + k < n ? counts[start + k] : 0;
+            Scan(storage).ExclusiveSum(sums, sums, total);
+            for (int32_t k = 0; k < kCountsPerThread; ++k)
+                if (start + k < n) counts[start + k] = done + sums[k];
+            done += total;
+            __syncthreads();  // before storage is used again
+        }
+        if (threadIdx.x == 0) counts[n] = done;
+    }
+
+    // The counts must not grow while the body runs: every block reads them on its own.
+    template <class Body>
+    __device__ void solo(DeviceCounts counts, int32_t most, const Body &body) {
+        settle();
+        is_settled_ = true;
+        const bool is_small = *counts.first <= most && (!counts.second || *counts.second <= most);
+        if (is_solo_ || !is_small) {
+            body();
+            return;
+        }
+        is_solo_ = true;
+        if (blockIdx.x == 0) body();
+        is_solo_ = false;
+        is_settled_ = false;
+    }
+
+  private:
+    // The barrier that separates the next phase from the last one.
+    __device__ void settle() {
+        if (!is_settled_) {
+            if (is_solo_ || gridDim.x == 1) {
+                __syncthreads();
+            } else {
+                cooperative_groups::this_grid().sync();
+            }
+        }
+        is_settled_ = false;
+    }
+
+    __device__ int64_t first() const { return is_solo_ ? int64_t(threadIdx.x) : int64_t(blockIdx.x) * kThreads + threadIdx.x; }
+    __device__ int64_t step() const { return is_solo_ ? int64_t(kThreads) : int64_t(gridDim.x) * kThreads; }
+
+    bool is_settled_ = true, is_solo_ = false;
+};
+
+template <class Section>
+__global__ void __launch_bounds__(kThreads, Section::kGroups) section_kernel(const __grid_constant__ Section section) {
+    GridExecutor run;
+    section(run);
+}
+
 template <class Phase>
-__global__ void __launch_bounds__(kThreads) each_kernel(const __grid_constant__ Phase phase, int64_t n) {
-    const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+__global__ void __launch_bounds__(kPhaseThreads) each_kernel(const __grid_constant__ Phase phase, int64_t n) {
+    TFISEG_TRACE_PHASE(Phase);
+    const int64_t i = int64_t(blockIdx.x) * kPhaseThreads + threadIdx.x;
     if (i < n) phase(IndexOf<Phase>(i));
 }
 
-template <class Phase>
-__global__ void __launch_bounds__(kThreads) each_counted_kernel(const __grid_constant__ Phase phase, const int32_t *count, int64_t most) {
-    const int64_t n = *count < most ? *count : most;
-    for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n; i += int64_t(gridDim.x) * kThreads) phase(IndexOf<Phase>(i));
-}
-
-template <class Phases>
-__global__ void __launch_bounds__(Phases::kThreads) rounds_kernel(const __grid_constant__ Phases phases) {
-    const auto barrier = [] {
-        if (gridDim.x == 1) {
-            __syncthreads();
-        } else {
-            cooperative_groups::this_grid().sync();
-        }
-    };
-    const int32_t first = int32_t(blockIdx.x * Phases::kThreads + threadIdx.x), step = int32_t(gridDim.x) * Phases::kThreads;
-    for (int32_t round = 0;; ++round) {
-        for (int32_t phase = 0; phase < Phases::kPhases; ++phase) {
-            const int32_t n = phases.items(phase, round);
-            for (int32_t k = first; k < n; k += step) phases(phase, round, k);
-            barrier();
-        }
-        if (!phases.has_next(round)) return;
-    }
-}
-
-// One block: exclusive sums of bit counts. prefix_count has words + 1 entries.
-__global__ void __launch_bounds__(kScanThreads) prefix_sum_kernel(const uint32_t *bits, int32_t *prefix_count, int64_t words) {
-    using Scan = cub::BlockScan<int32_t, kScanThreads>;
-    __shared__ typename Scan::TempStorage storage;
-    int32_t done = 0;
-    for (int64_t tile = 0; tile < words; tile += int64_t(kScanThreads) * kWordsPerThread) {
-        const int64_t start = tile + int64_t(threadIdx.x) * kWordsPerThread;
-        int32_t counts[kWordsPerThread], total;
-        for (int32_t k = 0; k < kWordsPerThread; ++k) counts[k] = start + k < words ? __popc(bits[start + k]) : 0;
-        Scan(storage).ExclusiveSum(counts, counts, total);
-        for (int32_t k = 0; k < kWordsPerThread; ++k)
-            if (start + k < words) prefix_count[start + k] = done + counts[k];
-        done += total;
-        __syncthreads();  // before storage is used again
-    }
-    if (threadIdx.x == 0) prefix_count[words] = done;
-}
-
+// Launches sections and phases.
 class Cuda {
   public:
     explicit Cuda(cudaStream_t stream) : stream_(stream) {
@@ -95,36 +178,23 @@ class Cuda {
 
     template <class Phase>
     void each(int64_t n, const Phase &phase) {
-        if (status_ == cudaSuccess && n > 0) launch(each_kernel<Phase>, blocks_of(n), kThreads, false, phase, n);
+        if (status_ == cudaSuccess && n > 0) launch(each_kernel<Phase>, (n + kPhaseThreads - 1) / kPhaseThreads, kPhaseThreads, false, phase, n);
     }
 
-    template <class Phase>
-    void each_counted(const int32_t *count, int64_t most, const Phase &phase) {
-        if (status_ == cudaSuccess && most > 0)
-            launch(each_counted_kernel<Phase>, std::min<int64_t>(blocks_of(most), kBlocksPerProcessor * processors_), kThreads, false, phase, count, most);
-    }
-
-    template <class Phases>
-    void rounds(int64_t pixels, const Phases &phases) {
-        int64_t blocks = std::max<int64_t>(1, pixels / kPixelsPerBlock);
-        if (status_ == cudaSuccess && blocks > 1) {  // a cooperative kernel must be resident as a whole
-            int resident = 1;
-            keep(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, rounds_kernel<Phases>, Phases::kThreads, 0));
-            blocks = std::min(blocks, int64_t(resident) * processors_);
-        }
-        if (status_ == cudaSuccess) launch(rounds_kernel<Phases>, blocks, Phases::kThreads, blocks > 1, phases);
-    }
-
-    void prefix_sum(const uint32_t *bits, int32_t *prefix_count, int64_t words) {
-        if (status_ == cudaSuccess) launch(prefix_sum_kernel, 1, kScanThreads, false, bits, prefix_count, words);
+    // items: of its largest phases.
+    template <class Section>
+    void section(int64_t items, const Section &section) {
+        int64_t blocks = std::max<int64_t>(1, (items + kThreads - 1) / kThreads);
+        int resident = 1;  // a cooperative kernel must be resident as a whole
+        if (status_ == cudaSuccess) keep(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, section_kernel<Section>, kThreads, 0));
+        blocks = std::min(blocks, int64_t(resident) * processors_);
+        if (status_ == cudaSuccess) launch(section_kernel<Section>, blocks, kThreads, blocks > 1, section);
     }
 
   private:
     void keep(cudaError_t status) {
         if (status_ == cudaSuccess) status_ = status;
     }
-
-    static int64_t blocks_of(int64_t n) { return (n + kThreads - 1) / kThreads; }
 
     template <class... Parameters, class... Arguments>
     void launch(void (*kernel)(Parameters...), int64_t blocks, int32_t threads, bool cooperative, const Arguments &...arguments) {

@@ -208,6 +208,7 @@ TFISEG_HD int32_t find_and_compress(int32_t *link, int32_t i) {
     const int32_t root = find_root(link, i);
     while (i != root) {
         const int32_t next = peek(link + i);
+        if (next == root) break;  // as most often: a store saved
         put(link + i, root);
         i = next;
     }

@@ -1,30 +1,33 @@
 // The operator for thousands of threads, second half: basins -> regions and edges -> unions -> instances at full resolution.
 // As in grid_phases.h, one struct is one phase, called once per item in any order.
 #pragma once
+#include "bit_ranks.h"
 #include "grid_phases.h"
 #include "sharpen.h"
 #include "upsample.h"
 
 namespace tfiseg {
 
-constexpr int32_t kStrip = 16;  // pixels of a row that one thread sums before it touches shared memory
-
-// Adds sums to a region that other threads add to as well.
-TFISEG_HD void add_to(Region *r, Region o) {
+// Adds sums to region `number`, from 1, that other threads add to as well; 0 = none.
+TFISEG_HD void add_to(Region *regions, int32_t number, Region o) {
 #ifdef __CUDA_ARCH__
-    // Large regions: where all lanes of a warp add to the same one, the first lane adds the sum of all.
-    int32_t same = 0;
-    if (__activemask() == 0xFFFFFFFFu) __match_all_sync(0xFFFFFFFFu, reinterpret_cast<unsigned long long>(r), &same);
-    if (same) {
-        for (int32_t step = 16; step; step >>= 1) {
-            const auto from = [step](auto v) { return __shfl_xor_sync(0xFFFFFFFFu, v, step); };
+    // Neighboring lanes often add to the same region: the first lane of each such run adds the sum of all of them.
+    constexpr uint32_t kAll = 0xFFFFFFFFu;
+    if (__activemask() == kAll) {
+        const int32_t lane = int32_t(threadIdx.x & 31), before = __shfl_up_sync(kAll, number, 1);
+        const uint32_t heads = __ballot_sync(kAll, lane == 0 || before != number), later = heads & ~((2u << lane) - 1u);
+        const int32_t end = later ? trailing_zeros(later) : 32;
+        for (int32_t step = 1; step < 32; step <<= 1) {
+            const auto from = [step](auto v) { return __shfl_down_sync(0xFFFFFFFFu, v, step); };
             const Region other = {from(o.area), from(o.sum_x), from(o.sum_y), from(o.sum_xx), from(o.sum_xy), from(o.sum_yy), 0, 0,
                                   from(o.score_sum), from(o.first), from(o.x0), from(o.y0), from(o.x1), from(o.y1)};
-            o.absorb(other);
+            if (lane + step < end) o.absorb(other);
         }
-        if ((threadIdx.x & 31) != 0) return;
+        if (!(heads >> lane & 1u)) return;
     }
 #endif
+    if (!number) return;
+    Region *r = regions + number - 1;
     add(&r->area, o.area);
     add(&r->sum_x, o.sum_x);
     add(&r->sum_y, o.sum_y);
@@ -39,58 +42,74 @@ TFISEG_HD void add_to(Region *r, Region o) {
     raise_to(&r->y1, o.y1);
 }
 
-// Sums over the runs of a strip of one row.
+// A batch in strips: columns of a few pixels, numbered along the rows, so that neighboring threads work on neighboring pixels.
+struct Strips {
+    int32_t pictures, h, w, rows;  // rows: of a strip
+
+    TFISEG_HD int32_t down() const { return (h + rows - 1) / rows; }
+    TFISEG_HD int64_t items() const { return int64_t(pictures) * down() * w; }
+
+    // Calls f(y, i) for each pixel of a strip from top to bottom; i is its number in the batch.
+    template <class F>
+    TFISEG_HD void each_pixel(int64_t strip, const F &f) const {
+        const int32_t x = int32_t(strip % w), part = int32_t(strip / w % down());
+        const int64_t picture = strip / w / down();
+        const int32_t begin = part * rows, end = begin + rows < h ? begin + rows : h;
+        for (int32_t y = begin; y < end; ++y) f(y, (picture * h + y) * w + x);
+    }
+    TFISEG_HD int32_t column(int64_t strip) const { return int32_t(strip % w); }
+};
+
+// Few pixels give few threads enough to do only if strips are short.
+TFISEG_HD Strips strips_of(int32_t pictures, int32_t h, int32_t w) {
+    return {pictures, h, w, int64_t(pictures) * h * w > (1 << 19) ? 16 : 4};
+}
+TFISEG_HD Strips strips_of(const Grid &grid) { return strips_of(grid.pictures, grid.h, grid.w); }
+
+// Sums over the runs of a strip.
 class StripSum {
   public:
-    TFISEG_HD StripSum(Region *regions, int32_t y) : regions_(regions), y_(y) {}
+    TFISEG_HD StripSum(Region *regions, int32_t x) : regions_(regions), x_(x) {}
 
     // number: of the region, from 1; 0 = none. index: of the pixel; `first` is the smallest.
-    TFISEG_HD void pixel(int32_t number, int32_t x, int64_t index, int32_t score) {
-        if (number != number_) finish();
+    TFISEG_HD void pixel(int32_t number, int32_t y, int64_t index, int32_t score) {
+        if (number != number_ && number_) finish();
         if (!number) return;
         if (!run_.area) {
             number_ = number;
             run_.first = index;
-            run_.x0 = x;
+            run_.y0 = y;
         }
         run_.area += 1;
-        run_.sum_x += x;
-        run_.sum_xx += int64_t(x) * x;
+        run_.sum_y += y;
+        run_.sum_yy += int64_t(y) * y;
         run_.score_sum += score;
-        run_.x1 = x + 1;
+        run_.y1 = y + 1;
     }
 
     TFISEG_HD void finish() {
-        if (run_.area) {
-            run_.sum_y = run_.area * y_;
-            run_.sum_xy = run_.sum_x * y_;
-            run_.sum_yy = run_.sum_y * y_;
-            run_.y0 = y_;
-            run_.y1 = y_ + 1;
-            add_to(regions_ + number_ - 1, run_);
-        }
+        run_.sum_x = run_.area * x_;
+        run_.sum_xy = run_.sum_y * x_;
+        run_.sum_xx = run_.sum_x * x_;
+        run_.x0 = x_;
+        run_.x1 = x_ + 1;
+        add_to(regions_, number_, run_);
         run_ = kEmptyRegion;
         number_ = 0;
     }
 
   private:
     Region *regions_;
-    int32_t y_, number_ = 0;
+    int32_t x_, number_ = 0;
     Region run_ = kEmptyRegion;
 };
 
-TFISEG_HD int32_t strips_of(const Grid &grid) { return (grid.w + kStrip - 1) / kStrip; }
-
 // Add the pixels of a strip to the sums of the regions that number_of(pixel) gives.
 template <class NumberOf>
-TFISEG_HD void sum_strip(const Grid &grid, const uint16_t *fixed_scores, Region *regions, int32_t k, const NumberOf &number_of) {
-    const int32_t strips = strips_of(grid), row = k / strips, begin = k % strips * kStrip;
-    const int32_t end = begin + kStrip < grid.w ? begin + kStrip : grid.w;
-    StripSum sum(regions, row % grid.h);
-    for (int32_t x = begin; x < end; ++x) {
-        const int32_t i = row * grid.w + x;
-        sum.pixel(number_of(i), x, i, fixed_scores ? fixed_scores[i] : 0);
-    }
+TFISEG_HD void sum_strip(const Grid &grid, const uint16_t *fixed_scores, Region *regions, int64_t k, const NumberOf &number_of) {
+    const Strips strips = strips_of(grid);
+    StripSum sum(regions, strips.column(k));
+    strips.each_pixel(k, [&](int32_t y, int64_t i) { sum.pixel(number_of(int32_t(i)), y, i, fixed_scores ? fixed_scores[i] : 0); });
     sum.finish();
 }
 
@@ -134,9 +153,9 @@ struct SumRegions {
     int32_t *map;  // in at roots, out everywhere: 0 = none
     Region *regions;
 
-    TFISEG_HD int32_t strips() const { return strips_of(grid); }
+    TFISEG_HD int64_t items() const { return strips_of(grid).items(); }
 
-    TFISEG_HD void operator()(int32_t k) const {
+    TFISEG_HD void operator()(int64_t k) const {
         sum_strip(grid, fixed_scores, regions, k, [this](int32_t i) {
             const int32_t root = cls[i] ? find_root(link, i) : -1, number = root < 0 ? 0 : map[root];
             if (root != i) map[i] = number;
@@ -174,9 +193,9 @@ struct SumUnions {
     const int32_t *map;
     Region *regions;
 
-    TFISEG_HD int32_t strips() const { return strips_of(grid); }
+    TFISEG_HD int64_t items() const { return strips_of(grid).items(); }
 
-    TFISEG_HD void operator()(int32_t k) const {
+    TFISEG_HD void operator()(int64_t k) const {
         sum_strip(grid, fixed_scores, regions, k, [this](int32_t i) { return map[i]; });
     }
 };
@@ -337,7 +356,7 @@ struct MergeRounds {
     int32_t plane;
     Counters *counters;
 
-    static constexpr int32_t kPhases = 6, kThreads = 512;  // with more, registers spill
+    static constexpr int32_t kPhases = 6;
 
     TFISEG_HD int32_t edges(int32_t round) const {
         const int32_t n = counters->edges[round & 1], most = sets[0].capacity;
@@ -441,7 +460,7 @@ struct LargestRounds {
     int32_t most;
     Counters *counters;
 
-    static constexpr int32_t kPhases = 2, kThreads = 1024;
+    static constexpr int32_t kPhases = 2;
     static constexpr int32_t kFirstBits = 25, kBits = 50;  // a picture has at most 2^24 pixels
 
     TFISEG_HD int32_t region_count() const { return counters->overflow ? 0 : counters->regions; }
@@ -489,7 +508,8 @@ struct Output {
     int32_t h, w;
 
     TFISEG_HD int64_t plane() const { return int64_t(h) * w; }
-    TFISEG_HD int64_t words() const { return (plane() + 31) >> 5; }
+    // Of a bit map of a picture: whole groups, so that no group holds bits of two pictures.
+    TFISEG_HD int64_t words() const { return counts_of((plane() + 31) >> 5) * kWordsPerCount; }
 };
 
 // With logits: moves a union's sums at the grid's size aside, for the sums at the output size.
@@ -537,27 +557,25 @@ struct Upsample {
     uint8_t *semantic_map;    // out, or NULL
     int32_t *semantic_map_32;  // out, or NULL
 
-    TFISEG_HD int32_t strips() const { return (out.w + kStrip - 1) / kStrip; }
-    TFISEG_HD int64_t items() const { return int64_t(grid.pictures) * out.h * strips(); }
+    TFISEG_HD Strips strips() const { return strips_of(grid.pictures, out.h, out.w); }
+    TFISEG_HD int64_t items() const { return strips().items(); }
 
     TFISEG_HD void operator()(int64_t k) const {
-        const int64_t row = k / strips();
-        const int32_t picture = int32_t(row / out.h), y = int32_t(row % out.h), begin = int32_t(k % strips()) * kStrip;
-        const int32_t end = begin + kStrip < out.w ? begin + kStrip : out.w, start = picture * grid.plane();
+        const int32_t x = strips().column(k), start = int32_t(k / out.w / strips().down()) * grid.plane();
         const FullResolution<Unions, Values> full = {semantic + start, unions + start, logits + int64_t(start) * classes, classes, grid.h, grid.w};
-        const GridPosition at_y = grid_position(y, out.h, grid.h);
-        StripSum sum(regions, y);
-        for (int32_t x = begin; x < end; ++x) {
-            const int64_t i = row * out.w + x;
+        const GridPosition at_x = grid_position(x, out.w, grid.w);
+        const bool overflows = counters->overflow;
+        StripSum sum(regions, x);
+        strips().each_pixel(k, [&](int32_t y, int64_t i) {
             uint8_t c;
             int32_t number;
-            full(at_y, grid_position(x, out.w, grid.w), c, number);
-            if (counters->overflow) number = 0;
+            full(grid_position(y, out.h, grid.h), at_x, c, number);
+            if (overflows) number = 0;
             label_map[i] = number;
             if (semantic_map) semantic_map[i] = c;
             if (semantic_map_32) semantic_map_32[i] = c;
-            sum.pixel(number, x, int64_t(y) * out.w + x, 0);
-        }
+            sum.pixel(number, y, int64_t(y) * out.w + x, 0);
+        });
         sum.finish();
     }
 };
@@ -592,7 +610,7 @@ struct MarkFirstPixels {
     }
 };
 
-// Numbers the kept unions by their first pixels and writes the table. prefix_count: marked pixels before each word.
+// Numbers the kept unions by their first pixels and writes the table. prefix_count: see bit_ranks.h.
 struct NumberInstances {
     const int32_t *unions;
     const Region *regions;
@@ -609,8 +627,8 @@ struct NumberInstances {
     TFISEG_HD void operator()(int32_t k) const {
         const int32_t r = unions[k];
         if (!number[r]) return;
-        const int64_t picture = regions[r].peak, first = regions[r].first, start = picture * out.words(), word = start + (first >> 5);
-        const int32_t rank = prefix_count[word] - prefix_count[start] + bit_count(bits[word] & ((1u << (first & 31)) - 1u));
+        const int64_t picture = regions[r].peak, start = picture * out.words();
+        const int32_t rank = bits_before(bits, prefix_count, 32 * start + regions[r].first) - prefix_count[start / kWordsPerCount];
         number[r] = rank + 1;
         const bool is_stopped = states[picture].is_stopped || states[picture].rescored > merge_budget(plane);
         write_row(regions[r], has_scores, is_stopped, out.h, out.w, table + (picture * most + rank) * TFISEG_TABLE_COLUMNS);
@@ -630,8 +648,10 @@ struct WriteLabels {
     int32_t *semantic_map_32;  // out, or NULL
     int32_t *count;           // out: TFISEG_COUNT_OVERFLOW if there were too many regions, edges or merge rounds
 
+    TFISEG_HD int32_t marked_until(int64_t picture) const { return prefix_count[picture * out.words() / kWordsPerCount]; }
+
     TFISEG_HD void operator()(int64_t i) const {
-        if (i < pictures) count[i] = counters->overflow ? TFISEG_COUNT_OVERFLOW : prefix_count[(i + 1) * out.words()] - prefix_count[i * out.words()];
+        if (i < pictures) count[i] = counters->overflow ? TFISEG_COUNT_OVERFLOW : marked_until(i + 1) - marked_until(i);
         if (!map) {
             if (label_map[i]) label_map[i] = number[label_map[i] - 1];
             return;

@@ -4,6 +4,7 @@
 // Pixels of a batch have one numbering: i = (picture * h + y) * w + x.
 #pragma once
 #include <cmath>
+#include <cstring>
 
 #include "field.h"
 #include "merge.h"
@@ -61,6 +62,9 @@ struct PictureState {
     int32_t is_stopped = 0;  // merging in the second pass stopped at its budget
 };
 
+// The settings in 32-bit words, so that many threads store a word each.
+constexpr int32_t kSettingsWords = int32_t(sizeof(Settings) / sizeof(uint32_t));
+
 // Class, countable class and fixed-point score of every pixel; also gives everything in the workspace its start value.
 struct FindClasses {
     Grid grid;
@@ -80,15 +84,18 @@ struct FindClasses {
     int32_t key_slots, bit_words;
 
     TFISEG_HD int32_t items() const {
-        const int32_t most = key_slots > bit_words ? key_slots : bit_words;
+        int32_t most = key_slots > bit_words ? key_slots : bit_words;
+        most = most > kSettingsWords ? most : kSettingsWords;
         return most > grid.pixels() ? most : grid.pixels();
     }
 
     TFISEG_HD void operator()(int32_t i) const {
-        if (i == 0) {
-            *stored = settings;
-            *counters = Counters();
+        if (i < kSettingsWords) {
+            uint32_t word;
+            std::memcpy(&word, reinterpret_cast<const char *>(&settings) + sizeof word * size_t(i), sizeof word);
+            std::memcpy(reinterpret_cast<char *>(stored) + sizeof word * size_t(i), &word, sizeof word);
         }
+        if (i == 0) *counters = Counters();
         if (i < grid.pictures) states[i] = PictureState();
         if (i < grid.pictures && region_count) region_count[i] = 0;
         if (i < key_slots) keys[i] = kNoKey;
@@ -196,9 +203,28 @@ struct ColumnSearch {
     }
 };
 
-// Exact squared distance of one pixel: searches the columns of its run outwards until no nearer one is possible. The work grows with the
-// distance, which suits parallel threads; the lower envelope in field.h suits one thread.
+// The run of one class around a pixel of a row, and whether a pixel of another class lies before and behind it: a wall.
+struct Run {
+    int32_t first, last;
+    bool has_wall_before, has_wall_behind;
+
+    TFISEG_HD int32_t first_site() const { return first - int32_t(has_wall_before); }
+    TFISEG_HD int32_t last_site() const { return last + int32_t(has_wall_behind); }
+};
+
+TFISEG_HD Run run_of(const Grid &grid, const uint32_t *rows, int32_t row, int32_t x) {
+    const uint32_t *words = rows + int64_t(row) * grid.row_words();
+    const int32_t start = change_before(words, 1, x), end = change_after(words, 1, x, grid.row_words());
+    return {start < 0 ? 0 : start, (end < 0 ? grid.w : end) - 1, start >= 0, end >= 0};
+}
+
+constexpr int16_t kNoSite = INT16_MIN;
+
+// Exact squared distances along rows. The distance of a pixel is the least of (x - s)^2 + column(s)^2 over the sites s of its run, where
+// column(s) is 0 on walls. The lower envelope in field.h suits one thread; parallel threads search outwards until no nearer site is possible.
 struct RowSearch {
+    static constexpr int32_t kStride = 8;
+
     Grid grid;
     const uint8_t *cls;
     const uint32_t *rows;
@@ -206,39 +232,126 @@ struct RowSearch {
     int32_t *squared;  // out
 
     TFISEG_HD void operator()(int32_t i) const {
-        if (!cls[i]) {
-            squared[i] = 0;
-            return;
-        }
-        const int32_t x = i % grid.w, row = i / grid.w;
-        const uint32_t *words = rows + int64_t(row) * grid.row_words();
-        const int32_t start = change_before(words, 1, x), end = change_after(words, 1, x, grid.row_words());
-        const int32_t left = start < 0 ? x : x - start, right = (end < 0 ? grid.w : end) - 1 - x;
-        int32_t best = kFarSquared;
-        if (start >= 0) best = nearer(best, left + 1, 0);
-        if (end >= 0) best = nearer(best, right + 1, 0);
-        best = nearer(best, 0, column[i]);
-        const int32_t most = left > right ? left : right;
-        for (int32_t k = 1; k <= most && k * k < best; ++k) {
-            if (k <= left) best = nearer(best, k, column[i - k]);
-            if (k <= right) best = nearer(best, k, column[i + k]);
-        }
-        squared[i] = best;
+        int16_t site;
+        squared[i] = search(i, site);
     }
 
-    TFISEG_HD static int32_t nearer(int32_t best, int32_t across, int32_t along) {
-        const int32_t square = across * across + along * along;
-        return along < kFarColumn && square < best ? square : best;
+    // Squared distance of a pixel, and the site that gives it; kNoSite where its run has none.
+    TFISEG_HD int32_t search(int32_t i, int16_t &site) const {
+        site = kNoSite;
+        if (!cls[i]) return 0;
+        const int32_t row = i / grid.w, x = i - row * grid.w;
+        const Run run = run_of(grid, rows, row, x);
+        const int16_t *here = column + i;
+        const int32_t left = x - run.first, right = run.last - x;
+        int32_t best = kFarSquared, nearest = 0;
+        const auto take = [&](int32_t across_squared, int32_t along, int32_t offset) {  // kFarColumn squared is above kFarSquared
+            const int32_t square = across_squared + along * along;
+            nearest = square < best ? offset : nearest;
+            best = square < best ? square : best;
+        };
+        take(0, here[0], 0);
+        if (run.has_wall_before) take((left + 1) * (left + 1), 0, -left - 1);
+        if (run.has_wall_behind) take((right + 1) * (right + 1), 0, right + 1);
+        const int32_t both = left < right ? left : right, most = left < right ? right : left;
+        int32_t k = 1, square = 1;
+        for (; k <= both && square < best; square += 2 * k + 1, ++k) {
+            take(square, here[-k], -k);
+            take(square, here[k], k);
+        }
+        for (const int32_t side = left < right ? 1 : -1; k <= most && square < best; square += 2 * k + 1, ++k) take(square, here[side * k], side * k);
+        if (best < kFarSquared) site = int16_t(x + nearest);
+        return best;
     }
 };
 
+// On large grids, every 8th pixel of a row is searched first (its site is kept), then those between. Sites do not cross: the difference
+// between two sites' squares grows evenly along a row, so a pixel between two others has its nearest site between theirs.
+struct RowSamples {
+    RowSearch search;
+    int16_t *sites;  // out: (pictures, h, across)
+
+    TFISEG_HD int32_t across() const { return (search.grid.w + RowSearch::kStride - 1) / RowSearch::kStride; }
+    TFISEG_HD int32_t items() const { return search.grid.pictures * search.grid.h * across(); }
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t i = k / across() * search.grid.w + k % across() * RowSearch::kStride;
+        search.squared[i] = search.search(i, sites[k]);
+    }
+};
+
+struct RowBetween {
+    RowSamples samples;
+
+    TFISEG_HD void operator()(int32_t i) const {
+        const RowSearch &search = samples.search;
+        const int32_t row = i / search.grid.w, x = i - row * search.grid.w, sample = x / RowSearch::kStride, before = sample * RowSearch::kStride;
+        if (x == before) return;
+        if (!search.cls[i]) {
+            search.squared[i] = 0;
+            return;
+        }
+        const Run run = run_of(search.grid, search.rows, row, x);
+        const int16_t *sites = samples.sites + int64_t(row) * samples.across() + sample;
+        const bool has_before = before >= run.first, has_behind = before + RowSearch::kStride <= run.last;
+        const int32_t a = has_before ? sites[0] : run.first_site(), b = has_behind ? sites[1] : run.last_site();
+        int32_t best = kFarSquared;
+        if (a != kNoSite && b != kNoSite) {
+            const int32_t low = a < b ? a : b, high = a < b ? b : a;
+            if (low < run.first) best = (x - low) * (x - low);
+            if (high > run.last && (high - x) * (high - x) < best) best = (high - x) * (high - x);
+            const int16_t *column = search.column + int64_t(row) * search.grid.w;
+            const int32_t begin = low < run.first ? run.first : low, end = high > run.last ? run.last : high;
+            for (int32_t s = begin; s <= end; ++s) {
+                const int32_t along = column[s], square = (x - s) * (x - s) + along * along;
+                best = square < best ? square : best;
+            }
+        }
+        search.squared[i] = best;
+    }
+};
+
+static_assert(int32_t(kFarColumn) * kFarColumn > kFarSquared, "a far column must never be nearest");
+
+// Links every pixel to its highest neighbor, then to where these links leave its tile, so that following them over the picture takes few
+// hops. A tile is a square of pixels whose threads share memory. Steps of a tile have a barrier between them.
 struct AscentLinks {
+    static constexpr int32_t kSide = 32, kItems = kSide * kSide;
+    static constexpr int32_t kDoublings = 5;  // of the distance that a link spans; chains that are longer leave hops for FollowLinks
+    static constexpr int32_t kSteps = kDoublings + 2;
+
+    struct Shared {
+        int16_t next[kItems];  // pixel of the tile that this one is linked to; itself where the link leaves the tile, and at a summit
+    };
+
     Grid grid;
     Ascent ascent;
 
-    TFISEG_HD void operator()(int32_t i) const {
+    TFISEG_HD int32_t tiles_across() const { return (grid.w + kSide - 1) / kSide; }
+    TFISEG_HD int32_t tiles_down() const { return (grid.h + kSide - 1) / kSide; }
+    TFISEG_HD int64_t tiles() const { return int64_t(grid.pictures) * tiles_down() * tiles_across(); }
+
+    TFISEG_HD void operator()(Shared &shared, int64_t tile, int32_t step, int32_t item) const {
+        const int32_t x0 = int32_t(tile % tiles_across()) * kSide, y0 = int32_t(tile / tiles_across() % tiles_down()) * kSide;
+        const int32_t x = x0 + item % kSide, y = y0 + item / kSide;
+        if (x >= grid.w || y >= grid.h) return;
+        const int32_t start = int32_t(tile / tiles_across() / tiles_down()) * grid.plane(), i = start + y * grid.w + x;
         if (!ascent.cls[i]) return;
-        const int32_t x = i % grid.w, y = i / grid.w % grid.h;
+        if (step == 0) {
+            link_to_neighbour(i, y, x);
+            const int32_t p = ascent.link[i] - start, tile_y = p / grid.w - y0, tile_x = p % grid.w - x0;
+            const bool stays = tile_y >= 0 && tile_y < kSide && tile_x >= 0 && tile_x < kSide;
+            put(shared.next + item, int16_t(stays ? tile_y * kSide + tile_x : item));
+        } else if (step <= kDoublings) {  // others double meanwhile: whatever is read lies further up
+            put(shared.next + item, peek(shared.next + peek(shared.next + item)));
+        } else if (const int32_t last = peek(shared.next + item); last != item) {
+            const int32_t exit = start + (y0 + last / kSide) * grid.w + x0 + last % kSide;
+            put(ascent.link + i, peek(ascent.link + exit));
+        }
+    }
+
+  private:
+    TFISEG_HD void link_to_neighbour(int32_t i, int32_t y, int32_t x) const {
         const bool framed = x > 0 && x < grid.w - 1 && y > 0 && y < grid.h - 1;
         if (framed && Ascent::is_inside(ascent.squared[i])) {
             ascent.inside(i);
@@ -278,8 +391,13 @@ struct FollowLinks {
     Counters *counters;
 
     TFISEG_HD void operator()(int32_t i) const {
-        if (!cls[i] || find_and_compress(link, i) != i) return;
-        const int32_t k = fetch_add(&counters->roots, 1);
+        if (!cls[i]) return;
+        const int32_t root = find_root(link, i);
+        if (root != i) {
+            put(link + i, root);  // shortens the way of others, too
+            return;
+        }
+        const int32_t k = next_place(&counters->roots);
         roots[k] = i;
         place[i] = k;
     }
@@ -294,11 +412,14 @@ struct FindContacts {
     Counters *counters;
 
     TFISEG_HD void operator()(int32_t i) const {
-        if (!cls[i]) return;
+        const uint8_t c = cls[i];
+        if (!c) return;
+        const int32_t own = link[i];
         bool touches = false;
-        for (int32_t d = 0; d < 4; ++d) {
-            const int32_t j = grid.later_neighbour(i, d);
-            touches = touches || (j >= 0 && cls[j] == cls[i] && link[j] != link[i]);
+        for (int32_t d = 0; d < 4; ++d) {  // without a branch for the class: lanes of a warp load together
+            const int32_t j = grid.later_neighbour(i, d), there = j < 0 ? i : j;
+            const bool is_same_class = cls[there] == c, is_other_basin = link[there] != own;
+            touches |= is_same_class & is_other_basin;
         }
         if (touches) append(contacts, &counters->contacts, i);
     }
@@ -318,7 +439,7 @@ struct NoiseRounds {
     uint64_t *best;  // by place: highest contact, as saddle and (inverted) pixel pair
     Counters *counters;
 
-    static constexpr int32_t kPhases = 3, kThreads = 1024;
+    static constexpr int32_t kPhases = 3;
 
     TFISEG_HD int32_t items(int32_t phase, int32_t round) const {
         if (phase == 1) return round ? counters->work[round & 1] : counters->contacts;
@@ -347,10 +468,11 @@ struct NoiseRounds {
 
     TFISEG_HD void look(int32_t i, int32_t round) const {
         bool open = false;
+        const int32_t a = find_and_compress(link, i);  // no basin merges in this phase
         for (int32_t d = 0; d < 4; ++d) {
             const int32_t j = grid.later_neighbour(i, d);
             if (j < 0 || cls[j] != cls[i]) continue;
-            const int32_t a = find_and_compress(link, i), b = find_and_compress(link, j);
+            const int32_t b = find_and_compress(link, j);
             if (a == b) continue;
             const bool a_low = is_lower(a, b);
             uint64_t *low = best + place[a_low ? a : b], *high = best + place[a_low ? b : a];

@@ -29,6 +29,13 @@ namespace tables = gpu_tables;
 namespace tables = cpu_tables;
 #endif
 
+// On a GPU: the hidden units one by one, since with several at once registers spill.
+#ifdef __CUDA_ARCH__
+#define TFISEG_NO_UNROLL _Pragma("unroll 1")
+#else
+#define TFISEG_NO_UNROLL
+#endif
+
 struct Region {
     int64_t area = 0, sum_x = 0, sum_y = 0, sum_xx = 0, sum_xy = 0, sum_yy = 0;
     int64_t peak = 0;  // largest squared distance
@@ -138,6 +145,7 @@ TFISEG_HD float neck_log_odds(const Edge &e, const Region &small, const Region &
     float f[tables::kNeckFeatures];
     for (int32_t i = 0; i < tables::kNeckFeatures; ++i) f[i] = float(exact[i]);
     float out = tables::kNeckOutBias;
+    TFISEG_NO_UNROLL
     for (int32_t j = 0; j < tables::kNeckHidden; ++j) {
         float sum = tables::kNeckHiddenBias[j];
         for (int32_t i = 0; i < tables::kNeckFeatures; ++i) sum = sum + tables::kNeckHiddenWeight[j][i] * f[i];
@@ -164,6 +172,7 @@ TFISEG_HD float evidence_log_odds(const Edge &e, const Region &small, const Regi
     for (int32_t i = 0; i < n; ++i) f[i] = float(exact[i]);
     const float *bias = rule + hidden * n, *out_weight = bias + hidden;
     float out = out_weight[hidden];
+    TFISEG_NO_UNROLL
     for (int32_t j = 0; j < hidden; ++j) {
         float sum = bias[j];
         for (int32_t i = 0; i < n; ++i) sum = sum + rule[j * n + i] * f[i];

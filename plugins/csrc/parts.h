@@ -52,22 +52,20 @@ struct CountInterior {
     int32_t *piece;          // out
     int32_t *interior_area;  // in, out
 
-    TFISEG_HD int32_t strips() const { return strips_of(grid); }
+    TFISEG_HD int64_t items() const { return strips_of(grid).items(); }
 
-    TFISEG_HD void operator()(int32_t k) const {
-        const int32_t row = k / strips(), begin = k % strips() * kStrip;
-        const int32_t end = begin + kStrip < grid.w ? begin + kStrip : grid.w;
+    TFISEG_HD void operator()(int64_t k) const {
         int32_t number = 0, count = 0;
-        for (int32_t i = row * grid.w + begin; i < row * grid.w + end; ++i) {
+        strips_of(grid).each_pixel(k, [&](int32_t, int64_t i) {
             piece[i] = map[i];
-            if (!map[i] || !(boundary[i] <= kBoundaryThreshold)) continue;
+            if (!map[i] || !(boundary[i] <= kBoundaryThreshold)) return;
             if (map[i] != number) {
                 if (count) fetch_add(interior_area + number - 1, count);
                 number = map[i];
                 count = 0;
             }
             ++count;
-        }
+        });
         if (count) fetch_add(interior_area + number - 1, count);
     }
 };
@@ -173,7 +171,7 @@ struct GrowthRounds {
     const int32_t *list;
     Counters *counters;
 
-    static constexpr int32_t kPhases = 2, kThreads = 1024;
+    static constexpr int32_t kPhases = 2;
 
     TFISEG_HD int32_t items(int32_t phase, int32_t) const { return phase ? 1 : counters->overflow ? 0 : counters->rest; }
     // Costs are at least 1 (to_fixed clamps), so a shortest path has fewer steps than the picture has pixels: the second bound is only a guard.

@@ -1,176 +1,39 @@
-// The operator on a GPU: which arrays lie where in the caller's workspace, and the order of the phases.
+// The operator on a GPU: the order of the phases. plan.h says where their arrays lie.
 //
-// An executor runs phases: `each(n, phase)` for a number known beforehand, `each_counted(count, most, phase)` for one that a former
-// phase counted, `rounds(n, phases)` for loops whose end is decided on the device, `prefix_sum(...)` for bit counts. The CUDA
-// executor (cluster_cuda.cu) launches kernels; the one of the tests (tests/plugins/shuffled.cpp) runs all items in random order.
+// An executor runs phases, with a barrier between any two:
+//   each(n, phase)                    one item for each number below n
+//   each_counted(count, most, phase)  as many as an earlier phase counted, at most `most`
+//   rounds(phases)                    a loop whose end is decided on the device
+//   tiles(n, phase)                   items in groups that share memory
+//   exclusive_sum(counts, n)          prefix counts, see bit_ranks.h
+//   solo(counts, most, body)          phases with few items: in one group of threads, whose barriers cost little
+//   section(items, section)           phases in one launch. On a GPU, a section runs on the device and calls the functions above there.
+// The CUDA executors (cluster_cuda.cu) launch kernels; the one of the tests (tests/plugins/shuffled.cpp) runs all items in random order.
 #pragma once
-#include <algorithm>
+#include "plan.h"
 
-#include "parts.h"
-#include "sharpen.h"
-#include "tfiseg.h"
+// nvcc: the executor decides whether a section runs on the host or on the device.
+#ifdef __NVCC__
+#define TFISEG_SECTION _Pragma("nv_exec_check_disable")
+#else
+#define TFISEG_SECTION
+#endif
 
 namespace tfiseg {
 
-// Arrays carved out of the caller's workspace. Without memory, it only counts the bytes.
-class Carver {
-  public:
-    explicit Carver(void *memory) {
-        base_ = reinterpret_cast<uintptr_t>(memory);
-        at_ = base_ ? (base_ + kAlign - 1) / kAlign * kAlign : kAlign;
-    }
+#ifndef TFISEG_SMALL_PIXELS
+#define TFISEG_SMALL_PIXELS (1 << 16)  // tests take other limits, so that small grids take every way
+#endif
+#ifndef TFISEG_SOLO_ITEMS
+#define TFISEG_SOLO_ITEMS (1 << 12)
+#endif
+constexpr int64_t kSmallPixels = TFISEG_SMALL_PIXELS;  // up to here, everything between class map and output is one section
+constexpr int32_t kSoloItems = TFISEG_SOLO_ITEMS;      // up to here, one group of threads is faster than all with their barriers
+constexpr int64_t kSoloWords = 4 * kSoloItems;         // of the output's bit map
 
-    template <class T>
-    T *take(int64_t n) {
-        T *taken = reinterpret_cast<T *>(at_);
-        at_ += uintptr_t((n * int64_t(sizeof(T)) + kAlign - 1) / kAlign * kAlign);
-        most_ = std::max(most_, at_);
-        return taken;
-    }
-
-    uintptr_t mark() const { return at_; }
-    void back_to(uintptr_t mark) { at_ = mark; }
-    int64_t bytes() const { return int64_t(most_ - base_); }
-
-    static constexpr int64_t kAlign = 256;
-
-  private:
-    uintptr_t base_, at_, most_ = 0;
-};
-
-// Grids up to this many pixels have room for every possible region and edge; larger grids for one per four pixels, many times
-// what a photograph needs. Where that is not enough, the count says so (TFISEG_COUNT_OVERFLOW).
-constexpr int64_t kFullRoomPixels = 1 << 18;
-
-inline int64_t room_for(int64_t worst, int64_t pixels) { return std::min(worst, std::max(pixels / 4, kFullRoomPixels)); }
-
-struct Plan {
-    Grid grid;
-    Output out;
-    bool has_scores, is_geometric, has_edges, has_contacts;
-    int32_t region_room, edge_room, key_slots, bit_words;
-    int64_t bytes;
-
-    Counters *counters;
-    Settings *settings;
-    PictureState *states;
-    uint8_t *semantic, *cls;
-    uint16_t *fixed_scores;
-    void *boundary;  // enlarged
-    int32_t *squared, *link, *map, *roots, *contacts;
-    Region *regions;
-    int32_t *parent, *last_merge_round, *number, *unions;
-    int64_t *grid_area, *grid_score_sum;
-    uint64_t *keys, *best_score, *best_pair;
-    int32_t *places;
-    uint32_t *bits;
-    int32_t *prefix_count;
-    // the following share memory: one group of phases after the other
-    uint32_t *columns, *rows;
-    int16_t *column;
-    int32_t *work[2];
-    uint64_t *best;
-    Edge *edges[2];
-    double *scores[2];
-    uint64_t *pairs;
-    uint8_t *band;
-    int32_t *other, *distance[2], *band_pixels;
-    int32_t *piece, *interior_area, *part_count, *largest_part;
-    uint64_t *largest_key;
-    uint8_t *inside;
-    void *second;  // memory of the second pass's plan
-
-    Plan(const tfiseg_problem &p, void *workspace) {
-        grid = {p.batch, p.height, p.width};
-        out = {p.out_height, p.out_width};
-        has_scores = p.scores || p.logits;
-        is_geometric = !p.displacement;
-        has_edges = is_geometric || p.boundary || p.affinity;
-        has_contacts = is_geometric || needs_contacts(p);
-        const int64_t n = grid.pixels();
-        // a piece has at most kPartShares parts, and at least kInteriorPixels pixels
-        region_room = int32_t(room_for(p.part_rule ? n + n * kPartShares / kInteriorPixels + 1 : n, n));
-        const int64_t touching = !p.affinity || p.evidence_rule ? is_geometric ? 1 : 4 : 0;
-        const int64_t pairs_of_pixel = touching + (p.affinity ? p.affinity_channels : 0);
-        edge_room = has_edges ? int32_t(room_for(n * pairs_of_pixel, n)) : 0;
-        key_slots = has_edges ? EdgeSet::slots_for(edge_room) : 0;
-        bit_words = int32_t(out.words() * p.batch);
-
-        Carver carver(workspace);
-        counters = carver.take<Counters>(1);
-        settings = carver.take<Settings>(1);
-        states = carver.take<PictureState>(p.batch);
-        semantic = p.logits ? carver.take<uint8_t>(n) : nullptr;
-        cls = carver.take<uint8_t>(n);
-        fixed_scores = has_scores ? carver.take<uint16_t>(n) : nullptr;
-        boundary = p.boundary && p.boundary_stride > 1 ? carver.take<char>(n * (p.value_type == TFISEG_FLOAT16 ? 2 : 4)) : nullptr;
-        squared = is_geometric ? carver.take<int32_t>(n) : nullptr;
-        link = carver.take<int32_t>(n);
-        map = carver.take<int32_t>(n);
-        roots = carver.take<int32_t>(n);
-        contacts = has_edges ? carver.take<int32_t>(n) : nullptr;
-        regions = carver.take<Region>(region_room);
-        parent = carver.take<int32_t>(region_room);
-        last_merge_round = carver.take<int32_t>(region_room);
-        number = carver.take<int32_t>(region_room);
-        unions = carver.take<int32_t>(region_room);
-        grid_area = p.logits ? carver.take<int64_t>(region_room) : nullptr;
-        grid_score_sum = p.logits ? carver.take<int64_t>(region_room) : nullptr;
-        best_score = has_edges ? carver.take<uint64_t>(region_room) : nullptr;
-        best_pair = has_edges ? carver.take<uint64_t>(region_room) : nullptr;
-        keys = carver.take<uint64_t>(key_slots);
-        places = carver.take<int32_t>(key_slots);
-        bits = carver.take<uint32_t>(bit_words);
-        prefix_count = carver.take<int32_t>(int64_t(bit_words) + 1);
-        const uintptr_t shared = carver.mark();
-        columns = carver.take<uint32_t>(int64_t(grid.pictures) * grid.column_words() * grid.w);
-        rows = carver.take<uint32_t>(int64_t(grid.pictures) * grid.h * grid.row_words());
-        column = carver.take<int16_t>(n);
-        carver.back_to(shared);
-        work[0] = carver.take<int32_t>(n);
-        work[1] = carver.take<int32_t>(n);
-        best = carver.take<uint64_t>(n);
-        carver.back_to(shared);
-        for (int32_t k : {0, 1}) {
-            edges[k] = carver.take<Edge>(edge_room);
-            scores[k] = carver.take<double>(edge_room);
-        }
-        pairs = carver.take<uint64_t>(edge_room);
-        carver.back_to(shared);
-        if (p.sharpen || p.part_rule) {
-            band = carver.take<uint8_t>(n);
-            other = carver.take<int32_t>(n);
-            for (int32_t k : {0, 1}) distance[k] = carver.take<int32_t>(n);
-            band_pixels = carver.take<int32_t>(n);
-        }
-        if (p.part_rule) {  // together with band_pixels
-            piece = carver.take<int32_t>(n);
-            interior_area = carver.take<int32_t>(region_room);
-            part_count = carver.take<int32_t>(region_room);
-            largest_part = carver.take<int32_t>(region_room);
-            largest_key = carver.take<uint64_t>(region_room);
-            inside = carver.take<uint8_t>(n);
-            second = reinterpret_cast<void *>(carver.mark());
-            carver.take<char>(Plan(second_pass_problem(p, inside), second).bytes);
-        }
-        bytes = carver.bytes();
-    }
-
-    EdgeSet edge_set(int32_t k) const {
-        EdgeSet set = {};
-        set.keys = keys;
-        set.places = places;
-        set.slots = key_slots;
-        set.edges = edges[k];
-        set.pairs = pairs;
-        set.count = &counters->edges[k];
-        set.capacity = edge_room;
-        set.regions = regions;
-        set.best_score = best_score;
-        set.best_pair = best_pair;
-        set.overflow = &counters->overflow;
-        return set;
-    }
+// Counts on the device that decide whether phases are few items' work; unused ones are NULL.
+struct DeviceCounts {
+    const int32_t *first, *second;
 };
 
 inline Settings settings_of(const tfiseg_problem &p) {
@@ -183,10 +46,8 @@ inline Settings settings_of(const tfiseg_problem &p) {
     return s;
 }
 
-template <class Executor>
-void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p, int32_t *region_count = nullptr) {
+inline FindClasses find_classes(const Plan &plan, const tfiseg_problem &p, int32_t *region_count) {
     const Grid &grid = plan.grid;
-    const int64_t n = grid.pixels();
     const bool half = p.value_type == TFISEG_FLOAT16;
     FindClasses classes = {};
     classes.grid = grid;
@@ -207,16 +68,36 @@ void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p, int32
     classes.region_count = region_count;
     classes.key_slots = plan.key_slots;
     classes.bit_words = plan.bit_words;
-    run.each(classes.items(), classes);
+    return classes;
+}
+
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void find_distances(Executor &run, const Plan &plan) {
+    const Grid &grid = plan.grid;
+    const int64_t n = grid.pixels();
+    const FindClassChanges changes = {grid, plan.cls, plan.columns, plan.rows};
+    run.each(changes.items(), changes);
+    run.each(n, ColumnSearch{grid, plan.cls, plan.columns, plan.column});
+    const RowSearch search = {grid, plan.cls, plan.rows, plan.column, plan.squared};
+    if (n <= kSmallPixels) {
+        run.each(n, search);
+    } else {
+        const RowSamples samples = {search, plan.sites};
+        run.each(samples.items(), samples);
+        run.each(n, RowBetween{samples});
+    }
+}
+
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p) {
+    const Grid &grid = plan.grid;
+    const int64_t n = grid.pixels();
     if (plan.is_geometric) {
-        const FindClassChanges changes = {grid, plan.cls, plan.columns, plan.rows};
-        run.each(changes.items(), changes);
-        run.each(n, ColumnSearch{grid, plan.cls, plan.columns, plan.column});
-        run.each(n, RowSearch{grid, plan.cls, plan.rows, plan.column, plan.squared});
-        run.each(n, AscentLinks{grid, {plan.cls, plan.squared, plan.link, grid.h, grid.w}});
+        const AscentLinks links = {grid, {plan.cls, plan.squared, plan.link, grid.h, grid.w}};
+        run.tiles(links.tiles(), links);
     } else {
         const float radius = float(p.centre_radius);
-        run.each(n, GivenLinks{grid, plan.cls, {p.displacement, half}, radius * radius, plan.link});
+        run.each(n, GivenLinks{grid, plan.cls, {p.displacement, p.value_type == TFISEG_FLOAT16}, radius * radius, plan.link});
     }
     run.each(n, FollowLinks{plan.cls, plan.link, plan.roots, plan.map, plan.counters});
     if (plan.has_contacts) run.each(n, FindContacts{grid, plan.cls, plan.link, plan.contacts, plan.counters});
@@ -233,12 +114,12 @@ void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p, int32
     noise.work[1] = plan.work[1];
     noise.best = plan.best;
     noise.counters = plan.counters;
-    run.rounds(n, noise);
+    run.solo({&plan.counters->contacts, &plan.counters->roots}, kSoloItems, [&] { run.rounds(noise); });
 }
 
 // Regions with their sums. region_count: by picture; or NULL.
-template <class Executor>
-void create_regions(Executor &run, const Plan &plan, int32_t *region_count) {
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void create_regions(Executor &run, const Plan &plan, int32_t *region_count) {
     CreateRegions create = {};
     create.roots = plan.roots;
     create.link = plan.link;
@@ -260,12 +141,12 @@ void create_regions(Executor &run, const Plan &plan, int32_t *region_count) {
     sums.link = plan.link;
     sums.map = plan.map;
     sums.regions = plan.regions;
-    run.each(int64_t(plan.grid.pictures) * plan.grid.h * sums.strips(), sums);
+    run.each(sums.items(), sums);
 }
 
 // Edges with their evidence: all pairs are entered first, then summed.
-template <class Executor>
-void create_edges(Executor &run, const Plan &plan, const tfiseg_problem &p, const int32_t *piece) {
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void create_edges(Executor &run, const Plan &plan, const tfiseg_problem &p, const int32_t *piece) {
     const bool half = p.value_type == TFISEG_FLOAT16;
     AffinityEdges affine = {};
     affine.grid = plan.grid;
@@ -285,18 +166,14 @@ void create_edges(Executor &run, const Plan &plan, const tfiseg_problem &p, cons
     touching.squared = plan.squared;
     touching.boundary = {p.boundary, half};
     touching.set = plan.edge_set(0);
-    for (const bool summing : {false, true}) {
-        affine.summing = touching.summing = summing;
+    for (int32_t pass = 0; pass < 2; ++pass) {
+        affine.summing = touching.summing = pass == 1;
         if (p.affinity) run.each(affine.items(), affine);  // affinities without a rule decide alone
         if (!p.affinity || p.evidence_rule) run.each_counted(&plan.counters->contacts, plan.grid.pixels(), touching);
     }
 }
 
-template <class Executor>
-void merge_regions(Executor &run, const Plan &plan, const tfiseg_problem &p, const int32_t *piece = nullptr, int32_t *region_count = nullptr) {
-    create_regions(run, plan, region_count);
-    if (!plan.has_edges) return;
-    create_edges(run, plan, p, piece);
+TFISEG_HD MergeRounds merge_rounds(const Plan &plan, const tfiseg_problem &p) {
     MergeRounds merge = {};
     merge.rule.geometric = plan.is_geometric;
     merge.rule.with_boundary = p.boundary != nullptr;
@@ -305,7 +182,7 @@ void merge_regions(Executor &run, const Plan &plan, const tfiseg_problem &p, con
     merge.rule.split = plan.settings->split;
     merge.rule.evidence = p.evidence_rule ? plan.settings->evidence_rule : nullptr;
     merge.rule.evidence_hidden = p.evidence_hidden;
-    for (const int32_t k : {0, 1}) {
+    for (int32_t k = 0; k < 2; ++k) {
         merge.sets[k] = plan.edge_set(k);
         merge.scores[k] = plan.scores[k];
     }
@@ -315,7 +192,23 @@ void merge_regions(Executor &run, const Plan &plan, const tfiseg_problem &p, con
     merge.states = plan.states;
     merge.plane = plan.grid.plane();
     merge.counters = plan.counters;
-    run.rounds(plan.grid.pixels(), merge);
+    return merge;
+}
+
+// piece: see AffinityEdges.
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void merge_regions(Executor &run, const Plan &plan, const tfiseg_problem &p, const int32_t *piece) {
+    if (!plan.has_edges) return;
+    const MergeRounds merge = merge_rounds(plan, p);
+    const auto merge_them = [&] {
+        create_edges(run, plan, p, piece);
+        run.solo({&plan.counters->edges[0], nullptr}, kSoloItems, [&] { run.rounds(merge); });
+    };
+    if (p.affinity) {  // every pixel has pairs
+        merge_them();
+    } else {
+        run.solo({&plan.counters->contacts, nullptr}, kSoloItems, merge_them);
+    }
 }
 
 struct AppendTo {
@@ -324,16 +217,16 @@ struct AppendTo {
 };
 
 // Sums of unions, as the map has them now, replace the sums of regions.
-template <class Executor>
-void sum_unions(Executor &run, const Plan &plan) {
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void sum_unions(Executor &run, const Plan &plan) {
     run.each_counted(&plan.counters->regions, plan.region_room, ClearSums{plan.regions});
     const SumUnions sums = {plan.grid, plan.fixed_scores, plan.map, plan.regions};
-    run.each(int64_t(plan.grid.pictures) * plan.grid.h * sums.strips(), sums);
+    run.each(sums.items(), sums);
 }
 
 // Step `now` (0, 1) of labels that spread over pixels of their kind.
 template <class Kind>
-SpreadLabels<Values, Kind> spread_step(const Plan &plan, const tfiseg_problem &p, const Kind *kind, int32_t now) {
+TFISEG_HD SpreadLabels<Values, Kind> spread_step(const Plan &plan, const tfiseg_problem &p, const Kind *kind, int32_t now) {
     int32_t *maps[2] = {plan.map, plan.other};
     SpreadLabels<Values, Kind> spread = {};
     spread.h = plan.grid.h;
@@ -348,10 +241,11 @@ SpreadLabels<Values, Kind> spread_step(const Plan &plan, const tfiseg_problem &p
     return spread;
 }
 
-template <class Executor>
-void sharpen_cuts(Executor &run, const Plan &plan, const tfiseg_problem &p) {
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void sharpen_cuts(Executor &run, const Plan &plan, const tfiseg_problem &p) {
     const Grid &grid = plan.grid;
     const int64_t n = grid.pixels();
+    run.each(n, MapUnions{plan.parent, plan.map, plan.band});
     int32_t *has_core = plan.last_merge_round;  // free after the merge
     run.each_counted(&plan.counters->regions, plan.region_room, ClearCores{has_core});
     run.each(n, MarkBand{grid.h, grid.w, p.sharpen, plan.cls, plan.map, plan.band});
@@ -371,8 +265,8 @@ void sharpen_cuts(Executor &run, const Plan &plan, const tfiseg_problem &p) {
 }
 
 // Regions for the parts of pieces that have two or more.
-template <class Executor>
-void create_parts(Executor &run, const Plan &plan, const Plan &second) {
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void create_parts(Executor &run, const Plan &plan, const Plan &second) {
     CountParts count = {};
     count.parts = second.regions;
     count.parent = second.parent;
@@ -401,15 +295,16 @@ void create_parts(Executor &run, const Plan &plan, const Plan &second) {
     run.each_counted(&second.counters->regions, second.region_room, create);
 }
 
-// Pieces that boundaries cross are cut into parts: see parts.h.
-template <class Executor>
-void run_second_pass(Executor &run, const Plan &plan, const tfiseg_problem &p) {
+// The interiors of pieces that boundaries cross, which the second pass clusters: see parts.h.
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void find_interiors(Executor &run, const Plan &plan, const tfiseg_problem &p) {
     const Grid &grid = plan.grid;
     const int64_t n = grid.pixels();
+    if (!p.sharpen) run.each(n, MapUnions{plan.parent, plan.map, plan.band});
     const Values boundary = {p.boundary, p.value_type == TFISEG_FLOAT16};
     run.each_counted(&plan.counters->regions, plan.region_room, ClearPieceCounts{plan.interior_area, plan.part_count, plan.largest_part, plan.largest_key});
     const CountInterior interior = {grid, plan.map, boundary, plan.piece, plan.interior_area};
-    run.each(int64_t(grid.pictures) * grid.h * interior.strips(), interior);
+    run.each(interior.items(), interior);
     FindInterior find = {};
     find.grid = grid;
     find.cls = plan.cls;
@@ -419,13 +314,13 @@ void run_second_pass(Executor &run, const Plan &plan, const tfiseg_problem &p) {
     find.boundary = boundary;
     find.inside = plan.inside;
     run.each(n, find);
+}
 
-    const tfiseg_problem problem = second_pass_problem(p, plan.inside);
-    const Plan second(problem, plan.second);
-    find_basins(run, second, problem);
-    merge_regions(run, second, problem, plan.piece);
+// Pieces are cut into the parts that the second pass found.
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void cut_pieces(Executor &run, const Plan &plan, const Plan &second, const tfiseg_problem &p) {
+    const int64_t n = plan.grid.pixels();
     create_parts(run, plan, second);
-
     MapParts map = {};
     map.piece = plan.piece;
     map.part_count = plan.part_count;
@@ -439,15 +334,40 @@ void run_second_pass(Executor &run, const Plan &plan, const tfiseg_problem &p) {
     map.list = plan.band_pixels;
     map.count = &plan.counters->rest;
     run.each(n, map);
-    run.rounds(n, GrowthRounds{{spread_step(plan, p, plan.piece, 0), spread_step(plan, p, plan.piece, 1)}, plan.band_pixels, plan.counters});
+    const GrowthRounds growth = {{spread_step(plan, p, plan.piece, 0), spread_step(plan, p, plan.piece, 1)}, plan.band_pixels, plan.counters};
+    run.solo({&plan.counters->rest, nullptr}, kSoloItems, [&] { run.rounds(growth); });
     run.each_counted(&plan.counters->rest, n, AssignRest{plan.band_pixels, plan.piece, plan.distance[0], plan.largest_part, plan.map});
     sum_unions(run, plan);
 }
 
+TFISEG_HD LargestRounds largest_rounds(const Plan &plan, const tfiseg_problem &p) {
+    LargestRounds largest = {};
+    largest.grid = plan.grid;
+    largest.regions = plan.regions;
+    largest.parent = plan.parent;
+    largest.unions = plan.unions;
+    largest.number = plan.number;
+    largest.states = plan.states;
+    largest.min_area = p.logits ? 0 : p.min_area;
+    largest.most = p.max_instances;
+    largest.counters = plan.counters;
+    return largest;
+}
+
+// Lists the unions, and marks those that are kept.
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void list_unions(Executor &run, const Plan &plan, const tfiseg_problem &p) {
+    const LargestRounds largest = largest_rounds(plan, p);
+    run.solo({&plan.counters->regions, nullptr}, kSoloItems, [&] {
+        run.rounds(largest);
+        const KeepGridSums keep = {largest, plan.regions, plan.grid_area, plan.grid_score_sum, plan.number};
+        if (p.logits) run.each_counted(&plan.counters->unions, plan.region_room, keep);
+    });
+}
+
 // Labels and classes at the output size, with logits.
-template <class Executor>
-void upsample(Executor &run, const Plan &plan, const tfiseg_problem &p, const LargestRounds &largest, const tfiseg_result &result) {
-    run.each_counted(&plan.counters->unions, plan.region_room, KeepGridSums{largest, plan.regions, plan.grid_area, plan.grid_score_sum, plan.number});
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void upsample(Executor &run, const Plan &plan, const tfiseg_problem &p, const tfiseg_result &result) {
     Upsample upsample = {};
     upsample.grid = plan.grid;
     upsample.out = plan.out;
@@ -463,11 +383,11 @@ void upsample(Executor &run, const Plan &plan, const tfiseg_problem &p, const La
     run.each(upsample.items(), upsample);
 }
 
-// Number what is kept and write the table.
-template <class Executor>
-void write_table(Executor &run, const Plan &plan, const tfiseg_problem &p, const LargestRounds &largest, float *table) {
+// Numbers the kept unions by their first pixels and writes the table.
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void write_table(Executor &run, const Plan &plan, const tfiseg_problem &p, float *table) {
     MarkFirstPixels mark = {};
-    mark.from = largest;
+    mark.from = largest_rounds(plan, p);
     mark.regions = plan.regions;
     mark.number = plan.number;
     mark.grid_area = plan.grid_area;
@@ -476,7 +396,9 @@ void write_table(Executor &run, const Plan &plan, const tfiseg_problem &p, const
     mark.min_area = p.min_area;
     mark.bits = plan.bits;
     run.each_counted(&plan.counters->unions, plan.region_room, mark);
-    run.prefix_sum(plan.bits, plan.prefix_count, plan.bit_words);
+    const int64_t counts = counts_of(plan.bit_words);
+    run.each(counts, CountBits{plan.bits, plan.bit_words, plan.prefix_count});
+    run.exclusive_sum(plan.prefix_count, counts);
     NumberInstances number = {};
     number.unions = plan.unions;
     number.regions = plan.regions;
@@ -493,21 +415,14 @@ void write_table(Executor &run, const Plan &plan, const tfiseg_problem &p, const
 }
 
 // label_map, count and table as in tfiseg_result; one of the semantic maps may be given.
-template <class Executor>
-void write_result(Executor &run, const Plan &plan, const tfiseg_problem &p, const tfiseg_result &result) {
-    LargestRounds largest = {};
-    largest.grid = plan.grid;
-    largest.regions = plan.regions;
-    largest.parent = plan.parent;
-    largest.unions = plan.unions;
-    largest.number = plan.number;
-    largest.states = plan.states;
-    largest.min_area = p.logits ? 0 : p.min_area;
-    largest.most = p.max_instances;
-    largest.counters = plan.counters;
-    run.rounds(plan.grid.pixels(), largest);
-    if (p.logits) upsample(run, plan, p, largest, result);
-    write_table(run, plan, p, largest, result.table);
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void write_result(Executor &run, const Plan &plan, const tfiseg_problem &p, const tfiseg_result &result) {
+    if (p.logits) upsample(run, plan, p, result);
+    if (plan.bit_words <= kSoloWords) {
+        run.solo({&plan.counters->unions, nullptr}, kSoloItems, [&] { write_table(run, plan, p, result.table); });
+    } else {
+        write_table(run, plan, p, result.table);
+    }
     WriteLabels labels = {};
     labels.pixels = plan.out.plane() * plan.grid.pictures;
     labels.pictures = plan.grid.pictures;
@@ -525,21 +440,147 @@ void write_result(Executor &run, const Plan &plan, const tfiseg_problem &p, cons
     run.each(labels.pixels, labels);
 }
 
+// Sections: what one launch runs. kGroups: groups of threads that a processor must be able to hold, which limits a thread's registers.
+
+struct DistanceSection {
+    static constexpr int32_t kGroups = 3;
+    Plan plan;
+
+    TFISEG_SECTION template <class Executor>
+    TFISEG_HD void operator()(Executor &run) const {
+        find_distances(run, plan);
+    }
+};
+
+struct BasinSection {
+    static constexpr int32_t kGroups = 2;
+    Plan plan;
+    tfiseg_problem problem;
+
+    TFISEG_SECTION template <class Executor>
+    TFISEG_HD void operator()(Executor &run) const {
+        find_basins(run, plan, problem);
+    }
+};
+
+struct MergeSection {
+    static constexpr int32_t kGroups = 1;
+    Plan plan;
+    tfiseg_problem problem;
+    const int32_t *piece;   // or NULL
+    int32_t *region_count;  // or NULL
+    bool lists_unions;      // no pass follows
+
+    TFISEG_SECTION template <class Executor>
+    TFISEG_HD void operator()(Executor &run) const {
+        create_regions(run, plan, region_count);
+        merge_regions(run, plan, problem, piece);
+        if (lists_unions) list_unions(run, plan, problem);
+    }
+};
+
+// Everything from the class map to unions, for small grids.
+struct GridSection {
+    static constexpr int32_t kGroups = 1;
+    BasinSection basins;
+    MergeSection merge;
+
+    TFISEG_SECTION template <class Executor>
+    TFISEG_HD void operator()(Executor &run) const {
+        if (basins.plan.is_geometric) find_distances(run, basins.plan);
+        basins(run);
+        merge(run);
+    }
+};
+
+struct SharpenSection {
+    static constexpr int32_t kGroups = 1;
+    Plan plan;
+    tfiseg_problem problem;
+
+    TFISEG_SECTION template <class Executor>
+    TFISEG_HD void operator()(Executor &run) const {
+        sharpen_cuts(run, plan, problem);
+        if (problem.part_rule) {
+            find_interiors(run, plan, problem);
+        } else {
+            list_unions(run, plan, problem);
+        }
+    }
+};
+
+struct InteriorSection {
+    static constexpr int32_t kGroups = 2;
+    Plan plan;
+    tfiseg_problem problem;
+
+    TFISEG_SECTION template <class Executor>
+    TFISEG_HD void operator()(Executor &run) const {
+        find_interiors(run, plan, problem);
+    }
+};
+
+struct PartSection {
+    static constexpr int32_t kGroups = 1;
+    Plan plan, second;
+    tfiseg_problem problem;
+
+    TFISEG_SECTION template <class Executor>
+    TFISEG_HD void operator()(Executor &run) const {
+        cut_pieces(run, plan, second, problem);
+        list_unions(run, plan, problem);
+    }
+};
+
+struct OutputSection {
+    static constexpr int32_t kGroups = 1;
+    Plan plan;
+    tfiseg_problem problem;
+    tfiseg_result result;
+
+    TFISEG_SECTION template <class Executor>
+    TFISEG_HD void operator()(Executor &run) const {
+        write_result(run, plan, problem, result);
+    }
+};
+
+// From the inputs to unions. piece: of the second pass; or NULL.
+template <class Executor>
+void find_unions(Executor &run, const Plan &plan, const tfiseg_problem &p, const int32_t *piece, int32_t *region_count, bool lists_unions) {
+    const int64_t n = plan.grid.pixels();
+    const FindClasses classes = find_classes(plan, p, region_count);
+    run.each(classes.items(), classes);
+    const BasinSection basins = {plan, p};
+    const MergeSection merge = {plan, p, piece, region_count, lists_unions};
+    if (n <= kSmallPixels) {
+        run.section(n, GridSection{basins, merge});
+        return;
+    }
+    if (plan.is_geometric) run.section(n, DistanceSection{plan});
+    run.section(n, basins);
+    run.section(n, merge);
+}
+
 template <class Executor>
 void cluster_on(Executor &run, const tfiseg_problem &given, const tfiseg_result &result) {
     const Plan plan(given, result.workspace);
     tfiseg_problem p = given;
+    const int64_t n = plan.grid.pixels();
     if (plan.boundary) {
-        run.each(plan.grid.pixels(), Enlarge{{p.boundary, p.value_type == TFISEG_FLOAT16}, p.height, p.width, p.boundary_stride, plan.boundary});
+        run.each(n, Enlarge{{p.boundary, p.value_type == TFISEG_FLOAT16}, p.height, p.width, p.boundary_stride, plan.boundary});
         p.boundary = plan.boundary;
         p.boundary_stride = 1;
     }
-    find_basins(run, plan, p, result.regions);
-    merge_regions(run, plan, p, nullptr, result.regions);
-    if (p.sharpen || p.part_rule) run.each(plan.grid.pixels(), MapUnions{plan.parent, plan.map, plan.band});
-    if (p.sharpen) sharpen_cuts(run, plan, p);
-    if (p.part_rule) run_second_pass(run, plan, p);
-    write_result(run, plan, p, result);
+    find_unions(run, plan, p, nullptr, result.regions, !p.sharpen && !p.part_rule);
+    if (p.sharpen) run.section(n, SharpenSection{plan, p});
+    if (p.part_rule) {
+        if (!p.sharpen) run.section(n, InteriorSection{plan, p});
+        const tfiseg_problem problem = second_pass_problem(p, plan.inside);
+        const Plan second(problem, plan.second);
+        find_unions(run, second, problem, plan.piece, nullptr, false);
+        run.section(n, PartSection{plan, second, p});
+    }
+    run.section(plan.out.plane() * plan.grid.pictures, OutputSection{plan, p, result});
 }
 
 }  // namespace tfiseg

@@ -323,14 +323,14 @@ struct ListViews {
     TFISEG_HD int32_t items() const { return room + 256 > count ? room + 256 : count; }
 
     TFISEG_HD void operator()(int32_t i) const {
-        if (i < count && i >= prefix_count[words()]) {
+        if (i < count && i >= prefix_count[counts_of(words())]) {
             list[i] = {0, 0, size, 0, 0};
             source[i] = -1;
         }
         if (i >= room + 256) return;
         const int32_t bit = i < room ? i : i - room, word = (i < room ? 0 : (room + 31) >> 5) + (bit >> 5);
         if (!(bits[word] >> (bit & 31) & 1u)) return;
-        const int32_t slot = prefix_count[word] + bit_count(bits[word] & ((1u << (bit & 31)) - 1u));
+        const int32_t slot = bits_before(bits, prefix_count, 32 * int64_t(word) + (bit & 31));
         if (slot >= count) return;
         list[slot] = views[i];
         source[slot] = i < room ? i : -1;

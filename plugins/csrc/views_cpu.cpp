@@ -27,7 +27,7 @@ class Threads {
     }
 
     template <class Phases>
-    void rounds(int64_t, const Phases &phases) {
+    void rounds(const Phases &phases) {
         for (int32_t round = 0;; ++round) {
             for (int32_t phase = 0; phase < Phases::kPhases; ++phase)
                 for (int32_t k = 0, n = phases.items(phase, round); k < n; ++k) phases(phase, round, k);
@@ -35,9 +35,16 @@ class Threads {
         }
     }
 
-    void prefix_sum(const uint32_t *bits, int32_t *prefix_count, int64_t words) {
-        prefix_count[0] = 0;
-        for (int64_t k = 0; k < words; ++k) prefix_count[k + 1] = prefix_count[k] + bit_count(bits[k]);
+    void exclusive_sum(int32_t *counts, int64_t n) { sum_exclusively(counts, n); }
+
+    template <class Body>
+    void solo(DeviceCounts, int32_t, const Body &body) {
+        body();
+    }
+
+    template <class Section>
+    void section(int64_t, const Section &section) {
+        section(*this);
     }
 
   private:

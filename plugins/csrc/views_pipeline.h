@@ -43,7 +43,7 @@ struct ViewPlan {
         outlines = carver.take<Outline>(room);
         source = carver.take<int32_t>(v.view_count);
         bits = carver.take<uint32_t>(words);
-        prefix_count = carver.take<int32_t>(words + 1);
+        prefix_count = carver.take<int32_t>(counts_of(words) + 1);
         of_cells = carver.take<Column>(columns);
         of_pixels = carver.take<Column>(columns);
         memory = carver.take<int32_t>(4 * 2 * (columns + room));
@@ -76,8 +76,45 @@ struct PiecePlan {
         unions = carver.take<int32_t>(most);
         number = carver.take<int32_t>(most);
         bits = carver.take<uint32_t>(bit_words);
-        prefix_count = carver.take<int32_t>(int64_t(bit_words) + 1);
+        prefix_count = carver.take<int32_t>(counts_of(bit_words) + 1);
         bytes = carver.bytes();
+    }
+};
+
+// Candidates measured, and the views listed.
+struct ListSection {
+    static constexpr int32_t kGroups = 1;
+    ViewPlan plan;
+    Scene scene;
+    int32_t view_count;
+    View *views;  // out
+
+    TFISEG_SECTION template <class Executor>
+    TFISEG_HD void operator()(Executor &run) const {
+        const int32_t room = plan.room, size = scene.size;
+        uint32_t *class_bits = plan.bits + plan.words - 8;
+        run.each(plan.words, ClearViews{plan.counters, plan.bits});
+        run.each(scene.most, FindCandidates{scene, room, plan.views, plan.outlines, plan.counters});
+        run.each(1, CountWork{room, size, plan.counters});
+        run.each_counted(&plan.counters->cells, int64_t(room) * scene.cells(), FindOwnCells{scene, plan.views, plan.own});
+        const MeasureColumns columns = {scene, plan.views, plan.own, plan.of_cells, plan.of_pixels};
+        run.each_counted(&plan.counters->columns, int64_t(room) * size, columns);
+        const HullHalves halves = {plan.views, plan.of_cells, plan.of_pixels, size, plan.memory, plan.outlines};
+        run.each_counted(&plan.counters->halves, 4 * int64_t(room), halves);
+        run.each_counted(&plan.counters->measured, room, SelectInformativeViews{plan.views, plan.outlines, size, plan.bits});
+        run.each(256, ClassViews{scene, plan.views + room, class_bits});
+        run.each(counts_of(plan.words), CountBits{plan.bits, plan.words, plan.prefix_count});
+        run.exclusive_sum(plan.prefix_count, counts_of(plan.words));
+        ListViews list = {};
+        list.views = plan.views;
+        list.room = room;
+        list.count = view_count;
+        list.size = size;
+        list.bits = plan.bits;
+        list.prefix_count = plan.prefix_count;
+        list.list = views;
+        list.source = plan.source;
+        run.each(list.items(), list);
     }
 };
 
@@ -85,29 +122,8 @@ template <class Executor>
 void cut_views_on(Executor &run, const tfiseg_views &v) {
     const ViewPlan plan(v);
     const Scene scene = scene_of(v);
-    uint32_t *class_bits = plan.bits + plan.words - 8;
     View *views = reinterpret_cast<View *>(v.views);
-    run.each(plan.words, ClearViews{plan.counters, plan.bits});
-    run.each(v.max_components, FindCandidates{scene, plan.room, plan.views, plan.outlines, plan.counters});
-    run.each(1, CountWork{plan.room, v.view_side, plan.counters});
-    run.each_counted(&plan.counters->cells, int64_t(plan.room) * scene.cells(), FindOwnCells{scene, plan.views, plan.own});
-    run.each_counted(&plan.counters->columns, int64_t(plan.room) * v.view_side,
-                     MeasureColumns{scene, plan.views, plan.own, plan.of_cells, plan.of_pixels});
-    run.each_counted(&plan.counters->halves, 4 * int64_t(plan.room),
-                     HullHalves{plan.views, plan.of_cells, plan.of_pixels, v.view_side, plan.memory, plan.outlines});
-    run.each_counted(&plan.counters->measured, plan.room, SelectInformativeViews{plan.views, plan.outlines, v.view_side, plan.bits});
-    run.each(256, ClassViews{scene, plan.views + plan.room, class_bits});
-    run.prefix_sum(plan.bits, plan.prefix_count, plan.words);
-    ListViews list = {};
-    list.views = plan.views;
-    list.room = plan.room;
-    list.count = v.view_count;
-    list.size = v.view_side;
-    list.bits = plan.bits;
-    list.prefix_count = plan.prefix_count;
-    list.list = views;
-    list.source = plan.source;
-    run.each(list.items(), list);
+    run.section(int64_t(plan.room) * v.view_side, ListSection{plan, scene, v.view_count, views});
     RenderViews render = {};
     render.scene = scene;
     render.views = views;
@@ -120,10 +136,10 @@ void cut_views_on(Executor &run, const tfiseg_views &v) {
 }
 
 // Number the pieces by their first pixels and write the table and the label map.
-template <class Executor>
-void number_pieces(Executor &run, const tfiseg_views &v, const tfiseg_pieces &p, const PiecePlan &plan, const Scene &scene) {
-    const Grid grid = {1, v.height, v.width};
-    const Output out = {v.height, v.width};
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void number_pieces(Executor &run, const tfiseg_pieces &p, const PiecePlan &plan, const Scene &scene) {
+    const Grid grid = {1, scene.h, scene.w};
+    const Output out = {scene.h, scene.w};
     LargestRounds all = {};
     all.grid = grid;
     all.regions = plan.regions;
@@ -134,7 +150,6 @@ void number_pieces(Executor &run, const tfiseg_views &v, const tfiseg_pieces &p,
     all.min_area = 1;
     all.most = plan.most;
     all.counters = plan.counters;
-    run.rounds(plan.most, all);
     MarkFirstPixels mark = {};
     mark.from = all;
     mark.regions = plan.regions;
@@ -142,8 +157,12 @@ void number_pieces(Executor &run, const tfiseg_views &v, const tfiseg_pieces &p,
     mark.out = out;
     mark.min_area = 1;
     mark.bits = plan.bits;
-    run.each_counted(&plan.counters->unions, plan.most, mark);
-    run.prefix_sum(plan.bits, plan.prefix_count, plan.bit_words);
+    run.solo({&plan.counters->regions, nullptr}, kSoloItems, [&] {
+        run.rounds(all);
+        run.each_counted(&plan.counters->unions, plan.most, mark);
+    });
+    const int64_t counts = counts_of(plan.bit_words);
+    run.each(counts, CountBits{plan.bits, plan.bit_words, plan.prefix_count});
     NumberInstances number = {};
     number.unions = plan.unions;
     number.regions = plan.regions;
@@ -155,8 +174,11 @@ void number_pieces(Executor &run, const tfiseg_views &v, const tfiseg_pieces &p,
     number.most = plan.most;
     number.number = plan.number;
     number.table = p.table;
-    run.each_counted(&plan.counters->unions, plan.most, number);
-    run.each_counted(&plan.counters->unions, plan.most, PieceRows{scene, plan.unions, plan.number, plan.component, p.table, p.component_of});
+    run.solo({&plan.counters->unions, nullptr}, kSoloItems, [&] {
+        run.exclusive_sum(plan.prefix_count, counts);
+        run.each_counted(&plan.counters->unions, plan.most, number);
+        run.each_counted(&plan.counters->unions, plan.most, PieceRows{scene, plan.unions, plan.number, plan.component, p.table, p.component_of});
+    });
     WriteLabels labels = {};
     labels.pixels = grid.pixels();
     labels.pictures = 1;
@@ -171,43 +193,55 @@ void number_pieces(Executor &run, const tfiseg_views &v, const tfiseg_pieces &p,
     run.each(grid.pixels(), labels);
 }
 
+struct PieceSection {
+    static constexpr int32_t kGroups = 1;
+    PiecePlan plan;
+    Scene scene;
+    tfiseg_pieces pieces;
+    const View *views;
+    int32_t view_count;
+
+    TFISEG_SECTION template <class Executor>
+    TFISEG_HD void operator()(Executor &run) const {
+        const Grid grid = {1, scene.h, scene.w};
+        PartResults results = {};
+        results.labels = pieces.labels;
+        results.counts = pieces.counts;
+        results.regions = pieces.regions;
+        results.tables = pieces.tables;
+        results.most = pieces.max_parts;
+        results.least_regions = pieces.least_regions;
+        const int32_t cleared = scene.most > plan.bit_words ? scene.most : plan.bit_words;
+        run.each(cleared, ClearPieces{plan.view_of, plan.counters, plan.state, plan.bits, scene.most, plan.bit_words});
+        PartitionViews partition = {};
+        partition.scene = scene;
+        partition.views = views;
+        partition.results = results;
+        partition.count = view_count;
+        partition.partitions = plan.partitions;
+        partition.view_of = plan.view_of;
+        partition.counters = plan.counters;
+        run.each(view_count, partition);
+        CreatePieces create = {};
+        create.scene = scene;
+        create.views = views;
+        create.partitions = plan.partitions;
+        create.count = view_count;
+        create.regions = plan.regions;
+        create.parent = plan.parent;
+        create.component = plan.component;
+        run.each_counted(&plan.counters->regions, plan.most, create);
+        run.each(grid.pixels(), PlacePieces{scene, views, plan.partitions, plan.view_of, pieces.labels, pieces.label_map});
+        const SumUnions sums = {grid, nullptr, pieces.label_map, plan.regions};
+        run.each(sums.items(), sums);
+        number_pieces(run, pieces, plan, scene);
+    }
+};
+
 template <class Executor>
 void place_pieces_on(Executor &run, const tfiseg_views &v, const tfiseg_pieces &p) {
-    const PiecePlan plan(v, p.max_parts);
-    const Scene scene = scene_of(v);
-    const View *views = reinterpret_cast<const View *>(v.views);
-    const Grid grid = {1, v.height, v.width};
-    PartResults results = {};
-    results.labels = p.labels;
-    results.counts = p.counts;
-    results.regions = p.regions;
-    results.tables = p.tables;
-    results.most = p.max_parts;
-    results.least_regions = p.least_regions;
-    run.each(std::max(v.max_components, plan.bit_words),
-             ClearPieces{plan.view_of, plan.counters, plan.state, plan.bits, v.max_components, plan.bit_words});
-    PartitionViews partition = {};
-    partition.scene = scene;
-    partition.views = views;
-    partition.results = results;
-    partition.count = v.view_count;
-    partition.partitions = plan.partitions;
-    partition.view_of = plan.view_of;
-    partition.counters = plan.counters;
-    run.each(v.view_count, partition);
-    CreatePieces create = {};
-    create.scene = scene;
-    create.views = views;
-    create.partitions = plan.partitions;
-    create.count = v.view_count;
-    create.regions = plan.regions;
-    create.parent = plan.parent;
-    create.component = plan.component;
-    run.each_counted(&plan.counters->regions, plan.most, create);
-    run.each(grid.pixels(), PlacePieces{scene, views, plan.partitions, plan.view_of, p.labels, p.label_map});
-    const SumUnions sums = {grid, nullptr, p.label_map, plan.regions};
-    run.each(int64_t(v.height) * sums.strips(), sums);
-    number_pieces(run, v, p, plan, scene);
+    const PieceSection section = {PiecePlan(v, p.max_parts), scene_of(v), p, reinterpret_cast<const View *>(v.views), v.view_count};
+    run.section(int64_t(v.height) * v.width, section);
 }
 
 }  // namespace tfiseg

@@ -103,11 +103,16 @@ def random_problem() -> Callable[[int], Problem]:
 
 @pytest.fixture(scope="session")
 def compile_cpp() -> Callable[..., Path]:
-    """compile_cpp(target, *sources, flags=()): g++ as CI has it, all warnings being errors."""
+    """compile_cpp(target, *sources, flags=(), libraries=()): g++ as CI has it, all warnings being errors."""
 
-    def compiled(target: Path, *sources: Path, flags: tuple[str, ...] = ("-O2",)) -> Path:
+    def compiled(
+        target: Path,
+        *sources: Path,
+        flags: tuple[str, ...] = ("-O2",),
+        libraries: tuple[str, ...] = (),
+    ) -> Path:
         always = ("-std=c++17", "-ffp-contract=off", "-pthread", "-Wall", "-Wextra", "-Werror")
-        command = ["g++", *always, *flags, *map(str, sources), "-o", str(target)]
+        command = ["g++", *always, *flags, *map(str, sources), "-xnone", *libraries, "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return target

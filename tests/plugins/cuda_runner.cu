@@ -1,5 +1,8 @@
 // The CUDA operator over host memory, for tests and benchmarks on a GPU: once, many times in a CUDA graph, or phase by phase with times.
 //     nvcc -shared -Xcompiler=-fPIC -fmad=false -arch=native -DTFISEG_WITH_CUDA cuda_runner.cu ../../plugins/csrc/{api,cluster_cpu}.cpp
+#ifdef __NVCC__
+#pragma nv_diag_suppress 20011, 20014  // sections that Timed runs phase by phase, on the host
+#endif
 #include "../../plugins/csrc/cluster_cuda.cu"
 
 #include <algorithm>
@@ -156,7 +159,40 @@ struct Moved {
     }
 };
 
-// The CUDA executor with an event before and after each phase.
+enum class Kind { kCounted, kRounds, kTiles };
+
+// One phase as a section of its own, so that it can be timed.
+template <class Phases, Kind kind>
+struct OnePhase {
+    static constexpr int32_t kGroups = 1;
+    Phases phases;
+    const int32_t *count;
+    int64_t most;
+
+    template <class Executor>
+    __device__ void operator()(Executor &run) const {
+        if constexpr (kind == Kind::kRounds) {
+            run.rounds(phases);
+        } else if constexpr (kind == Kind::kTiles) {
+            run.tiles(most, phases);
+        } else {
+            run.each_counted(count, most, phases);
+        }
+    }
+};
+
+struct ExclusiveSum {
+    static constexpr int32_t kGroups = 1;
+    int32_t *counts;
+    int64_t n;
+
+    template <class Executor>
+    __device__ void operator()(Executor &run) const {
+        run.exclusive_sum(counts, n);
+    }
+};
+
+// The CUDA executor with an event before and after each phase. Sections run phase by phase, each in a launch of its own.
 class Timed {
   public:
     explicit Timed(cudaStream_t stream) : inner_(stream), stream_(stream) {}
@@ -167,14 +203,29 @@ class Timed {
     }
     template <class Phase>
     void each_counted(const int32_t *count, int64_t most, const Phase &phase) {
-        time(typeid(Phase).name(), [&] { inner_.each_counted(count, most, phase); });
+        time(typeid(Phase).name(), [&] { inner_.section(most, OnePhase<Phase, Kind::kCounted>{phase, count, most}); });
     }
     template <class Phases>
-    void rounds(int64_t pixels, const Phases &phases) {
-        time(typeid(Phases).name(), [&] { inner_.rounds(pixels, phases); });
+    void rounds(const Phases &phases) {
+        time(typeid(Phases).name(), [&] { inner_.section(is_solo_ ? 1 : items_, OnePhase<Phases, Kind::kRounds>{phases, nullptr, 0}); });
     }
-    void prefix_sum(const uint32_t *bits, int32_t *prefix_count, int64_t words) {
-        time("PrefixSum", [&] { inner_.prefix_sum(bits, prefix_count, words); });
+    template <class Phase>
+    void tiles(int64_t n, const Phase &phase) {
+        time(typeid(Phase).name(), [&] { inner_.section(n * Phase::kItems, OnePhase<Phase, Kind::kTiles>{phase, nullptr, n}); });
+    }
+    void exclusive_sum(int32_t *counts, int64_t n) {
+        time("ExclusiveSum", [&] { inner_.section(1, ExclusiveSum{counts, n}); });
+    }
+    template <class Body>
+    void solo(tfiseg::DeviceCounts, int32_t, const Body &body) {  // the host does not know the counts: small grids have few items
+        is_solo_ = items_ <= tfiseg::kSmallPixels;
+        body();
+        is_solo_ = false;
+    }
+    template <class Section>
+    void section(int64_t items, const Section &section) {
+        items_ = items;
+        section(*this);
     }
 
     struct Time {
@@ -198,6 +249,8 @@ class Timed {
 
     tfiseg::Cuda inner_;
     cudaStream_t stream_;
+    int64_t items_ = 1;
+    bool is_solo_ = false;
 };
 
 float median(std::vector<float> values) {

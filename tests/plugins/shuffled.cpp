@@ -40,7 +40,7 @@ class Shuffled {
     }
 
     template <class Phases>
-    void rounds(int64_t, const Phases &phases) {
+    void rounds(const Phases &phases) {
         for (int32_t round = 0;; ++round) {
             for (int32_t phase = 0; phase < Phases::kPhases; ++phase)
                 each(phases.items(phase, round), [&](int32_t k) { phases(phase, round, k); });
@@ -48,9 +48,29 @@ class Shuffled {
         }
     }
 
-    void prefix_sum(const uint32_t *bits, int32_t *prefix_count, int64_t words) {
-        prefix_count[0] = 0;
-        for (int64_t k = 0; k < words; ++k) prefix_count[k + 1] = prefix_count[k] + tfiseg::bit_count(bits[k]);
+    // Tiles in random order, several at once if asked. The items of a tile share memory, so they run in one thread, in random order.
+    template <class Phase>
+    void tiles(int64_t n, const Phase &phase) {
+        std::vector<int32_t> items(Phase::kItems);
+        std::iota(items.begin(), items.end(), 0);
+        std::shuffle(items.begin(), items.end(), random_);
+        each(n, [&](int64_t tile) {
+            typename Phase::Shared shared;
+            for (int32_t step = 0; step < Phase::kSteps; ++step)
+                for (const int32_t item : items) phase(shared, tile, step, item);
+        });
+    }
+
+    void exclusive_sum(int32_t *counts, int64_t n) { tfiseg::sum_exclusively(counts, n); }
+
+    template <class Body>
+    void solo(tfiseg::DeviceCounts, int32_t, const Body &body) {
+        body();
+    }
+
+    template <class Section>
+    void section(int64_t, const Section &section) {
+        section(*this);
     }
 
   private:

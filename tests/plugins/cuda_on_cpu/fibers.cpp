@@ -3,14 +3,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <cstdio>
 #include <memory>
-#include <numeric>
 #include <random>
 #include <utility>
 #include <vector>
 
 #include "cuda_runtime.h"
+#include "memory_counts.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -30,6 +31,7 @@ struct Fiber {
     const void *site = nullptr;  // the instruction that it waits at: lanes at one converge
     unsigned mask = 0;           // of an active mask: the answer; of an exchange: the lanes that must take part
     uint64_t value = 0;          // that it gives to an exchange
+    int phase = 0;               // see memory_counts.h
     std::unique_ptr<char[]> stack{new char[kStackBytes]};
 };
 
@@ -41,8 +43,14 @@ struct Settings {
 } settings;
 
 int64_t launches = 0;
+std::map<std::pair<unsigned, const void *>, std::vector<char>> shared_memory;  // by block and type
 std::vector<std::unique_ptr<Fiber>> fibers;  // the first `running` of them
 size_t running = 0;
+unsigned block_threads = 0;
+std::vector<size_t> ready;                // fibers that may run
+std::vector<unsigned> at_barrier, ended;  // threads of each block that runs
+std::vector<unsigned> at_warp_operation;  // lanes of each warp
+size_t at_grid_barrier = 0, all_ended = 0, warps_waiting = 0;
 Fiber *current = nullptr;
 ucontext_t scheduler;
 const std::function<void()> *kernel_body = nullptr;
@@ -61,13 +69,34 @@ void become(Fiber *fiber) {
 void enter() {
     (*kernel_body)();
     current->state = State::kDone;
+    ++all_ended;
+    ++ended[current->index / block_threads];
     swapcontext(&current->context, &scheduler);
+}
+
+size_t warps_of_block() { return (block_threads + kWarp - 1) / kWarp; }
+
+size_t warp_of(size_t fiber) { return fiber / block_threads * warps_of_block() + fiber % block_threads / kWarp; }
+
+void make_ready(size_t k) {
+    fibers[k]->state = State::kReady;
+    ready.push_back(k);
+}
+
+void leave_warp_operation(size_t k) {
+    warps_waiting -= --at_warp_operation[warp_of(k)] == 0;
+    make_ready(k);
 }
 
 // Lets others run until the scheduler makes this fiber ready again.
 void wait_in(State state) {
     Fiber *fiber = current;
     fiber->state = state;
+    const size_t block = fiber->index / block_threads;
+    if (state == State::kReady) ready.push_back(fiber->index);
+    if (state == State::kAtBlockBarrier) ++at_barrier[block];
+    if (state == State::kAtGridBarrier) ++at_grid_barrier;
+    if (state == State::kAtActiveMask || state == State::kAtExchange) warps_waiting += at_warp_operation[warp_of(fiber->index)]++ == 0;
     swapcontext(&fiber->context, &scheduler);
     become(fiber);
 }
@@ -76,6 +105,13 @@ Fiber &lane_of(const Fiber &fiber, unsigned lane) { return *fibers[fiber.index -
 
 void start(unsigned first_block, unsigned blocks, unsigned threads) {
     running = size_t(blocks) * threads;
+    shared_memory.clear();
+    block_threads = threads;
+    at_barrier.assign(blocks, 0);
+    ended.assign(blocks, 0);
+    at_warp_operation.assign(blocks * warps_of_block(), 0);
+    at_grid_barrier = all_ended = warps_waiting = 0;
+    ready.clear();
     while (fibers.size() < running) fibers.push_back(std::make_unique<Fiber>());
     for (size_t k = 0; k < running; ++k) {
         Fiber &fiber = *fibers[k];
@@ -83,16 +119,20 @@ void start(unsigned first_block, unsigned blocks, unsigned threads) {
         fiber.thread = unsigned(k % threads);
         fiber.block = first_block + unsigned(k / threads);
         fiber.index = k;
+        fiber.phase = 0;
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.get();
         fiber.context.uc_stack.ss_size = kStackBytes;
         fiber.context.uc_link = &scheduler;
         makecontext(&fiber.context, enter, 0);
+        ready.push_back(k);
     }
 }
 
-// Lanes [begin, end) that wait for their active mask: those at the site of the first get one another.
+// Lanes [begin, end) that wait for their active mask: those at one site get one another. The site with the fewest lanes comes first: on a
+// GPU, too, lanes that took a branch come back to the others before these go on.
 bool release_active_mask(size_t begin, size_t end) {
+    unsigned fewest = 0;
     for (size_t k = begin; k < end; ++k) {
         if (fibers[k]->state != State::kAtActiveMask) continue;
         unsigned mask = 0;
@@ -100,85 +140,107 @@ bool release_active_mask(size_t begin, size_t end) {
             const bool joins = j == k || (settings.converges && fibers[j]->state == State::kAtActiveMask && fibers[j]->site == fibers[k]->site);
             if (joins) mask |= 1u << (j - begin);
         }
-        for (size_t j = begin; j < end; ++j) {
-            if (!(mask >> (j - begin) & 1u)) continue;
-            fibers[j]->mask = mask;
-            fibers[j]->state = State::kReady;
+        if (!fewest || __builtin_popcount(mask) < __builtin_popcount(fewest)) fewest = mask;
+    }
+    for (size_t j = begin; j < end; ++j) {
+        if (!(fewest >> (j - begin) & 1u)) continue;
+        fibers[j]->mask = fewest;
+        leave_warp_operation(j);
+    }
+    return fewest != 0;
+}
+
+// Lanes [begin, end) that wait at a warp operation go on when all of its mask are there.
+bool release_exchange(size_t begin, size_t end) {
+    for (size_t first = begin; first < end; ++first) {
+        const Fiber &one = *fibers[first];
+        if (one.state != State::kAtExchange) continue;
+        unsigned together = 0;
+        for (size_t k = begin; k < end; ++k) {
+            const Fiber &fiber = *fibers[k];
+            if (fiber.state == State::kAtExchange && fiber.site == one.site && fiber.mask == one.mask) together |= 1u << (k - begin);
         }
+        if (together != one.mask) continue;
+        for (size_t k = begin; k < end; ++k)
+            if (together >> (k - begin) & 1u) leave_warp_operation(k);
         return true;
     }
     return false;
 }
 
-// Lanes [begin, end) that wait at a warp operation go on when all of its mask are there.
-bool release_exchange(size_t begin, size_t end) {
-    unsigned waiting = 0, mask = 0;
-    const void *site = nullptr;
-    for (size_t k = begin; k < end; ++k) {
-        if (fibers[k]->state != State::kAtExchange) continue;
-        if (waiting && (fibers[k]->site != site || fibers[k]->mask != mask)) fail("lanes of a warp are at different operations");
-        waiting |= 1u << (k - begin);
-        site = fibers[k]->site;
-        mask = fibers[k]->mask;
-    }
-    if (!waiting || (waiting & mask) != mask) return false;
-    for (size_t k = begin; k < end; ++k)
-        if (fibers[k]->state == State::kAtExchange) fibers[k]->state = State::kReady;
-    return true;
+bool release_warp(size_t warp) {
+    if (!at_warp_operation[warp]) return false;
+    const size_t block = warp / warps_of_block() * block_threads, begin = block + warp % warps_of_block() * kWarp;
+    const size_t end = std::min(begin + kWarp, block + block_threads);
+    return release_active_mask(begin, end) || release_exchange(begin, end);
 }
 
-bool release_warps(unsigned threads) {
+bool release_warps() {
     bool is_released = false;
-    for (size_t block = 0; block < running; block += threads)
-        for (size_t begin = block; begin < block + threads; begin += kWarp) {
-            const size_t end = std::min(begin + kWarp, block + threads);
-            is_released = release_active_mask(begin, end) || release_exchange(begin, end) || is_released;
-        }
+    for (size_t warp = 0; warps_waiting && warp < at_warp_operation.size(); ++warp) is_released = release_warp(warp) || is_released;
     return is_released;
 }
 
-bool release_block_barriers(unsigned threads) {
+bool release_block_barriers() {
     bool is_released = false;
-    for (size_t block = 0; block < running; block += threads) {
-        const auto count = [&](State state) {
-            return std::count_if(fibers.begin() + std::ptrdiff_t(block), fibers.begin() + std::ptrdiff_t(block + threads),
-                                 [state](const std::unique_ptr<Fiber> &fiber) { return fiber->state == state; });
-        };
-        const std::ptrdiff_t waiting = count(State::kAtBlockBarrier);
-        if (waiting && count(State::kDone)) fail("some threads of a block ended, others wait at a barrier");
-        if (waiting < std::ptrdiff_t(threads)) continue;
-        for (size_t k = block; k < block + threads; ++k) fibers[k]->state = State::kReady;
+    for (size_t block = 0; block < at_barrier.size(); ++block) {
+        if (at_barrier[block] && ended[block]) fail("some threads of a block ended, others wait at a barrier");
+        if (at_barrier[block] < block_threads) continue;
+        at_barrier[block] = 0;
+        const size_t first = block * block_threads;
+        for (size_t k = first; k < first + block_threads; ++k) make_ready(k);
+        counts::add_block_barrier(fibers[first]->phase);
         is_released = true;
     }
     return is_released;
 }
 
 bool release_grid_barrier() {
-    for (size_t k = 0; k < running; ++k)
-        if (fibers[k]->state != State::kAtGridBarrier) return false;
-    for (size_t k = 0; k < running; ++k) fibers[k]->state = State::kReady;
+    if (at_grid_barrier < running) return false;
+    at_grid_barrier = 0;
+    for (size_t k = 0; k < running; ++k) make_ready(k);
+    counts::add_grid_barrier(fibers[0]->phase);
     return true;
+}
+
+void run_lanes(const std::vector<size_t> &order) {
+    for (const size_t k : order) {
+        Fiber *fiber = fibers[k].get();
+        become(fiber);
+        counts::begin_lane(int(fiber->thread % kWarp), fiber->phase);
+        swapcontext(&scheduler, &fiber->context);
+        counts::end_lane();
+    }
+}
+
+// To count, each warp runs until all of its lanes are at a barrier.
+void run_warps(std::vector<size_t> order) {
+    std::sort(order.begin(), order.end());
+    for (size_t begin = 0, end; begin < order.size(); begin = end) {
+        const size_t warp = warp_of(order[begin]);
+        for (end = begin; end < order.size() && warp_of(order[end]) == warp;) ++end;
+        std::vector<size_t> lanes(order.begin() + std::ptrdiff_t(begin), order.begin() + std::ptrdiff_t(end));
+        do {
+            run_lanes(lanes);
+            lanes.clear();
+        } while (release_warp(warp) && (lanes.swap(ready), true));
+        counts::end_warp();
+    }
 }
 
 void run_blocks(unsigned first_block, unsigned blocks, unsigned threads) {
     start(first_block, blocks, threads);
-    std::vector<size_t> order(running);
-    std::iota(order.begin(), order.end(), size_t(0));
-    for (;;) {
-        std::shuffle(order.begin(), order.end(), settings.random);
-        bool has_run = false, are_done = true;
-        for (const size_t k : order) {
-            Fiber *fiber = fibers[k].get();
-            if (fiber->state == State::kReady) {
-                become(fiber);
-                swapcontext(&scheduler, &fiber->context);
-                has_run = true;
-            }
-            are_done = are_done && fiber->state == State::kDone;
+    std::vector<size_t> order;
+    while (all_ended < running) {
+        if (ready.empty() && !release_warps() && !release_block_barriers() && !release_grid_barrier()) fail("deadlock: no thread can go on");
+        order.clear();
+        order.swap(ready);
+        if (counts::are_on()) {
+            run_warps(order);
+        } else {
+            std::shuffle(order.begin(), order.end(), settings.random);
+            run_lanes(order);
         }
-        if (are_done) break;
-        if (!has_run && !release_warps(threads) && !release_block_barriers(threads) && !release_grid_barrier())
-            fail("deadlock: no thread can go on");
     }
     current = nullptr;
 }
@@ -190,6 +252,7 @@ Graph *captured = nullptr;
 
 void run_kernel(dim3 grid, dim3 block, bool is_cooperative, const std::function<void()> &kernel) {
     ++launches;
+    counts::add_launch();
     kernel_body = &kernel;
     gridDim = grid;
     blockDim = block;
@@ -207,6 +270,32 @@ void enqueue(std::function<void()> work) {
     } else {
         work();
     }
+}
+
+void begin_phase(const char *name) {
+    current->phase = counts::phase_of(name);
+    counts::begin_phase(current->phase);
+}
+
+void begin_item() { counts::begin_item(); }
+
+void *block_memory(const void *type, size_t bytes) {
+    std::vector<char> &memory = shared_memory[{current->block, type}];
+    if (memory.empty()) memory.assign(bytes, char(0xCD));
+    return memory.data();
+}
+
+void *allocate(size_t bytes) {
+    constexpr size_t kAlign = 256;  // as cudaMalloc
+    void *memory = std::aligned_alloc(kAlign, (std::max<size_t>(bytes, 1) + kAlign - 1) / kAlign * kAlign);
+    std::memset(memory, 0xCD, bytes);
+    counts::add_memory(memory, bytes);
+    return memory;
+}
+
+void release(void *memory) {
+    counts::remove_memory(memory);
+    std::free(memory);
 }
 
 void block_barrier() { wait_in(State::kAtBlockBarrier); }
@@ -232,18 +321,21 @@ auto exchange(unsigned mask, uint64_t value, const void *site, const Read &read)
     return result;
 }
 
-bool all_lanes_equal(unsigned mask, uint64_t value) {
+unsigned lane_number() { return current->thread % kWarp; }
+
+uint64_t value_of_lane(unsigned mask, uint64_t value, unsigned lane) {
     static const char kSite = 0;
-    return exchange(mask, value, &kSite, [=](const Fiber &fiber) {
-        for (unsigned lane = 0; lane < kWarp; ++lane)
-            if ((mask >> lane & 1u) && lane_of(fiber, lane).value != value) return false;
-        return true;
-    });
+    return exchange(mask, value, &kSite, [=](const Fiber &fiber) { return lane_of(fiber, lane).value; });
 }
 
-uint64_t value_of_lane(unsigned mask, uint64_t value, int lane_xor) {
+unsigned lanes_with(unsigned mask, bool value) {
     static const char kSite = 0;
-    return exchange(mask, value, &kSite, [=](const Fiber &fiber) { return lane_of(fiber, fiber.thread % kWarp ^ unsigned(lane_xor)).value; });
+    return exchange(mask, value, &kSite, [=](const Fiber &fiber) {
+        unsigned lanes = 0;
+        for (unsigned lane = 0; lane < kWarp; ++lane)
+            if ((mask >> lane & 1u) && lane_of(fiber, lane).value) lanes |= 1u << lane;
+        return lanes;
+    });
 }
 
 }  // namespace cuda_on_cpu
@@ -276,6 +368,11 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemset(void *to, int value, size_t bytes) {
     if (captured) return cudaErrorStreamCaptureUnsupported;
     std::memset(to, value, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) {
+    enqueue([=] { std::memset(to, value, bytes); });
     return cudaSuccess;
 }
 

@@ -2,20 +2,23 @@
 //
 // Every CUDA thread is a fiber (fibers.cpp). Barriers, warp operations and atomics are the points where another fiber may go on, in an order
 // drawn from a seed. This finds kernels that depend on the order of threads, barriers that some threads miss, and launches that are wrong.
-// It shows neither weak memory ordering nor speed. Shared memory is static, so only kernels of one block may use it.
+// It shows neither weak memory ordering nor speed. With its accesses instrumented (memory_counts.cpp), it counts what a GPU would transfer.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <typeinfo>
 
 #define __CUDACC__ 1
 #define __CUDA_ARCH__ 900
 #define __global__
 #define __device__
 #define __host__
-#define __shared__ static
+#define TFISEG_SHARED(Type, name) Type &name = cuda_on_cpu::block_memory<Type>()
+#define TFISEG_TRACE_PHASE(Phase) cuda_on_cpu::begin_phase(typeid(Phase).name())
+#define TFISEG_TRACE_ITEM() cuda_on_cpu::begin_item()
 #define __constant__
 #define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
@@ -57,12 +60,28 @@ namespace cuda_on_cpu {
 void enqueue(std::function<void()> work);
 void run_kernel(dim3 grid, dim3 block, bool is_cooperative, const std::function<void()> &kernel);
 
+// Device memory, whose accesses memory_counts.cpp counts.
+void *allocate(size_t bytes);
+void release(void *memory);
+
 // Called by fibers.
+void begin_phase(const char *name);
+void begin_item();
+void *block_memory(const void *type, size_t bytes);
 void block_barrier();
 void grid_barrier();
 void maybe_yield();
-bool all_lanes_equal(unsigned mask, uint64_t value);
-uint64_t value_of_lane(unsigned mask, uint64_t value, int lane_xor);
+unsigned lane_number();
+uint64_t value_of_lane(unsigned mask, uint64_t value, unsigned lane);
+unsigned lanes_with(unsigned mask, bool value);
+void count_atomic(const void *memory, size_t bytes);
+
+// Shared memory of the block that runs, one object of each type; nobody clears it.
+template <class T>
+T &block_memory() {
+    static const char type = 0;
+    return *static_cast<T *>(block_memory(&type, sizeof(T)));
+}
 
 }  // namespace cuda_on_cpu
 
@@ -90,17 +109,17 @@ inline const char *cudaGetErrorString(cudaError_t) { return "an error of the CUD
 
 template <class T>
 cudaError_t cudaMalloc(T **memory, size_t bytes) {
-    *memory = static_cast<T *>(std::malloc(bytes ? bytes : 1));
-    std::memset(static_cast<void *>(*memory), 0xCD, bytes);
+    *memory = static_cast<T *>(cuda_on_cpu::allocate(bytes));
     return cudaSuccess;
 }
 inline cudaError_t cudaFree(void *memory) {
-    std::free(memory);
+    cuda_on_cpu::release(memory);
     return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemset(void *to, int value, size_t bytes);
+cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream);
 inline cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *all_bytes) {
     *free_bytes = *all_bytes = size_t(1) << 30;
     return cudaSuccess;
@@ -128,23 +147,31 @@ inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 
 inline void __syncthreads() { cuda_on_cpu::block_barrier(); }
 unsigned __activemask();
-inline unsigned __match_all_sync(unsigned mask, unsigned long long value, int *are_equal) {
-    *are_equal = cuda_on_cpu::all_lanes_equal(mask, value);
-    return *are_equal ? mask : 0;
-}
+inline unsigned __ballot_sync(unsigned mask, int value) { return cuda_on_cpu::lanes_with(mask, value != 0); }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int lane_xor) {
+T __shfl_sync(unsigned mask, T value, int lane) {
     uint64_t bits = 0;
     std::memcpy(&bits, &value, sizeof value);
-    bits = cuda_on_cpu::value_of_lane(mask, bits, lane_xor);
+    bits = cuda_on_cpu::value_of_lane(mask, bits, unsigned(lane) % 32);
     std::memcpy(&value, &bits, sizeof value);
     return value;
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned step) {
+    const unsigned lane = cuda_on_cpu::lane_number();
+    return __shfl_sync(mask, value, int(lane < step ? lane : lane - step));
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned step) {
+    const unsigned lane = cuda_on_cpu::lane_number();
+    return __shfl_sync(mask, value, int(lane + step > 31 ? lane : lane + step));
 }
 
 // Only one fiber runs at a time, so an atomic operation is a plain one after which or before which others may run.
 template <class T, class Operation>
-T cuda_on_cpu_atomic(T *memory, const Operation &operation) {
+__attribute__((no_sanitize("thread"))) T cuda_on_cpu_atomic(T *memory, const Operation &operation) {
     cuda_on_cpu::maybe_yield();
+    cuda_on_cpu::count_atomic(memory, sizeof(T));
     const T old = *memory;
     *memory = operation(old);
     return old;

@@ -1,0 +1,278 @@
+"""What the CUDA operator launches, waits for and transfers, counted without a GPU, and a cost model of it.
+
+    python docs/benchmarks/gpu_counts.py [--sides 1024 2048]
+
+The kernels run on a CPU (tests/plugins/cuda_on_cpu), compiled by g++ with every memory access instrumented.
+Every result is compared with the native operator's. Prints Markdown. 2048 x 2048 takes two minutes and 2 GB.
+"""
+
+import argparse
+import ctypes
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from gpu import as_logits, blobs, result_of
+from tfiseg.plugins.native import cluster_native, problem_struct
+from tfiseg.plugins.neck import EVIDENCE_FEATURES
+from tfiseg.plugins.problem import Problem, problem_of
+from tfiseg.plugins.settings import ClusterSettings
+from tfiseg.plugins.views import Found, PiecesCall, Scene, ViewsCall, cut_views
+
+ROOT = Path(__file__).parents[2]
+CSRC, TESTS = ROOT / "plugins" / "csrc", ROOT / "tests" / "plugins"
+PROCESSORS = 16  # emulated: each holds 512 or more threads, and every thread takes a stack
+SECTOR_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as the cost model has it.
+
+    Args:
+        processors, clock_ghz: from the data sheet, boost clock.
+        cache_gbps: of the L2 cache.
+        launch_us: of the first kernel of a graph, and of each further one.
+        grid_barrier_us, block_barrier_us: of a cooperative grid with a block or two per processor, of 512
+            threads.
+        latency_us: of one dependent access to the L2 cache. A phase has about three in a row.
+    """
+
+    name: str
+    processors: int
+    clock_ghz: float
+    cache_gbps: float
+    launch_us: tuple[float, float]
+    grid_barrier_us: float
+    block_barrier_us: float
+    latency_us: float
+
+
+DEVICES = (
+    Device("H200", 132, 1.755, 5500, (2.5, 1.5), 1.5, 0.04, 0.27),
+    Device("RTX 4090", 128, 2.52, 5000, (2.5, 1.5), 1.5, 0.03, 0.2),
+    Device("Jetson Orin", 16, 1.3, 600, (6.0, 3.0), 2.0, 0.06, 0.35),
+)
+DEPENDENT_ACCESSES = 3
+# instructions for each memory instruction of a warp (PTX of all kernels); a processor issues up to four each
+# clock, half of that is assumed
+INSTRUCTIONS_PER_ACCESS, ISSUED_PER_CLOCK = 6.8, 2.0
+ATOMICS_PER_CLOCK = 1.0  # of the L2 cache, on the few addresses of the same regions
+
+
+@dataclass
+class Phase:
+    """Counts of a phase.
+
+    Of lanes: barriers, atomic operations, loads of 4 bytes. Of warps: instructions, sectors of 32 bytes, and
+    the sectors that dense bytes would take, of loads and of stores.
+    """
+
+    name: str
+    grid_barriers: int
+    block_barriers: int
+    atomics: int
+    word_loads: int
+    load_instructions: int
+    load_sectors: int
+    load_ideal: int
+    store_instructions: int
+    store_sectors: int
+    store_ideal: int
+
+
+def compile_kernels(folder: Path) -> ctypes.CDLL:
+    """The emulated kernels with counters."""
+    flags = ["-std=c++17", "-ffp-contract=off", "-pthread", "-fPIC", "-fno-strict-aliasing"]
+    flags += ["-fvisibility-inlines-hidden"]
+    flags += ["-DTFISEG_WITH_CUDA", f"-I{TESTS / 'cuda_on_cpu' / 'include'}", f"-I{TESTS / 'cuda_on_cpu'}"]
+    cpu = [CSRC / f"{name}.cpp" for name in ("api", "cluster_cpu", "fit_cpu", "views_cpu")]
+    emulation = sorted((TESTS / "cuda_on_cpu").glob("*.cpp"))
+    libraries = (folder / "emulation.so", folder / "cpu.so")
+    steps = (
+        ["g++", *flags, "-O2", "-shared", *cpu, "-o", folder / "cpu.so"],
+        ["g++", *flags, "-O2", "-shared", *emulation, folder / "cpu.so", "-o", folder / "emulation.so"],
+        [
+            "g++",
+            *flags,
+            "-O2",
+            "-fsanitize=thread",
+            "-xc++",
+            "-c",
+            TESTS / "cuda_runner.cu",
+            "-o",
+            folder / "k.o",
+        ],
+        ["g++", "-shared", folder / "k.o", *libraries, f"-Wl,-rpath,{folder}", "-o", folder / "counted.so"],
+    )
+    for step in steps:
+        subprocess.run(list(map(str, step)), check=True)
+    library = ctypes.CDLL(str(folder / "counted.so"))
+    library.tfiseg_workspace_size.restype = ctypes.c_int64
+    library.cuda_on_cpu_configure(ctypes.c_uint(1), ctypes.c_uint(0), 1, PROCESSORS)
+    return library
+
+
+def counted(library: ctypes.CDLL, work: Callable[[], None]) -> tuple[int, list[Phase]]:
+    """Launches of some work, and the counts of its phases."""
+    library.cuda_on_cpu_count(1)
+    work()
+    text = ctypes.create_string_buffer(1 << 16)
+    library.cuda_on_cpu_report(text, len(text))
+    lines = text.value.decode().splitlines()
+    phases = [Phase(name, *map(int, numbers)) for name, *numbers in (line.split("\t") for line in lines[1:])]
+    return int(lines[0]), phases
+
+
+def run(library: ctypes.CDLL, problem: Problem) -> tuple[int, list[Phase]]:
+    """Counts of a problem, whose result must be the native operator's."""
+    result, out = result_of(problem)
+    struct = problem_struct(problem)
+    room = np.zeros(library.tfiseg_workspace_size(ctypes.byref(struct), 1), np.uint8)
+    result.workspace, result.workspace_bytes = room.ctypes.data, room.nbytes
+
+    def work() -> None:
+        assert (
+            library.cluster_by_phases(ctypes.byref(struct), ctypes.byref(result), ctypes.c_uint32(1), 1) == 0
+        )
+
+    counts = counted(library, work)
+    expected = cluster_native(problem)
+    assert np.array_equal(out["label_map"], expected.label_map), "the emulated kernels differ from the CPU"
+    return counts
+
+
+def with_evidence(side: int) -> Problem:
+    """A frame model's problem: logits, a boundary, affinities and both rules; cuts are moved."""
+    rng = np.random.default_rng(0)
+    offsets = np.array([[0, 2], [2, 0], [4, 4], [4, -4]], np.int32)
+    rule = rng.normal(0, 0.3, 4 * (len(EVIDENCE_FEATURES) + 2) + 1).astype(np.float32)
+    settings = ClusterSettings(affinity_offsets=offsets, merge_rule=rule, part_rule=rule, sharpen=3)
+    return replace(
+        as_logits(blobs(side), 4, (480, 640)),
+        settings=settings,
+        boundary=rng.random((1, -(-side // 2), -(-side // 2))).astype(np.float32),
+        boundary_stride=2,
+        affinity=rng.random((1, 4, side, side)).astype(np.float32),
+    )
+
+
+def views_launches(library: ctypes.CDLL) -> tuple[int, int]:
+    """Launches that render views of components, and that place the parts."""
+    components = cluster_native(problem_of(blobs(160), min_area=25, split=0.0))
+    frame = np.zeros((160, 160, 3), np.uint8)
+    scene = Scene(frame, components.label_map[0], components.table[0].copy(), np.ones(256, np.uint8))
+    cut = cut_views(scene, 4, 32)
+    parts = cluster_native(problem_of(cut.own, split=1.0, max_instances=64))
+    tables = np.zeros((4, 64, 10), np.float32)
+    tables[:, : parts.table.shape[1]] = parts.table
+    call = ViewsCall(scene, 4, 32, None, cut, 64)
+    pieces = PiecesCall(scene, Found(parts.label_map, parts.count, parts.regions, tables), 2)
+
+    def place() -> None:
+        views, found = ctypes.byref(call.struct), ctypes.byref(pieces.struct)
+        assert library.place_pieces_by_phases(views, found, ctypes.c_uint32(1), 1) == 0
+
+    def render() -> None:
+        assert library.cut_views_by_phases(ctypes.byref(call.struct), ctypes.c_uint32(1), 1) == 0
+
+    return counted(library, render)[0], counted(library, place)[0]
+
+
+def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, float]:
+    """Microseconds of a call by kind of cost.
+
+    A phase takes the longest of: its dependent accesses, its instructions, its sectors from the L1 cache, its
+    dense bytes from the L2 cache, and its atomics.
+    """
+    clock = device.clock_ghz * 1e3  # cycles in a us
+    work = block_barriers = 0.0
+    for p in phases:
+        # blocks wait one by one, but for tiles, which all blocks work on at once
+        is_tiled = p.name == "AscentLinks"
+        waits = p.block_barriers / (2 * device.processors if is_tiled else 1)
+        block_barriers += waits
+        processors = 1 if p.block_barriers and not is_tiled else device.processors  # one block works alone
+        accesses = p.load_instructions + p.store_instructions
+        # an L1 cache gives four sectors a clock; each dense sector comes from the L2 cache once
+        cache_us = (p.load_ideal + p.store_sectors) * SECTOR_BYTES / device.cache_gbps / 1e3
+        work += max(
+            device.latency_us
+            * DEPENDENT_ACCESSES
+            * max(1.0, p.grid_barriers + waits * (2 / 7 if is_tiled else 1)),
+            accesses * INSTRUCTIONS_PER_ACCESS / processors / ISSUED_PER_CLOCK / clock,
+            p.load_sectors / 4 / processors / clock,
+            min(cache_us, p.load_sectors * SECTOR_BYTES / device.cache_gbps / 1e3),
+            p.atomics / 32 / ATOMICS_PER_CLOCK / clock,
+        )
+    return {
+        "launches": device.launch_us[0] + (launches - 1) * device.launch_us[1],
+        "grid barriers": sum(p.grid_barriers for p in phases) * device.grid_barrier_us,
+        "block barriers": block_barriers * device.block_barrier_us,
+        "phases": work,
+    }
+
+
+def hops_of(phases: list[Phase], objects_px: int) -> float:
+    """Links followed for each pixel of an object. A pixel's last load finds a root, which is no hop."""
+    follow = next(p for p in phases if p.name == "FollowLinks")
+    return follow.word_loads / objects_px - 1.0
+
+
+def print_phases(title: str, launches: int, phases: list[Phase]) -> None:
+    print(f"\n### {title}: {launches} launches\n")
+    print("| phase | grid barriers | block barriers | MB loaded (dense) | MB stored (dense) | atomics |")
+    print("|---|---|---|---|---|---|")
+    for p in phases:
+        sizes = (p.load_sectors, p.load_ideal, p.store_sectors, p.store_ideal)
+        loaded, load_ideal, stored, store_ideal = (s * SECTOR_BYTES / 1e6 for s in sizes)
+        moved = f"{loaded:.2f} ({load_ideal:.2f}) | {stored:.2f} ({store_ideal:.2f})"
+        name = "exclusive sum" if "BlockScan" in p.name else p.name
+        print(f"| {name} | {p.grid_barriers} | {p.block_barriers} | {moved} | {p.atomics} |")
+    stored, ideal = (sum(getattr(p, name) for p in phases) for name in ("store_sectors", "store_ideal"))
+    print(f"\nStore sectors: {stored / ideal:.2f} of the ideal.")
+
+
+def print_model(title: str, megapixels: float | None, launches: int, phases: list[Phase]) -> None:
+    for device in DEVICES:
+        terms = model_us(device, launches, phases)
+        total = sum(terms.values())
+        per = f" ({total / megapixels:.0f} us/MP)" if megapixels else ""
+        cells = " | ".join(f"{us:.1f}" for us in terms.values())
+        print(f"| {title} | {device.name} | {cells} | {total:.0f}{per} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sides", type=int, nargs="*", default=[2048])
+    sides = parser.parse_args().sides
+    with tempfile.TemporaryDirectory() as folder:
+        library = compile_kernels(Path(folder))
+        small = "160 x 160 x 21 logits -> 640 x 480"
+        results = {small: (None, *run(library, as_logits(blobs(160), 21, (480, 640))))}
+        print(f"Frame model, 160 x 160, both rules: {run(library, with_evidence(160))[0]} launches.")
+        render, place = views_launches(library)
+        print(f"Views rendered: {render} launches; parts placed: {place}.")
+        for side in sides:
+            class_map = blobs(side)
+            launches, phases = run(library, problem_of(class_map, min_area=25))
+            title = f"class map {side} x {side}"
+            results[title] = (side * side / 1e6, launches, phases)
+            hops = hops_of(phases, int((class_map > 0).sum()))
+            print(f"{title}: {hops:.2f} hops for each pixel of an object.")
+        for title, (_, launches, phases) in results.items():
+            print_phases(title, launches, phases)
+        print("\n### The cost model, us\n")
+        print("| problem | GPU | launches | grid barriers | block barriers | phases | sum |")
+        print("|---|---|---|---|---|---|---|")
+        for title, (megapixels, launches, phases) in results.items():
+            print_model(title, megapixels, launches, phases)
+
+
+if __name__ == "__main__":
+    main()

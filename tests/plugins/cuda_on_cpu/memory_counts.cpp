@@ -1,0 +1,209 @@
+// What the emulated kernels transfer. Kernels are compiled with -fsanitize=thread, whose calls (__tsan_read4, ...) come here instead of to
+// its runtime. The n-th access of each lane of a warp, at one place of the code and for one item, counts as one instruction of the warp, as on a GPU whose
+// lanes stay together; a memory transaction is a sector of 32 bytes that such an instruction touches.
+#include "memory_counts.h"
+
+#include <cxxabi.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+namespace cuda_on_cpu {
+namespace {
+
+constexpr uintptr_t kSector = 32;
+
+struct PhaseCounts {
+    std::string name;
+    int64_t block_barriers = 0, grid_barriers = 0, atomics = 0;
+    int64_t words_loaded = 0;  // of 4 bytes, one by one: hops along links, for example
+    int64_t instructions[2] = {0, 0}, sectors[2] = {0, 0}, ideal[2] = {0, 0};  // loads, stores; ideal: if the bytes lay side by side
+};
+
+struct Access {
+    uintptr_t site, address;
+    uint32_t item, occurrence;
+    uint16_t phase;
+    uint8_t bytes;
+    bool is_store;
+};
+
+bool is_on = false;
+int64_t launches = 0;
+std::vector<PhaseCounts> phases;
+std::map<std::string, int> numbers;
+std::map<uintptr_t, size_t> memories;  // by address
+std::vector<Access> accesses;          // of the warp that runs
+struct Lane {
+    uint32_t item = 0;  // of the phase
+    std::unordered_map<uintptr_t, uint32_t> occurrences;  // of accesses for this item, by site
+} lanes[32], *lane = nullptr;  // the one that runs
+int lane_phase = 0;
+
+bool is_device_memory(uintptr_t address) {
+    auto after = memories.upper_bound(address);
+    if (after == memories.begin()) return false;
+    --after;
+    return address < after->first + after->second;
+}
+
+void record(const void *memory, size_t bytes, bool is_store, const void *site) {
+    if (!is_on || !lane) return;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory), from = reinterpret_cast<uintptr_t>(site);
+    if (!is_device_memory(address)) return;
+    if (!is_store && bytes == 4) ++phases[size_t(lane_phase)].words_loaded;
+    accesses.push_back({from, address, lane->item, lane->occurrences[from]++, uint16_t(lane_phase), uint8_t(bytes), is_store});
+}
+
+bool is_same_instruction(const Access &a, const Access &b) { return a.site == b.site && a.item == b.item && a.occurrence == b.occurrence; }
+
+}  // namespace
+
+namespace counts {
+
+bool are_on() { return is_on; }
+
+int phase_of(const char *name) {
+    const auto known = numbers.find(name);
+    if (known != numbers.end()) return known->second;
+    int status = 0;
+    char *readable = abi::__cxa_demangle(name, nullptr, nullptr, &status);
+    std::string text = status ? name : readable;
+    std::free(readable);
+    for (const char *scope : {"tfiseg::(anonymous namespace)::", "tfiseg::"})
+        for (size_t at; (at = text.find(scope)) != std::string::npos;) text.erase(at, std::string(scope).size());
+    if (phases.empty()) phases.push_back({});
+    phases.push_back({});
+    phases.back().name = text;
+    return numbers[name] = int(phases.size()) - 1;
+}
+
+void add_launch() { launches += is_on; }
+
+void add_block_barrier(int phase) {
+    if (is_on) ++phases[size_t(phase)].block_barriers;
+}
+
+void add_grid_barrier(int phase) {
+    if (is_on) ++phases[size_t(phase)].grid_barriers;
+}
+
+void add_memory(const void *memory, size_t bytes) { memories[reinterpret_cast<uintptr_t>(memory)] = bytes; }
+
+void remove_memory(const void *memory) { memories.erase(reinterpret_cast<uintptr_t>(memory)); }
+
+void end_warp() {
+    std::sort(accesses.begin(), accesses.end(), [](const Access &a, const Access &b) {
+        if (a.site != b.site) return a.site < b.site;
+        if (a.item != b.item) return a.item < b.item;
+        return a.occurrence != b.occurrence ? a.occurrence < b.occurrence : a.address < b.address;
+    });
+    for (size_t begin = 0, end; begin < accesses.size(); begin = end) {
+        uintptr_t last_sector = 0, last_address = 0;
+        int64_t sectors = 0, bytes = 0;
+        for (end = begin; end < accesses.size() && is_same_instruction(accesses[begin], accesses[end]); ++end) {
+            const uintptr_t address = accesses[end].address;
+            if (address == last_address) continue;
+            bytes += accesses[end].bytes;
+            last_address = address;
+            sectors += address / kSector != last_sector;
+            last_sector = address / kSector;
+        }
+        PhaseCounts &phase = phases[accesses[begin].phase];
+        const int kind = accesses[begin].is_store;
+        ++phase.instructions[kind];
+        phase.sectors[kind] += sectors;
+        phase.ideal[kind] += (bytes + int64_t(kSector) - 1) / int64_t(kSector);
+    }
+    accesses.clear();
+}
+
+void begin_lane(int number, int phase) {
+    if (!is_on) return;
+    lane = &lanes[number];
+    lane_phase = phase;
+}
+
+void begin_phase(int phase) {
+    if (!is_on || !lane) return;
+    lane_phase = phase;
+    lane->item = 0;
+    lane->occurrences.clear();
+}
+
+void begin_item() {
+    if (!is_on || !lane) return;
+    ++lane->item;
+    lane->occurrences.clear();
+}
+
+void end_lane() { lane = nullptr; }
+
+}  // namespace counts
+
+void count_atomic(const void *memory, size_t) {
+    if (is_on && lane && is_device_memory(reinterpret_cast<uintptr_t>(memory))) ++phases[size_t(lane_phase)].atomics;
+}
+
+}  // namespace cuda_on_cpu
+
+using namespace cuda_on_cpu;
+
+extern "C" {
+
+// Starts counting from 0, or stops.
+void cuda_on_cpu_count(int on) {
+    is_on = on != 0;
+    launches = 0;
+    if (phases.empty()) phases.push_back({});
+    for (PhaseCounts &phase : phases) phase = {phase.name};
+}
+
+// A line of text: launches; then a line for each phase that ran: name, barriers of the grid and of blocks, atomics, loads of 4 bytes, then
+// instructions, sectors and ideal sectors of loads and of stores. Returns the length of the text, which is cut at `size`.
+int64_t cuda_on_cpu_report(char *text, int64_t size) {
+    std::string all = std::to_string(launches) + "\n";
+    for (const PhaseCounts &p : phases) {
+        if (!(p.instructions[0] + p.instructions[1] + p.atomics + p.grid_barriers + p.block_barriers)) continue;
+        all += p.name;
+        for (const int64_t count : {p.grid_barriers, p.block_barriers, p.atomics, p.words_loaded, p.instructions[0], p.sectors[0], p.ideal[0],
+                                    p.instructions[1], p.sectors[1], p.ideal[1]})
+            all += "\t" + std::to_string(count);
+        all += "\n";
+    }
+    std::snprintf(text, size_t(size), "%s", all.c_str());
+    return int64_t(all.size());
+}
+
+#define TFISEG_ACCESS(size)                                                                                                    \
+    void __tsan_read##size(void *memory) { record(memory, size, false, __builtin_return_address(0)); }                         \
+    void __tsan_write##size(void *memory) { record(memory, size, true, __builtin_return_address(0)); }                         \
+    void __tsan_unaligned_read##size(void *memory) { record(memory, size, false, __builtin_return_address(0)); }               \
+    void __tsan_unaligned_write##size(void *memory) { record(memory, size, true, __builtin_return_address(0)); }
+TFISEG_ACCESS(1)
+TFISEG_ACCESS(2)
+TFISEG_ACCESS(4)
+TFISEG_ACCESS(8)
+TFISEG_ACCESS(16)
+#undef TFISEG_ACCESS
+void __tsan_read_range(void *memory, size_t bytes) {
+    for (size_t k = 0; k < bytes; k += 8) record(static_cast<char *>(memory) + k, std::min<size_t>(8, bytes - k), false, __builtin_return_address(0));
+}
+void __tsan_write_range(void *memory, size_t bytes) {
+    for (size_t k = 0; k < bytes; k += 8) record(static_cast<char *>(memory) + k, std::min<size_t>(8, bytes - k), true, __builtin_return_address(0));
+}
+void __tsan_init() {}
+void __tsan_func_entry(void *) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void **, void *) {}
+void __tsan_vptr_read(void **) {}
+
+}  // extern "C"
