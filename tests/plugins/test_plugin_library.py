@@ -46,7 +46,11 @@ def test_it_compiles_for_every_architecture_and_no_kernel_spills(library):
     facts = json.loads(library.with_suffix(".json").read_text())
     assert facts["architectures"] == ["87", "89", "90", "110", "120", "PTX"]
     kernels = {k["kernel"] for k in facts["kernels"]}
-    assert {"section_kernel<MergeSection>", "section_kernel<GridSection>", "each_kernel<FindClasses>"} <= kernels
+    assert {
+        "section_kernel<MergeSection>",
+        "section_kernel<GridSection>",
+        "each_kernel<FindClasses>",
+    } <= kernels
     assert len(facts["kernels"]) == 5 * len(kernels)
     assert [k for k in facts["kernels"] if k["spill_bytes"]] == []
     assert max(k["registers"] for k in facts["kernels"]) <= 128
