@@ -136,7 +136,8 @@ class _Node:
         self._proto = proto
         self.kind, self.inputs, self.outputs = proto.op_type, [*proto.input], [*proto.output]
         values: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
-        self.attributes = {n: v.decode() if isinstance(v, bytes) else v for n, v in values.items()}
+        texts = {name: value.decode() for name, value in values.items() if isinstance(value, bytes)}
+        self.attributes: dict[str, Any] = values | texts
 
     def run_on_host(self, values: _Values) -> None:
         """Compute the outputs with ONNX's reference implementation, for all frames of these shapes."""
