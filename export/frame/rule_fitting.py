@@ -31,7 +31,7 @@ from .composites import FrameComposer
 from .export_onnx import FINER
 
 # lone components weigh so much more than their share in photos, for "merge" and "part"
-_CAUTION = 2.0, 2.8
+_CAUTION = 1.0, 2.8
 _SHARE = 2 / 3  # of the components for each member of a rule: members that differ vary less together
 _MIN_CELLS = 24  # smaller components are not used
 
