@@ -21,11 +21,27 @@ _CONTAINER = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flus
 _ENCODER = {"preset": "veryfast", "tune": "zerolatency", "crf": "21"}
 _KEYFRAME_EVERY = 30
 _CLOCK = Fraction(1, 90_000)
+_BOX_HEADER_BYTES = 8  # length and type
 
 
 def _rate(fps: float) -> Fraction:
     """Return the frame rate as a fraction. It is only a hint: frames have their own times."""
     return max(Fraction(fps).limit_denominator(1001 if fps >= 1 else 100_000), Fraction(1, 100_000))
+
+
+def _cut_off_incomplete_frame(path: Path) -> None:
+    """Truncate a file behind its last whole frame; of the next one, a full disk took only a part."""
+    with path.open("r+b") as file:
+        size, at, whole = path.stat().st_size, 0, 0
+        while at + _BOX_HEADER_BYTES <= size:
+            file.seek(at)
+            header = file.read(_BOX_HEADER_BYTES)
+            length = int.from_bytes(header[:4], "big")
+            if length < _BOX_HEADER_BYTES or at + length > size:
+                break
+            at += length
+            whole = whole if header[4:] == b"moof" else at  # a moof is the head of the frame behind it
+        file.truncate(whole)
 
 
 class Mp4Writer:
@@ -60,6 +76,7 @@ class Mp4Writer:
             raise OutputError(f"can't write {path}: {wrong}") from wrong
         self._to_frame = av.VideoFrame.from_ndarray
         self._last = -1
+        self._has_failed = False
 
     def write(self, picture: NDArray[np.uint8], seconds: float) -> None:
         """Add a picture uint8 (H, W, 3) BGR, shown from this second on."""
@@ -80,6 +97,7 @@ class Mp4Writer:
             for packet in self._stream.encode(frame):
                 self._container.mux(packet)
         except (OSError, self._errors) as wrong:
+            self._has_failed = True
             raise OutputError(f"can't write {self.path}: {wrong}") from wrong
 
     def close(self) -> None:
@@ -88,6 +106,8 @@ class Mp4Writer:
             self._mux(None)
         finally:
             self._container.close()
+            if self._has_failed and Path(self.path).is_file():
+                _cut_off_incomplete_frame(Path(self.path))
 
     def __enter__(self) -> Mp4Writer:
         return self

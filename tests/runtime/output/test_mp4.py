@@ -73,3 +73,31 @@ def test_a_full_disk_says_so():
 
     with pytest.raises(tfiseg.OutputError, match=r"can't write /dev/full: .*[Nn]o space"):
         fill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits files by POSIX means")
+@pytest.mark.parametrize("limit", [4_000, 9_001, 20_000])
+def test_a_file_that_ends_on_a_full_disk_holds_whole_frames(tmp_path, limit):
+    import resource
+
+    rng, path = np.random.default_rng(0), tmp_path / "a.mp4"
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        with Mp4Writer(path, (64, 48), 30) as writer:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, usual[1]))
+            for k in range(200):
+                writer.write(rng.integers(0, 256, (48, 64, 3), np.uint8), k / 30)
+
+    try:
+        with pytest.raises(tfiseg.OutputError, match="can't write"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    size = path.stat().st_size
+    assert size < limit
+    content, count = path.read_bytes(), 0
+    assert content.count(b"moof") == content.count(b"mdat") > 0
+    with av.open(str(path)) as container:
+        count = sum(1 for _ in container.decode(video=0))  # raises for a part of a frame
+    assert count == content.count(b"moof")
