@@ -29,8 +29,8 @@ namespace tables = gpu_tables;
 namespace tables = cpu_tables;
 #endif
 
-// On a GPU: the hidden units one by one, since with several at once registers spill.
-#ifdef __CUDA_ARCH__
+// nvcc's device code: the hidden units one by one, since with several at once registers spill.
+#if defined(__CUDA_ARCH__) && defined(__NVCC__)
 #define TFISEG_NO_UNROLL _Pragma("unroll 1")
 #else
 #define TFISEG_NO_UNROLL
