@@ -181,9 +181,10 @@ def test_samples_are_seeded(tmp_path, frames):
     def first(seed):
         return sample_frames("synthetic", 3, seed)
 
-    assert all(np.array_equal(a, b) for a, b in zip(first(1), first(1), strict=True))
-    assert first(1).names != first(2).names
-    assert first(1).sha256() == first(1).sha256() != first(2).sha256()
+    one, again, other = first(1), first(1), first(2)
+    assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
+    assert one.names != other.names
+    assert one.sha256() == again.sha256() != other.sha256()
 
 
 def test_layers_are_named_by_pattern_or_weight(model):
