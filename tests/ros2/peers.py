@@ -162,8 +162,9 @@ def raw_messages(bag: str, topic: str) -> list[bytes]:
 
 
 def recorder(options: dict) -> dict:
-    """Write the images of ``topics`` into a bag until SIGTERM."""
-    node, counts = Node("recorder"), dict.fromkeys(options["topics"], 0)
+    """Write the images of ``topics`` into a bag until SIGTERM. Prints "matched" when one has a publisher: what
+    it publishes first must not be missed."""
+    node, counts, subscriptions = Node("recorder"), dict.fromkeys(options["topics"], 0), []
     with Writer(Path(options["bag"]), version=9) as writer:
         for topic in options["topics"]:
             connection = writer.add_connection(topic, "sensor_msgs/msg/Image", typestore=TYPES)
@@ -172,10 +173,12 @@ def recorder(options: dict) -> dict:
                 counts[topic] += 1
                 writer.write(connection, time.time_ns(), raw)
 
-            node.create_subscription(Image, topic, take, qos(options), raw=True)
-        print("matched", flush=True)
+            subscriptions.append(node.create_subscription(Image, topic, take, qos(options), raw=True))
+        matched = False
         for _ in until_told(node, lambda: sum(counts.values())):
-            pass
+            if not matched and any(one.get_publisher_count() for one in subscriptions):
+                matched = True
+                print("matched", flush=True)
     return counts
 
 

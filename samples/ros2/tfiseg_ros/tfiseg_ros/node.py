@@ -210,6 +210,8 @@ def _spin(node: SegmenterNode) -> None:
         try:
             executor.spin_once()
         except RCLError as wrong:
+            if not rclpy.ok():  # a signal came while the executor prepared to wait
+                return
             if "lifecycle" not in str(wrong):
                 raise
             node.get_logger().error(str(wrong))
