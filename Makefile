@@ -63,7 +63,7 @@ test-plugin: $(VENV)/test.stamp
 
 # Engines, for real: TensorRT-RTX builds without a GPU. Every call is type-checked against TensorRT 10's own API.
 test-engines: $(VENV)/test.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[rtx]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[rtx,export]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
 	TFISEG_TENSORRT_STUBS=$(VENV)/stubs $(BIN)/pytest tests/export/engine/test_build.py \
 	  tests/export/engine/test_foreign_networks.py tests/export/engine/test_tensorrt_types.py

@@ -162,8 +162,10 @@ def raw_messages(bag: str, topic: str) -> list[bytes]:
 
 
 def recorder(options: dict) -> dict:
-    """Write the images of ``topics`` into a bag until SIGTERM. Prints "matched" when one has a publisher: what
-    it publishes first must not be missed."""
+    """Write the images of ``topics`` into a bag until SIGTERM.
+
+    Prints "matched" when one of them has a publisher: what it publishes first must not be missed.
+    """
     node, counts, subscriptions = Node("recorder"), dict.fromkeys(options["topics"], 0), []
     with Writer(Path(options["bag"]), version=9) as writer:
         for topic in options["topics"]:
