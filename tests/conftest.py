@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tfiseg  # noqa: F401  the installed one, before pytest takes a clone of that name for the package
 
 sys.path.append(str(Path(__file__).parent))  # for plain_model
 
