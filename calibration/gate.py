@@ -83,7 +83,8 @@ def gate_report(
     report = {**comparison.report(), "intervals": intervals, "thresholds": expected}
     noise = yardstick() if below and yardstick is not None else None
     if noise is not None:
-        report["noise_floor"] = {key: noise.report()[key] for key in (*expected, "PQ")}
+        said = noise.report()
+        report["noise_floor"] = {key: said[key] for key in (*expected, "PQ")}
         floor = _table(noise)
         below = [
             name

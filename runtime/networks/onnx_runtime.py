@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import ModelError
 from .model_info import METADATA_KEY
-from .session import DEFAULT_PROVIDERS
+from .session import DEFAULT_PROVIDERS, check_exists
 
 # it quantizes what a model leaves in float, one scale per tensor, and reads float16 biases wrongly
 # (onnxruntime 1.21 to 1.32 at least)
@@ -109,10 +109,7 @@ def open_onnx(
     """
     import onnxruntime
 
-    if not path.exists():
-        raise ModelError(
-            f"there is no model {path}; leave `model` out to use the network that comes with tfiseg"
-        )
+    check_exists(path)
     missing = [p for p in providers if p not in onnxruntime.get_available_providers()]
     if missing:
         raise ModelError(

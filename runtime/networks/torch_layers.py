@@ -154,10 +154,11 @@ def _resize(call: Call) -> Tensor:
     nearest = call.attribute("nearest_mode", "round_prefer_floor")
     names = {
         ("nearest", "asymmetric", "floor"): "nearest",
-        ("nearest", "half_pixel", "round_prefer_floor"): "nearest-exact",
         ("nearest", "half_pixel", "round_prefer_ceil"): "nearest-exact",
     }
     smooth = mode in ("linear", "cubic") and where in ("half_pixel", "pytorch_half_pixel", "align_corners")
+    if nearest == "round_prefer_floor":  # as torch rounds, but where a place lies half way
+        names["nearest", "half_pixel", nearest] = "nearest-exact"
     name = ("bilinear" if mode == "linear" else "bicubic") if smooth else names.get((mode, where, nearest))
     if name is None or x.ndim != 4 or (mode == "cubic" and call.attribute("cubic_coeff_a", -0.75) != -0.75):
         raise unsupported(call, f"mode {mode}, coordinates {where} and rounding {nearest}")
@@ -173,4 +174,13 @@ def _resize(call: Call) -> Tensor:
             "align_corners": where == "align_corners",
             "antialias": bool(call.attribute("antialias", 0)),
         }
-    return functional.interpolate(x, mode=name, **options)
+    resized = functional.interpolate(x, mode=name, **options)
+    sizes = zip(x.shape[2:], resized.shape[2:], strict=True)
+    if name == "nearest-exact" and nearest == "round_prefer_floor" and any(_has_ties(*s) for s in sizes):
+        raise unsupported(call, f"rounding {nearest} to places half way between two pixels")
+    return resized
+
+
+def _has_ties(size: int, resized: int) -> bool:
+    """Whether a pixel's center lies half way between two centers of the input."""
+    return any((2 * i + 1) * size % (2 * resized) == 0 for i in range(resized))

@@ -17,6 +17,7 @@ from .torch_operators import OPERATORS
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LEAST_OPSET = 13  # Softmax meant something else before
 _SIZES = ("Shape", "Size")  # known from the shape of their input alone
 _WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}  # the input that float16 halves
 _MOST_SHAPES = 256  # a folder of photos of many sizes must not fill the memory
@@ -68,6 +69,12 @@ class TorchNetwork:
         import torch
         from onnx import numpy_helper
 
+        opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+        if opset < _LEAST_OPSET:
+            raise ModelError(
+                f'backend="torch" reads ONNX from opset {_LEAST_OPSET} on, this model has opset {opset}: use '
+                'backend="onnxruntime"'
+            )
         graph = model.graph
         self._torch, self._device, self._half = torch, torch.device(device), half
         self.outputs = [output.name for output in graph.output]

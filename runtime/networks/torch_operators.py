@@ -170,6 +170,8 @@ def _reduce(call: Call) -> Tensor:
 
 @operator("ArgMax")
 def _arg_max(call: Call) -> Tensor:
+    if call.attribute("select_last_index", 0):
+        raise unsupported(call, "select_last_index")
     return call.tensor().argmax(call.attribute("axis", 0), bool(call.attribute("keepdims", 1)))
 
 

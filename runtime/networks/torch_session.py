@@ -15,6 +15,7 @@ from ..gpu.torch_cuda import TorchCuda
 from .gpu_session import GpuSession
 from .model_info import METADATA_KEY, ModelInfo
 from .model_variants import AS_IS, Variant
+from .session import check_exists, check_interface, check_maps, info_of
 from .torch_network import TorchNetwork
 
 if TYPE_CHECKING:
@@ -33,19 +34,16 @@ def _read(path: Path, variant: Variant) -> tuple[Any, ModelInfo]:
         raise MissingDependencyError(
             f'backend="torch" needs torch and onnx ({missing}): pip install "tfiseg[torch]"'
         ) from missing
-    if not path.exists():
-        raise ModelError(
-            f"there is no model {path}; leave `model` out to use the network that comes with tfiseg"
-        )
+    check_exists(path)
     try:
         model = onnx.load_model_from_string(variant.read(path))
         load_external_data_for_model(model, str(path.parent))
     except Exception as wrong:  # of protobuf, or of the weights' file
         raise ModelError(f"{path} is no ONNX model, or a damaged one: {wrong}") from wrong
     texts = [p.value for p in model.metadata_props if p.key == METADATA_KEY]
-    if not texts:
-        raise ModelError(f"{path} has no tfiseg metadata: convert it with `tfiseg export {path}`")
-    return model, ModelInfo.from_json(texts[0], str(path))
+    info = info_of(texts[0] if texts else None, path)
+    check_interface(path, [i.name for i in model.graph.input], [o.name for o in model.graph.output])
+    return model, info
 
 
 class TorchSession:
@@ -74,7 +72,9 @@ class TorchSession:
         import torch
 
         found = self._graph({"frame": torch.from_numpy(np.ascontiguousarray(image))[None]})
-        return {name: tensor.float().numpy() for name, tensor in found.items()}
+        maps = {name: tensor.float().numpy() for name, tensor in found.items()}
+        check_maps(self.path, self.info, maps)
+        return maps
 
     def close(self) -> None:
         """Nothing is held that outlives this object."""

@@ -1,5 +1,6 @@
 """Networks in PyTorch: operators and networks against ONNX Runtime, and the route on an emulated GPU."""
 
+import json
 import logging
 import sys
 from contextlib import contextmanager, nullcontext
@@ -7,12 +8,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import tfiseg
 from onnx import TensorProto, helper, numpy_helper
 from plain_model import PLAIN_MODEL
 from skimage import data
+from tfiseg.runtime.networks.model_variants import AS_IS
 from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -83,6 +86,12 @@ CASES = {
         [IMAGE, None, None, whole(1, 4, 25, 30)],
         {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
     ),
+    "nearest, half pixels": ("Resize", [IMAGE, None, None, whole(1, 4, 27, 36)], {"mode": "nearest"}),
+    "nearest, half way up": (
+        "Resize",
+        [IMAGE, None, None, whole(1, 4, 9, 6)],
+        {"mode": "nearest", "nearest_mode": "round_prefer_ceil"},
+    ),
     "softmax": ("Softmax", [IMAGE], {"axis": 1}),
     "leaky": ("LeakyRelu", [IMAGE], {"alpha": 0.3}),
     "hard swish": ("HardSwish", [IMAGE], {}),
@@ -145,21 +154,37 @@ def test_an_operator_gives_what_onnx_runtime_gives(name):
 @pytest.mark.parametrize(
     ("kind", "inputs", "attributes", "message"),
     [
-        ("Resize", [IMAGE, None, None, whole(1, 4, 5, 5)], {"mode": "nearest"}, None),
+        (
+            "Resize",
+            [IMAGE, None, None, whole(1, 4, 9, 6)],
+            {"mode": "nearest"},
+            "half way between two pixels",
+        ),
+        ("ArgMax", [IMAGE], {"axis": 1, "select_last_index": 1}, "select_last_index"),
         ("Resize", [IMAGE, None, None, whole(1, 8, 9, 12)], {"mode": "linear"}, "another batch or number"),
         ("Conv", [IMAGE, normal(6, 4, 3, 3)], {"auto_pad": "SAME_UPPER"}, "auto_pad SAME_UPPER"),
         ("Celu", [IMAGE], {}, "operators Celu"),
     ],
 )
 def test_what_it_cannot_run_as_onnx_does_is_an_error(kind, inputs, attributes, message):
-    def run():
-        return TorchNetwork(model_of(kind, inputs, attributes), "cpu")({"in0": torch.from_numpy(inputs[0])})
-
-    if message is None:
-        run()
-        return
     with pytest.raises(tfiseg.ModelError, match=message):
-        run()
+        TorchNetwork(model_of(kind, inputs, attributes), "cpu")({"in0": torch.from_numpy(inputs[0])})
+
+
+def test_an_opset_with_other_meanings_is_an_error():
+    with pytest.raises(tfiseg.ModelError, match="from opset 13 on, this model has opset 12"):
+        TorchNetwork(model_of("Softmax", [IMAGE], {"axis": 1}, opset=12), "cpu")
+
+
+def test_a_network_that_disagrees_with_its_metadata_is_an_error(tmp_path):
+    model = onnx.load(PLAIN_MODEL)
+    said = json.loads(model.metadata_props[0].value)
+    model.metadata_props[0].value = json.dumps(
+        said | {"class_names": said["class_names"][:20], "things": [1]}
+    )
+    onnx.save(model, tmp_path / "net.onnx")
+    with pytest.raises(tfiseg.ModelError, match="gives logits of 21 classes, its metadata names 20"):
+        tfiseg.Segmenter(tmp_path / "net.onnx", backend="torch")(photo())
 
 
 def photo(height=240, width=320):
@@ -239,13 +264,7 @@ def emulate_torch(monkeypatch, gpu, captures=True):
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: gpu.waits.append("all"))
     monkeypatch.setattr(torch_cuda.TorchCuda, "capture", capture)
-    monkeypatch.setattr(torch_session.TorchGpuSession.__init__, "__defaults__", (tfiseg_as_is(), "cpu"))
-
-
-def tfiseg_as_is():
-    from tfiseg.runtime.networks.model_variants import AS_IS
-
-    return AS_IS
+    monkeypatch.setattr(torch_session.TorchGpuSession.__init__, "__defaults__", (AS_IS, "cpu"))
 
 
 @pytest.mark.parametrize("model", [PLAIN_MODEL, DEFAULT_MODEL])
