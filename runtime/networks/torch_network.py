@@ -87,6 +87,11 @@ class TorchNetwork:
                 f'backend="torch" does not know the ONNX operators {", ".join(unknown)}: '
                 'use backend="onnxruntime"'
             )
+        last = {name: k for k, node in enumerate(self._nodes) for name in node.inputs}
+        self._ending: list[list[str]] = [[] for _ in self._nodes]  # values that no later node reads
+        for name, k in last.items():
+            if name not in self.outputs:
+                self._ending[k].append(name)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The outputs by name, on the device, for inputs on the device."""
@@ -99,8 +104,10 @@ class TorchNetwork:
             self._device.type, self._torch.float16, enabled=self._half, cache_enabled=False
         )
         with self._torch.inference_mode(), autocast:
-            for node in self._nodes:
+            for node, ending in zip(self._nodes, self._ending, strict=True):
                 self._run(node, values)
+                for name in ending:  # or all maps of all layers would be in memory at once
+                    values.device.pop(name, None)
         return {name: values.device[name] for name in self.outputs}
 
     def _without_constants(self, nodes: Sequence[_Node]) -> list[_Node]:

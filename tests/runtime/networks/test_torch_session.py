@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import weakref
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from emulated_engines import gpu, same
 
 torch = pytest.importorskip("torch")
 from tfiseg.runtime.gpu import torch_cuda  # noqa: E402
-from tfiseg.runtime.networks import torch_session  # noqa: E402
+from tfiseg.runtime.networks import torch_network, torch_session  # noqa: E402
 from tfiseg.runtime.networks.torch_network import TorchNetwork  # noqa: E402
 
 __all__ = ["gpu"]  # a fixture
@@ -220,6 +221,27 @@ def test_the_memory_of_many_sizes_is_bounded():
     for side in range(1, 600):
         network({"in0": torch.zeros(1, 1, 1, side)})
     assert len(network._by_shapes) < 300
+
+
+def test_maps_are_freed_when_the_last_layer_has_read_them(monkeypatch):
+    nodes = [helper.make_node("Relu", [f"x{k}"], [f"x{k + 1}"]) for k in range(20)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x0", "x20")]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
+    network = TorchNetwork(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), "cpu"
+    )
+    alive, most = weakref.WeakSet(), 0
+
+    def relu(call):
+        nonlocal most
+        found = torch.relu(call.tensor())
+        alive.add(found)
+        most = max(most, len(alive))
+        return found
+
+    monkeypatch.setitem(torch_network.OPERATORS, "Relu", relu)
+    assert (network({"x0": torch.ones(1, 1, 2, 2)})["x20"] == 1).all()
+    assert most <= 3
 
 
 def emulate_torch(monkeypatch, gpu, captures=True):
