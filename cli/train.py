@@ -53,6 +53,8 @@ def _semantic(args: argparse.Namespace) -> int:
     from ..export.semantic.data import load_pictures
     from ..export.semantic.train import SemanticRecipe, train_semantic
 
+    if args.backbone == "mobilenetv2" and not args.start:
+        raise InputError("--backbone mobilenetv2 has no ImageNet weights: pass --start FILE")
     pictures = load_pictures(args.images, args.semantic, args.confidence, args.more_data)
     if args.teacher:
         from ..export.semantic.teacher import teach

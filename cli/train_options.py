@@ -34,15 +34,17 @@ def add_semantic(kinds: Any, handler: Any) -> None:
     _add_run(verb, "semantic.ckpt", 3600, "crops")
     verb.quality.add_argument(
         "--backbone",
-        choices=("lite0", "lite2"),
+        choices=("lite0", "lite2", "mobilenetv2"),
         default="lite0",
-        help="EfficientNet-Lite0 or the larger Lite2, which takes about twice the time (default: lite0)",
+        help="EfficientNet-Lite0, the larger Lite2, which takes about twice the time, or MobileNetV2 with "
+        "DeepLab's weights, which --start must name (default: lite0)",
     )
     verb.expert.add_argument(
         "--start",
         type=existing_file,
         metavar="FILE",
-        help="checkpoint or state dict to begin with (default: ImageNet weights)",
+        help="checkpoint or state dict to begin with; with --backbone mobilenetv2 also a DeepLab v3 with "
+        "MobileNetV2 as ONNX (default: ImageNet weights)",
     )
     verb.quality.add_argument(
         "--teacher",

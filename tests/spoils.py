@@ -32,19 +32,19 @@ def _add_noise(network: Network, name: str, share: float) -> None:
 
 def weights(network: Network) -> None:
     """Add noise of a fifth of their deviation to the weights of one convolution per block."""
-    for name in [i.name for i in network.graph.initializer if i.name.endswith("body.3.weight")]:
+    for name in [i.name for i in network.graph.initializer if i.name.endswith("body.2.weight")]:
         _add_noise(network, name, 0.2)
 
 
 def one_layer(network: Network) -> None:
     """Set the weights of one layer to 0."""
-    name = "network.backbone.blocks.9.body.3.weight"
+    name = "network.backbone.blocks.9.body.2.weight"
     network.set_weight(name, np.zeros_like(network.weight(name)))
 
 
 def one_layer_noise(network: Network) -> None:
     """Add noise of half their deviation to the weights of one layer."""
-    _add_noise(network, "network.backbone.blocks.7.body.3.weight", 0.5)
+    _add_noise(network, "network.backbone.blocks.7.body.2.weight", 0.5)
 
 
 def scale(network: Network) -> None:

@@ -23,8 +23,9 @@ from ...errors import InputError
 from ...files import writable_folder
 from ...images import image_paths, read_image
 from ...runtime.refine.view import View, cut, solidity
+from ..semantic.backbones import PIXEL_MEAN, PIXEL_STD, EfficientNetLite
 from ..semantic.data import load_pictures
-from ..semantic.network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, Backbone
+from ..semantic.network import SIDE_MULTIPLE
 from .bank import objects_in, shrunk
 from .contact_sheets import captioned, write_sheet
 
@@ -52,7 +53,7 @@ class Classifier:
     file."""
 
     def __init__(self, weights: Path) -> None:
-        self.backbone = Backbone()
+        self.backbone = EfficientNetLite()
         self.weight, self.bias = self.backbone.load_imagenet(weights)
         self.backbone.eval()
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...plugins.settings import AFFINITY_OFFSETS
-from ..semantic.network import LITE2, SIDE_MULTIPLE, Backbone, separable, upsample_like
+from ..semantic.backbones import LITE2, EfficientNetLite
+from ..semantic.network import SIDE_MULTIPLE, separable, upsample_like
 
 STRIDE = 4  # of displacement and affinities; the boundary is at 2
 DISPLACEMENT_UNIT_PX = 32.0  # what an output of 1 means, in view pixels
@@ -92,7 +93,7 @@ class InstanceNetwork(nn.Module):
 
     def __init__(self, channels: int = 64) -> None:
         super().__init__()
-        backbone = Backbone(LITE2)
+        backbone = EfficientNetLite(LITE2)
         self.stem = backbone.stem
         self.blocks = backbone.blocks[: max(_ENDS) + 1]
         self.mask_stem = nn.Sequential(
@@ -173,7 +174,7 @@ class InstanceNetwork(nn.Module):
         return list(self.blocks[FROZEN_BLOCKS:].parameters())
 
     def start_from_imagenet(self, path: str | Path) -> None:
-        backbone = Backbone(LITE2)
+        backbone = EfficientNetLite(LITE2)
         backbone.load_imagenet(path)
         self.stem.load_state_dict(backbone.stem.state_dict())
         self.blocks.load_state_dict(backbone.blocks[: len(self.blocks)].state_dict())

@@ -22,7 +22,8 @@ from ...plugins.settings import ClusterSettings
 from ...runtime.refine.refiner import Refiner
 from ...runtime.refine.view import VIEW_PX
 from ..checkpoint import read_checkpoint
-from ..semantic.network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE
+from ..semantic.backbones import PIXEL_MEAN, PIXEL_STD
+from ..semantic.network import SIDE_MULTIPLE
 from ..training import (
     HELD_SEED,
     Progress,

