@@ -139,7 +139,7 @@ def _add_pass_options(expert: Any) -> None:
         "--long-side",
         type=int,
         metavar="PX",
-        help="longer side that the network scales frames to (default: the model's own; 512 with --quality "
+        help="longer side that the network scales frames to (default: the model's own; 640 with --quality "
         "best)",
     )
     expert.add_argument(

@@ -63,7 +63,7 @@ class Segmenter(MapClusterer):
         max_views: with "components", maximum number of regions to refine per frame; default: 64, in the GPU's
             graph 16.
         long_side_px: longer side in pixels that the network scales frames to; default: the model's own, with
-            ``quality="best"`` and the default network 512.
+            ``quality="best"`` and the default network 640.
         tiles: 2 means overlapping windows of half the frame's longer side beside the whole frame, with class
             maps twice as fine: for small objects in large frames. It takes five or more passes. "balanced"
             becomes "components".

@@ -15,7 +15,7 @@ from .networks.session import BACKENDS, CUDA_PROVIDER, DEFAULT_PROVIDERS, DEVICE
 
 QUALITIES = ("fast", "balanced", "best")
 REFINES = ("shape", "frame", "components")
-BEST_LONG_SIDE_PX = 512  # of the network that comes with tfiseg (docs/benchmarks/quality.md)
+BEST_LONG_SIDE_PX = 640  # of the network that comes with tfiseg (docs/benchmarks/quality.md)
 _REFINE_OF = {"fast": "shape", "balanced": "frame", "best": "components"}
 
 
