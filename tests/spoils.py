@@ -21,7 +21,9 @@ from tfiseg.export.engine.fp16_graph import overflowing, to_fp16
 from tfiseg.runtime.evaluate.comparison import Comparison, compare, noise_floor
 from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
-_LOGITS = ("network.heads.logits.weight", "network.heads.logits.bias")
+_LOGITS = tuple(
+    f"network.{layer}.{kind}" for layer in ("heads.logits", "context") for kind in ("weight", "bias")
+)
 
 
 def _add_noise(network: Network, name: str, share: float) -> None:
@@ -48,7 +50,7 @@ def one_layer_noise(network: Network) -> None:
 
 
 def scale(network: Network) -> None:
-    """Multiply the logits by 0.3: all labels stay the same, scores do not."""
+    """Multiply the logits by 0.3: most labels stay the same, scores do not."""
     for name in _LOGITS:
         network.set_weight(name, network.weight(name) * np.float32(0.3))
 

@@ -89,17 +89,16 @@ def score(segmenter: Segmenter, folder: Path, out: Path | None = None) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--quality", default=None)
-    parser.add_argument("--model", default=None)
-    parser.add_argument("--refine", default=None)
+    parser.add_argument("--quality")
+    parser.add_argument("--model")
+    parser.add_argument("--refine")
+    parser.add_argument("--long-side", type=int, dest="long_side_px")
+    parser.add_argument("--tiles", type=int)
     parser.add_argument("--out", type=Path, help="where overlays go")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    options = {
-        k: v
-        for k, v in (("model", args.model), ("refine", args.refine), ("quality", args.quality))
-        if v is not None
-    }
+    names = ("model", "refine", "quality", "long_side_px", "tiles")
+    options = {name: value for name, value in vars(args).items() if name in names and value is not None}
     report = score(Segmenter(**options), args.folder, args.out)
     print(json.dumps(report) if args.json else "\n".join(f"{k}: {v}" for k, v in report.items()))
 

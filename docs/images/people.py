@@ -1,6 +1,6 @@
 """Make the README's moving picture: the demo's clip and its result, side by side (docs/images/people.webp).
 
-tfiseg demo --out tfiseg-demo
+tfiseg demo --quality best --out tfiseg-demo
 python docs/images/people.py tfiseg-demo/people-overlay.mp4 docs/images/people.webp
 """
 

@@ -174,12 +174,12 @@ def test_the_shipped_network():
     assert report["outputs"][0]["dtype"] == "float32"
     assert report["model"]["class_names"][15] == "person"
     assert report["weights_unchanged"] is True
-    assert report["precision"]["fp32"]["layers"] == len(report["layers"]) == 65
+    assert report["precision"]["fp32"]["layers"] == len(report["layers"]) == 71
     assert report["precision"]["fp32"]["share"] == 1
     assert report["macs_at_hw"] == (480, 640)
     assert all(layer["macs"] > 0 for layer in report["layers"])
     text = inspection_text(report, with_layers=True)
-    assert "65 in fp32 (100% of the work)" in text
+    assert "71 in fp32 (100% of the work)" in text
     assert report["layers"][0]["name"] in text
     assert "standard operators only" in text
 
