@@ -56,9 +56,9 @@ def record_of(engine):
 def test_every_engine_has_the_precision_that_was_asked(engines, precision):
     record = record_of(engines / f"{precision}.engine")
     layers = record["precision"]["layers"]
-    assert sum(layers.values()) == 65
-    assert layers[precision] == (62 if precision == "int8" else 65)
-    assert record["precision"]["proved_by"] == {"parsed network": 65, "builder's layer report": 65}
+    assert sum(layers.values()) == 71
+    assert layers[precision] == (68 if precision == "int8" else 71)
+    assert record["precision"]["proved_by"] == {"parsed network": 71, "builder's layer report": 71}
     assert len(record["precision"]["kept_high"]) == (3 if precision == "int8" else 0)
     assert record["built_with"]["flavour"] == "tensorrt_rtx"
     assert record["plugin"] is None
@@ -265,7 +265,7 @@ def test_an_engine_is_inspected_and_refused_without_a_gpu(engines, capsys):
     engine = engines / "fp16.engine"
     assert main(["inspect", str(engine)]) == 0
     text = capsys.readouterr().out
-    assert "65 in fp16; proved by parsed network (65), builder's layer report (65)" in text
+    assert "71 in fp16; proved by parsed network (71), builder's layer report (71)" in text
     assert main(["inspect", str(engine), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     if report["fits_this_machine"]:
