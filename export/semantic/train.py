@@ -116,19 +116,20 @@ def predict_logits(
     return logits
 
 
-@torch.no_grad()
+def _full_logits(
+    network: SegmentationNetwork, image: NDArray[np.uint8], long_side_px: int = LONG_SIDE_PX
+) -> Tensor:
+    """Logits float32 (C, H, W) of one BGR picture, at the scale that the exported network uses."""
+    h, w = image.shape[:2]
+    logits = predict_logits(network, image, network_size_hw(h, w, long_side_px))
+    return F.interpolate(logits, size=(h, w), mode="bilinear", align_corners=False)[0]
+
+
 def predict(
     network: SegmentationNetwork, image: NDArray[np.uint8], long_side_px: int = LONG_SIDE_PX
 ) -> NDArray[np.uint8]:
     """Class map uint8 (H, W) of one BGR picture, at the scale that the exported network uses."""
-    h, w = image.shape[:2]
-    logits = predict_logits(network, image, network_size_hw(h, w, long_side_px))
-    return (
-        F.interpolate(logits, size=(h, w), mode="bilinear", align_corners=False)[0]
-        .argmax(0)
-        .numpy()
-        .astype(np.uint8)
-    )
+    return _full_logits(network, image, long_side_px).argmax(0).numpy().astype(np.uint8)
 
 
 def mean_iou(
@@ -156,7 +157,6 @@ def _iou_of(counts: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
     return float(np.nanmean(iou)), iou
 
 
-@torch.no_grad()
 def background_bias(network: SegmentationNetwork, pictures: list[Picture], classes: int) -> float:
     """Return what to add to the background's logit for the best mean IoU on whole pictures.
 
@@ -165,9 +165,7 @@ def background_bias(network: SegmentationNetwork, pictures: list[Picture], class
     """
     counts = {bias: np.zeros((classes, classes), np.int64) for bias in _BACKGROUND_BIASES}
     for picture in pictures:
-        h, w = picture.image.shape[:2]
-        logits = predict_logits(network, picture.image, network_size_hw(h, w))
-        scores = F.interpolate(logits, size=(h, w), mode="bilinear", align_corners=False)[0].numpy()
+        scores = _full_logits(network, picture.image).numpy()
         highest, best = scores[1:].max(0), scores[1:].argmax(0) + 1
         for bias, its in counts.items():
             its += _pairs_of(picture.semantic, np.where(scores[0] + bias >= highest, 0, best), classes)

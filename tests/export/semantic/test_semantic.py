@@ -284,6 +284,13 @@ def test_a_file_that_is_no_checkpoint(tmp_path, toy):
         export_semantic(tmp_path / "x.ckpt", tmp_path / "x.onnx", toy / "images")
 
 
+def test_a_checkpoint_of_an_unknown_backbone(tmp_path, toy, checkpoint):
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(state | {"recipe": state["recipe"] | {"backbone": "other"}}, tmp_path / "x.ckpt")
+    with pytest.raises(tfiseg.ModelError, match=r"no checkpoint.*other"):
+        export_semantic(tmp_path / "x.ckpt", tmp_path / "x.onnx", toy / "images")
+
+
 def test_the_neck_rule_learns_from_discs(tmp_path):
     disc = cv2.circle(np.zeros((81, 81), np.uint8), (40, 40), 40, 1, -1)
     bank = [Shape(disc, 1, False)]
