@@ -32,6 +32,7 @@ test-export:
 	test -x .venv-export/bin/python || $(PYTHON) -m venv .venv-export
 	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check ".[train,hf,rtx,test]"
+	touch .venv-export/test.stamp
 	.venv-export/bin/pytest tests/export $(WITH_TORCH) --ignore=tests/export/engine/test_build.py \
 	  --ignore=tests/export/engine/test_build_cpu.py --ignore=tests/export/engine/test_foreign_networks.py
 

@@ -122,6 +122,12 @@ class Segmenter(MapClusterer):
         segmenter._open(settings)
         return segmenter
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled or copied segmenter opens its model again; what was changed between frames goes along."""
+        changed = {"things": self.things, "min_area": self.min_area, "max_instances": self.max_instances}
+        settings = replace(self.settings, min_score=self._given_min_score, **changed)
+        return type(self).from_settings, (settings,)
+
     def _open(self, settings: SegmenterSettings) -> None:
         self.settings, self._is_closed = settings, False
         check_engine_options(settings)

@@ -1,4 +1,6 @@
 import json
+import multiprocessing
+import pickle
 
 import cv2
 import numpy as np
@@ -197,3 +199,25 @@ def test_frame_mode_keeps_what_components_gain(eval_sets):
         eval_sets / "pennfudan", "model", tfiseg.Segmenter(refine="frame"), quiet=True, against=["components"]
     )
     assert report["gain"]["components"]["PQ_gain"] >= 0.8 * (52.9 - 37.1)
+
+
+def found_by(segmenter, image):
+    found = segmenter(image)
+    return found.class_id.tolist(), found.area.tolist(), found.score.tolist()
+
+
+def test_a_segmenter_goes_to_another_process_with_what_was_changed(astronaut):
+    segmenter = tfiseg.Segmenter(threads=1, things=(name for name in ["person", "tvmonitor"]))
+    segmenter.min_score, segmenter.min_area, segmenter.max_instances = 0.2, 100, 3
+    again = pickle.loads(pickle.dumps(segmenter))
+    names = ("things", "min_score", "min_area", "max_instances")
+    assert [getattr(again, n) for n in names] == [getattr(segmenter, n) for n in names]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(found_by, (segmenter, astronaut)) == found_by(segmenter, astronaut)
+
+
+def test_a_pickled_segmenter_keeps_its_defaults():
+    again = pickle.loads(pickle.dumps(tfiseg.Segmenter(quality="fast")))
+    assert again.settings.quality == "fast"
+    assert again.min_score == tfiseg.Segmenter(quality="fast").min_score
+    assert again.settings.min_score is None
