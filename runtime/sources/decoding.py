@@ -7,6 +7,7 @@ import itertools
 import queue
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -69,6 +70,7 @@ class VideoReader:
         self._last_s: float | None = None
         self._end_s = 0.0  # of all streams: a cut-off file ends early in each
         self._packets = self._frames = self._errors = self._spoiled = 0
+        self.waited_s = 0.0  # for packets, in all
 
     @property
     def is_finite(self) -> bool:
@@ -79,7 +81,7 @@ class VideoReader:
         """Decoded frames of PyAV. Damaged packets are skipped and counted."""
         from av.error import FFmpegError
 
-        for packet in self._demuxed():
+        for packet in self._timed(self._demuxed()):
             if packet.stream is not self._stream:
                 self._note_end(packet)
                 continue
@@ -96,6 +98,15 @@ class VideoReader:
                     self._spoiled += 1
                 self._frames += 1
                 yield frame
+
+    def _timed(self, packets: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            began = time.monotonic()
+            packet = next(packets, None)
+            self.waited_s += time.monotonic() - began
+            if packet is None:
+                return
+            yield packet
 
     def _demuxed(self) -> Iterator[Any]:
         from av.error import FFmpegError, InvalidDataError

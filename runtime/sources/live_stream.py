@@ -22,6 +22,8 @@ _AT_ONCE, _NEW_IN_A_ROW = (
     2,
 )  # of a frame's interval: what comes quicker lay there; so many that don't are new
 
+_LATE_S = 1.0  # after which the log says that a stream is read more slowly than it sends
+
 _log = logging.getLogger("tfiseg")
 
 
@@ -80,6 +82,7 @@ class LiveStream(Source):
         (_log.warning if differs else _log.info)("%s", self.description)
         self.fps = fps_of(self._capture)
         self._stamps = self._capture.getBackendName() == "V4L2"
+        self._is_late = False
 
     def __iter__(self) -> Iterator[Frame]:
         self._interrupted.clear()
@@ -122,12 +125,21 @@ class LiveStream(Source):
 
     def _captured_at(self, now_ns: int) -> int:
         """When the picture was taken: V4L2's drivers stamp it on the monotonic clock, which is when its
-        transfer ended."""
+        transfer ended; of network streams, the time in buffers is known."""
         if self._stamps:
             stamped = int(self._capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
             if 0 <= now_ns - stamped < 2_000_000_000:  # a driver with another clock is not believed
                 return stamped
-        return now_ns
+        lag_s = getattr(self._capture, "lag_s", 0.0)
+        if lag_s > _LATE_S and not self._is_late:
+            _log.warning(
+                "%s sends more than is read here: its frames are %.1f s old, and getting older. Ask it for "
+                "fewer or smaller frames, or decode in hardware (gstreamer:PIPELINE)",
+                self.name,
+                lag_s,
+            )
+        self._is_late = lag_s > _LATE_S
+        return now_ns - int(lag_s * 1e9)
 
     def _find_again(self, frames: int) -> None:
         with self._in_use:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import cv2
 
 from ...errors import SourceError
 from ...images import without_secrets
+from .base import USUAL_FPS
 from .decoding import VideoReader, open_container, upright_bgr
 
 URL_SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
 _TIMEOUT_S = 5.0  # for opening, and for each read
+_CAUGHT_UP = 0.25  # of a frame's interval: whoever waits so long for a frame has read all that was sent
 
 
 def open_stream(url: str) -> VideoReader:
@@ -37,10 +40,17 @@ def open_stream(url: str) -> VideoReader:
 
 
 class StreamCapture:
-    """A network stream with the interface of ``cv2.VideoCapture``."""
+    """A network stream with the interface of ``cv2.VideoCapture``.
+
+    ``lag_s`` says how long the last frame had lain in buffers: a stream that is read more slowly than it
+    sends gets older and older, and its frames would be taken for new ones. It is measured by the stream's own
+    clock since a frame was last waited for.
+    """
 
     def __init__(self, reader: VideoReader) -> None:
         self._reader = reader
+        self.lag_s = 0.0
+        self._least_s: float | None = None  # this machine's clock minus the stream's, when caught up
         self._frames = reader.frames()
         code = reader.codec if len(reader.codec) == 4 else ""
         self._values = {
@@ -51,11 +61,25 @@ class StreamCapture:
         }
 
     def read(self) -> tuple[bool, Any]:
-        frame = next(self._frames, None)
+        frame = self._next()
         return frame is not None, None if frame is None else upright_bgr(frame)
 
     def grab(self) -> bool:
-        return next(self._frames, None) is not None
+        return self._next() is not None
+
+    def _next(self) -> Any:
+        before_s = self._reader.waited_s
+        frame = next(self._frames, None)
+        if frame is not None:
+            self._measure_lag(frame, self._reader.waited_s - before_s)
+        return frame
+
+    def _measure_lag(self, frame: Any, waited_s: float) -> None:
+        ahead_s = time.monotonic() - self._reader.time_of(frame)
+        if self._least_s is None or waited_s > _CAUGHT_UP / (self._reader.fps or USUAL_FPS):
+            self._least_s = ahead_s
+        self._least_s = min(self._least_s, ahead_s)
+        self.lag_s = ahead_s - self._least_s
 
     def get(self, which: int, /) -> float:
         return float(self._values.get(which, 0))

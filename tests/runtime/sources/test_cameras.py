@@ -37,10 +37,11 @@ def transport_stream(size_wh, frames=60):
 
 
 class Server:
-    """Sends these bytes to whoever connects, again and again, until it is killed."""
+    """Sends these bytes to whoever connects, again and again, until it is killed: in ``seconds``, or
+    quickly."""
 
-    def __init__(self, content, port=0):
-        self.content = content
+    def __init__(self, content, port=0, seconds=0):
+        self.content, self._seconds = content, seconds
         self._listening = socket.create_server(("127.0.0.1", port))
         self.port = self._listening.getsockname()[1]
         self._connections, self._alive = [], True
@@ -57,10 +58,13 @@ class Server:
 
     def _send(self, connection):
         try:
+            step = 188 if self._seconds else 188 * 20
             while self._alive:
-                for at in range(0, len(self.content), 188 * 20):
-                    connection.sendall(self.content[at : at + 188 * 20])
-                    time.sleep(0.002)
+                began = time.monotonic()
+                for at in range(0, len(self.content), step):
+                    connection.sendall(self.content[at : at + step])
+                    due = began + self._seconds * at / len(self.content)
+                    time.sleep(max(due - time.monotonic(), 0 if self._seconds else 0.002))
         except OSError:
             pass
 
@@ -114,6 +118,24 @@ def test_corrupted_packets_cost_frames_and_nothing_else():
                 break
     server.kill()
     assert seen == 150
+
+
+def test_frames_that_lay_in_buffers_are_as_old_as_they_are(caplog):
+    """Whoever reads more slowly than a stream sends would take frames of long ago for new ones."""
+    server = Server(transport_stream((64, 48), 240), seconds=8)
+    ages = []
+    with tfiseg.open_source(f"tcp://127.0.0.1:{server.port}") as source:
+        for frame in source:
+            ages.append((time.monotonic_ns() - frame.capture_time_ns) / 1e9)
+            if 40 <= frame.index < 60:
+                time.sleep(0.1)  # three times a frame's interval
+            if frame.index == 130:
+                break
+    server.kill()
+    assert max(ages[20:40]) < 0.5
+    assert 1 < ages[60] < 2.5
+    assert ages[130] < 0.5  # caught up
+    assert caplog.text.count("sends more than is read here") == 1
 
 
 def test_the_resolution_may_change_in_the_middle():
