@@ -118,13 +118,20 @@ def test_two_signals_in_a_row_still_complete_the_outputs(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["error"] == "interrupted"
 
 
-def test_a_pipe_is_no_video(tmp_path):
+def test_a_pipe_that_nobody_writes_to_is_no_video(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
+    code = (
+        "import sys; from tfiseg.cli.main import main; from tfiseg.runtime.sources import decoding; "
+        "decoding._OPEN_SECONDS = 2; sys.exit(main(sys.argv[1:]))"  # 30 s otherwise
+    )
     done = subprocess.run(
-        [*RUN, tmp_path / "pipe.mp4", "--out", tmp_path / "out"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, "run", tmp_path / "pipe.mp4", "--out", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 1
-    assert "pipe.mp4" in done.stderr
+    assert "pipe.mp4 did not open within 2 s" in done.stderr
     assert "Traceback" not in done.stderr
 
 
