@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from zlib import crc32
 
 import cv2
 import numpy as np
@@ -45,7 +46,7 @@ def teach(pictures: Sequence[Picture], teacher: Path, classes: int, cache: Path)
     shape = (len(pictures), _GRID, _GRID, classes)
     key = {
         "teacher": sha256(teacher.read_bytes()).hexdigest(),
-        "pictures": [p.name for p in pictures],
+        "pictures": [[p.name, crc32(np.ascontiguousarray(p.image))] for p in pictures],
         "shape": shape,
     }
     text = json.dumps(key)

@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError, OutputError
+from ...errors import FormatError, InputError, OutputError
 from ...files import printable, whole_file, write_whole
+from ...schema import MAX_TEXT, boolean, either, map_of, number, optional, read_file, text
+from ..inspect.model_file import sha256
+from ..networks.instance_session import DEFAULT_INSTANCE_MODEL
+from ..networks.session import DEFAULT_MODEL, check_exists
 from ..segmenter_settings import SegmenterSettings
 from .picture_list import pyarrow_parquet
 
@@ -18,6 +22,8 @@ _SECONDS_PER_PART = 60.0  # at most so much work is lost when the machine stops
 SETTINGS_NAME, PARTS_NAME, ERRORS_NAME = "archive.json", "parts", "errors.jsonl"
 # who segments does not change what is found
 _NOT_COMPARED = ("threads", "providers")
+_CONTENT = "_sha256"
+_SETTINGS = map_of(optional(either("a text or a number", text(MAX_TEXT), number(-1e12, 1e12), boolean)))
 
 
 class ArchiveFolder:
@@ -31,7 +37,8 @@ class ArchiveFolder:
         settings: of the segmenter. A folder that was begun with others is refused.
 
     Raises:
-        InputError: the folder holds results of other settings.
+        InputError: the folder holds results of other settings, or of another model file of this name.
+        ModelError: there is no such model.
         OutputError: a part can't be read or written.
     """
 
@@ -54,16 +61,25 @@ class ArchiveFolder:
             for name, value in vars(settings).items()
             if name not in _NOT_COMPARED
         }
-        record = self.folder / SETTINGS_NAME
-        if record.exists():
-            known = json.loads(record.read_text())
-            differing = [name for name in given if known.get(name) != given[name]]
-            if differing:
-                name = differing[0]
-                raise InputError(
-                    f"{printable(str(self.folder))} was begun with {name} {known.get(name)!r}, got "
-                    f"{given[name]!r}: name another folder with --out"
-                )
+        given |= _contents_of_models(settings)
+        record, shown = self.folder / SETTINGS_NAME, printable(str(self.folder))
+        if not record.exists():
+            return given
+        try:
+            known = read_file(record, _SETTINGS)
+        except FormatError as wrong:
+            raise InputError(
+                f"{shown}/{SETTINGS_NAME} is damaged ({wrong}): name another folder with --out"
+            ) from wrong
+        differing = [name for name in given if known.get(name) != given[name]]
+        if differing:
+            name = differing[0]
+            was = (
+                f"another content of {name.removesuffix(_CONTENT)}"
+                if name.endswith(_CONTENT)
+                else f"{name} {known.get(name)!r}, got {given[name]!r}"
+            )
+            raise InputError(f"{shown} was begun with {was}: name another folder with --out")
         return given
 
     def part_paths(self) -> list[Path]:
@@ -110,6 +126,16 @@ class ArchiveFolder:
             for row in _read(parquet, part).to_pylist():
                 yield _record(index, row)
                 index += 1
+
+
+def _contents_of_models(settings: SegmenterSettings) -> dict[str, str]:
+    """The SHA-256 of each model's file: another network under the same name finds other instances."""
+    models = {"model": settings.model or DEFAULT_MODEL}
+    if settings.wanted_refine == "components" or settings.outlines:
+        models["instance_model"] = settings.instance_model or DEFAULT_INSTANCE_MODEL
+    for path in models.values():
+        check_exists(Path(path))
+    return {name + _CONTENT: sha256(Path(path)) for name, path in models.items()}
 
 
 def _row(path: str, record: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tfiseg.cli.main import main
 from tfiseg.files import FolderLock, writable_folder
 from tfiseg.runtime.archive.archive_folder import ArchiveFolder
 from tfiseg.runtime.archive.ray_archive import PictureWorker, segment_archive
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
 from tfiseg.runtime.segmenter_settings import SegmenterSettings
 
 ray = pytest.importorskip("ray", reason="Ray is not here: `make test-ray` brings it")
@@ -89,6 +90,36 @@ def test_a_second_run_does_what_is_left(photos, tmp_path):
     assert len(json.loads((out / "coco.json").read_text())["images"]) == 11
     with pytest.raises(tfiseg.InputError, match="was begun with quality 'fast', got 'best'"):
         segment_archive(str(photos), out, SegmenterSettings(quality="best"), quiet=True)
+
+
+def begun_folder(path, settings):
+    """A folder with one finished picture, without a cluster."""
+    path.mkdir()
+    folder = ArchiveFolder(path, settings)
+    folder.add("a.jpg", {"size_hw": [1, 1], "name": "a", "instances": []})
+    folder.flush()
+
+
+def test_results_of_two_networks_are_not_mixed(tmp_path):
+    model, out = tmp_path / "net.onnx", tmp_path / "out"
+    model.write_bytes(DEFAULT_MODEL.read_bytes())
+    settings = SegmenterSettings(model, quality="fast")
+    begun_folder(out, settings)
+    assert ArchiveFolder(out, settings).done == {"a.jpg"}
+    model.write_bytes(DEFAULT_MODEL.read_bytes() + b"\0")
+    with pytest.raises(tfiseg.InputError, match="begun with another content of model: name another folder"):
+        ArchiveFolder(out, settings)
+    model.unlink()
+    with pytest.raises(tfiseg.ModelError, match=r"net\.onnx"):
+        ArchiveFolder(out, settings)
+
+
+@pytest.mark.parametrize("content", ["{", '{"model": [1]}', "[]", '{"model": NaN}'])
+def test_a_damaged_record_of_settings_is_a_sentence(tmp_path, content):
+    begun_folder(tmp_path / "out", SegmenterSettings())
+    (tmp_path / "out" / "archive.json").write_text(content)
+    with pytest.raises(tfiseg.InputError, match=r"archive\.json is damaged .*name another folder"):
+        ArchiveFolder(tmp_path / "out", SegmenterSettings())
 
 
 def test_a_worker_that_dies_is_replaced(photos, tmp_path):
