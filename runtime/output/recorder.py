@@ -42,15 +42,22 @@ class Recorder:
     backlog = 8  # frames that may wait for the disk; beyond that it misses some rather than slow the view
 
     def __init__(self, folder: Path, source: Source) -> None:
+        _packages()  # what is missing is said now
         self._run = RunWriter(folder, source)
-        self._mcap = McapWriter(self._run.folder / "recording.mcap")
+        self._mcap: McapWriter | None = None
 
     def write(self, result: Result) -> None:
         self._run.write(result)
+        assert self._mcap is not None
         self._mcap.write(result)
 
     def __enter__(self) -> Recorder:
-        self._run.__enter__()
+        self._run.__enter__()  # its lock keeps others' recordings from being overwritten
+        try:
+            self._mcap = McapWriter(self._run.folder / "recording.mcap")
+        except BaseException:
+            self._run.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -59,7 +66,20 @@ class Recorder:
         try:
             self._run.__exit__(kind, error, trace)
         finally:
-            self._mcap.close()
+            if self._mcap is not None:
+                self._mcap.close()
+
+
+def _packages() -> tuple[Any, Any, Any]:
+    """Foxglove's messages, and MCAP's compression types and writer."""
+    try:
+        import foxglove.messages as messages
+        from mcap.writer import CompressionType, Writer
+    except ImportError as missing:
+        raise MissingDependencyError(
+            'recording needs mcap and foxglove-sdk: pip install ".[live]" in the repository'
+        ) from missing
+    return messages, CompressionType, Writer
 
 
 class McapWriter:
@@ -67,13 +87,7 @@ class McapWriter:
     label maps (foxglove.RawImage, mono16; its values are track ids where there are some)."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            import foxglove.messages as messages
-            from mcap.writer import CompressionType, Writer
-        except ImportError as missing:
-            raise MissingDependencyError(
-                'recording needs mcap and foxglove-sdk: pip install ".[live]" in the repository'
-            ) from missing
+        messages, compression, writer = _packages()
         self._messages = messages
         self._wall_ns = (
             time.time_ns() - time.monotonic_ns()
@@ -82,7 +96,7 @@ class McapWriter:
         try:
             self._file = EndedFile(path)
             stream: Any = self._file
-            self._writer: Any = Writer(stream, chunk_size=_CHUNK_BYTES, compression=CompressionType.ZSTD)
+            self._writer: Any = writer(stream, chunk_size=_CHUNK_BYTES, compression=compression.ZSTD)
             self._writer.start(profile="", library="tfiseg")
             kinds: dict[str, Any] = {
                 _IMAGE: messages.CompressedImage,

@@ -183,6 +183,19 @@ def test_a_recorder_is_a_sink(tmp_path):
     assert (tmp_path / "instances.jsonl").read_text().count("\n") == 4
 
 
+def test_a_second_recorder_leaves_the_first_one_s_files(tmp_path):
+    source = tfiseg.open_source("synthetic")
+    found = tfiseg.cluster(np.zeros((480, 640), np.uint8))
+    with Recorder(tmp_path, source) as recorder:
+        second = Recorder(tmp_path, source)
+        for frame, _ in zip(source, range(3), strict=False):
+            recorder.write(tfiseg.Result(frame, found, overlay=frame.image))
+        with pytest.raises(tfiseg.InputError, match="another run writes to"):
+            second.__enter__()
+        assert len(messages(tmp_path / "recording.mcap")) == 9
+    assert len(messages(tmp_path / "recording.mcap")) == 9
+
+
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(tfiseg.InputError, match="can't write to the output folder"):
