@@ -11,8 +11,8 @@ from .base import USUAL_FPS, Frame, Source
 
 
 class Realtime(Source):
-    """A file, folder or synthetic camera played at its own pace, as if it were live: whoever is late has
-    missed what went by."""
+    """A file, folder or synthetic camera played at its own pace, as if it were live: each frame counts as
+    taken when it was due, however slowly it is read."""
 
     is_live = True
 
@@ -25,16 +25,17 @@ class Realtime(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         self._interrupted.clear()
-        began, first_s = time.monotonic(), None
+        began_ns, first_s = time.monotonic_ns(), None
         for frame in self._source:
             assert self.fps is not None
             due_s = frame.index / self.fps
             if self._own_pace and frame.media_time_s is not None:
                 first_s = frame.media_time_s if first_s is None else first_s
                 due_s = frame.media_time_s - first_s
-            if self._interrupted.wait(max(0.0, began + due_s - time.monotonic())):
+            due_ns = began_ns + round(due_s * 1e9)
+            if self._interrupted.wait(max(0, due_ns - time.monotonic_ns()) / 1e9):
                 return
-            yield replace(frame, capture_time_ns=time.monotonic_ns())
+            yield replace(frame, capture_time_ns=due_ns)
 
     def interrupt(self) -> None:
         self._interrupted.set()

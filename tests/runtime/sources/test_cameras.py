@@ -253,6 +253,15 @@ def test_a_file_played_at_its_own_pace_is_live():
     assert time.monotonic_ns() - frames[-1].capture_time_ns < 1e9
 
 
+def test_what_is_read_late_is_as_old_as_it_is():
+    frames = iter(tfiseg.open_source("synthetic", realtime=True, fps=50))
+    next(frames)
+    time.sleep(0.3)
+    assert time.monotonic_ns() - next(frames).capture_time_ns > 0.25e9
+    late = [frame for frame, _ in zip(frames, range(60), strict=False)][-1]  # by now it has caught up
+    assert time.monotonic_ns() - late.capture_time_ns < 0.25e9
+
+
 class Buffered(FakeCapture):
     """A camera of 50 frames a second whose driver keeps the last four."""
 
