@@ -22,7 +22,7 @@ _AT_ONCE, _NEW_IN_A_ROW = (
     2,
 )  # of a frame's interval: what comes quicker lay there; so many that don't are new
 
-_LATE_S = 1.0  # after which the log says that a stream is read more slowly than it sends
+_LATE_S = 1.0  # in buffers, after which the log says so, once
 
 _log = logging.getLogger("tfiseg")
 
@@ -82,7 +82,7 @@ class LiveStream(Source):
         (_log.warning if differs else _log.info)("%s", self.description)
         self.fps = fps_of(self._capture)
         self._stamps = self._capture.getBackendName() == "V4L2"
-        self._is_late = False
+        self._told_late = False
 
     def __iter__(self) -> Iterator[Frame]:
         self._interrupted.clear()
@@ -131,14 +131,15 @@ class LiveStream(Source):
             if 0 <= now_ns - stamped < 2_000_000_000:  # a driver with another clock is not believed
                 return stamped
         lag_s = getattr(self._capture, "lag_s", 0.0)
-        if lag_s > _LATE_S and not self._is_late:
+        if lag_s > _LATE_S and not self._told_late:
+            self._told_late = True
             _log.warning(
-                "%s sends more than is read here: its frames are %.1f s old, and getting older. Ask it for "
-                "fewer or smaller frames, or decode in hardware (gstreamer:PIPELINE)",
+                "a frame of %s is %.1f s old when it is read, as its age says: the network held it back, or "
+                "more is sent than is read here. Then ask for fewer or smaller frames, or decode in hardware "
+                "(gstreamer:PIPELINE)",
                 self.name,
                 lag_s,
             )
-        self._is_late = lag_s > _LATE_S
         return now_ns - int(lag_s * 1e9)
 
     def _find_again(self, frames: int) -> None:
@@ -160,6 +161,7 @@ class LiveStream(Source):
                 _log.info("%s; next attempt in %g s", still, wait)
                 continue
             self.reconnects += 1
+            self._told_late = False
             _log.warning("%s is back after %.1f s", self.name, time.monotonic() - lost)
             return
 

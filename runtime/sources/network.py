@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from statistics import median
 from typing import Any
 
 import cv2
@@ -14,7 +16,9 @@ from .decoding import VideoReader, open_container, upright_bgr
 
 URL_SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
 _TIMEOUT_S = 5.0  # for opening, and for each read
-_CAUGHT_UP = 0.25  # of a frame's interval: whoever waits so long for a frame has read all that was sent
+# who waited for some of the last frames, for this part of a frame's interval, has read all that was sent
+_RECENT, _WAITED_FOR, _WAIT = 8, 3, 0.25
+_STALL_S, _STALL = 0.5, 4  # a longer wait, also over the usual ones, is the network's: what comes then is old
 
 
 def open_stream(url: str) -> VideoReader:
@@ -42,15 +46,16 @@ def open_stream(url: str) -> VideoReader:
 class StreamCapture:
     """A network stream with the interface of ``cv2.VideoCapture``.
 
-    ``lag_s`` says how long the last frame had lain in buffers: a stream that is read more slowly than it
-    sends gets older and older, and its frames would be taken for new ones. It is measured by the stream's own
-    clock since a frame was last waited for.
+    ``lag_s`` says how long the last frame had lain in buffers: of a stream that is read more slowly than it
+    sends, or after the network stood still, old frames would be taken for new ones. It is measured by the
+    stream's own clock, since frames were last waited for.
     """
 
     def __init__(self, reader: VideoReader) -> None:
         self._reader = reader
         self.lag_s = 0.0
         self._least_s: float | None = None  # this machine's clock minus the stream's, when caught up
+        self._waits_s: deque[float] = deque(maxlen=_RECENT)
         self._frames = reader.frames()
         code = reader.codec if len(reader.codec) == 4 else ""
         self._values = {
@@ -76,10 +81,19 @@ class StreamCapture:
 
     def _measure_lag(self, frame: Any, waited_s: float) -> None:
         ahead_s = time.monotonic() - self._reader.time_of(frame)
-        if self._least_s is None or waited_s > _CAUGHT_UP / (self._reader.fps or USUAL_FPS):
+        if self._least_s is None or self._caught_up(waited_s):
             self._least_s = ahead_s
         self._least_s = min(self._least_s, ahead_s)
         self.lag_s = ahead_s - self._least_s
+
+    def _caught_up(self, waited_s: float) -> bool:
+        waits = self._waits_s
+        if len(waits) >= _WAITED_FOR and waited_s > max(_STALL_S, _STALL * median(waits)):
+            waits.clear()
+        else:
+            waits.append(waited_s)
+        least_s = _WAIT / (self._reader.fps or USUAL_FPS)
+        return waited_s > least_s and sum(wait > least_s for wait in waits) >= _WAITED_FOR
 
     def get(self, which: int, /) -> float:
         return float(self._values.get(which, 0))

@@ -38,10 +38,10 @@ def transport_stream(size_wh, frames=60):
 
 class Server:
     """Sends these bytes to whoever connects, again and again, until it is killed: in ``seconds``, or
-    quickly."""
+    quickly. What is due in the seconds ``standstill`` comes at their end."""
 
-    def __init__(self, content, port=0, seconds=0):
-        self.content, self._seconds = content, seconds
+    def __init__(self, content, port=0, seconds=0, standstill=(0, 0)):
+        self.content, self._seconds, self._standstill = content, seconds, standstill
         self._listening = socket.create_server(("127.0.0.1", port))
         self.port = self._listening.getsockname()[1]
         self._connections, self._alive = [], True
@@ -63,8 +63,10 @@ class Server:
                 began = time.monotonic()
                 for at in range(0, len(self.content), step):
                     connection.sendall(self.content[at : at + step])
-                    due = began + self._seconds * at / len(self.content)
-                    time.sleep(max(due - time.monotonic(), 0 if self._seconds else 0.002))
+                    due = self._seconds * at / len(self.content)
+                    if self._standstill[0] < due < self._standstill[1]:
+                        due = self._standstill[1]
+                    time.sleep(max(began + due - time.monotonic(), 0 if self._seconds else 0.002))
         except OSError:
             pass
 
@@ -135,7 +137,21 @@ def test_frames_that_lay_in_buffers_are_as_old_as_they_are(caplog):
     assert max(ages[20:40]) < 0.5
     assert 1 < ages[60] < 2.5
     assert ages[130] < 0.5  # caught up
-    assert caplog.text.count("sends more than is read here") == 1
+    assert caplog.text.count("s old when it is read") == 1
+
+
+def test_frames_that_the_network_held_back_are_as_old_as_they_are():
+    server = Server(transport_stream((64, 48), 240), seconds=8, standstill=(2.5, 4))
+    ages = []
+    with tfiseg.open_source(f"tcp://127.0.0.1:{server.port}") as source:
+        for frame in source:
+            ages.append((time.monotonic_ns() - frame.capture_time_ns) / 1e9)
+            if frame.index == 160:
+                break
+    server.kill()
+    assert max(ages[20:60]) < 0.5
+    assert 1 < max(ages[60:110]) < 2
+    assert max(ages[140:]) < 0.5
 
 
 def test_the_resolution_may_change_in_the_middle():
