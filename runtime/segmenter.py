@@ -124,8 +124,13 @@ class Segmenter(MapClusterer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickled or copied segmenter opens its model again; what was changed between frames goes along."""
-        changed = {"things": self.things, "min_area": self.min_area, "max_instances": self.max_instances}
-        settings = replace(self.settings, min_score=self._given_min_score, **changed)
+        settings = replace(
+            self.settings,
+            things=self.things,
+            min_area=self.min_area,
+            min_score=self._given_min_score,
+            max_instances=self.max_instances,
+        )
         return type(self).from_settings, (settings,)
 
     def _open(self, settings: SegmenterSettings) -> None:

@@ -46,7 +46,7 @@ def teach(pictures: Sequence[Picture], teacher: Path, classes: int, cache: Path)
     shape = (len(pictures), _GRID, _GRID, classes)
     key = {
         "teacher": sha256(teacher.read_bytes()).hexdigest(),
-        "pictures": [[p.name, crc32(np.ascontiguousarray(p.image))] for p in pictures],
+        "pictures": [[p.name, crc32(p.image.tobytes())] for p in pictures],
         "shape": shape,
     }
     text = json.dumps(key)
