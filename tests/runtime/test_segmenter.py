@@ -214,7 +214,11 @@ def test_a_segmenter_goes_to_another_process_with_what_was_changed(astronaut, tm
         "found = segmenter(image); print(found.names, found.area.tolist())"
     )
     there = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "both"], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code, tmp_path / "both"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     found = segmenter(astronaut)
     assert there.stdout == f"{found.names} {found.area.tolist()}\n"
