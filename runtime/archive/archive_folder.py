@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import FormatError, InputError, OutputError
+from ...errors import FormatError, InputError, ModelError, OutputError
 from ...files import printable, whole_file, write_whole
 from ...schema import MAX_TEXT, boolean, either, map_of, number, optional, read_file, text
 from ..inspect.model_file import sha256
@@ -38,7 +38,7 @@ class ArchiveFolder:
 
     Raises:
         InputError: the folder holds results of other settings, or of another model file of this name.
-        ModelError: there is no such model.
+        ModelError: there is no such model, or it can't be read.
         OutputError: a part can't be read or written.
     """
 
@@ -133,9 +133,14 @@ def _contents_of_models(settings: SegmenterSettings) -> dict[str, str]:
     models = {"model": settings.model or DEFAULT_MODEL}
     if settings.wanted_refine == "components" or settings.outlines:
         models["instance_model"] = settings.instance_model or DEFAULT_INSTANCE_MODEL
-    for path in models.values():
+    contents = {}
+    for name, path in models.items():
         check_exists(Path(path))
-    return {name + _CONTENT: sha256(Path(path)) for name, path in models.items()}
+        try:
+            contents[name + _CONTENT] = sha256(Path(path))
+        except OSError as wrong:  # a folder, or a file of others
+            raise ModelError(f"can't read the model {path}: {wrong.strerror}") from wrong
+    return contents
 
 
 def _row(path: str, record: dict[str, Any]) -> dict[str, Any]:

@@ -112,6 +112,9 @@ def test_results_of_two_networks_are_not_mixed(tmp_path):
     model.unlink()
     with pytest.raises(tfiseg.ModelError, match=r"net\.onnx"):
         ArchiveFolder(out, settings)
+    model.mkdir()
+    with pytest.raises(tfiseg.ModelError, match=r"can't read the model .*net\.onnx: Is a directory"):
+        ArchiveFolder(out, settings)
 
 
 @pytest.mark.parametrize("content", ["{", '{"model": [1]}', "[]", '{"model": NaN}'])
