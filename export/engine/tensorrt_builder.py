@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ...errors import EngineError, InputError
 from ...files import write_whole
 from ...runtime.networks.machine import this_machine
+from ...runtime.networks.tensorrt_plan import started
 from .precision_proof import LayerReport, read_inspector, read_log
 from .tensorrt_flavours import Flavour
 
@@ -113,7 +114,7 @@ def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool
 
     Raises:
         InputError: this TensorRT doesn't support a setting.
-        EngineError: TensorRT can't read or build the network; the message quotes it.
+        EngineError: TensorRT can't start, read or build the network; the message quotes it.
     """
     if settings.portable and not kind.takes_plugins:
         raise InputError(
@@ -123,7 +124,7 @@ def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool
     began = time.perf_counter()
     report = LayerReport()
     logger = _logger(report)
-    builder = trt.Builder(logger)
+    builder = started(lambda: trt.Builder(logger), trt, report.errors)
     typed = getattr(
         trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
     )  # TensorRT 11 has no other networks

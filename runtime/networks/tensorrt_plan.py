@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 _log = logging.getLogger("tfiseg")
+_T = TypeVar("_T")
 
 
 class OpenedPlan:
@@ -43,7 +45,9 @@ class OpenedPlan:
         said: list[str] = []
         self._logger = _logger(module, said)  # TensorRT keeps a pointer to it
         with cuda.current():
-            self._runtime: trt.Runtime = module.Runtime(self._logger)
+            self._runtime: trt.Runtime = started(
+                lambda: module.Runtime(self._logger), module, lambda: "; ".join(said[-3:])
+            )
             if made.get("version_compatible"):
                 self._runtime.engine_host_code_allowed = (
                     True  # such a plan carries the runtime that it was built with
@@ -68,8 +72,28 @@ class OpenedPlan:
         self._cache.save()
 
 
-# typed parameters, so that each call is checked against TensorRT's stubs
-# (tests/export/engine/test_tensorrt_types.py)
+def started(create: Callable[[], _T], module: Any, reasons: Callable[[], str]) -> _T:
+    """Return a builder or runtime of TensorRT.
+
+    Args:
+        create: creates it.
+        module: ``tensorrt`` or ``tensorrt_rtx``.
+        reasons: returns what TensorRT's logger received.
+
+    Raises:
+        EngineError: TensorRT can't use the GPU. Its bindings say only "factory function returned nullptr".
+    """
+    try:
+        return create()
+    except TypeError as wrong:
+        raise EngineError(
+            f"{module.__name__} {module.__version__} can't start here: {reasons() or wrong}. It needs an "
+            f"NVIDIA GPU and a driver that is new enough, which `tfiseg doctor` checks"
+        ) from wrong
+
+
+# typed parameters, so that each call is checked against TensorRT's bindings
+# (tests/export/engine/test_tensorrt_versions.py)
 def _deserialised(runtime: trt.Runtime, plan: bytes) -> trt.ICudaEngine | None:
     return runtime.deserialize_cuda_engine(plan)
 
