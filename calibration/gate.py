@@ -168,7 +168,7 @@ def require_passed(gate: Mapping[str, Any], where: str) -> None:
         raise GateError(
             f"the accuracy gate failed on {gate['frames']} frames: {'; '.join(gate['failures'])} (worst "
             f"frame: {worst['name']}, {worst['label_agreement']:.2f}% of labels). {where}.{yardstick} Try "
-            "--auto-exclude N (int8 keeps up to 8 layers in high precision by default), --keep LAYER, or "
-            "more frames from your camera. --min-agreement and --min-pq set the thresholds, --no-gate "
-            "skips the check"
+            "more frames from your camera, --keep LAYER, or for int8 --auto-exclude N (by default, at most "
+            "half of the layers stay in higher precision). --min-agreement and --min-pq set the thresholds, "
+            "--no-gate skips the check"
         )

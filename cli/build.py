@@ -139,11 +139,9 @@ def _add_int8_options(verb: Parser) -> None:
     int8.add_argument(
         "--auto-exclude",
         type=whole(0),
-        nargs="?",
-        const=24,
         metavar="N",
         help="if the accuracy check fails, keep the most sensitive layers in higher precision until it "
-        "passes, at most N (default: 8; without a number: 24)",
+        "passes, at most N (default: half of the layers)",
     )
 
 

@@ -28,7 +28,6 @@ from .fp16_graph import overflowing, to_fp16
 
 PRECISIONS = ("fp32", "fp16", "int8")
 _RANGE_FRAMES, _RANKING_FRAMES = 8, 12
-_DEFAULT_EXCLUDED = 8  # maximum number of layers
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class PrecisionSettings:
         cache: calibration cache.
         keep: layers to keep in high precision: names or patterns.
         auto_exclude: maximum number of further layers to keep in high precision until the gate passes;
-            default: 8 with a gate, else 0.
+            default: half of the layers with a gate, else 0.
         label_agreement, quality: the gate's thresholds, which the yardstick then does not lower; default: see
             ``calibration.gate``. A quality below the default also lowers the one for scores to it.
         gate: whether to compare with float32.
@@ -75,10 +74,9 @@ class PrecisionSettings:
                 "int8 needs frames to calibrate on: --frames with a folder of images, a video or a recording"
             )
 
-    @property
-    def most_excluded(self) -> int:
-        """Maximum number of layers to keep in high precision so that the gate passes."""
-        return self.auto_exclude if self.auto_exclude is not None else _DEFAULT_EXCLUDED if self.gate else 0
+    def most_excluded(self, layers: int) -> int:
+        """Return how many of so many layers may stay in high precision so that the gate passes."""
+        return self.auto_exclude if self.auto_exclude is not None else -(-layers // 2) if self.gate else 0
 
     @property
     def thresholds(self) -> Thresholds:
@@ -199,7 +197,8 @@ def _to_int8(
             return quantized
         return to_fp16(quantized, overflowing(quantized, frames.part(0, _RANGE_FRAMES)))
 
-    if not settings.most_excluded:
+    most_excluded = settings.most_excluded(len(find_layers(Network(model))) - len(kept))
+    if not most_excluded:
         return LoweredNetwork(made([]))
     made_so_far: dict[int, LoweredNetwork] = {}
 
@@ -219,7 +218,7 @@ def _to_int8(
         )
         return found
 
-    excluded, tried = exclude_until(rank, settings.most_excluded, judge)
+    excluded, tried = exclude_until(rank, most_excluded, judge)
     chosen = made_so_far[len(excluded)]
     chosen.searched = tried
     return chosen

@@ -13,6 +13,7 @@ from onnx import helper
 from plain_model import PLAIN_MODEL
 from tfiseg.cli.main import main
 from tfiseg.export.engine import build
+from tfiseg.export.engine.lower import PrecisionSettings
 from tfiseg.export.engine.tensorrt_builder import BuildSettings, Profile
 from tfiseg.export.engine.tensorrt_flavours import flavour
 from tfiseg.runtime.inspect.onnx_layers import layer_precisions
@@ -99,6 +100,14 @@ def test_layers_are_kept_by_name_and_by_sensitivity(frames, tmp_path, capsys):
     assert not out.exists()
     assert main([*command, "--keep", "nonsense"]) == 1
     assert "no layer is called 'nonsense'; there are: node_conv2d" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, 28), ({"gate": False}, 0), ({"auto_exclude": 3}, 3), ({"auto_exclude": 0}, 0)],
+)
+def test_half_of_the_layers_may_stay_in_high_precision(options, expected):
+    assert PrecisionSettings("int8", frames="photos", **options).most_excluded(55) == expected
 
 
 def test_missing_frames_wrong_names_and_sizes_are_sentences(tmp_path, capsys):
