@@ -19,7 +19,7 @@ from ...files import new_folder
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.result import Result
 from ..pipeline.tracker import Tracker
-from ..pipeline.watch import SINK_SECONDS
+from ..pipeline.watchdog import SINK_SECONDS
 from ..segmenter import Segmenter
 from ..sources.base import Source
 from .web_viewer import Viewer

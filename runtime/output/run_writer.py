@@ -19,7 +19,7 @@ from ...files import FolderLock, overwrite, printable, writable_folder
 from ...instances import Instances
 from ...schema import to_json
 from ..pipeline.result import Result
-from ..sources.base import USUAL_FPS, Frame, Source
+from ..sources.base import DEFAULT_FPS, Frame, Source
 from .mp4 import Mp4Writer
 
 WRITE_SECONDS = 60.0  # for one frame: a memory card may pause for seconds
@@ -139,7 +139,7 @@ class RunWriter:
             raise _cannot_write(self.overlay_path, wrong) from wrong
 
     def _write_video(self, frame: Frame, view: NDArray[np.uint8]) -> None:
-        fps = self.source.fps or USUAL_FPS
+        fps = self.source.fps or DEFAULT_FPS
         if self._video is None:
             self.overlay_path = self.folder / f"{shortened(safe_name(self.source.name))}-overlay.mp4"
             self._first_ns = frame.capture_time_ns

@@ -1,5 +1,4 @@
-"""What one stage of a pipeline hands to the next: a bounded queue whose writer waits, or a slot where the
-newest wins."""
+"""Channels between pipeline stages: a bounded queue that blocks the writer, or a slot for the newest item."""
 
 from __future__ import annotations
 
@@ -11,22 +10,21 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Ended(Exception):
-    """Nothing comes any more: the writer has ended and all is taken, or the channel was closed."""
+class ChannelEnded(Exception):
+    """The channel is closed, or its writer has finished and no item is left."""
 
 
 class Channel(Generic[T]):
     """A queue between two threads.
 
     Args:
-        capacity: items that may lie here.
-        newest_wins: where it is full, the oldest makes room and counts as dropped; else the writer waits.
-        most_under_way: ``get`` waits while so many items that were taken aren't ``done``; None: any number
-            may be.
+        capacity: maximum number of queued items.
+        newest_wins: drop the oldest item if the channel is full; otherwise the writer waits.
+        max_in_progress: maximum number of items between ``get`` and ``done``; None for no limit.
     """
 
     def __init__(
-        self, capacity: int = 1, newest_wins: bool = False, most_under_way: int | None = None
+        self, capacity: int = 1, newest_wins: bool = False, max_in_progress: int | None = None
     ) -> None:
         self._capacity = capacity
         self._newest_wins = newest_wins
@@ -34,11 +32,11 @@ class Channel(Generic[T]):
         self._changed = threading.Condition()
         self._ended = self._abandoned = False
         self._listeners: list[Callable[[], None]] = []
-        self._most_under_way, self._under_way = most_under_way, 0
+        self._max_in_progress, self._in_progress = max_in_progress, 0
         self.dropped = 0
 
     def put(self, item: T) -> None:
-        """Lay an item here; raises Ended if nobody will take it."""
+        """Queue an item, or raise ChannelEnded."""
         with self._changed:
             while len(self._items) >= self._capacity and not (self._ended or self._abandoned):
                 if self._newest_wins:
@@ -50,75 +48,77 @@ class Channel(Generic[T]):
                 self.dropped += 1
                 return
             if self._ended:
-                raise Ended
+                raise ChannelEnded
             self._items.append(item)
-            self._tell()
+            self._notify()
 
     def get(self) -> T:
-        """The oldest item, waited for; raises Ended."""
+        """Wait for the oldest item and return it, or raise ChannelEnded."""
         with self._changed:
             while not self._items or (
-                self._most_under_way is not None and self._under_way >= self._most_under_way
+                self._max_in_progress is not None and self._in_progress >= self._max_in_progress
             ):
                 if self._ended and not self._items:
-                    raise Ended
+                    raise ChannelEnded
                 self._changed.wait()
-            self._under_way += 1
-            return self._taken()
+            self._in_progress += 1
+            return self._pop()
 
     def done(self) -> None:
-        """An item that was taken is through."""
+        """Mark one item as processed."""
         with self._changed:
-            self._under_way -= 1
+            self._in_progress -= 1
             self._changed.notify_all()
 
     def get_now(self) -> T | None:
-        """The oldest item, or None where there is none yet; raises Ended."""
+        """Return the oldest item, or None if there is none yet; raise ChannelEnded at the end."""
         with self._changed:
             if self._items:
-                return self._taken()
+                return self._pop()
             if self._ended:
-                raise Ended
+                raise ChannelEnded
             return None
 
-    def _taken(self) -> T:
+    def _pop(self) -> T:
         item = self._items.popleft()
         self._changed.notify_all()
         return item
 
     def end(self) -> None:
-        """The writer is done; what lies here can still be taken."""
+        """Accept no further items; queued items can still be taken."""
         with self._changed:
             self._ended = True
-            self._tell()
+            self._notify()
 
     def close(self) -> int:
-        """End at once; returns how many items lay here and go to nobody."""
+        """End at once and return the number of discarded items."""
         with self._changed:
             left = len(self._items)
             self._items.clear()
             self._ended = True
-            self._tell()
+            self._notify()
             return left
 
     def abandon(self) -> None:
-        """From now on, what is put here is dropped: nobody takes it, and its writer goes on."""
+        """Drop all queued and future items, so that the writer never waits."""
         with self._changed:
             self._abandoned = True
             self.dropped += len(self._items)
             self._items.clear()
-            self._tell()
+            self._notify()
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call once, from the writer's thread, when something arrives or the channel ends; at once if that is
-        so already."""
+        """Call the listener once, as soon as an item is available or the channel has ended.
+
+        It is called from the writer's thread, or immediately from this one.
+        """
         with self._changed:
             if not (self._items or self._ended):
                 self._listeners.append(listener)
                 return
         listener()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.notify_all()
         listeners, self._listeners = self._listeners, []
         for listener in listeners:

@@ -1,5 +1,4 @@
-"""Frames to instances in overlapping stages: capture, segment, draw, sinks; each in a thread of its own,
-results in order."""
+"""The pipeline from frames to instances: capture, segment, track, draw and sinks in parallel threads."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from ...errors import InputError, PipelineError, SourceError
 from ...instances import Instances
 from ..sources.base import Frame, Source
 from ..sources.open_source import open_source
-from .channel import Channel, Ended
+from .channel import Channel, ChannelEnded
 from .options import check_callables, check_options
 from .result import Result, Sink
 from .stage import Stage
@@ -35,44 +34,43 @@ from .stage_functions import (
     track_with,
 )
 from .stage_times import StageTimes
-from .watch import Watch, watched_sinks
+from .watchdog import Watchdog, watch_sinks
 from .worker_threads import Job
 
-_RECENT = 30  # frames
+_FPS_FRAMES = 30  # of which recent_fps() is the mean
 _STOP_SECONDS = 5.0  # a stage that has not returned by then is abandoned: a camera driver may hang forever
 
 _log = logging.getLogger("tfiseg")
 
 
 class Pipeline:
-    """Instances of a source's frames while the next ones are captured and the last ones drawn and written.
+    """Segment the frames of a source in overlapping stages, each in its own thread.
 
-    Iterate over it (``for`` or ``async for``), or take ``newest()`` in a loop of your own. It starts with the
-    first of these, or with ``start()``; ``with`` stops it cleanly, as does ``close()`` from any thread. An
-    error in any stage ends it: what was finished before is still given out, then PipelineError with the
-    stage's name is raised.
+    Iterate over the pipeline (``for`` or ``async for``), or call ``newest()`` in your own loop. Either starts
+    it, as does ``start()``. Leaving a ``with`` block stops it, as does ``close()`` from any thread. An error
+    in a stage ends the pipeline: finished results are still delivered, then PipelineError with the stage's
+    name is raised.
 
     Args:
-        source: a ``Source``, or what ``open_source`` takes.
-        segmenter: frame in, ``Instances`` out: a ``Segmenter`` or any function.
-        policy: what happens to frames that come faster than they can be segmented. "latest": the newest frame
-            wins, older ones are dropped, nothing queues up, so results never get older than two passes of the
-            slowest stage and one of the others (for live sources; the default there).
-            "all": none is dropped, the source waits (the default for files). "every_nth": each ``nth``, and
-            of those none is dropped.
-        nth: with policy "every_nth".
-        workers: frames segmented at once. With ``Segmenter(threads=1)`` and as many workers as cores, more
-            frames a second than with one worker and all threads, and each takes longer: for files, not for
-            live sources.
-        tracker: instances in, instances with ids out: a ``Tracker``.
-        draw: draw each overlay, in a stage of its own.
-        sinks: objects with ``write(result)``, each in a thread of its own behind the other stages: a slow one
-            makes nothing older. With "latest" it misses results in the meantime, which are counted, unless it
-            has ``takes_all = True``; ``backlog = N`` lets N results wait for it.
-        max_frames: stop after so many frames of the source.
+        source: a ``Source``, or an argument of ``open_source``.
+        segmenter: a ``Segmenter``, or any function from ``Frame`` to ``Instances``.
+        policy: what happens if frames arrive faster than they are segmented. "latest" (default for live
+            sources): the newest frame replaces the older one, which is dropped. A result is never older than
+            two passes of the slowest stage and one pass of each other stage. "all" (default for files): the
+            source waits. "every_nth": each ``nth`` frame is taken, and taken frames are never dropped.
+        nth: interval of policy "every_nth", at least 1.
+        workers: frames segmented in parallel, 1..64. One worker per core with ``Segmenter(threads=1)`` gives
+            the highest frame rate for files, but each frame takes longer.
+        tracker: a ``Tracker``, or any function that adds track IDs to ``Instances``.
+        draw: draw overlays, in their own stage.
+        sinks: objects with ``write(result)``, each called in its own thread after all other stages. A slow
+            sink delays nothing. With "latest" it misses results, which are counted, unless it has
+            ``takes_all = True``; with ``backlog = N``, up to N results wait for it.
+        max_frames: stop after this number of source frames.
 
     Raises:
-        InputError: unknown policy. SourceError: the source can't be opened.
+        InputError: an option is out of range.
+        SourceError: the source cannot be opened.
 
     Example:
         >>> with Pipeline("synthetic", Segmenter(refine="frame")) as pipeline:
@@ -106,9 +104,9 @@ class Pipeline:
             stages.append(("draw", draw_overlay))
         self._open_channels(len(stages), workers, sinks)
         self._threads = [Job(self._capture, "tfiseg-capture"), *self._stage_threads(stages, workers)]
-        self._watched = watched_sinks(self._sinks, sinks, self._written, self._fail)
-        self._asked_at: float | None = None  # time.monotonic() since which the source is asked for a frame
-        self._watch = Watch(self._watched, self._silent_for_s, self._is_over, self.source.name, self._fail)
+        self._watched = watch_sinks(self._sinks, sinks, self._count_written, self._fail)
+        self._reading_since: float | None = None  # time.monotonic() at which the current read began
+        self._watchdog = Watchdog(self._watched, self._silent_s, self._is_over, self.source.name, self._fail)
         self._written_counts = dict.fromkeys(self._sinks, 0)
         self._lock = threading.Lock()
         self._started = self._closed = False
@@ -117,15 +115,15 @@ class Pipeline:
         self._resumed.set()
         self._error: tuple[str, BaseException] | None = None
         self._newest: Result | None = None
-        self._seen_frames = self._skipped = self._given = self._discarded = 0
-        self._stamps: deque[float] = deque(maxlen=_RECENT)
+        self._captured_count = self._skipped = self._given = self._discarded = 0
+        self._stamps: deque[float] = deque(maxlen=_FPS_FRAMES)
         self.times = StageTimes()
 
     def _open_channels(self, stage_count: int, workers: int, sinks: Sequence[Sink]) -> None:
-        """Make the channels: capture, slot, stages with hand-overs between them, slots of caller and sinks.
+        """Create the channels before, between and after the stages.
 
-        With "latest", frames are dropped only before the first stage and results only behind the last one,
-        and few frames are in progress. Otherwise frames would get old between slow stages.
+        With "latest", only the first and the last channels drop items, and few frames are in progress.
+        Otherwise frames would get old between slow stages.
         """
         newest_wins = self.policy == "latest"
         self._captured: Channel[Frame] = Channel(1, newest_wins, workers + 1 if newest_wins else None)
@@ -149,7 +147,7 @@ class Pipeline:
                 [*self._sinks.values(), self._out] if is_last else [self._channels[k + 1]],
                 workers=1 if k else workers,
                 is_last=is_last,
-                finish=self._finished if is_last else self._timed,
+                finish=self._finish if is_last else self._add_time,
                 fail=self._fail,
                 discard=self._discard,
             ).threads
@@ -157,75 +155,75 @@ class Pipeline:
     def _is_over(self) -> bool:
         return not any(thread.is_alive() for thread in (*self._threads, *self._sink_threads))
 
-    def _silent_for_s(self) -> float:
-        asked_at = self._asked_at
-        return 0.0 if asked_at is None else time.monotonic() - asked_at
+    def _silent_s(self) -> float:
+        since = self._reading_since
+        return 0.0 if since is None else time.monotonic() - since
 
-    # -- stages, each in its thread
+    # -- called in the threads of the stages
 
     def _capture(self) -> None:
         try:
-            self._asked_at = time.monotonic()
+            self._reading_since = time.monotonic()
             for frame in itertools.islice(self.source, self._max_frames):
-                self._asked_at = None
+                self._reading_since = None
                 if self._stop.is_set():
                     break
                 check_frame(frame, self.source.name)
-                self._seen_frames += 1
+                self._captured_count += 1
                 if not self.source.is_live:
                     self._resumed.wait()
                 if (self.source.is_live and self.paused) or frame.index % self._nth:
                     self._skipped += 1
                 else:
                     self._captured.put(frame)
-                self._asked_at = time.monotonic()
-        except Ended:
+                self._reading_since = time.monotonic()
+        except ChannelEnded:
             self._discard(1)
-        except BaseException as wrong:  # whatever it is, the caller must hear of it
-            self._fail("capture", wrong)
+        except BaseException as error:  # the caller gets every error
+            self._fail("capture", error)
         finally:
-            self._asked_at = None
+            self._reading_since = None
             self._captured.end()
 
-    def _timed(self, done: Result, stage: str, ms: float) -> Result:
-        known = done.instances.stage_ms
-        if stage == "segment" and "network" in known:  # a Segmenter's own times are finer
-            return done
-        return replace(done, instances=replace(done.instances, stage_ms={**known, stage: ms}))
+    def _add_time(self, result: Result, stage: str, ms: float) -> Result:
+        known = result.instances.stage_ms
+        if stage == "segment" and "network" in known:  # a Segmenter measures its own steps
+            return result
+        return replace(result, instances=replace(result.instances, stage_ms={**known, stage: ms}))
 
-    def _finished(self, done: Result, stage: str, ms: float) -> Result:
-        done = self._timed(done, stage, ms)
-        self.times.add({**done.instances.stage_ms, "age": done.age_ms}, len(done.instances))
+    def _finish(self, result: Result, stage: str, ms: float) -> Result:
+        result = self._add_time(result, stage, ms)
+        self.times.add({**result.instances.stage_ms, "age": result.age_ms}, len(result.instances))
         self._stamps.append(time.monotonic())
         self._captured.done()
-        return done
+        return result
 
-    def _written(self, done: Result, sink: str, ms: float) -> Result:
+    def _count_written(self, result: Result, sink: str, ms: float) -> Result:
         self.times.add_stage(sink, ms)
         self._written_counts[sink] += 1
-        return done
+        return result
 
     def _discard(self, count: int) -> None:
         with self._lock:
             self._discarded += count
 
-    def _fail(self, stage: str, wrong: BaseException) -> None:
+    def _fail(self, stage: str, error: BaseException) -> None:
         with self._lock:
             if self._error is None and not self._closed:
-                self._error = (stage, wrong)
+                self._error = (stage, error)
         self._stop.set()
 
-    # -- what the user calls
+    # -- called by the user
 
     def start(self) -> Pipeline:
-        """Start the threads, if that hasn't happened; returns the pipeline itself."""
+        """Start the threads unless they run already, and return the pipeline."""
         with self._lock:
             if self._closed:
-                raise InputError("this pipeline is closed: make a new one")
+                raise InputError("this pipeline is closed: create a new one")
             if not self._started:
                 self._started = True
                 self.times = StageTimes()
-                for thread in (*self._threads, *self._sink_threads, self._watch.job):
+                for thread in (*self._threads, *self._sink_threads, self._watchdog.job):
                     thread.start()
         return self
 
@@ -233,8 +231,8 @@ class Pipeline:
         self.start()
         try:
             while True:
-                yield self._handed_out(self._out.get())
-        except Ended:
+                yield self._count_given(self._out.get())
+        except ChannelEnded:
             self._raise_error()
 
     async def __aiter__(self) -> AsyncIterator[Result]:
@@ -248,17 +246,21 @@ class Pipeline:
                     self._out.on_change(functools.partial(_set_from_thread, loop, arrived))
                     await arrived.wait()
                 else:
-                    yield self._handed_out(item)
-        except Ended:
+                    yield self._count_given(item)
+        except ChannelEnded:
             self._raise_error()
 
     def newest(self) -> Result | None:
-        """The newest result, at once; None before the first. For loops of one's own, with policy "latest":
-        look at its ``age_ms``.
+        """Return the newest result immediately; needs policy "latest".
+
+        Returns:
+            The newest result, or None before the first one. The same result is returned until a newer one is
+            finished, so check its ``age_ms``.
 
         Raises:
-            PipelineError: a stage failed, and this is not a state to drive on in. SourceError: the source has
-                ended.
+            InputError: the policy is not "latest".
+            PipelineError: a stage failed.
+            SourceError: the source has ended.
         """
         if self.policy != "latest":
             raise InputError(
@@ -267,42 +269,43 @@ class Pipeline:
         self.start()
         try:
             arrived = self._out.get_now()
-        except Ended:
+        except ChannelEnded:
             self._raise_error()
             raise SourceError(f"{self.source.name} has ended") from None
         if arrived is not None:
-            self._newest = self._handed_out(arrived)
+            self._newest = self._count_given(arrived)
         return self._newest
 
     def pause(self) -> None:
-        """Segment no further frame until ``resume()``; a live source's frames are dropped meanwhile, a file
-        waits."""
+        """Stop segmenting until ``resume()``. Frames of live sources are skipped; files wait."""
         self._resumed.clear()
 
     def resume(self) -> None:
+        """Continue after ``pause()``."""
         self._resumed.set()
 
     @property
     def paused(self) -> bool:
+        """Whether the pipeline is paused."""
         return not self._resumed.is_set()
 
     def recent_fps(self) -> float:
-        """Frames finished a second, over the last ones."""
+        """Return the frames finished per second, over the last 30 frames."""
         stamps = list(self._stamps)
         return (len(stamps) - 1) / max(time.monotonic() - stamps[0], 1e-9) if len(stamps) > 1 else 0.0
 
     def stats(self) -> dict[str, Any]:
-        """Counts so far, of frames: ``captured``; ``dropped`` (before the network); ``skipped`` (by
-        every_nth, or while paused); ``finished`` (segmented, tracked and drawn); ``given`` out to the caller;
-        ``dropped_results`` (finished, and replaced by a newer one before anybody took them); ``discarded``
-        (in hand when it was closed or failed); ``queued``. ``reconnects`` of the source. ``times`` per stage,
-        "age" being from capture to finish. ``sinks``: what each has ``written``, and ``dropped`` for being
-        too slow.
+        """Return the counts and times so far.
 
-        When it has stopped, captured = dropped + skipped + finished + discarded.
+        Returns:
+            Numbers of frames: ``captured``; ``dropped`` before the network; ``skipped`` by every_nth or a
+            pause; ``finished`` by all stages; ``given`` to the caller; ``dropped_results``, replaced by a
+            newer result; ``discarded`` on closing or failure; ``queued``. ``sinks``: results ``written`` and
+            ``dropped`` per sink. ``reconnects`` of the source. ``times``: milliseconds per stage, and "age"
+            from capture to finish. After the end, captured = dropped + skipped + finished + discarded.
         """
         return {
-            "captured": self._seen_frames,
+            "captured": self._captured_count,
             "dropped": self._captured.dropped,
             "skipped": self._skipped,
             "finished": self.times.frames,
@@ -319,8 +322,7 @@ class Pipeline:
         }
 
     def close(self) -> None:
-        """Stop all stages and wait for them; callable from any thread, twice too. Whoever iterates gets to
-        the end."""
+        """Stop all stages and wait for them. Any thread may call this, more than once; loops end."""
         with self._lock:
             first, self._closed = not self._closed, True
         self._stop.set()
@@ -329,27 +331,27 @@ class Pipeline:
         for channel in self._channels:
             left = channel.close()
             self._discard(left if channel is not self._out else 0)
-        for written in self._sinks.values():
-            written.end()  # what is finished is still written
+        for channel_to_sink in self._sinks.values():
+            channel_to_sink.end()  # finished results are still written
         if not self._started:
             self._close_source(first)
             return
         until = time.monotonic() + _STOP_SECONDS
-        at_work = [one for one in self._watched if not one.is_stuck]
-        for thread in (*self._threads, *(t for one in at_work for t in one.stage.threads)):
+        working = [sink for sink in self._watched if not sink.is_stuck]
+        for thread in (*self._threads, *(t for sink in working for t in sink.stage.threads)):
             thread.join(max(0.0, until - time.monotonic()))
-        self._watch.end()
-        self._watch.job.join(_STOP_SECONDS)
-        for one in self._watched:
-            if any(thread.is_alive() and not thread.is_mine() for thread in one.stage.threads):
+        self._watchdog.end()
+        self._watchdog.job.join(_STOP_SECONDS)
+        for sink in self._watched:
+            if any(thread.is_alive() and not thread.is_current() for thread in sink.stage.threads):
                 _log.warning(
-                    "the sink %s didn't return within %g s: it is left to itself",
-                    one.stage.name,
+                    "sink %s did not return within %g s; its thread is abandoned",
+                    sink.stage.name,
                     _STOP_SECONDS,
                 )
-        if self._threads[0].is_alive() and not self._threads[0].is_mine():
+        if self._threads[0].is_alive() and not self._threads[0].is_current():
             _log.warning(
-                "%s didn't come back from reading within %g s: it is left to itself",
+                "reading %s did not return within %g s; its thread is abandoned",
                 self.source.name,
                 _STOP_SECONDS,
             )
@@ -370,20 +372,20 @@ class Pipeline:
 
     @property
     def _sink_threads(self) -> list[Job]:
-        return [thread for one in self._watched for thread in one.stage.threads]
+        return [thread for sink in self._watched for thread in sink.stage.threads]
 
-    def _handed_out(self, item: Result) -> Result:
+    def _count_given(self, result: Result) -> Result:
         self._given += 1
-        return item
+        return result
 
     def _raise_error(self) -> None:
-        """At the end: wait until the sinks have written all, then tell what failed, if anything did."""
-        for one in self._watched:
-            one.join()
-        if self._error is not None:  # a new one each time: an exception that is raised again grows
+        """Wait until the sinks have written everything, then raise the first error, if any."""
+        for sink in self._watched:
+            sink.join()
+        if self._error is not None:  # a new exception each time: the traceback of one raised again grows
             raise PipelineError(*self._error)
 
 
 def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits any more
         loop.call_soon_threadsafe(event.set)

@@ -1,4 +1,4 @@
-"""What a pipeline produces, and what takes it."""
+"""Results of a pipeline, and the sinks that receive them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from ..sources.base import Frame
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a pipeline gives: a frame, its instances, and with ``draw`` the overlay, uint8 (H, W, 3) BGR."""
+    """A frame with its instances.
+
+    Attributes:
+        frame: the frame.
+        instances: its instances.
+        overlay: uint8 (H, W, 3) BGR; None unless the pipeline draws.
+    """
 
     frame: Frame
     instances: Instances
@@ -23,11 +29,11 @@ class Result:
 
     @property
     def age_ms(self) -> float:
-        """Milliseconds since the frame was captured, as of now."""
+        """Milliseconds from the frame's capture until now."""
         return (time.monotonic_ns() - self.frame.capture_time_ns) / 1e6
 
 
 class Sink(Protocol):
-    """Where results go: ``write`` is called with each, in order, from one thread."""
+    """A receiver of results: ``write`` is called with each result, in order, in one thread."""
 
     def write(self, result: Result) -> None: ...

@@ -1,5 +1,4 @@
-"""One stage of a pipeline: threads that take from one channel and put into the next ones, in the order of
-taking."""
+"""A pipeline stage: threads that process the items of one channel and pass them on in order."""
 
 from __future__ import annotations
 
@@ -8,31 +7,32 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .channel import Channel, Ended
+from .channel import Channel, ChannelEnded
 from .worker_threads import Job
 
 
 class Stage:
-    """Work on items in threads of its own; results are handed on in order.
+    """A function that worker threads apply to each item of a channel.
 
     Args:
-        name: of the stage, for errors and times.
-        work: item in, item out.
-        given: where items come from. outs: where each result goes, to all of them.
-        workers: threads that work at once.
-        finish: called with each result, this stage's name and time in ms, in order; returns what is put out.
-        is_last: what it has finished counts as done, whether anybody takes it or not.
-        fail: called with the stage's name and what it, or ``finish``, raised. Items after that one are
-            discarded.
-        discard: called with how many items in hand go to nobody.
+        name: name of the stage in errors and times.
+        work: the function, from item to result.
+        source: channel of the items.
+        targets: channels that each get every result, in the order of the items.
+        workers: number of threads.
+        finish: called in order with each result, the stage's name and the time in ms; returns the result that
+            is passed on.
+        is_last: count a result as finished even if no target accepts it.
+        fail: called with the stage's name and the error of ``work`` or ``finish``. Later items are discarded.
+        discard: called with the number of items that are not passed on.
     """
 
     def __init__(
         self,
         name: str,
         work: Callable[[Any], Any],
-        given: Channel[Any],
-        outs: Sequence[Channel[Any]],
+        source: Channel[Any],
+        targets: Sequence[Channel[Any]],
         *,
         workers: int = 1,
         is_last: bool = False,
@@ -41,67 +41,67 @@ class Stage:
         discard: Callable[[int], None],
     ) -> None:
         self.name = name
-        self._work, self._given, self._outs = work, given, outs
+        self._work, self._source, self._targets = work, source, targets
         self._finish, self._fail, self._discard = finish, fail, discard
-        self._taking = threading.Lock()
+        self._take_lock = threading.Lock()
         self._turn = threading.Condition()
-        self._taken = self._handed = 0
+        self._taken = self._passed_on = 0
         self._failed = False
         self._is_last = is_last
-        self._at_work = workers
-        self.busy_since: float | None = None  # time.monotonic(); of a stage with one worker
+        self._running = workers
+        self.busy_since: float | None = None  # time.monotonic(); only valid with one worker
         names = [f"tfiseg-{name}" + (f"-{k}" if k else "") for k in range(workers)]
         self.threads = [Job(self._run, n) for n in names]
 
     def _run(self) -> None:
         try:
             while True:
-                with self._taking:
-                    item = self._given.get()
+                with self._take_lock:
+                    item = self._source.get()
                     ticket = self._taken
                     self._taken += 1
-                wrong: BaseException | None = None
+                error: BaseException | None = None
                 began, self.busy_since = time.perf_counter(), time.monotonic()
                 try:
                     item = self._work(item)
-                except BaseException as raised:  # whatever it is, the caller must hear of it
-                    wrong = raised
+                except BaseException as raised:  # the caller gets every error
+                    error = raised
                 self.busy_since = None
-                self._hand_on(ticket, item, wrong, (time.perf_counter() - began) * 1e3)
-        except Ended:
+                self._pass_on(ticket, item, error, (time.perf_counter() - began) * 1e3)
+        except ChannelEnded:
             pass
         finally:
             with self._turn:
-                self._at_work -= 1
-                last = not self._at_work
+                self._running -= 1
+                last = not self._running
             if last:
-                self._discard(self._given.close())
-                for out in self._outs:
-                    out.end()
+                self._discard(self._source.close())
+                for target in self._targets:
+                    target.end()
 
-    def _hand_on(self, ticket: int, done: Any, wrong: BaseException | None, ms: float) -> None:
+    def _pass_on(self, ticket: int, result: Any, error: BaseException | None, ms: float) -> None:
         with self._turn:
-            self._turn.wait_for(lambda: self._handed == ticket)
-        in_hand = 1
+            self._turn.wait_for(lambda: self._passed_on == ticket)
+        unfinished = 1
         try:
-            if wrong is None and not self._failed:
+            if error is None and not self._failed:
                 try:
-                    done = self._finish(done, self.name, ms)
-                except Exception as raised:  # a result that is none
-                    wrong = raised
-            if wrong is not None and not self._failed:
+                    result = self._finish(result, self.name, ms)
+                except Exception as raised:  # not a Result
+                    error = raised
+            if error is not None and not self._failed:
                 self._failed = True
-                self._fail(self.name, wrong)
+                self._fail(self.name, error)
             if self._failed:
-                self._discard(self._given.close())
-                raise Ended
-            in_hand = 0 if self._is_last else 1
-            for out in self._outs:
-                out.put(done)
-        except Ended:
-            self._discard(in_hand)
+                self._discard(self._source.close())
+                raise ChannelEnded
+            unfinished = 0 if self._is_last else 1
+            for target in self._targets:
+                target.put(result)
+        except ChannelEnded:
+            self._discard(unfinished)
             raise
         finally:
             with self._turn:
-                self._handed += 1
+                self._passed_on += 1
                 self._turn.notify_all()

@@ -1,4 +1,4 @@
-"""The work of each stage of a pipeline, as functions from item to item."""
+"""Functions that the stages of a pipeline apply to each item."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from dataclasses import replace
 
 from ...errors import InputError, SourceError
 from ...instances import Instances
-from ..sources.base import USUAL_FPS, Frame, Source
+from ..sources.base import DEFAULT_FPS, Frame, Source
 from .result import Result, Sink
 
 
 def check_frame(frame: object, source_name: str) -> None:
-    """Raise SourceError for what a user's source gives instead of a ``Frame``."""
+    """Raise SourceError if a user's source returned anything but a ``Frame``."""
     if not isinstance(frame, Frame):
         raise SourceError(f"{source_name} gave {type(frame).__name__}, expected tfiseg.Frame")
 
 
-def _checked(found: object, by: str) -> Instances:
-    if not isinstance(found, Instances):
-        raise InputError(f"the {by} returned {type(found).__name__}, expected tfiseg.Instances")
-    return found
+def _check_instances(value: object, function: str) -> Instances:
+    if not isinstance(value, Instances):
+        raise InputError(f"the {function} returned {type(value).__name__}, expected tfiseg.Instances")
+    return value
 
 
 def segment_with(segmenter: Callable[[Frame], Instances]) -> Callable[[Frame], Result]:
+    """Return the function of the segment stage."""
+
     def segment(frame: Frame) -> Result:
-        # a function of the user's may know nothing of frames and times
-        found = _checked(segmenter(frame), "segmenter")
-        times = {**found.stage_ms}
+        instances = _check_instances(segmenter(frame), "segmenter")
         return Result(
             frame,
-            replace(
-                found,
+            replace(  # a user's function may not set these
+                instances,
                 frame_index=frame.index,
                 capture_time_ns=frame.capture_time_ns,
                 media_time_s=frame.media_time_s,
-                stage_ms=times,
+                stage_ms={**instances.stage_ms},
             ),
         )
 
@@ -43,17 +43,20 @@ def segment_with(segmenter: Callable[[Frame], Instances]) -> Callable[[Frame], R
 
 
 def track_with(tracker: Callable[[Instances], Instances], source: Source) -> Callable[[Result], Result]:
-    """A file's frames are decoded when there is time: what moves in it moves by its own clock."""
-    fps = source.fps or USUAL_FPS
+    """Return the function of the track stage.
+
+    Frames of files are decoded as fast as possible, so the tracker gets their media time as capture time.
+    """
+    fps = source.fps or DEFAULT_FPS
 
     def track(result: Result) -> Result:
         if source.is_live:
-            return replace(result, instances=_checked(tracker(result.instances), "tracker"))
+            return replace(result, instances=_check_instances(tracker(result.instances), "tracker"))
         frame = result.frame
-        own_s = frame.index / fps if frame.media_time_s is None else frame.media_time_s
-        timed = replace(result.instances, capture_time_ns=1 + round(own_s * 1e9), media_time_s=own_s)
+        media_s = frame.index / fps if frame.media_time_s is None else frame.media_time_s
+        timed = replace(result.instances, capture_time_ns=1 + round(media_s * 1e9), media_time_s=media_s)
         tracked = replace(
-            _checked(tracker(timed), "tracker"),
+            _check_instances(tracker(timed), "tracker"),
             capture_time_ns=frame.capture_time_ns,
             media_time_s=frame.media_time_s,
         )
@@ -63,10 +66,13 @@ def track_with(tracker: Callable[[Instances], Instances], source: Source) -> Cal
 
 
 def draw_overlay(result: Result) -> Result:
+    """Return the result with its overlay."""
     return replace(result, overlay=result.instances.draw(result.frame))
 
 
 def write_to(sink: Sink) -> Callable[[Result], Result]:
+    """Return the function of a sink's stage."""
+
     def write(result: Result) -> Result:
         sink.write(result)
         return result
@@ -81,10 +87,10 @@ def sink_name(sink: Sink, k: int, sinks: Sequence[Sink]) -> str:
 
 
 def takes_all(sink: Sink) -> bool:
-    """Tell whether a sink gets every result, even with policy "latest"."""
+    """Return whether a sink gets every result, even with policy "latest"."""
     return bool(getattr(sink, "takes_all", False))
 
 
 def backlog(sink: Sink) -> int:
-    """Return how many results may wait for a sink."""
+    """Return the number of results that may wait for a sink."""
     return int(getattr(sink, "backlog", 1))

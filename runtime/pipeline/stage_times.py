@@ -1,5 +1,4 @@
-"""Times of many frames in little memory: counts in buckets one percent wide, so that a process may run for
-weeks."""
+"""Quantiles of stage times in constant memory, for processes that run for weeks."""
 
 from __future__ import annotations
 
@@ -10,33 +9,34 @@ from typing import Any
 
 import numpy as np
 
-_BUCKET = math.log(1.01)
-_LEAST_MS = 1e-3
+_LOG_WIDTH = math.log(1.01)  # a bucket is one percent wide
+_MIN_MS = 1e-3
 _BUCKETS = 2400
-_MOST_MS = _LEAST_MS * math.exp((_BUCKETS - 1) * _BUCKET)  # six hours
+_MAX_MS = _MIN_MS * math.exp((_BUCKETS - 1) * _LOG_WIDTH)  # six hours
 
 
 class TimeHistogram:
-    """Quantiles of times, within one percent, from 1 µs to six hours."""
+    """A histogram of times from 1 µs to six hours, whose quantiles are exact within one percent."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(_BUCKETS, np.int64)
 
     def add(self, ms: float) -> None:
-        bucket = int(math.log(max(_LEAST_MS, min(ms, _MOST_MS)) / _LEAST_MS) / _BUCKET)
+        """Count a time in milliseconds."""
+        bucket = int(math.log(max(_MIN_MS, min(ms, _MAX_MS)) / _MIN_MS) / _LOG_WIDTH)
         self._counts[bucket] += 1
 
     def quantile(self, share: float) -> float:
-        """Milliseconds that this share (0..1) of the times doesn't exceed; NaN without times."""
-        until = np.cumsum(self._counts)
-        if not until[-1]:
+        """Return the quantile for a share in 0..1, in milliseconds; NaN without times."""
+        cumulative = np.cumsum(self._counts)
+        if not cumulative[-1]:
             return math.nan
-        bucket = int(np.searchsorted(until, max(1, math.ceil(share * until[-1]))))
-        return _LEAST_MS * math.exp((bucket + 0.5) * _BUCKET)
+        bucket = int(np.searchsorted(cumulative, max(1, math.ceil(share * cumulative[-1]))))
+        return _MIN_MS * math.exp((bucket + 0.5) * _LOG_WIDTH)
 
 
 class StageTimes:
-    """Times of every stage of every frame, and their summary. One thread adds, any may read."""
+    """Histograms of the times of each stage. Thread-safe."""
 
     def __init__(self) -> None:
         self._histograms: dict[str, TimeHistogram] = {}
@@ -46,6 +46,7 @@ class StageTimes:
         self.instances = 0
 
     def add(self, stage_ms: dict[str, float], instances: int) -> None:
+        """Add one frame: milliseconds per stage, and its number of instances."""
         with self._lock:
             for stage, ms in stage_ms.items():
                 self._histograms.setdefault(stage, TimeHistogram()).add(ms)
@@ -53,12 +54,12 @@ class StageTimes:
             self.instances += instances
 
     def add_stage(self, stage: str, ms: float) -> None:
-        """A time of one stage alone."""
+        """Add one time of one stage."""
         with self._lock:
             self._histograms.setdefault(stage, TimeHistogram()).add(ms)
 
     def summary(self) -> dict[str, Any]:
-        """frames, instances, fps of the whole loop, and p50 / p99 milliseconds per stage."""
+        """Return frames, instances, frames per second, and p50 and p99 milliseconds per stage."""
         with self._lock:
             seconds = time.perf_counter() - self._began
             stages = {

@@ -1,8 +1,7 @@
-"""Threads that wait for the next pipeline when theirs has ended.
+"""A pool of threads that pipelines reuse.
 
-A fresh thread costs more than its start: OpenCV loads its font in each that draws a label (25 ms), and glibc
-gives it a share of memory that stays with the process. With threads that are kept, the hundredth start takes
-what the second took.
+New threads are expensive: OpenCV loads its font in each thread that draws a label (25 ms), and glibc gives
+each thread memory that the process keeps.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 _IDLE = "idle-tfiseg"
-_MOST_IDLE = 16
+_MAX_IDLE = 16
 
 
 class Job:
-    """Work in a kept thread: as much of ``threading.Thread`` as a pipeline needs."""
+    """A function that runs in a pooled thread, with the interface of ``threading.Thread``."""
 
     def __init__(self, work: Callable[[], None], name: str) -> None:
         self.work, self.name = work, name
@@ -29,15 +28,15 @@ class Job:
         self._worker.jobs.put(self)
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it is done; the thread that does it doesn't."""
-        if not self.is_mine():
+        """Wait until the job is done; does nothing in the job's own thread."""
+        if not self.is_current():
             self._done.wait(timeout)
 
     def is_alive(self) -> bool:
         return self._worker is not None and not self._done.is_set()
 
-    def is_mine(self) -> bool:
-        """Whether the calling thread is the one that does this."""
+    def is_current(self) -> bool:
+        """Return whether the calling thread runs this job."""
         return (
             self._worker is not None and self._worker.thread is threading.current_thread() and self.is_alive()
         )
@@ -59,20 +58,18 @@ class _Worker:
             try:
                 job.work()
                 self.thread.name = _IDLE
-                kept = sum(map(len, [*_idle.values()])) < _MOST_IDLE
-                if kept:
-                    _idle.setdefault(job.name, []).append(
-                        self
-                    )  # before the end is told: whoever waits for it may start the next at once
+                keep = sum(map(len, [*_idle.values()])) < _MAX_IDLE
+                if keep:  # before end(): a caller that waits for it may start the next job at once
+                    _idle.setdefault(job.name, []).append(self)
             finally:
                 job.end()
-            if not kept:
+            if not keep:
                 return
-            del job  # it holds the pipeline, and with it frames
+            del job  # it references the pipeline and its frames
 
 
-_idle: dict[str, list[_Worker]] = {}  # by what they did: the thread that drew draws again
-os.register_at_fork(after_in_child=_idle.clear)  # a fork takes none of them along
+_idle: dict[str, list[_Worker]] = {}  # by job name, so that the thread with the loaded font draws again
+os.register_at_fork(after_in_child=_idle.clear)  # threads do not survive a fork
 
 
 def _idle_worker(name: str) -> _Worker:

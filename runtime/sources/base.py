@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from ...images import MAX_SIDE_PX
 
-USUAL_FPS = 30.0  # where a source names no rate of its own
+DEFAULT_FPS = 30.0  # assumed if a source has no frame rate
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SourceError
-from .base import USUAL_FPS
+from .base import DEFAULT_FPS
 
 _OPEN_SECONDS = 30.0  # a pipe that nobody writes to, or a stalled disk, answers never
 _MAX_FPS = 1000.0
@@ -143,7 +143,7 @@ class VideoReader:
 
     def time_of(self, frame: Any) -> float:
         """Media time of a frame in seconds; call it once for each frame, in order. It never goes back."""
-        step_s = 1 / (self.fps or USUAL_FPS)
+        step_s = 1 / (self.fps or DEFAULT_FPS)
         last = self._last_s
         if frame.time is None:
             seconds = 0.0 if last is None else last + step_s
@@ -162,7 +162,7 @@ class VideoReader:
         """After the last frame: one sentence about what is missing, or None."""
         if not self._frames:
             return f"{self._shown} has no frame that can be decoded: the file is empty, damaged or cut off"
-        step_s, count = 1 / (self.fps or USUAL_FPS), self.frame_count
+        step_s, count = 1 / (self.fps or DEFAULT_FPS), self.frame_count
         announced_s = (self._container.duration or 0) / _MICROSECONDS
         if count is not None and "mp4" not in self._container.format.name:
             announced_s = max(

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from ...errors import InputError, SourceError
-from .base import USUAL_FPS, Frame, Source, frame_name
+from .base import DEFAULT_FPS, Frame, Source, frame_name
 from .capture import Capture, fps_of, release
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0  # between attempts to open a lost source again: doubled each time
@@ -93,7 +93,7 @@ class LiveStream(Source):
     def _skip_what_waited(self) -> None:
         """Frames that came in while a network was loaded would be taken for new ones: whoever drives by them
         drives by the past."""
-        interval, new = 1 / (self.fps or USUAL_FPS), 0
+        interval, new = 1 / (self.fps or DEFAULT_FPS), 0
         with self._in_use:
             for _ in range(
                 round((time.monotonic() - self._opened) / interval) + _NEW_IN_A_ROW

@@ -11,7 +11,7 @@ import cv2
 
 from ...errors import SourceError
 from ...images import without_secrets
-from .base import USUAL_FPS
+from .base import DEFAULT_FPS
 from .decoding import VideoReader, open_container, upright_bgr
 
 URL_SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
@@ -92,7 +92,7 @@ class StreamCapture:
             waits.clear()
         else:
             waits.append(waited_s)
-        least_s = _WAIT / (self._reader.fps or USUAL_FPS)
+        least_s = _WAIT / (self._reader.fps or DEFAULT_FPS)
         return waited_s > least_s and sum(wait > least_s for wait in waits) >= _WAITED_FOR
 
     def get(self, which: int, /) -> float:

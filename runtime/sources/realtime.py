@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .base import USUAL_FPS, Frame, Source
+from .base import DEFAULT_FPS, Frame, Source
 
 
 class Realtime(Source):
@@ -20,7 +20,7 @@ class Realtime(Source):
         super().__init__(source.name)
         self._source, self._own_pace = source, fps is None
         self._interrupted = threading.Event()
-        self.fps = fps or source.fps or USUAL_FPS
+        self.fps = fps or source.fps or DEFAULT_FPS
         self.is_video, self.frame_count = source.is_video, source.frame_count
 
     def __iter__(self) -> Iterator[Frame]:

@@ -1,4 +1,4 @@
-"""Scenes with known truth: moving ones for a tracker to hold together, and piles of discs."""
+"""Synthetic scenes with ground truth: moving objects for the tracker, and piles of discs."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ SIZE_HW = (240, 320)
 
 
 class Mover:
-    """An ellipse on a path: ``where(t)`` gives x, y in pixels, or None where it isn't there."""
+    """A moving ellipse: ``where(t)`` returns x, y in pixels, or None if it is not visible."""
 
     def __init__(self, where, radii=(14, 34), class_id=1):
         self.where, self.radii, self.class_id = where, radii, class_id
@@ -18,8 +18,10 @@ def line(start, velocity, begin=0, end=10**9):
 
 
 def render(movers, t, walls=(), noise=0.0, rng=None):
-    """(label map int32, class map uint8): later movers are in front, walls (x0, x1) before all; ``noise``
-    moves outlines by pixels."""
+    """Return a label map, int32, and a class map, uint8.
+
+    Later movers occlude earlier ones, and walls (x0, x1) occlude all; ``noise`` varies the radii, in pixels.
+    """
     ys, xs = np.mgrid[: SIZE_HW[0], : SIZE_HW[1]]
     label, classes = np.zeros(SIZE_HW, np.int32), np.zeros(SIZE_HW, np.uint8)
     for k, mover in enumerate(movers):
@@ -35,18 +37,17 @@ def render(movers, t, walls=(), noise=0.0, rng=None):
 
 
 def crossing():
-    """Two walk through each other, one behind the other."""
+    """Two objects cross, one behind the other."""
     return [Mover(line((30, 120), (2.0, 0))), Mover(line((290, 125), (-2.0, 0)))], (), 130
 
 
 def hidden():
-    """One passes behind a wall, another stands before it."""
+    """One object passes behind a wall; another one stands beside it."""
     return [Mover(line((30, 120), (2.0, 0))), Mover(line((60, 190), (0, 0)), (20, 20))], ((130, 175),), 130
 
 
 def leaving():
-    """One leaves the picture, another enters elsewhere; the first is somebody new when it comes back after
-    ten seconds."""
+    """One object leaves, another one enters, and a third one enters ten seconds later."""
     gone = Mover(line((160, 120), (3.0, 0), end=100))
     back = Mover(line((420, 120), (-3.0, 0), begin=0, end=10**9))
     return (
@@ -57,7 +58,7 @@ def leaving():
 
 
 def returning():
-    """One is missed by the network for a second and is back."""
+    """The network misses one object for a second."""
     return (
         [Mover(lambda t: None if 40 <= t < 70 else (40 + 1.5 * t, 120)), Mover(line((160, 60), (0, 0.5)))],
         (),
@@ -66,7 +67,7 @@ def returning():
 
 
 def crowd(count=50):
-    """Many, small, with ways of their own, some of which cross."""
+    """Many small objects move in random directions."""
     rng = np.random.default_rng(3)
     start, velocity = rng.uniform((20, 20), (300, 220), (count, 2)), rng.normal(0, 0.6, (count, 2))
     return [Mover(line(s, v), (6, 8)) for s, v in zip(start, velocity, strict=True)], (), 90
@@ -76,7 +77,7 @@ SCENES = {f.__name__: f for f in (crossing, hidden, leaving, returning, crowd)}
 
 
 def pile(side, radius, seed=0, gap=1.9):
-    """Discs side by side, some over others, a few missing, as picture and as numbers: one component."""
+    """Return an image of touching and overlapping discs, and their label map: one connected component."""
     rng = np.random.default_rng(seed)
     truth, image = np.zeros((side, side), np.int32), np.full((side, side, 3), 60, np.uint8)
     number, step = 0, gap * radius

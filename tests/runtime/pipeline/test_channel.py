@@ -1,10 +1,10 @@
-"""Channels between threads."""
+"""Test channels between threads."""
 
 import threading
 import time
 
 import pytest
-from tfiseg.runtime.pipeline.channel import Channel, Ended
+from tfiseg.runtime.pipeline.channel import Channel, ChannelEnded
 
 
 def test_a_full_channel_makes_the_writer_wait():
@@ -20,7 +20,7 @@ def test_a_full_channel_makes_the_writer_wait():
     assert channel.dropped == 0
 
 
-def test_where_the_newest_wins_the_rest_is_counted():
+def test_newest_item_replaces_older_ones_which_are_counted():
     channel = Channel(1, newest_wins=True)
     for k in range(5):
         channel.put(k)
@@ -29,16 +29,16 @@ def test_where_the_newest_wins_the_rest_is_counted():
     assert len(channel) == 0
 
 
-def test_what_lies_there_at_the_end_can_be_taken():
+def test_queued_items_can_be_taken_after_the_end():
     channel = Channel(3)
     channel.put("last")
     channel.end()
     assert channel.get() == "last"
-    with pytest.raises(Ended):
+    with pytest.raises(ChannelEnded):
         channel.get()
-    with pytest.raises(Ended):
+    with pytest.raises(ChannelEnded):
         channel.get_now()
-    with pytest.raises(Ended):
+    with pytest.raises(ChannelEnded):
         channel.put("more")
 
 
@@ -48,7 +48,7 @@ def test_closing_wakes_reader_and_writer():
     woken = []
 
     def expect(call):
-        with pytest.raises(Ended):
+        with pytest.raises(ChannelEnded):
             call()
         woken.append(call)
 
@@ -71,11 +71,11 @@ def test_get_now_never_waits():
 
 
 @pytest.mark.parametrize("already", [False, True])
-def test_a_listener_is_told_once(already):
-    channel, told = Channel(5), []
+def test_a_listener_is_called_once(already):
+    channel, calls = Channel(5), []
     if already:
         channel.put(0)
-    channel.on_change(lambda: told.append(1))
+    channel.on_change(lambda: calls.append(1))
     channel.put(1)
     channel.put(2)
-    assert told == [1]
+    assert calls == [1]

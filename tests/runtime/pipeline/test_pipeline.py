@@ -1,5 +1,4 @@
-"""Pipelines: order, policies, errors, stopping; with sources and stages made here, and once with a real
-network."""
+"""Test the order of results, policies, errors and closing of pipelines."""
 
 import asyncio
 import threading
@@ -14,7 +13,7 @@ EMPTY = tfiseg.cluster(np.zeros((4, 6), np.uint8))
 
 
 class Numbers(tfiseg.Source):
-    """Frames 0..count-1; raises at ``fails_at``; live with a rate."""
+    """A source of ``count`` frames that can fail at a frame, or be live with a frame rate."""
 
     def __init__(self, count=10, fails_at=None, fps=None, live=False):
         super().__init__("numbers")
@@ -45,7 +44,7 @@ def slowly(ms, at=None):
     return segment
 
 
-class Kept:
+class ResultList:
     def __init__(self, ms=0, fails_at=None):
         self.results, self.ms, self.fails_at = [], ms, fails_at
 
@@ -66,21 +65,21 @@ def indices(results):
     return [r.frame.index for r in results]
 
 
-def accounted(stats):
+def counts_add_up(stats):
     return stats["captured"] == stats["dropped"] + stats["skipped"] + stats["finished"] + stats["discarded"]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_all_frames_in_order_through_all_stages(workers):
-    sink = Kept()
+    sink = ResultList()
     with tfiseg.Pipeline(Numbers(30), slowly(1), workers=workers, draw=True, sinks=[sink]) as pipeline:
         results = list(pipeline)
     assert indices(results) == indices(sink.results) == list(range(30))
     assert all(r.overlay.shape == (4, 6, 3) and r.instances.frame_index == r.frame.index for r in results)
     assert {"segment", "draw"} <= set(results[0].instances.stage_ms)
     stats = pipeline.stats()
-    assert "Kept" in stats["times"]["stages"]
-    assert stats["sinks"] == {"Kept": {"written": 30, "dropped": 0}}
+    assert "ResultList" in stats["times"]["stages"]
+    assert stats["sinks"] == {"ResultList": {"written": 30, "dropped": 0}}
     assert (stats["captured"], stats["finished"], stats["given"], stats["dropped"], stats["queued"]) == (
         30,
         30,
@@ -92,7 +91,7 @@ def test_all_frames_in_order_through_all_stages(workers):
 
 def test_stages_overlap():
     began = time.perf_counter()
-    sinks = [Kept(50), Kept(50)]
+    sinks = [ResultList(50), ResultList(50)]
     with tfiseg.Pipeline(Numbers(20), slowly(50), sinks=sinks) as pipeline:
         list(pipeline)
     busy_ms = sum(sum(r.instances.stage_ms.values()) for r in sinks[0].results)  # of the first stage alone
@@ -100,7 +99,7 @@ def test_stages_overlap():
     assert elapsed_ms < 0.6 * 3 * max(busy_ms, 20 * 50)
 
 
-def test_workers_overlap_and_a_slow_frame_keeps_its_place():
+def test_parallel_workers_keep_the_order_of_frames():
     def segment(frame):
         time.sleep(0.05 if frame.index == 0 else 0.005)
         return EMPTY
@@ -109,7 +108,7 @@ def test_workers_overlap_and_a_slow_frame_keeps_its_place():
         assert indices(pipeline) == list(range(12))
 
 
-def test_the_newest_frame_wins_and_nothing_queues_up():
+def test_policy_latest_drops_older_frames():
     with tfiseg.Pipeline(Numbers(60, fps=200, live=True), slowly(20)) as pipeline:
         assert pipeline.policy == "latest"
         results = [(r, r.age_ms) for r in pipeline]
@@ -142,7 +141,7 @@ def test_every_nth():
     assert pipeline.stats()["skipped"] == 6
 
 
-def test_max_frames_are_of_the_source():
+def test_max_frames_counts_source_frames():
     with tfiseg.Pipeline(Numbers(10), slowly(0), policy="every_nth", nth=2, max_frames=5) as pipeline:
         assert indices(pipeline) == [0, 2, 4]
 
@@ -150,13 +149,13 @@ def test_max_frames_are_of_the_source():
 @pytest.mark.parametrize(
     ("source", "segmenter", "sink", "stage", "cause", "before"),
     [
-        (Numbers(10, fails_at=4), slowly(1), Kept(), "capture", tfiseg.SourceError, 4),
-        (Numbers(10), slowly(1, at=3), Kept(), "segment", ValueError, 3),
-        (Numbers(10), slowly(1), Kept(fails_at=5), "Kept", tfiseg.OutputError, 5),
+        (Numbers(10, fails_at=4), slowly(1), ResultList(), "capture", tfiseg.SourceError, 4),
+        (Numbers(10), slowly(1, at=3), ResultList(), "segment", ValueError, 3),
+        (Numbers(10), slowly(1), ResultList(fails_at=5), "ResultList", tfiseg.OutputError, 5),
     ],
 )
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_comes_with_its_stage_after_what_was_finished(
+def test_an_error_with_its_stage_follows_the_finished_results(
     source, segmenter, sink, stage, cause, before, workers
 ):
     sink.results = []
@@ -166,10 +165,10 @@ def test_an_error_comes_with_its_stage_after_what_was_finished(
             results.extend(r for r in pipeline if results.append(r))
     assert raised.value.stage == stage
     assert isinstance(raised.value.__cause__, cause)
-    # a sink works behind the rest: a few more may have been finished before it failed
+    # a sink runs after the other stages, which may finish a few more frames before it fails
     assert indices(results) == list(range(len(results)))
-    assert len(results) == before if stage != "Kept" else before <= len(results) <= before + 4
-    assert accounted(pipeline.stats())
+    assert len(results) == before if stage != "ResultList" else before <= len(results) <= before + 4
+    assert counts_add_up(pipeline.stats())
 
 
 def test_closing_from_another_thread_ends_the_loop():
@@ -179,26 +178,26 @@ def test_closing_from_another_thread_ends_the_loop():
     assert len(found) > 5
     assert found == list(range(len(found)))
     pipeline.close()
-    assert accounted(pipeline.stats())
+    assert counts_add_up(pipeline.stats())
     assert not [t for t in threading.enumerate() if t.name.startswith("tfiseg-")]
 
 
-def test_leaving_the_block_stops_the_threads_and_closes_its_own_source_only(monkeypatch):
-    mine = Numbers(10**6)
-    with tfiseg.Pipeline(mine, slowly(1)) as pipeline:
+def test_leaving_the_block_closes_the_source_only_if_the_pipeline_opened_it(monkeypatch):
+    own = Numbers(10**6)
+    with tfiseg.Pipeline(own, slowly(1)) as pipeline:
         next(iter(pipeline))
-    assert mine.closed == 0
-    theirs = Numbers(10**6)
-    monkeypatch.setattr("tfiseg.runtime.pipeline.pipeline.open_source", lambda name: theirs)
+    assert own.closed == 0
+    opened = Numbers(10**6)
+    monkeypatch.setattr("tfiseg.runtime.pipeline.pipeline.open_source", lambda name: opened)
     with tfiseg.Pipeline("any", slowly(1)) as pipeline:
         next(iter(pipeline))
     pipeline.close()
-    assert theirs.closed == 1
+    assert opened.closed == 1
     with pytest.raises(tfiseg.InputError, match="is closed"):
         pipeline.start()
 
 
-def test_the_newest_at_once():
+def test_newest_returns_at_once():
     with tfiseg.Pipeline(Numbers(20, fps=100, live=True), slowly(2)) as pipeline:
         assert pipeline.newest() is None
         time.sleep(0.1)
@@ -210,7 +209,7 @@ def test_the_newest_at_once():
             poll(pipeline)
 
 
-def test_the_newest_raises_what_failed():
+def test_newest_raises_the_error_of_a_stage():
     with (
         tfiseg.Pipeline(Numbers(20, live=True, fps=100), slowly(2, at=2)) as pipeline,
         pytest.raises(tfiseg.PipelineError, match="segment"),
@@ -218,12 +217,12 @@ def test_the_newest_raises_what_failed():
         poll(pipeline)
 
 
-def test_the_newest_wants_the_policy_that_keeps_it():
+def test_newest_needs_policy_latest():
     with pytest.raises(tfiseg.InputError, match="latest"):
         tfiseg.Pipeline(Numbers(), slowly(1)).newest()
 
 
-def test_pausing_a_live_source_lets_its_frames_go_by():
+def test_a_paused_live_source_skips_frames():
     with tfiseg.Pipeline(Numbers(40, fps=200, live=True), slowly(1)) as pipeline:
         pipeline.start()
         pipeline.pause()
@@ -232,10 +231,10 @@ def test_pausing_a_live_source_lets_its_frames_go_by():
         pipeline.resume()
         list(pipeline)
     assert pipeline.stats()["skipped"] >= 5
-    assert accounted(pipeline.stats())
+    assert counts_add_up(pipeline.stats())
 
 
-def test_pausing_a_file_makes_it_wait():
+def test_a_paused_file_waits():
     with tfiseg.Pipeline(Numbers(10), slowly(0)) as pipeline:
         pipeline.pause()
         pipeline.start()
@@ -251,7 +250,7 @@ def test_async_for():
     assert asyncio.run(main()) == list(range(20))
 
 
-def test_async_for_raises_and_leaves_the_loop_free():
+def test_async_for_raises_and_does_not_block_the_loop():
     async def main():
         ticks = 0
 
@@ -275,7 +274,7 @@ def test_async_for_raises_and_leaves_the_loop_free():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("options", "message"),
     [
         ({"policy": "newest"}, "policy must be"),
         ({"nth": 2}, "every_nth"),
@@ -283,12 +282,12 @@ def test_async_for_raises_and_leaves_the_loop_free():
         ({"max_frames": 0}, "at least 1"),
     ],
 )
-def test_arguments_are_checked(wrong, says):
-    with pytest.raises(tfiseg.InputError, match=says):
-        tfiseg.Pipeline(Numbers(), slowly(0), **wrong)
+def test_arguments_are_checked(options, message):
+    with pytest.raises(tfiseg.InputError, match=message):
+        tfiseg.Pipeline(Numbers(), slowly(0), **options)
 
 
-def test_a_real_network_on_a_source_played_at_its_pace():
+def test_a_real_network_on_a_source_in_real_time():
     segmenter = tfiseg.Segmenter()
     with tfiseg.Pipeline(
         Realtime(tfiseg.open_source("synthetic"), fps=60), segmenter, max_frames=20, draw=True
@@ -302,26 +301,26 @@ def test_a_real_network_on_a_source_played_at_its_pace():
 
 @pytest.mark.parametrize("bad", [None, "instances"])
 @pytest.mark.parametrize("policy", ["all", "latest"])
-def test_a_result_that_is_none_is_an_error_with_its_stage(bad, policy):
+def test_an_invalid_result_is_an_error_with_its_stage(bad, policy):
     with (
         tfiseg.Pipeline(Numbers(10), slowly(1), policy=policy, tracker=lambda found: bad) as pipeline,
         pytest.raises(tfiseg.PipelineError, match=r"^track: "),
     ):
         list(pipeline)
-    assert accounted(pipeline.stats())
+    assert counts_add_up(pipeline.stats())
 
 
-def test_a_slow_sink_makes_nothing_older():
-    slow = Kept(100)
+def test_a_slow_sink_delays_nothing():
+    slow = ResultList(100)
     with tfiseg.Pipeline(Numbers(80, fps=100, live=True), slowly(10), sinks=[slow], draw=True) as pipeline:
         ages = [r.age_ms for r in pipeline]
     assert sorted(ages)[len(ages) // 2] < 60
-    sinks = pipeline.stats()["sinks"]["Kept"]
+    sinks = pipeline.stats()["sinks"]["ResultList"]
     assert sinks["written"] == len(slow.results) < 20
     assert sinks["written"] + sinks["dropped"] == pipeline.stats()["finished"]
 
 
-def test_a_slow_stage_keeps_few_frames_under_way():
+def test_a_slow_stage_limits_the_frames_in_progress():
     def slow_tracker(found):
         time.sleep(0.05)
         return found
@@ -333,31 +332,31 @@ def test_a_slow_stage_keeps_few_frames_under_way():
     assert sorted(ages)[len(ages) // 2] < 2 * 50 + 40
 
 
-def test_a_sink_that_takes_all_gets_all():
-    sink = Kept(5)
+def test_a_sink_with_takes_all_gets_every_result():
+    sink = ResultList(5)
     sink.takes_all = True
     with tfiseg.Pipeline(Numbers(40, fps=200, live=True), slowly(1), sinks=[sink]) as pipeline:
         list(pipeline)
     assert len(sink.results) == pipeline.stats()["finished"]
 
 
-def test_what_is_finished_is_written_when_it_is_closed():
-    sink = Kept(20)
+def test_finished_results_are_written_on_close():
+    sink = ResultList(20)
     sink.backlog = 5
     with tfiseg.Pipeline(Numbers(1000), slowly(1), sinks=[sink]) as pipeline:
         stream = iter(pipeline)
         for _ in range(10):
             next(stream)
-    assert len(sink.results) == pipeline.stats()["sinks"]["Kept"]["written"] >= 10
+    assert len(sink.results) == pipeline.stats()["sinks"]["ResultList"]["written"] >= 10
 
 
-def test_sinks_of_one_name_are_told_apart():
-    with tfiseg.Pipeline(Numbers(5), slowly(0), sinks=[Kept(), Kept()]) as pipeline:
+def test_sinks_of_one_name_are_numbered():
+    with tfiseg.Pipeline(Numbers(5), slowly(0), sinks=[ResultList(), ResultList()]) as pipeline:
         list(pipeline)
-    assert set(pipeline.stats()["sinks"]) == {"Kept-1", "Kept-2"}
+    assert set(pipeline.stats()["sinks"]) == {"ResultList-1", "ResultList-2"}
 
 
-def test_a_file_is_tracked_by_its_own_clock():
+def test_a_file_is_tracked_by_media_time():
     stamps = []
 
     def tracker(found):
@@ -372,7 +371,7 @@ def test_a_file_is_tracked_by_its_own_clock():
     assert [r.instances.capture_time_ns for r in results] == [r.frame.capture_time_ns for r in results]
 
 
-def test_an_error_that_is_asked_for_again_does_not_grow():
+def test_the_traceback_of_a_repeated_error_does_not_grow():
     with tfiseg.Pipeline(Numbers(5, live=True, fps=100), slowly(1, at=0)) as pipeline:
         with pytest.raises(tfiseg.PipelineError):
             poll(pipeline)

@@ -5,7 +5,7 @@ import pytest
 from tfiseg.runtime.pipeline.stage_times import StageTimes, TimeHistogram
 
 
-def test_quantiles_are_right_within_a_percent():
+def test_quantiles_are_exact_within_one_percent():
     times, histogram = np.random.default_rng(0).lognormal(1, 2, 5000), TimeHistogram()
     for ms in times:
         histogram.add(ms)
@@ -16,17 +16,17 @@ def test_quantiles_are_right_within_a_percent():
 
 
 @pytest.mark.parametrize(("ms", "lowest", "highest"), [(0, 0, 0.0011), (1e12, 1e7, math.inf)])
-def test_times_out_of_range_are_counted_at_its_ends(ms, lowest, highest):
+def test_times_out_of_range_are_clipped(ms, lowest, highest):
     histogram = TimeHistogram()
     histogram.add(ms)
     assert lowest < histogram.quantile(0.5) < highest
 
 
-def test_no_times_no_quantile():
+def test_quantile_without_times_is_nan():
     assert math.isnan(TimeHistogram().quantile(0.5))
 
 
-def test_the_summary():
+def test_summary():
     times = StageTimes()
     times.add({"network": 10.0}, 2)
     times.add({"network": 10.0, "draw": 1.0}, 3)

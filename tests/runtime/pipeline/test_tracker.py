@@ -1,4 +1,4 @@
-"""Tracking scenes whose truth is known, judged by the field's own metrics (motmetrics)."""
+"""Test the tracker on scenes with ground truth, by the metrics of motmetrics."""
 
 import statistics
 import sys
@@ -16,8 +16,7 @@ from scenes import SCENES, Mover, line, render
 
 
 def instances_of(label, classes, t, fps=30):
-    """What a perfect network says: every visible piece of truth is an instance, numbered anew in each
-    frame."""
+    """Return the ground truth as instances, with labels in random order."""
     found = tfiseg.cluster(classes, split=0.0, min_area=0) if not label.any() else None
     numbers = np.unique(label)[1:]
     order = np.random.default_rng(t).permutation(len(numbers))
@@ -40,10 +39,10 @@ def instances_of(label, classes, t, fps=30):
     return replace(found, frame_index=t, capture_time_ns=int((1 + t / fps) * 1e9))
 
 
-def judged(scene, noise=0.7):
+def evaluate(scene, noise=0.7):
     movers, walls, frames = scene
     rng = np.random.default_rng(0)
-    tracker, judge, ms = tfiseg.Tracker(), motmetrics.MOTAccumulator(auto_id=True), []
+    tracker, accumulator, ms = tfiseg.Tracker(), motmetrics.MOTAccumulator(auto_id=True), []
     for t in range(frames):
         label, classes = render(movers, t, walls, noise, rng)
         found = instances_of(label, classes, t)
@@ -53,16 +52,16 @@ def judged(scene, noise=0.7):
         truth = np.unique(label)[1:]
         assert len(set(tracked.track_id.tolist())) == len(tracked)
         overlap = np.full((len(truth), len(tracked)), np.nan)
-        for j in range(len(tracked)):  # each instance is one piece of truth
+        for j in range(len(tracked)):  # each instance is one object of the ground truth
             overlap[np.searchsorted(truth, label[tracked.mask(j)][0]), j] = 0.0
-        judge.update(truth, tracked.track_id, overlap)
-    summary = motmetrics.metrics.create().compute(judge, metrics=["idf1", "num_switches"], name="scene")
+        accumulator.update(truth, tracked.track_id, overlap)
+    summary = motmetrics.metrics.create().compute(accumulator, metrics=["idf1", "num_switches"], name="scene")
     return float(summary["idf1"].iloc[0]), int(summary["num_switches"].iloc[0]), statistics.median(ms)
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_ids_stay(scene):
-    idf1, switches, ms = judged(SCENES[scene]())
+def test_ids_are_persistent(scene):
+    idf1, switches, ms = evaluate(SCENES[scene]())
     print(f"{scene}: IDF1 {idf1:.3f}, {switches} switches, {ms:.2f} ms")
     assert idf1 >= 0.9
     if scene != "crowd":
@@ -70,7 +69,7 @@ def test_ids_stay(scene):
 
 
 @pytest.mark.parametrize(("keep_s", "ids"), [(0.5, [1, 2, 3]), (5.0, [1, 1, 1])])
-def test_what_is_gone_for_longer_than_the_limit_is_somebody_new(keep_s, ids):
+def test_an_object_gets_a_new_id_after_keep_s(keep_s, ids):
     tracker, seen = tfiseg.Tracker(keep_s=keep_s), []
     for t in range(0, 75):
         label, classes = render([Mover(line((100, 100), (0, 0)))] if t % 30 == 0 else [], t)
@@ -78,7 +77,7 @@ def test_what_is_gone_for_longer_than_the_limit_is_somebody_new(keep_s, ids):
     assert seen == ids
 
 
-def test_a_network_that_changes_its_mind_about_the_class_keeps_the_id():
+def test_id_is_kept_if_the_predicted_class_changes():
     tracker = tfiseg.Tracker()
     seen = set()
     for t in range(6):
@@ -87,7 +86,7 @@ def test_a_network_that_changes_its_mind_about_the_class_keeps_the_id():
     assert seen == {1}
 
 
-def test_nothing_to_track_and_another_frame_size():
+def test_empty_frame_and_new_frame_size():
     tracker = tfiseg.Tracker()
     empty = tfiseg.cluster(np.zeros((48, 64), np.uint8))
     assert tracker(empty).track_id.shape == (0,)
@@ -97,7 +96,7 @@ def test_nothing_to_track_and_another_frame_size():
     assert tracker(half).track_id.tolist() == [2]
 
 
-def test_frames_without_a_time_are_taken_as_thirty_a_second():
+def test_frames_without_a_time_are_taken_as_30_fps():
     tracker = tfiseg.Tracker()
     for t in range(5):
         label, classes = render([Mover(line((60, 100), (4, 0)))], t)
@@ -106,7 +105,7 @@ def test_frames_without_a_time_are_taken_as_thirty_a_second():
     assert tracker._tracks["velocity"][0, 0] == pytest.approx(120, rel=0.3)
 
 
-def test_the_id_goes_where_the_instance_goes():
+def test_select_keeps_track_ids():
     label, classes = render([Mover(line((60, 100), (4, 0))), Mover(line((200, 100), (0, 0)))], 0)
     tracked = tfiseg.Tracker()(instances_of(label, classes, 0))
     kept = tracked.select([False, True])
@@ -119,11 +118,11 @@ def test_keep_s_is_checked():
         tfiseg.Tracker(keep_s=-1)
 
 
-def test_what_is_seen_too_seldom_is_left_out_and_takes_no_id():
+def test_an_object_below_min_hits_is_not_reported_and_gets_no_id():
     tracker, seen = tfiseg.Tracker(min_hits=3), []
     for t in range(8):
         movers = [Mover(line((200, 100), (0, 0)))]
-        movers += [Mover(line((60, 60), (0, 0)))] if t in (1, 2) else []  # a flicker
+        movers += [Mover(line((60, 60), (0, 0)))] if t in (1, 2) else []  # a false detection
         label, classes = render(movers, t)
         seen.append(tracker(instances_of(label, classes, t)))
     assert [s.track_id.tolist() for s in seen] == [[], [], *[[1]] * 6]

@@ -1,4 +1,4 @@
-"""Threads that are kept: the next job of a name finds the thread of the last one."""
+"""Test the thread pool: a job gets the idle thread of an earlier job of the same name."""
 
 import multiprocessing
 import threading
@@ -16,8 +16,8 @@ def run(name, work=lambda: None):
     return seen[0]
 
 
-def test_a_thread_is_found_again_by_its_name(monkeypatch):
-    monkeypatch.setattr(worker_threads, "_idle", {})  # other tests' threads may fill the places for idle ones
+def test_threads_are_reused_by_name(monkeypatch):
+    monkeypatch.setattr(worker_threads, "_idle", {})  # other tests' threads may fill the pool
     first = run("one-job")
     assert run("one-job") is first
     assert run("another-job") is not first
@@ -25,7 +25,7 @@ def test_a_thread_is_found_again_by_its_name(monkeypatch):
     assert not [t for t in threading.enumerate() if t.name.endswith("-job")]
 
 
-def test_jobs_of_one_name_run_side_by_side():
+def test_jobs_of_one_name_run_in_parallel():
     meet = threading.Barrier(3)
     jobs = [Job(lambda: meet.wait(5) and None, "together") for _ in range(3)]
     for job in jobs:
@@ -36,16 +36,16 @@ def test_jobs_of_one_name_run_side_by_side():
     assert not any(job.is_alive() for job in jobs)
 
 
-def test_a_job_knows_its_own_thread_and_does_not_wait_for_itself():
-    told = []
-    job = Job(lambda: (told.append((job.is_mine(), threading.current_thread().name)), job.join()), "mine")
+def test_a_job_recognizes_its_own_thread_and_does_not_wait_for_itself():
+    seen = []
+    job = Job(lambda: (seen.append((job.is_current(), threading.current_thread().name)), job.join()), "mine")
     job.start()
     job.join(5)
-    assert told == [(True, "mine")]
-    assert not job.is_mine()
+    assert seen == [(True, "mine")]
+    assert not job.is_current()
 
 
-def test_what_raises_is_reported_and_its_thread_is_not_used_again(monkeypatch):
+def test_an_error_is_reported_and_its_thread_is_not_reused(monkeypatch):
     reported = []
     monkeypatch.setattr(threading, "excepthook", lambda args: reported.append(args.exc_type))
 
@@ -58,13 +58,13 @@ def test_what_raises_is_reported_and_its_thread_is_not_used_again(monkeypatch):
     assert run("failing") is not first
 
 
-def test_names_without_number_leave_no_threads_without_number():
+def test_the_number_of_idle_threads_is_limited():
     for k in range(60):
         run(f"sink-{k}")
     assert threading.active_count() < 40
 
 
-def test_a_fork_starts_threads_of_its_own():
+def test_a_forked_process_starts_new_threads():
     run("before-the-fork")
     child = multiprocessing.get_context("fork").Process(target=run, args=("before-the-fork",))
     child.start()

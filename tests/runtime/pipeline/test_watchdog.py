@@ -1,4 +1,4 @@
-"""Sinks and sources that never return: waits are bounded, and said in words."""
+"""Test sinks and sources that never return: waits are bounded and reported."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ import pytest
 import tfiseg
 from tfiseg.errors import InputError, PipelineError
 from tfiseg.runtime.pipeline import pipeline as pipeline_module
-from tfiseg.runtime.pipeline import watch
+from tfiseg.runtime.pipeline import watchdog
 from tfiseg.runtime.sources.base import Frame, Source
 
 EMPTY = tfiseg.cluster(np.zeros((8, 8), np.uint8))
@@ -32,7 +32,7 @@ class Pictures(Source):
 
 
 class Stuck:
-    """A sink that returns when the test is over."""
+    """A sink that does not return before ``release``."""
 
     name = "stuck"
     timeout_s = 0.3
@@ -46,13 +46,13 @@ class Stuck:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(watch, "_CHECK_SECONDS", 0.02)
+def short_times(monkeypatch):
+    monkeypatch.setattr(watchdog, "_CHECK_SECONDS", 0.02)
     monkeypatch.setattr(pipeline_module, "_STOP_SECONDS", 0.5)
 
 
 @pytest.mark.parametrize("count", [1, 3, 50])
-def test_a_sink_that_is_stuck_fails_the_pipeline(count):
+def test_a_stuck_sink_fails_the_pipeline(count):
     sink = Stuck()
     began = time.monotonic()
     with (
@@ -64,13 +64,13 @@ def test_a_sink_that_is_stuck_fails_the_pipeline(count):
     sink.release.set()
 
 
-def test_a_stuck_sink_that_may_fail_is_left_behind(caplog):
+def test_a_stuck_sink_with_give_up_is_abandoned(caplog):
     sink = Stuck()
     sink.give_up = sink.reasons.append
     with tfiseg.Pipeline(Pictures(30), lambda frame: EMPTY, sinks=[sink]) as pipeline:
         assert len(list(pipeline)) == 30
     assert sink.reasons == ["it did not return for 0.3 s"]
-    assert "the sink stuck didn't return within 0.5 s: it is left to itself" in caplog.text
+    assert "sink stuck did not return within 0.5 s; its thread is abandoned" in caplog.text
     sink.release.set()
 
 
@@ -87,7 +87,7 @@ def test_a_slow_sink_is_not_stuck():
 
 
 def test_a_silent_source_is_named_in_the_log(monkeypatch, caplog):
-    monkeypatch.setattr(watch, "SOURCE_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "SOURCE_SECONDS", 0.2)
     source = Pictures(5, blocks_at=2, live=True)
     with tfiseg.Pipeline(source, lambda frame: EMPTY) as pipeline:
         until = time.monotonic() + 20
@@ -96,14 +96,14 @@ def test_a_silent_source_is_named_in_the_log(monkeypatch, caplog):
             assert time.monotonic() < until
             time.sleep(0.02)
         began = time.monotonic()
-    assert time.monotonic() - began < 5  # closing doesn't wait for it either
+    assert time.monotonic() - began < 5  # closing does not wait for the source
     assert "pictures has given no frame for 0 s; waiting for it" in caplog.text
-    assert "pictures didn't come back from reading within 0.5 s" in caplog.text
+    assert "reading pictures did not return within 0.5 s" in caplog.text
     source.release.set()
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"workers": 100_000}, "workers must be an integer in 1..64, got 100000"),
         ({"workers": 2.5}, "workers must be"),
@@ -118,8 +118,8 @@ def test_a_silent_source_is_named_in_the_log(monkeypatch, caplog):
         ({"policy": 5}, "policy must be one of"),
     ],
 )
-def test_options_out_of_range(options, says):
-    with pytest.raises(InputError, match=says):
+def test_options_out_of_range(options, message):
+    with pytest.raises(InputError, match=message):
         tfiseg.Pipeline(Pictures(), lambda frame: EMPTY, **options)
 
 
@@ -127,12 +127,12 @@ def test_a_closed_segmenter_refuses_frames():
     segmenter = tfiseg.Segmenter(quality="fast")
     segmenter.close()
     segmenter.close()
-    with pytest.raises(InputError, match="this segmenter is closed: make a new one"):
+    with pytest.raises(InputError, match="this segmenter is closed"):
         segmenter(np.zeros((48, 64, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (
             lambda: tfiseg.Pipeline(Arrays(), lambda frame: EMPTY),
@@ -145,8 +145,8 @@ def test_a_closed_segmenter_refuses_frames():
         ),
     ],
 )
-def test_what_users_functions_return_is_checked(make, says):
-    with pytest.raises(PipelineError, match=says), make() as pipeline:
+def test_return_values_of_user_functions_are_checked(make, message):
+    with pytest.raises(PipelineError, match=message), make() as pipeline:
         list(pipeline)
     stats = pipeline.stats()
     assert stats["captured"] == stats["dropped"] + stats["skipped"] + stats["finished"] + stats["discarded"]
