@@ -27,8 +27,8 @@ def as_numpy(value: Any, name: str = "array") -> NDArray[Any]:
         return np.asarray(tensor.numpy())
     try:
         return np.asarray(value)
-    except (TypeError, ValueError) as wrong:
-        raise InputError(f"{name} can't be read as an array: {wrong}") from wrong
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} can't be read as an array: {error}") from error
 
 
 def is_tensor(value: Any) -> bool:

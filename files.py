@@ -53,11 +53,11 @@ def writable_folder(path: str | Path) -> Path:
         probe = folder / f".tfiseg-{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
-    except OSError as wrong:
+    except OSError as error:
         raise InputError(
-            f"can't write to the output folder {printable(str(folder))} ({wrong.strerror}): name another one "
+            f"can't write to the output folder {printable(str(folder))} ({error.strerror}): name another one "
             "with --out"
-        ) from wrong
+        ) from error
     return folder
 
 
@@ -74,10 +74,10 @@ def new_folder(parent: str | Path, name: str) -> Path:
             folder.mkdir()
         except FileExistsError:
             continue
-        except OSError as wrong:
+        except OSError as error:
             raise InputError(
-                f"can't create the folder {printable(str(folder))} ({wrong.strerror}): name another one"
-            ) from wrong
+                f"can't create the folder {printable(str(folder))} ({error.strerror}): name another one"
+            ) from error
         return folder
     raise InputError(f"{printable(str(parent))} holds {_MAX_FOLDERS} folders {name}-N: name another one")
 

@@ -245,8 +245,8 @@ def _stream_of(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[Bi
     except FileNotFoundError:
         dead = " (a link that leads nowhere)" if os.path.islink(source) else ""
         raise InputError(f"there is no file {name}{dead}") from None
-    except (OSError, ValueError) as wrong:
-        raise InputError(f"can't read {name}: {getattr(wrong, 'strerror', None) or wrong}") from wrong
+    except (OSError, ValueError) as error:
+        raise InputError(f"can't read {name}: {getattr(error, 'strerror', None) or error}") from error
     with stream:
         yield stream
 
@@ -262,10 +262,10 @@ def _decoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image
                 Image.MAX_IMAGE_PIXELS = theirs
     except UnidentifiedImageError:
         raise InputError(f"{name} is no image that can be read{_kind_of(stream)}") from None
-    except Exception as wrong:  # Pillow's formats raise errors of any class on damaged headers
+    except Exception as error:  # Pillow's formats raise errors of any class on damaged headers
         raise InputError(
-            f"{name} is no image that can be read ({_reason(wrong)}): it is cut off or damaged"
-        ) from wrong
+            f"{name} is no image that can be read ({_reason(error)}): it is cut off or damaged"
+        ) from error
     limit = _pixel_limit() if max_pixels is None else max_pixels
     width, height = image.size
     if max(width, height) > MAX_SIDE_PX:
@@ -301,8 +301,8 @@ def _pixel_limit() -> int:
 def _loaded(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
-    except Exception as wrong:  # as above
-        raise InputError(f"{name} is cut off or damaged ({_reason(wrong)}): get a complete copy") from wrong
+    except Exception as error:  # as above
+        raise InputError(f"{name} is cut off or damaged ({_reason(error)}): get a complete copy") from error
     return image
 
 
@@ -322,10 +322,10 @@ def _bgr_of(image: Image.Image, name: str) -> Picture:
                 image = image.convert("RGBA" if image.mode != "La" else "LA")
             grey_too = image.mode in ("1", "L", "LA")
             plain = np.asarray(image.convert("L" if grey_too else "RGB"))
-        except (ValueError, OSError) as wrong:
+        except (ValueError, OSError) as error:
             raise InputError(
-                f"{name} has colors of kind {image.mode}, which can't be converted ({wrong})"
-            ) from wrong
+                f"{name} has colors of kind {image.mode}, which can't be converted ({error})"
+            ) from error
         pixels = cv2.cvtColor(plain, cv2.COLOR_GRAY2BGR if grey_too else cv2.COLOR_RGB2BGR)
     return _upright(np.asarray(pixels, np.uint8), image)
 
@@ -365,8 +365,8 @@ def _upright(pixels: Picture, image: Image.Image) -> Picture:
 def _read_url(url: str) -> Picture:
     try:
         parts, name = urlsplit(url), without_secrets(url)
-    except ValueError as wrong:
-        raise InputError(f"can't get a picture from a URL that is malformed: {wrong}") from None
+    except ValueError as error:
+        raise InputError(f"can't get a picture from a URL that is malformed: {error}") from None
     if parts.scheme.lower() == "file":
         if parts.netloc not in ("", "localhost"):
             raise InputError(
@@ -386,10 +386,10 @@ def _read_url(url: str) -> Picture:
                         f"{_DOWNLOAD_SECONDS:.0f} s"
                     )
             announced = answer.headers.get("Content-Length")
-    except urllib.error.HTTPError as wrong:
-        raise InputError(f"can't get {name}: the server says {wrong.code} {wrong.reason}") from None
-    except (OSError, ValueError, OverflowError, HTTPException) as wrong:  # URLError is an OSError
-        raise InputError(f"can't get {name}: {getattr(wrong, 'reason', None) or _reason(wrong)}") from None
+    except urllib.error.HTTPError as error:
+        raise InputError(f"can't get {name}: the server says {error.code} {error.reason}") from None
+    except (OSError, ValueError, OverflowError, HTTPException) as error:  # URLError is an OSError
+        raise InputError(f"can't get {name}: {getattr(error, 'reason', None) or _reason(error)}") from None
     if announced and announced.isdecimal() and size < int(announced):
         raise InputError(f"can't get {name}: {size} of {announced} bytes came")
     return read_image(b"".join(chunks), name=name)

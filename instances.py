@@ -337,8 +337,8 @@ class Instances:
             raise InputError(f"Instances.save writes .json (records) or .png (label map), got {path.name!r}")
         try:
             write_whole(path, content)
-        except OSError as wrong:
-            raise OutputError(f"can't write {path}: {wrong.strerror}") from wrong
+        except OSError as error:
+            raise OutputError(f"can't write {path}: {error.strerror}") from error
 
     def _repr_html_(self) -> str:
         """For notebooks: a picture of the masks and a table of the first instances."""

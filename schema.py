@@ -61,8 +61,8 @@ def bytes_of(path: Path, max_bytes: int) -> bytes:
             raise FormatError("it is no file")
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
-    except (OSError, ValueError) as wrong:
-        raise FormatError(f"it can't be read: {getattr(wrong, 'strerror', None) or wrong}") from wrong
+    except (OSError, ValueError) as error:
+        raise FormatError(f"it can't be read: {getattr(error, 'strerror', None) or error}") from error
     if len(content) > max_bytes:
         raise FormatError(f"it is longer than {max_bytes} bytes")
     return content
@@ -93,8 +93,8 @@ def _strict_json(content: bytes | str, max_bytes: int) -> Any:
         raise
     except RecursionError:
         raise FormatError(f"it is nested more than {MAX_DEPTH} deep") from None
-    except ValueError as wrong:  # no UTF-8, no JSON, a number of thousands of digits
-        raise FormatError(f"it is no JSON ({wrong})") from wrong
+    except ValueError as error:  # no UTF-8, no JSON, a number of thousands of digits
+        raise FormatError(f"it is no JSON ({error})") from error
     _check_tree(value)
     return value
 

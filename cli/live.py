@@ -253,7 +253,7 @@ def _view(args: argparse.Namespace) -> int:
             nth=args.nth,
             tracker=_tracker(args, not args.no_track, _VIEW_MIN_HITS if source.is_video else 1),
             max_frames=args.frames,
-            say=lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True),
+            log=lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True),
         )
     print(as_json(report) if args.json else _view_text(report))
     for wrong in (report["error"], report["recording"]):

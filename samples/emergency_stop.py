@@ -134,8 +134,8 @@ def main() -> None:
     segmenter = tfiseg.Segmenter(things=["person"])
     try:
         source = tfiseg.open_source(args.source, realtime=True)
-    except tfiseg.SourceError as wrong:
-        sys.exit(str(wrong))
+    except tfiseg.SourceError as error:
+        sys.exit(str(error))
     guard = EmergencyStop(
         NEAR,
         CLEAR,

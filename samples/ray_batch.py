@@ -28,8 +28,8 @@ class FindObjects:
     def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         try:
             found = self.segmenter(row["path"])
-        except tfiseg.InputError as wrong:  # a damaged picture must not end the job
-            return [dict.fromkeys(COLUMNS) | {"path": row["path"], "error": str(wrong)}]
+        except tfiseg.InputError as error:  # a damaged picture must not end the job
+            return [dict.fromkeys(COLUMNS) | {"path": row["path"], "error": str(error)}]
         return [
             {
                 "error": None,

@@ -67,10 +67,10 @@ class ArchiveFolder:
             return given
         try:
             known = read_file(record, _SETTINGS)
-        except FormatError as wrong:
+        except FormatError as error:
             raise InputError(
-                f"{shown}/{SETTINGS_NAME} is damaged ({wrong}): name another folder with --out"
-            ) from wrong
+                f"{shown}/{SETTINGS_NAME} is damaged ({error}): name another folder with --out"
+            ) from error
         differing = [name for name in given if known.get(name) != given[name]]
         if differing:
             name = differing[0]
@@ -138,8 +138,8 @@ def _contents_of_models(settings: SegmenterSettings) -> dict[str, str]:
         check_exists(Path(path))
         try:
             contents[name + _CONTENT] = sha256(Path(path))
-        except OSError as wrong:  # a folder, or a file of others
-            raise ModelError(f"can't read the model {path}: {wrong.strerror}") from wrong
+        except OSError as error:  # a folder, or a file of others
+            raise ModelError(f"can't read the model {path}: {error.strerror}") from error
     return contents
 
 
@@ -209,7 +209,7 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 def _read(parquet: Any, part: Path, columns: list[str] | None = None) -> Any:
     try:
         return parquet.read_table(part, columns=columns)
-    except (OSError, ValueError) as wrong:
+    except (OSError, ValueError) as error:
         raise OutputError(
-            f"can't read {printable(str(part))}: {wrong}. Remove it, and its pictures are segmented again"
-        ) from wrong
+            f"can't read {printable(str(part))}: {error}. Remove it, and its pictures are segmented again"
+        ) from error

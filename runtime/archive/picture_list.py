@@ -79,10 +79,10 @@ def _paths_of(table: Path) -> list[str]:
                 f'{printable(str(table))} has the columns {", ".join(columns)} and no column "{PATH_COLUMN}"'
             )
         paths = parquet.read_table(table, columns=[PATH_COLUMN])[PATH_COLUMN].to_pylist()
-    except (OSError, ValueError) as wrong:
-        if isinstance(wrong, InputError):
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
             raise
-        raise SourceError(f"can't read {printable(str(table))}: {wrong}") from wrong
+        raise SourceError(f"can't read {printable(str(table))}: {error}") from error
     return [str(path) for path in paths if path is not None]
 
 

@@ -66,10 +66,10 @@ class PictureWorker:
         try:
             frame = Frame(read_image(path), name=Path(path).stem, file_name=file_name)
             return json.dumps(frame_record(frame, self.segmenter(frame))), ""
-        except TfisegError as wrong:
-            return "", str(wrong)
-        except Exception as wrong:  # one bad file never ends an archive
-            return "", f"{path}: {type(wrong).__name__}: {wrong}"
+        except TfisegError as error:
+            return "", str(error)
+        except Exception as error:  # one bad file never ends an archive
+            return "", f"{path}: {type(error).__name__}: {error}"
 
 
 def segment_archive(
@@ -158,8 +158,8 @@ def _cluster(ray: Any, address: str, cpus: int) -> Iterator[dict[str, float]]:
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as wrong:
-            raise SourceError(f"there is no Ray cluster at {address!r}: {wrong}") from wrong
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise SourceError(f"there is no Ray cluster at {address!r}: {error}") from error
         # Ray's own handler would end the process at once
         if on_terminate is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)

@@ -43,8 +43,8 @@ def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:
             )
     try:
         classes = read_file(folder / "classes.json", _CLASSES)
-    except FormatError as wrong:
-        raise InputError(f"{folder / 'classes.json'} is damaged ({wrong}): expected {{id: name}}") from wrong
+    except FormatError as error:
+        raise InputError(f"{folder / 'classes.json'} is damaged ({error}): expected {{id: name}}") from error
     names = {int(k): name for k, name in classes.items()}
     paths = image_paths(folder / "images")
     if not paths:

@@ -155,8 +155,8 @@ def _tool(find: Callable[[], Path]) -> Tool:
         return Tool(str(path))
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5).stdout
-    except (OSError, subprocess.TimeoutExpired) as wrong:
-        return Tool(error=f"{path} can't be run: {wrong}")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Tool(error=f"{path} can't be run: {error}")
     version = re.search(r"(?:V|version )(\d+(?:\.\d+)+)", said)
     return Tool(str(path), version[1] if version else "")
 
@@ -168,8 +168,8 @@ def _plugin() -> Mapping[str, Any] | str | None:
         return str(missing) if os.environ.get(PATH_VARIABLE) else None
     try:
         return plugin_info()
-    except (OSError, ValueError) as wrong:
-        return f"what its build wrote beside it can't be read ({wrong})"
+    except (OSError, ValueError) as error:
+        return f"what its build wrote beside it can't be read ({error})"
 
 
 def plain_name(name: str) -> str:

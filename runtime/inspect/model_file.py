@@ -91,8 +91,8 @@ def _engine(path: Path) -> dict[str, Any]:
         found = [vars(one) for one in mismatches(record, this_machine())]
         report |= {"record": record, "fits_this_machine": not found, "differences": found}
         check_content(path, record)
-    except EngineError as wrong:
-        report["problems"].append(str(wrong))
+    except EngineError as error:
+        report["problems"].append(str(error))
     return report
 
 
@@ -101,8 +101,8 @@ def _onnx(path: Path) -> dict[str, Any]:
 
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as wrong:  # protobuf's errors, and the system's
-        raise ModelError(f"{path} is no ONNX network, or is cut off ({wrong})") from wrong
+    except Exception as error:  # protobuf's errors, and the system's
+        raise ModelError(f"{path} is no ONNX network, or is cut off ({error})") from error
     if not model.graph.node:
         raise ModelError(f"{path} is no ONNX network: it holds no graph")
     _check_nodes(path, model.graph.node)
@@ -121,8 +121,8 @@ def _onnx(path: Path) -> dict[str, Any]:
             if of_instances is not None:
                 open_instance_session(path, threads=1)  # raises where something is damaged
             metadata = of_instances or ModelInfo.from_json(text, str(path)).extra
-        except ModelError as wrong:
-            problems.append(str(wrong))
+        except ModelError as error:
+            problems.append(str(error))
     initial = {i.name for i in model.graph.initializer}
     inputs = [v for v in model.graph.input if v.name not in initial]
     layers, measured = layer_precisions(model), None
@@ -165,8 +165,8 @@ def _instance_metadata(text: str, path: Path) -> dict[str, Any] | None:
     try:
         of_instances = metadata_version(text, "instance_format") is not None
         return {**instance_metadata(text), "class_names": [], "things": []} if of_instances else None
-    except FormatError as wrong:
-        raise ModelError(f"{path}: its tfiseg metadata is damaged ({wrong}): export it again") from wrong
+    except FormatError as error:
+        raise ModelError(f"{path}: its tfiseg metadata is damaged ({error}): export it again") from error
 
 
 def described_tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:

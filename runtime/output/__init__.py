@@ -1,1 +1,1 @@
-"""Where results go: files, recordings, a window, a web page."""
+"""Output of results: files, recordings, a window and the web viewer."""

@@ -1,4 +1,4 @@
-"""A run's records as one COCO file."""
+"""Conversion of a run's records to a COCO dataset file."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ COCO_NAME = "coco.json"
 
 
 def write_coco(records: Path, path: Path, class_names: Sequence[str]) -> None:
-    """Write a COCO dataset file from a run's instances.jsonl, whole or not at all.
+    """Write a COCO dataset file from a run's instances.jsonl, completely or not at all.
 
-    Ids of images and annotations count from 1; category ids are class ids; annotations have ``score``, and
-    ``track_id`` where instances were tracked. Frames are read one at a time, so memory stays small.
+    IDs of images and annotations count from 1; category IDs are class IDs. Annotations have ``score``, and
+    ``track_id`` if the instances were tracked. Memory use does not depend on the number of frames.
 
     Args:
-        records: instances.jsonl; a last line that is cut off is left out.
-        path: of the COCO file.
-        class_names: name of each class id; id 0 is background.
+        records: path of instances.jsonl; an incomplete last line is ignored.
+        path: path of the COCO file.
+        class_names: name of each class ID; ID 0 is background.
 
     Raises:
-        OutputError: the file can't be written, or the records can't be read.
+        OutputError: the file cannot be written, or the records cannot be read.
     """
     write_coco_frames(lambda: _frames(records), path, class_names)
 
@@ -35,15 +35,15 @@ def write_coco(records: Path, path: Path, class_names: Sequence[str]) -> None:
 def write_coco_frames(
     frames: Callable[[], Iterable[dict[str, Any]]], path: Path, class_names: Sequence[str]
 ) -> None:
-    """Write a COCO dataset file from records as ``frame_record`` makes them; see ``write_coco``.
+    """Write a COCO dataset file from records of ``frame_record``, like ``write_coco``.
 
     Args:
         frames: returns the records; called twice, because images and annotations are two lists.
-        path: of the COCO file.
-        class_names: name of each class id; id 0 is background.
+        path: path of the COCO file.
+        class_names: name of each class ID; ID 0 is background.
 
     Raises:
-        OutputError: the file can't be written, or the records can't be read.
+        OutputError: the file cannot be written, or the records cannot be read.
     """
     categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(class_names) if k]
     try:
@@ -55,14 +55,14 @@ def write_coco_frames(
             out.write('],\n"annotations": [')
             _write_rows(out, _annotations(frames()))
             out.write("]}\n")
-    except OSError as wrong:
-        raise OutputError(f"can't write {printable(str(path))}: {wrong.strerror}") from wrong
+    except OSError as error:
+        raise OutputError(f"can't write {printable(str(path))}: {error.strerror}") from error
 
 
 def _frames(records: Path) -> Iterator[dict[str, Any]]:
     with open(records) as lines:
         for line in lines:
-            if line.endswith("\n"):  # else the run ended while it was written
+            if line.endswith("\n"):  # otherwise the run was killed while it wrote the line
                 yield json.loads(line)
 
 
@@ -80,18 +80,18 @@ def _image(image_id: int, frame: dict[str, Any]) -> dict[str, Any]:
 def _annotations(frames: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     annotation_id = 0
     for image_id, frame in enumerate(frames, 1):
-        for one in frame["instances"]:
+        for instance in frame["instances"]:
             annotation_id += 1
             yield {
                 "id": annotation_id,
                 "image_id": image_id,
-                "category_id": one["class_id"],
-                "segmentation": one["segmentation"],
-                "bbox": bbox_of(one["box_xyxy"]),
-                "area": one["area"],
+                "category_id": instance["class_id"],
+                "segmentation": instance["segmentation"],
+                "bbox": bbox_of(instance["box_xyxy"]),
+                "area": instance["area"],
                 "iscrowd": 0,
-                "score": one["score"],
-                **({"track_id": one["track_id"]} if "track_id" in one else {}),
+                "score": instance["score"],
+                **({"track_id": instance["track_id"]} if "track_id" in instance else {}),
             }
 
 

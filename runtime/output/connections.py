@@ -1,4 +1,4 @@
-"""Limits on connections to the web viewer: how many there are, and how long each may take for a request."""
+"""Limits on the number of connections to the web viewer and on the time of each request."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import asyncio
 import contextlib
 from typing import Any
 
-REQUEST_SECONDS = 10.0  # from its first byte to its answer; and between two requests
-_MAX_CONNECTIONS = 600  # 200 viewers have two each: pictures and events
+REQUEST_SECONDS = 10.0  # from the first byte of a request to its response, and between two requests
+_MAX_CONNECTIONS = 600  # 200 viewers with two connections each, for images and events, and a reserve
 _FD_SHARE = 0.5  # of the file descriptors that this process may open
 
 
 class Connections:
-    """The open connections. When there are too many, the oldest one that isn't a viewer's makes room."""
+    """The open connections. Above the limit, the oldest one that is not a viewer's stream is closed."""
 
     def __init__(self) -> None:
         self._limit = min(_MAX_CONNECTIONS, int(_FD_SHARE * _max_files()))
         self._open: dict[Any, _Connection] = {}  # by transport, oldest first
 
     def protocol(self, inner: Any) -> asyncio.Protocol:
-        """A protocol that hands on to ``inner`` what the limits let through."""
+        """Return a protocol that enforces the limits in front of ``inner``."""
         return _Connection(inner, self)
 
     def add(self, connection: _Connection) -> bool:
-        """Whether there is room for it; another connection may be ended for it."""
+        """Add a connection, closing another one if needed; return False if there is no room."""
         if len(self._open) >= self._limit:
-            waiting = [c for c in self._open.values() if not c.streams]
-            if not waiting:
+            candidates = [c for c in self._open.values() if not c.is_stream]
+            if not candidates:
                 return False
-            oldest = next((c for c in waiting if not c.admitted), waiting[0])
+            oldest = next((c for c in candidates if not c.is_admitted), candidates[0])
             self.remove(oldest)
             oldest.abort()
         self._open[connection.transport] = connection
@@ -38,21 +38,22 @@ class Connections:
         self._open.pop(connection.transport, None)
 
     def begin_request(self, transport: Any) -> None:
-        """A request's header has come: its body and answer have their time."""
+        """Restart the time limit once the header of a request has arrived."""
         if transport in self._open:
-            self._open[transport].wait()
+            self._open[transport].start_timer()
 
     def admit(self, transport: Any) -> None:
-        """It belongs to somebody who may see the page."""
+        """Mark the connection of an authorized viewer."""
         if transport in self._open:
-            self._open[transport].admitted = True
+            self._open[transport].is_admitted = True
 
     def begin_stream(self, transport: Any) -> None:
-        """The answer has no end."""
+        """Remove the time limit of an endless response."""
         if transport in self._open:
-            self._open[transport].stream()
+            self._open[transport].begin_stream()
 
     def close(self) -> None:
+        """Close all connections."""
         for connection in list(self._open.values()):
             connection.abort()
 
@@ -61,7 +62,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, inner: Any, connections: Connections) -> None:
         self._inner, self._connections = inner, connections
         self.transport: Any = None
-        self.admitted = self.streams = self._refused = False
+        self.is_admitted = self.is_stream = self._refused = False
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -71,15 +72,14 @@ class _Connection(asyncio.Protocol):
             transport.abort()
             return
         self._inner.connection_made(transport)
-        self.wait()
+        self.start_timer()
 
-    def wait(self) -> None:
-        """Give it its time from now on."""
+    def start_timer(self) -> None:
         self._stop_timer()
         self._timer = asyncio.get_running_loop().call_later(REQUEST_SECONDS, self.abort)
 
-    def stream(self) -> None:
-        self.streams = True
+    def begin_stream(self) -> None:
+        self.is_stream = True
         self._stop_timer()
 
     def _stop_timer(self) -> None:

@@ -1,4 +1,4 @@
-"""``tfiseg view``: a source live in a window, or on a web page of its own."""
+"""``tfiseg view``: live view of a source in a window or in the web viewer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _log = logging.getLogger("tfiseg")
 
 
 def has_window() -> bool:
-    """Whether OpenCV can open a window here: it is built with one, and there is a display."""
+    """Return whether OpenCV can open a window: it has GUI support, and there is a display."""
     if sys.platform.startswith("linux") and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):
@@ -38,10 +38,15 @@ def has_window() -> bool:
 
 
 class FaultTolerantSink:
-    """A sink that may fail without stopping the rest: it then says so, once, and takes nothing more."""
+    """A sink that may fail without ending the pipeline.
 
-    def __init__(self, sink: Any, note: Callable[[str], None]) -> None:
-        self._sink, self._note = sink, note
+    Args:
+        sink: the sink, which gets no more results after an error.
+        show_note: called once, with the message of the error.
+    """
+
+    def __init__(self, sink: Any, show_note: Callable[[str], None]) -> None:
+        self._sink, self._show_note = sink, show_note
         self.name = sink.name
         self.backlog = getattr(sink, "backlog", 1)
         self.timeout_s = getattr(sink, "timeout_s", SINK_SECONDS)
@@ -53,20 +58,20 @@ class FaultTolerantSink:
             self._try(lambda: self._sink.write(result))
 
     def give_up(self, reason: str) -> None:
-        """Called by the pipeline where ``write`` doesn't return: the rest goes on without it."""
+        """Stop writing. The pipeline calls this if ``write`` does not return."""
         self._is_stuck = True
         self._end(reason)
 
     def _end(self, reason: object) -> None:
         self.error = f"recording stopped: {reason}"
-        _log.warning("%s; what was recorded until then is kept", self.error)
-        self._note(self.error)
+        _log.warning("%s; the frames recorded before are kept", self.error)
+        self._show_note(self.error)
 
     def _try(self, call: Callable[[], Any]) -> None:
         try:
             call()
-        except (OutputError, OSError) as wrong:
-            self._end(wrong)
+        except (OutputError, OSError) as error:
+            self._end(error)
 
     def __enter__(self) -> FaultTolerantSink:
         self._sink.__enter__()
@@ -75,7 +80,7 @@ class FaultTolerantSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._is_stuck:  # else closing would wait for it, too
+        if not self._is_stuck:  # closing would also wait
             self._try(lambda: self._sink.__exit__(kind, error, trace))
 
 
@@ -89,38 +94,39 @@ def view(
     nth: int = 1,
     tracker: Tracker | None = None,
     max_frames: int | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Show a source's instances until it ends, Esc or q is pressed in the window, or Ctrl-C.
 
     Args:
-        source: live, or played at its own pace.
-        segmenter: its thresholds and classes can be changed from the page.
-        serve: address of the page, see ``Viewer``; None: a window.
-        record: folder in which a folder named by the time gets overlay, instances.jsonl and recording.mcap. A
-            disk that fills up ends the recording, not the view.
-        policy, nth, max_frames: see ``Pipeline``.
+        source: a live source, or a file opened with ``realtime=True``.
+        segmenter: the segmenter, whose thresholds and classes the web viewer can change.
+        serve: address of the web viewer, see ``Viewer``; None opens a window.
+        record: folder in which a new folder, named after the time, gets the overlay, instances.jsonl and
+            recording.mcap. An error while recording ends the recording, not the view.
+        policy: see ``Pipeline``, as are ``nth`` and ``max_frames``.
+        nth: see ``Pipeline``.
         tracker: adds persistent track IDs.
-        say: told where the page is.
+        max_frames: see ``Pipeline``.
+        log: called with the URL of the web viewer and the folder of the recording.
 
     Returns:
-        The pipeline's counts and times, and ``error``: what ended it, or None; ``recording``: what ended the
-        recording, or None.
+        ``Pipeline.stats()``, ``error``: the error that ended the view, or None, and ``recording``: the error
+        that ended the recording, or None.
 
     Raises:
-        InputError: no window can be opened here, the address can't be served at, or the folder can't be
-            written to.
+        InputError: there is no display, the address cannot be used, or the folder is not writable.
     """
     if serve is None and not has_window():
         raise InputError(
-            "no window can be opened here: serve a page with --serve, or put opencv-python in place of "
+            "no window can be opened here: use --serve, or install opencv-python instead of "
             "opencv-python-headless"
         )
     with contextlib.ExitStack() as stack:
         page = (
             stack.enter_context(contextlib.closing(Viewer(serve, segmenter))) if serve is not None else None
         )
-        recording = _recording(stack, record, source, page, say) if record is not None else None
+        recording = _open_recording(stack, record, source, page, log) if record is not None else None
         pipeline = stack.enter_context(
             Pipeline(
                 source,
@@ -136,46 +142,46 @@ def view(
         if page is not None:
             page.attach(pipeline)
             page.start()
-            say(f"live at {page.url}")
+            log(f"live at {page.url}")
         error = _show(pipeline, in_window=page is None)
     return {**pipeline.stats(), "error": error, "recording": recording.error if recording else None}
 
 
-def _recording(
-    stack: contextlib.ExitStack, record: Path, source: Source, page: Viewer | None, say: Callable[[str], None]
+def _open_recording(
+    stack: contextlib.ExitStack, record: Path, source: Source, page: Viewer | None, log: Callable[[str], None]
 ) -> FaultTolerantSink:
     """Open a recording in a new folder until ``stack`` closes."""
     from .recorder import Recorder
 
-    def note(text: str) -> None:
+    def show_note(text: str) -> None:
         if page is not None:
             page.note = text
 
-    # a program that restarts must not overwrite its recording, whatever its clock says
+    # the clock may show the same time after a restart, which must not overwrite the recording
     folder = new_folder(record, time.strftime("%Y-%m-%dT%H-%M-%S"))
-    recording = stack.enter_context(FaultTolerantSink(Recorder(folder, source), note))
-    say(f"recording to {folder}")
+    recording = stack.enter_context(FaultTolerantSink(Recorder(folder, source), show_note))
+    log(f"recording to {folder}")
     return recording
 
 
 def _show(pipeline: Pipeline, in_window: bool) -> str | None:
-    """Show results until the source ends, Esc, q or Ctrl-C; returns the error that ended them, if any."""
+    """Show results until the source ends, Esc, q or Ctrl-C; return the error that ended them, if any."""
     try:
         for result in pipeline:
-            if in_window and _shown_and_left(result):
+            if in_window and _show_in_window(result):
                 break
-    except PipelineError as stopped:
-        return str(stopped)
+    except PipelineError as error:
+        return str(error)
     except KeyboardInterrupt:
-        pass  # that is how a live view ends
+        pass  # the normal end of a live view
     finally:
         if in_window:
             cv2.destroyAllWindows()
     return None
 
 
-def _shown_and_left(result: Result) -> bool:
-    """Show a result in the window; whether Esc or q was pressed."""
+def _show_in_window(result: Result) -> bool:
+    """Show a result in the window and return whether Esc or q was pressed."""
     assert result.overlay is not None
     cv2.imshow("tfiseg", result.overlay)
     return (cv2.waitKey(1) & 0xFF) in (_ESCAPE, ord("q"))

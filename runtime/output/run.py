@@ -1,4 +1,4 @@
-"""The main job: frames from a source through a Segmenter into a folder."""
+"""``tfiseg run``: segment the frames of a source into a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .run_writer import RunWriter, write_summary
 
 OUTPUT_FORMATS = ("jsonl", "coco")
 _INTERRUPTED = "interrupted"
-_UNFINISHED = "the run has not ended: its process was killed, or is still at work"
+_UNFINISHED = "the run has not ended: its process was killed, or is still running"
 
 
 def run(
@@ -36,11 +36,25 @@ def run(
     tracker: Tracker | None = None,
     output_format: str = "jsonl",
 ) -> dict[str, Any]:
-    """Segment the frames of ``source`` into folder ``out``; returns (and writes as summary.json) the summary.
+    """Segment the frames of a source into a folder.
 
-    A source that fails half way, Ctrl-C and SIGTERM leave valid outputs of what was done;
-    ``summary["error"]`` then says why; ``summary["unreadable"]`` lists image files that were left out. With
-    ``output_format="coco"`` the records are also written as coco.json. The rest: see ``Pipeline``.
+    If the source fails, or at Ctrl-C or SIGTERM, the outputs of the finished frames are valid.
+
+    Args:
+        source: a ``Source``, or an argument of ``open_source``.
+        segmenter: the segmenter.
+        out: the folder; it is created if needed.
+        max_frames: see ``Pipeline``, as are ``policy``, ``nth``, ``workers`` and ``tracker``.
+        quiet: show no progress bar.
+        output_format: "jsonl", or "coco" to also write coco.json.
+
+    Returns:
+        The content of summary.json. ``error`` is the error that ended the run early, or None; ``unreadable``
+        lists the skipped image files.
+
+    Raises:
+        InputError: an option is out of range, or the folder is not writable or in use.
+        SourceError: the source cannot be opened.
     """
     if output_format not in OUTPUT_FORMATS:
         raise InputError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}")
@@ -60,16 +74,16 @@ def run(
                 sinks=[writer],
                 max_frames=max_frames,
             )
-            error = _run_through(pipeline, writer, max_frames, quiet)
+            error = _write_results(pipeline, writer, max_frames, quiet)
             coco_names = segmenter.class_names if output_format == "coco" else None
             try:
                 return _finish(writer, pipeline, coco_names, error)
-            except KeyboardInterrupt:  # too late to end anything: what was done gets its summary
+            except KeyboardInterrupt:  # all frames are finished: write the summary nevertheless
                 return _finish(writer, pipeline, coco_names, error or _INTERRUPTED)
 
 
-def _run_through(pipeline: Pipeline, writer: RunWriter, max_frames: int | None, quiet: bool) -> str | None:
-    """Write all results; returns what ended the run early, or None."""
+def _write_results(pipeline: Pipeline, writer: RunWriter, max_frames: int | None, quiet: bool) -> str | None:
+    """Write all results and return the error that ended the run early, or None."""
     count = pipeline.source.frame_count
     total = count if max_frames is None else min(max_frames, count or max_frames)
     try:
@@ -80,8 +94,8 @@ def _run_through(pipeline: Pipeline, writer: RunWriter, max_frames: int | None, 
         ):
             for _ in pipeline:
                 bar.update()
-    except (PipelineError, OutputError) as stopped:
-        return str(stopped)
+    except (PipelineError, OutputError) as error:
+        return str(error)
     except KeyboardInterrupt:
         return _INTERRUPTED
     return None
@@ -90,7 +104,7 @@ def _run_through(pipeline: Pipeline, writer: RunWriter, max_frames: int | None, 
 def _finish(
     writer: RunWriter, pipeline: Pipeline, coco_names: Sequence[str] | None, error: str | None
 ) -> dict[str, Any]:
-    """Write coco.json, if there are names for it, and the summary; returns the summary."""
+    """Write the summary, and coco.json if there are class names for it; return the summary."""
     source, coco_json = pipeline.source, None
     if error is None and source.unreadable:
         error = unreadable_message(source)
@@ -98,8 +112,8 @@ def _finish(
         coco_json = writer.folder / COCO_NAME
         try:
             write_coco(writer.folder / "instances.jsonl", coco_json, coco_names)
-        except OutputError as wrong:
-            coco_json, error = None, error or str(wrong)
+        except OutputError as coco_error:
+            coco_json, error = None, error or str(coco_error)
     stats = pipeline.stats()
     summary = {
         "source": printable(source.name),
@@ -113,13 +127,13 @@ def _finish(
     }
     try:
         write_summary(writer.folder, summary)
-    except OutputError as wrong:
-        summary["error"] = error or str(wrong)
+    except OutputError as summary_error:
+        summary["error"] = error or str(summary_error)
     return summary
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """The summary as text for people."""
+    """Return the summary as readable text."""
     lines = [
         f"{summary['frames']} frames, {summary['instances']} instances, {summary['fps']:.1f} frames/s "
         "(drawing and writing included)"

@@ -1,4 +1,4 @@
-"""Where results go: overlays (PNG or mp4) and instances.jsonl, in one folder."""
+"""A sink that writes overlays (PNG or MP4) and instances.jsonl into a folder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ..pipeline.result import Result
 from ..sources.base import DEFAULT_FPS, Frame, Source
 from .mp4 import Mp4Writer
 
-WRITE_SECONDS = 60.0  # for one frame: a memory card may pause for seconds
-_MAX_NAME_BYTES = 200  # of the 255 that a file system allows; "-overlay.png" and numbers are added
+WRITE_SECONDS = 60.0  # timeout for one frame: a memory card may pause for seconds
+_MAX_NAME_BYTES = 200  # file systems allow 255; a number and "-overlay.png" are appended
 
 
 def frame_record(frame: Frame, instances: Instances) -> dict[str, Any]:
-    """One line of instances.jsonl."""
+    """Return the JSON object of one line of instances.jsonl."""
     return {
         "frame": frame.index,
         "name": printable(frame.name),
@@ -38,28 +38,28 @@ def frame_record(frame: Frame, instances: Instances) -> dict[str, Any]:
         "stage_ms": {k: round(v, 3) for k, v in instances.stage_ms.items()},
         "instances": [
             {
-                **({} if one.track_id is None else {"track_id": one.track_id}),
-                "class_id": one.class_id,
-                "class": one.class_name,
-                "score": round(one.score, 4),
-                "box_xyxy": [round(v, 1) for v in one.box_xyxy],
-                "area": one.area,
-                "segmentation": instances.rle(one.index),
+                **({} if instance.track_id is None else {"track_id": instance.track_id}),
+                "class_id": instance.class_id,
+                "class": instance.class_name,
+                "score": round(instance.score, 4),
+                "box_xyxy": [round(v, 1) for v in instance.box_xyxy],
+                "area": instance.area,
+                "segmentation": instances.rle(instance.index),
             }
-            for one in instances
+            for instance in instances
         ],
     }
 
 
 class RunWriter:
-    """Writes a run's outputs into a folder, as a pipeline's sink; whenever it stops, what was done is on disk
-    and readable.
+    """A sink that writes overlays and records into a folder; use it in a ``with`` block.
 
-    Videos give ``NAME-overlay.mp4``, images one ``NAME-overlay.png`` each; every frame a line in
-    ``instances.jsonl``.
+    It writes ``NAME-overlay.mp4`` for a video or ``NAME-overlay.png`` for each image, and one line per frame
+    into ``instances.jsonl``. The files of finished frames are readable even after a kill.
 
     Raises:
-        InputError: the folder can't be written to. OutputError: a result can't be written.
+        InputError: the folder is not writable.
+        OutputError: a result cannot be written.
     """
 
     name = "write"
@@ -81,8 +81,8 @@ class RunWriter:
             stack.enter_context(self.lock)
             try:
                 self._lines = open(self.folder / "instances.jsonl", "w")
-            except OSError as wrong:
-                raise _cannot_write(self.folder / "instances.jsonl", wrong) from wrong
+            except OSError as error:
+                raise _write_error(self.folder / "instances.jsonl", error) from error
             stack.pop_all()
         return self
 
@@ -91,9 +91,9 @@ class RunWriter:
     ) -> None:
         try:
             if self._lines is not None:
-                self._lines.close()  # writes again what a full disk refused
-        except OSError as wrong:
-            raise _cannot_write(self.folder / "instances.jsonl", wrong) from wrong
+                self._lines.close()  # raises again if the disk is full
+        except OSError as cause:
+            raise _write_error(self.folder / "instances.jsonl", cause) from cause
         finally:
             try:
                 if self._video is not None:
@@ -102,18 +102,18 @@ class RunWriter:
                 self.lock.__exit__()
 
     def write(self, result: Result) -> None:
-        """Add one frame: its record and its overlay."""
+        """Write the record and the overlay of one frame."""
         if self._lines is None or self._lines.closed:
             raise OutputError(
-                f"{printable(str(self.folder))} is not open for writing: use `with` around all frames"
+                f"{printable(str(self.folder))} is not open for writing: use the writer in a `with` block"
             )
         if result.overlay is None:
-            raise InputError("results without overlays can't be written: use Pipeline(draw=True)")
+            raise InputError("the result has no overlay: use Pipeline(draw=True)")
         try:
             self._lines.write(to_json(frame_record(result.frame, result.instances)) + "\n")
             self._lines.flush()
-        except OSError as wrong:
-            raise _cannot_write(Path(self._lines.name), wrong) from wrong
+        except OSError as error:
+            raise _write_error(Path(self._lines.name), error) from error
         if self.source.is_video:
             self._write_video(result.frame, result.overlay)
         else:
@@ -121,55 +121,55 @@ class RunWriter:
 
     @property
     def overlays(self) -> str | None:
-        """Path of the overlay, or a pattern where there are several; None before the first frame."""
+        """Path of the overlay, or a pattern if there are several; None before the first frame."""
         if len(self._names) > 1:
             return printable(str(self.folder / "*-overlay.png"))
         return printable(str(self.overlay_path)) if self.overlay_path else None
 
-    def _unused(self, name: str) -> str:
-        """The name, or NAME-2, ... where a.jpg and a.png lie in one folder."""
+    def _unique_name(self, name: str) -> str:
+        """Return the name, or NAME-2 and so on if an earlier image has it, like a.png after a.jpg."""
         count = self._names[name] = self._names.get(name, 0) + 1
-        return name if count == 1 else self._unused(f"{name}-{count}")
+        return name if count == 1 else self._unique_name(f"{name}-{count}")
 
-    def _write_image(self, frame: Frame, view: NDArray[np.uint8]) -> None:
-        self.overlay_path = self.folder / f"{self._unused(shortened(frame.name))}-overlay.png"
-        try:  # OpenCV's own writer takes no names that aren't valid text
-            self.overlay_path.write_bytes(cv2.imencode(".png", view)[1].tobytes())
-        except OSError as wrong:
-            raise _cannot_write(self.overlay_path, wrong) from wrong
+    def _write_image(self, frame: Frame, overlay: NDArray[np.uint8]) -> None:
+        self.overlay_path = self.folder / f"{self._unique_name(shorten_name(frame.name))}-overlay.png"
+        try:  # cv2.imwrite refuses names that are not valid UTF-8
+            self.overlay_path.write_bytes(cv2.imencode(".png", overlay)[1].tobytes())
+        except OSError as error:
+            raise _write_error(self.overlay_path, error) from error
 
-    def _write_video(self, frame: Frame, view: NDArray[np.uint8]) -> None:
+    def _write_video(self, frame: Frame, overlay: NDArray[np.uint8]) -> None:
         fps = self.source.fps or DEFAULT_FPS
         if self._video is None:
-            self.overlay_path = self.folder / f"{shortened(safe_name(self.source.name))}-overlay.mp4"
+            self.overlay_path = self.folder / f"{shorten_name(safe_name(self.source.name))}-overlay.mp4"
             self._first_ns = frame.capture_time_ns
-            self._video = Mp4Writer(self.overlay_path, (view.shape[1], view.shape[0]), fps)
-        # a live source's frames are as far apart as they were captured, whatever was dropped in between
+            self._video = Mp4Writer(self.overlay_path, (overlay.shape[1], overlay.shape[0]), fps)
+        # frames of live sources have their capture times, because frames between them may be dropped
         seconds = frame.index / fps if frame.media_time_s is None else frame.media_time_s
         if self.source.is_live:
             seconds = (frame.capture_time_ns - self._first_ns) / 1e9
-        self._video.write(view, seconds)
+        self._video.write(overlay, seconds)
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write summary.json, whole; raises OutputError."""
+    """Write summary.json completely, or raise OutputError."""
     path = folder / "summary.json"
     try:
         overwrite(path, to_json(summary, indent=1).encode() + b"\n")
-    except OSError as wrong:
-        raise _cannot_write(path, wrong) from wrong
+    except OSError as error:
+        raise _write_error(path, error) from error
 
 
-def _cannot_write(path: Path, wrong: OSError) -> OutputError:
-    return OutputError(f"can't write {printable(str(path))}: {wrong.strerror or wrong}")
+def _write_error(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"can't write {printable(str(path))}: {error.strerror or error}")
 
 
-def shortened(name: str) -> str:
-    """A name of at most 200 bytes: with what is added to it, a file system still takes it."""
+def shorten_name(name: str) -> str:
+    """Return the name cut to 200 bytes, so that file systems allow it with a suffix."""
     content = os.fsencode(name)
     return name if len(content) <= _MAX_NAME_BYTES else content[:_MAX_NAME_BYTES].decode("utf-8", "ignore")
 
 
 def safe_name(name: str) -> str:
-    """A source's name as part of a file's."""
+    """Return a source's name as a valid part of a file name."""
     return re.sub(r"[^\w.-]+", "_", name).strip("_") or "source"

@@ -1,4 +1,4 @@
-"""The web viewer's HTTP server: aiohttp in a thread of its own, with limits on what one visitor can hold."""
+"""The HTTP server of the web viewer: aiohttp in its own thread, with limits on each connection."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 _PAGE = Path(__file__).with_name("web_viewer.html")
 _BACKLOG = 128
 _EVENTS_PER_S = 8
-_SILENT_S = 0.5  # without a new result, after which the page is told how old the last one has got
-_STUCK_S = 10.0  # a viewer that takes nothing for so long is let go
-_SEND_BUFFER_BYTES = (
-    1 << 16
-)  # what lies in a socket's buffer gets old: on a slow network, frames are better skipped
+_SILENT_S = 0.5  # without a new result, after which the page gets the age of the last one
+_STUCK_S = 10.0  # without reading, after which a viewer is disconnected
+_SEND_BUFFER_BYTES = 1 << 16  # small, because buffered frames get old: slow networks had better skip frames
 _MAX_BODY_BYTES = 10_000
 _MAX_ERROR_CHARACTERS = 300
 _STOP_SECONDS = 5.0
+_TOO_LARGE = f"the request must have at most {_MAX_BODY_BYTES} bytes"
+_OTHER_SITE = "requests from other sites are refused"
 
 _HOST = re.compile(r"[\w.-]+(:\d*)?|\[[\da-fA-F:.]+\](:\d*)?", re.ASCII)
 
 _log = logging.getLogger("tfiseg")
-_quiet = logging.getLogger("tfiseg.aiohttp")  # what strangers send is no news
+_quiet = logging.getLogger("tfiseg.aiohttp")  # malformed requests of strangers are not logged
 _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
 
 
 class Backend(Protocol):
-    """What the server shows: the viewer."""
+    """The interface of ``Viewer`` that the server uses."""
 
     token: str | None
     number: int
@@ -55,23 +55,26 @@ class Backend(Protocol):
     def event(self) -> dict[str, Any] | None: ...
     def snapshot(self) -> bytes | None: ...
     def settings(self) -> dict[str, Any]: ...
-    def change(self, wanted: Any) -> dict[str, Any]: ...
+    def change(self, settings: Any) -> dict[str, Any]: ...
 
 
 class WebServer:
-    """Answers requests for the page, its stream of pictures, its events and its settings.
+    """A server of the page, its image stream, its events and its settings.
 
     Args:
-        host, port: to listen at; port 0: any free one.
-        backend: what is shown.
+        host: host name or IP address.
+        port: port; 0 for any free one.
+        backend: the viewer.
 
     Raises:
-        OSError, OverflowError: the address can't be listened at. MissingDependencyError: aiohttp is missing.
+        OSError: the address cannot be used.
+        OverflowError: the port is out of range.
+        MissingDependencyError: aiohttp is missing.
     """
 
     def __init__(self, host: str, port: int, backend: Backend) -> None:
         try:
-            import aiohttp  # noqa: F401 - missing, it is named before the pipeline starts
+            import aiohttp  # noqa: F401 - a missing package is an error before the pipeline starts
         except ImportError as missing:
             raise MissingDependencyError(
                 'the web viewer needs aiohttp: pip install ".[live]" in the repository'
@@ -90,23 +93,24 @@ class WebServer:
         self._thread = threading.Thread(target=self._run, name="tfiseg-serve", daemon=True)
         self._connections = Connections()
         self._encoders = ThreadPoolExecutor(2, "tfiseg-page")
-        self._picture: asyncio.Future[tuple[int, bytes]] | None = None
+        self._image: asyncio.Future[tuple[int, bytes]] | None = None
         self._event_text, self._event_at = "", 0.0
 
-    # -- from other threads
+    # -- called from other threads
 
     def start(self) -> None:
+        """Start the server's thread."""
         self._thread.start()
         self._ready.wait(_STOP_SECONDS)
 
     def notify(self) -> None:
-        """There is a new result."""
+        """Announce a new result."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._tell)
+                self._loop.call_soon_threadsafe(self._wake_handlers)
 
     def close(self) -> None:
-        """Send all viewers away and free the address."""
+        """Disconnect all viewers and free the address."""
         self._closed = True
         self.notify()
         if self._thread.is_alive():
@@ -114,7 +118,7 @@ class WebServer:
         self._socket.close()
         self._encoders.shutdown(wait=False)
 
-    # -- in the server's thread
+    # -- called in the server's thread
 
     def _run(self) -> None:
         asyncio.run(self._serve())
@@ -123,7 +127,7 @@ class WebServer:
         from aiohttp import web
 
         self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
+        self._new_result = asyncio.Event()
         app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._middleware()])
         for path, handler in (
             ("/", self._page),
@@ -144,28 +148,28 @@ class WebServer:
             shutdown_timeout=1.0,
         )
         await runner.setup()
-        make = runner.server
-        assert make is not None
+        create_protocol = runner.server
+        assert create_protocol is not None
         server = await self._loop.create_server(
-            lambda: self._connections.protocol(make()), sock=self._socket, backlog=_BACKLOG
+            lambda: self._connections.protocol(create_protocol()), sock=self._socket, backlog=_BACKLOG
         )
         self._ready.set()
         while not self._closed:
-            await self._news.wait()
+            await self._new_result.wait()
         server.close()
-        await asyncio.sleep(0)  # viewers hear of the end
+        await asyncio.sleep(0)  # lets the streams end
         self._connections.close()
         await runner.cleanup()
 
-    def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+    def _wake_handlers(self) -> None:
+        event, self._new_result = self._new_result, asyncio.Event()
+        event.set()
 
     def _middleware(self) -> Any:
         from aiohttp import web
 
         @web.middleware
-        async def answered(
+        async def respond(
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
             self._connections.begin_request(request.transport)
@@ -177,26 +181,26 @@ class WebServer:
                 try:
                     response = await handler(request)
                 except web.HTTPRequestEntityTooLarge:
-                    response = self._text(413, "settings are short")
-                except web.HTTPException as wrong:
-                    known = {404: "there is no such page", 405: "this page has no such method"}
-                    response = self._text(wrong.status, known.get(wrong.status, wrong.reason))
-                except ConnectionError:  # a viewer that went away is no error
+                    response = self._text(413, _TOO_LARGE)
+                except web.HTTPException as error:
+                    texts = {404: "there is no such page", 405: "this page does not support the method"}
+                    response = self._text(error.status, texts.get(error.status, error.reason))
+                except ConnectionError:  # the viewer disconnected
                     raise
                 except Exception:
-                    _log.exception("the page could not answer %s", request.path)
-                    response = self._text(500, "the page could not be made: see the log")
+                    _log.exception("the web viewer failed to answer %s", request.path)
+                    response = self._text(500, "the request failed: see the log of tfiseg")
             if not response.prepared:
                 self._add_headers(response)
             return response
 
-        return answered
+        return respond
 
     def _add_headers(self, response: web.StreamResponse) -> None:
         response.headers["Server"] = "tfiseg"
         response.headers["Cache-Control"] = "no-store"
         response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"  # the address may hold the token
+        response.headers["Referrer-Policy"] = "no-referrer"  # the URL may contain the token
         response.headers["Content-Security-Policy"] = "frame-ancestors 'none'"
         if response.status == 200 and self._backend.token:
             cookie = f"{self._cookie_name}={self._backend.token}; HttpOnly; SameSite=Strict"
@@ -204,13 +208,13 @@ class WebServer:
 
     @property
     def _cookie_name(self) -> str:
-        return f"tfiseg-{self.port}"  # cookies know no ports, and a robot may have two cameras
+        return f"tfiseg-{self.port}"  # cookies are shared by all ports, and a robot may have two cameras
 
     def _refusal(self, request: web.Request) -> tuple[int, str] | None:
-        """Status and reason if this request must not be answered.
+        """Return the status and the reason if a request must be refused.
 
-        On loopback, other sites' pages must not get in through the user's browser, under a name of theirs
-        (Host), by a form (Origin) or as a part of theirs (Sec-Fetch-Site; and no page may frame this one).
+        On loopback, pages of other sites must not get access through the user's browser: by a host name of
+        theirs (Host), by a form (Origin), or by embedding this page (Sec-Fetch-Site, frame-ancestors).
         """
         hosts, origins = request.headers.getall("Host", []), request.headers.getall("Origin", [])
         host = hosts[0] if len(hosts) == 1 else ""
@@ -222,28 +226,28 @@ class WebServer:
             if origin is None:
                 return 400, "the header Origin must be one SCHEME://HOST:PORT"
             if origin != host.lower():
-                return 403, "requests of other pages aren't answered"
+                return 403, _OTHER_SITE
         if any(
             s.strip().lower() not in ("same-origin", "none")
             for s in request.headers.getall("Sec-Fetch-Site", [])
         ):
-            return 403, "requests of other pages aren't answered"
+            return 403, _OTHER_SITE
         token = self._backend.token
         if token is None:
-            return None if is_loopback(name) else (403, "this address is for this machine only")
-        asked = request.query.get("token", "") or self._cookie(request)
-        if not hmac.compare_digest(asked.encode("utf-8", "replace"), token.encode()):
-            return 403, "this page needs the token that `tfiseg view` printed"
+            return None if is_loopback(name) else (403, "only this machine can open this address")
+        given = request.query.get("token", "") or self._cookie(request)
+        if not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
+            return 403, "this page needs the token in the URL that `tfiseg view` printed"
         return None
 
     def _cookie(self, request: web.Request) -> str:
         parts = (p.strip().partition("=") for p in request.headers.get("Cookie", "").split(";"))
         return next((value for name, _, value in parts if name == self._cookie_name), "")
 
-    def _text(self, status: int, why: str) -> web.Response:
+    def _text(self, status: int, text: str) -> web.Response:
         from aiohttp import web
 
-        body = why[:_MAX_ERROR_CHARACTERS].encode("utf-8", "replace")
+        body = text[:_MAX_ERROR_CHARACTERS].encode("utf-8", "replace")
         return web.Response(body=body, status=status, content_type="text/plain", charset="utf-8")
 
     def _json(self, value: Any) -> web.Response:
@@ -263,29 +267,26 @@ class WebServer:
 
     async def _control(self, request: web.Request) -> web.StreamResponse:
         if (request.content_length or 0) > _MAX_BODY_BYTES:
-            return self._text(413, "settings are short")
+            return self._text(413, _TOO_LARGE)
         body = await request.read()
         try:
-            return self._json(self._backend.change(json.loads(body, parse_constant=_no_constant)))
-        except InputError as wrong:
-            return self._text(400, str(wrong))
-        except (
-            ValueError,
-            RecursionError,
-        ) as wrong:  # no JSON, no UTF-8, a number of 5000 digits, 2000 brackets
-            return self._text(400, f"settings come as a JSON object: {wrong}")
+            return self._json(self._backend.change(json.loads(body, parse_constant=_refuse_constant)))
+        except InputError as error:
+            return self._text(400, str(error))
+        except (ValueError, RecursionError) as error:  # no JSON or UTF-8, or too many digits or brackets
+            return self._text(400, f"settings must be a JSON object: {error}")
 
     async def _snapshot(self, request: web.Request) -> web.StreamResponse:
         from aiohttp import web
 
-        picture = await asyncio.get_running_loop().run_in_executor(self._encoders, self._backend.snapshot)
-        if picture is None:
-            return self._text(503, "there is no picture yet")
+        image = await asyncio.get_running_loop().run_in_executor(self._encoders, self._backend.snapshot)
+        if image is None:
+            return self._text(503, "there is no image yet")
         name = f"tfiseg-{time.strftime('%Y%m%d-%H%M%S')}.png"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return web.Response(body=picture, content_type="image/png", headers=headers)
+        return web.Response(body=image, content_type="image/png", headers=headers)
 
-    async def _begin_stream(self, request: web.Request, kind: str) -> web.StreamResponse:
+    async def _begin_stream(self, request: web.Request, content_type: str) -> web.StreamResponse:
         from aiohttp import web
 
         self._connections.begin_stream(request.transport)
@@ -293,7 +294,7 @@ class WebServer:
             request.transport.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES
             )
-        response = web.StreamResponse(headers={"Content-Type": kind})
+        response = web.StreamResponse(headers={"Content-Type": content_type})
         response.force_close()
         self._add_headers(response)
         await response.prepare(request)
@@ -302,26 +303,26 @@ class WebServer:
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = await self._begin_stream(request, "multipart/x-mixed-replace; boundary=frame")
         number = 0
-        while (newest := await self._next_picture(number)) is not None:
+        while (newest := await self._next_image(number)) is not None:
             number, part = newest
             await _send(request, response, part)
         return response
 
-    async def _next_picture(self, after: int) -> tuple[int, bytes] | None:
-        """Return the newest picture after this number, encoded once for all viewers; None at the end."""
+    async def _next_image(self, after: int) -> tuple[int, bytes] | None:
+        """Return the newest image after this number, encoded once for all viewers; None at the end."""
         while self._backend.number <= after and not self._closed:
-            await self._news.wait()
+            await self._new_result.wait()
         if self._closed:
             return None
-        picture = self._picture
-        if picture is None or (
-            picture.done() and (picture.exception() or picture.result()[0] < self._backend.number)
+        image = self._image
+        if image is None or (
+            image.done() and (image.exception() or image.result()[0] < self._backend.number)
         ):
             loop = asyncio.get_running_loop()
-            picture = self._picture = loop.run_in_executor(self._encoders, self._encoded)
-        return await asyncio.shield(picture)
+            image = self._image = loop.run_in_executor(self._encoders, self._encode)
+        return await asyncio.shield(image)
 
-    def _encoded(self) -> tuple[int, bytes]:
+    def _encode(self) -> tuple[int, bytes]:
         number, jpeg = self._backend.jpeg()
         head = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
         return number, head + jpeg + b"\r\n"
@@ -332,10 +333,10 @@ class WebServer:
         while not self._closed:
             if self._backend.number <= number:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), _SILENT_S)
+                    await asyncio.wait_for(self._new_result.wait(), _SILENT_S)
             number = self._backend.number
             now = time.monotonic()
-            if now - self._event_at > 0.5 / _EVENTS_PER_S:  # one text for all viewers
+            if now - self._event_at > 0.5 / _EVENTS_PER_S:  # all viewers get the same text
                 event = self._backend.event()
                 self._event_text = "" if event is None else f"data: {to_json(event)}\n\n"
                 self._event_at = now
@@ -349,16 +350,16 @@ async def _send(request: web.Request, response: web.StreamResponse, content: byt
         await asyncio.wait_for(response.write(content), _STUCK_S)
     except (asyncio.TimeoutError, TimeoutError):
         if request.transport is not None:
-            request.transport.abort()  # closing it would wait until what lies in its buffer is taken
-        raise ConnectionResetError("the viewer takes nothing") from None
+            request.transport.abort()  # close() would wait until the buffer is sent
+        raise ConnectionResetError("the viewer does not read") from None
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _host_name(host: str) -> str | None:
-    """The name in a Host header, without its port; None if it is malformed."""
+    """Return the name in a Host header without the port, or None if it is malformed."""
     try:
         parts = urlsplit(f"//{host}")
         malformed = not _HOST.fullmatch(host) or (parts.port is None and host.endswith(":"))
@@ -368,12 +369,12 @@ def _host_name(host: str) -> str | None:
 
 
 def _origin_host(origin: str) -> str | None:
-    """Return host and port of an Origin header in lower case; "" without a host, None if malformed."""
+    """Return the host and port of an Origin header in lower case, "" if null, None if malformed."""
     if origin == "null":
         return ""
     try:
         parts = urlsplit(origin)
-        parts.port  # noqa: B018 - raises ValueError if it is none
+        parts.port  # noqa: B018 - raises ValueError if malformed
     except ValueError:
         return None
     if not parts.scheme or parts.path or parts.query or parts.fragment:
@@ -382,7 +383,7 @@ def _origin_host(origin: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address in a URL is this machine's own."""
+    """Return whether a host name or address is a loopback address."""
     if host == "localhost":
         return True
     try:

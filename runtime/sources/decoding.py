@@ -233,8 +233,8 @@ def within(seconds: float, call: Callable[[], T], drop: Callable[[T], Any], mess
     def work() -> None:
         try:
             result = call()
-        except BaseException as wrong:
-            results.put((None, wrong))
+        except BaseException as error:
+            results.put((None, error))
             return
         results.put((result, None))
         if given_up.is_set():

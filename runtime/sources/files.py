@@ -38,11 +38,11 @@ class ImageFiles(Source):
             began = time.monotonic_ns()
             try:
                 image = read_image(path)
-            except InputError as wrong:
-                unreadable.append(str(wrong))
+            except InputError as error:
+                unreadable.append(str(error))
                 if len(unreadable) == len(self.paths):
                     raise SourceError(unreadable_message(self)) from None
-                _log.warning("%s: left out", wrong)
+                _log.warning("%s: left out", error)
                 continue
             now = time.monotonic_ns()
             file_name = str(path if self._folder is None else path.relative_to(self._folder))

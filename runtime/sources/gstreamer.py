@@ -207,8 +207,8 @@ def _with_fd_sink(pipeline: str, fd: int) -> list[str]:
     shown = text_without_secrets(pipeline)
     try:
         words = shlex.split(pipeline)
-    except ValueError as wrong:
-        raise InputError(f"the pipeline {shown} can't be parsed: {wrong}") from None
+    except ValueError as error:
+        raise InputError(f"the pipeline {shown} can't be parsed: {error}") from None
     if words.count("appsink") != 1:
         raise InputError(f"a pipeline must have one appsink, got {words.count('appsink')} in: {shown}")
     at = words.index("appsink")

@@ -34,10 +34,10 @@ def open_stream(url: str) -> VideoReader:
     options = {"rtsp_flags": "prefer_tcp"} if url.lower().startswith("rtsp") else {}
     try:
         container = open_container(url, shown, options=options, timeout=(_TIMEOUT_S, _TIMEOUT_S))
-    except FFmpegError as wrong:  # their own texts hold the URL
-        if isinstance(wrong, HTTPError | HTTPClientError):
-            raise SourceError(f"{shown} refuses to answer: {wrong.strerror}") from None
-        if isinstance(wrong, InvalidDataError):
+    except FFmpegError as error:  # their own texts hold the URL
+        if isinstance(error, HTTPError | HTTPClientError):
+            raise SourceError(f"{shown} refuses to answer: {error.strerror}") from None
+        if isinstance(error, InvalidDataError):
             raise SourceError(f"what {shown} sends is no video that can be read") from None
         raise SourceError(f"no stream answers at {shown}") from None
     return VideoReader(container, shown, low_latency=True)

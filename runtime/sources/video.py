@@ -83,11 +83,11 @@ def open_file(path: Path) -> VideoReader:
     shown = printable(str(path))
     try:
         container = open_container(f"file:{path}", shown)
-    except FFmpegError as wrong:
-        if isinstance(wrong, PermissionError | FileNotFoundError | IsADirectoryError):
-            raise SourceError(f"can't read {shown}: {wrong.strerror}") from wrong
+    except FFmpegError as error:
+        if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError):
+            raise SourceError(f"can't read {shown}: {error.strerror}") from error
         raise SourceError(
-            f"{shown} is no image or video that can be read ({wrong.strerror}): "
+            f"{shown} is no image or video that can be read ({error.strerror}): "
             "it is damaged, cut off, or of a format that FFmpeg doesn't know"
-        ) from wrong
+        ) from error
     return VideoReader(container, path.stem if path.stem.isprintable() else shown)

@@ -1,3 +1,5 @@
+"""Test the live view in a window and in the web viewer."""
+
 import json
 import re
 import subprocess
@@ -23,7 +25,7 @@ def test_a_served_view_from_the_command_line(tmp_path):
     with urllib.request.urlopen(url, timeout=20) as page:
         assert b"tfiseg view" in page.read()
     until = time.monotonic() + 60
-    while not has_a_picture(url):
+    while not has_image(url):
         assert time.monotonic() < until
         time.sleep(0.1)
     process.terminate()
@@ -36,14 +38,14 @@ def test_a_served_view_from_the_command_line(tmp_path):
     assert report["times"]["frames"] > 0
 
 
-def has_a_picture(url):
+def has_image(url):
     try:
         return bool(urllib.request.urlopen(url + "snapshot", timeout=20).read())
-    except urllib.error.HTTPError:  # there is none yet
+    except urllib.error.HTTPError:  # no image yet
         return False
 
 
-def test_a_view_as_text(capsys):
+def test_text_report_of_a_view(capsys):
     assert main(["view", "synthetic", "--serve", "127.0.0.1:0", "--frames", "6", "--no-track"]) == 0
     out = capsys.readouterr().out
     assert "live at http://127.0.0.1:" in out
@@ -68,13 +70,13 @@ def test_a_window_shows_frames_until_escape(monkeypatch):
     assert report["error"] is None
 
 
-def test_a_source_that_fails_is_told(capsys, tmp_path):
+def test_the_error_of_a_source_is_reported(capsys, tmp_path):
     (tmp_path / "a.png").write_text("no picture")
     assert main(["view", str(tmp_path), "--serve", "127.0.0.1:0"]) == 1
     assert "capture: " in capsys.readouterr().err
 
 
-def test_what_may_fail_says_so_once():
+def test_a_fault_tolerant_sink_reports_its_error_once():
     notes = []
 
     class Full:

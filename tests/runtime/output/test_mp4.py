@@ -1,3 +1,5 @@
+"""Test the MP4 writer, also after a kill and on a full disk."""
+
 import os
 import signal
 import subprocess
@@ -17,7 +19,7 @@ def frames_of(path):
 
 
 @pytest.mark.parametrize("size_wh", [(64, 48), (63, 47)])
-def test_pictures_and_times_come_back(tmp_path, size_wh):
+def test_images_and_times_are_restored(tmp_path, size_wh):
     path = tmp_path / "a.mp4"
     with Mp4Writer(path, size_wh, 10) as writer:
         for k, seconds in enumerate((0, 0.1, 0.5)):
@@ -27,13 +29,13 @@ def test_pictures_and_times_come_back(tmp_path, size_wh):
     assert [abs(int(p.mean()) - (60 * k + 40)) <= 8 for k, (_, p) in enumerate(read)] == [True] * 3
 
 
-def test_other_sizes_are_scaled(tmp_path):
+def test_frames_of_other_sizes_are_resized(tmp_path):
     with Mp4Writer(tmp_path / "a.mp4", (64, 48), 10) as writer:
         writer.write(np.zeros((480, 640, 3), np.uint8), 0)
     assert frames_of(tmp_path / "a.mp4")[0][1].shape == (48, 64, 3)
 
 
-def test_times_that_do_not_grow_are_mended(tmp_path):
+def test_times_that_do_not_increase_are_corrected(tmp_path):
     with Mp4Writer(tmp_path / "a.mp4", (64, 48), 10) as writer:
         for seconds in (0.2, 0.2, 0.1):
             writer.write(np.zeros((48, 64, 3), np.uint8), seconds)
@@ -59,13 +61,13 @@ def test_after_a_kill_all_but_the_last_frame_can_be_read(tmp_path):
     assert count >= 49
 
 
-def test_what_cannot_be_written_says_so(tmp_path):
+def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(tfiseg.OutputError, match="can't write"):
         Mp4Writer(tmp_path / "nowhere" / "a.mp4", (64, 48), 30)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_says_so():
+def test_full_disk_is_an_error():
     def fill():
         with Mp4Writer("/dev/full", (64, 48), 30) as writer:
             for k in range(50):
@@ -77,15 +79,15 @@ def test_a_full_disk_says_so():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits files by POSIX means")
 @pytest.mark.parametrize("limit", [4_000, 9_001, 20_000])
-def test_a_file_that_ends_on_a_full_disk_holds_whole_frames(tmp_path, limit):
+def test_file_on_a_full_disk_has_complete_frames(tmp_path, limit):
     import resource
 
     rng, path = np.random.default_rng(0), tmp_path / "a.mp4"
-    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill():
         with Mp4Writer(path, (64, 48), 30) as writer:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, usual[1]))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, previous[1]))
             for k in range(200):
                 writer.write(rng.integers(0, 256, (48, 64, 3), np.uint8), k / 30)
 
@@ -93,11 +95,11 @@ def test_a_file_that_ends_on_a_full_disk_holds_whole_frames(tmp_path, limit):
         with pytest.raises(tfiseg.OutputError, match="can't write"):
             fill()
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
     size = path.stat().st_size
     assert size < limit
     content, count = path.read_bytes(), 0
     assert content.count(b"moof") == content.count(b"mdat") > 0
     with av.open(str(path)) as container:
-        count = sum(1 for _ in container.decode(video=0))  # raises for a part of a frame
+        count = sum(1 for _ in container.decode(video=0))  # raises for an incomplete frame
     assert count == content.count(b"moof")

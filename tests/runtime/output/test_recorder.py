@@ -1,4 +1,4 @@
-"""Recordings: what Foxglove's own messages say, and what is left after a kill -9 or on a full disk."""
+"""Test the messages of recordings, and the files after a kill -9 or on a full disk."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tfiseg.runtime.output.recorder import McapWriter, Recorder
 
 
 def record(path, frames=5, track=True):
-    """The synthetic camera's truth, recorded."""
+    """Record the ground truth of the synthetic source."""
     tracker = tfiseg.Tracker()
     results = []
     writer = McapWriter(path)
@@ -46,7 +46,7 @@ def varint(data, at):
 
 
 def fields(data):
-    """Protobuf's wire format, one level: {field number: [values]}."""
+    """Parse one level of protobuf's wire format: {field number: [values]}."""
     found, at = {}, 0
     while at < len(data):
         key, at = varint(data, at)
@@ -63,7 +63,7 @@ def fields(data):
     return found
 
 
-def test_images_annotations_and_labels_come_back(tmp_path):
+def test_images_annotations_and_labels_are_restored(tmp_path):
     writer, results = record(tmp_path / "a.mcap")
     writer.close()
     read = messages(tmp_path / "a.mcap")
@@ -74,7 +74,7 @@ def test_images_annotations_and_labels_come_back(tmp_path):
     ]
     assert len(read) == 15
     assert abs(read[0][2].log_time - time.time_ns()) < 60e9  # the time of day, not since start
-    # field numbers: foxglove's protobuf schemas, as the file itself carries them
+    # field numbers: from Foxglove's protobuf schemas, which the file contains
     image = fields(read[0][2].data)
     assert image[3] == [b"jpeg"]
     assert cv2.imdecode(np.frombuffer(image[2][0], np.uint8), cv2.IMREAD_COLOR).shape == (480, 640, 3)
@@ -91,14 +91,14 @@ def test_images_annotations_and_labels_come_back(tmp_path):
     assert texts
 
 
-def test_without_ids_the_labels_are_the_label_map(tmp_path):
+def test_labels_without_track_ids_are_the_label_map(tmp_path):
     writer, results = record(tmp_path / "a.mcap", 1, track=False)
     writer.close()
     raw = messages(tmp_path / "a.mcap")[2][2].data
     assert results[0].instances.label_map.astype(np.uint16).tobytes() in raw
 
 
-def test_the_file_has_an_index_when_it_is_closed_and_opens_before(tmp_path):
+def test_the_file_can_be_read_before_it_is_closed_and_then_has_an_index(tmp_path):
     writer, _ = record(tmp_path / "a.mcap", 4)
     assert len(messages(tmp_path / "a.mcap")) >= 9  # not closed: all but what is in the last chunk
     writer.close()
@@ -106,7 +106,7 @@ def test_the_file_has_an_index_when_it_is_closed_and_opens_before(tmp_path):
         assert make_reader(file).get_summary().statistics.message_count == 12
 
 
-def test_after_a_kill_all_three_files_open(tmp_path):
+def test_all_three_files_are_readable_after_a_kill(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -183,7 +183,7 @@ def test_a_recorder_is_a_sink(tmp_path):
     assert (tmp_path / "instances.jsonl").read_text().count("\n") == 4
 
 
-def test_a_second_recorder_leaves_the_first_one_s_files(tmp_path):
+def test_a_second_recorder_in_the_same_folder_is_refused(tmp_path):
     source = tfiseg.open_source("synthetic")
     found = tfiseg.cluster(np.zeros((480, 640), np.uint8))
     with Recorder(tmp_path, source) as recorder:
@@ -202,8 +202,8 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
         Recorder(tmp_path / "file", tfiseg.open_source("synthetic"))
 
 
-def test_recordings_of_a_restart_keep_the_first_one(tmp_path, monkeypatch):
-    """A robot without a clock: every boot begins at the same time."""
+def test_a_restart_keeps_the_first_recording(tmp_path, monkeypatch):
+    """On a robot without a real-time clock, every boot starts at the same time."""
     from tfiseg.runtime.output import live_view
 
     monkeypatch.setattr(live_view.time, "strftime", lambda _: "1970-01-01T00-00-12")
@@ -215,7 +215,7 @@ def test_recordings_of_a_restart_keep_the_first_one(tmp_path, monkeypatch):
             record=tmp_path,
             max_frames=3,
             policy="all",
-            say=lambda _: None,
+            log=lambda _: None,
         )
     folders = sorted(p.name for p in tmp_path.iterdir())
     assert folders == ["1970-01-01T00-00-12", "1970-01-01T00-00-12-2"]

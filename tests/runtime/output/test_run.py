@@ -1,4 +1,4 @@
-"""Runs into a folder: whatever happens, what was done is there and readable."""
+"""Test runs into a folder, whose outputs are readable after errors, interrupts and kills."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_a_video_run(segmenter, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["frames"] == 6
 
 
-def test_images_give_pngs(segmenter, tmp_path):
+def test_images_are_written_as_png(segmenter, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("a", "b"):
         cv2.imwrite(str(tmp_path / "in" / f"{name}.jpg"), np.full((40, 60, 3), 128, np.uint8))
@@ -76,12 +76,12 @@ def test_inputs_are_never_overwritten(segmenter, tmp_path):
     assert sorted(p.name for p in tmp_path.glob("*overlay*")) == ["a-2-overlay.png", "a-overlay.png"]
 
 
-def test_frames_must_be_some(segmenter, tmp_path):
+def test_max_frames_must_be_positive(segmenter, tmp_path):
     with pytest.raises(tfiseg.InputError, match="at least 1"):
         run("synthetic", segmenter, tmp_path, max_frames=0, quiet=True)
 
 
-def test_an_output_folder_that_cannot_be_written_is_found_first(segmenter, tmp_path):
+def test_a_folder_that_is_not_writable_is_an_error_before_the_run(segmenter, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(tfiseg.InputError, match="can't write to the output folder"):
         run("synthetic", segmenter, tmp_path / "file" / "out", quiet=True)
@@ -89,7 +89,7 @@ def test_an_output_folder_that_cannot_be_written_is_found_first(segmenter, tmp_p
 
 
 def endless_run(out):
-    """A command line that writes into a folder for longer than any test lasts."""
+    """Return a command that writes into a folder for longer than any test lasts."""
     return [sys.executable, "-m", "tfiseg", "run", "synthetic", "--frames", "100000", "--out", str(out)]
 
 
@@ -97,12 +97,12 @@ def endless_run(out):
 def test_an_interrupted_run_leaves_valid_outputs(tmp_path, stop):
     command = endless_run(tmp_path)
 
-    def listen():  # a shell's background jobs are started deaf to Ctrl-C, and so are their children
+    def accept_interrupts():  # background jobs of a shell ignore Ctrl-C, and so do their children
         signal.signal(signal.SIGINT, signal.SIG_IGN if stop == signal.SIGTERM else signal.SIG_DFL)
 
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, preexec_fn=listen
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, preexec_fn=accept_interrupts
     )
     lines = tmp_path / "instances.jsonl"
     until = time.monotonic() + 60
@@ -120,7 +120,7 @@ def test_an_interrupted_run_leaves_valid_outputs(tmp_path, stop):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_told_and_the_summary_comes_back(segmenter, tmp_path):
+def test_a_full_disk_is_an_error_in_the_summary(segmenter, tmp_path):
     (tmp_path / "instances.jsonl").symlink_to("/dev/full")
     summary = run("synthetic", segmenter, tmp_path, max_frames=6, quiet=True)
     assert "instances.jsonl: No space left on device" in summary["error"]
@@ -128,7 +128,7 @@ def test_a_full_disk_is_told_and_the_summary_comes_back(segmenter, tmp_path):
 
 
 def write_jpeg(path, size_hw=(40, 60)):
-    with open(path, "wb") as file:  # OpenCV's own writer takes no names that aren't valid text
+    with open(path, "wb") as file:  # cv2.imwrite refuses names that are not valid UTF-8
         file.write(cv2.imencode(".jpg", np.full((*size_hw, 3), 90, np.uint8))[1].tobytes())
 
 
@@ -140,7 +140,7 @@ def folder_with(tmp_path, *names):
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         lambda path: path.write_bytes(b""),
         lambda path: path.symlink_to("/nowhere/x.jpg"),
@@ -149,9 +149,9 @@ def folder_with(tmp_path, *names):
     ],
 )
 @pytest.mark.parametrize("name", ["a0.jpg", "b0.jpg", "z.jpg"])
-def test_a_bad_file_is_named_and_the_rest_is_done(segmenter, tmp_path, spoil, name):
+def test_an_unreadable_image_is_reported_and_the_others_are_segmented(segmenter, tmp_path, damage, name):
     folder = folder_with(tmp_path, "a.jpg", "b.jpg", "d.jpg")
-    spoil(folder / name)
+    damage(folder / name)
     summary = run(str(folder), segmenter, tmp_path / "out", quiet=True)
     assert [r["file_name"] for r in lines_of(tmp_path / "out")] == ["a.jpg", "b.jpg", "d.jpg"]
     assert summary["error"].startswith("1 of 4 images can't be read: ")
@@ -160,7 +160,7 @@ def test_a_bad_file_is_named_and_the_rest_is_done(segmenter, tmp_path, spoil, na
     assert name in summary["unreadable"][0]
 
 
-def test_hidden_files_and_folders_are_no_pictures(segmenter, tmp_path):
+def test_hidden_files_and_folders_are_ignored(segmenter, tmp_path):
     folder = folder_with(tmp_path, "a.jpg")
     (folder / "._a.jpg").write_bytes(b"\0\5\26\7")
     (folder / ".DS_Store").write_bytes(bytes(100))
@@ -169,7 +169,7 @@ def test_hidden_files_and_folders_are_no_pictures(segmenter, tmp_path):
     assert (summary["error"], summary["unreadable"], summary["frames"]) == (None, [], 1)
 
 
-def test_a_folder_of_bad_files_is_an_error(segmenter, tmp_path):
+def test_a_folder_of_unreadable_images_is_an_error(segmenter, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "in" / name).write_text("no picture")
@@ -194,14 +194,14 @@ def test_names_of_any_bytes_and_length(segmenter, tmp_path):
         assert json.loads(lines.readlines()[1])["file_name"] == r"caf\xe9.jpg"
 
 
-def test_long_names_that_begin_alike_stay_apart(segmenter, tmp_path):
+def test_long_names_with_the_same_prefix_are_numbered(segmenter, tmp_path):
     folder = folder_with(tmp_path, "x" * 240 + "1.jpg", "x" * 240 + "2.jpg")
     run(str(folder), segmenter, tmp_path / "out", quiet=True)
     found = sorted(p.name for p in (tmp_path / "out").glob("*.png"))
     assert found == ["x" * 200 + "-2-overlay.png", "x" * 200 + "-overlay.png"]
 
 
-def test_paths_are_relative_to_the_folder(segmenter, tmp_path):
+def test_file_names_are_relative_to_the_folder(segmenter, tmp_path):
     folder = folder_with(tmp_path, "a.jpg")
     (folder / "deep").mkdir()
     write_jpeg(folder / "deep" / "a.jpg")
@@ -233,7 +233,7 @@ def test_a_coco_file_is_loaded_by_pycocotools(segmenter, tmp_path):
     assert len(found.loadRes(list(found.anns.values())).anns) == len(found.anns)
 
 
-def test_a_coco_file_of_no_frames_and_of_a_record_that_is_cut_off(tmp_path):
+def test_a_coco_file_without_frames_and_of_an_incomplete_record(tmp_path):
     (tmp_path / "lines").write_text("")
     write_coco(tmp_path / "lines", tmp_path / "none.json", ["background", "person"])
     assert COCO(str(tmp_path / "none.json")).dataset["images"] == []
@@ -245,18 +245,18 @@ def test_a_coco_file_of_no_frames_and_of_a_record_that_is_cut_off(tmp_path):
         write_coco(tmp_path / "lines", tmp_path / "nowhere" / "one.json", [])
 
 
-def test_the_program_shows_names_that_are_no_text(tmp_path):
+def test_the_program_prints_names_that_are_not_utf_8(tmp_path):
     folder = folder_with(tmp_path, b"caf\xe9.jpg")
     command = [sys.executable, "-m", "tfiseg", "run", folder, "--out", os.fsencode(tmp_path) + b"/o\xe9"]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
-    for more, code, says in (
+    for options, code, text in (
         ([], 0, rb"o\xe9/caf\xe9-overlay.png"),
         (["--json"], 0, rb"o\\xe9/caf\\xe9-overlay.png"),
         (["--model", b"m\xe9.onnx"], 1, b"m"),
     ):
-        done = subprocess.run([*command, *more], capture_output=True, env=environment)
+        done = subprocess.run([*command, *options], capture_output=True, env=environment)
         assert done.returncode == code, done.stderr
-        assert says in done.stdout + done.stderr
+        assert text in done.stdout + done.stderr
         assert b"Traceback" not in done.stderr
 
 
@@ -278,8 +278,8 @@ def test_a_second_run_into_the_same_folder_is_refused(segmenter, tmp_path):
                 return None
             try:
                 run("synthetic", segmenter, tmp_path, max_frames=1, quiet=True)
-            except tfiseg.InputError as wrong:
-                self.refusals.append(str(wrong))
+            except tfiseg.InputError as error:
+                self.refusals.append(str(error))
             return tfiseg.Frame(np.zeros((32, 32, 3), np.uint8), index, time.monotonic_ns())
 
     source = Nested()
@@ -290,7 +290,7 @@ def test_a_second_run_into_the_same_folder_is_refused(segmenter, tmp_path):
     assert run("synthetic", segmenter, tmp_path, max_frames=1, quiet=True)["error"] is None
 
 
-def test_a_killed_run_says_in_its_summary_that_it_has_not_ended(tmp_path):
+def test_the_summary_of_a_killed_run_states_that_it_has_not_ended(tmp_path):
     command = endless_run(tmp_path)
     process = subprocess.Popen([*command, "--json"], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 90
@@ -303,7 +303,7 @@ def test_a_killed_run_says_in_its_summary_that_it_has_not_ended(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="mounts a small disk")
-def test_a_disk_that_gets_full_has_a_whole_summary(segmenter, tmp_path):
+def test_a_full_disk_has_a_complete_summary(segmenter, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -321,7 +321,7 @@ def test_a_disk_that_gets_full_has_a_whole_summary(segmenter, tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_records_hold_no_nan(tmp_path):
+def test_records_contain_no_nan(tmp_path):
     from dataclasses import replace
 
     from tfiseg.runtime.output.run_writer import frame_record

@@ -1,5 +1,4 @@
-"""The web viewer under attack: malformed and slow requests, too many connections, 200 viewers, hostile
-names."""
+"""Test the web viewer with malformed and slow requests, many connections, 200 viewers and hostile names."""
 
 import contextlib
 import json
@@ -22,7 +21,7 @@ NAMES = ["background", HOSTILE, "a very long class name " * 6]
 
 
 class Settings:
-    """What the page reads and changes of a segmenter."""
+    """The attributes of a segmenter that the page reads and changes."""
 
     class_names = NAMES
     things = (1, 2)
@@ -31,7 +30,7 @@ class Settings:
 
 
 class Blocks(Source):
-    """A live source of two blocks, whose name is hostile, too."""
+    """A live source with a hostile name."""
 
     is_live = True
     fps = 30.0
@@ -52,7 +51,7 @@ class Blocks(Source):
         return Frame(image, index, time.monotonic_ns(), f"frame-{index}")
 
 
-def blocks_of(frame):
+def segment_blocks(frame):
     classes = np.zeros((120, 160), np.uint8)
     classes[10:50, 20:70] = 1
     classes[60:110, 80:140] = 2
@@ -62,7 +61,7 @@ def blocks_of(frame):
 class Running:
     def __init__(self, address="127.0.0.1:0"):
         self.viewer = Viewer(address, Settings())
-        self.pipeline = tfiseg.Pipeline(Blocks(), blocks_of, draw=True, sinks=[self.viewer])
+        self.pipeline = tfiseg.Pipeline(Blocks(), segment_blocks, draw=True, sinks=[self.viewer])
         self.port = self.viewer._server.port
         self.token = f"?token={self.viewer.token}" if self.viewer.token else ""
 
@@ -83,7 +82,7 @@ class Running:
         return connection
 
     def status(self, content, seconds=5):
-        """Status of the answer to these bytes; 0: closed without one."""
+        """Return the status of the response to these bytes; 0 if the connection closes without one."""
         with self.connect(content) as connection:
             connection.settimeout(seconds)
             line = connection.makefile("rb").readline()
@@ -103,7 +102,7 @@ class Running:
 def until(condition, seconds=20):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.02)
 
 
@@ -137,7 +136,7 @@ def test_hosts(running, host, status):
 
 
 @pytest.mark.parametrize("line", [b"", b"Host:\r\n", b"Host: 127.0.0.1\r\nHost: evil.example\r\n"])
-def test_there_is_one_host(running, line):
+def test_a_request_needs_exactly_one_host(running, line):
     assert running.status(b"GET /settings HTTP/1.1\r\n" + line + b"\r\n") == 400
 
 
@@ -160,7 +159,7 @@ def test_origins(running, origin, status):
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "CROSS-SITE", "cross-site, same-origin"])
-def test_parts_of_other_pages_are_refused(running, site):
+def test_embedding_in_other_sites_is_refused(running, site):
     assert running.get("/stream", Sec_Fetch_Site=site) == 403
 
 
@@ -184,7 +183,7 @@ def test_parts_of_other_pages_are_refused(running, site):
         b'{"min_score": 0.5, "min_score": 9}',
     ],
 )
-def test_settings_that_are_none(running, body):
+def test_invalid_settings(running, body):
     assert running.post(body) == 400
     assert Settings.min_score == running.viewer.segmenter.min_score
 
@@ -209,7 +208,7 @@ def test_settings_that_are_none(running, body):
         (b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
     ],
 )
-def test_requests_that_are_none(running, content, status):
+def test_invalid_requests(running, content, status):
     assert running.status(content) == status
     assert running.get("/settings") == 200
 
@@ -222,14 +221,14 @@ def test_requests_that_are_none(running, content, status):
         b"POST /control HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{",
     ],
 )
-def test_a_request_has_its_time_whatever_drips(content, monkeypatch):
+def test_slow_requests_are_closed(content, monkeypatch):
     monkeypatch.setattr(connections, "REQUEST_SECONDS", 1.0)
     with Running() as served, served.connect(content) as connection:
         began = time.monotonic()
         connection.settimeout(0.2)
         while time.monotonic() - began < 8:
             try:
-                connection.sendall(b"a")  # a byte now and then keeps nothing open
+                connection.sendall(b"a")  # a byte now and then must not keep the connection open
                 if not connection.recv(4000):
                     break
             except TimeoutError:
@@ -240,7 +239,7 @@ def test_a_request_has_its_time_whatever_drips(content, monkeypatch):
         assert served.get("/settings") == 200
 
 
-def test_a_viewer_stays_longer_than_a_request_may_take(monkeypatch):
+def test_streams_have_no_time_limit(monkeypatch):
     monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.5)
     with (
         Running() as served,
@@ -254,26 +253,26 @@ def test_a_viewer_stays_longer_than_a_request_may_take(monkeypatch):
         assert count >= 8
 
 
-def test_half_requests_don_t_keep_others_out():
+def test_incomplete_requests_do_not_block_others():
     with Running("0.0.0.0:0") as served:
         served.viewer._server._connections._limit = 20
         stream = served.connect(f"GET /stream{served.token} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert b"200 OK" in stream.recv(100)
-        dripping = [served.connect(b"GET / HTTP/1.1\r\nX: ") for _ in range(60)]
+        incomplete = [served.connect(b"GET / HTTP/1.1\r\nX: ") for _ in range(60)]
         time.sleep(0.2)
         assert len(served.viewer._server._connections._open) <= 20
         assert served.get(f"/settings{served.token}") == 200
         stream.settimeout(5)
-        assert all(stream.recv(20_000) for _ in range(20))  # a viewer isn't sent away for them
-        for connection in (stream, *dripping):
+        assert all(stream.recv(20_000) for _ in range(20))  # a viewer is not disconnected for them
+        for connection in (stream, *incomplete):
             connection.close()
 
 
-def test_when_all_places_are_viewers_nobody_else_gets_in():
+def test_viewers_are_never_disconnected_for_new_connections():
     with Running() as served:
         served.viewer._server._connections._limit = 3
-        ask = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        viewers = [served.connect(ask) for _ in range(3)]
+        request = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        viewers = [served.connect(request) for _ in range(3)]
         assert all(b"200 OK" in viewer.recv(100) for viewer in viewers)
         with contextlib.suppress(ConnectionError):
             assert served.get("/settings") == 0
@@ -284,35 +283,35 @@ def test_when_all_places_are_viewers_nobody_else_gets_in():
 
 
 def test_two_hundred_viewers(running):
-    selector, got = selectors.DefaultSelector(), {}
-    ask = b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    selector, frames = selectors.DefaultSelector(), {}
+    request = b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n"
     for _ in range(200):
-        viewer = running.connect(ask)
+        viewer = running.connect(request)
         viewer.setblocking(False)
         selector.register(viewer, selectors.EVENT_READ)
-        got[viewer] = 0
+        frames[viewer] = 0
     before, end = running.pipeline.stats()["finished"], time.monotonic() + 4
     while time.monotonic() < end:
         for key, _ in selector.select(0.2):
-            got[key.fileobj] += key.fileobj.recv(1 << 18).count(b"--frame")
+            frames[key.fileobj] += key.fileobj.recv(1 << 18).count(b"--frame")
     began = time.monotonic()
     assert running.get("/settings") == 200
     assert time.monotonic() - began < 2
-    assert min(got.values()) >= 3
-    assert running.pipeline.stats()["finished"] - before >= 40  # of 120: none slows it down for good
-    for viewer in got:
+    assert min(frames.values()) >= 3
+    assert running.pipeline.stats()["finished"] - before >= 40  # of 120 on an idle machine
+    for viewer in frames:
         viewer.close()
 
 
-def test_many_may_come_at_once():
-    server = WebServer("127.0.0.1", 0, None)  # nobody accepts: they wait in the backlog
+def test_many_viewers_can_connect_at_once():
+    server = WebServer("127.0.0.1", 0, None)  # not started: connections wait in the backlog
     waiting = [socket.create_connection(("127.0.0.1", server.port), timeout=0.5) for _ in range(120)]
     for connection in waiting:
         connection.close()
     server.close()
 
 
-def test_the_end_is_quick_and_frees_the_address():
+def test_closing_is_quick_and_frees_the_address():
     with Running() as served:
         viewers = [served.connect(b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n") for _ in range(5)]
         port = served.port
@@ -325,7 +324,7 @@ def test_the_end_is_quick_and_frees_the_address():
     Viewer(f"127.0.0.1:{port}", Settings()).close()
 
 
-def test_the_token_isn_t_told_to_others():
+def test_requests_without_the_token_are_refused():
     with Running("0.0.0.0:0") as served:
         for path in ("/", "/stream", "/events", "/settings", "/snapshot", "/nothing"):
             assert served.get(path) == 403
@@ -342,17 +341,17 @@ def test_hostile_names_and_phones_in_a_browser(running, width):
         browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": width, "height": 740}, has_touch=width < 500)
         errors = []
-        page.on("pageerror", lambda wrong: errors.append(str(wrong)))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(running.viewer.url, wait_until="domcontentloaded")
         page.wait_for_function("document.querySelector('#picture').naturalWidth === 160")
         page.wait_for_function("document.querySelectorAll('#instances tr').length === 2")
         page.wait_for_function("document.querySelectorAll('#classes input').length === 2")
-        # names are texts: of classes, of instances, of the source
+        # names of classes, instances and the source are shown as text
         assert HOSTILE in page.locator("#classes").inner_text()
         assert HOSTILE in page.locator("#instances").inner_text()
         assert HOSTILE in page.locator("#source").inner_text()
         assert page.locator("img").count() == 1
-        # nothing lies beside the screen, and what is touched is large enough
+        # no horizontal scrolling
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.click("#pause")
         page.wait_for_function("document.querySelector('#pause').textContent === 'Resume'")

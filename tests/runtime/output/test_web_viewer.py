@@ -1,5 +1,4 @@
-"""The web page: its answers, who may see it, and how it looks and works in a real browser (headless
-Chromium)."""
+"""Test the responses of the web viewer, its access control, and the page in headless Chromium."""
 
 import json
 import shutil
@@ -18,7 +17,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 class Running:
-    """A pipeline of the synthetic camera, served."""
+    """A pipeline of the synthetic source with its web viewer."""
 
     def __init__(self, address="127.0.0.1:0"):
         self.segmenter = tfiseg.Segmenter()
@@ -38,7 +37,7 @@ class Running:
         self.pipeline.close()
         self.viewer.close()
 
-    def ask(self, path, data=None, **headers):
+    def request(self, path, data=None, **headers):
         url = self.viewer.url.split("?")[0] + path
         body = None if data is None else json.dumps(data).encode()
         return urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=20)
@@ -54,17 +53,17 @@ def running():
 def until(condition, seconds=20):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.02)
 
 
-def refused(running, *args, **kwargs):
+def error_of(running, *args, **kwargs):
     with pytest.raises(urllib.error.HTTPError) as answer:
-        running.ask(*args, **kwargs)
+        running.request(*args, **kwargs)
     return answer.value.code, answer.value.read().decode()
 
 
-def first_picture(answer):
+def first_image(answer):
     content = b""
     while content.count(b"--frame") < 2:
         content += answer.read(2000)
@@ -73,25 +72,23 @@ def first_picture(answer):
     return cv2.imdecode(np.frombuffer(rest[:length], np.uint8), cv2.IMREAD_COLOR)
 
 
-def test_the_stream_shows_pictures(running):
-    with running.ask("stream") as answer:
+def test_image_stream(running):
+    with running.request("stream") as answer:
         assert answer.headers["Content-Type"].startswith("multipart/x-mixed-replace")
-        assert first_picture(answer).shape == (480, 640, 3)
+        assert first_image(answer).shape == (480, 640, 3)
 
 
-def test_events_tell_what_goes_on(running):
-    with running.ask("events") as answer:
+def test_events(running):
+    with running.request("events") as answer:
         event = json.loads(answer.readline().removeprefix(b"data: "))
     assert event["captured"] >= 1
     assert event["age_ms"] > 0
     assert {"network", "cluster", "draw"} <= set(event["stage_ms"])
-    assert all(
-        i["name"].startswith("person #") and i["colour"].startswith("rgb(") for i in event["instances"]
-    )
+    assert all(i["name"].startswith("person #") and i["color"].startswith("rgb(") for i in event["instances"])
 
 
 def test_a_snapshot(running):
-    with running.ask("snapshot") as answer:
+    with running.request("snapshot") as answer:
         assert answer.headers["Content-Disposition"].endswith('.png"')
         assert cv2.imdecode(np.frombuffer(answer.read(), np.uint8), cv2.IMREAD_COLOR).shape == (480, 640, 3)
 
@@ -100,28 +97,28 @@ def nothing_in_progress(stats):
     return stats["captured"] == stats["dropped"] + stats["skipped"] + stats["finished"] + stats["discarded"]
 
 
-def test_settings_act_at_once(running):
-    before = json.load(running.ask("settings"))
+def test_settings_take_effect_at_once(running):
+    before = json.load(running.request("settings"))
     assert before["source"] == "synthetic"
     assert {"id": 15, "name": "person"} in before["classes"]
-    after = json.load(running.ask("control", {"min_score": 0.9, "min_area": 500, "things": [15]}))
+    after = json.load(running.request("control", {"min_score": 0.9, "min_area": 500, "things": [15]}))
     assert (after["min_score"], after["min_area"], after["things"]) == (0.9, 500, [15])
     assert (running.segmenter.min_score, running.segmenter.min_area, running.segmenter.things) == (
         0.9,
         500,
         (15,),
     )
-    assert json.load(running.ask("control", {"paused": True}))["paused"]
+    assert json.load(running.request("control", {"paused": True}))["paused"]
     until(lambda: nothing_in_progress(running.pipeline.stats()))
     finished = running.pipeline.stats()["finished"]
     time.sleep(0.2)
     assert running.pipeline.stats()["finished"] == finished
-    running.ask("control", {k: before[k] for k in ("min_score", "min_area", "things", "paused")})
+    running.request("control", {k: before[k] for k in ("min_score", "min_area", "things", "paused")})
     until(lambda: running.pipeline.stats()["finished"] > finished)
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "settings",
     [
         {"min_area": 1e300},
         {"min_area": float("inf"), "min_score": 0.9},
@@ -135,42 +132,42 @@ def test_settings_act_at_once(running):
         7,
     ],
 )
-def test_settings_are_checked(running, wanted):
-    status, why = refused(running, "control", wanted)
+def test_settings_are_checked(running, settings):
+    status, message = error_of(running, "control", settings)
     assert status == 400
-    assert "can't be" in why or "JSON object" in why
+    assert "can't be" in message or "JSON object" in message
 
 
-def test_what_is_refused(running):
-    assert refused(running, "nowhere")[0] == 404
-    assert refused(running, "", Host="evil.example:80")[0] == 403
-    assert refused(running, "control", {"paused": True}, Origin="http://evil.example")[0] == 403
-    assert refused(running, "stream", **{"Sec-Fetch-Site": "cross-site"})[0] == 403
-    with running.ask("") as page:
+def test_refused_requests(running):
+    assert error_of(running, "nowhere")[0] == 404
+    assert error_of(running, "", Host="evil.example:80")[0] == 403
+    assert error_of(running, "control", {"paused": True}, Origin="http://evil.example")[0] == 403
+    assert error_of(running, "stream", **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+    with running.request("") as page:
         assert page.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
-    assert refused(running, "control", {"paused": "x" * 20_000})[0] == 413
+    assert error_of(running, "control", {"paused": "x" * 20_000})[0] == 413
     assert not running.pipeline.paused
 
 
-def test_a_viewer_that_stops_reading_slows_nothing(running):
+def test_a_viewer_that_stops_reading_does_not_slow_the_pipeline(running):
     stuck = socket.create_connection(("127.0.0.1", int(running.viewer.url.split(":")[2].split("/")[0])))
     stuck.sendall(b"GET /stream HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     time.sleep(0.3)
     before = running.pipeline.stats()["finished"]
-    with running.ask("stream") as answer:
-        assert first_picture(answer) is not None
+    with running.request("stream") as answer:
+        assert first_image(answer) is not None
     until(lambda: running.pipeline.stats()["finished"] >= before + 10)
     stuck.close()
 
 
-def test_the_page_tells_when_nothing_comes_any_more():
+def test_the_page_shows_when_no_new_frame_arrives():
     with Running() as running:
         until(lambda: running.pipeline.stats()["finished"])
         running.pipeline.close()
-        with running.ask("events") as answer:
+        with running.request("events") as answer:
             seen = []
             while len(seen) < 30 and not (
-                any("no new picture" in e["note"] for e in seen)
+                any("no new frame" in e["note"] for e in seen)
                 and seen[-1]["age_ms"] > seen[0]["age_ms"] + 500
             ):
                 line = answer.readline()
@@ -184,12 +181,12 @@ def test_other_machines_need_the_token():
     with Running("0.0.0.0:0") as running:
         assert "?token=" in running.viewer.url
         assert "0.0.0.0" not in running.viewer.url
-        assert refused(running, "settings")[0] == 403
-        assert refused(running, "settings?token=wrong")[0] == 403
-        with running.ask(f"settings?token={running.viewer.token}") as answer:
+        assert error_of(running, "settings")[0] == 403
+        assert error_of(running, "settings?token=wrong")[0] == 403
+        with running.request(f"settings?token={running.viewer.token}") as answer:
             cookie = answer.headers["Set-Cookie"].split(";")[0]
-        assert json.load(running.ask("settings", Cookie=cookie))["source"] == "synthetic"
-        assert refused(running, "settings", Cookie=cookie.split("=")[0] + "=wrong; other=1")[0] == 403
+        assert json.load(running.request("settings", Cookie=cookie))["source"] == "synthetic"
+        assert error_of(running, "settings", Cookie=cookie.split("=")[0] + "=wrong; other=1")[0] == 403
 
 
 @pytest.mark.parametrize("address", ["300.0.0.1:1", "127.0.0.1:99999", "host:port"])
@@ -198,7 +195,7 @@ def test_addresses_are_checked(address):
         Viewer(address, tfiseg.Segmenter())
 
 
-def test_an_address_in_use_says_so(running):
+def test_an_address_in_use_is_an_error(running):
     port = running.viewer.url.split(":")[2].split("/")[0]
     with pytest.raises(tfiseg.InputError, match="can't serve at 127"):
         Viewer(f":{port}", running.segmenter)
@@ -218,7 +215,7 @@ def test_the_page_in_a_browser(running, tmp_path):
         browser = tool.chromium.launch(executable_path=CHROMIUM, args=flags)
         page = browser.new_page(viewport={"width": 1200, "height": 820})
         errors = []
-        page.on("pageerror", lambda wrong: errors.append(str(wrong)))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(running.viewer.url, wait_until="domcontentloaded")
         page.wait_for_function("document.querySelector('#picture').naturalWidth === 640")
         page.wait_for_function("+document.querySelector('#captured').textContent > 3")

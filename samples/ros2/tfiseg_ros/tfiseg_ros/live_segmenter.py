@@ -90,8 +90,8 @@ class LiveSegmenter:
     def _load(self, settings: SegmenterSettings) -> None:
         try:
             segmenter = Segmenter.from_settings(settings)
-        except Exception as wrong:  # the thread's own caller is gone: the frames go on as before
-            self._report(f"quality {settings.quality!r} can't be loaded: {wrong}", True)
+        except Exception as error:  # the thread's own caller is gone: the frames go on as before
+            self._report(f"quality {settings.quality!r} can't be loaded: {error}", True)
             with self._lock:
                 self._wanted = self._settings
             return

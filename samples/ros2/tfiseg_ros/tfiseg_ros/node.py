@@ -82,8 +82,8 @@ class SegmenterNode(LifecycleNode):
                 self._cameras.append(
                     Camera(self, name, settings, self._frames.counts[number], self._putting(number))
                 )
-        except Exception as wrong:  # rclpy says nothing of exceptions in transitions
-            self.get_logger().error(str(wrong) if isinstance(wrong, TfisegError) else traceback.format_exc())
+        except Exception as error:  # rclpy says nothing of exceptions in transitions
+            self.get_logger().error(str(error) if isinstance(error, TfisegError) else traceback.format_exc())
             self._free()
             return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
@@ -151,10 +151,10 @@ class SegmenterNode(LifecycleNode):
     def _process(self, camera: Camera, arrival: Arrival, segmenter: LiveSegmenter) -> None:
         try:
             camera.process(segmenter, arrival)
-        except Exception as wrong:  # one bad image must not end the node; diagnostics show it
-            camera.fail(wrong)
+        except Exception as error:  # one bad image must not end the node; diagnostics show it
+            camera.fail(error)
             self.get_logger().error(
-                f"{camera.name or 'camera'}: {type(wrong).__name__}: {wrong}",
+                f"{camera.name or 'camera'}: {type(error).__name__}: {error}",
                 throttle_duration_sec=_LOG_EVERY_S,
             )
 
@@ -193,8 +193,8 @@ class SegmenterNode(LifecycleNode):
             settings = self._settings(changed)
             if self._segmenter is not None:
                 self._segmenter.check(settings)
-        except (TfisegError, TypeError) as wrong:
-            return SetParametersResult(successful=False, reason=str(wrong))
+        except (TfisegError, TypeError) as error:
+            return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
     def _apply_parameters(self, parameters: list[Parameter]) -> None:
@@ -209,12 +209,12 @@ def _spin(node: SegmenterNode) -> None:
     while rclpy.ok():
         try:
             executor.spin_once()
-        except RCLError as wrong:
+        except RCLError as error:
             if not rclpy.ok():  # a signal came while the executor prepared to wait
                 return
-            if "lifecycle" not in str(wrong):
+            if "lifecycle" not in str(error):
                 raise
-            node.get_logger().error(str(wrong))
+            node.get_logger().error(str(error))
 
 
 def main(args: list[str] | None = None) -> int:
