@@ -17,7 +17,7 @@ from .networks.gpu_session import GpuSession, enlarged
 from .networks.multi_scale import MultiScaleSession
 from .refine.mask_refinement import Foregrounds
 from .refine.refiner import Refiner
-from .sources.base import Frame, checked_image
+from .sources.base import Frame, check_image
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
@@ -67,7 +67,7 @@ class GpuRoute:
         """
         image = frame.image if isinstance(frame, Frame) else frame
         if not hasattr(image, "__cuda_array_interface__"):
-            image = checked_image(image)
+            image = check_image(image)
         size_hw = (int(image.shape[0]), int(image.shape[1]))
         segmenter = self._segmenter
         if segmenter.refiner is not None:

@@ -30,7 +30,7 @@ from .picture_input import as_frame
 from .refine.mask_refinement import Foregrounds
 from .refine.refiner import Refiner
 from .segmenter_settings import SegmenterSettings
-from .sources.base import Frame, checked_image
+from .sources.base import Frame, check_image
 
 _log = logging.getLogger("tfiseg")
 
@@ -279,7 +279,7 @@ class Segmenter(MapClusterer):
                 **found.stage_ms,
             }
         else:
-            image = checked_image(frame)
+            image = check_image(frame)
             maps = self.session.infer(image)
             network_ms = (time.perf_counter() - began) * 1e3
             if self.refiner is None:
@@ -288,7 +288,7 @@ class Segmenter(MapClusterer):
                 found, known = self._refined(self.refiner, image, maps)
             stages = {"network": network_ms, **found.stage_ms}
         if self._outliner is not None:
-            found = self._outliner.outlined(checked_image(frame), replace(found, stage_ms=stages), known)
+            found = self._outliner.outlined(check_image(frame), replace(found, stage_ms=stages), known)
             stages = dict(found.stage_ms)
             found = found.select(found.area >= self._least_area(found.label_map.shape))
         if isinstance(frame, Frame):

@@ -28,7 +28,7 @@ from ...runtime.evaluate.evaluate import evaluate
 from ...runtime.networks.session import DEFAULT_MODEL
 from ...runtime.refine.partition import instances_of
 from ...runtime.segmenter import Segmenter
-from ...runtime.sources.base import Frame, checked_image
+from ...runtime.sources.base import Frame, check_image
 from ..engine.build import semantic_network
 from ..instance.network import DISPLACEMENT_UNIT_PX, STRIDE
 from ..semantic.data import IGNORE, CropSampler, load_pictures
@@ -175,7 +175,7 @@ class PaperSegmenter(Segmenter):
 
     @torch.no_grad()
     def __call__(self, frame: Frame | NDArray[np.uint8]) -> Instances:
-        image = checked_image(frame)
+        image = check_image(frame)
         size_hw = (image.shape[0], image.shape[1])
         logits, *features = self._maps_of(image)
         displacement = (self._heads(*(torch.from_numpy(f) for f in features))[0] * UNIT).numpy()

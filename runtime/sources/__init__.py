@@ -1,1 +1,1 @@
-"""Frame sources: files, videos, cameras, network streams and a synthetic camera."""
+"""Frame sources: files, videos, cameras, network streams and the synthetic source."""

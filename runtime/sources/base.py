@@ -1,4 +1,4 @@
-"""What every frame source gives and is: ``Frame`` and ``Source``."""
+"""``Frame``, and the base class of all sources."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ DEFAULT_FPS = 30.0  # assumed if a source has no frame rate
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a source.
+    """One image of a source.
 
     Args:
         image: uint8 (H, W, 3) BGR.
-        index: position in its source, from 0.
-        capture_time_ns: when it was taken (live) or decoded, time.monotonic_ns().
-        name: for outputs: a file's name without suffix, or "frame-000012".
-        decode_ms: time that reading it took.
-        truth_label_map, truth_class_map: int32 and uint8 (H, W), where the source knows them (synthetic).
-        file_name: of an image file: its path relative to the folder that was opened; else "".
-        media_time_s: seconds from the start of a video at which it is shown; None: the source has no such
-            clock.
+        index: position in the source, from 0.
+        capture_time_ns: time.monotonic_ns() of the capture (live sources) or of the decoding.
+        name: name in outputs: a file name without suffix, or "frame-000012".
+        decode_ms: milliseconds to read the image.
+        truth_label_map: ground truth of the synthetic source, int32 (H, W); otherwise None.
+        truth_class_map: ground truth of the synthetic source, uint8 (H, W); otherwise None.
+        file_name: path of an image file relative to the opened folder; "" if the image is no file.
+        media_time_s: seconds from the start of a video; None if the source has no such clock.
     """
 
     image: NDArray[np.uint8]
@@ -43,12 +43,18 @@ class Frame:
 
 
 class Source:
-    """Frames one after another: iterate, and close (or use ``with``).
+    """A sequence of frames: iterate over it, and close it (or use ``with``).
 
-    ``fps`` is the source's own rate or None; ``is_video`` tells moving pictures from single images;
-    ``frame_count`` is the number of frames if it is known beforehand; ``is_live`` says that frames come when
-    they come, whether anybody is ready or not; ``reconnects`` counts how often it was lost and found again;
-    ``unreadable`` holds a message for each image file that could not be read.
+    Subclasses implement ``_read``.
+
+    Attributes:
+        name: name in outputs and messages, without secrets.
+        fps: frames per second, or None if unknown.
+        is_video: whether the frames are a video rather than single images.
+        is_live: whether frames arrive in real time, whether or not they are read.
+        frame_count: number of frames, or None if unknown.
+        reconnects: number of times that the source was lost and reopened.
+        unreadable: an error message for each image file that cannot be read.
     """
 
     fps: float | None = None
@@ -62,14 +68,14 @@ class Source:
         self.name = name
 
     def _read(self, index: int) -> Frame | None:
-        """The next frame, or None at the end. Subclasses fill this."""
+        """Return the next frame, or None at the end."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Release what the source holds; safe to call twice."""
+        """Release all resources; safe to call twice."""
 
     def interrupt(self) -> None:
-        """From another thread: end the iteration, if it is waiting for a lost source, soon."""
+        """End an iteration that waits for a frame; any thread may call this."""
 
     def __iter__(self) -> Iterator[Frame]:
         index = 0
@@ -90,24 +96,29 @@ class Source:
 
 
 def frame_name(index: int) -> str:
+    """Return the name of a frame that is no file."""
     return f"frame-{index:06d}"
 
 
-def checked_image(frame: Frame | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture in a frame, checked: uint8 (H, W, 3) with at least one pixel."""
+def check_image(frame: Frame | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the image of a frame as a contiguous array.
+
+    Raises:
+        InputError: it is not uint8 (H, W, 3), is empty, or is too large.
+    """
     image = frame.image if isinstance(frame, Frame) else np.asarray(frame)
     if not isinstance(image, np.ndarray):
         raise InputError(f"a frame must be uint8 (H, W, 3) BGR, got {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(
             f"a frame must be uint8 (H, W, 3) BGR, got {image.dtype} {image.shape}: "
-            "scale floats to 0..255, and cv2.cvtColor(x, cv2.COLOR_GRAY2BGR) makes grey pictures colour"
+            "scale floats to 0..255, and convert gray images by cv2.cvtColor(x, cv2.COLOR_GRAY2BGR)"
         )
     if not image.size:
         raise InputError(f"the frame is empty: shape {image.shape}")
     if max(image.shape) > MAX_SIDE_PX:
         raise InputError(
             f"a frame must have at most {MAX_SIDE_PX} pixels along each side, got {image.shape}: crop or "
-            "scale it"
+            "resize it"
         )
     return np.ascontiguousarray(image)

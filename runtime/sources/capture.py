@@ -1,4 +1,4 @@
-"""What live sources read from: captures, with the interface of ``cv2.VideoCapture``."""
+"""The interface of captures, which live sources read: that of ``cv2.VideoCapture``."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ _log = logging.getLogger("tfiseg")
 
 
 class Capture(Protocol):
-    """An open camera or stream: ``cv2.VideoCapture``, or a class that behaves like it."""
+    """An open camera or stream: ``cv2.VideoCapture``, or a class with its interface."""
 
     def read(self) -> tuple[bool, Any]: ...
     def grab(self) -> bool: ...
-    def get(self, which: int, /) -> float: ...
+    def get(self, property_id: int, /) -> float: ...
     def release(self) -> None: ...
     def getBackendName(self) -> str: ...
 
 
 def release(capture: Any, in_use: threading.Lock, name: str) -> None:
-    """Release a capture, unless another thread hangs in it: that would end the process."""
+    """Release a capture unless another thread is reading it, which would crash the process."""
     if in_use.acquire(timeout=_RELEASE_SECONDS):
         capture.release()
         in_use.release()
     else:
-        _log.warning("%s hangs in reading: it is left open", name)
+        _log.warning("reading %s does not return; it is left open", name)
 
 
 def fps_of(capture: Capture) -> float | None:
-    """The rate that a capture names, if it can be one."""
+    """Return the frame rate of a capture, or None if the value is not plausible."""
     fps = float(capture.get(cv2.CAP_PROP_FPS))
     return fps if 0 < fps <= 1000 else None
 
 
-def opened(capture: cv2.VideoCapture, message: str) -> cv2.VideoCapture:
-    """The capture, if it is open; else SourceError with this message."""
+def require_open(capture: cv2.VideoCapture, message: str) -> cv2.VideoCapture:
+    """Return the capture if it is open; otherwise raise SourceError with this message."""
     if not capture.isOpened():
         capture.release()
         raise SourceError(message)

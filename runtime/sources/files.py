@@ -1,4 +1,4 @@
-"""Image files."""
+"""A source of image files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ _log = logging.getLogger("tfiseg")
 
 
 class ImageFiles(Source):
-    """Image files, in the order given. Of several, those that can't be read are left out and listed in
-    ``unreadable``; where none can be read, the iteration raises SourceError.
+    """A source of image files, in the given order.
+
+    Unreadable files are skipped and listed in ``unreadable``. If no file is readable, the iteration raises
+    SourceError.
 
     Args:
-        name: of the source.
-        paths: of the files.
-        folder: the frames' ``file_name`` is relative to it; default: as in ``paths``.
+        name: name of the source.
+        paths: paths of the files.
+        folder: folder that the frames' ``file_name`` is relative to; None keeps the paths.
     """
 
     is_video = False
@@ -42,7 +44,7 @@ class ImageFiles(Source):
                 unreadable.append(str(error))
                 if len(unreadable) == len(self.paths):
                     raise SourceError(unreadable_message(self)) from None
-                _log.warning("%s: left out", error)
+                _log.warning("%s; the file is skipped", error)
                 continue
             now = time.monotonic_ns()
             file_name = str(path if self._folder is None else path.relative_to(self._folder))
@@ -50,7 +52,7 @@ class ImageFiles(Source):
 
 
 def unreadable_message(source: Source) -> str:
-    """One sentence about the image files of a source that could not be read."""
+    """Return one sentence about the unreadable image files of a source."""
     messages, total = source.unreadable, source.frame_count
     if total == 1:
         return messages[0]

@@ -1,4 +1,4 @@
-"""GStreamer pipelines through gst-launch-1.0: for an OpenCV that is built without GStreamer, as pip's is."""
+"""GStreamer pipelines run by gst-launch-1.0, because pip's OpenCV is built without GStreamer."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _START_SECONDS = 10.0
 _SILENT_SECONDS = 5.0  # without a frame, after which the pipeline counts as lost
 _STOP_SECONDS = 2.0
 _MAX_PIPE_BYTES = 1 << 20
-# gst-launch-1.0 may leave out one pad's caps where two threads report at once: each of ours tells the same
+# gst-launch-1.0 may omit the caps of a pad when two threads print at once, so any of our elements counts
 _CAPS = re.compile(r"tfiseg-\w+\.GstPad:\w+: caps = video/x-raw,(.*)")
 _FIELD = re.compile(r"(format|width|height|framerate)=\(\w+\)([\w/]+)")  # in any order
 _ERROR = re.compile(r"(?:ERROR: from element \S+: |WARNING: erroneous pipeline: |ERROR: )(.*)")
 
 
 class _Report:
-    """What a running gst-launch-1.0 prints: the size and rate of the frames, and errors."""
+    """The output of a running gst-launch-1.0: size and rate of the frames, and errors."""
 
     def __init__(self) -> None:
         self.size_wh: tuple[int, int] | None = None
@@ -43,14 +43,14 @@ class _Report:
         self.known = threading.Event()
         self.errors: deque[str] = deque(maxlen=20)
 
-    def listen(self, stream: IO[str]) -> None:
+    def parse(self, stream: IO[str]) -> None:
         for line in stream:
             caps = _CAPS.search(line)
             fields = dict(_FIELD.findall(caps[1])) if caps else {}
             if fields.get("format") == "BGR" and "width" in fields and "height" in fields:
                 self.size_wh = int(fields["width"]), int(fields["height"])
-                rate, _, per = fields.get("framerate", "0/1").partition("/")
-                self.fps = int(rate) / max(int(per or 1), 1)
+                frames, _, seconds = fields.get("framerate", "0/1").partition("/")
+                self.fps = int(frames) / max(int(seconds or 1), 1)
                 self.known.set()
             elif (error := _ERROR.match(line)) is not None:
                 self.errors.append(error[1].strip().rstrip("."))
@@ -59,27 +59,26 @@ class _Report:
 class PipelineCapture:
     """A running pipeline with the interface of ``cv2.VideoCapture``.
 
-    gst-launch-1.0 writes raw BGR rows into a pipe and the size to its standard output. The process ends with
-    ``release``, with the interpreter, and when nobody reads the pipe any more.
+    gst-launch-1.0 writes raw BGR rows into a pipe and the frame size to its standard output. The process ends
+    with ``release``, with the interpreter, or when the read end of the pipe is closed.
 
     Args:
-        name: of the source, for messages.
-        pipeline: in GStreamer's syntax, with one appsink; its ``drop`` and ``sync`` are kept.
+        name: name of the source in messages.
+        pipeline: a pipeline in GStreamer's syntax with one appsink, whose ``drop`` and ``sync`` are kept.
 
     Raises:
-        InputError: there is not exactly one appsink, or a quote is not closed. SourceError: gst-launch-1.0 is
-            missing, or the pipeline doesn't start.
+        InputError: the number of appsinks is not one, or a quote is not closed.
+        SourceError: gst-launch-1.0 is missing, or the pipeline does not start.
     """
 
     def __init__(self, name: str, pipeline: str) -> None:
         program = shutil.which(PROGRAM)
         if program is None:
             raise SourceError(
-                f"{name} needs GStreamer: install it (apt install gstreamer1.0-tools "
-                "gstreamer1.0-plugins-base "
-                "gstreamer1.0-plugins-good), or use an OpenCV that is built with it"
+                f"{name} needs GStreamer: apt install gstreamer1.0-tools gstreamer1.0-plugins-base "
+                "gstreamer1.0-plugins-good, or use an OpenCV that is built with GStreamer"
             )
-        self.ended = False  # by itself, at the end of a file: it needn't be opened again
+        self.ended = False  # whether the pipeline ended regularly, at the end of a file
         self._name = name
         report = self._report = _Report()
         self._pipe, write_end = os.pipe()
@@ -94,7 +93,7 @@ class PipelineCapture:
                 text=True,
                 errors="replace",
                 pass_fds=[write_end],
-                start_new_session=True,  # Ctrl-C is for this program, which then ends the pipeline
+                start_new_session=True,  # Ctrl-C goes to this program only, which then ends the pipeline
                 env={**os.environ, "LC_ALL": "C"},
             )
         except BaseException:
@@ -104,7 +103,7 @@ class PipelineCapture:
             os.close(write_end)
         self._end = weakref.finalize(self, _stop, self._process, self._pipe)
         self._readers = [
-            threading.Thread(target=report.listen, args=(stream,), name="tfiseg-gstreamer", daemon=True)
+            threading.Thread(target=report.parse, args=(stream,), name="tfiseg-gstreamer", daemon=True)
             for stream in (self._process.stdout, self._process.stderr)
         ]
         for reader in self._readers:
@@ -124,7 +123,7 @@ class PipelineCapture:
                 continue
             for reader in self._readers:
                 reader.join(_STOP_SECONDS if self._process.poll() is not None else 0)
-            if self._report.known.is_set():  # a pipeline of a few frames
+            if self._report.known.is_set():  # a pipeline of a few frames has already ended
                 return
             reason = (
                 self._report.errors[0] if self._report.errors else f"no frame within {_START_SECONDS:.0f} s"
@@ -136,14 +135,9 @@ class PipelineCapture:
 
     def read(self) -> tuple[bool, Any]:
         if self._report.size_wh != self._size_wh:
-            return (
-                False,
-                None,
-            )  # another size: where it begins in the pipe isn't known, so it is started again
+            return False, None  # the size changed at an unknown place in the pipe: start the pipeline again
         width, height = self._size_wh
-        rows = np.empty(
-            (height, -(-3 * width // 4) * 4), np.uint8
-        )  # GStreamer's rows are multiples of 4 bytes
+        rows = np.empty((height, -(-3 * width // 4) * 4), np.uint8)  # GStreamer pads rows to 4 bytes
         if not self._fill(rows):
             return False, None
         return True, np.ascontiguousarray(rows[:, : 3 * width].reshape(height, width, 3))
@@ -166,14 +160,14 @@ class PipelineCapture:
     def grab(self) -> bool:
         return self.read()[0]
 
-    def get(self, which: int, /) -> float:
+    def get(self, property_id: int, /) -> float:
         width, height = self._size_wh
         values = {
             cv2.CAP_PROP_FRAME_WIDTH: width,
             cv2.CAP_PROP_FRAME_HEIGHT: height,
             cv2.CAP_PROP_FPS: self._report.fps,
         }
-        return float(values.get(which, 0))
+        return float(values.get(property_id, 0))
 
     def release(self) -> None:
         self._end()
@@ -183,16 +177,16 @@ class PipelineCapture:
 
 
 def _resize(pipe: int, frame_bytes: int) -> None:
-    """Let a pipe hold as much as possible for fewer reads, but less than a frame: frames in it get old."""
+    """Make a pipe large for fewer reads, but smaller than a frame, because frames in it get old."""
     size = 4096
     while 2 * size <= min(frame_bytes, _MAX_PIPE_BYTES):
         size *= 2
-    with contextlib.suppress(OSError, AttributeError):  # the system may not allow it
+    with contextlib.suppress(OSError, AttributeError):  # not every system allows it
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
 
 
 def _stop(process: subprocess.Popen[str], pipe: int) -> None:
-    """End the process, and free what it was read by."""
+    """End the process and close its pipe."""
     process.terminate()
     try:
         process.wait(_STOP_SECONDS)
@@ -203,7 +197,7 @@ def _stop(process: subprocess.Popen[str], pipe: int) -> None:
 
 
 def _with_fd_sink(pipeline: str, fd: int) -> list[str]:
-    """The arguments of gst-launch-1.0: raw BGR into a file descriptor instead of the appsink."""
+    """Return the arguments of gst-launch-1.0, with an fdsink for raw BGR instead of the appsink."""
     shown = text_without_secrets(pipeline)
     try:
         words = shlex.split(pipeline)

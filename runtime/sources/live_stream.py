@@ -1,4 +1,4 @@
-"""Cameras and streams that are opened again whenever they are lost."""
+"""Cameras and streams that are reopened when they are lost."""
 
 from __future__ import annotations
 
@@ -15,22 +15,28 @@ from ...errors import InputError, SourceError
 from .base import DEFAULT_FPS, Frame, Source, frame_name
 from .capture import Capture, fps_of, release
 
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0  # between attempts to open a lost source again: doubled each time
-_WAITED_AFTER_S = 0.2  # opened so long ago, there are frames in a buffer
-_AT_ONCE, _NEW_IN_A_ROW = (
-    0.5,
-    2,
-)  # of a frame's interval: what comes quicker lay there; so many that don't are new
+_FIRST_WAIT_S, _MAX_WAIT_S = 0.5, 8.0  # between attempts to reopen a source; doubled each time
+_BUFFERED_AFTER_S = 0.2  # after opening, buffers contain old frames
+# a frame is new if reading it takes at least this share of the frame interval, several times in a row
+_NEW_SHARE, _NEW_IN_A_ROW = 0.5, 2
 
-_LATE_S = 1.0  # in buffers, after which the log says so, once
+_LATE_S = 1.0  # time in buffers that is logged once
 
 _log = logging.getLogger("tfiseg")
 
 
 @dataclass(frozen=True)
 class CameraRequest:
-    """What a camera is asked for: width and height in pixels, frames per second, pixel format (a FourCC such
-    as "MJPG" or "YUYV")."""
+    """The requested format of a camera; None keeps the camera's default.
+
+    Args:
+        size_wh: width and height in pixels, at least 1.
+        fps: frames per second, above 0.
+        pixel_format: a FourCC such as "MJPG" or "YUYV".
+
+    Raises:
+        InputError: a value is out of range.
+    """
 
     size_wh: tuple[int, int] | None = None
     fps: float | None = None
@@ -39,13 +45,13 @@ class CameraRequest:
     def __post_init__(self) -> None:
         if self.size_wh is not None and min(self.size_wh) < 1:
             raise InputError(
-                f"a camera's size must be at least 1 x 1 px, got {self.size_wh[0]} x {self.size_wh[1]}"
+                f"the camera size must be at least 1 x 1 px, got {self.size_wh[0]} x {self.size_wh[1]}"
             )
         if self.fps is not None and self.fps <= 0:
-            raise InputError(f"a camera's fps must be above 0, got {self.fps:g}")
+            raise InputError(f"the camera fps must be above 0, got {self.fps:g}")
         if self.pixel_format is not None and len(self.pixel_format) != 4:
             raise InputError(
-                f'a pixel format is a FourCC such as "MJPG" or "YUYV", got {self.pixel_format!r}'
+                f'the pixel format must be a FourCC such as "MJPG" or "YUYV", got {self.pixel_format!r}'
             )
 
     def __bool__(self) -> bool:
@@ -53,14 +59,15 @@ class CameraRequest:
 
 
 class LiveStream(Source):
-    """A camera or stream that is opened again whenever it is lost, with growing pauses, and says so in the
-    log "tfiseg".
+    """A camera or stream that is reopened when it is lost, with increasing delays.
+
+    The logger "tfiseg" reports the format that the source delivers, losses, and reconnections.
 
     Args:
-        name: of the source.
-        opener: opens it; raises SourceError.
-        wanted: what was asked of it; where it gives something else, the log says so.
-        capture: it, if it is open already.
+        name: name of the source.
+        opener: opens the capture, or raises SourceError.
+        request: the requested format; the log warns if the source delivers another one.
+        capture: the capture, if it is already open.
     """
 
     is_live = True
@@ -69,7 +76,7 @@ class LiveStream(Source):
         self,
         name: str,
         opener: Callable[[], Capture],
-        wanted: CameraRequest | None = None,
+        request: CameraRequest | None = None,
         capture: Capture | None = None,
     ) -> None:
         super().__init__(name)
@@ -78,32 +85,29 @@ class LiveStream(Source):
         self._opened = time.monotonic()
         self._in_use = threading.Lock()
         self._interrupted = threading.Event()
-        self.description, differs = described(name, self._capture, wanted or CameraRequest())
+        self.description, differs = describe_capture(name, self._capture, request or CameraRequest())
         (_log.warning if differs else _log.info)("%s", self.description)
         self.fps = fps_of(self._capture)
-        self._stamps = self._capture.getBackendName() == "V4L2"
-        self._told_late = False
+        self._has_time_stamps = self._capture.getBackendName() == "V4L2"
+        self._warned_late = False
 
     def __iter__(self) -> Iterator[Frame]:
         self._interrupted.clear()
-        if time.monotonic() - self._opened > _WAITED_AFTER_S:
-            self._skip_what_waited()
+        if time.monotonic() - self._opened > _BUFFERED_AFTER_S:
+            self._skip_buffered()
         return super().__iter__()
 
-    def _skip_what_waited(self) -> None:
-        """Frames that came in while a network was loaded would be taken for new ones: whoever drives by them
-        drives by the past."""
+    def _skip_buffered(self) -> None:
+        """Skip frames that arrived before the iteration, for example while a network was loaded."""
         interval, new = 1 / (self.fps or DEFAULT_FPS), 0
         with self._in_use:
-            for _ in range(
-                round((time.monotonic() - self._opened) / interval) + _NEW_IN_A_ROW
-            ):  # no more can have come
+            max_buffered = round((time.monotonic() - self._opened) / interval)
+            for _ in range(max_buffered + _NEW_IN_A_ROW):
                 began = time.monotonic()
-                if (
-                    not self._capture.grab()
-                ):  # it decodes where the stream is compressed, so one that takes long may still be old
+                if not self._capture.grab():
                     return
-                new = new + 1 if time.monotonic() - began > _AT_ONCE * interval else 0
+                # grab() decodes compressed streams, so a single slow frame may be an old one
+                new = new + 1 if time.monotonic() - began > _NEW_SHARE * interval else 0
                 if new == _NEW_IN_A_ROW:
                     return
 
@@ -111,44 +115,45 @@ class LiveStream(Source):
         while not self._interrupted.is_set():
             with self._in_use:
                 began = time.monotonic_ns()
-                more, image = self._capture.read()
+                is_read, image = self._capture.read()
                 now = time.monotonic_ns()
-                taken = self._captured_at(now) if more else now
-            if more:
+                capture_ns = self._capture_time_ns(now) if is_read else now
+            if is_read:
                 return Frame(
-                    np.asarray(image, np.uint8), index, taken, frame_name(index), (now - began) / 1e6
+                    np.asarray(image, np.uint8), index, capture_ns, frame_name(index), (now - began) / 1e6
                 )
             if getattr(self._capture, "ended", False):  # a pipeline that plays a file
                 return None
-            self._find_again(index)
+            self._reopen(index)
         return None
 
-    def _captured_at(self, now_ns: int) -> int:
-        """When the picture was taken: V4L2's drivers stamp it on the monotonic clock, which is when its
-        transfer ended; of network streams, the time in buffers is known."""
-        if self._stamps:
-            stamped = int(self._capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
-            if 0 <= now_ns - stamped < 2_000_000_000:  # a driver with another clock is not believed
-                return stamped
+    def _capture_time_ns(self, now_ns: int) -> int:
+        """Return the capture time of the last frame on the monotonic clock.
+
+        V4L2 drivers give the time at which the transfer ended. Network streams give the time in buffers.
+        """
+        if self._has_time_stamps:
+            stamp_ns = int(self._capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
+            if 0 <= now_ns - stamp_ns < 2_000_000_000:  # otherwise the driver uses another clock
+                return stamp_ns
         lag_s = getattr(self._capture, "lag_s", 0.0)
-        if lag_s > _LATE_S and not self._told_late:
-            self._told_late = True
+        if lag_s > _LATE_S and not self._warned_late:
+            self._warned_late = True
             _log.warning(
-                "a frame of %s is %.1f s old when it is read, as its age says: the network held it back, or "
-                "more is sent than is read here. Then ask for fewer or smaller frames, or decode in hardware "
+                "a frame of %s is %.1f s old when it is read: the network delayed it, or the stream sends "
+                "more than this machine reads. Request fewer or smaller frames, or decode in hardware "
                 "(gstreamer:PIPELINE)",
                 self.name,
                 lag_s,
             )
         return now_ns - int(lag_s * 1e9)
 
-    def _find_again(self, frames: int) -> None:
+    def _reopen(self, frames: int) -> None:
         with self._in_use:
             self._capture.release()
         lost, wait = time.monotonic(), _FIRST_WAIT_S
         _log.warning(
-            "%s stopped delivering after %d frames (cable, power, network?): it is looked for until it is "
-            "back",
+            "%s stopped delivering after %d frames (cable, power, network?); it will be reopened",
             self.name,
             frames,
         )
@@ -156,12 +161,12 @@ class LiveStream(Source):
             try:
                 with self._in_use:
                     self._capture = self._opener()
-            except SourceError as still:
-                wait = min(2 * wait, _LONGEST_WAIT_S)
-                _log.info("%s; next attempt in %g s", still, wait)
+            except SourceError as error:
+                wait = min(2 * wait, _MAX_WAIT_S)
+                _log.info("%s; next attempt in %g s", error, wait)
                 continue
             self.reconnects += 1
-            self._told_late = False
+            self._warned_late = False
             _log.warning("%s is back after %.1f s", self.name, time.monotonic() - lost)
             return
 
@@ -172,24 +177,24 @@ class LiveStream(Source):
         release(self._capture, self._in_use, self.name)
 
 
-def described(name: str, capture: Capture, wanted: CameraRequest) -> tuple[str, bool]:
-    """What a source really gives, as a sentence, and whether it differs from what was asked."""
+def describe_capture(name: str, capture: Capture, request: CameraRequest) -> tuple[str, bool]:
+    """Return a sentence about the format that a source delivers, and whether it differs from the request."""
     width, height = (int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
     fps = capture.get(cv2.CAP_PROP_FPS)
     code = int(capture.get(cv2.CAP_PROP_FOURCC))
     text = "".join(chr(code >> shift & 0xFF) for shift in (0, 8, 16, 24))
     pixel_format = text if text.isprintable() and code > 0 else None
-    got = (
+    format_text = (
         f"{width}x{height}"
         + (f" at {fps:g} frames/s" if fps > 0 else "")
         + (f", {pixel_format}" if pixel_format else "")
     )
-    missed = []
-    if wanted.size_wh not in (None, (width, height)):
-        missed.append("{}x{}".format(*(wanted.size_wh or ())))
-    if wanted.fps is not None and abs(wanted.fps - fps) > 0.5:
-        missed.append(f"{wanted.fps:g} frames/s")
-    if wanted.pixel_format not in (None, pixel_format):
-        missed.append(f"{wanted.pixel_format}")
-    asked = f"; asked for {', '.join(missed)}, which it doesn't give" if missed else ""
-    return f"{name} gives {got} through {capture.getBackendName()}{asked}", bool(missed)
+    missing = []
+    if request.size_wh not in (None, (width, height)):
+        missing.append("{}x{}".format(*(request.size_wh or ())))
+    if request.fps is not None and abs(request.fps - fps) > 0.5:
+        missing.append(f"{request.fps:g} frames/s")
+    if request.pixel_format not in (None, pixel_format):
+        missing.append(f"{request.pixel_format}")
+    difference = f"; it does not deliver the requested {', '.join(missing)}" if missing else ""
+    return f"{name} delivers {format_text} by {capture.getBackendName()}{difference}", bool(missing)

@@ -1,4 +1,4 @@
-"""Network streams: opened with limits on their silence, named without secrets."""
+"""Network streams, with timeouts, and with names that contain no secrets."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from .decoding import VideoReader, open_container, upright_bgr
 
 URL_SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
 _TIMEOUT_S = 5.0  # for opening, and for each read
-# who waited for some of the last frames, for this part of a frame's interval, has read all that was sent
-_RECENT, _WAITED_FOR, _WAIT = 8, 3, 0.25
-_STALL_S, _STALL = 0.5, 4  # a longer wait, also over the usual ones, is the network's: what comes then is old
+# buffers are empty if at least 3 of the last 8 reads waited for this share of the frame interval
+_RECENT_READS, _MIN_WAITS, _WAIT_SHARE = 8, 3, 0.25
+# a longer wait, in seconds and in medians, is a stall of the network: the next frames are old
+_STALL_S, _STALL_RATIO = 0.5, 4
 
 
 def open_stream(url: str) -> VideoReader:
-    """Open a network stream or file, with limits on how long it may keep silent.
+    """Open a network stream, or a file at a URL, with timeouts.
 
     Raises:
-        SourceError: nothing answers, or what comes is no video. The message holds no password.
+        SourceError: no server answers, or the data is no video. The message contains no password.
     """
     from av.error import FFmpegError, HTTPClientError, HTTPError, InvalidDataError
 
     shown = without_secrets(url)
-    # cameras drop packets over UDP: TCP first, as OpenCV has it
+    # TCP first, as in OpenCV, because cameras drop packets over UDP
     options = {"rtsp_flags": "prefer_tcp"} if url.lower().startswith("rtsp") else {}
     try:
         container = open_container(url, shown, options=options, timeout=(_TIMEOUT_S, _TIMEOUT_S))
-    except FFmpegError as error:  # their own texts hold the URL
+    except FFmpegError as error:  # its message contains the URL
         if isinstance(error, HTTPError | HTTPClientError):
             raise SourceError(f"{shown} refuses to answer: {error.strerror}") from None
         if isinstance(error, InvalidDataError):
-            raise SourceError(f"what {shown} sends is no video that can be read") from None
+            raise SourceError(f"{shown} sends no video that can be read") from None
         raise SourceError(f"no stream answers at {shown}") from None
     return VideoReader(container, shown, low_latency=True)
 
@@ -46,16 +47,15 @@ def open_stream(url: str) -> VideoReader:
 class StreamCapture:
     """A network stream with the interface of ``cv2.VideoCapture``.
 
-    ``lag_s`` says how long the last frame had lain in buffers: of a stream that is read more slowly than it
-    sends, or after the network stood still, old frames would be taken for new ones. It is measured by the
-    stream's own clock, since frames were last waited for.
+    ``lag_s`` is the time that the last frame spent in buffers, because the stream is read more slowly than it
+    is sent or the network stalled. It is measured by the stream's clock, since the buffers were last empty.
     """
 
     def __init__(self, reader: VideoReader) -> None:
         self._reader = reader
         self.lag_s = 0.0
-        self._least_s: float | None = None  # this machine's clock minus the stream's, when caught up
-        self._waits_s: deque[float] = deque(maxlen=_RECENT)
+        self._min_offset_s: float | None = None  # this machine's clock minus the stream's, with empty buffers
+        self._waits_s: deque[float] = deque(maxlen=_RECENT_READS)
         self._frames = reader.frames()
         code = reader.codec if len(reader.codec) == 4 else ""
         self._values = {
@@ -80,23 +80,23 @@ class StreamCapture:
         return frame
 
     def _measure_lag(self, frame: Any, waited_s: float) -> None:
-        ahead_s = time.monotonic() - self._reader.time_of(frame)
-        if self._least_s is None or self._caught_up(waited_s):
-            self._least_s = ahead_s
-        self._least_s = min(self._least_s, ahead_s)
-        self.lag_s = ahead_s - self._least_s
+        offset_s = time.monotonic() - self._reader.time_of(frame)
+        if self._min_offset_s is None or self._buffers_are_empty(waited_s):
+            self._min_offset_s = offset_s
+        self._min_offset_s = min(self._min_offset_s, offset_s)
+        self.lag_s = offset_s - self._min_offset_s
 
-    def _caught_up(self, waited_s: float) -> bool:
+    def _buffers_are_empty(self, waited_s: float) -> bool:
         waits = self._waits_s
-        if len(waits) >= _WAITED_FOR and waited_s > max(_STALL_S, _STALL * median(waits)):
+        if len(waits) >= _MIN_WAITS and waited_s > max(_STALL_S, _STALL_RATIO * median(waits)):
             waits.clear()
         else:
             waits.append(waited_s)
-        least_s = _WAIT / (self._reader.fps or DEFAULT_FPS)
-        return waited_s > least_s and sum(wait > least_s for wait in waits) >= _WAITED_FOR
+        min_wait_s = _WAIT_SHARE / (self._reader.fps or DEFAULT_FPS)
+        return waited_s > min_wait_s and sum(wait > min_wait_s for wait in waits) >= _MIN_WAITS
 
-    def get(self, which: int, /) -> float:
-        return float(self._values.get(which, 0))
+    def get(self, property_id: int, /) -> float:
+        return float(self._values.get(property_id, 0))
 
     def release(self) -> None:
         self._reader.close()

@@ -1,4 +1,4 @@
-"""Files and synthetic frames at their own pace, as if they were live."""
+"""Playback of files and synthetic frames in real time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from .base import DEFAULT_FPS, Frame, Source
 
 
 class Realtime(Source):
-    """A file, folder or synthetic camera played at its own pace, as if it were live: each frame counts as
-    taken when it was due, however slowly it is read."""
+    """A live source that plays another source in real time.
+
+    The capture time of each frame is the time at which it is due, even if it is read later.
+
+    Args:
+        source: a file, a folder or the synthetic source.
+        fps: frames per second; None for the media times or the frame rate of the source.
+    """
 
     is_live = True
 
     def __init__(self, source: Source, fps: float | None = None) -> None:
         super().__init__(source.name)
-        self._source, self._own_pace = source, fps is None
+        self._source, self._uses_media_time = source, fps is None
         self._interrupted = threading.Event()
         self.fps = fps or source.fps or DEFAULT_FPS
         self.is_video, self.frame_count = source.is_video, source.frame_count
@@ -29,7 +35,7 @@ class Realtime(Source):
         for frame in self._source:
             assert self.fps is not None
             due_s = frame.index / self.fps
-            if self._own_pace and frame.media_time_s is not None:
+            if self._uses_media_time and frame.media_time_s is not None:
                 first_s = frame.media_time_s if first_s is None else first_s
                 due_s = frame.media_time_s - first_s
             due_ns = began_ns + round(due_s * 1e9)

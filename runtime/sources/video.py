@@ -1,4 +1,4 @@
-"""Video files."""
+"""A source that reads a video file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _log = logging.getLogger("tfiseg")
 
 
 class VideoFile(Source):
-    """A video file, or one behind an address. Frames carry ``media_time_s``.
+    """A video file on disk or at a URL; its frames have ``media_time_s``.
 
-    Iterating raises SourceError after the last frame if some were lost; the message says how many.
+    If frames are lost, the iteration raises SourceError with their number after the last frame.
 
     Args:
-        name: of the source.
-        opener: opens it; raises SourceError.
-        reader: it, if it is open already.
+        name: name of the source.
+        opener: opens the video, or raises SourceError.
+        reader: the video, if it is already open.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class VideoFile(Source):
         with self._in_use:
             if self._closed:
                 raise SourceError(f"{self.name} is closed: open it again")
-            if self._started:  # iterated again: from the start
+            if self._started:  # iterate again from the start
                 self._reader.close()
                 self._reader = self._opener()
             self._started, reader = True, self._reader
@@ -65,18 +65,18 @@ class VideoFile(Source):
 
     def close(self) -> None:
         self._closed = True
-        if self._in_use.acquire(timeout=_RELEASE_SECONDS):  # closing it under a reader would end the process
+        if self._in_use.acquire(timeout=_RELEASE_SECONDS):  # closing it during a read would crash the process
             self._reader.close()
             self._in_use.release()
         else:
-            _log.warning("%s hangs in reading: it is left open", self.name)
+            _log.warning("reading %s does not return; it is left open", self.name)
 
 
 def open_file(path: Path) -> VideoReader:
-    """Open a video file, whatever the bytes of its name.
+    """Open a video file.
 
     Raises:
-        SourceError: it can't be read, or there is no video in it.
+        SourceError: the file cannot be read, or contains no video.
     """
     from av.error import FFmpegError
 
@@ -88,6 +88,6 @@ def open_file(path: Path) -> VideoReader:
             raise SourceError(f"can't read {shown}: {error.strerror}") from error
         raise SourceError(
             f"{shown} is no image or video that can be read ({error.strerror}): "
-            "it is damaged, cut off, or of a format that FFmpeg doesn't know"
+            "it is damaged, truncated, or in a format that FFmpeg does not support"
         ) from error
     return VideoReader(container, path.stem if path.stem.isprintable() else shown)

@@ -1,5 +1,4 @@
-"""Live sources. The network stream is real: MPEG-TS over TCP from a server made here, that is killed,
-restarted, and sends rubbish."""
+"""Test live sources, with MPEG-TS over TCP from a server that is killed and sends damaged data."""
 
 import io
 import logging
@@ -13,12 +12,12 @@ import numpy as np
 import pytest
 import tfiseg
 from tfiseg.runtime.sources.cameras import csi_pipeline, opencv_has_gstreamer
-from tfiseg.runtime.sources.live_stream import CameraRequest, LiveStream, described
+from tfiseg.runtime.sources.live_stream import CameraRequest, LiveStream, describe_capture
 from tfiseg.runtime.sources.realtime import Realtime
 
 
 def transport_stream(size_wh, frames=60):
-    """MPEG-TS bytes of a moving picture."""
+    """Return the MPEG-TS bytes of a moving image."""
     out = io.BytesIO()
     with av.open(out, "w", format="mpegts") as container:
         stream = container.add_stream(
@@ -26,22 +25,22 @@ def transport_stream(size_wh, frames=60):
         )
         stream.width, stream.height = size_wh
         stream.pix_fmt = "yuv420p"
-        picture = np.random.default_rng(0).integers(0, 255, (size_wh[1], size_wh[0], 3), np.uint8)
-        picture = cv2.GaussianBlur(picture, (0, 0), 8)
+        image = np.random.default_rng(0).integers(0, 255, (size_wh[1], size_wh[0], 3), np.uint8)
+        image = cv2.GaussianBlur(image, (0, 0), 8)
         for k in range(frames):
-            container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(np.roll(picture, 4 * k, 1), format="bgr24"))
-            )
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(image, 4 * k, 1), format="bgr24")))
         container.mux(stream.encode())
     return out.getvalue()
 
 
 class Server:
-    """Sends these bytes to whoever connects, again and again, until it is killed: in ``seconds``, or
-    quickly. What is due in the seconds ``standstill`` comes at their end."""
+    """A server that sends bytes repeatedly to each client, in ``seconds`` or as fast as possible.
 
-    def __init__(self, content, port=0, seconds=0, standstill=(0, 0)):
-        self.content, self._seconds, self._standstill = content, seconds, standstill
+    Bytes that are due in the interval ``stall`` are sent at its end.
+    """
+
+    def __init__(self, content, port=0, seconds=0, stall=(0, 0)):
+        self.content, self._seconds, self._stall = content, seconds, stall
         self._listening = socket.create_server(("127.0.0.1", port))
         self.port = self._listening.getsockname()[1]
         self._connections, self._alive = [], True
@@ -64,15 +63,15 @@ class Server:
                 for at in range(0, len(self.content), step):
                     connection.sendall(self.content[at : at + step])
                     due = self._seconds * at / len(self.content)
-                    if self._standstill[0] < due < self._standstill[1]:
-                        due = self._standstill[1]
+                    if self._stall[0] < due < self._stall[1]:
+                        due = self._stall[1]
                     time.sleep(max(began + due - time.monotonic(), 0 if self._seconds else 0.002))
         except OSError:
             pass
 
     def kill(self):
         self._alive = False
-        self._listening.shutdown(socket.SHUT_RDWR)  # wakes accept(), which would hold the port
+        self._listening.shutdown(socket.SHUT_RDWR)  # wakes accept(), which would block the port
         self._listening.close()
         for connection in self._connections:
             connection.close()
@@ -81,11 +80,11 @@ class Server:
 def until(condition, seconds=20):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.02)
 
 
-def test_a_stream_that_is_killed_and_restarted_is_found_again(caplog):
+def test_a_stream_is_reopened_after_a_restart_of_the_server(caplog):
     caplog.set_level(logging.INFO, "tfiseg")
     server = Server(transport_stream((128, 96)))
     address = f"tcp://127.0.0.1:{server.port}"
@@ -96,8 +95,8 @@ def test_a_stream_that_is_killed_and_restarted_is_found_again(caplog):
         server.kill()
         until(lambda: "stopped delivering" in caplog.text)
         time.sleep(0.2)
-        assert pipeline.newest().age_ms > 200  # an old result gets older, it does not vanish
-        server = Server(transport_stream((64, 48)), server.port)  # back, with another resolution
+        assert pipeline.newest().age_ms > 200  # the last result gets older
+        server = Server(transport_stream((64, 48)), server.port)  # with another resolution
         until(lambda: pipeline.newest().frame.image.shape == (48, 64, 3))
         assert pipeline.stats()["reconnects"] >= 1
         assert "is back after" in caplog.text
@@ -105,7 +104,7 @@ def test_a_stream_that_is_killed_and_restarted_is_found_again(caplog):
     assert "128x96" in caplog.text
 
 
-def test_corrupted_packets_cost_frames_and_nothing_else():
+def test_corrupted_packets_cost_only_frames():
     content = bytearray(transport_stream((128, 96), 120))
     rng = np.random.default_rng(1)
     for at in rng.integers(188 * 40, len(content), 300):
@@ -122,8 +121,7 @@ def test_corrupted_packets_cost_frames_and_nothing_else():
     assert seen == 150
 
 
-def test_frames_that_lay_in_buffers_are_as_old_as_they_are(caplog):
-    """Whoever reads more slowly than a stream sends would take frames of long ago for new ones."""
+def test_capture_times_include_the_time_in_buffers_after_slow_reads(caplog):
     server = Server(transport_stream((64, 48), 240), seconds=8)
     ages = []
     with tfiseg.open_source(f"tcp://127.0.0.1:{server.port}") as source:
@@ -136,12 +134,12 @@ def test_frames_that_lay_in_buffers_are_as_old_as_they_are(caplog):
     server.kill()
     assert max(ages[20:40]) < 0.5
     assert 1 < ages[60] < 2.5
-    assert ages[130] < 0.5  # caught up
+    assert ages[130] < 0.5  # buffers are empty again
     assert caplog.text.count("s old when it is read") == 1
 
 
-def test_frames_that_the_network_held_back_are_as_old_as_they_are():
-    server = Server(transport_stream((64, 48), 240), seconds=8, standstill=(2.5, 4))
+def test_capture_times_include_a_stall_of_the_network():
+    server = Server(transport_stream((64, 48), 240), seconds=8, stall=(2.5, 4))
     ages = []
     with tfiseg.open_source(f"tcp://127.0.0.1:{server.port}") as source:
         for frame in source:
@@ -154,7 +152,7 @@ def test_frames_that_the_network_held_back_are_as_old_as_they_are():
     assert max(ages[140:]) < 0.5
 
 
-def test_the_resolution_may_change_in_the_middle():
+def test_the_resolution_may_change_during_a_stream():
     server = Server(transport_stream((128, 96), 30) + transport_stream((64, 48), 30))
     shapes = set()
     with tfiseg.open_source(f"tcp://127.0.0.1:{server.port}") as source:
@@ -166,7 +164,7 @@ def test_the_resolution_may_change_in_the_middle():
     assert (96, 128, 3) in shapes
 
 
-def test_an_interrupt_ends_the_search():
+def test_an_interrupt_ends_the_reconnection():
     server = Server(transport_stream((64, 48)))
     source = tfiseg.open_source(f"tcp://127.0.0.1:{server.port}")
     frames = iter(source)
@@ -180,7 +178,7 @@ def test_an_interrupt_ends_the_search():
 
 
 class FakeCapture:
-    """What OpenCV says of a camera: no camera is at hand here."""
+    """A capture with the properties of a camera."""
 
     def __init__(self, width, height, fps, code):
         self.values = {
@@ -198,34 +196,34 @@ class FakeCapture:
 
 
 @pytest.mark.parametrize(
-    ("capture", "wanted", "says"),
+    ("capture", "camera_request", "sentence"),
     [
         (
             FakeCapture(640, 480, 30, "YUYV"),
             CameraRequest(),
-            "cam gives 640x480 at 30 frames/s, YUYV through V4L2",
+            "cam delivers 640x480 at 30 frames/s, YUYV by V4L2",
         ),
         (
             FakeCapture(1280, 720, 30, "MJPG"),
             CameraRequest((1280, 720), 30, "MJPG"),
-            "cam gives 1280x720 at 30 frames/s, MJPG through V4L2",
+            "cam delivers 1280x720 at 30 frames/s, MJPG by V4L2",
         ),
         (
             FakeCapture(640, 480, 15, "YUYV"),
             CameraRequest((1280, 720), 30, "MJPG"),
-            "cam gives 640x480 at 15 frames/s, YUYV through V4L2; asked for 1280x720, 30 frames/s, MJPG, "
-            "which it doesn't give",
+            "cam delivers 640x480 at 15 frames/s, YUYV by V4L2; it does not deliver the requested 1280x720, "
+            "30 frames/s, MJPG",
         ),
-        (FakeCapture(640, 480, 0, ""), CameraRequest(), "cam gives 640x480 through V4L2"),
+        (FakeCapture(640, 480, 0, ""), CameraRequest(), "cam delivers 640x480 by V4L2"),
     ],
 )
-def test_a_camera_says_what_it_really_gives(capture, wanted, says):
-    text, differs = described("cam", capture, wanted)
-    assert text == says
-    assert differs == ("asked" in says)
+def test_descriptions_of_captures(capture, camera_request, sentence):
+    text, differs = describe_capture("cam", capture, camera_request)
+    assert text == sentence
+    assert differs == ("requested" in sentence)
 
 
-def test_csi_cameras_get_their_pipeline():
+def test_pipeline_of_a_csi_camera():
     pipeline = csi_pipeline(1, CameraRequest((1920, 1080), 60))
     assert pipeline.startswith(
         "nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM),width=1920,height=1080,framerate=60/1 ! "
@@ -235,7 +233,7 @@ def test_csi_cameras_get_their_pipeline():
 
 
 @pytest.mark.parametrize("source", ["csi://0", "gst: videotestsrc ! videoconvert ! appsink"])
-def test_without_gstreamer_it_says_what_mends_it(source, monkeypatch, tmp_path):
+def test_missing_gstreamer_is_an_error_with_a_fix(source, monkeypatch, tmp_path):
     if opencv_has_gstreamer():
         pytest.skip("this OpenCV has GStreamer")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -244,21 +242,21 @@ def test_without_gstreamer_it_says_what_mends_it(source, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"size_wh": (0, 4)}, "at least 1 x 1"),
         ({"fps": -1}, "above 0"),
         ({"pixel_format": "MJPEG"}, "FourCC"),
-        ({"size_wh": (640, 480)}, "asked of cameras, and synthetic is none"),
-        ({"size_wh": (640, 480), "realtime": True}, "asked of cameras"),
+        ({"size_wh": (640, 480)}, "options of cameras, and synthetic is no camera"),
+        ({"size_wh": (640, 480), "realtime": True}, "options of cameras"),
     ],
 )
-def test_what_is_asked_is_checked(options, says):
-    with pytest.raises(tfiseg.InputError, match=says):
+def test_camera_options_are_checked(options, message):
+    with pytest.raises(tfiseg.InputError, match=message):
         tfiseg.open_source("synthetic", **options)
 
 
-def test_a_file_played_at_its_own_pace_is_live():
+def test_a_file_played_in_real_time_is_live():
     source = tfiseg.open_source("synthetic", realtime=True, fps=50)
     assert isinstance(source, Realtime)
     assert source.is_live
@@ -269,7 +267,7 @@ def test_a_file_played_at_its_own_pace_is_live():
     assert time.monotonic_ns() - frames[-1].capture_time_ns < 1e9
 
 
-def test_what_is_read_late_is_as_old_as_it_is():
+def test_capture_times_of_frames_that_are_read_late():
     frames = iter(tfiseg.open_source("synthetic", realtime=True, fps=50))
     next(frames)
     time.sleep(0.3)
@@ -279,7 +277,7 @@ def test_what_is_read_late_is_as_old_as_it_is():
 
 
 class Buffered(FakeCapture):
-    """A camera of 50 frames a second whose driver keeps the last four."""
+    """A camera of 50 frames per second whose driver buffers the last four."""
 
     def __init__(self):
         super().__init__(64, 48, 50, "MJPG")
@@ -300,30 +298,30 @@ class Buffered(FakeCapture):
         return self.values.get(which, 0)
 
 
-def test_what_came_in_while_the_network_was_loaded_is_not_taken_for_new():
+def test_frames_buffered_before_the_iteration_are_skipped():
     camera = Buffered()
     source = LiveStream("camera-0", lambda: camera, capture=camera)
-    time.sleep(0.5)  # the network is loaded meanwhile
+    time.sleep(0.5)  # as if a network was loaded
     frame = next(iter(source))
     behind_ms = (frame.capture_time_ns / 1e9 - camera.began - frame.image[0, 0, 0] / 50) * 1e3
-    assert behind_ms < 20, f"a frame of {behind_ms:.0f} ms ago is called new"
+    assert behind_ms < 20, f"a frame of {behind_ms:.0f} ms ago is taken as new"
 
 
-def test_what_is_read_at_once_is_read_from_the_first():
+def test_an_immediate_iteration_starts_with_the_first_frame():
     camera = Buffered()
     assert next(iter(LiveStream("camera-0", lambda: camera, capture=camera))).image[0, 0, 0] == 0
 
 
-def test_closing_while_the_camera_hangs_ends_nothing_but_the_source(caplog):
+def test_closing_does_not_release_a_camera_that_hangs(caplog):
     class Hanging(FakeCapture):
         released = 0
 
         def __init__(self):
             super().__init__(64, 48, 30, "MJPG")
-            self.go_on = threading.Event()
+            self.resume = threading.Event()
 
         def read(self):
-            self.go_on.wait(20)
+            self.resume.wait(20)
             return False, None
 
         def release(self):
@@ -337,6 +335,6 @@ def test_closing_while_the_camera_hangs_ends_nothing_but_the_source(caplog):
     source.interrupt()
     source.close()
     assert capture.released == 0
-    assert "hangs in reading" in caplog.text
-    capture.go_on.set()
+    assert "reading camera-0 does not return" in caplog.text
+    capture.resume.set()
     reader.join(5)

@@ -1,4 +1,4 @@
-"""GStreamer pipelines, by the real program."""
+"""Test GStreamer pipelines with gst-launch-1.0."""
 
 import os
 import shutil
@@ -26,8 +26,8 @@ def source_of(pipeline):
     return tfiseg.open_source(f"gst: {pipeline}")
 
 
-def running():
-    """Processes of GStreamer that this one has started."""
+def gstreamer_processes():
+    """Return the IDs of the GStreamer processes that this process started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -42,17 +42,17 @@ def running():
 def until(condition, seconds=10):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.02)
 
 
-def test_the_backend_is_asked_for_by_its_number():
+def test_opencv_has_gstreamer_agrees_with_the_build_information():
     assert cv2.videoio_registry.getBackendName(cv2.CAP_GSTREAMER) == "GSTREAMER"
     assert opencv_has_gstreamer() == ("GStreamer:                   YES" in cv2.getBuildInformation())
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (101, 77), (2, 2), (1280, 720), (33, 1)])
-def test_frames_of_any_size_come_whole(width, height):
+def test_frames_of_any_size(width, height):
     size = f"video/x-raw,width={width},height={height}"
     with source_of(f"videotestsrc pattern=red ! {size} ! videoconvert ! {END}") as source:
         assert source.is_live
@@ -64,7 +64,7 @@ def test_frames_of_any_size_come_whole(width, height):
 @pytest.mark.parametrize(
     "end", ["appsink", "appsink name=out emit-signals=true", END, "appsink caps=video/x-raw,format=I420"]
 )
-def test_appsinks_as_people_write_them(end):
+def test_appsinks_with_properties(end):
     with source_of(f"{LIVE} ! {end}") as source:
         assert source.fps == 30
         assert next(iter(source)).image.shape == (48, 64, 3)
@@ -79,16 +79,15 @@ def test_quotes_and_spaces_reach_gstreamer(tmp_path):
     assert np.abs(frames[0].image.astype(int) - (10, 200, 90)).max() <= 3
 
 
-def test_a_pipeline_that_ends_ends_the_source():
+def test_the_end_of_a_pipeline_ends_the_source():
     with source_of(
         "videotestsrc num-buffers=7 ! video/x-raw,width=64,height=48 ! appsink sync=false"
     ) as source:
         assert len(list(source)) == 7
-    assert not running()
+    assert not gstreamer_processes()
 
 
 def test_a_slow_reader_gets_new_frames():
-    """Frames that were dropped are not in the way: the picture is that of now."""
     with source_of(f"{LIVE.replace('pattern=red', 'pattern=ball motion=wavy')} ! {END}") as source:
         frames = iter(source)
         next(frames)
@@ -103,18 +102,18 @@ def test_a_slow_reader_gets_new_frames():
 def test_the_process_ends_with_the_source():
     source = source_of(f"{LIVE} ! {END}")
     assert next(iter(source)).image.shape == (48, 64, 3)
-    assert len(running()) == 1
+    assert len(gstreamer_processes()) == 1
     source.close()
     source.close()
-    assert not running()
+    assert not gstreamer_processes()
     capture = PipelineCapture("gstreamer", f"{LIVE} ! {END}")
-    assert len(running()) == 1
+    assert len(gstreamer_processes()) == 1
     del capture
-    until(lambda: not running())
+    until(lambda: not gstreamer_processes())
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None])
-def test_no_process_is_left_behind(end):
+def test_no_process_remains(end):
     code = (
         f"import tfiseg, time, sys\nsource = tfiseg.open_source('gst: {LIVE} ! {END}')\nnext(iter(source))\n"
         "print(source._capture._process.pid, flush=True)\n"
@@ -129,7 +128,7 @@ def test_no_process_is_left_behind(end):
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "says"),
+    ("pipeline", "message"),
     [
         ("nosuchelement ! appsink", 'no element "nosuchelement"'),
         ("videotestsrc ! ! appsink", "can't start gstreamer"),
@@ -141,40 +140,40 @@ def test_no_process_is_left_behind(end):
         ),
     ],
 )
-def test_a_pipeline_that_cannot_start_says_why(pipeline, says):
-    with pytest.raises(tfiseg.SourceError, match=says) as raised:
+def test_a_pipeline_that_cannot_start_is_an_error_with_the_reason(pipeline, message):
+    with pytest.raises(tfiseg.SourceError, match=message) as raised:
         source_of(pipeline)
     assert "s3cret" not in str(raised.value)
-    assert not running()
+    assert not gstreamer_processes()
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "says"),
+    ("pipeline", "message"),
     [
         ("videotestsrc ! fakesink", "one appsink, got 0"),
         ("videotestsrc ! tee name=t ! appsink t. ! appsink", "one appsink, got 2"),
         ('filesrc location="/a ! appsink', "can't be parsed"),
     ],
 )
-def test_a_pipeline_that_is_none_is_an_input_error(pipeline, says):
-    with pytest.raises(tfiseg.InputError, match=says):
+def test_an_invalid_pipeline_is_an_input_error(pipeline, message):
+    with pytest.raises(tfiseg.InputError, match=message):
         source_of(pipeline)
 
 
-def test_a_csi_camera_without_its_driver_says_so():
+def test_a_csi_camera_without_its_driver_is_an_error():
     with pytest.raises(tfiseg.SourceError, match=r"can't start csi-0.*nvarguscamerasrc"):
         tfiseg.open_source("csi://0")
 
 
-def test_a_pipeline_that_breaks_is_looked_for_again(caplog):
+def test_a_pipeline_that_breaks_is_reopened(caplog):
     with source_of(f"{LIVE} ! {END}") as source:
         frames = iter(source)
         next(frames)
-        os.kill(running()[0], signal.SIGKILL)
+        os.kill(gstreamer_processes()[0], signal.SIGKILL)
         for _ in range(200):
             next(frames)
             if source.reconnects:
                 break
         assert source.reconnects == 1
         assert "is back after" in caplog.text
-    assert not running()
+    assert not gstreamer_processes()

@@ -1,3 +1,5 @@
+"""Test opening of images, folders, videos and addresses."""
+
 import os
 
 import cv2
@@ -6,11 +8,11 @@ import pytest
 import tfiseg
 from PIL import Image
 from tfiseg.images import without_secrets
-from tfiseg.runtime.sources.base import checked_image
+from tfiseg.runtime.sources.base import check_image
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def image_folder(tmp_path):
     for k in range(3):
         cv2.imwrite(str(tmp_path / f"p{k}.png"), np.full((20, 30, 3), 40 * k, np.uint8))
     (tmp_path / "notes.txt").write_text("no picture")
@@ -26,8 +28,8 @@ def write_video(path, frames=40, fourcc="MJPG"):
 
 
 @pytest.mark.parametrize(("pattern", "count"), [("p1.png", 1), ("", 3), ("p[01].png", 2)])
-def test_images_folders_and_patterns(pictures, pattern, count):
-    with tfiseg.open_source(str(pictures / pattern) if pattern else pictures) as source:
+def test_images_folders_and_patterns(image_folder, pattern, count):
+    with tfiseg.open_source(str(image_folder / pattern) if pattern else image_folder) as source:
         frames = list(source)
     assert [f.index for f in frames] == list(range(count))
     assert frames[0].image.shape == (20, 30, 3)
@@ -59,24 +61,23 @@ def test_names_that_look_like_patterns_or_cameras(tmp_path, monkeypatch):
     assert len(list(tfiseg.open_source("2024"))) == 1
 
 
-def test_a_video_that_ends_half_way_gives_its_frames_then_says_so(tmp_path):
+def test_a_truncated_video_is_an_error_after_its_frames(tmp_path):
     path = tmp_path / "cut.avi"
     write_video(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     frames = []
     with pytest.raises(tfiseg.SourceError, match=r"ends after \d+ of the \d+ frames"):
-        frames.extend(f for f in collect(tfiseg.open_source(path), frames))
+        append_all(tfiseg.open_source(path), frames)
     assert 5 < len(frames) < 40
 
 
-def collect(source, into):
+def append_all(source, frames):
     for frame in source:
-        into.append(frame)
-    return []
+        frames.append(frame)
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("nowhere.mp4", "there is no file nowhere.mp4"),
         ("*.nothing", r"nothing matches \*.nothing"),
@@ -85,12 +86,12 @@ def collect(source, into):
         ("http://127.0.0.1:9/stream", "no stream answers"),
     ],
 )
-def test_what_cannot_be_opened_says_why(source, says):
-    with pytest.raises(tfiseg.SourceError, match=says):
+def test_sources_that_cannot_be_opened(source, message):
+    with pytest.raises(tfiseg.SourceError, match=message):
         tfiseg.open_source(source)
 
 
-def test_a_file_that_is_no_image(tmp_path):
+def test_files_that_are_no_image_or_video(tmp_path):
     (tmp_path / "fake.png").write_text("hello")
     with pytest.raises(tfiseg.SourceError, match="is no image"):
         list(tfiseg.open_source(tmp_path / "fake.png"))
@@ -100,11 +101,11 @@ def test_a_file_that_is_no_image(tmp_path):
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(tfiseg.SourceError, match="holds no image"):
+    with pytest.raises(tfiseg.SourceError, match="contains no image"):
         tfiseg.open_source(tmp_path)
 
 
-def test_the_synthetic_camera_knows_the_truth():
+def test_the_synthetic_source_has_ground_truth():
     source = tfiseg.open_source("synthetic")
     frames = [frame for frame, _ in zip(source, range(30), strict=False)]
     again = next(iter(tfiseg.open_source("synthetic")))
@@ -116,7 +117,7 @@ def test_the_synthetic_camera_knows_the_truth():
 
 
 @pytest.mark.parametrize(
-    ("image", "says"),
+    ("image", "message"),
     [
         (np.zeros((4, 4, 3), np.float32), "uint8.*got float32"),
         (np.zeros((4, 4), np.uint8), "COLOR_GRAY2BGR"),
@@ -124,9 +125,9 @@ def test_the_synthetic_camera_knows_the_truth():
         (np.zeros((0, 4, 3), np.uint8), "empty"),
     ],
 )
-def test_frames_are_checked(image, says):
-    with pytest.raises(tfiseg.InputError, match=says):
-        checked_image(image)
+def test_frames_are_checked(image, message):
+    with pytest.raises(tfiseg.InputError, match=message):
+        check_image(image)
 
 
 @pytest.mark.parametrize(
@@ -136,11 +137,11 @@ def test_frames_are_checked(image, says):
         ("http://cam.local/stream", "http://cam.local/stream"),
     ],
 )
-def test_names_hold_no_secrets(url, name):
+def test_names_contain_no_secrets(url, name):
     assert without_secrets(url) == name
 
 
-def test_an_address_that_does_not_answer_is_named_without_its_secrets():
+def test_the_error_of_an_address_contains_no_secrets():
     with pytest.raises(tfiseg.SourceError, match=r"no stream answers at http://127.0.0.1:9/stream$"):
         tfiseg.open_source("http://user:secret@127.0.0.1:9/stream?key=1")
 
@@ -162,7 +163,7 @@ def test_a_video_whose_name_is_not_utf8(tmp_path):
     str(raised.value).encode()
 
 
-def test_a_moving_gif_is_a_video_alone_and_a_picture_in_a_folder(tmp_path):
+def test_an_animated_gif_is_a_video_but_an_image_in_a_folder(tmp_path):
     colors = [Image.new("RGB", (64, 48), color) for color in ("red", "green", "blue")]
     colors[0].save(tmp_path / "a.gif", save_all=True, append_images=colors[1:], duration=40)
     assert len(list(tfiseg.open_source(tmp_path / "a.gif"))) == 3

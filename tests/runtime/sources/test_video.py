@@ -1,4 +1,4 @@
-"""Videos as people have them: variable rates, time-lapse, rotation, codecs, damage; and waiting that ends."""
+"""Test videos: variable frame rates, time-lapse, rotation, codecs, damage and timeouts."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import pytest
 import tfiseg
 from clips import write_clip
 from tfiseg.runtime.output.run import run
-from tfiseg.runtime.sources.decoding import VideoReader, within
+from tfiseg.runtime.sources.decoding import VideoReader, call_with_timeout
 
 
 def noise(count):
@@ -38,7 +38,7 @@ TIMELAPSE = [2.0 * k for k in range(6)]
     ],
 )
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_each_frame_has_its_own_time(tmp_path, times, rate, fps, suffix):
+def test_media_times(tmp_path, times, rate, fps, suffix):
     with tfiseg.open_source(write_clip(tmp_path / f"a.{suffix}", times, rate=rate)) as source:
         found = [frame.media_time_s for frame in source]
     assert found == pytest.approx(times, abs=0.002)
@@ -52,7 +52,7 @@ HOURLY = [3600.0 * k for k in range(4)]
 @pytest.mark.parametrize(
     ("times", "rate"), [(PHONE, 30), (TIMELAPSE, Fraction(1, 2)), (HOURLY, Fraction(1, 3600))]
 )
-def test_the_overlay_and_the_records_keep_the_times(tmp_path, times, rate):
+def test_the_overlay_and_the_records_keep_the_media_times(tmp_path, times, rate):
     path = write_clip(tmp_path / "a.mp4", times, rate=rate)
     segmenter = tfiseg.Segmenter()
     summary = run(str(path), segmenter, tmp_path / "out", quiet=True)
@@ -62,26 +62,25 @@ def test_the_overlay_and_the_records_keep_the_times(tmp_path, times, rate):
     assert [line["media_time_s"] for line in lines] == pytest.approx(times, abs=0.001)
 
 
-def test_the_tracker_goes_by_media_time(tmp_path):
-    """An object that is hidden for two frames of a time-lapse is forgotten (keep_s = 2 s), of a video it
-    isn't."""
+def test_the_tracker_uses_media_time(tmp_path):
+    """An occlusion of two frames is longer than keep_s in a time-lapse, but not in a video."""
     found = {}
     for name, times, rate in (("slow", TIMELAPSE, Fraction(1, 2)), ("fast", [k / 30 for k in range(6)], 30)):
         path = write_clip(tmp_path / f"{name}.mp4", times, rate=rate)
 
-        def seen(frame):
+        def segment(frame):
             classes = np.zeros((48, 64), np.uint8)
             if frame.index not in (2, 3):
                 classes[10:40, 10:40] = 1
             return tfiseg.cluster(classes, min_area=0)
 
-        with tfiseg.Pipeline(str(path), seen, tracker=tfiseg.Tracker()) as pipeline:
+        with tfiseg.Pipeline(str(path), segment, tracker=tfiseg.Tracker()) as pipeline:
             found[name] = [tuple(r.instances.track_id.tolist()) for r in pipeline]
     assert found["fast"] == [(1,), (1,), (), (), (1,), (1,)]
     assert found["slow"] == [(1,), (1,), (), (), (2,), (2,)]
 
 
-def test_a_tracker_forgets_under_a_clock_that_stands_still():
+def test_tracks_expire_if_the_clock_does_not_advance():
     tracker = tfiseg.Tracker(keep_s=0.5)
     rng = np.random.default_rng(0)
     for _ in range(60):
@@ -92,7 +91,7 @@ def test_a_tracker_forgets_under_a_clock_that_stands_still():
     assert len(tracker._tracks) <= 17
 
 
-TURNS = {  # what a display matrix does to a picture, by numpy
+ROTATIONS = {  # display matrix -> its effect
     (1, 0, 0, 1): lambda p: p,
     (0, 1, -1, 0): lambda p: np.rot90(p, -1),
     (-1, 0, 0, -1): lambda p: np.rot90(p, 2),
@@ -103,17 +102,17 @@ TURNS = {  # what a display matrix does to a picture, by numpy
 }
 
 
-@pytest.mark.parametrize("turn", TURNS)
-def test_turned_videos_are_upright(tmp_path, turn):
+@pytest.mark.parametrize("matrix", ROTATIONS)
+def test_rotated_videos_are_upright(tmp_path, matrix):
     content = bytearray(write_clip(tmp_path / "flat.mp4", [0, 0.1, 0.2]).read_bytes())
     flat = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
     at = content.find(flat, content.find(b"tkhd"))
-    a, b, c, d = (65536 * v for v in turn)
+    a, b, c, d = (65536 * v for v in matrix)
     content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    (tmp_path / "turned.mp4").write_bytes(content)
+    (tmp_path / "rotated.mp4").write_bytes(content)
     plain, *_ = tfiseg.open_source(tmp_path / "flat.mp4")
-    turned, *_ = tfiseg.open_source(tmp_path / "turned.mp4")
-    assert np.array_equal(turned.image, TURNS[turn](plain.image))
+    rotated, *_ = tfiseg.open_source(tmp_path / "rotated.mp4")
+    assert np.array_equal(rotated.image, ROTATIONS[matrix](plain.image))
 
 
 @pytest.mark.parametrize(
@@ -138,18 +137,18 @@ def test_codecs_and_containers(tmp_path, codec, suffix):
 
 
 def read_all(path):
-    """Frames and the error at the end."""
+    """Return the frames, and the error at the end or None."""
     frames = []
     try:
         for frame in tfiseg.open_source(path):
             frames.append(frame)
-    except tfiseg.SourceError as wrong:
-        return frames, str(wrong)
+    except tfiseg.SourceError as error:
+        return frames, str(error)
     return frames, None
 
 
 @pytest.mark.parametrize(("codec", "suffix"), [("libx264", "mp4"), ("mpeg4", "mp4")])
-def test_a_damaged_stream_says_how_much_was_lost(tmp_path, codec, suffix):
+def test_the_error_of_a_damaged_video_counts_lost_frames(tmp_path, codec, suffix):
     path = write_clip(
         tmp_path / f"a.{suffix}", [k / 30 for k in range(60)], codec, pictures=noise(60), g="10"
     )
@@ -158,25 +157,25 @@ def test_a_damaged_stream_says_how_much_was_lost(tmp_path, codec, suffix):
     middle = len(content) // 2
     content[middle : middle + 8000] = bytes(8000)
     path.write_bytes(content)
-    frames, says = read_all(path)
-    assert says is not None
-    assert "a is damaged" in says
-    lost = int(says.split(" of ")[0].rsplit(" ", 1)[1])
-    assert f"{lost} of 60 frames can't be decoded" in says
+    frames, error = read_all(path)
+    assert error is not None
+    assert "a is damaged" in error
+    lost = int(error.split(" of ")[0].rsplit(" ", 1)[1])
+    assert f"{lost} of 60 frames can't be decoded" in error
     assert len(frames) + lost == 60
     if len(frames) == 60:
-        assert "spoiled" in says
+        assert "corrupted" in error
     times = [frame.media_time_s for frame in frames]
     assert times == sorted(times)
-    assert times[-1] == pytest.approx(59 / 30, abs=0.01)  # what is lost doesn't shift what follows
+    assert times[-1] == pytest.approx(59 / 30, abs=0.01)  # lost frames do not shift later ones
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "avi", "mp4"])
-def test_a_video_that_is_cut_off_says_so(tmp_path, suffix):
+def test_a_truncated_video_is_an_error(tmp_path, suffix):
     times = [k / 30 for k in range(60)]
     codec = "mpeg4" if suffix == "avi" else "libx264"
     path = write_clip(tmp_path / f"a.{suffix}", times, codec, pictures=noise(60))
-    if suffix == "mp4":  # its index comes first, as in what is made for the web
+    if suffix == "mp4":  # the index comes first, as in videos for the web
         with av.open(str(path)) as given:
             copy = av.open(str(tmp_path / "b.mp4"), "w", options={"movflags": "faststart"})
             stream = copy.add_stream_from_template(given.streams.video[0])
@@ -188,16 +187,16 @@ def test_a_video_that_is_cut_off_says_so(tmp_path, suffix):
         path = (tmp_path / "b.mp4").rename(path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    frames, says = read_all(path)
+    frames, error = read_all(path)
     assert 10 < len(frames) < 50
-    assert says is not None
+    assert error is not None
     lost = "2.0 s" if suffix == "mkv" else "60 frames"
     assert re.match(
-        rf"a ends after {len(frames)} of the {lost}|a ends after [01]\.\d s .* of the {lost}", says
+        rf"a ends after {len(frames)} of the {lost}|a ends after [01]\.\d s .* of the {lost}", error
     )
 
 
-def test_a_clip_that_was_trimmed_by_an_edit_list_is_whole(tmp_path):
+def test_a_video_trimmed_by_an_edit_list_is_complete(tmp_path):
     whole = write_clip(tmp_path / "whole.mp4", [k / 30 for k in range(60)])
     path = tmp_path / "trimmed.mp4"
     options = {"use_editlist": "1", "avoid_negative_ts": "disabled"}
@@ -208,8 +207,8 @@ def test_a_clip_that_was_trimmed_by_an_edit_list_is_whole(tmp_path):
                 shift = round(1.5 / packet.time_base)
                 packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
                 copy.mux(packet)
-    frames, says = read_all(path)
-    assert says is None
+    frames, error = read_all(path)
+    assert error is None
     assert len(frames) == 15
     assert frames[0].media_time_s == 0
 
@@ -220,27 +219,27 @@ def test_a_video_without_a_frame_is_an_error(tmp_path):
     start = content.find(b"mdat") + 4
     content[start : content.find(b"moov") - 4] = bytes(content.find(b"moov") - 4 - start)
     path.write_bytes(content)
-    frames, says = read_all(path)
+    frames, error = read_all(path)
     assert not frames
-    assert says is not None
-    assert "a has no frame that can be decoded" in says
+    assert error is not None
+    assert "a has no frame that can be decoded" in error
     summary = run(str(path), tfiseg.Segmenter(), tmp_path / "out", quiet=True)
     assert "no frame that can be decoded" in summary["error"]
 
 
-def test_sound_is_no_video(tmp_path):
+def test_an_audio_file_is_no_video(tmp_path):
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
         frame.sample_rate, frame.pts = 44100, 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(tfiseg.SourceError, match=r"no image or video: it holds audio only"):
+    with pytest.raises(tfiseg.SourceError, match=r"no image or video: it contains audio only"):
         tfiseg.open_source(tmp_path / "a.mp4")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(5000), b"\0\0\0\x20ftypisom" + bytes(400)])
-def test_what_is_no_video_says_so(tmp_path, content):
+def test_a_file_that_is_no_video_is_an_error(tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(tfiseg.SourceError, match=r"a\.mp4 is no image or video that can be read"):
         tfiseg.open_source(tmp_path / "a.mp4")
@@ -254,7 +253,7 @@ def test_names_that_look_like_addresses(tmp_path, monkeypatch):
         assert len(list(tfiseg.open_source(name))) == 2
 
 
-def test_a_closed_video_is_an_error_not_a_crash(tmp_path):
+def test_a_closed_video_is_an_error(tmp_path):
     source = tfiseg.open_source(write_clip(tmp_path / "a.mp4", [0, 0.1, 0.2]))
     frames = iter(source)
     next(frames)
@@ -265,8 +264,7 @@ def test_a_closed_video_is_an_error_not_a_crash(tmp_path):
         list(source)
 
 
-def test_joined_transport_streams_go_on_in_time(tmp_path):
-    """Two recordings in one file: the second begins again at its first time."""
+def test_media_times_of_joined_transport_streams_increase(tmp_path):
     one = write_clip(tmp_path / "one.ts", [k / 25 for k in range(50)], rate=25, g="10").read_bytes()
     (tmp_path / "two.ts").write_bytes(one + one)
     times = [f.media_time_s for f in tfiseg.open_source(tmp_path / "two.ts")]
@@ -275,7 +273,7 @@ def test_joined_transport_streams_go_on_in_time(tmp_path):
     assert times[-1] == pytest.approx(len(times) / 25, abs=0.3)
 
 
-def test_played_at_its_own_pace_it_keeps_its_times(tmp_path):
+def test_realtime_keeps_the_media_times(tmp_path):
     times = [0, 0.1, 0.2, 0.6, 0.7]
     source = tfiseg.open_source(write_clip(tmp_path / "a.mp4", times), realtime=True)
     began, seen = time.monotonic(), []
@@ -286,7 +284,7 @@ def test_played_at_its_own_pace_it_keeps_its_times(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_opening_of_a_pipe(tmp_path, stop):
+def test_a_signal_interrupts_the_opening_of_a_pipe(tmp_path, stop):
     os.mkfifo(tmp_path / "pipe.mp4")
     code = (
         "import signal, sys; signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
@@ -324,7 +322,7 @@ def test_a_pipe_with_a_writer_is_read(tmp_path):
     writer.wait(10)
 
 
-def test_what_never_opens_is_given_up():
+def test_call_with_timeout():
     dropped = []
 
     def slow():
@@ -332,13 +330,13 @@ def test_what_never_opens_is_given_up():
         return "late"
 
     with pytest.raises(tfiseg.SourceError, match="too late"):
-        within(0.1, slow, dropped.append, "too late")
+        call_with_timeout(0.1, slow, dropped.append, "too late")
     time.sleep(0.6)
     assert dropped == ["late"]
 
 
-class BeginsLater:
-    """A container in which a packet belongs to a stream that PyAV does not know."""
+class LateStreamContainer:
+    """A container with a packet of a stream that PyAV does not know."""
 
     def __init__(self, container):
         self._container, self.failed = container, False
@@ -356,7 +354,7 @@ class BeginsLater:
 
 def test_packets_of_a_stream_that_begins_later_are_skipped(tmp_path):
     path = write_clip(tmp_path / "a.mp4", [k / 30 for k in range(20)])
-    container = BeginsLater(av.open(str(path)))
+    container = LateStreamContainer(av.open(str(path)))
     reader = VideoReader(container, "a")
     assert sum(1 for _ in reader.frames()) >= 19
     assert container.failed

@@ -1,4 +1,4 @@
-"""Videos behind addresses; no secret of an address is shown."""
+"""Test videos at URLs, and that no secret of a URL is printed."""
 
 import functools
 import http.server
@@ -29,7 +29,7 @@ SECRET_URLS = {
 
 
 @pytest.mark.parametrize("url", SECRET_URLS)
-def test_addresses_hold_no_secrets(url):
+def test_without_secrets(url):
     assert without_secrets(url) == SECRET_URLS[url]
 
 
@@ -45,20 +45,20 @@ def test_addresses_hold_no_secrets(url):
         "csi://admin:s3cret@127.0.0.1",
     ],
 )
-def test_no_password_is_printed_whatever_the_scheme(source):
+def test_no_password_is_printed(source):
     code = (
         f"import tfiseg\ntry: tfiseg.open_source({source!r})\n"
         "except tfiseg.TfisegError: import traceback; traceback.print_exc()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    said = done.stdout + done.stderr
-    assert "SourceError" in said
-    assert "s3cret" not in said
-    assert "s3/cret" not in said
+    output = done.stdout + done.stderr
+    assert "SourceError" in output
+    assert "s3cret" not in output
+    assert "s3/cret" not in output
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         (
             "rtspsrc location=rtsp://a:s3cret@h/x user-id=me user-pw=s3cret latency=0 ! appsink",
@@ -71,8 +71,8 @@ def test_no_password_is_printed_whatever_the_scheme(source):
         ("videos/a.mp4", "videos/a.mp4"),
     ],
 )
-def test_texts_hold_no_secrets(text, says):
-    assert text_without_secrets(text) == says
+def test_text_without_secrets(text, expected):
+    assert text_without_secrets(text) == expected
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
@@ -96,7 +96,7 @@ def web(tmp_path):
         served.shutdown()
 
 
-def test_a_video_behind_an_address_is_a_file(tmp_path, web):
+def test_a_video_at_a_url_is_a_file(tmp_path, web):
     write_clip(tmp_path / "a.mkv", TIMES)
     with tfiseg.open_source(f"HTTP://{web}/a.mkv?key=s3cret") as source:
         assert not source.is_live
@@ -106,12 +106,12 @@ def test_a_video_behind_an_address_is_a_file(tmp_path, web):
 
 
 @pytest.mark.parametrize(
-    ("path", "says"),
+    ("path", "message"),
     [("nothing.mp4", "refuses to answer"), ("private.mp4", "refuses to answer"), ("fake.mp4", "no video")],
 )
-def test_an_address_without_a_video_says_why(tmp_path, web, path, says):
+def test_a_url_without_a_video_is_an_error(tmp_path, web, path, message):
     (tmp_path / "fake.mp4").write_text("hello " * 1000)
-    with pytest.raises(tfiseg.SourceError, match=says) as raised:
+    with pytest.raises(tfiseg.SourceError, match=message) as raised:
         tfiseg.open_source(f"http://{web}/{path}")
     assert "s3cret" not in str(raised.value)
     assert raised.value.__cause__ is None
