@@ -113,13 +113,13 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from ..runtime.inspect.doctor import as_report, doctor_text, examine, healthy
-    from ..runtime.inspect.installation import look
+    from ..runtime.inspect.doctor import doctor_text, examine, is_healthy, make_report
+    from ..runtime.inspect.installation import collect_facts
 
-    facts = look()
+    facts = collect_facts()
     checks = examine(facts)
-    print(as_json(as_report(facts, checks)) if args.json else doctor_text(facts, checks))
-    return 0 if healthy(checks) else 1
+    print(as_json(make_report(facts, checks)) if args.json else doctor_text(facts, checks))
+    return 0 if is_healthy(checks) else 1
 
 
 def _triton(args: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ import onnx
 from ..errors import EngineError, InputError, ModelError
 from ..plugins.plugin_library import AUTOREGISTER_LIBRARY
 from ..plugins.problem import TABLE_COLUMNS
-from ..runtime.inspect.model_file import FRAME_HW, described_tensor
+from ..runtime.inspect.model_file import FRAME_HW, describe_tensor
 from ..runtime.inspect.onnx_layers import layer_precisions
 from ..runtime.networks.engine_file import SUFFIX, check_content, read_sidecar
 from ..runtime.networks.onnx_runtime import start_session
@@ -185,8 +185,8 @@ def _network(path: Path, batch: int | None) -> _Served:
         platform="onnxruntime_onnx",
         file="model.onnx",
         metadata=info.extra,
-        inputs=[described_tensor(value) for value in model.graph.input],
-        outputs=[described_tensor(value) for value in model.graph.output],
+        inputs=[describe_tensor(value) for value in model.graph.input],
+        outputs=[describe_tensor(value) for value in model.graph.output],
         max_frames=(batch or MAX_BATCH) if _is_free(model) else 1,
         warm_hw=FRAME_HW,
         save=lambda target: onnx.save(model, target),
@@ -195,7 +195,7 @@ def _network(path: Path, batch: int | None) -> _Served:
 
 def _is_free(model: onnx.ModelProto) -> bool:
     """Return whether the first axis of all inputs and outputs is free."""
-    shapes = [described_tensor(value)["shape"] for value in (*model.graph.input, *model.graph.output)]
+    shapes = [describe_tensor(value)["shape"] for value in (*model.graph.input, *model.graph.output)]
     return all(shape and isinstance(shape[0], str) for shape in shapes)
 
 

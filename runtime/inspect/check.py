@@ -9,10 +9,16 @@ OK, OPTIONAL, MISSING, WRONG = "ok", "optional", "missing", "wrong"
 
 @dataclass(frozen=True)
 class Check:
-    """One line: ``state`` is "ok", "optional" (not here, and nothing asks for it), "missing" or "wrong";
-    ``mend`` what changes that."""
+    """The result of one check.
+
+    Attributes:
+        name: name of the checked part.
+        state: "ok", "optional" (not installed and not required), "missing" or "wrong".
+        found: what was found.
+        fix: command or instruction that improves the state; "" if there is none.
+    """
 
     name: str
     state: str
     found: str
-    mend: str = ""
+    fix: str = ""

@@ -1,7 +1,6 @@
-"""What ``tfiseg doctor`` judges: the machine, the installed packages, what importing them says, the tools and
-the plugin.
+"""The facts that ``tfiseg doctor`` checks: the machine, the installed packages, the tools and the plugin.
 
-Packages are imported in processes of their own: a broken wheel may end the process that imports it.
+Packages are imported in separate processes, because a broken package may crash the process.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from ...plugins.plugin_library import PATH_VARIABLE, plugin_info, plugin_path
 from ..networks.machine import Machine, look_at_machine
 
 NATIVE = "tfiseg.plugins.native"
-_PROBES = {  # module -> what else to ask it
+_PROBES = {  # module -> additional statements of its probe
     "numpy": "",
     "cv2": "found['build'] = module.getBuildInformation()",
     "onnxruntime": "found['providers'] = module.get_available_providers()",
     "onnx": "",
     "tqdm": "",
     "av": "",
-    "tensorrt": "found['whole'] = hasattr(module, 'Builder')",
-    "tensorrt_rtx": "found['whole'] = hasattr(module, 'Builder')",
+    "tensorrt": "found['is_complete'] = hasattr(module, 'Builder')",
+    "tensorrt_rtx": "found['is_complete'] = hasattr(module, 'Builder')",
     "pycuda.driver": "",
     NATIVE: "module.library(); found['path'] = str(module.library_path())",
 }
@@ -49,7 +48,13 @@ _PROBE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Module:
-    """An installed module as a process of its own found it: ``error`` where importing it failed."""
+    """The result of importing an installed module in a separate process.
+
+    Attributes:
+        version: its version, or "".
+        error: why it cannot be imported, or None.
+        details: the values of its probe.
+    """
 
     version: str = ""
     error: str | None = None
@@ -58,7 +63,13 @@ class Module:
 
 @dataclass(frozen=True)
 class Tool:
-    """A program or folder that building the plugin needs: ``path``, or None and ``error``."""
+    """A program or folder that building the plugin needs.
+
+    Attributes:
+        path: its path, or None if it is not found.
+        version: its version, or "".
+        error: why it is not found.
+    """
 
     path: str | None = None
     version: str = ""
@@ -67,9 +78,16 @@ class Tool:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that is judged. ``packages``: installed distributions, name -> version; ``modules``: those that can
-    be found; ``plugin``: ``plugin_info()``, None where it isn't built, or a sentence on what is wrong with
-    it; ``network``: the shipped one's file."""
+    """The facts about an installation.
+
+    Attributes:
+        machine: the machine.
+        packages: name -> version of the installed packages.
+        modules: name -> result of the import, for modules that are installed.
+        tools: name -> program or folder.
+        plugin: ``plugin_info()``, None if the plugin is not built, or a sentence about its problem.
+        network: file of the default network, or None.
+    """
 
     machine: Machine
     packages: Mapping[str, str]
@@ -79,13 +97,12 @@ class Facts:
     network: Path | None
 
 
-def look() -> Facts:
-    """The facts of this machine; takes about as long as importing the slowest package does."""
-    wanted = [name for name in _PROBES if _is_there(name)]
+def collect_facts() -> Facts:
+    """Return the facts about this installation, in the time of importing the slowest package."""
     tools = {"nvcc": find_nvcc, "cmake": find_cmake, "TensorRT headers": find_tensorrt_headers}
-    running = probe(wanted)  # these run while the rest is looked at
+    wait_for_modules = start_probes([name for name in _PROBES if _is_installed(name)])
     packages = {
-        plain_name(d.metadata["Name"]): d.version
+        normalize_name(d.metadata["Name"]): d.version
         for d in importlib.metadata.distributions()
         if d.metadata["Name"]
     }
@@ -95,15 +112,20 @@ def look() -> Facts:
         tools={name: _tool(find) for name, find in tools.items()},
         plugin=_plugin(),
         network=next(iter(sorted((Path(__file__).parents[1] / "models").glob("*.onnx"))), None),
-        modules=running(),
+        modules=wait_for_modules(),
     )
 
 
-def probe(
+def start_probes(
     names: Sequence[str], probes: Mapping[str, str] = _PROBES, seconds: float = _PROBE_SECONDS
 ) -> Callable[[], dict[str, Module]]:
-    """Import modules, each in a process of its own, all at once; call the result to wait for what they
-    say."""
+    """Import modules in parallel processes; the returned function waits for the results.
+
+    Args:
+        names: names of the modules.
+        probes: name -> additional statements, which store values in ``found``.
+        seconds: timeout of all imports.
+    """
     processes = {
         name: subprocess.Popen(
             [sys.executable, "-c", _PROBE.format(name=name, more=probes.get(name, ""))],
@@ -116,11 +138,12 @@ def probe(
     }
     until = time.monotonic() + seconds
     return lambda: {
-        name: _heard(process, max(0.1, until - time.monotonic())) for name, process in processes.items()
+        name: _wait_for_probe(process, max(0.1, until - time.monotonic()))
+        for name, process in processes.items()
     }
 
 
-def _heard(process: subprocess.Popen[str], seconds: float) -> Module:
+def _wait_for_probe(process: subprocess.Popen[str], seconds: float) -> Module:
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -128,18 +151,15 @@ def _heard(process: subprocess.Popen[str], seconds: float) -> Module:
         process.communicate()
         return Module(error=f"importing it takes more than {seconds:.0f} s")
     if process.returncode:
-        said = [line.strip() for line in err.splitlines() if line.strip()]
-        ended = (
-            f"importing it ends the process (signal {-process.returncode})"
-            if process.returncode < 0
-            else "it can't be imported"
-        )
-        return Module(error=said[-1] if said and process.returncode > 0 else ended)
+        if process.returncode < 0:
+            return Module(error=f"importing it ends the process (signal {-process.returncode})")
+        lines = [line.strip() for line in err.splitlines() if line.strip()]
+        return Module(error=lines[-1] if lines else "it can't be imported")
     found = json.loads(out.splitlines()[-1])
     return Module(found.pop("version"), None, found)
 
 
-def _is_there(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name.split(".")[0]) is not None
     except (ImportError, ValueError):  # a module without a spec
@@ -149,15 +169,15 @@ def _is_there(name: str) -> bool:
 def _tool(find: Callable[[], Path]) -> Tool:
     try:
         path = find()
-    except MissingDependencyError as missing:
-        return Tool(error=str(missing))
+    except MissingDependencyError as error:
+        return Tool(error=str(error))
     if path.is_dir():
         return Tool(str(path))
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Tool(error=f"{path} can't be run: {error}")
-    version = re.search(r"(?:V|version )(\d+(?:\.\d+)+)", said)
+        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5).stdout
+    except (OSError, subprocess.TimeoutExpired) as run_error:
+        return Tool(error=f"{path} can't be run: {run_error}")
+    version = re.search(r"(?:V|version )(\d+(?:\.\d+)+)", output)
     return Tool(str(path), version[1] if version else "")
 
 
@@ -169,9 +189,9 @@ def _plugin() -> Mapping[str, Any] | str | None:
     try:
         return plugin_info()
     except (OSError, ValueError) as error:
-        return f"what its build wrote beside it can't be read ({error})"
+        return f"the file that its build wrote beside it can't be read ({error})"
 
 
-def plain_name(name: str) -> str:
-    """A distribution's name as package indices compare it."""
+def normalize_name(name: str) -> str:
+    """Return the normalized name of a package (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,4 +1,4 @@
-"""What ``tfiseg doctor`` knows of Jetsons: what each JetPack contains, and what conflicts with it."""
+"""The checks of ``tfiseg doctor`` on a Jetson: the JetPack release, and conflicts with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from .installation import Facts
 class JetPack:
     """A release and the versions that it installs.
 
-    ``l4t`` is the start of its L4T version, None if that alone doesn't identify it.
+    Attributes:
+        version: version of the release.
+        l4t: start of its L4T version; None if this does not identify the release.
+        tensorrt: version of TensorRT.
+        cuda: version of CUDA.
+        python: version of the system's Python.
     """
 
     version: str
@@ -32,8 +37,8 @@ JETPACKS = (
     JetPack("7.1", "38.4", "10.13", "13.0", "3.12"),
     JetPack("7.2", None, "10.16", "13.2", "3.12"),
 )
-OLDEST = (6, 1)
-OLDEST_L4T = (36, 4)
+MIN_JETPACK = (6, 1)
+MIN_L4T = (36, 4)
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -42,29 +47,29 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def jetpack_of(l4t: str, jetpack: str | None) -> JetPack | None:
-    """Return the release by the package nvidia-jetpack if it is installed, else by L4T; None if unknown."""
-    for one in JETPACKS:
-        known, found = numbers(one.version), numbers(jetpack or "")
-        by_l4t = one.l4t is not None and numbers(l4t)[: len(numbers(one.l4t))] == numbers(one.l4t)
-        if found[:2] == known if jetpack else by_l4t:
-            return one
+    """Return the release by the version of nvidia-jetpack if installed, else of L4T; None if unknown."""
+    for release in JETPACKS:
+        prefix = numbers(release.l4t or "")
+        by_l4t = release.l4t is not None and numbers(l4t)[: len(prefix)] == prefix
+        if numbers(jetpack)[:2] == numbers(release.version) if jetpack else by_l4t:
+            return release
     return None
 
 
 def jetson_checks(facts: Facts) -> Iterator[Check]:
-    """Judge a Jetson's release and what was installed beside it."""
+    """Yield the checks of a Jetson; none on other machines."""
     machine = facts.machine
     if machine.l4t is None:
         return
     installed = f"JetPack {machine.jetpack}" if machine.jetpack else "package nvidia-jetpack not installed"
     found = f"L4T {machine.l4t}, {installed}"
     release = jetpack_of(machine.l4t, machine.jetpack)
-    if numbers(machine.jetpack)[:2] < OLDEST if machine.jetpack else numbers(machine.l4t)[:2] < OLDEST_L4T:
+    if numbers(machine.jetpack)[:2] < MIN_JETPACK if machine.jetpack else numbers(machine.l4t)[:2] < MIN_L4T:
         older = f"{found}; its TensorRT is older than 10.3, which tfiseg needs for engines"
         yield Check("Jetson", WRONG, older, "flash JetPack 6.2 or later (docs/guide/jetson.md)")
         return
     if release is None:
-        yield Check("Jetson", OK, f"{found}, which tfiseg has no notes on; it knows JetPack 6.1 to 7.2")
+        yield Check("Jetson", OK, f"{found}, which is unknown to tfiseg; it knows JetPack 6.1 to 7.2")
         return
     yield Check(
         "Jetson", OK, found, "" if machine.jetpack else "sudo apt install nvidia-jetpack (TensorRT, CUDA)"
@@ -73,14 +78,14 @@ def jetson_checks(facts: Facts) -> Iterator[Check]:
         yield Check(
             "Jetson's Python",
             OPTIONAL,
-            f"this is {machine.python}; TensorRT of JetPack {release.version} is for Python {release.python}",
+            f"{machine.python}; TensorRT of JetPack {release.version} is for Python {release.python}",
             "/usr/bin/python3 -m venv --system-site-packages .venv",
         )
-    yield from _tensorrt_beside(facts, release)
+    yield from _tensorrt_conflict(facts, release)
 
 
-def _tensorrt_beside(facts: Facts, release: JetPack) -> Iterator[Check]:
-    """TensorRT's wheels for servers hide the one that JetPack brings, and JetPack 6 can't run them."""
+def _tensorrt_conflict(facts: Facts, release: JetPack) -> Iterator[Check]:
+    """Yield a check if PyPI's TensorRT, which JetPack 6 cannot run, hides that of JetPack."""
     wheels = sorted(name for name in facts.packages if re.match(r"tensorrt-cu\d+", name))
     if wheels and release.version.startswith("6"):
         yield Check(

@@ -1,5 +1,4 @@
-"""``tfiseg inspect``: what a network or an engine is, read from the file and its record. Needs no GPU and no
-TensorRT."""
+"""``tfiseg inspect``: describe a network or an engine by its file and metadata, without GPU or TensorRT."""
 
 from __future__ import annotations
 
@@ -22,11 +21,11 @@ from .onnx_layers import PRECISIONS, LayerPrecision, element_name, layer_precisi
 if TYPE_CHECKING:
     import onnx
 
-FRAME_HW = (480, 640)  # at which work is counted where a network takes any size
-_PLANS = (SUFFIX, ".plan", ".trt")
+FRAME_HW = (480, 640)  # frame size for multiply-accumulates if the network accepts any size
+_PLAN_SUFFIXES = (SUFFIX, ".plan", ".trt")
 _CHUNK_BYTES = 1 << 20
-_MAX_FRAME_BYTES = 1 << 28  # of a frame that is measured with
-_SAID = {  # what is read of a record
+_MAX_FRAME_BYTES = 1 << 28
+_REQUIRED_KEYS = {  # of an engine's metadata
     "plan": ("sha256", "bytes"),
     "built_from": ("onnx", "onnx_sha256", "command", "shapes"),
     "built_with": ("flavour", "version", "platform"),
@@ -36,29 +35,29 @@ _SAID = {  # what is read of a record
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
-    """What a file is.
+    """Return a description of a network or an engine.
 
     Args:
-        path: NAME.onnx, or NAME.engine with or without its record.
+        path: NAME.onnx, or NAME.engine with or without its metadata file.
 
     Returns:
-        Plain values. Always ``file``, ``kind`` ("onnx" or "engine"), ``bytes``, ``sha256`` and ``problems``,
-        sentences on what is wrong with it; ``inspection_text`` prints the rest.
+        A JSON object with ``file``, ``kind`` ("onnx" or "engine"), ``bytes``, ``sha256``, ``problems`` (a
+        list of sentences), and further keys of each kind, which ``inspection_text`` prints.
 
     Raises:
-        InputError: there is no such file, or it is neither.
-        ModelError: it is no ONNX network. (Reading one needs the package onnx; engines need nothing.)
+        InputError: there is no such file, or it is neither a network nor an engine.
+        ModelError: the file is no ONNX network.
     """
-    if path.suffix not in (".onnx", *_PLANS):
-        raise InputError(f"{path} is neither a network (.onnx) nor an engine ({', '.join(_PLANS)})")
+    if path.suffix not in (".onnx", *_PLAN_SUFFIXES):
+        raise InputError(f"{path} is neither a network (.onnx) nor an engine ({', '.join(_PLAN_SUFFIXES)})")
     if not path.is_file():
-        beside = sidecar_path(path)
-        made = (
-            f"; its record {beside.name} is there, and says how it was built: see built_from in it"
-            if beside.is_file()
+        sidecar = sidecar_path(path)
+        hint = (
+            f"; its metadata {sidecar.name} exists and states how it was built: see built_from in it"
+            if sidecar.is_file()
             else ""
         )
-        raise InputError(f"there is no file {path}{made}")
+        raise InputError(f"there is no file {path}{hint}")
     report = {
         "file": str(path),
         "kind": "onnx" if path.suffix == ".onnx" else "engine",
@@ -69,11 +68,11 @@ def inspect_file(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, read in pieces."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as content:
-        while piece := content.read(_CHUNK_BYTES):
-            digest.update(piece)
+        while chunk := content.read(_CHUNK_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -83,13 +82,15 @@ def _engine(path: Path) -> dict[str, Any]:
         return report
     try:
         record = read_sidecar(path)
-        lacking = [f"{part}.{key}" for part, keys in _SAID.items() for key in keys if key not in record[part]]
-        if lacking:
+        missing = [
+            f"{part}.{k}" for part, keys in _REQUIRED_KEYS.items() for k in keys if k not in record[part]
+        ]
+        if missing:
             raise EngineError(
-                f"{sidecar_path(path)} is damaged ({', '.join(lacking)} missing): build the engine again"
+                f"{sidecar_path(path)} is damaged ({', '.join(missing)} missing): build the engine again"
             )
-        found = [vars(one) for one in mismatches(record, this_machine())]
-        report |= {"record": record, "fits_this_machine": not found, "differences": found}
+        differences = [vars(mismatch) for mismatch in mismatches(record, this_machine())]
+        report |= {"record": record, "fits_this_machine": not differences, "differences": differences}
         check_content(path, record)
     except EngineError as error:
         report["problems"].append(str(error))
@@ -101,42 +102,42 @@ def _onnx(path: Path) -> dict[str, Any]:
 
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's errors, and the system's
-        raise ModelError(f"{path} is no ONNX network, or is cut off ({error})") from error
+    except Exception as error:  # protobuf's errors and OSError
+        raise ModelError(f"{path} is no ONNX network, or is truncated ({error})") from error
     if not model.graph.node:
-        raise ModelError(f"{path} is no ONNX network: it holds no graph")
+        raise ModelError(f"{path} is no ONNX network: it contains no graph")
     _check_nodes(path, model.graph.node)
     problems: list[str] = []
     external = _external_files(model, path.parent)
-    missing = [one["file"] for one in external if one["bytes"] is None]
+    missing = [file["file"] for file in external if file["bytes"] is None]
     if missing:
         problems.append(
-            f"{path} keeps weights in other files that aren't there: copy {', '.join(missing)} beside it"
+            f"{path} stores weights in other files, which are missing: copy {', '.join(missing)} beside it"
         )
     text = next((p.value for p in model.metadata_props if p.key == METADATA_KEY), None)
     metadata: dict[str, Any] | None = None
     if text is not None:
         try:
-            of_instances = _instance_metadata(text, path)
-            if of_instances is not None:
-                open_instance_session(path, threads=1)  # raises where something is damaged
-            metadata = of_instances or ModelInfo.from_json(text, str(path)).extra
+            instance_info = _instance_metadata(text, path)
+            if instance_info is not None:
+                open_instance_session(path, threads=1)  # raises ModelError if the network is damaged
+            metadata = instance_info or ModelInfo.from_json(text, str(path)).extra
         except ModelError as error:
             problems.append(str(error))
     initial = {i.name for i in model.graph.initializer}
     inputs = [v for v in model.graph.input if v.name not in initial]
-    layers, measured = layer_precisions(model), None
+    layers, shapes = layer_precisions(model), None
     if not missing and any(layer.macs is None for layer in layers):
-        measured = _measured(path, model, inputs)
-        layers = layer_precisions(model, measured)
+        shapes = _measure_shapes(path, model, inputs)
+        layers = layer_precisions(model, shapes)
     return {
-        "inputs": [described_tensor(v) for v in inputs],
-        "outputs": [described_tensor(v) for v in model.graph.output],
+        "inputs": [describe_tensor(v) for v in inputs],
+        "outputs": [describe_tensor(v) for v in model.graph.output],
         "model": metadata,
         "weights_unchanged": _weights_unchanged(model, metadata),
         "precision": _shares(layers),
         "layers": [vars(layer) for layer in layers],
-        "macs_at_hw": FRAME_HW if measured else None,
+        "macs_at_hw": FRAME_HW if shapes else None,
         "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
         "ir_version": model.ir_version,
         "producer": " ".join(filter(None, (model.producer_name, model.producer_version))) or None,
@@ -151,39 +152,40 @@ def _onnx(path: Path) -> dict[str, Any]:
 
 
 def _check_nodes(path: Path, nodes: Sequence[onnx.NodeProto]) -> None:
-    """Raise ModelError for nodes that no network has: without a result, or with names that are no text."""
+    """Raise ModelError if a node has no output or a name that is not UTF-8."""
     for node in nodes:
         names = (node.name, node.op_type, node.domain, *node.input, *node.output)
         if not node.output or not all(isinstance(name, str) for name in names):
             raise ModelError(
-                f"{path} is damaged: it has a node without result, or a name that is no valid text"
+                f"{path} is damaged: it has a node without output, or a name that is no valid text"
             )
 
 
 def _instance_metadata(text: str, path: Path) -> dict[str, Any] | None:
-    """What an instance network says of itself; None: it is another kind of network."""
+    """Return the metadata of an instance network; None for other networks."""
     try:
-        of_instances = metadata_version(text, "instance_format") is not None
-        return {**instance_metadata(text), "class_names": [], "things": []} if of_instances else None
+        is_instance_network = metadata_version(text, "instance_format") is not None
+        return {**instance_metadata(text), "class_names": [], "things": []} if is_instance_network else None
     except FormatError as error:
         raise ModelError(f"{path}: its tfiseg metadata is damaged ({error}): export it again") from error
 
 
-def described_tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
-    """Name, dtype and shape; free sides by their names, "?" without."""
+def describe_tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    """Return name, dtype and shape of a tensor; dynamic sides by their names, or "?"."""
     import onnx
 
-    kind = value.type.tensor_type
-    shape = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in kind.shape.dim]
+    tensor = value.type.tensor_type
+    shape = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
     try:
-        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)) if kind.elem_type else "undefined"
-    except KeyError:  # of a damaged file
-        dtype = element_name(kind.elem_type)
+        element = tensor.elem_type
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(element)) if element else "undefined"
+    except KeyError:  # a damaged file
+        dtype = element_name(element)
     return {"name": value.name, "dtype": dtype, "shape": shape}
 
 
 def _external_files(model: onnx.ModelProto, folder: Path) -> list[dict[str, Any]]:
-    """Files that hold weights of this network; ``bytes`` None where one is missing."""
+    """Return the files with weights of this network; ``bytes`` is None if a file is missing."""
     names = {
         entry.value for i in model.graph.initializer for entry in i.external_data if entry.key == "location"
     }
@@ -194,62 +196,59 @@ def _external_files(model: onnx.ModelProto, folder: Path) -> list[dict[str, Any]
 
 
 def _weights_unchanged(model: onnx.ModelProto, metadata: Mapping[str, Any] | None) -> bool | None:
-    """Are the weights those that the metadata's hash was made of? None: it has no hash."""
+    """Return whether the weights have the hash in the metadata; None if there is no hash."""
     if not metadata or "weights_sha256" not in metadata:
         return None
     return bool(weights_digest(model.graph.initializer) == metadata["weights_sha256"])
 
 
-def _measured(
+def _measure_shapes(
     path: Path, model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]
 ) -> dict[str, tuple[int, ...]] | None:
-    """Sizes of all tensors that layers read and write when a frame of FRAME_HW goes through: shape inference
-    doesn't see through the resizing that tfiseg's networks begin with. None where the network doesn't take
-    such a frame, or ONNX Runtime can't run it."""
+    """Run a frame of FRAME_HW and return the shapes of the tensors that layers read and write.
+
+    Shape inference fails at the Resize nodes at the start of tfiseg's networks. Returns None if the network
+    does not accept such a frame or ONNX Runtime cannot run it.
+    """
     import onnx
 
     sides = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else []
     if len(sides) != 4 or sides[3].dim_value != 3:
         return None
     layers = {layer.name for layer in layer_precisions(model)}
-    made = {name for node in model.graph.node for name in node.output}
+    computed = {name for node in model.graph.node for name in node.output}
     nodes = [node for node in model.graph.node if (node.name or node.output[0]) in layers]
-    names = sorted({name for node in nodes for name in (*node.input[:2], node.output[0])} & made)
-    shape = [d.dim_value or free for d, free in zip(sides, (1, *FRAME_HW, 3), strict=True)]
+    names = sorted({name for node in nodes for name in (*node.input[:2], node.output[0])} & computed)
+    shape = [d.dim_value or default for d, default in zip(sides, (1, *FRAME_HW, 3), strict=True)]
     if min(shape) < 1 or math.prod(shape) > _MAX_FRAME_BYTES:
         return None
     frame = np.zeros(shape, np.uint8)
     try:
-        asked = onnx.load(path)  # with weights that lie in other files
-        del asked.graph.output[
-            :
-        ]  # sizes alone: the tensors of a large network together would fill the memory
+        probe = onnx.load(path)  # with external weights
+        del probe.graph.output[:]  # only shapes are output, because all tensors would fill the memory
         for k, name in enumerate(names):
-            asked.graph.node.append(onnx.helper.make_node("Shape", [name], [f"tfiseg.size.{k}"]))
-            asked.graph.output.append(
+            probe.graph.node.append(onnx.helper.make_node("Shape", [name], [f"tfiseg.size.{k}"]))
+            probe.graph.output.append(
                 onnx.helper.make_tensor_value_info(f"tfiseg.size.{k}", onnx.TensorProto.INT64, None)
             )
-        session = start_session(asked.SerializeToString(), fuse=False)
+        session = start_session(probe.SerializeToString(), fuse=False)
         sizes = session.run(None, {inputs[0].name: frame})
-    except (
-        Exception
-    ):  # onnxruntime's and protobuf's errors share no base class; what the file declares must do
+    except Exception:  # the errors of onnxruntime and protobuf have no common base class
         return None
     return {name: tuple(int(side) for side in size) for name, size in zip(names, sizes, strict=True)}
 
 
 def _shares(layers: Sequence[LayerPrecision]) -> dict[str, dict[str, Any]]:
-    """By precision: ``layers``, ``macs`` (None where a layer's size is unknown) and their ``share`` of
-    all."""
-    known = all(layer.macs is not None for layer in layers)
+    """Return the number of layers, their multiply-accumulates and the share of these for each precision."""
+    is_known = all(layer.macs is not None for layer in layers)
     total = sum(layer.macs or 0 for layer in layers)
-    found = {}
+    shares = {}
     for precision in dict.fromkeys((*PRECISIONS, *(layer.precision for layer in layers))):
-        own = [layer for layer in layers if layer.precision == precision]
-        macs = sum(layer.macs or 0 for layer in own) if known else None
-        found[precision] = {
-            "layers": len(own),
+        group = [layer for layer in layers if layer.precision == precision]
+        macs = sum(layer.macs or 0 for layer in group) if is_known else None
+        shares[precision] = {
+            "layers": len(group),
             "macs": macs,
             "share": macs / total if macs is not None and total else None,
         }
-    return found
+    return shares

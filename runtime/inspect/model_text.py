@@ -1,4 +1,4 @@
-"""What ``inspect_file`` found, as lines for a terminal."""
+"""Descriptions of networks and engines as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from ..networks.instance_session import of_groups
 
 
 def inspection_text(report: Mapping[str, Any], with_layers: bool = False) -> str:
-    """``inspect_file()`` as text."""
+    """Return a description of ``inspect_file`` as text.
+
+    Args:
+        report: the description.
+        with_layers: list each layer of a network.
+    """
     lines = [f"{report['file']}: {_kind(report)}, {_size(report['bytes'])}, sha256 {report['sha256']}"]
     lines += _onnx_lines(report, with_layers) if report["kind"] == "onnx" else _engine_lines(report)
     return "\n".join(lines + [f"WRONG: {problem}" for problem in report["problems"]])
@@ -29,26 +34,25 @@ def _onnx_lines(report: Mapping[str, Any], with_layers: bool) -> list[str]:
     lines = [_row(name, ", ".join(_signature(t) for t in report[name])) for name in ("inputs", "outputs")]
     lines += _model_lines(report["model"])
     if report["weights_unchanged"] is not None:
-        said = (
+        state = (
             "those of the export"
             if report["weights_unchanged"]
-            else "changed since the export (`tfiseg build` does so)"
+            else "changed since the export (`tfiseg build` does this)"
         )
         lines.append(
-            _row("weights", f"{said}; the export's sha256 {report['model']['weights_sha256'][:16]}...")
+            _row("weights", f"{state}; the export's sha256 {report['model']['weights_sha256'][:16]}...")
         )
     lines.append(_row("layers", _precision(report)))
     opset = ", ".join(f"{domain} {version}" for domain, version in report["opset"].items())
     lines.append(
         _row(
             "opset",
-            f"{opset}; IR {report['ir_version']}; made by {report['producer'] or 'nobody who says so'}",
+            f"{opset}; IR {report['ir_version']}; producer {report['producer'] or 'unknown'}",
         )
     )
-    for one in report["external_data"]:
-        lines.append(
-            _row("weights in", f"{one['file']}, {'missing' if one['bytes'] is None else _size(one['bytes'])}")
-        )
+    for file in report["external_data"]:
+        size = "missing" if file["bytes"] is None else _size(file["bytes"])
+        lines.append(_row("weights in", f"{file['file']}, {size}"))
     nodes = [f"{n['op']} ({n['name']})" for n in report["plugin_nodes"]]
     lines.append(_row("plugins", ", ".join(nodes) if nodes else "none: standard operators only"))
     if with_layers:
@@ -66,10 +70,10 @@ def _precision(report: Mapping[str, Any]) -> str:
             share = "" if found["share"] is None else f" ({found['share']:.0%} of the work)"
             parts.append(f"{found['layers']} in {precision}{share}")
             total += found["macs"] or 0
-    text = ", ".join(parts) or "none that multiply"
+    text = ", ".join(parts) or "no convolution or matrix product"
     if total:
-        at = report["macs_at_hw"]
-        text += f"; {_count(total)} multiply-accumulates" + (f" for a frame of {at[1]}x{at[0]}" if at else "")
+        hw = report["macs_at_hw"]
+        text += f"; {_count(total)} multiply-accumulates" + (f" for a frame of {hw[1]}x{hw[0]}" if hw else "")
     return text
 
 
@@ -78,47 +82,46 @@ def _engine_lines(report: Mapping[str, Any]) -> list[str]:
     if record is None:
         if report["problems"]:
             return []
-        beside = f"{Path(report['file']).name}.json"
+        sidecar = f"{Path(report['file']).name}.json"
         return [
-            f"  no record {beside} beside it: an engine's content can be read only by the TensorRT that "
-            "wrote it"
+            f"  there is no metadata file {sidecar}: an engine can be read only by the TensorRT that wrote it"
         ]
-    made, source, precision = record["built_with"], record["built_from"], record["precision"]
-    lines = [
-        _row(
-            "file",
-            "cut off, replaced or damaged"
-            if report["problems"]
-            else "intact: size and sha256 are those of the record",
-        )
-    ]
+    builder, source, precision = record["built_with"], record["built_from"], record["precision"]
+    state = (
+        "truncated, replaced or damaged"
+        if report["problems"]
+        else "intact: size and sha256 are those of the record"
+    )
+    lines = [_row("file", state)]
     lines.append(_row("built from", f"{source['onnx']}, sha256 {source['onnx_sha256'][:16]}..."))
     lines.append(_row("command", source["command"]))
     lines.append(_inputs(source["shapes"]))
     cuda, driver = (
-        f", {word} {made[key]}" if made.get(key) else ""
-        for key, word in (("cuda", "CUDA"), ("driver", "driver"))
+        f", {name} {builder[key]}" if builder.get(key) else ""
+        for key, name in (("cuda", "CUDA"), ("driver", "driver"))
     )
     lines.append(
-        _row("built with", f"{made['flavour']} {made['version']} on {made['platform']}{cuda}{driver}")
+        _row(
+            "built with", f"{builder['flavour']} {builder['version']} on {builder['platform']}{cuda}{driver}"
+        )
     )
-    lines.append(_row("runs on", _gpus(made)))
-    here = "; ".join(
-        f"{one['what']}: the engine has {one['engine']}, this machine {one['machine']}"
-        for one in report["differences"]
+    lines.append(_row("runs on", _gpus(builder)))
+    differences = "; ".join(
+        f"{mismatch['what']}: the engine has {mismatch['engine']}, this machine {mismatch['machine']}"
+        for mismatch in report["differences"]
     )
-    lines.append(_row("here", f"no. {here}" if here else "it fits this machine"))
+    lines.append(_row("here", f"no. {differences}" if differences else "it fits this machine"))
     counts = ", ".join(f"{count} in {name}" for name, count in precision["layers"].items() if count)
-    proof = ", ".join(f"{witness} ({count})" for witness, count in (precision.get("proved_by") or {}).items())
+    proof = ", ".join(f"{proof} ({count})" for proof, count in (precision.get("proved_by") or {}).items())
     lines.append(
-        _row("precision", f"asked for {precision['asked']}, layers {counts}; proved by {proof or 'nobody'}")
+        _row("precision", f"requested {precision['asked']}, layers {counts}; proved by {proof or 'nothing'}")
     )
     if precision.get("kept_high"):
         lines.append(_row("kept higher", ", ".join(precision["kept_high"])))
     lines.append(_row("gate", _gate(record.get("gate"))))
     plugin = record.get("plugin")
     if plugin:
-        inside = " (inside the engine)" if made.get("version_compatible") else ""
+        inside = " (inside the engine)" if builder.get("version_compatible") else ""
         lines.append(
             _row(
                 "plugin",
@@ -132,7 +135,7 @@ def _engine_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def _inputs(shapes: Mapping[str, Any]) -> str:
-    if "view_px" in shapes:  # of the instance network
+    if "view_px" in shapes:  # the instance network
         side = shapes["view_px"]
         return _row("views", f"uint8 BGR of {side}x{side} and their masks, 1 to {shapes['batch']} per call")
     low, best, high = ("x".join(map(str, shapes[key])) for key in ("min_hw", "opt_hw", "max_hw"))
@@ -140,43 +143,43 @@ def _inputs(shapes: Mapping[str, Any]) -> str:
     return _row("frames", f"uint8 BGR of {sizes} (HxW), at most {shapes['batch']} per call")
 
 
-def _gpus(made: Mapping[str, Any]) -> str:
-    capabilities = ", ".join(made.get("compute_capabilities") or [])
-    if made.get("hardware_compatibility") == "ampere_plus":
+def _gpus(builder: Mapping[str, Any]) -> str:
+    capabilities = ", ".join(builder.get("compute_capabilities") or [])
+    if builder.get("hardware_compatibility") == "ampere_plus":
         gpus = "every NVIDIA GPU from Ampere on"
     elif capabilities:
-        gpus = f"compute capability {capabilities}" + (f" ({made['gpu']})" if made.get("gpu") else "")
+        gpus = f"compute capability {capabilities}" + (f" ({builder['gpu']})" if builder.get("gpu") else "")
     else:
         gpus = (
-            "every GPU that this TensorRT knows"
-            if made.get("flavour") == "tensorrt_rtx"
-            else str(made.get("gpu") or "unknown GPUs")
+            "every GPU that this TensorRT supports"
+            if builder.get("flavour") == "tensorrt_rtx"
+            else str(builder.get("gpu") or "unknown GPUs")
         )
-    compatible = made.get("version_compatible")
+    compatible = builder.get("version_compatible")
     return f"{gpus}; {'this TensorRT and newer ones' if compatible else 'this version of TensorRT only'}"
 
 
 def _gate(gate: Mapping[str, Any] | None) -> str:
     if gate is None:
-        return "none needed: float32 is the measure itself"
+        return "none needed: float32 is the reference"
     if "skipped" in gate:
         return f"skipped: {gate['skipped']}"
     if "pair_agreement" in gate:
         outlines = f", {gate['outline_agreement']}% of outlines" if "outline_agreement" in gate else ""
         return (
-            f"passed: {gate['pair_agreement']}% of pairs of cells told as in fp32{outlines}, "
+            f"passed: {gate['pair_agreement']}% of pairs of cells predicted as in fp32{outlines}, "
             f"{gate['frames']} frames"
         )
-    said = (
+    result = (
         f"{gate.get('label_agreement')}% of labels as in {gate.get('reference', 'fp32')}, PQ "
         f"{gate.get('stable_PQ', gate.get('PQ'))}, {gate.get('frames')} frames"
     )
-    return f"{'passed' if gate.get('passed') else 'FAILED'}: {said}"
+    return f"{'passed' if gate.get('passed') else 'FAILED'}: {result}"
 
 
 def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
     if metadata is None:
-        return [_row("metadata", "none of tfiseg: `tfiseg export` brings a network into its format")]
+        return [_row("metadata", "none of tfiseg: `tfiseg export` converts a network to its format")]
     names, things = list(metadata["class_names"]), set(metadata["things"])
     classes = ", ".join(f"{k} {name}{'*' if k in things else ''}" for k, name in enumerate(names))
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode()).hexdigest()
@@ -185,13 +188,13 @@ def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
             "model", f"{metadata.get('name', 'unnamed')}, stride {metadata['stride']}, metadata {digest[:16]}"
         )
     ]
-    known = (
+    class_text = (
         f"{len(names)}, of which {len(things)} countable (*): {classes}"
         if names
-        else "none: it tells objects of any class apart"
+        else "none: the network separates objects of any class"
     )
-    lines.append(_row("classes", known))
-    if "rules" in metadata:  # of the instance network
+    lines.append(_row("classes", class_text))
+    if "rules" in metadata:  # the instance network
         lines.append(
             _row(
                 "rules",
@@ -201,14 +204,9 @@ def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
         if "min_area" in metadata:
             lines.append(_row("made for", f"objects of {metadata['min_area']} px and more"))
         if "lone_odds" in metadata:
-            odds = metadata["lone_odds"]
-            lines.append(
-                _row(
-                    "lone objects",
-                    f"{odds} for each group, of what could be "
-                    f"parted{': thorough' if of_groups(odds) else ''}",
-                )
-            )
+            ratio = metadata["lone_odds"]
+            exhaustive = "; exhaustive refinement" if of_groups(ratio) else ""
+            lines.append(_row("single objects", f"{ratio} for each group{exhaustive}"))
     lines += [
         _row(key.replace("_", " "), str(metadata[key]))
         for key in ("training_data", "licence")

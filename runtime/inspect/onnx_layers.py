@@ -1,4 +1,4 @@
-"""What the convolutions and matrix products of an ONNX network compute in. Needs onnx."""
+"""The precision of the convolutions and matrix products of an ONNX network. Needs onnx."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ if TYPE_CHECKING:
     import onnx
 
 KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# operators whose very name says integers -> where their weights stand among the inputs
+# operators on integers -> index of their weights among the inputs
 INTEGER_KINDS = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "ConvInteger": 1, "MatMulInteger": 1}
 PRECISIONS = ("fp32", "fp16", "int8")
-_PASSING = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Cast")
-_MAX_PASSED = 100
+_SHAPE_OPERATORS = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Cast")
+_MAX_SKIPPED = 100  # a damaged file may have a cycle
 _DOMAINS = ("", "ai.onnx", "com.microsoft")  # QGemm is of the last
 
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """One layer: node name, operator, "fp32", "fp16" or "int8" (both operands come from DequantizeLinear, or
-    the operator takes integers), multiply-accumulates of one run, where the shapes are known."""
+    """The precision of one layer.
+
+    Attributes:
+        name: name of the node, or of its output if the node has none.
+        op: operator.
+        precision: "fp32", "fp16" or "int8" (both operands are dequantized, or the operator takes integers).
+        macs: multiply-accumulates of one run; None if a shape is unknown.
+    """
 
     name: str
     op: str
@@ -33,18 +39,19 @@ class LayerPrecision:
 def layer_precisions(
     model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> list[LayerPrecision]:
-    """The layers of a network in graph order, preprocessing included. Weights stored as float16 and cast to
-    float32 count as float32.
+    """Return the layers of a network in graph order, including preprocessing.
+
+    Weights that are stored as float16 and cast to float32 count as float32.
 
     Args:
         model: an ONNX network.
-        shapes: of tensors, by name, where they are known better than shape inference knows them: from a run.
+        shapes: tensor name -> shape from a run; other shapes are inferred.
     """
     import onnx
 
     try:
         typed = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception:  # nodes of other domains: what is declared must do
+    except Exception:  # nodes of other domains: only the declared shapes are known
         typed = model
     types = {i.name: i.data_type for i in model.graph.initializer}
     sizes: dict[str, Sequence[int]] = {i.name: list(i.dims) for i in model.graph.initializer}
@@ -52,39 +59,39 @@ def layer_precisions(
         types[value.name] = value.type.tensor_type.elem_type
         sizes[value.name] = [d.dim_value for d in value.type.tensor_type.shape.dim]
     sizes |= shapes or {}
-    makers = {name: node for node in model.graph.node for name in node.output}
+    producers = {name: node for node in model.graph.node for name in node.output}
     names = {
         onnx.TensorProto.FLOAT: "fp32",
         onnx.TensorProto.FLOAT16: "fp16",
         onnx.TensorProto.DOUBLE: "fp64",
     }
 
-    def dequantized(name: str) -> bool:
-        node = makers.get(name)
-        for _ in range(_MAX_PASSED):  # a damaged file may have a cycle
-            if node is None or node.op_type not in _PASSING or not node.input:
+    def is_dequantized(name: str) -> bool:
+        node = producers.get(name)
+        for _ in range(_MAX_SKIPPED):
+            if node is None or node.op_type not in _SHAPE_OPERATORS or not node.input:
                 break
-            node = makers.get(node.input[0])
+            node = producers.get(node.input[0])
         return node is not None and node.op_type == "DequantizeLinear"
 
-    found = []
+    layers = []
     for node in model.graph.node:
         if node.domain not in _DOMAINS or (node.op_type not in KINDS and node.op_type not in INTEGER_KINDS):
             continue
-        ends = [*node.input[:1], *node.output[:1]]
-        kind = next((types[name] for name in ends if types.get(name)), onnx.TensorProto.FLOAT)
+        data = [*node.input[:1], *node.output[:1]]
+        element = next((types[name] for name in data if types.get(name)), onnx.TensorProto.FLOAT)
         operands = node.input[:2]
-        if node.op_type in INTEGER_KINDS or (len(operands) == 2 and all(map(dequantized, operands))):
+        if node.op_type in INTEGER_KINDS or (len(operands) == 2 and all(map(is_dequantized, operands))):
             precision = "int8"
         else:
-            precision = names.get(kind, element_name(kind).lower())
+            precision = names.get(element, element_name(element).lower())
         name = node.name or next(iter(node.output), "")
-        found.append(LayerPrecision(name, node.op_type, precision, _macs(node, sizes)))
-    return found
+        layers.append(LayerPrecision(name, node.op_type, precision, _macs(node, sizes)))
+    return layers
 
 
 def element_name(element: int) -> str:
-    """Name a tensor's element type as ONNX does, such as "FLOAT"; damaged files hold unknown ones."""
+    """Return ONNX's name of an element type, such as "FLOAT"; damaged files contain unknown types."""
     import onnx
 
     known = element in onnx.TensorProto.DataType.values()
@@ -92,17 +99,15 @@ def element_name(element: int) -> str:
 
 
 def _macs(node: onnx.NodeProto, sizes: Mapping[str, Sequence[int]]) -> int | None:
-    place = INTEGER_KINDS.get(node.op_type, 1)
-    if len(node.input) <= place or not node.output:  # of a damaged file
+    weight_index = INTEGER_KINDS.get(node.op_type, 1)
+    if len(node.input) <= weight_index or not node.output:  # a damaged file
         return None
-    weights = node.input[place]
+    weights = node.input[weight_index]
     out, weight, data = (sizes.get(name, []) for name in (node.output[0], weights, node.input[0]))
     if not out or not all(out) or not weight or not all(weight):
         return None
-    if (
-        "Conv" in node.op_type
-    ):  # each weight of a channel is used once per pixel of the result; transposed: of the input
-        over = data if node.op_type == "ConvTranspose" else out
-        return math.prod(over) * math.prod(weight[1:]) if over and all(over) else None
+    if "Conv" in node.op_type:  # each weight is used once per output pixel; transposed: per input pixel
+        pixels = data if node.op_type == "ConvTranspose" else out
+        return math.prod(pixels) * math.prod(weight[1:]) if pixels and all(pixels) else None
     transposed = next((a.i for a in node.attribute if a.name == "transB"), 0)
     return math.prod(out) * weight[-1 if transposed or len(weight) == 1 else -2]

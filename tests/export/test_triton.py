@@ -178,10 +178,10 @@ def test_an_engine_of_batches(tmp_path):
 
 def test_the_plugins_outputs_are_those_of_the_node():
     from tfiseg.export.engine.clustering_node import MAX_INSTANCES, OUTPUTS, graft_clustering
-    from tfiseg.runtime.inspect.model_file import described_tensor
+    from tfiseg.runtime.inspect.model_file import describe_tensor
 
     grafted = graft_clustering(onnx.load(PLAIN_MODEL))
-    found = {t["name"]: (t["dtype"], len(t["shape"])) for t in map(described_tensor, grafted.graph.output)}
+    found = {t["name"]: (t["dtype"], len(t["shape"])) for t in map(describe_tensor, grafted.graph.output)}
     assert found == {
         "label_map": ("int32", 3),
         "semantic_map": ("int32", 3),

@@ -1,3 +1,5 @@
+"""Test the checks of ``tfiseg doctor``."""
+
 import json
 import time
 from dataclasses import replace
@@ -5,8 +7,8 @@ from dataclasses import replace
 import pytest
 from plain_model import PLAIN_MODEL
 from tfiseg.cli.main import main
-from tfiseg.runtime.inspect.doctor import MISSING, OK, OPTIONAL, WRONG, doctor_text, examine, healthy
-from tfiseg.runtime.inspect.installation import NATIVE, Facts, Module, Tool, look, probe
+from tfiseg.runtime.inspect.doctor import MISSING, OK, OPTIONAL, WRONG, doctor_text, examine, is_healthy
+from tfiseg.runtime.inspect.installation import NATIVE, Facts, Module, Tool, collect_facts, start_probes
 from tfiseg.runtime.networks.machine import Machine
 
 BUILD = (
@@ -26,6 +28,7 @@ def cv2(gui="NONE", gstreamer="NO"):
 
 
 def core(**more):
+    """Return the required modules and more."""
     return {
         "numpy": Module("2.2.0"),
         "tqdm": Module("4.67.0"),
@@ -62,18 +65,18 @@ ORIN = Machine(
     8,
 )
 DESKTOP = Machine("linux-x86_64", "3.12.3", "NVIDIA GeForce RTX 4090", "8.9", "13.0", "580.95.05", cpus=16)
-TENSORRT = Module("10.3.0", None, {"whole": True})
-RTX = Module("1.7.1.116", None, {"whole": True})
-SHELL = Module("", None, {"whole": False})
+TENSORRT = Module("10.3.0", None, {"is_complete": True})
+RTX = Module("1.7.1.116", None, {"is_complete": True})
+SHELL = Module("", None, {"is_complete": False})
 
 
-def of(name, given):
+def check_of(name, given):
     return next(check for check in examine(given) if check.name == name)
 
 
-def test_a_machine_with_nothing_but_what_is_needed_is_healthy():
+def test_an_installation_of_the_required_parts_is_healthy():
     checks = examine(facts())
-    assert healthy(checks)
+    assert is_healthy(checks)
     assert {check.state for check in checks} == {OK, OPTIONAL}
     text = doctor_text(facts(), checks)
     assert "Nothing that is needed is missing or wrong" in text
@@ -82,40 +85,49 @@ def test_a_machine_with_nothing_but_what_is_needed_is_healthy():
 
 def test_a_jetson_orin():
     given = facts(
-        ORIN, {"tensorrt": "10.3.0"}, core(cv2=cv2("GTK3", "YES (1.20.3)"), tensorrt=TENSORRT), plugin=PLUGIN
+        ORIN,
+        {"tensorrt": "10.3.0"},
+        core(cv2=cv2("GTK3", "YES (1.20.3)"), tensorrt=TENSORRT),
+        plugin=PLUGIN,
     )
-    assert healthy(examine(given))
-    assert of("GPU", given).found == "Orin, compute capability 8.7"
-    assert of("driver", given).found == "540.4.0; brings CUDA 12.6"
-    assert of("Jetson", given).found == "L4T 36.4.3, JetPack 6.2"
-    assert of("TensorRT", given).found == "10.3.0"
-    assert of("OpenCV", given).found == "4.11.0; FFmpeg yes, GStreamer yes, windows yes"
-    assert of("OpenCV", given).mend == ""
-    assert of("plugin", given).found == "compiled for TensorRT 10.14.1; for 87, 89, PTX"
-    assert of("TensorRT-RTX", given).mend == ""  # there is none for Jetsons
+    assert is_healthy(examine(given))
+    assert check_of("GPU", given).found == "Orin, compute capability 8.7"
+    assert check_of("driver", given).found == "540.4.0; supports CUDA 12.6"
+    assert check_of("Jetson", given).found == "L4T 36.4.3, JetPack 6.2"
+    assert check_of("TensorRT", given).found == "10.3.0"
+    assert check_of("OpenCV", given).found == "4.11.0; FFmpeg yes, GStreamer yes, windows yes"
+    assert check_of("OpenCV", given).fix == ""
+    assert check_of("plugin", given).found == "compiled for TensorRT 10.14.1; for 87, 89, PTX"
+    assert check_of("TensorRT-RTX", given).fix == ""  # no wheels for Jetsons
 
 
 def test_a_jetson_in_a_venv_that_hides_jetpack():
     given = facts(ORIN)
-    assert of("TensorRT", given).state == OPTIONAL
-    assert "--system-site-packages" in of("TensorRT", given).mend
-    assert of("OpenCV", given).state == OK
-    assert "CSI" in of("OpenCV", given).mend
+    assert check_of("TensorRT", given).state == OPTIONAL
+    assert "--system-site-packages" in check_of("TensorRT", given).fix
+    assert check_of("OpenCV", given).state == OK
+    assert "CSI" in check_of("OpenCV", given).fix
 
 
 def test_a_desktop():
     given = facts(DESKTOP, {"tensorrt-rtx-cu13": "1.7.1.116"}, core(tensorrt_rtx=RTX))
-    assert healthy(examine(given))
-    assert of("TensorRT-RTX", given).found == "1.7.1.116"
+    assert is_healthy(examine(given))
+    assert check_of("TensorRT-RTX", given).found == "1.7.1.116"
     assert "Jetson" not in [check.name for check in examine(given)]
 
 
 @pytest.mark.parametrize(
-    ("given", "name", "state", "found", "mend"),
+    ("given", "name", "state", "found", "fix"),
     [
         (facts(Machine("linux-x86_64", "3.8.10")), "Python", WRONG, "needs 3.10 to 3.13", "another Python"),
         (facts(Machine("linux-x86_64", "3.14.0")), "Python", WRONG, "needs 3.10 to 3.13", "another Python"),
-        (facts(modules=core(cv2=Module("4.11.0"))), "OpenCV", WRONG, "reads no video files", "pip install"),
+        (
+            facts(modules=core(cv2=Module("4.11.0"))),
+            "OpenCV",
+            WRONG,
+            "reads no video files",
+            "pip install",
+        ),
         (facts(packages={"torch": "2.8.0"}), "torch", OK, "2.8.0", ""),
         (facts(), "transformers", OPTIONAL, "not installed", ".[hf]"),
         (
@@ -191,7 +203,7 @@ def test_a_desktop():
             "wrong ELF class",
             "pip install .",
         ),
-        (replace(facts(), network=None), "network", MISSING, "isn't installed", "pip install ."),
+        (replace(facts(), network=None), "network", MISSING, "is not installed", "pip install ."),
         (
             facts(replace(DESKTOP, gpu=None, cuda_error="CUDA doesn't start")),
             "GPU",
@@ -224,7 +236,7 @@ def test_a_desktop():
             "NVIDIA",
         ),
         (
-            facts(modules=core(tensorrt=Module("8.5.2", None, {"whole": True}))),
+            facts(modules=core(tensorrt=Module("8.5.2", None, {"is_complete": True}))),
             "TensorRT",
             WRONG,
             "needs 10.3 or later",
@@ -238,10 +250,14 @@ def test_a_desktop():
             "uninstall",
         ),
         (
-            facts(replace(DESKTOP, cuda="12.6"), {"tensorrt-rtx-cu13": "1.7"}, core(tensorrt_rtx=RTX)),
+            facts(
+                replace(DESKTOP, cuda="12.6"),
+                {"tensorrt-rtx-cu13": "1.7"},
+                core(tensorrt_rtx=RTX),
+            ),
             "TensorRT-RTX",
             WRONG,
-            "made for CUDA 13, the driver brings 12.6",
+            "built for CUDA 13, the driver supports 12.6",
             "-cu12",
         ),
         (
@@ -266,9 +282,12 @@ def test_a_desktop():
             "--force",
         ),
         (
-            facts(modules=core(tensorrt=Module("11.4.1", None, {"whole": True})), plugin=PLUGIN),
+            facts(
+                modules=core(tensorrt=Module("11.4.1", None, {"is_complete": True})),
+                plugin=PLUGIN,
+            ),
             "plugin",
-            OK,  # the only headers that the advice for a missing plugin leads to
+            OK,  # the only headers that the fix of missing headers installs
             "compiled for TensorRT 10.14.1",
             "",
         ),
@@ -323,15 +342,15 @@ def test_a_desktop():
         ),
     ],
 )
-def test_what_is_said(given, name, state, found, mend):
-    check = of(name, given)
+def test_checks(given, name, state, found, fix):
+    check = check_of(name, given)
     assert check.state == state
     assert found in check.found
-    assert mend in check.mend
-    assert healthy(examine(given)) == (state in (OK, OPTIONAL))
+    assert fix in check.fix
+    assert is_healthy(examine(given)) == (state in (OK, OPTIONAL))
 
 
-def test_modules_are_imported_in_processes_of_their_own(tmp_path, monkeypatch):
+def test_modules_are_imported_in_separate_processes(tmp_path, monkeypatch):
     bodies = {
         "good": "__version__ = '1.2'; print('hello')",
         "bad": "import nowhere",
@@ -341,19 +360,19 @@ def test_modules_are_imported_in_processes_of_their_own(tmp_path, monkeypatch):
     for name, body in bodies.items():
         (tmp_path / f"{name}.py").write_text(body)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = probe(list(bodies), {"good": "found['answer'] = 42"}, seconds=3)()
+    found = start_probes(list(bodies), {"good": "found['answer'] = 42"}, seconds=3)()
     assert found["good"] == Module("1.2", None, {"answer": 42})
     assert found["bad"].error == "ModuleNotFoundError: No module named 'nowhere'"
     assert found["crash"].error == "importing it ends the process (signal 6)"
     assert "takes more than" in found["slow"].error
 
 
-def test_this_machine_is_healthy_enough_to_run_these_tests(capsys):
+def test_this_installation_has_the_required_parts(capsys):
     began = time.perf_counter()
-    given = look()
+    given = collect_facts()
     assert time.perf_counter() - began < 20  # 1.5 s on an idle machine
     needed = ("Python", "numpy", "tqdm", "OpenCV", "ONNX Runtime", "operator", "network")
-    assert {name: of(name, given).state for name in needed} == dict.fromkeys(needed, OK)
+    assert {name: check_of(name, given).state for name in needed} == dict.fromkeys(needed, OK)
     code = main(["doctor", "--json"])
     report = json.loads(capsys.readouterr().out)
     assert report["healthy"] == (code == 0)

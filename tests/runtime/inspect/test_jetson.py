@@ -1,3 +1,5 @@
+"""Test the checks of a Jetson."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,48 +47,48 @@ def test_releases(l4t, jetpack, expected):
         (replace(THOR, l4t="40.1", jetpack="8.0"), OK, "it knows JetPack 6.1 to 7.2"),
     ],
 )
-def test_the_release_is_judged(machine, state, part):
+def test_checks_of_the_release(machine, state, part):
     (check,) = jetson_checks(facts(machine))
     assert (check.name, check.state) == ("Jetson", state)
     assert part in check.found
-    assert ("JetPack 6.2 or later" in check.mend) == (state == WRONG)
+    assert ("JetPack 6.2 or later" in check.fix) == (state == WRONG)
 
 
 def test_a_missing_nvidia_jetpack_has_a_fix():
     (check,) = jetson_checks(facts(replace(ORIN, jetpack=None)))
-    assert "sudo apt install nvidia-jetpack" in check.mend
+    assert "sudo apt install nvidia-jetpack" in check.fix
 
 
 @pytest.mark.parametrize("machine", [ORIN, THOR])
-def test_another_python_than_jetpack_s(machine):
+def test_a_python_that_differs_from_jetpack(machine):
     *_, check = jetson_checks(facts(replace(machine, python="3.11.9")))
     assert (check.name, check.state) == ("Jetson's Python", OPTIONAL)
     assert f"is for Python {'3.10' if machine == ORIN else '3.12'}" in check.found
-    assert "/usr/bin/python3 -m venv" in check.mend
+    assert "/usr/bin/python3 -m venv" in check.fix
 
 
-def test_a_server_s_tensorrt_hides_jetpack_6_s():
+def test_tensorrt_from_pypi_conflicts_with_jetpack_6():
     *_, check = jetson_checks(facts(ORIN, "tensorrt-cu13", "tensorrt-cu13-libs"))
     assert (check.name, check.state) == ("Jetson's TensorRT", WRONG)
-    assert check.mend == "pip uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-libs"
-    assert len(list(jetson_checks(facts(THOR, "tensorrt-cu13")))) == 1  # JetPack 7 runs servers' wheels
+    assert check.fix == "pip uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-libs"
+    assert len(list(jetson_checks(facts(THOR, "tensorrt-cu13")))) == 1  # JetPack 7 runs them
 
 
-def test_the_system_s_opencv_wants_numpy_1():
-    for said in (
+def test_the_opencv_of_the_system_needs_numpy_1():
+    for error in (
         "ImportError: numpy.core.multiarray failed to import",
         "AttributeError: _ARRAY_API not found",
     ):
-        given = facts(ORIN, cv2=Module("", said))
+        given = facts(ORIN, cv2=Module("", error))
         check = next(check for check in examine(given) if check.name == "OpenCV")
-        assert (check.state, 'pip install "numpy<2"' in check.mend) == (WRONG, True)
+        assert (check.state, 'pip install "numpy<2"' in check.fix) == (WRONG, True)
 
 
-def test_no_jetson_no_check():
+def test_other_machines_have_no_jetson_check():
     assert list(jetson_checks(facts(Machine("linux-x86_64", "3.12.3")))) == []
 
 
-def test_the_page_has_every_release():
+def test_the_guide_lists_every_release():
     page = (Path(__file__).parents[3] / "docs" / "guide" / "jetson.md").read_text()
     for release in JETPACKS:
         for fact in (release.version, release.tensorrt, release.cuda, release.python):

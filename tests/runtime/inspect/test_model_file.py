@@ -1,3 +1,5 @@
+"""Test the descriptions of networks and engines."""
+
 import json
 
 import numpy as np
@@ -67,61 +69,61 @@ def engine(tmp_path):
     return tmp_path / "small.engine"
 
 
-def test_an_engine_and_its_record(engine):
+def test_an_engine_and_its_metadata(engine):
     report = inspect_file(engine)
     assert (report["kind"], report["bytes"], report["problems"]) == ("engine", len(PLAN), [])
     assert report["record"]["built_with"]["gpu"] == "Orin"
     assert report["fits_this_machine"] is False
     text = inspection_text(report)
-    for said in (
+    for text_part in (
         "intact",
         "small.onnx",
         "tfiseg build small.onnx",
         "240x320 to 1080x1920, fastest at 480x640",
         "tensorrt 10.3.0 on linux-aarch64, CUDA 12.6, driver 540.4.0",
         "compute capability 8.7 (Orin); this version of TensorRT only",
-        "asked for fp16, layers 1 in fp32, 64 in fp16; proved by log (65)",
+        "requested fp16, layers 1 in fp32, 64 in fp16; proved by log (65)",
         "stem",
         "passed: 99.9% of labels as in fp32, PQ 99.1, 128 frames",
         "tfiseg::DisplacementFieldClustering version 1",
         "3, of which 1 countable (*): 0 background, 1 cat*, 2 sky",
     ):
-        assert said in text
+        assert text_part in text
     assert "here:          no. platform: the engine has linux-aarch64" in text
 
 
 @pytest.mark.parametrize(
-    ("gate", "said"),
+    ("gate", "text_part"),
     [
         (None, "none needed"),
         ({"skipped": "--no-gate"}, "skipped: --no-gate"),
         ({"passed": False, "PQ": 60.0}, "FAILED"),
     ],
 )
-def test_the_gate_is_told_as_it_was(tmp_path, gate, said):
+def test_results_of_the_accuracy_check(tmp_path, gate, text_part):
     write_engine(tmp_path / "a.engine", PLAN, record(gate=gate, plugin=None))
     text = inspection_text(inspect_file(tmp_path / "a.engine"))
-    assert said in text
+    assert text_part in text
     assert "clustering runs after the network" in text
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "text_part"),
     [
         (PLAN[:50], "has 50 bytes, its record says 204"),
         (PLAN[:-1] + b"x", "is not the plan that its record speaks of"),
     ],
 )
-def test_an_engine_that_was_cut_off_or_changed(engine, content, said, capsys):
+def test_a_truncated_or_changed_engine(engine, content, text_part, capsys):
     engine.write_bytes(content)
-    assert said in inspect_file(engine)["problems"][0]
+    assert text_part in inspect_file(engine)["problems"][0]
     assert main(["inspect", str(engine)]) == 1
     text = capsys.readouterr().out
-    assert "cut off, replaced or damaged" in text
+    assert "truncated, replaced or damaged" in text
     assert "WRONG: " in text
 
 
-def test_an_engine_without_its_record(engine, capsys):
+def test_an_engine_without_its_metadata(engine, capsys):
     engine.with_name("small.engine.json").unlink()
     assert main(["inspect", str(engine)]) == 0
     text = capsys.readouterr().out
@@ -130,7 +132,7 @@ def test_an_engine_without_its_record(engine, capsys):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "text_part"),
     [
         ("{", "is damaged"),
         ('{"format_version": 2}', "has format 2, this version of tfiseg reads 1"),
@@ -141,32 +143,32 @@ def test_an_engine_without_its_record(engine, capsys):
         ),
     ],
 )
-def test_damaged_records(engine, content, said, capsys):
+def test_damaged_metadata(engine, content, text_part, capsys):
     engine.with_name("small.engine.json").write_text(content)
     assert main(["inspect", str(engine)]) == 1
-    assert said in capsys.readouterr().out
+    assert text_part in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "text_part"),
     [
         ("no.onnx", "there is no file"),
-        ("small.engine", "its record small.engine.json is there"),
+        ("small.engine", "its metadata small.engine.json exists"),
         ("a.txt", "is neither"),
     ],
 )
-def test_what_cannot_be_inspected(engine, name, said):
+def test_files_that_cannot_be_inspected(engine, name, text_part):
     engine.unlink()
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=text_part):
         inspect_file(engine.with_name(name))
 
 
-def test_json_is_whole(engine, capsys):
+def test_json_output(engine, capsys):
     assert main(["inspect", str(engine), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["record"]["gate"]["PQ"] == 99.1
 
 
-def test_the_shipped_network():
+def test_the_default_network():
     pytest.importorskip("onnx")
     report = inspect_file(PLAIN_MODEL)
     assert report["problems"] == []
@@ -204,13 +206,13 @@ def test_the_instance_network():
     text = inspection_text(report)
     assert "tfiseg-instance, stride 4" in text
     assert "merge, part, join; views of 192x192 px" in text
-    assert "it tells objects of any class apart" in text
-    of_nuclei = {**report, "model": {**report["model"], "min_area": 10, "lone_odds": 0.28}}
-    assert "objects of 10 px and more" in inspection_text(of_nuclei)
-    assert "0.28 for each group, of what could be parted: thorough" in inspection_text(of_nuclei)
+    assert "the network separates objects of any class" in text
+    nuclei = {**report, "model": {**report["model"], "min_area": 10, "lone_odds": 0.28}}
+    assert "objects of 10 px and more" in inspection_text(nuclei)
+    assert "0.28 for each group; exhaustive refinement" in inspection_text(nuclei)
 
 
-def test_an_instance_network_that_is_damaged(tmp_path):
+def test_a_damaged_instance_network(tmp_path):
     given = b'"view_px": 192, "outline_px": 128'
     damaged = DEFAULT_INSTANCE_MODEL.read_bytes().replace(given, b'"view_px": 192, "lone_odds": "x" ')
     (tmp_path / "m.onnx").write_bytes(damaged)
@@ -219,7 +221,7 @@ def test_an_instance_network_that_is_damaged(tmp_path):
     assert "damaged" in inspection_text(report)
 
 
-def test_somebody_elses_network_with_a_plugin_node(tmp_path):
+def test_a_foreign_network_with_a_plugin_node(tmp_path):
     report = inspect_file(onnx_file(tmp_path / "a.onnx"))
     assert report["plugin_nodes"] == [{"name": "y", "op": "tfiseg::DisplacementFieldClustering"}]
     assert (report["model"], report["weights_unchanged"], report["precision"]["fp32"]["macs"]) == (
@@ -240,14 +242,14 @@ def test_changed_weights_and_damaged_metadata(tmp_path):
     assert "metadata is damaged" in inspect_file(onnx_file(tmp_path / "b.onnx", tfiseg="{"))["problems"][0]
 
 
-def test_changed_weights_that_lie_in_typed_fields():
+def test_changed_weights_in_typed_fields():
     onnx = pytest.importorskip("onnx")
     two, three = (onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [value]) for value in (2.0, 3.0))
     assert not two.raw_data
     assert weights_digest([two]) != weights_digest([three])
 
 
-def test_weights_in_another_file_that_is_missing(tmp_path):
+def test_missing_external_weights(tmp_path):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(onnx_file(tmp_path / "a.onnx"))
     onnx.save(model, tmp_path / "b.onnx", save_as_external_data=True, location="b.data", size_threshold=0)
@@ -256,7 +258,7 @@ def test_weights_in_another_file_that_is_missing(tmp_path):
     assert "b.data beside it" in inspect_file(tmp_path / "b.onnx")["problems"][0]
 
 
-def test_no_onnx(tmp_path):
+def test_files_that_are_no_onnx_network(tmp_path):
     pytest.importorskip("onnx")
     for content in (b"", b"no network", PLAIN_MODEL.read_bytes()[:100_000]):
         (tmp_path / "a.onnx").write_bytes(content)
@@ -267,7 +269,7 @@ def test_no_onnx(tmp_path):
 @pytest.mark.parametrize("argv", [["inspect", "a.onnx"], ["triton", "a.onnx", "-o", "models"]])
 def test_reading_a_network_needs_onnx(argv, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.onnx").write_bytes(PLAIN_MODEL.read_bytes())  # a missing file would be named first
+    (tmp_path / "a.onnx").write_bytes(PLAIN_MODEL.read_bytes())  # a missing file would be reported first
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(argv) == 1
     assert ".[calibration]" in capsys.readouterr().err

@@ -1,6 +1,8 @@
+"""Test the precision and the multiply-accumulates of layers."""
+
 import numpy as np
 import pytest
-from tfiseg.runtime.inspect.model_file import described_tensor
+from tfiseg.runtime.inspect.model_file import describe_tensor
 from tfiseg.runtime.inspect.onnx_layers import LayerPrecision, layer_precisions
 
 onnx = pytest.importorskip("onnx")
@@ -8,11 +10,11 @@ HEAD = '<ir_version: 8, opset_import: ["" : 19, "com.microsoft" : 1]>'
 
 
 def network(body, inputs="float[1, 2, 6, 8] x"):
-    """A graph in onnx's text form; its output is y."""
+    """Return a network from ONNX's text format, with output y."""
     return onnx.parser.parse_model(f"{HEAD} g ({inputs}) => (float[] y) {{ {body} }}")
 
 
-def weights(model, name, shape, dtype):
+def add_weights(model, name, shape, dtype):
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, dtype), name))
     return model
 
@@ -59,7 +61,7 @@ def precisions(model):
 )
 def test_precision_of_a_convolution(body, inputs, stored, expected):
     model = network(body, inputs or "float[1, 2, 6, 8] x, float s, int8 z")
-    assert precisions(weights(model, "w", (4, 2, 3, 3), stored)) == [("Conv", expected)]
+    assert precisions(add_weights(model, "w", (4, 2, 3, 3), stored)) == [("Conv", expected)]
 
 
 @pytest.mark.parametrize(
@@ -90,50 +92,52 @@ def test_integer_operators_are_int8(body, op):
     ],
 )
 def test_multiply_accumulates(body, shape, macs):
-    (layer,) = layer_precisions(weights(network(body), "w", shape, np.float32))
+    (layer,) = layer_precisions(add_weights(network(body), "w", shape, np.float32))
     assert layer.macs == macs
 
 
-def test_sizes_that_inference_cannot_know_come_from_a_run():
-    model = weights(network("y = Conv(x, w)", "float[1, 2, height, width] x"), "w", (4, 2, 3, 3), np.float32)
+def test_shapes_that_inference_cannot_determine_come_from_a_run():
+    model = add_weights(
+        network("y = Conv(x, w)", "float[1, 2, height, width] x"), "w", (4, 2, 3, 3), np.float32
+    )
     assert layer_precisions(model) == [LayerPrecision("y", "Conv", "fp32", None)]
     (layer,) = layer_precisions(model, {"y": (1, 4, 10, 10)})
     assert layer.macs == 4 * 100 * 18
 
 
-def test_names_order_and_what_is_no_layer():
-    model = weights(
+def test_names_and_order_of_layers():
+    model = add_weights(
         network("a = Relu(x) b = Conv(a, w) c = Add(b, b) y = Conv(c, v)"), "w", (2, 2, 1, 1), np.float32
     )
     model.graph.node[1].name = "first"
-    assert [layer.name for layer in layer_precisions(weights(model, "v", (3, 2, 1, 1), np.float32))] == [
+    assert [layer.name for layer in layer_precisions(add_weights(model, "v", (3, 2, 1, 1), np.float32))] == [
         "first",
         "y",
     ]
 
 
 def test_a_network_with_nodes_of_other_domains():
-    model = weights(network("a = Conv(x, w) y = tfiseg.Strange(a)"), "w", (2, 2, 1, 1), np.float32)
+    model = add_weights(network("a = Conv(x, w) y = tfiseg.Strange(a)"), "w", (2, 2, 1, 1), np.float32)
     model.opset_import.append(onnx.helper.make_opsetid("tfiseg", 1))
     assert precisions(model) == [("Conv", "fp32")]
 
 
-def test_an_element_type_that_onnx_does_not_know_is_named_by_its_number():
+def test_an_unknown_element_type_is_named_by_its_number():
     model = network("y = Conv(x, w)", "float[1, 2, 6, 8] x, float[4, 2, 3, 3] w")
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.elem_type = 65
     assert precisions(model) == [("Conv", "element type 65")]
-    assert described_tensor(model.graph.output[0])["dtype"] == "element type 65"
+    assert describe_tensor(model.graph.output[0])["dtype"] == "element type 65"
 
 
 @pytest.mark.parametrize("kept", [0, 1])
-def test_a_layer_without_weights_or_input_has_no_known_cost(kept):
+def test_macs_of_a_layer_without_weights_or_input_are_unknown(kept):
     model = network("y = Conv(x, w)", "float[1, 2, 6, 8] x, float[4, 2, 3, 3] w")
     del model.graph.node[0].input[kept:]
     assert [layer.macs for layer in layer_precisions(model)] == [None]
 
 
-def test_a_cycle_before_a_layer_ends():
+def test_a_cycle_before_a_layer():
     model = network(
         "a = Identity(x) b = Identity(a) y = Conv(b, w)", "float[1, 2, 6, 8] x, float[4, 2, 3, 3] w"
     )
