@@ -17,7 +17,7 @@ _REFERENCE_PX = 640  # picture width at which lines are one pixel and text is 0.
 _LABELLED = 0.15  # of a picture: more labels hide more than they say
 
 
-def instance_colours(count: int, track_id: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
+def instance_colors(count: int, track_id: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
     """Return the colour of each instance by its number in the label map.
 
     Args:
@@ -69,7 +69,7 @@ def draw_instances(
         label_map: int32 (H, W); 0 = no instance, 1..n = the instance of that row plus one.
         box_xyxy: float32 (n, 4), pixels, upper ends exclusive.
         labels: n texts, such as "person 0.98"; none: no labels. Labels that find no room are left out.
-        colours: uint8 (n + 1, 3) BGR, by number in the label map; default: ``instance_colours(n)``.
+        colours: uint8 (n + 1, 3) BGR, by number in the label map; default: ``instance_colors(n)``.
         alpha: opacity of the masks in [0, 1]; 0 = outlines and labels only.
         outline: draw outlines.
 
@@ -93,7 +93,7 @@ def draw_instances(
     overlay = image.copy()
     if not count:
         return overlay
-    colours = instance_colours(count) if colours is None else colours
+    colours = instance_colors(count) if colours is None else colours
     boxes = box_xyxy.astype(int)
     scale = max(1.0, image.shape[1] / _REFERENCE_PX)
     crops = [label_map[y0:y1, x0:x1] == i + 1 for i, (x0, y0, x1, y1) in enumerate(boxes)]

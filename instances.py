@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from .arrays import check_array, described, renumbered, row_number, row_numbers
 from .conversions import data_frame_of, detections_of
 from .depth import checked_intrinsics, depth_in_metres, measure_depths
-from .drawing import ALPHA, draw_instances, instance_colours, outlines_of
+from .drawing import ALPHA, draw_instances, instance_colors, outlines_of
 from .errors import InputError, OutputError
 from .files import write_whole
 from .images import to_bgr
@@ -233,7 +233,7 @@ class Instances:
     @property
     def colours(self) -> NDArray[np.uint8]:
         """Colour of each instance by its number in the label map, uint8 (n + 1, 3) BGR; row 0 is black."""
-        return instance_colours(len(self), self.track_id)
+        return instance_colors(len(self), self.track_id)
 
     def draw(
         self,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.frames import sample_frames
-from ..runtime.evaluate.comparison import compare, worst_sheet
+from ..runtime.evaluate.comparison import compare, write_worst_sheet
 from ..runtime.segmenter import Segmenter
 
 _FILES = (".onnx", ".engine")
@@ -42,7 +42,7 @@ def compare_networks(
         one = Segmenter(_file(reference, Path(folder, "reference.onnx")), threads=threads)
         other = Segmenter(_file(candidate, Path(folder, "candidate.onnx")), threads=threads)
         comparison = compare(one, other, sample, sample.names, quiet)
-        worst_sheet(one, other, sample, comparison, sheet)
+        write_worst_sheet(one, other, sample, comparison, sheet)
     return {**comparison.report(), "reference": reference, "candidate": candidate, "sheet": str(sheet)}
 
 

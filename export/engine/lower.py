@@ -21,7 +21,7 @@ from ...calibration.qdq import Scheme
 from ...calibration.quantize import Calibration, calibrate, edge_layers, matching_layers, quantize
 from ...calibration.sensitivity import exclude_until, rank_layers
 from ...errors import InputError
-from ...runtime.evaluate.comparison import Comparison, compare, noise_floor, worst_sheet
+from ...runtime.evaluate.comparison import Comparison, compare, noise_floor, write_worst_sheet
 from ...runtime.inspect.onnx_layers import layer_precisions
 from ...runtime.segmenter import Segmenter
 from .fp16_graph import overflowing, to_fp16
@@ -237,7 +237,7 @@ def _judge(
         lowered.comparison = _compare_with_float32(model, lowered.model, frames, quiet)
     if sheet is not None:
         with _segmenters(model, lowered.model) as (reference, candidate):
-            worst_sheet(reference, candidate, frames, lowered.comparison, sheet)
+            write_worst_sheet(reference, candidate, frames, lowered.comparison, sheet)
     found = gate_report(lowered.comparison, settings.thresholds, yardstick)
     lowered.gate = {
         **found,

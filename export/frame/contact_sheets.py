@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ...drawing import instance_colours
+from ...drawing import instance_colors
 from ..instance.contact_sheets import write_sheet
 from .composites import FrameComposer
 
@@ -20,7 +20,7 @@ def frame_sheet(composer: FrameComposer, path: Path) -> None:
     cells = []
     for number in range(_SHOWN):
         composite = composer(number)
-        colours = instance_colours(len(composite.class_id) + 1)
+        colours = instance_colors(len(composite.class_id) + 1)
         painted = cv2.addWeighted(composite.image, 0.4, colours[composite.owner], 0.6, 0)
         shown = np.where((composite.owner > 0)[..., None], painted, composite.image).astype(np.uint8)
         pair = [cv2.resize(x, _CELL_HW[::-1], interpolation=cv2.INTER_AREA) for x in (composite.image, shown)]

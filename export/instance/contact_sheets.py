@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...drawing import instance_colours
+from ...drawing import instance_colors
 from ...errors import InputError
 from .bank import Bank, object_view
 from .composites import Composer
@@ -43,7 +43,7 @@ def composite_sheet(composer: Composer, path: Path, first: int = 0) -> None:
     cells = []
     for k in range(_COLUMNS * _ROWS // 2):
         composite = composer(first + k)
-        colours = instance_colours(max(1, int(composite.owner.max())) + 1)
+        colours = instance_colors(max(1, int(composite.owner.max())) + 1)
         painted = np.where(
             (composite.owner < 0)[..., None],
             np.array(_UNKNOWN, np.uint8),

@@ -1,1 +1,1 @@
-"""Archives of pictures: many machines, files that are done stay done."""
+"""Archives of pictures: segmentation on many machines, which can be interrupted and continued."""

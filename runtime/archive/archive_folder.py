@@ -1,4 +1,4 @@
-"""The output of an archive: Parquet parts that are written whole, from which an interrupted run goes on."""
+"""The output folder of an archive: Parquet parts, with which an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -18,34 +18,33 @@ from ..segmenter_settings import SegmenterSettings
 from .picture_list import pyarrow_parquet
 
 ROWS_PER_PART = 1000
-_SECONDS_PER_PART = 60.0  # at most so much work is lost when the machine stops
+_SECONDS_PER_PART = 60.0  # a crash loses at most this much work
 SETTINGS_NAME, PARTS_NAME, ERRORS_NAME = "archive.json", "parts", "errors.jsonl"
-# who segments does not change what is found
-_NOT_COMPARED = ("threads", "providers")
+_IGNORED_SETTINGS = ("threads", "providers")  # they do not change the results
 _CONTENT = "_sha256"
 _SETTINGS = map_of(optional(either("a text or a number", text(MAX_TEXT), number(-1e12, 1e12), boolean)))
 
 
 class ArchiveFolder:
-    """Writes rows of segmented pictures: ``parts/part-000001.parquet`` and so on, and ``errors.jsonl``.
+    """A writer of ``parts/part-000001.parquet`` and so on, and of ``errors.jsonl``.
 
-    A part appears when it is complete. Columns: path, file_name, height, width, and instances, a list of
+    Parts appear when they are complete. Columns: path, file_name, height, width, and instances, a list of
     structs of class_id, class_name, score, box_xyxy, area and rle (COCO's compressed counts).
 
     Args:
-        folder: it exists and can be written to.
-        settings: of the segmenter. A folder that was begun with others is refused.
+        folder: an existing, writable folder.
+        settings: settings of the segmenter, which must be those of the results in the folder.
 
     Raises:
-        InputError: the folder holds results of other settings, or of another model file of this name.
-        ModelError: there is no such model, or it can't be read.
-        OutputError: a part can't be read or written.
+        InputError: the folder contains results of other settings, or of another model file with this name.
+        ModelError: a model file is missing or cannot be read.
+        OutputError: a part cannot be read or written.
     """
 
     def __init__(self, folder: Path, settings: SegmenterSettings) -> None:
         self.folder, self.parts = folder, folder / PARTS_NAME
         self.parts.mkdir(exist_ok=True)
-        self._settings = self._checked_settings(settings)
+        self._settings = self._check_settings(settings)
         self._rows: list[dict[str, Any]] = []
         self._began = time.monotonic()
         self._errors: list[dict[str, str]] = []
@@ -54,14 +53,14 @@ class ArchiveFolder:
         for part in self.part_paths():
             self.done.update(_read(parquet, part, ["path"])["path"].to_pylist())
 
-    def _checked_settings(self, settings: SegmenterSettings) -> dict[str, Any]:
-        """The settings as JSON types, equal to those of the results that are here."""
+    def _check_settings(self, settings: SegmenterSettings) -> dict[str, Any]:
+        """Return the settings as JSON types, or raise InputError if the folder has results of others."""
         given = {
             name: value if isinstance(value, int | float | str | None) else str(value)
             for name, value in vars(settings).items()
-            if name not in _NOT_COMPARED
+            if name not in _IGNORED_SETTINGS
         }
-        given |= _contents_of_models(settings)
+        given |= _hash_models(settings)
         record, shown = self.folder / SETTINGS_NAME, printable(str(self.folder))
         if not record.exists():
             return given
@@ -83,11 +82,11 @@ class ArchiveFolder:
         return given
 
     def part_paths(self) -> list[Path]:
-        """Paths of the parts, in the order in which they were written."""
+        """Return the paths of the parts in the order of writing."""
         return sorted(self.parts.glob("part-*.parquet"))
 
     def add(self, path: str, record: dict[str, Any]) -> None:
-        """Add a picture's record, see ``frame_record``. A picture that is done already counts once."""
+        """Add the record of a picture (see ``frame_record``) unless the folder already contains it."""
         if path in self.done:
             return
         self.done.add(path)
@@ -96,16 +95,16 @@ class ArchiveFolder:
             self.flush()
 
     def add_error(self, path: str, error: str) -> None:
-        """Add a picture that could not be segmented; the next run tries it again."""
+        """Add an error of a picture; the next run tries the picture again."""
         self._errors.append({"path": printable(path), "error": printable(error)})
 
     @property
     def errors(self) -> list[dict[str, str]]:
-        """Pictures of this run that could not be segmented: path and error."""
+        """The paths and errors of this run's pictures that could not be segmented."""
         return list(self._errors)
 
     def flush(self) -> None:
-        """Write what has been added since the last part, and the errors so far."""
+        """Write the records since the last part, and all errors."""
         numbers = [int(part.stem.split("-")[1]) for part in self.part_paths()]
         path = self.parts / f"part-{max(numbers, default=0) + 1:06d}.parquet"
         try:
@@ -115,12 +114,12 @@ class ArchiveFolder:
                     pyarrow_parquet().write_table(_table(self._rows), part, compression="zstd")
             lines = "".join(json.dumps(error) + "\n" for error in self._errors)
             write_whole(self.folder / ERRORS_NAME, lines.encode())
-        except OSError as wrong:
-            raise OutputError(f"can't write {printable(str(path))}: {wrong}") from wrong
+        except OSError as cause:
+            raise OutputError(f"can't write {printable(str(path))}: {cause}") from cause
         self._rows, self._began = [], time.monotonic()
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Records of all pictures, as ``frame_record`` makes them, one part at a time."""
+        """Yield the records of all pictures, in the format of ``frame_record``."""
         parquet, index = pyarrow_parquet(), 0
         for part in self.part_paths():
             for row in _read(parquet, part).to_pylist():
@@ -128,8 +127,8 @@ class ArchiveFolder:
                 index += 1
 
 
-def _contents_of_models(settings: SegmenterSettings) -> dict[str, str]:
-    """The SHA-256 of each model's file: another network under the same name finds other instances."""
+def _hash_models(settings: SegmenterSettings) -> dict[str, str]:
+    """Return the SHA-256 of each model file, because the file of a name may change."""
     models = {"model": settings.model or DEFAULT_MODEL}
     if settings.wanted_refine == "components" or settings.outlines:
         models["instance_model"] = settings.instance_model or DEFAULT_INSTANCE_MODEL
@@ -138,7 +137,7 @@ def _contents_of_models(settings: SegmenterSettings) -> dict[str, str]:
         check_exists(Path(path))
         try:
             contents[name + _CONTENT] = sha256(Path(path))
-        except OSError as error:  # a folder, or a file of others
+        except OSError as error:  # a folder, or no permission
             raise ModelError(f"can't read the model {path}: {error.strerror}") from error
     return contents
 
@@ -152,14 +151,14 @@ def _row(path: str, record: dict[str, Any]) -> dict[str, Any]:
         "width": width,
         "instances": [
             {
-                "class_id": one["class_id"],
-                "class_name": one["class"],
-                "score": one["score"],
-                "box_xyxy": one["box_xyxy"],
-                "area": one["area"],
-                "rle": one["segmentation"]["counts"],
+                "class_id": instance["class_id"],
+                "class_name": instance["class"],
+                "score": instance["score"],
+                "box_xyxy": instance["box_xyxy"],
+                "area": instance["area"],
+                "rle": instance["segmentation"]["counts"],
             }
-            for one in record["instances"]
+            for instance in record["instances"]
         ],
     }
 
@@ -173,14 +172,14 @@ def _record(index: int, row: dict[str, Any]) -> dict[str, Any]:
         "size_hw": size_hw,
         "instances": [
             {
-                "class_id": one["class_id"],
-                "class": one["class_name"],
-                "score": one["score"],
-                "box_xyxy": one["box_xyxy"],
-                "area": one["area"],
-                "segmentation": {"size": size_hw, "counts": one["rle"]},
+                "class_id": instance["class_id"],
+                "class": instance["class_name"],
+                "score": instance["score"],
+                "box_xyxy": instance["box_xyxy"],
+                "area": instance["area"],
+                "segmentation": {"size": size_hw, "counts": instance["rle"]},
             }
-            for one in row["instances"]
+            for instance in row["instances"]
         ],
     }
 
@@ -211,5 +210,5 @@ def _read(parquet: Any, part: Path, columns: list[str] | None = None) -> Any:
         return parquet.read_table(part, columns=columns)
     except (OSError, ValueError) as error:
         raise OutputError(
-            f"can't read {printable(str(part))}: {error}. Remove it, and its pictures are segmented again"
+            f"can't read {printable(str(part))}: {error}. Remove it to segment its pictures again"
         ) from error

@@ -22,7 +22,7 @@ class Picture:
 
     Args:
         path: absolute path, which each machine of the cluster must be able to read.
-        file_name: for records: relative to the folder that was given, else as it was given.
+        file_name: name in records: relative to the given folder, or the path as given.
     """
 
     path: str
@@ -33,11 +33,12 @@ def list_pictures(source: str) -> list[Picture]:
     """Return the pictures of an archive, each once, in a fixed order.
 
     Args:
-        source: a folder of pictures, searched with its subfolders; a picture; a glob pattern; or a Parquet
-            file, or a folder of them, with a column "path".
+        source: a folder of pictures, including its subfolders; a picture; a glob pattern; or a Parquet file,
+            or a folder of them, with a column "path".
 
     Raises:
-        SourceError: there are none. InputError: a Parquet file has no column "path".
+        SourceError: there are no pictures.
+        InputError: a Parquet file has no column "path".
     """
     folder = Path(source)
     tables = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
@@ -59,7 +60,7 @@ def list_pictures(source: str) -> list[Picture]:
 
 
 def _pictures_below(folder: Path) -> Iterator[Path]:
-    """Pictures of a folder and its subfolders, without hidden ones."""
+    """Yield the pictures of a folder and its subfolders, except hidden ones."""
     for below, names, _ in os.walk(folder):
         names[:] = sorted(name for name in names if not name.startswith("."))
         yield from image_paths(Path(below))
@@ -87,7 +88,7 @@ def _paths_of(table: Path) -> list[str]:
 
 
 def pyarrow_parquet() -> Any:
-    """The module ``pyarrow.parquet``; raises MissingDependencyError where it is not installed."""
+    """Return the module ``pyarrow.parquet``, or raise MissingDependencyError."""
     try:
         import pyarrow.parquet
     except ImportError as missing:

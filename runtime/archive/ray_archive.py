@@ -29,14 +29,14 @@ from ..sources.base import Frame
 from .archive_folder import ArchiveFolder
 from .picture_list import Picture, list_pictures
 
-LOCAL = "local"  # address of a cluster that is started for one run
-_MOST_PER_TASK = 64  # pictures; what a lost worker had in hand is done again
+LOCAL = "local"  # address that starts a cluster on this machine for one run
+_MAX_PER_TASK = 64  # pictures, which are segmented again if a worker dies
 _TASKS_PER_WORKER = 8  # at least, so that all workers end at about the same time
-_MOST_RETRIES = 3  # of a task whose worker died: a picture may be what kills it
+_MAX_RETRIES = 3  # of a task whose worker died, because a picture may be the cause
 
 
 class PictureWorker:
-    """An actor of Ray Data with one ``Segmenter``; a picture that can't be segmented becomes an error."""
+    """An actor of Ray Data with one ``Segmenter``."""
 
     def __init__(self, settings: SegmenterSettings) -> None:
         self.segmenter = Segmenter.from_settings(settings)
@@ -48,11 +48,11 @@ class PictureWorker:
             batch: columns "path" and "file_name".
 
         Returns:
-            The same, with the columns "record" (JSON, see ``frame_record``), "error" (text; "": none), and
+            Columns "path", "record" (JSON, see ``frame_record``), "error" (a message or ""), and
             "class_names" (JSON).
         """
         pairs = list(zip(batch["path"], batch["file_name"], strict=True))
-        results = [self.segmented(str(path), str(name)) for path, name in pairs]
+        results = [self.segment(str(path), str(name)) for path, name in pairs]
         names = json.dumps(self.segmenter.class_names)
         return {
             "path": list(batch["path"]),
@@ -61,14 +61,14 @@ class PictureWorker:
             "class_names": [names if k == 0 else "" for k in range(len(pairs))],
         }
 
-    def segmented(self, path: str, file_name: str) -> tuple[str, str]:
-        """(record, error) of one picture."""
+    def segment(self, path: str, file_name: str) -> tuple[str, str]:
+        """Return the record and the error of one picture; one of them is empty."""
         try:
             frame = Frame(read_image(path), name=Path(path).stem, file_name=file_name)
             return json.dumps(frame_record(frame, self.segmenter(frame))), ""
         except TfisegError as error:
             return "", str(error)
-        except Exception as error:  # one bad file never ends an archive
+        except Exception as error:  # one file must not end an archive
             return "", f"{path}: {type(error).__name__}: {error}"
 
 
@@ -85,25 +85,27 @@ def segment_archive(
 ) -> dict[str, Any]:
     """Segment the pictures of an archive on a Ray cluster.
 
-    Pictures that the output folder already holds are skipped, so an interrupted run goes on where it stopped.
-    Workers that die are replaced, and what they had in hand is done again. This process writes all results.
+    Pictures in the output folder are skipped, so that an interrupted run continues. Workers that die are
+    replaced, and their current pictures are segmented again. This process writes all results.
 
     Args:
-        source: see ``list_pictures``. Each machine of the cluster must see its files under the same paths.
+        source: see ``list_pictures``. Each machine of the cluster must find the files under the same paths.
         out: output folder.
-        settings: of the segmenters; ``threads`` 0 is one thread per worker here.
-        address: of a Ray cluster, e.g. "auto" or "ray://host:10001"; "local": one is started on this machine.
+        settings: settings of the segmenters; 0 ``threads`` means one thread per worker.
+        address: address of a Ray cluster, e.g. "auto" or "ray://host:10001"; "local" starts one on this
+            machine.
         workers: number of segmenters; default: one per CPU, or per GPU with an engine.
-        output_format: "coco" also writes coco.json.
-        quiet: no progress bar.
+        output_format: "jsonl", or "coco" to also write coco.json.
+        quiet: show no progress bar.
         worker: class of the actors.
 
     Returns:
-        The summary, which is also written as summary.json.
+        The content of summary.json.
 
     Raises:
         SourceError: there are no pictures, or no cluster at the address.
-        InputError: the output folder can't be written, or was begun with other settings.
+        InputError: the output folder is not writable, is in use, or has results of other settings.
+        ModelError: a model file is missing or damaged.
         MissingDependencyError: Ray is missing.
     """
     began = time.monotonic()
@@ -116,23 +118,23 @@ def segment_archive(
         count = len(pictures) - len(todo)
         names: list[str] = []
         cpus = workers * max(1, settings.threads) if workers else usable_threads()
-        if todo and not _needs_gpu(settings):  # a wrong model or class is an error here, not in each worker
+        if todo and not _needs_gpu(settings):  # a wrong model or class is one error, not one per worker
             names = list(Segmenter.from_settings(settings).class_names)
-        with _cluster(ray, address, cpus) as cpus_and_gpus, folder_closed(folder):
-            size = _pool_size(cpus_and_gpus, settings, workers, len(todo))
+        with _cluster(ray, address, cpus) as resources, _flush_at_end(folder):
+            size = _pool_size(resources, settings, workers, len(todo))
             rows = _results(ray, todo, settings, size, worker)
             bar = tqdm(
                 rows, total=len(pictures), initial=count, unit="picture", desc="tfiseg run", disable=quiet
             )
-            names, error = _take_all(bar, folder, todo, names)
+            names, error = _add_results(bar, folder, todo, names)
         coco_json = _write_coco(folder, names) if output_format == "coco" and error is None else None
         seconds = time.monotonic() - began
         return _write_summary(source, folder, pictures, count, size, seconds, coco_json, error)
 
 
 @contextmanager
-def folder_closed(folder: ArchiveFolder) -> Iterator[None]:
-    """Write what was added, whatever ends the block."""
+def _flush_at_end(folder: ArchiveFolder) -> Iterator[None]:
+    """Write the added records at the end of the block, even after an error."""
     try:
         yield
     finally:
@@ -149,9 +151,9 @@ def _ray() -> Any:
 
 @contextmanager
 def _cluster(ray: Any, address: str, cpus: int) -> Iterator[dict[str, float]]:
-    """Connect to a cluster, or start one with so many CPUs; yields its resources."""
-    connected_before = ray.is_initialized()
-    if not connected_before:
+    """Connect to a cluster, or start one with this number of CPUs, and yield its resources."""
+    was_connected = ray.is_initialized()
+    if not was_connected:
         options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
         if address == LOCAL:
             options |= {"include_dashboard": False, "num_cpus": cpus}
@@ -160,13 +162,13 @@ def _cluster(ray: Any, address: str, cpus: int) -> Iterator[dict[str, float]]:
             ray.init(address=address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise SourceError(f"there is no Ray cluster at {address!r}: {error}") from error
-        # Ray's own handler would end the process at once
+        # Ray's handler would end the process at once
         if on_terminate is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)
     try:
         yield ray.cluster_resources()
     finally:
-        if not connected_before:
+        if not was_connected:
             ray.shutdown()
 
 
@@ -177,7 +179,7 @@ def _needs_gpu(settings: SegmenterSettings) -> bool:
 def _pool_size(
     resources: dict[str, float], settings: SegmenterSettings, workers: int | None, pictures: int
 ) -> int:
-    """Number of workers; more than the cluster has room for would wait endlessly."""
+    """Return the number of workers, limited by the cluster, because others would wait forever."""
     usable = int(resources.get("CPU", 0) // max(1, settings.threads))
     if _needs_gpu(settings):
         usable = min(usable, int(resources.get("GPU", 0)))
@@ -193,26 +195,24 @@ def _pool_size(
 def _results(
     ray: Any, todo: list[Picture], settings: SegmenterSettings, size: int, worker: type[PictureWorker]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of ``worker`` for each picture, in the order in which they are finished."""
+    """Yield the rows of ``worker`` for each picture, in the order in which they are finished."""
     import pyarrow as pa
 
     if not todo:
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # a task that was tried again in vain is reported as missing pictures
+    context.max_errored_blocks = -1  # the pictures of failed tasks are reported as errors
     context.execution_options.preserve_order = False
     threads = max(1, settings.threads)
-    per_task = max(1, min(_MOST_PER_TASK, len(todo) // (size * _TASKS_PER_WORKER)))
+    per_task = max(1, min(_MAX_PER_TASK, len(todo) // (size * _TASKS_PER_WORKER)))
     tables = [
-        pa.table(
-            {name: [getattr(one, name) for one in todo[k : k + per_task]] for name in ("path", "file_name")}
-        )
+        pa.table({name: [getattr(p, name) for p in todo[k : k + per_task]] for name in ("path", "file_name")})
         for k in range(0, len(todo), per_task)
     ]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray has no other place for max_task_retries yet
+        warnings.simplefilter("ignore")  # Ray warns about max_task_retries but has no other option yet
         found = ray.data.from_arrow(tables).map_batches(
             worker,
             fn_constructor_args=[replace(settings, threads=threads)],
@@ -220,16 +220,16 @@ def _results(
             compute=ray.data.ActorPoolStrategy(size=size),
             num_cpus=threads,
             num_gpus=1 if _needs_gpu(settings) else 0,
-            max_task_retries=_MOST_RETRIES,
+            max_task_retries=_MAX_RETRIES,
         )
     for batch in found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         yield from batch.to_pylist()
 
 
-def _take_all(
+def _add_results(
     rows: Iterable[dict[str, Any]], folder: ArchiveFolder, todo: list[Picture], names: list[str]
 ) -> tuple[list[str], str | None]:
-    """Add all rows to the folder; returns the names of the classes, and what ended it early, if anything."""
+    """Add all rows to the folder; return the class names, and the error that ended this early or None."""
     try:
         for row in rows:
             names = names or json.loads(row["class_names"] or "[]")
@@ -244,13 +244,13 @@ def _take_all(
 
 
 def _add_missing(folder: ArchiveFolder, todo: list[Picture]) -> None:
-    """Report the pictures of tasks whose workers died again and again."""
+    """Add errors for the pictures of tasks whose workers died repeatedly."""
     reported = {error["path"] for error in folder.errors}
     for picture in todo:
         if picture.path not in folder.done and printable(picture.path) not in reported:
             folder.add_error(
                 picture.path,
-                "its worker died several times; a picture that was segmented with it may be the cause",
+                "its worker died several times; a picture of the same task may be the cause",
             )
 
 
@@ -261,11 +261,11 @@ def _write_coco(folder: ArchiveFolder, names: list[str]) -> str:
 
 
 def _class_names(folder: ArchiveFolder) -> list[str]:
-    """Names of the classes that occur, for a folder that was complete before this run."""
-    known: dict[int, str] = {}
+    """Return the names of the classes in the results, for a folder that was already complete."""
+    names: dict[int, str] = {}
     for record in folder.records():
-        known |= {one["class_id"]: one["class"] for one in record["instances"]}
-    return [known.get(k, f"class {k}") for k in range(max(known, default=0) + 1)]
+        names |= {instance["class_id"]: instance["class"] for instance in record["instances"]}
+    return [names.get(k, f"class {k}") for k in range(max(names, default=0) + 1)]
 
 
 def _write_summary(

@@ -1,1 +1,1 @@
-"""Quality and speed: metrics, evaluation sets, comparison of two networks, benchmarks."""
+"""Metrics, evaluation sets, comparison of two networks, and the operator's benchmark."""

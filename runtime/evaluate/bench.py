@@ -1,4 +1,4 @@
-"""``tfiseg bench``: the clustering operator against named peers, in the same run, on the same class maps."""
+"""``tfiseg bench``: measure the clustering operator and its peers in the same run on the same class maps."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from ..sources.synthetic import SyntheticCamera
 from .evaluation_set import load_eval_set
 
 _REPEATS = 7
-_FOLLOWING_STEPS = 300  # IRNet (CVPR 2019) follows its field for this many
+_FOLLOWING_STEPS = 300  # as in IRNet (CVPR 2019)
 
 
 def bench_maps(folder: Path | None, side_px: int) -> NDArray[np.uint8]:
-    """A class map (side, side): real ones tiled if an evaluation set is given, the synthetic camera's
-    otherwise."""
+    """Return a class map, uint8 (side, side), tiled from an evaluation set or the synthetic source."""
     if folder is not None:
         tiles = [p.semantic for p in load_eval_set(folder)[0]]
     else:
@@ -50,9 +49,8 @@ def bench_maps(folder: Path | None, side_px: int) -> NDArray[np.uint8]:
     return out
 
 
-def centre_field(label_map: NDArray[np.int32], noise_px: float = 0.4, seed: int = 0) -> NDArray[np.float32]:
-    """A displacement field float32 (2, h, w) as a good network gives it: to the centre of each instance, with
-    some noise."""
+def center_field(label_map: NDArray[np.int32], noise_px: float = 0.4, seed: int = 0) -> NDArray[np.float32]:
+    """Return a displacement field, float32 (2, h, w), that points to each instance's center, with noise."""
     h, w = label_map.shape
     flat = label_map.ravel()
     count = np.maximum(np.bincount(flat), 1)
@@ -65,7 +63,7 @@ def centre_field(label_map: NDArray[np.int32], noise_px: float = 0.4, seed: int 
 
 
 def median_ms(job: Callable[[], Any], repeats: int = _REPEATS) -> float:
-    """Median time of ``repeats`` runs after a warm-up."""
+    """Return the median time of ``repeats`` runs after a warm-up, in milliseconds."""
     job()
     times = []
     for _ in range(repeats):
@@ -99,38 +97,46 @@ def _follow_steps(field: NDArray[np.float32]) -> Any:
 def bench(
     folder: Path | None = None, side_px: int = 1024, threads: int = 1, peers: bool = True
 ) -> dict[str, Any]:
-    """Time the operator on a class map of ``side_px`` squared and on one of twice the side, and its peers on
-    the first.
+    """Measure the operator on a square class map and on larger ones, and its peers on the first.
 
-    Returns medians in ms per megapixel, ratios to the operator, growth for four times the pixels, and bytes
-    per pixel.
+    Args:
+        folder: evaluation set whose class maps are tiled; None for the synthetic source.
+        side_px: side of the class map, 64..2048.
+        threads: threads of the operator and of OpenCV.
+        peers: measure the peers.
+
+    Returns:
+        A JSON object: medians in ms per megapixel, ratios to the operator, growth for four times the pixels,
+        and bytes per pixel.
+
+    Raises:
+        InputError: the side is out of range, or the folder is no evaluation set.
     """
     if side_px < 64 or side_px > 2048:
-        raise InputError(f"side must lie in 64..2048, got {side_px}")
+        raise InputError(f"side must be in 64..2048, got {side_px}")
     small, large = bench_maps(folder, side_px), bench_maps(folder, 2 * side_px)
     megapixels = small.size / 1e6
 
     def native_ms(class_map: NDArray[np.uint8], field: NDArray[np.float32] | None = None) -> float:
-        call = NativeCall(
-            problem_of(class_map, field, min_area=MIN_AREA_PX), threads
-        )  # memory is reused, as an embedding program does
+        problem = problem_of(class_map, field, min_area=MIN_AREA_PX)
+        call = NativeCall(problem, threads)  # reuses its memory, as embedding programs do
         call.run()
         return statistics.median(call.run().cluster_ms for _ in range(3 * _REPEATS))
 
     instances = cluster(small, threads=threads)
-    field = centre_field(instances.label_map)
-    ours_ms = median_ms(lambda: cluster(small, threads=threads))
-    given_ms = median_ms(lambda: cluster(small, field, threads=threads))
+    field = center_field(instances.label_map)
+    geometric_ms = median_ms(lambda: cluster(small, threads=threads))
+    field_ms = median_ms(lambda: cluster(small, field, threads=threads))
     native = native_ms(small)
-    # larger objects, not more of them: slow for an algorithm that is not linear in the radius
+    # larger objects are slow for an algorithm that is not linear in the radius
     zoomed = small.repeat(2, 0).repeat(2, 1)
     report: dict[str, Any] = {
         "side_px": side_px,
         "threads": threads,
         "foreground": round(float((small > 0).mean()), 3),
         "instances": len(instances),
-        "geometric_ms_per_mp": round(ours_ms / megapixels, 2),
-        "given_field_ms_per_mp": round(given_ms / megapixels, 2),
+        "geometric_ms_per_mp": round(geometric_ms / megapixels, 2),
+        "given_field_ms_per_mp": round(field_ms / megapixels, 2),
         "native_geometric_ms_per_mp": round(native / megapixels, 2),
         "native_given_field_ms_per_mp": round(native_ms(small, field) / megapixels, 2),
         "growth_4x_more_objects": round(native_ms(large) / native, 2),
@@ -139,8 +145,8 @@ def bench(
         "peers_ms_per_mp": {},
     }
     if peers:
-        times, left_out = _peer_times(small, field, threads)
-        report |= {"peers_ms_per_mp": times} | ({"peers_left_out": left_out} if left_out else {})
+        times, missing = _peer_times(small, field, threads)
+        report |= {"peers_ms_per_mp": times} | ({"peers_left_out": missing} if missing else {})
         report["peer_over_ours"] = {
             name: round(ms / report[f"{'given_field' if 'given' in name else 'geometric'}_ms_per_mp"], 2)
             for name, ms in times.items()
@@ -151,8 +157,8 @@ def bench(
 def _peer_times(
     class_map: NDArray[np.uint8], field: NDArray[np.float32], threads: int
 ) -> tuple[dict[str, float], str | None]:
-    """Time the peers; returns ms per megapixel by name, and why a peer is missing."""
-    mask, megapixels, left_out = (class_map > 0).astype(np.uint8), class_map.size / 1e6, None
+    """Return the peers' ms per megapixel by name, and why a peer is missing."""
+    mask, megapixels, missing = (class_map > 0).astype(np.uint8), class_map.size / 1e6, None
     jobs: dict[str, Callable[[], Any]] = {
         "opencv exact distance transform alone": lambda: cv2.distanceTransform(
             mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE
@@ -162,7 +168,7 @@ def _peer_times(
     if importlib.util.find_spec("skimage"):
         jobs["scikit-image distance transform + watershed"] = lambda: _watershed(mask)
     else:
-        left_out = 'scikit-image is not installed: pip install ".[test]" in the repository'
+        missing = 'scikit-image is not installed: pip install ".[test]" in the repository'
     cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(threads)
     times = {name: round(median_ms(job, 3) / megapixels, 2) for name, job in jobs.items()}
@@ -170,17 +176,16 @@ def _peer_times(
     following_ms = median_ms(lambda: _follow_steps(quarter), 1)
     times["300-step following in numpy (given field)"] = round(following_ms / (megapixels / 4), 1)
     cv2.setNumThreads(cv2_threads)
-    return times, left_out
+    return times, missing
 
 
 def bytes_per_pixel(class_map: NDArray[np.uint8], threads: int = 1) -> float | None:
-    """Growth of the process's peak memory while it clusters, per pixel; None where the kernel doesn't tell
-    (not Linux)."""
+    """Return the growth of the process's peak memory by clustering, per pixel; None except on Linux."""
     growth: list[float] = []
 
     def measure() -> None:
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             before = _memory_kib("VmRSS")
             cluster(class_map, threads=threads)
             growth.append((_memory_kib("VmHWM") - before) * 1024 / class_map.size)
@@ -201,15 +206,15 @@ def _memory_kib(field: str) -> int:
 
 
 def bench_table(report: dict[str, Any]) -> str:
-    """The report as text for people."""
+    """Return the report as readable text."""
     side = report["side_px"]
     lines = [
         f"{side} x {side} class map, {report['foreground']:.0%} foreground, {report['instances']} instances, "
         f"{report['threads']} thread(s)",
         f"  {'tfiseg.cluster, geometric':<52}{report['geometric_ms_per_mp']:>9.2f} ms/MP",
-        f"  {'  of which native operator':<52}{report['native_geometric_ms_per_mp']:>9.2f} ms/MP",
+        f"  {'  native operator':<52}{report['native_geometric_ms_per_mp']:>9.2f} ms/MP",
         f"  {'tfiseg.cluster, given field':<52}{report['given_field_ms_per_mp']:>9.2f} ms/MP",
-        f"  {'  of which native operator':<52}{report['native_given_field_ms_per_mp']:>9.2f} ms/MP",
+        f"  {'  native operator':<52}{report['native_given_field_ms_per_mp']:>9.2f} ms/MP",
     ]
     for name, ms in report["peers_ms_per_mp"].items():
         lines.append(f"  {name:<52}{ms:>9.2f} ms/MP   {report['peer_over_ours'][name]:>7.2f} x ours")

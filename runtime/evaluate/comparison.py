@@ -1,5 +1,4 @@
-"""Two networks on the same frames: how far their outputs lie apart, per output and in what the user sees,
-labels and instances."""
+"""Comparison of two networks on the same frames: their outputs, labels and instances."""
 
 from __future__ import annotations
 
@@ -21,14 +20,22 @@ from ..segmenter import Segmenter
 from .metrics import PanopticCounts, panoptic_counts
 from .stable_instances import StableCounts, stable_counts
 
-_DIFFERENT = (0, 0, 255)
+_DIFFERENCE_BGR = (0, 0, 255)
 
 
 @dataclass(frozen=True)
 class FrameComparison:
-    """One frame. ``label_agreement`` % of pixels with the same class; ``counts`` of all instances, ``stable``
-    of those clear of the thresholds; ``noise`` and ``signal`` energy, per output (float; noise is that of the
-    difference)."""
+    """The comparison of one frame.
+
+    Attributes:
+        name: name of the frame.
+        label_agreement: percentage of pixels with the same class.
+        counts: matches of all instances.
+        stable: matches of the stable instances.
+        noise: output -> energy of the difference.
+        signal: output -> energy of the reference.
+        network_ms: times of the reference and the candidate, which run one after the other.
+    """
 
     name: str
     label_agreement: float
@@ -36,12 +43,12 @@ class FrameComparison:
     stable: StableCounts
     noise: dict[str, float]
     signal: dict[str, float]
-    network_ms: tuple[float, float]  # reference, candidate; one right after the other
+    network_ms: tuple[float, float]
 
 
 @dataclass
 class Comparison:
-    """Frames compared so far, and their sums."""
+    """The comparison of all frames."""
 
     reference: str
     candidate: str
@@ -49,12 +56,12 @@ class Comparison:
 
     @property
     def label_agreement(self) -> float:
-        """% of pixels with the same class, mean over frames."""
+        """Percentage of pixels with the same class, mean over frames."""
         return float(np.mean([f.label_agreement for f in self.frames]))
 
     @property
     def quality(self) -> float:
-        """PQ of the candidate's instances against the reference's, 0..100; 100 where neither has any."""
+        """PQ of the candidate's instances against the reference's, 0..100; 100 if neither has any."""
         total = PanopticCounts()
         for frame in self.frames:
             total.add(frame.counts)
@@ -70,7 +77,7 @@ class Comparison:
 
     @property
     def stable_quality(self) -> float:
-        """PQ of the stable instances, 0..100; 100 where neither network has any."""
+        """PQ of the stable instances, 0..100; 100 if neither network has any."""
         quality = self.stable.panoptic.quality
         return 100.0 if math.isnan(quality) else quality
 
@@ -81,7 +88,7 @@ class Comparison:
         return 100 - 100 * total.score_change / max(1, total.panoptic.true_positives)
 
     def snr_db(self) -> dict[str, float]:
-        """Signal to noise of each output, dB."""
+        """Return the signal-to-noise ratio of each output in dB."""
         result = {}
         for name in self.frames[0].noise:
             noise, signal = sum(f.noise[name] for f in self.frames), sum(f.signal[name] for f in self.frames)
@@ -89,11 +96,11 @@ class Comparison:
         return result
 
     def worst(self, count: int) -> list[FrameComparison]:
-        """The frames of least label agreement, worst first."""
+        """Return the frames with the lowest label agreement, worst first."""
         return sorted(self.frames, key=lambda f: f.label_agreement)[:count]
 
     def report(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Return the comparison as a JSON object."""
         total = PanopticCounts()
         for frame in self.frames:
             total.add(frame.counts)
@@ -107,8 +114,8 @@ class Comparison:
             "PQ": round(self.quality, 2),
             "stable_PQ": round(self.stable_quality, 2),
             "score_agreement": round(self.score_agreement, 2),
-            "stable_instances": _numbers(self.stable.panoptic),
-            "instances": _numbers(total),
+            "stable_instances": _count_matches(self.stable.panoptic),
+            "instances": _count_matches(total),
             "worst_frame": {"name": worst.name, "label_agreement": round(worst.label_agreement, 3)},
             "network_ms": {"reference": round(times[0], 2), "candidate": round(times[1], 2)},  # medians
             "times_as_fast": round(
@@ -120,7 +127,7 @@ class Comparison:
         }
 
 
-def _numbers(counts: PanopticCounts) -> dict[str, int]:
+def _count_matches(counts: PanopticCounts) -> dict[str, int]:
     return {
         "same": counts.true_positives,
         "only_reference": counts.false_negatives,
@@ -135,24 +142,25 @@ def compare(
     names: Sequence[str] = (),
     quiet: bool = True,
 ) -> Comparison:
-    """Run two networks over frames.
+    """Compare two networks on frames.
 
     Args:
-        reference, candidate: with the same classes.
-        frames: uint8 (H, W, 3) BGR each.
-        names: of the frames (default: their numbers).
-        quiet: no progress bar.
+        reference: the reference network.
+        candidate: the other network, with the same classes.
+        frames: images, uint8 (H, W, 3) BGR.
+        names: names of the frames; default: their numbers.
+        quiet: show no progress bar.
 
     Raises:
-        InputError: no frames, or networks of different classes. TfisegError: the candidate's outputs are not
-            finite.
+        InputError: there are no frames, or the networks have different classes.
+        TfisegError: an output of the candidate is not finite.
     """
     if not len(frames):
         raise InputError("there are no frames to compare on")
     if reference.class_names != candidate.class_names:
         raise InputError(
-            f"{reference.session.path} knows {len(reference.class_names)} classes, {candidate.session.path} "
-            "other ones: nothing to compare"
+            f"{reference.session.path} and {candidate.session.path} have different classes: compare networks "
+            "with the same classes"
         )
     result = Comparison(str(reference.session.path), str(candidate.session.path))
     numbered = zip(names or [str(k) for k in range(len(frames))], frames, strict=False)
@@ -164,11 +172,9 @@ def compare(
 def noise_floor(
     segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]], names: Sequence[str] = (), quiet: bool = True
 ) -> Comparison:
-    """The yardstick: a network against itself on frames that differ by at most one gray level of random
-    noise.
+    """Compare a network with itself on frames with random noise of one gray level.
 
-    No camera gives the same frame twice to within this; what a precision costs less than this, nobody will
-    see.
+    Two frames of a camera differ by more, so smaller differences of a precision are invisible.
     """
     rng = np.random.default_rng(0)
     result = Comparison("fp32", "fp32 with one gray level of noise")
@@ -185,19 +191,19 @@ def _compare_frame(
     candidate: Segmenter,
     image: NDArray[np.uint8],
     name: str,
-    seen_by_candidate: NDArray[np.uint8] | None = None,
+    candidate_image: NDArray[np.uint8] | None = None,
 ) -> tuple[FrameComparison, Instances, Instances]:
     began = time.perf_counter()
     maps = reference.session.infer(image)
     between = time.perf_counter()
-    other = candidate.session.infer(image if seen_by_candidate is None else seen_by_candidate)
+    other = candidate.session.infer(image if candidate_image is None else candidate_image)
     times = (1e3 * (between - began), 1e3 * (time.perf_counter() - between))
     shared = [key for key in maps if key in other]
     for key in shared:
         if not np.isfinite(other[key]).all():
             raise TfisegError(
-                f"{candidate.session.path}: its {key} of frame {name} are not finite: a precision too low "
-                "for its values"
+                f"{candidate.session.path}: {key} of frame {name} are not finite: the precision is too low "
+                "for these values"
             )
         if maps[key].shape != other[key].shape:
             raise InputError(
@@ -214,7 +220,7 @@ def _compare_frame(
     return FrameComparison(name, agreement, counts, stable, noise, signal, times), true, found
 
 
-def worst_sheet(
+def write_worst_sheet(
     reference: Segmenter,
     candidate: Segmenter,
     frames: Sequence[NDArray[np.uint8]],
@@ -222,30 +228,29 @@ def worst_sheet(
     path: Path,
     count: int = 4,
 ) -> None:
-    """Write a picture of the frames of least agreement: the reference's instances, the candidate's, and in
-    red the pixels that differ."""
+    """Write an image of the worst frames: both networks' instances, and the differing pixels in red."""
     rows = []
-    places = {frame.name: k for k, frame in enumerate(comparison.frames)}
+    index_of = {frame.name: k for k, frame in enumerate(comparison.frames)}
     for frame in comparison.worst(count):
-        image = frames[places[frame.name]]
+        image = frames[index_of[frame.name]]
         rows.append(np.hstack(list(_panels(reference, candidate, image, frame))))
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows]
     if not cv2.imwrite(str(path), np.vstack(padded)):
-        raise InputError(f"can't write the picture {path}: name a .png or .jpg in a folder that is there")
+        raise InputError(f"can't write the image {path}: name a .png or .jpg file in an existing folder")
 
 
 def _panels(
     reference: Segmenter, candidate: Segmenter, image: NDArray[np.uint8], frame: FrameComparison
 ) -> Iterator[NDArray[np.uint8]]:
     _, true, found = _compare_frame(reference, candidate, image, frame.name)
-    differs = image // 2
-    differs[true.semantic_map != found.semantic_map] = _DIFFERENT
-    titles = ("reference", "candidate", f"{frame.name}: {frame.label_agreement:.2f}% of labels alike")
-    for title, panel in zip(titles, (true.draw(image), found.draw(image), differs), strict=True):
+    difference = image // 2
+    difference[true.semantic_map != found.semantic_map] = _DIFFERENCE_BGR
+    titles = ("reference", "candidate", f"{frame.name}: {frame.label_agreement:.2f}% of labels equal")
+    for title, panel in zip(titles, (true.draw(image), found.draw(image), difference), strict=True):
         small = cv2.resize(
             panel, (round(panel.shape[1] * 320 / panel.shape[0]), 320), interpolation=cv2.INTER_AREA
         )
-        small[:24] = small[:24] // 4  # a dark strip, so that the title is read on any picture
+        small[:24] = small[:24] // 4  # a dark strip behind the title
         cv2.putText(small, title, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
         yield np.asarray(small, np.uint8)

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures with their true and found instances, side by side."""
+"""Contact sheets: pictures with true and predicted instances side by side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...drawing import instance_colours
+from ...drawing import instance_colors
 from ...instances import Instances
 from .evaluation_set import EvalPicture
 from .metrics import PanopticCounts
@@ -17,23 +17,22 @@ _SHEET_CELL_HW = (220, 300)
 
 
 def contact_sheet(cases: Sequence[tuple[PanopticCounts, EvalPicture, Instances]]) -> NDArray[np.uint8]:
-    """Pairs of truth (left) and found (right), two pairs a row."""
+    """Return an image of pairs of true (left) and predicted (right) instances, two pairs per row."""
     cells = []
     for counts, picture, found in cases:
         numbers, truth = np.unique(picture.truth, return_inverse=True)
-        colours = instance_colours(len(numbers))
-        painted = colours[truth.reshape(picture.truth.shape)]
+        colored = instance_colors(len(numbers))[truth.reshape(picture.truth.shape)]
         left = np.where(
             (picture.truth > 0)[..., None],
-            cv2.addWeighted(picture.image, 0.4, painted, 0.6, 0),
+            cv2.addWeighted(picture.image, 0.4, colored, 0.6, 0),
             picture.image,
         )
-        pair = np.hstack([_fitted(left.astype(np.uint8)), _fitted(found.draw(picture.image))])
+        pair = np.hstack([_fit(left.astype(np.uint8)), _fit(found.draw(picture.image))])
         text = (
-            f"{picture.name}: {counts.true_positives} right, {counts.false_positives} too many, "
+            f"{picture.name}: {counts.true_positives} correct, {counts.false_positives} false, "
             f"{counts.false_negatives} missed"
         )
-        pair[:17] //= 4  # a dark strip, so that the text is read on any picture
+        pair[:17] //= 4  # a dark strip behind the text
         cv2.putText(pair, text, (4, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
         cells.append(pair)
     if len(cells) % 2:
@@ -41,7 +40,7 @@ def contact_sheet(cases: Sequence[tuple[PanopticCounts, EvalPicture, Instances]]
     return np.vstack([np.hstack(cells[i : i + 2]) for i in range(0, len(cells), 2)])
 
 
-def _fitted(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _fit(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = _SHEET_CELL_HW
     scale = min(height / image.shape[0], width / image.shape[1])
     small = cv2.resize(

@@ -19,7 +19,7 @@ from ...plugins.settings import IGNORE, Split
 from ..refine.refiner import Refiner
 from ..segmenter import Segmenter
 from .contact_sheet import contact_sheet
-from .evaluation_set import EvalPicture, EvalPictures, load_eval_set, with_classes
+from .evaluation_set import EvalPicture, EvalPictures, keep_classes, load_eval_set
 from .finders import OURS, Find, model_finders, truth_finders
 from .metrics import (
     AveragePrecision,
@@ -31,14 +31,14 @@ from .metrics import (
 )
 from .recall import RecallBySize
 
-_SHOWN = 10  # pictures on a contact sheet
+_SHEET_PICTURES = 10
 
 
 def semantic_iou(pairs: NDArray[np.int64]) -> dict[int, float]:
-    """IoU of each class present in the truth, from a confusion matrix (truth, predicted)."""
-    both = np.diag(pairs)
-    either = pairs.sum(0) + pairs.sum(1) - both
-    return {int(c): float(both[c] / either[c]) for c in np.flatnonzero(pairs.sum(1))}
+    """Return the IoU of each class in the truth, from a confusion matrix (truth, predicted)."""
+    intersection = np.diag(pairs)
+    union = pairs.sum(0) + pairs.sum(1) - intersection
+    return {int(c): float(intersection[c] / union[c]) for c in np.flatnonzero(pairs.sum(1))}
 
 
 def evaluate(
@@ -52,25 +52,31 @@ def evaluate(
     against: Sequence[str] = (),
     min_area: int | None = None,
 ) -> dict[str, Any]:
-    """Score an evaluation set.
+    """Score instances against an evaluation set.
 
     Args:
-        folder: the set.
+        folder: folder of the evaluation set.
         semantic: "truth" clusters the true class maps; "model" runs ``segmenter`` on the pictures.
-        split: with "truth", see ``tfiseg.cluster``.
+        segmenter: the segmenter, for "model".
+        split: for "truth", see ``tfiseg.cluster``.
         out: folder for contact sheets of the ten best, median and worst pictures.
-        refiner: with "truth", refines the regions of the class maps, instead of ``split``.
-        min_area: with "truth", smallest instance in pixels; default: the refiner's own, else 25.
+        quiet: show no progress bar.
+        refiner: for "truth", refines the regions of the class maps, instead of ``split``.
         against: baselines on the same class maps: "components" (connected components), "shape",
-            "calibrated-components" (scored by the model's own rule), "shipped" (tfiseg's network; "truth").
+            "calibrated-components" (with the model's score calibration), "shipped" (the default instance
+            network; for "truth").
+        min_area: for "truth", minimum area of an instance in pixels; default: that of the refiner, else 25.
 
     Returns:
-        PQ and its counts, AP, AP50, AP75, mean boundary IoU of matches, PQ per class, recall by class and
-        size, the median time per picture, the best, median and worst pictures; with "model" also IoU per
-        class and mIoU, over the classes that set and model share. ``gain``: PQ, AP and AP50 of each
-        baseline, and the difference in PQ with a 95 % interval (paired bootstrap over pictures).
+        A JSON object: PQ and its counts, AP, AP50, AP75, mean boundary IoU of matches, PQ per class, recall
+        by class and size, median time per picture, the best, median and worst pictures. For "model" also IoU
+        per class and mIoU, over the classes of both the set and the model. ``gain``: PQ, AP and AP50 of each
+        baseline, and the gain in PQ with its 95% interval (paired bootstrap over pictures).
+
+    Raises:
+        InputError: the folder is no evaluation set, or an option is unknown.
     """
-    out = writable_folder(out) if out is not None else None  # before the work
+    out = writable_folder(out) if out is not None else None  # an error now, not at the end
     pictures, names = load_eval_set(folder)
     if semantic == "truth":
         finders, ids = truth_finders(names, split, refiner, against, min_area), None
@@ -78,7 +84,7 @@ def evaluate(
         finders, ids = model_finders(names, segmenter, against)
     else:
         raise InputError(f'semantic must be "truth" or "model" (with a segmenter), got {semantic!r}')
-    tallies = {name: _Tally(in_full=name == OURS) for name in finders}
+    tallies = {name: _Tally(is_complete=name == OURS) for name in finders}
     began, ms = time.perf_counter(), list[float]()
     for picture in tqdm(pictures, unit="picture", desc=f"eval {folder.name}", disable=quiet):
         for name, find in finders.items():
@@ -86,7 +92,7 @@ def evaluate(
             found = find(picture)
             if name == OURS:
                 ms.append((time.perf_counter() - start) * 1e3)
-            tallies[name].add(*_in_classes(found, picture, ids))
+            tallies[name].add(*_keep_shared_classes(found, picture, ids))
     ours = tallies[OURS]
     report = {"set": folder.name, "pictures": len(pictures), "semantic": semantic, **_scores(ours, names)}
     if against:
@@ -94,11 +100,11 @@ def evaluate(
     if semantic == "model":
         report |= _class_map_scores(ours, names)
     report |= {"median_ms": round(float(np.median(ms)), 1), "seconds": round(time.perf_counter() - began, 2)}
-    ranked = _ranked(ours.pictures)
-    report |= {title: [pictures.paths[k].stem for k in shown] for title, shown in ranked.items()}
+    ranking = _rank_pictures(ours.pictures)
+    report |= {title: [pictures.paths[k].stem for k in indices] for title, indices in ranking.items()}
     if out is not None:
-        for title, shown in ranked.items():
-            _write_sheet(out / f"{title}.png", shown, ours, pictures, finders[OURS], ids)
+        for title, indices in ranking.items():
+            _write_sheet(out / f"{title}.png", indices, ours, pictures, finders[OURS], ids)
         report["contact_sheets"] = str(out)
     return report
 
@@ -129,22 +135,21 @@ def _class_map_scores(ours: _Tally, names: dict[int, str]) -> dict[str, Any]:
 
 
 def _write_sheet(
-    path: Path, shown: list[int], ours: _Tally, pictures: EvalPictures, find: Find, ids: set[int] | None
+    path: Path, indices: list[int], ours: _Tally, pictures: EvalPictures, find: Find, ids: set[int] | None
 ) -> None:
     cases = []
-    for k in shown:
-        found, picture = _in_classes(find(pictures[k]), pictures[k], ids)
+    for k in indices:
+        found, picture = _keep_shared_classes(find(pictures[k]), pictures[k], ids)
         cases.append((ours.pictures[k], picture, found))
     if not cv2.imwrite(str(path), contact_sheet(cases)):
         raise InputError(f"can't write {path}: is the disk full?")
 
 
 class _Tally:
-    """What one way of finding instances scores, picture by picture; ``in_full``: outlines and classes,
-    too."""
+    """The scores of one finder; ``is_complete`` includes outlines, recall and class maps."""
 
-    def __init__(self, in_full: bool) -> None:
-        self.in_full = in_full
+    def __init__(self, is_complete: bool) -> None:
+        self.is_complete = is_complete
         self.precision = AveragePrecision()
         self.confusion = np.zeros((256, 256), np.int64)
         self.total = PictureScore()
@@ -157,7 +162,7 @@ class _Tally:
         self.total.add(score)
         self.pictures.append(score.pooled)
         self.precision.add(found, picture.truth, picture.semantic)
-        if not self.in_full:
+        if not self.is_complete:
             return
         self.recall.add(picture.truth, picture.semantic, score.matches)
         known = picture.semantic != IGNORE
@@ -169,21 +174,21 @@ class _Tally:
         self.confusion += np.bincount(joint, minlength=256 * 256).reshape(256, 256)
 
 
-def _in_classes(
+def _keep_shared_classes(
     found: Instances, picture: EvalPicture, ids: set[int] | None
 ) -> tuple[Instances, EvalPicture]:
-    """Both without the classes that only one of them knows."""
+    """Remove the instances and objects of other classes than these; None keeps all."""
     if ids is None:
         return found, picture
-    return found.select(np.isin(found.class_id, [*ids])), with_classes(picture, ids)
+    return found.select(np.isin(found.class_id, [*ids])), keep_classes(picture, ids)
 
 
-def _gain(ours: _Tally, theirs: _Tally) -> dict[str, Any]:
-    scores = theirs.precision.scores()
-    gain, low, high = paired_gain(ours.pictures, theirs.pictures)
+def _gain(ours: _Tally, baseline: _Tally) -> dict[str, Any]:
+    scores = baseline.precision.scores()
+    gain, low, high = paired_gain(ours.pictures, baseline.pictures)
     interval = [round(low, 2), round(high, 2)]
     return {
-        "PQ": round(theirs.total.pooled.quality, 2),
+        "PQ": round(baseline.total.pooled.quality, 2),
         "AP": scores["AP"],
         "AP50": scores["AP50"],
         "PQ_gain": round(gain, 2),
@@ -191,13 +196,13 @@ def _gain(ours: _Tally, theirs: _Tally) -> dict[str, Any]:
     }
 
 
-def _ranked(scores: Sequence[PanopticCounts]) -> dict[str, list[int]]:
-    """Numbers of the ten best, median and worst pictures: by mistakes, then by how many are right."""
+def _rank_pictures(scores: Sequence[PanopticCounts]) -> dict[str, list[int]]:
+    """Return the indices of the ten best, median and worst pictures, by errors and then by matches."""
 
-    def rank(k: int) -> tuple[int, int, float]:
+    def key(k: int) -> tuple[int, int, float]:
         c = scores[k]
         return c.false_positives + c.false_negatives, -c.true_positives, -c.iou_sum
 
-    order = sorted(range(len(scores)), key=rank)
-    middle = max(0, (len(order) - _SHOWN) // 2)
-    return {"best": order[:_SHOWN], "median": order[middle : middle + _SHOWN], "worst": order[::-1][:_SHOWN]}
+    order, n = sorted(range(len(scores)), key=key), _SHEET_PICTURES
+    middle = max(0, (len(order) - n) // 2)
+    return {"best": order[:n], "median": order[middle : middle + n], "worst": order[::-1][:n]}

@@ -1,7 +1,7 @@
 """Evaluation sets: folders of pictures with true instances.
 
-Format: ``images/ID.jpg|png``, ``instances/ID.png`` (uint16, 0 = none), ``semantic/ID.png`` (uint8 class, 0
-background, 255 ignore), ``classes.json`` ({"1": "person"}).
+Format: ``images/ID.jpg|png``, ``instances/ID.png`` (uint16, 0 = none), ``semantic/ID.png`` (uint8 class IDs,
+0 = background, 255 = ignore), ``classes.json`` ({"1": "person"}).
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ _CLASSES = map_of(text(200), text(3, "[0-9]{1,2}|1[0-9][0-9]|2[0-4][0-9]|25[0-5]
 
 @dataclass(frozen=True)
 class EvalPicture:
-    """One picture of an evaluation set."""
+    """A picture of an evaluation set.
+
+    Attributes:
+        name: file name without suffix.
+        image: uint8 (H, W, 3) BGR.
+        truth: true label map, int32 (H, W), 0 = none.
+        semantic: true class map, uint8 (H, W), 255 = ignore.
+    """
 
     name: str
     image: NDArray[np.uint8]
@@ -33,12 +40,15 @@ class EvalPicture:
 
 
 def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:
-    """The pictures of an evaluation set (read when they are asked for) and its class names; raises InputError
-    for another format."""
-    for needed in ("images", "instances", "semantic", "classes.json"):
-        if not (folder / needed).exists():
+    """Return the pictures of an evaluation set, which are read on access, and class ID -> name.
+
+    Raises:
+        InputError: the folder is no evaluation set.
+    """
+    for required in ("images", "instances", "semantic", "classes.json"):
+        if not (folder / required).exists():
             raise InputError(
-                f"{folder} has no {needed}: an evaluation set holds images/, instances/, semantic/ and "
+                f"{folder} has no {required}: an evaluation set contains images/, instances/, semantic/ and "
                 "classes.json"
             )
     try:
@@ -48,12 +58,12 @@ def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:
     names = {int(k): name for k, name in classes.items()}
     paths = image_paths(folder / "images")
     if not paths:
-        raise InputError(f"{folder}/images holds no picture")
+        raise InputError(f"{folder}/images contains no picture")
     return EvalPictures(folder, paths), names
 
 
 class EvalPictures(Sequence[EvalPicture]):
-    """The pictures of a set, read from disk one at a time."""
+    """The pictures of an evaluation set, read from disk on access."""
 
     def __init__(self, folder: Path, paths: list[Path]) -> None:
         self.folder = folder
@@ -76,8 +86,8 @@ class EvalPictures(Sequence[EvalPicture]):
         return EvalPicture(path.stem, image, truth.astype(np.int32), np.asarray(semantic, np.uint8))
 
 
-def with_classes(picture: EvalPicture, ids: set[int]) -> EvalPicture:
-    """The truth of the classes with these ids; other objects are background."""
+def keep_classes(picture: EvalPicture, ids: set[int]) -> EvalPicture:
+    """Return the picture with objects of these classes only; others become background."""
     other = ~np.isin(picture.semantic, [*ids, IGNORE])
     return replace(
         picture,

@@ -1,4 +1,4 @@
-"""Panoptic quality over instances, and COCO average precision, of predicted label maps against true ones."""
+"""Panoptic quality, COCO average precision and boundary IoU of predicted against true instances."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from ...plugins.settings import IGNORE
 
 @dataclass
 class PanopticCounts:
-    """Sums that PQ is made of (Kirillov et al., CVPR 2019): matches at IoU > 0.5 are one-to-one by
-    themselves."""
+    """The sums in PQ (Kirillov et al., CVPR 2019); matches at IoU > 0.5 are always one-to-one."""
 
     iou_sum: float = 0.0
     true_positives: int = 0
@@ -26,6 +25,7 @@ class PanopticCounts:
     false_negatives: int = 0
 
     def add(self, other: PanopticCounts) -> None:
+        """Add other counts."""
         self.iou_sum += other.iou_sum
         self.true_positives += other.true_positives
         self.false_positives += other.false_positives
@@ -40,14 +40,20 @@ class PanopticCounts:
 
 @dataclass
 class PictureScore:
-    """Counts of one picture, or of several added up: pooled and per class; of one picture also the matches,
-    (predicted, true) numbers."""
+    """The counts of one picture, or the sum over pictures.
+
+    Attributes:
+        pooled: counts of all classes.
+        per_class: class ID -> counts.
+        matches: (predicted, true) instance numbers of one picture.
+    """
 
     pooled: PanopticCounts = field(default_factory=PanopticCounts)
     per_class: dict[int, PanopticCounts] = field(default_factory=dict)
     matches: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, other: PictureScore) -> None:
+        """Add the counts of another picture."""
         self.pooled.add(other.pooled)
         for class_id, counts in other.per_class.items():
             self.per_class.setdefault(class_id, PanopticCounts()).add(counts)
@@ -56,8 +62,10 @@ class PictureScore:
 def paired_gain(
     ours: Sequence[PanopticCounts], theirs: Sequence[PanopticCounts], draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """By how much PQ of ``ours`` is above ``theirs`` on the same pictures, and the 95 % interval by
-    bootstrap: pictures are drawn with replacement, the same for both."""
+    """Return the gain in PQ of ``ours`` over ``theirs``, and the limits of its 95% interval.
+
+    The interval comes from a paired bootstrap: both are resampled with the same pictures.
+    """
     table = np.array(
         [
             [[c.iou_sum, c.true_positives, c.false_positives, c.false_negatives] for c in side]
@@ -71,11 +79,11 @@ def paired_gain(
             np.float64,
         )
 
-    one, other = quality(table.sum(1))
-    pick = np.random.default_rng(seed).integers(0, len(ours), (draws, len(ours)))
-    sampled = quality(table[:, pick].sum(2))
+    our_quality, their_quality = quality(table.sum(1))
+    sample = np.random.default_rng(seed).integers(0, len(ours), (draws, len(ours)))
+    sampled = quality(table[:, sample].sum(2))
     low, high = np.percentile(sampled[0] - sampled[1], (2.5, 97.5))
-    return float(one - other), float(low), float(high)
+    return float(our_quality - their_quality), float(low), float(high)
 
 
 def panoptic_counts(
@@ -84,16 +92,18 @@ def panoptic_counts(
     truth: NDArray[np.int32],
     truth_semantic: NDArray[np.uint8],
 ) -> PictureScore:
-    """Match one picture's instances.
+    """Match the predicted and true instances of one picture.
+
+    A pair matches if the classes agree and IoU > 0.5. Ignored pixels belong to no instance.
 
     Args:
-        predicted: (H, W), 0 = none, 1..n; predicted_class: (n,) class of each.
-        truth: (H, W), 0 = none; truth_semantic: (H, W) class ids, 255 = ignore: these pixels count for
-            nothing.
+        predicted: label map, int32 (H, W), 0 = none.
+        predicted_class: class IDs of instances 1..n, int32 (n,).
+        truth: true label map, int32 (H, W), 0 = none.
+        truth_semantic: true class map, uint8 (H, W), 255 = ignore.
 
     Returns:
-        PictureScore. A pair matches when classes agree and IoU > 0.5. What is left of a prediction outside
-        ignored pixels counts.
+        The counts and the matches.
     """
     known = truth_semantic != IGNORE
     numbers, truth_flat = np.unique(truth[known], return_inverse=True)
@@ -111,15 +121,16 @@ def panoptic_counts(
     iou[:, numbers == 0] = 0
     matched = iou > 0.5
     score = PictureScore()
-    real = [k for k in range(m) if numbers[k] > 0]
-    seen = [k for k in range(1, n) if area[k] > 0]
-    for class_id in sorted({int(classes[k]) for k in seen} | {int(truth_class[k]) for k in real}):
-        rows = [k for k in seen if classes[k] == class_id]
-        columns = [k for k in real if truth_class[k] == class_id]
+    true_columns = [k for k in range(m) if numbers[k] > 0]
+    visible_rows = [k for k in range(1, n) if area[k] > 0]
+    class_ids = {int(classes[k]) for k in visible_rows} | {int(truth_class[k]) for k in true_columns}
+    for class_id in sorted(class_ids):
+        rows = [k for k in visible_rows if classes[k] == class_id]
+        columns = [k for k in true_columns if truth_class[k] == class_id]
         hits = matched[np.ix_(rows, columns)]
-        found = int(hits.sum())
+        count = int(hits.sum())
         counts = PanopticCounts(
-            float(iou[np.ix_(rows, columns)][hits].sum()), found, len(rows) - found, len(columns) - found
+            float(iou[np.ix_(rows, columns)][hits].sum()), count, len(rows) - count, len(columns) - count
         )
         score.per_class[class_id] = counts
         score.matches += [(rows[i], int(numbers[columns[j]])) for i, j in np.argwhere(hits)]
@@ -128,22 +139,25 @@ def panoptic_counts(
 
 
 def boundary_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], share: float = 0.02) -> float:
-    """IoU of two masks (H, W) near their outlines: of the pixels of each within ``share`` of the picture's
-    diagonal of its outline (Cheng et al., CVPR 2021)."""
-    reach = max(1, round(share * float(np.hypot(*predicted.shape))))
+    """Return the IoU of two masks near their outlines (Cheng et al., CVPR 2021).
+
+    Args:
+        predicted: bool (H, W).
+        truth: bool (H, W).
+        share: width of the band inside each outline, as a share of the picture's diagonal.
+    """
+    width = max(1, round(share * float(np.hypot(*predicted.shape))))
     rows, columns = (np.flatnonzero((predicted | truth).any(axis)) for axis in (1, 0))
     window = (slice(max(0, rows[0] - 1), rows[-1] + 2), slice(max(0, columns[0] - 1), columns[-1] + 2))
-    rims = []
+    bands = []
     for mask in (predicted[window], truth[window]):
-        inner = cv2.erode(np.pad(mask, 1).astype(np.uint8), np.ones((3, 3), np.uint8), iterations=reach)[
-            1:-1, 1:-1
-        ]
-        rims.append(mask & (inner == 0))
-    return float((rims[0] & rims[1]).sum() / (rims[0] | rims[1]).sum())
+        inner = cv2.erode(np.pad(mask, 1).astype(np.uint8), np.ones((3, 3), np.uint8), iterations=width)
+        bands.append(mask & (inner[1:-1, 1:-1] == 0))
+    return float((bands[0] & bands[1]).sum() / (bands[0] | bands[1]).sum())
 
 
 class AveragePrecision:
-    """COCO AP over pictures, through pycocotools; classes are those of the truth."""
+    """COCO average precision over pictures by pycocotools, for the classes in the truth."""
 
     def __init__(self) -> None:
         try:
@@ -158,8 +172,7 @@ class AveragePrecision:
         self._images: list[dict[str, Any]] = []
 
     def add(self, found: Instances, truth: NDArray[np.int32], truth_semantic: NDArray[np.uint8]) -> None:
-        """Add one picture; instances that lie mostly on ignored pixels are left out, and ignored pixels
-        belong to no mask."""
+        """Add one picture. Ignored pixels belong to no mask; instances of mostly such pixels are skipped."""
         picture = len(self._images) + 1
         height, width = truth.shape
         self._images.append({"id": picture, "height": height, "width": width})
@@ -179,17 +192,17 @@ class AveragePrecision:
                     "iscrowd": 0,
                 }
             )
-        for one in found:
-            mask = found.mask(one.index)
-            kept = mask & known
-            if kept.sum() * 2 < mask.sum():
+        for instance in found:
+            mask = found.mask(instance.index)
+            known_mask = mask & known
+            if known_mask.sum() * 2 < mask.sum():
                 continue
             self._found.append(
                 {
                     "image_id": picture,
-                    "category_id": one.class_id,
-                    "segmentation": self._rle(kept),
-                    "score": one.score,
+                    "category_id": instance.class_id,
+                    "segmentation": self._rle(known_mask),
+                    "score": instance.score,
                 }
             )
 
@@ -197,7 +210,7 @@ class AveragePrecision:
         return self._encode(np.asfortranarray(mask.astype(np.uint8)))
 
     def scores(self) -> dict[str, float]:
-        """AP (mean over IoU 0.50:0.95), AP50 and AP75, in 0..100, mean over the classes in the truth."""
+        """Return AP (mean over IoU 0.50:0.95), AP50 and AP75, 0..100, mean over the classes in the truth."""
         import contextlib
         import io
 
@@ -219,7 +232,7 @@ class AveragePrecision:
             if not self._found:
                 return {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
             evaluation = COCOeval(truth, truth.loadRes(list(self._found)), "segm")
-            evaluation.params.maxDets = [1, 100, 1000]  # microscope pictures hold hundreds
+            evaluation.params.maxDets = [1, 100, 1000]  # microscope images contain hundreds of cells
             evaluation.evaluate()
             evaluation.accumulate()
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class

@@ -1,4 +1,4 @@
-"""Recall by object size: which share of the true instances of a class is found, small, medium and large."""
+"""Recall by class and object size."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from ...plugins.settings import IGNORE
 
-# COCO's classes of size: area in pixels
+# COCO's size ranges: area in pixels
 SIZES = {"under 32x32": (0, 32**2), "32x32 to 96x96": (32**2, 96**2), "over 96x96": (96**2, 2**62)}
 
 
 @dataclass
 class RecallBySize:
-    """Found and existing instances of each class and size; an instance is found at IoU > 0.5."""
+    """Numbers of found and true instances by class and size; an instance is found at IoU > 0.5."""
 
     counts: dict[tuple[int, str], list[int]] = field(default_factory=dict)
 
@@ -25,7 +25,8 @@ class RecallBySize:
         """Add one picture.
 
         Args:
-            truth: int32 (H, W), 0 = none; ``truth_semantic``: uint8 (H, W), 255 = ignore.
+            truth: true label map, int32 (H, W), 0 = none.
+            truth_semantic: true class map, uint8 (H, W), 255 = ignore.
             matches: (predicted, true) instance numbers.
         """
         known = (truth > 0) & (truth_semantic != IGNORE)

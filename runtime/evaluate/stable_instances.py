@@ -1,9 +1,9 @@
 """Compare the instances of two networks, except for those near a threshold.
 
-A network in another precision moves every score, area and merge probability a little. An instance at a
-threshold then appears or disappears, as it does between two frames of a camera. Such instances say nothing
-about the precision, so an instance counts only if it is stable: clear of the thresholds in its own network,
-and missing in the other network even with margins.
+Another precision changes every score, area and merge probability a little. An instance near a threshold then
+appears or disappears, as it does between two frames of a camera. Such instances do not measure the precision,
+so an instance counts only if it is stable: away from the thresholds in its own network, and missing in the
+other network even with margins.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from .metrics import PanopticCounts
 
 Maps = Mapping[str, NDArray[np.float32]]
 
-# one gray level of noise changes scores of the included network by up to 0.017 on average, see
-# docs/benchmarks/engines.md
+# one gray level of noise changes the default network's scores by up to 0.017 on average
+# (docs/benchmarks/engines.md)
 _SCORE, _AREA, _LOG_ODDS = 0.1, 1.5, 1.0
 _STRICT = Margins(-_SCORE, 1 / _AREA)
 _WIDE = tuple(Margins(_SCORE, _AREA, log_odds) for log_odds in (0.0, -_LOG_ODDS, _LOG_ODDS))
-_MATCHED_IOU = 0.5
+_MATCH_IOU = 0.5
 
 
 @dataclass
 class StableCounts:
-    """Stable instances of a frame, or of several added up.
+    """Counts of the stable instances of a frame, or the sum over frames.
 
-    ``panoptic`` has stable instances of the reference that are in both (IoU > 0.5, same class), and stable
-    instances of either that the other lacks. ``score_change`` is the sum of absolute changes of the score
-    over those in both.
+    Attributes:
+        panoptic: stable instances of the reference that both networks have (IoU > 0.5, same class), and
+            stable instances of either network that the other network lacks.
+        score_change: sum of the absolute score changes of the instances that both have.
     """
 
     panoptic: PanopticCounts = field(default_factory=PanopticCounts)
@@ -56,26 +57,28 @@ def stable_counts(
     """Match the stable instances of a frame.
 
     Args:
-        reference, candidate: the two networks.
-        maps, other: their outputs, name -> float32 (1, channels, h, w).
-        frame_size_hw: of the frame, in pixels.
+        reference: the reference network.
+        candidate: the other network.
+        maps: the reference's outputs, name -> float32 (1, channels, h, w).
+        other: the candidate's outputs.
+        frame_size_hw: height and width of the frame in pixels.
     """
     ours = reference.cluster_maps(maps, frame_size_hw, margins=_STRICT)
     theirs = candidate.cluster_maps(other, frame_size_hw, margins=_STRICT)
     overlap, score = _best_matches(ours, _variants(candidate, other, frame_size_hw))
     missing, _ = _best_matches(theirs, _variants(reference, maps, frame_size_hw))
-    same = overlap > _MATCHED_IOU
+    same = overlap > _MATCH_IOU
     counts = PanopticCounts(
         iou_sum=float(overlap[same].sum()),
         true_positives=int(same.sum()),
-        false_positives=int((missing <= _MATCHED_IOU).sum()),
+        false_positives=int((missing <= _MATCH_IOU).sum()),
         false_negatives=int((~same).sum()),
     )
     return StableCounts(counts, float(np.abs(ours.score[same] - score[same]).sum()))
 
 
 def _variants(segmenter: MapClusterer, maps: Maps, size_hw: tuple[int, int]) -> list[Instances]:
-    """Return all instances that a frame may have within the margins, once per shift of the merge rules."""
+    """Return the instances of a frame within the margins, for each shift of the merge rule."""
     has_rule = "affinity" in maps and segmenter.cluster_settings(size_hw).merge_rule is not None
     return [segmenter.cluster_maps(maps, size_hw, margins=m) for m in _WIDE[: 3 if has_rule else 1]]
 

@@ -16,7 +16,7 @@ from tfiseg.runtime.evaluate.comparison import (
     FrameComparison,
     compare,
     noise_floor,
-    worst_sheet,
+    write_worst_sheet,
 )
 from tfiseg.runtime.evaluate.metrics import PanopticCounts
 from tfiseg.runtime.evaluate.stable_instances import StableCounts
@@ -63,7 +63,7 @@ def test_a_spoilt_network_is_stopped_with_figures(scenes, noisy, tmp_path):
         match=r"label agreement [\d.]+%, expected at least 98%.*nothing was written.*--no-gate",
     ):
         require_passed(report, "nothing was written")
-    worst_sheet(reference, candidate, scenes, comparison, tmp_path / "sheet.png", 2)
+    write_worst_sheet(reference, candidate, scenes, comparison, tmp_path / "sheet.png", 2)
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
     assert gate_report(comparison, Thresholds(0, 0))["passed"]
 

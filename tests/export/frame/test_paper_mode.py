@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch: make test-export")
 
 from tfiseg.export.frame.paper_mode import group, pair_loss, pair_offsets  # noqa: E402
-from tfiseg.runtime.evaluate.bench import centre_field  # noqa: E402
+from tfiseg.runtime.evaluate.bench import center_field  # noqa: E402
 
 
 def two_boxes():
@@ -17,7 +17,7 @@ def two_boxes():
 
 def test_a_field_to_the_centres_is_grouped_into_its_objects():
     label_map = two_boxes()
-    found = group(centre_field(label_map))
+    found = group(center_field(label_map))
     for number in (1, 2):
         assert len(np.unique(found[label_map == number])) == 1
     assert found[20, 10] != found[20, 50]
@@ -27,7 +27,7 @@ def test_the_loss_is_zero_where_a_class_points_to_one_place_and_background_alike
     label_map = two_boxes()
     label_map[:, 30:] = 0
     class_map = torch.from_numpy((label_map > 0).astype(np.int64))[None]
-    field = torch.from_numpy(centre_field(label_map, noise_px=0))[None]
+    field = torch.from_numpy(center_field(label_map, noise_px=0))[None]
     assert pair_loss(field, class_map, pair_offsets(4)) == pytest.approx(0, abs=1e-5)
     assert pair_loss(torch.zeros_like(field), class_map, pair_offsets(4)) > 1
     assert len(pair_offsets(2)) == 4

@@ -1,4 +1,4 @@
-"""Archives on a local Ray cluster: exactly once, whatever happens to a worker or a file."""
+"""Test archives on a local Ray cluster: each picture is segmented once, even if workers or files fail."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tfiseg.runtime.archive.ray_archive import PictureWorker, segment_archive
 from tfiseg.runtime.networks.session import DEFAULT_MODEL
 from tfiseg.runtime.segmenter_settings import SegmenterSettings
 
-ray = pytest.importorskip("ray", reason="Ray is not here: `make test-ray` brings it")
+ray = pytest.importorskip("ray", reason="Ray is not installed: run `make test-ray`")
 pq = pytest.importorskip("pyarrow.parquet")
 
 SETTINGS = SegmenterSettings(quality="fast")
@@ -30,7 +30,7 @@ def cluster():
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of 12 pictures in two subfolders, one of which is damaged, and a text file."""
+    """Return a folder of 12 pictures, one of them damaged, in two subfolders, and a text file."""
     folder = tmp_path / "photos"
     with tfiseg.open_source("synthetic") as source:
         for k, frame in zip(range(12), source, strict=False):
@@ -53,7 +53,7 @@ def names_of(rows) -> list[str]:
 GOOD = sorted(f"{'ab'[k % 2]}/{k:03d}.jpg" for k in range(12) if k != 6)
 
 
-def test_each_picture_once_and_as_one_process_finds_it(photos, tmp_path):
+def test_results_equal_those_of_one_process(photos, tmp_path):
     summary = segment_archive(str(photos), tmp_path / "out", SETTINGS, output_format="coco", quiet=True)
     assert (summary["pictures"], summary["segmented"], summary["failed"]) == (12, 11, 1)
     assert summary["workers"] == 2
@@ -65,10 +65,11 @@ def test_each_picture_once_and_as_one_process_finds_it(photos, tmp_path):
         found = segmenter(photos / row["file_name"])
         assert row["path"] == str(photos / row["file_name"])
         assert [row["height"], row["width"]] == [120, 160]
-        assert [one["class_name"] for one in row["instances"]] == found.names
-        assert [one["rle"] for one in row["instances"]] == [found.rle(i)["counts"] for i in range(len(found))]
-        assert [one["score"] for one in row["instances"]] == pytest.approx(found.score.tolist(), abs=1e-4)
-        assert [one["area"] for one in row["instances"]] == found.area.tolist()
+        instances = row["instances"]
+        assert [i["class_name"] for i in instances] == found.names
+        assert [i["rle"] for i in instances] == [found.rle(k)["counts"] for k in range(len(found))]
+        assert [i["score"] for i in instances] == pytest.approx(found.score.tolist(), abs=1e-4)
+        assert [i["area"] for i in instances] == found.area.tolist()
     coco = json.loads((tmp_path / "out" / "coco.json").read_text())
     assert names_of(coco["images"]) == GOOD
     assert len(coco["annotations"]) == sum(len(row["instances"]) for row in rows)
@@ -77,7 +78,7 @@ def test_each_picture_once_and_as_one_process_finds_it(photos, tmp_path):
     assert "006.jpg" in json.loads(line)["error"]
 
 
-def test_a_second_run_does_what_is_left(photos, tmp_path):
+def test_a_second_run_continues(photos, tmp_path):
     out = tmp_path / "out"
     segment_archive(str(photos / "b"), out, SETTINGS, quiet=True)
     before = {part: part.read_bytes() for part in out.glob("parts/*")}
@@ -92,8 +93,8 @@ def test_a_second_run_does_what_is_left(photos, tmp_path):
         segment_archive(str(photos), out, SegmenterSettings(quality="best"), quiet=True)
 
 
-def begun_folder(path, settings):
-    """A folder with one finished picture, without a cluster."""
+def write_folder(path, settings):
+    """Create an archive folder with one finished picture, without a cluster."""
     path.mkdir()
     folder = ArchiveFolder(path, settings)
     folder.add("a.jpg", {"size_hw": [1, 1], "name": "a", "instances": []})
@@ -104,7 +105,7 @@ def test_results_of_two_networks_are_not_mixed(tmp_path):
     model, out = tmp_path / "net.onnx", tmp_path / "out"
     model.write_bytes(DEFAULT_MODEL.read_bytes())
     settings = SegmenterSettings(model, quality="fast")
-    begun_folder(out, settings)
+    write_folder(out, settings)
     assert ArchiveFolder(out, settings).done == {"a.jpg"}
     model.write_bytes(DEFAULT_MODEL.read_bytes() + b"\0")
     with pytest.raises(tfiseg.InputError, match="begun with another content of model: name another folder"):
@@ -118,8 +119,8 @@ def test_results_of_two_networks_are_not_mixed(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", '{"model": [1]}', "[]", '{"model": NaN}'])
-def test_a_damaged_record_of_settings_is_a_sentence(tmp_path, content):
-    begun_folder(tmp_path / "out", SegmenterSettings())
+def test_damaged_settings_are_an_error(tmp_path, content):
+    write_folder(tmp_path / "out", SegmenterSettings())
     (tmp_path / "out" / "archive.json").write_text(content)
     with pytest.raises(tfiseg.InputError, match=r"archive\.json is damaged .*name another folder"):
         ArchiveFolder(tmp_path / "out", SegmenterSettings())
@@ -128,27 +129,29 @@ def test_a_damaged_record_of_settings_is_a_sentence(tmp_path, content):
 def test_a_worker_that_dies_is_replaced(photos, tmp_path):
     marker = str(tmp_path / "died")
 
-    class Dying(PictureWorker):
-        def segmented(self, path, file_name):
+    class WorkerThatDiesOnce(PictureWorker):
+        def segment(self, path, file_name):
             if path.endswith("005.jpg") and not os.path.exists(marker):
                 open(marker, "w").close()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().segmented(path, file_name)
+            return super().segment(path, file_name)
 
-    summary = segment_archive(str(photos), tmp_path / "out", SETTINGS, quiet=True, worker=Dying)
+    summary = segment_archive(str(photos), tmp_path / "out", SETTINGS, quiet=True, worker=WorkerThatDiesOnce)
     assert os.path.exists(marker)
     assert (summary["segmented"], summary["failed"]) == (11, 1)
     assert names_of(rows_of(tmp_path / "out")) == GOOD
 
 
 def test_a_picture_that_kills_each_worker_is_an_error(photos, tmp_path):
-    class Poisoned(PictureWorker):
-        def segmented(self, path, file_name):
+    class WorkerThatDies(PictureWorker):
+        def segment(self, path, file_name):
             if path.endswith("005.jpg"):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().segmented(path, file_name)
+            return super().segment(path, file_name)
 
-    summary = segment_archive(str(photos / "b"), tmp_path / "out", SETTINGS, quiet=True, worker=Poisoned)
+    summary = segment_archive(
+        str(photos / "b"), tmp_path / "out", SETTINGS, quiet=True, worker=WorkerThatDies
+    )
     assert summary["segmented"] + summary["failed"] == 6
     assert "005.jpg" in " ".join(error["path"] for error in summary["errors"])
     assert all("its worker died" in error["error"] for error in summary["errors"])
@@ -171,17 +174,17 @@ def test_paths_from_parquet(photos, tmp_path):
         segment_archive(str(tmp_path / "text.parquet"), tmp_path / "out", SETTINGS)
 
 
-def test_an_interrupted_run_keeps_what_was_done(photos, tmp_path, monkeypatch):
+def test_an_interrupted_run_keeps_finished_pictures(photos, tmp_path, monkeypatch):
     from tfiseg.runtime.archive import ray_archive
 
-    def three(*_):
+    def three_results(*_):
         for k, row in enumerate(results(*_)):
             if k == 3:
                 raise KeyboardInterrupt
             yield row
 
     results = ray_archive._results
-    monkeypatch.setattr(ray_archive, "_results", three)
+    monkeypatch.setattr(ray_archive, "_results", three_results)
     summary = segment_archive(str(photos / "b"), tmp_path / "out", SETTINGS, quiet=True)
     assert summary["error"] == "interrupted"
     assert len(rows_of(tmp_path / "out")) == summary["segmented"] == 3
@@ -198,7 +201,7 @@ def test_two_runs_do_not_write_into_one_folder(photos, tmp_path):
     assert segment_archive(str(photos / "b"), out, SETTINGS, quiet=True)["segmented"] == 6
 
 
-def test_a_model_that_is_not_there(photos, tmp_path):
+def test_a_missing_model_and_too_few_cpus(photos, tmp_path):
     with pytest.raises(tfiseg.ModelError, match="there is no model"):
         segment_archive(str(photos), tmp_path / "out", SegmenterSettings(model="/nowhere.onnx"), quiet=True)
     with pytest.raises(tfiseg.InputError, match="no room for a worker of 64 CPUs: it has 2 CPUs"):
@@ -207,7 +210,7 @@ def test_a_model_that_is_not_there(photos, tmp_path):
         )
 
 
-def test_a_part_that_is_damaged_is_named(tmp_path):
+def test_a_damaged_part_is_an_error(tmp_path):
     folder = ArchiveFolder(tmp_path, SETTINGS)
     record = {"size_hw": [4, 4], "name": "a", "instances": []}
     folder.add("/a.jpg", record)
@@ -216,7 +219,7 @@ def test_a_part_that_is_damaged_is_named(tmp_path):
     assert [row["path"] for row in rows_of(tmp_path)] == ["/a.jpg"]
     assert ArchiveFolder(tmp_path, SETTINGS).done == {"/a.jpg"}
     next(tmp_path.glob("parts/*")).write_bytes(b"PAR1")
-    with pytest.raises(tfiseg.OutputError, match="Remove it, and its pictures are segmented again"):
+    with pytest.raises(tfiseg.OutputError, match="Remove it to segment its pictures again"):
         ArchiveFolder(tmp_path, SETTINGS)
 
 
@@ -235,7 +238,7 @@ def test_command_line(photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--ray-workers", "2"], "--ray-workers has no effect without --ray"),
         (["--ray", "--track"], "--track has no effect with --ray"),
@@ -243,6 +246,6 @@ def test_command_line(photos, tmp_path, capsys):
         (["--ray", "--policy", "all"], "--policy has no effect with --ray"),
     ],
 )
-def test_options_without_effect(options, says, tmp_path, capsys):
+def test_options_without_effect(options, message, tmp_path, capsys):
     assert main(["run", str(tmp_path), *options]) == 1
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err

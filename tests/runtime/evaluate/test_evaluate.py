@@ -1,10 +1,12 @@
+"""Test the evaluation of instances, and the operator's benchmark."""
+
 import json
 
 import cv2
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.runtime.evaluate.bench import bench, bench_table, centre_field
+from tfiseg.runtime.evaluate.bench import bench, bench_table, center_field
 from tfiseg.runtime.evaluate.evaluate import evaluate
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
@@ -12,7 +14,7 @@ from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 @pytest.fixture(scope="module")
 def synthetic_set(tmp_path_factory):
-    """Three frames of the synthetic camera as an evaluation set."""
+    """Return an evaluation set of three frames of the synthetic source."""
     folder = tmp_path_factory.mktemp("set")
     for name in ("images", "instances", "semantic"):
         (folder / name).mkdir()
@@ -36,9 +38,9 @@ def test_true_masks(synthetic_set, tmp_path):
     assert all(cv2.imread(str(tmp_path / f"{name}.png")) is not None for name in ("best", "median", "worst"))
 
 
-def test_the_gain_over_baselines(synthetic_set):
+def test_gain_over_baselines(synthetic_set):
     report = evaluate(synthetic_set, quiet=True, against=("components", "shape"))
-    assert report["gain"]["shape"]["PQ_gain"] == 0  # it is what was scored
+    assert report["gain"]["shape"]["PQ_gain"] == 0  # the same finder
     assert report["gain"]["components"]["PQ_gain"] == round(
         report["PQ"] - report["gain"]["components"]["PQ"], 2
     )
@@ -50,13 +52,13 @@ def test_the_gain_over_baselines(synthetic_set):
         evaluate(synthetic_set, quiet=True, against=["luck"])
 
 
-def test_the_models_masks(synthetic_set):
+def test_predicted_masks(synthetic_set):
     report = evaluate(synthetic_set, "model", tfiseg.Segmenter(), quiet=True)
     assert report["per_class_IoU"]["person"] > 0.6
     assert 0 < report["mIoU"] <= 1
 
 
-def test_a_network_for_small_things_keeps_them(tmp_path):
+def test_min_area_of_a_network_for_small_objects(tmp_path):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(DEFAULT_INSTANCE_MODEL)
     for p in model.metadata_props:
@@ -74,28 +76,28 @@ def test_a_network_for_small_things_keeps_them(tmp_path):
         (tmp_path / name).mkdir()
         cv2.imwrite(str(tmp_path / name / "0.png"), picture)
     (tmp_path / "classes.json").write_text(json.dumps({"1": "cell"}))
-    for path, right in ((None, 1), (tmp_path / "small.onnx", 2)):
-        assert evaluate(tmp_path, refiner=tfiseg.Refiner(path), quiet=True)["true_positives"] == right
+    for path, correct in ((None, 1), (tmp_path / "small.onnx", 2)):
+        assert evaluate(tmp_path, refiner=tfiseg.Refiner(path), quiet=True)["true_positives"] == correct
         assert evaluate(tmp_path, refiner=tfiseg.Refiner(path), min_area=0, quiet=True)["true_positives"] == 3
         report = evaluate(tmp_path, refiner=tfiseg.Refiner(path), quiet=True, against=["components"])
         assert report["gain"]["components"]["PQ_gain"] == 0  # on the same objects
         report = evaluate(tmp_path, refiner=tfiseg.Refiner(path), quiet=True, against=["shipped"])
-        assert (report["gain"]["shipped"]["PQ_gain"] > 0) == (right == 2)  # which keeps what it is for
+        assert (report["gain"]["shipped"]["PQ_gain"] > 0) == (correct == 2)
         same = evaluate(tmp_path, refiner=tfiseg.Refiner(path), quiet=True, against=["shipped"], min_area=9)
         assert same["gain"]["shipped"]["PQ_gain"] == 0
     with pytest.raises(tfiseg.InputError, match="shipped compares instance networks on true class maps"):
         evaluate(tmp_path, "model", tfiseg.Segmenter(), quiet=True, against=["shipped"])
     assert evaluate(tmp_path, min_area=10, quiet=True)["true_positives"] == 2
-    for min_area, least in ((None, 9), (50, 50)):
+    for min_area, expected in ((None, 9), (50, 50)):
         segmenter = tfiseg.Segmenter(
             refine="components", instance_model=tmp_path / "small.onnx", min_area=min_area
         )
-        assert segmenter._least_area((480, 640)) == least
+        assert segmenter._least_area((480, 640)) == expected
     outlined = tfiseg.Segmenter(outlines=True, instance_model=tmp_path / "small.onnx")
     assert outlined._least_area((480, 640)) == 9
 
 
-def test_a_folder_that_is_no_set(tmp_path):
+def test_a_folder_that_is_no_evaluation_set(tmp_path):
     with pytest.raises(tfiseg.InputError, match="has no images"):
         evaluate(tmp_path, quiet=True)
 
@@ -109,18 +111,17 @@ def test_bench_reports_ratios():
         bench(side_px=5000)
 
 
-def test_centre_fields_are_followed_back_to_the_instances():
+def test_clustering_of_a_center_field_restores_the_instances():
     label_map = np.zeros((60, 90), np.int32)
     label_map[5:50, 5:40], label_map[5:50, 40:85] = 1, 2
     class_map = (label_map > 0).astype(np.uint8)
-    assert np.array_equal(tfiseg.cluster(class_map, centre_field(label_map)).label_map, label_map)
+    assert np.array_equal(tfiseg.cluster(class_map, center_field(label_map)).label_map, label_map)
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    ("name", "least"), [("pennfudan", 87.0), ("coco", 71.5), ("voc2007", 78.5), ("dsb2018", 90.0)]
+    ("name", "minimum"), [("pennfudan", 87.0), ("coco", 71.5), ("voc2007", 78.5), ("dsb2018", 90.0)]
 )
-def test_one_default_for_all_shapes(eval_sets, name, least):
-    """The bar: true masks, default settings, one and the same for people, COCO's 80 classes, VOC and
-    nuclei."""
-    assert evaluate(eval_sets / name, quiet=True)["PQ"] >= least
+def test_default_settings_on_true_masks(eval_sets, name, minimum):
+    """The same default is good for people, COCO's 80 classes, VOC and nuclei."""
+    assert evaluate(eval_sets / name, quiet=True)["PQ"] >= minimum

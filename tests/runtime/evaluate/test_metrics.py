@@ -1,3 +1,5 @@
+"""Test panoptic quality, average precision and boundary IoU."""
+
 import numpy as np
 import pytest
 import tfiseg
@@ -41,7 +43,7 @@ def test_counts(predicted, classes, counts):
     assert (score.true_positives, score.false_positives, score.false_negatives) == counts
 
 
-def test_ignored_pixels_count_for_nothing():
+def test_ignored_pixels_belong_to_no_instance():
     truth, semantic = scene()
     predicted = np.where(truth == 7, 1, 0).astype(np.int32)
     predicted[15:, :] = 2
@@ -55,18 +57,18 @@ def test_ignored_pixels_count_for_nothing():
     assert total.per_class[1].true_positives == 2
 
 
-def test_average_precision_of_the_truth_is_full():
+def test_average_precision_of_the_truth_is_100():
     truth, semantic = scene()
     precision = AveragePrecision()
     precision.add(tfiseg.cluster(semantic, split=0.0), truth, semantic)
-    assert precision.scores()["AP75"] == 0  # both in one: IoU 0.5 with either
+    assert precision.scores()["AP75"] == 0  # one instance for both: IoU 0.5 with each
     precision = AveragePrecision()
     semantic[:, 11] = truth[:, 11] = 0
     precision.add(tfiseg.cluster(semantic, split=0.0), truth, semantic)
     assert precision.scores() == {"AP": 100.0, "AP50": 100.0, "AP75": 100.0}
 
 
-def test_a_gain_that_every_picture_shows_is_sure_and_one_of_a_few_is_not():
+def test_interval_of_the_gain_on_all_pictures_and_on_a_few():
     poor = [PanopticCounts(0.8, 1, 0, 1)] * 40
     better = [PanopticCounts(1.6, 2, 0, 0)] * 40
     gain, low, high = paired_gain(better, poor)
@@ -76,18 +78,17 @@ def test_a_gain_that_every_picture_shows_is_sure_and_one_of_a_few_is_not():
     assert paired_gain(poor, poor) == (0, 0, 0)
 
 
-def test_boundary_iou_looks_at_outlines_only():
+def test_boundary_iou_compares_outlines_only():
     truth = np.zeros((300, 400), bool)
     truth[50:250, 50:250] = True
     shifted = np.roll(truth, 5, axis=1)
     assert boundary_iou(truth, truth) == 1
-    assert boundary_iou(shifted, truth) == pytest.approx(
-        0.62, abs=0.03
-    )  # rims of 10 px, half of the upright ones shared
+    # bands of 10 px; the vertical ones overlap by half
+    assert boundary_iou(shifted, truth) == pytest.approx(0.62, abs=0.03)
     assert (shifted & truth).sum() / (shifted | truth).sum() > 0.95
 
 
-def test_matches_are_named_by_their_numbers():
+def test_matches_are_pairs_of_instance_numbers():
     truth, semantic = scene()
     predicted = np.zeros_like(truth)
     predicted[truth == 3], predicted[truth == 7] = 1, 2

@@ -1,4 +1,4 @@
-"""Recall by object size."""
+"""Test recall by object size."""
 
 import numpy as np
 from tfiseg.runtime.evaluate.recall import RecallBySize
@@ -20,7 +20,7 @@ def test_counts_by_class_and_size():
     }
 
 
-def test_ignored_pixels_make_an_object_smaller():
+def test_ignored_pixels_reduce_the_size_of_an_object():
     truth = np.ones((40, 40), np.int32)
     semantic = np.full((40, 40), 255, np.uint8)
     semantic[:10, :10] = 3
