@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .runtime.sources.base import Frame, Source
     from .runtime.sources.open_source import open_source
 
-# public name -> module: loaded when first used, so that `import tfiseg` costs nothing
+# public name -> module, which is imported at first use, so that `import tfiseg` is fast
 _PUBLIC = {
     "EngineError": "errors",
     "Frame": "runtime.sources.base",

@@ -1,4 +1,4 @@
-"""``python -m tfiseg``: the same program as ``tfiseg``."""
+"""``python -m tfiseg``: run the program ``tfiseg``."""
 
 import sys
 

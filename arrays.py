@@ -1,4 +1,4 @@
-"""Array arguments: conversion from other libraries, checks of shape and dtype, indexing of rows."""
+"""Array arguments: conversion from other libraries, checks of shape and dtype, and indexing of rows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from .errors import InputError
 
 
 def as_numpy(value: Any, name: str = "array") -> NDArray[Any]:
-    """Return an array argument as NumPy. Torch tensors may be on any device.
+    """Return an array argument as a NumPy array.
 
-    bfloat16, which numpy does not have, becomes float32.
+    Args:
+        value: an array, a sequence, or a torch tensor on any device; bfloat16 becomes float32.
+        name: name of the argument in errors.
 
     Raises:
-        InputError: the values make no regular array.
+        InputError: the values form no regular array.
     """
     if is_tensor(value):
         tensor = value.detach().cpu()
@@ -32,25 +34,25 @@ def as_numpy(value: Any, name: str = "array") -> NDArray[Any]:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a value is a torch tensor; torch itself is not imported."""
+    """Return whether a value is a torch tensor, without importing torch."""
     return any(c.__name__ == "Tensor" and c.__module__.split(".")[0] == "torch" for c in type(value).__mro__)
 
 
 def check_array(owner: str, name: str, value: Any, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
-    """Raise InputError, with what was expected and got, unless ``value`` is a numpy array of this kind."""
+    """Raise InputError unless ``value`` is a NumPy array of this dtype and shape."""
     if not isinstance(value, np.ndarray) or value.dtype != dtype or value.shape != shape:
-        raise InputError(f"{owner}: {name} must be {np.dtype(dtype)} {shape}, got {described(value)}")
+        raise InputError(f"{owner}: {name} must be {np.dtype(dtype)} {shape}, got {describe_array(value)}")
 
 
-def described(value: Any) -> str:
-    """An array's dtype and shape, or a value's type, for messages."""
+def describe_array(value: Any) -> str:
+    """Return the dtype and shape of an array, or the type of another value, for messages."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape}"
     return f"{type(value).__name__} of shape {np.shape(value)}" if np.ndim(value) else type(value).__name__
 
 
 def row_number(index: Integral | int, count: int) -> int:
-    """Row 0..count-1 of an index that may be negative; raises IndexError."""
+    """Return the row, 0..count-1, of an index that may be negative, or raise IndexError."""
     if not -count <= int(index) < count:
         valid = f"indices go from 0 to {count - 1}" if count else "there are none"
         raise IndexError(f"instance {index} of {count}: {valid}")
@@ -58,40 +60,41 @@ def row_number(index: Integral | int, count: int) -> int:
 
 
 def row_numbers(index: Any, count: int) -> NDArray[np.intp]:
-    """Rows that a slice, a bool mask (count,) or a list of numbers names, in its order.
+    """Return the rows of a slice, a bool mask (count,) or a list of numbers, in its order.
 
     Raises:
-        InputError: another kind of index, a mask of another length, or a number twice. IndexError: a number
-            is out of range.
+        InputError: another type of index, a mask of another length, or a duplicate number.
+        IndexError: a number is out of range.
     """
     if isinstance(index, slice):
         return np.arange(count)[index]
-    wanted = as_numpy(index, "an index")
-    if wanted.dtype == bool and wanted.ndim == 1:
-        if len(wanted) != count:
+    array = as_numpy(index, "an index")
+    if array.dtype == bool and array.ndim == 1:
+        if len(array) != count:
             raise InputError(
-                f"a mask must be bool ({count},), one value for each instance, got {described(wanted)}"
+                f"a mask must be bool ({count},), one value for each instance, got {describe_array(array)}"
             )
-        return np.flatnonzero(wanted)
-    if wanted.ndim != 1 or (wanted.size and not np.issubdtype(wanted.dtype, np.integer)):
+        return np.flatnonzero(array)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise InputError(
-            f"an index is a number, a slice, a bool mask (n,) or a list of numbers, got {described(wanted)}"
+            "an index must be a number, a slice, a bool mask (n,) or a list of numbers, got "
+            f"{describe_array(array)}"
         )
-    rows = np.array([row_number(i, count) for i in wanted.tolist()], np.intp)
+    rows = np.array([row_number(i, count) for i in array.tolist()], np.intp)
     if len(np.unique(rows)) < len(rows):
-        raise InputError(f"an index must name each instance once, got {wanted.tolist()}")
+        raise InputError(f"an index must contain each instance at most once, got {array.tolist()}")
     return rows
 
 
-def renumbered(label_map: NDArray[np.int32], number: NDArray[np.int32]) -> NDArray[np.int32]:
+def renumber(label_map: NDArray[np.int32], number: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return ``number[label_map]``, int32 (H, W), in a few milliseconds for a 1080p frame.
 
     Args:
         label_map: int32 (H, W), values 0..n.
-        number: int32 (n + 1,), the new number of each.
+        number: int32 (n + 1,), new number of each instance.
     """
     if len(number) > 256 or not label_map.size:
-        return number[label_map.astype(np.intp)]  # numpy converts other integers much more slowly
+        return number[label_map.astype(np.intp)]  # other integers are much slower in NumPy
     table = np.zeros(256, np.int32)
     table[: len(number)] = number
     return np.asarray(cv2.LUT(label_map.astype(np.uint8), table), np.int32)

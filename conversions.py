@@ -1,4 +1,4 @@
-"""Instances as other libraries' types."""
+"""Conversion of ``Instances`` to types of other libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instances in 3-D: distances and points of masks in a depth map."""
+"""Distances and 3-D points of masks in a depth map."""
 
 from __future__ import annotations
 
@@ -8,49 +8,48 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import as_numpy, described
+from .arrays import as_numpy, describe_array
 from .errors import InputError
 
-# of a mask's pixels: what is nearer counts as noise of the sensor, which has single wrong pixels at edges
-NOISE_SHARE = 0.01
-# of a mask's pixels, by depth: beyond lie background that shows through at the outline, and wrong pixels
-_TRIMMED: tuple[tuple[float, Literal["lower", "higher"]], ...] = ((0.1, "lower"), (0.9, "higher"))
+NOISE_SHARE = 0.01  # share of a mask's nearest pixels that are ignored: sensors have outliers at edges
+# quantiles of the depth that limit the centroid, without outliers and background at the outline
+_TRIM_QUANTILES: tuple[tuple[float, Literal["lower", "higher"]], ...] = ((0.1, "lower"), (0.9, "higher"))
 _MM_PER_M = 1000.0
 
 
-def depth_in_metres(depth_map: Any, size_hw: tuple[int, int]) -> NDArray[np.float32]:
+def depth_in_meters(depth_map: Any, size_hw: tuple[int, int]) -> NDArray[np.float32]:
     """Return a depth map as float32 (H, W) in meters; 0 = no measurement.
 
     Args:
         depth_map: floats (H, W) in meters, or uint16 (H, W) in millimeters. 0, negative values, NaN and
-            infinity: no measurement.
+            infinity mean no measurement.
         size_hw: (H, W) of the frame in pixels.
 
     Raises:
-        InputError: another dtype or size.
+        InputError: the dtype or the size is wrong.
     """
     depth = as_numpy(depth_map, "depth_map")
     if depth.shape != size_hw or not (depth.dtype == np.uint16 or np.issubdtype(depth.dtype, np.floating)):
         raise InputError(
             f"depth_map must be floats {size_hw} in meters or uint16 {size_hw} in millimeters, got "
-            f"{described(depth)}: register the depth to the color camera first"
+            f"{describe_array(depth)}: register the depth to the color camera first"
         )
     if depth.dtype == np.uint16:
         return np.asarray(depth / np.float32(_MM_PER_M), np.float32)
     return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
 
 
-def checked_intrinsics(intrinsics: Any) -> tuple[float, float, float, float]:
+def check_intrinsics(intrinsics: Any) -> tuple[float, float, float, float]:
     """Return (fx, fy, cx, cy) in pixels of four numbers or of a camera matrix (3, 3).
 
     Raises:
-        InputError: another shape, a value that is not finite, or a focal length of 0 or below.
+        InputError: the shape is wrong, a value is not finite, or a focal length is not positive.
     """
     values = as_numpy(intrinsics, "intrinsics")
     if values.shape == (3, 3):
         values = values[[0, 1, 0, 1], [0, 1, 2, 2]]
-    usable = values.shape == (4,) and np.issubdtype(values.dtype, np.number) and np.isfinite(values).all()
-    if not usable or min(values[:2]) <= 0:
+    is_valid = values.shape == (4,) and np.issubdtype(values.dtype, np.number) and np.isfinite(values).all()
+    if not is_valid or min(values[:2]) <= 0:
         raise InputError(
             f"intrinsics must be (fx, fy, cx, cy) in pixels or a camera matrix (3, 3), got {intrinsics!r}"
         )
@@ -67,14 +66,14 @@ def measure_depths(
 
     Args:
         depth: float32 (H, W) in meters, 0 = no measurement.
-        crops: of each instance its mask inside its box, bool (h, w), and the box's upper left corner xy.
-        intrinsics: (fx, fy, cx, cy) in pixels; None: distances only.
+        crops: mask of each instance inside its box, bool (h, w), and the box's upper left corner xy.
+        intrinsics: (fx, fy, cx, cy) in pixels; None for distances only.
 
     Returns:
         Columns of ``Instances``: ``distance_m`` float32 (n,); with intrinsics ``centroid_xyz_m`` and
-        ``nearest_xyz_m`` float32 (n, 3). NaN where a mask has no measurement.
+        ``nearest_xyz_m`` float32 (n, 3). NaN if a mask has no measurement.
     """
-    rows = [_measured(depth, crop, corner_xy, intrinsics) for crop, corner_xy in crops]
+    rows = [_measure_mask(depth, crop, corner_xy, intrinsics) for crop, corner_xy in crops]
     values = np.array(rows, np.float32).reshape(len(rows), 7)
     columns = {"distance_m": values[:, 0].copy()}
     if intrinsics is not None:
@@ -82,13 +81,13 @@ def measure_depths(
     return columns
 
 
-def _measured(
+def _measure_mask(
     depth: NDArray[np.float32],
     crop: NDArray[np.bool_],
     corner_xy: tuple[int, int],
     intrinsics: tuple[float, float, float, float] | None,
 ) -> list[float]:
-    """Distance, centroid xyz and nearest point xyz of one mask."""
+    """Return distance, centroid xyz and nearest point xyz of one mask."""
     x0, y0 = corner_xy
     inside = depth[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]]
     ys, xs = np.nonzero(crop & (inside > 0))
@@ -101,8 +100,8 @@ def _measured(
     fx, fy, cx, cy = intrinsics
     points = np.stack([(xs + x0 - cx) * z / fx, (ys + y0 - cy) * z / fy, z], axis=1)
     low, high = (
-        np.quantile(z, share, method=side)  # values of pixels: the range is never empty
-        for share, side in _TRIMMED
+        np.quantile(z, share, method=side)  # depths of pixels, so that the range is never empty
+        for share, side in _TRIM_QUANTILES
     )
     centroid = points[(z >= low) & (z <= high)].mean(axis=0)
     ranges = np.linalg.norm(points, axis=1)

@@ -1,5 +1,4 @@
-"""The error family: every error that tfiseg raises on purpose is a ``TfisegError`` and reads as a
-sentence."""
+"""The exceptions of tfiseg. Each message is a sentence for the user."""
 
 from __future__ import annotations
 
@@ -9,23 +8,23 @@ from typing import Any
 
 
 class TfisegError(Exception):
-    """Base class: catch it to catch everything that tfiseg raises on purpose."""
+    """The base class of all errors that tfiseg raises."""
 
 
 class InputError(TfisegError, ValueError):
-    """What was handed in is unusable: names the value seen, the value wanted and how to mend it."""
+    """An argument is invalid; the message states the value, the expected value and the fix."""
 
 
 class SourceError(TfisegError, OSError):
-    """A frame source could not be opened or stopped delivering."""
+    """A source cannot be opened, or stopped delivering frames."""
 
 
 class OutputError(TfisegError, OSError):
-    """Results can't be written: a full disk, a missing right, a file that is gone."""
+    """Results cannot be written or read, for example on a full disk or without permission."""
 
 
 class PipelineError(TfisegError):
-    """A stage of a pipeline failed: ``stage`` names it, ``__cause__`` is what it raised."""
+    """A stage of a pipeline failed: ``stage`` is its name, ``__cause__`` the error that it raised."""
 
     def __init__(self, stage: str, cause: BaseException) -> None:
         super().__init__(
@@ -37,7 +36,7 @@ class PipelineError(TfisegError):
         self.__cause__ = cause
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # by default an exception is pickled as its class and its message, which is not what __init__ takes
+        # by default, an exception is pickled with its message, but __init__ has other arguments
         return _pipeline_error, (self.stage, str(self))
 
 
@@ -49,28 +48,26 @@ def _pipeline_error(stage: str, message: str) -> PipelineError:
 
 
 class FormatError(InputError):
-    """The content of a file breaks its format; the message says where. Readers add the file and the fix."""
+    """The content of a file violates its format; the message states where. Readers add file and fix."""
 
 
 class ModelError(TfisegError, ValueError):
-    """A network file cannot be used as a tfiseg model."""
+    """A network file is missing, damaged or not in tfiseg's format."""
 
 
 class GateError(TfisegError):
-    """A network in lower precision strays too far from float32; the message gives the figures and the
-    thresholds."""
+    """A network in lower precision differs too much from float32; the message has values and thresholds."""
 
 
 class EngineError(TfisegError):
-    """An engine can't be built, is not what was asked for, or doesn't fit this machine; the message says what
-    mends it."""
+    """An engine cannot be built, fails the precision proof, or does not fit this machine."""
 
 
 class MissingDependencyError(TfisegError, ImportError):
-    """An optional package is not installed; names the extra that brings it."""
+    """An optional package is not installed; the message names the extra that installs it."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'X'?" with the known word closest to a mistyped one, or "" if none is close."""
+    """Return " Did you mean 'X'?" with the closest known word, or "" if none is similar."""
     close = difflib.get_close_matches(word.lower(), list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

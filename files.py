@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that can be written to."""
+"""Atomic writing of files, and writable folders."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _MAX_FOLDERS = 10_000
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Hand out a temporary file beside ``path`` that becomes ``path`` if the block raises nothing.
+    """Yield a temporary file that replaces ``path`` atomically at the end of the block.
 
-    Processes and threads that write the same file at the same time don't disturb each other: the last one
-    wins. Readers see the old content or the new one, never a part.
+    Readers see the old content or the new content, never a part. If several processes or threads write the
+    same file, the last one wins.
 
     Args:
-        path: the file to write. Its folder must exist.
+        path: path of the file. Its folder must exist.
 
     Yields:
-        Path: the file to write into. It is removed if the block raises.
+        Path: the temporary file. It is removed if the block raises an error.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
@@ -36,16 +36,18 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, see ``whole_file``."""
+    """Write a file atomically, see ``whole_file``."""
     with whole_file(path) as part:
         part.write_bytes(content)
 
 
 def writable_folder(path: str | Path) -> Path:
-    """Create a folder if it is missing and test that it can be written to.
+    """Create a folder if it is missing, and check that it is writable.
+
+    Call this before long work, so that no work is lost.
 
     Raises:
-        InputError: it can't be. Call this before long work, so that no work is lost.
+        InputError: the folder is not writable.
     """
     folder = Path(path)
     try:
@@ -62,10 +64,10 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def new_folder(parent: str | Path, name: str) -> Path:
-    """Create a folder ``parent/name`` that wasn't there; where it is, ``name-2``, ``name-3``, ...
+    """Create a new folder ``parent/name``, or ``name-2``, ``name-3`` and so on if it exists.
 
     Raises:
-        InputError: it can't be created.
+        InputError: the folder cannot be created.
     """
     parent = writable_folder(parent)
     for count in range(1, _MAX_FOLDERS):
@@ -79,16 +81,16 @@ def new_folder(parent: str | Path, name: str) -> Path:
                 f"can't create the folder {printable(str(folder))} ({error.strerror}): name another one"
             ) from error
         return folder
-    raise InputError(f"{printable(str(parent))} holds {_MAX_FOLDERS} folders {name}-N: name another one")
+    raise InputError(f"{printable(str(parent))} has {_MAX_FOLDERS} folders {name}-N: name another one")
 
 
 class FolderLock:
-    """Keeps other processes and objects from writing to a folder; ends with the process, whatever ends it.
+    """A lock that prevents other runs from writing to a folder; it ends with the process.
 
-    ``with`` blocks of one lock may be nested. File systems without locks are not protected.
+    ``with`` blocks of one lock may be nested. On file systems without locks it has no effect.
 
     Args:
-        folder: it must exist.
+        folder: an existing folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -105,7 +107,7 @@ class FolderLock:
                     f"another run writes to {printable(str(self._folder))}: wait for its end, or name "
                     "another folder with --out"
                 ) from None
-            except OSError:  # this file system has no locks
+            except OSError:  # the file system has no locks
                 pass
         self._depth += 1
         return self
@@ -117,7 +119,7 @@ class FolderLock:
 
 
 def overwrite(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; where there is no room for a second copy, over the first one."""
+    """Write a file atomically, or in place if the disk has no space for a second copy."""
     try:
         write_whole(path, content)
     except OSError:
@@ -129,7 +131,7 @@ def overwrite(path: Path, content: bytes) -> None:
 
 
 def printable(name: str | bytes) -> str:
-    """A file's name as valid text: bytes that are no UTF-8 become ``\\xNN``."""
+    """Return a file name as valid text: bytes that are not UTF-8 become ``\\xNN``."""
     if isinstance(name, str):
         name = name.encode("utf-8", "surrogateescape" if _is_from_bytes(name) else "backslashreplace")
     return name.decode("utf-8", "backslashreplace")

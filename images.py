@@ -1,11 +1,11 @@
-"""Pictures of every kind to uint8 (H, W, 3) BGR: the one reader of image files, and what users hand in.
+"""Conversion of image files, arrays, tensors and PIL images to uint8 (H, W, 3) BGR.
 
-Rules of reading:
-    orientation: EXIF orientation is applied, in every format that has it.
-    16-bit: the high byte of each value. 32-bit integers are taken as 16-bit ones, 0..65535.
-    float: values 0..1 are multiplied by 255, values up to 255 are rounded; others are an error.
-    palette, CMYK, grey: converted. Alpha: the stored colors count, transparency is ignored.
-    several frames or pages: the first.
+Rules for image files:
+    orientation: EXIF orientation is applied in every format.
+    16-bit: the high byte of each value. 32-bit integers are treated as 16-bit integers, 0..65535.
+    float: values in 0..1 are multiplied by 255, values up to 255 are rounded, and others are an error.
+    palette, CMYK, gray: converted. Alpha: ignored.
+    several frames or pages: the first one.
     color profiles: ignored.
 """
 
@@ -35,24 +35,24 @@ from .arrays import as_numpy, is_tensor
 from .errors import InputError
 from .files import printable
 
-# formats of Pillow that are read; others run programs (EPS) or are no pictures
+# formats of Pillow; others run programs (EPS) or are no images
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000", "TIFF", "PPM", "HEIF")
 _READ_SUFFIXES = (
     ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .webp .avif .jp2 .j2k .jpx .tif .tiff .ppm .pgm .pbm "
     ".pnm"
 )
-# pictures that need another program: in a folder they are named as unreadable, not passed over
-_OTHER_SUFFIXES = ".heic .heif .hif .jxl .exr .hdr .psd .dng .cr2 .cr3 .nef .arw .raf .orf .rw2"
-IMAGE_SUFFIXES = tuple(f"{_READ_SUFFIXES} {_OTHER_SUFFIXES}".split())
-MAX_PIXELS = 1 << 27  # 134 megapixels; reading takes up to 7 bytes a pixel
+# unsupported images, which are reported as unreadable instead of ignored in a folder
+_UNSUPPORTED_SUFFIXES = ".heic .heif .hif .jxl .exr .hdr .psd .dng .cr2 .cr3 .nef .arw .raf .orf .rw2"
+IMAGE_SUFFIXES = tuple(f"{_READ_SUFFIXES} {_UNSUPPORTED_SUFFIXES}".split())
+MAX_PIXELS = 1 << 27  # 134 megapixels; reading takes up to 7 bytes per pixel
 MAX_SIDE_PX = 32_767  # of a label map
 MAX_PIXELS_VARIABLE = "TFISEG_MAX_PIXELS"
 COLORS = ("rgb", "bgr")
 _MAX_BYTES = 1 << 30  # of a file or download
 _DOWNLOAD_SECONDS = 60.0
-_ANSWER_SECONDS = 10.0
+_RESPONSE_SECONDS = 10.0
 _URL_SCHEMES = ("http://", "https://", "file://")
-_ORIENTATIONS = {  # EXIF value -> (transpose first, then flip: OpenCV's code)
+_ORIENTATIONS = {  # EXIF value -> whether to transpose first, and OpenCV's flip code
     2: (False, 1),
     3: (False, -1),
     4: (False, 0),
@@ -61,7 +61,7 @@ _ORIENTATIONS = {  # EXIF value -> (transpose first, then flip: OpenCV's code)
     7: (True, -1),
     8: (True, 0),
 }
-_KINDS_LEFT_OUT = {  # by how the file begins, or by its brand
+_UNSUPPORTED_FORMATS = {  # name -> first bytes of the file, or its brands
     "HEIC": (b"heic", b"heix", b"mif1", b"msf1", b"hevc"),
     "a TIFF with colors in floats, or a raw photo,": (b"II*\0", b"MM\0*", b"IIRO", b"IIU\0"),
     "a raw photo": (b"crx ", b"FUJIFILM"),
@@ -79,7 +79,7 @@ _PASSWORD_IN_TEXT = re.compile(
     r"\b([\w-]*(?:user-id|user-pw|passw(?:or)?d|passphrase|token|secret|api-?key))=(\"[^\"]*\"|'[^']*'|\S+)",
     re.IGNORECASE,
 )
-_USER_AT_HOST = re.compile(r"^[^\s/@:]+:[^\s@]*@")  # an address without a scheme
+_USER_AT_HOST = re.compile(r"^[^\s/@:]+:[^\s@]*@")  # a URL without a scheme
 _pillow_limit = threading.Lock()
 
 Picture = NDArray[np.uint8]
@@ -88,43 +88,42 @@ Picture = NDArray[np.uint8]
 def read_image(
     source: str | os.PathLike[str] | bytes, *, name: str = "", max_pixels: int | None = None
 ) -> Picture:
-    """Read an image file; see the rules at the top of this module.
+    """Read an image file by the rules at the top of this module.
 
     Args:
-        source: a path, with any bytes in its name, or the bytes of a file.
-        name: what errors call it; default: the path.
-        max_pixels: larger pictures are refused before they are decoded; default: the environment variable
+        source: a path, or the bytes of a file.
+        name: name of the image in errors; default: the path.
+        max_pixels: maximum number of pixels, checked before decoding; default: the environment variable
             TFISEG_MAX_PIXELS, else 134,217,728.
 
     Returns:
         uint8 (H, W, 3) BGR.
 
     Raises:
-        InputError: there is no such file, it is no image that can be read, it is cut off or damaged, or it is
-            larger than ``max_pixels``. The message names the file.
+        InputError: the file is missing, is no readable image, is truncated or damaged, or is too large.
     """
     name = name or (f"{len(source)} bytes" if isinstance(source, bytes) else printable(os.fspath(source)))
-    with _stream_of(source, name) as stream:
-        return _bgr_of(_decoded(stream, name, max_pixels), name)
+    with _open_stream(source, name) as stream:
+        return _pil_to_bgr(_decode(stream, name, max_pixels), name)
 
 
 def read_map(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """Read a class map or label map with its values as stored.
+    """Read the stored values of a class map or label map.
 
     Returns:
-        uint8, uint16 or int32 (H, W), of a palette image its indices; or (H, W, C) where the file has colors.
+        uint8, uint16 or int32 (H, W), the indices of a palette image; or (H, W, C) of a color image.
 
     Raises:
-        InputError: as ``read_image``.
+        InputError: see ``read_image``.
     """
     name = printable(os.fspath(path))
-    with _stream_of(path, name) as stream:
-        image = _decoded(stream, name, None)
+    with _open_stream(path, name) as stream:
+        image = _decode(stream, name, None)
         return np.asarray(image.convert("L") if image.mode == "1" else image)
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """The image files of a folder by suffix, sorted; without hidden files (".NAME") and folders."""
+    """Return the image files of a folder by suffix, sorted, except hidden files (".NAME")."""
     return sorted(
         p
         for p in folder.iterdir()
@@ -133,33 +132,33 @@ def image_paths(folder: Path) -> list[Path]:
 
 
 def to_bgr(picture: Any, color: str | None = None) -> Picture:
-    """Convert a picture of any kind to BGR.
+    """Convert an image of any supported type to BGR.
 
     Args:
-        picture: a path, an http, https or file URL, the bytes of an image file; a PIL image of any mode;
-            numpy uint8 (H, W, 3), or (H, W) grey; a torch tensor uint8 (H, W, C) or (C, H, W) with 1 or 3
-            channels, or (H, W) grey, on any device.
-        color: order of the channels of arrays and tensors, "rgb" or "bgr"; default: "bgr" for numpy, as
-            OpenCV has it, and "rgb" for torch, as torchvision has it.
+        picture: a path, an http, https or file URL, or the bytes of an image file; a PIL image of any mode;
+            a NumPy array, uint8 (H, W, 3), or (H, W) gray; or a torch tensor on any device, uint8 (H, W, C)
+            or (C, H, W) with 1 or 3 channels, or (H, W) gray.
+        color: channel order of arrays and tensors, "rgb" or "bgr"; default: "bgr" for NumPy, as in OpenCV,
+            and "rgb" for torch, as in torchvision.
 
     Returns:
-        uint8 (H, W, 3) BGR in host memory; a numpy BGR picture is not copied.
+        uint8 (H, W, 3) BGR in host memory; a NumPy BGR image is not copied.
 
     Raises:
-        InputError: the picture can't be read, or is of another kind, shape or dtype.
+        InputError: the image cannot be read, or has an unsupported type, shape or dtype.
     """
     check_color(color)
     if is_tensor(picture):
         return np.asarray(tensor_to_bgr(picture, color).cpu().numpy())
     is_file = isinstance(picture, str | os.PathLike | bytes)
     if color is not None and (is_file or isinstance(picture, Image.Image)):
-        raise InputError(f"color={color!r} is for arrays and tensors: files and PIL images know their own")
+        raise InputError(f"color={color!r} is for arrays and tensors: omit it for files and PIL images")
     if isinstance(picture, str) and picture.lower().startswith(_URL_SCHEMES):
         return _read_url(picture)
     if is_file:
         return read_image(picture)
     if isinstance(picture, Image.Image):
-        return _bgr_of(_loaded(picture, "the PIL image"), "the PIL image")
+        return _pil_to_bgr(_load(picture, "the PIL image"), "the PIL image")
     array = as_numpy(picture, "the picture")
     if array.dtype == np.uint8 and array.size:
         if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
@@ -167,18 +166,19 @@ def to_bgr(picture: Any, color: str | None = None) -> Picture:
         if array.ndim == 3 and array.shape[2] == 3:
             return np.asarray(cv2.cvtColor(array, cv2.COLOR_RGB2BGR)) if color == "rgb" else array
     raise InputError(
-        f"a picture must be uint8 (H, W, 3) BGR or (H, W) grey, got {array.dtype} {array.shape}: "
+        f"a picture must be uint8 (H, W, 3) BGR or (H, W) gray, got {array.dtype} {array.shape}: "
         "scale floats to 0..255, drop an alpha channel, and give a batch as a list"
     )
 
 
 def check_color(color: str | None) -> None:
+    """Raise InputError for an unknown channel order."""
     if color is not None and color not in COLORS:
         raise InputError(f"color must be one of {', '.join(COLORS)}, got {color!r}")
 
 
 def tensor_to_bgr(tensor: Any, color: str | None = None) -> Any:
-    """Convert a torch tensor, see ``to_bgr``, to a contiguous tensor uint8 (H, W, 3) BGR on its device."""
+    """Convert a torch tensor (see ``to_bgr``) to a contiguous uint8 (H, W, 3) BGR tensor on its device."""
     check_color(color)
     shape = tuple(tensor.shape)
     if str(tensor.dtype) != "torch.uint8" or len(shape) not in (2, 3) or not tensor.numel():
@@ -193,7 +193,7 @@ def tensor_to_bgr(tensor: Any, color: str | None = None) -> Any:
     if first == last:
         raise InputError(
             f"can't tell whether a tensor {shape} is (H, W, C) or (C, H, W) with 1 or 3 channels: "
-            "drop an alpha channel, and give tiny pictures as numpy arrays"
+            "drop an alpha channel, and pass tiny images as NumPy arrays"
         )
     pixels = tensor.permute(1, 2, 0) if first else tensor
     if pixels.shape[2] == 1:
@@ -201,11 +201,11 @@ def tensor_to_bgr(tensor: Any, color: str | None = None) -> Any:
     return (pixels if color == "bgr" else pixels.flip(-1)).contiguous()
 
 
-def without_secrets(url: str) -> str:
-    """A URL without user, password, query and fragment: for names, messages and files.
+def strip_secrets(url: str) -> str:
+    """Return a URL without user, password, query and fragment.
 
-    A password may hold what ends an authority in a valid URL ("/", "?", "#"): where a user and a password may
-    stand, all up to the last "@" is taken out.
+    If the URL may have a password, everything up to the last "@" is removed, because passwords may contain
+    "/", "?" or "#".
     """
     scheme, mark, rest = url.partition("://")
     authority = _AUTHORITY_END.split(rest, maxsplit=1)[0]
@@ -214,9 +214,9 @@ def without_secrets(url: str) -> str:
     return scheme + mark + _QUERY.split(rest, maxsplit=1)[0]
 
 
-def text_without_secrets(text: str) -> str:
-    """Return a text without passwords and without the secrets of addresses (``without_secrets``)."""
-    text = _URL_IN_TEXT.sub(lambda found: without_secrets(found[0]), text)
+def strip_secrets_from_text(text: str) -> str:
+    """Return a text without passwords and without the secrets of URLs (see ``strip_secrets``)."""
+    text = _URL_IN_TEXT.sub(lambda found: strip_secrets(found[0]), text)
     text = _PASSWORD_IN_TEXT.sub(lambda found: f"{found[1]}=...", text)
     return _USER_AT_HOST.sub("", text)
 
@@ -225,8 +225,8 @@ def text_without_secrets(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _stream_of(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[BinaryIO]:
-    """The file or bytes, checked for what would hang or fill the memory."""
+def _open_stream(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[BinaryIO]:
+    """Open a file, unless it would block or is too large, or bytes."""
     if isinstance(source, bytes):
         yield io.BytesIO(source)
         return
@@ -241,53 +241,53 @@ def _stream_of(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[Bi
             raise InputError(
                 f"{name} is no image that can be read: it has {status.st_size} bytes, limit {_MAX_BYTES}"
             )
-        stream = open(source, "rb")  # noqa: SIM115 - closed below; opened here, so that errors are this file's
+        stream = open(source, "rb")  # noqa: SIM115 - closed below; the handlers here are only for open()
     except FileNotFoundError:
-        dead = " (a link that leads nowhere)" if os.path.islink(source) else ""
-        raise InputError(f"there is no file {name}{dead}") from None
+        broken = " (a broken link)" if os.path.islink(source) else ""
+        raise InputError(f"there is no file {name}{broken}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"can't read {name}: {getattr(error, 'strerror', None) or error}") from error
     with stream:
         yield stream
 
 
-def _decoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
+def _decode(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
     try:
-        with _pillow_limit:  # Pillow's own limit is global; ours is checked next, before anything is decoded
-            theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        with _pillow_limit:  # Pillow's limit is global; ours is checked below, before decoding
+            pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
                 Image.init()
                 image = Image.open(stream, formats=[f for f in _FORMATS if f in Image.OPEN])
             finally:
-                Image.MAX_IMAGE_PIXELS = theirs
+                Image.MAX_IMAGE_PIXELS = pillow_limit
     except UnidentifiedImageError:
-        raise InputError(f"{name} is no image that can be read{_kind_of(stream)}") from None
-    except Exception as error:  # Pillow's formats raise errors of any class on damaged headers
+        raise InputError(f"{name} is no image that can be read{_describe_format(stream)}") from None
+    except Exception as error:  # Pillow raises errors of any class for damaged headers
         raise InputError(
-            f"{name} is no image that can be read ({_reason(error)}): it is cut off or damaged"
+            f"{name} is no image that can be read ({_reason(error)}): it is truncated or damaged"
         ) from error
     limit = _pixel_limit() if max_pixels is None else max_pixels
     width, height = image.size
     if max(width, height) > MAX_SIDE_PX:
         raise InputError(
             f"{name} has {width}x{height} pixels, expected at most {MAX_SIDE_PX} along each side: crop or "
-            "scale it"
+            "resize it"
         )
     if width * height > limit:
         raise InputError(
             f"{name} has {width}x{height} pixels, more than the limit of {limit}: if you trust the file, "
             f"set {MAX_PIXELS_VARIABLE}={width * height}"
         )
-    return _loaded(image, name)
+    return _load(image, name)
 
 
-def _kind_of(stream: BinaryIO) -> str:
-    """What a file that Pillow doesn't know is, as the end of a sentence."""
+def _describe_format(stream: BinaryIO) -> str:
+    """Return the format of a file that Pillow does not support, and a fix, as the end of a sentence."""
     stream.seek(0)
     head = stream.read(16)
-    for kind, starts in _KINDS_LEFT_OUT.items():
-        if head.startswith(starts) or (head[4:8] == b"ftyp" and head[8:12] in starts):
-            return f": {kind} is not supported, convert it to JPEG or PNG"
+    for name, signatures in _UNSUPPORTED_FORMATS.items():
+        if head.startswith(signatures) or (head[4:8] == b"ftyp" and head[8:12] in signatures):
+            return f": {name} is not supported, convert it to JPEG or PNG"
     return ": check that it is complete, or convert it to JPEG or PNG"
 
 
@@ -298,98 +298,98 @@ def _pixel_limit() -> int:
     return int(text) if text else MAX_PIXELS
 
 
-def _loaded(image: Image.Image, name: str) -> Image.Image:
+def _load(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
-    except Exception as error:  # as above
-        raise InputError(f"{name} is cut off or damaged ({_reason(error)}): get a complete copy") from error
+    except Exception as error:  # Pillow raises errors of any class for damaged content
+        raise InputError(f"{name} is truncated or damaged ({_reason(error)}): get a complete copy") from error
     return image
 
 
-def _reason(wrong: Exception) -> str:
-    return str(wrong) or type(wrong).__name__
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
-def _bgr_of(image: Image.Image, name: str) -> Picture:
+def _pil_to_bgr(image: Image.Image, name: str) -> Picture:
     if image.mode.startswith(("I", "F")):
-        grey = np.asarray(image)
+        gray = np.asarray(image)
         pixels = cv2.cvtColor(
-            _unit_bytes(grey, name) if image.mode == "F" else _high_bytes(grey, name), cv2.COLOR_GRAY2BGR
+            _float_to_bytes(gray, name) if image.mode == "F" else _high_bytes(gray, name), cv2.COLOR_GRAY2BGR
         )
     else:
         try:
             if image.mode in ("La", "RGBa") or "transparency" in image.info:
                 image = image.convert("RGBA" if image.mode != "La" else "LA")
-            grey_too = image.mode in ("1", "L", "LA")
-            plain = np.asarray(image.convert("L" if grey_too else "RGB"))
+            is_gray = image.mode in ("1", "L", "LA")
+            converted = np.asarray(image.convert("L" if is_gray else "RGB"))
         except (ValueError, OSError) as error:
             raise InputError(
-                f"{name} has colors of kind {image.mode}, which can't be converted ({error})"
+                f"{name} has the color mode {image.mode}, which can't be converted ({error})"
             ) from error
-        pixels = cv2.cvtColor(plain, cv2.COLOR_GRAY2BGR if grey_too else cv2.COLOR_RGB2BGR)
-    return _upright(np.asarray(pixels, np.uint8), image)
+        pixels = cv2.cvtColor(converted, cv2.COLOR_GRAY2BGR if is_gray else cv2.COLOR_RGB2BGR)
+    return _apply_orientation(np.asarray(pixels, np.uint8), image)
 
 
-def _high_bytes(grey: NDArray[Any], name: str) -> Picture:
-    if grey.min() < 0 or grey.max() > 65_535:
+def _high_bytes(gray: NDArray[Any], name: str) -> Picture:
+    if gray.min() < 0 or gray.max() > 65_535:
         raise InputError(
-            f"{name} has values from {grey.min()} to {grey.max()}: expected 0..65535, scale it first"
+            f"{name} has values from {gray.min()} to {gray.max()}: expected 0..65535, scale it first"
         )
-    return (grey >> 8).astype(np.uint8)
+    return (gray >> 8).astype(np.uint8)
 
 
-def _unit_bytes(grey: NDArray[Any], name: str) -> Picture:
-    low, high = float(grey.min()), float(grey.max())
-    if not 0 <= low <= high <= 255:  # so written that NaN fails, too
+def _float_to_bytes(gray: NDArray[Any], name: str) -> Picture:
+    low, high = float(gray.min()), float(gray.max())
+    if not 0 <= low <= high <= 255:  # also refuses NaN
         raise InputError(
             f"{name} has float values from {low} to {high}: expected 0..1 or 0..255, scale it first"
         )
-    return np.rint(grey * 255 if high <= 1 else grey).astype(np.uint8)
+    return np.rint(gray * 255 if high <= 1 else gray).astype(np.uint8)
 
 
-def _upright(pixels: Picture, image: Image.Image) -> Picture:
+def _apply_orientation(pixels: Picture, image: Image.Image) -> Picture:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged EXIF data turns no picture away: it is read as it is stored
+    except Exception:  # damaged EXIF data is ignored
         orientation = None
     if orientation not in _ORIENTATIONS:
         return pixels
     transpose, flip = _ORIENTATIONS[orientation]
-    turned = cv2.transpose(pixels) if transpose else pixels
-    return np.asarray(turned if flip is None else cv2.flip(turned, flip), np.uint8)
+    rotated = cv2.transpose(pixels) if transpose else pixels
+    return np.asarray(rotated if flip is None else cv2.flip(rotated, flip), np.uint8)
 
 
-# -- addresses
+# -- URLs
 
 
 def _read_url(url: str) -> Picture:
     try:
-        parts, name = urlsplit(url), without_secrets(url)
+        parts, name = urlsplit(url), strip_secrets(url)
     except ValueError as error:
-        raise InputError(f"can't get a picture from a URL that is malformed: {error}") from None
+        raise InputError(f"can't get an image: the URL is malformed: {error}") from None
     if parts.scheme.lower() == "file":
         if parts.netloc not in ("", "localhost"):
             raise InputError(
-                f"{name} names the machine {parts.netloc}: file URLs are of this machine, file:///PATH"
+                f"{name} names the machine {parts.netloc}: a file URL must be file:///PATH on this machine"
             )
         return read_image(os.fsdecode(unquote_to_bytes(parts.path)))
     until, chunks, size = time.monotonic() + _DOWNLOAD_SECONDS, [], 0
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "tfiseg"})
-        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
-            while chunk := answer.read1(1 << 20):
+        with urllib.request.urlopen(request, timeout=_RESPONSE_SECONDS) as response:
+            while chunk := response.read1(1 << 20):
                 chunks.append(chunk)
                 size += len(chunk)
                 if size > _MAX_BYTES or time.monotonic() > until:
                     raise InputError(
-                        f"{name} is too large or too slow: limits are {_MAX_BYTES} bytes and "
+                        f"{name} is too large or too slow: the limits are {_MAX_BYTES} bytes and "
                         f"{_DOWNLOAD_SECONDS:.0f} s"
                     )
-            announced = answer.headers.get("Content-Length")
+            announced = response.headers.get("Content-Length")
     except urllib.error.HTTPError as error:
-        raise InputError(f"can't get {name}: the server says {error.code} {error.reason}") from None
+        raise InputError(f"can't get {name}: the server returned {error.code} {error.reason}") from None
     except (OSError, ValueError, OverflowError, HTTPException) as error:  # URLError is an OSError
         raise InputError(f"can't get {name}: {getattr(error, 'reason', None) or _reason(error)}") from None
     if announced and announced.isdecimal() and size < int(announced):
-        raise InputError(f"can't get {name}: {size} of {announced} bytes came")
+        raise InputError(f"can't get {name}: received {size} of {announced} bytes")
     return read_image(b"".join(chunks), name=name)

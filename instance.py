@@ -21,10 +21,17 @@ class Instance:
 
     Attributes:
         number: its value in the label map, 1..n.
-        class_id, class_name, score, box_xyxy, area, centroid_xy: see ``Instances``.
-        track_id: persistent id from a ``Tracker``; None: not tracked.
-        distance_m, centroid_xyz_m, nearest_xyz_m: see ``Instances.with_depth``; None: without depth.
-        instances: the ``Instances`` that it is a row of, from which its mask is made.
+        class_id: class ID.
+        class_name: name of the class.
+        score: 0..1, see ``Instances``.
+        box_xyxy: x0, y0, x1, y1 in pixels, upper ends exclusive.
+        area: pixels.
+        centroid_xy: pixels.
+        track_id: persistent track ID from a ``Tracker``; None if not tracked.
+        distance_m: meters, see ``Instances.with_depth``; None without depth.
+        centroid_xyz_m: meters, see ``Instances.with_depth``; None without depth.
+        nearest_xyz_m: meters, see ``Instances.with_depth``; None without depth.
+        instances: the ``Instances`` that contain it.
     """
 
     number: int
@@ -42,12 +49,12 @@ class Instance:
 
     @property
     def index(self) -> int:
-        """Row of the instance, 0..n-1: the index that ``Instances.mask`` and the like take."""
+        """Row of the instance, 0..n-1: the index for ``Instances.mask`` and similar methods."""
         return self.number - 1
 
     @property
     def title(self) -> str:
-        """Class name, and the track id if there is one, such as "person #7"."""
+        """Class name with the track ID, if any, such as "person #7"."""
         return self.class_name if self.track_id is None else f"{self.class_name} #{self.track_id}"
 
     @property
@@ -75,12 +82,12 @@ class Instance:
     @property
     def _owner(self) -> Instances:
         if self.instances is None:
-            raise InputError("an Instance made by hand has no mask: take it from an Instances")
+            raise InputError("an Instance without Instances has no mask: index an Instances object instead")
         return self.instances
 
 
 def _finite(value: float | tuple[float, ...]) -> Any:
-    """A value as JSON has it: NaN becomes None."""
+    """Replace NaN by None, and tuples by lists."""
     if isinstance(value, tuple):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""``Instances``: the instance masks of one frame, as plain data. Dense masks are made on demand."""
+"""``Instances``: the instance masks of one frame as arrays. Dense masks are computed on demand."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arrays import check_array, described, renumbered, row_number, row_numbers
+from .arrays import check_array, describe_array, renumber, row_number, row_numbers
 from .conversions import data_frame_of, detections_of
-from .depth import checked_intrinsics, depth_in_metres, measure_depths
+from .depth import check_intrinsics, depth_in_meters, measure_depths
 from .drawing import ALPHA, draw_instances, instance_colors, outlines_of
 from .errors import InputError, OutputError
 from .files import write_whole
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas
     import supervision
 
-# columns with one row per instance: dtype, and shape of a row
+# column with one row per instance -> dtype and shape of a row
 _COLUMNS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "class_id": (np.int32, ()),
     "score": (np.float32, ()),
@@ -42,43 +42,43 @@ _COLUMNS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "centroid_xyz_m": (np.float32, (3,)),
     "nearest_xyz_m": (np.float32, (3,)),
 }
-_OPTIONAL = ("track_id", "distance_m", "centroid_xyz_m", "nearest_xyz_m")  # None: not known
+_OPTIONAL = ("track_id", "distance_m", "centroid_xyz_m", "nearest_xyz_m")  # may be None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Instances:
-    """Instance masks of one frame.
+    """The instance masks of one frame.
 
-    Index it like an array: a number gives an ``Instance``; a slice, a bool mask (n,) or a list of numbers
-    gives ``Instances`` whose label map is renumbered 1..n in that order. Treat it as read-only:
-    ``dataclasses.replace`` makes a changed copy.
+    Index it like an array: a number returns an ``Instance``; a slice, a bool mask (n,) or a list of numbers
+    returns ``Instances`` whose label map is renumbered 1..n in that order. Treat it as read-only:
+    ``dataclasses.replace`` returns a changed copy.
 
     Args:
-        label_map: int32 (H, W); 0 = no instance, 1..n = the instance of that row plus one.
-        semantic_map: uint8 (H, W) class ids; with label_map, a panoptic segmentation. Where mask refinement
-            changed an outline, label_map and semantic_map differ.
-        class_id: int32 (n,).
+        label_map: int32 (H, W); 0 = no instance, 1..n = instance of row 0..n-1.
+        semantic_map: uint8 (H, W), class IDs; with label_map, a panoptic segmentation. Both maps differ at
+            outlines that mask refinement changed.
+        class_id: int32 (n,), class IDs.
         score: float32 (n,) in [0, 1]: mean class probability, or the probability of being an object if the
-            model has a calibrated score.
+            model has score calibration.
         box_xyxy: float32 (n, 4), pixels, upper ends exclusive.
         area: int32 (n,), pixels.
         centroid_xy: float32 (n, 2), pixels.
-        class_names: name of each class id; ids beyond it are called "class N".
-        frame_index: position of the frame in its source, from 0; -1 = no source.
-        capture_time_ns: when the frame was taken, time.monotonic_ns(); 0 = unknown.
-        media_time_s: seconds from the start of the video at which the frame is shown; None: no video.
+        class_names: name of each class ID; larger IDs are called "class N".
+        frame_index: position of the frame in its source, from 0; -1 without source.
+        capture_time_ns: time.monotonic_ns() of the frame's capture; 0 if unknown.
+        media_time_s: seconds from the start of the video; None without video.
         stage_ms: milliseconds per stage, such as {"network": 12.0, "cluster": 0.4}.
-        track_id: int32 (n,), persistent ids from a ``Tracker``; None: not tracked.
-        distance_m: float32 (n,), meters; this and the next two: see ``with_depth``; None: without depth.
-        centroid_xyz_m, nearest_xyz_m: float32 (n, 3), meters.
+        track_id: int32 (n,), persistent track IDs from a ``Tracker``; None if not tracked.
+        distance_m: float32 (n,), meters, see ``with_depth``; None without depth.
+        centroid_xyz_m: float32 (n, 3), meters, see ``with_depth``; None without depth.
+        nearest_xyz_m: float32 (n, 3), meters, see ``with_depth``; None without depth.
 
     Raises:
-        InputError: an array has another shape or dtype.
+        InputError: an array has the wrong shape or dtype.
 
     Example:
         >>> people = instances[[i.class_name == "person" for i in instances]]
-        >>> sure = people[people.score > 0.8]
-        >>> sure.save("people.json")
+        >>> people[people.score > 0.8].save("people.json")
     """
 
     label_map: NDArray[np.int32]
@@ -101,8 +101,8 @@ class Instances:
     def __post_init__(self) -> None:
         if np.ndim(self.label_map) != 2:
             raise InputError(
-                f"Instances: label_map must be int32 (H, W), got {described(self.label_map)}: "
-                "give one frame's label map, without a batch axis"
+                f"Instances: label_map must be int32 (H, W), got {describe_array(self.label_map)}: "
+                "pass the label map of one frame, without a batch axis"
             )
         size_hw, rows = np.shape(self.label_map), np.shape(self.class_id)[:1]
         check_array("Instances", "label_map", self.label_map, np.int32, size_hw)
@@ -152,16 +152,16 @@ class Instances:
         return tuple(column[row].tolist()) if column.ndim > 1 else column[row].item()
 
     def _rows(self, rows: NDArray[np.intp]) -> Instances:
-        """These rows, in this order; the label map is renumbered in one pass, the semantic map is shared."""
+        """Return these rows in this order, with a renumbered label map and the same semantic map."""
         if np.array_equal(rows, np.arange(len(self))):
             return self
         number = np.zeros(len(self) + 1, np.int32)
         number[rows + 1] = np.arange(1, len(rows) + 1)
         columns = {name: column[rows] for name in _COLUMNS if (column := getattr(self, name)) is not None}
-        return replace(self, label_map=renumbered(self.label_map, number), **columns)
+        return replace(self, label_map=renumber(self.label_map, number), **columns)
 
     def select(self, keep: ArrayLike) -> Instances:
-        """Return the instances for which ``keep``, bool (n,) or a 0/1 list, is true."""
+        """Return the instances for which ``keep``, bool (n,) or a list of 0 and 1, is true."""
         return self[np.asarray(keep, bool)]
 
     @property
@@ -171,29 +171,29 @@ class Instances:
 
     @property
     def names(self) -> list[str]:
-        """Class name of each instance, n texts."""
+        """Class names of the instances, n texts."""
         return [self.class_name(c) for c in self.class_id.tolist()]
 
     def class_name(self, class_id: int) -> str:
-        """Name of a class id."""
+        """Return the name of a class ID."""
         return self.class_names[class_id] if class_id < len(self.class_names) else f"class {class_id}"
 
     def mask(self, index: int) -> NDArray[np.bool_]:
-        """Mask of one instance, bool (H, W)."""
+        """Return the mask of one instance, bool (H, W)."""
         return self.label_map == row_number(index, len(self)) + 1
 
     def masks(self) -> NDArray[np.bool_]:
-        """Masks of all instances, bool (n, H, W), made anew on each call: n times the size of a frame."""
+        """Return the masks of all instances, bool (n, H, W), computed on each call."""
         return self.label_map[None] == np.arange(1, len(self) + 1, dtype=np.int32)[:, None, None]
 
     def crop(self, index: int) -> NDArray[np.bool_]:
-        """Mask of one instance inside its box, bool (box height, box width): cheaper than ``mask``."""
+        """Return the mask of one instance inside its box, bool (box height, box width); fast."""
         index = row_number(index, len(self))
         x0, y0, x1, y1 = self.box_xyxy[index].astype(int)
         return self.label_map[y0:y1, x0:x1] == index + 1
 
     def rle(self, index: int) -> dict[str, Any]:
-        """COCO RLE of one mask: ``{"size": [H, W], "counts": str}``, as pycocotools reads it."""
+        """Return the COCO RLE of one mask, ``{"size": [H, W], "counts": str}``, as in pycocotools."""
         index = row_number(index, len(self))
         x0, y0 = self.box_xyxy[index, :2].astype(int).tolist()
         return encode_rle(self.crop(index), (x0, y0), self.size_hw)
@@ -201,38 +201,38 @@ class Instances:
     def with_depth(self, depth_map: ArrayLike, intrinsics: ArrayLike | None = None) -> Instances:
         """Return the instances with their distances and 3-D points.
 
-        ``distance_m`` is the median depth of a mask. ``centroid_xyz_m`` is the mean of its 3-D points,
-        without the nearest and farthest 10 %, where background shows through at outlines. ``nearest_xyz_m``
-        is its point nearest to the camera after the nearest 1 %, which are noise of the sensor. Points are
-        in the camera's optical frame: x right, y down, z forward. Where a mask has no depth, all are NaN.
+        ``distance_m`` is the median depth of a mask. ``centroid_xyz_m`` is the mean of its 3-D points without
+        the nearest and farthest 10%, which may be background at the outline. ``nearest_xyz_m`` is the point
+        nearest to the camera without the nearest 1%, which may be sensor noise. Points are in the camera's
+        optical frame: x right, y down, z forward. All are NaN if a mask has no depth.
 
         Args:
             depth_map: floats (H, W) in meters along the optical axis, or uint16 (H, W) in millimeters,
-                registered to the frame. 0, NaN, infinity: no measurement.
-            intrinsics: (fx, fy, cx, cy) in pixels, or the camera matrix (3, 3); None: distances only.
+                registered to the frame. 0, NaN and infinity mean no measurement.
+            intrinsics: (fx, fy, cx, cy) in pixels, or the camera matrix (3, 3); None for distances only.
 
         Raises:
-            InputError: a wrong size or dtype, or unusable intrinsics.
+            InputError: the depth map has the wrong size or dtype, or the intrinsics are invalid.
 
         Example:
             >>> for i in instances.with_depth(depth_map, (600, 600, 320, 240)):
             ...     print(i.class_name, i.distance_m, i.nearest_xyz_m)
         """
-        depth = depth_in_metres(depth_map, self.size_hw)
+        depth = depth_in_meters(depth_map, self.size_hw)
         corners = self.box_xyxy[:, :2].astype(int)
         crops = ((self.crop(i), (x, y)) for i, (x, y) in enumerate(corners.tolist()))
-        camera = None if intrinsics is None else checked_intrinsics(intrinsics)
+        camera = None if intrinsics is None else check_intrinsics(intrinsics)
         return replace(self, **measure_depths(depth, crops, camera))
 
     def polygon(self, index: int) -> list[NDArray[np.int32]]:
-        """Outer outlines of one instance, largest first: int32 (k, 2) xy pixels each."""
+        """Return the outer outlines of one instance, largest first: int32 (k, 2) each, xy in pixels."""
         index = row_number(index, len(self))
         x0, y0 = self.box_xyxy[index, :2].astype(int).tolist()
         return outlines_of(self.crop(index), (x0, y0))
 
     @property
     def colours(self) -> NDArray[np.uint8]:
-        """Colour of each instance by its number in the label map, uint8 (n + 1, 3) BGR; row 0 is black."""
+        """Color of each instance by its number in the label map, uint8 (n + 1, 3) BGR; row 0 is black."""
         return instance_colors(len(self), self.track_id)
 
     def draw(
@@ -247,8 +247,8 @@ class Instances:
         """Draw masks, outlines and labels over a frame.
 
         Args:
-            frame: the ``Frame`` or picture that these instances were found in; see ``tfiseg.segment``.
-            labels: True: class names and track ids; False: no text; or n texts of your own.
+            frame: the ``Frame`` of these instances, or its image in any type that ``tfiseg.segment`` takes.
+            labels: True for class names and track IDs, False for no text, or n texts.
             scores: add scores below 1 to the class names.
             alpha: opacity of the masks in [0, 1].
             outline: draw outlines.
@@ -257,7 +257,7 @@ class Instances:
             uint8 (H, W, 3) BGR, a new array.
 
         Raises:
-            InputError: the frame has another size, or a value is out of range.
+            InputError: the frame has another size, or an argument is out of range.
         """
         texts: Sequence[str] = ()
         if labels is True:
@@ -269,42 +269,42 @@ class Instances:
             self.label_map,
             self.box_xyxy,
             texts,
-            colours=self.colours,
+            colors=self.colours,
             alpha=alpha,
             outline=outline,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the semantic map as JSON types; masks are COCO RLE."""
+        """Return all fields except the semantic map as JSON types; masks are COCO RLE."""
         return {
             "size_hw": list(self.size_hw),
             "frame_index": self.frame_index,
             "capture_time_ns": self.capture_time_ns,
             "media_time_s": self.media_time_s,
             "stage_ms": dict(self.stage_ms),
-            "instances": [one.to_dict() for one in self],
+            "instances": [instance.to_dict() for instance in self],
         }
 
     def to_coco(self, image_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
-        """Return COCO annotations, one per instance, with ``score``: valid as results and as annotations.
+        """Return COCO annotations with ``score``, which are valid as annotations and as results.
 
         Args:
-            image_id: id of the picture in the COCO file.
-            first_id: id of the first annotation; the others follow.
+            image_id: ID of the image in the COCO file.
+            first_id: ID of the first annotation; the others follow.
         """
         return [
             {
-                "id": first_id + one.index,
+                "id": first_id + instance.index,
                 "image_id": image_id,
-                "category_id": one.class_id,
-                "segmentation": self.rle(one.index),
-                "bbox": bbox_of(one.box_xyxy),
-                "area": one.area,
+                "category_id": instance.class_id,
+                "segmentation": self.rle(instance.index),
+                "bbox": bbox_of(instance.box_xyxy),
+                "area": instance.area,
                 "iscrowd": 0,
-                "score": one.score,
-                **({} if one.track_id is None else {"track_id": one.track_id}),
+                "score": instance.score,
+                **({} if instance.track_id is None else {"track_id": instance.track_id}),
             }
-            for one in self
+            for instance in self
         ]
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -320,13 +320,14 @@ class Instances:
         return detections_of(self)
 
     def save(self, path: str | Path) -> None:
-        """Write a file whose suffix says what: ``.json`` or ``.png``.
+        """Write a ``.json`` or ``.png`` file.
 
-        - ``.json``: ``to_dict()``, with masks as COCO RLE.
-        - ``.png``: the label map, 16-bit grey; 0 = no instance, 1..n = the instances in order.
+        Args:
+            path: ``.json`` for ``to_dict()``, with masks as COCO RLE; ``.png`` for the label map, 16 bits.
 
         Raises:
-            InputError: another suffix. OutputError: the file can't be written.
+            InputError: the suffix is another one.
+            OutputError: the file cannot be written.
         """
         path = Path(path)
         if path.suffix.lower() == ".json":
@@ -341,7 +342,7 @@ class Instances:
             raise OutputError(f"can't write {path}: {error.strerror}") from error
 
     def _repr_html_(self) -> str:
-        """For notebooks: a picture of the masks and a table of the first instances."""
+        """Return an image of the masks and a table of the first instances, for notebooks."""
         rows = [(i.number, i.title, f"{i.score:.2f}", i.area) for i in islice(self, HTML_ROWS)]
         return html_of(
             repr(self), self.colours, self.label_map, ("number", "class", "score", "area px"), rows
@@ -351,8 +352,14 @@ class Instances:
 def instances_from_table(
     label_map: NDArray[np.int32], semantic_map: NDArray[np.uint8], table: NDArray[np.float32], **rest: Any
 ) -> Instances:
-    """Instances of one picture from the operator's table rows (n, 10): class, score, x0, y0, x1, y1, area,
-    cx, cy, flags."""
+    """Return the instances of one image from the operator's table.
+
+    Args:
+        label_map: int32 (H, W).
+        semantic_map: uint8 (H, W).
+        table: float32 (n, 10): class, score, x0, y0, x1, y1, area, cx, cy, flags.
+        rest: other fields of ``Instances``.
+    """
     return Instances(
         label_map=label_map,
         semantic_map=semantic_map,

@@ -1,4 +1,4 @@
-"""COCO's encodings of masks and boxes: run-length encoding (RLE), bbox."""
+"""COCO's encodings of masks (RLE) and boxes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 def encode_rle(
     crop: NDArray[np.bool_], offset_xy: tuple[int, int], size_hw: tuple[int, int]
 ) -> dict[str, Any]:
-    """Encode a mask as COCO RLE, without making the whole mask.
+    """Encode a mask as COCO RLE without computing the full mask.
 
     Args:
         crop: bool (h, w), the mask inside a box.
         offset_xy: upper left corner of the box in pixels.
-        size_hw: (H, W) of the picture.
+        size_hw: (H, W) of the image.
 
     Returns:
         ``{"size": [H, W], "counts": str}``, as pycocotools reads and writes it.
@@ -26,14 +26,15 @@ def encode_rle(
     (height, width), (x0, y0) = size_hw, offset_xy
     rows = crop.shape[0]
     padded = np.zeros((crop.shape[1], rows + 2), np.int8)
-    padded[:, 1:-1] = crop.T  # COCO runs go down the columns
-    steps = np.diff(padded, axis=1).ravel()  # 1 where a run begins, -1 behind its end
+    padded[:, 1:-1] = crop.T  # COCO's runs follow the columns
+    steps = np.diff(padded, axis=1).ravel()  # 1 at the start of a run, -1 after its end
     starts, ends = (
         (x0 + at // (rows + 1)) * height + y0 + at % (rows + 1)
         for at in (np.flatnonzero(steps == 1), np.flatnonzero(steps == -1))
     )
-    apart = starts[1:] != ends[:-1]  # a run that reaches the bottom may go on at the top of the next column
-    starts, ends = starts[np.append(True, apart)[: len(starts)]], ends[np.append(apart, True)[: len(ends)]]
+    has_gap = starts[1:] != ends[:-1]  # a run may continue from the bottom to the top of the next column
+    starts = starts[np.append(True, has_gap)[: len(starts)]]
+    ends = ends[np.append(has_gap, True)[: len(ends)]]
     counts = np.diff(np.stack([starts, ends], axis=1).ravel(), prepend=0, append=height * width)
     if counts[-1] == 0:
         counts = counts[:-1]
@@ -47,7 +48,7 @@ def encode_rle(
 
 @functools.cache
 def _pycocotools() -> Any:
-    """The module ``pycocotools.mask``, or None where it is not installed."""
+    """Return the module ``pycocotools.mask``, or None if it is not installed."""
     try:
         from pycocotools import mask
     except ImportError:
@@ -56,9 +57,9 @@ def _pycocotools() -> Any:
 
 
 def compress_counts(counts: list[int]) -> str:
-    """Compress run lengths into COCO's string: differences to the last run but one, six bits a character.
+    """Compress run lengths to COCO's string, like rleToString in cocoapi's maskApi.c.
 
-    The same as cocoapi's rleToString (maskApi.c), for machines without pycocotools.
+    The string has the differences to the run before the previous one, six bits per character.
     """
     out = []
     for i, count in enumerate(counts):
@@ -73,6 +74,6 @@ def compress_counts(counts: list[int]) -> str:
 
 
 def bbox_of(box_xyxy: Sequence[float]) -> list[float]:
-    """COCO's box [x, y, width, height] of corners (x0, y0, x1, y1), pixels."""
+    """Return COCO's box [x, y, width, height] of corners (x0, y0, x1, y1), in pixels."""
     x0, y0, x1, y1 = box_xyxy
     return [x0, y0, x1 - x0, y1 - y0]

@@ -1,4 +1,4 @@
-"""Distances and 3-D points of instances, on scenes whose depth is known exactly."""
+"""Test distances and 3-D points of instances on scenes of known depth."""
 
 import json
 
@@ -11,7 +11,7 @@ FX, FY, CX, CY = CAMERA = (100.0, 120.0, 50.0, 30.0)
 
 @pytest.fixture
 def boxes() -> tfiseg.Instances:
-    """Two boxes of 400 and 200 pixels in a frame of 60 x 100 pixels."""
+    """Return two boxes of 400 and 200 pixels in a frame of 60 x 100 pixels."""
     class_map = np.zeros((60, 100), np.uint8)
     class_map[10:30, 10:30] = 1
     class_map[20:30, 60:80] = 2
@@ -28,10 +28,10 @@ def test_a_box_that_faces_the_camera(boxes):
     depth[20:30, 60:80] = 4
     found = boxes.with_depth(depth, CAMERA)
     assert found.distance_m.tolist() == [2, 4]
-    # columns 10..29 and rows 10..29 have their middle at 19.5
+    # the center of columns 10..29 and rows 10..29 is 19.5
     assert found.centroid_xyz_m[0] == pytest.approx([(19.5 - CX) * 2 / FX, (19.5 - CY) * 2 / FY, 2], abs=1e-5)
     assert found.centroid_xyz_m[1] == pytest.approx([(69.5 - CX) * 4 / FX, (24.5 - CY) * 4 / FY, 4], abs=1e-5)
-    assert boxes.distance_m is None, "the instances that were measured stay unchanged"
+    assert boxes.distance_m is None, "the original instances are unchanged"
 
 
 def test_the_nearest_point_of_a_slope(boxes):
@@ -54,18 +54,18 @@ def test_the_nearest_point_of_a_slope(boxes):
     ],
     ids=["millimeters", "float64", "float16"],
 )
-def test_depth_comes_in_several_types(boxes, make):
+def test_types_of_depth_maps(boxes, make):
     assert boxes.with_depth(make(wall(2.5))).distance_m == pytest.approx([2.5, 2.5], abs=1e-3)
 
 
-def test_a_camera_matrix_is_four_numbers(boxes):
+def test_a_camera_matrix_equals_four_numbers(boxes):
     matrix = [[FX, 0, CX], [0, FY, CY], [0, 0, 1]]
     one, other = boxes.with_depth(wall(3), matrix), boxes.with_depth(wall(3), CAMERA)
     assert np.array_equal(one.centroid_xyz_m, other.centroid_xyz_m)
 
 
 @pytest.mark.parametrize("value", [0, np.nan, np.inf, -1])
-def test_pixels_without_a_measurement_count_for_nothing(boxes, value):
+def test_pixels_without_a_measurement_are_ignored(boxes, value):
     depth = wall(2)
     depth[10:30, 10:22] = value  # most of the first box
     depth[20:30, 60:80] = value  # all of the second
@@ -76,7 +76,7 @@ def test_pixels_without_a_measurement_count_for_nothing(boxes, value):
     assert np.isnan(found.nearest_xyz_m[1]).all()
 
 
-def test_noise_and_background_at_the_outline_move_nothing(boxes):
+def test_noise_and_background_at_the_outline_change_nothing(boxes):
     depth = wall(2)
     depth[10, 10:13] = 0.1  # three wrong pixels of 400: below 1 %
     depth[10:30, 29] = 50  # background along one side: 5 %
@@ -93,20 +93,20 @@ def test_points_of_random_scenes(seed):
     depth = rng.uniform(0.5, 8, (40, 50)).astype(np.float32)
     depth[rng.random((40, 50)) < 0.2] = 0
     measured = found.with_depth(depth, CAMERA)
-    for one in measured:
-        ys, xs = np.nonzero(one.mask & (depth > 0))
+    for instance in measured:
+        ys, xs = np.nonzero(instance.mask & (depth > 0))
         if not len(ys):
-            assert np.isnan(one.distance_m)
+            assert np.isnan(instance.distance_m)
             continue
         z = depth[ys, xs]
         points = np.stack([(xs - CX) * z / FX, (ys - CY) * z / FY, z], axis=1)
-        assert one.distance_m == pytest.approx(np.median(z), rel=1e-6)
-        assert z.min() <= one.centroid_xyz_m[2] <= z.max()
+        assert instance.distance_m == pytest.approx(np.median(z), rel=1e-6)
+        assert z.min() <= instance.centroid_xyz_m[2] <= z.max()
         ranges = np.sort(np.linalg.norm(points, axis=1))
-        assert np.linalg.norm(one.nearest_xyz_m) == pytest.approx(ranges[int(0.01 * len(z))], rel=1e-5)
+        assert np.linalg.norm(instance.nearest_xyz_m) == pytest.approx(ranges[int(0.01 * len(z))], rel=1e-5)
 
 
-def test_depth_goes_with_its_instance(boxes):
+def test_indexing_keeps_depth(boxes):
     depth = wall(2)
     depth[20:30, 60:80] = np.nan
     found = boxes.with_depth(depth, CAMERA)
@@ -120,7 +120,7 @@ def test_depth_goes_with_its_instance(boxes):
     assert "distance_m" not in boxes[0].to_dict()
 
 
-def test_distances_alone_need_no_camera(boxes):
+def test_distances_without_intrinsics(boxes):
     found = boxes.with_depth(wall(2))
     assert found.distance_m.tolist() == [2, 2]
     assert found.centroid_xyz_m is None
@@ -131,7 +131,7 @@ def test_distances_alone_need_no_camera(boxes):
 
 
 @pytest.mark.parametrize(
-    ("depth", "camera", "says"),
+    ("depth", "camera", "message"),
     [
         (np.zeros((30, 50), np.float32), CAMERA, r"floats \(60, 100\) in meters.*got float32 \(30, 50\)"),
         (np.zeros((60, 100), np.uint8), CAMERA, r"uint16 \(60, 100\) in millimeters, got uint8"),
@@ -140,6 +140,6 @@ def test_distances_alone_need_no_camera(boxes):
         (wall(1), (100, 100, np.nan, 30), r"intrinsics must be"),
     ],
 )
-def test_wrong_arguments_are_refused(boxes, depth, camera, says):
-    with pytest.raises(tfiseg.InputError, match=says):
+def test_invalid_arguments_are_refused(boxes, depth, camera, message):
+    with pytest.raises(tfiseg.InputError, match=message):
         boxes.with_depth(depth, camera)

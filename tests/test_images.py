@@ -1,4 +1,4 @@
-"""Pictures of every kind become uint8 (H, W, 3) BGR, or an error that names them."""
+"""Test the conversion of images of every type to uint8 (H, W, 3) BGR."""
 
 import io
 import os
@@ -27,7 +27,7 @@ def test_lossless_formats_keep_their_pixels(form, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "WEBP", "AVIF", "JPEG2000"])
-def test_lossy_formats_come_close(form):
+def test_lossy_formats_are_similar(form):
     image = read_image(
         encoded(as_pil(SMOOTH), form, quality=95) if form != "JPEG2000" else encoded(as_pil(SMOOTH), form)
     )
@@ -78,7 +78,7 @@ def test_orientation_of_a_pil_image_is_applied_once():
     assert to_bgr(image).tolist() == np.rot90(TINY, -1).tolist(), "the image itself is not changed"
 
 
-RED, GREY = [0, 0, 255], [128, 128, 128]
+RED, GRAY = [0, 0, 255], [128, 128, 128]
 
 
 @pytest.mark.parametrize(
@@ -86,33 +86,33 @@ RED, GREY = [0, 0, 255], [128, 128, 128]
     [
         (Image.new("RGB", (1, 1), (255, 0, 0)), RED),
         (Image.new("RGBA", (1, 1), (255, 0, 0, 0)), RED),
-        (Image.new("L", (1, 1), 128), GREY),
-        (Image.new("LA", (1, 1), (128, 3)), GREY),
+        (Image.new("L", (1, 1), 128), GRAY),
+        (Image.new("LA", (1, 1), (128, 3)), GRAY),
         (Image.new("1", (1, 1), 1), [255, 255, 255]),
         (Image.new("RGB", (1, 1), (255, 0, 0)).convert("P"), RED),
         (Image.new("CMYK", (1, 1), (0, 255, 255, 0)), RED),
         (Image.new("HSV", (1, 1), (0, 255, 255)), RED),
-        (Image.new("YCbCr", (1, 1), (128, 128, 128)), GREY),
+        (Image.new("YCbCr", (1, 1), (128, 128, 128)), GRAY),
         (Image.new("RGBa", (1, 1), (255, 0, 0, 255)), RED),
-        (Image.fromarray(np.array([[0x8012]], np.uint16)), GREY),
-        (Image.fromarray(np.array([[0x8012]], np.int32)), GREY),
-        (Image.fromarray(np.array([[0.5]], np.float32)), GREY),
-        (Image.fromarray(np.array([[127.6]], np.float32)), GREY),
+        (Image.fromarray(np.array([[0x8012]], np.uint16)), GRAY),
+        (Image.fromarray(np.array([[0x8012]], np.int32)), GRAY),
+        (Image.fromarray(np.array([[0.5]], np.float32)), GRAY),
+        (Image.fromarray(np.array([[127.6]], np.float32)), GRAY),
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
 )
-def test_every_mode_has_its_rule(image, pixel):
+def test_every_mode_is_converted(image, pixel):
     assert to_bgr(image).tolist() == [[pixel]]
 
 
-def test_a_transparent_palette_gives_its_colors():
+def test_transparency_of_a_palette_is_ignored():
     image = as_pil(TINY).convert("P", palette=Image.Palette.ADAPTIVE)
     content = encoded(image, "PNG", transparency=bytes(range(6)))
     assert read_image(content).tolist() == TINY.tolist()
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         (
             np.array([[0.0, 256.0]], np.float32),
@@ -123,8 +123,8 @@ def test_a_transparent_palette_gives_its_colors():
         (np.array([[70_000]], np.int32), r"values from 70000 to 70000: expected 0\.\.65535"),
     ],
 )
-def test_values_without_a_rule_are_refused(values, says):
-    with pytest.raises(tfiseg.InputError, match=says):
+def test_values_out_of_range_are_refused(values, message):
+    with pytest.raises(tfiseg.InputError, match=message):
         to_bgr(Image.fromarray(values))
 
 
@@ -139,24 +139,24 @@ def test_16_bit_and_float_files(values, tmp_path):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "JPEG2000", "GIF", "BMP"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9])
-def test_a_file_that_is_cut_off_is_named(form, share, tmp_path):
+def test_a_truncated_file_is_an_error(form, share, tmp_path):
     content = encoded(as_pil(SMOOTH), form)
     path = tmp_path / "half.jpg"
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(tfiseg.InputError, match=r"half\.jpg is (cut off|no image)"):
+    with pytest.raises(tfiseg.InputError, match=r"half\.jpg is (truncated|no image)"):
         read_image(path)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_whose_end_is_zeros_is_cut_off(progressive):
+def test_a_jpeg_that_ends_with_zeros_is_an_error(progressive):
     content = encoded(as_pil(SMOOTH), "JPEG", progressive=progressive)
     half = len(content) // 2
-    with pytest.raises(tfiseg.InputError, match="is cut off or damaged"):
+    with pytest.raises(tfiseg.InputError, match="is truncated or damaged"):
         read_image(content[:half] + bytes(len(content) - half))
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG of black and white pixels, all black, made without holding them."""
+    """Return a black 1-bit PNG without allocating its pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (
@@ -168,7 +168,7 @@ def png_of(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def test_pictures_longer_than_a_label_map_are_refused(tmp_path):
+def test_images_with_too_long_sides_are_refused(tmp_path):
     strip = np.zeros((40_000, 2, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "strip.png"), strip)
     with pytest.raises(tfiseg.InputError, match=r"strip\.png has 2x40000 pixels, expected at most 32767"):
@@ -198,7 +198,7 @@ def test_a_decompression_bomb_is_refused_unless_the_limit_is_raised(tmp_path, mo
         read_image(path)
 
 
-def test_the_limit_is_ours_and_pillows_stays_as_it_was(monkeypatch):
+def test_the_limit_of_pillow_is_unchanged(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert read_image(png_of(40, 30)).shape == (30, 40, 3)
     assert Image.MAX_IMAGE_PIXELS == 10
@@ -207,7 +207,7 @@ def test_the_limit_is_ours_and_pillows_stays_as_it_was(monkeypatch):
 @pytest.mark.parametrize(
     "name", [b"caf\xe9.png", "schön.png".encode(), b"a b\n.png", b"%41.png", b"x" * 250 + b".png"]
 )
-def test_names_of_any_bytes_are_read(name, tmp_path):
+def test_file_names_of_any_bytes(name, tmp_path):
     path = os.path.join(os.fsencode(tmp_path), name)
     with open(path, "wb") as file:
         file.write(encoded(as_pil(TINY), "PNG"))
@@ -221,20 +221,20 @@ def test_names_of_any_bytes_are_read(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    ("name", "text"),
     [("café", "café"), ("caf\udce9", r"caf\xe9"), ("a\ud800", r"a\ud800"), (b"\xff", r"\xff"), ("", "")],
 )
-def test_names_are_shown_as_text(name, shown):
-    assert printable(name) == shown
+def test_printable_names(name, text):
+    assert printable(name) == text
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda p: None, "there is no file .*x.jpg"),
         (lambda p: p.mkdir(), "it is a folder"),
         (lambda p: os.mkfifo(p), "it is a pipe or device"),
-        (lambda p: p.symlink_to("/nowhere/a.jpg"), "a link that leads nowhere"),
+        (lambda p: p.symlink_to("/nowhere/a.jpg"), "a broken link"),
         (lambda p: p.write_bytes(b""), "is no image that can be read"),
         (lambda p: p.write_text("hello"), "is no image that can be read"),
         (lambda p: p.write_bytes(bytes(1000)), "is no image that can be read"),
@@ -245,10 +245,10 @@ def test_names_are_shown_as_text(name, shown):
         (lambda p: os.truncate(os.open(p, os.O_CREAT | os.O_RDWR), 1 << 40), "has 1099511627776 bytes"),
     ],
 )
-def test_what_is_no_picture_is_named(make, says, tmp_path):
+def test_files_that_are_no_images(make, message, tmp_path):
     path = tmp_path / "x.jpg"
     make(path)
-    with pytest.raises(tfiseg.InputError, match=says):
+    with pytest.raises(tfiseg.InputError, match=message):
         read_image(path)
 
 
@@ -267,13 +267,13 @@ def test_damaged_files_are_read_or_refused(form, seed):
     assert image.ndim == 3
 
 
-def test_maps_are_read_as_they_are_stored(tmp_path):
+def test_maps_are_read_with_their_stored_values(tmp_path):
     labels = np.array([[0, 1, 300], [65535, 2, 3]], np.uint16)
     cv2.imwrite(str(tmp_path / "labels.png"), labels)
     assert read_map(tmp_path / "labels.png").tolist() == labels.tolist()
     palette = Image.fromarray(np.array([[0, 15, 255]], np.uint8))
     palette = palette.convert("P")
-    palette.putpalette(bytes(range(256)) * 3)  # as PASCAL's class maps: colors are for people, indices count
+    palette.putpalette(bytes(range(256)) * 3)  # as in PASCAL VOC's class maps, whose indices are class IDs
     palette.save(tmp_path / "classes.png")
     assert read_map(tmp_path / "classes.png").tolist() == [[0, 15, 255]]
     assert read_map(tmp_path / "classes.png").dtype == np.uint8
@@ -315,7 +315,7 @@ def test_a_bgr_array_is_not_copied():
 
 
 @pytest.mark.parametrize(
-    ("picture", "color", "says"),
+    ("picture", "color", "message"),
     [
         (np.zeros((4, 4, 3), np.float32), None, "got float32"),
         (np.zeros((4, 4, 4), np.uint8), None, r"got uint8 \(4, 4, 4\)"),
@@ -329,8 +329,8 @@ def test_a_bgr_array_is_not_copied():
         (Image.new("RGB", (1, 1)), "bgr", "color='bgr' is for arrays and tensors"),
     ],
 )
-def test_other_pictures_are_refused(picture, color, says):
-    with pytest.raises(tfiseg.InputError, match=says):
+def test_unsupported_images_are_refused(picture, color, message):
+    with pytest.raises(tfiseg.InputError, match=message):
         to_bgr(picture, color)
 
 
@@ -351,13 +351,13 @@ def test_tensors(axes, color, order):
     stored = picture if order == "bgr" else picture[..., ::-1]
     tensor = torch.from_numpy(np.ascontiguousarray(stored.transpose(axes)))
     assert to_bgr(tensor, color).tolist() == picture.tolist()
-    grey = torch.from_numpy(picture[..., 0].copy())
-    for one in (grey, grey[None], grey[..., None]):
-        assert to_bgr(one).tolist() == picture[..., :1].repeat(3, 2).tolist()
+    gray = torch.from_numpy(picture[..., 0].copy())
+    for tensor in (gray, gray[None], gray[..., None]):
+        assert to_bgr(tensor).tolist() == picture[..., :1].repeat(3, 2).tolist()
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "says"),
+    ("shape", "dtype", "message"),
     [
         ((3, 8, 8), "float32", r"got torch.float32 \(3, 8, 8\).*\.to\(torch.uint8\)"),
         ((2, 3, 8, 8), "uint8", r"give a batch as list\(tensor\)"),
@@ -366,9 +366,9 @@ def test_tensors(axes, color, order):
         ((3, 0, 8), "uint8", r"got torch.uint8 \(3, 0, 8\)"),
     ],
 )
-def test_other_tensors_are_refused(shape, dtype, says):
+def test_unsupported_tensors_are_refused(shape, dtype, message):
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    with pytest.raises(tfiseg.InputError, match=says):
+    with pytest.raises(tfiseg.InputError, match=message):
         to_bgr(torch.zeros(shape, dtype=getattr(torch, dtype)))
 
 

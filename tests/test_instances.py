@@ -1,3 +1,5 @@
+"""Test ``Instances``: indexing, masks, conversions, drawing and files."""
+
 import json
 import sys
 from dataclasses import replace
@@ -23,69 +25,67 @@ def two() -> tfiseg.Instances:
 
 def test_rows_and_masks_agree(two):
     assert len(two) == 2
-    for one in two:
-        mask = two.mask(one.index)
+    for instance in two:
+        mask = two.mask(instance.index)
         ys, xs = np.nonzero(mask)
         assert mask.dtype == bool
-        assert one.area == mask.sum()
-        assert one.box_xyxy == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
-        assert one.centroid_xy == pytest.approx((xs.mean(), ys.mean()), abs=1e-4)
-        x0, y0, x1, y1 = map(int, one.box_xyxy)
-        assert np.array_equal(two.crop(one.index), mask[y0:y1, x0:x1])
+        assert instance.area == mask.sum()
+        assert instance.box_xyxy == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+        assert instance.centroid_xy == pytest.approx((xs.mean(), ys.mean()), abs=1e-4)
+        x0, y0, x1, y1 = map(int, instance.box_xyxy)
+        assert np.array_equal(two.crop(instance.index), mask[y0:y1, x0:x1])
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_rle_is_what_pycocotools_writes(seed):
+def test_rle_equals_that_of_pycocotools(seed):
     rng = np.random.default_rng(seed)
     found = tfiseg.cluster(
         (rng.random((rng.integers(1, 60), rng.integers(1, 60))) < 0.6).astype(np.uint8), split=0.0, min_area=1
     )
-    for one in found:
-        mask = found.mask(one.index)
-        theirs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-        assert found.rle(one.index) == {"size": theirs["size"], "counts": theirs["counts"].decode()}
-        assert np.array_equal(coco.decode(found.rle(one.index)), mask)
+    for i in range(len(found)):
+        mask = found.mask(i)
+        expected = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert found.rle(i) == {"size": expected["size"], "counts": expected["counts"].decode()}
+        assert np.array_equal(coco.decode(found.rle(i)), mask)
 
 
 def test_polygons_surround_the_mask(two):
     (outline,) = two.polygon(1)
-    painted = cv2.fillPoly(np.zeros((30, 50), np.uint8), [outline], 1)
-    assert np.array_equal(painted > 0, two.mask(1))
+    filled = cv2.fillPoly(np.zeros((30, 50), np.uint8), [outline], 1)
+    assert np.array_equal(filled > 0, two.mask(1))
 
 
-def test_drawing_is_a_new_picture_that_changes_inside_only(two):
+def test_drawing_returns_a_new_image(two):
     frame = np.full((30, 50, 3), 90, np.uint8)
-    view = two.draw(tfiseg.Frame(frame))
+    overlay = two.draw(tfiseg.Frame(frame))
     assert (frame == 90).all()
-    assert (view[two.label_map > 0] != 90).any(-1).all()
-    assert np.array_equal(two.draw(frame), view)
+    assert (overlay[two.label_map > 0] != 90).any(-1).all()
+    assert np.array_equal(two.draw(frame), overlay)
 
 
-def test_labels_leave_most_of_a_crowd_to_be_seen():
+def test_labels_do_not_hide_a_crowd():
     y, x = np.mgrid[:200, :400] % 20 - 9
     crowd = tfiseg.cluster(
         (x**2 + y**2 < 64).astype(np.uint8), split=0, class_names=["background", "nucleus"]
     )
     assert len(crowd) == 200
-    view = crowd.draw(np.full((200, 400, 3), 90, np.uint8))
-    unlike = (view != 90).any(-1) & (crowd.label_map == 0)
-    assert (
-        0.02 < unlike.mean() < 0.25
-    )  # outlines and some labels; with all of them little more would be seen than labels
+    overlay = crowd.draw(np.full((200, 400, 3), 90, np.uint8))
+    changed = (overlay != 90).any(-1) & (crowd.label_map == 0)
+    assert 0.02 < changed.mean() < 0.25  # outlines and some labels
 
 
-def test_drawing_on_another_frame_says_so(two):
+def test_drawing_on_another_frame_is_an_error(two):
     with pytest.raises(tfiseg.InputError, match="draw them on their own frame"):
         two.draw(np.zeros((60, 100, 3), np.uint8))
 
 
-def test_supervision_takes_them(two):
+def test_conversion_to_supervision(two):
     detections = two.to_supervision()
     assert detections.mask.shape == (2, 30, 50)
     assert detections.data["class_name"].tolist() == ["c15", "c7"]
 
 
-def test_selecting_numbers_anew(two):
+def test_select_renumbers(two):
     second = two.select(two.class_id == 7)
     assert len(second) == 1
     assert np.array_equal(second.mask(0), two.mask(1))
@@ -94,7 +94,7 @@ def test_selecting_numbers_anew(two):
         two.select([True])
 
 
-def test_no_instances_are_fine():
+def test_no_instances():
     none = tfiseg.cluster(np.zeros((8, 8), np.uint8))
     assert len(none) == 0
     assert list(none) == []
@@ -109,8 +109,8 @@ def test_indices_are_checked(two):
     assert two.class_name(99) == "class 99"
 
 
-def hand_made(label_map, class_id=(), **more) -> tfiseg.Instances:
-    """Instances of a literal label map, whose columns other than the area hold row numbers."""
+def make_instances(label_map, class_id=(), **more) -> tfiseg.Instances:
+    """Return the instances of a label map."""
     label_map = np.array(label_map, np.int32)
     n = len(class_id)
     box = [
@@ -135,7 +135,7 @@ FOUR = [[1, 1, 0, 2], [3, 0, 4, 4]]
 
 @pytest.fixture
 def four() -> tfiseg.Instances:
-    return hand_made(FOUR, (1, 2, 1, 2), track_id=np.array([9, 8, 7, 6], np.int32))
+    return make_instances(FOUR, (1, 2, 1, 2), track_id=np.array([9, 8, 7, 6], np.int32))
 
 
 @pytest.mark.parametrize(
@@ -160,31 +160,31 @@ def test_indexing_renumbers_in_the_selected_order(four, index, rows, label_map):
         assert np.array_equal(getattr(found, name), getattr(four, name)[rows])
     assert [i.number for i in found] == list(range(1, len(rows) + 1))
     assert found.semantic_map is four.semantic_map
-    assert four.label_map.tolist() == FOUR, "the indexed instances stay unchanged"
+    assert four.label_map.tolist() == FOUR, "the original instances are unchanged"
 
 
-def test_all_instances_are_the_same_object(four):
+def test_an_index_of_all_instances_returns_the_same_object(four):
     assert four[:] is four
     assert four[[0, 1, 2, 3]] is four
     assert four[four.score >= 0] is four
 
 
 @pytest.mark.parametrize(
-    ("index", "error", "says"),
+    ("index", "error", "message"),
     [
         ([True, False], tfiseg.InputError, r"mask must be bool \(4,\).*got bool \(2,\)"),
-        ([0, 0], tfiseg.InputError, r"each instance once, got \[0, 0\]"),
+        ([0, 0], tfiseg.InputError, r"each instance at most once, got \[0, 0\]"),
         ([0, 4], IndexError, "instance 4 of 4: indices go from 0 to 3"),
         (-5, IndexError, "instance -5 of 4"),
-        (True, tfiseg.InputError, "an index is a number, a slice"),
-        (1.0, tfiseg.InputError, "an index is a number, a slice"),
-        ("person", tfiseg.InputError, "an index is a number, a slice"),
+        (True, tfiseg.InputError, "an index must be a number, a slice"),
+        (1.0, tfiseg.InputError, "an index must be a number, a slice"),
+        ("person", tfiseg.InputError, "an index must be a number, a slice"),
         ([[0, 1]], tfiseg.InputError, r"got int64 \(1, 2\)"),
         ([0.5, 1.5], tfiseg.InputError, "got float64"),
     ],
 )
-def test_other_indices_are_refused(four, index, error, says):
-    with pytest.raises(error, match=says):
+def test_invalid_indices_are_refused(four, index, error, message):
+    with pytest.raises(error, match=message):
         four[index]
 
 
@@ -205,13 +205,13 @@ def test_masks_and_names(four):
     assert four.masks().dtype == bool
     assert four.masks()[3].tolist() == [[False] * 4, [False, False, True, True]]
     assert np.array_equal(four[3].mask, four.mask(3))
-    assert hand_made([[0, 0]]).masks().shape == (0, 1, 2)
+    assert make_instances([[0, 0]]).masks().shape == (0, 1, 2)
     with pytest.raises(tfiseg.InputError, match="has no mask"):
         tfiseg.Instance(1, 1, "person", 0.5, (0, 0, 1, 1), 1, (0, 0)).mask  # noqa: B018
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("columns", "message"),
     [
         ({"label_map": np.zeros((2, 4), np.int64)}, r"label_map must be int32 \(2, 4\), got int64 \(2, 4\)"),
         (
@@ -233,20 +233,20 @@ def test_masks_and_names(four):
         ({"class_id": 3}, r"class_id must be int32 \(0,\), got int"),
     ],
 )
-def test_construction_is_validated(four, wrong, says):
-    with pytest.raises(tfiseg.InputError, match=says):
-        replace(four, **wrong)
+def test_construction_is_validated(four, columns, message):
+    with pytest.raises(tfiseg.InputError, match=message):
+        replace(four, **columns)
 
 
-def test_a_line_describes_them(four):
+def test_repr(four):
     assert repr(four) == "<Instances: 2 person, 2 car in 4x2 pixels>"
-    assert repr(hand_made([[0]])) == "<Instances: none in 1x1 pixels>"
+    assert repr(make_instances([[0]])) == "<Instances: none in 1x1 pixels>"
     assert "instances=" not in repr(four[0])
 
 
-def test_html_escapes_names_and_leaves_the_rest_of_a_crowd_out():
+def test_html_escapes_names_and_limits_the_table():
     label_map = np.arange(1, 26).reshape(5, 5)
-    page = hand_made(
+    page = make_instances(
         label_map, [1] * 25, class_names=("", "<img src=x onerror=alert(1)>\ud800")
     )._repr_html_()
     assert "<img src=x" not in page
@@ -254,8 +254,8 @@ def test_html_escapes_names_and_leaves_the_rest_of_a_crowd_out():
     assert page.count("<tr>") == 21
     assert "and 5 more" in page
     page.encode()
-    hand_made([[0]])._repr_html_()
-    hand_made(np.zeros((0, 3)))._repr_html_()
+    make_instances([[0]])._repr_html_()
+    make_instances(np.zeros((0, 3)))._repr_html_()
 
 
 def test_records_are_json(four, tmp_path):
@@ -301,18 +301,18 @@ def test_coco_annotations_are_loaded_by_pycocotools(four):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_our_rle_is_pycocotools_own(seed, monkeypatch):
+def test_rle_without_pycocotools(seed, monkeypatch):
     rng = np.random.default_rng(seed)
     mask = rng.random((rng.integers(1, 90), rng.integers(1, 90))) < rng.choice([0.02, 0.5, 0.98])
-    theirs = rle.encode_rle(mask, (3, 2), (100, 100))
+    expected = rle.encode_rle(mask, (3, 2), (100, 100))
     monkeypatch.setattr(rle, "_pycocotools", lambda: None)
-    assert rle.encode_rle(mask, (3, 2), (100, 100)) == theirs
-    whole = np.zeros((100, 100), np.uint8)
-    whole[2 : 2 + mask.shape[0], 3 : 3 + mask.shape[1]] = mask
-    assert theirs["counts"] == coco.encode(np.asfortranarray(whole))["counts"].decode()
+    assert rle.encode_rle(mask, (3, 2), (100, 100)) == expected
+    full = np.zeros((100, 100), np.uint8)
+    full[2 : 2 + mask.shape[0], 3 : 3 + mask.shape[1]] = mask
+    assert expected["counts"] == coco.encode(np.asfortranarray(full))["counts"].decode()
 
 
-def test_pandas_takes_them(four):
+def test_conversion_to_pandas(four):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     table = four.to_pandas()
     assert isinstance(table, pandas.DataFrame)
@@ -330,11 +330,11 @@ def test_pandas_takes_them(four):
         "track_id",
     ]
     assert table.x1.tolist() == [2, 4, 1, 4]
-    assert len(hand_made([[0]]).to_pandas()) == 0
+    assert len(make_instances([[0]]).to_pandas()) == 0
 
 
 @pytest.mark.parametrize("package", ["pandas", "supervision"])
-def test_a_missing_package_is_named_with_its_command(four, package, monkeypatch):
+def test_the_error_of_a_missing_package_has_a_fix(four, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(tfiseg.MissingDependencyError, match=f"pip install {package}"):
         getattr(four, f"to_{package}")()
@@ -343,7 +343,7 @@ def test_a_missing_package_is_named_with_its_command(four, package, monkeypatch)
 def test_drawing_options():
     label_map = np.zeros((200, 400), np.int32)
     label_map[60:180, 40:360] = 1
-    found = hand_made(label_map, (1,), score=np.array([0.5], np.float32))
+    found = make_instances(label_map, (1,), score=np.array([0.5], np.float32))
     frame = np.full((200, 400, 3), 90, np.uint8)
 
     def changed(**options):
@@ -355,18 +355,18 @@ def test_drawing_options():
     assert not changed(alpha=0, labels=False, outline=False).any()
     assert changed().sum() > changed(scores=False).sum() > changed(labels=False).sum()
     assert np.array_equal(changed(labels=["person"]), changed(scores=False))
-    with pytest.raises(tfiseg.InputError, match=r"alpha must lie in 0\.\.1, got 2"):
+    with pytest.raises(tfiseg.InputError, match=r"alpha must be in 0\.\.1, got 2"):
         found.draw(frame, alpha=2)
     with pytest.raises(tfiseg.InputError, match="one text for each of 1 instances, got 2"):
         found.draw(frame, labels=["a", "b"])
 
 
 def test_a_name_with_a_lone_surrogate_is_drawn():
-    found = hand_made(np.ones((60, 300)), (1,), class_names=("", "caf\udce9 \ud800"))
+    found = make_instances(np.ones((60, 300)), (1,), class_names=("", "caf\udce9 \ud800"))
     assert found.draw(np.zeros((60, 300, 3), np.uint8)).any()
 
 
-def test_drawing_takes_what_is_segmented(two, tmp_path):
+def test_drawing_accepts_images_of_all_types(two, tmp_path):
     frame = np.full((30, 50, 3), 90, np.uint8)
     cv2.imwrite(str(tmp_path / "frame.png"), frame)
     for picture in (tmp_path / "frame.png", Image.fromarray(frame), frame[..., 0]):
@@ -376,6 +376,6 @@ def test_drawing_takes_what_is_segmented(two, tmp_path):
 @pytest.mark.parametrize("count", [0, 1, 254, 255, 256, 400])
 def test_many_instances_are_renumbered(count):
     label_map = np.arange(count + 1, dtype=np.int32)[None]
-    found = hand_made(label_map, [1] * count)
+    found = make_instances(label_map, [1] * count)
     assert found[::-1].label_map.tolist() == [[0, *range(count, 0, -1)]]
     assert found[:0].label_map.tolist() == [[0] * (count + 1)]

@@ -1,4 +1,4 @@
-"""Strict JSON and rules: what is damaged is one error that says where."""
+"""Test the validation of JSON, whose errors state the place."""
 
 import math
 import os
@@ -10,31 +10,31 @@ from tfiseg.errors import FormatError, InputError, PipelineError, SourceError
 from tfiseg.schema import (
     boolean,
     either,
+    integer,
     list_of,
     map_of,
     number,
-    only,
+    one_of,
     optional,
     parse,
     read_file,
     record,
     text,
     to_json,
-    whole,
 )
 
 CAMERA = record(
-    {"name": text(8), "size_wh": list_of(whole(1, 8192), 2, 2)},
+    {"name": text(8), "size_wh": list_of(integer(1, 8192), 2, 2)},
     {
         "fps": number(0, 1000),
         "live": boolean,
         "gain": optional(number(0, 1)),
-        "inner": record({"a": whole(0, 9)}),
+        "inner": record({"a": integer(0, 9)}),
     },
 )
 
 
-def test_what_fits_is_returned_and_unknown_keys_are_kept():
+def test_valid_content_is_returned_with_unknown_keys():
     assert parse(b'{"name": "c", "size_wh": [640, 480], "fps": 30, "new": [1]}', CAMERA) == {
         "name": "c",
         "size_wh": [640, 480],
@@ -44,7 +44,7 @@ def test_what_fits_is_returned_and_unknown_keys_are_kept():
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ("", "no JSON"),
         ("{", "no JSON"),
@@ -73,21 +73,21 @@ def test_what_fits_is_returned_and_unknown_keys_are_kept():
         ('{"name": "c", "size_wh": [1, 1], "gain": 2}', "gain must be a number"),
     ],
 )
-def test_what_does_not_fit_is_one_error(content, says):
-    with pytest.raises(FormatError, match=says) as wrong:
+def test_invalid_content_is_one_error(content, message):
+    with pytest.raises(FormatError, match=message) as raised:
         parse(content, CAMERA)
-    assert isinstance(wrong.value, InputError)
-    assert len(str(wrong.value)) < 300
+    assert isinstance(raised.value, InputError)
+    assert len(str(raised.value)) < 300
 
 
 @pytest.mark.parametrize(
     ("rule", "good", "bad"),
     [
-        (only("auto", 1), ["auto", 1], ["other", 1.0, True, None]),
+        (one_of("auto", 1), ["auto", 1], ["other", 1.0, True, None]),
         (number(0, 1, above=True), [1, 0.5], [0, 2, True, math.nan]),
-        (either("a word or a number", text(4), whole(0, 3)), ["word", 3], ["words", 4, []]),
+        (either("a word or a number", text(4), integer(0, 3)), ["word", 3], ["words", 4, []]),
         (
-            map_of(whole(0, 3), text(2, "[a-z]+"), 2),
+            map_of(integer(0, 3), text(2, "[a-z]+"), 2),
             [{}, {"ab": 1}],
             [{"A": 1}, {"a": 9}, {"a": 1, "b": 1, "c": 1}],
         ),
@@ -104,7 +104,7 @@ def test_rules(rule, good, bad):
 def test_only_regular_files_of_a_limited_size_are_read(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"a": 1}')
-    assert read_file(path, record({"a": whole(0, 1)})) == {"a": 1}
+    assert read_file(path, record({"a": integer(0, 1)})) == {"a": 1}
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for other in (
@@ -149,6 +149,6 @@ def test_errors_can_be_pickled(error):
 
 
 def test_an_error_about_missing_keys_can_be_pickled():
-    with pytest.raises(FormatError) as wrong:
+    with pytest.raises(FormatError) as raised:
         parse("{}", CAMERA)
-    assert str(pickle.loads(pickle.dumps(wrong.value))) == str(wrong.value)
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)

@@ -22,27 +22,27 @@ from ...schema import (
     boolean,
     bytes_of,
     either,
+    integer,
     list_of,
     map_of,
-    only,
+    one_of,
     optional,
     parse,
     text,
     to_json,
-    whole,
 )
 from .machine import Machine, this_machine
 from .model_info import MAX_CLASSES, MIN_AREA, SPLIT, checked_instance_model, checked_model
 
 FORMAT_VERSION = 1
 SUFFIX = ".engine"
-_ANY_VERSION = schema.record({"format_version": whole(0, 1 << 30)})
+_ANY_VERSION = schema.record({"format_version": integer(0, 1 << 30)})
 _WORD, _SHA256 = text(200), text(64, "[0-9a-f]{64}")
-_SIDES = list_of(whole(1, 1 << 15), 2, 2)
-_BATCH = whole(1, 1 << 15)
+_SIDES = list_of(integer(1, 1 << 15), 2, 2)
+_BATCH = integer(1, 1 << 15)
 _SHAPES = either(
     "frame sizes (min_hw, opt_hw, max_hw, batch) or views (view_px, batch)",
-    schema.record({"view_px": whole(1, 1 << 15), "batch": _BATCH}),
+    schema.record({"view_px": integer(1, 1 << 15), "batch": _BATCH}),
     schema.record({"min_hw": _SIDES, "opt_hw": _SIDES, "max_hw": _SIDES, "batch": _BATCH}),
 )
 
@@ -56,13 +56,13 @@ def _checked_metadata(value: Any, where: str) -> dict[str, Any]:
 
 _RECORD = schema.record(
     {
-        "format_version": only(FORMAT_VERSION),
-        "plan": schema.record({"sha256": _SHA256, "bytes": whole(0, 1 << 40)}),
+        "format_version": one_of(FORMAT_VERSION),
+        "plan": schema.record({"sha256": _SHA256, "bytes": integer(0, 1 << 40)}),
         "built_from": schema.record(
             {}, {"onnx": text(4096), "onnx_sha256": _SHA256, "command": text(), "shapes": _SHAPES}
         ),
         "built_with": schema.record(
-            {"flavour": only("tensorrt", "tensorrt_rtx"), "version": _WORD, "platform": _WORD},
+            {"flavour": one_of("tensorrt", "tensorrt_rtx"), "version": _WORD, "platform": _WORD},
             {
                 "cuda": optional(_WORD),
                 "driver": optional(_WORD),
@@ -77,8 +77,8 @@ _RECORD = schema.record(
             {},
             {
                 "asked": _WORD,
-                "layers": map_of(whole(0, 1 << 30), _WORD),
-                "proved_by": map_of(whole(0, 1 << 30), _WORD),
+                "layers": map_of(integer(0, 1 << 30), _WORD),
+                "proved_by": map_of(integer(0, 1 << 30), _WORD),
                 "kept_high": list_of(text(1000), 0, 100_000),
             },
         ),
@@ -90,10 +90,10 @@ _RECORD = schema.record(
             schema.record(
                 {},
                 {
-                    "things": list_of(whole(0, MAX_CLASSES - 1), 0, MAX_CLASSES),
+                    "things": list_of(integer(0, MAX_CLASSES - 1), 0, MAX_CLASSES),
                     "split": SPLIT,
                     "min_area": MIN_AREA,
-                    "max_instances": whole(1, MAX_INSTANCES),
+                    "max_instances": integer(1, MAX_INSTANCES),
                     "heads": boolean,
                 },
             )

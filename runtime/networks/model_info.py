@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import FormatError, ModelError
 from ...plugins.neck import EVIDENCE_FEATURES
 from ...plugins.settings import MAX_EVIDENCE_HIDDEN, MAX_OUT_SIDE, MAX_SHARPEN, MAX_SIDE
-from ...schema import Rule, either, list_of, map_of, number, only, parse, record, text, whole
+from ...schema import Rule, either, integer, list_of, map_of, number, one_of, parse, record, text
 
 FORMAT_VERSION = 1
 METADATA_KEY = "tfiseg"
@@ -33,12 +33,12 @@ def _rule_weights(value: Any, where: str) -> list[float]:
     return weights
 
 
-_OFFSETS = list_of(list_of(whole(-MAX_SIDE, MAX_SIDE), 2, 2), 1, MAX_SIDE)
-MIN_AREA = whole(0, MAX_OUT_SIDE**2)
-_STRIDE = whole(1, MAX_SIDE)
+_OFFSETS = list_of(list_of(integer(-MAX_SIDE, MAX_SIDE), 2, 2), 1, MAX_SIDE)
+MIN_AREA = integer(0, MAX_OUT_SIDE**2)
+_STRIDE = integer(1, MAX_SIDE)
 SPLIT = either(
     '"auto", a ratio in 0..1, or {"class id": ratio}',
-    only("auto"),
+    one_of("auto"),
     number(0, 1),
     map_of(number(0, 1), text(3, "[0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5]")),
 )
@@ -52,7 +52,7 @@ _CLUSTERING = record(
         "merge_rule": _rule_weights,
         "part_rule": _rule_weights,
         "score_rule": list_of(number(-_MAX_WEIGHT, _MAX_WEIGHT), 1, 64),
-        "sharpen": whole(0, MAX_SHARPEN),
+        "sharpen": integer(0, MAX_SHARPEN),
     },
 )
 _TEXTS: dict[str, Rule] = {
@@ -64,13 +64,13 @@ _TEXTS: dict[str, Rule] = {
 _MODEL = record(
     {
         "class_names": list_of(text(_MAX_NAME), 1, MAX_CLASSES),
-        "things": list_of(whole(0, MAX_CLASSES - 1), 0, MAX_CLASSES),
+        "things": list_of(integer(0, MAX_CLASSES - 1), 0, MAX_CLASSES),
         "stride": _STRIDE,
     },
     {
         **_TEXTS,
-        "format_version": only(FORMAT_VERSION),
-        "long_side_px": whole(1, MAX_OUT_SIDE),
+        "format_version": one_of(FORMAT_VERSION),
+        "long_side_px": integer(1, MAX_OUT_SIDE),
         "clustering": _CLUSTERING,
         "without_heads": record(
             {}, {"stride": _STRIDE, "clustering": _CLUSTERING, "weights_sha256": _SHA256}
@@ -79,20 +79,20 @@ _MODEL = record(
 )
 _INSTANCE = record(
     {
-        "instance_format": whole(0, 1 << 30),
-        "view_px": whole(8, 1024),
-        "stride": whole(1, 64),
+        "instance_format": integer(0, 1 << 30),
+        "view_px": integer(8, 1024),
+        "stride": integer(1, 64),
         "affinity_offsets": _OFFSETS,
         "rules": map_of(list_of(number(-_MAX_WEIGHT, _MAX_WEIGHT), 1, 100_000), text(_MAX_NAME), 16),
     },
     {
         **_TEXTS,
-        "outline_px": whole(8, 1024),
+        "outline_px": integer(8, 1024),
         "min_area": MIN_AREA,
         "lone_odds": number(0, 1e9, above=True),
     },
 )
-_ANY_VERSION = record({"format_version": whole(-(1 << 30), 1 << 30)})
+_ANY_VERSION = record({"format_version": integer(-(1 << 30), 1 << 30)})
 
 
 @dataclass(frozen=True)

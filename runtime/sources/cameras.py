@@ -7,7 +7,7 @@ import sys
 
 import cv2
 
-from ...images import text_without_secrets
+from ...images import strip_secrets_from_text
 from .base import Source
 from .capture import require_open
 from .gstreamer import PROGRAM, PipelineCapture
@@ -58,7 +58,7 @@ def open_gstreamer(name: str, pipeline: str, request: CameraRequest | None = Non
     if shutil.which(PROGRAM) is not None or not opencv_has_gstreamer():
         return LiveStream(name, lambda: PipelineCapture(name, pipeline), request)
     message = (
-        f"GStreamer can't start {name}: try the pipeline with {PROGRAM}: {text_without_secrets(pipeline)}"
+        f"GStreamer can't start {name}: try the pipeline with {PROGRAM}: {strip_secrets_from_text(pipeline)}"
     )
     return LiveStream(
         name, lambda: require_open(cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER), message), request

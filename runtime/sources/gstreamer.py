@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError, SourceError
-from ...images import text_without_secrets
+from ...images import strip_secrets_from_text
 
 PROGRAM = "gst-launch-1.0"
 _START_SECONDS = 10.0
@@ -129,8 +129,8 @@ class PipelineCapture:
                 self._report.errors[0] if self._report.errors else f"no frame within {_START_SECONDS:.0f} s"
             )
             raise SourceError(
-                f"GStreamer can't start {self._name}: {text_without_secrets(reason)}. "
-                f"Try it with {PROGRAM}; the pipeline is {text_without_secrets(pipeline)}"
+                f"GStreamer can't start {self._name}: {strip_secrets_from_text(reason)}. "
+                f"Try it with {PROGRAM}; the pipeline is {strip_secrets_from_text(pipeline)}"
             )
 
     def read(self) -> tuple[bool, Any]:
@@ -198,7 +198,7 @@ def _stop(process: subprocess.Popen[str], pipe: int) -> None:
 
 def _with_fd_sink(pipeline: str, fd: int) -> list[str]:
     """Return the arguments of gst-launch-1.0, with an fdsink for raw BGR instead of the appsink."""
-    shown = text_without_secrets(pipeline)
+    shown = strip_secrets_from_text(pipeline)
     try:
         words = shlex.split(pipeline)
     except ValueError as error:

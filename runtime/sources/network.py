@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 
 from ...errors import SourceError
-from ...images import without_secrets
+from ...images import strip_secrets
 from .base import DEFAULT_FPS
 from .decoding import VideoReader, open_container, upright_bgr
 
@@ -30,7 +30,7 @@ def open_stream(url: str) -> VideoReader:
     """
     from av.error import FFmpegError, HTTPClientError, HTTPError, InvalidDataError
 
-    shown = without_secrets(url)
+    shown = strip_secrets(url)
     # TCP first, as in OpenCV, because cameras drop packets over UDP
     options = {"rtsp_flags": "prefer_tcp"} if url.lower().startswith("rtsp") else {}
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import InputError, SourceError
 from ...files import printable
-from ...images import IMAGE_SUFFIXES, image_paths, text_without_secrets, without_secrets
+from ...images import IMAGE_SUFFIXES, image_paths, strip_secrets, strip_secrets_from_text
 from .base import Source
 from .cameras import csi_pipeline, open_camera, open_gstreamer
 from .files import ImageFiles
@@ -111,11 +111,11 @@ def _open(text: str, is_number: bool, request: CameraRequest) -> Source:
 
 def _printable_source(text: str) -> str:
     """Return the source for messages; it may be an address with a password and without a scheme."""
-    return printable(text_without_secrets(text))
+    return printable(strip_secrets_from_text(text))
 
 
 def _open_address(url: str, scheme: str) -> Source:
-    name = without_secrets(url)
+    name = strip_secrets(url)
     if scheme not in URL_SCHEMES:
         raise SourceError(f"can't open {name}: the URL scheme must be one of {', '.join(URL_SCHEMES)}")
     reader = open_stream(url)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tfiseg
 from PIL import Image
-from tfiseg.images import without_secrets
+from tfiseg.images import strip_secrets
 from tfiseg.runtime.sources.base import check_image
 
 
@@ -138,7 +138,7 @@ def test_frames_are_checked(image, message):
     ],
 )
 def test_names_contain_no_secrets(url, name):
-    assert without_secrets(url) == name
+    assert strip_secrets(url) == name
 
 
 def test_the_error_of_an_address_contains_no_secrets():

@@ -9,7 +9,7 @@ import threading
 import pytest
 import tfiseg
 from clips import write_clip
-from tfiseg.images import text_without_secrets, without_secrets
+from tfiseg.images import strip_secrets, strip_secrets_from_text
 
 TIMES = [k / 30 for k in range(12)] + [0.4 + k / 10 for k in range(12)]
 SECRET_URLS = {
@@ -30,7 +30,7 @@ SECRET_URLS = {
 
 @pytest.mark.parametrize("url", SECRET_URLS)
 def test_without_secrets(url):
-    assert without_secrets(url) == SECRET_URLS[url]
+    assert strip_secrets(url) == SECRET_URLS[url]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_no_password_is_printed(source):
     ],
 )
 def test_text_without_secrets(text, expected):
-    assert text_without_secrets(text) == expected
+    assert strip_secrets_from_text(text) == expected
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
