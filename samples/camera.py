@@ -20,7 +20,7 @@ segmenter = tfiseg.Segmenter(refine="frame")
 writer = None
 try:
     source = tfiseg.open_source(args.source, realtime=not args.out)
-    # capture, network and drawing run in parallel; a live source drops old frames, so the view is up to date
+    # capture, network and drawing run in parallel; a live source drops old frames
     with source, tfiseg.Pipeline(source, segmenter, draw=True, max_frames=args.frames) as pipeline:
         for result in pipeline:
             if not args.out:
@@ -39,8 +39,8 @@ except cv2.error:
         "no window can be opened: use --out view.mp4, or install opencv-python instead of "
         "opencv-python-headless"
     )
-except tfiseg.TfisegError as wrong:
-    sys.exit(str(wrong))
+except tfiseg.TfisegError as error:
+    sys.exit(str(error))
 except KeyboardInterrupt:
     pass
 finally:

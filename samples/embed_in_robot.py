@@ -1,7 +1,7 @@
 """Use instance masks in a robot's control loop: stop if a person is near or the masks are old.
 
-Run `python samples/embed_in_robot.py 0` with a camera, or "synthetic" without one. Replace `print` by your
-motors.
+Run `python samples/embed_in_robot.py 0` with a camera, or "synthetic" without one. Replace `print` with your
+motor commands.
 """
 
 import argparse
@@ -12,8 +12,8 @@ import tfiseg
 
 LOOP_HZ = 20
 STALE_MS = 400  # stop if the masks are older
-NEAR = 0.08  # share of the image's lower half that a person covers
-KEEP_CLEAR_S = 0.5  # wait this long after the way is free
+NEAR = 0.08  # stop if a person covers a larger share of the image's lower half
+KEEP_CLEAR_S = 0.5  # wait this long after the way is clear
 
 
 def obstacle(result: tfiseg.Result | None) -> str | None:
@@ -39,30 +39,30 @@ args = parser.parse_args()
 segmenter = tfiseg.Segmenter(things=["person"])
 try:
     source = tfiseg.open_source(args.source, realtime=True)
-except tfiseg.SourceError as wrong:
-    sys.exit(str(wrong))
-command, said, clear_since = "", "", None
+except tfiseg.SourceError as error:
+    sys.exit(str(error))
+command, last_command, clear_since = "", "", None
 # the pipeline runs in its own threads; this loop never waits for a frame
 with source, tfiseg.Pipeline(source, segmenter, tracker=tfiseg.Tracker()) as pipeline:
     end = time.monotonic() + args.seconds
     try:
         while time.monotonic() < end:
-            why = obstacle(pipeline.newest())
+            reason = obstacle(pipeline.newest())
             now = time.monotonic()
-            clear_since = None if why else clear_since or now
-            if why:
-                command = f"STOP: {why}"
+            clear_since = None if reason else clear_since or now
+            if reason:
+                command = f"STOP: {reason}"
             elif now - clear_since > KEEP_CLEAR_S:
                 command = "GO"
-            if command != said:
+            if command != last_command:
                 print(command, flush=True)
-                said = command
+                last_command = command
             time.sleep(1 / LOOP_HZ)
         print("STOP: time is up", flush=True)
     except KeyboardInterrupt:
         print("STOP: interrupted", flush=True)
-    except tfiseg.TfisegError as failed:  # a stage failed or the source ended: never drive blind
-        print(f"STOP: {failed}", flush=True)
+    except tfiseg.TfisegError as error:  # a stage failed or the source ended
+        print(f"STOP: {error}", flush=True)
         sys.exit(1)
 counts = pipeline.stats()
 print(f"{counts['captured']} frames, {counts['dropped']} dropped")

@@ -1,11 +1,11 @@
 """Decide whether a robot must stop, with hysteresis and a watchdog: `python samples/emergency_stop.py 0`.
 
-Three rules make the decision safe. A stop needs one frame, and driving on needs several clear ones in a row
-over a minimum time. The distance to drive on is larger than the distance to stop. No result for `STALE_MS`
-is a stop, whatever the last one said.
+Three rules make the decision safe. One frame is enough to stop, but going needs several clear frames in a row
+over a minimum time. The distance to go is larger than the distance to stop. The robot also stops if there is
+no result for `STALE_MS`.
 
-The sample takes the share of the image's lower half that a person covers. With a depth camera, give
-`EmergencyStop.update` the distance of the nearest person instead; `nearest_person_m` shows how.
+The danger is the share of the image's lower half that a person covers. With a depth camera, use the distance
+of the nearest person instead, as in `nearest_person_m`.
 """
 
 import argparse
@@ -17,23 +17,23 @@ from collections.abc import Callable
 import numpy as np
 import tfiseg
 
-NEAR, CLEAR = 0.08, 0.04  # share of the lower half: stop above the first, drive on below the second
-STALE_MS = 300  # no result for so long is a stop
-CLEAR_S, CLEAR_RESULTS = 0.5, 5  # drive on after so many clear results over at least this time
+NEAR, CLEAR = 0.08, 0.04  # share of the lower half: stop above the first, go below the second
+STALE_MS = 300  # stop if there is no result for this time
+CLEAR_S, CLEAR_RESULTS = 0.5, 5  # minimum time and number of clear results before going
 WATCHDOG_HZ = 50
 
 
 class EmergencyStop:
-    """A stop signal that is on until it has been proved for a while that the way is clear.
-
-    A thread of its own watches the age of the results. It calls ``on_change(stopped, reason)`` at each
-    change. Time is that of ``clock``, in seconds.
+    """A stop signal that stays on until the way has been clear for some time.
 
     Args:
-        near: danger at or above which the robot stops; any quantity that grows with danger.
+        near: danger at or above which the robot stops; any quantity that grows with the danger.
         clear: danger at or below which the way is clear; lower than ``near``.
         stale_ms: age of the newest result above which the robot stops.
-        clear_s, clear_results: how long, and in how many results, the way must be clear.
+        clear_s: minimum time for which the way must be clear before the robot goes.
+        clear_results: minimum number of clear results before the robot goes.
+        on_change: called with (stopped, reason) at each change.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class EmergencyStop:
         self.stopped, self.reason = True, "no result yet"
 
     def update(self, danger: float, captured_s: float) -> None:
-        """Take one result: its danger, and when its frame was captured. NaN is a stop."""
+        """Update with the danger and the capture time of a result. NaN stops the robot."""
         with self._lock:
             if self._captured_s is not None and captured_s <= self._captured_s:
-                return  # the same result again, or an older one, proves nothing
+                return  # the same result again, or an older one
             self._captured_s = captured_s
             if not danger <= self._clear:
                 self._clear_since, self._clear_count = None, 0
@@ -74,7 +74,7 @@ class EmergencyStop:
         self.check()
 
     def check(self) -> None:
-        """The watchdog's turn: stop if the newest result is old, drive on if it was clear long enough."""
+        """Stop if the newest result is old, or go if the way has been clear long enough."""
         with self._lock:
             if self._captured_s is None:
                 return
@@ -90,13 +90,13 @@ class EmergencyStop:
                 self._set(False, "the way is clear")
 
     def fail(self, reason: str) -> None:
-        """Stop for a reason from outside, such as an error; only clear results end it."""
+        """Stop for another reason, such as an error, until there are clear results again."""
         with self._lock:
             self._clear_since, self._clear_count = None, 0
             self._set(True, reason)
 
     def watch(self, stop: threading.Event) -> None:
-        """Run the watchdog until the event is set; in a thread of its own, which no network can delay."""
+        """Check regularly until the event is set; run this in its own thread."""
         while not stop.wait(1 / WATCHDOG_HZ):
             self.check()
 
@@ -110,20 +110,21 @@ class EmergencyStop:
 
 
 def covered_share(instances: tfiseg.Instances) -> float:
-    """Largest share of the image's lower half that one person covers."""
+    """Return the largest share of the image's lower half that one person covers."""
     lower = instances.label_map[instances.label_map.shape[0] // 2 :]
-    people = [one.number for one in instances if one.class_name == "person"]
+    people = [i.number for i in instances if i.class_name == "person"]
     return max((float((lower == number).mean()) for number in people), default=0.0)
 
 
 def nearest_person_m(instances: tfiseg.Instances, depth_map: np.ndarray, intrinsics: np.ndarray) -> float:
-    """Distance of the nearest person in meters. As a danger, give its negative: EmergencyStop(-1.0, -1.5).
+    """Return the distance of the nearest person in meters; its negative is the danger.
 
-    A person without any depth may be too near for the sensor: NaN, which is a stop.
+    Use it with EmergencyStop(-1.0, -1.5). The distance is NaN, which stops the robot, if a person has no
+    depth and may be too near for the sensor.
     """
     measured = instances.with_depth(depth_map, intrinsics)
-    people = [one for one in measured if one.class_name == "person"]
-    return float(np.min([np.linalg.norm(one.nearest_xyz_m) for one in people])) if people else np.inf
+    people = [i for i in measured if i.class_name == "person"]
+    return float(np.min([np.linalg.norm(i.nearest_xyz_m) for i in people])) if people else np.inf
 
 
 def main() -> None:
@@ -139,7 +140,7 @@ def main() -> None:
     guard = EmergencyStop(
         NEAR,
         CLEAR,
-        on_change=lambda stopped, why: print(f"{'STOP' if stopped else 'GO'}: {why}", flush=True),
+        on_change=lambda stopped, reason: print(f"{'STOP' if stopped else 'GO'}: {reason}", flush=True),
     )
     print(f"STOP: {guard.reason}", flush=True)
     ended = threading.Event()
@@ -151,8 +152,8 @@ def main() -> None:
                 if (result := pipeline.newest()) is not None:
                     guard.update(covered_share(result.instances), result.frame.capture_time_ns / 1e9)
                 time.sleep(1 / WATCHDOG_HZ)
-    except tfiseg.TfisegError as failed:  # a stage failed or the source ended: never drive blind
-        guard.fail(str(failed))
+    except tfiseg.TfisegError as error:  # a stage failed or the source ended
+        guard.fail(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         guard.fail("interrupted")

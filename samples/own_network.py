@@ -1,7 +1,7 @@
 """Get instances from your own semantic network: pass its logits or class map to tfiseg.cluster.
 
 `python samples/own_network.py photo.jpg` uses OpenCV's GrabCut instead of a network. It separates "object"
-and "background" in the middle of the image. Replace it by your network's output (classes, h, w).
+and "background" in the middle of the image. Replace it with your network's output (classes, h, w).
 """
 
 import argparse
@@ -18,10 +18,10 @@ def my_network(image: np.ndarray) -> np.ndarray:
     labels = np.zeros((height, width), np.uint8)
     middle = (width // 8, height // 16, width * 3 // 4, height * 15 // 16)
     cv2.grabCut(image, labels, middle, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_RECT)
-    sure = cv2.resize(
+    probability = cv2.resize(
         (labels % 2).astype(np.float32), (width // 4, height // 4), interpolation=cv2.INTER_AREA
     )
-    return np.stack([0.5 - sure, sure - 0.5]) * 8
+    return np.stack([0.5 - probability, probability - 0.5]) * 8
 
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

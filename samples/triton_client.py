@@ -18,40 +18,40 @@ import tritonclient.grpc as triton
 from tfiseg.instances import instances_from_table
 
 
-def answer(client: triton.InferenceServerClient, model: str, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the model's outputs for an image uint8 (H, W, 3) BGR, without the batch axis."""
+def infer(client: triton.InferenceServerClient, model: str, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the model's outputs for an image, uint8 (H, W, 3) BGR, without the batch axis."""
     frame = triton.InferInput("frame", (1, *image.shape), "UINT8")
     frame.set_data_from_numpy(np.ascontiguousarray(image[None]))
-    reply = client.infer(model, [frame])
-    return {one.name: reply.as_numpy(one.name)[0] for one in reply.get_response().outputs}
+    response = client.infer(model, [frame])
+    return {output.name: response.as_numpy(output.name)[0] for output in response.get_response().outputs}
 
 
 def instances_of(
-    maps: dict[str, np.ndarray], about: dict[str, Any], size_hw: tuple[int, int]
+    maps: dict[str, np.ndarray], metadata: dict[str, Any], size_hw: tuple[int, int]
 ) -> tfiseg.Instances:
     """Return instances from a model's outputs and metadata; an engine's instances have the engine's size."""
-    clustering = about.get("clustering", {})
+    clustering, names = metadata.get("clustering", {}), metadata["class_names"]
     if "label_map" in maps:
         rows = maps["table"][: max(0, int(maps["count"].item()))]
-        found = instances_from_table(
-            maps["label_map"], maps["semantic_map"].astype(np.uint8), rows, class_names=about["class_names"]
+        instances = instances_from_table(
+            maps["label_map"], maps["semantic_map"].astype(np.uint8), rows, class_names=names
         )
     else:
-        found = tfiseg.cluster(
+        instances = tfiseg.cluster(
             maps["logits"],
             displacement=maps.get("displacement"),
             boundary=maps["boundary"][0] if "boundary" in maps else None,
             affinity=maps.get("affinity"),
-            things=about["things"],
+            things=metadata["things"],
             split=clustering.get("split", "auto"),
             min_area=max(25, size_hw[0] * size_hw[1] // 1000),
             output_size_hw=size_hw,
-            class_names=about["class_names"],
+            class_names=names,
         )
     if "score_rule" not in clustering:
-        return found.select(found.score >= 0.5)
-    found = dataclasses.replace(found, score=tfiseg.object_probability(found, clustering["score_rule"]))
-    return found.select(found.score >= 0.3)
+        return instances.select(instances.score >= 0.5)
+    score = tfiseg.object_probability(instances, clustering["score_rule"])
+    return dataclasses.replace(instances, score=score).select(score >= 0.3)
 
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -65,20 +65,20 @@ args = parser.parse_args()
 client = triton.InferenceServerClient(args.url)
 try:
     parameters = client.get_model_config(args.model).config.parameters
-    about = json.loads(parameters["tfiseg"].string_value)
-    view = None
+    metadata = json.loads(parameters["tfiseg"].string_value)
+    overlay = None
     for frame in tfiseg.open_source(args.source):
         if frame.index == args.frames:
             break
-        maps = answer(client, args.model, frame.image)
-        instances = instances_of(maps, about, frame.image.shape[:2])
+        maps = infer(client, args.model, frame.image)
+        instances = instances_of(maps, metadata, frame.image.shape[:2])
         for i in instances:
             print(f"frame {frame.index}: {i.class_name}, score {i.score:.2f}, {i.area} px, box {i.box_xyxy}")
         height, width = instances.label_map.shape
-        view = instances.draw(cv2.resize(frame.image, (width, height)))
-except triton.InferenceServerException as wrong:
-    sys.exit(f"the server at {args.url} says: {wrong.message()}")
-except (json.JSONDecodeError, tfiseg.TfisegError) as wrong:
-    sys.exit(f"{args.model}: {wrong}")
-if args.out and (view is None or not cv2.imwrite(args.out, view)):
+        overlay = instances.draw(cv2.resize(frame.image, (width, height)))
+except triton.InferenceServerException as error:
+    sys.exit(f"the server at {args.url} failed: {error.message()}")
+except (json.JSONDecodeError, tfiseg.TfisegError) as error:
+    sys.exit(f"{args.model}: {error}")
+if args.out and (overlay is None or not cv2.imwrite(args.out, overlay)):
     sys.exit(f"{args.out} can't be written")

@@ -1,3 +1,5 @@
+"""Fixtures of all tests: development data, tools, and an installed C++ library."""
+
 import os
 import shutil
 import subprocess
@@ -6,18 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tfiseg  # noqa: F401  the installed one, before pytest takes a clone of that name for the package
+import tfiseg  # noqa: F401  the installed package, before pytest imports a clone of that name
 
-sys.path.append(str(Path(__file__).parent))  # for plain_model
+sys.path.append(str(Path(__file__).parent))  # for the helper modules in this folder
 
 SHARED = Path(os.environ.get("TFISEG_SHARED") or Path(__file__).parent.parent.parent / "shared")
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The development data beside the repository; tests that need it are skipped where it isn't."""
+    """Return the folder of the development data, or skip the test."""
     if not (SHARED / "data" / "eval").is_dir():
-        pytest.skip("../shared (development data) is not here")
+        pytest.skip("there is no development data in ../shared")
     return SHARED
 
 
@@ -28,20 +30,19 @@ def eval_sets(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def require_tools() -> Callable[..., None]:
-    """require_tools("cmake", "pkg-config"): skip where a program is missing; with TFISEG_TEST_CPP set,
-    fail."""
+    """Return a function that skips the test if a program is missing; with TFISEG_TEST_CPP, it fails."""
 
     def require(*names: str) -> None:
         if missing := [name for name in names if not shutil.which(name)]:
-            said = f"{', '.join(missing)} not found (.ci/run installs what these tests need)"
-            (pytest.fail if os.environ.get("TFISEG_TEST_CPP") else pytest.skip)(said)
+            message = f"{', '.join(missing)} not found (.ci/run lists the packages)"
+            (pytest.fail if os.environ.get("TFISEG_TEST_CPP") else pytest.skip)(message)
 
     return require
 
 
 @pytest.fixture(scope="session")
 def run_tool() -> Callable[..., str]:
-    """run_tool("cmake", ...): a command's output, stderr included; it must succeed."""
+    """Return a function that runs a command, which must succeed, and returns its output and stderr."""
 
     def run(*command: object, **options: object) -> str:
         done = subprocess.run(
@@ -61,7 +62,7 @@ def run_tool() -> Callable[..., str]:
 def cpp_prefix(
     require_tools: Callable[..., None], run_tool: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The C++ library for the CPU as `cmake --install` leaves it, in a prefix that was moved afterwards."""
+    """Return the prefix of an installed C++ library for the CPU, which was moved after the installation."""
     require_tools("cmake", "g++")
     work = tmp_path_factory.mktemp("tfiseg")
     build, installed, moved = work / "build", work / "installed", work / "moved" / "prefix"

@@ -1,5 +1,4 @@
-"""The network that comes with tfiseg without its instance heads, as a file: many tests want a plain semantic
-network."""
+"""The file of the default network without its instance heads, for tests of a plain semantic network."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is released: one version, complete packages, extras that keep their promise."""
+"""Test the packaging: one version, complete packages, and extras."""
 
 import configparser
 import re
@@ -14,14 +14,14 @@ SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 
 
-def listed(section: str, option: str) -> list[str]:
+def lines_of(section: str, option: str) -> list[str]:
     return SETUP[section][option].split("\n")[1:]
 
 
 def requirements(extra: str) -> set[str]:
-    """Names of all packages that an extra installs, those of its own extras included."""
+    """Return the names of all packages that an extra installs, including nested extras."""
     names = set()
-    for line in listed("options.extras_require", extra):
+    for line in lines_of("options.extras_require", extra):
         nested = re.fullmatch(r"tfiseg\[([\w,]+)\]", line)
         if nested:
             names |= {name for inner in nested[1].split(",") for name in requirements(inner)}
@@ -45,7 +45,7 @@ def test_every_package_is_installed():
         for top in tops
         for init in (ROOT / top).rglob("__init__.py")
     }
-    assert set(listed("options", "packages")) == {"tfiseg", *found}
+    assert set(lines_of("options", "packages")) == {"tfiseg", *found}
 
 
 def test_training_weights_are_not_installed():
@@ -61,7 +61,7 @@ def test_an_onnx_file_needs_no_torch():
 
 
 @pytest.mark.parametrize("extra", ["zoo", "hf", "train"])
-def test_extras_of_torch_networks_bring_torch(extra):
+def test_extras_for_torch_networks_install_torch(extra):
     assert {"torch", "onnx", "onnxsim", "onnxscript"} <= requirements(extra)
 
 

@@ -1,7 +1,7 @@
-"""README and documentation are tests: code runs as written, commands exist, links lead somewhere.
+"""Test README and documentation: code runs as written, and commands, options and linked files exist.
 
-A block after ``<!-- skip: REASON -->`` is not run, because it needs a GPU, a camera or long training. Its
-options are checked all the same.
+A block after ``<!-- skip: REASON -->`` is not run, for example because it needs a GPU, but its options are
+checked.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def blocks(language: str) -> list[Block]:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
-    """A folder with the files that a reader has: a photo, two folders of photos and a short video."""
+    """Return a folder with the files of the examples: a photo, two folders of photos and a short video."""
     from skimage import data
 
     folder = tmp_path_factory.mktemp("reader")
@@ -88,7 +88,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def reader(files, tmp_path):
-    """A copy of these files to work in."""
+    """Return a working copy of these files."""
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
@@ -106,7 +106,7 @@ def run(arguments, folder):
 def test_python_runs(block, reader):
     if block.skip:
         pytest.skip(block.skip)
-    # camera 0 becomes the synthetic source: three frames of it in a loop, endless in a pipeline
+    # the synthetic source replaces camera 0: three frames in a loop, and endless in a pipeline
     code = re.sub(
         r"in tfiseg\.open_source\(0\)",
         "in __import__('itertools').islice(tfiseg.open_source('synthetic'), 3)",
@@ -114,8 +114,8 @@ def test_python_runs(block, reader):
     )
     code = re.sub(r"= tfiseg\.open_source\(0\)", "= tfiseg.open_source('synthetic', realtime=True)", code)
     out = run([sys.executable, "-c", code], reader)
-    for shown in re.findall(r"print\(.*\)  # (\[.*\])", code):
-        assert out.strip() == shown
+    for expected in re.findall(r"print\(.*\)  # (\[.*\])", code):
+        assert out.strip() == expected
 
 
 @pytest.mark.parametrize("block", blocks("sh"), ids=str)
@@ -130,7 +130,7 @@ def verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]
 
 
 def check_command(command: str) -> None:
-    """Check that the verb of a command exists and has all of its options; placeholders are fine."""
+    """Check that the verb of a command exists and has all options; placeholders are allowed."""
     parser = _parser()
     words = shlex.split(command, comments=True)[1:]
     while words and (nested := verbs(parser)):
@@ -170,7 +170,7 @@ def test_make_targets_exist():
 
 
 @pytest.mark.parametrize("page", LINKED_PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
+def test_linked_files_exist(page):
     text = re.sub(r"```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if not re.match(r"[a-z]+:", target):
@@ -179,7 +179,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_named_files_exist():
-    """The architecture page answers questions by file names: the files are there."""
+    """The files that the architecture page names exist."""
     text = (DOCS / "architecture.md").read_text()
     names = re.findall(r"`((?:runtime|export|plugins|calibration|cli|tests)/[\w/.]+)`", text)
     assert len(names) > 20

@@ -1,4 +1,4 @@
-// Does the installed library work? Two discs that touch become two instances, and wrong arguments become errors. Prints "ok".
+// Checks an installed library: two touching discs are two instances, and invalid arguments are errors. Prints "ok".
 #include <tfiseg.hpp>
 
 #include <cstdint>
@@ -23,9 +23,9 @@ std::vector<uint8_t> two_discs() {
     return map;
 }
 
-void expect(bool holds, const char *what) {
-    if (holds) return;
-    std::fprintf(stderr, "check_tfiseg: %s\n", what);
+void expect(bool condition, const char *message) {
+    if (condition) return;
+    std::fprintf(stderr, "check_tfiseg: %s\n", message);
     std::exit(1);
 }
 
@@ -52,25 +52,25 @@ int main() {
     tfiseg::Clusterer clusterer;
     const tfiseg::Result result = clusterer.cluster(maps);
     const std::vector<tfiseg::Instance> found = result.instances();
-    expect(found.size() == 2, "two discs that touch are two instances");
-    expect(found[0].class_id == kClass && found[1].class_id == kClass && !found[0].touches_edge, "of the discs' class, inside the picture");
+    expect(found.size() == 2, "two touching discs are two instances");
+    expect(found[0].class_id == kClass && found[1].class_id == kClass && !found[0].touches_edge, "with the discs' class, inside the image");
     expect(result.label_map()[60 * 180 + 40] == 1 && result.label_map()[60 * 180 + 130] == 2 && result.label_map()[0] == 0, "numbered in raster order");
 
-    tfiseg::Settings whole;
-    whole.split = 0.0;  // connected components
-    expect(tfiseg::Clusterer(whole).cluster(maps).count() == 1, "one connected component");
-    whole.things = {7};
-    expect(tfiseg::Clusterer(whole).cluster(maps).count() == 0, "other classes are not countable");
+    tfiseg::Settings components;
+    components.split = 0.0;
+    expect(tfiseg::Clusterer(components).cluster(maps).count() == 1, "one connected component");
+    components.things = {7};
+    expect(tfiseg::Clusterer(components).cluster(maps).count() == 0, "other classes are not countable");
 
-    tfiseg::Settings wrong;
-    wrong.split = 2.0;
-    expect_error([&] { tfiseg::Clusterer c(wrong); }, "ratios lie in 0..1");
-    wrong = {};
-    wrong.merge_rule.resize(12);
-    expect_error([&] { tfiseg::Clusterer c(wrong); }, "got 12");
-    wrong = {};
-    wrong.max_instances = 0;
-    expect_error([&] { tfiseg::Clusterer(wrong).cluster(maps); }, "cannot be clustered");
+    tfiseg::Settings invalid;
+    invalid.split = 2.0;
+    expect_error([&] { tfiseg::Clusterer c(invalid); }, "ratios lie in 0..1");
+    invalid = {};
+    invalid.merge_rule.resize(12);
+    expect_error([&] { tfiseg::Clusterer c(invalid); }, "got 12");
+    invalid = {};
+    invalid.max_instances = 0;
+    expect_error([&] { tfiseg::Clusterer(invalid).cluster(maps); }, "cannot be clustered");
     maps.grid = {120, 179};
     expect_error([&] { clusterer.cluster(maps); }, "class_map has 21600 values, expected 21480");
     std::puts("ok");

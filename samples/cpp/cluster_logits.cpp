@@ -3,8 +3,8 @@
 // logits.npy: float32 (classes, h, w), as numpy.save writes it. labels.png: 16 bit, 0 = none, 1.. = instances, at HEIGHT x WIDTH
 // (default: that of the logits).
 //
-// On a GPU, with logits that your network left there: point the maps at device memory and call clusterer.enqueue(maps, result, stream),
-// which returns at once.
+// On a GPU: point the maps to your network's logits in device memory and call clusterer.enqueue(maps, result, stream), which returns at
+// once.
 #include "png_files.h"
 
 #include <cstdint>
@@ -19,7 +19,7 @@
 
 #include <tfiseg.hpp>
 
-// A .npy file of float32 in C order; its shape goes to `shape`.
+// Reads a .npy file of float32 in C order and appends its shape to `shape`.
 static std::vector<float> read_npy(const std::string &path, std::vector<long> &shape) {
     std::ifstream file(path, std::ios::binary);
     char start[10];
@@ -49,9 +49,9 @@ static void run(int argc, char **argv) {
     const std::vector<float> logits = read_npy(argv[1], shape);
     if (shape.size() != 3) throw std::runtime_error("the logits must be (classes, h, w)");
 
-    tfiseg::Settings settings;  // every class but 0 is countable, every neck is decided from its shape
+    tfiseg::Settings settings;  // defaults: every class except 0 is countable, and the split rule separates instances
     settings.max_instances = 256;
-    tfiseg::Clusterer clusterer(settings);  // a robot keeps it from frame to frame
+    tfiseg::Clusterer clusterer(settings);  // reuse it for all frames
     tfiseg::Maps maps;
     maps.logits = logits;
     maps.classes = int32_t(shape[0]);

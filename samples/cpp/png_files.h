@@ -11,7 +11,7 @@
 
 #include <tfiseg.hpp>
 
-// A label map as a PNG of 16 bits per pixel.
+// Writes a label map as a PNG of 16 bits per pixel.
 inline void write_labels(const std::string &path, tfiseg::Span<const int32_t> label_map, tfiseg::Size size) {
     const std::vector<uint16_t> labels(label_map.begin(), label_map.end());
     png_image image = {};
@@ -22,7 +22,7 @@ inline void write_labels(const std::string &path, tfiseg::Span<const int32_t> la
     if (!png_image_write_to_file(&image, path.c_str(), 0, labels.data(), 0, nullptr)) throw std::runtime_error(path + ": " + image.message);
 }
 
-// A PNG as a frame: BGR, 8 bits, rows without gaps.
+// Reads a PNG as a frame: BGR, 8 bits, rows without padding.
 inline std::vector<uint8_t> read_frame(const std::string &path, tfiseg::Size &size) {
     png_image image = {};
     image.version = PNG_IMAGE_VERSION;

@@ -28,7 +28,7 @@
 
 namespace {
 
-struct Found {
+struct FrameResult {
     std::vector<tfiseg::Instance> instances;
     std::vector<int32_t> label_map;  // (H, W), 0 = none, k + 1 = instances[k]
     double network_ms = 0.0, cluster_ms = 0.0;
@@ -48,7 +48,7 @@ double ms_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
-// A network and its operator; keeps its memory from frame to frame.
+// A network and its operator, which reuse their memory for all frames.
 class FrameSegmenter {
   public:
     FrameSegmenter(const std::string &path, int threads) : session_(environment_, path.c_str(), session_options(threads)) {
@@ -63,17 +63,17 @@ class FrameSegmenter {
 
     const std::string &class_name(int32_t class_id) const { return class_names_.at(size_t(class_id)); }
 
-    // frame: BGR, 8 bits, rows without gaps.
-    Found operator()(tfiseg::Span<const uint8_t> frame, tfiseg::Size size) {
+    // frame: BGR, 8 bits, rows without padding.
+    FrameResult operator()(tfiseg::Span<const uint8_t> frame, tfiseg::Size size) {
         const auto start = std::chrono::steady_clock::now();
         const std::array<int64_t, 4> shape{1, size.height, size.width, 3};
-        // ONNX Runtime takes no const memory, but reads only
+        // ONNX Runtime only reads the memory, but its API is not const
         const Ort::Value input = Ort::Value::CreateTensor<uint8_t>(memory_, const_cast<uint8_t *>(frame.data()), frame.size(), shape.data(), shape.size());
         const char *input_name = "frame";
         std::vector<const char *> names;
         for (const std::string &name : output_names_) names.push_back(name.c_str());
         const std::vector<Ort::Value> outputs = session_.Run(Ort::RunOptions{nullptr}, &input_name, &input, 1, names.data(), names.size());
-        Found found;
+        FrameResult found;
         found.network_ms = ms_since(start);
         const tfiseg::Result result = cluster(outputs, size);
         found.cluster_ms = ms_since(start) - found.network_ms;
@@ -126,25 +126,25 @@ class FrameSegmenter {
     static int32_t stride(int32_t grid_side, int64_t map_side) { return int32_t((grid_side + map_side - 1) / map_side); }
 
     // Keep instances that are likely objects: by the model's score calibration, or by the mean class probability.
-    void select(const tfiseg::Result &result, Found &found) const {
+    void select(const tfiseg::Result &result, FrameResult &found) const {
         std::vector<tfiseg::Instance> instances = result.instances();
         int32_t largest = 1;
-        for (const tfiseg::Instance &one : instances) largest = std::max(largest, one.area);
+        for (const tfiseg::Instance &instance : instances) largest = std::max(largest, instance.area);
         std::vector<int32_t> new_label(instances.size() + 1, 0);
         for (size_t k = 0; k < instances.size(); ++k) {
-            tfiseg::Instance one = instances[k];
-            if (!score_rule_.empty()) one.score = probability(one, largest, result.size());
-            if (one.score < (score_rule_.empty() ? 0.5f : 0.3f)) continue;
-            found.instances.push_back(one);
+            tfiseg::Instance instance = instances[k];
+            if (!score_rule_.empty()) instance.score = probability(instance, largest, result.size());
+            if (instance.score < (score_rule_.empty() ? 0.5f : 0.3f)) continue;
+            found.instances.push_back(instance);
             new_label[k + 1] = int32_t(found.instances.size());
         }
         for (const int32_t label : result.label_map()) found.label_map.push_back(new_label[size_t(label)]);
     }
 
     // Logistic regression on size in the frame, size against the largest instance, and mean class probability.
-    float probability(const tfiseg::Instance &one, int32_t largest, tfiseg::Size size) const {
-        const double area = std::max(1, one.area), sure = std::clamp(double(one.score), 1e-3, 1.0 - 1e-3);
-        const double features[] = {std::log(area / double(size.area())), std::log(area / largest), std::log(sure / (1.0 - sure))};
+    float probability(const tfiseg::Instance &instance, int32_t largest, tfiseg::Size size) const {
+        const double area = std::max(1, instance.area), score = std::clamp(double(instance.score), 1e-3, 1.0 - 1e-3);
+        const double features[] = {std::log(area / double(size.area())), std::log(area / largest), std::log(score / (1.0 - score))};
         const double sum = std::inner_product(features, features + 3, score_rule_.begin(), score_rule_.at(3));
         return float(1.0 / (1.0 + std::exp(-sum)));
     }
@@ -171,11 +171,11 @@ void run(int argc, char **argv) {
     for (int k = 3; k < argc; ++k) {
         tfiseg::Size size;
         const std::vector<uint8_t> frame = read_frame(argv[k], size);
-        const Found found = segment(frame, size);
+        const FrameResult found = segment(frame, size);
         std::printf("%s: %zu instances, network %.1f ms, clustering %.1f ms\n", argv[k], found.instances.size(), found.network_ms, found.cluster_ms);
-        for (const tfiseg::Instance &one : found.instances)
-            std::printf("  %s, score %.3f, box (%.0f, %.0f, %.0f, %.0f), %d pixels\n", segment.class_name(one.class_id).c_str(), one.score, one.x0, one.y0,
-                        one.x1, one.y1, one.area);
+        for (const tfiseg::Instance &instance : found.instances)
+            std::printf("  %s, score %.3f, box (%.0f, %.0f, %.0f, %.0f), %d pixels\n", segment.class_name(instance.class_id).c_str(), instance.score,
+                        instance.x0, instance.y0, instance.x1, instance.y1, instance.area);
         write_labels(std::string(argv[2]) + "/" + stem(argv[k]) + ".png", found.label_map, size);
     }
 }

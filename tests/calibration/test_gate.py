@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 import tfiseg
+from degraded_networks import DEGRADATIONS, write_degraded
 from plain_model import PLAIN_MODEL
-from spoils import SPOILS, spoilt
 from tfiseg.calibration.gate import DEFAULTS, Thresholds, gate_report, require_passed
 from tfiseg.calibration.graph import Network
 from tfiseg.export.engine.lower import PrecisionSettings, lower
@@ -97,9 +97,9 @@ def floor(scenes):
     return noise_floor(tfiseg.Segmenter(), scenes)
 
 
-@pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
-def test_a_truly_spoilt_network_fails_whatever_the_noise(spoil, scenes, floor, tmp_path):
-    comparison = compare(tfiseg.Segmenter(), tfiseg.Segmenter(spoilt(spoil, tmp_path)), scenes)
+@pytest.mark.parametrize("degrade", DEGRADATIONS, ids=lambda degrade: degrade.__name__)
+def test_a_truly_spoilt_network_fails_whatever_the_noise(degrade, scenes, floor, tmp_path):
+    comparison = compare(tfiseg.Segmenter(), tfiseg.Segmenter(write_degraded(degrade, tmp_path)), scenes)
     for precision in ("fp16", "int8"):
         report = gate_report(comparison, DEFAULTS[precision], lambda: floor)
         assert not report["passed"], report

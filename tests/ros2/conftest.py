@@ -1,4 +1,4 @@
-"""Real ROS 2 processes: the node, cameras and listeners, in a domain of their own."""
+"""Fixtures for ROS 2 processes: the node, cameras and listeners, in their own domain."""
 
 import json
 import os
@@ -11,12 +11,12 @@ import pytest
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent.parent / "samples" / "ros2" / "tfiseg_ros"
-WAIT_S = 90  # until something has started; machines of CI are slow
+WAIT_S = 90  # timeout for the start of a process; CI machines are slow
 sys.path[:0] = [str(PACKAGE), str(HERE)]
 
 
 class Process:
-    """A program of the test; its output is read at its end."""
+    """A process whose last line of output is JSON."""
 
     def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
         self.log = log
@@ -28,7 +28,7 @@ class Process:
         return self.log.read_text()
 
     def wait_for(self, words: str, timeout_s: float = WAIT_S) -> None:
-        """Wait until the output contains some words."""
+        """Wait until the output contains these words."""
         until = time.monotonic() + timeout_s
         while words not in self.text:
             assert self.popen.poll() is None, f"ended before {words!r}:\n{self.text}"
@@ -36,17 +36,17 @@ class Process:
             time.sleep(0.05)
 
     def wait_for_more(self, topic: str, count: int) -> None:
-        """Wait until a listener has heard so many further messages."""
+        """Wait until a listener has received this number of further messages."""
         before = self.text.count(f"heard {topic} ")
         self.wait_for(f"heard {topic} {before + count}\n")
 
     def result(self, timeout_s: float = WAIT_S) -> dict:
-        """What it printed last, after it ended by itself."""
+        """Wait for the end of the process and return its last line."""
         assert self.popen.wait(timeout_s) == 0, self.text[-3000:]
         return json.loads(self.text.splitlines()[-1])
 
     def stop(self) -> dict:
-        """End it by SIGTERM and return what it printed last."""
+        """End the process by SIGTERM and return its last line."""
         self.popen.terminate()
         return self.result()
 
@@ -57,7 +57,7 @@ class Process:
 
 
 class Ros:
-    """Starts processes that find one another, and nobody else."""
+    """A ROS domain in which processes find only each other."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,7 +79,7 @@ class Ros:
         return process
 
     def node(self, *arguments: str, wait: bool = True, **parameters: object) -> Process:
-        """The node with parameters; waits until it segments."""
+        """Start the node with parameters; with ``wait``, wait until it segments."""
         given = [word for k, v in parameters.items() for word in ("-p", f"{k}:={json.dumps(v)}")]
         process = self.start("-m", "tfiseg_ros.node", "--ros-args", *given, *arguments)
         if wait:
@@ -90,16 +90,16 @@ class Ros:
         return self.start(str(HERE / "peers.py"), role, json.dumps(options))
 
     def listener(self, topics: dict[str, str] | None = None, **options: object) -> Process:
-        """A listener that has found its publishers."""
+        """Start a listener and wait until it has found its publishers."""
         process = self.peer("listener", topics=topics or {"/tfiseg/label_map": "Image"}, **options)
         process.wait_for("matched")
-        time.sleep(0.5)  # the publisher's view of the match
+        time.sleep(0.5)  # until the publishers have found the listener
         return process
 
 
 @pytest.fixture
 def ros(tmp_path):
-    pytest.importorskip("rclpy", reason="ROS 2 is not here: `make test-ros` brings it")
+    pytest.importorskip("rclpy", reason="ROS 2 is not installed: run `make test-ros`")
     ros = Ros(tmp_path)
     yield ros
     for process in ros.processes:

@@ -1,4 +1,4 @@
-"""A subscriber of another vendor, Eclipse Cyclone DDS, without ROS: it prints what is on the wire."""
+"""A subscriber by Eclipse Cyclone DDS, another vendor's middleware, without ROS; prints the messages."""
 
 import json
 import signal
@@ -45,7 +45,7 @@ def main() -> None:
     reader = DataReader(participant, topic, qos=quality)
     ended, heard, matched, newest = [], [], False, time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
-    while not ended or time.monotonic() - newest < 2:  # what has arrived is still read
+    while not ended or time.monotonic() - newest < 2:  # read messages that have arrived
         if not matched and reader.get_matched_publications():
             matched = True
             print("matched", flush=True)

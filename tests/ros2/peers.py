@@ -1,6 +1,6 @@
-"""Programs around the node, each in a process of its own: a camera, a listener and a player of bags.
+"""Programs around the node, each in a separate process: cameras, listeners, a recorder and clients.
 
-`python peers.py ROLE OPTIONS-AS-JSON`; each prints one JSON object at its end. Times are time.monotonic_ns().
+`python peers.py ROLE OPTIONS-AS-JSON`; each prints a JSON object at the end. Times are time.monotonic_ns().
 """
 
 import itertools
@@ -43,7 +43,7 @@ def nanoseconds(stamp) -> int:
 
 
 def scenes(size_hw: tuple[int, int], count: int) -> list[np.ndarray]:
-    """Pictures of the synthetic camera, scaled."""
+    """Return resized images of the synthetic source."""
     with tfiseg.open_source("synthetic") as source:
         return [cv2.resize(frame.image, size_hw[::-1]) for frame in itertools.islice(source, count)]
 
@@ -53,25 +53,28 @@ def wait_until(node: Node, condition) -> None:
     while not condition():
         rclpy.spin_once(node, timeout_sec=0.05)
         if time.monotonic() > until:
-            sys.exit("nothing came")
+            sys.exit("the condition never became true")
 
 
-def until_told(node: Node, received: Callable[[], int]) -> Iterator[None]:
-    """Spin until SIGTERM, and then until nothing has come for a second: what is on its way still counts.
+def spin_until_signal(node: Node, received: Callable[[], int]) -> Iterator[None]:
+    """Spin until SIGTERM, and then until no message has arrived for a second.
 
-    Diagnostics come for ever, so it ends five seconds after the signal at the latest.
+    Diagnostics never end, so it stops five seconds after the signal at the latest.
     """
-    told: list[float] = []
-    signal.signal(signal.SIGTERM, lambda *_: told.append(time.monotonic()))
+    signals: list[float] = []
+    signal.signal(signal.SIGTERM, lambda *_: signals.append(time.monotonic()))
     count, newest = 0, time.monotonic()
-    while not told or (time.monotonic() - max(newest, told[0]) < 1 and time.monotonic() - told[0] < 5):
+    while not signals or (
+        time.monotonic() - max(newest, signals[0]) < 1 and time.monotonic() - signals[0] < 5
+    ):
         rclpy.spin_once(node, timeout_sec=0.05)
         if received() != count:
             count, newest = received(), time.monotonic()
         yield
 
 
-def stamped(node: Node, pixels: np.ndarray, frame_id: str) -> Image:
+def make_image(node: Node, pixels: np.ndarray, frame_id: str) -> Image:
+    """Return an image message with the current time."""
     message = image_message(pixels, "bgr8", CameraInfo().header)
     message.header.frame_id = frame_id
     message.header.stamp = node.get_clock().now().to_msg()
@@ -79,10 +82,10 @@ def stamped(node: Node, pixels: np.ndarray, frame_id: str) -> Image:
 
 
 def camera(options: dict) -> dict:
-    """Publish ``count`` frames at ``hz`` as soon as ``listeners`` are there; ends early at SIGTERM.
+    """Publish ``count`` frames at ``hz`` once there are ``listeners``; SIGTERM ends it early.
 
-    With ``compressed``, JPEG images; those whose numbers are in ``damaged`` are cut off. With ``depth_m``,
-    also a depth image of that distance.
+    With ``compressed``, it publishes JPEG images, of which those in ``damaged`` are truncated. With
+    ``depth_m``, it also publishes depth images of that distance.
     """
     node = Node(f"camera_{options.get('frame_id', '')}")
     name, compressed = options.get("name", ""), options.get("compressed", False)
@@ -94,18 +97,18 @@ def camera(options: dict) -> dict:
     ended = []
     signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
     wait_until(node, lambda: publisher.get_subscription_count() >= options.get("listeners", 1))
-    time.sleep(0.5)  # the other side's view of the match
+    time.sleep(0.5)  # until the listeners have found the publisher
     info = CameraInfo(k=[600.0, 0.0, 320.0, 0.0, 600.0, 240.0, 0.0, 0.0, 1.0])
     sent = []
     due = time.monotonic()
     for k in range(options["count"]):
-        message = stamped(node, pictures[k % len(pictures)], options.get("frame_id", "optical"))
+        message = make_image(node, pictures[k % len(pictures)], options.get("frame_id", "optical"))
         info.header = message.header
         infos.publish(info)
         if "depth_m" in options:
             depth = np.full((message.height, message.width), options["depth_m"], np.float32)
             depths.publish(image_message(depth, "32FC1", message.header))
-            time.sleep(0.2)  # it is there before its image
+            time.sleep(0.2)  # so that it arrives before its image
         if compressed:
             jpeg = cv2.imencode(".jpg", pictures[k % len(pictures)])[1].tobytes()
             content = jpeg[:100] if k in options.get("damaged", ()) else jpeg
@@ -118,19 +121,19 @@ def camera(options: dict) -> dict:
         time.sleep(max(0.0, due - time.monotonic()))
         if ended:
             break
-    publisher.wait_for_all_acked(Duration(seconds=WAIT_S))  # what is on its way still needs the publisher
+    publisher.wait_for_all_acked(Duration(seconds=WAIT_S))  # messages in transit need the publisher
     return {"sent": sent}
 
 
 def stepper(options: dict) -> dict:
-    """Publish each image when the label map of the last one has come: ``count`` scenes, or a bag's images.
+    """Publish each image after the label map of the last one: ``count`` scenes, or the images of a bag.
 
-    Reports the round trips in milliseconds.
+    Returns the round trips in milliseconds.
     """
     node = Node("stepper")
     publisher = node.create_publisher(Image, "image", qos(options))
-    heard = []
-    node.create_subscription(Image, "/tfiseg/label_map", heard.append, qos(options))
+    received = []
+    node.create_subscription(Image, "/tfiseg/label_map", received.append, qos(options))
     wait_until(node, lambda: publisher.get_subscription_count() >= options.get("listeners", 1))
     wait_until(node, lambda: node.count_publishers("/tfiseg/label_map"))
     time.sleep(0.5)
@@ -142,29 +145,29 @@ def stepper(options: dict) -> dict:
     for k in range(options.get("count", len(messages))):
         message = messages[k % len(messages)]
         if not isinstance(message, Image):
-            message = stamped(node, message, "optical")
+            message = make_image(node, message, "optical")
         began = time.perf_counter()
-        heard.clear()
+        received.clear()
         publisher.publish(message)
-        wait_until(node, lambda: heard)
+        wait_until(node, lambda: received)
         trips_ms.append((time.perf_counter() - began) * 1e3)
-        assert heard[0].header == message.header
+        assert received[0].header == message.header
         stamps.append(nanoseconds(message.header.stamp))
     publisher.wait_for_all_acked(Duration(seconds=WAIT_S))
     return {"trips_ms": trips_ms, "stamps": stamps}
 
 
 def raw_messages(bag: str, topic: str) -> list[bytes]:
-    """Serialized messages of a topic, in order."""
+    """Return the serialized messages of a topic, in order."""
     with Reader(Path(bag)) as reader:
-        connections = [one for one in reader.connections if one.topic == topic]
+        connections = [c for c in reader.connections if c.topic == topic]
         return [bytes(raw) for _, _, raw in reader.messages(connections=connections)]
 
 
 def recorder(options: dict) -> dict:
     """Write the images of ``topics`` into a bag until SIGTERM.
 
-    Prints "matched" when one of them has a publisher: what it publishes first must not be missed.
+    Prints "matched" when one of them has a publisher, so that the first message is not missed.
     """
     node, counts, subscriptions = Node("recorder"), dict.fromkeys(options["topics"], 0), []
     with Writer(Path(options["bag"]), version=9) as writer:
@@ -177,15 +180,15 @@ def recorder(options: dict) -> dict:
 
             subscriptions.append(node.create_subscription(Image, topic, take, qos(options), raw=True))
         matched = False
-        for _ in until_told(node, lambda: sum(counts.values())):
-            if not matched and any(one.get_publisher_count() for one in subscriptions):
+        for _ in spin_until_signal(node, lambda: sum(counts.values())):
+            if not matched and any(s.get_publisher_count() for s in subscriptions):
                 matched = True
                 print("matched", flush=True)
     return counts
 
 
 def parameters(options: dict) -> dict:
-    """Set parameters of the node one after another; reports the answers."""
+    """Set parameters of the node one after another, and return the answers."""
     from rclpy.parameter import Parameter
 
     node = Node("parameters")
@@ -202,7 +205,7 @@ def parameters(options: dict) -> dict:
 
 
 def lifecycle(options: dict) -> dict:
-    """Take transitions of the node one after another; reports whether they succeeded."""
+    """Trigger transitions of the node one after another, and return whether they succeeded."""
     from lifecycle_msgs.srv import ChangeState
 
     node = Node("lifecycle")
@@ -214,15 +217,14 @@ def lifecycle(options: dict) -> dict:
         request.transition.id = number
         future = client.call_async(request)
         rclpy.spin_until_future_complete(node, future, timeout_sec=options.get("timeout_s", WAIT_S))
-        answers.append(future.done() and future.result().success)  # rclpy answers no impossible transition
+        answers.append(future.done() and future.result().success)  # rclpy does not answer invalid transitions
     return {"answers": answers}
 
 
 def listener(options: dict) -> dict:
-    """Hear the topics of ``topics`` (topic -> "Image", "MarkerArray", ...) until SIGTERM.
+    """Subscribe to ``topics`` (topic -> "Image", "MarkerArray", ...) until SIGTERM.
 
-    Prints "matched" when the publisher of each is there. Images are reported by stamp, frame id, time of
-    arrival, encoding, checksum and largest value.
+    Prints "matched" when each topic has a publisher. Returns the messages as JSON objects.
     """
     from diagnostic_msgs.msg import DiagnosticArray
     from visualization_msgs.msg import MarkerArray
@@ -233,7 +235,7 @@ def listener(options: dict) -> dict:
 
     def take(topic):
         def append(message):
-            heard[topic].append(described(message, time.monotonic_ns()))
+            heard[topic].append(describe(message, time.monotonic_ns()))
             print(f"heard {topic} {len(heard[topic])}", flush=True)
 
         return append
@@ -242,15 +244,15 @@ def listener(options: dict) -> dict:
         profile = 10 if kind == "DiagnosticArray" else qos(options)
         node.create_subscription(kinds[kind], topic, take(topic), profile)
     matched = False
-    for _ in until_told(node, lambda: sum(map(len, heard.values()))):
+    for _ in spin_until_signal(node, lambda: sum(map(len, heard.values()))):
         if not matched and all(node.count_publishers(topic) for topic in heard):
             matched = True
             print("matched", flush=True)
     return heard
 
 
-def described(message, arrival_ns: int) -> dict:
-    """What a test wants to know of a message."""
+def describe(message, arrival_ns: int) -> dict:
+    """Return the values of a message that the tests check."""
     if isinstance(message, Image):
         pixels = np.frombuffer(message.data, np.uint16 if message.encoding == "mono16" else np.uint8)
         return {
@@ -277,9 +279,9 @@ def described(message, arrival_ns: int) -> dict:
     return {
         "arrival_ns": arrival_ns,
         "markers": [
-            {"ns": one.ns, "id": one.id, "frame_id": one.header.frame_id, "text": one.text}
-            | {"z": sorted({point.z for point in one.points})}
-            for one in message.markers
+            {"ns": marker.ns, "id": marker.id, "frame_id": marker.header.frame_id, "text": marker.text}
+            | {"z": sorted({point.z for point in marker.points})}
+            for marker in message.markers
         ],
     }
 

@@ -1,4 +1,4 @@
-"""Every encoding of sensor_msgs to BGR, byte by byte."""
+"""Test the conversion of every encoding of sensor_msgs to BGR."""
 
 import array
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip("rclpy", reason="ROS 2 is not here: `make test-ros` brings it")
+pytest.importorskip("rclpy", reason="ROS 2 is not installed: run `make test-ros`")
 
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
@@ -21,7 +21,7 @@ SMOOTH = cv2.resize(RNG.integers(60, 200, (2, 2, 3), np.uint8), (32, 24), interp
 def message(
     pixels: np.ndarray, encoding: str, padding: int = 0, big_endian: bool = False, size_hw=None
 ) -> Image:
-    """A message with padded rows."""
+    """Return a message with padded rows."""
     if big_endian:
         pixels = pixels.byteswap()
     rows = pixels.reshape(pixels.shape[0], -1).view(np.uint8)
@@ -65,7 +65,7 @@ def test_color(encoding, pixels, padding):
         ("rgba16", np.dstack([BGR[..., ::-1], BGR[..., 0]])),
     ],
 )
-def test_16_bits_keep_the_upper_ones(encoding, pixels, big_endian):
+def test_16_bit_values_keep_their_upper_bits(encoding, pixels, big_endian):
     deep = pixels.astype(np.uint16) * 256 + 99
     assert np.array_equal(bgr_of(message(deep, encoding, 6, big_endian)), BGR)
 
@@ -78,25 +78,25 @@ def test_gray(encoding):
 
 
 def mosaic(pattern: str) -> np.ndarray:
-    """What a sensor with this pattern sees of ``SMOOTH``."""
+    """Return ``SMOOTH`` as a Bayer mosaic of this pattern."""
     planes = {"b": SMOOTH[..., 0], "g": SMOOTH[..., 1], "r": SMOOTH[..., 2]}
-    seen = np.empty(SMOOTH.shape[:2], np.uint8)
+    pixels = np.empty(SMOOTH.shape[:2], np.uint8)
     for k, color in enumerate(pattern):
-        seen[k // 2 :: 2, k % 2 :: 2] = planes[color][k // 2 :: 2, k % 2 :: 2]
-    return seen
+        pixels[k // 2 :: 2, k % 2 :: 2] = planes[color][k // 2 :: 2, k % 2 :: 2]
+    return pixels
 
 
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
 def test_bayer(pattern, bits):
-    seen = mosaic(pattern) if bits == 8 else mosaic(pattern).astype(np.uint16) * 256
-    found = bgr_of(message(seen, f"bayer_{pattern}{bits}", 3 * bits // 8))
+    pixels = mosaic(pattern) if bits == 8 else mosaic(pattern).astype(np.uint16) * 256
+    found = bgr_of(message(pixels, f"bayer_{pattern}{bits}", 3 * bits // 8))
     inner = np.abs(found.astype(int) - SMOOTH)[2:-2, 2:-2]
-    assert inner.max() <= 12, "interpolated from neighbors of a smooth picture"
+    assert inner.max() <= 12, "interpolated from the neighbors in a smooth image"
 
 
 def yuv_of(bgr: np.ndarray) -> np.ndarray:
-    """Y, U, V in studio range (BT.601), (H, W, 3)."""
+    """Return Y, U, V in studio range (BT.601), (H, W, 3)."""
     b, g, r = np.moveaxis(bgr.astype(float), -1, 0)
     y = 16 + 0.257 * r + 0.504 * g + 0.098 * b
     u = 128 - 0.148 * r - 0.291 * g + 0.439 * b
@@ -120,28 +120,28 @@ def test_yuv(encoding):
         pairs[:, ::2, 1 - first], pairs[:, 1::2, 1 - first] = chroma[:, ::2, 0], chroma[:, ::2, 1]
         pixels = pairs
     found = bgr_of(message(pixels, encoding, 4, size_hw=(height, width)))
-    assert np.abs(found.astype(int) - SMOOTH).max() <= 14, "chroma of a smooth picture is shared by neighbors"
+    assert np.abs(found.astype(int) - SMOOTH).max() <= 14, "neighbors in a smooth image share their chroma"
     assert np.abs(found.astype(int) - SMOOTH).mean() <= 3
 
 
-def test_every_encoding_with_a_conversion_is_tested_above():
+def test_every_encoding_is_tested():
     tested = {"bgr", "rgb", "bgra", "rgba", "mono", "UC", "bayer", "yuv", "yuy", "uyvy"}
     assert all(any(part in encoding for part in tested) for encoding in _ENCODINGS)
 
 
 @pytest.mark.parametrize("encoding", ["32FC1", "32FC3", "8UC2", "64FC1", "", "nonsense"])
-def test_other_encodings_are_named(encoding):
+def test_unsupported_encodings_are_errors(encoding):
     with pytest.raises(InputError, match=f"encoding '{encoding}' has no conversion"):
         bgr_of(message(BGR, encoding))
 
 
 @pytest.mark.parametrize("change", [{"step": 5}, {"height": 60}, {"width": 9}, {"height": 0}, {"data": b""}])
-def test_sizes_that_do_not_fit(change):
-    wrong = message(BGR, "bgr8")
+def test_inconsistent_sizes_are_errors(change):
+    invalid = message(BGR, "bgr8")
     for name, value in change.items():
-        setattr(wrong, name, value)
+        setattr(invalid, name, value)
     with pytest.raises(InputError, match=r"needs \d+ rows of \d+ bytes"):
-        bgr_of(wrong)
+        bgr_of(invalid)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -166,7 +166,7 @@ def test_depth():
     ("encoding", "pixels"),
     [("bgr8", BGR), ("mono8", BGR[..., 1]), ("mono16", BGR[..., 0].astype(np.uint16) * 257)],
 )
-def test_there_and_back(encoding, pixels):
+def test_image_messages(encoding, pixels):
     header = Header(frame_id="optical")
     made = image_message(pixels, encoding, header)
     assert made.header is header

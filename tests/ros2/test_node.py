@@ -1,4 +1,4 @@
-"""The node with real ROS 2: camera, node and listeners in processes of their own."""
+"""Test the node with ROS 2: camera, node and listeners in separate processes."""
 
 import itertools
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("rclpy", reason="ROS 2 is not here: `make test-ros` brings it")
+pytest.importorskip("rclpy", reason="ROS 2 is not installed: run `make test-ros`")
 
 HERE = Path(__file__).parent
 LABELS, IMAGES = "/tfiseg/label_map", {"/tfiseg/label_map": "Image"}
@@ -37,7 +37,7 @@ def test_stamps_and_frame_ids_are_kept(ros):
 
 
 def test_counts_of_500_frames_are_exact(ros):
-    ros.node(reliable=True, quality="fast", queue=500)  # the middleware drops none of its own
+    ros.node(reliable=True, quality="fast", queue=500)  # so that the middleware drops none
     listener = ros.listener(IMAGES | DIAGNOSTICS, reliable=True)
     sent = ros.peer("camera", count=500, hz=40, reliable=True).result()["sent"]
     listener.wait_for("/tfiseg: camera received 500")
@@ -50,8 +50,8 @@ def test_counts_of_500_frames_are_exact(ros):
     stamps = [one["stamp_ns"] for one in heard[LABELS]]
     assert len(stamps) == int(status["published"]) > 20
     places = [{stamp: k for k, (stamp, _) in enumerate(sent)}[stamp] for stamp in stamps]
-    assert places == sorted(set(places)), "in order, none twice"
-    assert places[-1] == 499, "the newest frame wins: the last one is always segmented"
+    assert places == sorted(set(places)), "in order, without duplicates"
+    assert places[-1] == 499, "the last frame is always segmented"
     print(f"500 frames at 40 Hz: {status['dropped']} dropped, {status['published']} published")
 
 
@@ -80,7 +80,7 @@ def test_a_killed_node_is_restarted(ros):
     assert second.popen.poll() is None
     heard = listener.stop()[LABELS]
     stamps = [one["stamp_ns"] for one in heard]
-    assert stamps == sorted(set(stamps)), "in order, none twice"
+    assert stamps == sorted(set(stamps)), "in order, without duplicates"
     assert set(stamps) <= set(times)
     assert sum(times[stamp] < killed_ns for stamp in stamps) >= 3
     assert sum(times[stamp] > restarted_ns for stamp in stamps) >= 3
@@ -88,13 +88,13 @@ def test_a_killed_node_is_restarted(ros):
     assert min(one["largest"] for one in late if one["largest"]) <= 3, "track IDs start again"
 
 
-def test_another_vendor_hears_the_same(ros):
+def test_another_middleware_receives_the_same(ros):
     pytest.importorskip("cyclonedds")
     ros.node(reliable=True)
     listener = ros.listener(reliable=True)
     foreign = ros.start(str(HERE / "foreign_listener.py"), ros.domain, LABELS)
     foreign.wait_for("matched")
-    for _ in range(5):  # until the node has found it, too
+    for _ in range(5):  # until the node has found the listener
         ros.peer("stepper", count=1, reliable=True).result()
         if "heard" in foreign.text:
             break
@@ -104,7 +104,7 @@ def test_another_vendor_hears_the_same(ros):
     assert theirs == [{name: one[name] for name in theirs[0]} for one in ours]
 
 
-def test_a_recorded_bag_gives_the_same_again(ros, tmp_path):
+def test_a_recorded_bag_gives_the_same_results(ros, tmp_path):
     pytest.importorskip("rosbags")
     import numpy as np
     import tfiseg
@@ -134,7 +134,7 @@ def test_a_recorded_bag_gives_the_same_again(ros, tmp_path):
         assert np.array_equal(np.frombuffer(labels.data, np.uint16).reshape(480, 640), expected)
 
 
-def test_options_change_at_run_time(ros):
+def test_options_can_be_changed_at_run_time(ros):
     node = ros.node(reliable=True)
     listener = ros.listener({"/tfiseg/semantic_map": "Image"} | IMAGES, reliable=True)
     ros.peer("stepper", count=3, reliable=True).result()
@@ -203,7 +203,7 @@ def test_a_damaged_image_does_not_end_the_node(ros):
     assert "is damaged" in node.text
 
 
-def test_life_cycle(ros):
+def test_lifecycle(ros):
     ros.node(wait=False, autostart=False, reliable=True)
     lifecycle = ros.peer("lifecycle", transitions=[CONFIGURE, ACTIVATE])
     assert lifecycle.result()["answers"] == [True, True]
@@ -218,7 +218,7 @@ def test_life_cycle(ros):
     assert len(listener.stop()[LABELS]) == 6
 
 
-def test_markers_lie_at_the_measured_distance(ros):
+def test_markers_are_at_the_measured_distance(ros):
     ros.node(reliable=True, depth=True, classes=["person"])
     listener = ros.listener({"/tfiseg/markers": "MarkerArray"} | IMAGES, reliable=True)
     ros.peer("camera", count=8, hz=2, depth_m=3.5, reliable=True).result()
@@ -231,14 +231,14 @@ def test_markers_lie_at_the_measured_distance(ros):
     assert {z for one in outlines for z in one["z"]} == {3.5}
 
 
-def test_a_model_that_is_not_there(ros):
+def test_a_missing_model_is_an_error(ros):
     node = ros.node(wait=False, model="/nowhere/net.onnx")
     assert node.popen.wait(60) == 1
     assert "/nowhere/net.onnx" in node.text
     assert "Traceback" not in node.text
 
 
-def test_it_ends_at_sigint_and_sigterm(ros):
+def test_signals_end_the_node(ros):
     for signal_number, end in ((2, "SIGINT"), (15, "SIGTERM")):
         node = ros.node()
         node.popen.send_signal(signal_number)

@@ -1,4 +1,4 @@
-"""Parts of the package that need no second process: slots, options, messages, and the files around them."""
+"""Test the parts of the package that need no second process: slots, options, messages and files."""
 
 import importlib.util
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("rclpy", reason="ROS 2 is not here: `make test-ros` brings it")
+pytest.importorskip("rclpy", reason="ROS 2 is not installed: run `make test-ros`")
 
 import tfiseg
 import yaml
@@ -28,10 +28,10 @@ CAMERA = (600.0, 600.0, 320.0, 240.0)
 
 
 def counts_of(frames: NewestFrames) -> list[tuple[int, int, int]]:
-    return [(one.received, one.dropped, one.taken) for one in frames.counts]
+    return [(c.received, c.dropped, c.taken) for c in frames.counts]
 
 
-def test_the_newest_frame_wins():
+def test_the_newest_frame_replaces_older_ones():
     frames = NewestFrames(1)
     for frame in "abc":
         frames.put(0, frame)
@@ -53,7 +53,7 @@ def test_cameras_take_turns():
     assert frames.take() == (0, 5)
 
 
-def test_closed_slots_drop_what_comes():
+def test_closed_slots_drop_frames():
     frames = NewestFrames(2)
     frames.put(1, "a")
     frames.close()
@@ -97,7 +97,7 @@ def test_labels_are_track_ids(found):
     tracked = tfiseg.Tracker()(found)
     ids = np.array([65535, 65536], np.int32)
     tracked = tfiseg.Instances(**{**vars(tracked), "track_id": ids})
-    assert labels_of(tracked).tolist() == [65535, 1], "mono16 holds no more"
+    assert labels_of(tracked).tolist() == [65535, 1], "the largest value of mono16"
     image = label_image(tracked)
     assert image.dtype == np.uint16
     assert np.array_equal(image == 65535, found.mask(0))
@@ -113,7 +113,7 @@ def test_labels_of_a_crowd():
     assert np.array_equal(label_image(crowd), crowd.label_map)
 
 
-def test_markers_without_depth_lie_one_meter_away(found):
+def test_markers_without_depth_are_at_one_meter(found):
     header = Header(frame_id="optical")
     outline, text, *rest = markers_of(found, header, CAMERA).markers
     assert len(rest) == 2
@@ -135,7 +135,7 @@ def test_markers_with_depth(found):
 
 
 class Message(types.SimpleNamespace):
-    """A message whose fields are made when they are first read, as vision_msgs' are when they are created."""
+    """A message that creates its fields at the first access."""
 
     def __getattr__(self, name):
         value = [] if name in ("results", "detections") else Message()
@@ -159,10 +159,10 @@ def test_detections(found):
     assert result.pose.pose.position.z == pytest.approx(2)
 
 
-def test_options_change_between_frames():
-    said = []
+def test_options_can_be_changed_between_frames():
+    reports = []
     segmenter = LiveSegmenter(
-        SegmenterSettings(quality="fast"), lambda text, wrong: said.append((text, wrong))
+        SegmenterSettings(quality="fast"), lambda text, is_error: reports.append((text, is_error))
     )
     with tfiseg.open_source("synthetic") as source:
         frame = next(iter(source))
@@ -171,7 +171,7 @@ def test_options_change_between_frames():
     segmenter.change(SegmenterSettings(quality="fast", things=("sheep",)))
     assert len(segmenter(frame)) == 0
     segmenter.change(SegmenterSettings(quality="fast", min_score=1.0))
-    while len(said) < 1:  # the model's own minimum score was in use: a new segmenter is loaded
+    while len(reports) < 1:  # the model's own minimum score was in use, so a new segmenter is loaded
         none = segmenter(frame)
     assert len(none) == 0
     segmenter.change(SegmenterSettings(quality="fast", min_score=0.0))
@@ -180,9 +180,9 @@ def test_options_change_between_frames():
     while segmenter.quality != "balanced":
         segmenter(frame)
     segmenter.change(SegmenterSettings(quality="best", instance_model="/nowhere.onnx", min_score=0.0))
-    while not said[-1][1]:
+    while not reports[-1][1]:
         segmenter(frame)
-    assert "can't be loaded" in said[-1][0]
+    assert "can't be loaded" in reports[-1][0]
     assert segmenter.quality == "balanced"
     segmenter.close()
 
@@ -195,12 +195,12 @@ def test_names_of_cameras(names):
         check_names(names)
 
 
-def test_the_yaml_file_holds_the_defaults():
+def test_the_yaml_file_has_the_defaults():
     (node,) = yaml.safe_load((PACKAGE / "config" / "tfiseg.yaml").read_text()).values()
     assert node["ros__parameters"] == {name: default for name, (default, _) in (_CHANGEABLE | _FIXED).items()}
 
 
-def test_the_readme_names_every_topic_and_parameter():
+def test_the_readme_lists_every_topic_and_parameter():
     text = (PACKAGE / "README.md").read_text()
     for name in (*_CHANGEABLE, *_FIXED):
         assert re.search(rf"^\| `{name}` \|", text, re.MULTILINE), name
@@ -211,7 +211,7 @@ def test_the_readme_names_every_topic_and_parameter():
         assert re.search(rf"^\| `(~/)?{topic}` \|", text, re.MULTILINE), topic
 
 
-def test_package_xml_names_what_is_imported():
+def test_package_xml_lists_all_imported_packages():
     root = ElementTree.parse(PACKAGE / "package.xml").getroot()
     depends = {one.text for one in root.iter("exec_depend")}
     assert root.findtext("name") == "tfiseg_ros"
@@ -223,7 +223,7 @@ def test_package_xml_names_what_is_imported():
             assert package in depends | {"rcl_interfaces"}, f"{path.name}: {package}"
 
 
-def test_setup_installs_what_launch_reads(monkeypatch):
+def test_setup_installs_existing_files(monkeypatch):
     given = {}
     monkeypatch.setitem(sys.modules, "setuptools", types.SimpleNamespace(setup=lambda **k: given.update(k)))
     spec = importlib.util.spec_from_file_location("setup_of_tfiseg_ros", PACKAGE / "setup.py")

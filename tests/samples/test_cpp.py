@@ -1,5 +1,4 @@
-"""The C++ samples as a project of somebody else: a copy outside of the repository, built against an
-installed prefix."""
+"""Test the C++ samples: a copy outside the repository is built against an installed prefix."""
 
 import os
 import re
@@ -29,11 +28,11 @@ HEADERS = [
 
 
 def onnxruntime_options(folder: Path) -> list[str]:
-    """Return CMake's options for the library of Python's onnxruntime, and headers of the system."""
+    """Return CMake's options for the library of Python's onnxruntime and the system's headers."""
     if not HEADERS:
         return []
     library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
-    for name in ("libonnxruntime.so.1", "libonnxruntime.so"):  # by its soname, by what CMake links
+    for name in ("libonnxruntime.so.1", "libonnxruntime.so"):  # the soname, and the name that CMake links
         (folder / name).symlink_to(library)
     return [
         f"-DONNXRUNTIME_INCLUDE_DIR={HEADERS[0]}",
@@ -43,7 +42,7 @@ def onnxruntime_options(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def programs(cpp_prefix, run_tool, tmp_path_factory) -> Path:
-    """The built project's folder."""
+    """Return the folder of the built project."""
     work = tmp_path_factory.mktemp("robot")
     project, build = work / "project", work / "build"
     shutil.copytree(SAMPLES, project)
@@ -54,23 +53,23 @@ def programs(cpp_prefix, run_tool, tmp_path_factory) -> Path:
         text=True,
     )
     if "Could NOT find PNG" in done.stderr and not os.environ.get("TFISEG_TEST_CPP"):
-        pytest.skip("the C++ samples write PNG by libpng, whose development files are not here")
+        pytest.skip("the C++ samples need the development files of libpng")
     assert done.returncode == 0, done.stderr
     assert "building it from" not in done.stdout  # the installed library is used
     assert "warning" not in run_tool("cmake", "--build", build, "--parallel", "2")
     return build
 
 
-def test_its_own_test_passes(programs, run_tool):
+def test_ctest_passes(programs, run_tool):
     assert "100% tests passed" in run_tool("ctest", "--test-dir", programs)
 
 
-def test_its_programs_use_the_installed_library(programs, cpp_prefix, run_tool):
+def test_programs_use_the_installed_library(programs, cpp_prefix, run_tool):
     library = next(cpp_prefix.glob("lib*/libtfiseg.so.?"))
     assert f"=> {library}" in run_tool("ldd", programs / "check_tfiseg")
 
 
-def test_the_guide_s_project_is_built_and_runs(cpp_prefix, run_tool, tmp_path):
+def test_the_project_of_the_guide(cpp_prefix, run_tool, tmp_path):
     page = (SAMPLES.parent.parent / "docs" / "guide" / "cpp.md").read_text()
     for language, file in (("cmake", "CMakeLists.txt"), ("cpp", "robot.cpp")):
         code = re.search(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
@@ -78,16 +77,16 @@ def test_the_guide_s_project_is_built_and_runs(cpp_prefix, run_tool, tmp_path):
         (tmp_path / file).write_text(code[1])
     run_tool("cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={cpp_prefix}")
     run_tool("cmake", "--build", tmp_path / "build")
-    assert run_tool(tmp_path / "build" / "robot") == ""  # logits of zeros: background alone
+    assert run_tool(tmp_path / "build" / "robot") == ""  # logits of zeros are background
 
 
-def test_in_the_repository_it_needs_no_installed_library(require_tools, run_tool, tmp_path):
+def test_a_build_in_the_repository_needs_no_installed_library(require_tools, run_tool, tmp_path):
     require_tools("cmake")
-    said = run_tool("cmake", "-S", SAMPLES, "-B", tmp_path, "-DTFISEG_CUDA=OFF")
-    assert "tfiseg is not installed: building it from" in said
+    output = run_tool("cmake", "-S", SAMPLES, "-B", tmp_path, "-DTFISEG_CUDA=OFF")
+    assert "tfiseg is not installed: building it from" in output
 
 
-def test_elsewhere_it_says_how_to_find_it(require_tools, tmp_path):
+def test_the_error_of_a_missing_library_has_a_fix(require_tools, tmp_path):
     require_tools("cmake")
     shutil.copytree(SAMPLES, tmp_path / "project")
     command = ["cmake", "-S", tmp_path / "project", "-B", tmp_path / "build"]
@@ -96,7 +95,7 @@ def test_elsewhere_it_says_how_to_find_it(require_tools, tmp_path):
     assert "give -DCMAKE_PREFIX_PATH=PREFIX" in done.stderr
 
 
-def test_it_equals_python(programs, tmp_path):
+def test_cluster_logits_equals_python(programs, tmp_path):
     rng = np.random.default_rng(4)
     logits = (
         np.stack([cv2.GaussianBlur(rng.normal(size=(60, 80)), (0, 0), 3) for _ in range(4)]).astype(
@@ -117,10 +116,10 @@ def test_it_equals_python(programs, tmp_path):
     assert np.array_equal(cv2.imread(str(tmp_path / "labels.png"), cv2.IMREAD_UNCHANGED), expected.label_map)
 
 
-def test_bad_files_are_sentences(programs, tmp_path):
+def test_errors_of_invalid_files(programs, tmp_path):
     np.save(tmp_path / "double.npy", np.zeros((2, 4, 4)))
     (tmp_path / "text.npy").write_text("no array")
-    for name, says in (
+    for name, message in (
         ("double.npy", "must hold float32"),
         ("text.npy", "is no .npy file"),
         ("nowhere.npy", "is no .npy file"),
@@ -131,20 +130,20 @@ def test_bad_files_are_sentences(programs, tmp_path):
             text=True,
         )
         assert done.returncode == 1
-        assert says in done.stderr
+        assert message in done.stderr
 
 
 @pytest.fixture(scope="module")
 def segment_frames(programs) -> Path:
     program = programs / "segment_frames"
     if not program.exists() and not os.environ.get("TFISEG_TEST_CPP"):
-        pytest.skip("segment_frames was left out: ONNX Runtime's headers or nlohmann_json are not here")
+        pytest.skip("segment_frames needs ONNX Runtime's headers and nlohmann_json")
     return program
 
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory) -> list[Path]:
-    """Two frames of different sizes with several objects."""
+    """Return two frames of different sizes with several objects."""
     folder = tmp_path_factory.mktemp("frames")
     paths = []
     with SyntheticCamera(seed=3) as source:
@@ -164,8 +163,8 @@ def labels_of(program: Path, frames: list[Path], out: Path) -> list[np.ndarray]:
     return [cv2.imread(str(out / frame.name), cv2.IMREAD_UNCHANGED).astype(np.int32) for frame in frames]
 
 
-def test_a_loop_without_python_finds_the_same_instances(segment_frames, frames, tmp_path):
-    """The network's whole graph through ONNX Runtime: bit for bit what Python makes of it."""
+def test_segment_frames_equals_python(segment_frames, frames, tmp_path):
+    """With preprocessing by the network's graph, the results are bit-exact."""
     session = start_session(DEFAULT_MODEL, threads=os.cpu_count() or 1)
     segmenter = tfiseg.Segmenter()
     for path, labels in zip(frames, labels_of(segment_frames, frames, tmp_path), strict=True):
@@ -177,8 +176,8 @@ def test_a_loop_without_python_finds_the_same_instances(segment_frames, frames, 
         assert np.array_equal(labels, expected.label_map)
 
 
-def test_a_loop_without_python_finds_what_the_segmenter_finds(segment_frames, frames, tmp_path):
-    """A Segmenter preprocesses natively, which differs from the graph by rounding."""
+def test_segment_frames_agrees_with_the_segmenter(segment_frames, frames, tmp_path):
+    """The native preprocessing of Segmenter differs from the graph by rounding."""
     segmenter = tfiseg.Segmenter()
     for path, labels in zip(frames, labels_of(segment_frames, frames, tmp_path), strict=True):
         expected = segmenter(cv2.imread(str(path)))
@@ -186,11 +185,11 @@ def test_a_loop_without_python_finds_what_the_segmenter_finds(segment_frames, fr
         assert (labels == expected.label_map).mean() > 0.99
 
 
-def test_a_model_of_somebody_else_is_a_sentence(segment_frames, frames, tmp_path):
-    for model, says in (
+def test_errors_of_invalid_models(segment_frames, frames, tmp_path):
+    for model, message in (
         (SAMPLES / "CMakeLists.txt", "segment_frames: "),
         (tmp_path / "no.onnx", "segment_frames: "),
     ):
         done = subprocess.run([segment_frames, model, tmp_path, frames[0]], capture_output=True, text=True)
         assert done.returncode == 1
-        assert says in done.stderr
+        assert message in done.stderr

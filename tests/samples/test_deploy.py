@@ -1,4 +1,4 @@
-"""The systemd unit and the Dockerfiles: linted, with the program's own commands. They are not built."""
+"""Test the systemd unit and the Dockerfiles by linters, and the commands in them. They are not built."""
 
 import os
 import re
@@ -15,27 +15,27 @@ DEPLOY = Path(__file__).parent.parent.parent / "samples" / "deploy"
 DOCKERFILES = sorted(DEPLOY.glob("Dockerfile.*"))
 
 
-def found_tool(name: str) -> str:
+def require_tool(name: str) -> str:
     path = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
     if path is None:
-        (pytest.fail if os.environ.get("TFISEG_TEST_CPP") else pytest.skip)(f"{name} is not here")
+        (pytest.fail if os.environ.get("TFISEG_TEST_CPP") else pytest.skip)(f"{name} is not installed")
     return str(path)
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_dockerfiles_are_linted(path):
-    done = subprocess.run([found_tool("hadolint"), path], capture_output=True, text=True)
+    done = subprocess.run([require_tool("hadolint"), path], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_unit_is_verified(tmp_path):
-    """systemd's own check; the program stands for one that is installed."""
+    """The check of systemd, with /bin/true as the installed program."""
     unit = tmp_path / "tfiseg.service"
     text = (DEPLOY / "tfiseg.service").read_text()
     unit.write_text(text.replace("/opt/tfiseg/.venv/bin/tfiseg", "/bin/true"))
-    done = subprocess.run([found_tool("systemd-analyze"), "verify", unit], capture_output=True, text=True)
-    said = [line for line in done.stderr.splitlines() if "tfiseg" in line]
-    assert (done.returncode, said) == (0, []), done.stderr
+    done = subprocess.run([require_tool("systemd-analyze"), "verify", unit], capture_output=True, text=True)
+    warnings = [line for line in done.stderr.splitlines() if "tfiseg" in line]
+    assert (done.returncode, warnings) == (0, []), done.stderr
 
 
 def commands() -> list[str]:
@@ -49,7 +49,7 @@ def commands() -> list[str]:
     return [command.split(" && ")[0] for command in found]
 
 
-def test_commands_are_the_program_s(capsys):
+def test_commands_are_valid(capsys):
     assert len(commands()) >= 6
     for command in commands():
         arguments = shlex.split(command.replace("$PWD", "x"))
@@ -57,7 +57,7 @@ def test_commands_are_the_program_s(capsys):
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_what_was_not_built_is_marked(path):
+def test_files_that_are_not_built_are_marked(path):
     assert "Not built here" in path.read_text()
 
 

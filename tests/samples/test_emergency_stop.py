@@ -1,4 +1,4 @@
-"""samples/emergency_stop.py: a stop comes at once, driving on takes proof, and silence is a stop."""
+"""Test samples/emergency_stop.py: it stops at once, goes after clear results, and stops without results."""
 
 import importlib.util
 import subprocess
@@ -41,7 +41,7 @@ def guard(sample, clock):
 
 
 def feed(guard, clock, dangers, step_s=0.125):
-    """One result each eighth of a second; returns whether the robot stood still after each."""
+    """Update with one result per step; return whether the robot is stopped after each."""
     stopped = []
     for danger in dangers:
         clock.now += step_s
@@ -50,10 +50,10 @@ def feed(guard, clock, dangers, step_s=0.125):
     return stopped
 
 
-def test_it_begins_stopped_and_drives_after_proof(guard, clock):
+def test_it_starts_stopped_and_goes_after_clear_results(guard, clock):
     assert guard.stopped
     guard.check()
-    assert guard.stopped, "no result is no proof"
+    assert guard.stopped, "there is no result yet"
     # the fifth result is 0.5 s after the first
     assert feed(guard, clock, [0.1] * 7) == [True] * 4 + [False] * 3
 
@@ -64,25 +64,25 @@ def test_one_dangerous_result_stops(guard, clock, danger):
     assert feed(guard, clock, [danger]) == [True]
 
 
-def test_between_the_limits_nothing_changes(guard, clock):
+def test_danger_between_the_limits_changes_nothing(guard, clock):
     assert feed(guard, clock, [0.3] * 30) == [True] * 30, "not clear enough to start"
     feed(guard, clock, [0] * 7)
     assert feed(guard, clock, [0.3, 0.49, 0.21] * 10) == [False] * 30, "not near enough to stop"
     assert feed(guard, clock, [0.6]) == [True]
 
 
-def test_flicker_around_one_limit_does_not_flicker_the_stop(guard, clock):
+def test_danger_around_a_limit_does_not_toggle_the_stop(guard, clock):
     feed(guard, clock, [0] * 7)
     assert feed(guard, clock, [0.51, 0.49] * 20) == [True] * 40
     assert feed(guard, clock, [0.19, 0.21] * 20) == [True] * 40, "clear results must follow one another"
 
 
-def test_a_few_quick_results_are_not_enough(guard, clock):
+def test_many_results_in_a_short_time_are_not_enough(guard, clock):
     assert feed(guard, clock, [0] * 20, step_s=0.02) == [True] * 20, "20 results within 0.4 s"
     assert feed(guard, clock, [0] * 20, step_s=0.02)[-1] is False
 
 
-def test_silence_is_a_stop(guard, clock):
+def test_no_result_is_a_stop(guard, clock):
     feed(guard, clock, [0] * 7)
     clock.now += 0.299
     guard.check()
@@ -91,10 +91,10 @@ def test_silence_is_a_stop(guard, clock):
     guard.check()
     assert guard.stopped
     assert guard.reason == "no result for 301 ms"
-    assert feed(guard, clock, [0] * 4) == [True] * 4, "the proof starts again"
+    assert feed(guard, clock, [0] * 4) == [True] * 4, "clear results count from the start again"
 
 
-def test_the_same_result_again_is_silence(guard, clock):
+def test_a_repeated_result_is_no_result(guard, clock):
     feed(guard, clock, [0] * 7)
     captured = clock.now
     for _ in range(20):
@@ -104,7 +104,7 @@ def test_the_same_result_again_is_silence(guard, clock):
     assert guard.stopped
 
 
-def test_a_result_that_arrives_old_does_not_drive(guard, clock):
+def test_old_results_do_not_count_as_clear(guard, clock):
     for _ in range(20):
         clock.now += 0.1
         guard.update(0, clock.now - 0.4)
@@ -127,27 +127,27 @@ def test_limits_without_hysteresis_are_refused(sample):
 def test_the_watchdog_stops_while_the_network_hangs(sample):
     changes = []
     guard = sample.EmergencyStop(
-        0.5, 0.2, 150, 0.0, 1, on_change=lambda stopped, why: changes.append((stopped, time.monotonic()))
+        0.5, 0.2, 150, 0.0, 1, on_change=lambda stopped, reason: changes.append((stopped, time.monotonic()))
     )
     ended = threading.Event()
     thread = threading.Thread(target=guard.watch, args=[ended])
     thread.start()
     captured = time.monotonic()
     guard.update(0, captured)
-    time.sleep(0.6)  # a network that does not come back; nobody calls update
+    time.sleep(0.6)  # a network that hangs, so that nothing calls update
     ended.set()
     thread.join()
     assert [stopped for stopped, _ in changes] == [False, True]
     assert 0.15 < changes[1][1] - captured < 0.5
 
 
-def test_the_nearest_person(sample):
+def test_nearest_person(sample):
     class_map = np.zeros((60, 100), np.uint8)
     class_map[10:30, 10:30], class_map[10:30, 60:80] = 15, 7
     names = [f"class {i}" for i in range(15)] + ["person"]
     found = tfiseg.cluster(class_map, class_names=names)
     depth, camera = np.full((60, 100), 2, np.float32), (100, 100, 20, 20)
-    depth[:, 50:] = 1  # what is nearer is no person
+    depth[:, 50:] = 1  # the nearer object is no person
     assert sample.nearest_person_m(found, depth, camera) == pytest.approx(2, abs=0.02)
     assert sample.nearest_person_m(found[found.class_id == 7], depth, camera) == np.inf
     depth[:] = 0

@@ -1,4 +1,4 @@
-"""samples/ray_batch.py on a local Ray cluster."""
+"""Test samples/ray_batch.py on a local Ray cluster."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import cv2
 import pytest
 import tfiseg
 
-pytest.importorskip("ray", reason="Ray is not here: `make test-ray` brings it")
+pytest.importorskip("ray", reason="Ray is not installed: run `make test-ray`")
 pq = pytest.importorskip("pyarrow.parquet")
 SAMPLE = Path(__file__).parent.parent.parent / "samples" / "ray_batch.py"
 

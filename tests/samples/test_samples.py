@@ -1,3 +1,5 @@
+"""Test the Python samples."""
+
 import json
 import subprocess
 import sys
@@ -18,13 +20,13 @@ def run_sample(name, *args):
     return done.stdout
 
 
-def test_camera_on_the_synthetic_camera(tmp_path):
+def test_camera_on_the_synthetic_source(tmp_path):
     out = tmp_path / "view.mp4"
     run_sample("camera.py", "synthetic", "--frames", 4, "--out", out)
     assert int(cv2.VideoCapture(str(out)).get(cv2.CAP_PROP_FRAME_COUNT)) == 4
 
 
-def test_camera_without_a_display_says_what_to_do():
+def test_the_error_of_a_camera_without_a_display_has_a_fix():
     done = subprocess.run(
         [sys.executable, SAMPLES / "camera.py", "synthetic"],
         capture_output=True,
@@ -43,14 +45,14 @@ def test_own_network_on_a_photo(tmp_path):
     assert cv2.imread(str(tmp_path / "view.png")).shape == (512, 512, 3)
 
 
-def test_a_robot_that_looks_before_it_drives():
+def test_embed_in_robot():
     text = run_sample("embed_in_robot.py", "synthetic", "--seconds", 4)
     assert text.startswith("STOP: no image yet\n")
     assert text.splitlines()[-2] == "STOP: time is up"
     assert "frames," in text.splitlines()[-1]
 
 
-def test_a_robot_never_drives_blind(tmp_path):
+def test_embed_in_robot_stops_when_the_source_ends(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), data.astronaut()[:, :, ::-1])
     done = subprocess.run(
         [sys.executable, SAMPLES / "embed_in_robot.py", tmp_path], capture_output=True, text=True, timeout=120

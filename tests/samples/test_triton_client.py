@@ -1,5 +1,4 @@
-"""samples/triton_client.py against a server that speaks Triton's protocol and reads a repository that `tfiseg
-triton` wrote."""
+"""Test samples/triton_client.py with a server of Triton's protocol on a repository of `tfiseg triton`."""
 
 import subprocess
 import sys
@@ -24,7 +23,7 @@ PHOTO = np.ascontiguousarray(data.astronaut()[:, :, ::-1])
 
 
 class Server(pb2_grpc.GRPCInferenceServiceServicer):
-    """A repository's one model; with ``segmenter``, answering like an engine with the clustering plugin."""
+    """A server of one model; with ``segmenter``, it behaves like an engine with the clustering plugin."""
 
     def __init__(self, folder, segmenter=None):
         self.folder, self.segmenter = folder, segmenter
@@ -43,17 +42,17 @@ class Server(pb2_grpc.GRPCInferenceServiceServicer):
         assert [(t.name, t.datatype) for t in request.inputs] == [("frame", "UINT8")]
         image = np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(request.inputs[0].shape)[0]
         reply = pb2.ModelInferResponse(model_name=request.model_name)
-        for name, value in (self.clustered(image) if self.segmenter else self.session.infer(image)).items():
+        for name, value in (self.cluster(image) if self.segmenter else self.session.infer(image)).items():
             datatype = {"float32": "FP32", "int32": "INT32"}[str(value.dtype)]
             reply.outputs.add(name=name, datatype=datatype, shape=value.shape)
             reply.raw_output_contents.append(np.ascontiguousarray(value).tobytes())
         return reply
 
-    def clustered(self, image):
+    def cluster(self, image):
         found = self.segmenter(image)
         table = np.zeros((1, 256, 10), np.float32)
-        for k, one in enumerate(found):
-            table[0, k] = [one.class_id, one.score, *one.box_xyxy, one.area, *one.centroid_xy, 0]
+        for k, i in enumerate(found):
+            table[0, k] = [i.class_id, i.score, *i.box_xyxy, i.area, *i.centroid_xy, 0]
         labels, classes = found.label_map[None], found.semantic_map[None].astype(np.int32)
         return {
             "label_map": labels,
@@ -71,7 +70,7 @@ def address(request, tmp_path):
     server = grpc.server(ThreadPoolExecutor(2))
     segmenter = tfiseg.Segmenter(PLAIN_MODEL, min_score=0) if request.param == "engine" else None
     if segmenter is not None:
-        segmenter.score_rule = None  # the plugin's table holds mean class probabilities
+        segmenter.score_rule = None  # the plugin's table has mean class probabilities
     pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
         Server(tmp_path / "models" / "people", segmenter), server
     )
@@ -87,7 +86,7 @@ def run_client(*args):
     )
 
 
-def test_the_client_sees_what_the_segmenter_sees(address, tmp_path):
+def test_the_client_equals_the_segmenter(address, tmp_path):
     cv2.imwrite(str(tmp_path / "photo.png"), PHOTO)
     done = run_client(
         tmp_path / "photo.png", "--model", "people", "--url", address, "--out", tmp_path / "view.png"
@@ -101,7 +100,7 @@ def test_the_client_sees_what_the_segmenter_sees(address, tmp_path):
     assert cv2.imread(str(tmp_path / "view.png")).shape == PHOTO.shape
 
 
-def test_a_model_that_the_server_has_not(address):
+def test_a_model_that_the_server_does_not_have(address):
     done = run_client("synthetic", "--frames", 1, "--model", "cats", "--url", address)
     assert done.returncode == 1
     assert "unknown model cats" in done.stderr

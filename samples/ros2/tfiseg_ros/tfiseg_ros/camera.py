@@ -1,4 +1,4 @@
-"""One camera of the node: its topics, its tracker and its counts."""
+"""A camera of the node: its topics, its tracker and its counts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .image_conversion import bgr_of, bgr_of_compressed, depth_of, image_message
 from .newest_frames import FrameCounts
 from .result_messages import detections_of, label_image, markers_of, status_of, vision_messages
 
-_DEPTH_NS = 50_000_000  # between an image and the depth that belongs to it
-_DEPTHS = 8  # depth images that are kept: they may arrive before or after their image
-_RECENT = 100  # frames whose times are reported
+_MAX_DEPTH_NS = 50_000_000  # maximum time between an image and its depth
+_DEPTHS = 8  # number of depth images to keep, because they may arrive before or after their image
+_TIMED_FRAMES = 100  # number of frames whose times are reported
 
 
 @dataclass(frozen=True)
 class CameraSettings:
-    """What a camera subscribes to and publishes; the node's parameters."""
+    """The parameters of the node for each camera, see README.md."""
 
     compressed: bool = False
     reliable: bool = False
@@ -41,7 +41,7 @@ class CameraSettings:
 
 @dataclass(frozen=True)
 class Arrival:
-    """An image message, and when it arrived, time.monotonic_ns()."""
+    """An image message and its arrival time, time.monotonic_ns()."""
 
     message: Image | CompressedImage
     arrival_ns: int
@@ -51,11 +51,11 @@ class Camera:
     """Subscriptions and publishers of one camera.
 
     Args:
-        node: the node that has the topics.
-        name: of the camera, part of its topics; "": the only one.
-        settings: see there.
-        counts: of the slot that received frames go to.
-        put: gives an ``Arrival`` to that slot.
+        node: the node.
+        name: name of the camera, part of its topics; "" for the only camera.
+        settings: parameters of the node.
+        counts: counts of the camera's slot.
+        put: puts an ``Arrival`` into that slot.
     """
 
     def __init__(
@@ -89,31 +89,31 @@ class Camera:
         self.lost = self.published = self.failed = 0
         self._last_error = ""
         self._times_ms: dict[str, deque[float]] = {
-            name: deque(maxlen=_RECENT) for name in ("age", "node", "segmenter")
+            name: deque(maxlen=_TIMED_FRAMES) for name in ("age", "node", "segmenter")
         }
-        self._reported = (time.monotonic(), 0, 0)  # when, published, failed
+        self._reported = (time.monotonic(), 0, 0)  # time, published, failed
         self._arrival_ns = 0
 
     def _publisher(self, kind: Any, topic: str) -> Any:
         return self._node.create_lifecycle_publisher(kind, f"~/{self._prefix}{topic}", self._qos)
 
     def subscribe(self) -> None:
-        """Begin to receive images."""
+        """Start receiving images."""
         lost = SubscriptionEventCallbacks(message_lost=self._count_lost)
         kind, topic = (CompressedImage, "image/compressed") if self._settings.compressed else (Image, "image")
-        topics: list[tuple[Any, str, Callable[[Any], None], Any]] = [(kind, topic, self._received, lost)]
+        topics: list[tuple[Any, str, Callable[[Any], None], Any]] = [(kind, topic, self._on_image, lost)]
         if self._settings.depth:
-            topics.append((Image, "depth", self._take_depth, None))
-        topics.append((CameraInfo, "camera_info", self._take_intrinsics, None))
+            topics.append((Image, "depth", self._on_depth, None))
+        topics.append((CameraInfo, "camera_info", self._on_camera_info, None))
         self._subscriptions = [
             self._node.create_subscription(
-                kind, self._prefix + topic, take, self._qos, event_callbacks=events
+                kind, self._prefix + topic, callback, self._qos, event_callbacks=events
             )
-            for kind, topic, take, events in topics
+            for kind, topic, callback, events in topics
         ]
 
     def unsubscribe(self) -> None:
-        """Receive no further images."""
+        """Stop receiving images."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []
@@ -126,26 +126,26 @@ class Camera:
             if publisher is not None:
                 self._node.destroy_lifecycle_publisher(publisher)
 
-    def _received(self, message: Image | CompressedImage) -> None:
+    def _on_image(self, message: Image | CompressedImage) -> None:
         self._arrival_ns = time.monotonic_ns()
         self._put(Arrival(message, self._arrival_ns))
 
     def _count_lost(self, event: Any) -> None:
         self.lost = event.total_count
 
-    def _take_depth(self, message: Image) -> None:
+    def _on_depth(self, message: Image) -> None:
         self._depths.append(message)
 
-    def _take_intrinsics(self, message: CameraInfo) -> None:
+    def _on_camera_info(self, message: CameraInfo) -> None:
         matrix = np.array(message.k).reshape(3, 3)
         if matrix[0, 0] > 0 and matrix[1, 1] > 0:  # zeros: the camera is not calibrated
             self._intrinsics = matrix
 
     def process(self, segmenter: Callable[[Frame], Instances], arrival: Arrival) -> None:
-        """Segment one image and publish what somebody listens to.
+        """Segment one image and publish the topics that have subscribers.
 
         Raises:
-            TfisegError: the image or its depth can't be used.
+            TfisegError: the image or its depth is invalid.
         """
         message = arrival.message
         image = bgr_of_compressed(message) if self._settings.compressed else bgr_of(message)
@@ -168,34 +168,34 @@ class Camera:
         self._last_error = str(error)
 
     def _publish(self, found: Instances, image: NDArray[np.uint8], header: Any) -> None:
-        """The label map first: drawing takes a while."""
-        if _is_heard(self._label_map):
+        """Publish the topics with subscribers; the label map first, because drawing takes time."""
+        if _has_subscribers(self._label_map):
             self._label_map.publish(image_message(label_image(found), "mono16", header))
-        if _is_heard(self._semantic_map):
+        if _has_subscribers(self._semantic_map):
             self._semantic_map.publish(image_message(found.semantic_map, "mono8", header))
-        if self._settings.depth and (_is_heard(self._markers) or _is_heard(self._detections)):
+        if self._settings.depth and (_has_subscribers(self._markers) or _has_subscribers(self._detections)):
             found = self._with_depth(found, _nanoseconds(header.stamp))
-        if self._detections is not None and _is_heard(self._detections):
+        if self._detections is not None and _has_subscribers(self._detections):
             self._detections.publish(detections_of(found, header, self._vision))
-        if self._intrinsics is not None and _is_heard(self._markers):
+        if self._intrinsics is not None and _has_subscribers(self._markers):
             k = self._intrinsics
             self._markers.publish(markers_of(found, header, (k[0, 0], k[1, 1], k[0, 2], k[1, 2])))
-        if _is_heard(self._overlay):
+        if _has_subscribers(self._overlay):
             self._overlay.publish(image_message(found.draw(image), "bgr8", header))
 
     def _with_depth(self, found: Instances, stamp_ns: int) -> Instances:
-        """Measured in the depth image nearest in time; unchanged if none is near."""
+        """Return the instances with the depth image nearest in time, if it is near enough."""
         depths = list(self._depths)
         if not depths or self._intrinsics is None:
             return found
         distances_ns = [abs(_nanoseconds(depth.header.stamp) - stamp_ns) for depth in depths]
         nearest = int(np.argmin(distances_ns))
-        if distances_ns[nearest] > _DEPTH_NS:
+        if distances_ns[nearest] > _MAX_DEPTH_NS:
             return found
         return found.with_depth(depth_of(depths[nearest]), self._intrinsics)
 
     def status(self) -> DiagnosticStatus:
-        """Rate, ages and counts for /diagnostics."""
+        """Return rate, ages and counts for /diagnostics."""
         now, published, failed = time.monotonic(), self.published, self.failed
         before, published_before, failed_before = self._reported
         self._reported = now, published, failed
@@ -223,7 +223,7 @@ class Camera:
         return status_of(title, self.name or "camera", level, text, values)
 
 
-def _is_heard(publisher: Any) -> bool:
+def _has_subscribers(publisher: Any) -> bool:
     return publisher is not None and publisher.get_subscription_count() > 0
 
 
@@ -235,10 +235,10 @@ def check_names(names: list[str]) -> list[str]:
     """Return the names of cameras.
 
     Raises:
-        InputError: none, one twice, or one that is no name of a topic.
+        InputError: there is no name, a duplicate name, or an invalid topic name.
     """
-    usable = all(name.replace("_", "a").isalnum() and not name[0].isdigit() for name in names if name)
-    if not names or len(set(names)) < len(names) or not usable or (len(names) > 1 and "" in names):
+    is_valid = all(name.replace("_", "a").isalnum() and not name[0].isdigit() for name in names if name)
+    if not names or len(set(names)) < len(names) or not is_valid or (len(names) > 1 and "" in names):
         raise InputError(
             f"cameras must be different names of letters, digits and underscores, got {names}: "
             '[""] is one camera without a name'

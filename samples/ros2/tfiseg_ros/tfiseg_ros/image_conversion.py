@@ -1,4 +1,4 @@
-"""Images between ROS messages and arrays, for every encoding of sensor_msgs; cv_bridge is not needed."""
+"""Conversion between image messages and arrays, for every encoding of sensor_msgs, without cv_bridge."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
 from tfiseg import InputError
 
-# encoding -> dtype, channels, OpenCV's conversion to BGR (None: it is BGR)
+# encoding -> dtype, channels, OpenCV's conversion to BGR (None for BGR)
 _ENCODINGS: dict[str, tuple[Any, int, int | None]] = {
     "bgr8": (np.uint8, 3, None),
     "8UC3": (np.uint8, 3, None),
@@ -56,7 +56,7 @@ def bgr_of(message: Image) -> NDArray[np.uint8]:
     """Return a message's image, uint8 (H, W, 3) BGR; 16-bit values keep their upper 8 bits.
 
     Raises:
-        InputError: an encoding without a conversion, or fewer bytes than height and step need.
+        InputError: the encoding is not supported, or the message has too few bytes.
     """
     if message.encoding in _PLANAR:
         return _bgr_of_planes(message)
@@ -78,7 +78,7 @@ def bgr_of_compressed(message: CompressedImage) -> NDArray[np.uint8]:
     """Return the image of a compressed message (JPEG, PNG, ...), uint8 (H, W, 3) BGR.
 
     Raises:
-        InputError: the data are no image.
+        InputError: the data is no image.
     """
     content = np.frombuffer(message.data, np.uint8)
     image = None
@@ -93,7 +93,7 @@ def depth_of(message: Image) -> NDArray[Any]:
     """Return a depth image: uint16 (H, W) in millimeters or float32 (H, W) in meters.
 
     Raises:
-        InputError: an encoding other than 16UC1, mono16 and 32FC1.
+        InputError: the encoding is not 16UC1, mono16 or 32FC1.
     """
     dtypes = {"16UC1": np.uint16, "mono16": np.uint16, "32FC1": np.float32}
     if message.encoding not in dtypes:
@@ -106,11 +106,11 @@ def image_message(pixels: NDArray[Any], encoding: str, header: Any) -> Image:
 
     Args:
         pixels: uint8 or uint16 (H, W) or (H, W, 3).
-        encoding: its name in sensor_msgs, e.g. "mono16".
-        header: header of the message that the image was made from.
+        encoding: encoding of sensor_msgs, e.g. "mono16".
+        header: header of the source message.
     """
     pixels = np.ascontiguousarray(pixels)
-    data = array.array("B")  # rclpy takes this type without looking at each byte
+    data = array.array("B")  # rclpy does not check each byte of this type
     data.frombytes(memoryview(pixels).cast("B"))
     return Image(
         header=header,
@@ -124,7 +124,7 @@ def image_message(pixels: NDArray[Any], encoding: str, header: Any) -> Image:
 
 
 def _rows(message: Image, count: int, row_bytes: int) -> NDArray[np.uint8]:
-    """The first bytes of ``count`` rows, uint8 (count, row_bytes)."""
+    """Return the first bytes of ``count`` rows, uint8 (count, row_bytes)."""
     data = np.frombuffer(message.data, np.uint8)
     if message.step < row_bytes or data.size < message.step * count or not count * row_bytes:
         raise InputError(
@@ -135,7 +135,7 @@ def _rows(message: Image, count: int, row_bytes: int) -> NDArray[np.uint8]:
 
 
 def _pixels(message: Image, dtype: Any, channels: int) -> NDArray[Any]:
-    """Pixels in the machine's byte order, (H, W) or (H, W, channels)."""
+    """Return the pixels in the machine's byte order, (H, W) or (H, W, channels)."""
     itemsize = np.dtype(dtype).itemsize
     rows = _rows(message, message.height, message.width * channels * itemsize)
     order = ">" if message.is_bigendian else "<"
@@ -145,7 +145,7 @@ def _pixels(message: Image, dtype: Any, channels: int) -> NDArray[Any]:
 
 
 def _bgr_of_planes(message: Image) -> NDArray[np.uint8]:
-    """nv21: a plane Y, then V and U of each 2x2 pixels; nv24: a plane Y, then U and V of each pixel."""
+    """Convert nv21 (Y plane, then V and U per 2x2 pixels) or nv24 (Y plane, then U and V per pixel)."""
     height, width = message.height, message.width
     if message.encoding == "nv21":
         planes = np.ascontiguousarray(_rows(message, height + height // 2, width))

@@ -1,4 +1,4 @@
-"""A segmenter whose options change while it runs. Knows nothing of ROS."""
+"""A segmenter whose options can be changed while it runs. Independent of ROS."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from tfiseg.runtime.segmenter_settings import SegmenterSettings
 
 
 class LiveSegmenter:
-    """Segment frames with the newest options.
+    """A segmenter whose options can be changed while it runs.
 
-    Classes and minimum score change at the next frame. Another quality is loaded in a thread of its own, and
-    frames go through the old network until then.
+    Classes and minimum score change at the next frame. Another quality is loaded in the background; the old
+    network segments frames until then.
 
     Args:
-        settings: options to start with.
+        settings: initial options.
         report: called with a sentence and whether it is an error, from any thread.
 
     Raises:
-        ModelError, EngineError, InputError: see ``tfiseg.Segmenter``.
+        ModelError: see ``tfiseg.Segmenter``.
+        EngineError: see ``tfiseg.Segmenter``.
+        InputError: see ``tfiseg.Segmenter``.
     """
 
     def __init__(self, settings: SegmenterSettings, report: Callable[[str, bool], None]) -> None:
@@ -29,7 +31,7 @@ class LiveSegmenter:
         self._lock = threading.Lock()
         self._segmenter = Segmenter.from_settings(settings)
         self._settings = settings  # of the segmenter in use
-        self._wanted = settings
+        self._requested = settings
         self._loaded: tuple[Segmenter, SegmenterSettings] | None = None
 
     @property
@@ -47,25 +49,25 @@ class LiveSegmenter:
         self._class_ids(settings)
 
     def change(self, settings: SegmenterSettings) -> None:
-        """Use other options as soon as possible; never waits for a network to load."""
+        """Use other options as soon as possible, without waiting for a network to load."""
         with self._lock:
-            before, self._wanted = self._wanted, settings
+            before, self._requested = self._requested, settings
         if not _needs_same_segmenter(settings, before):
             threading.Thread(target=self._load, args=[settings], daemon=True).start()
 
     def __call__(self, frame: Frame) -> Instances:
         """Segment one frame; call it from one thread."""
         with self._lock:
-            loaded, self._loaded, wanted = self._loaded, None, self._wanted
+            loaded, self._loaded, requested = self._loaded, None, self._requested
         if loaded is not None:
             self._segmenter.close()
             self._segmenter, self._settings = loaded
             self._report(f"quality is {self._settings.quality!r} from now on", False)
-        if wanted != self._settings and _needs_same_segmenter(wanted, self._settings):
-            self._segmenter.things = self._class_ids(wanted)
-            if wanted.min_score is not None:
-                self._segmenter.min_score = wanted.min_score
-            self._settings = wanted
+        if requested != self._settings and _needs_same_segmenter(requested, self._settings):
+            self._segmenter.things = self._class_ids(requested)
+            if requested.min_score is not None:
+                self._segmenter.min_score = requested.min_score
+            self._settings = requested
         return self._segmenter(frame)
 
     def close(self) -> None:
@@ -90,14 +92,14 @@ class LiveSegmenter:
     def _load(self, settings: SegmenterSettings) -> None:
         try:
             segmenter = Segmenter.from_settings(settings)
-        except Exception as error:  # the thread's own caller is gone: the frames go on as before
+        except Exception as error:  # the old network continues
             self._report(f"quality {settings.quality!r} can't be loaded: {error}", True)
             with self._lock:
-                self._wanted = self._settings
+                self._requested = self._settings
             return
         with self._lock:
             unused: Segmenter | None = segmenter
-            if _needs_same_segmenter(settings, self._wanted):
+            if _needs_same_segmenter(settings, self._requested):
                 unused = self._loaded[0] if self._loaded is not None else None
                 self._loaded = segmenter, settings
         if unused is not None:  # other options were requested meanwhile
@@ -105,6 +107,5 @@ class LiveSegmenter:
 
 
 def _needs_same_segmenter(one: SegmenterSettings, other: SegmenterSettings) -> bool:
-    """Whether one segmenter can serve both: without a minimum score the model's own counts, and only a new
-    segmenter knows it."""
+    """Return whether one segmenter can serve both; only a new one has the model's own minimum score."""
     return one.quality == other.quality and (one.min_score is None) == (other.min_score is None)

@@ -1,4 +1,4 @@
-"""One slot per camera in which the newest frame wins, with exact counts. Knows nothing of ROS."""
+"""A slot per camera that keeps the newest frame, with exact counts. Independent of ROS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class FrameCounts:
-    """Frames of one camera: ``received`` = ``dropped`` + ``taken`` + the one that waits, if any."""
+    """Frame counts of one camera: ``received`` = ``dropped`` + ``taken`` + one waiting frame, if any."""
 
     received: int = 0
     dropped: int = 0
@@ -18,24 +18,24 @@ class FrameCounts:
 
 
 class NewestFrames:
-    """Slots between the thread that receives frames and the one that segments them.
+    """Slots between the thread that receives frames and the thread that segments them.
+
+    A new frame replaces the waiting frame of its camera, which counts as dropped. Cameras take turns, so that
+    a fast camera does not block a slow one.
 
     Args:
         count: number of cameras.
-
-    A frame that arrives while another one of its camera waits replaces it; the older one counts as dropped.
-    Cameras take turns, so that a fast one does not keep a slow one waiting.
     """
 
     def __init__(self, count: int) -> None:
         self.counts: Sequence[FrameCounts] = [FrameCounts() for _ in range(count)]
         self._slots: list[Any] = [None] * count
-        self._turn = 0  # the camera that is looked at first
+        self._turn = 0  # the camera to check first
         self._changed = threading.Condition()
         self._closed = False
 
     def put(self, camera: int, frame: Any) -> None:
-        """Give the newest frame of a camera; never waits. After ``close`` it counts as dropped."""
+        """Put the newest frame of a camera, without waiting. After ``close``, it counts as dropped."""
         with self._changed:
             counts = self.counts[camera]
             counts.received += 1
@@ -47,7 +47,7 @@ class NewestFrames:
             self._changed.notify()
 
     def take(self) -> tuple[int, Any] | None:
-        """Wait for a frame: (camera, frame); None after ``close``."""
+        """Wait for a frame and return (camera, frame), or None after ``close``."""
         with self._changed:
             while not self._closed:
                 for step in range(len(self._slots)):
@@ -61,7 +61,7 @@ class NewestFrames:
             return None
 
     def close(self) -> None:
-        """End ``take``; frames that wait count as dropped."""
+        """End ``take``; waiting frames count as dropped."""
         with self._changed:
             self._closed = True
             for camera, frame in enumerate(self._slots):
@@ -70,6 +70,6 @@ class NewestFrames:
             self._changed.notify_all()
 
     def reopen(self) -> None:
-        """Accept frames again; counts go on."""
+        """Accept frames again; counts continue."""
         with self._changed:
             self._closed = False

@@ -24,7 +24,7 @@ from .newest_frames import NewestFrames
 
 RCLError = rclpy_implementation.RCLError
 _LOG_EVERY_S = 5.0
-# name -> default, description; the first ones may be changed while the node runs
+# name -> default, description; these can be changed while the node runs
 _CHANGEABLE = {
     "quality": ("balanced", "fast, balanced or best"),
     "min_score": (-1.0, "instances with a lower score are left out, 0 to 1; -1: the model's own"),
@@ -45,9 +45,9 @@ _FIXED = {
 
 
 class SegmenterNode(LifecycleNode):
-    """Images of one or several cameras through one network.
+    """A lifecycle node that segments the images of one or several cameras with one network.
 
-    ``configure`` loads the network, ``activate`` begins to receive images, ``deactivate`` stops that,
+    ``configure`` loads the network, ``activate`` starts receiving images, ``deactivate`` stops it, and
     ``cleanup`` frees the network.
     """
 
@@ -63,7 +63,7 @@ class SegmenterNode(LifecycleNode):
         self._frames = NewestFrames(0)
         self._cameras: list[Camera] = []
         self._worker: threading.Thread | None = None
-        # diagnostics go on while the node is inactive: a silent node looks like a dead one
+        # diagnostics continue while the node is inactive, because a silent node looks dead
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_timer(1.0, self._report_status)
 
@@ -80,9 +80,9 @@ class SegmenterNode(LifecycleNode):
             self._frames = NewestFrames(len(names))
             for number, name in enumerate(names):
                 self._cameras.append(
-                    Camera(self, name, settings, self._frames.counts[number], self._putting(number))
+                    Camera(self, name, settings, self._frames.counts[number], self._put_function(number))
                 )
-        except Exception as error:  # rclpy says nothing of exceptions in transitions
+        except Exception as error:  # rclpy does not log exceptions in transitions
             self.get_logger().error(str(error) if isinstance(error, TfisegError) else traceback.format_exc())
             self._free()
             return TransitionCallbackReturn.FAILURE
@@ -138,11 +138,11 @@ class SegmenterNode(LifecycleNode):
 
     # -- frames
 
-    def _putting(self, number: int) -> Any:
+    def _put_function(self, number: int) -> Any:
         return lambda arrival: self._frames.put(number, arrival)
 
     def _work(self) -> None:
-        """In a thread of its own: segment the newest frames until the slots are closed."""
+        """Segment the newest frames until the slots are closed (in the worker's thread)."""
         assert self._segmenter is not None
         while (taken := self._frames.take()) is not None:
             number, arrival = taken
@@ -151,7 +151,7 @@ class SegmenterNode(LifecycleNode):
     def _process(self, camera: Camera, arrival: Arrival, segmenter: LiveSegmenter) -> None:
         try:
             camera.process(segmenter, arrival)
-        except Exception as error:  # one bad image must not end the node; diagnostics show it
+        except Exception as error:  # one image must not end the node; diagnostics report it
             camera.fail(error)
             self.get_logger().error(
                 f"{camera.name or 'camera'}: {type(error).__name__}: {error}",
@@ -176,7 +176,7 @@ class SegmenterNode(LifecycleNode):
         return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
     def _settings(self, changed: dict[str, Any]) -> SegmenterSettings:
-        """Options of the segmenter after a change of parameters; raises InputError."""
+        """Return the segmenter's options after a change of parameters, or raise InputError."""
         values = {name: changed.get(name, self._value(name)) for name in (*_CHANGEABLE, "model", "threads")}
         classes = [name for name in values["classes"] if name]
         return SegmenterSettings(
@@ -188,7 +188,7 @@ class SegmenterNode(LifecycleNode):
         )
 
     def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        changed = {one.name: one.value for one in parameters}
+        changed = {parameter.name: parameter.value for parameter in parameters}
         try:
             settings = self._settings(changed)
             if self._segmenter is not None:
@@ -198,19 +198,19 @@ class SegmenterNode(LifecycleNode):
         return SetParametersResult(successful=True)
 
     def _apply_parameters(self, parameters: list[Parameter]) -> None:
-        if self._segmenter is not None and any(one.name in _CHANGEABLE for one in parameters):
+        if self._segmenter is not None and any(p.name in _CHANGEABLE for p in parameters):
             self._segmenter.change(self._settings({}))
 
 
 def _spin(node: SegmenterNode) -> None:
-    """Run callbacks until ROS shuts down. A transition that the state does not allow is no reason to end."""
+    """Run callbacks until ROS shuts down. Transitions that the state does not allow are only logged."""
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     while rclpy.ok():
         try:
             executor.spin_once()
         except RCLError as error:
-            if not rclpy.ok():  # a signal came while the executor prepared to wait
+            if not rclpy.ok():  # a signal arrived while the executor prepared to wait
                 return
             if "lifecycle" not in str(error):
                 raise
@@ -218,7 +218,7 @@ def _spin(node: SegmenterNode) -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until it is interrupted; returns 1 if it can't start."""
+    """Run the node until it is interrupted; return 1 if it cannot start."""
     rclpy.init(args=args)
     node = SegmenterNode()
     try:

@@ -15,15 +15,15 @@ from tfiseg import Instance, Instances
 from visualization_msgs.msg import Marker, MarkerArray
 
 MAX_LABEL = 65535  # of mono16
-_MARKER_S = 0.5  # lifetime: what is not seen any more disappears
-_OUTLINE_PX = 1.5  # largest deviation of a marker's outline from the mask's
+_MARKER_S = 0.5  # lifetime of markers
+_OUTLINE_PX = 1.5  # maximum deviation of a marker's outline from that of the mask
 _PLANE_M = 1.0  # distance of outlines without depth
 
 
 def labels_of(instances: Instances) -> NDArray[np.int64]:
-    """Value of each instance in the published label map, (n,), 1..65535.
+    """Return the value of each instance in the published label map, (n,), 1..65535.
 
-    The track ID, or the number within the frame without tracking. Track IDs above 65535 start again from 1.
+    The values are track IDs, which start again from 1 after 65535, or row numbers without tracking.
     """
     if instances.track_id is None:
         return np.arange(1, len(instances) + 1)
@@ -31,7 +31,7 @@ def labels_of(instances: Instances) -> NDArray[np.int64]:
 
 
 def label_image(instances: Instances) -> NDArray[np.uint16]:
-    """Label map to publish, uint16 (H, W); 0 = no instance."""
+    """Return the label map to publish, uint16 (H, W); 0 = no instance."""
     values = np.concatenate([[0], labels_of(instances)]).astype(np.uint16)
     if len(values) > 256:
         return values[instances.label_map]
@@ -43,28 +43,28 @@ def label_image(instances: Instances) -> NDArray[np.uint16]:
 def markers_of(
     instances: Instances, header: Any, intrinsics: tuple[float, float, float, float]
 ) -> MarkerArray:
-    """Outlines and names in the camera's optical frame.
+    """Return outlines and names in the camera's optical frame.
 
-    Outlines lie at the distance of the instance, or 1 m before the camera without depth.
+    Outlines are at the distance of the instance, or at 1 m without depth.
 
     Args:
-        instances: of one frame.
-        header: of the image.
+        instances: instances of one frame.
+        header: header of the image.
         intrinsics: (fx, fy, cx, cy) in pixels.
     """
     markers = []
-    for one, label in zip(instances, labels_of(instances).tolist(), strict=True):
-        known = one.distance_m is not None and np.isfinite(one.distance_m)
-        z = one.distance_m if known else _PLANE_M
-        b, g, r = (instances.colours[one.number] / 255).tolist()
+    for instance, label in zip(instances, labels_of(instances).tolist(), strict=True):
+        has_depth = instance.distance_m is not None and np.isfinite(instance.distance_m)
+        z = instance.distance_m if has_depth else _PLANE_M
+        b, g, r = (instances.colours[instance.number] / 255).tolist()
         color = ColorRGBA(r=r, g=g, b=b, a=1.0)
-        outline = _marker(header, one.class_name, label, Marker.LINE_STRIP, color)
+        outline = _marker(header, instance.class_name, label, Marker.LINE_STRIP, color)
         outline.scale.x = 0.01 * z
-        outline.points = [_ray(x, y, z, intrinsics) for x, y in _outline_xy(instances, one)]
-        text = _marker(header, f"{one.class_name} text", label, Marker.TEXT_VIEW_FACING, color)
+        outline.points = [_point(x, y, z, intrinsics) for x, y in _outline_xy(instances, instance)]
+        text = _marker(header, f"{instance.class_name} text", label, Marker.TEXT_VIEW_FACING, color)
         text.scale.z = 0.05 * z
-        text.text = f"{one.title} {z:.2f} m" if known else one.title
-        text.pose.position = _ray(one.centroid_xy[0], one.box_xyxy[1], z, intrinsics)
+        text.text = f"{instance.title} {z:.2f} m" if has_depth else instance.title
+        text.pose.position = _point(instance.centroid_xy[0], instance.box_xyxy[1], z, intrinsics)
         markers += [outline, text]
     return MarkerArray(markers=markers)
 
@@ -76,19 +76,19 @@ def _marker(header: Any, namespace: str, number: int, kind: int, color: ColorRGB
     return marker
 
 
-def _outline_xy(instances: Instances, one: Instance) -> list[tuple[float, float]]:
-    """Closed outline of the largest part, pixels."""
-    polygon = cv2.approxPolyDP(instances.polygon(one.index)[0], _OUTLINE_PX, True)[:, 0].tolist()
+def _outline_xy(instances: Instances, instance: Instance) -> list[tuple[float, float]]:
+    """Return the closed outline of the largest part in pixels."""
+    polygon = cv2.approxPolyDP(instances.polygon(instance.index)[0], _OUTLINE_PX, True)[:, 0].tolist()
     return [*polygon, polygon[0]]
 
 
-def _ray(x: float, y: float, z: float, intrinsics: tuple[float, float, float, float]) -> Point:
+def _point(x: float, y: float, z: float, intrinsics: tuple[float, float, float, float]) -> Point:
     fx, fy, cx, cy = intrinsics
     return Point(x=(x - cx) * z / fx, y=(y - cy) * z / fy, z=float(z))
 
 
 def vision_messages() -> Any | None:
-    """The module vision_msgs.msg, or None where it is not installed."""
+    """Return the module vision_msgs.msg, or None if it is not installed."""
     try:
         import vision_msgs.msg
     except ImportError:
@@ -97,31 +97,31 @@ def vision_messages() -> Any | None:
 
 
 def detections_of(instances: Instances, header: Any, vision: Any) -> Any:
-    """vision_msgs/Detection2DArray: class names, scores, boxes, and labels as IDs.
+    """Return a vision_msgs/Detection2DArray with class names, scores, boxes, and labels as IDs.
 
     Args:
-        instances: of one frame.
-        header: of the image.
+        instances: instances of one frame.
+        header: header of the image.
         vision: the module vision_msgs.msg.
     """
-    found = vision.Detection2DArray(header=header)
-    for one, label in zip(instances, labels_of(instances).tolist(), strict=True):
+    detections = vision.Detection2DArray(header=header)
+    for instance, label in zip(instances, labels_of(instances).tolist(), strict=True):
         detection = vision.Detection2D(header=header, id=str(label))
-        x0, y0, x1, y1 = one.box_xyxy
+        x0, y0, x1, y1 = instance.box_xyxy
         detection.bbox.center.position.x, detection.bbox.center.position.y = (x0 + x1) / 2, (y0 + y1) / 2
         detection.bbox.size_x, detection.bbox.size_y = x1 - x0, y1 - y0
         hypothesis = vision.ObjectHypothesisWithPose()
-        hypothesis.hypothesis.class_id, hypothesis.hypothesis.score = one.class_name, one.score
-        if one.centroid_xyz_m is not None and np.isfinite(one.centroid_xyz_m).all():
+        hypothesis.hypothesis.class_id, hypothesis.hypothesis.score = instance.class_name, instance.score
+        if instance.centroid_xyz_m is not None and np.isfinite(instance.centroid_xyz_m).all():
             position = hypothesis.pose.pose.position
-            position.x, position.y, position.z = one.centroid_xyz_m
+            position.x, position.y, position.z = instance.centroid_xyz_m
         detection.results.append(hypothesis)
-        found.detections.append(detection)
-    return found
+        detections.detections.append(detection)
+    return detections
 
 
 def status_of(name: str, camera: str, level: bytes, message: str, values: Mapping[str, object]) -> Any:
-    """diagnostic_msgs/DiagnosticStatus of one camera."""
+    """Return the diagnostic_msgs/DiagnosticStatus of one camera."""
     return DiagnosticStatus(
         level=level,
         name=name,

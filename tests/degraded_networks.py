@@ -1,8 +1,8 @@
-"""Ways to spoil the included network, and what the accuracy gate says of each.
+"""Degradations of the default network, and the result of the accuracy check for each.
 
-python tests/spoils.py SOURCE [--frames N]
+python tests/degraded_networks.py SOURCE [--frames N]
 
-Prints a Markdown table: fp16, one gray level of noise and each spoilt network against float32.
+Prints a Markdown table that compares fp16, one gray level of noise and each degraded network with float32.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _add_noise(network: Network, name: str, share: float) -> None:
 
 
 def weights(network: Network) -> None:
-    """Add noise of a fifth of their deviation to the weights of one convolution per block."""
+    """Add noise of a fifth of the standard deviation to the weights of one convolution per block."""
     for name in [i.name for i in network.graph.initializer if i.name.endswith("body.2.weight")]:
         _add_noise(network, name, 0.2)
 
@@ -45,32 +45,32 @@ def one_layer(network: Network) -> None:
 
 
 def one_layer_noise(network: Network) -> None:
-    """Add noise of half their deviation to the weights of one layer."""
+    """Add noise of half the standard deviation to the weights of one layer."""
     _add_noise(network, "network.backbone.blocks.7.body.2.weight", 0.5)
 
 
 def scale(network: Network) -> None:
-    """Multiply the logits by 0.3: most labels stay the same, scores do not."""
+    """Multiply the logits by 0.3, which changes scores but few labels."""
     for name in _LOGITS:
         network.set_weight(name, network.weight(name) * np.float32(0.3))
 
 
 def class_order(network: Network) -> None:
-    """Move car to dog, dog to person and person to car."""
+    """Rename car to dog, dog to person and person to car."""
     for name in _LOGITS:
         values = network.weight(name).copy()
         values[[7, 12, 15]] = values[[12, 15, 7]]
         network.set_weight(name, values)
 
 
-SPOILS = (weights, one_layer, one_layer_noise, scale, class_order)
+DEGRADATIONS = (weights, one_layer, one_layer_noise, scale, class_order)
 
 
-def spoilt(spoil: object, folder: Path) -> Path:
-    """Write the included network, spoilt."""
+def write_degraded(degrade: object, folder: Path) -> Path:
+    """Write the default network with a degradation."""
     network = Network(onnx.load(DEFAULT_MODEL))
-    spoil(network)  # type: ignore[operator]
-    path = folder / f"{spoil.__name__}.onnx"  # type: ignore[attr-defined]
+    degrade(network)  # type: ignore[operator]
+    path = folder / f"{degrade.__name__}.onnx"  # type: ignore[attr-defined]
     onnx.save(network.model, path)
     return path
 
@@ -104,9 +104,9 @@ def main() -> None:
         onnx.save(to_fp16(model, overflowing(model, frames.part(0, 8))), half)
         print(_row("fp16", compare(reference, tfiseg.Segmenter(half), frames), floor))
         print(_row("fp32, one gray level of noise", floor, floor))
-        for spoil in SPOILS:
-            path = spoilt(spoil, Path(folder))
-            name = spoil.__name__.replace("_", " ")
+        for degrade in DEGRADATIONS:
+            path = write_degraded(degrade, Path(folder))
+            name = degrade.__name__.replace("_", " ")
             print(_row(name, compare(reference, tfiseg.Segmenter(path), frames), floor), flush=True)
 
 
