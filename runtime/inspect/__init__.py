@@ -1,1 +1,1 @@
-"""What is installed and what a model file holds."""
+"""Checks of the installation, and descriptions of model files."""

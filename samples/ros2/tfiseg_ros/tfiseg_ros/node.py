@@ -27,11 +27,11 @@ _LOG_EVERY_S = 5.0
 # name -> default, description; these can be changed while the node runs
 _CHANGEABLE = {
     "quality": ("balanced", "fast, balanced or best"),
-    "min_score": (-1.0, "instances with a lower score are left out, 0 to 1; -1: the model's own"),
+    "min_score": (-1.0, "minimum score, 0 to 1; -1: the model's own"),
     "classes": ([""], 'names of the classes to segment; [""]: all countable ones'),
 }
 _FIXED = {
-    "model": ("", 'path of a model or engine; "": the network that comes with tfiseg'),
+    "model": ("", 'path of a model or engine; "": the default network'),
     "cameras": ([""], 'names of cameras; [""]: one without a name'),
     "compressed": (False, "subscribe to image/compressed instead of image"),
     "reliable": (False, "reliable instead of best-effort delivery, in and out"),
@@ -39,7 +39,7 @@ _FIXED = {
     "track": (True, "persistent track IDs in label_map"),
     "depth": (False, "subscribe to depth: distances in markers and detections"),
     "threads": (0, "CPU threads of the network; 0: all"),
-    "stale_ms": (500, "diagnostics warn if no image arrives for so long"),
+    "stale_ms": (500, "diagnostics warn if no image arrives for this time"),
     "autostart": (True, "configure and activate at start"),
 }
 
