@@ -56,11 +56,9 @@ def evaluate(
 
     Args:
         folder: folder of the evaluation set.
-        semantic: "truth" clusters the true class maps; "model" runs ``segmenter`` on the pictures.
-        segmenter: the segmenter, for "model".
-        split: for "truth", see ``tfiseg.cluster``.
+        semantic: "truth" clusters the true class maps by ``split``, see ``tfiseg.cluster``; "model" runs
+            ``segmenter`` on the pictures.
         out: folder for contact sheets of the ten best, median and worst pictures.
-        quiet: show no progress bar.
         refiner: for "truth", refines the regions of the class maps, instead of ``split``.
         against: baselines on the same class maps: "components" (connected components), "shape",
             "calibrated-components" (with the model's score calibration), "shipped" (the default instance
@@ -68,13 +66,9 @@ def evaluate(
         min_area: for "truth", minimum area of an instance in pixels; default: that of the refiner, else 25.
 
     Returns:
-        A JSON object: PQ and its counts, AP, AP50, AP75, mean boundary IoU of matches, PQ per class, recall
-        by class and size, median time per picture, the best, median and worst pictures. For "model" also IoU
-        per class and mIoU, over the classes of both the set and the model. ``gain``: PQ, AP and AP50 of each
-        baseline, and the gain in PQ with its 95% interval (paired bootstrap over pictures).
-
-    Raises:
-        InputError: the folder is no evaluation set, or an option is unknown.
+        PQ and its counts, AP, AP50, AP75, mean boundary IoU of matches, PQ per class, recall by class and
+        size, median time per picture, and the best, median and worst pictures. For "model" also IoU per class
+        and mIoU over the shared classes. ``gain``: the gain in PQ over each baseline and its 95% interval.
     """
     out = writable_folder(out) if out is not None else None  # an error now, not at the end
     pictures, names = load_eval_set(folder)

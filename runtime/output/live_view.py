@@ -104,10 +104,7 @@ def view(
         serve: address of the web viewer, see ``Viewer``; None opens a window.
         record: folder in which a new folder, named after the time, gets the overlay, instances.jsonl and
             recording.mcap. An error while recording ends the recording, not the view.
-        policy: see ``Pipeline``, as are ``nth`` and ``max_frames``.
-        nth: see ``Pipeline``.
-        tracker: adds persistent track IDs.
-        max_frames: see ``Pipeline``.
+        policy: see ``Pipeline``, as are ``nth``, ``tracker`` and ``max_frames``.
         log: called with the URL of the web viewer and the folder of the recording.
 
     Returns:
