@@ -135,10 +135,11 @@ def _collect_chunk(task: tuple[Sequence[Shape], int, list[int]]) -> Samples:
     bank, count, seed = task
     rng = np.random.default_rng(seed)
     parts = [neck_samples(composite(bank, rng, int(rng.choice(_SIDES_PX))), rng) for _ in range(count)]
-    return _concatenate(parts)
+    return concatenate_samples(parts)
 
 
-def _concatenate(parts: Sequence[Samples]) -> Samples:
+def concatenate_samples(parts: Sequence[Samples]) -> Samples:
+    """Concatenate features, same-object flags and weights."""
     return (
         np.concatenate([p[0] for p in parts]),
         np.concatenate([p[1] for p in parts]),
@@ -150,7 +151,7 @@ def collect(bank: Sequence[Shape], count: int, seed: int, workers: int = 1) -> S
     """Collect samples of ``count`` composites; they depend on the seed, not on the number of workers."""
     tasks = [(bank, min(_CHUNK, count - k), [seed, k]) for k in range(0, count, _CHUNK)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        return _concatenate(
+        return concatenate_samples(
             list(tqdm(pool.imap(_collect_chunk, tasks), total=len(tasks), desc=f"composites, {_CHUNK} each"))
         )
 
