@@ -57,10 +57,10 @@ def _semantic(args: argparse.Namespace) -> int:
 
     pictures = load_pictures(args.images, args.semantic, args.confidence, args.more_data)
     if args.teacher:
-        from ..export.semantic.teacher import teach
+        from ..export.semantic.teacher import add_teacher
 
         cache = args.checkpoint.with_suffix(".teacher.npy")
-        pictures = teach(pictures, args.teacher, SemanticRecipe.classes, cache)
+        pictures = add_teacher(pictures, args.teacher, SemanticRecipe.classes, cache)
     train_semantic(
         pictures,
         args.start or _imagenet(int(args.backbone[-1])),
@@ -77,7 +77,7 @@ def _semantic(args: argparse.Namespace) -> int:
 
 
 def _start(start: str | None) -> Path:
-    """Return the weights that training of the instance network begins with."""
+    """Return the file of initial weights of the instance network."""
     from ..export.instance.train import SHIPPED_WEIGHTS
 
     path = _imagenet(2) if start == IMAGENET else Path(start) if start else SHIPPED_WEIGHTS
@@ -135,7 +135,7 @@ def _instance(args: argparse.Namespace) -> int:
 
 
 def _model_text(report: dict[str, Any], output: Path, following: tuple[object, ...]) -> str:
-    """A trained model's report as text; ``following``: words of the command to run next."""
+    """Return a trained model's report as text; ``following``: words of the next command."""
     errors = ", ".join(f"{name} {fit['held_error']:.1%}" for name, fit in report["rules"].items())
     return (
         f"{output}: {report['bytes'] / 1e6:.1f} MB; pair error on held-out composites: {errors}\n"
@@ -205,10 +205,10 @@ def _score(args: argparse.Namespace) -> int:
     require(args, *_DATA)
     for module in ("torch", "onnx"):
         need(module, "train")
-    from ..export.semantic.score_calibration import add_score_rule
+    from ..export.semantic.score_calibration import add_score_calibration
     from ..runtime.networks.session import DEFAULT_MODEL
 
-    report = add_score_rule(
+    report = add_score_calibration(
         args.model or DEFAULT_MODEL,
         args.images,
         args.semantic,

@@ -1,4 +1,4 @@
-"""Shared by all trainers: set-up, learning rate, progress, running average of weights, checkpoints."""
+"""Shared code of all trainers: setup, learning rate, progress, average of weights, checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import InputError, ModelError
 from ..files import whole_file
 from .checkpoint import read_checkpoint
 
-HELD_SEED = 1_000_003  # added to a recipe's seed: composites that are never trained on
+HELD_SEED = 1_000_003  # added to a recipe's seed for composites that are not trained on
 
 
 def prepare(seed: int, threads: int | None = None) -> None:
@@ -39,10 +39,10 @@ def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, peak: Sequence[float], step: int, steps: int) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, peak: Sequence[float], step: int, steps: int) -> None:
     """Set the learning rate of each group for a step, given the peaks."""
     rate = learning_rate(step, steps)
-    for group, top in zip(optimiser.param_groups, peak, strict=True):
+    for group, top in zip(optimizer.param_groups, peak, strict=True):
         group["lr"] = top * rate
 
 
@@ -97,18 +97,18 @@ def update_average(average: dict[str, Tensor], network: nn.Module, step: int, lo
 def descend(
     parts: Sequence[Tensor],
     network: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
     step: int,
     checkpoint: Path | None = None,
 ) -> list[float]:
-    """Take one optimizer step on the sum of a loss's parts, and update the running average.
+    """Take one optimizer step on the sum of losses, and update the running average.
 
     Returns:
-        Values of the parts.
+        Values of the losses.
 
     Raises:
-        InputError: a part isn't finite; ``checkpoint`` keeps its last state.
+        InputError: a loss is not finite; ``checkpoint`` keeps its last state.
     """
     losses = [part.item() for part in parts]
     if not all(map(math.isfinite, losses)):
@@ -118,10 +118,10 @@ def descend(
         raise InputError(
             f"the loss of step {step} is {losses[0] if len(losses) == 1 else losses}: training stops{kept}"
         )
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     sum(parts[1:], parts[0]).backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-    optimiser.step()
+    optimizer.step()
     update_average(average, network, step)
     return losses
 

@@ -1,5 +1,4 @@
-"""Times of the CUDA operator on this machine's GPU, beside CuPy's (and cuCIM's) in the same run: `.ci/gpu`
-calls it.
+"""Times of the CUDA operator on this machine's GPU, compared with CuPy and cuCIM; called by `.ci/gpu`.
 
     python docs/benchmarks/gpu.py RUNNER.so [--once]
 
@@ -15,12 +14,11 @@ import numpy as np
 from tfiseg.plugins.native import ResultStruct, cluster_native, problem_struct
 from tfiseg.plugins.problem import Problem, problem_of
 from tfiseg.plugins.settings import ClusterSettings
-from tfiseg.plugins.views import Found, PiecesCall, Scene, ViewsCall, cut_views
+from tfiseg.plugins.views import PlacementCall, Scene, ViewClusterings, ViewsCall, render_views
 
 
 def blobs(side: int, classes: int = 4) -> np.ndarray:
-    """Class map (side, side) of round objects of several classes, about half of it covered, many of them
-    touching."""
+    """Return a class map (side, side), about half of it covered by round, often touching objects."""
     rng = np.random.default_rng(0)
     out = np.zeros((side, side), np.uint8)
     for _ in range(60):
@@ -57,7 +55,7 @@ def result_of(problem: Problem) -> tuple[ResultStruct, dict]:
 
 
 def in_graph(library: ctypes.CDLL, problem: Problem, replays: int = 2000) -> tuple[float, int]:
-    """Median microseconds of a replay, and the instances found."""
+    """Return the median time of a replay in microseconds, and the number of instances."""
     result, out = result_of(problem)
     median_us, grown = ctypes.c_double(), ctypes.c_int64()
     asked = problem_struct(problem)
@@ -71,18 +69,17 @@ def in_graph(library: ctypes.CDLL, problem: Problem, replays: int = 2000) -> tup
 def views_in_graph(
     library: ctypes.CDLL, size_hw: tuple[int, int], views: int = 16, side: int = 192
 ) -> tuple[float, float, int]:
-    """Median microseconds of cutting views of components, and of carrying back what shape alone makes of
-    them; and the pieces."""
+    """Return the median times of rendering views and placing instances, and the number of instances."""
     class_map = cv2.resize(blobs(512), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
     components = cluster_native(problem_of(class_map, min_area=25, split=0.0))
     frame = np.random.default_rng(0).integers(0, 256, (*size_hw, 3)).astype(np.uint8)
     scene = Scene(frame, components.label_map[0], components.table[0].copy(), np.ones(256, np.uint8))
-    cut = cut_views(scene, views, side)
+    cut = render_views(scene, views, side)
     parts = cluster_native(problem_of(cut.own, split=1.0, max_instances=64))
     tables = np.zeros((views, 64, 10), np.float32)
     tables[:, : parts.table.shape[1]] = parts.table
     call = ViewsCall(scene, views, side, None, cut, 64)
-    pieces = PiecesCall(scene, Found(parts.label_map, parts.count, parts.regions, tables), 2)
+    pieces = PlacementCall(scene, ViewClusterings(parts.label_map, parts.count, parts.regions, tables), 2)
     medians_us = (ctypes.c_double * 2)()
     status = library.replay_views_in_graph(
         ctypes.byref(call.struct), ctypes.byref(pieces.struct), 1000, medians_us
@@ -92,8 +89,7 @@ def views_in_graph(
 
 
 def peers(class_map: np.ndarray) -> dict[str, float]:
-    """Median microseconds of what others offer for parts of the work, from CuPy and cuCIM where they are
-    installed."""
+    """Return the median times of CuPy and cuCIM, if installed, for parts of the work."""
     try:
         import cupy
         from cupyx.scipy import ndimage
@@ -123,7 +119,7 @@ def peers(class_map: np.ndarray) -> dict[str, float]:
                 cupy.cuda.Device().synchronize()
                 spent.append((time.perf_counter() - began) * 1e6)
             times[name] = float(np.median(spent))
-        except Exception as wrong:  # a peer that can't run must not stop our own figures
+        except Exception as wrong:  # a peer that fails must not stop the benchmark
             print(f"{name}: {wrong}", file=sys.stderr)
     return times
 
@@ -134,8 +130,8 @@ def main() -> None:
         in_graph(library, as_logits(blobs(160), 21, (480, 640)), 1)
         in_graph(library, problem_of(blobs(2048), min_area=25), 1)
         return
-    print("| what | us, median of graph replays | wanted | instances |\n|---|---|---|---|")
-    for grid, size_hw, classes, wanted in (
+    print("| work | us, median of graph replays | goal | instances |\n|---|---|---|---|")
+    for grid, size_hw, classes, goal in (
         (160, (480, 640), 4, "60"),
         (160, (480, 640), 21, "60"),
         (128, (512, 512), 21, ""),
@@ -143,12 +139,12 @@ def main() -> None:
     ):
         us, count = in_graph(library, as_logits(blobs(grid), classes, size_hw))
         to = f"{size_hw[1]} x {size_hw[0]}"
-        print(f"| {grid} x {grid} x {classes} logits -> {to} | {us:.1f} | {wanted} | {count} |")
+        print(f"| {grid} x {grid} x {classes} logits -> {to} | {us:.1f} | {goal} | {count} |")
     for side in (512, 1024, 2048):
         us, count = in_graph(library, problem_of(blobs(side), min_area=25), 500)
-        wanted = "50 us/MP" if side == 2048 else ""
+        goal = "50 us/MP" if side == 2048 else ""
         print(
-            f"| class map {side} x {side} | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | {wanted} | "
+            f"| class map {side} x {side} | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | {goal} | "
             f"{count} |"
         )
         given = problem_of(blobs(side), np.zeros((2, side, side), np.float32), min_area=25)
@@ -158,8 +154,8 @@ def main() -> None:
             print(f"| {name}, {side} x {side} | {peer_us:.1f} | | |")
     for size_hw in ((480, 640), (1080, 1920)):
         cut_us, place_us, count = views_in_graph(library, size_hw)
-        print(f"| 16 views of 192 px cut out of {size_hw[1]} x {size_hw[0]} | {cut_us:.1f} | | |")
-        print(f"| pieces carried back | {place_us:.1f} | | {count} |")
+        print(f"| 16 views of 192 px rendered from {size_hw[1]} x {size_hw[0]} | {cut_us:.1f} | | |")
+        print(f"| instances placed | {place_us:.1f} | | {count} |")
     sys.stdout.flush()
     for title, problem in (
         ("160 x 160 x 21 -> 640 x 480", as_logits(blobs(160), 21, (480, 640))),

@@ -1,4 +1,4 @@
-"""What the CUDA operator launches, waits for and transfers, counted without a GPU, and a cost model of it.
+"""Launches, barriers and transfers of the CUDA operator, counted without a GPU, and a cost model.
 
     python docs/benchmarks/gpu_counts.py [--sides 1024 2048]
 
@@ -20,17 +20,17 @@ from tfiseg.plugins.native import cluster_native, problem_struct
 from tfiseg.plugins.neck import EVIDENCE_FEATURES
 from tfiseg.plugins.problem import Problem, problem_of
 from tfiseg.plugins.settings import ClusterSettings
-from tfiseg.plugins.views import Found, PiecesCall, Scene, ViewsCall, cut_views
+from tfiseg.plugins.views import PlacementCall, Scene, ViewClusterings, ViewsCall, render_views
 
 ROOT = Path(__file__).parents[2]
 CSRC, TESTS = ROOT / "plugins" / "csrc", ROOT / "tests" / "plugins"
-PROCESSORS = 16  # emulated: each holds 512 or more threads, and every thread takes a stack
+PROCESSORS = 16  # emulated; each has 512 threads or more, and every thread needs a stack
 SECTOR_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU as the cost model has it.
+    """A GPU in the cost model.
 
     Args:
         processors, clock_ghz: from the data sheet, boost clock.
@@ -85,7 +85,7 @@ class Phase:
 
 
 def compile_kernels(folder: Path) -> ctypes.CDLL:
-    """The emulated kernels with counters."""
+    """Compile the emulated kernels with counters."""
     flags = ["-std=c++17", "-ffp-contract=off", "-pthread", "-fPIC", "-fno-strict-aliasing"]
     flags += ["-fvisibility-inlines-hidden"]
     flags += ["-DTFISEG_WITH_CUDA", f"-I{TESTS / 'cuda_on_cpu' / 'include'}", f"-I{TESTS / 'cuda_on_cpu'}"]
@@ -117,7 +117,7 @@ def compile_kernels(folder: Path) -> ctypes.CDLL:
 
 
 def counted(library: ctypes.CDLL, work: Callable[[], None]) -> tuple[int, list[Phase]]:
-    """Launches of some work, and the counts of its phases."""
+    """Return the number of launches of some work, and the counts of its phases."""
     library.cuda_on_cpu_count(1)
     work()
     text = ctypes.create_string_buffer(1 << 16)
@@ -128,7 +128,7 @@ def counted(library: ctypes.CDLL, work: Callable[[], None]) -> tuple[int, list[P
 
 
 def run(library: ctypes.CDLL, problem: Problem) -> tuple[int, list[Phase]]:
-    """Counts of a problem, whose result must be the native operator's."""
+    """Return the counts of a problem, and check its result against the native operator."""
     result, out = result_of(problem)
     struct = problem_struct(problem)
     room = np.zeros(library.tfiseg_workspace_size(ctypes.byref(struct), 1), np.uint8)
@@ -146,7 +146,7 @@ def run(library: ctypes.CDLL, problem: Problem) -> tuple[int, list[Phase]]:
 
 
 def with_evidence(side: int) -> Problem:
-    """A frame model's problem: logits, a boundary, affinities and both rules; cuts are moved."""
+    """Return a problem of a network with heads: logits, boundary, affinities, both rules, propagation."""
     rng = np.random.default_rng(0)
     offsets = np.array([[0, 2], [2, 0], [4, 4], [4, -4]], np.int32)
     rule = rng.normal(0, 0.3, 4 * (len(EVIDENCE_FEATURES) + 2) + 1).astype(np.float32)
@@ -161,16 +161,16 @@ def with_evidence(side: int) -> Problem:
 
 
 def views_launches(library: ctypes.CDLL) -> tuple[int, int]:
-    """Launches that render views of components, and that place the parts."""
+    """Return the number of launches that render views and that place instances."""
     components = cluster_native(problem_of(blobs(160), min_area=25, split=0.0))
     frame = np.zeros((160, 160, 3), np.uint8)
     scene = Scene(frame, components.label_map[0], components.table[0].copy(), np.ones(256, np.uint8))
-    cut = cut_views(scene, 4, 32)
+    cut = render_views(scene, 4, 32)
     parts = cluster_native(problem_of(cut.own, split=1.0, max_instances=64))
     tables = np.zeros((4, 64, 10), np.float32)
     tables[:, : parts.table.shape[1]] = parts.table
     call = ViewsCall(scene, 4, 32, None, cut, 64)
-    pieces = PiecesCall(scene, Found(parts.label_map, parts.count, parts.regions, tables), 2)
+    pieces = PlacementCall(scene, ViewClusterings(parts.label_map, parts.count, parts.regions, tables), 2)
 
     def place() -> None:
         views, found = ctypes.byref(call.struct), ctypes.byref(pieces.struct)
@@ -183,7 +183,7 @@ def views_launches(library: ctypes.CDLL) -> tuple[int, int]:
 
 
 def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, float]:
-    """Microseconds of a call by kind of cost.
+    """Return the time of a call in microseconds, by kind of cost.
 
     A phase takes the longest of: its dependent accesses, its instructions, its sectors from the L1 cache, its
     dense bytes from the L2 cache, and its atomics.
@@ -191,7 +191,7 @@ def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, fl
     clock = device.clock_ghz * 1e3  # cycles in a us
     work = block_barriers = 0.0
     for p in phases:
-        # blocks wait one by one, but for tiles, which all blocks work on at once
+        # blocks wait one by one, except with tiles, on which all blocks work in parallel
         is_tiled = p.name == "AscentLinks"
         waits = p.block_barriers / (2 * device.processors if is_tiled else 1)
         block_barriers += waits
@@ -217,7 +217,7 @@ def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, fl
 
 
 def hops_of(phases: list[Phase], objects_px: int) -> float:
-    """Links followed for each pixel of an object. A pixel's last load finds a root, which is no hop."""
+    """Return the number of links followed per pixel of an object; the load of a root does not count."""
     follow = next(p for p in phases if p.name == "FollowLinks")
     return follow.word_loads / objects_px - 1.0
 

@@ -17,7 +17,7 @@ from ...calibration.graph import Network, attributes, run_tensors
 from ...errors import ModelError
 
 FP16_OPSET = 19  # the first whose QuantizeLinear and DequantizeLinear take float16
-_MOST = 0.5 * float(np.finfo(np.float16).max)
+_MAX_MAGNITUDE = 0.5 * float(np.finfo(np.float16).max)
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
 
@@ -81,9 +81,9 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
 
 
 def _drop_round_trips(network: Network) -> None:
-    """Remove the casts to float16 and back that the converter puts between nodes that stay float32.
+    """Remove casts to float16 and back, which the converter inserts between nodes that stay float32.
 
-    They would cost precision, and hide a Q/DQ pair from the layer that reads it.
+    They would reduce precision and hide a Q/DQ pair from the layer that reads it.
     """
     for node in list(network.graph.node):
         first = network.producer.get(node.input[0]) if node.op_type == "Cast" else None
@@ -123,7 +123,7 @@ def overflowing(model: onnx.ModelProto, frames: Iterable[NDArray[np.uint8]]) -> 
 
 def _beyond(values: NDArray[np.float32]) -> bool:
     finite = values[np.isfinite(values)]  # minus infinity, used as a mask, exists in float16
-    return bool(finite.size) and float(np.abs(finite).max()) > _MOST
+    return bool(finite.size) and float(np.abs(finite).max()) > _MAX_MAGNITUDE
 
 
 def _tiny_scales(network: Network) -> list[str]:

@@ -44,10 +44,11 @@ class PrecisionSettings:
         keep: layers to keep in high precision: names or patterns.
         auto_exclude: maximum number of further layers to keep in high precision until the gate passes;
             default: 8 with a gate, else 0.
-        label_agreement, quality: the gate's thresholds, which the yardstick then does not lower; default: see
-            ``calibration.gate``. A quality below the default also lowers the one for scores to it.
-        gate: whether to compare with float32.
-        seed: of the choice of frames."""
+        label_agreement, quality: absolute thresholds of the gate; default: see ``calibration.gate``. A
+            quality below the default also lowers the threshold for scores.
+        gate: compare with float32.
+        seed: random seed of the sample of frames.
+    """
 
     precision: str = "fp16"
     frames: str | None = None
@@ -137,8 +138,8 @@ def lower(
     if settings.precision == "fp32":
         return LoweredNetwork(model)
     calibration_part, gate_part = _frames(settings, quiet)
-    judged_on = gate_part or calibration_part
-    yardstick = _yardstick(model, judged_on, quiet)
+    test_frames = gate_part or calibration_part
+    yardstick = _yardstick(model, test_frames, quiet)
     if settings.precision == "fp16":
         kept = _high(model, settings)
         if calibration_part is not None:
@@ -150,8 +151,8 @@ def lower(
         lowered = LoweredNetwork(to_fp16(model, kept))
     else:
         assert calibration_part is not None
-        assert judged_on is not None
-        lowered = _to_int8(model, settings, for_cpu, calibration_part, judged_on, yardstick, quiet)
+        assert test_frames is not None
+        lowered = _to_int8(model, settings, for_cpu, calibration_part, test_frames, yardstick, quiet)
     lowered.kept = [
         layer.name for layer in layer_precisions(lowered.model) if layer.precision != settings.precision
     ]
@@ -166,13 +167,13 @@ def _frames(settings: PrecisionSettings, quiet: bool) -> tuple[FrameSample | Non
     """Return frames for calibration and other frames for the gate."""
     if settings.frames is None:
         return None, None
-    wanted = settings.calibration_frames + (settings.gate_frames if settings.gate else 0)
-    sample = sample_frames(settings.frames, wanted, settings.seed, quiet)
+    count = settings.calibration_frames + (settings.gate_frames if settings.gate else 0)
+    sample = sample_frames(settings.frames, count, settings.seed, quiet)
     if not settings.gate:
         return sample, None
     if len(sample) == 1:
         return sample, sample
-    for_gate = min(settings.gate_frames, max(1, round(len(sample) * settings.gate_frames / wanted)))
+    for_gate = min(settings.gate_frames, max(1, round(len(sample) * settings.gate_frames / count)))
     return sample.part(for_gate), sample.part(0, for_gate)
 
 
@@ -185,7 +186,7 @@ def _to_int8(
     settings: PrecisionSettings,
     for_cpu: bool,
     frames: FrameSample,
-    judged_on: FrameSample,
+    test_frames: FrameSample,
     yardstick: Callable[[], Comparison],
     quiet: bool,
 ) -> LoweredNetwork:
@@ -193,34 +194,34 @@ def _to_int8(
     calibration: Calibration = calibrate(model, frames, settings.method, settings.cache, quiet)
     kept = list(dict.fromkeys([*edge_layers(Network(model)), *_high(model, settings)]))
 
-    def made(excluded: list[str]) -> onnx.ModelProto:
+    def convert(excluded: list[str]) -> onnx.ModelProto:
         quantized = quantize(model, calibration, [*kept, *excluded], scheme)
         if for_cpu:
             return quantized
         return to_fp16(quantized, overflowing(quantized, frames.part(0, _RANGE_FRAMES)))
 
     if not settings.most_excluded:
-        return LoweredNetwork(made([]))
-    made_so_far: dict[int, LoweredNetwork] = {}
+        return LoweredNetwork(convert([]))
+    trials: dict[int, LoweredNetwork] = {}
 
     def rank() -> list[tuple[str, float]]:
         _say(quiet, "int8 in all layers fails the gate: ranking layers by the accuracy that they lose")
         return rank_layers(model, calibration, frames.part(0, _RANKING_FRAMES), scheme, kept, quiet)
 
     def judge(excluded: list[str]) -> dict[str, Any]:
-        lowered = made(excluded)
-        comparison = _compare_with_float32(model, lowered, judged_on, quiet)
-        made_so_far[len(excluded)] = LoweredNetwork(lowered, comparison=comparison)
-        found = gate_report(comparison, settings.thresholds, yardstick)
+        lowered = convert(excluded)
+        comparison = _compare_with_float32(model, lowered, test_frames, quiet)
+        trials[len(excluded)] = LoweredNetwork(lowered, comparison=comparison)
+        report = gate_report(comparison, settings.thresholds, yardstick)
         _say(
             quiet,
-            f"{len(excluded)} layers in high precision: {found['label_agreement']:.2f}% of labels, PQ of "
-            f"stable instances {found['stable_PQ']:.1f}",
+            f"{len(excluded)} layers in high precision: {report['label_agreement']:.2f}% of labels, PQ of "
+            f"stable instances {report['stable_PQ']:.1f}",
         )
-        return found
+        return report
 
     excluded, tried = exclude_until(rank, settings.most_excluded, judge)
-    chosen = made_so_far[len(excluded)]
+    chosen = trials[len(excluded)]
     chosen.searched = tried
     return chosen
 
@@ -239,9 +240,9 @@ def _judge(
     if sheet is not None:
         with _segmenters(model, lowered.model) as (reference, candidate):
             worst_sheet(reference, candidate, frames, lowered.comparison, sheet)
-    found = gate_report(lowered.comparison, settings.thresholds, yardstick)
+    report = gate_report(lowered.comparison, settings.thresholds, yardstick)
     lowered.gate = {
-        **found,
+        **report,
         "reference": "fp32",
         "candidate": settings.precision,
         "source": Path(str(settings.frames)).name,

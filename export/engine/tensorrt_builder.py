@@ -20,20 +20,19 @@ from ...errors import EngineError, InputError
 from ...files import write_whole
 from ...runtime.networks.machine import this_machine
 from .precision_proof import LayerReport, read_inspector, read_log
-from .tensorrt_flavours import Flavour
+from .tensorrt_flavors import Flavor
 
 if TYPE_CHECKING:
     import tensorrt as trt
 else:
-    trt = None  # all flavours share one API: build_plan() assigns the requested one
+    trt = None  # all flavors share one API: build_plan() assigns the requested one
 
 FRAME = "frame"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Frame sizes (H, W) that an engine accepts: smallest, best and largest; up to ``batch`` frames per
-    call."""
+    """Frame sizes (H, W) that an engine accepts: smallest, best and largest, for up to ``batch`` frames."""
 
     min_hw: tuple[int, int] = (240, 320)
     opt_hw: tuple[int, int] = (480, 640)
@@ -102,7 +101,7 @@ class BuiltPlan:
     seconds: float
 
 
-def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool = True) -> BuiltPlan:
+def build_plan(model: bytes, kind: Flavor, settings: BuildSettings, quiet: bool = True) -> BuiltPlan:
     """Build a plan.
 
     Args:
@@ -124,9 +123,8 @@ def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool
     report = LayerReport()
     logger = _logger(report)
     builder = trt.Builder(logger)
-    typed = getattr(
-        trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
-    )  # TensorRT 11 has no other networks
+    # TensorRT 11 has no other networks, and no flag
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(1 << int(typed) if typed is not None else 0)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
@@ -180,7 +178,7 @@ def _parser_errors(parser: trt.OnnxParser, report: LayerReport) -> str:
 
 
 def _configure(
-    kind: Flavour,
+    kind: Flavor,
     builder: trt.Builder,
     network: trt.INetworkDefinition,
     config: trt.IBuilderConfig,
@@ -195,18 +193,15 @@ def _configure(
         profile.set_shape(name, *(trt.Dims(size) for size in sizes))
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(f"{kind.name} doesn't accept the shapes {shapes}")
-    config.profiling_verbosity = (
-        trt.ProfilingVerbosity.DETAILED
-    )  # otherwise layers don't state their precision
+    # otherwise layers do not state their precision
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if settings.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
     if not settings.tf32:  # fp32 layers compute in float32
         config.clear_flag(trt.BuilderFlag.TF32)
-    if (
-        settings.timing_cache is not None and kind.takes_plugins
-    ):  # TensorRT-RTX compiles without timing anything
+    if settings.timing_cache is not None and kind.takes_plugins:  # TensorRT-RTX has no timing
         known = settings.timing_cache.read_bytes() if settings.timing_cache.is_file() else b""
         config.set_timing_cache(config.create_timing_cache(known), False)
     if settings.portable and kind.takes_plugins:
@@ -218,7 +213,7 @@ def _configure(
         _set_capabilities(config, settings.compute_capabilities, kind)
 
 
-def _set_capabilities(config: Any, capabilities: Sequence[str], kind: Flavour) -> None:
+def _set_capabilities(config: Any, capabilities: Sequence[str], kind: Flavor) -> None:
     if not hasattr(config, "set_compute_capability"):
         raise EngineError(
             f"{kind.name} builds for this machine's GPU; --compute-capability is for --target rtx"
@@ -267,11 +262,11 @@ def _progress(config: trt.IBuilderConfig, quiet: bool) -> AbstractContextManager
 
 def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
     """Return the operand type of each convolution and matrix product of the parsed network."""
-    makers: dict[str, trt.ILayer] = {}
+    producers: dict[str, trt.ILayer] = {}
     for k in range(network.num_layers):
         layer = network.get_layer(k)
         for j in range(layer.num_outputs):
-            makers[layer.get_output(j).name] = layer
+            producers[layer.get_output(j).name] = layer
     kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
     names = {trt.float32: "fp32", trt.float16: "fp16", trt.int8: "int8"}
     found = {}
@@ -281,7 +276,7 @@ def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
             operands = [
                 t for t in (layer.get_input(j) for j in range(min(2, layer.num_inputs))) if t is not None
             ]
-            pairs = [_dequantizes(makers, t) for t in operands]
+            pairs = [_dequantizes(producers, t) for t in operands]
             precision = (
                 "int8"
                 if len(operands) == 2 and all(pairs)
@@ -291,11 +286,11 @@ def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
     return found
 
 
-def _dequantizes(makers: Mapping[str, trt.ILayer], tensor: trt.ITensor) -> bool:
+def _dequantizes(producers: Mapping[str, trt.ILayer], tensor: trt.ITensor) -> bool:
     """Return whether a tensor is the output of a dequantize layer, possibly transposed after it."""
-    layer = makers.get(tensor.name)
+    layer = producers.get(tensor.name)
     if layer is not None and layer.type == trt.LayerType.SHUFFLE:
-        layer = makers.get(layer.get_input(0).name)
+        layer = producers.get(layer.get_input(0).name)
     return layer is not None and bool(layer.type == trt.LayerType.DEQUANTIZE)
 
 
@@ -333,7 +328,7 @@ def shapes_record(settings: BuildSettings) -> dict[str, Any]:
     }
 
 
-def toolchain_record(kind: Flavour, settings: BuildSettings) -> dict[str, Any]:
+def toolchain_record(kind: Flavor, settings: BuildSettings) -> dict[str, Any]:
     """Return what an engine is built with, for its record."""
     machine = this_machine()
     capabilities = list(settings.compute_capabilities)

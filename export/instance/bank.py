@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...runtime.refine.view import cut, cut_mask, solidity, view_of
-from ..semantic.data import IGNORE, Picture, load_pictures, sure_of
+from ..semantic.data import IGNORE, Picture, full_confidence, load_pictures
 
 LONG_SIDE_PX = 400  # composites of whole images have 384 px; for views, train.py passes 2.5 times their side
 _MIN_CONFIDENCE = 0.6
@@ -114,7 +114,7 @@ def find_objects(
 
 def _find_components(picture: Picture, index: int, single: bool) -> list[BankObject]:
     """Return the confident, solid components of one image, of any size."""
-    found, sure = [], sure_of(picture)
+    found, sure = [], full_confidence(picture)
     for class_id in np.unique(picture.semantic):
         if class_id in (0, IGNORE):
             continue

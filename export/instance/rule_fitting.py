@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ...errors import InputError
 from ...plugins.native import region_graph
 from ...plugins.neck import EVIDENCE_FEATURES, evidence_features
-from ...plugins.problem import CALM, Problem, problem_of
+from ...plugins.problem import BOUNDARY_THRESHOLD, Problem, problem_of
 from ...plugins.settings import AFFINITY_OFFSETS
 from ...runtime.networks.instance_session import InstanceMaps
 from ...runtime.refine.join_candidates import JOIN_CELL_PX
@@ -252,7 +252,7 @@ def _second_pass_problem(own: NDArray[np.uint8], maps: InstanceMaps, k: int) -> 
 
 def remove_boundaries(own: NDArray[np.uint8], boundary: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return a mask (h, w) 0/1 without the pixels on a boundary (h, w): the input of the second pass."""
-    return own & (boundary <= CALM).astype(np.uint8)
+    return own & (boundary <= BOUNDARY_THRESHOLD).astype(np.uint8)
 
 
 def _join_samples(composite: Composite, maps: InstanceMaps, k: int) -> list[Samples]:

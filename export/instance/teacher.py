@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ...plugins.operator import cluster
 from ...runtime.refine.refiner import Refiner
-from ..semantic.data import sure_of
+from ..semantic.data import full_confidence
 from .bank import Bank, BankObject, make_object
 
 _SPLIT_SHARE = 0.12
@@ -58,7 +58,7 @@ def split_groups(bank: Bank, labels: Sequence[PseudoLabels]) -> Bank:
             continue
         if o.single:
             continue
-        label_map, sure = labels[o.picture].label_map, sure_of(bank.pictures[o.picture])
+        label_map, sure = labels[o.picture].label_map, full_confidence(bank.pictures[o.picture])
         for number in np.flatnonzero(count[1:] >= min_area[o.class_id]) + 1:
             part = make_object(sure, o.picture, o.class_id, label_map == number)
             if part is not None:

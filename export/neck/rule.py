@@ -1,4 +1,4 @@
-"""Fit the rule that decides whether a neck lies inside one object, on composites of object shapes.
+"""Fit the split rule on composites of object shapes: is a neck inside one object?
 
 It writes plugins/csrc/neck_rule.h for the native operator and the numpy reference. Run it in the repository
 as ``python -m tfiseg.export.neck.rule --images DIR --semantic DIR --confidence DIR`` (needs torch; about ten
@@ -158,8 +158,7 @@ def collect(bank: Sequence[Shape], count: int, seed: int, workers: int = 1) -> S
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch to one thread: these steps are so short that waiting for other threads takes longer, by far
-    longer on a busy machine."""
+    """Limit torch to one thread: synchronizing threads takes longer than these short steps."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -202,7 +201,7 @@ def fit_member(
 
 
 def fit(samples: Samples, seed: int = 0, steps: int = 5000) -> tuple[torch.nn.Sequential, float]:
-    """The neck rule: see ``fit_members``."""
+    """Fit the split rule, see ``fit_members``."""
     return fit_members(samples, HIDDEN, MEMBERS, seed, steps)
 
 

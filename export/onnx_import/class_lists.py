@@ -38,7 +38,7 @@ cake*, chair*, couch*, potted plant*, bed*, dining table*, toilet*, tv*, laptop*
 cell phone*, microwave*, oven*, toaster*, sink*, refrigerator*, book*, clock*, vase*, scissors*, teddy bear*,
 hair drier*, toothbrush*"""
 
-# countable are the 100 classes of the benchmark's instance track
+# the 100 classes of the benchmark's instance track are countable
 _ADE20K = """wall, building, sky, floor, tree, ceiling, road, bed*, windowpane*, grass, cabinet*, sidewalk,
 person*, earth, door*, table*,
 mountain, plant, curtain*, chair*, car*, water, painting*, sofa*, shelf*, house, sea, mirror*, rug, field,
@@ -69,8 +69,14 @@ VOC21 = CLASS_LISTS["voc21"]
 
 
 def read_class_names(text: str) -> tuple[str, ...]:
-    """The names that a user gave: a known list, a file with one name a line, or names separated by commas,
-    all in order of their ids."""
+    """Return class names in order of their IDs.
+
+    Args:
+        text: a known list, a file with one name per line, or names separated by commas.
+
+    Raises:
+        InputError: the text is none of these.
+    """
     if text in CLASS_LISTS:
         return CLASS_LISTS[text]
     if Path(text).is_file():

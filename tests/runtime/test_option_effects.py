@@ -221,5 +221,5 @@ def test_frames_with_a_side_over_4096_px_work_in_every_mode(options):
 def test_a_binary_mask_of_0_and_255_gives_a_warning(dtype):
     mask = np.zeros((32, 32), dtype)
     mask[8:24, 8:24] = 255
-    with pytest.warns(UserWarning, match="holds only 0 and 255"):
+    with pytest.warns(UserWarning, match="has only 0 and 255"):
         assert len(tfiseg.cluster(mask)) == 0

@@ -18,7 +18,7 @@ from tfiseg.calibration.graph import Network
 from tfiseg.cli.main import main
 from tfiseg.export.engine.precision_proof import prove, read_inspector, read_log
 from tfiseg.export.engine.tensorrt_builder import BuildSettings, Profile, build_plan
-from tfiseg.export.engine.tensorrt_flavours import flavour
+from tfiseg.export.engine.tensorrt_flavors import find_flavor
 from tfiseg.runtime.inspect.onnx_layers import layer_precisions
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, INSTANCE_FORMAT
 from tfiseg.runtime.networks.model_info import METADATA_KEY
@@ -109,7 +109,7 @@ def test_a_scale_that_rtx_would_not_take_is_caught():
         model = network(scale)
         expected = {layer.name: layer.precision for layer in layer_precisions(model)}
         assert expected == {"first": "fp32", "second": "int8"}
-        built = build_plan(model.SerializeToString(), flavour("rtx"), settings)
+        built = build_plan(model.SerializeToString(), find_flavor("rtx"), settings)
         if fine:
             assert prove(expected, built.witnesses)["layers"] == {"fp32": 1, "fp16": 0, "int8": 1}
         else:

@@ -14,7 +14,7 @@ from plain_model import PLAIN_MODEL
 from tfiseg.cli.main import main
 from tfiseg.export.engine import build
 from tfiseg.export.engine.tensorrt_builder import BuildSettings, Profile
-from tfiseg.export.engine.tensorrt_flavours import flavour
+from tfiseg.export.engine.tensorrt_flavors import find_flavor
 from tfiseg.runtime.inspect.onnx_layers import layer_precisions
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
@@ -102,16 +102,16 @@ def test_layers_are_kept_by_name_and_by_sensitivity(frames, tmp_path, capsys):
 
 
 def test_missing_frames_wrong_names_and_sizes_are_sentences(tmp_path, capsys):
-    def fails(*words, says):
+    def fails(*words, message):
         assert main(["build", *words]) == 1
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
     net = str(PLAIN_MODEL)
     cpu = ["--target", "onnxruntime", "-o", str(tmp_path / "x.onnx")]
-    fails(net, *cpu, "--precision", "int8", says="int8 needs frames to calibrate on: --frames")
-    fails(net, *cpu, "--precision", "fp16", says="pass some with --frames, or skip it with --no-gate")
+    fails(net, *cpu, "--precision", "int8", message="int8 needs frames to calibrate on: --frames")
+    fails(net, *cpu, "--precision", "fp16", message="pass some with --frames, or skip it with --no-gate")
     (tmp_path / "empty").mkdir()
-    fails(net, *cpu, "--precision", "int8", "--frames", str(tmp_path / "empty"), says="empty")
+    fails(net, *cpu, "--precision", "int8", "--frames", str(tmp_path / "empty"), message="empty")
     fails(
         net,
         "--target",
@@ -120,23 +120,23 @@ def test_missing_frames_wrong_names_and_sizes_are_sentences(tmp_path, capsys):
         str(tmp_path / "x.engine"),
         "--precision",
         "fp32",
-        says="writes NAME.onnx",
+        message="writes NAME.onnx",
     )
-    fails(str(tmp_path / "none.onnx"), *cpu, "--precision", "fp32", says="there is no network")
+    fails(str(tmp_path / "none.onnx"), *cpu, "--precision", "fp32", message="there is no network")
     with pytest.raises(tfiseg.InputError, match="must rise"):
         Profile((480, 640), (240, 320), (1080, 1920))
     with pytest.raises(tfiseg.InputError, match="unknown target 'tpu'"):
-        flavour("tpu")
+        find_flavor("tpu")
 
 
 def test_a_tensorrt_that_is_missing_or_hollow_is_a_sentence(monkeypatch):
     for module in (None, types.ModuleType("tensorrt")):  # not there; the empty package that type stubs leave
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         with pytest.raises(tfiseg.MissingDependencyError, match="on a Jetson it comes with JetPack"):
-            flavour("tensorrt")
+            find_flavor("tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(tfiseg.MissingDependencyError, match=r"no TensorRT is installed.*TensorRT-RTX"):
-        flavour("auto")
+        find_flavor("auto")
 
 
 def test_the_plugin_is_grafted_for_tensorrt():
@@ -167,7 +167,7 @@ def test_the_plugin_is_grafted_for_tensorrt():
 
 
 def test_files_that_are_no_network_of_ours_are_sentences(tmp_path, capsys):
-    def fails(path, says):
+    def fails(path, message):
         assert (
             main(
                 [
@@ -183,7 +183,7 @@ def test_files_that_are_no_network_of_ours_are_sentences(tmp_path, capsys):
             )
             == 1
         )
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
     (tmp_path / "text.onnx").write_text("no network")
     fails(tmp_path / "text.onnx", "is no ONNX network")

@@ -8,7 +8,7 @@ import pytest
 from plain_model import PLAIN_MODEL
 from tfiseg.cli.main import main
 from tfiseg.export.engine import build
-from tfiseg.export.engine.tensorrt_flavours import Flavour
+from tfiseg.export.engine.tensorrt_flavors import Flavor
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
 
 
@@ -21,7 +21,7 @@ def test_the_operator_can_be_left_out(monkeypatch, tmp_path, wanted):
         return SimpleNamespace(plan=b"a plan", witnesses={}, seconds=0.0)
 
     monkeypatch.setattr(
-        build, "flavour", lambda target: Flavour("tensorrt", SimpleNamespace(__version__="10.13.0"))
+        build, "find_flavor", lambda target: Flavor("tensorrt", SimpleNamespace(__version__="10.13.0"))
     )
     monkeypatch.setattr(build, "load_plugin", lambda module: None)
     monkeypatch.setattr(build, "plugin_info", lambda: {"path": "libtfiseg_plugin.so", "sha256": "0" * 64})
@@ -49,7 +49,7 @@ def test_the_operator_can_be_left_out(monkeypatch, tmp_path, wanted):
 )
 def test_where_there_is_no_operator_it_cannot_be_left_out(monkeypatch, tmp_path, capsys, network, target):
     monkeypatch.setattr(
-        build, "flavour", lambda target: Flavour("tensorrt", SimpleNamespace(__version__="10.13.0"))
+        build, "find_flavor", lambda target: Flavor("tensorrt", SimpleNamespace(__version__="10.13.0"))
     )
     output = tmp_path / ("net.onnx" if target == "onnxruntime" else "net.engine")
     assert (

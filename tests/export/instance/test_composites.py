@@ -12,7 +12,7 @@ from tfiseg.export.instance.composites import Composer  # noqa: E402
 from tfiseg.export.instance.mask_noise import assign_owners, perturb_mask  # noqa: E402
 from tfiseg.export.instance.picture_effects import erase_class  # noqa: E402
 from tfiseg.export.instance.targets import instance_targets  # noqa: E402
-from tfiseg.export.semantic.data import Picture, sure_of  # noqa: E402
+from tfiseg.export.semantic.data import Picture, full_confidence  # noqa: E402
 from tfiseg.plugins.settings import AFFINITY_OFFSETS  # noqa: E402
 
 
@@ -123,7 +123,7 @@ def test_dented_objects_of_a_convex_class_are_groups():
         if k == 5:
             cv2.circle(class_map, (96, 60), 20, 1, -1)
         shapes.append(picture_of(class_map))
-    bank = Bank(shapes, [make_object(sure_of(p), k, 1, p.semantic > 0) for k, p in enumerate(shapes)])
+    bank = Bank(shapes, [make_object(full_confidence(p), k, 1, p.semantic > 0) for k, p in enumerate(shapes)])
     assert [o.picture for o in remove_dented_objects(bank).objects] == [0, 1, 2, 3, 4]
 
 

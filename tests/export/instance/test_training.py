@@ -40,7 +40,7 @@ from tfiseg.export.instance.train import (  # noqa: E402
     split_bank,
     train_instance,
 )
-from tfiseg.export.semantic.data import Picture, sure_of  # noqa: E402
+from tfiseg.export.semantic.data import Picture, full_confidence  # noqa: E402
 from tfiseg.plugins.neck import EVIDENCE_FEATURES  # noqa: E402
 from tfiseg.plugins.settings import AFFINITY_OFFSETS  # noqa: E402
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps  # noqa: E402
@@ -243,11 +243,11 @@ def test_group_is_replaced_by_its_instances():
     label_map = class_map.astype(np.int32)
     label_map[:, 80:] *= 2
     picture = picture_of(class_map)
-    group = make_object(sure_of(picture), 0, 1, class_map > 0)
+    group = make_object(full_confidence(picture), 0, 1, class_map > 0)
     labels = [PseudoLabels(label_map, np.array([1, 1], np.int32))]
     bank = split_groups(Bank([picture], [group]), labels)
     assert [o.box_xywh for o in bank.objects] == []  # parts are smaller than any object of the class
-    small = make_object(sure_of(picture), 0, 1, label_map == 2)
+    small = make_object(full_confidence(picture), 0, 1, label_map == 2)
     bank = split_groups(Bank([picture], [group, small]), labels)
     assert sorted(o.box_xywh for o in bank.objects) == [(30, 40, 50, 40), *[(80, 40, 50, 40)] * 2]
     composite = next(c for c in map(Composer(bank, 0), range(60)) if set(np.unique(c.owner)) >= {1, 2})
@@ -259,7 +259,7 @@ def test_rules_are_not_fitted_on_objects_that_the_network_splits():
     cv2.circle(class_map, (60, 60), 30, 1, -1)
     cv2.circle(class_map, (115, 60), 30, 1, -1)
     picture = picture_of(class_map)
-    bank = Bank([picture], [make_object(sure_of(picture), 0, 1, class_map > 0)])
+    bank = Bank([picture], [make_object(full_confidence(picture), 0, 1, class_map > 0)])
     # merges if the mean affinity is above one half
     rule = np.zeros(2 * (len(EVIDENCE_FEATURES) + 2) + 1, np.float32)
     feature = EVIDENCE_FEATURES.index("mean affinity")

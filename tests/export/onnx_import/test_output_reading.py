@@ -249,10 +249,10 @@ def test_operators_of_onnx_runtime_are_named(tmp_path, photos):
         export(path, photos)
 
 
-@pytest.mark.parametrize(("channels", "says"), [(1, "takes gray images"), (4, "no alpha or depth")])
-def test_other_numbers_of_input_channels(channels, says, tmp_path, photos):
+@pytest.mark.parametrize(("channels", "message"), [(1, "takes gray images"), (4, "no alpha or depth")])
+def test_other_numbers_of_input_channels(channels, message, tmp_path, photos):
     path = write(tmp_path, [], **SCENE, channels=channels)
-    with pytest.raises(tfiseg.ModelError, match=says):
+    with pytest.raises(tfiseg.ModelError, match=message):
         export(path, photos)
 
 

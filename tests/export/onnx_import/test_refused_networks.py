@@ -55,7 +55,7 @@ def broken(kind, folder):
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "message"),
     [
         ("missing", "there is no file"),
         ("text", "is no ONNX file"),
@@ -69,17 +69,17 @@ def broken(kind, folder):
         ("tfiseg", "in tfiseg's format already"),
     ],
 )
-def test_files_that_cannot_be_used(kind, says, tmp_path):
+def test_files_that_cannot_be_used(kind, message, tmp_path):
     path = broken(kind, tmp_path)
     with pytest.raises(tfiseg.TfisegError) as wrong:
         export(path, tmp_path)
-    assert says in str(wrong.value)
+    assert message in str(wrong.value)
     assert not (tmp_path / "out.onnx").exists()
     assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"class_names": "a,b"}, "has 5 classes, got 2 names"),
         ({"class_names": "voc22"}, "none of the known lists"),
@@ -90,14 +90,14 @@ def test_files_that_cannot_be_used(kind, says, tmp_path):
         ({"photos": "nowhere"}, "there is no file nowhere"),
     ],
 )
-def test_options_that_do_not_fit(options, says, tmp_path):
+def test_options_that_do_not_fit(options, message, tmp_path):
     with pytest.raises(tfiseg.TfisegError) as wrong:
         export(write(tmp_path / "x.onnx", [], "scores"), tmp_path, **options)
-    assert says in str(wrong.value)
+    assert message in str(wrong.value)
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["default", "-o", "x.engine"], "must be called NAME.onnx"),
         (["default", "-o", "no/where/x.onnx"], "can't write"),
@@ -107,10 +107,10 @@ def test_options_that_do_not_fit(options, says, tmp_path):
         (["default", "-o", "y.onnx", "--long-side", "9"], "must lie in 64..4096 pixels, got 9"),
     ],
 )
-def test_the_command_says_what_is_wrong(argv, says, tmp_path, monkeypatch, capsys):
+def test_the_command_says_what_is_wrong(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["export", *argv]) == 1
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_function_of_ones_own(function, grid_hw, here):
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("python:my_nets", "names no function"),
         ("python:my_nets:absent", "AttributeError"),
@@ -89,13 +89,13 @@ def test_a_function_of_ones_own(function, grid_hw, here):
         ("hf:.", "no folder with a config.json"),
     ],
 )
-def test_sources_that_name_nothing(source, says, here, monkeypatch):
+def test_sources_that_name_nothing(source, message, here, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if source.startswith("hf:"):
         pytest.importorskip("transformers", reason="the extra `hf` is not installed")
     with pytest.raises(tfiseg.TfisegError) as wrong:
         export(source, here)
-    assert says in str(wrong.value)
+    assert message in str(wrong.value)
     assert not (here / "out.onnx").exists()
 
 

@@ -1,8 +1,8 @@
-"""Ways to spoil the included network, and what the accuracy gate says of each.
+"""Damaged copies of the included network, and the accuracy gate's result for each.
 
-python tests/spoils.py SOURCE [--frames N]
+python tests/damaged_networks.py SOURCE [--frames N]
 
-Prints a Markdown table: fp16, one gray level of noise and each spoilt network against float32.
+Prints a Markdown table: fp16, one gray level of noise and each damaged network against float32.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ def class_order(network: Network) -> None:
         network.set_weight(name, values)
 
 
-SPOILS = (weights, one_layer, one_layer_noise, scale, class_order)
+DAMAGES = (weights, one_layer, one_layer_noise, scale, class_order)
 
 
-def spoilt(spoil: object, folder: Path) -> Path:
-    """Write the included network, spoilt."""
+def write_damaged(damage: object, folder: Path) -> Path:
+    """Write a damaged copy of the included network; returns its path."""
     network = Network(onnx.load(DEFAULT_MODEL))
-    spoil(network)  # type: ignore[operator]
-    path = folder / f"{spoil.__name__}.onnx"  # type: ignore[attr-defined]
+    damage(network)  # type: ignore[operator]
+    path = folder / f"{damage.__name__}.onnx"  # type: ignore[attr-defined]
     onnx.save(network.model, path)
     return path
 
@@ -104,9 +104,9 @@ def main() -> None:
         onnx.save(to_fp16(model, overflowing(model, frames.part(0, 8))), half)
         print(_row("fp16", compare(reference, tfiseg.Segmenter(half), frames), floor))
         print(_row("fp32, one gray level of noise", floor, floor))
-        for spoil in SPOILS:
-            path = spoilt(spoil, Path(folder))
-            name = spoil.__name__.replace("_", " ")
+        for damage in DAMAGES:
+            path = write_damaged(damage, Path(folder))
+            name = damage.__name__.replace("_", " ")
             print(_row(name, compare(reference, tfiseg.Segmenter(path), frames), floor), flush=True)
 
 

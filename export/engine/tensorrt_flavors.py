@@ -14,7 +14,7 @@ MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 
 
 @dataclass(frozen=True)
-class Flavour:
+class Flavor:
     """An installed TensorRT.
 
     ``target`` is "tensorrt" or "rtx"; ``name`` is the name in engine records."""
@@ -36,7 +36,7 @@ class Flavour:
         return self.target == "tensorrt"
 
 
-def flavour(target: str) -> Flavour:
+def find_flavor(target: str) -> Flavor:
     """Return the installed TensorRT of a target; "auto": the first one that is installed.
 
     Raises:
@@ -46,7 +46,7 @@ def flavour(target: str) -> Flavour:
     if target == "auto":
         for one in TARGETS:
             try:
-                return flavour(one)
+                return find_flavor(one)
             except MissingDependencyError:
                 continue
         raise MissingDependencyError(f"no TensorRT is installed. {_how('tensorrt')}; {_how('rtx')}")
@@ -60,7 +60,7 @@ def flavour(target: str) -> Flavour:
         ) from missing
     if not hasattr(module, "Builder"):  # type stubs leave an empty package
         raise MissingDependencyError(f"{MODULES[target]} is a package without the library. {_how(target)}")
-    return Flavour(target, module)
+    return Flavor(target, module)
 
 
 def _how(target: str) -> str:
