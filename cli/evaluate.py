@@ -1,4 +1,4 @@
-"""``tfiseg eval`` and ``tfiseg bench``: quality and speed, measured."""
+"""``tfiseg eval`` and ``tfiseg bench``: measure quality and speed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from .common import add_verb, as_json
-from .parser import Example, existing_folder, whole
+from .parser import Example, existing_folder, integer
 from .segmenter_options import add_segmenter_options, given_options
 
 
@@ -56,7 +56,7 @@ _MODEL_ONLY = ("model", "things", "min_score", "outlines", "long_side", "scales"
 
 
 def _check_options_for_truth(args: argparse.Namespace) -> None:
-    """Refuse options that have no effect on true class maps."""
+    """Raise InputError for options that have no effect on true class maps."""
     given = given_options(args)
     without_effect = [f"--{name.replace('_', '-')}" for name in _MODEL_ONLY if name in given]
     if given.get("refine") == "frame":
@@ -64,7 +64,7 @@ def _check_options_for_truth(args: argparse.Namespace) -> None:
     if without_effect:
         raise InputError(
             f"{', '.join(without_effect)}: no effect on true class maps. Use --semantic model to segment the "
-            "pictures."
+            "images."
         )
 
 
@@ -150,7 +150,7 @@ def add_bench(verbs: Any) -> None:
         "--side", type=int, default=1024, metavar="PX", help="side of the class map (default: 1024)"
     )
     verb.expert.add_argument(
-        "--threads", type=whole(1), default=1, metavar="N", help="CPU threads (default: 1)"
+        "--threads", type=integer(1), default=1, metavar="N", help="CPU threads (default: 1)"
     )
     verb.output.add_argument("--no-peers", action="store_true", help="time tfiseg alone")
 
