@@ -1,4 +1,4 @@
-"""Small videos, written for the tests."""
+"""Write small videos for tests."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -10,14 +10,14 @@ CLOCK = Fraction(1, 90_000)
 
 
 def picture_of(k, size_wh=(64, 48)):
-    """Its corner at the top left is blue, the rest says which it is."""
+    """Return image number ``k``: its top left corner is blue, the other pixels encode the number."""
     picture = np.full((size_wh[1], size_wh[0], 3), 40 + 3 * (k % 60), np.uint8)
     picture[: size_wh[1] // 3, : size_wh[0] // 3] = (250, 20, 20)
     return picture
 
 
 def write_clip(path, times, codec="libx264", rate=30, pictures=None, **options):
-    """A clip whose frames are shown at these seconds."""
+    """Write a clip whose frames have these times in seconds."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tfiseg  # noqa: F401  the installed one, before pytest takes a clone of that name for the package
+import tfiseg  # noqa: F401  the installed package, before pytest imports a clone of this name
 
 sys.path.append(str(Path(__file__).parent))  # for plain_model
 
@@ -15,7 +15,7 @@ SHARED = Path(os.environ.get("TFISEG_SHARED") or Path(__file__).parent.parent.pa
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The development data beside the repository; tests that need it are skipped where it isn't."""
+    """The development data next to the repository; tests that need it are skipped without it."""
     if not (SHARED / "data" / "eval").is_dir():
         pytest.skip("../shared (development data) is not here")
     return SHARED
@@ -28,8 +28,7 @@ def eval_sets(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def require_tools() -> Callable[..., None]:
-    """require_tools("cmake", "pkg-config"): skip where a program is missing; with TFISEG_TEST_CPP set,
-    fail."""
+    """require_tools("cmake", ...): skip if a program is missing, or fail if TFISEG_TEST_CPP is set."""
 
     def require(*names: str) -> None:
         if missing := [name for name in names if not shutil.which(name)]:
@@ -41,7 +40,7 @@ def require_tools() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def run_tool() -> Callable[..., str]:
-    """run_tool("cmake", ...): a command's output, stderr included; it must succeed."""
+    """run_tool("cmake", ...): run a command that must succeed; returns its output, including stderr."""
 
     def run(*command: object, **options: object) -> str:
         done = subprocess.run(
@@ -61,7 +60,7 @@ def run_tool() -> Callable[..., str]:
 def cpp_prefix(
     require_tools: Callable[..., None], run_tool: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The C++ library for the CPU as `cmake --install` leaves it, in a prefix that was moved afterwards."""
+    """The C++ library for the CPU, installed by `cmake --install` in a prefix that was then moved."""
     require_tools("cmake", "g++")
     work = tmp_path_factory.mktemp("tfiseg")
     build, installed, moved = work / "build", work / "installed", work / "moved" / "prefix"

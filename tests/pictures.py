@@ -1,4 +1,4 @@
-"""Small pictures for the tests, and their encodings."""
+"""Small images for tests, and their encodings."""
 
 import io
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# 2 x 3 pixels BGR: blue, green, red; black, white, grey
+# 2 x 3 pixels BGR: blue, green, red; black, white, gray
 TINY = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [255, 255, 255], [9, 9, 9]]], np.uint8)
 SMOOTH = cv2.resize(np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8), (80, 60))
 

@@ -1,5 +1,4 @@
-"""The network that comes with tfiseg without its instance heads, as a file: many tests want a plain semantic
-network."""
+"""The network that comes with tfiseg without its instance heads, as a file."""
 
 import tempfile
 from pathlib import Path

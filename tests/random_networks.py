@@ -1,4 +1,4 @@
-"""Small random networks with the tails that people export."""
+"""Small random networks with common tails."""
 
 import numpy as np
 import onnx
@@ -27,8 +27,7 @@ def write(
     channels=C,
     extra=(),
 ):
-    """A network: a stride-4 convolution with random weights from ``x`` (NCHW float) to ``scores``, then
-    ``nodes``."""
+    """Write a network: a random convolution of stride 4 from ``x`` to ``scores``, then ``nodes``."""
     rng = np.random.default_rng(1)
     weight = rng.normal(0, 1, (channels, 3, 4, 4)).astype(np.float32)
     kind = np.float16 if element == HALF else np.float32
@@ -66,7 +65,7 @@ def export(path, tmp_path, **options):
 
 
 def upsampling(mode, transformation):
-    """A node that scales ``scores`` to ``up``, the size of the input."""
+    """Return a node that resizes ``scores`` to ``up``, the size of the input."""
     inputs = ["scores", "none", "none", "hw_sizes"]
     return node("Resize", inputs, ["up"], mode=mode, coordinate_transformation_mode=transformation)
 

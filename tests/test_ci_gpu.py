@@ -1,5 +1,4 @@
-"""`.ci/gpu` with stand-ins for CUDA's programs: every step runs whatever failed before it, and the results
-name each of them."""
+"""`.ci/gpu` with stubs of CUDA's programs: every step runs, also after failures, and is in the results."""
 
 import os
 import shutil
@@ -23,7 +22,7 @@ STUBS = {
 
 @pytest.fixture
 def repository(tmp_path) -> Path:
-    """A copy of what the script reads, and programs that stand in for CUDA's."""
+    """A copy of the files that the script reads, and stubs of CUDA's programs."""
     root = tmp_path / "repository"
     (root / "docs" / "benchmarks").mkdir(parents=True)
     (root / "plugins").mkdir()
@@ -52,7 +51,7 @@ def run(repository: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60)
 
 
-def test_a_step_that_fails_stops_nothing(repository):
+def test_failed_step_does_not_stop_others(repository):
     done = run(repository, "all", str(repository / "out"))
     assert done.returncode == 1
     page = (repository / "docs" / "benchmarks" / "gpu.md").read_text()
@@ -64,7 +63,7 @@ def test_a_step_that_fails_stops_nothing(repository):
     assert page.index("| parity |") < page.index("| times |") < page.index("| racecheck |")
 
 
-def test_parts_one_by_one_build_once(repository):
+def test_separate_parts_build_once(repository):
     for part in ("correctness", "times", "profile"):
         run(repository, part, str(repository / "out"))
     page = (repository / "docs" / "benchmarks" / "gpu.md").read_text()
@@ -74,7 +73,7 @@ def test_parts_one_by_one_build_once(repository):
 
 
 def test_time_limits_fit_nine_minutes():
-    """The limits of a part's steps, with the build."""
+    """The limits of a part's steps and of the build add up to at most nine minutes."""
     script = (ROOT / ".ci" / "gpu").read_text()
     for part in ("correctness", "times", "profile"):
         body = script.split(f"\n{part}() {{")[1].split("\n}")[0]
@@ -82,7 +81,7 @@ def test_time_limits_fit_nine_minutes():
         assert 180 + sum(int(line[2]) for line in words) <= 9 * 60
 
 
-def test_an_unknown_part_is_refused(repository):
+def test_unknown_part_fails(repository):
     done = run(repository, "everything")
     assert done.returncode == 2
     assert "correctness|times|profile" in done.stderr

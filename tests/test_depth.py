@@ -1,4 +1,4 @@
-"""Distances and 3-D points of instances, on scenes whose depth is known exactly."""
+"""Distances and 3-D points of instances, on scenes of known depth."""
 
 import json
 
@@ -22,19 +22,19 @@ def wall(depth_m: float) -> np.ndarray:
     return np.full((60, 100), depth_m, np.float32)
 
 
-def test_a_box_that_faces_the_camera(boxes):
+def test_box_that_faces_the_camera(boxes):
     depth = wall(9)
     depth[10:30, 10:30] = 2
     depth[20:30, 60:80] = 4
     found = boxes.with_depth(depth, CAMERA)
     assert found.distance_m.tolist() == [2, 4]
-    # columns 10..29 and rows 10..29 have their middle at 19.5
+    # the middle of columns 10..29 and rows 10..29 is 19.5
     assert found.centroid_xyz_m[0] == pytest.approx([(19.5 - CX) * 2 / FX, (19.5 - CY) * 2 / FY, 2], abs=1e-5)
     assert found.centroid_xyz_m[1] == pytest.approx([(69.5 - CX) * 4 / FX, (24.5 - CY) * 4 / FY, 4], abs=1e-5)
     assert boxes.distance_m is None, "the instances that were measured stay unchanged"
 
 
-def test_the_nearest_point_of_a_slope(boxes):
+def test_nearest_point_of_a_slope(boxes):
     columns = np.arange(100)[None] + np.zeros((60, 1))
     depth = (2 + 0.1 * columns).astype(np.float32)
     found = boxes[boxes.class_id == 1].with_depth(depth, CAMERA)
@@ -54,18 +54,18 @@ def test_the_nearest_point_of_a_slope(boxes):
     ],
     ids=["millimeters", "float64", "float16"],
 )
-def test_depth_comes_in_several_types(boxes, make):
+def test_depth_of_several_types(boxes, make):
     assert boxes.with_depth(make(wall(2.5))).distance_m == pytest.approx([2.5, 2.5], abs=1e-3)
 
 
-def test_a_camera_matrix_is_four_numbers(boxes):
+def test_camera_matrix_is_four_numbers(boxes):
     matrix = [[FX, 0, CX], [0, FY, CY], [0, 0, 1]]
     one, other = boxes.with_depth(wall(3), matrix), boxes.with_depth(wall(3), CAMERA)
     assert np.array_equal(one.centroid_xyz_m, other.centroid_xyz_m)
 
 
 @pytest.mark.parametrize("value", [0, np.nan, np.inf, -1])
-def test_pixels_without_a_measurement_count_for_nothing(boxes, value):
+def test_pixels_without_a_measurement_are_ignored(boxes, value):
     depth = wall(2)
     depth[10:30, 10:22] = value  # most of the first box
     depth[20:30, 60:80] = value  # all of the second
@@ -76,7 +76,7 @@ def test_pixels_without_a_measurement_count_for_nothing(boxes, value):
     assert np.isnan(found.nearest_xyz_m[1]).all()
 
 
-def test_noise_and_background_at_the_outline_move_nothing(boxes):
+def test_noise_and_background_at_the_outline_have_no_effect(boxes):
     depth = wall(2)
     depth[10, 10:13] = 0.1  # three wrong pixels of 400: below 1 %
     depth[10:30, 29] = 50  # background along one side: 5 %
@@ -106,7 +106,7 @@ def test_points_of_random_scenes(seed):
         assert np.linalg.norm(one.nearest_xyz_m) == pytest.approx(ranges[int(0.01 * len(z))], rel=1e-5)
 
 
-def test_depth_goes_with_its_instance(boxes):
+def test_selected_instances_keep_their_depth(boxes):
     depth = wall(2)
     depth[20:30, 60:80] = np.nan
     found = boxes.with_depth(depth, CAMERA)
@@ -120,7 +120,7 @@ def test_depth_goes_with_its_instance(boxes):
     assert "distance_m" not in boxes[0].to_dict()
 
 
-def test_distances_alone_need_no_camera(boxes):
+def test_distances_need_no_camera(boxes):
     found = boxes.with_depth(wall(2))
     assert found.distance_m.tolist() == [2, 2]
     assert found.centroid_xyz_m is None
@@ -131,7 +131,7 @@ def test_distances_alone_need_no_camera(boxes):
 
 
 @pytest.mark.parametrize(
-    ("depth", "camera", "says"),
+    ("depth", "camera", "message"),
     [
         (np.zeros((30, 50), np.float32), CAMERA, r"floats \(60, 100\) in meters.*got float32 \(30, 50\)"),
         (np.zeros((60, 100), np.uint8), CAMERA, r"uint16 \(60, 100\) in millimeters, got uint8"),
@@ -140,6 +140,6 @@ def test_distances_alone_need_no_camera(boxes):
         (wall(1), (100, 100, np.nan, 30), r"intrinsics must be"),
     ],
 )
-def test_wrong_arguments_are_refused(boxes, depth, camera, says):
-    with pytest.raises(tfiseg.InputError, match=says):
+def test_invalid_arguments_raise_input_error(boxes, depth, camera, message):
+    with pytest.raises(tfiseg.InputError, match=message):
         boxes.with_depth(depth, camera)

@@ -9,7 +9,7 @@ from tfiseg.errors import InputError
 from tfiseg.files import FolderLock, new_folder, overwrite, whole_file, write_whole
 
 
-def test_threads_that_write_one_file_leave_one_whole(tmp_path):
+def test_concurrent_writes_leave_one_complete_file(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda k: write_whole(tmp_path / "cache", bytes([k]) * 100_000), range(200)))
     content = (tmp_path / "cache").read_bytes()
@@ -23,14 +23,14 @@ def write_half(path):
         raise RuntimeError
 
 
-def test_a_block_that_raises_leaves_the_old_file(tmp_path):
+def test_failed_block_keeps_the_old_file(tmp_path):
     write_whole(tmp_path / "model", b"old")
     with pytest.raises(RuntimeError):
         write_half(tmp_path / "model")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("model", b"old")]
 
 
-def test_a_folder_is_locked_against_others_and_nests(tmp_path):
+def test_folder_lock_excludes_others_and_nests(tmp_path):
     lock = FolderLock(tmp_path)
     with lock, lock:
         with pytest.raises(InputError, match="another run writes to"), FolderLock(tmp_path):
@@ -44,14 +44,14 @@ def test_a_folder_is_locked_against_others_and_nests(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_new_folders_never_are_old_ones(tmp_path):
+def test_new_folders_are_unique(tmp_path):
     assert [new_folder(tmp_path, "2026").name for _ in range(3)] == ["2026", "2026-2", "2026-3"]
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError):
         new_folder(tmp_path / "file", "x")
 
 
-def test_a_file_is_written_over_where_no_second_copy_fits(tmp_path, monkeypatch):
+def test_file_is_overwritten_if_a_second_copy_does_not_fit(tmp_path, monkeypatch):
     path = tmp_path / "a"
     overwrite(path, b"first, and longer")
 

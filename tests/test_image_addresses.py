@@ -1,4 +1,4 @@
-"""Pictures behind addresses, and addresses that give none."""
+"""Images at addresses, and addresses without images."""
 
 import http.server
 import threading
@@ -50,23 +50,23 @@ def test_addresses(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "says"),
+    ("path", "message"),
     [
-        ("/nowhere.png?token=secret", "can't get http://.*/nowhere.png: the server says 404"),
+        ("/nowhere.png?token=secret", "can't get http://.*/nowhere.png: the server message 404"),
         ("/text.png", "/text.png is no image that can be read"),
         ("/cut.png", "can't get .*/cut.png"),
         ("/nonsense.png", "can't get .*/nonsense.png"),
-        ("/elsewhere", "can't get .*/elsewhere: the server says 302"),
+        ("/elsewhere", "can't get .*/elsewhere: the server message 302"),
     ],
 )
-def test_addresses_that_give_no_picture(server, path, says):
-    with pytest.raises(tfiseg.InputError, match=says) as raised:
+def test_addresses_without_an_image(server, path, message):
+    with pytest.raises(tfiseg.InputError, match=message) as raised:
         to_bgr(server + path)
     assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "message"),
     [
         ("http://user:secret@127.0.0.1:9/a.png", "can't get http://127.0.0.1:9/a.png"),
         ("http://127.0.0.1:99999999/a.png", "can't get"),
@@ -78,8 +78,8 @@ def test_addresses_that_give_no_picture(server, path, says):
         ("http://[::1/a.png", "can't get"),
     ],
 )
-def test_addresses_that_answer_nothing(url, says):
-    with pytest.raises(tfiseg.InputError, match=says) as raised:
+def test_addresses_without_an_answer(url, message):
+    with pytest.raises(tfiseg.InputError, match=message) as raised:
         to_bgr(url)
     assert "secret" not in str(raised.value)
 
@@ -97,7 +97,7 @@ def test_addresses_that_answer_nothing(url, says):
         (b"%PDF-1.7", "PDF"),
     ],
 )
-def test_formats_that_are_left_out_are_named(content, kind):
+def test_unsupported_formats_are_named(content, kind):
     with pytest.raises(
         tfiseg.InputError, match=f"x is no image that can be read: {kind}.* is not supported, convert it"
     ):

@@ -1,4 +1,4 @@
-"""Pictures of every kind become uint8 (H, W, 3) BGR, or an error that names them."""
+"""Images of every kind are converted to uint8 (H, W, 3) BGR, or raise an error that names them."""
 
 import io
 import os
@@ -27,14 +27,14 @@ def test_lossless_formats_keep_their_pixels(form, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "WEBP", "AVIF", "JPEG2000"])
-def test_lossy_formats_come_close(form):
+def test_lossy_formats_are_close(form):
     image = read_image(
         encoded(as_pil(SMOOTH), form, quality=95) if form != "JPEG2000" else encoded(as_pil(SMOOTH), form)
     )
     assert np.abs(image.astype(int) - SMOOTH).mean() < 6
 
 
-def test_a_jpeg_is_read_as_opencv_reads_it():
+def test_jpeg_equals_opencv():
     content = encoded(as_pil(SMOOTH), "JPEG")
     assert np.array_equal(
         read_image(content), cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
@@ -101,18 +101,18 @@ RED, GREY = [0, 0, 255], [128, 128, 128]
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
 )
-def test_every_mode_has_its_rule(image, pixel):
+def test_conversion_of_every_mode(image, pixel):
     assert to_bgr(image).tolist() == [[pixel]]
 
 
-def test_a_transparent_palette_gives_its_colors():
+def test_transparent_palette_keeps_its_colors():
     image = as_pil(TINY).convert("P", palette=Image.Palette.ADAPTIVE)
     content = encoded(image, "PNG", transparency=bytes(range(6)))
     assert read_image(content).tolist() == TINY.tolist()
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         (
             np.array([[0.0, 256.0]], np.float32),
@@ -123,8 +123,8 @@ def test_a_transparent_palette_gives_its_colors():
         (np.array([[70_000]], np.int32), r"values from 70000 to 70000: expected 0\.\.65535"),
     ],
 )
-def test_values_without_a_rule_are_refused(values, says):
-    with pytest.raises(tfiseg.InputError, match=says):
+def test_values_without_a_conversion_raise_input_error(values, message):
+    with pytest.raises(tfiseg.InputError, match=message):
         to_bgr(Image.fromarray(values))
 
 
@@ -139,7 +139,7 @@ def test_16_bit_and_float_files(values, tmp_path):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "JPEG2000", "GIF", "BMP"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9])
-def test_a_file_that_is_cut_off_is_named(form, share, tmp_path):
+def test_truncated_file_is_named(form, share, tmp_path):
     content = encoded(as_pil(SMOOTH), form)
     path = tmp_path / "half.jpg"
     path.write_bytes(content[: int(share * len(content))])
@@ -148,7 +148,7 @@ def test_a_file_that_is_cut_off_is_named(form, share, tmp_path):
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_whose_end_is_zeros_is_cut_off(progressive):
+def test_jpeg_that_ends_in_zeros_is_truncated(progressive):
     content = encoded(as_pil(SMOOTH), "JPEG", progressive=progressive)
     half = len(content) // 2
     with pytest.raises(tfiseg.InputError, match="is cut off or damaged"):
@@ -156,7 +156,7 @@ def test_a_jpeg_whose_end_is_zeros_is_cut_off(progressive):
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG of black and white pixels, all black, made without holding them."""
+    """Return a black 1-bit PNG, encoded without its pixels in memory."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (
@@ -168,7 +168,7 @@ def png_of(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def test_pictures_longer_than_a_label_map_are_refused(tmp_path):
+def test_images_larger_than_a_label_map_raise_input_error(tmp_path):
     strip = np.zeros((40_000, 2, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "strip.png"), strip)
     with pytest.raises(tfiseg.InputError, match=r"strip\.png has 2x40000 pixels, expected at most 32767"):
@@ -177,7 +177,7 @@ def test_pictures_longer_than_a_label_map_are_refused(tmp_path):
         tfiseg.Segmenter(threads=1)(strip)
 
 
-def test_a_decompression_bomb_is_refused_unless_the_limit_is_raised(tmp_path, monkeypatch):
+def test_decompression_bomb_is_rejected_unless_the_limit_is_raised(tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
     path.write_bytes(png_of(20_000, 20_000))
     assert path.stat().st_size < 100_000
@@ -198,7 +198,7 @@ def test_a_decompression_bomb_is_refused_unless_the_limit_is_raised(tmp_path, mo
         read_image(path)
 
 
-def test_the_limit_is_ours_and_pillows_stays_as_it_was(monkeypatch):
+def test_pixel_limit_does_not_change_pillows(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert read_image(png_of(40, 30)).shape == (30, 40, 3)
     assert Image.MAX_IMAGE_PIXELS == 10
@@ -207,7 +207,7 @@ def test_the_limit_is_ours_and_pillows_stays_as_it_was(monkeypatch):
 @pytest.mark.parametrize(
     "name", [b"caf\xe9.png", "schön.png".encode(), b"a b\n.png", b"%41.png", b"x" * 250 + b".png"]
 )
-def test_names_of_any_bytes_are_read(name, tmp_path):
+def test_file_names_of_any_bytes(name, tmp_path):
     path = os.path.join(os.fsencode(tmp_path), name)
     with open(path, "wb") as file:
         file.write(encoded(as_pil(TINY), "PNG"))
@@ -224,12 +224,12 @@ def test_names_of_any_bytes_are_read(name, tmp_path):
     ("name", "shown"),
     [("café", "café"), ("caf\udce9", r"caf\xe9"), ("a\ud800", r"a\ud800"), (b"\xff", r"\xff"), ("", "")],
 )
-def test_names_are_shown_as_text(name, shown):
+def test_file_names_are_printable(name, shown):
     assert printable(name) == shown
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda p: None, "there is no file .*x.jpg"),
         (lambda p: p.mkdir(), "it is a folder"),
@@ -245,16 +245,16 @@ def test_names_are_shown_as_text(name, shown):
         (lambda p: os.truncate(os.open(p, os.O_CREAT | os.O_RDWR), 1 << 40), "has 1099511627776 bytes"),
     ],
 )
-def test_what_is_no_picture_is_named(make, says, tmp_path):
+def test_other_files_are_named(make, message, tmp_path):
     path = tmp_path / "x.jpg"
     make(path)
-    with pytest.raises(tfiseg.InputError, match=says):
+    with pytest.raises(tfiseg.InputError, match=message):
         read_image(path)
 
 
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
-def test_damaged_files_are_read_or_refused(form, seed):
+def test_damaged_files_are_read_or_rejected(form, seed):
     rng = np.random.default_rng(seed)
     content = bytearray(encoded(as_pil(SMOOTH[:20, :20]), form))
     for _ in range(rng.integers(1, 6)):
@@ -267,13 +267,15 @@ def test_damaged_files_are_read_or_refused(form, seed):
     assert image.ndim == 3
 
 
-def test_maps_are_read_as_they_are_stored(tmp_path):
+def test_maps_keep_their_stored_values(tmp_path):
     labels = np.array([[0, 1, 300], [65535, 2, 3]], np.uint16)
     cv2.imwrite(str(tmp_path / "labels.png"), labels)
     assert read_map(tmp_path / "labels.png").tolist() == labels.tolist()
     palette = Image.fromarray(np.array([[0, 15, 255]], np.uint8))
     palette = palette.convert("P")
-    palette.putpalette(bytes(range(256)) * 3)  # as PASCAL's class maps: colors are for people, indices count
+    palette.putpalette(
+        bytes(range(256)) * 3
+    )  # like PASCAL's class maps, whose palette indices are the classes
     palette.save(tmp_path / "classes.png")
     assert read_map(tmp_path / "classes.png").tolist() == [[0, 15, 255]]
     assert read_map(tmp_path / "classes.png").dtype == np.uint8
@@ -310,12 +312,12 @@ def test_arrays(picture, color, expected):
         assert to_bgr(picture, color).tolist() == expected.tolist()
 
 
-def test_a_bgr_array_is_not_copied():
+def test_bgr_array_is_not_copied():
     assert to_bgr(TINY) is TINY
 
 
 @pytest.mark.parametrize(
-    ("picture", "color", "says"),
+    ("picture", "color", "message"),
     [
         (np.zeros((4, 4, 3), np.float32), None, "got float32"),
         (np.zeros((4, 4, 4), np.uint8), None, r"got uint8 \(4, 4, 4\)"),
@@ -329,8 +331,8 @@ def test_a_bgr_array_is_not_copied():
         (Image.new("RGB", (1, 1)), "bgr", "color='bgr' is for arrays and tensors"),
     ],
 )
-def test_other_pictures_are_refused(picture, color, says):
-    with pytest.raises(tfiseg.InputError, match=says):
+def test_other_images_raise_input_error(picture, color, message):
+    with pytest.raises(tfiseg.InputError, match=message):
         to_bgr(picture, color)
 
 
@@ -351,13 +353,13 @@ def test_tensors(axes, color, order):
     stored = picture if order == "bgr" else picture[..., ::-1]
     tensor = torch.from_numpy(np.ascontiguousarray(stored.transpose(axes)))
     assert to_bgr(tensor, color).tolist() == picture.tolist()
-    grey = torch.from_numpy(picture[..., 0].copy())
-    for one in (grey, grey[None], grey[..., None]):
+    gray = torch.from_numpy(picture[..., 0].copy())
+    for one in (gray, gray[None], gray[..., None]):
         assert to_bgr(one).tolist() == picture[..., :1].repeat(3, 2).tolist()
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "says"),
+    ("shape", "dtype", "message"),
     [
         ((3, 8, 8), "float32", r"got torch.float32 \(3, 8, 8\).*\.to\(torch.uint8\)"),
         ((2, 3, 8, 8), "uint8", r"give a batch as list\(tensor\)"),
@@ -366,9 +368,9 @@ def test_tensors(axes, color, order):
         ((3, 0, 8), "uint8", r"got torch.uint8 \(3, 0, 8\)"),
     ],
 )
-def test_other_tensors_are_refused(shape, dtype, says):
+def test_other_tensors_raise_input_error(shape, dtype, message):
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    with pytest.raises(tfiseg.InputError, match=says):
+    with pytest.raises(tfiseg.InputError, match=message):
         to_bgr(torch.zeros(shape, dtype=getattr(torch, dtype)))
 
 

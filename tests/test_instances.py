@@ -35,7 +35,7 @@ def test_rows_and_masks_agree(two):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_rle_is_what_pycocotools_writes(seed):
+def test_rle_equals_pycocotools(seed):
     rng = np.random.default_rng(seed)
     found = tfiseg.cluster(
         (rng.random((rng.integers(1, 60), rng.integers(1, 60))) < 0.6).astype(np.uint8), split=0.0, min_area=1
@@ -53,7 +53,7 @@ def test_polygons_surround_the_mask(two):
     assert np.array_equal(painted > 0, two.mask(1))
 
 
-def test_drawing_is_a_new_picture_that_changes_inside_only(two):
+def test_drawing_copies_and_changes_instances_only(two):
     frame = np.full((30, 50, 3), 90, np.uint8)
     view = two.draw(tfiseg.Frame(frame))
     assert (frame == 90).all()
@@ -61,7 +61,7 @@ def test_drawing_is_a_new_picture_that_changes_inside_only(two):
     assert np.array_equal(two.draw(frame), view)
 
 
-def test_labels_leave_most_of_a_crowd_to_be_seen():
+def test_labels_keep_most_of_a_crowd_visible():
     y, x = np.mgrid[:200, :400] % 20 - 9
     crowd = tfiseg.cluster(
         (x**2 + y**2 < 64).astype(np.uint8), split=0, class_names=["background", "nucleus"]
@@ -69,23 +69,21 @@ def test_labels_leave_most_of_a_crowd_to_be_seen():
     assert len(crowd) == 200
     view = crowd.draw(np.full((200, 400, 3), 90, np.uint8))
     unlike = (view != 90).any(-1) & (crowd.label_map == 0)
-    assert (
-        0.02 < unlike.mean() < 0.25
-    )  # outlines and some labels; with all of them little more would be seen than labels
+    assert 0.02 < unlike.mean() < 0.25  # outlines and some labels; all labels would cover most of the image
 
 
-def test_drawing_on_another_frame_says_so(two):
+def test_drawing_on_a_frame_of_another_size_raises_input_error(two):
     with pytest.raises(tfiseg.InputError, match="draw them on their own frame"):
         two.draw(np.zeros((60, 100, 3), np.uint8))
 
 
-def test_supervision_takes_them(two):
+def test_conversion_to_supervision(two):
     detections = two.to_supervision()
     assert detections.mask.shape == (2, 30, 50)
     assert detections.data["class_name"].tolist() == ["c15", "c7"]
 
 
-def test_selecting_numbers_anew(two):
+def test_selection_renumbers_instances(two):
     second = two.select(two.class_id == 7)
     assert len(second) == 1
     assert np.array_equal(second.mask(0), two.mask(1))
@@ -94,7 +92,7 @@ def test_selecting_numbers_anew(two):
         two.select([True])
 
 
-def test_no_instances_are_fine():
+def test_empty_instances():
     none = tfiseg.cluster(np.zeros((8, 8), np.uint8))
     assert len(none) == 0
     assert list(none) == []
@@ -110,7 +108,7 @@ def test_indices_are_checked(two):
 
 
 def hand_made(label_map, class_id=(), **more) -> tfiseg.Instances:
-    """Instances of a literal label map, whose columns other than the area hold row numbers."""
+    """Return instances of a literal label map, with row numbers in all columns but the area."""
     label_map = np.array(label_map, np.int32)
     n = len(class_id)
     box = [
@@ -163,14 +161,14 @@ def test_indexing_renumbers_in_the_selected_order(four, index, rows, label_map):
     assert four.label_map.tolist() == FOUR, "the indexed instances stay unchanged"
 
 
-def test_all_instances_are_the_same_object(four):
+def test_selecting_all_returns_the_same_object(four):
     assert four[:] is four
     assert four[[0, 1, 2, 3]] is four
     assert four[four.score >= 0] is four
 
 
 @pytest.mark.parametrize(
-    ("index", "error", "says"),
+    ("index", "error", "message"),
     [
         ([True, False], tfiseg.InputError, r"mask must be bool \(4,\).*got bool \(2,\)"),
         ([0, 0], tfiseg.InputError, r"each instance once, got \[0, 0\]"),
@@ -183,8 +181,8 @@ def test_all_instances_are_the_same_object(four):
         ([0.5, 1.5], tfiseg.InputError, "got float64"),
     ],
 )
-def test_other_indices_are_refused(four, index, error, says):
-    with pytest.raises(error, match=says):
+def test_other_indices_raise_errors(four, index, error, message):
+    with pytest.raises(error, match=message):
         four[index]
 
 
@@ -211,7 +209,7 @@ def test_masks_and_names(four):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         ({"label_map": np.zeros((2, 4), np.int64)}, r"label_map must be int32 \(2, 4\), got int64 \(2, 4\)"),
         (
@@ -233,18 +231,18 @@ def test_masks_and_names(four):
         ({"class_id": 3}, r"class_id must be int32 \(0,\), got int"),
     ],
 )
-def test_construction_is_validated(four, wrong, says):
-    with pytest.raises(tfiseg.InputError, match=says):
+def test_construction_is_validated(four, wrong, message):
+    with pytest.raises(tfiseg.InputError, match=message):
         replace(four, **wrong)
 
 
-def test_a_line_describes_them(four):
+def test_text_description(four):
     assert repr(four) == "<Instances: 2 person, 2 car in 4x2 pixels>"
     assert repr(hand_made([[0]])) == "<Instances: none in 1x1 pixels>"
     assert "instances=" not in repr(four[0])
 
 
-def test_html_escapes_names_and_leaves_the_rest_of_a_crowd_out():
+def test_html_escapes_names_and_limits_rows():
     label_map = np.arange(1, 26).reshape(5, 5)
     page = hand_made(
         label_map, [1] * 25, class_names=("", "<img src=x onerror=alert(1)>\ud800")
@@ -284,7 +282,7 @@ def test_label_maps_are_saved_as_png(four, tmp_path):
         four.save(tmp_path / "nowhere" / "found.json")
 
 
-def test_coco_annotations_are_loaded_by_pycocotools(four):
+def test_pycocotools_loads_coco_annotations(four):
     rows = four.to_coco(image_id=5, first_id=11)
     assert [row["id"] for row in rows] == [11, 12, 13, 14]
     assert rows[0]["bbox"] == [0, 0, 2, 1]
@@ -301,7 +299,7 @@ def test_coco_annotations_are_loaded_by_pycocotools(four):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_our_rle_is_pycocotools_own(seed, monkeypatch):
+def test_own_rle_equals_pycocotools(seed, monkeypatch):
     rng = np.random.default_rng(seed)
     mask = rng.random((rng.integers(1, 90), rng.integers(1, 90))) < rng.choice([0.02, 0.5, 0.98])
     theirs = rle.encode_rle(mask, (3, 2), (100, 100))
@@ -312,7 +310,7 @@ def test_our_rle_is_pycocotools_own(seed, monkeypatch):
     assert theirs["counts"] == coco.encode(np.asfortranarray(whole))["counts"].decode()
 
 
-def test_pandas_takes_them(four):
+def test_conversion_to_pandas(four):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     table = four.to_pandas()
     assert isinstance(table, pandas.DataFrame)
@@ -334,7 +332,7 @@ def test_pandas_takes_them(four):
 
 
 @pytest.mark.parametrize("package", ["pandas", "supervision"])
-def test_a_missing_package_is_named_with_its_command(four, package, monkeypatch):
+def test_missing_package_is_named_with_its_command(four, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(tfiseg.MissingDependencyError, match=f"pip install {package}"):
         getattr(four, f"to_{package}")()
@@ -361,12 +359,12 @@ def test_drawing_options():
         found.draw(frame, labels=["a", "b"])
 
 
-def test_a_name_with_a_lone_surrogate_is_drawn():
+def test_name_with_a_lone_surrogate_is_drawn():
     found = hand_made(np.ones((60, 300)), (1,), class_names=("", "caf\udce9 \ud800"))
     assert found.draw(np.zeros((60, 300, 3), np.uint8)).any()
 
 
-def test_drawing_takes_what_is_segmented(two, tmp_path):
+def test_drawing_accepts_every_kind_of_image(two, tmp_path):
     frame = np.full((30, 50, 3), 90, np.uint8)
     cv2.imwrite(str(tmp_path / "frame.png"), frame)
     for picture in (tmp_path / "frame.png", Image.fromarray(frame), frame[..., 0]):

@@ -1,4 +1,4 @@
-"""What import-linter (setup.cfg) cannot check: packages that the core needs, sizes of files and functions."""
+"""Checks that import-linter lacks: packages that the core imports, sizes of files and functions."""
 
 import ast
 import re
@@ -10,14 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAX_FILE, MAX_FUNCTION, MAX_CPP_CLASS = 400, 60, 300  # lines, docstrings and blank lines included
-MAX_TWICE = 11  # lines of the same logic in two places
+MAX_DUPLICATED = 11  # lines of the same logic in two places
 CORE = {"numpy", "cv2", "onnxruntime", "tqdm", "PIL"}
 
 
 @pytest.mark.parametrize("room", ["plugins", "runtime"])
-def test_the_core_needs_core_packages_only(room):
+def test_core_imports_core_packages_only(room):
     for path in (ROOT / room).rglob("*.py"):
-        for node in ast.parse(path.read_text()).body:  # imports inside functions are made where they are used
+        for node in ast.parse(path.read_text()).body:  # imports inside functions are not checked
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
             for name in names:
@@ -25,7 +25,7 @@ def test_the_core_needs_core_packages_only(room):
                 assert top in CORE or top in sys.stdlib_module_names, f"{path} needs {top}"
 
 
-def test_importing_tfiseg_loads_nothing_heavy():
+def test_importing_tfiseg_loads_no_large_package():
     code = "import sys, tfiseg; print([m for m in ('cv2', 'onnxruntime', 'torch') if m in sys.modules])"
     assert (
         subprocess.run(
@@ -35,7 +35,7 @@ def test_importing_tfiseg_loads_nothing_heavy():
     )
 
 
-def test_public_names_are_there():
+def test_public_names_exist():
     import tfiseg
 
     assert set(tfiseg.__all__) <= set(dir(tfiseg))
@@ -107,12 +107,12 @@ def logic_of(path: Path) -> list[str]:
     return [line for k, line in lines if line and line[0] != "#" and k not in skipped]
 
 
-def test_no_logic_is_written_twice():
+def test_no_duplicated_logic():
     places: dict[tuple[str, ...], list[str]] = {}
     for path in sources(".py"):
         lines = logic_of(path)
-        for k in range(len(lines) - MAX_TWICE):
-            window = tuple(lines[k : k + MAX_TWICE + 1])
+        for k in range(len(lines) - MAX_DUPLICATED):
+            window = tuple(lines[k : k + MAX_DUPLICATED + 1])
             places.setdefault(window, []).append(str(path.relative_to(ROOT)))
     assert len(places) > 10_000
     assert {found[0]: found for found in places.values() if len(found) > 1} == {}

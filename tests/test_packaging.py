@@ -1,4 +1,4 @@
-"""What is released: one version, complete packages, extras that keep their promise."""
+"""Releases: one version, complete packages, and consistent extras."""
 
 import configparser
 import re
@@ -19,7 +19,7 @@ def listed(section: str, option: str) -> list[str]:
 
 
 def requirements(extra: str) -> set[str]:
-    """Names of all packages that an extra installs, those of its own extras included."""
+    """Return the names of all packages that an extra installs, including those of its extras."""
     names = set()
     for line in listed("options.extras_require", extra):
         nested = re.fullmatch(r"tfiseg\[([\w,]+)\]", line)
@@ -30,7 +30,7 @@ def requirements(extra: str) -> set[str]:
     return names
 
 
-def test_the_version_is_the_same_everywhere():
+def test_version_is_the_same_everywhere():
     assert SETUP["metadata"]["version"] == "attr: tfiseg.__version__"
     assert f"version: {tfiseg.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     changelog = (ROOT / "CHANGELOG.md").read_text()
@@ -52,7 +52,7 @@ def test_training_weights_are_not_installed():
     assert "*.pt" not in str(dict(SETUP["options.package_data"]))
 
 
-def test_an_onnx_file_needs_no_torch():
+def test_export_of_onnx_files_needs_no_torch():
     assert requirements("export") == {"onnx", "onnxsim"}
     code = "import sys, tfiseg.export.onnx_import.any_network; print('torch' in sys.modules)"
     pytest.importorskip("onnx")
@@ -61,11 +61,11 @@ def test_an_onnx_file_needs_no_torch():
 
 
 @pytest.mark.parametrize("extra", ["zoo", "hf", "train"])
-def test_extras_of_torch_networks_bring_torch(extra):
+def test_extras_of_torch_networks_include_torch(extra):
     assert {"torch", "onnx", "onnxsim", "onnxscript"} <= requirements(extra)
 
 
-def test_a_jetson_keeps_the_tensorrt_of_jetpack():
+def test_jetson_extra_keeps_the_tensorrt_of_jetpack():
     assert requirements("jetson") == requirements("tensorrt") - {"tensorrt"}
 
 

@@ -70,7 +70,7 @@ def blocks(language: str) -> list[Block]:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
-    """A folder with the files that a reader has: a photo, two folders of photos and a short video."""
+    """A folder with the files of the examples: a photo, two folders of photos and a short video."""
     from skimage import data
 
     folder = tmp_path_factory.mktemp("reader")
@@ -88,7 +88,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def reader(files, tmp_path):
-    """A copy of these files to work in."""
+    """A copy of these files."""
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
@@ -103,10 +103,10 @@ def run(arguments, folder):
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
-def test_python_runs(block, reader):
+def test_python_blocks_run(block, reader):
     if block.skip:
         pytest.skip(block.skip)
-    # camera 0 becomes the synthetic source: three frames of it in a loop, endless in a pipeline
+    # replace camera 0 by the synthetic source: three frames in a loop, endless in a pipeline
     code = re.sub(
         r"in tfiseg\.open_source\(0\)",
         "in __import__('itertools').islice(tfiseg.open_source('synthetic'), 3)",
@@ -119,7 +119,7 @@ def test_python_runs(block, reader):
 
 
 @pytest.mark.parametrize("block", blocks("sh"), ids=str)
-def test_commands_run(block, reader):
+def test_command_blocks_run(block, reader):
     if block.skip:
         pytest.skip(block.skip)
     run(["bash", "-euo", "pipefail", "-c", block.code], reader)
@@ -130,7 +130,7 @@ def verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]
 
 
 def check_command(command: str) -> None:
-    """Check that the verb of a command exists and has all of its options; placeholders are fine."""
+    """Check that the verb of a command exists and has all of its options; placeholders are allowed."""
     parser = _parser()
     words = shlex.split(command, comments=True)[1:]
     while words and (nested := verbs(parser)):
@@ -170,7 +170,7 @@ def test_make_targets_exist():
 
 
 @pytest.mark.parametrize("page", LINKED_PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     text = re.sub(r"```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if not re.match(r"[a-z]+:", target):
@@ -178,8 +178,8 @@ def test_links_lead_somewhere(page):
             assert path.exists() or str(path.relative_to(ROOT)) in GENERATED, f"{page}: {target}"
 
 
-def test_named_files_exist():
-    """The architecture page answers questions by file names: the files are there."""
+def test_files_in_the_architecture_page_exist():
+    """The files that the architecture page names exist."""
     text = (DOCS / "architecture.md").read_text()
     names = re.findall(r"`((?:runtime|export|plugins|calibration|cli|tests)/[\w/.]+)`", text)
     assert len(names) > 20

@@ -1,4 +1,4 @@
-"""Strict JSON and rules: what is damaged is one error that says where."""
+"""Strict JSON and rules: damaged content raises one error that names the place."""
 
 import math
 import os
@@ -34,7 +34,7 @@ CAMERA = record(
 )
 
 
-def test_what_fits_is_returned_and_unknown_keys_are_kept():
+def test_valid_content_is_returned_with_unknown_keys():
     assert parse(b'{"name": "c", "size_wh": [640, 480], "fps": 30, "new": [1]}', CAMERA) == {
         "name": "c",
         "size_wh": [640, 480],
@@ -44,7 +44,7 @@ def test_what_fits_is_returned_and_unknown_keys_are_kept():
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ("", "no JSON"),
         ("{", "no JSON"),
@@ -73,8 +73,8 @@ def test_what_fits_is_returned_and_unknown_keys_are_kept():
         ('{"name": "c", "size_wh": [1, 1], "gain": 2}', "gain must be a number"),
     ],
 )
-def test_what_does_not_fit_is_one_error(content, says):
-    with pytest.raises(FormatError, match=says) as wrong:
+def test_invalid_content_raises_one_error(content, message):
+    with pytest.raises(FormatError, match=message) as wrong:
         parse(content, CAMERA)
     assert isinstance(wrong.value, InputError)
     assert len(str(wrong.value)) < 300
@@ -148,7 +148,7 @@ def test_errors_can_be_pickled(error):
     assert getattr(again, "stage", None) == getattr(error, "stage", None)
 
 
-def test_an_error_about_missing_keys_can_be_pickled():
+def test_error_about_missing_keys_can_be_pickled():
     with pytest.raises(FormatError) as wrong:
         parse("{}", CAMERA)
     assert str(pickle.loads(pickle.dumps(wrong.value))) == str(wrong.value)

@@ -1,7 +1,7 @@
 """Archives on a local Ray cluster of two workers (docs/benchmarks/robots.md).
 
-`python docs/benchmarks/archive.py once` segments 2,000 pictures. It kills a worker half way, and the picture
-in the middle is damaged. `throughput` compares two workers with one process.
+`python docs/benchmarks/archive.py once` segments 2,000 images, of which one is damaged, and kills a worker in
+the middle. `throughput` compares two workers with one process.
 """
 
 import argparse
@@ -45,14 +45,14 @@ def done_paths(out: Path) -> Counter:
 
 
 def worker_processes() -> list[psutil.Process]:
-    """Ray's workers among the processes that this one has started."""
+    """Return Ray's workers among the child processes."""
     below = psutil.Process().children(recursive=True)
     return [one for one in below if one.name().startswith("ray::") and "MapWorker" in " ".join(one.cmdline())]
 
 
 @contextlib.contextmanager
 def watched(on_row: Callable[[], None]) -> Iterator[None]:
-    """Call a function for each row that arrives from the workers."""
+    """Call a function for each row from the workers."""
     results = ray_archive._results
 
     def rows(*arguments):
@@ -95,7 +95,7 @@ def once(folder: Path, count: int, quality: str) -> None:
 
 
 def throughput(folder: Path, count: int, quality: str) -> None:
-    """One process with one thread, then two workers with one each; pictures per second without the start."""
+    """Compare one process with two workers, one thread each: images per second, without the start."""
     photos = folder / "photos"
     write_pictures(photos, count)
     settings = SegmenterSettings(quality=quality, threads=1)

@@ -19,7 +19,7 @@ from tfiseg.runtime.networks.onnx_session import OnnxSession
 
 def frames_per_second(session, frames, workers):
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(session.infer, frames[: 2 * workers]))  # first runs allocate
+        list(pool.map(session.infer, frames[: 2 * workers]))  # the first runs allocate memory
         began = time.perf_counter()
         list(pool.map(session.infer, frames))
         return len(frames) / (time.perf_counter() - began)
