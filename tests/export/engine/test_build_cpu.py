@@ -1,4 +1,4 @@
-"""`tfiseg build` for ONNX Runtime, and everything that goes wrong before a builder is needed."""
+"""`tfiseg build` for ONNX Runtime, and errors before a TensorRT builder is needed."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 
 @pytest.mark.parametrize(("precision", "lowered"), [("fp16", 71), ("int8", 68)])
-def test_a_network_for_the_cpu(frames, tmp_path, capsys, precision, lowered):
+def test_network_for_the_cpu(frames, tmp_path, capsys, precision, lowered):
     out = tmp_path / "net.onnx"
     command = [
         "build",
@@ -64,7 +64,7 @@ def test_a_network_for_the_cpu(frames, tmp_path, capsys, precision, lowered):
     assert sheet.stat().st_size > 10_000
 
 
-def test_layers_are_kept_by_name_and_by_sensitivity(frames, tmp_path, capsys):
+def test_layers_are_kept_by_name_and_sensitivity(frames, tmp_path, capsys):
     out = tmp_path / "net.onnx"
     command = [
         "build",
@@ -92,7 +92,7 @@ def test_layers_are_kept_by_name_and_by_sensitivity(frames, tmp_path, capsys):
     ]
     assert (
         main([*command, *more, "--json"]) == 1
-    )  # nothing has a PQ of 101: the most is left out, then the gate fails
+    )  # a PQ of 101 is impossible: the maximum number of layers is excluded, then the gate fails
     report = json.loads(Path(f"{out}.gate.json").read_text())
     assert {"node_conv2d_1", "node_conv2d_2"} <= set(report["kept_high"])
     assert 5 <= len(report["kept_high"]) <= 7
@@ -101,7 +101,7 @@ def test_layers_are_kept_by_name_and_by_sensitivity(frames, tmp_path, capsys):
     assert "no layer is called 'nonsense'; there are: node_conv2d" in capsys.readouterr().err
 
 
-def test_missing_frames_wrong_names_and_sizes_are_sentences(tmp_path, capsys):
+def test_missing_frames_and_invalid_names_and_sizes_raise_errors(tmp_path, capsys):
     def fails(*words, message):
         assert main(["build", *words]) == 1
         assert message in capsys.readouterr().err
@@ -129,8 +129,8 @@ def test_missing_frames_wrong_names_and_sizes_are_sentences(tmp_path, capsys):
         find_flavor("tpu")
 
 
-def test_a_tensorrt_that_is_missing_or_hollow_is_a_sentence(monkeypatch):
-    for module in (None, types.ModuleType("tensorrt")):  # not there; the empty package that type stubs leave
+def test_missing_or_empty_tensorrt_raises_an_error(monkeypatch):
+    for module in (None, types.ModuleType("tensorrt")):  # missing; the empty package of type stubs
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         with pytest.raises(tfiseg.MissingDependencyError, match="on a Jetson it comes with JetPack"):
             find_flavor("tensorrt")
@@ -139,9 +139,8 @@ def test_a_tensorrt_that_is_missing_or_hollow_is_a_sentence(monkeypatch):
         find_flavor("auto")
 
 
-def test_the_plugin_is_grafted_for_tensorrt():
-    """What TensorRT would be given: the network, and the clustering node with this model's things at this
-    frame size."""
+def test_clustering_node_is_added_for_tensorrt():
+    """TensorRT gets the network with a clustering node for the model's things and this frame size."""
     model, info = build.read_network(PLAIN_MODEL)
     for profile, size in (
         (Profile((480, 640), (480, 640), (480, 640)), [1, 480, 640]),
@@ -166,7 +165,7 @@ def test_the_plugin_is_grafted_for_tensorrt():
     assert given == 10
 
 
-def test_files_that_are_no_network_of_ours_are_sentences(tmp_path, capsys):
+def test_other_files_raise_errors(tmp_path, capsys):
     def fails(path, message):
         assert (
             main(

@@ -1,5 +1,4 @@
-"""The calls of TensorRT type-check against its own API, as `tensorrt-stubs` has it (`make test-engines`; the
-library isn't needed)."""
+"""Calls of TensorRT type-check against `tensorrt-stubs` (`make test-engines`; the library is not needed)."""
 
 import ast
 import os
@@ -17,8 +16,8 @@ ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(not STUBS, reason="tensorrt-stubs is not unpacked (make test-engines)")
 
 
-def mend(path):
-    """A few signatures of the stubs are no Python (parameters called `in`): they become untyped."""
+def make_untyped(path):
+    """Make signatures of the stubs untyped that are not valid Python (parameters called `in`)."""
     lines = path.read_text().split("\n")
     for _ in range(20):
         try:
@@ -41,11 +40,11 @@ def mend(path):
         ("runtime/networks/tensorrt_plan.py", "deserialize_cuda_engine", "deserialise_cuda_engine"),
     ],
 )
-def test_tensorrt_is_called_as_its_stubs_say(tmp_path, file, call, mistake):
+def test_calls_of_tensorrt_match_its_stubs(tmp_path, file, call, mistake):
     for package in ("tensorrt", "tensorrt_bindings"):
         shutil.copytree(Path(STUBS) / package, tmp_path / package)
-    mend(tmp_path / "tensorrt_bindings" / "tensorrt.pyi")
-    # a mistake of ours must be seen: so that an unreadable stub is no pass
+    make_untyped(tmp_path / "tensorrt_bindings" / "tensorrt.pyi")
+    # a deliberate mistake must be reported; otherwise, unreadable stubs would pass
     text = (ROOT / file).read_text()
     for content, fine in ((text, True), (text.replace(call, mistake), False)):
         package = tmp_path / ("good" if fine else "bad") / "tfiseg"

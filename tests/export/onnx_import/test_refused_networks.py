@@ -1,4 +1,4 @@
-"""Networks, options and commands that are refused, each with the reason."""
+"""Networks, options and commands that are rejected with a reason."""
 
 import numpy as np
 import onnx
@@ -69,7 +69,7 @@ def broken(kind, folder):
         ("tfiseg", "in tfiseg's format already"),
     ],
 )
-def test_files_that_cannot_be_used(kind, message, tmp_path):
+def test_unusable_files_raise_errors(kind, message, tmp_path):
     path = broken(kind, tmp_path)
     with pytest.raises(tfiseg.TfisegError) as wrong:
         export(path, tmp_path)
@@ -90,7 +90,7 @@ def test_files_that_cannot_be_used(kind, message, tmp_path):
         ({"photos": "nowhere"}, "there is no file nowhere"),
     ],
 )
-def test_options_that_do_not_fit(options, message, tmp_path):
+def test_inconsistent_options_raise_errors(options, message, tmp_path):
     with pytest.raises(tfiseg.TfisegError) as wrong:
         export(write(tmp_path / "x.onnx", [], "scores"), tmp_path, **options)
     assert message in str(wrong.value)
@@ -107,7 +107,7 @@ def test_options_that_do_not_fit(options, message, tmp_path):
         (["default", "-o", "y.onnx", "--long-side", "9"], "must lie in 64..4096 pixels, got 9"),
     ],
 )
-def test_the_command_says_what_is_wrong(argv, message, tmp_path, monkeypatch, capsys):
+def test_command_prints_the_error(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["export", *argv]) == 1
     assert message in capsys.readouterr().err
@@ -123,7 +123,7 @@ def test_the_command_says_what_is_wrong(argv, message, tmp_path, monkeypatch, ca
         ["--rgb", "--bgr"],
     ],
 )
-def test_options_that_cannot_be_read(argv, capsys):
+def test_invalid_options_raise_errors(argv, capsys):
     with pytest.raises(SystemExit):
         main(["export", "x.onnx", "-o", "y.onnx", *argv])
     assert "expected" in (text := capsys.readouterr().err) or "not allowed" in text
