@@ -41,7 +41,7 @@ def add_build(verbs: Any) -> None:
     verb.source.add_argument(
         "--frames",
         metavar="SOURCE",
-        help="real frames for calibration and the accuracy check: folder of pictures, video, recording",
+        help="real frames for calibration and the accuracy check: folder of images, video, recording",
     )
     verb.output.add_argument(
         "-o",
@@ -72,14 +72,14 @@ def _add_accuracy_options(verb: Parser) -> None:
         type=number(0, 100),
         metavar="PCT",
         help="minimum share of pixels with the same class as in fp32 (default: 99.5 for fp16, 98 for int8; "
-        "less where one gray level of noise on the frames costs more)",
+        "lower if one gray level of noise on the frames has a larger effect)",
     )
     quality.add_argument(
         "--min-pq",
         type=number(0),
         metavar="PQ",
         help="minimum panoptic quality against the instances of fp32 that are clear of the thresholds "
-        "(default: 99 for fp16, 95 for int8; less where one gray level of noise costs more)",
+        "(default: 99 for fp16, 95 for int8; lower if one gray level of noise has a larger effect)",
     )
     quality.add_argument(
         "--gate-frames",
@@ -93,7 +93,9 @@ def _add_accuracy_options(verb: Parser) -> None:
         action="store_true",
         help="skip the accuracy check (recorded in the engine's metadata)",
     )
-    quality.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice of frames")
+    quality.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed of the sample of frames"
+    )
 
 
 def _add_shape_options(verb: Parser) -> None:

@@ -39,7 +39,7 @@ def add_compare(verbs: Any) -> None:
     )
     verb.source.add_argument("candidate", metavar="B", help="like A")
     verb.source.add_argument(
-        "--frames", metavar="SOURCE", help="required: folder of pictures, video, recording"
+        "--frames", metavar="SOURCE", help="required: folder of images, video, recording"
     )
     verb.source.add_argument(
         "--count",
@@ -56,7 +56,7 @@ def add_compare(verbs: Any) -> None:
         type=Path,
         default=Path("comparison.png"),
         metavar="FILE",
-        help="picture of the worst frames (default: comparison.png)",
+        help="contact sheet of the worst frames (default: comparison.png)",
     )
     verb.expert.add_argument(
         "--threads", type=integer(0), default=0, metavar="N", help="CPU threads (default: all)"

@@ -146,12 +146,15 @@ class _OutputAction(argparse.Action):
 def _add_pixel_options(expert: Any) -> None:
     expert.add_argument(
         "--mean",
-        type=_three,
+        type=_one_or_three,
         metavar="M[,M,M]",
         help="subtracted from scaled pixels, in the network's channel order",
     )
     expert.add_argument(
-        "--std", type=_three, metavar="S[,S,S]", help="divisor of the pixels after the mean is subtracted"
+        "--std",
+        type=_one_or_three,
+        metavar="S[,S,S]",
+        help="divisor of the pixels after the mean is subtracted",
     )
     expert.add_argument("--scale", type=_number, metavar="F", help="factor of pixels 0..255 (default: 1/255)")
     order = expert.add_mutually_exclusive_group()
@@ -200,7 +203,7 @@ def _number(text: str) -> float:
     return value
 
 
-def _three(text: str) -> tuple[float, float, float]:
+def _one_or_three(text: str) -> tuple[float, float, float]:
     values = [_number(part) for part in text.split(",")]
     if len(values) not in (1, 3):
         raise argparse.ArgumentTypeError(f"expected one number or three separated by commas, got {text!r}")

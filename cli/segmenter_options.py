@@ -100,9 +100,8 @@ def _add_expert_options(expert: Any) -> None:
     expert.add_argument(
         "--refine",
         metavar="{shape,frame,components}",
-        help="how to separate objects of a class, whatever --quality says. shape: by the shape of the "
-        "class map; frame: by the model's instance heads; components: refine each region with the instance "
-        "network",
+        help="how to separate objects of a class; overrides --quality. shape: by the shape of the class map; "
+        "frame: by the model's instance heads; components: refine each region with the instance network",
     )
     expert.add_argument(
         "--split",

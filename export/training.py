@@ -34,8 +34,8 @@ def learning_rate(step: int, steps: int, warm_up: int = 100) -> float:
     return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.003
 
 
-def say(text: str) -> None:
-    """Print a line above the progress bar, on stderr; stdout is for the report."""
+def print_line(text: str) -> None:
+    """Print a line above the progress bar, on stderr, because stdout is for the report."""
     tqdm.write(text, file=sys.stderr)
 
 
@@ -70,13 +70,13 @@ class Progress:
         self._bar.set_postfix_str(" ".join(shown), refresh=False)
         self._bar.update()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line with the minutes since the start."""
-        say(f"{text}, {(time.monotonic() - self._began) / 60:.0f} min")
+        print_line(f"{text}, {(time.monotonic() - self._began) / 60:.0f} min")
 
-    def say_scores(self, step: int, scores: Mapping[str, float]) -> None:
+    def print_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Print the scores of a validation."""
-        self.say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+        self.print_line(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
 
     def close(self) -> None:
         """Remove the bar."""

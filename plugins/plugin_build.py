@@ -59,14 +59,14 @@ def build_plugin(
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as wrong:
         raise TfisegError(
-            f"can't write to {target.parent}: {wrong.strerror}; give another place with --output"
+            f"can't write to {target.parent}: {wrong.strerror}; pass another path with --output"
         ) from wrong
     log = _compile(target, architectures, headers, (cmake, nvcc), say)
     report = kernel_report(log.read_text())
     spilling = [f"{k['kernel']} (sm_{k['architecture']})" for k in report if k["spill_bytes"]]
     if spilling:
         say(f"  registers spill to memory in: {', '.join(spilling)}")
-    facts = _facts(report, architectures, nvcc, headers)
+    facts = _build_information(report, architectures, nvcc, headers)
     target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
     return target
 
@@ -104,7 +104,7 @@ def _compile(
     return log
 
 
-def _facts(
+def _build_information(
     report: Sequence[dict[str, Any]], architectures: Sequence[str], nvcc: Path, headers: Path | None
 ) -> dict[str, Any]:
     """Return the build information for the JSON file beside the library."""

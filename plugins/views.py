@@ -16,7 +16,7 @@ from ..errors import InputError
 from .native import check, library, usable_threads
 
 VIEW_COLUMNS = ("x", "y", "side", "class", "component")
-CANDIDATES_PER_VIEW = 16  # number of components whose shape is checked, for each view
+CANDIDATES_PER_VIEW = 16  # number of components to check for convexity, for each view
 
 
 class ViewsStruct(ctypes.Structure):

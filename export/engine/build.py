@@ -107,7 +107,7 @@ def _build_plan(
     timings: dict[str, float],
     quiet: bool,
 ) -> bytes:
-    """Build a plan, prove its precision, and add what it was built with to ``record`` and ``timings``."""
+    """Build a plan, prove its precision, and complete ``record`` and ``timings``."""
     network = with_batch(model, settings.profile.batch)
     expected = {layer.name: layer.precision for layer in layer_precisions(network)}
     if kind.takes_plugins and settings.operator:

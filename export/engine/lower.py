@@ -24,7 +24,7 @@ from ...errors import InputError
 from ...runtime.evaluate.comparison import Comparison, compare, noise_floor, worst_sheet
 from ...runtime.inspect.onnx_layers import layer_precisions
 from ...runtime.segmenter import Segmenter
-from .fp16_graph import overflowing, to_fp16
+from .fp16_graph import find_overflowing_nodes, to_fp16
 
 PRECISIONS = ("fp32", "fp16", "int8")
 _RANGE_FRAMES, _RANKING_FRAMES = 8, 12
@@ -77,7 +77,7 @@ class PrecisionSettings:
             )
 
     @property
-    def most_excluded(self) -> int:
+    def max_excluded(self) -> int:
         """Maximum number of layers to keep in high precision so that the gate passes."""
         return self.auto_exclude if self.auto_exclude is not None else _DEFAULT_EXCLUDED if self.gate else 0
 
@@ -123,7 +123,7 @@ def lower(
         model: float32 network in tfiseg's format.
         settings: the precision, frames and thresholds.
         for_cpu: int8 for ONNX Runtime's CPU kernels; else for TensorRT, with the other layers in float16.
-        sheet: path of a picture of the worst frames.
+        sheet: path of a contact sheet of the worst frames.
         quiet: show no progress bars.
 
     Returns:
@@ -141,11 +141,11 @@ def lower(
     test_frames = gate_part or calibration_part
     yardstick = _yardstick(model, test_frames, quiet)
     if settings.precision == "fp16":
-        kept = _high(model, settings)
+        kept = _kept_layers(model, settings)
         if calibration_part is not None:
             kept += [
                 name
-                for name in overflowing(model, calibration_part.part(0, _RANGE_FRAMES))
+                for name in find_overflowing_nodes(model, calibration_part.part(0, _RANGE_FRAMES))
                 if name not in kept
             ]
         lowered = LoweredNetwork(to_fp16(model, kept))
@@ -159,7 +159,7 @@ def lower(
     if not settings.gate:
         lowered.gate = {"skipped": "--no-gate"}
     elif gate_part is not None:
-        _judge(model, lowered, settings, gate_part, yardstick, sheet, quiet)
+        _run_gate(model, lowered, settings, gate_part, yardstick, sheet, quiet)
     return lowered
 
 
@@ -177,7 +177,7 @@ def _frames(settings: PrecisionSettings, quiet: bool) -> tuple[FrameSample | Non
     return sample.part(for_gate), sample.part(0, for_gate)
 
 
-def _high(model: onnx.ModelProto, settings: PrecisionSettings) -> list[str]:
+def _kept_layers(model: onnx.ModelProto, settings: PrecisionSettings) -> list[str]:
     return matching_layers(find_layers(Network(model)), settings.keep)
 
 
@@ -192,15 +192,15 @@ def _to_int8(
 ) -> LoweredNetwork:
     scheme = Scheme(signed=not for_cpu)
     calibration: Calibration = calibrate(model, frames, settings.method, settings.cache, quiet)
-    kept = list(dict.fromkeys([*edge_layers(Network(model)), *_high(model, settings)]))
+    kept = list(dict.fromkeys([*edge_layers(Network(model)), *_kept_layers(model, settings)]))
 
     def convert(excluded: list[str]) -> onnx.ModelProto:
         quantized = quantize(model, calibration, [*kept, *excluded], scheme)
         if for_cpu:
             return quantized
-        return to_fp16(quantized, overflowing(quantized, frames.part(0, _RANGE_FRAMES)))
+        return to_fp16(quantized, find_overflowing_nodes(quantized, frames.part(0, _RANGE_FRAMES)))
 
-    if not settings.most_excluded:
+    if not settings.max_excluded:
         return LoweredNetwork(convert([]))
     trials: dict[int, LoweredNetwork] = {}
 
@@ -220,13 +220,13 @@ def _to_int8(
         )
         return report
 
-    excluded, tried = exclude_until(rank, settings.most_excluded, judge)
+    excluded, tried = exclude_until(rank, settings.max_excluded, judge)
     chosen = trials[len(excluded)]
     chosen.searched = tried
     return chosen
 
 
-def _judge(
+def _run_gate(
     model: onnx.ModelProto,
     lowered: LoweredNetwork,
     settings: PrecisionSettings,

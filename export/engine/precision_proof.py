@@ -52,7 +52,7 @@ def read_log(messages: Collection[str]) -> dict[str, str]:
         kind, metadata = re.search(r"LayerType: (\w+)", line), re.search(r"Metadata: (.*)", line)
         inputs = re.search(r"Inputs: \[(.*?)\], (?:Constants|Outputs):", line)
         if kind and metadata and inputs and kind.group(1).lower() not in _POINTWISE:
-            _note(found, metadata.group(1), re.findall(r"Datatype: (\w+)", inputs.group(1)))
+            _record_layer(found, metadata.group(1), re.findall(r"Datatype: (\w+)", inputs.group(1)))
     return found
 
 
@@ -65,11 +65,11 @@ def read_inspector(text: str) -> dict[str, str]:
                 str(tensor.get("Format/Datatype") or tensor.get("Datatype") or "").split(" ")[0]
                 for tensor in layer.get("Inputs", [])
             ]
-            _note(found, str(layer.get("Metadata", "")), kinds)
+            _record_layer(found, str(layer.get("Metadata", "")), kinds)
     return found
 
 
-def _note(found: dict[str, str], metadata: str, kinds: Collection[str]) -> None:
+def _record_layer(found: dict[str, str], metadata: str, kinds: Collection[str]) -> None:
     """Record a layer of the engine: all its ONNX nodes compute in the type of its first input."""
     precisions = [_TYPES[kind.lower()] for kind in kinds if kind.lower() in _TYPES]
     for name in re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata):

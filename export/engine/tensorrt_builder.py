@@ -1,6 +1,6 @@
 """Build a TensorRT plan from a strongly typed network and keep the builder's layer report.
 
-The code uses calls that TensorRT 10.3, TensorRT 11 and TensorRT-RTX 1.7 share, and looks others up by name.
+The code uses calls that TensorRT 10.3, TensorRT 11 and TensorRT-RTX 1.7 share, and finds others by name.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ class ViewProfile(Profile):
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How to build an engine.
+    """Settings of the builder.
 
     Args:
         profile: frame sizes.
         workspace_mib: maximum scratch memory in MiB.
         timing_cache: file to read and update.
         optimization_level: 0..5.
-        portable: for newer TensorRT versions and other GPUs from Ampere on.
+        portable: support newer TensorRT versions and other GPUs from Ampere on.
         compute_capabilities: e.g. "8.6"; TensorRT-RTX only.
         tf32: let fp32 layers use TF32.
         operator: include the clustering plugin; without it an engine outputs class logits.
@@ -131,7 +131,7 @@ def build_plan(model: bytes, kind: Flavor, settings: BuildSettings, quiet: bool 
         raise EngineError(
             f"{kind.name} {kind.version} can't read the network: {_parser_errors(parser, report)}"
         )
-    witnesses = {"parsed network": _parsed(network)}
+    witnesses = {"parsed network": _parsed_precisions(network)}
     config = builder.create_builder_config()
     _configure(kind, builder, network, config, settings)
     with _progress(config, quiet):
@@ -144,7 +144,7 @@ def build_plan(model: bytes, kind: Flavor, settings: BuildSettings, quiet: bool 
         write_whole(settings.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
     witnesses |= {"builder's layer report": read_log(report.messages)}
     content = bytes(memoryview(plan))
-    witnesses |= {"engine inspector": _inspected(logger, content)}
+    witnesses |= {"engine inspector": _inspected_precisions(logger, content)}
     return BuiltPlan(
         content, {name: found for name, found in witnesses.items() if found}, time.perf_counter() - began
     )
@@ -185,11 +185,11 @@ def _configure(
     settings: BuildSettings,
 ) -> None:
     shapes, profile = settings.profile, builder.create_optimization_profile()
-    wanted = shapes.inputs()
+    inputs = shapes.inputs()
     names = [network.get_input(k).name for k in range(network.num_inputs)]
-    if sorted(names) != sorted(wanted):
-        raise EngineError(f"the network has the inputs {', '.join(names)}; expected {', '.join(wanted)}")
-    for name, sizes in wanted.items():
+    if sorted(names) != sorted(inputs):
+        raise EngineError(f"the network has the inputs {', '.join(names)}; expected {', '.join(inputs)}")
+    for name, sizes in inputs.items():
         profile.set_shape(name, *(trt.Dims(size) for size in sizes))
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(f"{kind.name} doesn't accept the shapes {shapes}")
@@ -260,7 +260,7 @@ def _progress(config: trt.IBuilderConfig, quiet: bool) -> AbstractContextManager
     return bar
 
 
-def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
+def _parsed_precisions(network: trt.INetworkDefinition) -> dict[str, str]:
     """Return the operand type of each convolution and matrix product of the parsed network."""
     producers: dict[str, trt.ILayer] = {}
     for k in range(network.num_layers):
@@ -294,7 +294,7 @@ def _dequantizes(producers: Mapping[str, trt.ILayer], tensor: trt.ITensor) -> bo
     return layer is not None and bool(layer.type == trt.LayerType.DEQUANTIZE)
 
 
-def _inspected(logger: trt.ILogger, plan: bytes) -> dict[str, str]:
+def _inspected_precisions(logger: trt.ILogger, plan: bytes) -> dict[str, str]:
     """Return the inspector's precisions of a plan; empty without a GPU to deserialize it."""
     if not _has_gpu():
         return {}
@@ -311,7 +311,7 @@ def _has_gpu() -> bool:
 
 
 def source_record(source: Path, command: str, precision: str) -> dict[str, Any]:
-    """Return what an engine is built from, for its record; shapes are added later."""
+    """Return the record of an engine's source; shapes are added later."""
     return {
         "onnx": source.name,
         "onnx_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
@@ -321,7 +321,7 @@ def source_record(source: Path, command: str, precision: str) -> dict[str, Any]:
 
 
 def shapes_record(settings: BuildSettings) -> dict[str, Any]:
-    """Return the profile, for an engine's record."""
+    """Return the record of an engine's profile."""
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in vars(settings.profile).items()
@@ -329,7 +329,7 @@ def shapes_record(settings: BuildSettings) -> dict[str, Any]:
 
 
 def toolchain_record(kind: Flavor, settings: BuildSettings) -> dict[str, Any]:
-    """Return what an engine is built with, for its record."""
+    """Return the record of an engine's toolchain."""
     machine = this_machine()
     capabilities = list(settings.compute_capabilities)
     if kind.takes_plugins and machine.compute_capability:

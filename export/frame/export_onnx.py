@@ -22,7 +22,7 @@ from ..half_weights import store_as_half
 from ..model_file import check_difference, round_to_float32, write_whole_model
 from ..onnx_import.agreement import check_frames
 from ..onnx_import.onnx_network import with_opset
-from ..tracing import simplified, trace
+from ..tracing import simplify_model, trace
 from .backbone_taps import FeatureReader, Tap, start_model_session
 from .heads import InstanceHeads
 
@@ -134,7 +134,7 @@ def _head_graph(
             ),
         )
     names, outputs = [t.name for t in taps], ["affinity", "boundary"]
-    return simplified(trace(_Probabilities(heads), tuple(example), names, outputs, shapes, opset)).graph
+    return simplify_model(trace(_Probabilities(heads), tuple(example), names, outputs, shapes, opset)).graph
 
 
 def _append_heads(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphProto) -> onnx.ModelProto:

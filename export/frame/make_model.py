@@ -11,7 +11,7 @@ from ..engine.build import semantic_network
 from ..instance.bank import bank_summary, build_bank, remove_dented_objects
 from ..instance.rule_fitting import rules_report
 from ..instance.teacher import predict_pseudo_labels
-from ..training import say
+from ..training import print_line
 from .backbone_taps import find_taps
 from .composites import make_material
 from .contact_sheets import frame_sheet
@@ -60,15 +60,15 @@ def make_frame_model(
     """
     network = semantic_network(model)
     taps = find_taps(network)
-    say("features at " + ", ".join(f"stride {t.stride} ({t.channels} channels)" for t in taps))
+    print_line("features at " + ", ".join(f"stride {t.stride} ({t.channels} channels)" for t in taps))
     bank = build_bank(images, semantic, confidence, more=more)
-    say(bank_summary(bank))
+    print_line(bank_summary(bank))
     teacher = Refiner(instance_model, threads=threads or 0)
     labels = predict_pseudo_labels(bank, teacher, quiet)
     material = make_material(remove_dented_objects(bank), labels, recipe.held_out, recipe.seed)
     if sheets is not None:
         frame_sheet(material.composer(recipe.seed), sheets / "frames.jpg")
-        say(f"check {sheets}/frames.jpg: each object should have one color")
+        print_line(f"check {sheets}/frames.jpg: each object should have one color")
     heads = train_frame(material, network, taps, checkpoint, recipe, workers, threads, quiet)
     part = output.with_name(f"{output.stem}.unruled.onnx")
     try:

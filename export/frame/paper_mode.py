@@ -31,7 +31,7 @@ from ...runtime.sources.base import Frame, checked_image
 from ..engine.build import semantic_network
 from ..instance.network import DISPLACEMENT_UNIT_PX, STRIDE
 from ..semantic.data import IGNORE, CropSampler, load_pictures
-from ..training import descend, learning_rate, say
+from ..training import descend, learning_rate, print_line
 from .backbone_taps import FeatureReader, Tap, find_taps
 from .heads import InstanceHeads
 
@@ -134,7 +134,7 @@ def train_paper(
     steps: int,
     threads: int | None,
 ) -> InstanceHeads:
-    """Train heads whose displacement is learned from class maps alone; weights are averaged (EMA)."""
+    """Train heads whose displacement is learned from class maps; returns them with averaged weights."""
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -151,7 +151,7 @@ def train_paper(
         loss = pair_loss(heads(*features)[0] * UNIT, cells, offsets)
         value = descend([loss], heads, optimizer, average, step)[0]
         if (step + 1) % 200 == 0:
-            say(f"step {step + 1}: loss {value:.2f} cells")
+            print_line(f"step {step + 1}: loss {value:.2f} cells")
     heads.load_state_dict(average)
     return heads.eval()
 

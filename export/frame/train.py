@@ -156,7 +156,7 @@ def train_frame(
             state = {"kind": "frame", "network": heads.state_dict(), "optimiser": optimizer.state_dict()}
             save_checkpoint(checkpoint, state | {"average": average, "step": step, "recipe": asdict(recipe)})
         if step % (4 * _CHECKPOINT_EVERY) == 0 or step == recipe.steps:
-            progress.say_scores(step, validate(_network_with(average, taps), validation, SAME_SIZE))
+            progress.print_scores(step, validate(_network_with(average, taps), validation, SAME_SIZE))
     progress.close()
     return _network_with(average, taps)
 

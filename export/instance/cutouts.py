@@ -196,7 +196,7 @@ def write_cutouts(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is not an empty folder: remove it or name another one")
     if confidence is not None and semantic is None:
-        raise InputError("--confidence needs --semantic: give both")
+        raise InputError("--confidence needs --semantic: pass both")
     writable_folder(output)
     classify, found, unread = Classifier(weights), list[_Cutout](), list[str]()
     paths = _photos_without_objects(images, semantic, confidence)

@@ -23,7 +23,7 @@ from ...runtime.networks.model_info import METADATA_KEY, weights_digest
 from ...runtime.networks.open_session import open_instance_session
 from ..half_weights import store_as_half
 from ..model_file import check_difference, round_to_float32, write_whole_model
-from ..tracing import model_of, simplified, trace
+from ..tracing import model_of, simplify_model, trace
 from .network import DISPLACEMENT_UNIT_PX, STRIDE, InstanceNetwork, outline_px
 from .split_concat import split_convolutions
 from .train import load_initial_weights, normalize_inputs
@@ -124,7 +124,7 @@ def _trace(whole: ViewMaps, given: tuple[Tensor, Tensor]) -> onnx.ModelProto:
     names = ["displacement", "affinity", "boundary", *(["foreground"] if whole.outlines else [])]
     traced = trace(whole, given, ["views", "masks"], names, ({0: batch}, {0: batch}), OPSET)
     free_sides(traced)
-    model = simplified(traced)
+    model = simplify_model(traced)
     split_convolutions(model)
     casts, weights = store_as_half(model.graph.initializer)
     graph = helper.make_graph(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...plugins.settings import check_min_area
 from ...runtime.networks.instance_session import InstanceMaps
-from ..training import say
+from ..training import print_line
 from .composites import Composer
 from .contact_sheets import bank_sheet, composite_sheet
 from .export_onnx import ViewMaps, export_instance
@@ -57,7 +57,7 @@ def make_instance_model(
         composite_sheet(Composer(banks.used, recipe.seed, recipe.view_px), sheets / "composites.jpg")
         if recipe.outline_steps:
             composite_sheet(RoughMaskComposer(banks.used, recipe.seed, recipe.view_px), sheets / "rough.jpg")
-        say(f"check {sheets}/bank.jpg and composites.jpg: each cell of the bank should show one object")
+        print_line(f"check {sheets}/bank.jpg (one object per cell) and composites.jpg")
     network, dropped = train_instance(banks, start, checkpoint, recipe, workers, threads, quiet=quiet)
     if sheets is not None and dropped:
         bank_sheet(banks.used, recipe.view_px, sheets / "dropped.jpg", sorted(dropped))

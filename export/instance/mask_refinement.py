@@ -172,7 +172,7 @@ def train_mask_refinement(
     for side in sides:
         scores = validate_mask_refinement(network, banks, recipe, side)
         changes = ", ".join(f"{k} {a:.3f} -> {b:.3f}" for k, (a, b) in scores.items())
-        progress.say(f"mask refinement in views of {side} px, IoU: {changes}")
+        progress.print_line(f"mask refinement in views of {side} px, IoU: {changes}")
     network.cpu()
 
 

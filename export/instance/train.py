@@ -31,8 +31,8 @@ from ..training import (
     descend,
     load_checkpoint,
     prepare,
+    print_line,
     save_checkpoint,
-    say,
     set_learning_rate,
 )
 from .bank import Bank, bank_digest, bank_summary, build_bank, is_split, remove_dented_objects, render_object
@@ -231,9 +231,9 @@ def prepare_banks(
     if refiner is not None:
         bank = split_groups(bank, predict_pseudo_labels(bank, refiner, quiet))
         ratio = single_to_group_ratio(bank)
-        say(f"components that could be split: {ratio:.2f} single objects per group")
+        print_line(f"components that could be split: {ratio:.2f} single objects per group")
     bank = remove_dented_objects(bank)
-    say(bank_summary(bank))
+    print_line(bank_summary(bank))
     used, held = split_bank(bank, recipe.held_out, recipe.seed)
     if refiner is None:
         return Banks(used, held, ratio)
@@ -243,7 +243,7 @@ def prepare_banks(
     )
     single = remove_split_objects(used, infer, view_px, eager_rules)
     dropped = len(used.objects) - len(single.objects)
-    say(f"{dropped} of {len(used.objects)} objects may be groups: left out")
+    print_line(f"{dropped} of {len(used.objects)} objects may be groups: left out")
     return Banks(single, held, ratio)
 
 
@@ -293,7 +293,7 @@ def train_instance(
     while step < recipe.steps:
         if recipe.clean_at and step == clean_at and not dropped:
             dropped = find_groups(banks.used, _network_with(average, device), recipe.view_px, quiet)
-            say(f"step {step}: {len(dropped)} of {len(banks.used.objects)} objects may be groups: dropped")
+            print_line(f"step {step}: {len(dropped)} objects dropped: they may be groups")
         end = clean_at if step < clean_at else recipe.steps
         for batch in _batches(banks.used.without(dropped), recipe, step, end, workers):
             set_learning_rate(optimizer, peak, step, recipe.steps)
@@ -308,7 +308,7 @@ def train_instance(
                 state |= {"kind": "instance", "average": average, "step": step, "recipe": run}
                 save_checkpoint(checkpoint, state | {"dropped": sorted(dropped)})
             if step % (4 * CHECKPOINT_EVERY) == 0 or step == recipe.steps:
-                progress.say_scores(step, validate(_network_with(average, device), banks.held, recipe))
+                progress.print_scores(step, validate(_network_with(average, device), banks.held, recipe))
     progress.close()
     return _network_with(average, "cpu"), dropped
 

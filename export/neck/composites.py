@@ -64,7 +64,7 @@ def shape_bank(images: Path, semantic: Path, confidence: Path) -> list[Shape]:
     return bank
 
 
-def _scaled(mask: Mask, zoom: float, rng: np.random.Generator, turn_degrees: float) -> Mask:
+def _rescale_mask(mask: Mask, zoom: float, rng: np.random.Generator, turn_degrees: float) -> Mask:
     h, w = mask.shape
     angle = rng.uniform(-turn_degrees, turn_degrees)
     stretch = np.exp(rng.uniform(-0.15, 0.15))
@@ -129,7 +129,7 @@ def composite(bank: Sequence[Shape], rng: np.random.Generator, side_px: int = 32
             mask = ellipse(rng, size * 0.5 * np.exp(rng.normal(0, 0.2)))
         else:
             shape = first if k == 1 or rng.random() < 0.15 else same_class[rng.integers(len(same_class))]
-            mask = _scaled(
+            mask = _rescale_mask(
                 shape.mask,
                 size / max(shape.mask.shape) * np.exp(rng.normal(0, 0.2)),
                 rng,
@@ -201,7 +201,7 @@ def _occlude(canvas: NDArray[np.int32], bank: Sequence[Shape], rng: np.random.Ge
         canvas[cover > 0] = 0
     else:
         shape = bank[int(rng.integers(len(bank)))]
-        mask = _scaled(shape.mask, side * rng.uniform(0.1, 0.4) / max(shape.mask.shape), rng, 30)
+        mask = _rescale_mask(shape.mask, side * rng.uniform(0.1, 0.4) / max(shape.mask.shape), rng, 30)
         _paste(
             canvas,
             mask,

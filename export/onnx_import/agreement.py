@@ -116,7 +116,7 @@ def labels_of(
     labels = np.zeros((h, w), np.int64)
     best = np.full((h, w), threshold, np.float32)
     for k, one in enumerate(np.asarray(maps, np.float32)):
-        fine = upsampled(one, (h, w), corner_aligned)
+        fine = upsample(one, (h, w), corner_aligned)
         if len(maps) == 1:
             return (fine > threshold).astype(np.int64)
         higher = (fine > best) | (k == 0)
@@ -124,7 +124,7 @@ def labels_of(
     return labels
 
 
-def upsampled(
+def upsample(
     values: NDArray[np.float32], size_hw: tuple[int, ...], corner_aligned: bool = False
 ) -> NDArray[np.float32]:
     """Resize (h, w) bilinearly, with half-pixel centers or aligned corners."""

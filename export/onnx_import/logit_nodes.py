@@ -15,7 +15,7 @@ from .output_reading import PROBABILITY_EPS, OutputReading, log_odds
 
 _CERTAIN = 20.0  # logit of the class of a class map: its softmax is 1 - 2e-9
 _NEVER = -1e4  # logit of a class that never wins, within float16's range
-_UNKNOWN_ID = 1.0  # logit of the background where a class map holds no known id
+_UNKNOWN_ID = 1.0  # logit of the background for unknown IDs in a class map
 # Grid cells per corner-aligned cell; one more cell balances the phases. Agreement of labels for a grid of
 # stride 16, worst of 24 photos: 98.8 % with 2, 99.7 % with 4, 99.85 % with 6, 99.9 % with 8; 99.5 % with 4
 # and without the extra cell.

@@ -69,7 +69,7 @@ def cut_tail(model: onnx.ModelProto, network: NetworkInput, reading: OutputReadi
     """Walk backwards from the output of a network over all nodes that the operator replaces.
 
     Args:
-        model: result of ``at_fixed_size``.
+        model: result of ``fix_input_size``.
         network: its input.
         reading: how its output is read.
 

@@ -71,14 +71,14 @@ def find_ending(model: onnx.ModelProto) -> Ending:
         if node.op_type in _KEEPS_VALUES:
             name = node.input[0]
             continue
-        scaled = _scaled(node, constants)
+        scaled = _rescale_mask(node, constants)
         if scaled is None:
             return Ending()
         name, factor = scaled[0], factor * scaled[1]
     return Ending()
 
 
-def _scaled(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> tuple[str, float] | None:
+def _rescale_mask(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> tuple[str, float] | None:
     """Return input and factor of a product with a positive scalar; None for other operators."""
     if node.op_type not in ("Mul", "Div") or len(node.input) != 2:
         return None
@@ -105,7 +105,7 @@ class OutputEvidence:
         ids: the different values, if there are few and all are whole.
         decided: share of values within 10 % of the range from 0 or from ``factor``.
         sums: extremes of the sum over the channels. exp_sums: the same of the exponentials.
-        none, several: share of pixels where no channel, or more than one, exceeds half of ``factor``.
+        none, several: share of pixels in which no channel, or more than one, exceeds half of ``factor``.
         ending: from ``find_ending``.
     """
 
@@ -146,7 +146,7 @@ def collect_evidence(
     Raises:
         ModelError: the output contains NaN, or is the same for different frames.
     """
-    seen: list[dict[str, Any]] = []
+    summaries: list[dict[str, Any]] = []
     ids: set[int] | None = set()
     whole_type = True
     for name, frame in islice(frames, EVIDENCE_FRAMES):
@@ -154,26 +154,26 @@ def collect_evidence(
         require_numbers(raw, name)
         whole_type = raw.dtype.kind in "iub"
         maps = np.clip(layout.maps(raw).astype(np.float32), -_LARGEST, _LARGEST)
-        seen.append(_describe(maps, ending.factor))
+        summaries.append(_describe(maps, ending.factor))
         if ids is not None:
             values = np.unique(maps)
-            few = seen[-1]["whole"] == 1 and len(values) <= _MAX_IDS
+            few = summaries[-1]["whole"] == 1 and len(values) <= _MAX_IDS
             ids = ids | {int(v) for v in values} if few else None
-    if len(seen) > 1 and len({s["digest"] for s in seen}) == 1:
+    if len(summaries) > 1 and len({s["digest"] for s in summaries}) == 1:
         raise ModelError(
-            f"the network's output is the same for {len(seen)} different frames: its weights or its input "
-            f"are damaged. Export it again from the trained network"
+            f"the network's output is the same for {len(summaries)} different frames: its weights or its "
+            f"input are damaged. Export it again from the trained network"
         )
 
     def mean(key: str) -> float:
-        return float(np.mean([s[key] for s in seen]))
+        return float(np.mean([s[key] for s in summaries]))
 
     def extremes(key: str) -> tuple[float, float]:
-        return min(s[key][0] for s in seen), max(s[key][1] for s in seen)
+        return min(s[key][0] for s in summaries), max(s[key][1] for s in summaries)
 
     low, high = extremes("range")
     return OutputEvidence(
-        len(seen),
+        len(summaries),
         synthetic,
         layout.channels,
         whole_type,

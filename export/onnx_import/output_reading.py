@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError, ModelError
-from .agreement import labels_of, upsampled
+from .agreement import labels_of, upsample
 from .output_evidence import IGNORED_ID, OutputEvidence
 from .output_layout import OutputLayout
 
@@ -86,7 +86,7 @@ class OutputReading:
         if not self.thresholds:
             return labels_of(maps[None], size_hw, corner_aligned=corner_aligned)
         sides = size_hw or maps.shape[1:]
-        fine = [upsampled(m, sides, corner_aligned) for m in np.asarray(maps, np.float32)]
+        fine = [upsample(m, sides, corner_aligned) for m in np.asarray(maps, np.float32)]
         scores = np.stack([self._log_odds(m) for m in fine])
         scores -= np.array(log_odds(self.thresholds), np.float32)[:, None, None]
         if self.background_channel:
@@ -107,7 +107,7 @@ def log_odds(probability: Any) -> NDArray[Any]:
 def decide_reading(
     layout: OutputLayout,
     found: OutputEvidence,
-    asked: OutputKind | None = None,
+    stated: OutputKind | None = None,
     names: Sequence[str] | None = None,
     thresholds: Sequence[float] | None = None,
     known_logits: bool = False,
@@ -117,17 +117,17 @@ def decide_reading(
     Args:
         layout: shape of the output.
         found: evidence.
-        asked: kind that the user states; default: from the evidence.
+        stated: kind that the user states; default: from the evidence.
         names: class names, if known.
         thresholds: probabilities, one or one per channel; default: 0.5.
         known_logits: the source's library documents its output as logits.
 
     Raises:
-        ModelError: the evidence allows several readings, or contradicts ``asked``.
+        ModelError: the evidence allows several readings, or contradicts ``stated``.
         InputError: an option doesn't fit.
     """
-    if asked is not None:
-        kind, factor, why, origin = *_asked(asked, found), "--output"
+    if stated is not None:
+        kind, factor, why, origin = *_check_stated(stated, found), "--output"
     elif layout.channels == 1:
         kind, factor, why, origin = _one_channel(found, names)
     elif known_logits and found.ending.kind is None:
@@ -237,36 +237,36 @@ def _several_channels(found: OutputEvidence, names: Sequence[str] | None) -> _De
     )
 
 
-def _asked(asked: OutputKind, found: OutputEvidence) -> tuple[OutputKind, float, str]:
+def _check_stated(stated: OutputKind, found: OutputEvidence) -> tuple[OutputKind, float, str]:
     """Return kind, factor and evidence for the stated kind; raise if the values contradict it."""
 
     def wrong(expected: str) -> ModelError:
         return ModelError(
-            f"--output {asked} contradicts the network's output: {found.channels} "
+            f"--output {stated} contradicts the network's output: {found.channels} "
             f"channel{'s' * (found.channels != 1)}, {found.values}; expected {expected}"
         )
 
     one = found.channels == 1
-    if asked == "class-map":
+    if stated == "class-map":
         if not one or found.low < 0:
             raise wrong("one channel with class ids from 0")
-        return asked, 0.0, f"as stated; {found.values}"
-    if asked == "binary" and not one:
+        return stated, 0.0, f"as stated; {found.values}"
+    if stated == "binary" and not one:
         raise wrong("one channel. Use logits, softmax or sigmoid for several")
-    if asked == "logits":
+    if stated == "logits":
         if found.ending.kind == "ArgMax":
             raise wrong("scores per class, but an argmax ends it. Use class-map")
         return ("binary" if one else "logits"), 0.0, f"as stated; {found.values}"
-    if asked == "softmax":
+    if stated == "softmax":
         if found.low < -_RANGE_TOLERANCE:
             raise wrong("probabilities from 0 to 1. Use logits")
         factor = found.ending.factor if found.high <= found.ending.factor else _BYTE
         return ("binary" if one else "softmax"), factor, f"as stated; {found.values}"
     if found.low < -_RANGE_TOLERANCE:
-        return asked, 0.0, f"as stated; logits, {found.values}"
+        return stated, 0.0, f"as stated; logits, {found.values}"
     for factor in (found.ending.factor, 1.0, _BYTE):
         if _within(found, factor):
-            return asked, factor, f"as stated; probabilities 0..{factor:g}, {found.values}"
+            return stated, factor, f"as stated; probabilities 0..{factor:g}, {found.values}"
     raise wrong("logits, or probabilities from 0 to 1 or 0 to 255")
 
 
@@ -289,12 +289,12 @@ def _map_classes(found: OutputEvidence, names: Sequence[str] | None) -> int:
     return classes
 
 
-def _thresholds(kind: OutputKind, layout: OutputLayout, asked: Sequence[float] | None) -> tuple[float, ...]:
+def _thresholds(kind: OutputKind, layout: OutputLayout, stated: Sequence[float] | None) -> tuple[float, ...]:
     if kind not in ("sigmoid", "binary"):
-        if asked is not None:
+        if stated is not None:
             raise InputError(f"--threshold has no effect on {kind} outputs, expected sigmoid or binary")
         return ()
-    values = tuple(asked or (0.5,))
+    values = tuple(stated or (0.5,))
     if len(values) not in (1, layout.channels) or not all(0 < v < 1 for v in values):
         raise InputError(
             f"--threshold {','.join(f'{v:g}' for v in values)} doesn't fit {layout.channels} channels: "

@@ -25,7 +25,7 @@ from ..half_weights import store_as_half
 from ..model_file import write_whole_model
 from ..onnx_import.agreement import MIN_AGREEMENT, check_frames
 from ..onnx_import.class_lists import VOC21
-from ..tracing import model_of, simplified, trace
+from ..tracing import model_of, simplify_model, trace
 from .backbones import PIXEL_MEAN, PIXEL_STD
 from .network import SIDE_MULTIPLE, SegmentationNetwork
 from .train import LONG_SIDE_PX, add_background_bias, network_size_hw, predict_logits
@@ -138,7 +138,7 @@ def _trace(network: SegmentationNetwork) -> onnx.ModelProto:
     example = torch.zeros(1, 3, 8 * SIDE_MULTIPLE, 12 * SIDE_MULTIPLE)
     rows, columns = torch.export.Dim("rows", min=1, max=128), torch.export.Dim("columns", min=1, max=128)
     sides = {2: SIDE_MULTIPLE * rows, 3: SIDE_MULTIPLE * columns}
-    return simplified(trace(_Logits(network), (example,), ["image"], ["logits"], (sides,), OPSET))
+    return simplify_model(trace(_Logits(network), (example,), ["image"], ["logits"], (sides,), OPSET))
 
 
 def _assemble(

@@ -20,8 +20,8 @@ from ..training import (
     descend,
     load_checkpoint,
     prepare,
+    print_line,
     save_checkpoint,
-    say,
     set_learning_rate,
 )
 from .backbones import PIXEL_MEAN, PIXEL_STD, MobileNetV2
@@ -299,7 +299,7 @@ def train_semantic(
             state = {"network": network.state_dict(), "optimiser": optimizer.state_dict(), "average": average}
             save_checkpoint(checkpoint, state | {"step": done, "recipe": asdict(recipe)})
         if done % (5 * _CHECKPOINT_EVERY) == 0 or done == recipe.steps:
-            progress.say(f"step {done}: {_held_score(_network_with(average, recipe), held, recipe)}")
+            progress.print_line(f"step {done}: {_held_score(_network_with(average, recipe), held, recipe)}")
     progress.close()
     return _finish(_network_with(average, recipe), checkpoint, held, recipe)
 
@@ -312,7 +312,7 @@ def _finish(
     state = load_checkpoint(checkpoint, asdict(recipe), "cpu")
     save_checkpoint(checkpoint, state | {"background_bias": bias})
     add_background_bias(network, bias)
-    say(f"background bias {bias}: {_held_score(network, held, recipe)}")
+    print_line(f"background bias {bias}: {_held_score(network, held, recipe)}")
     return network
 
 

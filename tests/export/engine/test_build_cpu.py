@@ -60,7 +60,7 @@ def test_network_for_the_cpu(frames, tmp_path, capsys, precision, lowered):
         )
         == 0
     )
-    assert "of labels alike" in capsys.readouterr().out
+    assert "of labels agree" in capsys.readouterr().out
     assert sheet.stat().st_size > 10_000
 
 

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 from plain_model import PLAIN_MODEL
 from tfiseg.calibration.graph import Network, session
 from tfiseg.export.engine.batching import with_batch
-from tfiseg.export.engine.fp16_graph import overflowing, to_fp16
+from tfiseg.export.engine.fp16_graph import find_overflowing_nodes, to_fp16
 from tfiseg.runtime.inspect.onnx_layers import layer_precisions
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
@@ -49,9 +49,9 @@ def test_kept_layers_stay_in_single_precision(frame):
 
 def test_overflowing_layers_are_found(frame):
     network = Network(onnx.load(PLAIN_MODEL))
-    assert overflowing(network.model, [frame]) == []
+    assert find_overflowing_nodes(network.model, [frame]) == []
     network.set_weight("network.heads.logits.weight", network.weight("network.heads.logits.weight") * 1e5)
-    assert "node_conv2d_70" in overflowing(network.model, [frame])
+    assert "node_conv2d_70" in find_overflowing_nodes(network.model, [frame])
 
 
 def quantized_product(left_scale, right_scale):

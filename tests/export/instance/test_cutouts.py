@@ -102,7 +102,7 @@ def test_nothing_is_overwritten_and_invalid_folders_raise_input_error(folders):
         write_cutouts(folders / "nothing", IMAGENET, folders / "cut")
     with pytest.raises(InputError, match="not an empty folder"):
         write_cutouts(folders / "images", IMAGENET, folders / "images")
-    with pytest.raises(InputError, match="give both"):
+    with pytest.raises(InputError, match="pass both"):
         write_cutouts(folders / "images", IMAGENET, folders / "cut", confidence=folders / "semantic")
     (folders / "images" / "1.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="one name"):

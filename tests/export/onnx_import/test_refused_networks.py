@@ -86,7 +86,7 @@ def test_unusable_files_raise_errors(kind, message, tmp_path):
         ({"things": "unicorn"}, "no class 'unicorn'"),
         ({"input_size_hw": (64, 64)}, "accepts images of 48x64 only"),
         ({"opset": 9}, "opset 9 is too old"),
-        ({"random_weights": True}, "an ONNX file brings its own"),
+        ({"random_weights": True}, "an ONNX file has its own weights"),
         ({"photos": "nowhere"}, "there is no file nowhere"),
     ],
 )
