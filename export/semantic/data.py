@@ -127,8 +127,10 @@ def _load_folder(images: Path, semantic: Path, confidence: Path | None) -> list[
                 f"{image.shape[:2]}, got {class_map.dtype} {class_map.shape}"
             )
         certainty = read_image(maps[1])[..., 0] if len(maps) > 1 else np.full((1, 1), 255, np.uint8)
-        arrays = (np.asarray(a, np.uint8) for a in (image, class_map, certainty))
-        pictures.append(Picture(path.stem, *arrays, pseudo_labeled=confidence is not None))
+        image, class_map, certainty = (np.asarray(a, np.uint8) for a in (image, class_map, certainty))
+        pictures.append(
+            Picture(path.stem, image, class_map, certainty, pseudo_labeled=confidence is not None)
+        )
     if not pictures:
         raise InputError(f"no picture in {images} has a class map of its name (NAME.png) in {semantic}")
     return pictures
