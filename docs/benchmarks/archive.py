@@ -26,7 +26,7 @@ from tfiseg.runtime.segmenter_settings import SegmenterSettings
 WORKERS = 2
 
 
-def write_pictures(folder: Path, count: int) -> None:
+def write_images(folder: Path, count: int) -> None:
     folder.mkdir()
     with tfiseg.open_source("synthetic") as source:
         for k, frame in zip(range(count), source, strict=False):
@@ -51,7 +51,7 @@ def worker_processes() -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def watched(on_row: Callable[[], None]) -> Iterator[None]:
+def call_for_each_row(on_row: Callable[[], None]) -> Iterator[None]:
     """Call a function for each row from the workers."""
     results = ray_archive._results
 
@@ -69,18 +69,18 @@ def watched(on_row: Callable[[], None]) -> Iterator[None]:
 
 def once(folder: Path, count: int, quality: str) -> None:
     photos, out = folder / "photos", folder / "out"
-    write_pictures(photos, count)
+    write_images(photos, count)
     (photos / f"{count // 2:05d}.jpg").write_bytes(b"\xff\xd8\xff damaged")
     rows, killed = itertools.count(1), []
 
-    def kill_half_way() -> None:
+    def kill_worker_midway() -> None:
         if next(rows) == count // 2:
             victim = worker_processes()[0]
             victim.send_signal(signal.SIGKILL)
             killed.append(victim.pid)
 
     before = load()
-    with watched(kill_half_way):
+    with call_for_each_row(kill_worker_midway):
         summary = ray_archive.segment_archive(
             str(photos), out, SegmenterSettings(quality=quality), workers=WORKERS
         )
@@ -97,7 +97,7 @@ def once(folder: Path, count: int, quality: str) -> None:
 def throughput(folder: Path, count: int, quality: str) -> None:
     """Compare one process with two workers, one thread each: images per second, without the start."""
     photos = folder / "photos"
-    write_pictures(photos, count)
+    write_images(photos, count)
     settings = SegmenterSettings(quality=quality, threads=1)
     paths = [str(path) for path in sorted(photos.iterdir())]
     before = load()
@@ -109,7 +109,7 @@ def throughput(folder: Path, count: int, quality: str) -> None:
 
     stamps: list[float] = []
     began = time.perf_counter()
-    with watched(lambda: stamps.append(time.perf_counter())):
+    with call_for_each_row(lambda: stamps.append(time.perf_counter())):
         ray_archive.segment_archive(str(photos), folder / "out", settings, workers=WORKERS)
     whole = count / (time.perf_counter() - began)
     first = sum(stamp - stamps[0] < 0.05 for stamp in stamps)  # those of the first task

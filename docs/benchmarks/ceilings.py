@@ -21,7 +21,7 @@ from tfiseg.runtime.refine.view_planning import looked_at
 BOUNDARIES = (0.7, 0.5, 0.3)
 
 
-def owner_of(parts, truth):
+def find_owners(parts, truth):
     """Return the object that covers most of each part 1.., 0 = none, and its share of the part."""
     count = np.zeros((parts.max() + 1, truth.max() + 1), np.int64)
     np.add.at(count, (parts.ravel(), truth.ravel()), 1)
@@ -30,10 +30,10 @@ def owner_of(parts, truth):
     return count.argmax(1), count.max(1) / area
 
 
-def merged(own, truth):
+def merge_perfectly(own, truth):
     """Merge the regions of a component's mask according to the truth."""
     regions = region_graph(problem_of(own))[0]
-    return owner_of(regions, truth)[0][regions].astype(np.int32)
+    return find_owners(regions, truth)[0][regions].astype(np.int32)
 
 
 def split_at_boundary(own, boundary, threshold):
@@ -41,9 +41,9 @@ def split_at_boundary(own, boundary, threshold):
     return inside if inside.any() else own
 
 
-def joined(pieces, truth):
+def join_perfectly(pieces, truth):
     """Join the parts that are mostly one object according to the truth."""
-    owner, share = owner_of(pieces, truth)
+    owner, share = find_owners(pieces, truth)
     number = np.where(share > 0.5, owner, np.arange(len(owner)) + truth.max() + 1)
     number[0] = 0
     return number[pieces].astype(np.int32)
@@ -60,24 +60,28 @@ for folder in sys.argv[1:]:
         maps = refiner.session.infer(looks.images[: len(planned)], looks.masks[: len(planned)])
         truths = [sample(picture.truth, p.view, refiner.session.view_px) for p in planned]
 
-        def pieces_of(found, components=components, planned=planned):
+        def place_labels(found, components=components, planned=planned):
             parted = Parted(components)
             for p, labels in zip(planned, found, strict=True):
                 parted.cut(p, labels)
             return parted.label_map
 
-        actual = pieces_of(cut_components(own, maps, refiner.session.affinity_offsets, refiner.session.rules))
-        perfect = pieces_of([merged(mask, truth) for mask, truth in zip(own, truths, strict=True)])
+        actual = place_labels(
+            cut_components(own, maps, refiner.session.affinity_offsets, refiner.session.rules)
+        )
+        perfect = place_labels(
+            [merge_perfectly(mask, truth) for mask, truth in zip(own, truths, strict=True)]
+        )
         results = {
             "actual cuts, no joins": actual,
-            "perfect joins": joined(actual, picture.truth),
+            "perfect joins": join_perfectly(actual, picture.truth),
             "perfect merges": perfect,
-            "perfect merges and joins": joined(perfect, picture.truth),
+            "perfect merges and joins": join_perfectly(perfect, picture.truth),
         }
         for threshold in BOUNDARIES:
             views = zip(own, maps.boundary[:, 0], truths, strict=True)
-            results[f"perfect merges, split at boundaries above {threshold}"] = pieces_of(
-                [merged(split_at_boundary(mask, b, threshold), truth) for mask, b, truth in views]
+            results[f"perfect merges, split at boundaries above {threshold}"] = place_labels(
+                [merge_perfectly(split_at_boundary(mask, b, threshold), truth) for mask, b, truth in views]
             )
         for name, pieces in results.items():
             instances = instances_of(pieces, components)

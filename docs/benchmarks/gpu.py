@@ -37,13 +37,13 @@ def blobs(side: int, classes: int = 4) -> np.ndarray:
     return out
 
 
-def as_logits(class_map: np.ndarray, classes: int, size_hw: tuple[int, int]) -> Problem:
+def logits_problem(class_map: np.ndarray, classes: int, size_hw: tuple[int, int]) -> Problem:
     planes = [cv2.GaussianBlur((class_map == c).astype(np.float32) * 6, (0, 0), 1) for c in range(classes)]
     settings = ClusterSettings(min_area=25, max_instances=256)
     return Problem(None, np.ascontiguousarray(planes)[None], size_hw, settings)
 
 
-def result_of(problem: Problem) -> tuple[ResultStruct, dict]:
+def make_result(problem: Problem) -> tuple[ResultStruct, dict]:
     n, (h, w) = problem.batch, problem.out_hw
     out = {
         "label_map": np.zeros((n, h, w), np.int32),
@@ -54,9 +54,9 @@ def result_of(problem: Problem) -> tuple[ResultStruct, dict]:
     return ResultStruct(ctypes.sizeof(ResultStruct), **{name: a.ctypes.data for name, a in out.items()}), out
 
 
-def in_graph(library: ctypes.CDLL, problem: Problem, replays: int = 2000) -> tuple[float, int]:
+def time_in_graph(library: ctypes.CDLL, problem: Problem, replays: int = 2000) -> tuple[float, int]:
     """Return the median time of a replay in microseconds, and the number of instances."""
-    result, out = result_of(problem)
+    result, out = make_result(problem)
     median_us, grown = ctypes.c_double(), ctypes.c_int64()
     asked = problem_struct(problem)
     status = library.replay_in_graph(
@@ -66,7 +66,7 @@ def in_graph(library: ctypes.CDLL, problem: Problem, replays: int = 2000) -> tup
     return median_us.value, int(out["count"][0])
 
 
-def views_in_graph(
+def time_views_in_graph(
     library: ctypes.CDLL, size_hw: tuple[int, int], views: int = 16, side: int = 192
 ) -> tuple[float, float, int]:
     """Return the median times of rendering views and placing instances, and the number of instances."""
@@ -88,7 +88,7 @@ def views_in_graph(
     return medians_us[0], medians_us[1], len(pieces.pieces.table)
 
 
-def peers(class_map: np.ndarray) -> dict[str, float]:
+def time_peers(class_map: np.ndarray) -> dict[str, float]:
     """Return the median times of CuPy and cuCIM, if installed, for parts of the work."""
     try:
         import cupy
@@ -127,8 +127,8 @@ def peers(class_map: np.ndarray) -> dict[str, float]:
 def main() -> None:
     library = ctypes.CDLL(sys.argv[1])
     if "--once" in sys.argv:  # for a profiler
-        in_graph(library, as_logits(blobs(160), 21, (480, 640)), 1)
-        in_graph(library, problem_of(blobs(2048), min_area=25), 1)
+        time_in_graph(library, logits_problem(blobs(160), 21, (480, 640)), 1)
+        time_in_graph(library, problem_of(blobs(2048), min_area=25), 1)
         return
     print("| work | us, median of graph replays | goal | instances |\n|---|---|---|---|")
     for grid, size_hw, classes, goal in (
@@ -137,32 +137,32 @@ def main() -> None:
         (128, (512, 512), 21, ""),
         (96, (384, 384), 21, ""),
     ):
-        us, count = in_graph(library, as_logits(blobs(grid), classes, size_hw))
+        us, count = time_in_graph(library, logits_problem(blobs(grid), classes, size_hw))
         to = f"{size_hw[1]} x {size_hw[0]}"
         print(f"| {grid} x {grid} x {classes} logits -> {to} | {us:.1f} | {goal} | {count} |")
     for side in (512, 1024, 2048):
-        us, count = in_graph(library, problem_of(blobs(side), min_area=25), 500)
+        us, count = time_in_graph(library, problem_of(blobs(side), min_area=25), 500)
         goal = "50 us/MP" if side == 2048 else ""
         print(
             f"| class map {side} x {side} | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | {goal} | "
             f"{count} |"
         )
         given = problem_of(blobs(side), np.zeros((2, side, side), np.float32), min_area=25)
-        us, count = in_graph(library, given, 500)
+        us, count = time_in_graph(library, given, 500)
         print(f"| the same, given field | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | | {count} |")
-        for name, peer_us in peers(blobs(side)).items():
+        for name, peer_us in time_peers(blobs(side)).items():
             print(f"| {name}, {side} x {side} | {peer_us:.1f} | | |")
     for size_hw in ((480, 640), (1080, 1920)):
-        cut_us, place_us, count = views_in_graph(library, size_hw)
+        cut_us, place_us, count = time_views_in_graph(library, size_hw)
         print(f"| 16 views of 192 px rendered from {size_hw[1]} x {size_hw[0]} | {cut_us:.1f} | | |")
         print(f"| instances placed | {place_us:.1f} | | {count} |")
     sys.stdout.flush()
     for title, problem in (
-        ("160 x 160 x 21 -> 640 x 480", as_logits(blobs(160), 21, (480, 640))),
+        ("160 x 160 x 21 -> 640 x 480", logits_problem(blobs(160), 21, (480, 640))),
         ("class map 2048 x 2048", problem_of(blobs(2048), min_area=25)),
     ):
         print(f"\n{title}, phase by phase:\n", flush=True)
-        result, _ = result_of(problem)
+        result, _ = make_result(problem)
         asked = problem_struct(problem)
         assert library.print_phases(ctypes.byref(asked), ctypes.byref(result), 20) == 0
 

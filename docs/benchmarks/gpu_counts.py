@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from gpu import as_logits, blobs, result_of
+from gpu import blobs, logits_problem, make_result
 from tfiseg.plugins.native import cluster_native, problem_struct
 from tfiseg.plugins.neck import EVIDENCE_FEATURES
 from tfiseg.plugins.problem import Problem, problem_of
@@ -116,7 +116,7 @@ def compile_kernels(folder: Path) -> ctypes.CDLL:
     return library
 
 
-def counted(library: ctypes.CDLL, work: Callable[[], None]) -> tuple[int, list[Phase]]:
+def count_launches(library: ctypes.CDLL, work: Callable[[], None]) -> tuple[int, list[Phase]]:
     """Return the number of launches of some work, and the counts of its phases."""
     library.cuda_on_cpu_count(1)
     work()
@@ -129,7 +129,7 @@ def counted(library: ctypes.CDLL, work: Callable[[], None]) -> tuple[int, list[P
 
 def run(library: ctypes.CDLL, problem: Problem) -> tuple[int, list[Phase]]:
     """Return the counts of a problem, and check its result against the native operator."""
-    result, out = result_of(problem)
+    result, out = make_result(problem)
     struct = problem_struct(problem)
     room = np.zeros(library.tfiseg_workspace_size(ctypes.byref(struct), 1), np.uint8)
     result.workspace, result.workspace_bytes = room.ctypes.data, room.nbytes
@@ -139,20 +139,20 @@ def run(library: ctypes.CDLL, problem: Problem) -> tuple[int, list[Phase]]:
             library.cluster_by_phases(ctypes.byref(struct), ctypes.byref(result), ctypes.c_uint32(1), 1) == 0
         )
 
-    counts = counted(library, work)
+    counts = count_launches(library, work)
     expected = cluster_native(problem)
     assert np.array_equal(out["label_map"], expected.label_map), "the emulated kernels differ from the CPU"
     return counts
 
 
-def with_evidence(side: int) -> Problem:
+def evidence_problem(side: int) -> Problem:
     """Return a problem of a network with heads: logits, boundary, affinities, both rules, propagation."""
     rng = np.random.default_rng(0)
     offsets = np.array([[0, 2], [2, 0], [4, 4], [4, -4]], np.int32)
     rule = rng.normal(0, 0.3, 4 * (len(EVIDENCE_FEATURES) + 2) + 1).astype(np.float32)
     settings = ClusterSettings(affinity_offsets=offsets, merge_rule=rule, part_rule=rule, sharpen=3)
     return replace(
-        as_logits(blobs(side), 4, (480, 640)),
+        logits_problem(blobs(side), 4, (480, 640)),
         settings=settings,
         boundary=rng.random((1, -(-side // 2), -(-side // 2))).astype(np.float32),
         boundary_stride=2,
@@ -179,7 +179,7 @@ def views_launches(library: ctypes.CDLL) -> tuple[int, int]:
     def render() -> None:
         assert library.cut_views_by_phases(ctypes.byref(call.struct), ctypes.c_uint32(1), 1) == 0
 
-    return counted(library, render)[0], counted(library, place)[0]
+    return count_launches(library, render)[0], count_launches(library, place)[0]
 
 
 def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, float]:
@@ -216,7 +216,7 @@ def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, fl
     }
 
 
-def hops_of(phases: list[Phase], objects_px: int) -> float:
+def links_per_pixel(phases: list[Phase], objects_px: int) -> float:
     """Return the number of links followed per pixel of an object; the load of a root does not count."""
     follow = next(p for p in phases if p.name == "FollowLinks")
     return follow.word_loads / objects_px - 1.0
@@ -254,8 +254,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         library = compile_kernels(Path(folder))
         small = "160 x 160 x 21 logits -> 640 x 480"
-        results = {small: (None, *run(library, as_logits(blobs(160), 21, (480, 640))))}
-        print(f"Frame model, 160 x 160, both rules: {run(library, with_evidence(160))[0]} launches.")
+        results = {small: (None, *run(library, logits_problem(blobs(160), 21, (480, 640))))}
+        print(f"Frame model, 160 x 160, both rules: {run(library, evidence_problem(160))[0]} launches.")
         render, place = views_launches(library)
         print(f"Views rendered: {render} launches; parts placed: {place}.")
         for side in sides:
@@ -263,7 +263,7 @@ def main() -> None:
             launches, phases = run(library, problem_of(class_map, min_area=25))
             title = f"class map {side} x {side}"
             results[title] = (side * side / 1e6, launches, phases)
-            hops = hops_of(phases, int((class_map > 0).sum()))
+            hops = links_per_pixel(phases, int((class_map > 0).sum()))
             print(f"{title}: {hops:.2f} hops for each pixel of an object.")
         for title, (_, launches, phases) in results.items():
             print_phases(title, launches, phases)

@@ -21,7 +21,7 @@ from tfiseg.runtime.sources.synthetic import SyntheticCamera
 NETWORK_MS = 100
 
 
-def clip(folder, frames, size_hw):
+def make_clip(folder, frames, size_hw):
     """Write a video file of the synthetic camera."""
     path = Path(folder) / "clip.mp4"
     with Mp4Writer(path, size_hw[::-1], 30) as writer:
@@ -36,7 +36,7 @@ def speedup(args):
     cores = len(os.sched_getaffinity(0))
     for size_hw in ((480, 640), (720, 1280), (1080, 1920)):
         with tempfile.TemporaryDirectory() as folder:
-            path = clip(folder, args.frames or 200, size_hw)
+            path = make_clip(folder, args.frames or 200, size_hw)
             segmenter, single = tfiseg.Segmenter(refine="frame"), tfiseg.Segmenter(refine="frame", threads=1)
             seconds = {"sequential": [], "pipeline": []}
             for _ in range(3):

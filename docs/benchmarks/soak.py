@@ -33,7 +33,7 @@ WARM_UP_STARTS = 200  # not measured: threads that start and stop fill the alloc
 MAX_GROWTH = 0.02
 
 
-class Count:
+class CountingSink:
     """A sink that counts results."""
 
     name, takes_all = "count", True
@@ -62,7 +62,7 @@ def state() -> dict[str, int]:
     }
 
 
-def pipeline_of(sink: Count, **options: Any) -> tfiseg.Pipeline:
+def make_pipeline(sink: CountingSink, **options: Any) -> tfiseg.Pipeline:
     """Return a pipeline with all stages: capture, segment, track, draw, sink."""
     return tfiseg.Pipeline(
         SyntheticCamera(SIZE_HW), cluster_truth, tracker=tfiseg.Tracker(), draw=True, sinks=[sink], **options
@@ -71,8 +71,8 @@ def pipeline_of(sink: Count, **options: Any) -> tfiseg.Pipeline:
 
 def soak_frames(frames: int) -> dict[str, Any]:
     """Run one pipeline and measure memory 20 times."""
-    sink, marks, began = Count(), [], time.monotonic()
-    with pipeline_of(sink, policy="all", max_frames=frames) as pipeline:
+    sink, marks, began = CountingSink(), [], time.monotonic()
+    with make_pipeline(sink, policy="all", max_frames=frames) as pipeline:
         for k, _ in enumerate(pipeline):
             if k % max(1, frames // 20) == 0:
                 marks.append({"frame": k, **state()})
@@ -92,7 +92,7 @@ def soak_starts(starts: int) -> dict[str, Any]:
     marks, all_counted, slowest_s = [], True, 0.0
     for k in range(-WARM_UP_STARTS, starts):
         policy = ("latest", "all", "every_nth")[k % 3]
-        pipeline = pipeline_of(Count(), policy=policy, nth=2 if policy == "every_nth" else 1)
+        pipeline = make_pipeline(CountingSink(), policy=policy, nth=2 if policy == "every_nth" else 1)
         results = iter(pipeline)
         for _ in range(k % 7):
             next(results)
