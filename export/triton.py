@@ -160,13 +160,13 @@ def _check_settings(folder: Path, name: str, batch: int | None, instances: int, 
             f"{folder} is the folder of a model (it has a config.pbtxt). Pass its parent, the repository"
         )
     target = folder / name
-    if target.exists() and not _is_ours(target):
+    if target.exists() and not _is_generated(target):
         raise InputError(
             f"{target} exists and was not written by `tfiseg triton`. Pass another --name, or move it away"
         )
 
 
-def _is_ours(target: Path) -> bool:
+def _is_generated(target: Path) -> bool:
     config = target / "config.pbtxt"
     return config.is_file() and config.read_text(errors="replace").startswith(_MARK)
 
@@ -315,7 +315,7 @@ def _quote(text: str) -> str:
 
 
 def _readme(config: Mapping[str, Any], served: _ServedModel, options: str) -> str:
-    def listed(side: str) -> str:
+    def list_tensors(side: str) -> str:
         return (
             "\n".join(f"- `{one['name']}` {one['data_type']} {one['dims']}" for one in config[side])
             or "- those of the engine"
@@ -348,10 +348,10 @@ in NVIDIA's Triton container, where /models is the parent of this folder
 A client of tfiseg: `python samples/triton_client.py SOURCE --model {config["name"]}`.
 
 Input:
-{listed("inputs")}
+{list_tensors("inputs")}
 
 Outputs:
-{listed("outputs")}
+{list_tensors("outputs")}
 
 {chr(10).join(notes)}
 """

@@ -42,7 +42,7 @@ from .onnx_network import (
     with_output_shape,
 )
 from .originals import TORCH_KINDS, ExportSettings, Original, is_torch, load_original
-from .output_evidence import collect_evidence, find_ending, require_numbers
+from .output_evidence import collect_evidence, find_final_activation, require_numbers
 from .output_layout import check_orientation, output_layout, spatial_sides, with_grid_output
 from .output_reading import CHOICES, OutputReading, decide_reading
 
@@ -173,10 +173,10 @@ def _convert(
     model, notes = with_opset(with_output_shape(original.model, output, raw), options.opset)
     say(f"simplifying {len(model.graph.node)} operators")
     model = fix_input_size(model, network, output)
-    found = collect_evidence(run, frames, layout, find_ending(model), options.photos is None)
+    evidence = collect_evidence(run, frames, layout, find_final_activation(model), options.photos is None)
     class_names = names or original.class_names
     reading = decide_reading(
-        layout, found, options.output_kind, class_names, options.thresholds, original.known_logits
+        layout, evidence, options.output_kind, class_names, options.thresholds, original.known_logits
     )
     say(f"output: {reading}")
     with_grid_output(model, raw.shape, layout)

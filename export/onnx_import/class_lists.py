@@ -12,7 +12,7 @@ from .output_reading import OutputReading
 _MAX_CLASSES = IGNORE - 1
 
 
-def _listed(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
+def _parse_list(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
     """Parse names separated by commas; ``*`` marks countable classes."""
     marked = [name.strip() for name in text.replace("\n", " ").split(",")]
     return tuple(name.strip("*") for name in marked), frozenset(
@@ -58,11 +58,11 @@ pier, crt screen, plate*, monitor*,
 bulletin board*, shower, radiator*, glass*, clock*, flag*"""
 
 _LISTS = {
-    "voc21": _listed(_VOC),
-    "cityscapes19": _listed(_CITYSCAPES),
-    "coco81": _listed(_COCO),
-    "ade20k150": _listed(_ADE20K),
-    "person2": _listed("background, person*"),
+    "voc21": _parse_list(_VOC),
+    "cityscapes19": _parse_list(_CITYSCAPES),
+    "coco81": _parse_list(_COCO),
+    "ade20k150": _parse_list(_ADE20K),
+    "person2": _parse_list("background, person*"),
 }
 CLASS_LISTS = {name: names for name, (names, _) in _LISTS.items()}
 VOC21 = CLASS_LISTS["voc21"]

@@ -66,7 +66,7 @@ def logit_nodes(tail: Tail, reading: OutputReading, *, background: bool = False)
             chain.channel_in_front("background", _NEVER)
     if tail.corners_hw is not None:
         rows, columns = (
-            _from_corners(g, side) for g, side in zip(tail.grid_hw, tail.corners_hw, strict=True)
+            _resampling_weights(g, side) for g, side in zip(tail.grid_hw, tail.corners_hw, strict=True)
         )
         chain.add("MatMul", chain.constant("columns", columns.T.copy()))
         chain.add("MatMul", "", chain.constant("rows", rows))
@@ -126,7 +126,7 @@ def _scores(chain: _Steps, tail: Tail, reading: OutputReading) -> None:
         chain.channel_in_front("rest", 0)
 
 
-def _from_corners(grid: int, side: int) -> NDArray[np.float32]:
+def _resampling_weights(grid: int, side: int) -> NDArray[np.float32]:
     """Return weights (n, grid) that resample a corner-aligned grid at the centers of n cells."""
     n = min(side, _FINER * (grid - 1) + 1)
     pixel = (np.arange(n) + 0.5) * side / n - 0.5
