@@ -127,7 +127,7 @@ def descend(
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``path`` whole or not at all."""
+    """Write ``path`` atomically."""
     with whole_file(path) as part:
         torch.save(state, part)
 

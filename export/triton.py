@@ -78,7 +78,7 @@ def write_repository(
     instances: int = 1,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Write a model into a Triton model repository: whole, or not at all.
+    """Write a model into a Triton model repository, atomically.
 
     Args:
         model: NAME.onnx in tfiseg's format, or a TensorRT NAME.engine with its record.

@@ -1,8 +1,9 @@
-"""Two networks' frames a second on this machine's CPU: `python docs/benchmarks/cpu.py FP32.onnx INT8.onnx
-[--source VIDEO] [--size W H]`.
+"""Measure frames per second of two networks on this machine's CPU.
 
-Two ways: every core has a frame of its own (as `tfiseg run` works on files), and all cores share a frame.
-Rounds alternate; medians.
+    python docs/benchmarks/cpu.py FP32.onnx INT8.onnx [--source VIDEO] [--size W H]
+
+It measures two arrangements: each core segments its own frame (as `tfiseg run` works on files), or all cores
+share a frame. Rounds alternate between the networks; results are medians.
 """
 
 import argparse

@@ -58,9 +58,9 @@ def time_in_graph(library: ctypes.CDLL, problem: Problem, replays: int = 2000) -
     """Return the median time of a replay in microseconds, and the number of instances."""
     result, out = make_result(problem)
     median_us, grown = ctypes.c_double(), ctypes.c_int64()
-    asked = problem_struct(problem)
+    struct = problem_struct(problem)
     status = library.replay_in_graph(
-        *map(ctypes.byref, (asked, result)), replays, *map(ctypes.byref, (median_us, grown))
+        *map(ctypes.byref, (struct, result)), replays, *map(ctypes.byref, (median_us, grown))
     )
     assert status == 0, status
     return median_us.value, int(out["count"][0])
@@ -163,8 +163,8 @@ def main() -> None:
     ):
         print(f"\n{title}, phase by phase:\n", flush=True)
         result, _ = make_result(problem)
-        asked = problem_struct(problem)
-        assert library.print_phases(ctypes.byref(asked), ctypes.byref(result), 20) == 0
+        struct = problem_struct(problem)
+        assert library.print_phases(ctypes.byref(struct), ctypes.byref(result), 20) == 0
 
 
 if __name__ == "__main__":

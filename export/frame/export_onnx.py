@@ -61,7 +61,7 @@ def export_frame(
     Args:
         model: the semantic network in tfiseg's format; its own part is not changed.
         taps, heads: see ``find_taps`` and ``train_frame``.
-        output: NAME.onnx, written whole or not at all.
+        output: NAME.onnx, written atomically.
         rules: "merge" and "part" rules of these heads (``rule_fitting.py``); None: the mean affinity decides,
             without a second pass.
         photos: source of photos for the check, see ``open_source``; default: 4 synthetic frames.

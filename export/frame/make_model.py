@@ -43,7 +43,7 @@ def make_frame_model(
         model: semantic network in tfiseg's format; existing heads are replaced.
         images, semantic, confidence, more: see ``load_pictures``; with the model's class ids.
         checkpoint: written during training; an existing one is resumed.
-        output: NAME.onnx, written whole or not at all.
+        output: NAME.onnx, written atomically.
         recipe: settings of the training.
         instance_model: the teacher, whose minimum area is adopted; default: tfiseg's instance network.
         rule_composites: number of composites to fit the merge rules on.

@@ -37,7 +37,7 @@ def bank_sheet(
 
 
 def composite_sheet(composer: Composer, path: Path, first: int = 0) -> None:
-    """Write 36 composites, each beside its mask: one color per object, red where the object is unknown."""
+    """Write 36 composites, each next to its mask: one color per object, red where the object is unknown."""
     cells = []
     for k in range(_COLUMNS * _ROWS // 2):
         composite = composer(first + k)

@@ -78,7 +78,7 @@ def export_instance(
 
     Args:
         network: a trained network.
-        output: NAME.onnx, written whole or not at all.
+        output: NAME.onnx, written atomically.
         view_px: side of views in the training.
         rules: "merge", "part" and "join" rules of these weights, see ``rule_fitting.py``.
         training_data, licence: sentences for the metadata.

@@ -55,7 +55,7 @@ class ViewFeatures(NamedTuple):
 class RefinementHead(nn.Module):
     """Predicts the refined mask, (N, 1, S / 2, S / 2), logits.
 
-    It has a pyramid of its own, because it learns from rougher masks than the other heads, which stay frozen.
+    It has a separate pyramid, because it learns from rougher masks than the other heads, which stay frozen.
     """
 
     def __init__(self, channels: int = 64, width: int = 32) -> None:

@@ -56,7 +56,7 @@ def export_default(output: Path, source: str = "default", long_side_px: int | No
     """Write the network that comes with tfiseg.
 
     Args:
-        output: NAME.onnx, written whole or not at all.
+        output: NAME.onnx, written atomically.
         source: one of ``DEFAULTS``.
         long_side_px: longer side in pixels that the network scales frames to; default: the model's own.
     """
@@ -81,7 +81,7 @@ def export_any(
     Args:
         source: ``default``, ``default-semantic``, ``torchvision:NAME``, ``smp:ARCH/ENCODER``,
             ``hf:NAME_OR_FOLDER``, ``python:module:function`` or an ONNX file.
-        output: NAME.onnx, written whole or not at all.
+        output: NAME.onnx, written atomically.
         quiet: show no progress on stderr.
 
     Returns:

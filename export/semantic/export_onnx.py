@@ -63,7 +63,7 @@ def export_semantic(
 
     Args:
         checkpoint: written by ``tfiseg train semantic``.
-        output: NAME.onnx, written whole or not at all.
+        output: NAME.onnx, written atomically.
         photos: source of photos for the check, see ``open_source``; default: 4 synthetic frames.
         long_side_px: the longer side of the network's input.
         half_weights: store weights as float16 and cast them when the model is loaded. Arithmetic stays

@@ -221,7 +221,7 @@ def add_score_calibration(
     Args:
         model: a model in tfiseg's format; its calibration is replaced.
         images, semantic, confidence, more: see ``load_pictures``; with the network's class IDs.
-        output: NAME.onnx, written whole or not at all.
+        output: NAME.onnx, written atomically.
         refine: see ``Segmenter``; default: "frame" if the model has instance heads, else "components".
         instance_model: the teacher; default: tfiseg's instance network.
 

@@ -95,18 +95,18 @@ def test_included_network_with_single_frames(tmp_path):
     assert json.loads(config.parameters["tfiseg"].string_value)["class_names"][15] == "person"
 
 
-@pytest.mark.parametrize(("asked", "most"), [(None, 8), (3, 3)])
-def test_included_network_with_batches(tmp_path, asked, most):
-    assert write_repository(PLAIN_MODEL, tmp_path, "people", asked)["max_batch_size"] == most
+@pytest.mark.parametrize(("batch", "expected"), [(None, 8), (3, 3)])
+def test_included_network_with_batches(tmp_path, batch, expected):
+    assert write_repository(PLAIN_MODEL, tmp_path, "people", batch)["max_batch_size"] == expected
     config = parsed(tmp_path / "people")
-    assert (config.max_batch_size, config.HasField("dynamic_batching")) == (most, True)
+    assert (config.max_batch_size, config.HasField("dynamic_batching")) == (expected, True)
     assert (list(config.input[0].dims), list(config.output[0].dims)) == ([-1, -1, 3], [21, -1, -1])
     assert list(config.model_warmup[0].inputs["frame"].dims) == [480, 640, 3]
-    frames = np.random.default_rng(0).integers(0, 256, (most, 60, 80, 3), dtype=np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (expected, 60, 80, 3), dtype=np.uint8)
     session = onnxruntime.InferenceSession(
         tmp_path / "people" / "1" / "model.onnx", providers=["CPUExecutionProvider"]
     )
-    assert session.run(None, {"frame": frames})[0].shape[:2] == (most, 21)
+    assert session.run(None, {"frame": frames})[0].shape[:2] == (expected, 21)
 
 
 def test_names_that_need_quoting(tmp_path):
@@ -118,10 +118,10 @@ def test_names_that_need_quoting(tmp_path):
     ) == 'background\ncät\nthe "sky"\n'
 
 
-@pytest.mark.parametrize(("asked", "most"), [(None, 8), (32, 32)])
-def test_network_with_a_dynamic_batch_axis_is_batched(tmp_path, asked, most):
+@pytest.mark.parametrize(("batch", "expected"), [(None, 8), (32, 32)])
+def test_network_with_a_dynamic_batch_axis_is_batched(tmp_path, batch, expected):
     path = network(tmp_path / "a.onnx", "uint8[n, 48, width, 3] frame", "float[n, 3, 48, width] logits")
-    assert write_repository(path, tmp_path, batch=asked)["max_batch_size"] == most
+    assert write_repository(path, tmp_path, batch=batch)["max_batch_size"] == expected
     config = parsed(tmp_path / "a")
     assert (list(config.input[0].dims), list(config.output[0].dims)) == ([48, -1, 3], [3, 48, -1])
     assert list(config.model_warmup[0].inputs["frame"].dims) == [48, 640, 3]

@@ -113,9 +113,9 @@ def test_ten_thousand_replays_are_identical_and_allocate_no_memory(runner, rando
     result = ResultStruct(ctypes.sizeof(ResultStruct), **{name: a.ctypes.data for name, a in out.items()})
     median_us, grown, seen = ctypes.c_double(), ctypes.c_int64(), set()
     for replays in (10, 10_000):
-        asked = problem_struct(problem)
+        struct = problem_struct(problem)
         status = library.replay_in_graph(
-            *map(ctypes.byref, (asked, result)), replays, *map(ctypes.byref, (median_us, grown))
+            *map(ctypes.byref, (struct, result)), replays, *map(ctypes.byref, (median_us, grown))
         )
         assert status == 0
         assert grown.value == 0

@@ -26,7 +26,7 @@ def dots(side: int) -> Problem:
 
 
 def pixels(side: int, **evidence) -> Problem:
-    """Every pixel a region of its own."""
+    """Every pixel is its own region."""
     still = np.zeros((2, side, side), np.float32)
     return problem_of(np.ones((side, side), np.uint8), still, centre_radius=0.0, **evidence)
 

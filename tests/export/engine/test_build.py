@@ -150,7 +150,7 @@ def test_gate_fails_for_wrong_ranges(frames, tmp_path, capsys, monkeypatch):
         return {name: (low / 10, high / 10) for name, (low, high) in ranges.items()}, rounded
 
     monkeypatch.setattr(quantize_module, "_observe", narrow)
-    out = tmp_path / "spoilt.engine"
+    out = tmp_path / "damaged.engine"
     command = [
         "build",
         str(PLAIN_MODEL),

@@ -128,16 +128,16 @@ def test_layouts(shape, element, pixels, tmp_path):
 
 def test_preprocessing_is_the_requested_one(tmp_path):
     path = write(tmp_path / "x.onnx", [], "scores")
-    asked = {"mean": (10.0, 20.0, 30.0), "std": (1.0, 2.0, 3.0), "scale": 1.0, "rgb": False}
-    report, model = export(path, tmp_path, **asked)
+    stated = {"mean": (10.0, 20.0, 30.0), "std": (1.0, 2.0, 3.0), "scale": 1.0, "rgb": False}
+    report, model = export(path, tmp_path, **stated)
     assert "BGR" in report["pixels"]
     frame = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
     model.graph.output.append(helper.make_tensor_value_info("image", FLOAT, None))
-    (ours,) = onnxruntime.InferenceSession(model.SerializeToString()).run(["image"], {"frame": frame[None]})
-    theirs = network_input(frame, (H, W), PixelFormat(**asked))
-    assert np.abs(ours - theirs).max() < 1e-3
+    (actual,) = onnxruntime.InferenceSession(model.SerializeToString()).run(["image"], {"frame": frame[None]})
+    expected_input = network_input(frame, (H, W), PixelFormat(**stated))
+    assert np.abs(actual - expected_input).max() < 1e-3
     scaled = cv2.resize(frame.astype(np.float32), (2 * W, 2 * H)).reshape(H, 2, W, 2, 3).mean((1, 3))
-    assert np.allclose(theirs[0, 2], (scaled[..., 2] - 30) / 3, atol=1e-4)
+    assert np.allclose(expected_input[0, 2], (scaled[..., 2] - 30) / 3, atol=1e-4)
 
 
 def test_corner_aligned_upsampling_keeps_labels(tmp_path):
