@@ -45,7 +45,7 @@ def main():
             [frames_per_second(session, frames, workers) for session in sessions] for _ in range(args.rounds)
         ]
         reference, candidate = (statistics.median(fps) for fps in zip(*rounds, strict=True))
-        ratios = sorted(theirs / ours for ours, theirs in rounds)
+        ratios = sorted(candidate / reference for reference, candidate in rounds)
         row = {
             "frames_at_once": workers,
             "threads_each": threads,
