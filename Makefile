@@ -1,4 +1,4 @@
-# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+# `make demo` and `make test` set up everything on a fresh machine.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -20,13 +20,13 @@ test: $(VENV)/test.stamp
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
-# The C++ library and samples against an installed prefix, and cross-compiled for a Jetson's CPU under qemu-user. `make test` runs
-# these tests as well; here, and in CI, a missing tool is a failure. .ci/run names Debian's packages.
+# The C++ library and samples against an installed prefix, and cross-compiled for a Jetson's CPU under qemu-user. `make test` also
+# runs these tests; here and in CI, a missing tool is a failure. .ci/run lists the Debian packages.
 test-cpp: $(VENV)/test.stamp
 	TFISEG_TEST_CPP=1 ONNXRUNTIME_INCLUDE_DIR=$$(.ci/onnxruntime-headers $(VENV)/headers) $(BIN)/pytest \
 	  tests/plugins/test_abi.py tests/plugins/test_aarch64.py tests/plugins/test_install.py tests/samples/test_cpp.py
 
-# Training, export and what else needs torch, in a venv of their own: torch is large. The pinned version is what CI tests.
+# Training, export and other code with torch, in a separate venv, because torch is large. CI tests the pinned version.
 WITH_TORCH = tests/runtime/networks/test_torch_session.py tests/runtime/test_picture_input.py tests/test_images.py tests/plugins/test_operator.py
 test-export:
 	test -x .venv-export/bin/python || $(PYTHON) -m venv .venv-export
@@ -36,14 +36,14 @@ test-export:
 	.venv-export/bin/pytest tests/export $(WITH_TORCH) --ignore=tests/export/engine/test_build.py \
 	  --ignore=tests/export/engine/test_build_cpu.py --ignore=tests/export/engine/test_foreign_networks.py
 
-# Export of torchvision's and segmentation-models-pytorch's networks: torchvision wants the torch that it was built with.
+# Export of networks of torchvision and segmentation-models-pytorch; torchvision needs the torch that it was built with.
 test-zoo:
 	test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
 	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
 	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check ".[zoo,test]"
 	.venv-zoo/bin/pytest tests/zoo
 
-# The ROS 2 node with real ROS 2, which comes from PyPI, and with another vendor's middleware.
+# The ROS 2 node with ROS 2 from PyPI, and with the middleware of another vendor.
 test-ros:
 	test -x .venv-ros/bin/python || $(PYTHON) -m venv .venv-ros
 	.venv-ros/bin/python -m pip install --quiet --disable-pip-version-check -r samples/ros2/requirements.txt
@@ -56,7 +56,7 @@ test-ray:
 	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check ".[ray]" pytest
 	.venv-ray/bin/python -m pytest tests/runtime/archive tests/samples/test_ray_batch.py
 
-# The TensorRT plugin: compiled for every architecture, taken by a real TensorRT, its interface driven. Needs nvcc and no GPU.
+# The TensorRT plugin: compiled for every architecture, loaded by TensorRT, and its interface tested. Needs nvcc, but no GPU.
 test-plugin: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "tensorrt-rtx-cu13 >= 1.7, < 2"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps kernel-lens==2.0.1  # TensorRT's headers
@@ -71,12 +71,12 @@ test-engines: $(VENV)/test.stamp
 	TFISEG_TENSORRT_BINDINGS=$(VENV)/tensorrt $(BIN)/pytest tests/export/engine/test_build.py \
 	  tests/export/engine/test_foreign_networks.py tests/export/engine/test_tensorrt_versions.py
 
-# The documentation site in site/. Strict: a broken link, or a page that is missing in the navigation, is an error.
+# The documentation site in site/. A broken link, or a page that is missing in the navigation, is an error.
 docs:
 	$(MAKE) VENV=.venv-docs .venv-docs/docs.stamp
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
-# The wheel and the sdist, built and installed in fresh virtual environments, for each Python that this machine has.
+# The wheel and the sdist, built and installed in fresh virtual environments for each Python of this machine.
 test-packages:
 	.ci/packages
 
@@ -86,14 +86,14 @@ lint: $(VENV)/test.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# a stamp says that the venv holds this source with these extras; any change of source installs it anew
+# a stamp states that the venv has this source with these extras; any change of the source installs it again
 SOURCES = $(shell find . -path './.venv*' -prune -o -path ./build -prune -o \( -name '*.py' -o -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.onnx' \) -print) setup.cfg pyproject.toml
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/%.stamp: $(VENV)/bin/python $(SOURCES)
-	@test ! -d build || find build -name '*.py' -delete  # else modules that moved would be installed again
+	@test ! -d build || find build -name '*.py' -delete  # otherwise, moved modules would remain installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[$*]"
 	@touch $@
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .graph import Network
 from .layers import Layer, find_layers
 
-_MOST = 16.0
+_MAX_SCALE = 16.0
 
 
 def residual_groups(network: Network) -> list[tuple[list[str], list[Layer], list[Layer]]]:
@@ -41,37 +41,38 @@ def residual_groups(network: Network) -> list[tuple[list[str], list[Layer], list
         members.setdefault(root(name), []).append(name)
     groups = []
     for tensors in members.values():
-        makers, readers = _touching(network, tensors, layers)
-        if makers and readers:
-            groups.append((tensors, makers, readers))
+        writers, readers = _writers_and_readers(network, tensors, layers)
+        if writers and readers:
+            groups.append((tensors, writers, readers))
     return groups
 
 
-def _touching(
+def _writers_and_readers(
     network: Network, tensors: list[str], layers: dict[str, Layer]
 ) -> tuple[list[Layer], list[Layer]]:
+    """Return the layers that write and read a group; empty if another operator uses it."""
     inside = set(tensors)
-    makers: list[Layer] = []
+    writers: list[Layer] = []
     readers: list[Layer] = []
 
     def plain(node: onnx.NodeProto) -> bool:
         return node.op_type == "Conv" and node.name in layers
 
     for name in tensors:
-        made, read = network.producer.get(name), network.consumers.get(name, [])
-        if made is None or name in network.outputs:
+        producer, consumers = network.producer.get(name), network.consumers.get(name, [])
+        if producer is None or name in network.outputs:
             return [], []
-        if made.op_type != "Add":
-            if not plain(made) or layers[made.name].output != name:
+        if producer.op_type != "Add":
+            if not plain(producer) or layers[producer.name].output != name:
                 return [], []
-            makers.append(layers[made.name])
-        for node in read:
+            writers.append(layers[producer.name])
+        for node in consumers:
             if node.op_type == "Add" and node.output[0] in inside:
                 continue
             if not plain(node) or layers[node.name].groups != 1:
                 return [], []
             readers.append(layers[node.name])
-    return makers, readers
+    return writers, readers
 
 
 def equalize(network: Network, peaks: dict[str, NDArray[np.float32]]) -> int:
@@ -84,15 +85,14 @@ def equalize(network: Network, peaks: dict[str, NDArray[np.float32]]) -> int:
     Returns:
         Number of groups.
     """
-    done = 0
-    for tensors, makers, readers in residual_groups(network):
+    groups = residual_groups(network)
+    for tensors, writers, readers in groups:
         peak = np.max([peaks[t] for t in tensors], 0)
-        scale = np.clip(peak.max() / np.maximum(peak, 1e-12), 1.0, _MOST).astype(np.float32)
-        for layer in makers:
+        scale = np.clip(peak.max() / np.maximum(peak, 1e-12), 1.0, _MAX_SCALE).astype(np.float32)
+        for layer in writers:
             network.set_weight(layer.weight, network.weight(layer.weight) * scale[:, None, None, None])
             if layer.bias:
                 network.set_weight(layer.bias, network.weight(layer.bias) * scale)
         for layer in readers:
             network.set_weight(layer.weight, network.weight(layer.weight) / scale[None, :, None, None])
-        done += 1
-    return done
+    return len(groups)

@@ -1,8 +1,9 @@
 """The accuracy gate: compare a network in lower precision with float32 on real frames.
 
-It judges what a precision changes: labels, stable instances (see ``stable_instances``) and their scores.
-Where one of them is below its threshold, the yardstick decides: float32 against itself with one gray level of
-noise on the same frames. A precision that is not worse than that, by a bootstrap interval, passes.
+It measures labels, stable instances (see ``stable_instances``) and their scores. If one of them is below its
+threshold, the yardstick decides: float32 against itself with one gray level of noise on the same frames. A
+    precision
+that is not worse than this, by a bootstrap interval, passes.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from ..errors import GateError
 from ..runtime.evaluate.comparison import Comparison
 
 _DRAWS, _CONFIDENCE = 2000, (2.5, 97.5)  # percentiles of the interval
-_MIN_FRAMES = 8  # with differences; an interval from fewer says little, so the values decide
-# The yardstick lowers a threshold by at most this much, in the measure's percent
+_MIN_FRAMES = 8  # with differences; with fewer, the values decide instead of an interval
+# maximum by which the yardstick lowers a threshold, in the measure's percent
 _MAX_RELIEF = {"label_agreement": 1.0, "stable_PQ": 5.0, "score_agreement": 2.0}
-_SAID = {
+_TEXTS = {
     "label_agreement": ("label agreement {:.2f}%", "{:g}%"),
     "stable_PQ": ("PQ of stable instances against float32 {:.2f}", "{:g}"),
     "score_agreement": ("agreement of scores {:.2f}%", "{:g}%"),
@@ -83,8 +84,8 @@ def gate_report(
     report = {**comparison.report(), "intervals": intervals, "thresholds": expected}
     noise = yardstick() if below and yardstick is not None else None
     if noise is not None:
-        said = noise.report()
-        report["noise_floor"] = {key: said[key] for key in (*expected, "PQ")}
+        noise_report = noise.report()
+        report["noise_floor"] = {key: noise_report[key] for key in (*expected, "PQ")}
         floor = _table(noise)
         below = [
             name
@@ -98,9 +99,9 @@ def gate_report(
 
 
 def _failure(name: str, value: float, expected: float, interval: list[float]) -> str:
-    found, wanted = _SAID[name]
+    value_text, expected_text = _TEXTS[name]
     return (
-        f"{found.format(value)}, expected at least {wanted.format(expected)} (95% interval "
+        f"{value_text.format(value)}, expected at least {expected_text.format(expected)} (95% interval "
         f"{interval[0]:.2f} to {interval[1]:.2f})"
     )
 
@@ -122,7 +123,7 @@ def _table(comparison: Comparison) -> dict[str, NDArray[np.float64]]:
 
 
 def _ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return values (...) of summed tables (..., 2); 100 where there is nothing to compare."""
+    """Return values (...) of summed tables (..., 2); 100 if there is nothing to compare."""
     is_empty = sums[..., 1] == 0
     return np.where(is_empty, 100.0, 100 * sums[..., 0] / np.where(is_empty, 1, sums[..., 1]))
 
@@ -141,7 +142,7 @@ def _interval(table: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _is_worse(table: NDArray[np.float64], floor: NDArray[np.float64]) -> bool:
-    """Tell whether a measure is worse than the yardstick's beyond what the choice of frames explains."""
+    """Return whether a measure is significantly worse than the yardstick's."""
     has_difference = (_ratio(table) < 100) | (_ratio(floor) < 100)
     if has_difference.sum() < _MIN_FRAMES:
         return _value(table) < _value(floor)
@@ -156,7 +157,8 @@ def require_passed(gate: Mapping[str, Any], where: str) -> None:
 
     Args:
         gate: from ``gate_report``.
-        where: sentence on what was not written, and where the report is."""
+        where: sentence on the file that was not written, and the path of the report.
+    """
     if not gate["passed"]:
         worst, floor = gate["worst_frame"], gate.get("noise_floor")
         yardstick = (

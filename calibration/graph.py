@@ -48,13 +48,12 @@ class Network:
         self._weights = {i.name: i for i in self.graph.initializer}
 
     def _fold_constants(self) -> None:
-        """Turn weights stored as float16 into float32 and Constant nodes into initializers; name all
-        nodes."""
+        """Convert float16 weights to float32 and Constant nodes to initializers; name all nodes."""
         stored = {i.name: i for i in self.graph.initializer}
         taken = {node.name for node in self.graph.node}
         for at, node in enumerate(self.graph.node):
             name = node.name or f"{node.op_type}_{at}"
-            while not node.name and name in taken:  # a name that the network's maker gave
+            while not node.name and name in taken:
                 name += "_"
             node.name = name
             taken.add(name)
@@ -68,10 +67,10 @@ class Network:
                 )
             else:
                 continue
-            made = numpy_helper.from_array(np.asarray(value), node.output[0])
+            weight = numpy_helper.from_array(np.asarray(value), node.output[0])
             self.graph.node.remove(node)
-            self.graph.initializer.append(made)
-            stored[made.name] = made
+            self.graph.initializer.append(weight)
+            stored[weight.name] = weight
         self.drop_unused_weights()
 
     def drop_unused_weights(self) -> None:
@@ -99,8 +98,8 @@ class Network:
     def activation_after(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
         """Return the Clip or Relu that is the only reader of a node's output."""
         readers = self.consumers.get(node.output[0], [])
-        alone = len(readers) == 1 and node.output[0] not in self.outputs
-        return readers[0] if alone and readers[0].op_type in ACTIVATIONS else None
+        is_only = len(readers) == 1 and node.output[0] not in self.outputs
+        return readers[0] if is_only and readers[0].op_type in ACTIVATIONS else None
 
     def preprocessing(self) -> set[str]:
         """Return the tensors of the preprocessing, which stay in high precision: all up to ``image``."""
@@ -119,7 +118,7 @@ class Network:
         rest, ordered = list(self.graph.node), []
         while rest:
             ready = []
-            for node in rest:  # nearly in order already: one or two rounds
+            for node in rest:  # nodes are nearly in order, so one or two rounds are enough
                 if known.issuperset(node.input):
                     known.update(node.output)
                     ready.append(node)

@@ -61,14 +61,14 @@ def insert_qdq(
         for tensor in dict.fromkeys(layer.output for layer in layers):
             if tensor not in network.outputs:
                 scales[tensor] = _insert_pair(network, tensor, None, scheme, ranges)
-                _drop_saturated(network, tensor, scheme, *ranges[tensor])
-        _guard(network, kept, layers)
+                _drop_implied_activation(network, tensor, scheme, *ranges[tensor])
+        _protect_float_layers(network, kept, layers)
     for tensor in dict.fromkeys(layer.input for layer in layers):
         if tensor not in scales:
             readers = {layer.name for layer in layers}
             scales[tensor] = _insert_pair(network, tensor, readers, scheme, ranges)
     for layer in layers:
-        _weights(
+        _quantize_weights(
             network,
             layer,
             nodes[layer.name],
@@ -102,7 +102,7 @@ def _insert_pair(
     return scale
 
 
-def _guard(network: Network, kept: Sequence[Layer], quantized: Sequence[Layer]) -> None:
+def _protect_float_layers(network: Network, kept: Sequence[Layer], quantized: Sequence[Layer]) -> None:
     """Keep ONNX Runtime from quantizing layers that must stay in high precision.
 
     Its WeightBiasQuantization quantizes the weights of a float convolution between DQ and Q, with one scale
@@ -126,7 +126,7 @@ def _guard(network: Network, kept: Sequence[Layer], quantized: Sequence[Layer]) 
         nodes[layer.name].input[0] = output
 
 
-def _drop_saturated(network: Network, tensor: str, scheme: Scheme, low: float, high: float) -> None:
+def _drop_implied_activation(network: Network, tensor: str, scheme: Scheme, low: float, high: float) -> None:
     """Remove a Clip or Relu that the following uint8 range implies.
 
     ONNX Runtime fuses a convolution with its Q only if no node is between them."""
@@ -141,12 +141,12 @@ def _drop_saturated(network: Network, tensor: str, scheme: Scheme, low: float, h
         given = [float(network.weight(i)) if i else None for i in [*node.input[1:], "", ""][:2]]
         bounds = (-np.inf if given[0] is None else given[0], np.inf if given[1] is None else given[1])
     if bounds[0] <= lowest + scale / 2 and highest - scale / 2 <= bounds[1]:
-        maker = network.producer[node.input[0]]
-        maker.output[:] = [tensor if o == node.input[0] else o for o in maker.output]
+        producer = network.producer[node.input[0]]
+        producer.output[:] = [tensor if o == node.input[0] else o for o in producer.output]
         network.graph.node.remove(node)
 
 
-def _weights(
+def _quantize_weights(
     network: Network, layer: Layer, node: onnx.NodeProto, rounded: QuantizedWeights, input_scale: float | None
 ) -> None:
     """Insert int8 weights and their DQ, and an int32 bias with its DQ if the input's scale is given."""

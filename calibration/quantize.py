@@ -31,7 +31,7 @@ _CACHE_VERSION = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """Measurements of one network on calibration frames.
+    """Measurements of a network on calibration frames.
 
     Args:
         key: digests of network and frames, and the method; a cache with another key is replaced.
@@ -57,7 +57,7 @@ class Calibration:
 
     @staticmethod
     def load(path: Path) -> Calibration:
-        """Read a cache file; raises InputError if it isn't one."""
+        """Read a cache file; raises InputError for other files."""
         try:
             key, arrays = read_cache(path)
         except FormatError as wrong:
@@ -110,8 +110,8 @@ def calibrate(
         )
     peaks = _peaks(network, frames, quiet)
     equalize(network, peaks)
-    found = _observe(network, find_layers(network), frames, method, quiet)
-    calibration = Calibration(key, peaks, *found)
+    ranges, rounded = _observe(network, find_layers(network), frames, method, quiet)
+    calibration = Calibration(key, peaks, ranges, rounded)
     if cache is not None:
         calibration.save(cache)
     return calibration
@@ -160,17 +160,18 @@ def edge_layers(network: Network) -> list[str]:
     """Return the layers that always stay in high precision.
 
     They are the layers that read the image, where int8 costs most accuracy and saves no time with three
-    channels, and the layers that write the outputs (logits, displacement, boundary, affinity)."""
+    channels, and the layers that write the outputs (logits, displacement, boundary, affinity).
+    """
     layers = {layer.name: layer for layer in find_layers(network)}
     first = {IMAGE, *(i.name for i in network.graph.input)}
     found = [name for name, layer in layers.items() if layer.input in first]
-    seen: set[str] = set()
+    visited: set[str] = set()
     todo = sorted(network.outputs)
     while todo:
         node = network.producer.get(todo.pop())
-        if node is None or node.name in seen:
+        if node is None or node.name in visited:
             continue
-        seen.add(node.name)
+        visited.add(node.name)
         if node.name in layers:
             found.append(node.name)
         elif node.op_type != "Shape":
@@ -179,12 +180,13 @@ def edge_layers(network: Network) -> list[str]:
 
 
 def _peaks(network: Network, frames: FrameSample, quiet: bool) -> dict[str, NDArray[np.float32]]:
-    wanted = [tensor for tensors, _, _ in residual_groups(network) for tensor in tensors]
+    """Return the largest magnitude of each channel, for tensors that are equalized."""
+    names = [tensor for tensors, _, _ in residual_groups(network) for tensor in tensors]
     peaks: dict[str, NDArray[np.float32]] = {}
-    if not wanted:
+    if not names:
         return peaks
     for values in tqdm(
-        run_tensors(network.model, wanted, frames),
+        run_tensors(network.model, names, frames),
         total=len(frames),
         desc="channels",
         unit="frame",
@@ -199,27 +201,28 @@ def _peaks(network: Network, frames: FrameSample, quiet: bool) -> dict[str, NDAr
 def _observe(
     network: Network, layers: Sequence[Layer], frames: FrameSample, method: str, quiet: bool
 ) -> tuple[dict[str, tuple[float, float]], dict[str, QuantizedWeights]]:
+    """Return the ranges of tensors and the rounded weights of layers."""
     finder, rng = range_finder(method), np.random.default_rng(0)
     moments = {layer.name: Moments() for layer in layers}
-    wanted = [name for layer in layers for name in (layer.input, layer.output)]
+    names = [name for layer in layers for name in (layer.input, layer.output)]
     for values in tqdm(
-        run_tensors(network.model, wanted, frames),
+        run_tensors(network.model, names, frames),
         total=len(frames),
         desc="ranges",
         unit="frame",
         disable=quiet,
     ):
         for name, value in values.items():
-            finder.see(name, value)
+            finder.add(name, value)
         for layer in layers:
-            moments[layer.name].see(layer.samples(values[layer.input], _SAMPLES_PER_FRAME, rng))
+            moments[layer.name].add(layer.samples(values[layer.input], _SAMPLES_PER_FRAME, rng))
     rounded = {}
     for layer in tqdm(layers, desc="rounding", unit="layer", disable=quiet):
-        rounded[layer.name] = _round(network, layer, moments.pop(layer.name))
+        rounded[layer.name] = _round_layer(network, layer, moments.pop(layer.name))
     return finder.ranges(), rounded
 
 
-def _round(network: Network, layer: Layer, moments: Moments) -> QuantizedWeights:
+def _round_layer(network: Network, layer: Layer, moments: Moments) -> QuantizedWeights:
     weight = network.weight(layer.weight)
     outputs = weight.shape[layer.axis]
     bias = network.weight(layer.bias) if layer.bias else np.zeros(outputs, np.float32)

@@ -15,9 +15,9 @@ _BINS, _LEVELS = 2048, 128
 
 
 class RangeFinder(Protocol):
-    """Collects the tensors of all calibration frames, then gives the range of each."""
+    """Collects the tensors of all calibration frames and returns the range of each."""
 
-    def see(self, name: str, values: NDArray[np.float32]) -> None:
+    def add(self, name: str, values: NDArray[np.float32]) -> None:
         """Add a tensor of one frame, of any shape."""
 
     def ranges(self) -> dict[str, tuple[float, float]]:
@@ -28,7 +28,7 @@ class _MinMax:
     def __init__(self) -> None:
         self._ranges: dict[str, tuple[float, float]] = {}
 
-    def see(self, name: str, values: NDArray[np.float32]) -> None:
+    def add(self, name: str, values: NDArray[np.float32]) -> None:
         low, high = self._ranges.get(name, (0.0, 0.0))
         self._ranges[name] = (min(low, float(values.min())), max(high, float(values.max())))
 
@@ -39,8 +39,8 @@ class _MinMax:
 class _Magnitudes:
     """Histograms of magnitudes: 2,048 bins from 0, whose width doubles when a larger value appears.
 
-    Zeros are counted separately. int8 represents them exactly, and after a ReLU they outnumber all other
-    values."""
+    Zeros are counted separately, because int8 represents them exactly, and most values after a ReLU are 0.
+    """
 
     def __init__(self) -> None:
         self._spans = _MinMax()
@@ -48,16 +48,16 @@ class _Magnitudes:
         self._zeros: dict[str, int] = {}
         self._width: dict[str, float] = {}
 
-    def see(self, name: str, values: NDArray[np.float32]) -> None:
-        self._spans.see(name, values)
+    def add(self, name: str, values: NDArray[np.float32]) -> None:
+        self._spans.add(name, values)
         magnitudes = np.abs(values[values != 0])
         self._zeros[name] = self._zeros.get(name, 0) + values.size - magnitudes.size
         if not magnitudes.size:
             return
-        most = float(magnitudes.max())
+        peak = float(magnitudes.max())
         counts = self._counts.setdefault(name, np.zeros(_BINS, np.int64))
-        width = self._width.setdefault(name, most / _BINS)
-        while most > width * _BINS:
+        width = self._width.setdefault(name, peak / _BINS)
+        while peak > width * _BINS:
             counts[:] = np.concatenate([counts.reshape(-1, 2).sum(1), np.zeros(_BINS // 2, np.int64)])
             width *= 2
         self._width[name] = width
@@ -65,15 +65,15 @@ class _Magnitudes:
         counts += np.bincount(bins, minlength=_BINS)
 
     def limit(self, counts: NDArray[np.int64], zeros: int) -> int:
-        """Return how many bins to keep."""
+        """Return the number of bins to keep."""
         raise NotImplementedError
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         found = {}
         for name, (low, high) in self._spans.ranges().items():
             if name in self._counts:
-                most = self.limit(self._counts[name], self._zeros[name]) * self._width[name]
-                low, high = max(low, -most), min(high, most)
+                limit = self.limit(self._counts[name], self._zeros[name]) * self._width[name]
+                low, high = max(low, -limit), min(high, limit)
             found[name] = (low, high)
         return found
 

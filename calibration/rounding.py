@@ -1,9 +1,9 @@
 """Second-order rounding of weights to int8: later weights compensate each rounding error.
 
-This is the known method (optimal brain surgeon; GPTQ, arXiv 2210.17323) with two additions for small
-convolutions. It works per group, so it also handles depthwise convolutions. The bias is treated as the last
-weight and stays exact, so it absorbs the mean error. On our default network the noise of the weights falls
-from 26 dB to 43 dB below the logits (docs/engines.md).
+The method is known (optimal brain surgeon; GPTQ, arXiv 2210.17323), with two additions for small
+convolutions. It works per group, which includes depthwise convolutions. The bias is treated as the last
+weight and stays exact, so it absorbs the mean error. With the default network, the noise of the weights falls
+from 26 dB to 43 dB below the logits.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 LIMIT = 127
 _DAMPING = 0.01
-_SMALLEST_SCALE = float(
-    np.finfo(np.float16).smallest_normal
-)  # scales next to float16 layers are float16; dead channels have scale 0
+# scales next to float16 layers are float16; dead channels would have scale 0
+_SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Moments:
         self._sum: NDArray[np.float64] | None = None
         self._count = 0
 
-    def see(self, samples: NDArray[np.float32]) -> None:
+    def add(self, samples: NDArray[np.float32]) -> None:
         """Add samples, float32 (groups, n, count)."""
         x = np.concatenate([samples, np.ones((len(samples), 1, samples.shape[2]), np.float32)], 1)
         product = x @ x.transpose(0, 2, 1)
@@ -57,7 +56,6 @@ def round_weights(
     matrix: NDArray[np.float64], bias: NDArray[np.float64], moments: NDArray[np.float64]
 ) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
     """Round the weights of a layer.
-
 
     Args:
         matrix: (groups, outputs per group, n) weights.
@@ -80,13 +78,13 @@ def round_weights(
     h = moments[group[..., None], order[:, :, None], order[:, None, :]]
     damping = _DAMPING * np.trace(h, axis1=1, axis2=2) / (n + 1)
     h = h + np.maximum(damping, 1e-12)[:, None, None] * np.eye(n + 1)
-    # row k: how the weights after k compensate an error of weight k
+    # row k: change of the weights after k that compensates an error of weight k
     upper = np.linalg.cholesky(np.linalg.inv(h)).transpose(0, 2, 1)
     q = np.zeros((groups, outputs, n), np.int8)
     for k in range(n):
         q[:, :, k] = np.clip(np.round(w[:, :, k] / scale), -LIMIT, LIMIT)
         error = (w[:, :, k] - q[:, :, k] * scale) / upper[:, k, k, None]
         w[:, :, k + 1 :] -= error[..., None] * upper[:, None, k, k + 1 :]
-    back = np.zeros_like(q)
-    back[group[..., None], np.arange(outputs)[None, :, None], order[:, None, :n]] = q
-    return back, scale, w[:, :, n]
+    unordered = np.zeros_like(q)
+    unordered[group[..., None], np.arange(outputs)[None, :, None], order[:, None, :n]] = q
+    return unordered, scale, w[:, :, n]

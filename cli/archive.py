@@ -1,4 +1,4 @@
-"""``tfiseg run SOURCE --ray``: an archive of pictures on a Ray cluster."""
+"""``tfiseg run SOURCE --ray``: segment an archive of images on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from ..errors import InputError
 from .common import as_json
-from .parser import Parser, whole
+from .parser import Parser, integer
 
 _LOCAL = "local"
-# options of `run` that belong to videos and cameras -> their values where they are not given
-_REFUSED = {
+# options of `run` for videos and cameras -> their defaults
+_WITHOUT_EFFECT = {
     "frames": None,
     "camera_size": None,
     "camera_fps": None,
@@ -36,7 +36,7 @@ def add_archive_options(verb: Parser) -> None:
     )
     verb.expert.add_argument(
         "--ray-workers",
-        type=whole(1),
+        type=integer(1),
         metavar="N",
         help="with --ray: number of segmenters (default: one per CPU, or per GPU with an engine)",
     )
@@ -48,15 +48,13 @@ def check_archive_options(args: argparse.Namespace) -> None:
         if args.ray_workers is not None:
             raise InputError("--ray-workers has no effect without --ray")
         return
-    for name, default in _REFUSED.items():
+    for name, default in _WITHOUT_EFFECT.items():
         if getattr(args, name) != default:
-            raise InputError(
-                f"--{name.replace('_', '-')} has no effect with --ray, which takes pictures only"
-            )
+            raise InputError(f"--{name.replace('_', '-')} has no effect with --ray, which takes images only")
 
 
 def segment_archive_source(args: argparse.Namespace) -> int:
-    """Run it; the exit status is 1 if a picture failed."""
+    """Segment the archive; returns the exit status, 1 if an image failed."""
     from ..runtime.archive.ray_archive import segment_archive
 
     summary = segment_archive(
@@ -70,7 +68,7 @@ def segment_archive_source(args: argparse.Namespace) -> int:
     )
     print(as_json(summary) if args.json else _text(summary))
     if summary["error"]:
-        print(f"tfiseg {args.verb}: {summary['error']}; what was done is kept", file=sys.stderr)
+        print(f"tfiseg {args.verb}: {summary['error']}; completed results are kept", file=sys.stderr)
     return 130 if summary["error"] == "interrupted" else int(bool(summary["error"]))
 
 

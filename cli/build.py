@@ -1,4 +1,4 @@
-"""``tfiseg build``: a network into an engine, or into ONNX of lower precision."""
+"""``tfiseg build``: build an engine, or an ONNX model of lower precision, from a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from .common import add_verb, as_json, command_line, need
-from .parser import Example, Parser, existing_network, number, size, whole
+from .parser import Example, Parser, existing_network, integer, number, size
 
 _EXAMPLES = (
     Example("tfiseg build net.onnx -o net.engine --frames street.mp4", "TensorRT, fp16", needs="TensorRT"),
@@ -41,7 +41,7 @@ def add_build(verbs: Any) -> None:
     verb.source.add_argument(
         "--frames",
         metavar="SOURCE",
-        help="real frames for calibration and the accuracy check: folder of pictures, video, recording",
+        help="real frames for calibration and the accuracy check: folder of images, video, recording",
     )
     verb.output.add_argument(
         "-o",
@@ -72,18 +72,18 @@ def _add_accuracy_options(verb: Parser) -> None:
         type=number(0, 100),
         metavar="PCT",
         help="minimum share of pixels with the same class as in fp32 (default: 99.5 for fp16, 98 for int8; "
-        "less where one gray level of noise on the frames costs more)",
+        "lower if one gray level of noise on the frames has a larger effect)",
     )
     quality.add_argument(
         "--min-pq",
         type=number(0),
         metavar="PQ",
         help="minimum panoptic quality against the instances of fp32 that are clear of the thresholds "
-        "(default: 99 for fp16, 95 for int8; less where one gray level of noise costs more)",
+        "(default: 99 for fp16, 95 for int8; lower if one gray level of noise has a larger effect)",
     )
     quality.add_argument(
         "--gate-frames",
-        type=whole(1),
+        type=integer(1),
         default=128,
         metavar="N",
         help="frames for the accuracy check; none of them is used for calibration (default: 128)",
@@ -93,7 +93,9 @@ def _add_accuracy_options(verb: Parser) -> None:
         action="store_true",
         help="skip the accuracy check (recorded in the engine's metadata)",
     )
-    quality.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice of frames")
+    quality.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed of the sample of frames"
+    )
 
 
 def _add_shape_options(verb: Parser) -> None:
@@ -107,7 +109,7 @@ def _add_shape_options(verb: Parser) -> None:
     shapes.add_argument("--shape-max", type=hw, metavar="HxW", help="default: 1080x1920")
     shapes.add_argument(
         "--batch",
-        type=whole(1),
+        type=integer(1),
         default=1,
         metavar="N",
         help="maximum number of frames per call (default: 1)",
@@ -116,7 +118,7 @@ def _add_shape_options(verb: Parser) -> None:
 
 def _add_int8_options(verb: Parser) -> None:
     int8 = verb.add_argument_group("expert: int8")
-    int8.add_argument("--calibration-frames", type=whole(1), default=128, metavar="N", help="default: 128")
+    int8.add_argument("--calibration-frames", type=integer(1), default=128, metavar="N", help="default: 128")
     int8.add_argument(
         "--method",
         choices=("minmax", "percentile", "entropy"),
@@ -138,7 +140,7 @@ def _add_int8_options(verb: Parser) -> None:
     )
     int8.add_argument(
         "--auto-exclude",
-        type=whole(0),
+        type=integer(0),
         metavar="N",
         help="if the accuracy check fails, keep the most sensitive layers in higher precision until it "
         "passes, at most N (default: half of the layers)",
@@ -147,14 +149,14 @@ def _add_int8_options(verb: Parser) -> None:
 
 def _add_builder_options(verb: Parser) -> None:
     builder = verb.add_argument_group("expert: TensorRT")
-    builder.add_argument("--workspace", type=whole(1), metavar="MIB", help="maximum scratch memory in MiB")
+    builder.add_argument("--workspace", type=integer(1), metavar="MIB", help="maximum scratch memory in MiB")
     builder.add_argument(
         "--timing-cache",
         type=Path,
         metavar="FILE",
         help="timing cache to read and update (TensorRT only)",
     )
-    builder.add_argument("--opt-level", type=whole(0, 5), metavar="0..5", help="builder optimization level")
+    builder.add_argument("--opt-level", type=integer(0, 5), metavar="0..5", help="builder optimization level")
     builder.add_argument(
         "--portable",
         action="store_true",
@@ -177,10 +179,10 @@ def _add_builder_options(verb: Parser) -> None:
 
 
 def run_build(argv: list[str]) -> int:
-    """Run ``tfiseg build`` on behalf of another command.
+    """Run ``tfiseg build`` for another command; returns the exit status.
 
     Args:
-        argv: words of the command line, "build" first; engines record them as the command that made them.
+        argv: words of the command line, "build" first; engines record them as their build command.
     """
     parser = Parser(prog="tfiseg")
     add_build(parser.add_subparsers(dest="verb"))
@@ -197,7 +199,7 @@ def _build(args: argparse.Namespace) -> int:
     from ..export.engine.tensorrt_builder import BuildSettings
 
     if args.shape and (args.shape_min or args.shape_opt or args.shape_max):
-        raise InputError("--shape is one size for all: leave --shape-min, --shape-opt and --shape-max out")
+        raise InputError("--shape sets a single size: omit --shape-min, --shape-opt and --shape-max")
     _check_effects(args, args.target == CPU_TARGET, is_instance_network(args.network))
     precision = PrecisionSettings(
         precision=args.precision,
@@ -250,25 +252,25 @@ _TENSORRT = (
 )
 
 
-def _check_effects(args: argparse.Namespace, for_cpu: bool, of_instances: bool) -> None:
-    """Refuse options that have no effect on this kind of network, target or precision."""
-    _refuse(args, _TENSORRT if for_cpu else (), "with --target onnxruntime")
-    if of_instances:
+def _check_effects(args: argparse.Namespace, for_cpu: bool, is_instance: bool) -> None:
+    """Raise InputError for options without effect on this kind of network, target or precision."""
+    _reject(args, _TENSORRT if for_cpu else (), "with --target onnxruntime")
+    if is_instance:
         options = (*_SHAPES, *_INT8, "keep", "min_agreement", "min_pq")
-        _refuse(args, options, "on an instance network, which sees views of one size")
-    _refuse(args, _INT8 if args.precision != "int8" else (), f"with --precision {args.precision}")
-    _refuse(args, ("keep",) if args.precision == "fp32" else (), "with --precision fp32")
+        _reject(args, options, "on an instance network, which takes views of one size")
+    _reject(args, _INT8 if args.precision != "int8" else (), f"with --precision {args.precision}")
+    _reject(args, ("keep",) if args.precision == "fp32" else (), "with --precision fp32")
 
 
-def _refuse(args: argparse.Namespace, options: Sequence[str], when: str) -> None:
+def _reject(args: argparse.Namespace, options: Sequence[str], when: str) -> None:
     given = [name for name in options if getattr(args, name) != args.parser.get_default(name)]
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise InputError(f"{names}: no effect {when}, leave it out")
+        raise InputError(f"{names}: no effect {when}, omit it")
 
 
 def _profile(args: argparse.Namespace) -> Any:
-    """Return the frame sizes of an engine; sizes that are not given fit those that are."""
+    """Return the frame sizes of an engine; defaults are adapted to the given sizes."""
     from ..export.engine.tensorrt_builder import Profile
 
     default = Profile()

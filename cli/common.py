@@ -1,4 +1,4 @@
-"""Shared by all verbs: declaring a verb, printing a report, naming a missing package or option."""
+"""Shared code of all verbs: add a verb, print a report, check packages and options."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def add_verb(
     examples: Sequence[Example] = (),
     reports: bool = True,
 ) -> Parser:
-    """Declare a verb.
+    """Add a verb to the program.
 
     Args:
         verbs: subparsers to add it to.
-        name: of the verb.
+        name: name of the verb.
         text: one sentence for its help.
-        handler: called with the parsed arguments; returns the exit status.
-        examples: for the end of its help.
-        reports: whether it takes ``--json``.
+        handler: function from the parsed arguments to the exit status.
+        examples: examples at the end of its help.
+        reports: add ``--json``.
     """
     verb: Parser = verbs.add_parser(name, help=text, description=text)
     verb.set_defaults(handler=handler, parser=verb)
@@ -44,8 +44,7 @@ def add_verb(
 def require(args: argparse.Namespace, *options: str) -> None:
     """Raise InputError for required options that are missing.
 
-    argparse would report them before it reports a missing file; handlers call this after looking at the
-    files.
+    argparse would report them before a missing file; handlers call this after they checked the files.
 
     Args:
         args: parsed arguments.
@@ -59,12 +58,12 @@ def require(args: argparse.Namespace, *options: str) -> None:
 
 
 def command_line(*words: object) -> str:
-    """Return a command that works when it is pasted into a shell."""
+    """Return a command line that can be pasted into a shell."""
     return shlex.join(str(word) for word in words)
 
 
 def as_json(report: dict[str, Any]) -> str:
-    """Return the report as JSON; NaN and infinity, which JSON does not have, become null."""
+    """Return the report as JSON; NaN and infinity become null."""
     return to_json(report)
 
 

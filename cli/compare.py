@@ -1,4 +1,4 @@
-"""``tfiseg compare``: two networks on the same frames."""
+"""``tfiseg compare``: compare two networks on the same frames."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .common import add_verb, as_json, require
-from .parser import Example, existing_file, whole
+from .parser import Example, existing_file, integer
 
 
 def add_compare(verbs: Any) -> None:
@@ -39,11 +39,11 @@ def add_compare(verbs: Any) -> None:
     )
     verb.source.add_argument("candidate", metavar="B", help="like A")
     verb.source.add_argument(
-        "--frames", metavar="SOURCE", help="required: folder of pictures, video, recording"
+        "--frames", metavar="SOURCE", help="required: folder of images, video, recording"
     )
     verb.source.add_argument(
         "--count",
-        type=whole(1),
+        type=integer(1),
         default=64,
         metavar="N",
         help="number of frames, a seeded sample (default: 64)",
@@ -56,10 +56,10 @@ def add_compare(verbs: Any) -> None:
         type=Path,
         default=Path("comparison.png"),
         metavar="FILE",
-        help="picture of the worst frames (default: comparison.png)",
+        help="contact sheet of the worst frames (default: comparison.png)",
     )
     verb.expert.add_argument(
-        "--threads", type=whole(0), default=0, metavar="N", help="CPU threads (default: all)"
+        "--threads", type=integer(0), default=0, metavar="N", help="CPU threads (default: all)"
     )
 
 
@@ -91,7 +91,7 @@ def _compare_text(report: dict[str, Any]) -> str:
     )
     return "\n".join(
         [
-            f"{report['frames']} frames: {report['label_agreement']:.3f}% of labels alike, PQ "
+            f"{report['frames']} frames: {report['label_agreement']:.3f}% of labels agree, PQ "
             f"{report['PQ']:.2f} ({same['same']} instances in both, {same['only_reference']} only in A, "
             f"{same['only_candidate']} only in B)",
             f"instances clear of the thresholds: PQ {report['stable_PQ']:.2f}, agreement of scores "

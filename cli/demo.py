@@ -1,4 +1,4 @@
-"""``tfiseg demo``: a clip of people who meet and pass, segmented or used to build an engine."""
+"""``tfiseg demo``: segment a clip of people who meet and pass, or build an engine with it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..errors import InputError
 from .build import run_build
 from .common import add_verb, command_line, need
 from .live import segment_source
-from .parser import Example, whole
+from .parser import Example, integer
 from .segmenter_options import add_segmenter_options, given_options
 
 _CLIP = Path(__file__).parent / "media" / "people.mp4"
-# what `tfiseg run` asks for and the demo doesn't
+# options of `tfiseg run` that the demo lacks
 _RUN_DEFAULTS = {
     "camera_size": None,
     "camera_fps": None,
@@ -40,7 +40,7 @@ def add_demo(verbs: Any) -> None:
             Example("tfiseg demo --engine", "build an fp16 engine instead", needs="TensorRT"),
         ],
     )
-    verb.source.add_argument("--frames", type=whole(1), metavar="N", help="stop after N frames")
+    verb.source.add_argument("--frames", type=integer(1), metavar="N", help="stop after N frames")
     verb.output.add_argument(
         "--out",
         type=Path,
@@ -67,7 +67,7 @@ def _demo(args: argparse.Namespace) -> int:
 def _demo_engine(args: argparse.Namespace) -> int:
     from ..runtime.networks.session import DEFAULT_MODEL
 
-    args.ending.work_begins()
+    args.shutdown.start_work()
     without_effect = [*(given_options(args).keys() - {"model"}), *(["frames"] if args.frames else [])]
     if without_effect:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(without_effect))

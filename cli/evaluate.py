@@ -1,4 +1,4 @@
-"""``tfiseg eval`` and ``tfiseg bench``: quality and speed, measured."""
+"""``tfiseg eval`` and ``tfiseg bench``: measure quality and speed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from .common import add_verb, as_json
-from .parser import Example, existing_folder, whole
+from .parser import Example, existing_folder, integer
 from .segmenter_options import add_segmenter_options, given_options
 
 
@@ -38,7 +38,7 @@ def add_eval(verbs: Any) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="write contact sheets of the best, median and worst pictures there",
+        help="write contact sheets of the best, median and worst images there",
     )
     verb.output.add_argument(
         "--against",
@@ -46,7 +46,7 @@ def add_eval(verbs: Any) -> None:
         choices=("components", "shape", "calibrated-components", "shipped"),
         default=(),
         help="baselines on the same class maps, without mask refinement (shipped: the instance network "
-        "that comes with tfiseg); the gain in PQ comes with its 95 %% interval over pictures",
+        "that comes with tfiseg); the gain in PQ is printed with its 95 %% interval over images",
     )
     add_segmenter_options(verb)
 
@@ -56,7 +56,7 @@ _MODEL_ONLY = ("model", "things", "min_score", "outlines", "long_side", "scales"
 
 
 def _check_options_for_truth(args: argparse.Namespace) -> None:
-    """Refuse options that have no effect on true class maps."""
+    """Raise InputError for options that have no effect on true class maps."""
     given = given_options(args)
     without_effect = [f"--{name.replace('_', '-')}" for name in _MODEL_ONLY if name in given]
     if given.get("refine") == "frame":
@@ -64,7 +64,7 @@ def _check_options_for_truth(args: argparse.Namespace) -> None:
     if without_effect:
         raise InputError(
             f"{', '.join(without_effect)}: no effect on true class maps. Use --semantic model to segment the "
-            "pictures."
+            "images."
         )
 
 
@@ -104,11 +104,11 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _eval_text(report: dict[str, Any]) -> str:
     lines = [
-        f"{report['set']} ({report['pictures']} pictures, {report['semantic']} masks): PQ "
+        f"{report['set']} ({report['pictures']} images, {report['semantic']} masks): PQ "
         f"{report['PQ']:.1f}  AP {report['AP']:.1f}  AP50 {report['AP50']:.1f}  AP75 {report['AP75']:.1f}  "
         f"boundary IoU {report['boundary_IoU']:.1f}  ({report['true_positives']} true positives, "
         f"{report['false_positives']} false positives, {report['false_negatives']} false negatives; "
-        f"{report['median_ms']:.0f} ms per picture)"
+        f"{report['median_ms']:.0f} ms per image)"
     ]
     if "mIoU" in report:
         per_class = ", ".join(f"{k} {v:.2f}" for k, v in report["per_class_IoU"].items())
@@ -123,7 +123,7 @@ def _eval_text(report: dict[str, Any]) -> str:
     for name, sizes in report["recall_by_size"].items():
         lines.append(f"recall of {name}: " + ", ".join(f"{part} {found}" for part, found in sizes.items()))
     if "contact_sheets" in report:
-        lines.append(f"best, median and worst pictures: {report['contact_sheets']}")
+        lines.append(f"best, median and worst images: {report['contact_sheets']}")
     return "\n".join(lines)
 
 
@@ -150,7 +150,7 @@ def add_bench(verbs: Any) -> None:
         "--side", type=int, default=1024, metavar="PX", help="side of the class map (default: 1024)"
     )
     verb.expert.add_argument(
-        "--threads", type=whole(1), default=1, metavar="N", help="CPU threads (default: 1)"
+        "--threads", type=integer(1), default=1, metavar="N", help="CPU threads (default: 1)"
     )
     verb.output.add_argument("--no-peers", action="store_true", help="time tfiseg alone")
 

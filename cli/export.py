@@ -1,4 +1,4 @@
-"""``tfiseg export``: any semantic network as ``NAME.onnx`` in tfiseg's format."""
+"""``tfiseg export``: write any semantic network as ``NAME.onnx`` in tfiseg's format."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from ..errors import InputError, SourceError, did_you_mean
 from ..files import printable
 from .common import add_verb, as_json, command_line, need, require
-from .parser import Example, Parser, existing_file, size, whole
+from .parser import Example, Parser, existing_file, integer, size
 
 _SOURCES = """a checkpoint of `tfiseg train`; an .onnx file of any layout; torchvision:NAME; smp:ARCH/ENCODER
 (segmentation-models-pytorch); hf:NAME_OR_FOLDER (transformers); python:module:function (returns a
 torch.nn.Module); or default or default-semantic, the network that comes with tfiseg (with and without its
 instance heads)"""
-_LISTED = 6  # classes that the report names
+_MAX_LISTED = 6  # classes in the report
 _OUTPUT_KINDS = ("logits", "softmax", "sigmoid", "binary", "class-map")
-# options without effect on a checkpoint of ours or the default network
-_OTHERS_ONLY = (
+# options without effect on a checkpoint of tfiseg or the default network
+_FOREIGN_ONLY = (
     "input_size",
     "mean",
     "std",
@@ -128,7 +128,7 @@ def _add_output_options(verb: Parser) -> None:
 
 
 class _OutputAction(argparse.Action):
-    """Tell the two meanings of --output apart: the file to write, and how to read the network's output."""
+    """Separates the two meanings of --output: the file to write, and the kind of the network's output."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         if values in _OUTPUT_KINDS:
@@ -146,12 +146,15 @@ class _OutputAction(argparse.Action):
 def _add_pixel_options(expert: Any) -> None:
     expert.add_argument(
         "--mean",
-        type=_three,
+        type=_one_or_three,
         metavar="M[,M,M]",
         help="subtracted from scaled pixels, in the network's channel order",
     )
     expert.add_argument(
-        "--std", type=_three, metavar="S[,S,S]", help="divisor of the pixels after the mean is subtracted"
+        "--std",
+        type=_one_or_three,
+        metavar="S[,S,S]",
+        help="divisor of the pixels after the mean is subtracted",
     )
     expert.add_argument("--scale", type=_number, metavar="F", help="factor of pixels 0..255 (default: 1/255)")
     order = expert.add_mutually_exclusive_group()
@@ -171,7 +174,7 @@ def _add_pixel_options(expert: Any) -> None:
     )
     expert.add_argument(
         "--opset",
-        type=whole(1),
+        type=integer(1),
         metavar="N",
         help="opset of the result, 13 or later (default: 18, or the .onnx file's own)",
     )
@@ -200,7 +203,7 @@ def _number(text: str) -> float:
     return value
 
 
-def _three(text: str) -> tuple[float, float, float]:
+def _one_or_three(text: str) -> tuple[float, float, float]:
     values = [_number(part) for part in text.split(",")]
     if len(values) not in (1, 3):
         raise argparse.ArgumentTypeError(f"expected one number or three separated by commas, got {text!r}")
@@ -212,14 +215,14 @@ def _export(args: argparse.Namespace) -> int:
     from ..export.onnx_import.any_network import DEFAULTS, TORCH_KINDS, export_any, export_default
 
     kind = args.source.partition(":")[0]
-    ours = kind not in TORCH_KINDS and not args.source.endswith(".onnx")
-    _check_options(args, ours, args.source in DEFAULTS)
+    is_ours = kind not in TORCH_KINDS and not args.source.endswith(".onnx")
+    _check_options(args, is_ours, args.source in DEFAULTS)
     if kind not in TORCH_KINDS and args.source not in DEFAULTS:
         _check_source(args.source, [*DEFAULTS, *(f"{name}:" for name in TORCH_KINDS)])
     require(args, "--output NAME.onnx")
     if args.source in DEFAULTS:
         report = export_default(args.output, args.source, args.long_side)
-    elif ours:
+    elif is_ours:
         report = _export_checkpoint(args)
     else:
         need("onnxsim", "export")
@@ -234,20 +237,21 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_options(args: argparse.Namespace, ours: bool, is_default: bool) -> None:
-    """Refuse options that have no effect on this kind of source."""
-    if ours and (given := [f"--{k.replace('_', '-')}" for k in _OTHERS_ONLY if getattr(args, k) is not None]):
+def _check_options(args: argparse.Namespace, is_ours: bool, is_default: bool) -> None:
+    """Raise InputError for options that have no effect on this kind of source."""
+    given = [f"--{name.replace('_', '-')}" for name in _FOREIGN_ONLY if getattr(args, name) is not None]
+    if is_ours and given:
         raise InputError(f"{', '.join(given)}: no effect on {args.source}, a network made by tfiseg")
-    if args.long_side is not None and not ours:
+    if args.long_side is not None and not is_ours:
         raise InputError("--long-side is for networks made by tfiseg; for others, use --input-size HxW")
-    if args.fp32_weights and (not ours or is_default):
+    if args.fp32_weights and (not is_ours or is_default):
         raise InputError(
             "--fp32-weights is for checkpoints of `tfiseg train`; other networks keep their weights"
         )
 
 
 def _check_source(source: str, known: list[str]) -> None:
-    """Raise SourceError for a file that does not exist."""
+    """Raise SourceError if a source is not a file."""
     if not Path(source).is_file():
         raise SourceError(
             f"there is no file {printable(source)}: a source is a file, or one of {', '.join(known)}."
@@ -278,7 +282,7 @@ def _export_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 def _options(args: argparse.Namespace) -> Any:
     from ..export.onnx_import.any_network import ExportSettings
 
-    taken = (
+    names = (
         "mean",
         "std",
         "scale",
@@ -297,24 +301,23 @@ def _options(args: argparse.Namespace) -> Any:
         input_size_hw=args.input_size,
         random_weights=bool(args.random_weights),
         thresholds=args.threshold,
-        **{name: getattr(args, name) for name in taken},
+        **{name: getattr(args, name) for name in names},
     )
 
 
-def _seen_lines(report: dict[str, Any]) -> list[str]:
-    """Say which classes the photos show; a class without pixels was not checked."""
+def _classes_text(report: dict[str, Any]) -> str:
+    """Return a line with the classes in the photos; a class without pixels was not checked."""
     shares, names = report["shares"], report["class_names"]
-    seen = sorted(shares, key=lambda name: -shares[name])
+    present = sorted(shares, key=lambda name: -shares[name])
+    text = f"classes on the photos: {_shortened([f'{name} {shares[name]:.1%}' for name in present])}"
     absent = [name for name in names if name not in shares]
-    text = "classes on the photos: " + ", ".join(f"{name} {shares[name]:.1%}" for name in seen[:_LISTED])
-    if len(seen) > _LISTED:
-        text += f" and {len(seen) - _LISTED} more"
-    if absent:
-        some = ", ".join(absent[:_LISTED]) + (
-            f" and {len(absent) - _LISTED} more" if absent[_LISTED:] else ""
-        )
-        text += f"; never seen: {some}"
-    return [text]
+    return f"{text}; never seen: {_shortened(absent)}" if absent else text
+
+
+def _shortened(items: list[str]) -> str:
+    """Join items with commas, at most ``_MAX_LISTED``."""
+    more = len(items) - _MAX_LISTED
+    return ", ".join(items[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _export_text(report: dict[str, Any], photos: str | None) -> str:
@@ -328,14 +331,14 @@ def _export_text(report: dict[str, Any], photos: str | None) -> str:
             f"{len(things)} of them countable",
             f"output read as: {report['reading']['sentence']}",
             f"removed from its end: {', '.join(report['removed']) or 'nothing'}",
-            *_seen_lines(report),
+            _classes_text(report),
             *(f"note: {note}" for note in report["notes"]),
         ]
     if "label_agreement" in report:
-        seen = f" ({report['labels_seen']} different labels)" if "labels_seen" in report else ""
+        count = f" ({report['labels_seen']} different labels)" if "labels_seen" in report else ""
         lines.append(
             f"labels: on each of {report['photos']} photos at least {report['label_agreement']:.3%} of the "
-            f"pixels as in the original{seen}"
+            f"pixels as in the original{count}"
         )
     if "triton" in report:
         triton = report["triton"]

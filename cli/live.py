@@ -1,4 +1,4 @@
-"""``tfiseg run`` and ``tfiseg view``: sources through a segmenter."""
+"""``tfiseg run`` and ``tfiseg view``: segment a source."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..errors import InputError, SourceError
 from ..files import printable
 from .archive import add_archive_options, check_archive_options, segment_archive_source
 from .common import add_verb, as_json
-from .parser import Example, Parser, number, size, whole
+from .parser import Example, Parser, integer, number, size
 from .segmenter_options import add_segmenter_options
 
-_VIEW_MIN_HITS = 3  # for moving pictures: most false positives appear in one or two frames
-_MAX_WORKERS = 8  # each holds a frame and a network's working memory
+_VIEW_MIN_HITS = 3  # for videos, in which most false positives appear in one or two frames
+_MAX_WORKERS = 8  # each needs memory for a frame and a network
 _SOURCES = 'file, folder, glob pattern (quoted), camera index, csi://N, "gst: ...", URL or "synthetic"'
 
 
@@ -40,7 +40,7 @@ def add_run(verbs: Any) -> None:
     )
     verb.set_defaults(opens_first=True)
     verb.source.add_argument("source", metavar="SOURCE", help=_SOURCES)
-    verb.source.add_argument("--frames", type=whole(1), metavar="N", help="stop after N frames")
+    verb.source.add_argument("--frames", type=integer(1), metavar="N", help="stop after N frames")
     _add_source_options(verb)
     verb.output.add_argument(
         "--out",
@@ -88,14 +88,14 @@ def _add_source_options(verb: Parser) -> None:
         "(default for live sources); all: drop none (default for files); every_nth: take each --nth",
     )
     source.add_argument(
-        "--nth", type=whole(1), default=1, metavar="N", help="with --policy every_nth: take each N-th frame"
+        "--nth", type=integer(1), default=1, metavar="N", help="with --policy every_nth: take each N-th frame"
     )
 
 
 def _add_min_hits(verb: Parser, default: str) -> None:
     verb.output.add_argument(
         "--min-hits",
-        type=whole(1),
+        type=integer(1),
         metavar="N",
         help=f"with track IDs: report an object from its N-th detection on (default: {default})",
     )
@@ -132,11 +132,12 @@ def _run(args: argparse.Namespace) -> int:
     check_archive_options(args)
     if args.ray is None:
         return segment_source(args)
-    args.ending.work_begins()
+    args.shutdown.start_work()
     return segment_archive_source(args)
 
 
 def segment_source(args: argparse.Namespace) -> int:
+    """Segment a source; returns the exit status."""
     from ..files import writable_folder
     from ..runtime.output.run import run, summary_table
     from ..runtime.segmenter import Segmenter
@@ -149,7 +150,7 @@ def segment_source(args: argparse.Namespace) -> int:
         tracker = _tracker(args, args.track)
         settings, workers = _shared_threads(args, source)
         with Segmenter.from_settings(settings) as segmenter:
-            args.ending.work_begins()
+            args.shutdown.start_work()
             summary = run(
                 source,
                 segmenter,
@@ -170,13 +171,13 @@ def segment_source(args: argparse.Namespace) -> int:
         )
         return 130
     if summary["error"]:
-        print(f"tfiseg {args.verb}: {summary['error']}; what was done is kept", file=sys.stderr)
+        print(f"tfiseg {args.verb}: {summary['error']}; completed results are kept", file=sys.stderr)
         return 1
     return 0
 
 
 def _shared_threads(args: argparse.Namespace, source: Any) -> tuple[Any, int]:
-    """Settings and number of workers: several frames of a file in parallel, or one frame on all threads."""
+    """Return settings and number of workers: several frames in parallel, or one frame on all threads."""
     from ..plugins.native import usable_threads
 
     frames = min((n for n in (source.frame_count, args.frames) if n is not None), default=_MAX_WORKERS)
@@ -210,7 +211,9 @@ def add_view(verbs: Any) -> None:
     verb.source.add_argument(
         "source", metavar="SOURCE", help=_SOURCES + "; files are played at their own frame rate"
     )
-    verb.source.add_argument("--frames", type=whole(1), metavar="N", help="stop after N frames of the source")
+    verb.source.add_argument(
+        "--frames", type=integer(1), metavar="N", help="stop after N frames of the source"
+    )
     _add_source_options(verb)
     verb.output.add_argument(
         "--serve",
@@ -241,9 +244,9 @@ def _view(args: argparse.Namespace) -> int:
     _check_policy(args)
     _check_file(args)
     serve = DEFAULT_ADDRESS if args.serve == "" or (args.serve is None and not has_window()) else args.serve
-    # the network first: a camera's frames would get old meanwhile
+    # open the network first, because a camera's frames would get old meanwhile
     with Segmenter.from_settings(args.settings) as segmenter, _source(args, realtime=True) as source:
-        args.ending.work_begins()
+        args.shutdown.start_work()
         report = view(
             source,
             segmenter,
@@ -263,7 +266,7 @@ def _view(args: argparse.Namespace) -> int:
 
 
 def _check_file(args: argparse.Namespace) -> None:
-    """Raise SourceError for a file that can't be opened, before a network is loaded."""
+    """Raise SourceError for a file that cannot be opened, before a network is loaded."""
     from ..runtime.sources.open_source import open_source
 
     path = Path(args.source)

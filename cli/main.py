@@ -10,13 +10,21 @@ from ..errors import InputError
 from .build import add_build
 from .compare import add_compare
 from .demo import add_demo
-from .ending import INTERRUPTED, Ending, ended_by_signals, finish_output, open_output, say, sentence_of
 from .evaluate import add_bench, add_eval
 from .export import add_export
 from .live import add_run, add_view
 from .parser import Example, Parser
 from .plugin import add_plugin
 from .segmenter_options import segmenter_settings
+from .shutdown import (
+    INTERRUPTED,
+    Shutdown,
+    error_message,
+    finish_output,
+    handle_signals,
+    open_output,
+    print_error,
+)
 from .tools import add_tools
 from .train import add_train
 
@@ -28,8 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: words of the command line without the program's name; default: those of this process.
 
     Returns:
-        Exit status: 0 only if what was asked for was done; 1 after an error; 2 without a verb; 130 after
-        Ctrl-C.
+        Exit status: 0 on success; 1 after an error; 2 without a verb; 130 after Ctrl-C.
 
     Raises:
         SystemExit: status 0 after ``--help``; status 2 if the command line is wrong.
@@ -38,41 +45,41 @@ def main(argv: list[str] | None = None) -> int:
         open_output()
     words = sys.argv[1:] if argv is None else argv
     verb = words[0] if words else ""
-    with ended_by_signals(verb, is_program=argv is None) as ending:
+    with handle_signals(verb, is_program=argv is None) as shutdown:
         try:
-            status = _run(words, verb, ending)
+            status = _run(words, verb, shutdown)
         except SystemExit as ended:  # --help, --version, a wrong command line
             raise SystemExit(finish_output(verb, int(ended.code or 0))) from None
         return finish_output(verb, status)
 
 
-def _run(words: list[str], verb: str, ending: Ending) -> int:
+def _run(words: list[str], verb: str, shutdown: Shutdown) -> int:
     parser = _parser()
     try:
         args = parser.parse_args(words)
-        args.argv, args.ending = words, ending
+        args.argv, args.shutdown = words, shutdown
         if not hasattr(args, "handler"):
             parser.print_help()
             return 2
         _read_settings(args)
         if not getattr(args, "opens_first", False):
-            ending.work_begins()
+            shutdown.start_work()
         return int(args.handler(args))
     except KeyboardInterrupt:
-        say(f"tfiseg {verb}: interrupted")
+        print_error(f"tfiseg {verb}: interrupted")
         return INTERRUPTED
     except Exception as wrong:
         if wrong is getattr(sys.stdout, "failed", None):
-            return 1  # finish_output says so
-        sentence = sentence_of(wrong)
-        if sentence is None:
+            return 1  # finish_output reports it
+        message = error_message(wrong)
+        if message is None:
             raise
-        say(f"tfiseg {verb}: {sentence}")
+        print_error(f"tfiseg {verb}: {message}")
         return 1
 
 
 def _read_settings(args: argparse.Namespace) -> None:
-    """Check segmenter options before a source or network is opened; they become ``args.settings``."""
+    """Set ``args.settings`` from segmenter options, before a source or network is opened."""
     if getattr(args, "segments", False):
         try:
             args.settings = segmenter_settings(args)

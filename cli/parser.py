@@ -13,7 +13,7 @@ from ..errors import SourceError, did_you_mean
 from ..files import printable
 
 GROUPS = ("source", "quality", "output", "expert")
-_ALIGNED = 70  # characters of a command that has its comment in the same line
+_ALIGNED = 70  # maximum length of a command with its comment on the same line
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,22 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def source(self) -> Any:
-        """Group of what is read."""
+        """Group of options for the input."""
         return self._by_title["source"]
 
     @property
     def quality(self) -> Any:
-        """Group of what decides how good the result is."""
+        """Group of options for the quality of the result."""
         return self._by_title["quality"]
 
     @property
     def output(self) -> Any:
-        """Group of what is written, and how it is reported."""
+        """Group of options for output files and reports."""
         return self._by_title["output"]
 
     @property
     def expert(self) -> Any:
-        """Group of what few users need."""
+        """Group of options that few users need."""
         return self._by_title["expert"]
 
     def set_examples(self, examples: Sequence[Example]) -> None:
@@ -99,12 +99,12 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong in one line, say where the options are listed, and exit with status 2."""
+        """Print the message and a hint to the help, and exit with status 2."""
         text = message.removeprefix("argument ")
         self.exit(2, f"{self.prog}: {text}\nRun `{self.prog} --help` for its options.\n")
 
 
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     """Return a parser type for integers in low..high."""
 
     def parse(text: str) -> int:
@@ -154,17 +154,17 @@ def size(order: str, low: int = 16, high: int = 8192) -> Callable[[str], tuple[i
 def existing_file(text: str) -> Path:
     """Parser type: a file that exists. Raises SourceError, so that a missing file is reported first."""
     if not Path(text).is_file():
-        what = (
+        is_folder = Path(text).is_dir()
+        raise SourceError(
             f"{printable(text)} is a folder, not a file"
-            if Path(text).is_dir()
+            if is_folder
             else f"there is no file {printable(text)}"
         )
-        raise SourceError(what)
     return Path(text)
 
 
 def existing_network(text: str) -> Path:
-    """Parser type: a network's file that exists. Raises SourceError, which says how to get one."""
+    """Parser type: a network's file that exists. Raises SourceError, which names the command to get one."""
     if not Path(text).is_file():
         raise SourceError(
             f"there is no network {printable(text)}: `tfiseg export default -o net.onnx` writes the one "

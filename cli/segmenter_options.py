@@ -1,6 +1,6 @@
-"""The options that say how to segment, shared by the verbs that do.
+"""Options of the segmenter, shared by the verbs that segment.
 
-Their defaults and checks are in ``SegmenterSettings``: only options that are given are passed on.
+``SegmenterSettings`` has their defaults and checks. Only given options are passed to it.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def add_segmenter_options(verb: Parser) -> None:
         "--min-area",
         type=int,
         metavar="PX",
-        help="leave out instances of fewer pixels (default: what the model was made for, else 0.1 %% of the "
-        "frame, at least 25; less with --tiles or a larger --long-side)",
+        help="leave out instances of fewer pixels (default: from the model, else 0.1 %% of the frame, at "
+        "least 25; less with --tiles or a larger --long-side)",
     )
     _add_expert_options(verb.expert)
     _add_pass_options(verb.expert)
@@ -100,16 +100,14 @@ def _add_expert_options(expert: Any) -> None:
     expert.add_argument(
         "--refine",
         metavar="{shape,frame,components}",
-        help="how to separate objects of a class, whatever --quality says. shape: by the shape of the "
-        "class map; frame: by the model's instance heads; components: refine each region with the instance "
-        "network",
+        help="how to separate objects of a class; overrides --quality. shape: by the shape of the class map; "
+        "frame: by the model's instance heads; components: refine each region with the instance network",
     )
     expert.add_argument(
         "--split",
         type=_split,
         metavar="S",
-        help='"auto" or a fixed saddle / peak ratio; 0 = never split (default: what the model says, else '
-        "auto)",
+        help='"auto" or a fixed saddle / peak ratio; 0 = never split (default: from the model, else auto)',
     )
     expert.add_argument(
         "--instance-model",
@@ -124,7 +122,8 @@ def _add_expert_options(expert: Any) -> None:
     expert.add_argument(
         "--thorough",
         action=argparse.BooleanOptionalAction,
-        help="refine more regions, and parts again (default: as the instance network says)",
+        help="exhaustive refinement: refine more regions, and parts again (default: from the instance "
+        "network)",
     )
     expert.add_argument(
         "--max-views",
@@ -174,7 +173,7 @@ def _add_pass_options(expert: Any) -> None:
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the segmenter options that the command line has: {option without dashes: value}."""
+    """Return the segmenter options in the command line: {option without dashes: value}."""
     return {name: value for name in _FIELDS if (value := getattr(args, name)) is not None}
 
 

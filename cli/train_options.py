@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .common import add_verb
-from .parser import Example, Parser, existing_file, existing_folder, existing_network, number, whole
+from .parser import Example, Parser, existing_file, existing_folder, existing_network, integer, number
 
 IMAGENET, NONE = "imagenet", "none"
 _NEEDS = "torch and time"
@@ -18,7 +18,7 @@ def add_semantic(kinds: Any, handler: Any) -> None:
     verb = add_verb(
         kinds,
         "semantic",
-        "Train the default semantic network from pictures and class maps.",
+        "Train the default semantic network from images and class maps.",
         handler,
         [
             Example(f"tfiseg train semantic {_DATA}", "to semantic.ckpt", needs=_NEEDS),
@@ -43,15 +43,15 @@ def add_semantic(kinds: Any, handler: Any) -> None:
         "--start",
         type=existing_file,
         metavar="FILE",
-        help="checkpoint or state dict to begin with; with --backbone mobilenetv2 also a DeepLab v3 with "
-        "MobileNetV2 as ONNX (default: ImageNet weights)",
+        help="initial weights: a checkpoint or state dict; with --backbone mobilenetv2 also a DeepLab v3 "
+        "with MobileNetV2 as ONNX (default: ImageNet weights)",
     )
     verb.quality.add_argument(
         "--teacher",
         type=existing_network,
         metavar="NET.onnx",
-        help="network with the same classes to learn from too, where no label by people contradicts it; "
-        "its class probabilities are kept beside the checkpoint",
+        help="network with the same classes for distillation, except where human labels differ; its class "
+        "probabilities are stored next to the checkpoint",
     )
     _add_learning_rate(verb)
 
@@ -61,7 +61,7 @@ def add_instance(kinds: Any, handler: Any) -> None:
     verb = add_verb(
         kinds,
         "instance",
-        "Train the instance network from pictures and class maps; it needs and uses no instance label.",
+        "Train the instance network from images and class maps, without instance labels.",
         handler,
         [
             Example(
@@ -69,7 +69,7 @@ def add_instance(kinds: Any, handler: Any) -> None:
             ),
             Example(
                 f"tfiseg train instance {_DATA} -o mine.onnx --steps 1500 --sheets check/",
-                "shorter, with pictures of the training data",
+                "shorter, with contact sheets of the training data",
                 needs=_NEEDS,
             ),
         ],
@@ -84,20 +84,20 @@ def add_instance(kinds: Any, handler: Any) -> None:
         help="class maps of photos that show one object each, as `tfiseg train cutouts` writes them",
     )
     _add_instance_quality(verb.quality)
-    _add_fit(verb, "bank, of composites and of what was left out", 8000)
+    _add_fit(verb, "bank, composites and dropped objects", 8000)
     verb.output.add_argument(
         "--licence", metavar="TEXT", default="not stated", help="terms of use, for the model's metadata"
     )
     verb.expert.add_argument(
         "--start",
         metavar="FILE",
-        help=f'a checkpoint to begin with, or "{IMAGENET}" '
+        help=f'initial weights: a checkpoint, or "{IMAGENET}" '
         "(default: export/instance/tfiseg-instance.pt of the repository)",
     )
     verb.expert.add_argument(
         "--teacher",
         metavar="M",
-        help=f'an instance network that first splits groups in the pictures; "{NONE}": single objects only '
+        help=f'an instance network that splits groups in the images; "{NONE}": single objects only '
         f"(default: the one that comes with tfiseg; none with --start {IMAGENET})",
     )
     _add_learning_rate(verb)
@@ -106,21 +106,21 @@ def add_instance(kinds: Any, handler: Any) -> None:
 def _add_instance_quality(quality: Any) -> None:
     quality.add_argument(
         "--view-px",
-        type=whole(32),
+        type=integer(32),
         default=192,
         metavar="N",
-        help="side of its views, a multiple of 32: larger ones show more, time grows with the square "
+        help="side of its views, a multiple of 32; larger views show more, and time grows with the square "
         "(default: 192)",
     )
     quality.add_argument(
         "--outline-steps",
-        type=whole(0),
+        type=integer(0),
         metavar="N",
         help="training steps for mask refinement (default: half of --steps; 0: the network refines no masks)",
     )
     quality.add_argument(
         "--min-area",
-        type=whole(0),
+        type=integer(0),
         metavar="PX",
         help="for small objects, e.g. nuclei: minimum area in pixels with this network (default: 0.1 %% of "
         "a frame, at least 25)",
@@ -225,24 +225,24 @@ def _add_learning_rate(verb: Parser) -> None:
         type=number(0, above=True),
         default=2e-3,
         metavar="X",
-        help="peak learning rate; use less to continue on the same pictures (default: 0.002)",
+        help="peak learning rate; use less to continue on the same images (default: 0.002)",
     )
 
 
 def _add_fit(verb: Parser, sheets: str, composites: int) -> None:
     verb.expert.add_argument(
         "--rule-composites",
-        type=whole(1),
+        type=integer(1),
         default=composites,
         metavar="N",
         help=f"composites to fit the rules on (default: {composites})",
     )
     verb.output.add_argument(
-        "--sheets", type=Path, metavar="DIR", help=f"write pictures of the {sheets} there"
+        "--sheets", type=Path, metavar="DIR", help=f"write contact sheets of {sheets} there"
     )
     verb.expert.add_argument(
         "--workers",
-        type=whole(0),
+        type=integer(0),
         default=1,
         metavar="N",
         help="processes that make composites; 0: the main process (default: 1)",
@@ -257,12 +257,12 @@ def _add_fit(verb: Parser, sheets: str, composites: int) -> None:
 
 def _add_data(verb: Parser) -> None:
     source = verb.source
-    source.add_argument("--images", type=existing_folder, metavar="DIR", help="required: folder of pictures")
+    source.add_argument("--images", type=existing_folder, metavar="DIR", help="required: folder of images")
     source.add_argument(
         "--semantic",
         type=existing_folder,
         metavar="DIR",
-        help="required: class maps, NAME.png for each picture: 8 bit, class ids, 255 = ignore",
+        help="required: class maps, NAME.png for each image: 8 bit, class IDs, 255 = ignore",
     )
     _add_confidence(verb)
 
@@ -297,7 +297,7 @@ def _add_run(verb: Parser, checkpoint: str, steps: int, unit: str, batch: int = 
     )
     verb.quality.add_argument(
         "--steps",
-        type=whole(1),
+        type=integer(1),
         default=steps,
         metavar="N",
         help=f"training steps of {batch} {unit} each (default: {steps})",
@@ -308,5 +308,5 @@ def _add_run(verb: Parser, checkpoint: str, steps: int, unit: str, batch: int = 
 def _add_seed_and_threads(verb: Parser) -> None:
     verb.expert.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
     verb.expert.add_argument(
-        "--threads", type=whole(0), default=0, metavar="N", help="CPU threads (default: all)"
+        "--threads", type=integer(0), default=0, metavar="N", help="CPU threads (default: all)"
     )

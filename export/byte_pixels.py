@@ -1,6 +1,6 @@
-"""Feed networks that take bytes with whole numbers in float32, which TensorRT accepts between layers.
+"""Replace uint8 inputs of networks by float32 with the same integers, 0..255.
 
-TensorRT has no uint8 tensors within a network. The values are the same: 0..255 after rounding.
+TensorRT has no uint8 tensors between layers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def with_float_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
-    makers = {name: node for node in graph.node for name in node.output}
-    casts = [node for node in graph.node if _is_cast_to_bytes(node, makers)]
+    producers = {name: node for node in graph.node for name in node.output}
+    casts = [node for node in graph.node if _is_cast_to_bytes(node, producers)]
     if len(casts) != 1 or casts[0].output[0] in {o.name for o in graph.output}:
         return model
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -49,9 +49,9 @@ def with_float_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _is_cast_to_bytes(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> bool:
-    """Tell whether a node is the last step of ``frame_graph.pixel_nodes`` for bytes."""
-    rounds = makers.get(node.input[0]) if node.op_type == "Cast" else None
+def _is_cast_to_bytes(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> bool:
+    """Return whether a node is the last step of ``frame_graph.pixel_nodes`` for bytes."""
+    rounds = producers.get(node.input[0]) if node.op_type == "Cast" else None
     is_ours = rounds is not None and rounds.op_type == "Round" and rounds.output[0] == "pre.whole"
     return is_ours and node.attribute[0].i == TensorProto.UINT8
 
@@ -89,7 +89,7 @@ def _followers(
 
 
 def _is_conversion(node: onnx.NodeProto, moved: set[str], scalars: set[str]) -> bool:
-    """Tell whether a node converts the bytes to another type, all channels alike, and does nothing else."""
+    """Return whether a node only converts the bytes to another type, the same way for all channels."""
     return (
         node.op_type in _ENDS
         and not moved.intersection(node.input[1:])
@@ -114,7 +114,7 @@ def _replace_dequantize(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
 
 
 def _bypass(graph: onnx.GraphProto, cast: onnx.NodeProto) -> None:
-    """Remove a cast; what it reads takes the name of its result, which other code knows."""
-    (maker,) = (node for node in graph.node if cast.input[0] in node.output)
-    maker.output[0] = cast.output[0]
+    """Remove a cast; its input takes the name of its output, which other code uses."""
+    (producer,) = (node for node in graph.node if cast.input[0] in node.output)
+    producer.output[0] = cast.output[0]
     graph.node.remove(cast)

@@ -1,4 +1,4 @@
-"""Checkpoints and weights: the one reader of what ``torch.save`` wrote, and one error for what is none."""
+"""Read checkpoints and weights written by ``torch.save``."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _MAX_DEPTH = 8
 
 
 def read_checkpoint(path: Path, kind: str, device: str = "cpu") -> dict[str, Any]:
-    """Read tensors, numbers and texts by name. No code in the file runs.
+    """Read a dict of tensors, numbers and texts, without running code in the file.
 
     Args:
         path: the file.
-        kind: what it should be, for the message, e.g. "a checkpoint of `tfiseg train semantic`".
-        device: where tensors go.
+        kind: expected kind for the message, e.g. "a checkpoint of `tfiseg train semantic`".
+        device: device of the tensors.
 
     Returns:
-        dict: of the file. Tensors in it are finite.
+        The dict in the file; its tensors are finite.
 
     Raises:
-        ModelError: there is no such file, it is none of ``torch.save``, or it holds anything else.
+        ModelError: the file is missing, was not written by ``torch.save``, or has other content.
     """
     try:
         _check_file(path)
@@ -57,7 +57,7 @@ def _check_file(path: Path) -> None:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ModelError(f"{path} has {size} bytes, limit {MAX_BYTES}")
-    if zipfile.is_zipfile(path):  # torch stores without compression: what unpacks to more is a bomb
+    if zipfile.is_zipfile(path):  # torch does not compress, so a file that unpacks to more is a zip bomb
         with zipfile.ZipFile(path) as parts:
             unpacked = sum(part.file_size for part in parts.infolist())
             names = [name.split("/", 1)[-1] for name in parts.namelist()]

@@ -30,7 +30,7 @@ def compare_networks(
             ``tfiseg export``.
         frames: a source of frames, see ``open_source``.
         count, seed: size and seed of the sample.
-        sheet: path of the picture of the worst frames.
+        sheet: path of the contact sheet of the worst frames.
         threads: CPU threads; 0 = all.
         quiet: show no progress bars.
 

@@ -1,4 +1,4 @@
-"""Write trained networks as files, whole or not at all, and check them against torch."""
+"""Write trained networks as files, atomically, and check them against torch."""
 
 from __future__ import annotations
 

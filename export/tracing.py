@@ -42,7 +42,7 @@ def trace(
     return program.model_proto  # each access creates a new one
 
 
-def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+def simplify_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a simplified copy; raises ModelError if its results differ."""
     simple, sound = onnxsim.simplify(model)
     if not sound:

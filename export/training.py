@@ -1,4 +1,4 @@
-"""Shared by all trainers: set-up, learning rate, progress, running average of weights, checkpoints."""
+"""Shared code of all trainers: setup, learning rate, progress, average of weights, checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import InputError, ModelError
 from ..files import whole_file
 from .checkpoint import read_checkpoint
 
-HELD_SEED = 1_000_003  # added to a recipe's seed: composites that are never trained on
+HELD_SEED = 1_000_003  # added to a recipe's seed for composites that are not trained on
 
 
 def prepare(seed: int, threads: int | None = None) -> None:
@@ -34,15 +34,15 @@ def learning_rate(step: int, steps: int, warm_up: int = 100) -> float:
     return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.003
 
 
-def say(text: str) -> None:
-    """Print a line above the progress bar, on stderr; stdout is for the report."""
+def print_line(text: str) -> None:
+    """Print a line above the progress bar, on stderr, because stdout is for the report."""
     tqdm.write(text, file=sys.stderr)
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, peak: Sequence[float], step: int, steps: int) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, peak: Sequence[float], step: int, steps: int) -> None:
     """Set the learning rate of each group for a step, given the peaks."""
     rate = learning_rate(step, steps)
-    for group, top in zip(optimiser.param_groups, peak, strict=True):
+    for group, top in zip(optimizer.param_groups, peak, strict=True):
         group["lr"] = top * rate
 
 
@@ -70,13 +70,13 @@ class Progress:
         self._bar.set_postfix_str(" ".join(shown), refresh=False)
         self._bar.update()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line with the minutes since the start."""
-        say(f"{text}, {(time.monotonic() - self._began) / 60:.0f} min")
+        print_line(f"{text}, {(time.monotonic() - self._began) / 60:.0f} min")
 
-    def say_scores(self, step: int, scores: Mapping[str, float]) -> None:
+    def print_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Print the scores of a validation."""
-        self.say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+        self.print_line(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
 
     def close(self) -> None:
         """Remove the bar."""
@@ -97,18 +97,18 @@ def update_average(average: dict[str, Tensor], network: nn.Module, step: int, lo
 def descend(
     parts: Sequence[Tensor],
     network: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
     step: int,
     checkpoint: Path | None = None,
 ) -> list[float]:
-    """Take one optimizer step on the sum of a loss's parts, and update the running average.
+    """Take one optimizer step on the sum of losses, and update the running average.
 
     Returns:
-        Values of the parts.
+        Values of the losses.
 
     Raises:
-        InputError: a part isn't finite; ``checkpoint`` keeps its last state.
+        InputError: a loss is not finite; ``checkpoint`` keeps its last state.
     """
     losses = [part.item() for part in parts]
     if not all(map(math.isfinite, losses)):
@@ -118,16 +118,16 @@ def descend(
         raise InputError(
             f"the loss of step {step} is {losses[0] if len(losses) == 1 else losses}: training stops{kept}"
         )
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     sum(parts[1:], parts[0]).backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-    optimiser.step()
+    optimizer.step()
     update_average(average, network, step)
     return losses
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``path`` whole or not at all."""
+    """Write ``path`` atomically."""
     with whole_file(path) as part:
         torch.save(state, part)
 

@@ -53,7 +53,7 @@ _MARK = "# Written by `tfiseg triton`, which replaces this folder when it writes
 
 
 @dataclass(frozen=True)
-class _Served:
+class _ServedModel:
     """A model for Triton.
 
     ``inputs`` and ``outputs`` have name, dtype and complete shape, with free sides by name. ``max_frames``
@@ -78,7 +78,7 @@ def write_repository(
     instances: int = 1,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Write a model into a Triton model repository: whole, or not at all.
+    """Write a model into a Triton model repository, atomically.
 
     Args:
         model: NAME.onnx in tfiseg's format, or a TensorRT NAME.engine with its record.
@@ -130,8 +130,8 @@ def write_repository(
     }
 
 
-def _server_options(served: _Served, plugin: str) -> str:
-    """Return what an engine adds to the server's command; ``plugin``: path of the autoregister library."""
+def _server_options(served: _ServedModel, plugin: str) -> str:
+    """Return an engine's options of the server's command; ``plugin``: path of the autoregister library."""
     if served.record is None:
         return ""
     if served.record["built_with"].get("version_compatible"):
@@ -160,18 +160,18 @@ def _check_settings(folder: Path, name: str, batch: int | None, instances: int, 
             f"{folder} is the folder of a model (it has a config.pbtxt). Pass its parent, the repository"
         )
     target = folder / name
-    if target.exists() and not _is_ours(target):
+    if target.exists() and not _is_generated(target):
         raise InputError(
             f"{target} exists and was not written by `tfiseg triton`. Pass another --name, or move it away"
         )
 
 
-def _is_ours(target: Path) -> bool:
+def _is_generated(target: Path) -> bool:
     config = target / "config.pbtxt"
     return config.is_file() and config.read_text(errors="replace").startswith(_MARK)
 
 
-def _network(path: Path, batch: int | None) -> _Served:
+def _network(path: Path, batch: int | None) -> _ServedModel:
     model, info = read_network(path)
     if any(layer.precision == "int8" for layer in layer_precisions(model)):
         _check_optimized(path)
@@ -181,7 +181,7 @@ def _network(path: Path, batch: int | None) -> _Served:
         except ModelError:
             if batch is not None:
                 raise
-    return _Served(
+    return _ServedModel(
         platform="onnxruntime_onnx",
         file="model.onnx",
         metadata=info.extra,
@@ -219,7 +219,7 @@ def _check_optimized(path: Path) -> None:
             )
 
 
-def _engine(path: Path) -> _Served:
+def _engine(path: Path) -> _ServedModel:
     record = read_sidecar(path)
     plan = check_content(path, record)
     made, shapes = record["built_with"], record["built_from"]["shapes"]
@@ -239,7 +239,7 @@ def _engine(path: Path) -> _Served:
             {"name": "count", "dtype": "int32", "shape": [n]},
             {"name": "table", "dtype": "float32", "shape": [n, MAX_INSTANCES, len(TABLE_COLUMNS)]},
         ]
-    return _Served(
+    return _ServedModel(
         platform="tensorrt_plan",
         file="model.plan",
         metadata=record["model"],
@@ -265,13 +265,15 @@ def _tensor(one: Mapping[str, Any], batched: bool) -> dict[str, Any]:
     )  # a number per frame: Triton needs an axis, the model has none
 
 
-def _config_text(config: Mapping[str, Any], served: _Served, digest: str, instances: int, device: str) -> str:
+def _config_text(
+    config: Mapping[str, Any], served: _ServedModel, digest: str, instances: int, device: str
+) -> str:
     """Return config.pbtxt: a ``ModelConfig`` of Triton's model_config.proto, as text."""
 
     def lines() -> Iterator[str]:
         yield _MARK
-        yield f"name: {_quoted(config['name'])}"
-        yield f"platform: {_quoted(config['platform'])}"
+        yield f"name: {_quote(config['name'])}"
+        yield f"platform: {_quote(config['platform'])}"
         if config["max_batch_size"] == 0:
             yield "# one frame per call: Triton must not batch requests, and dims are complete"
         yield f"max_batch_size: {config['max_batch_size']}"
@@ -279,11 +281,11 @@ def _config_text(config: Mapping[str, Any], served: _Served, digest: str, instan
             for one in config[side]:
                 more = " reshape { shape: [] }" if "reshape" in one else ""
                 more += (
-                    f" label_filename: {_quoted('labels.txt')}"
+                    f" label_filename: {_quote('labels.txt')}"
                     if side == "outputs" and one["name"] in _LABELLED
                     else ""
                 )
-                name, kind = _quoted(one["name"]), one["data_type"]
+                name, kind = _quote(one["name"]), one["data_type"]
                 yield f"{side[:-1]} {{ name: {name} data_type: {kind} dims: {one['dims']}{more} }}"
         yield f"instance_group {{ count: {instances} kind: KIND_{device.upper()} }}"
         yield "version_policy { latest { num_versions: 1 } }"
@@ -293,7 +295,7 @@ def _config_text(config: Mapping[str, Any], served: _Served, digest: str, instan
             frame = zip(one["dims"][-3:], (*served.warm_hw, 3), strict=True)
             sides = [*one["dims"][:-3], *(free if side == -1 else side for side, free in frame)]
             inputs = (
-                f"key: {_quoted(one['name'])} value "
+                f"key: {_quote(one['name'])} value "
                 f"{{ data_type: {one['data_type']} dims: {sides} zero_data: true }}"
             )
             yield "# the first frame is slow: kernels are chosen or compiled"
@@ -302,18 +304,18 @@ def _config_text(config: Mapping[str, Any], served: _Served, digest: str, instan
             (_PARAMETER, json.dumps(served.metadata, ensure_ascii=False)),
             (f"{_PARAMETER}.sha256", digest),
         ):
-            yield f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}"
+            yield f"parameters {{ key: {_quote(key)} value {{ string_value: {_quote(value)} }} }}"
 
     return "\n".join(lines()) + "\n"
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """Quote a string for protobuf's text format, which includes JSON's escapes."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def _readme(config: Mapping[str, Any], served: _Served, options: str) -> str:
-    def listed(side: str) -> str:
+def _readme(config: Mapping[str, Any], served: _ServedModel, options: str) -> str:
+    def list_tensors(side: str) -> str:
         return (
             "\n".join(f"- `{one['name']}` {one['data_type']} {one['dims']}" for one in config[side])
             or "- those of the engine"
@@ -346,16 +348,16 @@ in NVIDIA's Triton container, where /models is the parent of this folder
 A client of tfiseg: `python samples/triton_client.py SOURCE --model {config["name"]}`.
 
 Input:
-{listed("inputs")}
+{list_tensors("inputs")}
 
 Outputs:
-{listed("outputs")}
+{list_tensors("outputs")}
 
 {chr(10).join(notes)}
 """
 
 
-def _write(served: _Served, folder: Path, name: str, files: Mapping[str, str]) -> None:
+def _write(served: _ServedModel, folder: Path, name: str, files: Mapping[str, str]) -> None:
     """Write a temporary folder and rename it, so that a running server sees the old or the new model."""
     target = folder / name
     try:

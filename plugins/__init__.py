@@ -1,2 +1,1 @@
-"""The clustering operator: numpy reference, native library, and the one function that checks its input and
-calls it."""
+"""The clustering operator: NumPy reference, native library and TensorRT plugin."""

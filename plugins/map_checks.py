@@ -1,4 +1,4 @@
-"""Checks of the maps that the operator takes: shapes, ranges, strides."""
+"""Check the operator's input maps: shapes, ranges, strides."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from .settings import IGNORE, MAX_SIDE
 
 
 def is_logits(grid: NDArray[Any]) -> bool:
-    """Whether a semantic map holds logits, by its type; raises InputError for what is neither."""
+    """Return whether a semantic map has logits, not class IDs; raises InputError if it has neither."""
     if np.issubdtype(grid.dtype, np.floating):
         if grid.ndim in (3, 4):
             return True
         raise InputError(
-            "a floating-point semantic is taken as logits (C, h, w) or (N, C, h, w), got shape "
-            f"{grid.shape}; "
-            "for a class map pass integers: semantic.astype(np.uint8)"
+            f"floating-point semantic must be logits (C, h, w) or (N, C, h, w), got shape {grid.shape}; "
+            "for a class map, pass integers: semantic.astype(np.uint8)"
         )
     if np.issubdtype(grid.dtype, np.integer) or grid.dtype == bool:
         if grid.ndim in (2, 3):
@@ -35,7 +34,7 @@ def is_logits(grid: NDArray[Any]) -> bool:
 
 
 def checked_semantic(given: NDArray[Any], logits: bool) -> NDArray[Any]:
-    """Logits float32 (N, C, h, w) or a class map uint8 (N, h, w), from the same of any type."""
+    """Check logits or a class map of any type; returns float32 (N, C, h, w) or uint8 (N, h, w)."""
     check_sides(given.shape[-2:], "semantic", MAX_SIDE)
     if not logits:
         if given.dtype != np.uint8 and given.size and (given.min() < 0 or given.max() > 255):
@@ -45,8 +44,7 @@ def checked_semantic(given: NDArray[Any], logits: bool) -> NDArray[Any]:
         given = np.ascontiguousarray(given, np.float32)
     if not is_finite(given):
         raise InputError(
-            "logits contain NaN or infinity: check the network's output (fp16 overflow and missing "
-            "normalisation do this)"
+            "logits contain NaN or infinity: check the network for fp16 overflow and missing normalization"
         )
     if not 2 <= given.shape[1] <= 255:
         raise InputError(
@@ -57,22 +55,22 @@ def checked_semantic(given: NDArray[Any], logits: bool) -> NDArray[Any]:
 
 
 def is_finite(array: NDArray[Any]) -> bool:
-    # NaN and infinity pass through a sum, which needs no array of flags; a sum of large finite numbers may
-    # overflow
+    """Return whether all values are finite."""
+    # a sum needs no array of flags and keeps NaN and infinity, but large finite numbers may overflow
     with np.errstate(all="ignore"):
         return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
-def warn_of_look_alikes(grid: NDArray[Any], is_logits: bool) -> None:
-    """What is valid by its shape but most likely meant otherwise."""
+def check_plausibility(grid: NDArray[Any], is_logits: bool) -> None:
+    """Raise InputError for images, and warn about maps that are valid but probably a mistake."""
     if not is_logits and grid.ndim == 3 and grid.shape[-1] in (3, 4) and grid.shape[0] > 16:
         raise InputError(
-            f"{grid.shape} looks like a picture, not a class map (H, W): run a semantic network on it, or "
-            "tfiseg.Segmenter"
+            f"{grid.shape} looks like an image, expected a class map (H, W): run a semantic network or "
+            "tfiseg.Segmenter on it"
         )
     if is_logits and grid.ndim == 3 and min(grid.shape[:2]) > 4 * grid.shape[2]:
         warnings.warn(
-            f"logits {grid.shape} are taken as (C, h, w); if they are (h, w, C), "
+            f"logits {grid.shape} are read as (C, h, w); if they are (h, w, C), "
             "pass logits.transpose(2, 0, 1)",
             stacklevel=5,
         )
@@ -84,8 +82,8 @@ def warn_of_look_alikes(grid: NDArray[Any], is_logits: bool) -> None:
         and not ((grid > 0) & (grid < IGNORE)).any()
     ):
         warnings.warn(
-            "the class map holds only 0 and 255, and 255 means ignore; "
-            "a binary mask is (mask > 0).astype(np.uint8)",
+            "the class map has only 0 and 255, and 255 means ignore; "
+            "for a binary mask, pass (mask > 0).astype(np.uint8)",
             stacklevel=5,
         )
 
@@ -99,7 +97,7 @@ def _as_floats(value: ArrayLike, name: str) -> NDArray[np.float32]:
 
 
 def checked_size(value: object, name: str) -> tuple[int, int]:
-    """(H, W) of what a user gives; raises InputError."""
+    """Return a size (H, W) as integers; raises InputError."""
     if isinstance(value, Sequence | np.ndarray) and len(value) == 2:
         sides = tuple(int(side) for side in value if isinstance(side, Integral))
         if len(sides) == 2:
@@ -107,16 +105,16 @@ def checked_size(value: object, name: str) -> tuple[int, int]:
     raise InputError(f"{name} must be two integers (H, W), got {value!r}")
 
 
-def check_sides(hw: Sequence[int], name: str, most: int) -> None:
-    if len(hw) != 2 or not all(1 <= s <= most for s in hw):
-        raise InputError(f"{name}: sides must lie in 1..{most}, got {tuple(hw)}")
+def check_sides(hw: Sequence[int], name: str, limit: int) -> None:
+    """Raise InputError if a side is not in 1..limit."""
+    if len(hw) != 2 or not all(1 <= s <= limit for s in hw):
+        raise InputError(f"{name}: sides must lie in 1..{limit}, got {tuple(hw)}")
 
 
 def checked_field(
     value: ArrayLike | None, batched: bool, n: int, shape: tuple[int, int, int], name: str
 ) -> NDArray[np.float32] | None:
-    """float32 (N, *shape), finite; a map that is an integer factor smaller is an error here: displacements do
-    not scale."""
+    """Check a map of exactly this shape, because displacements do not scale; returns float32 (N, *shape)."""
     if value is None:
         return None
     array = _as_floats(value, name)
@@ -131,7 +129,7 @@ def checked_field(
 def checked_plane(
     value: ArrayLike | None, batched: bool, n: int, h: int, w: int, name: str
 ) -> tuple[NDArray[np.float32] | None, int]:
-    """float32 (N, h / stride, w / stride) in [0, 1], and the stride."""
+    """Check a map of probabilities; returns float32 (N, h / stride, w / stride) and the stride."""
     if value is None:
         return None, 1
     array = _as_floats(value, name)
@@ -143,19 +141,20 @@ def checked_plane(
     return np.ascontiguousarray(array), stride
 
 
-def enlarged(
+def enlarge(
     plane: NDArray[np.float32] | None, stride: int, size_hw: tuple[int, int]
 ) -> NDArray[np.float32] | None:
+    """Repeat the cells of a map so that it has the size of the grid."""
     if plane is None or stride == 1:
         return plane
-    repeated = plane.repeat(stride, -1).repeat(stride, -2)  # rows last: whole ones are copied
+    repeated = plane.repeat(stride, -1).repeat(stride, -2)  # rows last, which copies whole rows
     return np.ascontiguousarray(repeated[:, : size_hw[0], : size_hw[1]])
 
 
 def checked_affinity(
     value: ArrayLike | None, batched: bool, n: int, h: int, w: int, offsets: NDArray[np.int32]
 ) -> tuple[NDArray[np.float32] | None, int]:
-    """float32 (N, A, h / stride, w / stride) in [0, 1], and the stride."""
+    """Check affinities; returns float32 (N, A, h / stride, w / stride) and the stride."""
     if value is None:
         return None, 1
     array = _as_floats(value, "affinity")
@@ -172,8 +171,9 @@ def checked_affinity(
 
 def _stride(shape: Sequence[int], h: int, w: int, name: str) -> int:
     rows = max(1, shape[0])
-    least, most = -(-h // rows), max(h, w) if rows == 1 else (h - 1) // (rows - 1)  # that leave so many rows
-    fits = [s for s in range(least, most + 1) if (-(-h // s), -(-w // s)) == tuple(shape)]
+    # smallest and largest stride that give this number of rows
+    low, high = -(-h // rows), max(h, w) if rows == 1 else (h - 1) // (rows - 1)
+    fits = [s for s in range(low, high + 1) if (-(-h // s), -(-w // s)) == tuple(shape)]
     if not fits:
         raise InputError(
             f"{name} of {tuple(shape)} is neither the grid {(h, w)} nor an integer factor smaller"
@@ -183,7 +183,7 @@ def _stride(shape: Sequence[int], h: int, w: int, name: str) -> int:
 
 
 def _check_unit(array: NDArray[np.float32], name: str) -> None:
-    # written so that NaN fails, too
+    # this condition also rejects NaN
     if array.size and not (array.min() >= 0 and array.max() <= 1):
         raise InputError(
             f"{name} must lie in [0, 1], got {array.min()}..{array.max()}: apply a sigmoid to logits"

@@ -1,4 +1,4 @@
-"""The native clustering library through its C API (csrc/tfiseg.h), by ctypes: calls release the GIL."""
+"""The native clustering library through its C API (csrc/tfiseg.h), by ctypes. Calls release the GIL."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ class ResultStruct(ctypes.Structure):
 
 
 def library_path() -> Path:
-    """Where the native library lies; raises TfisegError with the command that builds it."""
+    """Return the native library's path; raises TfisegError with the command that builds it."""
     here = Path(__file__).parent
     candidates = [here / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     for path in candidates:
         if path.exists():
             return path
     raise TfisegError(
-        "tfiseg's native library is not built; looked for "
+        "tfiseg's native library is not built; searched for "
         + ", ".join(str(p) for p in candidates)
         + ". Build it with `pip install .` in the repository (it needs a C++17 compiler)."
     )
@@ -96,18 +96,23 @@ def library_path() -> Path:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The loaded native library."""
+    """Return the loaded native library."""
     return load_library(library_path(), "`pip install .` again")
 
 
-def load_library(path: Path, mend: str) -> ctypes.CDLL:
-    """A library with tfiseg's C API, its types set; raises TfisegError, with what mends it, where it is
-    another version's."""
+def load_library(path: Path, build_command: str) -> ctypes.CDLL:
+    """Load a library with tfiseg's C API.
+
+    Raises:
+        TfisegError: it has another API version; the message names ``build_command``.
+    """
     loaded = ctypes.CDLL(str(path))
     loaded.tfiseg_status_string.restype = ctypes.c_char_p
     version = loaded.tfiseg_api_version()
     if version != API_VERSION:
-        raise TfisegError(f"{path} has C API version {version}, this package wants {API_VERSION}: run {mend}")
+        raise TfisegError(
+            f"{path} has C API version {version}, this package needs {API_VERSION}: run {build_command}"
+        )
     for sizes in (loaded.tfiseg_workspace_size, loaded.tfiseg_views_workspace_size):
         sizes.restype = ctypes.c_int64
     return loaded
@@ -115,7 +120,7 @@ def load_library(path: Path, mend: str) -> ctypes.CDLL:
 
 @functools.cache
 def usable_threads() -> int:
-    """Processors that this process may use: its affinity, and a container's quota."""
+    """Return the number of processors that this process may use, by affinity and container quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -134,10 +139,10 @@ def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
 
 @dataclass(frozen=True)
 class MapAddresses:
-    """Where the maps of one batch lie, in host memory or on the GPU, and how they are laid out.
+    """Addresses and layout of the maps of a batch, in host memory or on the GPU.
 
-    Addresses are None for maps that aren't there; see ``Problem`` for shapes. ``value_type``: 0 float32, 1
-    float16 (tfiseg_value_type); ``classes`` and ``affinity_channels``: of logits and affinity.
+    Addresses of missing maps are None; see ``Problem`` for shapes. ``value_type`` is 0 for float32, 1 for
+    float16 (tfiseg_value_type); ``classes`` and ``affinity_channels`` are those of logits and affinity.
     """
 
     batch: int
@@ -157,7 +162,7 @@ class MapAddresses:
 
 
 def fill_struct(maps: MapAddresses, settings: ClusterSettings, threads: int = 1) -> ProblemStruct:
-    """The C API's structure; it points into the settings' arrays and the maps, which must outlive it."""
+    """Return the C API's structure, which points into the settings' arrays and the maps: keep them alive."""
     return ProblemStruct(
         struct_size=ctypes.sizeof(ProblemStruct),
         batch=maps.batch,
@@ -193,7 +198,7 @@ def fill_struct(maps: MapAddresses, settings: ClusterSettings, threads: int = 1)
 
 
 def problem_struct(problem: Problem, threads: int = 1) -> ProblemStruct:
-    """The problem as C has it; it points into the problem's arrays, which must outlive it."""
+    """Return a problem as the C API's structure, which points into its arrays: keep them alive."""
     maps = MapAddresses(
         batch=problem.batch,
         grid_hw=problem.grid_hw,
@@ -213,11 +218,12 @@ def problem_struct(problem: Problem, threads: int = 1) -> ProblemStruct:
 
 
 def _hidden_units(rule: NDArray[np.float32] | None) -> int:
-    """Hidden units of a rule as tfiseg.h has it."""
+    """Return the number of hidden units of a rule."""
     return 0 if rule is None else len(rule) // (len(EVIDENCE_FEATURES) + 2)
 
 
 def check(status: int) -> None:
+    """Raise TfisegError if a call of the library failed."""
     if status:
         raise TfisegError(
             f"tfiseg's native library failed: {library().tfiseg_status_string(status).decode()} (status "
@@ -226,19 +232,23 @@ def check(status: int) -> None:
 
 
 class NativeCall:
-    """One batch and the memory for its result: ``run()`` may be repeated, over inputs that change in place,
-    without allocating."""
+    """A batch and the memory for its result.
+
+    ``run()`` may be repeated without allocating memory, also after the inputs have changed in place.
+    """
 
     def __init__(self, problem: Problem, threads: int | None = None) -> None:
         n, (h, w) = problem.batch, problem.out_hw
         self._problem = problem  # keeps the inputs' memory alive
-        self._asked = problem_struct(problem, threads or usable_threads())
+        self._struct = problem_struct(problem, threads or usable_threads())
         self._label_map = np.empty((n, h, w), np.int32)
         self._semantic_map = np.empty((n, h, w), np.uint8)
         self._count = np.empty(n, np.int32)
         self._regions = np.empty(n, np.int32)
         self._table = np.empty((n, problem.settings.max_instances, 10), np.float32)
-        self._room = _workspace(int(library().tfiseg_workspace_size(ctypes.byref(self._asked), ON_CPU)))
+        self._workspace_array = _workspace(
+            int(library().tfiseg_workspace_size(ctypes.byref(self._struct), ON_CPU))
+        )
         self._out = ResultStruct(
             ctypes.sizeof(ResultStruct),
             label_map=_address(self._label_map),
@@ -246,26 +256,25 @@ class NativeCall:
             count=_address(self._count),
             regions=_address(self._regions),
             table=_address(self._table),
-            workspace=_address(self._room),
-            workspace_bytes=self._room.nbytes,
+            workspace=_address(self._workspace_array),
+            workspace_bytes=self._workspace_array.nbytes,
         )
 
     def run(self) -> Clustering:
-        """Cluster; the result's arrays are this object's own, overwritten by the next run."""
-        check(library().tfiseg_cluster_cpu(ctypes.byref(self._asked), ctypes.byref(self._out)))
+        """Cluster the batch; the next run overwrites the result's arrays."""
+        check(library().tfiseg_cluster_cpu(ctypes.byref(self._struct), ctypes.byref(self._out)))
         table = self._table[:, : int(self._count.max())]
         times = self._out.cluster_ms, self._out.upsample_ms
         return Clustering(self._label_map, self._semantic_map, self._count, table, self._regions, *times)
 
 
 def cluster_native(problem: Problem, threads: int | None = None) -> Clustering:
-    """Cluster one batch on ``threads`` CPU threads (default: all that the process may use)."""
+    """Cluster a batch on ``threads`` CPU threads (default: all that the process may use)."""
     return NativeCall(problem, threads).run()
 
 
 def _workspace(size: int) -> NDArray[np.float64]:
-    """Scratch memory of at least ``size`` bytes, kept per thread while it is small: fresh pages cost more
-    than the work on them."""
+    """Return scratch memory of at least ``size`` bytes; each thread reuses its own if it is small."""
     kept: NDArray[np.float64] | None = getattr(_local, "workspace", None)
     if kept is not None and kept.nbytes >= size:
         return kept
@@ -276,14 +285,19 @@ def _workspace(size: int) -> NDArray[np.float64]:
 
 
 def fit_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """A frame uint8 (H, W, 3) as a network of another size sees it: float32 (3, h, w), 0..255, channels in
-    their order.
+    """Resize a frame like the preprocessing in tfiseg's models, to 1e-4 of 255.
 
-    Bilinear to twice the size and averaged 2 x 2, as the preprocessing in tfiseg's models does it, to 1e-4 of
-    255.
+    It is resized bilinearly to twice the size and averaged 2 x 2.
+
+    Args:
+        frame: uint8 (H, W, 3).
+        size_hw: (h, w) of the result.
+
+    Returns:
+        float32 (3, h, w), 0..255, with the frame's channel order.
 
     Raises:
-        InputError: it is no such frame.
+        InputError: the frame has another type or shape.
     """
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         raise InputError(f"a frame must be uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
@@ -294,15 +308,25 @@ def fit_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.
 
 
 def region_counts(masks: NDArray[np.uint8], threads: int | None = None) -> NDArray[np.int32]:
-    """How many regions each of the masks uint8 (K, h, w), 0/1, has by its shape, before any merge: int32
-    (K,); one: it has no neck."""
+    """Count the regions of masks before any merge; a mask of one region has no neck.
+
+    Args:
+        masks: uint8 (K, h, w), 0/1.
+        threads: CPU threads.
+
+    Returns:
+        int32 (K,).
+    """
     problem = problem_of(masks, max_instances=1)
     return cluster_native(problem, threads).regions
 
 
 def region_graph(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """The graph that the split rule decides on, of the first picture: region map (h, w), regions (n, 8),
-    edges (m, 7); see tfiseg.h."""
+    """Return the region graph of a problem's first map, see tfiseg.h.
+
+    Returns:
+        Region map int32 (h, w), regions int64 (n, 8), edges int64 (m, 7).
+    """
     h, w = problem.grid_hw
     region_map = np.empty((h, w), np.int32)
     counts = np.zeros(2, np.int64)

@@ -1,5 +1,7 @@
-"""The decision from shape, in numpy: what csrc/merge.h computes, in the same order of operations on
-float64."""
+"""Features of region pairs for split and merge rules, in NumPy.
+
+They equal those of csrc/merge.h: the same operations on float64, in the same order.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,16 @@ Edges = NDArray[np.int64]
 
 
 def coarse_log2(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """log2, linear between powers of two: no two libraries' log agree in the last bit."""
+    """Return log2, linear between powers of two, because libraries' logarithms differ in the last bit."""
     mantissa, exponent = np.frexp(x)
     return (exponent - 1).astype(np.float64) + (mantissa * 2.0 - 1.0)
 
 
 def compactness(regions: Regions) -> NDArray[np.float64]:
-    """Area over the area of the ellipse with the same second moments, (n,): 1 for an ellipse, less for
-    anything hollow or bent."""
+    """Return area over the area of the ellipse with the same second moments, (n,).
+
+    It is 1 for an ellipse and lower for hollow or bent regions.
+    """
     n, sx, sy, sxx, sxy, syy = (regions[:, k].astype(np.float64) for k in range(6))
     mx, my = sx / n, sy / n
     cxx = (sxx / n - mx * mx) + 1.0 / 12.0
@@ -49,7 +53,7 @@ def compactness(regions: Regions) -> NDArray[np.float64]:
 
 
 def union(a: Regions, b: Regions) -> Regions:
-    """Rows of the unions of two regions each."""
+    """Return the rows of the unions of pairs of regions."""
     both = a + b
     both[:, PEAK] = np.maximum(a[:, PEAK], b[:, PEAK])
     both[:, CLASS] = a[:, CLASS]
@@ -57,12 +61,12 @@ def union(a: Regions, b: Regions) -> Regions:
 
 
 def neck_features(regions: Regions, edges: Edges) -> NDArray[np.float64]:
-    """What the decision sees of each edge (a, b, saddle, contact): (m, 13), columns ``FEATURES``."""
+    """Return the split rule's features of each edge (a, b, saddle, contact): (m, 13), see ``FEATURES``."""
     a, b = regions[edges[:, 0]], regions[edges[:, 1]]
     a_small = (a[:, 0] <= b[:, 0])[:, None]
     small, large = np.where(a_small, a, b), np.where(a_small, b, a)
     neck = np.sqrt(edges[:, 2].astype(np.float64))
-    # at least 1, as it is but where a given field took the distances' place
+    # a peak is below 1 only if a given displacement replaces distances
     peak_small, peak_large = (np.sqrt(np.maximum(r[:, PEAK], 1).astype(np.float64)) for r in (small, large))
     side_small, side_large = np.sqrt(small[:, 0].astype(np.float64)), np.sqrt(large[:, 0].astype(np.float64))
     dx = small[:, 1] / small[:, 0] - large[:, 1] / large[:, 0]
@@ -88,9 +92,11 @@ def neck_features(regions: Regions, edges: Edges) -> NDArray[np.float64]:
 
 
 def evidence_features(regions: Regions, edges: Edges) -> NDArray[np.float64]:
-    """What a merge rule sees of each edge (a, b, saddle, contact, boundary sum, affinity sum, affinity
-    count), whose regions need not
-    touch: (m, 17), columns ``EVIDENCE_FEATURES``."""
+    """Return a merge rule's features of each edge: (m, 17), see ``EVIDENCE_FEATURES``.
+
+    Edges are (a, b, saddle, contact, boundary sum, affinity sum, affinity count); their regions need not
+    touch.
+    """
     contact, boundary, affinity, pairs = (edges[:, k].astype(np.float64) for k in (3, 4, 5, 6))
     return np.concatenate(
         [

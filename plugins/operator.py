@@ -1,5 +1,7 @@
-"""``cluster`` and ``cluster_batch``: instance masks from somebody's own semantic network. They check their
-input once; everything below trusts it."""
+"""``cluster`` and ``cluster_batch``: instance masks from the output of any semantic network.
+
+They check their input; functions below do not check it again.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,15 @@ from ..arrays import as_numpy
 from ..errors import InputError
 from ..instances import Instances, instances_from_table
 from .map_checks import (
+    check_plausibility,
     check_sides,
     checked_affinity,
     checked_field,
     checked_plane,
     checked_semantic,
     checked_size,
-    enlarged,
+    enlarge,
     is_logits,
-    warn_of_look_alikes,
 )
 from .native import cluster_native
 from .problem import FLAG_MERGE_STOPPED, Clustering, Problem
@@ -73,7 +75,7 @@ def cluster(
         affinity: float (A, h, w) in [0, 1], probability that a cell and the cell at each of
             ``affinity_offsets`` lie on one object; as large as the grid, or smaller by an integer factor.
         scores: float (H, W) in [0, 1], per-pixel confidence; default: softmax of the logits, or 1.
-        things: class ids that are countable, or one of them; default: all but 0.
+        things: IDs of countable classes, or one ID; default: all but 0.
         split: "auto" decides from the shape of each neck; a float cuts where saddle / peak is below it (0 =
             never: connected components); {class id: float} sets it for these classes.
         min_area: smallest instance to keep, in pixels of the result.
@@ -85,7 +87,7 @@ def cluster(
         threads: CPU threads; default: all that the process may use.
 
     Raises:
-        InputError: an argument is invalid; the message says which, and what is expected.
+        InputError: an argument is invalid; the message names it and the expected value.
 
     Example:
         >>> instances = cluster(class_map)
@@ -120,14 +122,14 @@ def cluster_batch(
     Args:
         semantic: class maps, integers (N, H, W), or logits, floats (N, C, h, w); see ``cluster``.
         displacement, boundary, affinity, scores: as for ``cluster``, each with a leading axis N.
-        settings: how; default: ``ClusterSettings()``.
+        settings: clustering settings; default: ``ClusterSettings()``.
         output_size_hw, class_names, threads: as for ``cluster``.
 
     Returns:
-        list[Instances]: one for each of the N; empty if there are none.
+        list[Instances]: N elements.
 
     Raises:
-        InputError: the input is unusable.
+        InputError: an argument is invalid; the message names it and the expected value.
     """
     if not len(as_numpy(semantic, "semantic")):
         return []
@@ -149,19 +151,15 @@ def _checked_problem(
 ) -> Problem:
     grid = as_numpy(semantic, "semantic")
     logits = is_logits(grid)
-    warn_of_look_alikes(grid, logits)
+    check_plausibility(grid, logits)
     if (grid.ndim == (4 if logits else 3)) != batched:
         axes = f"{'(N, C, h, w)' if logits else '(N, H, W)'}"
         raise InputError(
             f"semantic has shape {grid.shape}: "
-            + (
-                f"cluster_batch takes {axes}"
-                if batched
-                else "cluster takes one picture, cluster_batch several"
-            )
+            + (f"cluster_batch takes {axes}" if batched else "cluster takes one map, cluster_batch several")
         )
-    given = checked_semantic(grid if batched else grid[None], logits)
-    n, (h, w) = len(given), given.shape[-2:]
+    checked = checked_semantic(grid if batched else grid[None], logits)
+    n, (h, w) = len(checked), checked.shape[-2:]
     out_hw = (h, w) if output_size_hw is None else checked_size(output_size_hw, "output_size_hw")
     check_sides(out_hw, "output_size_hw", MAX_OUT_SIDE)
     if not logits and out_hw != (h, w):
@@ -170,43 +168,43 @@ def _checked_problem(
             "(nearest)"
         )
     _check_effects(settings, affinity is not None, boundary is not None)
-    contours, boundary_stride = checked_plane(boundary, batched, n, h, w, "boundary")
-    links, stride = checked_affinity(affinity, batched, n, h, w, settings.affinity_offsets)
+    boundaries, boundary_stride = checked_plane(boundary, batched, n, h, w, "boundary")
+    affinities, stride = checked_affinity(affinity, batched, n, h, w, settings.affinity_offsets)
     return Problem(
-        class_map=None if logits else given,
-        logits=given if logits else None,
+        class_map=None if logits else checked,
+        logits=checked if logits else None,
         out_hw=(out_hw[0], out_hw[1]),
         settings=settings,
         displacement=checked_field(displacement, batched, n, (2, h, w), "displacement"),
-        boundary=contours,
-        affinity=links,
+        boundary=boundaries,
+        affinity=affinities,
         affinity_stride=stride,
         boundary_stride=boundary_stride,
-        scores=enlarged(*checked_plane(scores, batched, n, h, w, "scores"), (h, w)),
+        scores=enlarge(*checked_plane(scores, batched, n, h, w, "scores"), (h, w)),
     )
 
 
 def _check_effects(settings: ClusterSettings, affinity: bool, boundary: bool) -> None:
-    """Refuse settings that weigh maps which aren't given."""
+    """Raise InputError for settings of maps that are missing."""
     if settings.merge_rule is not None and not affinity:
-        raise InputError("a merge_rule weighs affinities: give them as well")
+        raise InputError("merge_rule needs affinities: pass affinity too")
     if settings.part_rule is not None and not (affinity and boundary):
-        raise InputError("a part_rule weighs affinities and boundaries: give them as well")
+        raise InputError("part_rule needs affinities and boundaries: pass affinity and boundary too")
     if settings.sharpen and not boundary:
-        raise InputError("sharpen moves cuts onto a boundary: give boundary as well")
+        raise InputError("sharpen moves cuts onto a boundary: pass boundary too")
 
 
 def _check_choices(settings: ClusterSettings, displacement: bool, affinity: bool) -> None:
-    """Refuse values that the caller chose for maps which aren't given, or which other maps overrule."""
+    """Raise InputError for values that have no effect with these maps."""
     if (displacement or affinity) and not np.isnan(settings.split_table).all():
-        raise InputError(
-            "split decides by shape: with displacement or affinity it has no effect, leave it out"
-        )
+        raise InputError("split has no effect with displacement or affinity: omit it")
     if settings.centre_radius != CENTRE_RADIUS and not displacement:
-        raise InputError("centre_radius marks centers by displacement: give displacement as well")
+        raise InputError(
+            "centre_radius has no effect without displacement: pass displacement too, or omit it"
+        )
     if settings.merge_affinity != MERGE_AFFINITY and (not affinity or settings.merge_rule is not None):
         raise InputError(
-            "merge_affinity decides by affinity, if there is no merge_rule: give affinity, or leave it out"
+            "merge_affinity has an effect only with affinity and without merge_rule: pass affinity or omit it"
         )
 
 
@@ -225,9 +223,8 @@ def _instances_of(result: Clustering, class_names: Sequence[str]) -> list[Instan
         (result.table[k, :n, -1].astype(int) & FLAG_MERGE_STOPPED).any() for k, n in enumerate(result.count)
     ):
         warnings.warn(
-            "merging stopped at its budget, so instances may be parts of objects: the class map or the "
-            "evidence "
-            "looks like noise. Check what the network gives",
+            "merging stopped at its budget, so instances may be parts of objects. The class map or the "
+            "evidence looks like noise: check the network's output",
             MergeStoppedWarning,
             stacklevel=3,
         )

@@ -1,5 +1,4 @@
-"""Build libtfiseg_plugin.so with what the machine has: CMake, nvcc and TensorRT's headers from the system,
-else from PyPI."""
+"""Build libtfiseg_plugin.so with CMake, nvcc and TensorRT's headers of the system, else of PyPI."""
 
 from __future__ import annotations
 
@@ -60,14 +59,14 @@ def build_plugin(
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as wrong:
         raise TfisegError(
-            f"can't write to {target.parent}: {wrong.strerror}; give another place with --output"
+            f"can't write to {target.parent}: {wrong.strerror}; pass another path with --output"
         ) from wrong
     log = _compile(target, architectures, headers, (cmake, nvcc), say)
     report = kernel_report(log.read_text())
     spilling = [f"{k['kernel']} (sm_{k['architecture']})" for k in report if k["spill_bytes"]]
     if spilling:
         say(f"  registers spill to memory in: {', '.join(spilling)}")
-    facts = _facts(report, architectures, nvcc, headers)
+    facts = _build_information(report, architectures, nvcc, headers)
     target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
     return target
 
@@ -105,10 +104,10 @@ def _compile(
     return log
 
 
-def _facts(
+def _build_information(
     report: Sequence[dict[str, Any]], architectures: Sequence[str], nvcc: Path, headers: Path | None
 ) -> dict[str, Any]:
-    """Return what is written beside the library: what it was built from and with."""
+    """Return the build information for the JSON file beside the library."""
     return {
         "source": source_hash(),
         "architectures": sorted({k["architecture"] for k in report}, key=int)
@@ -136,12 +135,12 @@ def _run(
         errors = [line for line in log.read_text().splitlines() if "error" in line.lower()]
         raise TfisegError(
             f"the plugin could not be built: {errors[0].strip() if errors else command[0] + ' failed'}. "
-            f"Everything is in {log}"
+            f"The full log is {log}"
         )
 
 
 def find_cmake() -> Path:
-    """CMake on the PATH, or the PyPI package's beside this Python. Raises MissingDependencyError."""
+    """Return CMake's path, on the PATH or next to this Python; raises MissingDependencyError."""
     found = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
     if not found:
         raise MissingDependencyError(
@@ -152,50 +151,51 @@ def find_cmake() -> Path:
 
 
 def find_nvcc() -> Path:
-    """nvcc that CUDACXX names, of the PATH, of /usr/local/cuda, or of PyPI. Raises MissingDependencyError."""
+    """Return nvcc's path, from CUDACXX, the PATH, /usr/local/cuda or PyPI; raises MissingDependencyError."""
     named = os.environ.get("CUDACXX")
-    tried = [Path(named)] if named else []
+    candidates = [Path(named)] if named else []
     on_path = shutil.which("nvcc")
-    tried += [Path(on_path)] if on_path else []
-    tried.append(Path("/usr/local/cuda/bin/nvcc"))
-    package = importlib.util.find_spec("nvidia")  # a namespace: PyPI's CUDA lies in nvidia/cu13
-    tried += [
+    candidates += [Path(on_path)] if on_path else []
+    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    package = importlib.util.find_spec("nvidia")  # a namespace: PyPI's CUDA is in nvidia/cu13
+    candidates += [
         Path(folder) / "cu13" / "bin" / "nvcc"
         for folder in (package.submodule_search_locations or [] if package else [])
     ]
-    for path in tried:
+    for path in candidates:
         if path.is_file():
             return path
     raise MissingDependencyError(
-        f"building the plugin needs CUDA's compiler; looked for {', '.join(map(str, tried))}. JetPack and "
-        "the CUDA toolkit bring it, "
-        'or pip install ".[plugin]" in the repository'
+        f"building the plugin needs CUDA's compiler; searched for {', '.join(map(str, candidates))}. Install "
+        'JetPack or the CUDA toolkit, or run pip install ".[plugin]" in the repository'
     )
 
 
 def find_tensorrt_headers() -> Path:
-    """Folder of NvInferRuntime.h: TENSORRT_ROOT's, the system's, or that of PyPI's kernel-lens. Raises
-    MissingDependencyError."""
+    """Return the folder of NvInferRuntime.h, from TENSORRT_ROOT, the system or PyPI's kernel-lens.
+
+    Raises:
+        MissingDependencyError: there is none.
+    """
     root = os.environ.get("TENSORRT_ROOT")
-    tried = [Path(root) / "include"] if root else []
-    tried += [
+    candidates = [Path(root) / "include"] if root else []
+    candidates += [
         Path(f"/usr/include/{platform.machine()}-linux-gnu"),
         Path("/usr/include"),
         Path("/usr/local/tensorrt/include"),
     ]
     package = importlib.util.find_spec("kernel_lens")  # finds its folder without importing it
-    tried += [
+    candidates += [
         Path(folder) / "include" / "tensorrt"
         for folder in (package.submodule_search_locations or [] if package else [])
     ]
-    for folder in tried:
+    for folder in candidates:
         if (folder / "NvInferRuntime.h").is_file():
             return folder
     raise MissingDependencyError(
-        f"building the TensorRT plugin needs TensorRT's headers; looked in {', '.join(map(str, tried))}. "
-        "JetPack and TensorRT's developer "
-        "packages bring them, or `pip install --no-deps kernel-lens==2.0.1`; --without-tensorrt builds the C "
-        "API alone"
+        f"building the TensorRT plugin needs TensorRT's headers; searched in "
+        f"{', '.join(map(str, candidates))}. Install JetPack, TensorRT's developer packages, or "
+        "`pip install --no-deps kernel-lens==2.0.1`; --without-tensorrt builds the C API alone"
     )
 
 
@@ -207,8 +207,7 @@ _PTXAS = {
 
 
 def kernel_report(log: str) -> list[dict[str, Any]]:
-    """What ptxas says (nvcc -Xptxas=-v) of every kernel: registers, shared memory and spilled bytes, per
-    architecture."""
+    """Read registers, shared memory and spilled bytes of each kernel and architecture from ptxas's output."""
     rows = []
     for name, architecture, body in re.findall(
         r"Compiling entry function '(\w+)' for 'sm_(\d+)'\n(.*?Used [^\n]*)", log, re.DOTALL
@@ -219,8 +218,7 @@ def kernel_report(log: str) -> list[dict[str, Any]]:
 
 
 def _plain_name(mangled: str) -> str:
-    """``each_kernel<Labels>`` of an Itanium-mangled name: identifiers are written with their length before
-    them."""
+    """Return ``each_kernel<Labels>`` for an Itanium-mangled name, in which lengths precede identifiers."""
     names, at = [], 0
     while at < len(mangled):
         length = re.match(r"\d+", mangled[at:])
@@ -228,9 +226,7 @@ def _plain_name(mangled: str) -> str:
             at += 1
             continue
         start = at + length.end()
-        at = start + int(
-            length[0]
-        )  # past the identifier: digits inside it, as in an anonymous namespace's hash, are no lengths
+        at = start + int(length[0])  # digits inside an identifier are not lengths
         names.append(mangled[start:at])
     kernel = next(word for word in names if word.endswith("_kernel"))
     phase = names[names.index(kernel) + 1 :]
@@ -238,8 +234,8 @@ def _plain_name(mangled: str) -> str:
 
 
 def _version_of(nvcc: Path) -> str:
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    found = re.search(r"V(\d+\.\d+\.\d+)", said)
+    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"V(\d+\.\d+\.\d+)", output)
     return found[1] if found else "unknown"
 
 

@@ -1,4 +1,4 @@
-"""Where libtfiseg_plugin.so is, what it is, and the one way to load it into TensorRT."""
+"""Find, describe and load libtfiseg_plugin.so."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FACTS = record(
 
 @functools.cache
 def source_hash() -> str:
-    """Of everything that the library is built from: 12 hexadecimal digits."""
+    """Return a digest of the library's sources, 12 hex digits."""
     digest = hashlib.sha256()
     folders = (SOURCE / "cmake", SOURCE / "csrc")
     for path in [
@@ -47,27 +47,29 @@ def source_hash() -> str:
 
 
 def cache_folder() -> Path:
-    """Where tfiseg keeps what it can make again."""
+    """Return the folder of files that tfiseg can create again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfiseg"
 
 
 def default_path() -> Path:
-    """Where `tfiseg plugin build` puts the library: a cache folder per state of the source, so a stale one is
-    never loaded."""
+    """Return the library's path in the cache, which depends on the source: an old build is never loaded."""
     return cache_folder() / f"plugin-{source_hash()}" / LIBRARY
 
 
 def plugin_path() -> Path:
-    """The built library: what the variable TFISEG_PLUGIN names, else what `tfiseg plugin build` made. Raises
-    TfisegError."""
+    """Return the path of the built library, from the variable TFISEG_PLUGIN or `tfiseg plugin build`.
+
+    Raises:
+        TfisegError: it is not built.
+    """
     named = os.environ.get(PATH_VARIABLE)
     path = Path(named) if named else default_path()
     if path.is_file():
         return path
-    said = f" (the variable {PATH_VARIABLE} names it)" if named else ""
+    origin = f" (from the variable {PATH_VARIABLE})" if named else ""
     raise TfisegError(
-        f"the TensorRT plugin is not built: there is no {path}{said}. Build it with `tfiseg plugin build`, "
-        f"or let {PATH_VARIABLE} name a {LIBRARY}"
+        f"the TensorRT plugin is not built: there is no {path}{origin}. Build it with `tfiseg plugin build`, "
+        f"or set {PATH_VARIABLE} to the path of a {LIBRARY}"
     )
 
 
@@ -88,8 +90,11 @@ def autoregister_path() -> Path:
 
 
 def plugin_info(path: Path | None = None) -> dict[str, Any]:
-    """What is known of a built library (default: the one in use): sha256, size, what its build wrote beside
-    it. Raises TfisegError."""
+    """Return sha256, size and build information of a library (default: the one in use).
+
+    Raises:
+        TfisegError: it is not built, or its build information is damaged.
+    """
     path = path or plugin_path()
     content = path.read_bytes()
     info: dict[str, Any] = {
@@ -113,7 +118,7 @@ def plugin_info(path: Path | None = None) -> dict[str, Any]:
 
 
 def describe(info: dict[str, Any]) -> str:
-    """``plugin_info()`` as a few lines of text."""
+    """Return ``plugin_info()`` as a few lines of text."""
     lines = [
         info["path"],
         f"  {info['namespace']}::{info['name']} version {info['version']}, {info['bytes'] / 1e6:.1f} MB, "
@@ -131,10 +136,10 @@ def describe(info: dict[str, Any]) -> str:
             else "  C API only: built without TensorRT's headers"
         )
         kernels = info["kernels"]
-        most = max((k["registers"] for k in kernels), default=0)
+        registers = max((k["registers"] for k in kernels), default=0)
         spilling = sum(1 for k in kernels if k["spill_bytes"])
         lines.append(
-            f"  {len({k['kernel'] for k in kernels})} kernels, at most {most} registers, "
+            f"  {len({k['kernel'] for k in kernels})} kernels, at most {registers} registers, "
             f"{spilling or 'none'} spilling"
         )
     if not info["is_of_this_source"]:
@@ -143,17 +148,16 @@ def describe(info: dict[str, Any]) -> str:
 
 
 def load_plugin(tensorrt: Any = None) -> Path:
-    """Register the operator with TensorRT. May be called any number of times, by anybody.
+    """Register the operator with TensorRT; further calls have no effect.
 
     Args:
         tensorrt: the module to load it into; default: ``tensorrt``, else ``tensorrt_rtx``.
 
     Returns:
-        Path of the library; of the one that would be loaded, if the operator is registered already.
+        Path of the library; if the operator is already registered, the path that would be loaded.
 
     Raises:
-        TfisegError: the library is not built or TensorRT refuses it; lists the paths tried and the creators
-            registered.
+        TfisegError: the library is not built, or TensorRT rejects it.
         MissingDependencyError: TensorRT is not installed.
 
     Example:
@@ -171,24 +175,22 @@ def load_plugin(tensorrt: Any = None) -> Path:
     if not is_registered(registry):
         registry.load_library(str(path))
     if not is_registered(registry):
-        wanted = f"{PLUGIN_NAMESPACE}::{PLUGIN_NAME} version {PLUGIN_VERSION}"
+        expected = f"{PLUGIN_NAMESPACE}::{PLUGIN_NAME} version {PLUGIN_VERSION}"
         raise TfisegError(
-            f"{module.__name__} {module.__version__} did not take the plugin from {path}: its logger's "
-            "message says why. "
-            f"Wanted: {wanted}; registered: {', '.join(creators(registry)) or 'nothing'}. "
-            "`tfiseg plugin info` says what the library was built from, `tfiseg plugin build --force` builds "
-            "it anew"
+            f"{module.__name__} {module.__version__} did not load the plugin from {path}; see its log. "
+            f"Expected: {expected}; registered: {', '.join(creators(registry)) or 'nothing'}. "
+            "`tfiseg plugin build --force` builds it again"
         )
     return path
 
 
 def creators(registry: Any) -> list[str]:
-    """``namespace::name (version)`` of every plugin that a TensorRT registry knows."""
+    """Return ``namespace::name (version)`` of every plugin in a TensorRT registry."""
     return sorted(f"{c.plugin_namespace}::{c.name} ({c.plugin_version})" for c in registry.all_creators)
 
 
 def is_registered(registry: Any) -> bool:
-    """Does a TensorRT registry know the operator?"""
+    """Return whether the operator is in a TensorRT registry."""
     return f"{PLUGIN_NAMESPACE}::{PLUGIN_NAME} ({PLUGIN_VERSION})" in creators(registry)
 
 
@@ -199,7 +201,6 @@ def _tensorrt() -> Any:
         except ImportError:
             continue
     raise MissingDependencyError(
-        "TensorRT is not installed: JetPack brings it; elsewhere `pip install tensorrt-cu13` from NVIDIA's "
-        "index, or TensorRT-RTX by "
-        'pip install ".[rtx]" in the repository'
+        "TensorRT is not installed: use JetPack's; elsewhere, `pip install tensorrt-cu13` from NVIDIA's "
+        'index, or TensorRT-RTX by pip install ".[rtx]" in the repository'
     )

@@ -1,5 +1,4 @@
-"""What the clustering operator takes and gives, as plain arrays: shared by the numpy reference and the native
-library."""
+"""Input and output of the clustering operator, for the NumPy reference and the native library."""
 
 from __future__ import annotations
 
@@ -15,20 +14,20 @@ from .settings import ClusterSettings
 
 TABLE_COLUMNS = ("class", "score", "x0", "y0", "x1", "y1", "area", "cx", "cy", "flags")
 FLAG_TOUCHES_EDGE = 1
-FLAG_MERGE_STOPPED = 2  # merging in this picture stopped at its budget
-CALM = 0.5  # probability of a boundary up to which a grid pixel isn't on it, as in csrc/parts.h
+FLAG_MERGE_STOPPED = 2  # merging in this map stopped at its budget
+BOUNDARY_THRESHOLD = 0.5  # grid pixels with a higher probability are on a boundary, as in csrc/parts.h
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One batch to cluster. Arrays are C-contiguous and already checked.
+    """A batch to cluster, with checked C-contiguous arrays.
 
     Args:
         class_map: uint8 (N, h, w), 0 = background, 255 = ignore; or None with logits.
         logits: float32 (N, C, h, w); or None with class_map.
         out_hw: size of the label map.
-        settings: how; they weigh no map that is None here.
-        displacement: float32 (N, 2, h, w), (dy, dx) in grid pixels; None: geometric.
+        settings: clustering settings, without rules for maps that are None.
+        displacement: float32 (N, 2, h, w), (dy, dx) in grid pixels; None: computed from the class map.
         boundary: float32 (N, ceil(h / boundary_stride), ceil(w / boundary_stride)) in [0, 1], or None.
         affinity: float32 (N, A, ceil(h / stride), ceil(w / stride)) in [0, 1], or None.
         affinity_stride, boundary_stride: grid pixels per cell.
@@ -47,34 +46,33 @@ class Problem:
     scores: NDArray[np.float32] | None = None
 
     def with_settings(self, **changes: Any) -> Problem:
-        """The same maps with other settings."""
+        """Return the same maps with other settings."""
         return replace(self, settings=replace(self.settings, **changes))
 
     @property
     def batch(self) -> int:
-        return self._given.shape[0]
+        return self._semantic.shape[0]
 
     @property
     def grid_hw(self) -> tuple[int, int]:
-        return self._given.shape[-2], self._given.shape[-1]
+        return self._semantic.shape[-2], self._semantic.shape[-1]
 
     @property
-    def _given(self) -> NDArray[np.uint8] | NDArray[np.float32]:
-        given = self.class_map if self.class_map is not None else self.logits
-        assert given is not None
-        return given
+    def _semantic(self) -> NDArray[np.uint8] | NDArray[np.float32]:
+        semantic = self.class_map if self.class_map is not None else self.logits
+        assert semantic is not None
+        return semantic
 
 
 def problem_of(
     class_map: NDArray[np.uint8], displacement: NDArray[np.float32] | None = None, **rest: Any
 ) -> Problem:
-    """The problem of a class map (h, w) or of several (N, h, w).
+    """Return the problem of a class map (h, w) or of several (N, h, w).
 
     Args:
         class_map: see ``Problem``.
         displacement: float32 (2, h, w) of one class map, or (N, 2, h, w).
-        rest: maps of ``Problem`` and settings of ``ClusterSettings``, by name; small instances are kept
-            unless ``min_area`` says otherwise.
+        rest: maps of ``Problem`` and settings of ``ClusterSettings``, by name; default ``min_area``: 0.
     """
     settings = {"min_area": 0} | {f.name: rest.pop(f.name) for f in fields(ClusterSettings) if f.name in rest}
     batch = np.ascontiguousarray(class_map if class_map.ndim == 3 else class_map[None], np.uint8)
@@ -89,12 +87,11 @@ def map_strides(shapes: Mapping[str, tuple[int, ...]], offset_count: int) -> dic
     """Check the shapes of a network's maps against each other.
 
     Args:
-        shapes: name -> shape (N, channels, h, w) of logits and, where given, displacement, boundary,
-            affinity.
-        offset_count: affinity offsets, one for each affinity channel.
+        shapes: name -> shape (N, channels, h, w) of logits and, optionally, displacement, boundary, affinity.
+        offset_count: number of affinity offsets, one for each affinity channel.
 
     Returns:
-        Grid pixels per cell of the boundary and the affinity, where given.
+        Grid pixels per cell of each map but the logits.
 
     Raises:
         EngineError: a map has the wrong rank, batch, number of channels or size.
@@ -118,11 +115,15 @@ def map_strides(shapes: Mapping[str, tuple[int, ...]], offset_count: int) -> dic
 
 @dataclass(frozen=True)
 class Clustering:
-    """What the operator gives.
+    """Output of the operator.
 
-    ``label_map`` int32 (N, H, W), 0 = none; ``semantic_map`` uint8 (N, H, W); ``count`` int32 (N,); ``table``
-    float32 (N, max count, 10), columns ``TABLE_COLUMNS``; ``regions`` int32 (N,), how many there were before
-    any merged.
+    Attributes:
+        label_map: int32 (N, H, W), 0 = none.
+        semantic_map: uint8 (N, H, W).
+        count: number of instances, int32 (N,).
+        table: float32 (N, max count, 10), columns ``TABLE_COLUMNS``.
+        regions: number of regions before any merge, int32 (N,).
+        cluster_ms, upsample_ms: times in milliseconds.
     """
 
     label_map: NDArray[np.int32]

@@ -1,7 +1,7 @@
 """The clustering operator in NumPy: from classes to basins, the regions before any merge. See reference.py.
 
-Steps and sources: exact Euclidean distance transform inside each class region; steepest ascent on it (or a
-given displacement field, TFISeg sec. 3); persistence of the summits.
+The steps are an exact Euclidean distance transform inside each class, steepest ascent on it (or a given
+displacement field, TFISeg sec. 3), and merging of maxima with low persistence.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-FAR_SQUARED = 1 << 26  # no pixel of another class in the picture
+FAR_SQUARED = 1 << 26  # there is no pixel of another class
 FORWARD = ((0, 1), (1, -1), (1, 0), (1, 1))
 _AROUND = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 
 
 def squared_distance(cls: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Squared distance of each countable pixel to the nearest pixel of another class, (h, w); the picture's
-    border is none."""
+    """Return the squared distance of each countable pixel to the nearest pixel of another class, (h, w).
+
+    The image border does not count as another class.
+    """
     out = np.zeros(cls.shape, np.int64)
     h, w = cls.shape
     far = h + w
@@ -39,28 +41,30 @@ def squared_distance(cls: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def ascent_links(cls: NDArray[np.uint8], squared: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Flat index of the 3 x 3 neighbour of one's class with the largest distance (ties: smallest index), (h,
-    w)."""
+    """Return the flat index of the 3 x 3 neighbor of the same class with the largest distance, (h, w).
+
+    Ties go to the smallest index.
+    """
     h, w = cls.shape
     index = np.arange(h * w).reshape(h, w)
     best, link = np.full((h, w), -1, np.int64), index.copy()
-    for dy, dx in _AROUND:  # in raster order, so the first of equals has the smallest index
-        here, there = shifted(h, w, dy, dx)
+    for dy, dx in _AROUND:  # in raster order, so that ties go to the smallest index
+        here, there = neighbor_slices(h, w, dy, dx)
         higher = (cls[there] == cls[here]) & (squared[there] > best[here]) & (cls[here] > 0)
         best[here] = np.where(higher, squared[there], best[here])
         link[here] = np.where(higher, index[there], link[here])
     return link
 
 
-def shifted(h: int, w: int, dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Slices of the pixels that have a neighbour at (dy, dx), and of those neighbours."""
+def neighbor_slices(h: int, w: int, dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Return slices of the pixels that have a neighbor at (dy, dx), and of these neighbors."""
     here = (slice(max(0, -dy), h - max(0, dy)), slice(max(0, -dx), w - max(0, dx)))
     there = (slice(max(0, dy), h - max(0, -dy)), slice(max(0, dx), w - max(0, -dx)))
     return here, there
 
 
 def follow(link: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each pixel's links end: pointer jumping, log2(longest way) gathers. Same shape as ``link``."""
+    """Return the end of each pixel's links, by pointer jumping: log2(longest path) gathers."""
     flat = link.ravel()
     while not np.array_equal(flat, flat[flat]):
         flat = flat[flat]
@@ -81,19 +85,21 @@ class _Forest:
 
 
 def is_noise(saddle: int, peak: int) -> bool:
-    """sqrt(peak) - sqrt(saddle) < 1 in integers: the summit is the raster's, not the shape's."""
+    """Return whether sqrt(peak) - sqrt(saddle) < 1, in integers: the maximum comes from the raster."""
     rise = peak - saddle - 1
     return rise < 0 or rise * rise < 4 * saddle
 
 
 def contacts(cls: NDArray[np.uint8], label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pixel pairs (i, j) of one class and different labels among 8-neighbours, in raster order, then by
-    direction E, SW, S, SE."""
+    """Return pairs (i, j) of 8-neighbors of one class with different labels.
+
+    They are in raster order, then by direction E, SW, S, SE.
+    """
     h, w = cls.shape
     index = np.arange(h * w).reshape(h, w)
     pairs = []
     for d, (dy, dx) in enumerate(FORWARD):
-        here, there = shifted(h, w, dy, dx)
+        here, there = neighbor_slices(h, w, dy, dx)
         touch = (cls[here] > 0) & (cls[here] == cls[there]) & (label[here] != label[there])
         i = index[here][touch]
         pairs.append(np.stack([i * 4 + d, i, index[there][touch]]))
@@ -105,14 +111,13 @@ def contacts(cls: NDArray[np.uint8], label: NDArray[np.int64]) -> tuple[NDArray[
 def geometric_basins(
     cls: NDArray[np.uint8], squared: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Basin of each pixel (flat index of its summit) with the raster's noise merged, and the contacts (i, j)
-    left open."""
-    summit = follow(ascent_links(cls, squared))
-    i, j = contacts(cls, summit)
+    """Merge noise; returns each pixel's basin (flat index of its maximum) and the open contacts (i, j)."""
+    maximum = follow(ascent_links(cls, squared))
+    i, j = contacts(cls, maximum)
     height = squared.ravel()
     saddle = np.minimum(height[i], height[j])
     order = np.argsort(-saddle, kind="stable")
-    forest = _Forest(summit)
+    forest = _Forest(maximum)
     open_pairs = []
     for k in order:
         a, b = forest.find(int(i[k])), forest.find(int(j[k]))
@@ -128,30 +133,32 @@ def geometric_basins(
 
 
 def given_basins(
-    cls: NDArray[np.uint8], displacement: NDArray[np.float32], centre_radius: float
+    cls: NDArray[np.uint8], displacement: NDArray[np.float32], center_radius: float
 ) -> NDArray[np.int64]:
-    """Basin of each pixel: everything that a given field (2, h, w) leads to one place, and centres that touch
-    are one place."""
+    """Return the basin of each pixel for a given displacement field (2, h, w).
+
+    A pixel and its target belong together, and so do neighboring centers.
+    """
     h, w = cls.shape
     index = np.arange(h * w).reshape(h, w)
     y, x = np.mgrid[:h, :w].astype(np.float32)
     target = index.copy()
-    open_way = cls > 0
+    unlinked = cls > 0
     step = displacement.copy()
     for _ in range(4):
         ty, tx = _clamp_round(y + step[0], h), _clamp_round(x + step[1], w)
-        reached = open_way & (cls[ty, tx] == cls)
+        reached = unlinked & (cls[ty, tx] == cls)
         target = np.where(reached, ty * w + tx, target)
-        open_way &= ~reached
+        unlinked &= ~reached
         step = step * np.float32(0.5)
     square = displacement[0] * displacement[0] + displacement[1] * displacement[1]
-    radius = np.float32(centre_radius)
-    centre = (cls > 0) & (square < radius * radius)
+    radius = np.float32(center_radius)
+    center = (cls > 0) & (square < radius * radius)
     forest = _Forest(index)
     links = [(index.ravel(), target.ravel())]
     for dy, dx in FORWARD:
-        here, there = shifted(h, w, dy, dx)
-        touch = centre[here] & centre[there] & (cls[here] == cls[there])
+        here, there = neighbor_slices(h, w, dy, dx)
+        touch = center[here] & center[there] & (cls[here] == cls[there])
         links.append((index[here][touch], index[there][touch]))
     for ends_a, ends_b in links:
         for i, j in zip(ends_a[ends_a != ends_b].tolist(), ends_b[ends_a != ends_b].tolist(), strict=True):

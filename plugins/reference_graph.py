@@ -1,4 +1,4 @@
-"""The clustering operator in NumPy: basins merge by shape, boundary or affinity. See reference.py."""
+"""The clustering operator in NumPy: merge basins by shape, boundary or affinity. See reference.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from .neck import CLASS, FIXED_POINT, PEAK, Edges, Regions, evidence_features, neck_features, union
 from .problem import Problem
-from .reference_basins import contacts, follow, geometric_basins, given_basins, shifted, squared_distance
+from .reference_basins import (
+    contacts,
+    follow,
+    geometric_basins,
+    given_basins,
+    neighbor_slices,
+    squared_distance,
+)
 
 BOUNDARY_RATIO = 1.0  # as kBoundaryRatio and kBoundaryLogits in merge.h
 BOUNDARY_LOGITS = 8.0
@@ -20,7 +27,7 @@ SADDLE, CONTACT, BOUNDARY, AFFINITY, PAIRS = 2, 3, 4, 5, 6
 
 
 def to_fixed(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Convert [0, 1] to 16-bit fixed point: sums of integers do not depend on their order.
+    """Convert [0, 1] to 16-bit fixed point, because sums of integers do not depend on their order.
 
     Values below 0 and NaN become 0, values above 1 become 1.
     """
@@ -29,14 +36,14 @@ def to_fixed(values: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def merge_budget(pixels: int) -> int:
-    """Return how many edge scores a merge may update where scores depend on shape, as in merge.h."""
+    """Return the maximum number of edge scores to update if scores depend on shape, as in merge.h."""
     return 8192 + pixels // 4
 
 
 def region_rows(
     region_map: NDArray[np.int64], n: int, peaks: NDArray[np.int64], cls: NDArray[np.uint8]
 ) -> Regions:
-    """Sums over each region 1..n of ``region_map``: rows as in neck.py."""
+    """Return the rows of regions 1..n of ``region_map``, see neck.py."""
     y, x = np.divmod(np.arange(region_map.size), region_map.shape[1])
     label = region_map.ravel()
     inside = label > 0
@@ -50,7 +57,7 @@ def region_rows(
 
 
 def _edge_rows(a: NDArray[np.int64], b: NDArray[np.int64], values: NDArray[np.int64]) -> Edges:
-    """Edges (m, 7) summed per pair of regions, sorted by pair; the saddle is a maximum."""
+    """Sum the values of each pair of regions (saddles: maximum); returns edges (m, 7), sorted by pair."""
     pairs = np.sort(np.stack([a, b], axis=1), axis=1)
     unique, index = np.unique(pairs, axis=0, return_inverse=True)
     index = index.ravel()
@@ -64,7 +71,11 @@ def _edge_rows(a: NDArray[np.int64], b: NDArray[np.int64], values: NDArray[np.in
 
 @cache
 def neck_rule() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], np.float32]:
-    """The weights in csrc/neck_rule.h: hidden (n, 13), hidden bias (n,), out (n,), out bias."""
+    """Read the split rule's weights in csrc/neck_rule.h.
+
+    Returns:
+        Hidden weights (n, 13), hidden biases (n,), output weights (n,), output bias.
+    """
     text = (Path(__file__).parent / "csrc" / "neck_rule.h").read_text()
 
     def numbers(name: str) -> NDArray[np.float32]:
@@ -82,14 +93,12 @@ def neck_rule() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.fl
 
 
 def neck_log_odds(regions: Regions, edges: Edges) -> NDArray[np.float32]:
-    """Log-odds that each neck lies inside one object, (m,); single precision, sums in the order of
-    csrc/merge.h."""
+    """Return the log-odds that each neck is inside one object, (m,), in the order of csrc/merge.h."""
     return _log_odds(neck_features(regions, edges).astype(np.float32), *neck_rule())
 
 
 def evidence_log_odds(rule: NDArray[np.float32], regions: Regions, edges: Edges) -> NDArray[np.float32]:
-    """Log-odds that the regions of each edge are one object, (m,), by a rule in tfiseg.h's order; single
-    precision."""
+    """Return the log-odds that the regions of each edge are one object, (m,); ``rule``: see tfiseg.h."""
     features = evidence_features(regions, edges).astype(np.float32)
     n = features.shape[1]
     hidden = len(rule) // (n + 2)
@@ -113,8 +122,8 @@ def _log_odds(
     return total
 
 
-def scores_of(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.float64]:
-    """Above 0: one object; the larger, the earlier the pair merges. (m,)"""
+def merge_scores(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.float64]:
+    """Return the score of each edge, (m,): pairs above 0 are one object, and higher ones merge earlier."""
     if problem.settings.merge_rule is not None:
         return evidence_log_odds(problem.settings.merge_rule, regions, edges).astype(np.float64)
     if problem.affinity is not None:
@@ -122,24 +131,23 @@ def scores_of(problem: Problem, regions: Regions, edges: Edges) -> NDArray[np.fl
         mean = edges[:, AFFINITY] / (np.maximum(pairs, 1) * FIXED_POINT)
         return np.where(pairs > 0, mean - problem.settings.merge_affinity, -1.0)
     contact = np.maximum(edges[:, CONTACT], 1)
-    opened = (
+    no_boundary = (
         0.5 - edges[:, BOUNDARY] / (contact * FIXED_POINT)
         if problem.boundary is not None
         else np.zeros(len(edges))
     )
     if problem.displacement is not None:
-        return opened
-    wanted = problem.settings.split_table[regions[edges[:, 0], 7]]
+        return no_boundary
+    threshold = problem.settings.split_table[regions[edges[:, 0], 7]]
     low_peak = np.minimum(regions[edges[:, 0], PEAK], regions[edges[:, 1], PEAK])
-    ratio = np.sqrt(edges[:, SADDLE] / low_peak) + BOUNDARY_RATIO * opened
-    fixed = np.where(ratio >= wanted, 1.0 + ratio - wanted, ratio - wanted - 1.0)
-    return np.where(
-        np.isnan(wanted), neck_log_odds(regions, edges).astype(np.float64) + BOUNDARY_LOGITS * opened, fixed
-    )
+    ratio = np.sqrt(edges[:, SADDLE] / low_peak) + BOUNDARY_RATIO * no_boundary
+    fixed = np.where(ratio >= threshold, 1.0 + ratio - threshold, ratio - threshold - 1.0)
+    learned = neck_log_odds(regions, edges).astype(np.float64) + BOUNDARY_LOGITS * no_boundary
+    return np.where(np.isnan(threshold), learned, fixed)
 
 
 def depends_on_shape(problem: Problem, class_id: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell for each class id (m,) whether scores change with the regions' shape, not only with their edge."""
+    """Return for each class ID (m,) whether scores depend on the regions' shape, not only on their edge."""
     if problem.settings.merge_rule is not None:
         return np.ones(len(class_id), bool)
     if problem.affinity is not None or problem.displacement is not None:
@@ -155,11 +163,11 @@ def agglomerate(
     Returns:
         The smallest region of each union, (n,), and whether merging stopped at its budget.
     """
-    into = np.arange(len(regions))
+    parent = np.arange(len(regions))
     regions = regions.copy()
     rescored = 0
     while len(edges) and rescored <= merge_budget(pixels):
-        score = scores_of(problem, regions, edges)
+        score = merge_scores(problem, regions, edges)
         best = np.full(len(regions), -1)
         for e in np.argsort(-score, kind="stable"):
             if score[e] > 0:
@@ -171,13 +179,13 @@ def agglomerate(
             break
         a, b = edges[mutual, 0], edges[mutual, 1]
         regions[a] = union(regions[a], regions[b])
-        into[b] = a
-        ends = into[edges[:, :2]]
+        parent[b] = a
+        ends = parent[edges[:, :2]]
         keep = ends[:, 0] != ends[:, 1]
         edges = _edge_rows(ends[keep, 0], ends[keep, 1], edges[keep, 2:])
         changed = np.isin(edges[:, :2], a).any(1)
         rescored += int(depends_on_shape(problem, regions[edges[changed, 0], CLASS]).sum())
-    return follow(into), rescored > merge_budget(pixels)
+    return follow(parent), rescored > merge_budget(pixels)
 
 
 def _affinity_pairs(
@@ -187,8 +195,7 @@ def _affinity_pairs(
     region_map: NDArray[np.int64],
     piece: NDArray[np.int64] | None,
 ) -> list[NDArray[np.int64]]:
-    """(a, b, saddle, contact, boundary, affinity, count) rows of all pixel pairs at the affinity offsets, as
-    columns."""
+    """Return the edges of all pixel pairs at the affinity offsets, one array per offset."""
     assert problem.affinity is not None
     h, w = cls.shape
     stride = problem.affinity_stride
@@ -196,7 +203,7 @@ def _affinity_pairs(
     for k, (dy, dx) in enumerate(problem.settings.affinity_offsets * stride):
         if abs(dy) >= h or abs(dx) >= w:
             continue
-        here, there = shifted(h, w, int(dy), int(dx))
+        here, there = neighbor_slices(h, w, int(dy), int(dx))
         cells = np.repeat(np.repeat(to_fixed(problem.affinity[index, k]), stride, 0), stride, 1)[:h, :w]
         a, b = region_map[here], region_map[there]
         joined = (a > 0) & (b > 0) & (a != b) & (cls[here] == cls[there])
@@ -208,16 +215,16 @@ def _affinity_pairs(
     return found
 
 
-def unions_of(
+def merge_regions(
     problem: Problem, index: int, cls: NDArray[np.uint8], piece: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], int, bool]:
-    """Cluster one picture's countable pixels into unions of regions.
+    """Cluster the countable pixels of one map into unions of regions.
 
     Args:
         problem: the batch.
-        index: the picture.
+        index: index of the map.
         cls: countable class of each pixel, (h, w), 0 = none.
-        piece: regions of different pieces do not merge, (h, w); default: all may.
+        piece: (h, w); regions of different pieces do not merge; default: all may merge.
 
     Returns:
         Union of each pixel, (h, w), 0 = none, in raster order with gaps; the number of regions before any
@@ -248,7 +255,7 @@ def unions_of(
     ]
     if problem.affinity is not None:
         rows += _affinity_pairs(problem, index, cls, region_map, piece)
-    every = np.concatenate(rows)
-    edges = _edge_rows(every[:, 0], every[:, 1], every[:, 2:])
-    into, is_stopped = agglomerate(problem, regions, edges, cls.size)
-    return np.concatenate([[0], into + 1])[region_map], len(roots), is_stopped
+    pairs = np.concatenate(rows)
+    edges = _edge_rows(pairs[:, 0], pairs[:, 1], pairs[:, 2:])
+    parent, is_stopped = agglomerate(problem, regions, edges, cls.size)
+    return np.concatenate([[0], parent + 1])[region_map], len(roots), is_stopped

@@ -1,7 +1,7 @@
-"""Views of components in numpy: the definition that csrc/views.h is tested to equal, bit for bit. Slow and
-plain on purpose.
+"""Views of components in NumPy, the definition of their content; csrc/views.h equals it bit for bit.
 
-All sums are of integers; where they are written as products of float64 matrices, they stay below 2^53.
+All sums are sums of integers. Products of float64 matrices stay below 2^53. The code is simple rather than
+fast.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .problem import FLAG_TOUCHES_EDGE
-from .views import CANDIDATES_PER_VIEW, CutViews, Found, Pieces, Scene
+from .views import CANDIDATES_PER_VIEW, PlacedInstances, RenderedViews, Scene, ViewClusterings
 
 # as in views.h
-_GREY, _LEAST_SIDE, _MARGIN_PX, _MAX_ZOOM, _CONVEX_PERCENT, _REACH = 127, 10, 16, 4, 95, 8
+_GRAY, _MIN_SIDE, _MARGIN_PX, _MAX_ZOOM, _CONVEX_PERCENT, _REACH = 127, 10, 16, 4, 95, 8
 
 Box = tuple[int, int, int, int]
 Mask = NDArray[np.bool_]
@@ -31,7 +31,7 @@ class _View:
     component: int
 
     def window(self, plane: NDArray[np.float64], outside: float) -> NDArray[np.float64]:
-        """A map (H, W) in the view at its own resolution, (side, side)."""
+        """Crop a map (H, W) to the view, (side, side), with the value ``outside`` beyond the map."""
         h, w = plane.shape
         out = np.full((self.side, self.side), outside, np.float64)
         y0, x0, y1, x1 = (
@@ -55,8 +55,10 @@ def _view_of(box: Box, size_hw: tuple[int, int], size: int, class_id: int, compo
 
 
 def _weights(side: int, size: int) -> tuple[NDArray[np.float64], int]:
-    """What each of ``size`` cells weighs of ``side`` pixels, (size, side), and a row's sum: averaged where it
-    shrinks, else bilinear."""
+    """Return the weights (size, side) of ``side`` pixels in ``size`` cells, and the sum of a row.
+
+    They average if the view shrinks, else interpolate linearly.
+    """
     weight = np.zeros((size, side))
     pixel = np.arange(side)
     for cell in range(size):
@@ -77,12 +79,13 @@ def _summed(window: NDArray[np.float64], size: int) -> tuple[NDArray[np.int64], 
 
 
 def _own(label_map: NDArray[np.int32], view: _View, size: int) -> Mask:
-    its, total = _summed(view.window((label_map == view.component).astype(np.float64), 0), size)
-    return its > 0 if view.side > size else 2 * its >= total
+    """Return the mask of the view's component, (size, size)."""
+    covered, total = _summed(view.window((label_map == view.component).astype(np.float64), 0), size)
+    return covered > 0 if view.side > size else 2 * covered >= total
 
 
 def _twice_hull(points: list[tuple[int, int]]) -> int:
-    """Twice the area of the convex hull (Andrew's monotone chain)."""
+    """Return twice the area of the convex hull (Andrew's monotone chain)."""
 
     def half(ordered: list[tuple[int, int]]) -> list[tuple[int, int]]:
         chain: list[tuple[int, int]] = []
@@ -104,81 +107,83 @@ def _cross(a: tuple[int, int], b: tuple[int, int], p: tuple[int, int]) -> int:
 
 
 def _is_convex(own: Mask) -> bool:
-    """Pixels are squares."""
+    """Return whether a mask is convex, with pixels as squares."""
     points = [(int(x) + dx, int(y) + dy) for y, x in np.argwhere(own) for dx in (0, 1) for dy in (0, 1)]
     return not points or 100 * 2 * int(own.sum()) > _CONVEX_PERCENT * _twice_hull(points)
 
 
-def _is_convex_through_centres(its: Mask) -> bool:
-    """The area between the centres of pixels: of each four that meet, 1 where all are its, 1 / 2 where three
-    are."""
-    four = its[:-1, :-1].astype(int) + its[1:, :-1] + its[:-1, 1:] + its[1:, 1:]
+def _is_convex_between_centers(mask: Mask) -> bool:
+    """Return whether the polygon through the centers of a mask's pixels is convex.
+
+    Of each square of four centers, its area is 1 if all four are in the mask, 1/2 if three are.
+    """
+    four = mask[:-1, :-1].astype(int) + mask[1:, :-1] + mask[:-1, 1:] + mask[1:, 1:]
     twice = int(np.maximum(four - 2, 0).sum())
-    return 100 * twice > _CONVEX_PERCENT * _twice_hull([(int(x), int(y)) for y, x in np.argwhere(its)])
+    return 100 * twice > _CONVEX_PERCENT * _twice_hull([(int(x), int(y)) for y, x in np.argwhere(mask)])
 
 
-def _planned(scene: Scene, most: int, size: int) -> Iterator[_View]:
-    """The views that are worth a look."""
+def _plan_views(scene: Scene, limit: int, size: int) -> Iterator[_View]:
+    """Yield the informative views, those of components first."""
     size_hw = (scene.label_map.shape[0], scene.label_map.shape[1])
     boxes: list[Box] = [(x0, y0, x1, y1) for x0, y0, x1, y1 in scene.table[:, 2:6].astype(int).tolist()]
     class_of, area = scene.table[:, 0].astype(int).tolist(), scene.table[:, 6]
     wanted = [k for k in range(len(boxes)) if scene.wanted[class_of[k]] and 0 < class_of[k] < 255]
-    candidates = [
-        k for k in wanted if max(boxes[k][2] - boxes[k][0], boxes[k][3] - boxes[k][1]) >= _LEAST_SIDE
-    ]
-    for k in sorted(candidates, key=lambda k: (-area[k], k))[: CANDIDATES_PER_VIEW * most]:
+    candidates = [k for k in wanted if max(boxes[k][2] - boxes[k][0], boxes[k][3] - boxes[k][1]) >= _MIN_SIDE]
+    for k in sorted(candidates, key=lambda k: (-area[k], k))[: CANDIDATES_PER_VIEW * limit]:
         view = _view_of(boxes[k], size_hw, size, class_of[k], k + 1)
         if _is_convex(_own(scene.label_map, view, size)):
             continue
-        its = view.window((scene.label_map == k + 1).astype(np.float64), 0) > 0
-        if view.side >= size or not _is_convex_through_centres(its):
+        mask = view.window((scene.label_map == k + 1).astype(np.float64), 0) > 0
+        if view.side >= size or not _is_convex_between_centers(mask):
             yield view
     for class_id in sorted({class_of[k] for k in wanted}):
-        its_boxes = np.array([boxes[k] for k in wanted if class_of[k] == class_id])
-        low, high = its_boxes.min(0).tolist(), its_boxes.max(0).tolist()
+        class_boxes = np.array([boxes[k] for k in wanted if class_of[k] == class_id])
+        low, high = class_boxes.min(0).tolist(), class_boxes.max(0).tolist()
         view = _view_of((low[0], low[1], high[2], high[3]), size_hw, size, class_id, 0)
         sides = [
             _view_of(boxes[k], size_hw, size, class_id, k + 1).side
             for k in candidates
             if class_of[k] == class_id
         ]
-        if len(its_boxes) > 1 and sides and 4 * max(sides) < 3 * view.side:
+        if len(class_boxes) > 1 and sides and 4 * max(sides) < 3 * view.side:
             yield view
 
 
-def cut_views_reference(scene: Scene, view_count: int, view_side: int) -> CutViews:
-    """``views.cut_views`` in numpy."""
+def render_views_reference(scene: Scene, view_count: int, view_side: int) -> RenderedViews:
+    """Render views like ``views.render_views``."""
     shape = (view_count, view_side, view_side)
-    out = CutViews(
+    out = RenderedViews(
         np.zeros((view_count, 5), np.int32),
-        np.full((*shape, 3), _GREY, np.uint8),
+        np.full((*shape, 3), _GRAY, np.uint8),
         np.zeros(shape, np.uint8),
         np.zeros(shape, np.uint8),
     )
     out.views[:, 2] = view_side
     class_of = np.concatenate([[0], scene.table[:, 0]])
-    planned = list(_planned(scene, view_count, view_side))[:view_count]
+    planned = list(_plan_views(scene, view_count, view_side))[:view_count]
     for k, view in enumerate(planned):
         out.views[k] = (view.x, view.y, view.side, view.class_id, view.component)
         for channel in range(3):
             total, whole = _summed(
-                view.window(scene.frame[..., channel].astype(np.float64), _GREY), view_side
+                view.window(scene.frame[..., channel].astype(np.float64), _GRAY), view_side
             )
             out.images[k, ..., channel] = (2 * total + whole) // (2 * whole)
-        its, whole = _summed(
+        covered, whole = _summed(
             view.window((class_of[scene.label_map] == view.class_id).astype(np.float64), 0), view_side
         )
-        out.masks[k] = 2 * its >= whole
+        out.masks[k] = 2 * covered >= whole
         if view.component:
             out.own[k] = _own(scene.label_map, view, view_side)
     return out
 
 
-def place_pieces_reference(scene: Scene, cut: CutViews, found: Found, least_regions: int = 2) -> Pieces:
-    """``views.place_pieces`` in numpy."""
+def place_instances_reference(
+    scene: Scene, cut: RenderedViews, found: ViewClusterings, least_regions: int = 2
+) -> PlacedInstances:
+    """Place parts like ``views.place_instances``."""
     class_of = scene.table[:, 0].astype(int)
-    seen = np.concatenate([[False], (scene.wanted[class_of] > 0) & (class_of > 0) & (class_of < 255)])
-    pieces = np.where(seen[scene.label_map], scene.label_map, 0).astype(np.int64)
+    used = np.concatenate([[False], (scene.wanted[class_of] > 0) & (class_of > 0) & (class_of < 255)])
+    pieces = np.where(used[scene.label_map], scene.label_map, 0).astype(np.int64)
     component_of = list(range(len(scene.table) + 1))
     for k, row in enumerate(cut.views.tolist()):
         view, parts = _View(*row), int(found.counts[k])
@@ -196,7 +201,7 @@ def place_pieces_reference(scene: Scene, cut: CutViews, found: Found, least_regi
 
 
 def _part_at(labels: NDArray[np.int32], view: _View, y: int, x: int) -> int:
-    """Of the four cells around a pixel the part that has most weight, or else the nearest one's."""
+    """Return the part with most weight among the four cells around a pixel, else the nearest part."""
     size, unit = len(labels), 2 * view.side
     places = []
     for at in (y - view.y, x - view.x):
@@ -223,7 +228,7 @@ def _part_at(labels: NDArray[np.int32], view: _View, y: int, x: int) -> int:
     return 0
 
 
-def _table_of(pieces: NDArray[np.int64], component_of: NDArray[np.int64], scene: Scene) -> Pieces:
+def _table_of(pieces: NDArray[np.int64], component_of: NDArray[np.int64], scene: Scene) -> PlacedInstances:
     numbers, first = np.unique(pieces, return_index=True)
     numbers = numbers[np.argsort(first)]
     numbers = numbers[numbers > 0]
@@ -244,4 +249,4 @@ def _table_of(pieces: NDArray[np.int64], component_of: NDArray[np.int64], scene:
             y.sum() / len(x),
             FLAG_TOUCHES_EDGE if edge else 0,
         )
-    return Pieces(rank[pieces], table, of)
+    return PlacedInstances(rank[pieces], table, of)

@@ -1,4 +1,4 @@
-"""How to cluster: one validated home for the operator's settings, their defaults and limits."""
+"""Settings of the clustering operator, with defaults and limits."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ IGNORE = 255
 MAX_SIDE = 4096  # of the grid
 MAX_OUT_SIDE = 32_767  # of the label map
 MAX_INSTANCES = 65_535
-MAX_THREADS = 1 << 20  # more than any system gives: those that it refuses are done without
+MAX_THREADS = 1 << 20  # more than any system provides; the operator runs with those that it gets
 MAX_EVIDENCE_HIDDEN = 64
 MAX_SHARPEN = 32
-MERGE_AFFINITY = 0.3  # a trial's best; 0.2 to 0.35 is flat (docs/benchmarks)
-CENTRE_RADIUS = 2.5  # grid pixels; IRNet (CVPR 2019) takes vectors shorter than this as centres
+MERGE_AFFINITY = 0.3  # best of a trial; values from 0.2 to 0.35 are equally good
+CENTRE_RADIUS = 2.5  # grid pixels; in IRNet (CVPR 2019), shorter vectors mark centers
 MIN_AREA_PX = 25
-# grid pixels, with the boundaries of tfiseg's own networks: less moves too little, more gains no outline
-# (docs/benchmarks)
-SHARPEN = 6
+SHARPEN = 6  # grid pixels, for the boundaries of tfiseg's networks; higher values improve no outlines
 # (dy, dx) of tfiseg's own instance network, in cells of its stride-4 grid
 _NEAR = ((0, 1), (1, 0), (0, 3), (3, 0), (3, 3), (3, -3))
 _FAR = ((0, 8), (8, 0), (6, 6), (6, -6), (0, 16), (16, 0), (12, 12), (12, -12))
@@ -42,10 +40,10 @@ def _default_offsets() -> NDArray[np.int32]:
 
 @dataclass(frozen=True, eq=False)
 class ClusterSettings:
-    """How to cluster, whatever the picture. Validated when made; arrays may be given as lists.
+    """Settings of the clustering operator. They are validated; arrays may be given as lists.
 
     Args:
-        things: class ids that are countable; None: all but 0.
+        things: IDs of countable classes; None: all but 0.
         split: "auto" decides from the shape of each neck; a float cuts where saddle / peak is below it (0 =
             never: connected components); {class id: float} sets it for these classes, the others are "auto".
         min_area: smallest instance to keep, in pixels of the result.
@@ -81,7 +79,7 @@ class ClusterSettings:
             raise InputError(f"max_instances must lie in 1..{MAX_INSTANCES}, got {self.max_instances}")
         check_min_area(self.min_area)
         are_numbers = all(isinstance(v, Real) for v in (self.merge_affinity, self.centre_radius))
-        # so written that NaN fails, too
+        # this condition also rejects NaN
         if not (are_numbers and 0 <= self.merge_affinity <= 1 and self.centre_radius >= 0):
             raise InputError(
                 f"merge_affinity must lie in 0..1 and centre_radius be positive, got {self.merge_affinity} "
@@ -98,31 +96,31 @@ class ClusterSettings:
         for name, value in clean.items():
             object.__setattr__(self, name, value)
         assert self.thing_flags is not None
-        assert self.split_table is not None  # both raise now, not at the first picture
+        assert self.split_table is not None  # both raise now, not on first use
 
     @functools.cached_property
     def thing_flags(self) -> NDArray[np.uint8]:
-        """1 for each countable class id, uint8 (256,)."""
+        """Flags of countable class IDs, uint8 (256,)."""
         return thing_flags(self.things)
 
     @functools.cached_property
     def split_table(self) -> NDArray[np.float64]:
-        """The saddle / peak ratio of each class id, float64 (256,); NaN = "auto"."""
+        """Saddle / peak ratio of each class ID, float64 (256,); NaN = "auto"."""
         return split_table(self.split)
 
     @functools.cached_property
     def key(self) -> tuple[Any, ...]:
-        """Equal for settings that cluster alike."""
+        """Hashable key, equal for settings with the same effect."""
         rules = (b"" if rule is None else rule.tobytes() for rule in (self.merge_rule, self.part_rule))
         arrays = (self.thing_flags, self.split_table, self.affinity_offsets)
         numbers = (self.min_area, self.max_instances, self.sharpen, self.merge_affinity, self.centre_radius)
         return (*numbers, *(array.tobytes() for array in arrays), *rules)
 
-    def served_by(self, affinity: bool, boundary: bool) -> ClusterSettings:
-        """These settings without what weighs maps that aren't there.
+    def for_maps(self, affinity: bool, boundary: bool) -> ClusterSettings:
+        """Return the settings without rules for missing maps.
 
         Args:
-            affinity, boundary: whether the picture comes with this map.
+            affinity, boundary: whether there is such a map.
         """
         return replace(
             self,
@@ -132,7 +130,7 @@ class ClusterSettings:
         )
 
     def components(self, min_area: int) -> ClusterSettings:
-        """The same for connected components: nothing is cut, no learned rule decides."""
+        """Return the settings for connected components, without cuts and learned rules."""
         return replace(self, split=0.0, min_area=min_area, merge_rule=None, part_rule=None, sharpen=0)
 
 
@@ -141,12 +139,12 @@ def cut_settings(
     rules: Mapping[str, NDArray[np.float32]],
     max_instances: int = MAX_INSTANCES,
 ) -> ClusterSettings:
-    """How a component in its view is cut by what an instance network says of it.
+    """Return the settings that cut a component in its view with the maps of an instance network.
 
     Args:
-        affinity_offsets: of the network. rules: "merge" and "part", of the network; without "part" there is
-            no second look.
-        max_instances: most parts of a component.
+        affinity_offsets: of the network.
+        rules: "merge" and "part" rules of the network; without "part", there is no second pass.
+        max_instances: maximum number of parts of a component.
     """
     return ClusterSettings(
         min_area=0,
@@ -159,13 +157,13 @@ def cut_settings(
 
 
 def check_min_area(min_area: int) -> None:
-    """Raises InputError where no instance can be so large or so small."""
+    """Raise InputError if a minimum area is out of range."""
     if not isinstance(min_area, Integral) or not 0 <= min_area <= MAX_OUT_SIDE**2:
         raise InputError(f"min_area must lie in 0..{MAX_OUT_SIDE**2} pixels, an integer, got {min_area!r}")
 
 
 def _checked_offsets(value: Any) -> NDArray[np.int32]:
-    """Convert affinity offsets to int32 (A, 2); raise InputError where one is longer than any grid."""
+    """Convert affinity offsets to int32 (A, 2); raises InputError if one is longer than any grid."""
     try:
         offsets = np.asarray(as_numpy(value, "affinity_offsets"), np.int64).reshape(-1, 2)
     except (TypeError, ValueError, OverflowError) as wrong:
@@ -202,7 +200,7 @@ def _listed(things: Iterable[int] | int | None) -> tuple[int, ...] | None:
 
 
 def thing_flags(things: Iterable[int] | int | None) -> NDArray[np.uint8]:
-    """1 for each countable class id, uint8 (256,); None: all but 0 and 255. Raises InputError."""
+    """Return flags of countable class IDs, uint8 (256,); None: all but 0 and 255. Raises InputError."""
     flags = np.zeros(256, np.uint8)
     if things is None:
         flags[1:IGNORE] = 1
@@ -216,7 +214,7 @@ def thing_flags(things: Iterable[int] | int | None) -> NDArray[np.uint8]:
 
 
 def split_table(split: Split) -> NDArray[np.float64]:
-    """The saddle / peak ratio of each class id, float64 (256,); NaN = "auto". Raises InputError."""
+    """Return the saddle / peak ratio of each class ID, float64 (256,); NaN = "auto". Raises InputError."""
     values = np.full(256, np.nan)
     if isinstance(split, Mapping):
         for class_id, ratio in split.items():

@@ -1,6 +1,7 @@
-"""Views through the C API (csrc/tfiseg.h, csrc/views.h): which components of a frame an instance network
-looks at, what it is shown, and what was found in the views carried back into the frame. On the CPU;
-runtime/gpu/view_refiner.py calls the same on a GPU."""
+"""Render views of components, and place the instances found in them, through the C API on the CPU.
+
+See csrc/tfiseg.h and csrc/views.h; runtime/gpu/view_refiner.py calls the same functions on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from ..errors import InputError
 from .native import check, library, usable_threads
 
 VIEW_COLUMNS = ("x", "y", "side", "class", "component")
-CANDIDATES_PER_VIEW = 16  # so many components are looked at by their shape, for each that may get a view
+CANDIDATES_PER_VIEW = 16  # number of components to check for convexity, for each view
 
 
 class ViewsStruct(ctypes.Structure):
@@ -69,7 +70,7 @@ class Scene:
         frame: uint8 (H, W, 3) BGR.
         label_map: int32 (H, W), 0 = none, 1..n.
         table: float32 (n, 10), columns ``TABLE_COLUMNS`` of problem.py.
-        wanted: uint8 (256,), 1 for the classes that are looked at; components of others are left out.
+        wanted: uint8 (256,), 1 for classes to refine; components of others are left out.
     """
 
     frame: NDArray[np.uint8]
@@ -79,11 +80,16 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class CutViews:
-    """K views of side S. ``views`` int32 (K, 5), columns ``VIEW_COLUMNS``: corner and side in pixels of the
-    frame, class, and the component that it was made for, 0 = all of the class; a class of 0: there is none.
-    ``images`` uint8 (K, S, S, 3); ``masks`` uint8 (K, S, S), 1 where the view's class is; ``own``, the same
-    of its component."""
+class RenderedViews:
+    """K views of side S.
+
+    Attributes:
+        views: int32 (K, 5), columns ``VIEW_COLUMNS``: corner and side in pixels of the frame, class (0 = no
+            view), and component (0 = all components of the class).
+        images: uint8 (K, S, S, 3).
+        masks: uint8 (K, S, S), 1 = the view's class.
+        own: uint8 (K, S, S), 1 = the view's component.
+    """
 
     views: NDArray[np.int32]
     images: NDArray[np.uint8]
@@ -92,9 +98,11 @@ class CutViews:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the operator made of ``own``: ``labels`` int32 (K, S, S), ``counts`` and ``regions`` int32 (K,),
-    ``tables`` float32 (K, M, 10)."""
+class ViewClusterings:
+    """The operator's result for ``own``.
+
+    ``labels`` is int32 (K, S, S), ``counts`` and ``regions`` int32 (K,), ``tables`` float32 (K, M, 10).
+    """
 
     labels: NDArray[np.int32]
     counts: NDArray[np.int32]
@@ -103,36 +111,55 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """``label_map`` int32 (H, W), numbered by first pixel; ``table`` float32 (n, 10); ``component_of`` int32
-    (n,), from 1."""
+class PlacedInstances:
+    """Instances in the frame.
+
+    ``label_map`` is int32 (H, W), numbered by first pixel; ``table`` float32 (n, 10); ``component_of`` int32
+    (n,), 1...
+    """
 
     label_map: NDArray[np.int32]
     table: NDArray[np.float32]
     component_of: NDArray[np.int32]
 
 
-def cut_views(scene: Scene, view_count: int, view_side: int, threads: int | None = None) -> CutViews:
-    """At most ``view_count`` views of the components that are worth a look, the largest first, then of
-    classes of several components."""
+def render_views(scene: Scene, view_count: int, view_side: int, threads: int | None = None) -> RenderedViews:
+    """Render informative views: of components, the largest first, then of classes with several components.
+
+    Args:
+        scene: the frame and its components.
+        view_count: maximum number of views.
+        view_side: side of views in pixels.
+        threads: CPU threads.
+    """
     call = ViewsCall(scene, view_count, view_side, threads)
     check(library().tfiseg_cut_views_cpu(ctypes.byref(call.struct)))
     return call.cut
 
 
-def place_pieces(
-    scene: Scene, cut: CutViews, found: Found, least_regions: int = 2, threads: int | None = None
-) -> Pieces:
-    """The pieces of a frame: components parted as their views tell. ``least_regions``: of fewer by its shape,
-    a component stays whole."""
+def place_instances(
+    scene: Scene,
+    cut: RenderedViews,
+    found: ViewClusterings,
+    least_regions: int = 2,
+    threads: int | None = None,
+) -> PlacedInstances:
+    """Split components into the parts found in their views.
+
+    Args:
+        scene, cut: the frame and its views.
+        found: the operator's result for these views.
+        least_regions: components with fewer regions stay whole.
+        threads: CPU threads.
+    """
     call = ViewsCall(scene, len(cut.views), cut.own.shape[1], threads, cut, found.tables.shape[1])
-    pieces = PiecesCall(scene, found, least_regions)
+    pieces = PlacementCall(scene, found, least_regions)
     check(library().tfiseg_place_pieces_cpu(ctypes.byref(call.struct), ctypes.byref(pieces.struct)))
     return pieces.pieces
 
 
 class ViewsCall:
-    """tfiseg_views over arrays that it keeps alive."""
+    """A tfiseg_views structure and the arrays that it points into."""
 
     def __init__(
         self,
@@ -140,14 +167,14 @@ class ViewsCall:
         view_count: int,
         view_side: int,
         threads: int | None = None,
-        cut: CutViews | None = None,
+        cut: RenderedViews | None = None,
         max_parts: int = 1,
     ) -> None:
         _check(scene)
         shape = (view_count, view_side, view_side)
         if cut is None:
             maps = (np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8), np.zeros(shape, np.uint8))
-            cut = CutViews(np.zeros((view_count, len(VIEW_COLUMNS)), np.int32), *maps)
+            cut = RenderedViews(np.zeros((view_count, len(VIEW_COLUMNS)), np.int32), *maps)
         self.cut = cut
         count = np.array([len(scene.table)], np.int32)
         self._kept = (scene, count)
@@ -177,32 +204,32 @@ class ViewsCall:
 
 
 def _check(scene: Scene) -> None:
-    """The library reads as far as its structures say."""
+    """Raise InputError for arrays of other shapes, because the library does not check them."""
     h, w = scene.label_map.shape
-    wanted = (
+    for array, kind, shape in (
         (scene.frame, np.uint8, (h, w, 3)),
         (scene.label_map, np.int32, (h, w)),
         (scene.table, np.float32, (len(scene.table), 10)),
-    )
-    for array, kind, shape in (*wanted, (scene.wanted, np.uint8, (256,))):
+        (scene.wanted, np.uint8, (256,)),
+    ):
         if array.dtype != kind or array.shape != shape or not array.flags.c_contiguous:
             raise InputError(
-                f"a scene needs {np.dtype(kind)} {shape} without gaps, got {array.dtype} {array.shape}"
+                f"a scene needs contiguous {np.dtype(kind)} {shape}, got {array.dtype} {array.shape}"
             )
     if scene.label_map.size and not 0 <= scene.label_map.min() <= scene.label_map.max() <= len(scene.table):
-        raise InputError(f"labels must lie in 0..{len(scene.table)}, which the table has rows for")
+        raise InputError(f"labels must be in 0..{len(scene.table)}, the number of rows in the table")
 
 
-class PiecesCall:
-    """tfiseg_pieces over arrays that it keeps alive."""
+class PlacementCall:
+    """A tfiseg_pieces structure and the arrays that it points into."""
 
-    def __init__(self, scene: Scene, found: Found, least_regions: int) -> None:
+    def __init__(self, scene: Scene, found: ViewClusterings, least_regions: int) -> None:
         views, max_parts = found.tables.shape[:2]
-        most = pieces_room(max(1, len(scene.table)), views, max_parts)
+        limit = max_placed_instances(max(1, len(scene.table)), views, max_parts)
         self._label_map = np.empty_like(scene.label_map)
         self._count = np.empty(1, np.int32)
-        self._table = np.empty((most, 10), np.float32)
-        self._component_of = np.empty(most, np.int32)
+        self._table = np.empty((limit, 10), np.float32)
+        self._component_of = np.empty(limit, np.int32)
         self._kept = found
         self.struct = PiecesStruct(
             struct_size=ctypes.sizeof(PiecesStruct),
@@ -219,17 +246,19 @@ class PiecesCall:
         )
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> PlacedInstances:
         n = int(self._count[0])
-        return Pieces(self._label_map, self._table[:n], self._component_of[:n])
+        return PlacedInstances(self._label_map, self._table[:n], self._component_of[:n])
 
 
-def pieces_room(max_components: int, views: int, max_parts: int) -> int:
-    """Rows that the table of pieces has room for."""
+def max_placed_instances(max_components: int, views: int, max_parts: int) -> int:
+    """Return the maximum number of instances, the rows of their table."""
     return max_components + views * (max_parts - 1)
 
 
 def views_workspace_bytes(struct: ViewsStruct, max_parts: int, of: Any = None) -> int:
-    """Bytes of workspace that both calls need; 0: something is out of range. ``of``: the library; default:
-    the installed one."""
+    """Return the workspace in bytes that both calls need, 0 if a size is out of range.
+
+    ``of`` is the library; default: the installed one.
+    """
     return int((of or library()).tfiseg_views_workspace_size(ctypes.byref(struct), max_parts))

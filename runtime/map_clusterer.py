@@ -240,7 +240,7 @@ class MapClusterer:
             displacement=maps.get("displacement"),
             boundary=maps["boundary"][:, 0] if "boundary" in maps else None,
             affinity=maps.get("affinity"),
-            settings=settings.served_by("affinity" in maps, "boundary" in maps),
+            settings=settings.for_maps("affinity" in maps, "boundary" in maps),
             output_size_hw=frame_size_hw,
             class_names=self.class_names,
             threads=self.threads,

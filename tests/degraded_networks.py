@@ -17,7 +17,7 @@ import tfiseg
 from tfiseg.calibration.frames import sample_frames
 from tfiseg.calibration.gate import DEFAULTS, gate_report
 from tfiseg.calibration.graph import Network
-from tfiseg.export.engine.fp16_graph import overflowing, to_fp16
+from tfiseg.export.engine.fp16_graph import find_overflowing_nodes, to_fp16
 from tfiseg.runtime.evaluate.comparison import Comparison, compare, noise_floor
 from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
@@ -101,7 +101,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
         half = Path(folder, "fp16.onnx")
         model = Network(onnx.load(DEFAULT_MODEL)).model
-        onnx.save(to_fp16(model, overflowing(model, frames.part(0, 8))), half)
+        onnx.save(to_fp16(model, find_overflowing_nodes(model, frames.part(0, 8))), half)
         print(_row("fp16", compare(reference, tfiseg.Segmenter(half), frames), floor))
         print(_row("fp32, one gray level of noise", floor, floor))
         for degrade in DEGRADATIONS:

@@ -1,4 +1,4 @@
-"""User-facing text keeps to the field's terms: no page and no help text has a word of the old dialect."""
+"""Pages and help texts use the field's terms, not the words of the old dialect."""
 
 import argparse
 import re
@@ -19,7 +19,7 @@ PAGES = [
     *sorted((ROOT / "docs" / "guide").glob("*.md")),
     *sorted((ROOT / "docs" / "reference").glob("*.md")),
 ]
-# pattern -> what to write instead; the list of docs/experiments/prose.md in word forms
+# pattern -> replacement; see docs/experiments/prose.md
 FORBIDDEN = {
     r"\blooked (at|for|once|again)\b|\blooks at\b|\bworth a look\b": "view, pass, refine",
     r"\b(several|thorough|second|more|six|ten) looks?\b": "view, pass, refine",
@@ -44,7 +44,7 @@ FORBIDDEN = {
 
 
 def findings(text: str) -> list[str]:
-    """Forbidden words of a text with what to write instead."""
+    """Return the forbidden words of a text and their replacements."""
     return [
         f"{found[0]!r} in {text[max(0, found.start() - 30) : found.end() + 30]!r}: write {instead}"
         for pattern, instead in FORBIDDEN.items()
@@ -53,13 +53,13 @@ def findings(text: str) -> list[str]:
 
 
 def prose(markdown: str) -> str:
-    """A page without code, links' targets and comments."""
+    """Return a page without code, link targets and comments."""
     text = re.sub(r"```.*?```|<!--.*?-->", " ", markdown, flags=re.DOTALL)
     return re.sub(r"`[^`]*`|\]\([^)]*\)", " ", text)
 
 
 def help_text(parser: argparse.ArgumentParser) -> str:
-    """A verb's help without the names of its options and their choices."""
+    """Return a verb's help without the names of its options and their choices."""
     return re.sub(r"--[\w-]+|\{[^}]*\}", " ", " ".join(parser.format_help().split()))
 
 

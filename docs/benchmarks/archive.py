@@ -1,7 +1,7 @@
 """Archives on a local Ray cluster of two workers (docs/benchmarks/robots.md).
 
-`python docs/benchmarks/archive.py once` segments 2,000 pictures. It kills a worker half way, and the picture
-in the middle is damaged. `throughput` compares two workers with one process.
+`python docs/benchmarks/archive.py once` segments 2,000 images, of which one is damaged, and kills a worker in
+the middle. `throughput` compares two workers with one process.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tfiseg.runtime.segmenter_settings import SegmenterSettings
 WORKERS = 2
 
 
-def write_pictures(folder: Path, count: int) -> None:
+def write_images(folder: Path, count: int) -> None:
     folder.mkdir()
     with tfiseg.open_source("synthetic") as source:
         for k, frame in zip(range(count), source, strict=False):
@@ -45,14 +45,14 @@ def done_paths(out: Path) -> Counter:
 
 
 def worker_processes() -> list[psutil.Process]:
-    """Ray's workers among the processes that this one has started."""
+    """Return Ray's workers among the child processes."""
     below = psutil.Process().children(recursive=True)
     return [one for one in below if one.name().startswith("ray::") and "MapWorker" in " ".join(one.cmdline())]
 
 
 @contextlib.contextmanager
-def watched(on_row: Callable[[], None]) -> Iterator[None]:
-    """Call a function for each row that arrives from the workers."""
+def call_for_each_row(on_row: Callable[[], None]) -> Iterator[None]:
+    """Call a function for each row from the workers."""
     results = ray_archive._results
 
     def rows(*arguments):
@@ -69,18 +69,18 @@ def watched(on_row: Callable[[], None]) -> Iterator[None]:
 
 def once(folder: Path, count: int, quality: str) -> None:
     photos, out = folder / "photos", folder / "out"
-    write_pictures(photos, count)
+    write_images(photos, count)
     (photos / f"{count // 2:05d}.jpg").write_bytes(b"\xff\xd8\xff damaged")
     rows, killed = itertools.count(1), []
 
-    def kill_half_way() -> None:
+    def kill_worker_midway() -> None:
         if next(rows) == count // 2:
             victim = worker_processes()[0]
             victim.send_signal(signal.SIGKILL)
             killed.append(victim.pid)
 
     before = load()
-    with watched(kill_half_way):
+    with call_for_each_row(kill_worker_midway):
         summary = ray_archive.segment_archive(
             str(photos), out, SegmenterSettings(quality=quality), workers=WORKERS
         )
@@ -95,9 +95,9 @@ def once(folder: Path, count: int, quality: str) -> None:
 
 
 def throughput(folder: Path, count: int, quality: str) -> None:
-    """One process with one thread, then two workers with one each; pictures per second without the start."""
+    """Compare one process with two workers, one thread each: images per second, without the start."""
     photos = folder / "photos"
-    write_pictures(photos, count)
+    write_images(photos, count)
     settings = SegmenterSettings(quality=quality, threads=1)
     paths = [str(path) for path in sorted(photos.iterdir())]
     before = load()
@@ -109,7 +109,7 @@ def throughput(folder: Path, count: int, quality: str) -> None:
 
     stamps: list[float] = []
     began = time.perf_counter()
-    with watched(lambda: stamps.append(time.perf_counter())):
+    with call_for_each_row(lambda: stamps.append(time.perf_counter())):
         ray_archive.segment_archive(str(photos), folder / "out", settings, workers=WORKERS)
     whole = count / (time.perf_counter() - began)
     first = sum(stamp - stamps[0] < 0.05 for stamp in stamps)  # those of the first task

@@ -1,5 +1,7 @@
-"""What each step leaves to gain: `python docs/benchmarks/ceilings.py SET...`, true class maps, steps replaced
-by the truth in turn."""
+"""Upper bounds of each step's gain: `python docs/benchmarks/ceilings.py SET...`.
+
+The class maps are true. Steps are replaced by the truth in turn.
+"""
 
 import sys
 from pathlib import Path
@@ -19,8 +21,8 @@ from tfiseg.runtime.refine.view_planning import looked_at
 BOUNDARIES = (0.7, 0.5, 0.3)
 
 
-def owner_of(parts, truth):
-    """The object that most of each part 1.. is of, 0 = none, and the share of the part that is."""
+def find_owners(parts, truth):
+    """Return the object that covers most of each part 1.., 0 = none, and its share of the part."""
     count = np.zeros((parts.max() + 1, truth.max() + 1), np.int64)
     np.add.at(count, (parts.ravel(), truth.ravel()), 1)
     area = np.maximum(count.sum(1), 1)
@@ -28,20 +30,20 @@ def owner_of(parts, truth):
     return count.argmax(1), count.max(1) / area
 
 
-def merged(own, truth):
-    """Regions of a component's mask, merged as the truth says."""
+def merge_perfectly(own, truth):
+    """Merge the regions of a component's mask according to the truth."""
     regions = region_graph(problem_of(own))[0]
-    return owner_of(regions, truth)[0][regions].astype(np.int32)
+    return find_owners(regions, truth)[0][regions].astype(np.int32)
 
 
-def parted(own, boundary, least):
-    inside = np.where(cv2.resize(boundary, own.shape[::-1]) > least, 0, own).astype(np.uint8)
+def split_at_boundary(own, boundary, threshold):
+    inside = np.where(cv2.resize(boundary, own.shape[::-1]) > threshold, 0, own).astype(np.uint8)
     return inside if inside.any() else own
 
 
-def joined(pieces, truth):
-    """Pieces joined as the truth says, those that are mostly one object's."""
-    owner, share = owner_of(pieces, truth)
+def join_perfectly(pieces, truth):
+    """Join the parts that are mostly one object according to the truth."""
+    owner, share = find_owners(pieces, truth)
     number = np.where(share > 0.5, owner, np.arange(len(owner)) + truth.max() + 1)
     number[0] = 0
     return number[pieces].astype(np.int32)
@@ -56,28 +58,32 @@ for folder in sys.argv[1:]:
         planned = [p for p in planned if p.component]  # the others are for joins only
         own = looks.own[: len(planned)]
         maps = refiner.session.infer(looks.images[: len(planned)], looks.masks[: len(planned)])
-        wanted = [sample(picture.truth, p.view, refiner.session.view_px) for p in planned]
+        truths = [sample(picture.truth, p.view, refiner.session.view_px) for p in planned]
 
-        def pieces_of(found, components=components, planned=planned):
+        def place_labels(found, components=components, planned=planned):
             parted = Parted(components)
             for p, labels in zip(planned, found, strict=True):
                 parted.cut(p, labels)
             return parted.label_map
 
-        ours = pieces_of(cut_components(own, maps, refiner.session.affinity_offsets, refiner.session.rules))
-        perfect = pieces_of([merged(mask, truth) for mask, truth in zip(own, wanted, strict=True)])
-        found = {
-            "as it is, nothing joined": ours,
-            "perfect joins": joined(ours, picture.truth),
+        actual = place_labels(
+            cut_components(own, maps, refiner.session.affinity_offsets, refiner.session.rules)
+        )
+        perfect = place_labels(
+            [merge_perfectly(mask, truth) for mask, truth in zip(own, truths, strict=True)]
+        )
+        results = {
+            "actual cuts, no joins": actual,
+            "perfect joins": join_perfectly(actual, picture.truth),
             "perfect merges": perfect,
-            "perfect merges and joins": joined(perfect, picture.truth),
+            "perfect merges and joins": join_perfectly(perfect, picture.truth),
         }
-        for least in BOUNDARIES:
-            views = zip(own, maps.boundary[:, 0], wanted, strict=True)
-            found[f"perfect merges, parted at {least}"] = pieces_of(
-                [merged(parted(mask, b, least), truth) for mask, b, truth in views]
+        for threshold in BOUNDARIES:
+            views = zip(own, maps.boundary[:, 0], truths, strict=True)
+            results[f"perfect merges, split at boundaries above {threshold}"] = place_labels(
+                [merge_perfectly(split_at_boundary(mask, b, threshold), truth) for mask, b, truth in views]
             )
-        for name, pieces in found.items():
+        for name, pieces in results.items():
             instances = instances_of(pieces, components)
             score = panoptic_counts(instances.label_map, instances.class_id, picture.truth, picture.semantic)
             totals.setdefault(name, PanopticCounts()).add(score.pooled)

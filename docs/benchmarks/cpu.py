@@ -1,8 +1,9 @@
-"""Two networks' frames a second on this machine's CPU: `python docs/benchmarks/cpu.py FP32.onnx INT8.onnx
-[--source VIDEO] [--size W H]`.
+"""Measure frames per second of two networks on this machine's CPU.
 
-Two ways: every core has a frame of its own (as `tfiseg run` works on files), and all cores share a frame.
-Rounds alternate; medians.
+    python docs/benchmarks/cpu.py FP32.onnx INT8.onnx [--source VIDEO] [--size W H]
+
+It measures two arrangements: each core segments its own frame (as `tfiseg run` works on files), or all cores
+share a frame. Rounds alternate between the networks; results are medians.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from tfiseg.runtime.networks.onnx_session import OnnxSession
 
 def frames_per_second(session, frames, workers):
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(session.infer, frames[: 2 * workers]))  # first runs allocate
+        list(pool.map(session.infer, frames[: 2 * workers]))  # the first runs allocate memory
         began = time.perf_counter()
         list(pool.map(session.infer, frames))
         return len(frames) / (time.perf_counter() - began)
@@ -44,7 +45,7 @@ def main():
             [frames_per_second(session, frames, workers) for session in sessions] for _ in range(args.rounds)
         ]
         reference, candidate = (statistics.median(fps) for fps in zip(*rounds, strict=True))
-        ratios = sorted(theirs / ours for ours, theirs in rounds)
+        ratios = sorted(candidate / reference for reference, candidate in rounds)
         row = {
             "frames_at_once": workers,
             "threads_each": threads,

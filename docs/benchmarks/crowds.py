@@ -1,10 +1,9 @@
-"""Piles of discs that are one component of the class map: panoptic quality by shape and with
-refine="components", and its time.
+"""Panoptic quality of piles of disks that are one component, by shape and with refine="components".
 
     python docs/benchmarks/crowds.py
 
-Prints Markdown. Made-up pictures: they tell whether objects of a size can be parted, not how well real ones
-are.
+Prints Markdown. The images are synthetic: they show which sizes of objects can be separated, not how well
+real objects are.
 """
 
 import sys
@@ -27,9 +26,7 @@ def quality(found: tfiseg.Instances, truth: np.ndarray) -> float:
 
 def main() -> None:
     refiner = tfiseg.Refiner()
-    print(
-        "| picture, px | discs, px across | how many | shape | components | ms |\n|---|---|---|---|---|---|"
-    )
+    print("| image, px | diameter, px | disks | shape | components | ms |\n|---|---|---|---|---|---|")
     for gap in (1.9, 1.75):
         for side, radius in ((400, 8), (640, 12), (1024, 15), (768, 20), (1024, 30), (1024, 45), (1024, 90)):
             image, truth = pile(side, radius, gap=gap)

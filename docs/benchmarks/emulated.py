@@ -1,9 +1,8 @@
-"""Panoptic quality of components looked at in the GPU's graph, on the emulated GPU of the tests, beside the
-CPU's own way.
+"""Panoptic quality of components refined in the GPU's graph, on the emulated GPU of the tests and on the CPU.
 
     python docs/benchmarks/emulated.py DATA/eval/SET ...
 
-Prints JSON. About a second a picture: 16 views each, whatever it shows.
+Prints JSON. An image takes about a second, because 16 views are always computed.
 """
 
 import argparse

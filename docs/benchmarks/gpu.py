@@ -1,5 +1,4 @@
-"""Times of the CUDA operator on this machine's GPU, beside CuPy's (and cuCIM's) in the same run: `.ci/gpu`
-calls it.
+"""Times of the CUDA operator on this machine's GPU, compared with CuPy and cuCIM; called by `.ci/gpu`.
 
     python docs/benchmarks/gpu.py RUNNER.so [--once]
 
@@ -15,12 +14,11 @@ import numpy as np
 from tfiseg.plugins.native import ResultStruct, cluster_native, problem_struct
 from tfiseg.plugins.problem import Problem, problem_of
 from tfiseg.plugins.settings import ClusterSettings
-from tfiseg.plugins.views import Found, PiecesCall, Scene, ViewsCall, cut_views
+from tfiseg.plugins.views import PlacementCall, Scene, ViewClusterings, ViewsCall, render_views
 
 
 def blobs(side: int, classes: int = 4) -> np.ndarray:
-    """Class map (side, side) of round objects of several classes, about half of it covered, many of them
-    touching."""
+    """Return a class map (side, side), about half of it covered by round, often touching objects."""
     rng = np.random.default_rng(0)
     out = np.zeros((side, side), np.uint8)
     for _ in range(60):
@@ -39,13 +37,13 @@ def blobs(side: int, classes: int = 4) -> np.ndarray:
     return out
 
 
-def as_logits(class_map: np.ndarray, classes: int, size_hw: tuple[int, int]) -> Problem:
+def logits_problem(class_map: np.ndarray, classes: int, size_hw: tuple[int, int]) -> Problem:
     planes = [cv2.GaussianBlur((class_map == c).astype(np.float32) * 6, (0, 0), 1) for c in range(classes)]
     settings = ClusterSettings(min_area=25, max_instances=256)
     return Problem(None, np.ascontiguousarray(planes)[None], size_hw, settings)
 
 
-def result_of(problem: Problem) -> tuple[ResultStruct, dict]:
+def make_result(problem: Problem) -> tuple[ResultStruct, dict]:
     n, (h, w) = problem.batch, problem.out_hw
     out = {
         "label_map": np.zeros((n, h, w), np.int32),
@@ -56,33 +54,32 @@ def result_of(problem: Problem) -> tuple[ResultStruct, dict]:
     return ResultStruct(ctypes.sizeof(ResultStruct), **{name: a.ctypes.data for name, a in out.items()}), out
 
 
-def in_graph(library: ctypes.CDLL, problem: Problem, replays: int = 2000) -> tuple[float, int]:
-    """Median microseconds of a replay, and the instances found."""
-    result, out = result_of(problem)
+def time_in_graph(library: ctypes.CDLL, problem: Problem, replays: int = 2000) -> tuple[float, int]:
+    """Return the median time of a replay in microseconds, and the number of instances."""
+    result, out = make_result(problem)
     median_us, grown = ctypes.c_double(), ctypes.c_int64()
-    asked = problem_struct(problem)
+    struct = problem_struct(problem)
     status = library.replay_in_graph(
-        *map(ctypes.byref, (asked, result)), replays, *map(ctypes.byref, (median_us, grown))
+        *map(ctypes.byref, (struct, result)), replays, *map(ctypes.byref, (median_us, grown))
     )
     assert status == 0, status
     return median_us.value, int(out["count"][0])
 
 
-def views_in_graph(
+def time_views_in_graph(
     library: ctypes.CDLL, size_hw: tuple[int, int], views: int = 16, side: int = 192
 ) -> tuple[float, float, int]:
-    """Median microseconds of cutting views of components, and of carrying back what shape alone makes of
-    them; and the pieces."""
+    """Return the median times of rendering views and placing instances, and the number of instances."""
     class_map = cv2.resize(blobs(512), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
     components = cluster_native(problem_of(class_map, min_area=25, split=0.0))
     frame = np.random.default_rng(0).integers(0, 256, (*size_hw, 3)).astype(np.uint8)
     scene = Scene(frame, components.label_map[0], components.table[0].copy(), np.ones(256, np.uint8))
-    cut = cut_views(scene, views, side)
+    cut = render_views(scene, views, side)
     parts = cluster_native(problem_of(cut.own, split=1.0, max_instances=64))
     tables = np.zeros((views, 64, 10), np.float32)
     tables[:, : parts.table.shape[1]] = parts.table
     call = ViewsCall(scene, views, side, None, cut, 64)
-    pieces = PiecesCall(scene, Found(parts.label_map, parts.count, parts.regions, tables), 2)
+    pieces = PlacementCall(scene, ViewClusterings(parts.label_map, parts.count, parts.regions, tables), 2)
     medians_us = (ctypes.c_double * 2)()
     status = library.replay_views_in_graph(
         ctypes.byref(call.struct), ctypes.byref(pieces.struct), 1000, medians_us
@@ -91,9 +88,8 @@ def views_in_graph(
     return medians_us[0], medians_us[1], len(pieces.pieces.table)
 
 
-def peers(class_map: np.ndarray) -> dict[str, float]:
-    """Median microseconds of what others offer for parts of the work, from CuPy and cuCIM where they are
-    installed."""
+def time_peers(class_map: np.ndarray) -> dict[str, float]:
+    """Return the median times of CuPy and cuCIM, if installed, for parts of the work."""
     try:
         import cupy
         from cupyx.scipy import ndimage
@@ -123,7 +119,7 @@ def peers(class_map: np.ndarray) -> dict[str, float]:
                 cupy.cuda.Device().synchronize()
                 spent.append((time.perf_counter() - began) * 1e6)
             times[name] = float(np.median(spent))
-        except Exception as wrong:  # a peer that can't run must not stop our own figures
+        except Exception as wrong:  # a peer that fails must not stop the benchmark
             print(f"{name}: {wrong}", file=sys.stderr)
     return times
 
@@ -131,44 +127,44 @@ def peers(class_map: np.ndarray) -> dict[str, float]:
 def main() -> None:
     library = ctypes.CDLL(sys.argv[1])
     if "--once" in sys.argv:  # for a profiler
-        in_graph(library, as_logits(blobs(160), 21, (480, 640)), 1)
-        in_graph(library, problem_of(blobs(2048), min_area=25), 1)
+        time_in_graph(library, logits_problem(blobs(160), 21, (480, 640)), 1)
+        time_in_graph(library, problem_of(blobs(2048), min_area=25), 1)
         return
-    print("| what | us, median of graph replays | wanted | instances |\n|---|---|---|---|")
-    for grid, size_hw, classes, wanted in (
+    print("| work | us, median of graph replays | goal | instances |\n|---|---|---|---|")
+    for grid, size_hw, classes, goal in (
         (160, (480, 640), 4, "60"),
         (160, (480, 640), 21, "60"),
         (128, (512, 512), 21, ""),
         (96, (384, 384), 21, ""),
     ):
-        us, count = in_graph(library, as_logits(blobs(grid), classes, size_hw))
+        us, count = time_in_graph(library, logits_problem(blobs(grid), classes, size_hw))
         to = f"{size_hw[1]} x {size_hw[0]}"
-        print(f"| {grid} x {grid} x {classes} logits -> {to} | {us:.1f} | {wanted} | {count} |")
+        print(f"| {grid} x {grid} x {classes} logits -> {to} | {us:.1f} | {goal} | {count} |")
     for side in (512, 1024, 2048):
-        us, count = in_graph(library, problem_of(blobs(side), min_area=25), 500)
-        wanted = "50 us/MP" if side == 2048 else ""
+        us, count = time_in_graph(library, problem_of(blobs(side), min_area=25), 500)
+        goal = "50 us/MP" if side == 2048 else ""
         print(
-            f"| class map {side} x {side} | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | {wanted} | "
+            f"| class map {side} x {side} | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | {goal} | "
             f"{count} |"
         )
         given = problem_of(blobs(side), np.zeros((2, side, side), np.float32), min_area=25)
-        us, count = in_graph(library, given, 500)
+        us, count = time_in_graph(library, given, 500)
         print(f"| the same, given field | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | | {count} |")
-        for name, peer_us in peers(blobs(side)).items():
+        for name, peer_us in time_peers(blobs(side)).items():
             print(f"| {name}, {side} x {side} | {peer_us:.1f} | | |")
     for size_hw in ((480, 640), (1080, 1920)):
-        cut_us, place_us, count = views_in_graph(library, size_hw)
-        print(f"| 16 views of 192 px cut out of {size_hw[1]} x {size_hw[0]} | {cut_us:.1f} | | |")
-        print(f"| pieces carried back | {place_us:.1f} | | {count} |")
+        cut_us, place_us, count = time_views_in_graph(library, size_hw)
+        print(f"| 16 views of 192 px rendered from {size_hw[1]} x {size_hw[0]} | {cut_us:.1f} | | |")
+        print(f"| instances placed | {place_us:.1f} | | {count} |")
     sys.stdout.flush()
     for title, problem in (
-        ("160 x 160 x 21 -> 640 x 480", as_logits(blobs(160), 21, (480, 640))),
+        ("160 x 160 x 21 -> 640 x 480", logits_problem(blobs(160), 21, (480, 640))),
         ("class map 2048 x 2048", problem_of(blobs(2048), min_area=25)),
     ):
         print(f"\n{title}, phase by phase:\n", flush=True)
-        result, _ = result_of(problem)
-        asked = problem_struct(problem)
-        assert library.print_phases(ctypes.byref(asked), ctypes.byref(result), 20) == 0
+        result, _ = make_result(problem)
+        struct = problem_struct(problem)
+        assert library.print_phases(ctypes.byref(struct), ctypes.byref(result), 20) == 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the CUDA operator launches, waits for and transfers, counted without a GPU, and a cost model of it.
+"""Launches, barriers and transfers of the CUDA operator, counted without a GPU, and a cost model.
 
     python docs/benchmarks/gpu_counts.py [--sides 1024 2048]
 
@@ -15,22 +15,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from gpu import as_logits, blobs, result_of
+from gpu import blobs, logits_problem, make_result
 from tfiseg.plugins.native import cluster_native, problem_struct
 from tfiseg.plugins.neck import EVIDENCE_FEATURES
 from tfiseg.plugins.problem import Problem, problem_of
 from tfiseg.plugins.settings import ClusterSettings
-from tfiseg.plugins.views import Found, PiecesCall, Scene, ViewsCall, cut_views
+from tfiseg.plugins.views import PlacementCall, Scene, ViewClusterings, ViewsCall, render_views
 
 ROOT = Path(__file__).parents[2]
 CSRC, TESTS = ROOT / "plugins" / "csrc", ROOT / "tests" / "plugins"
-PROCESSORS = 16  # emulated: each holds 512 or more threads, and every thread takes a stack
+PROCESSORS = 16  # emulated; each has 512 threads or more, and every thread needs a stack
 SECTOR_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU as the cost model has it.
+    """A GPU in the cost model.
 
     Args:
         processors, clock_ghz: from the data sheet, boost clock.
@@ -85,7 +85,7 @@ class Phase:
 
 
 def compile_kernels(folder: Path) -> ctypes.CDLL:
-    """The emulated kernels with counters."""
+    """Compile the emulated kernels with counters."""
     flags = ["-std=c++17", "-ffp-contract=off", "-pthread", "-fPIC", "-fno-strict-aliasing"]
     flags += ["-fvisibility-inlines-hidden"]
     flags += ["-DTFISEG_WITH_CUDA", f"-I{TESTS / 'cuda_on_cpu' / 'include'}", f"-I{TESTS / 'cuda_on_cpu'}"]
@@ -116,8 +116,8 @@ def compile_kernels(folder: Path) -> ctypes.CDLL:
     return library
 
 
-def counted(library: ctypes.CDLL, work: Callable[[], None]) -> tuple[int, list[Phase]]:
-    """Launches of some work, and the counts of its phases."""
+def count_launches(library: ctypes.CDLL, work: Callable[[], None]) -> tuple[int, list[Phase]]:
+    """Return the number of launches of some work, and the counts of its phases."""
     library.cuda_on_cpu_count(1)
     work()
     text = ctypes.create_string_buffer(1 << 16)
@@ -128,8 +128,8 @@ def counted(library: ctypes.CDLL, work: Callable[[], None]) -> tuple[int, list[P
 
 
 def run(library: ctypes.CDLL, problem: Problem) -> tuple[int, list[Phase]]:
-    """Counts of a problem, whose result must be the native operator's."""
-    result, out = result_of(problem)
+    """Return the counts of a problem, and check its result against the native operator."""
+    result, out = make_result(problem)
     struct = problem_struct(problem)
     room = np.zeros(library.tfiseg_workspace_size(ctypes.byref(struct), 1), np.uint8)
     result.workspace, result.workspace_bytes = room.ctypes.data, room.nbytes
@@ -139,20 +139,20 @@ def run(library: ctypes.CDLL, problem: Problem) -> tuple[int, list[Phase]]:
             library.cluster_by_phases(ctypes.byref(struct), ctypes.byref(result), ctypes.c_uint32(1), 1) == 0
         )
 
-    counts = counted(library, work)
+    counts = count_launches(library, work)
     expected = cluster_native(problem)
     assert np.array_equal(out["label_map"], expected.label_map), "the emulated kernels differ from the CPU"
     return counts
 
 
-def with_evidence(side: int) -> Problem:
-    """A frame model's problem: logits, a boundary, affinities and both rules; cuts are moved."""
+def evidence_problem(side: int) -> Problem:
+    """Return a problem of a network with heads: logits, boundary, affinities, both rules, propagation."""
     rng = np.random.default_rng(0)
     offsets = np.array([[0, 2], [2, 0], [4, 4], [4, -4]], np.int32)
     rule = rng.normal(0, 0.3, 4 * (len(EVIDENCE_FEATURES) + 2) + 1).astype(np.float32)
     settings = ClusterSettings(affinity_offsets=offsets, merge_rule=rule, part_rule=rule, sharpen=3)
     return replace(
-        as_logits(blobs(side), 4, (480, 640)),
+        logits_problem(blobs(side), 4, (480, 640)),
         settings=settings,
         boundary=rng.random((1, -(-side // 2), -(-side // 2))).astype(np.float32),
         boundary_stride=2,
@@ -161,16 +161,16 @@ def with_evidence(side: int) -> Problem:
 
 
 def views_launches(library: ctypes.CDLL) -> tuple[int, int]:
-    """Launches that render views of components, and that place the parts."""
+    """Return the number of launches that render views and that place instances."""
     components = cluster_native(problem_of(blobs(160), min_area=25, split=0.0))
     frame = np.zeros((160, 160, 3), np.uint8)
     scene = Scene(frame, components.label_map[0], components.table[0].copy(), np.ones(256, np.uint8))
-    cut = cut_views(scene, 4, 32)
+    cut = render_views(scene, 4, 32)
     parts = cluster_native(problem_of(cut.own, split=1.0, max_instances=64))
     tables = np.zeros((4, 64, 10), np.float32)
     tables[:, : parts.table.shape[1]] = parts.table
     call = ViewsCall(scene, 4, 32, None, cut, 64)
-    pieces = PiecesCall(scene, Found(parts.label_map, parts.count, parts.regions, tables), 2)
+    pieces = PlacementCall(scene, ViewClusterings(parts.label_map, parts.count, parts.regions, tables), 2)
 
     def place() -> None:
         views, found = ctypes.byref(call.struct), ctypes.byref(pieces.struct)
@@ -179,11 +179,11 @@ def views_launches(library: ctypes.CDLL) -> tuple[int, int]:
     def render() -> None:
         assert library.cut_views_by_phases(ctypes.byref(call.struct), ctypes.c_uint32(1), 1) == 0
 
-    return counted(library, render)[0], counted(library, place)[0]
+    return count_launches(library, render)[0], count_launches(library, place)[0]
 
 
 def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, float]:
-    """Microseconds of a call by kind of cost.
+    """Return the time of a call in microseconds, by kind of cost.
 
     A phase takes the longest of: its dependent accesses, its instructions, its sectors from the L1 cache, its
     dense bytes from the L2 cache, and its atomics.
@@ -191,7 +191,7 @@ def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, fl
     clock = device.clock_ghz * 1e3  # cycles in a us
     work = block_barriers = 0.0
     for p in phases:
-        # blocks wait one by one, but for tiles, which all blocks work on at once
+        # blocks wait one by one, except with tiles, on which all blocks work in parallel
         is_tiled = p.name == "AscentLinks"
         waits = p.block_barriers / (2 * device.processors if is_tiled else 1)
         block_barriers += waits
@@ -216,8 +216,8 @@ def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, fl
     }
 
 
-def hops_of(phases: list[Phase], objects_px: int) -> float:
-    """Links followed for each pixel of an object. A pixel's last load finds a root, which is no hop."""
+def links_per_pixel(phases: list[Phase], objects_px: int) -> float:
+    """Return the number of links followed per pixel of an object; the load of a root does not count."""
     follow = next(p for p in phases if p.name == "FollowLinks")
     return follow.word_loads / objects_px - 1.0
 
@@ -254,8 +254,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         library = compile_kernels(Path(folder))
         small = "160 x 160 x 21 logits -> 640 x 480"
-        results = {small: (None, *run(library, as_logits(blobs(160), 21, (480, 640))))}
-        print(f"Frame model, 160 x 160, both rules: {run(library, with_evidence(160))[0]} launches.")
+        results = {small: (None, *run(library, logits_problem(blobs(160), 21, (480, 640))))}
+        print(f"Frame model, 160 x 160, both rules: {run(library, evidence_problem(160))[0]} launches.")
         render, place = views_launches(library)
         print(f"Views rendered: {render} launches; parts placed: {place}.")
         for side in sides:
@@ -263,7 +263,7 @@ def main() -> None:
             launches, phases = run(library, problem_of(class_map, min_area=25))
             title = f"class map {side} x {side}"
             results[title] = (side * side / 1e6, launches, phases)
-            hops = hops_of(phases, int((class_map > 0).sum()))
+            hops = links_per_pixel(phases, int((class_map > 0).sum()))
             print(f"{title}: {hops:.2f} hops for each pixel of an object.")
         for title, (_, launches, phases) in results.items():
             print_phases(title, launches, phases)

@@ -1,4 +1,4 @@
-"""Figures of the live pipeline: `python docs/benchmarks/live.py WHAT [--seconds S] [--frames N]`."""
+"""Benchmarks of the live pipeline: `python docs/benchmarks/live.py WHAT [--seconds S] [--frames N]`."""
 
 import argparse
 import itertools
@@ -21,8 +21,8 @@ from tfiseg.runtime.sources.synthetic import SyntheticCamera
 NETWORK_MS = 100
 
 
-def clip(folder, frames, size_hw):
-    """A video file of the synthetic camera."""
+def make_clip(folder, frames, size_hw):
+    """Write a video file of the synthetic camera."""
     path = Path(folder) / "clip.mp4"
     with Mp4Writer(path, size_hw[::-1], 30) as writer:
         for frame, _ in zip(SyntheticCamera(size_hw, people=6), range(frames), strict=False):
@@ -31,13 +31,12 @@ def clip(folder, frames, size_hw):
 
 
 def speedup(args):
-    """A file decoded, segmented, drawn and written: one after the other, and by the pipeline; three times
-    each, in turn."""
+    """Decode, segment, draw and write a file, serially and by the pipeline, three times each."""
     report = []
     cores = len(os.sched_getaffinity(0))
     for size_hw in ((480, 640), (720, 1280), (1080, 1920)):
         with tempfile.TemporaryDirectory() as folder:
-            path = clip(folder, args.frames or 200, size_hw)
+            path = make_clip(folder, args.frames or 200, size_hw)
             segmenter, single = tfiseg.Segmenter(refine="frame"), tfiseg.Segmenter(refine="frame", threads=1)
             seconds = {"sequential": [], "pipeline": []}
             for _ in range(3):
@@ -60,7 +59,7 @@ def speedup(args):
 
 
 def slow_network(ms=NETWORK_MS):
-    """A segmenter that takes so long."""
+    """Return a segmenter that takes a fixed time."""
     empty = tfiseg.cluster(np.zeros((48, 64), np.uint8))
 
     def segment(frame):
@@ -71,8 +70,7 @@ def slow_network(ms=NETWORK_MS):
 
 
 def delay(args):
-    """A source of 30 frames a second, a network of 10: the age of what is shown; then nothing dropped with
-    policy "all"."""
+    """Measure the age of results with a slow network, and drops with policy "all"."""
     seconds = args.seconds or 600
     with tfiseg.Pipeline(Realtime(SyntheticCamera((48, 64), people=1)), slow_network()) as pipeline:
         until, ages, queued = time.monotonic() + seconds, [], 0
@@ -104,7 +102,7 @@ def delay(args):
 
 
 def overhead(args):
-    """Time per frame of a pipeline of four stages that do nothing, above the plain loop."""
+    """Measure the overhead per frame of a pipeline with four empty stages."""
     frame, empty = tfiseg.Frame(np.zeros((48, 64, 3), np.uint8)), tfiseg.cluster(np.zeros((48, 64), np.uint8))
 
     class Frames(tfiseg.Source):
@@ -132,7 +130,7 @@ def overhead(args):
 
 
 def state():
-    """Resident memory in MB, open descriptors, threads."""
+    """Return resident memory in MB and the numbers of open descriptors and threads."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
         "rss_mb": round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1),
@@ -142,8 +140,7 @@ def state():
 
 
 def soak(args):
-    """Many small frames through network, tracker, drawing and a sink: memory, descriptors and threads as it
-    goes."""
+    """Measure memory, descriptors and threads while many small frames pass through all stages."""
     count = args.frames or 100_000
     segmenter, tracker = tfiseg.Segmenter(refine="frame"), tfiseg.Tracker()
     samples = []
@@ -166,7 +163,7 @@ def soak(args):
 
 
 def cycles(args):
-    """Start and stop, many times."""
+    """Start and stop pipelines many times."""
     segmenter = tfiseg.Segmenter()
     count = args.frames or 500
     for k in range(count):
@@ -180,8 +177,10 @@ def cycles(args):
 
 
 def modes(args):
-    """Milliseconds of a 640x480 frame by shape, by heads, and by components, each without and with outlines
-    drawn anew; photos of --photos DIR, three rounds of each in turn."""
+    """Measure the time of a 640x480 frame with each refinement, without and with mask refinement.
+
+    Frames are the photos of --photos DIR, in three rounds.
+    """
     source = tfiseg.open_source(args.photos) if args.photos else SyntheticCamera()
     frames = [cv2.resize(f.image, (640, 480)) for f, _ in zip(source, range(args.frames or 40), strict=False)]
     segmenters = {
@@ -204,8 +203,10 @@ def modes(args):
 
 
 def gpu(args):
-    """ONNX Runtime's CUDA provider (or --model NAME.engine) and all the rest on the device: frames a second
-    of 1 and 4 cameras, by heads and by components that are looked at."""
+    """Measure frames per second of 1 and 4 cameras on a GPU, by heads and by components.
+
+    The network runs on ONNX Runtime's CUDA provider, or is --model NAME.engine.
+    """
     count, report = args.frames or 300, []
     for size_hw, refine in itertools.product(((480, 640), (720, 1280)), ("frame", "components")):
         frame = next(iter(SyntheticCamera(size_hw, people=6))).image
@@ -215,7 +216,7 @@ def gpu(args):
             )
             segmenter.session.network.graphs = graphs
             for cameras in (1, 4):
-                for _ in range(20):  # warm-up, and the capture of the graph
+                for _ in range(20):  # warm-up and capture of the graph
                     segmenter(frame)
                 ages = [[] for _ in range(cameras)]
 

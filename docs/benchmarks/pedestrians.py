@@ -1,5 +1,6 @@
-"""Small people: street photos of eval/pennfudan, twelve to a frame of 768 x 576, so that people are 40 to 100
-px tall. How many are found (IoU > 0.5), and how much is found that is no person?
+"""Recall (IoU > 0.5) and false positives of small people, 40 to 100 px tall.
+
+Each frame of 768 x 576 shows twelve street photos of eval/pennfudan.
 
     python docs/benchmarks/pedestrians.py DATA/eval/pennfudan [--quality best] [--out DIR] [--json]
 """
@@ -25,7 +26,7 @@ _PERSON = "person"
 
 
 def frames(folder: Path) -> list[tuple[NDArray[np.uint8], NDArray[np.int32]]]:
-    """Frames uint8 (576, 768, 3) and their people int32 (576, 768), 0 = none."""
+    """Return frames uint8 (576, 768, 3) and their people int32 (576, 768), 0 = none."""
     pictures, _ = load_eval_set(folder)
     tile_hw = (FRAME_HW[0] // GRID[0], FRAME_HW[1] // GRID[1])
     made = []
@@ -50,10 +51,10 @@ def frames(folder: Path) -> list[tuple[NDArray[np.uint8], NDArray[np.int32]]]:
 
 
 def score(segmenter: Segmenter, folder: Path, out: Path | None = None) -> dict[str, Any]:
-    """People found of those 40 to 100 px tall, and of all, and false positives a frame."""
+    """Return the recall of people 40 to 100 px tall and of all people, and false positives per frame."""
     person = segmenter.class_names.index(_PERSON)
     found = {"40 to 100 px": [0, 0], "all": [0, 0]}
-    least, false_positives, count = 10**9, 0, 0
+    fewest, false_positives, count = 10**9, 0, 0
     for number, (image, people) in enumerate(frames(folder)):
         instances = segmenter(image)
         instances = instances.select(instances.class_id == person)
@@ -74,13 +75,13 @@ def score(segmenter: Segmenter, folder: Path, out: Path | None = None) -> dict[s
             for group in groups:
                 found[group][0] += j in matched
                 found[group][1] += 1
-        least = min(least, fitting)
+        fewest = min(fewest, fitting)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(out / f"{number:02}.jpg"), instances.draw(image))
     return {
         "frames": count,
-        "fewest_of_40_to_100_px": least,
+        "fewest_of_40_to_100_px": fewest,
         **{name: f"{a} of {b}, {a / max(b, 1):.1%}" for name, (a, b) in found.items()},
         "false_positives_per_frame": round(false_positives / max(count, 1), 2),
     }
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--refine")
     parser.add_argument("--long-side", type=int, dest="long_side_px")
     parser.add_argument("--tiles", type=int)
-    parser.add_argument("--out", type=Path, help="where overlays go")
+    parser.add_argument("--out", type=Path, help="folder for overlays")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     names = ("model", "refine", "quality", "long_side_px", "tiles")

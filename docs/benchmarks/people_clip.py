@@ -22,14 +22,13 @@ Image = NDArray[np.uint8]
 
 FRAMES, FRAME_RATE = 118, 10
 _EMPTY_ROOM = (0, 20, 40, 58, 464, 480, 871, 1219, 1210)  # frames of the original
-_DIFFERENT = 34  # grey levels
+_DIFFERENT = 34  # gray levels
 _MIN_PERSON_PX, _MAX_HOLE_PX = 2500, 900
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """Frames of the original at which a visitor arrives, stands, leaves and is gone; when the visitor arrives
-    and leaves in the new clip; by how many pixels the visitor is moved."""
+    """A visitor's frames in the original and in the new clip, and the shift in pixels."""
 
     arrives: int
     stands: int
@@ -40,13 +39,13 @@ class Visitor:
     end: int
 
     def frame_at(self, time: int) -> int | None:
-        """Return the original's frame that shows the visitor at this time; None: not there."""
+        """Return the original's frame that shows the visitor at this time; None if absent."""
         if time < self.start:
             return None
         frame = self.arrives + time - self.start
         if frame < self.stands:
             return frame
-        if time < self.end:  # stands: to and fro through the original's frames
+        if time < self.end:  # while standing, play the original's frames forwards and backwards
             span = self.leaves - self.stands
             k = (frame - self.stands) % (2 * span)
             return self.stands + (k if k < span else 2 * span - 1 - k)
@@ -70,7 +69,7 @@ VISITORS = (
 
 
 def matte(frame: Image, room: Image) -> Image | None:
-    """Return the largest region that differs from the empty room, uint8 (H, W); None: nobody is there."""
+    """Return the largest region that differs from the empty room, uint8 (H, W); None if there is none."""
     blurred = [cv2.GaussianBlur(image, (0, 0), 1.2) for image in (frame, room)]
     mask = (cv2.absdiff(*blurred).max(2) > _DIFFERENT).astype(np.uint8)
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7)))
@@ -102,7 +101,7 @@ def compose(original: list[Image], room: Image, time: int) -> tuple[Image, Image
         move = np.array([[1, 0, visitor.shift_at(time)], [0, 1, 0]], np.float32)
         image, mask = (cv2.warpAffine(a, move, (width, height)) for a in (original[k], mask))
         rows = np.flatnonzero(mask.any(1))
-        if len(rows):  # who stands lower in the picture is nearer; so is who is cut off by its lower edge
+        if len(rows):  # lower in the image is nearer; so are visitors that the lower border cuts
             nearness = rows[-1] if rows[-1] < height - 1 else rows[-1] + rows[0]
             layers.append((int(nearness), number, image, mask))
     frame, people = room.astype(np.float32), np.zeros((height, width), np.uint8)

@@ -1,4 +1,4 @@
-"""The ROS 2 node in processes of its own (docs/benchmarks/robots.md): `python docs/benchmarks/ros.py WHAT`.
+"""Benchmarks of the ROS 2 node (docs/benchmarks/robots.md): `python docs/benchmarks/ros.py WHAT`.
 
 `latency`: 640x480 images one after another, and a bare Segmenter on the same images. `soak`: memory of the
 node over `--seconds`, with a camera of 15 images per second. Run it in the environment of `make test-ros`.
@@ -26,7 +26,7 @@ def load() -> str:
 
 
 def segmenter_ms(count: int) -> float:
-    """Median time of a Segmenter alone, in this process."""
+    """Return the median time of a Segmenter alone, in this process."""
     segmenter, times = tfiseg.Segmenter(), []
     with tfiseg.open_source("synthetic") as source:
         for frame, _ in zip(source, range(count), strict=False):
@@ -62,7 +62,7 @@ def resident_mb(pid: int) -> float:
 
 
 def soak(ros: Ros, seconds: float) -> None:
-    """Print memory, descriptors and threads of the node, after a tenth of the time and at the end."""
+    """Print the node's memory, descriptors and threads after a tenth of the time and at the end."""
     before = load()
     node = ros.node(reliable=True, queue=500)
     listener = ros.listener(TOPICS, reliable=True)

@@ -28,13 +28,13 @@ from tfiseg.runtime.pipeline.result import Result
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 SIZE_HW = (96, 128)
-WARM_UP = 0.1  # share of the frames, and of the starts, before memory is compared
-WARM_UP_STARTS = 200  # before the first that counts: threads that come and go fill the allocator's arenas
+WARM_UP = 0.1  # share of frames and starts before memory is compared
+WARM_UP_STARTS = 200  # not measured: threads that start and stop fill the allocator's arenas
 MAX_GROWTH = 0.02
 
 
-class Count:
-    """A sink that counts."""
+class CountingSink:
+    """A sink that counts results."""
 
     name, takes_all = "count", True
 
@@ -47,13 +47,13 @@ class Count:
 
 
 def cluster_truth(frame: tfiseg.Frame) -> tfiseg.Instances:
-    """A segmenter without a network: what is soaked is everything else."""
+    """Segment without a network, because the test is about everything else."""
     assert frame.truth_class_map is not None
     return tfiseg.cluster(frame.truth_class_map, threads=1)
 
 
 def state() -> dict[str, int]:
-    """Resident memory in KiB, open files and threads of this process."""
+    """Return resident memory in KiB, open files and threads of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
         "rss_kib": pages * os.sysconf("SC_PAGE_SIZE") // 1024,
@@ -62,17 +62,17 @@ def state() -> dict[str, int]:
     }
 
 
-def pipeline_of(sink: Count, **options: Any) -> tfiseg.Pipeline:
-    """A pipeline with all stages: capture, segment, track, draw, sink."""
+def make_pipeline(sink: CountingSink, **options: Any) -> tfiseg.Pipeline:
+    """Return a pipeline with all stages: capture, segment, track, draw, sink."""
     return tfiseg.Pipeline(
         SyntheticCamera(SIZE_HW), cluster_truth, tracker=tfiseg.Tracker(), draw=True, sinks=[sink], **options
     )
 
 
 def soak_frames(frames: int) -> dict[str, Any]:
-    """Run one pipeline for so many frames; memory is noted 20 times."""
-    sink, marks, began = Count(), [], time.monotonic()
-    with pipeline_of(sink, policy="all", max_frames=frames) as pipeline:
+    """Run one pipeline and measure memory 20 times."""
+    sink, marks, began = CountingSink(), [], time.monotonic()
+    with make_pipeline(sink, policy="all", max_frames=frames) as pipeline:
         for k, _ in enumerate(pipeline):
             if k % max(1, frames // 20) == 0:
                 marks.append({"frame": k, **state()})
@@ -92,7 +92,7 @@ def soak_starts(starts: int) -> dict[str, Any]:
     marks, all_counted, slowest_s = [], True, 0.0
     for k in range(-WARM_UP_STARTS, starts):
         policy = ("latest", "all", "every_nth")[k % 3]
-        pipeline = pipeline_of(Count(), policy=policy, nth=2 if policy == "every_nth" else 1)
+        pipeline = make_pipeline(CountingSink(), policy=policy, nth=2 if policy == "every_nth" else 1)
         results = iter(pipeline)
         for _ in range(k % 7):
             next(results)
@@ -117,13 +117,13 @@ def _adds_up(stats: dict[str, Any]) -> bool:
 
 
 def _growth(rss_kib: list[int]) -> float:
-    """Growth from behind the warm-up to the end, as a share."""
+    """Return the growth after the warm-up, as a share."""
     first = rss_kib[max(1, round(len(rss_kib) * WARM_UP))]
     return round(rss_kib[-1] / first - 1, 4)
 
 
 def kill_recordings(kills: int, seed: int = 0) -> dict[str, Any]:
-    """Kill ``tfiseg view --record`` at random moments of its recording, and open what is left."""
+    """Kill ``tfiseg view --record`` at random moments, and open the recording."""
     rng, opened, frames, problems = random.Random(seed), 0, 0, []
     for k in range(kills):
         with tempfile.TemporaryDirectory(prefix="tfiseg-soak-") as folder:
@@ -153,7 +153,7 @@ def _wait_for_recording(folder: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def check_recording(folder: Path) -> dict[str, Any]:
-    """Read the three files of a recording by their own readers; returns problems and the number of frames."""
+    """Read the three files of a recording; returns problems and the number of frames."""
     problems: list[str] = []
     lines = (folder / "instances.jsonl").read_text().split("\n")
     for line in lines[:-1]:
@@ -166,7 +166,7 @@ def check_recording(folder: Path) -> dict[str, Any]:
                 counts["mcap"] = sum(
                     channel.topic == "/camera/image" for _, channel, _ in make_reader(stream).iter_messages()
                 )
-        except Exception as wrong:  # whatever the reader says
+        except Exception as wrong:  # the reader may raise any error
             problems.append(f"recording.mcap of {tape.stat().st_size} bytes: {wrong!r}")
     for video in folder.glob("*-overlay.mp4"):
         if not video.stat().st_size:

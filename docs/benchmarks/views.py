@@ -1,5 +1,7 @@
-"""What evidence costs the operator: `python docs/benchmarks/views.py SET`, on views of a set's components,
-eight at a time, one thread, medians of 7."""
+"""Time of the operator with different evidence: `python docs/benchmarks/views.py SET`.
+
+It runs on views of a set's components, eight per call, on one thread; times are medians of 7.
+"""
 
 import statistics
 import sys
@@ -41,7 +43,7 @@ ways = {
     "shape": {},
     "evidence": evidence,
     "evidence, sharpened": sharpened,
-    "evidence, sharpened, a second look": {**sharpened, "part_rule": refiner.session.rules["part"]},
+    "evidence, propagation, second pass": {**sharpened, "part_rule": refiner.session.rules["part"]},
 }
 settings = {
     name: ClusterSettings(
@@ -55,11 +57,11 @@ for _ in range(7):
         began = time.perf_counter()
         for start in range(0, len(own), BATCH):
             at_hand = slice(start, start + BATCH)
-            its = {key: more[key][at_hand] for key in ("affinity", "boundary") if key in more}
-            cluster_batch(own[at_hand], **its, settings=settings[name], threads=1)
+            evidence = {key: more[key][at_hand] for key in ("affinity", "boundary") if key in more}
+            cluster_batch(own[at_hand], **evidence, settings=settings[name], threads=1)
         ms[name].append((time.perf_counter() - began) * 1e3 / len(own))
 for name, times in ms.items():
     print(
-        f"{name}: {statistics.median(times):.3f} ms a view, "
+        f"{name}: {statistics.median(times):.3f} ms per view, "
         f"{statistics.median(times) / statistics.median(ms['shape']):.2f} of shape alone"
     )

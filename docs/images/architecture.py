@@ -5,7 +5,7 @@ from pathlib import Path
 BOX = 'rx="8" fill="{fill}" stroke="#00695c"'
 PALE, FULL, WARM = "#e0f2f1", "#b2dfdb", "#fff3e0"
 COLUMNS, ROWS, WIDTH, HEIGHT = (20, 355, 690), (20, 170, 320, 470), 250, 92
-ROOMS = (  # column, row, title, lines, fill
+BOXES = (  # column, row, title, lines, fill
     (0, 0, "runtime/sources/", ("files, cameras, streams", "-> Frame"), PALE),
     (1, 0, "runtime/pipeline/", ("threads, slots, tracker,", "stage times"), PALE),
     (2, 0, "runtime/output/", ("files, recordings,", "web viewer"), PALE),
@@ -36,6 +36,7 @@ ARROWS = (  # from, to, label
 
 
 def text(x: float, y: float, words: str, size: int, weight: str = "normal", anchor: str = "middle") -> str:
+    """Return an SVG text element."""
     words = words.replace("->", "&#8594;")
     style = f'font-size="{size}" font-weight="{weight}" text-anchor="{anchor}"'
     return f'<text x="{x}" y="{y}" {style}>{words}</text>'
@@ -48,7 +49,7 @@ parts = [
     '<path d="M0 0L8 4L0 8z" fill="#004d40"/></marker></defs>',
     '<rect width="960" height="582" fill="#ffffff"/>',
 ]
-for column, row, title, lines, fill in ROOMS:
+for column, row, title, lines, fill in BOXES:
     x, y = COLUMNS[column], ROWS[row]
     parts.append(f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" {BOX.format(fill=fill)}/>')
     parts.append(text(x + WIDTH / 2, y + 28, title, 17, "bold"))

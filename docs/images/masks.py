@@ -1,5 +1,4 @@
-"""Draws masks.jpg, the README's picture, from scikit-image's public-domain photos: `python
-docs/images/masks.py`."""
+"""Draw the README's figure masks.jpg from public-domain photos: `python docs/images/masks.py`."""
 
 from pathlib import Path
 
@@ -12,6 +11,7 @@ HEIGHT_PX = 330
 
 
 def panel(picture: np.ndarray, title: str) -> np.ndarray:
+    """Return an image of the figure's height with a title."""
     zoom = HEIGHT_PX / picture.shape[0]
     out = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
     cv2.rectangle(out, (0, HEIGHT_PX - 24), (out.shape[1], HEIGHT_PX), (30, 30, 30), -1)

@@ -1,4 +1,4 @@
-"""Make the README's moving picture: the demo's clip and its result, side by side (docs/images/people.webp).
+"""Make the README's animation docs/images/people.webp from the demo's overlay.
 
 tfiseg demo --quality best --out tfiseg-demo
 python docs/images/people.py tfiseg-demo/people-overlay.mp4 docs/images/people.webp

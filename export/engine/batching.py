@@ -59,7 +59,7 @@ def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
 
 
 def _free_resizes(model: onnx.ModelProto) -> None:
-    """Replace the batch size 1 in the sizes of each Resize by the batch size of the call."""
+    """Replace the batch size 1 in the sizes of each Resize with the batch size of the call."""
     graph = model.graph
     bounds = {"pre.sides_start": [1], "pre.sides_end": [4]}
     graph.initializer.extend(
@@ -83,9 +83,10 @@ def _free_resizes(model: onnx.ModelProto) -> None:
 
 
 def _free_reshapes(model: onnx.ModelProto) -> None:
-    """Let each Reshape to a constant (1, ...) keep the batch size.
+    """Make each Reshape to a constant (1, ...) keep the batch size.
 
-    If its first axis is not the batch axis, ``_check`` finds out."""
+    If its first axis is not the batch axis, ``_check`` fails.
+    """
     constants = {i.name: i for i in model.graph.initializer}
     for node in [n for n in model.graph.node if n.op_type == "Reshape" and n.input[1] in constants]:
         shape = numpy_helper.to_array(constants[node.input[1]]).copy()
@@ -102,17 +103,17 @@ def _check(single: onnx.ModelProto, batched: onnx.ModelProto, batch: int) -> Non
     """Run different frames as a batch and one by one; raises ModelError if the results differ."""
     frames = np.random.default_rng(0).integers(0, 256, (batch, 96, 128, 3), dtype=np.uint8)
     one, name = session(single), single.graph.input[0].name
-    apart = np.concatenate([one.run(None, {name: frame[None]})[0] for frame in frames])
+    expected = np.concatenate([one.run(None, {name: frame[None]})[0] for frame in frames])
     try:
         together = session(batched).run(None, {name: frames})[0]
     except Exception as wrong:  # onnxruntime's errors share no base class
         raise ModelError(f"the network can't take {batch} frames at once: {wrong}") from wrong
     worst = (
-        float(np.abs(together.astype(np.float32) - apart.astype(np.float32)).max())
-        if together.shape == apart.shape
+        float(np.abs(together.astype(np.float32) - expected.astype(np.float32)).max())
+        if together.shape == expected.shape
         else np.inf
     )
-    if worst > 0.05 * float(np.abs(apart).max()):
+    if worst > 0.05 * float(np.abs(expected).max()):
         raise ModelError(
             f"the network's result for a batch of {batch} frames differs from single frames. Build it with "
             f"--batch 1"

@@ -29,7 +29,7 @@ from .instance_engine import build_instance_engine, is_instance_network
 from .lower import LoweredNetwork, PrecisionSettings, lower
 from .precision_proof import prove
 from .tensorrt_builder import BuildSettings, build_plan, shapes_record, source_record, toolchain_record
-from .tensorrt_flavours import Flavour, flavour
+from .tensorrt_flavors import Flavor, find_flavor
 
 CPU_TARGET = "onnxruntime"
 GATE_REPORT, GATE_SHEET = ".gate.json", ".gate.png"
@@ -61,7 +61,7 @@ def build(
         EngineError: TensorRT can't build it, or built it in another precision.
     """
     precision, settings = precision or PrecisionSettings(), settings or BuildSettings()
-    kind = None if target == CPU_TARGET else flavour(target)
+    kind = None if target == CPU_TARGET else find_flavor(target)
     _check_output(output, kind)
     of_instances = is_instance_network(source)
     if not settings.operator and (kind is None or of_instances):
@@ -100,14 +100,14 @@ def build(
 def _build_plan(
     model: onnx.ModelProto,
     info: ModelInfo,
-    kind: Flavour,
+    kind: Flavor,
     settings: BuildSettings,
     plugin: dict[str, Any] | None,
     record: dict[str, Any],
     timings: dict[str, float],
     quiet: bool,
 ) -> bytes:
-    """Build a plan, prove its precision, and add what it was built with to ``record`` and ``timings``."""
+    """Build a plan, prove its precision, and complete ``record`` and ``timings``."""
     network = with_batch(model, settings.profile.batch)
     expected = {layer.name: layer.precision for layer in layer_precisions(network)}
     if kind.takes_plugins and settings.operator:
@@ -175,7 +175,7 @@ def read_network(path: Path) -> tuple[onnx.ModelProto, ModelInfo]:
     return with_float_pixels(model), ModelInfo.from_json(text, str(path))
 
 
-def _check_output(output: Path, kind: Flavour | None) -> None:
+def _check_output(output: Path, kind: Flavor | None) -> None:
     suffix = ".onnx" if kind is None else SUFFIX
     if output.suffix != suffix:
         raise InputError(
@@ -183,7 +183,7 @@ def _check_output(output: Path, kind: Flavour | None) -> None:
         )
 
 
-def _plugin(kind: Flavour | None) -> dict[str, Any] | None:
+def _plugin(kind: Flavor | None) -> dict[str, Any] | None:
     """Load the plugin library if the target supports plugins; returns its build information."""
     if kind is None or not kind.takes_plugins:
         return None
@@ -194,7 +194,7 @@ def _plugin(kind: Flavour | None) -> dict[str, Any] | None:
 def _add_clustering(
     model: onnx.ModelProto, info: ModelInfo, settings: BuildSettings
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """Return the network with the operator behind it, and what the record says of the operator."""
+    """Return the network with the operator after it, and the operator's part of the record."""
     profile, parameters = settings.profile, info.extra.get("clustering", {})
     fixed = profile.opt_hw if profile.min_hw == profile.max_hw else None
     settings_of_node = ClusterSettings(

@@ -42,7 +42,7 @@ def graft_clustering(
         model: network with the output ``logits`` (N, C, h, w) and, optionally, ``displacement``
             (N, 2, h, w), ``boundary`` (N, 1, h, w) and ``affinity`` (N, A, h / stride, w / stride). They
             become the node's inputs. All have one type, float32 or float16.
-        settings: how to cluster; default: at most 256 instances, else the defaults.
+        settings: clustering settings; default: the defaults, with at most 256 instances.
         output_size_hw: (H, W) of the result; default: the grid's size times ``output_scale``.
         affinity_stride: grid pixels per affinity cell.
         names: other names of the outputs, e.g. ``{"logits": "output_0"}``.

@@ -16,8 +16,8 @@ from onnx import TensorProto
 from ...calibration.graph import Network, attributes, run_tensors
 from ...errors import ModelError
 
-FP16_OPSET = 19  # the first whose QuantizeLinear and DequantizeLinear take float16
-_MOST = 0.5 * float(np.finfo(np.float16).max)
+FP16_OPSET = 19  # the first with float16 in QuantizeLinear and DequantizeLinear
+_MAX_MAGNITUDE = 0.5 * float(np.finfo(np.float16).max)
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
 
@@ -27,7 +27,7 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
 
     Args:
         model: float32 network, possibly with Q/DQ pairs. Nodes before the tensor ``image`` are not changed.
-        keep: names of nodes that stay in float32; see ``overflowing``.
+        keep: names of nodes that stay in float32; see ``find_overflowing_nodes``.
 
     Returns:
         A network with the inputs and outputs of ``model``; outputs stay float32.
@@ -81,9 +81,9 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
 
 
 def _drop_round_trips(network: Network) -> None:
-    """Remove the casts to float16 and back that the converter puts between nodes that stay float32.
+    """Remove casts to float16 and back, which the converter inserts between nodes that stay float32.
 
-    They would cost precision, and hide a Q/DQ pair from the layer that reads it.
+    They would reduce precision and hide a Q/DQ pair from the layer that reads it.
     """
     for node in list(network.graph.node):
         first = network.producer.get(node.input[0]) if node.op_type == "Cast" else None
@@ -100,7 +100,7 @@ def _drop_round_trips(network: Network) -> None:
             network.index()
 
 
-def overflowing(model: onnx.ModelProto, frames: Iterable[NDArray[np.uint8]]) -> list[str]:
+def find_overflowing_nodes(model: onnx.ModelProto, frames: Iterable[NDArray[np.uint8]]) -> list[str]:
     """Find nodes whose values or weights exceed float16's range; they must stay in float32.
 
     Args:
@@ -114,16 +114,16 @@ def overflowing(model: onnx.ModelProto, frames: Iterable[NDArray[np.uint8]]) -> 
     large = {
         i.name
         for i in network.graph.initializer
-        if i.data_type == TensorProto.FLOAT and _beyond(network.weight(i.name))
+        if i.data_type == TensorProto.FLOAT and _overflows(network.weight(i.name))
     }
     for values in run_tensors(network.model, watched, frames):
-        large |= {name for name, value in values.items() if _beyond(value)}
+        large |= {name for name, value in values.items() if _overflows(value)}
     return [node.name for node in network.graph.node if not large.isdisjoint([*node.input, *node.output])]
 
 
-def _beyond(values: NDArray[np.float32]) -> bool:
+def _overflows(values: NDArray[np.float32]) -> bool:
     finite = values[np.isfinite(values)]  # minus infinity, used as a mask, exists in float16
-    return bool(finite.size) and float(np.abs(finite).max()) > _MOST
+    return bool(finite.size) and float(np.abs(finite).max()) > _MAX_MAGNITUDE
 
 
 def _tiny_scales(network: Network) -> list[str]:
@@ -139,7 +139,7 @@ def _tiny_scales(network: Network) -> list[str]:
 def _whole_layers(network: Network, names: Collection[str]) -> list[str]:
     """Add the nodes that must have the same float type as those named: a layer, and all Q/DQ pairs it reads.
 
-    TensorRT-RTX refuses a matrix product of two int8 tensors whose scales differ in type.
+    TensorRT-RTX rejects a matrix product of two int8 tensors whose scales differ in type.
     """
     by_name = {node.name: node for node in network.graph.node}
     kept = dict.fromkeys(names)
@@ -149,7 +149,7 @@ def _whole_layers(network: Network, names: Collection[str]) -> list[str]:
         made_by = [network.producer[name] for name in node.input if name in network.producer]
         read_by = network.consumers.get(node.output[0], []) if node.op_type in _PAIR else []
         for other in [n for n in made_by if n.op_type in _PAIR] + read_by:
-            # an ordinary node before a pair may have any type: a cast comes between
+            # an ordinary node before a pair may have any type, because a cast is inserted
             if other.name not in kept:
                 kept[other.name] = None
                 todo.append(other)
@@ -163,5 +163,5 @@ def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         return model
     try:
         return onnx.version_converter.convert_version(model, opset)
-    except Exception as wrong:  # onnx's converter raises RuntimeError and its own kinds
+    except Exception as wrong:  # onnx's converter raises RuntimeError and its own errors
         raise ModelError(f"the network's opset {now} can't be converted to {opset}: {wrong}") from wrong

@@ -37,14 +37,14 @@ from .tensorrt_builder import (
     source_record,
     toolchain_record,
 )
-from .tensorrt_flavours import Flavour
+from .tensorrt_flavors import Flavor
 
 _MIN_AGREEMENT = 99.5  # percent of equal decisions
 _NEAR = 17  # cells: the window around an outline
 
 
 def is_instance_network(path: Path) -> bool:
-    """Whether a file is an ONNX model that ``tfiseg train instance`` wrote."""
+    """Return whether a file is an ONNX model that ``tfiseg train instance`` wrote."""
     try:
         model = onnx.load(path, load_external_data=False)
         return any(
@@ -57,7 +57,7 @@ def is_instance_network(path: Path) -> bool:
 def build_instance_engine(
     source: Path,
     output: Path,
-    kind: Flavour | None,
+    kind: Flavor | None,
     precision: PrecisionSettings,
     settings: BuildSettings,
     command: str,
@@ -81,9 +81,7 @@ def build_instance_engine(
     began = time.perf_counter()
     model = onnx.load(source)
     metadata = json.loads(next(p.value for p in model.metadata_props if p.key == METADATA_KEY))
-    metadata["outline_px"] = metadata[
-        "view_px"
-    ]  # an engine accepts views of one size: TensorRT is fastest with fixed sizes
+    metadata["outline_px"] = metadata["view_px"]  # one side for all views: fixed sizes are fastest
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     for given in model.graph.input:
         for axis in (1, 2):
@@ -93,7 +91,7 @@ def build_instance_engine(
     batch = settings.profile.batch if settings.profile.batch > 1 else MAX_VIEWS
     settings = replace(settings, profile=ViewProfile(batch=batch, view_px=metadata["view_px"]))
     expected = {layer.name: layer.precision for layer in layer_precisions(lowered)}
-    judged = time.perf_counter() - began
+    precision_s = time.perf_counter() - began
     built = build_plan(lowered.SerializeToString(), kind, settings, quiet)
     record: dict[str, Any] = {
         "built_from": {
@@ -106,7 +104,7 @@ def build_instance_engine(
         "built_with": toolchain_record(kind, settings),
         "plugin": None,
         "timings_s": {
-            "precision": round(judged, 2),
+            "precision": round(precision_s, 2),
             "build": round(built.seconds, 2),
             "total": round(time.perf_counter() - began, 2),
         },
@@ -127,10 +125,7 @@ def _gate(
     if settings.frames is None:
         raise InputError("fp16 is compared with fp32 on real frames: pass --frames SOURCE, or --no-gate")
     segmenter, frames = Segmenter(), 0
-    pairs, outlines = (
-        np.zeros(2, np.int64),
-        np.zeros(2, np.int64),
-    )  # equal decisions, all decisions
+    pairs, outlines = np.zeros(2, np.int64), np.zeros(2, np.int64)  # equal decisions, all decisions
     with tempfile.TemporaryDirectory(prefix="tfiseg-") as folder:
         sessions = []
         for name, network in (("fp32", model), ("lowered", lowered)):
@@ -193,12 +188,12 @@ def outline_agreement(
     Args:
         one, other: foreground probabilities float32 (K, q, q).
         masks: uint8 (K, S, S), 0 or 1."""
-    agreeing, counted = 0, 0
+    equal, total = 0, 0
     for a, b, mask in zip(one, other, masks, strict=True):
         cells = cv2.resize(mask, a.shape[::-1], interpolation=cv2.INTER_NEAREST)
         share = cv2.blur(cells.astype(np.float32), (_NEAR, _NEAR), borderType=cv2.BORDER_REPLICATE)
         near = (share > 0) & (share < 1)
-        for least in (GOES, COMES):
-            agreeing += int(((a > least) == (b > least))[near].sum())
-            counted += int(near.sum())
-    return agreeing, counted
+        for threshold in (GOES, COMES):
+            equal += int(((a > threshold) == (b > threshold))[near].sum())
+            total += int(near.sum())
+    return equal, total

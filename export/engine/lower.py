@@ -24,7 +24,7 @@ from ...errors import InputError
 from ...runtime.evaluate.comparison import Comparison, compare, noise_floor, write_worst_sheet
 from ...runtime.inspect.onnx_layers import layer_precisions
 from ...runtime.segmenter import Segmenter
-from .fp16_graph import overflowing, to_fp16
+from .fp16_graph import find_overflowing_nodes, to_fp16
 
 PRECISIONS = ("fp32", "fp16", "int8")
 _RANGE_FRAMES, _RANKING_FRAMES = 8, 12
@@ -43,10 +43,11 @@ class PrecisionSettings:
         keep: layers to keep in high precision: names or patterns.
         auto_exclude: maximum number of further layers to keep in high precision until the gate passes;
             default: half of the layers with a gate, else 0.
-        label_agreement, quality: the gate's thresholds, which the yardstick then does not lower; default: see
-            ``calibration.gate``. A quality below the default also lowers the one for scores to it.
-        gate: whether to compare with float32.
-        seed: of the choice of frames."""
+        label_agreement, quality: absolute thresholds of the gate; default: see ``calibration.gate``. A
+            quality below the default also lowers the threshold for scores.
+        gate: compare with float32.
+        seed: random seed of the sample of frames.
+    """
 
     precision: str = "fp16"
     frames: str | None = None
@@ -74,7 +75,7 @@ class PrecisionSettings:
                 "int8 needs frames to calibrate on: --frames with a folder of images, a video or a recording"
             )
 
-    def most_excluded(self, layers: int) -> int:
+    def max_excluded(self, layers: int) -> int:
         """Return how many of so many layers may stay in high precision so that the gate passes."""
         return self.auto_exclude if self.auto_exclude is not None else -(-layers // 2) if self.gate else 0
 
@@ -120,7 +121,7 @@ def lower(
         model: float32 network in tfiseg's format.
         settings: the precision, frames and thresholds.
         for_cpu: int8 for ONNX Runtime's CPU kernels; else for TensorRT, with the other layers in float16.
-        sheet: path of a picture of the worst frames.
+        sheet: path of a contact sheet of the worst frames.
         quiet: show no progress bars.
 
     Returns:
@@ -135,28 +136,28 @@ def lower(
     if settings.precision == "fp32":
         return LoweredNetwork(model)
     calibration_part, gate_part = _frames(settings, quiet)
-    judged_on = gate_part or calibration_part
-    yardstick = _yardstick(model, judged_on, quiet)
+    test_frames = gate_part or calibration_part
+    yardstick = _yardstick(model, test_frames, quiet)
     if settings.precision == "fp16":
-        kept = _high(model, settings)
+        kept = _kept_layers(model, settings)
         if calibration_part is not None:
             kept += [
                 name
-                for name in overflowing(model, calibration_part.part(0, _RANGE_FRAMES))
+                for name in find_overflowing_nodes(model, calibration_part.part(0, _RANGE_FRAMES))
                 if name not in kept
             ]
         lowered = LoweredNetwork(to_fp16(model, kept))
     else:
         assert calibration_part is not None
-        assert judged_on is not None
-        lowered = _to_int8(model, settings, for_cpu, calibration_part, judged_on, yardstick, quiet)
+        assert test_frames is not None
+        lowered = _to_int8(model, settings, for_cpu, calibration_part, test_frames, yardstick, quiet)
     lowered.kept = [
         layer.name for layer in layer_precisions(lowered.model) if layer.precision != settings.precision
     ]
     if not settings.gate:
         lowered.gate = {"skipped": "--no-gate"}
     elif gate_part is not None:
-        _judge(model, lowered, settings, gate_part, yardstick, sheet, quiet)
+        _run_gate(model, lowered, settings, gate_part, yardstick, sheet, quiet)
     return lowered
 
 
@@ -164,17 +165,17 @@ def _frames(settings: PrecisionSettings, quiet: bool) -> tuple[FrameSample | Non
     """Return frames for calibration and other frames for the gate."""
     if settings.frames is None:
         return None, None
-    wanted = settings.calibration_frames + (settings.gate_frames if settings.gate else 0)
-    sample = sample_frames(settings.frames, wanted, settings.seed, quiet)
+    count = settings.calibration_frames + (settings.gate_frames if settings.gate else 0)
+    sample = sample_frames(settings.frames, count, settings.seed, quiet)
     if not settings.gate:
         return sample, None
     if len(sample) == 1:
         return sample, sample
-    for_gate = min(settings.gate_frames, max(1, round(len(sample) * settings.gate_frames / wanted)))
+    for_gate = min(settings.gate_frames, max(1, round(len(sample) * settings.gate_frames / count)))
     return sample.part(for_gate), sample.part(0, for_gate)
 
 
-def _high(model: onnx.ModelProto, settings: PrecisionSettings) -> list[str]:
+def _kept_layers(model: onnx.ModelProto, settings: PrecisionSettings) -> list[str]:
     return matching_layers(find_layers(Network(model)), settings.keep)
 
 
@@ -183,48 +184,48 @@ def _to_int8(
     settings: PrecisionSettings,
     for_cpu: bool,
     frames: FrameSample,
-    judged_on: FrameSample,
+    test_frames: FrameSample,
     yardstick: Callable[[], Comparison],
     quiet: bool,
 ) -> LoweredNetwork:
     scheme = Scheme(signed=not for_cpu)
     calibration: Calibration = calibrate(model, frames, settings.method, settings.cache, quiet)
-    kept = list(dict.fromkeys([*edge_layers(Network(model)), *_high(model, settings)]))
+    kept = list(dict.fromkeys([*edge_layers(Network(model)), *_kept_layers(model, settings)]))
 
-    def made(excluded: list[str]) -> onnx.ModelProto:
+    def convert(excluded: list[str]) -> onnx.ModelProto:
         quantized = quantize(model, calibration, [*kept, *excluded], scheme)
         if for_cpu:
             return quantized
-        return to_fp16(quantized, overflowing(quantized, frames.part(0, _RANGE_FRAMES)))
+        return to_fp16(quantized, find_overflowing_nodes(quantized, frames.part(0, _RANGE_FRAMES)))
 
-    most_excluded = settings.most_excluded(len(find_layers(Network(model))) - len(kept))
-    if not most_excluded:
-        return LoweredNetwork(made([]))
-    made_so_far: dict[int, LoweredNetwork] = {}
+    max_excluded = settings.max_excluded(len(find_layers(Network(model))) - len(kept))
+    if not max_excluded:
+        return LoweredNetwork(convert([]))
+    trials: dict[int, LoweredNetwork] = {}
 
     def rank() -> list[tuple[str, float]]:
         _say(quiet, "int8 in all layers fails the gate: ranking layers by the accuracy that they lose")
         return rank_layers(model, calibration, frames.part(0, _RANKING_FRAMES), scheme, kept, quiet)
 
     def judge(excluded: list[str]) -> dict[str, Any]:
-        lowered = made(excluded)
-        comparison = _compare_with_float32(model, lowered, judged_on, quiet)
-        made_so_far[len(excluded)] = LoweredNetwork(lowered, comparison=comparison)
-        found = gate_report(comparison, settings.thresholds, yardstick)
+        lowered = convert(excluded)
+        comparison = _compare_with_float32(model, lowered, test_frames, quiet)
+        trials[len(excluded)] = LoweredNetwork(lowered, comparison=comparison)
+        report = gate_report(comparison, settings.thresholds, yardstick)
         _say(
             quiet,
-            f"{len(excluded)} layers in high precision: {found['label_agreement']:.2f}% of labels, PQ of "
-            f"stable instances {found['stable_PQ']:.1f}",
+            f"{len(excluded)} layers in high precision: {report['label_agreement']:.2f}% of labels, PQ of "
+            f"stable instances {report['stable_PQ']:.1f}",
         )
-        return found
+        return report
 
-    excluded, tried = exclude_until(rank, most_excluded, judge)
-    chosen = made_so_far[len(excluded)]
+    excluded, tried = exclude_until(rank, max_excluded, judge)
+    chosen = trials[len(excluded)]
     chosen.searched = tried
     return chosen
 
 
-def _judge(
+def _run_gate(
     model: onnx.ModelProto,
     lowered: LoweredNetwork,
     settings: PrecisionSettings,
@@ -238,9 +239,9 @@ def _judge(
     if sheet is not None:
         with _segmenters(model, lowered.model) as (reference, candidate):
             write_worst_sheet(reference, candidate, frames, lowered.comparison, sheet)
-    found = gate_report(lowered.comparison, settings.thresholds, yardstick)
+    report = gate_report(lowered.comparison, settings.thresholds, yardstick)
     lowered.gate = {
-        **found,
+        **report,
         "reference": "fp32",
         "candidate": settings.precision,
         "source": Path(str(settings.frames)).name,

@@ -1,8 +1,8 @@
 """Prove the precision of each convolution and matrix product of an engine.
 
 There are three witnesses: the network as parsed by TensorRT, the builder's report of its layers, and, if a
-GPU can load the engine, the engine inspector. The first shows the request, the others show the result. They
-can
+    GPU can
+load the engine, the engine inspector. The first shows the request, the others show the result. They can
 differ: with a scale of shape (1,) instead of a scalar, TensorRT-RTX 1.7 accepts a Q/DQ network and silently
 builds float kernels.
 """
@@ -43,14 +43,16 @@ class LayerReport:
 
 
 def read_log(messages: Collection[str]) -> dict[str, str]:
-    """Read the precision of ONNX nodes from the builder's "Layers:" messages (profiling verbosity
-    DETAILED)."""
+    """Read the precision of ONNX nodes from the builder's "Layers:" messages.
+
+    The builder writes them with profiling verbosity DETAILED.
+    """
     found: dict[str, str] = {}
     for line in (line for message in messages for line in message.splitlines()):
         kind, metadata = re.search(r"LayerType: (\w+)", line), re.search(r"Metadata: (.*)", line)
         inputs = re.search(r"Inputs: \[(.*?)\], (?:Constants|Outputs):", line)
         if kind and metadata and inputs and kind.group(1).lower() not in _POINTWISE:
-            _note(found, metadata.group(1), re.findall(r"Datatype: (\w+)", inputs.group(1)))
+            _record_layer(found, metadata.group(1), re.findall(r"Datatype: (\w+)", inputs.group(1)))
     return found
 
 
@@ -63,12 +65,12 @@ def read_inspector(text: str) -> dict[str, str]:
                 str(tensor.get("Format/Datatype") or tensor.get("Datatype") or "").split(" ")[0]
                 for tensor in layer.get("Inputs", [])
             ]
-            _note(found, str(layer.get("Metadata", "")), kinds)
+            _record_layer(found, str(layer.get("Metadata", "")), kinds)
     return found
 
 
-def _note(found: dict[str, str], metadata: str, kinds: Collection[str]) -> None:
-    """Note a layer of the engine: all its ONNX nodes compute in the type of its first input."""
+def _record_layer(found: dict[str, str], metadata: str, kinds: Collection[str]) -> None:
+    """Record a layer of the engine: all its ONNX nodes compute in the type of its first input."""
     precisions = [_TYPES[kind.lower()] for kind in kinds if kind.lower() in _TYPES]
     for name in re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata):
         if precisions:

@@ -1,6 +1,6 @@
 """Build a TensorRT plan from a strongly typed network and keep the builder's layer report.
 
-The code uses calls that TensorRT 10.3, TensorRT 11 and TensorRT-RTX 1.7 share, and looks others up by name.
+The code uses calls that TensorRT 10.3, TensorRT 11 and TensorRT-RTX 1.7 share, and finds others by name.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ from ...files import write_whole
 from ...runtime.networks.machine import this_machine
 from ...runtime.networks.tensorrt_plan import started
 from .precision_proof import LayerReport, read_inspector, read_log
-from .tensorrt_flavours import Flavour
+from .tensorrt_flavors import Flavor
 
 if TYPE_CHECKING:
     import tensorrt as trt
 else:
-    trt = None  # all flavours share one API: build_plan() assigns the requested one
+    trt = None  # all flavors share one API: build_plan() assigns the requested one
 
 FRAME = "frame"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Frame sizes (H, W) that an engine accepts: smallest, best and largest; up to ``batch`` frames per
-    call."""
+    """Frame sizes (H, W) that an engine accepts: smallest, best and largest, for up to ``batch`` frames."""
 
     min_hw: tuple[int, int] = (240, 320)
     opt_hw: tuple[int, int] = (480, 640)
@@ -70,14 +69,14 @@ class ViewProfile(Profile):
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How to build an engine.
+    """Settings of the builder.
 
     Args:
         profile: frame sizes.
         workspace_mib: maximum scratch memory in MiB.
         timing_cache: file to read and update.
         optimization_level: 0..5.
-        portable: for newer TensorRT versions and other GPUs from Ampere on.
+        portable: support newer TensorRT versions and other GPUs from Ampere on.
         compute_capabilities: e.g. "8.6"; TensorRT-RTX only.
         tf32: let fp32 layers use TF32.
         operator: include the clustering plugin; without it an engine outputs class logits.
@@ -103,7 +102,7 @@ class BuiltPlan:
     seconds: float
 
 
-def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool = True) -> BuiltPlan:
+def build_plan(model: bytes, kind: Flavor, settings: BuildSettings, quiet: bool = True) -> BuiltPlan:
     """Build a plan.
 
     Args:
@@ -125,16 +124,15 @@ def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool
     report = LayerReport()
     logger = _logger(report)
     builder = started(lambda: trt.Builder(logger), trt, report.errors)
-    typed = getattr(
-        trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
-    )  # TensorRT 11 has no other networks
+    # TensorRT 11 has no other networks
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(1 << int(typed) if typed is not None else 0)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
         raise EngineError(
             f"{kind.name} {kind.version} can't read the network: {_parser_errors(parser, report)}"
         )
-    witnesses = {"parsed network": _parsed(network)}
+    witnesses = {"parsed network": _parsed_precisions(network)}
     config = builder.create_builder_config()
     _configure(kind, builder, network, config, settings)
     with _progress(config, quiet):
@@ -147,7 +145,7 @@ def build_plan(model: bytes, kind: Flavour, settings: BuildSettings, quiet: bool
         write_whole(settings.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
     witnesses |= {"builder's layer report": read_log(report.messages)}
     content = bytes(memoryview(plan))
-    witnesses |= {"engine inspector": _inspected(logger, content)}
+    witnesses |= {"engine inspector": _inspected_precisions(logger, content)}
     return BuiltPlan(
         content, {name: found for name, found in witnesses.items() if found}, time.perf_counter() - began
     )
@@ -181,33 +179,30 @@ def _parser_errors(parser: trt.OnnxParser, report: LayerReport) -> str:
 
 
 def _configure(
-    kind: Flavour,
+    kind: Flavor,
     builder: trt.Builder,
     network: trt.INetworkDefinition,
     config: trt.IBuilderConfig,
     settings: BuildSettings,
 ) -> None:
     shapes, profile = settings.profile, builder.create_optimization_profile()
-    wanted = shapes.inputs()
+    inputs = shapes.inputs()
     names = [network.get_input(k).name for k in range(network.num_inputs)]
-    if sorted(names) != sorted(wanted):
-        raise EngineError(f"the network has the inputs {', '.join(names)}; expected {', '.join(wanted)}")
-    for name, sizes in wanted.items():
+    if sorted(names) != sorted(inputs):
+        raise EngineError(f"the network has the inputs {', '.join(names)}; expected {', '.join(inputs)}")
+    for name, sizes in inputs.items():
         profile.set_shape(name, *(trt.Dims(size) for size in sizes))
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(f"{kind.name} doesn't accept the shapes {shapes}")
-    config.profiling_verbosity = (
-        trt.ProfilingVerbosity.DETAILED
-    )  # otherwise layers don't state their precision
+    # otherwise layers do not state their precision
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if settings.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
     if not settings.tf32:  # fp32 layers compute in float32
         config.clear_flag(trt.BuilderFlag.TF32)
-    if (
-        settings.timing_cache is not None and kind.takes_plugins
-    ):  # TensorRT-RTX compiles without timing anything
+    if settings.timing_cache is not None and kind.takes_plugins:  # TensorRT-RTX has no timing
         known = settings.timing_cache.read_bytes() if settings.timing_cache.is_file() else b""
         config.set_timing_cache(config.create_timing_cache(known), False)
     if settings.portable and kind.takes_plugins:
@@ -219,7 +214,7 @@ def _configure(
         _set_capabilities(config, settings.compute_capabilities, kind)
 
 
-def _set_capabilities(config: Any, capabilities: Sequence[str], kind: Flavour) -> None:
+def _set_capabilities(config: Any, capabilities: Sequence[str], kind: Flavor) -> None:
     if not hasattr(config, "set_compute_capability"):
         raise EngineError(
             f"{kind.name} builds for this machine's GPU; --compute-capability is for --target rtx"
@@ -266,13 +261,13 @@ def _progress(config: trt.IBuilderConfig, quiet: bool) -> AbstractContextManager
     return bar
 
 
-def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
+def _parsed_precisions(network: trt.INetworkDefinition) -> dict[str, str]:
     """Return the operand type of each convolution and matrix product of the parsed network."""
-    makers: dict[str, trt.ILayer] = {}
+    producers: dict[str, trt.ILayer] = {}
     for k in range(network.num_layers):
         layer = network.get_layer(k)
         for j in range(layer.num_outputs):
-            makers[layer.get_output(j).name] = layer
+            producers[layer.get_output(j).name] = layer
     kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
     names = {trt.float32: "fp32", trt.float16: "fp16", trt.int8: "int8"}
     found = {}
@@ -282,7 +277,7 @@ def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
             operands = [
                 t for t in (layer.get_input(j) for j in range(min(2, layer.num_inputs))) if t is not None
             ]
-            pairs = [_dequantizes(makers, t) for t in operands]
+            pairs = [_dequantizes(producers, t) for t in operands]
             precision = (
                 "int8"
                 if len(operands) == 2 and all(pairs)
@@ -292,15 +287,15 @@ def _parsed(network: trt.INetworkDefinition) -> dict[str, str]:
     return found
 
 
-def _dequantizes(makers: Mapping[str, trt.ILayer], tensor: trt.ITensor) -> bool:
+def _dequantizes(producers: Mapping[str, trt.ILayer], tensor: trt.ITensor) -> bool:
     """Return whether a tensor is the output of a dequantize layer, possibly transposed after it."""
-    layer = makers.get(tensor.name)
+    layer = producers.get(tensor.name)
     if layer is not None and layer.type == trt.LayerType.SHUFFLE:
-        layer = makers.get(layer.get_input(0).name)
+        layer = producers.get(layer.get_input(0).name)
     return layer is not None and bool(layer.type == trt.LayerType.DEQUANTIZE)
 
 
-def _inspected(logger: trt.ILogger, plan: bytes) -> dict[str, str]:
+def _inspected_precisions(logger: trt.ILogger, plan: bytes) -> dict[str, str]:
     """Return the inspector's precisions of a plan; empty without a GPU to deserialize it."""
     if not _has_gpu():
         return {}
@@ -317,7 +312,7 @@ def _has_gpu() -> bool:
 
 
 def source_record(source: Path, command: str, precision: str) -> dict[str, Any]:
-    """Return what an engine is built from, for its record; shapes are added later."""
+    """Return the record of an engine's source; shapes are added later."""
     return {
         "onnx": source.name,
         "onnx_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
@@ -327,15 +322,15 @@ def source_record(source: Path, command: str, precision: str) -> dict[str, Any]:
 
 
 def shapes_record(settings: BuildSettings) -> dict[str, Any]:
-    """Return the profile, for an engine's record."""
+    """Return the record of an engine's profile."""
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in vars(settings.profile).items()
     }
 
 
-def toolchain_record(kind: Flavour, settings: BuildSettings) -> dict[str, Any]:
-    """Return what an engine is built with, for its record."""
+def toolchain_record(kind: Flavor, settings: BuildSettings) -> dict[str, Any]:
+    """Return the record of an engine's toolchain."""
     machine = this_machine()
     capabilities = list(settings.compute_capabilities)
     if kind.takes_plugins and machine.compute_capability:

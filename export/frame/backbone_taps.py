@@ -1,7 +1,7 @@
 """Find the tensors of a semantic network that feed the instance heads: one per stride.
 
-It works for any network in tfiseg's format, by running it once, without names of layers. The weights are not
-changed, so class maps stay identical bit for bit.
+The search runs the network once and needs no layer names, so it works for any network in tfiseg's format.
+Weights are not changed, so class maps stay identical bit for bit.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ...errors import ModelError
 from ...runtime.networks.onnx_runtime import start_session
 
 INPUT = "image"  # result of the preprocessing (frame_graph.py)
-_FINEST, _COARSEST = 4, 32  # strides of interest
+_FINEST, _COARSEST = 4, 32  # strides of taps
 _MIN_CHANNELS = 8
 _FRAME_HW = (288, 384)
-_SLACK = 1.5  # between strides, which double
+_SLACK = 1.5  # tolerance factor between strides, which double
 
 
 @dataclass(frozen=True)
@@ -95,22 +95,22 @@ def _with_outputs(model: onnx.ModelProto, taps: Sequence[Tap]) -> onnx.ModelProt
     """Return the network with its taps as additional outputs."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
-    there = {o.name for o in tapped.graph.output}
+    outputs = {o.name for o in tapped.graph.output}
     tapped.graph.output.extend(
-        helper.make_tensor_value_info(t.name, TensorProto.FLOAT, None) for t in taps if t.name not in there
+        helper.make_tensor_value_info(t.name, TensorProto.FLOAT, None) for t in taps if t.name not in outputs
     )
     return tapped
 
 
-def session_of(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
-    """An ONNX Runtime session of a model in memory or in a file."""
+def start_model_session(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
+    """Start an ONNX Runtime session of a model in memory or in a file."""
     return start_session(model.SerializeToString() if isinstance(model, onnx.ModelProto) else model, threads)
 
 
 class FeatureReader:
     """Computes a network's features at its taps with ONNX Runtime.
 
-    Each process opens the session on first use, because a session doesn't survive a fork.
+    Each process opens the session on first use, because a session does not survive a fork.
 
     Args:
         model: the network.
@@ -130,7 +130,7 @@ class FeatureReader:
     def __call__(self, image: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """Return the features of an image uint8 (H, W, 3) BGR: float32 (1, C, h, w) each."""
         if self._session is None:
-            self._session = session_of(self._model, self._threads)
+            self._session = start_model_session(self._model, self._threads)
         values: list[NDArray[np.float32]] = self._session.run(self._names, {"frame": image[None]})
         return values
 
@@ -142,5 +142,5 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     names = [name for node in tapped.graph.node for name in node.output if name]
     del tapped.graph.output[:]
     tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    values = session_of(tapped).run(names, {"frame": np.zeros((1, *_FRAME_HW, 3), np.uint8)})
+    values = start_model_session(tapped).run(names, {"frame": np.zeros((1, *_FRAME_HW, 3), np.uint8)})
     return {name: tuple(np.shape(v)) for name, v in zip(names, values, strict=True)}

@@ -11,35 +11,37 @@ from numpy.typing import NDArray
 
 from ..instance.bank import Bank
 from ..instance.composites import Composer
-from ..instance.picture_effects import photographed
-from ..instance.teacher import Told, single_objects
-from ..instance.train import held_pictures, split_bank
+from ..instance.picture_effects import imitate_camera
+from ..instance.teacher import PseudoLabels, remove_groups
+from ..instance.train import select_held_pictures, split_bank
 
 SAME_SIZE = 8  # consecutive composites of one size: a batch
 _SIZES_HW = ((288, 384), (384, 288))
 _PASTED = 0.6  # share of images with pasted objects
-_OCCLUDED = 0.25
-_OWN_CLASS = 0.6  # share of pasted objects whose class the image shows
-_MIN_WINDOW = 0.5  # share of the image that is shown
+_OCCLUDED = 0.25  # share of images with an occluder, among those with pasted objects
+_OWN_CLASS = 0.6  # share of pasted objects of a class that the image contains
+_MIN_WINDOW = 0.5  # minimum share of the image in a composite
 
 Label = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Material:
-    """Material of composites: a bank and the instances of its images, with some images held out."""
+    """Material of composites: objects and images for training, and held-out ones."""
 
     used: Bank
     held: Bank
-    told: Sequence[Told]
+    labels: Sequence[PseudoLabels]
     used_pictures: Sequence[int]
     held_pictures: Sequence[int]
 
     def composer(self, seed: int) -> FrameComposer:
-        return FrameComposer(self.used, self.told, self.used_pictures, seed)
+        """Return a composer for training."""
+        return FrameComposer(self.used, self.labels, self.used_pictures, seed)
 
     def held_composer(self, seed: int) -> FrameComposer:
-        return FrameComposer(self.held, self.told, self.held_pictures, seed)
+        """Return a composer of held-out material."""
+        return FrameComposer(self.held, self.labels, self.held_pictures, seed)
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,17 @@ class FrameComposite:
         return owner, np.concatenate([[0], self.class_id])[owner].astype(np.int32)
 
 
-def material_of(bank: Bank, told: Sequence[Told], held_out: float, seed: int) -> Material:
+def make_material(bank: Bank, labels: Sequence[PseudoLabels], held_out: float, seed: int) -> Material:
     """Split single objects and images of a bank into used and held-out ones.
 
-    With too few images, both parts are the same."""
-    used, held = split_bank(single_objects(bank, told), held_out, seed)
-    apart = held_pictures(bank, held_out, seed)
+    If there are too few images, both are the same.
+    """
+    used, held = split_bank(remove_groups(bank, labels), held_out, seed)
+    is_held = select_held_pictures(bank, held_out, seed)
     if used is held:
-        apart[:] = False
-    pictures = np.flatnonzero(~apart).tolist()
-    return Material(used, held, told, pictures, np.flatnonzero(apart).tolist() or pictures)
+        is_held[:] = False
+    pictures = np.flatnonzero(~is_held).tolist()
+    return Material(used, held, labels, pictures, np.flatnonzero(is_held).tolist() or pictures)
 
 
 class FrameComposer:
@@ -76,18 +79,20 @@ class FrameComposer:
 
     Args:
         bank: objects to paste, and all images.
-        told: instances of each image.
-        pictures: numbers of the images to show.
+        labels: instances of each image.
+        pictures: indices of the images to use.
         seed: random seed.
     """
 
-    def __init__(self, bank: Bank, told: Sequence[Told], pictures: Sequence[int], seed: int) -> None:
+    def __init__(
+        self, bank: Bank, labels: Sequence[PseudoLabels], pictures: Sequence[int], seed: int
+    ) -> None:
         self.bank = bank
-        self.told = told
+        self.labels = labels
         self.seed = seed
         self._composer = Composer(bank, seed)
         self._pictures = pictures
-        self._showing = [k for k in pictures if len(told[k].class_id)] or pictures
+        self._with_instances = [k for k in pictures if len(labels[k].class_id)] or pictures
 
     def __call__(self, number: int) -> FrameComposite:
         rng = np.random.default_rng([self.seed, number])
@@ -99,12 +104,12 @@ class FrameComposer:
 
     def _draw(self, size_hw: tuple[int, int], rng: np.random.Generator) -> FrameComposite | None:
         pasted = rng.random() < _PASTED
-        index = int(rng.choice(self._pictures)) if pasted else int(rng.choice(self._showing))
+        index = int(rng.choice(self._pictures if pasted else self._with_instances))
         canvas, label = self._window(index, size_hw, rng)
-        shown = np.unique(label[label > 0])
-        rank = np.zeros(len(self.told[index].class_id) + 1, np.int32)
-        rank[shown] = np.arange(1, len(shown) + 1)
-        label, classes = rank[label], self.told[index].class_id[shown - 1].tolist()
+        visible = np.unique(label[label > 0])
+        rank = np.zeros(len(self.labels[index].class_id) + 1, np.int32)
+        rank[visible] = np.arange(1, len(visible) + 1)
+        label, classes = rank[label], self.labels[index].class_id[visible - 1].tolist()
         if pasted:
             known = [c for c in classes if c in self._composer.classes]
             if known and rng.random() < _OWN_CLASS:
@@ -119,14 +124,14 @@ class FrameComposer:
                 np.maximum(label, 0, out=label)  # occluders are not objects
         if not label.any():
             return None
-        image = photographed(canvas, rng)
+        image = imitate_camera(canvas, rng)
         return FrameComposite(image, label, np.array(classes, np.int32))
 
     def _window(
         self, index: int, size_hw: tuple[int, int], rng: np.random.Generator
     ) -> tuple[NDArray[np.float32], Label]:
         """Return a random part of an image, scaled to the canvas; half of the parts are mirrored."""
-        picture, told = self.bank.pictures[index], self.told[index]
+        picture, labels = self.bank.pictures[index], self.labels[index]
         h, w = picture.semantic.shape
         height, width = size_hw
         share = rng.uniform(_MIN_WINDOW, 1.0)
@@ -140,7 +145,7 @@ class FrameComposer:
         spot = (slice(y, y + window_h), slice(x, x + window_w))
         how = cv2.INTER_AREA if window_h > height else cv2.INTER_LINEAR
         canvas = cv2.resize(picture.image[spot], (width, height), interpolation=how).astype(np.float32)
-        label = cv2.resize(told.label_map[spot], (width, height), interpolation=cv2.INTER_NEAREST)
+        label = cv2.resize(labels.label_map[spot], (width, height), interpolation=cv2.INTER_NEAREST)
         if rng.random() < 0.5:
             canvas, label = canvas[:, ::-1], label[:, ::-1]
         return np.ascontiguousarray(canvas), np.ascontiguousarray(label)

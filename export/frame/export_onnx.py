@@ -22,14 +22,13 @@ from ..half_weights import store_as_half
 from ..model_file import check_difference, round_to_float32, write_whole_model
 from ..onnx_import.agreement import check_frames
 from ..onnx_import.onnx_network import with_opset
-from ..tracing import simplified, trace
-from .backbone_taps import FeatureReader, Tap, session_of
+from ..tracing import simplify_model, trace
+from .backbone_taps import FeatureReader, Tap, start_model_session
 from .heads import InstanceHeads
 
 OPSET = 18  # or the network's own, if it is newer
 _MAX_ROWS = 128
-# cells of the logits per cell of the heads: outlines and necks of small objects need the finer grid
-FINER = 2
+FINER = 2  # cells of the logits per cell of the heads; small objects need the finer grid
 
 
 class _Probabilities(torch.nn.Module):
@@ -62,7 +61,7 @@ def export_frame(
     Args:
         model: the semantic network in tfiseg's format; its own part is not changed.
         taps, heads: see ``find_taps`` and ``train_frame``.
-        output: NAME.onnx, written whole or not at all.
+        output: NAME.onnx, written atomically.
         rules: "merge" and "part" rules of these heads (``rule_fitting.py``); None: the mean affinity decides,
             without a second pass.
         photos: source of photos for the check, see ``open_source``; default: 4 synthetic frames.
@@ -94,7 +93,7 @@ def export_frame(
         "affinity_stride": FINER,
     }
     metadata["clustering"]["sharpen"] = SHARPEN
-    metadata["clustering"].pop("score_rule", None)  # it is for instances that are found without heads
+    metadata["clustering"].pop("score_rule", None)  # a score calibration without heads does not apply
     metadata["clustering"] |= {f"{name}_rule": round_to_float32(rule) for name, rule in (rules or {}).items()}
     if min_area is not None:
         metadata["clustering"]["min_area"] = min_area
@@ -125,8 +124,8 @@ def _head_graph(
             for f, t in zip(example, times, strict=True)
         ):
             raise ModelError(
-                "the sizes of the network's features aren't multiples of each other: export it with one "
-                "fixed size"
+                "the sizes of the network's features are not multiples of each other: export it with a fixed "
+                "size"
             )
         shapes = (
             tuple(
@@ -135,7 +134,7 @@ def _head_graph(
             ),
         )
     names, outputs = [t.name for t in taps], ["affinity", "boundary"]
-    return simplified(trace(_Probabilities(heads), tuple(example), names, outputs, shapes, opset)).graph
+    return simplify_model(trace(_Probabilities(heads), tuple(example), names, outputs, shapes, opset)).graph
 
 
 def _append_heads(model: onnx.ModelProto, taps: Sequence[Tap], heads: onnx.GraphProto) -> onnx.ModelProto:
@@ -215,13 +214,13 @@ def _difference(
     frames: Sequence[NDArray[np.uint8]],
 ) -> float:
     """Return the largest difference of a probability between torch and the written model."""
-    whole, largest = session_of(path), 0.0
+    whole, largest = start_model_session(path), 0.0
     torch_heads, features_of = _Probabilities(heads), FeatureReader(model, taps)
     for frame in frames:
-        theirs = whole.run(["affinity", "boundary"], {"frame": frame[None]})
-        ours = torch_heads(*(torch.from_numpy(f) for f in features_of(frame)))
-        theirs[1] = theirs[1][:, :, ::FINER, ::FINER]
+        actual = whole.run(["affinity", "boundary"], {"frame": frame[None]})
+        expected = torch_heads(*(torch.from_numpy(f) for f in features_of(frame)))
+        actual[1] = actual[1][:, :, ::FINER, ::FINER]
         largest = max(
-            largest, *(float(np.abs(a.numpy() - b).max()) for a, b in zip(ours, theirs, strict=True))
+            largest, *(float(np.abs(a.numpy() - b).max()) for a, b in zip(expected, actual, strict=True))
         )
     return largest

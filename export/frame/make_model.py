@@ -8,12 +8,12 @@ from typing import Any
 
 from ...runtime.refine.refiner import Refiner
 from ..engine.build import semantic_network
-from ..instance.bank import bank_summary, build_bank, typical
+from ..instance.bank import bank_summary, build_bank, remove_dented_objects
 from ..instance.rule_fitting import rules_report
-from ..instance.teacher import tell_instances
-from ..training import say
+from ..instance.teacher import predict_pseudo_labels
+from ..training import print_line
 from .backbone_taps import find_taps
-from .composites import material_of
+from .composites import make_material
 from .contact_sheets import frame_sheet
 from .export_onnx import export_frame
 from .rule_fitting import fit_frame_rules
@@ -43,9 +43,9 @@ def make_frame_model(
         model: semantic network in tfiseg's format; existing heads are replaced.
         images, semantic, confidence, more: see ``load_pictures``; with the model's class ids.
         checkpoint: written during training; an existing one is resumed.
-        output: NAME.onnx, written whole or not at all.
+        output: NAME.onnx, written atomically.
         recipe: settings of the training.
-        instance_model: the teacher, whose minimum area is taken over; default: tfiseg's instance network.
+        instance_model: the teacher, whose minimum area is adopted; default: tfiseg's instance network.
         rule_composites: number of composites to fit the merge rules on.
         sheets: folder for pictures of composites.
         workers, threads: processes that make composites, and CPU threads of torch.
@@ -60,15 +60,15 @@ def make_frame_model(
     """
     network = semantic_network(model)
     taps = find_taps(network)
-    say("features at " + ", ".join(f"stride {t.stride} ({t.channels} channels)" for t in taps))
+    print_line("features at " + ", ".join(f"stride {t.stride} ({t.channels} channels)" for t in taps))
     bank = build_bank(images, semantic, confidence, more=more)
-    say(bank_summary(bank))
+    print_line(bank_summary(bank))
     teacher = Refiner(instance_model, threads=threads or 0)
-    told = tell_instances(bank, teacher, quiet)
-    material = material_of(typical(bank), told, recipe.held_out, recipe.seed)
+    labels = predict_pseudo_labels(bank, teacher, quiet)
+    material = make_material(remove_dented_objects(bank), labels, recipe.held_out, recipe.seed)
     if sheets is not None:
         frame_sheet(material.composer(recipe.seed), sheets / "frames.jpg")
-        say(f"check {sheets}/frames.jpg: each object should have one color")
+        print_line(f"check {sheets}/frames.jpg: each object should have one color")
     heads = train_frame(material, network, taps, checkpoint, recipe, workers, threads, quiet)
     part = output.with_name(f"{output.stem}.unruled.onnx")
     try:

@@ -1,10 +1,9 @@
-"""Paper mode, for comparison: displacement learned from class maps alone, by the paper's pair losses, and
-IRNet's grouping.
+"""Paper mode, a baseline: displacement learned from class maps alone, and IRNet's grouping.
 
-No object is singled out anywhere: two cells of one class near each other should point to one place, two cells
-of the background should point alike (TFISeg's displacement field module; IRNet, Ahn et al., CVPR 2019,
-section 3.3). Run it in the repository as ``python -m tfiseg.export.frame.paper_mode --images DIR --semantic
-DIR --eval SET [SET ...]`` (needs torch).
+The paper's pair losses need no single objects. Two nearby cells of one class should point to the same place,
+and two cells of the background should have the same vector (TFISeg's displacement field module; IRNet, Ahn et
+al., CVPR 2019, section 3.3). Run it in the repository as ``python -m tfiseg.export.frame.paper_mode --images
+DIR --semantic DIR --eval SET [SET ...]`` (needs torch).
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ from ...runtime.sources.base import Frame, check_image
 from ..engine.build import semantic_network
 from ..instance.network import DISPLACEMENT_UNIT_PX, STRIDE
 from ..semantic.data import IGNORE, CropSampler, load_pictures
-from ..training import descend, learning_rate, say
+from ..training import descend, learning_rate, print_line
 from .backbone_taps import FeatureReader, Tap, find_taps
 from .heads import InstanceHeads
 
-RADIUS = 10  # cells; pairs of cells within it are compared, as IRNet does on the same stride
-UNIT = DISPLACEMENT_UNIT_PX / STRIDE  # cells that a displacement of 1 means
-FOLLOWED = 300  # IRNet's number of steps
+RADIUS = 10  # maximum distance of pairs in cells, as in IRNet at the same stride
+UNIT = DISPLACEMENT_UNIT_PX / STRIDE  # cells of a displacement of 1
+IRNET_STEPS = 300
 _CROP_PX = 384
 
 
 def pair_offsets(radius: int = RADIUS) -> list[tuple[int, int]]:
-    """Offsets (dy, dx) of one half-plane within a radius."""
+    """Return the offsets (dy, dx) of one half-plane within a radius."""
     near = range(-radius, radius + 1)
     return [
         (dy, dx)
@@ -54,15 +53,15 @@ def pair_offsets(radius: int = RADIUS) -> list[tuple[int, int]]:
 
 
 def pair_loss(displacement: Tensor, class_map: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
-    """The paper's two losses, added.
+    """Return the sum of the paper's two losses.
 
     Args:
         displacement: float (N, 2, h, w), (dy, dx) in cells.
         class_map: integers (N, h, w), 0 = background, 255 = ignore.
-        offsets: of the second cell of each pair.
+        offsets: (dy, dx) from the first to the second cell of each pair.
 
     Returns:
-        mean of |D_a - D_b - (x_b - x_a)| over pairs of one class, plus mean of |D_a - D_b| over pairs of
+        Mean of |D_a - D_b - (x_b - x_a)| over pairs of one class, plus mean of |D_a - D_b| over pairs of
         background.
     """
     _, _, h, w = displacement.shape
@@ -72,28 +71,29 @@ def pair_loss(displacement: Tensor, class_map: Tensor, offsets: Sequence[tuple[i
             continue
         here = (slice(0, h - dy), slice(max(0, -dx), w - max(0, dx)))
         there = (slice(dy, h), slice(max(0, dx), w - max(0, -dx)))
-        apart = displacement[:, :, here[0], here[1]] - displacement[:, :, there[0], there[1]]
-        one, other = class_map[:, here[0], here[1]], class_map[:, there[0], there[1]]
-        alike = (one == other) & (one != IGNORE)
-        way = apart.new_tensor([dy, dx])[None, :, None, None]
-        for k, (error, pairs) in enumerate(((apart - way, alike & (one > 0)), (apart, alike & (one == 0)))):
+        change = displacement[:, :, here[0], here[1]] - displacement[:, :, there[0], there[1]]
+        a, b = class_map[:, here[0], here[1]], class_map[:, there[0], there[1]]
+        same = (a == b) & (a != IGNORE)
+        offset = change.new_tensor([dy, dx])[None, :, None, None]
+        for k, (error, pairs) in enumerate(((change - offset, same & (a > 0)), (change, same & (a == 0)))):
             sums[k] = sums[k] + torch.stack([(error.abs().sum(1) * pairs).sum(), pairs.sum()])
     return sum((s[0] / s[1].clamp(min=1) for s in sums), displacement.new_zeros(()))
 
 
 def group(
-    displacement: NDArray[np.float32], steps: int = FOLLOWED, centre_radius: float = CENTRE_RADIUS
+    displacement: NDArray[np.float32], steps: int = IRNET_STEPS, center_radius: float = CENTRE_RADIUS
 ) -> NDArray[np.int32]:
-    """IRNet's grouping: follow the field for many steps, take where it is short as centres, label these by
-    connected components.
+    """Group cells as IRNet does: by the center that they reach along the field.
+
+    Centers are connected components of cells with short vectors.
 
     Args:
         displacement: float (2, h, w), (dy, dx) in cells.
         steps: bilinear steps from every cell.
-        centre_radius: cells with a shorter vector are centres.
+        center_radius: cells with a shorter vector are centers.
 
     Returns:
-        int32 (h, w): the centre that each cell arrives at, 1.., 0 = none.
+        int32 (h, w): the center that each cell reaches, 1.., 0 = none.
     """
     _, h, w = displacement.shape
     rows, columns = np.meshgrid(np.arange(h, dtype=np.float32), np.arange(w, dtype=np.float32), indexing="ij")
@@ -101,13 +101,13 @@ def group(
     for _ in range(steps):
         moved = [cv2.remap(d, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for d in displacement]
         y, x = np.clip(y + moved[0], 0, h - 1), np.clip(x + moved[1], 0, w - 1)
-    short = np.hypot(*displacement) < centre_radius
-    _, centres = cv2.connectedComponents(short.astype(np.uint8), connectivity=8)
-    return np.asarray(centres[np.round(y).astype(int), np.round(x).astype(int)], np.int32)
+    short = np.hypot(*displacement) < center_radius
+    _, centers = cv2.connectedComponents(short.astype(np.uint8), connectivity=8)
+    return np.asarray(centers[np.round(y).astype(int), np.round(x).astype(int)], np.int32)
 
 
-class _Crops(Dataset[tuple[Tensor, ...]]):
-    """Crops by number: the network's features of each, and its class map at the finest tap's cells."""
+class _CropDataset(Dataset[tuple[Tensor, ...]]):
+    """Crops by number: the network's features and the class map at the finest tap's cells."""
 
     def __init__(self, sampler: CropSampler, model: onnx.ModelProto, taps: Sequence[Tap], count: int) -> None:
         self.sampler, self.count = sampler, count
@@ -134,7 +134,7 @@ def train_paper(
     steps: int,
     threads: int | None,
 ) -> InstanceHeads:
-    """Heads whose displacement is learned from class maps alone; the averaged (EMA) ones."""
+    """Train heads whose displacement is learned from class maps; returns them with averaged weights."""
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -142,28 +142,27 @@ def train_paper(
     sampler = CropSampler(load_pictures(images, semantic, confidence), 255, _CROP_PX, 0)
     heads, offsets = InstanceHeads(taps), pair_offsets()
     average = {k: v.clone() for k, v in heads.state_dict().items()}
-    optimiser = torch.optim.AdamW(heads.parameters(), lr=3e-3, weight_decay=1e-4)
-    loader = DataLoader(_Crops(sampler, model, taps, 4 * steps), 4, num_workers=1)
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=3e-3, weight_decay=1e-4)
+    loader = DataLoader(_CropDataset(sampler, model, taps, 4 * steps), 4, num_workers=1)
     for step, (*features, cells) in enumerate(tqdm(loader, desc="paper mode", mininterval=5)):
-        for part in optimiser.param_groups:
+        for part in optimizer.param_groups:
             part["lr"] = 3e-3 * learning_rate(step, steps)
         heads.train()
         loss = pair_loss(heads(*features)[0] * UNIT, cells, offsets)
-        value = descend([loss], heads, optimiser, average, step)[0]
+        value = descend([loss], heads, optimizer, average, step)[0]
         if (step + 1) % 200 == 0:
-            say(f"step {step + 1}: loss {value:.2f} cells")
+            print_line(f"step {step + 1}: loss {value:.2f} cells")
     heads.load_state_dict(average)
     return heads.eval()
 
 
 class PaperSegmenter(Segmenter):
-    """The network's class map, parted by a learned displacement field.
+    """Segments a frame by its class map and a learned displacement field.
 
     Args:
         model: path of a network in tfiseg's format.
         heads: see ``train_paper``.
-        by_operator: follow the field with our operator (pointer jumping), in place of IRNet's 300 steps in
-            numpy.
+        by_operator: use our operator (pointer jumping) instead of IRNet's 300 steps.
     """
 
     def __init__(self, model: Path, heads: InstanceHeads, by_operator: bool) -> None:
@@ -184,8 +183,8 @@ class PaperSegmenter(Segmenter):
                 {"logits": logits, "displacement": displacement}, size_hw, calibrated=False
             )
         components = self.components_of(logits, size_hw)
-        centre = cv2.resize(group(displacement[0]), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
-        label = np.where(components.label_map > 0, centre * 256 + components.semantic_map, 0).astype(np.int32)
+        center = cv2.resize(group(displacement[0]), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+        label = np.where(components.label_map > 0, center * 256 + components.semantic_map, 0).astype(np.int32)
         return self.filter_instances(instances_of(label, components), size_hw, calibrated=False)
 
 

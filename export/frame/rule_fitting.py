@@ -1,7 +1,8 @@
 """Fit the rules of instance heads on composites that the semantic network segments.
 
-The "merge" rule decides whether two regions of a component are one object. The "part" rule decides the same
-in the operator's second pass, on the parts between boundaries."""
+The merge rule ("merge") decides whether two regions of a component are one object. The second-pass rule
+("part") decides the same for the parts between boundaries.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +18,24 @@ from ...plugins.settings import AFFINITY_OFFSETS
 from ...runtime.networks.onnx_session import OnnxSession
 from ..instance.rule_fitting import (
     MEMBERS,
+    ComponentSamples,
     Fit,
-    OfComponent,
-    averaged,
-    calm,
+    average_rules,
+    collect_component_samples,
+    count_ratio,
     fit_rule,
-    lone_odds_of,
-    merges_of,
-    weighed,
+    remove_boundaries,
+    weight_samples,
 )
-from ..instance.teacher import PHOTOS_LONE_ODDS
+from ..instance.teacher import PHOTO_SINGLE_TO_GROUP_RATIO
 from .composites import FrameComposer
 from .export_onnx import FINER
 
-# lone components weigh so much more than their share in photos, for "merge" and "part"
-_CAUTION = 1.0, 2.8
-_SHARE = 2 / 3  # of the components for each member of a rule: members that differ vary less together
+_SINGLE_WEIGHTS = (
+    1.0,
+    2.8,
+)  # weights of single objects for "merge" and "part", relative to their share in photos
+_SHARE = 2 / 3  # share of the components for each member of a rule, so that members differ
 _MIN_CELLS = 24  # smaller components are not used
 
 
@@ -52,33 +55,37 @@ def fit_frame_rules(
         Fits by name: "merge" and "part".
     """
     session, rng = OnnxSession(model), np.random.default_rng(seed)
-    merges: list[OfComponent] = []
-    parts: list[OfComponent] = []
+    merges: list[ComponentSamples] = []
+    parts: list[ComponentSamples] = []
     for k in tqdm(range(count), desc="composites for the rules", disable=quiet):
         composite = composer(k)
         maps = session.infer(composite.image)
         class_map = maps["logits"][0].argmax(0)
         owner, class_of = composite.at(class_map.shape)
         for class_id in np.unique(composite.class_id):
-            its = (class_map == class_id).astype(np.uint8)
+            mask = (class_map == class_id).astype(np.uint8)
             truth = np.where(class_of == class_id, owner, 0).astype(np.int32)
-            for samples, problem in ((merges, _problem), (parts, _parted_problem)):
-                samples += merges_of(its, truth, partial(problem, maps=maps), rng, _MIN_CELLS, 0.0)
+            for samples, problem in ((merges, _problem), (parts, _second_pass_problem)):
+                samples += collect_component_samples(
+                    mask, truth, partial(problem, maps=maps), rng, _MIN_CELLS, 0.0
+                )
     return {
-        name: _bagged(its, caution * PHOTOS_LONE_ODDS / lone_odds_of(its), seed)
-        for name, its, caution in zip(("merge", "part"), (merges, parts), _CAUTION, strict=True)
+        name: _fit_bagged_rule(
+            components, weight * PHOTO_SINGLE_TO_GROUP_RATIO / count_ratio(components), seed
+        )
+        for name, components, weight in zip(("merge", "part"), (merges, parts), _SINGLE_WEIGHTS, strict=True)
     }
 
 
-def _bagged(components: list[OfComponent], lone_weight: float, seed: int) -> Fit:
-    """The mean of rules that were each fitted on a part of the components."""
-    rng, samples = np.random.default_rng(seed), weighed(components, lone_weight)
+def _fit_bagged_rule(components: list[ComponentSamples], single_weight: float, seed: int) -> Fit:
+    """Return the mean of rules that are each fitted on a random subset of the components."""
+    rng, samples = np.random.default_rng(seed), weight_samples(components, single_weight)
     fits = []
     for member in range(MEMBERS):
         chosen = np.flatnonzero(rng.random(len(samples)) < _SHARE)
         fits.append(fit_rule([samples[k] for k in chosen], seed + member, members=1))
     error = float(np.mean([fit.held_error for fit in fits]))
-    return Fit(averaged([fit.rule for fit in fits]), error, sum(len(same) for _, same, _ in samples))
+    return Fit(average_rules([fit.rule for fit in fits]), error, sum(len(same) for _, same, _ in samples))
 
 
 def _problem(own: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) -> Problem:
@@ -91,6 +98,6 @@ def _problem(own: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) -> Pr
     )
 
 
-def _parted_problem(own: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) -> Problem:
-    """The same of what boundaries leave of the component."""
-    return _problem(calm(own, maps["boundary"][0, 0]), maps)
+def _second_pass_problem(own: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) -> Problem:
+    """Return the operator's problem for what boundaries leave of a component."""
+    return _problem(remove_boundaries(own, maps["boundary"][0, 0]), maps)

@@ -1,6 +1,6 @@
 """Train instance heads: ``tfiseg train frame --model NET.onnx --images DIR --semantic DIR``.
 
-ONNX Runtime computes the semantic network's features, as at run time; only the heads are trained.
+Only the heads are trained. ONNX Runtime computes the semantic network's features, as at run time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..instance.network import STRIDE
-from ..instance.targets import LOSSES, UNKNOWN, loss_of, pairs_told, targets_of
+from ..instance.targets import LOSSES, UNKNOWN, count_correct_pairs, instance_losses, instance_targets
 from ..training import (
     HELD_SEED,
     Progress,
@@ -48,7 +48,7 @@ class FrameRecipe:
     seed: int = 0
 
 
-class FeatureSet(Dataset[tuple[Tensor, ...]]):
+class FeatureDataset(Dataset[tuple[Tensor, ...]]):
     """Training samples by number: features at each tap, displacement, weight, affinity, boundary."""
 
     def __init__(
@@ -76,10 +76,11 @@ def frame_targets(composite: FrameComposite, grid_hw: tuple[int, int]) -> tuple[
 
     They are displacement float32 (2, h, w) in units of 8 cells, its weight (h, w), affinity uint8 (A, h, w)
     and boundary uint8 (h, w); 255 = unknown. Pairs of different classes are unknown, because the operator
-    doesn't use them."""
+    does not use them.
+    """
     owner, class_of = composite.at((STRIDE * grid_hw[0], STRIDE * grid_hw[1]))
-    targets = targets_of(owner)
-    affinity = np.where(targets_of(class_of).affinity == 0, UNKNOWN, targets.affinity).astype(np.uint8)
+    targets = instance_targets(owner)
+    affinity = np.where(instance_targets(class_of).affinity == 0, UNKNOWN, targets.affinity).astype(np.uint8)
     h, w = grid_hw
     blocks = targets.boundary.reshape(h, 2, w, 2)
     edge = np.where((blocks == 1).any((1, 3)), 1, np.where((blocks == 0).any((1, 3)), 0, UNKNOWN)).astype(
@@ -94,16 +95,16 @@ def held_seed(recipe: FrameRecipe) -> int:
 
 
 @torch.no_grad()
-def validate(heads: InstanceHeads, dataset: FeatureSet, batch: int) -> dict[str, float]:
+def validate(heads: InstanceHeads, dataset: FeatureDataset, batch: int) -> dict[str, float]:
     """Return the accuracy on pairs of the same object and on pairs of different objects."""
     heads.eval()
-    right, seen = np.zeros(2), np.zeros(2)
+    counts = np.zeros((2, 2))
     taps = len(heads.lateral)
-    for given in DataLoader(dataset, batch):
-        _, affinity, _ = heads(*given[:taps])
-        right, seen = np.array([right, seen]) + pairs_told(affinity, given[taps + 2])
-    different, alike = (right / np.maximum(seen, 1)).tolist()
-    return {"same": alike, "different": different}
+    for sample in DataLoader(dataset, batch):
+        _, affinity, _ = heads(*sample[:taps])
+        counts += count_correct_pairs(affinity, sample[taps + 2])
+    different, same = (counts[0] / np.maximum(counts[1], 1)).tolist()
+    return {"same": same, "different": different}
 
 
 def train_frame(
@@ -119,12 +120,12 @@ def train_frame(
     """Train instance heads.
 
     Args:
-        material: see ``material_of``.
+        material: see ``make_material``.
         model: the semantic network in tfiseg's format.
         taps: see ``find_taps``.
         checkpoint: written every 200 steps; an existing one is resumed.
         recipe: settings of the training.
-        workers: processes that make composites and their features; the result doesn't depend on their number.
+        workers: processes that make composites and features; the result does not depend on their number.
         threads: CPU threads of torch.
         quiet: show no progress bar.
 
@@ -134,33 +135,33 @@ def train_frame(
     prepare(recipe.seed, threads)
     heads = InstanceHeads(taps)
     average = {k: v.clone() for k, v in heads.state_dict().items()}
-    optimiser = torch.optim.AdamW(heads.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(heads.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     first = 0
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, asdict(recipe), "cpu")
         heads.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimiser"])
         average, first = state["average"], state["step"]
     count = (recipe.steps - first) * recipe.batch
-    dataset = FeatureSet(material.composer(recipe.seed), model, taps, first * recipe.batch, count)
-    validation = FeatureSet(material.held_composer(held_seed(recipe)), model, taps, 0, _VALIDATED)
+    dataset = FeatureDataset(material.composer(recipe.seed), model, taps, first * recipe.batch, count)
+    validation = FeatureDataset(material.held_composer(held_seed(recipe)), model, taps, 0, _VALIDATED)
     progress = Progress("frame", first, recipe.steps, LOSSES, quiet)
     batches = DataLoader(dataset, recipe.batch, num_workers=workers, prefetch_factor=2 if workers else None)
     for step, given in enumerate(batches, first + 1):
-        set_learning_rate(optimiser, [recipe.learning_rate], step - 1, recipe.steps)
+        set_learning_rate(optimizer, [recipe.learning_rate], step - 1, recipe.steps)
         heads.train()
-        parts = loss_of(heads(*given[: len(taps)]), tuple(given[len(taps) :]))
-        progress.add(descend(parts, heads, optimiser, average, step - 1, checkpoint))
+        parts = instance_losses(heads(*given[: len(taps)]), tuple(given[len(taps) :]))
+        progress.add(descend(parts, heads, optimizer, average, step - 1, checkpoint))
         if step % _CHECKPOINT_EVERY == 0 or step == recipe.steps:
-            state = {"kind": "frame", "network": heads.state_dict(), "optimiser": optimiser.state_dict()}
+            state = {"kind": "frame", "network": heads.state_dict(), "optimiser": optimizer.state_dict()}
             save_checkpoint(checkpoint, state | {"average": average, "step": step, "recipe": asdict(recipe)})
         if step % (4 * _CHECKPOINT_EVERY) == 0 or step == recipe.steps:
-            progress.say_scores(step, validate(_averaged(average, taps), validation, SAME_SIZE))
+            progress.print_scores(step, validate(_network_with(average, taps), validation, SAME_SIZE))
     progress.close()
-    return _averaged(average, taps)
+    return _network_with(average, taps)
 
 
-def _averaged(average: dict[str, Tensor], taps: Sequence[Tap]) -> InstanceHeads:
+def _network_with(average: dict[str, Tensor], taps: Sequence[Tap]) -> InstanceHeads:
     heads = InstanceHeads(taps)
     heads.load_state_dict(average)
     return heads.eval()

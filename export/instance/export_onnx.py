@@ -1,5 +1,7 @@
-"""A trained instance network as ONNX: views and masks in, displacement, affinities, boundary and foreground
-out."""
+"""Export a trained instance network as ONNX.
+
+Inputs are views and masks; outputs are displacement, affinities, boundary and foreground.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +23,32 @@ from ...runtime.networks.model_info import METADATA_KEY, weights_digest
 from ...runtime.networks.open_session import open_instance_session
 from ..half_weights import store_as_half
 from ..model_file import check_difference, round_to_float32, write_whole_model
-from ..tracing import model_of, simplified, trace
+from ..tracing import model_of, simplify_model, trace
 from .network import DISPLACEMENT_UNIT_PX, STRIDE, InstanceNetwork, outline_px
-from .split_concat import part_convolutions
-from .train import load_start, to_input
+from .split_concat import split_convolutions
+from .train import load_initial_weights, normalize_inputs
 
 OPSET = 18
 
 
 def load_instance_checkpoint(path: Path) -> InstanceNetwork:
-    """The averaged network of a checkpoint that ``tfiseg train instance`` wrote; raises ModelError for any
-    other file."""
+    """Load the averaged network of a checkpoint; raises ModelError for any other file."""
     network = InstanceNetwork()
-    if not load_start(network, path):
-        raise ModelError(f"{path} holds ImageNet's weights, not a checkpoint of `tfiseg train instance`")
+    if not load_initial_weights(network, path):
+        raise ModelError(f"{path} has ImageNet weights, expected a checkpoint of `tfiseg train instance`")
     return network.eval()
 
 
 class ViewMaps(torch.nn.Module):
-    """The network from pixels to probabilities: views uint8 (K, S, S, 3) and masks uint8 (K, S, S) to the
-    fields of ``InstanceMaps``, the last of them where it draws ``outlines``."""
+    """The network from pixels to probabilities.
+
+    ``forward`` takes views uint8 (K, S, S, 3) and masks uint8 (K, S, S) and returns the fields of
+    ``InstanceMaps``.
+
+    Args:
+        network: the network.
+        outlines: also return ``foreground``.
+    """
 
     def __init__(self, network: InstanceNetwork, outlines: bool) -> None:
         super().__init__()
@@ -49,10 +57,10 @@ class ViewMaps(torch.nn.Module):
         self.eval()
 
     def forward(self, views: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
-        seen = self.network.look(*to_input(views, masks))
-        displacement, affinity, boundary = self.network.instances(seen)
+        features = self.network.extract_features(*normalize_inputs(views, masks))
+        displacement, affinity, boundary = self.network.instances(features)
         maps = displacement * (DISPLACEMENT_UNIT_PX / STRIDE), affinity.sigmoid(), boundary.sigmoid()
-        return (*maps, self.network.outlines(seen).sigmoid()) if self.outlines else maps
+        return (*maps, self.network.outlines(features).sigmoid()) if self.outlines else maps
 
 
 def export_instance(
@@ -64,24 +72,22 @@ def export_instance(
     licence: str = "not stated",
     outlines: bool = True,
     min_area: int | None = None,
-    lone_odds: float | None = None,
+    single_to_group_ratio: float | None = None,
 ) -> dict[str, Any]:
-    """Write the ONNX model and check it against torch, on noise.
+    """Write the ONNX model and check it against torch on random input.
 
     Args:
-        network: trained.
-        output: NAME.onnx, written whole or not at all.
-        view_px: side of its views: what it was trained with.
-        rules: learned merge rules by name ("merge", "part", "join"), see ``rule_fitting.py``; they belong to
-            these weights.
-        training_data, licence: sentences for the model's metadata.
-        outlines: whether it draws them: whether they were taught.
-        min_area: pixels of the smallest objects that it is for; None: any.
-        lone_odds: of components that could be parted, how many are one object for each that is several
-            (``teacher.py``); None: not said.
+        network: a trained network.
+        output: NAME.onnx, written atomically.
+        view_px: side of views in the training.
+        rules: "merge", "part" and "join" rules of these weights, see ``rule_fitting.py``.
+        training_data, licence: sentences for the metadata.
+        outlines: the model has mask refinement.
+        min_area: minimum area in pixels of the objects that it is for; None: any.
+        single_to_group_ratio: see ``teacher.py``; None: unknown.
 
     Returns:
-        bytes, the largest difference of a probability, the metadata.
+        Size in bytes, largest difference of a probability from torch's, and metadata.
 
     Raises:
         ModelError: torch and ONNX Runtime differ by more than 0.02 in a probability.
@@ -90,7 +96,7 @@ def export_instance(
     views = rng.integers(0, 256, (2, view_px, view_px, 3), np.uint8)
     masks = (rng.random((2, view_px, view_px)) < 0.5).astype(np.uint8)
     whole = ViewMaps(network, outlines)
-    model = _traced(whole, (torch.from_numpy(views), torch.from_numpy(masks)))
+    model = _trace(whole, (torch.from_numpy(views), torch.from_numpy(masks)))
     metadata = {
         "instance_format": INSTANCE_FORMAT,
         "name": output.stem,
@@ -103,7 +109,7 @@ def export_instance(
         "licence": licence,
         "weights_sha256": weights_digest(model.graph.initializer),
     }
-    optional = {"min_area": min_area, "lone_odds": lone_odds}
+    optional = {"min_area": min_area, "lone_odds": single_to_group_ratio}
     metadata |= {key: value for key, value in optional.items() if value is not None}
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     with write_whole_model(model, output) as part:
@@ -112,14 +118,14 @@ def export_instance(
     return {"bytes": output.stat().st_size, "largest_difference": round(difference, 5), "metadata": metadata}
 
 
-def _traced(whole: ViewMaps, given: tuple[Tensor, Tensor]) -> onnx.ModelProto:
-    """The network as ONNX for any number and side of views, with weights stored as float16."""
+def _trace(whole: ViewMaps, given: tuple[Tensor, Tensor]) -> onnx.ModelProto:
+    """Trace the network for any number and side of views, with weights stored as float16."""
     batch = torch.export.Dim("views", min=1, max=1024)
     names = ["displacement", "affinity", "boundary", *(["foreground"] if whole.outlines else [])]
     traced = trace(whole, given, ["views", "masks"], names, ({0: batch}, {0: batch}), OPSET)
     free_sides(traced)
-    model = simplified(traced)
-    part_convolutions(model)
+    model = simplify_model(traced)
+    split_convolutions(model)
     casts, weights = store_as_half(model.graph.initializer)
     graph = helper.make_graph(
         [*casts, *model.graph.node], "tfiseg-instance", model.graph.input, model.graph.output, weights
@@ -128,33 +134,35 @@ def _traced(whole: ViewMaps, given: tuple[Tensor, Tensor]) -> onnx.ModelProto:
 
 
 def free_sides(model: onnx.ModelProto) -> None:
-    """Let an exported network take views of any side, in place: all that it enlarges, it doubles."""
+    """Make the side of views dynamic, in place: every ``Resize`` doubles its input."""
     graph = model.graph
     twice = numpy_helper.from_array(np.asarray([1, 1, 2, 2], np.float32), "twice")
     graph.initializer.append(twice)
     for node in graph.node:
         if node.op_type == "Resize":
-            enlarged = node.input[0]
-            del node.input[:]
-            node.input.extend([enlarged, "", twice.name])
-    for given in graph.input:
+            node.input[:] = [node.input[0], "", twice.name]
+    for graph_input in graph.input:
         for axis in (1, 2):
-            given.type.tensor_type.shape.dim[axis].dim_param = ANY_SIDE
+            graph_input.type.tensor_type.shape.dim[axis].dim_param = ANY_SIDE
     for out in graph.output:
         for axis in (2, 3):
             out.type.tensor_type.shape.dim[axis].dim_param = f"{out.name}_cells"
-    del graph.value_info[:]  # of the side that it was traced with
+    del graph.value_info[:]  # shapes for the traced side
 
 
 @torch.no_grad()
 def _difference(whole: ViewMaps, model: Path, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> float:
+    """Return the largest difference of a probability between torch and the written model."""
     session = open_instance_session(model)
-    _, *ours = whole(torch.from_numpy(views), torch.from_numpy(masks))
+    _, *expected = whole(torch.from_numpy(views), torch.from_numpy(masks))
     maps = session.infer(views, masks, foreground=session.draws_outlines)
-    pairs = [*zip(ours[:2], (maps.affinity, maps.boundary), strict=True)]
+    pairs = [*zip(expected[:2], (maps.affinity, maps.boundary), strict=True)]
     if maps.foreground is not None:
         side = session.outline_px
         smaller = views[:, :side, :side], masks[:, :side, :side]
-        drawn = whole(*(torch.from_numpy(np.ascontiguousarray(a)) for a in smaller))[-1]
-        pairs += [(ours[-1], maps.foreground[:, None]), (drawn, session.foreground(*smaller)[:, None])]
+        foreground = whole(*(torch.from_numpy(np.ascontiguousarray(a)) for a in smaller))[-1]
+        pairs += [
+            (expected[-1], maps.foreground[:, None]),
+            (foreground, session.foreground(*smaller)[:, None]),
+        ]
     return max(float(np.abs(a.numpy() - b).max()) for a, b in pairs)

@@ -1,5 +1,4 @@
-"""From pictures and class maps to an instance network in a file: train, fit the rules on what was kept apart,
-export."""
+"""Make an instance network from images and class maps: train it, fit the rules, export the model."""
 
 from __future__ import annotations
 
@@ -12,14 +11,14 @@ from numpy.typing import NDArray
 
 from ...plugins.settings import check_min_area
 from ...runtime.networks.instance_session import InstanceMaps
-from ..training import say
+from ..training import print_line
 from .composites import Composer
 from .contact_sheets import bank_sheet, composite_sheet
 from .export_onnx import ViewMaps, export_instance
-from .mask_refinement import RoughComposer, train_outlines
+from .mask_refinement import RoughMaskComposer, train_mask_refinement
 from .network import InstanceNetwork
-from .rule_fitting import Look, fit_rules, rules_report
-from .train import InstanceRecipe, banks_of, held_seed, train_instance
+from .rule_fitting import ViewInference, fit_rules, rules_report
+from .train import InstanceRecipe, held_seed, prepare_banks, train_instance
 
 
 def make_instance_model(
@@ -41,23 +40,28 @@ def make_instance_model(
     min_area: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Train on ``images`` and ``semantic`` (see ``build_bank``), fit the rules, write ``output``; returns
-    what ``export_instance`` says, the rules' held-out errors, how many objects were dropped, ``lone_odds``
-    (None where no teacher counted). Raises InputError as ``build_bank``, or for a ``min_area`` that none can
-    have."""
+    """Train an instance network, fit its rules and write ``output``.
+
+    ``prepare_banks``, ``train_instance`` and ``export_instance`` document the arguments. ``sheets`` is a
+    folder for contact sheets of the training data.
+
+    Returns:
+        The report of ``export_instance``, with the rules' held-out errors, the number of dropped objects, and
+        ``lone_odds``, the single-to-group ratio (None without a teacher).
+    """
     if min_area is not None:
         check_min_area(min_area)
-    banks = banks_of(images, semantic, confidence, recipe, teacher, cutouts, quiet=quiet)
+    banks = prepare_banks(images, semantic, confidence, recipe, teacher, cutouts, quiet=quiet)
     if sheets is not None:
         bank_sheet(banks.used, recipe.view_px, sheets / "bank.jpg")
         composite_sheet(Composer(banks.used, recipe.seed, recipe.view_px), sheets / "composites.jpg")
         if recipe.outline_steps:
-            composite_sheet(RoughComposer(banks.used, recipe.seed, recipe.view_px), sheets / "rough.jpg")
-        say(f"look at {sheets}/bank.jpg and composites.jpg: one object in each picture of the bank?")
+            composite_sheet(RoughMaskComposer(banks.used, recipe.seed, recipe.view_px), sheets / "rough.jpg")
+        print_line(f"check {sheets}/bank.jpg (one object per cell) and composites.jpg")
     network, dropped = train_instance(banks, start, checkpoint, recipe, workers, threads, quiet=quiet)
     if sheets is not None and dropped:
         bank_sheet(banks.used, recipe.view_px, sheets / "dropped.jpg", sorted(dropped))
-    train_outlines(
+    train_mask_refinement(
         network, banks, checkpoint.with_name(checkpoint.name + ".outlines"), recipe, workers, quiet
     )
     fits = fit_rules(
@@ -68,19 +72,19 @@ def make_instance_model(
         rule_composites,
         recipe.seed,
         quiet,
-        banks.lone_odds,
+        banks.single_to_group_ratio,
     )
     rules = {name: f.rule for name, f in fits.items()}
-    odds = None if banks.lone_odds is None else round(banks.lone_odds, 2)
+    ratio = None if banks.single_to_group_ratio is None else round(banks.single_to_group_ratio, 2)
     outlines = recipe.outline_steps > 0
     report = export_instance(
-        network, output, recipe.view_px, rules, training_data, licence, outlines, min_area, odds
+        network, output, recipe.view_px, rules, training_data, licence, outlines, min_area, ratio
     )
-    return report | {"rules": rules_report(fits), "dropped": len(dropped), "lone_odds": odds}
+    return report | {"rules": rules_report(fits), "dropped": len(dropped), "lone_odds": ratio}
 
 
-def _inference(network: InstanceNetwork) -> Look:
-    """The network as a function from views and masks to maps, in torch."""
+def _inference(network: InstanceNetwork) -> ViewInference:
+    """Return the network as a function from views and masks to maps, in torch."""
     maps = ViewMaps(network, outlines=False)
 
     @torch.no_grad()

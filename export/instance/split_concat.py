@@ -1,8 +1,8 @@
-"""Convolutions of concatenations, part by part: the same sums, as ONNX Runtime computes them fast.
+"""Split convolutions of concatenations, which makes them faster in ONNX Runtime.
 
-Its fast convolutions want channels in multiples of 16 (or fewer than 16). A mask's channel beside 64 others
-makes 65: that convolution takes three times as long. ``conv(concat(a, b))`` is ``conv_a(a) + conv_b(b)``,
-with the weights parted alike.
+ONNX Runtime's fast convolutions need a multiple of 16 input channels (or fewer than 16). With 65 channels, 64
+features and a mask, a convolution takes three times as long. ``conv(concat(a, b))`` equals ``conv_a(a) +
+conv_b(b)`` if the weights are split in the same way.
 """
 
 from __future__ import annotations
@@ -17,34 +17,37 @@ from onnx import helper, numpy_helper
 _BLOCK = 16  # channels
 
 
-def part_convolutions(model: onnx.ModelProto) -> None:
-    """Part the convolutions of a simplified model, in place, that have other numbers of channels, and the
-    concatenations before them."""
+def split_convolutions(model: onnx.ModelProto) -> None:
+    """Split the convolutions of a concatenation that are slow, in place.
+
+    Args:
+        model: a simplified model.
+    """
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.input, *inferred.value_info)}
     channels = {name: shape[1].dim_value for name, shape in shapes.items() if len(shape) == 4}
     graph = model.graph
-    given_out = {o.name for o in graph.output}
+    outputs = {o.name for o in graph.output}
     weights = {i.name: i for i in graph.initializer}
     while True:
-        made_by = {o: n for n in graph.node for o in n.output}
+        producer = {o: n for n in graph.node for o in n.output}
         users = Counter(name for n in graph.node for name in n.input)
         for position, conv in enumerate(graph.node):
-            concat = made_by.get(conv.input[0]) if conv.op_type == "Conv" else None
+            concat = producer.get(conv.input[0]) if conv.op_type == "Conv" else None
             if concat is None or concat.op_type != "Concat" or users[concat.output[0]] > 1:
                 continue
             widths = [channels[name] for name in concat.input]
             group = next((a.i for a in conv.attribute if a.name == "group"), 1)
-            along = next(a.i for a in concat.attribute if a.name == "axis")
+            axis = next(a.i for a in concat.attribute if a.name == "axis")
             depthwise = group == sum(widths) == weights[conv.input[1]].dims[0]
             if (
                 sum(widths) % _BLOCK == 0
-                or along != 1
+                or axis != 1
                 or not (group == 1 or depthwise)
-                or concat.output[0] in given_out
+                or concat.output[0] in outputs
             ):
                 continue
-            nodes = _parted(conv, concat, widths, weights, channels)
+            nodes = _split_convolution(conv, concat, widths, weights, channels)
             del graph.node[position]
             graph.node.remove(concat)
             at = position - 1
@@ -59,15 +62,14 @@ def part_convolutions(model: onnx.ModelProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _parted(
+def _split_convolution(
     conv: onnx.NodeProto,
     concat: onnx.NodeProto,
     widths: list[int],
     weights: dict[str, onnx.TensorProto],
     channels: dict[str, int],
 ) -> list[onnx.NodeProto]:
-    """The nodes that do what a concatenation and a convolution did; their weights and channels are
-    entered."""
+    """Return nodes that replace a concatenation and a convolution; adds to ``weights`` and ``channels``."""
     attributes = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
     weight = numpy_helper.to_array(weights[conv.input[1]])
     bias = numpy_helper.to_array(weights[conv.input[2]]) if len(conv.input) > 2 else None
@@ -77,25 +79,27 @@ def _parted(
     biases: list[NDArray[np.float32] | None] = [bias, *[None] * (len(widths) - 1)]
     if depthwise and bias is not None:
         biases = list(np.split(bias, ends))
-    out, nodes, made = conv.output[0], [], []
-    for k, (name, width, kernel, its) in enumerate(zip(concat.input, widths, kernels, biases, strict=True)):
+    out, nodes, parts = conv.output[0], [], []
+    for k, (name, width, kernel, part_bias) in enumerate(
+        zip(concat.input, widths, kernels, biases, strict=True)
+    ):
         inputs = [name]
-        for what, value in (("weight", kernel), ("bias", its)):
+        for kind, value in (("weight", kernel), ("bias", part_bias)):
             if value is not None:
-                inputs.append(f"{out}/{k}/{what}")
+                inputs.append(f"{out}/{k}/{kind}")
                 weights[inputs[-1]] = numpy_helper.from_array(np.ascontiguousarray(value), inputs[-1])
-        made.append(f"{out}/{k}")
-        channels[made[-1]] = kernel.shape[0]
+        parts.append(f"{out}/{k}")
+        channels[parts[-1]] = kernel.shape[0]
         nodes.append(
             helper.make_node(
-                "Conv", inputs, [made[-1]], made[-1], **attributes | {"group": width if depthwise else 1}
+                "Conv", inputs, [parts[-1]], parts[-1], **attributes | {"group": width if depthwise else 1}
             )
         )
     if depthwise:
-        return [*nodes, helper.make_node("Concat", made, [out], f"{out}/parts", axis=1)]
-    for k, name in enumerate(made[1:], 1):
-        total = out if k == len(made) - 1 else f"{out}/sum{k}"
+        return [*nodes, helper.make_node("Concat", parts, [out], f"{out}/parts", axis=1)]
+    for k, name in enumerate(parts[1:], 1):
+        total = out if k == len(parts) - 1 else f"{out}/sum{k}"
         nodes.append(
-            helper.make_node("Add", [made[0] if k == 1 else f"{out}/sum{k - 1}", name], [total], total)
+            helper.make_node("Add", [parts[0] if k == 1 else f"{out}/sum{k - 1}", name], [total], total)
         )
     return nodes

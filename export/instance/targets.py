@@ -1,4 +1,4 @@
-"""What the instance network should say of a composite, and the loss that holds it to it."""
+"""Targets and losses of instance networks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ UNKNOWN = 255
 _DIFFERENT_WEIGHT = 4.0  # pairs on different objects are rare
 _BOUNDARY_WEIGHT = 4.0
 _DISPLACEMENT_WEIGHT = 2.0
-_LEAST_SIZE_PX = 8.0
+_MIN_SIZE_PX = 8.0
 
 
 @dataclass(frozen=True)
 class Targets:
-    """``displacement`` float32 (2, q, q) in units of 32 px; ``weight`` float32 (q, q), 32 px over the
-    object's size, 0 = no object; ``affinity`` uint8 (A, q, q) and ``boundary`` uint8 (S / 2, S / 2): 0, 1,
-    255 = unknown."""
+    """Targets of a composite on a grid of q = S / 4 cells per side.
+
+    Attributes:
+        displacement: float32 (2, q, q), (dy, dx) to the object's center in units of 32 px.
+        weight: float32 (q, q), 32 px over the object's size; 0 = no object.
+        affinity: uint8 (A, q, q): 0, 1, 255 = unknown.
+        boundary: uint8 (S / 2, S / 2): 0, 1, 255 = unknown.
+    """
 
     displacement: NDArray[np.float32]
     weight: NDArray[np.float32]
@@ -33,24 +38,28 @@ class Targets:
     boundary: NDArray[np.uint8]
 
 
-def targets_of(owner: NDArray[np.int32]) -> Targets:
-    """Targets from the object of each pixel: int32 (H, W), sides multiples of 4, 1.., 0 = outside of the
-    mask, -1 = unknown."""
+def instance_targets(owner: NDArray[np.int32]) -> Targets:
+    """Compute the targets of a composite.
+
+    Args:
+        owner: int32 (H, W), multiples of 4, the object of each pixel: 1.., 0 = outside of the mask, -1 =
+            unknown.
+
+    Returns:
+        The targets.
+    """
     cells = owner[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
     rows, columns = cells.shape
     at_y, at_x = (np.arange(n, dtype=np.float32) * STRIDE + STRIDE / 2 for n in cells.shape)
     displacement, weight = np.zeros((2, rows, columns), np.float32), np.zeros(cells.shape, np.float32)
     for k in np.unique(cells[cells > 0]):
-        its = cells == k
+        inside = cells == k
         x, y, w, h = cv2.boundingRect((owner == k).astype(np.uint8))
         ys, xs = np.nonzero(owner[y : y + h, x : x + w] == k)
-        displacement[0][its] = (
-            (np.broadcast_to(y + ys.mean() - at_y[:, None], cells.shape)[its]) / DISPLACEMENT_UNIT_PX
-        )
-        displacement[1][its] = (
-            (np.broadcast_to(x + xs.mean() - at_x[None], cells.shape)[its]) / DISPLACEMENT_UNIT_PX
-        )
-        weight[its] = DISPLACEMENT_UNIT_PX / max(float(np.sqrt(w * h)), _LEAST_SIZE_PX)
+        to_center = y + ys.mean() - at_y[:, None], x + xs.mean() - at_x[None]
+        for axis, distance in enumerate(to_center):
+            displacement[axis][inside] = np.broadcast_to(distance, cells.shape)[inside] / DISPLACEMENT_UNIT_PX
+        weight[inside] = DISPLACEMENT_UNIT_PX / max(float(np.sqrt(w * h)), _MIN_SIZE_PX)
     affinity = np.full((len(AFFINITY_OFFSETS), rows, columns), UNKNOWN, np.uint8)
     for k, (dy, dx) in enumerate(AFFINITY_OFFSETS):
         if dy >= rows or abs(dx) >= columns:
@@ -59,11 +68,11 @@ def targets_of(owner: NDArray[np.int32]) -> Targets:
         there = (slice(dy, rows), slice(max(0, dx), columns - max(0, -dx)))
         a, b = cells[here], cells[there]
         affinity[k][here] = np.where((a > 0) & (b > 0), a == b, UNKNOWN)
-    return Targets(displacement, weight, affinity, _boundary_of(owner))
+    return Targets(displacement, weight, affinity, _boundary_targets(owner))
 
 
-def _boundary_of(owner: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """At stride 2: 1 where two objects are within two pixels, 255 outside of the mask."""
+def _boundary_targets(owner: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Return 1 where two objects are within two pixels, 255 outside of the mask; stride 2."""
     inside = owner > 0
     numbers = owner.astype(np.float32)
     kernel = np.ones((5, 5), np.uint8)
@@ -77,24 +86,38 @@ def _boundary_of(owner: NDArray[np.int32]) -> NDArray[np.uint8]:
     )
 
 
-def pairs_told(logits: Tensor, same: Tensor) -> NDArray[np.float64]:
-    """Of affinities (N, A, q, q) against ``Targets.affinity``: how many pairs of different objects and of one
-    object are told right, and how many there are, (2, 2)."""
-    told = [(((logits > 0) == bool(k))[same == k].sum().item(), (same == k).sum().item()) for k in (0, 1)]
-    return np.array(told, np.float64).T
+def count_correct_pairs(logits: Tensor, same: Tensor) -> NDArray[np.float64]:
+    """Count correctly predicted pairs.
+
+    Args:
+        logits: affinities (N, A, q, q).
+        same: ``Targets.affinity`` of the same shape.
+
+    Returns:
+        Correct and all pairs, as rows, of different objects and of one object, as columns: float64 (2, 2).
+    """
+    counts = [(((logits > 0) == bool(k))[same == k].sum().item(), (same == k).sum().item()) for k in (0, 1)]
+    return np.array(counts, np.float64).T
 
 
 LOSSES = ("displacement", "affinity", "boundary")
 
 
-def loss_of(
+def instance_losses(
     outputs: tuple[Tensor, Tensor, Tensor], targets: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The three losses: displacement relative to the object's size (smooth L1), affinity and boundary
-    (balanced cross-entropy)."""
+    """Return the losses: smooth L1 of displacement relative to the object's size, and balanced cross-entropy.
+
+    Args:
+        outputs: displacement, affinity and boundary of the network.
+        targets: the fields of ``Targets``.
+
+    Returns:
+        Losses of displacement, affinity and boundary.
+    """
     displacement, affinity, boundary = outputs
-    wanted, weight, same, edge = targets
-    error = F.smooth_l1_loss(displacement, wanted, reduction="none", beta=0.1) * weight[:, None]
+    true_displacement, weight, same, edge = targets
+    error = F.smooth_l1_loss(displacement, true_displacement, reduction="none", beta=0.1) * weight[:, None]
     vector = error.sum() / (weight > 0).sum().clamp(min=1)
     return (
         _DISPLACEMENT_WEIGHT * vector,
@@ -103,9 +126,9 @@ def loss_of(
     )
 
 
-def _cross_entropy(logits: Tensor, wanted: Tensor, weight_of_1: float, weight_of_0: float) -> Tensor:
-    target = (wanted == 1).float()
-    weight = torch.where(target > 0, weight_of_1, weight_of_0) * (wanted != UNKNOWN)
+def _cross_entropy(logits: Tensor, values: Tensor, weight_of_1: float, weight_of_0: float) -> Tensor:
+    target = (values == 1).float()
+    weight = torch.where(target > 0, weight_of_1, weight_of_0) * (values != UNKNOWN)
     return (
         F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight
     ).sum() / weight.sum().clamp(min=1)

@@ -1,1 +1,1 @@
-"""The shape rule: training composites and the fit."""
+"""The split rule: training composites and the fit."""

@@ -1,4 +1,4 @@
-"""Composites of object shapes for fitting the neck rule: touching silhouettes of known objects.
+"""Composites of object shapes for fitting the split rule: touching silhouettes of known objects.
 
 No instance label is used. The shapes are ellipses, and connected components of class maps that look like one
 object.
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..semantic.data import IGNORE, load_pictures
+from ..semantic.data import IGNORE, full_confidence, load_pictures
 
 Mask = NDArray[np.uint8]
 
@@ -37,11 +37,12 @@ class Shape:
 def shape_bank(images: Path, semantic: Path, confidence: Path) -> list[Shape]:
     """Collect components of class maps that look like single objects.
 
-    They are complete, or cut off by the image's lower edge only."""
+    They are complete, or cut off by the lower image border only.
+    """
     bank = []
     for picture in load_pictures(images, semantic, confidence):
         h, w = picture.semantic.shape
-        sure = cv2.resize(picture.confidence, (w, h), interpolation=cv2.INTER_LINEAR)
+        confidence_map = full_confidence(picture)
         for class_id in np.unique(picture.semantic):
             if class_id in (0, IGNORE):
                 continue
@@ -56,14 +57,14 @@ def shape_bank(images: Path, semantic: Path, confidence: Path) -> list[Shape]:
                 hull = cv2.contourArea(cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32)))
                 if (
                     area < _MIN_SOLIDITY * hull
-                    or sure[y : y + bh, x : x + bw][mask > 0].mean() < 255 * _MIN_CONFIDENCE
+                    or confidence_map[y : y + bh, x : x + bw][mask > 0].mean() < 255 * _MIN_CONFIDENCE
                 ):
                     continue
                 bank.append(Shape(mask, int(class_id), bool(y + bh >= h - 1)))
     return bank
 
 
-def _scaled(mask: Mask, zoom: float, rng: np.random.Generator, turn_degrees: float) -> Mask:
+def _rescale_mask(mask: Mask, zoom: float, rng: np.random.Generator, turn_degrees: float) -> Mask:
     h, w = mask.shape
     angle = rng.uniform(-turn_degrees, turn_degrees)
     stretch = np.exp(rng.uniform(-0.15, 0.15))
@@ -116,21 +117,19 @@ def composite(bank: Sequence[Shape], rng: np.random.Generator, side_px: int = 32
     canvas = np.zeros((side_px, side_px), np.int32)
     size = side_px * np.exp(rng.uniform(np.log(0.12), np.log(0.9)))  # longer side of the first object
     first = bank[int(rng.integers(len(bank)))]
-    kin = [s for s in bank if s.class_id == first.class_id]
-    alone = rng.random() < _SINGLE
-    round_things = not alone and rng.random() < _ELLIPSES
+    same_class = [s for s in bank if s.class_id == first.class_id]
+    single = rng.random() < _SINGLE
+    ellipses = not single and rng.random() < _ELLIPSES
     count = (
-        1
-        if alone
-        else (int(rng.integers(2, 13)) if round_things else 2 + min(4, int(rng.geometric(0.6)) - 1))
+        1 if single else (int(rng.integers(2, 13)) if ellipses else 2 + min(4, int(rng.geometric(0.6)) - 1))
     )
     upright = rng.random() < 0.7
     for k in range(1, count + 1):
-        if round_things:
+        if ellipses:
             mask = ellipse(rng, size * 0.5 * np.exp(rng.normal(0, 0.2)))
         else:
-            shape = first if k == 1 or rng.random() < 0.15 else kin[rng.integers(len(kin))]
-            mask = _scaled(
+            shape = first if k == 1 or rng.random() < 0.15 else same_class[rng.integers(len(same_class))]
+            mask = _rescale_mask(
                 shape.mask,
                 size / max(shape.mask.shape) * np.exp(rng.normal(0, 0.2)),
                 rng,
@@ -143,23 +142,23 @@ def composite(bank: Sequence[Shape], rng: np.random.Generator, side_px: int = 32
                 int(rng.integers(-mh // 4, max(1, side_px - 3 * mh // 4))),
                 int(rng.integers(-mw // 4, max(1, side_px - 3 * mw // 4))),
             )
-            if k == 1 and not round_things and first.at_bottom:
+            if k == 1 and not ellipses and first.at_bottom:
                 y = side_px - mh
         else:
-            y, x = _beside(canvas, mask, ys, xs, upright and not round_things, rng)
+            y, x = _find_position(canvas, mask, ys, xs, upright and not ellipses, rng)
         _paste(canvas, mask, y, x, k, behind=rng.random() < 0.4)
     for _ in range(int(rng.choice([0, 1, 2, 3], p=[0.5, 0.25, 0.15, 0.1]))):
         _occlude(canvas, bank, rng)
     if rng.random() < 0.4:
         _roughen(canvas, rng)
-    if rng.random() < 0.15:  # a void band between objects, as hand-made class maps have
+    if rng.random() < 0.15:  # an ignored band between objects, as in hand-made class maps
         inner = cv2.erode(canvas.astype(np.float32), np.ones((3, 3)))
         outer = cv2.dilate(canvas.astype(np.float32), np.ones((3, 3)))
         canvas[(inner != outer) & (inner > 0)] = 0
     return canvas
 
 
-def _beside(
+def _find_position(
     canvas: NDArray[np.int32],
     mask: Mask,
     ys: NDArray[np.int64],
@@ -167,7 +166,7 @@ def _beside(
     upright: bool,
     rng: np.random.Generator,
 ) -> tuple[int, int]:
-    """Slide a mask towards the objects of a canvas until it overlaps them; returns its position (y, x)."""
+    """Move a mask towards the objects of a canvas until it overlaps them; returns its position (y, x)."""
     mh, mw = mask.shape
     k = rng.integers(len(ys))
     target_y, target_x = float(ys[k]) - mh / 2, float(xs[k]) - mw / 2
@@ -202,7 +201,7 @@ def _occlude(canvas: NDArray[np.int32], bank: Sequence[Shape], rng: np.random.Ge
         canvas[cover > 0] = 0
     else:
         shape = bank[int(rng.integers(len(bank)))]
-        mask = _scaled(shape.mask, side * rng.uniform(0.1, 0.4) / max(shape.mask.shape), rng, 30)
+        mask = _rescale_mask(shape.mask, side * rng.uniform(0.1, 0.4) / max(shape.mask.shape), rng, 30)
         _paste(
             canvas,
             mask,
@@ -214,7 +213,7 @@ def _occlude(canvas: NDArray[np.int32], bank: Sequence[Shape], rng: np.random.Ge
 
 
 def _roughen(canvas: NDArray[np.int32], rng: np.random.Generator) -> None:
-    """Make outlines irregular, like a network's: each pixel takes a value from its neighborhood."""
+    """Make outlines irregular, like predicted ones: each pixel takes a value from its neighborhood."""
     side = canvas.shape[0]
     strength = rng.uniform(0.5, 3.0)
     coarse = max(2, side // int(rng.integers(4, 16)))

@@ -1,4 +1,4 @@
-"""Fit the rule that decides whether a neck lies inside one object, on composites of object shapes.
+"""Fit the split rule on composites of object shapes: is a neck inside one object?
 
 It writes plugins/csrc/neck_rule.h for the native operator and the numpy reference. Run it in the repository
 as ``python -m tfiseg.export.neck.rule --images DIR --semantic DIR --confidence DIR`` (needs torch; about ten
@@ -135,10 +135,11 @@ def _collect_chunk(task: tuple[Sequence[Shape], int, list[int]]) -> Samples:
     bank, count, seed = task
     rng = np.random.default_rng(seed)
     parts = [neck_samples(composite(bank, rng, int(rng.choice(_SIDES_PX))), rng) for _ in range(count)]
-    return _concatenate(parts)
+    return concatenate_samples(parts)
 
 
-def _concatenate(parts: Sequence[Samples]) -> Samples:
+def concatenate_samples(parts: Sequence[Samples]) -> Samples:
+    """Concatenate features, same-object flags and weights."""
     return (
         np.concatenate([p[0] for p in parts]),
         np.concatenate([p[1] for p in parts]),
@@ -150,15 +151,14 @@ def collect(bank: Sequence[Shape], count: int, seed: int, workers: int = 1) -> S
     """Collect samples of ``count`` composites; they depend on the seed, not on the number of workers."""
     tasks = [(bank, min(_CHUNK, count - k), [seed, k]) for k in range(0, count, _CHUNK)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        return _concatenate(
+        return concatenate_samples(
             list(tqdm(pool.imap(_collect_chunk, tasks), total=len(tasks), desc=f"composites, {_CHUNK} each"))
         )
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch to one thread: these steps are so short that waiting for other threads takes longer, by far
-    longer on a busy machine."""
+    """Limit torch to one thread: synchronizing threads takes longer than these short steps."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -201,7 +201,7 @@ def fit_member(
 
 
 def fit(samples: Samples, seed: int = 0, steps: int = 5000) -> tuple[torch.nn.Sequential, float]:
-    """The neck rule: see ``fit_members``."""
+    """Fit the split rule, see ``fit_members``."""
     return fit_members(samples, HIDDEN, MEMBERS, seed, steps)
 
 

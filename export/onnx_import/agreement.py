@@ -116,7 +116,7 @@ def labels_of(
     labels = np.zeros((h, w), np.int64)
     best = np.full((h, w), threshold, np.float32)
     for k, one in enumerate(np.asarray(maps, np.float32)):
-        fine = upsampled(one, (h, w), corner_aligned)
+        fine = upsample(one, (h, w), corner_aligned)
         if len(maps) == 1:
             return (fine > threshold).astype(np.int64)
         higher = (fine > best) | (k == 0)
@@ -124,7 +124,7 @@ def labels_of(
     return labels
 
 
-def upsampled(
+def upsample(
     values: NDArray[np.float32], size_hw: tuple[int, ...], corner_aligned: bool = False
 ) -> NDArray[np.float32]:
     """Resize (h, w) bilinearly, with half-pixel centers or aligned corners."""
@@ -137,8 +137,7 @@ def upsampled(
 
 
 def _corner_weights(grid: int, side: int) -> NDArray[np.float32]:
-    """Return weights (side, grid) that interpolate ``grid`` values; the outer values lie on the outer
-    pixels."""
+    """Return weights (side, grid) that interpolate ``grid`` values with aligned corners."""
     at = np.linspace(0, grid - 1, side)
     low = np.minimum(at.astype(int), max(grid - 2, 0))
     weights = np.zeros((side, grid), np.float32)
@@ -164,14 +163,14 @@ def compare_labels(
     if not len(frames):
         raise InputError("no photos to check the export on")
     shares: list[tuple[float, str]] = []
-    seen: Counter[int] = Counter()
+    label_counts: Counter[int] = Counter()
     pixels = 0
     for name, image in tqdm(frames, desc="check", unit="photo", disable=quiet):
-        ours, theirs = exported(image), original(image)
-        wrong = ours != theirs
-        values, counts = np.unique(theirs, return_counts=True)
-        seen.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-        pixels += theirs.size
+        actual, expected = exported(image), original(image)
+        wrong = actual != expected
+        values, counts = np.unique(expected, return_counts=True)
+        label_counts.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        pixels += expected.size
         shares.append((float(1 - wrong.mean()), name))
         if shares[-1] == min(shares):
             worst = image, wrong
@@ -188,4 +187,6 @@ def compare_labels(
             f"{message}: {picture} shows where, in red" if cv2.imwrite(str(picture), small) else message
         )
     mean = float(np.mean([share for share, _ in shares]))
-    return Agreement(minimum, mean, len(shares), name, {k: n / pixels for k, n in sorted(seen.items())})
+    return Agreement(
+        minimum, mean, len(shares), name, {k: n / pixels for k, n in sorted(label_counts.items())}
+    )

@@ -1,7 +1,8 @@
 """Export any semantic network as ``NAME.onnx`` in tfiseg's format, checked against the original.
 
-All sources take the same way: first to plain ONNX, then through the import of ONNX files. It needs onnx and
-onnxsim, and torch for PyTorch networks."""
+Every source is converted to plain ONNX first, and then imported like an ONNX file. This needs onnx and
+onnxsim, and torch for PyTorch networks.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +34,16 @@ from .class_lists import exported_classes, read_class_names
 from .logit_nodes import logit_nodes
 from .network_tail import Tail, cut_tail
 from .onnx_network import (
-    at_fixed_size,
     attach,
+    fix_input_size,
     recognize_input,
     recognize_output,
     with_opset,
     with_output_shape,
 )
 from .originals import TORCH_KINDS, ExportSettings, Original, is_torch, load_original
-from .output_evidence import collect_evidence, find_ending, require_numbers
-from .output_layout import oriented, output_layout, spatial_sides, with_grid_output
+from .output_evidence import collect_evidence, find_final_activation, require_numbers
+from .output_layout import check_orientation, output_layout, spatial_sides, with_grid_output
 from .output_reading import CHOICES, OutputReading, decide_reading
 
 __all__ = ["DEFAULTS", "TORCH_KINDS", "ExportSettings", "export_any", "export_default"]
@@ -55,7 +56,7 @@ def export_default(output: Path, source: str = "default", long_side_px: int | No
     """Write the network that comes with tfiseg.
 
     Args:
-        output: NAME.onnx, written whole or not at all.
+        output: NAME.onnx, written atomically.
         source: one of ``DEFAULTS``.
         long_side_px: longer side in pixels that the network scales frames to; default: the model's own.
     """
@@ -80,7 +81,7 @@ def export_any(
     Args:
         source: ``default``, ``default-semantic``, ``torchvision:NAME``, ``smp:ARCH/ENCODER``,
             ``hf:NAME_OR_FOLDER``, ``python:module:function`` or an ONNX file.
-        output: NAME.onnx, written whole or not at all.
+        output: NAME.onnx, written atomically.
         quiet: show no progress on stderr.
 
     Returns:
@@ -125,9 +126,9 @@ def export_any(
 
 @dataclass(frozen=True)
 class _Conversion:
-    """A network in tfiseg's format, and what is needed to compare it with the original.
+    """A network in tfiseg's format, with the data for its comparison with the original.
 
-    ``background`` tells whether a class that never wins was prepended; ``notes`` are sentences for the user.
+    ``background``: a class that never wins was prepended. ``notes`` are sentences for the user.
     """
 
     model: onnx.ModelProto
@@ -167,15 +168,15 @@ def _convert(
     name, first = next(iter(frames))
     raw = run(first)
     require_numbers(raw, name)
-    layout = oriented(output_layout(raw.shape, size_hw, network.layout), size_hw, run, first)
+    layout = check_orientation(output_layout(raw.shape, size_hw, network.layout), size_hw, run, first)
     output = recognize_output(original.model, options.output_name)
     model, notes = with_opset(with_output_shape(original.model, output, raw), options.opset)
     say(f"simplifying {len(model.graph.node)} operators")
-    model = at_fixed_size(model, network, output)
-    found = collect_evidence(run, frames, layout, find_ending(model), options.photos is None)
+    model = fix_input_size(model, network, output)
+    evidence = collect_evidence(run, frames, layout, find_final_activation(model), options.photos is None)
     class_names = names or original.class_names
     reading = decide_reading(
-        layout, found, options.output_kind, class_names, options.thresholds, original.known_logits
+        layout, evidence, options.output_kind, class_names, options.thresholds, original.known_logits
     )
     say(f"output: {reading}")
     with_grid_output(model, raw.shape, layout)
@@ -244,7 +245,7 @@ def _compare(
     """Compare the labels of the original and the exported network at the size of the original's output."""
     reading = result.reading
     h, w = spatial_sides(reading.layout.shape, reading.layout.class_axis)
-    # aligned corners that the original leaves to its user matter only after upsampling
+    # if the original leaves upsampling with aligned corners to its user, they matter only after it
     corner_aligned = result.tail.corners_hw is not None and (h, w) != result.tail.corners_hw
     compared_hw = result.tail.corners_hw if corner_aligned else (h, w)
 

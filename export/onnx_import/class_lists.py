@@ -12,7 +12,7 @@ from .output_reading import OutputReading
 _MAX_CLASSES = IGNORE - 1
 
 
-def _listed(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
+def _parse_list(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
     """Parse names separated by commas; ``*`` marks countable classes."""
     marked = [name.strip() for name in text.replace("\n", " ").split(",")]
     return tuple(name.strip("*") for name in marked), frozenset(
@@ -38,7 +38,7 @@ cake*, chair*, couch*, potted plant*, bed*, dining table*, toilet*, tv*, laptop*
 cell phone*, microwave*, oven*, toaster*, sink*, refrigerator*, book*, clock*, vase*, scissors*, teddy bear*,
 hair drier*, toothbrush*"""
 
-# countable are the 100 classes of the benchmark's instance track
+# the 100 classes of the benchmark's instance track are countable
 _ADE20K = """wall, building, sky, floor, tree, ceiling, road, bed*, windowpane*, grass, cabinet*, sidewalk,
 person*, earth, door*, table*,
 mountain, plant, curtain*, chair*, car*, water, painting*, sofa*, shelf*, house, sea, mirror*, rug, field,
@@ -58,19 +58,25 @@ pier, crt screen, plate*, monitor*,
 bulletin board*, shower, radiator*, glass*, clock*, flag*"""
 
 _LISTS = {
-    "voc21": _listed(_VOC),
-    "cityscapes19": _listed(_CITYSCAPES),
-    "coco81": _listed(_COCO),
-    "ade20k150": _listed(_ADE20K),
-    "person2": _listed("background, person*"),
+    "voc21": _parse_list(_VOC),
+    "cityscapes19": _parse_list(_CITYSCAPES),
+    "coco81": _parse_list(_COCO),
+    "ade20k150": _parse_list(_ADE20K),
+    "person2": _parse_list("background, person*"),
 }
 CLASS_LISTS = {name: names for name, (names, _) in _LISTS.items()}
 VOC21 = CLASS_LISTS["voc21"]
 
 
 def read_class_names(text: str) -> tuple[str, ...]:
-    """The names that a user gave: a known list, a file with one name a line, or names separated by commas,
-    all in order of their ids."""
+    """Return class names in order of their IDs.
+
+    Args:
+        text: a known list, a file with one name per line, or names separated by commas.
+
+    Raises:
+        InputError: the text is none of these.
+    """
     if text in CLASS_LISTS:
         return CLASS_LISTS[text]
     if Path(text).is_file():

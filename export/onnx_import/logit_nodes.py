@@ -15,7 +15,7 @@ from .output_reading import PROBABILITY_EPS, OutputReading, log_odds
 
 _CERTAIN = 20.0  # logit of the class of a class map: its softmax is 1 - 2e-9
 _NEVER = -1e4  # logit of a class that never wins, within float16's range
-_UNKNOWN_ID = 1.0  # logit of the background where a class map holds no known id
+_UNKNOWN_ID = 1.0  # logit of the background for unknown IDs in a class map
 # Grid cells per corner-aligned cell; one more cell balances the phases. Agreement of labels for a grid of
 # stride 16, worst of 24 photos: 98.8 % with 2, 99.7 % with 4, 99.85 % with 6, 99.9 % with 8; 99.5 % with 4
 # and without the extra cell.
@@ -66,7 +66,7 @@ def logit_nodes(tail: Tail, reading: OutputReading, *, background: bool = False)
             chain.channel_in_front("background", _NEVER)
     if tail.corners_hw is not None:
         rows, columns = (
-            _from_corners(g, side) for g, side in zip(tail.grid_hw, tail.corners_hw, strict=True)
+            _resampling_weights(g, side) for g, side in zip(tail.grid_hw, tail.corners_hw, strict=True)
         )
         chain.add("MatMul", chain.constant("columns", columns.T.copy()))
         chain.add("MatMul", "", chain.constant("rows", rows))
@@ -126,7 +126,7 @@ def _scores(chain: _Steps, tail: Tail, reading: OutputReading) -> None:
         chain.channel_in_front("rest", 0)
 
 
-def _from_corners(grid: int, side: int) -> NDArray[np.float32]:
+def _resampling_weights(grid: int, side: int) -> NDArray[np.float32]:
     """Return weights (n, grid) that resample a corner-aligned grid at the centers of n cells."""
     n = min(side, _FINER * (grid - 1) + 1)
     pixel = (np.arange(n) + 0.5) * side / n - 0.5

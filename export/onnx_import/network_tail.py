@@ -69,7 +69,7 @@ def cut_tail(model: onnx.ModelProto, network: NetworkInput, reading: OutputReadi
     """Walk backwards from the output of a network over all nodes that the operator replaces.
 
     Args:
-        model: result of ``at_fixed_size``.
+        model: result of ``fix_input_size``.
         network: its input.
         reading: how its output is read.
 
@@ -115,7 +115,7 @@ def cut_tail(model: onnx.ModelProto, network: NetworkInput, reading: OutputReadi
 def _step_over(
     tail: Tail, node: onnx.NodeProto, before: tuple[int, ...], element: int, size_hw: tuple[int, int]
 ) -> bool:
-    """Tell whether the operator replaces a node, and record in ``tail`` what the node did."""
+    """Return whether the operator replaces a node; records the node's effect in ``tail``."""
     settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     axis = tail.class_axis
     if node.op_type in ("Identity", "Dropout") or (node.op_type == "Cast" and element in _FLOATS):
@@ -173,8 +173,7 @@ def _skip_argmax(tail: Tail, producer: dict[str, onnx.NodeProto], shape: Any) ->
 def _geometry(
     settings: dict[str, Any], before: tuple[int, ...], after: tuple[int, ...], class_axis: int
 ) -> str | None:
-    """Return how a resize places pixels, "half_pixel" or "align_corners"; None: the operator can't replace
-    it."""
+    """Return a resize's geometry, "half_pixel" or "align_corners"; None if the operator cannot replace it."""
     if before[class_axis] != after[class_axis] or any(a < b for a, b in zip(after, before, strict=True)):
         return None
     if before != after and settings.get("mode", b"nearest") != b"linear":

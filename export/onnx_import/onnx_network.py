@@ -201,7 +201,7 @@ def recognize_output(model: onnx.ModelProto, name: str | None = None) -> str:
     return names[0]
 
 
-def at_fixed_size(model: onnx.ModelProto, network: NetworkInput, output: str) -> onnx.ModelProto:
+def fix_input_size(model: onnx.ModelProto, network: NetworkInput, output: str) -> onnx.ModelProto:
     """Fix the input size of a network, keep one output, infer shapes and fold shape arithmetic."""
     assert network.size_hw is not None
     graph = model.graph
@@ -234,7 +234,7 @@ def attach(
     """Put a network, up to a tensor, between preprocessing and the nodes that compute logits.
 
     Args:
-        model: from ``at_fixed_size``.
+        model: from ``fix_input_size``.
         network: its input.
         pixels: pixel format of the input.
         tensor: last tensor to keep.
@@ -244,7 +244,7 @@ def attach(
         A model with input ``frame`` uint8 (1, H, W, 3) and output ``logits`` float32 (1, C, h, w), without
         metadata.
     """
-    kept = _needed(model.graph, tensor)
+    kept = _find_needed_nodes(model.graph, tensor)
     read = {name for node in kept for name in node_reads(node)}
     weights = [i for i in model.graph.initializer if i.name in read]
     taken = {*read, tensor, *(name for node in kept for name in node.output)}
@@ -261,7 +261,7 @@ def attach(
         if tensor in node.input:
             node.input[list(node.input).index(tensor)] = renamed.get(tensor, tensor)
     casts = [helper.make_node("Cast", ["image"], ["pre.half"], to=TensorProto.FLOAT16)] if half else []
-    assert network.size_hw is not None, "at_fixed_size() gives it one"
+    assert network.size_hw is not None, "fix_input_size() gives it one"
     sizing, size_constants = fixed_size_nodes(network.size_hw)
     pre, pre_constants = pixel_nodes(pixels)
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, None, None, None])
@@ -278,7 +278,7 @@ def attach(
     return with_float_pixels(result)
 
 
-def _needed(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
+def _find_needed_nodes(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
     """Return the nodes that a tensor depends on, in the graph's order."""
     kept, needed = [], {tensor}
     for node in reversed(graph.node):  # sorted topologically, so one pass is enough

@@ -36,7 +36,7 @@ class ExportSettings:
         opset: opset of the result; default: that of the ONNX file, 18 for PyTorch.
         output_name: output of an ONNX file that holds the classes.
         weights: state dict for a PyTorch network.
-        random_weights: keep random weights where the source has none.
+        random_weights: keep random weights if the source has none.
         output_kind: how to read the output; default: from the evidence (see ``output_reading``).
         thresholds: probability above which a channel of a sigmoid output is a class, one or one per channel;
             default: 0.5.
@@ -62,7 +62,7 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class Original:
-    """The original network: as ONNX, and run by its own library on the result of ``network_input``.
+    """The original network, as ONNX and as a function of its library on the result of ``network_input``.
 
     ``known_logits``: its library documents that its outputs of several channels are logits."""
 
@@ -86,7 +86,7 @@ def is_torch(source: str) -> bool:
 def _from_onnx(source: str, options: ExportSettings, names: Sequence[str] | None) -> Original:
     if options.weights or options.random_weights:
         raise InputError(
-            "--weights and --random-weights are for PyTorch networks; an ONNX file brings its own"
+            "--weights and --random-weights are for PyTorch networks; an ONNX file has its own weights"
         )
     model = load_network(Path(source))
     network = recognize_input(model)
@@ -136,5 +136,5 @@ def _from_torch(source: str, options: ExportSettings, names: Sequence[str] | Non
 
 
 def _with_options(pixels: PixelFormat, options: ExportSettings) -> PixelFormat:
-    asked = {k: v for k in ("mean", "std", "scale", "rgb") if (v := getattr(options, k)) is not None}
-    return replace(pixels, **asked)
+    given = {k: v for k in ("mean", "std", "scale", "rgb") if (v := getattr(options, k)) is not None}
+    return replace(pixels, **given)

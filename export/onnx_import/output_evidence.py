@@ -21,7 +21,7 @@ IGNORED_ID = 255
 _MAX_IDS = 300
 _LARGEST = 1e30  # stands for infinity
 _NEAR = 0.1  # a probability so close to 0 or 1 is decided
-_SQUASHES = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "ArgMax")
+_ACTIVATIONS = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "ArgMax")
 # operators that keep every value, or average neighbors
 _KEEPS_VALUES = (
     *(
@@ -41,17 +41,21 @@ _KEEPS_VALUES = (
 
 
 @dataclass(frozen=True)
-class Ending:
-    """The operator that bounds a network's values: kind, factor applied after it, channels of its input.
+class FinalActivation:
+    """The sigmoid, softmax or argmax at a network's end.
 
-    ``kind`` is None if the network has no such end."""
+    Attributes:
+        kind: the operator's type; None: the network has no such operator.
+        factor: the values are multiplied by it after the operator.
+        channels: of the operator's input, 0 = unknown.
+    """
 
     kind: str | None = None
     factor: float = 1.0
     channels: int = 0
 
 
-def find_ending(model: onnx.ModelProto) -> Ending:
+def find_final_activation(model: onnx.ModelProto) -> FinalActivation:
     """Walk back from a network's only output to the sigmoid, softmax or argmax that its values come from."""
     graph = model.graph
     producer = {o: n for n in graph.node for o in n.output}
@@ -61,24 +65,24 @@ def find_ending(model: onnx.ModelProto) -> Ending:
     }
     name, factor = graph.output[0].name, 1.0
     while (node := producer.get(name)) is not None:
-        if node.op_type in _SQUASHES:
+        if node.op_type in _ACTIVATIONS:
             shape = shapes.get(node.input[0], [])
             axis = next(
                 (a.i for a in node.attribute if a.name == "axis"), 0 if node.op_type == "ArgMax" else -1
             )
             known = bool(shape) and -len(shape) <= axis < len(shape)
-            return Ending(node.op_type, factor, shape[axis] if known else 0)
+            return FinalActivation(node.op_type, factor, shape[axis] if known else 0)
         if node.op_type in _KEEPS_VALUES:
             name = node.input[0]
             continue
-        scaled = _scaled(node, constants)
+        scaled = _rescale_mask(node, constants)
         if scaled is None:
-            return Ending()
+            return FinalActivation()
         name, factor = scaled[0], factor * scaled[1]
-    return Ending()
+    return FinalActivation()
 
 
-def _scaled(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> tuple[str, float] | None:
+def _rescale_mask(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> tuple[str, float] | None:
     """Return input and factor of a product with a positive scalar; None for other operators."""
     if node.op_type not in ("Mul", "Div") or len(node.input) != 2:
         return None
@@ -105,8 +109,8 @@ class OutputEvidence:
         ids: the different values, if there are few and all are whole.
         decided: share of values within 10 % of the range from 0 or from ``factor``.
         sums: extremes of the sum over the channels. exp_sums: the same of the exponentials.
-        none, several: share of pixels where no channel, or more than one, exceeds half of ``factor``.
-        ending: from ``find_ending``.
+        none, several: share of pixels in which no channel, or more than one, exceeds half of ``factor``.
+        final_activation: from ``find_final_activation``.
     """
 
     frames: int
@@ -122,7 +126,7 @@ class OutputEvidence:
     exp_sums: tuple[float, float]
     none: float
     several: float
-    ending: Ending
+    final_activation: FinalActivation
 
     @property
     def where(self) -> str:
@@ -138,7 +142,7 @@ def collect_evidence(
     run: Callable[[NDArray[np.uint8]], NDArray[Any]],
     frames: Iterable[tuple[str, NDArray[np.uint8]]],
     layout: OutputLayout,
-    ending: Ending,
+    final_activation: FinalActivation,
     synthetic: bool,
 ) -> OutputEvidence:
     """Run a network on up to 8 frames and describe its output.
@@ -146,7 +150,7 @@ def collect_evidence(
     Raises:
         ModelError: the output contains NaN, or is the same for different frames.
     """
-    seen: list[dict[str, Any]] = []
+    summaries: list[dict[str, Any]] = []
     ids: set[int] | None = set()
     whole_type = True
     for name, frame in islice(frames, EVIDENCE_FRAMES):
@@ -154,26 +158,26 @@ def collect_evidence(
         require_numbers(raw, name)
         whole_type = raw.dtype.kind in "iub"
         maps = np.clip(layout.maps(raw).astype(np.float32), -_LARGEST, _LARGEST)
-        seen.append(_describe(maps, ending.factor))
+        summaries.append(_describe(maps, final_activation.factor))
         if ids is not None:
             values = np.unique(maps)
-            few = seen[-1]["whole"] == 1 and len(values) <= _MAX_IDS
+            few = summaries[-1]["whole"] == 1 and len(values) <= _MAX_IDS
             ids = ids | {int(v) for v in values} if few else None
-    if len(seen) > 1 and len({s["digest"] for s in seen}) == 1:
+    if len(summaries) > 1 and len({s["digest"] for s in summaries}) == 1:
         raise ModelError(
-            f"the network's output is the same for {len(seen)} different frames: its weights or its input "
-            f"are damaged. Export it again from the trained network"
+            f"the network's output is the same for {len(summaries)} different frames: its weights or its "
+            f"input are damaged. Export it again from the trained network"
         )
 
     def mean(key: str) -> float:
-        return float(np.mean([s[key] for s in seen]))
+        return float(np.mean([s[key] for s in summaries]))
 
     def extremes(key: str) -> tuple[float, float]:
-        return min(s[key][0] for s in seen), max(s[key][1] for s in seen)
+        return min(s[key][0] for s in summaries), max(s[key][1] for s in summaries)
 
     low, high = extremes("range")
     return OutputEvidence(
-        len(seen),
+        len(summaries),
         synthetic,
         layout.channels,
         whole_type,
@@ -186,7 +190,7 @@ def collect_evidence(
         extremes("exp_sums"),
         mean("none"),
         mean("several"),
-        ending,
+        final_activation,
     )
 
 

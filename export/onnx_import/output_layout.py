@@ -126,20 +126,20 @@ def _factors(pixels: int, size_hw: tuple[int, int]) -> tuple[int, int] | None:
     return best if best is not None and _skew(best, size_hw) <= _MAX_FLAT_SKEW else None
 
 
-def oriented(
+def check_orientation(
     layout: OutputLayout,
     size_hw: tuple[int, int],
     run: Callable[[NDArray[Any]], NDArray[Any]],
     frame: NDArray[np.uint8],
 ) -> OutputLayout:
-    """Check a layout by a mirrored frame, and choose the class axis where the shape leaves it open.
+    """Check a layout by a mirrored frame, and choose the class axis if the shape is ambiguous.
 
-    The output of a segmenter mirrors with its input. Transposed rows and columns mirror the other way.
+    Mirroring a frame must mirror the output. If rows and columns are transposed, it flips the other axis.
 
     Args:
         layout: from ``output_layout``.
         size_hw: size of the network's input.
-        run: maps a frame to the output, as it is.
+        run: function from a frame to the network's output.
         frame: uint8 (H, W, 3).
 
     Raises:
@@ -147,8 +147,8 @@ def oriented(
     """
     plain, mirrored = run(frame), run(np.ascontiguousarray(frame[:, ::-1]))
 
-    def follows(one: OutputLayout, axis: int) -> float:
-        a, b = (one.maps(raw).astype(np.float64) for raw in (plain, mirrored))
+    def correlation(candidate: OutputLayout, axis: int) -> float:
+        a, b = (candidate.maps(raw).astype(np.float64) for raw in (plain, mirrored))
         a, b = (maps - maps.mean((1, 2), keepdims=True) for maps in (np.flip(a, axis), b))
         energy = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
         return float((a * b).sum()) / energy if energy > 0 and math.isfinite(energy) else 0.0
@@ -158,9 +158,9 @@ def oriented(
         other = OutputLayout(shape, 4 - layout.class_axis)
         sides = spatial_sides(shape, other.class_axis)
         fits = _skew((sides[0], sides[1]), size_hw) <= _SAME_ASPECT
-        if fits and follows(other, 2) > follows(layout, 2) + _CLEARLY:
+        if fits and correlation(other, 2) > correlation(layout, 2) + _CLEARLY:
             layout = other
-    across, down = follows(layout, 2), follows(layout, 1)
+    across, down = correlation(layout, 2), correlation(layout, 1)
     if down > _MIRRORED and down > across + _CLEARLY:
         raise ModelError(
             f"the network's output {plain.shape} has rows and columns exchanged: mirroring a frame left to "

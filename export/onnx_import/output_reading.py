@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError, ModelError
-from .agreement import labels_of, upsampled
+from .agreement import labels_of, upsample
 from .output_evidence import IGNORED_ID, OutputEvidence
 from .output_layout import OutputLayout
 
@@ -26,7 +26,7 @@ BACKGROUND_NAMES = frozenset(
 _BYTE = 255.0
 _SUM_TOLERANCE = 0.01  # of sums of probabilities, relative
 _RANGE_TOLERANCE = 1e-3
-_DECIDED = 0.5  # minimum share of decided values for a mask whose sigmoid can't be found
+_DECIDED = 0.5  # minimum share of decided values for a mask without a sigmoid in the network
 _EXCLUSIVE = 0.005  # fewer pixels without exactly one channel: the channels exclude each other
 CHOICES = f"pass --output {'|'.join(OUTPUT_KINDS)}"
 
@@ -86,7 +86,7 @@ class OutputReading:
         if not self.thresholds:
             return labels_of(maps[None], size_hw, corner_aligned=corner_aligned)
         sides = size_hw or maps.shape[1:]
-        fine = [upsampled(m, sides, corner_aligned) for m in np.asarray(maps, np.float32)]
+        fine = [upsample(m, sides, corner_aligned) for m in np.asarray(maps, np.float32)]
         scores = np.stack([self._log_odds(m) for m in fine])
         scores -= np.array(log_odds(self.thresholds), np.float32)[:, None, None]
         if self.background_channel:
@@ -106,8 +106,8 @@ def log_odds(probability: Any) -> NDArray[Any]:
 
 def decide_reading(
     layout: OutputLayout,
-    found: OutputEvidence,
-    asked: OutputKind | None = None,
+    evidence: OutputEvidence,
+    stated: OutputKind | None = None,
     names: Sequence[str] | None = None,
     thresholds: Sequence[float] | None = None,
     known_logits: bool = False,
@@ -116,36 +116,36 @@ def decide_reading(
 
     Args:
         layout: shape of the output.
-        found: evidence.
-        asked: kind that the user states; default: from the evidence.
+        evidence: from ``collect_evidence``.
+        stated: kind that the user states; default: from the evidence.
         names: class names, if known.
         thresholds: probabilities, one or one per channel; default: 0.5.
         known_logits: the source's library documents its output as logits.
 
     Raises:
-        ModelError: the evidence allows several readings, or contradicts ``asked``.
+        ModelError: the evidence allows several readings, or contradicts ``stated``.
         InputError: an option doesn't fit.
     """
-    if asked is not None:
-        kind, factor, why, origin = *_asked(asked, found), "--output"
+    if stated is not None:
+        kind, factor, why, origin = *_check_stated(stated, evidence), "--output"
     elif layout.channels == 1:
-        kind, factor, why, origin = _one_channel(found, names)
-    elif known_logits and found.ending.kind is None:
-        kind, factor, why, origin = "logits", 0.0, f"documented by its library; {found.values}", "source"
+        kind, factor, why, origin = _one_channel(evidence, names)
+    elif known_logits and evidence.final_activation.kind is None:
+        kind, factor, why, origin = "logits", 0.0, f"documented by its library; {evidence.values}", "source"
     else:
-        kind, factor, why, origin = _several_channels(found, names)
+        kind, factor, why, origin = _several_channels(evidence, names)
     background = (
         kind == "sigmoid"
         and names is not None
         and len(names) == layout.channels
         and names[0].lower() in BACKGROUND_NAMES
     )
-    classes = _map_classes(found, names) if kind == "class-map" else 0
+    classes = _map_classes(evidence, names) if kind == "class-map" else 0
     if kind == "sigmoid":
         if layout.channels == 1:
             kind = "binary"
         else:
-            why += f"; {found.none:.1%} of the pixels in no class, {found.several:.1%} in several"
+            why += f"; {evidence.none:.1%} of the pixels in no class, {evidence.several:.1%} in several"
     return OutputReading(
         kind, layout, factor, origin, why, _thresholds(kind, layout, thresholds), classes, background
     )
@@ -154,133 +154,144 @@ def decide_reading(
 _Decision = tuple[OutputKind, float, str, str]
 
 
-def _ambiguous(found: OutputEvidence, what: str) -> ModelError:
+def _ambiguity_error(evidence: OutputEvidence, what: str) -> ModelError:
     return ModelError(
-        f"the network's output is ambiguous: {found.channels} channel{'s' * (found.channels != 1)}, "
-        f"{found.values}; {what}. If it is a segmentation, {CHOICES}"
+        f"the network's output is ambiguous: {evidence.channels} channel{'s' * (evidence.channels != 1)}, "
+        f"{evidence.values}; {what}. If it is a segmentation, {CHOICES}"
     )
 
 
-def _one_channel(found: OutputEvidence, names: Sequence[str] | None) -> _Decision:
-    end, ids = found.ending, set(found.ids)
+def _one_channel(evidence: OutputEvidence, names: Sequence[str] | None) -> _Decision:
+    end, ids = evidence.final_activation, set(evidence.ids)
     count = len(names) if names is not None else end.channels if end.kind == "ArgMax" else None
-    if end.kind == "ArgMax" and found.whole < 1:
-        raise _ambiguous(
-            found, f"a resize mixes the ids of an argmax, {1 - found.whole:.2%} are no whole numbers"
+    if end.kind == "ArgMax" and evidence.whole < 1:
+        raise _ambiguity_error(
+            evidence, f"a resize mixes the ids of an argmax, {1 - evidence.whole:.2%} are no whole numbers"
         )
     if end.kind == "ArgMax":
-        return "class-map", 0.0, f"an argmax over {end.channels} channels; {found.values}", "network"
-    if end.kind in ("Sigmoid", "HardSigmoid", "Softmax") and _within(found, end.factor):
+        return "class-map", 0.0, f"an argmax over {end.channels} channels; {evidence.values}", "network"
+    if end.kind in ("Sigmoid", "HardSigmoid", "Softmax") and _lies_within(evidence, end.factor):
         scaled = f" times {end.factor:g}" if end.factor != 1 else ""
-        return "binary", end.factor, f"a {end.kind.lower()}{scaled} ends it; {found.values}", "network"
-    if ids and found.low >= 0:
+        return "binary", end.factor, f"a {end.kind.lower()}{scaled} ends it; {evidence.values}", "network"
+    if ids and evidence.low >= 0:
         more = ids - {IGNORED_ID}
         if ids <= {0, 1} and (count or 2) <= 2:
-            return "binary", 1.0, f"all values are 0 or 1 on {found.where}", "frames"
+            return "binary", 1.0, f"all values are 0 or 1 on {evidence.where}", "frames"
         if ids == {0, 255} and (count or 2) <= 2:
-            return "binary", _BYTE, f"all values are 0 or 255 on {found.where}", "frames"
+            return "binary", _BYTE, f"all values are 0 or 255 on {evidence.where}", "frames"
         if count is not None and count > 2 and max(more, default=0) < count:
-            return "class-map", 0.0, f"whole numbers, {found.values}", "frames"
+            return "class-map", 0.0, f"whole numbers, {evidence.values}", "frames"
         if count is None:
             raise InputError(
-                f"the network's output looks like a class map: whole numbers, {found.values}. It has no "
+                f"the network's output looks like a class map: whole numbers, {evidence.values}. It has no "
                 f"number of classes: give --class-names; if it is something else, {CHOICES}"
             )
-        raise _ambiguous(found, f"whole numbers, but {count} classes")
-    if found.low < 0 < found.high:
-        return "binary", 0.0, f"logits: {found.values}, both sides of 0", "frames"
-    if _within(found, 1.0):
-        if found.decided >= _DECIDED:
-            why = f"{found.decided:.0%} of the values lie near 0 or 1; {found.values}"
+        raise _ambiguity_error(evidence, f"whole numbers, but {count} classes")
+    if evidence.low < 0 < evidence.high:
+        return "binary", 0.0, f"logits: {evidence.values}, both sides of 0", "frames"
+    if _lies_within(evidence, 1.0):
+        if evidence.decided >= _DECIDED:
+            why = f"{evidence.decided:.0%} of the values lie near 0 or 1; {evidence.values}"
             return "binary", 1.0, why, "frames"
-        raise _ambiguous(
-            found,
-            f"only {found.decided:.0%} lie near 0 or 1: perhaps it is a mask, a heat map or a depth map",
+        raise _ambiguity_error(
+            evidence,
+            f"only {evidence.decided:.0%} lie near 0 or 1: perhaps it is a mask, a heat map or a depth map",
         )
-    if found.low >= 0:
-        raise _ambiguous(
-            found,
+    if evidence.low >= 0:
+        raise _ambiguity_error(
+            evidence,
             "no value is negative, so these are no logits: perhaps it is a mask, a heat map or a depth map",
         )
-    raise _ambiguous(found, "no value is positive, so no pixel is foreground; other --photos may show some")
-
-
-def _several_channels(found: OutputEvidence, names: Sequence[str] | None) -> _Decision:
-    end = found.ending
-    total = found.sums[1]
-    equal_sums = total > 0 and found.sums[1] - found.sums[0] <= 2 * _SUM_TOLERANCE * total
-    if found.low >= -_RANGE_TOLERANCE * total and equal_sums and total > 0.5:
-        factor = 1.0 if abs(total - 1) <= 2 * _SUM_TOLERANCE else total
-        return "softmax", factor, f"the channels of every pixel sum to {total:.4g} on {found.where}", "frames"
-    if end.kind in ("Sigmoid", "HardSigmoid") and _within(found, end.factor):
-        if names is None and found.none + found.several < _EXCLUSIVE:
-            raise _ambiguous(
-                found, "a sigmoid ends it, but exactly one channel is on in each pixel. Give --class-names"
-            )
-        scaled = f" times {end.factor:g}" if end.factor != 1 else ""
-        why = f"a sigmoid{scaled} over {found.channels} independent channels ends it; {found.values}"
-        return "sigmoid", end.factor, why, "network"
-    if found.ids and set(found.ids) <= {0, 1}:
-        return "sigmoid", 1.0, f"a mask per channel: all values are 0 or 1 on {found.where}", "frames"
-    if abs(found.exp_sums[0] - 1) <= _SUM_TOLERANCE and abs(found.exp_sums[1] - 1) <= _SUM_TOLERANCE:
-        return "logits", 0.0, f"log-probabilities: their exponentials sum to 1 on {found.where}", "frames"
-    if found.low < 0:
-        return "logits", 0.0, f"{found.values}", "frames"
-    if _within(found, 1.0):
-        raise _ambiguous(
-            found,
-            f"they sum to {found.sums[0]:.3g} to {found.sums[1]:.3g} per pixel, so it is no softmax. "
-            f"Perhaps they are independent sigmoids",
-        )
-    raise _ambiguous(
-        found, "no value is negative, and the channels have no constant sum. Perhaps they are heat maps"
+    raise _ambiguity_error(
+        evidence, "no value is positive, so no pixel is foreground; other --photos may show some"
     )
 
 
-def _asked(asked: OutputKind, found: OutputEvidence) -> tuple[OutputKind, float, str]:
+def _several_channels(evidence: OutputEvidence, names: Sequence[str] | None) -> _Decision:
+    end = evidence.final_activation
+    total = evidence.sums[1]
+    equal_sums = total > 0 and evidence.sums[1] - evidence.sums[0] <= 2 * _SUM_TOLERANCE * total
+    if evidence.low >= -_RANGE_TOLERANCE * total and equal_sums and total > 0.5:
+        factor = 1.0 if abs(total - 1) <= 2 * _SUM_TOLERANCE else total
+        return (
+            "softmax",
+            factor,
+            f"the channels of every pixel sum to {total:.4g} on {evidence.where}",
+            "frames",
+        )
+    if end.kind in ("Sigmoid", "HardSigmoid") and _lies_within(evidence, end.factor):
+        if names is None and evidence.none + evidence.several < _EXCLUSIVE:
+            raise _ambiguity_error(
+                evidence, "a sigmoid ends it, but exactly one channel is on in each pixel. Give --class-names"
+            )
+        scaled = f" times {end.factor:g}" if end.factor != 1 else ""
+        why = f"a sigmoid{scaled} over {evidence.channels} independent channels ends it; {evidence.values}"
+        return "sigmoid", end.factor, why, "network"
+    if evidence.ids and set(evidence.ids) <= {0, 1}:
+        return "sigmoid", 1.0, f"a mask per channel: all values are 0 or 1 on {evidence.where}", "frames"
+    if abs(evidence.exp_sums[0] - 1) <= _SUM_TOLERANCE and abs(evidence.exp_sums[1] - 1) <= _SUM_TOLERANCE:
+        return "logits", 0.0, f"log-probabilities: their exponentials sum to 1 on {evidence.where}", "frames"
+    if evidence.low < 0:
+        return "logits", 0.0, f"{evidence.values}", "frames"
+    if _lies_within(evidence, 1.0):
+        raise _ambiguity_error(
+            evidence,
+            f"they sum to {evidence.sums[0]:.3g} to {evidence.sums[1]:.3g} per pixel, so it is no softmax. "
+            f"Perhaps they are independent sigmoids",
+        )
+    raise _ambiguity_error(
+        evidence, "no value is negative, and the channels have no constant sum. Perhaps they are heat maps"
+    )
+
+
+def _check_stated(stated: OutputKind, evidence: OutputEvidence) -> tuple[OutputKind, float, str]:
     """Return kind, factor and evidence for the stated kind; raise if the values contradict it."""
 
-    def wrong(expected: str) -> ModelError:
+    def contradiction(expected: str) -> ModelError:
         return ModelError(
-            f"--output {asked} contradicts the network's output: {found.channels} "
-            f"channel{'s' * (found.channels != 1)}, {found.values}; expected {expected}"
+            f"--output {stated} contradicts the network's output: {evidence.channels} "
+            f"channel{'s' * (evidence.channels != 1)}, {evidence.values}; expected {expected}"
         )
 
-    one = found.channels == 1
-    if asked == "class-map":
-        if not one or found.low < 0:
-            raise wrong("one channel with class ids from 0")
-        return asked, 0.0, f"as stated; {found.values}"
-    if asked == "binary" and not one:
-        raise wrong("one channel. Use logits, softmax or sigmoid for several")
-    if asked == "logits":
-        if found.ending.kind == "ArgMax":
-            raise wrong("scores per class, but an argmax ends it. Use class-map")
-        return ("binary" if one else "logits"), 0.0, f"as stated; {found.values}"
-    if asked == "softmax":
-        if found.low < -_RANGE_TOLERANCE:
-            raise wrong("probabilities from 0 to 1. Use logits")
-        factor = found.ending.factor if found.high <= found.ending.factor else _BYTE
-        return ("binary" if one else "softmax"), factor, f"as stated; {found.values}"
-    if found.low < -_RANGE_TOLERANCE:
-        return asked, 0.0, f"as stated; logits, {found.values}"
-    for factor in (found.ending.factor, 1.0, _BYTE):
-        if _within(found, factor):
-            return asked, factor, f"as stated; probabilities 0..{factor:g}, {found.values}"
-    raise wrong("logits, or probabilities from 0 to 1 or 0 to 255")
+    one = evidence.channels == 1
+    if stated == "class-map":
+        if not one or evidence.low < 0:
+            raise contradiction("one channel with class ids from 0")
+        return stated, 0.0, f"as stated; {evidence.values}"
+    if stated == "binary" and not one:
+        raise contradiction("one channel. Use logits, softmax or sigmoid for several")
+    if stated == "logits":
+        if evidence.final_activation.kind == "ArgMax":
+            raise contradiction("scores per class, but an argmax ends it. Use class-map")
+        return ("binary" if one else "logits"), 0.0, f"as stated; {evidence.values}"
+    if stated == "softmax":
+        if evidence.low < -_RANGE_TOLERANCE:
+            raise contradiction("probabilities from 0 to 1. Use logits")
+        factor = (
+            evidence.final_activation.factor if evidence.high <= evidence.final_activation.factor else _BYTE
+        )
+        return ("binary" if one else "softmax"), factor, f"as stated; {evidence.values}"
+    if evidence.low < -_RANGE_TOLERANCE:
+        return stated, 0.0, f"as stated; logits, {evidence.values}"
+    for factor in (evidence.final_activation.factor, 1.0, _BYTE):
+        if _lies_within(evidence, factor):
+            return stated, factor, f"as stated; probabilities 0..{factor:g}, {evidence.values}"
+    raise contradiction("logits, or probabilities from 0 to 1 or 0 to 255")
 
 
-def _within(found: OutputEvidence, factor: float) -> bool:
-    return found.low >= -_RANGE_TOLERANCE * factor and found.high <= factor * (1 + _RANGE_TOLERANCE)
+def _lies_within(evidence: OutputEvidence, factor: float) -> bool:
+    return evidence.low >= -_RANGE_TOLERANCE * factor and evidence.high <= factor * (1 + _RANGE_TOLERANCE)
 
 
-def _map_classes(found: OutputEvidence, names: Sequence[str] | None) -> int:
-    classes = len(names) if names is not None else found.ending.channels
+def _map_classes(evidence: OutputEvidence, names: Sequence[str] | None) -> int:
+    classes = len(names) if names is not None else evidence.final_activation.channels
     if not classes:
         raise InputError(
             "the network's output is a class map, which has no number of classes: give --class-names"
         )
-    largest = max((i for i in found.ids if i != IGNORED_ID), default=0) if found.ids else round(found.high)
+    largest = (
+        max((i for i in evidence.ids if i != IGNORED_ID), default=0) if evidence.ids else round(evidence.high)
+    )
     if largest >= classes and largest != IGNORED_ID:
         raise InputError(
             f"the network's class map holds ids up to {largest}, got {classes} class names. Name all "
@@ -289,12 +300,12 @@ def _map_classes(found: OutputEvidence, names: Sequence[str] | None) -> int:
     return classes
 
 
-def _thresholds(kind: OutputKind, layout: OutputLayout, asked: Sequence[float] | None) -> tuple[float, ...]:
+def _thresholds(kind: OutputKind, layout: OutputLayout, stated: Sequence[float] | None) -> tuple[float, ...]:
     if kind not in ("sigmoid", "binary"):
-        if asked is not None:
+        if stated is not None:
             raise InputError(f"--threshold has no effect on {kind} outputs, expected sigmoid or binary")
         return ()
-    values = tuple(asked or (0.5,))
+    values = tuple(stated or (0.5,))
     if len(values) not in (1, layout.channels) or not all(0 < v < 1 for v in values):
         raise InputError(
             f"--threshold {','.join(f'{v:g}' for v in values)} doesn't fit {layout.channels} channels: "

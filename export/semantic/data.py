@@ -1,5 +1,4 @@
-"""Training crops for a semantic network: class-balanced, centred on objects, with objects of rare classes
-pasted in."""
+"""Training crops for a semantic network: balanced by class, centered on objects, with pasted objects."""
 
 from __future__ import annotations
 
@@ -19,35 +18,30 @@ from ...errors import InputError
 from ...images import read_image, read_map
 
 IGNORE = 255
-_LONG_SIDE_PX = 400  # scale 1 of the jitter below; the network is run at 384
+_LONG_SIDE_PX = 400  # long side of images at scale 1; the network runs at 384
 _SCALE_RANGE = (0.5, 1.8)
-_SMALL_SCALE_RANGE = (
-    0.22,
-    0.7,
-)  # of the four views that share a crop: a person of 300 px is seen as one of 60
-_MIN_PRESENT = 0.01  # share of the picture that a class covers before crops are centred on it
+_SMALL_SCALE_RANGE = (0.22, 0.7)  # of crops with four views
+_MIN_PRESENT = 0.01  # minimum share of an image for crops to be centered on a class
 _PASTE_AREA_PX = (600, 60_000)
 _PASTE_CONFIDENCE = 0.75
-_CENTRED = 0.6  # share of crops centred on a class drawn uniformly; the others show any place of any scene
-_PASTED = 0.4  # share of crops that get a pasted object
-# share of crops made of four small views side by side: networks find small things only if they learn from
-# some
-_FOUR_VIEWS = 0.25
+_CENTERED = 0.6  # share of crops centered on a random class; the others are anywhere in any scene
+_PASTED = 0.4  # share of crops with a pasted object
+_FOUR_VIEWS = 0.25  # share of crops of four small views, from which the network learns small objects
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One training picture.
+    """A training image with its class map.
 
     Attributes:
         name: file name without extension.
         image: uint8 (H, W, 3) BGR.
         semantic: class map, uint8 (H, W), 255 = ignore.
         confidence: of the class map, uint8 (h, w), 0..255.
-        pseudo_labeled: a network made the class map.
+        pseudo_labeled: a network predicted the class map.
         teacher: a teacher network's class probabilities, uint8 (g, k, C), 255 = certain, in a grid over the
-            whole picture; ``None``: no teacher.
+            whole image; ``None``: no teacher.
     """
 
     name: str
@@ -60,7 +54,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Crop:
-    """One training crop of S x S pixels.
+    """A training crop of S x S pixels.
 
     Attributes:
         image: uint8 (S, S, 3) BGR.
@@ -81,8 +75,8 @@ class Crop:
         return self.image, self.class_map, self.weight, self.teacher, self.teacher_weight
 
 
-def sure_of(picture: Picture) -> NDArray[np.uint8]:
-    """The picture's confidence at its own size, uint8 (H, W)."""
+def full_confidence(picture: Picture) -> NDArray[np.uint8]:
+    """Return the confidence at the image's size, uint8 (H, W)."""
     return np.asarray(
         cv2.resize(picture.confidence, picture.semantic.shape[::-1], interpolation=cv2.INTER_LINEAR), np.uint8
     )
@@ -98,21 +92,21 @@ class _Cutout:
 def load_pictures(
     images: Path, semantic: Path, confidence: Path | None = None, more: Sequence[Path] = ()
 ) -> list[Picture]:
-    """Load the pictures that have a class map of the same name, sorted by name.
+    """Load the images that have a class map of the same name, sorted by name.
 
     Args:
-        images: pictures, NAME.jpg or NAME.png.
-        semantic: class maps, NAME.png, uint8, 255 = ignore.
-        confidence: NAME.png, 0..255, any size; default: all class maps are certain.
+        images: folder of NAME.jpg or NAME.png.
+        semantic: folder of class maps NAME.png, uint8, 255 = ignore.
+        confidence: folder of NAME.png, uint8 of any size; default: all class maps are certain.
         more: further folders, each with ``images``, ``semantic`` and, optionally, ``confidence`` in it.
 
     Raises:
-        InputError: a folder is missing, a class map does not fit its picture, or nothing is found.
+        InputError: a folder is missing, a class map does not fit its image, or nothing is found.
     """
     pictures = _load_folder(images, semantic, confidence)
     for folder in more:
-        sure = folder / "confidence"
-        found = _load_folder(folder / "images", folder / "semantic", sure if sure.is_dir() else None)
+        maps = folder / "confidence"
+        found = _load_folder(folder / "images", folder / "semantic", maps if maps.is_dir() else None)
         pictures += [replace(picture, name=f"{folder.name}/{picture.name}") for picture in found]
     return pictures
 
@@ -129,12 +123,14 @@ def _load_folder(images: Path, semantic: Path, confidence: Path | None) -> list[
         image, class_map = read_image(path), read_map(maps[0])
         if class_map.shape != image.shape[:2] or class_map.dtype != np.uint8:
             raise InputError(
-                f"{path}: its class map {maps[0]} must be one 8-bit channel of the picture's size "
+                f"{path}: its class map {maps[0]} must be one 8-bit channel of the image's size "
                 f"{image.shape[:2]}, got {class_map.dtype} {class_map.shape}"
             )
-        sure = read_image(maps[1])[..., 0] if len(maps) > 1 else np.full((1, 1), 255, np.uint8)
-        image, class_map, sure = (np.asarray(a, np.uint8) for a in (image, class_map, sure))
-        pictures.append(Picture(path.stem, image, class_map, sure, pseudo_labeled=confidence is not None))
+        certainty = read_image(maps[1])[..., 0] if len(maps) > 1 else np.full((1, 1), 255, np.uint8)
+        image, class_map, certainty = (np.asarray(a, np.uint8) for a in (image, class_map, certainty))
+        pictures.append(
+            Picture(path.stem, image, class_map, certainty, pseudo_labeled=confidence is not None)
+        )
     if not pictures:
         raise InputError(f"no picture in {images} has a class map of its name (NAME.png) in {semantic}")
     return pictures
@@ -143,8 +139,8 @@ def _load_folder(images: Path, semantic: Path, confidence: Path | None) -> list[
 class CropSampler:
     """Draws training crops, deterministic by seed.
 
-    Crops that are not centered on a class come from pseudo-labeled pictures, if there are any: these are
-    scenes, while most labels by people are of pictures with one large object in the middle.
+    Crops that are not centered on a class come from pseudo-labeled images, if there are any. These are
+    scenes, while most images with human labels show one large object in the middle.
     """
 
     def __init__(self, pictures: list[Picture], classes: int, crop_px: int, seed: int) -> None:
@@ -160,17 +156,19 @@ class CropSampler:
         self.showing = {c: np.flatnonzero(counts[:, c] >= _MIN_PRESENT) for c in range(1, classes)}
         self.showing = {c: indices for c, indices in self.showing.items() if len(indices)}
         if not self.showing:
-            raise InputError("no class map shows any class but 0 (background) on at least 1 % of its picture")
-        # between uniform over classes and as often as they come: the exponent damps repeats of the very few
-        often = np.array([len(i) for i in self.showing.values()], float) ** 0.3
-        self.class_odds = often / often.sum()
+            raise InputError(
+                "no class map has a class other than 0 (background) on at least 1 % of its image"
+            )
+        # the exponent is a compromise between uniform classes and few repetitions of rare ones
+        frequency = np.array([len(i) for i in self.showing.values()], float) ** 0.3
+        self.class_odds = frequency / frequency.sum()
         self.class_ids = np.array(list(self.showing))
-        self.cutouts = self._cut_out()
+        self.cutouts = self._collect_cutouts()
 
-    def _cut_out(self) -> dict[int, list[_Cutout]]:
+    def _collect_cutouts(self) -> dict[int, list[_Cutout]]:
         found: dict[int, list[_Cutout]] = {}
         for picture in self.pictures:
-            sure = sure_of(picture)
+            sure = full_confidence(picture)
             for class_id in np.unique(picture.semantic):
                 if class_id in (0, IGNORE) or int(class_id) not in self.showing:
                     continue
@@ -198,18 +196,18 @@ class CropSampler:
 
     def _draw_view(self, size: int, scale_range: tuple[float, float]) -> Crop:
         rng = self.rng
-        centred = rng.random() < _CENTRED
+        centered = rng.random() < _CENTERED
         class_id = int(rng.choice(self.class_ids, p=self.class_odds))
-        index = int(rng.choice(self.showing[class_id] if centred else self.scenes))
+        index = int(rng.choice(self.showing[class_id] if centered else self.scenes))
         picture = self.pictures[index]
-        to_crop = self._placement(picture, class_id if centred else None, size, scale_range)
+        to_crop = self._placement(picture, class_id if centered else None, size, scale_range)
         image = _warp_image(picture, to_crop, size)
         class_map, weight = _warp_labels(picture, to_crop, size)
         teacher, teacher_weight = self._warp_teacher(picture, class_map, to_crop)
         if self.cutouts and rng.random() < _PASTED:
             pasted = self._paste(image, class_map, weight)
             teacher_weight[pasted.reshape(size // 4, 4, -1, 4).any((1, 3))] = 0
-        crop = Crop(_jitter_colour(image, rng), class_map, weight, teacher, teacher_weight)
+        crop = Crop(_jitter_color(image, rng), class_map, weight, teacher, teacher_weight)
         if rng.random() < 0.5:
             crop = Crop(*(np.ascontiguousarray(a[:, ::-1]) for a in crop.arrays()))
         return crop
@@ -217,7 +215,7 @@ class CropSampler:
     def _placement(
         self, picture: Picture, class_id: int | None, size: int, scale_range: tuple[float, float]
     ) -> NDArray[np.float64]:
-        """Return the 2 x 3 matrix from the picture's pixels to the crop's."""
+        """Return the 2 x 3 matrix from the image's pixels to the crop's."""
         rng = self.rng
         h, w = picture.semantic.shape
         zoom = _LONG_SIDE_PX / max(h, w) * np.exp(rng.uniform(*np.log(scale_range)))
@@ -234,7 +232,7 @@ class CropSampler:
                 [0, zoom_y, size / 2 - zoom_y * y + rng.uniform(-0.3, 0.3) * size],
             ]
         )
-        for axis, (side, scale) in enumerate(((w, zoom_x), (h, zoom_y))):  # show as much picture as there is
+        for axis, (side, scale) in enumerate(((w, zoom_x), (h, zoom_y))):  # avoid areas outside the image
             low, high = sorted((0.0, size - scale * side))
             to_crop[axis, 2] = np.clip(to_crop[axis, 2], low, high)
         return to_crop
@@ -242,15 +240,15 @@ class CropSampler:
     def _warp_teacher(
         self, picture: Picture, class_map: NDArray[np.uint8], to_crop: NDArray[np.float64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Return the teacher's probabilities at every fourth pixel of the crop, and where to trust them.
+        """Return the teacher's probabilities at every fourth pixel of the crop, and their weights.
 
-        It has no weight where labels by people contradict it, nor at its own outlines, which are coarser than
-        those of labels.
+        The weight is 0 where human labels differ, and at the teacher's outlines, which are coarser than
+        labels.
         """
         side = len(class_map) // 4
         if picture.teacher is None:
-            nothing = np.zeros((side, side, self.classes), np.uint8)
-            return nothing, np.zeros((side, side), np.float32)
+            empty = np.zeros((side, side, self.classes), np.uint8)
+            return empty, np.zeros((side, side), np.float32)
         h, w = picture.semantic.shape
         gh, gw = picture.teacher.shape[:2]
         from_grid = np.array([[w / gw, 0, w / gw / 2 - 0.5], [0, h / gh, h / gh / 2 - 0.5], [0, 0, 1]])
@@ -269,7 +267,7 @@ class CropSampler:
     def _paste(
         self, image: NDArray[np.uint8], class_map: NDArray[np.uint8], weight: NDArray[np.float32]
     ) -> NDArray[np.bool_]:
-        """Paste an object; returns which pixels it covers, (S, S)."""
+        """Paste an object; returns the mask of its pixels, bool (S, S)."""
         covered = np.zeros(class_map.shape, bool)
         rng, size = self.rng, image.shape[0]
         class_id = int(rng.choice(list(self.cutouts)))
@@ -299,13 +297,13 @@ class CropSampler:
 
 def _warp_image(picture: Picture, to_crop: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
     image, move = picture.image, to_crop
-    if to_crop[0, 0] < 0.7:  # shrink by area first, as cameras and cv2.INTER_AREA do
+    if to_crop[0, 0] < 0.7:  # average areas first, because warpAffine does not
         h, w = picture.semantic.shape
         small = (max(1, round(w * to_crop[0, 0])), max(1, round(h * to_crop[1, 1])))
         image = np.asarray(cv2.resize(image, small, interpolation=cv2.INTER_AREA), np.uint8)
         move = np.array([[1, 0, to_crop[0, 2]], [0, 1, to_crop[1, 2]]])
-    grey = (127, 127, 127)
-    warped = cv2.warpAffine(image, move, (size, size), flags=cv2.INTER_LINEAR, borderValue=grey)
+    gray = (127, 127, 127)
+    warped = cv2.warpAffine(image, move, (size, size), flags=cv2.INTER_LINEAR, borderValue=gray)
     return np.asarray(warped, np.uint8)
 
 
@@ -318,19 +316,19 @@ def _warp_labels(
     from_confidence = to_crop @ np.array(
         [[w / cw, 0, w / cw / 2 - 0.5], [0, h / ch, h / ch / 2 - 0.5], [0, 0, 1]]
     )
-    # the border is repeated: a confidence of one pixel holds for the whole picture
-    sure = cv2.warpAffine(
+    # replicate the border, because a confidence map may have a single pixel
+    confidence = cv2.warpAffine(
         picture.confidence, from_confidence, shape, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    return np.asarray(class_map, np.uint8), np.asarray(sure, np.float32) / np.float32(255)
+    return np.asarray(class_map, np.uint8), np.asarray(confidence, np.float32) / np.float32(255)
 
 
-def _jitter_colour(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _jitter_color(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     contrast, brightness, saturation = rng.uniform(0.7, 1.3), rng.uniform(-25, 25), rng.uniform(0.5, 1.4)
     gain = rng.uniform(0.93, 1.07, 3)
-    colours = np.eye(3) * saturation + (1 - saturation) / 3
+    colors = np.eye(3) * saturation + (1 - saturation) / 3
     offset = 127 - 127 * contrast + brightness
-    change = gain[:, None] * np.column_stack([contrast * colours, np.full(3, offset)])
+    change = gain[:, None] * np.column_stack([contrast * colors, np.full(3, offset)])
     x = cv2.transform(image, change)
     if rng.random() < 0.2:
         x = cv2.GaussianBlur(x, (0, 0), float(rng.uniform(0.4, 1.2)))
@@ -340,8 +338,7 @@ def _jitter_colour(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArra
 
 
 class CropStream(IterableDataset[tuple[Tensor, ...]]):
-    """An endless stream of crops for a DataLoader, as tuples of ``Crop.arrays``; each worker has its own
-    seed."""
+    """An endless stream of ``Crop.arrays`` for a DataLoader; each worker has its own seed."""
 
     def __init__(self, sampler: CropSampler, seed: int) -> None:
         self.sampler = sampler

@@ -1,7 +1,7 @@
-"""A trained semantic network as ``NAME.onnx``: frames of any size in, logits out, checked against torch on
-real photos.
+"""Export a trained semantic network as ONNX, from frames of any size to logits.
 
-The preprocessing (``frame_graph``) is put in front of the exported network.
+The preprocessing (``frame_graph``) is inserted before the network. The result is checked against torch on
+photos.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..half_weights import store_as_half
 from ..model_file import write_whole_model
 from ..onnx_import.agreement import MIN_AGREEMENT, check_frames
 from ..onnx_import.class_lists import VOC21
-from ..tracing import model_of, simplified, trace
+from ..tracing import model_of, simplify_model, trace
 from .backbones import PIXEL_MEAN, PIXEL_STD
 from .network import SIDE_MULTIPLE, SegmentationNetwork
 from .train import LONG_SIDE_PX, add_background_bias, network_size_hw, predict_logits
@@ -36,7 +36,7 @@ STRIDE = 4
 
 
 def load_checkpoint(path: Path) -> SegmentationNetwork:
-    """The averaged network of a checkpoint that ``tfiseg train semantic`` wrote."""
+    """Load the averaged network of a checkpoint; raises ModelError for any other file."""
     state = read_checkpoint(path, CHECKPOINT)
     try:
         recipe = state["recipe"]
@@ -63,26 +63,26 @@ def export_semantic(
 
     Args:
         checkpoint: written by ``tfiseg train semantic``.
-        output: NAME.onnx, written whole or not at all.
-        photos: whatever ``open_source`` takes; on each, label maps of torch and ONNX Runtime are compared.
-            Default: 4 synthetic frames.
-        long_side_px: the longer side of what the network sees.
-        half_weights: store weights as float16 and cast them when loaded: half the size, arithmetic stays
+        output: NAME.onnx, written atomically.
+        photos: source of photos for the check, see ``open_source``; default: 4 synthetic frames.
+        long_side_px: the longer side of the network's input.
+        half_weights: store weights as float16 and cast them when the model is loaded. Arithmetic stays
             float32.
-        class_names: of every class id, background first; default: PASCAL's with 21 classes, else "class N".
-        training_data, licence: sentences for the model's metadata: what it was trained on, and under which
-            terms it may be used.
+        class_names: names of all class IDs, background first; default: PASCAL's with 21 classes, else "class
+            N".
+        training_data, licence: sentences for the metadata.
 
     Returns:
-        bytes, photos, label_agreement (share of pixels), the metadata.
+        Size in bytes, number of photos, ``label_agreement`` (lowest share of pixels with the same class),
+        metadata.
 
     Raises:
-        ModelError: labels agree on less than 99.5 % of the pixels of a photo.
+        ModelError: torch and ONNX Runtime agree on less than 99.5 % of the pixels of a photo.
     """
     network = load_checkpoint(checkpoint)
     classes = int(network.heads["logits"].out_channels)  # type: ignore[arg-type]
-    names = _checked_names(class_names, classes)
-    model = _assembled(_traced(network), classes, long_side_px, half_weights)
+    names = _check_class_names(class_names, classes)
+    model = _assemble(_trace(network), classes, long_side_px, half_weights)
     metadata = {
         "format_version": FORMAT_VERSION,
         "name": output.stem,
@@ -100,8 +100,8 @@ def export_semantic(
         agreement, count = _agreement(network, part, photos, long_side_px)
         if agreement < MIN_AGREEMENT:
             raise ModelError(
-                f"ONNX Runtime agrees with torch on {agreement:.3%} of the pixels of a photo, wanted "
-                f"{MIN_AGREEMENT:.1%}"
+                f"ONNX Runtime agrees with torch on {agreement:.3%} of the pixels of a photo, expected at "
+                f"least {MIN_AGREEMENT:.1%}"
             )
     return {
         "bytes": output.stat().st_size,
@@ -111,15 +111,15 @@ def export_semantic(
     }
 
 
-def _checked_names(given: Sequence[str] | None, classes: int) -> Sequence[str]:
-    if given is None:
+def _check_class_names(names: Sequence[str] | None, classes: int) -> Sequence[str]:
+    if names is None:
         return VOC21 if classes == len(VOC21) else ("background", *(f"class {i}" for i in range(1, classes)))
-    if len(given) != classes:
-        names = ", ".join(given)
+    if len(names) != classes:
         raise InputError(
-            f"the network has {classes} classes (background first), got {len(given)} names: {names}"
+            f"the network has {classes} classes (background first), got {len(names)} names: "
+            f"{', '.join(names)}"
         )
-    return given
+    return names
 
 
 class _Logits(torch.nn.Module):
@@ -133,15 +133,15 @@ class _Logits(torch.nn.Module):
         return logits
 
 
-def _traced(network: SegmentationNetwork) -> onnx.ModelProto:
-    """The network as ONNX: ``image`` of any size that its strides divide, to ``logits``."""
+def _trace(network: SegmentationNetwork) -> onnx.ModelProto:
+    """Trace the network for an ``image`` with sides that are multiples of ``SIDE_MULTIPLE``."""
     example = torch.zeros(1, 3, 8 * SIDE_MULTIPLE, 12 * SIDE_MULTIPLE)
     rows, columns = torch.export.Dim("rows", min=1, max=128), torch.export.Dim("columns", min=1, max=128)
     sides = {2: SIDE_MULTIPLE * rows, 3: SIDE_MULTIPLE * columns}
-    return simplified(trace(_Logits(network), (example,), ["image"], ["logits"], (sides,), OPSET))
+    return simplify_model(trace(_Logits(network), (example,), ["image"], ["logits"], (sides,), OPSET))
 
 
-def _assembled(
+def _assemble(
     network: onnx.ModelProto, classes: int, long_side_px: int, half_weights: bool
 ) -> onnx.ModelProto:
     sizing, size_constants = long_side_nodes(long_side_px, SIDE_MULTIPLE)
@@ -159,12 +159,12 @@ def _assembled(
 def _agreement(
     network: SegmentationNetwork, model: Path, photos: str | Path | None, long_side_px: int
 ) -> tuple[float, int]:
-    """Least share of pixels on which torch and ONNX Runtime name the same class, over up to 24 photos."""
+    """Return the lowest share of pixels of a photo with the same class in torch, and the number of photos."""
     session = start_session(model)
     shares = []
     for _, image in check_frames(photos):
-        (theirs,) = session.run(["logits"], {"frame": image[None]})
+        (actual,) = session.run(["logits"], {"frame": image[None]})
         h, w = network_size_hw(image.shape[0], image.shape[1], long_side_px)
-        ours = predict_logits(network, image, (h, w)).numpy()
-        shares.append(float((ours.argmax(1) == np.asarray(theirs).argmax(1)).mean()))
+        expected = predict_logits(network, image, (h, w)).numpy()
+        shares.append(float((expected.argmax(1) == np.asarray(actual).argmax(1)).mean()))
     return min(shares), len(shares)

@@ -21,8 +21,7 @@ BACKBONES: dict[str, Callable[[], EfficientNetLite | MobileNetV2]] = {
     "mobilenetv2": MobileNetV2,
 }
 
-# ImageNet-1k classes that show a PASCAL class: they start the context head, so that rare classes are known
-# from the first step.
+# ImageNet-1k classes of each PASCAL class. They initialize the context head, which helps rare classes.
 _IMAGENET_OF_PASCAL: dict[int, tuple[int, ...]] = {
     1: (404, 895),
     2: (444, 671),
@@ -48,6 +47,7 @@ _IMAGENET_OF_PASCAL: dict[int, tuple[int, ...]] = {
 
 
 def separable(c_in: int, c_out: int) -> nn.Sequential:
+    """Return a depthwise separable 5 x 5 convolution with batch normalization and ReLU6."""
     return nn.Sequential(
         same_conv(c_in, c_in, 5, 1, c_in),
         nn.BatchNorm2d(c_in),
@@ -58,20 +58,24 @@ def separable(c_in: int, c_out: int) -> nn.Sequential:
 
 
 def upsample_like(x: Tensor, like: Tensor) -> Tensor:
+    """Interpolate ``x`` to the size of ``like``."""
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class SegmentationNetwork(nn.Module):
-    """Image in, dense maps at stride 4 out.
+    """Predicts dense maps at stride 4.
+
+    ``forward`` takes an image (N, 3, H, W) float32 RGB, ``(x - PIXEL_MEAN) / PIXEL_STD``, with sides that are
+    multiples of 32, and returns name -> (N, channels, H / 4, W / 4) float32.
 
     Args:
-        outputs: name -> channels of each head, for example ``{"logits": 21}``; displacement and boundary
-            heads are further entries (they share everything but one 1x1 convolution).
+        outputs: name -> channels of each head, for example ``{"logits": 21}``. Heads share everything but one
+            1x1 convolution.
         channels: width of the feature pyramid.
-        backbone: a key of ``BACKBONES``; any other is a KeyError.
+        backbone: a key of ``BACKBONES``.
 
-    ``forward`` takes (N, 3, H, W) float32 RGB, ``(x - PIXEL_MEAN) / PIXEL_STD``, sides a multiple of 32, and
-    returns name -> (N, channels, H / 4, W / 4) float32.
+    Raises:
+        KeyError: there is no such backbone.
     """
 
     def __init__(self, outputs: dict[str, int], channels: int = 64, backbone: str = "lite0") -> None:
@@ -87,8 +91,12 @@ class SegmentationNetwork(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Conv2d(channels, c, 1) for name, c in outputs.items()})
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The shared pyramid (N, channels, H / 4, W / 4), and the class evidence (N, classes, h, w) at the
-        backbone's coarsest stride."""
+        """Return the features that all heads share.
+
+        Returns:
+            Features (N, channels, H / 4, W / 4), and class evidence (N, classes, h, w) at the coarsest
+            stride.
+        """
         *fine, coarse = self.backbone(image)
         evidence = self.context(coarse)
         y = self.refine[3](self.lateral[3](torch.cat([coarse, evidence], 1)))
@@ -103,9 +111,12 @@ class SegmentationNetwork(nn.Module):
         maps["logits"] = maps["logits"] + upsample_like(evidence, shared)
         return maps
 
-    def start_from_imagenet(self, path: str | Path) -> None:
-        """ImageNet weights for the backbone; with PASCAL's classes, also the context head from the ImageNet
-        classes that show them."""
+    def load_imagenet_weights(self, path: str | Path) -> None:
+        """Load ImageNet weights into the backbone, and into the context head if the classes are PASCAL's.
+
+        Raises:
+            ValueError: the backbone or the file is another network.
+        """
         if not isinstance(self.backbone, EfficientNetLite):
             raise ValueError("ImageNet weights are for the backbones lite0 and lite2")
         weight, bias = self.backbone.load_imagenet(path)
@@ -118,19 +129,18 @@ class SegmentationNetwork(nn.Module):
                 if imagenet:
                     rows = list(imagenet)
                     self.context.weight[pascal, :, 0, 0] = weight[rows].mean(0)
-                    self.context.bias[pascal] = (
-                        bias[rows].mean() - 1.0
-                    )  # background should win where nothing is seen
+                    self.context.bias[pascal] = bias[rows].mean() - 1.0  # background is the most likely class
 
-    def start_from_deeplab(self, path: str | Path) -> None:
-        """Weights of DeepLab v3, see ``MobileNetV2.load_deeplab``. With its number of classes, the network
-        computes DeepLab's logits until it is trained.
+    def load_deeplab_weights(self, path: str | Path) -> None:
+        """Load DeepLab v3 weights, see ``MobileNetV2.load_deeplab``.
+
+        With DeepLab's number of classes, the network then computes DeepLab's logits.
 
         Raises:
-            ValueError: the file or this backbone is another network.
+            ValueError: the backbone or the file is another network.
         """
         if not isinstance(self.backbone, MobileNetV2):
-            raise ValueError("an ONNX file to begin with is a DeepLab v3 for the backbone mobilenetv2")
+            raise ValueError("an initial ONNX file must be a DeepLab v3 for the backbone mobilenetv2")
         weight, bias = self.backbone.load_deeplab(path)
         if self.context.out_channels == len(bias):
             self.context.load_state_dict({"weight": weight, "bias": bias})

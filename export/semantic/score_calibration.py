@@ -1,9 +1,8 @@
-"""``tfiseg train score``: how likely an instance of a network is an object, fitted on photos and class maps.
-Needs onnx and torch.
+"""Fit the score calibration of a network: ``tfiseg train score``. Needs onnx and torch.
 
-The instance network tells the objects of each photo from its class map; the network to be fitted then looks
-at crops of the photo, and each instance that it finds either is one of them (same class, IoU > 0.5) or is
-not. No instance label is needed.
+The calibrated score is the probability that an instance is an object. No instance labels are needed: the
+instance network (the teacher) finds the objects of each photo from its class map. The network then segments a
+crop of the photo, and each of its instances is a hit (same class, IoU > 0.5) or an error.
 """
 
 from __future__ import annotations
@@ -34,34 +33,43 @@ from ..engine.build import read_network
 from ..model_file import round_to_float32, write_whole_model
 from .data import Picture, load_pictures
 
-_HELD_EVERY = 10  # each tenth photo is kept apart
-_LEAST = 50  # instances of either kind, below which a rule means nothing
-_CROPPED, _LEAST_SIDE, _ZOOM = (
-    0.6,
-    0.6,
-    (0.8, 1.4),
-)  # share of photos that are cropped, to what share of their sides; zoom of all
-_LIGHT, _MOST_NOISE = (0.7, 1.3), 8.0
-_RIDGE = 1e-4  # of the mean loss: only so that a feature that never varies has a weight
+_HELD_EVERY = 10  # each tenth photo is held out
+_MIN_INSTANCES = 50  # minimum number of hits and of errors
+_CROPPED, _MIN_CROP_SIDE = 0.6, 0.6  # share of photos that are cropped, and minimum share of their sides
+_ZOOM = (0.8, 1.4)  # of all photos
+_LIGHT_FACTOR, _MAX_NOISE = (0.7, 1.3), 8.0
+_RIDGE = 1e-4  # relative to the mean loss; defines the weight of a constant feature
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ScoreFit:
-    """``rule``: a weight for each feature of an instance, and a bias. ``seen`` instances, ``objects`` among
-    them. On photos kept apart: PQ by the mean class probability, and by the rule."""
+    """A fitted score calibration.
+
+    Attributes:
+        rule: a weight for each feature of an instance, and a bias.
+        instances: number of instances in the fit.
+        objects: number of hits among them.
+        held_quality: PQ on held-out photos with mean class probabilities, and with calibrated scores.
+    """
 
     rule: list[float]
-    seen: int
+    instances: int
     objects: int
     held_quality: tuple[float, float]
 
 
 @dataclass(frozen=True)
-class _Looked:
-    """One crop: features (n, 3), IoU with an object (0: none), mean class probability (n,), and how many
-    objects were missed."""
+class _CropResult:
+    """Instances of a crop.
+
+    Attributes:
+        features: (n, 3).
+        iou: IoU with an object, (n,), 0 = an error.
+        probability: mean class probability, (n,).
+        missed: number of objects without an instance.
+    """
 
     features: Floats
     iou: Floats
@@ -69,7 +77,7 @@ class _Looked:
     missed: int
 
 
-def fit_score_rule(
+def fit_score_calibration(
     segmenter: Segmenter,
     pictures: list[Picture],
     refiner: Refiner,
@@ -77,122 +85,125 @@ def fit_score_rule(
     seed: int = 0,
     quiet: bool = False,
 ) -> ScoreFit:
-    """Fit the rule on pictures.
+    """Fit a score calibration.
 
     Args:
-        segmenter: without a rule, and ``min_score`` 0.
-        pictures: with class maps.
-        refiner: tells the objects from the class maps.
-        things: ids of the countable classes; None: all but 0.
+        segmenter: without a score calibration, and with ``min_score`` 0.
+        pictures: images with class maps.
+        refiner: the teacher, which finds the objects in the class maps.
+        things: IDs of the countable classes; None: all but 0.
+        seed: random seed of the crops.
+        quiet: show no progress bar.
+
+    Returns:
+        The fit.
 
     Raises:
-        InputError: there is too little to see in these pictures.
+        InputError: there are too few images, hits or errors.
     """
     if len(pictures) < 2 * _HELD_EVERY:
         raise InputError(
-            f"{len(pictures)} pictures are too few to fit a score and to judge it: give at least "
+            f"{len(pictures)} images are too few to fit and validate a score calibration: use at least "
             f"{2 * _HELD_EVERY}"
         )
-    looked = []
+    results = []
     for k, picture in enumerate(tqdm(pictures, desc="photos for the score", disable=quiet)):
         objects = refiner(
             picture.image, cluster(picture.semantic, things=things, split=0.0, min_area=refiner.min_area)
         ).label_map
-        looked.append(_look(segmenter, *_crop(picture, objects, np.random.default_rng([seed, k]))))
-    used, held = [v for k, v in enumerate(looked) if k % _HELD_EVERY], looked[::_HELD_EVERY]
-    features, right = np.concatenate([v.features for v in used]), np.concatenate([v.iou for v in used]) > 0
-    if min(right.sum(), (~right).sum()) < _LEAST:
+        results.append(_segment_crop(segmenter, *_crop(picture, objects, np.random.default_rng([seed, k]))))
+    used, held = [v for k, v in enumerate(results) if k % _HELD_EVERY], results[::_HELD_EVERY]
+    features, hit = np.concatenate([v.features for v in used]), np.concatenate([v.iou for v in used]) > 0
+    if min(hit.sum(), (~hit).sum()) < _MIN_INSTANCES:
         raise InputError(
-            f"the network found {right.sum()} objects and {(~right).sum()} others in these pictures, wanted "
-            f"{_LEAST} of each to tell them "
-            "apart: give more pictures, whose class maps have the network's class ids"
+            f"the network found {hit.sum()} objects and {(~hit).sum()} false positives in these images, "
+            f"expected at least {_MIN_INSTANCES} of each. Use more images, with the network's class IDs"
         )
-    rule = _logistic(features, right)
+    rule = _logistic(features, hit)
     return ScoreFit(
-        round_to_float32(rule), len(right), int(right.sum()), (_quality(held, None), _quality(held, rule))
+        round_to_float32(rule), len(hit), int(hit.sum()), (_quality(held, None), _quality(held, rule))
     )
 
 
 def _crop(
     picture: Picture, objects: NDArray[np.int32], rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8]]:
-    """A part of the picture, scaled, perhaps mirrored, in another light: the network may have been trained on
-    it as it is."""
+    """Return a random crop, scaled, mirrored and relit, because the network may know the image itself."""
     height, width = objects.shape
-    share = rng.uniform(_LEAST_SIDE, 1) if rng.random() < _CROPPED else 1.0
+    share = rng.uniform(_MIN_CROP_SIDE, 1) if rng.random() < _CROPPED else 1.0
     h, w = max(1, int(height * share)), max(1, int(width * share))
     y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
     zoom, mirrored = rng.uniform(*_ZOOM), rng.random() < 0.5
     size_wh = max(1, round(w * zoom)), max(1, round(h * zoom))
 
-    def part(array: NDArray[Any], how: int) -> NDArray[Any]:
-        scaled = cv2.resize(array[y : y + h, x : x + w], size_wh, interpolation=how)
+    def crop(array: NDArray[Any], interpolation: int) -> NDArray[Any]:
+        scaled = cv2.resize(array[y : y + h, x : x + w], size_wh, interpolation=interpolation)
         return np.ascontiguousarray(scaled[:, ::-1] if mirrored else scaled)
 
-    image = part(picture.image, cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
-    noise = rng.normal(0, rng.uniform(0, _MOST_NOISE), image.shape)
-    lit = np.clip(image * rng.uniform(*_LIGHT) + noise, 0, 255).astype(np.uint8)
-    return lit, part(objects, cv2.INTER_NEAREST), part(picture.semantic, cv2.INTER_NEAREST)
+    image = crop(picture.image, cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
+    noise = rng.normal(0, rng.uniform(0, _MAX_NOISE), image.shape)
+    relit = np.clip(image * rng.uniform(*_LIGHT_FACTOR) + noise, 0, 255).astype(np.uint8)
+    return relit, crop(objects, cv2.INTER_NEAREST), crop(picture.semantic, cv2.INTER_NEAREST)
 
 
-def _look(
+def _segment_crop(
     segmenter: Segmenter, image: NDArray[np.uint8], objects: NDArray[np.int32], semantic: NDArray[np.uint8]
-) -> _Looked:
+) -> _CropResult:
     found: Instances = segmenter(image)
     score = panoptic_counts(found.label_map, found.class_id, objects, semantic)
     iou = np.zeros(len(found))
-    for one, other in score.matches:
-        mine, theirs = found.label_map == one, objects == other
-        iou[one - 1] = (mine & theirs).sum() / (mine | theirs).sum()
-    return _Looked(score_features(found), iou, found.score.astype(np.float64), score.pooled.false_negatives)
+    for number, object_number in score.matches:
+        a, b = found.label_map == number, objects == object_number
+        iou[number - 1] = (a & b).sum() / (a | b).sum()
+    return _CropResult(
+        score_features(found), iou, found.score.astype(np.float64), score.pooled.false_negatives
+    )
 
 
-def _logistic(features: Floats, right: NDArray[np.bool_]) -> Floats:
-    """Weights and bias of a logistic regression, by Newton's steps, on features of unit spread with a small
-    ridge."""
-    mean, spread = features.mean(0), features.std(0) + 1e-9
-    rows = np.column_stack([(features - mean) / spread, np.ones(len(features))])
+def _logistic(features: Floats, hit: NDArray[np.bool_]) -> Floats:
+    """Fit a logistic regression by Newton's method, with a small ridge; returns weights and bias."""
+    mean, std = features.mean(0), features.std(0) + 1e-9
+    rows = np.column_stack([(features - mean) / std, np.ones(len(features))])
     ridge = _RIDGE * np.diag([*[1.0] * len(FEATURES), 0.0])
     weights = np.zeros(rows.shape[1])
     for _ in range(30):
-        said = 1 / (1 + np.exp(-rows @ weights))
-        gradient = rows.T @ (said - right) / len(rows) + ridge @ weights
-        curvature = (rows * (said * (1 - said))[:, None]).T @ rows / len(rows) + ridge
-        weights -= np.linalg.solve(curvature, gradient)
-    plain = weights[:-1] / spread
-    return np.append(plain, weights[-1] - plain @ mean)
+        p = 1 / (1 + np.exp(-rows @ weights))
+        gradient = rows.T @ (p - hit) / len(rows) + ridge @ weights
+        hessian = (rows * (p * (1 - p))[:, None]).T @ rows / len(rows) + ridge
+        weights -= np.linalg.solve(hessian, gradient)
+    unscaled = weights[:-1] / std
+    return np.append(unscaled, weights[-1] - unscaled @ mean)
 
 
-def _quality(looked: list[_Looked], rule: Floats | None) -> float:
-    """PQ where instances below the usual score are left out, that of mean class probabilities or, with a
-    rule, that of its own."""
+def _quality(results: list[_CropResult], rule: Floats | None) -> float:
+    """Return PQ at the default minimum score; with a rule, of calibrated scores."""
     total = PanopticCounts()
-    for one in looked:
+    for crop in results:
         kept = (
-            one.probability >= MIN_SCORE
+            crop.probability >= MIN_SCORE
             if rule is None
-            else probability_of(one.features, rule) >= MIN_CALIBRATED_SCORE
+            else probability_of(crop.features, rule) >= MIN_CALIBRATED_SCORE
         )
-        hit = one.iou > 0
+        hit = crop.iou > 0
         total.add(
             PanopticCounts(
-                float(one.iou[kept].sum()),
+                float(crop.iou[kept].sum()),
                 int((kept & hit).sum()),
                 int((kept & ~hit).sum()),
-                one.missed + int((hit & ~kept).sum()),
+                crop.missed + int((hit & ~kept).sum()),
             )
         )
     return round(total.quality, 2)
 
 
-def _with_rule(metadata: dict[str, Any], rule: list[float], without_heads: bool) -> dict[str, Any]:
-    """The metadata with a score rule; ``without_heads``: for instances that are found without them."""
+def _add_rule(metadata: dict[str, Any], rule: list[float], without_heads: bool) -> dict[str, Any]:
+    """Return the metadata with a score calibration; ``without_heads``: for instances without heads."""
     if without_heads:
-        return {**metadata, WITHOUT_HEADS: _with_rule(metadata[WITHOUT_HEADS], rule, without_heads=False)}
+        return {**metadata, WITHOUT_HEADS: _add_rule(metadata[WITHOUT_HEADS], rule, without_heads=False)}
     return {**metadata, "clustering": {**metadata.get("clustering", {}), "score_rule": rule}}
 
 
-def add_score_rule(
+def add_score_calibration(
     model: Path,
     images: Path,
     semantic: Path,
@@ -205,39 +216,33 @@ def add_score_rule(
     quiet: bool = False,
     more: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Fit the score rule of a model in tfiseg's format, and write the model with it to ``output``.
+    """Fit the score calibration of a model and write the model with it to ``output``.
 
     Args:
-        model: its own rule, if it has one, is replaced.
-        images, semantic, confidence: photos, class maps with the network's class ids; see ``load_pictures``.
-        refine: how its instances are found, see ``Segmenter``; default: "frame" where it has instance heads,
-            else "components".
-        instance_model: tells the photos' objects; default: the one that comes with tfiseg.
+        model: a model in tfiseg's format; its calibration is replaced.
+        images, semantic, confidence, more: see ``load_pictures``; with the network's class IDs.
+        output: NAME.onnx, written atomically.
+        refine: see ``Segmenter``; default: "frame" if the model has instance heads, else "components".
+        instance_model: the teacher; default: tfiseg's instance network.
 
     Returns:
-        the rule, how many instances it was fitted on, and PQ on photos kept apart with and without it.
+        The rule, the number of instances and hits in the fit, and PQ on held-out photos with and without it.
     """
     if not output.parent.is_dir():
-        raise InputError(f"there is no folder {output.parent} to write {output.name} to")
+        raise InputError(f"there is no folder {output.parent} for {output.name}")
     network, info = read_network(model)
     has_heads = any(o.name == "affinity" for o in network.graph.output)
     if refine is None:
         refine = "frame" if has_heads else "components"
-    teacher = instance_model if refine == "components" else None
+    own_model = instance_model if refine == "components" else None
     segmenter = Segmenter(
-        model, refine=refine, min_score=0.0, threads=threads, instance_model=teacher, outlines=False
+        model, refine=refine, min_score=0.0, threads=threads, instance_model=own_model, outlines=False
     )
     segmenter.score_rule = None
-    teller = Refiner(instance_model, threads=threads)
-    fit = fit_score_rule(
-        segmenter,
-        load_pictures(images, semantic, confidence, more),
-        teller,
-        segmenter.session.info.things,
-        seed,
-        quiet,
-    )
-    metadata = _with_rule(info.extra, fit.rule, without_heads=has_heads and refine != "frame")
+    teacher, things = Refiner(instance_model, threads=threads), segmenter.session.info.things
+    pictures = load_pictures(images, semantic, confidence, more)
+    fit = fit_score_calibration(segmenter, pictures, teacher, things, seed, quiet)
+    metadata = _add_rule(info.extra, fit.rule, without_heads=has_heads and refine != "frame")
     del network.metadata_props[:]
     helper.set_model_props(network, {METADATA_KEY: json.dumps(metadata)})
     with write_whole_model(network, output):
@@ -247,7 +252,7 @@ def add_score_rule(
         "output": str(output),
         "refine": refine,
         "rule": dict(zip([*FEATURES, "bias"], fit.rule, strict=True)),
-        "instances": fit.seen,
+        "instances": fit.instances,
         "objects": fit.objects,
         "held_PQ_without": before,
         "held_PQ": after,

@@ -54,7 +54,7 @@ class DeviceClusterer:
         affinity = maps.get("affinity")
         boundary = maps.get("boundary")
         strides = map_strides({name: m[1] for name, m in maps.items()}, len(settings.affinity_offsets))
-        settings = settings.served_by(affinity is not None, boundary is not None)
+        settings = settings.for_maps(affinity is not None, boundary is not None)
         self._settings = replace(settings, max_instances=min(settings.max_instances, MOST_INSTANCES))
         addresses = MapAddresses(
             batch=n,

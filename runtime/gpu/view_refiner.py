@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from ...errors import EngineError
 from ...plugins.native import MapAddresses, ProblemStruct, ResultStruct, fill_struct
 from ...plugins.settings import cut_settings
-from ...plugins.views import VIEW_COLUMNS, PiecesStruct, ViewsStruct, pieces_room, views_workspace_bytes
+from ...plugins.views import (
+    VIEW_COLUMNS,
+    PiecesStruct,
+    ViewsStruct,
+    max_placed_instances,
+    views_workspace_bytes,
+)
 from .clusterer import ON_CUDA, TYPES, DeviceClusterer, check_status
 from .cuda import Cuda
 from .execution_context import Context, is_capturable, sizes_of
@@ -184,7 +190,7 @@ class DeviceRefiner:
         count, side = views.settings.view_count, views.settings.network.view_px
         (_, height, width), _ = components.shapes["label_map"]
         (_, most, _), _ = components.shapes["table"]
-        rows = pieces_room(most, count, MAX_PARTS)
+        rows = max_placed_instances(most, count, MAX_PARTS)
         self.shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "label_map": ((1, height, width), np.int32),
             "count": ((1,), np.int32),

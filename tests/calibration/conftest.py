@@ -1,5 +1,4 @@
-"""A small network in tfiseg's format: stem, depthwise convolution, a residual addition, a classifier;
-channels of very unequal range."""
+"""A small network in tfiseg's format with a residual addition and channels of very unequal range."""
 
 import numpy as np
 import pytest
@@ -78,7 +77,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def frames(tmp_path_factory):
-    """Twelve frames of the synthetic camera, small, as PNG files."""
+    """Twelve small frames of the synthetic camera as PNG files."""
     import cv2
     from tfiseg.calibration.frames import sample_frames
     from tfiseg.runtime.sources.synthetic import SyntheticCamera

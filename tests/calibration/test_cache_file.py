@@ -1,4 +1,4 @@
-"""Calibration caches from outside: no code runs, nothing unpacks to more memory than a cache has."""
+"""Calibration caches from untrusted sources: no code runs, and memory is limited."""
 
 import io
 import os
@@ -26,7 +26,7 @@ def cache(tmp_path):
     return path
 
 
-def test_a_cache_comes_back_as_it_was(cache):
+def test_cache_round_trip(cache):
     found = Calibration.load(cache)
     assert found.key == {"version": "1"}
     assert found.ranges == {"t/1": (0.0, 1.0)}
@@ -85,7 +85,7 @@ KEY = np.array('{"a": "1"}')
         archive(peak__a=part("(1000,)", data=bytes(10))),
     ],
 )
-def test_what_is_no_cache_is_refused(content, cache, tmp_path, monkeypatch):
+def test_other_files_are_rejected(content, cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cache.write_bytes(content)
     with pytest.raises(InputError, match=r"c\.npz is not a calibration cache of tfiseg .* Delete it"):
@@ -93,7 +93,7 @@ def test_what_is_no_cache_is_refused(content, cache, tmp_path, monkeypatch):
     assert not (tmp_path / "PWNED").exists()
 
 
-def test_what_unpacks_to_gigabytes_is_refused_before_it_does(cache):
+def test_zip_bomb_is_rejected_before_unpacking(cache):
     with (
         zipfile.ZipFile(cache, "w", zipfile.ZIP_DEFLATED) as zipped,
         zipped.open("peak/a.npy", "w", force_zip64=True) as file,

@@ -1,4 +1,4 @@
-"""The gate: passes what is the same, stops what isn't, and says by how much."""
+"""The accuracy gate."""
 
 from dataclasses import replace
 
@@ -32,18 +32,18 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def noisy(tmp_path_factory):
-    """The default network with noise on the weights of its middle."""
+    """Write the default network with noise on the weights of two layers."""
     network = Network(onnx.load(PLAIN_MODEL))
     rng = np.random.default_rng(0)
     for name in ("network.backbone.blocks.7.body.2.weight", "network.backbone.blocks.9.body.4.weight"):
         weight = network.weight(name)
         network.set_weight(name, weight + rng.normal(0, 1.5 * weight.std(), weight.shape).astype(np.float32))
-    path = tmp_path_factory.mktemp("spoilt") / "spoilt.onnx"
+    path = tmp_path_factory.mktemp("write_damaged") / "write_damaged.onnx"
     onnx.save(network.model, path)
     return path
 
 
-def test_a_network_agrees_with_itself(scenes):
+def test_network_agrees_with_itself(scenes):
     segmenter = tfiseg.Segmenter(PLAIN_MODEL)
     report = gate_report(compare(segmenter, segmenter, scenes), DEFAULTS["fp16"])
     assert report["passed"]
@@ -51,7 +51,7 @@ def test_a_network_agrees_with_itself(scenes):
     require_passed(report, "")
 
 
-def test_a_spoilt_network_is_stopped_with_figures(scenes, noisy, tmp_path):
+def test_damaged_network_fails_with_figures(scenes, noisy, tmp_path):
     reference, candidate = tfiseg.Segmenter(PLAIN_MODEL), tfiseg.Segmenter(noisy)
     comparison = compare(reference, candidate, scenes, ["a", "b", "c"])
     report = gate_report(comparison, DEFAULTS["int8"])
@@ -69,18 +69,18 @@ def test_a_spoilt_network_is_stopped_with_figures(scenes, noisy, tmp_path):
 
 
 def test_frames_without_instances_count_for_labels_only(scenes):
-    grey = np.full((96, 128, 3), 120, np.uint8)
+    gray = np.full((96, 128, 3), 120, np.uint8)
     segmenter = tfiseg.Segmenter(PLAIN_MODEL)
-    comparison = compare(segmenter, segmenter, [grey])
+    comparison = compare(segmenter, segmenter, [gray])
     assert (comparison.quality, comparison.label_agreement) == (100, 100)
 
 
-def test_the_noise_floor_is_a_yardstick_under_a_hundred(scenes):
+def test_noise_floor_is_below_a_hundred(scenes):
     floor = noise_floor(tfiseg.Segmenter(PLAIN_MODEL), scenes)
     assert 90 < floor.label_agreement < 100
 
 
-def test_other_classes_no_frames_and_infinite_outputs_are_sentences(model, scenes, noisy, tmp_path):
+def test_no_frames_and_infinite_outputs_raise_errors(model, scenes, noisy, tmp_path):
     segmenter = tfiseg.Segmenter(PLAIN_MODEL)
     with pytest.raises(tfiseg.InputError, match="no frames to compare on"):
         compare(segmenter, segmenter, [])
@@ -98,7 +98,7 @@ def floor(scenes):
 
 
 @pytest.mark.parametrize("degrade", DEGRADATIONS, ids=lambda degrade: degrade.__name__)
-def test_a_truly_spoilt_network_fails_whatever_the_noise(degrade, scenes, floor, tmp_path):
+def test_degraded_networks_fail_with_any_noise_floor(degrade, scenes, floor, tmp_path):
     comparison = compare(tfiseg.Segmenter(), tfiseg.Segmenter(write_degraded(degrade, tmp_path)), scenes)
     for precision in ("fp16", "int8"):
         report = gate_report(comparison, DEFAULTS[precision], lambda: floor)
@@ -106,14 +106,14 @@ def test_a_truly_spoilt_network_fails_whatever_the_noise(degrade, scenes, floor,
         assert "noise_floor" in report
 
 
-def counted(label_agreement, same, lacking, change=0.0):
-    """A frame with ``same`` matched stable instances of IoU 1, and ``lacking`` ones."""
-    counts = PanopticCounts(float(same), same, 0, lacking)
+def frame_of(label_agreement, same, missing, change=0.0):
+    """Return a frame with ``same`` matched stable instances of IoU 1, and ``missing`` ones."""
+    counts = PanopticCounts(float(same), same, 0, missing)
     stable = StableCounts(counts, change * same)
     return FrameComparison("f", label_agreement, counts, stable, {"logits": 1.0}, {"logits": 1.0}, (1.0, 1.0))
 
 
-def series(frames):
+def comparison_of(frames):
     return Comparison("a", "b", frames)
 
 
@@ -121,39 +121,39 @@ def series(frames):
     ("candidate", "noise", "passes"),
     [
         # as good as the yardstick, which is below the threshold
-        ([counted(99.4, 7, 1)] * 10, [counted(99.4, 7, 1)] * 10, False),  # PQ 93.3: more than 5 below
-        ([counted(99.4, 39, 1)] * 10, [counted(99.4, 39, 1)] * 10, True),
-        ([counted(99.4, 39, 1)] * 10, [counted(99.9, 39, 1)] * 10, False),  # labels are worse
-        # worse on some frames, better on others: the choice of frames explains it
-        ([counted(99.9, 38, 2)] * 5 + [counted(99.9, 40, 0)] * 5, [counted(99.9, 39, 1)] * 10, True),
-        ([counted(99.9, 38, 2)] * 10, [counted(99.9, 39, 1)] * 10, False),
+        ([frame_of(99.4, 7, 1)] * 10, [frame_of(99.4, 7, 1)] * 10, False),  # PQ 93.3: more than 5 below
+        ([frame_of(99.4, 39, 1)] * 10, [frame_of(99.4, 39, 1)] * 10, True),
+        ([frame_of(99.4, 39, 1)] * 10, [frame_of(99.9, 39, 1)] * 10, False),  # labels are worse
+        # worse on some frames, better on others: not significant
+        ([frame_of(99.9, 38, 2)] * 5 + [frame_of(99.9, 40, 0)] * 5, [frame_of(99.9, 39, 1)] * 10, True),
+        ([frame_of(99.9, 38, 2)] * 10, [frame_of(99.9, 39, 1)] * 10, False),
         # a few frames: the values decide
-        ([counted(99.9, 38, 2)] * 2 + [counted(99.9, 40, 0)], [counted(99.9, 39, 1)] * 3, False),
-        # frames without differences don't widen the interval
+        ([frame_of(99.9, 38, 2)] * 2 + [frame_of(99.9, 40, 0)], [frame_of(99.9, 39, 1)] * 3, False),
+        # frames without differences do not widen the interval
         (
-            [counted(99.9, 38, 2)] * 3 + [counted(100, 0, 0)] * 97,
-            [counted(99.9, 39, 1)] * 3 + [counted(100, 0, 0)] * 97,
+            [frame_of(99.9, 38, 2)] * 3 + [frame_of(100, 0, 0)] * 97,
+            [frame_of(99.9, 39, 1)] * 3 + [frame_of(100, 0, 0)] * 97,
             False,
         ),
         # scores
-        ([counted(99.9, 40, 0, 0.03)] * 10, [counted(99.9, 40, 0, 0.01)] * 10, False),
-        ([counted(99.9, 40, 0, 0.03)] * 10, [counted(99.9, 40, 0, 0.04)] * 10, True),
+        ([frame_of(99.9, 40, 0, 0.03)] * 10, [frame_of(99.9, 40, 0, 0.01)] * 10, False),
+        ([frame_of(99.9, 40, 0, 0.03)] * 10, [frame_of(99.9, 40, 0, 0.04)] * 10, True),
     ],
 )
-def test_the_yardstick_decides_below_a_threshold(candidate, noise, passes):
-    report = gate_report(series(candidate), DEFAULTS["fp16"], lambda: series(noise))
+def test_yardstick_decides_below_a_threshold(candidate, noise, passes):
+    report = gate_report(comparison_of(candidate), DEFAULTS["fp16"], lambda: comparison_of(noise))
     assert report["passed"] is passes, report["failures"]
-    absolute = gate_report(series(candidate), DEFAULTS["fp16"])
+    absolute = gate_report(comparison_of(candidate), DEFAULTS["fp16"])
     assert not absolute["passed"]
     given = replace(DEFAULTS["fp16"], relative=frozenset())
-    assert not gate_report(series(candidate), given, lambda: series(noise))["passed"]
+    assert not gate_report(comparison_of(candidate), given, lambda: comparison_of(noise))["passed"]
 
 
-def test_the_yardstick_is_not_measured_without_need():
+def test_yardstick_is_not_measured_without_need():
     def measure():
         raise AssertionError("measured")
 
-    report = gate_report(series([counted(99.9, 100, 0)]), DEFAULTS["fp16"], measure)
+    report = gate_report(comparison_of([frame_of(99.9, 100, 0)]), DEFAULTS["fp16"], measure)
     assert report["passed"]
     assert report["intervals"] == {
         "label_agreement": [99.9, 99.9],
@@ -162,7 +162,7 @@ def test_the_yardstick_is_not_measured_without_need():
     }
 
 
-def test_thresholds_that_are_given_hold_as_they_are():
+def test_given_thresholds_are_absolute():
     given = PrecisionSettings("fp16", frames="x", label_agreement=90, quality=60).thresholds
     assert (given.label_agreement, given.quality, given.score_agreement) == (90, 60, 60)
     assert given.relative == {"score_agreement"}

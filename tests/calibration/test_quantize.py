@@ -1,5 +1,4 @@
-"""Quantization: exact where it must be, better than plain rounding, nothing that ONNX Runtime makes of it
-that was not meant."""
+"""Quantization to int8."""
 
 import numpy as np
 import onnx
@@ -26,7 +25,7 @@ def calibration(model, frames):
     return calibrate(model, frames)
 
 
-def test_layers_are_found_in_order_and_samples_are_what_the_layer_multiplies(model, frames):
+def test_layers_are_in_order_and_samples_are_their_inputs(model, frames):
     network = Network(model)
     layers = {layer.name: layer for layer in find_layers(network)}
     assert list(layers) == ["stem", "project_a", "expand", "depthwise", "project_b", "head", "classifier"]
@@ -35,21 +34,21 @@ def test_layers_are_found_in_order_and_samples_are_what_the_layer_multiplies(mod
         layer = layers[name]
         outputs = network.producer[layer.output].input[0]
         values = next(run_tensors(network.model, [layer.input, outputs], frames))
-        # the layer's own output at random places, from samples and weights alone
+        # the layer's output at random positions, from samples and weights
         samples = layer.samples(values[layer.input], 50, np.random.default_rng(1))
         rng = np.random.default_rng(1)
         h, w = values[outputs].shape[2:]
         ys, xs = rng.integers(0, h, 50), rng.integers(0, w, 50)
-        ours = layer.matrix(network.weight(layer.weight)) @ samples
-        theirs = values[outputs][0][:, ys, xs] - network.weight(layer.bias)[:, None]
-        assert np.allclose(ours.reshape(theirs.shape), theirs, atol=1e-4)
+        computed = layer.matrix(network.weight(layer.weight)) @ samples
+        expected = values[outputs][0][:, ys, xs] - network.weight(layer.bias)[:, None]
+        assert np.allclose(computed.reshape(expected.shape), expected, atol=1e-4)
 
 
-def test_equalizing_changes_ranges_and_nothing_else(model, frames, tools):
+def test_equalizing_changes_ranges_only(model, frames, tools):
     run, _ = tools
     network = Network(model)
-    tensors, makers, readers = residual_groups(network)[0]
-    assert {m.name for m in makers} == {"project_a", "project_b"}
+    tensors, writers, readers = residual_groups(network)[0]
+    assert {m.name for m in writers} == {"project_a", "project_b"}
     assert {r.name for r in readers} == {"expand", "head"}
     peaks = {
         t: np.abs(v).max((0, 2, 3)) for t, v in next(run_tensors(network.model, tensors, frames)).items()
@@ -63,33 +62,32 @@ def test_equalizing_changes_ranges_and_nothing_else(model, frames, tools):
 
 def test_second_order_rounding_beats_nearest():
     rng = np.random.default_rng(0)
-    mixing = rng.normal(0, 1, (12, 4))  # neighbouring pixels and channels tell much the same
+    mixing = rng.normal(0, 1, (12, 4))  # neighboring pixels and channels are correlated
     samples = (mixing @ rng.normal(0, 1, (1, 4, 4000)) + 0.1 * rng.normal(0, 1, (1, 12, 4000)) + 0.7).astype(
         np.float32
     )
     matrix, bias = rng.normal(0, 1, (1, 8, 12)), rng.normal(0, 1, (1, 8))
     moments = Moments()
-    moments.see(samples)
+    moments.add(samples)
     q, scale, shifted = round_weights(matrix, bias, moments.mean())
     exact = matrix @ samples + bias[..., None]
-    ours = (q * scale[..., None]) @ samples + shifted[..., None]
+    rounded = (q * scale[..., None]) @ samples + shifted[..., None]
     nearest = (np.round(matrix / scale[..., None]) * scale[..., None]) @ samples + bias[..., None]
-    assert np.square(ours - exact).mean() < 0.3 * np.square(nearest - exact).mean()
-    assert (
-        np.abs((ours - exact).mean(2)).max() < 0.01 * np.abs(exact).mean()
-    )  # the bias takes up the mean error
+    assert np.square(rounded - exact).mean() < 0.3 * np.square(nearest - exact).mean()
+    # the bias absorbs the mean error
+    assert np.abs((rounded - exact).mean(2)).max() < 0.01 * np.abs(exact).mean()
 
 
-def test_a_dead_channel_and_a_single_sample_round():
+def test_rounding_of_a_dead_channel_and_a_single_sample():
     moments = Moments()
-    moments.see(np.ones((1, 3, 1), np.float32))
+    moments.add(np.ones((1, 3, 1), np.float32))
     q, scale, _ = round_weights(np.zeros((1, 2, 3)), np.zeros((1, 2)), moments.mean())
     assert (q == 0).all()
     assert (scale >= np.finfo(np.float16).smallest_normal).all()
 
 
 @pytest.mark.parametrize("scheme", [SIGNED, UNSIGNED])
-def test_a_network_in_int8_says_nearly_the_same(model, frames, calibration, tools, scheme):
+def test_int8_network_is_close_to_float32(model, frames, calibration, tools, scheme):
     _, snr_db = tools
     network = quantize(model, calibration, ["classifier"], scheme)
     onnx.checker.check_model(network, full_check=True)
@@ -101,9 +99,8 @@ def test_a_network_in_int8_says_nearly_the_same(model, frames, calibration, tool
         for i in network.graph.initializer
         if i.name.endswith(".scale") and ".weight" not in i.name and ".bias" not in i.name
     ]
-    assert all(
-        len(i.dims) == 0 for i in scalars
-    )  # TensorRT-RTX takes a scale of shape (1,) and silently computes in float
+    # with a scale of shape (1,), TensorRT-RTX silently computes in float
+    assert all(len(i.dims) == 0 for i in scalars)
 
 
 def test_zero_is_exact_and_ranges_hold():
@@ -116,39 +113,36 @@ def test_zero_is_exact_and_ranges_hold():
             assert (info.min - zero) * scale <= low + scale or low > 0
 
 
-def test_kept_layers_really_are_kept_by_onnxruntime(model, frames, calibration, tmp_path):
-    """ONNX Runtime quantizes float convolutions between a DQ and a Q by itself; ours it must leave alone, in
-    any session."""
+def test_onnxruntime_does_not_quantize_kept_layers(model, frames, calibration, tmp_path):
+    """ONNX Runtime quantizes float convolutions between a DQ and a Q, which must not happen to ours."""
     onnx.save(quantize(model, calibration, ["depthwise"], UNSIGNED), tmp_path / "net.onnx")
     options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), options, providers=["CPUExecutionProvider"])
-    optimised = onnx.load(tmp_path / "optimised.onnx")
-    node = next(n for n in optimised.graph.node if n.name == "depthwise")
-    weights = {i.name: numpy_helper.to_array(i) for i in optimised.graph.initializer}
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    node = next(n for n in optimized.graph.node if n.name == "depthwise")
+    weights = {i.name: numpy_helper.to_array(i) for i in optimized.graph.initializer}
     assert weights[node.input[1]].dtype == np.float32
 
 
-def test_clips_that_saturation_does_anyway_are_gone(model, calibration):
+def test_clips_implied_by_saturation_are_removed(model, calibration):
     unsigned, signed = quantize(model, calibration, (), UNSIGNED), quantize(model, calibration, (), SIGNED)
     assert sum(n.op_type == "Clip" for n in unsigned.graph.node) == 0
-    assert (
-        sum(n.op_type == "Clip" for n in signed.graph.node) == 4
-    )  # around zero there is no saturation at zero
+    assert sum(n.op_type == "Clip" for n in signed.graph.node) == 4  # int8 does not saturate at zero
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_range_method_finds_ranges_within_what_was_seen(method):
+def test_range_methods_stay_within_the_values(method):
     finder, rng = range_finder(method), np.random.default_rng(0)
     for _ in range(3):
-        finder.see("x", np.concatenate([rng.normal(0, 1, 50000), [40.0]]).astype(np.float32))
+        finder.add("x", np.concatenate([rng.normal(0, 1, 50000), [40.0]]).astype(np.float32))
     low, high = finder.ranges()["x"]
     assert low < 0 < high
     assert high == 40 if method == "minmax" else high < 40
 
 
-def test_an_unknown_method_and_no_frames_are_sentences(model, tmp_path):
+def test_unknown_method_and_no_frames_raise_errors(model, tmp_path):
     with pytest.raises(tfiseg.InputError, match="unknown range method 'mean'"):
         range_finder("mean")
     with pytest.raises(tfiseg.InputError, match="has no frames to calibrate on"):
@@ -159,18 +153,18 @@ def test_an_unknown_method_and_no_frames_are_sentences(model, tmp_path):
         sample_frames("synthetic", 0)
 
 
-def test_the_cache_is_used_for_the_same_network_frames_and_method_only(model, frames, calibration, tmp_path):
+def test_cache_is_used_for_the_same_network_frames_and_method_only(model, frames, calibration, tmp_path):
     cache = tmp_path / "cache.npz"
-    made = calibrate(model, frames, cache=cache)
-    assert made.rounded.keys() == calibration.rounded.keys()
+    first = calibrate(model, frames, cache=cache)
+    assert first.rounded.keys() == calibration.rounded.keys()
     stamp = cache.stat().st_mtime_ns
     again = calibrate(model, frames, cache=cache)
     assert cache.stat().st_mtime_ns == stamp
-    for name, layer in made.rounded.items():
+    for name, layer in first.rounded.items():
         assert np.array_equal(layer.q, again.rounded[name].q)
-    assert quantize(model, made) == quantize(model, again)
+    assert quantize(model, first) == quantize(model, again)
     other = calibrate(model, frames.part(0, 6), cache=cache)
-    assert other.key != made.key
+    assert other.key != first.key
     assert Calibration.load(cache).key == other.key
     cache.write_bytes(b"nonsense")
     with pytest.raises(tfiseg.InputError, match="not a calibration cache"):
@@ -194,14 +188,14 @@ def test_layers_are_named_by_pattern_or_weight(model):
         matching_layers(layers, ["nope"])
 
 
-def test_the_most_sensitive_layer_is_found(model, frames, calibration):
-    spoilt = Calibration(
+def test_most_sensitive_layer_is_ranked_first(model, frames, calibration):
+    changed = Calibration(
         calibration.key,
         calibration.peaks,
         {**calibration.ranges, "head.relu": (0.0, 300.0)},
         calibration.rounded,
     )
-    ranking = rank_layers(model, spoilt, frames.part(0, 3), UNSIGNED)
+    ranking = rank_layers(model, changed, frames.part(0, 3), UNSIGNED)
     assert ranking[0][0] == "head"
     assert [noise for _, noise in ranking] == sorted((noise for _, noise in ranking), reverse=True)
 
@@ -222,7 +216,7 @@ def test_exclusion_stops_at_the_fewest_layers(enough):
     assert len(hopeless) == 4
 
 
-def test_nodes_without_a_name_get_one_of_their_own():
+def test_unnamed_nodes_get_unique_names():
     graph = onnx.parser.parse_graph("g (float[1] x) => (float[1] y) { a = Relu(x) b = Relu(a) y = Relu(b) }")
     graph.node[2].name = "Relu_1"
     names = [node.name for node in Network(onnx.helper.make_model(graph)).graph.node]

@@ -1,4 +1,4 @@
-"""The help of every verb: groups, prose, and examples, which are run as written."""
+"""The help of every verb: groups, texts, and examples, which are run as written."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ CLIP = Path(tfiseg.__file__).parent / "cli" / "media" / "people.mp4"
 
 
 def verbs(parser):
-    """All verbs without subverbs."""
+    """Return all verbs without subverbs."""
     inner = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     return [leaf for action in inner for verb in action.choices.values() for leaf in verbs(verb)] or [parser]
 
@@ -67,7 +67,7 @@ def test_every_verb_reports_as_json():
         assert any("--json" in action.option_strings for action in verb._actions), verb.prog
 
 
-def test_choices_are_those_of_the_api():
+def test_choices_equal_those_of_the_api():
     run = next(verb for verb in VERBS if verb.prog == "tfiseg run")
     shown = {action.dest: action.metavar for action in run._actions}
     assert shown["quality"] == "{" + ",".join(QUALITIES) + "}"
@@ -75,9 +75,9 @@ def test_choices_are_those_of_the_api():
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
+def example_folder(tmp_path_factory):
     """A folder with the files that the examples name."""
-    folder = tmp_path_factory.mktemp("desk")
+    folder = tmp_path_factory.mktemp("example_folder")
     shutil.copy(PLAIN_MODEL, folder / "net.onnx")
     frames = cv2.VideoCapture(str(CLIP))
     (folder / "photos").mkdir()
@@ -101,13 +101,13 @@ def desk(tmp_path_factory):
     return folder
 
 
-def run_as_written(command, desk):
-    """Run a command line in the shell, with ``tfiseg`` being this one."""
+def run_as_written(command, example_folder):
+    """Run a command line in the shell, with this version of ``tfiseg``."""
     program = f"{shlex.quote(sys.executable)} -m tfiseg"
     return subprocess.run(
         re.sub(r"^tfiseg\b", lambda _: program, command),
         shell=True,
-        cwd=desk,
+        cwd=example_folder,
         capture_output=True,
         text=True,
         timeout=300,
@@ -116,17 +116,17 @@ def run_as_written(command, desk):
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=[example.command for example in EXAMPLES])
-def test_examples_run_as_written(example, desk):
+def test_examples_run_as_written(example, example_folder):
     if example.needs:
         pytest.skip(f"needs {example.needs}")
-    done = run_as_written(example.command, desk)
+    done = run_as_written(example.command, example_folder)
     accepted = (0, 1) if example.command.startswith("tfiseg doctor") else (0,)  # 1: a problem was found
     assert done.returncode in accepted, done.stderr
     if "--json" in example.command:
         json.loads(done.stdout)
 
 
-def test_examples_that_cannot_run_are_understood():
+def test_other_examples_have_known_options():
     for example in EXAMPLES:
         words = [w for w in shlex.split(example.command)[1:] if Path(w).suffix not in (".onnx", ".ckpt")]
         verb = next((v for v in VERBS if " ".join(words).startswith(v.prog.removeprefix("tfiseg "))), None)
@@ -134,10 +134,10 @@ def test_examples_that_cannot_run_are_understood():
         assert {w for w in words if w.startswith("-") and w != "-"} <= known | {"--help"}, example.command
 
 
-def test_hints_work_when_pasted(desk):
-    done = run_as_written("tfiseg export default -o hinted.onnx --photos photos/", desk)
+def test_hints_can_be_pasted(example_folder):
+    done = run_as_written("tfiseg export default -o hinted.onnx --photos photos/", example_folder)
     assert done.returncode == 0, done.stderr
     hints = re.findall(r"^next: (.*)", done.stdout, re.MULTILINE)
     assert hints == ["tfiseg run photos/ --model hinted.onnx"]
     for hint in hints:
-        assert run_as_written(hint, desk).returncode == 0
+        assert run_as_written(hint, example_folder).returncode == 0

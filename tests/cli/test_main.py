@@ -31,16 +31,16 @@ def test_every_verb_has_help(verb, capsys):
 
 
 def test_run_as_json(tmp_path, capsys):
-    photo = tmp_path / "grey.png"
+    photo = tmp_path / "gray.png"
     cv2.imwrite(str(photo), np.full((48, 64, 3), 120, np.uint8))
     assert main(["run", str(photo), "--out", str(tmp_path / "out"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["frames"] == 1
-    assert report["overlay"].endswith("grey-overlay.png")
+    assert report["overlay"].endswith("gray-overlay.png")
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["run", "nowhere.png"], "there is no file nowhere.png"),
         (["run", "synthetic"], "--frames N"),
@@ -54,16 +54,16 @@ def test_run_as_json(tmp_path, capsys):
         (["bench", "--side", "1"], "side must lie in"),
     ],
 )
-def test_failures_are_sentences_and_exit_with_1(argv, says, capsys, tmp_path, monkeypatch):
+def test_failures_print_a_message_and_exit_with_1(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(argv) == 1
     text = capsys.readouterr().err
     assert text.startswith(f"tfiseg {argv[0]}: ")
-    assert says in text
+    assert message in text
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["run", "x.png", "--scales", "1,0.5"], "--scales must be numbers from 1 to 8"),
         (["run", "x.png", "--min-area", "-1"], "--min-area must lie in 0.."),
@@ -92,19 +92,19 @@ def test_failures_are_sentences_and_exit_with_1(argv, says, capsys, tmp_path, mo
         (["plugin", "inof"], "Did you mean 'info'?"),
     ],
 )
-def test_wrong_command_lines_are_one_sentence_and_exit_with_2(argv, says, capsys):
+def test_wrong_command_lines_print_a_message_and_exit_with_2(argv, message, capsys):
     with pytest.raises(SystemExit) as ended:
         main(argv)
     assert ended.value.code == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("tfiseg")
-    assert says in first
+    assert message in first
     assert re.fullmatch(r"Run `tfiseg.* --help` for its options\.", second)
 
 
-def test_a_missing_file_comes_before_a_missing_option_and_before_a_network(capsys, tmp_path, monkeypatch):
+def test_missing_file_is_reported_first(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for argv, says in (
+    for argv, message in (
         (["triton", "no.onnx"], "there is no network no.onnx"),
         (["export", "no.onnx"], "there is no file no.onnx"),
         (["compare", "no.onnx", "no.engine"], "there is no file no.onnx"),
@@ -116,14 +116,14 @@ def test_a_missing_file_comes_before_a_missing_option_and_before_a_network(capsy
         (["view", "no.mp4", "--model", "no.onnx"], "there is no file no.mp4"),
     ):
         assert main(argv) == 1
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_options_that_are_missing_or_without_effect(capsys, tmp_path, monkeypatch):
+def test_missing_options_and_options_without_effect(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.onnx").touch()
     data = ["--images", str(tmp_path), "--semantic", str(tmp_path)]
-    for argv, says in (
+    for argv, message in (
         (["triton", "net.onnx"], "required: --output DIR"),
         (["compare", "net.onnx", "net.onnx"], "required: --frames SOURCE"),
         (["train", "score"], "required: --images DIR --semantic DIR"),
@@ -134,25 +134,25 @@ def test_options_that_are_missing_or_without_effect(capsys, tmp_path, monkeypatc
         (["run", "synthetic", "--frames", "1", "--min-hits", "2"], "without track IDs"),
     ):
         assert main(argv) == 1
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_a_mistyped_class_is_suggested(capsys, tmp_path):
+def test_suggestion_for_a_mistyped_class(capsys, tmp_path):
     argv = ["run", "synthetic", "--frames", "1", "--out", str(tmp_path / "out"), "--things", "persn"]
     assert main(argv) == 1
     assert "Did you mean 'person'?" in capsys.readouterr().err
 
 
-def test_a_run_that_fails_half_way_exits_with_1_and_keeps_its_frames(tmp_path, capsys):
+def test_failed_run_exits_with_1_and_keeps_its_frames(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     cv2.imwrite(str(tmp_path / "in" / "a.png"), np.zeros((40, 60, 3), np.uint8))
     (tmp_path / "in" / "b.png").write_text("no picture")
     assert main(["run", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 1
-    assert "what was done is kept" in capsys.readouterr().err
+    assert "completed results are kept" in capsys.readouterr().err
     assert (tmp_path / "out" / "a-overlay.png").exists()
 
 
-def test_the_demo_runs_on_the_real_clip(tmp_path, capsys):
+def test_demo_runs_on_the_clip(tmp_path, capsys):
     assert main(["demo", "--frames", "3", "--out", str(tmp_path), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["frames"] == 3

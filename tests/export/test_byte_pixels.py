@@ -1,4 +1,4 @@
-"""Networks that take bytes: no uint8 is left within them, and their results stay the same."""
+"""Networks with uint8 input: the conversion removes uint8 and keeps their results."""
 
 import numpy as np
 import onnx
@@ -70,7 +70,7 @@ def types_within(network):
         ),
     ],
 )
-def test_bytes_become_whole_numbers_in_float32(layout, nodes):
+def test_uint8_is_replaced_by_integers_in_float32(layout, nodes):
     given = model(nodes, layout)
     assert UINT8 in types_within(given)
     changed = with_float_pixels(given)
@@ -87,6 +87,6 @@ def test_bytes_become_whole_numbers_in_float32(layout, nodes):
         [NODE("DequantizeLinear", ["image", "scales", "zeros"], ["x"], axis=1)],
     ],
 )
-def test_networks_that_compute_with_bytes_stay_as_they_are(nodes):
+def test_networks_that_compute_with_uint8_are_unchanged(nodes):
     given = model(nodes)
     assert with_float_pixels(given) is given

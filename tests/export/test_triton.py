@@ -16,7 +16,7 @@ PLUGIN = {"name": "DisplacementFieldClustering", "version": "1", "namespace": "t
 
 
 def parsed(folder):
-    """config.pbtxt as Triton reads it: an unknown field or a wrong value is an error."""
+    """Parse config.pbtxt like Triton; unknown fields and wrong values are errors."""
     config = pytest.importorskip("tritonclient.grpc.model_config_pb2")
     from google.protobuf import text_format
 
@@ -70,7 +70,7 @@ def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_shipped_network_frame_by_frame(tmp_path):
+def test_included_network_with_single_frames(tmp_path):
     report = write_repository(PLAIN_MODEL, tmp_path / "models", batch=1, instances=2, device="gpu")
     folder = tmp_path / "models" / "tfiseg-voc21"
     assert files(tmp_path) == [
@@ -95,18 +95,18 @@ def test_the_shipped_network_frame_by_frame(tmp_path):
     assert json.loads(config.parameters["tfiseg"].string_value)["class_names"][15] == "person"
 
 
-@pytest.mark.parametrize(("asked", "most"), [(None, 8), (3, 3)])
-def test_the_shipped_network_takes_batches(tmp_path, asked, most):
-    assert write_repository(PLAIN_MODEL, tmp_path, "people", asked)["max_batch_size"] == most
+@pytest.mark.parametrize(("batch", "expected"), [(None, 8), (3, 3)])
+def test_included_network_with_batches(tmp_path, batch, expected):
+    assert write_repository(PLAIN_MODEL, tmp_path, "people", batch)["max_batch_size"] == expected
     config = parsed(tmp_path / "people")
-    assert (config.max_batch_size, config.HasField("dynamic_batching")) == (most, True)
+    assert (config.max_batch_size, config.HasField("dynamic_batching")) == (expected, True)
     assert (list(config.input[0].dims), list(config.output[0].dims)) == ([-1, -1, 3], [21, -1, -1])
     assert list(config.model_warmup[0].inputs["frame"].dims) == [480, 640, 3]
-    frames = np.random.default_rng(0).integers(0, 256, (most, 60, 80, 3), dtype=np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (expected, 60, 80, 3), dtype=np.uint8)
     session = onnxruntime.InferenceSession(
         tmp_path / "people" / "1" / "model.onnx", providers=["CPUExecutionProvider"]
     )
-    assert session.run(None, {"frame": frames})[0].shape[:2] == (most, 21)
+    assert session.run(None, {"frame": frames})[0].shape[:2] == (expected, 21)
 
 
 def test_names_that_need_quoting(tmp_path):
@@ -118,16 +118,16 @@ def test_names_that_need_quoting(tmp_path):
     ) == 'background\ncät\nthe "sky"\n'
 
 
-@pytest.mark.parametrize(("asked", "most"), [(None, 8), (32, 32)])
-def test_a_network_with_a_free_batch_axis_is_batched(tmp_path, asked, most):
+@pytest.mark.parametrize(("batch", "expected"), [(None, 8), (32, 32)])
+def test_network_with_a_dynamic_batch_axis_is_batched(tmp_path, batch, expected):
     path = network(tmp_path / "a.onnx", "uint8[n, 48, width, 3] frame", "float[n, 3, 48, width] logits")
-    assert write_repository(path, tmp_path, batch=asked)["max_batch_size"] == most
+    assert write_repository(path, tmp_path, batch=batch)["max_batch_size"] == expected
     config = parsed(tmp_path / "a")
     assert (list(config.input[0].dims), list(config.output[0].dims)) == ([48, -1, 3], [3, 48, -1])
     assert list(config.model_warmup[0].inputs["frame"].dims) == [48, 640, 3]
 
 
-def test_a_network_that_insists_on_single_frames(tmp_path):
+def test_network_for_single_frames(tmp_path):
     path = network(tmp_path / "a.onnx")
     assert write_repository(path, tmp_path)["max_batch_size"] == 0
     with pytest.raises(ModelError, match="no preprocessing of tfiseg"):
@@ -142,10 +142,10 @@ def test_a_network_that_insists_on_single_frames(tmp_path):
             {"low": (480, 640), "high": (480, 640)},
             [1, -1, -1, 3],
             [1, 480, 640],
-        ),  # the plugin's output is fixed then, the input isn't
+        ),  # then the plugin's output has a fixed size, but not the input
     ],
 )
-def test_an_engine_that_carries_the_plugin(tmp_path, settings, frame, labels):
+def test_engine_with_the_plugin(tmp_path, settings, frame, labels):
     report = write_repository(engine(tmp_path / "a.engine", **settings), tmp_path / "m")
     assert report["serve"].endswith(" --backend-config=tensorrt,version-compatible=true")
     assert files(tmp_path / "m" / "a") == ["1/model.plan", "README.md", "config.pbtxt", "labels.txt"]
@@ -162,7 +162,7 @@ def test_an_engine_that_carries_the_plugin(tmp_path, settings, frame, labels):
     }
 
 
-def test_an_engine_of_batches(tmp_path):
+def test_engine_with_batches(tmp_path):
     write_repository(engine(tmp_path / "a.engine", batch=4), tmp_path)
     config = parsed(tmp_path / "a")
     assert (config.max_batch_size, config.HasField("dynamic_batching"), list(config.input[0].dims)) == (
@@ -173,10 +173,10 @@ def test_an_engine_of_batches(tmp_path):
     shown = {t.name: list(t.dims) for t in config.output}
     assert shown == {"label_map": [-1, -1], "semantic_map": [-1, -1], "count": [1], "table": [256, 10]}
     reshaped = {t.name: list(t.reshape.shape) for t in config.output if t.HasField("reshape")}
-    assert reshaped == {"count": []}  # a number per frame has no axis
+    assert reshaped == {"count": []}  # one number per frame has no axis
 
 
-def test_the_plugins_outputs_are_those_of_the_node():
+def test_outputs_of_the_plugin_equal_those_of_the_node():
     from tfiseg.export.engine.clustering_node import MAX_INSTANCES, OUTPUTS, graft_clustering
     from tfiseg.runtime.inspect.model_file import describe_tensor
 
@@ -191,14 +191,14 @@ def test_the_plugins_outputs_are_those_of_the_node():
     assert (set(found), MAX_INSTANCES) == (set(OUTPUTS), 256)
 
 
-def test_an_engine_without_plugin_leaves_its_outputs_to_triton(tmp_path):
+def test_engine_without_plugin_has_no_outputs_in_the_configuration(tmp_path):
     write_repository(engine(tmp_path / "a.engine", plugin=None, portable=False), tmp_path)
     config = parsed(tmp_path / "a")
     assert (len(config.input), len(config.output)) == (1, 0)
     assert "TensorRT 10.14.1, exactly" in (tmp_path / "a" / "README.md").read_text()
 
 
-def test_an_engine_that_does_not_contain_its_plugin_is_served_with_it(tmp_path):
+def test_engine_without_its_plugin_is_served_with_the_library(tmp_path):
     report = write_repository(engine(tmp_path / "a.engine", portable=False), tmp_path)
     option = "--backend-config=tensorrt,plugins="
     assert report["serve"].endswith(f" {option}$(tfiseg plugin path --autoregister)")
@@ -209,13 +209,13 @@ def test_an_engine_that_does_not_contain_its_plugin_is_served_with_it(tmp_path):
     assert len(parsed(tmp_path / "a").output) == 4
 
 
-def test_engines_of_another_tensorrt_are_refused(tmp_path):
+def test_engines_of_another_tensorrt_raise_errors(tmp_path):
     with pytest.raises(EngineError, match="engines of TensorRT only"):
         write_repository(engine(tmp_path / "a.engine", flavour="tensorrt_rtx", plugin=None), tmp_path)
     assert not (tmp_path / "a").exists()
 
 
-def test_a_damaged_engine_and_one_without_record(tmp_path):
+def test_damaged_engine_and_engine_without_record(tmp_path):
     path = engine(tmp_path / "a.engine")
     path.write_bytes(b"ftrt")
     with pytest.raises(EngineError, match="cut off or replaced"):
@@ -226,20 +226,20 @@ def test_a_damaged_engine_and_one_without_record(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"metadata": None}, "no tfiseg metadata"),
         ({"body": "logits = x.Strange(frame)"}, r"non-standard operators: x\.Strange"),
         ({"outputs": "bool[1, 3, h, w] logits", "body": "logits = Cast<to = 9>(frame)"}, "logits is bool"),
     ],
 )
-def test_networks_that_triton_would_not_serve_well(tmp_path, given, said):
-    with pytest.raises(ModelError, match=said):
+def test_unsuitable_networks_raise_errors(tmp_path, given, message):
+    with pytest.raises(ModelError, match=message):
         write_repository(network(tmp_path / "a.onnx", **given), tmp_path)
 
 
 def quantized(path):
-    """A 1 x 1 convolution in int8."""
+    """Write a 1 x 1 convolution in int8."""
     body = (
         "f = Cast<to = 1>(frame) t = Transpose<perm = [0, 3, 1, 2]>(f) q = QuantizeLinear(t, s, z) d = "
         "DequantizeLinear(q, s, z) "
@@ -253,7 +253,7 @@ def quantized(path):
     return path
 
 
-def test_quantized_networks_are_tried_as_triton_runs_them(tmp_path, monkeypatch):
+def test_quantized_networks_are_tested_like_in_triton(tmp_path, monkeypatch):
     from tfiseg.export import triton
 
     path = quantized(tmp_path / "a.onnx")
@@ -264,7 +264,7 @@ def test_quantized_networks_are_tried_as_triton_runs_them(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"name": "a/b"}, "letters, digits"),
         ({"instances": 0}, "at least 1"),
@@ -272,25 +272,25 @@ def test_quantized_networks_are_tried_as_triton_runs_them(tmp_path, monkeypatch)
         ({"batch": 0}, "at least 1"),
     ],
 )
-def test_settings_that_do_not_fit(tmp_path, settings, said):
-    with pytest.raises(InputError, match=said):
+def test_inconsistent_settings_raise_errors(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
         write_repository(network(tmp_path / "a.onnx"), tmp_path, **settings)
 
 
 @pytest.mark.parametrize("settings", [{"device": "cpu"}, {"batch": 2}])
-def test_settings_of_networks_alone(tmp_path, settings):
+def test_settings_for_networks_only(tmp_path, settings):
     with pytest.raises(InputError, match="is an engine"):
         write_repository(engine(tmp_path / "a.engine"), tmp_path, **settings)
 
 
-def test_only_folders_of_ours_are_replaced(tmp_path):
+def test_only_own_folders_are_replaced(tmp_path):
     path = network(tmp_path / "a.onnx")
     write_repository(path, tmp_path / "m")
     stale = tmp_path / "m" / "a" / "1" / "stale"
     stale.touch()
     write_repository(path, tmp_path / "m")
     assert not stale.exists()
-    assert [entry.name for entry in (tmp_path / "m").iterdir()] == ["a"]  # nothing temporary is left
+    assert [entry.name for entry in (tmp_path / "m").iterdir()] == ["a"]  # no temporary files remain
     foreign = tmp_path / "m" / "theirs" / "config.pbtxt"
     foreign.parent.mkdir()
     foreign.write_text('name: "theirs"')
@@ -303,7 +303,7 @@ def test_only_folders_of_ours_are_replaced(tmp_path):
         write_repository(path, path)
 
 
-def test_weights_in_other_files_come_along(tmp_path):
+def test_external_weights_are_included(tmp_path):
     body = "f = Cast<to = 1>(frame) t = Transpose<perm = [0, 3, 1, 2]>(f) logits = Conv(t, k)"
     model = onnx.load(network(tmp_path / "a.onnx", body=body))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "k"))
@@ -317,7 +317,7 @@ def test_weights_in_other_files_come_along(tmp_path):
         write_repository(tmp_path / "a.onnx", tmp_path / "m")
 
 
-def test_the_verb(tmp_path, capsys):
+def test_triton_verb(tmp_path, capsys):
     argv = ["triton", str(PLAIN_MODEL), "-o", str(tmp_path), "--name", "people"]
     assert main(argv) == 0
     text = capsys.readouterr().out

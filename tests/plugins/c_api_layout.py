@@ -25,7 +25,7 @@ def functions(header: str) -> list[str]:
 
 
 def structures(header: str) -> dict[str, list[str]]:
-    """Return the names of each structure's fields, in their order."""
+    """Return the names of each structure's fields, in order."""
     found = {}
     for body, name in re.findall(r"typedef struct \w+ \{(.*?)\} (\w+);", header, re.DOTALL):
         fields = re.findall(r"[\w*]+(?:\s*,\s*\*?\w+)*(?=;)", re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL))

@@ -1,4 +1,4 @@
-"""Random problems, and what runs them through a C library other than the installed one."""
+"""Random problems, and functions that run them through a C library other than the installed one."""
 
 import ctypes
 import subprocess
@@ -12,7 +12,14 @@ import pytest
 from tfiseg.plugins.native import ProblemStruct, ResultStruct, cluster_native, load_library, problem_struct
 from tfiseg.plugins.neck import EVIDENCE_FEATURES
 from tfiseg.plugins.problem import Clustering, Problem, problem_of
-from tfiseg.plugins.views import CutViews, Found, Pieces, PiecesCall, Scene, ViewsCall
+from tfiseg.plugins.views import (
+    PlacedInstances,
+    PlacementCall,
+    RenderedViews,
+    Scene,
+    ViewClusterings,
+    ViewsCall,
+)
 
 CSRC = Path(__file__).parent.parent.parent / "plugins" / "csrc"
 ON_CUDA = 1
@@ -20,7 +27,7 @@ EVIDENCE = ("logits", "displacement", "boundary", "affinity", "scores")
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
-    """float32 that float16 can hold, so that both types are the same problem."""
+    """Return float32 values that float16 represents exactly, so that both types give the same problem."""
     return np.ascontiguousarray(values.astype(np.float16).astype(np.float32))
 
 
@@ -45,7 +52,7 @@ def random_rule(rng: np.random.Generator) -> np.ndarray:
 
 
 def boundary_lines(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
-    """A boundary as a network might see it: high along a few thin lines, with gaps."""
+    """Return a boundary like a predicted one: high along a few thin lines with gaps."""
     waves = cv2.GaussianBlur(
         rng.normal(0, 1, (h, w)).astype(np.float32), (0, 0), float(rng.uniform(2, 6))
     ).reshape(h, w)
@@ -54,8 +61,7 @@ def boundary_lines(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 
 
 def make_problem(seed: int) -> Problem:
-    """Any of the operator's modes: class map or logits, batches, given fields, boundaries, affinities, few
-    instances allowed."""
+    """Return a random problem in any of the operator's modes."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 4))
     maps = random_class_maps(rng, n)
@@ -103,7 +109,7 @@ def random_problem() -> Callable[[int], Problem]:
 
 @pytest.fixture(scope="session")
 def compile_cpp() -> Callable[..., Path]:
-    """compile_cpp(target, *sources, flags=(), libraries=()): g++ as CI has it, all warnings being errors."""
+    """compile_cpp(target, *sources, flags=(), libraries=()): compile with g++; warnings are errors."""
 
     def compiled(
         target: Path,
@@ -122,7 +128,7 @@ def compile_cpp() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def shuffled_library(compile_cpp: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The GPU's phases on the CPU, in an order drawn from a seed (shuffled.cpp)."""
+    """Compile the GPU phases for the CPU, in a random order (shuffled.cpp)."""
     target = tmp_path_factory.mktemp("shuffled") / "shuffled.so"
     sources = (CSRC / name for name in ("api.cpp", "cluster_cpu.cpp", "views_cpu.cpp"))
     return compile_cpp(
@@ -132,8 +138,7 @@ def shuffled_library(compile_cpp: Callable[..., Path], tmp_path_factory: pytest.
 
 @pytest.fixture(scope="session")
 def shuffled(shuffled_library: Path) -> Callable[..., Clustering]:
-    """shuffled(problem, seed, threads=1, half=False): the GPU's phases on the CPU, in an order drawn from the
-    seed."""
+    """shuffled(problem, seed, threads=1, half=False): run the GPU phases on the CPU in a random order."""
     return run_by_phases(shuffled_library)
 
 
@@ -143,16 +148,16 @@ def by_phases() -> Callable[[Path], Callable[..., Clustering]]:
 
 
 def run_by_phases(path: Path) -> Callable[..., Clustering]:
-    """What runs a problem through a library's ``cluster_by_phases``."""
+    """Return a function that runs a problem through a library's ``cluster_by_phases``."""
     library = ctypes.CDLL(str(path))
     library.tfiseg_workspace_size.restype = ctypes.c_int64
 
     def run(problem: Problem, seed: int = 0, threads: int = 1, half: bool = False) -> Clustering:
-        asked = problem_struct(problem)
-        kept = as_half(asked, problem) if half else []
+        struct = problem_struct(problem)
+        kept = point_to_float16(struct, problem) if half else []
         n, (h, w) = problem.batch, problem.out_hw
         room = np.random.default_rng(seed).integers(
-            0, 256, library.tfiseg_workspace_size(ctypes.byref(asked), ON_CUDA), np.uint8
+            0, 256, library.tfiseg_workspace_size(ctypes.byref(struct), ON_CUDA), np.uint8
         )
         out = {
             "label_map": np.full((n, h, w), -7, np.int32),
@@ -167,7 +172,7 @@ def run_by_phases(path: Path) -> Callable[..., Clustering]:
             ctypes.sizeof(ResultStruct), workspace=room.ctypes.data, workspace_bytes=room.nbytes, **places
         )
         status = library.cluster_by_phases(
-            ctypes.byref(asked), ctypes.byref(result), ctypes.c_uint32(seed), threads
+            ctypes.byref(struct), ctypes.byref(result), ctypes.c_uint32(seed), threads
         )
         assert status == 0, status
         assert np.array_equal(out["semantic_map"], out["semantic_map_32"])
@@ -178,22 +183,22 @@ def run_by_phases(path: Path) -> Callable[..., Clustering]:
     return run
 
 
-def as_half(asked: ProblemStruct, problem: Problem) -> list[np.ndarray]:
-    """Point the problem at float16 copies of its maps, which are returned: keep them."""
+def point_to_float16(struct: ProblemStruct, problem: Problem) -> list[np.ndarray]:
+    """Point the structure to float16 copies of the maps, which are returned and must be kept alive."""
     copies = {
         name: np.asarray(getattr(problem, name), np.float16)
         for name in EVIDENCE
         if getattr(problem, name) is not None
     }
-    asked.value_type = 1
+    struct.value_type = 1
     for name, copy in copies.items():
-        setattr(asked, name, copy.ctypes.data)
+        setattr(struct, name, copy.ctypes.data)
     return list(copies.values())
 
 
 @pytest.fixture(scope="session")
 def assert_same() -> Callable[[Clustering, Clustering], None]:
-    """Equal bit for bit, but for the last bits of scores."""
+    """Assert that results are equal bit for bit, except the last bits of scores."""
 
     def check(got: Clustering, expected: Clustering) -> None:
         assert np.array_equal(got.count, expected.count)
@@ -201,15 +206,15 @@ def assert_same() -> Callable[[Clustering, Clustering], None]:
         assert np.array_equal(got.semantic_map, expected.semantic_map)
         assert np.array_equal(got.regions, expected.regions)
         for k, n in enumerate(got.count):
-            mine, theirs = got.table[k, :n], expected.table[k, :n]
-            assert np.array_equal(np.delete(mine, 1, 1), np.delete(theirs, 1, 1))
-            assert np.allclose(mine[:, 1], theirs[:, 1], atol=1e-4)
+            a, b = got.table[k, :n], expected.table[k, :n]
+            assert np.array_equal(np.delete(a, 1, 1), np.delete(b, 1, 1))
+            assert np.allclose(a[:, 1], b[:, 1], atol=1e-4)
 
     return check
 
 
 def make_scene(class_map: np.ndarray, frame: np.ndarray | None = None, **more) -> Scene:
-    """A class map's components, in a frame of noise where none is given."""
+    """Return a frame (default: noise) with the components of a class map."""
     found = cluster_native(problem_of(class_map, split=0.0, **more))
     if frame is None:
         frame = np.random.default_rng(0).integers(0, 256, (*class_map.shape, 3)).astype(np.uint8)
@@ -224,10 +229,12 @@ def scene_of() -> Callable[..., Scene]:
 
 
 @pytest.fixture(scope="session")
-def random_look() -> Callable[[int], tuple[Scene, int, int, Callable[[CutViews], Found]]]:
-    """random_look(seed): a scene, how many views of what side, and what is found in them."""
+def random_views_case() -> Callable[
+    [int], tuple[Scene, int, int, Callable[[RenderedViews], ViewClusterings]]
+]:
+    """random_views_case(seed): a scene, number and side of views, and a function that returns parts."""
 
-    def look(seed: int) -> tuple[Scene, int, int, Callable[[CutViews], Found]]:
+    def look(seed: int) -> tuple[Scene, int, int, Callable[[RenderedViews], ViewClusterings]]:
         rng = np.random.default_rng(seed)
         h, w = rng.integers(1, 260, 2)
         smooth = cv2.GaussianBlur(
@@ -249,8 +256,8 @@ def random_look() -> Callable[[int], tuple[Scene, int, int, Callable[[CutViews],
     return look
 
 
-def random_parts(rng: np.random.Generator, cut: CutViews, most: int = 7) -> Found:
-    """Parts as no network would give them: random blocks, and cells of none."""
+def random_parts(rng: np.random.Generator, cut: RenderedViews, most: int = 7) -> ViewClusterings:
+    """Return parts that are random blocks with gaps, which no network would predict."""
     cells = -(-cut.own.shape[1] // 6)
     blocks = np.kron(rng.integers(1, 5, (len(cut.own), cells, cells)), np.ones((1, 6, 6), int))[
         :, : cut.own.shape[1], : cut.own.shape[1]
@@ -260,29 +267,35 @@ def random_parts(rng: np.random.Generator, cut: CutViews, most: int = 7) -> Foun
     found = cluster_native(given)
     tables = np.zeros((len(cut.own), most, 10), np.float32)
     tables[:, : found.table.shape[1]] = found.table
-    return Found(
+    return ViewClusterings(
         found.label_map.copy(), found.count.copy(), rng.integers(1, 4, len(cut.own)).astype(np.int32), tables
     )
 
 
 @pytest.fixture(scope="session")
-def views_by_phases() -> Callable[[Path], tuple[Callable[..., CutViews], Callable[..., Pieces]]]:
-    """views_by_phases(library): ``cut_views`` and ``place_pieces`` through it, with the order's seed and
-    threads."""
+def views_by_phases() -> Callable[
+    [Path], tuple[Callable[..., RenderedViews], Callable[..., PlacedInstances]]
+]:
+    """views_by_phases(library): its ``render_views`` and ``place_instances``, with a seed of the order."""
 
-    def of(path: Path) -> tuple[Callable[..., CutViews], Callable[..., Pieces]]:
+    def of(path: Path) -> tuple[Callable[..., RenderedViews], Callable[..., PlacedInstances]]:
         library = load_library(path, "")
 
-        def cut(scene: Scene, count: int, side: int, seed: int = 0, threads: int = 1) -> CutViews:
+        def cut(scene: Scene, count: int, side: int, seed: int = 0, threads: int = 1) -> RenderedViews:
             call = ViewsCall(scene, count, side)
             assert library.cut_views_by_phases(ctypes.byref(call.struct), ctypes.c_uint32(seed), threads) == 0
             return call.cut
 
         def place(
-            scene: Scene, cut: CutViews, found: Found, least_regions: int, seed: int = 0, threads: int = 1
-        ) -> Pieces:
+            scene: Scene,
+            cut: RenderedViews,
+            found: ViewClusterings,
+            least_regions: int,
+            seed: int = 0,
+            threads: int = 1,
+        ) -> PlacedInstances:
             call = ViewsCall(scene, len(cut.views), cut.own.shape[1], None, cut, found.tables.shape[1])
-            pieces = PiecesCall(scene, found, least_regions)
+            pieces = PlacementCall(scene, found, least_regions)
             arguments = (
                 ctypes.byref(call.struct),
                 ctypes.byref(pieces.struct),

@@ -21,7 +21,7 @@ PROBLEMS = 300
 
 @dataclass(frozen=True)
 class Jetson:
-    """A folder with an installed prefix for aarch64, and what runs its programs."""
+    """A folder with an installed prefix for aarch64, and a function that runs its programs."""
 
     prefix: Path
     run: Callable[..., str]
@@ -54,7 +54,7 @@ def compiled(jetson: Jetson, run_tool: Callable[..., str], target: Path, source:
 
 
 def arrays_of(problem: Problem) -> dict[str, np.ndarray | None]:
-    """Return what the pointers of the C structure point to."""
+    """Return the arrays that the C structure points into."""
     maps = ("class_map", "logits", "displacement", "boundary", "affinity", "scores")
     settings = problem.settings
     return {
@@ -101,7 +101,7 @@ def unpacked(data: bytes, problems: Iterable[Problem]) -> list[Clustering]:
     return found
 
 
-def test_the_library_is_for_aarch64_and_shows_its_api_alone(jetson, run_tool):
+def test_library_is_for_aarch64_and_exports_its_api_only(jetson, run_tool):
     library = next(jetson.prefix.glob("lib*/libtfiseg.so"))
     assert "AArch64" in run_tool("readelf", "-h", library)
     names = {line.split()[-1] for line in run_tool("nm", "-D", "--defined-only", library).splitlines()}
@@ -109,16 +109,14 @@ def test_the_library_is_for_aarch64_and_shows_its_api_alone(jetson, run_tool):
     assert {name for name in names if not name.startswith("tfiseg_")} == set()
 
 
-def test_its_own_check_passes(jetson, run_tool, tmp_path):
+def test_cpp_test_passes(jetson, run_tool, tmp_path):
     sample = HERE.parent.parent / "samples" / "cpp" / "check_tfiseg.cpp"
     assert jetson.run(compiled(jetson, run_tool, tmp_path / "check", sample)) == "ok\n"
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="compares with x86-64")
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_test_problems_are_equal_to_x86_64_bit_for_bit(
-    jetson, run_tool, random_problem, tmp_path, threads
-):
+def test_problems_are_equal_to_x86_64_bit_for_bit(jetson, run_tool, random_problem, tmp_path, threads):
     program = compiled(jetson, run_tool, tmp_path / "run_problems", HERE / "run_problems.cpp")
     problems = [random_problem(seed) for seed in range(PROBLEMS)]
     (tmp_path / "problems").write_bytes(b"".join(map(packed, problems)))
@@ -136,7 +134,7 @@ def test_the_test_problems_are_equal_to_x86_64_bit_for_bit(
     assert differing_scores == 0
 
 
-def test_the_gpu_s_phases_are_equal_there_too(require_tools, run_tool, tmp_path):
+def test_gpu_phases_are_equal_on_aarch64(require_tools, run_tool, tmp_path):
     """fuzz.cpp, whole: CPU operator against GPU phases, views, frames, refused arguments."""
     require_tools("aarch64-linux-gnu-g++", "qemu-aarch64")
     csrc = PLUGINS / "csrc"

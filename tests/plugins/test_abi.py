@@ -1,5 +1,4 @@
-"""Programs that were compiled against the last release go on working, or the API version says that they
-don't."""
+"""The C API is compatible with the last release, or its version is higher."""
 
 import shutil
 import subprocess
@@ -28,7 +27,7 @@ def version_of(facts: list[str]) -> int:
 
 
 def broken(before: list[str], now: list[str]) -> list[str]:
-    """Return what a program may rely on that is gone or different; additions break nothing."""
+    """Return facts of the C API that are missing or different; additions are compatible."""
     return [fact for fact in before if fact not in now]
 
 
@@ -37,7 +36,7 @@ def now() -> list[str]:
     return layout()
 
 
-def test_the_layout_is_that_of_the_last_release_or_the_version_is_higher(now):
+def test_layout_is_unchanged_or_the_version_is_higher(now):
     before = recorded()
     assert version_of(now) >= version_of(before)
     if version_of(now) == version_of(before):
@@ -56,7 +55,7 @@ def test_breaking_changes_are_found(now):
         assert broken(now, [other for other in now if other != fact]) == [fact]
 
 
-def test_every_field_and_function_is_measured(now):
+def test_every_field_and_function_is_recorded(now):
     header = (RECORD.parent / "csrc" / "tfiseg.h").read_text()
     assert len(functions(header)) == header.count("\nTFISEG_API ")
     sizes = {name: sum(fact.startswith(f"field {name}.") for fact in now) for name in structures(header)}
@@ -73,7 +72,7 @@ def test_python_has_the_same_layout(now):
             assert f"field {name}.{field}: at {place.offset}, {place.size} bytes" in now
 
 
-def test_python_s_library_shows_the_functions_of_the_header(now):
+def test_native_library_exports_the_functions_of_the_header(now):
     done = subprocess.run(["nm", "-D", "--defined-only", library_path()], capture_output=True, text=True)
     shown = {line.split()[-1] for line in done.stdout.splitlines()}
     assert {
@@ -81,7 +80,7 @@ def test_python_s_library_shows_the_functions_of_the_header(now):
     } <= shown
 
 
-def test_a_jetson_has_the_same_layout(now, require_tools):
+def test_aarch64_has_the_same_layout(now, require_tools):
     require_tools("aarch64-linux-gnu-gcc", "qemu-aarch64")
     root = Path("/usr/aarch64-linux-gnu")
     assert shutil.which("qemu-aarch64")

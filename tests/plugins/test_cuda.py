@@ -1,5 +1,4 @@
-"""The CUDA operator on a GPU: the reference's bits, in a graph, replayed. `.ci/gpu` runs these,
-compute-sanitizer and the timings."""
+"""The CUDA operator on a GPU equals the reference bit for bit, also in a replayed graph (`.ci/gpu`)."""
 
 import ctypes
 import os
@@ -13,7 +12,7 @@ from tfiseg.plugins.native import ResultStruct, cluster_native, problem_struct
 from tfiseg.plugins.plugin_build import find_nvcc
 from tfiseg.plugins.problem import Clustering, problem_of
 from tfiseg.plugins.reference import cluster_reference
-from tfiseg.plugins.reference_views import cut_views_reference, place_pieces_reference
+from tfiseg.plugins.reference_views import place_instances_reference, render_views_reference
 
 pytestmark = pytest.mark.gpu
 HERE = Path(__file__).parent
@@ -66,15 +65,15 @@ def test_random_problems(first_seed, random_problem, on_gpu, assert_same):
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_views_and_pieces(seed, random_look, runner, views_by_phases):
+def test_views_and_placed_instances(seed, random_views_case, runner, views_by_phases):
     cut, place = views_by_phases(runner)
-    scene, count, side, found_in = random_look(seed)
-    expected = cut_views_reference(scene, count, side)
+    scene, count, side, found_in = random_views_case(seed)
+    expected = render_views_reference(scene, count, side)
     seen = cut(scene, count, side)
     found, least = found_in(expected), 1 + seed % 2
     pairs = (
         (seen, expected),
-        (place(scene, expected, found, least), place_pieces_reference(scene, expected, found, least)),
+        (place(scene, expected, found, least), place_instances_reference(scene, expected, found, least)),
     )
     for got, wanted in pairs:
         for name in wanted.__dataclass_fields__:
@@ -91,7 +90,7 @@ def test_every_shared_photo(name, eval_sets, on_gpu, assert_same):
         assert_same(on_gpu(problem), cluster_native(problem))
 
 
-def test_a_large_grid_takes_cooperative_kernels(on_gpu, assert_same):
+def test_large_grid_uses_cooperative_kernels(on_gpu, assert_same):
     rng = np.random.default_rng(7)
     blobs = (cv2.GaussianBlur(rng.random((2048, 2048)).astype(np.float32), (0, 0), 12) > 0.5).astype(np.uint8)
     problem = problem_of(blobs, min_area=25)
@@ -100,7 +99,7 @@ def test_a_large_grid_takes_cooperative_kernels(on_gpu, assert_same):
     assert_same(on_gpu(problem), expected)
 
 
-def test_ten_thousand_replays_are_identical_and_take_no_memory(runner, random_problem, assert_same):
+def test_ten_thousand_replays_are_identical_and_allocate_no_memory(runner, random_problem, assert_same):
     library = ctypes.CDLL(str(runner))
     problem = random_problem(4)
     n, (h, w) = problem.batch, problem.out_hw
@@ -114,9 +113,9 @@ def test_ten_thousand_replays_are_identical_and_take_no_memory(runner, random_pr
     result = ResultStruct(ctypes.sizeof(ResultStruct), **{name: a.ctypes.data for name, a in out.items()})
     median_us, grown, seen = ctypes.c_double(), ctypes.c_int64(), set()
     for replays in (10, 10_000):
-        asked = problem_struct(problem)
+        struct = problem_struct(problem)
         status = library.replay_in_graph(
-            *map(ctypes.byref, (asked, result)), replays, *map(ctypes.byref, (median_us, grown))
+            *map(ctypes.byref, (struct, result)), replays, *map(ctypes.byref, (median_us, grown))
         )
         assert status == 0
         assert grown.value == 0

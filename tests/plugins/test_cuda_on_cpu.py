@@ -1,5 +1,7 @@
-"""The CUDA kernels themselves, compiled with g++ and run on a CPU (cuda_on_cpu): the reference's bits, with
-no GPU and no nvcc. Every CUDA thread is a fiber; seeds decide which one goes on at barriers and atomics."""
+"""The CUDA kernels, compiled with g++ and run on a CPU (cuda_on_cpu), equal the reference bit for bit.
+
+Every CUDA thread is a fiber; a seed decides which one continues at barriers and atomics.
+"""
 
 import ctypes
 import subprocess
@@ -12,7 +14,7 @@ from tfiseg import MissingDependencyError
 from tfiseg.plugins.native import ResultStruct, cluster_native, problem_struct
 from tfiseg.plugins.plugin_build import find_tensorrt_headers
 from tfiseg.plugins.problem import problem_of
-from tfiseg.plugins.reference_views import cut_views_reference, place_pieces_reference
+from tfiseg.plugins.reference_views import place_instances_reference, render_views_reference
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "plugins" / "csrc"
@@ -33,7 +35,7 @@ EMULATED = (
 
 @pytest.fixture(scope="session")
 def emulate(compile_cpp, tmp_path_factory) -> Callable[..., Path]:
-    """emulate(name, *sources, flags=()): CUDA sources as a CPU library."""
+    """emulate(name, *sources, flags=()): compile CUDA sources as a CPU library."""
     folder = tmp_path_factory.mktemp("cuda_on_cpu")
     sources = [CSRC / name for name in ("api.cpp", "cluster_cpu.cpp", "fit_cpu.cpp", "views_cpu.cpp")]
     cpu = compile_cpp(folder / "cpu.so", *sources, flags=("-O1", "-DTFISEG_WITH_CUDA", *SHARED))
@@ -85,8 +87,8 @@ def test_random_problems(way, random_problem, kernels, by_phases, configure, ass
         assert_same(run(problem, seed=seed, half=seed % 2 == 1), expected)
 
 
-def test_boundaries_out_of_range_end(random_problem, kernels, by_phases, configure, assert_same):
-    """Growth over negative costs never ended: seeds 117 and 143 among them, others with a second pass too."""
+def test_boundaries_out_of_range_terminate(random_problem, kernels, by_phases, configure, assert_same):
+    """Growth over negative costs did not terminate, e.g. with seeds 117 and 143."""
     run, tried = by_phases(kernels), 0
     for seed in (117, 143, *range(160)):
         problem = random_problem(seed)
@@ -139,39 +141,39 @@ def test_launches(random_problem, kernels, by_phases, configure):
     assert longest <= 13  # boundary enlarged, cuts moved, second pass
 
 
-def test_launches_of_views(random_look, kernels, views_by_phases, configure):
-    cut_views, place_pieces = views_by_phases(kernels)
-    scene, count, side, parts_of = random_look(0)
+def test_launches_of_views(random_views_case, kernels, views_by_phases, configure):
+    render_views, place_instances = views_by_phases(kernels)
+    scene, count, side, parts_of = random_views_case(0)
     configure(0)
-    expected = cut_views_reference(scene, count, min(side, 31))
+    expected = render_views_reference(scene, count, min(side, 31))
     found = parts_of(expected)
-    assert launches_of(kernels, lambda: cut_views(scene, count, min(side, 31))) == 2
-    assert launches_of(kernels, lambda: place_pieces(scene, expected, found, 2)) == 1
+    assert launches_of(kernels, lambda: render_views(scene, count, min(side, 31))) == 2
+    assert launches_of(kernels, lambda: place_instances(scene, expected, found, 2)) == 1
 
 
-def test_several_blocks_meet_at_grid_barriers(kernels, by_phases, configure, assert_same):
+def test_several_blocks_synchronize_at_grid_barriers(kernels, by_phases, configure, assert_same):
     class_map = (np.random.default_rng(0).random((64, 64)) < 0.7).astype(np.uint8)
     problem = problem_of(class_map)
     configure(3, yield_every=11)
     assert_same(by_phases(kernels)(problem), cluster_native(problem))
 
 
-def test_views(random_look, kernels, views_by_phases, configure):
-    cut_views, place_pieces = views_by_phases(kernels)
+def test_views(random_views_case, kernels, views_by_phases, configure):
+    render_views, place_instances = views_by_phases(kernels)
     for seed in range(3):
-        scene, count, side, parts_of = random_look(seed)
+        scene, count, side, parts_of = random_views_case(seed)
         side = min(side, 31)
-        expected = cut_views_reference(scene, count, side)
+        expected = render_views_reference(scene, count, side)
         configure(seed)
-        got = cut_views(scene, count, side)
+        got = render_views(scene, count, side)
         found = parts_of(expected)
-        pieces = place_pieces(scene, expected, found, 2)
-        for mine, theirs in ((got, expected), (pieces, place_pieces_reference(scene, expected, found, 2))):
+        pieces = place_instances(scene, expected, found, 2)
+        for mine, theirs in ((got, expected), (pieces, place_instances_reference(scene, expected, found, 2))):
             for name in theirs.__dataclass_fields__:
                 assert np.array_equal(getattr(mine, name), getattr(theirs, name)), name
 
 
-def test_a_captured_graph_gives_the_same_each_time(kernels):
+def test_captured_graph_is_deterministic(kernels):
     library = ctypes.CDLL(str(kernels))
     class_map = (np.random.default_rng(2).random((12, 14)) < 0.8).astype(np.uint8)
     problem = problem_of(class_map, max_instances=50)
@@ -195,7 +197,7 @@ def test_a_captured_graph_gives_the_same_each_time(kernels):
     assert np.array_equal(out["count"], expected.count)
 
 
-def test_the_plugins_enqueue(emulate, compile_cpp, tmp_path):
+def test_plugin_enqueue(emulate, compile_cpp, tmp_path):
     """The plugin on the emulated device: its interface, and enqueue in a graph (plugin_interface.cpp)."""
     try:
         headers = find_tensorrt_headers()

@@ -1,4 +1,4 @@
-"""Evidence and values that no trained network gives: bounded time, bounded sums, and a report."""
+"""Evidence and values that no trained network predicts: time and sums stay bounded."""
 
 import time
 import warnings
@@ -19,20 +19,20 @@ def random_rule(seed: int, hidden: int = 4) -> np.ndarray:
 
 
 def dots(side: int) -> Problem:
-    """Single pixels in every second row and column, all of them affine to their neighbors."""
+    """Single pixels in every second row and column, with affinity 1 to their neighbors."""
     class_map = np.zeros((side, side), np.uint8)
     class_map[::2, ::2] = 1
     return problem_of(class_map, affinity=np.ones((1, 2, side, side), np.float32), affinity_offsets=2 * NEXT)
 
 
 def pixels(side: int, **evidence) -> Problem:
-    """Every pixel a region of its own."""
+    """Every pixel is its own region."""
     still = np.zeros((2, side, side), np.float32)
     return problem_of(np.ones((side, side), np.uint8), still, centre_radius=0.0, **evidence)
 
 
 def noisy_pixels(side: int) -> Problem:
-    """Regions of one pixel and a rule that weighs their shape: one union grows and grows."""
+    """Regions of one pixel with a rule that depends on shape, so that one union keeps growing."""
     affinity = np.random.default_rng(0).random((1, 2, side, side)).astype(np.float32)
     return pixels(side, affinity=affinity, affinity_offsets=NEXT, merge_rule=random_rule(0))
 
@@ -70,7 +70,7 @@ def test_time_grows_with_the_pixels(make):
 
 
 @pytest.mark.parametrize("side", [16, 48])
-def test_a_merge_that_stops_is_reported_and_the_same_everywhere(side, shuffled, assert_same):
+def test_stopped_merge_is_reported_and_equal_everywhere(side, shuffled, assert_same):
     problem = noisy_pixels(side)
     expected = cluster_reference(problem)
     for threads in (1, 2):
@@ -80,7 +80,7 @@ def test_a_merge_that_stops_is_reported_and_the_same_everywhere(side, shuffled, 
     assert (flags & FLAG_MERGE_STOPPED).all() == (side == 48)
 
 
-def test_a_second_pass_that_stops_is_reported(shuffled, assert_same):
+def test_stopped_second_pass_is_reported(shuffled, assert_same):
     side = 192
     rng = np.random.default_rng(1)
     boundary = np.zeros((1, side, side), np.float32)
@@ -101,8 +101,8 @@ def test_a_second_pass_that_stops_is_reported(shuffled, assert_same):
     assert (expected.table[0, : expected.count[0], 9].astype(int) & FLAG_MERGE_STOPPED).any()
 
 
-def test_a_fixed_ratio_needs_no_budget():
-    """Connected components of noise: one union of thousands of basins, all of them merged."""
+def test_fixed_ratio_needs_no_budget():
+    """Connected components of noise merge thousands of basins into one union."""
     class_map = (np.random.default_rng(0).random((512, 512)) < 0.7).astype(np.uint8)
     problem = problem_of(class_map, split=0.0)
     found = cluster_native(problem)
@@ -111,7 +111,7 @@ def test_a_fixed_ratio_needs_no_budget():
     assert not (found.table[0, :, 9].astype(int) & FLAG_MERGE_STOPPED).any()
 
 
-def test_the_call_warns_of_a_merge_that_stopped():
+def test_cluster_warns_of_a_stopped_merge():
     problem = noisy_pixels(64)
     evidence = {
         "displacement": problem.displacement[0],
@@ -132,7 +132,7 @@ WRONG = (-3.0, 3.0, 1e30, -1e30, np.inf, -np.inf, np.nan)
 
 @pytest.mark.parametrize("name", ["boundary", "affinity", "displacement", "scores"])
 @pytest.mark.parametrize("share", [0.1, 1.0])
-def test_values_out_of_range_end_and_are_the_same_everywhere(
+def test_values_out_of_range_terminate_and_are_equal_everywhere(
     name, share, random_problem, shuffled, assert_same
 ):
     rng = np.random.default_rng(7)
@@ -153,7 +153,7 @@ def test_values_out_of_range_end_and_are_the_same_everywhere(
 
 
 @pytest.mark.parametrize("offset", [2**31 - 1, -(2**31), 4097])
-def test_offsets_beyond_any_grid_are_refused(offset):
+def test_offsets_beyond_any_grid_raise_input_error(offset):
     class_map = np.ones((8, 8), np.uint8)
     with pytest.raises(InputError, match="affinity_offsets"):
         cluster(class_map, affinity=np.ones((1, 8, 8)), affinity_offsets=[(offset, 0)])

@@ -12,7 +12,7 @@ SAMPLES = Path(__file__).parent.parent.parent / "samples" / "cpp"
 PLUGINS = SAMPLES.parent.parent / "plugins"
 
 
-def test_what_is_installed(cpp_prefix):
+def test_installed_files(cpp_prefix):
     files = {str(path.relative_to(cpp_prefix)) for path in cpp_prefix.rglob("*") if not path.is_dir()}
     folder = next(name.split("/")[0] for name in files if name.startswith("lib"))  # lib or lib64
     assert files >= {
@@ -27,7 +27,7 @@ def test_what_is_installed(cpp_prefix):
     }
 
 
-def test_the_library_shows_its_api_alone(cpp_prefix, run_tool):
+def test_library_exports_its_api_only(cpp_prefix, run_tool):
     library = next(cpp_prefix.glob("lib*/libtfiseg.so"))
     lines = run_tool("nm", "-D", "--defined-only", library).splitlines()
     names = {line.split()[-1] for line in lines}
@@ -44,7 +44,7 @@ def pkg_config(prefix: Path, run_tool, *options: str) -> list[str]:
     return run_tool("pkg-config", *options, "tfiseg", env={"PKG_CONFIG_PATH": str(folder)}).split()
 
 
-def test_a_program_is_built_with_pkg_config(cpp_prefix, require_tools, run_tool, tmp_path):
+def test_program_builds_with_pkg_config(cpp_prefix, require_tools, run_tool, tmp_path):
     require_tools("pkg-config")
     assert pkg_config(cpp_prefix, run_tool, "--modversion") == [tfiseg.__version__]
     flags = pkg_config(cpp_prefix, run_tool, "--cflags", "--libs")
@@ -60,7 +60,7 @@ WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wsig
 @pytest.mark.parametrize(
     "flags", [("-std=c++17",), ("-std=c++20",), ("-std=c++17", "-fno-exceptions", "-fno-rtti")]
 )
-def test_the_cpp_header_compiles_without_a_warning(cpp_prefix, run_tool, tmp_path, flags):
+def test_cpp_header_compiles_without_warnings(cpp_prefix, run_tool, tmp_path, flags):
     source = tmp_path / "program.cpp"
     source.write_text("""#include <tfiseg.hpp>
         int main() {
@@ -84,7 +84,7 @@ def test_the_cpp_header_compiles_without_a_warning(cpp_prefix, run_tool, tmp_pat
     assert run_tool(program) == ""
 
 
-def test_the_c_header_is_c(cpp_prefix, run_tool, tmp_path):
+def test_c_header_compiles_as_c(cpp_prefix, run_tool, tmp_path):
     source = tmp_path / "program.c"
     source.write_text(
         "#include <tfiseg.h>\nint main(void) { return tfiseg_api_version() != TFISEG_API_VERSION; }\n"
@@ -108,8 +108,8 @@ def test_the_c_header_is_c(cpp_prefix, run_tool, tmp_path):
     assert run_tool(program) == ""
 
 
-def test_no_exception_crosses_the_c_border(cpp_prefix, run_tool, tmp_path):
-    """Memory runs out inside the library: a status for C, an exception of the caller's own code in C++."""
+def test_no_exception_leaves_the_c_api(cpp_prefix, run_tool, tmp_path):
+    """Out of memory inside the library is a status in C and an exception in the C++ header."""
     source = tmp_path / "program.cpp"
     source.write_text("""#include <tfiseg.hpp>
         #include <sys/resource.h>
@@ -150,7 +150,7 @@ def test_no_exception_crosses_the_c_border(cpp_prefix, run_tool, tmp_path):
     assert "out of memory" in done.stdout
 
 
-def test_cmake_says_what_is_missing(require_tools, tmp_path):
+def test_cmake_names_what_is_missing(require_tools, tmp_path):
     require_tools("cmake")
     command = ["cmake", "-S", PLUGINS, "-B", tmp_path, "-DTFISEG_CUDA=OFF", "-DTFISEG_TENSORRT=ON"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Shapes of a network's maps are checked against each other before their addresses go to the GPU."""
+"""Shapes of a network's maps are checked before their addresses are passed to the GPU."""
 
 import pytest
 from tfiseg.errors import EngineError
@@ -32,6 +32,6 @@ def test_strides_come_from_the_shapes():
         ("affinity", (2, 14, 24, 40), "integer factor"),
     ],
 )
-def test_shapes_that_disagree_are_refused(name, shape, message):
+def test_inconsistent_shapes_raise_errors(name, shape, message):
     with pytest.raises(EngineError, match=message):
         map_strides({"logits": LOGITS, name: shape}, 14)

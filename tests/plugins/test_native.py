@@ -150,7 +150,7 @@ CHECKERBOARD = (np.indices((33, 40)).sum(0) % 2).astype(np.uint8)
     ],
 )
 @pytest.mark.parametrize("split", ["auto", 0.0, 0.7])
-def test_hard_pictures(class_map, split):
+def test_hard_class_maps(class_map, split):
     assert_equal(problem(class_map, split))
 
 
@@ -165,7 +165,7 @@ def test_more_than_max_instances_keeps_the_largest_in_raster_order():
 
 @given(class_maps())
 @settings(max_examples=40, deadline=None)
-def test_relabelling_classes_changes_nothing(class_map):
+def test_relabeling_classes_changes_nothing(class_map):
     lookup = np.arange(256, dtype=np.uint8)
     lookup[[1, 2, 3]] = [3, 1, 2]
     assert np.array_equal(
@@ -174,7 +174,7 @@ def test_relabelling_classes_changes_nothing(class_map):
 
 
 def partition(label_map: np.ndarray) -> np.ndarray:
-    """Numbers by first pixel in raster order, so that equal partitions are equal arrays."""
+    """Number labels by first pixel in raster order, so that equal partitions are equal arrays."""
     values, first, inverse = np.unique(label_map, return_index=True, return_inverse=True)
     order = np.argsort(np.argsort(np.where(values == 0, -1, first)))
     return (order + (0 if (values == 0).any() else 1))[inverse].reshape(label_map.shape)
@@ -183,7 +183,7 @@ def partition(label_map: np.ndarray) -> np.ndarray:
 @given(class_maps(), st.sampled_from([0, 1]), st.sampled_from([0.0, 0.5]))
 @settings(max_examples=40, deadline=None)
 def test_connected_components_follow_flips(class_map, axis, split):
-    """With split 0 the partition is that of connected components, whichever way the picture is turned."""
+    """With split 0, flipping the map flips the connected components."""
     flipped = np.flip(class_map, axis)
     counts = (
         cluster_native(problem(class_map, 0.0)).count,
@@ -197,7 +197,7 @@ def test_connected_components_follow_flips(class_map, axis, split):
 @given(class_maps(), st.integers(1, 9), st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
 def test_translation_moves_the_result(class_map, dy, dx):
-    """In a frame of background, where a picture lies makes no difference."""
+    """Translation within background translates the result."""
     h, w = class_map.shape
     near, far = np.zeros((h + 12, w + 12), np.uint8), np.zeros((h + 12, w + 12), np.uint8)
     near[1 : h + 1, 1 : w + 1] = class_map
@@ -215,7 +215,7 @@ def test_connected_components_equal_opencv():
     assert np.array_equal(partition(got.label_map[0]), partition(labels))
 
 
-def test_a_batch_is_its_pictures():
+def test_batch_equals_single_maps():
     rng = np.random.default_rng(5)
     maps = np.stack([np.kron(rng.integers(0, 3, (8, 9)), np.ones((5, 5), int)) for _ in range(3)]).astype(
         np.uint8
@@ -232,9 +232,8 @@ def test_largest_grid():
     assert cluster_native(problem(class_map)).count.tolist() == [63]
 
 
-def test_smooth_evidence_is_no_trap():
-    """A ramp of affinities lets one pair merge per round: as many rounds as pixels, which must not cost as
-    many passes."""
+def test_smooth_evidence_is_fast():
+    """A ramp of affinities merges one pair per round; a round must not scan every edge."""
     side = 128
     y, x = np.mgrid[:side, :side].astype(np.float32)
     ramp = np.stack([(x + 1.3 * y + 1) / (2.4 * side), (0.7 * x + y + 1) / (2.4 * side)])[None]
@@ -250,10 +249,10 @@ def test_smooth_evidence_is_no_trap():
         )
     )
     assert got.count.tolist() == [1]
-    assert time.perf_counter() - began < 3  # 6 s when every round scanned every edge; 0.03 s now
+    assert time.perf_counter() - began < 3  # 6 s if every round scans every edge, else 0.03 s
 
 
-def test_region_graph_has_room_for_any_number():
+def test_region_graph_of_any_size():
     class_map = np.zeros((300, 300), np.uint8)
     class_map[::2, ::2] = 1
     region_map, regions, edges = region_graph(problem(class_map))

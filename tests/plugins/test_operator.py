@@ -1,4 +1,4 @@
-"""``tfiseg.cluster``: what it takes, what it gives, and the sentences it says."""
+"""Arguments, results and errors of ``tfiseg.cluster``."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ TWO[5:15, 5:15] = 15
 TWO[5:15, 25:35] = 7
 
 
-def test_a_class_map_gives_instances():
+def test_class_map_gives_instances():
     found = tfiseg.cluster(TWO, class_names=["background"] + [f"c{i}" for i in range(1, 21)])
     assert [(i.class_name, i.area, i.box_xyxy) for i in found] == [
         ("c15", 100, (5, 5, 15, 15)),
@@ -33,13 +33,13 @@ def test_logits_are_clustered_and_scaled_up():
     assert 0.5 < found.score[0] < 1
 
 
-def test_batches_give_lists():
+def test_cluster_batch_returns_lists():
     found = tfiseg.cluster_batch(np.stack([TWO, np.zeros_like(TWO)]))
     assert [len(f) for f in found] == [2, 0]
 
 
-def test_one_picture_and_several_are_told_apart():
-    with pytest.raises(tfiseg.InputError, match=r"shape \(2, 20, 40\): cluster takes one picture"):
+def test_number_of_axes_is_checked():
+    with pytest.raises(tfiseg.InputError, match=r"shape \(2, 20, 40\): cluster takes one map"):
         tfiseg.cluster(np.stack([TWO, TWO]))
     with pytest.raises(tfiseg.InputError, match=r"shape \(20, 40\): cluster_batch takes \(N, H, W\)"):
         tfiseg.cluster_batch(TWO)
@@ -60,7 +60,7 @@ def test_scores_of_large_instances():
     assert tfiseg.cluster(logits).score[0] == pytest.approx(0.99966, abs=1e-4)
 
 
-def test_results_may_be_larger_than_the_grid_can_be():
+def test_results_may_be_larger_than_the_maximum_grid():
     logits = np.zeros((2, 4, 160), np.float32)
     logits[1] = 1
     assert tfiseg.cluster(logits, output_size_hw=(20, 6000)).area.tolist() == [120_000]
@@ -71,7 +71,7 @@ def test_strides_that_do_not_divide():
         assert len(tfiseg.cluster(np.ones(grid, np.uint8), affinity=np.ones((14, *cells)))) == 1
 
 
-def test_more_threads_than_the_system_gives():
+def test_more_threads_than_the_system_provides():
     assert len(tfiseg.cluster(TWO, threads=200_000)) == 2
 
 
@@ -79,7 +79,7 @@ def test_an_empty_batch():
     assert tfiseg.cluster_batch(np.zeros((0, 8, 8), np.uint8)) == []
 
 
-def test_things_choose_classes():
+def test_things_select_classes():
     assert tfiseg.cluster(TWO, things=[7]).class_id.tolist() == [7]
 
 
@@ -99,12 +99,12 @@ def test_evidence_may_be_an_integer_factor_smaller():
 
 
 @pytest.mark.parametrize(
-    ("semantic", "kwargs", "says"),
+    ("semantic", "kwargs", "message"),
     [
-        (np.zeros((4, 4), float), {}, "taken as logits"),
+        (np.zeros((4, 4), float), {}, "must be logits"),
         (np.zeros((4, 4), complex), {}, "integer class map or floating-point logits"),
         (np.zeros(4, int), {}, r"must be \(H, W\)"),
-        (np.zeros((48, 64, 3), np.uint8), {}, "looks like a picture"),
+        (np.zeros((48, 64, 3), np.uint8), {}, "looks like an image"),
         (np.full((4, 4), 300), {}, "class ids must lie in 0..255"),
         (np.full((4, 4), -1), {}, "class ids must lie in 0..255"),
         (np.zeros((0, 4), int), {}, "sides must lie in 1..4096"),
@@ -131,26 +131,26 @@ def test_evidence_may_be_an_integer_factor_smaller():
         (np.full((3, 4, 4), 1e39), {}, "NaN or infinity"),
     ],
 )
-def test_bad_input_is_a_sentence(semantic, kwargs, says):
-    with pytest.raises(tfiseg.InputError, match=says):
+def test_invalid_input_raises_input_error(semantic, kwargs, message):
+    with pytest.raises(tfiseg.InputError, match=message):
         tfiseg.cluster(semantic, **kwargs)
 
 
-def test_look_alikes_are_warned_of():
+def test_probable_mistakes_raise_or_warn():
     with pytest.warns(UserWarning, match="255 means ignore"):
         tfiseg.cluster((TWO > 0).astype(np.uint8) * 255)
     with pytest.warns(UserWarning, match="transpose"):
         tfiseg.cluster(np.zeros((100, 100, 21)))
 
 
-def test_no_errors_are_silent_about_their_family():
+def test_errors_have_one_base_class():
     assert issubclass(tfiseg.InputError, tfiseg.TfisegError)
     assert issubclass(tfiseg.InputError, ValueError)
 
 
 @pytest.mark.shared
-def test_the_instance_prototypes_affinities_split_people(shared):
-    """Real learned affinities through the operator: better than connected components on street photos."""
+def test_learned_affinities_split_people(shared):
+    """Learned affinities give better results than connected components on street photos."""
     import cv2
     import onnxruntime
     from tfiseg.runtime.evaluate.metrics import PictureScore, panoptic_counts
@@ -191,7 +191,7 @@ def test_the_instance_prototypes_affinities_split_people(shared):
     assert quality["affinity"] > quality["components"] + 5, quality
 
 
-def test_tensors_of_every_dtype_are_taken():
+def test_tensors_of_every_dtype_are_accepted():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     logits = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 60, 80)).astype(np.float32))
     expected = tfiseg.cluster(logits.bfloat16().float().numpy())
@@ -202,7 +202,7 @@ def test_tensors_of_every_dtype_are_taken():
     assert np.array_equal(found.score, wanted.score)
 
 
-def test_one_thing_may_be_given_as_a_number():
+def test_things_may_be_one_number():
     class_map = np.ones((60, 80), np.uint8)
     assert len(tfiseg.cluster(class_map, things=1)) == 1
     assert len(tfiseg.cluster(class_map, things=np.int64(2))) == 0

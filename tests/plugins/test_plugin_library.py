@@ -1,8 +1,7 @@
-"""libtfiseg_plugin.so without a GPU: it compiles for every architecture without spilling, TensorRT takes it,
-its interface behaves.
+"""libtfiseg_plugin.so without a GPU: compilation, loading by TensorRT, and its interface.
 
-Needs nvcc and TensorRT's headers (make test-plugin brings the latter); skipped where they are missing, unless
-TFISEG_TEST_PLUGIN is set.
+Needs nvcc and TensorRT's headers (``make test-plugin`` installs them). Without them, the tests are skipped
+unless TFISEG_TEST_PLUGIN is set.
 """
 
 import ctypes
@@ -42,7 +41,7 @@ def in_use(library, monkeypatch) -> Path:
     return library
 
 
-def test_it_compiles_for_every_architecture_and_no_kernel_spills(library):
+def test_library_compiles_for_every_architecture_without_spills(library):
     facts = json.loads(library.with_suffix(".json").read_text())
     assert facts["architectures"] == ["87", "89", "90", "110", "120", "PTX"]
     kernels = {k["kernel"] for k in facts["kernels"]}
@@ -57,7 +56,7 @@ def test_it_compiles_for_every_architecture_and_no_kernel_spills(library):
     assert "warning" not in library.with_suffix(".log").read_text().lower()
 
 
-def test_only_its_api_is_visible(library):
+def test_library_exports_its_api_only(library):
     done = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True)
     names = {line.split()[-1] for line in done.stdout.splitlines()}
     assert {n for n in names if not n.startswith("tfiseg_")} == {"getCreators", "setLoggerFinder"}
@@ -66,7 +65,7 @@ def test_only_its_api_is_visible(library):
     assert "cudart" not in needs
 
 
-def test_the_library_that_registers_itself_shows_the_c_api_alone(library):
+def test_autoregister_library_exports_the_c_api_only(library):
     twin = library.with_name(plugin_library.AUTOREGISTER_LIBRARY)
     done = subprocess.run(["nm", "-D", "--defined-only", twin], capture_output=True, text=True, check=True)
     names = {line.split()[-1] for line in done.stdout.splitlines()}
@@ -78,7 +77,7 @@ def test_the_library_that_registers_itself_shows_the_c_api_alone(library):
 
 @pytest.fixture
 def registry_program(tmp_path) -> Path:
-    """A program with a plugin registry that opens the library."""
+    """Compile a program with a plugin registry that opens the library."""
     program = tmp_path / "plugin_autoregister"
     flags = ("-std=c++17", "-O1", "-Xcompiler=-Wall,-Wextra,-Werror,-Wno-deprecated-declarations,-rdynamic")
     headers = ("-isystem", find_tensorrt_headers())
@@ -88,18 +87,18 @@ def registry_program(tmp_path) -> Path:
     return program
 
 
-def test_opening_it_registers_the_plugin(library, registry_program):
-    """As trtexec --staticPlugins and Triton do it: dlopen, and nothing else."""
+def test_opening_the_library_registers_the_plugin(library, registry_program):
+    """trtexec --staticPlugins and Triton only call dlopen."""
     twin = library.with_name(plugin_library.AUTOREGISTER_LIBRARY)
     done = subprocess.run([registry_program, twin], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "tfiseg::DisplacementFieldClustering 1, creates plugins\n"
-    # the library for the registry's own loader registers nothing by itself
+    # the other library is for the registry's loader and does not register itself
     done = subprocess.run([registry_program, library], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_another_major_version_of_tensorrt_is_refused(library, registry_program):
+def test_another_major_version_of_tensorrt_is_rejected(library, registry_program):
     twin = library.with_name(plugin_library.AUTOREGISTER_LIBRARY)
     done = subprocess.run([registry_program, twin, "80601"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
@@ -107,24 +106,24 @@ def test_another_major_version_of_tensorrt_is_refused(library, registry_program)
 
 
 @pytest.mark.parametrize(
-    ("first", "says"),
+    ("first", "message"),
     [
         ("pass", "found no TensorRT in this process"),
         ("import tensorrt_rtx", "was built for TensorRT 10, this process has version 1"),
     ],
 )
-def test_a_process_without_its_tensorrt_goes_on(library, first, says):
+def test_process_without_tensorrt_continues(library, first, message):
     if "import" in first:
         pytest.importorskip("tensorrt_rtx")
     twin = library.with_name(plugin_library.AUTOREGISTER_LIBRARY)
     code = f"import ctypes, sys; {first}; print(ctypes.CDLL(sys.argv[1]).tfiseg_api_version())"
     done = subprocess.run([sys.executable, "-c", code, twin], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert says in done.stderr
+    assert message in done.stderr
 
 
-def test_its_interface(library, tmp_path):
-    """Clones, formats, shapes, workspace, serialisation: driven by a C++ program as TensorRT would."""
+def test_plugin_interface(library, tmp_path):
+    """A C++ program drives clones, formats, shapes, workspace and serialization like TensorRT."""
     program = tmp_path / "plugin_interface"
     always = ("-std=c++17", "-O1", "-Xcompiler=-Wall,-Wextra,-Werror", "-isystem", find_tensorrt_headers())
     subprocess.run([find_nvcc(), *always, HERE / "plugin_interface.cpp", "-o", program, "-ldl"], check=True)
@@ -133,7 +132,7 @@ def test_its_interface(library, tmp_path):
     assert done.stdout.endswith("checks passed\n")
 
 
-def test_without_a_gpu_the_c_api_says_so(library):
+def test_c_api_reports_a_missing_gpu(library):
     loaded = ctypes.CDLL(str(library))
     loaded.tfiseg_workspace_size.restype = ctypes.c_int64
     problem = problem_of(np.ones((40, 50), np.uint8))
@@ -143,9 +142,8 @@ def test_without_a_gpu_the_c_api_says_so(library):
     assert loaded.tfiseg_workspace_size(ctypes.byref(struct), 1) == 0
 
 
-def test_tensorrt_takes_it(in_use, capfd):
-    """A real TensorRT process: TensorRT-RTX's registry loads the library, lists the creator, creates plugins
-    and refuses bad fields."""
+def test_tensorrt_loads_the_plugin(in_use, capfd):
+    """TensorRT-RTX's registry loads the library, lists the creator, creates plugins, rejects bad fields."""
     trt = pytest.importorskip("tensorrt_rtx")
     assert load_plugin(trt) == in_use
     assert load_plugin(trt) == in_use
@@ -166,7 +164,7 @@ def test_tensorrt_takes_it(in_use, capfd):
     assert "min_area must not be negative, got -1" in capfd.readouterr().err
 
 
-def test_the_onnx_node_has_fields_that_the_creator_takes(in_use):
+def test_creator_accepts_the_fields_of_the_onnx_node(in_use):
     trt, onnx = pytest.importorskip("tensorrt_rtx"), pytest.importorskip("onnx")
     from plain_model import PLAIN_MODEL
     from tfiseg.export.engine.clustering_node import graft_clustering
@@ -181,7 +179,7 @@ def test_the_onnx_node_has_fields_that_the_creator_takes(in_use):
     fields = []
     for attribute in grafted.graph.node[
         -1
-    ].attribute:  # as TensorRT's parser does it: by the names that the creator lists
+    ].attribute:  # TensorRT's parser reads the fields that the creator lists
         if attribute.name in types:
             kind = np.float32 if types[attribute.name] == trt.PluginFieldType.FLOAT32 else np.int32
             value = np.atleast_1d(np.array(onnx.helper.get_attribute_value(attribute), kind))
@@ -192,8 +190,8 @@ def test_the_onnx_node_has_fields_that_the_creator_takes(in_use):
     )
 
 
-def test_a_library_that_tensorrt_refuses_is_explained(tmp_path):
-    """In a process of its own: a registry keeps what it once took."""
+def test_rejected_library_raises_an_error(tmp_path):
+    """Runs in another process, because a registry keeps loaded plugins."""
     pytest.importorskip("tensorrt_rtx")
     broken = tmp_path / "libtfiseg_plugin.so"
     broken.write_bytes(b"no library")
@@ -224,14 +222,14 @@ def test_verbs(in_use, capsys):
     assert "none spilling" in capsys.readouterr().out
 
 
-def test_a_missing_library_is_a_sentence(tmp_path, monkeypatch, capsys):
+def test_missing_library_raises_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFISEG_PLUGIN", str(tmp_path / "no.so"))
     for what in (["path"], ["path", "--autoregister"], ["info"]):
         assert main(["plugin", *what]) == 1
         assert "`tfiseg plugin build`" in capsys.readouterr().err
 
 
-def test_missing_tools_are_named_with_what_brings_them(monkeypatch, tmp_path):
+def test_missing_tools_are_named_with_a_fix(monkeypatch, tmp_path):
     monkeypatch.setattr(plugin_build.shutil, "which", lambda *_, **__: None)
     monkeypatch.setattr(plugin_build.Path, "is_file", lambda _: False)
     for find, brings in (
@@ -244,12 +242,12 @@ def test_missing_tools_are_named_with_what_brings_them(monkeypatch, tmp_path):
         assert brings in str(wrong.value)
 
 
-def test_odd_architectures_are_refused(tmp_path):
+def test_invalid_architectures_raise_an_error(tmp_path):
     with pytest.raises(TfisegError, match="compute capabilities like 87"):
         build_plugin(["sm_90"], tmp_path / "x.so")
 
 
-def test_the_compilers_report_is_read():
+def test_compiler_report_is_parsed():
     entry = "'_ZN6tfiseg15cluster_cuda_cu11each_kernelINS_6LabelsEEEvT_l'"
     log = f"""ptxas info    : Compiling entry function {entry} for 'sm_90'
 ptxas info    : Function properties for _ZN6tfiseg
@@ -266,7 +264,7 @@ ptxas info    : Used 16 registers, used 1 barriers, 4256 bytes smem
     assert kernel_report(log) == [row]
 
 
-def test_a_kernels_name_is_read_past_the_digits_of_a_hash():
+def test_kernel_name_after_digits_of_a_hash():
     name = "_ZN6tfiseg48_GLOBAL__N__2c45c6b3_15_cluster_cuda_cu_614bf79b11each_kernelINS_8UpsampleEEEvT_l"
     said = (
         f"ptxas info    : Compiling entry function '{name}' for 'sm_87'\nptxas info    : Used 20 registers\n"

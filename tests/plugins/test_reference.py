@@ -1,4 +1,4 @@
-"""The numpy reference against hand-worked cases: tiny pictures whose answer a reader can check."""
+"""The NumPy reference on tiny class maps with results worked out by hand."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tfiseg.plugins.settings import Split
 
 
 def picture(text: str) -> np.ndarray:
-    """'.' = 0, digits = classes."""
+    """Return a class map: '.' = 0, digits = classes."""
     rows = [line.strip() for line in text.strip().splitlines()]
     return np.array([[0 if c == "." else int(c) for c in row] for row in rows], np.uint8)
 
@@ -24,8 +24,8 @@ def problem(class_map: np.ndarray, split: Split = "auto", **rest) -> Problem:
     [
         ("1", [[FAR_SQUARED]]),
         (".1.", [[0, 1, 0]]),
-        ("111.", [[9, 4, 1, 0]]),  # the picture's border is no object border
-        ("112", [[4, 1, 1]]),  # another class is
+        ("111.", [[9, 4, 1, 0]]),  # the image border is no object border
+        ("112", [[4, 1, 1]]),  # a border with another class is one
         ("11111\n11111\n11.11", [[8, 5, 4, 5, 8], [5, 2, 1, 2, 5], [4, 1, 0, 1, 4]]),
     ],
 )
@@ -42,7 +42,7 @@ def test_squared_distance_equals_opencv_inside_a_frame():
     assert np.array_equal(squared_distance(class_map), np.round(exact.astype(float) ** 2).astype(int))
 
 
-def test_links_go_to_the_highest_neighbour_and_ties_to_the_smallest_index():
+def test_links_go_to_the_highest_neighbor_and_ties_to_the_smallest_index():
     class_map = np.ones((1, 5), np.uint8)
     squared = np.array([[1, 4, 4, 4, 9]])
     assert ascent_links(class_map, squared).tolist() == [[1, 1, 1, 4, 4]]
@@ -68,7 +68,7 @@ def test_compactness_of_a_square_is_near_one():
     assert compactness(np.array([row])) == pytest.approx([0.9549], abs=1e-3)  # 3 / pi
 
 
-def test_grid_positions_have_half_pixel_centres():
+def test_grid_positions_have_half_pixel_centers():
     low, high, weight, near = grid_positions(2, 4)
     assert low.tolist() == [0, 0, 0, 1]
     assert high.tolist() == [1, 1, 1, 1]
@@ -98,7 +98,7 @@ def test_instances_are_numbered_in_raster_order_and_measured():
     assert result.table[0].tolist() == [[2, 1, 0, 0, 1, 2, 2, 0, 0.5, 1], [1, 1, 2, 0, 3, 1, 1, 2, 0, 1]]
 
 
-def test_a_given_field_groups_by_where_it_leads():
+def test_given_field_groups_pixels_by_target():
     class_map = np.ones((1, 6), np.uint8)
     field = np.zeros((2, 1, 6), np.float32)
     field[1, 0] = [3, 0, -3, 3, 0, -3]  # 0->3, 1 stays, 2->0, 3->6 clipped to 5, 4 stays, 5->2
@@ -106,13 +106,13 @@ def test_a_given_field_groups_by_where_it_leads():
     assert result.label_map[0].tolist() == [[1, 2, 1, 1, 3, 1]]
 
 
-def test_touching_centres_are_one():
+def test_touching_centers_are_merged():
     class_map = np.ones((1, 4), np.uint8)
     still = np.zeros((1, 2, 1, 4), np.float32)
     assert cluster_reference(problem(class_map, displacement=still)).count.tolist() == [1]
 
 
-def test_affinity_alone_decides_merges():
+def test_affinity_decides_merges():
     class_map = picture(DUMBBELL)
     offsets = np.array([[0, 1], [1, 0]], np.int32)
     for value, count in ((0.9, 1), (0.1, 2)):
@@ -121,7 +121,7 @@ def test_affinity_alone_decides_merges():
         assert result.count.tolist() == [count], value
 
 
-def test_a_strong_boundary_favours_a_cut():
+def test_strong_boundary_favors_a_cut():
     class_map = picture(DUMBBELL)
     boundary = np.zeros((1, *class_map.shape), np.float32)
     split = 0.6

@@ -1,10 +1,9 @@
-"""Cuts that move onto the boundary: what they must do, beside being the same bits everywhere (test_native.py,
-test_shuffled.py)."""
+"""Results of propagation; test_native.py and test_shuffled.py compare implementations bit for bit."""
 
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.plugins.reference import sharpened
+from tfiseg.plugins.reference import propagate_labels
 
 
 def two_halves():
@@ -13,9 +12,9 @@ def two_halves():
     return labels
 
 
-def moved(labels, boundary, width=6, cls=None):
+def propagate(labels, boundary, width=6, cls=None):
     cls = (labels > 0).astype(np.uint8) if cls is None else cls
-    return sharpened(labels, cls, boundary, width)
+    return propagate_labels(labels, cls, boundary, width)
 
 
 def wall(x):
@@ -24,29 +23,29 @@ def wall(x):
     return boundary
 
 
-def test_a_cut_moves_onto_the_boundary_near_it():
-    found = moved(two_halves(), wall(33))
+def test_cut_moves_onto_a_near_boundary():
+    found = propagate(two_halves(), wall(33))
     assert (found[5:35, 5:33] == 1).all()
     assert (found[5:35, 34:55] == 2).all()
     assert ((found > 0) == (two_halves() > 0)).all()
 
 
-def test_a_boundary_far_from_the_cut_is_none_of_its_business():
-    assert np.array_equal(moved(two_halves(), wall(45)), two_halves())
+def test_far_boundary_has_no_effect():
+    assert np.array_equal(propagate(two_halves(), wall(45)), two_halves())
 
 
-def test_without_a_boundary_a_straight_cut_stays():
-    assert np.array_equal(moved(two_halves(), np.zeros((40, 60), np.float32)), two_halves())
+def test_straight_cut_without_a_boundary_is_kept():
+    assert np.array_equal(propagate(two_halves(), np.zeros((40, 60), np.float32)), two_halves())
 
 
-def test_single_pieces_slivers_and_other_classes_stay():
+def test_single_instances_slivers_and_other_classes_are_kept():
     one = (two_halves() > 0).astype(np.int64)
-    assert np.array_equal(moved(one, np.ones((40, 60), np.float32)), one)
+    assert np.array_equal(propagate(one, np.ones((40, 60), np.float32)), one)
     sliver = two_halves()
-    sliver[5:35, 53:55] = 3  # narrower than what is told anew
-    assert (moved(sliver, np.zeros((40, 60), np.float32))[5:35, 53:55] == 3).all()
+    sliver[5:35, 53:55] = 3  # narrower than the band around a cut
+    assert (propagate(sliver, np.zeros((40, 60), np.float32))[5:35, 53:55] == 3).all()
     classes = two_halves().astype(np.uint8)  # a border between classes is no cut
-    assert np.array_equal(moved(two_halves(), wall(33), cls=classes), two_halves())
+    assert np.array_equal(propagate(two_halves(), wall(33), cls=classes), two_halves())
 
 
 def test_through_the_operator():
@@ -71,15 +70,15 @@ def test_through_the_operator():
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("arguments", "message"),
     [
-        ({"sharpen": 3}, "give boundary"),
+        ({"sharpen": 3}, "pass boundary"),
         ({"sharpen": 33}, "0..32"),
         ({"sharpen": -1}, "0..32"),
         ({"sharpen": 1.5}, "0..32"),
     ],
 )
-def test_what_is_asked_is_checked(more, says):
-    boundary = {"boundary": np.zeros((8, 8), np.float32)} if "32" in says else {}
-    with pytest.raises(tfiseg.InputError, match=says.replace(".", r"\.")):
-        tfiseg.cluster(np.ones((8, 8), np.uint8), **boundary, **more)
+def test_arguments_are_checked(arguments, message):
+    boundary = {"boundary": np.zeros((8, 8), np.float32)} if "32" in message else {}
+    with pytest.raises(tfiseg.InputError, match=message.replace(".", r"\.")):
+        tfiseg.cluster(np.ones((8, 8), np.uint8), **boundary, **arguments)

@@ -1,5 +1,4 @@
-"""The GPU's phases in random orders of threads and blocks give the reference's bits: an algorithm that
-depends on order fails here."""
+"""The GPU phases in random orders of threads and blocks equal the reference bit for bit."""
 
 import cv2
 import numpy as np
@@ -20,7 +19,7 @@ def test_random_problems(first_seed, random_problem, shuffled, assert_same):
         assert_same(shuffled(problem, seed=seed, threads=3, half=True), expected)
 
 
-def test_many_orders_of_one_picture(random_problem, shuffled):
+def test_many_orders_of_one_problem(random_problem, shuffled):
     problem = random_problem(11)
     label_maps = {shuffled(problem, seed=order).label_map.tobytes() for order in range(300)}
     assert len(label_maps) == 1
@@ -40,13 +39,13 @@ def test_many_orders_of_one_picture(random_problem, shuffled):
         pytest.param(np.ones((300, 1), np.uint8), id="one column"),
     ],
 )
-def test_hard_pictures(class_map, shuffled, assert_same):
+def test_hard_class_maps(class_map, shuffled, assert_same):
     problem = problem_of(class_map)
     assert_same(shuffled(problem, seed=1, threads=2), cluster_reference(problem))
 
 
-def test_smooth_evidence_takes_a_round_each(shuffled, assert_same):
-    """The most rounds there can be: a ramp of affinities lets one pair merge per round."""
+def test_smooth_evidence_needs_one_round_per_pair(shuffled, assert_same):
+    """A ramp of affinities merges one pair per round, the maximum number of rounds."""
     side = 24
     y, x = np.mgrid[:side, :side].astype(np.float32)
     ramp = np.stack([(x + 1.3 * y + 1) / (2.4 * side), (0.7 * x + y + 1) / (2.4 * side)])[None]
@@ -61,9 +60,8 @@ def test_smooth_evidence_takes_a_round_each(shuffled, assert_same):
     assert_same(shuffled(problem, seed=2), cluster_native(problem))
 
 
-def test_more_edges_than_there_is_room_for_is_said(shuffled):
-    """Beyond 2^18 pixels there is room for an edge per four pixels: single-pixel regions with eight edges
-    each are too many."""
+def test_too_many_edges_are_reported(shuffled):
+    """Above 2^18 pixels, memory suffices for one edge per four pixels; single-pixel regions have more."""
     side = 640
     problem = problem_of(
         np.ones((side, side), np.uint8),

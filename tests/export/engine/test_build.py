@@ -1,4 +1,4 @@
-"""Engines built for real, by TensorRT-RTX, without a GPU: `make test-engines`."""
+"""Engines built by TensorRT-RTX without a GPU: `make test-engines`."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tfiseg.calibration.graph import Network
 from tfiseg.cli.main import main
 from tfiseg.export.engine.precision_proof import prove, read_inspector, read_log
 from tfiseg.export.engine.tensorrt_builder import BuildSettings, Profile, build_plan
-from tfiseg.export.engine.tensorrt_flavours import flavour
+from tfiseg.export.engine.tensorrt_flavors import find_flavor
 from tfiseg.runtime.inspect.onnx_layers import layer_precisions
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, INSTANCE_FORMAT
 from tfiseg.runtime.networks.model_info import METADATA_KEY
@@ -29,8 +29,7 @@ rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed 
 
 @pytest.fixture(scope="module")
 def engines(frames, tmp_path_factory):
-    """The default network in three precisions, by the command line; int8 with the gate it passes on these
-    frames."""
+    """Build the default network in three precisions; int8 with thresholds that it reaches on these frames."""
     folder = tmp_path_factory.mktemp("engines")
     for precision in ("fp32", "fp16", "int8"):
         gate = ["--min-pq", "50", "--min-agreement", "95"] if precision == "int8" else ["--min-pq", "95"]
@@ -53,7 +52,7 @@ def record_of(engine):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_every_engine_has_the_precision_that_was_asked(engines, precision):
+def test_every_engine_has_the_requested_precision(engines, precision):
     record = record_of(engines / f"{precision}.engine")
     layers = record["precision"]["layers"]
     assert sum(layers.values()) == 71
@@ -72,9 +71,8 @@ def test_lower_precision_makes_smaller_engines_than_float32(engines):
     assert size["fp16"] < 0.75 * size["fp32"]
 
 
-def test_a_scale_that_rtx_would_not_take_is_caught():
-    """The very fault that TensorRT-RTX swallows: a per-tensor scale of shape (1,), and its convolutions are
-    float."""
+def test_proof_fails_if_rtx_ignores_a_scale():
+    """With a scale per tensor of shape (1,), TensorRT-RTX silently builds float convolutions."""
     weight, x = (
         np.ones((32, 32, 1, 1), np.int8),
         helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, 64, 64, 3]),
@@ -109,7 +107,7 @@ def test_a_scale_that_rtx_would_not_take_is_caught():
         model = network(scale)
         expected = {layer.name: layer.precision for layer in layer_precisions(model)}
         assert expected == {"first": "fp32", "second": "int8"}
-        built = build_plan(model.SerializeToString(), flavour("rtx"), settings)
+        built = build_plan(model.SerializeToString(), find_flavor("rtx"), settings)
         if fine:
             assert prove(expected, built.witnesses)["layers"] == {"fp32": 1, "fp16": 0, "int8": 1}
         else:
@@ -119,7 +117,7 @@ def test_a_scale_that_rtx_would_not_take_is_caught():
                 prove(expected, built.witnesses)
 
 
-def test_old_gpus_without_int8_convolutions_are_caught(frames, tmp_path, capsys):
+def test_proof_fails_for_gpus_without_int8_convolutions(frames, tmp_path, capsys):
     out = tmp_path / "turing.engine"
     command = [
         "build",
@@ -141,8 +139,8 @@ def test_old_gpus_without_int8_convolutions_are_caught(frames, tmp_path, capsys)
     assert "has no compute capability '1.0': expected one of 7.5" in capsys.readouterr().err
 
 
-def test_a_gate_that_must_fail_does(frames, tmp_path, capsys, monkeypatch):
-    """int8 with ranges ten times too small: no engine, a report, a picture, figures in the message."""
+def test_gate_fails_for_wrong_ranges(frames, tmp_path, capsys, monkeypatch):
+    """int8 with ranges ten times too small gives no engine, but a report, an image and a message."""
     import tfiseg.calibration.quantize as quantize_module
 
     real = quantize_module._observe
@@ -152,7 +150,7 @@ def test_a_gate_that_must_fail_does(frames, tmp_path, capsys, monkeypatch):
         return {name: (low / 10, high / 10) for name, (low, high) in ranges.items()}, rounded
 
     monkeypatch.setattr(quantize_module, "_observe", narrow)
-    out = tmp_path / "spoilt.engine"
+    out = tmp_path / "damaged.engine"
     command = [
         "build",
         str(PLAIN_MODEL),
@@ -179,7 +177,7 @@ def test_a_gate_that_must_fail_does(frames, tmp_path, capsys, monkeypatch):
     assert record_of(out)["gate"] == {"skipped": "--no-gate"}
 
 
-def test_a_build_that_is_killed_leaves_no_engine(frames, tmp_path):
+def test_killed_build_leaves_no_engine(frames, tmp_path):
     out = tmp_path / "killed.engine"
     command = [
         sys.executable,
@@ -197,7 +195,7 @@ def test_a_build_that_is_killed_leaves_no_engine(frames, tmp_path):
     process = subprocess.Popen(
         [*command, "--frames", str(frames), "--json"], env=os.environ, stderr=subprocess.DEVNULL
     )
-    time.sleep(4)  # it calibrates for longer than that
+    time.sleep(4)  # calibration takes longer
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not out.exists()
@@ -248,7 +246,7 @@ def test_batches_modes_and_timing_cache(tmp_path, capsys):
     assert "--portable is for --target tensorrt" in capsys.readouterr().err
 
 
-def test_networks_that_tensorrt_cannot_take_are_sentences(tmp_path, capsys):
+def test_networks_that_tensorrt_cannot_build_raise_errors(tmp_path, capsys):
     model = Network(onnx.load(PLAIN_MODEL)).model
     model.graph.node.append(helper.make_node("Bernoulli", ["logits_before"], ["logits"], name="chance"))
     maker = next(n for n in model.graph.node if "logits" in n.output)
@@ -261,7 +259,7 @@ def test_networks_that_tensorrt_cannot_take_are_sentences(tmp_path, capsys):
     assert not out.exists()
 
 
-def test_an_engine_is_inspected_and_refused_without_a_gpu(engines, capsys):
+def test_engine_is_inspected_and_rejected_without_a_gpu(engines, capsys):
     engine = engines / "fp16.engine"
     assert main(["inspect", str(engine)]) == 0
     text = capsys.readouterr().out
@@ -277,7 +275,7 @@ def test_an_engine_is_inspected_and_refused_without_a_gpu(engines, capsys):
         tfiseg.Segmenter(engine)
 
 
-def test_the_plugin_is_left_out_for_rtx_and_torch_is_not_needed():
+def test_rtx_engines_need_neither_plugin_nor_torch():
     code = f"""
 import sys
 from tfiseg.cli.main import main
@@ -293,7 +291,7 @@ assert "torch" not in sys.modules
         Path(f"{out}.json").unlink(missing_ok=True)
 
 
-def test_an_inspector_report_is_read():
+def test_inspector_report_is_parsed():
     layers = [
         {
             "Name": "a",
@@ -321,13 +319,13 @@ def test_an_inspector_report_is_read():
         prove({"a": "int8"}, {})
 
 
-def test_metadata_goes_along(engines):
+def test_engines_have_the_metadata(engines):
     text = next(p.value for p in onnx.load(PLAIN_MODEL).metadata_props if p.key == METADATA_KEY)
     assert record_of(engines / "fp32.engine")["model"] == json.loads(text)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_instance_network_is_built_for_views(frames, tmp_path, capsys, precision):
+def test_instance_network_is_built_for_views(frames, tmp_path, capsys, precision):
     engine = tmp_path / "instance.engine"
     command = [
         "build",
@@ -352,7 +350,7 @@ def test_the_instance_network_is_built_for_views(frames, tmp_path, capsys, preci
     assert "of any class" in capsys.readouterr().out
 
 
-def test_the_instance_network_stays_in_floats(frames, tmp_path, capsys):
+def test_instance_network_is_not_built_in_int8(frames, tmp_path, capsys):
     command = [
         "build",
         str(DEFAULT_INSTANCE_MODEL),
@@ -367,7 +365,7 @@ def test_the_instance_network_stays_in_floats(frames, tmp_path, capsys):
     assert "doesn't survive int8" in capsys.readouterr().err
 
 
-def test_frame_mode_is_built_with_its_heads(frames, tmp_path):
+def test_network_is_built_with_its_heads(frames, tmp_path):
     engine = tmp_path / "frame.engine"
     command = [
         "build",

@@ -1,4 +1,4 @@
-"""`tfiseg build` for ONNX Runtime, and everything that goes wrong before a builder is needed."""
+"""`tfiseg build` for ONNX Runtime, and errors before a TensorRT builder is needed."""
 
 import json
 import sys
@@ -15,13 +15,13 @@ from tfiseg.cli.main import main
 from tfiseg.export.engine import build
 from tfiseg.export.engine.lower import PrecisionSettings
 from tfiseg.export.engine.tensorrt_builder import BuildSettings, Profile
-from tfiseg.export.engine.tensorrt_flavours import flavour
+from tfiseg.export.engine.tensorrt_flavors import find_flavor
 from tfiseg.runtime.inspect.onnx_layers import layer_precisions
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 
 @pytest.mark.parametrize(("precision", "lowered"), [("fp16", 71), ("int8", 68)])
-def test_a_network_for_the_cpu(frames, tmp_path, capsys, precision, lowered):
+def test_network_for_the_cpu(frames, tmp_path, capsys, precision, lowered):
     out = tmp_path / "net.onnx"
     command = [
         "build",
@@ -61,11 +61,11 @@ def test_a_network_for_the_cpu(frames, tmp_path, capsys, precision, lowered):
         )
         == 0
     )
-    assert "of labels alike" in capsys.readouterr().out
+    assert "of labels agree" in capsys.readouterr().out
     assert sheet.stat().st_size > 10_000
 
 
-def test_layers_are_kept_by_name_and_by_sensitivity(frames, tmp_path, capsys):
+def test_layers_are_kept_by_name_and_sensitivity(frames, tmp_path, capsys):
     out = tmp_path / "net.onnx"
     command = [
         "build",
@@ -93,7 +93,7 @@ def test_layers_are_kept_by_name_and_by_sensitivity(frames, tmp_path, capsys):
     ]
     assert (
         main([*command, *more, "--json"]) == 1
-    )  # nothing has a PQ of 101: the most is left out, then the gate fails
+    )  # a PQ of 101 is impossible: the maximum number of layers is excluded, then the gate fails
     report = json.loads(Path(f"{out}.gate.json").read_text())
     assert {"node_conv2d_1", "node_conv2d_2"} <= set(report["kept_high"])
     assert 5 <= len(report["kept_high"]) <= 7
@@ -107,20 +107,20 @@ def test_layers_are_kept_by_name_and_by_sensitivity(frames, tmp_path, capsys):
     [({}, 28), ({"gate": False}, 0), ({"auto_exclude": 3}, 3), ({"auto_exclude": 0}, 0)],
 )
 def test_half_of_the_layers_may_stay_in_high_precision(options, expected):
-    assert PrecisionSettings("int8", frames="photos", **options).most_excluded(55) == expected
+    assert PrecisionSettings("int8", frames="photos", **options).max_excluded(55) == expected
 
 
-def test_missing_frames_wrong_names_and_sizes_are_sentences(tmp_path, capsys):
-    def fails(*words, says):
+def test_missing_frames_and_invalid_names_and_sizes_raise_errors(tmp_path, capsys):
+    def fails(*words, message):
         assert main(["build", *words]) == 1
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
     net = str(PLAIN_MODEL)
     cpu = ["--target", "onnxruntime", "-o", str(tmp_path / "x.onnx")]
-    fails(net, *cpu, "--precision", "int8", says="int8 needs frames to calibrate on: --frames")
-    fails(net, *cpu, "--precision", "fp16", says="pass some with --frames, or skip it with --no-gate")
+    fails(net, *cpu, "--precision", "int8", message="int8 needs frames to calibrate on: --frames")
+    fails(net, *cpu, "--precision", "fp16", message="pass some with --frames, or skip it with --no-gate")
     (tmp_path / "empty").mkdir()
-    fails(net, *cpu, "--precision", "int8", "--frames", str(tmp_path / "empty"), says="empty")
+    fails(net, *cpu, "--precision", "int8", "--frames", str(tmp_path / "empty"), message="empty")
     fails(
         net,
         "--target",
@@ -129,28 +129,27 @@ def test_missing_frames_wrong_names_and_sizes_are_sentences(tmp_path, capsys):
         str(tmp_path / "x.engine"),
         "--precision",
         "fp32",
-        says="writes NAME.onnx",
+        message="writes NAME.onnx",
     )
-    fails(str(tmp_path / "none.onnx"), *cpu, "--precision", "fp32", says="there is no network")
+    fails(str(tmp_path / "none.onnx"), *cpu, "--precision", "fp32", message="there is no network")
     with pytest.raises(tfiseg.InputError, match="must rise"):
         Profile((480, 640), (240, 320), (1080, 1920))
     with pytest.raises(tfiseg.InputError, match="unknown target 'tpu'"):
-        flavour("tpu")
+        find_flavor("tpu")
 
 
-def test_a_tensorrt_that_is_missing_or_hollow_is_a_sentence(monkeypatch):
-    for module in (None, types.ModuleType("tensorrt")):  # not there; the empty package that type stubs leave
+def test_missing_or_empty_tensorrt_raises_an_error(monkeypatch):
+    for module in (None, types.ModuleType("tensorrt")):  # missing; the empty package of type stubs
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         with pytest.raises(tfiseg.MissingDependencyError, match="on a Jetson it comes with JetPack"):
-            flavour("tensorrt")
+            find_flavor("tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(tfiseg.MissingDependencyError, match=r"no TensorRT is installed.*TensorRT-RTX"):
-        flavour("auto")
+        find_flavor("auto")
 
 
-def test_the_plugin_is_grafted_for_tensorrt():
-    """What TensorRT would be given: the network, and the clustering node with this model's things at this
-    frame size."""
+def test_clustering_node_is_added_for_tensorrt():
+    """TensorRT gets the network with a clustering node for the model's things and this frame size."""
     model, info = build.read_network(PLAIN_MODEL)
     for profile, size in (
         (Profile((480, 640), (480, 640), (480, 640)), [1, 480, 640]),
@@ -175,8 +174,8 @@ def test_the_plugin_is_grafted_for_tensorrt():
     assert given == 10
 
 
-def test_files_that_are_no_network_of_ours_are_sentences(tmp_path, capsys):
-    def fails(path, says):
+def test_other_files_raise_errors(tmp_path, capsys):
+    def fails(path, message):
         assert (
             main(
                 [
@@ -192,7 +191,7 @@ def test_files_that_are_no_network_of_ours_are_sentences(tmp_path, capsys):
             )
             == 1
         )
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
     (tmp_path / "text.onnx").write_text("no network")
     fails(tmp_path / "text.onnx", "is no ONNX network")

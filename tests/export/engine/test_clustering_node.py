@@ -1,4 +1,4 @@
-"""The clustering node goes onto any network and comes off without a trace."""
+"""Adding the clustering node to networks, and removing it."""
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ from tfiseg.plugins.settings import ClusterSettings
 
 
 def network(outputs: dict[str, list], kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
-    """A network of nothing but its outputs' shapes."""
+    """Return a network without nodes, with outputs of these shapes."""
     nodes = [helper.make_node("Identity", [f"in_{name}"], [name]) for name in outputs]
     made = [
         [helper.make_tensor_value_info(prefix + name, kind, shape) for name, shape in outputs.items()]
@@ -58,7 +58,7 @@ def test_round_trips_are_exact(outputs, kind):
     assert strip_clustering(again).SerializeToString(deterministic=True) == before
 
 
-def test_our_network_round_trips():
+def test_default_network_round_trip():
     model = onnx.load(PLAIN_MODEL)
     grafted = graft_clustering(model, output_size_hw=(480, 640))
     onnx.checker.check_model(grafted)
@@ -82,7 +82,7 @@ def test_shapes_and_types():
     assert shape_of(same.graph.output[1]) == [2, "h", 12]
 
 
-def test_the_node_is_what_tensorrt_looks_for():
+def test_node_has_the_plugins_name_and_fields():
     rules = ClusterSettings(merge_rule=[0.5] * 20, part_rule=[0.25] * 20)
     node = graft_clustering(network(ALL), rules, affinity_stride=2).graph.node[-1]
     assert (node.op_type, node.domain) == ("DisplacementFieldClustering", "tfiseg")
@@ -114,7 +114,7 @@ def test_other_names_and_outputs_are_kept():
     assert [o.name for o in grafted.graph.output][-1] == "features"
 
 
-def test_failures_are_sentences():
+def test_invalid_networks_raise_errors():
     with pytest.raises(InputError, match='no output "logits", but mask'):
         graft_clustering(network({"mask": [1, 2, 4, 4]}))
     grafted = graft_clustering(network({"logits": [1, 2, 4, 4]}))

@@ -1,4 +1,4 @@
-"""Engines from networks that others made: exported, built in fp16 and int8 by TensorRT-RTX, and compared."""
+"""Third-party networks, exported, built in fp16 and int8 by TensorRT-RTX, and compared."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tfiseg.cli.main import main
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (make test-engines)")
 
 NODE = helper.make_node
-# file, class names, photos, and minimum agreement of labels in int8 with four frames to calibrate on
+# file, class names, photos, minimum agreement of labels in int8 with four calibration frames
 NETWORKS = [
     ("deeplabv3_mnv2_pascal_quant.lowres", "voc21", "voc2007", 97),
     ("deeplab_mobilenet_edgetpu_slim_cityscapes_quant.lowres", "cityscapes19", "pennfudan", 80),
@@ -37,7 +37,7 @@ def few(folder: Path, photos: Path, count: int) -> Path:
 
 @pytest.mark.shared
 @pytest.mark.parametrize(("file", "names", "photos", "least"), NETWORKS, ids=lambda v: str(v)[:12])
-def test_every_network_becomes_engines_of_both_precisions(file, names, photos, least, tmp_path, shared):
+def test_every_network_is_built_in_both_precisions(file, names, photos, least, tmp_path, shared):
     frames = few(tmp_path / "frames", shared / "data" / "eval" / photos / "images", 8)
     model = tmp_path / "net.onnx"
     command = ["export", str(shared / "models" / f"{file}.onnx"), "-o", str(model), "--class-names", names]
@@ -54,7 +54,7 @@ def test_every_network_becomes_engines_of_both_precisions(file, names, photos, l
 
 
 @pytest.mark.parametrize("end", ["Cast", "DequantizeLinear"])
-def test_a_network_that_takes_bytes_becomes_an_engine(end, frames, tmp_path):
+def test_network_with_uint8_input_is_built(end, frames, tmp_path):
     rng = np.random.default_rng(0)
     arrays = {
         "w": rng.normal(size=(3, 3, 4, 4)).astype(np.float32) / 64,

@@ -1,5 +1,4 @@
-"""Float16 in the graph: preprocessing and outputs stay float32, what doesn't fit stays float32, int8 pairs go
-along."""
+"""Float16 in the graph: preprocessing, outputs and overflowing layers stay float32; int8 is kept."""
 
 import numpy as np
 import onnx
@@ -9,7 +8,7 @@ from onnx import TensorProto, helper
 from plain_model import PLAIN_MODEL
 from tfiseg.calibration.graph import Network, session
 from tfiseg.export.engine.batching import with_batch
-from tfiseg.export.engine.fp16_graph import overflowing, to_fp16
+from tfiseg.export.engine.fp16_graph import find_overflowing_nodes, to_fp16
 from tfiseg.runtime.inspect.onnx_layers import layer_precisions
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
@@ -23,18 +22,18 @@ def run(model, frames):
     return session(model).run(None, {"frame": frames})[0]
 
 
-def test_the_default_network_in_half_precision(frame):
+def test_default_network_in_half_precision(frame):
     model = onnx.load(PLAIN_MODEL)
     half = to_fp16(model)
     onnx.checker.check_model(half, full_check=True)
     assert {layer.precision for layer in layer_precisions(half)} == {"fp16"}
     assert {layer.precision for layer in layer_precisions(model)} == {
         "fp32"
-    }  # weights stored in fp16, arithmetic isn't
+    }  # weights are stored in fp16, arithmetic is float32
     casts = [
         node for node in half.graph.node if node.op_type == "Cast" and not node.output[0].startswith("pre.")
     ]
-    assert len(casts) == 2  # in and out, nothing between
+    assert len(casts) == 2  # at the input and the output only
     a, b = run(model, frame[None]), run(half, frame[None])
     assert b.dtype == np.float32
     assert (a.argmax(1) == b.argmax(1)).mean() > 0.999
@@ -48,15 +47,15 @@ def test_kept_layers_stay_in_single_precision(frame):
     assert np.isfinite(run(half, frame[None])).all()
 
 
-def test_layers_beyond_the_range_are_found(frame):
+def test_overflowing_layers_are_found(frame):
     network = Network(onnx.load(PLAIN_MODEL))
-    assert overflowing(network.model, [frame]) == []
+    assert find_overflowing_nodes(network.model, [frame]) == []
     network.set_weight("network.heads.logits.weight", network.weight("network.heads.logits.weight") * 1e5)
-    assert "node_conv2d_70" in overflowing(network.model, [frame])
+    assert "node_conv2d_70" in find_overflowing_nodes(network.model, [frame])
 
 
 def quantized_product(left_scale, right_scale):
-    """A matrix product of two quantized tensors."""
+    """Return a matrix product of two quantized tensors."""
 
     def pair(name, scale):
         return [
@@ -89,9 +88,8 @@ def quantized_product(left_scale, right_scale):
 @pytest.mark.parametrize(
     ("scales", "kind"), [((0.1, 0.2), TensorProto.FLOAT16), ((1e-6, 0.2), TensorProto.FLOAT)]
 )
-def test_the_scales_of_one_layer_have_one_type(scales, kind):
-    """TensorRT-RTX refuses a product whose operands' scales differ in type, and a small scale stays
-    float32."""
+def test_scales_of_a_layer_have_one_type(scales, kind):
+    """TensorRT-RTX rejects a product of scales of two types; a small scale must stay float32."""
     half = to_fp16(quantized_product(*scales))
     onnx.checker.check_model(half, full_check=True)
     network = Network(half)
@@ -103,7 +101,7 @@ def test_the_scales_of_one_layer_have_one_type(scales, kind):
     assert [network.producer[name].op_type for name in product.input] == ["DequantizeLinear"] * 2
 
 
-def test_several_frames_at_once_are_several_frames(frame):
+def test_batch_equals_single_frames(frame):
     model = onnx.load(PLAIN_MODEL)
     batched = with_batch(model, 3)
     frames = np.stack([frame, frame[:, ::-1], frame[::-1]])
@@ -112,7 +110,7 @@ def test_several_frames_at_once_are_several_frames(frame):
     assert with_batch(model, 1) is model
 
 
-def test_a_network_that_insists_on_single_frames_says_so():
+def test_network_for_single_frames_raises_an_error():
     foreign = helper.make_model(
         helper.make_graph(
             [helper.make_node("Cast", ["frame"], ["logits"], to=TensorProto.FLOAT)],

@@ -1,5 +1,4 @@
-"""Whether a TensorRT engine carries the clustering operator. TensorRT itself isn't here: what would be given
-to it is looked at."""
+"""The option --no-operator of TensorRT engines. Without TensorRT, the tests check the builder's input."""
 
 from types import SimpleNamespace
 
@@ -8,12 +7,12 @@ import pytest
 from plain_model import PLAIN_MODEL
 from tfiseg.cli.main import main
 from tfiseg.export.engine import build
-from tfiseg.export.engine.tensorrt_flavours import Flavour
+from tfiseg.export.engine.tensorrt_flavors import Flavor
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_the_operator_can_be_left_out(monkeypatch, tmp_path, wanted):
+def test_operator_can_be_omitted(monkeypatch, tmp_path, wanted):
     given = {}
 
     def build_plan(network, kind, settings, quiet):
@@ -21,7 +20,7 @@ def test_the_operator_can_be_left_out(monkeypatch, tmp_path, wanted):
         return SimpleNamespace(plan=b"a plan", witnesses={}, seconds=0.0)
 
     monkeypatch.setattr(
-        build, "flavour", lambda target: Flavour("tensorrt", SimpleNamespace(__version__="10.13.0"))
+        build, "find_flavor", lambda target: Flavor("tensorrt", SimpleNamespace(__version__="10.13.0"))
     )
     monkeypatch.setattr(build, "load_plugin", lambda module: None)
     monkeypatch.setattr(build, "plugin_info", lambda: {"path": "libtfiseg_plugin.so", "sha256": "0" * 64})
@@ -47,9 +46,11 @@ def test_the_operator_can_be_left_out(monkeypatch, tmp_path, wanted):
 @pytest.mark.parametrize(
     ("network", "target"), [(PLAIN_MODEL, "onnxruntime"), (DEFAULT_INSTANCE_MODEL, "tensorrt")]
 )
-def test_where_there_is_no_operator_it_cannot_be_left_out(monkeypatch, tmp_path, capsys, network, target):
+def test_no_operator_option_without_an_operator_raises_an_error(
+    monkeypatch, tmp_path, capsys, network, target
+):
     monkeypatch.setattr(
-        build, "flavour", lambda target: Flavour("tensorrt", SimpleNamespace(__version__="10.13.0"))
+        build, "find_flavor", lambda target: Flavor("tensorrt", SimpleNamespace(__version__="10.13.0"))
     )
     output = tmp_path / ("net.onnx" if target == "onnxruntime" else "net.engine")
     assert (

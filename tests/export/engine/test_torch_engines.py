@@ -1,5 +1,4 @@
-"""Networks of torch all the way: exported, built by TensorRT-RTX in three precisions, proved, compared. Run
-by `make test-export`."""
+"""PyTorch networks, exported and built by TensorRT-RTX in three precisions: `make test-export`."""
 
 import json
 
@@ -46,11 +45,11 @@ def plain(folder):
 @pytest.mark.parametrize(
     ("make", "layers", "high"), [(segformer, 47, 10), (plain, 4, 2)], ids=["segformer", "plain"]
 )
-def test_from_torch_to_three_engines(make, layers, high, frames, tmp_path, monkeypatch, capsys):
+def test_three_engines_from_a_torch_network(make, layers, high, frames, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(
         3
-    )  # with these weights, one operand of a product has a scale below float16's normal range
+    )  # with these weights, an operand of a product has a scale below float16's normal range
     random = " --random-weights" if make is segformer else ""
     options = f"-o net.onnx --input-size 128x160 --photos {frames}{random} --json"
     assert main(["export", make(tmp_path), *options.split()]) == 0
@@ -58,7 +57,7 @@ def test_from_torch_to_three_engines(make, layers, high, frames, tmp_path, monke
     for precision, wanted in (("fp32", layers), ("fp16", layers), ("int8", layers - high)):
         command = f"build net.onnx -o {precision}.engine --target rtx --precision {precision}".split()
         command += ["--frames", str(frames)]
-        # nobody trained these networks: their labels lie close together
+        # these networks are not trained, so logits of different labels are close
         assert main([*command, "--min-agreement", "80", "--min-pq", "0", "--json"]) == 0
         record = json.loads(capsys.readouterr().out)
         assert record["precision"]["layers"][precision] == wanted

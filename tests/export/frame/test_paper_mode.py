@@ -1,4 +1,4 @@
-"""The paper's losses and IRNet's grouping, which ours are compared with."""
+"""The paper's losses and IRNet's grouping, our baselines."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def two_boxes():
     return label_map
 
 
-def test_a_field_to_the_centres_is_grouped_into_its_objects():
+def test_field_to_centers_is_grouped_into_objects():
     label_map = two_boxes()
     found = group(center_field(label_map))
     for number in (1, 2):
@@ -23,7 +23,7 @@ def test_a_field_to_the_centres_is_grouped_into_its_objects():
     assert found[20, 10] != found[20, 50]
 
 
-def test_the_loss_is_zero_where_a_class_points_to_one_place_and_background_alike():
+def test_loss_is_zero_for_one_center_per_class_and_constant_background():
     label_map = two_boxes()
     label_map[:, 30:] = 0
     class_map = torch.from_numpy((label_map > 0).astype(np.int64))[None]

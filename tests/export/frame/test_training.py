@@ -1,5 +1,4 @@
-"""Frame mode: from a semantic network, pictures and class maps to one model with instance heads, on synthetic
-people."""
+"""Instance heads: training and export with images of synthetic people."""
 
 import json
 
@@ -16,11 +15,11 @@ from tfiseg.cli.main import main  # noqa: E402
 from tfiseg.errors import InputError, ModelError  # noqa: E402
 from tfiseg.export.engine.build import semantic_network  # noqa: E402
 from tfiseg.export.frame.backbone_taps import find_taps  # noqa: E402
-from tfiseg.export.frame.composites import SAME_SIZE, material_of  # noqa: E402
+from tfiseg.export.frame.composites import SAME_SIZE, make_material  # noqa: E402
 from tfiseg.export.frame.heads import InstanceHeads  # noqa: E402
 from tfiseg.export.frame.train import frame_targets  # noqa: E402
 from tfiseg.export.instance.bank import build_bank  # noqa: E402
-from tfiseg.export.instance.teacher import tell_instances  # noqa: E402
+from tfiseg.export.instance.teacher import predict_pseudo_labels  # noqa: E402
 from tfiseg.plugins.settings import AFFINITY_OFFSETS  # noqa: E402
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL  # noqa: E402
 from tfiseg.runtime.networks.onnx_session import OnnxSession  # noqa: E402
@@ -32,7 +31,7 @@ FRAMES = 10
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
-    """Pictures of people, and class maps as the default network sees them."""
+    """Images of people, with class maps from the default network."""
     folder = tmp_path_factory.mktemp("people")
     session = OnnxSession(PLAIN_MODEL)
     for name in ("images", "semantic"):
@@ -51,16 +50,16 @@ def people(tmp_path_factory):
 @pytest.fixture(scope="module")
 def material(people):
     bank = build_bank(people / "images", people / "semantic")
-    return material_of(bank, tell_instances(bank, Refiner(), quiet=True), 0.2, 0)
+    return make_material(bank, predict_pseudo_labels(bank, Refiner(), quiet=True), 0.2, 0)
 
 
-def test_taps_are_one_of_each_stride_and_the_decoders_last():
+def test_taps_are_one_per_stride_and_the_last_decoder_tensor():
     taps = find_taps(onnx.load(PLAIN_MODEL))
     assert [t.stride for t in taps] == [4, 8, 16, 4]
     assert all(t.channels >= 8 for t in taps)
 
 
-def test_a_composite_is_told_by_its_number_and_holds_each_object_once(material):
+def test_composite_depends_on_its_number_and_contains_each_object_once(material):
     first, second = material.composer(3), material.composer(3)
     for number in (0, SAME_SIZE):
         a, b = first(number), second(number)
@@ -70,12 +69,12 @@ def test_a_composite_is_told_by_its_number_and_holds_each_object_once(material):
         assert a.image.shape[:2] == a.owner.shape == ((288, 384) if number < SAME_SIZE else (384, 288))
 
 
-def test_pictures_kept_apart_are_not_learned_from(material):
+def test_held_out_images_are_not_used(material):
     assert not set(material.used_pictures) & set(material.held_pictures)
     assert not {o.picture for o in material.used.objects} & {o.picture for o in material.held.objects}
 
 
-def test_nothing_is_claimed_of_pairs_of_two_classes(material):
+def test_pairs_of_two_classes_are_unknown(material):
     composite = material.composer(0)(1)
     two = np.array([[1, 1, 2, 2]], np.int32).repeat(4, 0).repeat(8, 0).repeat(8, 1)
     same = type(composite)(np.zeros((*two.shape, 3), np.uint8), two, np.array([15, 15], np.int32))
@@ -85,7 +84,7 @@ def test_nothing_is_claimed_of_pairs_of_two_classes(material):
     assert set(np.unique(frame_targets(other, grid)[2])) == {1, 255}
 
 
-def test_heads_speak_at_stride_4():
+def test_heads_have_stride_4():
     taps = find_taps(onnx.load(PLAIN_MODEL))
     heads = InstanceHeads(taps).eval()
     displacement, affinity, boundary = heads(
@@ -116,7 +115,7 @@ def test_from_a_network_and_folders_to_one_model(people, tmp_path, capsys):
         "--rule-composites",
         "30",
         "--sheets",
-        str(tmp_path / "look"),
+        str(tmp_path / "sheets"),
         "--json",
     ]
     teacher = onnx.load(DEFAULT_INSTANCE_MODEL)
@@ -128,7 +127,7 @@ def test_from_a_network_and_folders_to_one_model(people, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["largest_difference"] < 0.02
     assert report["bytes"] == out.stat().st_size < 10_000_000
-    assert (tmp_path / "look" / "frames.jpg").exists()
+    assert (tmp_path / "sheets" / "frames.jpg").exists()
     image = cv2.imread(str(people / "images" / "02.png"))
     plain, heads = OnnxSession(PLAIN_MODEL).infer(image), OnnxSession(out).infer(image)
     assert heads["logits"].shape[2:] == tuple(2 * side for side in plain["logits"].shape[2:])
@@ -137,13 +136,13 @@ def test_from_a_network_and_folders_to_one_model(people, tmp_path, capsys):
     assert np.abs(halved - plain["logits"]).mean() < 0.2  # the class map is the network's own
     segmenter = Segmenter(out, refine="frame")
     assert len(segmenter(image)) >= 1
-    assert segmenter._least_area((1080, 1920)) == 40  # what its teacher is for
-    again = semantic_network(out)  # heads are taken off before new ones are made
-    assert [o.name for o in again.graph.output] == ["logits"]
-    assert [t.name for t in find_taps(again)] == [t.name for t in find_taps(onnx.load(PLAIN_MODEL))]
+    assert segmenter._least_area((1080, 1920)) == 40  # from its teacher
+    without_heads = semantic_network(out)
+    assert [o.name for o in without_heads.graph.output] == ["logits"]
+    assert [t.name for t in find_taps(without_heads)] == [t.name for t in find_taps(onnx.load(PLAIN_MODEL))]
 
 
-def test_a_model_without_heads_is_told_how_to_get_them():
+def test_error_without_heads_names_the_command():
     with pytest.raises(ModelError, match="train frame --model"):
         Segmenter(PLAIN_MODEL, refine="frame")
     with pytest.raises(InputError, match="components"):

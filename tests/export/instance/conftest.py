@@ -1,4 +1,4 @@
-"""Twelve toy pictures for the tests of the instance network, and their bank of objects."""
+"""Twelve toy images for the tests of the instance network, and their bank of objects."""
 
 import cv2
 import numpy as np
@@ -7,8 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
-    """Twelve pictures with one to three discs of class 1, apart from each other; one is cut by the upper
-    edge."""
+    """Twelve images with one to three separate disks of class 1; the upper border cuts one of them."""
     folder = tmp_path_factory.mktemp("toy")
     rng = np.random.default_rng(0)
     for name in ("images", "semantic"):
@@ -17,9 +16,9 @@ def toy(tmp_path_factory):
         image = rng.integers(0, 255, (120, 160, 3), np.uint8)
         semantic = np.zeros((120, 160), np.uint8)
         for i in range(1 + k % 3):
-            centre = (30 + 50 * i, 60 if k else 15)
-            cv2.circle(semantic, centre, 18, 1, -1)
-            cv2.circle(image, centre, 18, (0, 0, 255), -1)
+            center = (30 + 50 * i, 60 if k else 15)
+            cv2.circle(semantic, center, 18, 1, -1)
+            cv2.circle(image, center, 18, (0, 0, 255), -1)
         cv2.imwrite(str(folder / "images" / f"{k:02}.png"), image)
         cv2.imwrite(str(folder / "semantic" / f"{k:02}.png"), semantic)
     return folder

@@ -7,24 +7,24 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch: make test-export")
 
 from tfiseg.errors import InputError  # noqa: E402
-from tfiseg.export.instance.bank import Bank, build_bank, object_of, typical  # noqa: E402
+from tfiseg.export.instance.bank import Bank, build_bank, make_object, remove_dented_objects  # noqa: E402
 from tfiseg.export.instance.composites import Composer  # noqa: E402
-from tfiseg.export.instance.mask_noise import owners, spoil  # noqa: E402
-from tfiseg.export.instance.picture_effects import emptied_of  # noqa: E402
-from tfiseg.export.instance.targets import targets_of  # noqa: E402
-from tfiseg.export.semantic.data import Picture, sure_of  # noqa: E402
+from tfiseg.export.instance.mask_noise import assign_owners, perturb_mask  # noqa: E402
+from tfiseg.export.instance.picture_effects import erase_class  # noqa: E402
+from tfiseg.export.instance.targets import instance_targets  # noqa: E402
+from tfiseg.export.semantic.data import Picture, full_confidence  # noqa: E402
 from tfiseg.plugins.settings import AFFINITY_OFFSETS  # noqa: E402
 
 
-def test_the_bank_holds_single_objects_and_knows_which_may_be_pasted(bank):
+def test_bank_holds_single_objects_and_marks_whole_ones(bank):
     assert len(bank.objects) == 24
     cut = [o for o in bank.objects if not o.whole]
     assert [o.picture for o in cut] == [0]
-    assert sum(o.lone for o in bank.objects) == 4
+    assert sum(o.isolated for o in bank.objects) == 4
     assert all(o.mask.shape == (o.box_xywh[3], o.box_xywh[2]) for o in bank.objects)
 
 
-def test_an_empty_bank_is_a_sentence(tmp_path):
+def test_empty_bank_raises_input_error(tmp_path):
     for name in ("images", "semantic"):
         (tmp_path / name).mkdir()
         cv2.imwrite(
@@ -34,7 +34,7 @@ def test_an_empty_bank_is_a_sentence(tmp_path):
         build_bank(tmp_path / "images", tmp_path / "semantic")
 
 
-def test_a_composite_is_told_by_its_number_alone(bank):
+def test_composite_depends_on_its_number_only(bank):
     first, second = Composer(bank, 3), Composer(bank, 3)
     second(0)
     for k in (5, 6):
@@ -48,14 +48,14 @@ def test_a_composite_is_told_by_its_number_alone(bank):
     assert not np.array_equal(first(5).image, Composer(bank, 4)(5).image)
 
 
-def test_what_stands_in_front_is_another_class_where_the_map_knows_it(bank):
+def test_occluder_is_another_class_if_the_class_map_shows_it(bank):
     composer = Composer(bank, 0)
     side = composer.canvas_px
     canvas, label = np.zeros((side, side, 3), np.float32), np.zeros((side, side), np.int32)
     label[60:160, 60:160] = 1
     composer.occlude(
         canvas, label, composer.classes[0], 100.0, np.random.default_rng(2)
-    )  # a bar: the bank has no other class
+    )  # a bar, because the bank has no other class
     assert (label == -1).any()
     assert (label == 1).any()
     known = [bool(composer(k).other.any()) for k in range(60)]
@@ -63,32 +63,34 @@ def test_what_stands_in_front_is_another_class_where_the_map_knows_it(bank):
     assert not all(known)
 
 
-def test_composites_show_one_object_and_several(bank):
+def test_composites_show_one_or_several_objects(bank):
     composer = Composer(bank, 0)
     counts = [len(np.unique(o[o > 0])) for o in (composer(k).owner for k in range(40))]
     assert min(counts) == 1
     assert max(counts) >= 3
 
 
-def test_spoilt_masks_keep_to_their_objects():
+def test_perturbed_masks_keep_their_objects():
     label = np.zeros((80, 80), np.int32)
     label[20:60, 10:40], label[20:60, 40:70] = 1, 2
     for seed in range(40):
-        mask = spoil(label, np.random.default_rng(seed))
-        owner = owners(label, mask)
+        mask = perturb_mask(label, np.random.default_rng(seed))
+        owner = assign_owners(label, mask)
         assert np.array_equal(owner != 0, mask > 0)
         both = (mask > 0) & (label > 0)
         assert (owner[both] == label[both]).all()
     far = np.zeros_like(label, np.uint8)
     far[0:3, 0:3] = 1
-    assert (owners(label, far)[:3, :3] == -1).all()
+    assert (assign_owners(label, far)[:3, :3] == -1).all()
 
 
-def test_faults_are_as_large_as_the_view():
+def test_faults_grow_with_the_view():
     label = np.zeros((160, 160), np.int32)
     label[40:120, 20:80], label[40:120, 80:140] = 1, 2
     wrong = [
-        np.mean([(spoil(label, np.random.default_rng(k), zoom) != (label > 0)).mean() for k in range(40)])
+        np.mean(
+            [(perturb_mask(label, np.random.default_rng(k), zoom) != (label > 0)).mean() for k in range(40)]
+        )
         for zoom in (1.0, 1.5)
     ]
     assert wrong[1] > 1.2 * wrong[0]
@@ -97,20 +99,20 @@ def test_faults_are_as_large_as_the_view():
 def test_targets_of_two_touching_squares():
     owner = np.zeros((32, 32), np.int32)
     owner[:, :16], owner[:, 16:] = 1, 2
-    owner[:4, :4] = -1  # the first cell's centre is unknown
-    wanted = targets_of(owner)
-    assert wanted.weight[0, 0] == 0
-    assert wanted.weight[3, 3] > 0
+    owner[:4, :4] = -1  # the first cell's center is unknown
+    targets = instance_targets(owner)
+    assert targets.weight[0, 0] == 0
+    assert targets.weight[3, 3] > 0
     right = AFFINITY_OFFSETS.index((0, 1))
-    assert wanted.affinity[right, 4].tolist() == [1, 1, 1, 0, 1, 1, 1, 255]
-    assert wanted.affinity[right, 0, 0] == 255
-    assert wanted.displacement[1, 4, 7] == pytest.approx((23.5 - 30) / 32)
-    assert wanted.boundary[8].tolist() == [0] * 7 + [1, 1] + [0] * 7
+    assert targets.affinity[right, 4].tolist() == [1, 1, 1, 0, 1, 1, 1, 255]
+    assert targets.affinity[right, 0, 0] == 255
+    assert targets.displacement[1, 4, 7] == pytest.approx((23.5 - 30) / 32)
+    assert targets.boundary[8].tolist() == [0] * 7 + [1, 1] + [0] * 7
 
 
 def picture_of(class_map):
-    grey = np.full((*class_map.shape, 3), 90, np.uint8)
-    return Picture("one", grey, class_map, np.full((1, 1), 255, np.uint8))
+    gray = np.full((*class_map.shape, 3), 90, np.uint8)
+    return Picture("one", gray, class_map, np.full((1, 1), 255, np.uint8))
 
 
 def test_dented_objects_of_a_convex_class_are_groups():
@@ -121,16 +123,16 @@ def test_dented_objects_of_a_convex_class_are_groups():
         if k == 5:
             cv2.circle(class_map, (96, 60), 20, 1, -1)
         shapes.append(picture_of(class_map))
-    bank = Bank(shapes, [object_of(sure_of(p), k, 1, p.semantic > 0) for k, p in enumerate(shapes)])
-    assert [o.picture for o in typical(bank).objects] == [0, 1, 2, 3, 4]
+    bank = Bank(shapes, [make_object(full_confidence(p), k, 1, p.semantic > 0) for k, p in enumerate(shapes)])
+    assert [o.picture for o in remove_dented_objects(bank).objects] == [0, 1, 2, 3, 4]
 
 
-def test_where_every_picture_shows_the_class_backdrops_are_emptied_ones(bank):
+def test_class_is_erased_from_backgrounds_if_every_image_shows_it(bank):
     assert all((p.semantic == 1).any() for p in bank.pictures)
     picture = bank.pictures[1]
-    emptied = emptied_of(picture, 1)
+    emptied = erase_class(picture, 1)
     far = cv2.dilate((picture.semantic == 1).astype(np.uint8), np.ones((7, 7), np.uint8)) == 0
     assert np.array_equal(emptied[far], picture.image[far])
     assert (
         np.abs(emptied[picture.semantic == 1].astype(float) - (0, 0, 255)).max(1).min() > 30
-    )  # nothing of the red discs is left
+    )  # nothing of the red disks remains

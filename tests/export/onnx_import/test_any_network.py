@@ -1,4 +1,4 @@
-"""ONNX files of all layouts and tails into tfiseg's format; and what goes wrong, in sentences."""
+"""Export of ONNX files of all layouts and tails, and errors."""
 
 import json
 
@@ -126,21 +126,21 @@ def test_layouts(shape, element, pixels, tmp_path):
     )
 
 
-def test_the_preprocessing_is_the_one_asked_for(tmp_path):
+def test_preprocessing_is_the_requested_one(tmp_path):
     path = write(tmp_path / "x.onnx", [], "scores")
-    asked = {"mean": (10.0, 20.0, 30.0), "std": (1.0, 2.0, 3.0), "scale": 1.0, "rgb": False}
-    report, model = export(path, tmp_path, **asked)
+    stated = {"mean": (10.0, 20.0, 30.0), "std": (1.0, 2.0, 3.0), "scale": 1.0, "rgb": False}
+    report, model = export(path, tmp_path, **stated)
     assert "BGR" in report["pixels"]
     frame = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
     model.graph.output.append(helper.make_tensor_value_info("image", FLOAT, None))
-    (ours,) = onnxruntime.InferenceSession(model.SerializeToString()).run(["image"], {"frame": frame[None]})
-    theirs = network_input(frame, (H, W), PixelFormat(**asked))
-    assert np.abs(ours - theirs).max() < 1e-3
+    (actual,) = onnxruntime.InferenceSession(model.SerializeToString()).run(["image"], {"frame": frame[None]})
+    expected_input = network_input(frame, (H, W), PixelFormat(**stated))
+    assert np.abs(actual - expected_input).max() < 1e-3
     scaled = cv2.resize(frame.astype(np.float32), (2 * W, 2 * H)).reshape(H, 2, W, 2, 3).mean((1, 3))
-    assert np.allclose(theirs[0, 2], (scaled[..., 2] - 30) / 3, atol=1e-4)
+    assert np.allclose(expected_input[0, 2], (scaled[..., 2] - 30) / 3, atol=1e-4)
 
 
-def test_corner_aligned_upsampling_stays_right(tmp_path):
+def test_corner_aligned_upsampling_keeps_labels(tmp_path):
     report, model = export(write(tmp_path / "x.onnx", [UP_CORNERS], "up"), tmp_path)
     assert report["removed"] == ["Resize"]
     assert report["label_agreement"] > 0.995
@@ -157,7 +157,7 @@ def test_nearest_upsampling_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(("tail", "kind"), [([], "raw"), ([node("Sigmoid", ["scores"], ["y"])], "sigmoid")])
-def test_one_channel_becomes_two_classes(tail, kind, tmp_path):
+def test_one_channel_gives_two_classes(tail, kind, tmp_path):
     path = write(tmp_path / "x.onnx", tail, "y" if tail else "scores", channels=1)
     report, model = export(path, tmp_path, class_names="person2")
     assert report["class_names"] == ["background", "person"]
@@ -168,10 +168,10 @@ def test_one_channel_becomes_two_classes(tail, kind, tmp_path):
     assert not logits[:, 0].any()
 
 
-def test_probabilities_that_cannot_be_cut_become_logarithms(tmp_path):
+def test_other_probabilities_are_converted_to_logarithms(tmp_path):
     power = [
         node("Softmax", ["scores"], ["p"], axis=1),
-        node("Mul", ["p", "keep"], ["y"]),  # nothing that a tail is made of
+        node("Mul", ["p", "keep"], ["y"]),  # not part of a tail
     ]
     report, model = export(
         write(
@@ -183,7 +183,7 @@ def test_probabilities_that_cannot_be_cut_become_logarithms(tmp_path):
     assert "Log" in {n.op_type for n in model.graph.node}
 
 
-def test_a_class_map_that_cannot_be_cut_becomes_one_hot(tmp_path):
+def test_other_class_maps_are_converted_to_one_hot(tmp_path):
     top = [node("TopK", ["scores", "k"], ["v", "i"], axis=1), node("Squeeze", ["i", "k"], ["y"])]
     path = write(tmp_path / "x.onnx", top, "y", **MAP, extra={"k": np.array([1])}.items())
     with pytest.raises(tfiseg.InputError, match="give --class-names"):
@@ -194,7 +194,7 @@ def test_a_class_map_that_cannot_be_cut_becomes_one_hot(tmp_path):
     assert report["labels_seen"] > 2
 
 
-def test_a_countable_class_0_gets_a_background_in_front(tmp_path):
+def test_background_is_prepended_to_a_countable_class_0(tmp_path):
     report, model = export(
         write(tmp_path / "x.onnx", [], "scores"), tmp_path, class_names="person,car,road,sky,tree"
     )
@@ -204,7 +204,7 @@ def test_a_countable_class_0_gets_a_background_in_front(tmp_path):
     assert model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == C + 1
 
 
-def test_names_that_are_ours_are_moved_away(tmp_path):
+def test_reserved_names_are_renamed(tmp_path):
     path = write(
         tmp_path / "x.onnx",
         [node("Relu", ["scores"], ["logits"]), node("Neg", ["logits"], ["frame"])],
@@ -222,7 +222,7 @@ def test_old_opsets_are_converted(tmp_path):
     assert report["opset"] == 15
 
 
-def test_the_result_runs_and_says_what_it_is(tmp_path, capsys):
+def test_result_runs_and_has_metadata(tmp_path, capsys):
     out = tmp_path / "net.onnx"
     argv = [
         "export",
@@ -246,14 +246,14 @@ def test_the_result_runs_and_says_what_it_is(tmp_path, capsys):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_the_default_network(tmp_path, capsys):
+def test_default_network(tmp_path, capsys):
     assert export_default(tmp_path / "d.onnx")["class_names"][15] == "person"
     assert main(["export", "default", "-o", str(tmp_path / "e.onnx")]) == 0
     assert tfiseg.Segmenter(tmp_path / "e.onnx").class_names[0] == "background"
 
 
 @pytest.mark.parametrize(("source", "cells"), [("default-semantic", [96, 128]), ("default", [192, 256])])
-def test_the_default_networks_at_another_size(tmp_path, source, cells):
+def test_default_networks_at_another_size(tmp_path, source, cells):
     frame = np.zeros((480, 640, 3), np.uint8)
     seen = []
     for more in ([], ["--long-side", "512"]):
@@ -267,7 +267,7 @@ def test_the_default_networks_at_another_size(tmp_path, source, cells):
     assert seen == [(cells[0], 384), (cells[1], 512)]
 
 
-def test_an_output_can_be_chosen(tmp_path):
+def test_output_can_be_selected(tmp_path):
     path = two_outputs(tmp_path / "x.onnx")
     a, _ = export(path, tmp_path, output_name="scores")
     assert a["label_agreement"] > 0.999
@@ -275,7 +275,7 @@ def test_an_output_can_be_chosen(tmp_path):
         export(path, tmp_path, output_name="nonsense")
 
 
-def test_disagreement_is_shown(tmp_path):
+def test_disagreement_is_drawn(tmp_path):
     frame = np.full((20, 30, 3), 100, np.uint8)
     right = np.zeros((10, 15), np.int64)
     wrong = right.copy()
@@ -315,7 +315,7 @@ def test_labels_of_all_layouts():
         ((1, 1, 48, 64), 1),
     ],
 )
-def test_where_the_classes_are(shape, axis):
+def test_class_axis(shape, axis):
     assert class_axis_of(shape, (48, 64), "NCHW") == axis
 
 

@@ -1,4 +1,4 @@
-"""The meaning of a network's output is decided by evidence, or by the user; never by silence."""
+"""The reading of a network's output is decided by evidence or by the user."""
 
 import json
 
@@ -22,7 +22,7 @@ node = helper.make_node
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two photos: a bright disc on gray, at different places."""
+    """Two images of a bright disk on gray at different positions."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for k, center in enumerate(((128, 128), (90, 150))):
@@ -60,14 +60,14 @@ def export(path, photos, **options):
     )
 
 
-DISC = {"weight": [10], "bias": [-6.0]}  # log-odds: about -2 on gray, 4 on the disc
+DISK = {"weight": [10], "bias": [-6.0]}  # log-odds: about -2 on gray, 4 on the disk
 SIGMOID = [node("Sigmoid", ["grid"], ["y"])]
 SCENE = {"weight": [0, 10, -5], "bias": [0.0, -6, -1]}
 THREE = {"weight": [10, 0, 0], "bias": [-6.0, -14, -14]}
 
 
 def bright_share(path, photos):
-    """Share of the first photo that belongs to instances."""
+    """Return the share of the first image that belongs to instances."""
     instances = tfiseg.Segmenter(path.with_name("out.onnx"), min_score=0)(cv2.imread(f"{photos}/0.png"))
     return float((instances.label_map > 0).mean()), [i.class_name for i in instances]
 
@@ -80,7 +80,7 @@ def test_independent_sigmoids_get_a_threshold_and_a_background(tmp_path, photos)
     assert set(report["shares"]) == {"background", "person"}
     share, names = bright_share(path, photos)
     assert names == ["person"]
-    assert 0.1 < share < 0.2  # the disc covers 17 %
+    assert 0.1 < share < 0.2  # the disk covers 17 %
 
 
 def test_sigmoids_of_separate_heads_and_their_resizing(tmp_path, photos):
@@ -98,7 +98,7 @@ def test_sigmoids_of_separate_heads_and_their_resizing(tmp_path, photos):
     assert bright_share(path, photos)[1] == ["person"]
 
 
-def test_a_background_among_the_sigmoids_stays_the_background(tmp_path, photos):
+def test_background_channel_of_sigmoids_is_the_background(tmp_path, photos):
     path = write(tmp_path, SIGMOID, weight=[0, 10, 0], bias=[-1.0, -6, -14])
     report = export(path, photos, class_names="background,person,car")
     assert report["class_names"] == ["background", "person", "car"]
@@ -124,13 +124,13 @@ def test_independent_logits_when_stated(tmp_path, photos):
 
 def test_a_mask_up_to_255(tmp_path, photos):
     tail = [node("Sigmoid", ["grid"], ["s"]), node("Mul", ["s", "k"], ["y"])]
-    path = write(tmp_path, tail, **DISC, extra={"k": np.float32(255)})
+    path = write(tmp_path, tail, **DISK, extra={"k": np.float32(255)})
     report = export(path, photos, class_names="background,person")
     assert report["reading"]["kind"] == "binary"
     assert "(value 127.5)" in report["reading"]["sentence"]
     assert 0.1 < bright_share(path, photos)[0] < 0.25
     tail = [*tail[:1], node("Mul", ["s", "k"], ["m"]), node("Cast", ["m"], ["y"], to=UINT8)]
-    path = write(tmp_path, tail, **DISC, extra={"k": np.float32(255)}, out_type=UINT8)
+    path = write(tmp_path, tail, **DISK, extra={"k": np.float32(255)}, out_type=UINT8)
     assert export(path, photos)["reading"]["kind"] == "binary"
 
 
@@ -145,7 +145,7 @@ ONE_CHANNEL_TAILS = {
 @pytest.mark.parametrize("tail", ONE_CHANNEL_TAILS)
 def test_one_channel_without_evidence_is_ambiguous(tail, tmp_path, photos):
     extra = {"k": np.float32(40), "small": np.float32(0.1)}
-    path = write(tmp_path, ONE_CHANNEL_TAILS[tail], **DISC, extra=extra)
+    path = write(tmp_path, ONE_CHANNEL_TAILS[tail], **DISK, extra=extra)
     with pytest.raises(tfiseg.ModelError, match=r"--output logits\|softmax\|sigmoid\|binary\|class-map"):
         export(path, photos, class_names="background,person")
 
@@ -165,7 +165,7 @@ def resized(mode):
     return [ARGMAX, TO_FLOAT, node("Resize", ["f", "", "scales"], ["y"], mode=mode)]
 
 
-def test_float_class_ids_behind_a_resize(tmp_path, photos):
+def test_float_class_ids_after_a_resize(tmp_path, photos):
     extra = {"scales": np.array([1, 1, 4, 4], np.float32)}
     path = write(tmp_path, resized("nearest"), **SCENE, extra=extra)
     report = export(path, photos)
@@ -189,7 +189,7 @@ def test_flat_outputs(order, tmp_path, photos):
     assert len(report["shares"]) == 2
 
 
-def test_exchanged_rows_and_columns_are_found(tmp_path, photos):
+def test_transposed_rows_and_columns_are_detected(tmp_path, photos):
     path = write(tmp_path, [node("Transpose", ["grid"], ["y"], perm=[0, 1, 3, 2])], **SCENE)
     with pytest.raises(tfiseg.ModelError, match="rows and columns exchanged"):
         export(path, None)
@@ -211,13 +211,13 @@ def test_layouts_of_outputs(shape, found, axis):
     assert (layout.shape, layout.class_axis) == (found, axis)
 
 
-def test_nan_is_named(tmp_path, photos):
+def test_nan_raises_an_error(tmp_path, photos):
     path = write(tmp_path, [node("Log", ["grid"], ["y"])], **SCENE)
     with pytest.raises(tfiseg.ModelError, match=r"output for [01] contains NaN"):
         export(path, photos)
 
 
-def test_degenerate_results_are_errors(tmp_path, photos):
+def test_degenerate_results_raise_errors(tmp_path, photos):
     path = write(tmp_path, [], weight=[0, 1, 0], bias=[90.0, 0, 0])
     with pytest.raises(tfiseg.ModelError, match="every pixel of 2 photos has the label 'background'"):
         export(path, photos)
@@ -226,14 +226,14 @@ def test_degenerate_results_are_errors(tmp_path, photos):
         export(path, photos)
 
 
-def test_an_output_without_a_shape(tmp_path, photos):
+def test_output_without_a_shape(tmp_path, photos):
     path = write(tmp_path, [node("Identity", ["grid"], ["y"])], **SCENE, out_shape=None)
     assert export(path, photos)["grid_hw"] == [G, G]
 
 
 @pytest.mark.parametrize(("opset", "kind"), [(9, "Upsample"), (10, "Resize")])
 @pytest.mark.parametrize("mode", ["linear", "nearest"])
-def test_resizing_of_old_opsets_keeps_its_meaning(opset, kind, mode, tmp_path, photos):
+def test_resize_of_old_opsets_is_converted(opset, kind, mode, tmp_path, photos):
     extra = {"scales": np.array([1, 1, 8, 8], np.float32)}
     path = write(
         tmp_path, [node(kind, ["grid", "scales"], ["y"], mode=mode)], **SCENE, opset=opset, extra=extra
@@ -249,14 +249,14 @@ def test_operators_of_onnx_runtime_are_named(tmp_path, photos):
         export(path, photos)
 
 
-@pytest.mark.parametrize(("channels", "says"), [(1, "takes gray images"), (4, "no alpha or depth")])
-def test_other_numbers_of_input_channels(channels, says, tmp_path, photos):
+@pytest.mark.parametrize(("channels", "message"), [(1, "takes gray images"), (4, "no alpha or depth")])
+def test_other_numbers_of_input_channels(channels, message, tmp_path, photos):
     path = write(tmp_path, [], **SCENE, channels=channels)
-    with pytest.raises(tfiseg.ModelError, match=says):
+    with pytest.raises(tfiseg.ModelError, match=message):
         export(path, photos)
 
 
-def test_the_command_prints_the_reading(tmp_path, photos, capsys):
+def test_command_prints_the_reading(tmp_path, photos, capsys):
     path = write(tmp_path, [node("Softplus", ["grid"], ["y"])], **SCENE)
     argv = ["export", str(path), "-o", str(tmp_path / "out.onnx"), "--photos", photos]
     assert main(argv) == 1

@@ -1,4 +1,4 @@
-"""Networks, options and commands that are refused, each with the reason."""
+"""Networks, options and commands that are rejected with a reason."""
 
 import numpy as np
 import onnx
@@ -55,7 +55,7 @@ def broken(kind, folder):
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "message"),
     [
         ("missing", "there is no file"),
         ("text", "is no ONNX file"),
@@ -69,35 +69,35 @@ def broken(kind, folder):
         ("tfiseg", "in tfiseg's format already"),
     ],
 )
-def test_files_that_cannot_be_used(kind, says, tmp_path):
+def test_unusable_files_raise_errors(kind, message, tmp_path):
     path = broken(kind, tmp_path)
     with pytest.raises(tfiseg.TfisegError) as wrong:
         export(path, tmp_path)
-    assert says in str(wrong.value)
+    assert message in str(wrong.value)
     assert not (tmp_path / "out.onnx").exists()
     assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"class_names": "a,b"}, "has 5 classes, got 2 names"),
         ({"class_names": "voc22"}, "none of the known lists"),
         ({"things": "unicorn"}, "no class 'unicorn'"),
         ({"input_size_hw": (64, 64)}, "accepts images of 48x64 only"),
         ({"opset": 9}, "opset 9 is too old"),
-        ({"random_weights": True}, "an ONNX file brings its own"),
+        ({"random_weights": True}, "an ONNX file has its own weights"),
         ({"photos": "nowhere"}, "there is no file nowhere"),
     ],
 )
-def test_options_that_do_not_fit(options, says, tmp_path):
+def test_inconsistent_options_raise_errors(options, message, tmp_path):
     with pytest.raises(tfiseg.TfisegError) as wrong:
         export(write(tmp_path / "x.onnx", [], "scores"), tmp_path, **options)
-    assert says in str(wrong.value)
+    assert message in str(wrong.value)
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["default", "-o", "x.engine"], "must be called NAME.onnx"),
         (["default", "-o", "no/where/x.onnx"], "can't write"),
@@ -107,10 +107,10 @@ def test_options_that_do_not_fit(options, says, tmp_path):
         (["default", "-o", "y.onnx", "--long-side", "9"], "must lie in 64..4096 pixels, got 9"),
     ],
 )
-def test_the_command_says_what_is_wrong(argv, says, tmp_path, monkeypatch, capsys):
+def test_command_prints_the_error(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["export", *argv]) == 1
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_the_command_says_what_is_wrong(argv, says, tmp_path, monkeypatch, capsy
         ["--rgb", "--bgr"],
     ],
 )
-def test_options_that_cannot_be_read(argv, capsys):
+def test_invalid_options_raise_errors(argv, capsys):
     with pytest.raises(SystemExit):
         main(["export", "x.onnx", "-o", "y.onnx", *argv])
     assert "expected" in (text := capsys.readouterr().err) or "not allowed" in text

@@ -1,5 +1,4 @@
-"""Networks of torch into tfiseg's format: your own function, and transformers from a folder. Needs the extras
-`export` and `hf`."""
+"""Export of PyTorch networks: your own function, and transformers. Needs the extras `export` and `hf`."""
 
 import json
 
@@ -66,7 +65,7 @@ def export(source, folder, **options):
 
 
 @pytest.mark.parametrize(("function", "grid_hw"), [("plain", [16, 24]), ("corners", [64, 96])])
-def test_a_function_of_ones_own(function, grid_hw, here):
+def test_own_function(function, grid_hw, here):
     report = export(
         f"python:my_nets:{function}", here, class_names="background,person,car,sky", things="person"
     )
@@ -78,7 +77,7 @@ def test_a_function_of_ones_own(function, grid_hw, here):
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("python:my_nets", "names no function"),
         ("python:my_nets:absent", "AttributeError"),
@@ -89,24 +88,24 @@ def test_a_function_of_ones_own(function, grid_hw, here):
         ("hf:.", "no folder with a config.json"),
     ],
 )
-def test_sources_that_name_nothing(source, says, here, monkeypatch):
+def test_unknown_sources_raise_errors(source, message, here, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if source.startswith("hf:"):
         pytest.importorskip("transformers", reason="the extra `hf` is not installed")
     with pytest.raises(tfiseg.TfisegError) as wrong:
         export(source, here)
-    assert says in str(wrong.value)
+    assert message in str(wrong.value)
     assert not (here / "out.onnx").exists()
 
 
-def test_weights_are_loaded_or_named(here):
+def test_weights_are_loaded_or_rejected(here):
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("nets_for_weights", here / "my_nets.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     state = module.plain().state_dict()
-    # class 1 wins on black, and others elsewhere: one label everywhere is refused
+    # class 1 on black and other classes elsewhere, because one label everywhere is rejected
     state["body.3.bias"] = torch.tensor([0.0, 0.3, 0.0, 0.0])
     torch.save({"state_dict": state}, here / "w.pth")
     export("python:my_nets:plain", here, weights=here / "w.pth")
@@ -149,7 +148,7 @@ def test_segformer_from_a_config_alone(segformer, tmp_path):
     assert report["label_agreement"] > 0.999
 
 
-def test_weights_that_are_not_there_are_an_error(segformer, tmp_path, capsys):
+def test_missing_weights_raise_an_error(segformer, tmp_path, capsys):
     assert main(["export", f"hf:{segformer}", "-o", str(tmp_path / "x.onnx")]) == 1
     text = capsys.readouterr().err
     assert "--random-weights" in text
@@ -188,7 +187,7 @@ def test_larger_architectures(kind, tmp_path):
     assert report["label_agreement"] > 0.995
 
 
-def test_a_checkpoint_of_ours_needs_no_photos(tmp_path, capsys):
+def test_checkpoint_of_tfiseg_needs_no_photos(tmp_path, capsys):
     from tfiseg.export.semantic.network import SegmentationNetwork
 
     torch.manual_seed(0)

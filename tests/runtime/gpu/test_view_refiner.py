@@ -16,7 +16,7 @@ from skimage import data
 from tfiseg.plugins.operator import cluster, cluster_batch
 from tfiseg.plugins.problem import Clustering
 from tfiseg.plugins.settings import SHARPEN, ClusterSettings, thing_flags
-from tfiseg.plugins.views import Found, Scene, cut_views, place_pieces
+from tfiseg.plugins.views import Scene, ViewClusterings, place_instances, render_views
 from tfiseg.runtime.gpu.refined_frame import RefinedFrame
 from tfiseg.runtime.gpu.view_refiner import VIEWS
 from tfiseg.runtime.networks import instance_onnx, onnx_cuda_session
@@ -64,7 +64,7 @@ def test_the_graph_holds_what_the_same_steps_give(segmenter, gpu):
         components.area,
     )
     scene = Scene(image, components.label_map, table, thing_flags(None))
-    cut = cut_views(scene, VIEWS, network.view_px)
+    cut = render_views(scene, VIEWS, network.view_px)
     assert cut.views[0, 3]
     seen = network.infer(cut.images, cut.masks)
     settings = ClusterSettings(
@@ -81,13 +81,13 @@ def test_the_graph_holds_what_the_same_steps_give(segmenter, gpu):
     for k, one in enumerate(parts):
         tables[k, : len(one), 6] = one.area
     counts = [len(one) for one in parts]
-    found = Found(
+    found = ViewClusterings(
         np.stack([p.label_map for p in parts]),
         np.array(counts, np.int32),
         np.array(regions, np.int32),
         tables,
     )
-    expected = place_pieces(scene, cut, found)
+    expected = place_instances(scene, cut, found)
     assert len(expected.table) > len(components)
     for _ in range(3):  # as it is, captured, and replayed
         with segmenter.session.looked(

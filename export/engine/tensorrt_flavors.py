@@ -14,7 +14,7 @@ MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 
 
 @dataclass(frozen=True)
-class Flavour:
+class Flavor:
     """An installed TensorRT.
 
     ``target`` is "tensorrt" or "rtx"; ``name`` is the name in engine records."""
@@ -36,7 +36,7 @@ class Flavour:
         return self.target == "tensorrt"
 
 
-def flavour(target: str) -> Flavour:
+def find_flavor(target: str) -> Flavor:
     """Return the installed TensorRT of a target; "auto": the first one that is installed.
 
     Raises:
@@ -46,24 +46,28 @@ def flavour(target: str) -> Flavour:
     if target == "auto":
         for one in TARGETS:
             try:
-                return flavour(one)
+                return find_flavor(one)
             except MissingDependencyError:
                 continue
-        raise MissingDependencyError(f"no TensorRT is installed. {_how('tensorrt')}; {_how('rtx')}")
+        raise MissingDependencyError(
+            f"no TensorRT is installed. {_install_hint('tensorrt')}; {_install_hint('rtx')}"
+        )
     if target not in TARGETS:
         raise InputError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
     try:
         module = importlib.import_module(MODULES[target])
     except (ImportError, OSError) as missing:  # OSError: a wheel whose libraries don't load here
         raise MissingDependencyError(
-            f"{MODULES[target]} can't be imported ({missing}). {_how(target)}"
+            f"{MODULES[target]} can't be imported ({missing}). {_install_hint(target)}"
         ) from missing
     if not hasattr(module, "Builder"):  # type stubs leave an empty package
-        raise MissingDependencyError(f"{MODULES[target]} is a package without the library. {_how(target)}")
-    return Flavour(target, module)
+        raise MissingDependencyError(
+            f"{MODULES[target]} is a package without the library. {_install_hint(target)}"
+        )
+    return Flavor(target, module)
 
 
-def _how(target: str) -> str:
+def _install_hint(target: str) -> str:
     if target == "rtx":
         if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
             return (

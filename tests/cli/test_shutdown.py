@@ -1,4 +1,4 @@
-"""Ends of the program: signals at any moment, a full standard output, errors of the system."""
+"""Shutdown of the program: signals at any moment, a full standard output, errors of the system."""
 
 import json
 import os
@@ -10,13 +10,13 @@ import time
 import cv2
 import numpy as np
 import pytest
-from tfiseg.cli import ending
+from tfiseg.cli import shutdown
 from tfiseg.cli.main import main
 
 RUN = [sys.executable, "-m", "tfiseg", "run"]
 
 
-def started(*words, preexec_fn=None):
+def start_run(*words, preexec_fn=None):
     return subprocess.Popen(
         [*RUN, *map(str, words)],
         stdout=subprocess.PIPE,
@@ -26,7 +26,7 @@ def started(*words, preexec_fn=None):
     )
 
 
-def listen():  # a shell starts background jobs deaf to Ctrl-C, and children inherit that
+def listen():  # background jobs of a shell ignore Ctrl-C, and children inherit this
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
@@ -39,7 +39,7 @@ def wait_for_lines(path, process, count=3):
         time.sleep(0.02)
 
 
-# where an opened source blocks as a stalled network disk does: in C, for ever
+# opening a source blocks in C without end, like a stalled network disk
 BLOCKED = """
 import ctypes, sys
 from tfiseg.runtime.sources import open_source
@@ -57,7 +57,7 @@ BLOCKED_WITHOUT_LOCK = BLOCKED.replace(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_it_while_a_source_opens(number, tmp_path):
+def test_signal_ends_the_process_while_a_source_opens(number, tmp_path):
     command = [sys.executable, "-c", BLOCKED_WITHOUT_LOCK, str(tmp_path / "out")]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen
@@ -72,8 +72,8 @@ def test_a_signal_ends_it_while_a_source_opens(number, tmp_path):
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.15, 0.3, 0.5, 0.8, 1.2, 2.0])
-def test_a_signal_at_any_moment_of_the_start_gives_no_traceback(delay, tmp_path):
-    process = started("synthetic", "--frames", 100_000, "--out", tmp_path / "out", "--json")
+def test_signal_during_startup_gives_no_traceback(delay, tmp_path):
+    process = start_run("synthetic", "--frames", 100_000, "--out", tmp_path / "out", "--json")
     time.sleep(delay)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
@@ -84,8 +84,8 @@ def test_a_signal_at_any_moment_of_the_start_gives_no_traceback(delay, tmp_path)
         json.loads(summary.read_text())
 
 
-def test_a_hangup_completes_the_outputs(tmp_path):
-    process = started("synthetic", "--frames", 100_000, "--out", tmp_path, "--json")
+def test_hangup_completes_the_outputs(tmp_path):
+    process = start_run("synthetic", "--frames", 100_000, "--out", tmp_path, "--json")
     wait_for_lines(tmp_path / "instances.jsonl", process)
     process.send_signal(signal.SIGHUP)
     out, errors = process.communicate(timeout=60)
@@ -95,19 +95,19 @@ def test_a_hangup_completes_the_outputs(tmp_path):
 
 
 def test_nohup_is_respected(tmp_path):
-    def deaf():
+    def ignore_hangup():
         listen()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    process = started("synthetic", "--frames", 40, "--out", tmp_path, preexec_fn=deaf)
+    process = start_run("synthetic", "--frames", 40, "--out", tmp_path, preexec_fn=ignore_hangup)
     wait_for_lines(tmp_path / "instances.jsonl", process)
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=120)
     assert process.returncode == 0
 
 
-def test_two_signals_in_a_row_still_complete_the_outputs(tmp_path):
-    process = started("synthetic", "--frames", 100_000, "--out", tmp_path, "--json")
+def test_two_signals_complete_the_outputs(tmp_path):
+    process = start_run("synthetic", "--frames", 100_000, "--out", tmp_path, "--json")
     wait_for_lines(tmp_path / "instances.jsonl", process)
     process.send_signal(signal.SIGINT)
     time.sleep(0.02)
@@ -118,7 +118,7 @@ def test_two_signals_in_a_row_still_complete_the_outputs(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["error"] == "interrupted"
 
 
-def test_a_pipe_that_nobody_writes_to_is_no_video(tmp_path):
+def test_pipe_without_a_writer_raises_an_error(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     code = (
         "import sys; from tfiseg.cli.main import main; from tfiseg.runtime.sources import decoding; "
@@ -137,7 +137,7 @@ def test_a_pipe_that_nobody_writes_to_is_no_video(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("words", [["doctor"], ["doctor", "--json"], ["--version"], ["run", "--help"]])
-def test_a_full_standard_output_is_an_error(words):
+def test_full_standard_output_is_an_error(words):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "tfiseg", *words], stdout=full, stderr=subprocess.PIPE, text=True
@@ -147,25 +147,27 @@ def test_a_full_standard_output_is_an_error(words):
     assert "Traceback" not in done.stderr
 
 
-def test_errors_of_the_system_are_sentences(monkeypatch, capsys):
+def test_system_errors_have_messages(monkeypatch, capsys):
     assert (
-        ending.sentence_of(OSError(28, "No space left on device")) == "can't write: No space left on device"
+        shutdown.error_message(OSError(28, "No space left on device"))
+        == "can't write: No space left on device"
     )
     assert (
-        ending.sentence_of(PermissionError(13, "Permission denied", "a\udce9")) == "a\\xe9: Permission denied"
+        shutdown.error_message(PermissionError(13, "Permission denied", "a\udce9"))
+        == "a\\xe9: Permission denied"
     )
-    assert "memory" in ending.sentence_of(MemoryError())
-    assert ending.sentence_of(KeyError("x")) is None
+    assert "memory" in shutdown.error_message(MemoryError())
+    assert shutdown.error_message(KeyError("x")) is None
 
 
 def test_one_photo_uses_all_threads(monkeypatch, tmp_path):
     from tfiseg.plugins import native
     from tfiseg.runtime.output import run as run_module
 
-    seen = []
+    calls = []
 
     def run(source, segmenter, out, frames, workers, **_):
-        seen.append((segmenter.settings.threads, workers))
+        calls.append((segmenter.settings.threads, workers))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(native, "usable_threads", lambda: 8)
@@ -179,4 +181,4 @@ def test_one_photo_uses_all_threads(monkeypatch, tmp_path):
         ["synthetic", "--frames", "99"],
     ):
         assert main(["run", *map(str, words), "--out", str(tmp_path / "out")]) == 130
-    assert seen == [(0, 1), (2, 3), (2, 1), (1, 8)]
+    assert calls == [(0, 1), (2, 3), (2, 1), (1, 8)]

@@ -1,0 +1,183 @@
+"""Shut down the program: by Ctrl-C, SIGTERM or SIGHUP, or if standard output fails.
+
+Python runs a signal handler between two steps of the interpreter. While a library opens a network disk or a
+camera, there is no such step, possibly without end. Therefore a thread waits for signals too, and ends the
+process if the main thread does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from ..errors import TfisegError
+from ..files import printable
+
+INTERRUPTED = 130  # exit status, as shells use it after Ctrl-C
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TIMEOUT_S = 20.0  # for completing outputs
+_SHORT_TIMEOUT_S = 5.0  # after a second signal
+_DISK_ERRORS = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
+
+
+class Shutdown:
+    """Signal handling of one run of the program.
+
+    Before ``start_work``, there is nothing to lose, so a signal ends the process at once. Later, the first
+    signal raises KeyboardInterrupt in the main thread, which has 20 s to complete outputs.
+
+    Args:
+        verb: the verb, for messages.
+    """
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._started = self._raised = False
+        self._deadline: float | None = None  # time.monotonic() at which the process ends
+        self._exit_lock = threading.Lock()
+        self._finished = threading.Event()
+
+    def start_work(self) -> None:
+        """State that there are outputs to complete from now on."""
+        self._started = True
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal in the main thread; the first one raises KeyboardInterrupt."""
+        if not self._started:
+            self._exit("interrupted")
+        if not self._raised:
+            self._raised = True
+            raise KeyboardInterrupt
+
+    def wait_for_signals(self, reader: int) -> None:
+        """Read signal numbers from a pipe in a thread, and end the process if it does not end in time."""
+        with contextlib.suppress(OSError):  # the pipe is closed: the program has ended
+            for number in iter(lambda: os.read(reader, 1), b""):
+                if number[0] not in _SIGNALS:
+                    continue
+                if not self._started:
+                    self._exit("interrupted")
+                now = time.monotonic()
+                if self._deadline is None:
+                    self._deadline = now + _TIMEOUT_S
+                    threading.Thread(target=self._exit_late, name="tfiseg-shutdown", daemon=True).start()
+                else:
+                    self._deadline = min(self._deadline, now + _SHORT_TIMEOUT_S)
+
+    def _exit_late(self) -> None:
+        while not self._finished.wait(0.1):
+            if self._deadline is not None and time.monotonic() > self._deadline:
+                self._exit("interrupted; an operation did not stop in time and was abandoned")
+
+    def _exit(self, text: str) -> None:
+        with self._exit_lock:  # never released, so other threads wait here
+            print_error(f"tfiseg {self._verb}: {text}")
+            os._exit(INTERRUPTED)
+
+    def finish(self) -> None:
+        """State that the verb has returned."""
+        self._finished.set()
+
+
+@contextlib.contextmanager
+def handle_signals(verb: str, is_program: bool) -> Iterator[Shutdown]:
+    """Handle signals while the block runs.
+
+    Args:
+        verb: the verb, for messages.
+        is_program: the process ends after the block; otherwise signals are not handled.
+    """
+    shutdown = Shutdown(verb)
+    if threading.current_thread() is not threading.main_thread() or not is_program:
+        shutdown.start_work()
+        yield shutdown
+        return
+    handled = [one for one in _SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(
+        target=shutdown.wait_for_signals, args=(reader,), name="tfiseg-signals", daemon=True
+    ).start()
+
+    for one in handled:
+        signal.signal(one, shutdown.handle)
+    try:
+        yield shutdown
+    finally:
+        for one in handled:
+            signal.signal(one, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        shutdown.finish()
+
+
+def print_error(text: str) -> None:
+    """Print a line on standard error; errors of printing are ignored."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+class Output(io.TextIOWrapper):
+    """Standard output that stores its last error, because argparse ignores errors of writing."""
+
+    failed: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        try:
+            return super().write(text)
+        except OSError as wrong:
+            self.failed = wrong
+            raise
+
+    def flush(self) -> None:
+        """Write the buffer."""
+        try:
+            super().flush()
+        except OSError as wrong:
+            self.failed = wrong
+            raise
+
+
+def open_output() -> None:
+    """Replace standard output by an ``Output``, which escapes file names that are not valid text."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        encoding, buffered = sys.stdout.encoding, sys.stdout.line_buffering
+        sys.stdout = Output(sys.stdout.detach(), encoding, "backslashreplace", line_buffering=buffered)
+
+
+def finish_output(verb: str, status: int) -> int:
+    """Flush standard output; returns the exit status, 1 if writing failed."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    wrong = getattr(sys.stdout, "failed", None)
+    if wrong is None:
+        return status
+    if not isinstance(wrong, BrokenPipeError):  # e.g. `tfiseg ... | head`
+        print_error(f"tfiseg {verb}: can't write to standard output: {wrong.strerror or wrong}")
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
+    return status or 1
+
+
+def error_message(wrong: BaseException) -> str | None:
+    """Return the message for an error that ends a verb; None for a bug, which needs a traceback."""
+    if isinstance(wrong, TfisegError):
+        return str(wrong)
+    if isinstance(wrong, MemoryError):
+        return "there is not enough memory: use smaller frames, or fewer workers or threads"
+    if isinstance(wrong, OSError):
+        name: Any = wrong.filename
+        reason = wrong.strerror or str(wrong)
+        if name is None:
+            return f"can't write: {reason}" if wrong.errno in _DISK_ERRORS else reason
+        return f"{printable(name) if isinstance(name, str | bytes) else name}: {reason}"
+    return None
