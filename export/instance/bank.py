@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ...runtime.refine.view import cut, cut_mask, solidity, view_of
+from ...runtime.refine.view import make_view, render_mask, render_view, solidity
 from ..semantic.data import IGNORE, Picture, load_pictures, sure_of
 
 # frame mode shows whole pictures, at 384; what is cut out for views is shrunk to 2.5 of their sides
@@ -216,8 +216,8 @@ def object_view(bank: Bank, o: BankObject, view_px: int) -> tuple[NDArray[np.uin
     x, y, w, h = o.box_xywh
     its = np.zeros((height, width), np.uint8)
     its[y : y + h, x : x + w] = o.mask
-    view = view_of((x, y, x + w, y + h), (height, width), view_px)
-    return cut(picture.image, view, view_px), cut_mask(its, view, view_px)
+    view = make_view((x, y, x + w, y + h), (height, width), view_px)
+    return render_view(picture.image, view, view_px), render_mask(its, view, view_px)
 
 
 def is_split(area: NDArray[np.integer[Any]]) -> bool:

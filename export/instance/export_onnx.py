@@ -150,7 +150,7 @@ def free_sides(model: onnx.ModelProto) -> None:
 def _difference(whole: ViewMaps, model: Path, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> float:
     session = open_instance_session(model)
     _, *ours = whole(torch.from_numpy(views), torch.from_numpy(masks))
-    maps = session.infer(views, masks, foreground=session.draws_outlines)
+    maps = session.infer(views, masks, foreground=session.can_refine_masks)
     pairs = [*zip(ours[:2], (maps.affinity, maps.boundary), strict=True)]
     if maps.foreground is not None:
         side = session.outline_px

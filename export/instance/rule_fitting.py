@@ -30,8 +30,8 @@ from ...plugins.problem import CALM, Problem, problem_of
 from ...plugins.settings import AFFINITY_OFFSETS
 from ...runtime.networks.instance_session import InstanceMaps
 from ...runtime.refine.join_candidates import JOIN_CELL_PX
-from ...runtime.refine.join_rule import Pieces
-from ...runtime.refine.refiner import cut_components
+from ...runtime.refine.join_rule import PairFeatures
+from ...runtime.refine.refiner import split_components
 from ..neck.rule import HELD_OUT, Samples, cost_of_cut, cost_of_merge, fit_members, merge_samples
 from .bank import Bank, is_split, object_view
 from .composites import Composer, Composite
@@ -117,7 +117,7 @@ def split_objects(bank: Bank, infer: Look, view_px: int, rules: dict[str, Rule])
         seen = [object_view(bank, o, view_px) for o in bank.objects[start : start + _BATCH]]
         views, masks = (np.stack(arrays) for arrays in zip(*seen, strict=True))
         for k, labels in enumerate(
-            cut_components(masks, infer(views, masks), np.asarray(AFFINITY_OFFSETS, np.int32), rules)
+            split_components(masks, infer(views, masks), np.asarray(AFFINITY_OFFSETS, np.int32), rules)
         ):
             if is_split(np.bincount(labels.ravel())[1:]):
                 split.add(start + k)
@@ -245,7 +245,7 @@ def _joins_of(composite: Composite, maps: InstanceMaps, k: int) -> list[Samples]
     if not len(i):
         return []
     other = composite.other[::step, ::step] > 0
-    shown = Pieces(
+    pairs = PairFeatures(
         pieces,
         other,
         composite.image,
@@ -254,12 +254,12 @@ def _joins_of(composite: Composite, maps: InstanceMaps, k: int) -> list[Samples]
         np.asarray(AFFINITY_OFFSETS, np.int32),
     )
     same = owners[i] == owners[j]
-    area = shown.regions[:, 0]
+    area = pairs.regions[:, 0]
     whole = np.bincount(owners, area)
     small_owner = np.where(area[i] <= area[j], owners[i], owners[j])
     share = np.minimum(1.0, np.minimum(area[i], area[j]) / whole[small_owner])
     weight = np.where(same, cost_of_cut(share), cost_of_merge(share))
-    return [(shown.features(i, j), same.astype(float), weight / len(same) ** 0.5)]
+    return [(pairs.features(i, j), same.astype(float), weight / len(same) ** 0.5)]
 
 
 def averaged(rules: list[Rule]) -> Rule:

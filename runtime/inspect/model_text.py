@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..networks.instance_session import of_groups
+from ..networks.instance_session import is_for_groups
 
 
 def inspection_text(report: Mapping[str, Any], with_layers: bool = False) -> str:
@@ -206,7 +206,7 @@ def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
                 _row(
                     "lone objects",
                     f"{odds} for each group, of what could be "
-                    f"parted{': thorough' if of_groups(odds) else ''}",
+                    f"parted{': thorough' if is_for_groups(odds) else ''}",
                 )
             )
     lines += [

@@ -10,7 +10,7 @@ from tfiseg.errors import InputError, TfisegError
 from tfiseg.plugins.operator import cluster
 from tfiseg.plugins.reference_views import cut_views_reference, place_pieces_reference
 from tfiseg.plugins.views import CutViews, Found, Scene, cut_views, place_pieces
-from tfiseg.runtime.refine.view_planning import looked_at
+from tfiseg.runtime.refine.view_planning import plan_and_render_views
 
 SIDE = 96
 
@@ -171,7 +171,7 @@ def test_views_of_photos_are_those_that_opencv_cuts(name, eval_sets):
     for path in sorted((eval_sets / name / "semantic").glob("*.png"))[::6]:
         image = cv2.imread(str(next((eval_sets / name / "images").glob(f"{path.stem}.*"))))
         components = cluster(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), split=0.0)
-        planned, looks = looked_at(image, components, 192)
+        planned, rendered = plan_and_render_views(image, components, 192)
         table = np.zeros((len(components), 10), np.float32)
         table[:, 0], table[:, 2:6], table[:, 6] = components.class_id, components.box_xyxy, components.area
         cut = cut_views(Scene(image, components.label_map, table, np.ones(256, np.uint8)), 64, 192)
@@ -179,8 +179,10 @@ def test_views_of_photos_are_those_that_opencv_cuts(name, eval_sets):
         mine = cut.views[cut.views[:, 3] > 0].tolist()
         assert [row for row in mine if row in theirs] == theirs
         at = [mine.index(row) for row in theirs]
-        assert np.abs(cut.images[at].astype(int) - looks.images).max(initial=0) <= 1
-        for k, (ours, theirs_too) in enumerate(((cut.masks[at], looks.masks), (cut.own[at], looks.own))):
+        assert np.abs(cut.images[at].astype(int) - rendered.images).max(initial=0) <= 1
+        for k, (ours, theirs_too) in enumerate(
+            ((cut.masks[at], rendered.masks), (cut.own[at], rendered.own))
+        ):
             unlike[k] += (ours != theirs_too).sum(), ours.size
         same += mine == theirs
         frames += 1

@@ -90,9 +90,9 @@ def test_a_network_for_small_things_keeps_them(tmp_path):
         segmenter = tfiseg.Segmenter(
             refine="components", instance_model=tmp_path / "small.onnx", min_area=min_area
         )
-        assert segmenter._least_area((480, 640)) == least
+        assert segmenter._frame_min_area((480, 640)) == least
     outlined = tfiseg.Segmenter(outlines=True, instance_model=tmp_path / "small.onnx")
-    assert outlined._least_area((480, 640)) == 9
+    assert outlined._frame_min_area((480, 640)) == 9
 
 
 def test_a_folder_that_is_no_set(tmp_path):

@@ -108,8 +108,8 @@ def test_the_gate_is_told_as_it_was(tmp_path, gate, said):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (PLAN[:50], "has 50 bytes, its record says 204"),
-        (PLAN[:-1] + b"x", "is not the plan that its record speaks of"),
+        (PLAN[:50], "has 50 bytes, but its metadata says 204"),
+        (PLAN[:-1] + b"x", "is not the plan of its metadata file"),
     ],
 )
 def test_an_engine_that_was_cut_off_or_changed(engine, content, said, capsys):
