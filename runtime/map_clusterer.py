@@ -1,4 +1,4 @@
-"""From a network's maps to the instances that a ``Segmenter`` reports: clustering, scores, filters."""
+"""Clustering, scoring and filtering of a network's maps."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .object_score import FEATURES, object_probability
 from .segmenter_settings import SegmenterSettings
 
 MIN_SCORE = 0.5  # of mean class probabilities
-# of probabilities of being an object: one more adds to PQ where p > PQ / (2 IoU), which is 0.27 to 0.32 on
-# training photos
+# of calibrated scores p: an instance increases PQ if p > PQ / (2 IoU), which is 0.27 to 0.32 on training
+# photos
 MIN_CALIBRATED_SCORE = 0.3
-# of the frame, with a network that scales its longer side to 384 px: seven cells of a 4:3 frame's class map.
-# Smaller regions are mostly noise (docs/benchmarks)
+# share of the frame, for a network that scales its longer side to 384 px: seven cells of a 4:3 frame's class
+# map. Smaller regions are mostly noise.
 _MIN_AREA_SHARE, _AT_LONG_SIDE_PX = 1e-3, 384
 
 
-def usual_min_area(size_hw: tuple[int, int], info: ModelInfo, tiles: int = 1) -> int:
-    """Return the smallest instance in pixels that is kept by default, at least 25.
+def default_min_area(size_hw: tuple[int, int], info: ModelInfo, tiles: int = 1) -> int:
+    """Return the default minimum area of an instance in pixels, at least 25.
 
-    It is 0.1 % of the frame, or less for finer class maps: tiles, and networks of tfiseg with a larger input.
+    It is 0.1 % of the frame, and less if the class map is finer (tiles, networks with a larger input).
 
     Args:
         size_hw: of the frame, in pixels.
-        info: the network's.
-        tiles: the class map is this many times as fine.
+        info: metadata of the network.
+        tiles: factor by which the class map is finer.
     """
     finer = tiles * info.extra.get("long_side_px", _AT_LONG_SIDE_PX) / _AT_LONG_SIDE_PX
     return max(MIN_AREA_PX, round(_MIN_AREA_SHARE * size_hw[0] * size_hw[1] / finer**2))
@@ -43,10 +43,12 @@ def usual_min_area(size_hw: tuple[int, int], info: ModelInfo, tiles: int = 1) ->
 
 @dataclass(frozen=True)
 class Margins:
-    """Distances from the thresholds that decide which instances there are.
+    """Margins by which the thresholds of instances are lowered (or raised, if negative).
 
-    ``score`` is subtracted from the minimum score, the minimum area is divided by ``area``, and ``log_odds``
-    are added to the learned rules by which regions merge.
+    Attributes:
+        score: subtracted from the minimum score.
+        area: divides the minimum area; below 1, it raises it.
+        log_odds: added to the log-odds of the merge rule and the second-pass rule.
     """
 
     score: float = 0.0
@@ -66,11 +68,11 @@ class Margins:
         if rule is None or not self.log_odds:
             return rule
         result = rule.copy()
-        result[-1] += self.log_odds  # a rule's last weight is the bias of its log-odds
+        result[-1] += self.log_odds  # the last weight of a rule is its bias
         return result
 
     def smaller(self, area: int) -> int:
-        """Return an area with the margin."""
+        """Return a minimum area with the margin."""
         return round(area / self.area)
 
 
@@ -78,7 +80,7 @@ _NO_MARGINS = Margins()
 
 
 class MapClusterer:
-    """Clusters the maps of a network's session, and keeps the instances that are asked for.
+    """Clusters the maps of a session, and filters the instances.
 
     ``things``, ``min_score``, ``min_area`` and ``max_instances`` may be changed between frames.
     """
@@ -88,7 +90,7 @@ class MapClusterer:
     refine: str
 
     def _read_parameters(self, settings: SegmenterSettings) -> None:
-        """Take what the options leave open from the model's metadata."""
+        """Complete the options from the model's metadata."""
         things = settings.things
         if things is None:
             self.things = self.session.info.things
@@ -111,16 +113,16 @@ class MapClusterer:
         self.score_rule: Sequence[float] | None = parameters.get("score_rule")
         if self.score_rule is not None and len(self.score_rule) != len(FEATURES) + 1:
             raise ModelError(
-                f"{self.session.path}: its score rule has {len(self.score_rule)} numbers, expected "
-                f"{len(FEATURES) + 1}"
+                f"{self.session.path}: its score calibration has {len(self.score_rule)} numbers, expected "
+                f"{len(FEATURES) + 1}. Export the model again."
             )
-        usual = MIN_SCORE if self.score_rule is None else MIN_CALIBRATED_SCORE
-        self._usual_min_score, self._given_min_score = usual, settings.min_score
+        default = MIN_SCORE if self.score_rule is None else MIN_CALIBRATED_SCORE
+        self._default_min_score, self._given_min_score = default, settings.min_score
 
     @property
     def min_score(self) -> float:
-        """Instances with a lower score are left out; setting it is as giving the option."""
-        return self._usual_min_score if self._given_min_score is None else self._given_min_score
+        """Minimum score of reported instances: the option's value, or the default of the model."""
+        return self._default_min_score if self._given_min_score is None else self._given_min_score
 
     @min_score.setter
     def min_score(self, value: float) -> None:
@@ -138,11 +140,11 @@ class MapClusterer:
         )
 
     def cluster_settings(self, size_hw: tuple[int, int]) -> ClusterSettings:
-        """How a frame of this size is clustered."""
+        """Return the operator's settings for a frame of this size."""
         return ClusterSettings(
             things=self.clustered_classes,
             split=self.split,
-            min_area=self._least_area(size_hw),
+            min_area=self._frame_min_area(size_hw),
             max_instances=self.max_instances,
             affinity_offsets=self._affinity_offsets,
             merge_rule=self._merge_rule,
@@ -152,8 +154,7 @@ class MapClusterer:
 
     @property
     def clustered_classes(self) -> tuple[int, ...]:
-        """Classes that are clustered: a score rule compares with all that the picture shows, whatever is
-        asked for."""
+        """Classes to cluster; a score calibration compares areas of all countable ones."""
         return (
             self.things
             if self.score_rule is None
@@ -161,7 +162,12 @@ class MapClusterer:
         )
 
     def components_of(self, logits: NDArray[np.float32], size_hw: tuple[int, int]) -> Instances:
-        """Connected components of a frame's class map, crumbs included, from logits float32 (1, C, h, w)."""
+        """Return all connected components of a frame's class map, also small ones.
+
+        Args:
+            logits: float32 (1, C, h, w).
+            size_hw: of the frame, in pixels.
+        """
         settings = self.cluster_settings(size_hw)
         return cluster_batch(
             logits,
@@ -179,37 +185,44 @@ class MapClusterer:
         largest_excluded_area_px: int = 0,
         margins: Margins = _NO_MARGINS,
     ) -> Instances:
-        """Keep instances of the wanted classes that are large enough and have a sufficient score.
+        """Keep instances of ``things`` that reach the minimum area and the minimum score.
 
         Args:
             found: instances whose score is the mean class probability.
             size_hw: of the frame, in pixels.
-            calibrated: score by the model's score rule, if it has one.
+            calibrated: convert scores to probabilities, if the model has a score calibration.
             largest_excluded_area_px: see ``object_probability``.
-            margins: of the thresholds.
+            margins: by which thresholds are lowered.
         """
-        found = found.select(found.area >= margins.smaller(self._least_area(size_hw)))
-        least = self.min_score
+        found = found.select(found.area >= margins.smaller(self._frame_min_area(size_hw)))
+        min_score = self.min_score
         if self.score_rule is not None and calibrated:
             found = replace(found, score=object_probability(found, self.score_rule, largest_excluded_area_px))
         elif self.score_rule is not None and self._given_min_score is None:
-            least = MIN_SCORE
-        found = found.select((found.score >= least - margins.score) & np.isin(found.class_id, self.things))
+            min_score = MIN_SCORE
+        found = found.select(
+            (found.score >= min_score - margins.score) & np.isin(found.class_id, self.things)
+        )
         if len(found) <= self.max_instances:
             return found
         largest = np.argsort(-found.area, kind="stable")[: self.max_instances]
         return found.select(np.isin(np.arange(len(found)), largest))
 
-    def _least_area(self, size_hw: tuple[int, int]) -> int:
+    def _frame_min_area(self, size_hw: tuple[int, int]) -> int:
         if self.min_area is not None:
             return self.min_area
         if self._model_min_area is not None:
             return self._model_min_area
-        return usual_min_area(size_hw, self.session.info, self._tiles)
+        return default_min_area(size_hw, self.session.info, self._tiles)
 
     def by_shape(self, image: NDArray[np.uint8], split: Split, calibrated: bool = False) -> Instances:
-        """Instances of one picture from its class map alone, whatever the segmenter's own way is: what that
-        is measured against."""
+        """Find the instances of an image by the shape of its class map only, as a baseline.
+
+        Args:
+            image: uint8 (H, W, 3) BGR.
+            split: see ``tfiseg.cluster``.
+            calibrated: see ``filter_instances``.
+        """
         logits = self.session.infer(image)["logits"]
         return self.cluster_maps({"logits": logits}, (image.shape[0], image.shape[1]), split, calibrated)
 
@@ -228,9 +241,9 @@ class MapClusterer:
             frame_size_hw: of the frame, in pixels.
             split: overrides the segmenter's own.
             calibrated: see ``filter_instances``.
-            margins: of the thresholds.
+            margins: by which thresholds are lowered.
         """
-        if self.refine != "frame":  # an engine's heads can't be left out when it is loaded
+        if self.refine != "frame":  # engines always return their heads' maps
             maps = {name: value for name, value in maps.items() if name not in ("affinity", "boundary")}
         settings = margins.shifted(self.cluster_settings(frame_size_hw))
         if split is not None:

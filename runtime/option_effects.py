@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..plugins.settings import MAX_INSTANCES, split_table
-from .gpu.clusterer import MOST_INSTANCES
+from .gpu.clusterer import MAX_GPU_INSTANCES
 from .networks.built_in_operator import BuiltInOperator
 from .networks.engine_file import SUFFIX
 from .networks.session import DEFAULT_PROVIDERS
@@ -35,9 +35,10 @@ def check_engine_options(settings: SegmenterSettings) -> None:
 
 def check_gpu_options(settings: SegmenterSettings, clusters_on_gpu: bool) -> None:
     """Raise InputError for more instances than the operator has room for on a GPU."""
-    if clusters_on_gpu and MOST_INSTANCES < settings.max_instances != MAX_INSTANCES:
+    if clusters_on_gpu and MAX_GPU_INSTANCES < settings.max_instances != MAX_INSTANCES:
         raise InputError(
-            f"max_instances is at most {MOST_INSTANCES} on a GPU, got {settings.max_instances}: leave it out"
+            f"max_instances is at most {MAX_GPU_INSTANCES} on a GPU, got {settings.max_instances}: leave it "
+            "out"
         )
 
 

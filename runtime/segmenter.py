@@ -1,4 +1,4 @@
-"""``Segmenter``: frames in, instances out."""
+"""``Segmenter``: find the instances of frames."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, ModelError
 from ..instances import Instances
-from ..plugins.settings import (
-    MAX_INSTANCES,
-    Split,
-)
+from ..plugins.settings import MAX_INSTANCES, Split
 from .gpu_segmenting import GpuRoute
 from .map_clusterer import MapClusterer
 from .networks.gpu_session import GpuSession
@@ -45,11 +42,11 @@ class Segmenter(MapClusterer):
             "fast" separates objects by the shape of the class map; "best" also runs the instance network on
             each region, refines masks, and shows the default network larger frames.
         things: names or ids of the classes to segment; default: all countable classes of the model.
-        split: see ``tfiseg.cluster``; default: what the model's metadata says, else "auto".
-        min_area: smallest instance in pixels; default: what the instance network or the model was made for,
-            else 0.1 % of the frame, at least 25; less with ``tiles`` or a larger ``long_side_px``.
-        min_score: instances with a lower score are left out; 0 keeps all. The score is the probability of
-            being an object if the model has a score rule (default: 0.3), else the mean class probability
+        split: see ``tfiseg.cluster``; default: from the model's metadata, else "auto".
+        min_area: minimum area of an instance in pixels; default: from the metadata of the instance network or
+            the model, else 0.1 % of the frame, at least 25; less with ``tiles`` or a larger ``long_side_px``.
+        min_score: minimum score of an instance; 0 keeps all. If the model has a score calibration, the score
+            is the probability that the instance is an object (default: 0.3), else the mean class probability
             (default: 0.5).
         max_instances: maximum number of instances per frame; the largest are kept.
         refine: expert override of ``quality``: "shape", "frame" (the model's instance heads) or "components"
@@ -57,29 +54,28 @@ class Segmenter(MapClusterer):
         instance_model: path of an instance network or its engine, for "components" or ``outlines``; default:
             the one that comes with tfiseg.
         outlines: refine masks with the instance network (see ``Refiner.outlined``), on the CPU; default: with
-            "components", if the instance network can. ``semantic_map`` is not changed.
-        thorough: with "components", refine more regions, and refine parts again; default: as the instance
-            network's metadata says.
-        max_views: with "components", maximum number of regions to refine per frame; default: 64, in the GPU's
-            graph 16.
-        long_side_px: longer side in pixels that the network scales frames to; default: the model's own, with
-            ``quality="best"`` and the default network 640.
-        tiles: 2 means overlapping windows of half the frame's longer side beside the whole frame, with class
-            maps twice as fine: for small objects in large frames. It takes five or more passes. "balanced"
-            becomes "components".
+            "components", if the instance network supports it. ``semantic_map`` is not changed.
+        thorough: with "components", exhaustive refinement (see ``Refiner``); default: from the instance
+            network's metadata.
+        max_views: with "components", maximum number of regions to refine per frame; default: 64, or 16 in the
+            GPU's graph.
+        long_side_px: longer side in pixels that the network scales frames to; default: the model's own, or
+            640 with ``quality="best"`` and the default network.
+        tiles: 2 also processes overlapping windows of half the frame's longer side, with class maps twice as
+            fine, for small objects in large frames. It takes five or more passes. "balanced" becomes
+            "components".
         scales, flip: average class maps over several passes: overlapping windows (1.5: of two thirds of the
             frame's longer side each; 1: the whole frame) and mirror images. They have no instance heads, so
-            "balanced" becomes "components". An engine must accept windows of that size.
+            "balanced" becomes "components". An engine must support windows of that size.
         threads: CPU threads of network and clustering; 0 = all that the process may use.
         device: "cpu" or "cuda": where a model in ONNX runs. An engine always runs on the GPU.
-        backend: "onnxruntime" or "torch" (in float16 on a GPU): what runs a model in ONNX. PyTorch serves
-            GPUs for which neither TensorRT nor onnxruntime-gpu is installed; on a CPU it chooses its own
-            number of threads.
+        backend: runtime of a model in ONNX: "onnxruntime" or "torch" (float16 on a GPU). Use PyTorch on GPUs
+            without TensorRT and onnxruntime-gpu; on a CPU it chooses its own number of threads.
         providers: expert override of ``device``: ONNX Runtime execution providers.
 
     Raises:
         ModelError: the model can't be used, or has no instance heads with ``refine="frame"``.
-        EngineError: an engine's record, content or machine doesn't fit; the message gives the command that
+        EngineError: an engine doesn't match its metadata or this machine; the message gives the command that
             rebuilds it.
         InputError: an option is out of range or has no effect, or a class name is unknown.
 
@@ -123,7 +119,7 @@ class Segmenter(MapClusterer):
         return segmenter
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled or copied segmenter opens its model again; what was changed between frames goes along."""
+        """Pickle the current options; the copy opens the model again."""
         settings = replace(
             self.settings,
             things=self.things,
@@ -147,11 +143,11 @@ class Segmenter(MapClusterer):
         self._read_parameters(settings)
         self._check_effects(settings)
         if settings.several_passes:
-            self.session = self._averaging(settings)
+            self.session = self._open_multi_scale(settings)
         self._open_refiner(settings)
 
     def _check_effects(self, settings: SegmenterSettings) -> None:
-        """Refuse options that the opened model can't serve."""
+        """Raise InputError for options that the model doesn't support."""
         operator = getattr(self.session, "operator", None)
         if operator is not None:
             check_built_in_operator(settings, operator, self.things, self.session.path)
@@ -163,12 +159,12 @@ class Segmenter(MapClusterer):
                 self.session.cluster_class_map_alone()
 
     def _possible_refine(self, settings: SegmenterSettings) -> str:
-        """How instances are found with this model; raises ModelError where it can't do what was asked for."""
+        """Return the ``refine`` to use. Raises ModelError if the model doesn't support it."""
         path, wanted = self.session.path, settings.wanted_refine
         if wanted == "components" and not self.session.has("logits"):
             raise ModelError(
-                f'{path} gives instances and no class logits, which refine="components" needs. '
-                "`tfiseg build --no-operator` makes an engine that gives logits."
+                f'{path} returns instances and no class logits, which refine="components" needs. '
+                "`tfiseg build --no-operator` builds an engine that returns logits."
             )
         if wanted != "frame" or self.session.has("affinity") or not self.session.has("logits"):
             return wanted
@@ -182,14 +178,14 @@ class Segmenter(MapClusterer):
         )
         return "shape"
 
-    def _averaging(self, settings: SegmenterSettings) -> Session:
+    def _open_multi_scale(self, settings: SegmenterSettings) -> Session:
         if not self.session.has("logits"):
             raise InputError(
-                f"{self.session.path} gives instances and no class logits, so tiles, scales and flip have "
-                "nothing to average. `tfiseg build --no-operator` makes an engine that gives logits."
+                f"{self.session.path} returns instances and no class logits, so tiles, scales and flip have "
+                "nothing to average. `tfiseg build --no-operator` builds an engine that returns logits."
             )
         if isinstance(self.session, GpuSession) and self.session.clusters:
-            _log.warning("tiles, scales and flip average class maps on the CPU: clustering runs there, too")
+            _log.warning("tiles, scales and flip average class maps on the CPU: clustering runs there too")
         scales = settings.scales if settings.tiles == 1 else (1, settings.tiles)
         return MultiScaleSession(self.session, scales, settings.flip, settings.tiles)
 
@@ -204,30 +200,30 @@ class Segmenter(MapClusterer):
                 providers=settings.onnx_providers,
             )
         self.refiner = refiner if self.refine == "components" else None
-        wants_outlines = settings.outlines
-        if wants_outlines is None:
-            wants_outlines = refiner is not None and refiner.session.draws_outlines
-        self._outliner = refiner if wants_outlines else None
+        outlines = settings.outlines
+        if outlines is None:
+            outlines = refiner is not None and refiner.session.can_refine_masks
+        self._mask_refiner = refiner if outlines else None
         if refiner is not None and refiner.session.min_area is not None:
             self._model_min_area = refiner.session.min_area
         self._gpu = GpuRoute(self, settings.max_views)
         on_cpu = self._gpu.reason_for_cpu
-        if refiner is not None:  # raises now, not at the first frame; crowds' sessions can wait
+        if refiner is not None:  # raises now, not at the first frame; sessions for crowds are opened later
             maps = self.refiner is not None and on_cpu is not None
             refiner.session.prepare(
-                maps, outlines=self._outliner is not None, maps_alone=maps and refiner.thorough
+                maps, outlines=self._mask_refiner is not None, maps_alone=maps and refiner.thorough
             )
         if isinstance(self.session, GpuSession) and self.session.clusters:
             if on_cpu is not None:
                 _log.warning("%s, on frames in host memory", on_cpu)
-            if self._outliner is not None:
+            if self._mask_refiner is not None:
                 _log.warning("masks are refined on the CPU, on frames in host memory")
 
     def close(self) -> None:
-        """Free what an engine holds on the GPU; or use ``with``. Afterwards, calls raise InputError."""
+        """Free the memory of the networks; later calls raise InputError. ``with`` calls it too."""
         self._is_closed = True
         self.session.close()
-        refiner = self.refiner or self._outliner
+        refiner = self.refiner or self._mask_refiner
         if refiner is not None:
             refiner.close()
 
@@ -244,20 +240,20 @@ class Segmenter(MapClusterer):
     def __call__(self, frame: Any, color: str | None = None) -> Instances: ...
 
     def __call__(self, frame: Any, color: str | None = None) -> Instances | list[Instances]:
-        """Find the instances of a picture, at its own size.
+        """Find the instances of an image, at its own size.
 
         Args:
-            frame: a ``Frame``; or what ``tfiseg.segment`` takes; or a list of these. An array or tensor on
-                the GPU stays there if everything runs there.
-            color: order of channels, "rgb" or "bgr"; default: "bgr" for numpy, "rgb" for torch.
+            frame: a ``Frame``, any input of ``tfiseg.segment``, or a list of these. An array or tensor on the
+                GPU stays there if all steps run there.
+            color: order of channels, "rgb" or "bgr"; default: "bgr" for NumPy, "rgb" for PyTorch.
 
         Returns:
             Instances; a list of them for a list.
 
         Raises:
-            InputError: the picture can't be read or used.
+            InputError: the image can't be read or used.
         """
-        on_gpu = isinstance(self.session, GpuSession) and not (self._gpu.reason_for_cpu or self._outliner)
+        on_gpu = isinstance(self.session, GpuSession) and not (self._gpu.reason_for_cpu or self._mask_refiner)
         if isinstance(frame, list | tuple):
             return [self._segment(as_frame(one, color, on_gpu)) for one in frame]
         return self._segment(as_frame(frame, color, on_gpu))
@@ -267,11 +263,11 @@ class Segmenter(MapClusterer):
             raise InputError("this segmenter is closed: make a new one")
         began = time.perf_counter()
         known: Foregrounds = {}
-        lies_there = hasattr(frame.image if isinstance(frame, Frame) else frame, "__cuda_array_interface__")
-        if lies_there and self._outliner is not None:
-            raise InputError("outlines are drawn on the CPU: give a frame in host memory, or outlines=False")
-        if lies_there and self._gpu.reason_for_cpu is not None:
-            raise InputError(f"{self._gpu.reason_for_cpu}: give a frame in host memory")
+        on_gpu = hasattr(frame.image if isinstance(frame, Frame) else frame, "__cuda_array_interface__")
+        if on_gpu and self._mask_refiner is not None:
+            raise InputError("masks are refined on the CPU: pass a frame in host memory, or outlines=False")
+        if on_gpu and self._gpu.reason_for_cpu is not None:
+            raise InputError(f"{self._gpu.reason_for_cpu}: pass a frame in host memory")
         if isinstance(self.session, GpuSession) and self._gpu.reason_for_cpu is None:
             found, known = self._gpu.segment(self.session, frame)
             stages = {
@@ -285,12 +281,12 @@ class Segmenter(MapClusterer):
             if self.refiner is None:
                 found = self.cluster_maps(maps, (image.shape[0], image.shape[1]))
             else:
-                found, known = self._refined(self.refiner, image, maps)
+                found, known = self._refine(self.refiner, image, maps)
             stages = {"network": network_ms, **found.stage_ms}
-        if self._outliner is not None:
-            found = self._outliner.outlined(check_image(frame), replace(found, stage_ms=stages), known)
+        if self._mask_refiner is not None:
+            found = self._mask_refiner.outlined(check_image(frame), replace(found, stage_ms=stages), known)
             stages = dict(found.stage_ms)
-            found = found.select(found.area >= self._least_area(found.label_map.shape))
+            found = found.select(found.area >= self._frame_min_area(found.label_map.shape))
         if isinstance(frame, Frame):
             stages = {"decode": frame.decode_ms, **stages}
             return replace(
@@ -302,20 +298,19 @@ class Segmenter(MapClusterer):
             )
         return replace(found, stage_ms=stages)
 
-    def _refined(
+    def _refine(
         self, refiner: Refiner, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.float32]]
     ) -> tuple[Instances, Foregrounds]:
-        """Components first, crumbs included: they may be joined to something. Beside the instances what was
-        learned of outlines."""
+        """Refine all components, also small ones: they may be joined. See ``Refiner.refine``."""
         size_hw = (image.shape[0], image.shape[1])
         components = self.components_of(maps["logits"], size_hw)
-        wanted = np.isin(components.class_id, self.things)
-        found, known = refiner.looked(image, components.select(wanted), outlines=self._outliner is not None)
+        countable = np.isin(components.class_id, self.things)
+        found, known = refiner.refine(image, components.select(countable), self.refines_masks)
         return self.filter_instances(
-            found, size_hw, largest_excluded_area_px=int(components.area[~wanted].max(initial=0))
+            found, size_hw, largest_excluded_area_px=int(components.area[~countable].max(initial=0))
         ), known
 
     @property
     def refines_masks(self) -> bool:
-        """Whether outlines are refined by the instance network."""
-        return self._outliner is not None
+        """Whether the instance network refines masks."""
+        return self._mask_refiner is not None

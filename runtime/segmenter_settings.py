@@ -1,4 +1,4 @@
-"""Options of a ``Segmenter``: one validated home for their defaults and checks."""
+"""Options of a ``Segmenter``: defaults and checks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _REFINE_OF = {"fast": "shape", "balanced": "frame", "best": "components"}
 
 @dataclass(frozen=True)
 class SegmenterSettings:
-    """Validated options of a ``Segmenter``; see there for what each one means.
+    """Validated options of a ``Segmenter``, which documents them.
 
     Raises:
-        InputError: a value is out of range, or an option has no effect beside the others.
+        InputError: a value is out of range, or an option has no effect with the others.
     """
 
     model: str | Path | None = None
@@ -77,7 +77,7 @@ class SegmenterSettings:
         self._check_effects()
 
     def _check_effects(self) -> None:
-        """Refuse options that would have no effect."""
+        """Raise InputError for options without effect."""
         by_components = self.wanted_refine == "components"
         if self.instance_model is not None and not by_components and not self.outlines:
             raise InputError(
@@ -96,11 +96,11 @@ class SegmenterSettings:
             "onnxruntime",
         ):
             raise InputError(
-                f"providers stand for device and backend: leave out device={self.device!r} and "
+                f"providers replace device and backend: leave out device={self.device!r} and "
                 f"backend={self.backend!r}, or providers"
             )
         if self.tiles > 1 and self.scales != (1.0,):
-            raise InputError(f"tiles={self.tiles} stands for scales=(1, {self.tiles}): leave one of them out")
+            raise InputError(f"tiles={self.tiles} means scales=(1, {self.tiles}): leave one of them out")
 
     @property
     def several_passes(self) -> bool:
@@ -109,19 +109,19 @@ class SegmenterSettings:
 
     @property
     def onnx_providers(self) -> Sequence[str]:
-        """ONNX Runtime's execution providers, first choice first."""
+        """Execution providers of ONNX Runtime, by priority."""
         return (CUDA_PROVIDER,) if (self.device, self.backend) == ("cuda", "onnxruntime") else self.providers
 
     @property
     def torch_device(self) -> str | None:
-        """Where PyTorch runs the network; None: it doesn't."""
+        """Device on which PyTorch runs the network; None: another runtime does."""
         return self.device if self.backend == "torch" else None
 
     @property
     def wanted_refine(self) -> str:
-        """How instances are found, if the model allows it: "shape", "frame" or "components".
+        """Requested way to find instances: "shape", "frame" or "components".
 
-        Several passes have no instance heads, so they take "components" instead of "frame".
+        Several passes have no instance heads, so they use "components" instead of "frame".
         """
         wanted = self.refine or _REFINE_OF[self.quality]
         return "components" if wanted == "frame" and self.several_passes else wanted

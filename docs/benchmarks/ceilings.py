@@ -13,10 +13,10 @@ from tfiseg.plugins.native import region_graph
 from tfiseg.plugins.problem import problem_of
 from tfiseg.runtime.evaluate.evaluation_set import load_eval_set
 from tfiseg.runtime.evaluate.metrics import PanopticCounts, panoptic_counts
-from tfiseg.runtime.refine.partition import Parted, instances_of
-from tfiseg.runtime.refine.refiner import cut_components
-from tfiseg.runtime.refine.view import sample
-from tfiseg.runtime.refine.view_planning import looked_at
+from tfiseg.runtime.refine.partition import Partition, instances_from_labels
+from tfiseg.runtime.refine.refiner import split_components
+from tfiseg.runtime.refine.view import sample_labels
+from tfiseg.runtime.refine.view_planning import plan_and_render_views
 
 BOUNDARIES = (0.7, 0.5, 0.3)
 
@@ -54,20 +54,20 @@ for folder in sys.argv[1:]:
     totals = {}
     for picture in load_eval_set(Path(folder))[0]:
         components = tfiseg.cluster(picture.semantic, split=0.0)
-        planned, looks = looked_at(picture.image, components, refiner.session.view_px)
+        planned, rendered = plan_and_render_views(picture.image, components, refiner.session.view_px)
         planned = [p for p in planned if p.component]  # the others are for joins only
-        own = looks.own[: len(planned)]
-        maps = refiner.session.infer(looks.images[: len(planned)], looks.masks[: len(planned)])
-        truths = [sample(picture.truth, p.view, refiner.session.view_px) for p in planned]
+        own = rendered.own[: len(planned)]
+        maps = refiner.session.infer(rendered.images[: len(planned)], rendered.masks[: len(planned)])
+        truths = [sample_labels(picture.truth, p.view, refiner.session.view_px) for p in planned]
 
         def place_labels(found, components=components, planned=planned):
-            parted = Parted(components)
+            partition = Partition(components)
             for p, labels in zip(planned, found, strict=True):
-                parted.cut(p, labels)
-            return parted.label_map
+                partition.split(p, labels)
+            return partition.label_map
 
         actual = place_labels(
-            cut_components(own, maps, refiner.session.affinity_offsets, refiner.session.rules)
+            split_components(own, maps, refiner.session.affinity_offsets, refiner.session.rules)
         )
         perfect = place_labels(
             [merge_perfectly(mask, truth) for mask, truth in zip(own, truths, strict=True)]
@@ -84,7 +84,7 @@ for folder in sys.argv[1:]:
                 [merge_perfectly(split_at_boundary(mask, b, threshold), truth) for mask, b, truth in views]
             )
         for name, pieces in results.items():
-            instances = instances_of(pieces, components)
+            instances = instances_from_labels(pieces, components)
             score = panoptic_counts(instances.label_map, instances.class_id, picture.truth, picture.semantic)
             totals.setdefault(name, PanopticCounts()).add(score.pooled)
     for name, t in totals.items():

@@ -13,20 +13,20 @@ import tfiseg
 from tfiseg.plugins.operator import cluster_batch
 from tfiseg.plugins.settings import SHARPEN, ClusterSettings
 from tfiseg.runtime.evaluate.evaluation_set import load_eval_set
-from tfiseg.runtime.refine.view_planning import looked_at
+from tfiseg.runtime.refine.view_planning import plan_and_render_views
 
 VIEWS, BATCH = 120, 8
 
 refiner = tfiseg.Refiner()
 own, affinity, boundary = [], [], []
 for picture in load_eval_set(Path(sys.argv[1]))[0]:
-    planned, looks = looked_at(
+    planned, rendered = plan_and_render_views(
         picture.image, tfiseg.cluster(picture.semantic, split=0.0), refiner.session.view_px
     )
     kept = [k for k, p in enumerate(planned) if p.component]
     if kept:
-        maps = refiner.session.infer(looks.images, looks.masks)
-        own.append(looks.own[kept])
+        maps = refiner.session.infer(rendered.images, rendered.masks)
+        own.append(rendered.own[kept])
         affinity.append(maps.affinity[kept])
         boundary.append(maps.boundary[kept, 0])
     if sum(map(len, own)) >= VIEWS:

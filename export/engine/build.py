@@ -18,7 +18,7 @@ from ...files import write_whole
 from ...plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION, load_plugin, plugin_info
 from ...plugins.settings import AFFINITY_OFFSETS, IGNORE, ClusterSettings
 from ...runtime.inspect.onnx_layers import layer_precisions
-from ...runtime.map_clusterer import usual_min_area
+from ...runtime.map_clusterer import default_min_area
 from ...runtime.networks.engine_file import SUFFIX, write_engine
 from ...runtime.networks.model_info import METADATA_KEY, ModelInfo
 from ...runtime.networks.model_variants import Variant
@@ -200,7 +200,7 @@ def _add_clustering(
     settings_of_node = ClusterSettings(
         things=[c for c in info.things if 0 < c < IGNORE],
         split=parameters.get("split", "auto"),
-        min_area=parameters.get("min_area", usual_min_area(profile.opt_hw, info)),
+        min_area=parameters.get("min_area", default_min_area(profile.opt_hw, info)),
         max_instances=MAX_INSTANCES,
         affinity_offsets=parameters.get("affinity_offsets", AFFINITY_OFFSETS),
         merge_rule=parameters.get("merge_rule"),

@@ -23,8 +23,14 @@ from ...runtime.networks.engine_file import write_engine
 from ...runtime.networks.instance_session import InstanceMaps
 from ...runtime.networks.model_info import METADATA_KEY
 from ...runtime.networks.open_session import open_instance_session
-from ...runtime.refine.mask_refinement import COMES, GOES
-from ...runtime.refine.view_planning import MAX_VIEWS, Looks, component_views, looked_at, shown
+from ...runtime.refine.mask_refinement import ADD_ABOVE, REMOVE_BELOW
+from ...runtime.refine.view_planning import (
+    MAX_VIEWS,
+    RenderedViews,
+    plan_and_render_views,
+    plan_mask_views,
+    render_views,
+)
 from ...runtime.segmenter import Segmenter
 from .fp16_graph import to_fp16
 from .lower import PrecisionSettings
@@ -137,14 +143,14 @@ def _gate(
             disable=quiet,
         ):
             components = segmenter.by_shape(image, 0.0)
-            planned, looks = looked_at(image, components, sessions[0].view_px)
+            planned, rendered = plan_and_render_views(image, components, sessions[0].view_px)
             if not planned:
                 continue
-            one, other = (session.infer(looks.images, looks.masks) for session in sessions)
-            pairs += _agreement(one, other, looks)
-            everything = component_views(components, sessions[0].view_px, MAX_VIEWS)
-            if sessions[0].draws_outlines and everything:
-                views, masks = shown(image, components, everything, sessions[0].outline_px)
+            one, other = (session.infer(rendered.images, rendered.masks) for session in sessions)
+            pairs += _agreement(one, other, rendered)
+            mask_views = plan_mask_views(components, sessions[0].view_px, MAX_VIEWS)
+            if sessions[0].can_refine_masks and mask_views:
+                views, masks = render_views(image, components, mask_views, sessions[0].outline_px)
                 drawn, again = (session.foreground(views, masks) for session in sessions)
                 outlines += outline_agreement(drawn, again, masks)
             frames += 1
@@ -169,11 +175,11 @@ def _gate(
     return {**report, "frames": frames, "reference": "fp32"}
 
 
-def _agreement(one: InstanceMaps, other: InstanceMaps, looks: Looks) -> tuple[int, int]:
+def _agreement(one: InstanceMaps, other: InstanceMaps, rendered: RenderedViews) -> tuple[int, int]:
     """Count pairs of cells inside the masks: (equal decisions of both networks, all)."""
-    step = looks.masks.shape[1] // one.affinity.shape[-1]
+    step = rendered.masks.shape[1] // one.affinity.shape[-1]
     inside = np.broadcast_to(
-        looks.masks[:, None, step // 2 :: step, step // 2 :: step] > 0, one.affinity.shape
+        rendered.masks[:, None, step // 2 :: step, step // 2 :: step] > 0, one.affinity.shape
     )
     return int(((one.affinity > 0.5) == (other.affinity > 0.5))[inside].sum()), int(inside.sum())
 
@@ -193,7 +199,7 @@ def outline_agreement(
         cells = cv2.resize(mask, a.shape[::-1], interpolation=cv2.INTER_NEAREST)
         share = cv2.blur(cells.astype(np.float32), (_NEAR, _NEAR), borderType=cv2.BORDER_REPLICATE)
         near = (share > 0) & (share < 1)
-        for threshold in (GOES, COMES):
+        for threshold in (REMOVE_BELOW, ADD_ABOVE):
             equal += int(((a > threshold) == (b > threshold))[near].sum())
             total += int(near.sum())
     return equal, total

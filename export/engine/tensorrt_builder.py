@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ...errors import EngineError, InputError
 from ...files import write_whole
 from ...runtime.networks.machine import this_machine
-from ...runtime.networks.tensorrt_plan import started
+from ...runtime.networks.tensorrt_plan import start
 from .precision_proof import LayerReport, read_inspector, read_log
 from .tensorrt_flavors import Flavor
 
@@ -123,7 +123,7 @@ def build_plan(model: bytes, kind: Flavor, settings: BuildSettings, quiet: bool 
     began = time.perf_counter()
     report = LayerReport()
     logger = _logger(report)
-    builder = started(lambda: trt.Builder(logger), trt, report.errors)
+    builder = start(lambda: trt.Builder(logger), trt, report.errors)
     # TensorRT 11 has no other networks
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(1 << int(typed) if typed is not None else 0)

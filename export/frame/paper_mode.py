@@ -25,7 +25,7 @@ from ...instances import Instances
 from ...plugins.settings import CENTRE_RADIUS
 from ...runtime.evaluate.evaluate import evaluate
 from ...runtime.networks.session import DEFAULT_MODEL
-from ...runtime.refine.partition import instances_of
+from ...runtime.refine.partition import instances_from_labels
 from ...runtime.segmenter import Segmenter
 from ...runtime.sources.base import Frame, check_image
 from ..engine.build import semantic_network
@@ -185,7 +185,7 @@ class PaperSegmenter(Segmenter):
         components = self.components_of(logits, size_hw)
         center = cv2.resize(group(displacement[0]), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
         label = np.where(components.label_map > 0, center * 256 + components.semantic_map, 0).astype(np.int32)
-        return self.filter_instances(instances_of(label, components), size_hw, calibrated=False)
+        return self.filter_instances(instances_from_labels(label, components), size_hw, calibrated=False)
 
 
 def main() -> None:

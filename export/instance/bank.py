@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ...runtime.refine.view import cut, cut_mask, solidity, view_of
+from ...runtime.refine.view import make_view, render_mask, render_view, solidity
 from ..semantic.data import IGNORE, Picture, full_confidence, load_pictures
 
 LONG_SIDE_PX = 400  # composites of whole images have 384 px; for views, train.py passes 2.5 times their side
@@ -178,7 +178,7 @@ def build_bank(
         The bank.
 
     Raises:
-        InputError: no class map has a component that looks like one object.
+        InputError: no class map has a component that rendered like one object.
     """
     given = {p.name: p for p in load_pictures(images, semantic, confidence, more)}
     single = (
@@ -215,8 +215,8 @@ def render_object(bank: Bank, o: BankObject, view_px: int) -> tuple[NDArray[np.u
     x, y, w, h = o.box_xywh
     mask = np.zeros((height, width), np.uint8)
     mask[y : y + h, x : x + w] = o.mask
-    view = view_of((x, y, x + w, y + h), (height, width), view_px)
-    return cut(picture.image, view, view_px), cut_mask(mask, view, view_px)
+    view = make_view((x, y, x + w, y + h), (height, width), view_px)
+    return render_view(picture.image, view, view_px), render_mask(mask, view, view_px)
 
 
 def is_split(area: NDArray[np.integer[Any]]) -> bool:

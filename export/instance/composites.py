@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.refine.view import VIEW_PX, View, cut, cut_mask, sample, view_of
+from ...runtime.refine.view import VIEW_PX, View, make_view, render_mask, render_view, sample_labels
 from ..semantic.data import IGNORE
 from .bank import Bank, BankObject
 from .mask_noise import assign_owners, perturb_mask
@@ -138,13 +138,13 @@ class Composer:
         if not mask.any():
             return None
         view = self._view(mask, rng)
-        visible = sample(label, view, self.view_px)
-        owner = assign_owners(np.maximum(visible, 0), cut_mask(mask, view, self.view_px))
+        visible = sample_labels(label, view, self.view_px)
+        owner = assign_owners(np.maximum(visible, 0), render_mask(mask, view, self.view_px))
         if (owner > 0).sum() < 64:
             return None
         other = (visible == OTHER_CLASS) & (owner == 0) & (rng.random() < _OTHERS_KNOWN)
         return Composite(
-            cut(image, view, self.view_px),
+            render_view(image, view, self.view_px),
             (owner != 0).astype(np.uint8),
             owner,
             other.astype(np.uint8),
@@ -354,7 +354,7 @@ class Composer:
                 )
                 visible = (labels == rng.choice(large)).astype(np.uint8)
             x, y, w, h = cv2.boundingRect(visible)
-            return view_of((x, y, x + w, y + h), mask.shape, self.view_px)
+            return make_view((x, y, x + w, y + h), mask.shape, self.view_px)
         side = int(rng.integers(self.view_px, self.canvas_px + 1))
         x, y = (int(rng.integers(0, self.canvas_px - side + 1)) for _ in range(2))
         return View(x, y, side)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ...errors import InputError
 from ...files import writable_folder
 from ...images import image_paths, read_image
-from ...runtime.refine.view import View, cut, solidity
+from ...runtime.refine.view import View, render_view, solidity
 from ..semantic.backbones import PIXEL_MEAN, PIXEL_STD, EfficientNetLite
 from ..semantic.data import load_pictures
 from ..semantic.network import SIDE_MULTIPLE
@@ -246,7 +246,7 @@ def _render_cell(photo: NDArray[np.uint8], mask: Mask, name: str) -> NDArray[np.
     """Render a photo with everything but the cutout darkened, and its name."""
     lit = np.where(mask[..., None] > 0, photo, photo // 4).astype(np.uint8)
     h, w = mask.shape
-    cell = cut(lit, View((w - max(h, w)) // 2, (h - max(h, w)) // 2, max(h, w)))
+    cell = render_view(lit, View((w - max(h, w)) // 2, (h - max(h, w)) // 2, max(h, w)))
     return draw_caption(cell, name[-_CAPTION:])
 
 

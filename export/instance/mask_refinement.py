@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from ...runtime.networks.onnx_session import OnnxSession
 from ...runtime.networks.session import DEFAULT_MODEL
-from ...runtime.refine.view import GREY, View, cut, cut_mask
+from ...runtime.refine.view import GRAY, View, render_mask, render_view
 from ..training import Progress, descend, load_checkpoint, save_checkpoint, set_learning_rate
 from .bank import bank_digest
 from .composites import Composer
@@ -76,7 +76,7 @@ class RoughMaskComposer(Composer):
         side = len(truth)
         border = int((np.exp(rng.uniform(0, np.log(_MAX_DISTANCE))) - 1) * side / 2)
         how = cv2.BORDER_REFLECT_101 if rng.random() < 0.5 and border < side else cv2.BORDER_CONSTANT
-        wide = cv2.copyMakeBorder(image, border, border, border, border, how, value=(GREY, GREY, GREY))
+        wide = cv2.copyMakeBorder(image, border, border, border, border, how, value=(GRAY, GRAY, GRAY))
         logits = self._session.infer(np.ascontiguousarray(wide))["logits"][0]
         grid = logits.shape[1]
         coverage = cv2.resize(
@@ -115,7 +115,7 @@ class RefinementDataset(CompositeDataset):
         image, mask = composite.image, composite.mask
         if side != len(image):
             whole = View(0, 0, len(image))
-            image, mask = cut(image, whole, side), cut_mask(mask, whole, side)
+            image, mask = render_view(image, whole, side), render_mask(mask, whole, side)
         target = cv2.resize(
             composite.truth.astype(np.float32), (side // 2, side // 2), interpolation=cv2.INTER_AREA
         )[None]

@@ -30,8 +30,8 @@ from ...plugins.problem import BOUNDARY_THRESHOLD, Problem, problem_of
 from ...plugins.settings import AFFINITY_OFFSETS
 from ...runtime.networks.instance_session import InstanceMaps
 from ...runtime.refine.join_candidates import JOIN_CELL_PX
-from ...runtime.refine.join_rule import Pieces
-from ...runtime.refine.refiner import cut_components
+from ...runtime.refine.join_rule import PairFeatures
+from ...runtime.refine.refiner import split_components
 from ..neck.rule import (
     HELD_OUT,
     Samples,
@@ -142,7 +142,7 @@ def find_split_objects(bank: Bank, infer: ViewInference, view_px: int, rules: di
         rendered = [render_object(bank, o, view_px) for o in bank.objects[start : start + _BATCH]]
         views, masks = (np.stack(arrays) for arrays in zip(*rendered, strict=True))
         for k, labels in enumerate(
-            cut_components(masks, infer(views, masks), np.asarray(AFFINITY_OFFSETS, np.int32), rules)
+            split_components(masks, infer(views, masks), np.asarray(AFFINITY_OFFSETS, np.int32), rules)
         ):
             if is_split(np.bincount(labels.ravel())[1:]):
                 split.add(start + k)
@@ -268,7 +268,7 @@ def _join_samples(composite: Composite, maps: InstanceMaps, k: int) -> list[Samp
     i, j = np.nonzero(np.triu(components[:, None] != components[None], 1))
     if not len(i):
         return []
-    pair_features = Pieces(
+    pair_features = PairFeatures(
         parts,
         composite.other[::step, ::step] > 0,
         composite.image,

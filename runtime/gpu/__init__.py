@@ -1,1 +1,1 @@
-"""Frames in GPU memory: CUDA, execution contexts, clustering and view refinement; no sessions."""
+"""Frames in GPU memory: CUDA, clustering and view refinement."""

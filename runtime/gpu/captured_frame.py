@@ -1,4 +1,4 @@
-"""Memory at fixed addresses and the CUDA graph captured on it, for one frame size."""
+"""Memory of one frame size at fixed addresses, and the CUDA graphs captured on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...errors import EngineError
 from ...plugins.settings import ClusterSettings
 from .clusterer import DeviceClusterer
 from .cuda import Cuda, Graph
-from .execution_context import Context, is_capturable, sizes_of
+from .execution_context import Context, is_capturable, shape_tuple
 from .view_refiner import DeviceRefiner, DeviceViews
 
 _log = logging.getLogger("tfiseg")
@@ -37,17 +37,18 @@ def _release(works: Sequence[Work]) -> None:
 
 @dataclass
 class DeviceNetwork:
-    """A network in GPU memory, as far as frames in flight need it.
+    """What frames in flight need of a network in GPU memory.
 
     Args:
         path: of the model, for messages.
         cuda: the GPU.
-        types: of the outputs, by name.
-        checked_shape: (1, H, W, 3) of a frame's (H, W, 3); raises InputError if the network doesn't take it.
-        set_up: called when a frame size has run for the first time.
-        new_context: creates an execution context for one more frame size; None: all sizes share the lane's.
-        graphs: capture CUDA graphs. Set to False where something can't be captured.
-        heads: whether instance heads, where there are some, are used to cluster.
+        types: output name -> dtype.
+        checked_shape: converts a frame's (H, W, 3) to (1, H, W, 3); raises InputError if the network doesn't
+            support that size.
+        set_up: called after a frame size has run for the first time.
+        new_context: creates an execution context for another frame size; None: all sizes share the lane's.
+        graphs: capture CUDA graphs; False after a capture has failed.
+        heads: cluster with the model's instance heads, if it has any.
     """
 
     path: Path
@@ -61,7 +62,19 @@ class DeviceNetwork:
 
 
 class CapturedFrame:
-    """Memory of one frame size, at addresses that stay: what a CUDA graph needs."""
+    """Memory of one frame size at fixed addresses, which CUDA graphs need.
+
+    Args:
+        network: of the session.
+        context: execution context of the network.
+        stream: of the lane.
+        shape: of the frame, (1, H, W, 3).
+        settings: of the clustering operator; None: only the network runs.
+        views: views of the lane, and flags of the classes to refine, uint8 (256,); None: no refinement.
+
+    Raises:
+        EngineError: the network, the operator or the instance network doesn't support this size.
+    """
 
     def __init__(
         self,
@@ -75,61 +88,59 @@ class CapturedFrame:
         cuda = self._cuda = network.cuda
         self._network, self.context, self._stream, self._shape = network, context, stream, shape
         if not context.set_input_shape("frame", shape):
-            raise EngineError(f"{network.path} doesn't take frames of {shape}")
-        self.host_frame = cuda.pinned(shape, np.uint8)
+            raise EngineError(f"{network.path} doesn't support frames of {shape}")
+        self.host_frame = cuda.allocate_pinned(shape, np.uint8)
         self.frame = cuda.allocate(self.host_frame.nbytes)
-        shapes = {name: sizes_of(context.get_tensor_shape(name)) for name in network.types}
+        shapes = {name: shape_tuple(context.get_tensor_shape(name)) for name in network.types}
         types = {name: network.types[name] for name in network.types}
-        self._memory = {name: cuda.room(s, types[name]) for name, s in shapes.items()}
+        self._memory = {name: cuda.allocate_array(s, types[name]) for name, s in shapes.items()}
         self._clusterer: DeviceClusterer | None = None
-        source, wanted = dict(self._memory), {name: (shapes[name], types[name]) for name in network.types}
+        source, fetched = dict(self._memory), {name: (shapes[name], types[name]) for name in network.types}
         self._refiner: DeviceRefiner | None = None
         if settings is not None:
             unused = () if network.heads else ("affinity", "boundary")
             used = {name: memory for name, memory in self._memory.items() if name not in unused}
             if views is not None:
-                used = {"logits": self._memory["logits"]}  # components are the class map's alone
+                used = {"logits": self._memory["logits"]}  # components come from the class map only
             maps = {name: (int(memory), shapes[name], types[name]) for name, memory in used.items()}
             self._clusterer = DeviceClusterer(cuda, maps, settings, (shape[1], shape[2]))
-            source, wanted = self._clusterer.memory, self._clusterer.shapes
+            source, fetched = self._clusterer.memory, self._clusterer.shapes
         if views is not None and self._clusterer is not None:
             refiner = self._refiner = DeviceRefiner(cuda, *views, int(self.frame), self._clusterer)
-            of_components = ("count", "regions", "table")
+            component_outputs = ("count", "regions", "table")
             source = {
                 "semantic_map": source["semantic_map"],
-                **{f"components.{n}": source[n] for n in of_components},
+                **{f"components.{n}": source[n] for n in component_outputs},
                 **refiner.memory,
             }
-            wanted = {
-                "semantic_map": wanted["semantic_map"],
-                **{f"components.{n}": wanted[n] for n in of_components},
+            fetched = {
+                "semantic_map": fetched["semantic_map"],
+                **{f"components.{n}": fetched[n] for n in component_outputs},
                 **refiner.shapes,
             }
-        self.host = {name: cuda.pinned(shape, kind) for name, (shape, kind) in wanted.items()}
+        self.host = {name: cuda.allocate_pinned(shape, kind) for name, (shape, kind) in fetched.items()}
         self._source = source
         self._works: dict[bool, list[Work] | None] = {}
         self._is_bound = False
 
     def bind(self) -> None:
-        """Set the context to this shape and this memory, unless it is set for good."""
+        """Set the context to this shape and memory, unless no other frame size uses it."""
         if self._is_bound and self._network.new_context:
             return
         self._is_bound = True
         addresses = {"frame": self.frame, **self._memory}
         if not self.context.set_input_shape("frame", self._shape):
-            raise EngineError(f"{self._network.path} doesn't take frames of {self._shape}")
+            raise EngineError(f"{self._network.path} doesn't support frames of {self._shape}")
         for name, memory in addresses.items():
             self.context.set_tensor_address(name, int(memory))
-        if is_capturable(
-            self.context
-        ):  # it was set to another shape meanwhile, which may invalidate a graph of it
+        if is_capturable(self.context):  # another shape, set in between, may have invalidated its graphs
             self.release_graphs()
 
     def run(self, on_gpu: bool) -> None:
-        """Enqueue everything: the first time step by step, from the second time on as graphs."""
+        """Enqueue all steps: one by one the first time, then as CUDA graphs."""
         steps = self._steps(on_gpu)
         if on_gpu not in self._works:
-            for step, _ in steps:  # runtimes set themselves up in the first run: that cannot be captured
+            for step, _ in steps:  # runtimes initialize in the first run, which cannot be captured
                 step()
             self._works[on_gpu] = None
             self._network.set_up()
@@ -137,7 +148,7 @@ class CapturedFrame:
                 self._refiner.views.settings.network.set_up()
             if self._network.graphs:
                 self._stream.synchronize()
-                self._works[on_gpu] = self._captured(steps)
+                self._works[on_gpu] = self._capture(steps)
             return
         works = self._works[on_gpu]
         for work in [step for step, _ in steps] if works is None else works:
@@ -146,13 +157,13 @@ class CapturedFrame:
             else:
                 work()
 
-    def _captured(self, steps: Sequence[tuple[Callable[[], None], bool]]) -> list[Work] | None:
-        """The steps with a graph for each sequence of steps that can be captured; None if capture fails."""
+    def _capture(self, steps: Sequence[tuple[Callable[[], None], bool]]) -> list[Work] | None:
+        """Replace each sequence of capturable steps by a graph; return None if a capture fails."""
         works: list[Work] = []
         try:
-            for can_be_captured, sequence in itertools.groupby(steps, lambda step: step[1]):
+            for capturable, sequence in itertools.groupby(steps, lambda step: step[1]):
                 enqueue = [step for step, _ in sequence]
-                if can_be_captured:
+                if capturable:
                     works.append(self._cuda.capture(self._stream, functools.partial(_run_all, enqueue)))
                 else:
                     works += enqueue
@@ -164,7 +175,7 @@ class CapturedFrame:
         return works
 
     def _steps(self, on_gpu: bool) -> list[tuple[Callable[[], None], bool]]:
-        """What a frame enqueues, in order, and whether a graph may hold it."""
+        """Return the steps of a frame, in order, each with whether a graph can capture it."""
         stream = self._stream.handle
         steps: list[tuple[Callable[[], None], bool]] = [] if on_gpu else [(self._upload, True)]
         steps.append((self._infer, is_capturable(self.context)))
@@ -179,20 +190,21 @@ class CapturedFrame:
 
     def _infer(self) -> None:
         if not self.context.execute_async_v3(self._stream.handle):
-            raise EngineError(f"{self._network.path}: it could not be run; the log says why")
+            raise EngineError(f"{self._network.path} could not be run: see the log")
 
     def _download(self) -> None:
         for name, host in self.host.items():
             self._cuda.download(host, int(self._source[name]), self._stream)
 
-    def downloaded_frame(self) -> NDArray[np.uint8]:
+    def download_frame(self) -> NDArray[np.uint8]:
+        """Copy the frame to the host, uint8 (H, W, 3)."""
         frame = np.empty(self._shape[1:], np.uint8)
         self._cuda.download(frame, int(self.frame), self._stream)
         self._stream.synchronize()
         return frame
 
-    def of_view(self, k: int, names: Sequence[str]) -> list[NDArray[Any]]:
-        """View k's part of what the instance network was shown or says."""
+    def download_view(self, k: int, names: Sequence[str]) -> list[NDArray[Any]]:
+        """Copy inputs or outputs of the instance network for view k to the host, by name."""
         assert self._refiner is not None
         found = []
         for name in names:
@@ -208,7 +220,7 @@ class CapturedFrame:
         self._works.clear()
 
     def release(self) -> None:
-        """Free graphs and memory (their objects free it, in the context that is current now)."""
+        """Free graphs and memory; call it inside ``with cuda.current()``."""
         self.release_graphs()
         self._memory.clear()
         self._source = {}

@@ -1,4 +1,4 @@
-"""The clustering operator on the GPU, right behind the network, through the C API of libtfiseg_plugin.so."""
+"""The clustering operator on device memory, through the C API of libtfiseg_plugin.so."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from .cuda import Cuda
 
 ON_CUDA = 1
 TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}  # tfiseg_value_type
-MOST_INSTANCES = 1024  # a frame; the table is copied back whole
+MAX_GPU_INSTANCES = 1024  # per frame; the whole table is copied back
 
 
 @functools.cache
 def cuda_library() -> ctypes.CDLL:
-    """libtfiseg_plugin.so; raises TfisegError where it isn't built, or is another version's."""
+    """Load libtfiseg_plugin.so. Raises TfisegError if it can't be used."""
     return load_library(plugin_path(), "`tfiseg plugin build --force`")
 
 
 class DeviceClusterer:
-    """Clusters maps that lie at fixed addresses on the GPU; ``enqueue`` may be captured in a CUDA graph.
+    """Clusters maps at fixed addresses on the GPU; a CUDA graph can capture ``enqueue``.
 
     Args:
         cuda: the GPU.
         maps: name -> (address, shape (1, channels, h, w), float32 or float16), all of one type.
-        settings: how; what weighs maps that aren't there is left out, and so is what ``MOST_INSTANCES``
-            exceeds.
-        out_hw: size of the label map.
+        settings: of the operator. Rules for missing maps are ignored, and ``max_instances`` is limited to
+            ``MAX_GPU_INSTANCES``.
+        out_hw: size of the label map in pixels.
 
     Raises:
-        EngineError: maps that the operator doesn't take.
+        EngineError: the operator doesn't support these maps.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DeviceClusterer:
         boundary = maps.get("boundary")
         strides = map_strides({name: m[1] for name, m in maps.items()}, len(settings.affinity_offsets))
         settings = settings.for_maps(affinity is not None, boundary is not None)
-        self._settings = replace(settings, max_instances=min(settings.max_instances, MOST_INSTANCES))
+        self._settings = replace(settings, max_instances=min(settings.max_instances, MAX_GPU_INSTANCES))
         addresses = MapAddresses(
             batch=n,
             grid_hw=(h, w),
@@ -71,19 +71,19 @@ class DeviceClusterer:
             affinity_stride=strides.get("affinity", 1),
         )
         self._problem = fill_struct(addresses, self._settings)
-        self._make_room(n, out_hw, maps)
+        self._allocate(n, out_hw, maps)
 
-    def _make_room(
+    def _allocate(
         self,
         n: int,
         out_hw: tuple[int, int],
         maps: Mapping[str, tuple[int, tuple[int, ...], np.dtype[Any]]],
     ) -> None:
-        """Memory for the results and for the work."""
+        """Allocate the results and the workspace."""
         size = int(self.library.tfiseg_workspace_size(ctypes.byref(self._problem), ON_CUDA))
         if not size:
             raise EngineError(
-                f"the operator doesn't take these maps on a GPU: { ({k: v[1] for k, v in maps.items()}) }"
+                f"the operator doesn't support these maps on a GPU: { ({k: v[1] for k, v in maps.items()}) }"
             )
         self.shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "label_map": ((n, *out_hw), np.int32),
@@ -92,7 +92,9 @@ class DeviceClusterer:
             "regions": ((n,), np.int32),
             "table": ((n, self._settings.max_instances, 10), np.float32),
         }
-        self.memory = {name: self._cuda.room(shape, kind) for name, (shape, kind) in self.shapes.items()}
+        self.memory = {
+            name: self._cuda.allocate_array(shape, kind) for name, (shape, kind) in self.shapes.items()
+        }
         self._workspace = self._cuda.allocate(size)
         self._result = ResultStruct(
             struct_size=ctypes.sizeof(ResultStruct),
@@ -102,7 +104,7 @@ class DeviceClusterer:
         )
 
     def enqueue(self, stream_handle: int) -> None:
-        """Cluster on this stream; nothing is read back."""
+        """Enqueue the operator on a stream; nothing is copied to the host."""
         status = self.library.tfiseg_cluster_cuda(
             ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle)
         )
@@ -110,7 +112,7 @@ class DeviceClusterer:
 
 
 def check_status(library: ctypes.CDLL, status: int, what: str) -> None:
-    """Raises EngineError where the C API says that something went wrong."""
+    """Raise EngineError for an error status of the C API; ``what``: names the failed step."""
     if status:
         raise EngineError(
             f"{what} on the GPU failed: {library.tfiseg_status_string(status).decode()} (status {status})"

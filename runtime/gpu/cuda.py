@@ -1,5 +1,4 @@
-"""The GPU through PyCUDA: a device's primary context, pinned and device memory, streams; and CUDA graphs,
-which PyCUDA hasn't."""
+"""CUDA through PyCUDA, and CUDA graphs through the driver's C API."""
 
 from __future__ import annotations
 
@@ -16,14 +15,16 @@ from ...errors import EngineError, MissingDependencyError
 
 _LIBCUDA = "libcuda.so.1"
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no implicit order with the legacy default stream
-_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads allocate meanwhile is no error
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate during a capture
 
 
 class Cuda:
-    """One GPU. The primary context is the one that TensorRT, ONNX Runtime and PyTorch use as well; no other
-    is made.
+    """One GPU, in its primary context, which TensorRT, ONNX Runtime and PyTorch use too.
 
-    Memory, streams and graphs are used, and released, inside ``with cuda.current()``, from any thread.
+    Use and release memory, streams and graphs inside ``with cuda.current()``, from any thread.
+
+    Args:
+        ordinal: CUDA's index of the GPU.
 
     Raises:
         MissingDependencyError: PyCUDA isn't installed. EngineError: there is no such GPU.
@@ -34,8 +35,8 @@ class Cuda:
             import pycuda.driver as driver
         except ImportError as missing:
             raise MissingDependencyError(
-                f"the GPU is used through PyCUDA ({missing}): pip install pycuda, where the CUDA toolkit and "
-                "the driver are installed"
+                f"PyCUDA, which this GPU backend needs, can't be imported ({missing}): pip install pycuda. "
+                "It needs the CUDA toolkit and the driver"
             ) from missing
         self._driver = driver
         try:
@@ -46,29 +47,28 @@ class Cuda:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """The context, current in this thread."""
+        """Make the primary context current in this thread."""
         self._context.push()
         try:
             yield
         finally:
             self._driver.Context.pop()
 
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Host memory that the GPU copies from and to by itself."""
+    def allocate_pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Allocate an array in page-locked host memory, which the GPU copies asynchronously."""
         array: NDArray[Any] = self._driver.pagelocked_empty(shape, dtype)
         return array
 
     def allocate(self, size_bytes: int) -> Any:
-        """Device memory; ``int()`` of it is its address. Freed with the object."""
+        """Allocate device memory, freed with the object; ``int()`` of it is its address."""
         return self._driver.mem_alloc(max(1, size_bytes))
 
-    def room(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-        """Device memory for an array."""
+    def allocate_array(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        """Allocate device memory for an array."""
         return self.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
 
     def stream(self) -> Any:
-        """Create a stream. Work of other threads on the default stream neither waits for it nor breaks its
-        capture."""
+        """Create a non-blocking stream, so that other threads' work cannot break its capture."""
         return self._driver.Stream(_NON_BLOCKING)
 
     def upload(self, device: int, host: NDArray[Any], stream: Any) -> None:
@@ -78,37 +78,36 @@ class Cuda:
         self._driver.memcpy_dtoh_async(host, device, stream)
 
     def copy(self, to: int, source: int, size_bytes: int, stream: Any) -> None:
-        """From device memory to device memory."""
+        """Copy within device memory."""
         self._driver.memcpy_dtod_async(to, source, size_bytes, stream)
 
     def wait_for_producer(self, image: Any) -> None:
-        """Until what made a frame on the GPU is through: the stream that it names
-        (``__cuda_array_interface__``, version 3), else all."""
+        """Wait until a frame on the GPU is complete.
+
+        This waits for the stream in ``__cuda_array_interface__`` (version 3), or for all streams.
+        """
         interface = image.__cuda_array_interface__
         if "stream" not in interface:
             self._wait_for_all()
-        elif (
-            interface["stream"] is not None
-        ):  # None: it is ready. 1 and 2 are the default streams' own handles
+        elif interface["stream"] is not None:  # None: it is complete; 1 and 2: handles of the default streams
             call("cuStreamSynchronize", pointer(int(interface["stream"])))
 
     def _wait_for_all(self) -> None:
         self._driver.Context.synchronize()
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Graph:
-        """What ``work`` enqueues on a stream, as a graph; raises EngineError where something in it can't be
-        captured."""
+        """Capture what ``work`` enqueues on a stream. Raises EngineError if it can't be captured."""
         call("cuStreamBeginCapture_v2", pointer(stream.handle), ctypes.c_int(_THREAD_LOCAL))
         graph = ctypes.c_void_p()
         try:
             work()
-        finally:  # a stream that is left capturing can be used for nothing else
+        finally:  # a stream in capture mode can be used for nothing else
             call("cuStreamEndCapture", pointer(stream.handle), ctypes.byref(graph))
         return Graph(graph)
 
 
 class Graph:
-    """A captured CUDA graph, ready to be launched any number of times."""
+    """A captured CUDA graph, which can be launched any number of times."""
 
     def __init__(self, graph: ctypes.c_void_p) -> None:
         self._executable = ctypes.c_void_p()
@@ -142,7 +141,7 @@ def _libcuda() -> ctypes.CDLL:
 
 
 def call(name: str, *arguments: Any) -> None:
-    """Call a function of the CUDA driver; raises EngineError where it fails."""
+    """Call a function of the CUDA driver. Raises EngineError if it fails."""
     status = getattr(_libcuda(), name)(*arguments)
     if status:
         text = ctypes.c_char_p()
@@ -151,16 +150,17 @@ def call(name: str, *arguments: Any) -> None:
 
 
 def pointer(handle: int) -> ctypes.c_void_p:
-    """A handle or an address as an argument of ``call``."""
+    """Convert a handle or an address to an argument of ``call``."""
     return ctypes.c_void_p(handle)
 
 
 def device_address(image: Any) -> tuple[int, tuple[int, ...]] | None:
-    """Address and shape of a frame uint8 (H, W, 3) that lies on the GPU (``__cuda_array_interface__``:
-    PyTorch, CuPy, PyCUDA); else None.
+    """Return address and shape of a frame on the GPU; None for one in host memory.
+
+    The frame must be uint8 (H, W, 3) and have ``__cuda_array_interface__`` (PyTorch, CuPy, PyCUDA).
 
     Raises:
-        EngineError: it has another type, or its rows aren't one after the other.
+        EngineError: it has another type or shape, or is not contiguous.
     """
     interface = getattr(image, "__cuda_array_interface__", None)
     if interface is None:
@@ -169,6 +169,6 @@ def device_address(image: Any) -> tuple[int, tuple[int, ...]] | None:
     dense = interface.get("strides") in (None, (shape[-2] * 3, 3, 1) if len(shape) == 3 else None)
     if np.dtype(interface["typestr"]) != np.uint8 or len(shape) != 3 or shape[2] != 3 or not dense:
         raise EngineError(
-            f"a frame on the GPU must be uint8 (H, W, 3), without gaps; got {interface['typestr']} {shape}"
+            f"a frame on the GPU must be uint8 (H, W, 3) and contiguous, got {interface['typestr']} {shape}"
         )
     return int(interface["data"][0]), shape

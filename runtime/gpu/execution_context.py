@@ -1,4 +1,4 @@
-"""What is asked of a runtime on the GPU, whichever it is."""
+"""Interface of a runtime's execution context on the GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class Context(Protocol):
-    """What a frame in flight needs of a runtime: the names are those of TensorRT's IExecutionContext."""
+    """An execution context, with the method names of TensorRT's IExecutionContext."""
 
     def set_input_shape(self, name: str, shape: Any) -> bool: ...
 
@@ -18,10 +18,10 @@ class Context(Protocol):
 
 
 def is_capturable(context: Context) -> bool:
-    """Tell whether a CUDA graph may hold the work of a context; by default, as for TensorRT's, it may."""
+    """Return whether the work of a context can be captured in a CUDA graph; by default it can."""
     return bool(getattr(context, "is_capturable", True))
 
 
-def sizes_of(shape: Any) -> tuple[int, ...]:
-    """TensorRT's Dims, or any sequence, as a tuple."""
+def shape_tuple(shape: Any) -> tuple[int, ...]:
+    """Return TensorRT's Dims, or any sequence, as a tuple."""
     return tuple(int(shape[k]) for k in range(len(shape)))

@@ -1,4 +1,4 @@
-"""Frames in flight: an execution context, a stream, and memory and a CUDA graph for each frame size."""
+"""Lanes: each one holds what a frame in flight needs on the GPU."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .captured_frame import CapturedFrame, DeviceNetwork
 from .clusterer import cuda_library
 from .cuda import device_address
 from .execution_context import Context
-from .view_refiner import DeviceViews, LookSettings
+from .view_refiner import DeviceViews, ViewSettings
 
-_KEPT_SHAPES = 3  # frame sizes and settings whose memory and graph are kept
+_MAX_CAPTURED_FRAMES = 3  # per lane: frame sizes and settings whose memory and graph are kept
 
 
 class Lanes:
-    """Lanes in the order of requests: a thread that returns a lane waits behind those that wait already."""
+    """A pool of lanes that serves waiting threads in the order of their requests."""
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._free = list(lanes)
@@ -34,7 +34,7 @@ class Lanes:
         self._is_closed = False
 
     def take(self) -> Lane:
-        """Wait for a free lane. Raises EngineError if the session is closed, now or while waiting."""
+        """Wait for a free lane. Raises EngineError if the session is closed."""
         with self._lock:
             if not self._is_closed and self._free:
                 return self._free.pop()
@@ -60,7 +60,7 @@ class Lanes:
                 self._returned.notify_all()
 
     def close(self) -> None:
-        """Refuse all further requests, and wait until every lane is back."""
+        """Refuse further requests, and wait until every lane is returned."""
         with self._lock:
             self._is_closed = True
             while self._waiting:
@@ -69,97 +69,112 @@ class Lanes:
 
 
 class Lane:
-    """What one frame in flight needs: an execution context, a stream, and memory and a graph per frame size
-    and settings."""
+    """An execution context and a stream, with memory and a graph per frame size."""
 
     def __init__(self, network: DeviceNetwork, context: Context, stream: Any) -> None:
         self._network, self._context, self._stream = network, context, stream
-        self._kept: OrderedDict[Any, CapturedFrame] = OrderedDict()
+        self._captured: OrderedDict[Any, CapturedFrame] = OrderedDict()
         self._active: CapturedFrame | None = None
         self._views: dict[Any, DeviceViews] = {}
-        self._free = [context]  # contexts that belong to no frame size
+        self._free = [context]  # contexts without a frame size
 
     def run(
-        self, image: Any, settings: ClusterSettings | None, looks: LookSettings | None = None
+        self, image: Any, settings: ClusterSettings | None, view_settings: ViewSettings | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Outputs by name, in pinned memory: valid until the next run."""
-        cuda = self._network.cuda
-        there = device_address(image)
-        shape = self._network.checked_shape(there[1] if there else image.shape)
-        fixed = self._fixed(shape, settings, looks)
-        if there:
-            cuda.wait_for_producer(image)
-            cuda.copy(int(fixed.frame), there[0], int(np.prod(shape)), self._stream)
-        else:
-            np.copyto(fixed.host_frame, image[None])
-        fixed.run(on_gpu=there is not None)
-        self._stream.synchronize()
-        return fixed.host
+        """Run a frame.
 
-    def shown(self, k: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
-        """What the instance network was shown in view k of the frame that ran last, and what it says of
-        it."""
+        Args:
+            image: uint8 (H, W, 3), in host memory or on the GPU.
+            settings: of the clustering operator; None: only the network runs.
+            view_settings: of refinement; None: components are not refined.
+
+        Returns:
+            Output name -> array in pinned memory, valid until the next run.
+        """
+        cuda = self._network.cuda
+        on_gpu = device_address(image)
+        shape = self._network.checked_shape(on_gpu[1] if on_gpu else image.shape)
+        captured = self._captured_frame(shape, settings, view_settings)
+        if on_gpu:
+            cuda.wait_for_producer(image)
+            cuda.copy(int(captured.frame), on_gpu[0], int(np.prod(shape)), self._stream)
+        else:
+            np.copyto(captured.host_frame, image[None])
+        captured.run(on_gpu=on_gpu is not None)
+        self._stream.synchronize()
+        return captured.host
+
+    def join_inputs(self, k: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+        """Return image, displacement and affinity of view k of the last frame."""
         assert self._active is not None
-        image, displacement, affinity = self._active.of_view(k, ("views", "displacement", "affinity"))
+        image, displacement, affinity = self._active.download_view(k, ("views", "displacement", "affinity"))
         return image, displacement.astype(np.float32), affinity.astype(np.float32)
 
     def foreground(self, k: int) -> NDArray[np.float32]:
-        """What it says of view k's outlines, float32 (S / 2, S / 2)."""
+        """Return the foreground map of view k of the last frame, float32 (S / 2, S / 2)."""
         assert self._active is not None
-        foreground: NDArray[np.float32] = self._active.of_view(k, ("foreground",))[0][0].astype(np.float32)
-        return foreground
+        (foreground,) = self._active.download_view(k, ("foreground",))
+        result: NDArray[np.float32] = foreground[0].astype(np.float32)
+        return result
 
     def frame(self) -> NDArray[np.uint8]:
-        """The frame that ran last, uint8 (H, W, 3)."""
+        """Return the last frame, uint8 (H, W, 3)."""
         assert self._active is not None
-        return self._active.downloaded_frame()
+        return self._active.download_frame()
 
-    def _views_of(self, looks: LookSettings) -> DeviceViews:
-        """What looks at components in this lane, whatever the frame's size and the classes that are
-        wanted."""
-        if looks.views_key not in self._views:
-            opened = looks.network.device_context(self._stream, looks.outlines)
-            self._views[looks.views_key] = DeviceViews(self._network.cuda, cuda_library(), *opened, looks)
-        return self._views[looks.views_key]
+    def _device_views(self, settings: ViewSettings) -> DeviceViews:
+        """Return the views of this lane, which frames of all sizes and classes share."""
+        if settings.views_key not in self._views:
+            opened = settings.network.device_context(self._stream, settings.outlines)
+            self._views[settings.views_key] = DeviceViews(
+                self._network.cuda, cuda_library(), *opened, settings
+            )
+        return self._views[settings.views_key]
 
-    def _fixed(
-        self, shape: tuple[int, ...], settings: ClusterSettings | None, looks: LookSettings | None
+    def _captured_frame(
+        self, shape: tuple[int, ...], settings: ClusterSettings | None, view_settings: ViewSettings | None
     ) -> CapturedFrame:
-        key = (shape, settings and settings.key, looks and looks.key)
-        if key not in self._kept:
+        key = (shape, settings and settings.key, view_settings and view_settings.key)
+        if key not in self._captured:
             self._active = None  # the shared context may have another shape after this, even if it fails
-            while len(self._kept) >= _KEPT_SHAPES:
+            while len(self._captured) >= _MAX_CAPTURED_FRAMES:
                 self._release_oldest()
-            views = None if looks is None else (self._views_of(looks), looks.wanted)
+            views = (
+                None
+                if view_settings is None
+                else (self._device_views(view_settings), view_settings.thing_flags)
+            )
             context = self._free_context()
             try:
-                self._kept[key] = CapturedFrame(self._network, context, self._stream, shape, settings, views)
+                self._captured[key] = CapturedFrame(
+                    self._network, context, self._stream, shape, settings, views
+                )
             except BaseException:
                 self._free.append(context)
                 raise
-        self._kept.move_to_end(key)
-        fixed = self._kept[key]
-        if fixed is not self._active:
-            fixed.bind()
-            self._active = fixed
-        return fixed
+        self._captured.move_to_end(key)
+        captured = self._captured[key]
+        if captured is not self._active:
+            captured.bind()
+            self._active = captured
+        return captured
 
     def _free_context(self) -> Context:
-        """Return a context for one more frame size: a captured graph needs one that keeps its shape."""
+        """Return a context for another frame size: graphs need one of fixed shape."""
         if self._free:
             return self._free.pop()
         return self._network.new_context() if self._network.new_context else self._context
 
     def _release_oldest(self) -> None:
-        fixed = self._kept.popitem(last=False)[1]
-        if self._network.new_context or not self._kept:
-            self._free.append(fixed.context)
-        fixed.release()
+        captured = self._captured.popitem(last=False)[1]
+        if self._network.new_context or not self._captured:
+            self._free.append(captured.context)
+        captured.release()
 
     def release(self) -> None:
         """Free graphs and memory."""
-        while self._kept:
-            self._kept.popitem()[1].release()
+        while self._captured:
+            self._captured.popitem()[1].release()
         self._active = None
         self._views.clear()
         self._free = [self._context]

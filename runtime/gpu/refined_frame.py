@@ -1,4 +1,4 @@
-"""What refinement on the GPU found in one frame."""
+"""Results of refinement on the GPU for one frame."""
 
 from __future__ import annotations
 
@@ -13,25 +13,33 @@ from ...plugins.problem import Clustering
 
 @dataclass(frozen=True)
 class RefinedFrame:
-    """What was found in one frame by looking at its components (plugins/views.py).
+    """The parts of one frame's components, and access to the maps of its views on the GPU.
 
-    ``pieces``: of one picture; ``component_of`` int32 (n,), from 1, the component that each is of;
-    ``components`` float32 (m, 10), their table; ``views`` int32 (K, 5); ``regions`` int32 (K,), how many each
-    view's component has by its shape, ``frame_regions`` all of the frame's. While the frame is held,
-    ``shown(k)``: image uint8 (S, S, 3), displacement and affinity of view k, ``foreground(k)``, where the
-    looks were for outlines, too, and ``frame()`` uint8 (H, W, 3)."""
+    The functions may be called only while the lane that ran the frame is held.
 
-    pieces: Clustering
+    Attributes:
+        parts: the n parts, a batch of one frame.
+        component_of: component of each part, int32 (n,), from 1.
+        components: table of the m components, float32 (m, 10), columns ``TABLE_COLUMNS``.
+        views: int32 (K, 5), columns ``VIEW_COLUMNS`` of plugins/views.py.
+        regions: regions by shape of each view's component, int32 (K,).
+        frame_regions: regions by shape of the whole frame.
+        join_inputs: function of k that returns image uint8 (S, S, 3), displacement and affinity of view k.
+        foreground: function of k that returns the foreground map of view k, if the graph predicts it.
+        frame: function that returns the frame, uint8 (H, W, 3).
+    """
+
+    parts: Clustering
     component_of: NDArray[np.int32]
     components: NDArray[np.float32]
     views: NDArray[np.int32]
     regions: NDArray[np.int32]
     frame_regions: int
-    shown: Callable[[int], tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]]
+    join_inputs: Callable[[int], tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]]
     foreground: Callable[[int], NDArray[np.float32]]
     frame: Callable[[], NDArray[np.uint8]]
 
     @property
-    def component_at(self) -> NDArray[np.int32]:
-        """``component_of`` by a piece's number, int32 (n + 1,): 0 first."""
+    def component_by_label(self) -> NDArray[np.int32]:
+        """Component of each label, int32 (n + 1,); 0 for the background."""
         return np.concatenate([[0], self.component_of]).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The GPU through PyTorch, where PyCUDA isn't installed: the same calls as ``Cuda``'s."""
+"""CUDA through PyTorch, for machines without PyCUDA: the interface of ``Cuda``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .cuda import Cuda, Graph, call, pointer
 
 
 class TorchCuda(Cuda):
-    """One GPU, in PyTorch's primary context, with memory of PyTorch's allocator.
+    """One GPU, in its primary context, with memory from PyTorch's allocator.
 
     Args:
-        device: where memory is allocated, "cuda" but for tests.
+        device: where memory is allocated: "cuda"; tests use "cpu".
 
     Raises:
         EngineError: PyTorch sees no GPU.
@@ -38,7 +38,7 @@ class TorchCuda(Cuda):
         with self._torch.cuda.device(0):
             yield
 
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    def allocate_pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         size_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         on_gpu = self._device.type == "cuda"
         memory = self._torch.empty(size_bytes, dtype=self._torch.uint8, pin_memory=on_gpu)
@@ -58,16 +58,16 @@ class TorchCuda(Cuda):
         self.copy(host.ctypes.data, device, host.nbytes, stream)
 
     def copy(self, to: int, source: int, size_bytes: int, stream: Any) -> None:
-        """From any memory to any other: addresses are unique across host and device."""
+        """Copy between any host or device memory: addresses are unique across both."""
         call("cuMemcpyAsync", pointer(to), pointer(source), size_bytes, pointer(stream.handle))
 
     def _wait_for_all(self) -> None:
         self._torch.cuda.synchronize()
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Graph:
-        """As ``Cuda.capture``; what ``work`` allocates lies in a pool of the graph's own."""
+        """Capture as ``Cuda.capture``; the graph has a memory pool of its own."""
         graph = self._torch.cuda.CUDAGraph()
-        with self._torch.cuda.graph(graph, stream=stream.of_torch, capture_error_mode="thread_local"):
+        with self._torch.cuda.graph(graph, stream=stream.torch_stream, capture_error_mode="thread_local"):
             work()
         return _TorchGraph(graph, self._torch.cuda.stream)
 
@@ -84,13 +84,13 @@ class _Memory:
 
 
 class _Stream:
-    """A stream of PyTorch's, all of which are non-blocking, with PyCUDA's names."""
+    """A PyTorch stream (they are all non-blocking) with the names of PyCUDA's."""
 
-    def __init__(self, of_torch: Any) -> None:
-        self.of_torch, self.handle = of_torch, int(of_torch.cuda_stream)
+    def __init__(self, torch_stream: Any) -> None:
+        self.torch_stream, self.handle = torch_stream, int(torch_stream.cuda_stream)
 
     def synchronize(self) -> None:
-        self.of_torch.synchronize()
+        self.torch_stream.synchronize()
 
 
 class _TorchGraph(Graph):
@@ -100,7 +100,7 @@ class _TorchGraph(Graph):
         self._graph, self._on_stream = graph, on_stream
 
     def launch(self, stream: Any) -> None:
-        with self._on_stream(stream.of_torch):
+        with self._on_stream(stream.torch_stream):
             self._graph.replay()
 
     def release(self) -> None:

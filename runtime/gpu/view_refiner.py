@@ -1,6 +1,8 @@
-"""Components of a frame looked at on the GPU: views cut and zoomed, the instance network, the operator in the
-views, and pieces carried back. Nothing is read back in between, so it is part of the same CUDA graph as the
-semantic network."""
+"""Refinement of components on the GPU.
+
+Views are rendered, the instance network and the operator run on them, and the parts are placed in the frame.
+Nothing is copied to the host in between, so one CUDA graph holds these steps and the semantic network.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,14 @@ from ...plugins.views import (
 )
 from .clusterer import ON_CUDA, TYPES, DeviceClusterer, check_status
 from .cuda import Cuda
-from .execution_context import Context, is_capturable, sizes_of
+from .execution_context import Context, is_capturable, shape_tuple
 
-VIEWS = 16  # a frame; 4 of 295 photos need more (docs/benchmarks/instance.md)
-MAX_PARTS = 256  # of a component
+DEFAULT_VIEWS = 16  # per frame; 4 of 295 photos need more (docs/reference/instance-network.md)
+MAX_PARTS = 256  # per component
 
 
 class ViewNetwork(Protocol):
-    """An instance network that runs on the GPU, as far as view refinement needs it."""
+    """What view refinement needs of an instance network on the GPU."""
 
     path: Path
     view_px: int
@@ -46,35 +48,44 @@ class ViewNetwork(Protocol):
 
 
 @dataclass(frozen=True)
-class LookSettings:
-    """How to look at components. ``wanted``: uint8 (256,), 1 for the classes that are; ``view_count`` views
-    at once; ``outlines``: for these as well."""
+class ViewSettings:
+    """Settings of view refinement.
+
+    Args:
+        network: the instance network.
+        thing_flags: 1 for the classes to refine, uint8 (256,).
+        view_count: views per frame.
+        outlines: also predict foreground maps, for mask refinement.
+    """
 
     network: ViewNetwork
-    wanted: NDArray[np.uint8]
-    view_count: int = VIEWS
+    thing_flags: NDArray[np.uint8]
+    view_count: int = DEFAULT_VIEWS
     outlines: bool = False
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return *self.views_key, self.wanted.tobytes()
+        """Identify the settings."""
+        return *self.views_key, self.thing_flags.tobytes()
 
     @property
     def views_key(self) -> tuple[Any, ...]:
+        """Identify the settings on which ``DeviceViews`` depends."""
         return id(self.network), self.view_count, self.outlines
 
 
 class DeviceViews:
-    """The instance network for a fixed number of views, and the operator that cuts what each view is of: what
-    doesn't depend on the frame.
+    """The instance network and the operator for a fixed number of views.
 
     Args:
-        cuda: the GPU. library: with the C API.
-        context: of the network. types: of its outputs, by name; maps all of one type.
-        settings: how.
+        cuda: the GPU.
+        library: libtfiseg_plugin.so.
+        context: execution context of the network.
+        types: output name -> dtype; all maps have one dtype.
+        settings: number of views, and the network.
 
     Raises:
-        EngineError: the network doesn't take these views, or the operator its maps.
+        EngineError: the network doesn't support these views, or the operator its maps.
     """
 
     def __init__(
@@ -83,39 +94,39 @@ class DeviceViews:
         library: ctypes.CDLL,
         context: Context,
         types: Mapping[str, np.dtype[Any]],
-        settings: LookSettings,
+        settings: ViewSettings,
     ) -> None:
         self.settings, self._context, self._library = settings, context, library
         network, views, side = settings.network, settings.view_count, settings.network.view_px
         inputs = {"views": (views, side, side, 3), "masks": (views, side, side)}
         for name, shape in inputs.items():
             if not context.set_input_shape(name, shape):
-                raise EngineError(f"{network.path} doesn't take {views} views of {side} px at once")
+                raise EngineError(f"{network.path} doesn't support {views} views of {side} px per call")
         self.shapes = {name: (shape, np.dtype(np.uint8)) for name, shape in inputs.items()}
         self.shapes |= {
-            name: (sizes_of(context.get_tensor_shape(name)), kind) for name, kind in types.items()
+            name: (shape_tuple(context.get_tensor_shape(name)), kind) for name, kind in types.items()
         }
         if types["affinity"] not in TYPES or types["affinity"] != types["boundary"]:
             raise EngineError(
                 f"{network.path}: its maps must be all float32 or all float16, got "
                 f"{ {n: str(t) for n, t in types.items()} }"
             )
-        self.memory = {name: cuda.room(shape, kind) for name, (shape, kind) in self.shapes.items()}
+        self.memory = {name: cuda.allocate_array(shape, kind) for name, (shape, kind) in self.shapes.items()}
         for name, memory in self.memory.items():
             context.set_tensor_address(name, int(memory))
-        self.own = cuda.room(inputs["masks"], np.uint8)
+        self.own = cuda.allocate_array(inputs["masks"], np.uint8)
         parts: dict[str, tuple[tuple[int, ...], Any]] = {
             "label_map": (inputs["masks"], np.int32),
             "count": ((views,), np.int32),
             "regions": ((views,), np.int32),
             "table": ((views, MAX_PARTS, 10), np.float32),
         }
-        self.parts = {name: cuda.room(shape, kind) for name, (shape, kind) in parts.items()}
-        self._problem = self._problem_of(network, TYPES[types["affinity"]])
+        self.parts = {name: cuda.allocate_array(shape, kind) for name, (shape, kind) in parts.items()}
+        self._problem = self._operator_problem(network, TYPES[types["affinity"]])
         size = int(library.tfiseg_workspace_size(ctypes.byref(self._problem), ON_CUDA))
         if not size:
             raise EngineError(
-                f"the operator doesn't take {views} views of {side} px with these maps on a GPU: "
+                f"the operator doesn't support {views} views of {side} px with these maps on a GPU: "
                 f"{self.shapes}"
             )
         self._workspace = cuda.allocate(size)
@@ -126,8 +137,8 @@ class DeviceViews:
             workspace_bytes=size,
         )
 
-    def _problem_of(self, network: ViewNetwork, value_type: int) -> ProblemStruct:
-        """What each view is of, cut as ``refine.cut_components`` does it on the CPU."""
+    def _operator_problem(self, network: ViewNetwork, value_type: int) -> ProblemStruct:
+        """Return the arguments of the operator, as ``refine.refiner.split_components`` sets them."""
         (views, side, _), _ = self.shapes["masks"]
         self._settings = cut_settings(network.affinity_offsets, network.rules, MAX_PARTS)
         maps = MapAddresses(
@@ -146,51 +157,52 @@ class DeviceViews:
 
     @property
     def is_capturable(self) -> bool:
-        """Whether a CUDA graph may hold the network."""
+        """Whether a CUDA graph can capture the network."""
         return is_capturable(self._context)
 
     def infer(self, stream_handle: int) -> None:
         """Enqueue the network on the rendered views."""
         if not self._context.execute_async_v3(stream_handle):
-            raise EngineError(f"{self.settings.network.path}: it could not be run; the log says why")
+            raise EngineError(f"{self.settings.network.path} could not be run: see the log")
 
     def cluster(self, stream_handle: int) -> None:
         """Enqueue the operator on the network's maps."""
         arguments = (ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle))
-        check_status(self._library, self._library.tfiseg_cluster_cuda(*arguments), "looking")
+        check_status(self._library, self._library.tfiseg_cluster_cuda(*arguments), "clustering views")
 
     def address(self, name: str, k: int) -> int:
-        """Where view k's part of what the network was shown ("views") or says lies."""
+        """Return the address of view k in an input or output of the network, such as "views"."""
         shape, kind = self.shapes[name]
         return int(self.memory[name]) + k * int(np.prod(shape[1:])) * kind.itemsize
 
 
 class DeviceRefiner:
-    """Refines components that lie at fixed addresses on the GPU, in ``steps`` that a lane enqueues.
+    """Refines components at fixed addresses on the GPU, in ``steps`` that a lane enqueues.
 
     Args:
         cuda: the GPU.
-        views: what looks. wanted: as in its settings.
+        views: of the lane.
+        thing_flags: 1 for the classes to refine, uint8 (256,).
         frame: address of a frame uint8 (H, W, 3).
-        components: what clusters that frame's components, at the frame's size.
+        components: the operator that finds the components, at the frame's size.
 
     Raises:
-        EngineError: a frame or views of a size that the library doesn't take.
+        EngineError: the library doesn't support this size of frame or views.
     """
 
     def __init__(
         self,
         cuda: Cuda,
         views: DeviceViews,
-        wanted: NDArray[np.uint8],
+        thing_flags: NDArray[np.uint8],
         frame: int,
         components: DeviceClusterer,
     ) -> None:
-        self.views, self._wanted, self._library = views, wanted, components.library
+        self.views, self._thing_flags, self._library = views, thing_flags, components.library
         count, side = views.settings.view_count, views.settings.network.view_px
         (_, height, width), _ = components.shapes["label_map"]
-        (_, most, _), _ = components.shapes["table"]
-        rows = max_placed_instances(most, count, MAX_PARTS)
+        (_, max_components, _), _ = components.shapes["table"]
+        rows = max_placed_instances(max_components, count, MAX_PARTS)
         self.shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "label_map": ((1, height, width), np.int32),
             "count": ((1,), np.int32),
@@ -198,9 +210,9 @@ class DeviceRefiner:
             "component_of": ((rows,), np.int32),
             "views": ((count, len(VIEW_COLUMNS)), np.int32),
         }
-        self.memory = {name: cuda.room(shape, kind) for name, (shape, kind) in self.shapes.items()}
+        self.memory = {name: cuda.allocate_array(shape, kind) for name, (shape, kind) in self.shapes.items()}
         self.shapes["regions"], self.memory["regions"] = ((count,), np.int32), views.parts["regions"]
-        self._cut = ViewsStruct(
+        self._view_problem = ViewsStruct(
             struct_size=ctypes.sizeof(ViewsStruct),
             height=height,
             width=width,
@@ -208,8 +220,8 @@ class DeviceRefiner:
             label_map=int(components.memory["label_map"]),
             count=int(components.memory["count"]),
             table=int(components.memory["table"]),
-            max_components=most,
-            wanted=self._wanted.ctypes.data,
+            max_components=max_components,
+            wanted=self._thing_flags.ctypes.data,
             view_count=count,
             view_side=side,
             threads=1,
@@ -218,14 +230,15 @@ class DeviceRefiner:
             masks=int(views.memory["masks"]),
             own=int(views.own),
         )
-        size = views_workspace_bytes(self._cut, MAX_PARTS, self._library)
+        size = views_workspace_bytes(self._view_problem, MAX_PARTS, self._library)
         if not size:
             raise EngineError(
-                f"{count} views of {side} px of a frame of {width}x{height}: more than the library takes"
+                f"{count} views of {side} px of a frame of {width}x{height} are more than the library "
+                "supports: set a smaller max_views"
             )
         self._workspace = cuda.allocate(size)
-        self._cut.workspace, self._cut.workspace_bytes = int(self._workspace), size
-        self._pieces = PiecesStruct(
+        self._view_problem.workspace, self._view_problem.workspace_bytes = int(self._workspace), size
+        self._parts_problem = PiecesStruct(
             struct_size=ctypes.sizeof(PiecesStruct),
             max_parts=MAX_PARTS,
             least_regions=2,
@@ -237,21 +250,25 @@ class DeviceRefiner:
         )
 
     def steps(self, stream_handle: int) -> list[tuple[Callable[[], None], bool]]:
-        """What is enqueued after the components are clustered, in order, and whether a graph may hold it."""
+        """Return the steps after clustering, in order, each with whether a graph can capture it."""
         views = self.views
         steps: list[tuple[Callable[[int], None], bool]] = [
-            (self._cut_views, True),
+            (self._render_views, True),
             (views.infer, views.is_capturable),
             (views.cluster, True),
-            (self._place_pieces, True),
+            (self._place_parts, True),
         ]
         return [(functools.partial(step, stream_handle), capturable) for step, capturable in steps]
 
-    def _cut_views(self, stream_handle: int) -> None:
+    def _render_views(self, stream_handle: int) -> None:
         stream = ctypes.c_void_p(stream_handle)
-        status = self._library.tfiseg_cut_views_cuda(ctypes.byref(self._cut), stream)
+        status = self._library.tfiseg_cut_views_cuda(ctypes.byref(self._view_problem), stream)
         check_status(self._library, status, "rendering views")
 
-    def _place_pieces(self, stream_handle: int) -> None:
-        arguments = (ctypes.byref(self._cut), ctypes.byref(self._pieces), ctypes.c_void_p(stream_handle))
+    def _place_parts(self, stream_handle: int) -> None:
+        arguments = (
+            ctypes.byref(self._view_problem),
+            ctypes.byref(self._parts_problem),
+            ctypes.c_void_p(stream_handle),
+        )
         check_status(self._library, self._library.tfiseg_place_pieces_cuda(*arguments), "placing parts")

@@ -21,7 +21,7 @@ from typing import Any
 from ...errors import MissingDependencyError, TfisegError
 from ...plugins.plugin_build import find_cmake, find_nvcc, find_tensorrt_headers
 from ...plugins.plugin_library import PATH_VARIABLE, plugin_info, plugin_path
-from ..networks.machine import Machine, look_at_machine
+from ..networks.machine import Machine, detect_machine
 
 NATIVE = "tfiseg.plugins.native"
 _PROBES = {  # module -> additional statements of its probe
@@ -107,7 +107,7 @@ def collect_facts() -> Facts:
         if d.metadata["Name"]
     }
     return Facts(
-        machine=look_at_machine(),
+        machine=detect_machine(),
         packages=packages,
         tools={name: _tool(find) for name, find in tools.items()},
         plugin=_plugin(),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..networks.instance_session import of_groups
+from ..networks.instance_session import is_for_groups
 
 
 def inspection_text(report: Mapping[str, Any], with_layers: bool = False) -> str:
@@ -205,7 +205,7 @@ def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
             lines.append(_row("made for", f"objects of {metadata['min_area']} px and more"))
         if "lone_odds" in metadata:
             ratio = metadata["lone_odds"]
-            exhaustive = "; exhaustive refinement" if of_groups(ratio) else ""
+            exhaustive = "; exhaustive refinement" if is_for_groups(ratio) else ""
             lines.append(_row("single objects", f"{ratio} for each group{exhaustive}"))
     lines += [
         _row(key.replace("_", " "), str(metadata[key]))

@@ -1,1 +1,1 @@
-"""Networks: model files, and the sessions that run them on the CPU and the GPU."""
+"""Model files, and sessions that run networks on the CPU and the GPU."""

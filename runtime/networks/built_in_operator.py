@@ -1,4 +1,4 @@
-"""The clustering operator inside an engine: it clusters as it was built to, whatever is asked for later."""
+"""The clustering operator inside an engine, whose settings are fixed when it is built."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAX_INSTANCES = 256  # what `tfiseg build` gives it, if the record of an older engine doesn't say
+MAX_INSTANCES = 256  # default of `tfiseg build`, for older engines whose metadata has no value
 
 
 @dataclass(frozen=True)
 class BuiltInOperator:
-    """How an operator inside an engine clusters.
+    """Settings of the operator inside an engine.
 
     Args:
         things: classes that it clusters.
         split: "auto", a ratio, or ratios by class id.
-        min_area: smallest instance in pixels that it gives.
-        max_instances: largest number of instances that it gives.
+        min_area: minimum area of an instance in pixels.
+        max_instances: maximum number of instances per frame.
         heads: whether it uses instance heads.
     """
 
@@ -28,15 +28,15 @@ class BuiltInOperator:
     heads: bool
 
     @staticmethod
-    def of_record(record: Mapping[str, Any]) -> BuiltInOperator:
-        """Read it from an engine's record; of older ones, from the model's metadata, as the build does."""
+    def from_record(record: Mapping[str, Any]) -> BuiltInOperator:
+        """Read the settings from an engine's metadata, or the model's for older ones."""
         model = record["model"]
         settings = model.get("clustering", {})
-        said = record.get("operator") or {}
+        given = record.get("operator") or {}
         return BuiltInOperator(
-            tuple(said.get("things", model["things"])),
-            said.get("split", settings.get("split", "auto")),
-            said.get("min_area", settings.get("min_area", 0)),
-            said.get("max_instances", MAX_INSTANCES),
-            said.get("heads", "without_heads" in model or "merge_rule" in settings),
+            tuple(given.get("things", model["things"])),
+            given.get("split", settings.get("split", "auto")),
+            given.get("min_area", settings.get("min_area", 0)),
+            given.get("max_instances", MAX_INSTANCES),
+            given.get("heads", "without_heads" in model or "merge_rule" in settings),
         )

@@ -1,8 +1,7 @@
-"""``NAME.engine`` and the ``NAME.engine.json`` beside it: what a plan is, and whether it is one for this
-machine.
+"""Engine files (``NAME.engine`` and its metadata ``NAME.engine.json``) and their checks.
 
-TensorRT says little of a plan that doesn't fit, and a plan may hold code that it runs. So none is handed over
-before its record has been read, its content compared with the record, and the record with the machine.
+TensorRT reports little about a plan that doesn't fit, and a plan may contain code that it runs. So the
+metadata is read first, then compared with the plan and with the machine.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ _SHAPES = either(
 
 
 def _checked_metadata(value: Any, where: str) -> dict[str, Any]:
-    """Rule: metadata of a semantic or an instance network."""
+    """Check the metadata of a semantic or an instance network."""
     if isinstance(value, dict) and "instance_format" in value:
         return checked_instance_model(value, where)
     return checked_model(value, where)
@@ -107,18 +106,17 @@ _MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 
 
 def sidecar_path(engine: Path) -> Path:
-    """Where an engine's record lies."""
+    """Return the path of an engine's metadata."""
     return engine.with_name(f"{engine.name}.json")
 
 
 def read_sidecar(engine: Path) -> dict[str, Any]:
-    """An engine's record; raises EngineError where there is none, or none that this version reads."""
+    """Read an engine's metadata. Raises EngineError if it can't be used."""
     path = sidecar_path(engine)
     if not path.is_file():
         raise EngineError(
-            f"{engine} has no record {path.name} beside it: without it nobody knows what it was built with, "
-            "and TensorRT would take it "
-            "blind. Build it with `tfiseg build`, or bring the record along"
+            f"{engine} has no metadata file {path.name} beside it, so it cannot be checked before TensorRT "
+            "loads it. Build it with `tfiseg build`, or copy the file too."
         )
     try:
         content = bytes_of(path, MAX_BYTES)
@@ -135,8 +133,7 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
 
 
 def write_engine(engine: Path, plan: bytes, record: dict[str, Any]) -> None:
-    """Write plan and record, each whole or not at all. Whatever happens between the two, the plan isn't taken
-    without its own record."""
+    """Write plan and metadata, each atomically."""
     engine.parent.mkdir(parents=True, exist_ok=True)
     sealed = {
         "format_version": FORMAT_VERSION,
@@ -151,31 +148,30 @@ def write_engine(engine: Path, plan: bytes, record: dict[str, Any]) -> None:
 
 
 def check_content(engine: Path, record: dict[str, Any]) -> bytes:
-    """The plan's bytes; raises EngineError where they aren't those that the record speaks of."""
+    """Return the plan. Raises EngineError if it is missing, or not the one of the metadata."""
     if not engine.is_file():
         raise EngineError(
-            f"there is no engine {engine}. It is built by: "
+            f"there is no engine {engine}. Build it with: "
             f"{record['built_from'].get('command', 'tfiseg build')}"
         )
     plan = engine.read_bytes()
-    wanted = record["plan"]
-    if len(plan) != wanted["bytes"]:
+    expected = record["plan"]
+    if len(plan) != expected["bytes"]:
         raise EngineError(
-            f"{engine} has {len(plan)} bytes, its record says {wanted['bytes']}: it was cut off or replaced. "
-            "Copy it again, or "
-            f"{_again(record)}"
+            f"{engine} has {len(plan)} bytes, but its metadata says {expected['bytes']}: it was cut off or "
+            f"replaced. Copy it again, or {_rebuild(record)}"
         )
-    if hashlib.sha256(plan).hexdigest() != wanted["sha256"]:
+    if hashlib.sha256(plan).hexdigest() != expected["sha256"]:
         raise EngineError(
-            f"{engine} is not the plan that its record speaks of (another sha256): copy both again, or "
-            f"{_again(record)}"
+            f"{engine} is not the plan of its metadata file (another SHA-256). Copy both again, or "
+            f"{_rebuild(record)}"
         )
     return plan
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One point in which engine and machine differ."""
+    """A difference between an engine's requirements and the machine."""
 
     what: str
     engine: str
@@ -183,7 +179,7 @@ class Mismatch:
 
 
 def mismatches(record: dict[str, Any], machine: Machine) -> list[Mismatch]:
-    """Everything about a machine that keeps an engine from running there; empty if it fits."""
+    """Return what prevents an engine from running on a machine; empty if it fits."""
     made = record["built_with"]
     flavour = str(made["flavour"])
     found: list[Mismatch] = []
@@ -194,9 +190,9 @@ def mismatches(record: dict[str, Any], machine: Machine) -> list[Mismatch]:
     if made["platform"] != machine.platform:
         differ("platform", made["platform"], machine.platform)
     installed = machine.tensorrt_rtx if flavour == "tensorrt_rtx" else machine.tensorrt
-    wanted = str(made["version"])
-    if installed is None or not _version_fits(wanted, installed, bool(made.get("version_compatible"))):
-        differ(flavour, wanted, installed)
+    built = str(made["version"])
+    if installed is None or not _version_fits(built, installed, bool(made.get("version_compatible"))):
+        differ(flavour, built, installed)
     built_for = made.get("compute_capabilities") or (
         [made["compute_capability"]] if made.get("compute_capability") else []
     )
@@ -209,10 +205,10 @@ def mismatches(record: dict[str, Any], machine: Machine) -> list[Mismatch]:
     elif built_for and not _capability_fits(made, built_for, machine.compute_capability):
         differ("compute capability", ", ".join(built_for), machine.compute_capability)
     plugin = record.get("plugin")
-    if plugin and not made.get("version_compatible"):  # else the plan carries the library
+    if plugin and not made.get("version_compatible"):  # else the plan contains the library
         try:
             here = plugin_info()["sha256"]
-        except Exception:  # not built, not readable: either way not there
+        except Exception:  # not built, or not readable
             here = None
         if here != plugin["sha256"]:
             differ("plugin library", f"sha256 {plugin['sha256'][:12]}", here and f"sha256 {here[:12]}")
@@ -220,8 +216,7 @@ def mismatches(record: dict[str, Any], machine: Machine) -> list[Mismatch]:
 
 
 def check_machine(engine: Path, record: dict[str, Any], machine: Machine) -> None:
-    """Raise EngineError with both sides, and the command that rebuilds, where an engine doesn't fit a
-    machine."""
+    """Raise EngineError with the differences and a fix, if an engine doesn't fit a machine."""
     found = mismatches(record, machine)
     if found:
         sides = "; ".join(
@@ -229,14 +224,14 @@ def check_machine(engine: Path, record: dict[str, Any], machine: Machine) -> Non
         )
         if machine.compute_capability is None:
             network = record["built_from"].get("onnx", "the .onnx")
-            helps = f"No engine runs without a GPU: use {network} here; where there is one, {_again(record)}"
+            fix = f"No engine runs without a GPU: use {network}. On a machine with a GPU, {_rebuild(record)}"
         else:
-            helps = f"Here, {_again(record)}"
-        raise EngineError(f"{engine} was not built for this machine. {sides}. {helps}")
+            fix = f"Here, {_rebuild(record)}"
+        raise EngineError(f"{engine} was not built for this machine. {sides}. {fix}")
 
 
 def _version_fits(built: str, installed: str, compatible: bool) -> bool:
-    """An engine runs in the version that wrote it; a version-compatible one in newer ones as well."""
+    """Return whether the installed version can run an engine."""
     if compatible:
         return _numbers(installed) >= _numbers(built)
     return _numbers(installed)[:3] == _numbers(built)[:3]
@@ -253,12 +248,16 @@ def _capability_fits(made: dict[str, Any], built_for: list[str], here: str) -> b
     return here in built_for
 
 
-def _again(record: dict[str, Any]) -> str:
+def _rebuild(record: dict[str, Any]) -> str:
     return f"build it again: {record['built_from'].get('command', 'tfiseg build')}"
 
 
 def checked_plan(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """An engine's plan and record, held against each other and against this machine; raises EngineError."""
+    """Return an engine's plan and metadata, checked against each other and this machine.
+
+    Raises:
+        EngineError: a check fails.
+    """
     record = read_sidecar(path)
     plan = check_content(path, record)
     check_machine(path, record, this_machine())

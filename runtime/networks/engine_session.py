@@ -1,5 +1,4 @@
-"""Engines through TensorRT or TensorRT-RTX: how a plan is opened, and what RTX compiles on the way is
-kept."""
+"""Sessions of semantic networks in TensorRT or TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -12,18 +11,21 @@ from .gpu_session import GpuSession
 from .model_info import ModelInfo
 from .tensorrt_plan import OpenedPlan
 
-FRAMES_IN_FLIGHT = (
-    2  # one is copied while the other is computed, if the caller has two threads (Pipeline(workers=2))
-)
+# one frame is copied while the other is computed, if the caller has two threads (Pipeline(workers=2))
+FRAMES_IN_FLIGHT = 2
 
 
 class EngineSession(GpuSession):
-    """A plan on the GPU, of a semantic network. Arguments and errors as of ``OpenedPlan``; graphs: see
-    ``GpuSession``."""
+    """A semantic network in TensorRT.
+
+    Args:
+        path, plan, record: see ``OpenedPlan``, also for errors.
+        graphs: see ``GpuSession``.
+    """
 
     def __init__(self, path: Path, plan: bytes, record: dict[str, Any], graphs: bool = True) -> None:
         self._opened = opened = OpenedPlan(path, plan, record)
-        types, least, most = opened.interface("frame")
+        types, min_shape, max_shape = opened.interface("frame")
         with opened.cuda.current():
             lanes = [(opened.context(), opened.cuda.stream()) for _ in range(FRAMES_IN_FLIGHT)]
         info = ModelInfo.from_json(json.dumps(record["model"]), str(path))
@@ -33,12 +35,12 @@ class EngineSession(GpuSession):
             opened.cuda,
             lanes,
             types,
-            ((least[1], least[2]), (most[1], most[2])),
+            ((min_shape[1], min_shape[2]), (max_shape[1], max_shape[2])),
             graphs,
             opened.context,
         )
-        self.operator = BuiltInOperator.of_record(record) if "label_map" in types else None
+        self.operator = BuiltInOperator.from_record(record) if "label_map" in types else None
 
     def set_up(self) -> None:
-        """Keep RTX's compiled kernels for the next start."""
+        """Save the kernels that TensorRT-RTX compiled for the next start."""
         self._opened.set_up()

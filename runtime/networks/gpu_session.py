@@ -1,5 +1,6 @@
-"""Networks on the GPU, whatever runs them: copy in, network, clustering and copy out on one stream for each
-frame in flight, replayed as a CUDA graph.
+"""Sessions of networks on the GPU, of every runtime.
+
+Upload, network, clustering and download of a frame run on one stream, replayed as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..gpu.cuda import Cuda
 from ..gpu.execution_context import Context
 from ..gpu.lane import Lane, Lanes
 from ..gpu.refined_frame import RefinedFrame
-from ..gpu.view_refiner import LookSettings
+from ..gpu.view_refiner import ViewSettings
 from .built_in_operator import BuiltInOperator
 from .model_info import ModelInfo
 
@@ -30,18 +31,17 @@ _log = logging.getLogger("tfiseg")
 
 
 class GpuSession:
-    """A network on the GPU. Any number of threads may call it; as many frames as there are lanes are worked
-    on at once.
+    """A network on the GPU, which any number of threads may call.
 
     Args:
-        path: of the model. info: what it says of itself.
+        path: of the model.
+        info: its metadata.
         cuda: the GPU.
-        lanes: a context and a stream for each frame in flight.
-        types: of the outputs, by name.
-        sizes: smallest and largest frame (H, W) that it takes.
-        graphs: capture CUDA graphs; where something can't be captured, the log says so once and it runs
-            without.
-        new_context: creates an execution context for one more frame size; None: sizes share a lane's context.
+        lanes: execution context and stream of each frame in flight.
+        types: output name -> dtype.
+        sizes: smallest and largest frame (H, W) that it supports.
+        graphs: capture CUDA graphs; if a capture fails, the log reports it and the network runs without.
+        new_context: creates an execution context for another frame size; None: sizes share a lane's context.
     """
 
     def __init__(
@@ -62,15 +62,14 @@ class GpuSession:
         self._all_lanes = [Lane(self.network, context, stream) for context, stream in lanes]
         self._lanes = Lanes(self._all_lanes)
         self.clusters = self._clusters()
-        self.operator: BuiltInOperator | None = None  # that the network carries
+        self.operator: BuiltInOperator | None = None  # set if the network contains the operator
 
     def cluster_class_map_alone(self) -> None:
-        """From the next frame on, cluster by shape: instance heads that the network has are not used."""
+        """Cluster by shape from the next frame on, without the network's instance heads."""
         self.network.heads = False
 
     def _clusters(self) -> bool:
-        """Whether instances come from the GPU: the network carries the operator, or the library with the C
-        API is built."""
+        """Return whether clustering runs on the GPU; if not, log the reason."""
         if "label_map" in self.outputs:
             return True
         try:
@@ -83,45 +82,71 @@ class GpuSession:
         return True
 
     def has(self, output: str) -> bool:
-        """Whether the network gives this map."""
+        """Return whether the network has this output."""
         return output in self.outputs
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """The network's maps for one picture uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
+        """Return the network's maps for an image.
+
+        Args:
+            image: uint8 (H, W, 3) BGR.
+
+        Returns:
+            Output name -> float32 (1, channels, h, w).
+
+        Raises:
+            EngineError: the network returns instances instead of maps.
+        """
         if "logits" not in self.outputs:
-            raise EngineError(f"{self.path} gives instances, and no class logits: the operator is built in")
+            raise EngineError(
+                f"{self.path} returns instances and no class logits. `tfiseg build --no-operator` builds an "
+                "engine that returns logits."
+            )
         with self._lane() as lane:
             found = lane.run(image, None)
             return {name: found[name].astype(np.float32) for name in self.outputs}
 
     def cluster(self, image: Any, settings: ClusterSettings) -> Clustering:
-        """Instances of one picture uint8 (H, W, 3) BGR, in host memory or on the GPU, at size
-        the frame's.
+        """Find the instances of an image.
 
-        An engine that carries the operator clusters as it was built to, on its own grid; its label map may be
-        of another size."""
+        Args:
+            image: uint8 (H, W, 3) BGR, in host memory or on the GPU.
+            settings: of the operator; an engine that contains the operator ignores them.
+
+        Returns:
+            A batch of one, at the image's size; at the size of its own grid from an engine that contains the
+            operator.
+
+        Raises:
+            EngineError: the image has too many regions.
+        """
         with self._lane() as lane:
             found = lane.run(image, None if "label_map" in self.outputs else settings)
             label_map, semantic_map = found["label_map"].copy(), found["semantic_map"].astype(np.uint8)
             count = found["count"].copy()
-            if count[0] < 0:
-                raise EngineError(
-                    "this frame has more regions than the operator has room for on a GPU (plugins/README.md)"
-                )
+            _check_count(int(count[0]))
             return Clustering(label_map, semantic_map, count, found["table"][:, : int(count[0])].copy())
 
     @contextmanager
-    def looked(self, image: Any, settings: ClusterSettings, looks: LookSettings) -> Iterator[RefinedFrame]:
-        """The same, of components (``settings``: with a split of 0) that an instance network looked at, in
-        one go; the frame's memory is held until the caller is through. Raises ModelError where that network
-        doesn't run on the GPU."""
+    def refine(
+        self, image: Any, settings: ClusterSettings, view_settings: ViewSettings
+    ) -> Iterator[RefinedFrame]:
+        """Find connected components and refine them with the instance network, in one CUDA graph.
+
+        The frame's memory is held inside the ``with`` block.
+
+        Args:
+            image: uint8 (H, W, 3) BGR, in host memory or on the GPU.
+            settings: of the operator, with a split of 0.
+            view_settings: of the refinement.
+
+        Raises:
+            EngineError: the image has too many regions. ModelError: the instance network runs on the CPU.
+        """
         with self._lane() as lane:
-            found = lane.run(image, settings, looks)
+            found = lane.run(image, settings, view_settings)
             count, components = int(found["count"][0]), int(found["components.count"][0])
-            if min(count, components) < 0:
-                raise EngineError(
-                    "this frame has more regions than the operator has room for on a GPU (plugins/README.md)"
-                )
+            _check_count(min(count, components))
             label_map, semantic_map = found["label_map"].copy(), found["semantic_map"].copy()
             yield RefinedFrame(
                 Clustering(label_map, semantic_map, found["count"].copy(), found["table"][:, :count].copy()),
@@ -130,7 +155,7 @@ class GpuSession:
                 found["views"].copy(),
                 found["regions"].copy(),
                 int(found["components.regions"][0]),
-                lane.shown,
+                lane.join_inputs,
                 lane.foreground,
                 lane.frame,
             )
@@ -145,7 +170,7 @@ class GpuSession:
             self._lanes.give(lane)
 
     def set_up(self) -> None:
-        """Called when a frame size has run for the first time: what the runtime made for it can be kept."""
+        """Save what the runtime compiled; called after a frame size has run for the first time."""
 
     def close(self) -> None:
         """Free the GPU memory after the frames in progress. Later frames raise EngineError."""
@@ -156,7 +181,7 @@ class GpuSession:
                 lane.release()
 
     def _checked_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-        """(1, H, W, 3), if the network takes such frames; raises InputError."""
+        """Return a frame's shape as (1, H, W, 3). Raises InputError for an unsupported size."""
         if any(
             not low <= s <= high for low, s, high in zip(self._sizes[0], shape, self._sizes[1], strict=False)
         ):
@@ -168,21 +193,39 @@ class GpuSession:
         return 1, shape[0], shape[1], 3
 
 
-def enlarged(
+def _check_count(count: int) -> None:
+    """Raise EngineError for the operator's negative count, which reports too many regions."""
+    if count < 0:
+        raise EngineError(
+            "this frame has more regions than the operator supports on a GPU (plugins/README.md)"
+        )
+
+
+def upsample_clustering(
     label_map: NDArray[np.int32],
     semantic_map: NDArray[np.uint8],
     table: NDArray[np.float32],
     size_hw: tuple[int, int],
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float32]]:
-    """Label map, semantic map and table (n, 10) of a smaller grid at a frame's size (H, W)."""
+    """Upsample the result of an operator with a grid of its own to a frame's size.
+
+    Args:
+        label_map: int32 (h, w).
+        semantic_map: uint8 (h, w).
+        table: float32 (n, 10), columns ``TABLE_COLUMNS``.
+        size_hw: size of the frame in pixels.
+
+    Returns:
+        Label map (H, W), semantic map (H, W) and table (n, 10).
+    """
     height, width = size_hw
-    up, right = height / label_map.shape[0], width / label_map.shape[1]
-    rows = np.minimum((np.arange(height) + 0.5) / up, label_map.shape[0] - 1).astype(np.intp)[:, None]
-    columns = np.minimum((np.arange(width) + 0.5) / right, label_map.shape[1] - 1).astype(np.intp)[None]
+    scale_y, scale_x = height / label_map.shape[0], width / label_map.shape[1]
+    rows = np.minimum((np.arange(height) + 0.5) / scale_y, label_map.shape[0] - 1).astype(np.intp)[:, None]
+    columns = np.minimum((np.arange(width) + 0.5) / scale_x, label_map.shape[1] - 1).astype(np.intp)[None]
     larger = np.ascontiguousarray(label_map[rows, columns])
     table = table.copy()
-    table[:, [2, 4, 7]] *= right
-    table[:, [3, 5, 8]] *= up
+    table[:, [2, 4, 7]] *= scale_x
+    table[:, [3, 5, 8]] *= scale_y
     table[:, 2:6] = np.round(table[:, 2:6])
     table[:, 6] = np.bincount(larger.ravel(), minlength=len(table) + 1)[1 : len(table) + 1]
     return larger, np.ascontiguousarray(semantic_map[rows, columns]), table

@@ -1,5 +1,4 @@
-"""An instance network as an engine: views and class masks in, its maps out, for frames in host memory; and
-execution contexts for those on the GPU (view_refiner.py)."""
+"""Sessions of instance networks in TensorRT."""
 
 from __future__ import annotations
 
@@ -12,36 +11,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EngineError, ModelError
-from ..gpu.execution_context import Context, sizes_of
+from ..gpu.execution_context import Context, shape_tuple
 from .engine_file import checked_plan
 from .instance_session import InstanceInfo, InstanceSession
 from .tensorrt_plan import OpenedPlan
 
 
 class EngineInstanceSession(InstanceSession):
-    """An instance network as an engine.
+    """An instance network in TensorRT, for views in host memory and on the GPU.
 
     Args:
-        path: NAME.engine that ``tfiseg build`` made of an instance network.
+        path: NAME.engine, built from an instance network.
 
     Raises:
-        EngineError, MissingDependencyError: as ``open_session`` does. ModelError: it is an engine of another
-            kind of network.
+        EngineError, MissingDependencyError: see ``open_session``. ModelError: it is an engine of another kind
+            of network.
     """
 
     def __init__(self, path: Path) -> None:
         plan, record = checked_plan(path)
         if "instance_format" not in record["model"]:
             raise ModelError(
-                f"{path} is no engine of an instance network: `tfiseg build` makes one of what `tfiseg train "
-                "instance` wrote"
+                f"{path} is no engine of an instance network: `tfiseg build` makes one from the output of "
+                "`tfiseg train instance`"
             )
         self._opened = opened = OpenedPlan(path, plan, record)
         self.cuda = opened.cuda
-        self.types, _, (most_views, side, *_) = opened.interface("views")
+        self.types, _, (max_batch, side, *_) = opened.interface("views")
         info = InstanceInfo.from_json(json.dumps(record["model"]), path)
-        super().__init__(path, info, side, list(self.types), most_views)
-        self._most = most_views
+        super().__init__(path, info, side, list(self.types), max_batch)
+        self._max_views = max_batch
         with self.cuda.current():
             self._context, self._stream = opened.context(), self.cuda.stream()
         self._lock = Lock()
@@ -50,11 +49,11 @@ class EngineInstanceSession(InstanceSession):
         self._size: dict[str, int] = {}
 
     def set_up(self) -> None:
-        """Keep RTX's compiled kernels for the next start."""
+        """Save the kernels that TensorRT-RTX compiled for the next start."""
         self._opened.set_up()
 
     def close(self) -> None:
-        """Free the memory that calls work in; the engine goes with this object."""
+        """Free the memory of calls; the engine is freed with the object."""
         with self._lock, self.cuda.current():
             self._memory.clear()
 
@@ -69,7 +68,7 @@ class EngineInstanceSession(InstanceSession):
         self, outputs: tuple[str, ...], views: NDArray[np.uint8], masks: NDArray[np.uint8]
     ) -> list[NDArray[np.float32]]:
         count = min(
-            1 << (len(views) - 1).bit_length(), self._most
+            1 << (len(views) - 1).bit_length(), self._max_views
         )  # few sizes: RTX compiles kernels for each
         with self._lock, self.cuda.current():
             given = {
@@ -78,17 +77,19 @@ class EngineInstanceSession(InstanceSession):
             }
             given["views"][: len(views)], given["masks"][: len(views)] = views, masks
             if not all(self._context.set_input_shape(name, array.shape) for name, array in given.items()):
-                raise EngineError(f"{self.path} doesn't take {count} views of {views.shape[1]} px at once")
+                raise EngineError(
+                    f"{self.path} doesn't support {count} views of {views.shape[1]} px per call"
+                )
             found = {
-                name: np.empty(sizes_of(self._context.get_tensor_shape(name)), kind)
+                name: np.empty(shape_tuple(self._context.get_tensor_shape(name)), kind)
                 for name, kind in self.types.items()
             }
             for name, array in (given | found).items():
-                self._context.set_tensor_address(name, self._room(name, array.nbytes))
+                self._context.set_tensor_address(name, self._allocate(name, array.nbytes))
             for name, array in given.items():
                 self.cuda.upload(int(self._memory[name]), array, self._stream)
             if not self._context.execute_async_v3(self._stream.handle):
-                raise EngineError(f"{self.path}: it could not be run; the log says why")
+                raise EngineError(f"{self.path} could not be run: see the log")
             for name in outputs:
                 self.cuda.download(found[name], int(self._memory[name]), self._stream)
             self._stream.synchronize()
@@ -97,9 +98,8 @@ class EngineInstanceSession(InstanceSession):
                 self.set_up()
         return [found[name][: len(views)].astype(np.float32) for name in outputs]
 
-    def _room(self, name: str, size: int) -> int:
-        """Address of so many bytes; kept for the next call, since freeing memory waits for all that the GPU
-        does."""
+    def _allocate(self, name: str, size: int) -> int:
+        """Return the address of a buffer, kept because freeing it synchronizes the GPU."""
         if name not in self._memory or self._size[name] < size:
             self._memory[name], self._size[name] = self.cuda.allocate(size), size
         return int(self._memory[name])

@@ -1,4 +1,4 @@
-"""The instance network through ONNX Runtime, on the CPU or by its CUDA provider."""
+"""Sessions of instance networks in ONNX Runtime, on the CPU or by its CUDA provider."""
 
 from __future__ import annotations
 
@@ -14,40 +14,39 @@ from numpy.typing import NDArray
 from ...errors import ModelError
 from ..gpu.execution_context import Context
 from .instance_session import ALL_OUTPUTS, FOREGROUND, MAPS, InstanceInfo, InstanceSession
-from .onnx_binding import BoundContext, on_stream
+from .onnx_binding import BoundContext, stream_options
 from .onnx_bytes import with_outputs
-from .onnx_runtime import metadata_of, open_onnx, run_session
+from .onnx_runtime import open_onnx, read_metadata, run_session
 from .session import CUDA_PROVIDER, DEFAULT_PROVIDERS
 
 
 class OnnxInstanceSession(InstanceSession):
-    """An instance network through ONNX Runtime.
+    """An instance network in ONNX Runtime.
 
     Args:
         path: model that ``tfiseg train instance`` exported.
         threads: CPU threads; 0 = ONNX Runtime's own choice.
-        providers: ONNX Runtime execution providers, first choice first.
+        providers: ONNX Runtime execution providers, by priority.
 
     Raises:
-        ModelError: the file is missing, no ONNX, or no instance network of this version.
+        ModelError: the file is missing, is no ONNX file, or is no instance network of this version.
     """
 
     def __init__(self, path: Path, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> None:
         self.providers = tuple(providers)
         self._open = partial(open_onnx, path, threads)
         self._whole = whole = self._open(providers)
-        info = InstanceInfo.from_json(metadata_of(whole, path) or "{}", path)
+        info = InstanceInfo.from_json(read_metadata(whole, path) or "{}", path)
         outputs = [o.name for o in whole.get_outputs()]
         inputs = {i.name: i.shape for i in whole.get_inputs()}
         if {*inputs} != {"views", "masks"} or not {*MAPS} <= {*outputs} or len(inputs["views"]) != 4:
             raise ModelError(
                 f"{path} has inputs {[*inputs]} and outputs {outputs}: expected views (K, S, S, 3) and "
-                "masks, and "
-                f"{', '.join(MAPS)}"
+                f"masks, and {', '.join(MAPS)}"
             )
         super().__init__(path, info, inputs["views"][1], outputs)
-        # ONNX Runtime computes all outputs of a session, so each use has one of its own
-        self._sessions: dict[tuple[str, ...], Any] = {ALL_OUTPUTS if self.draws_outlines else MAPS: whole}
+        # ONNX Runtime computes all outputs of a session, so each set of outputs has its own session
+        self._sessions: dict[tuple[str, ...], Any] = {ALL_OUTPUTS if self.can_refine_masks else MAPS: whole}
         self._opening = Lock()
 
     @property
@@ -67,7 +66,7 @@ class OnnxInstanceSession(InstanceSession):
         if not self.on_gpu:
             raise ModelError(f"{self.path} runs on the CPU")
         part = with_outputs(self.path.read_bytes(), ALL_OUTPUTS if outlines else MAPS)
-        context = BoundContext(self._open(self.providers, on_stream(self.providers, stream), part))
+        context = BoundContext(self._open(self.providers, stream_options(self.providers, stream), part))
         return context, context.types
 
     def _session_for(self, outputs: tuple[str, ...]) -> Any:

@@ -1,5 +1,4 @@
-"""The instance network, whatever runs it: views and class masks in; displacement, affinities, boundary and
-foreground out."""
+"""The interface of instance networks: views and class masks in, maps out."""
 
 from __future__ import annotations
 
@@ -15,22 +14,24 @@ from ...errors import FormatError, ModelError
 from ..gpu.execution_context import Context
 from .model_info import instance_metadata, metadata_version
 
-INSTANCE_FORMAT = 2  # 2: the join rule sees other classes
+INSTANCE_FORMAT = 2  # since 2, the join rule has features of other classes
 MAPS, FOREGROUND = ("displacement", "affinity", "boundary"), "foreground"
 ALL_OUTPUTS = (*MAPS, FOREGROUND)
 ANY_SIDE = "side"
-_BATCH = 8  # views; more at once aren't faster
+_BATCH = 8  # views; larger batches are not faster
 DEFAULT_INSTANCE_MODEL = Path(__file__).parents[1] / "models" / "tfiseg-instance.onnx"
 
 
 @dataclass(frozen=True)
 class InstanceMaps:
-    """What the network says of K views.
+    """Maps of K views of side S.
 
-    ``displacement`` float32 (K, 2, S / 4, S / 4), (dy, dx) in cells of 4 px to the centre of each cell's
-    object; ``affinity`` float32 (K, A, S / 4, S / 4) in [0, 1]; ``boundary`` float32 (K, 1, S / 2, S / 2) in
-    [0, 1]; ``foreground`` float32 (K, S / 2, S / 2), see ``InstanceSession.foreground``, where it was asked
-    for.
+    Attributes:
+        displacement: (dy, dx) from each cell to the center of its object, in cells of 4 px, float32
+            (K, 2, S / 4, S / 4).
+        affinity: float32 (K, A, S / 4, S / 4) in [0, 1].
+        boundary: float32 (K, 1, S / 2, S / 2) in [0, 1].
+        foreground: float32 (K, S / 2, S / 2), see ``InstanceSession.foreground``; None if not requested.
     """
 
     displacement: NDArray[np.float32]
@@ -39,24 +40,24 @@ class InstanceMaps:
     foreground: NDArray[np.float32] | None = None
 
 
-def of_groups(lone_odds: float | None) -> bool:
-    """Whether most of what could be parted in a network's class maps is groups, by its ``lone_odds``."""
+def is_for_groups(lone_odds: float | None) -> bool:
+    """Return whether groups outnumber single objects; see ``InstanceInfo.lone_odds``."""
     return lone_odds is not None and lone_odds < 1
 
 
 @dataclass(frozen=True)
 class InstanceInfo:
-    """What an instance network's metadata says.
+    """Metadata of an instance network.
 
-    Args:
-        view_px: side of the views that it takes. outline_px: of those in which it draws outlines and nothing
-            else.
-        stride: of displacement and affinities, pixels.
-        affinity_offsets: int32 (A, 2), (dy, dx) in cells.
+    Attributes:
+        view_px: side of the views in pixels.
+        outline_px: side of views that are rendered for mask refinement only, in pixels.
+        stride: of displacement and affinity, in pixels.
+        affinity_offsets: (dy, dx) in cells, int32 (A, 2).
         rules: learned rules by name ("merge", "part", "join"), float32.
-        min_area: pixels of the smallest objects that it is for; None: not said.
-        lone_odds: of components that could be parted, how many are one object for each that is several; None:
-            not said.
+        min_area: area in pixels of the smallest objects to find; None if unknown.
+        lone_odds: number of single objects for each group, among splittable components of the class maps that
+            the network was trained for; None if unknown.
     """
 
     view_px: int
@@ -69,24 +70,23 @@ class InstanceInfo:
 
     @staticmethod
     def from_json(text: str, path: Path) -> InstanceInfo:
-        """Read metadata; raises ModelError where it is damaged, or of another format."""
+        """Parse metadata. Raises ModelError if it is damaged or of another format."""
         try:
             version = metadata_version(text, "instance_format")
             if version == INSTANCE_FORMAT:
-                return _info_of(instance_metadata(text))
+                return _make_info(instance_metadata(text))
         except FormatError as wrong:
             raise ModelError(f"{path}: its tfiseg metadata is damaged ({wrong}): export it again") from wrong
         raise ModelError(
-            f"{path} is no instance network for this version: its format is {version}, wanted "
-            f"{INSTANCE_FORMAT}; "
-            "`tfiseg train instance` makes one"
+            f"{path} is no instance network for this version: its format is {version}, expected "
+            f"{INSTANCE_FORMAT}. `tfiseg train instance` makes one."
         )
 
 
-def _info_of(data: dict[str, Any]) -> InstanceInfo:
+def _make_info(data: dict[str, Any]) -> InstanceInfo:
     return InstanceInfo(
         view_px=data["view_px"],
-        outline_px=data.get("outline_px", data["view_px"]),  # there was one side only
+        outline_px=data.get("outline_px", data["view_px"]),  # older models have one side
         stride=data["stride"],
         affinity_offsets=np.asarray(data["affinity_offsets"], np.int32),
         rules={name: np.asarray(values, np.float32) for name, values in data["rules"].items()},
@@ -96,16 +96,16 @@ def _info_of(data: dict[str, Any]) -> InstanceInfo:
 
 
 class InstanceSession:
-    """An instance network in a file; ``open_instance_session`` opens one. ``view_px``, ``outline_px``,
-    ``stride``, ``affinity_offsets``, ``rules``, ``min_area`` and ``lone_odds`` are those of its
-    ``InstanceInfo``.
+    """Base class of sessions of instance networks; ``open_instance_session`` opens one.
+
+    The attributes of ``InstanceInfo`` are attributes of the session.
 
     Args:
         path: the file, for messages.
-        info: what it says of itself.
-        side: of the views that the network takes, pixels; a name where it takes views of any.
+        info: its metadata.
+        side: side of the network's input in pixels; ``ANY_SIDE`` if it has no fixed size.
         outputs: names of its outputs.
-        most_views: that it takes at once; None: any number.
+        max_batch: maximum number of views per call; None: any number.
 
     Raises:
         ModelError: metadata and network contradict each other.
@@ -117,18 +117,18 @@ class InstanceSession:
         info: InstanceInfo,
         side: int | str,
         outputs: Sequence[str],
-        most_views: int | None = None,
+        max_batch: int | None = None,
     ) -> None:
-        self.path, self.most_views = path, most_views
+        self.path, self.max_batch = path, max_batch
         self.view_px, self.outline_px, self.stride = info.view_px, info.outline_px, info.stride
         self.affinity_offsets, self.rules = info.affinity_offsets, info.rules
         self.min_area, self.lone_odds = info.min_area, info.lone_odds
         if side not in (self.view_px, ANY_SIDE):
             raise ModelError(
-                f"{path}: its metadata speaks of views of {self.view_px} px, its network takes {side}: "
-                "export it again"
+                f"{path}: its metadata has views of {self.view_px} px, but the network takes {side}: export "
+                "it again"
             )
-        self.draws_outlines = FOREGROUND in outputs
+        self.can_refine_masks = FOREGROUND in outputs
 
     @property
     def on_gpu(self) -> bool:
@@ -136,45 +136,64 @@ class InstanceSession:
         raise NotImplementedError
 
     def device_context(self, stream: Any, outlines: bool) -> tuple[Context, dict[str, np.dtype[Any]]]:
-        """What runs the network on the GPU, on this stream, for ``outlines`` as well, and the types of its
-        outputs by name; raises ModelError where it runs on the CPU."""
+        """Make an execution context on a stream; return it with the dtypes of its outputs by name.
+
+        Args:
+            stream: of the GPU.
+            outlines: with the output ``foreground``.
+
+        Raises:
+            ModelError: the network runs on the CPU.
+        """
         raise NotImplementedError
 
     def _run_batch(
         self, outputs: tuple[str, ...], views: NDArray[np.uint8], masks: NDArray[np.uint8]
     ) -> list[NDArray[np.float32]]:
-        """These outputs of a few views. Subclasses fill this."""
+        """Return outputs of a few views; subclasses implement it."""
         raise NotImplementedError
 
     def prepare(self, maps: bool, outlines: bool, maps_alone: bool = False) -> None:
-        """Open what is needed to cut, ``maps``, to draw ``outlines``, or for both, and to cut without drawing
-        as well, ``maps_alone``, so that the first frame needn't wait for it. Raises ModelError as
-        ``check_outlines``."""
+        """Open the sessions that frames will need, so that the first one need not wait.
+
+        Args:
+            maps: components are split.
+            outlines: masks are refined.
+            maps_alone: components are also split in views without foreground maps.
+
+        Raises:
+            ModelError: see ``check_mask_refinement``.
+        """
         if outlines:
-            self.check_outlines()
+            self.check_mask_refinement()
 
     def set_up(self) -> None:
-        """Called when it has run on the GPU for the first time."""
+        """Save what the runtime compiled; called after the first run on the GPU."""
 
     def close(self) -> None:
-        """Free the memory that it works in."""
+        """Free the memory of calls."""
 
     def infer(
         self, views: NDArray[np.uint8], masks: NDArray[np.uint8], foreground: bool = False
     ) -> InstanceMaps:
-        """Maps of views uint8 (K, S, S, 3) BGR and masks uint8 (K, S, S) 0/1, S = ``view_px``;
-        ``foreground``: that in the same pass."""
+        """Return the maps of K views of side S = ``view_px``.
+
+        Args:
+            views: uint8 (K, S, S, 3) BGR.
+            masks: pixels of the view's class, uint8 (K, S, S), 0 or 1.
+            foreground: also predict the foreground, in the same pass.
+        """
         if not len(views):
             shapes = (self.map_shape(name, 0, self.view_px) for name in MAPS)
             return InstanceMaps(*(np.zeros(shape, np.float32) for shape in shapes))
         if not foreground:
             return InstanceMaps(*self._run(MAPS, views, masks))
-        self.check_outlines()
-        displacement, affinity, boundary, drawn = self._run(ALL_OUTPUTS, views, masks)
-        return InstanceMaps(displacement, affinity, boundary, drawn[:, 0])
+        self.check_mask_refinement()
+        displacement, affinity, boundary, predicted = self._run(ALL_OUTPUTS, views, masks)
+        return InstanceMaps(displacement, affinity, boundary, predicted[:, 0])
 
     def map_shape(self, name: str, count: int, view_px: int) -> tuple[int, int, int, int]:
-        """Shape (K, C, h, w) of an output for so many views of this side."""
+        """Return the shape (K, C, h, w) of an output for ``count`` views of side ``view_px``."""
         cells = view_px // self.stride
         channels, side = {
             "displacement": (2, cells),
@@ -183,21 +202,30 @@ class InstanceSession:
         return count, channels, side, side
 
     def foreground(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """How likely the pixels of K > 0 views belong to what their masks show roughly, float32 (K, S / 2, S
-        / 2) in [0, 1], S = ``outline_px``."""
-        self.check_outlines()
+        """Return the probability that pixels belong to the object that the mask marks.
+
+        Args:
+            views: uint8 (K, S, S, 3) BGR, K > 0, S = ``outline_px``.
+            masks: uint8 (K, S, S), 0 or 1.
+
+        Returns:
+            float32 (K, S / 2, S / 2) in [0, 1].
+        """
+        self.check_mask_refinement()
         return self._run((FOREGROUND,), views, masks)[0][:, 0]
 
-    def check_outlines(self) -> None:
-        """Raises ModelError where the network draws none."""
-        if not self.draws_outlines:
-            raise ModelError(f"{self.path} draws no outlines: `tfiseg train instance` makes one that does")
+    def check_mask_refinement(self) -> None:
+        """Raise ModelError if the network has no output ``foreground``."""
+        if not self.can_refine_masks:
+            raise ModelError(
+                f"{self.path} cannot refine masks: `tfiseg train instance` makes a network that can"
+            )
 
     def _run(
         self, outputs: tuple[str, ...], views: NDArray[np.uint8], masks: NDArray[np.uint8]
     ) -> list[NDArray[np.float32]]:
-        """A few views at a time: ONNX Runtime keeps the memory of the largest batch that it ever saw."""
-        batch = min(_BATCH, self.most_views or _BATCH)
+        """Run small batches: ONNX Runtime keeps the memory of the largest one."""
+        batch = min(_BATCH, self.max_batch or _BATCH)
         parts = [slice(k, k + batch) for k in range(0, len(views), batch)]
         found = [self._run_batch(outputs, views[part], masks[part]) for part in parts]
         return found[0] if len(found) == 1 else [np.concatenate(maps) for maps in zip(*found, strict=True)]

@@ -1,5 +1,7 @@
-"""What machine this is: the facts that decide whether an engine runs here. Nothing is imported that could be
-broken or slow."""
+"""Facts of this machine that decide whether an engine runs here.
+
+Nothing is imported that could be broken or slow.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ _OS_RELEASE = Path("etc/os-release")
 _DPKG_STATUS = Path("var/lib/dpkg/status")
 _SMI = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
 _SMI_SECONDS = 5.0
-_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE: a driver's library without a GPU, as containers have it
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE: a driver's library without a GPU, for example in a container
 WHEELS = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt_rtx_cu13", "tensorrt-rtx-cu12"),
@@ -31,10 +33,21 @@ WHEELS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """``platform`` like "linux-x86_64"; ``gpu`` its name, None without one that can be used;
-    ``compute_capability`` like "8.7"; ``cuda`` what the driver brings, like "13.0"; ``tensorrt`` and
-    ``tensorrt_rtx`` the installed versions; ``l4t`` and ``jetpack`` the Jetson's release; ``os`` the system's
-    name; ``cuda_error`` why a GPU that seems to be there can't be used."""
+    """Facts of a machine; None: not found.
+
+    Attributes:
+        platform: operating system and architecture, such as "linux-x86_64".
+        python: version of Python.
+        gpu: name of the first usable GPU.
+        compute_capability: of the GPU, such as "8.7".
+        cuda: version that the driver supports, such as "13.0".
+        driver: version of the kernel driver.
+        tensorrt, tensorrt_rtx: installed versions.
+        l4t, jetpack: releases of a Jetson's software.
+        os: name of the operating system.
+        cpus: number of CPUs.
+        cuda_error: why a GPU that is present can't be used.
+    """
 
     platform: str
     python: str
@@ -51,13 +64,13 @@ class Machine:
     cuda_error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the facts as plain values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU as the driver's library tells it; ``error`` where that fails."""
+    """The first GPU according to the driver's library; ``error`` if the query fails."""
 
     name: str | None = None
     compute_capability: str | None = None
@@ -67,27 +80,26 @@ class Gpu:
 
 @functools.cache
 def this_machine() -> Machine:
-    """This machine; looked at once per process."""
-    return look_at_machine()
+    """Return the facts of this machine, detected once per process."""
+    return detect_machine()
 
 
-def look_at_machine(
+def detect_machine(
     root: Path = Path("/"),
     load: Callable[[str], Any] = ctypes.CDLL,
     run: Callable[[Sequence[str]], str | None] | None = None,
     version: Callable[[str], str] = importlib.metadata.version,
 ) -> Machine:
-    """The machine as its files under ``root``, its driver's library, the program nvidia-smi and the installed
-    packages tell it.
+    """Detect the facts of a machine.
 
     Args:
-        load: opens a shared library by name; raises OSError. run: a command's output, None if it can't be
-            run. version: of an installed package; raises PackageNotFoundError.
+        root: root of the file system.
+        load: opens a shared library by name; raises OSError.
+        run: returns the output of a command; None if it can't be run.
+        version: returns the version of an installed package; raises PackageNotFoundError.
     """
-    gpu = gpu_of_driver(load)
-    listed = (
-        _listed_gpu(run or _output_of) if gpu.name is None or not (root / _DRIVER_VERSION).is_file() else None
-    )
+    gpu = query_driver(load)
+    listed = _query_smi(run or _run) if gpu.name is None or not (root / _DRIVER_VERSION).is_file() else None
     error = gpu.error
     if listed and gpu.cuda is None:
         error = f"nvidia-smi lists {listed[0]}, but the driver's library libcuda.so.1 can't be loaded"
@@ -121,8 +133,8 @@ def _installed(flavour: str, version: Callable[[str], str]) -> str | None:
     return None
 
 
-def gpu_of_driver(load: Callable[[str], Any] = ctypes.CDLL) -> Gpu:
-    """Name, compute capability and CUDA version of the first GPU, from the driver's own library."""
+def query_driver(load: Callable[[str], Any] = ctypes.CDLL) -> Gpu:
+    """Return the first GPU according to the driver's library."""
     try:
         cuda = load("libcuda.so.1")
     except OSError:
@@ -138,9 +150,8 @@ def gpu_of_driver(load: Callable[[str], Any] = ctypes.CDLL) -> Gpu:
             error=None if status == _NO_DEVICE else f"CUDA doesn't start: {_error_name(cuda, status)}",
         )
     cuda.cuDeviceGetName(name, len(name), device)
-    cuda.cuDeviceGetAttribute(
-        ctypes.byref(major), 75, device
-    )  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+    # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
     cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
     return Gpu(name.value.decode(), f"{major.value}.{minor.value}", text)
 
@@ -151,14 +162,14 @@ def _error_name(cuda: Any, status: int) -> str:
     return f"{(text.value or b'error').decode()} ({status})"
 
 
-def _listed_gpu(run: Callable[[Sequence[str]], str | None]) -> tuple[str, str, str] | None:
-    """Name, compute capability and driver version of the first GPU that nvidia-smi lists."""
+def _query_smi(run: Callable[[Sequence[str]], str | None]) -> tuple[str, str, str] | None:
+    """Return name, compute capability and driver version of the first GPU of nvidia-smi."""
     lines = (run(_SMI) or "").splitlines()
     parts = [part.strip() for part in lines[0].split(",")] if lines else []
     return (parts[0], parts[1], parts[2]) if len(parts) == 3 else None
 
 
-def _output_of(command: Sequence[str]) -> str | None:
+def _run(command: Sequence[str]) -> str | None:
     if shutil.which(command[0]) is None:
         return None
     try:

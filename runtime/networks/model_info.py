@@ -1,4 +1,4 @@
-"""What a model file says of itself, and the formats of this metadata."""
+"""Metadata of model files, and its formats."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FORMAT_VERSION = 1
 METADATA_KEY = "tfiseg"
 MAX_CLASSES = 255
 _MAX_NAME = 200  # characters
-_MAX_WEIGHT = 1e6  # of a learned rule; larger ones overflow where they are multiplied
-_MAX_BYTES = 1 << 22  # of one file's metadata
+_MAX_WEIGHT = 1e6  # of a learned rule; products of larger ones overflow
+_MAX_BYTES = 1 << 22  # of the metadata of one file
 _SHA256 = text(64, "[0-9a-f]{64}")
 
 
 def _rule_weights(value: Any, where: str) -> list[float]:
-    """Rule: weights of a learned merge rule, hidden * unit + 1 of them."""
+    """Check the weights of a learned rule: hidden * unit + 1 numbers."""
     weights: list[float] = list_of(number(-_MAX_WEIGHT, _MAX_WEIGHT), 1)(value, where)
     unit = len(EVIDENCE_FEATURES) + 2
     if len(weights) % unit != 1 or not 1 <= len(weights) // unit <= MAX_EVIDENCE_HIDDEN:
@@ -97,7 +97,14 @@ _ANY_VERSION = record({"format_version": integer(-(1 << 30), 1 << 30)})
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says of itself (``metadata_props["tfiseg"]``, JSON)."""
+    """Metadata of a semantic network (``metadata_props["tfiseg"]``, JSON).
+
+    Attributes:
+        class_names: by class ID, background first.
+        things: IDs of the countable classes.
+        stride: pixels of the input per cell of the logits.
+        extra: all keys, see docs/reference/metadata-format.md.
+    """
 
     class_names: tuple[str, ...]
     things: tuple[int, ...]
@@ -106,7 +113,7 @@ class ModelInfo:
 
     @staticmethod
     def from_json(text: str, source: str) -> ModelInfo:
-        """Read the metadata; raises ModelError naming what is wrong with it."""
+        """Parse metadata; ``source`` names it in errors. Raises ModelError if it is damaged."""
         try:
             version = parse(text, _ANY_VERSION, _MAX_BYTES)["format_version"]
             if version != FORMAT_VERSION:
@@ -123,7 +130,7 @@ class ModelInfo:
 
 
 def checked_model(value: Any, where: str) -> dict[str, Any]:
-    """Rule: metadata of a semantic network."""
+    """Check the metadata of a semantic network."""
     data: dict[str, Any] = _MODEL(value, where)
     unknown = [k for k in data["things"] if k >= len(data["class_names"])]
     if unknown:
@@ -132,7 +139,7 @@ def checked_model(value: Any, where: str) -> dict[str, Any]:
 
 
 def checked_instance_model(value: Any, where: str) -> dict[str, Any]:
-    """Rule: metadata of an instance network of any version that has these keys."""
+    """Check the metadata of an instance network, of any version that has these keys."""
     data: dict[str, Any] = _INSTANCE(value, where)
     for name in ("view_px", "outline_px"):
         if data.get(name, 0) % data["stride"]:
@@ -144,20 +151,22 @@ def checked_instance_model(value: Any, where: str) -> dict[str, Any]:
 
 
 def instance_metadata(text: str) -> dict[str, Any]:
-    """Metadata of an instance network from JSON; raises FormatError."""
+    """Parse the metadata of an instance network. Raises FormatError."""
     data: dict[str, Any] = parse(text, checked_instance_model, _MAX_BYTES)
     return data
 
 
 def metadata_version(text: str, key: str) -> Any:
-    """Return the value of a version key in metadata, or None; raises FormatError for what is no object."""
+    """Return the value of a version key, or None. Raises FormatError for invalid JSON."""
     return parse(text, record({}), _MAX_BYTES).get(key)
 
 
 def weights_digest(weights: Iterable[Any]) -> str:
-    """sha256 of a network's initializers (``onnx.TensorProto``) in any order: the metadata's
-    ``weights_sha256``. Of raw data where they have it, as all that tfiseg writes do; other exporters leave
-    typed fields in theirs."""
+    """Return the SHA-256 of a network's initializers (``onnx.TensorProto``), in any order.
+
+    It is the metadata's ``weights_sha256``. It covers raw data; initializers of other exporters may have
+    typed fields instead.
+    """
     return hashlib.sha256(
         b"".join(sorted(w.raw_data or w.SerializeToString(deterministic=True) for w in weights))
     ).hexdigest()

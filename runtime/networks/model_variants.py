@@ -1,8 +1,8 @@
-"""Variants of a model file, made when it is loaded: without its instance heads, or at another input size.
+"""Variants of a model file: without instance heads, or with another input size.
 
 One file holds the semantic network and its instance heads. ``quality="fast"`` and ``"best"`` need the
-semantic network alone; the input size depends on the quality, too. Both are changes of a few bytes: no onnx
-is needed.
+semantic network only, and the input size depends on the quality. Both change a few bytes and do not need the
+package onnx.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .onnx_bytes import (
     with_outputs,
 )
 
-HEADS_PREFIX = "heads."  # of all tensors that belong to the heads
-COARSE_LOGITS = HEADS_PREFIX + "coarse_logits"  # the semantic network's own logits, before the heads' grid
-WITHOUT_HEADS = "without_heads"  # metadata: what holds instead when the heads are left out
+HEADS_PREFIX = "heads."  # of the names of all tensors of the heads
+COARSE_LOGITS = HEADS_PREFIX + "coarse_logits"  # logits of the semantic network, before they are upsampled
+WITHOUT_HEADS = "without_heads"  # metadata that replaces the rest if the heads are removed
 MIN_LONG_SIDE_PX, MAX_LONG_SIDE_PX = 64, 4096
 _LONG_SIDE = "pre.long_side"
 _METADATA, _KEY, _VALUE = 14, 1, 2  # of a model; of one of its properties
@@ -43,10 +43,10 @@ _TENSOR_NAME, _TENSOR_RAW = 8, 9
 
 @dataclass(frozen=True)
 class Variant:
-    """What to change in a model file while it is loaded.
+    """Changes of a model file when it is loaded.
 
     Args:
-        heads: False leaves the instance heads out.
+        heads: False removes the instance heads.
         long_side_px: longer side in pixels that frames are scaled to; None: the file's own.
     """
 
@@ -65,7 +65,7 @@ class Variant:
                 model = with_long_side(model, self.long_side_px)
         except (IndexError, StopIteration, ValueError) as wrong:
             if isinstance(wrong, TfisegError) and not isinstance(wrong, FormatError):
-                raise  # what was asked for can't be had; of a damaged file, ONNX Runtime says what is wrong
+                raise  # the variant is impossible; for a damaged file, ONNX Runtime reports the error
         return model
 
 
@@ -75,8 +75,7 @@ AS_IS = Variant()
 def without_heads(model: bytes) -> bytes | None:
     """Return the model without its instance heads; None if it has none.
 
-    Outputs are ``logits`` (1, C, h, w) on the semantic network's own grid; the metadata's stride and
-    clustering settings are those of the semantic network.
+    Its output is ``logits`` (1, C, h, w) on the semantic network's own grid, with that network's metadata.
     """
     graph = graph_of(model)
     if not any(kind == OUTPUT and texts(value, 1) == ["affinity"] for kind, value, _ in fields(graph)):
@@ -98,7 +97,7 @@ def without_heads(model: bytes) -> bytes | None:
 
 
 def _with_own_logits(node: memoryview) -> bytes:
-    """The node with ``COARSE_LOGITS`` named "logits"."""
+    """Return a node with ``COARSE_LOGITS`` renamed to "logits"."""
     return b"".join(
         field(number, b"logits")
         if number in (NODE_INPUT, NODE_OUTPUT) and bytes(value) == COARSE_LOGITS.encode()
@@ -108,10 +107,10 @@ def _with_own_logits(node: memoryview) -> bytes:
 
 
 def with_long_side(model: bytes, long_side_px: int) -> bytes:
-    """Return the model with frames scaled to another longer side in pixels.
+    """Return the model with another longer side of the input, in pixels.
 
     Raises:
-        InputError: the size is out of range, or the model sees all frames at one fixed size.
+        InputError: the size is out of range, or the model has a fixed input size.
     """
     if not MIN_LONG_SIDE_PX <= long_side_px <= MAX_LONG_SIDE_PX:
         raise InputError(
@@ -135,7 +134,7 @@ def with_long_side(model: bytes, long_side_px: int) -> bytes:
 
 
 def _with_digest(model: bytes) -> bytes:
-    """Return the model with the digest of its weights (``model_info.weights_digest``) in the metadata."""
+    """Update the digest of the weights in the metadata; see ``weights_digest``."""
     weights = []
     for kind, value, _ in fields(graph_of(model)):
         if kind == INITIALIZER:
@@ -146,7 +145,7 @@ def _with_digest(model: bytes) -> bytes:
 
 
 def with_metadata(model: bytes, change: Any) -> bytes:
-    """Return the model with ``change(metadata)`` (dict -> dict) instead of its tfiseg metadata."""
+    """Replace the tfiseg metadata of a model by ``change(metadata)``."""
     parts = []
     for kind, value, whole in fields(memoryview(model)):
         if kind == _METADATA and texts(value, _KEY) == [METADATA_KEY]:

@@ -1,10 +1,9 @@
-"""The preprocessing in front of a network, taken out of its ONNX graph: the CPU does it eight times as fast
-in one pass over the frame.
+"""Removal of the preprocessing from an ONNX graph, to run it natively in one pass over the frame.
 
-A model in tfiseg's format holds its own (export/frame_graph.py), so that it runs anywhere. ONNX Runtime
-spends 2.8 ms on it for 640 x 480 and 8 for 1920 x 1080, and makes three float copies of the frame;
-``native.fit_frame`` spends 0.4 and 0.7. So the nodes up to ``pre.small`` are left out and it becomes the
-input. onnx isn't needed for that: a file's bytes are kept or skipped field by field.
+A model in tfiseg's format contains its preprocessing (export/frame_graph.py), so that it runs anywhere. ONNX
+Runtime needs 2.8 ms for it at 640 x 480 and 8 ms at 1920 x 1080, with three float copies of the frame.
+``native.fit_frame`` needs 0.4 and 0.7 ms. So the nodes up to ``pre.small`` are removed, and this tensor
+becomes the input. The package onnx isn't needed: bytes of the file are kept or skipped field by field.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from .onnx_bytes import (
 )
 
 FRAME, SMALL = "frame", "pre.small"
-MAX_SIDE_PX = 8192  # of what a network sees
+MAX_SIDE_PX = 8192  # of a network's input
 _FLOAT = 1
-# what fit_frame does: operator, result, attributes
+# the operators that fit_frame replaces: operator, output, attributes
 _CHAIN = [
     ("Cast", "pre.float", {"to": _FLOAT}),
     ("Transpose", "pre.nchw", {"perm": [0, 3, 1, 2]}),
@@ -47,15 +46,21 @@ _TENSOR_NAME, _TENSOR_RAW = 8, 9
 
 
 @dataclass(frozen=True)
-class Front:
-    """How large the ``pre.small`` of a model is, float32 (1, 3, h, w) BGR 0..255."""
+class NativePreprocessing:
+    """Size of a model's tensor ``pre.small``, float32 (1, 3, h, w) BGR, 0..255.
+
+    Args:
+        fixed_hw: size in pixels; None: it depends on the frame.
+        long_side_px: longer side in pixels.
+        side_multiple: sides are multiples of it.
+    """
 
     fixed_hw: tuple[int, int] | None
     long_side_px: np.float32 | None = None
     side_multiple: np.float32 | None = None
 
     def size_hw(self, frame_hw: tuple[int, int]) -> tuple[int, int]:
-        """What the network sees of a frame of this size: the arithmetic of the graph, in its float32."""
+        """Return the input size for a frame size, with the graph's arithmetic in float32."""
         if self.fixed_hw is not None:
             return self.fixed_hw
         assert self.long_side_px is not None
@@ -66,9 +71,12 @@ class Front:
         return int(height), int(width)
 
 
-def without_front(model: bytes) -> tuple[Front, bytes] | None:
-    """What the preprocessing makes of a frame, and the model without it; None where it has none of tfiseg's,
-    needs the frame for more, or lies in several files.
+def split_preprocessing(model: bytes) -> tuple[NativePreprocessing, bytes] | None:
+    """Split an ONNX model into its preprocessing and the rest.
+
+    Returns:
+        The preprocessing, and the model without it. None if it isn't tfiseg's, other nodes read the frame, or
+        weights are in other files.
 
     Raises:
         ModelError: frames would be scaled to a size that is out of range.
@@ -76,39 +84,34 @@ def without_front(model: bytes) -> tuple[Front, bytes] | None:
     try:
         graph = graph_of(model)
         elsewhere, constants = weights_elsewhere(graph), _constants(graph)
-        kept = _nodes_without_front(graph)
-        front = _front(constants)
-        if elsewhere or kept is None or front is None:
+        kept = _remaining_nodes(graph)
+        preprocessing = _read_sizes(constants)
+        if elsewhere or kept is None or preprocessing is None:
             return None
         parts = [
             whole
             for number, value, whole in fields(graph)
             if number not in (NODE, INPUT) or _is_kept(number, value, kept)
         ]
-        changed = with_graph(model, b"".join(parts) + field(INPUT, _float_picture(SMALL)))
-    except (
-        IndexError,
-        StopIteration,
-        ValueError,
-    ):  # no ONNX or none of ours: ONNX Runtime says what is wrong
+        changed = with_graph(model, b"".join(parts) + field(INPUT, _float_image(SMALL)))
+    except (IndexError, StopIteration, ValueError):  # damaged: ONNX Runtime reports the error
         return None
-    _check_size(front)
-    return front, changed
+    _check_size(preprocessing)
+    return preprocessing, changed
 
 
-def _check_size(front: Front) -> None:
-    """Refuse a preprocessing that makes of every frame one that fills the memory, or nothing."""
-    if front.fixed_hw is not None:
-        sides: tuple[float, ...] = front.fixed_hw
+def _check_size(preprocessing: NativePreprocessing) -> None:
+    """Raise ModelError for sizes that are empty or would fill the memory."""
+    if preprocessing.fixed_hw is not None:
+        sides: tuple[float, ...] = preprocessing.fixed_hw
     else:
-        assert front.long_side_px is not None
-        assert front.side_multiple is not None
-        sides = (float(front.long_side_px), float(front.side_multiple))
-    if not all(1 <= side <= MAX_SIDE_PX for side in sides):  # so written that NaN fails, too
+        assert preprocessing.long_side_px is not None
+        assert preprocessing.side_multiple is not None
+        sides = (float(preprocessing.long_side_px), float(preprocessing.side_multiple))
+    if not all(1 <= side <= MAX_SIDE_PX for side in sides):  # also false for NaN
         raise ModelError(
             f"the model scales frames to {' x '.join(f'{side:g}' for side in sides)} pixels, expected sides "
-            "in "
-            f"1..{MAX_SIDE_PX}: export it again"
+            f"in 1..{MAX_SIDE_PX}: export it again"
         )
 
 
@@ -118,22 +121,21 @@ def _is_kept(number: int, value: memoryview, kept: set[str]) -> bool:
     return texts(value, NODE_OUTPUT)[0] in kept
 
 
-def _nodes_without_front(graph: memoryview) -> set[str] | None:
-    """First outputs of the nodes that stay; None where the preprocessing isn't tfiseg's, or the rest needs
-    the frame as well."""
+def _remaining_nodes(graph: memoryview) -> set[str] | None:
+    """Return the first outputs of the nodes to keep; None if that is impossible."""
     nodes = [
         (texts(v, NODE_INPUT), texts(v, NODE_OUTPUT), v) for number, v, _ in fields(graph) if number == NODE
     ]
     makers = {name: (inputs, value) for inputs, outputs, value in nodes for name in outputs}
     if len(makers) < sum(len(outputs) for _, outputs, _ in nodes):
-        return None  # two nodes make the same tensor: no valid graph
+        return None  # two nodes with the same output: no valid graph
     chain: list[tuple[str, str, dict[str, int | bytes | list[int]]]] = []
-    wanted = SMALL
-    while wanted in makers and len(chain) <= len(_CHAIN):  # a graph with a cycle has no end
-        inputs, value = makers[wanted]
-        chain.append((texts(value, _NODE_OP)[0], wanted, _attributes(value)))
-        wanted = inputs[0]
-    if chain[::-1] != _CHAIN or wanted != FRAME:
+    name = SMALL
+    while name in makers and len(chain) <= len(_CHAIN):  # the second condition ends cycles
+        inputs, value = makers[name]
+        chain.append((texts(value, _NODE_OP)[0], name, _attributes(value)))
+        name = inputs[0]
+    if chain[::-1] != _CHAIN or name != FRAME:
         return None
     given_out = {texts(value, 1)[0] for number, value, _ in fields(graph) if number == OUTPUT}
     rest = [node for node in nodes if not node[1][0].startswith("pre.")]
@@ -144,7 +146,7 @@ def _nodes_without_front(graph: memoryview) -> set[str] | None:
 
 
 def _read_by(makers: dict[str, tuple[list[str], memoryview]], wanted: set[str]) -> set[str]:
-    """Tensors of the preprocessing that are wanted, or read to make these; each is visited once."""
+    """Return the wanted tensors of the preprocessing, and all that they depend on."""
     todo, found = [*wanted], set[str]()
     while todo:
         name = todo.pop()
@@ -167,7 +169,7 @@ def _attributes(node: memoryview) -> dict[str, int | bytes | list[int]]:
 
 
 def _constants(graph: memoryview) -> dict[str, memoryview]:
-    """Raw bytes of the preprocessing's constants."""
+    """Return the raw bytes of the preprocessing's constants."""
     raw = {}
     for number, value, _ in fields(graph):
         if number == INITIALIZER:
@@ -178,20 +180,20 @@ def _constants(graph: memoryview) -> dict[str, memoryview]:
     return raw
 
 
-def _front(constants: dict[str, memoryview]) -> Front | None:
+def _read_sizes(constants: dict[str, memoryview]) -> NativePreprocessing | None:
     if "pre.double_hw" in constants:
         height, width = (int(side) // 2 for side in np.frombuffer(constants["pre.double_hw"], np.int64))
-        return Front((height, width))
+        return NativePreprocessing((height, width))
     if {"pre.long_side", "pre.multiple"} <= set(constants):
         long_side, multiple = (
             np.frombuffer(constants[name], np.float32)[0] for name in ("pre.long_side", "pre.multiple")
         )
-        return Front(None, long_side, multiple)
+        return NativePreprocessing(None, long_side, multiple)
     return None
 
 
-def _float_picture(name: str) -> bytes:
-    """A ValueInfoProto: float (1, 3, any, any)."""
+def _float_image(name: str) -> bytes:
+    """Encode a ValueInfoProto: float (1, 3, any, any)."""
     known = [field(1, as_varint(1 << 3) + as_varint(size)) for size in (1, 3)]
     free = [field(1, field(2, side.encode())) for side in ("small_height", "small_width")]
     tensor = as_varint(1 << 3) + as_varint(_FLOAT) + field(2, b"".join(known + free))

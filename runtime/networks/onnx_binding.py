@@ -1,4 +1,4 @@
-"""ONNX Runtime bound to addresses in GPU memory and to a stream."""
+"""ONNX Runtime sessions on addresses in GPU memory and a stream."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from .session import CUDA_PROVIDER
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-def on_stream(providers: Sequence[str], stream: Any) -> list[dict[str, str]]:
-    """Options of providers with which what CUDA's enqueues is in order with our copies and kernels, without
-    waiting in between."""
+def stream_options(providers: Sequence[str], stream: Any) -> list[dict[str, str]]:
+    """Return options that make the CUDA provider use our stream, without waiting."""
     return [{"user_compute_stream": str(stream.handle)} if p == CUDA_PROVIDER else {} for p in providers]
 
 
 class BoundContext:
-    """ONNX Runtime bound to addresses, with the calls of TensorRT's execution context. Inputs are uint8;
-    ``types`` are the outputs'."""
+    """An ONNX Runtime session with the interface of TensorRT's execution context.
+
+    Inputs are uint8. ``types`` holds the dtypes of the outputs by name.
+    """
 
     # two ONNX Runtime sessions in one captured graph end the process (onnxruntime issue 32081), and a graph
     # would replay the host callbacks that free ONNX Runtime's staging buffers
@@ -40,7 +41,7 @@ class BoundContext:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         key = tuple(sorted(self._given.items()))
-        if key not in self._known:  # run once to see what comes out
+        if key not in self._known:  # a run tells the shapes of the outputs
             values = self._session.run(
                 list(self.types), {n: np.zeros(s, np.uint8) for n, s in self._given.items()}
             )

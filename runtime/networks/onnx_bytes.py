@@ -1,5 +1,4 @@
-"""ONNX files' bytes field by field, in protobuf's wire format: enough to leave parts of a graph out without
-onnx."""
+"""Editing of ONNX files in protobuf's wire format, without the package onnx."""
 
 from __future__ import annotations
 
@@ -12,15 +11,21 @@ _TENSOR_LOCATION = 14
 
 
 def with_outputs(model: bytes, wanted: Collection[str]) -> bytes | None:
-    """An ONNX model without the outputs that aren't wanted, and without the nodes that only they need; None
-    where weights lie in other files, which bytes can't be loaded with."""
+    """Remove outputs from an ONNX model, and the nodes that only they need.
+
+    Args:
+        model: content of an ONNX file.
+        wanted: names of the outputs to keep.
+
+    Returns:
+        The reduced model; None if weights are in other files.
+    """
     graph = graph_of(model)
     if weights_elsewhere(graph):
         return None
     needed, kept = set(wanted), set[str]()
-    for node in reversed(
-        [value for kind, value, _ in fields(graph) if kind == NODE]
-    ):  # nodes come after what they read
+    nodes = [value for kind, value, _ in fields(graph) if kind == NODE]
+    for node in reversed(nodes):  # ONNX sorts nodes topologically
         made = texts(node, NODE_OUTPUT)
         if needed.intersection(made):
             needed.update(texts(node, NODE_INPUT))
@@ -36,17 +41,18 @@ def with_outputs(model: bytes, wanted: Collection[str]) -> bytes | None:
 
 
 def graph_of(model: bytes) -> memoryview:
+    """Return the content of the graph of a model."""
     return next(value for kind, value, _ in fields(memoryview(model)) if kind == GRAPH)
 
 
 def with_graph(model: bytes, graph: bytes) -> bytes:
-    """The model with this graph in place of its own."""
+    """Replace the graph of a model."""
     fresh = field(GRAPH, graph)
     return b"".join(fresh if kind == GRAPH else bytes(whole) for kind, _, whole in fields(memoryview(model)))
 
 
 def weights_elsewhere(graph: memoryview) -> bool:
-    """Whether any weight lies in another file."""
+    """Return whether any weight is in another file."""
     tensors = (tensor for kind, tensor, _ in fields(graph) if kind == INITIALIZER)
     return any(
         number == _TENSOR_LOCATION and location
@@ -56,7 +62,7 @@ def weights_elsewhere(graph: memoryview) -> bool:
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """(number, content, the whole field) of each field; the content of a number is empty where it is 0."""
+    """Yield number, content and all bytes of each field; the content of a 0 is empty."""
     at = 0
     while at < len(message):
         start = at

@@ -1,5 +1,7 @@
-"""Networks through ONNX Runtime on an NVIDIA GPU, for those that TensorRT can't serve: its CUDA provider
-works on our memory and stream, and the operator clusters right behind it.
+"""Sessions of networks in ONNX Runtime's CUDA provider.
+
+They are for networks that TensorRT doesn't support. The provider uses our memory and stream, so the operator
+runs directly after it.
 """
 
 from __future__ import annotations
@@ -10,18 +12,21 @@ from pathlib import Path
 from ..gpu.cuda import Cuda
 from .gpu_session import GpuSession
 from .model_variants import AS_IS, Variant
-from .onnx_binding import BoundContext, on_stream
+from .onnx_binding import BoundContext, stream_options
 from .onnx_session import OnnxSession
 
 _ANY_SIZE = ((1, 1), (1 << 15, 1 << 15))
 
 
 class OnnxGpuSession(GpuSession):
-    """A network through ONNX Runtime's CUDA provider, its outputs staying on the GPU.
+    """A network in ONNX Runtime's CUDA provider, with its outputs on the GPU.
 
     Args:
-        path: model in tfiseg's format. threads: CPU threads for what the provider leaves to the CPU.
-        providers: the first is CUDA's.
+        path: model in tfiseg's format.
+        threads: CPU threads, for layers that the provider doesn't support.
+        providers: ONNX Runtime execution providers; the first is CUDA's.
+        device: where memory is allocated: "cuda"; tests use "cpu".
+        variant: changes of the file when it is loaded.
 
     Raises:
         ModelError: see ``OnnxSession``. EngineError, MissingDependencyError: see ``Cuda``.
@@ -38,8 +43,8 @@ class OnnxGpuSession(GpuSession):
         cuda = Cuda()
         with cuda.current():
             stream = cuda.stream()
-            options = on_stream(providers, stream)
+            options = stream_options(providers, stream)
             opened = OnnxSession(path, threads, providers, options, variant)
             context = BoundContext(opened.session, device)
-        # one lane: a second stream would need a second session, weights and all
+        # one lane: a second stream would need a second session with another copy of the weights
         super().__init__(path, opened.info, cuda, [(context, stream)], context.types, _ANY_SIZE)

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: the one place that opens them."""
+"""Opening and running of ONNX Runtime sessions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ...errors import ModelError
 from .model_info import METADATA_KEY
 from .session import DEFAULT_PROVIDERS, check_exists
 
-# it quantizes what a model leaves in float, one scale per tensor, and reads float16 biases wrongly
-# (onnxruntime 1.21 to 1.32 at least)
+# it quantizes layers that a model keeps in float, with one scale per tensor, and misreads float16 biases (at
+# least in onnxruntime 1.21 to 1.32)
 UNWANTED_OPTIMIZERS = ("WeightBiasQuantization",)
 
 
@@ -28,12 +28,13 @@ def start_session(
     """Open an ``onnxruntime.InferenceSession``.
 
     Args:
-        model: a file, or a model's bytes.
+        model: path of a file, or the content of one.
         threads: CPU threads; 0 = ONNX Runtime's own choice.
-        providers: ONNX Runtime execution providers, first choice first. provider_options: of each.
-        name: what errors call the model; default: the file, or "the network".
-        fuse: False keeps every layer as it is in the graph.
-        unwanted_optimizers: graph optimizers that don't run.
+        providers: ONNX Runtime execution providers, by priority.
+        provider_options: of each provider.
+        name: name of the model in errors; default: the path, or "the network".
+        fuse: False disables all graph optimizations.
+        unwanted_optimizers: graph optimizers to disable.
 
     Raises:
         ModelError: ONNX Runtime can't load the model.
@@ -42,10 +43,8 @@ def start_session(
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # its threads may spin while a network runs, but not between frames: there are clustering and drawing to
-    # do on the same cores
-    # (2 cores, ms per frame: 10.5 so, 12.9 without spinning, 18.9 with spinning throughout, which is the
-    # default)
+    # its threads may spin while a network runs, but not between frames, when clustering and drawing need the
+    # cores (ms per frame on 2 cores: 10.5; without spinning 12.9; with the default, always spinning, 18.9)
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     if not fuse:
@@ -63,13 +62,13 @@ def start_session(
         which = name or ("the network" if isinstance(model, bytes) else model)
         raise ModelError(f"ONNX Runtime can't load {which}: {wrong}") from wrong
     if isinstance(model, bytes):
-        # onnxruntime keeps them for a session that falls back to another provider: a copy of all weights
+        # onnxruntime keeps this copy of all weights only to fall back to another provider
         session._model_bytes = None
     return session
 
 
 def run_session(session: Any, outputs: Sequence[str], inputs: dict[str, Any], name: object) -> list[Any]:
-    """The values of outputs; raises ModelError where ONNX Runtime can't compute them."""
+    """Run a session; return the outputs. Raises ModelError if ONNX Runtime fails."""
     try:
         values: list[Any] = session.run(list(outputs), inputs)
     except Exception as wrong:  # onnxruntime's errors share no base class
@@ -78,12 +77,12 @@ def run_session(session: Any, outputs: Sequence[str], inputs: dict[str, Any], na
 
 
 def first_line(wrong: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return the first line of an error's message, or its type if it has none."""
     return (str(wrong).strip() or type(wrong).__name__).splitlines()[0]
 
 
-def metadata_of(session: Any, name: object) -> str | None:
-    """The text of tfiseg's metadata in an open model, None without; raises ModelError where it is no text."""
+def read_metadata(session: Any, name: object) -> str | None:
+    """Return tfiseg's metadata of a model, or None. Raises ModelError if it is no text."""
     try:
         text: str | None = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     except UnicodeDecodeError as wrong:
@@ -98,11 +97,12 @@ def open_onnx(
     provider_options: Sequence[dict[str, str]] | None = None,
     model: bytes | None = None,
 ) -> Any:
-    """Open a model file for use, on the provider that was asked for and no other.
+    """Open a model file on the first provider, without falling back to others.
 
     Args:
-        path: the file. threads, providers, provider_options: see ``start_session``.
-        model: bytes to load instead of the file's.
+        path: the file.
+        threads, providers, provider_options: see ``start_session``.
+        model: content to load instead of the file's.
 
     Raises:
         ModelError: the file or a provider is missing, or the session doesn't start.
@@ -114,15 +114,14 @@ def open_onnx(
     if missing:
         raise ModelError(
             f"ONNX Runtime has no provider {missing}; this installation has "
-            f"{onnxruntime.get_available_providers()}; "
-            "GPU providers come with onnxruntime-gpu in place of onnxruntime; where PyTorch sees a GPU, use "
-            'backend="torch"'
+            f"{onnxruntime.get_available_providers()}. Install onnxruntime-gpu instead of onnxruntime, or "
+            'backend="torch" if PyTorch finds a GPU.'
         )
     content = path if model is None else model
     session = start_session(content, threads, providers, provider_options, name=path)
-    if session.get_providers()[0] != providers[0]:  # ONNX Runtime falls back without an error
+    if session.get_providers()[0] != providers[0]:  # ONNX Runtime falls back silently
         raise ModelError(
-            f"{providers[0]} could not start, ONNX Runtime fell back to {session.get_providers()[0]}: "
-            "check that its libraries (CUDA, cuDNN, TensorRT) are installed in the versions that it wants"
+            f"{providers[0]} could not start, and ONNX Runtime fell back to {session.get_providers()[0]}: "
+            "install the versions of its libraries (CUDA, cuDNN, TensorRT) that it needs"
         )
     return session

@@ -1,4 +1,4 @@
-"""Networks through ONNX Runtime, their maps in host memory."""
+"""Sessions of networks in ONNX Runtime, with their maps in host memory."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from numpy.typing import NDArray
 
 from ...plugins.native import fit_frame
 from .model_variants import AS_IS, Variant
-from .native_preprocessing import SMALL, without_front
-from .onnx_runtime import metadata_of, open_onnx, run_session
-from .session import DEFAULT_PROVIDERS, check_interface, check_maps, info_of
+from .native_preprocessing import SMALL, split_preprocessing
+from .onnx_runtime import open_onnx, read_metadata, run_session
+from .session import DEFAULT_PROVIDERS, check_interface, check_maps, parse_info
 
 
 def _read(path: Path, variant: Variant) -> bytes | None:
     try:
         return variant.read(path)
-    except OSError:  # ONNX Runtime says what is wrong with it
+    except OSError:  # ONNX Runtime reports the error
         return None
 
 
 class OnnxSession:
-    """A network through ONNX Runtime.
+    """A network in ONNX Runtime.
 
     Args:
         path: model in tfiseg's format: input ``frame`` uint8 (1, H, W, 3) BGR of any size, output ``logits``
             (1, C, h, w).
         threads: CPU threads; 0 = ONNX Runtime's own choice.
-        providers: ONNX Runtime execution providers, first choice first; provider_options: of each.
-        variant: what to change in the file while it is loaded.
+        providers: ONNX Runtime execution providers, by priority.
+        provider_options: of each provider.
+        variant: changes of the file when it is loaded.
 
     Raises:
-        ModelError: the file is missing, no ONNX, or not in tfiseg's format.
+        ModelError: the file is missing, is no ONNX file, or is not in tfiseg's format.
     """
 
     def __init__(
@@ -47,32 +48,34 @@ class OnnxSession:
         self.path = Path(path)
         on_cpu = [*providers] == [*DEFAULT_PROVIDERS] and provider_options is None
         content = _read(self.path, variant) if on_cpu or variant != AS_IS else None
-        parts = without_front(content) if on_cpu and content is not None else None
-        self._front = parts[0] if parts is not None else None
+        parts = split_preprocessing(content) if on_cpu and content is not None else None
+        self._preprocessing = parts[0] if parts is not None else None
         if parts is not None:
             content = parts[1]
-        elif variant == AS_IS:  # ONNX Runtime reads the file itself: its weights may lie in further files
+        elif variant == AS_IS:  # ONNX Runtime reads the file itself: weights may be in other files
             content = None
         self.session = open_onnx(self.path, threads, providers, provider_options, content)
-        self.info = info_of(metadata_of(self.session, self.path), self.path)
-        names = ["frame" if self._front and i.name == SMALL else i.name for i in self.session.get_inputs()]
+        self.info = parse_info(read_metadata(self.session, self.path), self.path)
+        names = [
+            "frame" if self._preprocessing and i.name == SMALL else i.name for i in self.session.get_inputs()
+        ]
         self._outputs = [o.name for o in self.session.get_outputs()]
         check_interface(self.path, names, self._outputs)
 
     def has(self, output: str) -> bool:
-        """Whether the network gives this map."""
+        """Return whether the network has this output."""
         return output in self._outputs
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """The network's maps for one picture uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
-        if self._front is None:
+        """Return the maps of an image uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
+        if self._preprocessing is None:
             values = run_session(self.session, self._outputs, {"frame": image[None]}, self.path)
         else:
-            small = fit_frame(image, self._front.size_hw((image.shape[0], image.shape[1])))
+            small = fit_frame(image, self._preprocessing.size_hw((image.shape[0], image.shape[1])))
             values = run_session(self.session, self._outputs, {SMALL: small[None]}, self.path)
         maps = dict(zip(self._outputs, values, strict=True))
         check_maps(self.path, self.info, maps)
         return maps
 
     def close(self) -> None:
-        """Nothing is held that outlives this object."""
+        """Do nothing: memory is freed with the object."""

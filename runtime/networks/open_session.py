@@ -1,4 +1,4 @@
-"""``open_session`` and ``open_instance_session``: one function each for every kind of model file."""
+"""Open a session for a model file of any kind."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ def open_session(
     variant: Variant = AS_IS,
     torch_device: str | None = None,
 ) -> Session:
-    """The session for a model file. An engine's record and content are checked before TensorRT sees a byte of
-    it.
+    """Open a semantic network.
+
+    An engine is compared with its metadata and this machine before TensorRT loads it.
 
     Args:
-        path: of an ONNX model, or an engine.
+        path: of an ONNX model, or of an engine.
         threads, providers: see ``OnnxSession``.
-        variant: what to change in an ONNX model while it is loaded.
+        variant: changes of an ONNX model when it is loaded.
         torch_device: run an ONNX model in PyTorch, on "cpu" or "cuda".
 
     Raises:
-        ModelError: see ``OnnxSession``. EngineError: an engine that is damaged or not for this machine.
+        ModelError: see ``OnnxSession``. EngineError: an engine is damaged or not for this machine.
             MissingDependencyError: TensorRT, PyCUDA or PyTorch isn't installed.
     """
     path = Path(path)
@@ -53,8 +54,7 @@ def open_session(
 
 
 def _open_on_gpu(path: Path, threads: int, providers: Sequence[str], variant: Variant) -> Session:
-    """With PyCUDA everything stays on the GPU; without, maps are copied to the host and clustered there,
-    which the log says."""
+    """Keep everything on the GPU; without PyCUDA, log a warning and cluster on the CPU."""
     try:
         return OnnxGpuSession(path, threads, providers, variant=variant)
     except MissingDependencyError as missing:
@@ -67,13 +67,13 @@ def open_instance_session(
     threads: int = 0,
     providers: Sequence[str] = DEFAULT_PROVIDERS,
 ) -> InstanceSession:
-    """The session for an instance network.
+    """Open an instance network.
 
     Args:
         path: model that ``tfiseg train instance`` exported, or an engine of one; default: the one that comes
             with tfiseg.
         threads: CPU threads; 0 = ONNX Runtime's own choice. Engines use none.
-        providers: ONNX Runtime execution providers, first choice first.
+        providers: ONNX Runtime execution providers, by priority.
 
     Raises:
         ModelError: see ``OnnxInstanceSession``. EngineError: see ``open_session``.

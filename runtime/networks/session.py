@@ -1,4 +1,4 @@
-"""Network sessions: a frame in, the network's maps out. One class per engine kind."""
+"""The interface of network sessions, and checks of model files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ...errors import ModelError
 from .model_info import ModelInfo
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "models" / "tfiseg-voc21.onnx"
-BACKENDS = ("onnxruntime", "torch")  # of models in ONNX
+BACKENDS = ("onnxruntime", "torch")  # for models in ONNX
 DEVICES = ("cpu", "cuda")
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 class Session(Protocol):
-    """What runs a network: ``OnnxSession``, ``TorchSession``, or ``GpuSession``'s kinds."""
+    """A session that runs a network: an image in, the network's maps out."""
 
     path: Path
     info: ModelInfo
@@ -33,35 +33,34 @@ class Session(Protocol):
 
 
 def check_exists(path: Path) -> None:
-    """Raise ModelError where there is no model file."""
+    """Raise ModelError if there is no model file."""
     if not path.exists():
         raise ModelError(
             f"there is no model {path}; leave `model` out to use the network that comes with tfiseg"
         )
 
 
-def info_of(text: str | None, path: Path) -> ModelInfo:
-    """The metadata of a model file from its text, None without; raises ModelError."""
+def parse_info(text: str | None, path: Path) -> ModelInfo:
+    """Parse the metadata of a model. Raises ModelError if it is missing or damaged."""
     if text is None:
         raise ModelError(
-            f"{path} has no tfiseg metadata: to use your own network, run it yourself and hand its "
-            "logits to tfiseg.cluster "
-            "(samples/own_network.py shows how), or write it in tfiseg's format (docs/architecture.md)"
+            f"{path} has no tfiseg metadata: convert the network with `tfiseg export`, or run it yourself "
+            "and pass its logits to tfiseg.cluster (samples/own_network.py)"
         )
     return ModelInfo.from_json(text, str(path))
 
 
 def check_interface(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Raise ModelError where a network has other inputs and outputs than tfiseg's format."""
+    """Raise ModelError if inputs and outputs are not those of tfiseg's format."""
     if [*inputs] != ["frame"] or "logits" not in outputs:
         raise ModelError(
-            f"{path} has inputs {[*inputs]} and outputs {[*outputs]}; wanted input 'frame' and "
+            f"{path} has inputs {[*inputs]} and outputs {[*outputs]}; expected input 'frame' and "
             "output 'logits'"
         )
 
 
 def check_maps(path: Path, info: ModelInfo, maps: Mapping[str, NDArray[np.float32]]) -> None:
-    """Raise ModelError where a map can't be one of a frame's."""
+    """Raise ModelError if a map has the wrong type, shape or number of classes."""
     for name, value in maps.items():
         is_map = value.ndim == 4 and value.shape[0] == 1 and min(value.shape) >= 1
         if not is_map or not np.issubdtype(value.dtype, np.floating):
@@ -71,5 +70,5 @@ def check_maps(path: Path, info: ModelInfo, maps: Mapping[str, NDArray[np.float3
     classes, names = maps["logits"].shape[1], len(info.class_names)
     if classes != names:
         raise ModelError(
-            f"{path} gives logits of {classes} classes, its metadata names {names}: export it again"
+            f"{path} returns logits of {classes} classes, its metadata names {names}: export it again"
         )

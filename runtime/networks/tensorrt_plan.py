@@ -1,4 +1,4 @@
-"""A plan opened by TensorRT or TensorRT-RTX, and a cache of the kernels that RTX compiles."""
+"""Plans in TensorRT or TensorRT-RTX, and a cache of compiled kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...errors import EngineError, MissingDependencyError
 from ...files import write_whole
 from ...plugins.plugin_library import cache_folder, load_plugin
 from ..gpu.cuda import Cuda
-from ..gpu.execution_context import sizes_of
+from ..gpu.execution_context import shape_tuple
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -25,15 +25,16 @@ _T = TypeVar("_T")
 
 
 class OpenedPlan:
-    """A plan that TensorRT has taken, and what makes execution contexts of it.
+    """A plan that TensorRT has loaded.
 
     Args:
-        path: NAME.engine; record and content have been checked (``checked_plan``).
-        plan: its bytes. record: what lies beside it.
+        path: NAME.engine, checked by ``checked_plan``.
+        plan: its content.
+        record: its metadata.
 
     Raises:
-        EngineError: TensorRT doesn't take it, with its own words. MissingDependencyError: TensorRT or PyCUDA
-            isn't installed.
+        EngineError: TensorRT can't load it; the message has TensorRT's reason. MissingDependencyError:
+            TensorRT or PyCUDA isn't installed.
     """
 
     def __init__(self, path: Path, plan: bytes, record: dict[str, Any]) -> None:
@@ -42,37 +43,36 @@ class OpenedPlan:
         self.cuda = cuda = Cuda()
         if record.get("plugin"):
             load_plugin(module)
-        said: list[str] = []
-        self._logger = _logger(module, said)  # TensorRT keeps a pointer to it
+        messages: list[str] = []
+        self._logger = _logger(module, messages)  # TensorRT keeps a pointer to it
         with cuda.current():
-            self._runtime: trt.Runtime = started(
-                lambda: module.Runtime(self._logger), module, lambda: "; ".join(said[-3:])
+            self._runtime: trt.Runtime = start(
+                lambda: module.Runtime(self._logger), module, lambda: "; ".join(messages[-3:])
             )
             if made.get("version_compatible"):
-                self._runtime.engine_host_code_allowed = (
-                    True  # such a plan carries the runtime that it was built with
-                )
-            engine = _deserialised(self._runtime, plan)
+                # such a plan contains the runtime with which it was built
+                self._runtime.engine_host_code_allowed = True
+            engine = _deserialize(self._runtime, plan)
             if engine is None:
-                why = "; ".join(said[-3:]) or "no reason given"
-                raise EngineError(f"{made['flavour']} {module.__version__} doesn't take {path}: {why}")
+                reason = "; ".join(messages[-3:]) or "no reason given"
+                raise EngineError(f"{made['flavour']} {module.__version__} can't load {path}: {reason}")
             self._engine = engine
             self._cache = _RuntimeCache(module, engine, plan)
 
     def interface(self, input_name: str) -> tuple[dict[str, np.dtype[Any]], tuple[int, ...], tuple[int, ...]]:
-        """Types of the outputs by name; smallest and largest shape of an input."""
+        """Return dtypes of the outputs by name, and the smallest and largest shape of an input."""
         return _interface(self._module, self._engine, input_name)
 
     def context(self) -> trt.IExecutionContext:
-        """Needs the GPU's context to be current; raises EngineError."""
+        """Make an execution context, inside ``with cuda.current()``. Raises EngineError."""
         return self._cache.context()
 
     def set_up(self) -> None:
-        """Keep RTX's compiled kernels for the next start."""
+        """Save the kernels that TensorRT-RTX compiled for the next start."""
         self._cache.save()
 
 
-def started(create: Callable[[], _T], module: Any, reasons: Callable[[], str]) -> _T:
+def start(create: Callable[[], _T], module: Any, reasons: Callable[[], str]) -> _T:
     """Return a builder or runtime of TensorRT.
 
     Args:
@@ -94,7 +94,7 @@ def started(create: Callable[[], _T], module: Any, reasons: Callable[[], str]) -
 
 # typed parameters, so that each call is checked against TensorRT's bindings
 # (tests/export/engine/test_tensorrt_versions.py)
-def _deserialised(runtime: trt.Runtime, plan: bytes) -> trt.ICudaEngine | None:
+def _deserialize(runtime: trt.Runtime, plan: bytes) -> trt.ICudaEngine | None:
     return runtime.deserialize_cuda_engine(plan)
 
 
@@ -103,13 +103,12 @@ def _interface(
 ) -> tuple[dict[str, np.dtype[Any]], tuple[int, ...], tuple[int, ...]]:
     names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]
     outputs = [n for n in names if engine.get_tensor_mode(n) == module.TensorIOMode.OUTPUT]
-    least, _, most = map(sizes_of, engine.get_tensor_profile_shape(input_name, 0))
-    return {n: _dtype(module, engine.get_tensor_dtype(n)) for n in outputs}, least, most
+    min_shape, _, max_shape = map(shape_tuple, engine.get_tensor_profile_shape(input_name, 0))
+    return {n: _dtype(module, engine.get_tensor_dtype(n)) for n in outputs}, min_shape, max_shape
 
 
 class _RuntimeCache:
-    """TensorRT-RTX compiles kernels when it first runs them: they are kept on disk for the next start.
-    TensorRT has nothing of the kind."""
+    """Kernels that TensorRT-RTX compiled, on disk; it does nothing for TensorRT."""
 
     def __init__(self, module: Any, engine: trt.ICudaEngine, plan: bytes) -> None:
         self._engine = engine
@@ -119,8 +118,8 @@ class _RuntimeCache:
         config: Any = engine.create_runtime_config()
         if not hasattr(config, "create_runtime_cache"):
             return
-        # by default kernels for a frame size are compiled in the background: a graph would hold their slow
-        # stand-ins for ever
+        # by default, kernels for a frame size are compiled in the background, and a captured graph would keep
+        # the slow fallback kernels
         strategies = getattr(module, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is not None:
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
@@ -128,10 +127,10 @@ class _RuntimeCache:
         self._path = (
             cache_folder() / "rtx" / f"{hashlib.sha256(plan).hexdigest()[:16]}-{module.__version__}.cache"
         )
-        self._before = b""
+        self._saved = b""
         if self._path.is_file():
-            self._before = self._path.read_bytes()
-            self._cache.deserialize(self._before)
+            self._saved = self._path.read_bytes()
+            self._cache.deserialize(self._saved)
         config.set_runtime_cache(self._cache)
 
     def context(self) -> trt.IExecutionContext:
@@ -141,19 +140,17 @@ class _RuntimeCache:
             else self._engine.create_execution_context(self._config)
         )
         if context is None:
-            raise EngineError(
-                "TensorRT could not make an execution context: is there enough memory on the GPU?"
-            )
+            raise EngineError("TensorRT could not create an execution context: free memory on the GPU")
         return context
 
     def save(self) -> None:
         if self._cache is None:
             return
         content = bytes(memoryview(self._cache.serialize()))
-        if content != self._before:
+        if content != self._saved:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._path, content)
-            self._before = content
+            self._saved = content
 
 
 def _module(name: str) -> Any:
@@ -161,19 +158,19 @@ def _module(name: str) -> Any:
         module = importlib.import_module(name)
     except (ImportError, OSError) as missing:
         raise MissingDependencyError(
-            f"this engine needs {name}, which can't be imported ({missing}); `tfiseg doctor` helps"
+            f"this engine needs {name}, which can't be imported ({missing}): run `tfiseg doctor` for a fix"
         ) from missing
     return module
 
 
-def _logger(trt: Any, said: list[str]) -> Any:
+def _logger(trt: Any, messages: list[str]) -> Any:
     class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
             if int(severity) <= int(trt.ILogger.ERROR):
-                said.append(message)
+                messages.append(message)
                 _log.error("TensorRT: %s", message)
 
     return Logger()
@@ -182,5 +179,5 @@ def _logger(trt: Any, said: list[str]) -> Any:
 def _dtype(trt: Any, kind: Any) -> np.dtype[Any]:
     known = {trt.float32: np.float32, trt.float16: np.float16, trt.int32: np.int32, trt.uint8: np.uint8}
     if kind not in known:
-        raise EngineError(f"the engine has tensors of type {kind}, which tfiseg doesn't read")
+        raise EngineError(f"the engine has tensors of type {kind}, which tfiseg doesn't support")
     return np.dtype(known[kind])

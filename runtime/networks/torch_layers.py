@@ -1,4 +1,4 @@
-"""Layers of ONNX in PyTorch, by name: activations, convolutions, pooling, normalization, resizing."""
+"""ONNX layers in PyTorch: activations, convolutions, pooling, normalization, resizing."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def _prelu(call: Call) -> Tensor:
 
 
 def _symmetric(call: Call, x: Tensor, fill: float = 0.0) -> tuple[Tensor, list[int]]:
-    """The input and the padding (top, left) that remains: torch pads both ends alike, so what differs is
-    added here."""
+    """Apply asymmetric padding; return the input and its symmetric padding."""
     from torch.nn import functional
 
     if call.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
@@ -157,7 +156,7 @@ def _resize(call: Call) -> Tensor:
         ("nearest", "half_pixel", "round_prefer_ceil"): "nearest-exact",
     }
     smooth = mode in ("linear", "cubic") and where in ("half_pixel", "pytorch_half_pixel", "align_corners")
-    if nearest == "round_prefer_floor":  # as torch rounds, but where a place lies half way
+    if nearest == "round_prefer_floor":  # as in torch, except for ties
         names["nearest", "half_pixel", nearest] = "nearest-exact"
     name = ("bilinear" if mode == "linear" else "bicubic") if smooth else names.get((mode, where, nearest))
     if name is None or x.ndim != 4 or (mode == "cubic" and call.attribute("cubic_coeff_a", -0.75) != -0.75):
@@ -177,10 +176,10 @@ def _resize(call: Call) -> Tensor:
     resized = functional.interpolate(x, mode=name, **options)
     sizes = zip(x.shape[2:], resized.shape[2:], strict=True)
     if name == "nearest-exact" and nearest == "round_prefer_floor" and any(_has_ties(*s) for s in sizes):
-        raise unsupported(call, f"rounding {nearest} to places half way between two pixels")
+        raise unsupported(call, f"rounding {nearest} of ties between two pixels")
     return resized
 
 
 def _has_ties(size: int, resized: int) -> bool:
-    """Whether a pixel's center lies half way between two centers of the input."""
+    """Return whether a pixel's center lies halfway between two centers of the input."""
     return any((2 * i + 1) * size % (2 * resized) == 0 for i in range(resized))

@@ -1,5 +1,4 @@
-"""A network in ONNX, run operator by operator in PyTorch: for GPUs that neither TensorRT nor ONNX Runtime
-serves."""
+"""Execution of an ONNX graph in PyTorch, for GPUs without TensorRT and onnxruntime-gpu."""
 
 from __future__ import annotations
 
@@ -17,17 +16,22 @@ from .torch_operators import OPERATORS
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LEAST_OPSET = 13  # Softmax meant something else before
-_SIZES = ("Shape", "Size")  # known from the shape of their input alone
-_WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}  # the input that float16 halves
-_MOST_SHAPES = 256  # a folder of photos of many sizes must not fill the memory
+_MIN_OPSET = 13  # Softmax has another definition before
+_SIZES = ("Shape", "Size")  # depend only on the shape of their input
+_WEIGHTED = {
+    "Conv": 1,
+    "ConvTranspose": 1,
+    "MatMul": 1,
+    "Gemm": 1,
+}  # index of the weights, which half precision converts
+_MAX_SHAPES = 256  # limits the memory that photos of many sizes use
 
 Shapes: TypeAlias = "tuple[tuple[str, tuple[int, ...]], ...]"
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What is known before a frame is: arrays on the host, and the tensors that were made of them."""
+class _Constants:
+    """Values that do not depend on a frame: host arrays, and their device tensors."""
 
     host: dict[str, NDArray[Any]] = field(default_factory=dict)
     device: dict[tuple[str, bool], Tensor] = field(default_factory=dict)
@@ -35,34 +39,34 @@ class _Known:
 
 @dataclass(frozen=True)
 class _Values:
-    """Values of one run by name: the frame's on the device, those of its shapes, and the network's own."""
+    """Values of one run by name: of the frame, of its shapes, and the network's constants."""
 
     device: dict[str, Tensor]
-    of_shapes: _Known
-    of_network: _Known
+    of_shapes: _Constants
+    of_network: _Constants
 
-    def holder(self, name: str) -> _Known | None:
-        """What knows a value before the frame, if it is known then."""
-        for known in (self.of_shapes, self.of_network):
-            if name in known.host:
-                return known
+    def holder(self, name: str) -> _Constants | None:
+        """Return the constants that hold a value; None if it depends on the frame's content."""
+        for constants in (self.of_shapes, self.of_network):
+            if name in constants.host:
+                return constants
         return None
 
 
 class TorchNetwork:
-    """A network in ONNX on a torch device.
+    """An ONNX network on a PyTorch device.
 
-    What the shapes of the inputs determine, such as the sizes of a Resize, is computed on the host by ONNX's
-    reference implementation, once for each set of shapes. Later runs only enqueue kernels, so that a CUDA
-    graph can capture them.
+    Values that depend only on the shapes of the inputs, such as the sizes of a Resize, are computed on the
+    host by ONNX's reference implementation, once for each set of shapes. Later runs only enqueue kernels, so
+    that a CUDA graph can capture them.
 
     Args:
-        model: ``onnx.ModelProto`` with all its weights in it.
+        model: ``onnx.ModelProto`` that contains all its weights.
         device: "cpu", "cuda" or "cuda:1".
         half: multiply in float16 (``torch.autocast``).
 
     Raises:
-        ModelError: the model has an operator that this backend doesn't know.
+        ModelError: the model has an unsupported operator.
     """
 
     def __init__(self, model: Any, device: str, half: bool = False) -> None:
@@ -70,35 +74,37 @@ class TorchNetwork:
         from onnx import numpy_helper
 
         opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
-        if opset < _LEAST_OPSET:
+        if opset < _MIN_OPSET:
             raise ModelError(
-                f'backend="torch" reads ONNX from opset {_LEAST_OPSET} on, this model has opset {opset}: use '
-                'backend="onnxruntime"'
+                f'backend="torch" supports ONNX from opset {_MIN_OPSET} on, this model has opset {opset}: '
+                'use backend="onnxruntime"'
             )
         graph = model.graph
         self._torch, self._device, self._half = torch, torch.device(device), half
         self.outputs = [output.name for output in graph.output]
-        self._constants = _Known({tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer})
-        self._by_shapes: dict[Shapes, _Known] = {}
+        self._constants = _Constants(
+            {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        )
+        self._by_shapes: dict[Shapes, _Constants] = {}
         self._nodes = self._without_constants([_Node(proto) for proto in graph.node])
         unknown = sorted({n.kind for n in self._nodes if n.kind not in OPERATORS and n.kind not in _SIZES})
         if unknown:
             raise ModelError(
-                f'backend="torch" does not know the ONNX operators {", ".join(unknown)}: '
+                f'backend="torch" does not support the ONNX operators {", ".join(unknown)}: '
                 'use backend="onnxruntime"'
             )
         last = {name: k for k, node in enumerate(self._nodes) for name in node.inputs}
-        self._ending: list[list[str]] = [[] for _ in self._nodes]  # values that no later node reads
+        self._ending: list[list[str]] = [[] for _ in self._nodes]  # last used by node k
         for name, k in last.items():
             if name not in self.outputs:
                 self._ending[k].append(name)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs by name, on the device, for inputs on the device."""
+        """Return the outputs by name; inputs and outputs are on the device."""
         shapes = tuple(sorted((name, tuple(tensor.shape)) for name, tensor in inputs.items()))
-        if len(self._by_shapes) > _MOST_SHAPES and self._device.type == "cpu":  # no CUDA graph refers to them
+        if len(self._by_shapes) > _MAX_SHAPES and self._device.type == "cpu":  # no CUDA graph refers to them
             self._by_shapes = {}
-        known = self._by_shapes.setdefault(shapes, _Known())
+        known = self._by_shapes.setdefault(shapes, _Constants())
         values = _Values(dict(inputs), known, self._constants)
         autocast = self._torch.autocast(
             self._device.type, self._torch.float16, enabled=self._half, cache_enabled=False
@@ -106,12 +112,12 @@ class TorchNetwork:
         with self._torch.inference_mode(), autocast:
             for node, ending in zip(self._nodes, self._ending, strict=True):
                 self._run(node, values)
-                for name in ending:  # or all maps of all layers would be in memory at once
+                for name in ending:  # frees memory: else all maps of all layers would be kept
                     values.device.pop(name, None)
         return {name: values.device[name] for name in self.outputs}
 
     def _without_constants(self, nodes: Sequence[_Node]) -> list[_Node]:
-        """Compute what depends on constants alone; the nodes that remain."""
+        """Evaluate nodes that depend on constants only; return the remaining nodes."""
         remaining = []
         for node in nodes:
             if all(name in self._constants.host for name in node.inputs if name):
@@ -130,8 +136,8 @@ class TorchNetwork:
         given = [found] if isinstance(found, self._torch.Tensor) else found
         values.device.update(zip(node.outputs, given, strict=False))
 
-    def on_device(self, name: str, known: _Known, weight: bool) -> Tensor:
-        """A value of the host on the device; weights in float16 where the network multiplies in it."""
+    def on_device(self, name: str, known: _Constants, weight: bool) -> Tensor:
+        """Return a constant on the device; with ``half``, weights are float16."""
         key = name, weight
         if key not in known.device:
             tensor = self._torch.from_numpy(np.array(known.host[name])).to(self._device)
@@ -142,7 +148,7 @@ class TorchNetwork:
 
 
 class _Node:
-    """A node of the graph, its attributes read once."""
+    """A node of the graph, with parsed attributes."""
 
     def __init__(self, proto: Any) -> None:
         from onnx import helper
@@ -154,8 +160,8 @@ class _Node:
         self.attributes: dict[str, Any] = values | texts
 
     def run_on_host(self, values: _Values) -> None:
-        """Compute the outputs with ONNX's reference implementation, for all frames of these shapes."""
-        if self.kind in _SIZES:  # the tensor itself stays where it is
+        """Evaluate the node with ONNX's reference implementation, for all frames of these shapes."""
+        if self.kind in _SIZES:  # only the shape is read, not the tensor
             name = self.inputs[0]
             known = values.holder(name)
             shape = tuple(values.device[name].shape if known is None else known.host[name].shape)
@@ -183,7 +189,7 @@ class _Call:
             return False
         known = self._values.holder(self._node.inputs[k])
         empty = known is not None and known.host[self._node.inputs[k]].size == 0
-        return not (self.kind == "Resize" and empty)  # which stands for left out
+        return not (self.kind == "Resize" and empty)  # an empty input is an omitted one
 
     def tensor(self, k: int = 0) -> Tensor:
         name = self._node.inputs[k]

@@ -1,4 +1,4 @@
-"""ONNX operators in PyTorch, by name: arithmetic, and what changes shapes. Layers: ``torch_layers.py``.
+"""ONNX operators in PyTorch: arithmetic and shapes. Layers are in ``torch_layers.py``.
 
 Each function takes a ``Call`` and returns a tensor, or a list of them. Source: the operator definitions of
 ONNX, opset 13 to 20.
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
 
 
 class Call(Protocol):
-    """One node and its inputs."""
+    """A node with its inputs, the argument of an operator's function."""
 
     kind: str
 
     def given(self, k: int) -> bool:
-        """Whether the node has input ``k``."""
+        """Return whether the node has input ``k``."""
 
     def tensor(self, k: int = 0) -> Tensor:
-        """Input ``k`` on the device."""
+        """Return input ``k`` on the device."""
 
     def numbers(self, k: int) -> list[Any]:
-        """Input ``k`` as a flat list; it must not depend on the values of a frame."""
+        """Return input ``k`` as a flat list; it must not depend on a frame's content."""
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """Attribute ``name``; texts as str."""
+        """Return an attribute; strings are decoded."""
 
     def outputs(self) -> int:
-        """How many outputs the node has."""
+        """Return the number of outputs."""
 
 
 Function: TypeAlias = "Callable[[Call], Tensor | Sequence[Tensor]]"
@@ -41,6 +41,8 @@ OPERATORS: dict[str, Function] = {}
 
 
 def operator(*names: str) -> Callable[[Function], Function]:
+    """Register a function for ONNX operators of these names."""
+
     def register(function: Function) -> Function:
         OPERATORS.update(dict.fromkeys(names, function))
         return function
@@ -49,13 +51,15 @@ def operator(*names: str) -> Callable[[Function], Function]:
 
 
 def unsupported(call: Call, what: str) -> ModelError:
+    """Return an error for an operator with an unsupported attribute or input."""
     return ModelError(
-        f'backend="torch" does not know the ONNX operator {call.kind} with {what}: use backend="onnxruntime"'
+        f'backend="torch" does not support the ONNX operator {call.kind} with {what}: '
+        'use backend="onnxruntime"'
     )
 
 
 def _axes(call: Call, at: int) -> list[int] | None:
-    """Axes of a node: input ``at``, or the attribute of earlier opsets."""
+    """Return the axes of a node: input ``at``, or the attribute of earlier opsets."""
     return call.numbers(at) if call.given(at) else call.attribute("axes")
 
 

@@ -1,5 +1,4 @@
-"""Networks in PyTorch, on the CPU or an NVIDIA GPU: for machines that neither TensorRT nor onnxruntime-gpu
-serves."""
+"""Sessions of networks in PyTorch, for machines without TensorRT and onnxruntime-gpu."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from ..gpu.torch_cuda import TorchCuda
 from .gpu_session import GpuSession
 from .model_info import METADATA_KEY, ModelInfo
 from .model_variants import AS_IS, Variant
-from .session import check_exists, check_interface, check_maps, info_of
+from .session import check_exists, check_interface, check_maps, parse_info
 from .torch_network import TorchNetwork
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ _ANY_SIZE = ((1, 1), (1 << 15, 1 << 15))
 
 
 def _read(path: Path, variant: Variant) -> tuple[Any, ModelInfo]:
-    """A model file and its metadata; raises ModelError, MissingDependencyError."""
+    """Read a model file and its metadata. Raises ModelError, MissingDependencyError."""
     try:
         import onnx
         import torch  # noqa: F401
@@ -39,23 +38,23 @@ def _read(path: Path, variant: Variant) -> tuple[Any, ModelInfo]:
         model = onnx.load_model_from_string(variant.read(path))
         load_external_data_for_model(model, str(path.parent))
     except Exception as wrong:  # of protobuf, or of the weights' file
-        raise ModelError(f"{path} is no ONNX model, or a damaged one: {wrong}") from wrong
+        raise ModelError(f"{path} is no ONNX model, or it is damaged: {wrong}") from wrong
     texts = [p.value for p in model.metadata_props if p.key == METADATA_KEY]
-    info = info_of(texts[0] if texts else None, path)
+    info = parse_info(texts[0] if texts else None, path)
     check_interface(path, [i.name for i in model.graph.input], [o.name for o in model.graph.output])
     return model, info
 
 
 class TorchSession:
-    """A network in PyTorch on the CPU. PyTorch chooses its number of threads.
+    """A network in PyTorch on the CPU; PyTorch chooses the number of threads.
 
     Args:
         path: model in tfiseg's format, see ``OnnxSession``.
-        variant: what to change in the file while it is loaded.
+        variant: changes of the file when it is loaded.
 
     Raises:
         MissingDependencyError: torch or onnx isn't installed.
-        ModelError: the file can't be used, or has an operator that this backend doesn't know.
+        ModelError: the file can't be used, or has an unsupported operator.
     """
 
     def __init__(self, path: Path, variant: Variant = AS_IS) -> None:
@@ -64,11 +63,11 @@ class TorchSession:
         self._graph = TorchNetwork(model, "cpu")
 
     def has(self, output: str) -> bool:
-        """Whether the network gives this map."""
+        """Return whether the network has this output."""
         return output in self._graph.outputs
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """The network's maps for one picture uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
+        """Return the maps of an image uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
         import torch
 
         found = self._graph({"frame": torch.from_numpy(np.ascontiguousarray(image))[None]})
@@ -77,14 +76,18 @@ class TorchSession:
         return maps
 
     def close(self) -> None:
-        """Nothing is held that outlives this object."""
+        """Do nothing: memory is freed with the object."""
 
 
 class TorchGpuSession(GpuSession):
-    """A network in PyTorch on a GPU, in one CUDA graph with the operator. It multiplies in float16.
+    """A network in PyTorch on a GPU in float16, in one CUDA graph with the operator.
 
-    Args, errors: see ``TorchSession``. EngineError: PyTorch sees no GPU.
-        device: where tensors lie, "cuda" but for tests.
+    Args:
+        path, variant: see ``TorchSession``, also for errors.
+        device: where tensors are allocated: "cuda"; tests use "cpu".
+
+    Raises:
+        EngineError: PyTorch finds no GPU.
     """
 
     def __init__(self, path: Path, variant: Variant = AS_IS, device: str = "cuda") -> None:
@@ -101,8 +104,10 @@ class TorchGpuSession(GpuSession):
 
 
 class TorchContext:
-    """A ``TorchNetwork`` bound to addresses, with the calls of TensorRT's execution context. Inputs are
-    uint8, outputs float32."""
+    """A ``TorchNetwork`` with the interface of TensorRT's execution context.
+
+    Inputs are uint8, outputs float32.
+    """
 
     def __init__(self, graph: TorchNetwork, device: str) -> None:
         import torch
@@ -119,7 +124,7 @@ class TorchContext:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         key = tuple(sorted(self._given.items()))
-        if key not in self._known:  # run once to see what comes out
+        if key not in self._known:  # a run tells the shapes of the outputs
             kind = self._torch.uint8
             zeros = {n: self._torch.zeros(s, dtype=kind, device=self._device) for n, s in self._given.items()}
             self._known[key] = {n: tuple(tensor.shape) for n, tensor in self._graph(zeros).items()}
@@ -137,7 +142,7 @@ class TorchContext:
         return True
 
     def _at(self, name: str, shape: tuple[int, ...], kind: type[np.generic]) -> Tensor:
-        """The memory at an address as a tensor."""
+        """Return the memory at an address as a tensor."""
         address, dtype = self._addresses[name], np.dtype(kind)
         if self._device == "cpu":
             memory = (ctypes.c_uint8 * (int(np.prod(shape)) * dtype.itemsize)).from_address(address)
@@ -146,7 +151,7 @@ class TorchContext:
 
 
 class _DeviceArray:
-    """Dense memory on the GPU by the CUDA array interface, version 3; it is ready."""
+    """Contiguous memory on the GPU, with the CUDA array interface, version 3."""
 
     def __init__(self, address: int, shape: tuple[int, ...], typestr: str) -> None:
         self.__cuda_array_interface__ = {

@@ -221,7 +221,7 @@ def test_damaged_engine_and_engine_without_record(tmp_path):
     with pytest.raises(EngineError, match="cut off or replaced"):
         write_repository(path, tmp_path)
     path.with_name("a.engine.json").unlink()
-    with pytest.raises(EngineError, match="no record"):
+    with pytest.raises(EngineError, match="no metadata file"):
         write_repository(path, tmp_path)
 
 

@@ -9,7 +9,7 @@ from tfiseg.errors import InputError, TfisegError
 from tfiseg.plugins.operator import cluster
 from tfiseg.plugins.reference_views import place_instances_reference, render_views_reference
 from tfiseg.plugins.views import RenderedViews, Scene, ViewClusterings, place_instances, render_views
-from tfiseg.runtime.refine.view_planning import looked_at
+from tfiseg.runtime.refine.view_planning import plan_and_render_views
 
 SIDE = 96
 
@@ -168,7 +168,7 @@ def test_views_of_photos_equal_those_of_opencv(name, eval_sets):
     for path in sorted((eval_sets / name / "semantic").glob("*.png"))[::6]:
         image = cv2.imread(str(next((eval_sets / name / "images").glob(f"{path.stem}.*"))))
         components = cluster(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), split=0.0)
-        planned, looks = looked_at(image, components, 192)
+        planned, rendered = plan_and_render_views(image, components, 192)
         table = np.zeros((len(components), 10), np.float32)
         table[:, 0], table[:, 2:6], table[:, 6] = components.class_id, components.box_xyxy, components.area
         cut = render_views(Scene(image, components.label_map, table, np.ones(256, np.uint8)), 64, 192)
@@ -176,8 +176,8 @@ def test_views_of_photos_equal_those_of_opencv(name, eval_sets):
         rows = cut.views[cut.views[:, 3] > 0].tolist()
         assert [row for row in rows if row in expected] == expected
         at = [rows.index(row) for row in expected]
-        assert np.abs(cut.images[at].astype(int) - looks.images).max(initial=0) <= 1
-        for k, (a, b) in enumerate(((cut.masks[at], looks.masks), (cut.own[at], looks.own))):
+        assert np.abs(cut.images[at].astype(int) - rendered.images).max(initial=0) <= 1
+        for k, (a, b) in enumerate(((cut.masks[at], rendered.masks), (cut.own[at], rendered.own))):
             different[k] += (a != b).sum(), a.size
         same += rows == expected
         frames += 1

@@ -23,7 +23,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(engine_file, "this_machine", lambda: MACHINE)
     monkeypatch.setattr(
-        onnx_session, "without_front", lambda model: None
+        onnx_session, "split_preprocessing", lambda model: None
     )  # engines preprocess in the graph: bit for bit against the same
     return emulated_gpu.Gpu()
 

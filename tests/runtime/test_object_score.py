@@ -1,4 +1,4 @@
-"""The score of an instance where its model has a rule for it."""
+"""Score calibration."""
 
 from dataclasses import replace
 
@@ -19,39 +19,39 @@ def squares(*sides, probability=0.9):
     return tfiseg.cluster(class_map, scores=np.full(class_map.shape, probability, np.float32), min_area=0)
 
 
-def test_features_are_what_they_are_called():
+def test_features():
     found = squares(100, 10)
     assert score_features(found).shape == (2, len(FEATURES))
     expected = [[np.log(1e4 / 2e5), 0, np.log(9)], [np.log(1e2 / 2e5), np.log(0.01), np.log(9)]]
     assert np.allclose(score_features(found), expected, atol=1e-4)
 
 
-def test_large_and_sure_ones_are_likelier_and_crumbs_beside_them_less():
-    large, crumb = object_probability(squares(100, 10), RULE)
+def test_probability_grows_with_area_and_score():
+    large, small = object_probability(squares(100, 10), RULE)
     (alone,) = object_probability(squares(10), RULE)
-    (unsure,) = object_probability(squares(10, probability=0.6), RULE)
-    assert 1 > large > alone > crumb > 0
-    assert alone > unsure
+    (uncertain,) = object_probability(squares(10, probability=0.6), RULE)
+    assert 1 > large > alone > small > 0
+    assert alone > uncertain
 
 
-def test_nothing_and_certainty():
+def test_no_instances_and_extreme_scores():
     assert object_probability(squares(), RULE).shape == (0,)
     assert np.isfinite(object_probability(squares(100, 3, probability=1.0), RULE)).all()
 
 
-def test_a_segmenter_scores_by_its_models_rule():
+def test_segmenter_calibrates_scores():
     picture = np.ascontiguousarray(data.astronaut()[:, :, ::-1])
     segmenter = tfiseg.Segmenter(min_score=0)
-    rated = segmenter(picture)
+    calibrated = segmenter(picture)
     segmenter.score_rule = None
     plain = segmenter(picture)
     assert tfiseg.Segmenter().score_rule is not None
-    assert np.array_equal(rated.label_map, plain.label_map)
-    assert np.array_equal(rated.score, object_probability(plain, tfiseg.Segmenter().score_rule))
+    assert np.array_equal(calibrated.label_map, plain.label_map)
+    assert np.array_equal(calibrated.score, object_probability(plain, tfiseg.Segmenter().score_rule))
 
 
 @pytest.mark.parametrize("refine", [None, "components", "frame"])
-def test_a_score_does_not_depend_on_what_is_asked_for(refine):
+def test_scores_do_not_depend_on_things(refine):
     picture = np.ascontiguousarray(data.astronaut()[:, :, ::-1])
     every = tfiseg.Segmenter(min_score=0, refine=refine)
     found = every(picture)
@@ -59,25 +59,24 @@ def test_a_score_does_not_depend_on_what_is_asked_for(refine):
     small = found.class_id[np.argmin(found.area)]
     every.things = (int(small),)
     alone = every(picture)
-    if refine != "components":  # whose other components aren't looked at: their size is that of the component
+    if refine != "components":  # other classes are not refined: the area of their components counts
         assert np.array_equal(alone.score, found.score[found.class_id == small])
     assert set(alone.class_id.tolist()) == {int(small)}
 
 
-def test_the_usual_least_score_is_that_of_its_kind():
+def test_default_minimum_score():
     segmenter = tfiseg.Segmenter()
     assert segmenter.min_score == MIN_CALIBRATED_SCORE
     assert tfiseg.Segmenter(min_score=0.7).min_score == 0.7
     found = squares(100, 100, 100)
     found = replace(found, score=np.array([0.4, 0.55, 0.9], np.float32))
     size_hw = found.label_map.shape
-    assert (
-        len(segmenter.filter_instances(found, size_hw, calibrated=False)) == 2
-    )  # baselines go by mean class probability
+    # without calibration, the score is the mean class probability
+    assert len(segmenter.filter_instances(found, size_hw, calibrated=False)) == 2
     assert MIN_SCORE == 0.5
 
 
-def test_a_rule_of_another_length_is_refused(monkeypatch):
+def test_a_calibration_of_another_length_is_rejected(monkeypatch):
     monkeypatch.setattr("tfiseg.runtime.map_clusterer.FEATURES", ("one",))
-    with pytest.raises(tfiseg.ModelError, match="its score rule has 4 numbers, expected 2"):
+    with pytest.raises(tfiseg.ModelError, match="its score calibration has 4 numbers, expected 2"):
         tfiseg.Segmenter()

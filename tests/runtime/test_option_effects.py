@@ -59,9 +59,9 @@ def test_what_the_operator_inside_an_engine_cannot_serve(options, says):
 
 def test_what_a_record_says_of_the_operator():
     model = {"things": [1], "clustering": {"min_area": 7, "merge_rule": [0.0]}}
-    assert BuiltInOperator.of_record({"model": model}) == BuiltInOperator((1,), "auto", 7, 256, True)
+    assert BuiltInOperator.from_record({"model": model}) == BuiltInOperator((1,), "auto", 7, 256, True)
     said = {"things": [2], "split": 0.5, "min_area": 9, "max_instances": 3, "heads": False}
-    assert BuiltInOperator.of_record({"model": model, "operator": said}) == BuiltInOperator(
+    assert BuiltInOperator.from_record({"model": model, "operator": said}) == BuiltInOperator(
         (2,), 0.5, 9, 3, False
     )
 
@@ -87,7 +87,7 @@ def test_options_of_onnx_models_are_refused_with_an_engine(options, says):
         ({"backend": "pytorch"}, "got 'pytorch'. Did you mean 'torch'?"),
         (
             {"device": "cuda", "providers": ["CUDAExecutionProvider"]},
-            "providers stand for device and backend",
+            "providers replace device and backend",
         ),
     ],
 )

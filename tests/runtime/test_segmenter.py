@@ -30,7 +30,7 @@ def astronaut():
 
 
 def tiny_model(path, metadata=None, output="logits"):
-    """A model whose logits are the frame's first two colours."""
+    """A model whose logits are the frame's first two colors."""
     nodes = [
         helper.make_node("Cast", ["frame"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
@@ -68,7 +68,7 @@ def test_frames_of_any_size(segmenter, hw):
     assert found.label_map.shape == hw
 
 
-def test_frames_pass_their_index_and_time_on(segmenter):
+def test_index_and_time_of_frames_are_kept(segmenter):
     frame = next(iter(tfiseg.open_source("synthetic")))
     found = segmenter(frame)
     assert (found.frame_index, found.capture_time_ns) == (frame.index, frame.capture_time_ns)
@@ -83,7 +83,7 @@ def test_things_by_name(astronaut):
 
 
 @pytest.mark.parametrize("refine", [None, "components"])
-def test_min_area_says_what_is_too_small(tmp_path, refine):
+def test_default_minimum_area(tmp_path, refine):
     frame = np.zeros((64, 64, 3), np.uint8)
     frame[10:14, 10:14, 1], frame[30:36, 30:36, 1] = 255, 255  # 16 and 36 green pixels
     network = tiny_model(tmp_path / "tiny.onnx", GOOD)
@@ -98,20 +98,20 @@ def test_min_area_says_what_is_too_small(tmp_path, refine):
         tfiseg.Segmenter(network, min_area=-1)
 
 
-def test_min_score_drops_the_doubtful(astronaut):
+def test_min_score(astronaut):
     everything = tfiseg.Segmenter(min_score=0)(astronaut)
     sure = tfiseg.Segmenter(min_score=0.8)(astronaut)
     assert len(sure) <= len(everything)
     assert (sure.score >= 0.8).all()
 
 
-def test_one_name_will_do(astronaut):
+def test_things_by_one_name(astronaut):
     assert tfiseg.Segmenter(things="person").things == tfiseg.Segmenter(things=["15"]).things == (15,)
     with pytest.raises(tfiseg.InputError, match="split must be"):
         tfiseg.Segmenter(split=7)
 
 
-def test_min_area_drops_the_small(astronaut):
+def test_min_area(astronaut):
     assert len(tfiseg.Segmenter(min_area=10**6)(astronaut)) == 0
 
 
@@ -130,10 +130,10 @@ def test_other_models_in_the_format(tmp_path):
         ("{broken", "logits", "metadata is damaged"),
         ('{"format_version": 1}', "logits", "metadata is damaged"),
         ('{"format_version": 99}', "logits", "format 99, this version reads 1"),
-        (GOOD, "mask", "wanted input 'frame' and output 'logits'"),
+        (GOOD, "mask", "expected input 'frame' and output 'logits'"),
     ],
 )
-def test_models_that_do_not_fit_say_why(tmp_path, metadata, output, says):
+def test_errors_of_models(tmp_path, metadata, output, says):
     with pytest.raises(tfiseg.ModelError, match=says):
         tfiseg.Segmenter(tiny_model(tmp_path / "tiny.onnx", metadata, output))
 
@@ -171,8 +171,7 @@ def test_the_default_model_fits_in_the_package():
 
 @pytest.mark.shared
 def test_people_on_street_photos(shared):
-    """The README's promise in numbers is measured by `tfiseg eval`; this one fails when the network is
-    broken."""
+    """It fails if the network is broken; `tfiseg eval` measures its quality."""
     segmenter = tfiseg.Segmenter(things=["person"])
     folder = shared / "data" / "eval" / "pennfudan"
     both = either = 0
@@ -183,7 +182,7 @@ def test_people_on_street_photos(shared):
     assert both / either > 0.6
 
 
-def test_frame_mode_tells_people_apart_whom_shape_does_not():
+def test_instance_heads_separate_people_that_shape_does_not():
     image = next(iter(SyntheticCamera(people=3, seed=4))).image
     by_frame = tfiseg.Segmenter(refine="frame")(image)
     assert set(by_frame.stage_ms) >= {"network", "cluster"}
@@ -193,16 +192,15 @@ def test_frame_mode_tells_people_apart_whom_shape_does_not():
 
 
 @pytest.mark.shared
-def test_frame_mode_keeps_what_components_gain(eval_sets):
-    """The bar: 80 % of what looking at each component gains over connected components (52.9 for 37.1 on
-    Penn-Fudan)."""
+def test_instance_heads_keep_most_of_the_gain_of_components(eval_sets):
+    """At least 80 % of the PQ that refinement adds to connected components (37.1 to 52.9)."""
     report = evaluate(
         eval_sets / "pennfudan", "model", tfiseg.Segmenter(refine="frame"), quiet=True, against=["components"]
     )
     assert report["gain"]["components"]["PQ_gain"] >= 0.8 * (52.9 - 37.1)
 
 
-def test_a_segmenter_goes_to_another_process_with_what_was_changed(astronaut, tmp_path):
+def test_a_pickled_segmenter_keeps_changed_attributes(astronaut, tmp_path):
     segmenter = tfiseg.Segmenter(threads=1, things=(name for name in ["person", "tvmonitor"]))
     segmenter.min_score, segmenter.min_area, segmenter.max_instances = 0.2, 100, 3
     again = pickle.loads(pickle.dumps(segmenter))

@@ -145,7 +145,7 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
         main([*command, "--teacher", str(tmp_path / "n.onnx")]) == 0
     )  # resumes at the end and exports again
     report, session = json.loads(capsys.readouterr().out), open_instance_session(tmp_path / "n.onnx")
-    assert not session.draws_outlines
+    assert not session.can_refine_masks
     assert 0 < report["lone_odds"] == session.lone_odds <= 20
     fewer = tmp_path / "fewer"
     for name in ("images", "semantic"):

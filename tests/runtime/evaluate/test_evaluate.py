@@ -94,7 +94,7 @@ def test_min_area_of_a_network_for_small_objects(tmp_path):
         )
         assert segmenter._least_area((480, 640)) == expected
     outlined = tfiseg.Segmenter(outlines=True, instance_model=tmp_path / "small.onnx")
-    assert outlined._least_area((480, 640)) == 9
+    assert outlined._frame_min_area((480, 640)) == 9
 
 
 def test_a_folder_that_is_no_evaluation_set(tmp_path):

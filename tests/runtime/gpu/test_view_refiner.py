@@ -1,5 +1,4 @@
-"""Components looked at on an emulated GPU (emulated_gpu.py), in one graph with the network: what the same
-steps give on the CPU, and what the CPU's own way (runtime/refine/refiner.py) finds."""
+"""View refinement on an emulated GPU, compared with the same steps on the CPU, and with ``Refiner``."""
 
 import logging
 import sys
@@ -18,7 +17,7 @@ from tfiseg.plugins.problem import Clustering
 from tfiseg.plugins.settings import SHARPEN, ClusterSettings, thing_flags
 from tfiseg.plugins.views import Scene, ViewClusterings, place_instances, render_views
 from tfiseg.runtime.gpu.refined_frame import RefinedFrame
-from tfiseg.runtime.gpu.view_refiner import VIEWS
+from tfiseg.runtime.gpu.view_refiner import DEFAULT_VIEWS
 from tfiseg.runtime.networks import instance_onnx, onnx_cuda_session
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
 from tfiseg.runtime.networks.onnx_binding import BoundContext
@@ -47,12 +46,12 @@ def segmenter(gpu, monkeypatch, tmp_path, instance_engine):
 
 
 def crowd(height=192, width=256):
-    """One person twice, side by side; the two touch."""
+    """Return an image of one person twice, side by side, touching."""
     one = cv2.resize(np.ascontiguousarray(data.astronaut()[:400, 60:380, ::-1]), (width // 2, height))
     return np.concatenate([one, one], 1)
 
 
-def test_the_graph_holds_what_the_same_steps_give(segmenter, gpu):
+def test_graph_equals_the_single_steps(segmenter, gpu):
     network, image = open_instance_session(), crowd()
     maps = tfiseg.Segmenter(PLAIN_MODEL, threads=1).session.infer(image)
     components = cluster(maps["logits"][0], split=0.0, output_size_hw=image.shape[:2], min_area=25)
@@ -64,7 +63,7 @@ def test_the_graph_holds_what_the_same_steps_give(segmenter, gpu):
         components.area,
     )
     scene = Scene(image, components.label_map, table, thing_flags(None))
-    cut = render_views(scene, VIEWS, network.view_px)
+    cut = render_views(scene, DEFAULT_VIEWS, network.view_px)
     assert cut.views[0, 3]
     seen = network.infer(cut.images, cut.masks)
     settings = ClusterSettings(
@@ -77,7 +76,7 @@ def test_the_graph_holds_what_the_same_steps_give(segmenter, gpu):
     parts = cluster_batch(cut.own, affinity=seen.affinity, boundary=seen.boundary[:, 0], settings=settings)
     by_shape = ClusterSettings(split=1.0, min_area=0)
     regions = [len(one) for one in cluster_batch(cut.own, settings=by_shape)]
-    tables = np.zeros((VIEWS, 64, 10), np.float32)
+    tables = np.zeros((DEFAULT_VIEWS, 64, 10), np.float32)
     for k, one in enumerate(parts):
         tables[k, : len(one), 6] = one.area
     counts = [len(one) for one in parts]
@@ -89,18 +88,18 @@ def test_the_graph_holds_what_the_same_steps_give(segmenter, gpu):
     )
     expected = place_instances(scene, cut, found)
     assert len(expected.table) > len(components)
-    for _ in range(3):  # as it is, captured, and replayed
-        with segmenter.session.looked(
+    for _ in range(3):  # enqueued, captured, and replayed
+        with segmenter.session.refine(
             image,
             segmenter._gpu._component_settings(image.shape[:2]),
             segmenter._gpu._view_settings(segmenter.refiner),
-        ) as looked:
-            assert np.array_equal(looked.pieces.label_map[0], expected.label_map)
-            assert np.array_equal(looked.component_of, expected.component_of)
-            assert np.array_equal(looked.views, cut.views)
-            np.testing.assert_allclose(looked.pieces.table[0], expected.table, rtol=1e-5)
-            shown, displacement, affinity = looked.shown(0)
-            assert np.array_equal(shown, cut.images[0])
+        ) as refined:
+            assert np.array_equal(refined.parts.label_map[0], expected.label_map)
+            assert np.array_equal(refined.component_of, expected.component_of)
+            assert np.array_equal(refined.views, cut.views)
+            np.testing.assert_allclose(refined.parts.table[0], expected.table, rtol=1e-5)
+            rendered, displacement, affinity = refined.join_inputs(0)
+            assert np.array_equal(rendered, cut.images[0])
             np.testing.assert_allclose(displacement, seen.displacement[0], atol=1e-4)
             np.testing.assert_allclose(affinity, seen.affinity[0], atol=1e-4)
     assert gpu.launches >= 1
@@ -115,35 +114,35 @@ def test_frames_of_other_sizes_and_on_the_gpu(segmenter, gpu):
     assert not gpu.memory
 
 
-def test_only_what_is_asked_for_is_reported(segmenter):
+def test_only_things_are_reported(segmenter):
     image = crowd()
     assert len(segmenter(image))
     segmenter.things = (1,)
     assert not len(segmenter(image))
 
 
-def test_outlines_use_what_the_graph_learned_of_them(gpu, monkeypatch, tmp_path, instance_engine):
+def test_mask_refinement_reuses_foreground_maps_of_the_graph(gpu, monkeypatch, tmp_path, instance_engine):
     emulated_gpu.install(monkeypatch, gpu)
     engine = engine_of(PLAIN_MODEL, tmp_path)
     segmenter = tfiseg.Segmenter(engine, refine="components", instance_model=instance_engine, min_score=0)
     expected = tfiseg.Segmenter(PLAIN_MODEL, refine="components", min_score=0, threads=1)(crowd())
-    looked = []
+    predicted = []
     monkeypatch.setattr(
         InstanceSession,
         "foreground",
         lambda self, views, masks, of=InstanceSession.foreground: (
-            looked.append(len(views)) or of(self, views, masks)
+            predicted.append(len(views)) or of(self, views, masks)
         ),
     )
     found = segmenter(crowd())
     assert agreement(found, expected) > 0.95
-    assert sum(looked) < len(found)  # pieces and what was convex, not the pair
-    with pytest.raises(tfiseg.InputError, match="outlines are drawn on the CPU"):
+    assert sum(predicted) < len(found)  # only parts and convex components
+    with pytest.raises(tfiseg.InputError, match="masks are refined on the CPU: pass"):
         segmenter(emulated_gpu.DeviceArray(crowd()))
 
 
-def test_pieces_are_joined_as_on_the_cpu(segmenter, monkeypatch):
-    """By a rule that joins whatever it is asked about."""
+def test_parts_are_joined_as_on_the_cpu(segmenter, monkeypatch):
+    """With a rule that joins all candidates."""
     image = crowd()
     rule = segmenter.refiner.session.rules["join"]
     for bias, fewer in ((-1e6, False), (1e6, True)):
@@ -159,24 +158,23 @@ def test_pieces_are_joined_as_on_the_cpu(segmenter, monkeypatch):
 
 
 @pytest.mark.parametrize("in_view", [20, 1])
-def test_a_frame_with_a_crowd_is_looked_at_on_the_cpu(segmenter, monkeypatch, in_view):
-    """Whether its regions are seen in the view, or only in the frame, of which the view is too coarse an
-    image."""
+def test_a_frame_with_a_crowd_is_refined_on_the_cpu(segmenter, monkeypatch, in_view):
+    """Many regions in its view, or, if the view is too coarse, many in the frame."""
     image, truth = pile(512, 15)
     class_map = np.where(truth > 0, 15, 0).astype(np.uint8)
     crowd = cluster(class_map, split=0)
     table = np.zeros((1, 10), np.float32)
     table[0, 0], table[0, 1], table[0, 2:6], table[0, 6] = 15, 0.8, crowd.box_xyxy[0], crowd.area[0]
-    pieces = Clustering(crowd.label_map[None], class_map[None], np.ones(1, np.int32), table[None])
+    parts = Clustering(crowd.label_map[None], class_map[None], np.ones(1, np.int32), table[None])
     one, views = np.ones(1, np.int32), np.array([[0, 0, 600, 15, 1]], np.int32)
 
     @contextmanager
-    def looked(image, asked, looks):
+    def refine(image, settings, view_settings):
         yield RefinedFrame(
-            pieces, one, table, views, one * in_view, 250, lambda k: None, lambda k: None, lambda: image
+            parts, one, table, views, one * in_view, 250, lambda k: None, lambda k: None, lambda: image
         )
 
-    monkeypatch.setattr(segmenter.session, "looked", looked)
+    monkeypatch.setattr(segmenter.session, "refine", refine)
     found = segmenter(image)
     assert len(found) > 200
     assert found.stage_ms["crowds"] > 0
@@ -184,7 +182,7 @@ def test_a_frame_with_a_crowd_is_looked_at_on_the_cpu(segmenter, monkeypatch, in
     segmenter.max_instances = 50
     assert np.array_equal(np.sort(segmenter(image).area)[::-1], np.sort(found.area)[::-1][:50])
     segmenter.things = (1,)
-    monkeypatch.setattr(segmenter.refiner, "looked", None)  # what nobody asked for isn't looked at again
+    monkeypatch.setattr(segmenter.refiner, "refine", None)  # crowds of other classes are not refined again
     assert not len(segmenter(image))
 
 
@@ -203,7 +201,7 @@ def test_onnx_runtime_on_our_memory(gpu, monkeypatch):
         assert agreement(one, expected) > 0.98
 
 
-def test_what_stays_on_the_cpu_is_said(gpu, monkeypatch, tmp_path, instance_engine, caplog):
+def test_steps_on_the_cpu_are_logged(gpu, monkeypatch, tmp_path, instance_engine, caplog):
     caplog.set_level(logging.WARNING, "tfiseg")
     emulated_gpu.install(monkeypatch, gpu)
     engine = engine_of(PLAIN_MODEL, tmp_path)
@@ -217,16 +215,18 @@ def test_what_stays_on_the_cpu_is_said(gpu, monkeypatch, tmp_path, instance_engi
     assert len(thorough(crowd()))
     assert "exhaustive refinement is planned step by step" in caplog.text
     with pytest.raises(
-        tfiseg.InputError, match=r"refined on the CPU .exhaustive refinement .*: give a frame in host memory"
+        tfiseg.InputError, match=r"refined on the CPU .exhaustive refinement .*: pass a frame in host memory"
     ):
         thorough(emulated_gpu.DeviceArray(crowd()))
     with pytest.raises(
-        tfiseg.InputError, match=r"tfiseg-voc21.onnx runs on the CPU: give a frame in host memory"
+        tfiseg.InputError, match=r"tfiseg-voc21.onnx runs on the CPU: pass a frame in host memory"
     ):
         tfiseg.Segmenter()(emulated_gpu.DeviceArray(crowd()))
 
 
-def test_an_engine_for_few_views_stays_out_of_the_graph(gpu, monkeypatch, tmp_path, instance_engine, caplog):
+def test_an_engine_with_a_small_batch_is_not_in_the_graph(
+    gpu, monkeypatch, tmp_path, instance_engine, caplog
+):
     emulated_gpu.install(monkeypatch, gpu, views=4)
     segmenter = tfiseg.Segmenter(
         engine_of(PLAIN_MODEL, tmp_path),
@@ -247,12 +247,12 @@ def test_an_engine_for_few_views_stays_out_of_the_graph(gpu, monkeypatch, tmp_pa
         tfiseg.Segmenter(max_views=4)
 
 
-def test_compiled_kernels_of_both_networks_are_kept(segmenter, tmp_path):
+def test_compiled_kernels_of_both_networks_are_saved(segmenter, tmp_path):
     segmenter(crowd())
     assert len(list((tmp_path / "cache").rglob("*.cache"))) == 2
 
 
-def test_an_engine_of_the_instance_network_gives_what_the_network_gives(gpu, monkeypatch, instance_engine):
+def test_instance_engine_equals_its_network(gpu, monkeypatch, instance_engine):
     emulated_gpu.install(monkeypatch, gpu)
     engine, network = open_instance_session(instance_engine), open_instance_session(threads=1)
     rng = np.random.default_rng(0)
@@ -265,20 +265,20 @@ def test_an_engine_of_the_instance_network_gives_what_the_network_gives(gpu, mon
         for name in ("displacement", "affinity", "boundary", "foreground"):
             if getattr(theirs, name) is not None:
                 np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), atol=1e-4)
-    assert engine.draws_outlines
+    assert engine.can_refine_masks
     assert engine.min_area is None
     engine.close()
     assert not gpu.memory
 
 
-def test_an_engine_of_another_network_is_refused(gpu, monkeypatch, tmp_path):
+def test_an_engine_of_another_network_is_rejected(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     with pytest.raises(tfiseg.ModelError, match="is no engine of an instance network"):
         open_instance_session(engine_of(PLAIN_MODEL, tmp_path))
 
 
 def agreement(found, expected):
-    """Panoptic quality of one result against another."""
+    """Return the panoptic quality of one result compared with another."""
     total, matched = 0.0, 0
     for i in range(len(expected)):
         mask = expected.mask(i)

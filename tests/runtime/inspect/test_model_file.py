@@ -110,8 +110,8 @@ def test_results_of_the_accuracy_check(tmp_path, gate, text_part):
 @pytest.mark.parametrize(
     ("content", "text_part"),
     [
-        (PLAN[:50], "has 50 bytes, its record says 204"),
-        (PLAN[:-1] + b"x", "is not the plan that its record speaks of"),
+        (PLAN[:50], "has 50 bytes, but its metadata says 204"),
+        (PLAN[:-1] + b"x", "is not the plan of its metadata file"),
     ],
 )
 def test_a_truncated_or_changed_engine(engine, content, text_part, capsys):

@@ -1,4 +1,4 @@
-"""Engines are compared with their record, and the record with the machine, before anybody loads them."""
+"""Checks of engines: content, metadata and machine."""
 
 import json
 from dataclasses import replace
@@ -46,7 +46,7 @@ def engine(tmp_path):
     return path
 
 
-def test_an_engine_and_its_record_are_written_and_read(engine):
+def test_engine_and_metadata_are_written_and_read(engine):
     record = read_sidecar(engine)
     assert check_content(engine, record) == b"a plan" * 1000
     check_machine(engine, record, ORIN)
@@ -69,14 +69,14 @@ def test_an_engine_and_its_record_are_written_and_read(engine):
         (replace(ORIN, compute_capability=None, gpu=None), "GPU: the engine has Orin, this machine none"),
     ],
 )
-def test_another_machine_is_named_with_both_sides_and_the_command(engine, here, says):
+def test_mismatch_error_names_both_sides_and_the_command(engine, here, says):
     with pytest.raises(tfiseg.EngineError) as wrong:
         check_machine(engine, read_sidecar(engine), here)
     assert says in str(wrong.value)
     assert "build it again: tfiseg build net.onnx --precision fp16" in str(wrong.value)
 
 
-def test_portable_engines_go_to_newer_versions_and_gpus():
+def test_portable_engines_run_on_newer_versions_and_gpus():
     portable = json.loads(json.dumps(RECORD))
     portable["built_with"] |= {"version_compatible": True, "hardware_compatibility": "ampere_plus"}
     assert mismatches(portable, replace(ORIN, tensorrt="11.4.1", compute_capability="12.0")) == []
@@ -95,16 +95,16 @@ def test_another_plugin_library_is_a_mismatch(monkeypatch):
         assert [m.what for m in mismatches(wanting, ORIN)] == wrong
 
 
-def test_damaged_engines_are_sentences(engine, tmp_path):
+def test_errors_of_damaged_engines(engine, tmp_path):
     def fails(says):
         with pytest.raises(tfiseg.EngineError, match=says):
             tfiseg.Segmenter(engine)
 
     plan, text = engine.read_bytes(), sidecar_path(engine).read_text()
     engine.write_bytes(plan[:-10])
-    fails("has 5990 bytes, its record says 6000: it was cut off or replaced")
+    fails("has 5990 bytes, but its metadata says 6000: it was cut off or replaced")
     engine.write_bytes(b"b" + plan[1:])
-    fails("is not the plan that its record speaks of")
+    fails("is not the plan of its metadata file")
     engine.unlink()
     fails("there is no engine")
     engine.write_bytes(plan)
@@ -118,14 +118,14 @@ def test_damaged_engines_are_sentences(engine, tmp_path):
     sidecar_path(engine).write_text(json.dumps({**json.loads(text), "built_with": None}))
     fails("built_with missing")
     sidecar_path(engine).unlink()
-    fails("has no record net.engine.json beside it")
+    fails("has no metadata file net.engine.json beside it")
     foreign = tmp_path / "trtexec.engine"
     foreign.write_bytes(b"ptrt....")
-    with pytest.raises(tfiseg.EngineError, match="would take it blind"):
+    with pytest.raises(tfiseg.EngineError, match="cannot be checked before TensorRT loads it"):
         tfiseg.Segmenter(foreign)
 
 
-def test_this_machine_is_looked_at():
+def test_this_machine_is_checked():
     machine = this_machine()
     assert machine.platform.count("-") >= 1
     assert machine.as_dict()["python"] == machine.python

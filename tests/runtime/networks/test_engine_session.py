@@ -1,5 +1,4 @@
-"""Engines on an emulated GPU (emulated_gpu.py): the same instances, bit for bit, as the network gives through
-ONNX Runtime."""
+"""Engines on an emulated GPU: instances are bit-exact with ONNX Runtime."""
 
 import logging
 import sys
@@ -31,7 +30,7 @@ def picture(height=120, width=160):
 
 
 @pytest.mark.parametrize("model", [PLAIN_MODEL, DEFAULT_MODEL])
-def test_an_engine_gives_what_its_network_gives(gpu, monkeypatch, tmp_path, model):
+def test_engine_equals_its_network(gpu, monkeypatch, tmp_path, model):
     emulated_gpu.install(monkeypatch, gpu)
     segmenter, expected = tfiseg.Segmenter(engine_of(model, tmp_path)), tfiseg.Segmenter(model, threads=1)
     for size in ((120, 160), (120, 160), (96, 128), (120, 160), (120, 160)):
@@ -41,14 +40,14 @@ def test_an_engine_gives_what_its_network_gives(gpu, monkeypatch, tmp_path, mode
     assert gpu.launches >= 1
 
 
-def test_every_frame_is_its_own(gpu, monkeypatch, tmp_path):
+def test_results_do_not_share_memory(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     segmenter, expected = (
         tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path)),
         tfiseg.Segmenter(PLAIN_MODEL, threads=1),
     )
     found = [segmenter(np.roll(picture(), 9 * k, 1)) for k in range(6)]
-    for k, one in enumerate(found):  # compared at the end: results must not share memory with later ones
+    for k, one in enumerate(found):  # compared at the end, after later frames
         same(one, expected(np.roll(picture(), 9 * k, 1)))
     assert gpu.launches >= 2
 
@@ -79,16 +78,16 @@ def test_a_frame_on_the_gpu(gpu, monkeypatch, tmp_path):
     segmenter = tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
     for _ in range(3):
         same(segmenter(emulated_gpu.DeviceArray(picture())), segmenter(picture()))
-    assert gpu.waits == ["all"] * 3  # it doesn't say what made it
+    assert gpu.waits == ["all"] * 3  # the frame names no stream
     segmenter(emulated_gpu.DeviceArray(picture(), stream=None))
-    assert len(gpu.waits) == 3  # it is ready
+    assert len(gpu.waits) == 3  # the frame is complete
     segmenter(emulated_gpu.DeviceArray(picture(), stream=77))
     assert gpu.waits[3:] == [77]
     with pytest.raises(tfiseg.EngineError, match="must be uint8"):
         segmenter(emulated_gpu.DeviceArray(picture().astype(np.float32)))
 
 
-def test_settings_act_on_the_next_frame(gpu, monkeypatch, tmp_path):
+def test_settings_apply_to_the_next_frame(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     segmenter, expected = (
         tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path)),
@@ -104,7 +103,7 @@ def test_settings_act_on_the_next_frame(gpu, monkeypatch, tmp_path):
     assert len(segmenter(picture())) == 0
 
 
-def test_without_graphs_it_says_so_once_and_runs(gpu, monkeypatch, tmp_path, caplog):
+def test_failed_capture_is_logged_once(gpu, monkeypatch, tmp_path, caplog):
     gpu.may_capture = False
     emulated_gpu.install(monkeypatch, gpu)
     segmenter, expected = (
@@ -122,7 +121,7 @@ def test_without_graphs_it_says_so_once_and_runs(gpu, monkeypatch, tmp_path, cap
     assert gpu.launches == 0
 
 
-def test_without_the_operators_library_the_cpu_clusters(gpu, monkeypatch, tmp_path, caplog):
+def test_clustering_on_the_cpu_without_the_library(gpu, monkeypatch, tmp_path, caplog):
     caplog.set_level(logging.WARNING, "tfiseg")
     monkeypatch.delenv("TFISEG_PLUGIN", raising=False)
     emulated_gpu.install(monkeypatch, gpu, operator=False)
@@ -135,7 +134,7 @@ def test_without_the_operators_library_the_cpu_clusters(gpu, monkeypatch, tmp_pa
     assert "tfiseg plugin build" in caplog.text
 
 
-def test_components_beside_an_engine(gpu, monkeypatch, tmp_path):
+def test_refinement_with_an_engine(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     path = engine_of(PLAIN_MODEL, tmp_path)
     same(
@@ -144,7 +143,7 @@ def test_components_beside_an_engine(gpu, monkeypatch, tmp_path):
     )
 
 
-def test_several_looks_through_an_engine(gpu, monkeypatch, tmp_path, caplog):
+def test_several_passes_with_an_engine(gpu, monkeypatch, tmp_path, caplog):
     caplog.set_level(logging.WARNING, "tfiseg")
     emulated_gpu.install(monkeypatch, gpu)
     several = {"scales": (1, 1.5), "flip": True}
@@ -155,7 +154,7 @@ def test_several_looks_through_an_engine(gpu, monkeypatch, tmp_path, caplog):
         tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path), scales=[8])(picture())
 
 
-def test_memory_is_given_back(gpu, monkeypatch, tmp_path):
+def test_memory_is_freed(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     segmenter = tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
     for k in range(6):
@@ -163,13 +162,13 @@ def test_memory_is_given_back(gpu, monkeypatch, tmp_path):
     in_use = len(gpu.memory)
     for k in range(6):
         segmenter(picture(64 + 8 * k, 128))
-    assert len(gpu.memory) == in_use  # few sizes are kept, however many come
+    assert len(gpu.memory) == in_use  # only a few sizes are kept
     segmenter.session.close()
     assert not gpu.memory
     assert not gpu.graphs
 
 
-def test_rtx_keeps_its_kernels_for_the_next_start(gpu, monkeypatch, tmp_path):
+def test_rtx_saves_compiled_kernels(gpu, monkeypatch, tmp_path):
     trt = emulated_gpu.install(monkeypatch, gpu)
     path = engine_of(PLAIN_MODEL, tmp_path)
     with tfiseg.Segmenter(path) as segmenter:
@@ -180,7 +179,7 @@ def test_rtx_keeps_its_kernels_for_the_next_start(gpu, monkeypatch, tmp_path):
     assert trt.caches[1].content == b"empty warm"
 
 
-def test_frames_that_the_engine_was_not_built_for(gpu, monkeypatch, tmp_path):
+def test_frames_of_unsupported_sizes(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     segmenter = tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
     with pytest.raises(
@@ -189,29 +188,29 @@ def test_frames_that_the_engine_was_not_built_for(gpu, monkeypatch, tmp_path):
         segmenter(np.zeros((600, 640, 3), np.uint8))
 
 
-def test_a_plan_that_tensorrt_refuses(gpu, monkeypatch, tmp_path):
+def test_a_plan_that_tensorrt_cannot_load(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu, fails=True)
-    with pytest.raises(tfiseg.EngineError, match=r"doesn't take .*net.engine: the plan is of another world"):
+    with pytest.raises(tfiseg.EngineError, match=r"can't load .*net.engine: the plan is of another world"):
         tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
 
 
-def test_without_pycuda_it_says_what_installs_it(gpu, monkeypatch, tmp_path):
+def test_missing_pycuda_error_names_the_package(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(tfiseg.MissingDependencyError, match="pip install pycuda"):
         tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
 
 
-def test_an_engine_for_another_machine_is_never_handed_over(gpu, monkeypatch, tmp_path):
+def test_tensorrt_never_gets_an_engine_for_another_machine(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu, fails=True)
     monkeypatch.setattr(engine_file, "this_machine", lambda: replace(MACHINE, tensorrt_rtx="1.5.0"))
     with pytest.raises(tfiseg.EngineError, match=r"the engine has 1.7.1.116, this machine 1.5.0"):
         tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
 
 
-def test_an_engine_that_carries_the_operator(gpu, monkeypatch, tmp_path):
-    """Its label map lies on a grid of its own, and is brought to the frame's size."""
-    from tfiseg.runtime.networks.gpu_session import enlarged
+def test_an_engine_that_contains_the_operator(gpu, monkeypatch, tmp_path):
+    """Its label map has a grid of its own and is upsampled to the frame's size."""
+    from tfiseg.runtime.networks.gpu_session import upsample_clustering
 
     class_map = np.zeros((30, 40), np.uint8)
     class_map[5:15, 5:15] = class_map[18:28, 20:36] = 3
@@ -224,7 +223,9 @@ def test_an_engine_that_carries_the_operator(gpu, monkeypatch, tmp_path):
         small.area,
         small.centroid_xy,
     )
-    label_map, semantic_map, large = enlarged(small.label_map, small.semantic_map, table, (120, 160))
+    label_map, semantic_map, large = upsample_clustering(
+        small.label_map, small.semantic_map, table, (120, 160)
+    )
     expected = tfiseg.cluster(class_map.repeat(4, 0).repeat(4, 1), min_area=0)
     assert np.array_equal(label_map, expected.label_map)
     assert np.array_equal(semantic_map, expected.semantic_map)
@@ -234,8 +235,7 @@ def test_an_engine_that_carries_the_operator(gpu, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("model", [PLAIN_MODEL, DEFAULT_MODEL])
 def test_onnx_runtime_on_our_memory(gpu, monkeypatch, model):
-    """The provider is the CPU's here, which binds to addresses as the GPU's does; it enqueues nothing, so no
-    graph is captured of it."""
+    """The CPU provider binds to addresses as CUDA's does. It enqueues nothing, so nothing is captured."""
     from tfiseg.runtime.networks.onnx_cuda_session import OnnxGpuSession
 
     gpu.may_capture = False
@@ -252,18 +252,15 @@ def test_onnx_runtime_on_our_memory(gpu, monkeypatch, model):
     assert not gpu.memory
 
 
-def test_cuda_without_pycuda_clusters_on_the_cpu_and_says_so(monkeypatch, caplog):
+def test_cuda_without_pycuda_clusters_on_the_cpu(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(
-        tfiseg.ModelError, match="CUDAExecutionProvider"
-    ):  # there is no such provider here: the plain session says so
+    with pytest.raises(tfiseg.ModelError, match="CUDAExecutionProvider"):  # from the session on the CPU
         tfiseg.Segmenter(providers=["CUDAExecutionProvider"])
-    assert "clustering runs on the CPU: the GPU is used through PyCUDA" in caplog.text
+    assert "clustering runs on the CPU: PyCUDA, which this GPU backend needs" in caplog.text
 
 
 def test_onnx_runtime_is_never_captured(gpu, monkeypatch):
-    """Two of its sessions in one captured graph end the process: only the operator and the copies are
-    graphs."""
+    """Two of its sessions in one graph end the process, so only operator and copies are captured."""
     from tfiseg.runtime.networks.onnx_cuda_session import OnnxGpuSession
 
     emulated_gpu.install(monkeypatch, gpu)
@@ -287,7 +284,7 @@ def test_onnx_runtime_is_never_captured(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["engine", "onnx"])
-def test_two_frame_sizes_in_turn_keep_their_graphs(gpu, monkeypatch, tmp_path, kind):
+def test_alternating_frame_sizes_keep_their_graphs(gpu, monkeypatch, tmp_path, kind):
     from tfiseg.runtime.networks.onnx_cuda_session import OnnxGpuSession
 
     emulated_gpu.install(monkeypatch, gpu)
@@ -311,7 +308,7 @@ def test_two_frame_sizes_in_turn_keep_their_graphs(gpu, monkeypatch, tmp_path, k
     assert not gpu.memory
 
 
-def test_a_closed_session_refuses_frames(gpu, monkeypatch, tmp_path):
+def test_a_closed_session_rejects_frames(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     session = open_session(engine_of(PLAIN_MODEL, tmp_path))
     lanes = [session._lanes.take() for _ in range(2)]

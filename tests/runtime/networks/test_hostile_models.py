@@ -1,4 +1,4 @@
-"""Model files, engine records and their metadata from outside: one sentence each, in bounded time."""
+"""Damaged and malicious model files and metadata: each is an error, in bounded time."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from tfiseg.errors import EngineError, ModelError
 from tfiseg.runtime.networks.engine_file import read_sidecar, sidecar_path, write_engine
 from tfiseg.runtime.networks.instance_session import InstanceInfo
 from tfiseg.runtime.networks.model_info import ModelInfo
-from tfiseg.runtime.networks.native_preprocessing import without_front
+from tfiseg.runtime.networks.native_preprocessing import split_preprocessing
 
 GOOD = {"format_version": 1, "class_names": ["background", "a", "b"], "things": [1, 2], "stride": 4}
 INSTANCE = {"instance_format": 2, "view_px": 192, "stride": 4, "affinity_offsets": [[0, 1]], "rules": {}}
@@ -66,7 +66,7 @@ def with_value(data, path, value):
         (("long_side_px",), 0),
     ],
 )
-def test_metadata_that_breaks_the_format_is_refused(path, value):
+def test_invalid_metadata_is_rejected(path, value):
     with pytest.raises(ModelError, match=r"net\.onnx: its tfiseg metadata is damaged") as wrong:
         ModelInfo.from_json(with_value(GOOD, path, value), "net.onnx")
     assert len(str(wrong.value)) < 300
@@ -108,7 +108,7 @@ def is_refused(engine):
     return False
 
 
-def test_engine_records_are_checked(tmp_path):
+def test_engine_metadata_is_checked(tmp_path):
     engine = tmp_path / "net.engine"
     write_engine(engine, b"plan", records())
     good = json.loads(sidecar_path(engine).read_text())
@@ -157,9 +157,9 @@ def long_chain(graph):
 
 def test_cycles_and_long_chains_end():
     began = time.process_time()
-    assert without_front(changed(cyclic)) is None
-    assert without_front(changed(own_input)) is None
-    assert without_front(changed(long_chain)) is not None
+    assert split_preprocessing(changed(cyclic)) is None
+    assert split_preprocessing(changed(own_input)) is None
+    assert split_preprocessing(changed(long_chain)) is not None
     assert time.process_time() - began < 10
 
 
@@ -173,7 +173,7 @@ def test_sizes_of_the_preprocessing_are_checked(name, value):
                 one.CopyFrom(numpy_helper.from_array(np.full(shape, value, np.float32), name))
 
     with pytest.raises(ModelError, match="the model scales frames to"):
-        without_front(changed(change))
+        split_preprocessing(changed(change))
 
 
 @pytest.mark.parametrize("sides", [(0, 0), (-2, -2), (2**40, 2**40), (60_000, 60_000), (-(2**63), 2)])
@@ -182,14 +182,14 @@ def test_fixed_sizes_of_the_preprocessing_are_checked(sides):
         graph.initializer.append(numpy_helper.from_array(np.array(sides, np.int64), "pre.double_hw"))
 
     with pytest.raises(ModelError, match="the model scales frames to"):
-        without_front(changed(change))
+        split_preprocessing(changed(change))
 
 
 # -- what a network gives
 
 
 def network(tmp_path, logits, metadata=GOOD):
-    """A network that gives a constant."""
+    """Return a network with a constant output."""
     graph = helper.make_graph(
         [helper.make_node("Identity", ["c"], ["logits"])],
         "g",
@@ -216,13 +216,13 @@ def network(tmp_path, logits, metadata=GOOD):
     ],
     ids=str,
 )
-def test_outputs_that_are_no_maps_are_refused(logits, tmp_path):
+def test_outputs_that_are_no_maps_are_rejected(logits, tmp_path):
     segmenter = tfiseg.Segmenter(network(tmp_path, logits), threads=1)
     with pytest.raises(ModelError, match=r"m\.onnx"):
         segmenter(np.zeros((48, 64, 3), np.uint8))
 
 
-def test_what_onnx_runtime_cannot_run_is_a_model_error(tmp_path):
+def test_a_failing_run_is_a_model_error(tmp_path):
     path = network(tmp_path, np.zeros((1, 3, 12, 16), np.float32))
     model = onnx.load(path)
     model.graph.initializer.append(numpy_helper.from_array(np.array((1, 3, 1 << 31, 1 << 31), np.int64), "s"))

@@ -2,7 +2,7 @@ import importlib.metadata
 import platform
 
 import pytest
-from tfiseg.runtime.networks.machine import Gpu, Machine, gpu_of_driver, look_at_machine, this_machine
+from tfiseg.runtime.networks.machine import Gpu, Machine, detect_machine, query_driver, this_machine
 
 ORIN = {
     "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n",
@@ -19,7 +19,7 @@ DESKTOP = {
 
 
 class Driver:
-    """What libcuda.so.1 answers; its functions write through pointers."""
+    """A fake libcuda.so.1, whose functions write through pointers."""
 
     def __init__(self, name=b"", capability=(0, 0), cuda=13000, status=0):
         self.name, self.capability, self.cuda, self.status = name, capability, cuda, status
@@ -52,7 +52,7 @@ def no_driver(library):
     raise OSError(f"{library}: cannot open shared object file")
 
 
-def look(root, files=None, load=no_driver, smi=None, packages=None):
+def detect(root, files=None, load=no_driver, smi=None, packages=None):
     for name, text in (files or {}).items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -62,11 +62,11 @@ def look(root, files=None, load=no_driver, smi=None, packages=None):
             raise importlib.metadata.PackageNotFoundError(name)
         return packages[name]
 
-    return look_at_machine(root, load, lambda command: smi, version)
+    return detect_machine(root, load, lambda command: smi, version)
 
 
 def test_a_jetson_orin(tmp_path):
-    machine = look(tmp_path, ORIN, Driver(b"Orin", (8, 7), 12060), packages={"tensorrt": "10.3.0"})
+    machine = detect(tmp_path, ORIN, Driver(b"Orin", (8, 7), 12060), packages={"tensorrt": "10.3.0"})
     assert (machine.gpu, machine.compute_capability, machine.cuda, machine.driver) == (
         "Orin",
         "8.7",
@@ -78,7 +78,7 @@ def test_a_jetson_orin(tmp_path):
 
 
 def test_a_desktop(tmp_path):
-    machine = look(
+    machine = detect(
         tmp_path,
         DESKTOP,
         Driver(b"NVIDIA GeForce RTX 4090", (8, 9)),
@@ -97,19 +97,19 @@ def test_a_desktop(tmp_path):
     )
 
 
-def test_where_the_kernel_says_nothing_nvidia_smi_knows_the_driver(tmp_path):
-    machine = look(tmp_path, {}, Driver(b"NVIDIA RTX A2000", (8, 6)), smi="NVIDIA RTX A2000, 8.6, 555.42\n")
+def test_nvidia_smi_gives_the_driver_version(tmp_path):
+    machine = detect(tmp_path, {}, Driver(b"NVIDIA RTX A2000", (8, 6)), smi="NVIDIA RTX A2000, 8.6, 555.42\n")
     assert (machine.driver, machine.cuda_error) == ("555.42", None)
 
 
 def test_no_gpu(tmp_path):
-    machine = look(tmp_path)
+    machine = detect(tmp_path)
     assert machine == Machine(machine.platform, platform.python_version(), cpus=machine.cpus)
     assert machine.as_dict()["gpu"] is None
 
 
-def test_a_gpu_that_is_listed_but_out_of_reach(tmp_path):
-    machine = look(tmp_path, DESKTOP, smi="NVIDIA L4, 8.9, 580.95.05\n")
+def test_a_gpu_that_cannot_be_used(tmp_path):
+    machine = detect(tmp_path, DESKTOP, smi="NVIDIA L4, 8.9, 580.95.05\n")
     assert machine.gpu is None
     assert (
         machine.cuda_error
@@ -129,10 +129,10 @@ def test_a_gpu_that_is_listed_but_out_of_reach(tmp_path):
         (Driver(b"NVIDIA Thor", (11, 0)), Gpu("NVIDIA Thor", "11.0", "13.0")),
     ],
 )
-def test_what_the_driver_says(driver, expected):
-    assert gpu_of_driver(driver) == expected
+def test_query_of_the_driver(driver, expected):
+    assert query_driver(driver) == expected
 
 
-def test_this_machine_is_looked_at_once():
+def test_this_machine_is_detected_once():
     assert this_machine() is this_machine()
     assert this_machine().platform == f"{platform.system()}-{platform.machine()}".lower()

@@ -1,5 +1,4 @@
-"""Variants of a model file: without heads it is the plain network bit for bit; another long side is another
-input size."""
+"""Variants of a model file: without heads, and with another input size."""
 
 import json
 
@@ -15,7 +14,7 @@ from tfiseg.runtime.networks.session import DEFAULT_MODEL
 IMAGE = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
 
 
-def test_the_variant_without_heads_is_the_semantic_network():
+def test_without_heads_equals_the_semantic_network():
     onnx = pytest.importorskip("onnx")
     whole, plain = onnx.load(DEFAULT_MODEL), onnx.load(PLAIN_MODEL)
     assert [o.name for o in plain.graph.output] == ["logits"]
@@ -40,13 +39,13 @@ def test_a_session_opens_a_variant_without_a_second_file():
 
 
 @pytest.mark.parametrize(("long_side_px", "grid_hw"), [(256, (48, 64)), (512, (96, 128))])
-def test_the_long_side_sets_what_the_network_sees(long_side_px, grid_hw):
+def test_long_side_sets_the_input_size(long_side_px, grid_hw):
     session = OnnxSession(PLAIN_MODEL, variant=Variant(long_side_px=long_side_px))
     assert session.infer(IMAGE)["logits"].shape[2:] == grid_hw
     assert session.info.extra["long_side_px"] == long_side_px
 
 
-def test_what_cannot_be_changed_is_refused_or_left_alone():
+def test_impossible_variants():
     assert without_heads(PLAIN_MODEL.read_bytes()) is None
     with pytest.raises(InputError, match=r"must lie in 64\.\.4096 pixels, got 5000"):
         with_long_side(PLAIN_MODEL.read_bytes(), 5000)

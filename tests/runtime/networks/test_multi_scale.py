@@ -12,15 +12,14 @@ from tfiseg.runtime.networks.multi_scale import MultiScaleSession, windows
 from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 
-class Colours:
-    """A network with a fixed grid: its logits are the colours of what it is shown, and how far right a cell
-    lies in that."""
+class Colors:
+    """A network with a fixed grid, whose logits are the input's colors plus a horizontal gradient."""
 
     path = None
     info = ModelInfo(("background", "blue", "green", "red"), (1, 2, 3), 1, {})
 
-    def __init__(self, grid_hw=(18, 24), leaning=0.0):
-        self.grid_hw, self.leaning, self.seen = grid_hw, leaning, []
+    def __init__(self, grid_hw=(18, 24), gradient=0.0):
+        self.grid_hw, self.gradient, self.seen = grid_hw, gradient, []
 
     def has(self, output):
         return output in ("logits", "affinity")
@@ -33,7 +32,7 @@ class Colours:
             .transpose(2, 0, 1)
         )
         lean = np.broadcast_to(
-            np.arange(self.grid_hw[1], dtype=np.float32) * self.leaning, (1, *self.grid_hw)
+            np.arange(self.grid_hw[1], dtype=np.float32) * self.gradient, (1, *self.grid_hw)
         )
         return {
             "logits": np.concatenate([lean, colours])[None],
@@ -61,30 +60,30 @@ def test_windows_cover_the_frame_and_overlap(size_hw, scale):
 
 @pytest.mark.parametrize("scale", [1.0, 1.5, 2.0, 3.7])
 @pytest.mark.parametrize("hw", [(240, 320), (333, 200)])
-def test_what_has_no_detail_is_the_same_at_every_scale(hw, scale):
-    network = Colours()
+def test_images_without_detail_are_equal_at_every_scale(hw, scale):
+    network = Colors()
     whole = network.infer(ramp(*hw))["logits"]
     found = MultiScaleSession(network, (scale,), flip=False).infer(ramp(*hw))["logits"]
     assert found.shape == whole.shape
     assert found.dtype == np.float32
-    inner = np.s_[:, 1:, 1:-1, 1:-1]  # beyond the centres of its outermost cells a network says nothing new
+    inner = np.s_[:, 1:, 1:-1, 1:-1]  # outside of the outermost cell centers, logits are extrapolated
     np.testing.assert_allclose(found[inner], whole[inner], atol=1.5)
 
 
-def test_windows_show_what_the_whole_frame_is_too_coarse_for():
+def test_windows_show_more_detail_than_the_whole_frame():
     frame = np.zeros((240, 320, 3), np.uint8)
     frame[:, ::32] = 255
-    network = Colours((16, 16))
+    network = Colors((16, 16))
     fine = MultiScaleSession(network, (4.0,), flip=False)
     sharpest = [np.ptp(session.infer(frame)["logits"][0, 1]) for session in (network, fine)]
     assert sharpest[1] > 1.5 * sharpest[0]
 
 
 def test_tiles_have_a_finer_grid():
-    """Lines of one pixel that the network's grid has no cells for."""
+    """Lines of one pixel, which are too thin for the network's grid."""
     frame = np.zeros((240, 320, 3), np.uint8)
     frame[:, 10::20] = 255
-    network = Colours((12, 16))
+    network = Colors((12, 16))
     tiles = MultiScaleSession(network, (1.0, 4.0), flip=False, finer=4)
     coarse, fine = (session.infer(frame)["logits"][0, 1] for session in (network, tiles))
     assert fine.shape == (48, 64)
@@ -94,7 +93,7 @@ def test_tiles_have_a_finer_grid():
 
 
 def test_tiles_and_scales_exclude_each_other():
-    with pytest.raises(InputError, match="tiles=2 stands for scales"):
+    with pytest.raises(InputError, match="tiles=2 means scales"):
         tfiseg.Segmenter(tiles=2, scales=(1, 1.5))
     with pytest.raises(InputError, match=r"tiles must lie in 1\.\.8, got 0"):
         tfiseg.Segmenter(tiles=0)
@@ -102,33 +101,33 @@ def test_tiles_and_scales_exclude_each_other():
         tfiseg.Segmenter(tiles=2.5)
 
 
-def test_mirror_images_take_a_networks_leaning_away():
+def test_mirror_images_cancel_a_horizontal_bias():
     frame = ramp(120, 160)
-    leaning = Colours(leaning=1.0)
-    assert np.ptp(leaning.infer(frame)["logits"][0, 0]) > 20
+    gradient = Colors(gradient=1.0)
+    assert np.ptp(gradient.infer(frame)["logits"][0, 0]) > 20
     for scales in ((1.0,), (1.0, 1.5)):
-        session = MultiScaleSession(leaning, scales, flip=True)
+        session = MultiScaleSession(gradient, scales, flip=True)
         found = session.infer(frame)["logits"]
         np.testing.assert_allclose(session.infer(frame[:, ::-1])["logits"], found[..., ::-1], atol=1e-3)
 
 
-def test_each_look_is_a_pass():
-    network = Colours()
+def test_number_of_passes():
+    network = Colors()
     MultiScaleSession(network, (1.0, 1.5), flip=True).infer(ramp(300, 300))
     assert len(network.seen) == 2 * (1 + 4)
     assert set(network.seen) == {(300, 300), (200, 200)}
 
 
-def test_every_scale_counts_alike():
+def test_scales_have_equal_weights():
     frame = np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8)
-    network = Colours()
+    network = Colors()
     alone = [MultiScaleSession(network, (s,), flip=False).infer(frame)["logits"] for s in (1.0, 1.5, 2.0)]
     together = MultiScaleSession(network, (1.0, 1.5, 2.0), flip=False).infer(frame)["logits"]
     np.testing.assert_allclose(together, np.mean(alone, axis=0), rtol=1e-5)
 
 
-def test_the_window_counts_most_whose_edge_is_furthest():
-    class Numbered(Colours):
+def test_window_weights_grow_with_the_distance_from_borders():
+    class Numbered(Colors):
         def infer(self, image):
             maps = super().infer(image)
             maps["logits"][:] = len(self.seen)
@@ -140,19 +139,19 @@ def test_the_window_counts_most_whose_edge_is_furthest():
         2,
         3,
     ]  # the first pass is the whole frame's, then two windows of 100 x 100
-    across = found[0, 26:49]  # where both are, from one's edge to the other's
+    across = found[0, 26:49]  # the overlap, from one border to the other
     assert (np.diff(across) > 0).all()
     assert abs(across[len(across) // 2] - 2.5) < 0.05
 
 
 def test_a_coarse_grid_and_windows_between_its_cells():
-    found = MultiScaleSession(Colours((2, 3)), (8.0,), flip=False).infer(ramp(64, 96))["logits"]
+    found = MultiScaleSession(Colors((2, 3)), (8.0,), flip=False).infer(ramp(64, 96))["logits"]
     assert np.isfinite(found).all()
     assert found.shape == (1, 4, 2, 3)
 
 
-def test_a_network_that_takes_one_size_says_which_window_it_was():
-    class Fixed(Colours):
+def test_size_errors_name_the_window():
+    class Fixed(Colors):
         def infer(self, image):
             if image.shape[:2] != (60, 90):
                 raise InputError("takes frames of 60x90")
@@ -163,12 +162,12 @@ def test_a_network_that_takes_one_size_says_which_window_it_was():
 
 
 @pytest.mark.parametrize("scales", [(), (0.5,), (1.0, 9.0), (float("nan"),), 1.5, None, ("big",)])
-def test_scales_that_make_no_sense(scales):
+def test_invalid_scales(scales):
     with pytest.raises(InputError, match="scales must be numbers from 1 to 8"):
-        MultiScaleSession(Colours(), scales, flip=False)
+        MultiScaleSession(Colors(), scales, flip=False)
 
 
-def test_a_segmenter_that_looks_several_times():
+def test_segmenter_with_several_passes():
     from skimage import data
 
     astronaut = np.ascontiguousarray(data.astronaut()[:, :, ::-1])
@@ -177,7 +176,7 @@ def test_a_segmenter_that_looks_several_times():
     assert 0.8 < (person[0] & person[1]).sum() / (person[0] | person[1]).sum() < 1
 
 
-def test_instance_heads_have_no_mean():
+def test_instance_heads_are_not_averaged():
     with pytest.raises(InputError, match="have no average"):
         tfiseg.Segmenter(refine="frame", scales=(1, 1.5))
     tfiseg.Segmenter(DEFAULT_MODEL, refine="components", scales=np.array([1, 2]), flip=True).close()

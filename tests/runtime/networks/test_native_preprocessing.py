@@ -1,11 +1,11 @@
-"""Preprocessing taken out of a model's graph: the same maps, faster; and models that keep it."""
+"""Native preprocessing: equal maps, and models whose preprocessing stays in the graph."""
 
 import cv2
 import numpy as np
 import pytest
 from plain_model import PLAIN_MODEL
 from tfiseg.errors import ModelError
-from tfiseg.runtime.networks.native_preprocessing import SMALL, without_front
+from tfiseg.runtime.networks.native_preprocessing import SMALL, split_preprocessing
 from tfiseg.runtime.networks.onnx_runtime import open_onnx
 from tfiseg.runtime.networks.onnx_session import OnnxSession
 from tfiseg.runtime.networks.session import DEFAULT_MODEL
@@ -19,7 +19,7 @@ def picture():
 
 @pytest.mark.parametrize("model", [PLAIN_MODEL, DEFAULT_MODEL], ids=lambda path: path.stem)
 @pytest.mark.parametrize("size_hw", [(480, 640), (1080, 1920), (37, 90), (200, 200), (3, 500)])
-def test_the_maps_are_those_of_the_whole_graph(model, size_hw, picture):
+def test_maps_equal_those_of_the_whole_graph(model, size_hw, picture):
     frame = cv2.resize(picture, size_hw[::-1])
     session = OnnxSession(model)
     assert [i.name for i in session.session.get_inputs()] == [SMALL]
@@ -30,20 +30,20 @@ def test_the_maps_are_those_of_the_whole_graph(model, size_hw, picture):
         assert np.abs(maps[name] - theirs).max() < 2e-4, name
 
 
-def test_no_model_and_half_a_model_keep_their_own_errors(tmp_path):
+def test_damaged_models(tmp_path):
     whole = PLAIN_MODEL.read_bytes()
-    assert without_front(b"") is None
+    assert split_preprocessing(b"") is None
     for k, spoilt in enumerate(
         (b"no model at all", whole[: len(whole) // 2], whole[: len(whole) // 2] + b"\xff" * 500, bytes(2000))
     ):
-        assert without_front(spoilt) is None
+        assert split_preprocessing(spoilt) is None
         (tmp_path / f"{k}.onnx").write_bytes(spoilt)
         with pytest.raises(ModelError, match=r"ONNX Runtime can't load|has no tfiseg metadata"):
             OnnxSession(tmp_path / f"{k}.onnx")
 
 
-def test_a_file_of_ones_is_told_at_once():
-    assert without_front(b"\xff" * 5_000_000) is None
+def test_a_file_of_ones_is_rejected_quickly():
+    assert split_preprocessing(b"\xff" * 5_000_000) is None
 
 
 def test_a_folder_is_no_model(tmp_path):
@@ -52,7 +52,7 @@ def test_a_folder_is_no_model(tmp_path):
 
 
 def model_of(size_hw=None, change=None):
-    """The bytes of a model: tfiseg's preprocessing, then twice the picture as logits."""
+    """Return a model: tfiseg's preprocessing, then twice the image as logits."""
     onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed (make test-export)")
     from tfiseg.export.frame_graph import (
         PixelFormat,
@@ -89,7 +89,7 @@ def test_a_fixed_size_and_a_long_side(size_hw, picture):
     from tfiseg.plugins.native import fit_frame
 
     model = model_of(size_hw)
-    front, rest = without_front(model)
+    front, rest = split_preprocessing(model)
     for frame in (picture, picture[:111, :50], picture[:5]):
         small = fit_frame(frame, front.size_hw(frame.shape[:2]))
         assert np.abs(run(rest, {SMALL: small[None]}) - run(model, {"frame": frame[None]})).max() < 1e-5
@@ -120,5 +120,5 @@ def lies_in_two_files(onnx, graph):
     "change", [needs_the_frame_again, scales_by_itself, scales_from_the_corners, lies_in_two_files]
 )
 def test_models_that_keep_their_preprocessing(change):
-    assert without_front(model_of(change=change)) is None
-    assert without_front(model_of()) is not None
+    assert split_preprocessing(model_of(change=change)) is None
+    assert split_preprocessing(model_of()) is not None

@@ -1,4 +1,4 @@
-"""Outputs left out of an ONNX file's bytes, with what only they need."""
+"""Removal of outputs from an ONNX file, and of the nodes that only they need."""
 
 import numpy as np
 import onnxruntime
@@ -8,7 +8,7 @@ from tfiseg.runtime.networks.onnx_bytes import with_outputs
 from tfiseg.runtime.networks.open_session import open_instance_session
 
 
-def test_the_nodes_of_other_outputs_go():
+def test_nodes_of_other_outputs_are_removed():
     onnx = pytest.importorskip("onnx")
     whole = DEFAULT_INSTANCE_MODEL.read_bytes()
     all_of_it = onnx.load_from_string(whole)
@@ -26,7 +26,7 @@ def test_the_nodes_of_other_outputs_go():
         assert part.metadata_props == all_of_it.metadata_props
 
 
-def test_what_is_left_computes_the_same():
+def test_remaining_outputs_are_equal():
     session = open_instance_session()
     rng = np.random.default_rng(0)
     views = rng.integers(0, 256, (2, session.view_px, session.view_px, 3), np.uint8)
@@ -44,7 +44,7 @@ def test_what_is_left_computes_the_same():
     np.testing.assert_allclose(session.foreground(views, masks), wanted["foreground"][:, 0], atol=1e-4)
 
 
-def test_weights_in_another_file_stay_where_they_are(tmp_path):
+def test_models_with_weights_in_another_file_are_not_changed(tmp_path):
     onnx = pytest.importorskip("onnx")
     path = tmp_path / "apart.onnx"
     onnx.save(
@@ -63,7 +63,7 @@ def test_weights_in_another_file_stay_where_they_are(tmp_path):
     )
 
 
-def test_many_views_are_as_a_few():
+def test_batches_of_many_views_equal_single_views():
     session = open_instance_session()
     rng = np.random.default_rng(0)
     views = rng.integers(0, 256, (11, session.view_px, session.view_px, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Networks in PyTorch: operators and networks against ONNX Runtime, and the route on an emulated GPU."""
+"""Networks in PyTorch, compared with ONNX Runtime, and on an emulated GPU."""
 
 import json
 import logging
@@ -128,7 +128,7 @@ CASES = {
 
 
 def model_of(kind, inputs, attributes, opset=18):
-    """A graph of one node: its first input is the graph's, the others are constants; opset 18."""
+    """Return a graph of one node, whose first input is the graph's; the others are constants."""
     names = ["" if value is None else f"in{k}" for k, value in enumerate(inputs)]
     constants = [numpy_helper.from_array(np.asarray(v), n) for v, n in zip(inputs, names, strict=True) if n]
     first = helper.make_tensor_value_info(
@@ -142,7 +142,7 @@ def model_of(kind, inputs, attributes, opset=18):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_operator_gives_what_onnx_runtime_gives(name):
+def test_operators_equal_onnx_runtime(name):
     kind, inputs, attributes = CASES[name]
     model = model_of(kind, inputs, attributes)
     expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"in0": inputs[0]})
@@ -159,7 +159,7 @@ def test_an_operator_gives_what_onnx_runtime_gives(name):
             "Resize",
             [IMAGE, None, None, whole(1, 4, 9, 6)],
             {"mode": "nearest"},
-            "half way between two pixels",
+            "ties between two pixels",
         ),
         ("ArgMax", [IMAGE], {"axis": 1, "select_last_index": 1}, "select_last_index"),
         ("Resize", [IMAGE, None, None, whole(1, 8, 9, 12)], {"mode": "linear"}, "another batch or number"),
@@ -167,24 +167,24 @@ def test_an_operator_gives_what_onnx_runtime_gives(name):
         ("Celu", [IMAGE], {}, "operators Celu"),
     ],
 )
-def test_what_it_cannot_run_as_onnx_does_is_an_error(kind, inputs, attributes, message):
+def test_unsupported_attributes_are_errors(kind, inputs, attributes, message):
     with pytest.raises(tfiseg.ModelError, match=message):
         TorchNetwork(model_of(kind, inputs, attributes), "cpu")({"in0": torch.from_numpy(inputs[0])})
 
 
-def test_an_opset_with_other_meanings_is_an_error():
+def test_old_opsets_are_errors():
     with pytest.raises(tfiseg.ModelError, match="from opset 13 on, this model has opset 12"):
         TorchNetwork(model_of("Softmax", [IMAGE], {"axis": 1}, opset=12), "cpu")
 
 
-def test_a_network_that_disagrees_with_its_metadata_is_an_error(tmp_path):
+def test_a_network_that_contradicts_its_metadata_is_an_error(tmp_path):
     model = onnx.load(PLAIN_MODEL)
     said = json.loads(model.metadata_props[0].value)
     model.metadata_props[0].value = json.dumps(
         said | {"class_names": said["class_names"][:20], "things": [1]}
     )
     onnx.save(model, tmp_path / "net.onnx")
-    with pytest.raises(tfiseg.ModelError, match="gives logits of 21 classes, its metadata names 20"):
+    with pytest.raises(tfiseg.ModelError, match="returns logits of 21 classes, its metadata names 20"):
         tfiseg.Segmenter(tmp_path / "net.onnx", backend="torch")(photo())
 
 
@@ -223,7 +223,7 @@ def test_the_memory_of_many_sizes_is_bounded():
     assert len(network._by_shapes) < 300
 
 
-def test_maps_are_freed_when_the_last_layer_has_read_them(monkeypatch):
+def test_maps_are_freed_after_their_last_use(monkeypatch):
     nodes = [helper.make_node("Relu", [f"x{k}"], [f"x{k + 1}"]) for k in range(20)]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x0", "x20")]
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
@@ -245,7 +245,7 @@ def test_maps_are_freed_when_the_last_layer_has_read_them(monkeypatch):
 
 
 def emulate_torch(monkeypatch, gpu, captures=True):
-    """PyTorch's streams and contexts on the emulated GPU; memory is the host's."""
+    """PyTorch's streams and contexts on the emulated GPU, with host memory."""
     emulated_gpu.install(monkeypatch, gpu)
     context = emulated_gpu.Context(gpu)
 
@@ -263,7 +263,7 @@ def emulate_torch(monkeypatch, gpu, captures=True):
             self.cuda_stream = self.handle
 
     class Graph:
-        """What was enqueued, to be enqueued again: PyTorch's kernels can't be recorded on a CPU."""
+        """A recorded function that runs again: PyTorch cannot capture kernels on a CPU."""
 
         def __init__(self, work):
             self.work = work
@@ -309,7 +309,7 @@ def test_a_frame_on_the_gpu_stays_there(gpu, monkeypatch):
     assert gpu.waits == ["all"]
 
 
-def test_best_on_a_gpu_refines_on_the_cpu_and_says_so(gpu, monkeypatch, caplog):
+def test_best_on_a_gpu_refines_on_the_cpu(gpu, monkeypatch, caplog):
     emulate_torch(monkeypatch, gpu)
     with caplog.at_level(logging.WARNING, "tfiseg"):
         segmenter = tfiseg.Segmenter(PLAIN_MODEL, device="cuda", backend="torch", quality="best")
@@ -317,13 +317,13 @@ def test_best_on_a_gpu_refines_on_the_cpu_and_says_so(gpu, monkeypatch, caplog):
     same(segmenter(photo()), tfiseg.Segmenter(PLAIN_MODEL, threads=1, quality="best")(photo()))
 
 
-def test_without_a_gpu_the_error_says_what_to_do():
+def test_missing_gpu_error_names_a_fix():
     with pytest.raises(tfiseg.EngineError, match=r'install a CUDA build of it, or use device="cpu"'):
         tfiseg.Segmenter(device="cuda", backend="torch")
 
 
 @pytest.mark.parametrize("content", [None, b"no model at all", b""])
-def test_files_that_are_no_model_are_errors(tmp_path, content):
+def test_files_that_are_no_models_are_errors(tmp_path, content):
     path = tmp_path / "net.onnx"
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Models for refinement: their rules and metadata, and the one that comes with tfiseg."""
+"""Metadata and rules of instance networks."""
 
 import numpy as np
 import pytest
@@ -10,10 +10,12 @@ from tfiseg.runtime.refine.join_rule import JOIN_FEATURES
 from tfiseg.runtime.refine.refiner import Refiner
 
 
-def test_a_network_for_groups_is_thorough(tmp_path):
+def test_networks_for_groups_use_exhaustive_refinement(tmp_path):
     assert not Refiner().thorough
     model = DEFAULT_INSTANCE_MODEL.read_bytes()
-    given = b'"view_px": 192, "outline_px": 128'  # in as many bytes, so that the file stays one
+    given = (
+        b'"view_px": 192, "outline_px": 128'  # the replacement has the same length, so the file stays valid
+    )
     for odds, thorough in ((b"0.28", True), (b"6.5", False), (b"1.0", False)):
         path = tmp_path / "m.onnx"
         path.write_bytes(model.replace(given, (b'"view_px": 192, "lone_odds": ' + odds).ljust(len(given))))
@@ -25,7 +27,7 @@ def test_a_network_for_groups_is_thorough(tmp_path):
             open_instance_session(path)
 
 
-def test_a_model_with_the_rules_of_an_older_version_is_refused(tmp_path):
+def test_models_of_an_older_format_are_rejected(tmp_path):
     model = DEFAULT_INSTANCE_MODEL.read_bytes()
     (tmp_path / "old.onnx").write_bytes(model.replace(b'"instance_format": 2', b'"instance_format": 1'))
     with pytest.raises(ModelError, match="its format is 1"):
@@ -33,7 +35,7 @@ def test_a_model_with_the_rules_of_an_older_version_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("side", [b'"x"', b"nul"])
-def test_a_model_whose_metadata_is_damaged_is_refused(tmp_path, side):
+def test_models_with_damaged_metadata_are_rejected(tmp_path, side):
     (tmp_path / "m.onnx").write_bytes(
         DEFAULT_INSTANCE_MODEL.read_bytes().replace(b'"view_px": 192', b'"view_px": ' + side)
     )
@@ -41,14 +43,14 @@ def test_a_model_whose_metadata_is_damaged_is_refused(tmp_path, side):
         open_instance_session(tmp_path / "m.onnx")
 
 
-def test_models_of_before_take_views_of_one_side(tmp_path):
+def test_older_models_have_views_of_one_side(tmp_path):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(DEFAULT_INSTANCE_MODEL)
     for given in model.graph.input:
         for axis in (1, 2):
             given.type.tensor_type.shape.dim[axis].dim_value = 160
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match="speaks of views of 192 px, its network takes 160"):
+    with pytest.raises(ModelError, match="has views of 192 px, but the network takes 160"):
         open_instance_session(tmp_path / "m.onnx")
     for p in model.metadata_props:
         p.value = p.value.replace('"view_px": 192, "outline_px": 128', '"view_px": 160')
@@ -60,7 +62,7 @@ def test_models_of_before_take_views_of_one_side(tmp_path):
     ).shape == (1, 80, 80)
 
 
-def test_the_shipped_network_is_small_and_brings_its_rules():
+def test_the_included_network_is_small_and_has_rules():
     session = open_instance_session()
     assert session.path.stat().st_size < 10e6
     for name in ("merge", "part"):
