@@ -231,7 +231,7 @@ class Instances:
         return outlines_of(self.crop(index), (x0, y0))
 
     @property
-    def colours(self) -> NDArray[np.uint8]:
+    def colors(self) -> NDArray[np.uint8]:
         """Color of each instance by its number in the label map, uint8 (n + 1, 3) BGR; row 0 is black."""
         return instance_colors(len(self), self.track_id)
 
@@ -269,7 +269,7 @@ class Instances:
             self.label_map,
             self.box_xyxy,
             texts,
-            colors=self.colours,
+            colors=self.colors,
             alpha=alpha,
             outline=outline,
         )
@@ -344,9 +344,7 @@ class Instances:
     def _repr_html_(self) -> str:
         """Return an image of the masks and a table of the first instances, for notebooks."""
         rows = [(i.number, i.title, f"{i.score:.2f}", i.area) for i in islice(self, HTML_ROWS)]
-        return html_of(
-            repr(self), self.colours, self.label_map, ("number", "class", "score", "area px"), rows
-        )
+        return html_of(repr(self), self.colors, self.label_map, ("number", "class", "score", "area px"), rows)
 
 
 def instances_from_table(

@@ -155,7 +155,7 @@ def _difference(whole: ViewMaps, model: Path, views: NDArray[np.uint8], masks: N
     """Return the largest difference of a probability between torch and the written model."""
     session = open_instance_session(model)
     _, *expected = whole(torch.from_numpy(views), torch.from_numpy(masks))
-    maps = session.infer(views, masks, foreground=session.draws_outlines)
+    maps = session.infer(views, masks, foreground=session.can_refine_masks)
     pairs = [*zip(expected[:2], (maps.affinity, maps.boundary), strict=True)]
     if maps.foreground is not None:
         side = session.outline_px

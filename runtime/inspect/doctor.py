@@ -49,7 +49,7 @@ def make_report(facts: Facts, checks: Sequence[Check]) -> dict[str, Any]:
     return {
         "healthy": is_healthy(checks),
         "machine": facts.machine.as_dict(),
-        "checks": [{"name": c.name, "state": c.state, "found": c.found, "mend": c.fix} for c in checks],
+        "checks": [{"name": c.name, "state": c.state, "found": c.found, "fix": c.fix} for c in checks],
     }
 
 

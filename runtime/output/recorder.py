@@ -151,7 +151,7 @@ class McapWriter:
 
     def _annotations(self, at: Any, instances: Instances) -> Any:
         m, outlines, texts = self._messages, [], []
-        colors = instances.colours[:, ::-1] / 255
+        colors = instances.colors[:, ::-1] / 255
         for instance in instances:
             r, g, b = colors[instance.number].tolist()
             color = m.Color(r=r, g=g, b=b, a=1.0)

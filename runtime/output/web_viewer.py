@@ -93,7 +93,7 @@ class Viewer:
             return None
         age_ms = result.age_ms
         instances, stats = result.instances, self._pipeline.stats()
-        colors = instances.colours
+        colors = instances.colors
         rows = [
             {
                 "name": instance.title,

@@ -145,10 +145,10 @@ PROGRAM = """
 from tfiseg import EngineError
 from tfiseg.export.engine import tensorrt_builder
 from tfiseg.export.engine.precision_proof import LayerReport
-from tfiseg.export.engine.tensorrt_flavours import flavour
+from tfiseg.export.engine.tensorrt_flavors import find_flavor
 from tfiseg.runtime.networks import tensorrt_plan
 
-kind = flavour("tensorrt")
+kind = find_flavor("tensorrt")
 print(kind.version)
 settings = tensorrt_builder.BuildSettings()
 try:

@@ -136,7 +136,7 @@ def test_from_a_network_and_folders_to_one_model(people, tmp_path, capsys):
     assert np.abs(halved - plain["logits"]).mean() < 0.2  # the class map is the network's own
     segmenter = Segmenter(out, refine="frame")
     assert len(segmenter(image)) >= 1
-    assert segmenter._least_area((1080, 1920)) == 40  # from its teacher
+    assert segmenter._frame_min_area((1080, 1920)) == 40  # from its teacher
     without_heads = semantic_network(out)
     assert [o.name for o in without_heads.graph.output] == ["logits"]
     assert [t.name for t in find_taps(without_heads)] == [t.name for t in find_taps(onnx.load(PLAIN_MODEL))]

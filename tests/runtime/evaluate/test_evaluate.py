@@ -92,7 +92,7 @@ def test_min_area_of_a_network_for_small_objects(tmp_path):
         segmenter = tfiseg.Segmenter(
             refine="components", instance_model=tmp_path / "small.onnx", min_area=min_area
         )
-        assert segmenter._least_area((480, 640)) == expected
+        assert segmenter._frame_min_area((480, 640)) == expected
     outlined = tfiseg.Segmenter(outlines=True, instance_model=tmp_path / "small.onnx")
     assert outlined._frame_min_area((480, 640)) == 9
 

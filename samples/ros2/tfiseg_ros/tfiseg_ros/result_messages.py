@@ -56,7 +56,7 @@ def markers_of(
     for instance, label in zip(instances, labels_of(instances).tolist(), strict=True):
         has_depth = instance.distance_m is not None and np.isfinite(instance.distance_m)
         z = instance.distance_m if has_depth else _PLANE_M
-        b, g, r = (instances.colours[instance.number] / 255).tolist()
+        b, g, r = (instances.colors[instance.number] / 255).tolist()
         color = ColorRGBA(r=r, g=g, b=b, a=1.0)
         outline = _marker(header, instance.class_name, label, Marker.LINE_STRIP, color)
         outline.scale.x = 0.01 * z
