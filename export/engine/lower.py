@@ -135,11 +135,11 @@ def lower(
     model = Network(model).model
     if settings.precision == "fp32":
         return LoweredNetwork(model)
+    kept = _kept_layers(model, settings)
     calibration_part, gate_part = _frames(settings, quiet)
     test_frames = gate_part or calibration_part
     yardstick = _yardstick(model, test_frames, quiet)
     if settings.precision == "fp16":
-        kept = _kept_layers(model, settings)
         if calibration_part is not None:
             kept += [
                 name
@@ -150,7 +150,7 @@ def lower(
     else:
         assert calibration_part is not None
         assert test_frames is not None
-        lowered = _to_int8(model, settings, for_cpu, calibration_part, test_frames, yardstick, quiet)
+        lowered = _to_int8(model, settings, for_cpu, kept, calibration_part, test_frames, yardstick, quiet)
     lowered.kept = [
         layer.name for layer in layer_precisions(lowered.model) if layer.precision != settings.precision
     ]
@@ -183,6 +183,7 @@ def _to_int8(
     model: onnx.ModelProto,
     settings: PrecisionSettings,
     for_cpu: bool,
+    kept: list[str],
     frames: FrameSample,
     test_frames: FrameSample,
     yardstick: Callable[[], Comparison],
@@ -190,7 +191,7 @@ def _to_int8(
 ) -> LoweredNetwork:
     scheme = Scheme(signed=not for_cpu)
     calibration: Calibration = calibrate(model, frames, settings.method, settings.cache, quiet)
-    kept = list(dict.fromkeys([*edge_layers(Network(model)), *_kept_layers(model, settings)]))
+    kept = list(dict.fromkeys([*edge_layers(Network(model)), *kept]))
 
     def convert(excluded: list[str]) -> onnx.ModelProto:
         quantized = quantize(model, calibration, [*kept, *excluded], scheme)
@@ -198,7 +199,7 @@ def _to_int8(
             return quantized
         return to_fp16(quantized, find_overflowing_nodes(quantized, frames.part(0, _RANGE_FRAMES)))
 
-    max_excluded = settings.max_excluded(len(find_layers(Network(model))) - len(kept))
+    max_excluded = settings.max_excluded(len(find_layers(Network(model))))
     if not max_excluded:
         return LoweredNetwork(convert([]))
     trials: dict[int, LoweredNetwork] = {}
