@@ -23,6 +23,7 @@ from ...errors import MissingDependencyError, TfisegError
 from ...plugins.plugin_build import find_cmake, find_nvcc, find_tensorrt_headers
 from ...plugins.plugin_library import PATH_VARIABLE, plugin_info, plugin_path
 from ..networks.machine import Machine, look_at_machine
+from ..networks.session import DEFAULT_MODEL
 
 NATIVE = "tfiseg.plugins.native"
 _PROBES = {  # module -> what else to ask it
@@ -94,7 +95,7 @@ def look() -> Facts:
         packages=packages,
         tools={name: _tool(find) for name, find in tools.items()},
         plugin=_plugin(),
-        network=next(iter(sorted((Path(__file__).parents[1] / "models").glob("*.onnx"))), None),
+        network=DEFAULT_MODEL if DEFAULT_MODEL.exists() else None,
         modules=running(),
     )
 
