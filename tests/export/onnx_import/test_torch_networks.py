@@ -99,6 +99,18 @@ def test_sources_that_name_nothing(source, says, here, monkeypatch):
     assert not (here / "out.onnx").exists()
 
 
+def test_random_weights_may_give_one_label(here):
+    """They serve for timing; nobody can give photos that make them see more."""
+    (here / "dull.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef net():\n    layer = nn.Conv2d(3, 2, 1)\n"
+        "    nn.init.normal_(layer.weight, std=0.01)\n    layer.bias.data = torch.tensor([-1.0, -5.0])\n"
+        "    return layer\n"
+    )
+    with pytest.raises(tfiseg.ModelError, match="has the label"):
+        export("python:dull:net", here)
+    assert export("python:dull:net", here, random_weights=True)["labels_seen"] == 1
+
+
 def test_weights_are_loaded_or_named(here):
     import importlib.util
 
