@@ -217,7 +217,7 @@ def banks_of(
     if refiner is not None:
         bank = with_groups(bank, tell_instances(bank, refiner, quiet))
         odds = lone_odds(bank)
-        say(f"of what could be parted, {odds:.2f} components are one object for each that is several")
+        say(f"regions that could be separated: {odds:.2f} single objects for each group")
     bank = typical(bank)
     say(bank_summary(bank))
     used, held = split_bank(bank, recipe.held_out, recipe.seed)

@@ -229,7 +229,7 @@ def check_machine(engine: Path, record: dict[str, Any], machine: Machine) -> Non
         )
         if machine.compute_capability is None:
             network = record["built_from"].get("onnx", "the .onnx")
-            helps = f"No engine runs without a GPU: use {network} here; where there is one, {_again(record)}"
+            helps = f"No engine runs without a GPU: use {network} here; for another GPU, {_again(record)}"
         else:
             helps = f"Here, {_again(record)}"
         raise EngineError(f"{engine} was not built for this machine. {sides}. {helps}")
