@@ -26,8 +26,8 @@ WATCHDOG_HZ = 50
 class EmergencyStop:
     """A stop signal that is on until it has been proved for a while that the way is clear.
 
-    A thread of its own watches the age of the results. It calls ``on_change(stopped, reason)`` at each
-    change. Time is that of ``clock``, in seconds.
+    A thread of its own watches the age of the results. ``on_change(stopped, reason)`` is called when the
+    signal changes, and when a stop gets another cause. Time is that of ``clock``, in seconds.
 
     Args:
         near: danger at or above which the robot stops; any quantity that grows with danger.
@@ -56,6 +56,7 @@ class EmergencyStop:
         self._clear_since: float | None = None
         self._clear_count = 0
         self.stopped, self.reason = True, "no result yet"
+        self._cause = "silence"
 
     def update(self, danger: float, captured_s: float) -> None:
         """Take one result: its danger, and when its frame was captured. NaN is a stop."""
@@ -69,7 +70,7 @@ class EmergencyStop:
                 self._clear_since = captured_s if self._clear_since is None else self._clear_since
                 self._clear_count += 1
             if not danger < self._near:
-                self._set(True, f"danger {danger:.3g} reaches {self._near:.3g}")
+                self._set(True, "danger", f"danger {danger:.3g} reaches {self._near:.3g}")
                 return
         self.check()
 
@@ -81,31 +82,30 @@ class EmergencyStop:
             age_s = self._clock() - self._captured_s
             if age_s > self._stale_s:
                 self._clear_since, self._clear_count = None, 0
-                self._set(True, f"no result for {age_s * 1e3:.0f} ms")
+                self._set(True, "silence", f"no result for {age_s * 1e3:.0f} ms")
             elif (
                 self._clear_since is not None
                 and self._clear_count >= self._clear_results
                 and self._captured_s - self._clear_since >= self._clear_s
             ):
-                self._set(False, "the way is clear")
+                self._set(False, "clear", "the way is clear")
 
     def fail(self, reason: str) -> None:
         """Stop for a reason from outside, such as an error; only clear results end it."""
         with self._lock:
             self._clear_since, self._clear_count = None, 0
-            self._set(True, reason)
+            self._set(True, reason, reason)
 
     def watch(self, stop: threading.Event) -> None:
         """Run the watchdog until the event is set; in a thread of its own, which no network can delay."""
         while not stop.wait(1 / WATCHDOG_HZ):
             self.check()
 
-    def _set(self, stopped: bool, reason: str) -> None:
-        changed = stopped != self.stopped
-        self.stopped = stopped
-        if changed or not stopped:
+    def _set(self, stopped: bool, cause: str, reason: str) -> None:
+        changed = cause != self._cause
+        self.stopped, self._cause = stopped, cause
+        if changed:  # the figures in the reason are those of the first result of this cause
             self.reason = reason
-        if changed:
             self._on_change(stopped, reason)
 
 
