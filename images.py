@@ -73,6 +73,7 @@ _UNSUPPORTED_FORMATS = {  # name -> first bytes of the file, or its brands
     "SVG": (b"<svg", b"<?xml"),
     "PDF": (b"%PDF",),
 }
+_VIDEO_STARTS = (b"\x1a\x45\xdf\xa3", b"\0\0\1\xba")  # Matroska and WebM, MPEG
 _AUTHORITY_END, _QUERY = re.compile(r"[/?#]"), re.compile(r"[?#]")
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"']+")
 _PASSWORD_IN_TEXT = re.compile(
@@ -288,6 +289,9 @@ def _describe_format(stream: BinaryIO) -> str:
     for name, signatures in _UNSUPPORTED_FORMATS.items():
         if head.startswith(signatures) or (head[4:8] == b"ftyp" and head[8:12] in signatures):
             return f": {name} is not supported, convert it to JPEG or PNG"
+    is_movie = head[4:8] == b"ftyp" and head[8:11] != b"avi"  # the brands of AVIF images begin with "avi"
+    if is_movie or head.startswith(_VIDEO_STARTS) or (head[:4], head[8:]) == (b"RIFF", b"AVI LIST"):
+        return ": it looks like a video, which tfiseg.open_source and `tfiseg run` read frame by frame"
     return ": check that it is complete, or convert it to JPEG or PNG"
 
 

@@ -32,6 +32,7 @@ _FOREIGN_ONLY = (
     "weights",
     "random_weights",
 )
+_EXTRAS = {"torchvision": "zoo", "smp": "zoo", "hf": "hf", "python": "torch"}  # all include `export`
 _EXAMPLES = (
     Example("tfiseg export default -o net.onnx", "the network that comes with tfiseg"),
     Example(
@@ -211,10 +212,11 @@ def _one_or_three(text: str) -> tuple[float, float, float]:
 
 
 def _export(args: argparse.Namespace) -> int:
-    need("onnx", "export")
+    kind = args.source.partition(":")[0]
+    extra = _EXTRAS.get(kind, "export")
+    need("onnx", extra)
     from ..export.onnx_import.any_network import DEFAULTS, TORCH_KINDS, export_any, export_default
 
-    kind = args.source.partition(":")[0]
     is_ours = kind not in TORCH_KINDS and not args.source.endswith(".onnx")
     _check_options(args, is_ours, args.source in DEFAULTS)
     if kind not in TORCH_KINDS and args.source not in DEFAULTS:
@@ -225,9 +227,8 @@ def _export(args: argparse.Namespace) -> int:
     elif is_ours:
         report = _export_checkpoint(args)
     else:
-        need("onnxsim", "export")
-        for module in ("torch", "onnxscript") if kind in TORCH_KINDS else ():
-            need(module, "torch")
+        for module in ("onnxsim", *(("torch", "onnxscript") if kind in TORCH_KINDS else ())):
+            need(module, extra)
         report = export_any(args.source, args.output, _options(args), quiet=args.json)
     if args.triton:
         from ..export.triton import write_repository

@@ -1,7 +1,7 @@
 """Use instance masks in a robot's control loop: stop if a person is near or the masks are old.
 
 Run `python samples/embed_in_robot.py 0` with a camera, or "synthetic" without one. Replace `print` with your
-motor commands.
+motor commands. The tracker needs `pip install ".[live]"`.
 """
 
 import argparse

@@ -26,13 +26,15 @@ WATCHDOG_HZ = 50
 class EmergencyStop:
     """A stop signal that stays on until the way has been clear for some time.
 
+    A thread watches the age of the results.
+
     Args:
         near: danger at or above which the robot stops; any quantity that grows with the danger.
         clear: danger at or below which the way is clear; lower than ``near``.
         stale_ms: age of the newest result above which the robot stops.
         clear_s: minimum time for which the way must be clear before the robot goes.
         clear_results: minimum number of clear results before the robot goes.
-        on_change: called with (stopped, reason) at each change.
+        on_change: called with (stopped, reason) at each change of the signal or of a stop's cause.
         clock: returns the time in seconds.
     """
 
@@ -56,6 +58,7 @@ class EmergencyStop:
         self._clear_since: float | None = None
         self._clear_count = 0
         self.stopped, self.reason = True, "no result yet"
+        self._cause = "silence"
 
     def update(self, danger: float, captured_s: float) -> None:
         """Update with the danger and the capture time of a result. NaN stops the robot."""
@@ -69,7 +72,7 @@ class EmergencyStop:
                 self._clear_since = captured_s if self._clear_since is None else self._clear_since
                 self._clear_count += 1
             if not danger < self._near:
-                self._set(True, f"danger {danger:.3g} reaches {self._near:.3g}")
+                self._set(True, "danger", f"danger {danger:.3g} reaches {self._near:.3g}")
                 return
         self.check()
 
@@ -81,31 +84,30 @@ class EmergencyStop:
             age_s = self._clock() - self._captured_s
             if age_s > self._stale_s:
                 self._clear_since, self._clear_count = None, 0
-                self._set(True, f"no result for {age_s * 1e3:.0f} ms")
+                self._set(True, "silence", f"no result for {age_s * 1e3:.0f} ms")
             elif (
                 self._clear_since is not None
                 and self._clear_count >= self._clear_results
                 and self._captured_s - self._clear_since >= self._clear_s
             ):
-                self._set(False, "the way is clear")
+                self._set(False, "clear", "the way is clear")
 
     def fail(self, reason: str) -> None:
         """Stop for another reason, such as an error, until there are clear results again."""
         with self._lock:
             self._clear_since, self._clear_count = None, 0
-            self._set(True, reason)
+            self._set(True, reason, reason)
 
     def watch(self, stop: threading.Event) -> None:
         """Check regularly until the event is set; run this in its own thread."""
         while not stop.wait(1 / WATCHDOG_HZ):
             self.check()
 
-    def _set(self, stopped: bool, reason: str) -> None:
-        changed = stopped != self.stopped
-        self.stopped = stopped
-        if changed or not stopped:
+    def _set(self, stopped: bool, cause: str, reason: str) -> None:
+        changed = cause != self._cause
+        self.stopped, self._cause = stopped, cause
+        if changed:  # the figures in the reason are those of the first result of this cause
             self.reason = reason
-        if changed:
             self._on_change(stopped, reason)
 
 

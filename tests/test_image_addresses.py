@@ -85,6 +85,20 @@ def test_urls_that_cannot_be_read(url, message):
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        b"\0\0\0\x20ftypisom\0\0\2\0",
+        b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81" + bytes(20),
+        b"RIFF\x24\0\0\0AVI LIST" + bytes(20),
+        b"\0\0\1\xba" + bytes(20),
+    ],
+)
+def test_a_video_is_sent_to_what_reads_it(content):
+    with pytest.raises(tfiseg.InputError, match=r"x is no image.* a video, which tfiseg\.open_source and"):
+        read_image(content, name="x")
+
+
+@pytest.mark.parametrize(
     ("content", "kind"),
     [
         (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),

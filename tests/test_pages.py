@@ -125,6 +125,31 @@ def test_commands_run(block, reader):
     run(["bash", "-euo", "pipefail", "-c", block.code], reader)
 
 
+def test_the_triton_page_shows_what_is_printed(reader):
+    pytest.importorskip("onnx")
+    (block,) = (b for b in blocks("text") if b.page.name == "triton.md")
+    command, _, shown = block.code.partition("\n")
+    shutil.copytree(ROOT / "runtime" / "models", reader / "runtime" / "models")
+    printed = run(["bash", "-c", command.removeprefix("$ ")], reader)
+    assert printed == shown.replace("/home/me", str(reader))
+
+
+def test_the_page_on_doctor_shows_what_is_printed(reader):
+    """The states, names and order of its lines; versions and sizes change."""
+    (block,) = (b for b in blocks("text") if b.page.name == "troubleshooting.md")
+    line = re.compile(r"^(?:ok|optional|missing|wrong) +(.+?)  ", re.MULTILINE)
+    printed = line.findall(run(["tfiseg", "doctor"], reader))
+    shown = line.findall(block.code)
+    assert shown == printed[: len(shown)]
+
+
+@pytest.mark.parametrize("page", USER_PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_code_with_a_tracker_follows_its_extra(page):
+    """`pip install .` alone brings no tracker."""
+    before, used, _ = page.read_text().partition("tfiseg.Tracker()")
+    assert not used or re.search(r"pip install \S*\[\w*,?live\]", before)
+
+
 def verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     return next((a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)), {})
 

@@ -231,7 +231,7 @@ def prepare_banks(
     if refiner is not None:
         bank = split_groups(bank, predict_pseudo_labels(bank, refiner, quiet))
         ratio = single_to_group_ratio(bank)
-        print_line(f"components that could be split: {ratio:.2f} single objects per group")
+        print_line(f"regions that could be separated: {ratio:.2f} single objects per group")
     bank = remove_dented_objects(bank)
     print_line(bank_summary(bank))
     used, held = split_bank(bank, recipe.held_out, recipe.seed)

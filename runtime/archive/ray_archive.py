@@ -161,7 +161,10 @@ def _cluster(ray: Any, address: str, cpus: int) -> Iterator[dict[str, float]]:
         try:
             ray.init(address=address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise SourceError(f"there is no Ray cluster at {address!r}: {error}") from error
+            raise SourceError(
+                f"there is no Ray cluster at {address!r}: start one with `ray start --head`, or use this "
+                f"machine alone with --ray and no address ({error})"
+            ) from error
         # Ray's handler would end the process at once
         if on_terminate is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)

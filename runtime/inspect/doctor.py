@@ -110,7 +110,7 @@ def _checks(facts: Facts) -> Iterator[Check]:
         yield (
             Check(package, OK, found)
             if found
-            else Check(package, OPTIONAL, "not installed", f'pip install ".[{extra}]"')
+            else Check(package, OPTIONAL, "not installed", f'pip install ".[{extra}]" in the repository')
         )
 
 

@@ -22,6 +22,7 @@ from ...errors import MissingDependencyError, TfisegError
 from ...plugins.plugin_build import find_cmake, find_nvcc, find_tensorrt_headers
 from ...plugins.plugin_library import PATH_VARIABLE, plugin_info, plugin_path
 from ..networks.machine import Machine, detect_machine
+from ..networks.session import DEFAULT_MODEL
 
 NATIVE = "tfiseg.plugins.native"
 _PROBES = {  # module -> additional statements of its probe
@@ -111,7 +112,7 @@ def collect_facts() -> Facts:
         packages=packages,
         tools={name: _tool(find) for name, find in tools.items()},
         plugin=_plugin(),
-        network=next(iter(sorted((Path(__file__).parents[1] / "models").glob("*.onnx"))), None),
+        network=DEFAULT_MODEL if DEFAULT_MODEL.exists() else None,
         modules=wait_for_modules(),
     )
 

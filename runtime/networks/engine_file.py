@@ -224,7 +224,7 @@ def check_machine(engine: Path, record: dict[str, Any], machine: Machine) -> Non
         )
         if machine.compute_capability is None:
             network = record["built_from"].get("onnx", "the .onnx")
-            fix = f"No engine runs without a GPU: use {network}. On a machine with a GPU, {_rebuild(record)}"
+            fix = f"No engine runs without a GPU: use {network} here; for another GPU, {_rebuild(record)}"
         else:
             fix = f"Here, {_rebuild(record)}"
         raise EngineError(f"{engine} was not built for this machine. {sides}. {fix}")

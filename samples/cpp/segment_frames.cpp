@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <exception>
 #include <map>
 #include <memory>
@@ -160,13 +161,9 @@ class FrameSegmenter {
     std::unique_ptr<tfiseg::Clusterer> clusterer_;
 };
 
-std::string stem(const std::string &path) {
-    const size_t slash = path.find_last_of('/'), start = slash == std::string::npos ? 0 : slash + 1;
-    return path.substr(start, path.find_last_of('.') - start);
-}
-
 void run(int argc, char **argv) {
     if (argc < 4) throw std::runtime_error("usage: segment_frames MODEL.onnx OUT_FOLDER FRAME.png...");
+    std::filesystem::create_directories(argv[2]);
     FrameSegmenter segment(argv[1], int(std::max(1u, std::thread::hardware_concurrency())));
     for (int k = 3; k < argc; ++k) {
         tfiseg::Size size;
@@ -176,7 +173,8 @@ void run(int argc, char **argv) {
         for (const tfiseg::Instance &instance : found.instances)
             std::printf("  %s, score %.3f, box (%.0f, %.0f, %.0f, %.0f), %d pixels\n", segment.class_name(instance.class_id).c_str(), instance.score,
                         instance.x0, instance.y0, instance.x1, instance.y1, instance.area);
-        write_labels(std::string(argv[2]) + "/" + stem(argv[k]) + ".png", found.label_map, size);
+        const std::filesystem::path name = std::filesystem::path(argv[k]).stem().string() + ".png";
+        write_labels((std::filesystem::path(argv[2]) / name).string(), found.label_map, size);
     }
 }
 

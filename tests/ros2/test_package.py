@@ -218,7 +218,9 @@ def test_package_xml_lists_all_imported_packages():
     assert root.findtext("export/build_type") == "ament_python"
     for path in (*PACKAGE.glob("tfiseg_ros/*.py"), *PACKAGE.glob("launch/*.py")):
         for package in re.findall(
-            r"^\s*(?:from|import) (\w+_msgs|rclpy|launch_ros)\b", path.read_text(), re.MULTILINE
+            r"^\s*(?:from|import) (\w+_msgs|rclpy|launch|launch_ros|ament_index_python)\b",
+            path.read_text(),
+            re.MULTILINE,
         ):
             assert package in depends | {"rcl_interfaces"}, f"{path.name}: {package}"
 

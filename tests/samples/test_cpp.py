@@ -77,7 +77,9 @@ def test_the_project_of_the_guide(cpp_prefix, run_tool, tmp_path):
         (tmp_path / file).write_text(code[1])
     run_tool("cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={cpp_prefix}")
     run_tool("cmake", "--build", tmp_path / "build")
-    assert run_tool(tmp_path / "build" / "robot") == ""  # logits of zeros are background
+    printed = re.search(r"^build/robot   # (.*)$", page, re.MULTILINE)
+    assert printed
+    assert run_tool(tmp_path / "build" / "robot") == f"{printed[1]}\n"
 
 
 def test_a_build_in_the_repository_needs_no_installed_library(require_tools, run_tool, tmp_path):
@@ -167,7 +169,7 @@ def test_segment_frames_equals_python(segment_frames, frames, tmp_path):
     """With preprocessing by the network's graph, the results are bit-exact."""
     session = start_session(DEFAULT_MODEL, threads=os.cpu_count() or 1)
     segmenter = tfiseg.Segmenter()
-    for path, labels in zip(frames, labels_of(segment_frames, frames, tmp_path), strict=True):
+    for path, labels in zip(frames, labels_of(segment_frames, frames, tmp_path / "new"), strict=True):
         image = cv2.imread(str(path))
         names = [output.name for output in session.get_outputs()]
         maps = dict(zip(names, session.run(names, {"frame": image[None]}), strict=True))
@@ -179,7 +181,7 @@ def test_segment_frames_equals_python(segment_frames, frames, tmp_path):
 def test_segment_frames_agrees_with_the_segmenter(segment_frames, frames, tmp_path):
     """The native preprocessing of Segmenter differs from the graph by rounding."""
     segmenter = tfiseg.Segmenter()
-    for path, labels in zip(frames, labels_of(segment_frames, frames, tmp_path), strict=True):
+    for path, labels in zip(frames, labels_of(segment_frames, frames, tmp_path / "new"), strict=True):
         expected = segmenter(cv2.imread(str(path)))
         assert labels.max() == len(expected)
         assert (labels == expected.label_map).mean() > 0.99

@@ -98,6 +98,18 @@ def test_unknown_sources_raise_errors(source, message, here, monkeypatch):
     assert not (here / "out.onnx").exists()
 
 
+def test_random_weights_may_give_one_label(here):
+    """They are for timing, and no photos give them more labels."""
+    (here / "dull.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef net():\n    layer = nn.Conv2d(3, 2, 1)\n"
+        "    nn.init.normal_(layer.weight, std=0.01)\n    layer.bias.data = torch.tensor([-1.0, -5.0])\n"
+        "    return layer\n"
+    )
+    with pytest.raises(tfiseg.ModelError, match="has the label"):
+        export("python:dull:net", here)
+    assert export("python:dull:net", here, random_weights=True)["labels_seen"] == 1
+
+
 def test_weights_are_loaded_or_rejected(here):
     import importlib.util
 
