@@ -51,7 +51,7 @@ def test_run_as_json(tmp_path, capsys):
         (["eval", ".", "--things", "person"], "Use --semantic model"),
         (["eval", ".", "--scales", "1,1.5"], "Use --semantic model"),
         (["eval", ".", "--min-score", "0.1"], "Use --semantic model"),
-        (["bench", "--side", "1"], "side must lie in"),
+        (["bench", "--side", "1"], "side must be in 64..2048, got 1"),
     ],
 )
 def test_failures_print_a_message_and_exit_with_1(argv, message, capsys, tmp_path, monkeypatch):

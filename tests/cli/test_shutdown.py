@@ -131,7 +131,7 @@ def test_pipe_without_a_writer_raises_an_error(tmp_path):
         timeout=60,
     )
     assert done.returncode == 1
-    assert "pipe.mp4 did not open within 2 s" in done.stderr
+    assert "pipe.mp4 did not open in 2 s" in done.stderr
     assert "Traceback" not in done.stderr
 
 
