@@ -72,11 +72,22 @@ class Composite:
 
 
 class Composer:
-    """Creates composites by number: ``composer(k)`` is the same in every process and in any order."""
+    """Creates composites by number: ``composer(k)`` is the same in every process and in any order.
 
-    def __init__(self, bank: Bank, seed: int, view_px: int = VIEW_PX) -> None:
+    ``alone`` and ``in_place`` are the cumulative shares of the first two kinds.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        seed: int,
+        view_px: int = VIEW_PX,
+        alone: float = _ALONE,
+        in_place: float = _IN_PLACE,
+    ) -> None:
         self.bank = bank
         self.seed = seed
+        self.alone, self.in_place = alone, in_place
         self.view_px = view_px
         self.fault_zoom = view_px / _FAULTS_PX
         self.canvas_px = ceil(_CANVAS * view_px)
@@ -108,8 +119,8 @@ class Composer:
 
     def _draw(self, rng: np.random.Generator) -> Composite | None:
         kind = rng.random()
-        if kind < _IN_PLACE and self._in_place:
-            alone = kind < _ALONE
+        if kind < self.in_place and self._in_place:
+            alone = kind < self.alone
             pool = self._alone if alone else self._in_place
             if self._company and rng.random() < _COMPANY:
                 pool = self._company
