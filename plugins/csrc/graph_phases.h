@@ -200,109 +200,23 @@ struct SumUnions {
     }
 };
 
-// A hash table of edges by their two regions, shared by all threads. First all pairs are entered (`enter`), then their evidence is summed
-// (`at`). Slots hold keys and places; edges are dense, in the order of entry, on which nothing depends.
-struct EdgeSet {
-    uint64_t *keys;
-    int32_t *places;
-    int32_t slots;  // a power of two, at least twice the edges
-    Edge *edges;
-    uint64_t *pairs;  // by place: both regions' first pixels, which orders edges
-    int32_t *count;
-    int32_t capacity;
-    const Region *regions;
-    uint64_t *best_score, *best_pair;  // by region: reset for regions that have an edge
-    int32_t *overflow;
-
-    TFISEG_HD static int32_t slots_for(int32_t edges) {
-        int32_t slots = 64;
-        while (slots < 2 * edges) slots *= 2;
-        return slots;
-    }
-
-    // The region with the smaller first pixel comes first.
-    TFISEG_HD uint64_t key(int32_t a, int32_t b) const {
-        const bool in_order = regions[a].first < regions[b].first;
-        return uint64_t(uint32_t(in_order ? a : b)) << 32 | uint32_t(in_order ? b : a);
-    }
-
-    TFISEG_HD int32_t slot_of(uint64_t key) const { return int32_t((key * 0x9E3779B97F4A7C15ull) >> 33) & (slots - 1); }
-
-    TFISEG_HD void enter(int32_t region_a, int32_t region_b) const {
-        const uint64_t wanted = key(region_a, region_b);
-        int32_t slot = slot_of(wanted);
-        for (int32_t tries = 0; tries < slots; ++tries, slot = (slot + 1) & (slots - 1)) {
-            uint64_t there = peek(keys + slot);
-            if (there == kNoKey) there = claim(keys + slot, kNoKey, wanted);
-            if (there == wanted) return;
-            if (there != kNoKey) continue;
-            const int32_t place = fetch_add(count, 1);
-            places[slot] = place;
-            if (place >= capacity) break;
-            const int32_t a = int32_t(wanted >> 32), b = int32_t(uint32_t(wanted));
-            edges[place] = Edge();
-            edges[place].a = a;
-            edges[place].b = b;
-            pairs[place] = uint64_t(regions[a].first) << 32 | uint64_t(regions[b].first);
-            for (const int32_t r : {a, b}) {  // by several threads, all with the same values
-                put(best_score + r, uint64_t(0));
-                put(best_pair + r, kNoKey);
-            }
-            return;
-        }
-        put(overflow, 1);
-    }
-
-    // Place of an edge that was entered; -1 if there was no room.
-    TFISEG_HD int32_t at(int32_t region_a, int32_t region_b) const {
-        const uint64_t wanted = key(region_a, region_b);
-        int32_t slot = slot_of(wanted);
-        for (int32_t tries = 0; tries < slots; ++tries, slot = (slot + 1) & (slots - 1)) {
-            const uint64_t there = keys[slot];
-            if (there == wanted) return places[slot] < capacity ? places[slot] : -1;
-            if (there == kNoKey) break;
-        }
-        return -1;
-    }
-
-    TFISEG_HD void absorb(int32_t place, const Edge &o) const {
-        Edge *e = edges + place;
-        raise_to(&e->saddle, o.saddle);
-        add(&e->contact, o.contact);
-        if (o.boundary_sum) add(&e->boundary_sum, o.boundary_sum);
-        if (o.affinity_count) add(&e->affinity_sum, o.affinity_sum);
-        if (o.affinity_count) add(&e->affinity_count, o.affinity_count);
-    }
-};
-
-// Edges from touching pixels: first enters the pairs of all listed contacts, then sums their evidence.
-struct ContactEdges {
-    Grid grid;
-    const uint8_t *cls;
-    const int32_t *map, *contacts, *squared;  // squared: NULL with a given field
-    Values boundary;
+// Edges between regions from those between their basins: first enters all pairs, then sums their evidence. One item is an edge of basins.
+struct RegionEdges {
+    const Edge *basin_edges;
+    const int32_t *roots, *map;
     EdgeSet set;
     bool summing;
 
     TFISEG_HD void operator()(int32_t k) const {
-        const int32_t i = contacts[k];
-        for (int32_t d = 0; d < 4; ++d) {
-            const int32_t j = grid.later_neighbour(i, d);
-            if (j < 0 || cls[j] != cls[i] || map[j] == map[i] || !map[i] || !map[j]) continue;
-            if (!summing) {
-                set.enter(map[i] - 1, map[j] - 1);
-                continue;
-            }
-            Edge e;
-            e.contact = 1;
-            if (squared) e.saddle = squared[i] < squared[j] ? squared[i] : squared[j];
-            if (boundary.data) {
-                const int32_t a = to_fixed(boundary[i]), b = to_fixed(boundary[j]);
-                e.boundary_sum = a > b ? a : b;
-            }
-            const int32_t place = set.at(map[i] - 1, map[j] - 1);
-            if (place >= 0) set.absorb(place, e);
-        }
+        const Edge &e = basin_edges[k];
+        const int32_t a = map[roots[e.a]], b = map[roots[e.b]];
+        if (a == b || !a || !b) return;
+        if (!summing) return set.enter(a - 1, b - 1);
+        const int32_t place = set.at(a - 1, b - 1);
+        if (place < 0) return;
+        Edge sum = e;
+        sum.saddle = saddle_of(e.saddle);
+        set.absorb(place, sum);
     }
 };
 

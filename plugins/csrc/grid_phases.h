@@ -6,14 +6,13 @@
 #include <cmath>
 #include <cstring>
 
+#include "edge_set.h"
 #include "field.h"
-#include "merge.h"
 #include "values.h"
 
 namespace tfiseg {
 
 constexpr uint64_t kFinal = ~uint64_t(0);
-constexpr uint64_t kNoKey = ~uint64_t(0);
 
 struct Grid {
     int32_t pictures, h, w;
@@ -37,7 +36,7 @@ struct Grid {
 struct Counters {
     int32_t roots = 0, contacts = 0, work[2] = {0, 0}, regions = 0, edges[2] = {0, 0}, unions = 0, band_pixels = 0, rest = 0, overflow = 0;
     // Whether a round changed something. Of three rounds, so that one can be cleared while another is read.
-    int32_t noise_progress[3] = {0, 0, 0}, merge_progress[3] = {0, 0, 0}, growth_progress[3] = {0, 0, 0};
+    int32_t merge_progress[3] = {0, 0, 0}, growth_progress[3] = {0, 0, 0};
 };
 
 // The caller's settings. As a kernel's argument they need CUDA 12.1, which raised the limit from 4 KB to 32 KB; see the check below.
@@ -383,11 +382,12 @@ struct GivenLinks {
     }
 };
 
-// Links every pixel to its root, and lists the roots. place: of a root in the list.
+// Links every pixel to its root, and lists the roots. Basins are numbered by their places in the list.
 struct FollowLinks {
     const uint8_t *cls;
-    int32_t *link;       // in, out
-    int32_t *roots, *place;  // out
+    int32_t *link;           // in, out
+    int32_t *roots, *place;  // out; place: at roots
+    uint64_t *best;          // out, by basin: 0; or NULL
     Counters *counters;
 
     TFISEG_HD void operator()(int32_t i) const {
@@ -400,105 +400,145 @@ struct FollowLinks {
         const int32_t k = next_place(&counters->roots);
         roots[k] = i;
         place[i] = k;
+        if (best) best[k] = 0;
     }
 };
 
-// Lists the pixels that touch another basin of their class.
+// Lists the pixels that touch another basin of their class, and enters the pairs of basins.
 struct FindContacts {
     Grid grid;
     const uint8_t *cls;
-    const int32_t *link;
+    const int32_t *link, *place;
     int32_t *contacts;  // out
+    EdgeSet set;
     Counters *counters;
 
     TFISEG_HD void operator()(int32_t i) const {
         const uint8_t c = cls[i];
         if (!c) return;
         const int32_t own = link[i];
+        int32_t roots[4];  // of other basins; else the own one
         bool touches = false;
         for (int32_t d = 0; d < 4; ++d) {  // without a branch for the class: lanes of a warp load together
             const int32_t j = grid.later_neighbour(i, d), there = j < 0 ? i : j;
-            const bool is_same_class = cls[there] == c, is_other_basin = link[there] != own;
-            touches |= is_same_class & is_other_basin;
+            const bool is_same_class = cls[there] == c;
+            roots[d] = is_same_class ? link[there] : own;
+            touches |= roots[d] != own;
         }
-        if (touches) append(contacts, &counters->contacts, i);
+        if (!touches) return;
+        append(contacts, &counters->contacts, i);
+        for (int32_t d = 0, last = own; d < 4; ++d) {
+            if (roots[d] != own && roots[d] != last) set.enter_basins(place[own], place[roots[d]]);
+            last = roots[d];
+        }
     }
 };
 
-// Merges noise (is_noise) in rounds, with the same result as one contact at a time, highest saddle first. In each round, every basin reads
-// its highest contact. If the contact leads to a higher basin, the basin merges into it if it is noise, and is final otherwise: its other
-// contacts are lower, and its height does not change. If the contact leads to a lower basin that is not decided yet, it waits. The highest
-// contact of all can always be decided, so every round decides something, and the order of threads does not matter.
-struct NoiseRounds {
+// Sums the evidence of the edges between basins. One item is a pixel that touches another basin.
+struct SumContacts {
     Grid grid;
     const uint8_t *cls;
+    const int32_t *link, *place, *contacts, *squared;  // squared: NULL with a given field
+    Values boundary;
+    EdgeSet set;
+    uint64_t *best;  // in, out, by basin: highest contact; or NULL
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t i = contacts[k], own = link[i];
+        int32_t other = own;
+        Edge sum;
+        for (int32_t d = 0; d < 4; ++d) {
+            const int32_t j = grid.later_neighbour(i, d);
+            if (j < 0 || cls[j] != cls[i] || link[j] == own) continue;
+            if (link[j] != other) {
+                add_sum(own, other, sum);
+                other = link[j];
+                sum = Edge();
+            }
+            Edge e;
+            e.contact = 1;
+            if (squared) e.saddle = contact_key(squared[i] < squared[j] ? squared[i] : squared[j], i, d);
+            if (boundary.data) {
+                const int32_t a = to_fixed(boundary[i]), b = to_fixed(boundary[j]);
+                e.boundary_sum = a > b ? a : b;
+            }
+            sum.absorb(e);
+        }
+        add_sum(own, other, sum);
+    }
+
+  private:
+    TFISEG_HD void add_sum(int32_t own, int32_t other, const Edge &sum) const {
+        if (other == own) return;
+        const int32_t edge = set.at_basins(place[own], place[other]);
+        if (edge < 0) return;
+        set.absorb(edge, sum);
+        if (!best) return;
+        for (const int32_t basin : {place[own], place[other]})
+            if (peek(best + basin) < uint64_t(sum.saddle)) raise_to(best + basin, uint64_t(sum.saddle));
+    }
+};
+
+// Merges noise (is_noise) in rounds, with the same result as one contact at a time, highest saddle first. In each round, every basin knows
+// its highest contact. If the contact leads to a higher basin, the basin merges into it if it is noise, and is final otherwise: its other
+// contacts are lower, and its height does not change. If the contact leads to a lower basin that is not decided yet, it waits. Then the
+// edges whose lower basin is not final are looked at again. The highest of all their contacts decides something in the next round, and the
+// order of threads does not matter.
+struct NoiseRounds {
+    Grid grid;
     const int32_t *squared;
     int32_t *link;  // in, out: roots are basins' summits
-    const int32_t *roots, *place, *contacts;
-    int32_t *work[2];
-    uint64_t *best;  // by place: highest contact, as saddle and (inverted) pixel pair
+    const int32_t *roots, *place;
+    const Edge *edges;  // between basins
+    int32_t capacity;   // of edges
+    int32_t *work[2];   // edges to look at
+    uint64_t *best[2];  // by basin: this round's highest contact (see contact_key) or kFinal, and the next one's
     Counters *counters;
 
-    static constexpr int32_t kPhases = 3;
+    static constexpr int32_t kPhases = 2;
 
     TFISEG_HD int32_t items(int32_t phase, int32_t round) const {
-        if (phase == 1) return round ? counters->work[round & 1] : counters->contacts;
-        return counters->roots > 0 ? counters->roots : 1;
+        if (phase == 0) return counters->roots;
+        if (round) return counters->work[round & 1];
+        return counters->edges[1] < capacity ? counters->edges[1] : capacity;
     }
 
-    TFISEG_HD bool has_next(int32_t round) const { return peek(&counters->noise_progress[round % 3]) != 0; }
+    TFISEG_HD bool has_next(int32_t round) const { return peek(&counters->work[(round + 1) & 1]) != 0; }
 
     TFISEG_HD void operator()(int32_t phase, int32_t round, int32_t k) const {
-        if (phase == 0) {
-            if (k == 0) {
-                counters->noise_progress[(round + 1) % 3] = 0;
-                counters->work[(round + 1) & 1] = 0;
-            }
-            if (k < counters->roots && link[roots[k]] == roots[k] && (round == 0 || best[k] != kFinal)) best[k] = 0;
-        } else if (phase == 1) {
-            look(round ? work[round & 1][k] : contacts[k], round);
-        } else if (k < counters->roots) {
-            decide(roots[k], k, round);
-        }
+        if (phase == 1) return look(edges[round ? work[round & 1][k] : k], round ? work[round & 1][k] : k, round);
+        if (k == 0) counters->work[(round + 1) & 1] = 0;
+        best[(round + 1) & 1][k] = decide(roots[k], best[round & 1][k]) ? kFinal : 0;
     }
 
+  private:
     TFISEG_HD bool is_lower(int32_t a, int32_t b) const {
         return squared[a] < squared[b] || (squared[a] == squared[b] && a > b);
     }
 
-    TFISEG_HD void look(int32_t i, int32_t round) const {
-        bool open = false;
-        const int32_t a = find_and_compress(link, i);  // no basin merges in this phase
-        for (int32_t d = 0; d < 4; ++d) {
-            const int32_t j = grid.later_neighbour(i, d);
-            if (j < 0 || cls[j] != cls[i]) continue;
-            const int32_t b = find_and_compress(link, j);
-            if (a == b) continue;
-            const bool a_low = is_lower(a, b);
-            uint64_t *low = best + place[a_low ? a : b], *high = best + place[a_low ? b : a];
-            if (peek(low) == kFinal) continue;
-            open = true;
-            const int32_t saddle = squared[i] < squared[j] ? squared[i] : squared[j];
-            const uint64_t key = uint64_t(saddle) << 32 | (0xFFFFFFFFu - (uint32_t(i) * 4u + uint32_t(d)));
-            if (peek(low) < key) raise_to(low, key);
-            if (peek(high) < key) raise_to(high, key);  // one that stands has the highest value there is
-        }
-        if (open) append(work[(round + 1) & 1], &counters->work[(round + 1) & 1], i);
+    TFISEG_HD void look(const Edge &e, int32_t k, int32_t round) const {
+        const int32_t a = find_and_compress(link, roots[e.a]), b = find_and_compress(link, roots[e.b]);  // no basin merges in this phase
+        if (a == b) return;
+        const bool a_low = is_lower(a, b);
+        uint64_t *next = best[(round + 1) & 1], *low = next + place[a_low ? a : b], *high = next + place[a_low ? b : a];
+        if (peek(low) == kFinal) return;
+        raise_to(low, uint64_t(e.saddle));
+        raise_to(high, uint64_t(e.saddle));  // one that is final has the highest value there is
+        append(work[(round + 1) & 1], &counters->work[(round + 1) & 1], k);
     }
 
-    TFISEG_HD void decide(int32_t root, int32_t k, int32_t round) const {
-        if (peek(link + root) != root || best[k] == kFinal || best[k] == 0) return;
-        const uint32_t pair = 0xFFFFFFFFu - uint32_t(best[k]);
+    // Whether a basin is final. highest: its highest contact; 0: none.
+    TFISEG_HD bool decide(int32_t root, uint64_t highest) const {
+        if (highest == kFinal) return true;
+        if (highest == 0 || peek(link + root) != root) return false;
+        const uint32_t pair = 0xFFFFFFFFu - uint32_t(highest);
         const int32_t i = int32_t(pair >> 2), j = grid.later_neighbour(i, int32_t(pair & 3u));
         const int32_t a = find_root(link, i), b = find_root(link, j), other = a == root ? b : a;
         // others go under in this very phase: whatever `other` went under is higher still, and the answer is the same
-        if (other == root || is_lower(other, root)) return;
-        if (is_noise(int64_t(best[k] >> 32), squared[root])) {
-            put(link + root, other);
-        } else {
-            best[k] = kFinal;
-        }
-        put(&counters->noise_progress[round % 3], 1);
+        if (other == root || is_lower(other, root)) return false;
+        if (!is_noise(saddle_of(int64_t(highest)), squared[root])) return true;
+        put(link + root, other);
+        return false;
     }
 };
 
