@@ -62,7 +62,7 @@ struct EdgeSet {
 
     TFISEG_HD void absorb(int32_t place, const Edge &o) const {
         Edge *e = edges + place;
-        raise_to(&e->saddle, o.saddle);
+        if (peek(&e->saddle) < o.saddle) raise_to(&e->saddle, o.saddle);
         add(&e->contact, o.contact);
         if (o.boundary_sum) add(&e->boundary_sum, o.boundary_sum);
         if (o.affinity_count) add(&e->affinity_sum, o.affinity_sum);

@@ -8,6 +8,7 @@
 
 #include "edge_set.h"
 #include "field.h"
+#include "four.h"
 #include "values.h"
 
 namespace tfiseg {
@@ -146,8 +147,9 @@ struct FindClassChanges {
             const int32_t x = k % grid.w, word = k / grid.w % grid.column_words(), picture = k / grid.w / grid.column_words();
             columns[k] = changes(cls + int64_t(picture) * grid.plane() + x, grid.w, word * 32, grid.h);
         } else {
-            const int32_t m = k - column_items();
-            rows[m] = changes(cls + int64_t(m / grid.row_words()) * grid.w, 1, m % grid.row_words() * 32, grid.w);
+            const int32_t m = k - column_items(), begin = m % grid.row_words() * 32;
+            const uint8_t *line = cls + int64_t(m / grid.row_words()) * grid.w;
+            rows[m] = grid.w % 32 ? changes(line, 1, begin, grid.w) : changes(line, begin);
         }
     }
 
@@ -159,6 +161,21 @@ struct FindClassChanges {
             const uint8_t now = line[int64_t(p) * stride];
             word |= uint32_t(now != previous) << (p - begin);
             previous = now;
+        }
+        return word;
+    }
+
+    // Of 32 whole pixels of a row, 16 with each load.
+    TFISEG_HD static uint32_t changes(const uint8_t *line, int32_t begin) {
+        uint32_t previous = line[begin ? begin - 1 : 0], word = 0;
+        for (int32_t k = 0; k < 8; k += 4) {
+            const Four<uint32_t> pixels = load_four(reinterpret_cast<const uint32_t *>(line + begin) + k);
+            for (int32_t j = 0; j < 4; ++j) {
+                const uint32_t now = pixels[j], differs = now ^ (now << 8 | previous);
+                const uint32_t tops = (differs | ((differs & 0x7F7F7F7Fu) + 0x7F7F7F7Fu)) & 0x80808080u;  // of bytes that are not 0
+                word |= (tops * 0x00204081u >> 28) << (4 * (k + j));  // the product gathers the four bits
+                previous = now >> 24;
+            }
         }
         return word;
     }
@@ -185,20 +202,32 @@ TFISEG_HD int32_t change_after(const uint32_t *words, int32_t stride, int32_t at
     return b * 32 + trailing_zeros(word);
 }
 
-// Distance up or down to the nearest pixel of another class.
+// Distance up or down to the nearest pixel of another class. One item is a few pixels of a column.
 struct ColumnSearch {
-    Grid grid;
-    const uint8_t *cls;
-    const uint32_t *columns;
-    int16_t *distance;  // out, countable pixels only
+    static constexpr int32_t kRows = 8;  // divides 32
 
-    TFISEG_HD void operator()(int32_t i) const {
-        if (!cls[i]) return;
-        const int32_t x = i % grid.w, row = i / grid.w, y = row % grid.h;
-        const uint32_t *words = columns + int64_t(row / grid.h) * grid.column_words() * grid.w + x;
-        const int32_t start = change_before(words, grid.w, y), end = change_after(words, grid.w, y, grid.column_words());
-        const int32_t up = start < 0 ? kFarColumn : y - start + 1, down = end < 0 ? kFarColumn : end - y;
-        distance[i] = int16_t(up < down ? up : down);
+    Grid grid;
+    const uint32_t *columns;
+    int16_t *distance;  // out
+
+    TFISEG_HD int32_t down() const { return (grid.h + kRows - 1) / kRows; }
+    TFISEG_HD int32_t items() const { return grid.pictures * down() * grid.w; }
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t x = k % grid.w, part = k / grid.w, picture = part / down(), y0 = part % down() * kRows;
+        const int32_t last = (y0 + kRows < grid.h ? y0 + kRows : grid.h) - 1;
+        const uint32_t *words = columns + int64_t(picture) * grid.column_words() * grid.w + x;
+        const uint32_t changes = words[int64_t(y0 >> 5) * grid.w] >> (y0 & 31);  // bit r: of row y0 + r
+        const int32_t start = change_before(words, grid.w, y0), end = change_after(words, grid.w, last, grid.column_words());
+        // far ones grow by at most kRows
+        int32_t up = start < 0 ? kFarColumn : y0 - start, down = end < 0 ? kFarColumn : end - last - 1, nearest[kRows];
+        for (int32_t r = 0; r < kRows; ++r) nearest[r] = up = r && (changes >> r & 1u) ? 1 : up + 1;
+        int16_t *out = distance + (int64_t(picture) * grid.h + y0) * grid.w + x;
+        for (int32_t r = kRows - 1; r >= 0; --r) {
+            if (y0 + r > last) continue;
+            down = y0 + r < last && (changes >> (r + 1) & 1u) ? 1 : down + 1;
+            out[int64_t(r) * grid.w] = int16_t(nearest[r] < down ? nearest[r] : down);
+        }
     }
 };
 
@@ -217,12 +246,10 @@ TFISEG_HD Run run_of(const Grid &grid, const uint32_t *rows, int32_t row, int32_
     return {start < 0 ? 0 : start, (end < 0 ? grid.w : end) - 1, start >= 0, end >= 0};
 }
 
-constexpr int16_t kNoSite = INT16_MIN;
-
 // Exact squared distances along rows. The distance of a pixel is the least of (x - s)^2 + column(s)^2 over the sites s of its run, where
 // column(s) is 0 on walls. The lower envelope in field.h suits one thread; parallel threads search outwards until no nearer site is possible.
 struct RowSearch {
-    static constexpr int32_t kStride = 8;
+    static constexpr int16_t kNoSite = -1, kWall = 1 << 14;  // kWall: added to a site that is a wall; a row has at most 4096 pixels
 
     Grid grid;
     const uint8_t *cls;
@@ -259,54 +286,101 @@ struct RowSearch {
             take(square, here[k], k);
         }
         for (const int32_t side = left < right ? 1 : -1; k <= most && square < best; square += 2 * k + 1, ++k) take(square, here[side * k], side * k);
-        if (best < kFarSquared) site = int16_t(x + nearest);
+        if (best < kFarSquared) site = int16_t(x + nearest + (nearest < -left || nearest > right ? kWall : 0));
         return best;
     }
 };
 
-// On large grids, every 8th pixel of a row is searched first (its site is kept), then those between. Sites do not cross: the difference
-// between two sites' squares grows evenly along a row, so a pixel between two others has its nearest site between theirs.
+// Cells of an array, numbered so that 32 threads that run together have cells of few columns and several rows: neighboring rows take about as
+// many steps, far columns do not.
+struct Cells {
+    static constexpr int32_t kAcross = 4, kDown = 8;
+
+    int32_t rows, across;
+
+    TFISEG_HD int32_t groups_across() const { return (across + kAcross - 1) / kAcross; }
+    TFISEG_HD int32_t items() const { return (rows + kDown - 1) / kDown * groups_across() * kAcross * kDown; }
+    TFISEG_HD int32_t row(int32_t k) const { return k / (kAcross * kDown) / groups_across() * kDown + k / kAcross % kDown; }
+    TFISEG_HD int32_t column(int32_t k) const { return k / (kAcross * kDown) % groups_across() * kAcross + k % kAcross; }
+};
+
+// On large grids, the sites of few pixels of a row are searched first, then the distances of all. Sites do not cross: the difference between
+// two sites' squares grows evenly along a row, so a pixel between two others has its nearest site between theirs.
 struct RowSamples {
+    static constexpr int32_t kStride = 16;  // divides 32
+
     RowSearch search;
     int16_t *sites;  // out: (pictures, h, across)
 
-    TFISEG_HD int32_t across() const { return (search.grid.w + RowSearch::kStride - 1) / RowSearch::kStride; }
-    TFISEG_HD int32_t items() const { return search.grid.pictures * search.grid.h * across(); }
+    TFISEG_HD int32_t across() const { return (search.grid.w + kStride - 1) / kStride; }
+    TFISEG_HD Cells cells() const { return {search.grid.pictures * search.grid.h, across()}; }
 
     TFISEG_HD void operator()(int32_t k) const {
-        const int32_t i = k / across() * search.grid.w + k % across() * RowSearch::kStride;
-        search.squared[i] = search.search(i, sites[k]);
+        const int32_t row = cells().row(k), column = cells().column(k);
+        if (row < cells().rows && column < across()) search.search(row * search.grid.w + column * kStride, sites[row * across() + column]);
     }
 };
 
+// One item is a few neighboring pixels, for all of which a site is loaded once.
 struct RowBetween {
+    static constexpr int32_t kPixels = 8;  // divides RowSamples::kStride
+
     RowSamples samples;
 
-    TFISEG_HD void operator()(int32_t i) const {
+    TFISEG_HD Cells cells() const { return {samples.cells().rows, (samples.search.grid.w + kPixels - 1) / kPixels}; }
+
+    TFISEG_HD void operator()(int32_t k) const {
+        constexpr int32_t kStride = RowSamples::kStride;
         const RowSearch &search = samples.search;
-        const int32_t row = i / search.grid.w, x = i - row * search.grid.w, sample = x / RowSearch::kStride, before = sample * RowSearch::kStride;
-        if (x == before) return;
-        if (!search.cls[i]) {
-            search.squared[i] = 0;
-            return;
+        const Grid &grid = search.grid;
+        const int32_t row = cells().row(k), x0 = cells().column(k) * kPixels, i = row * grid.w + x0;
+        if (row >= cells().rows || x0 >= grid.w) return;
+        const int32_t sample = x0 / kStride, before = sample * kStride, behind = before + kStride, begin = x0 - before;
+        // bit r: the class changes from pixel before + r - 1 to before + r; up to the next sample
+        const uint32_t *words = search.rows + int64_t(row) * grid.row_words() + (before >> 5);
+        uint32_t changes = words[0] >> (before & 31);
+        if (behind % 32 == 0 && behind < grid.w) changes |= words[1] << (kStride - 1) << 1;
+        changes &= (2u << kStride) - 2u;
+        const int32_t count = x0 + kPixels < grid.w ? kPixels : grid.w - x0;
+        const uint8_t *cls = search.cls + i;
+        int32_t out[kPixels] = {};
+        for (int32_t first = 0, next; first < count; first = next) {  // pixels of one class
+            const uint32_t later = changes >> (begin + first) >> 1, earlier = changes & ((2u << (begin + first)) - 1u);
+            const int32_t to_change = later ? trailing_zeros(later) + 1 : kStride;
+            next = first + to_change < count ? first + to_change : count;
+            if (!cls[first]) continue;
+            const int16_t *sites = samples.sites + int64_t(row) * samples.across() + sample;
+            const int32_t a = earlier ? (before + 30 - leading_zeros(earlier)) | RowSearch::kWall : sites[0];
+            const int32_t b = later ? (x0 + first + to_change) | RowSearch::kWall : behind < grid.w ? sites[1] : grid.w - 1;
+            take_nearest(row, x0, a, b, first, next, out);
         }
-        const Run run = run_of(search.grid, search.rows, row, x);
-        const int16_t *sites = samples.sites + int64_t(row) * samples.across() + sample;
-        const bool has_before = before >= run.first, has_behind = before + RowSearch::kStride <= run.last;
-        const int32_t a = has_before ? sites[0] : run.first_site(), b = has_behind ? sites[1] : run.last_site();
-        int32_t best = kFarSquared;
-        if (a != kNoSite && b != kNoSite) {
-            const int32_t low = a < b ? a : b, high = a < b ? b : a;
-            if (low < run.first) best = (x - low) * (x - low);
-            if (high > run.last && (high - x) * (high - x) < best) best = (high - x) * (high - x);
-            const int16_t *column = search.column + int64_t(row) * search.grid.w;
-            const int32_t begin = low < run.first ? run.first : low, end = high > run.last ? run.last : high;
-            for (int32_t s = begin; s <= end; ++s) {
-                const int32_t along = column[s], square = (x - s) * (x - s) + along * along;
-                best = square < best ? square : best;
-            }
+        if (grid.w % kPixels == 0) {
+            for (int32_t j = 0; j < kPixels; j += 4) store_four(search.squared + i + j, {out[j], out[j + 1], out[j + 2], out[j + 3]});
+        } else {
+            for (int32_t j = 0; j < count; ++j) search.squared[i + j] = out[j];
         }
-        search.squared[i] = best;
+    }
+
+  private:
+    // The least squares of pixels x0 + [first, next) over the sites between a and b.
+    TFISEG_HD void take_nearest(int32_t row, int32_t x0, int32_t a, int32_t b, int32_t first, int32_t next, int32_t (&out)[kPixels]) const {
+        int32_t best[kPixels];  // less j^2, since (x0 + j - s)^2 = (x0 - s)^2 + 2 j (x0 - s) + j^2
+        for (int32_t j = 0; j < kPixels; ++j) best[j] = kFarSquared - j * j;
+        const auto take = [&](int32_t site, int32_t along) {
+            const int32_t across = x0 - site;
+            int32_t square = across * across + along * along;
+            for (int32_t j = 0; j < kPixels; ++j, square += 2 * across) best[j] = square < best[j] ? square : best[j];
+        };
+        if (a != RowSearch::kNoSite && b != RowSearch::kNoSite) {
+            const int32_t at_a = a & ~RowSearch::kWall, at_b = b & ~RowSearch::kWall;
+            if (a != at_a) take(at_a, 0);
+            if (b != at_b) take(at_b, 0);
+            const int32_t low = at_a < at_b ? at_a + (a != at_a) : at_b + (b != at_b), high = at_a < at_b ? at_b - (b != at_b) : at_a - (a != at_a);
+            const int16_t *column = samples.search.column + int64_t(row) * samples.search.grid.w;
+            for (int32_t s = low; s <= high; ++s) take(s, column[s]);
+        }
+        for (int32_t j = 0; j < kPixels; ++j)
+            if (j >= first && j < next) out[j] = best[j] + j * j;
     }
 };
 

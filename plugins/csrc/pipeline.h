@@ -77,14 +77,16 @@ TFISEG_HD void find_distances(Executor &run, const Plan &plan) {
     const int64_t n = grid.pixels();
     const FindClassChanges changes = {grid, plan.cls, plan.columns, plan.rows};
     run.each(changes.items(), changes);
-    run.each(n, ColumnSearch{grid, plan.cls, plan.columns, plan.column});
+    const ColumnSearch columns = {grid, plan.columns, plan.column};
+    run.each(columns.items(), columns);
     const RowSearch search = {grid, plan.cls, plan.rows, plan.column, plan.squared};
     if (n <= kSmallPixels) {
         run.each(n, search);
     } else {
         const RowSamples samples = {search, plan.sites};
-        run.each(samples.items(), samples);
-        run.each(n, RowBetween{samples});
+        run.each(samples.cells().items(), samples);
+        const RowBetween between = {samples};
+        run.each(between.cells().items(), between);
     }
 }
 
@@ -458,7 +460,7 @@ TFISEG_HD void write_result(Executor &run, const Plan &plan, const tfiseg_proble
 // Sections: what one launch runs. kGroups: groups of threads that a processor must be able to hold, which limits a thread's registers.
 
 struct DistanceSection {
-    static constexpr int32_t kGroups = 3;
+    static constexpr int32_t kGroups = 2;
     Plan plan;
 
     TFISEG_SECTION template <class Executor>

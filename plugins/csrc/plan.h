@@ -121,7 +121,7 @@ struct Plan {
         columns = carver.take<uint32_t>(int64_t(grid.pictures) * grid.column_words() * grid.w);
         rows = carver.take<uint32_t>(int64_t(grid.pictures) * grid.h * grid.row_words());
         column = carver.take<int16_t>(n);
-        sites = carver.take<int16_t>(int64_t(grid.pictures) * grid.h * ((grid.w + RowSearch::kStride - 1) / RowSearch::kStride));
+        sites = carver.take<int16_t>(int64_t(grid.pictures) * grid.h * ((grid.w + RowSamples::kStride - 1) / RowSamples::kStride));
         carver.back_to(shared);
         edges[1] = carver.take<Edge>(edge_room);
         const uintptr_t after_basin_edges = carver.mark();
