@@ -49,15 +49,18 @@ struct Strips {
     TFISEG_HD int32_t down() const { return (h + rows - 1) / rows; }
     TFISEG_HD int64_t items() const { return int64_t(pictures) * down() * w; }
 
+    TFISEG_HD int32_t column(int64_t strip) const { return int32_t(strip % w); }
+    TFISEG_HD int32_t begin(int64_t strip) const { return int32_t(strip / w % down()) * rows; }
+    TFISEG_HD int32_t end(int64_t strip) const { return begin(strip) + rows < h ? begin(strip) + rows : h; }
+    // Number in the batch of the pixel in row y.
+    TFISEG_HD int64_t pixel(int64_t strip, int32_t y) const { return (strip / w / down() * h + y) * w + column(strip); }
+
     // Calls f(y, i) for each pixel of a strip from top to bottom; i is its number in the batch.
     template <class F>
     TFISEG_HD void each_pixel(int64_t strip, const F &f) const {
-        const int32_t x = int32_t(strip % w), part = int32_t(strip / w % down());
-        const int64_t picture = strip / w / down();
-        const int32_t begin = part * rows, end = begin + rows < h ? begin + rows : h;
-        for (int32_t y = begin; y < end; ++y) f(y, (picture * h + y) * w + x);
+        const int64_t first = pixel(strip, 0);
+        for (int32_t y = begin(strip); y < end(strip); ++y) f(y, first + int64_t(y) * w);
     }
-    TFISEG_HD int32_t column(int64_t strip) const { return int32_t(strip % w); }
 };
 
 // Few pixels give few threads enough to do only if strips are short.
@@ -270,7 +273,7 @@ struct MergeRounds {
     int32_t plane;
     Counters *counters;
 
-    static constexpr int32_t kPhases = 6;
+    static constexpr int32_t kPhases = 5;
 
     TFISEG_HD int32_t edges(int32_t round) const {
         const int32_t n = counters->edges[round & 1], most = sets[0].capacity;
@@ -287,23 +290,23 @@ struct MergeRounds {
 
     TFISEG_HD int32_t items(int32_t phase, int32_t round) const {
         if (phase > 2 && !has_merged(round)) return 0;
-        return phase == 3 ? EdgeSet::slots_for(edges(round)) : edges(round);
+        return phase == 0 ? EdgeSet::slots_for(edges(round)) : edges(round);
     }
 
     TFISEG_HD void operator()(int32_t phase, int32_t round, int32_t k) const {
         const EdgeSet &set = sets[round & 1];
         switch (phase) {
-            case 0: return score(set.edges[k], scores[round & 1] + k, round);
-            case 1: return name(set, k, round);
-            case 2: return merge(set, k, round);
-            case 3:
+            case 0:
                 if (k == 0) {
                     counters->edges[(round + 1) & 1] = 0;
                     counters->merge_progress[(round + 1) % 3] = 0;
                 }
-                set.keys[k] = kNoKey;
+                set.keys[k] = kNoKey;  // for the next round's edges
+                if (k < edges(round)) score(set.edges[k], scores[round & 1] + k, round);
                 return;
-            case 4: return move(set.edges[k], k, round, false);
+            case 1: return name(set, k, round);
+            case 2: return merge(set, k, round);
+            case 3: return move(set.edges[k], k, round, false);
             default: return move(set.edges[k], k, round, true);
         }
     }
@@ -459,6 +462,8 @@ struct Upsample {
         TFISEG_HD Unions operator+(int32_t i) const { return {map + i, parent, number}; }
     };
 
+    static constexpr int32_t kRows = 4;
+
     Grid grid;
     Output out;
     const uint8_t *semantic;
@@ -480,16 +485,26 @@ struct Upsample {
         const GridPosition at_x = grid_position(x, out.w, grid.w);
         const bool overflows = counters->overflow;
         StripSum sum(regions, x);
-        strips().each_pixel(k, [&](int32_t y, int64_t i) {
-            uint8_t c;
-            int32_t number;
-            full(grid_position(y, out.h, grid.h), at_x, c, number);
-            if (overflows) number = 0;
-            label_map[i] = number;
-            if (semantic_map) semantic_map[i] = c;
-            if (semantic_map_32) semantic_map_32[i] = c;
-            sum.pixel(number, y, int64_t(y) * out.w + x, 0);
-        });
+        for (int32_t y = strips().begin(k), end = strips().end(k), count = 0; y < end; y += count) {
+            GridPosition rows[kRows];  // that lie between the same two grid rows, so that these are read once
+            count = 0;
+            for (int32_t j = 0; j < kRows; ++j) {
+                rows[j] = grid_position(y + j, out.h, grid.h);
+                if (j == count && y + j < end && rows[j].low == rows[0].low) count = j + 1;
+            }
+            uint8_t c[kRows];
+            int32_t number[kRows];
+            full.column(rows, count, at_x, c, number);
+            for (int32_t j = 0; j < kRows; ++j) {
+                if (j >= count) continue;
+                if (overflows) number[j] = 0;
+                const int64_t i = strips().pixel(k, y + j);
+                label_map[i] = number[j];
+                if (semantic_map) semantic_map[i] = c[j];
+                if (semantic_map_32) semantic_map_32[i] = c[j];
+                sum.pixel(number[j], y + j, int64_t(y + j) * out.w + x, 0);
+            }
+        }
         sum.finish();
     }
 };
