@@ -60,8 +60,9 @@ DEPENDENT_ACCESSES = 3
 # instructions for each memory instruction of a warp (PTX of all kernels); a processor issues up to four each
 # clock, half of that is assumed
 INSTRUCTIONS_PER_ACCESS, ISSUED_PER_CLOCK = 6.8, 2.0
-# RowBetween compares each site that it loads with eight pixels: 85 instructions for four sites (SASS, sm_90)
-INSTRUCTIONS_OF_PHASE = {"RowBetween": 85 / 4}
+# phases that compute more with what they load, by the SASS of their inner loops (sm_90): four sites that are
+# compared with eight pixels each; four classes at four grid pixels, interpolated for three output pixels
+INSTRUCTIONS_OF_PHASE = {"RowBetween": 85 / 4, "Upsample": 164 / 16}
 ATOMICS_PER_CLOCK = 1.0  # of the L2 cache, on the few addresses of the same regions
 
 

@@ -65,7 +65,7 @@ struct Strips {
 
 // Few pixels give few threads enough to do only if strips are short.
 TFISEG_HD Strips strips_of(int32_t pictures, int32_t h, int32_t w) {
-    return {pictures, h, w, int64_t(pictures) * h * w > (1 << 19) ? 16 : 4};
+    return {pictures, h, w, int64_t(pictures) * h * w > (1 << 19) ? 16 : 6};
 }
 TFISEG_HD Strips strips_of(const Grid &grid) { return strips_of(grid.pictures, grid.h, grid.w); }
 
@@ -462,7 +462,7 @@ struct Upsample {
         TFISEG_HD Unions operator+(int32_t i) const { return {map + i, parent, number}; }
     };
 
-    static constexpr int32_t kRows = 4;
+    static constexpr int32_t kRows = 3;
 
     Grid grid;
     Output out;
@@ -480,8 +480,18 @@ struct Upsample {
     TFISEG_HD int64_t items() const { return strips().items(); }
 
     TFISEG_HD void operator()(int64_t k) const {
+        if (logits.is_half) {
+            write(k, Halves{static_cast<const uint16_t *>(logits.data)});
+        } else {
+            write(k, static_cast<const float *>(logits.data));
+        }
+    }
+
+  private:
+    template <class Logits>
+    TFISEG_HD void write(int64_t k, const Logits &of_batch) const {
         const int32_t x = strips().column(k), start = int32_t(k / out.w / strips().down()) * grid.plane();
-        const FullResolution<Unions, Values> full = {semantic + start, unions + start, logits + int64_t(start) * classes, classes, grid.h, grid.w};
+        const FullResolution<Unions, Logits> full = {semantic + start, unions + start, of_batch + int64_t(start) * classes, classes, grid.h, grid.w};
         const GridPosition at_x = grid_position(x, out.w, grid.w);
         const bool overflows = counters->overflow;
         StripSum sum(regions, x);
@@ -564,7 +574,8 @@ struct NumberInstances {
     }
 };
 
-// Writes the final labels. With logits, the label map holds unions already; with a class map, it is written from the regions.
+// Writes the final labels. With logits, the label map holds unions already; with a class map, it is written from the regions. One item is
+// four pixels.
 struct WriteLabels {
     int64_t pixels;
     int32_t pictures;
@@ -578,18 +589,39 @@ struct WriteLabels {
     int32_t *count;           // out: TFISEG_COUNT_OVERFLOW if there were too many regions, edges or merge rounds
 
     TFISEG_HD int32_t marked_until(int64_t picture) const { return prefix_count[picture * out.words() / kWordsPerCount]; }
+    TFISEG_HD int64_t items() const { return (pixels + 3) / 4 > pictures ? (pixels + 3) / 4 : pictures; }
 
-    TFISEG_HD void operator()(int64_t i) const {
-        if (i < pictures) count[i] = counters->overflow ? TFISEG_COUNT_OVERFLOW : marked_until(i + 1) - marked_until(i);
-        if (!map) {
-            if (label_map[i]) label_map[i] = number[label_map[i] - 1];
+    TFISEG_HD void operator()(int64_t k) const {
+        const bool overflows = counters->overflow;
+        if (k < pictures) count[k] = overflows ? TFISEG_COUNT_OVERFLOW : marked_until(k + 1) - marked_until(k);
+        const int64_t begin = 4 * k;
+        if (begin + 4 > pixels || !is_aligned()) {
+            for (int64_t i = begin; i < begin + 4 && i < pixels; ++i) {
+                label_map[i] = label_of(overflows ? 0 : (map ? map : label_map)[i]);
+                if (map && semantic_map) semantic_map[i] = class_map[i];
+                if (map && semantic_map_32) semantic_map_32[i] = class_map[i];
+            }
             return;
         }
-        const int32_t region = counters->overflow ? 0 : map[i];
-        label_map[i] = region ? number[parent[region - 1]] : 0;
-        if (semantic_map) semantic_map[i] = class_map[i];
-        if (semantic_map_32) semantic_map_32[i] = class_map[i];
+        const Four<int32_t> from = load_four((map ? map : label_map) + begin);
+        Four<int32_t> labels;
+        for (int32_t j = 0; j < 4; ++j) labels[j] = j && from[j] == from[j - 1] ? labels[j - 1] : label_of(overflows ? 0 : from[j]);
+        store_four(label_map + begin, labels);
+        if (!map || !(semantic_map || semantic_map_32)) return;
+        const Four<uint8_t> classes = load_four(class_map + begin);
+        if (semantic_map) store_four(semantic_map + begin, classes);
+        if (semantic_map_32) store_four<int32_t>(semantic_map_32 + begin, {classes[0], classes[1], classes[2], classes[3]});
     }
+
+  private:
+    // The maps that a caller gives lie anywhere.
+    TFISEG_HD bool is_aligned() const {
+        const auto past = [](const void *memory, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(memory) % bytes; };
+        return !(past(label_map, 16) | past(semantic_map_32, 16) | past(semantic_map, 4) | past(class_map, 4));
+    }
+
+    // region: a union, with logits.
+    TFISEG_HD int32_t label_of(int32_t region) const { return !region ? 0 : number[map ? parent[region - 1] : region - 1]; }
 };
 
 }  // namespace tfiseg

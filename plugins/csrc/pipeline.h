@@ -454,7 +454,7 @@ TFISEG_HD void write_result(Executor &run, const Plan &plan, const tfiseg_proble
     labels.semantic_map = result.semantic_map;
     labels.semantic_map_32 = result.semantic_map_32;
     labels.count = result.count;
-    run.each(labels.pixels, labels);
+    run.each(labels.items(), labels);
 }
 
 // Sections: what one launch runs. kGroups: groups of threads that a processor must be able to hold, which limits a thread's registers.

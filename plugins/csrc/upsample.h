@@ -60,10 +60,11 @@ struct FullResolution {
         const int64_t plane = int64_t(h) * w;
         float best[kRows] = {};
         int32_t winner[kRows] = {};
+        Logits at[4] = {logits + corner[0], logits + corner[1], logits + corner[2], logits + corner[3]};
         for (int32_t k = 0; k < classes; ++k) {
-            const Logits l = logits + k * plane;
-            const float above = (1.0f - x.weight) * l[corner[0]] + x.weight * l[corner[1]];
-            const float below = (1.0f - x.weight) * l[corner[2]] + x.weight * l[corner[3]];
+            const float above = (1.0f - x.weight) * at[0][0] + x.weight * at[1][0];
+            const float below = (1.0f - x.weight) * at[2][0] + x.weight * at[3][0];
+            for (Logits &one : at) one = one + plane;
             for (int32_t j = 0; j < kRows; ++j) {
                 const float value = (1.0f - y[j].weight) * above + y[j].weight * below;
                 const bool wins = k == 0 || value > best[j];
