@@ -1,7 +1,7 @@
 // Ranks of marked bits: how many bits are marked before one. Only every 32nd word of the bit map has a prefix count, so that little is
 // summed serially; a rank adds the bits of at most 31 words.
 #pragma once
-#include "atomics.h"
+#include "four.h"
 
 namespace tfiseg {
 
@@ -16,9 +16,14 @@ struct CountBits {
     int32_t *counts;  // out
 
     TFISEG_HD void operator()(int32_t k) const {
-        const int64_t begin = int64_t(k) * kWordsPerCount, end = begin + kWordsPerCount < words ? begin + kWordsPerCount : words;
+        int64_t word = int64_t(k) * kWordsPerCount;
+        const int64_t end = word + kWordsPerCount < words ? word + kWordsPerCount : words;
         int32_t count = 0;
-        for (int64_t word = begin; word < end; ++word) count += bit_count(bits[word]);
+        for (; word + 4 <= end; word += 4) {
+            const Four<uint32_t> four = load_four(bits + word);
+            for (int32_t j = 0; j < 4; ++j) count += bit_count(four[j]);
+        }
+        for (; word < end; ++word) count += bit_count(bits[word]);
         counts[k] = count;
     }
 };

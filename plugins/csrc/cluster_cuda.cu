@@ -112,7 +112,7 @@ class GridExecutor {
             for (int32_t k = 0; k < kCountsPerThread; ++k)
                 if (start + k < n) counts[start + k] = done + sums[k];
             done += total;
-            __syncthreads();  // before storage is used again
+            if (tile + int64_t(kThreads) * kCountsPerThread < n) __syncthreads();  // before storage is used again
         }
         if (threadIdx.x == 0) counts[n] = done;
     }

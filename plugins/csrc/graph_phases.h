@@ -49,20 +49,23 @@ struct Strips {
     TFISEG_HD int32_t down() const { return (h + rows - 1) / rows; }
     TFISEG_HD int64_t items() const { return int64_t(pictures) * down() * w; }
 
+    TFISEG_HD int32_t column(int64_t strip) const { return int32_t(strip % w); }
+    TFISEG_HD int32_t begin(int64_t strip) const { return int32_t(strip / w % down()) * rows; }
+    TFISEG_HD int32_t end(int64_t strip) const { return begin(strip) + rows < h ? begin(strip) + rows : h; }
+    // Number in the batch of the pixel in row y.
+    TFISEG_HD int64_t pixel(int64_t strip, int32_t y) const { return (strip / w / down() * h + y) * w + column(strip); }
+
     // Calls f(y, i) for each pixel of a strip from top to bottom; i is its number in the batch.
     template <class F>
     TFISEG_HD void each_pixel(int64_t strip, const F &f) const {
-        const int32_t x = int32_t(strip % w), part = int32_t(strip / w % down());
-        const int64_t picture = strip / w / down();
-        const int32_t begin = part * rows, end = begin + rows < h ? begin + rows : h;
-        for (int32_t y = begin; y < end; ++y) f(y, (picture * h + y) * w + x);
+        const int64_t first = pixel(strip, 0);
+        for (int32_t y = begin(strip); y < end(strip); ++y) f(y, first + int64_t(y) * w);
     }
-    TFISEG_HD int32_t column(int64_t strip) const { return int32_t(strip % w); }
 };
 
 // Few pixels give few threads enough to do only if strips are short.
 TFISEG_HD Strips strips_of(int32_t pictures, int32_t h, int32_t w) {
-    return {pictures, h, w, int64_t(pictures) * h * w > (1 << 19) ? 16 : 4};
+    return {pictures, h, w, int64_t(pictures) * h * w > (1 << 19) ? 16 : 6};
 }
 TFISEG_HD Strips strips_of(const Grid &grid) { return strips_of(grid.pictures, grid.h, grid.w); }
 
@@ -200,109 +203,23 @@ struct SumUnions {
     }
 };
 
-// A hash table of edges by their two regions, shared by all threads. First all pairs are entered (`enter`), then their evidence is summed
-// (`at`). Slots hold keys and places; edges are dense, in the order of entry, on which nothing depends.
-struct EdgeSet {
-    uint64_t *keys;
-    int32_t *places;
-    int32_t slots;  // a power of two, at least twice the edges
-    Edge *edges;
-    uint64_t *pairs;  // by place: both regions' first pixels, which orders edges
-    int32_t *count;
-    int32_t capacity;
-    const Region *regions;
-    uint64_t *best_score, *best_pair;  // by region: reset for regions that have an edge
-    int32_t *overflow;
-
-    TFISEG_HD static int32_t slots_for(int32_t edges) {
-        int32_t slots = 64;
-        while (slots < 2 * edges) slots *= 2;
-        return slots;
-    }
-
-    // The region with the smaller first pixel comes first.
-    TFISEG_HD uint64_t key(int32_t a, int32_t b) const {
-        const bool in_order = regions[a].first < regions[b].first;
-        return uint64_t(uint32_t(in_order ? a : b)) << 32 | uint32_t(in_order ? b : a);
-    }
-
-    TFISEG_HD int32_t slot_of(uint64_t key) const { return int32_t((key * 0x9E3779B97F4A7C15ull) >> 33) & (slots - 1); }
-
-    TFISEG_HD void enter(int32_t region_a, int32_t region_b) const {
-        const uint64_t wanted = key(region_a, region_b);
-        int32_t slot = slot_of(wanted);
-        for (int32_t tries = 0; tries < slots; ++tries, slot = (slot + 1) & (slots - 1)) {
-            uint64_t there = peek(keys + slot);
-            if (there == kNoKey) there = claim(keys + slot, kNoKey, wanted);
-            if (there == wanted) return;
-            if (there != kNoKey) continue;
-            const int32_t place = fetch_add(count, 1);
-            places[slot] = place;
-            if (place >= capacity) break;
-            const int32_t a = int32_t(wanted >> 32), b = int32_t(uint32_t(wanted));
-            edges[place] = Edge();
-            edges[place].a = a;
-            edges[place].b = b;
-            pairs[place] = uint64_t(regions[a].first) << 32 | uint64_t(regions[b].first);
-            for (const int32_t r : {a, b}) {  // by several threads, all with the same values
-                put(best_score + r, uint64_t(0));
-                put(best_pair + r, kNoKey);
-            }
-            return;
-        }
-        put(overflow, 1);
-    }
-
-    // Place of an edge that was entered; -1 if there was no room.
-    TFISEG_HD int32_t at(int32_t region_a, int32_t region_b) const {
-        const uint64_t wanted = key(region_a, region_b);
-        int32_t slot = slot_of(wanted);
-        for (int32_t tries = 0; tries < slots; ++tries, slot = (slot + 1) & (slots - 1)) {
-            const uint64_t there = keys[slot];
-            if (there == wanted) return places[slot] < capacity ? places[slot] : -1;
-            if (there == kNoKey) break;
-        }
-        return -1;
-    }
-
-    TFISEG_HD void absorb(int32_t place, const Edge &o) const {
-        Edge *e = edges + place;
-        raise_to(&e->saddle, o.saddle);
-        add(&e->contact, o.contact);
-        if (o.boundary_sum) add(&e->boundary_sum, o.boundary_sum);
-        if (o.affinity_count) add(&e->affinity_sum, o.affinity_sum);
-        if (o.affinity_count) add(&e->affinity_count, o.affinity_count);
-    }
-};
-
-// Edges from touching pixels: first enters the pairs of all listed contacts, then sums their evidence.
-struct ContactEdges {
-    Grid grid;
-    const uint8_t *cls;
-    const int32_t *map, *contacts, *squared;  // squared: NULL with a given field
-    Values boundary;
+// Edges between regions from those between their basins: first enters all pairs, then sums their evidence. One item is an edge of basins.
+struct RegionEdges {
+    const Edge *basin_edges;
+    const int32_t *roots, *map;
     EdgeSet set;
     bool summing;
 
     TFISEG_HD void operator()(int32_t k) const {
-        const int32_t i = contacts[k];
-        for (int32_t d = 0; d < 4; ++d) {
-            const int32_t j = grid.later_neighbour(i, d);
-            if (j < 0 || cls[j] != cls[i] || map[j] == map[i] || !map[i] || !map[j]) continue;
-            if (!summing) {
-                set.enter(map[i] - 1, map[j] - 1);
-                continue;
-            }
-            Edge e;
-            e.contact = 1;
-            if (squared) e.saddle = squared[i] < squared[j] ? squared[i] : squared[j];
-            if (boundary.data) {
-                const int32_t a = to_fixed(boundary[i]), b = to_fixed(boundary[j]);
-                e.boundary_sum = a > b ? a : b;
-            }
-            const int32_t place = set.at(map[i] - 1, map[j] - 1);
-            if (place >= 0) set.absorb(place, e);
-        }
+        const Edge &e = basin_edges[k];
+        const int32_t a = map[roots[e.a]], b = map[roots[e.b]];
+        if (a == b || !a || !b) return;
+        if (!summing) return set.enter(a - 1, b - 1);
+        const int32_t place = set.at(a - 1, b - 1);
+        if (place < 0) return;
+        Edge sum = e;
+        sum.saddle = saddle_of(e.saddle);
+        set.absorb(place, sum);
     }
 };
 
@@ -356,7 +273,7 @@ struct MergeRounds {
     int32_t plane;
     Counters *counters;
 
-    static constexpr int32_t kPhases = 6;
+    static constexpr int32_t kPhases = 5;
 
     TFISEG_HD int32_t edges(int32_t round) const {
         const int32_t n = counters->edges[round & 1], most = sets[0].capacity;
@@ -373,23 +290,23 @@ struct MergeRounds {
 
     TFISEG_HD int32_t items(int32_t phase, int32_t round) const {
         if (phase > 2 && !has_merged(round)) return 0;
-        return phase == 3 ? EdgeSet::slots_for(edges(round)) : edges(round);
+        return phase == 0 ? EdgeSet::slots_for(edges(round)) : edges(round);
     }
 
     TFISEG_HD void operator()(int32_t phase, int32_t round, int32_t k) const {
         const EdgeSet &set = sets[round & 1];
         switch (phase) {
-            case 0: return score(set.edges[k], scores[round & 1] + k, round);
-            case 1: return name(set, k, round);
-            case 2: return merge(set, k, round);
-            case 3:
+            case 0:
                 if (k == 0) {
                     counters->edges[(round + 1) & 1] = 0;
                     counters->merge_progress[(round + 1) % 3] = 0;
                 }
-                set.keys[k] = kNoKey;
+                set.keys[k] = kNoKey;  // for the next round's edges
+                if (k < edges(round)) score(set.edges[k], scores[round & 1] + k, round);
                 return;
-            case 4: return move(set.edges[k], k, round, false);
+            case 1: return name(set, k, round);
+            case 2: return merge(set, k, round);
+            case 3: return move(set.edges[k], k, round, false);
             default: return move(set.edges[k], k, round, true);
         }
     }
@@ -545,6 +462,8 @@ struct Upsample {
         TFISEG_HD Unions operator+(int32_t i) const { return {map + i, parent, number}; }
     };
 
+    static constexpr int32_t kRows = 3;
+
     Grid grid;
     Output out;
     const uint8_t *semantic;
@@ -561,21 +480,41 @@ struct Upsample {
     TFISEG_HD int64_t items() const { return strips().items(); }
 
     TFISEG_HD void operator()(int64_t k) const {
+        if (logits.is_half) {
+            write(k, Halves{static_cast<const uint16_t *>(logits.data)});
+        } else {
+            write(k, static_cast<const float *>(logits.data));
+        }
+    }
+
+  private:
+    template <class Logits>
+    TFISEG_HD void write(int64_t k, const Logits &of_batch) const {
         const int32_t x = strips().column(k), start = int32_t(k / out.w / strips().down()) * grid.plane();
-        const FullResolution<Unions, Values> full = {semantic + start, unions + start, logits + int64_t(start) * classes, classes, grid.h, grid.w};
+        const FullResolution<Unions, Logits> full = {semantic + start, unions + start, of_batch + int64_t(start) * classes, classes, grid.h, grid.w};
         const GridPosition at_x = grid_position(x, out.w, grid.w);
         const bool overflows = counters->overflow;
         StripSum sum(regions, x);
-        strips().each_pixel(k, [&](int32_t y, int64_t i) {
-            uint8_t c;
-            int32_t number;
-            full(grid_position(y, out.h, grid.h), at_x, c, number);
-            if (overflows) number = 0;
-            label_map[i] = number;
-            if (semantic_map) semantic_map[i] = c;
-            if (semantic_map_32) semantic_map_32[i] = c;
-            sum.pixel(number, y, int64_t(y) * out.w + x, 0);
-        });
+        for (int32_t y = strips().begin(k), end = strips().end(k), count = 0; y < end; y += count) {
+            GridPosition rows[kRows];  // that lie between the same two grid rows, so that these are read once
+            count = 0;
+            for (int32_t j = 0; j < kRows; ++j) {
+                rows[j] = grid_position(y + j, out.h, grid.h);
+                if (j == count && y + j < end && rows[j].low == rows[0].low) count = j + 1;
+            }
+            uint8_t c[kRows];
+            int32_t number[kRows];
+            full.column(rows, count, at_x, c, number);
+            for (int32_t j = 0; j < kRows; ++j) {
+                if (j >= count) continue;
+                if (overflows) number[j] = 0;
+                const int64_t i = strips().pixel(k, y + j);
+                label_map[i] = number[j];
+                if (semantic_map) semantic_map[i] = c[j];
+                if (semantic_map_32) semantic_map_32[i] = c[j];
+                sum.pixel(number[j], y + j, int64_t(y + j) * out.w + x, 0);
+            }
+        }
         sum.finish();
     }
 };
@@ -635,7 +574,8 @@ struct NumberInstances {
     }
 };
 
-// Writes the final labels. With logits, the label map holds unions already; with a class map, it is written from the regions.
+// Writes the final labels. With logits, the label map holds unions already; with a class map, it is written from the regions. One item is
+// four pixels.
 struct WriteLabels {
     int64_t pixels;
     int32_t pictures;
@@ -649,18 +589,39 @@ struct WriteLabels {
     int32_t *count;           // out: TFISEG_COUNT_OVERFLOW if there were too many regions, edges or merge rounds
 
     TFISEG_HD int32_t marked_until(int64_t picture) const { return prefix_count[picture * out.words() / kWordsPerCount]; }
+    TFISEG_HD int64_t items() const { return (pixels + 3) / 4 > pictures ? (pixels + 3) / 4 : pictures; }
 
-    TFISEG_HD void operator()(int64_t i) const {
-        if (i < pictures) count[i] = counters->overflow ? TFISEG_COUNT_OVERFLOW : marked_until(i + 1) - marked_until(i);
-        if (!map) {
-            if (label_map[i]) label_map[i] = number[label_map[i] - 1];
+    TFISEG_HD void operator()(int64_t k) const {
+        const bool overflows = counters->overflow;
+        if (k < pictures) count[k] = overflows ? TFISEG_COUNT_OVERFLOW : marked_until(k + 1) - marked_until(k);
+        const int64_t begin = 4 * k;
+        if (begin + 4 > pixels || !is_aligned()) {
+            for (int64_t i = begin; i < begin + 4 && i < pixels; ++i) {
+                label_map[i] = label_of(overflows ? 0 : (map ? map : label_map)[i]);
+                if (map && semantic_map) semantic_map[i] = class_map[i];
+                if (map && semantic_map_32) semantic_map_32[i] = class_map[i];
+            }
             return;
         }
-        const int32_t region = counters->overflow ? 0 : map[i];
-        label_map[i] = region ? number[parent[region - 1]] : 0;
-        if (semantic_map) semantic_map[i] = class_map[i];
-        if (semantic_map_32) semantic_map_32[i] = class_map[i];
+        const Four<int32_t> from = load_four((map ? map : label_map) + begin);
+        Four<int32_t> labels;
+        for (int32_t j = 0; j < 4; ++j) labels[j] = j && from[j] == from[j - 1] ? labels[j - 1] : label_of(overflows ? 0 : from[j]);
+        store_four(label_map + begin, labels);
+        if (!map || !(semantic_map || semantic_map_32)) return;
+        const Four<uint8_t> classes = load_four(class_map + begin);
+        if (semantic_map) store_four(semantic_map + begin, classes);
+        if (semantic_map_32) store_four<int32_t>(semantic_map_32 + begin, {classes[0], classes[1], classes[2], classes[3]});
     }
+
+  private:
+    // The maps that a caller gives lie anywhere.
+    TFISEG_HD bool is_aligned() const {
+        const auto past = [](const void *memory, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(memory) % bytes; };
+        return !(past(label_map, 16) | past(semantic_map_32, 16) | past(semantic_map, 4) | past(class_map, 4));
+    }
+
+    // region: a union, with logits.
+    TFISEG_HD int32_t label_of(int32_t region) const { return !region ? 0 : number[map ? parent[region - 1] : region - 1]; }
 };
 
 }  // namespace tfiseg

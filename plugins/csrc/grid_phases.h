@@ -6,14 +6,14 @@
 #include <cmath>
 #include <cstring>
 
+#include "edge_set.h"
 #include "field.h"
-#include "merge.h"
+#include "four.h"
 #include "values.h"
 
 namespace tfiseg {
 
 constexpr uint64_t kFinal = ~uint64_t(0);
-constexpr uint64_t kNoKey = ~uint64_t(0);
 
 struct Grid {
     int32_t pictures, h, w;
@@ -37,7 +37,7 @@ struct Grid {
 struct Counters {
     int32_t roots = 0, contacts = 0, work[2] = {0, 0}, regions = 0, edges[2] = {0, 0}, unions = 0, band_pixels = 0, rest = 0, overflow = 0;
     // Whether a round changed something. Of three rounds, so that one can be cleared while another is read.
-    int32_t noise_progress[3] = {0, 0, 0}, merge_progress[3] = {0, 0, 0}, growth_progress[3] = {0, 0, 0};
+    int32_t merge_progress[3] = {0, 0, 0}, growth_progress[3] = {0, 0, 0};
 };
 
 // The caller's settings. As a kernel's argument they need CUDA 12.1, which raised the limit from 4 KB to 32 KB; see the check below.
@@ -147,8 +147,9 @@ struct FindClassChanges {
             const int32_t x = k % grid.w, word = k / grid.w % grid.column_words(), picture = k / grid.w / grid.column_words();
             columns[k] = changes(cls + int64_t(picture) * grid.plane() + x, grid.w, word * 32, grid.h);
         } else {
-            const int32_t m = k - column_items();
-            rows[m] = changes(cls + int64_t(m / grid.row_words()) * grid.w, 1, m % grid.row_words() * 32, grid.w);
+            const int32_t m = k - column_items(), begin = m % grid.row_words() * 32;
+            const uint8_t *line = cls + int64_t(m / grid.row_words()) * grid.w;
+            rows[m] = grid.w % 32 ? changes(line, 1, begin, grid.w) : changes(line, begin);
         }
     }
 
@@ -160,6 +161,21 @@ struct FindClassChanges {
             const uint8_t now = line[int64_t(p) * stride];
             word |= uint32_t(now != previous) << (p - begin);
             previous = now;
+        }
+        return word;
+    }
+
+    // Of 32 whole pixels of a row, 16 with each load.
+    TFISEG_HD static uint32_t changes(const uint8_t *line, int32_t begin) {
+        uint32_t previous = line[begin ? begin - 1 : 0], word = 0;
+        for (int32_t k = 0; k < 8; k += 4) {
+            const Four<uint32_t> pixels = load_four(reinterpret_cast<const uint32_t *>(line + begin) + k);
+            for (int32_t j = 0; j < 4; ++j) {
+                const uint32_t now = pixels[j], differs = now ^ (now << 8 | previous);
+                const uint32_t tops = (differs | ((differs & 0x7F7F7F7Fu) + 0x7F7F7F7Fu)) & 0x80808080u;  // of bytes that are not 0
+                word |= (tops * 0x00204081u >> 28) << (4 * (k + j));  // the product gathers the four bits
+                previous = now >> 24;
+            }
         }
         return word;
     }
@@ -186,20 +202,32 @@ TFISEG_HD int32_t change_after(const uint32_t *words, int32_t stride, int32_t at
     return b * 32 + trailing_zeros(word);
 }
 
-// Distance up or down to the nearest pixel of another class.
+// Distance up or down to the nearest pixel of another class. One item is a few pixels of a column.
 struct ColumnSearch {
-    Grid grid;
-    const uint8_t *cls;
-    const uint32_t *columns;
-    int16_t *distance;  // out, countable pixels only
+    static constexpr int32_t kRows = 8;  // divides 32
 
-    TFISEG_HD void operator()(int32_t i) const {
-        if (!cls[i]) return;
-        const int32_t x = i % grid.w, row = i / grid.w, y = row % grid.h;
-        const uint32_t *words = columns + int64_t(row / grid.h) * grid.column_words() * grid.w + x;
-        const int32_t start = change_before(words, grid.w, y), end = change_after(words, grid.w, y, grid.column_words());
-        const int32_t up = start < 0 ? kFarColumn : y - start + 1, down = end < 0 ? kFarColumn : end - y;
-        distance[i] = int16_t(up < down ? up : down);
+    Grid grid;
+    const uint32_t *columns;
+    int16_t *distance;  // out
+
+    TFISEG_HD int32_t down() const { return (grid.h + kRows - 1) / kRows; }
+    TFISEG_HD int32_t items() const { return grid.pictures * down() * grid.w; }
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t x = k % grid.w, part = k / grid.w, picture = part / down(), y0 = part % down() * kRows;
+        const int32_t last = (y0 + kRows < grid.h ? y0 + kRows : grid.h) - 1;
+        const uint32_t *words = columns + int64_t(picture) * grid.column_words() * grid.w + x;
+        const uint32_t changes = words[int64_t(y0 >> 5) * grid.w] >> (y0 & 31);  // bit r: of row y0 + r
+        const int32_t start = change_before(words, grid.w, y0), end = change_after(words, grid.w, last, grid.column_words());
+        // far ones grow by at most kRows
+        int32_t up = start < 0 ? kFarColumn : y0 - start, down = end < 0 ? kFarColumn : end - last - 1, nearest[kRows];
+        for (int32_t r = 0; r < kRows; ++r) nearest[r] = up = r && (changes >> r & 1u) ? 1 : up + 1;
+        int16_t *out = distance + (int64_t(picture) * grid.h + y0) * grid.w + x;
+        for (int32_t r = kRows - 1; r >= 0; --r) {
+            if (y0 + r > last) continue;
+            down = y0 + r < last && (changes >> (r + 1) & 1u) ? 1 : down + 1;
+            out[int64_t(r) * grid.w] = int16_t(nearest[r] < down ? nearest[r] : down);
+        }
     }
 };
 
@@ -218,12 +246,10 @@ TFISEG_HD Run run_of(const Grid &grid, const uint32_t *rows, int32_t row, int32_
     return {start < 0 ? 0 : start, (end < 0 ? grid.w : end) - 1, start >= 0, end >= 0};
 }
 
-constexpr int16_t kNoSite = INT16_MIN;
-
 // Exact squared distances along rows. The distance of a pixel is the least of (x - s)^2 + column(s)^2 over the sites s of its run, where
 // column(s) is 0 on walls. The lower envelope in field.h suits one thread; parallel threads search outwards until no nearer site is possible.
 struct RowSearch {
-    static constexpr int32_t kStride = 8;
+    static constexpr int16_t kNoSite = -1, kWall = 1 << 14;  // kWall: added to a site that is a wall; a row has at most 4096 pixels
 
     Grid grid;
     const uint8_t *cls;
@@ -260,54 +286,101 @@ struct RowSearch {
             take(square, here[k], k);
         }
         for (const int32_t side = left < right ? 1 : -1; k <= most && square < best; square += 2 * k + 1, ++k) take(square, here[side * k], side * k);
-        if (best < kFarSquared) site = int16_t(x + nearest);
+        if (best < kFarSquared) site = int16_t(x + nearest + (nearest < -left || nearest > right ? kWall : 0));
         return best;
     }
 };
 
-// On large grids, every 8th pixel of a row is searched first (its site is kept), then those between. Sites do not cross: the difference
-// between two sites' squares grows evenly along a row, so a pixel between two others has its nearest site between theirs.
+// Cells of an array, numbered so that 32 threads that run together have cells of few columns and several rows: neighboring rows take about as
+// many steps, far columns do not.
+struct Cells {
+    static constexpr int32_t kAcross = 4, kDown = 8;
+
+    int32_t rows, across;
+
+    TFISEG_HD int32_t groups_across() const { return (across + kAcross - 1) / kAcross; }
+    TFISEG_HD int32_t items() const { return (rows + kDown - 1) / kDown * groups_across() * kAcross * kDown; }
+    TFISEG_HD int32_t row(int32_t k) const { return k / (kAcross * kDown) / groups_across() * kDown + k / kAcross % kDown; }
+    TFISEG_HD int32_t column(int32_t k) const { return k / (kAcross * kDown) % groups_across() * kAcross + k % kAcross; }
+};
+
+// On large grids, the sites of few pixels of a row are searched first, then the distances of all. Sites do not cross: the difference between
+// two sites' squares grows evenly along a row, so a pixel between two others has its nearest site between theirs.
 struct RowSamples {
+    static constexpr int32_t kStride = 16;  // divides 32
+
     RowSearch search;
     int16_t *sites;  // out: (pictures, h, across)
 
-    TFISEG_HD int32_t across() const { return (search.grid.w + RowSearch::kStride - 1) / RowSearch::kStride; }
-    TFISEG_HD int32_t items() const { return search.grid.pictures * search.grid.h * across(); }
+    TFISEG_HD int32_t across() const { return (search.grid.w + kStride - 1) / kStride; }
+    TFISEG_HD Cells cells() const { return {search.grid.pictures * search.grid.h, across()}; }
 
     TFISEG_HD void operator()(int32_t k) const {
-        const int32_t i = k / across() * search.grid.w + k % across() * RowSearch::kStride;
-        search.squared[i] = search.search(i, sites[k]);
+        const int32_t row = cells().row(k), column = cells().column(k);
+        if (row < cells().rows && column < across()) search.search(row * search.grid.w + column * kStride, sites[row * across() + column]);
     }
 };
 
+// One item is a few neighboring pixels, for all of which a site is loaded once.
 struct RowBetween {
+    static constexpr int32_t kPixels = 8;  // divides RowSamples::kStride
+
     RowSamples samples;
 
-    TFISEG_HD void operator()(int32_t i) const {
+    TFISEG_HD Cells cells() const { return {samples.cells().rows, (samples.search.grid.w + kPixels - 1) / kPixels}; }
+
+    TFISEG_HD void operator()(int32_t k) const {
+        constexpr int32_t kStride = RowSamples::kStride;
         const RowSearch &search = samples.search;
-        const int32_t row = i / search.grid.w, x = i - row * search.grid.w, sample = x / RowSearch::kStride, before = sample * RowSearch::kStride;
-        if (x == before) return;
-        if (!search.cls[i]) {
-            search.squared[i] = 0;
-            return;
+        const Grid &grid = search.grid;
+        const int32_t row = cells().row(k), x0 = cells().column(k) * kPixels, i = row * grid.w + x0;
+        if (row >= cells().rows || x0 >= grid.w) return;
+        const int32_t sample = x0 / kStride, before = sample * kStride, behind = before + kStride, begin = x0 - before;
+        // bit r: the class changes from pixel before + r - 1 to before + r; up to the next sample
+        const uint32_t *words = search.rows + int64_t(row) * grid.row_words() + (before >> 5);
+        uint32_t changes = words[0] >> (before & 31);
+        if (behind % 32 == 0 && behind < grid.w) changes |= words[1] << (kStride - 1) << 1;
+        changes &= (2u << kStride) - 2u;
+        const int32_t count = x0 + kPixels < grid.w ? kPixels : grid.w - x0;
+        const uint8_t *cls = search.cls + i;
+        int32_t out[kPixels] = {};
+        for (int32_t first = 0, next; first < count; first = next) {  // pixels of one class
+            const uint32_t later = changes >> (begin + first) >> 1, earlier = changes & ((2u << (begin + first)) - 1u);
+            const int32_t to_change = later ? trailing_zeros(later) + 1 : kStride;
+            next = first + to_change < count ? first + to_change : count;
+            if (!cls[first]) continue;
+            const int16_t *sites = samples.sites + int64_t(row) * samples.across() + sample;
+            const int32_t a = earlier ? (before + 30 - leading_zeros(earlier)) | RowSearch::kWall : sites[0];
+            const int32_t b = later ? (x0 + first + to_change) | RowSearch::kWall : behind < grid.w ? sites[1] : grid.w - 1;
+            take_nearest(row, x0, a, b, first, next, out);
         }
-        const Run run = run_of(search.grid, search.rows, row, x);
-        const int16_t *sites = samples.sites + int64_t(row) * samples.across() + sample;
-        const bool has_before = before >= run.first, has_behind = before + RowSearch::kStride <= run.last;
-        const int32_t a = has_before ? sites[0] : run.first_site(), b = has_behind ? sites[1] : run.last_site();
-        int32_t best = kFarSquared;
-        if (a != kNoSite && b != kNoSite) {
-            const int32_t low = a < b ? a : b, high = a < b ? b : a;
-            if (low < run.first) best = (x - low) * (x - low);
-            if (high > run.last && (high - x) * (high - x) < best) best = (high - x) * (high - x);
-            const int16_t *column = search.column + int64_t(row) * search.grid.w;
-            const int32_t begin = low < run.first ? run.first : low, end = high > run.last ? run.last : high;
-            for (int32_t s = begin; s <= end; ++s) {
-                const int32_t along = column[s], square = (x - s) * (x - s) + along * along;
-                best = square < best ? square : best;
-            }
+        if (grid.w % kPixels == 0) {
+            for (int32_t j = 0; j < kPixels; j += 4) store_four(search.squared + i + j, {out[j], out[j + 1], out[j + 2], out[j + 3]});
+        } else {
+            for (int32_t j = 0; j < count; ++j) search.squared[i + j] = out[j];
         }
-        search.squared[i] = best;
+    }
+
+  private:
+    // The least squares of pixels x0 + [first, next) over the sites between a and b.
+    TFISEG_HD void take_nearest(int32_t row, int32_t x0, int32_t a, int32_t b, int32_t first, int32_t next, int32_t (&out)[kPixels]) const {
+        int32_t best[kPixels];  // less j^2, since (x0 + j - s)^2 = (x0 - s)^2 + 2 j (x0 - s) + j^2
+        for (int32_t j = 0; j < kPixels; ++j) best[j] = kFarSquared - j * j;
+        const auto take = [&](int32_t site, int32_t along) {
+            const int32_t across = x0 - site;
+            int32_t square = across * across + along * along;
+            for (int32_t j = 0; j < kPixels; ++j, square += 2 * across) best[j] = square < best[j] ? square : best[j];
+        };
+        if (a != RowSearch::kNoSite && b != RowSearch::kNoSite) {
+            const int32_t at_a = a & ~RowSearch::kWall, at_b = b & ~RowSearch::kWall;
+            if (a != at_a) take(at_a, 0);
+            if (b != at_b) take(at_b, 0);
+            const int32_t low = at_a < at_b ? at_a + (a != at_a) : at_b + (b != at_b), high = at_a < at_b ? at_b - (b != at_b) : at_a - (a != at_a);
+            const int16_t *column = samples.search.column + int64_t(row) * samples.search.grid.w;
+            for (int32_t s = low; s <= high; ++s) take(s, column[s]);
+        }
+        for (int32_t j = 0; j < kPixels; ++j)
+            if (j >= first && j < next) out[j] = best[j] + j * j;
     }
 };
 
@@ -383,11 +456,12 @@ struct GivenLinks {
     }
 };
 
-// Links every pixel to its root, and lists the roots. place: of a root in the list.
+// Links every pixel to its root, and lists the roots. Basins are numbered by their places in the list.
 struct FollowLinks {
     const uint8_t *cls;
-    int32_t *link;       // in, out
-    int32_t *roots, *place;  // out
+    int32_t *link;           // in, out
+    int32_t *roots, *place;  // out; place: at roots
+    uint64_t *best;          // out, by basin: 0; or NULL
     Counters *counters;
 
     TFISEG_HD void operator()(int32_t i) const {
@@ -400,105 +474,145 @@ struct FollowLinks {
         const int32_t k = next_place(&counters->roots);
         roots[k] = i;
         place[i] = k;
+        if (best) best[k] = 0;
     }
 };
 
-// Lists the pixels that touch another basin of their class.
+// Lists the pixels that touch another basin of their class, and enters the pairs of basins.
 struct FindContacts {
     Grid grid;
     const uint8_t *cls;
-    const int32_t *link;
+    const int32_t *link, *place;
     int32_t *contacts;  // out
+    EdgeSet set;
     Counters *counters;
 
     TFISEG_HD void operator()(int32_t i) const {
         const uint8_t c = cls[i];
         if (!c) return;
         const int32_t own = link[i];
+        int32_t roots[4];  // of other basins; else the own one
         bool touches = false;
         for (int32_t d = 0; d < 4; ++d) {  // without a branch for the class: lanes of a warp load together
             const int32_t j = grid.later_neighbour(i, d), there = j < 0 ? i : j;
-            const bool is_same_class = cls[there] == c, is_other_basin = link[there] != own;
-            touches |= is_same_class & is_other_basin;
+            const bool is_same_class = cls[there] == c;
+            roots[d] = is_same_class ? link[there] : own;
+            touches |= roots[d] != own;
         }
-        if (touches) append(contacts, &counters->contacts, i);
+        if (!touches) return;
+        append(contacts, &counters->contacts, i);
+        for (int32_t d = 0, last = own; d < 4; ++d) {
+            if (roots[d] != own && roots[d] != last) set.enter_basins(place[own], place[roots[d]]);
+            last = roots[d];
+        }
     }
 };
 
-// Merges noise (is_noise) in rounds, with the same result as one contact at a time, highest saddle first. In each round, every basin reads
-// its highest contact. If the contact leads to a higher basin, the basin merges into it if it is noise, and is final otherwise: its other
-// contacts are lower, and its height does not change. If the contact leads to a lower basin that is not decided yet, it waits. The highest
-// contact of all can always be decided, so every round decides something, and the order of threads does not matter.
-struct NoiseRounds {
+// Sums the evidence of the edges between basins. One item is a pixel that touches another basin.
+struct SumContacts {
     Grid grid;
     const uint8_t *cls;
+    const int32_t *link, *place, *contacts, *squared;  // squared: NULL with a given field
+    Values boundary;
+    EdgeSet set;
+    uint64_t *best;  // in, out, by basin: highest contact; or NULL
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t i = contacts[k], own = link[i];
+        int32_t other = own;
+        Edge sum;
+        for (int32_t d = 0; d < 4; ++d) {
+            const int32_t j = grid.later_neighbour(i, d);
+            if (j < 0 || cls[j] != cls[i] || link[j] == own) continue;
+            if (link[j] != other) {
+                add_sum(own, other, sum);
+                other = link[j];
+                sum = Edge();
+            }
+            Edge e;
+            e.contact = 1;
+            if (squared) e.saddle = contact_key(squared[i] < squared[j] ? squared[i] : squared[j], i, d);
+            if (boundary.data) {
+                const int32_t a = to_fixed(boundary[i]), b = to_fixed(boundary[j]);
+                e.boundary_sum = a > b ? a : b;
+            }
+            sum.absorb(e);
+        }
+        add_sum(own, other, sum);
+    }
+
+  private:
+    TFISEG_HD void add_sum(int32_t own, int32_t other, const Edge &sum) const {
+        if (other == own) return;
+        const int32_t edge = set.at_basins(place[own], place[other]);
+        if (edge < 0) return;
+        set.absorb(edge, sum);
+        if (!best) return;
+        for (const int32_t basin : {place[own], place[other]})
+            if (peek(best + basin) < uint64_t(sum.saddle)) raise_to(best + basin, uint64_t(sum.saddle));
+    }
+};
+
+// Merges noise (is_noise) in rounds, with the same result as one contact at a time, highest saddle first. In each round, every basin knows
+// its highest contact. If the contact leads to a higher basin, the basin merges into it if it is noise, and is final otherwise: its other
+// contacts are lower, and its height does not change. If the contact leads to a lower basin that is not decided yet, it waits. Then the
+// edges whose lower basin is not final are looked at again. The highest of all their contacts decides something in the next round, and the
+// order of threads does not matter.
+struct NoiseRounds {
+    Grid grid;
     const int32_t *squared;
     int32_t *link;  // in, out: roots are basins' summits
-    const int32_t *roots, *place, *contacts;
-    int32_t *work[2];
-    uint64_t *best;  // by place: highest contact, as saddle and (inverted) pixel pair
+    const int32_t *roots, *place;
+    const Edge *edges;  // between basins
+    int32_t capacity;   // of edges
+    int32_t *work[2];   // edges to look at
+    uint64_t *best[2];  // by basin: this round's highest contact (see contact_key) or kFinal, and the next one's
     Counters *counters;
 
-    static constexpr int32_t kPhases = 3;
+    static constexpr int32_t kPhases = 2;
 
     TFISEG_HD int32_t items(int32_t phase, int32_t round) const {
-        if (phase == 1) return round ? counters->work[round & 1] : counters->contacts;
-        return counters->roots > 0 ? counters->roots : 1;
+        if (phase == 0) return counters->roots;
+        if (round) return counters->work[round & 1];
+        return counters->edges[1] < capacity ? counters->edges[1] : capacity;
     }
 
-    TFISEG_HD bool has_next(int32_t round) const { return peek(&counters->noise_progress[round % 3]) != 0; }
+    TFISEG_HD bool has_next(int32_t round) const { return peek(&counters->work[(round + 1) & 1]) != 0; }
 
     TFISEG_HD void operator()(int32_t phase, int32_t round, int32_t k) const {
-        if (phase == 0) {
-            if (k == 0) {
-                counters->noise_progress[(round + 1) % 3] = 0;
-                counters->work[(round + 1) & 1] = 0;
-            }
-            if (k < counters->roots && link[roots[k]] == roots[k] && (round == 0 || best[k] != kFinal)) best[k] = 0;
-        } else if (phase == 1) {
-            look(round ? work[round & 1][k] : contacts[k], round);
-        } else if (k < counters->roots) {
-            decide(roots[k], k, round);
-        }
+        if (phase == 1) return look(edges[round ? work[round & 1][k] : k], round ? work[round & 1][k] : k, round);
+        if (k == 0) counters->work[(round + 1) & 1] = 0;
+        best[(round + 1) & 1][k] = decide(roots[k], best[round & 1][k]) ? kFinal : 0;
     }
 
+  private:
     TFISEG_HD bool is_lower(int32_t a, int32_t b) const {
         return squared[a] < squared[b] || (squared[a] == squared[b] && a > b);
     }
 
-    TFISEG_HD void look(int32_t i, int32_t round) const {
-        bool open = false;
-        const int32_t a = find_and_compress(link, i);  // no basin merges in this phase
-        for (int32_t d = 0; d < 4; ++d) {
-            const int32_t j = grid.later_neighbour(i, d);
-            if (j < 0 || cls[j] != cls[i]) continue;
-            const int32_t b = find_and_compress(link, j);
-            if (a == b) continue;
-            const bool a_low = is_lower(a, b);
-            uint64_t *low = best + place[a_low ? a : b], *high = best + place[a_low ? b : a];
-            if (peek(low) == kFinal) continue;
-            open = true;
-            const int32_t saddle = squared[i] < squared[j] ? squared[i] : squared[j];
-            const uint64_t key = uint64_t(saddle) << 32 | (0xFFFFFFFFu - (uint32_t(i) * 4u + uint32_t(d)));
-            if (peek(low) < key) raise_to(low, key);
-            if (peek(high) < key) raise_to(high, key);  // one that stands has the highest value there is
-        }
-        if (open) append(work[(round + 1) & 1], &counters->work[(round + 1) & 1], i);
+    TFISEG_HD void look(const Edge &e, int32_t k, int32_t round) const {
+        const int32_t a = find_and_compress(link, roots[e.a]), b = find_and_compress(link, roots[e.b]);  // no basin merges in this phase
+        if (a == b) return;
+        const bool a_low = is_lower(a, b);
+        uint64_t *next = best[(round + 1) & 1], *low = next + place[a_low ? a : b], *high = next + place[a_low ? b : a];
+        if (peek(low) == kFinal) return;
+        raise_to(low, uint64_t(e.saddle));
+        raise_to(high, uint64_t(e.saddle));  // one that is final has the highest value there is
+        append(work[(round + 1) & 1], &counters->work[(round + 1) & 1], k);
     }
 
-    TFISEG_HD void decide(int32_t root, int32_t k, int32_t round) const {
-        if (peek(link + root) != root || best[k] == kFinal || best[k] == 0) return;
-        const uint32_t pair = 0xFFFFFFFFu - uint32_t(best[k]);
+    // Whether a basin is final. highest: its highest contact; 0: none.
+    TFISEG_HD bool decide(int32_t root, uint64_t highest) const {
+        if (highest == kFinal) return true;
+        if (highest == 0 || peek(link + root) != root) return false;
+        const uint32_t pair = 0xFFFFFFFFu - uint32_t(highest);
         const int32_t i = int32_t(pair >> 2), j = grid.later_neighbour(i, int32_t(pair & 3u));
         const int32_t a = find_root(link, i), b = find_root(link, j), other = a == root ? b : a;
         // others go under in this very phase: whatever `other` went under is higher still, and the answer is the same
-        if (other == root || is_lower(other, root)) return;
-        if (is_noise(int64_t(best[k] >> 32), squared[root])) {
-            put(link + root, other);
-        } else {
-            best[k] = kFinal;
-        }
-        put(&counters->noise_progress[round % 3], 1);
+        if (other == root || is_lower(other, root)) return false;
+        if (!is_noise(saddle_of(int64_t(highest)), squared[root])) return true;
+        put(link + root, other);
+        return false;
     }
 };
 

@@ -77,47 +77,19 @@ TFISEG_HD void find_distances(Executor &run, const Plan &plan) {
     const int64_t n = grid.pixels();
     const FindClassChanges changes = {grid, plan.cls, plan.columns, plan.rows};
     run.each(changes.items(), changes);
-    run.each(n, ColumnSearch{grid, plan.cls, plan.columns, plan.column});
+    const ColumnSearch columns = {grid, plan.columns, plan.column};
+    run.each(columns.items(), columns);
     const RowSearch search = {grid, plan.cls, plan.rows, plan.column, plan.squared};
     if (n <= kSmallPixels) {
         run.each(n, search);
     } else {
         const RowSamples samples = {search, plan.sites};
-        run.each(samples.items(), samples);
-        run.each(n, RowBetween{samples});
+        run.each(samples.cells().items(), samples);
+        const RowBetween between = {samples};
+        run.each(between.cells().items(), between);
     }
 }
 
-TFISEG_SECTION template <class Executor>
-TFISEG_HD void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p) {
-    const Grid &grid = plan.grid;
-    const int64_t n = grid.pixels();
-    if (plan.is_geometric) {
-        const AscentLinks links = {grid, {plan.cls, plan.squared, plan.link, grid.h, grid.w}};
-        run.tiles(links.tiles(), links);
-    } else {
-        const float radius = float(p.centre_radius);
-        run.each(n, GivenLinks{grid, plan.cls, {p.displacement, p.value_type == TFISEG_FLOAT16}, radius * radius, plan.link});
-    }
-    run.each(n, FollowLinks{plan.cls, plan.link, plan.roots, plan.map, plan.counters});
-    if (plan.has_contacts) run.each(n, FindContacts{grid, plan.cls, plan.link, plan.contacts, plan.counters});
-    if (!plan.is_geometric) return;
-    NoiseRounds noise = {};
-    noise.grid = grid;
-    noise.cls = plan.cls;
-    noise.squared = plan.squared;
-    noise.link = plan.link;
-    noise.roots = plan.roots;
-    noise.place = plan.map;
-    noise.contacts = plan.contacts;
-    noise.work[0] = plan.work[0];
-    noise.work[1] = plan.work[1];
-    noise.best = plan.best;
-    noise.counters = plan.counters;
-    run.solo({&plan.counters->contacts, &plan.counters->roots}, kSoloItems, [&] { run.rounds(noise); });
-}
-
-// Regions with their sums. region_count: by picture; or NULL.
 TFISEG_SECTION template <class Executor>
 TFISEG_HD void create_regions(Executor &run, const Plan &plan, int32_t *region_count) {
     CreateRegions create = {};
@@ -134,6 +106,58 @@ TFISEG_HD void create_regions(Executor &run, const Plan &plan, int32_t *region_c
     create.region_count = region_count;
     create.counters = plan.counters;
     run.each_counted(&plan.counters->roots, plan.grid.pixels(), create);
+}
+
+// Merges basins that are noise, and makes regions of the others.
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void merge_noise(Executor &run, const Plan &plan, int32_t *region_count) {
+    NoiseRounds noise = {};
+    noise.grid = plan.grid;
+    noise.squared = plan.squared;
+    noise.link = plan.link;
+    noise.roots = plan.roots;
+    noise.place = plan.map;
+    noise.edges = plan.edges[1];
+    noise.capacity = plan.edge_room;
+    for (int32_t k : {0, 1}) {
+        noise.work[k] = plan.work[k];
+        noise.best[k] = plan.best[k];
+    }
+    noise.counters = plan.counters;
+    run.solo({&plan.counters->edges[1], &plan.counters->roots}, kSoloItems, [&] {
+        run.rounds(noise);
+        create_regions(run, plan, region_count);
+    });
+}
+
+// Basins, the edges between them, and regions. region_count: by picture; or NULL.
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p, int32_t *region_count) {
+    const Grid &grid = plan.grid;
+    const int64_t n = grid.pixels();
+    const bool half = p.value_type == TFISEG_FLOAT16;
+    if (plan.is_geometric) {
+        const AscentLinks links = {grid, {plan.cls, plan.squared, plan.link, grid.h, grid.w}};
+        run.tiles(links.tiles(), links);
+    } else {
+        const float radius = float(p.centre_radius);
+        run.each(n, GivenLinks{grid, plan.cls, {p.displacement, half}, radius * radius, plan.link});
+    }
+    run.each(n, FollowLinks{plan.cls, plan.link, plan.roots, plan.map, plan.best[0], plan.counters});
+    if (plan.has_contacts) {
+        run.each(n, FindContacts{grid, plan.cls, plan.link, plan.map, plan.contacts, plan.edge_set(1), plan.counters});
+        const SumContacts sum = {grid, plan.cls, plan.link, plan.map, plan.contacts, plan.squared, {p.boundary, half}, plan.edge_set(1), plan.best[0]};
+        run.each_counted(&plan.counters->contacts, n, sum);
+    }
+    if (plan.is_geometric) {
+        merge_noise(run, plan, region_count);
+    } else {
+        create_regions(run, plan, region_count);
+    }
+}
+
+TFISEG_SECTION template <class Executor>
+TFISEG_HD void sum_regions(Executor &run, const Plan &plan) {
     SumRegions sums = {};
     sums.grid = plan.grid;
     sums.cls = plan.cls;
@@ -158,18 +182,11 @@ TFISEG_HD void create_edges(Executor &run, const Plan &plan, const tfiseg_proble
     affine.stride = p.affinity_stride;
     affine.piece = piece;
     affine.set = plan.edge_set(0);
-    ContactEdges touching = {};
-    touching.grid = plan.grid;
-    touching.cls = plan.cls;
-    touching.map = plan.map;
-    touching.contacts = plan.contacts;
-    touching.squared = plan.squared;
-    touching.boundary = {p.boundary, half};
-    touching.set = plan.edge_set(0);
+    RegionEdges touching = {plan.edges[1], plan.roots, plan.map, plan.edge_set(0), false};
     for (int32_t pass = 0; pass < 2; ++pass) {
         affine.summing = touching.summing = pass == 1;
         if (p.affinity) run.each(affine.items(), affine);  // affinities without a rule decide alone
-        if (!p.affinity || p.evidence_rule) run.each_counted(&plan.counters->contacts, plan.grid.pixels(), touching);
+        if (!p.affinity || p.evidence_rule) run.each_counted(&plan.counters->edges[1], plan.edge_room, touching);
     }
 }
 
@@ -207,7 +224,7 @@ TFISEG_HD void merge_regions(Executor &run, const Plan &plan, const tfiseg_probl
     if (p.affinity) {  // every pixel has pairs
         merge_them();
     } else {
-        run.solo({&plan.counters->contacts, nullptr}, kSoloItems, merge_them);
+        run.solo({&plan.counters->edges[1], nullptr}, kSoloItems, merge_them);
     }
 }
 
@@ -437,13 +454,13 @@ TFISEG_HD void write_result(Executor &run, const Plan &plan, const tfiseg_proble
     labels.semantic_map = result.semantic_map;
     labels.semantic_map_32 = result.semantic_map_32;
     labels.count = result.count;
-    run.each(labels.pixels, labels);
+    run.each(labels.items(), labels);
 }
 
 // Sections: what one launch runs. kGroups: groups of threads that a processor must be able to hold, which limits a thread's registers.
 
 struct DistanceSection {
-    static constexpr int32_t kGroups = 3;
+    static constexpr int32_t kGroups = 2;
     Plan plan;
 
     TFISEG_SECTION template <class Executor>
@@ -456,10 +473,11 @@ struct BasinSection {
     static constexpr int32_t kGroups = 2;
     Plan plan;
     tfiseg_problem problem;
+    int32_t *region_count;  // or NULL
 
     TFISEG_SECTION template <class Executor>
     TFISEG_HD void operator()(Executor &run) const {
-        find_basins(run, plan, problem);
+        find_basins(run, plan, problem, region_count);
     }
 };
 
@@ -467,13 +485,12 @@ struct MergeSection {
     static constexpr int32_t kGroups = 1;
     Plan plan;
     tfiseg_problem problem;
-    const int32_t *piece;   // or NULL
-    int32_t *region_count;  // or NULL
-    bool lists_unions;      // no pass follows
+    const int32_t *piece;  // or NULL
+    bool lists_unions;     // no pass follows
 
     TFISEG_SECTION template <class Executor>
     TFISEG_HD void operator()(Executor &run) const {
-        create_regions(run, plan, region_count);
+        sum_regions(run, plan);
         merge_regions(run, plan, problem, piece);
         if (lists_unions) list_unions(run, plan, problem);
     }
@@ -550,8 +567,8 @@ void find_unions(Executor &run, const Plan &plan, const tfiseg_problem &p, const
     const int64_t n = plan.grid.pixels();
     const FindClasses classes = find_classes(plan, p, region_count);
     run.each(classes.items(), classes);
-    const BasinSection basins = {plan, p};
-    const MergeSection merge = {plan, p, piece, region_count, lists_unions};
+    const BasinSection basins = {plan, p, region_count};
+    const MergeSection merge = {plan, p, piece, lists_unions};
     if (n <= kSmallPixels) {
         run.section(n, GridSection{basins, merge});
         return;

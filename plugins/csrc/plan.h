@@ -53,7 +53,7 @@ struct Plan {
     uint8_t *semantic, *cls;
     uint16_t *fixed_scores;
     void *boundary;  // enlarged
-    int32_t *squared, *link, *map, *roots, *contacts;
+    int32_t *squared, *link, *map, *roots;
     Region *regions;
     int32_t *parent, *last_merge_round, *number, *unions;
     int64_t *grid_area, *grid_score_sum;
@@ -64,9 +64,9 @@ struct Plan {
     // the following share memory: one group of phases after the other
     uint32_t *columns, *rows;
     int16_t *column, *sites;
-    int32_t *work[2];
-    uint64_t *best;
-    Edge *edges[2];
+    int32_t *contacts, *work[2];
+    uint64_t *best[2] = {nullptr, nullptr};
+    Edge *edges[2];  // between regions; between basins at first, and in every other round
     double *scores[2];
     uint64_t *pairs;
     uint8_t *band;
@@ -86,7 +86,7 @@ struct Plan {
         const int64_t n = grid.pixels();
         // a piece has at most kPartShares parts, and at least kInteriorPixels pixels
         region_room = int32_t(room_for(p.part_rule ? n + n * kPartShares / kInteriorPixels + 1 : n, n));
-        const int64_t touching = !p.affinity || p.evidence_rule ? is_geometric ? 1 : 4 : 0;
+        const int64_t touching = is_geometric ? 1 : has_contacts ? 4 : 0;
         const int64_t pairs_of_pixel = touching + (p.affinity ? p.affinity_channels : 0);
         edge_room = has_edges ? int32_t(room_for(n * pairs_of_pixel, n)) : 0;
         key_slots = has_edges ? EdgeSet::slots_for(edge_room) : 0;
@@ -104,7 +104,6 @@ struct Plan {
         link = carver.take<int32_t>(n);
         map = carver.take<int32_t>(n);
         roots = carver.take<int32_t>(n);
-        contacts = has_edges ? carver.take<int32_t>(n) : nullptr;
         regions = carver.take<Region>(region_room);
         parent = carver.take<int32_t>(region_room);
         last_merge_round = carver.take<int32_t>(region_room);
@@ -122,16 +121,18 @@ struct Plan {
         columns = carver.take<uint32_t>(int64_t(grid.pictures) * grid.column_words() * grid.w);
         rows = carver.take<uint32_t>(int64_t(grid.pictures) * grid.h * grid.row_words());
         column = carver.take<int16_t>(n);
-        sites = carver.take<int16_t>(int64_t(grid.pictures) * grid.h * ((grid.w + RowSearch::kStride - 1) / RowSearch::kStride));
+        sites = carver.take<int16_t>(int64_t(grid.pictures) * grid.h * ((grid.w + RowSamples::kStride - 1) / RowSamples::kStride));
         carver.back_to(shared);
-        work[0] = carver.take<int32_t>(n);
-        work[1] = carver.take<int32_t>(n);
-        best = carver.take<uint64_t>(n);
-        carver.back_to(shared);
+        edges[1] = carver.take<Edge>(edge_room);
+        const uintptr_t after_basin_edges = carver.mark();
+        contacts = carver.take<int32_t>(has_contacts ? n : 0);
         for (int32_t k : {0, 1}) {
-            edges[k] = carver.take<Edge>(edge_room);
-            scores[k] = carver.take<double>(edge_room);
+            work[k] = carver.take<int32_t>(is_geometric ? edge_room : 0);
+            if (is_geometric) best[k] = carver.take<uint64_t>(n);
         }
+        carver.back_to(after_basin_edges);
+        edges[0] = carver.take<Edge>(edge_room);
+        for (int32_t k : {0, 1}) scores[k] = carver.take<double>(edge_room);
         pairs = carver.take<uint64_t>(edge_room);
         carver.back_to(shared);
         if (p.sharpen || p.part_rule) {

@@ -34,41 +34,67 @@ struct FullResolution {
 
     // Class and grid label of one output pixel.
     TFISEG_HD void operator()(const GridPosition &y, const GridPosition &x, uint8_t &out_class, int32_t &out_label) const {
-        const int32_t corner[4] = {y.low * w + x.low, y.low * w + x.high, y.high * w + x.low, y.high * w + x.high};
+        const GridPosition rows[1] = {y};
+        uint8_t found_class[1];
+        int32_t found_label[1];
+        column(rows, 1, x, found_class, found_label);
+        out_class = found_class[0];
+        out_label = found_label[0];
+    }
+
+    // Of `count` output pixels of a column that lie between the same two grid rows.
+    template <int32_t kRows>
+    TFISEG_HD void column(const GridPosition (&y)[kRows], int32_t count, const GridPosition &x, uint8_t (&out_class)[kRows],
+                          int32_t (&out_label)[kRows]) const {
+        const int32_t low = y[0].low, high = y[0].high;
+        const int32_t corner[4] = {low * w + x.low, low * w + x.high, high * w + x.low, high * w + x.high};
         const uint8_t c = grid_class[corner[0]];
-        const int32_t nearest = y.nearest * w + x.nearest;
         if (grid_class[corner[1]] == c && grid_class[corner[2]] == c && grid_class[corner[3]] == c) {
-            out_class = c;
-            out_label = grid_label[nearest];
+            for (int32_t j = 0; j < kRows; ++j) {
+                out_class[j] = c;
+                const bool is_known = j > 0 && y[j].nearest == y[j - 1].nearest;
+                if (j < count) out_label[j] = is_known ? out_label[j > 0 ? j - 1 : 0] : grid_label[y[j].nearest * w + x.nearest];
+            }
             return;
         }
         const int64_t plane = int64_t(h) * w;
-        float best = 0.0f;
-        int32_t winner = -1;
+        float best[kRows] = {};
+        int32_t winner[kRows] = {};
+        Logits at[4] = {logits + corner[0], logits + corner[1], logits + corner[2], logits + corner[3]};
         for (int32_t k = 0; k < classes; ++k) {
-            const Logits l = logits + k * plane;
-            const float above = (1.0f - x.weight) * l[corner[0]] + x.weight * l[corner[1]];
-            const float below = (1.0f - x.weight) * l[corner[2]] + x.weight * l[corner[3]];
-            const float value = (1.0f - y.weight) * above + y.weight * below;
-            if (winner < 0 || value > best) {
-                best = value;
-                winner = k;
+            const float above = (1.0f - x.weight) * at[0][0] + x.weight * at[1][0];
+            const float below = (1.0f - x.weight) * at[2][0] + x.weight * at[3][0];
+            for (Logits &one : at) one = one + plane;
+            for (int32_t j = 0; j < kRows; ++j) {
+                const float value = (1.0f - y[j].weight) * above + y[j].weight * below;
+                const bool wins = k == 0 || value > best[j];
+                best[j] = wins ? value : best[j];
+                winner[j] = wins ? k : winner[j];
             }
         }
-        out_class = uint8_t(winner);
-        out_label = 0;
-        float least = 1e30f;
-        for (int32_t gy = y.low - 1; gy <= y.low + 2; ++gy) {  // two grid pixels in each direction: farther away, it is another object
+        float least[kRows];
+        int32_t nearest[kRows];
+        for (int32_t j = 0; j < kRows; ++j) {
+            least[j] = 1e30f;
+            nearest[j] = -1;
+        }
+        for (int32_t gy = low - 1; gy <= low + 2; ++gy) {  // two grid pixels in each direction: farther away, it is another object
             if (gy < 0 || gy >= h) continue;
             for (int32_t gx = x.low - 1; gx <= x.low + 2; ++gx) {
-                if (gx < 0 || gx >= w || grid_class[gy * w + gx] != winner) continue;
-                const float dy = float(gy - y.low) - y.weight, dx = float(gx - x.low) - x.weight;
-                const float a = dy * dy, b = dx * dx;
-                if (a + b < least) {
-                    least = a + b;
-                    out_label = grid_label[gy * w + gx];
+                if (gx < 0 || gx >= w) continue;
+                const int32_t there = grid_class[gy * w + gx];
+                const float dx = float(gx - x.low) - x.weight, b = dx * dx;
+                for (int32_t j = 0; j < kRows; ++j) {
+                    const float dy = float(gy - low) - y[j].weight, a = dy * dy;
+                    const bool is_nearer = there == winner[j] && a + b < least[j];
+                    least[j] = is_nearer ? a + b : least[j];
+                    nearest[j] = is_nearer ? gy * w + gx : nearest[j];
                 }
             }
+        }
+        for (int32_t j = 0; j < kRows; ++j) {
+            out_class[j] = uint8_t(winner[j]);
+            if (j < count) out_label[j] = nearest[j] < 0 ? 0 : grid_label[nearest[j]];
         }
     }
 };

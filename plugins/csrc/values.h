@@ -40,6 +40,14 @@ struct Values {
     }
 };
 
+// Values that are float16, for loops where deciding it each time costs too much.
+struct Halves {
+    const uint16_t *data;
+
+    TFISEG_HD float operator[](int64_t i) const { return half_to_float(data[i]); }
+    TFISEG_HD Halves operator+(int64_t i) const { return {data + i}; }
+};
+
 // Enlarges a map whose cells are `stride` pixels. One item is a pixel of a batch of (h, w).
 struct Enlarge {
     Values cells;

@@ -1,0 +1,108 @@
+// Edges between regions, or between basins before there are regions, found by a hash table that all threads share.
+#pragma once
+#include "merge.h"
+
+namespace tfiseg {
+
+constexpr uint64_t kNoKey = ~uint64_t(0);
+
+// The highest contact between two basins: its saddle, then its pixel pair, inverted so that the first one is the highest of equal ones.
+TFISEG_HD int64_t contact_key(int32_t saddle, int32_t pixel, int32_t direction) {
+    return int64_t(saddle) << 32 | int64_t(0xFFFFFFFFu - (uint32_t(pixel) * 4u + uint32_t(direction)));
+}
+TFISEG_HD int64_t saddle_of(int64_t contact_key) { return contact_key >> 32; }
+
+// First all pairs are entered (`enter`), then their evidence is summed (`at`). Slots hold keys and places; edges are dense, in the order of
+// entry, on which nothing depends.
+struct EdgeSet {
+    uint64_t *keys;
+    int32_t *places;
+    int32_t slots;  // a power of two, at least twice the edges
+    Edge *edges;
+    uint64_t *pairs;  // by place: both regions' first pixels, which orders edges
+    int32_t *count;
+    int32_t capacity;
+    const Region *regions;
+    uint64_t *best_score, *best_pair;  // by region: reset for regions that have an edge
+    int32_t *overflow;
+
+    TFISEG_HD static int32_t slots_for(int32_t edges) {
+        int32_t slots = 64;
+        while (slots < 2 * edges) slots *= 2;
+        return slots;
+    }
+
+    // The region with the smaller first pixel comes first.
+    TFISEG_HD uint64_t key(int32_t a, int32_t b) const {
+        const bool in_order = regions[a].first < regions[b].first;
+        return uint64_t(uint32_t(in_order ? a : b)) << 32 | uint32_t(in_order ? b : a);
+    }
+
+    // Of basins, which are numbered from the table's end so that no key is also one of regions.
+    TFISEG_HD static uint64_t basin_key(int32_t a, int32_t b) {
+        return kBasins | uint64_t(uint32_t(a < b ? a : b)) << 32 | uint32_t(a < b ? b : a);
+    }
+
+    TFISEG_HD void enter(int32_t region_a, int32_t region_b) const {
+        const uint64_t wanted = key(region_a, region_b);
+        const int32_t place = create(wanted);
+        if (place < 0) return;
+        const int32_t a = edges[place].a, b = edges[place].b;
+        pairs[place] = uint64_t(regions[a].first) << 32 | uint64_t(regions[b].first);
+        for (const int32_t r : {a, b}) {  // by several threads, all with the same values
+            put(best_score + r, uint64_t(0));
+            put(best_pair + r, kNoKey);
+        }
+    }
+    TFISEG_HD void enter_basins(int32_t a, int32_t b) const { create(basin_key(a, b)); }
+
+    // Place of an edge that was entered; -1 if there was no room.
+    TFISEG_HD int32_t at(int32_t region_a, int32_t region_b) const { return find(key(region_a, region_b)); }
+    TFISEG_HD int32_t at_basins(int32_t a, int32_t b) const { return find(basin_key(a, b)); }
+
+    TFISEG_HD void absorb(int32_t place, const Edge &o) const {
+        Edge *e = edges + place;
+        if (peek(&e->saddle) < o.saddle) raise_to(&e->saddle, o.saddle);
+        add(&e->contact, o.contact);
+        if (o.boundary_sum) add(&e->boundary_sum, o.boundary_sum);
+        if (o.affinity_count) add(&e->affinity_sum, o.affinity_sum);
+        if (o.affinity_count) add(&e->affinity_count, o.affinity_count);
+    }
+
+  private:
+    static constexpr uint64_t kBasins = uint64_t(1) << 63;
+
+    TFISEG_HD int32_t slot_of(uint64_t key) const { return int32_t((key * 0x9E3779B97F4A7C15ull) >> 33) & (slots - 1); }
+
+    // Place of a new edge; -1 if it was there already, or if there is no room.
+    TFISEG_HD int32_t create(uint64_t wanted) const {
+        int32_t slot = slot_of(wanted);
+        for (int32_t tries = 0; tries < slots; ++tries, slot = (slot + 1) & (slots - 1)) {
+            uint64_t there = peek(keys + slot);
+            if (there == kNoKey) there = claim(keys + slot, kNoKey, wanted);
+            if (there == wanted) return -1;
+            if (there != kNoKey) continue;
+            const int32_t place = fetch_add(count, 1);
+            places[slot] = place;
+            if (place >= capacity) break;
+            edges[place] = Edge();
+            edges[place].a = int32_t((wanted & ~kBasins) >> 32);
+            edges[place].b = int32_t(uint32_t(wanted));
+            return place;
+        }
+        put(overflow, 1);
+        return -1;
+    }
+
+    TFISEG_HD int32_t find(uint64_t wanted) const {
+        int32_t slot = slot_of(wanted);
+        for (int32_t tries = 0; tries < slots; ++tries, slot = (slot + 1) & (slots - 1)) {
+            const uint64_t there = keys[slot];
+            if (there == wanted) return places[slot] < capacity ? places[slot] : -1;
+            if (there == kNoKey) break;
+        }
+        return -1;
+    }
+};
+
+}  // namespace tfiseg
