@@ -129,11 +129,20 @@ def compile_cpp() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def shuffled_library(compile_cpp: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Compile the GPU phases for the CPU, in a random order (shuffled.cpp)."""
-    target = tmp_path_factory.mktemp("shuffled") / "shuffled.so"
+    return compile_shuffled(compile_cpp, tmp_path_factory.mktemp("shuffled") / "shuffled.so")
+
+
+def compile_shuffled(compile_cpp: Callable[..., Path], target: Path, *flags: str) -> Path:
     sources = (CSRC / name for name in ("api.cpp", "cluster_cpu.cpp", "views_cpu.cpp"))
-    return compile_cpp(
-        target, Path(__file__).parent / "shuffled.cpp", *sources, flags=("-O2", "-fPIC", "-shared")
-    )
+    always = ("-O2", "-fPIC", "-shared")
+    return compile_cpp(target, Path(__file__).parent / "shuffled.cpp", *sources, flags=(*always, *flags))
+
+
+@pytest.fixture(scope="session")
+def shuffled_as_large(compile_cpp, tmp_path_factory) -> Callable[..., Clustering]:
+    """shuffled, with every grid taken for a large one."""
+    target = tmp_path_factory.mktemp("shuffled_as_large") / "shuffled.so"
+    return run_by_phases(compile_shuffled(compile_cpp, target, "-DTFISEG_SMALL_PIXELS=0"))
 
 
 @pytest.fixture(scope="session")

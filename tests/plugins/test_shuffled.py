@@ -19,6 +19,12 @@ def test_random_problems(first_seed, random_problem, shuffled, assert_same):
         assert_same(shuffled(problem, seed=seed, threads=3, half=True), expected)
 
 
+def test_random_problems_on_large_grids(random_problem, shuffled_as_large, assert_same):
+    for seed in range(200, 300):
+        problem = random_problem(seed)
+        assert_same(shuffled_as_large(problem, seed=seed), cluster_native(problem))
+
+
 def test_many_orders_of_one_problem(random_problem, shuffled):
     problem = random_problem(11)
     label_maps = {shuffled(problem, seed=order).label_map.tobytes() for order in range(300)}
@@ -36,12 +42,15 @@ def test_many_orders_of_one_problem(random_problem, shuffled):
             np.random.default_rng(0).integers(0, 255, (60, 70)).astype(np.uint8), id="noise of 255 classes"
         ),
         pytest.param(np.ones((1, 300), np.uint8), id="one row"),
+        pytest.param(cv2.circle(np.ones((90, 301), np.uint8), (150, 45), 40, 2, -1), id="far walls"),
         pytest.param(np.ones((300, 1), np.uint8), id="one column"),
     ],
 )
-def test_hard_class_maps(class_map, shuffled, assert_same):
+def test_hard_class_maps(class_map, shuffled, shuffled_as_large, assert_same):
     problem = problem_of(class_map)
-    assert_same(shuffled(problem, seed=1, threads=2), cluster_reference(problem))
+    expected = cluster_reference(problem)
+    assert_same(shuffled(problem, seed=1, threads=2), expected)
+    assert_same(shuffled_as_large(problem, seed=2), expected)
 
 
 def test_smooth_evidence_needs_one_round_per_pair(shuffled, assert_same):
