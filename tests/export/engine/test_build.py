@@ -241,7 +241,7 @@ def test_batches_modes_and_timing_cache(tmp_path, capsys):
         "batch": 4,
     }
     assert main([*command, "--shape-min", "32x32"]) == 1
-    assert "--shape is one size for all" in capsys.readouterr().err
+    assert "--shape sets a single size" in capsys.readouterr().err
     assert main([*command, "--portable"]) == 1
     assert "--portable is for --target tensorrt" in capsys.readouterr().err
 
