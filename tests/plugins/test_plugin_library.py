@@ -203,7 +203,7 @@ def test_rejected_library_raises_an_error(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     for part in (
         str(broken),
-        "Wanted: tfiseg::DisplacementFieldClustering version 1; registered: ",
+        "Expected: tfiseg::DisplacementFieldClustering version 1; registered: ",
         "tfiseg plugin build --force",
     ):
         assert part in done.stdout
