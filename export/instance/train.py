@@ -44,7 +44,7 @@ from .teacher import predict_pseudo_labels, single_to_group_ratio, split_groups
 
 _BACKBONE_RATE = 0.25  # learning rate of pretrained layers relative to new ones
 CHECKPOINT_EVERY = 100
-_EAGER_COMPOSITES = 1000
+EAGER_COMPOSITES = 1000
 _CLEANING_AFFINITY = 0.2  # regions with a lower mean affinity are not merged; stricter than at run time
 _BATCH_OF_VIEWS = 32
 VALIDATED = 256  # composites
@@ -206,7 +206,7 @@ def prepare_banks(
     recipe: InstanceRecipe,
     teacher: Path | None = None,
     cutouts: Path | None = None,
-    eager_composites: int = _EAGER_COMPOSITES,
+    eager_composites: int = EAGER_COMPOSITES,
     quiet: bool = False,
 ) -> Banks:
     """Prepare the banks of a training run.
