@@ -18,7 +18,7 @@ from .export_onnx import ViewMaps, export_instance
 from .mask_refinement import RoughMaskComposer, train_mask_refinement
 from .network import InstanceNetwork
 from .rule_fitting import ViewInference, fit_rules, rules_report
-from .train import EAGER_COMPOSITES, InstanceRecipe, held_seed, prepare_banks, train_instance
+from .train import InstanceRecipe, held_seed, prepare_banks, train_instance
 
 
 def make_instance_model(
@@ -51,8 +51,7 @@ def make_instance_model(
     """
     if min_area is not None:
         check_min_area(min_area)
-    eager_composites = min(EAGER_COMPOSITES, rule_composites)
-    banks = prepare_banks(images, semantic, confidence, recipe, teacher, cutouts, eager_composites, quiet)
+    banks = prepare_banks(images, semantic, confidence, recipe, teacher, cutouts, rule_composites, quiet)
     if sheets is not None:
         bank_sheet(banks.used, recipe.view_px, sheets / "bank.jpg")
         composite_sheet(Composer(banks.used, recipe.seed, recipe.view_px), sheets / "composites.jpg")

@@ -44,7 +44,7 @@ from .teacher import predict_pseudo_labels, single_to_group_ratio, split_groups
 
 _BACKBONE_RATE = 0.25  # learning rate of pretrained layers relative to new ones
 CHECKPOINT_EVERY = 100
-EAGER_COMPOSITES = 1000
+_EAGER_COMPOSITES = 1000
 _CLEANING_AFFINITY = 0.2  # regions with a lower mean affinity are not merged; stricter than at run time
 _BATCH_OF_VIEWS = 32
 VALIDATED = 256  # composites
@@ -206,7 +206,7 @@ def prepare_banks(
     recipe: InstanceRecipe,
     teacher: Path | None = None,
     cutouts: Path | None = None,
-    eager_composites: int = EAGER_COMPOSITES,
+    rule_composites: int = _EAGER_COMPOSITES,
     quiet: bool = False,
 ) -> Banks:
     """Prepare the banks of a training run.
@@ -216,7 +216,7 @@ def prepare_banks(
         recipe: settings of the training.
         teacher: instance network that splits groups. Objects that it splits only with eager rules are left
             out.
-        eager_composites: number of composites to fit these rules on.
+        rule_composites: number of composites to fit these rules on, at most 1000.
         quiet: show no progress bars.
 
     Returns:
@@ -239,7 +239,13 @@ def prepare_banks(
         return Banks(used, held, ratio)
     infer, view_px = refiner.session.infer, refiner.session.view_px
     eager_rules = fit_eager_rules(
-        held, held_seed(recipe) + 1, infer, view_px, eager_composites, recipe.seed, quiet
+        held,
+        held_seed(recipe) + 1,
+        infer,
+        view_px,
+        min(_EAGER_COMPOSITES, rule_composites),
+        recipe.seed,
+        quiet,
     )
     single = remove_split_objects(used, infer, view_px, eager_rules)
     dropped = len(used.objects) - len(single.objects)
