@@ -316,7 +316,7 @@ def test_objects_that_the_teacher_would_split_are_left_out(toy, monkeypatch):
         None,
         recipe,
         DEFAULT_INSTANCE_MODEL,
-        eager_composites=32,
+        rule_composites=32,
         quiet=True,
     )
     ((view_px, rules),) = calls
