@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -217,6 +217,16 @@ def render_object(bank: Bank, o: BankObject, view_px: int) -> tuple[NDArray[np.u
     mask[y : y + h, x : x + w] = o.mask
     view = make_view((x, y, x + w, y + h), (height, width), view_px)
     return render_view(picture.image, view, view_px), render_mask(mask, view, view_px)
+
+
+def render_batches(
+    bank: Bank, view_px: int, size: int
+) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Yield the views of all objects in batches: index of the first object, images, masks."""
+    for start in range(0, len(bank.objects), size):
+        rendered = [render_object(bank, o, view_px) for o in bank.objects[start : start + size]]
+        views, masks = (np.stack(arrays) for arrays in zip(*rendered, strict=True))
+        yield start, views, masks
 
 
 def is_split(area: NDArray[np.integer[Any]]) -> bool:

@@ -41,7 +41,7 @@ from ..neck.rule import (
     fit_members,
     merge_samples,
 )
-from .bank import Bank, is_split, render_object
+from .bank import Bank, is_split, render_batches
 from .composites import Composer, Composite
 from .teacher import PHOTO_SINGLE_TO_GROUP_RATIO
 
@@ -138,9 +138,7 @@ def remove_split_objects(bank: Bank, infer: ViewInference, view_px: int, rules: 
 def find_split_objects(bank: Bank, infer: ViewInference, view_px: int, rules: dict[str, Rule]) -> set[int]:
     """Return the indices of the objects that the network splits by these rules, see ``is_split``."""
     split = set()
-    for start in range(0, len(bank.objects), _BATCH):
-        rendered = [render_object(bank, o, view_px) for o in bank.objects[start : start + _BATCH]]
-        views, masks = (np.stack(arrays) for arrays in zip(*rendered, strict=True))
+    for start, views, masks in render_batches(bank, view_px, _BATCH):
         for k, labels in enumerate(
             split_components(masks, infer(views, masks), np.asarray(AFFINITY_OFFSETS, np.int32), rules)
         ):

@@ -35,7 +35,7 @@ from ..training import (
     save_checkpoint,
     set_learning_rate,
 )
-from .bank import Bank, bank_digest, bank_summary, build_bank, is_split, remove_dented_objects, render_object
+from .bank import Bank, bank_digest, bank_summary, build_bank, is_split, remove_dented_objects, render_batches
 from .composites import Composer
 from .network import InstanceNetwork
 from .rule_fitting import fit_eager_rules, remove_split_objects
@@ -132,16 +132,15 @@ def _affinities(
 def find_groups(bank: Bank, network: InstanceNetwork, view_px: int, quiet: bool = False) -> set[int]:
     """Return the indices of the bank's objects that the network splits, see ``is_split``."""
     dropped = set()
-    chunks = range(0, len(bank.objects), _BATCH_OF_VIEWS)
-    for k in tqdm(chunks, desc="cleaning the bank", disable=quiet):
-        rendered = [render_object(bank, o, view_px) for o in bank.objects[k : k + _BATCH_OF_VIEWS]]
-        views, masks = (np.stack(arrays) for arrays in zip(*rendered, strict=True))
+    batches = render_batches(bank, view_px, _BATCH_OF_VIEWS)
+    count = -(-len(bank.objects) // _BATCH_OF_VIEWS)
+    for start, views, masks in tqdm(batches, desc="cleaning the bank", total=count, disable=quiet):
         affinity = _affinities(network, views, masks)
         settings = ClusterSettings(merge_affinity=_CLEANING_AFFINITY, min_area=0)
         clusterings = cluster_batch(masks[:, 1::2, 1::2], affinity=affinity, settings=settings)
         for i, instances in enumerate(clusterings):
             if is_split(instances.area):
-                dropped.add(k + i)
+                dropped.add(start + i)
     return dropped
 
 
