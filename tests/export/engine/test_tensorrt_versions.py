@@ -33,9 +33,10 @@ IMPRECISE = (
 pytestmark = pytest.mark.skipif(not WHEELS, reason="TensorRT's bindings are not unpacked (make test-engines)")
 
 
-def run(*command, **environment):
+def run(*command, cwd=None, **environment):
     return subprocess.run(
         [str(part) for part in command],
+        cwd=cwd,
         env={**os.environ, **{name: str(value) for name, value in environment.items()}},
         capture_output=True,
         text=True,
@@ -93,13 +94,7 @@ def mistakes(bindings, folder, cache):
     modules = [f"tfiseg.{file.removesuffix('.py').replace('/', '.')}" for file in FILES]
     packages = [word for module in modules for word in ("-p", module)]
     command = [sys.executable, "-m", "mypy", "--config-file", ROOT / "setup.cfg", "--cache-dir", cache]
-    text = subprocess.run(
-        [str(part) for part in (*command, *packages)],
-        cwd=folder,
-        env={**os.environ, "MYPYPATH": str(bindings / "stubs")},
-        capture_output=True,
-        text=True,
-    ).stdout
+    text = run(*command, *packages, cwd=folder, MYPYPATH=bindings / "stubs").stdout
     found = [line for line in text.splitlines() if line.startswith(tuple(f"tfiseg/{f}:" for f in FILES))]
     assert "checked" in text, text  # mypy came to its end
     return [
