@@ -11,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tfiseg.cli.main import main
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (make test-engines)")
+# `make demo` installs TensorRT-RTX without it
+pytest.importorskip("onnxsim", reason="the extra export is not installed (make test-engines)")
 
 NODE = helper.make_node
 # file, class names, photos, minimum agreement of labels in int8 with four calibration frames
