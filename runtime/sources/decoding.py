@@ -225,7 +225,8 @@ def call_with_timeout(seconds: float, call: Callable[[], T], drop: Callable[[T],
         message: message of the SourceError at the timeout.
     """
     results: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-    timed_out = threading.Event()
+    lock = threading.Lock()
+    timed_out = False  # guarded by the lock, so that a result is either returned or dropped
 
     def work() -> None:
         try:
@@ -233,19 +234,28 @@ def call_with_timeout(seconds: float, call: Callable[[], T], drop: Callable[[T],
         except BaseException as error:
             results.put((None, error))
             return
-        results.put((result, None))
-        if timed_out.is_set():
-            drop(result)
+        with lock:
+            if not timed_out:
+                results.put((result, None))
+                return
+        drop(result)
 
     threading.Thread(target=work, name="tfiseg-open", daemon=True).start()
     try:
         result, error = results.get(timeout=seconds)
-    except queue.Empty:
-        timed_out.set()
-        raise SourceError(message) from None
-    except BaseException:
-        timed_out.set()
-        raise
+    except BaseException as reason:
+        with lock:
+            timed_out = True
+        is_timeout = isinstance(reason, queue.Empty)
+        if results.empty():
+            if is_timeout:
+                raise SourceError(message) from None
+            raise
+        result, error = results.get()  # it came in between
+        if not is_timeout:  # a signal
+            if error is None:
+                drop(result)  # type: ignore[arg-type]
+            raise
     if error is not None:
         raise error
     return result  # type: ignore[return-value]

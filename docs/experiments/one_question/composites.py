@@ -22,8 +22,8 @@ class QuestionComposer(Composer):
     def __init__(self, bank: Bank, seed: int, view_px: int) -> None:
         super().__init__(bank, seed, view_px, _ALONE, _IN_PLACE)
 
-    def _cutout(self, o, size, relit, rng):
-        colours, opacity = super()._cutout(o, size, relit, rng)
+    def _warp_object(self, o, size, relit, rng):
+        colours, opacity = super()._warp_object(o, size, relit, rng)
         if rng.random() < _STRETCHED:
             ratio = float(np.exp(rng.normal(0, 0.5)))
             h, w = opacity.shape
@@ -56,7 +56,7 @@ class QuestionComposer(Composer):
         for _ in range(count):
             if not again:
                 o = pool[int(rng.integers(len(pool)))]
-            colours, opacity = self._cutout(o, size * float(np.exp(rng.normal(0, spread))), relit, rng)
+            colours, opacity = self._warp_object(o, size * float(np.exp(rng.normal(0, spread))), relit, rng)
             h, w = opacity.shape
             length = h if upright else w
             middle = across + slope * along + rng.normal(0, 0.05) * size

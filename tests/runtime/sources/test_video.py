@@ -1,5 +1,6 @@
 """Test videos: variable frame rates, time-lapse, rotation, codecs, damage and timeouts."""
 
+import contextlib
 import json
 import os
 import re
@@ -333,6 +334,23 @@ def test_call_with_timeout():
         call_with_timeout(0.1, slow, dropped.append, "too late")
     time.sleep(0.6)
     assert dropped == ["late"]
+
+
+def test_result_at_the_timeout_is_returned_or_dropped():
+    opened, dropped = [], []
+
+    def just_in_time():
+        time.sleep(0.003)
+        opened.append(None)
+        return len(opened)
+
+    returned = 0
+    for _ in range(300):
+        with contextlib.suppress(tfiseg.SourceError):
+            call_with_timeout(0.003, just_in_time, dropped.append, "too late")
+            returned += 1
+    time.sleep(0.2)
+    assert returned + len(dropped) == len(opened)
 
 
 class LateStreamContainer:

@@ -1,0 +1,45 @@
+"""The scripts of docs/experiments/one_question run with today's package."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch: make test-export")
+
+SCRIPTS = Path(__file__).parents[3] / "docs" / "experiments" / "one_question"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    if not SCRIPTS.is_dir():
+        pytest.skip("docs/experiments/one_question is in the repository only")
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # train.py uses one thread
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == SCRIPTS:
+            del sys.modules[name]
+
+
+def test_training_step_and_linkage_run(scripts, bank, tmp_path):
+    from linkage import Picture
+    from train import Training
+
+    from samples import SampleSet, collate
+
+    training = Training(SCRIPTS / "weights.pt", tmp_path / "run.pt", minutes=1)
+    samples = SampleSet(bank, seed=0)
+    losses = training.learn(collate([samples[k] for k in range(2)]))
+    assert np.isfinite(losses).all()
+    training.save()
+    assert Training(None, tmp_path / "run.pt", minutes=1).step == 1
+
+    semantic = np.zeros((96, 160), np.uint8)
+    semantic[20:76, 10:50] = semantic[40:60, 10:140] = semantic[20:76, 100:140] = 1
+    picture = Picture(training.network.eval(), np.full((96, 160, 3), 90, np.uint8), semantic)
+    assert picture.asked, "a mask with two lobes is split into regions"
+    whole, parts = (len(picture.instances(picture.cut(threshold))) for threshold in (-1e9, 1e9))
+    assert (whole, parts > 1) == (1, True)
