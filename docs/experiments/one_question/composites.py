@@ -8,10 +8,13 @@ from tfiseg.export.instance.bank import Bank
 from tfiseg.export.instance.composites import Composer
 from tfiseg.export.instance.mask_noise import smooth_noise
 from tfiseg.export.instance.pasting import OTHER_CLASS, draw_cells, paste
+from tfiseg.export.neck.composites import ellipse
 
 _ALONE, _IN_PLACE = 0.5, 0.68  # cumulative: photos show single components several times as often as groups
-_APART, _ROWS = 0.3, 0.42  # cumulative shares of arrangements; the rest is the package's
-_CELLS = 0.12  # of what is pasted on an empty ground
+_APART, _ROWS, _SCATTERED = 0.3, 0.42, 0.54  # cumulative shares of arrangements; the rest is the package's
+_CELLS = 0.2  # of what is pasted on an empty ground
+_MANY_CELLS = 0.5  # of these
+_CELL_SIZES = (0.03, 0.1)  # of many cells, in units of the canvas
 _STRETCHED = 0.12
 _GRIDS, _LIMBS, _FOLIAGE = 0.25, 0.42, 0.55  # cumulative shares of occluders; the rest is the package's
 
@@ -35,7 +38,8 @@ class QuestionComposer(Composer):
 
     def paste_objects(self, canvas, label, class_id, count, size, rng, shown=-1):
         if not (label > 0).any() and rng.random() < _CELLS:
-            canvas[:], label[:] = draw_cells(self.canvas_px, rng)
+            draw = self._many_cells if rng.random() < _MANY_CELLS else draw_cells
+            canvas[:], label[:] = draw(self.canvas_px, rng)
             return
         kind = rng.random()
         if kind < _APART:
@@ -43,8 +47,42 @@ class QuestionComposer(Composer):
         elif kind < _ROWS:
             many, small = int(rng.integers(5, 14)), self.canvas_px * rng.uniform(0.08, 0.2)
             self._paste_in_row(canvas, label, class_id, many, small, (-0.1, 0.3), rng)
+        elif kind < _SCATTERED:
+            self._scatter(canvas, label, class_id, rng)
         else:
             super().paste_objects(canvas, label, class_id, count, size, rng, shown)
+
+    def _scatter(self, canvas, label, class_id, rng):
+        """10 to 40 small objects of a class, most of them apart: pieces of a whole class are seldom one."""
+        pool = self._whole.get(class_id) or self._whole[self.classes[0]]
+        again, relit = rng.random() < 0.5, rng.random() < 0.3
+        size, spread = self.canvas_px * rng.uniform(0.05, 0.14), rng.uniform(0.02, 0.4)
+        o = pool[int(rng.integers(len(pool)))]
+        for _ in range(int(rng.integers(10, 41))):
+            if not again:
+                o = pool[int(rng.integers(len(pool)))]
+            colours, opacity = self._warp_object(o, size * float(np.exp(rng.normal(0, spread))), relit, rng)
+            self._paste_apart(canvas, label, colours, opacity, rng)
+
+    def _paste_apart(self, canvas, label, colours, opacity, rng):
+        """Paste an object anywhere, at the freest of a few places."""
+        h, w = opacity.shape
+        places = rng.uniform(0, 1, (4, 2)) * np.maximum((self.canvas_px - h, self.canvas_px - w), 1)
+        taken = [int((label[int(y) : int(y) + h, int(x) : int(x) + w] > 0).sum()) for y, x in places]
+        y, x = places[int(np.argmin(taken))].astype(int).tolist()
+        paste(canvas, label, colours, opacity, x, y, max(int(label.max()), 0) + 1, False, rng)
+
+    def _many_cells(self, canvas_px, rng):
+        """12 to 60 small round objects of one stain, canvas and label."""
+        canvas, label = draw_cells(canvas_px, rng)
+        ground, colour = (np.median(canvas[mask], axis=0) for mask in (label == 0, label > 0))
+        canvas[:], label[:] = cv2.GaussianBlur(canvas, (0, 0), canvas_px / 4) * 0.2 + 0.8 * ground, 0
+        size, spread = canvas_px * rng.uniform(*_CELL_SIZES), rng.uniform(0.05, 0.4)
+        for _ in range(int(rng.integers(12, 61))):
+            opacity = ellipse(rng, size * float(np.exp(rng.normal(0, spread)))).astype(np.float32)
+            tint = colour + rng.normal(0, 10, 3) + rng.normal(0, 8, (*opacity.shape, 1))
+            self._paste_apart(canvas, label, tint.astype(np.float32), opacity, rng)
+        return canvas, label
 
     def _paste_in_row(self, canvas, label, class_id, count, size, gaps, rng):
         """Objects side by side along a line, ``gaps`` (least, most) in units of their width apart."""
