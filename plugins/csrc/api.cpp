@@ -77,6 +77,13 @@ int32_t check(const tfiseg_views *v, const tfiseg_pieces *p) {
     return check(v, p->max_parts);
 }
 
+int32_t check_fit(const uint8_t *frame, int32_t height, int32_t width, const float *out, int32_t out_height, int32_t out_width) {
+    if (!frame || !out) return TFISEG_MISSING_POINTER;
+    for (const int32_t side : {height, width, out_height, out_width})
+        if (side < 1 || side > TFISEG_MAX_OUT_SIDE) return TFISEG_BAD_SHAPE;
+    return TFISEG_OK;
+}
+
 }  // namespace tfiseg
 
 extern "C" {
@@ -123,6 +130,7 @@ int64_t tfiseg_views_workspace_size(const tfiseg_views *views, int32_t max_parts
 int32_t tfiseg_cut_views_cuda(const tfiseg_views *, void *) { return TFISEG_NO_CUDA; }
 int32_t tfiseg_place_pieces_cuda(const tfiseg_views *, const tfiseg_pieces *, void *) { return TFISEG_NO_CUDA; }
 int32_t tfiseg_cluster_cuda(const tfiseg_problem *, tfiseg_result *, void *) { return TFISEG_NO_CUDA; }
+int32_t tfiseg_fit_frame_cuda(const uint8_t *, int32_t, int32_t, float *, int32_t, int32_t, void *) { return TFISEG_NO_CUDA; }
 #endif
 
 }  // extern "C"

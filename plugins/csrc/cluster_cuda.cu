@@ -1,4 +1,5 @@
-// The operator and its views on a GPU: executors that run the sections and phases of pipeline.h and views_pipeline.h on the caller's stream.
+// The operator, its views and the preprocessing on a GPU: executors that run the sections and phases of pipeline.h, views_pipeline.h and fit.h
+// on the caller's stream.
 //
 // Nothing is allocated, synchronized or read back; the device itself reads how much work a phase has. A section is one cooperative launch:
 // all of its blocks are resident, and a barrier of the grid separates phases. Where the device counts few items, one block works alone,
@@ -10,6 +11,7 @@
 #include <atomic>
 
 #include "check.h"
+#include "fit.h"
 #include "views_pipeline.h"
 
 // Memory that the threads of a block share; and where a thread begins a phase and an item of it. Tests on a CPU define both.
@@ -165,6 +167,20 @@ __global__ void __launch_bounds__(kPhaseThreads) each_kernel(const __grid_consta
     if (i < n) phase(IndexOf<Phase>(i));
 }
 
+// One block for each tile. Unlike a section, it needs no barrier of the grid, so blocks wait for none of another kernel to end.
+template <class Phase>
+__global__ void __launch_bounds__(kPhaseThreads) tiles_kernel(const __grid_constant__ Phase phase) {
+    TFISEG_SHARED(typename Phase::Shared, shared);
+    for (int32_t step = 0; step < Phase::kSteps; ++step) {
+        if (step > 0) __syncthreads();
+        TFISEG_TRACE_PHASE(Phase);
+        for (int32_t item = int32_t(threadIdx.x); item < Phase::kItems; item += kPhaseThreads) {
+            TFISEG_TRACE_ITEM();
+            phase(shared, int64_t(blockIdx.x), step, item);
+        }
+    }
+}
+
 // Launches sections and phases.
 class Cuda {
   public:
@@ -179,6 +195,11 @@ class Cuda {
     template <class Phase>
     void each(int64_t n, const Phase &phase) {
         if (status_ == cudaSuccess && n > 0) launch(each_kernel<Phase>, (n + kPhaseThreads - 1) / kPhaseThreads, kPhaseThreads, false, phase, n);
+    }
+
+    template <class Phase>
+    void tiles(int64_t n, const Phase &phase) {
+        if (status_ == cudaSuccess) launch(tiles_kernel<Phase>, n, kPhaseThreads, false, phase);
     }
 
     // items: of its largest phases.
@@ -239,5 +260,15 @@ extern "C" int32_t tfiseg_place_pieces_cuda(const tfiseg_views *views, const tfi
     if (const int32_t status = check(views, pieces)) return status;
     Cuda executor(static_cast<cudaStream_t>(stream));
     place_pieces_on(executor, *views, *pieces);
+    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+}
+
+extern "C" int32_t tfiseg_fit_frame_cuda(const uint8_t *frame, int32_t height, int32_t width, float *out, int32_t out_height, int32_t out_width,
+                                         void *stream) {
+    using namespace tfiseg;
+    if (const int32_t status = check_fit(frame, height, width, out, out_height, out_width)) return status;
+    Cuda executor(static_cast<cudaStream_t>(stream));
+    const FitTiles fit(frame, height, width, out, out_height, out_width);
+    executor.tiles(fit.tiles(), fit);
     return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
 }

@@ -175,6 +175,10 @@ TFISEG_API int32_t tfiseg_place_pieces_cuda(const tfiseg_views *views, const tfi
 /* Resizes a frame uint8 (height, width, 3), rows without gaps, to a network's input float (3, out_height, out_width), values 0..255, channels
  * in their order. Bilinear to twice the size, then averaged 2 x 2, like the preprocessing in tfiseg's ONNX models. */
 TFISEG_API int32_t tfiseg_fit_frame(const uint8_t *frame, int32_t height, int32_t width, float *out, int32_t out_height, int32_t out_width);
+/* The same on a GPU, bit for bit: frame and out are device memory. Enqueues one kernel on the stream, as tfiseg_cluster_cuda does. Fastest if
+ * the frame's address and its width are multiples of 4. */
+TFISEG_API int32_t tfiseg_fit_frame_cuda(const uint8_t *frame, int32_t height, int32_t width, float *out, int32_t out_height, int32_t out_width,
+                                         void *stream);
 
 /* The graph of regions that `split` decides on, for fitting the shape rule (export/neck_rule.py) and for tests.
  * regions: (capacity_regions, 8) int64 area, sum x, sum y, sum xx, sum xy, sum yy, peak (squared distance), class;

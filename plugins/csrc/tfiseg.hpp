@@ -339,6 +339,12 @@ inline void fit_frame(Span<const uint8_t> frame, Size size, Span<float> out, Siz
     detail::check(tfiseg_fit_frame(frame.data(), size.height, size.width, out.data(), out_size.height, out_size.width));
 }
 
+// Enqueue the same on a CUDA stream (cudaStream_t) and return: frame and out are device memory of these sizes. Equal to fit_frame bit for
+// bit. Nothing is allocated or synchronized, so it may be captured in a CUDA graph.
+inline void enqueue_fit_frame(const uint8_t *frame, Size size, float *out, Size out_size, void *stream) {
+    detail::check(tfiseg_fit_frame_cuda(frame, size.height, size.width, out, out_size.height, out_size.width, stream));
+}
+
 }  // namespace tfiseg
 
 #endif

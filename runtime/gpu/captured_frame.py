@@ -18,6 +18,7 @@ from ...plugins.settings import ClusterSettings
 from .clusterer import DeviceClusterer
 from .cuda import Cuda, Graph
 from .execution_context import Context, is_capturable, shape_tuple
+from .frame_fitting import DevicePreprocessing, FittedFrame
 from .view_refiner import DeviceRefiner, DeviceViews
 
 _log = logging.getLogger("tfiseg")
@@ -49,6 +50,7 @@ class DeviceNetwork:
         new_context: creates an execution context for another frame size; None: all sizes share the lane's.
         graphs: capture CUDA graphs; False after a capture has failed.
         heads: cluster with the model's instance heads, if it has any.
+        preprocessing: a step before the network; None: the network's input is the frame.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class DeviceNetwork:
     new_context: Callable[[], Context] | None = None
     graphs: bool = True
     heads: bool = True
+    preprocessing: DevicePreprocessing | None = None
 
 
 class CapturedFrame:
@@ -87,10 +90,10 @@ class CapturedFrame:
     ) -> None:
         cuda = self._cuda = network.cuda
         self._network, self.context, self._stream, self._shape = network, context, stream, shape
-        if not context.set_input_shape("frame", shape):
-            raise EngineError(f"{network.path} doesn't support frames of {shape}")
         self.host_frame = cuda.allocate_pinned(shape, np.uint8)
         self.frame = cuda.allocate(self.host_frame.nbytes)
+        self._fitted = self._allocate_fitted()
+        self._set_input_shape()
         shapes = {name: shape_tuple(context.get_tensor_shape(name)) for name in network.types}
         types = {name: network.types[name] for name in network.types}
         self._memory = {name: cuda.allocate_array(s, types[name]) for name, s in shapes.items()}
@@ -128,13 +131,30 @@ class CapturedFrame:
         if self._is_bound and self._network.new_context:
             return
         self._is_bound = True
-        addresses = {"frame": self.frame, **self._memory}
-        if not self.context.set_input_shape("frame", self._shape):
-            raise EngineError(f"{self._network.path} doesn't support frames of {self._shape}")
-        for name, memory in addresses.items():
+        input_name, _, address = self._input()
+        self._set_input_shape()
+        for name, memory in {input_name: address, **self._memory}.items():
             self.context.set_tensor_address(name, int(memory))
         if is_capturable(self.context):  # another shape, set in between, may have invalidated its graphs
             self.release_graphs()
+
+    def _allocate_fitted(self) -> FittedFrame | None:
+        """Allocate the network's input, unless it is the frame."""
+        preprocessing, frame_hw = self._network.preprocessing, (self._shape[1], self._shape[2])
+        if preprocessing is None:
+            return None
+        return FittedFrame(self._cuda, int(self.frame), frame_hw, preprocessing.size_hw(frame_hw))
+
+    def _input(self) -> tuple[str, tuple[int, ...], int]:
+        """Return name, shape and address of the network's input."""
+        if self._network.preprocessing is None or self._fitted is None:
+            return "frame", self._shape, int(self.frame)
+        return self._network.preprocessing.input_name, self._fitted.shape, int(self._fitted.memory)
+
+    def _set_input_shape(self) -> None:
+        name, shape, _ = self._input()
+        if not self.context.set_input_shape(name, shape):
+            raise EngineError(f"{self._network.path} doesn't support frames of {self._shape}")
 
     def run(self, on_gpu: bool) -> None:
         """Enqueue all steps: one by one the first time, then as CUDA graphs."""
@@ -178,6 +198,8 @@ class CapturedFrame:
         """Return the steps of a frame, in order, each with whether a graph can capture it."""
         stream = self._stream.handle
         steps: list[tuple[Callable[[], None], bool]] = [] if on_gpu else [(self._upload, True)]
+        if self._fitted is not None:
+            steps.append((functools.partial(self._fitted.enqueue, stream), True))
         steps.append((self._infer, is_capturable(self.context)))
         if self._clusterer is not None:
             steps.append((functools.partial(self._clusterer.enqueue, stream), True))
@@ -224,6 +246,6 @@ class CapturedFrame:
         self.release_graphs()
         self._memory.clear()
         self._source = {}
-        self._clusterer = self._refiner = None
+        self._clusterer = self._refiner = self._fitted = None
         del self.frame, self.host_frame
         self.host = {}

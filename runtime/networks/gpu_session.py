@@ -1,6 +1,7 @@
 """Sessions of networks on the GPU, of every runtime.
 
-Upload, network, clustering and download of a frame run on one stream, replayed as a CUDA graph.
+Upload, preprocessing, network, clustering and download of a frame run on one stream, replayed as a CUDA
+graph.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from ..gpu.captured_frame import DeviceNetwork
 from ..gpu.clusterer import cuda_library
 from ..gpu.cuda import Cuda
 from ..gpu.execution_context import Context
+from ..gpu.frame_fitting import DevicePreprocessing
 from ..gpu.lane import Lane, Lanes
 from ..gpu.refined_frame import RefinedFrame
 from ..gpu.view_refiner import ViewSettings
 from .built_in_operator import BuiltInOperator
 from .model_info import ModelInfo
+from .native_preprocessing import SMALL, NativePreprocessing
 
 _log = logging.getLogger("tfiseg")
 
@@ -42,6 +45,7 @@ class GpuSession:
         sizes: smallest and largest frame (H, W) that it supports.
         graphs: capture CUDA graphs; if a capture fails, the log reports it and the network runs without.
         new_context: creates an execution context for another frame size; None: sizes share a lane's context.
+        preprocessing: that was removed from the model; one of our kernels does it. None: the network does it.
     """
 
     def __init__(
@@ -54,9 +58,13 @@ class GpuSession:
         sizes: tuple[tuple[int, int], tuple[int, int]],
         graphs: bool = True,
         new_context: Callable[[], Context] | None = None,
+        preprocessing: NativePreprocessing | None = None,
     ) -> None:
         self.path, self.info, self.cuda = path, info, cuda
-        self.network = DeviceNetwork(path, cuda, types, self._checked_shape, self.set_up, new_context, graphs)
+        step = None if preprocessing is None else DevicePreprocessing(SMALL, preprocessing.size_hw)
+        self.network = DeviceNetwork(
+            path, cuda, types, self._checked_shape, self.set_up, new_context, graphs, preprocessing=step
+        )
         self.outputs = list(types)
         self._sizes = sizes
         self._all_lanes = [Lane(self.network, context, stream) for context, stream in lanes]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..gpu.cuda import Cuda
+from ..gpu.frame_fitting import can_fit_frames
 from .gpu_session import GpuSession
 from .model_variants import AS_IS, Variant
 from .onnx_binding import BoundContext, stream_options
@@ -44,7 +45,10 @@ class OnnxGpuSession(GpuSession):
         with cuda.current():
             stream = cuda.stream()
             options = stream_options(providers, stream)
-            opened = OnnxSession(path, threads, providers, options, variant)
+            opened = OnnxSession(path, threads, providers, options, variant, native=can_fit_frames())
             context = BoundContext(opened.session, device)
         # one lane: a second stream would need a second session with another copy of the weights
-        super().__init__(path, opened.info, cuda, [(context, stream)], context.types, _ANY_SIZE)
+        lanes = [(context, stream)]
+        super().__init__(
+            path, opened.info, cuda, lanes, context.types, _ANY_SIZE, preprocessing=opened.preprocessing
+        )

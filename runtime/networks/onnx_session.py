@@ -32,6 +32,8 @@ class OnnxSession:
         providers: ONNX Runtime execution providers, by priority.
         provider_options: of each provider.
         variant: changes of the file when it is loaded.
+        native: remove the preprocessing from the graph, if possible; ``preprocessing`` then describes it.
+            None: on a CPU only.
 
     Raises:
         ModelError: the file is missing, is no ONNX file, or is not in tfiseg's format.
@@ -44,12 +46,14 @@ class OnnxSession:
         providers: Sequence[str] = DEFAULT_PROVIDERS,
         provider_options: Sequence[dict[str, str]] | None = None,
         variant: Variant = AS_IS,
+        native: bool | None = None,
     ) -> None:
         self.path = Path(path)
-        on_cpu = [*providers] == [*DEFAULT_PROVIDERS] and provider_options is None
-        content = _read(self.path, variant) if on_cpu or variant != AS_IS else None
-        parts = split_preprocessing(content) if on_cpu and content is not None else None
-        self._preprocessing = parts[0] if parts is not None else None
+        if native is None:
+            native = [*providers] == [*DEFAULT_PROVIDERS] and provider_options is None
+        content = _read(self.path, variant) if native or variant != AS_IS else None
+        parts = split_preprocessing(content) if native and content is not None else None
+        self.preprocessing = parts[0] if parts is not None else None
         if parts is not None:
             content = parts[1]
         elif variant == AS_IS:  # ONNX Runtime reads the file itself: weights may be in other files
@@ -57,7 +61,7 @@ class OnnxSession:
         self.session = open_onnx(self.path, threads, providers, provider_options, content)
         self.info = parse_info(read_metadata(self.session, self.path), self.path)
         names = [
-            "frame" if self._preprocessing and i.name == SMALL else i.name for i in self.session.get_inputs()
+            "frame" if self.preprocessing and i.name == SMALL else i.name for i in self.session.get_inputs()
         ]
         self._outputs = [o.name for o in self.session.get_outputs()]
         check_interface(self.path, names, self._outputs)
@@ -68,10 +72,10 @@ class OnnxSession:
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return the maps of an image uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
-        if self._preprocessing is None:
+        if self.preprocessing is None:
             values = run_session(self.session, self._outputs, {"frame": image[None]}, self.path)
         else:
-            small = fit_frame(image, self._preprocessing.size_hw((image.shape[0], image.shape[1])))
+            small = fit_frame(image, self.preprocessing.size_hw((image.shape[0], image.shape[1])))
             values = run_session(self.session, self._outputs, {SMALL: small[None]}, self.path)
         maps = dict(zip(self._outputs, values, strict=True))
         check_maps(self.path, self.info, maps)

@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import MissingDependencyError, ModelError
+from ...plugins.native import fit_frame
+from ..gpu.frame_fitting import can_fit_frames
 from ..gpu.torch_cuda import TorchCuda
 from .gpu_session import GpuSession
 from .model_info import METADATA_KEY, ModelInfo
 from .model_variants import AS_IS, Variant
+from .native_preprocessing import SMALL, NativePreprocessing, split_preprocessing
 from .session import check_exists, check_interface, check_maps, parse_info
 from .torch_network import TorchNetwork
 
@@ -23,8 +26,12 @@ if TYPE_CHECKING:
 _ANY_SIZE = ((1, 1), (1 << 15, 1 << 15))
 
 
-def _read(path: Path, variant: Variant) -> tuple[Any, ModelInfo]:
-    """Read a model file and its metadata. Raises ModelError, MissingDependencyError."""
+def _read(path: Path, variant: Variant, native: bool) -> tuple[Any, ModelInfo, NativePreprocessing | None]:
+    """Read a model file, its metadata, and its preprocessing if that is removed from the model.
+
+    Raises:
+        ModelError: see ``TorchSession``. MissingDependencyError: torch or onnx isn't installed.
+    """
     try:
         import onnx
         import torch  # noqa: F401
@@ -35,14 +42,19 @@ def _read(path: Path, variant: Variant) -> tuple[Any, ModelInfo]:
         ) from missing
     check_exists(path)
     try:
-        model = onnx.load_model_from_string(variant.read(path))
+        content = variant.read(path)
+        parts = split_preprocessing(content) if native else None
+        model = onnx.load_model_from_string(content if parts is None else parts[1])
         load_external_data_for_model(model, str(path.parent))
+    except ModelError:
+        raise
     except Exception as wrong:  # of protobuf, or of the weights' file
         raise ModelError(f"{path} is no ONNX model, or it is damaged: {wrong}") from wrong
     texts = [p.value for p in model.metadata_props if p.key == METADATA_KEY]
     info = parse_info(texts[0] if texts else None, path)
-    check_interface(path, [i.name for i in model.graph.input], [o.name for o in model.graph.output])
-    return model, info
+    names = ["frame" if parts is not None and i.name == SMALL else i.name for i in model.graph.input]
+    check_interface(path, names, [o.name for o in model.graph.output])
+    return model, info, None if parts is None else parts[0]
 
 
 class TorchSession:
@@ -59,7 +71,7 @@ class TorchSession:
 
     def __init__(self, path: Path, variant: Variant = AS_IS) -> None:
         self.path = path
-        model, self.info = _read(path, variant)
+        model, self.info, self._preprocessing = _read(path, variant, native=True)
         self._graph = TorchNetwork(model, "cpu")
 
     def has(self, output: str) -> bool:
@@ -70,7 +82,12 @@ class TorchSession:
         """Return the maps of an image uint8 (H, W, 3) BGR: name -> float32 (1, channels, h, w)."""
         import torch
 
-        found = self._graph({"frame": torch.from_numpy(np.ascontiguousarray(image))[None]})
+        if self._preprocessing is None:
+            given = {"frame": torch.from_numpy(np.ascontiguousarray(image))[None]}
+        else:
+            size_hw = self._preprocessing.size_hw((image.shape[0], image.shape[1]))
+            given = {SMALL: torch.from_numpy(fit_frame(image, size_hw))[None]}
+        found = self._graph(given)
         maps = {name: tensor.float().numpy() for name, tensor in found.items()}
         check_maps(self.path, self.info, maps)
         return maps
@@ -91,7 +108,7 @@ class TorchGpuSession(GpuSession):
     """
 
     def __init__(self, path: Path, variant: Variant = AS_IS, device: str = "cuda") -> None:
-        model, info = _read(path, variant)
+        model, info, preprocessing = _read(path, variant, native=can_fit_frames())
         cuda = TorchCuda(device)
         with cuda.current():
             network, stream = TorchNetwork(model, device, half=device != "cpu"), cuda.stream()
@@ -100,13 +117,22 @@ class TorchGpuSession(GpuSession):
             return TorchContext(network, device)
 
         first = new_context()
-        super().__init__(path, info, cuda, [(first, stream)], first.types, _ANY_SIZE, new_context=new_context)
+        super().__init__(
+            path,
+            info,
+            cuda,
+            [(first, stream)],
+            first.types,
+            _ANY_SIZE,
+            new_context=new_context,
+            preprocessing=preprocessing,
+        )
 
 
 class TorchContext:
     """A ``TorchNetwork`` with the interface of TensorRT's execution context.
 
-    Inputs are uint8, outputs float32.
+    Outputs are float32.
     """
 
     def __init__(self, graph: TorchNetwork, device: str) -> None:
@@ -125,8 +151,10 @@ class TorchContext:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         key = tuple(sorted(self._given.items()))
         if key not in self._known:  # a run tells the shapes of the outputs
-            kind = self._torch.uint8
-            zeros = {n: self._torch.zeros(s, dtype=kind, device=self._device) for n, s in self._given.items()}
+            zeros = {
+                n: self._torch.from_numpy(np.zeros(s, self._graph.input_types[n])).to(self._device)
+                for n, s in self._given.items()
+            }
             self._known[key] = {n: tuple(tensor.shape) for n, tensor in self._graph(zeros).items()}
         return self._known[key][name]
 
@@ -136,14 +164,15 @@ class TorchContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         with self._torch.cuda.stream(self._torch.cuda.ExternalStream(stream_handle)):
-            found = self._graph({name: self._at(name, s, np.uint8) for name, s in self._given.items()})
+            kinds = self._graph.input_types
+            found = self._graph({name: self._at(name, s, kinds[name]) for name, s in self._given.items()})
             for name, tensor in found.items():
-                self._at(name, self.get_tensor_shape(name), np.float32).copy_(tensor)
+                self._at(name, self.get_tensor_shape(name), self.types[name]).copy_(tensor)
         return True
 
-    def _at(self, name: str, shape: tuple[int, ...], kind: type[np.generic]) -> Tensor:
+    def _at(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
         """Return the memory at an address as a tensor."""
-        address, dtype = self._addresses[name], np.dtype(kind)
+        address = self._addresses[name]
         if self._device == "cpu":
             memory = (ctypes.c_uint8 * (int(np.prod(shape)) * dtype.itemsize)).from_address(address)
             return self._torch.from_numpy(np.ctypeslib.as_array(memory).view(dtype).reshape(shape))

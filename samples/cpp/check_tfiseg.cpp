@@ -1,4 +1,4 @@
-// Checks an installed library: two touching discs are two instances, and invalid arguments are errors. Prints "ok".
+// Checks an installed library: two touching discs are two instances, a frame is resized, and invalid arguments are errors. Prints "ok".
 #include <tfiseg.hpp>
 
 #include <cstdint>
@@ -73,6 +73,13 @@ int main() {
     expect_error([&] { tfiseg::Clusterer(invalid).cluster(maps); }, "cannot be clustered");
     maps.grid = {120, 179};
     expect_error([&] { clusterer.cluster(maps); }, "class_map has 21600 values, expected 21480");
+
+    const std::vector<uint8_t> frame(2 * 4 * 3, 100);
+    std::vector<float> fitted(1 * 2 * 3);
+    tfiseg::fit_frame(frame, {2, 4}, fitted, {1, 2});
+    expect(fitted[0] == 100.0f && fitted[5] == 100.0f, "a frame of one color keeps it");
+    // without CUDA, for that reason; with it, because no pointer is given
+    expect_error([] { tfiseg::enqueue_fit_frame(nullptr, {2, 4}, nullptr, {1, 2}, nullptr); }, "");
     std::puts("ok");
     return 0;
 }

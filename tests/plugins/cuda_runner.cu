@@ -140,6 +140,22 @@ struct ViewsOnDevice : Copies {
     static size_t cells_of(const tfiseg_views &v) { return size_t(v.view_count) * size_t(v.view_side) * size_t(v.view_side); }
 };
 
+// A frame on the device, and room for the network's input.
+struct FrameOnDevice : Copies {
+    const uint8_t *frame;
+    float *out;
+
+    // skipped: bytes between a multiple of 256 and the frame.
+    int32_t take(const uint8_t *host, size_t pixels, float *host_out, size_t out_pixels, size_t skipped = 0) {
+        std::vector<uint8_t> moved(skipped);
+        moved.insert(moved.end(), host, host + pixels * 3);
+        frame = moved.data();
+        if (const int32_t s = to(frame, moved.size())) return s;
+        frame += skipped;
+        return back(out, host_out, out_pixels * 3);
+    }
+};
+
 // Bytes that a phase must move at least: what it reads and writes of the grid (n pixels) and the result (m pixels).
 struct Moved {
     double n, m;
@@ -332,6 +348,17 @@ TFISEG_API int32_t place_pieces_by_phases(const tfiseg_views *views, const tfise
     return on.give();
 }
 
+// seed: its last two bits are the bytes skipped, see FrameOnDevice.
+TFISEG_API int32_t fit_by_phases(const uint8_t *frame, int32_t height, int32_t width, float *out, int32_t out_height, int32_t out_width,
+                                 uint32_t seed, int32_t) {
+    if (const int32_t status = tfiseg::check_fit(frame, height, width, out, out_height, out_width)) return status;
+    FrameOnDevice on;
+    if (const int32_t status = on.take(frame, size_t(height) * size_t(width), out, size_t(out_height) * size_t(out_width), seed % 4)) return status;
+    if (const int32_t status = tfiseg_fit_frame_cuda(on.frame, height, width, on.out, out_height, out_width, nullptr)) return status;
+    TRY(cudaDeviceSynchronize());
+    return on.give();
+}
+
 // Each captured once, replayed many times. medians_us: of one replay; grown_bytes: of memory in use from the first replay to the last.
 TFISEG_API int32_t replay_in_graph(const tfiseg_problem *problem, tfiseg_result *result, int32_t replays, double *median_us, int64_t *grown_bytes) {
     OnDevice on;
@@ -351,6 +378,16 @@ TFISEG_API int32_t replay_views_in_graph(const tfiseg_views *views, const tfiseg
     if (const int32_t status = replay(cut, replays, medians_us, &grown_bytes)) return status;
     const auto place = [&](cudaStream_t stream) { return tfiseg_place_pieces_cuda(&on.views, &on.pieces, stream); };
     if (const int32_t status = replay(place, replays, medians_us + 1, &grown_bytes)) return status;
+    return on.give();
+}
+
+TFISEG_API int32_t replay_fit_in_graph(const uint8_t *frame, int32_t height, int32_t width, float *out, int32_t out_height, int32_t out_width,
+                                       int32_t replays, double *median_us) {
+    FrameOnDevice on;
+    if (const int32_t status = on.take(frame, size_t(height) * size_t(width), out, size_t(out_height) * size_t(out_width))) return status;
+    int64_t grown_bytes;
+    const auto work = [&](cudaStream_t stream) { return tfiseg_fit_frame_cuda(on.frame, height, width, on.out, out_height, out_width, stream); };
+    if (const int32_t status = replay(work, replays, median_us, &grown_bytes)) return status;
     return on.give();
 }
 

@@ -1,5 +1,6 @@
 // Random problems through the CPU operator and through the GPU's phases (shuffled.cpp on a CPU, cuda_runner.cu on a GPU): equal, or
-// it fails; the same of views of components; random frames through tfiseg_fit_frame, and arguments out of range, which must be refused. Built with sanitizers, or run under compute-sanitizer.
+// it fails; the same of views of components, and of frames brought to a network's size; and arguments out of range, which must be refused. Built with
+// sanitizers, or run under compute-sanitizer.
 //     fuzz CASES [FIRST_SEED]
 #include <algorithm>
 #include <cmath>
@@ -15,6 +16,7 @@ extern "C" {
 int32_t cluster_by_phases(const tfiseg_problem *, tfiseg_result *, uint32_t seed, int32_t threads);
 int32_t cut_views_by_phases(const tfiseg_views *, uint32_t seed, int32_t threads);
 int32_t place_pieces_by_phases(const tfiseg_views *, const tfiseg_pieces *, uint32_t seed, int32_t threads);
+int32_t fit_by_phases(const uint8_t *frame, int32_t h, int32_t w, float *out, int32_t out_h, int32_t out_w, uint32_t seed, int32_t threads);
 }
 
 namespace {
@@ -269,18 +271,23 @@ bool look(uint32_t seed) {
     return cpu.same_as(gpu);
 }
 
-// A frame of any size to any size: every pixel written, and within the frame's values.
+// A frame of any size to any size: every pixel written, within the frame's values, and the phase's bits equal.
 bool fit(uint32_t seed) {
     std::mt19937 random(seed);
     const auto side = [&] { return int32_t(1 + random() % 70); };
-    const int32_t h = side(), w = side(), out_h = side(), out_w = side();
+    const int32_t wide = random() % 8 == 0 ? 40 : 1;  // now and then, several tiles per row, or source rows too wide for them
+    const int32_t h = side(), w = side() * (random() % 2 ? wide : 1), out_h = side(), out_w = side() * (random() % 2 ? wide : 1);
     std::vector<uint8_t> frame(size_t(h) * size_t(w) * 3);
     for (uint8_t &v : frame) v = uint8_t(50 + random() % 100);
     std::vector<float> fitted(size_t(out_h) * size_t(out_w) * 3, -1.0f);
     if (tfiseg_fit_frame(frame.data(), h, w, fitted.data(), out_h, out_w)) return false;
     for (const float v : fitted)
         if (v < 49.99f || v > 149.01f) return false;
-    return true;
+    std::vector<float> by_phases(fitted.size(), -2.0f);
+    if (fit_by_phases(frame.data(), h, w, by_phases.data(), out_h, out_w, seed, 1 + int32_t(random() % 3))) return false;
+    const bool is_same = !std::memcmp(fitted.data(), by_phases.data(), fitted.size() * sizeof(float));
+    if (!is_same) std::printf("seed %u: the phase's %d x %d from %d x %d differs from the CPU's\n", seed, out_h, out_w, h, w);
+    return is_same;
 }
 
 // Arguments out of range: an error status, and nothing is read or written.

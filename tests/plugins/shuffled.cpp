@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../../plugins/csrc/check.h"
+#include "../../plugins/csrc/fit.h"
 #include "../../plugins/csrc/views_pipeline.h"
 
 namespace {
@@ -106,5 +107,13 @@ extern "C" TFISEG_API int32_t place_pieces_by_phases(const tfiseg_views *views, 
     if (const int32_t status = tfiseg::check(views, pieces)) return status;
     Shuffled executor(seed, threads);
     tfiseg::place_pieces_on(executor, *views, *pieces);
+    return TFISEG_OK;
+}
+
+extern "C" TFISEG_API int32_t fit_by_phases(const uint8_t *frame, int32_t height, int32_t width, float *out, int32_t out_height, int32_t out_width,
+                                            uint32_t seed, int32_t threads) {
+    if (const int32_t status = tfiseg::check_fit(frame, height, width, out, out_height, out_width)) return status;
+    const tfiseg::FitTiles fit(frame, height, width, out, out_height, out_width);
+    Shuffled(seed, threads).tiles(fit.tiles(), fit);
     return TFISEG_OK;
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tfiseg import MissingDependencyError
-from tfiseg.plugins.native import ResultStruct, cluster_native, problem_struct
+from tfiseg.plugins.native import ResultStruct, cluster_native, fit_frame, problem_struct
 from tfiseg.plugins.plugin_build import find_tensorrt_headers
 from tfiseg.plugins.problem import problem_of
 from tfiseg.plugins.reference_views import place_instances_reference, render_views_reference
@@ -171,6 +171,93 @@ def test_views(random_views_case, kernels, views_by_phases, configure):
         for mine, theirs in ((got, expected), (pieces, place_instances_reference(scene, expected, found, 2))):
             for name in theirs.__dataclass_fields__:
                 assert np.array_equal(getattr(mine, name), getattr(theirs, name)), name
+
+
+def fit_on_device(kernels: Path, frame: np.ndarray, size_hw: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """Fit a frame; the last two bits of the seed are the bytes between a multiple of 256 and the frame."""
+    fitted = np.full((3, *size_hw), -1, np.float32)
+    places = ctypes.c_void_p(frame.ctypes.data), ctypes.c_void_p(fitted.ctypes.data)
+    library = ctypes.CDLL(str(kernels))
+    assert (
+        library.fit_by_phases(places[0], *frame.shape[:2], places[1], *size_hw, ctypes.c_uint(seed), 1) == 0
+    )
+    return fitted
+
+
+FIT_SIZES = [
+    pytest.param((1, 1), (1, 1), id="one pixel"),
+    pytest.param((1, 1), (3, 40), id="one pixel enlarged"),
+    pytest.param((5, 7), (1, 1), id="to one pixel"),
+    pytest.param((9, 16), (9, 16), id="same size"),
+    pytest.param((6, 8), (13, 300), id="enlarged, several tiles in a row"),
+    pytest.param((12, 960), (4, 320), id="a third, several tiles in a row"),
+    pytest.param((12, 1024), (6, 256), id="a quarter"),
+    pytest.param((3, 2304), (2, 300), id="tiles of fewer columns"),
+    pytest.param((2, 32767), (2, 33), id="too wide for shared memory"),
+    pytest.param((1, 32767), (1, 1), id="the widest row to one pixel"),
+    pytest.param((2000, 1), (37, 1), id="one column"),
+]
+
+
+@pytest.mark.parametrize(("frame_hw", "size_hw"), FIT_SIZES)
+def test_fitted_frames(frame_hw, size_hw, kernels, configure):
+    frame = np.random.default_rng(0).integers(0, 256, (*frame_hw, 3), np.uint8)
+    expected = fit_frame(frame, size_hw)
+    for seed in range(4):
+        configure(seed)
+        assert np.array_equal(fit_on_device(kernels, frame, size_hw, seed), expected)
+
+
+def test_fitted_frames_of_random_sizes(kernels, configure):
+    rng = np.random.default_rng(1)
+    for seed in range(100):
+        h, w, rows, columns = map(int, rng.integers(1, 50, 4))
+        frame = rng.integers(0, 256, (h, w, 3), np.uint8)
+        configure(seed)
+        assert np.array_equal(
+            fit_on_device(kernels, frame, (rows, columns), seed), fit_frame(frame, (rows, columns))
+        )
+
+
+def test_fitting_a_frame_is_one_launch(kernels, configure):
+    configure(0)
+    frame = np.zeros((48, 64, 3), np.uint8)
+    assert launches_of(kernels, lambda: fit_on_device(kernels, frame, (24, 32))) == 1
+
+
+def test_fitting_in_a_captured_graph(kernels, configure):
+    configure(0)
+    frame = np.random.default_rng(2).integers(0, 256, (30, 44, 3), np.uint8)
+    fitted, median_us = np.zeros((3, 8, 12), np.float32), ctypes.c_double()
+    places = ctypes.c_void_p(frame.ctypes.data), ctypes.c_void_p(fitted.ctypes.data)
+    library = ctypes.CDLL(str(kernels))
+    assert library.replay_fit_in_graph(places[0], 30, 44, places[1], 8, 12, 10, ctypes.byref(median_us)) == 0
+    assert np.array_equal(fitted, fit_frame(frame, (8, 12)))
+
+
+@pytest.mark.parametrize(
+    ("sides", "missing", "status"),
+    [
+        ((0, 4, 2, 2), None, 2),
+        ((4, -1, 2, 2), None, 2),
+        ((4, 4, 0, 2), None, 2),
+        ((4, 4, 2, 32768), None, 2),
+        ((32768, 4, 2, 2), None, 2),
+        ((4, 4, 2, 2), 0, 3),
+        ((4, 4, 2, 2), 1, 3),
+    ],
+)
+def test_fit_arguments_out_of_range_are_refused(sides, missing, status, kernels):
+    given, out = np.full(48, 7, np.uint8), np.full(12, -1, np.float32)
+    places = [None if k == missing else ctypes.c_void_p(a.ctypes.data) for k, a in enumerate((given, out))]
+    library = ctypes.CDLL(str(kernels))
+
+    def fit() -> None:
+        found = library.tfiseg_fit_frame_cuda(places[0], *sides[:2], places[1], *sides[2:], None)
+        assert found == status
+
+    assert launches_of(kernels, fit) == 0
+    assert (out == -1).all()
 
 
 def test_captured_graph_is_deterministic(kernels):

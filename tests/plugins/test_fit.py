@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tfiseg.errors import InputError, TfisegError
-from tfiseg.plugins.native import fit_frame
+from tfiseg.plugins.native import fit_frame, library
 
 
 def interpolate_doubled(values: np.ndarray, size: int) -> np.ndarray:
@@ -57,3 +57,7 @@ def test_other_arrays_raise_input_error(shape):
 def test_empty_frame_raises_input_error():
     with pytest.raises(TfisegError, match="a shape is out of range"):
         fit_frame(np.zeros((0, 5, 3), np.uint8), (16, 16))
+
+
+def test_library_without_cuda_says_so():
+    assert library().tfiseg_fit_frame_cuda(None, 1, 1, None, 1, 1, None) == 8  # TFISEG_NO_CUDA

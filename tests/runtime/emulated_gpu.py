@@ -224,6 +224,11 @@ class OperatorLibrary:
         self.gpu.enqueue(stream.value, lambda: native.library().tfiseg_cluster_cpu(problem, result))
         return 0
 
+    def tfiseg_fit_frame_cuda(self, *arguments):
+        *arguments, stream = arguments
+        self.gpu.enqueue(stream.value, lambda: native.check(native.library().tfiseg_fit_frame(*arguments)))
+        return 0
+
     def tfiseg_views_workspace_size(self, views, max_parts):
         return views_workspace_bytes(views._obj, max_parts)
 
@@ -260,7 +265,7 @@ def install(
     """Put the emulated GPU where the session looks for the real one; returns the TensorRT module."""
     import sys
 
-    from tfiseg.runtime.gpu import clusterer, lane
+    from tfiseg.runtime.gpu import clusterer, frame_fitting, lane
     from tfiseg.runtime.networks import gpu_session
 
     pycuda = types.ModuleType("pycuda")
@@ -271,6 +276,6 @@ def install(
     monkeypatch.setattr(cuda_module, "_libcuda", lambda: LibCuda(gpu))
     if operator:
         library = OperatorLibrary(gpu)
-        for module in (clusterer, lane, gpu_session):
+        for module in (clusterer, frame_fitting, lane, gpu_session):
             monkeypatch.setattr(module, "cuda_library", lambda: library)
     return trt

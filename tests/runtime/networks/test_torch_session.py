@@ -6,6 +6,7 @@ import sys
 import weakref
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ import tfiseg
 from onnx import TensorProto, helper, numpy_helper
 from plain_model import PLAIN_MODEL
 from skimage import data
+from tfiseg.runtime.networks import native_preprocessing, onnx_session
 from tfiseg.runtime.networks.model_variants import AS_IS
 from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
@@ -24,7 +26,7 @@ import emulated_gpu
 from emulated_engines import gpu, same
 
 torch = pytest.importorskip("torch")
-from tfiseg.runtime.gpu import torch_cuda  # noqa: E402
+from tfiseg.runtime.gpu import frame_fitting, torch_cuda  # noqa: E402
 from tfiseg.runtime.networks import torch_network, torch_session  # noqa: E402
 from tfiseg.runtime.networks.torch_network import TorchNetwork  # noqa: E402
 
@@ -247,6 +249,8 @@ def test_maps_are_freed_after_their_last_use(monkeypatch):
 def emulate_torch(monkeypatch, gpu, captures=True):
     """PyTorch's streams and contexts on the emulated GPU, with host memory."""
     emulated_gpu.install(monkeypatch, gpu)
+    # PyTorch and ONNX Runtime both get frames that the C API preprocessed
+    monkeypatch.setattr(onnx_session, "split_preprocessing", native_preprocessing.split_preprocessing)
     context = emulated_gpu.Context(gpu)
 
     @contextmanager
@@ -298,6 +302,7 @@ def test_network_and_operator_on_a_gpu(gpu, monkeypatch, caplog, model, captures
     with caplog.at_level(logging.WARNING, "tfiseg"):
         for size in ((120, 160), (96, 128), (120, 160), (120, 160)):
             same(segmenter(photo(*size)), expected(photo(*size)))
+    assert segmenter.session.network.preprocessing is not None
     assert gpu.captures == (2 if captures else 0)  # one graph for each size holds everything
     assert ("runs without CUDA graphs" in caplog.text) == (not captures)
 
@@ -315,6 +320,29 @@ def test_best_on_a_gpu_refines_on_the_cpu(gpu, monkeypatch, caplog):
         segmenter = tfiseg.Segmenter(PLAIN_MODEL, device="cuda", backend="torch", quality="best")
     assert "components are refined on the CPU" in caplog.text
     same(segmenter(photo()), tfiseg.Segmenter(PLAIN_MODEL, threads=1, quality="best")(photo()))
+
+
+@pytest.mark.parametrize("missing", ["the library", "the function"])
+def test_network_preprocesses_if_no_kernel_can(gpu, monkeypatch, missing):
+    emulate_torch(monkeypatch, gpu)
+    if missing == "the library":
+        monkeypatch.setattr(frame_fitting, "cuda_library", Mock(side_effect=tfiseg.TfisegError("not built")))
+    else:
+        monkeypatch.delattr(emulated_gpu.OperatorLibrary, "tfiseg_fit_frame_cuda")
+    session = torch_session.TorchGpuSession(PLAIN_MODEL)
+    assert session.network.preprocessing is None
+    expected = tfiseg.Segmenter(PLAIN_MODEL, threads=1).session.infer(photo())
+    np.testing.assert_allclose(session.infer(photo())["logits"], expected["logits"], atol=2e-3)
+
+
+def test_preprocessing_of_an_impossible_size_is_an_error(tmp_path):
+    model = onnx.load(PLAIN_MODEL)
+    changed = [t for t in model.graph.initializer if t.name in ("pre.long_side", "pre.double_hw")]
+    for tensor in changed:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1000, tensor.name))
+    onnx.save(model, tmp_path / "net.onnx")
+    with pytest.raises(tfiseg.ModelError, match="the model scales frames to"):
+        tfiseg.Segmenter(tmp_path / "net.onnx", backend="torch")
 
 
 def test_missing_gpu_error_names_a_fix():
