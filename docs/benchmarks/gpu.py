@@ -11,7 +11,7 @@ import time
 
 import cv2
 import numpy as np
-from tfiseg.plugins.native import ResultStruct, cluster_native, problem_struct
+from tfiseg.plugins.native import ResultStruct, cluster_native, fit_frame, problem_struct
 from tfiseg.plugins.problem import Problem, problem_of
 from tfiseg.plugins.settings import ClusterSettings
 from tfiseg.plugins.views import PlacementCall, Scene, ViewClusterings, ViewsCall, render_views
@@ -88,6 +88,21 @@ def time_views_in_graph(
     return medians_us[0], medians_us[1], len(pieces.pieces.table)
 
 
+def time_fit_in_graph(
+    library: ctypes.CDLL, frame_hw: tuple[int, int], size_hw: tuple[int, int], replays: int = 2000
+) -> float:
+    """Return the median time of preprocessing a frame in microseconds; its result is checked."""
+    frame = np.random.default_rng(0).integers(0, 256, (*frame_hw, 3)).astype(np.uint8)
+    fitted, median_us = np.empty((3, *size_hw), np.float32), ctypes.c_double()
+    source, result = ctypes.c_void_p(frame.ctypes.data), ctypes.c_void_p(fitted.ctypes.data)
+    status = library.replay_fit_in_graph(
+        source, *frame_hw, result, *size_hw, replays, ctypes.byref(median_us)
+    )
+    assert status == 0, status
+    assert np.array_equal(fitted, fit_frame(frame, size_hw)), "the GPU's result differs from the CPU's"
+    return median_us.value
+
+
 def time_peers(class_map: np.ndarray) -> dict[str, float]:
     """Return the median times of CuPy and cuCIM, if installed, for parts of the work."""
     try:
@@ -152,6 +167,10 @@ def main() -> None:
         print(f"| the same, given field | {us:.1f} ({us / (side * side / 1e6):.1f} us/MP) | | {count} |")
         for name, peer_us in time_peers(blobs(side)).items():
             print(f"| {name}, {side} x {side} | {peer_us:.1f} | | |")
+    for frame_hw, size_hw in (((480, 640), (480, 640)), ((1080, 1920), (352, 640))):
+        us = time_fit_in_graph(library, frame_hw, size_hw)
+        sizes = f"{frame_hw[1]} x {frame_hw[0]} -> {size_hw[1]} x {size_hw[0]}"
+        print(f"| preprocessing {sizes} | {us:.1f} | | |")
     for size_hw in ((480, 640), (1080, 1920)):
         cut_us, place_us, count = time_views_in_graph(library, size_hw)
         print(f"| 16 views of 192 px rendered from {size_hw[1]} x {size_hw[0]} | {cut_us:.1f} | | |")

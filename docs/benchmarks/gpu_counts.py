@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from gpu import blobs, logits_problem, make_result
-from tfiseg.plugins.native import cluster_native, problem_struct
+from tfiseg.plugins.native import cluster_native, fit_frame, problem_struct
 from tfiseg.plugins.neck import EVIDENCE_FEATURES
 from tfiseg.plugins.problem import Problem, problem_of
 from tfiseg.plugins.settings import ClusterSettings
@@ -61,8 +61,13 @@ DEPENDENT_ACCESSES = 3
 # clock, half of that is assumed
 INSTRUCTIONS_PER_ACCESS, ISSUED_PER_CLOCK = 6.8, 2.0
 # phases that compute more with what they load, by the SASS of their inner loops (sm_90): four sites that are
-# compared with eight pixels each; four classes at four grid pixels, interpolated for three output pixels
-INSTRUCTIONS_OF_PHASE = {"RowBetween": 85 / 4, "Upsample": 164 / 16}
+# compared with eight pixels each; four classes at four grid pixels, interpolated for three output pixels. Of
+# FitTiles by its PTX: 116 for four bytes of three rows, 235 for a pixel of three columns; 60 per access for
+# 640 x 480, 49 for 1920 x 1080
+INSTRUCTIONS_OF_PHASE = {"RowBetween": 85 / 4, "Upsample": 164 / 16, "FitTiles": 55}
+# phases whose blocks wait for their own tile only: blocks that a processor holds at once, and the share of
+# barriers that are followed by accesses to the L2 cache
+TILES = {"AscentLinks": (2, 2 / 7), "FitTiles": (6, 1 / 2)}
 ATOMICS_PER_CLOCK = 1.0  # of the L2 cache, on the few addresses of the same regions
 
 
@@ -185,6 +190,20 @@ def views_launches(library: ctypes.CDLL) -> tuple[int, int]:
     return count_launches(library, render)[0], count_launches(library, place)[0]
 
 
+def fit(library: ctypes.CDLL, frame_hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[int, list[Phase]]:
+    """Return the counts of preprocessing a frame, and check its result against the CPU's."""
+    frame = np.random.default_rng(0).integers(0, 256, (*frame_hw, 3), np.uint8)
+    fitted = np.empty((3, *size_hw), np.float32)
+    source, result = ctypes.c_void_p(frame.ctypes.data), ctypes.c_void_p(fitted.ctypes.data)
+
+    def work() -> None:
+        assert library.fit_by_phases(source, *frame_hw, result, *size_hw, ctypes.c_uint32(0), 1) == 0
+
+    counts = count_launches(library, work)
+    assert np.array_equal(fitted, fit_frame(frame, size_hw)), "the emulated kernel differs from the CPU"
+    return counts
+
+
 def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, float]:
     """Return the time of a call in microseconds, by kind of cost.
 
@@ -195,18 +214,16 @@ def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, fl
     work = block_barriers = 0.0
     for p in phases:
         # blocks wait one by one, except with tiles, on which all blocks work in parallel
-        is_tiled = p.name == "AscentLinks"
-        waits = p.block_barriers / (2 * device.processors if is_tiled else 1)
+        blocks, share = TILES.get(p.name, (0, 1.0))
+        waits = p.block_barriers / (blocks * device.processors or 1)
         block_barriers += waits
-        processors = 1 if p.block_barriers and not is_tiled else device.processors  # one block works alone
+        processors = 1 if p.block_barriers and not blocks else device.processors  # one block works alone
         accesses = p.load_instructions + p.store_instructions
         instructions = accesses * INSTRUCTIONS_OF_PHASE.get(p.name, INSTRUCTIONS_PER_ACCESS)
         # an L1 cache gives four sectors a clock; each dense sector comes from the L2 cache once
         cache_us = (p.load_ideal + p.store_sectors) * SECTOR_BYTES / device.cache_gbps / 1e3
         work += max(
-            device.latency_us
-            * DEPENDENT_ACCESSES
-            * max(1.0, p.grid_barriers + waits * (2 / 7 if is_tiled else 1)),
+            device.latency_us * DEPENDENT_ACCESSES * max(1.0, p.grid_barriers + waits * share),
             instructions / processors / ISSUED_PER_CLOCK / clock,
             p.load_sectors / 4 / processors / clock,
             cache_us,
@@ -259,6 +276,9 @@ def main() -> None:
         library = compile_kernels(Path(folder))
         small = "160 x 160 x 21 logits -> 640 x 480"
         results = {small: (None, *run(library, logits_problem(blobs(160), 21, (480, 640))))}
+        for frame_hw, size_hw in (((480, 640), (480, 640)), ((1080, 1920), (352, 640))):
+            sizes = f"{frame_hw[1]} x {frame_hw[0]} -> {size_hw[1]} x {size_hw[0]}"
+            results[f"frame {sizes}"] = (None, *fit(library, frame_hw, size_hw))
         print(f"Frame model, 160 x 160, both rules: {run(library, evidence_problem(160))[0]} launches.")
         render, place = views_launches(library)
         print(f"Views rendered: {render} launches; parts placed: {place}.")

@@ -7,25 +7,35 @@
 
 #include "four.h"
 
+// Unrolled are loops over taps, so that all indices are known and a GPU keeps the arrays in registers.
+#ifdef __NVCC__
+#define TFISEG_UNROLL _Pragma("unroll")
+#define TFISEG_NO_UNROLL _Pragma("unroll 1")
+#else
+#define TFISEG_UNROLL
+#define TFISEG_NO_UNROLL
+#endif
+
 namespace tfiseg {
 
 constexpr int32_t kTaps = 4;
 
 // The source places of a result place, along one axis. No default values: a GPU keeps one in shared memory.
 struct Taps {
-    int32_t at[kTaps];  // ascending, each place once; those from `count` on repeat the last one at weight 0
+    int32_t at[kTaps];  // ascending, each place once; those from `count` on repeat the last one at weight 0, which adds nothing
     float weight[kTaps];
     int32_t count;
 
-    // All indices are known when this is compiled, so that a GPU keeps the arrays in registers.
     TFISEG_HD void add(int32_t place, float w) {
         bool is_known = false;
+        TFISEG_UNROLL
         for (int32_t k = 0; k < kTaps; ++k)
             if (k < count && at[k] == place) {
                 weight[k] += w;
                 is_known = true;
             }
         if (is_known || !(w > 0.0f)) return;
+        TFISEG_UNROLL
         for (int32_t k = 0; k < kTaps; ++k)
             if (k >= count) {
                 at[k] = place;
@@ -44,6 +54,7 @@ struct FitAxis {
     // The two places of the doubled size that result place i is the mean of, each between two source places.
     TFISEG_HD Taps taps(int32_t i) const {
         Taps taps = {};
+        TFISEG_UNROLL
         for (int32_t k = 0; k < 2; ++k) {
             // ONNX Runtime's arithmetic: on a large frame another order of the same operations moves a place by 1e-4 of a pixel
             const float unclamped = (float(2 * i + k) + 0.5f) / scale - 0.5f, last = float(size - 1);
@@ -64,6 +75,8 @@ struct FitTiles {
 
     struct Shared {
         Taps rows;
+        int64_t row_at[kTaps];  // byte of the frame where each begins; no pointers, since a GPU would not know to which memory they point
+        int32_t y, x0;       // of the tile's first pixel
         int32_t begin, end;  // bytes of the source rows that the tile needs; begin is a multiple of 4
         alignas(16) float values[kStagedBytes];
     };
@@ -88,14 +101,21 @@ struct FitTiles {
     int64_t tiles() const { return int64_t(tiles_per_row) * rows.out_size; }
 
     TFISEG_HD void operator()(Shared &shared, int64_t tile, int32_t step, int32_t item) const {
-        const int32_t y = int32_t(tile / tiles_per_row), x0 = int32_t(tile % tiles_per_row) * tile_columns;
         if (step == 0) {
-            if (item == 0) shared.rows = rows.taps(y);
-            if (item == 1) bounds(x0, shared.begin, shared.end);
+            if (item == 0) {
+                shared.y = int32_t(tile) / tiles_per_row;
+                const Taps taps = rows.taps(shared.y);
+                TFISEG_UNROLL
+                for (int32_t k = 0; k < kTaps; ++k) shared.row_at[k] = int64_t(taps.at[k]) * columns.size * 3;
+                shared.rows = taps;
+            } else if (item == 1) {
+                shared.x0 = int32_t(tile) % tiles_per_row * tile_columns;
+                bounds(shared.x0, shared.begin, shared.end);
+            }
         } else if (step == 1) {
-            if (is_staged && shared.begin + 4 * item < shared.end) store_four(shared.values + 4 * item, blend_four(shared.rows, shared.begin + 4 * item));
-        } else if (item < tile_columns && x0 + item < columns.out_size) {
-            gather(shared, y, x0 + item);
+            if (is_staged && shared.begin + 4 * item < shared.end) store_four(shared.values + 4 * item, blend_four(shared, shared.begin + 4 * item));
+        } else if (item < tile_columns && shared.x0 + item < columns.out_size) {
+            gather(shared, shared.y, shared.x0 + item);
         }
     }
 
@@ -118,26 +138,30 @@ struct FitTiles {
         return true;
     }
 
-    TFISEG_HD const uint8_t *row(int32_t y) const { return frame + int64_t(y) * columns.size * 3; }
-
     // One byte of the blended rows.
-    TFISEG_HD float blend(const Taps &taps, int32_t at) const {
+    TFISEG_HD float blend(const Shared &shared, int32_t at) const {
         float sum = 0.0f;
-        for (int32_t k = 0; k < taps.count; ++k) sum += taps.weight[k] * float(row(taps.at[k])[at]);
+        TFISEG_NO_UNROLL
+        for (int32_t k = 0; k < shared.rows.count; ++k) sum += shared.rows.weight[k] * float(frame[shared.row_at[k] + at]);
         return sum;
     }
 
     // Four bytes of them, from a multiple of 4 on.
-    TFISEG_HD Four<float> blend_four(const Taps &taps, int32_t at) const {
+    TFISEG_HD Four<float> blend_four(const Shared &shared, int32_t at) const {
+        const Taps &taps = shared.rows;
         Four<float> sums = {};
         if (has_words) {
-            for (int32_t k = 0; k < taps.count; ++k) {
-                const Four<uint8_t> bytes = load_four(row(taps.at[k]) + at);
-                for (int32_t j = 0; j < 4; ++j) sums[j] += taps.weight[k] * float(bytes[j]);
-            }
+            Four<uint8_t> bytes[kTaps] = {};  // all loaded before the first is needed
+            TFISEG_UNROLL
+            for (int32_t k = 0; k < kTaps; ++k)
+                if (k < taps.count) bytes[k] = load_four(frame + shared.row_at[k] + at);
+            TFISEG_UNROLL
+            for (int32_t k = 0; k < kTaps; ++k)
+                if (k < taps.count)
+                    for (int32_t j = 0; j < 4; ++j) sums[j] += taps.weight[k] * float(bytes[k][j]);
         } else {
             for (int32_t j = 0; j < 4; ++j)
-                if (at + j < columns.size * 3) sums[j] = blend(taps, at + j);
+                if (at + j < columns.size * 3) sums[j] = blend(shared, at + j);
         }
         return sums;
     }
@@ -145,11 +169,12 @@ struct FitTiles {
     TFISEG_HD void gather(const Shared &shared, int32_t y, int32_t x) const {
         const Taps taps = columns.taps(x);
         float sums[3] = {};
+        TFISEG_UNROLL
         for (int32_t k = 0; k < kTaps; ++k)
             if (k < taps.count)
                 for (int32_t c = 0; c < 3; ++c) {
                     const int32_t at = taps.at[k] * 3 + c;
-                    sums[c] += taps.weight[k] * (is_staged ? shared.values[at - shared.begin] : blend(shared.rows, at));
+                    sums[c] += taps.weight[k] * (is_staged ? shared.values[at - shared.begin] : blend(shared, at));
                 }
         const int64_t plane = int64_t(rows.out_size) * columns.out_size, pixel = int64_t(y) * columns.out_size + x;
         for (int32_t c = 0; c < 3; ++c) out[c * plane + pixel] = sums[c];

@@ -2,13 +2,15 @@
 
 A model in tfiseg's format contains its preprocessing (export/frame_graph.py), so that it runs anywhere. ONNX
 Runtime needs 2.8 ms for it at 640 x 480 and 8 ms at 1920 x 1080, with three float copies of the frame.
-``native.fit_frame`` needs 0.4 and 0.7 ms. So the nodes up to ``pre.small`` are removed, and this tensor
-becomes the input. The package onnx isn't needed: bytes of the file are kept or skipped field by field.
+``native.fit_frame`` needs 0.4 and 0.7 ms; on a GPU, ``gpu.frame_fitting`` does the same in one kernel. So the
+nodes up to ``pre.small`` are removed, and this tensor becomes the input. The package onnx isn't needed: bytes
+of the file are kept or skipped field by field.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +71,11 @@ class NativePreprocessing:
         blocks = np.round(sides * (self.long_side_px / sides.max()) / self.side_multiple)
         height, width = np.maximum(blocks, 1).astype(int) * int(self.side_multiple)
         return int(height), int(width)
+
+
+def input_type(name: str) -> np.dtype[Any]:
+    """Return the dtype of a network's input: float32 for ``pre.small``, uint8 for frames and views."""
+    return np.dtype(np.float32 if name == SMALL else np.uint8)
 
 
 def split_preprocessing(model: bytes) -> tuple[NativePreprocessing, bytes] | None:

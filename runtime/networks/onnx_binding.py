@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from .native_preprocessing import input_type
 from .session import CUDA_PROVIDER
 
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 def stream_options(providers: Sequence[str], stream: Any) -> list[dict[str, str]]:
@@ -30,7 +31,6 @@ class BoundContext:
     def __init__(self, session: Any, device: str = "cuda") -> None:
         self._session, self._device = session, device
         self.types = {o.name: np.dtype(_TYPES[o.type]) for o in session.get_outputs()}
-        self._input_types = {i.name: np.dtype(_TYPES[i.type]) for i in session.get_inputs()}
         self._given: dict[str, tuple[int, ...]] = {}
         self._known: dict[tuple[Any, ...], dict[str, tuple[int, ...]]] = {}
         self._binding: Any = None
@@ -43,7 +43,7 @@ class BoundContext:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         key = tuple(sorted(self._given.items()))
         if key not in self._known:  # a run tells the shapes of the outputs
-            zeros = {n: np.zeros(s, self._input_types[n]) for n, s in self._given.items()}
+            zeros = {n: np.zeros(s, input_type(n)) for n, s in self._given.items()}
             values = self._session.run(list(self.types), zeros)
             self._known[key] = {n: v.shape for n, v in zip(self.types, values, strict=True)}
         return self._known[key][name]
@@ -54,9 +54,7 @@ class BoundContext:
                 name, self._device, 0, self.types[name], self.get_tensor_shape(name), address
             )
         else:
-            self._binding.bind_input(
-                name, self._device, 0, self._input_types[name], self._given[name], address
-            )
+            self._binding.bind_input(name, self._device, 0, input_type(name), self._given[name], address)
         return True
 
     def execute_async_v3(self, stream_handle: int) -> bool:

@@ -71,7 +71,7 @@ class TorchNetwork:
 
     def __init__(self, model: Any, device: str, half: bool = False) -> None:
         import torch
-        from onnx import helper, numpy_helper
+        from onnx import numpy_helper
 
         opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
         if opset < _MIN_OPSET:
@@ -82,9 +82,6 @@ class TorchNetwork:
         graph = model.graph
         self._torch, self._device, self._half = torch, torch.device(device), half
         self.outputs = [output.name for output in graph.output]
-        self.input_types = {
-            i.name: helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type) for i in graph.input
-        }
         self._constants = _Constants(
             {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         )

@@ -16,7 +16,7 @@ from ..gpu.torch_cuda import TorchCuda
 from .gpu_session import GpuSession
 from .model_info import METADATA_KEY, ModelInfo
 from .model_variants import AS_IS, Variant
-from .native_preprocessing import SMALL, NativePreprocessing, split_preprocessing
+from .native_preprocessing import SMALL, NativePreprocessing, input_type, split_preprocessing
 from .session import check_exists, check_interface, check_maps, parse_info
 from .torch_network import TorchNetwork
 
@@ -152,7 +152,7 @@ class TorchContext:
         key = tuple(sorted(self._given.items()))
         if key not in self._known:  # a run tells the shapes of the outputs
             zeros = {
-                n: self._torch.from_numpy(np.zeros(s, self._graph.input_types[n])).to(self._device)
+                n: self._torch.from_numpy(np.zeros(s, input_type(n))).to(self._device)
                 for n, s in self._given.items()
             }
             self._known[key] = {n: tuple(tensor.shape) for n, tensor in self._graph(zeros).items()}
@@ -164,8 +164,8 @@ class TorchContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         with self._torch.cuda.stream(self._torch.cuda.ExternalStream(stream_handle)):
-            kinds = self._graph.input_types
-            found = self._graph({name: self._at(name, s, kinds[name]) for name, s in self._given.items()})
+            given = {name: self._at(name, s, input_type(name)) for name, s in self._given.items()}
+            found = self._graph(given)
             for name, tensor in found.items():
                 self._at(name, self.get_tensor_shape(name), self.types[name]).copy_(tensor)
         return True

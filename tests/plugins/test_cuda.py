@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tfiseg.plugins.native import ResultStruct, cluster_native, problem_struct
+from tfiseg.plugins.native import ResultStruct, cluster_native, fit_frame, problem_struct
 from tfiseg.plugins.plugin_build import find_nvcc
 from tfiseg.plugins.problem import Clustering, problem_of
 from tfiseg.plugins.reference import cluster_reference
@@ -78,6 +78,27 @@ def test_views_and_placed_instances(seed, random_views_case, runner, views_by_ph
     for got, wanted in pairs:
         for name in wanted.__dataclass_fields__:
             assert np.array_equal(getattr(got, name), getattr(wanted, name)), name
+
+
+@pytest.mark.parametrize(
+    ("frame_hw", "size_hw"),
+    [
+        ((1, 1), (1, 1)),
+        ((480, 640), (480, 640)),
+        ((1080, 1920), (352, 640)),
+        ((1079, 1919), (352, 640)),
+        ((60, 80), (480, 640)),
+        ((2, 32767), (2, 33)),
+    ],
+)
+def test_fitted_frames(frame_hw, size_hw, runner):
+    frame = np.random.default_rng(0).integers(0, 256, (*frame_hw, 3)).astype(np.uint8)
+    library, expected = ctypes.CDLL(str(runner)), fit_frame(frame, size_hw)
+    for seed in range(4):  # bytes between a multiple of 256 and the frame
+        fitted = np.full((3, *size_hw), -1, np.float32)
+        source, result = ctypes.c_void_p(frame.ctypes.data), ctypes.c_void_p(fitted.ctypes.data)
+        assert library.fit_by_phases(source, *frame_hw, result, *size_hw, ctypes.c_uint(seed), 1) == 0
+        assert np.array_equal(fitted, expected)
 
 
 @pytest.mark.shared
