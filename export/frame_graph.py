@@ -19,6 +19,7 @@ from ..runtime.networks.model_variants import MAX_LONG_SIDE_PX, MIN_LONG_SIDE_PX
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+POSTPROCESSING_PREFIX = "post."  # of nodes and tensors between a network and its logits
 MODEL_IR_VERSION = 10  # readable by ONNX Runtime 1.18 and TensorRT 10
 
 _LONG_SIDE = "pre.long_side"

@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from ...calibration.graph import Network, attributes, run_tensors
 from ...errors import ModelError
+from ..frame_graph import POSTPROCESSING_PREFIX
 
 FP16_OPSET = 19  # the first with float16 in QuantizeLinear and DequantizeLinear
 _MAX_MAGNITUDE = 0.5 * float(np.finfo(np.float16).max)
@@ -52,7 +53,7 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
     part.graph.input.extend(types[name] for name in crossing)
     read = {name for node in back for name in node.input}
     part.graph.initializer.extend(i for i in network.graph.initializer if i.name in read)
-    kept = _whole_layers(network, [*keep, *_tiny_scales(network)])
+    kept = _whole_layers(network, [*keep, *_tiny_scales(network), *_log_odds_nodes(network)])
     try:
         half = convert_float_to_float16(part, keep_io_types=True, node_block_list=kept)
     except Exception as wrong:  # its errors share no base class
@@ -134,6 +135,17 @@ def _tiny_scales(network: Network) -> list[str]:
         if pair and float(np.abs(network.weight(node.input[1])).min()) < _SMALLEST_SCALE:
             found.append(node.name)
     return found
+
+
+def _log_odds_nodes(network: Network) -> list[str]:
+    """Find the nodes that turn probabilities into logits (``export.onnx_import.logit_nodes``).
+
+    In float16, the largest probability rounds to 1, and its log-odds are infinite. Matrix products, which
+    average probabilities, may use float16, because the largest is limited after them."""
+    own = [node for node in network.graph.node if node.name.startswith(POSTPROCESSING_PREFIX)]
+    if all(node.op_type != "Log" for node in own):
+        return []
+    return [node.name for node in own if node.op_type != "MatMul"]
 
 
 def _whole_layers(network: Network, names: Collection[str]) -> list[str]:

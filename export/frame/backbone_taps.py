@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 from ...errors import ModelError
 from ...runtime.networks.onnx_runtime import start_session
+from ..frame_graph import POSTPROCESSING_PREFIX
 
 INPUT = "image"  # result of the preprocessing (frame_graph.py)
 _FINEST, _COARSEST = 4, 32  # strides of taps
@@ -48,7 +49,11 @@ def find_taps(model: onnx.ModelProto) -> list[Tap]:
     if INPUT not in shapes:
         raise ModelError(f"the network has no tensor {INPUT!r}: export it with this version of tfiseg")
     height = max(shapes[INPUT][2:]) if shapes[INPUT][1] == 3 else max(shapes[INPUT][1:3])
-    names = [name for name in _from_image(model) if len(shapes[name]) == 4]
+    names = [
+        name
+        for name in _from_image(model)
+        if len(shapes[name]) == 4 and not name.startswith(POSTPROCESSING_PREFIX)
+    ]
     stride_of = {name: height / max(shapes[name][2:]) for name in names}
     at = {name: k for k, name in enumerate(names)}
     logits = shapes["logits"]

@@ -32,7 +32,7 @@ from ..frame_graph import check_long_side
 from .agreement import Agreement, check_frames, compare_labels, labels_of, network_input
 from .class_lists import exported_classes, read_class_names
 from .logit_nodes import logit_nodes
-from .network_tail import Tail, cut_tail
+from .network_tail import Tail, cut_tail, grid_stride
 from .onnx_network import (
     attach,
     fix_input_size,
@@ -145,7 +145,7 @@ class _Conversion:
 
     @property
     def stride(self) -> int:
-        return max(1, round(self.size_hw[0] / self.grid_hw[0]))
+        return grid_stride(self.size_hw[0], self.grid_hw[0])
 
 
 def _convert(
@@ -187,6 +187,12 @@ def _convert(
     post = logit_nodes(tail, reading, background=background)
     model = attach(model, network, original.pixels, tail.tensor, post)
     grid_hw = _set_grid(model, first)
+    if tail.finer > 1:
+        notes += (
+            f"its probabilities are resized from {tail.grid_hw[0]}x{tail.grid_hw[1]} to "
+            f"{grid_hw[0]}x{grid_hw[1]} before logits are computed, so outlines are those of the resized "
+            f"probabilities",
+        )
     return _Conversion(model, size_hw, tail, grid_hw, labels, things, background, reading, notes)
 
 
@@ -253,6 +259,8 @@ def _compare(
     # if the original leaves upsampling with aligned corners to its user, they matter only after it
     corner_aligned = result.tail.corners_hw is not None and (h, w) != result.tail.corners_hw
     compared_hw = result.tail.corners_hw if corner_aligned else (h, w)
+    if result.tail.finer > 1 and (h, w) == result.tail.grid_hw:  # it leaves the resize to its user
+        compared_hw = result.size_hw
 
     def original_labels(image: NDArray[np.uint8]) -> NDArray[np.int64]:
         raw = original.run(network_input(image, result.size_hw, original.pixels))

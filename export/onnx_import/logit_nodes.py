@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ..frame_graph import Part
+from ..frame_graph import POSTPROCESSING_PREFIX, Part
 from .network_tail import Tail
 from .output_reading import PROBABILITY_EPS, OutputReading, log_odds
 
@@ -32,8 +32,8 @@ class _Steps:
         self.steps: list[_Step] = []
 
     def constant(self, name: str, value: Any) -> str:
-        self.constants.append(numpy_helper.from_array(np.asarray(value), f"post.{name}"))
-        return f"post.{name}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value), f"{POSTPROCESSING_PREFIX}{name}"))
+        return f"{POSTPROCESSING_PREFIX}{name}"
 
     def add(self, kind: str, *constants: str, **settings: Any) -> None:
         self.steps.append((kind, list(constants), settings))
@@ -64,20 +64,29 @@ def logit_nodes(tail: Tail, reading: OutputReading, *, background: bool = False)
         _scores(chain, tail, reading)
         if background:
             chain.channel_in_front("background", _NEVER)
+    if not tail.mixes_probabilities:
+        _resample(chain, tail)
+    nodes, tensor = [], tail.tensor
+    for at, (kind, more, settings) in enumerate(chain.steps):
+        name = f"{POSTPROCESSING_PREFIX}{at}" if at + 1 < len(chain.steps) else "logits"
+        inputs = [more[1], tensor] if kind == "MatMul" and more[0] == "" else [tensor, *more]
+        nodes.append(helper.make_node(kind, inputs, [name], name=f"{POSTPROCESSING_PREFIX}{at}", **settings))
+        tensor = name
+    return nodes, chain.constants
+
+
+def _resample(chain: _Steps, tail: Tail) -> None:
+    """Append the nodes that make a grid finer, with the geometry of the network."""
     if tail.corners_hw is not None:
         rows, columns = (
             _resampling_weights(g, side) for g, side in zip(tail.grid_hw, tail.corners_hw, strict=True)
         )
         chain.add("MatMul", chain.constant("columns", columns.T.copy()))
         chain.add("MatMul", "", chain.constant("rows", rows))
-
-    nodes, tensor = [], tail.tensor
-    for at, (kind, more, settings) in enumerate(chain.steps):
-        name = f"post.{at}" if at + 1 < len(chain.steps) else "logits"
-        inputs = [more[1], tensor] if more[:1] == [""] else [tensor, *more]
-        nodes.append(helper.make_node(kind, inputs, [name], **settings))
-        tensor = name
-    return nodes, chain.constants
+    elif tail.finer > 1:
+        factors = np.array([1, 1, tail.finer, tail.finer], np.float32)  # fits any batch, unlike sizes
+        settings = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+        chain.add("Resize", "", chain.constant("finer", factors), **settings)
 
 
 def _one_hot(chain: _Steps, tail: Tail, reading: OutputReading) -> None:
@@ -100,30 +109,43 @@ def _scores(chain: _Steps, tail: Tail, reading: OutputReading) -> None:
         chain.add("Unsqueeze", chain.constant("class_axis", np.array([1], np.int64)))
     if tail.class_axis == 3:
         chain.add("Transpose", perm=[0, 3, 1, 2])
-    probabilities = reading.factor != 0 and not tail.squashed
-    if probabilities:
-        if reading.factor != 1:
-            chain.add("Mul", chain.constant("unit", np.float32(1 / reading.factor)))
+    if _probabilities(chain, tail, reading):
         low, high = (
             chain.constant(n, np.float32(v))
             for n, v in (("low", PROBABILITY_EPS), ("high", 1 - PROBABILITY_EPS))
         )
         chain.add("Clip", low, high)
-    if not reading.thresholds:
-        if probabilities:
+        if reading.thresholds or tail.activation == "Sigmoid":
+            chain.add("Reciprocal")  # log(p / (1 - p)) = -log(1 / p - 1)
+            chain.add("Sub", chain.constant("one", np.float32(1)))
             chain.add("Log")
+            chain.add("Neg")
+        else:
+            chain.add("Log")
+    if not reading.thresholds:
         return
-    if probabilities:  # log(p / (1 - p)) = -log(1 / p - 1)
-        chain.add("Reciprocal")
-        chain.add("Sub", chain.constant("one", np.float32(1)))
-        chain.add("Log")
-        chain.add("Neg")
     if any(t != 0.5 for t in reading.thresholds):
         chain.per_channel("Sub", "thresholds", log_odds(reading.thresholds))
     if reading.background_channel:
         chain.per_channel("Max", "floor", [0.0] + [_NEVER] * (len(reading.thresholds) - 1))
     else:  # the background is 0 and a class its log-odds: with one, its softmax is the probability
         chain.channel_in_front("rest", 0)
+
+
+def _probabilities(chain: _Steps, tail: Tail, reading: OutputReading) -> bool:
+    """Append the nodes to probabilities 0..1 at their final size; return False if logits need none."""
+    if tail.activation is None:
+        if reading.factor == 0:
+            return False
+        if reading.factor != 1:
+            chain.add("Mul", chain.constant("unit", np.float32(1 / reading.factor)))
+    elif tail.mixes_probabilities and (tail.finer > 1 or tail.corners_hw is not None):
+        chain.add(tail.activation, **({"axis": 1} if tail.activation == "Softmax" else {}))
+    else:
+        return False
+    if tail.mixes_probabilities:
+        _resample(chain, tail)
+    return True
 
 
 def _resampling_weights(grid: int, side: int) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from ...runtime.networks.model_info import METADATA_KEY
 from ..byte_pixels import node_reads, subgraphs, with_float_pixels
 from ..frame_graph import (
     MODEL_IR_VERSION,
+    POSTPROCESSING_PREFIX,
     Layout,
     Part,
     PixelFormat,
@@ -28,7 +29,7 @@ OPSET = 18
 OLDEST_OPSET = 13  # the first whose Resize needs only sizes and whose Softmax uses one axis
 _FIRST_HALF_PIXEL_OPSET = 11  # before, bilinear resizing was asymmetric
 _OWN_NAMES = ("frame", "image", "logits")
-_OWN_PREFIXES = ("pre.", "post.")
+_OWN_PREFIXES = ("pre.", POSTPROCESSING_PREFIX)
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,47 @@ def test_one_channel_gives_two_classes(tail, kind, tmp_path):
     assert report["label_agreement"] > 0.999
     frame = np.full((1, 20, 20, 3), 200, np.uint8)
     logits = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"frame": frame})[0]
-    assert logits.shape == (1, 2, H // 4, W // 4)
+    finer = 3 if tail else 1  # cells per cell of probabilities at stride 4; logits keep their grid
+    assert logits.shape == (1, 2, finer * H // 4, finer * W // 4)
     assert not logits[:, 0].any()
+
+
+RESIZED_TAILS = {  # the network interpolates probabilities; logits between them would move outlines
+    "softmax": (["Softmax", "Resize"], "softmax", ["Resize", "Softmax"]),
+    "softmax, argmax": (["Softmax", "Resize", "ArgMax"], "class-map", ["ArgMax", "Resize", "Softmax"]),
+    "sigmoid": (["Sigmoid", "Resize"], "sigmoid", ["Resize", "Sigmoid"]),
+    "sigmoid, argmax": (["Sigmoid", "Resize", "ArgMax"], "class-map", ["ArgMax", "Resize", "Sigmoid"]),
+}
+
+
+@pytest.mark.parametrize("geometry", ["half_pixel", "align_corners"])
+@pytest.mark.parametrize("tail", RESIZED_TAILS)
+def test_probabilities_that_the_network_resizes(tail, geometry, tmp_path):
+    steps, kind, removed = RESIZED_TAILS[tail]
+    settings = {
+        "Resize": {"mode": "linear", "coordinate_transformation_mode": geometry},
+        "Softmax": {"axis": 1},
+        "ArgMax": {"axis": 1, "keepdims": 1},
+    }
+    names = ["scores", *(f"y{k}" for k in range(len(steps)))]
+    nodes = [
+        node(
+            step,
+            [names[k]] + ["none", "none", "hw_sizes"] * (step == "Resize"),
+            [names[k + 1]],
+            **settings.get(step, {}),
+        )
+        for k, step in enumerate(steps)
+    ]
+    out_type = INT64 if "ArgMax" in steps else FLOAT
+    path = write(tmp_path / "x.onnx", nodes, names[-1], out_type=out_type)
+    report, model = export(path, tmp_path, class_names="a,b,c,d,e")
+    assert (report["reading"]["kind"], report["removed"]) == (kind, removed)
+    assert report["label_agreement"] > 0.996  # with interpolated logits: 95.5 % (softmax), 98.6 % (sigmoid)
+    assert report["grid_hw"] == ([3 * H // 4, 3 * W // 4] if geometry == "half_pixel" else [H, W])
+    frames = np.stack([np.full((40, 50, 3), 90 * k, np.uint8) for k in range(2)])
+    batched = onnxruntime.InferenceSession(with_batch(model, 2).SerializeToString())
+    assert batched.run(None, {"frame": frames})[0].shape[0] == 2
 
 
 def test_other_probabilities_are_converted_to_logarithms(tmp_path):

@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import tfiseg
 from onnx import TensorProto, helper, numpy_helper
@@ -12,10 +13,13 @@ from tfiseg.cli.main import main
 
 pytest.importorskip("onnxsim", reason="the extra `export` is not installed (make test-export)")
 
+from tfiseg.calibration.graph import session
+from tfiseg.export.engine.fp16_graph import to_fp16
 from tfiseg.export.onnx_import.any_network import ExportSettings, export_any
 from tfiseg.export.onnx_import.output_layout import output_layout
 
 S, G = 128, 16  # sides of the image and of the grid
+FINER = 3  # factor by which coarse probabilities are resized
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
 node = helper.make_node
 
@@ -33,15 +37,26 @@ def photos(tmp_path):
 
 
 def write(
-    folder, tail, *, weight, bias, out_type=FLOAT, out_shape=(None,) * 4, opset=17, extra=None, channels=3
+    folder,
+    tail,
+    *,
+    weight,
+    bias,
+    out_type=FLOAT,
+    out_shape=(None,) * 4,
+    opset=17,
+    extra=None,
+    channels=3,
+    stride=8,
 ):
     """Write a network: mean brightness of each 8x8 block, scaled and shifted per class; then ``tail``."""
-    classes = len(weight)
+    classes, block = len(weight), [stride, stride]
     kernel = np.broadcast_to(
-        np.array(weight, np.float32).reshape(-1, 1, 1, 1) / (channels * 64), (classes, channels, 8, 8)
+        np.array(weight, np.float32).reshape(-1, 1, 1, 1) / (channels * stride**2),
+        (classes, channels, *block),
     )
     constants = {"kernel": kernel.copy(), "bias": np.array(bias, np.float32), **(extra or {})}
-    conv = node("Conv", ["x", "kernel", "bias"], ["grid"], strides=[8, 8], kernel_shape=[8, 8])
+    conv = node("Conv", ["x", "kernel", "bias"], ["grid"], strides=block, kernel_shape=block)
     graph = helper.make_graph(
         [conv, *tail],
         "theirs",
@@ -81,6 +96,79 @@ def test_independent_sigmoids_get_a_threshold_and_a_background(tmp_path, photos)
     share, names = bright_share(path, photos)
     assert names == ["person"]
     assert 0.1 < share < 0.2  # the disk covers 17 %
+
+
+def resized_by_the_user(path, photo, one):
+    """Return area and mean probability of the pixels above 0.5 after the user's own resize of channel 0."""
+    picture = cv2.resize(photo, (S, S), interpolation=cv2.INTER_AREA)[..., ::-1] / np.float32(255)
+    session = onnxruntime.InferenceSession(path)
+    raw = session.run(None, {"x": np.ascontiguousarray(picture.transpose(2, 0, 1)[None])})[0]
+    fine = cv2.resize(raw[0, 0].astype(np.float32), photo.shape[1::-1]) / one
+    return int((fine > 0.5).sum()), float(fine[fine > 0.5].mean())
+
+
+TIMES_255 = [node("Sigmoid", ["grid"], ["s"]), node("Mul", ["s", "k"], ["y"])]
+RARE = {"weight": [10, 0, 0], "bias": [-8.0, -14, -14]}  # log-odds: -4 on gray, 2 on the disk
+
+
+@pytest.mark.parametrize(
+    ("tail", "rows", "kind"), [(SIGMOID, 3, "sigmoid"), (SIGMOID, 1, "binary"), (TIMES_255, 1, "binary")]
+)
+def test_outlines_and_scores_are_those_of_resized_probabilities(tail, rows, kind, tmp_path, photos):
+    weights = {name: values[:rows] for name, values in RARE.items()}
+    path = write(tmp_path, tail, **weights, extra={"k": np.float32(255)} if tail is TIMES_255 else None)
+    names = "person,car,dog" if rows == 3 else "background,person"
+    report = export(path, photos, class_names=names)
+    assert report["reading"]["kind"] == kind
+    assert report["grid_hw"] == [FINER * G, FINER * G]
+    assert any("resized from 16x16 to 48x48" in note for note in report["notes"])
+    assert report["label_agreement"] > 0.999
+    photo = cv2.imread(f"{photos}/0.png")
+    area, score = resized_by_the_user(path, photo, 255 if tail is TIMES_255 else 1)
+    (person,) = tfiseg.Segmenter(path.with_name("out.onnx"))(photo)
+    assert person.area == pytest.approx(area, rel=0.005)  # with interpolated log-odds: 5 % less
+    assert person.score == pytest.approx(score, abs=0.01)  # a mean over grid cells, not over pixels
+
+
+def test_fine_probabilities_are_not_resized(tmp_path, photos):
+    path = write(tmp_path, SIGMOID, **RARE, stride=2)
+    report = export(path, photos, class_names="person,car,dog")
+    kinds = {n.op_type for n in onnx.load(path.with_name("out.onnx")).graph.node if n.name.startswith("post")}
+    assert (report["grid_hw"], report["notes"], kinds) == ([S // 2, S // 2], [], {"Pad"})
+
+
+def test_coarse_softmax_and_logits_are_not_resized(tmp_path, photos):
+    for tail in ([], [node("Softmax", ["grid"], ["y"], axis=1)]):
+        report = export(write(tmp_path, tail, **SCENE), photos)
+        assert (report["grid_hw"], report["label_agreement"]) == ([G, G], 1.0)
+
+
+def test_a_resize_before_the_sigmoid_stays_in_the_network(tmp_path, photos):
+    tail = [
+        node("Resize", ["grid", "", "scales"], ["up"], mode="linear"),
+        node("Sigmoid", ["up"], ["y"]),
+    ]
+    extra = {"scales": np.array([1, 1, 2, 2], np.float32)}  # to stride 4, which its user resizes
+    report = export(write(tmp_path, tail, **RARE, extra=extra), photos, class_names="person,car,dog")
+    assert (report["removed"], report["grid_hw"]) == (["Sigmoid"], [2 * FINER * G, 2 * FINER * G])
+    assert report["label_agreement"] > 0.999
+
+
+def test_a_softmax_read_as_independent_channels(tmp_path, photos):
+    path = write(tmp_path, [node("Softmax", ["grid"], ["y"], axis=1)], **SCENE)
+    report = export(path, photos, class_names="sky,disk,road", output_kind="sigmoid")
+    assert report["removed"] == []
+    assert report["label_agreement"] > 0.999
+
+
+def test_log_odds_stay_finite_in_half_precision(tmp_path, photos):
+    path = write(tmp_path, SIGMOID, weight=[90, 0, 0], bias=[-60.0, -14, -14])  # 1 in float16 on the disk
+    export(path, photos, class_names="person,car,dog")
+    model = onnx.load(path.with_name("out.onnx"))
+    frame = cv2.imread(f"{photos}/0.png")[None]
+    single, half = (session(m).run(None, {"frame": frame})[0] for m in (model, to_fp16(model)))
+    assert np.isfinite(half).all()
+    assert (single.argmax(1) == half.argmax(1)).mean() > 0.999
 
 
 def test_sigmoids_of_separate_heads_and_their_resizing(tmp_path, photos):
