@@ -9,6 +9,7 @@ int32_t check(const tfiseg_problem *problem, const tfiseg_result *result, int32_
 int32_t check_offsets(const tfiseg_problem &problem);  // reads them
 int32_t check(const tfiseg_views *views);
 int32_t check(const tfiseg_views *views, const tfiseg_pieces *pieces);
+int32_t check(const tfiseg_mask_refinement *refinement);
 int64_t cpu_workspace_bytes(const tfiseg_problem &problem);
 
 }  // namespace tfiseg

@@ -1,4 +1,5 @@
-// The operator and its views on a GPU: executors that run the sections and phases of pipeline.h and views_pipeline.h on the caller's stream.
+// The operator, its views and mask refinement on a GPU: executors that run the sections and phases of pipeline.h, views_pipeline.h and
+// mask_refinement_pipeline.h on the caller's stream.
 //
 // Nothing is allocated, synchronized or read back; the device itself reads how much work a phase has. A section is one cooperative launch:
 // all of its blocks are resident, and a barrier of the grid separates phases. Where the device counts few items, one block works alone,
@@ -10,7 +11,7 @@
 #include <atomic>
 
 #include "check.h"
-#include "views_pipeline.h"
+#include "mask_refinement_pipeline.h"
 
 // Memory that the threads of a block share; and where a thread begins a phase and an item of it. Tests on a CPU define both.
 #ifndef TFISEG_SHARED
@@ -239,5 +240,13 @@ extern "C" int32_t tfiseg_place_pieces_cuda(const tfiseg_views *views, const tfi
     if (const int32_t status = check(views, pieces)) return status;
     Cuda executor(static_cast<cudaStream_t>(stream));
     place_pieces_on(executor, *views, *pieces);
+    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+}
+
+extern "C" int32_t tfiseg_refine_masks_cuda(const tfiseg_mask_refinement *refinement, void *stream) {
+    using namespace tfiseg;
+    if (const int32_t status = check(refinement)) return status;
+    Cuda executor(static_cast<cudaStream_t>(stream));
+    refine_masks_on(executor, *refinement);
     return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
 }

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../../plugins/csrc/check.h"
-#include "../../plugins/csrc/views_pipeline.h"
+#include "../../plugins/csrc/mask_refinement_pipeline.h"
 
 namespace {
 
@@ -106,5 +106,12 @@ extern "C" TFISEG_API int32_t place_pieces_by_phases(const tfiseg_views *views, 
     if (const int32_t status = tfiseg::check(views, pieces)) return status;
     Shuffled executor(seed, threads);
     tfiseg::place_pieces_on(executor, *views, *pieces);
+    return TFISEG_OK;
+}
+
+extern "C" TFISEG_API int32_t refine_masks_by_phases(const tfiseg_mask_refinement *refinement, uint32_t seed, int32_t threads) {
+    if (const int32_t status = tfiseg::check(refinement)) return status;
+    Shuffled executor(seed, threads);
+    tfiseg::refine_masks_on(executor, *refinement);
     return TFISEG_OK;
 }
