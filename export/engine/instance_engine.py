@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from ...calibration.frames import sample_frames
 from ...errors import GateError, InputError
+from ...plugins.mask_refinement import ADD_ABOVE, REMOVE_BELOW
 from ...runtime.inspect.onnx_layers import layer_precisions
 from ...runtime.networks.engine_file import write_engine
 from ...runtime.networks.instance_session import InstanceMaps
 from ...runtime.networks.model_info import METADATA_KEY
 from ...runtime.networks.open_session import open_instance_session
-from ...runtime.refine.mask_refinement import ADD_ABOVE, REMOVE_BELOW
 from ...runtime.refine.view_planning import (
     MAX_VIEWS,
     RenderedViews,

@@ -1,6 +1,6 @@
 // The parts of the C API that belong to no device: version, status texts, checks.
 #include "check.h"
-#include "views_pipeline.h"
+#include "mask_refinement_pipeline.h"
 
 namespace tfiseg {
 
@@ -84,6 +84,34 @@ int32_t check_fit(const uint8_t *frame, int32_t height, int32_t width, const flo
     return TFISEG_OK;
 }
 
+namespace {
+
+bool in_range(const tfiseg_mask_refinement &r) {
+    const auto within = [](int32_t value, int32_t least, int32_t most) { return value >= least && value <= most; };
+    const bool each = within(r.height, 1, TFISEG_MAX_OUT_SIDE) && within(r.width, 1, TFISEG_MAX_OUT_SIDE) && within(r.view_count, 1, TFISEG_MAX_REFINEMENT_VIEWS) &&
+                      within(r.max_map_side, 1, TFISEG_MAX_VIEW_SIDE) && within(r.max_components, 1, kMostLabels) &&
+                      within(r.max_instances, 1, kMostLabels) && within(r.value_type, TFISEG_FLOAT32, TFISEG_FLOAT16);
+    // the products only of sides in range: others might overflow
+    return each && int64_t(r.view_count) * r.height * ((r.width + ZonePixels::kPixels - 1) / ZonePixels::kPixels) <= INT32_MAX &&
+           int64_t(r.view_count) * r.max_map_side * r.max_map_side <= INT32_MAX;
+}
+
+}  // namespace
+
+int32_t check(const tfiseg_mask_refinement *r) {
+    if (!r || r->struct_size != sizeof(tfiseg_mask_refinement)) return TFISEG_BAD_STRUCT_SIZE;
+    if (!in_range(*r)) return TFISEG_BAD_VIEWS;
+    for (const void *given : {static_cast<const void *>(r->label_map), static_cast<const void *>(r->count), static_cast<const void *>(r->table),
+                              static_cast<const void *>(r->component_map), static_cast<const void *>(r->component_count),
+                              static_cast<const void *>(r->component_table), static_cast<const void *>(r->views),
+                              static_cast<const void *>(r->map_sides), r->foreground, static_cast<const void *>(r->refined_map),
+                              static_cast<const void *>(r->refined_count), static_cast<const void *>(r->refined_table),
+                              static_cast<const void *>(r->instance_of), static_cast<const void *>(r->workspace)})
+        if (!given) return TFISEG_BAD_VIEWS;
+    if (r->threads < 1) return TFISEG_BAD_VIEWS;
+    return r->workspace_bytes < tfiseg_refine_masks_workspace_size(r) ? TFISEG_SMALL_WORKSPACE : TFISEG_OK;
+}
+
 }  // namespace tfiseg
 
 extern "C" {
@@ -108,7 +136,8 @@ const char *tfiseg_status_string(int32_t status) {
         case TFISEG_CUDA_ERROR: return "a kernel could not be launched: is there a GPU, a driver, and code for this GPU in the library?";
         case TFISEG_BAD_VIEWS:
             return "views are out of range or a pointer is missing: frames up to 32767 a side, 1..256 views of 8..1024 pixels a side, 16 K S S up to 2^30, "
-                   "max_components 1..65535, max_parts 1..1024, threads >= 1";
+                   "max_components 1..65535, max_parts 1..1024, threads >= 1; mask refinement: K up to 65535, maps of 1..1024 cells a side, K H ceil(W / 8) "
+                   "and K side side below 2^31, max_components and max_instances 1..16777215";
         case TFISEG_INTERNAL_ERROR: return "internal error";
         default: return "unknown status";
     }
@@ -126,9 +155,17 @@ int64_t tfiseg_views_workspace_size(const tfiseg_views *views, int32_t max_parts
     return std::max(tfiseg::ViewPlan(counted).bytes, tfiseg::PiecePlan(counted, max_parts).bytes);
 }
 
+int64_t tfiseg_refine_masks_workspace_size(const tfiseg_mask_refinement *refinement) {
+    if (!refinement || refinement->struct_size != sizeof(tfiseg_mask_refinement) || !tfiseg::in_range(*refinement)) return 0;
+    tfiseg_mask_refinement counted = *refinement;
+    counted.workspace = nullptr;
+    return tfiseg::RefinementPlan(counted).bytes;
+}
+
 #ifndef TFISEG_WITH_CUDA
 int32_t tfiseg_cut_views_cuda(const tfiseg_views *, void *) { return TFISEG_NO_CUDA; }
 int32_t tfiseg_place_pieces_cuda(const tfiseg_views *, const tfiseg_pieces *, void *) { return TFISEG_NO_CUDA; }
+int32_t tfiseg_refine_masks_cuda(const tfiseg_mask_refinement *, void *) { return TFISEG_NO_CUDA; }
 int32_t tfiseg_cluster_cuda(const tfiseg_problem *, tfiseg_result *, void *) { return TFISEG_NO_CUDA; }
 int32_t tfiseg_fit_frame_cuda(const uint8_t *, int32_t, int32_t, float *, int32_t, int32_t, void *) { return TFISEG_NO_CUDA; }
 #endif

@@ -1,5 +1,5 @@
-// The operator, its views and the preprocessing on a GPU: executors that run the sections and phases of pipeline.h, views_pipeline.h and fit.h
-// on the caller's stream.
+// The operator, its views, mask refinement and preprocessing on a GPU: executors that run the sections and phases of pipeline.h,
+// views_pipeline.h, mask_refinement_pipeline.h and fit.h on the caller's stream.
 //
 // Nothing is allocated, synchronized or read back; the device itself reads how much work a phase has. A section is one cooperative launch:
 // all of its blocks are resident, and a barrier of the grid separates phases. Where the device counts few items, one block works alone,
@@ -12,7 +12,7 @@
 
 #include "check.h"
 #include "fit.h"
-#include "views_pipeline.h"
+#include "mask_refinement_pipeline.h"
 
 // Memory that the threads of a block share; and where a thread begins a phase and an item of it. Tests on a CPU define both.
 #ifndef TFISEG_SHARED
@@ -270,5 +270,13 @@ extern "C" int32_t tfiseg_fit_frame_cuda(const uint8_t *frame, int32_t height, i
     Cuda executor(static_cast<cudaStream_t>(stream));
     const FitTiles fit(frame, height, width, out, out_height, out_width);
     executor.tiles(fit.tiles(), fit);
+    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+}
+
+extern "C" int32_t tfiseg_refine_masks_cuda(const tfiseg_mask_refinement *refinement, void *stream) {
+    using namespace tfiseg;
+    if (const int32_t status = check(refinement)) return status;
+    Cuda executor(static_cast<cudaStream_t>(stream));
+    refine_masks_on(executor, *refinement);
     return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
 }

@@ -1,5 +1,7 @@
 // Edges between regions, or between basins before there are regions, found by a hash table that all threads share.
 #pragma once
+#include <initializer_list>
+
 #include "merge.h"
 
 namespace tfiseg {

@@ -36,6 +36,7 @@ extern "C" {
 #define TFISEG_TABLE_COLUMNS 10 /* class, score, x0, y0, x1, y1, area, centroid x, centroid y, flags */
 #define TFISEG_MAX_VIEWS 256
 #define TFISEG_MAX_VIEW_SIDE 1024
+#define TFISEG_MAX_REFINEMENT_VIEWS 65535
 #define TFISEG_VIEW_COLUMNS 5 /* x, y, side, class, component */
 #define TFISEG_FLAG_TOUCHES_EDGE 1 /* the instance touches the picture's border, so it may continue outside */
 #define TFISEG_FLAG_MERGE_STOPPED 2 /* merging in this picture stopped at its budget (merge.h): instances may be parts of objects */
@@ -171,6 +172,44 @@ TFISEG_API int32_t tfiseg_place_pieces_cpu(const tfiseg_views *views, const tfis
 /* Enqueue kernels on the stream, as tfiseg_cluster_cuda does. */
 TFISEG_API int32_t tfiseg_cut_views_cuda(const tfiseg_views *views, void *stream);
 TFISEG_API int32_t tfiseg_place_pieces_cuda(const tfiseg_views *views, const tfiseg_pieces *pieces, void *stream);
+
+/* Mask refinement: pixels near the outlines of instances are added or removed, as an instance network predicts in views of their components.
+ * The rule: docs/reference/operator.md. No instance is created or lost. View k belongs to component views[k][4] (0: the view is not used); of
+ * several views of a component, the first one is used. Components without a view lose nothing.
+ *
+ * Pointers are to memory of the device that computes. The outputs must not overlap the inputs. */
+typedef struct tfiseg_mask_refinement {
+    uint32_t struct_size;         /* sizeof(tfiseg_mask_refinement) */
+    int32_t height, width;        /* of the frame, 1..32767 */
+    const int32_t *label_map;     /* (height, width) instances; this, count and table as in tfiseg_result, of one picture */
+    const int32_t *count;         /* (1) */
+    const float *table;           /* (max_instances, 10) */
+    int32_t max_instances;        /* 1..16777215 */
+    int32_t max_components;       /* 1..16777215 */
+    const int32_t *component_map; /* (height, width) connected components of the class map; this, count and table as in tfiseg_result */
+    const int32_t *component_count; /* (1) */
+    const float *component_table; /* (max_components, 10) */
+    const int32_t *views;         /* (K, 5) as in tfiseg_views */
+    const int32_t *map_sides;     /* (K) cells per side of each foreground map, 1..max_map_side */
+    const void *foreground;       /* value, K maps (map_sides[k], map_sides[k]) one after the other: probability that a cell of view k belongs to
+                                   * its component, in [0, 1] */
+    int32_t view_count;           /* K, 1..65535; K * height * ceil(width / 8) and K * max_map_side^2 are below 2^31 */
+    int32_t max_map_side;         /* 1..1024 */
+    int32_t value_type;           /* of foreground */
+    int32_t threads;              /* >= 1; of the CPU */
+    int32_t *refined_map;         /* out: (height, width); this, count and table as in tfiseg_result; class and score are the instance's */
+    int32_t *refined_count;       /* out: (1) */
+    float *refined_table;         /* out: (max_instances, 10); rows from count on are not written */
+    int32_t *instance_of;         /* out: (max_instances) the given instance, from 1; rows from count on are not written */
+    void *workspace;              /* tfiseg_refine_masks_workspace_size() bytes with any content */
+    int64_t workspace_bytes;
+} tfiseg_mask_refinement;
+
+/* Bytes of workspace; 0 if something is out of range. Reads no memory but the struct. */
+TFISEG_API int64_t tfiseg_refine_masks_workspace_size(const tfiseg_mask_refinement *refinement);
+TFISEG_API int32_t tfiseg_refine_masks_cpu(const tfiseg_mask_refinement *refinement);
+/* Enqueues kernels on the stream, as tfiseg_cluster_cuda does. */
+TFISEG_API int32_t tfiseg_refine_masks_cuda(const tfiseg_mask_refinement *refinement, void *stream);
 
 /* Resizes a frame uint8 (height, width, 3), rows without gaps, to a network's input float (3, out_height, out_width), values 0..255, channels
  * in their order. Bilinear to twice the size, then averaged 2 x 2, like the preprocessing in tfiseg's ONNX models. */

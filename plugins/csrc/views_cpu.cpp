@@ -1,9 +1,10 @@
-// Views on a CPU: the executor that runs the phases of views.h on a team of threads.
+// Views and mask refinement on a CPU: the executor that runs the phases of views.h and mask_refinement.h on a team of threads.
 #include <new>
 
 #include "check.h"
+#include "graph.h"
 #include "launch.h"
-#include "views_pipeline.h"
+#include "mask_refinement_pipeline.h"
 
 namespace tfiseg {
 namespace {
@@ -20,6 +21,9 @@ class Threads {
             for (int64_t i = begin; i < end; ++i) phase(static_cast<decltype(index_of(&Phase::operator()))>(i));
         });
     }
+
+    // By runs of rows, which takes a fraction of the time.
+    void each(int64_t, const SumUnions &sums) { add_runs(sums.map, nullptr, sums.fixed_scores, sums.grid.w, 0, sums.grid.h, sums.regions); }
 
     template <class Phase>
     void each_counted(const int32_t *count, int64_t most, const Phase &phase) {
@@ -61,6 +65,8 @@ int32_t useful_threads(const tfiseg_views &v) {
     return int32_t(std::min<int64_t>(v.threads, 1 + std::max(cells, int64_t(v.height) * v.width) / kGrain));
 }
 
+int32_t useful_threads(const tfiseg_mask_refinement &r) { return int32_t(std::min<int64_t>(r.threads, 1 + int64_t(r.height) * r.width / kGrain)); }
+
 template <class Work>
 int32_t guarded(const Work &work) {
     try {
@@ -91,6 +97,14 @@ int32_t tfiseg_place_pieces_cpu(const tfiseg_views *views, const tfiseg_pieces *
     return tfiseg::guarded([&] {
         tfiseg::Threads executor(tfiseg::useful_threads(*views));
         tfiseg::place_pieces_on(executor, *views, *pieces);
+    });
+}
+
+int32_t tfiseg_refine_masks_cpu(const tfiseg_mask_refinement *refinement) {
+    if (const int32_t status = tfiseg::check(refinement)) return status;
+    return tfiseg::guarded([&] {
+        tfiseg::Threads executor(tfiseg::useful_threads(*refinement));
+        tfiseg::refine_masks_on(executor, *refinement);
     });
 }
 

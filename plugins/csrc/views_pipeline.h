@@ -52,31 +52,42 @@ struct ViewPlan {
     }
 };
 
-struct PiecePlan {
-    int32_t most, bit_words;
-    int64_t bytes;
+// Memory to number regions by their first pixels and to measure them.
+struct NumberingPlan {
+    int32_t most, bit_words;  // most: regions
     Counters *counters;
     PictureState *state;
-    Partition *partitions;
     Region *regions;
-    int32_t *view_of, *parent, *component, *unions, *number, *prefix_count;
+    int32_t *parent, *unions, *number, *prefix_count;
     uint32_t *bits;
 
-    PiecePlan(const tfiseg_views &v, int32_t max_parts) {
-        most = v.max_components + v.view_count * (max_parts - 1);
-        bit_words = int32_t(Output{v.height, v.width}.words());
-        Carver carver(v.workspace);
+    NumberingPlan() = default;
+    NumberingPlan(Carver &carver, int32_t height, int32_t width, int32_t most_regions) {
+        most = most_regions;
+        bit_words = int32_t(Output{height, width}.words());
         counters = carver.take<Counters>(1);
         state = carver.take<PictureState>(1);
-        partitions = carver.take<Partition>(v.view_count);
-        view_of = carver.take<int32_t>(v.max_components);
         regions = carver.take<Region>(most);
         parent = carver.take<int32_t>(most);
-        component = carver.take<int32_t>(most);
         unions = carver.take<int32_t>(most);
         number = carver.take<int32_t>(most);
         bits = carver.take<uint32_t>(bit_words);
         prefix_count = carver.take<int32_t>(counts_of(bit_words) + 1);
+    }
+};
+
+struct PiecePlan {
+    NumberingPlan numbering;
+    int64_t bytes;
+    Partition *partitions;
+    int32_t *view_of, *component;
+
+    PiecePlan(const tfiseg_views &v, int32_t max_parts) {
+        Carver carver(v.workspace);
+        numbering = NumberingPlan(carver, v.height, v.width, v.max_components + v.view_count * (max_parts - 1));
+        partitions = carver.take<Partition>(v.view_count);
+        view_of = carver.take<int32_t>(v.max_components);
+        component = carver.take<int32_t>(numbering.most);
         bytes = carver.bytes();
     }
 };
@@ -135,11 +146,14 @@ void cut_views_on(Executor &run, const tfiseg_views &v) {
     run.each(int64_t(v.view_count) * scene.cells(), render);
 }
 
-// Number the pieces by their first pixels and write the table and the label map.
-TFISEG_SECTION template <class Executor>
-TFISEG_HD void number_pieces(Executor &run, const tfiseg_pieces &p, const PiecePlan &plan, const Scene &scene) {
-    const Grid grid = {1, scene.h, scene.w};
-    const Output out = {scene.h, scene.w};
+// Sums the regions of a map, which has their numbers, and numbers them by their first pixels. rows: a phase for each region, which completes
+// the table.
+TFISEG_SECTION template <class Executor, class Rows>
+TFISEG_HD void number_regions(Executor &run, const NumberingPlan &plan, const Grid &grid, int32_t *label_map, int32_t *count, float *table,
+                              const Rows &rows) {
+    const SumUnions sums = {grid, nullptr, label_map, plan.regions};
+    run.each(sums.items(), sums);
+    const Output out = {grid.h, grid.w};
     LargestRounds all = {};
     all.grid = grid;
     all.regions = plan.regions;
@@ -173,24 +187,24 @@ TFISEG_HD void number_pieces(Executor &run, const tfiseg_pieces &p, const PieceP
     number.plane = grid.plane();
     number.most = plan.most;
     number.number = plan.number;
-    number.table = p.table;
+    number.table = table;
     run.solo({&plan.counters->unions, nullptr}, kSoloItems, [&] {
         run.exclusive_sum(plan.prefix_count, counts);
         run.each_counted(&plan.counters->unions, plan.most, number);
-        run.each_counted(&plan.counters->unions, plan.most, PieceRows{scene, plan.unions, plan.number, plan.component, p.table, p.component_of});
+        run.each_counted(&plan.counters->unions, plan.most, rows);
     });
     WriteLabels labels = {};
     labels.pixels = grid.pixels();
     labels.pictures = 1;
     labels.out = out;
-    labels.map = p.label_map;
+    labels.map = label_map;
     labels.parent = plan.parent;
     labels.number = plan.number;
     labels.prefix_count = plan.prefix_count;
     labels.counters = plan.counters;
-    labels.label_map = p.label_map;
-    labels.count = p.count;
-    run.each(grid.pixels(), labels);
+    labels.label_map = label_map;
+    labels.count = count;
+    run.each(labels.items(), labels);
 }
 
 struct PieceSection {
@@ -204,6 +218,7 @@ struct PieceSection {
     TFISEG_SECTION template <class Executor>
     TFISEG_HD void operator()(Executor &run) const {
         const Grid grid = {1, scene.h, scene.w};
+        const NumberingPlan &numbering = plan.numbering;
         PartResults results = {};
         results.labels = pieces.labels;
         results.counts = pieces.counts;
@@ -211,8 +226,8 @@ struct PieceSection {
         results.tables = pieces.tables;
         results.most = pieces.max_parts;
         results.least_regions = pieces.least_regions;
-        const int32_t cleared = scene.most > plan.bit_words ? scene.most : plan.bit_words;
-        run.each(cleared, ClearPieces{plan.view_of, plan.counters, plan.state, plan.bits, scene.most, plan.bit_words});
+        const int32_t cleared = scene.most > numbering.bit_words ? scene.most : numbering.bit_words;
+        run.each(cleared, ClearPieces{plan.view_of, numbering.counters, numbering.state, numbering.bits, scene.most, numbering.bit_words});
         PartitionViews partition = {};
         partition.scene = scene;
         partition.views = views;
@@ -220,21 +235,20 @@ struct PieceSection {
         partition.count = view_count;
         partition.partitions = plan.partitions;
         partition.view_of = plan.view_of;
-        partition.counters = plan.counters;
+        partition.counters = numbering.counters;
         run.each(view_count, partition);
         CreatePieces create = {};
         create.scene = scene;
         create.views = views;
         create.partitions = plan.partitions;
         create.count = view_count;
-        create.regions = plan.regions;
-        create.parent = plan.parent;
+        create.regions = numbering.regions;
+        create.parent = numbering.parent;
         create.component = plan.component;
-        run.each_counted(&plan.counters->regions, plan.most, create);
+        run.each_counted(&numbering.counters->regions, numbering.most, create);
         run.each(grid.pixels(), PlacePieces{scene, views, plan.partitions, plan.view_of, pieces.labels, pieces.label_map});
-        const SumUnions sums = {grid, nullptr, pieces.label_map, plan.regions};
-        run.each(sums.items(), sums);
-        number_pieces(run, pieces, plan, scene);
+        const PieceRows rows = {scene, numbering.unions, numbering.number, plan.component, pieces.table, pieces.component_of};
+        number_regions(run, numbering, grid, pieces.label_map, pieces.count, pieces.table, rows);
     }
 };
 

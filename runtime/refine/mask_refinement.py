@@ -2,54 +2,32 @@
 
 A class map is as coarse as the grid of its network, and worse where the network is uncertain. In a view of a
 component, the instance network predicts which pixels belong to the object that the mask marks. Pixels near
-the outline are added or removed accordingly. No instance is created or split.
+the outline are added or removed accordingly. No instance is created or split. The rule is in
+plugins/reference_mask_refinement.py.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ...instances import Instances
+from ...plugins import mask_refinement as native
 from ...plugins.operator import cluster
+from ...plugins.problem import TABLE_COLUMNS
 from ...plugins.settings import MAX_SIDE
 from ..networks.instance_session import InstanceSession
-from .partition import Label, instances_from_labels, nearest_label
-from .view import View, resample_to_box
+from .partition import instances_from_labels
+from .view import View
 from .view_planning import MAX_VIEWS, PlannedView, plan_mask_views, render_views
 
 # (view, class ID) -> probability that each pixel belongs to the component, float32 (q, q)
 Foregrounds = dict[tuple[View, int], NDArray[np.float32]]
-
-_REACH, _MIN_REACH_PX = 0.15, 8  # how far outlines move, relative to the component's longer side
-# probabilities below which pixels are removed and above which they are added: the gap between them keeps
-# good masks unchanged (chosen on composites)
-REMOVE_BELOW, ADD_ABOVE = 0.4, 0.6
-_CERTAIN = 2.0  # for pixels of components without a view: above every probability
-
-
-@dataclass(frozen=True)
-class _Zone:
-    """A component and its surroundings.
-
-    Attributes:
-        window: rows and columns of the frame.
-        foreground: probability that each pixel belongs to the component, float32 (h, w).
-        own: the component, bool (h, w).
-        interior: pixels too far from the outline to be removed, bool (h, w).
-        near: pixels near enough to be added, and not nearer to another component of the class, bool (h, w).
-    """
-
-    window: tuple[slice, slice]
-    foreground: NDArray[np.float32]
-    own: NDArray[np.bool_]
-    interior: NDArray[np.bool_]
-    near: NDArray[np.bool_]
 
 
 def refine_masks(
@@ -86,10 +64,7 @@ def refine_masks(
     predicted: Iterable[NDArray[np.float32]] = session.foreground(views, masks) if new else []
     network_ended = time.perf_counter()
     maps = dict(zip(((p.view, p.class_id) for p in new), predicted, strict=True)) | known
-    label_map = update_masks(
-        instances.label_map, components, [(p, maps[p.view, p.class_id]) for p in planned]
-    )
-    found = instances_from_labels(label_map, replace(instances, label_map=label_map))
+    found = update_masks(instances, components, [(p, maps[p.view, p.class_id]) for p in planned], threads)
     network_ms = (network_ended - network_began) * 1e3
     stages = {
         "outlines": (time.perf_counter() - began) * 1e3 - network_ms,
@@ -112,82 +87,50 @@ def _components(class_map: NDArray[np.uint8], instances: Instances, threads: int
 
 
 def update_masks(
-    label_map: Label, components: Instances, foregrounds: Sequence[tuple[PlannedView, NDArray[np.float32]]]
-) -> Label:
+    instances: Instances,
+    components: Instances,
+    foregrounds: Sequence[tuple[PlannedView, NDArray[np.float32]]],
+    threads: int | None = None,
+) -> Instances:
     """Add and remove pixels near the outlines of instances.
 
-    Where two components claim a pixel, the more certain one gets it. Islands that do not touch the component
-    are ignored. A component without any foreground loses only pixels that others claim. An instance that
-    would lose all its pixels keeps its mask.
-
     Args:
-        label_map: instances, int32 (H, W), 0 = background; labels may have gaps. Each instance lies in one
-            component or in several.
+        instances: of a frame. Each one lies in one component or in several.
         components: connected components of the frame.
         foregrounds: views of components, each with the probability that its pixels belong to the component,
-            float32 (q, q) in [0, 1].
+            float32 (q, q) in [0, 1]. If two predict a pixel equally, the earlier view counts.
+        threads: CPU threads; default: all that the process may use.
 
     Returns:
-        The changed label map, int32 (H, W).
+        The instances with other masks, numbered in the order of their first pixels.
     """
-    zones = [_make_zone(components, planned, foreground) for planned, foreground in foregrounds]
-    highest = (components.label_map > 0) * np.float32(_CERTAIN)
-    for zone in zones:
-        highest[zone.window][zone.own] = zone.foreground[zone.own]
-    out = label_map.copy()
-    for zone in zones:
-        if not (zone.foreground[zone.own] > REMOVE_BELOW).any():
-            continue
-        before, after, best = label_map[zone.window], out[zone.window], highest[zone.window]
-        claimed = np.where(
-            zone.own,
-            zone.interior | (zone.foreground > REMOVE_BELOW),
-            zone.near & (zone.foreground > np.maximum(best, ADD_ABOVE)),
-        )
-        count, islands = cv2.connectedComponents(claimed.astype(np.uint8), connectivity=8)
-        touches = np.bincount(islands[zone.own], minlength=count) > 0
-        touches[0] = False
-        kept = touches[islands]
-        after[zone.own & ~kept & (after == before)] = 0  # not if another component has claimed it already
-        added = kept & ~zone.own
-        if added.any():
-            after[added] = _nearest(np.where(zone.own, before, 0))[added]
-            best[added] = zone.foreground[added]
-    remaining = np.bincount(out.ravel(), minlength=int(label_map.max(initial=0)) + 1)[1:]
-    for lost in np.flatnonzero(remaining == 0) + 1:  # or a gap
-        out[label_map == lost] = lost
-    return out
-
-
-def _make_zone(components: Instances, planned: PlannedView, foreground: NDArray[np.float32]) -> _Zone:
-    height, width = components.label_map.shape
-    view = planned.view
-    x0, y0, x1, y1 = components.box_xyxy[planned.component - 1].astype(int).tolist()
-    reach = max(_MIN_REACH_PX, int(_REACH * max(x1 - x0, y1 - y0)))
-    x0, y0 = max(x0 - reach, view.x, 0), max(y0 - reach, view.y, 0)
-    x1, y1 = min(x1 + reach, view.x + view.side, width), min(y1 + reach, view.y + view.side, height)
-    window = (slice(y0, y1), slice(x0, x1))
-    labels = components.label_map[window]
-    own = labels == planned.component
-    # one box filter gives dilation and erosion, and its time does not depend on the reach
-    kernel = (2 * reach + 1, 2 * reach + 1)
-    neighbors = cv2.boxFilter(
-        own.astype(np.uint8), cv2.CV_32F, kernel, normalize=False, borderType=cv2.BORDER_REPLICATE
+    views = [(p.view.x, p.view.y, p.view.side, p.class_id, p.component) for p, _ in foregrounds]
+    refined = native.refine_masks(
+        native.PredictedMasks(
+            np.ascontiguousarray(instances.label_map),
+            _table(instances),
+            np.ascontiguousarray(components.label_map),
+            _table(components),
+            np.array(views, np.int32),
+            [np.asarray(foreground, np.float32) for _, foreground in foregrounds],
+        ),
+        threads,
     )
-    near, interior = neighbors > 0.5, neighbors > kernel[0] * kernel[1] - 0.5
-    others = components.class_id == planned.class_id
-    others &= (components.box_xyxy[:, :2] < (x1, y1)).all(1) & (components.box_xyxy[:, 2:] > (x0, y0)).all(1)
-    others[planned.component - 1] = False
-    if others.any():
-        other = np.concatenate([[False], others])[labels]
-        if other.any():  # pixels between components of a class belong to the nearest one
-            near &= _nearest(np.where(other | own, labels, 0)) == planned.component
-    return _Zone(window, resample_to_box(foreground, view, (x0, y0, x1, y1)), own, interior, near)
+    source, table = refined.instance_of - 1, refined.table
+    return replace(
+        instances,
+        label_map=refined.label_map,
+        class_id=instances.class_id[source],
+        track_id=None if instances.track_id is None else instances.track_id[source],
+        score=instances.score[source],
+        box_xyxy=table[:, 2:6].copy(),
+        area=table[:, 6].astype(np.int32),
+        centroid_xy=table[:, 7:9].copy(),
+    )
 
 
-def _nearest(labels: Label) -> Label:
-    """Return the nearest label of each pixel; 0 = no label, and at least one pixel has one."""
-    highest = labels.max()
-    if (labels[labels > 0] == highest).all():
-        return np.full_like(labels, highest)
-    return nearest_label(labels)[0]
+def _table(instances: Instances) -> NDArray[np.float32]:
+    """Return the columns of the operator's table that mask refinement reads, float32 (n, 10)."""
+    table = np.zeros((len(instances), len(TABLE_COLUMNS)), np.float32)
+    table[:, 0], table[:, 1], table[:, 2:6] = instances.class_id, instances.score, instances.box_xyxy
+    return table

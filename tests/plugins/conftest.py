@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tfiseg.plugins.mask_refinement import MaskRefinementCall, PredictedMasks, RefinedMasks
 from tfiseg.plugins.native import ProblemStruct, ResultStruct, cluster_native, load_library, problem_struct
 from tfiseg.plugins.neck import EVIDENCE_FEATURES
 from tfiseg.plugins.problem import Clustering, Problem, problem_of
@@ -316,5 +317,79 @@ def views_by_phases() -> Callable[
             return pieces.pieces
 
         return cut, place
+
+    return of
+
+
+def smooth_noise(rng: np.random.Generator, h: int, w: int, sigma: float) -> np.ndarray:
+    noise = rng.normal(0, 1, (h, w)).astype(np.float32)
+    return cv2.GaussianBlur(noise, (0, 0), sigma).reshape(h, w)
+
+
+def make_predicted_masks(seed: int, half: bool = False) -> PredictedMasks:
+    """Return random instances, and views of their components with random foreground maps."""
+    rng = np.random.default_rng(seed)
+    h, w = rng.integers(1, 120, 2).tolist()
+    if seed % 3 == 0:
+        w = max(32, w // 32 * 32)  # whole words take another way
+    smooth = smooth_noise(rng, h, w, float(rng.uniform(1, 9)))
+    levels = np.quantile(smooth, [0.0, *sorted(rng.uniform(0.2, 0.95, 3))])
+    class_map = (np.searchsorted(levels, smooth) % 4).astype(np.uint8)
+    components = cluster_native(problem_of(class_map, split=0.0))
+    component_map = components.label_map[0].copy()
+    parts = np.where(component_map, component_map * 4 + (smooth_noise(rng, h, w, 7) > 0), 0)
+    kept = rng.random(int(parts.max(initial=0)) + 1) < 0.9
+    numbers, label_map = np.unique(np.where(kept[parts], parts, 0), return_inverse=True)
+    label_map = label_map.reshape(h, w) + (numbers[0] > 0)  # 0 = none, also if there is no background
+    table = np.zeros((int(label_map.max(initial=0)), 10), np.float32)
+    for k in range(len(table)):
+        table[k, 0] = class_map[label_map == k + 1][0]
+    table[:, 1] = rng.random(len(table))
+    component_table = components.table[0, : components.count[0]].copy()
+    views, foregrounds = [], []
+    for component in rng.permutation(len(component_table))[:12].tolist():
+        x0, y0, x1, y1 = component_table[component, 2:6].astype(int).tolist()
+        margin = int(rng.integers(0, 40))
+        corner = (x0 - margin, y0 - int(rng.integers(0, 40)))
+        side = max(x1 - x0, y1 - y0) + 2 * margin
+        q = int(rng.choice([1, 5, 24, 48]))
+        views.append((*corner, side, component_table[component, 0] * (rng.random() < 0.9), component + 1))
+        noise = smooth_noise(rng, q, q, float(rng.uniform(0.5, 6)))
+        foreground = np.clip(0.5 + noise / (np.abs(noise).mean() + 1e-6) * rng.uniform(0.1, 0.9), -0.5, 1.5)
+        foregrounds.append(foreground.astype(np.float16 if half else np.float32))
+    if rng.random() < 0.3 and views:  # a second view of a component, which is not used
+        views.append(views[0])
+        foregrounds.append(foregrounds[0][::-1].copy())
+    if not views:
+        views, foregrounds = [(0, 0, 20, 0, 0)], [np.zeros((4, 4), np.float16 if half else np.float32)]
+    return PredictedMasks(
+        label_map.astype(np.int32),
+        table,
+        component_map,
+        component_table,
+        np.array(views, np.int32),
+        foregrounds,
+    )
+
+
+@pytest.fixture(scope="session")
+def random_predicted_masks() -> Callable[..., PredictedMasks]:
+    return make_predicted_masks
+
+
+@pytest.fixture(scope="session")
+def refinement_by_phases() -> Callable[[Path], Callable[..., RefinedMasks]]:
+    """refinement_by_phases(library): its ``refine_masks``, with a seed of the order."""
+
+    def of(path: Path) -> Callable[..., RefinedMasks]:
+        library = load_library(path, "")
+
+        def refine(predicted: PredictedMasks, seed: int = 0, threads: int = 1) -> RefinedMasks:
+            call = MaskRefinementCall(predicted)
+            arguments = (ctypes.byref(call.struct), ctypes.c_uint32(seed), threads)
+            assert library.refine_masks_by_phases(*arguments) == 0
+            return call.refined
+
+        return refine
 
     return of

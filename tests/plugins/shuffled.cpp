@@ -7,7 +7,7 @@
 
 #include "../../plugins/csrc/check.h"
 #include "../../plugins/csrc/fit.h"
-#include "../../plugins/csrc/views_pipeline.h"
+#include "../../plugins/csrc/mask_refinement_pipeline.h"
 
 namespace {
 
@@ -115,5 +115,12 @@ extern "C" TFISEG_API int32_t fit_by_phases(const uint8_t *frame, int32_t height
     if (const int32_t status = tfiseg::check_fit(frame, height, width, out, out_height, out_width)) return status;
     const tfiseg::FitTiles fit(frame, height, width, out, out_height, out_width);
     Shuffled(seed, threads).tiles(fit.tiles(), fit);
+    return TFISEG_OK;
+}
+
+extern "C" TFISEG_API int32_t refine_masks_by_phases(const tfiseg_mask_refinement *refinement, uint32_t seed, int32_t threads) {
+    if (const int32_t status = tfiseg::check(refinement)) return status;
+    Shuffled executor(seed, threads);
+    tfiseg::refine_masks_on(executor, *refinement);
     return TFISEG_OK;
 }

@@ -10,6 +10,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 from c_api_layout import RECORD, functions, layout, structures
+from tfiseg.plugins.mask_refinement import MaskRefinementStruct
 from tfiseg.plugins.native import (
     API_VERSION,
     ProblemStruct,
@@ -61,12 +62,18 @@ def test_every_field_and_function_is_recorded(now):
     sizes = {name: sum(fact.startswith(f"field {name}.") for fact in now) for name in structures(header)}
     assert sizes["tfiseg_problem"] == len(ProblemStruct._fields_)
     assert sizes["tfiseg_result"] == len(ResultStruct._fields_)
-    assert set(sizes) == {"tfiseg_problem", "tfiseg_result", "tfiseg_views", "tfiseg_pieces"}
+    assert sizes["tfiseg_mask_refinement"] == len(MaskRefinementStruct._fields_)
+    others = {"tfiseg_views", "tfiseg_pieces", "tfiseg_mask_refinement"}
+    assert set(sizes) == {"tfiseg_problem", "tfiseg_result"} | others
 
 
 def test_python_has_the_same_layout(now):
     assert version_of(now) == API_VERSION
-    for name, struct in (("tfiseg_problem", ProblemStruct), ("tfiseg_result", ResultStruct)):
+    for name, struct in (
+        ("tfiseg_problem", ProblemStruct),
+        ("tfiseg_result", ResultStruct),
+        ("tfiseg_mask_refinement", MaskRefinementStruct),
+    ):
         for field, *_ in struct._fields_:
             place = getattr(struct, field)
             assert f"field {name}.{field}: at {place.offset}, {place.size} bytes" in now

@@ -12,7 +12,8 @@ from tfiseg.cli.main import main
 from tfiseg.errors import InputError, ModelError
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
 from tfiseg.runtime.refine import mask_refinement
-from tfiseg.runtime.refine.mask_refinement import update_masks
+from tfiseg.runtime.refine.mask_refinement import update_masks as refine_instances
+from tfiseg.runtime.refine.partition import instances_from_labels
 from tfiseg.runtime.refine.refiner import Refiner
 from tfiseg.runtime.refine.view import View
 from tfiseg.runtime.refine.view_planning import PlannedView
@@ -34,6 +35,15 @@ def components_of(*boxes, classes=None):
     for k, (y0, y1, x0, x1) in enumerate(boxes):
         class_map[y0:y1, x0:x1] = 3 if classes is None else classes[k]
     return tfiseg.cluster(class_map, split=0)
+
+
+def update_masks(labels, components, seen):
+    """Return the refined label map with the labels of the given one, which may have gaps."""
+    before = instances_from_labels(labels, components)
+    label_of = np.zeros(len(before) + 1, np.int32)
+    label_of[before.label_map] = labels
+    found = refine_instances(replace(before, track_id=label_of[1:]), components, seen)
+    return np.concatenate([[0], found.track_id])[found.label_map]
 
 
 def test_pixels_are_added_and_removed():
