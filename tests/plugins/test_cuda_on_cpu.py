@@ -167,8 +167,8 @@ def test_views(random_views_case, kernels, views_by_phases, configure):
         configure(seed)
         got = render_views(scene, count, side)
         found = parts_of(expected)
-        pieces = place_instances(scene, expected, found, 2)
-        for mine, theirs in ((got, expected), (pieces, place_instances_reference(scene, expected, found, 2))):
+        placed = place_instances(scene, expected, found, 2)
+        for mine, theirs in ((got, expected), (placed, place_instances_reference(scene, expected, found, 2))):
             for name in theirs.__dataclass_fields__:
                 assert np.array_equal(getattr(mine, name), getattr(theirs, name)), name
 

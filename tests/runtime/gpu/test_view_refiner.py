@@ -63,9 +63,9 @@ def test_graph_equals_the_single_steps(segmenter, gpu):
         components.area,
     )
     scene = Scene(image, components.label_map, table, thing_flags(None))
-    cut = render_views(scene, DEFAULT_VIEWS, network.view_px)
-    assert cut.views[0, 3]
-    seen = network.infer(cut.images, cut.masks)
+    views = render_views(scene, DEFAULT_VIEWS, network.view_px)
+    assert views.views[0, 3]
+    seen = network.infer(views.images, views.masks)
     settings = ClusterSettings(
         min_area=0,
         affinity_offsets=network.affinity_offsets,
@@ -73,9 +73,9 @@ def test_graph_equals_the_single_steps(segmenter, gpu):
         part_rule=network.rules["part"],
         sharpen=SHARPEN,
     )
-    parts = cluster_batch(cut.own, affinity=seen.affinity, boundary=seen.boundary[:, 0], settings=settings)
+    parts = cluster_batch(views.own, affinity=seen.affinity, boundary=seen.boundary[:, 0], settings=settings)
     by_shape = ClusterSettings(split=1.0, min_area=0)
-    regions = [len(one) for one in cluster_batch(cut.own, settings=by_shape)]
+    regions = [len(one) for one in cluster_batch(views.own, settings=by_shape)]
     tables = np.zeros((DEFAULT_VIEWS, 64, 10), np.float32)
     for k, one in enumerate(parts):
         tables[k, : len(one), 6] = one.area
@@ -86,7 +86,7 @@ def test_graph_equals_the_single_steps(segmenter, gpu):
         np.array(regions, np.int32),
         tables,
     )
-    expected = place_instances(scene, cut, found)
+    expected = place_instances(scene, views, found)
     assert len(expected.table) > len(components)
     for _ in range(3):  # enqueued, captured, and replayed
         with segmenter.session.refine(
@@ -96,10 +96,10 @@ def test_graph_equals_the_single_steps(segmenter, gpu):
         ) as refined:
             assert np.array_equal(refined.parts.label_map[0], expected.label_map)
             assert np.array_equal(refined.component_of, expected.component_of)
-            assert np.array_equal(refined.views, cut.views)
+            assert np.array_equal(refined.views, views.views)
             np.testing.assert_allclose(refined.parts.table[0], expected.table, rtol=1e-5)
             rendered, displacement, affinity = refined.join_inputs(0)
-            assert np.array_equal(rendered, cut.images[0])
+            assert np.array_equal(rendered, views.images[0])
             np.testing.assert_allclose(displacement, seen.displacement[0], atol=1e-4)
             np.testing.assert_allclose(affinity, seen.affinity[0], atol=1e-4)
     assert gpu.launches >= 1
