@@ -31,7 +31,7 @@ def _grid_labels(
         any merge; whether merging stopped at its budget.
     """
     cls = np.where(problem.settings.thing_flags[semantic] > 0, semantic, 0).astype(np.uint8)
-    # with logits, areas are those at full resolution
+    # with logits, the minimum area applies at full resolution
     min_area = problem.settings.min_area if problem.logits is None else 0
     label, regions, is_stopped = merge_regions(problem, index, cls)
     if problem.settings.sharpen:
@@ -48,8 +48,8 @@ def split_at_boundaries(
 ) -> tuple[NDArray[np.int64], bool]:
     """Run the second pass on pieces (h, w) that a boundary crosses without a neck, like people arm in arm.
 
-    The pixels of a piece that are not on a boundary are clustered again, with the second-pass rule. If two
-    parts or more have at least a fifth of the piece, they become instances. They grow over the rest of it,
+    The second-pass rule clusters the pixels of a piece that are not on a boundary. If at least two parts have
+    a fifth of the piece or more, these parts become instances. They grow over the other pixels of the piece,
     more slowly where the boundary is likely. Pixels that no part reaches go to the largest part. Ties go to
     the part whose first pixel comes first.
 
@@ -137,7 +137,8 @@ def propagate_labels(
     """Move the cuts between labels (h, w) onto the boundary (TFISeg's semantic-aware propagation).
 
     Labels in a band around each cut are removed and spread again from both sides, more slowly where the
-    boundary is likely. The new cut is where they meet. Ties go to the label whose first pixel comes first.
+    boundary is likely. The new cut is where these labels meet. Ties go to the label whose first pixel comes
+    first.
     """
     h, w = label.shape
     cut = np.zeros((h, w), bool)
@@ -177,7 +178,7 @@ def grid_positions(
     """Return the grid positions of output pixels with half-pixel centers.
 
     Returns:
-        Lower and upper grid pixel, weight of the upper one, and the nearer of both.
+        Lower and upper grid pixel, weight of the upper one, and the nearer of the two.
     """
     p = (np.arange(out_size, dtype=np.float32) + np.float32(0.5)) * np.float32(
         np.float32(size) / np.float32(out_size)
@@ -197,7 +198,7 @@ def full_resolution(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return class and grid label of every output pixel.
 
-    The class is the argmax of bilinear logits, the label that of the nearest grid pixel of this class.
+    The class is the argmax of the bilinear logits. The label is that of the nearest grid pixel of this class.
     """
     classes, h, w = logits.shape
     y0, y1, wy, near_y = (v[:, None] for v in grid_positions(h, out_hw[0]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-FAR_SQUARED = 1 << 26  # there is no pixel of another class
+FAR_SQUARED = 1 << 26  # the distance if no pixel has another class
 FORWARD = ((0, 1), (1, -1), (1, 0), (1, 1))
 _AROUND = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 
@@ -85,7 +85,7 @@ class _Forest:
 
 
 def is_noise(saddle: int, peak: int) -> bool:
-    """Return whether sqrt(peak) - sqrt(saddle) < 1, in integers: the maximum comes from the raster."""
+    """Return whether sqrt(peak) - sqrt(saddle) < 1, in integers: then rasterization causes the maximum."""
     rise = peak - saddle - 1
     return rise < 0 or rise * rise < 4 * saddle
 
@@ -93,7 +93,7 @@ def is_noise(saddle: int, peak: int) -> bool:
 def contacts(cls: NDArray[np.uint8], label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return pairs (i, j) of 8-neighbors of one class with different labels.
 
-    They are in raster order, then by direction E, SW, S, SE.
+    The order is by raster position of i, then by direction E, SW, S, SE.
     """
     h, w = cls.shape
     index = np.arange(h * w).reshape(h, w)
@@ -111,7 +111,7 @@ def contacts(cls: NDArray[np.uint8], label: NDArray[np.int64]) -> tuple[NDArray[
 def geometric_basins(
     cls: NDArray[np.uint8], squared: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Merge noise; returns each pixel's basin (flat index of its maximum) and the open contacts (i, j)."""
+    """Merge noise; return each pixel's basin (flat index of its maximum) and the open contacts (i, j)."""
     maximum = follow(ascent_links(cls, squared))
     i, j = contacts(cls, maximum)
     height = squared.ravel()
@@ -137,7 +137,7 @@ def given_basins(
 ) -> NDArray[np.int64]:
     """Return the basin of each pixel for a given displacement field (2, h, w).
 
-    A pixel and its target belong together, and so do neighboring centers.
+    A pixel and its target share a basin, and neighboring centers share one.
     """
     h, w = cls.shape
     index = np.arange(h * w).reshape(h, w)

@@ -57,7 +57,7 @@ def region_rows(
 
 
 def _edge_rows(a: NDArray[np.int64], b: NDArray[np.int64], values: NDArray[np.int64]) -> Edges:
-    """Sum the values of each pair of regions (saddles: maximum); returns edges (m, 7), sorted by pair."""
+    """Sum the values of each pair of regions (saddles: maximum), and return edges (m, 7), sorted by pair."""
     pairs = np.sort(np.stack([a, b], axis=1), axis=1)
     unique, index = np.unique(pairs, axis=0, return_inverse=True)
     index = index.ravel()

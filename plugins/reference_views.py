@@ -1,6 +1,6 @@
 """Views of components in NumPy, the definition of their content; csrc/views.h equals it bit for bit.
 
-All sums are sums of integers. Products of float64 matrices stay below 2^53. The code is simple rather than
+All sums are sums of integers, because products of float64 matrices are below 2^53. The code is simple, not
 fast.
 """
 
@@ -57,7 +57,7 @@ def _view_of(box: Box, size_hw: tuple[int, int], size: int, class_id: int, compo
 def _weights(side: int, size: int) -> tuple[NDArray[np.float64], int]:
     """Return the weights (size, side) of ``side`` pixels in ``size`` cells, and the sum of a row.
 
-    They average if the view shrinks, else interpolate linearly.
+    A view that shrinks is averaged, another one is interpolated linearly.
     """
     weight = np.zeros((size, side))
     pixel = np.arange(side)
@@ -73,14 +73,14 @@ def _weights(side: int, size: int) -> tuple[NDArray[np.float64], int]:
     return weight, side if side > size else 2 * size
 
 
-def _summed(window: NDArray[np.float64], size: int) -> tuple[NDArray[np.int64], int]:
+def _weighted_sums(window: NDArray[np.float64], size: int) -> tuple[NDArray[np.int64], int]:
     weight, total = _weights(len(window), size)
     return (weight @ window @ weight.T).astype(np.int64), total * total
 
 
-def _own(label_map: NDArray[np.int32], view: _View, size: int) -> Mask:
+def _component_mask(label_map: NDArray[np.int32], view: _View, size: int) -> Mask:
     """Return the mask of the view's component, (size, size)."""
-    covered, total = _summed(view.window((label_map == view.component).astype(np.float64), 0), size)
+    covered, total = _weighted_sums(view.window((label_map == view.component).astype(np.float64), 0), size)
     return covered > 0 if view.side > size else 2 * covered >= total
 
 
@@ -115,29 +115,29 @@ def _is_convex(own: Mask) -> bool:
 def _is_convex_between_centers(mask: Mask) -> bool:
     """Return whether the polygon through the centers of a mask's pixels is convex.
 
-    Of each square of four centers, its area is 1 if all four are in the mask, 1/2 if three are.
+    A square of four centers adds 1 to the area if all four are in the mask, 1/2 if three are.
     """
-    four = mask[:-1, :-1].astype(int) + mask[1:, :-1] + mask[:-1, 1:] + mask[1:, 1:]
-    twice = int(np.maximum(four - 2, 0).sum())
+    covered = mask[:-1, :-1].astype(int) + mask[1:, :-1] + mask[:-1, 1:] + mask[1:, 1:]
+    twice = int(np.maximum(covered - 2, 0).sum())
     return 100 * twice > _CONVEX_PERCENT * _twice_hull([(int(x), int(y)) for y, x in np.argwhere(mask)])
 
 
 def _plan_views(scene: Scene, limit: int, size: int) -> Iterator[_View]:
-    """Yield the informative views, those of components first."""
+    """Yield the informative views: first those of components, then those of classes."""
     size_hw = (scene.label_map.shape[0], scene.label_map.shape[1])
     boxes: list[Box] = [(x0, y0, x1, y1) for x0, y0, x1, y1 in scene.table[:, 2:6].astype(int).tolist()]
     class_of, area = scene.table[:, 0].astype(int).tolist(), scene.table[:, 6]
-    wanted = [k for k in range(len(boxes)) if scene.wanted[class_of[k]] and 0 < class_of[k] < 255]
-    candidates = [k for k in wanted if max(boxes[k][2] - boxes[k][0], boxes[k][3] - boxes[k][1]) >= _MIN_SIDE]
+    things = [k for k in range(len(boxes)) if scene.thing_flags[class_of[k]] and 0 < class_of[k] < 255]
+    candidates = [k for k in things if max(boxes[k][2] - boxes[k][0], boxes[k][3] - boxes[k][1]) >= _MIN_SIDE]
     for k in sorted(candidates, key=lambda k: (-area[k], k))[: CANDIDATES_PER_VIEW * limit]:
         view = _view_of(boxes[k], size_hw, size, class_of[k], k + 1)
-        if _is_convex(_own(scene.label_map, view, size)):
+        if _is_convex(_component_mask(scene.label_map, view, size)):
             continue
         mask = view.window((scene.label_map == k + 1).astype(np.float64), 0) > 0
         if view.side >= size or not _is_convex_between_centers(mask):
             yield view
-    for class_id in sorted({class_of[k] for k in wanted}):
-        class_boxes = np.array([boxes[k] for k in wanted if class_of[k] == class_id])
+    for class_id in sorted({class_of[k] for k in things}):
+        class_boxes = np.array([boxes[k] for k in things if class_of[k] == class_id])
         low, high = class_boxes.min(0).tolist(), class_boxes.max(0).tolist()
         view = _view_of((low[0], low[1], high[2], high[3]), size_hw, size, class_id, 0)
         sides = [
@@ -164,30 +164,30 @@ def render_views_reference(scene: Scene, view_count: int, view_side: int) -> Ren
     for k, view in enumerate(planned):
         out.views[k] = (view.x, view.y, view.side, view.class_id, view.component)
         for channel in range(3):
-            total, whole = _summed(
+            total, whole = _weighted_sums(
                 view.window(scene.frame[..., channel].astype(np.float64), _GRAY), view_side
             )
             out.images[k, ..., channel] = (2 * total + whole) // (2 * whole)
-        covered, whole = _summed(
+        covered, whole = _weighted_sums(
             view.window((class_of[scene.label_map] == view.class_id).astype(np.float64), 0), view_side
         )
         out.masks[k] = 2 * covered >= whole
         if view.component:
-            out.own[k] = _own(scene.label_map, view, view_side)
+            out.own[k] = _component_mask(scene.label_map, view, view_side)
     return out
 
 
 def place_instances_reference(
-    scene: Scene, cut: RenderedViews, found: ViewClusterings, least_regions: int = 2
+    scene: Scene, rendered: RenderedViews, found: ViewClusterings, min_regions: int = 2
 ) -> PlacedInstances:
     """Place parts like ``views.place_instances``."""
     class_of = scene.table[:, 0].astype(int)
-    used = np.concatenate([[False], (scene.wanted[class_of] > 0) & (class_of > 0) & (class_of < 255)])
-    pieces = np.where(used[scene.label_map], scene.label_map, 0).astype(np.int64)
+    used = np.concatenate([[False], (scene.thing_flags[class_of] > 0) & (class_of > 0) & (class_of < 255)])
+    instance_map = np.where(used[scene.label_map], scene.label_map, 0).astype(np.int64)
     component_of = list(range(len(scene.table) + 1))
-    for k, row in enumerate(cut.views.tolist()):
+    for k, row in enumerate(rendered.views.tolist()):
         view, parts = _View(*row), int(found.counts[k])
-        if not view.component or parts < 2 or found.regions[k] < least_regions:
+        if not view.component or parts < 2 or found.regions[k] < min_regions:
             continue
         largest = int(found.tables[k, :parts, 6].argmax()) + 1
         number = {largest: view.component, 0: view.component}
@@ -196,12 +196,12 @@ def place_instances_reference(
                 number[part] = len(component_of)
                 component_of.append(view.component)
         for y, x in np.argwhere(scene.label_map == view.component).tolist():
-            pieces[y, x] = number[_part_at(found.labels[k], view, y, x)]
-    return _table_of(pieces, np.array(component_of), scene)
+            instance_map[y, x] = number[_part_at(found.labels[k], view, y, x)]
+    return _table_of(instance_map, np.array(component_of), scene)
 
 
 def _part_at(labels: NDArray[np.int32], view: _View, y: int, x: int) -> int:
-    """Return the part with most weight among the four cells around a pixel, else the nearest part."""
+    """Return the part with the largest weight in the four cells around a pixel, else the nearest part."""
     size, unit = len(labels), 2 * view.side
     places = []
     for at in (y - view.y, x - view.x):
@@ -228,25 +228,25 @@ def _part_at(labels: NDArray[np.int32], view: _View, y: int, x: int) -> int:
     return 0
 
 
-def _table_of(pieces: NDArray[np.int64], component_of: NDArray[np.int64], scene: Scene) -> PlacedInstances:
-    numbers, first = np.unique(pieces, return_index=True)
+def _table_of(labels: NDArray[np.int64], component_of: NDArray[np.int64], scene: Scene) -> PlacedInstances:
+    numbers, first = np.unique(labels, return_index=True)
     numbers = numbers[np.argsort(first)]
     numbers = numbers[numbers > 0]
     rank = np.zeros(len(component_of), np.int32)
     rank[numbers] = np.arange(1, len(numbers) + 1)
-    of = component_of[numbers].astype(np.int32)
-    h, w = pieces.shape
+    components = component_of[numbers].astype(np.int32)
+    h, w = labels.shape
     table = np.zeros((len(numbers), 10), np.float32)
     for k, number in enumerate(numbers):
-        y, x = np.nonzero(pieces == number)
+        y, x = np.nonzero(labels == number)
         edge = x.min() == 0 or y.min() == 0 or x.max() == w - 1 or y.max() == h - 1
         box = (x.min(), y.min(), x.max() + 1, y.max() + 1)
         table[k] = (
-            *scene.table[of[k] - 1, :2],
+            *scene.table[components[k] - 1, :2],
             *box,
             len(x),
             x.sum() / len(x),
             y.sum() / len(x),
             FLAG_TOUCHES_EDGE if edge else 0,
         )
-    return PlacedInstances(rank[pieces], table, of)
+    return PlacedInstances(rank[labels], table, components)

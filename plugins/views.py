@@ -70,13 +70,13 @@ class Scene:
         frame: uint8 (H, W, 3) BGR.
         label_map: int32 (H, W), 0 = none, 1..n.
         table: float32 (n, 10), columns ``TABLE_COLUMNS`` of problem.py.
-        wanted: uint8 (256,), 1 for classes to refine; components of others are left out.
+        thing_flags: uint8 (256,), 1 for classes to refine; components of other classes are skipped.
     """
 
     frame: NDArray[np.uint8]
     label_map: NDArray[np.int32]
     table: NDArray[np.float32]
-    wanted: NDArray[np.uint8]
+    thing_flags: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -134,32 +134,33 @@ def render_views(scene: Scene, view_count: int, view_side: int, threads: int | N
     """
     call = ViewsCall(scene, view_count, view_side, threads)
     check(library().tfiseg_cut_views_cpu(ctypes.byref(call.struct)))
-    return call.cut
+    return call.rendered
 
 
 def place_instances(
     scene: Scene,
-    cut: RenderedViews,
+    rendered: RenderedViews,
     found: ViewClusterings,
-    least_regions: int = 2,
+    min_regions: int = 2,
     threads: int | None = None,
 ) -> PlacedInstances:
-    """Split components into the parts found in their views.
+    """Split components into the parts found in their views, and place these in the frame.
 
     Args:
-        scene, cut: the frame and its views.
+        scene, rendered: the frame and its views.
         found: the operator's result for these views.
-        least_regions: components with fewer regions stay whole.
+        min_regions: components with fewer regions are not split.
         threads: CPU threads.
     """
-    call = ViewsCall(scene, len(cut.views), cut.own.shape[1], threads, cut, found.tables.shape[1])
-    pieces = PlacementCall(scene, found, least_regions)
-    check(library().tfiseg_place_pieces_cpu(ctypes.byref(call.struct), ctypes.byref(pieces.struct)))
-    return pieces.pieces
+    count, side = rendered.own.shape[:2]
+    call = ViewsCall(scene, count, side, threads, rendered, found.tables.shape[1])
+    placement = PlacementCall(scene, found, min_regions)
+    check(library().tfiseg_place_pieces_cpu(ctypes.byref(call.struct), ctypes.byref(placement.struct)))
+    return placement.placed
 
 
 class ViewsCall:
-    """A tfiseg_views structure and the arrays that it points into."""
+    """A tfiseg_views structure and its arrays."""
 
     def __init__(
         self,
@@ -167,15 +168,15 @@ class ViewsCall:
         view_count: int,
         view_side: int,
         threads: int | None = None,
-        cut: RenderedViews | None = None,
+        rendered: RenderedViews | None = None,
         max_parts: int = 1,
     ) -> None:
         _check(scene)
         shape = (view_count, view_side, view_side)
-        if cut is None:
+        if rendered is None:
             maps = (np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8), np.zeros(shape, np.uint8))
-            cut = RenderedViews(np.zeros((view_count, len(VIEW_COLUMNS)), np.int32), *maps)
-        self.cut = cut
+            rendered = RenderedViews(np.zeros((view_count, len(VIEW_COLUMNS)), np.int32), *maps)
+        self.rendered = rendered
         count = np.array([len(scene.table)], np.int32)
         self._kept = (scene, count)
         self.struct = ViewsStruct(
@@ -187,14 +188,14 @@ class ViewsCall:
             count=count.ctypes.data,
             table=scene.table.ctypes.data,
             max_components=max(1, len(scene.table)),
-            wanted=scene.wanted.ctypes.data,
+            wanted=scene.thing_flags.ctypes.data,
             view_count=view_count,
             view_side=view_side,
             threads=threads or usable_threads(),
-            views=cut.views.ctypes.data,
-            images=cut.images.ctypes.data,
-            masks=cut.masks.ctypes.data,
-            own=cut.own.ctypes.data,
+            views=rendered.views.ctypes.data,
+            images=rendered.images.ctypes.data,
+            masks=rendered.masks.ctypes.data,
+            own=rendered.own.ctypes.data,
         )
         self._workspace = np.empty(views_workspace_bytes(self.struct, max_parts), np.uint8)
         self.struct.workspace, self.struct.workspace_bytes = (
@@ -204,13 +205,13 @@ class ViewsCall:
 
 
 def _check(scene: Scene) -> None:
-    """Raise InputError for arrays of other shapes, because the library does not check them."""
+    """Raise InputError for arrays with another shape or type, because the library does not check them."""
     h, w = scene.label_map.shape
     for array, kind, shape in (
         (scene.frame, np.uint8, (h, w, 3)),
         (scene.label_map, np.int32, (h, w)),
         (scene.table, np.float32, (len(scene.table), 10)),
-        (scene.wanted, np.uint8, (256,)),
+        (scene.thing_flags, np.uint8, (256,)),
     ):
         if array.dtype != kind or array.shape != shape or not array.flags.c_contiguous:
             raise InputError(
@@ -221,9 +222,9 @@ def _check(scene: Scene) -> None:
 
 
 class PlacementCall:
-    """A tfiseg_pieces structure and the arrays that it points into."""
+    """A tfiseg_pieces structure and its arrays."""
 
-    def __init__(self, scene: Scene, found: ViewClusterings, least_regions: int) -> None:
+    def __init__(self, scene: Scene, found: ViewClusterings, min_regions: int) -> None:
         views, max_parts = found.tables.shape[:2]
         limit = max_placed_instances(max(1, len(scene.table)), views, max_parts)
         self._label_map = np.empty_like(scene.label_map)
@@ -234,7 +235,7 @@ class PlacementCall:
         self.struct = PiecesStruct(
             struct_size=ctypes.sizeof(PiecesStruct),
             max_parts=max_parts,
-            least_regions=least_regions,
+            least_regions=min_regions,
             labels=found.labels.ctypes.data,
             counts=found.counts.ctypes.data,
             regions=found.regions.ctypes.data,
@@ -246,19 +247,19 @@ class PlacementCall:
         )
 
     @property
-    def pieces(self) -> PlacedInstances:
+    def placed(self) -> PlacedInstances:
         n = int(self._count[0])
         return PlacedInstances(self._label_map, self._table[:n], self._component_of[:n])
 
 
 def max_placed_instances(max_components: int, views: int, max_parts: int) -> int:
-    """Return the maximum number of instances, the rows of their table."""
+    """Return the maximum number of placed instances, which is the number of rows of their table."""
     return max_components + views * (max_parts - 1)
 
 
-def views_workspace_bytes(struct: ViewsStruct, max_parts: int, of: Any = None) -> int:
-    """Return the workspace in bytes that both calls need, 0 if a size is out of range.
+def views_workspace_bytes(struct: ViewsStruct, max_parts: int, c_library: Any = None) -> int:
+    """Return the workspace size of both calls in bytes, 0 if a size is out of range.
 
-    ``of`` is the library; default: the installed one.
+    ``c_library`` is the loaded library; default: the installed one.
     """
-    return int((of or library()).tfiseg_views_workspace_size(ctypes.byref(struct), max_parts))
+    return int((c_library or library()).tfiseg_views_workspace_size(ctypes.byref(struct), max_parts))

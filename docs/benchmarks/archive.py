@@ -1,7 +1,7 @@
-"""Archives on a local Ray cluster of two workers (docs/benchmarks/robots.md).
+"""Segment archives on a local Ray cluster of two workers (docs/benchmarks/robots.md).
 
-`python docs/benchmarks/archive.py once` segments 2,000 images, of which one is damaged, and kills a worker in
-the middle. `throughput` compares two workers with one process.
+`python docs/benchmarks/archive.py once` segments 2,000 images, one of them damaged, and kills a worker after
+half of them. `throughput` compares two workers with one process.
 """
 
 import argparse
@@ -46,13 +46,13 @@ def done_paths(out: Path) -> Counter:
 
 def worker_processes() -> list[psutil.Process]:
     """Return Ray's workers among the child processes."""
-    below = psutil.Process().children(recursive=True)
-    return [one for one in below if one.name().startswith("ray::") and "MapWorker" in " ".join(one.cmdline())]
+    children = psutil.Process().children(recursive=True)
+    return [p for p in children if p.name().startswith("ray::") and "MapWorker" in " ".join(p.cmdline())]
 
 
 @contextlib.contextmanager
 def call_for_each_row(on_row: Callable[[], None]) -> Iterator[None]:
-    """Call a function for each row from the workers."""
+    """Call ``on_row`` for each row that the workers return."""
     results = ray_archive._results
 
     def rows(*arguments):
@@ -75,9 +75,9 @@ def once(folder: Path, count: int, quality: str) -> None:
 
     def kill_worker_midway() -> None:
         if next(rows) == count // 2:
-            victim = worker_processes()[0]
-            victim.send_signal(signal.SIGKILL)
-            killed.append(victim.pid)
+            worker = worker_processes()[0]
+            worker.send_signal(signal.SIGKILL)
+            killed.append(worker.pid)
 
     before = load()
     with call_for_each_row(kill_worker_midway):
@@ -95,7 +95,7 @@ def once(folder: Path, count: int, quality: str) -> None:
 
 
 def throughput(folder: Path, count: int, quality: str) -> None:
-    """Compare one process with two workers, one thread each: images per second, without the start."""
+    """Compare images per second of one process and of two workers, one thread each, without the start."""
     photos = folder / "photos"
     write_images(photos, count)
     settings = SegmenterSettings(quality=quality, threads=1)
@@ -105,18 +105,18 @@ def throughput(folder: Path, count: int, quality: str) -> None:
     worker({"path": paths[:10], "file_name": paths[:10]})
     began = time.perf_counter()
     worker({"path": paths, "file_name": paths})
-    alone = count / (time.perf_counter() - began)
+    single = count / (time.perf_counter() - began)
 
     stamps: list[float] = []
     began = time.perf_counter()
     with call_for_each_row(lambda: stamps.append(time.perf_counter())):
         ray_archive.segment_archive(str(photos), folder / "out", settings, workers=WORKERS)
-    whole = count / (time.perf_counter() - began)
-    first = sum(stamp - stamps[0] < 0.05 for stamp in stamps)  # those of the first task
+    total = count / (time.perf_counter() - began)
+    first = sum(stamp - stamps[0] < 0.05 for stamp in stamps)  # rows of the first task
     steady = (count - first) / (stamps[-1] - stamps[0])
     print(f"load {before} before, {load()} after")
-    print(f"one process: {alone:.1f} pictures/s; two workers: {steady:.1f} ({steady / alone:.2f} times)")
-    print(f"with the start of the cluster and of the workers: {whole:.1f} ({whole / alone:.2f} times)")
+    print(f"one process: {single:.1f} pictures/s; two workers: {steady:.1f} ({steady / single:.2f} times)")
+    print(f"with the start of the cluster and of the workers: {total:.1f} ({total / single:.2f} times)")
 
 
 if __name__ == "__main__":

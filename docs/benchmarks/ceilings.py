@@ -1,6 +1,6 @@
-"""Upper bounds of each step's gain: `python docs/benchmarks/ceilings.py SET...`.
+"""Measure the maximum gain of each step: `python docs/benchmarks/ceilings.py SET...`.
 
-The class maps are true. Steps are replaced by the truth in turn.
+The class maps are the ground truth. In turn, each step is replaced by the ground truth.
 """
 
 import sys
@@ -22,7 +22,7 @@ BOUNDARIES = (0.7, 0.5, 0.3)
 
 
 def find_owners(parts, truth):
-    """Return the object that covers most of each part 1.., 0 = none, and its share of the part."""
+    """Return the object with the largest share of each part 1.., 0 = none, and this share."""
     count = np.zeros((parts.max() + 1, truth.max() + 1), np.int64)
     np.add.at(count, (parts.ravel(), truth.ravel()), 1)
     area = np.maximum(count.sum(1), 1)
@@ -31,7 +31,7 @@ def find_owners(parts, truth):
 
 
 def merge_perfectly(own, truth):
-    """Merge the regions of a component's mask according to the truth."""
+    """Merge the regions of a component's mask as in the ground truth."""
     regions = region_graph(problem_of(own))[0]
     return find_owners(regions, truth)[0][regions].astype(np.int32)
 
@@ -42,7 +42,7 @@ def split_at_boundary(own, boundary, threshold):
 
 
 def join_perfectly(pieces, truth):
-    """Join the parts that are mostly one object according to the truth."""
+    """Join the parts whose majority is the same object."""
     owner, share = find_owners(pieces, truth)
     number = np.where(share > 0.5, owner, np.arange(len(owner)) + truth.max() + 1)
     number[0] = 0

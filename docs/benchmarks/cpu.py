@@ -2,8 +2,8 @@
 
     python docs/benchmarks/cpu.py FP32.onnx INT8.onnx [--source VIDEO] [--size W H]
 
-It measures two arrangements: each core segments its own frame (as `tfiseg run` works on files), or all cores
-share a frame. Rounds alternate between the networks; results are medians.
+It measures two arrangements: each core segments its own frame, as `tfiseg run` does for files, or all cores
+segment one frame. Rounds alternate between the networks. Results are medians.
 """
 
 import argparse
@@ -51,17 +51,11 @@ def main():
             "threads_each": threads,
             "reference_fps": round(reference, 1),
             "candidate_fps": round(candidate, 1),
+            "ratio": round(statistics.median(ratios), 2),
+            "lowest": round(ratios[0], 2),
+            "highest": round(ratios[-1], 2),
         }
-        print(
-            json.dumps(
-                row
-                | {
-                    "ratio": round(statistics.median(ratios), 2),
-                    "lowest": round(ratios[0], 2),
-                    "highest": round(ratios[-1], 2),
-                }
-            )
-        )
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":

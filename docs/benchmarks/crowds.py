@@ -1,9 +1,9 @@
-"""Panoptic quality of piles of disks that are one component, by shape and with refine="components".
+"""Measure the panoptic quality of touching disks, by shape and with refine="components".
 
     python docs/benchmarks/crowds.py
 
-Prints Markdown. The images are synthetic: they show which sizes of objects can be separated, not how well
-real objects are.
+Prints Markdown. All disks of an image are one component. These synthetic images show which sizes of objects
+can be separated. They do not show how well real objects are separated.
 """
 
 import sys

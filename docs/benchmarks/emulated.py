@@ -1,8 +1,9 @@
-"""Panoptic quality of components refined in the GPU's graph, on the emulated GPU of the tests and on the CPU.
+"""Measure panoptic quality of components refined in a GPU graph (emulated) and on the CPU.
 
     python docs/benchmarks/emulated.py DATA/eval/SET ...
 
-Prints JSON. An image takes about a second, because 16 views are always computed.
+The graph runs on the emulated GPU of the tests. Prints JSON. An image takes about a second, because the graph
+always computes 16 views.
 """
 
 import argparse
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "runtime"))
 import emulated_gpu
 from emulated_engines import MACHINE, engine_of
 
-SHOWN = ("set", "PQ", "true_positives", "false_positives", "false_negatives", "AP", "AP50")
+COLUMNS = ("set", "PQ", "true_positives", "false_positives", "false_negatives", "AP", "AP50")
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
         patch.setattr(engine_file, "this_machine", lambda: MACHINE)
         emulated_gpu.install(patch, emulated_gpu.Gpu(), profile=((16, 16), (480, 640), (4096, 4096)))
         instance_model = engine_of(DEFAULT_INSTANCE_MODEL, Path(folder), "instance.engine")
-        ways = {
+        segmenters = {
             "graph": tfiseg.Segmenter(
                 engine_of(DEFAULT_MODEL, Path(folder)),
                 refine="components",
@@ -45,9 +46,9 @@ def main() -> None:
             "CPU": tfiseg.Segmenter(refine="components", outlines=False),
         }
         for path in args.sets:
-            for way, segmenter in ways.items():
+            for way, segmenter in segmenters.items():
                 report = evaluate(path, "model", segmenter)
-                print(json.dumps({"way": way, **{name: report[name] for name in SHOWN}}), flush=True)
+                print(json.dumps({"way": way, **{name: report[name] for name in COLUMNS}}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Times of the CUDA operator on this machine's GPU, compared with CuPy and cuCIM; called by `.ci/gpu`.
+"""Measure the CUDA operator on this machine's GPU beside CuPy and cuCIM; `.ci/gpu` calls this script.
 
     python docs/benchmarks/gpu.py RUNNER.so [--once]
 
-RUNNER.so is tests/plugins/cuda_runner.cu. Prints Markdown.
+RUNNER.so is built from tests/plugins/cuda_runner.cu. Prints Markdown.
 """
 
 import ctypes
@@ -18,22 +18,14 @@ from tfiseg.plugins.views import PlacementCall, Scene, ViewClusterings, ViewsCal
 
 
 def blobs(side: int, classes: int = 4) -> np.ndarray:
-    """Return a class map (side, side), about half of it covered by round, often touching objects."""
+    """Return a class map (side, side): round objects, which often touch, cover about half of it."""
     rng = np.random.default_rng(0)
     out = np.zeros((side, side), np.uint8)
     for _ in range(60):
         y, x = rng.integers(0, side, 2)
         axes = rng.integers(side // 40 + 2, side // 10 + 3, 2)
-        cv2.ellipse(
-            out,
-            (int(x), int(y)),
-            (int(axes[0]), int(axes[1])),
-            float(rng.integers(0, 180)),
-            0,
-            360,
-            int(rng.integers(1, classes)),
-            -1,
-        )
+        angle, class_id = float(rng.integers(0, 180)), int(rng.integers(1, classes))
+        cv2.ellipse(out, (int(x), int(y)), (int(axes[0]), int(axes[1])), angle, 0, 360, class_id, -1)
     return out
 
 
@@ -55,37 +47,43 @@ def make_result(problem: Problem) -> tuple[ResultStruct, dict]:
 
 
 def time_in_graph(library: ctypes.CDLL, problem: Problem, replays: int = 2000) -> tuple[float, int]:
-    """Return the median time of a replay in microseconds, and the number of instances."""
+    """Return the median time of a graph replay in us, and the number of instances."""
     result, out = make_result(problem)
-    median_us, grown = ctypes.c_double(), ctypes.c_int64()
+    median_us, growth = ctypes.c_double(), ctypes.c_int64()
     struct = problem_struct(problem)
-    status = library.replay_in_graph(
-        *map(ctypes.byref, (struct, result)), replays, *map(ctypes.byref, (median_us, grown))
-    )
+    byref = ctypes.byref
+    status = library.replay_in_graph(byref(struct), byref(result), replays, byref(median_us), byref(growth))
     assert status == 0, status
     return median_us.value, int(out["count"][0])
+
+
+def make_view_calls(
+    class_map: np.ndarray, frame: np.ndarray, views: int, side: int
+) -> tuple[ViewsCall, PlacementCall]:
+    """Return the calls that render views of components, and that place the parts found in the views."""
+    components = cluster_native(problem_of(class_map, min_area=25, split=0.0))
+    scene = Scene(frame, components.label_map[0], components.table[0].copy(), np.ones(256, np.uint8))
+    rendered = render_views(scene, views, side)
+    parts = cluster_native(problem_of(rendered.own, split=1.0, max_instances=64))
+    tables = np.zeros((views, 64, 10), np.float32)
+    tables[:, : parts.table.shape[1]] = parts.table
+    found = ViewClusterings(parts.label_map, parts.count, parts.regions, tables)
+    return ViewsCall(scene, views, side, None, rendered, 64), PlacementCall(scene, found, 2)
 
 
 def time_views_in_graph(
     library: ctypes.CDLL, size_hw: tuple[int, int], views: int = 16, side: int = 192
 ) -> tuple[float, float, int]:
-    """Return the median times of rendering views and placing instances, and the number of instances."""
+    """Return the median times in us of rendering views and placing instances, and the number of instances."""
     class_map = cv2.resize(blobs(512), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
-    components = cluster_native(problem_of(class_map, min_area=25, split=0.0))
     frame = np.random.default_rng(0).integers(0, 256, (*size_hw, 3)).astype(np.uint8)
-    scene = Scene(frame, components.label_map[0], components.table[0].copy(), np.ones(256, np.uint8))
-    cut = render_views(scene, views, side)
-    parts = cluster_native(problem_of(cut.own, split=1.0, max_instances=64))
-    tables = np.zeros((views, 64, 10), np.float32)
-    tables[:, : parts.table.shape[1]] = parts.table
-    call = ViewsCall(scene, views, side, None, cut, 64)
-    pieces = PlacementCall(scene, ViewClusterings(parts.label_map, parts.count, parts.regions, tables), 2)
+    call, placement = make_view_calls(class_map, frame, views, side)
     medians_us = (ctypes.c_double * 2)()
     status = library.replay_views_in_graph(
-        ctypes.byref(call.struct), ctypes.byref(pieces.struct), 1000, medians_us
+        ctypes.byref(call.struct), ctypes.byref(placement.struct), 1000, medians_us
     )
     assert status == 0, status
-    return medians_us[0], medians_us[1], len(pieces.pieces.table)
+    return medians_us[0], medians_us[1], len(placement.placed.table)
 
 
 def time_fit_in_graph(
@@ -104,7 +102,7 @@ def time_fit_in_graph(
 
 
 def time_peers(class_map: np.ndarray) -> dict[str, float]:
-    """Return the median times of CuPy and cuCIM, if installed, for parts of the work."""
+    """Return the median times of CuPy and cuCIM in us for parts of the work; {} if CuPy is not installed."""
     try:
         import cupy
         from cupyx.scipy import ndimage
@@ -153,8 +151,8 @@ def main() -> None:
         (96, (384, 384), 21, ""),
     ):
         us, count = time_in_graph(library, logits_problem(blobs(grid), classes, size_hw))
-        to = f"{size_hw[1]} x {size_hw[0]}"
-        print(f"| {grid} x {grid} x {classes} logits -> {to} | {us:.1f} | {goal} | {count} |")
+        size = f"{size_hw[1]} x {size_hw[0]}"
+        print(f"| {grid} x {grid} x {classes} logits -> {size} | {us:.1f} | {goal} | {count} |")
     for side in (512, 1024, 2048):
         us, count = time_in_graph(library, problem_of(blobs(side), min_area=25), 500)
         goal = "50 us/MP" if side == 2048 else ""
@@ -172,8 +170,8 @@ def main() -> None:
         sizes = f"{frame_hw[1]} x {frame_hw[0]} -> {size_hw[1]} x {size_hw[0]}"
         print(f"| preprocessing {sizes} | {us:.1f} | | |")
     for size_hw in ((480, 640), (1080, 1920)):
-        cut_us, place_us, count = time_views_in_graph(library, size_hw)
-        print(f"| 16 views of 192 px rendered from {size_hw[1]} x {size_hw[0]} | {cut_us:.1f} | | |")
+        render_us, place_us, count = time_views_in_graph(library, size_hw)
+        print(f"| 16 views of 192 px rendered from {size_hw[1]} x {size_hw[0]} | {render_us:.1f} | | |")
         print(f"| instances placed | {place_us:.1f} | | {count} |")
     sys.stdout.flush()
     for title, problem in (

@@ -1,9 +1,9 @@
-"""Launches, barriers and transfers of the CUDA operator, counted without a GPU, and a cost model.
+"""Count launches, barriers and transfers of the CUDA operator without a GPU, for a cost model.
 
     python docs/benchmarks/gpu_counts.py [--sides 1024 2048]
 
-The kernels run on a CPU (tests/plugins/cuda_on_cpu), compiled by g++ with every memory access instrumented.
-Every result is compared with the native operator's. Prints Markdown. 2048 x 2048 takes two minutes and 2 GB.
+The kernels run on a CPU (tests/plugins/cuda_on_cpu). g++ instruments every memory access. Every result is
+compared with that of the native operator. Prints Markdown. 2048 x 2048 takes two minutes and 2 GB.
 """
 
 import argparse
@@ -15,16 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from gpu import blobs, logits_problem, make_result
+from gpu import blobs, logits_problem, make_result, make_view_calls
 from tfiseg.plugins.native import cluster_native, fit_frame, problem_struct
 from tfiseg.plugins.neck import EVIDENCE_FEATURES
 from tfiseg.plugins.problem import Problem, problem_of
 from tfiseg.plugins.settings import ClusterSettings
-from tfiseg.plugins.views import PlacementCall, Scene, ViewClusterings, ViewsCall, render_views
 
 ROOT = Path(__file__).parents[2]
 CSRC, TESTS = ROOT / "plugins" / "csrc", ROOT / "tests" / "plugins"
-PROCESSORS = 16  # emulated; each has 512 threads or more, and every thread needs a stack
+PROCESSORS = 16  # emulated; each has at least 512 threads, and every thread needs a stack
 SECTOR_BYTES = 32
 
 
@@ -33,12 +32,12 @@ class Device:
     """A GPU in the cost model.
 
     Args:
-        processors, clock_ghz: from the data sheet, boost clock.
-        cache_gbps: of the L2 cache.
-        launch_us: of the first kernel of a graph, and of each further one.
-        grid_barrier_us, block_barrier_us: of a cooperative grid with a block or two per processor, of 512
-            threads.
-        latency_us: of one dependent access to the L2 cache. A phase has about three in a row.
+        processors, clock_ghz: number of processors and boost clock of the data sheet.
+        cache_gbps: bandwidth of the L2 cache.
+        launch_us: time of a graph's first kernel launch, and of each further launch.
+        grid_barrier_us, block_barrier_us: time of a barrier in a cooperative grid with one or two blocks of
+            512 threads per processor.
+        latency_us: time of one dependent access to the L2 cache. A phase has about three in a row.
     """
 
     name: str
@@ -57,15 +56,15 @@ DEVICES = (
     Device("Jetson Orin", 16, 1.3, 600, (6.0, 3.0), 2.0, 0.06, 0.35),
 )
 DEPENDENT_ACCESSES = 3
-# instructions for each memory instruction of a warp (PTX of all kernels); a processor issues up to four each
-# clock, half of that is assumed
+# instructions per memory instruction of a warp (PTX of all kernels); a processor issues up to four per clock,
+# and the model assumes half of that
 INSTRUCTIONS_PER_ACCESS, ISSUED_PER_CLOCK = 6.8, 2.0
-# phases that compute more with what they load, by the SASS of their inner loops (sm_90): four sites that are
-# compared with eight pixels each; four classes at four grid pixels, interpolated for three output pixels. Of
-# FitTiles by its PTX: 116 for four bytes of three rows, 235 for a pixel of three columns; 60 per access for
+# phases that compute more per load, from the SASS of their inner loops (sm_90): RowBetween compares
+# four sites with eight pixels each, Upsample interpolates four classes at four grid pixels for three outputs.
+# FitTiles from its PTX: 116 for four bytes of three rows, 235 for a pixel of three columns; 60 per access for
 # 640 x 480, 49 for 1920 x 1080
 INSTRUCTIONS_OF_PHASE = {"RowBetween": 85 / 4, "Upsample": 164 / 16, "FitTiles": 55}
-# phases whose blocks wait for their own tile only: blocks that a processor holds at once, and the share of
+# phases whose blocks wait only for their own tile: blocks that a processor holds at once, and the share of
 # barriers that are followed by accesses to the L2 cache
 TILES = {"AscentLinks": (2, 2 / 7), "FitTiles": (6, 1 / 2)}
 ATOMICS_PER_CLOCK = 1.0  # of the L2 cache, on the few addresses of the same regions
@@ -75,8 +74,8 @@ ATOMICS_PER_CLOCK = 1.0  # of the L2 cache, on the few addresses of the same reg
 class Phase:
     """Counts of a phase.
 
-    Of lanes: barriers, atomic operations, loads of 4 bytes. Of warps: instructions, sectors of 32 bytes, and
-    the sectors that dense bytes would take, of loads and of stores.
+    Barriers, atomic operations and 4-byte loads are counted per lane. Load and store instructions, their
+    sectors of 32 bytes, and the ideal number of sectors (of dense bytes) are counted per warp.
     """
 
     name: str
@@ -97,23 +96,14 @@ def compile_kernels(folder: Path) -> ctypes.CDLL:
     flags = ["-std=c++17", "-ffp-contract=off", "-pthread", "-fPIC", "-fno-strict-aliasing"]
     flags += ["-fvisibility-inlines-hidden"]
     flags += ["-DTFISEG_WITH_CUDA", f"-I{TESTS / 'cuda_on_cpu' / 'include'}", f"-I{TESTS / 'cuda_on_cpu'}"]
+    runner = TESTS / "cuda_runner.cu"
     cpu = [CSRC / f"{name}.cpp" for name in ("api", "cluster_cpu", "fit_cpu", "views_cpu")]
     emulation = sorted((TESTS / "cuda_on_cpu").glob("*.cpp"))
     libraries = (folder / "emulation.so", folder / "cpu.so")
     steps = (
         ["g++", *flags, "-O2", "-shared", *cpu, "-o", folder / "cpu.so"],
         ["g++", *flags, "-O2", "-shared", *emulation, folder / "cpu.so", "-o", folder / "emulation.so"],
-        [
-            "g++",
-            *flags,
-            "-O2",
-            "-fsanitize=thread",
-            "-xc++",
-            "-c",
-            TESTS / "cuda_runner.cu",
-            "-o",
-            folder / "k.o",
-        ],
+        ["g++", *flags, "-O2", "-fsanitize=thread", "-xc++", "-c", runner, "-o", folder / "k.o"],
         ["g++", "-shared", folder / "k.o", *libraries, f"-Wl,-rpath,{folder}", "-o", folder / "counted.so"],
     )
     for step in steps:
@@ -170,18 +160,10 @@ def evidence_problem(side: int) -> Problem:
 
 def views_launches(library: ctypes.CDLL) -> tuple[int, int]:
     """Return the number of launches that render views and that place instances."""
-    components = cluster_native(problem_of(blobs(160), min_area=25, split=0.0))
-    frame = np.zeros((160, 160, 3), np.uint8)
-    scene = Scene(frame, components.label_map[0], components.table[0].copy(), np.ones(256, np.uint8))
-    cut = render_views(scene, 4, 32)
-    parts = cluster_native(problem_of(cut.own, split=1.0, max_instances=64))
-    tables = np.zeros((4, 64, 10), np.float32)
-    tables[:, : parts.table.shape[1]] = parts.table
-    call = ViewsCall(scene, 4, 32, None, cut, 64)
-    pieces = PlacementCall(scene, ViewClusterings(parts.label_map, parts.count, parts.regions, tables), 2)
+    call, placement = make_view_calls(blobs(160), np.zeros((160, 160, 3), np.uint8), 4, 32)
 
     def place() -> None:
-        views, found = ctypes.byref(call.struct), ctypes.byref(pieces.struct)
+        views, found = ctypes.byref(call.struct), ctypes.byref(placement.struct)
         assert library.place_pieces_by_phases(views, found, ctypes.c_uint32(1), 1) == 0
 
     def render() -> None:
@@ -207,20 +189,20 @@ def fit(library: ctypes.CDLL, frame_hw: tuple[int, int], size_hw: tuple[int, int
 def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, float]:
     """Return the time of a call in microseconds, by kind of cost.
 
-    A phase takes the longest of: its dependent accesses, its instructions, its sectors from the L1 cache, its
-    dense bytes from the L2 cache, and its atomics.
+    The time of a phase is the maximum of five terms: its dependent accesses, its instructions, its sectors
+    from the L1 cache, its dense bytes from the L2 cache, and its atomics.
     """
     clock = device.clock_ghz * 1e3  # cycles in a us
     work = block_barriers = 0.0
     for p in phases:
-        # blocks wait one by one, except with tiles, on which all blocks work in parallel
+        # one block works while the others wait, except with tiles, on which all blocks work in parallel
         blocks, share = TILES.get(p.name, (0, 1.0))
         waits = p.block_barriers / (blocks * device.processors or 1)
         block_barriers += waits
         processors = 1 if p.block_barriers and not blocks else device.processors  # one block works alone
         accesses = p.load_instructions + p.store_instructions
         instructions = accesses * INSTRUCTIONS_OF_PHASE.get(p.name, INSTRUCTIONS_PER_ACCESS)
-        # an L1 cache gives four sectors a clock; each dense sector comes from the L2 cache once
+        # an L1 cache delivers four sectors per clock; the L2 cache delivers each dense sector once
         cache_us = (p.load_ideal + p.store_sectors) * SECTOR_BYTES / device.cache_gbps / 1e3
         work += max(
             device.latency_us * DEPENDENT_ACCESSES * max(1.0, p.grid_barriers + waits * share),
@@ -238,7 +220,7 @@ def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, fl
 
 
 def links_per_pixel(phases: list[Phase], objects_px: int) -> float:
-    """Return the number of links followed per pixel of an object; the load of a root does not count."""
+    """Return the number of links followed per pixel of an object, without the load of the root."""
     follow = next(p for p in phases if p.name == "FollowLinks")
     return follow.word_loads / objects_px - 1.0
 

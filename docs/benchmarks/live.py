@@ -1,4 +1,4 @@
-"""Benchmarks of the live pipeline: `python docs/benchmarks/live.py WHAT [--seconds S] [--frames N]`."""
+"""Measure the live pipeline: `python docs/benchmarks/live.py WHAT [--seconds S] [--frames N]`."""
 
 import argparse
 import itertools
@@ -22,7 +22,7 @@ NETWORK_MS = 100
 
 
 def make_clip(folder, frames, size_hw):
-    """Write a video file of the synthetic camera."""
+    """Write frames of the synthetic camera to a video file."""
     path = Path(folder) / "clip.mp4"
     with Mp4Writer(path, size_hw[::-1], 30) as writer:
         for frame, _ in zip(SyntheticCamera(size_hw, people=6), range(frames), strict=False):
@@ -31,7 +31,7 @@ def make_clip(folder, frames, size_hw):
 
 
 def speedup(args):
-    """Decode, segment, draw and write a file, serially and by the pipeline, three times each."""
+    """Decode, segment, draw and write a file, serially and with the pipeline, three times each."""
     report = []
     cores = len(os.sched_getaffinity(0))
     for size_hw in ((480, 640), (720, 1280), (1080, 1920)):
@@ -73,17 +73,17 @@ def delay(args):
     """Measure the age of results with a slow network, and drops with policy "all"."""
     seconds = args.seconds or 600
     with tfiseg.Pipeline(Realtime(SyntheticCamera((48, 64), people=1)), slow_network()) as pipeline:
-        until, ages, queued = time.monotonic() + seconds, [], 0
+        deadline, ages, queued = time.monotonic() + seconds, [], 0
         for result in pipeline:
             ages.append(result.age_ms)
             queued = max(queued, pipeline.stats()["queued"])
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 break
     stats = pipeline.stats()
     ages = np.array(ages)
     tenth = len(ages) // 10
-    with tfiseg.Pipeline(SyntheticCamera((48, 64), people=1), slow_network(2), max_frames=1000) as every:
-        indices = [r.frame.index for r in every]
+    with tfiseg.Pipeline(SyntheticCamera((48, 64), people=1), slow_network(2), max_frames=1000) as all_frames:
+        indices = [r.frame.index for r in all_frames]
     return {
         "seconds": seconds,
         "network_ms": NETWORK_MS,
@@ -96,7 +96,7 @@ def delay(args):
         "policy_all": {
             "frames": len(indices),
             "in_order": indices == list(range(1000)),
-            "dropped": every.stats()["dropped"],
+            "dropped": all_frames.stats()["dropped"],
         },
     }
 
@@ -109,7 +109,7 @@ def overhead(args):
         def _read(self, index):
             return frame
 
-    class Nothing:
+    class NullSink:
         def write(self, result):
             pass
 
@@ -120,7 +120,7 @@ def overhead(args):
             Frames("frames"),
             lambda frame: empty,
             tracker=lambda i: i,
-            sinks=[Nothing(), Nothing()],
+            sinks=[NullSink(), NullSink()],
             max_frames=count,
         ) as p:
             began = time.perf_counter()
@@ -140,7 +140,7 @@ def state():
 
 
 def soak(args):
-    """Measure memory, descriptors and threads while many small frames pass through all stages."""
+    """Measure memory, descriptors and threads while a pipeline with all stages processes small frames."""
     count = args.frames or 100_000
     segmenter, tracker = tfiseg.Segmenter(refine="frame"), tfiseg.Tracker()
     samples = []
@@ -177,9 +177,9 @@ def cycles(args):
 
 
 def modes(args):
-    """Measure the time of a 640x480 frame with each refinement, without and with mask refinement.
+    """Measure the time of a 640x480 frame by refinement, without and with mask refinement.
 
-    Frames are the photos of --photos DIR, in three rounds.
+    The frames are the photos of --photos DIR, in three rounds after one warm-up round.
     """
     source = tfiseg.open_source(args.photos) if args.photos else SyntheticCamera()
     frames = [cv2.resize(f.image, (640, 480)) for f, _ in zip(source, range(args.frames or 40), strict=False)]
@@ -203,9 +203,9 @@ def modes(args):
 
 
 def gpu(args):
-    """Measure frames per second of 1 and 4 cameras on a GPU, by heads and by components.
+    """Measure frames per second of 1 and 4 cameras on a GPU, with heads and with components.
 
-    The network runs on ONNX Runtime's CUDA provider, or is --model NAME.engine.
+    The network runs on ONNX Runtime's CUDA provider. With --model NAME.engine, it is this engine.
     """
     count, report = args.frames or 300, []
     for size_hw, refine in itertools.product(((480, 640), (720, 1280)), ("frame", "components")):
@@ -220,32 +220,29 @@ def gpu(args):
                     segmenter(frame)
                 ages = [[] for _ in range(cameras)]
 
-                def camera(mine, segmenter=segmenter, frame=frame, each=count // cameras):
-                    for _ in range(each):
+                def camera(camera_ages, segmenter=segmenter, frame=frame, frames=count // cameras):
+                    for _ in range(frames):
                         began = time.perf_counter()
                         segmenter(frame)
-                        mine.append((time.perf_counter() - began) * 1e3)
+                        camera_ages.append((time.perf_counter() - began) * 1e3)
 
-                threads = [threading.Thread(target=camera, args=(mine,)) for mine in ages]
+                threads = [threading.Thread(target=camera, args=(camera_ages,)) for camera_ages in ages]
                 began = time.perf_counter()
                 for thread in threads:
                     thread.start()
                 for thread in threads:
                     thread.join()
                 seconds = time.perf_counter() - began
-                every = np.concatenate(ages)
-                row = {
-                    "size_hw": size_hw,
-                    "refine": refine,
-                    "graphs": segmenter.session.network.graphs,
-                    "cameras": cameras,
-                    "fps": round(len(every) / seconds, 1),
-                }
+                all_ages = np.concatenate(ages)
                 report.append(
                     {
-                        **row,
-                        "age_p50_ms": round(float(np.median(every)), 3),
-                        "age_p99_ms": round(float(np.quantile(every, 0.99)), 3),
+                        "size_hw": size_hw,
+                        "refine": refine,
+                        "graphs": segmenter.session.network.graphs,
+                        "cameras": cameras,
+                        "fps": round(len(all_ages) / seconds, 1),
+                        "age_p50_ms": round(float(np.median(all_ages)), 3),
+                        "age_p99_ms": round(float(np.quantile(all_ages, 0.99)), 3),
                     }
                 )
             segmenter.session.close()

@@ -1,6 +1,6 @@
-"""Recall (IoU > 0.5) and false positives of small people, 40 to 100 px tall.
+"""Measure recall (IoU > 0.5) and false positives of small people, 40 to 100 px tall.
 
-Each frame of 768 x 576 shows twelve street photos of eval/pennfudan.
+Each frame of 768 x 576 is a grid of twelve street photos of eval/pennfudan.
 
     python docs/benchmarks/pedestrians.py DATA/eval/pennfudan [--quality best] [--out DIR] [--json]
 """
@@ -20,13 +20,13 @@ from tfiseg.runtime.evaluate.metrics import panoptic_counts
 from tfiseg.runtime.segmenter import Segmenter
 
 FRAME_HW = (576, 768)
-GRID = (3, 4)  # photos, down and across
+GRID = (3, 4)  # rows and columns of photos
 HEIGHTS_PX = (40, 100)
 _PERSON = "person"
 
 
 def frames(folder: Path) -> list[tuple[NDArray[np.uint8], NDArray[np.int32]]]:
-    """Return frames uint8 (576, 768, 3) and their people int32 (576, 768), 0 = none."""
+    """Return pairs: a frame uint8 (576, 768, 3), and its people int32 (576, 768), 0 = none."""
     pictures, _ = load_eval_set(folder)
     tile_hw = (FRAME_HW[0] // GRID[0], FRAME_HW[1] // GRID[1])
     made = []
@@ -51,7 +51,7 @@ def frames(folder: Path) -> list[tuple[NDArray[np.uint8], NDArray[np.int32]]]:
 
 
 def score(segmenter: Segmenter, folder: Path, out: Path | None = None) -> dict[str, Any]:
-    """Return the recall of people 40 to 100 px tall and of all people, and false positives per frame."""
+    """Return the recall of people of 40 to 100 px and of all people, and false positives per frame."""
     person = segmenter.class_names.index(_PERSON)
     found = {"40 to 100 px": [0, 0], "all": [0, 0]}
     fewest, false_positives, count = 10**9, 0, 0

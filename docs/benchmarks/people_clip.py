@@ -1,8 +1,8 @@
 """Make the demo's clip: four people who meet at a table and pass each other (cli/media/people.mp4).
 
-The original shows one visitor at a time in an empty room. Visitors are cut out by their difference from the
-room, moved sideways and in time, and put together, nearer ones in front. Since every layer is known, so are
-the true masks: --truth writes them.
+The original shows one visitor at a time in a room. The difference from the empty room gives each visitor's
+mask. The script shifts the visitors in space and time and composes them, nearer ones in front. --truth writes
+the true masks.
 
     python docs/benchmarks/people_clip.py ONE-BY-ONE-PERSON-DETECTION.mp4 people.mp4 [--truth people.npz]
 """
@@ -28,7 +28,7 @@ _MIN_PERSON_PX, _MAX_HOLE_PX = 2500, 900
 
 @dataclass(frozen=True)
 class Visitor:
-    """A visitor's frames in the original and in the new clip, and the shift in pixels."""
+    """The frames of a visitor in the original and in the new clip, and the shift in pixels."""
 
     arrives: int
     stands: int
@@ -53,7 +53,7 @@ class Visitor:
         return frame if frame < self.gone else None
 
     def shift_at(self, time: int) -> float:
-        """Return the shift in pixels; visitors on the left walk off to the right edge."""
+        """Return the shift in pixels; visitors on the left leave at the right edge."""
         if self.shift_px > 0:
             return self.shift_px
         walked = (time - self.end) / (self.gone - self.leaves - 4)
@@ -90,7 +90,7 @@ def matte(frame: Image, room: Image) -> Image | None:
 
 
 def compose(original: list[Image], room: Image, time: int) -> tuple[Image, Image]:
-    """Return one frame uint8 (H, W, 3) and its people uint8 (H, W), 0 = none."""
+    """Return a frame uint8 (H, W, 3) and its people uint8 (H, W), 0 = none."""
     height, width = room.shape[:2]
     layers = []
     for number, visitor in enumerate(VISITORS, start=1):
@@ -101,7 +101,7 @@ def compose(original: list[Image], room: Image, time: int) -> tuple[Image, Image
         move = np.array([[1, 0, visitor.shift_at(time)], [0, 1, 0]], np.float32)
         image, mask = (cv2.warpAffine(a, move, (width, height)) for a in (original[k], mask))
         rows = np.flatnonzero(mask.any(1))
-        if len(rows):  # lower in the image is nearer; so are visitors that the lower border cuts
+        if len(rows):  # lower in the image is nearer; visitors cut by the lower border are nearest
             nearness = rows[-1] if rows[-1] < height - 1 else rows[-1] + rows[0]
             layers.append((int(nearness), number, image, mask))
     frame, people = room.astype(np.float32), np.zeros((height, width), np.uint8)

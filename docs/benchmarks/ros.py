@@ -1,7 +1,8 @@
-"""Benchmarks of the ROS 2 node (docs/benchmarks/robots.md): `python docs/benchmarks/ros.py WHAT`.
+"""Measure the ROS 2 node (docs/benchmarks/robots.md): `python docs/benchmarks/ros.py WHAT`.
 
-`latency`: 640x480 images one after another, and a bare Segmenter on the same images. `soak`: memory of the
-node over `--seconds`, with a camera of 15 images per second. Run it in the environment of `make test-ros`.
+`latency` segments 640x480 images one after another, with the node and with a Segmenter alone. `soak` measures
+the node's memory over `--seconds`, with a camera of 15 images per second. Run the script in the environment
+of `make test-ros`.
 """
 
 import argparse
@@ -76,8 +77,8 @@ def soak(ros: Ros, seconds: float) -> None:
         time.sleep(1)
     listener.wait_for(f"{STATUS} received {count}", timeout_s=600)
     time.sleep(3)
-    heard = listener.stop()
-    status = heard["/diagnostics"][-1][STATUS]
+    messages = listener.stop()
+    status = messages["/diagnostics"][-1][STATUS]
     early = rows[len(rows) // 10]
     print(f"load {before} before, {load()} after; {rows[-1][0]:.0f} s, {count} images")
     for name, (at, megabytes, descriptors, threads) in (("a tenth", early), ("the end", rows[-1])):
@@ -85,7 +86,7 @@ def soak(ros: Ros, seconds: float) -> None:
     print(f"growth {100 * (rows[-1][1] / early[1] - 1):+.2f} %")
     print({name: status[name] for name in ("received", "dropped", "lost", "published", "failed")})
     assert int(status["received"]) == count == int(status["dropped"]) + int(status["published"])
-    assert len(heard["/tfiseg/label_map"]) == int(status["published"])
+    assert len(messages["/tfiseg/label_map"]) == int(status["published"])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Long runs: memory over 100,000 frames and 500 starts and stops, and recordings that are killed.
+"""Test long runs: memory over 100,000 frames and 500 starts and stops, and killed recordings.
 
-python docs/benchmarks/soak.py [--frames 100000] [--starts 500] [--kills 50]
+    python docs/benchmarks/soak.py [--frames 100000] [--starts 500] [--kills 50]
 
-Prints a report as JSON. Exit status 1 if memory grows by more than 2 %, counts don't add up, or a file of a
-killed recording doesn't open. Needs tfiseg[live].
+Prints a report as JSON. The exit status is 1 if memory grows by more than 2 %, counts do not add up, or a
+file of a killed recording cannot be opened. Needs tfiseg[live].
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 SIZE_HW = (96, 128)
 WARM_UP = 0.1  # share of frames and starts before memory is compared
-WARM_UP_STARTS = 200  # not measured: threads that start and stop fill the allocator's arenas
+WARM_UP_STARTS = 200  # not measured, because new threads fill the allocator's arenas
 MAX_GROWTH = 0.02
 
 
@@ -47,7 +47,7 @@ class CountingSink:
 
 
 def cluster_truth(frame: tfiseg.Frame) -> tfiseg.Instances:
-    """Segment without a network, because the test is about everything else."""
+    """Cluster the true class map, because the test is not about the network."""
     assert frame.truth_class_map is not None
     return tfiseg.cluster(frame.truth_class_map, threads=1)
 
@@ -70,7 +70,7 @@ def make_pipeline(sink: CountingSink, **options: Any) -> tfiseg.Pipeline:
 
 
 def soak_frames(frames: int) -> dict[str, Any]:
-    """Run one pipeline and measure memory 20 times."""
+    """Run one pipeline, and measure memory 20 times."""
     sink, marks, began = CountingSink(), [], time.monotonic()
     with make_pipeline(sink, policy="all", max_frames=frames) as pipeline:
         for k, _ in enumerate(pipeline):
@@ -117,13 +117,13 @@ def _adds_up(stats: dict[str, Any]) -> bool:
 
 
 def _growth(rss_kib: list[int]) -> float:
-    """Return the growth after the warm-up, as a share."""
+    """Return the share by which memory grows after the warm-up."""
     first = rss_kib[max(1, round(len(rss_kib) * WARM_UP))]
     return round(rss_kib[-1] / first - 1, 4)
 
 
 def kill_recordings(kills: int, seed: int = 0) -> dict[str, Any]:
-    """Kill ``tfiseg view --record`` at random moments, and open the recording."""
+    """Kill ``tfiseg view --record`` at random moments, and open its recordings."""
     rng, opened, frames, problems = random.Random(seed), 0, 0, []
     for k in range(kills):
         with tempfile.TemporaryDirectory(prefix="tfiseg-soak-") as folder:
@@ -145,29 +145,29 @@ def kill_recordings(kills: int, seed: int = 0) -> dict[str, Any]:
 
 
 def _wait_for_recording(folder: Path, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 120
+    deadline = time.monotonic() + 120
     while not [*folder.glob("*/instances.jsonl")]:
-        if process.poll() is not None or time.monotonic() > until:
+        if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit(f"`tfiseg view` wrote no recording (exit status {process.poll()})")
         time.sleep(0.02)
 
 
 def check_recording(folder: Path) -> dict[str, Any]:
-    """Read the three files of a recording; returns problems and the number of frames."""
+    """Read the three files of a recording, and return problems and the number of frames."""
     problems: list[str] = []
     lines = (folder / "instances.jsonl").read_text().split("\n")
     for line in lines[:-1]:
         json.loads(line)
     counts = {"jsonl": len(lines) - 1}
-    tape = folder / "recording.mcap"
-    if tape.exists() and tape.stat().st_size:
+    mcap = folder / "recording.mcap"
+    if mcap.exists() and mcap.stat().st_size:
         try:
-            with tape.open("rb") as stream:
+            with mcap.open("rb") as stream:
                 counts["mcap"] = sum(
                     channel.topic == "/camera/image" for _, channel, _ in make_reader(stream).iter_messages()
                 )
         except Exception as wrong:  # the reader may raise any error
-            problems.append(f"recording.mcap of {tape.stat().st_size} bytes: {wrong!r}")
+            problems.append(f"recording.mcap of {mcap.stat().st_size} bytes: {wrong!r}")
     for video in folder.glob("*-overlay.mp4"):
         if not video.stat().st_size:
             continue
@@ -187,7 +187,7 @@ def check_recording(folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=100_000)
     parser.add_argument("--starts", type=int, default=500)
@@ -202,8 +202,8 @@ def main() -> int:
         report["kills"] = kill_recordings(args.kills)
     print(json.dumps(report, indent=1))
     parts = [part for name, part in report.items() if name != "kills"]
-    sound = all(part["all_counted"] and part["growth"] <= MAX_GROWTH for part in parts)
-    return 0 if sound and not report.get("kills", {}).get("problems") else 1
+    passed = all(part["all_counted"] and part["growth"] <= MAX_GROWTH for part in parts)
+    return 0 if passed and not report.get("kills", {}).get("problems") else 1
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""People on a street, 37 to 115 px tall: how many are found, and how many instances are no person?
+"""Measure recall and false positives of people on a street, 37 to 115 px tall.
 
     apt-get download opencv-doc && dpkg -x opencv-doc*.deb opencv-doc
     python docs/benchmarks/street_clip.py opencv-doc/usr/share/doc/opencv-doc/examples/data/vtest.avi
 
-The clip is the pedestrian clip of OpenCV's samples, 768 x 576. Boxes of its people were drawn by hand in nine
-frames that show at least six people of 40 to 100 px. A person is found if an instance's box has an IoU of at
-least 0.5 with theirs. People who are hidden by more than half count neither way.
+The clip is the pedestrian clip of OpenCV's samples, 768 x 576. It was annotated by hand: boxes of the people
+in nine frames, each with at least six people of 40 to 100 px. A person is found if the IoU of their box and
+an instance's box is at least 0.5. People who are more than half hidden are ignored.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def score(segmenter: tfiseg.Segmenter, clip: Path, out: Path | None = None) -> dict[str, Any]:
-    """Return people found, false positives per frame and the median time of a frame."""
+    """Return the people found, the false positives per frame and the median time per frame."""
     person = segmenter.class_names.index(_PERSON)
     found = {"40 to 100 px": [0, 0], "all": [0, 0]}
     false_positives, ms = 0, []
@@ -114,8 +114,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the frames with instances")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    more = {"tiles": args.tiles} if args.tiles else {}
-    segmenter = tfiseg.Segmenter(quality=args.quality, long_side_px=args.long_side, **more)
+    options = {"tiles": args.tiles} if args.tiles else {}
+    segmenter = tfiseg.Segmenter(quality=args.quality, long_side_px=args.long_side, **options)
     result = score(segmenter, args.clip, args.out)
     if args.json:
         print(json.dumps(result))

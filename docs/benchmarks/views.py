@@ -1,6 +1,6 @@
-"""Time of the operator with different evidence: `python docs/benchmarks/views.py SET`.
+"""Measure the operator with different evidence: `python docs/benchmarks/views.py SET`.
 
-It runs on views of a set's components, eight per call, on one thread; times are medians of 7.
+The operator clusters views of a set's components, eight per call, on one thread. Times are medians of 7.
 """
 
 import statistics
@@ -39,7 +39,7 @@ evidence = {
     "merge_rule": refiner.session.rules["merge"],
 }
 sharpened = {**evidence, "sharpen": SHARPEN}
-ways = {
+modes = {
     "shape": {},
     "evidence": evidence,
     "evidence, sharpened": sharpened,
@@ -47,18 +47,18 @@ ways = {
 }
 settings = {
     name: ClusterSettings(
-        min_area=0, **{key: value for key, value in more.items() if key not in ("affinity", "boundary")}
+        min_area=0, **{key: value for key, value in options.items() if key not in ("affinity", "boundary")}
     )
-    for name, more in ways.items()
+    for name, options in modes.items()
 }
-ms = {name: [] for name in ways}
+ms = {name: [] for name in modes}
 for _ in range(7):
-    for name, more in ways.items():
+    for name, options in modes.items():
         began = time.perf_counter()
         for start in range(0, len(own), BATCH):
-            at_hand = slice(start, start + BATCH)
-            evidence = {key: more[key][at_hand] for key in ("affinity", "boundary") if key in more}
-            cluster_batch(own[at_hand], **evidence, settings=settings[name], threads=1)
+            batch = slice(start, start + BATCH)
+            evidence = {key: options[key][batch] for key in ("affinity", "boundary") if key in options}
+            cluster_batch(own[batch], **evidence, settings=settings[name], threads=1)
         ms[name].append((time.perf_counter() - began) * 1e3 / len(own))
 for name, times in ms.items():
     print(

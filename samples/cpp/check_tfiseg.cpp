@@ -53,12 +53,12 @@ int main() {
     const tfiseg::Result result = clusterer.cluster(maps);
     const std::vector<tfiseg::Instance> found = result.instances();
     expect(found.size() == 2, "two touching discs are two instances");
-    expect(found[0].class_id == kClass && found[1].class_id == kClass && !found[0].touches_edge, "with the discs' class, inside the image");
-    expect(result.label_map()[60 * 180 + 40] == 1 && result.label_map()[60 * 180 + 130] == 2 && result.label_map()[0] == 0, "numbered in raster order");
+    expect(found[0].class_id == kClass && found[1].class_id == kClass && !found[0].touches_edge, "instances have the class of the discs and are inside the image");
+    expect(result.label_map()[60 * 180 + 40] == 1 && result.label_map()[60 * 180 + 130] == 2 && result.label_map()[0] == 0, "instances are numbered in raster order");
 
     tfiseg::Settings components;
     components.split = 0.0;
-    expect(tfiseg::Clusterer(components).cluster(maps).count() == 1, "one connected component");
+    expect(tfiseg::Clusterer(components).cluster(maps).count() == 1, "both discs are one connected component");
     components.things = {7};
     expect(tfiseg::Clusterer(components).cluster(maps).count() == 0, "other classes are not countable");
 

@@ -1,4 +1,4 @@
-// Instances from the logits of any network: a .npy file in, a label PNG out.
+// Finds instances in the logits of any network. Reads a .npy file and writes a label PNG.
 //     cluster_logits logits.npy labels.png [HEIGHT WIDTH]
 // logits.npy: float32 (classes, h, w), as numpy.save writes it. labels.png: 16 bit, 0 = none, 1.. = instances, at HEIGHT x WIDTH
 // (default: that of the logits).

@@ -1,4 +1,4 @@
-// PNG files through libpng's simplified interface.
+// Reads and writes PNG files with libpng's simplified interface.
 #ifndef TFISEG_SAMPLES_PNG_FILES_H_
 #define TFISEG_SAMPLES_PNG_FILES_H_
 

@@ -1,7 +1,7 @@
-// Frames to instances without Python: a network through ONNX Runtime, then the clustering operator.
+// Finds instances in frames without Python: ONNX Runtime runs the network, then the clustering operator runs.
 //     segment_frames MODEL.onnx OUT_FOLDER FRAME.png...
-// MODEL.onnx: a semantic network in tfiseg's format, with or without instance heads (tfiseg export). For each frame, OUT_FOLDER gets a
-// label PNG of 16 bits (0 = none), and a line per instance is printed: class, score, box, pixels.
+// MODEL.onnx: a semantic network in tfiseg's format, with or without instance heads (tfiseg export). For each frame, the
+// program writes a 16-bit label PNG (0 = none) to OUT_FOLDER, and prints class, score, box and pixels of each instance.
 //
 // The settings and class names come from the model's metadata (docs/reference/metadata-format.md), as in tfiseg.Segmenter.
 #include <nlohmann/json.hpp>
@@ -99,7 +99,7 @@ class FrameSegmenter {
     }
 
     tfiseg::Result cluster(const std::vector<Ort::Value> &outputs, tfiseg::Size size) {
-        // a share of the frame: smaller instances are false positives of the class map
+        // default: a share of the frame, because smaller instances are mostly false positives of the class map
         const int32_t min_area = min_area_ ? min_area_ : std::max(25, int32_t(std::nearbyint(1e-3 * double(size.area()))));
         if (!clusterer_ || settings_.min_area != min_area) {
             settings_.min_area = min_area;
@@ -126,7 +126,7 @@ class FrameSegmenter {
 
     static int32_t stride(int32_t grid_side, int64_t map_side) { return int32_t((grid_side + map_side - 1) / map_side); }
 
-    // Keep instances that are likely objects: by the model's score calibration, or by the mean class probability.
+    // Keeps instances that are likely objects, by the model's score calibration or the mean class probability.
     void select(const tfiseg::Result &result, FrameResult &found) const {
         std::vector<tfiseg::Instance> instances = result.instances();
         int32_t largest = 1;
@@ -142,7 +142,7 @@ class FrameSegmenter {
         for (const int32_t label : result.label_map()) found.label_map.push_back(new_label[size_t(label)]);
     }
 
-    // Logistic regression on size in the frame, size against the largest instance, and mean class probability.
+    // Logistic regression on the share of the frame, the size relative to the largest instance, and the mean class probability.
     float probability(const tfiseg::Instance &instance, int32_t largest, tfiseg::Size size) const {
         const double area = std::max(1, instance.area), score = std::clamp(double(instance.score), 1e-3, 1.0 - 1e-3);
         const double features[] = {std::log(area / double(size.area())), std::log(area / largest), std::log(score / (1.0 - score))};

@@ -1,8 +1,8 @@
-"""Fuzz what tfiseg reads from outside, with fixed seeds.
+"""Fuzz the files and requests that tfiseg reads, with fixed seeds.
 
-python tests/fuzz/fuzz.py [KIND ...] --inputs N --seconds S
+    python tests/fuzz/fuzz.py [KIND ...] --inputs N --seconds S
 
-Prints a report as JSON. Exit status 1 after a crash, hang, traceback, or more than 2 GB of memory.
+Prints a report as JSON. The exit status is 1 after a crash, hang or traceback, or above 2 GB of memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from page import REQUESTS_PER_SERVER, requests_to_a_viewer
 MAX_PEAK_MB = 2048
 INPUTS_PER_CHILD = 20
 _PROGRESS_S = 30.0
-# kind -> its share of the inputs
+# share of the inputs by kind
 SHARES = {
     "models": 0.2,
     "metadata": 0.2,
@@ -39,14 +39,14 @@ _NEEDS = {"checkpoints": "torch", "requests": "aiohttp"}
 
 
 def _action(make: Callable[[int], Callable[[], object]], seed: int) -> Callable[[], object]:
-    """What a child does: write its input and use it."""
+    """Return the action of a child: write an input and read it."""
     return lambda: make(seed)()
 
 
 def fuzz(kind: str, inputs: int, seconds: float, first_seed: int) -> Tally:
     """Try inputs of one kind until their number or the time is reached."""
     tally, began = Tally(), time.monotonic()
-    told = began
+    last_report = began
     with tempfile.TemporaryDirectory(prefix="tfiseg-fuzz-") as folder:
         make: Callable[[int], Callable[[], object]] = (
             requests_to_a_viewer if kind == "requests" else getattr(targets, kind)(Path(folder))
@@ -61,14 +61,14 @@ def fuzz(kind: str, inputs: int, seconds: float, first_seed: int) -> Tally:
             for seed, outcome in zip(batch, outcomes, strict=False):
                 tally.add(seed, outcome, width)
             del seeds[: len(outcomes)]
-            if time.monotonic() - told > _PROGRESS_S:
-                told = time.monotonic()
+            if time.monotonic() - last_report > _PROGRESS_S:
+                last_report = time.monotonic()
                 print(f"{kind}: {tally.inputs} of {inputs}", file=sys.stderr, flush=True)
     return tally
 
 
 def main() -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kinds", nargs="*", help=f"any of {', '.join(SHARES)} (default: all)")
     parser.add_argument("--inputs", type=int, default=20_000, help="in total (default: 20000)")
@@ -77,14 +77,14 @@ def main() -> int:
     args = parser.parse_args()
     targets.prepare()
     kinds = args.kinds or [*SHARES]
-    whole = sum(SHARES[kind] for kind in kinds)
+    total_share = sum(SHARES[kind] for kind in kinds)
     report, failed = {}, False
     for kind in kinds:
         if kind in _NEEDS and importlib.util.find_spec(_NEEDS[kind]) is None:
             report[kind] = {"skipped": f"{_NEEDS[kind]} is not installed"}
             continue
         began = time.monotonic()
-        tally = fuzz(kind, round(args.inputs * SHARES[kind] / whole), args.seconds, args.seed)
+        tally = fuzz(kind, round(args.inputs * SHARES[kind] / total_share), args.seconds, args.seed)
         report[kind] = {**tally.report(), "seconds": round(time.monotonic() - began, 1)}
         failed |= bool(tally.failures) or tally.peak_mb > MAX_PEAK_MB
         print(f"{kind}: {json.dumps(report[kind])}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Seeded changes of valid files: bytes, and values in JSON."""
+"""Random changes of valid files: of bytes, and of values in JSON."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ HOSTILE_VALUES: tuple[Any, ...] = (
 
 
 def mutated(rng: np.random.Generator, data: bytes, spans: Sequence[tuple[int, int]] = ()) -> bytes:
-    """Change bytes: flip bits, set values, cut, delete, repeat.
+    """Change bytes: flip bits, set values, truncate, delete or repeat.
 
     Args:
-        rng: seeded.
+        rng: random generator.
         data: valid content.
-        spans: (start, stop) of the bytes that most changes go to; default: everywhere.
+        spans: ranges (start, stop) that get most changes; default: the whole content.
     """
     changed, kind = bytearray(data), int(rng.integers(0, 10))
 
-    def place() -> int:
+    def position() -> int:
         if spans and rng.random() < 0.85:
             start, stop = spans[int(rng.integers(0, len(spans)))]
             return int(rng.integers(start, max(start + 1, min(stop, len(data)))))
@@ -68,26 +68,26 @@ def mutated(rng: np.random.Generator, data: bytes, spans: Sequence[tuple[int, in
 
     if kind <= 3:
         for _ in range(int(rng.choice([1, 1, 2, 5, 30]))):
-            changed[place()] ^= 1 << int(rng.integers(0, 8))
+            changed[position()] ^= 1 << int(rng.integers(0, 8))
     elif kind <= 5:
         for _ in range(int(rng.choice([1, 2, 5]))):
-            changed[place()] = int(rng.choice([0, 1, 127, 128, 255, int(rng.integers(0, 256))]))
+            changed[position()] = int(rng.choice([0, 1, 127, 128, 255, int(rng.integers(0, 256))]))
     elif kind == 6:
-        return bytes(changed[: place()])
+        return bytes(changed[: position()])
     elif kind == 7:
-        at = place()
+        at = position()
         del changed[at : at + int(rng.choice([1, 2, 8, 100]))]
     elif kind == 8:
-        at = place()
+        at = position()
         changed[at:at] = changed[at : at + int(rng.choice([1, 4, 64]))]
     else:
-        at, count = place(), int(rng.choice([4, 8]))
+        at, count = position(), int(rng.choice([4, 8]))
         changed[at : at + count] = _RUNS[int(rng.integers(0, len(_RUNS)))][:count]
     return bytes(changed)
 
 
 def mutated_json(rng: np.random.Generator, value: Any) -> bytes:
-    """Change a JSON value: another value at one to three places, a key less, or other bytes of its text."""
+    """Change a JSON value: replace one to three values, remove keys, or change bytes of its text."""
     kind = int(rng.integers(0, 10))
     if kind == 0:
         return mutated(rng, json.dumps(value).encode())
@@ -100,16 +100,16 @@ def mutated_json(rng: np.random.Generator, value: Any) -> bytes:
         places = [*_places(copy)]
         if not places:
             break
-        inside, key = places[int(rng.integers(0, len(places)))]
-        if kind == 2 and isinstance(inside, dict):
-            inside.pop(key)
+        container, key = places[int(rng.integers(0, len(places)))]
+        if kind == 2 and isinstance(container, dict):
+            container.pop(key)
         else:
-            inside[key] = deepcopy(HOSTILE_VALUES[int(rng.integers(0, len(HOSTILE_VALUES)))])
+            container[key] = deepcopy(HOSTILE_VALUES[int(rng.integers(0, len(HOSTILE_VALUES)))])
     return json.dumps(copy).encode()
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """(container, key) of each value inside; of a long list the first ones."""
+    """Yield (container, key) of each nested value; of a list, of the first three values."""
     if isinstance(value, dict):
         for key, one in value.items():
             yield value, key

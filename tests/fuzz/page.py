@@ -1,4 +1,4 @@
-"""Requests to the web viewer with other bytes: it answers or closes, and goes on serving."""
+"""Send malformed requests to the web viewer, which must reply or close and then serve other requests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _HEADERS = (
 
 
 class _Segmenter:
-    """What the page reads and changes."""
+    """The attributes of a segmenter that the page reads and changes."""
 
     class_names = ("background", "<img src=x onerror=alert(1)>")
     things = (1,)
@@ -52,28 +52,28 @@ class _Segmenter:
 
 
 def request(rng: np.random.Generator, port: int) -> bytes:
-    """A request that may be malformed in its line, its headers, its body or its bytes."""
+    """Return a request with a possibly malformed request line, headers or body."""
     body = b""
     method = str(rng.choice(_METHODS, p=[0.3, 0.5, 0.05, 0.05, 0.05, 0.05]))
     path = "/control" if method == "POST" and rng.random() < 0.8 else str(rng.choice(_PATHS))
     if method == "POST":
-        wanted: dict[str, Any] = dict(_SETTINGS)
-        for name in wanted:
+        settings: dict[str, Any] = dict(_SETTINGS)
+        for name in settings:
             if rng.random() < 0.4:
-                wanted[name] = HOSTILE_VALUES[int(rng.integers(0, len(HOSTILE_VALUES)))]
-        body = json.dumps(wanted)[:9000].encode()
+                settings[name] = HOSTILE_VALUES[int(rng.integers(0, len(HOSTILE_VALUES)))]
+        body = json.dumps(settings)[:9000].encode()
         if rng.random() < 0.3:
             body = mutated(rng, body)
     headers = [f"Host: 127.0.0.1:{port}", f"Content-Length: {len(body)}", "Connection: close"]
-    for one in _HEADERS:
+    for header in _HEADERS:
         if rng.random() < 0.08:
-            headers.append(one)
+            headers.append(header)
     text = "\r\n".join([f"{method} {path} HTTP/1.1", *headers, "", ""]).encode() + body
     return mutated(rng, text) if rng.random() < 0.4 else text
 
 
 def requests_to_a_viewer(first_seed: int) -> Callable[[], object]:
-    """Serve a page, send it ``REQUESTS_PER_SERVER`` requests, and check after each that it still answers."""
+    """Return an action that sends ``REQUESTS_PER_SERVER`` requests to a page, and checks it after each."""
 
     def run() -> str:
         from tfiseg.runtime.output.web_viewer import Viewer
@@ -84,15 +84,15 @@ def requests_to_a_viewer(first_seed: int) -> Callable[[], object]:
         viewer.start()
         port = viewer._server.port
         for seed in range(first_seed, first_seed + REQUESTS_PER_SERVER):
-            _sent(port, request(np.random.default_rng(seed), port), _WAIT_S)
-            answer = _sent(
+            _send(port, request(np.random.default_rng(seed), port), _WAIT_S)
+            response = _send(
                 port,
                 f"GET /settings HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode(),
                 5,
             )
-            if not answer.startswith(b"HTTP/1.1 200"):
-                raise AssertionError(f"seed {seed}: afterwards the page answers {answer[:60]!r}")
-            json.loads(answer.partition(b"\r\n\r\n")[2], parse_constant=_no_constant)
+            if not response.startswith(b"HTTP/1.1 200"):
+                raise AssertionError(f"seed {seed}: afterwards the page replies with {response[:60]!r}")
+            json.loads(response.partition(b"\r\n\r\n")[2], parse_constant=_no_constant)
         viewer.close()
         if failed:
             raise AssertionError(failed[0])
@@ -102,20 +102,20 @@ def requests_to_a_viewer(first_seed: int) -> Callable[[], object]:
 
 
 def _no_constant(name: str) -> None:
-    raise AssertionError(f"the page's JSON holds {name}")
+    raise AssertionError(f"the page's JSON contains {name}")
 
 
-def _sent(port: int, content: bytes, seconds: float) -> bytes:
-    """The answer to some bytes, as far as it comes in time."""
-    answer, until = b"", time.monotonic() + seconds
+def _send(port: int, content: bytes, seconds: float) -> bytes:
+    """Send bytes, and return the part of the response that arrives in time."""
+    response, deadline = b"", time.monotonic() + seconds
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
             connection.sendall(content)
-            while time.monotonic() < until:
-                piece = connection.recv(1 << 16)
-                if not piece:
+            while time.monotonic() < deadline:
+                chunk = connection.recv(1 << 16)
+                if not chunk:
                     break
-                answer += piece
+                response += chunk
     except OSError:
         pass
-    return answer
+    return response

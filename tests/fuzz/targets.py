@@ -1,4 +1,4 @@
-"""What is fuzzed: for each kind of file a valid one, and what a user does with it."""
+"""The fuzzed inputs: for each kind of file, valid content and an action that reads changed content."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tfiseg.runtime.networks.engine_file import sidecar_path, write_engine
 from tfiseg.runtime.sources.synthetic import SyntheticCamera
 
 Action = Callable[[], object]
-MAX_FRAMES = 500  # of a video that has 20
+MAX_FRAMES = 500  # limit; the valid video has 20
 FRAME = np.asarray(next(iter(SyntheticCamera((96, 128)))).image)
 CLASSES = ["background", "person", "car"]
 METADATA = {
@@ -52,7 +52,7 @@ METADATA = {
 
 
 def network(metadata: bytes | str = json.dumps(METADATA), fixed: bool = False) -> onnx.ModelProto:
-    """A tiny network in tfiseg's format, with instance heads."""
+    """Return a tiny network in tfiseg's format, with instance heads."""
     rng = np.random.default_rng(0)
     before, constants = fixed_size_nodes((48, 64)) if fixed else long_side_nodes(64, 32)
     pixels, more = pixel_nodes(PixelFormat())
@@ -65,11 +65,11 @@ def network(metadata: bytes | str = json.dumps(METADATA), fixed: bool = False) -
         nodes.append(helper.make_node("Conv", ["image", f"{name}.weight"], [raw], strides=[4, 4]))
         if raw != name:
             nodes.append(helper.make_node("Sigmoid", [raw], [name]))
-    given_out = [
+    outputs_info = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, "h", "w"])
         for name, channels in outputs.items()
     ]
-    graph = helper.make_graph(nodes, "tiny", [frame_value()], given_out, weights)
+    graph = helper.make_graph(nodes, "tiny", [frame_value()], outputs_info, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     entry = model.metadata_props.add()
     entry.key = "tfiseg"
@@ -90,7 +90,7 @@ def _inspect(path: Path) -> str:
 
 
 def models(folder: Path) -> Callable[[int], Action]:
-    """Model files with other bytes."""
+    """Return a maker of model files with changed bytes."""
     good = [network().SerializeToString(), network(fixed=True).SerializeToString()]
 
     def make(seed: int) -> Action:
@@ -104,7 +104,7 @@ def models(folder: Path) -> Callable[[int], Action]:
 
 
 def metadata(folder: Path) -> Callable[[int], Action]:
-    """Models with other metadata."""
+    """Return a maker of models with changed metadata."""
 
     def make(seed: int) -> Action:
         rng, path = np.random.default_rng(seed), folder / "m.onnx"
@@ -117,16 +117,16 @@ def metadata(folder: Path) -> Callable[[int], Action]:
 
 
 def records(folder: Path) -> Callable[[int], Action]:
-    """Engines with other records."""
+    """Return a maker of engines with changed records."""
     engine = folder / "e.engine"
-    made = {
+    built_with = {
         "flavour": "tensorrt",
         "version": "10.3.0",
         "platform": "linux-x86_64",
         "compute_capability": "8.9",
         "gpu": "x",
     }
-    sides = {"min_hw": [240, 320], "opt_hw": [480, 640], "max_hw": [1080, 1920], "batch": 1}
+    shapes = {"min_hw": [240, 320], "opt_hw": [480, 640], "max_hw": [1080, 1920], "batch": 1}
     write_engine(
         engine,
         b"not a plan" * 100,
@@ -135,9 +135,9 @@ def records(folder: Path) -> Callable[[int], Action]:
                 "onnx": "a.onnx",
                 "onnx_sha256": "0" * 64,
                 "command": "tfiseg build a.onnx",
-                "shapes": sides,
+                "shapes": shapes,
             },
-            "built_with": made,
+            "built_with": built_with,
             "precision": {
                 "asked": "fp16",
                 "layers": {"fp16": 3},
@@ -151,19 +151,19 @@ def records(folder: Path) -> Callable[[int], Action]:
     )
     good = json.loads(sidecar_path(engine).read_text())
 
-    def both() -> str:
+    def inspect_and_open() -> str:
         text = _inspect(engine)
         return f"{text} {tfiseg.Segmenter(engine)}"
 
     def make(seed: int) -> Action:
         sidecar_path(engine).write_bytes(mutated_json(np.random.default_rng(seed), good))
-        return both
+        return inspect_and_open
 
     return make
 
 
 def caches(folder: Path) -> Callable[[int], Action]:
-    """Calibration caches with other bytes."""
+    """Return a maker of calibration caches with changed bytes."""
     path = folder / "c.npz"
     layer = QuantizedWeights(np.ones((4, 3, 3, 3), np.int8), np.ones(4, np.float32), np.zeros(4, np.float32))
     key = {"version": "1", "method": "minmax"}
@@ -184,7 +184,7 @@ def _encoded(image: Image.Image, **options: Any) -> bytes:
 
 
 def pictures(folder: Path) -> Callable[[int], Action]:
-    """Pictures of all formats with other bytes."""
+    """Return a maker of images of all formats with changed bytes."""
     image = Image.fromarray(FRAME[..., ::-1].copy())
     grey = Image.fromarray(FRAME[..., 0].astype(np.uint16) * 257)
     good = {
@@ -236,7 +236,7 @@ def _video(path: Path, codec: str) -> bytes:
 
 
 def videos(folder: Path) -> Callable[[int], Action]:
-    """Videos of five containers with other bytes."""
+    """Return a maker of videos in five containers with changed bytes."""
     kinds = (
         ("v.mp4", "libx264"),
         ("v.mkv", "libx264"),
@@ -268,7 +268,7 @@ def videos(folder: Path) -> Callable[[int], Action]:
 
 
 def checkpoints(folder: Path) -> Callable[[int], Action]:
-    """Checkpoints with other bytes (needs torch)."""
+    """Return a maker of checkpoints with changed bytes (needs torch)."""
     import torch
     from tfiseg.export.checkpoint import read_checkpoint
 
@@ -284,7 +284,7 @@ def checkpoints(folder: Path) -> Callable[[int], Action]:
 
 
 def prepare() -> None:
-    """Import what the children need, once; and log nothing: warnings about damaged files say nothing new."""
+    """Import the modules of the children once, and suppress warnings about damaged files."""
     logging.getLogger("tfiseg").setLevel(logging.CRITICAL)
     for module in ("onnxruntime", "tfiseg.runtime.segmenter", "tfiseg.plugins.native"):
         importlib.import_module(module)

@@ -1,5 +1,4 @@
-"""Files and requests from outside, changed at random with fixed seeds: 60 seconds in all. For more, see
-fuzz.py."""
+"""Test randomly changed files and requests with fixed seeds, for 60 seconds in total. See fuzz.py."""
 
 import json
 import subprocess
@@ -18,13 +17,13 @@ SECONDS = {
     "videos": 8,
     "requests": 5,
 }
-MIN_INPUTS = 5  # even on a machine with much else to do
+MIN_INPUTS = 5  # also on a busy machine
 PACKAGE = {"checkpoints": "torch", "requests": "aiohttp"}
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="children are limited by Linux's means")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limits for children need Linux")
 @pytest.mark.parametrize("kind", SECONDS)
-def test_nothing_from_outside_brings_it_down(kind):
+def test_changed_inputs_cause_no_crash_hang_or_traceback(kind):
     if kind in PACKAGE:
         pytest.importorskip(PACKAGE[kind])
     command = [sys.executable, str(Path(__file__).with_name("fuzz.py")), kind, "--inputs", "100000"]

@@ -1,9 +1,8 @@
-"""What a program that was compiled against tfiseg.h relies on: functions, constants, sizes and offsets of
-structures.
+"""Print the binary interface of tfiseg.h: functions, constants, and sizes and offsets of structures.
 
     python tests/plugins/c_api_layout.py > plugins/abi.txt
 
-writes the record of a release. tests/plugins/test_abi.py compares the source with it.
+writes the record of a release. tests/plugins/test_abi.py compares the header with this record.
 """
 
 import re
@@ -29,7 +28,7 @@ def structures(header: str) -> dict[str, list[str]]:
     found = {}
     for body, name in re.findall(r"typedef struct \w+ \{(.*?)\} (\w+);", header, re.DOTALL):
         fields = re.findall(r"[\w*]+(?:\s*,\s*\*?\w+)*(?=;)", re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL))
-        found[name] = [one.strip(" *") for part in fields for one in part.split(",")]
+        found[name] = [field.strip(" *") for part in fields for field in part.split(",")]
     return found
 
 
@@ -52,10 +51,11 @@ def measuring_program(header: str) -> str:
 
 
 def layout(compiler: str = "cc", run_with: Sequence[str] = ()) -> list[str]:
-    """Measure the header with a compiler.
+    """Return the binary interface that a compiler gives the header.
 
     Args:
-        compiler: a C compiler; run_with: what runs its programs, such as an emulator.
+        compiler: a C compiler.
+        run_with: command that runs the compiled program, for example an emulator.
 
     Returns:
         list[str]: one fact per line; the first is the C API's version.

@@ -95,9 +95,8 @@ def make_problem(seed: int) -> Problem:
     if seed % 2:
         return problem_of(maps, **more)
     noise = rng.normal(0, 1, (n, 4, h, w)).astype(np.float32)
-    logits = (
-        np.stack([[cv2.GaussianBlur(plane, (0, 0), 1.5).reshape(h, w) for plane in one] for one in noise]) * 8
-    )
+    blurred = [[cv2.GaussianBlur(plane, (0, 0), 1.5).reshape(h, w) for plane in planes] for planes in noise]
+    logits = np.stack(blurred) * 8
     out_h, out_w = rng.integers(1, 90, 2)
     of_logits = {"class_map": None, "logits": rounded(logits), "out_hw": (int(out_h), int(out_w))}
     return replace(problem_of(maps, **more), **of_logits)
@@ -141,7 +140,7 @@ def compile_shuffled(compile_cpp: Callable[..., Path], target: Path, *flags: str
 
 @pytest.fixture(scope="session")
 def shuffled_as_large(compile_cpp, tmp_path_factory) -> Callable[..., Clustering]:
-    """shuffled, with every grid taken for a large one."""
+    """Return ``shuffled`` with every grid treated as a large one."""
     target = tmp_path_factory.mktemp("shuffled_as_large") / "shuffled.so"
     return run_by_phases(compile_shuffled(compile_cpp, target, "-DTFISEG_SMALL_PIXELS=0"))
 
@@ -195,7 +194,7 @@ def run_by_phases(path: Path) -> Callable[..., Clustering]:
 
 
 def point_to_float16(struct: ProblemStruct, problem: Problem) -> list[np.ndarray]:
-    """Point the structure to float16 copies of the maps, which are returned and must be kept alive."""
+    """Point the structure to float16 copies of the maps, and return the copies; keep them alive."""
     copies = {
         name: np.asarray(getattr(problem, name), np.float16)
         for name in EVIDENCE
@@ -243,9 +242,9 @@ def scene_of() -> Callable[..., Scene]:
 def random_views_case() -> Callable[
     [int], tuple[Scene, int, int, Callable[[RenderedViews], ViewClusterings]]
 ]:
-    """random_views_case(seed): a scene, number and side of views, and a function that returns parts."""
+    """random_views_case(seed): return a scene, number and side of views, and a function for random parts."""
 
-    def look(seed: int) -> tuple[Scene, int, int, Callable[[RenderedViews], ViewClusterings]]:
+    def make_case(seed: int) -> tuple[Scene, int, int, Callable[[RenderedViews], ViewClusterings]]:
         rng = np.random.default_rng(seed)
         h, w = rng.integers(1, 260, 2)
         smooth = cv2.GaussianBlur(
@@ -256,69 +255,63 @@ def random_views_case() -> Callable[
         scene = make_scene(
             class_map, rng.integers(0, 256, (h, w, 3)).astype(np.uint8), min_area=int(rng.integers(0, 30))
         )
-        scene.wanted[2] = seed % 3 > 0
+        scene.thing_flags[2] = seed % 3 > 0
         return (
             scene,
             int(rng.integers(1, 7)),
             int(rng.choice([8, 31, 48, 96])),
-            lambda cut: random_parts(rng, cut),
+            lambda rendered: random_parts(rng, rendered),
         )
 
-    return look
+    return make_case
 
 
-def random_parts(rng: np.random.Generator, cut: RenderedViews, most: int = 7) -> ViewClusterings:
+def random_parts(rng: np.random.Generator, rendered: RenderedViews, max_parts: int = 7) -> ViewClusterings:
     """Return parts that are random blocks with gaps, which no network would predict."""
-    cells = -(-cut.own.shape[1] // 6)
-    blocks = np.kron(rng.integers(1, 5, (len(cut.own), cells, cells)), np.ones((1, 6, 6), int))[
-        :, : cut.own.shape[1], : cut.own.shape[1]
+    cells = -(-rendered.own.shape[1] // 6)
+    blocks = np.kron(rng.integers(1, 5, (len(rendered.own), cells, cells)), np.ones((1, 6, 6), int))[
+        :, : rendered.own.shape[1], : rendered.own.shape[1]
     ]
-    inside = (cut.own > 0) & (rng.random(cut.own.shape) > 0.1)
-    given = problem_of(np.where(inside, blocks, 0).astype(np.uint8), max_instances=most)
+    inside = (rendered.own > 0) & (rng.random(rendered.own.shape) > 0.1)
+    given = problem_of(np.where(inside, blocks, 0).astype(np.uint8), max_instances=max_parts)
     found = cluster_native(given)
-    tables = np.zeros((len(cut.own), most, 10), np.float32)
+    tables = np.zeros((len(rendered.own), max_parts, 10), np.float32)
     tables[:, : found.table.shape[1]] = found.table
-    return ViewClusterings(
-        found.label_map.copy(), found.count.copy(), rng.integers(1, 4, len(cut.own)).astype(np.int32), tables
-    )
+    regions = rng.integers(1, 4, len(rendered.own)).astype(np.int32)
+    return ViewClusterings(found.label_map.copy(), found.count.copy(), regions, tables)
 
 
 @pytest.fixture(scope="session")
 def views_by_phases() -> Callable[
     [Path], tuple[Callable[..., RenderedViews], Callable[..., PlacedInstances]]
 ]:
-    """views_by_phases(library): its ``render_views`` and ``place_instances``, with a seed of the order."""
+    """views_by_phases(library): return its ``render_views`` and ``place_instances``, which take a seed."""
 
-    def of(path: Path) -> tuple[Callable[..., RenderedViews], Callable[..., PlacedInstances]]:
+    def load(path: Path) -> tuple[Callable[..., RenderedViews], Callable[..., PlacedInstances]]:
         library = load_library(path, "")
 
-        def cut(scene: Scene, count: int, side: int, seed: int = 0, threads: int = 1) -> RenderedViews:
+        def render(scene: Scene, count: int, side: int, seed: int = 0, threads: int = 1) -> RenderedViews:
             call = ViewsCall(scene, count, side)
             assert library.cut_views_by_phases(ctypes.byref(call.struct), ctypes.c_uint32(seed), threads) == 0
-            return call.cut
+            return call.rendered
 
         def place(
             scene: Scene,
-            cut: RenderedViews,
+            rendered: RenderedViews,
             found: ViewClusterings,
-            least_regions: int,
+            min_regions: int,
             seed: int = 0,
             threads: int = 1,
         ) -> PlacedInstances:
-            call = ViewsCall(scene, len(cut.views), cut.own.shape[1], None, cut, found.tables.shape[1])
-            pieces = PlacementCall(scene, found, least_regions)
-            arguments = (
-                ctypes.byref(call.struct),
-                ctypes.byref(pieces.struct),
-                ctypes.c_uint32(seed),
-                threads,
-            )
-            assert library.place_pieces_by_phases(*arguments) == 0
-            return pieces.pieces
+            call = ViewsCall(scene, *rendered.own.shape[:2], None, rendered, found.tables.shape[1])
+            placement = PlacementCall(scene, found, min_regions)
+            structs = (ctypes.byref(call.struct), ctypes.byref(placement.struct))
+            assert library.place_pieces_by_phases(*structs, ctypes.c_uint32(seed), threads) == 0
+            return placement.placed
 
-        return cut, place
+        return render, place
 
-    return of
+    return load
 
 
 def smooth_noise(rng: np.random.Generator, h: int, w: int, sigma: float) -> np.ndarray:

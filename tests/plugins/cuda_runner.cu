@@ -1,7 +1,7 @@
-// The CUDA operator over host memory, for tests and benchmarks on a GPU: once, many times in a CUDA graph, or phase by phase with times.
+// Runs the CUDA operator on host memory, for tests and benchmarks: once, many times in a CUDA graph, or with a time for each phase.
 //     nvcc -shared -Xcompiler=-fPIC -fmad=false -arch=native -DTFISEG_WITH_CUDA cuda_runner.cu ../../plugins/csrc/{api,cluster_cpu}.cpp
 #ifdef __NVCC__
-#pragma nv_diag_suppress 20011, 20014  // sections that Timed runs phase by phase, on the host
+#pragma nv_diag_suppress 20011, 20014  // Timed runs sections phase by phase on the host
 #endif
 #include "../../plugins/csrc/cluster_cuda.cu"
 
@@ -23,21 +23,21 @@ namespace {
         }                                                                                 \
     } while (0)
 
-// Copies on the device, and what is to be copied back.
-class Copies {
+// Device copies of arrays, and the outputs to copy back to the host.
+class DeviceCopies {
   public:
-    ~Copies() {
+    ~DeviceCopies() {
         for (void *p : owned_) cudaFree(p);
     }
 
-    int32_t give() const {
-        for (const Back &b : backs_) TRY(cudaMemcpy(b.host, b.device, b.bytes, cudaMemcpyDeviceToHost));
+    int32_t download() const {
+        for (const Output &o : outputs_) TRY(cudaMemcpy(o.host, o.device, o.bytes, cudaMemcpyDeviceToHost));
         return TFISEG_OK;
     }
 
   protected:
     template <class T>
-    int32_t to(const T *&map, size_t bytes) {
+    int32_t upload(const T *&map, size_t bytes) {
         if (!map) return TFISEG_OK;
         void *copy;
         TRY(cudaMalloc(&copy, bytes));
@@ -48,120 +48,120 @@ class Copies {
     }
 
     template <class T>
-    int32_t back(T *&map, T *host, size_t n) {
+    int32_t add_output(T *&map, T *host, size_t n) {
         if (!host) return TFISEG_OK;
         TRY(cudaMalloc(&map, n * sizeof(T)));
         owned_.push_back(map);
         TRY(cudaMemcpy(map, host, n * sizeof(T), cudaMemcpyHostToDevice));
-        backs_.push_back({host, map, n * sizeof(T)});
+        outputs_.push_back({host, map, n * sizeof(T)});
         return TFISEG_OK;
     }
 
-    int32_t room(void *&workspace, int64_t bytes) {
+    int32_t allocate(void *&workspace, int64_t bytes) {
         TRY(cudaMalloc(&workspace, size_t(bytes)));
         owned_.push_back(workspace);
         return TFISEG_OK;
     }
 
   private:
-    struct Back {
+    struct Output {
         void *host;
         const void *device;
         size_t bytes;
     };
     std::vector<void *> owned_;
-    std::vector<Back> backs_;
+    std::vector<Output> outputs_;
 };
 
-// A problem's maps on the device, and room for its result.
-struct OnDevice : Copies {
+// A problem's maps and its result on the device.
+struct ProblemOnDevice : DeviceCopies {
     tfiseg_problem problem;
     tfiseg_result result = {};
 
-    int32_t take(const tfiseg_problem &p, const tfiseg_result &r) {
+    int32_t copy(const tfiseg_problem &p, const tfiseg_result &r) {
         problem = p;
         const size_t n = size_t(p.batch) * size_t(p.height) * size_t(p.width), value = p.value_type == TFISEG_FLOAT16 ? 2 : 4;
         const size_t stride = size_t(std::max(1, p.affinity_stride)), boundary_stride = size_t(std::max(1, p.boundary_stride));
         const auto cells_of = [&](size_t s) { return size_t(p.batch) * ((size_t(p.height) + s - 1) / s) * ((size_t(p.width) + s - 1) / s); };
-        if (const int32_t s = to(problem.class_map, n)) return s;
-        if (const int32_t s = to(problem.logits, n * size_t(p.classes) * value)) return s;
-        if (const int32_t s = to(problem.displacement, 2 * n * value)) return s;
-        if (const int32_t s = to(problem.boundary, cells_of(boundary_stride) * value)) return s;
-        if (const int32_t s = to(problem.scores, n * value)) return s;
-        if (const int32_t s = to(problem.affinity, cells_of(stride) * size_t(p.affinity_channels) * value)) return s;
+        if (const int32_t s = upload(problem.class_map, n)) return s;
+        if (const int32_t s = upload(problem.logits, n * size_t(p.classes) * value)) return s;
+        if (const int32_t s = upload(problem.displacement, 2 * n * value)) return s;
+        if (const int32_t s = upload(problem.boundary, cells_of(boundary_stride) * value)) return s;
+        if (const int32_t s = upload(problem.scores, n * value)) return s;
+        if (const int32_t s = upload(problem.affinity, cells_of(stride) * size_t(p.affinity_channels) * value)) return s;
         const size_t pixels = size_t(p.batch) * size_t(p.out_height) * size_t(p.out_width);
         const size_t rows = size_t(p.batch) * size_t(p.max_instances) * TFISEG_TABLE_COLUMNS;
         result.struct_size = sizeof result;
-        if (const int32_t s = back(result.label_map, r.label_map, pixels)) return s;
-        if (const int32_t s = back(result.semantic_map, r.semantic_map, pixels)) return s;
-        if (const int32_t s = back(result.semantic_map_32, r.semantic_map_32, pixels)) return s;
-        if (const int32_t s = back(result.count, r.count, size_t(p.batch))) return s;
-        if (const int32_t s = back(result.regions, r.regions, size_t(p.batch))) return s;
-        if (const int32_t s = back(result.table, r.table, rows)) return s;
+        if (const int32_t s = add_output(result.label_map, r.label_map, pixels)) return s;
+        if (const int32_t s = add_output(result.semantic_map, r.semantic_map, pixels)) return s;
+        if (const int32_t s = add_output(result.semantic_map_32, r.semantic_map_32, pixels)) return s;
+        if (const int32_t s = add_output(result.count, r.count, size_t(p.batch))) return s;
+        if (const int32_t s = add_output(result.regions, r.regions, size_t(p.batch))) return s;
+        if (const int32_t s = add_output(result.table, r.table, rows)) return s;
         result.workspace_bytes = tfiseg_workspace_size(&problem, TFISEG_ON_CUDA);
-        return room(result.workspace, result.workspace_bytes);
+        return allocate(result.workspace, result.workspace_bytes);
     }
 };
 
-// Views on the device: the frame, its components, and room for what is shown; and pieces: what was found, and room for what it makes.
-struct ViewsOnDevice : Copies {
+// Views and pieces, with their inputs and outputs, on the device.
+struct ViewsOnDevice : DeviceCopies {
     tfiseg_views views;
     tfiseg_pieces pieces = {};
 
-    int32_t take(const tfiseg_views &v, int32_t max_parts) {
+    int32_t copy(const tfiseg_views &v, int32_t max_parts) {
         views = v;
         const size_t pixels = size_t(v.height) * size_t(v.width), cells = cells_of(v);
-        if (const int32_t s = to(views.frame, pixels * 3)) return s;
-        if (const int32_t s = to(views.label_map, pixels * sizeof(int32_t))) return s;
-        if (const int32_t s = to(views.count, sizeof(int32_t))) return s;
-        if (const int32_t s = to(views.table, size_t(v.max_components) * TFISEG_TABLE_COLUMNS * sizeof(float))) return s;
-        if (const int32_t s = back(views.views, v.views, size_t(v.view_count) * TFISEG_VIEW_COLUMNS)) return s;
-        if (const int32_t s = back(views.images, v.images, cells * 3)) return s;
-        if (const int32_t s = back(views.masks, v.masks, cells)) return s;
-        if (const int32_t s = back(views.own, v.own, cells)) return s;
+        if (const int32_t s = upload(views.frame, pixels * 3)) return s;
+        if (const int32_t s = upload(views.label_map, pixels * sizeof(int32_t))) return s;
+        if (const int32_t s = upload(views.count, sizeof(int32_t))) return s;
+        if (const int32_t s = upload(views.table, size_t(v.max_components) * TFISEG_TABLE_COLUMNS * sizeof(float))) return s;
+        if (const int32_t s = add_output(views.views, v.views, size_t(v.view_count) * TFISEG_VIEW_COLUMNS)) return s;
+        if (const int32_t s = add_output(views.images, v.images, cells * 3)) return s;
+        if (const int32_t s = add_output(views.masks, v.masks, cells)) return s;
+        if (const int32_t s = add_output(views.own, v.own, cells)) return s;
         views.workspace_bytes = tfiseg_views_workspace_size(&views, max_parts);
-        return room(views.workspace, views.workspace_bytes);
+        return allocate(views.workspace, views.workspace_bytes);
     }
 
-    int32_t take(const tfiseg_pieces &p) {
+    int32_t copy(const tfiseg_pieces &p) {
         pieces = p;
         const size_t k = size_t(views.view_count), rows = size_t(views.max_components) + k * size_t(p.max_parts - 1);
-        if (const int32_t s = to(pieces.labels, cells_of(views) * sizeof(int32_t))) return s;
-        if (const int32_t s = to(pieces.counts, k * sizeof(int32_t))) return s;
-        if (const int32_t s = to(pieces.regions, k * sizeof(int32_t))) return s;
-        if (const int32_t s = to(pieces.tables, k * size_t(p.max_parts) * TFISEG_TABLE_COLUMNS * sizeof(float))) return s;
-        if (const int32_t s = back(pieces.label_map, p.label_map, size_t(views.height) * size_t(views.width))) return s;
-        if (const int32_t s = back(pieces.count, p.count, 1)) return s;
-        if (const int32_t s = back(pieces.table, p.table, rows * TFISEG_TABLE_COLUMNS)) return s;
-        return back(pieces.component_of, p.component_of, rows);
+        if (const int32_t s = upload(pieces.labels, cells_of(views) * sizeof(int32_t))) return s;
+        if (const int32_t s = upload(pieces.counts, k * sizeof(int32_t))) return s;
+        if (const int32_t s = upload(pieces.regions, k * sizeof(int32_t))) return s;
+        if (const int32_t s = upload(pieces.tables, k * size_t(p.max_parts) * TFISEG_TABLE_COLUMNS * sizeof(float))) return s;
+        if (const int32_t s = add_output(pieces.label_map, p.label_map, size_t(views.height) * size_t(views.width))) return s;
+        if (const int32_t s = add_output(pieces.count, p.count, 1)) return s;
+        if (const int32_t s = add_output(pieces.table, p.table, rows * TFISEG_TABLE_COLUMNS)) return s;
+        return add_output(pieces.component_of, p.component_of, rows);
     }
 
   private:
     static size_t cells_of(const tfiseg_views &v) { return size_t(v.view_count) * size_t(v.view_side) * size_t(v.view_side); }
 };
 
-// A frame on the device, and room for the network's input.
-struct FrameOnDevice : Copies {
+// A frame on the device, and memory for the network's input.
+struct FrameOnDevice : DeviceCopies {
     const uint8_t *frame;
     float *out;
 
     // skipped: bytes between a multiple of 256 and the frame.
-    int32_t take(const uint8_t *host, size_t pixels, float *host_out, size_t out_pixels, size_t skipped = 0) {
+    int32_t copy(const uint8_t *host, size_t pixels, float *host_out, size_t out_pixels, size_t skipped = 0) {
         std::vector<uint8_t> moved(skipped);
         moved.insert(moved.end(), host, host + pixels * 3);
         frame = moved.data();
-        if (const int32_t s = to(frame, moved.size())) return s;
+        if (const int32_t s = upload(frame, moved.size())) return s;
         frame += skipped;
-        return back(out, host_out, out_pixels * 3);
+        return add_output(out, host_out, out_pixels * 3);
     }
 };
 
-// Bytes that a phase must move at least: what it reads and writes of the grid (n pixels) and the result (m pixels).
-struct Moved {
+// Minimum number of bytes that a phase must move: its reads and writes of the grid (n pixels) and the result (m pixels).
+struct MinimumBytes {
     double n, m;
     const tfiseg_problem &p;
 
-    double of(const std::string &phase) const {
+    double of_phase(const std::string &phase) const {
         const double value = p.value_type == TFISEG_FLOAT16 ? 2 : 4, given = p.logits ? p.classes * value + 1 + 2 : 1;
         const struct {
             const char *name;
@@ -177,22 +177,22 @@ struct Moved {
 
 enum class Kind { kCounted, kRounds, kTiles };
 
-// One phase as a section of its own, so that it can be timed.
+// A section of one phase, whose time can be measured.
 template <class Phases, Kind kind>
 struct OnePhase {
     static constexpr int32_t kGroups = 1;
     Phases phases;
     const int32_t *count;
-    int64_t most;
+    int64_t limit;
 
     template <class Executor>
     __device__ void operator()(Executor &run) const {
         if constexpr (kind == Kind::kRounds) {
             run.rounds(phases);
         } else if constexpr (kind == Kind::kTiles) {
-            run.tiles(most, phases);
+            run.tiles(limit, phases);
         } else {
-            run.each_counted(count, most, phases);
+            run.each_counted(count, limit, phases);
         }
     }
 };
@@ -208,7 +208,7 @@ struct ExclusiveSum {
     }
 };
 
-// The CUDA executor with an event before and after each phase. Sections run phase by phase, each in a launch of its own.
+// The CUDA executor with an event before and after each phase. Each phase of a section is a separate launch.
 class Timed {
   public:
     explicit Timed(cudaStream_t stream) : inner_(stream), stream_(stream) {}
@@ -218,8 +218,8 @@ class Timed {
         time(typeid(Phase).name(), [&] { inner_.each(n, phase); });
     }
     template <class Phase>
-    void each_counted(const int32_t *count, int64_t most, const Phase &phase) {
-        time(typeid(Phase).name(), [&] { inner_.section(most, OnePhase<Phase, Kind::kCounted>{phase, count, most}); });
+    void each_counted(const int32_t *count, int64_t limit, const Phase &phase) {
+        time(typeid(Phase).name(), [&] { inner_.section(limit, OnePhase<Phase, Kind::kCounted>{phase, count, limit}); });
     }
     template <class Phases>
     void rounds(const Phases &phases) {
@@ -233,7 +233,7 @@ class Timed {
         time("ExclusiveSum", [&] { inner_.section(1, ExclusiveSum{counts, n}); });
     }
     template <class Body>
-    void solo(tfiseg::DeviceCounts, int32_t, const Body &body) {  // the host does not know the counts: small grids have few items
+    void solo(tfiseg::DeviceCounts, int32_t, const Body &body) {  // the host does not know the counts, but small grids have few items
         is_solo_ = items_ <= tfiseg::kSmallPixels;
         body();
         is_solo_ = false;
@@ -274,7 +274,7 @@ float median(std::vector<float> values) {
     return values[values.size() / 2];
 }
 
-// What `enqueue` puts on a stream, captured once and replayed many times.
+// Captures the work that `enqueue` puts on a stream once, and replays it many times.
 template <class Enqueue>
 int32_t replay(const Enqueue &enqueue, int32_t replays, double *median_us, int64_t *grown_bytes) {
     cudaStream_t stream;
@@ -294,16 +294,16 @@ int32_t replay(const Enqueue &enqueue, int32_t replays, double *median_us, int64
     cudaEvent_t begin, end;
     TRY(cudaEventCreate(&begin));
     TRY(cudaEventCreate(&end));
-    constexpr int32_t kTogether = 10;  // launched back to back, so that the GPU, not the host, is timed
+    constexpr int32_t kLaunches = 10;  // per pair of events, so that the time is that of the GPU and not of the host
     std::vector<float> times;
-    for (int32_t k = 0; k < replays; k += kTogether) {
+    for (int32_t k = 0; k < replays; k += kLaunches) {
         TRY(cudaEventRecord(begin, stream));
-        for (int32_t j = 0; j < kTogether; ++j) TRY(cudaGraphLaunch(ready, stream));
+        for (int32_t j = 0; j < kLaunches; ++j) TRY(cudaGraphLaunch(ready, stream));
         TRY(cudaEventRecord(end, stream));
         TRY(cudaEventSynchronize(end));
         float ms;
         TRY(cudaEventElapsedTime(&ms, begin, end));
-        times.push_back(ms * 1e3f / kTogether);
+        times.push_back(ms * 1e3f / kLaunches);
     }
     TRY(cudaMemGetInfo(&free_after, &all));
     *median_us = double(median(times));
@@ -320,32 +320,32 @@ extern "C" {
 
 TFISEG_API int32_t cluster_by_phases(const tfiseg_problem *problem, tfiseg_result *result, uint32_t seed, int32_t) {
     if (const int32_t status = tfiseg::check(problem, result, TFISEG_ON_CUDA)) return status;
-    OnDevice on;
-    if (const int32_t status = on.take(*problem, *result)) return status;
-    // at times left as it is, so that compute-sanitizer's initcheck sees what is read before it is written
+    ProblemOnDevice on;
+    if (const int32_t status = on.copy(*problem, *result)) return status;
+    // not initialized for even seeds, so that compute-sanitizer's initcheck finds reads of uninitialized memory
     if (seed % 2) TRY(cudaMemset(on.result.workspace, 0xA5, size_t(on.result.workspace_bytes)));
     if (const int32_t status = tfiseg_cluster_cuda(&on.problem, &on.result, nullptr)) return status;
     TRY(cudaDeviceSynchronize());
-    return on.give();
+    return on.download();
 }
 
 TFISEG_API int32_t cut_views_by_phases(const tfiseg_views *views, uint32_t, int32_t) {
     if (const int32_t status = tfiseg::check(views)) return status;
     ViewsOnDevice on;
-    if (const int32_t status = on.take(*views, 1)) return status;
+    if (const int32_t status = on.copy(*views, 1)) return status;
     if (const int32_t status = tfiseg_cut_views_cuda(&on.views, nullptr)) return status;
     TRY(cudaDeviceSynchronize());
-    return on.give();
+    return on.download();
 }
 
 TFISEG_API int32_t place_pieces_by_phases(const tfiseg_views *views, const tfiseg_pieces *pieces, uint32_t, int32_t) {
     if (const int32_t status = tfiseg::check(views, pieces)) return status;
     ViewsOnDevice on;
-    if (const int32_t status = on.take(*views, pieces->max_parts)) return status;
-    if (const int32_t status = on.take(*pieces)) return status;
+    if (const int32_t status = on.copy(*views, pieces->max_parts)) return status;
+    if (const int32_t status = on.copy(*pieces)) return status;
     if (const int32_t status = tfiseg_place_pieces_cuda(&on.views, &on.pieces, nullptr)) return status;
     TRY(cudaDeviceSynchronize());
-    return on.give();
+    return on.download();
 }
 
 // seed: its last two bits are the bytes skipped, see FrameOnDevice.
@@ -353,54 +353,54 @@ TFISEG_API int32_t fit_by_phases(const uint8_t *frame, int32_t height, int32_t w
                                  uint32_t seed, int32_t) {
     if (const int32_t status = tfiseg::check_fit(frame, height, width, out, out_height, out_width)) return status;
     FrameOnDevice on;
-    if (const int32_t status = on.take(frame, size_t(height) * size_t(width), out, size_t(out_height) * size_t(out_width), seed % 4)) return status;
+    if (const int32_t status = on.copy(frame, size_t(height) * size_t(width), out, size_t(out_height) * size_t(out_width), seed % 4)) return status;
     if (const int32_t status = tfiseg_fit_frame_cuda(on.frame, height, width, on.out, out_height, out_width, nullptr)) return status;
     TRY(cudaDeviceSynchronize());
-    return on.give();
+    return on.download();
 }
 
-// Each captured once, replayed many times. medians_us: of one replay; grown_bytes: of memory in use from the first replay to the last.
+// median_us: median time of a replay. grown_bytes: growth of the used memory between the first and the last replay.
 TFISEG_API int32_t replay_in_graph(const tfiseg_problem *problem, tfiseg_result *result, int32_t replays, double *median_us, int64_t *grown_bytes) {
-    OnDevice on;
-    if (const int32_t status = on.take(*problem, *result)) return status;
+    ProblemOnDevice on;
+    if (const int32_t status = on.copy(*problem, *result)) return status;
     const auto work = [&](cudaStream_t stream) { return tfiseg_cluster_cuda(&on.problem, &on.result, stream); };
     if (const int32_t status = replay(work, replays, median_us, grown_bytes)) return status;
-    return on.give();
+    return on.download();
 }
 
-// medians_us: of cutting views, and of placing pieces.
+// medians_us: median times of rendering views and of placing pieces.
 TFISEG_API int32_t replay_views_in_graph(const tfiseg_views *views, const tfiseg_pieces *pieces, int32_t replays, double *medians_us) {
     ViewsOnDevice on;
-    if (const int32_t status = on.take(*views, pieces->max_parts)) return status;
-    if (const int32_t status = on.take(*pieces)) return status;
+    if (const int32_t status = on.copy(*views, pieces->max_parts)) return status;
+    if (const int32_t status = on.copy(*pieces)) return status;
     int64_t grown_bytes;
-    const auto cut = [&](cudaStream_t stream) { return tfiseg_cut_views_cuda(&on.views, stream); };
-    if (const int32_t status = replay(cut, replays, medians_us, &grown_bytes)) return status;
+    const auto render = [&](cudaStream_t stream) { return tfiseg_cut_views_cuda(&on.views, stream); };
+    if (const int32_t status = replay(render, replays, medians_us, &grown_bytes)) return status;
     const auto place = [&](cudaStream_t stream) { return tfiseg_place_pieces_cuda(&on.views, &on.pieces, stream); };
     if (const int32_t status = replay(place, replays, medians_us + 1, &grown_bytes)) return status;
-    return on.give();
+    return on.download();
 }
 
 TFISEG_API int32_t replay_fit_in_graph(const uint8_t *frame, int32_t height, int32_t width, float *out, int32_t out_height, int32_t out_width,
                                        int32_t replays, double *median_us) {
     FrameOnDevice on;
-    if (const int32_t status = on.take(frame, size_t(height) * size_t(width), out, size_t(out_height) * size_t(out_width))) return status;
+    if (const int32_t status = on.copy(frame, size_t(height) * size_t(width), out, size_t(out_height) * size_t(out_width))) return status;
     int64_t grown_bytes;
     const auto work = [&](cudaStream_t stream) { return tfiseg_fit_frame_cuda(on.frame, height, width, on.out, out_height, out_width, stream); };
     if (const int32_t status = replay(work, replays, median_us, &grown_bytes)) return status;
-    return on.give();
+    return on.download();
 }
 
-// Prints a line per phase: microseconds, and the share of the copy bandwidth that its least traffic means.
+// Prints a line per phase: its time, and its minimum bytes per second as a share of the copy bandwidth.
 TFISEG_API int32_t print_phases(const tfiseg_problem *problem, tfiseg_result *result, int32_t repeats) {
-    OnDevice on;
-    if (const int32_t status = on.take(*problem, *result)) return status;
+    ProblemOnDevice on;
+    if (const int32_t status = on.copy(*problem, *result)) return status;
     cudaStream_t stream;
     TRY(cudaStreamCreate(&stream));
-    constexpr size_t kCopied = size_t(1) << 28;
+    constexpr size_t kCopyBytes = size_t(1) << 28;
     void *from, *to;
-    TRY(cudaMalloc(&from, kCopied));
-    TRY(cudaMalloc(&to, kCopied));
+    TRY(cudaMalloc(&from, kCopyBytes));
+    TRY(cudaMalloc(&to, kCopyBytes));
     std::vector<float> copies;
     std::vector<std::vector<float>> times;
     std::vector<std::string> names;
@@ -411,7 +411,7 @@ TFISEG_API int32_t print_phases(const tfiseg_problem *problem, tfiseg_result *re
         TRY(cudaEventCreate(&begin));
         TRY(cudaEventCreate(&end));
         TRY(cudaEventRecord(begin, stream));
-        TRY(cudaMemcpyAsync(to, from, kCopied, cudaMemcpyDeviceToDevice, stream));
+        TRY(cudaMemcpyAsync(to, from, kCopyBytes, cudaMemcpyDeviceToDevice, stream));
         TRY(cudaEventRecord(end, stream));
         tfiseg::cluster_on(run, on.problem, on.result);
         TRY(cudaStreamSynchronize(stream));
@@ -431,13 +431,13 @@ TFISEG_API int32_t print_phases(const tfiseg_problem *problem, tfiseg_result *re
         cudaEventDestroy(begin);
         cudaEventDestroy(end);
     }
-    const double bandwidth = 2.0 * double(kCopied) / double(median(copies)) / 1e6;  // GB/s, read and written
+    const double bandwidth = 2.0 * double(kCopyBytes) / double(median(copies)) / 1e6;  // GB/s of reads and writes
     const tfiseg_problem &p = on.problem;
-    const Moved moved = {double(p.batch) * p.height * p.width, double(p.batch) * p.out_height * p.out_width, p};
+    const MinimumBytes minimum_bytes = {double(p.batch) * p.height * p.width, double(p.batch) * p.out_height * p.out_width, p};
     std::printf("device-to-device copy: %.0f GB/s\n| phase | us | share of the copy bandwidth |\n|---|---|---|\n", bandwidth);
     double total = 0.0;
     for (size_t i = 0; i < names.size(); ++i) {
-        const double us = double(median(times[i])) * 1e3, bytes = moved.of(names[i]);
+        const double us = double(median(times[i])) * 1e3, bytes = minimum_bytes.of_phase(names[i]);
         total += us;
         std::string name = names[i];
         while (!name.empty() && (name[0] == 'N' || (name[0] >= '0' && name[0] <= '9'))) name.erase(0, 1);  // N6tfiseg7ClassesE

@@ -1,6 +1,5 @@
-// Random problems through the CPU operator and through the GPU's phases (shuffled.cpp on a CPU, cuda_runner.cu on a GPU): equal, or
-// it fails; the same of views of components, and of frames brought to a network's size; and arguments out of range, which must be refused. Built with
-// sanitizers, or run under compute-sanitizer.
+// Compares the CPU operator with the GPU phases (shuffled.cpp on a CPU, cuda_runner.cu on a GPU) for random problems, views and frames to
+// preprocess, and checks that arguments out of range are rejected. Build it with sanitizers, or run it under compute-sanitizer.
 //     fuzz CASES [FIRST_SEED]
 #include <algorithm>
 #include <cmath>
@@ -21,13 +20,13 @@ int32_t fit_by_phases(const uint8_t *frame, int32_t h, int32_t w, float *out, in
 
 namespace {
 
-struct Answer {
+struct Output {
     std::vector<int32_t> label_map, count, regions;
     std::vector<uint8_t> semantic_map;
     std::vector<float> table;
     tfiseg_result result = {};
 
-    explicit Answer(const tfiseg_problem &p) {
+    explicit Output(const tfiseg_problem &p) {
         const size_t n = size_t(p.batch), pixels = n * size_t(p.out_height) * size_t(p.out_width);
         label_map.assign(pixels, -7);
         semantic_map.assign(pixels, 77);
@@ -42,7 +41,7 @@ struct Answer {
         result.table = table.data();
     }
 
-    bool same_as(const Answer &o) const {
+    bool same_as(const Output &o) const {
         return label_map == o.label_map && semantic_map == o.semantic_map && count == o.count && regions == o.regions;
     }
 };
@@ -54,15 +53,15 @@ std::vector<float> randoms(std::mt19937 &random, size_t n, float low, float high
     return values;
 }
 
-// What a broken network gives now and then: values out of range, infinity, NaN.
-void spoil(std::mt19937 &random, std::vector<float> &values) {
+// Replaces random values by values out of range, infinity and NaN, like a faulty network.
+void corrupt(std::mt19937 &random, std::vector<float> &values) {
     const float wrong[] = {-3.0f, 3.0f, 1e30f, -1e30f, 1e-40f, HUGE_VALF, -HUGE_VALF, std::nanf("")};
-    const uint32_t every = 1 + random() % 40;
+    const uint32_t interval = 1 + random() % 40;
     for (float &v : values)
-        if (random() % every == 0) v = wrong[random() % 8];
+        if (random() % interval == 0) v = wrong[random() % 8];
 }
 
-bool run(uint32_t seed) {
+bool compare_results(uint32_t seed) {
     std::mt19937 random(seed);
     const auto below = [&](int32_t n) { return int32_t(random() % uint32_t(n)); };
     tfiseg_problem p = {};
@@ -87,9 +86,9 @@ bool run(uint32_t seed) {
     p.split = split.data();
 
     std::vector<uint8_t> map(n);
-    const int32_t block = 1 + below(7), colours = p.classes;
+    const int32_t block = 1 + below(7), classes = p.classes;
     std::vector<uint8_t> coarse(n);
-    for (uint8_t &c : coarse) c = uint8_t(below(colours));
+    for (uint8_t &c : coarse) c = uint8_t(below(classes));
     for (size_t i = 0; i < n; ++i) {
         const size_t y = i / size_t(p.width), x = i % size_t(p.width);
         map[i] = below(30) ? coarse[(y / size_t(block) * size_t(p.width) + x / size_t(block)) % n] : uint8_t(below(2) ? 255 : 0);
@@ -123,21 +122,21 @@ bool run(uint32_t seed) {
             rule = randoms(random, size_t(p.evidence_hidden) * (TFISEG_EVIDENCE_FEATURES + 2) + 1, -1.0f, 1.0f);
             p.evidence_rule = rule.data();
         }
-        if (below(3)) {  // a second look, at what lines with gaps cross
+        if (below(3)) {  // a second pass, with lines with gaps as boundary
             p.part_hidden = 1 + below(8);
             part_rule = randoms(random, size_t(p.part_hidden) * (TFISEG_EVIDENCE_FEATURES + 2) + 1, -1.0f, 1.0f);
             p.part_rule = part_rule.data();
             boundary = randoms(random, n, 0.0f, 0.4f);
-            const size_t apart = size_t(6 + below(20)), turned = size_t(below(2));
+            const size_t spacing = size_t(6 + below(20)), is_horizontal = size_t(below(2));
             for (size_t i = 0; i < n; ++i)
-                if ((turned ? i / size_t(p.width) : i % size_t(p.width)) % apart == apart / 2 && below(12)) boundary[i] = 0.9f;
+                if ((is_horizontal ? i / size_t(p.width) : i % size_t(p.width)) % spacing == spacing / 2 && below(12)) boundary[i] = 0.9f;
             p.boundary = boundary.data();
         }
     }
 
     if (below(3) == 0) {
         for (std::vector<float> *values : {&displacement, &boundary, &affinity, &scores, &rule, &part_rule})
-            if (below(2)) spoil(random, *values);
+            if (below(2)) corrupt(random, *values);
         if (below(4) == 0) p.merge_affinity = std::nan("");
         if (below(4) == 0) p.centre_radius = std::nan("");
         if (below(4) == 0) split[1] = below(2) ? HUGE_VAL : -HUGE_VAL;
@@ -146,35 +145,35 @@ bool run(uint32_t seed) {
     }
     if (p.boundary && below(2)) p.sharpen = 1 + below(8);
     p.boundary_stride = below(2) ? 1 : 1 + below(3);
-    Answer cpu(p), gpu(p);
-    std::vector<char> room(size_t(tfiseg_workspace_size(&p, TFISEG_ON_CPU)));
-    cpu.result.workspace = room.data();
-    cpu.result.workspace_bytes = int64_t(room.size());
+    Output cpu(p), gpu(p);
+    std::vector<char> workspace(size_t(tfiseg_workspace_size(&p, TFISEG_ON_CPU)));
+    cpu.result.workspace = workspace.data();
+    cpu.result.workspace_bytes = int64_t(workspace.size());
     if (const int32_t status = tfiseg_cluster_cpu(&p, &cpu.result)) {
         std::printf("seed %u: %s\n", seed, tfiseg_status_string(status));
         return false;
     }
-    std::vector<char> other(size_t(tfiseg_workspace_size(&p, TFISEG_ON_CUDA)));
-    gpu.result.workspace = other.data();
-    gpu.result.workspace_bytes = int64_t(other.size());
+    std::vector<char> gpu_workspace(size_t(tfiseg_workspace_size(&p, TFISEG_ON_CUDA)));
+    gpu.result.workspace = gpu_workspace.data();
+    gpu.result.workspace_bytes = int64_t(gpu_workspace.size());
     if (const int32_t status = cluster_by_phases(&p, &gpu.result, seed, 1 + below(3))) {
         std::printf("seed %u, phases: %s\n", seed, tfiseg_status_string(status));
         return false;
     }
-    if (!cpu.same_as(gpu)) std::printf("seed %u: the phases' result differs from the CPU's\n", seed);
+    if (!cpu.same_as(gpu)) std::printf("seed %u: the results of phases and CPU differ\n", seed);
     return cpu.same_as(gpu);
 }
 
-// What views tell, once by the CPU's threads and once by the phases.
-struct Seen {
+// Rendered views and placed instances, of the CPU's threads or of the phases.
+struct ViewsOutput {
     std::vector<int32_t> views, label_map, count, component_of;
     std::vector<uint8_t> images, masks, own;
     std::vector<float> table;
-    std::vector<char> room;
-    tfiseg_views cut;
+    std::vector<char> workspace;
+    tfiseg_views call;
     tfiseg_pieces placed = {};
 
-    Seen(const tfiseg_views &v, int32_t max_parts) : cut(v) {
+    ViewsOutput(const tfiseg_views &v, int32_t max_parts) : call(v) {
         const size_t cells = size_t(v.view_count) * size_t(v.view_side) * size_t(v.view_side), pixels = size_t(v.height) * size_t(v.width);
         const size_t rows = size_t(v.max_components + v.view_count * (max_parts - 1));
         views.assign(size_t(v.view_count) * TFISEG_VIEW_COLUMNS, -7);
@@ -185,13 +184,13 @@ struct Seen {
         count.assign(1, -7);
         component_of.assign(rows, -7);
         table.assign(rows * TFISEG_TABLE_COLUMNS, -7.0f);
-        room.resize(size_t(tfiseg_views_workspace_size(&v, max_parts)));
-        cut.views = views.data();
-        cut.images = images.data();
-        cut.masks = masks.data();
-        cut.own = own.data();
-        cut.workspace = room.data();
-        cut.workspace_bytes = int64_t(room.size());
+        workspace.resize(size_t(tfiseg_views_workspace_size(&v, max_parts)));
+        call.views = views.data();
+        call.images = images.data();
+        call.masks = masks.data();
+        call.own = own.data();
+        call.workspace = workspace.data();
+        call.workspace_bytes = int64_t(workspace.size());
         placed.struct_size = sizeof placed;
         placed.max_parts = max_parts;
         placed.label_map = label_map.data();
@@ -200,13 +199,13 @@ struct Seen {
         placed.component_of = component_of.data();
     }
 
-    bool same_as(const Seen &o) const {
+    bool same_as(const ViewsOutput &o) const {
         return views == o.views && images == o.images && masks == o.masks && own == o.own && label_map == o.label_map && count == o.count &&
                component_of == o.component_of && table == o.table;
     }
 };
 
-bool look(uint32_t seed) {
+bool compare_views(uint32_t seed) {
     std::mt19937 random(seed);
     const auto below = [&](int32_t n) { return int32_t(random() % uint32_t(n)); };
     tfiseg_problem p = {};
@@ -226,13 +225,13 @@ bool look(uint32_t seed) {
     for (uint8_t &v : frame) v = uint8_t(below(256));
     for (int32_t i = 0; i < p.height * p.width; ++i) map.push_back(coarse[size_t(i / p.width / block * across + i % p.width / block)]);
     p.class_map = map.data();
-    const auto cluster = [](tfiseg_problem &problem, Answer &answer) {
-        std::vector<char> room(size_t(tfiseg_workspace_size(&problem, TFISEG_ON_CPU)));
-        answer.result.workspace = room.data();
-        answer.result.workspace_bytes = int64_t(room.size());
-        return tfiseg_cluster_cpu(&problem, &answer.result) == TFISEG_OK;
+    const auto cluster = [](tfiseg_problem &problem, Output &output) {
+        std::vector<char> workspace(size_t(tfiseg_workspace_size(&problem, TFISEG_ON_CPU)));
+        output.result.workspace = workspace.data();
+        output.result.workspace_bytes = int64_t(workspace.size());
+        return tfiseg_cluster_cpu(&problem, &output.result) == TFISEG_OK;
     };
-    Answer components(p);
+    Output components(p);
     if (!cluster(p, components)) return false;
 
     tfiseg_views v = {};
@@ -249,30 +248,30 @@ bool look(uint32_t seed) {
     v.view_side = 8 + below(20);
     v.threads = 1 + below(3);
     constexpr int32_t kParts = 5;
-    Seen cpu(v, kParts), gpu(v, kParts);
-    if (tfiseg_cut_views_cpu(&cpu.cut) || cut_views_by_phases(&gpu.cut, seed, 1 + below(3))) return false;
+    ViewsOutput cpu(v, kParts), gpu(v, kParts);
+    if (tfiseg_cut_views_cpu(&cpu.call) || cut_views_by_phases(&gpu.call, seed, 1 + below(3))) return false;
     p.batch = v.view_count;
     p.height = p.width = p.out_height = p.out_width = v.view_side;
     p.class_map = cpu.own.data();
     p.max_instances = kParts;
     std::fill(split.begin(), split.end(), 1.0);
-    Answer parts(p);
+    Output parts(p);
     if (!cluster(p, parts)) return false;
-    for (Seen *seen : {&cpu, &gpu}) {
-        seen->placed.least_regions = 1 + below(2);
-        seen->placed.labels = parts.label_map.data();
-        seen->placed.counts = parts.count.data();
-        seen->placed.regions = parts.regions.data();
-        seen->placed.tables = parts.table.data();
+    for (ViewsOutput *output : {&cpu, &gpu}) {
+        output->placed.least_regions = 1 + below(2);
+        output->placed.labels = parts.label_map.data();
+        output->placed.counts = parts.count.data();
+        output->placed.regions = parts.regions.data();
+        output->placed.tables = parts.table.data();
     }
     gpu.placed.least_regions = cpu.placed.least_regions;
-    if (tfiseg_place_pieces_cpu(&cpu.cut, &cpu.placed) || place_pieces_by_phases(&gpu.cut, &gpu.placed, seed, 1 + below(3))) return false;
-    if (!cpu.same_as(gpu)) std::printf("seed %u: the phases' views or pieces differ from the CPU's\n", seed);
+    if (tfiseg_place_pieces_cpu(&cpu.call, &cpu.placed) || place_pieces_by_phases(&gpu.call, &gpu.placed, seed, 1 + below(3))) return false;
+    if (!cpu.same_as(gpu)) std::printf("seed %u: the views or instances of phases and CPU differ\n", seed);
     return cpu.same_as(gpu);
 }
 
-// A frame of any size to any size: every pixel written, within the frame's values, and the phase's bits equal.
-bool fit(uint32_t seed) {
+// Resizes a frame of any size to any size: every pixel is written, in the range of the frame's values, and equal to the phase's result.
+bool fit_frame(uint32_t seed) {
     std::mt19937 random(seed);
     const auto side = [&] { return int32_t(1 + random() % 70); };
     const int32_t wide = random() % 8 == 0 ? 40 : 1;  // now and then, several tiles per row, or source rows too wide for them
@@ -290,11 +289,11 @@ bool fit(uint32_t seed) {
     return is_same;
 }
 
-// Arguments out of range: an error status, and nothing is read or written.
-bool refuse(uint32_t seed) {
+// Arguments out of range give an error status, and nothing is read or written.
+bool reject_arguments(uint32_t seed) {
     std::mt19937 random(seed);
-    constexpr int32_t kMost = 2147483647, kLeast = -kMost - 1;
-    const int32_t wrong = random() % 2 ? kMost - int32_t(random() % 3) : kLeast + int32_t(random() % 3);
+    constexpr int32_t kMax = 2147483647, kMin = -kMax - 1;
+    const int32_t wrong = random() % 2 ? kMax - int32_t(random() % 3) : kMin + int32_t(random() % 3);
     const uint8_t pixel = 1;
     const float value = 0.5f;
     const std::vector<uint8_t> things(256, 1);
@@ -309,11 +308,11 @@ bool refuse(uint32_t seed) {
     p.boundary = p.affinity = &value;
     p.affinity_offsets_yx = offsets;
     p.affinity_channels = p.affinity_stride = p.boundary_stride = 1;
-    Answer answer(p);
-    std::vector<char> room(size_t(tfiseg_workspace_size(&p, TFISEG_ON_CPU)));
-    answer.result.workspace = room.data();
-    answer.result.workspace_bytes = int64_t(room.size());
-    if (tfiseg_cluster_cpu(&p, &answer.result)) return false;
+    Output output(p);
+    std::vector<char> workspace(size_t(tfiseg_workspace_size(&p, TFISEG_ON_CPU)));
+    output.result.workspace = workspace.data();
+    output.result.workspace_bytes = int64_t(workspace.size());
+    if (tfiseg_cluster_cpu(&p, &output.result)) return false;
     const int32_t far[] = {wrong, wrong};
     int32_t *const fields[] = {&p.height,          &p.width,           &p.out_height,    &p.out_width, &p.affinity_channels, &p.affinity_stride,
                                &p.boundary_stride, &p.evidence_hidden, &p.max_instances, &p.sharpen,   &p.part_hidden};
@@ -326,8 +325,8 @@ bool refuse(uint32_t seed) {
     } else {
         p.struct_size = uint32_t(random() % 100);
     }
-    if (tfiseg_cluster_cpu(&p, &answer.result)) return true;
-    std::printf("seed %u: argument %zu out of range was taken\n", seed, choice);
+    if (tfiseg_cluster_cpu(&p, &output.result)) return true;
+    std::printf("seed %u: argument %zu out of range was accepted\n", seed, choice);
     return false;
 }
 
@@ -337,7 +336,8 @@ int main(int argc, char **argv) {
     const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
     const uint32_t first = argc > 2 ? uint32_t(std::atoi(argv[2])) : 0;
     int failed = 0;
-    for (int k = 0; k < cases; ++k) failed += !run(first + uint32_t(k)) || !look(first + uint32_t(k)) || !fit(first + uint32_t(k)) || !refuse(first + uint32_t(k));
+    for (uint32_t seed = first; seed < first + uint32_t(cases); ++seed)
+        failed += !compare_results(seed) || !compare_views(seed) || !fit_frame(seed) || !reject_arguments(seed);
     std::printf("%d cases, %d failed\n", cases, failed);
     return failed != 0;
 }

@@ -1,6 +1,6 @@
-// Random arguments through the C API on the CPU: each field is drawn from its range and from beyond it, each map is exactly as large as
-// the shape says, its values may be anything. A call that is refused must leave its outputs alone; one that is accepted must return a
-// consistent result, the same from several threads of the caller at once. Built with sanitizers.
+// Calls the C API on the CPU with random arguments. Fields are inside or outside of their ranges, maps have exactly the size of the shape,
+// and their values are arbitrary. A rejected call must not write outputs. An accepted one must return a consistent result, which is equal
+// if several threads call at once. Build it with sanitizers.
 //     fuzz_api CASES [FIRST_SEED]
 #include <algorithm>
 #include <cmath>
@@ -16,19 +16,19 @@
 
 namespace {
 
-constexpr int32_t kMost = std::numeric_limits<int32_t>::max(), kLeast = std::numeric_limits<int32_t>::min();
-constexpr int32_t kEdges[] = {kLeast, kLeast + 1, -4097, -1, 0, 1, 2, 3, 7, 8, 31, 32, 33, 64, 65, 254, 255, 256, 1024, 1025,
-                              4095, 4096, 4097, 32767, 32768, 65535, 65536, 1 << 29, kMost - 1, kMost};
-constexpr int64_t kMostPixels = 1 << 15, kMostBytes = 64 << 20;  // beyond: only asked for its size
+constexpr int32_t kMax = std::numeric_limits<int32_t>::max(), kMin = std::numeric_limits<int32_t>::min();
+constexpr int32_t kEdges[] = {kMin, kMin + 1, -4097, -1, 0, 1, 2, 3, 7, 8, 31, 32, 33, 64, 65, 254, 255, 256, 1024, 1025,
+                              4095, 4096, 4097, 32767, 32768, 65535, 65536, 1 << 29, kMax - 1, kMax};
+constexpr int64_t kMaxPixels = 1 << 15, kMaxBytes = 64 << 20;  // larger problems are not run
 constexpr int32_t kCanary = -77;
 
 using Random = std::mt19937;
 
 int32_t below(Random &random, int32_t n) { return int32_t(random() % uint32_t(n)); }
 
-// Mostly in [1, most], else anything.
-int32_t field(Random &random, int32_t most, int32_t odds) {
-    if (below(random, odds)) return 1 + below(random, most);
+// Returns mostly a value in [1, max], with probability 1 / odds any value.
+int32_t field(Random &random, int32_t max, int32_t odds) {
+    if (below(random, odds)) return 1 + below(random, max);
     return below(random, 2) ? kEdges[size_t(below(random, int32_t(sizeof kEdges / sizeof *kEdges)))] : int32_t(random());
 }
 
@@ -38,9 +38,9 @@ float value(Random &random, bool wild) {
     return std::uniform_real_distribution<float>(0.0f, 1.0f)(random);
 }
 
-double number(Random &random, double most) {
+double number(Random &random, double max) {
     constexpr double kWild[] = {-1.0, 0.0, 1e300, -1e300, HUGE_VAL, -HUGE_VAL, NAN};
-    return below(random, 5) ? std::uniform_real_distribution<double>(0.0, most)(random) : kWild[below(random, 7)];
+    return below(random, 5) ? std::uniform_real_distribution<double>(0.0, max)(random) : kWild[below(random, 7)];
 }
 
 // A problem and the memory of its maps.
@@ -73,17 +73,17 @@ struct Case {
         p.centre_radius = number(random, 5.0);
         for (double &ratio : split) ratio = below(random, 2) ? NAN : number(random, 1.0);
         for (uint8_t &thing : things) thing = uint8_t(below(random, 8) ? 1 : below(random, 256));
-        fill(random, is_logits);
+        set_pointers(random, is_logits);
     }
 
-    // The pointers of this object's maps.
-    void fill(Random &random, bool is_logits) {
+    // Sets the pointers to the maps.
+    void set_pointers(Random &random, bool is_logits) {
         tfiseg_problem &p = problem;
         p.things = below(random, 60) ? things.data() : nullptr;
         p.split = below(random, 60) ? split.data() : nullptr;
         static const uint8_t kPixel = 0;
         static const float kValue = 0.0f;
-        // any pointer serves to ask for a size: give() makes the memory
+        // the workspace size needs only any pointer; allocate_maps() allocates the maps
         if (is_logits) p.logits = &kValue;
         if (!is_logits || !below(random, 60)) p.class_map = &kPixel;
         if (below(random, 3) == 0) p.displacement = &kValue;
@@ -116,8 +116,8 @@ struct Case {
         return all;
     }
 
-    // Memory of exactly the sizes that the shape says.
-    void give(Random &random) {
+    // Allocates and fills the maps, with exactly the sizes of the shape.
+    void allocate_maps(Random &random) {
         tfiseg_problem &p = problem;
         const auto cells = [&p](int32_t stride) { return size_t(p.batch) * size_t((p.height - 1) / stride + 1) * size_t((p.width - 1) / stride + 1); };
         const auto maps = [&](const void *&pointer, std::vector<float> &values, size_t count, float scale) {
@@ -144,12 +144,12 @@ struct Output {
     std::vector<int32_t> label_map, count, regions, semantic_map_32;
     std::vector<uint8_t> semantic_map;
     std::vector<float> table;
-    std::vector<char> room;
+    std::vector<char> workspace;
     tfiseg_result result = {};
 
     Output(size_t pictures, size_t pixels, size_t rows, size_t bytes)
         : label_map(pictures * pixels, kCanary), count(pictures, kCanary), regions(pictures, kCanary), semantic_map_32(pictures * pixels, kCanary),
-          semantic_map(pictures * pixels, 77), table(pictures * rows * TFISEG_TABLE_COLUMNS), room(bytes) {
+          semantic_map(pictures * pixels, 77), table(pictures * rows * TFISEG_TABLE_COLUMNS), workspace(bytes) {
         result.struct_size = sizeof result;
         result.label_map = label_map.data();
         result.semantic_map = semantic_map.data();
@@ -157,11 +157,11 @@ struct Output {
         result.count = count.data();
         result.regions = regions.data();
         result.table = table.data();
-        result.workspace = room.data();
+        result.workspace = workspace.data();
         result.workspace_bytes = int64_t(bytes);
     }
 
-    bool untouched() const {
+    bool is_unchanged() const {
         const auto is_canary = [](int32_t v) { return v == kCanary; };
         return std::all_of(label_map.begin(), label_map.end(), is_canary) && std::all_of(count.begin(), count.end(), is_canary);
     }
@@ -171,35 +171,36 @@ struct Output {
     }
 
     // Labels are 1..count, numbered by their first pixel.
-    bool consistent(int32_t max_instances) const {
+    bool is_consistent(int32_t max_instances) const {
         const size_t pixels = label_map.size() / count.size();
         for (size_t n = 0; n < count.size(); ++n) {
             if (count[n] < 0 || count[n] > max_instances || regions[n] < 0) return false;
-            int32_t seen = 0;
+            int32_t largest = 0;
             for (size_t i = n * pixels; i < (n + 1) * pixels; ++i) {
-                if (label_map[i] < 0 || label_map[i] > seen + 1) return false;
-                seen = std::max(seen, label_map[i]);
+                if (label_map[i] < 0 || label_map[i] > largest + 1) return false;
+                largest = std::max(largest, label_map[i]);
                 if (semantic_map_32[i] != semantic_map[i]) return false;
             }
-            if (seen != count[n]) return false;
+            if (largest != count[n]) return false;
         }
         return true;
     }
 };
 
-bool said(uint32_t seed, const char *what) {
-    std::printf("seed %u: %s\n", seed, what);
+bool fail(uint32_t seed, const char *reason) {
+    std::printf("seed %u: %s\n", seed, reason);
     return false;
 }
 
-// Refused: an error that has a text, and no output is written.
-bool refuses(uint32_t seed, const tfiseg_problem &p) {
+// Checks that a problem is rejected and no output is written.
+bool is_rejected(uint32_t seed, const tfiseg_problem &p) {
     Output out(1, 1, 1, 1 << 10);
     const int32_t status = tfiseg_cluster_cpu(&p, &out.result);
-    if (status == TFISEG_OK || !out.untouched()) return said(seed, "a problem without a workspace size was clustered");
+    if (status == TFISEG_OK || !out.is_unchanged()) return fail(seed, "a problem without a workspace size was clustered");
     int32_t region = kCanary;
     int64_t regions[8], edges[7], counts[2];
-    if (tfiseg_region_graph(&p, &region, regions, 1, edges, 1, counts) == TFISEG_OK || region != kCanary) return said(seed, "a region graph of it was made");
+    if (tfiseg_region_graph(&p, &region, regions, 1, edges, 1, counts) == TFISEG_OK || region != kCanary)
+        return fail(seed, "a problem without a workspace size has a region graph");
     return true;
 }
 
@@ -207,16 +208,16 @@ bool cluster(uint32_t seed) {
     Random random(seed);
     Case c(random);
     const int64_t bytes = tfiseg_workspace_size(&c.problem, TFISEG_ON_CPU), on_gpu = tfiseg_workspace_size(&c.problem, TFISEG_ON_CUDA);
-    if (bytes < 0 || on_gpu < 0) return said(seed, "a negative workspace size");
-    if (bytes == 0) return refuses(seed, c.problem);
+    if (bytes < 0 || on_gpu < 0) return fail(seed, "a negative workspace size");
+    if (bytes == 0) return is_rejected(seed, c.problem);
     const tfiseg_problem &p = c.problem;
     const auto pixels = int64_t(p.batch) * p.height * p.width, out_pixels = int64_t(p.batch) * p.out_height * p.out_width;
-    if (std::max(pixels * (p.logits ? p.classes : 1) / 4, out_pixels) > kMostPixels || pixels * std::max(1, p.affinity_channels) > 16 * kMostPixels || bytes > kMostBytes)
+    if (std::max(pixels * (p.logits ? p.classes : 1) / 4, out_pixels) > kMaxPixels || pixels * std::max(1, p.affinity_channels) > 16 * kMaxPixels || bytes > kMaxBytes)
         return true;
-    c.give(random);
+    c.allocate_maps(random);
     const auto n = size_t(p.batch), rows = size_t(p.max_instances);
     Output out(n, size_t(out_pixels) / n, rows, size_t(bytes));
-    if (below(random, 20) == 0) {  // results that are refused
+    if (below(random, 20) == 0) {  // invalid result structures
         tfiseg_result wrong = out.result;
         const int32_t choice = below(random, 6);
         if (choice == 0) wrong.struct_size = uint32_t(below(random, 80));
@@ -225,31 +226,30 @@ bool cluster(uint32_t seed) {
         if (choice == 3) wrong.table = nullptr;
         if (choice == 4) wrong.workspace = nullptr;
         if (choice == 5) wrong.workspace_bytes = bytes - 1;
-        if (tfiseg_cluster_cpu(&p, &wrong) == TFISEG_OK || !out.untouched()) return said(seed, "a wrong result structure was taken");
+        if (tfiseg_cluster_cpu(&p, &wrong) == TFISEG_OK || !out.is_unchanged()) return fail(seed, "an invalid result structure was accepted");
     }
     const int32_t status = tfiseg_cluster_cpu(&p, &out.result);
-    if (status) {  // what the size does not depend on: offsets
+    if (status) {  // only offsets are checked here but not for the workspace size
         const auto is_long = [](int32_t cells) { return cells < -TFISEG_MAX_SIDE || cells > TFISEG_MAX_SIDE; };
         const bool expected = p.affinity && std::any_of(c.offsets.begin(), c.offsets.end(), is_long);
-        return (expected && out.untouched()) || said(seed, tfiseg_status_string(status));
+        return (expected && out.is_unchanged()) || fail(seed, tfiseg_status_string(status));
     }
-    if (!out.consistent(p.max_instances)) return said(seed, "labels are not 1..count in raster order");
+    if (!out.is_consistent(p.max_instances)) return fail(seed, "labels are not 1..count in raster order");
 
-    // the same problem from three threads of the caller at once, each with threads of its own
+    // three threads cluster the same problem at once, each with its own worker threads
     std::vector<Output> others(3, Output(0, 0, 0, 0));
     std::vector<std::thread> callers;
     std::vector<int32_t> statuses(others.size());
     for (size_t k = 0; k < others.size(); ++k)
         callers.emplace_back([&, k] {
             others[k] = Output(n, size_t(out_pixels) / n, rows, size_t(bytes));
-            Output &mine = others[k];
-            tfiseg_problem again = p;
-            again.threads = int32_t(k) + 1;
-            statuses[k] = tfiseg_cluster_cpu(&again, &mine.result);
+            tfiseg_problem copy = p;
+            copy.threads = int32_t(k) + 1;
+            statuses[k] = tfiseg_cluster_cpu(&copy, &others[k].result);
         });
     for (std::thread &caller : callers) caller.join();
     for (size_t k = 0; k < others.size(); ++k)
-        if (statuses[k] || !(others[k] == out)) return said(seed, "several callers at once get another result");
+        if (statuses[k] || !(others[k] == out)) return fail(seed, "simultaneous callers get different results");
 
     std::vector<int32_t> region_map(size_t(p.height) * size_t(p.width));
     std::vector<int64_t> regions(8 * size_t(below(random, 9))), edges(7 * size_t(below(random, 9)));
@@ -257,11 +257,11 @@ bool cluster(uint32_t seed) {
     edges.reserve(1);
     int64_t counts[2];
     if (tfiseg_region_graph(&p, region_map.data(), regions.data(), int64_t(regions.size() / 8), edges.data(), int64_t(edges.size() / 7), counts))
-        return said(seed, "no region graph");
+        return fail(seed, "the region graph failed");
     return counts[0] >= 0 && counts[1] >= 0;
 }
 
-// Views: sizes from their range and from beyond it; only those that are refused, or small, are run.
+// Views with sizes inside and outside of their ranges. Large valid ones are not run.
 bool views(uint32_t seed) {
     Random random(seed ^ 0x5eedu);
     const int32_t h = 1 + below(random, 60), w = 1 + below(random, 60);
@@ -279,7 +279,7 @@ bool views(uint32_t seed) {
     p.split = split.data();
     p.max_instances = 1 + below(random, 20);
     Output found(1, map.size(), size_t(p.max_instances), size_t(tfiseg_workspace_size(&p, TFISEG_ON_CPU)));
-    if (tfiseg_cluster_cpu(&p, &found.result)) return said(seed, "no components");
+    if (tfiseg_cluster_cpu(&p, &found.result)) return fail(seed, "no components");
 
     tfiseg_views v = {};
     v.struct_size = below(random, 20) ? uint32_t(sizeof v) : uint32_t(below(random, 200));
@@ -296,7 +296,7 @@ bool views(uint32_t seed) {
     v.threads = field(random, 3, 12);
     const int32_t max_parts = field(random, 6, 12);
     const int64_t bytes = tfiseg_views_workspace_size(&v, max_parts);
-    if (bytes < 0) return said(seed, "a negative workspace size of views");
+    if (bytes < 0) return fail(seed, "a negative workspace size of views");
     int32_t spare = kCanary;
     uint8_t byte = 77;
     if (bytes == 0) {
@@ -311,30 +311,30 @@ bool views(uint32_t seed) {
         pieces.tables = pieces.table = found.table.data();
         pieces.label_map = pieces.count = pieces.component_of = &spare;
         const bool refused = tfiseg_place_pieces_cpu(&v, &pieces) != TFISEG_OK;
-        return (refused && spare == kCanary && byte == 77) || said(seed, "views without a workspace size were taken");
+        return (refused && spare == kCanary && byte == 77) || fail(seed, "views without a workspace size were accepted");
     }
-    // a frame or components of another size than the memory here, or too large: the size is all that is asked for
-    if (v.height != h || v.width != w || v.max_components != p.max_instances || v.threads < 1 || bytes > kMostBytes) return true;
+    // the arrays do not have this size, or the views are too large: only the workspace size is tested
+    if (v.height != h || v.width != w || v.max_components != p.max_instances || v.threads < 1 || bytes > kMaxBytes) return true;
     const size_t cells = size_t(v.view_count) * size_t(v.view_side) * size_t(v.view_side);
-    if (cells > size_t(kMostPixels)) return true;
+    if (cells > size_t(kMaxPixels)) return true;
     std::vector<int32_t> corners(size_t(v.view_count) * TFISEG_VIEW_COLUMNS);
     std::vector<uint8_t> images(cells * 3), masks(cells), own(cells);
-    std::vector<char> room(static_cast<size_t>(bytes));
+    std::vector<char> workspace(static_cast<size_t>(bytes));
     v.views = corners.data();
     v.images = images.data();
     v.masks = masks.data();
     v.own = own.data();
-    v.workspace = room.data();
+    v.workspace = workspace.data();
     v.workspace_bytes = bytes;
-    if (const int32_t status = tfiseg_cut_views_cpu(&v)) return said(seed, tfiseg_status_string(status));
+    if (const int32_t status = tfiseg_cut_views_cpu(&v)) return fail(seed, tfiseg_status_string(status));
 
-    tfiseg_problem inside = p;
-    inside.batch = v.view_count;
-    inside.height = inside.width = inside.out_height = inside.out_width = v.view_side;
-    inside.class_map = own.data();
-    inside.max_instances = max_parts;
-    Output parts(size_t(v.view_count), cells / size_t(v.view_count), size_t(max_parts), size_t(tfiseg_workspace_size(&inside, TFISEG_ON_CPU)));
-    if (const int32_t status = tfiseg_cluster_cpu(&inside, &parts.result)) return said(seed, tfiseg_status_string(status));
+    tfiseg_problem view_problem = p;
+    view_problem.batch = v.view_count;
+    view_problem.height = view_problem.width = view_problem.out_height = view_problem.out_width = v.view_side;
+    view_problem.class_map = own.data();
+    view_problem.max_instances = max_parts;
+    Output parts(size_t(v.view_count), cells / size_t(v.view_count), size_t(max_parts), size_t(tfiseg_workspace_size(&view_problem, TFISEG_ON_CPU)));
+    if (const int32_t status = tfiseg_cluster_cpu(&view_problem, &parts.result)) return fail(seed, tfiseg_status_string(status));
     const size_t rows = size_t(v.max_components) + size_t(v.view_count) * size_t(max_parts - 1);
     Output placed(1, map.size(), rows, 0);
     std::vector<int32_t> component_of(rows);
@@ -350,7 +350,7 @@ bool views(uint32_t seed) {
     pieces.count = placed.count.data();
     pieces.table = placed.table.data();
     pieces.component_of = component_of.data();
-    if (const int32_t status = tfiseg_place_pieces_cpu(&v, &pieces)) return said(seed, tfiseg_status_string(status));
+    if (const int32_t status = tfiseg_place_pieces_cpu(&v, &pieces)) return fail(seed, tfiseg_status_string(status));
     return placed.count[0] >= 0 && size_t(placed.count[0]) <= rows;
 }
 
@@ -359,13 +359,13 @@ bool fit(uint32_t seed) {
     const int32_t h = field(random, 40, 6), w = field(random, 40, 6), out_h = field(random, 40, 6), out_w = field(random, 40, 6);
     const auto is_side = [](int32_t side) { return side >= 1 && side <= TFISEG_MAX_OUT_SIDE; };
     const bool valid = is_side(h) && is_side(w) && is_side(out_h) && is_side(out_w);
-    if (valid && std::max(int64_t(h) * w, int64_t(out_h) * out_w) > 8 * kMostPixels) return true;
+    if (valid && std::max(int64_t(h) * w, int64_t(out_h) * out_w) > 8 * kMaxPixels) return true;
     const std::vector<uint8_t> frame(valid ? size_t(h) * size_t(w) * 3 : 3, 100);
     std::vector<float> out(valid ? size_t(out_h) * size_t(out_w) * 3 : 3, -1.0f);
     const int32_t status = tfiseg_fit_frame(frame.data(), h, w, out.data(), out_h, out_w);
     const auto is_100 = [](float v) { return std::abs(v - 100.0f) < 0.01f; };
-    if (valid) return (status == TFISEG_OK && std::all_of(out.begin(), out.end(), is_100)) || said(seed, "a frame was not fitted");
-    return (status == TFISEG_BAD_SHAPE && out[0] == -1.0f) || said(seed, "a side out of range was taken");
+    if (valid) return (status == TFISEG_OK && std::all_of(out.begin(), out.end(), is_100)) || fail(seed, "a frame was not resized");
+    return (status == TFISEG_BAD_SHAPE && out[0] == -1.0f) || fail(seed, "a side out of range was accepted");
 }
 
 }  // namespace

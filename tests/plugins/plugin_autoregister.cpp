@@ -1,6 +1,6 @@
-// A program with a plugin registry as TensorRT has it, which opens libtfiseg_plugin_autoregister.so and nothing else.
+// A program with a plugin registry like TensorRT's, which only opens libtfiseg_plugin_autoregister.so.
 //     plugin_autoregister LIBRARY [VERSION]
-// VERSION: what getInferLibVersion returns, 100300 for TensorRT 10.3.0. Prints the creators that are registered, a line each.
+// VERSION: return value of getInferLibVersion, for example 100300 for TensorRT 10.3.0. Prints the registered creators, one per line.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
@@ -27,7 +27,7 @@ class Registry final : public IPluginRegistry {
         *count = int32_t(creators.size());
         return creators.data();
     }
-    // of later versions: no override, so that this compiles with all headers
+    // only in later versions, so without `override`
     virtual IPluginCreatorInterface *const *getAllCreatorsRecursive(int32_t *const count) noexcept { return getAllCreators(count); }
     IPluginCreatorInterface *getCreator(AsciiChar const *const name, AsciiChar const *const version, AsciiChar const *const plugin_namespace) noexcept override {
         for (size_t k = 0; k < creators.size(); ++k) {
@@ -70,7 +70,7 @@ int main(int argc, char **argv) {
             std::fprintf(stderr, "%s\n", dlerror());
             return 1;
         }
-        dlclose(library);  // it stays: the registry has a pointer into it
+        dlclose(library);  // the library is not unloaded, because the registry has a pointer into it
     }
     for (size_t k = 0; k < registry.creators.size(); ++k) {
         auto *creator = static_cast<IPluginCreatorV3One *>(registry.creators[k]);

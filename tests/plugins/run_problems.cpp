@@ -1,7 +1,7 @@
-// Clusters problems that test_aarch64.py wrote, on the machine or emulator that runs this.
+// Clusters the problems of test_aarch64.py on the machine or emulator that runs this program.
 //     run_problems PROBLEMS RESULTS [THREADS]
-// PROBLEMS: for each, an int64 size, then a tfiseg_problem whose pointers are offsets from the size's place (0: NULL), then what they
-// point to. RESULTS: for each, label map, semantic map, counts, regions, table (rows that are not written are 0).
+// PROBLEMS: for each problem, an int64 size, a tfiseg_problem, and its arrays. The pointers of the structure are offsets from the address
+// of the size (0: NULL). RESULTS: for each problem, label map, semantic map, counts, regions and table, whose unused rows are 0.
 #include <tfiseg.h>
 
 #include <cstdio>
@@ -14,7 +14,7 @@
 namespace {
 
 template <class T>
-void locate(const T *&pointer, const char *base) {
+void relocate(const T *&pointer, const char *base) {
     if (pointer) pointer = reinterpret_cast<const T *>(base + reinterpret_cast<intptr_t>(pointer));
 }
 
@@ -24,18 +24,18 @@ void write(std::ofstream &file, const std::vector<T> &values) {
 }
 
 template <>
-void locate(const void *&pointer, const char *base) {
+void relocate(const void *&pointer, const char *base) {
     if (pointer) pointer = base + reinterpret_cast<intptr_t>(pointer);
 }
 
-void solve(tfiseg_problem p, const char *base, std::ofstream &file) {
-    locate(p.class_map, base);
-    for (const void **map : {&p.logits, &p.displacement, &p.boundary, &p.affinity, &p.scores}) locate(*map, base);
-    locate(p.affinity_offsets_yx, base);
-    locate(p.things, base);
-    locate(p.split, base);
-    locate(p.evidence_rule, base);
-    locate(p.part_rule, base);
+void cluster(tfiseg_problem p, const char *base, std::ofstream &file) {
+    relocate(p.class_map, base);
+    for (const void **map : {&p.logits, &p.displacement, &p.boundary, &p.affinity, &p.scores}) relocate(*map, base);
+    relocate(p.affinity_offsets_yx, base);
+    relocate(p.things, base);
+    relocate(p.split, base);
+    relocate(p.evidence_rule, base);
+    relocate(p.part_rule, base);
     const size_t n = size_t(p.batch), pixels = n * size_t(p.out_height) * size_t(p.out_width);
     std::vector<int32_t> label_map(pixels), count(n), regions(n);
     std::vector<uint8_t> semantic_map(pixels);
@@ -74,7 +74,7 @@ int main(int argc, char **argv) {
         std::memcpy(&bytes, &problems[at], sizeof bytes);
         std::memcpy(&problem, &problems[at + sizeof bytes], sizeof problem);
         if (argc > 3) problem.threads = std::atoi(argv[3]);
-        solve(problem, &problems[at], results);
+        cluster(problem, &problems[at], results);
         at += size_t(bytes);
     }
     return results.flush() ? 0 : 1;

@@ -1,5 +1,5 @@
-// The GPU's phases on a CPU, in an order that a GPU might choose: blocks of threads in random order, threads of a block in random
-// order, and, if asked, several blocks at once. Whatever depends on order gives another result here, or a data race to ThreadSanitizer.
+// Runs the GPU phases on a CPU in an order that is possible on a GPU: blocks in random order, threads of a block in random order, and
+// optionally several blocks at once. Code that depends on the order gives another result here, or a data race in ThreadSanitizer.
 #include <numeric>
 #include <random>
 #include <thread>
@@ -30,14 +30,14 @@ class Shuffled {
                     if (const int64_t i = order[b] * kBlock + lane; i < n) phase(static_cast<decltype(index_of(phase))>(i));
         };
         if (threads_ <= 1 || blocks < 2) return work(0, 1);
-        std::vector<std::thread> team;
-        for (int32_t t = 0; t < threads_; ++t) team.emplace_back(work, size_t(t), size_t(threads_));
-        for (std::thread &t : team) t.join();
+        std::vector<std::thread> workers;
+        for (int32_t t = 0; t < threads_; ++t) workers.emplace_back(work, size_t(t), size_t(threads_));
+        for (std::thread &worker : workers) worker.join();
     }
 
     template <class Phase>
-    void each_counted(const int32_t *count, int64_t most, const Phase &phase) {
-        each(std::min<int64_t>(*count, most), phase);
+    void each_counted(const int32_t *count, int64_t limit, const Phase &phase) {
+        each(std::min<int64_t>(*count, limit), phase);
     }
 
     template <class Phases>
@@ -49,7 +49,7 @@ class Shuffled {
         }
     }
 
-    // Tiles in random order, several at once if asked. The items of a tile share memory, so they run in one thread, in random order.
+    // Runs tiles in random order, optionally several at once. The items of a tile share memory, so one thread runs them in random order.
     template <class Phase>
     void tiles(int64_t n, const Phase &phase) {
         std::vector<int32_t> items(Phase::kItems);
@@ -75,7 +75,7 @@ class Shuffled {
     }
 
   private:
-    // What a phase takes: int32_t or int64_t.
+    // The type of a phase's index: int32_t or int64_t.
     template <class Phase, class Index>
     static Index argument(void (Phase::*)(Index) const);
     template <class Phase>
@@ -88,7 +88,7 @@ class Shuffled {
 
 }  // namespace
 
-// The same name in cuda_runner.cu runs the phases on a GPU.
+// The functions of these names in cuda_runner.cu run the phases on a GPU.
 extern "C" TFISEG_API int32_t cluster_by_phases(const tfiseg_problem *problem, tfiseg_result *result, uint32_t seed, int32_t threads) {
     if (const int32_t status = tfiseg::check(problem, result, TFISEG_ON_CUDA)) return status;
     Shuffled executor(seed, threads);

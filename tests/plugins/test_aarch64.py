@@ -1,4 +1,4 @@
-"""The operator on a Jetson's CPU: built for aarch64, run under qemu-user, bit for bit equal to x86-64."""
+"""Test that the operator for aarch64 (Jetson), run by qemu-user, equals that for x86-64 bit for bit."""
 
 import ctypes
 import platform
@@ -21,7 +21,7 @@ PROBLEMS = 300
 
 @dataclass(frozen=True)
 class Jetson:
-    """A folder with an installed prefix for aarch64, and a function that runs its programs."""
+    """A folder with an installed prefix for aarch64, and a function that runs programs for aarch64."""
 
     prefix: Path
     run: Callable[..., str]
@@ -128,14 +128,14 @@ def test_problems_are_equal_to_x86_64_bit_for_bit(jetson, run_tool, random_probl
         for name in ("label_map", "semantic_map", "count", "regions"):
             assert np.array_equal(getattr(got, name), getattr(expected, name)), name
         for k, n in enumerate(expected.count):
-            mine, theirs = got.table[k, :n], expected.table[k, :n]
-            assert np.array_equal(np.delete(mine, 1, 1), np.delete(theirs, 1, 1))
-            differing_scores += int((mine[:, 1] != theirs[:, 1]).sum())
+            got_row, expected_row = got.table[k, :n], expected.table[k, :n]
+            assert np.array_equal(np.delete(got_row, 1, 1), np.delete(expected_row, 1, 1))
+            differing_scores += int((got_row[:, 1] != expected_row[:, 1]).sum())
     assert differing_scores == 0
 
 
 def test_gpu_phases_are_equal_on_aarch64(require_tools, run_tool, tmp_path):
-    """fuzz.cpp, whole: CPU operator against GPU phases, views, frames, refused arguments."""
+    """Run all of fuzz.cpp: CPU operator against GPU phases, views, frames, invalid arguments."""
     require_tools("aarch64-linux-gnu-g++", "qemu-aarch64")
     csrc = PLUGINS / "csrc"
     sources = [csrc / f"{name}.cpp" for name in ("api", "cluster_cpu", "fit_cpu", "views_cpu")]

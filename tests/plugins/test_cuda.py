@@ -66,18 +66,14 @@ def test_random_problems(first_seed, random_problem, on_gpu, assert_same):
 
 @pytest.mark.parametrize("seed", range(24))
 def test_views_and_placed_instances(seed, random_views_case, runner, views_by_phases):
-    cut, place = views_by_phases(runner)
+    render, place = views_by_phases(runner)
     scene, count, side, found_in = random_views_case(seed)
     expected = render_views_reference(scene, count, side)
-    seen = cut(scene, count, side)
-    found, least = found_in(expected), 1 + seed % 2
-    pairs = (
-        (seen, expected),
-        (place(scene, expected, found, least), place_instances_reference(scene, expected, found, least)),
-    )
-    for got, wanted in pairs:
-        for name in wanted.__dataclass_fields__:
-            assert np.array_equal(getattr(got, name), getattr(wanted, name)), name
+    arguments = (scene, expected, found_in(expected), 1 + seed % 2)
+    results = (render(scene, count, side), place(*arguments))
+    for got, reference in zip(results, (expected, place_instances_reference(*arguments)), strict=True):
+        for name in reference.__dataclass_fields__:
+            assert np.array_equal(getattr(got, name), getattr(reference, name)), name
 
 
 @pytest.mark.parametrize(

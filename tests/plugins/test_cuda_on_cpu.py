@@ -24,9 +24,9 @@ CSRC = HERE.parent.parent / "plugins" / "csrc"
 SHARED = ("-fPIC", "-shared", "-fvisibility-inlines-hidden")
 EMULATED = (
     "-O1",
-    "-fno-strict-aliasing",  # atomics see uint64_t as unsigned long long
+    "-fno-strict-aliasing",  # CUDA declares 64-bit atomics for unsigned long long
     "-DTFISEG_WITH_CUDA",
-    "-DTFISEG_SMALL_PIXELS=1500",  # half of the random problems take each way
+    "-DTFISEG_SMALL_PIXELS=1500",  # each branch is used by half of the random problems
     "-DTFISEG_SOLO_ITEMS=40",
     "-DTFISEG_THREADS=64",
     "-I" + str(HERE / "cuda_on_cpu" / "include"),
@@ -35,7 +35,7 @@ EMULATED = (
 
 @pytest.fixture(scope="session")
 def emulate(compile_cpp, tmp_path_factory) -> Callable[..., Path]:
-    """emulate(name, *sources, flags=()): compile CUDA sources as a CPU library."""
+    """emulate(name, *sources, flags=()): compile CUDA sources to a CPU library."""
     folder = tmp_path_factory.mktemp("cuda_on_cpu")
     sources = [CSRC / name for name in ("api.cpp", "cluster_cpu.cpp", "fit_cpu.cpp", "views_cpu.cpp")]
     cpu = compile_cpp(folder / "cpu.so", *sources, flags=("-O1", "-DTFISEG_WITH_CUDA", *SHARED))
@@ -50,13 +50,13 @@ def emulate(compile_cpp, tmp_path_factory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def kernels(emulate) -> Path:
-    """cluster_cuda.cu and cuda_runner.cu for a CPU."""
+    """Return the library of cluster_cuda.cu and cuda_runner.cu for a CPU."""
     return emulate("kernels.so", HERE / "cuda_runner.cu")
 
 
 @pytest.fixture
 def configure(kernels) -> Callable[..., None]:
-    """configure(seed, yield_every=0, converges=True, processors=132): how the next kernels run."""
+    """configure(seed, yield_every=0, converges=True, processors=132): set how the next kernels run."""
     library = ctypes.CDLL(str(kernels))
 
     def set_to(seed: int, yield_every: int = 0, converges: bool = True, processors: int = 132) -> None:
@@ -88,7 +88,7 @@ def test_random_problems(way, random_problem, kernels, by_phases, configure, ass
 
 
 def test_boundaries_out_of_range_terminate(random_problem, kernels, by_phases, configure, assert_same):
-    """Growth over negative costs did not terminate, e.g. with seeds 117 and 143."""
+    """Spreading over negative costs does not terminate, for example with seeds 117 and 143."""
     run, tried = by_phases(kernels), 0
     for seed in (117, 143, *range(160)):
         problem = random_problem(seed)
@@ -104,7 +104,7 @@ def test_boundaries_out_of_range_terminate(random_problem, kernels, by_phases, c
 
 
 def test_fuzz(kernels, compile_cpp, tmp_path):
-    """fuzz.cpp's problems, views and frames through the kernels."""
+    """Run the problems, views and frames of fuzz.cpp with the kernels."""
     libraries = (str(kernels), str(kernels.parent / "cpu.so"), f"-Wl,-rpath,{kernels.parent}")
     program = compile_cpp(tmp_path / "fuzz", HERE / "fuzz.cpp", libraries=libraries)
     done = subprocess.run([program, "30"], capture_output=True, text=True, timeout=120)
@@ -167,10 +167,13 @@ def test_views(random_views_case, kernels, views_by_phases, configure):
         configure(seed)
         got = render_views(scene, count, side)
         found = parts_of(expected)
-        pieces = place_instances(scene, expected, found, 2)
-        for mine, theirs in ((got, expected), (pieces, place_instances_reference(scene, expected, found, 2))):
-            for name in theirs.__dataclass_fields__:
-                assert np.array_equal(getattr(mine, name), getattr(theirs, name)), name
+        placed = place_instances(scene, expected, found, 2)
+        for result, reference in (
+            (got, expected),
+            (placed, place_instances_reference(scene, expected, found, 2)),
+        ):
+            for name in reference.__dataclass_fields__:
+                assert np.array_equal(getattr(result, name), getattr(reference, name)), name
 
 
 def fit_on_device(kernels: Path, frame: np.ndarray, size_hw: tuple[int, int], seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Evidence and values that no trained network predicts: time and sums stay bounded."""
+"""Test evidence that no trained network predicts: time and sums are bounded."""
 
 import time
 import warnings
@@ -19,20 +19,20 @@ def random_rule(seed: int, hidden: int = 4) -> np.ndarray:
 
 
 def dots(side: int) -> Problem:
-    """Single pixels in every second row and column, with affinity 1 to their neighbors."""
+    """Return single pixels in every second row and column, with affinity 1 to their neighbors."""
     class_map = np.zeros((side, side), np.uint8)
     class_map[::2, ::2] = 1
     return problem_of(class_map, affinity=np.ones((1, 2, side, side), np.float32), affinity_offsets=2 * NEXT)
 
 
 def pixels(side: int, **evidence) -> Problem:
-    """Every pixel is its own region."""
-    still = np.zeros((2, side, side), np.float32)
-    return problem_of(np.ones((side, side), np.uint8), still, centre_radius=0.0, **evidence)
+    """Return a problem whose regions are single pixels."""
+    no_displacement = np.zeros((2, side, side), np.float32)
+    return problem_of(np.ones((side, side), np.uint8), no_displacement, centre_radius=0.0, **evidence)
 
 
 def noisy_pixels(side: int) -> Problem:
-    """Regions of one pixel with a rule that depends on shape, so that one union keeps growing."""
+    """Return single-pixel regions and a rule that depends on shape, so that one union grows in each round."""
     affinity = np.random.default_rng(0).random((1, 2, side, side)).astype(np.float32)
     return pixels(side, affinity=affinity, affinity_offsets=NEXT, merge_rule=random_rule(0))
 
@@ -64,7 +64,7 @@ def seconds(problem: Problem) -> float:
 
 @pytest.mark.parametrize("make", [dots, one_object, noisy_pixels, noisy_class_map, random_boundary])
 def test_time_grows_with_the_pixels(make):
-    """At most 6 times for twice the side; it was 8 to 16 times."""
+    """Twice the side, four times the pixels, takes at most 6 times as long."""
     small, large = seconds(make(256)), seconds(make(512))
     assert large < 6 * small + 0.05, f"{small:.3f} s at 256 x 256, {large:.3f} s at 512 x 512"
 
@@ -102,7 +102,7 @@ def test_stopped_second_pass_is_reported(shuffled, assert_same):
 
 
 def test_fixed_ratio_needs_no_budget():
-    """Connected components of noise merge thousands of basins into one union."""
+    """Thousands of basins of noise are merged into one connected component."""
     class_map = (np.random.default_rng(0).random((512, 512)) < 0.7).astype(np.uint8)
     problem = problem_of(class_map, split=0.0)
     found = cluster_native(problem)
@@ -136,7 +136,7 @@ def test_values_out_of_range_terminate_and_are_equal_everywhere(
     name, share, random_problem, shuffled, assert_same
 ):
     rng = np.random.default_rng(7)
-    tried = 0
+    count = 0
     for seed in range(400):
         problem = random_problem(seed)
         values = getattr(problem, name)
@@ -146,10 +146,10 @@ def test_values_out_of_range_terminate_and_are_equal_everywhere(
         expected = cluster_reference(problem)
         assert_same(cluster_native(problem, threads=2), expected)
         assert_same(shuffled(problem, seed=seed), expected)
-        tried += 1
-        if tried == 12:
+        count += 1
+        if count == 12:
             return
-    raise AssertionError(f"only {tried} problems have {name}")
+    raise AssertionError(f"only {count} problems have {name}")
 
 
 @pytest.mark.parametrize("offset", [2**31 - 1, -(2**31), 4097])

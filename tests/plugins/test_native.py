@@ -27,10 +27,10 @@ def assert_equal(problem: Problem) -> None:
         assert np.array_equal(got.semantic_map, expected.semantic_map)
         assert np.array_equal(got.count, expected.count)
         rows = [got.table[k, :n] for k, n in enumerate(got.count)]
-        for mine, theirs in zip(rows, expected.table, strict=True):
-            assert np.array_equal(np.delete(mine, 1, 1), np.delete(theirs[: len(mine)], 1, 1))
+        for got_row, expected_row in zip(rows, expected.table, strict=True):
+            assert np.array_equal(np.delete(got_row, 1, 1), np.delete(expected_row[: len(got_row)], 1, 1))
             assert np.allclose(
-                mine[:, 1], theirs[: len(mine), 1], atol=1e-4
+                got_row[:, 1], expected_row[: len(got_row), 1], atol=1e-4
             )  # scores: softmax may differ in the last bits
 
 

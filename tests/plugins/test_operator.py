@@ -197,9 +197,9 @@ def test_tensors_of_every_dtype_are_accepted():
     expected = tfiseg.cluster(logits.bfloat16().float().numpy())
     for given in (logits.bfloat16(), logits.bfloat16().requires_grad_()):
         assert np.array_equal(tfiseg.cluster(given).label_map, expected.label_map)
-    wanted = tfiseg.cluster(logits.numpy(), scores=np.full((60, 80), 0.5, np.float32))
+    expected = tfiseg.cluster(logits.numpy(), scores=np.full((60, 80), 0.5, np.float32))
     found = tfiseg.cluster(logits.requires_grad_(), scores=torch.full((60, 80), 0.5).bfloat16())
-    assert np.array_equal(found.score, wanted.score)
+    assert np.array_equal(found.score, expected.score)
 
 
 def test_things_may_be_one_number():

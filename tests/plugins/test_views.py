@@ -26,17 +26,17 @@ def assert_equal(got, expected):
 
 @pytest.mark.parametrize("seed", range(24))
 def test_reference_native_and_phases_agree(seed, random_views_case, phases):
-    cut, place = phases
+    render, place = phases
     scene, count, side, found_in = random_views_case(seed)
     expected = render_views_reference(scene, count, side)
     assert_equal(render_views(scene, count, side, threads=1 + seed % 3), expected)
     for order in range(2):
-        assert_equal(cut(scene, count, side, seed=order, threads=1 + order), expected)
-    found, least = found_in(expected), 1 + seed % 2
-    placed = place_instances_reference(scene, expected, found, least)
-    assert_equal(place_instances(scene, expected, found, least, threads=1 + seed % 3), placed)
+        assert_equal(render(scene, count, side, seed=order, threads=1 + order), expected)
+    found, min_regions = found_in(expected), 1 + seed % 2
+    placed = place_instances_reference(scene, expected, found, min_regions)
+    assert_equal(place_instances(scene, expected, found, min_regions, threads=1 + seed % 3), placed)
     for order in range(2):
-        assert_equal(place(scene, expected, found, least, seed=order, threads=1 + order), placed)
+        assert_equal(place(scene, expected, found, min_regions, seed=order, threads=1 + order), placed)
 
 
 def disks(size_hw, *circles) -> np.ndarray:
@@ -50,19 +50,19 @@ def disks(size_hw, *circles) -> np.ndarray:
 def test_touching_disks_get_a_view_and_a_single_one_does_not(scene_of):
     pair = ((60, 60, 30, 1), (105, 60, 30, 1))
     scene = scene_of(disks((240, 320), *pair, (230, 150, 40, 2), (40, 200, 16, 1)))
-    cut = render_views(scene, 4, SIDE)
+    rendered = render_views(scene, 4, SIDE)
     # the pair: box (30, 30)..(136, 91), so 106 * 5 / 4 + 16 = 148 px, centered and shifted into the frame;
     # class 1: box (24, 30)..(136, 217), so 187 * 5 / 4 + 16 = 249 px, larger than the frame's height
-    assert cut.views.tolist() == [
+    assert rendered.views.tolist() == [
         [9, 0, 148, 1, 1],
         [0, -1, 249, 1, 0],
         [0, 0, SIDE, 0, 0],
         [0, 0, SIDE, 0, 0],
     ]
-    assert (cut.images[2:] == 127).all()
-    assert not cut.masks[2:].any()
-    assert cut.masks[:2].any((1, 2)).tolist() == [True, True]
-    assert cut.own.any((1, 2)).tolist() == [True, False, False, False]
+    assert (rendered.images[2:] == 127).all()
+    assert not rendered.masks[2:].any()
+    assert rendered.masks[:2].any((1, 2)).tolist() == [True, True]
+    assert rendered.own.any((1, 2)).tolist() == [True, False, False, False]
 
 
 def test_largest_components_come_first_up_to_the_limit(scene_of):
@@ -74,32 +74,32 @@ def test_largest_components_come_first_up_to_the_limit(scene_of):
 
 def test_other_classes_are_left_out(scene_of):
     scene = scene_of(disks((160, 160), (50, 50, 25, 1), (90, 50, 25, 1), (50, 120, 20, 2), (85, 120, 20, 2)))
-    scene.wanted[1] = 0
-    cut = render_views(scene, 2, SIDE)
-    assert cut.views[:, 3].tolist() == [2, 0]
+    scene.thing_flags[1] = 0
+    rendered = render_views(scene, 2, SIDE)
+    assert rendered.views[:, 3].tolist() == [2, 0]
     nothing = ViewClusterings(
         np.zeros((2, SIDE, SIDE), np.int32), *np.zeros((2, 2), np.int32), np.zeros((2, 1, 10), np.float32)
     )
-    pieces = place_instances(scene, cut, nothing)
-    assert pieces.component_of.tolist() == [2]
-    assert np.array_equal(pieces.label_map > 0, scene.label_map == 2)
+    placed = place_instances(scene, rendered, nothing)
+    assert placed.component_of.tolist() == [2]
+    assert np.array_equal(placed.label_map > 0, scene.label_map == 2)
 
 
 def test_a_frame_without_components(scene_of):
     scene = scene_of(np.zeros((40, 50), np.uint8))
-    cut = render_views(scene, 3, 32)
-    assert cut.views.tolist() == [[0, 0, 32, 0, 0]] * 3
+    rendered = render_views(scene, 3, 32)
+    assert rendered.views.tolist() == [[0, 0, 32, 0, 0]] * 3
     nothing = ViewClusterings(
         np.zeros((3, 32, 32), np.int32), *np.zeros((2, 3), np.int32), np.zeros((3, 1, 10), np.float32)
     )
-    pieces = place_instances(scene, cut, nothing)
-    assert not pieces.label_map.any()
-    assert not len(pieces.table)
+    placed = place_instances(scene, rendered, nothing)
+    assert not placed.label_map.any()
+    assert not len(placed.table)
 
 
-def halves(cut: RenderedViews, regions: int) -> ViewClusterings:
+def halves(rendered: RenderedViews, regions: int) -> ViewClusterings:
     """Split the first view's component in the middle; the right part is larger."""
-    own = cut.own > 0
+    own = rendered.own > 0
     middle = int(np.nonzero(own[0])[1].mean()) - 5
     labels = np.where(own, 1 + (np.arange(own.shape[2]) >= middle), 0).astype(np.int32)
     tables = np.zeros((len(own), 2, 10), np.float32)
@@ -112,27 +112,27 @@ def halves(cut: RenderedViews, regions: int) -> ViewClusterings:
 def test_parts_are_placed_at_their_position(scene_of):
     scene = scene_of(disks((200, 300), (70, 90, 40, 3), (130, 90, 40, 3), (240, 150, 20, 3)))
     scene.table[:, 1] = (0.25, 0.75)
-    cut = render_views(scene, 3, SIDE)
-    found = halves(cut, regions=2)
-    pieces = place_instances(scene, cut, found)
-    assert pieces.component_of.tolist() == [1, 1, 2]
-    assert pieces.table[:, :2].tolist() == [[3, 0.25], [3, 0.25], [3, 0.75]]
-    x, _, side = cut.views[0, :3].tolist()
+    rendered = render_views(scene, 3, SIDE)
+    found = halves(rendered, regions=2)
+    placed = place_instances(scene, rendered, found)
+    assert placed.component_of.tolist() == [1, 1, 2]
+    assert placed.table[:, :2].tolist() == [[3, 0.25], [3, 0.25], [3, 0.75]]
+    x, _, side = rendered.views[0, :3].tolist()
     border = x + (np.argmax((found.labels[0] == 2).any(0))) * side / SIDE
-    columns = np.nonzero((pieces.label_map == 2).any(0))[0]
+    columns = np.nonzero((placed.label_map == 2).any(0))[0]
     assert abs(columns.min() - border) <= 1
-    assert np.array_equal((pieces.label_map > 0), scene.label_map > 0)
-    for k, row in enumerate(pieces.table, 1):
-        y, x = np.nonzero(pieces.label_map == k)
+    assert np.array_equal((placed.label_map > 0), scene.label_map > 0)
+    for k, row in enumerate(placed.table, 1):
+        y, x = np.nonzero(placed.label_map == k)
         assert row[2:7].tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1, len(x)]
         assert np.allclose(row[7:9], (x.mean(), y.mean()), atol=1e-3)
 
 
-@pytest.mark.parametrize(("regions", "least", "pieces"), [(1, 2, 2), (1, 1, 3), (2, 2, 3)])
-def test_components_with_few_regions_stay_whole(regions, least, pieces, scene_of):
+@pytest.mark.parametrize(("regions", "min_regions", "pieces"), [(1, 2, 2), (1, 1, 3), (2, 2, 3)])
+def test_components_with_few_regions_stay_whole(regions, min_regions, pieces, scene_of):
     scene = scene_of(disks((200, 300), (70, 90, 40, 3), (130, 90, 40, 3), (240, 150, 20, 3)))
-    cut = render_views(scene, 3, SIDE)
-    assert len(place_instances(scene, cut, halves(cut, regions), least).table) == pieces
+    rendered = render_views(scene, 3, SIDE)
+    assert len(place_instances(scene, rendered, halves(rendered, regions), min_regions).table) == pieces
 
 
 def test_invalid_sizes_raise_an_error(scene_of):
@@ -163,7 +163,7 @@ def test_crowds_of_disks_leave_views_to_other_components(scene_of):
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["pennfudan", "coco", "voc2007", "dsb2018"])
 def test_views_of_photos_equal_those_of_opencv(name, eval_sets):
-    """runtime/refine/view_planning.py plans the same views, except rare ones of components with holes."""
+    """view_planning.py plans the same views, except for a few components with holes."""
     same, frames, different = 0, 0, np.zeros((2, 2))  # cells of masks and components differ in ties
     for path in sorted((eval_sets / name / "semantic").glob("*.png"))[::6]:
         image = cv2.imread(str(next((eval_sets / name / "images").glob(f"{path.stem}.*"))))
@@ -171,13 +171,13 @@ def test_views_of_photos_equal_those_of_opencv(name, eval_sets):
         planned, rendered = plan_and_render_views(image, components, 192)
         table = np.zeros((len(components), 10), np.float32)
         table[:, 0], table[:, 2:6], table[:, 6] = components.class_id, components.box_xyxy, components.area
-        cut = render_views(Scene(image, components.label_map, table, np.ones(256, np.uint8)), 64, 192)
+        native = render_views(Scene(image, components.label_map, table, np.ones(256, np.uint8)), 64, 192)
         expected = [[p.view.x, p.view.y, p.view.side, p.class_id, p.component] for p in planned]
-        rows = cut.views[cut.views[:, 3] > 0].tolist()
+        rows = native.views[native.views[:, 3] > 0].tolist()
         assert [row for row in rows if row in expected] == expected
         at = [rows.index(row) for row in expected]
-        assert np.abs(cut.images[at].astype(int) - rendered.images).max(initial=0) <= 1
-        for k, (a, b) in enumerate(((cut.masks[at], rendered.masks), (cut.own[at], rendered.own))):
+        assert np.abs(native.images[at].astype(int) - rendered.images).max(initial=0) <= 1
+        for k, (a, b) in enumerate(((native.masks[at], rendered.masks), (native.own[at], rendered.own))):
             different[k] += (a != b).sum(), a.size
         same += rows == expected
         frames += 1

@@ -1,5 +1,4 @@
-"""Engines for the emulated GPU, made of ONNX files; shared by the tests of sessions and of view
-refinement."""
+"""Engines of the emulated GPU, which contain ONNX files, for tests of sessions and of view refinement."""
 
 import json
 from pathlib import Path
@@ -22,17 +21,18 @@ MACHINE = Machine(
 def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(engine_file, "this_machine", lambda: MACHINE)
-    monkeypatch.setattr(
-        onnx_session, "split_preprocessing", lambda model: None
-    )  # engines preprocess in the graph: bit for bit against the same
+    # engines preprocess in the graph, so for bit-exact comparison ONNX Runtime does the same
+    monkeypatch.setattr(onnx_session, "split_preprocessing", lambda model: None)
     return emulated_gpu.Gpu()
 
 
 def engine_of(model, folder, name="net.engine"):
-    """An engine whose plan the emulated TensorRT reads: the ONNX file itself."""
-    said = json.loads(onnxruntime.InferenceSession(model).get_modelmeta().custom_metadata_map[METADATA_KEY])
-    if "view_px" in said:  # as instance_engine.py has it
-        said["outline_px"] = said["view_px"]
+    """Write an engine whose plan is the ONNX file itself, which the emulated TensorRT reads."""
+    metadata = json.loads(
+        onnxruntime.InferenceSession(model).get_modelmeta().custom_metadata_map[METADATA_KEY]
+    )
+    if "view_px" in metadata:  # as in instance_engine.py
+        metadata["outline_px"] = metadata["view_px"]
     record = {
         "built_from": {"onnx": str(model), "command": "tfiseg build net.onnx -o net.engine"},
         "built_with": {
@@ -43,7 +43,7 @@ def engine_of(model, folder, name="net.engine"):
             "compute_capability": None,
         },
         "precision": {},
-        "model": {"class_names": [], "things": [], **said},
+        "model": {"class_names": [], "things": [], **metadata},
         "plugin": None,
     }
     path = folder / name

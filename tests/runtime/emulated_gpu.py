@@ -1,10 +1,8 @@
-"""A GPU whose memory is the host's: PyCUDA's and TensorRT's calls, as far as the GPU's sessions make them, on
-the CPU.
+"""An emulated GPU for tests without a GPU: the calls of PyCUDA and TensorRT that our sessions use.
 
-No GPU is at hand where the tests run. What stands in here is what lies *below* the session: a driver that
-copies, captures and replays, and a TensorRT whose plans are ONNX files that ONNX Runtime runs. Addresses,
-shapes, orders of calls, threads and contexts are the session's own, and are checked: every call needs the
-context current in its thread, and nothing may be in use after it was freed.
+Its memory is host memory. The driver copies, captures and replays. TensorRT's plans are ONNX files, which
+ONNX Runtime runs. The sessions are the real ones, and the emulation checks their calls: every call needs a
+current context in its thread, and no freed memory may be used.
 """
 
 import ctypes
@@ -20,7 +18,7 @@ from tfiseg.runtime.gpu import cuda as cuda_module
 
 
 class Gpu:
-    """The state of the one emulated GPU."""
+    """The state of the emulated GPU."""
 
     def __init__(self):
         self.current = threading.local()
@@ -40,7 +38,7 @@ class Gpu:
         return self.next_handle
 
     def enqueue(self, stream_handle, work):
-        """Run at once, or record while the stream is capturing."""
+        """Run the work now, or record it while the stream is captured."""
         self.check()
         stream = self.streams[stream_handle]
         if stream.recorded is None:
@@ -49,7 +47,7 @@ class Gpu:
             stream.recorded.append(work)
 
     def at(self, address, size):
-        """The address, if so many bytes from it on are allocated."""
+        """Return the address if ``size`` bytes from there are allocated."""
         for start, buffer in self.memory.items():
             if start <= address and address + size <= start + len(buffer):
                 return address
@@ -61,7 +59,7 @@ class DriverError(Exception):
 
 
 def driver_module(gpu):
-    """``pycuda.driver``; names and arguments as in PyCUDA 2026.1's wrap_cudadrv.cpp."""
+    """Return ``pycuda.driver`` with the names and arguments of PyCUDA 2026.1 (wrap_cudadrv.cpp)."""
     driver = types.ModuleType("pycuda.driver")
 
     def mem_alloc(size):
@@ -130,7 +128,7 @@ class Device:
 
 class Allocation:
     def __init__(self, gpu, size):
-        self.buffer = ctypes.create_string_buffer(b"\xc3" * size, size)  # nobody clears memory on a GPU
+        self.buffer = ctypes.create_string_buffer(b"\xc3" * size, size)  # new GPU memory is not cleared
         self.address = ctypes.addressof(self.buffer)
         self.gpu = gpu
         gpu.memory[self.address] = self.buffer
@@ -145,7 +143,9 @@ class Allocation:
 class Stream:
     def __init__(self, gpu, flags=0):
         gpu.check()
-        assert flags == 1, "a blocking stream: other threads' default-stream work would fail in a capture"
+        assert flags == 1, (
+            "a blocking stream: work of other threads on the default stream would fail during a capture"
+        )
         self.gpu, self.handle, self.recorded = gpu, gpu.handle(), None
         gpu.streams[self.handle] = self
 
@@ -155,7 +155,7 @@ class Stream:
 
 
 class LibCuda:
-    """The calls of libcuda.so that capture and launch graphs."""
+    """The functions of libcuda.so that capture and launch graphs."""
 
     def __init__(self, gpu):
         self.gpu = gpu
@@ -167,11 +167,11 @@ class LibCuda:
         return 0
 
     def cuStreamEndCapture(self, stream, graph):
-        one = self.gpu.streams[stream.value]
-        if one.recorded is None:
+        captured = self.gpu.streams[stream.value]
+        if captured.recorded is None:
             return 901
         handle = self.gpu.handle()
-        self.gpu.graphs[handle], one.recorded = one.recorded, None
+        self.gpu.graphs[handle], captured.recorded = captured.recorded, None
         ctypes.cast(graph, ctypes.POINTER(ctypes.c_void_p))[0] = handle
         self.gpu.captures += 1
         return 0
@@ -210,7 +210,7 @@ class LibCuda:
 
 
 class OperatorLibrary:
-    """The C API with its CUDA entry point on host memory: the CPU's."""
+    """The C API, whose CUDA functions run on the CPU."""
 
     def __init__(self, gpu):
         self.gpu = gpu
@@ -244,7 +244,7 @@ class OperatorLibrary:
 
 
 class DeviceArray:
-    """A frame that lies on the GPU, as PyTorch or CuPy show it."""
+    """A frame on the GPU with the interface of PyTorch and CuPy."""
 
     def __init__(self, image, **more):
         self.image = np.ascontiguousarray(image)
@@ -262,7 +262,7 @@ class DeviceArray:
 def install(
     monkeypatch, gpu, profile=((32, 32), (96, 128), (512, 640)), fails=False, operator=True, views=64
 ):
-    """Put the emulated GPU where the session looks for the real one; returns the TensorRT module."""
+    """Replace PyCUDA, TensorRT and libcuda by the emulation, and return the TensorRT module."""
     import sys
 
     from tfiseg.runtime.gpu import clusterer, frame_fitting, lane

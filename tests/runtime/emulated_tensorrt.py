@@ -1,4 +1,4 @@
-"""TensorRT on the emulated GPU: plans are ONNX files, which ONNX Runtime runs."""
+"""TensorRT of the emulated GPU, whose plans are ONNX files that ONNX Runtime runs."""
 
 import ctypes
 import functools
@@ -11,7 +11,7 @@ TensorIOMode = types.SimpleNamespace(INPUT=1, OUTPUT=2)
 
 
 def tensorrt_module(gpu, profile, fails=False, views=64):
-    """``tensorrt_rtx``; names as in TensorRT-RTX 1.7 and TensorRT 10's stubs."""
+    """Return ``tensorrt_rtx`` with the names of TensorRT-RTX 1.7 and TensorRT 10."""
     trt = types.ModuleType("tensorrt_rtx")
     trt.__version__ = "1.7.1.116"
     trt.float32, trt.float16, trt.int32, trt.uint8 = "float32", "float16", "int32", "uint8"
@@ -69,8 +69,8 @@ class ExecutionContext:
         self.engine, self.given, self.addresses, self.shapes = engine, {}, {}, {}
 
     def set_input_shape(self, name, shape):
-        least, _, most = self.engine.get_tensor_profile_shape(name, 0)
-        if not all(low <= side <= high for low, side, high in zip(least, shape, most, strict=True)):
+        lower, _, upper = self.engine.get_tensor_profile_shape(name, 0)
+        if not all(low <= side <= high for low, side, high in zip(lower, shape, upper, strict=True)):
             return False
         self.given[name] = tuple(shape)
         self.shapes = {}

@@ -42,7 +42,7 @@ def crossing():
 
 
 def hidden():
-    """One object passes behind a wall; another one stands beside it."""
+    """One object passes behind a wall, and another one does not move."""
     return [Mover(line((30, 120), (2.0, 0))), Mover(line((60, 190), (0, 0)), (20, 20))], ((130, 175),), 130
 
 

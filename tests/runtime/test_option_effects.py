@@ -1,4 +1,4 @@
-"""Every option acts or is refused, whatever runs the model."""
+"""Test that every option has an effect or raises an error, with every kind of model."""
 
 import json
 import re
@@ -36,12 +36,12 @@ def check(**options):
     "options",
     [{}, {"split": "auto"}, {"min_area": 300}, {"min_area": 500}, {"max_instances": 10}, {"things": (2,)}],
 )
-def test_what_the_operator_inside_an_engine_can_serve(options):
+def test_options_that_the_operator_inside_an_engine_supports(options):
     check(**options)
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"split": 0.5}, "splits by 'auto', not by 0.5"),
         ({"split": {1: 0.0}}, "splits by"),
@@ -52,36 +52,36 @@ def test_what_the_operator_inside_an_engine_can_serve(options):
         ({"refine": "shape"}, "uses instance heads"),
     ],
 )
-def test_what_the_operator_inside_an_engine_cannot_serve(options, says):
-    with pytest.raises(InputError, match=says + ".*--no-operator"):
+def test_options_that_the_operator_inside_an_engine_does_not_support(options, message):
+    with pytest.raises(InputError, match=message + ".*--no-operator"):
         check(**options)
 
 
-def test_what_a_record_says_of_the_operator():
+def test_operator_settings_are_read_from_the_record():
     model = {"things": [1], "clustering": {"min_area": 7, "merge_rule": [0.0]}}
     assert BuiltInOperator.from_record({"model": model}) == BuiltInOperator((1,), "auto", 7, 256, True)
-    said = {"things": [2], "split": 0.5, "min_area": 9, "max_instances": 3, "heads": False}
-    assert BuiltInOperator.from_record({"model": model, "operator": said}) == BuiltInOperator(
+    recorded = {"things": [2], "split": 0.5, "min_area": 9, "max_instances": 3, "heads": False}
+    assert BuiltInOperator.from_record({"model": model, "operator": recorded}) == BuiltInOperator(
         (2,), 0.5, 9, 3, False
     )
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"long_side_px": 512}, "long_side_px has no effect"),
         ({"providers": ["CUDAExecutionProvider"]}, "providers are"),
         ({"backend": "torch"}, "backend is"),
     ],
 )
-def test_options_of_onnx_models_are_refused_with_an_engine(options, says):
+def test_options_of_onnx_models_are_refused_with_an_engine(options, message):
     check_engine_options(SegmenterSettings(model="net.onnx", **options))
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         check_engine_options(SegmenterSettings(model="net.engine", **options))
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"device": "gpu"}, "device must be one of 'cpu', 'cuda', got 'gpu'"),
         ({"backend": "pytorch"}, "got 'pytorch'. Did you mean 'torch'?"),
@@ -91,8 +91,8 @@ def test_options_of_onnx_models_are_refused_with_an_engine(options, says):
         ),
     ],
 )
-def test_device_and_backend_are_checked(options, says):
-    with pytest.raises(InputError, match=re.escape(says)):
+def test_device_and_backend_are_checked(options, message):
+    with pytest.raises(InputError, match=re.escape(message)):
         SegmenterSettings(**options)
 
 
@@ -102,7 +102,7 @@ def test_the_device_chooses_the_provider():
     assert SegmenterSettings().torch_device is None
 
 
-def test_fast_leaves_the_heads_of_an_engine_unused(gpu, monkeypatch, tmp_path):
+def test_fast_does_not_use_the_heads_of_an_engine(gpu, monkeypatch, tmp_path):
     emulated_gpu.install(monkeypatch, gpu)
     engine = engine_of(DEFAULT_MODEL, tmp_path)
     frame = next(iter(SyntheticCamera())).image
@@ -126,7 +126,7 @@ def test_a_fixed_split_needs_quality_fast():
             tfiseg.Segmenter(split=0.5, **options)
 
 
-def test_a_minimum_score_of_the_default_value_is_the_users():
+def test_an_explicit_minimum_score_equal_to_the_default_is_kept():
     segmenter = tfiseg.Segmenter(PLAIN_MODEL)
     assert segmenter.score_rule is not None
     assert segmenter.min_score == 0.3
@@ -141,7 +141,7 @@ def test_a_minimum_score_of_the_default_value_is_the_users():
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"split": 0.5, "affinity": np.ones((14, 8, 8))}, "split has no effect"),
         ({"split": 0.5, "displacement": np.zeros((2, 8, 8))}, "split has no effect"),
@@ -158,8 +158,8 @@ def test_a_minimum_score_of_the_default_value_is_the_users():
         ({"merge_affinity": "x"}, "merge_affinity must lie"),
     ],
 )
-def test_options_of_cluster_without_effect_or_out_of_range(settings, says):
-    with pytest.raises(InputError, match=says):
+def test_options_of_cluster_without_effect_or_out_of_range(settings, message):
+    with pytest.raises(InputError, match=message):
         tfiseg.cluster(np.ones((8, 8), np.uint8), **settings)
 
 
@@ -170,7 +170,7 @@ def test_sizes_of_the_result_are_checked(size):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "message"),
     [
         (
             [str(DEFAULT_INSTANCE_MODEL), "--no-gate", "--shape", "480x640"],
@@ -190,13 +190,13 @@ def test_sizes_of_the_result_are_checked(size):
         ([str(PLAIN_MODEL), "--precision", "fp32", "--keep", "x"], "--keep: no effect with --precision fp32"),
     ],
 )
-def test_build_options_without_effect(words, says, capsys):
+def test_build_options_without_effect(arguments, message, capsys):
     pytest.importorskip("onnx")
-    assert main(["build", *words]) == 1
-    assert says in capsys.readouterr().err
+    assert main(["build", *arguments]) == 1
+    assert message in capsys.readouterr().err
 
 
-def test_the_cli_leaves_the_split_to_the_model(tmp_path):
+def test_the_cli_uses_the_split_of_the_model(tmp_path):
     from tfiseg.runtime.networks.model_variants import with_metadata
 
     path = tmp_path / "m.onnx"

@@ -1,4 +1,4 @@
-"""A Segmenter and ``tfiseg.segment`` take pictures of every kind, and find the same in all of them."""
+"""Test that a Segmenter and ``tfiseg.segment`` give the same result for pictures of every type."""
 
 import cv2
 import numpy as np
@@ -67,7 +67,7 @@ def test_tensors(segmenter, expected):
 
 
 class CudaTensor:
-    """A torch tensor on the GPU, as far as a CPU can have one."""
+    """A tensor that claims to be on the GPU."""
 
     is_cuda = True
 
@@ -78,7 +78,7 @@ class CudaTensor:
         return getattr(self._tensor, name)
 
 
-def test_a_tensor_on_the_gpu_is_copied_where_the_cpu_segments(monkeypatch):
+def test_a_tensor_on_the_gpu_is_copied_for_segmentation_on_the_cpu(monkeypatch):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     on_gpu = CudaTensor(torch.from_numpy(np.ascontiguousarray(BGR[..., ::-1])))
     monkeypatch.setattr("tfiseg.runtime.picture_input.is_tensor", lambda picture: True)
@@ -91,7 +91,7 @@ def test_a_tensor_on_the_gpu_is_copied_where_the_cpu_segments(monkeypatch):
 def test_lists_give_lists(segmenter, expected, path):
     found = segmenter([path, BGR, tfiseg.Frame(BGR, index=7)])
     assert isinstance(found, list)
-    assert all(same(one, expected) for one in found)
+    assert all(same(instances, expected) for instances in found)
     assert found[2].frame_index == 7
     assert segmenter([]) == []
     assert segmenter((BGR,))[0].size_hw == (480, 640)
@@ -102,7 +102,7 @@ def test_grey_pictures(segmenter):
 
 
 @pytest.mark.parametrize(
-    ("picture", "says"),
+    ("picture", "message"),
     [
         ("nowhere.jpg", "there is no file nowhere.jpg"),
         (None, "a picture must be uint8"),
@@ -110,20 +110,20 @@ def test_grey_pictures(segmenter):
         (np.zeros((4, 4, 4), np.uint8), r"got uint8 \(4, 4, 4\)"),
     ],
 )
-def test_other_pictures_are_refused(segmenter, picture, says):
-    with pytest.raises(tfiseg.InputError, match=says):
+def test_other_pictures_are_refused(segmenter, picture, message):
+    with pytest.raises(tfiseg.InputError, match=message):
         segmenter(picture)
-    with pytest.raises(tfiseg.InputError, match=says):
+    with pytest.raises(tfiseg.InputError, match=message):
         segmenter([BGR[:32, :32], picture])
 
 
 def test_the_quick_start_keeps_its_network(expected, path, monkeypatch):
     monkeypatch.setattr(quick_start, "_last", None)
     assert same(tfiseg.segment(path, quality="fast"), expected)
-    kept = quick_start._last[1]
+    network = quick_start._last[1]
     assert [same(one, expected) for one in tfiseg.segment([path, BGR], quality="fast")] == [True, True]
-    assert quick_start._last[1] is kept
+    assert quick_start._last[1] is network
     assert tfiseg.segment(BGR, quality="fast", things=["car"]).names == []
-    assert quick_start._last[1] is not kept
+    assert quick_start._last[1] is not network
     with pytest.raises(tfiseg.InputError, match="unknown class 'unicorn'"):
         tfiseg.segment(BGR, things=["unicorn"])

@@ -1,4 +1,4 @@
-"""The quality switch: what each level runs, and which options override it."""
+"""Test the refinement and the input size of each quality, and the options that override them."""
 
 import numpy as np
 import pytest
@@ -22,14 +22,14 @@ from tfiseg.runtime.sources.synthetic import SyntheticCamera
         ({"long_side_px": 448}, "frame", 448),
     ],
 )
-def test_what_a_quality_means(options, refine, long_side_px):
+def test_settings_of_each_quality(options, refine, long_side_px):
     settings = SegmenterSettings(**options)
     assert settings.wanted_refine == refine
     assert settings.input_long_side_px == long_side_px
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"quality": "superb"}, "quality must be one of 'fast', 'balanced', 'best', got 'superb'"),
         ({"refine": "magic"}, "refine must be one of"),
@@ -41,8 +41,8 @@ def test_what_a_quality_means(options, refine, long_side_px):
         ({"refine": "frame", "flip": True}, "have no average"),
     ],
 )
-def test_options_are_checked(options, says):
-    with pytest.raises(tfiseg.InputError, match=says):
+def test_options_are_checked(options, message):
+    with pytest.raises(tfiseg.InputError, match=message):
         SegmenterSettings(**options)
 
 
@@ -54,8 +54,8 @@ def test_each_quality_segments():
             found[quality] = segmenter(image)
             assert segmenter.session.has("affinity") == (quality == "balanced")
     assert all(len(instances) for instances in found.values())
-    same = tfiseg.Segmenter(PLAIN_MODEL, threads=1)(image)  # no heads: by shape
-    assert np.array_equal(found["fast"].label_map, same.label_map)
+    by_shape = tfiseg.Segmenter(PLAIN_MODEL, threads=1)(image)  # it has no heads
+    assert np.array_equal(found["fast"].label_map, by_shape.label_map)
 
 
 def test_a_model_without_heads_is_separated_by_shape():

@@ -87,13 +87,13 @@ def test_default_minimum_area(tmp_path, refine):
     frame = np.zeros((64, 64, 3), np.uint8)
     frame[10:14, 10:14, 1], frame[30:36, 30:36, 1] = 255, 255  # 16 and 36 green pixels
     network = tiny_model(tmp_path / "tiny.onnx", GOOD)
-    for least, areas in ((None, [36]), (10, [16, 36]), (40, [])):
-        assert tfiseg.Segmenter(network, refine=refine, min_area=least)(frame).area.tolist() == areas
+    for min_area, areas in ((None, [36]), (10, [16, 36]), (40, [])):
+        assert tfiseg.Segmenter(network, refine=refine, min_area=min_area)(frame).area.tolist() == areas
     for_small = tiny_model(
         tmp_path / "small.onnx", json.dumps({**json.loads(GOOD), "clustering": {"min_area": 10}})
     )
-    for least, areas in ((None, [16, 36]), (20, [36])):
-        assert tfiseg.Segmenter(for_small, refine=refine, min_area=least)(frame).area.tolist() == areas
+    for min_area, areas in ((None, [16, 36]), (20, [36])):
+        assert tfiseg.Segmenter(for_small, refine=refine, min_area=min_area)(frame).area.tolist() == areas
     with pytest.raises(tfiseg.InputError, match="min_area must lie in 0"):
         tfiseg.Segmenter(network, min_area=-1)
 
@@ -124,7 +124,7 @@ def test_other_models_in_the_format(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metadata", "output", "says"),
+    ("metadata", "output", "message"),
     [
         (None, "logits", "has no tfiseg metadata.*tfiseg.cluster"),
         ("{broken", "logits", "metadata is damaged"),
@@ -133,8 +133,8 @@ def test_other_models_in_the_format(tmp_path):
         (GOOD, "mask", "expected input 'frame' and output 'logits'"),
     ],
 )
-def test_errors_of_models(tmp_path, metadata, output, says):
-    with pytest.raises(tfiseg.ModelError, match=says):
+def test_errors_of_models(tmp_path, metadata, output, message):
+    with pytest.raises(tfiseg.ModelError, match=message):
         tfiseg.Segmenter(tiny_model(tmp_path / "tiny.onnx", metadata, output))
 
 

@@ -1,5 +1,4 @@
-"""Architectures of torchvision and segmentation-models-pytorch, with random weights. Needs the extra `zoo`:
-`make test-zoo`."""
+"""Test architectures of torchvision and segmentation-models-pytorch with random weights (`make test-zoo`)."""
 
 import numpy as np
 import pytest
@@ -29,19 +28,18 @@ NETWORKS = [
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # whether a hub answers must not decide a test
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the result must not depend on the network
     torch.manual_seed(0)
 
 
-def livelier(load):
-    """Random networks that say more than one thing: batch statistics of noise, and every class equally likely
-    on average."""
+def with_varied_predictions(load):
+    """Return a loader of random networks that predict all classes equally often on noise."""
 
-    def loaded(*args):
+    def load_varied(*args):
         network = load(*args)
         norms = [m for m in network.module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         for norm in norms:
-            norm.momentum = None  # a plain average
+            norm.momentum = None  # the average of all batches
         generator = torch.Generator().manual_seed(0)
         coarse = torch.randn(4, 3, 12, 12, generator=generator)
         pictures = torch.nn.functional.interpolate(coarse, size=(192, 192), mode="bilinear")
@@ -50,35 +48,31 @@ def livelier(load):
             network.module(pictures)
             network.module.eval()
             mean = network.module(pictures).mean((0, 2, 3))
-        last = [
-            m
-            for m in network.module.modules()
-            if isinstance(m, torch.nn.Conv2d) and m.out_channels == len(mean)
-        ]
+        convs = [m for m in network.module.modules() if isinstance(m, torch.nn.Conv2d)]
+        last = [m for m in convs if m.out_channels == len(mean)]
         for conv in last[:1] if hasattr(network.module.network, "aux_classifier") else last[-1:]:
             if conv.bias is not None:
                 conv.bias.data -= mean
         return network
 
-    return loaded
+    return load_varied
 
 
 @pytest.mark.parametrize("source", NETWORKS)
 def test_architectures(source, tmp_path, monkeypatch, record_property, capsys):
-    monkeypatch.setattr(torch_networks, "load_torch_network", livelier(torch_networks.load_torch_network))
+    load = with_varied_predictions(torch_networks.load_torch_network)
+    monkeypatch.setattr(torch_networks, "load_torch_network", load)
     options = ExportSettings(input_size_hw=(192, 256), random_weights=True)
     report = export_any(source, tmp_path / "out.onnx", options, quiet=True)
     with capsys.disabled():
-        shown = ("label_agreement", "label_agreement_mean", "labels_seen", "grid_hw", "removed", "seconds")
-        print(f"\n{source}: " + ", ".join(f"{k} {report[k]}" for k in shown), end=" ")
+        columns = ("label_agreement", "label_agreement_mean", "labels_seen", "grid_hw", "removed", "seconds")
+        print(f"\n{source}: " + ", ".join(f"{k} {report[k]}" for k in columns), end=" ")
     assert report["label_agreement"] >= 0.995
-    assert tfiseg.Segmenter(tmp_path / "out.onnx")(np.zeros((60, 90, 3), np.uint8)).label_map.shape == (
-        60,
-        90,
-    )
+    found = tfiseg.Segmenter(tmp_path / "out.onnx")(np.zeros((60, 90, 3), np.uint8))
+    assert found.label_map.shape == (60, 90)
 
 
-def test_names_come_with_the_weights(tmp_path):
+def test_class_names_are_those_of_the_weights(tmp_path):
     report = export_any(
         "torchvision:lraspp_mobilenet_v3_large",
         tmp_path / "out.onnx",
@@ -90,7 +84,7 @@ def test_names_come_with_the_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("torchvision:resnet50", "no segmentation network 'resnet50', but deeplabv3_mobilenet_v3_large"),
         ("smp:Unet", "names no encoder"),
@@ -98,13 +92,13 @@ def test_names_come_with_the_weights(tmp_path):
         ("smp:Unet/nonsense", "can't make Unet with encoder nonsense"),
     ],
 )
-def test_sources_that_name_nothing(source, says, tmp_path):
+def test_unknown_sources_raise_errors(source, message, tmp_path):
     with pytest.raises(tfiseg.InputError) as wrong:
         export_any(source, tmp_path / "out.onnx", ExportSettings(random_weights=True), quiet=True)
-    assert says in str(wrong.value)
+    assert message in str(wrong.value)
 
 
-def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch):
+def test_failed_downloads_of_weights_raise_errors(tmp_path, monkeypatch):
     def unreachable(*args, **settings):
         raise OSError("no route to host")
 

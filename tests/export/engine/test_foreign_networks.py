@@ -1,4 +1,4 @@
-"""Third-party networks, exported, built in fp16 and int8 by TensorRT-RTX, and compared."""
+"""Export third-party networks, build them in fp16 and int8 with TensorRT-RTX, and compare results."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tfiseg.cli.main import main
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (make test-engines)")
-# `make demo` installs TensorRT-RTX without it
+# `make demo` installs TensorRT-RTX without onnxsim
 pytest.importorskip("onnxsim", reason="the extra export is not installed (make test-engines)")
 
 NODE = helper.make_node
@@ -23,14 +23,14 @@ NETWORKS = [
 ]
 
 
-def built(model: Path, precision: str, frames: Path, gate: list[str]) -> dict:
+def build_engine(model: Path, precision: str, frames: Path, gate: list[str]) -> dict:
     engine = model.with_name(f"{model.stem}-{precision}.engine")
     command = ["build", str(model), "-o", str(engine), "--target", "rtx", "--precision", precision]
     assert main([*command, "--frames", str(frames), *gate, "--json"]) == 0
     return json.loads(Path(f"{engine}.json").read_text())
 
 
-def few(folder: Path, photos: Path, count: int) -> Path:
+def link_photos(folder: Path, photos: Path, count: int) -> Path:
     folder.mkdir()
     for path in sorted(photos.iterdir())[:count]:
         (folder / path.name).symlink_to(path)
@@ -38,21 +38,22 @@ def few(folder: Path, photos: Path, count: int) -> Path:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("file", "names", "photos", "least"), NETWORKS, ids=lambda v: str(v)[:12])
-def test_every_network_is_built_in_both_precisions(file, names, photos, least, tmp_path, shared):
-    frames = few(tmp_path / "frames", shared / "data" / "eval" / photos / "images", 8)
+@pytest.mark.parametrize(("file", "names", "photos", "min_agreement"), NETWORKS, ids=lambda v: str(v)[:12])
+def test_every_network_is_built_in_both_precisions(file, names, photos, min_agreement, tmp_path, shared):
+    frames = link_photos(tmp_path / "frames", shared / "data" / "eval" / photos / "images", 8)
     model = tmp_path / "net.onnx"
     command = ["export", str(shared / "models" / f"{file}.onnx"), "-o", str(model), "--class-names", names]
     assert main([*command, "--photos", str(frames), "--json"]) == 0
     found = tfiseg.Segmenter(model)(sorted(frames.iterdir())[0])
     assert found.semantic_map.any()
-    half = built(model, "fp16", frames, ["--gate-frames", "4"])
+    half = build_engine(model, "fp16", frames, ["--gate-frames", "4"])
     assert half["precision"]["layers"]["fp16"] == sum(half["precision"]["layers"].values()) > 50
     assert half["gate"]["label_agreement"] > 99.5
     gate = ["--calibration-frames", "4", "--gate-frames", "4", "--auto-exclude", "0"]
-    int8 = built(model, "int8", frames, [*gate, "--min-agreement", str(least), "--min-pq", "0"])
+    thresholds = ["--min-agreement", str(min_agreement), "--min-pq", "0"]
+    int8 = build_engine(model, "int8", frames, [*gate, *thresholds])
     assert int8["precision"]["layers"]["int8"] > 40
-    assert int8["gate"]["label_agreement"] >= least
+    assert int8["gate"]["label_agreement"] >= min_agreement
 
 
 @pytest.mark.parametrize("end", ["Cast", "DequantizeLinear"])
@@ -84,5 +85,5 @@ def test_network_with_uint8_input_is_built(end, frames, tmp_path):
     assert (
         main(["export", str(given), "-o", str(model), "--class-names", "a,b,c", "--photos", str(frames)]) == 0
     )
-    record = built(model, "fp16", frames, ["--no-gate"])
+    record = build_engine(model, "fp16", frames, ["--no-gate"])
     assert record["precision"]["layers"]["fp16"] == 1

@@ -1,4 +1,4 @@
-"""The option --no-operator of TensorRT engines. Without TensorRT, the tests check the builder's input."""
+"""Test the option --no-operator by the input of the TensorRT builder, which does not run."""
 
 from types import SimpleNamespace
 
@@ -11,8 +11,8 @@ from tfiseg.export.engine.tensorrt_flavors import Flavor
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_operator_can_be_omitted(monkeypatch, tmp_path, wanted):
+@pytest.mark.parametrize("with_operator", [True, False])
+def test_operator_can_be_omitted(monkeypatch, tmp_path, with_operator):
     given = {}
 
     def build_plan(network, kind, settings, quiet):
@@ -26,21 +26,13 @@ def test_operator_can_be_omitted(monkeypatch, tmp_path, wanted):
     monkeypatch.setattr(build, "plugin_info", lambda: {"path": "libtfiseg_plugin.so", "sha256": "0" * 64})
     monkeypatch.setattr(build, "build_plan", build_plan)
     monkeypatch.setattr(build, "prove", lambda expected, witnesses: {"layers": {}, "proved_by": {}})
-    command = [
-        "build",
-        str(PLAIN_MODEL),
-        "-o",
-        str(tmp_path / "net.engine"),
-        "--target",
-        "tensorrt",
-        "--precision",
-        "fp32",
-    ]
-    assert main([*command, "--json", *(() if wanted else ("--no-operator",))]) == 0
+    target = ["--target", "tensorrt", "--precision", "fp32"]
+    command = ["build", str(PLAIN_MODEL), "-o", str(tmp_path / "net.engine"), *target]
+    assert main([*command, "--json", *(() if with_operator else ("--no-operator",))]) == 0
     outputs = [o.name for o in given["network"].graph.output]
-    assert ("label_map" in outputs) == wanted
-    assert ("logits" in outputs) != wanted
-    assert (given["plugin"] is not None) == wanted
+    assert ("label_map" in outputs) == with_operator
+    assert ("logits" in outputs) != with_operator
+    assert (given["plugin"] is not None) == with_operator
 
 
 @pytest.mark.parametrize(
@@ -53,20 +45,6 @@ def test_no_operator_option_without_an_operator_raises_an_error(
         build, "find_flavor", lambda target: Flavor("tensorrt", SimpleNamespace(__version__="10.13.0"))
     )
     output = tmp_path / ("net.onnx" if target == "onnxruntime" else "net.engine")
-    assert (
-        main(
-            [
-                "build",
-                str(network),
-                "-o",
-                str(output),
-                "--target",
-                target,
-                "--precision",
-                "fp32",
-                "--no-operator",
-            ]
-        )
-        == 1
-    )
+    command = ["build", str(network), "-o", str(output), "--target", target, "--precision", "fp32"]
+    assert main([*command, "--no-operator"]) == 1
     assert "--no-operator is for engines of semantic networks" in capsys.readouterr().err

@@ -1,7 +1,7 @@
-"""The calls of TensorRT against the real Python bindings of each version that a Jetson or a desktop has.
+"""Test our calls of TensorRT against the Python bindings of each version for Jetsons and desktops.
 
-`make test-engines` unpacks the bindings' wheels. TensorRT itself isn't needed: a library whose entry points
-return nothing lets the bindings be imported. Their signatures become stubs, which mypy reads.
+`make test-engines` unpacks the wheels of the bindings. The tests do not need TensorRT, because a library with
+empty entry points is enough to import the bindings. mypy checks our calls with stubs of their signatures.
 """
 
 import ast
@@ -23,7 +23,7 @@ VERSIONS = {
     "11.4.0.106": "desktop",
 }
 FILES = ("export/engine/tensorrt_builder.py", "runtime/networks/tensorrt_plan.py")
-# Stubs from signatures miss the buffer protocol and say SupportsInt for every integer
+# stubs from signatures lack the buffer protocol and have SupportsInt for every integer
 IMPRECISE = (
     'type "IHostMemory"; expected "Buffer"',
     "SupportsInt",
@@ -43,8 +43,8 @@ def run(*command, cwd=None, **environment):
     )
 
 
-def without_parameters(stub):
-    """Signatures with a parameter called `in` are no Python: they lose their parameters."""
+def remove_invalid_parameters(stub):
+    """Replace signatures that Python cannot parse, because a parameter is called `in`."""
     lines = stub.read_text().split("\n")
     for _ in lines:
         try:
@@ -62,7 +62,7 @@ def without_parameters(stub):
 
 @pytest.fixture(scope="module", params=VERSIONS, ids=lambda version: f"TensorRT {version}")
 def bindings(request, tmp_path_factory) -> Path:
-    """A folder to import `tensorrt` from, with stubs beside it."""
+    """Return a folder with an importable `tensorrt` and its stubs."""
     folder = tmp_path_factory.mktemp("bindings")
     package = folder / "tensorrt_bindings"
     shutil.copytree(Path(WHEELS) / request.param / "tensorrt_bindings", package)
@@ -78,27 +78,27 @@ def bindings(request, tmp_path_factory) -> Path:
         done = run("cc", "-shared", "-fPIC", f"-Wl,-soname,{name}", source, "-o", package / name)
         assert done.returncode == 0, done.stderr
     (folder / "tensorrt").mkdir()
-    everything = "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n"
-    (folder / "tensorrt" / "__init__.py").write_text(everything)
+    exports = "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n"
+    (folder / "tensorrt" / "__init__.py").write_text(exports)
     command = [sys.executable, "-m", "pybind11_stubgen", "tensorrt_bindings", "--ignore-all-errors"]
     run(*command, "-o", folder / "stubs", PYTHONPATH=folder)
     stub = folder / "stubs" / "tensorrt_bindings" / "tensorrt.pyi"
-    without_parameters(stub)
+    remove_invalid_parameters(stub)
     (folder / "stubs" / "tensorrt").mkdir()
     stub.rename(folder / "stubs" / "tensorrt" / "__init__.pyi")
     return folder
 
 
-def mistakes(bindings, folder, cache):
+def call_errors(bindings, folder, cache):
     """Return mypy's errors in the two modules that call TensorRT."""
     modules = [f"tfiseg.{file.removesuffix('.py').replace('/', '.')}" for file in FILES]
     packages = [word for module in modules for word in ("-p", module)]
     command = [sys.executable, "-m", "mypy", "--config-file", ROOT / "setup.cfg", "--cache-dir", cache]
     text = run(*command, *packages, cwd=folder, MYPYPATH=bindings / "stubs").stdout
-    found = [line for line in text.splitlines() if line.startswith(tuple(f"tfiseg/{f}:" for f in FILES))]
-    assert "checked" in text, text  # mypy came to its end
+    errors = [line for line in text.splitlines() if line.startswith(tuple(f"tfiseg/{f}:" for f in FILES))]
+    assert "checked" in text, text  # mypy ran to the end
     return [
-        line for line in found if "error:" in line and not any(imprecise in line for imprecise in IMPRECISE)
+        line for line in errors if "error:" in line and not any(imprecise in line for imprecise in IMPRECISE)
     ]
 
 
@@ -116,22 +116,22 @@ def cache(tmp_path_factory) -> Path:
 
 
 def test_each_call_exists_in_each_version(bindings, package, cache):
-    assert mistakes(bindings, package, cache) == []
+    assert call_errors(bindings, package, cache) == []
 
 
 @pytest.mark.parametrize(
-    ("file", "call", "mistake"),
+    ("file", "call", "invalid_call"),
     [
         (FILES[0], "create_builder_config", "make_builder_config"),
         (FILES[1], "get_tensor_mode", "tensor_mode"),
     ],
 )
-def test_a_call_that_does_not_exist_is_found(bindings, package, cache, file, call, mistake):
+def test_an_invalid_call_is_found(bindings, package, cache, file, call, invalid_call):
     path = package / "tfiseg" / file
     text = path.read_text()
-    path.write_text(text.replace(call, mistake))
+    path.write_text(text.replace(call, invalid_call))
     try:
-        assert any(mistake in line for line in mistakes(bindings, package, cache))
+        assert any(invalid_call in line for line in call_errors(bindings, package, cache))
     finally:
         path.write_text(text)
 
@@ -156,7 +156,7 @@ assert tensorrt_plan._dtype(kind.module, kind.module.float16).itemsize == 2
 """
 
 
-def test_a_tensorrt_that_cannot_start_is_an_error_in_a_sentence(bindings):
+def test_a_tensorrt_that_cannot_start_raises_an_error(bindings):
     done = run(
         sys.executable, "-c", PROGRAM, PYTHONPATH=f"{bindings}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     )

@@ -54,13 +54,13 @@ def test_three_engines_from_a_torch_network(make, layers, high, frames, tmp_path
     options = f"-o net.onnx --input-size 128x160 --photos {frames}{random} --json"
     assert main(["export", make(tmp_path), *options.split()]) == 0
     assert json.loads(capsys.readouterr().out)["label_agreement"] > 0.995
-    for precision, wanted in (("fp32", layers), ("fp16", layers), ("int8", layers - high)):
+    for precision, expected in (("fp32", layers), ("fp16", layers), ("int8", layers - high)):
         command = f"build net.onnx -o {precision}.engine --target rtx --precision {precision}".split()
         command += ["--frames", str(frames)]
         # these networks are not trained, so logits of different labels are close
         assert main([*command, "--min-agreement", "80", "--min-pq", "0", "--json"]) == 0
         record = json.loads(capsys.readouterr().out)
-        assert record["precision"]["layers"][precision] == wanted
+        assert record["precision"]["layers"][precision] == expected
         assert record["precision"]["proved_by"]["parsed network"] == layers
         assert record["precision"]["proved_by"]["builder's layer report"] >= layers - 2
     half = "build net.onnx --target onnxruntime --precision fp16 -o half.onnx --no-gate --json"

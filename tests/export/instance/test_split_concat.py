@@ -88,12 +88,12 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_split_convolutions_give_the_same_result(case):
-    nodes, weights, wanted = CASES[case]
+    nodes, weights, operators = CASES[case]
     model = model_of(nodes, weights, None)
     before = run(model)
     split_convolutions(model)
     onnx.checker.check_model(model, full_check=True)
-    assert [n.op_type for n in model.graph.node] == wanted
+    assert [n.op_type for n in model.graph.node] == operators
     np.testing.assert_allclose(run(model), before, atol=1e-4)
     used = {name for n in model.graph.node for name in n.input}
     assert {i.name for i in model.graph.initializer} <= used

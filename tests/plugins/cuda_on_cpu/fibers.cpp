@@ -1,4 +1,4 @@
-// Runs CUDA threads as fibers on one CPU thread: see include/cuda_runtime.h.
+// Runs CUDA threads as fibers on one CPU thread, see include/cuda_runtime.h.
 #include <ucontext.h>
 
 #include <algorithm>
@@ -27,29 +27,29 @@ struct Fiber {
     ucontext_t context;
     State state = State::kReady;
     unsigned thread = 0, block = 0;
-    size_t index = 0;            // among the fibers that run at once
-    const void *site = nullptr;  // the instruction that it waits at: lanes at one converge
-    unsigned mask = 0;           // of an active mask: the answer; of an exchange: the lanes that must take part
-    uint64_t value = 0;          // that it gives to an exchange
+    size_t index = 0;            // index in the fibers of this launch
+    const void *site = nullptr;  // the instruction where it waits; lanes at one site converge
+    unsigned mask = 0;           // result of an active mask, or lanes of an exchange
+    uint64_t value = 0;          // its value in an exchange
     int phase = 0;               // see memory_counts.h
     std::unique_ptr<char[]> stack{new char[kStackBytes]};
 };
 
 struct Settings {
     std::mt19937 random{1};
-    unsigned yield_every = 0;  // one in so many atomic operations lets others run; 0: none
-    bool converges = true;     // lanes of a warp that wait at one instruction go on together
+    unsigned yield_every = 0;  // mean number of atomic operations between yields; 0: no yields
+    bool converges = true;     // lanes of a warp that wait at one instruction continue together
     int processors = 132;
 } settings;
 
 int64_t launches = 0;
 std::map<std::pair<unsigned, const void *>, std::vector<char>> shared_memory;  // by block and type
-std::vector<std::unique_ptr<Fiber>> fibers;  // the first `running` of them
+std::vector<std::unique_ptr<Fiber>> fibers;  // the first `running` ones are in use
 size_t running = 0;
 unsigned block_threads = 0;
 std::vector<size_t> ready;                // fibers that may run
-std::vector<unsigned> at_barrier, ended;  // threads of each block that runs
-std::vector<unsigned> at_warp_operation;  // lanes of each warp
+std::vector<unsigned> at_barrier, ended;  // number of threads, by running block
+std::vector<unsigned> at_warp_operation;  // number of lanes, by warp
 size_t at_grid_barrier = 0, all_ended = 0, warps_waiting = 0;
 Fiber *current = nullptr;
 ucontext_t scheduler;
@@ -88,7 +88,7 @@ void leave_warp_operation(size_t k) {
     make_ready(k);
 }
 
-// Lets others run until the scheduler makes this fiber ready again.
+// Runs other fibers until the scheduler makes this one ready again.
 void wait_in(State state) {
     Fiber *fiber = current;
     fiber->state = state;
@@ -129,16 +129,16 @@ void start(unsigned first_block, unsigned blocks, unsigned threads) {
     }
 }
 
-// Lanes [begin, end) that wait for their active mask: those at one site get one another. The site with the fewest lanes comes first: on a
-// GPU, too, lanes that took a branch come back to the others before these go on.
+// Releases lanes of [begin, end) that wait for their active mask: the mask has all lanes at one site. The site with the fewest lanes is
+// first, because on a GPU, too, lanes in a branch return to the other lanes before these continue.
 bool release_active_mask(size_t begin, size_t end) {
     unsigned fewest = 0;
     for (size_t k = begin; k < end; ++k) {
         if (fibers[k]->state != State::kAtActiveMask) continue;
         unsigned mask = 0;
         for (size_t j = begin; j < end; ++j) {
-            const bool joins = j == k || (settings.converges && fibers[j]->state == State::kAtActiveMask && fibers[j]->site == fibers[k]->site);
-            if (joins) mask |= 1u << (j - begin);
+            const bool is_included = j == k || (settings.converges && fibers[j]->state == State::kAtActiveMask && fibers[j]->site == fibers[k]->site);
+            if (is_included) mask |= 1u << (j - begin);
         }
         if (!fewest || __builtin_popcount(mask) < __builtin_popcount(fewest)) fewest = mask;
     }
@@ -150,19 +150,19 @@ bool release_active_mask(size_t begin, size_t end) {
     return fewest != 0;
 }
 
-// Lanes [begin, end) that wait at a warp operation go on when all of its mask are there.
+// Releases lanes of [begin, end) at a warp operation if all lanes of its mask wait there.
 bool release_exchange(size_t begin, size_t end) {
     for (size_t first = begin; first < end; ++first) {
-        const Fiber &one = *fibers[first];
-        if (one.state != State::kAtExchange) continue;
-        unsigned together = 0;
+        const Fiber &first_lane = *fibers[first];
+        if (first_lane.state != State::kAtExchange) continue;
+        unsigned waiting = 0;
         for (size_t k = begin; k < end; ++k) {
             const Fiber &fiber = *fibers[k];
-            if (fiber.state == State::kAtExchange && fiber.site == one.site && fiber.mask == one.mask) together |= 1u << (k - begin);
+            if (fiber.state == State::kAtExchange && fiber.site == first_lane.site && fiber.mask == first_lane.mask) waiting |= 1u << (k - begin);
         }
-        if (together != one.mask) continue;
+        if (waiting != first_lane.mask) continue;
         for (size_t k = begin; k < end; ++k)
-            if (together >> (k - begin) & 1u) leave_warp_operation(k);
+            if (waiting >> (k - begin) & 1u) leave_warp_operation(k);
         return true;
     }
     return false;
@@ -213,7 +213,7 @@ void run_lanes(const std::vector<size_t> &order) {
     }
 }
 
-// To count, each warp runs until all of its lanes are at a barrier.
+// For counting, runs each warp until all of its lanes are at a barrier.
 void run_warps(std::vector<size_t> order) {
     std::sort(order.begin(), order.end());
     for (size_t begin = 0, end; begin < order.size(); begin = end) {
@@ -232,7 +232,7 @@ void run_blocks(unsigned first_block, unsigned blocks, unsigned threads) {
     start(first_block, blocks, threads);
     std::vector<size_t> order;
     while (all_ended < running) {
-        if (ready.empty() && !release_warps() && !release_block_barriers() && !release_grid_barrier()) fail("deadlock: no thread can go on");
+        if (ready.empty() && !release_warps() && !release_block_barriers() && !release_grid_barrier()) fail("deadlock: no thread can continue");
         order.clear();
         order.swap(ready);
         if (counts::are_on()) {
@@ -257,11 +257,11 @@ void run_kernel(dim3 grid, dim3 block, bool is_cooperative, const std::function<
     gridDim = grid;
     blockDim = block;
     if (is_cooperative) return run_blocks(0, grid.x, block.x);
-    const unsigned together = settings.yield_every ? 4 : 1;  // several blocks at once, so that they mix
-    std::vector<unsigned> first((grid.x + together - 1) / together);
-    for (size_t k = 0; k < first.size(); ++k) first[k] = unsigned(k) * together;
+    const unsigned group = settings.yield_every ? 4 : 1;  // several blocks at once, so that they interleave
+    std::vector<unsigned> first((grid.x + group - 1) / group);
+    for (size_t k = 0; k < first.size(); ++k) first[k] = unsigned(k) * group;
     std::shuffle(first.begin(), first.end(), settings.random);
-    for (const unsigned b : first) run_blocks(b, std::min(together, grid.x - b), block.x);
+    for (const unsigned b : first) run_blocks(b, std::min(group, grid.x - b), block.x);
 }
 
 void enqueue(std::function<void()> work) {
@@ -286,7 +286,7 @@ void *block_memory(const void *type, size_t bytes) {
 }
 
 void *allocate(size_t bytes) {
-    constexpr size_t kAlign = 256;  // as cudaMalloc
+    constexpr size_t kAlign = 256;  // like cudaMalloc
     void *memory = std::aligned_alloc(kAlign, (std::max<size_t>(bytes, 1) + kAlign - 1) / kAlign * kAlign);
     std::memset(memory, 0xCD, bytes);
     counts::add_memory(memory, bytes);
@@ -306,7 +306,7 @@ void maybe_yield() {
     if (current && settings.yield_every && settings.random() % settings.yield_every == 0) wait_in(State::kReady);
 }
 
-// Twice: until all have given their value, and until all have read.
+// Waits until all lanes have set their value, and then until all lanes have read the values.
 template <class Read>
 auto exchange(unsigned mask, uint64_t value, const void *site, const Read &read) {
     static const char kReading = 0;
@@ -426,7 +426,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 
 extern "C" {
 
-// How the following kernels run: see Settings.
+// Sets how the following kernels run, see Settings.
 void cuda_on_cpu_configure(unsigned seed, unsigned yield_every, int converges, int processors) {
     settings.random.seed(seed);
     settings.yield_every = yield_every;

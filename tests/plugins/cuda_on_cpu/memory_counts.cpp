@@ -1,6 +1,6 @@
-// What the emulated kernels transfer. Kernels are compiled with -fsanitize=thread, whose calls (__tsan_read4, ...) come here instead of to
-// its runtime. The n-th access of each lane of a warp, at one place of the code and for one item, counts as one instruction of the warp, as on a GPU whose
-// lanes stay together; a memory transaction is a sector of 32 bytes that such an instruction touches.
+// Counts the memory transactions of the emulated kernels. Kernels are compiled with -fsanitize=thread, and this file replaces its runtime
+// (__tsan_read4, ...). The n-th accesses of all lanes of a warp, at one place of the code and for one item, count as one instruction of
+// the warp, as on a GPU without divergence. A memory transaction is a sector of 32 bytes that such an instruction accesses.
 #include "memory_counts.h"
 
 #include <cxxabi.h>
@@ -24,8 +24,8 @@ constexpr uintptr_t kSector = 32;
 struct PhaseCounts {
     std::string name;
     int64_t block_barriers = 0, grid_barriers = 0, atomics = 0;
-    int64_t words_loaded = 0;  // of 4 bytes, one by one: hops along links, for example
-    int64_t instructions[2] = {0, 0}, sectors[2] = {0, 0}, ideal[2] = {0, 0};  // loads, stores; ideal: if the bytes lay side by side
+    int64_t words_loaded = 0;  // loads of 4 bytes by lanes, for example hops along links
+    int64_t instructions[2] = {0, 0}, sectors[2] = {0, 0}, ideal[2] = {0, 0};  // loads, stores; ideal: sectors if the bytes were contiguous
 };
 
 struct Access {
@@ -41,11 +41,11 @@ int64_t launches = 0;
 std::vector<PhaseCounts> phases;
 std::map<std::string, int> numbers;
 std::map<uintptr_t, size_t> memories;  // by address
-std::vector<Access> accesses;          // of the warp that runs
+std::vector<Access> accesses;          // of the running warp
 struct Lane {
-    uint32_t item = 0;  // of the phase
-    std::unordered_map<uintptr_t, uint32_t> occurrences;  // of accesses for this item, by site
-} lanes[32], *lane = nullptr;  // the one that runs
+    uint32_t item = 0;  // number of the phase's item
+    std::unordered_map<uintptr_t, uint32_t> occurrences;  // number of accesses for this item, by site
+} lanes[32], *lane = nullptr;  // the running lane
 int lane_phase = 0;
 
 bool is_device_memory(uintptr_t address) {
@@ -159,7 +159,7 @@ using namespace cuda_on_cpu;
 
 extern "C" {
 
-// Starts counting from 0, or stops.
+// Starts counting at 0, or stops.
 void cuda_on_cpu_count(int on) {
     is_on = on != 0;
     launches = 0;
@@ -167,8 +167,8 @@ void cuda_on_cpu_count(int on) {
     for (PhaseCounts &phase : phases) phase = {phase.name};
 }
 
-// A line of text: launches; then a line for each phase that ran: name, barriers of the grid and of blocks, atomics, loads of 4 bytes, then
-// instructions, sectors and ideal sectors of loads and of stores. Returns the length of the text, which is cut at `size`.
+// Writes a line with the launches, then a line for each phase that ran: name, barriers of the grid and of blocks, atomics, loads of 4
+// bytes, then instructions, sectors and ideal sectors, of loads and of stores. Returns the length of the text, truncated at `size`.
 int64_t cuda_on_cpu_report(char *text, int64_t size) {
     std::string all = std::to_string(launches) + "\n";
     for (const PhaseCounts &p : phases) {

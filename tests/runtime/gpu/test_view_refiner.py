@@ -1,4 +1,4 @@
-"""View refinement on an emulated GPU, compared with the same steps on the CPU, and with ``Refiner``."""
+"""Test view refinement on an emulated GPU against the same steps on the CPU and ``Refiner``."""
 
 import logging
 import sys
@@ -46,7 +46,7 @@ def segmenter(gpu, monkeypatch, tmp_path, instance_engine):
 
 
 def crowd(height=192, width=256):
-    """Return an image of one person twice, side by side, touching."""
+    """Return an image of two touching copies of a person."""
     one = cv2.resize(np.ascontiguousarray(data.astronaut()[:400, 60:380, ::-1]), (width // 2, height))
     return np.concatenate([one, one], 1)
 
@@ -63,9 +63,9 @@ def test_graph_equals_the_single_steps(segmenter, gpu):
         components.area,
     )
     scene = Scene(image, components.label_map, table, thing_flags(None))
-    cut = render_views(scene, DEFAULT_VIEWS, network.view_px)
-    assert cut.views[0, 3]
-    seen = network.infer(cut.images, cut.masks)
+    views = render_views(scene, DEFAULT_VIEWS, network.view_px)
+    assert views.views[0, 3]
+    maps = network.infer(views.images, views.masks)
     settings = ClusterSettings(
         min_area=0,
         affinity_offsets=network.affinity_offsets,
@@ -73,9 +73,9 @@ def test_graph_equals_the_single_steps(segmenter, gpu):
         part_rule=network.rules["part"],
         sharpen=SHARPEN,
     )
-    parts = cluster_batch(cut.own, affinity=seen.affinity, boundary=seen.boundary[:, 0], settings=settings)
+    parts = cluster_batch(views.own, affinity=maps.affinity, boundary=maps.boundary[:, 0], settings=settings)
     by_shape = ClusterSettings(split=1.0, min_area=0)
-    regions = [len(one) for one in cluster_batch(cut.own, settings=by_shape)]
+    regions = [len(one) for one in cluster_batch(views.own, settings=by_shape)]
     tables = np.zeros((DEFAULT_VIEWS, 64, 10), np.float32)
     for k, one in enumerate(parts):
         tables[k, : len(one), 6] = one.area
@@ -86,7 +86,7 @@ def test_graph_equals_the_single_steps(segmenter, gpu):
         np.array(regions, np.int32),
         tables,
     )
-    expected = place_instances(scene, cut, found)
+    expected = place_instances(scene, views, found)
     assert len(expected.table) > len(components)
     for _ in range(3):  # enqueued, captured, and replayed
         with segmenter.session.refine(
@@ -96,12 +96,12 @@ def test_graph_equals_the_single_steps(segmenter, gpu):
         ) as refined:
             assert np.array_equal(refined.parts.label_map[0], expected.label_map)
             assert np.array_equal(refined.component_of, expected.component_of)
-            assert np.array_equal(refined.views, cut.views)
+            assert np.array_equal(refined.views, views.views)
             np.testing.assert_allclose(refined.parts.table[0], expected.table, rtol=1e-5)
             rendered, displacement, affinity = refined.join_inputs(0)
-            assert np.array_equal(rendered, cut.images[0])
-            np.testing.assert_allclose(displacement, seen.displacement[0], atol=1e-4)
-            np.testing.assert_allclose(affinity, seen.affinity[0], atol=1e-4)
+            assert np.array_equal(rendered, views.images[0])
+            np.testing.assert_allclose(displacement, maps.displacement[0], atol=1e-4)
+            np.testing.assert_allclose(affinity, maps.affinity[0], atol=1e-4)
     assert gpu.launches >= 1
 
 
@@ -142,7 +142,7 @@ def test_mask_refinement_reuses_foreground_maps_of_the_graph(gpu, monkeypatch, t
 
 
 def test_parts_are_joined_as_on_the_cpu(segmenter, monkeypatch):
-    """With a rule that joins all candidates."""
+    """The rule of this test joins all candidates."""
     image = crowd()
     rule = segmenter.refiner.session.rules["join"]
     for bias, fewer in ((-1e6, False), (1e6, True)):
@@ -159,7 +159,7 @@ def test_parts_are_joined_as_on_the_cpu(segmenter, monkeypatch):
 
 @pytest.mark.parametrize("in_view", [20, 1])
 def test_a_frame_with_a_crowd_is_refined_on_the_cpu(segmenter, monkeypatch, in_view):
-    """Many regions in its view, or, if the view is too coarse, many in the frame."""
+    """A crowd has many regions in its view, or in the frame if the view is too coarse."""
     image, truth = pile(512, 15)
     class_map = np.where(truth > 0, 15, 0).astype(np.uint8)
     crowd = cluster(class_map, split=0)
@@ -186,8 +186,8 @@ def test_a_frame_with_a_crowd_is_refined_on_the_cpu(segmenter, monkeypatch, in_v
     assert not len(segmenter(image))
 
 
-def test_onnx_runtime_on_our_memory(gpu, monkeypatch):
-    gpu.may_capture = False  # the provider is the CPU's here, which enqueues nothing
+def test_onnx_runtime_uses_our_memory(gpu, monkeypatch):
+    gpu.may_capture = False  # this is the CPU provider, which enqueues nothing
     emulated_gpu.install(monkeypatch, gpu)
     session = onnx_cuda_session.OnnxGpuSession(PLAIN_MODEL, 1, ["CPUExecutionProvider"], device="cpu")
     monkeypatch.setattr("tfiseg.runtime.segmenter.open_session", lambda *_: session)
@@ -261,10 +261,10 @@ def test_instance_engine_equals_its_network(gpu, monkeypatch, instance_engine):
         rng.integers(0, 2, (11, 192, 192)).astype(np.uint8),
     )
     for foreground in (False, True):
-        mine, theirs = engine.infer(views, masks, foreground), network.infer(views, masks, foreground)
+        found, expected = engine.infer(views, masks, foreground), network.infer(views, masks, foreground)
         for name in ("displacement", "affinity", "boundary", "foreground"):
-            if getattr(theirs, name) is not None:
-                np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), atol=1e-4)
+            if getattr(expected, name) is not None:
+                np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-4)
     assert engine.can_refine_masks
     assert engine.min_area is None
     engine.close()

@@ -54,7 +54,7 @@ def test_engine_and_metadata_are_written_and_read(engine):
 
 
 @pytest.mark.parametrize(
-    ("here", "says"),
+    ("here", "message"),
     [
         (replace(ORIN, tensorrt="10.16.0"), "tensorrt: the engine has 10.3.0, this machine 10.16.0"),
         (replace(ORIN, tensorrt=None), "tensorrt: the engine has 10.3.0, this machine none"),
@@ -69,10 +69,10 @@ def test_engine_and_metadata_are_written_and_read(engine):
         (replace(ORIN, compute_capability=None, gpu=None), "GPU: the engine has Orin, this machine none"),
     ],
 )
-def test_mismatch_error_names_both_sides_and_the_command(engine, here, says):
+def test_mismatch_error_names_both_sides_and_the_command(engine, here, message):
     with pytest.raises(tfiseg.EngineError) as wrong:
         check_machine(engine, read_sidecar(engine), here)
-    assert says in str(wrong.value)
+    assert message in str(wrong.value)
     assert "build it again: tfiseg build net.onnx --precision fp16" in str(wrong.value)
 
 
@@ -96,8 +96,8 @@ def test_another_plugin_library_is_a_mismatch(monkeypatch):
 
 
 def test_errors_of_damaged_engines(engine, tmp_path):
-    def fails(says):
-        with pytest.raises(tfiseg.EngineError, match=says):
+    def fails(message):
+        with pytest.raises(tfiseg.EngineError, match=message):
             tfiseg.Segmenter(engine)
 
     plan, text = engine.read_bytes(), sidecar_path(engine).read_text()
@@ -108,13 +108,13 @@ def test_errors_of_damaged_engines(engine, tmp_path):
     engine.unlink()
     fails("there is no engine")
     engine.write_bytes(plan)
-    for content, says in (
+    for content, message in (
         ("{", "is damaged"),
         ("[]", "is damaged"),
         (text.replace('"format_version": 1', '"format_version": 9'), "has format 9"),
     ):
         sidecar_path(engine).write_text(content)
-        fails(says)
+        fails(message)
     sidecar_path(engine).write_text(json.dumps({**json.loads(text), "built_with": None}))
     fails("built_with missing")
     sidecar_path(engine).unlink()

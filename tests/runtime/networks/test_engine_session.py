@@ -234,7 +234,7 @@ def test_an_engine_that_contains_the_operator(gpu, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("model", [PLAIN_MODEL, DEFAULT_MODEL])
-def test_onnx_runtime_on_our_memory(gpu, monkeypatch, model):
+def test_onnx_runtime_uses_our_memory(gpu, monkeypatch, model):
     """The CPU provider binds to addresses as CUDA's does. It enqueues nothing, so nothing is captured."""
     from tfiseg.runtime.networks.onnx_cuda_session import OnnxGpuSession
 

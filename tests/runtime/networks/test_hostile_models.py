@@ -1,4 +1,4 @@
-"""Damaged and malicious model files and metadata: each is an error, in bounded time."""
+"""Test that damaged and malicious models and metadata raise errors in bounded time."""
 
 import json
 import time
@@ -131,7 +131,7 @@ def test_engine_metadata_is_checked(tmp_path):
             read_sidecar(engine)
 
 
-# -- the preprocessing in front
+# -- the preprocessing of a network
 
 
 def changed(change):
@@ -167,10 +167,10 @@ def test_cycles_and_long_chains_end():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1, 0, 1e30, 1e5])
 def test_sizes_of_the_preprocessing_are_checked(name, value):
     def change(graph):
-        for one in graph.initializer:
-            if one.name == name:
-                shape = numpy_helper.to_array(one).shape
-                one.CopyFrom(numpy_helper.from_array(np.full(shape, value, np.float32), name))
+        for tensor in graph.initializer:
+            if tensor.name == name:
+                shape = numpy_helper.to_array(tensor).shape
+                tensor.CopyFrom(numpy_helper.from_array(np.full(shape, value, np.float32), name))
 
     with pytest.raises(ModelError, match="the model scales frames to"):
         split_preprocessing(changed(change))
@@ -185,7 +185,7 @@ def test_fixed_sizes_of_the_preprocessing_are_checked(sides):
         split_preprocessing(changed(change))
 
 
-# -- what a network gives
+# -- the outputs of a network
 
 
 def network(tmp_path, logits, metadata=GOOD):

@@ -1,4 +1,4 @@
-"""Removal of outputs from an ONNX file, and of the nodes that only they need."""
+"""Test the removal of outputs from an ONNX file, with the nodes that only these outputs need."""
 
 import numpy as np
 import onnxruntime
@@ -11,19 +11,19 @@ from tfiseg.runtime.networks.open_session import open_instance_session
 def test_nodes_of_other_outputs_are_removed():
     onnx = pytest.importorskip("onnx")
     whole = DEFAULT_INSTANCE_MODEL.read_bytes()
-    all_of_it = onnx.load_from_string(whole)
-    for wanted in (["foreground"], ["displacement", "affinity", "boundary"]):
-        part = onnx.load_from_string(with_outputs(whole, wanted))
+    complete = onnx.load_from_string(whole)
+    for outputs in (["foreground"], ["displacement", "affinity", "boundary"]):
+        part = onnx.load_from_string(with_outputs(whole, outputs))
         onnx.checker.check_model(part)
         assert [o.name for o in part.graph.output] == [
-            o.name for o in all_of_it.graph.output if o.name in wanted
+            o.name for o in complete.graph.output if o.name in outputs
         ]
-        assert len(part.graph.node) < len(all_of_it.graph.node)
+        assert len(part.graph.node) < len(complete.graph.node)
         read = {name for n in part.graph.node for name in n.input}
-        assert all(set(n.output) & (read | set(wanted)) for n in part.graph.node), (
-            "no node is left whose results nobody reads"
+        assert all(set(n.output) & (read | set(outputs)) for n in part.graph.node), (
+            "every remaining node has a used output"
         )
-        assert part.metadata_props == all_of_it.metadata_props
+        assert part.metadata_props == complete.metadata_props
 
 
 def test_remaining_outputs_are_equal():
@@ -33,15 +33,15 @@ def test_remaining_outputs_are_equal():
     masks = (rng.random((2, session.view_px, session.view_px)) < 0.5).astype(np.uint8)
     whole = onnxruntime.InferenceSession(str(DEFAULT_INSTANCE_MODEL), providers=["CPUExecutionProvider"])
     names = ["displacement", "affinity", "boundary", "foreground"]
-    wanted = dict(zip(names, whole.run(names, {"views": views, "masks": masks}), strict=True))
+    outputs = dict(zip(names, whole.run(names, {"views": views, "masks": masks}), strict=True))
     session.prepare(maps=True, outlines=True)
     alone, together = session.infer(views, masks), session.infer(views, masks, foreground=True)
     assert alone.foreground is None
     for maps in (alone, together):
         for name in names[:3]:
-            np.testing.assert_allclose(getattr(maps, name), wanted[name], atol=1e-4)
-    np.testing.assert_allclose(together.foreground, wanted["foreground"][:, 0], atol=1e-4)
-    np.testing.assert_allclose(session.foreground(views, masks), wanted["foreground"][:, 0], atol=1e-4)
+            np.testing.assert_allclose(getattr(maps, name), outputs[name], atol=1e-4)
+    np.testing.assert_allclose(together.foreground, outputs["foreground"][:, 0], atol=1e-4)
+    np.testing.assert_allclose(session.foreground(views, masks), outputs["foreground"][:, 0], atol=1e-4)
 
 
 def test_models_with_weights_in_another_file_are_not_changed(tmp_path):

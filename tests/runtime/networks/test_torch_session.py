@@ -199,10 +199,10 @@ def test_a_network_gives_the_same_instances_at_any_size(model):
     ours = tfiseg.Segmenter(model, backend="torch")
     expected = tfiseg.Segmenter(model, threads=1)
     for size in ((240, 320), (501, 333), (240, 320)):
-        maps, wanted = ours.session.infer(photo(*size)), expected.session.infer(photo(*size))
-        assert [*maps] == [*wanted]
+        maps, expected_maps = ours.session.infer(photo(*size)), expected.session.infer(photo(*size))
+        assert [*maps] == [*expected_maps]
         for name, value in maps.items():
-            np.testing.assert_allclose(value, wanted[name], atol=2e-4)
+            np.testing.assert_allclose(value, expected_maps[name], atol=2e-4)
         assert len(expected(photo(*size))) > 0
         same(ours(photo(*size)), expected(photo(*size)))
 
@@ -214,8 +214,8 @@ def test_threads_share_a_session():
     frames = [photo(96 + 8 * k, 128) for k in range(8)]
     expected = [segmenter(frame) for frame in frames]
     with ThreadPoolExecutor(4) as pool:
-        for found, wanted in zip(pool.map(segmenter, frames), expected, strict=True):
-            same(found, wanted)
+        for found, instances in zip(pool.map(segmenter, frames), expected, strict=True):
+            same(found, instances)
 
 
 def test_the_memory_of_many_sizes_is_bounded():

@@ -1,4 +1,4 @@
-"""Splitting of crowds, by shape and in windows."""
+"""Test the splitting of crowds by shape and in windows."""
 
 import sys
 from pathlib import Path
@@ -19,8 +19,8 @@ from scenes import pile
 SIDE = 192
 
 
-def right(found, truth):
-    """How many objects are found with an IoU over 0.5."""
+def count_found(found, truth):
+    """Return the number of objects that are found with an IoU above 0.5."""
     count = 0
     for k in range(1, truth.max() + 1):
         mask = truth == k
@@ -39,12 +39,12 @@ def test_piles_are_split(side, radius, share):
     components = tfiseg.cluster((truth > 0).astype(np.uint8), split=0)
     assert len(components) == 1
     found = tfiseg.Refiner()(image, components)
-    assert right(found, truth) > share * truth.max()
+    assert count_found(found, truth) > share * truth.max()
     assert len(found) < 1.1 * truth.max()
 
 
 def no_windows(components, windows):
-    raise AssertionError("shape suffices")
+    raise AssertionError("windows are rendered, but shape splits this crowd")
 
 
 def empty_windows(components, windows):
@@ -67,7 +67,7 @@ def test_a_few_large_objects_are_no_crowd():
     image, truth = pile(512, 60)
     components = tfiseg.cluster((truth > 0).astype(np.uint8), split=0)
     assert split_crowds(components, [1], SIDE, 64, no_windows) is None
-    assert right(tfiseg.Refiner()(image, components), truth) > 0.9 * truth.max()
+    assert count_found(tfiseg.Refiner()(image, components), truth) > 0.9 * truth.max()
 
 
 def test_a_table_with_plates_is_no_crowd():
@@ -80,7 +80,7 @@ def test_a_table_with_plates_is_no_crowd():
 
 
 def test_bumps_of_an_outline_are_no_crowd():
-    """A person's outline at a high resolution: many small regions beside a few large ones."""
+    """A person's outline at a high resolution has many small regions and a few large ones."""
     person = np.zeros((900, 600), np.uint8)
     cv2.ellipse(person, (300, 500), (110, 340), 0, 0, 360, 1, -1)
     cv2.circle(person, (300, 130), 80, 1, -1)
@@ -99,9 +99,9 @@ def test_objects_at_a_straight_border_are_complete():
     parts, _ = split_crowds(components, [int(components.area.argmax()) + 1], SIDE, 64, true_windows(truth))
     border = [k for k in np.unique(truth[:, 298:300]) if k and (truth == k).sum() > 300]
     assert len(border) > 5
-    only = np.where(np.isin(truth, border), truth, 0)
-    only = np.unique(only, return_inverse=True)[1].reshape(truth.shape)
-    assert right(parts, only) >= 0.9 * len(border)
+    border_truth = np.where(np.isin(truth, border), truth, 0)
+    border_truth = np.unique(border_truth, return_inverse=True)[1].reshape(truth.shape)
+    assert count_found(parts, border_truth) >= 0.9 * len(border)
 
 
 def test_small_parts_are_merged_into_their_neighbors():
@@ -117,7 +117,7 @@ def test_small_parts_are_merged_into_their_neighbors():
 
 
 def true_windows(truth, requested=None):
-    """Return a function that labels windows by the true objects."""
+    """Return a function that labels windows with the true objects."""
 
     def cluster_windows(parts, windows):
         if requested is not None:
@@ -131,13 +131,13 @@ def true_windows(truth, requested=None):
 
 
 def test_objects_are_taken_from_windows_that_show_them_completely():
-    """Objects that touch, which only the network can separate."""
+    """The objects touch, so that only the network can separate them."""
     _, truth = pile(600, 14, gap=1.75)
     components = tfiseg.cluster((truth > 0).astype(np.uint8), split=0)
     requested = []
     cluster_windows = true_windows(truth, requested)
     parts, _ = split_crowds(components, [1], SIDE, 64, cluster_windows)
-    assert right(parts, truth) > 0.95 * truth.max()
+    assert count_found(parts, truth) > 0.95 * truth.max()
     assert 4 < len(requested) <= 64
     assert {p.view.side for p in requested} == {requested[0].view.side}
     assert np.array_equal(parts.label_map > 0, truth > 0)

@@ -1,4 +1,4 @@
-// Half precision as far as values.h reads it.
+// The part of half precision that values.h needs.
 #pragma once
 #include <cstring>
 

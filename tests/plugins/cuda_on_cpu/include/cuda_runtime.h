@@ -1,8 +1,9 @@
-// Enough of CUDA's runtime to compile cluster_cuda.cu and cuda_runner.cu with a C++ compiler and to run their kernels on one CPU thread.
+// The part of CUDA's runtime that is needed to compile cluster_cuda.cu and cuda_runner.cu with a C++ compiler, and to run their kernels on
+// one CPU thread.
 //
-// Every CUDA thread is a fiber (fibers.cpp). Barriers, warp operations and atomics are the points where another fiber may go on, in an order
-// drawn from a seed. This finds kernels that depend on the order of threads, barriers that some threads miss, and launches that are wrong.
-// It shows neither weak memory ordering nor speed. With its accesses instrumented (memory_counts.cpp), it counts what a GPU would transfer.
+// Every CUDA thread is a fiber (fibers.cpp). At barriers, warp operations and atomics, another fiber may continue, in an order that depends
+// on a seed. This finds kernels that depend on the order of threads, barriers that some threads do not reach, and invalid launches. It does
+// not model weak memory ordering or speed. With instrumented accesses (memory_counts.cpp), it counts the memory transactions of a GPU.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -56,11 +57,11 @@ struct cudaLaunchConfig_t {
 
 namespace cuda_on_cpu {
 
-// Puts work on the stream: into the graph that is being captured, or done at once.
+// Adds work to the graph that is being captured, or else runs it now.
 void enqueue(std::function<void()> work);
 void run_kernel(dim3 grid, dim3 block, bool is_cooperative, const std::function<void()> &kernel);
 
-// Device memory, whose accesses memory_counts.cpp counts.
+// Device memory; memory_counts.cpp counts its accesses.
 void *allocate(size_t bytes);
 void release(void *memory);
 
@@ -76,7 +77,7 @@ uint64_t value_of_lane(unsigned mask, uint64_t value, unsigned lane);
 unsigned lanes_with(unsigned mask, bool value);
 void count_atomic(const void *memory, size_t bytes);
 
-// Shared memory of the block that runs, one object of each type; nobody clears it.
+// Shared memory of the running block, one object per type; it is not cleared.
 template <class T>
 T &block_memory() {
     static const char type = 0;
@@ -167,7 +168,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned step) {
     return __shfl_sync(mask, value, int(lane + step > 31 ? lane : lane + step));
 }
 
-// Only one fiber runs at a time, so an atomic operation is a plain one after which or before which others may run.
+// Only one fiber runs at a time, so atomic operations are plain ones. Other fibers may run before them.
 template <class T, class Operation>
 __attribute__((no_sanitize("thread"))) T cuda_on_cpu_atomic(T *memory, const Operation &operation) {
     cuda_on_cpu::maybe_yield();
@@ -177,8 +178,8 @@ __attribute__((no_sanitize("thread"))) T cuda_on_cpu_atomic(T *memory, const Ope
     return old;
 }
 template <class T>
-T atomicCAS(T *memory, T expected, T wanted) {
-    return cuda_on_cpu_atomic(memory, [=](T old) { return old == expected ? wanted : old; });
+T atomicCAS(T *memory, T expected, T desired) {
+    return cuda_on_cpu_atomic(memory, [=](T old) { return old == expected ? desired : old; });
 }
 template <class T>
 T atomicAdd(T *memory, T value) {
