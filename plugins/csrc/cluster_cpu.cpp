@@ -37,7 +37,7 @@ void cluster_picture(const tfiseg_problem &p, int32_t index, Team &team, tfiseg_
     RegionGraph graph = build_region_graph(picture, map);
     if (result.regions) result.regions[index] = int32_t(graph.regions.size());
     Unions unions(picture, graph);
-    std::vector<Region> instances = unions.run();
+    LargeVector<Region> instances = unions.run();
     const double clustered = now_ms();
     const uint8_t *semantic = picture.class_map;
     if (p.logits) {

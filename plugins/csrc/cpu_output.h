@@ -9,7 +9,7 @@
 namespace tfiseg {
 
 // Writes labels and classes at the output size; instances are numbered and measured again there. semantic_map may be NULL. Returns the classes.
-inline const uint8_t *upsample(Picture &p, std::vector<Region> &instances, int32_t *label_map, uint8_t *semantic_map) {
+inline const uint8_t *upsample(Picture &p, LargeVector<Region> &instances, int32_t *label_map, uint8_t *semantic_map) {
     const int32_t out_h = p.problem.out_height, out_w = p.problem.out_width;
     FullResolution<> full = {};
     full.grid_class = p.semantic;
@@ -31,8 +31,8 @@ inline const uint8_t *upsample(Picture &p, std::vector<Region> &instances, int32
             }
         }
     });
-    const std::vector<Region> grid = std::move(instances);
-    std::vector<Region> measured(grid.size(), kEmptyRegion);
+    const LargeVector<Region> grid = std::move(instances);
+    LargeVector<Region> measured(grid.size(), kEmptyRegion);
     add_runs(label_map, nullptr, nullptr, out_w, 0, out_h, measured.data());
     std::vector<int32_t> order, number(grid.size() + 1, 0);
     for (size_t k = 0; k < grid.size(); ++k)
@@ -51,7 +51,7 @@ inline const uint8_t *upsample(Picture &p, std::vector<Region> &instances, int32
     return semantic_map;
 }
 
-inline void write_table(const Picture &p, const std::vector<Region> &instances, bool is_stopped, float *table) {
+inline void write_table(const Picture &p, const LargeVector<Region> &instances, bool is_stopped, float *table) {
     for (const Region &r : instances) {
         write_row(r, p.has_scores(), is_stopped, p.problem.out_height, p.problem.out_width, table);
         table += TFISEG_TABLE_COLUMNS;

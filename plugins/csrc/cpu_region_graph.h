@@ -30,13 +30,15 @@ class RegionGraph {
         number_roots();
         sum_regions();
         rank_by_first_pixel();
+        table_ = EdgeTable(regions.size(), expected_edges(contacts));
         add_contacts(contacts);
         if (picture.affinity && regions.size() > 1) add_affinities();
     }
 
     // In raster order of their first pixels.
-    std::vector<Region> regions;
-    const std::vector<Edge> &edges() const { return table_.edges; }
+    LargeVector<Region> regions;
+    const LargeVector<Edge> &edges() const { return table_.edges; }
+    LargeVector<Edge> take_edges() { return std::move(table_.edges); }
 
     // By a number in the map, from 1, less 1: the place of its region in `regions`.
     const std::vector<int32_t> &rank() const { return rank_; }
@@ -57,6 +59,7 @@ class RegionGraph {
     void number_roots() {
         const Picture &p = picture_;
         int32_t count = 0;
+        regions.reserve(p.roots.size());
         for (const int32_t r : p.roots)
             if (p.link[r] == r) {
                 p.map[r] = ++count;
@@ -71,9 +74,9 @@ class RegionGraph {
     void sum_regions() {
         const Picture &p = picture_;
         const int64_t most = std::max<int64_t>(1, p.n / 8 / std::max<int64_t>(1, int64_t(regions.size()))), grain = std::max<int64_t>(16, h_ / most);
-        std::vector<std::vector<Region>> sums(static_cast<size_t>(p.team.blocks_of(h_, grain)));
+        std::vector<LargeVector<Region>> sums(static_cast<size_t>(p.team.blocks_of(h_, grain)));
         p.team.run(h_, grain, [&](int64_t begin, int64_t end, int32_t block) {
-            std::vector<Region> &mine = block ? sums[size_t(block)] : regions;
+            LargeVector<Region> &mine = block ? sums[size_t(block)] : regions;
             if (block) mine.assign(regions.size(), kEmptyRegion);
             for (int32_t y = int32_t(begin); y < end; ++y) {
                 map_row(y);
@@ -102,18 +105,35 @@ class RegionGraph {
         std::fill(map + y * w_ + done, map + (y + 1) * w_, 0);
     }
 
+    // A bit for each pixel puts the first pixels in order, in time that grows with the pixels alone.
     void rank_by_first_pixel() {
-        std::vector<int32_t> order(regions.size());
-        for (size_t k = 0; k < order.size(); ++k) order[k] = int32_t(k);
-        std::sort(order.begin(), order.end(), [this](int32_t a, int32_t b) { return regions[size_t(a)].first < regions[size_t(b)].first; });
-        std::vector<Region> sorted;
-        sorted.reserve(regions.size());
         rank_.resize(regions.size());
-        for (size_t k = 0; k < order.size(); ++k) {
-            sorted.push_back(regions[size_t(order[k])]);
-            rank_[size_t(order[k])] = int32_t(k);
+        std::vector<uint64_t> bits(size_t(picture_.n) / 64 + 1, 0);
+        std::vector<int32_t> before(bits.size());
+        for (const Region &r : regions) bits[size_t(r.first) >> 6] |= uint64_t(1) << (r.first & 63);
+        int32_t count = 0;
+        for (size_t k = 0; k < bits.size(); ++k) {
+            before[k] = count;
+            count += __builtin_popcountll(bits[k]);
         }
-        regions = std::move(sorted);
+        for (size_t k = 0; k < rank_.size(); ++k) {
+            const size_t first = size_t(regions[k].first);
+            rank_[k] = before[first >> 6] + __builtin_popcountll(bits[first >> 6] & ((uint64_t(1) << (first & 63)) - 1));
+        }
+        std::vector<int32_t> place(rank_);
+        for (size_t k = 0; k < place.size(); ++k)
+            while (place[k] != int32_t(k)) {
+                const size_t to = size_t(place[k]);
+                std::swap(regions[k], regions[to]);
+                std::swap(place[k], place[to]);
+            }
+    }
+
+    // Of pixels that are regions, four have a later neighbor; the reserved memory is not used until an edge needs it.
+    size_t expected_edges(const std::vector<Contact> &contacts) const {
+        const bool has_pairs = picture_.affinity || needs_contacts(picture_.problem);
+        const size_t per_region = has_pairs ? size_t(4 + std::min(4, picture_.problem.affinity_channels)) : 0;
+        return std::min(contacts.size(), 4 * regions.size()) + per_region * regions.size();
     }
 
     // The region of a countable pixel.
@@ -209,7 +229,7 @@ class RegionGraph {
     Picture &picture_;
     const int32_t h_, w_;
     std::vector<int32_t> rank_;
-    EdgeTable table_;
+    EdgeTable table_{0, 0};
 };
 
 }  // namespace tfiseg

@@ -27,10 +27,10 @@ inline RegionGraph build_region_graph(Picture &picture, int32_t *map) {
 class Unions {
   public:
     // Leaves numbers of unions, from 1, in the picture's map, or those of the graph where no later step reads them.
-    Unions(Picture &picture, RegionGraph &graph) : regions(std::move(graph.regions)), picture_(picture), rank_(graph.rank()) { merge(graph.edges()); }
+    Unions(Picture &picture, RegionGraph &graph) : regions(std::move(graph.regions)), picture_(picture), rank_(graph.rank()) { merge(graph.take_edges()); }
 
     // Decide everything; leaves labels in the map and returns the instances in raster order of their first pixels.
-    std::vector<Region> run() {
+    LargeVector<Region> run() {
         const tfiseg_problem &problem = picture_.problem;
         std::vector<int32_t> roots = this->roots();
         const bool is_sharpened = problem.sharpen && roots.size() > 1, is_mapped = is_sharpened || problem.part_rule;
@@ -40,7 +40,7 @@ class Unions {
         if (!picture_.logits) erase(roots, [&](const Region &r) { return r.area < problem.min_area; });
         keep_largest(roots, size_t(problem.max_instances));
         std::vector<int32_t> label(regions.size(), 0), number(regions.size() + 1, 0);
-        std::vector<Region> instances;
+        LargeVector<Region> instances;
         for (size_t k = 0; k < roots.size(); ++k) {
             label[size_t(roots[k])] = int32_t(k) + 1;
             instances.push_back(regions[size_t(roots[k])]);
@@ -67,10 +67,10 @@ class Unions {
 
     bool is_stopped() const { return is_stopped_; }  // merging stopped at its budget
 
-    std::vector<Region> regions;  // a union's sums lie at its root
+    LargeVector<Region> regions;  // a union's sums lie at its root
 
   private:
-    void merge(const std::vector<Edge> &edges) {
+    void merge(LargeVector<Edge> edges) {
         const tfiseg_problem &problem = picture_.problem;
         MergeRule rule = {};
         rule.geometric = picture_.displacement == nullptr;
@@ -80,7 +80,7 @@ class Unions {
         rule.split = problem.split;
         rule.evidence = picture_.affinity ? problem.evidence_rule : nullptr;
         rule.evidence_hidden = problem.evidence_hidden;
-        Agglomeration agglomeration(regions, edges, rule, picture_.n);
+        Agglomeration agglomeration(regions, std::move(edges), rule, picture_.n);
         parent_ = agglomeration.run();
         is_stopped_ = agglomeration.is_stopped();
     }
@@ -138,7 +138,7 @@ class Unions {
 
     // Sum the unions that the map holds now; roots: those that have a pixel, in raster order.
     void sum_unions(std::vector<int32_t> &roots) {
-        std::vector<Region> sums(regions.size(), kEmptyRegion);
+        LargeVector<Region> sums(regions.size(), kEmptyRegion);
         add_runs(picture_.map, picture_.cls, picture_.fixed_scores, picture_.w, 0, picture_.h, sums.data());
         regions = std::move(sums);
         erase(roots, [](const Region &r) { return r.area == 0; });

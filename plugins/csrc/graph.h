@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "large_vector.h"
 #include "merge.h"
 
 namespace tfiseg {
@@ -55,51 +56,96 @@ inline void add_runs(const int32_t *map, const uint8_t *cls, const uint16_t *sco
     }
 }
 
-// Edges by their two regions: an open-addressing table, so that adding a pixel pair costs one probe.
+// Edges by their two regions. The edges from a region to later ones form a list; those of a region with many are in an open-addressing
+// table. Most pairs come along the rows of the picture, and so do their lists in memory, even if every pixel is a region.
 class EdgeTable {
   public:
-    EdgeTable() : slots_(1024, -1) {}
+    // expected: number of edges; more or fewer are possible.
+    EdgeTable(size_t regions, size_t expected) : lists_(regions) {
+        edges.reserve(expected);
+        entries_.reserve(expected);
+    }
 
     Edge &at(int32_t a, int32_t b) {
         if (a > b) std::swap(a, b);
-        if (a == last_a_ && b == last_b_) return edges[size_t(last_)];
-        if (edges.size() * 2 >= slots_.size()) grow();
-        size_t slot = hash(a, b);
-        while (slots_[slot] >= 0) {
-            const Edge &e = edges[size_t(slots_[slot])];
-            if (e.a == a && e.b == b) break;
-            slot = (slot + 1) & (slots_.size() - 1);
+        if (a != last_a_ || b != last_b_) {
+            last_ = find_or_create(a, b);
+            last_a_ = a;
+            last_b_ = b;
         }
-        if (slots_[slot] < 0) {
-            slots_[slot] = int32_t(edges.size());
-            edges.emplace_back();
-            edges.back().a = a;
-            edges.back().b = b;
-        }
-        last_a_ = a;
-        last_b_ = b;
-        last_ = slots_[slot];
         return edges[size_t(last_)];
     }
 
-    std::vector<Edge> edges;
+    LargeVector<Edge> edges;
 
   private:
-    size_t hash(int32_t a, int32_t b) const {
-        const uint64_t key = (uint64_t(uint32_t(a)) << 32 | uint32_t(b)) * 0x9E3779B97F4A7C15ull;
-        return size_t(key >> 32) & (slots_.size() - 1);
+    static constexpr int32_t kLongest = 16;
+
+    struct List {
+        int32_t first = -1, size = 0;  // entry; of more than kLongest, in the table
+    };
+
+    // Of the edge with the same number.
+    struct Entry {
+        int32_t b, next;
+    };
+
+    int32_t find_or_create(int32_t a, int32_t b) {
+        List &list = lists_[size_t(a)];
+        if (list.size > kLongest) return find_or_create_in_table(a, b);
+        for (int32_t k = list.first; k >= 0; k = entries_[size_t(k)].next)
+            if (entries_[size_t(k)].b == b) return k;
+        if (++list.size > kLongest) {
+            for (int32_t k = list.first; k >= 0; k = entries_[size_t(k)].next) enter(k);
+            return find_or_create_in_table(a, b);
+        }
+        entries_.push_back({b, list.first});
+        return list.first = create(a, b);
+    }
+
+    int32_t create(int32_t a, int32_t b) {
+        edges.emplace_back();
+        edges.back().a = a;
+        edges.back().b = b;
+        return int32_t(edges.size()) - 1;
+    }
+
+    int32_t find_or_create_in_table(int32_t a, int32_t b) {
+        if (!slots_.empty()) {
+            const int32_t k = slots_[slot_of(a, b)];
+            if (k >= 0) return k;
+        }
+        entries_.push_back({b, -1});
+        const int32_t k = create(a, b);
+        enter(k);
+        return k;
+    }
+
+    void enter(int32_t k) {
+        if (2 * (entered_ + 1) > slots_.size()) grow();
+        slots_[slot_of(edges[size_t(k)].a, edges[size_t(k)].b)] = k;
+        ++entered_;
+    }
+
+    // Where a pair is, or the free slot where it may go. Eight neighboring regions have neighboring slots, which share a cache line.
+    size_t slot_of(int32_t a, int32_t b) const {
+        const uint64_t key = (uint64_t(uint32_t(a)) << 32 | uint32_t(b >> 3)) * 0x9E3779B97F4A7C15ull;
+        size_t slot = (size_t(key >> 32) << 3 | size_t(b & 7)) & (slots_.size() - 1);
+        while (slots_[slot] >= 0 && (edges[size_t(slots_[slot])].a != a || edges[size_t(slots_[slot])].b != b)) slot = (slot + 1) & (slots_.size() - 1);
+        return slot;
     }
 
     void grow() {
-        slots_.assign(slots_.size() * 2, -1);
-        for (size_t i = 0; i < edges.size(); ++i) {
-            size_t slot = hash(edges[i].a, edges[i].b);
-            while (slots_[slot] >= 0) slot = (slot + 1) & (slots_.size() - 1);
-            slots_[slot] = int32_t(i);
-        }
+        LargeVector<int32_t> old(slots_.empty() ? 1024 : slots_.size() * 2, -1);
+        old.swap(slots_);
+        for (const int32_t k : old)
+            if (k >= 0) slots_[slot_of(edges[size_t(k)].a, edges[size_t(k)].b)] = k;
     }
 
-    std::vector<int32_t> slots_;
+    LargeVector<List> lists_;
+    LargeVector<Entry> entries_;
+    LargeVector<int32_t> slots_;  // edges, -1: free
+    size_t entered_ = 0;
     int32_t last_a_ = -1, last_b_ = -1, last_ = 0;
 };
 

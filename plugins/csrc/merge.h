@@ -200,11 +200,12 @@ struct MergeRule {
         return evidence || (geometric && !with_affinity && split[class_id] != split[class_id]);
     }
 
-    // Above 0: one object. The larger, the earlier the pair merges.
+    // Above 0: one object. The larger, the earlier the pair merges. Regions are read only where they count: noise has one for each pixel.
     TFISEG_HD double score(const Edge &e, const Region &ra, const Region &rb) const {
-        const bool a_small = ra.area <= rb.area;
-        const Region &small = a_small ? ra : rb, &large = a_small ? rb : ra;
-        if (evidence) return double(evidence_log_odds(e, small, large, evidence, evidence_hidden));
+        if (evidence) {
+            const bool a_small = ra.area <= rb.area;
+            return double(evidence_log_odds(e, a_small ? ra : rb, a_small ? rb : ra, evidence, evidence_hidden));
+        }
         if (with_affinity) {
             if (e.affinity_count == 0) return -1.0;
             return double(e.affinity_sum) / (double(e.affinity_count) * kFixedPoint) - merge_affinity;
@@ -214,7 +215,8 @@ struct MergeRule {
         if (!geometric) return open;  // a given field is trusted: without other evidence its basins are the instances
         const double ratio_wanted = split[ra.class_id];
         if (ratio_wanted != ratio_wanted) {
-            return double(neck_log_odds(e, small, large)) + kBoundaryLogits * open;
+            const bool a_small = ra.area <= rb.area;
+            return double(neck_log_odds(e, a_small ? ra : rb, a_small ? rb : ra)) + kBoundaryLogits * open;
         }
         const int64_t low_peak = ra.peak < rb.peak ? ra.peak : rb.peak;
         const double ratio = std::sqrt(double(e.saddle) / double(low_peak)) + kBoundaryRatio * open;
