@@ -15,7 +15,7 @@ pytest.importorskip("onnxsim", reason="the extra `export` is not installed (make
 
 from tfiseg.calibration.graph import session
 from tfiseg.export.engine.fp16_graph import to_fp16
-from tfiseg.export.onnx_import.any_network import ExportSettings, export_any
+from tfiseg.export.onnx_import.any_network import ExportSettings, export_any, export_default
 from tfiseg.export.onnx_import.output_layout import output_layout
 
 S, G = 128, 16  # sides of the image and of the grid
@@ -297,6 +297,13 @@ def test_transposed_rows_and_columns_are_detected(tmp_path, photos):
 def test_layouts_of_outputs(shape, found, axis):
     layout = output_layout(shape, (96, 128), "NCHW")
     assert (layout.shape, layout.class_axis) == (found, axis)
+
+
+def test_unknown_choices_list_the_known_ones(tmp_path):
+    with pytest.raises(tfiseg.InputError, match="'class-map', got 'mask'"):
+        ExportSettings(output_kind="mask")
+    with pytest.raises(tfiseg.InputError, match="source must be one of 'default', 'default-semantic', got"):
+        export_default(tmp_path / "x.onnx", "defualt")
 
 
 def test_nan_raises_an_error(tmp_path, photos):
