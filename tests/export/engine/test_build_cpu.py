@@ -125,7 +125,7 @@ def test_missing_frames_and_invalid_names_and_sizes_raise_errors(tmp_path, capsy
         Profile((480, 640), (240, 320), (1080, 1920))
     with pytest.raises(tfiseg.InputError, match="target must be one of 'tensorrt', 'rtx', 'auto', got"):
         find_flavor("tpu")
-    with pytest.raises(tfiseg.InputError, match=r"'onnxruntime', got 'onnx'\. Did you mean 'onnxruntime'"):
+    with pytest.raises(tfiseg.InputError, match=r"target must be one of .*'onnxruntime', got 'onnx'"):
         build.build(tmp_path / "x.onnx", tmp_path / "y.onnx", "onnx", PrecisionSettings("fp32"))
     with pytest.raises(tfiseg.InputError, match="method must be one of 'minmax', 'percentile', 'entropy'"):
         PrecisionSettings("int8", "photos", method="mean")
