@@ -15,6 +15,7 @@ pytest.importorskip("onnxsim", reason="the extra `export` is not installed (make
 
 from tfiseg.calibration.graph import session
 from tfiseg.export.engine.fp16_graph import to_fp16
+from tfiseg.export.frame.backbone_taps import find_taps
 from tfiseg.export.onnx_import.any_network import ExportSettings, export_any, export_default
 from tfiseg.export.onnx_import.output_layout import output_layout
 
@@ -169,6 +170,12 @@ def test_log_odds_stay_finite_in_half_precision(tmp_path, photos):
     single, half = (session(m).run(None, {"frame": frame})[0] for m in (model, to_fp16(model)))
     assert np.isfinite(half).all()
     assert (single.argmax(1) == half.argmax(1)).mean() > 0.999
+
+
+def test_resized_probabilities_are_no_features_of_instance_heads(tmp_path, photos):
+    path = write(tmp_path, SIGMOID, weight=[10] + [0] * 8, bias=[-8.0] + [-14] * 8, stride=4)
+    export(path, photos, class_names="a,b,c,d,e,f,g,h,i")
+    assert [tap.name for tap in find_taps(onnx.load(path.with_name("out.onnx")))] == ["grid"]
 
 
 def test_sigmoids_of_separate_heads_and_their_resizing(tmp_path, photos):
