@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -65,6 +65,21 @@ class EngineError(TfisegError):
 
 class MissingDependencyError(TfisegError, ImportError):
     """An optional package is not installed; the message names the extra that installs it."""
+
+
+def check_choice(option: str, value: object, known: Sequence[str]) -> None:
+    """Raise InputError if an option's value is none of the known ones; the message lists them.
+
+    Args:
+        option: name of the argument.
+        value: its value.
+        known: all allowed values.
+    """
+    if value not in known:
+        raise InputError(
+            f"{option} must be one of {', '.join(map(repr, known))}, got "
+            f"{value!r}.{did_you_mean(str(value), known)}"
+        )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import FormatError, InputError, ModelError
+from ..errors import FormatError, InputError, ModelError, check_choice
 from ..files import whole_file
 from .cache_file import read_cache
 from .equalize import equalize, residual_groups
@@ -22,7 +22,7 @@ from .frames import FrameSample
 from .graph import IMAGE, Network, run_tensors
 from .layers import Layer, find_layers
 from .qdq import Scheme, insert_qdq
-from .ranges import range_finder
+from .ranges import METHODS, range_finder
 from .rounding import Moments, QuantizedWeights, round_weights
 
 _SAMPLES_PER_FRAME = 256
@@ -90,6 +90,7 @@ def calibrate(
         InputError: there are no frames, or the method is unknown.
         ModelError: the network has no layer that can be quantized, or doesn't run.
     """
+    check_choice("method", method, METHODS)  # an error now, not after the first pass over the frames
     if not len(frames):
         raise InputError(f"{frames.source} has no frames to calibrate on")
     network = Network(model)

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import check_choice
 
 METHODS = ("minmax", "percentile", "entropy")
 _PERCENTILE = 99.99
@@ -112,8 +112,7 @@ def range_finder(method: str) -> RangeFinder:
     min-max keeps all values. Percentile cuts the 0.01 % of largest magnitude. Entropy cuts where the KL
     divergence of the quantized histogram is smallest, as in TensorRT's calibrator.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown range method {method!r}: expected one of {', '.join(METHODS)}")
+    check_choice("method", method, METHODS)
     kinds: dict[str, type[_MinMax] | type[_Magnitudes]] = {
         "minmax": _MinMax,
         "percentile": _Percentile,

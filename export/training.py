@@ -14,11 +14,26 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, check_choice
 from ..files import whole_file
+from ..runtime.networks.session import DEVICES
 from .checkpoint import read_checkpoint
 
 HELD_SEED = 1_000_003  # added to a recipe's seed for composites that are not trained on
+
+
+def training_device(name: str | None) -> str:
+    """Return the device to train on: "cuda" if available, unless one of ``DEVICES`` is named.
+
+    Raises:
+        InputError: the name is unknown, or there is no GPU for "cuda"."""
+    available = torch.cuda.is_available()
+    if name is None:
+        return "cuda" if available else "cpu"
+    check_choice("device", name, DEVICES)
+    if name == "cuda" and not available:
+        raise InputError("PyTorch finds no GPU for device='cuda': leave it out to train on the CPU")
+    return name
 
 
 def prepare(seed: int, threads: int | None = None) -> None:

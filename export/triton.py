@@ -19,7 +19,7 @@ from typing import Any
 
 import onnx
 
-from ..errors import EngineError, InputError, ModelError
+from ..errors import EngineError, InputError, ModelError, check_choice
 from ..plugins.plugin_library import AUTOREGISTER_LIBRARY
 from ..plugins.problem import TABLE_COLUMNS
 from ..runtime.inspect.model_file import FRAME_HW, describe_tensor
@@ -151,8 +151,7 @@ def _check_settings(folder: Path, name: str, batch: int | None, instances: int, 
         )
     if (batch is not None and batch < 1) or instances < 1:
         raise InputError(f"batch and instances must be at least 1, got {batch} and {instances}")
-    if device not in DEVICES:
-        raise InputError(f"unknown device {device!r}: expected one of {', '.join(DEVICES)}")
+    check_choice("device", device, DEVICES)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, expected a folder")
     if (folder / "config.pbtxt").exists():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, check_choice
 from ..plugins.settings import MAX_INSTANCES, MAX_THREADS, Split, check_min_area, split_table
 from .networks.model_variants import MAX_LONG_SIDE_PX, MIN_LONG_SIDE_PX
 from .networks.multi_scale import MAX_SCALE, checked_scales
@@ -50,14 +50,11 @@ class SegmenterSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", checked_scales(self.scales))
-        if self.quality not in QUALITIES:
-            raise InputError(_unknown("quality", QUALITIES, self.quality))
-        if self.refine is not None and self.refine not in REFINES:
-            raise InputError(_unknown("refine", REFINES, self.refine))
-        if self.device not in DEVICES:
-            raise InputError(_unknown("device", DEVICES, self.device))
-        if self.backend not in BACKENDS:
-            raise InputError(_unknown("backend", BACKENDS, self.backend))
+        check_choice("quality", self.quality, QUALITIES)
+        if self.refine is not None:
+            check_choice("refine", self.refine, REFINES)
+        check_choice("device", self.device, DEVICES)
+        check_choice("backend", self.backend, BACKENDS)
         if not isinstance(self.threads, Integral) or not 0 <= self.threads <= MAX_THREADS:
             raise InputError(
                 f"threads must be at least 1 (0 = all), at most {MAX_THREADS}, got {self.threads}"
@@ -132,10 +129,3 @@ class SegmenterSettings:
         if self.long_side_px is None and self.quality == "best" and self.model is None:
             return BEST_LONG_SIDE_PX
         return self.long_side_px
-
-
-def _unknown(option: str, known: Sequence[str], value: object) -> str:
-    return (
-        f"{option} must be one of {', '.join(map(repr, known))}, got "
-        f"{value!r}.{did_you_mean(str(value), known)}"
-    )

@@ -13,7 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from ...calibration.gate import require_passed
-from ...errors import InputError, ModelError
+from ...errors import InputError, ModelError, check_choice
 from ...files import write_whole
 from ...plugins.plugin_library import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION, load_plugin, plugin_info
 from ...plugins.settings import AFFINITY_OFFSETS, IGNORE, ClusterSettings
@@ -29,7 +29,7 @@ from .instance_engine import build_instance_engine, is_instance_network
 from .lower import LoweredNetwork, PrecisionSettings, lower
 from .precision_proof import prove
 from .tensorrt_builder import BuildSettings, build_plan, shapes_record, source_record, toolchain_record
-from .tensorrt_flavors import Flavor, find_flavor
+from .tensorrt_flavors import TARGETS, Flavor, find_flavor
 
 CPU_TARGET = "onnxruntime"
 GATE_REPORT, GATE_SHEET = ".gate.json", ".gate.png"
@@ -61,7 +61,7 @@ def build(
         EngineError: TensorRT can't build it, or built it in another precision.
     """
     precision, settings = precision or PrecisionSettings(), settings or BuildSettings()
-    kind = None if target == CPU_TARGET else find_flavor(target)
+    kind = _flavor(target)
     _check_output(output, kind)
     of_instances = is_instance_network(source)
     if not settings.operator and (kind is None or of_instances):
@@ -95,6 +95,12 @@ def build(
         return {**record, "output": str(output), "bytes": _write_onnx(output, lowered.model)}
     write_engine(output, plan, record)
     return {**record, "output": str(output), "bytes": len(plan)}
+
+
+def _flavor(target: str) -> Flavor | None:
+    """Return the TensorRT of a target; None for ONNX Runtime."""
+    check_choice("target", target, (*TARGETS, "auto", CPU_TARGET))
+    return None if target == CPU_TARGET else find_flavor(target)
 
 
 def _build_plan(

@@ -19,8 +19,9 @@ from ...calibration.graph import Network
 from ...calibration.layers import find_layers
 from ...calibration.qdq import Scheme
 from ...calibration.quantize import Calibration, calibrate, edge_layers, matching_layers, quantize
+from ...calibration.ranges import METHODS
 from ...calibration.sensitivity import exclude_until, rank_layers
-from ...errors import InputError
+from ...errors import InputError, check_choice
 from ...runtime.evaluate.comparison import Comparison, compare, noise_floor, write_worst_sheet
 from ...runtime.inspect.onnx_layers import layer_precisions
 from ...runtime.segmenter import Segmenter
@@ -63,8 +64,8 @@ class PrecisionSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise InputError(f"unknown precision {self.precision!r}: expected one of {', '.join(PRECISIONS)}")
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("method", self.method, METHODS)
         if self.precision == "fp16" and self.frames is None and self.gate:
             raise InputError(
                 "fp16 is compared with float32 on real frames: pass some with --frames, or skip it with "

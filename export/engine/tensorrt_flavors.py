@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from types import ModuleType
 
-from ...errors import InputError, MissingDependencyError
+from ...errors import MissingDependencyError, check_choice
 
 TARGETS = ("tensorrt", "rtx")
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
@@ -52,8 +52,7 @@ def find_flavor(target: str) -> Flavor:
         raise MissingDependencyError(
             f"no TensorRT is installed. {_install_hint('tensorrt')}; {_install_hint('rtx')}"
         )
-    if target not in TARGETS:
-        raise InputError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
+    check_choice("target", target, (*TARGETS, "auto"))
     try:
         module = importlib.import_module(MODULES[target])
     except (ImportError, OSError) as missing:  # OSError: a wheel whose libraries don't load here

@@ -34,6 +34,7 @@ from ..training import (
     print_line,
     save_checkpoint,
     set_learning_rate,
+    training_device,
 )
 from .bank import Bank, bank_digest, bank_summary, build_bank, is_split, remove_dented_objects, render_batches
 from .composites import Composer
@@ -277,7 +278,7 @@ def train_instance(
         threads, device, quiet: CPU threads of torch; "cuda" or "cpu", default: what is available; no progress
             bar.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device(device)
     prepare(recipe.seed, threads)
     network = InstanceNetwork()
     trained = load_initial_weights(network, start)

@@ -21,7 +21,7 @@ from google.protobuf.message import EncodeError
 from numpy.typing import NDArray
 from onnx import helper
 
-from ...errors import InputError, ModelError
+from ...errors import InputError, ModelError, check_choice
 from ...files import whole_file
 from ...runtime.networks.model_info import FORMAT_VERSION, METADATA_KEY, weights_digest
 from ...runtime.networks.model_variants import Variant
@@ -60,6 +60,7 @@ def export_default(output: Path, source: str = "default", long_side_px: int | No
         source: one of ``DEFAULTS``.
         long_side_px: longer side in pixels that the network scales frames to; default: the model's own.
     """
+    check_choice("source", source, tuple(DEFAULTS))
     if long_side_px is not None:
         check_long_side(long_side_px)
     with _new_model_file(output) as part:

@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ...errors import InputError, ModelError
+from ...errors import InputError, ModelError, check_choice
 from ...runtime.networks.onnx_runtime import start_session
 from ..frame_graph import PixelFormat
 from .onnx_network import OPSET, load_network, recognize_input, recognize_output
-from .output_reading import OutputKind
+from .output_reading import OUTPUT_KINDS, OutputKind
 
 TORCH_KINDS = ("torchvision", "smp", "hf", "python")
 _LOGIT_KINDS = ("torchvision", "hf")
@@ -58,6 +58,10 @@ class ExportSettings:
     random_weights: bool = False
     output_kind: OutputKind | None = None
     thresholds: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.output_kind is not None:
+            check_choice("output_kind", self.output_kind, OUTPUT_KINDS)
 
 
 @dataclass(frozen=True)

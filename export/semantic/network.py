@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import check_choice
 from .backbones import LITE0, LITE2, EfficientNetLite, MobileNetV2, same_conv
 
 SIDE_MULTIPLE = 32  # the coarsest stride of a backbone
@@ -75,11 +76,12 @@ class SegmentationNetwork(nn.Module):
         backbone: a key of ``BACKBONES``.
 
     Raises:
-        KeyError: there is no such backbone.
+        InputError: there is no such backbone.
     """
 
     def __init__(self, outputs: dict[str, int], channels: int = 64, backbone: str = "lite0") -> None:
         super().__init__()
+        check_choice("backbone", backbone, tuple(BACKBONES))
         self.backbone = BACKBONES[backbone]()
         *fine, coarse = self.backbone.channels
         classes = outputs["logits"]

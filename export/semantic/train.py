@@ -23,6 +23,7 @@ from ..training import (
     print_line,
     save_checkpoint,
     set_learning_rate,
+    training_device,
 )
 from .backbones import PIXEL_MEAN, PIXEL_STD, MobileNetV2
 from .data import IGNORE, CropSampler, CropStream, Picture
@@ -265,7 +266,7 @@ def train_semantic(
         threads: CPU threads of torch.
         device: "cuda" or "cpu"; default: "cuda" if available.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device(device)
     prepare(recipe.seed, threads)
     held, used = _split_pictures(pictures, recipe)
     sampler = CropSampler(used, recipe.classes, recipe.crop_px, recipe.seed)

@@ -16,12 +16,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ...errors import InputError, MissingDependencyError, SourceError, TfisegError
+from ...errors import InputError, MissingDependencyError, SourceError, TfisegError, check_choice
 from ...files import FolderLock, printable, writable_folder
 from ...images import read_image
 from ...plugins.native import usable_threads
 from ..networks.engine_file import SUFFIX as ENGINE_SUFFIX
 from ..output.coco import COCO_NAME, write_coco_frames
+from ..output.run import OUTPUT_FORMATS
 from ..output.run_writer import frame_record, write_summary
 from ..segmenter import Segmenter
 from ..segmenter_settings import SegmenterSettings
@@ -104,10 +105,12 @@ def segment_archive(
 
     Raises:
         SourceError: there are no pictures, or no cluster at the address.
-        InputError: the output folder is not writable, is in use, or has results of other settings.
+        InputError: an option is out of range, or the output folder is not writable, is in use, or has results
+            of other settings.
         ModelError: a model file is missing or damaged.
         MissingDependencyError: Ray is missing.
     """
+    check_choice("output_format", output_format, OUTPUT_FORMATS)
     began = time.monotonic()
     ray = _ray()
     pictures = list_pictures(source)

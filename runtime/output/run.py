@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ...errors import InputError, OutputError, PipelineError
+from ...errors import OutputError, PipelineError, check_choice
 from ...files import printable
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.tracker import Tracker
@@ -56,8 +56,7 @@ def run(
         InputError: an option is out of range, or the folder is not writable or in use.
         SourceError: the source cannot be opened.
     """
-    if output_format not in OUTPUT_FORMATS:
-        raise InputError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}")
+    check_choice("output_format", output_format, OUTPUT_FORMATS)
     frames = source if isinstance(source, Source) else open_source(source)
     with frames:
         writer = RunWriter(out, frames)

@@ -143,8 +143,10 @@ def test_range_methods_stay_within_the_values(method):
 
 
 def test_unknown_method_and_no_frames_raise_errors(model, tmp_path):
-    with pytest.raises(tfiseg.InputError, match="unknown range method 'mean'"):
+    with pytest.raises(tfiseg.InputError, match=r"method must be one of 'minmax', .*got 'mean'"):
         range_finder("mean")
+    with pytest.raises(tfiseg.InputError, match="method must be one of"):  # before any frame is read
+        calibrate(model, FrameSample("nowhere", [], []), "mean")
     with pytest.raises(tfiseg.InputError, match="has no frames to calibrate on"):
         calibrate(model, FrameSample("nowhere", [], []))
     with pytest.raises(tfiseg.SourceError):

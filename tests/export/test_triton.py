@@ -268,7 +268,7 @@ def test_quantized_networks_are_tested_like_in_triton(tmp_path, monkeypatch):
     [
         ({"name": "a/b"}, "letters, digits"),
         ({"instances": 0}, "at least 1"),
-        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"device": "tpu"}, "device must be one of .* got 'tpu'"),
         ({"batch": 0}, "at least 1"),
     ],
 )

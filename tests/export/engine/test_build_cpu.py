@@ -123,8 +123,12 @@ def test_missing_frames_and_invalid_names_and_sizes_raise_errors(tmp_path, capsy
     fails(str(tmp_path / "none.onnx"), *cpu, "--precision", "fp32", message="there is no network")
     with pytest.raises(tfiseg.InputError, match="must rise"):
         Profile((480, 640), (240, 320), (1080, 1920))
-    with pytest.raises(tfiseg.InputError, match="unknown target 'tpu'"):
+    with pytest.raises(tfiseg.InputError, match="target must be one of 'tensorrt', 'rtx', 'auto', got"):
         find_flavor("tpu")
+    with pytest.raises(tfiseg.InputError, match=r"target must be one of .*'onnxruntime', got 'onnx'"):
+        build.build(tmp_path / "x.onnx", tmp_path / "y.onnx", "onnx", PrecisionSettings("fp32"))
+    with pytest.raises(tfiseg.InputError, match="method must be one of 'minmax', 'percentile', 'entropy'"):
+        PrecisionSettings("int8", "photos", method="mean")
 
 
 def test_missing_or_empty_tensorrt_raises_an_error(monkeypatch):

@@ -15,7 +15,8 @@ pytest.importorskip("onnxsim", reason="the extra `export` is not installed (make
 
 from tfiseg.calibration.graph import session
 from tfiseg.export.engine.fp16_graph import to_fp16
-from tfiseg.export.onnx_import.any_network import ExportSettings, export_any
+from tfiseg.export.frame.backbone_taps import find_taps
+from tfiseg.export.onnx_import.any_network import ExportSettings, export_any, export_default
 from tfiseg.export.onnx_import.output_layout import output_layout
 
 S, G = 128, 16  # sides of the image and of the grid
@@ -171,6 +172,12 @@ def test_log_odds_stay_finite_in_half_precision(tmp_path, photos):
     assert (single.argmax(1) == half.argmax(1)).mean() > 0.999
 
 
+def test_resized_probabilities_are_no_features_of_instance_heads(tmp_path, photos):
+    path = write(tmp_path, SIGMOID, weight=[10] + [0] * 8, bias=[-8.0] + [-14] * 8, stride=4)
+    export(path, photos, class_names="a,b,c,d,e,f,g,h,i")
+    assert [tap.name for tap in find_taps(onnx.load(path.with_name("out.onnx")))] == ["grid"]
+
+
 def test_sigmoids_of_separate_heads_and_their_resizing(tmp_path, photos):
     tail = [
         node("Split", ["grid", "parts"], ["a", "b", "c"], axis=1),
@@ -297,6 +304,13 @@ def test_transposed_rows_and_columns_are_detected(tmp_path, photos):
 def test_layouts_of_outputs(shape, found, axis):
     layout = output_layout(shape, (96, 128), "NCHW")
     assert (layout.shape, layout.class_axis) == (found, axis)
+
+
+def test_unknown_choices_list_the_known_ones(tmp_path):
+    with pytest.raises(tfiseg.InputError, match="'class-map', got 'mask'"):
+        ExportSettings(output_kind="mask")
+    with pytest.raises(tfiseg.InputError, match="source must be one of 'default', 'default-semantic', got"):
+        export_default(tmp_path / "x.onnx", "defualt")
 
 
 def test_nan_raises_an_error(tmp_path, photos):

@@ -14,8 +14,10 @@ import tfiseg
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from tfiseg.files import writable_folder
+from tfiseg.runtime.archive.ray_archive import segment_archive
 from tfiseg.runtime.output.coco import write_coco
 from tfiseg.runtime.output.run import run
+from tfiseg.runtime.segmenter_settings import SegmenterSettings
 
 
 @pytest.fixture(scope="module")
@@ -261,8 +263,11 @@ def test_the_program_prints_names_that_are_not_utf_8(tmp_path):
 
 
 def test_other_formats_are_refused(segmenter, tmp_path):
-    with pytest.raises(tfiseg.InputError, match="output_format must be one of jsonl, coco, got 'voc'"):
+    with pytest.raises(tfiseg.InputError, match="output_format must be one of 'jsonl', 'coco', got 'voc'"):
         run("synthetic", segmenter, tmp_path, max_frames=1, quiet=True, output_format="voc")
+    with pytest.raises(tfiseg.InputError, match="output_format must be one of 'jsonl', 'coco', got 'voc'"):
+        segment_archive("photos", tmp_path, SegmenterSettings(), output_format="voc")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_second_run_into_the_same_folder_is_refused(segmenter, tmp_path):
