@@ -31,6 +31,7 @@ namespace {
 #endif
 constexpr int32_t kThreads = TFISEG_THREADS;  // of a block that runs a section
 constexpr int32_t kPhaseThreads = 256;        // of a block that runs one phase
+constexpr int32_t kTileThreads = kThreads < 256 ? kThreads : 256;  // of a block that runs a tile
 constexpr int32_t kCountsPerThread = 8;
 
 // What a phase takes: int32_t or int64_t.
@@ -169,12 +170,12 @@ __global__ void __launch_bounds__(kPhaseThreads) each_kernel(const __grid_consta
 
 // One block for each tile. Unlike a section, it needs no barrier of the grid, so blocks wait for none of another kernel to end.
 template <class Phase>
-__global__ void __launch_bounds__(kPhaseThreads) tiles_kernel(const __grid_constant__ Phase phase) {
+__global__ void __launch_bounds__(kTileThreads) tiles_kernel(const __grid_constant__ Phase phase) {
     TFISEG_SHARED(typename Phase::Shared, shared);
     for (int32_t step = 0; step < Phase::kSteps; ++step) {
         if (step > 0) __syncthreads();
         TFISEG_TRACE_PHASE(Phase);
-        for (int32_t item = int32_t(threadIdx.x); item < Phase::kItems; item += kPhaseThreads) {
+        for (int32_t item = int32_t(threadIdx.x); item < Phase::kItems; item += kTileThreads) {
             TFISEG_TRACE_ITEM();
             phase(shared, int64_t(blockIdx.x), step, item);
         }
@@ -199,7 +200,7 @@ class Cuda {
 
     template <class Phase>
     void tiles(int64_t n, const Phase &phase) {
-        if (status_ == cudaSuccess) launch(tiles_kernel<Phase>, n, kPhaseThreads, false, phase);
+        if (status_ == cudaSuccess) launch(tiles_kernel<Phase>, n, kTileThreads, false, phase);
     }
 
     // items: of its largest phases.

@@ -275,7 +275,7 @@ bool fit_frame(uint32_t seed) {
     std::mt19937 random(seed);
     const auto side = [&] { return int32_t(1 + random() % 70); };
     const int32_t wide = random() % 8 == 0 ? 40 : 1;  // now and then, several tiles per row, or source rows too wide for them
-    const int32_t h = side(), w = side() * (random() % 2 ? wide : 1), out_h = side(), out_w = side() * (random() % 2 ? wide : 1);
+    const int32_t h = side(), w = side() * (random() % 2 ? wide : 1), out_h = 1 + side() / wide, out_w = side() * (random() % 2 ? wide : 1);
     std::vector<uint8_t> frame(size_t(h) * size_t(w) * 3);
     for (uint8_t &v : frame) v = uint8_t(50 + random() % 100);
     std::vector<float> fitted(size_t(out_h) * size_t(out_w) * 3, -1.0f);
