@@ -140,6 +140,33 @@ struct ViewsOnDevice : Copies {
     static size_t cells_of(const tfiseg_views &v) { return size_t(v.view_count) * size_t(v.view_side) * size_t(v.view_side); }
 };
 
+// Instances, components and foreground maps on the device, and room for refined masks.
+struct RefinementOnDevice : Copies {
+    tfiseg_mask_refinement refinement;
+
+    int32_t take(const tfiseg_mask_refinement &r) {
+        refinement = r;
+        const size_t pixels = size_t(r.height) * size_t(r.width), views = size_t(r.view_count), row = TFISEG_TABLE_COLUMNS * sizeof(float);
+        size_t values = 0;
+        for (size_t k = 0; k < views; ++k) values += size_t(r.map_sides[k]) * size_t(r.map_sides[k]);
+        if (const int32_t s = to(refinement.label_map, pixels * sizeof(int32_t))) return s;
+        if (const int32_t s = to(refinement.count, sizeof(int32_t))) return s;
+        if (const int32_t s = to(refinement.table, size_t(r.max_instances) * row)) return s;
+        if (const int32_t s = to(refinement.component_map, pixels * sizeof(int32_t))) return s;
+        if (const int32_t s = to(refinement.component_count, sizeof(int32_t))) return s;
+        if (const int32_t s = to(refinement.component_table, size_t(r.max_components) * row)) return s;
+        if (const int32_t s = to(refinement.views, views * TFISEG_VIEW_COLUMNS * sizeof(int32_t))) return s;
+        if (const int32_t s = to(refinement.map_sides, views * sizeof(int32_t))) return s;
+        if (const int32_t s = to(refinement.foreground, values * (r.value_type == TFISEG_FLOAT16 ? 2 : 4))) return s;
+        if (const int32_t s = back(refinement.refined_map, r.refined_map, pixels)) return s;
+        if (const int32_t s = back(refinement.refined_count, r.refined_count, 1)) return s;
+        if (const int32_t s = back(refinement.refined_table, r.refined_table, size_t(r.max_instances) * TFISEG_TABLE_COLUMNS)) return s;
+        if (const int32_t s = back(refinement.instance_of, r.instance_of, size_t(r.max_instances))) return s;
+        refinement.workspace_bytes = tfiseg_refine_masks_workspace_size(&refinement);
+        return room(refinement.workspace, refinement.workspace_bytes);
+    }
+};
+
 // Bytes that a phase must move at least: what it reads and writes of the grid (n pixels) and the result (m pixels).
 struct Moved {
     double n, m;
@@ -329,6 +356,25 @@ TFISEG_API int32_t place_pieces_by_phases(const tfiseg_views *views, const tfise
     if (const int32_t status = on.take(*pieces)) return status;
     if (const int32_t status = tfiseg_place_pieces_cuda(&on.views, &on.pieces, nullptr)) return status;
     TRY(cudaDeviceSynchronize());
+    return on.give();
+}
+
+TFISEG_API int32_t refine_masks_by_phases(const tfiseg_mask_refinement *refinement, uint32_t seed, int32_t) {
+    if (const int32_t status = tfiseg::check(refinement)) return status;
+    RefinementOnDevice on;
+    if (const int32_t status = on.take(*refinement)) return status;
+    if (seed % 2) TRY(cudaMemset(on.refinement.workspace, 0xA5, size_t(on.refinement.workspace_bytes)));
+    if (const int32_t status = tfiseg_refine_masks_cuda(&on.refinement, nullptr)) return status;
+    TRY(cudaDeviceSynchronize());
+    return on.give();
+}
+
+// Captured once, replayed many times; median_us: of one replay.
+TFISEG_API int32_t replay_refinement_in_graph(const tfiseg_mask_refinement *refinement, int32_t replays, double *median_us, int64_t *grown_bytes) {
+    RefinementOnDevice on;
+    if (const int32_t status = on.take(*refinement)) return status;
+    const auto work = [&](cudaStream_t stream) { return tfiseg_refine_masks_cuda(&on.refinement, stream); };
+    if (const int32_t status = replay(work, replays, median_us, grown_bytes)) return status;
     return on.give();
 }
 

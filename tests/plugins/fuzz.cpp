@@ -1,5 +1,6 @@
 // Random problems through the CPU operator and through the GPU's phases (shuffled.cpp on a CPU, cuda_runner.cu on a GPU): equal, or
-// it fails; the same of views of components; random frames through tfiseg_fit_frame, and arguments out of range, which must be refused. Built with sanitizers, or run under compute-sanitizer.
+// it fails; the same of views of components and of refined masks; random frames through tfiseg_fit_frame, and arguments out of range,
+// which must be refused. Built with sanitizers, or run under compute-sanitizer.
 //     fuzz CASES [FIRST_SEED]
 #include <algorithm>
 #include <cmath>
@@ -15,6 +16,7 @@ extern "C" {
 int32_t cluster_by_phases(const tfiseg_problem *, tfiseg_result *, uint32_t seed, int32_t threads);
 int32_t cut_views_by_phases(const tfiseg_views *, uint32_t seed, int32_t threads);
 int32_t place_pieces_by_phases(const tfiseg_views *, const tfiseg_pieces *, uint32_t seed, int32_t threads);
+int32_t refine_masks_by_phases(const tfiseg_mask_refinement *, uint32_t seed, int32_t threads);
 }
 
 namespace {
@@ -204,6 +206,65 @@ struct Seen {
     }
 };
 
+// Refined masks, once by the CPU's threads and once by the phases.
+struct Refined {
+    std::vector<int32_t> label_map, count, instance_of;
+    std::vector<float> table;
+    std::vector<char> room;
+    tfiseg_mask_refinement refinement;
+
+    explicit Refined(const tfiseg_mask_refinement &r) : refinement(r) {
+        label_map.assign(size_t(r.height) * size_t(r.width), -7);
+        count.assign(1, -7);
+        instance_of.assign(size_t(r.max_instances), -7);
+        table.assign(size_t(r.max_instances) * TFISEG_TABLE_COLUMNS, -7.0f);
+        room.resize(size_t(tfiseg_refine_masks_workspace_size(&r)));
+        refinement.refined_map = label_map.data();
+        refinement.refined_count = count.data();
+        refinement.refined_table = table.data();
+        refinement.instance_of = instance_of.data();
+        refinement.workspace = room.data();
+        refinement.workspace_bytes = int64_t(room.size());
+    }
+
+    bool same_as(const Refined &o) const {
+        return label_map == o.label_map && count == o.count && instance_of == o.instance_of && table == o.table;
+    }
+};
+
+// Instances in the components of some views, and foreground maps with any values: NaN and values out of range, too.
+bool refine(uint32_t seed, const tfiseg_views &components, const Seen &instances, std::mt19937 &random) {
+    std::vector<int32_t> sides(size_t(components.view_count));
+    std::vector<float> foreground;
+    for (int32_t &side : sides) {
+        side = int32_t(1 + random() % 12);
+        for (int32_t k = 0; k < side * side; ++k) foreground.push_back(random() % 20 ? float(random() % 1000) / 800.0f - 0.1f : std::nanf(""));
+    }
+    tfiseg_mask_refinement r = {};
+    r.struct_size = sizeof r;
+    r.height = components.height;
+    r.width = components.width;
+    r.label_map = instances.label_map.data();
+    r.count = instances.count.data();
+    r.table = instances.table.data();
+    r.max_instances = int32_t(instances.component_of.size());
+    r.component_map = components.label_map;
+    r.component_count = components.count;
+    r.component_table = components.table;
+    r.max_components = components.max_components;
+    r.views = instances.views.data();
+    r.map_sides = sides.data();
+    r.foreground = foreground.data();
+    r.view_count = components.view_count;
+    r.max_map_side = 12;
+    r.value_type = TFISEG_FLOAT32;
+    r.threads = int32_t(1 + random() % 3);
+    Refined cpu(r), gpu(r);
+    if (tfiseg_refine_masks_cpu(&cpu.refinement) || refine_masks_by_phases(&gpu.refinement, seed, r.threads)) return false;
+    if (!cpu.same_as(gpu)) std::printf("seed %u: the phases' refined masks differ from the CPU's\n", seed);
+    return cpu.same_as(gpu);
+}
+
 bool look(uint32_t seed) {
     std::mt19937 random(seed);
     const auto below = [&](int32_t n) { return int32_t(random() % uint32_t(n)); };
@@ -266,7 +327,7 @@ bool look(uint32_t seed) {
     gpu.placed.least_regions = cpu.placed.least_regions;
     if (tfiseg_place_pieces_cpu(&cpu.cut, &cpu.placed) || place_pieces_by_phases(&gpu.cut, &gpu.placed, seed, 1 + below(3))) return false;
     if (!cpu.same_as(gpu)) std::printf("seed %u: the phases' views or pieces differ from the CPU's\n", seed);
-    return cpu.same_as(gpu);
+    return cpu.same_as(gpu) && refine(seed, v, cpu, random);
 }
 
 // A frame of any size to any size: every pixel written, and within the frame's values.
