@@ -235,6 +235,28 @@ struct FindRowChanges {
     }
 };
 
+// The last change of class at or before a position of a row, as change_before; at least the word of `least` is searched, -1: none there.
+TFISEG_HD int32_t near_change_before(const uint32_t *words, int32_t at, int32_t least) {
+    int32_t b = at >> 5;
+    uint32_t word = words[b] & (0xFFFFFFFFu >> (31 - (at & 31)));
+    while (!word) {
+        if (b * 32 <= least) return -1;
+        word = words[--b];
+    }
+    return b * 32 + 31 - leading_zeros(word);
+}
+
+// The first change behind a position, as change_after; at least up to the word of `most`.
+TFISEG_HD int32_t near_change_after(const uint32_t *words, int32_t at, int32_t most) {
+    int32_t b = at >> 5;
+    uint32_t word = words[b] & ~(0xFFFFFFFFu >> (31 - (at & 31)));
+    while (!word) {
+        if (b * 32 + 31 >= most) return -1;
+        word = words[++b];
+    }
+    return b * 32 + trailing_zeros(word);
+}
+
 // Finds the pixels that components lose: those near the outline whose probability is low.
 struct FindRemovedPixels {
     RefinementScene scene;
@@ -272,8 +294,10 @@ struct FindRemovedPixels {
         const Grid &grid = scene.grid;
         if (y < 0 || y >= grid.h) return true;
         if (scene.component_at(y * grid.w + x) != zone.component) return false;
-        const Run run = run_of(grid, rows, y, x);
-        return run.first <= (x > zone.reach ? x - zone.reach : 0) && run.last >= (x + zone.reach < grid.w ? x + zone.reach : grid.w - 1);
+        const uint32_t *words = rows + int64_t(y) * grid.row_words();
+        const int32_t least = x > zone.reach ? x - zone.reach : 0, most = x + zone.reach < grid.w ? x + zone.reach : grid.w - 1;
+        const int32_t after = near_change_after(words, x, most);
+        return near_change_before(words, x, least) <= least && (after < 0 || after > most);
     }
 };
 
@@ -309,9 +333,11 @@ struct NearestOfClass {
             return true;
         };
         if (take(x)) return;
-        for (int32_t u = change_before(words, 1, x) - 1; u >= 0; u = change_before(words, 1, u) - 1)
+        const int32_t across = int32_t(std::sqrt(float(best - square))) + 1;  // farther pixels are not nearer, whatever the rounding
+        const int32_t least = x > across ? x - across : 0, most = x + across < grid.w ? x + across : grid.w - 1;
+        for (int32_t u = near_change_before(words, x, least) - 1; u >= 0; u = near_change_before(words, u, least) - 1)
             if (take(u)) break;
-        for (int32_t u = change_after(words, 1, x, grid.row_words()); u >= 0; u = change_after(words, 1, u, grid.row_words()))
+        for (int32_t u = near_change_after(words, x, most); u >= 0; u = near_change_after(words, u, most))
             if (take(u)) break;
     }
 };

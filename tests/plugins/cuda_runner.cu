@@ -156,6 +156,33 @@ struct FrameOnDevice : DeviceCopies {
     }
 };
 
+// Instances, components and foreground maps on the device, and memory for refined masks.
+struct RefinementOnDevice : DeviceCopies {
+    tfiseg_mask_refinement refinement;
+
+    int32_t copy(const tfiseg_mask_refinement &r) {
+        refinement = r;
+        const size_t pixels = size_t(r.height) * size_t(r.width), views = size_t(r.view_count), row = TFISEG_TABLE_COLUMNS * sizeof(float);
+        size_t values = 0;
+        for (size_t k = 0; k < views; ++k) values += size_t(r.map_sides[k]) * size_t(r.map_sides[k]);
+        if (const int32_t s = upload(refinement.label_map, pixels * sizeof(int32_t))) return s;
+        if (const int32_t s = upload(refinement.count, sizeof(int32_t))) return s;
+        if (const int32_t s = upload(refinement.table, size_t(r.max_instances) * row)) return s;
+        if (const int32_t s = upload(refinement.component_map, pixels * sizeof(int32_t))) return s;
+        if (const int32_t s = upload(refinement.component_count, sizeof(int32_t))) return s;
+        if (const int32_t s = upload(refinement.component_table, size_t(r.max_components) * row)) return s;
+        if (const int32_t s = upload(refinement.views, views * TFISEG_VIEW_COLUMNS * sizeof(int32_t))) return s;
+        if (const int32_t s = upload(refinement.map_sides, views * sizeof(int32_t))) return s;
+        if (const int32_t s = upload(refinement.foreground, values * (r.value_type == TFISEG_FLOAT16 ? 2 : 4))) return s;
+        if (const int32_t s = add_output(refinement.refined_map, r.refined_map, pixels)) return s;
+        if (const int32_t s = add_output(refinement.refined_count, r.refined_count, 1)) return s;
+        if (const int32_t s = add_output(refinement.refined_table, r.refined_table, size_t(r.max_instances) * TFISEG_TABLE_COLUMNS)) return s;
+        if (const int32_t s = add_output(refinement.instance_of, r.instance_of, size_t(r.max_instances))) return s;
+        refinement.workspace_bytes = tfiseg_refine_masks_workspace_size(&refinement);
+        return allocate(refinement.workspace, refinement.workspace_bytes);
+    }
+};
+
 // Minimum number of bytes that a phase must move: its reads and writes of the grid (n pixels) and the result (m pixels).
 struct MinimumBytes {
     double n, m;
@@ -356,6 +383,25 @@ TFISEG_API int32_t fit_by_phases(const uint8_t *frame, int32_t height, int32_t w
     if (const int32_t status = on.copy(frame, size_t(height) * size_t(width), out, size_t(out_height) * size_t(out_width), seed % 4)) return status;
     if (const int32_t status = tfiseg_fit_frame_cuda(on.frame, height, width, on.out, out_height, out_width, nullptr)) return status;
     TRY(cudaDeviceSynchronize());
+    return on.download();
+}
+
+TFISEG_API int32_t refine_masks_by_phases(const tfiseg_mask_refinement *refinement, uint32_t seed, int32_t) {
+    if (const int32_t status = tfiseg::check(refinement)) return status;
+    RefinementOnDevice on;
+    if (const int32_t status = on.copy(*refinement)) return status;
+    if (seed % 2) TRY(cudaMemset(on.refinement.workspace, 0xA5, size_t(on.refinement.workspace_bytes)));
+    if (const int32_t status = tfiseg_refine_masks_cuda(&on.refinement, nullptr)) return status;
+    TRY(cudaDeviceSynchronize());
+    return on.download();
+}
+
+// median_us: median time of a replay. grown_bytes: growth of the used memory between the first and the last replay.
+TFISEG_API int32_t replay_refinement_in_graph(const tfiseg_mask_refinement *refinement, int32_t replays, double *median_us, int64_t *grown_bytes) {
+    RefinementOnDevice on;
+    if (const int32_t status = on.copy(*refinement)) return status;
+    const auto work = [&](cudaStream_t stream) { return tfiseg_refine_masks_cuda(&on.refinement, stream); };
+    if (const int32_t status = replay(work, replays, median_us, grown_bytes)) return status;
     return on.download();
 }
 

@@ -1,5 +1,6 @@
-// Compares the CPU operator with the GPU phases (shuffled.cpp on a CPU, cuda_runner.cu on a GPU) for random problems, views and frames to
-// preprocess, and checks that arguments out of range are rejected. Build it with sanitizers, or run it under compute-sanitizer.
+// Compares the CPU operator with the GPU phases (shuffled.cpp on a CPU, cuda_runner.cu on a GPU) for random problems, views, refined masks
+// and frames to preprocess, and checks that arguments out of range are rejected. Build it with sanitizers, or run it under
+// compute-sanitizer.
 //     fuzz CASES [FIRST_SEED]
 #include <algorithm>
 #include <cmath>
@@ -16,6 +17,7 @@ int32_t cluster_by_phases(const tfiseg_problem *, tfiseg_result *, uint32_t seed
 int32_t cut_views_by_phases(const tfiseg_views *, uint32_t seed, int32_t threads);
 int32_t place_pieces_by_phases(const tfiseg_views *, const tfiseg_pieces *, uint32_t seed, int32_t threads);
 int32_t fit_by_phases(const uint8_t *frame, int32_t h, int32_t w, float *out, int32_t out_h, int32_t out_w, uint32_t seed, int32_t threads);
+int32_t refine_masks_by_phases(const tfiseg_mask_refinement *, uint32_t seed, int32_t threads);
 }
 
 namespace {
@@ -205,6 +207,65 @@ struct ViewsOutput {
     }
 };
 
+// Refined masks, once by the CPU's threads and once by the phases.
+struct RefinedOutput {
+    std::vector<int32_t> label_map, count, instance_of;
+    std::vector<float> table;
+    std::vector<char> workspace;
+    tfiseg_mask_refinement refinement;
+
+    explicit RefinedOutput(const tfiseg_mask_refinement &r) : refinement(r) {
+        label_map.assign(size_t(r.height) * size_t(r.width), -7);
+        count.assign(1, -7);
+        instance_of.assign(size_t(r.max_instances), -7);
+        table.assign(size_t(r.max_instances) * TFISEG_TABLE_COLUMNS, -7.0f);
+        workspace.resize(size_t(tfiseg_refine_masks_workspace_size(&r)));
+        refinement.refined_map = label_map.data();
+        refinement.refined_count = count.data();
+        refinement.refined_table = table.data();
+        refinement.instance_of = instance_of.data();
+        refinement.workspace = workspace.data();
+        refinement.workspace_bytes = int64_t(workspace.size());
+    }
+
+    bool same_as(const RefinedOutput &o) const {
+        return label_map == o.label_map && count == o.count && instance_of == o.instance_of && table == o.table;
+    }
+};
+
+// Instances in the components of some views, and foreground maps with any values: NaN and values out of range, too.
+bool compare_refined_masks(uint32_t seed, const tfiseg_views &components, const ViewsOutput &instances, std::mt19937 &random) {
+    std::vector<int32_t> sides(size_t(components.view_count));
+    std::vector<float> foreground;
+    for (int32_t &side : sides) {
+        side = int32_t(1 + random() % 12);
+        for (int32_t k = 0; k < side * side; ++k) foreground.push_back(random() % 20 ? float(random() % 1000) / 800.0f - 0.1f : std::nanf(""));
+    }
+    tfiseg_mask_refinement r = {};
+    r.struct_size = sizeof r;
+    r.height = components.height;
+    r.width = components.width;
+    r.label_map = instances.label_map.data();
+    r.count = instances.count.data();
+    r.table = instances.table.data();
+    r.max_instances = int32_t(instances.component_of.size());
+    r.component_map = components.label_map;
+    r.component_count = components.count;
+    r.component_table = components.table;
+    r.max_components = components.max_components;
+    r.views = instances.views.data();
+    r.map_sides = sides.data();
+    r.foreground = foreground.data();
+    r.view_count = components.view_count;
+    r.max_map_side = 12;
+    r.value_type = TFISEG_FLOAT32;
+    r.threads = int32_t(1 + random() % 3);
+    RefinedOutput cpu(r), gpu(r);
+    if (tfiseg_refine_masks_cpu(&cpu.refinement) || refine_masks_by_phases(&gpu.refinement, seed, r.threads)) return false;
+    if (!cpu.same_as(gpu)) std::printf("seed %u: the refined masks of phases and CPU differ\n", seed);
+    return cpu.same_as(gpu);
+}
+
 bool compare_views(uint32_t seed) {
     std::mt19937 random(seed);
     const auto below = [&](int32_t n) { return int32_t(random() % uint32_t(n)); };
@@ -267,7 +328,7 @@ bool compare_views(uint32_t seed) {
     gpu.placed.least_regions = cpu.placed.least_regions;
     if (tfiseg_place_pieces_cpu(&cpu.call, &cpu.placed) || place_pieces_by_phases(&gpu.call, &gpu.placed, seed, 1 + below(3))) return false;
     if (!cpu.same_as(gpu)) std::printf("seed %u: the views or instances of phases and CPU differ\n", seed);
-    return cpu.same_as(gpu);
+    return cpu.same_as(gpu) && compare_refined_masks(seed, v, cpu, random);
 }
 
 // Resizes a frame of any size to any size: every pixel is written, in the range of the frame's values, and equal to the phase's result.

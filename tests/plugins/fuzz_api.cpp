@@ -354,6 +354,64 @@ bool views(uint32_t seed) {
     return placed.count[0] >= 0 && size_t(placed.count[0]) <= rows;
 }
 
+// Mask refinement: sizes from their range and from beyond it, and labels, components, views and probabilities of any value.
+bool masks(uint32_t seed) {
+    Random random(seed ^ 0x3a5cu);
+    const int32_t h = 1 + below(random, 60), w = 1 + below(random, 60), n = 1 + below(random, 9), k = 1 + below(random, 5);
+    std::vector<int32_t> labels, components, views, sides;
+    for (int32_t i = 0; i < h * w; ++i) {
+        labels.push_back(below(random, 4) ? i / 11 % (n + 1) : field(random, n, 2));
+        components.push_back(below(random, 4) ? i / 7 % (n + 1) : field(random, n, 2));
+    }
+    std::vector<float> table, foreground;
+    for (int32_t i = 0; i < n * TFISEG_TABLE_COLUMNS; ++i) table.push_back(float(below(random, 70)));
+    for (int32_t i = 0; i < k; ++i) {
+        for (const int32_t value : {below(random, 90) - 30, below(random, 90) - 30, below(random, 90) - 5, below(random, 3), below(random, n + 3) - 1})
+            views.push_back(value);
+        sides.push_back(below(random, 6) ? 1 + below(random, 9) : field(random, 9, 2));
+    }
+    for (int32_t i = 0; i < k * 81; ++i) foreground.push_back(below(random, 9) ? float(below(random, 1200)) / 1000.0f - 0.1f : std::nanf(""));
+    const int32_t count = below(random, 8) ? n : field(random, n, 2), component_count = below(random, 8) ? n : field(random, n, 2);
+    tfiseg_mask_refinement r = {};
+    r.struct_size = below(random, 20) ? uint32_t(sizeof r) : uint32_t(below(random, 200));
+    r.height = below(random, 20) ? h : field(random, 60, 2);
+    r.width = below(random, 20) ? w : field(random, 60, 2);
+    r.label_map = labels.data();
+    r.count = &count;
+    r.table = r.component_table = table.data();
+    r.max_instances = below(random, 12) ? n : field(random, 20, 2);
+    r.max_components = below(random, 12) ? n : field(random, 20, 2);
+    r.component_map = components.data();
+    r.component_count = &component_count;
+    r.views = views.data();
+    r.map_sides = sides.data();
+    r.foreground = foreground.data();
+    r.view_count = below(random, 12) ? k : field(random, 4, 2);
+    r.max_map_side = below(random, 12) ? 9 : field(random, 9, 2);
+    r.value_type = below(random, 20) ? TFISEG_FLOAT32 : field(random, 1, 2);
+    r.threads = field(random, 3, 12);
+    const int64_t bytes = tfiseg_refine_masks_workspace_size(&r);
+    if (bytes < 0) return said(seed, "a negative workspace size of mask refinement");
+    std::vector<int32_t> refined(size_t(h) * size_t(w), kCanary), instance_of(static_cast<size_t>(n), kCanary);
+    std::vector<float> rows(table.size());
+    int32_t found = kCanary;
+    std::vector<char> room(bytes > kMostBytes ? 1 : size_t(bytes) + 1);
+    r.refined_map = refined.data();
+    r.refined_count = &found;
+    r.refined_table = rows.data();
+    r.instance_of = instance_of.data();
+    r.workspace = room.data();
+    r.workspace_bytes = bytes ? bytes : std::numeric_limits<int64_t>::max();
+    if (bytes == 0) {
+        const bool refused = tfiseg_refine_masks_cpu(&r) != TFISEG_OK;
+        return (refused && found == kCanary && refined[0] == kCanary) || said(seed, "mask refinement without a workspace size was taken");
+    }
+    const bool fits = r.height == h && r.width == w && r.max_instances == n && r.max_components == n && r.view_count == k && r.max_map_side == 9;
+    if (!fits || r.value_type != TFISEG_FLOAT32 || r.threads < 1 || bytes > kMostBytes) return true;
+    if (const int32_t status = tfiseg_refine_masks_cpu(&r)) return said(seed, tfiseg_status_string(status));
+    return found == TFISEG_COUNT_OVERFLOW || (found >= 0 && found <= n) || said(seed, "refined masks have more instances than before");
+}
+
 bool fit(uint32_t seed) {
     Random random(seed ^ 0xf17u);
     const int32_t h = field(random, 40, 6), w = field(random, 40, 6), out_h = field(random, 40, 6), out_w = field(random, 40, 6);
@@ -374,7 +432,7 @@ int main(int argc, char **argv) {
     const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
     const uint32_t first = argc > 2 ? uint32_t(std::atoi(argv[2])) : 0;
     int failed = 0;
-    for (uint32_t seed = first; seed < first + uint32_t(cases); ++seed) failed += !cluster(seed) || !views(seed) || !fit(seed);
+    for (uint32_t seed = first; seed < first + uint32_t(cases); ++seed) failed += !cluster(seed) || !views(seed) || !masks(seed) || !fit(seed);
     for (int32_t status = -1; status < 12; ++status) failed += !tfiseg_status_string(status);
     std::printf("%d cases, %d failed\n", cases, failed);
     return failed != 0;

@@ -8,10 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tfiseg.plugins.mask_refinement import MaskRefinementCall
 from tfiseg.plugins.native import ResultStruct, cluster_native, fit_frame, problem_struct
 from tfiseg.plugins.plugin_build import find_nvcc
 from tfiseg.plugins.problem import Clustering, problem_of
 from tfiseg.plugins.reference import cluster_reference
+from tfiseg.plugins.reference_mask_refinement import refine_masks_reference
 from tfiseg.plugins.reference_views import place_instances_reference, render_views_reference
 
 pytestmark = pytest.mark.gpu
@@ -95,6 +97,25 @@ def test_fitted_frames(frame_hw, size_hw, runner):
         source, result = ctypes.c_void_p(frame.ctypes.data), ctypes.c_void_p(fitted.ctypes.data)
         assert library.fit_by_phases(source, *frame_hw, result, *size_hw, ctypes.c_uint(seed), 1) == 0
         assert np.array_equal(fitted, expected)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_refined_masks(seed, random_predicted_masks, runner, refinement_by_phases):
+    predicted = random_predicted_masks(seed, half=seed % 2 == 1)
+    got, wanted = refinement_by_phases(runner)(predicted, seed=seed), refine_masks_reference(predicted)
+    for name in wanted.__dataclass_fields__:
+        assert np.array_equal(getattr(got, name), getattr(wanted, name)), name
+
+
+def test_replays_of_mask_refinement_are_identical_and_allocate_no_memory(runner, random_predicted_masks):
+    predicted = random_predicted_masks(2)
+    call, expected = MaskRefinementCall(predicted), refine_masks_reference(predicted)
+    median_us, grown_bytes = ctypes.c_double(), ctypes.c_int64()
+    arguments = (ctypes.byref(call.struct), 1000, ctypes.byref(median_us), ctypes.byref(grown_bytes))
+    assert ctypes.CDLL(str(runner)).replay_refinement_in_graph(*arguments) == 0
+    assert grown_bytes.value == 0
+    assert np.array_equal(call.refined.label_map, expected.label_map)
+    assert np.array_equal(call.refined.table, expected.table)
 
 
 @pytest.mark.shared

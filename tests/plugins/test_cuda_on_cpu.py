@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tfiseg import MissingDependencyError
+from tfiseg.plugins.mask_refinement import MaskRefinementCall
 from tfiseg.plugins.native import ResultStruct, cluster_native, fit_frame, problem_struct
 from tfiseg.plugins.plugin_build import find_tensorrt_headers
 from tfiseg.plugins.problem import problem_of
+from tfiseg.plugins.reference_mask_refinement import refine_masks_reference
 from tfiseg.plugins.reference_views import place_instances_reference, render_views_reference
 
 HERE = Path(__file__).parent
@@ -261,6 +263,38 @@ def test_fit_arguments_out_of_range_are_refused(sides, missing, status, kernels)
 
     assert launches_of(kernels, fit) == 0
     assert (out == -1).all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_mask_refinement(way, random_predicted_masks, kernels, refinement_by_phases, configure):
+    refine = refinement_by_phases(kernels)
+    first = 6 * [p.values[0] for p in WAYS].index(way)
+    for seed in range(first, first + 6):
+        predicted = random_predicted_masks(seed, half=seed % 2 == 1)
+        configure(seed, **way)
+        got, expected = refine(predicted, seed=seed), refine_masks_reference(predicted)
+        for name in expected.__dataclass_fields__:
+            assert np.array_equal(getattr(got, name), getattr(expected, name)), name
+
+
+def test_mask_refinement_is_one_launch(random_predicted_masks, kernels, refinement_by_phases, configure):
+    refine = refinement_by_phases(kernels)
+    configure(0)
+    for seed in (1, 5):
+        predicted = random_predicted_masks(seed)
+        assert launches_of(kernels, lambda p=predicted: refine(p)) == 1
+
+
+def test_captured_mask_refinement_is_deterministic(kernels, random_predicted_masks):
+    library, predicted = ctypes.CDLL(str(kernels)), random_predicted_masks(2)
+    call = MaskRefinementCall(predicted)
+    median_us, grown_bytes = ctypes.c_double(), ctypes.c_int64()
+    arguments = (ctypes.byref(call.struct), 10, ctypes.byref(median_us), ctypes.byref(grown_bytes))
+    assert library.replay_refinement_in_graph(*arguments) == 0
+    assert grown_bytes.value == 0
+    expected = refine_masks_reference(predicted)
+    assert np.array_equal(call.refined.label_map, expected.label_map)
+    assert np.array_equal(call.refined.table, expected.table)
 
 
 def test_captured_graph_is_deterministic(kernels):
