@@ -10,12 +10,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 from c_api_layout import RECORD, functions, layout, structures
-from tfiseg.plugins.native import (
-    API_VERSION,
-    ProblemStruct,
-    ResultStruct,
-    library_path,
-)
+from tfiseg.plugins.native import API_VERSION, ProblemStruct, ResultStruct, library_path
 
 
 def recorded() -> list[str]:
