@@ -47,11 +47,7 @@ def test_the_nearest_point_of_a_slope(boxes):
 
 @pytest.mark.parametrize(
     "make",
-    [
-        lambda m: (m * 1000).astype(np.uint16),
-        lambda m: m.astype(np.float64),
-        lambda m: m.astype(np.float16),
-    ],
+    [lambda m: (m * 1000).astype(np.uint16), lambda m: m.astype(np.float64), lambda m: m.astype(np.float16)],
     ids=["millimeters", "float64", "float16"],
 )
 def test_types_of_depth_maps(boxes, make):

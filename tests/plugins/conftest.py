@@ -112,10 +112,7 @@ def compile_cpp() -> Callable[..., Path]:
     """compile_cpp(target, *sources, flags=(), libraries=()): compile with g++; warnings are errors."""
 
     def compiled(
-        target: Path,
-        *sources: Path,
-        flags: tuple[str, ...] = ("-O2",),
-        libraries: tuple[str, ...] = (),
+        target: Path, *sources: Path, flags: tuple[str, ...] = ("-O2",), libraries: tuple[str, ...] = ()
     ) -> Path:
         always = ("-std=c++17", "-ffp-contract=off", "-pthread", "-Wall", "-Wextra", "-Werror")
         command = ["g++", *always, *flags, *map(str, sources), "-xnone", *libraries, "-o", str(target)]

@@ -11,12 +11,7 @@ sys.path.append(str(Path(__file__).parent))
 
 from c_api_layout import RECORD, functions, layout, structures
 from tfiseg.plugins.mask_refinement import MaskRefinementStruct
-from tfiseg.plugins.native import (
-    API_VERSION,
-    ProblemStruct,
-    ResultStruct,
-    library_path,
-)
+from tfiseg.plugins.native import API_VERSION, ProblemStruct, ResultStruct, library_path
 
 
 def recorded() -> list[str]:

@@ -102,10 +102,7 @@ def test_logits_to_full_resolution(seed, h, w, out_h, out_w, batch, min_area):
     smooth = np.stack([[cv2.GaussianBlur(p, (0, 0), 1.5).reshape(h, w) for p in one] for one in logits]) * 8
     assert_equal(
         Problem(
-            None,
-            np.ascontiguousarray(smooth, np.float32),
-            (out_h, out_w),
-            ClusterSettings(min_area=min_area),
+            None, np.ascontiguousarray(smooth, np.float32), (out_h, out_w), ClusterSettings(min_area=min_area)
         )
     )
 

@@ -98,11 +98,7 @@ def test_second_pass_with_a_batch_and_with_logits():
     cells = np.zeros((3, 1, 60, 80), np.float32)
     rule = affinity_rule(0.5)
     settings = tfiseg.ClusterSettings(affinity_offsets=OFFSETS, merge_rule=rule, part_rule=rule, min_area=0)
-    given = {
-        "boundary": np.stack([wall(80), wall(70), wall(80)]),
-        "affinity": cells,
-        "settings": settings,
-    }
+    given = {"boundary": np.stack([wall(80), wall(70), wall(80)]), "affinity": cells, "settings": settings}
     instances = tfiseg.cluster_batch(maps, **given)
     assert [result.class_id.tolist() for result in instances] == [[1, 1], [2, 2], []]
     logits = 8.0 * (maps[:, None] == np.arange(3)[:, None, None]).astype(np.float32)

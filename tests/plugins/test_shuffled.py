@@ -105,9 +105,6 @@ def test_a_photo_as_logits(eval_sets, shuffled, assert_same):
         None
     ]
     problem = Problem(
-        None,
-        np.ascontiguousarray(logits),
-        (640, 640),
-        ClusterSettings(min_area=25, max_instances=256),
+        None, np.ascontiguousarray(logits), (640, 640), ClusterSettings(min_area=25, max_instances=256)
     )
     assert_same(shuffled(problem, seed=0), cluster_native(problem))

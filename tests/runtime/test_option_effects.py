@@ -85,10 +85,7 @@ def test_options_of_onnx_models_are_refused_with_an_engine(options, message):
     [
         ({"device": "gpu"}, "device must be one of 'cpu', 'cuda', got 'gpu'"),
         ({"backend": "pytorch"}, "got 'pytorch'. Did you mean 'torch'?"),
-        (
-            {"device": "cuda", "providers": ["CUDAExecutionProvider"]},
-            "providers replace device and backend",
-        ),
+        ({"device": "cuda", "providers": ["CUDAExecutionProvider"]}, "providers replace device and backend"),
     ],
 )
 def test_device_and_backend_are_checked(options, message):
@@ -132,9 +129,7 @@ def test_an_explicit_minimum_score_equal_to_the_default_is_kept():
     assert segmenter.min_score == 0.3
     image = next(iter(SyntheticCamera())).image
     found = segmenter(image)
-    weak = tfiseg.Instances(
-        **{**vars(found), "score": np.full(len(found), 0.4, np.float32)},
-    )
+    weak = tfiseg.Instances(**{**vars(found), "score": np.full(len(found), 0.4, np.float32)})
     assert len(segmenter.filter_instances(weak, found.size_hw, calibrated=False)) == 0
     segmenter.min_score = 0.3
     assert len(segmenter.filter_instances(weak, found.size_hw, calibrated=False)) == len(found) > 0

@@ -311,13 +311,7 @@ def test_objects_that_the_teacher_would_split_are_left_out(toy, monkeypatch):
     recipe = InstanceRecipe(held_out=0.3, seed=1, view_px=128)
     monkeypatch.setattr("tfiseg.export.instance.rule_fitting.find_split_objects", first_only)
     banks = prepare_banks(
-        toy / "images",
-        toy / "semantic",
-        None,
-        recipe,
-        DEFAULT_INSTANCE_MODEL,
-        rule_composites=32,
-        quiet=True,
+        toy / "images", toy / "semantic", None, recipe, DEFAULT_INSTANCE_MODEL, rule_composites=32, quiet=True
     )
     ((view_px, rules),) = calls
     assert view_px == open_instance_session().view_px  # the teacher's, not the trained network's

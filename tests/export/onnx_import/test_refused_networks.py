@@ -5,16 +5,7 @@ import onnx
 import pytest
 import tfiseg
 from onnx import helper
-from random_networks import (
-    FLOAT,
-    C,
-    H,
-    W,
-    export,
-    node,
-    two_outputs,
-    write,
-)
+from random_networks import FLOAT, C, H, W, export, node, two_outputs, write
 from tfiseg.cli.main import main
 
 pytest.importorskip("onnxsim", reason="the extra `export` is not installed (make test-export)")

@@ -229,10 +229,7 @@ def test_an_engine_with_a_small_batch_is_not_in_the_graph(
 ):
     emulated_gpu.install(monkeypatch, gpu, views=4)
     segmenter = tfiseg.Segmenter(
-        engine_of(PLAIN_MODEL, tmp_path),
-        refine="components",
-        instance_model=instance_engine,
-        outlines=False,
+        engine_of(PLAIN_MODEL, tmp_path), refine="components", instance_model=instance_engine, outlines=False
     )
     assert "takes 4 views at once, not 16: build it without --batch, or set max_views" in caplog.text
     expected = tfiseg.Segmenter(PLAIN_MODEL, refine="components", outlines=False, threads=1)(crowd())

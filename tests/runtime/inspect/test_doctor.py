@@ -85,10 +85,7 @@ def test_an_installation_of_the_required_parts_is_healthy():
 
 def test_a_jetson_orin():
     given = facts(
-        ORIN,
-        {"tensorrt": "10.3.0"},
-        core(cv2=cv2("GTK3", "YES (1.20.3)"), tensorrt=TENSORRT),
-        plugin=PLUGIN,
+        ORIN, {"tensorrt": "10.3.0"}, core(cv2=cv2("GTK3", "YES (1.20.3)"), tensorrt=TENSORRT), plugin=PLUGIN
     )
     assert is_healthy(examine(given))
     assert check_of("GPU", given).found == "Orin, compute capability 8.7"
@@ -121,13 +118,7 @@ def test_a_desktop():
     [
         (facts(Machine("linux-x86_64", "3.8.10")), "Python", WRONG, "needs 3.10 to 3.13", "another Python"),
         (facts(Machine("linux-x86_64", "3.14.0")), "Python", WRONG, "needs 3.10 to 3.13", "another Python"),
-        (
-            facts(modules=core(cv2=Module("4.11.0"))),
-            "OpenCV",
-            WRONG,
-            "reads no video files",
-            "pip install",
-        ),
+        (facts(modules=core(cv2=Module("4.11.0"))), "OpenCV", WRONG, "reads no video files", "pip install"),
         (facts(packages={"torch": "2.8.0"}), "torch", OK, "2.8.0", ""),
         (facts(), "transformers", OPTIONAL, "not installed", ".[hf]"),
         (
@@ -250,11 +241,7 @@ def test_a_desktop():
             "uninstall",
         ),
         (
-            facts(
-                replace(DESKTOP, cuda="12.6"),
-                {"tensorrt-rtx-cu13": "1.7"},
-                core(tensorrt_rtx=RTX),
-            ),
+            facts(replace(DESKTOP, cuda="12.6"), {"tensorrt-rtx-cu13": "1.7"}, core(tensorrt_rtx=RTX)),
             "TensorRT-RTX",
             WRONG,
             "built for CUDA 13, the driver supports 12.6",
@@ -282,10 +269,7 @@ def test_a_desktop():
             "--force",
         ),
         (
-            facts(
-                modules=core(tensorrt=Module("11.4.1", None, {"is_complete": True})),
-                plugin=PLUGIN,
-            ),
+            facts(modules=core(tensorrt=Module("11.4.1", None, {"is_complete": True})), plugin=PLUGIN),
             "plugin",
             OK,  # the only headers that the fix of missing headers installs
             "compiled for TensorRT 10.14.1",

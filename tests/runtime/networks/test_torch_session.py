@@ -157,12 +157,7 @@ def test_operators_equal_onnx_runtime(name):
 @pytest.mark.parametrize(
     ("kind", "inputs", "attributes", "message"),
     [
-        (
-            "Resize",
-            [IMAGE, None, None, whole(1, 4, 9, 6)],
-            {"mode": "nearest"},
-            "ties between two pixels",
-        ),
+        ("Resize", [IMAGE, None, None, whole(1, 4, 9, 6)], {"mode": "nearest"}, "ties between two pixels"),
         ("ArgMax", [IMAGE], {"axis": 1, "select_last_index": 1}, "select_last_index"),
         ("Resize", [IMAGE, None, None, whole(1, 8, 9, 12)], {"mode": "linear"}, "another batch or number"),
         ("Conv", [IMAGE, normal(6, 4, 3, 3)], {"auto_pad": "SAME_UPPER"}, "auto_pad SAME_UPPER"),
