@@ -53,6 +53,33 @@ def one_object(side: int) -> Problem:
     return pixels(side, boundary=np.zeros((1, side, side), np.float32))
 
 
+def random_affinity(side: int) -> Problem:
+    affinity = np.random.default_rng(5).random((1, 2, side, side)).astype(np.float32)
+    return pixels(side, affinity=affinity, affinity_offsets=NEXT)
+
+
+def equal_affinity(side: int) -> Problem:
+    return pixels(side, affinity=np.ones((1, 2, side, side), np.float32), affinity_offsets=NEXT)
+
+
+def separate_pixels(side: int) -> Problem:
+    """No pixel has a neighbor of its class: as many regions as pixels, and no edge."""
+    y, x = np.mgrid[:side, :side]
+    return problem_of((x % 2 + 2 * (y % 2) + 1).astype(np.uint8))
+
+
+HOSTILE = [
+    dots,
+    one_object,
+    noisy_pixels,
+    noisy_class_map,
+    random_boundary,
+    random_affinity,
+    equal_affinity,
+    separate_pixels,
+]
+
+
 def seconds(problem: Problem) -> float:
     times = []
     for _ in range(2):
@@ -62,11 +89,17 @@ def seconds(problem: Problem) -> float:
     return min(times)
 
 
-@pytest.mark.parametrize("make", [dots, one_object, noisy_pixels, noisy_class_map, random_boundary])
+@pytest.mark.parametrize("make", HOSTILE)
 def test_time_grows_with_the_pixels(make):
     """Twice the side, four times the pixels, takes at most 6 times as long."""
     small, large = seconds(make(256)), seconds(make(512))
     assert large < 6 * small + 0.05, f"{small:.3f} s at 256 x 256, {large:.3f} s at 512 x 512"
+
+
+@pytest.mark.parametrize("make", HOSTILE)
+def test_hostile_inputs_are_equal_everywhere(make, assert_same):
+    problem = make(24)
+    assert_same(cluster_native(problem, threads=2), cluster_reference(problem))
 
 
 @pytest.mark.parametrize("side", [16, 48])
