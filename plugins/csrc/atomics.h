@@ -8,6 +8,15 @@
 #define TFISEG_HD inline __attribute__((always_inline))
 #endif
 
+// For nvcc's device code only: other compilers warn about the pragma, also nvcc's host compiler.
+#if defined(__CUDA_ARCH__) && defined(__NVCC__)
+#define TFISEG_UNROLL _Pragma("unroll")
+#define TFISEG_NO_UNROLL _Pragma("unroll 1")
+#else
+#define TFISEG_UNROLL
+#define TFISEG_NO_UNROLL
+#endif
+
 namespace tfiseg {
 
 #ifdef __CUDA_ARCH__

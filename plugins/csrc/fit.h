@@ -7,15 +7,6 @@
 
 #include "four.h"
 
-// Unrolled are loops over taps, so that all indices are known and a GPU keeps the arrays in registers.
-#ifdef __NVCC__
-#define TFISEG_UNROLL _Pragma("unroll")
-#define TFISEG_NO_UNROLL _Pragma("unroll 1")
-#else
-#define TFISEG_UNROLL
-#define TFISEG_NO_UNROLL
-#endif
-
 namespace tfiseg {
 
 constexpr int32_t kTaps = 4;
@@ -26,6 +17,7 @@ struct Taps {
     float weight[kTaps];
     int32_t count;
 
+    // Loops over taps are unrolled, so that all indices are known and a GPU keeps the arrays in registers.
     TFISEG_HD void add(int32_t place, float w) {
         bool is_known = false;
         TFISEG_UNROLL

@@ -29,13 +29,6 @@ namespace tables = gpu_tables;
 namespace tables = cpu_tables;
 #endif
 
-// nvcc's device code: the hidden units one by one, since with several at once registers spill.
-#if defined(__CUDA_ARCH__) && defined(__NVCC__)
-#define TFISEG_NO_UNROLL _Pragma("unroll 1")
-#else
-#define TFISEG_NO_UNROLL
-#endif
-
 struct Region {
     int64_t area = 0, sum_x = 0, sum_y = 0, sum_xx = 0, sum_xy = 0, sum_yy = 0;
     int64_t peak = 0;  // largest squared distance
@@ -145,6 +138,7 @@ TFISEG_HD float neck_log_odds(const Edge &e, const Region &small, const Region &
     float f[tables::kNeckFeatures];
     for (int32_t i = 0; i < tables::kNeckFeatures; ++i) f[i] = float(exact[i]);
     float out = tables::kNeckOutBias;
+    // the hidden units one by one: with several at once, registers spill on a GPU; the same in evidence_log_odds
     TFISEG_NO_UNROLL
     for (int32_t j = 0; j < tables::kNeckHidden; ++j) {
         float sum = tables::kNeckHiddenBias[j];

@@ -49,6 +49,7 @@ def test_library_compiles_for_every_architecture_without_spills(library):
         "section_kernel<MergeSection>",
         "section_kernel<GridSection>",
         "each_kernel<FindClasses>",
+        "tiles_kernel<FitTiles>",
     } <= kernels
     assert len(facts["kernels"]) == 5 * len(kernels)
     assert [k for k in facts["kernels"] if k["spill_bytes"]] == []
