@@ -391,25 +391,25 @@ bool masks(uint32_t seed) {
     r.value_type = below(random, 20) ? TFISEG_FLOAT32 : field(random, 1, 2);
     r.threads = field(random, 3, 12);
     const int64_t bytes = tfiseg_refine_masks_workspace_size(&r);
-    if (bytes < 0) return said(seed, "a negative workspace size of mask refinement");
+    if (bytes < 0) return fail(seed, "mask refinement has a negative workspace size");
     std::vector<int32_t> refined(size_t(h) * size_t(w), kCanary), instance_of(static_cast<size_t>(n), kCanary);
     std::vector<float> rows(table.size());
     int32_t found = kCanary;
-    std::vector<char> room(bytes > kMostBytes ? 1 : size_t(bytes) + 1);
+    std::vector<char> workspace(bytes > kMaxBytes ? 1 : size_t(bytes) + 1);
     r.refined_map = refined.data();
     r.refined_count = &found;
     r.refined_table = rows.data();
     r.instance_of = instance_of.data();
-    r.workspace = room.data();
+    r.workspace = workspace.data();
     r.workspace_bytes = bytes ? bytes : std::numeric_limits<int64_t>::max();
     if (bytes == 0) {
         const bool refused = tfiseg_refine_masks_cpu(&r) != TFISEG_OK;
-        return (refused && found == kCanary && refined[0] == kCanary) || said(seed, "mask refinement without a workspace size was taken");
+        return (refused && found == kCanary && refined[0] == kCanary) || fail(seed, "mask refinement without a workspace size was accepted");
     }
     const bool fits = r.height == h && r.width == w && r.max_instances == n && r.max_components == n && r.view_count == k && r.max_map_side == 9;
-    if (!fits || r.value_type != TFISEG_FLOAT32 || r.threads < 1 || bytes > kMostBytes) return true;
-    if (const int32_t status = tfiseg_refine_masks_cpu(&r)) return said(seed, tfiseg_status_string(status));
-    return found == TFISEG_COUNT_OVERFLOW || (found >= 0 && found <= n) || said(seed, "refined masks have more instances than before");
+    if (!fits || r.value_type != TFISEG_FLOAT32 || r.threads < 1 || bytes > kMaxBytes) return true;
+    if (const int32_t status = tfiseg_refine_masks_cpu(&r)) return fail(seed, tfiseg_status_string(status));
+    return found == TFISEG_COUNT_OVERFLOW || (found >= 0 && found <= n) || fail(seed, "refined masks have more instances than before");
 }
 
 bool fit(uint32_t seed) {
