@@ -62,7 +62,7 @@ INSTRUCTIONS_PER_ACCESS, ISSUED_PER_CLOCK = 6.8, 2.0
 # phases that compute more per load, from the SASS of their inner loops (sm_90): RowBetween compares
 # four sites with eight pixels each, Upsample interpolates four classes at four grid pixels for three outputs
 INSTRUCTIONS_OF_PHASE = {"RowBetween": 85 / 4, "Upsample": 164 / 16}
-ATOMICS_PER_CLOCK = 1.0  # of the L2 cache, on the few addresses of the same regions
+ATOMICS_PER_CLOCK = 1.0  # in the L2 cache, for the few addresses of the same regions
 
 
 @dataclass
