@@ -93,7 +93,7 @@ def test_urls_that_cannot_be_read(url, message):
         b"\0\0\1\xba" + bytes(20),
     ],
 )
-def test_a_video_is_sent_to_what_reads_it(content):
+def test_the_error_of_a_video_names_the_functions_for_videos(content):
     with pytest.raises(tfiseg.InputError, match=r"x is no image.* a video, which tfiseg\.open_source and"):
         read_image(content, name="x")
 

@@ -128,10 +128,10 @@ def test_commands_run(block, reader):
 def test_the_triton_page_shows_what_is_printed(reader):
     pytest.importorskip("onnx")
     (block,) = (b for b in blocks("text") if b.page.name == "triton.md")
-    command, _, shown = block.code.partition("\n")
+    command, _, expected = block.code.partition("\n")
     shutil.copytree(ROOT / "runtime" / "models", reader / "runtime" / "models")
     printed = run(["bash", "-c", command.removeprefix("$ ")], reader)
-    assert printed == shown.replace("/home/me", str(reader))
+    assert printed == expected.replace("/home/me", str(reader))
 
 
 def test_the_page_on_doctor_shows_what_is_printed(reader):
@@ -139,13 +139,13 @@ def test_the_page_on_doctor_shows_what_is_printed(reader):
     (block,) = (b for b in blocks("text") if b.page.name == "troubleshooting.md")
     line = re.compile(r"^(?:ok|optional|missing|wrong) +(.+?)  ", re.MULTILINE)
     printed = line.findall(run(["tfiseg", "doctor"], reader))
-    shown = line.findall(block.code)
-    assert shown == printed[: len(shown)]
+    expected = line.findall(block.code)
+    assert expected == printed[: len(expected)]
 
 
 @pytest.mark.parametrize("page", USER_PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_code_with_a_tracker_follows_its_extra(page):
-    """`pip install .` alone brings no tracker."""
+    """`pip install .` alone does not install the tracker."""
     before, used, _ = page.read_text().partition("tfiseg.Tracker()")
     assert not used or re.search(r"pip install \S*\[\w*,?live\]", before)
 

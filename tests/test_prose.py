@@ -1,4 +1,4 @@
-"""Pages and help texts use the field's terms, not the words of the old dialect."""
+"""Pages and help texts use the field's terms, not a private dialect."""
 
 import argparse
 import re
@@ -87,10 +87,10 @@ def test_help_is_plain_english(name):
 @pytest.mark.parametrize(
     "text", ["Masks are drawn anew.", "several looks", "what mends it", "Half of it is crumbs."]
 )
-def test_the_old_dialect_is_found(text):
+def test_dialect_is_found(text):
     assert findings(text)
 
 
 @pytest.mark.parametrize("text", ["Look at the overlay.", "It tells you whether it fits.", "separated again"])
-def test_plain_english_is_not(text):
+def test_plain_english_is_not_found(text):
     assert not findings(text)

@@ -67,7 +67,7 @@ INSTRUCTIONS_OF_PHASE = {"RowBetween": 85 / 4, "Upsample": 164 / 16, "FitTiles":
 # phases whose blocks wait only for their own tile: blocks that a processor holds at once, and the share of
 # barriers that are followed by accesses to the L2 cache
 TILES = {"AscentLinks": (2, 2 / 7), "FitTiles": (6, 1 / 2)}
-ATOMICS_PER_CLOCK = 1.0  # of the L2 cache, on the few addresses of the same regions
+ATOMICS_PER_CLOCK = 1.0  # in the L2 cache, for the few addresses of the same regions
 
 
 @dataclass

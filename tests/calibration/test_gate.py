@@ -127,7 +127,7 @@ def comparison_of(frames):
         # worse on some frames, better on others: not significant
         ([frame_of(99.9, 38, 2)] * 5 + [frame_of(99.9, 40, 0)] * 5, [frame_of(99.9, 39, 1)] * 10, True),
         ([frame_of(99.9, 38, 2)] * 10, [frame_of(99.9, 39, 1)] * 10, False),
-        # a few frames: the values decide
+        # with a few frames, the values decide
         ([frame_of(99.9, 38, 2)] * 2 + [frame_of(99.9, 40, 0)], [frame_of(99.9, 39, 1)] * 3, False),
         # frames without differences do not widen the interval
         (

@@ -210,9 +210,9 @@ def test_exclusion_stops_at_the_fewest_layers(enough):
         count = len(names)
         return {"passed": count >= enough, "label_agreement": 90 + count, "stable_PQ": 80.0 + count}
 
-    names, tried = exclude_until(lambda: ranking, 10, judge)
+    names, trials = exclude_until(lambda: ranking, 10, judge)
     assert names == [f"layer{k}" for k in range(enough)]
-    assert len(tried) <= 9
+    assert len(trials) <= 9
     failed = {"passed": False, "label_agreement": 0.0}
     hopeless, _ = exclude_until(lambda: ranking, 4, lambda names: {**failed, "stable_PQ": float(len(names))})
     assert len(hopeless) == 4

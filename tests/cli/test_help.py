@@ -69,9 +69,9 @@ def test_every_verb_reports_as_json():
 
 def test_choices_equal_those_of_the_api():
     run = next(verb for verb in VERBS if verb.prog == "tfiseg run")
-    shown = {action.dest: action.metavar for action in run._actions}
-    assert shown["quality"] == "{" + ",".join(QUALITIES) + "}"
-    assert shown["refine"] == "{" + ",".join(REFINES) + "}"
+    metavars = {action.dest: action.metavar for action in run._actions}
+    assert metavars["quality"] == "{" + ",".join(QUALITIES) + "}"
+    assert metavars["refine"] == "{" + ",".join(REFINES) + "}"
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tfiseg.cli import shutdown
 from tfiseg.cli.main import main
+from waiting import count_lines, wait_until
 
 RUN = [sys.executable, "-m", "tfiseg", "run"]
 
@@ -31,14 +32,6 @@ def listen():  # background jobs of a shell ignore Ctrl-C, and children inherit 
         signal.signal(number, signal.SIG_DFL)
 
 
-def wait_for_lines(path, process, count=3):
-    until = time.monotonic() + 90
-    while not (path.exists() and path.read_text().count("\n") >= count):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 # opening a source blocks in C without end, like a stalled network disk
 BLOCKED = """
 import ctypes, sys
@@ -48,6 +41,7 @@ def blocks(*_, **__):
     ctypes.PyDLL(None).pause()  # with Python's lock held
 open_source.open_source = blocks
 from tfiseg.cli.main import main
+from waiting import count_lines, wait_until
 sys.argv = ["tfiseg", "run", "disk.mp4", "--out", sys.argv[1]]
 sys.exit(main())
 """
@@ -86,7 +80,7 @@ def test_signal_during_startup_gives_no_traceback(delay, tmp_path):
 
 def test_hangup_completes_the_outputs(tmp_path):
     process = start_run("synthetic", "--frames", 100_000, "--out", tmp_path, "--json")
-    wait_for_lines(tmp_path / "instances.jsonl", process)
+    wait_until(lambda: count_lines(tmp_path / "instances.jsonl") >= 3, 90, process)
     process.send_signal(signal.SIGHUP)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
@@ -100,7 +94,7 @@ def test_nohup_is_respected(tmp_path):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     process = start_run("synthetic", "--frames", 40, "--out", tmp_path, preexec_fn=ignore_hangup)
-    wait_for_lines(tmp_path / "instances.jsonl", process)
+    wait_until(lambda: count_lines(tmp_path / "instances.jsonl") >= 3, 90, process)
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=120)
     assert process.returncode == 0
@@ -108,7 +102,7 @@ def test_nohup_is_respected(tmp_path):
 
 def test_two_signals_complete_the_outputs(tmp_path):
     process = start_run("synthetic", "--frames", 100_000, "--out", tmp_path, "--json")
-    wait_for_lines(tmp_path / "instances.jsonl", process)
+    wait_until(lambda: count_lines(tmp_path / "instances.jsonl") >= 3, 90, process)
     process.send_signal(signal.SIGINT)
     time.sleep(0.02)
     process.send_signal(signal.SIGTERM)

@@ -153,8 +153,8 @@ def test_engine_with_the_plugin(tmp_path, settings, frame, labels):
     config = parsed(tmp_path / "m" / "a")
     assert (config.platform, config.max_batch_size, config.instance_group[0].kind) == ("tensorrt_plan", 0, 1)
     assert list(config.input[0].dims) == frame
-    shown = {t.name: (t.data_type, list(t.dims)) for t in config.output}
-    assert shown == {
+    outputs = {t.name: (t.data_type, list(t.dims)) for t in config.output}
+    assert outputs == {
         "label_map": (8, labels),
         "semantic_map": (8, labels),
         "count": (8, [1]),
@@ -170,8 +170,8 @@ def test_engine_with_batches(tmp_path):
         True,
         [-1, -1, 3],
     )
-    shown = {t.name: list(t.dims) for t in config.output}
-    assert shown == {"label_map": [-1, -1], "semantic_map": [-1, -1], "count": [1], "table": [256, 10]}
+    outputs = {t.name: list(t.dims) for t in config.output}
+    assert outputs == {"label_map": [-1, -1], "semantic_map": [-1, -1], "count": [1], "table": [256, 10]}
     reshaped = {t.name: list(t.reshape.shape) for t in config.output if t.HasField("reshape")}
     assert reshaped == {"count": []}  # one number per frame has no axis
 

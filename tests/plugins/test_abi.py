@@ -76,10 +76,10 @@ def test_python_has_the_same_layout(now):
 
 def test_native_library_exports_the_functions_of_the_header(now):
     done = subprocess.run(["nm", "-D", "--defined-only", library_path()], capture_output=True, text=True)
-    shown = {line.split()[-1] for line in done.stdout.splitlines()}
+    symbols = {line.split()[-1] for line in done.stdout.splitlines()}
     assert {
         fact.split("(")[0].split()[-1].strip("*") for fact in now if fact.startswith("function ")
-    } <= shown
+    } <= symbols
 
 
 def test_aarch64_has_the_same_layout(now, require_tools):

@@ -91,18 +91,18 @@ def test_random_problems(way, random_problem, kernels, by_phases, configure, ass
 
 def test_boundaries_out_of_range_terminate(random_problem, kernels, by_phases, configure, assert_same):
     """Spreading over negative costs does not terminate, for example with seeds 117 and 143."""
-    run, tried = by_phases(kernels), 0
+    run, count = by_phases(kernels), 0
     for seed in (117, 143, *range(160)):
         problem = random_problem(seed)
-        if problem.boundary is None or (problem.settings.part_rule is None and tried > 4):
+        if problem.boundary is None or (problem.settings.part_rule is None and count > 4):
             continue
         rng = np.random.default_rng(seed)
         problem.boundary[:] = rng.uniform(-3, 3, problem.boundary.shape)
         problem.boundary[rng.random(problem.boundary.shape) < 0.05] = np.nan
         configure(seed)
         assert_same(run(problem, seed=seed), cluster_native(problem))
-        tried += 1
-    assert tried > 8
+        count += 1
+    assert count > 8
 
 
 def test_fuzz(kernels, compile_cpp, tmp_path):

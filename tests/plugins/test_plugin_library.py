@@ -26,9 +26,9 @@ NO_CUDA, CUDA_ERROR = 8, 9
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory) -> Path:
-    said: list[str] = []
+    log: list[str] = []
     try:
-        return build_plugin(output=tmp_path_factory.mktemp("plugin") / "libtfiseg_plugin.so", say=said.append)
+        return build_plugin(output=tmp_path_factory.mktemp("plugin") / "libtfiseg_plugin.so", say=log.append)
     except MissingDependencyError as missing:
         if os.environ.get("TFISEG_TEST_PLUGIN"):
             raise
@@ -267,7 +267,7 @@ ptxas info    : Used 16 registers, used 1 barriers, 4256 bytes smem
 
 def test_kernel_name_after_digits_of_a_hash():
     name = "_ZN6tfiseg48_GLOBAL__N__2c45c6b3_15_cluster_cuda_cu_614bf79b11each_kernelINS_8UpsampleEEEvT_l"
-    said = (
+    log = (
         f"ptxas info    : Compiling entry function '{name}' for 'sm_87'\nptxas info    : Used 20 registers\n"
     )
-    assert [row["kernel"] for row in kernel_report(said)] == ["each_kernel<Upsample>"]
+    assert [row["kernel"] for row in kernel_report(log)] == ["each_kernel<Upsample>"]

@@ -27,18 +27,18 @@ class Process:
     def text(self) -> str:
         return self.log.read_text()
 
-    def wait_for(self, words: str, timeout_s: float = WAIT_S) -> None:
-        """Wait until the output contains these words."""
+    def wait_for(self, text: str, timeout_s: float = WAIT_S) -> None:
+        """Wait until the output contains this text."""
         until = time.monotonic() + timeout_s
-        while words not in self.text:
-            assert self.popen.poll() is None, f"ended before {words!r}:\n{self.text}"
-            assert time.monotonic() < until, f"no {words!r} within {timeout_s} s:\n{self.text}"
+        while text not in self.text:
+            assert self.popen.poll() is None, f"ended before {text!r}:\n{self.text}"
+            assert time.monotonic() < until, f"no {text!r} within {timeout_s} s:\n{self.text}"
             time.sleep(0.05)
 
     def wait_for_more(self, topic: str, count: int) -> None:
         """Wait until a listener has received this number of further messages."""
-        before = self.text.count(f"heard {topic} ")
-        self.wait_for(f"heard {topic} {before + count}\n")
+        before = self.text.count(f"received {topic} ")
+        self.wait_for(f"received {topic} {before + count}\n")
 
     def result(self, timeout_s: float = WAIT_S) -> dict:
         """Wait for the end of the process and return its last line."""

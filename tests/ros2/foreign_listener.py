@@ -1,4 +1,4 @@
-"""A subscriber by Eclipse Cyclone DDS, another vendor's middleware, without ROS; prints the messages."""
+"""A subscriber with Eclipse Cyclone DDS, another vendor's middleware, without ROS; prints the messages."""
 
 import json
 import signal
@@ -43,17 +43,17 @@ def main() -> None:
     quality = Qos(Policy.Reliability.Reliable(0), Policy.History.KeepLast(1000))
     topic = Topic(participant, "rt" + sys.argv[2], Image, qos=quality)
     reader = DataReader(participant, topic, qos=quality)
-    ended, heard, matched, newest = [], [], False, time.monotonic()
+    ended, messages, matched, newest = [], [], False, time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
     while not ended or time.monotonic() - newest < 2:  # read messages that have arrived
         if not matched and reader.get_matched_publications():
             matched = True
             print("matched", flush=True)
         for image in reader.take(100):
-            if not heard:
-                print("heard", flush=True)
+            if not messages:
+                print("received", flush=True)
             stamp, newest = image.header.stamp, time.monotonic()
-            heard.append(
+            messages.append(
                 {
                     "stamp_ns": stamp.sec * 1_000_000_000 + stamp.nanosec,
                     "frame_id": image.header.frame_id,
@@ -63,7 +63,7 @@ def main() -> None:
                 }
             )
         time.sleep(0.02)
-    print(json.dumps(heard), flush=True)
+    print(json.dumps(messages), flush=True)
 
 
 if __name__ == "__main__":

@@ -231,24 +231,24 @@ def listener(options: dict) -> dict:
 
     kinds = {"Image": Image, "MarkerArray": MarkerArray, "DiagnosticArray": DiagnosticArray}
     node = Node("listener")
-    heard = {topic: [] for topic in options["topics"]}
+    messages = {topic: [] for topic in options["topics"]}
 
-    def take(topic):
+    def append_to(topic):
         def append(message):
-            heard[topic].append(describe(message, time.monotonic_ns()))
-            print(f"heard {topic} {len(heard[topic])}", flush=True)
+            messages[topic].append(describe(message, time.monotonic_ns()))
+            print(f"received {topic} {len(messages[topic])}", flush=True)
 
         return append
 
     for topic, kind in options["topics"].items():
         profile = 10 if kind == "DiagnosticArray" else qos(options)
-        node.create_subscription(kinds[kind], topic, take(topic), profile)
+        node.create_subscription(kinds[kind], topic, append_to(topic), profile)
     matched = False
-    for _ in spin_until_signal(node, lambda: sum(map(len, heard.values()))):
-        if not matched and all(node.count_publishers(topic) for topic in heard):
+    for _ in spin_until_signal(node, lambda: sum(map(len, messages.values()))):
+        if not matched and all(node.count_publishers(topic) for topic in messages):
             matched = True
             print("matched", flush=True)
-    return heard
+    return messages
 
 
 def describe(message, arrival_ns: int) -> dict:

@@ -11,7 +11,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed: run `make test-ros`
 HERE = Path(__file__).parent
 LABELS, IMAGES = "/tfiseg/label_map", {"/tfiseg/label_map": "Image"}
 DIAGNOSTICS = {"/diagnostics": "DiagnosticArray"}
-CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4  # of lifecycle_msgs/Transition
+CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4  # constants of lifecycle_msgs/Transition
 
 
 def last_status(messages: list[dict], camera: str = "camera") -> dict:
@@ -42,12 +42,12 @@ def test_counts_of_500_frames_are_exact(ros):
     sent = ros.peer("camera", count=500, hz=40, reliable=True).result()["sent"]
     listener.wait_for("/tfiseg: camera received 500")
     time.sleep(2)  # for the last frame and the last status
-    heard = listener.stop()
-    status = last_status(heard["/diagnostics"])
+    messages = listener.stop()
+    status = last_status(messages["/diagnostics"])
     assert len(sent) == int(status["received"]) == 500
     assert int(status["dropped"]) + int(status["published"]) == 500
     assert status["lost"] == status["failed"] == "0"
-    stamps = [one["stamp_ns"] for one in heard[LABELS]]
+    stamps = [one["stamp_ns"] for one in messages[LABELS]]
     assert len(stamps) == int(status["published"]) > 20
     places = [{stamp: k for k, (stamp, _) in enumerate(sent)}[stamp] for stamp in stamps]
     assert places == sorted(set(places)), "in order, without duplicates"
@@ -78,13 +78,13 @@ def test_a_killed_node_is_restarted(ros):
     listener.wait_for_more(LABELS, 8)  # a few of them may be older
     times = dict(camera.stop()["sent"])
     assert second.popen.poll() is None
-    heard = listener.stop()[LABELS]
-    stamps = [one["stamp_ns"] for one in heard]
+    messages = listener.stop()[LABELS]
+    stamps = [one["stamp_ns"] for one in messages]
     assert stamps == sorted(set(stamps)), "in order, without duplicates"
     assert set(stamps) <= set(times)
     assert sum(times[stamp] < killed_ns for stamp in stamps) >= 3
     assert sum(times[stamp] > restarted_ns for stamp in stamps) >= 3
-    late = [one for one in heard if times[one["stamp_ns"]] > restarted_ns]
+    late = [one for one in messages if times[one["stamp_ns"]] > restarted_ns]
     assert min(one["largest"] for one in late if one["largest"]) <= 3, "track IDs start again"
 
 
@@ -96,7 +96,7 @@ def test_another_middleware_receives_the_same(ros):
     foreign.wait_for("matched")
     for _ in range(5):  # until the node has found the listener
         ros.peer("stepper", count=1, reliable=True).result()
-        if "heard" in foreign.text:
+        if "received" in foreign.text:
             break
     stamps = ros.peer("stepper", count=8, reliable=True).result()["stamps"]
     ours, theirs = listener.stop()[LABELS][-8:], foreign.stop()[-8:]
@@ -180,9 +180,9 @@ def test_two_cameras_share_one_network(ros):
     for name in names:
         listener.wait_for(f"/tfiseg: {name} received 40")
     time.sleep(2)
-    heard = listener.stop()
+    messages = listener.stop()
     for name in names:
-        status, found = last_status(heard["/diagnostics"], name), heard[f"/tfiseg/{name}/label_map"]
+        status, found = last_status(messages["/diagnostics"], name), messages[f"/tfiseg/{name}/label_map"]
         assert int(status["received"]) == 40 == int(status["dropped"]) + int(status["published"])
         assert len(found) == int(status["published"]) >= 2
         assert {one["frame_id"] for one in found} == {name}
@@ -194,12 +194,14 @@ def test_a_damaged_image_does_not_end_the_node(ros):
     listener = ros.listener(IMAGES | DIAGNOSTICS, reliable=True)
     sent = ros.peer("camera", count=6, hz=1.5, compressed=True, damaged=[2], reliable=True).result()["sent"]
     time.sleep(1.5)
-    heard = listener.stop()
-    stamps = [one["stamp_ns"] for one in heard[LABELS]]
+    messages = listener.stop()
+    stamps = [one["stamp_ns"] for one in messages[LABELS]]
     assert sent[2][0] not in stamps
     assert sent[5][0] in stamps
-    assert last_status(heard["/diagnostics"])["failed"] == "1"
-    assert 2 in [last_status([one])["level"] for one in heard["/diagnostics"] if one], "an error for a second"
+    assert last_status(messages["/diagnostics"])["failed"] == "1"
+    assert 2 in [last_status([one])["level"] for one in messages["/diagnostics"] if one], (
+        "the status is an error for a second"
+    )
     assert "is damaged" in node.text
 
 
@@ -222,7 +224,7 @@ def test_markers_are_at_the_measured_distance(ros):
     ros.node(reliable=True, depth=True, classes=["person"])
     listener = ros.listener({"/tfiseg/markers": "MarkerArray"} | IMAGES, reliable=True)
     ros.peer("camera", count=8, hz=2, depth_m=3.5, reliable=True).result()
-    markers = [one for heard in listener.stop()["/tfiseg/markers"] for one in heard["markers"]]
+    markers = [one for message in listener.stop()["/tfiseg/markers"] for one in message["markers"]]
     texts, outlines = ([one for one in markers if bool(one["text"]) == has] for has in (True, False))
     assert texts
     assert {one["frame_id"] for one in markers} == {"optical"}

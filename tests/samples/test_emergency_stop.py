@@ -95,15 +95,15 @@ def test_no_result_is_a_stop(guard, clock):
 
 
 def test_the_reason_of_a_stop_follows_its_cause(sample, clock):
-    """A person stands in the way from the first frame on."""
-    said = []
-    guard = sample.EmergencyStop(0.5, 0.2, on_change=lambda stopped, why: said.append(why), clock=clock)
+    """A person is in the way from the first frame on."""
+    reasons = []
+    guard = sample.EmergencyStop(0.5, 0.2, on_change=lambda stopped, why: reasons.append(why), clock=clock)
     feed(guard, clock, [0.7, 0.8, 0.9])
     assert guard.reason == "danger 0.7 reaches 0.5"
     clock.now += 1
     guard.check()
     feed(guard, clock, [0.6])
-    assert said == ["danger 0.7 reaches 0.5", "no result for 1000 ms", "danger 0.6 reaches 0.5"]
+    assert reasons == ["danger 0.7 reaches 0.5", "no result for 1000 ms", "danger 0.6 reaches 0.5"]
 
 
 def test_a_repeated_result_is_no_result(guard, clock):

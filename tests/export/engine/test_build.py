@@ -27,22 +27,18 @@ from tfiseg.runtime.networks.session import DEFAULT_MODEL
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (make test-engines)")
 
 
+def rtx_command(model, engine, *more):
+    """Return the command that builds an engine for TensorRT-RTX."""
+    return ["build", str(model), "-o", str(engine), "--target", "rtx", *map(str, more)]
+
+
 @pytest.fixture(scope="module")
 def engines(frames, tmp_path_factory):
     """Build the default network in three precisions; int8 with thresholds that it reaches on these frames."""
     folder = tmp_path_factory.mktemp("engines")
     for precision in ("fp32", "fp16", "int8"):
         gate = ["--min-pq", "50", "--min-agreement", "95"] if precision == "int8" else ["--min-pq", "95"]
-        command = [
-            "build",
-            str(PLAIN_MODEL),
-            "-o",
-            str(folder / f"{precision}.engine"),
-            "--target",
-            "rtx",
-            "--precision",
-            precision,
-        ]
+        command = rtx_command(PLAIN_MODEL, folder / f"{precision}.engine", "--precision", precision)
         assert main([*command, "--frames", str(frames), *gate, "--json"]) == 0
     return folder
 
@@ -119,19 +115,7 @@ def test_proof_fails_if_rtx_ignores_a_scale():
 
 def test_proof_fails_for_gpus_without_int8_convolutions(frames, tmp_path, capsys):
     out = tmp_path / "turing.engine"
-    command = [
-        "build",
-        str(PLAIN_MODEL),
-        "-o",
-        str(out),
-        "--target",
-        "rtx",
-        "--precision",
-        "int8",
-        "--frames",
-        str(frames),
-        "--no-gate",
-    ]
+    command = rtx_command(PLAIN_MODEL, out, "--precision", "int8", "--frames", frames, "--no-gate")
     assert main([*command, "--compute-capability", "7.5", "--calibration-frames", "4"]) == 1
     assert "layers compute in another precision" in capsys.readouterr().err
     assert not out.exists()
@@ -151,18 +135,7 @@ def test_gate_fails_for_wrong_ranges(frames, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(quantize_module, "_observe", narrow)
     out = tmp_path / "damaged.engine"
-    command = [
-        "build",
-        str(PLAIN_MODEL),
-        "-o",
-        str(out),
-        "--target",
-        "rtx",
-        "--precision",
-        "int8",
-        "--frames",
-        str(frames),
-    ]
+    command = rtx_command(PLAIN_MODEL, out, "--precision", "int8", "--frames", frames)
     assert main([*command, "--calibration-frames", "4", "--gate-frames", "3"]) == 1
     error = capsys.readouterr().err
     assert "the accuracy gate failed on" in error
@@ -179,19 +152,7 @@ def test_gate_fails_for_wrong_ranges(frames, tmp_path, capsys, monkeypatch):
 
 def test_killed_build_leaves_no_engine(frames, tmp_path):
     out = tmp_path / "killed.engine"
-    command = [
-        sys.executable,
-        "-m",
-        "tfiseg",
-        "build",
-        str(PLAIN_MODEL),
-        "-o",
-        str(out),
-        "--target",
-        "rtx",
-        "--precision",
-        "int8",
-    ]
+    command = [sys.executable, "-m", "tfiseg", *rtx_command(PLAIN_MODEL, out, "--precision", "int8")]
     process = subprocess.Popen(
         [*command, "--frames", str(frames), "--json"], env=os.environ, stderr=subprocess.DEVNULL
     )
@@ -204,33 +165,11 @@ def test_killed_build_leaves_no_engine(frames, tmp_path):
 
 def test_batches_modes_and_timing_cache(tmp_path, capsys):
     out = tmp_path / "net.engine"
-    command = [
-        "build",
-        str(PLAIN_MODEL),
-        "-o",
-        str(out),
-        "--target",
-        "rtx",
-        "--precision",
-        "fp16",
-        "--no-gate",
-        "--shape",
-        "240x320",
-    ]
-    more = [
-        "--batch",
-        "4",
-        "--workspace",
-        "512",
-        "--opt-level",
-        "2",
-        "--timing-cache",
-        str(tmp_path / "t.cache"),
-        "--tf32",
-    ]
-    assert (
-        main([*command, *more, "--compute-capability", "8.6", "--compute-capability", "8.9", "--json"]) == 0
-    )
+    command = rtx_command(PLAIN_MODEL, out, "--precision", "fp16", "--no-gate", "--shape", "240x320")
+    more = ["--batch", "4", "--workspace", "512", "--opt-level", "2", "--tf32", "--json"]
+    more += ["--timing-cache", str(tmp_path / "t.cache")]
+    gpus = ["--compute-capability", "8.6", "--compute-capability", "8.9"]
+    assert main([*command, *more, *gpus]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["built_with"]["compute_capabilities"] == ["8.6", "8.9"]
     assert record["built_with"]["hardware_compatibility"] is None
@@ -327,16 +266,7 @@ def test_engines_have_the_metadata(engines):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_instance_network_is_built_for_views(frames, tmp_path, capsys, precision):
     engine = tmp_path / "instance.engine"
-    command = [
-        "build",
-        str(DEFAULT_INSTANCE_MODEL),
-        "-o",
-        str(engine),
-        "--target",
-        "rtx",
-        "--precision",
-        precision,
-    ]
+    command = rtx_command(DEFAULT_INSTANCE_MODEL, engine, "--precision", precision)
     assert main([*command, "--frames", str(frames), "--gate-frames", "6"]) == 0
     record = record_of(engine)
     assert record["precision"]["layers"][precision] == sum(record["precision"]["layers"].values()) > 60
@@ -351,34 +281,14 @@ def test_instance_network_is_built_for_views(frames, tmp_path, capsys, precision
 
 
 def test_instance_network_is_not_built_in_int8(frames, tmp_path, capsys):
-    command = [
-        "build",
-        str(DEFAULT_INSTANCE_MODEL),
-        "-o",
-        str(tmp_path / "x.engine"),
-        "--target",
-        "rtx",
-        "--frames",
-        str(frames),
-    ]
+    command = rtx_command(DEFAULT_INSTANCE_MODEL, tmp_path / "x.engine", "--frames", frames)
     assert main([*command, "--precision", "int8"]) == 1
     assert "doesn't survive int8" in capsys.readouterr().err
 
 
 def test_network_is_built_with_its_heads(frames, tmp_path):
     engine = tmp_path / "frame.engine"
-    command = [
-        "build",
-        str(DEFAULT_MODEL),
-        "-o",
-        str(engine),
-        "--target",
-        "rtx",
-        "--precision",
-        "fp16",
-        "--min-pq",
-        "95",
-    ]
+    command = rtx_command(DEFAULT_MODEL, engine, "--precision", "fp16", "--min-pq", "95")
     assert main([*command, "--frames", str(frames)]) == 0
     record = record_of(engine)
     assert record["precision"]["layers"]["fp16"] == sum(record["precision"]["layers"].values()) > 75

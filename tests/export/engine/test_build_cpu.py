@@ -28,19 +28,9 @@ NETWORK = Network(onnx.load(PLAIN_MODEL))
 @pytest.mark.parametrize(("precision", "lowered"), [("fp16", 71), ("int8", 68)])
 def test_network_for_the_cpu(frames, tmp_path, capsys, precision, lowered):
     out = tmp_path / "net.onnx"
-    command = [
-        "build",
-        str(PLAIN_MODEL),
-        "-o",
-        str(out),
-        "--target",
-        "onnxruntime",
-        "--precision",
-        precision,
-        "--frames",
-        str(frames),
-    ]
-    assert main([*command, "--min-pq", "50", "--min-agreement", "95", "--json"]) == 0
+    command = ["build", str(PLAIN_MODEL), "-o", str(out), "--target", "onnxruntime", "--precision", precision]
+    gate = ["--frames", str(frames), "--min-pq", "50", "--min-agreement", "95"]
+    assert main([*command, *gate, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["precision"]["layers"][precision] == lowered
     assert report["gate"]["passed"]
@@ -50,22 +40,8 @@ def test_network_for_the_cpu(frames, tmp_path, capsys, precision, lowered):
     assert main(["inspect", str(out)]) == 0
     assert f"{lowered} in {precision}" in capsys.readouterr().out
     sheet = tmp_path / "sheet.png"
-    assert (
-        main(
-            [
-                "compare",
-                str(PLAIN_MODEL),
-                str(out),
-                "--frames",
-                str(frames),
-                "--count",
-                "3",
-                "--out",
-                str(sheet),
-            ]
-        )
-        == 0
-    )
+    command = ["compare", str(PLAIN_MODEL), str(out), "--frames", str(frames), "--count", "3"]
+    assert main([*command, "--out", str(sheet)]) == 0
     assert "of labels agree" in capsys.readouterr().out
     assert sheet.stat().st_size > 10_000
 
@@ -110,16 +86,8 @@ def test_missing_frames_and_invalid_names_and_sizes_raise_errors(tmp_path, capsy
     fails(net, *cpu, "--precision", "fp16", message="pass some with --frames, or skip it with --no-gate")
     (tmp_path / "empty").mkdir()
     fails(net, *cpu, "--precision", "int8", "--frames", str(tmp_path / "empty"), message="empty")
-    fails(
-        net,
-        "--target",
-        "onnxruntime",
-        "-o",
-        str(tmp_path / "x.engine"),
-        "--precision",
-        "fp32",
-        message="writes NAME.onnx",
-    )
+    engine = ["--target", "onnxruntime", "-o", str(tmp_path / "x.engine")]
+    fails(net, *engine, "--precision", "fp32", message="writes NAME.onnx")
     fails(str(tmp_path / "none.onnx"), *cpu, "--precision", "fp32", message="there is no network")
     with pytest.raises(tfiseg.InputError, match="must rise"):
         Profile((480, 640), (240, 320), (1080, 1920))
@@ -169,21 +137,8 @@ def test_clustering_node_is_added_for_tensorrt():
 
 def test_other_files_raise_errors(tmp_path, capsys):
     def fails(path, message):
-        assert (
-            main(
-                [
-                    "build",
-                    str(path),
-                    "--target",
-                    "onnxruntime",
-                    "-o",
-                    str(tmp_path / "out.onnx"),
-                    "--precision",
-                    "fp32",
-                ]
-            )
-            == 1
-        )
+        command = ["build", str(path), "--target", "onnxruntime", "-o", str(tmp_path / "out.onnx")]
+        assert main([*command, "--precision", "fp32"]) == 1
         assert message in capsys.readouterr().err
 
     (tmp_path / "text.onnx").write_text("no network")

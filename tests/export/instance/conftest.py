@@ -29,3 +29,15 @@ def bank(toy):
     from tfiseg.export.instance.bank import build_bank  # needs torch
 
     return build_bank(toy / "images", toy / "semantic")
+
+
+@pytest.fixture(scope="session")
+def gray_picture():
+    """Return a function that makes a gray picture with a given class map."""
+    from tfiseg.export.semantic.data import Picture  # needs torch
+
+    def make(class_map):
+        gray = np.full((*class_map.shape, 3), 90, np.uint8)
+        return Picture("one", gray, class_map, np.full((1, 1), 255, np.uint8))
+
+    return make

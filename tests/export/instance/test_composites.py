@@ -12,7 +12,7 @@ from tfiseg.export.instance.composites import Composer  # noqa: E402
 from tfiseg.export.instance.mask_noise import assign_owners, perturb_mask  # noqa: E402
 from tfiseg.export.instance.picture_effects import erase_class  # noqa: E402
 from tfiseg.export.instance.targets import instance_targets  # noqa: E402
-from tfiseg.export.semantic.data import Picture, full_confidence  # noqa: E402
+from tfiseg.export.semantic.data import full_confidence  # noqa: E402
 from tfiseg.plugins.settings import AFFINITY_OFFSETS  # noqa: E402
 
 
@@ -110,19 +110,14 @@ def test_targets_of_two_touching_squares():
     assert targets.boundary[8].tolist() == [0] * 7 + [1, 1] + [0] * 7
 
 
-def picture_of(class_map):
-    gray = np.full((*class_map.shape, 3), 90, np.uint8)
-    return Picture("one", gray, class_map, np.full((1, 1), 255, np.uint8))
-
-
-def test_dented_objects_of_a_convex_class_are_groups():
+def test_dented_objects_of_a_convex_class_are_groups(gray_picture):
     shapes = []
     for k in range(6):
         class_map = np.zeros((120, 160), np.uint8)
         cv2.circle(class_map, (60, 60), 20, 1, -1)
         if k == 5:
             cv2.circle(class_map, (96, 60), 20, 1, -1)
-        shapes.append(picture_of(class_map))
+        shapes.append(gray_picture(class_map))
     bank = Bank(shapes, [make_object(full_confidence(p), k, 1, p.semantic > 0) for k, p in enumerate(shapes)])
     assert [o.picture for o in remove_dented_objects(bank).objects] == [0, 1, 2, 3, 4]
 
@@ -133,6 +128,5 @@ def test_class_is_erased_from_backgrounds_if_every_image_shows_it(bank):
     emptied = erase_class(picture, 1)
     far = cv2.dilate((picture.semantic == 1).astype(np.uint8), np.ones((7, 7), np.uint8)) == 0
     assert np.array_equal(emptied[far], picture.image[far])
-    assert (
-        np.abs(emptied[picture.semantic == 1].astype(float) - (0, 0, 255)).max(1).min() > 30
-    )  # nothing of the red disks remains
+    # nothing of the red disks remains
+    assert np.abs(emptied[picture.semantic == 1].astype(float) - (0, 0, 255)).max(1).min() > 30

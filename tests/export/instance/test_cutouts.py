@@ -55,9 +55,8 @@ def test_object_is_cut_out_where_activation_is_high():
 
 def test_photos_without_an_object_give_no_mask():
     assert object_mask(photo(), np.zeros((160, 200), np.float32)) is None
-    assert (
-        object_mask(np.full((160, 200, 3), 90, np.uint8), heat_at(100, 80, spread_px=400)) is None
-    )  # high everywhere: background
+    # activation is high everywhere, so all of it is background
+    assert object_mask(np.full((160, 200, 3), 90, np.uint8), heat_at(100, 80, spread_px=400)) is None
 
 
 def test_activation_is_high_on_the_object():

@@ -59,7 +59,7 @@ def test_mask_refinement_changes_no_other_weights(bank, tmp_path):
     network.load_state_dict(before)
     train_mask_refinement(
         network, banks, tmp_path / "o.ckpt", recipe, workers=0, quiet=True
-    )  # at its end already
+    )  # training is at its end already
     assert all(torch.equal(v, taught[k]) for k, v in network.outlines.state_dict().items())
     network.head.bias.data += 1
     with pytest.raises(InputError, match="network"):

@@ -40,7 +40,7 @@ from tfiseg.export.instance.train import (  # noqa: E402
     split_bank,
     train_instance,
 )
-from tfiseg.export.semantic.data import Picture, full_confidence  # noqa: E402
+from tfiseg.export.semantic.data import full_confidence  # noqa: E402
 from tfiseg.plugins.neck import EVIDENCE_FEATURES  # noqa: E402
 from tfiseg.plugins.settings import AFFINITY_OFFSETS  # noqa: E402
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps  # noqa: E402
@@ -106,19 +106,8 @@ def test_weights_file_is_a_valid_start(tmp_path):
 
 def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     command = f"train instance --images {toy}/images --semantic {toy}/semantic --start imagenet".split()
-    command += [
-        "--steps",
-        "4",
-        "--view-px",
-        "128",
-        "--rule-composites",
-        "32",
-        "--workers",
-        "0",
-        "--json",
-        "--outline-steps",
-        "2",
-    ]
+    command += ["--steps", "4", "--view-px", "128", "--rule-composites", "32", "--workers", "0"]
+    command += ["--outline-steps", "2", "--json"]
     command += ["--sheets", str(tmp_path / "sheets"), "--min-area", "9"]
     command += ["--checkpoint", str(tmp_path / "c.ckpt"), "-o", str(tmp_path / "n.onnx")]
     assert main(command) == 0
@@ -141,9 +130,8 @@ def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     assert foreground.shape == (3, 48, 48)
     assert 0 <= foreground.min() <= foreground.max() <= 1
     command[command.index("--outline-steps") + 1] = "0"
-    assert (
-        main([*command, "--teacher", str(tmp_path / "n.onnx")]) == 0
-    )  # resumes at the end and exports again
+    # resumes at the end and exports again
+    assert main([*command, "--teacher", str(tmp_path / "n.onnx")]) == 0
     report, session = json.loads(capsys.readouterr().out), open_instance_session(tmp_path / "n.onnx")
     assert not session.can_refine_masks
     assert 0 < report["lone_odds"] == session.lone_odds <= 20
@@ -232,17 +220,12 @@ def test_accuracy_check_compares_pixels_near_outlines():
     assert outline_agreement(certain, far, mask) == (same, total)
 
 
-def picture_of(class_map):
-    gray = np.full((*class_map.shape, 3), 90, np.uint8)
-    return Picture("one", gray, class_map, np.full((1, 1), 255, np.uint8))
-
-
-def test_group_is_replaced_by_its_instances():
+def test_group_is_replaced_by_its_instances(gray_picture):
     class_map = np.zeros((120, 200), np.uint8)
     class_map[40:80, 30:80], class_map[40:80, 80:130] = 1, 1
     label_map = class_map.astype(np.int32)
     label_map[:, 80:] *= 2
-    picture = picture_of(class_map)
+    picture = gray_picture(class_map)
     group = make_object(full_confidence(picture), 0, 1, class_map > 0)
     labels = [PseudoLabels(label_map, np.array([1, 1], np.int32))]
     bank = split_groups(Bank([picture], [group]), labels)
@@ -254,11 +237,11 @@ def test_group_is_replaced_by_its_instances():
     assert composite.class_id == 1
 
 
-def test_rules_are_not_fitted_on_objects_that_the_network_splits():
+def test_rules_are_not_fitted_on_objects_that_the_network_splits(gray_picture):
     class_map = np.zeros((120, 200), np.uint8)
     cv2.circle(class_map, (60, 60), 30, 1, -1)
     cv2.circle(class_map, (115, 60), 30, 1, -1)
-    picture = picture_of(class_map)
+    picture = gray_picture(class_map)
     bank = Bank([picture], [make_object(full_confidence(picture), 0, 1, class_map > 0)])
     # merges if the mean affinity is above one half
     rule = np.zeros(2 * (len(EVIDENCE_FEATURES) + 2) + 1, np.float32)
@@ -279,13 +262,13 @@ def test_rules_are_not_fitted_on_objects_that_the_network_splits():
         assert len(kept.objects) == 1  # no other object would remain
 
 
-def test_single_objects_are_weighted_by_their_frequency():
+def test_single_objects_are_weighted_by_their_frequency(gray_picture):
     class_map = np.zeros((200, 200), np.uint8)
     for y in (40, 140):  # two pairs of disks, and two disks of one region each, which shape cannot split
         cv2.circle(class_map, (40, y), 25, 1, -1)
         cv2.circle(class_map, (85, y), 25, 1, -1)
         cv2.circle(class_map, (160, y), 25, 1, -1)
-    picture, label_map = picture_of(class_map), tfiseg.cluster(class_map, split=0).label_map.copy()
+    picture, label_map = gray_picture(class_map), tfiseg.cluster(class_map, split=0).label_map.copy()
     bank = Bank([picture], [], label_maps=[label_map.copy()])
     assert single_to_group_ratio(bank) == PHOTO_SINGLE_TO_GROUP_RATIO + 2  # two single objects
     label_map[:100, 63:130][label_map[:100, 63:130] > 0] = 9

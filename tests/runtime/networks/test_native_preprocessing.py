@@ -95,21 +95,21 @@ def test_a_fixed_size_and_a_long_side(size_hw, picture):
         assert np.abs(run(rest, {SMALL: small[None]}) - run(model, {"frame": frame[None]})).max() < 1e-5
 
 
-def needs_the_frame_again(onnx, graph):
+def reuse_the_frame(onnx, graph):
     graph.node.append(onnx.helper.make_node("Shape", ["frame"], ["frame_shape"]))
     graph.output.append(onnx.helper.make_tensor_value_info("frame_shape", onnx.TensorProto.INT64, [4]))
 
 
-def scales_from_the_corners(onnx, graph):
+def align_corners_when_scaling(onnx, graph):
     resize = next(n for n in graph.node if n.op_type == "Resize")
     next(a for a in resize.attribute if a.name == "coordinate_transformation_mode").s = b"align_corners"
 
 
-def scales_by_itself(onnx, graph):
+def scale_with_another_operator(onnx, graph):
     next(n for n in graph.node if n.op_type == "AveragePool").op_type = "MaxPool"
 
 
-def lies_in_two_files(onnx, graph):
+def store_weights_externally(onnx, graph):
     weight = graph.initializer.add(
         name="weight", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL
     )
@@ -117,7 +117,8 @@ def lies_in_two_files(onnx, graph):
 
 
 @pytest.mark.parametrize(
-    "change", [needs_the_frame_again, scales_by_itself, scales_from_the_corners, lies_in_two_files]
+    "change",
+    [reuse_the_frame, scale_with_another_operator, align_corners_when_scaling, store_weights_externally],
 )
 def test_models_that_keep_their_preprocessing(change):
     assert split_preprocessing(model_of(change=change)) is None

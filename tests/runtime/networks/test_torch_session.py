@@ -176,9 +176,9 @@ def test_old_opsets_are_errors():
 
 def test_a_network_that_contradicts_its_metadata_is_an_error(tmp_path):
     model = onnx.load(PLAIN_MODEL)
-    said = json.loads(model.metadata_props[0].value)
+    metadata = json.loads(model.metadata_props[0].value)
     model.metadata_props[0].value = json.dumps(
-        said | {"class_names": said["class_names"][:20], "things": [1]}
+        metadata | {"class_names": metadata["class_names"][:20], "things": [1]}
     )
     onnx.save(model, tmp_path / "net.onnx")
     with pytest.raises(tfiseg.ModelError, match="returns logits of 21 classes, its metadata names 20"):

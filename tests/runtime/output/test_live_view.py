@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 
@@ -13,6 +12,7 @@ import tfiseg
 from tfiseg.cli.main import main
 from tfiseg.runtime.output import live_view as view_module
 from tfiseg.runtime.output.live_view import FaultTolerantSink, view
+from waiting import wait_until
 
 
 def test_a_served_view_from_the_command_line(tmp_path):
@@ -24,10 +24,7 @@ def test_a_served_view_from_the_command_line(tmp_path):
     url = re.search(r"http://\S+", line)[0]
     with urllib.request.urlopen(url, timeout=20) as page:
         assert b"tfiseg view" in page.read()
-    until = time.monotonic() + 60
-    while not has_image(url):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_until(lambda: has_image(url), 60, process)
     process.terminate()
     out, errors = process.communicate(timeout=30)
     report = json.loads(out)
@@ -60,13 +57,13 @@ def test_without_a_display_a_window_is_refused(monkeypatch):
 
 
 def test_a_window_shows_frames_until_escape(monkeypatch):
-    shown = []
+    shapes = []
     monkeypatch.setattr(view_module, "has_window", lambda: True)
-    monkeypatch.setattr(view_module.cv2, "imshow", lambda name, picture: shown.append(picture.shape))
-    monkeypatch.setattr(view_module.cv2, "waitKey", lambda ms: 27 if len(shown) == 3 else -1)
+    monkeypatch.setattr(view_module.cv2, "imshow", lambda name, picture: shapes.append(picture.shape))
+    monkeypatch.setattr(view_module.cv2, "waitKey", lambda ms: 27 if len(shapes) == 3 else -1)
     monkeypatch.setattr(view_module.cv2, "destroyAllWindows", lambda: None)
     report = view(tfiseg.open_source("synthetic", realtime=True), tfiseg.Segmenter())
-    assert shown == [(480, 640, 3)] * 3
+    assert shapes == [(480, 640, 3)] * 3
     assert report["error"] is None
 
 

@@ -12,6 +12,7 @@ import pytest
 import tfiseg
 from mcap.reader import make_reader
 from tfiseg.runtime.output.recorder import McapWriter, Recorder
+from waiting import count_lines, wait_until
 
 
 def record(path, frames=5, track=True):
@@ -107,22 +108,10 @@ def test_the_file_can_be_read_before_it_is_closed_and_then_has_an_index(tmp_path
 
 
 def test_all_three_files_are_readable_after_a_kill(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "tfiseg",
-        "view",
-        "synthetic",
-        "--serve",
-        "127.0.0.1:0",
-        "--record",
-        str(tmp_path),
-    ]
+    view = [sys.executable, "-m", "tfiseg", "view", "synthetic", "--serve", "127.0.0.1:0"]
+    command = [*view, "--record", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    until = time.monotonic() + 60
-    while not any(f.read_text().count("\n") >= 20 for f in tmp_path.glob("*/instances.jsonl")):
-        assert time.monotonic() < until, process.communicate()[1]
-        time.sleep(0.05)
+    wait_until(lambda: any(count_lines(f) >= 20 for f in tmp_path.glob("*/instances.jsonl")), 60, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (lines,) = tmp_path.glob("*/instances.jsonl")

@@ -18,6 +18,7 @@ from tfiseg.runtime.archive.ray_archive import segment_archive
 from tfiseg.runtime.output.coco import write_coco
 from tfiseg.runtime.output.run import run
 from tfiseg.runtime.segmenter_settings import SegmenterSettings
+from waiting import count_lines, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +107,7 @@ def test_an_interrupted_run_leaves_valid_outputs(tmp_path, stop):
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, preexec_fn=accept_interrupts
     )
-    lines = tmp_path / "instances.jsonl"
-    until = time.monotonic() + 60
-    while not (lines.exists() and lines.read_text().count("\n") >= 5):
-        assert time.monotonic() < until, process.communicate()[1]
-        time.sleep(0.05)
+    wait_until(lambda: count_lines(tmp_path / "instances.jsonl") >= 5, 60, process)
     process.send_signal(stop)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
@@ -298,10 +295,7 @@ def test_a_second_run_into_the_same_folder_is_refused(segmenter, tmp_path):
 def test_the_summary_of_a_killed_run_states_that_it_has_not_ended(tmp_path):
     command = endless_run(tmp_path)
     process = subprocess.Popen([*command, "--json"], stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 90
-    while not ((lines := tmp_path / "instances.jsonl").exists() and lines.read_text().count("\n") >= 2):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(lambda: count_lines(tmp_path / "instances.jsonl") >= 2, 90, process)
     process.kill()
     process.wait()
     assert "has not ended" in json.loads((tmp_path / "summary.json").read_text())["error"]

@@ -14,6 +14,7 @@ from tfiseg.runtime.output import connections
 from tfiseg.runtime.output.web_server import WebServer
 from tfiseg.runtime.output.web_viewer import Viewer
 from tfiseg.runtime.sources.base import Frame, Source
+from waiting import wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<img src=x onerror=\"document.title='hacked'\">"
@@ -69,7 +70,7 @@ class Running:
         self.viewer.attach(self.pipeline)
         self.viewer.start()
         self.pipeline.start()
-        until(lambda: self.pipeline.stats()["finished"])
+        wait_until(lambda: self.pipeline.stats()["finished"])
         return self
 
     def __exit__(self, *_):
@@ -97,13 +98,6 @@ class Running:
         head = f"POST /control HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Length: {len(body)}\r\n"
         more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
         return self.status((head + more + "\r\n").encode("latin-1") + body)
-
-
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition never became true"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +272,7 @@ def test_viewers_are_never_disconnected_for_new_connections():
             assert served.get("/settings") == 0
         for viewer in viewers:
             viewer.close()
-        until(lambda: not served.viewer._server._connections._open)
+        wait_until(lambda: not served.viewer._server._connections._open)
         assert served.get("/settings") == 200
 
 
@@ -298,7 +292,7 @@ def test_two_hundred_viewers(running):
     assert running.get("/settings") == 200
     assert time.monotonic() - began < 2
     assert min(frames.values()) >= 3
-    assert running.pipeline.stats()["finished"] - before >= 40  # of 120 on an idle machine
+    assert running.pipeline.stats()["finished"] - before >= 40  # 120 on an idle machine
     for viewer in frames:
         viewer.close()
 
@@ -359,9 +353,9 @@ def test_hostile_names_and_phones_in_a_browser(running, width):
         page.click("#pause")
         page.wait_for_function("document.querySelector('#pause').textContent === 'Pause'")
         page.locator("#min_score").fill("0.6")
-        until(lambda: running.viewer.segmenter.min_score == 0.6)
+        wait_until(lambda: running.viewer.segmenter.min_score == 0.6)
         page.locator("#min_score").fill("0.3")
-        until(lambda: running.viewer.segmenter.min_score == 0.3)
+        wait_until(lambda: running.viewer.segmenter.min_score == 0.3)
         assert "hacked" not in page.title()
         assert not errors
         browser.close()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tfiseg
 from tfiseg.runtime.output.web_viewer import Viewer
+from waiting import wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -46,15 +47,8 @@ class Running:
 @pytest.fixture(scope="module")
 def running():
     with Running() as served:
-        until(lambda: served.pipeline.stats()["finished"])
+        wait_until(lambda: served.pipeline.stats()["finished"])
         yield served
-
-
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition never became true"
-        time.sleep(0.02)
 
 
 def error_of(running, *args, **kwargs):
@@ -109,12 +103,12 @@ def test_settings_take_effect_at_once(running):
         (15,),
     )
     assert json.load(running.request("control", {"paused": True}))["paused"]
-    until(lambda: nothing_in_progress(running.pipeline.stats()))
+    wait_until(lambda: nothing_in_progress(running.pipeline.stats()))
     finished = running.pipeline.stats()["finished"]
     time.sleep(0.2)
     assert running.pipeline.stats()["finished"] == finished
     running.request("control", {k: before[k] for k in ("min_score", "min_area", "things", "paused")})
-    until(lambda: running.pipeline.stats()["finished"] > finished)
+    wait_until(lambda: running.pipeline.stats()["finished"] > finished)
 
 
 @pytest.mark.parametrize(
@@ -156,13 +150,13 @@ def test_a_viewer_that_stops_reading_does_not_slow_the_pipeline(running):
     before = running.pipeline.stats()["finished"]
     with running.request("stream") as answer:
         assert first_image(answer) is not None
-    until(lambda: running.pipeline.stats()["finished"] >= before + 10)
+    wait_until(lambda: running.pipeline.stats()["finished"] >= before + 10)
     stuck.close()
 
 
 def test_the_page_shows_when_no_new_frame_arrives():
     with Running() as running:
-        until(lambda: running.pipeline.stats()["finished"])
+        wait_until(lambda: running.pipeline.stats()["finished"])
         running.pipeline.close()
         with running.request("events") as answer:
             seen = []
@@ -227,9 +221,9 @@ def test_the_page_in_a_browser(running, tmp_path):
         page.click("#pause")
         page.wait_for_function("document.querySelector('#pause').textContent === 'Pause'")
         page.locator("#min_score").fill("0.75")
-        until(lambda: running.segmenter.min_score == 0.75)
+        wait_until(lambda: running.segmenter.min_score == 0.75)
         page.locator("#classes input[value='15']").uncheck()
-        until(lambda: 15 not in running.segmenter.things)
+        wait_until(lambda: 15 not in running.segmenter.things)
         page.wait_for_function("document.querySelector('#count').textContent === '0'")
         page.locator("#classes input[value='15']").check()
         page.wait_for_function("+document.querySelector('#count').textContent > 0")

@@ -30,7 +30,7 @@ from tfiseg.runtime.refine.view_planning import (
 )
 
 OFFSETS = np.array([[0, 1]], np.int32)
-SIDE = 160  # of the views here
+SIDE = 160  # side of the views in these tests
 NOTHING_SEEN = (
     np.zeros((160, 160, 3), np.uint8),
     np.zeros((2, 40, 40), np.float32),

@@ -14,6 +14,7 @@ import tfiseg
 from tfiseg.runtime.sources.cameras import csi_pipeline, opencv_has_gstreamer
 from tfiseg.runtime.sources.live_stream import CameraRequest, LiveStream, describe_capture
 from tfiseg.runtime.sources.realtime import Realtime
+from waiting import wait_until
 
 
 def transport_stream(size_wh, frames=60):
@@ -77,27 +78,20 @@ class Server:
             connection.close()
 
 
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition never became true"
-        time.sleep(0.02)
-
-
 def test_a_stream_is_reopened_after_a_restart_of_the_server(caplog):
     caplog.set_level(logging.INFO, "tfiseg")
     server = Server(transport_stream((128, 96)))
     address = f"tcp://127.0.0.1:{server.port}"
     empty = tfiseg.cluster(np.zeros((4, 6), np.uint8))
     with tfiseg.Pipeline(address, lambda frame: empty) as pipeline:
-        until(lambda: pipeline.newest() is not None)
+        wait_until(lambda: pipeline.newest() is not None)
         assert pipeline.newest().frame.image.shape == (96, 128, 3)
         server.kill()
-        until(lambda: "stopped delivering" in caplog.text)
+        wait_until(lambda: "stopped delivering" in caplog.text)
         time.sleep(0.2)
         assert pipeline.newest().age_ms > 200  # the last result gets older
         server = Server(transport_stream((64, 48)), server.port)  # with another resolution
-        until(lambda: pipeline.newest().frame.image.shape == (48, 64, 3))
+        wait_until(lambda: pipeline.newest().frame.image.shape == (48, 64, 3))
         assert pipeline.stats()["reconnects"] >= 1
         assert "is back after" in caplog.text
     server.kill()

@@ -14,6 +14,7 @@ import pytest
 import tfiseg
 from tfiseg.runtime.sources.cameras import opencv_has_gstreamer
 from tfiseg.runtime.sources.gstreamer import PROGRAM, PipelineCapture
+from waiting import wait_until
 
 pytestmark = pytest.mark.skipif(
     shutil.which(PROGRAM) is None, reason=f"{PROGRAM} isn't installed (apt install gstreamer1.0-tools)"
@@ -37,13 +38,6 @@ def gstreamer_processes():
         if PROGRAM[:15] in fields[0] and int(fields[2].split()[1]) == os.getpid():
             found.append(int(path.parent.name))
     return found
-
-
-def until(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition never became true"
-        time.sleep(0.02)
 
 
 def test_opencv_has_gstreamer_agrees_with_the_build_information():
@@ -109,7 +103,7 @@ def test_the_process_ends_with_the_source():
     capture = PipelineCapture("gstreamer", f"{LIVE} ! {END}")
     assert len(gstreamer_processes()) == 1
     del capture
-    until(lambda: not gstreamer_processes())
+    wait_until(lambda: not gstreamer_processes(), 10)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None])
@@ -124,7 +118,9 @@ def test_no_process_remains(end):
     if end is not None:
         process.send_signal(end)
     process.wait(20)
-    until(lambda: not Path(f"/proc/{pid}").exists() or ") Z" in Path(f"/proc/{pid}/stat").read_text())
+    wait_until(
+        lambda: not Path(f"/proc/{pid}").exists() or ") Z" in Path(f"/proc/{pid}/stat").read_text(), 10
+    )
 
 
 @pytest.mark.parametrize(
