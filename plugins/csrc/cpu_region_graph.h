@@ -132,7 +132,8 @@ class RegionGraph {
     // Of pixels that are regions, four have a later neighbor; the reserved memory is not used until an edge needs it.
     size_t expected_edges(const std::vector<Contact> &contacts) const {
         const bool has_pairs = picture_.affinity || needs_contacts(picture_.problem);
-        const size_t per_region = has_pairs ? size_t(4 + std::min(4, picture_.problem.affinity_channels)) : 0;
+        const int32_t channels = picture_.affinity ? std::min(4, picture_.problem.affinity_channels) : 0;  // without a map, any number
+        const size_t per_region = has_pairs ? size_t(4 + channels) : 0;
         return std::min(contacts.size(), 4 * regions.size()) + per_region * regions.size();
     }
 

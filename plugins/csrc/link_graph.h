@@ -1,0 +1,293 @@
+// Unions of regions and the links between them, for agglomeration.h.
+//
+// Noise has as many regions as pixels, more than a processor's cache holds. Regions and edges are therefore numbered along the rows of the
+// picture, a round visits them in this order, and neighbors find each other in their short lists of links: neighbors in the picture are
+// neighbors in memory. A hash table would spread them over all of it; only pairs of large unions have one, and these are few.
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <new>
+#include <vector>
+
+#include "large_vector.h"
+#include "merge.h"
+
+namespace tfiseg {
+
+// Numbers by pairs of nodes. Entries stay: a pair that merged is never looked up again.
+class PairIndex {
+  public:
+    PairIndex() : slots_(64, Slot{0, 0, -1}) {}
+
+    // The number of a pair; -1 if it has none.
+    int32_t find(int32_t a, int32_t b) const { return slots_[slot_of(std::min(a, b), std::max(a, b))].number; }
+
+    void set(int32_t a, int32_t b, int32_t number) {
+        if (2 * (count_ + 1) > slots_.size()) grow();
+        Slot &slot = slots_[slot_of(std::min(a, b), std::max(a, b))];
+        if (slot.number < 0) ++count_;
+        slot = {std::min(a, b), std::max(a, b), number};
+    }
+
+  private:
+    struct Slot {
+        int32_t a, b, number;  // number -1: free
+    };
+
+    size_t slot_of(int32_t a, int32_t b) const {
+        const uint64_t key = (uint64_t(uint32_t(a)) << 32 | uint32_t(b)) * 0x9E3779B97F4A7C15ull;
+        size_t slot = size_t(key >> 32) & (slots_.size() - 1);
+        while (slots_[slot].number >= 0 && (slots_[slot].a != a || slots_[slot].b != b)) slot = (slot + 1) & (slots_.size() - 1);
+        return slot;
+    }
+
+    void grow() {
+        LargeVector<Slot> old(slots_.size() * 2, Slot{0, 0, -1});
+        old.swap(slots_);
+        for (const Slot &slot : old)
+            if (slot.number >= 0) slots_[slot_of(slot.a, slot.b)] = slot;
+    }
+
+    LargeVector<Slot> slots_;
+    size_t count_ = 0;
+};
+
+// Lists of links in one array, so that a short list needs no memory of its own. A list that needs more room than it has moves.
+class LinkLists {
+  public:
+    struct List {
+        uint32_t begin = 0;
+        int32_t size = 0;
+        uint16_t power = 0;     // of two: the room
+        uint16_t to_large = 0;  // links to nodes with a queue, counted for nodes without one
+    };
+
+    int32_t *begin(const List &list) { return links_.data() + list.begin; }
+    int32_t *end(const List &list) { return begin(list) + list.size; }
+
+    List create(int64_t room) {
+        List list;
+        while ((int64_t(1) << list.power) < room) ++list.power;
+        const size_t power = size_t(list.power);
+        if (vacant_[power].empty()) {
+            if (links_.size() + (size_t(1) << power) > UINT32_MAX) throw std::bad_alloc();
+            list.begin = uint32_t(links_.size());
+            links_.resize(links_.size() + (size_t(1) << power));
+        } else {
+            list.begin = vacant_[power].back();
+            vacant_[power].pop_back();
+        }
+        return list;
+    }
+
+    int64_t room(const List &list) const { return int64_t(1) << list.power; }
+
+    // There must be room.
+    void append(List &list, int32_t link) { links_[list.begin + uint32_t(list.size++)] = link; }
+
+    void grow(List &list, int64_t room) {
+        List larger = create(room);
+        std::copy_n(begin(list), list.size, begin(larger));
+        larger.size = list.size;
+        larger.to_large = list.to_large;
+        release(list);
+        list = larger;
+    }
+
+    // Give a list's room to later ones.
+    void release(const List &list) { vacant_[list.power].push_back(list.begin); }
+
+    // Memory for this many links; unused memory costs nothing.
+    void reserve(size_t links) { links_.reserve(links); }
+
+  private:
+    LargeVector<int32_t> links_;
+    std::array<std::vector<uint32_t>, 33> vacant_;  // begins of lists that were released, by the power of two that their room holds
+};
+
+// A set of nodes; a bit for each keeps it free of duplicates.
+class NodeSet {
+  public:
+    explicit NodeSet(size_t nodes) : words_((nodes + 63) / 64, 0) {}
+
+    void insert(int32_t n) {
+        uint64_t &word = words_[size_t(n) >> 6];
+        const uint64_t bit = uint64_t(1) << (n & 63);
+        if (!(word & bit)) list_.push_back(n);
+        word |= bit;
+    }
+
+    // Move the nodes to a list, in order.
+    void take(std::vector<int32_t> &nodes) {
+        nodes.clear();
+        nodes.swap(list_);
+        if (nodes.size() < words_.size()) {
+            std::sort(nodes.begin(), nodes.end());
+            for (const int32_t n : nodes) words_[size_t(n) >> 6] = 0;
+            return;
+        }
+        nodes.clear();
+        for (size_t k = 0; k < words_.size(); ++k) {
+            for (uint64_t word = words_[k]; word; word &= word - 1) nodes.push_back(int32_t(k * 64) + __builtin_ctzll(word));
+            words_[k] = 0;
+        }
+    }
+
+  private:
+    std::vector<uint64_t> words_;
+    std::vector<int32_t> list_;
+};
+
+// A node holds the links of one union. `region` of a node is the smallest region of its union, which orders ties. Link k has the sums of
+// edge k.
+class LinkGraph {
+  protected:
+    // Apart from the sums, so that many links fit into the cache: most that are read do not change.
+    struct Link {
+        double score = 0.0;     // -1 of a dead link
+        int32_t ends[2] = {};   // nodes; -1 of a dead link
+    };
+
+    // A link as it was when it was queued: out of date where its score or the region at its other end has changed since.
+    struct Candidate {
+        double score;
+        int32_t neighbor, link;
+
+        bool operator<(const Candidate &o) const { return score != o.score ? score < o.score : neighbor > o.neighbor; }
+    };
+
+    struct Queue {
+        std::vector<Candidate> heap;
+        std::vector<int32_t> links;  // to other nodes with a queue; some of them dead
+    };
+
+    struct Node {
+        int32_t region = 0, degree = 0;     // degree: links that are alive
+        int32_t best = -1, best_in = -1;    // link, and the round it was chosen in; or kStays
+        LinkLists::List links = {};         // some of them dead
+        int32_t queue = -1;                 // in queues_; -1: all links are visited
+    };
+
+    // A node for each region.
+    LinkGraph(size_t regions, const LargeVector<Edge> &edges) : nodes_(regions), edges_(edges.size()), links_(edges.size()), mark_(regions, -1) {
+        for (size_t r = 0; r < nodes_.size(); ++r) nodes_[r].region = int32_t(r);
+        create_links(edges);
+        lists_.reserve(3 * links_.size());
+        for (Node &n : nodes_) n.links = lists_.create(n.degree);
+        for (size_t k = 0; k < links_.size(); ++k)
+            for (const int32_t n : links_[k].ends) lists_.append(node(n).links, int32_t(k));
+    }
+
+    Node &node(int32_t n) { return nodes_[size_t(n)]; }
+    Link &link(int32_t k) { return links_[size_t(k)]; }
+    Queue &queue_of(const Node &n) { return queues_[size_t(n.queue)]; }
+    bool is_large(int32_t n) const { return nodes_[size_t(n)].queue >= 0; }
+    bool is_alive(int32_t k) const { return links_[size_t(k)].ends[0] >= 0; }
+    bool joins(int32_t k, int32_t a, int32_t b) const {
+        const int32_t *ends = links_[size_t(k)].ends;
+        return (ends[0] == a && ends[1] == b) || (ends[0] == b && ends[1] == a);
+    }
+    int32_t other_end(int32_t k, int32_t n) { return link(k).ends[link(k).ends[0] == n]; }
+    int32_t region_at(int32_t k, int32_t n) { return node(other_end(k, n)).region; }
+
+    int32_t first_in_queue(Queue &queue, int32_t n) {
+        while (!queue.heap.empty()) {
+            const Candidate first = queue.heap.front();
+            if (link(first.link).score == first.score && region_at(first.link, n) == first.neighbor) return first.link;
+            std::pop_heap(queue.heap.begin(), queue.heap.end());
+            queue.heap.pop_back();
+        }
+        return -1;
+    }
+
+    Candidate candidate(int32_t k, int32_t n) { return {link(k).score, region_at(k, n), k}; }
+
+    void enqueue(int32_t k, int32_t n) {
+        if (!is_large(n) || !(link(k).score > 0.0)) return;
+        std::vector<Candidate> &heap = queue_of(node(n)).heap;
+        heap.push_back(candidate(k, n));
+        std::push_heap(heap.begin(), heap.end());
+    }
+
+    // Where both ends of a link have a queue, each must hear when the other's region changes.
+    void connect_queues(int32_t k) {
+        const int32_t a = link(k).ends[0], b = link(k).ends[1];
+        if (!is_large(a) || !is_large(b)) return;
+        queue_of(node(a)).links.push_back(k);
+        queue_of(node(b)).links.push_back(k);
+        index_.set(a, b, k);
+    }
+
+    void erase_dead(LinkLists::List &list) {
+        const auto is_dead = [this](int32_t k) { return !is_alive(k); };
+        list.size = int32_t(std::remove_if(lists_.begin(list), lists_.end(list), is_dead) - lists_.begin(list));
+    }
+
+    void kill(int32_t k) { link(k) = {-1.0, {-1, -1}}; }
+
+    void add_link(int32_t n, int32_t neighbor, int32_t k) {
+        lists_.append(node(n).links, k);
+        ++node(n).degree;
+        if (is_large(n)) ++node(neighbor).links.to_large;
+        if (is_large(neighbor)) ++node(n).links.to_large;
+        mark_[size_t(neighbor)] = k;
+        connect_queues(k);
+    }
+
+    // At least a quarter of the room is free after dead links were erased or the list has grown, so that this is rare.
+    void make_room(Node &of, int32_t more) {
+        if (of.links.size + more <= lists_.room(of.links)) return;
+        erase_dead(of.links);
+        const int64_t needed = int64_t(of.links.size) + more, room = lists_.room(of.links);
+        if (4 * needed > 3 * room) lists_.grow(of.links, std::max(needed, 2 * room));
+    }
+
+    // Leave the link to each neighbor of a node at the neighbor. Marks stay, and joins() tells which are out of date.
+    void mark_neighbors(int32_t n) {
+        for (const int32_t *k = lists_.begin(node(n).links), *end = lists_.end(node(n).links); k < end; ++k)
+            if (is_alive(*k)) mark_[size_t(other_end(*k, n))] = *k;
+    }
+
+    // The link of two nodes, -1 if there is none. Neighbors of the first one must be marked, unless it has a queue.
+    int32_t find_link(int32_t n, int32_t neighbor) {
+        const int32_t marked = mark_[size_t(neighbor)];
+        if (marked >= 0 && joins(marked, n, neighbor)) return marked;
+        if (!is_large(n)) return -1;
+        if (is_large(neighbor)) return index_.find(n, neighbor);
+        const LinkLists::List &links = node(neighbor).links;
+        if (!links.to_large) return -1;
+        for (const int32_t *k = lists_.begin(links), *end = lists_.end(links); k < end; ++k)
+            if (joins(*k, n, neighbor)) return *k;
+        return -1;
+    }
+
+    LargeVector<Node> nodes_;
+    LargeVector<Edge> edges_;
+    LargeVector<Link> links_;
+    std::vector<int32_t> mark_;  // mark_neighbors()
+    std::deque<Queue> queues_;
+    LinkLists lists_;
+    PairIndex index_;  // links between two nodes with a queue
+
+  private:
+    // In the order of their first regions, as nodes are; those of one region keep their order.
+    void create_links(const LargeVector<Edge> &edges) {
+        std::vector<uint32_t> place(nodes_.size() + 1, 0);
+        for (const Edge &e : edges) {
+            ++place[size_t(e.a) + 1];
+            ++node(e.a).degree;
+            ++node(e.b).degree;
+        }
+        for (size_t r = 0; r < nodes_.size(); ++r) place[r + 1] += place[r];
+        for (const Edge &e : edges) {
+            const size_t k = place[size_t(e.a)]++;
+            edges_[k] = e;
+            links_[k].ends[0] = e.a;
+            links_[k].ends[1] = e.b;
+        }
+    }
+};
+
+}  // namespace tfiseg
