@@ -5,9 +5,9 @@ which pixels belong to the object. The rule moves outlines accordingly:
 
 1. A component loses pixels with a probability of at most 0.4, unless the component fills the square within
    reach around them. The reach is 15 % of the longer side of the component's box, at least 8 pixels.
-2. A component claims pixels with a probability above 0.6, if it is the nearest component of its class, within
-   reach. A pixel of another component is claimed only with a higher probability than in the view of its own
-   one. Without such a view, or outside of its zone, a pixel is never claimed.
+2. A component claims pixels with a probability above 0.6, if it is the nearest component of its class in the
+   square within reach. A pixel of another component is claimed only with a higher probability than in the
+   view of its own one. Without such a view, or outside of its zone, a pixel is never claimed.
 3. Of several claims, the highest probability wins, then the earlier view. Islands of claimed pixels that do
    not touch a pixel that their component keeps are ignored. Other claimed pixels go to the instance of the
    component that is nearest.
@@ -104,16 +104,18 @@ def _interior(own: Mask, reach: int) -> Mask:
     return cv2.erode(own.astype(np.uint8), square) > 0  # the frame's border does not erode
 
 
-def _nearest(classes: NDArray[np.uint8], class_id: int, y: int, x: int) -> tuple[int, tuple[int, int]]:
-    """Return the squared distance and the position of the nearest pixel of a class.
+def _nearest(classes: NDArray[np.uint8], class_id: int, reach: int, y: int, x: int) -> tuple[int, int] | None:
+    """Return the position of the nearest pixel of a class in the square within reach, or None.
 
     Of equally near ones: fewer rows away, then above, then on the left.
     """
-    ys, xs = np.nonzero(classes == class_id)
-    dy, dx = ys - y, xs - x
-    order = np.lexsort((dx > 0, dy > 0, np.abs(dy), dy * dy + dx * dx))
-    first = order[0]
-    return int(dy[first] ** 2 + dx[first] ** 2), (int(ys[first]), int(xs[first]))
+    top, left = max(y - reach, 0), max(x - reach, 0)
+    ys, xs = np.nonzero(classes[top : y + reach + 1, left : x + reach + 1] == class_id)
+    if not len(ys):
+        return None
+    dy, dx = ys + top - y, xs + left - x
+    first = np.lexsort((dx > 0, dy > 0, np.abs(dy), dy * dy + dx * dx))[0]
+    return int(y + dy[first]), int(x + dx[first])
 
 
 def _claim_pixels(
@@ -131,8 +133,8 @@ def _claim_pixels(
         claims = zone.probability >> 8  # 24 bits, so that a claim fits into a word
         is_claimed = ~zone.own & zone.window & (zone.probability > least) & (claims > strongest)
         for y, x in np.argwhere(is_claimed).tolist():
-            squared, position = _nearest(classes, zone.class_id, y, x)
-            if squared <= zone.reach**2 and own_map[position] == zone.component:
+            position = _nearest(classes, zone.class_id, zone.reach, y, x)
+            if position is not None and own_map[position] == zone.component:
                 strongest[y, x] = claims[y, x]
                 winner[y, x], label[y, x] = index, predicted.label_map[position]
     return winner, label

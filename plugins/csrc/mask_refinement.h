@@ -301,7 +301,7 @@ struct FindRemovedPixels {
     }
 };
 
-// The nearest pixel of a class within a radius, by rows from the middle outwards. Of equally near ones the first: rows above come before
+// The nearest pixel of a class within reach (a square), by rows from the middle outwards. Of equally near ones the first: rows above come before
 // rows below, pixels on the left before those on the right.
 struct NearestOfClass {
     Grid grid;
@@ -309,24 +309,24 @@ struct NearestOfClass {
     const uint32_t *rows;
 
     // Returns -1 if there is none.
-    TFISEG_HD int32_t operator()(int32_t class_id, int32_t radius, int32_t y, int32_t x) const {
-        int64_t best = int64_t(radius) * radius + 1;
+    TFISEG_HD int32_t operator()(int32_t class_id, int32_t reach, int32_t y, int32_t x) const {
+        int64_t best = 2 * int64_t(reach) * reach + 1;
         int32_t nearest = -1;
-        for (int32_t d = 0; d <= radius && int64_t(d) * d < best; ++d)
+        for (int32_t d = 0; d <= reach && int64_t(d) * d < best; ++d)
             for (int32_t side = 0; side < (d ? 2 : 1); ++side) {
                 const int32_t v = side ? y + d : y - d;
-                if (v >= 0 && v < grid.h) search_row(class_id, v, x, int64_t(d) * d, best, nearest);
+                if (v >= 0 && v < grid.h) search_row(class_id, reach, v, x, int64_t(d) * d, best, nearest);
             }
         return nearest;
     }
 
   private:
-    TFISEG_HD void search_row(int32_t class_id, int32_t v, int32_t x, int64_t square, int64_t &best, int32_t &nearest) const {
+    TFISEG_HD void search_row(int32_t class_id, int32_t reach, int32_t v, int32_t x, int64_t square, int64_t &best, int32_t &nearest) const {
         const int32_t start = v * grid.w;
         const uint32_t *words = rows + int64_t(v) * grid.row_words();
         const auto take = [&](int32_t u) {  // whether the search in this direction ends
             const int64_t distance = square + int64_t(u - x) * (u - x);
-            if (distance >= best) return true;
+            if (distance >= best || u - x > reach || x - u > reach) return true;
             if (cls[start + u] != class_id) return false;
             best = distance;
             nearest = start + u;
@@ -334,7 +334,8 @@ struct NearestOfClass {
         };
         if (take(x)) return;
         const int32_t across = int32_t(std::sqrt(float(best - square))) + 1;  // farther pixels are not nearer, whatever the rounding
-        const int32_t least = x > across ? x - across : 0, most = x + across < grid.w ? x + across : grid.w - 1;
+        const int32_t limit = across < reach ? across : reach;
+        const int32_t least = x > limit ? x - limit : 0, most = x + limit < grid.w ? x + limit : grid.w - 1;
         for (int32_t u = near_change_before(words, x, least) - 1; u >= 0; u = near_change_before(words, u, least) - 1)
             if (take(u)) break;
         for (int32_t u = near_change_after(words, x, most); u >= 0; u = near_change_after(words, u, most))
