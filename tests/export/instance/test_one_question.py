@@ -35,7 +35,7 @@ def test_training_step_and_linkage_run(scripts, bank, tmp_path):
     losses = training.learn(collate([samples[k] for k in range(2)]))
     assert np.isfinite(losses).all()
     training.save()
-    assert Training(None, tmp_path / "run.pt", minutes=1).step == 1
+    assert Training(SCRIPTS / "weights.pt", tmp_path / "run.pt", minutes=1).step == 1
 
     semantic = np.zeros((96, 160), np.uint8)
     semantic[20:76, 10:50] = semantic[40:60, 10:140] = semantic[20:76, 100:140] = 1
