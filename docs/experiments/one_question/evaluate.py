@@ -22,8 +22,8 @@ from tfiseg.runtime.evaluate.metrics import PanopticCounts, paired_gain, panopti
 
 SETS = ("voc2007", "pennfudan", "dsb2018", "coco")
 CUTS = (-1.5, -1.0, -0.5, 0.0)
-JOINS = (0.0, 0.5, 1.0, 2.0)
-NO_JOIN = float("inf")
+JOINS = tuple((threshold, pieces) for pieces in (8, 40) for threshold in (0.0, 0.5, 1.0, 2.0))
+NO_JOIN = (float("inf"), 0)
 _FOLDS = 5
 _BACK = 0.8  # IoU from which on an object came back as one
 _GOOD_PART = 0.2  # of an object
@@ -50,9 +50,9 @@ def methods_of(
     return found
 
 
-def name_of(cut: float, join: float) -> str:
-    """How a pair of thresholds is called in tables."""
-    return f"cut {cut:g}, " + ("no join" if join == NO_JOIN else f"join {join:g}")
+def name_of(cut: float, join: tuple[float, int]) -> str:
+    """How thresholds are called in tables."""
+    return f"cut {cut:g}, " + ("no join" if join == NO_JOIN else f"join {join[0]:g} of at most {join[1]}")
 
 
 def counts_of_set(network: OneQuestionNetwork, folder: Path) -> Counts:
@@ -108,7 +108,7 @@ def report_sets(sets: dict[str, Counts]) -> None:
         (n for n in names if n.startswith("cut")),
         key=lambda n: np.mean([quality(c[n]) for c in sets.values()]),
     )
-    for name in dict.fromkeys((name_of(0.0, 0.0), name_of(-1.0, NO_JOIN), best, "cross-validated")):
+    for name in dict.fromkeys((name_of(0.0, (0.0, 40)), name_of(-1.0, NO_JOIN), best, "cross-validated")):
         for base in ("shape", "shipped"):
             gains = [
                 paired_gain(validated[s] if name == "cross-validated" else c[name], c[base])

@@ -104,10 +104,11 @@ class Picture:
         """Without joins."""
         return instances_from_labels(partition.label_map, self.components)
 
-    def joined(self, partition: Partition, thresholds: tuple[float, ...]) -> list[tfiseg.Instances]:
-        """Pieces of different components joined, for each threshold."""
+    def joined(self, partition: Partition, rules: tuple[tuple[float, int], ...]) -> list[tfiseg.Instances]:
+        """Pieces of different components joined, for each rule: a threshold, and a number of pieces; views that
+        show more pieces join none."""
         snapshot = partition.snapshot()
-        numbers = [np.arange(len(snapshot.areas)) for _ in thresholds]
+        numbers = [np.arange(len(snapshot.areas)) for _ in rules]
         for view, class_id, pieces in self._groups(snapshot):
             label = self._render_parts(snapshot.label_map, view, pieces)
             there = np.unique(label[label > 0])
@@ -119,8 +120,9 @@ class Picture:
             evidence, area = pair_evidence(self.network, encoded, rank[label])
             of_component = snapshot.component_of[there]
             allowed = of_component[:, None] != of_component[None]
-            for number, threshold in zip(numbers, thresholds, strict=True):
-                number[there] = there[linked(evidence, area, threshold, allowed)]
+            for number, (threshold, most_pieces) in zip(numbers, rules, strict=True):
+                if len(there) <= most_pieces:
+                    number[there] = there[linked(evidence, area, threshold, allowed)]
         return [
             instances_from_labels(n[snapshot.label_map].astype(np.int32), self.components) for n in numbers
         ]
