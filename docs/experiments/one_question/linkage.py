@@ -105,8 +105,8 @@ class Picture:
         return instances_from_labels(partition.label_map, self.components)
 
     def joined(self, partition: Partition, rules: tuple[tuple[float, int], ...]) -> list[tfiseg.Instances]:
-        """Pieces of different components joined, for each rule: a threshold, and a number of pieces; views that
-        show more pieces join none."""
+        """Join pieces of different components, once for each rule: a threshold, and a number of pieces; views
+        that show more join none."""
         snapshot = partition.snapshot()
         numbers = [np.arange(len(snapshot.areas)) for _ in rules]
         for view, class_id, pieces in self._groups(snapshot):
