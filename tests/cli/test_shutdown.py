@@ -41,7 +41,6 @@ def blocks(*_, **__):
     ctypes.PyDLL(None).pause()  # with Python's lock held
 open_source.open_source = blocks
 from tfiseg.cli.main import main
-from waiting import count_lines, wait_until
 sys.argv = ["tfiseg", "run", "disk.mp4", "--out", sys.argv[1]]
 sys.exit(main())
 """
