@@ -132,8 +132,8 @@ class QuestionComposer(Composer):
     def one_behind_grid(self, rng):
         """A test: an object in its own picture behind a grid, canvas and label; None where it stays in one
         piece."""
-        lone = [o for o in self.bank.objects if o.lone and o.whole]
-        canvas, label, size = self._in_its_picture(lone[int(rng.integers(len(lone)))], True, rng)
+        lone = [o for o in self.bank.objects if o.isolated and o.whole]
+        canvas, label, size = self._own_image_scene(lone[int(rng.integers(len(lone)))], True, rng)
         opacity = grid_opacity(self.canvas_px, size, rng)
         paste(canvas, label, self._material(rng), opacity, 0, 0, OTHER_CLASS, False, rng)
         return (canvas, label) if _pieces(label) > 1 else None
@@ -141,7 +141,7 @@ class QuestionComposer(Composer):
     def two_behind_bar(self, rng):
         """A test: two objects side by side behind one bar, canvas and label; None where it parts neither."""
         class_id = int(rng.choice(self.classes, p=self.odds))
-        canvas, label, _, _ = self._backdrop(class_id, rng)
+        canvas, label, _, _ = self._background_scene(class_id, rng)
         size = self.canvas_px * float(rng.uniform(0.2, 0.45))
         self._paste_in_row(canvas, label, class_id, 2, size, (0.05, 0.5), rng)
         if label.max() < 2:

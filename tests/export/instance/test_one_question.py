@@ -25,6 +25,7 @@ def scripts(monkeypatch):
 
 
 def test_training_step_and_linkage_run(scripts, bank, tmp_path):
+    from composites import QuestionComposer
     from linkage import Picture
     from train import Training
 
@@ -36,6 +37,11 @@ def test_training_step_and_linkage_run(scripts, bank, tmp_path):
     assert np.isfinite(losses).all()
     training.save()
     assert Training(SCRIPTS / "weights.pt", tmp_path / "run.pt", minutes=1).step == 1
+
+    composer, rng = QuestionComposer(bank, 0, 192), np.random.default_rng(0)
+    for draw in (composer.one_behind_grid, composer.two_behind_bar):
+        label = next(scene for scene in (draw(rng) for _ in range(50)) if scene is not None)[1]
+        assert label.max() >= 1
 
     semantic = np.zeros((96, 160), np.uint8)
     semantic[20:76, 10:50] = semantic[40:60, 10:140] = semantic[20:76, 100:140] = 1
