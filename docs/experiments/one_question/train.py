@@ -77,6 +77,7 @@ class Training:
             self.network.load_state_dict(load_network(start).state_dict())
         else:
             self.network.start_from_shipped()
+        self.decoder_steps = 0 if start is not None else _DECODER_STEPS
         self.network.freeze()
         self.network.to(memory_format=torch.channels_last)
         self.optimizer = optimizer_of(self.network)
@@ -97,7 +98,7 @@ class Training:
             group["lr"] = group["peak"] * (share + 0.003)
         self.network.train()
         prompts, view = batch["regions"][batch["prompts"]][:, None], batch["region_views"][batch["prompts"]]
-        with torch.set_grad_enabled(self.step >= _DECODER_STEPS):
+        with torch.set_grad_enabled(self.step >= self.decoder_steps):
             encoded = self.network.encode(batch["images"], batch["masks"])
         parts = losses_of(self.network.decoder(*encoded, prompts, view), batch)
         self.optimizer.zero_grad()
