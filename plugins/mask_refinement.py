@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .native import check, library, usable_threads
+from .native import VALUE_TYPES, check, library, usable_threads
 from .views import VIEW_COLUMNS
 
 # probabilities below which pixels are removed and above which they are added, as in csrc/mask_refinement.h:
 # the gap between them keeps good masks unchanged (chosen on composites)
 REMOVE_BELOW, ADD_ABOVE = 0.4, 0.6
 MAX_REFINEMENT_VIEWS = 65535
-_VALUE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}  # tfiseg_value_type
 
 
 class MaskRefinementStruct(ctypes.Structure):
@@ -137,7 +136,7 @@ class MaskRefinementCall:
             foreground=foreground.ctypes.data,
             view_count=len(sides),
             max_map_side=max(sides),
-            value_type=_VALUE_TYPES[foreground.dtype],
+            value_type=VALUE_TYPES[foreground.dtype],
             threads=threads or usable_threads(),
             refined_map=self._label_map.ctypes.data,
             refined_count=self._count.ctypes.data,
@@ -174,7 +173,7 @@ def _check(predicted: PredictedMasks) -> None:
     if not 1 <= views <= MAX_REFINEMENT_VIEWS:
         raise InputError(f"mask refinement needs 1..{MAX_REFINEMENT_VIEWS} views, got {views}")
     kinds = {one.dtype for one in predicted.foregrounds}
-    if len(kinds) > 1 or not kinds <= set(_VALUE_TYPES):
+    if len(kinds) > 1 or not kinds <= set(VALUE_TYPES):
         raise InputError(f"foreground maps must be all float32 or all float16, got {sorted(map(str, kinds))}")
     for one in predicted.foregrounds:
         if one.ndim != 2 or one.shape[0] != one.shape[1]:

@@ -21,6 +21,7 @@ from .settings import ClusterSettings
 
 API_VERSION = 7
 ON_CPU = 0
+VALUE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}  # tfiseg_value_type
 _KEPT_BYTES = 64 << 20
 _local = threading.local()
 

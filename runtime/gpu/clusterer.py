@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from ...errors import EngineError
-from ...plugins.native import MapAddresses, ResultStruct, fill_struct, load_library
+from ...plugins.native import VALUE_TYPES, MapAddresses, ResultStruct, fill_struct, load_library
 from ...plugins.plugin_library import plugin_path
 from ...plugins.problem import map_strides
 from ...plugins.settings import ClusterSettings
 from .cuda import Cuda
 
 ON_CUDA = 1
-TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}  # tfiseg_value_type
 MAX_GPU_INSTANCES = 1024  # per frame; the whole table is copied back
 
 
@@ -62,7 +61,7 @@ class DeviceClusterer:
             out_hw=out_hw,
             logits=address,
             classes=classes,
-            value_type=TYPES[dtype],
+            value_type=VALUE_TYPES[dtype],
             displacement=maps["displacement"][0] if "displacement" in maps else None,
             boundary=boundary[0] if boundary else None,
             boundary_stride=strides.get("boundary", 1),

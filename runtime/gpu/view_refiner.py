@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EngineError
-from ...plugins.native import MapAddresses, ProblemStruct, ResultStruct, fill_struct
+from ...plugins.native import VALUE_TYPES, MapAddresses, ProblemStruct, ResultStruct, fill_struct
 from ...plugins.settings import cut_settings
 from ...plugins.views import (
     VIEW_COLUMNS,
@@ -26,7 +26,7 @@ from ...plugins.views import (
     max_placed_instances,
     views_workspace_bytes,
 )
-from .clusterer import ON_CUDA, TYPES, DeviceClusterer, check_status
+from .clusterer import ON_CUDA, DeviceClusterer, check_status
 from .cuda import Cuda
 from .execution_context import Context, is_capturable, shape_tuple
 
@@ -106,7 +106,7 @@ class DeviceViews:
         self.shapes |= {
             name: (shape_tuple(context.get_tensor_shape(name)), kind) for name, kind in types.items()
         }
-        if types["affinity"] not in TYPES or types["affinity"] != types["boundary"]:
+        if types["affinity"] not in VALUE_TYPES or types["affinity"] != types["boundary"]:
             raise EngineError(
                 f"{network.path}: its maps must be all float32 or all float16, got "
                 f"{ {n: str(t) for n, t in types.items()} }"
@@ -122,7 +122,7 @@ class DeviceViews:
             "table": ((views, MAX_PARTS, 10), np.float32),
         }
         self.parts = {name: cuda.allocate_array(shape, kind) for name, (shape, kind) in parts.items()}
-        self._problem = self._operator_problem(network, TYPES[types["affinity"]])
+        self._problem = self._operator_problem(network, VALUE_TYPES[types["affinity"]])
         size = int(library.tfiseg_workspace_size(ctypes.byref(self._problem), ON_CUDA))
         if not size:
             raise EngineError(

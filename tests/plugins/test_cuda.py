@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from field_equality import assert_fields_equal
 from tfiseg.plugins.mask_refinement import MaskRefinementCall
 from tfiseg.plugins.native import ResultStruct, cluster_native, fit_frame, problem_struct
 from tfiseg.plugins.plugin_build import find_nvcc
@@ -74,8 +75,7 @@ def test_views_and_placed_instances(seed, random_views_case, runner, views_by_ph
     arguments = (scene, expected, found_in(expected), 1 + seed % 2)
     results = (render(scene, count, side), place(*arguments))
     for got, reference in zip(results, (expected, place_instances_reference(*arguments)), strict=True):
-        for name in reference.__dataclass_fields__:
-            assert np.array_equal(getattr(got, name), getattr(reference, name)), name
+        assert_fields_equal(got, reference)
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,8 @@ def test_fitted_frames(frame_hw, size_hw, runner):
 @pytest.mark.parametrize("seed", range(60))
 def test_refined_masks(seed, random_predicted_masks, runner, refinement_by_phases):
     predicted = random_predicted_masks(seed, half=seed % 2 == 1)
-    got, wanted = refinement_by_phases(runner)(predicted, seed=seed), refine_masks_reference(predicted)
-    for name in wanted.__dataclass_fields__:
-        assert np.array_equal(getattr(got, name), getattr(wanted, name)), name
+    refined = refinement_by_phases(runner)(predicted, seed=seed)
+    assert_fields_equal(refined, refine_masks_reference(predicted))
 
 
 def test_replays_of_mask_refinement_are_identical_and_allocate_no_memory(runner, random_predicted_masks):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from field_equality import assert_fields_equal
 from tfiseg import MissingDependencyError
 from tfiseg.plugins.mask_refinement import MaskRefinementCall
 from tfiseg.plugins.native import ResultStruct, cluster_native, fit_frame, problem_struct
@@ -170,12 +171,8 @@ def test_views(random_views_case, kernels, views_by_phases, configure):
         got = render_views(scene, count, side)
         found = parts_of(expected)
         placed = place_instances(scene, expected, found, 2)
-        for result, reference in (
-            (got, expected),
-            (placed, place_instances_reference(scene, expected, found, 2)),
-        ):
-            for name in reference.__dataclass_fields__:
-                assert np.array_equal(getattr(result, name), getattr(reference, name)), name
+        assert_fields_equal(got, expected)
+        assert_fields_equal(placed, place_instances_reference(scene, expected, found, 2))
 
 
 def fit_on_device(kernels: Path, frame: np.ndarray, size_hw: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -272,9 +269,7 @@ def test_mask_refinement(way, random_predicted_masks, kernels, refinement_by_pha
     for seed in range(first, first + 6):
         predicted = random_predicted_masks(seed, half=seed % 2 == 1)
         configure(seed, **way)
-        got, expected = refine(predicted, seed=seed), refine_masks_reference(predicted)
-        for name in expected.__dataclass_fields__:
-            assert np.array_equal(getattr(got, name), getattr(expected, name)), name
+        assert_fields_equal(refine(predicted, seed=seed), refine_masks_reference(predicted))
 
 
 def test_mask_refinement_is_one_launch(random_predicted_masks, kernels, refinement_by_phases, configure):
