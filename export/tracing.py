@@ -19,14 +19,14 @@ def trace(
     inputs: tuple[torch.Tensor, ...],
     input_names: Sequence[str],
     output_names: Sequence[str],
-    dynamic_shapes: tuple[dict[int, Any], ...],
+    dynamic_shapes: tuple[dict[int, Any], ...] | None,
     opset: int,
 ) -> onnx.ModelProto:
     """Return a network as ONNX, not simplified.
 
     Args:
         inputs: examples.
-        dynamic_shapes: for each input, axis -> torch.export.Dim of the axes whose size is free.
+        dynamic_shapes: for each input, axis -> torch.export.Dim of the axes whose size is free; None: no axis.
     """
     program = torch.onnx.export(
         network,

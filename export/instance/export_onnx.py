@@ -96,7 +96,7 @@ def export_instance(
     views = rng.integers(0, 256, (2, view_px, view_px, 3), np.uint8)
     masks = (rng.random((2, view_px, view_px)) < 0.5).astype(np.uint8)
     whole = ViewMaps(network, outlines)
-    model = _trace(whole, (torch.from_numpy(views), torch.from_numpy(masks)))
+    model = _trace(whole, (torch.from_numpy(views[:1]), torch.from_numpy(masks[:1])))
     metadata = {
         "instance_format": INSTANCE_FORMAT,
         "name": output.stem,
@@ -120,10 +120,9 @@ def export_instance(
 
 def _trace(whole: ViewMaps, given: tuple[Tensor, Tensor]) -> onnx.ModelProto:
     """Trace the network for any number and side of views, with weights stored as float16."""
-    batch = torch.export.Dim("views", min=1, max=1024)
     names = ["displacement", "affinity", "boundary", *(["foreground"] if whole.outlines else [])]
-    traced = trace(whole, given, ["views", "masks"], names, ({0: batch}, {0: batch}), OPSET)
-    free_sides(traced)
+    traced = trace(whole, given, ["views", "masks"], names, None, OPSET)
+    free_sizes(traced)
     model = simplify_model(traced)
     split_convolutions(model)
     casts, weights = store_as_half(model.graph.initializer)
@@ -133,14 +132,19 @@ def _trace(whole: ViewMaps, given: tuple[Tensor, Tensor]) -> onnx.ModelProto:
     return model_of(graph, OPSET)
 
 
-def free_sides(model: onnx.ModelProto) -> None:
-    """Make the side of views dynamic, in place: every ``Resize`` doubles its input."""
+def free_sizes(model: onnx.ModelProto) -> None:
+    """Make the number and side of views dynamic, in place: every ``Resize`` doubles its input.
+
+    Tracing with symbolic sizes takes twice as long.
+    """
     graph = model.graph
     twice = numpy_helper.from_array(np.asarray([1, 1, 2, 2], np.float32), "twice")
     graph.initializer.append(twice)
     for node in graph.node:
         if node.op_type == "Resize":
             node.input[:] = [node.input[0], "", twice.name]
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "views"
     for graph_input in graph.input:
         for axis in (1, 2):
             graph_input.type.tensor_type.shape.dim[axis].dim_param = ANY_SIDE

@@ -68,7 +68,7 @@ class RefinementHead(nn.Module):
         self.out = nn.Sequential(
             nn.Conv2d(width + _ENDS[0] + 1, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
-            nn.ReLU6(inplace=True),
+            nn.ReLU6(),
             separable(width, width),
             nn.Conv2d(width, 1, 3, padding=1),
         )
@@ -102,7 +102,7 @@ class InstanceNetwork(nn.Module):
         self.stem = backbone.stem
         self.blocks = backbone.blocks[: max(_ENDS) + 1]
         self.mask_stem = nn.Sequential(
-            nn.Conv2d(1, 16, 5, 2, 2), nn.ReLU6(inplace=True), nn.Conv2d(16, 24, 5, 2, 2)
+            nn.Conv2d(1, 16, 5, 2, 2), nn.ReLU6(), nn.Conv2d(16, 24, 5, 2, 2)
         )
         self.surround = nn.Conv2d(1 + len(_SURROUND), 24, 1)
         for entry in (self.mask_stem[2], self.surround):
@@ -115,7 +115,7 @@ class InstanceNetwork(nn.Module):
         self.fuse = nn.Sequential(
             nn.Conv2d(channels + 1 + len(_SURROUND), channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
-            nn.ReLU6(inplace=True),
+            nn.ReLU6(),
             separable(channels, channels),
         )
         self.head = nn.Conv2d(channels, 2 + len(AFFINITY_OFFSETS), 1)
@@ -123,7 +123,7 @@ class InstanceNetwork(nn.Module):
         self.boundary = nn.Sequential(
             nn.Conv2d(16 + _ENDS[0] + 1, 16, 3, padding=1, bias=False),
             nn.BatchNorm2d(16),
-            nn.ReLU6(inplace=True),
+            nn.ReLU6(),
             nn.Conv2d(16, 1, 3, padding=1),
         )
         self.outlines = RefinementHead(channels)

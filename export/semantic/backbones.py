@@ -80,8 +80,8 @@ def _inverted_residual(c_in: int, c_out: int, kernel: int, stride: int, expansio
     c_mid = c_in * expansion
     layers: list[nn.Module] = []
     if expansion != 1:
-        layers += [nn.Conv2d(c_in, c_mid, 1, bias=False), _bn(c_mid), nn.ReLU6(inplace=True)]
-    layers += [same_conv(c_mid, c_mid, kernel, stride, c_mid), _bn(c_mid), nn.ReLU6(inplace=True)]
+        layers += [nn.Conv2d(c_in, c_mid, 1, bias=False), _bn(c_mid), nn.ReLU6()]
+    layers += [same_conv(c_mid, c_mid, kernel, stride, c_mid), _bn(c_mid), nn.ReLU6()]
     layers += [nn.Conv2d(c_mid, c_out, 1, bias=False), _bn(c_out)]
     return _Residual(layers, stride == 1 and c_in == c_out)
 
@@ -93,9 +93,9 @@ def _biased_residual(
     c_mid = c_in * expansion
     layers: list[nn.Module] = []
     if expansion != 1:
-        layers += [nn.Conv2d(c_in, c_mid, 1), nn.ReLU6(inplace=True)]
+        layers += [nn.Conv2d(c_in, c_mid, 1), nn.ReLU6()]
     depthwise = nn.Conv2d(c_mid, c_mid, kernel, stride, padding=dilation, dilation=dilation, groups=c_mid)
-    layers += [depthwise, nn.ReLU6(inplace=True), nn.Conv2d(c_mid, c_out, 1)]
+    layers += [depthwise, nn.ReLU6(), nn.Conv2d(c_mid, c_out, 1)]
     return _Residual(layers, stride == 1 and c_in == c_out)
 
 
@@ -143,11 +143,11 @@ class EfficientNetLite(_Backbone):
     """
 
     def __init__(self, stages: Stages = LITE0) -> None:
-        stem = nn.Sequential(same_conv(3, 32, 3, 2, 1), _bn(32), nn.ReLU6(inplace=True))
+        stem = nn.Sequential(same_conv(3, 32, 3, 2, 1), _bn(32), nn.ReLU6())
         super().__init__(stem, stages, _inverted_residual, _LITE_SKIPS)
         self.channels = (*(stages[i][4] for i in _LITE_SKIPS), 1280)
         c_in = stages[-1][4]
-        self.top = nn.Sequential(nn.Conv2d(c_in, 1280, 1, bias=False), _bn(1280), nn.ReLU6(inplace=True))
+        self.top = nn.Sequential(nn.Conv2d(c_in, 1280, 1, bias=False), _bn(1280), nn.ReLU6())
 
     def forward(self, image: Tensor) -> list[Tensor]:
         features, x = self.encode(image)
@@ -186,7 +186,7 @@ class MobileNetV2(_Backbone):
     channels = (24, 32, 96, 256)
 
     def __init__(self) -> None:
-        stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, padding=1), nn.ReLU6(inplace=True))
+        stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, padding=1), nn.ReLU6())
         super().__init__(stem, _MOBILENET, _biased_residual, _MOBILENET_SKIPS)
         self.local = nn.Conv2d(320, 256, 1)
         self.pooled = nn.Conv2d(320, 256, 1)

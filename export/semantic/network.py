@@ -54,7 +54,7 @@ def separable(c_in: int, c_out: int) -> nn.Sequential:
         nn.BatchNorm2d(c_in),
         nn.Conv2d(c_in, c_out, 1, bias=False),
         nn.BatchNorm2d(c_out),
-        nn.ReLU6(inplace=True),
+        nn.ReLU6(),
     )
 
 

@@ -11,3 +11,11 @@ def frames(tmp_path_factory):
     for k in range(20):
         cv2.imwrite(str(folder / f"{k:02}.png"), camera._read(25 * k).image)
     return folder
+
+
+@pytest.fixture
+def short_fits(monkeypatch):
+    """Fit rules in 50 steps instead of 4,000: heads that were trained for 4 steps teach them nothing more."""
+    from tfiseg.export.instance import rule_fitting  # needs torch
+
+    monkeypatch.setattr(rule_fitting, "_STEPS", 50)

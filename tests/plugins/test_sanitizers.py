@@ -13,7 +13,7 @@ OPERATOR = tuple(CSRC / f"{name}.cpp" for name in ("api", "cluster_cpu", "fit_cp
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_random_problems_and_arguments_are_clean(sanitizer, tmp_path, compile_cpp):
     """Both programs share the operator's object files, which take longest to compile."""
-    flags = ("-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+    flags = ("-Og", "-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
     objects = [
         compile_cpp(tmp_path / f"{source.stem}.o", source, flags=(*flags, "-c")) for source in OPERATOR
     ]

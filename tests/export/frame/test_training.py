@@ -95,6 +95,7 @@ def test_heads_have_stride_4():
     assert boundary.shape == (2, 1, 64, 80)
 
 
+@pytest.mark.usefixtures("short_fits")
 def test_from_a_network_and_folders_to_one_model(people, tmp_path, capsys):
     out, checkpoint = tmp_path / "frame.onnx", tmp_path / "frame.ckpt"
     command = f"train frame --images {people}/images --semantic {people}/semantic -o {out}".split()

@@ -104,6 +104,7 @@ def test_weights_file_is_a_valid_start(tmp_path):
         load_instance_checkpoint(tmp_path / "none.pt")
 
 
+@pytest.mark.usefixtures("short_fits")
 def test_from_folders_to_a_model_file(toy, tmp_path, capsys):
     command = f"train instance --images {toy}/images --semantic {toy}/semantic --start imagenet".split()
     command += ["--steps", "4", "--view-px", "128", "--rule-composites", "32", "--workers", "0"]
