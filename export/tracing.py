@@ -26,7 +26,7 @@ def trace(
 
     Args:
         inputs: examples.
-        dynamic_shapes: for each input, axis -> torch.export.Dim of the axes whose size is free; None: no axis.
+        dynamic_shapes: for each input, axis -> torch.export.Dim of axes of any size; None: no such axis.
     """
     program = torch.onnx.export(
         network,

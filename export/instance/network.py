@@ -101,9 +101,7 @@ class InstanceNetwork(nn.Module):
         backbone = EfficientNetLite(LITE2)
         self.stem = backbone.stem
         self.blocks = backbone.blocks[: max(_ENDS) + 1]
-        self.mask_stem = nn.Sequential(
-            nn.Conv2d(1, 16, 5, 2, 2), nn.ReLU6(), nn.Conv2d(16, 24, 5, 2, 2)
-        )
+        self.mask_stem = nn.Sequential(nn.Conv2d(1, 16, 5, 2, 2), nn.ReLU6(), nn.Conv2d(16, 24, 5, 2, 2))
         self.surround = nn.Conv2d(1 + len(_SURROUND), 24, 1)
         for entry in (self.mask_stem[2], self.surround):
             # small, so that ImageNet's features dominate at the start
