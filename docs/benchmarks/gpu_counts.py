@@ -29,11 +29,11 @@ SECTOR_BYTES = 32
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU in the cost model.
+    """A GPU in the cost model. docs/benchmarks/gpu.md names the sources.
 
     Args:
-        processors, clock_ghz: number of processors and boost clock of the data sheet.
-        cache_gbps: bandwidth of the L2 cache.
+        processors, clock_ghz: number of processors, and the clock under load.
+        cache_gbps: bandwidth of the L2 cache, for loads and stores.
         launch_us: time of a graph's first kernel launch, and of each further launch.
         grid_barrier_us, block_barrier_us: time of a barrier in a cooperative grid with one or two blocks of
             512 threads per processor.
@@ -51,9 +51,9 @@ class Device:
 
 
 DEVICES = (
-    Device("H200", 132, 1.755, 5500, (2.5, 1.5), 1.5, 0.04, 0.27),
-    Device("RTX 4090", 128, 2.52, 5000, (2.5, 1.5), 1.5, 0.03, 0.2),
-    Device("Jetson Orin", 16, 1.3, 600, (6.0, 3.0), 2.0, 0.06, 0.35),
+    Device("H200", 132, 1.98, 5500, (2.5, 1.4), 1.3, 0.023, 0.27),
+    Device("RTX 4090", 128, 2.52, 4700, (2.5, 1.0), 1.15, 0.018, 0.12),
+    Device("Jetson Orin", 16, 1.3, 600, (6.0, 3.0), 2.0, 0.035, 0.35),
 )
 DEPENDENT_ACCESSES = 3
 # instructions per memory instruction of a warp (PTX of all kernels); a processor issues up to four per clock,
@@ -67,7 +67,7 @@ INSTRUCTIONS_OF_PHASE = {"RowBetween": 85 / 4, "Upsample": 164 / 16, "FitTiles":
 # phases whose blocks wait only for their own tile: blocks that a processor holds at once, and the share of
 # barriers that are followed by accesses to the L2 cache
 TILES = {"AscentLinks": (2, 2 / 7), "FitTiles": (6, 1 / 2)}
-ATOMICS_PER_CLOCK = 1.0  # in the L2 cache, for the few addresses of the same regions
+ATOMICS_PER_CLOCK = 0.42  # warps in the L2 cache, if all add to one address
 
 
 @dataclass
