@@ -114,7 +114,7 @@ def load_library(path: Path, build_command: str) -> ctypes.CDLL:
         raise TfisegError(
             f"{path} has C API version {version}, this package needs {API_VERSION}: run {build_command}"
         )
-    for name in ("workspace", "views_workspace", "refine_masks_workspace"):
+    for name in ("workspace", "views_workspace", "mask_views_workspace", "refine_masks_workspace"):
         getattr(loaded, f"tfiseg_{name}_size").restype = ctypes.c_int64
     return loaded
 
