@@ -1,7 +1,7 @@
 """Mask refinement on the GPU, in a CUDA graph of its own.
 
-Between the graph of ``DeviceRefiner`` and this one, the host joins parts and chooses the instances to keep. It
-sends their numbers, not their pixels.
+Between the graph of ``DeviceRefiner`` and this one, the host joins parts and chooses the instances to keep.
+It sends their numbers, not their pixels.
 """
 
 from __future__ import annotations
