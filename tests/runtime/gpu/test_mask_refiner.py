@@ -1,6 +1,7 @@
 """Mask refinement on an emulated GPU against the same steps on the CPU, and ``Refiner.outlined``."""
 
 import sys
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from plain_model import PLAIN_MODEL
 from tfiseg.plugins.mask_refinement import PredictedMasks, refine_masks
 from tfiseg.plugins.mask_views import render_mask_views
 from tfiseg.plugins.operator import cluster
+from tfiseg.plugins.problem import Clustering
 from tfiseg.plugins.views import Scene
 from tfiseg.runtime.gpu import captured_frame
+from tfiseg.runtime.gpu.refined_frame import RefinedFrame
 from tfiseg.runtime.networks import instance_onnx, onnx_cuda_session
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
 from tfiseg.runtime.networks.onnx_binding import BoundContext
@@ -23,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 import emulated_gpu
 from emulated_engines import engine_of, gpu, same
+from scenes import pile
 from test_view_refiner import agreement, crowd, instance_engine
 
 __all__ = ["gpu", "instance_engine"]  # fixtures
@@ -143,6 +147,28 @@ def test_frames_that_are_too_large_are_refined_on_the_cpu(segmenter, monkeypatch
         found = segmenter(frame)
         assert agreement(found, expected) > 0.95
         assert found.stage_ms["instance network"] > 0  # of masks, on the CPU
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_masks_of_a_frame_with_a_crowd_are_refined_on_the_cpu(segmenter, monkeypatch, on_gpu):
+    image, truth = pile(256, 15)
+    class_map = np.where(truth > 0, 15, 0).astype(np.uint8)
+    whole = cluster(class_map, split=0)
+    table = instance_table(whole)
+    table[:, 6] = whole.area
+    parts = Clustering(whole.label_map[None], class_map[None], np.ones(1, np.int32), table[None])
+    one, views = np.ones(1, np.int32), np.array([[0, 0, 600, 15, 1]], np.int32)
+    unused = [lambda k: None] * 2
+
+    @contextmanager
+    def refine(image, settings, view_settings):
+        frame = getattr(image, "image", image)
+        yield RefinedFrame(parts, one, table, views, one * 20, 250, *unused, lambda: frame, lambda *_: 1 / 0)
+
+    monkeypatch.setattr(segmenter.session, "refine", refine)
+    found = segmenter(emulated_gpu.DeviceArray(image) if on_gpu else image)
+    assert len(found) > 20
+    assert {"crowds", "outlines"} <= {*found.stage_ms}
 
 
 def test_onnx_runtime_refines_masks_in_smaller_views(gpu, monkeypatch):
