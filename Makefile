@@ -62,14 +62,17 @@ test-plugin: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps kernel-lens==2.0.1  # TensorRT's headers
 	TFISEG_TEST_PLUGIN=1 $(BIN)/pytest tests/plugins/test_plugin_library.py
 
-# Engines, for real: TensorRT-RTX builds without a GPU. Calls are checked against the Python bindings of these TensorRT versions.
+# Engines, for real: TensorRT-RTX builds without a GPU. Calls and the plugin's interface are checked against the Python bindings of
+# these TensorRT versions.
 TENSORRTS = 10.3.0 10.13.3.9 10.16.1.11 11.4.0.106
 test-engines: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[rtx,export]" pybind11-stubgen==3.0.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps kernel-lens==2.0.1  # TensorRT's headers
 	for version in $(TENSORRTS); do $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target $(VENV)/tensorrt/$$version tensorrt-cu12-bindings==$$version || exit; done
 	TFISEG_TENSORRT_BINDINGS=$(VENV)/tensorrt $(BIN)/pytest tests/export/engine/test_build.py \
-	  tests/export/engine/test_foreign_networks.py tests/export/engine/test_tensorrt_versions.py
+	  tests/export/engine/test_foreign_networks.py tests/export/engine/test_tensorrt_versions.py \
+	  tests/plugins/test_tensorrt_interface.py
 
 # The documentation site in site/. A broken link, or a page that is missing in the navigation, is an error.
 docs:

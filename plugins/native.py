@@ -105,7 +105,7 @@ def load_library(path: Path, build_command: str) -> ctypes.CDLL:
     """Load a library with tfiseg's C API.
 
     Raises:
-        TfisegError: it has another API version; the message names ``build_command``.
+        TfisegError: it has another API version, or lacks functions; the message names ``build_command``.
     """
     loaded = ctypes.CDLL(str(path))
     loaded.tfiseg_status_string.restype = ctypes.c_char_p
@@ -114,8 +114,13 @@ def load_library(path: Path, build_command: str) -> ctypes.CDLL:
         raise TfisegError(
             f"{path} has C API version {version}, this package needs {API_VERSION}: run {build_command}"
         )
-    for name in ("workspace", "views_workspace", "refine_masks_workspace"):
-        getattr(loaded, f"tfiseg_{name}_size").restype = ctypes.c_int64
+    try:
+        for name in ("workspace", "views_workspace", "mask_views_workspace", "refine_masks_workspace"):
+            getattr(loaded, f"tfiseg_{name}_size").restype = ctypes.c_int64
+    except AttributeError as missing:
+        raise TfisegError(
+            f"{path} is older than this package and lacks a function ({missing}): run {build_command}"
+        ) from missing
     return loaded
 
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .mask_views import RenderedMaskViews
 from .problem import FLAG_TOUCHES_EDGE
 from .views import CANDIDATES_PER_VIEW, PlacedInstances, RenderedViews, Scene, ViewClusterings
 
-# as in views.h
+# as in views.h and mask_views.h
 _GRAY, _MIN_SIDE, _MARGIN_PX, _MAX_ZOOM, _CONVEX_PERCENT, _REACH = 127, 10, 16, 4, 95, 8
+_MIN_MASK_SIDE = 20
 
 Box = tuple[int, int, int, int]
 Mask = NDArray[np.bool_]
@@ -29,6 +31,11 @@ class _View:
     side: int
     class_id: int
     component: int
+
+    @property
+    def row(self) -> tuple[int, int, int, int, int]:
+        """The view's row of a table with ``VIEW_COLUMNS``."""
+        return self.x, self.y, self.side, self.class_id, self.component
 
     def window(self, plane: NDArray[np.float64], outside: float) -> NDArray[np.float64]:
         """Crop a map (H, W) to the view, (side, side), with the value ``outside`` beyond the map."""
@@ -159,22 +166,55 @@ def render_views_reference(scene: Scene, view_count: int, view_side: int) -> Ren
         np.zeros(shape, np.uint8),
     )
     out.views[:, 2] = view_side
-    class_of = np.concatenate([[0], scene.table[:, 0]])
     planned = list(_plan_views(scene, view_count, view_side))[:view_count]
     for k, view in enumerate(planned):
-        out.views[k] = (view.x, view.y, view.side, view.class_id, view.component)
-        for channel in range(3):
-            total, whole = _weighted_sums(
-                view.window(scene.frame[..., channel].astype(np.float64), _GRAY), view_side
-            )
-            out.images[k, ..., channel] = (2 * total + whole) // (2 * whole)
-        covered, whole = _weighted_sums(
-            view.window((class_of[scene.label_map] == view.class_id).astype(np.float64), 0), view_side
-        )
-        out.masks[k] = 2 * covered >= whole
+        out.views[k] = view.row
+        _render(scene, view, out.images[k], out.masks[k])
         if view.component:
             out.own[k] = _component_mask(scene.label_map, view, view_side)
     return out
+
+
+def _render(scene: Scene, view: _View, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> None:
+    """Render a view into an image (S, S, 3) and the mask (S, S) of its class."""
+    for channel in range(3):
+        total, whole = _weighted_sums(
+            view.window(scene.frame[..., channel].astype(np.float64), _GRAY), len(image)
+        )
+        image[..., channel] = (2 * total + whole) // (2 * whole)
+    class_of = np.concatenate([[0], scene.table[:, 0]])
+    covered, whole = _weighted_sums(
+        view.window((class_of[scene.label_map] == view.class_id).astype(np.float64), 0), len(image)
+    )
+    mask[:] = 2 * covered >= whole
+
+
+def render_mask_views_reference(
+    scene: Scene, known: NDArray[np.int32], known_side: int, view_count: int, view_side: int
+) -> RenderedMaskViews:
+    """Render views for mask refinement like ``mask_views.render_mask_views``."""
+    size_hw = (scene.label_map.shape[0], scene.label_map.shape[1])
+    boxes: list[Box] = [(x0, y0, x1, y1) for x0, y0, x1, y1 in scene.table[:, 2:6].astype(int).tolist()]
+    class_of, area = scene.table[:, 0].astype(int).tolist(), scene.table[:, 6]
+    large = [k for k, (x0, y0, x1, y1) in enumerate(boxes) if max(x1 - x0, y1 - y0) >= _MIN_MASK_SIDE]
+    order = sorted(large, key=lambda k: (-area[k], k))[:view_count]
+    shown = [tuple(row[:4]) for row in known.tolist()]
+    component, others = [0] * len(shown), []
+    for view in (_view_of(boxes[k], size_hw, known_side, class_of[k], k + 1) for k in order):
+        same = shown.index(view.row[:4]) if view.row[:4] in shown else None
+        if same is None or component[same]:
+            others.append(view)
+        else:
+            component[same] = view.component
+    shape = (view_count, view_side, view_side)
+    images, masks = np.full((*shape, 3), _GRAY, np.uint8), np.zeros(shape, np.uint8)
+    views = np.zeros((len(shown) + view_count, 5), np.int32)
+    views[:, 2] = 1
+    views[: len(shown)] = [(*row, own) for row, own in zip(shown, component, strict=True)] or 0
+    for k, view in enumerate(others):
+        views[len(shown) + k] = view.row
+        _render(scene, view, images[k], masks[k])
+    return RenderedMaskViews(views, images, masks)
 
 
 def place_instances_reference(

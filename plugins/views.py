@@ -171,7 +171,7 @@ class ViewsCall:
         rendered: RenderedViews | None = None,
         max_parts: int = 1,
     ) -> None:
-        _check(scene)
+        check_scene(scene)
         shape = (view_count, view_side, view_side)
         if rendered is None:
             maps = (np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8), np.zeros(shape, np.uint8))
@@ -204,7 +204,7 @@ class ViewsCall:
         )
 
 
-def _check(scene: Scene) -> None:
+def check_scene(scene: Scene) -> None:
     """Raise InputError for arrays with another shape or type, because the library does not check them."""
     h, w = scene.label_map.shape
     for array, kind, shape in (

@@ -53,8 +53,9 @@ class Segmenter(MapClusterer):
             (the instance network, see ``Refiner``; in the same CUDA graph if both networks run on the GPU).
         instance_model: path of an instance network or its engine, for "components" or ``outlines``; default:
             the one that comes with tfiseg.
-        outlines: refine masks with the instance network (see ``Refiner.outlined``), on the CPU; default: with
-            "components", if the instance network supports it. ``semantic_map`` is not changed.
+        outlines: refine masks with the instance network (see ``Refiner.outlined``), on the GPU with
+            "components" in its graph, else on the CPU; default: with "components", if the instance network
+            supports it. ``semantic_map`` is not changed.
         thorough: with "components", exhaustive refinement (see ``Refiner``); default: from the instance
             network's metadata.
         max_views: with "components", maximum number of regions to refine per frame; default: 64, or 16 in the
@@ -210,13 +211,14 @@ class Segmenter(MapClusterer):
         on_cpu = self._gpu.reason_for_cpu
         if refiner is not None:  # raises now, not at the first frame; sessions for crowds are opened later
             maps = self.refiner is not None and on_cpu is not None
-            refiner.session.prepare(
-                maps, outlines=self._mask_refiner is not None, maps_alone=maps and refiner.thorough
-            )
+            if self.refines_masks:
+                refiner.session.check_mask_refinement()
+            outlines_on_cpu = self.refines_masks and not self._gpu.refines_masks
+            refiner.session.prepare(maps, outlines_on_cpu, maps_alone=maps and refiner.thorough)
         if isinstance(self.session, GpuSession) and self.session.clusters:
             if on_cpu is not None:
                 _log.warning("%s, on frames in host memory", on_cpu)
-            if self._mask_refiner is not None:
+            if self.refines_masks and not self._gpu.refines_masks:
                 _log.warning("masks are refined on the CPU, on frames in host memory")
 
     def close(self) -> None:
@@ -253,7 +255,8 @@ class Segmenter(MapClusterer):
         Raises:
             InputError: the image can't be read or used.
         """
-        on_gpu = isinstance(self.session, GpuSession) and not (self._gpu.reason_for_cpu or self._mask_refiner)
+        on_gpu = isinstance(self.session, GpuSession) and not self._gpu.reason_for_cpu
+        on_gpu = on_gpu and self._gpu.refines_masks == self.refines_masks
         if isinstance(frame, list | tuple):
             return [self._segment(as_frame(one, color, on_gpu)) for one in frame]
         return self._segment(as_frame(frame, color, on_gpu))
@@ -264,12 +267,12 @@ class Segmenter(MapClusterer):
         began = time.perf_counter()
         known: Foregrounds = {}
         on_gpu = hasattr(frame.image if isinstance(frame, Frame) else frame, "__cuda_array_interface__")
-        if on_gpu and self._mask_refiner is not None:
+        if on_gpu and self.refines_masks and not self._gpu.refines_masks:
             raise InputError("masks are refined on the CPU: pass a frame in host memory, or outlines=False")
         if on_gpu and self._gpu.reason_for_cpu is not None:
             raise InputError(f"{self._gpu.reason_for_cpu}: pass a frame in host memory")
         if isinstance(self.session, GpuSession) and self._gpu.reason_for_cpu is None:
-            found, known = self._gpu.segment(self.session, frame)
+            found = self._gpu.segment(self.session, frame)
             stages = {
                 "network": (time.perf_counter() - began) * 1e3 - sum(found.stage_ms.values()),
                 **found.stage_ms,
@@ -284,8 +287,10 @@ class Segmenter(MapClusterer):
                 found, known = self._refine(self.refiner, image, maps)
             stages = {"network": network_ms, **found.stage_ms}
         if self._mask_refiner is not None:
-            found = self._mask_refiner.outlined(check_image(frame), replace(found, stage_ms=stages), known)
-            stages = dict(found.stage_ms)
+            if not self._gpu.refines_masks:
+                image = check_image(frame)
+                found = self._mask_refiner.outlined(image, replace(found, stage_ms=stages), known)
+                stages = dict(found.stage_ms)
             found = found.select(found.area >= self._frame_min_area(found.label_map.shape))
         if isinstance(frame, Frame):
             stages = {"decode": frame.decode_ms, **stages}

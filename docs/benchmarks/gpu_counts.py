@@ -16,10 +16,13 @@ from pathlib import Path
 
 import numpy as np
 from gpu import blobs, logits_problem, make_result, make_view_calls
+from tfiseg.plugins.mask_refinement import MaskRefinementCall, PredictedMasks
+from tfiseg.plugins.mask_views import MaskViewsCall
 from tfiseg.plugins.native import cluster_native, fit_frame, problem_struct
 from tfiseg.plugins.neck import EVIDENCE_FEATURES
 from tfiseg.plugins.problem import Problem, problem_of
 from tfiseg.plugins.settings import ClusterSettings
+from tfiseg.plugins.views import Scene
 
 ROOT = Path(__file__).parents[2]
 CSRC, TESTS = ROOT / "plugins" / "csrc", ROOT / "tests" / "plugins"
@@ -29,11 +32,11 @@ SECTOR_BYTES = 32
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU in the cost model.
+    """A GPU in the cost model. docs/benchmarks/gpu.md names the sources.
 
     Args:
-        processors, clock_ghz: number of processors and boost clock of the data sheet.
-        cache_gbps: bandwidth of the L2 cache.
+        processors, clock_ghz: number of processors, and the clock under load.
+        cache_gbps: bandwidth of the L2 cache, for loads and stores.
         launch_us: time of a graph's first kernel launch, and of each further launch.
         grid_barrier_us, block_barrier_us: time of a barrier in a cooperative grid with one or two blocks of
             512 threads per processor.
@@ -51,9 +54,9 @@ class Device:
 
 
 DEVICES = (
-    Device("H200", 132, 1.755, 5500, (2.5, 1.5), 1.5, 0.04, 0.27),
-    Device("RTX 4090", 128, 2.52, 5000, (2.5, 1.5), 1.5, 0.03, 0.2),
-    Device("Jetson Orin", 16, 1.3, 600, (6.0, 3.0), 2.0, 0.06, 0.35),
+    Device("H200", 132, 1.98, 5500, (2.5, 1.4), 1.3, 0.023, 0.27),
+    Device("RTX 4090", 128, 2.52, 4700, (2.5, 1.0), 1.15, 0.018, 0.12),
+    Device("Jetson Orin", 16, 1.3, 600, (6.0, 3.0), 2.0, 0.035, 0.35),
 )
 DEPENDENT_ACCESSES = 3
 # instructions per memory instruction of a warp (PTX of all kernels); a processor issues up to four per clock,
@@ -67,7 +70,7 @@ INSTRUCTIONS_OF_PHASE = {"RowBetween": 85 / 4, "Upsample": 164 / 16, "FitTiles":
 # phases whose blocks wait only for their own tile: blocks that a processor holds at once, and the share of
 # barriers that are followed by accesses to the L2 cache
 TILES = {"AscentLinks": (2, 2 / 7), "FitTiles": (6, 1 / 2)}
-ATOMICS_PER_CLOCK = 1.0  # in the L2 cache, for the few addresses of the same regions
+ATOMICS_PER_CLOCK = 0.42  # warps in the L2 cache, if all add to one address
 
 
 @dataclass
@@ -172,6 +175,43 @@ def views_launches(library: ctypes.CDLL) -> tuple[int, int]:
     return count_launches(library, render)[0], count_launches(library, place)[0]
 
 
+def mask_launches(library: ctypes.CDLL) -> dict[str, int]:
+    """Return the number of launches of each step of mask refinement, without those of the network."""
+    class_map = blobs(300)
+    found = cluster_native(problem_of(class_map, split=0.0))
+    label_map, table = found.label_map[0].copy(), found.table[0, : found.count[0]].copy()
+    frame = np.zeros((*class_map.shape, 3), np.uint8)
+    scene = Scene(frame, label_map, table, np.ones(256, np.uint8))
+    views = MaskViewsCall(scene, np.zeros((0, 5), np.int32), 192, 16, 32)
+    numbers = np.arange(len(table) + 1, dtype=np.int32)
+    relabeled, classes = np.empty_like(label_map), np.empty_like(class_map)
+    arrays = label_map, numbers, numbers.astype(np.uint8), relabeled, classes
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
+
+    def relabel() -> None:
+        sizes = label_map.shape
+        assert (
+            library.relabel_by_phases(pointers[0], *sizes, *pointers[1:3], len(numbers), *pointers[3:]) == 0
+        )
+
+    def render() -> None:
+        assert library.cut_mask_views_by_phases(ctypes.byref(views.struct), ctypes.c_uint32(1), 1) == 0
+
+    render()
+    maps = [np.full((16, 16), 0.5, np.float32)] * len(views.rendered.views)
+    masks = MaskRefinementCall(PredictedMasks(label_map, table, label_map, table, views.rendered.views, maps))
+
+    def refine() -> None:
+        assert library.refine_masks_by_phases(ctypes.byref(masks.struct), ctypes.c_uint32(1), 1) == 0
+
+    return {
+        "new labels": count_launches(library, relabel)[0],
+        "components": run(library, problem_of(class_map, split=0.0, min_area=0))[0],
+        "views": count_launches(library, render)[0],
+        "masks": count_launches(library, refine)[0],
+    }
+
+
 def fit(library: ctypes.CDLL, frame_hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[int, list[Phase]]:
     """Return the counts of preprocessing a frame, and check its result against the CPU's."""
     frame = np.random.default_rng(0).integers(0, 256, (*frame_hw, 3), np.uint8)
@@ -264,6 +304,7 @@ def main() -> None:
         print(f"Frame model, 160 x 160, both rules: {run(library, evidence_problem(160))[0]} launches.")
         render, place = views_launches(library)
         print(f"Views rendered: {render} launches; parts placed: {place}.")
+        print(f"Launches of mask refinement: {mask_launches(library)}.")
         for side in sides:
             class_map = blobs(side)
             launches, phases = run(library, problem_of(class_map, min_area=25))

@@ -1,6 +1,7 @@
 // The parts of the C API that belong to no device: version, status texts, checks.
 #include "check.h"
 #include "mask_refinement_pipeline.h"
+#include "mask_views.h"
 
 namespace tfiseg {
 
@@ -112,6 +113,36 @@ int32_t check(const tfiseg_mask_refinement *r) {
     return r->workspace_bytes < tfiseg_refine_masks_workspace_size(r) ? TFISEG_SMALL_WORKSPACE : TFISEG_OK;
 }
 
+namespace {
+
+bool in_range(const tfiseg_mask_views &v) {
+    const auto within = [](int32_t value, int32_t least, int32_t most) { return value >= least && value <= most; };
+    return within(v.height, 1, TFISEG_MAX_OUT_SIDE) && within(v.width, 1, TFISEG_MAX_OUT_SIDE) && within(v.max_components, 1, TFISEG_MAX_INSTANCES) &&
+           within(v.known_count, 0, TFISEG_MAX_VIEWS) && within(v.known_side, 8, TFISEG_MAX_VIEW_SIDE) &&
+           within(v.view_count, 1, TFISEG_MAX_VIEWS) && within(v.view_side, 8, TFISEG_MAX_VIEW_SIDE);
+}
+
+}  // namespace
+
+int32_t check(const tfiseg_mask_views *v) {
+    if (!v || v->struct_size != sizeof(tfiseg_mask_views)) return TFISEG_BAD_STRUCT_SIZE;
+    if (!in_range(*v) || v->threads < 1) return TFISEG_BAD_VIEWS;
+    for (const void *given : {static_cast<const void *>(v->frame), static_cast<const void *>(v->label_map), static_cast<const void *>(v->count),
+                              static_cast<const void *>(v->table), static_cast<const void *>(v->views), static_cast<const void *>(v->images),
+                              static_cast<const void *>(v->masks), static_cast<const void *>(v->workspace)})
+        if (!given) return TFISEG_BAD_VIEWS;
+    if (v->known_count && !v->known) return TFISEG_BAD_VIEWS;
+    return v->workspace_bytes < tfiseg_mask_views_workspace_size(v) ? TFISEG_SMALL_WORKSPACE : TFISEG_OK;
+}
+
+int32_t check_relabel(const int32_t *label_map, int32_t height, int32_t width, const int32_t *numbers, const uint8_t *classes, int32_t count,
+                      const int32_t *relabeled, const uint8_t *class_map) {
+    if (!label_map || !numbers || !classes || !relabeled || !class_map) return TFISEG_MISSING_POINTER;
+    for (const int32_t side : {height, width})
+        if (side < 1 || side > TFISEG_MAX_OUT_SIDE) return TFISEG_BAD_SHAPE;
+    return count < 1 ? TFISEG_BAD_PARAMETER : TFISEG_OK;
+}
+
 }  // namespace tfiseg
 
 extern "C" {
@@ -136,7 +167,7 @@ const char *tfiseg_status_string(int32_t status) {
         case TFISEG_CUDA_ERROR: return "a kernel could not be launched: is there a GPU, a driver, and code for this GPU in the library?";
         case TFISEG_BAD_VIEWS:
             return "views are out of range or a pointer is missing: frames up to 32767 a side, 1..256 views of 8..1024 pixels a side, 16 K S S up to 2^30, "
-                   "max_components 1..65535, max_parts 1..1024, threads >= 1; mask refinement: K up to 65535, maps of 1..1024 cells a side, K H ceil(W / 8) "
+                   "max_components 1..65535, max_parts 1..1024, threads >= 1; 0..256 known views; mask refinement: K up to 65535, maps of 1..1024 cells a side, K H ceil(W / 8) "
                    "and K side side below 2^31, max_components and max_instances 1..16777215";
         case TFISEG_INTERNAL_ERROR: return "internal error";
         default: return "unknown status";
@@ -162,7 +193,18 @@ int64_t tfiseg_refine_masks_workspace_size(const tfiseg_mask_refinement *refinem
     return tfiseg::RefinementPlan(counted).bytes;
 }
 
+int64_t tfiseg_mask_views_workspace_size(const tfiseg_mask_views *views) {
+    if (!views || views->struct_size != sizeof(tfiseg_mask_views) || !tfiseg::in_range(*views)) return 0;
+    tfiseg_mask_views counted = *views;
+    counted.workspace = nullptr;
+    return tfiseg::MaskViewPlan(counted).bytes;
+}
+
 #ifndef TFISEG_WITH_CUDA
+int32_t tfiseg_cut_mask_views_cuda(const tfiseg_mask_views *, void *) { return TFISEG_NO_CUDA; }
+int32_t tfiseg_relabel_cuda(const int32_t *, int32_t, int32_t, const int32_t *, const uint8_t *, int32_t, int32_t *, uint8_t *, void *) {
+    return TFISEG_NO_CUDA;
+}
 int32_t tfiseg_cut_views_cuda(const tfiseg_views *, void *) { return TFISEG_NO_CUDA; }
 int32_t tfiseg_place_pieces_cuda(const tfiseg_views *, const tfiseg_pieces *, void *) { return TFISEG_NO_CUDA; }
 int32_t tfiseg_refine_masks_cuda(const tfiseg_mask_refinement *, void *) { return TFISEG_NO_CUDA; }

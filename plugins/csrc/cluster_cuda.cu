@@ -13,6 +13,7 @@
 #include "check.h"
 #include "fit.h"
 #include "mask_refinement_pipeline.h"
+#include "mask_views.h"
 
 // Memory that the threads of a block share; and where a thread begins a phase and an item of it. Tests on a CPU define both.
 #ifndef TFISEG_SHARED
@@ -279,5 +280,22 @@ extern "C" int32_t tfiseg_refine_masks_cuda(const tfiseg_mask_refinement *refine
     if (const int32_t status = check(refinement)) return status;
     Cuda executor(static_cast<cudaStream_t>(stream));
     refine_masks_on(executor, *refinement);
+    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+}
+
+extern "C" int32_t tfiseg_relabel_cuda(const int32_t *label_map, int32_t height, int32_t width, const int32_t *numbers, const uint8_t *classes,
+                                       int32_t count, int32_t *relabeled, uint8_t *class_map, void *stream) {
+    using namespace tfiseg;
+    if (const int32_t status = check_relabel(label_map, height, width, numbers, classes, count, relabeled, class_map)) return status;
+    Cuda executor(static_cast<cudaStream_t>(stream));
+    executor.each(int64_t(height) * width, Relabel{label_map, numbers, classes, count, relabeled, class_map});
+    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+}
+
+extern "C" int32_t tfiseg_cut_mask_views_cuda(const tfiseg_mask_views *views, void *stream) {
+    using namespace tfiseg;
+    if (const int32_t status = check(views)) return status;
+    Cuda executor(static_cast<cudaStream_t>(stream));
+    cut_mask_views_on(executor, *views);
     return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
 }

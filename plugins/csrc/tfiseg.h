@@ -205,6 +205,46 @@ typedef struct tfiseg_mask_refinement {
     int64_t workspace_bytes;
 } tfiseg_mask_refinement;
 
+/* Views for mask refinement. After tfiseg_place_pieces_cuda and a choice of the instances to keep, one more CUDA graph refines their masks:
+ *
+ *     tfiseg_relabel_cuda -> tfiseg_cluster_cuda (its class map: components) -> tfiseg_cut_mask_views_cuda -> network (foreground) ->
+ *     tfiseg_refine_masks_cuda
+ *
+ * The K largest components of 20 pixels or more get a view. If a known view shows the same square and class, it is the component's view, so its
+ * foreground map can be used again; the others are rendered. */
+typedef struct tfiseg_mask_views {
+    uint32_t struct_size;     /* sizeof(tfiseg_mask_views) */
+    int32_t height, width;    /* of the frame and its label map, 1..32767 */
+    const uint8_t *frame;     /* (height, width, 3), rows without gaps */
+    const int32_t *label_map; /* (height, width); this, count and table as in tfiseg_result, of one picture */
+    const int32_t *count;     /* (1) */
+    const float *table;       /* (max_components, 10) */
+    int32_t max_components;   /* 1..65535 */
+    const int32_t *known;     /* (known_count, 5) views of tfiseg_views */
+    int32_t known_count, known_side; /* 0..256, and the side of the known views, 8..1024, which limits the zoom of all views */
+    int32_t view_count, view_side;   /* K, 1..256, and S, 8..1024: batch and side of the network's input */
+    int32_t threads;          /* >= 1; of the CPU */
+    int32_t *views;           /* out: (known_count + K, 5) the known views, each with its component in label_map (0: none), then the rendered
+                               * ones, as in tfiseg_views */
+    uint8_t *images;          /* out: (K, S, S, 3) */
+    uint8_t *masks;           /* out: (K, S, S), 1: the view's class */
+    void *workspace;          /* tfiseg_mask_views_workspace_size() bytes with any content */
+    int64_t workspace_bytes;
+} tfiseg_mask_views;
+
+/* Bytes of workspace; 0 if something is out of range. Reads no memory but the struct. */
+TFISEG_API int64_t tfiseg_mask_views_workspace_size(const tfiseg_mask_views *views);
+TFISEG_API int32_t tfiseg_cut_mask_views_cpu(const tfiseg_mask_views *views);
+/* Enqueues kernels on the stream, as tfiseg_cluster_cuda does. */
+TFISEG_API int32_t tfiseg_cut_mask_views_cuda(const tfiseg_mask_views *views, void *stream);
+
+/* Gives the labels of a map (height, width) other numbers, and its pixels classes: relabeled = numbers[label], class_map = classes[label], where
+ * the new number is not 0. numbers and classes have count entries, the first one for label 0; labels from count on become 0. */
+TFISEG_API int32_t tfiseg_relabel_cpu(const int32_t *label_map, int32_t height, int32_t width, const int32_t *numbers, const uint8_t *classes,
+                                      int32_t count, int32_t *relabeled, uint8_t *class_map);
+TFISEG_API int32_t tfiseg_relabel_cuda(const int32_t *label_map, int32_t height, int32_t width, const int32_t *numbers, const uint8_t *classes,
+                                       int32_t count, int32_t *relabeled, uint8_t *class_map, void *stream);
+
 /* Bytes of workspace; 0 if something is out of range. Reads no memory but the struct. */
 TFISEG_API int64_t tfiseg_refine_masks_workspace_size(const tfiseg_mask_refinement *refinement);
 TFISEG_API int32_t tfiseg_refine_masks_cpu(const tfiseg_mask_refinement *refinement);

@@ -343,13 +343,13 @@ struct RenderViews {
     const View *views;
     const int32_t *source;
     const uint8_t *own_of;         // of candidates
-    uint8_t *images, *masks, *own;  // out
+    uint8_t *images, *masks, *own;  // out; own: or null
 
     TFISEG_HD void operator()(int32_t i) const {
         const int32_t k = i / scene.cells(), cell = i % scene.cells();
         const View view = views[k];
         uint8_t *colour = images + int64_t(i) * 3;
-        own[i] = source[k] < 0 ? uint8_t(0) : own_of[int64_t(source[k]) * scene.cells() + cell];
+        if (own) own[i] = source[k] < 0 ? uint8_t(0) : own_of[int64_t(source[k]) * scene.cells() + cell];
         if (!view.class_id) {
             colour[0] = colour[1] = colour[2] = uint8_t(kGrey);
             masks[i] = 0;

@@ -5,6 +5,7 @@
 #include "graph.h"
 #include "launch.h"
 #include "mask_refinement_pipeline.h"
+#include "mask_views.h"
 
 namespace tfiseg {
 namespace {
@@ -65,6 +66,10 @@ int32_t useful_threads(const tfiseg_views &v) {
     return int32_t(std::min<int64_t>(v.threads, 1 + std::max(cells, int64_t(v.height) * v.width) / kGrain));
 }
 
+int32_t useful_threads(const tfiseg_mask_views &v) {
+    return int32_t(std::min<int64_t>(v.threads, 1 + int64_t(v.view_count) * v.view_side * v.view_side / kGrain));
+}
+
 int32_t useful_threads(const tfiseg_mask_refinement &r) { return int32_t(std::min<int64_t>(r.threads, 1 + int64_t(r.height) * r.width / kGrain)); }
 
 template <class Work>
@@ -97,6 +102,23 @@ int32_t tfiseg_place_pieces_cpu(const tfiseg_views *views, const tfiseg_pieces *
     return tfiseg::guarded([&] {
         tfiseg::Threads executor(tfiseg::useful_threads(*views));
         tfiseg::place_pieces_on(executor, *views, *pieces);
+    });
+}
+
+int32_t tfiseg_relabel_cpu(const int32_t *label_map, int32_t height, int32_t width, const int32_t *numbers, const uint8_t *classes, int32_t count,
+                           int32_t *relabeled, uint8_t *class_map) {
+    if (const int32_t status = tfiseg::check_relabel(label_map, height, width, numbers, classes, count, relabeled, class_map)) return status;
+    return tfiseg::guarded([&] {
+        tfiseg::Threads executor(1);
+        executor.each(int64_t(height) * width, tfiseg::Relabel{label_map, numbers, classes, count, relabeled, class_map});
+    });
+}
+
+int32_t tfiseg_cut_mask_views_cpu(const tfiseg_mask_views *views) {
+    if (const int32_t status = tfiseg::check(views)) return status;
+    return tfiseg::guarded([&] {
+        tfiseg::Threads executor(tfiseg::useful_threads(*views));
+        tfiseg::cut_mask_views_on(executor, *views);
     });
 }
 

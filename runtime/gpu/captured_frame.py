@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EngineError
-from ...plugins.settings import ClusterSettings
+from ...plugins.mask_refinement import RefinedMasks
+from ...plugins.settings import MAX_SIDE, ClusterSettings
+from .captured_steps import CapturedSteps, Step
 from .clusterer import DeviceClusterer
-from .cuda import Cuda, Graph
+from .cuda import Cuda
 from .execution_context import Context, is_capturable, shape_tuple
 from .frame_fitting import DevicePreprocessing, FittedFrame
+from .mask_refiner import DeviceMaskNetwork, DeviceMaskRefiner
 from .view_refiner import DeviceRefiner, DeviceViews
-
-_log = logging.getLogger("tfiseg")
-Work: TypeAlias = "Graph | Callable[[], None]"  # a captured graph, or a step that is enqueued each time
-
-
-def _run_all(steps: Sequence[Callable[[], None]]) -> None:
-    for step in steps:
-        step()
-
-
-def _release(works: Sequence[Work]) -> None:
-    for work in works:
-        if isinstance(work, Graph):
-            work.release()
 
 
 @dataclass
@@ -64,6 +51,21 @@ class DeviceNetwork:
     preprocessing: DevicePreprocessing | None = None
 
 
+@dataclass(frozen=True)
+class LaneViews:
+    """The instance network of a lane, for views of a fixed number.
+
+    Attributes:
+        views: to split components.
+        masks: to refine masks; None: they are not refined on the GPU.
+        thing_flags: 1 for the classes to refine, uint8 (256,).
+    """
+
+    views: DeviceViews
+    masks: DeviceMaskNetwork | None
+    thing_flags: NDArray[np.uint8]
+
+
 class CapturedFrame:
     """Memory of one frame size at fixed addresses, which CUDA graphs need.
 
@@ -73,7 +75,7 @@ class CapturedFrame:
         stream: of the lane.
         shape: of the frame, (1, H, W, 3).
         settings: of the clustering operator; None: only the network runs.
-        views: views of the lane, and flags of the classes to refine, uint8 (256,); None: no refinement.
+        views: of the lane; None: no refinement.
 
     Raises:
         EngineError: the network, the operator or the instance network doesn't support this size.
@@ -86,7 +88,7 @@ class CapturedFrame:
         stream: Any,
         shape: tuple[int, ...],
         settings: ClusterSettings | None,
-        views: tuple[DeviceViews, NDArray[np.uint8]] | None,
+        views: LaneViews | None,
     ) -> None:
         cuda = self._cuda = network.cuda
         self._network, self.context, self._stream, self._shape = network, context, stream, shape
@@ -100,16 +102,21 @@ class CapturedFrame:
         self._clusterer: DeviceClusterer | None = None
         source, fetched = dict(self._memory), {name: (shapes[name], types[name]) for name in network.types}
         self._refiner: DeviceRefiner | None = None
+        self._mask_refiner: DeviceMaskRefiner | None = None
         if settings is not None:
             unused = () if network.heads else ("affinity", "boundary")
             used = {name: memory for name, memory in self._memory.items() if name not in unused}
             if views is not None:
                 used = {"logits": self._memory["logits"]}  # components come from the class map only
             maps = {name: (int(memory), shapes[name], types[name]) for name, memory in used.items()}
-            self._clusterer = DeviceClusterer(cuda, maps, settings, (shape[1], shape[2]))
+            self._clusterer = DeviceClusterer.of_maps(cuda, maps, settings, (shape[1], shape[2]))
             source, fetched = self._clusterer.memory, self._clusterer.shapes
         if views is not None and self._clusterer is not None:
-            refiner = self._refiner = DeviceRefiner(cuda, *views, int(self.frame), self._clusterer)
+            frame = int(self.frame)
+            refiner = DeviceRefiner(cuda, views.views, views.thing_flags, frame, self._clusterer)
+            self._refiner = refiner
+            if views.masks is not None and max(shape) <= MAX_SIDE:  # else components need a coarser grid
+                self._mask_refiner = DeviceMaskRefiner(cuda, stream, views.masks, refiner, frame)
             component_outputs = ("count", "regions", "table")
             source = {
                 "semantic_map": source["semantic_map"],
@@ -123,7 +130,7 @@ class CapturedFrame:
             }
         self.host = {name: cuda.allocate_pinned(shape, kind) for name, (shape, kind) in fetched.items()}
         self._source = source
-        self._works: dict[bool, list[Work] | None] = {}
+        self._steps: dict[str, CapturedSteps] = {}
         self._is_bound = False
 
     def bind(self) -> None:
@@ -158,46 +165,37 @@ class CapturedFrame:
 
     def run(self, on_gpu: bool) -> None:
         """Enqueue all steps: one by one the first time, then as CUDA graphs."""
-        steps = self._steps(on_gpu)
-        if on_gpu not in self._works:
-            for step, _ in steps:  # runtimes initialize in the first run, which cannot be captured
-                step()
-            self._works[on_gpu] = None
-            self._network.set_up()
-            if self._refiner is not None:
-                self._refiner.views.settings.network.set_up()
-            if self._network.graphs:
-                self._stream.synchronize()
-                self._works[on_gpu] = self._capture(steps)
-            return
-        works = self._works[on_gpu]
-        for work in [step for step, _ in steps] if works is None else works:
-            if isinstance(work, Graph):
-                work.launch(self._stream)
-            else:
-                work()
+        name = "frame on the GPU" if on_gpu else "frame"
+        if name not in self._steps:
+            steps = self._frame_steps(on_gpu)
+            self._steps[name] = CapturedSteps(self._network, self._stream, steps, self._set_up)
+        self._steps[name].run()
 
-    def _capture(self, steps: Sequence[tuple[Callable[[], None], bool]]) -> list[Work] | None:
-        """Replace each sequence of capturable steps by a graph; return None if a capture fails."""
-        works: list[Work] = []
-        try:
-            for capturable, sequence in itertools.groupby(steps, lambda step: step[1]):
-                enqueue = [step for step, _ in sequence]
-                if capturable:
-                    works.append(self._cuda.capture(self._stream, functools.partial(_run_all, enqueue)))
-                else:
-                    works += enqueue
-        except Exception as wrong:  # an error of CUDA, or the runtime's own
-            self._network.graphs = False
-            _release(works)
-            _log.warning("%s runs without CUDA graphs: %s", self._network.path, str(wrong))
-            return None
-        return works
+    @property
+    def can_refine_masks(self) -> bool:
+        """Whether ``refine_masks`` can be called."""
+        return self._mask_refiner is not None
 
-    def _steps(self, on_gpu: bool) -> list[tuple[Callable[[], None], bool]]:
+    def refine_masks(self, numbers: NDArray[np.int32], table: NDArray[np.float32]) -> RefinedMasks:
+        """Refine the masks of instances; see ``DeviceMaskRefiner.give``."""
+        assert self._mask_refiner is not None
+        if "masks" not in self._steps:
+            steps = self._mask_refiner.steps()
+            self._steps["masks"] = CapturedSteps(self._network, self._stream, steps, self._set_up)
+        self._mask_refiner.give(numbers, table)
+        self._steps["masks"].run()
+        self._stream.synchronize()
+        return self._mask_refiner.found()
+
+    def _set_up(self) -> None:
+        self._network.set_up()
+        if self._refiner is not None:
+            self._refiner.views.settings.network.set_up()
+
+    def _frame_steps(self, on_gpu: bool) -> list[Step]:
         """Return the steps of a frame, in order, each with whether a graph can capture it."""
         stream = self._stream.handle
-        steps: list[tuple[Callable[[], None], bool]] = [] if on_gpu else [(self._upload, True)]
+        steps: list[Step] = [] if on_gpu else [(self._upload, True)]
         if self._fitted is not None:
             steps.append((functools.partial(self._fitted.enqueue, stream), True))
         steps.append((self._infer, is_capturable(self.context)))
@@ -237,15 +235,15 @@ class CapturedFrame:
         return found
 
     def release_graphs(self) -> None:
-        for works in self._works.values():
-            _release(works or [])
-        self._works.clear()
+        for steps in self._steps.values():
+            steps.release()
+        self._steps.clear()
 
     def release(self) -> None:
         """Free graphs and memory; call it inside ``with cuda.current()``."""
         self.release_graphs()
         self._memory.clear()
         self._source = {}
-        self._clusterer = self._refiner = self._fitted = None
+        self._clusterer = self._refiner = self._mask_refiner = self._fitted = None
         del self.frame, self.host_frame
         self.host = {}

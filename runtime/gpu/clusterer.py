@@ -32,10 +32,10 @@ class DeviceClusterer:
 
     Args:
         cuda: the GPU.
-        maps: name -> (address, shape (1, channels, h, w), float32 or float16), all of one type.
+        addresses: of the maps.
         settings: of the operator. Rules for missing maps are ignored, and ``max_instances`` is limited to
             ``MAX_GPU_INSTANCES``.
-        out_hw: size of the label map in pixels.
+        shapes: of the maps by name, for messages.
 
     Raises:
         EngineError: the operator doesn't support these maps.
@@ -44,17 +44,35 @@ class DeviceClusterer:
     def __init__(
         self,
         cuda: Cuda,
+        addresses: MapAddresses,
+        settings: ClusterSettings,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self._cuda, self.library = cuda, cuda_library()
+        settings = settings.for_maps(addresses.affinity is not None, addresses.boundary is not None)
+        self._settings = replace(settings, max_instances=min(settings.max_instances, MAX_GPU_INSTANCES))
+        self._problem = fill_struct(addresses, self._settings)
+        self._allocate(addresses.batch, addresses.out_hw, shapes)
+
+    @classmethod
+    def of_maps(
+        cls,
+        cuda: Cuda,
         maps: Mapping[str, tuple[int, tuple[int, ...], np.dtype[Any]]],
         settings: ClusterSettings,
         out_hw: tuple[int, int],
-    ) -> None:
-        self._cuda, self.library = cuda, cuda_library()
+    ) -> DeviceClusterer:
+        """Cluster the maps of a network.
+
+        Args:
+            cuda, settings: see the class.
+            maps: name -> (address, shape (1, channels, h, w), float32 or float16), all of one type.
+            out_hw: size of the label map in pixels.
+        """
         address, (n, classes, h, w), dtype = maps["logits"]
         affinity = maps.get("affinity")
         boundary = maps.get("boundary")
         strides = map_strides({name: m[1] for name, m in maps.items()}, len(settings.affinity_offsets))
-        settings = settings.for_maps(affinity is not None, boundary is not None)
-        self._settings = replace(settings, max_instances=min(settings.max_instances, MAX_GPU_INSTANCES))
         addresses = MapAddresses(
             batch=n,
             grid_hw=(h, w),
@@ -69,21 +87,13 @@ class DeviceClusterer:
             affinity_channels=affinity[1][1] if affinity else 0,
             affinity_stride=strides.get("affinity", 1),
         )
-        self._problem = fill_struct(addresses, self._settings)
-        self._allocate(n, out_hw, maps)
+        return cls(cuda, addresses, settings, {name: shape for name, (_, shape, _) in maps.items()})
 
-    def _allocate(
-        self,
-        n: int,
-        out_hw: tuple[int, int],
-        maps: Mapping[str, tuple[int, tuple[int, ...], np.dtype[Any]]],
-    ) -> None:
+    def _allocate(self, n: int, out_hw: tuple[int, int], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Allocate the results and the workspace."""
         size = int(self.library.tfiseg_workspace_size(ctypes.byref(self._problem), ON_CUDA))
         if not size:
-            raise EngineError(
-                f"the operator doesn't support these maps on a GPU: { ({k: v[1] for k, v in maps.items()}) }"
-            )
+            raise EngineError(f"the operator doesn't support these maps on a GPU: {dict(shapes)}")
         self.shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "label_map": ((n, *out_hw), np.int32),
             "semantic_map": ((n, *out_hw), np.uint8),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+# outputs of instance networks
+MAPS, FOREGROUND = ("displacement", "affinity", "boundary"), "foreground"
+ALL_OUTPUTS = (*MAPS, FOREGROUND)
+
 
 class Context(Protocol):
     """An execution context, with the method names of TensorRT's IExecutionContext."""

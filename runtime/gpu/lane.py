@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EngineError
+from ...plugins.mask_refinement import RefinedMasks
 from ...plugins.settings import ClusterSettings
-from .captured_frame import CapturedFrame, DeviceNetwork
+from .captured_frame import CapturedFrame, DeviceNetwork, LaneViews
 from .clusterer import cuda_library
 from .cuda import device_address
-from .execution_context import Context
+from .execution_context import ALL_OUTPUTS, FOREGROUND, MAPS, Context
+from .mask_refiner import DeviceMaskNetwork
 from .view_refiner import DeviceViews, ViewSettings
 
 _MAX_CAPTURED_FRAMES = 3  # per lane: frame sizes and settings whose memory and graph are kept
@@ -75,7 +77,7 @@ class Lane:
         self._network, self._context, self._stream = network, context, stream
         self._captured: OrderedDict[Any, CapturedFrame] = OrderedDict()
         self._active: CapturedFrame | None = None
-        self._views: dict[Any, DeviceViews] = {}
+        self._views: dict[Any, tuple[DeviceViews, DeviceMaskNetwork | None]] = {}
         self._free = [context]  # contexts without a frame size
 
     def run(
@@ -122,13 +124,25 @@ class Lane:
         assert self._active is not None
         return self._active.download_frame()
 
-    def _device_views(self, settings: ViewSettings) -> DeviceViews:
-        """Return the views of this lane, which frames of all sizes and classes share."""
+    @property
+    def can_refine_masks(self) -> bool:
+        """Whether ``refine_masks`` can be called for the last frame."""
+        return self._active is not None and self._active.can_refine_masks
+
+    def refine_masks(self, numbers: NDArray[np.int32], table: NDArray[np.float32]) -> RefinedMasks:
+        """Refine the masks of instances of the last frame; see ``DeviceMaskRefiner.give``."""
+        assert self._active is not None
+        return self._active.refine_masks(numbers, table)
+
+    def _device_views(self, settings: ViewSettings) -> tuple[DeviceViews, DeviceMaskNetwork | None]:
+        """Return the networks of this lane, which frames of all sizes and classes share."""
         if settings.views_key not in self._views:
-            opened = settings.network.device_context(self._stream, settings.outlines)
-            self._views[settings.views_key] = DeviceViews(
-                self._network.cuda, cuda_library(), *opened, settings
-            )
+            cuda, network, masks = self._network.cuda, settings.network, None
+            opened = network.device_context(self._stream, ALL_OUTPUTS if settings.outlines else MAPS)
+            views = DeviceViews(cuda, cuda_library(), *opened, settings)
+            if settings.outlines:
+                masks = DeviceMaskNetwork(cuda, views, *network.device_context(self._stream, (FOREGROUND,)))
+            self._views[settings.views_key] = views, masks
         return self._views[settings.views_key]
 
     def _captured_frame(
@@ -139,11 +153,9 @@ class Lane:
             self._active = None  # the shared context may have another shape after this, even if it fails
             while len(self._captured) >= _MAX_CAPTURED_FRAMES:
                 self._release_oldest()
-            views = (
-                None
-                if view_settings is None
-                else (self._device_views(view_settings), view_settings.thing_flags)
-            )
+            views = None
+            if view_settings is not None:
+                views = LaneViews(*self._device_views(view_settings), view_settings.thing_flags)
             context = self._free_context()
             try:
                 self._captured[key] = CapturedFrame(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...plugins.mask_refinement import RefinedMasks
 from ...plugins.problem import Clustering
 
 
@@ -27,6 +28,8 @@ class RefinedFrame:
         join_inputs: function of k that returns image uint8 (S, S, 3), displacement and affinity of view k.
         foreground: function of k that returns the foreground map of view k, if the graph predicts it.
         frame: function that returns the frame, uint8 (H, W, 3).
+        refine_masks: function that refines the masks of instances on the GPU, with the arguments of
+            ``DeviceMaskRefiner.give``; None: it can't for frames of this size, or with these settings.
     """
 
     parts: Clustering
@@ -38,6 +41,7 @@ class RefinedFrame:
     join_inputs: Callable[[int], tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]]
     foreground: Callable[[int], NDArray[np.float32]]
     frame: Callable[[], NDArray[np.uint8]]
+    refine_masks: Callable[[NDArray[np.int32], NDArray[np.float32]], RefinedMasks] | None = None
 
     @property
     def component_by_label(self) -> NDArray[np.int32]:

@@ -26,6 +26,7 @@ from ...plugins.views import (
     max_placed_instances,
     views_workspace_bytes,
 )
+from .captured_steps import Step
 from .clusterer import ON_CUDA, DeviceClusterer, check_status
 from .cuda import Cuda
 from .execution_context import Context, is_capturable, shape_tuple
@@ -39,10 +40,13 @@ class ViewNetwork(Protocol):
 
     path: Path
     view_px: int
+    outline_px: int
     affinity_offsets: NDArray[np.int32]
     rules: dict[str, NDArray[np.float32]]
 
-    def device_context(self, stream: Any, outlines: bool) -> tuple[Context, dict[str, np.dtype[Any]]]: ...
+    def device_context(
+        self, stream: Any, outputs: tuple[str, ...]
+    ) -> tuple[Context, dict[str, np.dtype[Any]]]: ...
 
     def set_up(self) -> None: ...
 
@@ -170,6 +174,11 @@ class DeviceViews:
         arguments = (ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle))
         check_status(self._library, self._library.tfiseg_cluster_cuda(*arguments), "clustering views")
 
+    def move_output(self, name: str, memory: Any) -> None:
+        """Let the network write an output to other device memory."""
+        self.memory[name] = memory
+        self._context.set_tensor_address(name, int(memory))
+
     def address(self, name: str, k: int) -> int:
         """Return the address of view k in an input or output of the network, such as "views"."""
         shape, kind = self.shapes[name]
@@ -198,7 +207,7 @@ class DeviceRefiner:
         frame: int,
         components: DeviceClusterer,
     ) -> None:
-        self.views, self._thing_flags, self._library = views, thing_flags, components.library
+        self.views, self._thing_flags, self.library = views, thing_flags, components.library
         count, side = views.settings.view_count, views.settings.network.view_px
         (_, height, width), _ = components.shapes["label_map"]
         (_, max_components, _), _ = components.shapes["table"]
@@ -230,7 +239,7 @@ class DeviceRefiner:
             masks=int(views.memory["masks"]),
             own=int(views.own),
         )
-        size = views_workspace_bytes(self._view_problem, MAX_PARTS, self._library)
+        size = views_workspace_bytes(self._view_problem, MAX_PARTS, self.library)
         if not size:
             raise EngineError(
                 f"{count} views of {side} px of a frame of {width}x{height} are more than the library "
@@ -249,7 +258,7 @@ class DeviceRefiner:
             **{name: int(self.memory[name]) for name in ("label_map", "count", "table", "component_of")},
         )
 
-    def steps(self, stream_handle: int) -> list[tuple[Callable[[], None], bool]]:
+    def steps(self, stream_handle: int) -> list[Step]:
         """Return the steps after clustering, in order, each with whether a graph can capture it."""
         views = self.views
         steps: list[tuple[Callable[[int], None], bool]] = [
@@ -262,8 +271,8 @@ class DeviceRefiner:
 
     def _render_views(self, stream_handle: int) -> None:
         stream = ctypes.c_void_p(stream_handle)
-        status = self._library.tfiseg_cut_views_cuda(ctypes.byref(self._view_problem), stream)
-        check_status(self._library, status, "rendering views")
+        status = self.library.tfiseg_cut_views_cuda(ctypes.byref(self._view_problem), stream)
+        check_status(self.library, status, "rendering views")
 
     def _place_parts(self, stream_handle: int) -> None:
         arguments = (
@@ -271,4 +280,4 @@ class DeviceRefiner:
             ctypes.byref(self._parts_problem),
             ctypes.c_void_p(stream_handle),
         )
-        check_status(self._library, self._library.tfiseg_place_pieces_cuda(*arguments), "placing parts")
+        check_status(self.library, self.library.tfiseg_place_pieces_cuda(*arguments), "placing parts")

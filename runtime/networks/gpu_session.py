@@ -166,6 +166,7 @@ class GpuSession:
                 lane.join_inputs,
                 lane.foreground,
                 lane.frame,
+                lane.refine_masks if lane.can_refine_masks else None,
             )
 
     @contextmanager

@@ -61,7 +61,9 @@ class EngineInstanceSession(InstanceSession):
     def on_gpu(self) -> bool:
         return True
 
-    def device_context(self, stream: Any, outlines: bool) -> tuple[Context, dict[str, np.dtype[Any]]]:
+    def device_context(
+        self, stream: Any, outputs: tuple[str, ...]
+    ) -> tuple[Context, dict[str, np.dtype[Any]]]:
         return self._opened.context(), self.types
 
     def _run_batch(

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelError
-from ..gpu.execution_context import Context
-from .instance_session import ALL_OUTPUTS, FOREGROUND, MAPS, InstanceInfo, InstanceSession
+from ..gpu.execution_context import ALL_OUTPUTS, FOREGROUND, MAPS, Context
+from .instance_session import InstanceInfo, InstanceSession
 from .onnx_binding import BoundContext, stream_options
 from .onnx_bytes import with_outputs
 from .onnx_runtime import open_onnx, read_metadata, run_session
@@ -62,10 +62,12 @@ class OnnxInstanceSession(InstanceSession):
         if maps_alone:
             self._session_for(MAPS)
 
-    def device_context(self, stream: Any, outlines: bool) -> tuple[Context, dict[str, np.dtype[Any]]]:
+    def device_context(
+        self, stream: Any, outputs: tuple[str, ...]
+    ) -> tuple[Context, dict[str, np.dtype[Any]]]:
         if not self.on_gpu:
             raise ModelError(f"{self.path} runs on the CPU")
-        part = with_outputs(self.path.read_bytes(), ALL_OUTPUTS if outlines else MAPS)
+        part = with_outputs(self.path.read_bytes(), outputs)
         context = BoundContext(self._open(self.providers, stream_options(self.providers, stream), part))
         return context, context.types
 

@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import FormatError, ModelError
-from ..gpu.execution_context import Context
+from ..gpu.execution_context import ALL_OUTPUTS, FOREGROUND, MAPS, Context
 from .model_info import instance_metadata, metadata_version
 
 INSTANCE_FORMAT = 2  # since 2, the join rule has features of other classes
-MAPS, FOREGROUND = ("displacement", "affinity", "boundary"), "foreground"
-ALL_OUTPUTS = (*MAPS, FOREGROUND)
 ANY_SIDE = "side"
 _BATCH = 8  # views; larger batches are not faster
 DEFAULT_INSTANCE_MODEL = Path(__file__).parents[1] / "models" / "tfiseg-instance.onnx"
@@ -135,12 +133,14 @@ class InstanceSession:
         """Whether the network runs on a GPU."""
         raise NotImplementedError
 
-    def device_context(self, stream: Any, outlines: bool) -> tuple[Context, dict[str, np.dtype[Any]]]:
+    def device_context(
+        self, stream: Any, outputs: tuple[str, ...]
+    ) -> tuple[Context, dict[str, np.dtype[Any]]]:
         """Make an execution context on a stream; return it with the dtypes of its outputs by name.
 
         Args:
             stream: of the GPU.
-            outlines: with the output ``foreground``.
+            outputs: needed ones; there may be others.
 
         Raises:
             ModelError: the network runs on the CPU.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...instances import Instances
 from ...plugins import mask_refinement as native
 from ...plugins.operator import cluster
-from ...plugins.problem import TABLE_COLUMNS
+from ...plugins.problem import TABLE_COLUMNS, Clustering
 from ...plugins.settings import MAX_SIDE
 from ..networks.instance_session import InstanceSession
 from .partition import instances_from_labels
@@ -58,19 +58,30 @@ def refine_masks(
     planned = plan_mask_views(components, session.view_px, max_views)
     if not planned:
         return instances
-    new = [p for p in planned if (p.view, p.class_id) not in known]
+    reused, new = _split_by_known(planned, known)
     views, masks = render_views(image, components, new, session.outline_px)
     network_began = time.perf_counter()
     predicted: Iterable[NDArray[np.float32]] = session.foreground(views, masks) if new else []
     network_ended = time.perf_counter()
-    maps = dict(zip(((p.view, p.class_id) for p in new), predicted, strict=True)) | known
-    found = update_masks(instances, components, [(p, maps[p.view, p.class_id]) for p in planned], threads)
+    foregrounds = [(p, known[p.view, p.class_id]) for p in reused] + list(zip(new, predicted, strict=True))
+    found = update_masks(instances, components, foregrounds, threads)
     network_ms = (network_ended - network_began) * 1e3
     stages = {
         "outlines": (time.perf_counter() - began) * 1e3 - network_ms,
         "instance network": instances.stage_ms.get("instance network", 0.0) + network_ms,
     }
     return replace(found, stage_ms={**instances.stage_ms, **stages})
+
+
+def _split_by_known(
+    planned: Sequence[PlannedView], known: Foregrounds
+) -> tuple[list[PlannedView], list[PlannedView]]:
+    """Separate the views whose foreground map is known from the others, as csrc/mask_views.h does."""
+    first: dict[tuple[View, int], PlannedView] = {}
+    for p in planned:
+        first.setdefault((p.view, p.class_id), p)
+    reused = [first[key] for key in known if key in first]
+    return reused, [p for p in planned if p not in reused]
 
 
 def _components(class_map: NDArray[np.uint8], instances: Instances, threads: int | None) -> Instances:
@@ -108,14 +119,37 @@ def update_masks(
     refined = native.refine_masks(
         native.PredictedMasks(
             np.ascontiguousarray(instances.label_map),
-            _table(instances),
+            instance_table(instances),
             np.ascontiguousarray(components.label_map),
-            _table(components),
+            instance_table(components),
             np.array(views, np.int32),
             [np.asarray(foreground, np.float32) for _, foreground in foregrounds],
         ),
         threads,
     )
+    return with_refined_masks(instances, refined)
+
+
+def part_numbers(parts: Clustering, instances: Instances) -> NDArray[np.int32]:
+    """Return the number of the instance that each part belongs to.
+
+    Args:
+        parts: n parts, a batch of one frame.
+        instances: each one consists of parts.
+
+    Returns:
+        int32 (n + 1,), by the part's label; 0: no instance.
+    """
+    label_map, table = parts.label_map[0], parts.table[0]
+    numbers = np.zeros(len(table) + 1, np.int32)
+    for label, (x0, y0, x1) in enumerate(table[:, 2:5].astype(int).tolist(), 1):
+        x = x0 + int(np.argmax(label_map[y0, x0:x1] == label))  # a pixel of the part
+        numbers[label] = instances.label_map[y0, x]
+    return numbers
+
+
+def with_refined_masks(instances: Instances, refined: native.RefinedMasks) -> Instances:
+    """Return instances with other masks; classes, scores and ``semantic_map`` stay."""
     source, table = refined.instance_of - 1, refined.table
     return replace(
         instances,
@@ -129,7 +163,7 @@ def update_masks(
     )
 
 
-def _table(instances: Instances) -> NDArray[np.float32]:
+def instance_table(instances: Instances) -> NDArray[np.float32]:
     """Return the columns of the operator's table that mask refinement reads, float32 (n, 10)."""
     table = np.zeros((len(instances), len(TABLE_COLUMNS)), np.float32)
     table[:, 0], table[:, 1], table[:, 2:6] = instances.class_id, instances.score, instances.box_xyxy

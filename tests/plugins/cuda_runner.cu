@@ -140,6 +140,48 @@ struct ViewsOnDevice : DeviceCopies {
     static size_t cells_of(const tfiseg_views &v) { return size_t(v.view_count) * size_t(v.view_side) * size_t(v.view_side); }
 };
 
+// The arguments of tfiseg_relabel_cuda.
+struct LabelsOnDevice : DeviceCopies {
+    const int32_t *label_map, *numbers;
+    const uint8_t *classes;
+    int32_t *relabeled;
+    uint8_t *class_map;
+
+    int32_t copy(const int32_t *labels, size_t pixels, const int32_t *new_numbers, const uint8_t *new_classes, size_t count, int32_t *out,
+                 uint8_t *out_classes) {
+        label_map = labels;
+        numbers = new_numbers;
+        classes = new_classes;
+        if (const int32_t s = upload(label_map, pixels * sizeof(int32_t))) return s;
+        if (const int32_t s = upload(numbers, count * sizeof(int32_t))) return s;
+        if (const int32_t s = upload(classes, count)) return s;
+        if (const int32_t s = add_output(relabeled, out, pixels)) return s;
+        return add_output(class_map, out_classes, pixels);
+    }
+};
+
+// Views for mask refinement, with their inputs and outputs, on the device.
+struct MaskViewsOnDevice : DeviceCopies {
+    tfiseg_mask_views views;
+
+    int32_t copy(const tfiseg_mask_views &v) {
+        views = v;
+        const size_t pixels = size_t(v.height) * size_t(v.width), cells = size_t(v.view_count) * size_t(v.view_side) * size_t(v.view_side);
+        const size_t known = size_t(v.known_count), all = known + size_t(v.view_count);
+        if (const int32_t s = upload(views.frame, pixels * 3)) return s;
+        if (const int32_t s = upload(views.label_map, pixels * sizeof(int32_t))) return s;
+        if (const int32_t s = upload(views.count, sizeof(int32_t))) return s;
+        if (const int32_t s = upload(views.table, size_t(v.max_components) * TFISEG_TABLE_COLUMNS * sizeof(float))) return s;
+        if (known)
+            if (const int32_t s = upload(views.known, known * TFISEG_VIEW_COLUMNS * sizeof(int32_t))) return s;
+        if (const int32_t s = add_output(views.views, v.views, all * TFISEG_VIEW_COLUMNS)) return s;
+        if (const int32_t s = add_output(views.images, v.images, cells * 3)) return s;
+        if (const int32_t s = add_output(views.masks, v.masks, cells)) return s;
+        views.workspace_bytes = tfiseg_mask_views_workspace_size(&views);
+        return allocate(views.workspace, views.workspace_bytes);
+    }
+};
+
 // A frame on the device, and memory for the network's input.
 struct FrameOnDevice : DeviceCopies {
     const uint8_t *frame;
@@ -371,6 +413,24 @@ TFISEG_API int32_t place_pieces_by_phases(const tfiseg_views *views, const tfise
     if (const int32_t status = on.copy(*views, pieces->max_parts)) return status;
     if (const int32_t status = on.copy(*pieces)) return status;
     if (const int32_t status = tfiseg_place_pieces_cuda(&on.views, &on.pieces, nullptr)) return status;
+    TRY(cudaDeviceSynchronize());
+    return on.download();
+}
+
+TFISEG_API int32_t cut_mask_views_by_phases(const tfiseg_mask_views *views, uint32_t, int32_t) {
+    if (const int32_t status = tfiseg::check(views)) return status;
+    MaskViewsOnDevice on;
+    if (const int32_t status = on.copy(*views)) return status;
+    if (const int32_t status = tfiseg_cut_mask_views_cuda(&on.views, nullptr)) return status;
+    TRY(cudaDeviceSynchronize());
+    return on.download();
+}
+
+TFISEG_API int32_t relabel_by_phases(const int32_t *label_map, int32_t height, int32_t width, const int32_t *numbers, const uint8_t *classes,
+                                     int32_t count, int32_t *relabeled, uint8_t *class_map) {
+    LabelsOnDevice on;
+    if (const int32_t s = on.copy(label_map, size_t(height) * size_t(width), numbers, classes, size_t(count), relabeled, class_map)) return s;
+    if (const int32_t s = tfiseg_relabel_cuda(on.label_map, height, width, on.numbers, on.classes, count, on.relabeled, on.class_map, nullptr)) return s;
     TRY(cudaDeviceSynchronize());
     return on.download();
 }

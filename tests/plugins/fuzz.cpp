@@ -17,6 +17,7 @@ int32_t cluster_by_phases(const tfiseg_problem *, tfiseg_result *, uint32_t seed
 int32_t cut_views_by_phases(const tfiseg_views *, uint32_t seed, int32_t threads);
 int32_t place_pieces_by_phases(const tfiseg_views *, const tfiseg_pieces *, uint32_t seed, int32_t threads);
 int32_t fit_by_phases(const uint8_t *frame, int32_t h, int32_t w, float *out, int32_t out_h, int32_t out_w, uint32_t seed, int32_t threads);
+int32_t cut_mask_views_by_phases(const tfiseg_mask_views *, uint32_t seed, int32_t threads);
 int32_t refine_masks_by_phases(const tfiseg_mask_refinement *, uint32_t seed, int32_t threads);
 }
 
@@ -266,6 +267,51 @@ bool compare_refined_masks(uint32_t seed, const tfiseg_views &components, const 
     return cpu.same_as(gpu);
 }
 
+// Views for mask refinement, once by the CPU's threads and once by the phases.
+struct MaskViewsOutput {
+    std::vector<int32_t> views;
+    std::vector<uint8_t> images, masks;
+    std::vector<char> workspace;
+    tfiseg_mask_views call;
+
+    explicit MaskViewsOutput(const tfiseg_mask_views &v) : call(v) {
+        const size_t cells = size_t(v.view_count) * size_t(v.view_side) * size_t(v.view_side);
+        views.assign(size_t(v.known_count + v.view_count) * TFISEG_VIEW_COLUMNS, -7);
+        images.assign(cells * 3, 77);
+        masks.assign(cells, 77);
+        workspace.resize(size_t(tfiseg_mask_views_workspace_size(&v)));
+        call.views = views.data();
+        call.images = images.data();
+        call.masks = masks.data();
+        call.workspace = workspace.data();
+        call.workspace_bytes = int64_t(workspace.size());
+    }
+
+    bool same_as(const MaskViewsOutput &o) const { return views == o.views && images == o.images && masks == o.masks; }
+};
+
+bool compare_mask_views(uint32_t seed, const tfiseg_views &components, const ViewsOutput &known, std::mt19937 &random) {
+    tfiseg_mask_views v = {};
+    v.struct_size = sizeof v;
+    v.height = components.height;
+    v.width = components.width;
+    v.frame = components.frame;
+    v.label_map = components.label_map;
+    v.count = components.count;
+    v.table = components.table;
+    v.max_components = components.max_components;
+    v.known = known.views.data();
+    v.known_count = int32_t(random() % uint32_t(components.view_count + 1));
+    v.known_side = components.view_side;
+    v.view_count = int32_t(1 + random() % 4);
+    v.view_side = int32_t(8 + random() % 20);
+    v.threads = int32_t(1 + random() % 3);
+    MaskViewsOutput cpu(v), gpu(v);
+    if (tfiseg_cut_mask_views_cpu(&cpu.call) || cut_mask_views_by_phases(&gpu.call, seed, v.threads)) return false;
+    if (!cpu.same_as(gpu)) std::printf("seed %u: the mask views of phases and CPU differ\n", seed);
+    return cpu.same_as(gpu);
+}
+
 bool compare_views(uint32_t seed) {
     std::mt19937 random(seed);
     const auto below = [&](int32_t n) { return int32_t(random() % uint32_t(n)); };
@@ -328,7 +374,7 @@ bool compare_views(uint32_t seed) {
     gpu.placed.least_regions = cpu.placed.least_regions;
     if (tfiseg_place_pieces_cpu(&cpu.call, &cpu.placed) || place_pieces_by_phases(&gpu.call, &gpu.placed, seed, 1 + below(3))) return false;
     if (!cpu.same_as(gpu)) std::printf("seed %u: the views or instances of phases and CPU differ\n", seed);
-    return cpu.same_as(gpu) && compare_refined_masks(seed, v, cpu, random);
+    return cpu.same_as(gpu) && compare_refined_masks(seed, v, cpu, random) && compare_mask_views(seed, v, cpu, random);
 }
 
 // Resizes a frame of any size to any size: every pixel is written, in the range of the frame's values, and equal to the phase's result.

@@ -8,6 +8,7 @@
 #include "../../plugins/csrc/check.h"
 #include "../../plugins/csrc/fit.h"
 #include "../../plugins/csrc/mask_refinement_pipeline.h"
+#include "../../plugins/csrc/mask_views.h"
 
 namespace {
 
@@ -122,5 +123,12 @@ extern "C" TFISEG_API int32_t refine_masks_by_phases(const tfiseg_mask_refinemen
     if (const int32_t status = tfiseg::check(refinement)) return status;
     Shuffled executor(seed, threads);
     tfiseg::refine_masks_on(executor, *refinement);
+    return TFISEG_OK;
+}
+
+extern "C" TFISEG_API int32_t cut_mask_views_by_phases(const tfiseg_mask_views *views, uint32_t seed, int32_t threads) {
+    if (const int32_t status = tfiseg::check(views)) return status;
+    Shuffled executor(seed, threads);
+    tfiseg::cut_mask_views_on(executor, *views);
     return TFISEG_OK;
 }

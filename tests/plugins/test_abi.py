@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parent))
 
 from c_api_layout import RECORD, functions, layout, structures
 from tfiseg.plugins.mask_refinement import MaskRefinementStruct
+from tfiseg.plugins.mask_views import MaskViewsStruct
 from tfiseg.plugins.native import API_VERSION, ProblemStruct, ResultStruct, library_path
 
 
@@ -58,7 +59,8 @@ def test_every_field_and_function_is_recorded(now):
     assert sizes["tfiseg_problem"] == len(ProblemStruct._fields_)
     assert sizes["tfiseg_result"] == len(ResultStruct._fields_)
     assert sizes["tfiseg_mask_refinement"] == len(MaskRefinementStruct._fields_)
-    others = {"tfiseg_views", "tfiseg_pieces", "tfiseg_mask_refinement"}
+    assert sizes["tfiseg_mask_views"] == len(MaskViewsStruct._fields_)
+    others = {"tfiseg_views", "tfiseg_pieces", "tfiseg_mask_refinement", "tfiseg_mask_views"}
     assert set(sizes) == {"tfiseg_problem", "tfiseg_result"} | others
 
 
@@ -68,6 +70,7 @@ def test_python_has_the_same_layout(now):
         ("tfiseg_problem", ProblemStruct),
         ("tfiseg_result", ResultStruct),
         ("tfiseg_mask_refinement", MaskRefinementStruct),
+        ("tfiseg_mask_views", MaskViewsStruct),
     ):
         for field, *_ in struct._fields_:
             place = getattr(struct, field)

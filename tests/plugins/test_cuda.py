@@ -9,13 +9,18 @@ import cv2
 import numpy as np
 import pytest
 from field_equality import assert_fields_equal
+from mask_view_phases import render_by_phases
 from tfiseg.plugins.mask_refinement import MaskRefinementCall
 from tfiseg.plugins.native import ResultStruct, cluster_native, fit_frame, problem_struct
 from tfiseg.plugins.plugin_build import find_nvcc
 from tfiseg.plugins.problem import Clustering, problem_of
 from tfiseg.plugins.reference import cluster_reference
 from tfiseg.plugins.reference_mask_refinement import refine_masks_reference
-from tfiseg.plugins.reference_views import place_instances_reference, render_views_reference
+from tfiseg.plugins.reference_views import (
+    place_instances_reference,
+    render_mask_views_reference,
+    render_views_reference,
+)
 
 pytestmark = pytest.mark.gpu
 HERE = Path(__file__).parent
@@ -76,6 +81,13 @@ def test_views_and_placed_instances(seed, random_views_case, runner, views_by_ph
     results = (render(scene, count, side), place(*arguments))
     for got, reference in zip(results, (expected, place_instances_reference(*arguments)), strict=True):
         assert_fields_equal(got, reference)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_mask_views(seed, random_views_case, runner):
+    scene, count, side, _ = random_views_case(seed)
+    arguments = (scene, render_views_reference(scene, count, 48).views, 48, count + 3, side)
+    assert_fields_equal(render_by_phases(runner, *arguments), render_mask_views_reference(*arguments))
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from field_equality import assert_fields_equal
+from mask_view_phases import render_by_phases
 from tfiseg import MissingDependencyError
 from tfiseg.plugins.mask_refinement import MaskRefinementCall
 from tfiseg.plugins.native import ResultStruct, cluster_native, fit_frame, problem_struct
 from tfiseg.plugins.plugin_build import find_tensorrt_headers
 from tfiseg.plugins.problem import problem_of
 from tfiseg.plugins.reference_mask_refinement import refine_masks_reference
-from tfiseg.plugins.reference_views import place_instances_reference, render_views_reference
+from tfiseg.plugins.reference_views import (
+    place_instances_reference,
+    render_mask_views_reference,
+    render_views_reference,
+)
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "plugins" / "csrc"
@@ -173,6 +178,52 @@ def test_views(random_views_case, kernels, views_by_phases, configure):
         placed = place_instances(scene, expected, found, 2)
         assert_fields_equal(got, expected)
         assert_fields_equal(placed, place_instances_reference(scene, expected, found, 2))
+
+
+def mask_views_case(random_views_case, seed: int) -> tuple:
+    """Return arguments of ``render_mask_views``, small because the emulation is slow."""
+    scene, count, side, _ = random_views_case(seed)
+    known = render_views_reference(scene, count, 31).views
+    return scene, known, 31, count, min(side, 31)
+
+
+def test_mask_views(random_views_case, kernels, configure):
+    for seed in range(4):
+        arguments = mask_views_case(random_views_case, seed)
+        configure(seed)
+        assert_fields_equal(render_by_phases(kernels, *arguments), render_mask_views_reference(*arguments))
+
+
+def relabel(kernels: Path, label_map: np.ndarray, numbers: np.ndarray, classes: np.ndarray) -> list:
+    found, class_map = np.full(label_map.shape, -1, np.int32), np.full(label_map.shape, 99, np.uint8)
+    places = [ctypes.c_void_p(a.ctypes.data) for a in (label_map, numbers, classes, found, class_map)]
+    library = ctypes.CDLL(str(kernels))
+    assert (
+        library.relabel_by_phases(places[0], *label_map.shape, *places[1:3], len(numbers), *places[3:]) == 0
+    )
+    return [found, class_map]
+
+
+def test_replaced_labels(kernels, configure):
+    configure(0)
+    rng = np.random.default_rng(0)
+    label_map = rng.integers(-1, 8, (37, 41)).astype(np.int32)
+    numbers = np.array([5, 1, 0, 2, 2, 3], np.int32)
+    classes = np.array([9, 4, 5, 6, 6, 7], np.uint8)
+    given = np.where((label_map > 0) & (label_map < 6), label_map, 0)
+    expected = np.where(given, numbers[given], 0)
+    found, class_map = relabel(kernels, label_map, numbers, classes)
+    assert np.array_equal(found, expected)
+    assert np.array_equal(class_map, np.where(expected, classes[given], 0))
+
+
+def test_launches_before_mask_refinement(random_views_case, kernels, configure):
+    """With the components (at most 5) and mask refinement (1), the second graph has at most 9."""
+    configure(0)
+    arguments = mask_views_case(random_views_case, 1)
+    one = np.ones(2, np.int32)
+    assert launches_of(kernels, lambda: render_by_phases(kernels, *arguments)) == 2
+    assert launches_of(kernels, lambda: relabel(kernels, one[:1, None], one, one.astype(np.uint8))) == 1
 
 
 def fit_on_device(kernels: Path, frame: np.ndarray, size_hw: tuple[int, int], seed: int = 0) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The native operator equals the numpy reference, bit for bit, for any number of threads."""
 
+import subprocess
 import time
 
 import cv2
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tfiseg.plugins.native import cluster_native, region_graph
+from tfiseg.errors import TfisegError
+from tfiseg.plugins.native import API_VERSION, cluster_native, load_library, region_graph
 from tfiseg.plugins.problem import Problem, problem_of
 from tfiseg.plugins.reference import cluster_reference
 from tfiseg.plugins.settings import ClusterSettings, Split
@@ -269,3 +271,15 @@ def test_every_shared_photo(eval_sets, name):
             assert np.array_equal(
                 cluster_native(problem(class_map, min_area=25), threads).label_map, expected.label_map
             ), path
+
+
+def test_an_older_library_is_refused(tmp_path):
+    source = tmp_path / "old.c"
+    source.write_text(
+        f"int tfiseg_api_version(void) {{ return {API_VERSION}; }}\n"
+        'const char *tfiseg_status_string(int status) { return status ? "" : "ok"; }\n'
+    )
+    library = tmp_path / "old.so"
+    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", library], check=True)
+    with pytest.raises(TfisegError, match=r"lacks a function .*tfiseg_workspace_size.*: run make"):
+        load_library(library, "make")

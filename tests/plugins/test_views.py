@@ -1,14 +1,22 @@
 """Views of components: reference, native library and GPU phases are equal bit for bit; content of views."""
 
+import ctypes
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 from field_equality import assert_fields_equal
+from mask_view_phases import render_by_phases
 from tfiseg.errors import InputError, TfisegError
+from tfiseg.plugins.mask_views import render_mask_views
+from tfiseg.plugins.native import library
 from tfiseg.plugins.operator import cluster
-from tfiseg.plugins.reference_views import place_instances_reference, render_views_reference
+from tfiseg.plugins.reference_views import (
+    place_instances_reference,
+    render_mask_views_reference,
+    render_views_reference,
+)
 from tfiseg.plugins.views import RenderedViews, Scene, ViewClusterings, place_instances, render_views
 from tfiseg.runtime.refine.view_planning import plan_and_render_views
 
@@ -33,6 +41,57 @@ def test_reference_native_and_phases_agree(seed, random_views_case, phases):
     assert_fields_equal(place_instances(scene, expected, found, min_regions, threads=1 + seed % 3), placed)
     for order in range(2):
         assert_fields_equal(place(scene, expected, found, min_regions, seed=order, threads=1 + order), placed)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_mask_views_of_reference_native_and_phases_agree(seed, random_views_case, shuffled_library):
+    scene, count, side, _ = random_views_case(seed)
+    known = render_views_reference(scene, count, 48).views
+    arguments = (scene, known, 48, count + 3, side)
+    expected = render_mask_views_reference(*arguments)
+    assert_fields_equal(render_mask_views(*arguments, threads=1 + seed % 3), expected)
+    for order in range(2):
+        found = render_by_phases(shuffled_library, *arguments, seed=order, threads=1 + order)
+        assert_fields_equal(found, expected)
+
+
+def test_mask_views_of_convex_components_are_rendered_and_others_are_known(scene_of):
+    pair, convex, small = ((60, 60, 30, 1), (105, 60, 30, 1)), (230, 150, 40, 2), (40, 200, 9, 1)
+    scene = scene_of(disks((240, 320), *pair, convex, small))
+    known = render_views(scene, 3, SIDE).views
+    assert known[0].tolist() == [9, 0, 148, 1, 1]
+    rendered = render_mask_views(scene, known, SIDE, 4, 64)
+    assert rendered.views[:3, 4].tolist() == [1, 0, 0]
+    assert rendered.views[3:].tolist() == [[172, 92, 117, 2, 2], *[[0, 0, 1, 0, 0]] * 3]
+    assert rendered.images.shape == (4, 64, 64, 3)
+    assert rendered.masks.any((1, 2)).tolist() == [True, False, False, False]
+    # two components in one square: only the first one has the known view
+    disk = scene_of(disks((240, 320), (160, 120, 60, 1)))
+    disk.label_map[120:] *= 2
+    halves = replace(disk, table=np.repeat(disk.table, 2, axis=0))
+    known = render_mask_views(halves, np.zeros((0, 5), np.int32), SIDE, 1, SIDE).views
+    assert render_mask_views(halves, known, SIDE, 2, SIDE).views[:, 4].tolist() == [1, 2, 0]
+
+
+def test_mask_views_out_of_range_raise_an_error(scene_of):
+    scene, known = scene_of(np.zeros((40, 50), np.uint8)), np.zeros((0, 5), np.int32)
+    for arguments in ((known, 7, 1, 32), (known, 32, 0, 32), (known, 32, 1, 1025)):
+        with pytest.raises(TfisegError, match=r"0\.\.256 known views"):
+            render_mask_views(scene, *arguments)
+    assert not render_mask_views(scene, known, 32, 2, 32).views[:, 3].any()
+
+
+def test_labels_are_replaced_and_pixels_get_their_classes():
+    label_map = np.array([[0, 1, 2], [3, 4, -1]], np.int32)
+    numbers, classes = np.array([9, 0, 2, 1], np.int32), np.array([9, 7, 8, 6], np.uint8)
+    found, class_map = np.full((2, 3), 5, np.int32), np.full((2, 3), 5, np.uint8)
+    places = [ctypes.c_void_p(a.ctypes.data) for a in (label_map, numbers, classes, found, class_map)]
+    assert library().tfiseg_relabel_cpu(places[0], 2, 3, *places[1:3], 4, *places[3:]) == 0
+    assert found.tolist() == [[0, 0, 2], [1, 0, 0]]
+    assert class_map.tolist() == [[0, 0, 8], [6, 0, 0]]
+    assert library().tfiseg_relabel_cpu(places[0], 0, 3, *places[1:3], 4, *places[3:]) == 2
+    assert library().tfiseg_relabel_cpu(None, 2, 3, *places[1:3], 4, *places[3:]) == 3
+    assert library().tfiseg_relabel_cpu(places[0], 2, 3, *places[1:3], 0, *places[3:]) == 5
 
 
 def disks(size_hw, *circles) -> np.ndarray:

@@ -13,6 +13,7 @@ import types
 import numpy as np
 from emulated_tensorrt import tensorrt_module
 from tfiseg.plugins import native
+from tfiseg.plugins.mask_views import mask_views_workspace_bytes
 from tfiseg.plugins.views import views_workspace_bytes
 from tfiseg.runtime.gpu import cuda as cuda_module
 
@@ -240,6 +241,27 @@ class OperatorLibrary:
         self.gpu.enqueue(
             stream.value, lambda: native.check(native.library().tfiseg_place_pieces_cpu(views, pieces))
         )
+        return 0
+
+    def tfiseg_mask_views_workspace_size(self, views):
+        return mask_views_workspace_bytes(views._obj)
+
+    def tfiseg_refine_masks_workspace_size(self, refinement):
+        return native.library().tfiseg_refine_masks_workspace_size(refinement)
+
+    def tfiseg_relabel_cuda(self, *arguments):
+        *arguments, stream = arguments
+        self.gpu.enqueue(stream.value, lambda: native.check(native.library().tfiseg_relabel_cpu(*arguments)))
+        return 0
+
+    def tfiseg_cut_mask_views_cuda(self, views, stream):
+        work = native.library().tfiseg_cut_mask_views_cpu
+        self.gpu.enqueue(stream.value, lambda: native.check(work(views)))
+        return 0
+
+    def tfiseg_refine_masks_cuda(self, refinement, stream):
+        work = native.library().tfiseg_refine_masks_cpu
+        self.gpu.enqueue(stream.value, lambda: native.check(work(refinement)))
         return 0
 
 

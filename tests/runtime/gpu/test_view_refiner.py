@@ -19,7 +19,7 @@ from tfiseg.plugins.views import Scene, ViewClusterings, place_instances, render
 from tfiseg.runtime.gpu.refined_frame import RefinedFrame
 from tfiseg.runtime.gpu.view_refiner import DEFAULT_VIEWS
 from tfiseg.runtime.networks import instance_onnx, onnx_cuda_session
-from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceSession
+from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
 from tfiseg.runtime.networks.onnx_binding import BoundContext
 from tfiseg.runtime.networks.open_session import open_instance_session
 
@@ -119,26 +119,6 @@ def test_only_things_are_reported(segmenter):
     assert len(segmenter(image))
     segmenter.things = (1,)
     assert not len(segmenter(image))
-
-
-def test_mask_refinement_reuses_foreground_maps_of_the_graph(gpu, monkeypatch, tmp_path, instance_engine):
-    emulated_gpu.install(monkeypatch, gpu)
-    engine = engine_of(PLAIN_MODEL, tmp_path)
-    segmenter = tfiseg.Segmenter(engine, refine="components", instance_model=instance_engine, min_score=0)
-    expected = tfiseg.Segmenter(PLAIN_MODEL, refine="components", min_score=0, threads=1)(crowd())
-    predicted = []
-    monkeypatch.setattr(
-        InstanceSession,
-        "foreground",
-        lambda self, views, masks, of=InstanceSession.foreground: (
-            predicted.append(len(views)) or of(self, views, masks)
-        ),
-    )
-    found = segmenter(crowd())
-    assert agreement(found, expected) > 0.95
-    assert sum(predicted) < len(found)  # only parts and convex components
-    with pytest.raises(tfiseg.InputError, match="masks are refined on the CPU: pass"):
-        segmenter(emulated_gpu.DeviceArray(crowd()))
 
 
 def test_parts_are_joined_as_on_the_cpu(segmenter, monkeypatch):
