@@ -1,6 +1,5 @@
 """A small network in tfiseg's format with a residual addition and channels of very unequal range."""
 
-
 import numpy as np
 import pytest
 
