@@ -34,6 +34,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from .arrays import as_numpy, is_tensor
 from .errors import InputError
 from .files import printable
+from .image_formats import check_jpeg, describe_format
 
 # formats of Pillow; others run programs (EPS) or are no images
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000", "TIFF", "PPM", "HEIF")
@@ -61,19 +62,6 @@ _ORIENTATIONS = {  # EXIF value -> whether to transpose first, and OpenCV's flip
     7: (True, -1),
     8: (True, 0),
 }
-_UNSUPPORTED_FORMATS = {  # name -> first bytes of the file, or its brands
-    "HEIC": (b"heic", b"heix", b"mif1", b"msf1", b"hevc"),
-    "a TIFF with colors in floats, or a raw photo,": (b"II*\0", b"MM\0*", b"IIRO", b"IIU\0"),
-    "a raw photo": (b"crx ", b"FUJIFILM"),
-    "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
-    "OpenEXR": (b"\x76\x2f\x31\x01",),
-    "Radiance HDR": (b"#?",),
-    "PFM": (b"PF", b"Pf"),
-    "a Photoshop file": (b"8BPS",),
-    "SVG": (b"<svg", b"<?xml"),
-    "PDF": (b"%PDF",),
-}
-_VIDEO_STARTS = (b"\x1a\x45\xdf\xa3", b"\0\0\1\xba")  # Matroska and WebM, MPEG
 _AUTHORITY_END, _QUERY = re.compile(r"[/?#]"), re.compile(r"[?#]")
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"']+")
 _PASSWORD_IN_TEXT = re.compile(
@@ -262,7 +250,7 @@ def _decode(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
             finally:
                 Image.MAX_IMAGE_PIXELS = pillow_limit
     except UnidentifiedImageError:
-        raise InputError(f"{name} is no image that can be read{_describe_format(stream)}") from None
+        raise InputError(f"{name} is no image that can be read{describe_format(stream)}") from None
     except Exception as error:  # Pillow raises errors of any class for damaged headers
         raise InputError(
             f"{name} is no image that can be read ({_reason(error)}): it is truncated or damaged"
@@ -279,20 +267,10 @@ def _decode(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
             f"{name} has {width}x{height} pixels, more than the limit of {limit}: if you trust the file, "
             f"set {MAX_PIXELS_VARIABLE}={width * height}"
         )
-    return _load(image, name)
-
-
-def _describe_format(stream: BinaryIO) -> str:
-    """Return the format of a file that Pillow does not support, and a fix, as the end of a sentence."""
-    stream.seek(0)
-    head = stream.read(16)
-    for name, signatures in _UNSUPPORTED_FORMATS.items():
-        if head.startswith(signatures) or (head[4:8] == b"ftyp" and head[8:12] in signatures):
-            return f": {name} is not supported, convert it to JPEG or PNG"
-    is_movie = head[4:8] == b"ftyp" and head[8:11] != b"avi"  # the brands of AVIF images begin with "avi"
-    if is_movie or head.startswith(_VIDEO_STARTS) or (head[:4], head[8:]) == (b"RIFF", b"AVI LIST"):
-        return ": it looks like a video, which tfiseg.open_source and `tfiseg run` read frame by frame"
-    return ": check that it is complete, or convert it to JPEG or PNG"
+    loaded = _load(image, name)
+    if image.format in ("JPEG", "MPO"):
+        check_jpeg(stream, name)
+    return loaded
 
 
 def _pixel_limit() -> int:

@@ -107,7 +107,6 @@ def test_the_error_of_a_video_names_the_functions_for_videos(content):
         (b"\x76\x2f\x31\x01", "OpenEXR"),
         (cv2.imencode(".hdr", SMOOTH.astype(np.float32))[1].tobytes(), "Radiance HDR"),
         (cv2.imencode(".pfm", SMOOTH.astype(np.float32))[1].tobytes(), "PFM"),
-        (cv2.imencode(".tif", SMOOTH.astype(np.float32))[1].tobytes(), "a TIFF with colors in floats"),
         (b"%PDF-1.7", "PDF"),
     ],
 )
@@ -116,3 +115,12 @@ def test_unsupported_formats_are_named(content, kind):
         tfiseg.InputError, match=f"x is no image that can be read: {kind}.* is not supported, convert it"
     ):
         read_image(content, name="x")
+
+
+@pytest.mark.parametrize(("kind", "share"), [(np.float32, 1), (np.uint8, 0.5)])
+def test_a_tiff_that_cannot_be_read_has_its_possible_causes(kind, share):
+    content = cv2.imencode(".tif", SMOOTH.astype(kind))[1].tobytes()
+    with pytest.raises(
+        tfiseg.InputError, match="a truncated TIFF, one with colors in floats, or a raw photo"
+    ):
+        read_image(content[: int(share * len(content))], name="x")

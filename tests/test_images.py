@@ -155,6 +155,28 @@ def test_a_jpeg_that_ends_with_zeros_is_an_error(progressive):
         read_image(content[:half] + bytes(len(content) - half))
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_jpeg_with_an_end_marker_but_without_all_data_is_an_error(progressive, share):
+    """Some programs close a truncated file with an end marker, and libjpeg fills the rest with gray."""
+    noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3)).astype(np.uint8)
+    content = encoded(as_pil(noise), "JPEG", progressive=progressive)
+    with pytest.raises(tfiseg.InputError, match="is truncated or damaged"):
+        read_image(content[: int(share * len(content))] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options", [{"progressive": True}, {"restart_marker_blocks": 3}, {"subsampling": "4:2:2"}]
+)
+def test_complete_jpegs_of_all_kinds_are_read(mode, options):
+    image = as_pil(SMOOTH).convert(mode)
+    content = encoded(image, "JPEG", **options)
+    expected = np.asarray(image.convert("RGB"))[..., ::-1].astype(int)
+    for tail in (b"", bytes(1000), content):
+        assert np.abs(np.asarray(read_image(content + tail)).astype(int) - expected).mean() < 6
+
+
 def png_of(width: int, height: int) -> bytes:
     """Return a black 1-bit PNG without allocating its pixels."""
 

@@ -17,12 +17,13 @@ namespace tfiseg {
 // When two unions merge, the node with more links takes the other's. The sums of a union are those of its node's region.
 class Agglomeration : private LinkGraph {
   public:
-    // pixels: of the picture, which bound the work (merge_budget).
-    Agglomeration(LargeVector<Region> &regions, const LargeVector<Edge> &edges, const MergeRule &rule, int64_t pixels)
-        : LinkGraph(regions.size(), edges), regions_(regions), rule_(rule), budget_(merge_budget(pixels)), fresh_(regions.size()),
-          parent_(regions.size()), scored_in_(is_scored_by_shape() ? edges.size() : 0, -1) {
+    // pixels: of the picture, which bound the work (merge_budget). pairs: of pixels, at all offsets from every pixel.
+    Agglomeration(LargeVector<Region> &regions, const LargeVector<Edge> &edges, const MergeRule &rule, int64_t pixels, int64_t pairs)
+        : LinkGraph(regions.size(), edges, rule, pairs), regions_(regions), rule_(rule), budget_(merge_budget(pixels)),
+          reads_regions_(!rule.reads_one_mean()), fresh_(regions.size()), parent_(regions.size()),
+          scored_in_(is_scored_by_shape() ? edges.size() : 0, -1) {
         for (size_t r = 0; r < nodes_.size(); ++r) parent_[r] = int32_t(r);
-        for (size_t k = 0; k < links_.size(); ++k) update_score(int32_t(k));
+        for (size_t k = 0; k < scores_.size(); ++k) update_score(int32_t(k));
         for (size_t r = 0; r < nodes_.size(); ++r) use_queue_if_large(int32_t(r));
     }
 
@@ -46,7 +47,10 @@ class Agglomeration : private LinkGraph {
             }
             fresh_.take(visited);
         }
-        for (size_t r = 0; r < parent_.size(); ++r) parent_[r] = parent_[size_t(parent_[r])];  // parents are smaller: already final
+        for (size_t r = 0; r < parent_.size(); ++r) {
+            parent_[r] = parent_[size_t(parent_[r])];  // parents are smaller: already final
+            if (!reads_regions_ && parent_[r] != int32_t(r)) regions_[size_t(parent_[r])].absorb(regions_[r]);
+        }
         return std::move(parent_);
     }
 
@@ -55,11 +59,11 @@ class Agglomeration : private LinkGraph {
 
   private:
     static constexpr int32_t kLargeDegree = 32;  // nodes of more links keep a queue; with fewer, all are visited
+    static constexpr int32_t kUnknown = -1;      // a best link that is chosen again when the node is visited
     static constexpr int32_t kStays = INT32_MAX;   // a best link of which update_best() keeps track: no other has the same score
 
-
     Region &union_of(int32_t n) { return regions_[size_t(node(n).region)]; }
-    bool depends_on_shape(int32_t n) { return rule_.depends_on_shape(union_of(n).class_id); }
+    bool depends_on_shape(int32_t n) { return reads_regions_ && rule_.depends_on_shape(union_of(n).class_id); }
 
     // Whether the scores of some links change with the shape of a union.
     bool is_scored_by_shape() const { return rule_.evidence || (rule_.geometric && !rule_.with_affinity); }
@@ -93,7 +97,7 @@ class Agglomeration : private LinkGraph {
         double highest = 0.0;
         bool is_only = true;
         for (const int32_t *k = lists_.begin(of.links), *end = lists_.end(of.links); k < end; ++k) {
-            const double score = link(*k).score;
+            const double score = scores_[size_t(*k)];
             if (score == highest && best >= 0) {
                 is_only = false;
                 if (region_at(*k, n) < region_at(best, n)) best = *k;
@@ -107,17 +111,24 @@ class Agglomeration : private LinkGraph {
         if (is_only) of.best_in = kStays;
     }
 
-    // A link of a node has a new score. Most changes leave the best link as it is: then there is nothing to visit.
+    // A link of a node has a new score. One of its ends has merged and will be visited: it asks the other end for its best link. So a node
+    // that finds a better link need not be visited, only one that may have lost its best.
     void update_best(int32_t n, int32_t k, double old_score) {
         Node &of = node(n);
-        const double score = link(k).score, highest = of.best < 0 ? 0.0 : of.best == k ? old_score : link(of.best).score;
-        if (of.best_in == kStays && (of.best == k ? score >= highest : score < highest || !(score > 0.0))) return;
-        if (of.best_in == kStays && score > highest) {
-            of.best = k;
-        } else {
-            of.best_in = -1;
+        if (of.best_in == kUnknown) return;  // it will be visited
+        const double score = scores_[size_t(k)];
+        if (of.best == k) {
+            if (score > old_score) of.best_in = kStays;
+            if (score < old_score) forget_best(n, k);
+            return;
         }
-        fresh_.insert(n);
+        const double highest = of.best < 0 ? 0.0 : scores_[size_t(of.best)];
+        if (score > highest) {
+            of.best = k;
+            of.best_in = kStays;
+        } else if (score == highest && of.best >= 0 && of.best_in == kStays) {
+            of.best_in = round_;  // the regions at the other ends decide, and these may change
+        }
     }
 
     void use_queue_if_large(int32_t n) {
@@ -131,7 +142,7 @@ class Agglomeration : private LinkGraph {
             const int32_t neighbor = other_end(*k, n);
             ++node(neighbor).links.to_large;
             mark_[size_t(neighbor)] = *k;
-            if (link(*k).score > 0.0) queue.heap.push_back(candidate(*k, n));
+            if (score(*k) > 0.0) queue.heap.push_back(candidate(*k, n));
             connect_queues(*k);
         }
         std::make_heap(queue.heap.begin(), queue.heap.end());
@@ -139,23 +150,23 @@ class Agglomeration : private LinkGraph {
 
     // Merge the two nodes of a link; returns the one that stays.
     int32_t merge(int32_t k) {
-        int32_t keep = link(k).ends[0], drop = link(k).ends[1];
+        int32_t keep = ends(k)[0], drop = ends(k)[1];
         if (node(keep).degree < node(drop).degree) std::swap(keep, drop);
         const int32_t first = std::min(node(keep).region, node(drop).region), second = std::max(node(keep).region, node(drop).region);
         const bool is_renamed = node(keep).region != first;
-        const int64_t peak = union_of(keep).peak;
-        regions_[size_t(first)].absorb(regions_[size_t(second)]);
+        const int64_t peak = reads_regions_ ? union_of(keep).peak : 0;
+        if (reads_regions_) regions_[size_t(first)].absorb(regions_[size_t(second)]);
         parent_[size_t(second)] = first;
         node(keep).region = first;
+        node(keep).best_in = kUnknown;
         kill(k);
         --node(keep).degree;
         if (is_large(drop)) --node(keep).links.to_large;
         move_links(drop, keep);
         use_queue_if_large(keep);
-        if (rule_.geometric && union_of(keep).peak != peak && !depends_on_shape(keep))  // then all of its links changed
+        if (reads_regions_ && union_of(keep).peak != peak && !depends_on_shape(keep))  // then all of its links changed
             changed_.insert(changed_.end(), lists_.begin(node(keep).links), lists_.end(node(keep).links));
         if (is_renamed) announce_region(keep);
-        node(keep).best_in = -1;
         return keep;
     }
 
@@ -168,25 +179,36 @@ class Agglomeration : private LinkGraph {
             const int32_t neighbor = other_end(*k, from), twin = find_link(to, neighbor);
             if (is_large(from)) --node(neighbor).links.to_large;
             if (twin >= 0) {
-                edges_[size_t(twin)].absorb(edges_[size_t(*k)]);
+                sums_.absorb(twin, *k);
                 kill(*k);
                 forget_best(neighbor, *k);
                 --node(neighbor).degree;
-                changed_.push_back(twin);
             } else {
-                link(*k).ends[link(*k).ends[1] == from] = to;
+                ends(*k)[ends(*k)[1] == from] = to;
                 add_link(to, neighbor, *k);
-                changed_.push_back(*k);
             }
+            announce_link(twin >= 0 ? twin : *k, twin >= 0);
         }
         lists_.release(node(from).links);
         if (is_large(from)) queue_of(node(from)) = Queue();
         node(from) = Node();
     }
 
+    // A link has other sums or another end. Where its score reads nothing else, it gets its new score while all of this is in the cache; else
+    // at the end of the round, when its ends no longer change.
+    void announce_link(int32_t k, bool has_new_sums) {
+        if (reads_regions_) {
+            changed_.push_back(k);
+        } else if (has_new_sums) {
+            update_changed_score(k);
+        } else {
+            for (const int32_t n : ends(k)) enqueue(k, n);
+        }
+    }
+
     void forget_best(int32_t n, int32_t k) {
         if (node(n).best != k) return;
-        node(n).best_in = -1;
+        node(n).best_in = kUnknown;
         fresh_.insert(n);
     }
 
@@ -202,8 +224,12 @@ class Agglomeration : private LinkGraph {
     }
 
     void update_score(int32_t k) {
-        const int32_t a = node(link(k).ends[0]).region, b = node(link(k).ends[1]).region;
-        link(k).score = rule_.score(edges_[size_t(k)], regions_[size_t(std::min(a, b))], regions_[size_t(std::max(a, b))]);
+        if (!reads_regions_) {
+            score(k) = sums_.score(k, rule_, kEmptyRegion, kEmptyRegion);
+            return;
+        }
+        const int32_t a = node(ends(k)[0]).region, b = node(ends(k)[1]).region;
+        score(k) = sums_.score(k, rule_, regions_[size_t(std::min(a, b))], regions_[size_t(std::max(a, b))]);
     }
 
     // Of a union whose shape decides: each link once a round, also where both ends merged.
@@ -215,7 +241,7 @@ class Agglomeration : private LinkGraph {
             if (scored_in_[size_t(*k)] == round_) continue;
             scored_in_[size_t(*k)] = round_;
             ++rescored_;
-            const double old_score = link(*k).score;
+            const double old_score = score(*k);
             update_score(*k);
             update_best(other_end(*k, n), *k, old_score);
         }
@@ -227,9 +253,9 @@ class Agglomeration : private LinkGraph {
             if (scored_in_[size_t(k)] == round_) return;
             scored_in_[size_t(k)] = round_;
         }
-        const double old_score = link(k).score;
+        const double old_score = score(k);
         update_score(k);
-        for (const int32_t n : link(k).ends) {
+        for (const int32_t n : ends(k)) {
             update_best(n, k, old_score);
             enqueue(k, n);
         }
@@ -238,6 +264,7 @@ class Agglomeration : private LinkGraph {
     LargeVector<Region> &regions_;
     const MergeRule &rule_;
     const int64_t budget_;
+    const bool reads_regions_;  // else regions are summed once, at the end: reading two for each merge takes longer
     int64_t rescored_ = 0;
     int32_t round_ = 0;
     bool is_stopped_ = false;

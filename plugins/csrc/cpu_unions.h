@@ -1,6 +1,7 @@
 // Fourth phase on the CPU: regions merge to unions; their cuts move onto the boundary; a second pass cuts those that a boundary crosses.
 #pragma once
 #include <algorithm>
+#include <iterator>
 #include <vector>
 
 #include "agglomeration.h"
@@ -80,7 +81,8 @@ class Unions {
         rule.split = problem.split;
         rule.evidence = picture_.affinity ? problem.evidence_rule : nullptr;
         rule.evidence_hidden = problem.evidence_hidden;
-        Agglomeration agglomeration(regions, std::move(edges), rule, picture_.n);
+        const int64_t pairs = picture_.n * (picture_.affinity ? problem.affinity_channels : int64_t(std::size(kLaterDy)));
+        Agglomeration agglomeration(regions, edges, rule, picture_.n, pairs);
         parent_ = agglomeration.run();
         is_stopped_ = agglomeration.is_stopped();
     }

@@ -107,6 +107,50 @@ class LinkLists {
     std::array<std::vector<uint32_t>, 33> vacant_;  // begins of lists that were released, by the power of two that their room holds
 };
 
+// The sums of every link that its score is read from. Noise has four edges for each pixel: where one mean decides, its sum and its count
+// share a word of 8 bytes instead of an edge's 48, so that more of them fit into the cache.
+class LinkSums {
+  public:
+    // pairs: more than the count of all links, since some pairs reach beyond the picture. Every value is at most 2^16 - 1, so a sum fits where
+    // the count does.
+    LinkSums(const MergeRule &rule, size_t links, int64_t pairs)
+        : has_affinity_(rule.with_affinity), is_packed_(rule.reads_one_mean() && pairs <= int64_t(1) << (64 - kSumBits)),
+          means_(is_packed_ ? links : 0), edges_(is_packed_ ? 0 : links) {}
+
+    void set(size_t k, const Edge &e) {
+        if (is_packed_) {
+            means_[k] = has_affinity_ ? packed(e.affinity_sum, e.affinity_count) : packed(e.boundary_sum, e.contact);
+        } else {
+            edges_[k] = e;
+        }
+    }
+
+    void absorb(int32_t k, int32_t other) {
+        if (is_packed_) {
+            means_[size_t(k)] += means_[size_t(other)];
+        } else {
+            edges_[size_t(k)].absorb(edges_[size_t(other)]);
+        }
+    }
+
+    double score(int32_t k, const MergeRule &rule, const Region &a, const Region &b) const {
+        if (!is_packed_) return rule.score(edges_[size_t(k)], a, b);
+        Edge e;
+        (has_affinity_ ? e.affinity_sum : e.boundary_sum) = int64_t(means_[size_t(k)] & ((uint64_t(1) << kSumBits) - 1));
+        (has_affinity_ ? e.affinity_count : e.contact) = int64_t(means_[size_t(k)] >> kSumBits);
+        return rule.score(e, a, b);
+    }
+
+  private:
+    static constexpr int32_t kSumBits = 40;
+
+    static uint64_t packed(int64_t sum, int64_t count) { return uint64_t(count) << kSumBits | uint64_t(sum); }
+
+    const bool has_affinity_, is_packed_;
+    LargeVector<uint64_t> means_;
+    LargeVector<Edge> edges_;
+};
+
 // A set of nodes; a bit for each keeps it free of duplicates.
 class NodeSet {
   public:
@@ -140,15 +184,10 @@ class NodeSet {
     std::vector<int32_t> list_;
 };
 
-// A node holds the links of one union. `region` of a node is the smallest region of its union, which orders ties. Link k has the sums of
-// edge k.
+// A node holds the links of one union. `region` of a node is the smallest region of its union, which orders ties.
 class LinkGraph {
   protected:
-    // Apart from the sums, so that many links fit into the cache: most that are read do not change.
-    struct Link {
-        double score = 0.0;     // -1 of a dead link
-        int32_t ends[2] = {};   // nodes; -1 of a dead link
-    };
+    using Ends = std::array<int32_t, 2>;
 
     // A link as it was when it was queued: out of date where its score or the region at its other end has changed since.
     struct Candidate {
@@ -171,41 +210,43 @@ class LinkGraph {
     };
 
     // A node for each region.
-    LinkGraph(size_t regions, const LargeVector<Edge> &edges) : nodes_(regions), edges_(edges.size()), links_(edges.size()), mark_(regions, -1) {
+    LinkGraph(size_t regions, const LargeVector<Edge> &edges, const MergeRule &rule, int64_t pairs)
+        : nodes_(regions), sums_(rule, edges.size(), pairs), scores_(edges.size(), 0.0), ends_(edges.size()), mark_(regions, -1) {
         for (size_t r = 0; r < nodes_.size(); ++r) nodes_[r].region = int32_t(r);
         create_links(edges);
-        lists_.reserve(3 * links_.size());
+        lists_.reserve(3 * ends_.size());
         for (Node &n : nodes_) n.links = lists_.create(n.degree);
-        for (size_t k = 0; k < links_.size(); ++k)
-            for (const int32_t n : links_[k].ends) lists_.append(node(n).links, int32_t(k));
+        for (size_t k = 0; k < ends_.size(); ++k)
+            for (const int32_t n : ends_[k]) lists_.append(node(n).links, int32_t(k));
     }
 
     Node &node(int32_t n) { return nodes_[size_t(n)]; }
-    Link &link(int32_t k) { return links_[size_t(k)]; }
+    double &score(int32_t k) { return scores_[size_t(k)]; }
+    Ends &ends(int32_t k) { return ends_[size_t(k)]; }
     Queue &queue_of(const Node &n) { return queues_[size_t(n.queue)]; }
     bool is_large(int32_t n) const { return nodes_[size_t(n)].queue >= 0; }
-    bool is_alive(int32_t k) const { return links_[size_t(k)].ends[0] >= 0; }
+    bool is_alive(int32_t k) const { return ends_[size_t(k)][0] >= 0; }
     bool joins(int32_t k, int32_t a, int32_t b) const {
-        const int32_t *ends = links_[size_t(k)].ends;
+        const Ends &ends = ends_[size_t(k)];
         return (ends[0] == a && ends[1] == b) || (ends[0] == b && ends[1] == a);
     }
-    int32_t other_end(int32_t k, int32_t n) { return link(k).ends[link(k).ends[0] == n]; }
+    int32_t other_end(int32_t k, int32_t n) { return ends(k)[ends(k)[0] == n]; }
     int32_t region_at(int32_t k, int32_t n) { return node(other_end(k, n)).region; }
 
     int32_t first_in_queue(Queue &queue, int32_t n) {
         while (!queue.heap.empty()) {
             const Candidate first = queue.heap.front();
-            if (link(first.link).score == first.score && region_at(first.link, n) == first.neighbor) return first.link;
+            if (score(first.link) == first.score && region_at(first.link, n) == first.neighbor) return first.link;
             std::pop_heap(queue.heap.begin(), queue.heap.end());
             queue.heap.pop_back();
         }
         return -1;
     }
 
-    Candidate candidate(int32_t k, int32_t n) { return {link(k).score, region_at(k, n), k}; }
+    Candidate candidate(int32_t k, int32_t n) { return {score(k), region_at(k, n), k}; }
 
     void enqueue(int32_t k, int32_t n) {
-        if (!is_large(n) || !(link(k).score > 0.0)) return;
+        if (!is_large(n) || !(score(k) > 0.0)) return;
         std::vector<Candidate> &heap = queue_of(node(n)).heap;
         heap.push_back(candidate(k, n));
         std::push_heap(heap.begin(), heap.end());
@@ -213,7 +254,7 @@ class LinkGraph {
 
     // Where both ends of a link have a queue, each must hear when the other's region changes.
     void connect_queues(int32_t k) {
-        const int32_t a = link(k).ends[0], b = link(k).ends[1];
+        const int32_t a = ends(k)[0], b = ends(k)[1];
         if (!is_large(a) || !is_large(b)) return;
         queue_of(node(a)).links.push_back(k);
         queue_of(node(b)).links.push_back(k);
@@ -225,7 +266,10 @@ class LinkGraph {
         list.size = int32_t(std::remove_if(lists_.begin(list), lists_.end(list), is_dead) - lists_.begin(list));
     }
 
-    void kill(int32_t k) { link(k) = {-1.0, {-1, -1}}; }
+    void kill(int32_t k) {
+        score(k) = -1.0;
+        ends(k) = {-1, -1};
+    }
 
     void add_link(int32_t n, int32_t neighbor, int32_t k) {
         lists_.append(node(n).links, k);
@@ -264,8 +308,10 @@ class LinkGraph {
     }
 
     LargeVector<Node> nodes_;
-    LargeVector<Edge> edges_;
-    LargeVector<Link> links_;
+    LinkSums sums_;
+    // Of each link, apart from each other, so that more of what is read fits into the cache: a choice reads scores, a search reads ends.
+    LargeVector<double> scores_;  // -1 of a dead link
+    LargeVector<Ends> ends_;      // nodes; -1 of a dead link
     std::vector<int32_t> mark_;  // mark_neighbors()
     std::deque<Queue> queues_;
     LinkLists lists_;
@@ -283,9 +329,8 @@ class LinkGraph {
         for (size_t r = 0; r < nodes_.size(); ++r) place[r + 1] += place[r];
         for (const Edge &e : edges) {
             const size_t k = place[size_t(e.a)]++;
-            edges_[k] = e;
-            links_[k].ends[0] = e.a;
-            links_[k].ends[1] = e.b;
+            sums_.set(k, e);
+            ends_[k] = {e.a, e.b};
         }
     }
 };

@@ -189,6 +189,9 @@ struct MergeRule {
     const float *evidence;  // with affinities; or NULL
     int32_t evidence_hidden;
 
+    // A score is one mean over an edge: no region is read, and a link of two unions is never better than the best of the links it replaces.
+    TFISEG_HD bool reads_one_mean() const { return !evidence && (with_affinity || !geometric); }
+
     // A score changes with the shape of the regions, not only with their edge and their peaks.
     TFISEG_HD bool depends_on_shape(int64_t class_id) const {
         return evidence || (geometric && !with_affinity && split[class_id] != split[class_id]);

@@ -189,10 +189,14 @@ def _external_files(model: onnx.ModelProto, folder: Path) -> list[dict[str, Any]
     names = {
         entry.value for i in model.graph.initializer for entry in i.external_data if entry.key == "location"
     }
-    return [
-        {"file": n, "bytes": (folder / n).stat().st_size if (folder / n).is_file() else None}
-        for n in sorted(names)
-    ]
+    return [{"file": name, "bytes": _size_bytes(folder / name)} for name in sorted(names)]
+
+
+def _size_bytes(path: Path) -> int | None:
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except (OSError, ValueError):  # a name that is too long, or with a zero byte
+        return None
 
 
 def _weights_unchanged(model: onnx.ModelProto, metadata: Mapping[str, Any] | None) -> bool | None:

@@ -49,6 +49,13 @@ def random_boundary(side: int) -> Problem:
     return pixels(side, boundary=np.random.default_rng(3).random((1, side, side)).astype(np.float32))
 
 
+def smooth_boundary(side: int) -> Problem:
+    """Waves, where thousands of unions grow by one pixel a round."""
+    y, x = np.mgrid[:side, :side]
+    waves = 0.5 - 0.5 * np.cos(x * 0.37) * np.cos(y * 0.23)
+    return pixels(side, boundary=waves.astype(np.float32)[None])
+
+
 def one_object(side: int) -> Problem:
     return pixels(side, boundary=np.zeros((1, side, side), np.float32))
 
@@ -96,7 +103,7 @@ def test_time_grows_with_the_pixels(make):
     assert large < 6 * small + 0.05, f"{small:.3f} s at 256 x 256, {large:.3f} s at 512 x 512"
 
 
-@pytest.mark.parametrize("make", HOSTILE)
+@pytest.mark.parametrize("make", [*HOSTILE, smooth_boundary])
 def test_hostile_inputs_are_equal_everywhere(make, assert_same):
     problem = make(24)
     assert_same(cluster_native(problem, threads=2), cluster_reference(problem))
@@ -190,3 +197,17 @@ def test_offsets_beyond_any_grid_raise_input_error(offset):
     class_map = np.ones((8, 8), np.uint8)
     with pytest.raises(InputError, match="affinity_offsets"):
         cluster(class_map, affinity=np.ones((1, 8, 8)), affinity_offsets=[(offset, 0)])
+
+
+def test_sums_that_need_more_than_a_word_are_equal_everywhere(assert_same):
+    """With 4096 channels on 72 x 64 pixels, a count of pairs may not fit into 24 bits."""
+    rng = np.random.default_rng(9)
+    offsets = rng.integers(-2, 3, (4096, 2)).astype(np.int32)
+    affinity = rng.random((1, 4096, 9, 8)).astype(np.float32)
+    displacement = rng.normal(0, 3, (2, 72, 64)).astype(np.float32)
+    class_map = np.ones((72, 64), np.uint8)
+    evidence = {"affinity": affinity, "affinity_offsets": offsets, "affinity_stride": 8}
+    problem = problem_of(class_map, displacement, merge_affinity=0.5, **evidence)
+    found = cluster_native(problem)
+    assert found.regions[0] > 10
+    assert_same(found, cluster_reference(problem))

@@ -273,3 +273,16 @@ def test_reading_a_network_needs_onnx(argv, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(argv) == 1
     assert ".[calibration]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "/dev/zero", "."])
+def test_names_of_external_weights_that_no_file_can_have(name, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    weights = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[1])
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=name)
+    output = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, None)
+    node = onnx.helper.make_node("Identity", ["w"], ["logits"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [output], [weights]))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert inspect_file(tmp_path / "model.onnx")["external_data"] == [{"file": name, "bytes": None}]
