@@ -1,10 +1,14 @@
-"""Instances of a class map by the one question: evidence of pairs of regions, average linkage, joins."""
+"""Instances of a class map by the one question: evidence of pairs of regions by the network and by shape,
+average linkage, joins."""
 
 import cv2
 import numpy as np
 import tfiseg
 import torch
 from network import VIEW_PX, Encoded, OneQuestionNetwork
+from tfiseg.plugins.native import region_graph
+from tfiseg.plugins.problem import problem_of
+from tfiseg.plugins.reference_graph import neck_log_odds
 from tfiseg.runtime.refine.partition import Partition, instances_from_labels, nearest_label
 from tfiseg.runtime.refine.view import View, make_view, render_mask, sample_labels, solidity
 from tfiseg.runtime.refine.view_planning import PlannedView, plan_views, render_views
@@ -38,6 +42,28 @@ def pair_evidence(network: OneQuestionNetwork, encoded: Encoded, label: np.ndarr
     weight = area.sqrt().numpy()
     both = (told * weight[:, None] + told.T * weight[None]) / (weight[:, None] + weight[None])
     return both, area.numpy().astype(np.float64)
+
+
+def neck_evidence(mask: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """What shape alone says of each pair of regions.
+
+    Args:
+        mask: of a component, uint8 (2 S, 2 S) 0/1.
+        label: some of its basins, int32 (2 S, 2 S), 1 to n, 0 = none.
+
+    Returns:
+        The split rule's log-odds that the neck between two regions is inside one object, (n, n); 0 where they
+        do not touch.
+    """
+    region_map, regions, edges = region_graph(problem_of(mask))
+    number = np.zeros(len(regions) + 1, np.int64)
+    number[region_map.ravel()] = label.ravel()
+    ends = number[edges[:, :2] + 1]
+    kept = (ends > 0).all(1)
+    i, j = ends[kept].T - 1
+    evidence = np.zeros((int(label.max()),) * 2)
+    evidence[i, j] = evidence[j, i] = neck_log_odds(regions, edges[kept])
+    return evidence
 
 
 def linked(evidence: np.ndarray, area: np.ndarray, threshold: float, allowed: np.ndarray | None = None):
@@ -77,7 +103,8 @@ class Picture:
                 continue
             label = largest_regions(regions_of(own))
             if label.max() > 1:
-                self.asked.append((p, own, label, *pair_evidence(network, self._encode(p), label)))
+                neck = neck_evidence(own, label)
+                self.asked.append((p, own, label, neck, *pair_evidence(network, self._encode(p), label)))
 
     @torch.no_grad()
     def _encode(self, planned: PlannedView) -> Encoded:
@@ -87,11 +114,16 @@ class Picture:
             self._encoded[key] = self.network.encode(torch.from_numpy(images), torch.from_numpy(masks))
         return self._encoded[key]
 
-    def cut(self, threshold: float) -> Partition:
-        """Return the components, split."""
+    def cut(self, threshold: float, shape_weight: float = 0.0) -> Partition:
+        """Return the components, split.
+
+        Args:
+            threshold: regions with more evidence are one object.
+            shape_weight: how much the evidence of necks counts; that of the network counts 1.
+        """
         partition = Partition(self.components)
-        for p, own, label, evidence, area in self.asked:
-            group = linked(evidence, area, threshold)
+        for p, own, label, neck, evidence, area in self.asked:
+            group = linked(evidence + shape_weight * neck, area, threshold)
             pieces = np.concatenate([[0], group + 1])[label].astype(np.int32)
             count = np.bincount(pieces[pieces > 0])
             small = np.flatnonzero(count < _LEAST_SHARE * count.sum())
