@@ -22,6 +22,7 @@ from .shutdown import (
     error_message,
     finish_output,
     handle_signals,
+    open_missing_streams,
     open_output,
     print_error,
 )
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         SystemExit: status 0 after ``--help``; status 2 if the command line is wrong.
     """
     if argv is None:
+        open_missing_streams()
         open_output()
     words = sys.argv[1:] if argv is None else argv
     verb = words[0] if words else ""

@@ -148,6 +148,22 @@ class Output(io.TextIOWrapper):
             raise
 
 
+def open_missing_streams() -> None:
+    """Open closed standard streams as the null device, as a service manager may start a program without them.
+
+    Otherwise the next file that is opened gets their number, and libraries would write messages into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        stream = open(os.devnull, "w" if number else "r")  # noqa: SIM115 - open until the program ends
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(stream.fileno(), number)
+        setattr(sys, name, stream)
+
+
 def open_output() -> None:
     """Replace standard output by an ``Output``, which escapes file names that are not valid text."""
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -216,18 +216,27 @@ def _checked_threads(threads: int | None) -> int | None:
     return int(threads)
 
 
-def _instances_of(result: Clustering, class_names: Sequence[str]) -> list[Instances]:
-    if not isinstance(class_names, Sequence) or not all(isinstance(name, str) for name in class_names):
-        raise InputError(f"class_names must be a list of texts, got {class_names!r}")
-    if any(
-        (result.table[k, :n, -1].astype(int) & FLAG_MERGE_STOPPED).any() for k, n in enumerate(result.count)
-    ):
+def warn_if_merging_stopped(table: NDArray[np.float32], stacklevel: int = 2) -> None:
+    """Warn if merging stopped at its budget.
+
+    Args:
+        table: float32 (n, 10), the rows of instances, as in ``instances_from_table``.
+        stacklevel: of ``warnings.warn``.
+    """
+    if (table[:, -1].astype(int) & FLAG_MERGE_STOPPED).any():
         warnings.warn(
             "merging stopped at its budget, so instances may be parts of objects. The class map or the "
             "evidence looks like noise: check the network's output",
             MergeStoppedWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
+
+
+def _instances_of(result: Clustering, class_names: Sequence[str]) -> list[Instances]:
+    if not isinstance(class_names, Sequence) or not all(isinstance(name, str) for name in class_names):
+        raise InputError(f"class_names must be a list of texts, got {class_names!r}")
+    rows = np.concatenate([result.table[k, :n] for k, n in enumerate(result.count)])
+    warn_if_merging_stopped(rows, stacklevel=4)
     n = len(result.count)
     times = {"cluster": result.cluster_ms / n, "upsample": result.upsample_ms / n}
     return [

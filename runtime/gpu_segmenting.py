@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..instances import Instances, instances_from_table
+from ..plugins.operator import warn_if_merging_stopped
 from ..plugins.settings import MIN_AREA_PX, ClusterSettings, thing_flags
 from .gpu.refined_frame import RefinedFrame
 from .gpu.view_refiner import DEFAULT_VIEWS, ViewSettings
@@ -79,6 +80,7 @@ class GpuRoute:
         label_map, semantic_map, table = found.label_map[0], found.semantic_map[0], found.table[0]
         if label_map.shape != size_hw:  # an operator inside the engine has a grid of its own
             label_map, semantic_map, table = upsample_clustering(label_map, semantic_map, table, size_hw)
+        warn_if_merging_stopped(found.table[0])
         instances = instances_from_table(label_map, semantic_map, table, class_names=segmenter.class_names)
         return segmenter.filter_instances(instances, size_hw)
 

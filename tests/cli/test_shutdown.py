@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -138,6 +139,18 @@ def test_full_standard_output_is_an_error(words):
     assert done.returncode == 1
     assert "can't write to standard output: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_change_nothing(closed, tmp_path):
+    """A service manager may start a program without them; no output file may get their numbers."""
+    words = f"{shlex.quote(sys.executable)} -m tfiseg run synthetic --frames 2 --out {tmp_path}"
+    done = subprocess.run(["sh", "-c", f"{words} {closed}"], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    records = (tmp_path / "instances.jsonl").read_text().splitlines()
+    assert [json.loads(record)["frame"] for record in records] == [0, 1]
+    assert json.loads((tmp_path / "summary.json").read_text())["error"] is None
+    assert (tmp_path / "synthetic-overlay.mp4").read_bytes()[4:8] == b"ftyp"
 
 
 def test_system_errors_have_messages(monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tfiseg.plugins.native import cluster_native
 from tfiseg.plugins.operator import MergeStoppedWarning, cluster
 from tfiseg.plugins.problem import FLAG_MERGE_STOPPED, Problem, problem_of
 from tfiseg.plugins.reference import cluster_reference
+from tfiseg.runtime.gpu_segmenting import GpuRoute
 
 NEXT = np.array([[0, 1], [1, 0]], np.int32)
 
@@ -165,6 +167,20 @@ def test_cluster_warns_of_a_stopped_merge():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cluster(problem.class_map[0])
+
+
+def test_a_stopped_merge_on_a_gpu_or_in_an_engine_is_reported():
+    problem = noisy_pixels(64)
+    session = SimpleNamespace(path="engine", cluster=lambda image, settings: cluster_native(problem))
+    segmenter = SimpleNamespace(
+        session=session,
+        refiner=None,
+        class_names=("background", "thing"),
+        cluster_settings=lambda size_hw: None,
+        filter_instances=lambda instances, size_hw: instances,
+    )
+    with pytest.warns(MergeStoppedWarning, match="parts of objects"):
+        GpuRoute(segmenter, None).segment(session, np.zeros((64, 64, 3), np.uint8))
 
 
 WRONG = (-3.0, 3.0, 1e30, -1e30, np.inf, -np.inf, np.nan)
