@@ -37,7 +37,8 @@ def check_exists(path: Path) -> None:
     """Raise ModelError if there is no model file."""
     if not path.exists():
         raise ModelError(
-            f"there is no model {printable(str(path))}; leave `model` out to use the network that comes with tfiseg"
+            f"there is no model {printable(str(path))}; leave `model` out to use the network that comes with "
+            "tfiseg"
         )
 
 
