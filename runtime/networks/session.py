@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelError
+from ...files import printable
 from .model_info import ModelInfo
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "models" / "tfiseg-voc21.onnx"
@@ -36,7 +37,8 @@ def check_exists(path: Path) -> None:
     """Raise ModelError if there is no model file."""
     if not path.exists():
         raise ModelError(
-            f"there is no model {path}; leave `model` out to use the network that comes with tfiseg"
+            f"there is no model {printable(str(path))}; leave `model` out to use the network that comes with "
+            "tfiseg"
         )
 
 

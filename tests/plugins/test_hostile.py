@@ -90,18 +90,19 @@ HOSTILE = [
 
 
 def seconds(problem: Problem) -> float:
-    times = []
-    for _ in range(2):
-        began = time.process_time()
-        cluster_native(problem, threads=1)
-        times.append(time.process_time() - began)
-    return min(times)
+    began = time.process_time()
+    cluster_native(problem, threads=1)
+    return time.process_time() - began
 
 
 @pytest.mark.parametrize("make", HOSTILE)
 def test_time_grows_with_the_pixels(make):
-    """Twice the side, four times the pixels, takes at most 6 times as long."""
-    small, large = seconds(make(256)), seconds(make(512))
+    """Twice the side, four times the pixels, takes at most 6 times as long.
+
+    Both sizes are measured in turn, because other work on the machine takes parts of the cache.
+    """
+    problems = make(256), make(512)
+    small, large = np.median([[seconds(problem) for problem in problems] for _ in range(5)], axis=0)
     assert large < 6 * small + 0.05, f"{small:.3f} s at 256 x 256, {large:.3f} s at 512 x 512"
 
 
