@@ -2,8 +2,8 @@
 
     python docs/benchmarks/gpu_counts.py [--sides 1024 2048]
 
-The kernels run on a CPU (tests/plugins/cuda_on_cpu). g++ instruments every memory access. Every result is
-compared with that of the native operator. Prints Markdown. 2048 x 2048 takes two minutes and 2 GB.
+Needs g++ and nvcc. The kernels run on a CPU (tests/plugins/cuda_on_cpu). g++ instruments every memory access.
+Every result is compared with that of the native operator. Prints Markdown. 2048 x 2048 takes minutes, 2 GB.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from gpu import blobs, logits_problem, make_result, make_view_calls
+from gpu_chains import dependent_shares
 from tfiseg.plugins.mask_refinement import MaskRefinementCall, PredictedMasks
 from tfiseg.plugins.mask_views import MaskViewsCall
 from tfiseg.plugins.native import cluster_native, fit_frame, problem_struct
@@ -40,7 +41,7 @@ class Device:
         launch_us: time of a graph's first kernel launch, and of each further launch.
         grid_barrier_us, block_barrier_us: time of a barrier in a cooperative grid with one or two blocks of
             512 threads per processor.
-        latency_us: time of one dependent access to the L2 cache. A phase has about three in a row.
+        latency_us: time of one dependent access to the L2 cache.
     """
 
     name: str
@@ -58,18 +59,22 @@ DEVICES = (
     Device("RTX 4090", 128, 2.52, 4700, (2.5, 1.0), 1.15, 0.018, 0.12),
     Device("Jetson Orin", 16, 1.3, 600, (6.0, 3.0), 2.0, 0.035, 0.35),
 )
-DEPENDENT_ACCESSES = 3
-# instructions per memory instruction of a warp (PTX of all kernels); a processor issues up to four per clock,
-# and the model assumes half of that
+L1_CYCLES = 40  # of a dependent access to the L1 cache
+# instructions per memory instruction of a warp (PTX of all kernels); a processor issues four per clock, but
+# two integer operations, and most are these
 INSTRUCTIONS_PER_ACCESS, ISSUED_PER_CLOCK = 6.8, 2.0
 # phases that compute more per load, from the SASS of their inner loops (sm_90): RowBetween compares
 # four sites with eight pixels each, Upsample interpolates four classes at four grid pixels for three outputs.
 # FitTiles from its PTX: 116 for four bytes of three rows, 235 for a pixel of three columns; 60 per access for
 # 640 x 480, 49 for 1920 x 1080
 INSTRUCTIONS_OF_PHASE = {"RowBetween": 85 / 4, "Upsample": 164 / 16, "FitTiles": 55}
-# phases whose blocks wait only for their own tile: blocks that a processor holds at once, and the share of
-# barriers that are followed by accesses to the L2 cache
-TILES = {"AscentLinks": (2, 2 / 7), "FitTiles": (6, 1 / 2)}
+# phases whose blocks wait only for their own tile: blocks that a processor holds at once, barriers per tile
+TILES = {"AscentLinks": (2, 7), "FitTiles": (6, 2)}
+# blocks of 512 threads per processor, by the registers of the kernel that runs a large grid; else one
+RESIDENT = {"FindClasses": 4, "FindClassChanges": 2, "ColumnSearch": 2, "RowSamples": 2, "RowBetween": 2}
+RESIDENT |= {"FollowLinks": 2, "FindContacts": 2, "SumContacts": 2}
+WARPS = 16  # of a block
+SCAN_SHARE = 1 / 8  # a thread of the exclusive sum loads eight counts at once
 ATOMICS_PER_CLOCK = 0.42  # warps in the L2 cache, if all add to one address
 
 
@@ -78,7 +83,9 @@ class Phase:
     """Counts of a phase.
 
     Barriers, atomic operations and 4-byte loads are counted per lane. Load and store instructions, their
-    sectors of 32 bytes, and the ideal number of sectors (of dense bytes) are counted per warp.
+    sectors of 32 bytes, and the ideal number of sectors (of dense bytes) are counted per warp. The last six
+    are load instructions, far ones from the L2 cache, near ones from the L1 cache: of a warp's slowest item
+    and of the slowest warp between two barriers, summed over barriers; and of all warps.
     """
 
     name: str
@@ -92,6 +99,12 @@ class Phase:
     store_instructions: int
     store_sectors: int
     store_ideal: int
+    item_far: int
+    item_near: int
+    warp_far: int
+    warp_near: int
+    all_far: int
+    all_near: int
 
 
 def compile_kernels(folder: Path) -> ctypes.CDLL:
@@ -99,6 +112,7 @@ def compile_kernels(folder: Path) -> ctypes.CDLL:
     flags = ["-std=c++17", "-ffp-contract=off", "-pthread", "-fPIC", "-fno-strict-aliasing"]
     flags += ["-fvisibility-inlines-hidden"]
     flags += ["-DTFISEG_WITH_CUDA", f"-I{TESTS / 'cuda_on_cpu' / 'include'}", f"-I{TESTS / 'cuda_on_cpu'}"]
+    counted = ["-fsanitize=thread", "--param=tsan-distinguish-volatile=1"]  # these loads go to the L2 cache
     runner = TESTS / "cuda_runner.cu"
     cpu = [CSRC / f"{name}.cpp" for name in ("api", "cluster_cpu", "fit_cpu", "views_cpu")]
     emulation = sorted((TESTS / "cuda_on_cpu").glob("*.cpp"))
@@ -106,7 +120,7 @@ def compile_kernels(folder: Path) -> ctypes.CDLL:
     steps = (
         ["g++", *flags, "-O2", "-shared", *cpu, "-o", folder / "cpu.so"],
         ["g++", *flags, "-O2", "-shared", *emulation, folder / "cpu.so", "-o", folder / "emulation.so"],
-        ["g++", *flags, "-O2", "-fsanitize=thread", "-xc++", "-c", runner, "-o", folder / "k.o"],
+        ["g++", *flags, "-O2", *counted, "-xc++", "-c", runner, "-o", folder / "k.o"],
         ["g++", "-shared", folder / "k.o", *libraries, f"-Wl,-rpath,{folder}", "-o", folder / "counted.so"],
     )
     for step in steps:
@@ -226,37 +240,64 @@ def fit(library: ctypes.CDLL, frame_hw: tuple[int, int], size_hw: tuple[int, int
     return counts
 
 
-def model_us(device: Device, launches: int, phases: list[Phase]) -> dict[str, float]:
-    """Return the time of a call in microseconds, by kind of cost.
+def wait_us(device: Device, p: Phase, share: float) -> float:
+    """Return the time that a phase waits for loads that depend on each other.
 
-    The time of a phase is the maximum of five terms: its dependent accesses, its instructions, its sectors
-    from the L1 cache, its dense bytes from the L2 cache, and its atomics.
+    share: of its loads that wait for another one, see gpu_chains.py.
     """
-    clock = device.clock_ghz * 1e3  # cycles in a us
-    work = block_barriers = 0.0
+
+    def time_us(far: float, near: float) -> float:
+        return share * (far * device.latency_us + near * L1_CYCLES / device.clock_ghz / 1e3)
+
+    of_warp = time_us(p.warp_far, p.warp_near)
+    if p.name in TILES:
+        blocks, barriers = TILES[p.name]
+        return of_warp / min(blocks * device.processors, p.block_barriers / barriers)
+    if p.block_barriers:
+        return of_warp
+    warps = RESIDENT.get(p.name, 1) * WARPS * device.processors
+    return max(time_us(p.item_far, p.item_near), time_us(p.all_far / warps, p.all_near / warps))
+
+
+def model_us(
+    device: Device, launches: int, phases: list[Phase], shares: dict[str, float]
+) -> dict[str, float]:
+    """Return the time of a call in microseconds, by kind of cost."""
+    block_barriers = 0.0
     for p in phases:
         # one block works while the others wait, except with tiles, on which all blocks work in parallel
-        blocks, share = TILES.get(p.name, (0, 1.0))
-        waits = p.block_barriers / (blocks * device.processors or 1)
-        block_barriers += waits
-        processors = 1 if p.block_barriers and not blocks else device.processors  # one block works alone
-        accesses = p.load_instructions + p.store_instructions
-        instructions = accesses * INSTRUCTIONS_OF_PHASE.get(p.name, INSTRUCTIONS_PER_ACCESS)
-        # an L1 cache delivers four sectors per clock; the L2 cache delivers each dense sector once
-        cache_us = (p.load_ideal + p.store_sectors) * SECTOR_BYTES / device.cache_gbps / 1e3
-        work += max(
-            device.latency_us * DEPENDENT_ACCESSES * max(1.0, p.grid_barriers + waits * share),
-            instructions / processors / ISSUED_PER_CLOCK / clock,
-            p.load_sectors / 4 / processors / clock,
-            cache_us,
-            p.atomics / 32 / ATOMICS_PER_CLOCK / clock,
-        )
+        blocks = TILES[p.name][0] if p.name in TILES else 0
+        block_barriers += p.block_barriers / (blocks * device.processors or 1)
     return {
         "launches": device.launch_us[0] + (launches - 1) * device.launch_us[1],
         "grid barriers": sum(p.grid_barriers for p in phases) * device.grid_barrier_us,
         "block barriers": block_barriers * device.block_barrier_us,
-        "phases": work,
+        "phases": sum(max(phase_us(device, p, shares).values()) for p in phases),
     }
+
+
+def phase_us(device: Device, p: Phase, shares: dict[str, float]) -> dict[str, float]:
+    """Return the terms whose maximum is the time of a phase."""
+    clock = device.clock_ghz * 1e3  # cycles in a us
+    processors = 1 if p.block_barriers and p.name not in TILES else device.processors  # one block works alone
+    accesses = p.load_instructions + p.store_instructions
+    instructions = accesses * INSTRUCTIONS_OF_PHASE.get(p.name, INSTRUCTIONS_PER_ACCESS)
+    return {
+        "dependent accesses": wait_us(device, p, shares.get(p.name, SCAN_SHARE)),
+        "instructions": instructions / processors / ISSUED_PER_CLOCK / clock,
+        # an L1 cache delivers four sectors per clock; the L2 cache delivers each dense sector once
+        "L1 cache": p.load_sectors / 4 / processors / clock,
+        "L2 cache": (p.load_ideal + p.store_sectors) * SECTOR_BYTES / device.cache_gbps / 1e3,
+        "atomics": p.atomics / 32 / ATOMICS_PER_CLOCK / clock,
+    }
+
+
+def print_slowest(title: str, phases: list[Phase], shares: dict[str, float]) -> None:
+    """Print the phases that take an H200 longest, each with its largest term."""
+    print(f"\n{title}, H200:\n\n| phase | us | limited by |\n|---|---|---|")
+    times = {p.name: phase_us(DEVICES[0], p, shares) for p in phases}
+    for name, terms in sorted(times.items(), key=lambda item: -max(item[1].values()))[:8]:
+        print(f"| {name} | {max(terms.values()):.1f} | {max(terms, key=lambda term: terms[term])} |")
 
 
 def links_per_pixel(phases: list[Phase], objects_px: int) -> float:
@@ -279,9 +320,11 @@ def print_phases(title: str, launches: int, phases: list[Phase]) -> None:
     print(f"\nStore sectors: {stored / ideal:.2f} of the ideal.")
 
 
-def print_model(title: str, megapixels: float | None, launches: int, phases: list[Phase]) -> None:
+def print_model(
+    title: str, megapixels: float | None, launches: int, phases: list[Phase], shares: dict[str, float]
+) -> None:
     for device in DEVICES:
-        terms = model_us(device, launches, phases)
+        terms = model_us(device, launches, phases, shares)
         total = sum(terms.values())
         per = f" ({total / megapixels:.0f} us/MP)" if megapixels else ""
         cells = " | ".join(f"{us:.1f}" for us in terms.values())
@@ -317,8 +360,11 @@ def main() -> None:
         print("\n### The cost model, us\n")
         print("| problem | GPU | launches | grid barriers | block barriers | phases | sum |")
         print("|---|---|---|---|---|---|---|")
+        shares = dependent_shares()
         for title, (megapixels, launches, phases) in results.items():
-            print_model(title, megapixels, launches, phases)
+            print_model(title, megapixels, launches, phases, shares)
+        for title, (_, _, phases) in results.items():
+            print_slowest(title, phases, shares)
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ bool release_block_barriers() {
         at_barrier[block] = 0;
         const size_t first = block * block_threads;
         for (size_t k = first; k < first + block_threads; ++k) make_ready(k);
-        counts::add_block_barrier(fibers[first]->phase);
+        counts::add_block_barrier(fibers[first]->phase, unsigned(block));
         is_released = true;
     }
     return is_released;
@@ -224,7 +224,7 @@ void run_warps(std::vector<size_t> order) {
             run_lanes(lanes);
             lanes.clear();
         } while (release_warp(warp) && (lanes.swap(ready), true));
-        counts::end_warp();
+        counts::end_warp(unsigned(warp / warps_of_block()));
     }
 }
 

@@ -20,20 +20,36 @@ namespace cuda_on_cpu {
 namespace {
 
 constexpr uintptr_t kSector = 32;
+constexpr unsigned kAllBlocks = ~0u;
+
+// Loads of a warp, one after the other: those whose sectors it has loaded before, since the last barrier, so that they are in the L1 cache;
+// and the others.
+struct Loads {
+    int64_t far = 0, near = 0;
+
+    void add(const Loads &o) { far += o.far, near += o.near; }
+    void raise(const Loads &o) {
+        if (kFarPerNear * o.far + o.near > kFarPerNear * far + near) *this = o;
+    }
+
+  private:
+    static constexpr int64_t kFarPerNear = 7;  // latency of the L2 cache, in those of the L1 cache
+};
 
 struct PhaseCounts {
     std::string name;
     int64_t block_barriers = 0, grid_barriers = 0, atomics = 0;
     int64_t words_loaded = 0;  // loads of 4 bytes by lanes, for example hops along links
     int64_t instructions[2] = {0, 0}, sectors[2] = {0, 0}, ideal[2] = {0, 0};  // loads, stores; ideal: sectors if the bytes were contiguous
+    Loads item, warp, all;  // of the slowest item and warp between two barriers, summed over these; of all warps
 };
 
 struct Access {
     uintptr_t site, address;
-    uint32_t item, occurrence;
+    uint32_t item, occurrence, order;  // order: number of the lane's access since its last barrier
     uint16_t phase;
     uint8_t bytes;
-    bool is_store;
+    bool is_store, is_volatile;
 };
 
 bool is_on = false;
@@ -43,10 +59,15 @@ std::map<std::string, int> numbers;
 std::map<uintptr_t, size_t> memories;  // by address
 std::vector<Access> accesses;          // of the running warp
 struct Lane {
-    uint32_t item = 0;  // number of the phase's item
+    uint32_t item = 0;   // number of the phase's item
+    uint32_t order = 0;  // number of accesses since the last barrier
     std::unordered_map<uintptr_t, uint32_t> occurrences;  // number of accesses for this item, by site
 } lanes[32], *lane = nullptr;  // the running lane
 int lane_phase = 0;
+struct Slowest {
+    Loads item, warp;
+};
+std::map<std::pair<unsigned, int>, Slowest> slowest;  // since the last barrier, by block and phase
 
 bool is_device_memory(uintptr_t address) {
     auto after = memories.upper_bound(address);
@@ -55,15 +76,60 @@ bool is_device_memory(uintptr_t address) {
     return address < after->first + after->second;
 }
 
-void record(const void *memory, size_t bytes, bool is_store, const void *site) {
+void record(const void *memory, size_t bytes, bool is_store, const void *site, bool is_volatile = false) {
     if (!is_on || !lane) return;
     const uintptr_t address = reinterpret_cast<uintptr_t>(memory), from = reinterpret_cast<uintptr_t>(site);
     if (!is_device_memory(address)) return;
     if (!is_store && bytes == 4) ++phases[size_t(lane_phase)].words_loaded;
-    accesses.push_back({from, address, lane->item, lane->occurrences[from]++, uint16_t(lane_phase), uint8_t(bytes), is_store});
+    accesses.push_back({from, address, lane->item, lane->occurrences[from]++, lane->order++, uint16_t(lane_phase), uint8_t(bytes), is_store,
+                        is_volatile});
 }
 
 bool is_same_instruction(const Access &a, const Access &b) { return a.site == b.site && a.item == b.item && a.occurrence == b.occurrence; }
+
+// Adds the loads of a warp, whose accesses are sorted.
+void add_loads(unsigned block) {
+    std::unordered_map<uintptr_t, uint32_t> first;  // access to a sector
+    for (const Access &a : accesses) {
+        if (a.is_store) continue;
+        const auto entry = first.emplace(a.address / kSector, a.order).first;
+        entry->second = std::min(entry->second, a.order);
+    }
+    std::map<std::pair<int, uint32_t>, Loads> items;
+    for (size_t begin = 0, end; begin < accesses.size(); begin = end) {
+        const Access &a = accesses[begin];
+        uint32_t order = a.order;
+        for (end = begin; end < accesses.size() && is_same_instruction(a, accesses[end]); ++end) order = std::min(order, accesses[end].order);
+        if (a.is_store) continue;
+        bool is_near = !a.is_volatile;
+        for (size_t k = begin; k < end; ++k) is_near = is_near && first[accesses[k].address / kSector] < order;
+        ++(is_near ? items[{a.phase, a.item}].near : items[{a.phase, a.item}].far);
+    }
+    std::map<int, Loads> warp;
+    for (const auto &[key, loads] : items) {
+        warp[key.first].add(loads);
+        slowest[{block, key.first}].item.raise(loads);
+    }
+    for (const auto &[phase, loads] : warp) {
+        phases[size_t(phase)].all.add(loads);
+        slowest[{block, phase}].warp.raise(loads);
+    }
+}
+
+// At a barrier of some blocks: the slowest warp of all of them delays it.
+void end_interval(unsigned first_block, unsigned end_block) {
+    std::map<int, Slowest> found;
+    const auto begin = slowest.lower_bound({first_block, 0}), end = slowest.lower_bound({end_block, 0});
+    for (auto at = begin; at != end; ++at) {
+        found[at->first.second].item.raise(at->second.item);
+        found[at->first.second].warp.raise(at->second.warp);
+    }
+    slowest.erase(begin, end);
+    for (const auto &[phase, loads] : found) {
+        phases[size_t(phase)].item.add(loads.item);
+        phases[size_t(phase)].warp.add(loads.warp);
+    }
+}
 
 }  // namespace
 
@@ -86,21 +152,26 @@ int phase_of(const char *name) {
     return numbers[name] = int(phases.size()) - 1;
 }
 
-void add_launch() { launches += is_on; }
+void add_launch() {
+    launches += is_on;
+    end_interval(0, kAllBlocks);
+}
 
-void add_block_barrier(int phase) {
+void add_block_barrier(int phase, unsigned block) {
     if (is_on) ++phases[size_t(phase)].block_barriers;
+    end_interval(block, block + 1);
 }
 
 void add_grid_barrier(int phase) {
     if (is_on) ++phases[size_t(phase)].grid_barriers;
+    end_interval(0, kAllBlocks);
 }
 
 void add_memory(const void *memory, size_t bytes) { memories[reinterpret_cast<uintptr_t>(memory)] = bytes; }
 
 void remove_memory(const void *memory) { memories.erase(reinterpret_cast<uintptr_t>(memory)); }
 
-void end_warp() {
+void end_warp(unsigned block) {
     std::sort(accesses.begin(), accesses.end(), [](const Access &a, const Access &b) {
         if (a.site != b.site) return a.site < b.site;
         if (a.item != b.item) return a.item < b.item;
@@ -123,7 +194,9 @@ void end_warp() {
         phase.sectors[kind] += sectors;
         phase.ideal[kind] += (bytes + int64_t(kSector) - 1) / int64_t(kSector);
     }
+    add_loads(block);
     accesses.clear();
+    for (Lane &of_warp : lanes) of_warp.order = 0;
 }
 
 void begin_lane(int number, int phase) {
@@ -164,18 +237,26 @@ void cuda_on_cpu_count(int on) {
     is_on = on != 0;
     launches = 0;
     if (phases.empty()) phases.push_back({});
-    for (PhaseCounts &phase : phases) phase = {phase.name};
+    for (PhaseCounts &phase : phases) {
+        const std::string name = phase.name;
+        phase = PhaseCounts();
+        phase.name = name;
+    }
+    slowest.clear();
 }
 
 // Writes a line with the launches, then a line for each phase that ran: name, barriers of the grid and of blocks, atomics, loads of 4
-// bytes, then instructions, sectors and ideal sectors, of loads and of stores. Returns the length of the text, truncated at `size`.
+// bytes, then instructions, sectors and ideal sectors, of loads and of stores, then loads from the L2 and L1 caches: of the slowest item and
+// the slowest warp between two barriers, and of all warps. Returns the length of the text, truncated at `size`.
 int64_t cuda_on_cpu_report(char *text, int64_t size) {
+    end_interval(0, kAllBlocks);
     std::string all = std::to_string(launches) + "\n";
     for (const PhaseCounts &p : phases) {
         if (!(p.instructions[0] + p.instructions[1] + p.atomics + p.grid_barriers + p.block_barriers)) continue;
         all += p.name;
         for (const int64_t count : {p.grid_barriers, p.block_barriers, p.atomics, p.words_loaded, p.instructions[0], p.sectors[0], p.ideal[0],
-                                    p.instructions[1], p.sectors[1], p.ideal[1]})
+                                    p.instructions[1], p.sectors[1], p.ideal[1], p.item.far, p.item.near, p.warp.far, p.warp.near,
+                                    p.all.far, p.all.near})
             all += "\t" + std::to_string(count);
         all += "\n";
     }
@@ -187,7 +268,9 @@ int64_t cuda_on_cpu_report(char *text, int64_t size) {
     void __tsan_read##size(void *memory) { record(memory, size, false, __builtin_return_address(0)); }                         \
     void __tsan_write##size(void *memory) { record(memory, size, true, __builtin_return_address(0)); }                         \
     void __tsan_unaligned_read##size(void *memory) { record(memory, size, false, __builtin_return_address(0)); }               \
-    void __tsan_unaligned_write##size(void *memory) { record(memory, size, true, __builtin_return_address(0)); }
+    void __tsan_unaligned_write##size(void *memory) { record(memory, size, true, __builtin_return_address(0)); }               \
+    void __tsan_volatile_read##size(void *memory) { record(memory, size, false, __builtin_return_address(0), true); }          \
+    void __tsan_volatile_write##size(void *memory) { record(memory, size, true, __builtin_return_address(0), true); }
 TFISEG_ACCESS(1)
 TFISEG_ACCESS(2)
 TFISEG_ACCESS(4)
