@@ -1,8 +1,11 @@
 """Test that sessions of ONNX Runtime compute what the network's file says."""
 
+import logging
+
 import numpy as np
 import pytest
-from tfiseg.runtime.networks.onnx_runtime import start_session
+from tfiseg.runtime.networks import onnx_runtime
+from tfiseg.runtime.networks.onnx_runtime import has_exact_int8, start_session
 
 onnx = pytest.importorskip("onnx", reason="the extra `calibration` is not installed")
 
@@ -51,3 +54,29 @@ def test_sums_of_int8_products_are_exact_on_every_cpu(kind):
         found = start_session(layer(kind, w, x.shape)).run(None, {"x": x})[0]
     expected = sums if kind == "MatMulInteger" else np.clip(np.rint(sums / Y_SCALE) + 128, 0, 255)
     assert np.abs(found.astype(np.int64) - expected).max() <= (kind != "MatMulInteger")
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_layers_that_share_a_zero_point(is_exact, monkeypatch, caplog):
+    """ONNX Runtime can't make sums of such layers exact: a warning, where they may saturate."""
+    monkeypatch.setattr(onnx_runtime, "has_exact_int8", lambda: is_exact)
+    one = onnx.load_from_string(layer("QLinearConv", np.full((4, 4, 1, 1), 127, np.int8), (1, 4, 8, 8)))
+    second = one.graph.node.add()
+    second.CopyFrom(one.graph.node[0])
+    second.input[0], second.input[2], second.input[3] = "h", "y_zero", "w2"
+    one.graph.node[0].output[0] = "h"
+    one.graph.initializer.append(numpy_helper.from_array(np.full((4, 4, 1, 1), 127, np.int8), "w2"))
+    with caplog.at_level(logging.WARNING, "tfiseg"):
+        session = start_session(one.SerializeToString(), name="street.onnx")
+    assert session.run(None, {"x": np.ones((1, 4, 8, 8), np.uint8)})[0].shape == (1, 4, 8, 8)
+    assert ("street.onnx: its int8 sums may saturate" in caplog.text) == (not is_exact)
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("avx2", False), ("avx2 avx512_vnni", True), (None, False)])
+def test_cpus_without_vnni_are_found(flags, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_runtime.platform, "machine", lambda: "x86_64")
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    assert has_exact_int8(tmp_path / "cpuinfo") is expected
+    monkeypatch.setattr(onnx_runtime.platform, "machine", lambda: "aarch64")
+    assert has_exact_int8(tmp_path / "cpuinfo")
