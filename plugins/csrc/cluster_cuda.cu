@@ -238,64 +238,62 @@ class Cuda {
     int processors_ = 1;
 };
 
+// Enqueues work(executor) on the caller's stream.
+template <class Work>
+int32_t enqueue(void *stream, const Work &work) {
+    Cuda executor(static_cast<cudaStream_t>(stream));
+    work(executor);
+    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+}
+
 }  // namespace
 }  // namespace tfiseg
 
 extern "C" int32_t tfiseg_cluster_cuda(const tfiseg_problem *problem, tfiseg_result *result, void *stream) {
     using namespace tfiseg;
     if (const int32_t status = check(problem, result, TFISEG_ON_CUDA)) return status;
-    Cuda executor(static_cast<cudaStream_t>(stream));
-    cluster_on(executor, *problem, *result);
-    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+    return enqueue(stream, [&](Cuda &executor) { cluster_on(executor, *problem, *result); });
 }
 
 extern "C" int32_t tfiseg_cut_views_cuda(const tfiseg_views *views, void *stream) {
     using namespace tfiseg;
     if (const int32_t status = check(views)) return status;
-    Cuda executor(static_cast<cudaStream_t>(stream));
-    cut_views_on(executor, *views);
-    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+    return enqueue(stream, [&](Cuda &executor) { cut_views_on(executor, *views); });
 }
 
 extern "C" int32_t tfiseg_place_pieces_cuda(const tfiseg_views *views, const tfiseg_pieces *pieces, void *stream) {
     using namespace tfiseg;
     if (const int32_t status = check(views, pieces)) return status;
-    Cuda executor(static_cast<cudaStream_t>(stream));
-    place_pieces_on(executor, *views, *pieces);
-    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+    return enqueue(stream, [&](Cuda &executor) { place_pieces_on(executor, *views, *pieces); });
 }
 
 extern "C" int32_t tfiseg_fit_frame_cuda(const uint8_t *frame, int32_t height, int32_t width, float *out, int32_t out_height, int32_t out_width,
                                          void *stream) {
     using namespace tfiseg;
     if (const int32_t status = check_fit(frame, height, width, out, out_height, out_width)) return status;
-    Cuda executor(static_cast<cudaStream_t>(stream));
-    const FitTiles fit(frame, height, width, out, out_height, out_width);
-    executor.tiles(fit.tiles(), fit);
-    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+    return enqueue(stream, [&](Cuda &executor) {
+        const FitTiles fit(frame, height, width, out, out_height, out_width);
+        executor.tiles(fit.tiles(), fit);
+    });
 }
 
 extern "C" int32_t tfiseg_refine_masks_cuda(const tfiseg_mask_refinement *refinement, void *stream) {
     using namespace tfiseg;
     if (const int32_t status = check(refinement)) return status;
-    Cuda executor(static_cast<cudaStream_t>(stream));
-    refine_masks_on(executor, *refinement);
-    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+    return enqueue(stream, [&](Cuda &executor) { refine_masks_on(executor, *refinement); });
 }
 
 extern "C" int32_t tfiseg_relabel_cuda(const int32_t *label_map, int32_t height, int32_t width, const int32_t *numbers, const uint8_t *classes,
                                        int32_t count, int32_t *relabeled, uint8_t *class_map, void *stream) {
     using namespace tfiseg;
     if (const int32_t status = check_relabel(label_map, height, width, numbers, classes, count, relabeled, class_map)) return status;
-    Cuda executor(static_cast<cudaStream_t>(stream));
-    executor.each(int64_t(height) * width, Relabel{label_map, numbers, classes, count, relabeled, class_map});
-    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+    return enqueue(stream, [&](Cuda &executor) {
+        executor.each(int64_t(height) * width, Relabel{label_map, numbers, classes, count, relabeled, class_map});
+    });
 }
 
 extern "C" int32_t tfiseg_cut_mask_views_cuda(const tfiseg_mask_views *views, void *stream) {
     using namespace tfiseg;
     if (const int32_t status = check(views)) return status;
-    Cuda executor(static_cast<cudaStream_t>(stream));
-    cut_mask_views_on(executor, *views);
-    return executor.status() == cudaSuccess ? TFISEG_OK : TFISEG_CUDA_ERROR;
+    return enqueue(stream, [&](Cuda &executor) { cut_mask_views_on(executor, *views); });
 }

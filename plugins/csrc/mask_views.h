@@ -124,18 +124,8 @@ struct MaskViewSection {
     }
 };
 
-inline Scene mask_scene(const tfiseg_mask_views &v, int32_t side) {
-    Scene s = {};
-    s.h = v.height;
-    s.w = v.width;
-    s.size = side;
-    s.most = v.max_components;
-    s.frame = v.frame;
-    s.label_map = v.label_map;
-    s.count = v.count;
-    s.table = v.table;
-    for (int32_t c = 1; c < 255; ++c) s.class_bits[c >> 5] |= 1u << (c & 31);
-    return s;
+inline Scene scene_of(const tfiseg_mask_views &v, int32_t side) {
+    return scene_of(v, side, [](int32_t) { return true; });
 }
 
 template <class Executor>
@@ -144,11 +134,11 @@ void cut_mask_views_on(Executor &run, const tfiseg_mask_views &v) {
     const View *known = reinterpret_cast<const View *>(v.known);
     View *views = reinterpret_cast<View *>(v.views);
     const ClearMaskViews clear = {plan, v.known_count, v.view_count};
-    const PlanMaskViews find = {mask_scene(v, v.known_side), plan, known, v.known_count, v.view_count};
+    const PlanMaskViews find = {scene_of(v, v.known_side), plan, known, v.known_count, v.view_count};
     const ListMaskViews list = {plan, known, v.known_count, v.view_count, views};
     run.section(1, MaskViewSection{clear, find, list});  // few items: one block
     RenderViews render = {};
-    render.scene = mask_scene(v, v.view_side);
+    render.scene = scene_of(v, v.view_side);
     render.views = views + v.known_count;
     render.images = v.images;
     render.masks = v.masks;

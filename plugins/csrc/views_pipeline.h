@@ -7,19 +7,25 @@ namespace tfiseg {
 
 constexpr int32_t kCandidatesPerView = 16;  // the shape of so many components is measured for each view there is room for
 
-inline Scene scene_of(const tfiseg_views &v) {
+// The scene of tfiseg_views or tfiseg_mask_views. side: of the views, in pixels. is_selected: whether a class is refined.
+template <class Views, class Selected>
+Scene scene_of(const Views &v, int32_t side, const Selected &is_selected) {
     Scene s = {};
     s.h = v.height;
     s.w = v.width;
-    s.size = v.view_side;
+    s.size = side;
     s.most = v.max_components;
     s.frame = v.frame;
     s.label_map = v.label_map;
     s.count = v.count;
     s.table = v.table;
     for (int32_t c = 1; c < 255; ++c)
-        if (v.wanted[c]) s.class_bits[c >> 5] |= 1u << (c & 31);
+        if (is_selected(c)) s.class_bits[c >> 5] |= 1u << (c & 31);
     return s;
+}
+
+inline Scene scene_of(const tfiseg_views &v) {
+    return scene_of(v, v.view_side, [&](int32_t c) { return v.wanted[c] != 0; });
 }
 
 struct ViewPlan {

@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,7 @@ from tfiseg.plugins.problem import Clustering
 from tfiseg.plugins.views import Scene
 from tfiseg.runtime.gpu import captured_frame
 from tfiseg.runtime.gpu.refined_frame import RefinedFrame
-from tfiseg.runtime.networks import instance_onnx, onnx_cuda_session
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
-from tfiseg.runtime.networks.onnx_binding import BoundContext
 from tfiseg.runtime.refine.mask_refinement import instance_table, with_refined_masks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -27,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import emulated_gpu
 from emulated_engines import engine_of, gpu, same
 from scenes import pile
-from test_view_refiner import agreement, crowd, instance_engine
+from test_view_refiner import agreement, crowd, instance_engine, use_onnx_runtime
 
 __all__ = ["gpu", "instance_engine"]  # fixtures
 VIEWS = 4
@@ -172,12 +169,7 @@ def test_masks_of_a_frame_with_a_crowd_are_refined_on_the_cpu(segmenter, monkeyp
 
 
 def test_onnx_runtime_refines_masks_in_smaller_views(gpu, monkeypatch):
-    gpu.may_capture = False  # this is the CPU provider, which enqueues nothing
-    emulated_gpu.install(monkeypatch, gpu)
-    session = onnx_cuda_session.OnnxGpuSession(PLAIN_MODEL, 1, ["CPUExecutionProvider"], device="cpu")
-    monkeypatch.setattr("tfiseg.runtime.segmenter.open_session", lambda *_: session)
-    monkeypatch.setattr(instance_onnx.OnnxInstanceSession, "on_gpu", True)
-    monkeypatch.setattr(instance_onnx, "BoundContext", partial(BoundContext, device="cpu"))
+    session = use_onnx_runtime(gpu, monkeypatch)
     segmenter = tfiseg.Segmenter(refine="components", max_views=VIEWS)
     assert segmenter._gpu.refines_masks
     found = [segmenter(crowd()) for _ in range(2)]

@@ -166,13 +166,19 @@ def test_a_frame_with_a_crowd_is_refined_on_the_cpu(segmenter, monkeypatch, in_v
     assert not len(segmenter(image))
 
 
-def test_onnx_runtime_uses_our_memory(gpu, monkeypatch):
+def use_onnx_runtime(gpu, monkeypatch):
+    """Run segmenters with ONNX Runtime on the emulated GPU; return the semantic network's session."""
     gpu.may_capture = False  # this is the CPU provider, which enqueues nothing
     emulated_gpu.install(monkeypatch, gpu)
     session = onnx_cuda_session.OnnxGpuSession(PLAIN_MODEL, 1, ["CPUExecutionProvider"], device="cpu")
     monkeypatch.setattr("tfiseg.runtime.segmenter.open_session", lambda *_: session)
     monkeypatch.setattr(instance_onnx.OnnxInstanceSession, "on_gpu", True)
     monkeypatch.setattr(instance_onnx, "BoundContext", partial(BoundContext, device="cpu"))
+    return session
+
+
+def test_onnx_runtime_uses_our_memory(gpu, monkeypatch):
+    use_onnx_runtime(gpu, monkeypatch)
     segmenter = tfiseg.Segmenter(refine="components", outlines=False)
     found = [segmenter(crowd()) for _ in range(2)]
     monkeypatch.undo()
