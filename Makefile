@@ -26,15 +26,15 @@ test-cpp: $(VENV)/test.stamp
 	TFISEG_TEST_CPP=1 ONNXRUNTIME_INCLUDE_DIR=$$(.ci/onnxruntime-headers $(VENV)/headers) $(BIN)/pytest \
 	  tests/plugins/test_abi.py tests/plugins/test_aarch64.py tests/plugins/test_install.py tests/samples/test_cpp.py
 
-# Training, export and other code with torch, in a separate venv, because torch is large. CI tests the pinned version.
-WITH_TORCH = tests/runtime/networks/test_torch_session.py tests/runtime/test_picture_input.py tests/test_images.py tests/plugins/test_operator.py
+# What `make test` skips without torch: training, export and sessions of torch, in a separate venv, because torch is large.
+# CI tests the pinned version.
+WITH_TORCH = $(shell grep -rl 'importorskip."torch"' tests --include='test_*.py' --exclude-dir=zoo)
 test-export:
 	test -x .venv-export/bin/python || $(PYTHON) -m venv .venv-export
 	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-export/bin/python -m pip install --quiet --disable-pip-version-check ".[train,hf,rtx,test]"
 	touch .venv-export/test.stamp
-	.venv-export/bin/pytest tests/export $(WITH_TORCH) --ignore=tests/export/engine/test_build.py \
-	  --ignore=tests/export/engine/test_build_cpu.py --ignore=tests/export/engine/test_foreign_networks.py
+	.venv-export/bin/pytest $(WITH_TORCH)
 
 # Export of networks of torchvision and segmentation-models-pytorch; torchvision needs the torch that it was built with.
 test-zoo:
