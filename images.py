@@ -5,7 +5,7 @@ Rules for image files:
     16-bit: the high byte of each value. 32-bit integers are treated as 16-bit integers, 0..65535.
     float: values in 0..1 are multiplied by 255, values up to 255 are rounded, and others are an error.
     palette, CMYK, gray: converted. Alpha: ignored.
-    several frames or pages: the first one.
+    several frames or pages: the first one, with a warning; if later ones are truncated, an error.
     color profiles: ignored.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import stat
@@ -34,7 +35,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from .arrays import as_numpy, is_tensor
 from .errors import InputError
 from .files import printable
-from .image_formats import check_jpeg, describe_format
+from .image_formats import check_frames, check_jpeg, describe_format
 
 # formats of Pillow; others run programs (EPS) or are no images
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000", "TIFF", "PPM", "HEIF")
@@ -70,6 +71,7 @@ _PASSWORD_IN_TEXT = re.compile(
 )
 _USER_AT_HOST = re.compile(r"^[^\s/@:]+:[^\s@]*@")  # a URL without a scheme
 _pillow_limit = threading.Lock()
+_log = logging.getLogger("tfiseg")
 
 Picture = NDArray[np.uint8]
 
@@ -267,9 +269,12 @@ def _decode(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
             f"{name} has {width}x{height} pixels, more than the limit of {limit}: if you trust the file, "
             f"set {MAX_PIXELS_VARIABLE}={width * height}"
         )
+    frames = check_frames(image, stream, name)
     loaded = _load(image, name)
     if image.format in ("JPEG", "MPO"):
         check_jpeg(stream, name)
+    if frames > 1:
+        _log.warning("%s has %d frames or pages; only the first is used", name, frames)
     return loaded
 
 

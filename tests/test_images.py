@@ -147,6 +147,27 @@ def test_a_truncated_file_is_an_error(form, share, tmp_path):
         read_image(path)
 
 
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF", "AVIF", "GIF"])
+def test_of_several_frames_or_pages_the_first_is_used_with_a_warning(form, caplog):
+    frames = [as_pil(np.roll(SMOOTH, 9 * k, 1)) for k in range(4)]
+    content = encoded(frames[0], form, save_all=True, append_images=frames[1:])
+    with caplog.at_level("WARNING", "tfiseg"):
+        image = read_image(content, name="scan")
+    assert "scan has 4 frames or pages; only the first is used" in caplog.text
+    assert np.abs(image.astype(int) - SMOOTH).mean() < 10  # GIF has a palette
+    for share in (0.4, 0.7, 0.97):
+        with pytest.raises(tfiseg.InputError, match=r"scan is (truncated|no image)"):
+            read_image(content[: int(share * len(content))], name="scan")
+
+
+def test_smaller_copies_in_a_tiff_are_no_pages(caplog):
+    copies = [as_pil(SMOOTH), as_pil(SMOOTH[::2, ::2])]
+    copies[1].encoderinfo = {"tiffinfo": {254: 1}}
+    content = encoded(copies[0], "TIFF", save_all=True, append_images=copies[1:])
+    assert read_image(content).shape == SMOOTH.shape
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_that_ends_with_zeros_is_an_error(progressive):
     content = encoded(as_pil(SMOOTH), "JPEG", progressive=progressive)

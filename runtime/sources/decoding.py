@@ -9,12 +9,14 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SourceError
+from ...file_end import missing_bytes
 from .base import DEFAULT_FPS
 
 _OPEN_SECONDS = 30.0  # a pipe without a writer, or a stalled disk, never answers
@@ -36,13 +38,16 @@ class VideoReader:
         container: a PyAV container, open for reading.
         name: name of the video in errors.
         low_latency: decode without delaying frames, for live streams.
+        path: of the container, if it is a file on disk; ``damage`` then also checks its end.
 
     Raises:
         SourceError: the container has no video, or no decoder for it exists.
     """
 
-    def __init__(self, container: Any, name: str, *, low_latency: bool = False) -> None:
-        self._container, self._name = container, name
+    def __init__(
+        self, container: Any, name: str, *, low_latency: bool = False, path: Path | None = None
+    ) -> None:
+        self._container, self._name, self._path = container, name, path
         stream = container.streams.best("video")
         if stream is None or int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE:
             raise SourceError(f"{name} is no image or video: it contains {_stream_types(container)}")
@@ -66,7 +71,7 @@ class VideoReader:
         self._origin_s = min(start_s, 0.0) if has_origin else start_s
         self._last_s: float | None = None
         self._end_s = 0.0  # of all streams, because a truncated file ends early in each
-        self._packets = self._frames = self._errors = self._corrupted = 0
+        self._packets = self._frames = self._errors = self._corrupted = self._incomplete_packets = 0
         self.waited_s = 0.0  # total time of reading packets
 
     @property
@@ -84,6 +89,7 @@ class VideoReader:
                 continue
             if packet.size:
                 self._packets += 1
+                self._incomplete_packets += bool(packet.is_corrupt and self._frames)
                 self._update_end(packet)
             try:
                 decoded = packet.decode()
@@ -170,12 +176,28 @@ class VideoReader:
                 f"{self._name} ends after {decoded} of the {announced} it announces: the file is damaged or "
                 "truncated"
             )
+        if missing := self._missing_bytes():
+            return (
+                f"{self._name} is truncated after {self._frames} frames ({self._end_s:.1f} s): at least "
+                f"{missing} bytes are missing at its end"
+            )
         lost = max(self._errors, self._packets - self._frames) if self._errors else 0
-        if lost or self._corrupted:
+        corrupted = max(self._corrupted, self._incomplete_packets)
+        if lost or corrupted:
             total = max(count or 0, self._frames + lost)
-            corrupted = f", and {self._corrupted} are corrupted" if self._corrupted else ""
-            return f"{self._name} is damaged: {lost} of {total} frames can't be decoded{corrupted}"
+            faults = [f"{lost} of {total} frames can't be decoded"] if lost else []
+            faults += [f"{corrupted} of {total} frames are corrupted"] if corrupted else []
+            return f"{self._name} is damaged: {', and '.join(faults)}"
         return None
+
+    def _missing_bytes(self) -> int:
+        if self._path is None:
+            return 0
+        try:
+            with open(self._path, "rb") as file:
+                return missing_bytes(file)
+        except OSError:  # renamed or removed while it was read: nothing is known of its end
+            return 0
 
     def close(self) -> None:
         """Close the container."""
