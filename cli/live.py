@@ -138,15 +138,15 @@ def _run(args: argparse.Namespace) -> int:
 
 def segment_source(args: argparse.Namespace) -> int:
     """Segment a source; returns the exit status."""
-    from ..files import writable_folder
     from ..runtime.output.run import run, summary_table
+    from ..runtime.output.run_writer import output_folder
     from ..runtime.segmenter import Segmenter
 
     if args.source == "synthetic" and args.frames is None:
         raise InputError("the synthetic source is endless: pass --frames N, e.g. --frames 100")
     _check_policy(args)
     with _source(args) as source:
-        writable_folder(args.out)  # before the network is loaded
+        output_folder(args.out, source)  # before the network is loaded
         tracker = _tracker(args, args.track)
         settings, workers = _shared_threads(args, source)
         with Segmenter.from_settings(settings) as segmenter:
