@@ -359,7 +359,7 @@ def test_images_that_overlays_may_overwrite_are_an_error(segmenter, tmp_path, ot
     assert (tmp_path / "a-overlay.png").read_bytes() == before
     (tmp_path / "instances.jsonl").write_text("")  # of an earlier run
     if not others:
-        with pytest.raises(tfiseg.InputError, match="all images of .* are overlays of an earlier run"):
+        with pytest.raises(tfiseg.InputError, match=r"all images of .* are overlays of an earlier run"):
             run(str(tmp_path), segmenter, tmp_path, quiet=True)
 
 
