@@ -121,6 +121,8 @@ def test_transparency_of_a_palette_is_ignored():
         (np.array([[-0.1]], np.float32), "float values from -0.1"),
         (np.array([[np.nan]], np.float32), "float values from nan"),
         (np.array([[70_000]], np.int32), r"values from 70000 to 70000: expected 0\.\.65535"),
+        (np.array([[0, 255]], np.int32), r"values from 0 to 255, which would all be black: .* 8 bits"),
+        (np.array([[7, 30]], np.uint16), "values from 7 to 30, which would all be black"),
     ],
 )
 def test_values_out_of_range_are_refused(values, message):
@@ -135,6 +137,26 @@ def test_16_bit_and_float_files(values, tmp_path):
     assert read_image(path)[..., 0].tolist() == [[0, 1, 2], [3, 4, 5]]
     cv2.imwrite(str(tmp_path / "a.png"), TINY.astype(np.uint16) * 257)
     assert read_image(tmp_path / "a.png").tolist() == TINY.tolist()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pnm"])
+@pytest.mark.parametrize("is_color", [True, False])
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_images_with_fewer_bits_than_their_file_are_reported(suffix, is_color, bits, tmp_path, caplog):
+    path = str(tmp_path / f"scan.{suffix}")
+    picture = SMOOTH if is_color else SMOOTH[..., 0]
+    cv2.imwrite(path, picture.astype(np.uint16) * (257 if bits == 16 else 1 << bits - 8))
+    if bits == 8 and not is_color:
+        with pytest.raises(tfiseg.InputError, match="would all be black"):
+            read_image(path)
+        return
+    read_image(path)
+    assert ("scan" in caplog.text and "is dark: its 16-bit values end below" in caplog.text) == (bits < 16)
+
+
+def test_a_black_16_bit_image_is_no_error(caplog):
+    assert not read_image(encoded(Image.new("I;16", (8, 8)), "PNG")).any()
+    assert not to_bgr(Image.new("I", (8, 8))).any()
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "JPEG2000", "GIF", "BMP"])
@@ -275,7 +297,7 @@ def test_printable_names(name, text):
     ("make", "message"),
     [
         (lambda p: None, "there is no file .*x.jpg"),
-        (lambda p: p.mkdir(), "it is a folder"),
+        (lambda p: p.mkdir(), r"^\S*x\.jpg is no image: it is a folder"),
         (lambda p: os.mkfifo(p), "it is a pipe or device"),
         (lambda p: p.symlink_to("/nowhere/a.jpg"), "a broken link"),
         (lambda p: p.write_bytes(b""), "is no image that can be read"),
