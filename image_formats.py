@@ -89,7 +89,7 @@ def _count_pages(image: Image.Image, size: int) -> tuple[int, int]:
 
 
 def is_16_bit_color(image: Image.Image) -> bool:
-    """Return whether an image that is not yet decoded has 16 bits per channel; Pillow keeps the high bytes."""
+    """Return whether a color image, not yet decoded, has 16 bits per channel; Pillow keeps the high bytes."""
     raw_modes = [str(tile.args) for tile in getattr(image, "tile", ())]
     is_deep = any("RGB;16" in mode or "RGBA;16" in mode or "65535" in mode for mode in raw_modes)
     return is_deep and image.mode in ("RGB", "RGBA")

@@ -71,7 +71,8 @@ class VideoReader:
         self._origin_s = min(start_s, 0.0) if has_origin else start_s
         self._last_s: float | None = None
         self._end_s = 0.0  # of all streams, because a truncated file ends early in each
-        self._packets = self._frames = self._errors = self._corrupted = self._incomplete_packets = 0
+        self._packets = self._frames = self._errors = self._corrupted = 0
+        self._ends_incomplete = False  # in the middle of a packet
         self.waited_s = 0.0  # total time of reading packets
 
     @property
@@ -89,7 +90,7 @@ class VideoReader:
                 continue
             if packet.size:
                 self._packets += 1
-                self._incomplete_packets += bool(packet.is_corrupt and self._frames)
+                self._ends_incomplete = bool(packet.is_corrupt)
                 self._update_end(packet)
             try:
                 decoded = packet.decode()
@@ -142,7 +143,10 @@ class VideoReader:
     def _update_end(self, packet: Any) -> None:
         if packet.pts is not None and packet.time_base:
             end = (packet.pts + (packet.duration or 0)) * packet.time_base
-            self._end_s = max(self._end_s, float(end) - (self._container.start_time or 0) / _TIME_BASE)
+            # Matroska announces the time of its end, others the seconds from their first time
+            is_absolute = "matroska" in self._container.format.name
+            start_s = 0.0 if is_absolute else (self._container.start_time or 0) / _TIME_BASE
+            self._end_s = max(self._end_s, float(end) - start_s)
 
     def time_of(self, frame: Any) -> float:
         """Return the media time of the next frame in seconds; it never decreases."""
@@ -182,7 +186,7 @@ class VideoReader:
                 f"{missing} bytes are missing at its end"
             )
         lost = max(self._errors, self._packets - self._frames) if self._errors else 0
-        corrupted = max(self._corrupted, self._incomplete_packets)
+        corrupted = max(self._corrupted, int(self._ends_incomplete))
         if lost or corrupted:
             total = max(count or 0, self._frames + lost)
             faults = [f"{lost} of {total} frames can't be decoded"] if lost else []
@@ -191,7 +195,7 @@ class VideoReader:
         return None
 
     def _missing_bytes(self) -> int:
-        if self._path is None:
+        if self._path is None or not self._path.is_file():  # a pipe has no end
             return 0
         try:
             with open(self._path, "rb") as file:
