@@ -14,7 +14,7 @@ from ..errors import InputError, SourceError
 from ..files import printable
 from .archive import add_archive_options, check_archive_options, segment_archive_source
 from .common import add_verb, as_json
-from .parser import Example, Parser, integer, number, size
+from .parser import Example, Parser, integer, number, path, size
 from .segmenter_options import add_segmenter_options
 
 _VIEW_MIN_HITS = 3  # for videos, in which most false positives appear in one or two frames
@@ -44,7 +44,7 @@ def add_run(verbs: Any) -> None:
     _add_source_options(verb)
     verb.output.add_argument(
         "--out",
-        type=Path,
+        type=path,
         default=Path("tfiseg-out"),
         metavar="DIR",
         help="output folder (default: tfiseg-out)",
@@ -225,7 +225,7 @@ def add_view(verbs: Any) -> None:
     )
     verb.output.add_argument(
         "--record",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="write overlay, instances.jsonl and recording.mcap (for Foxglove) into a new folder in DIR",
     )

@@ -44,6 +44,7 @@ class OutputReading:
         thresholds: probability per channel (sigmoid, binary).
         classes: number of ids of a class map; 0: from the class names.
         background_channel: channel 0 of a sigmoid output is the background.
+        negative: share of pixels in which all channels are negative.
         origin: "network", "frames", "source" or "--output".
         evidence: why, as a sentence.
     """
@@ -56,6 +57,7 @@ class OutputReading:
     thresholds: tuple[float, ...] = ()
     classes: int = 0
     background_channel: bool = False
+    negative: float = 0.0
 
     @property
     def background_added(self) -> bool:
@@ -146,9 +148,8 @@ def decide_reading(
             kind = "binary"
         else:
             why += f"; {evidence.none:.1%} of the pixels in no class, {evidence.several:.1%} in several"
-    return OutputReading(
-        kind, layout, factor, origin, why, _thresholds(kind, layout, thresholds), classes, background
-    )
+    levels = _thresholds(kind, layout, thresholds)
+    return OutputReading(kind, layout, factor, origin, why, levels, classes, background, evidence.negative)
 
 
 _Decision = tuple[OutputKind, float, str, str]
@@ -211,8 +212,10 @@ def _several_channels(evidence: OutputEvidence, names: Sequence[str] | None) -> 
     end = evidence.final_activation
     total = evidence.sums[1]
     equal_sums = total > 0 and evidence.sums[1] - evidence.sums[0] <= 2 * _SUM_TOLERANCE * total
-    if evidence.low >= -_RANGE_TOLERANCE * total and equal_sums and total > 0.5:
-        factor = 1.0 if abs(total - 1) <= 2 * _SUM_TOLERANCE else total
+    is_one = abs(total - 1) <= 2 * _SUM_TOLERANCE
+    may_be_scaled = end.kind not in ("Sigmoid", "HardSigmoid")  # several sigmoids may have any sum
+    if evidence.low >= -_RANGE_TOLERANCE * total and equal_sums and total > 0.5 and (is_one or may_be_scaled):
+        factor = 1.0 if is_one else total
         return (
             "softmax",
             factor,

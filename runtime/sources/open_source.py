@@ -59,6 +59,8 @@ def open_source(
         ...     print(frame.index, frame.image.shape)
         ...     break
     """
+    if source == "":
+        raise SourceError("the source is empty: name an image, a folder, a video, a camera index or a URL")
     request = CameraRequest(size_wh, fps, pixel_format)
     opened = _open(str(source), isinstance(source, Integral), request)
     if opened.is_live:
