@@ -23,7 +23,8 @@ PROBABILITY_EPS = 1e-6
 BACKGROUND_NAMES = frozenset(
     {"background", "__background__", "_background_", "bg", "void", "unlabeled", "none"}
 )
-_BYTE = 255.0
+_PERCENT, _BYTE = 100.0, 255.0
+_LEAST_SUM = 0.9  # of 100 or 255, because a conversion to integers rounds each channel down
 _SUM_TOLERANCE = 0.01  # of sums of probabilities, relative
 _RANGE_TOLERANCE = 1e-3
 _DECIDED = 0.5  # minimum share of decided values for a mask without a sigmoid in the network
@@ -213,8 +214,9 @@ def _several_channels(evidence: OutputEvidence, names: Sequence[str] | None) -> 
     total = evidence.sums[1]
     equal_sums = total > 0 and evidence.sums[1] - evidence.sums[0] <= 2 * _SUM_TOLERANCE * total
     is_one = abs(total - 1) <= 2 * _SUM_TOLERANCE
-    may_be_scaled = end.kind not in ("Sigmoid", "HardSigmoid")  # several sigmoids may have any sum
-    if evidence.low >= -_RANGE_TOLERANCE * total and equal_sums and total > 0.5 and (is_one or may_be_scaled):
+    # several sigmoids, or quantized logits, may have any other sum
+    is_scaled = any(_LEAST_SUM * scale <= total <= scale + 1 for scale in (_PERCENT, _BYTE))
+    if evidence.low >= -_RANGE_TOLERANCE * total and equal_sums and (is_one or is_scaled):
         factor = 1.0 if is_one else total
         return (
             "softmax",

@@ -235,6 +235,20 @@ def test_sigmoids_with_a_constant_sum_are_no_softmax(tmp_path, photos):
     assert export(path, photos, class_names="disk,wall,floor")["reading"]["kind"] == "sigmoid"
 
 
+@pytest.mark.parametrize(
+    ("factor", "is_softmax"), [(1, True), (100, True), (255, True), (2, False), (424, False)]
+)
+def test_only_usual_scales_of_probabilities_are_a_softmax(factor, is_softmax, tmp_path, photos):
+    """Quantized logits may also have a constant sum."""
+    tail = [node("Softmax", ["grid"], ["p"], axis=1), node("Mul", ["p", "k"], ["y"])]
+    path = write(tmp_path, tail, **SCENE, extra={"k": np.float32(factor)})
+    if is_softmax:
+        assert export(path, photos)["reading"]["kind"] == "softmax"
+        return
+    with pytest.raises(tfiseg.ModelError, match="ambiguous"):
+        export(path, photos)
+
+
 def test_a_mask_up_to_255(tmp_path, photos):
     tail = [node("Sigmoid", ["grid"], ["s"]), node("Mul", ["s", "k"], ["y"])]
     path = write(tmp_path, tail, **DISK, extra={"k": np.float32(255)})
