@@ -108,6 +108,7 @@ class RunWriter:
         self._lines: TextIO | None = None
         self._video: Mp4Writer | None = None
         self._first_ns = 0
+        self.frame_count = self.instance_count = 0  # that are written
         self._names: dict[str, int] = {}
 
     def __enter__(self) -> RunWriter:
@@ -148,6 +149,8 @@ class RunWriter:
             self._lines.flush()
         except OSError as error:
             raise _write_error(Path(self._lines.name), error) from error
+        self.frame_count += 1
+        self.instance_count += len(result.instances)
         if self.source.is_video:
             self._write_video(result.frame, result.overlay)
         else:
