@@ -276,7 +276,7 @@ def _decode(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
     frames, has_16_bits = check_frames(image, stream, name), is_16_bit_color(image)
     loaded = _load(image, name)
     if has_16_bits:
-        _warn_of_dark_values(256 * max(high for _, high in loaded.getextrema()[:3]), name)
+        _warn_of_dark_values(256 * int(np.asarray(loaded)[..., :3].max()), name)
     if image.format in ("JPEG", "MPO"):
         check_jpeg(stream, name)
     if frames > 1:

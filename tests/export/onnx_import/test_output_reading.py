@@ -223,10 +223,8 @@ def test_independent_logits_without_a_background_are_ambiguous(tmp_path, photos)
         export(path, photos, class_names="lamp,ball", things="lamp,ball")
     report = export(path, photos, class_names="lamp,ball", output_kind="sigmoid")
     assert report["class_names"] == ["background", "lamp", "ball"]
-    stated = export(path, photos, class_names="lamp,ball", output_kind="logits")
-    assert stated["reading"]["kind"] == "logits"
-    names = "background,ball"  # a class for the rest: the argmax decides
-    assert export(path, photos, class_names=names)["reading"]["kind"] == "logits"
+    assert export(path, photos, class_names="lamp,ball", output_kind="logits")["reading"]["kind"] == "logits"
+    assert export(path, photos, class_names="background,ball")["reading"]["kind"] == "logits"
 
 
 def test_sigmoids_with_a_constant_sum_are_no_softmax(tmp_path, photos):
@@ -239,7 +237,6 @@ def test_sigmoids_with_a_constant_sum_are_no_softmax(tmp_path, photos):
     ("factor", "is_softmax"), [(1, True), (100, True), (255, True), (2, False), (424, False)]
 )
 def test_only_usual_scales_of_probabilities_are_a_softmax(factor, is_softmax, tmp_path, photos):
-    """Quantized logits may also have a constant sum."""
     tail = [node("Softmax", ["grid"], ["p"], axis=1), node("Mul", ["p", "k"], ["y"])]
     path = write(tmp_path, tail, **SCENE, extra={"k": np.float32(factor)})
     if is_softmax:
