@@ -245,7 +245,9 @@ def _several_channels(evidence: OutputEvidence, names: Sequence[str] | None) -> 
             f"Perhaps they are independent sigmoids",
         )
     raise _ambiguity_error(
-        evidence, "no value is negative, and the channels have no constant sum. Perhaps they are heat maps"
+        evidence,
+        f"no value is negative, and they sum to {evidence.sums[0]:.3g} to {evidence.sums[1]:.3g} per pixel. "
+        "Perhaps they are heat maps, or quantized logits",
     )
 
 
