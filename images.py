@@ -2,10 +2,11 @@
 
 Rules for image files:
     orientation: EXIF orientation is applied in every format.
-    16-bit: the high byte of each value. 32-bit integers are treated as 16-bit integers, 0..65535.
+    16-bit: the high byte of each value, with a warning below 12 bits, and an error if all would be black.
+        32-bit integers are treated as 16-bit integers, 0..65535.
     float: values in 0..1 are multiplied by 255, values up to 255 are rounded, and others are an error.
     palette, CMYK, gray: converted. Alpha: ignored.
-    several frames or pages: the first one.
+    several frames or pages: the first one, with a warning; if later ones are truncated, an error.
     color profiles: ignored.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import stat
@@ -34,7 +36,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from .arrays import as_numpy, is_tensor
 from .errors import InputError
 from .files import printable
-from .image_formats import check_jpeg, describe_format
+from .image_formats import check_frames, check_jpeg, describe_format, is_16_bit_color
 
 # formats of Pillow; others run programs (EPS) or are no images
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000", "TIFF", "PPM", "HEIF")
@@ -50,6 +52,7 @@ MAX_SIDE_PX = 32_767  # of a label map
 MAX_PIXELS_VARIABLE = "TFISEG_MAX_PIXELS"
 COLORS = ("rgb", "bgr")
 _MAX_BYTES = 1 << 30  # of a file or download
+_MIN_HIGHEST_VALUE = 4096  # of 16-bit images: lower values are those of 12-bit cameras, or of a dark scene
 _DOWNLOAD_SECONDS = 60.0
 _RESPONSE_SECONDS = 10.0
 _URL_SCHEMES = ("http://", "https://", "file://")
@@ -70,6 +73,7 @@ _PASSWORD_IN_TEXT = re.compile(
 )
 _USER_AT_HOST = re.compile(r"^[^\s/@:]+:[^\s@]*@")  # a URL without a scheme
 _pillow_limit = threading.Lock()
+_log = logging.getLogger("tfiseg")
 
 Picture = NDArray[np.uint8]
 
@@ -234,6 +238,8 @@ def _open_stream(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[
     except FileNotFoundError:
         broken = " (a broken link)" if os.path.islink(source) else ""
         raise InputError(f"there is no file {name}{broken}") from None
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"can't read {name}: {getattr(error, 'strerror', None) or error}") from error
     with stream:
@@ -267,9 +273,14 @@ def _decode(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
             f"{name} has {width}x{height} pixels, more than the limit of {limit}: if you trust the file, "
             f"set {MAX_PIXELS_VARIABLE}={width * height}"
         )
+    frames, has_16_bits = check_frames(image, stream, name), is_16_bit_color(image)
     loaded = _load(image, name)
+    if has_16_bits:
+        _warn_of_dark_values(256 * int(np.asarray(loaded)[..., :3].max()), name)
     if image.format in ("JPEG", "MPO"):
         check_jpeg(stream, name)
+    if frames > 1:
+        _log.warning("%s has %d frames or pages; only the first is used", name, frames)
     return loaded
 
 
@@ -313,11 +324,21 @@ def _pil_to_bgr(image: Image.Image, name: str) -> Picture:
 
 
 def _high_bytes(gray: NDArray[Any], name: str) -> Picture:
-    if gray.min() < 0 or gray.max() > 65_535:
+    low, high = int(gray.min()), int(gray.max())
+    if low < 0 or high > 65_535:
+        raise InputError(f"{name} has values from {low} to {high}: expected 0..65535, scale it first")
+    if 0 < high < 256:
         raise InputError(
-            f"{name} has values from {gray.min()} to {gray.max()}: expected 0..65535, scale it first"
+            f"{name} has 16-bit values from {low} to {high}, which would all be black: if they are 8-bit "
+            "values, save it with 8 bits per channel"
         )
+    _warn_of_dark_values(high, name)
     return (gray >> 8).astype(np.uint8)
+
+
+def _warn_of_dark_values(high: int, name: str) -> None:
+    if high < _MIN_HIGHEST_VALUE:
+        _log.warning("%s is dark: its 16-bit values end below %d; scale 10 or 12 bits first", name, high + 1)
 
 
 def _float_to_bytes(gray: NDArray[Any], name: str) -> Picture:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from .common import add_verb, as_json, command_line, need
-from .parser import Example, Parser, existing_network, integer, number, size
+from .parser import Example, Parser, existing_network, integer, number, path, size
 
 _EXAMPLES = (
     Example("tfiseg build net.onnx -o net.engine --frames street.mp4", "TensorRT, fp16", needs="TensorRT"),
@@ -46,7 +46,7 @@ def add_build(verbs: Any) -> None:
     verb.output.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="default: NAME.engine (NAME-PRECISION.onnx for onnxruntime)",
     )
@@ -127,7 +127,7 @@ def _add_int8_options(verb: Parser) -> None:
     )
     int8.add_argument(
         "--cache",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="calibration cache: written, and read again for the same network and frames",
     )
@@ -152,7 +152,7 @@ def _add_builder_options(verb: Parser) -> None:
     builder.add_argument("--workspace", type=integer(1), metavar="MIB", help="maximum scratch memory in MiB")
     builder.add_argument(
         "--timing-cache",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="timing cache to read and update (TensorRT only)",
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .common import add_verb, as_json, require
-from .parser import Example, existing_file, integer
+from .parser import Example, existing_file, integer, path
 
 
 def add_compare(verbs: Any) -> None:
@@ -53,7 +53,7 @@ def add_compare(verbs: Any) -> None:
     )
     verb.output.add_argument(
         "--out",
-        type=Path,
+        type=path,
         default=Path("comparison.png"),
         metavar="FILE",
         help="contact sheet of the worst frames (default: comparison.png)",

@@ -10,7 +10,7 @@ from ..errors import InputError
 from .build import run_build
 from .common import add_verb, command_line, need
 from .live import segment_source
-from .parser import Example, integer
+from .parser import Example, integer, path
 from .segmenter_options import add_segmenter_options, given_options
 
 _CLIP = Path(__file__).parent / "media" / "people.mp4"
@@ -43,7 +43,7 @@ def add_demo(verbs: Any) -> None:
     verb.source.add_argument("--frames", type=integer(1), metavar="N", help="stop after N frames")
     verb.output.add_argument(
         "--out",
-        type=Path,
+        type=path,
         default=Path("tfiseg-demo"),
         metavar="DIR",
         help="output folder (default: tfiseg-demo)",

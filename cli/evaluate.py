@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .common import add_verb, as_json
-from .parser import Example, existing_folder, integer
+from .parser import Example, existing_folder, integer, path
 from .segmenter_options import add_segmenter_options, given_options
 
 
@@ -36,7 +35,7 @@ def add_eval(verbs: Any) -> None:
     )
     verb.output.add_argument(
         "--out",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="write contact sheets of the best, median and worst images there",
     )

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InputError, SourceError, did_you_mean
 from ..files import printable
 from .common import add_verb, as_json, command_line, need, require
-from .parser import Example, Parser, existing_file, integer, size
+from .parser import Example, Parser, existing_file, integer, path, size
 
 _SOURCES = """a checkpoint of `tfiseg train`; an .onnx file of any layout; torchvision:NAME; smp:ARCH/ENCODER
 (segmentation-models-pytorch); hf:NAME_OR_FOLDER (transformers); python:module:function (returns a
@@ -124,7 +124,7 @@ def _add_output_options(verb: Parser) -> None:
     )
     output.add_argument("--licence", metavar="TEXT", help="terms of use, for the model's metadata")
     output.add_argument(
-        "--triton", type=Path, metavar="DIR", help="also write a model repository for NVIDIA's Triton server"
+        "--triton", type=path, metavar="DIR", help="also write a model repository for NVIDIA's Triton server"
     )
 
 

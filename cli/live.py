@@ -14,7 +14,7 @@ from ..errors import InputError, SourceError
 from ..files import printable
 from .archive import add_archive_options, check_archive_options, segment_archive_source
 from .common import add_verb, as_json
-from .parser import Example, Parser, integer, number, size
+from .parser import Example, Parser, integer, number, path, size
 from .segmenter_options import add_segmenter_options
 
 _VIEW_MIN_HITS = 3  # for videos, in which most false positives appear in one or two frames
@@ -44,7 +44,7 @@ def add_run(verbs: Any) -> None:
     _add_source_options(verb)
     verb.output.add_argument(
         "--out",
-        type=Path,
+        type=path,
         default=Path("tfiseg-out"),
         metavar="DIR",
         help="output folder (default: tfiseg-out)",
@@ -138,15 +138,15 @@ def _run(args: argparse.Namespace) -> int:
 
 def segment_source(args: argparse.Namespace) -> int:
     """Segment a source; returns the exit status."""
-    from ..files import writable_folder
     from ..runtime.output.run import run, summary_table
+    from ..runtime.output.run_writer import output_folder
     from ..runtime.segmenter import Segmenter
 
     if args.source == "synthetic" and args.frames is None:
         raise InputError("the synthetic source is endless: pass --frames N, e.g. --frames 100")
     _check_policy(args)
     with _source(args) as source:
-        writable_folder(args.out)  # before the network is loaded
+        output_folder(args.out, source)  # before the network is loaded
         tracker = _tracker(args, args.track)
         settings, workers = _shared_threads(args, source)
         with Segmenter.from_settings(settings) as segmenter:
@@ -225,7 +225,7 @@ def add_view(verbs: Any) -> None:
     )
     verb.output.add_argument(
         "--record",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="write overlay, instances.jsonl and recording.mcap (for Foxglove) into a new folder in DIR",
     )

@@ -151,6 +151,13 @@ def size(order: str, low: int = 16, high: int = 8192) -> Callable[[str], tuple[i
     return parse
 
 
+def path(text: str) -> Path:
+    """Parser type: a path. An empty text, as an unset variable of a shell gives it, is an error."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    return Path(text)
+
+
 def existing_file(text: str) -> Path:
     """Parser type: a file that exists. Raises SourceError, so that a missing file is reported first."""
     if not Path(text).is_file():
@@ -175,6 +182,6 @@ def existing_network(text: str) -> Path:
 
 def existing_folder(text: str) -> Path:
     """Parser type: a folder that exists. Raises SourceError, so that a missing folder is reported first."""
-    if not Path(text).is_dir():
-        raise SourceError(f"there is no folder {printable(text)}")
+    if not text or not Path(text).is_dir():
+        raise SourceError(f"there is no folder {printable(text) or '(an empty text)'}")
     return Path(text)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .common import add_verb, as_json
-from .parser import Example
+from .parser import Example, path
 
 
 def add_plugin(verbs: Any) -> None:
@@ -39,7 +38,7 @@ def add_plugin(verbs: Any) -> None:
     )
     verb.output.add_argument(
         "--output",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="build: path of the library (default: a cache folder, where tfiseg looks for it)",
     )

@@ -148,6 +148,21 @@ class Output(io.TextIOWrapper):
             raise
 
 
+class ErrorOutput(io.TextIOWrapper):
+    """Standard error that loses what can't be written, because no progress bar is worth a run."""
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        with contextlib.suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write the buffer."""
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
 def open_missing_streams() -> None:
     """Open closed standard streams as the null device, as a service manager may start a program without them.
 
@@ -165,10 +180,13 @@ def open_missing_streams() -> None:
 
 
 def open_output() -> None:
-    """Replace standard output by an ``Output``, which escapes file names that are not valid text."""
+    """Replace the standard streams by ``Output``, which escapes invalid file names, and ``ErrorOutput``."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         encoding, buffered = sys.stdout.encoding, sys.stdout.line_buffering
         sys.stdout = Output(sys.stdout.detach(), encoding, "backslashreplace", line_buffering=buffered)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        encoding = sys.stderr.encoding
+        sys.stderr = ErrorOutput(sys.stderr.detach(), encoding, "backslashreplace", line_buffering=True)
 
 
 def finish_output(verb: str, status: int) -> int:

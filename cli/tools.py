@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .common import add_verb, as_json, command_line, need, require
-from .parser import Example, existing_file, existing_network, integer
+from .parser import Example, existing_file, existing_network, integer, path
 
 
 def add_tools(verbs: Any) -> None:
@@ -64,7 +63,7 @@ def _add_triton(verbs: Any) -> None:
     verb.output.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="required: the model repository; other models in it are kept",
     )

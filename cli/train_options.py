@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .common import add_verb
-from .parser import Example, Parser, existing_file, existing_folder, existing_network, integer, number
+from .parser import Example, Parser, existing_file, existing_folder, existing_network, integer, number, path
 
 IMAGENET, NONE = "imagenet", "none"
 _NEEDS = "torch and time"
@@ -79,7 +79,7 @@ def add_instance(kinds: Any, handler: Any) -> None:
     _add_run(verb, "instance.ckpt", 3600, "composites")
     verb.source.add_argument(
         "--cutouts",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="class maps of photos that show one object each, as `tfiseg train cutouts` writes them",
     )
@@ -148,7 +148,7 @@ def add_cutouts(kinds: Any, handler: Any) -> None:
     )
     _add_confidence(verb)
     verb.output.add_argument(
-        "-o", "--output", type=Path, default=Path("cutouts"), metavar="DIR", help="(default: cutouts)"
+        "-o", "--output", type=path, default=Path("cutouts"), metavar="DIR", help="(default: cutouts)"
     )
 
 
@@ -169,7 +169,7 @@ def add_frame(kinds: Any, handler: Any) -> None:
     _add_run(verb, "frame.ckpt", 4000, "composites", 4)
     verb.expert.add_argument(
         "--instance-model",
-        type=Path,
+        type=path,
         metavar="M",
         help="the teacher (default: the instance network that comes with tfiseg)",
     )
@@ -198,7 +198,7 @@ def add_score(kinds: Any, handler: Any) -> None:
     verb.expert.add_argument(
         "--instance-model",
         metavar="M",
-        type=Path,
+        type=path,
         help="instance network that finds the true objects (default: the one that comes with tfiseg)",
     )
     _add_seed_and_threads(verb)
@@ -215,7 +215,7 @@ def _add_model(verb: Parser) -> None:
 
 def _add_output(verb: Parser, default: str) -> None:
     verb.output.add_argument(
-        "-o", "--output", type=Path, default=Path(default), metavar="NAME.onnx", help=f"(default: {default})"
+        "-o", "--output", type=path, default=Path(default), metavar="NAME.onnx", help=f"(default: {default})"
     )
 
 
@@ -238,7 +238,7 @@ def _add_fit(verb: Parser, sheets: str, composites: int) -> None:
         help=f"composites to fit the rules on (default: {composites})",
     )
     verb.output.add_argument(
-        "--sheets", type=Path, metavar="DIR", help=f"write contact sheets of {sheets} there"
+        "--sheets", type=path, metavar="DIR", help=f"write contact sheets of {sheets} there"
     )
     verb.expert.add_argument(
         "--workers",
@@ -290,7 +290,7 @@ def _add_more_data(verb: Parser) -> None:
 def _add_run(verb: Parser, checkpoint: str, steps: int, unit: str, batch: int = 16) -> None:
     verb.output.add_argument(
         "--checkpoint",
-        type=Path,
+        type=path,
         default=Path(checkpoint),
         metavar="FILE",
         help=f"written during training; an existing one is resumed (default: {checkpoint})",

@@ -8,12 +8,13 @@ from numbers import Integral
 from pathlib import Path
 
 from ..errors import InputError, check_choice
-from ..plugins.settings import MAX_INSTANCES, MAX_THREADS, Split, check_min_area, split_table
+from ..plugins.settings import MAX_INSTANCES, Split, check_min_area, split_table
 from .networks.model_variants import MAX_LONG_SIDE_PX, MIN_LONG_SIDE_PX
 from .networks.multi_scale import MAX_SCALE, checked_scales
 from .networks.session import BACKENDS, CUDA_PROVIDER, DEFAULT_PROVIDERS, DEVICES
 
 QUALITIES = ("fast", "balanced", "best")
+MAX_NETWORK_THREADS = 1024  # more than any machine has; ONNX Runtime starts all of them
 REFINES = ("shape", "frame", "components")
 BEST_LONG_SIDE_PX = 640  # of the network that comes with tfiseg (docs/benchmarks/quality.md)
 _REFINE_OF = {"fast": "shape", "balanced": "frame", "best": "components"}
@@ -55,9 +56,9 @@ class SegmenterSettings:
             check_choice("refine", self.refine, REFINES)
         check_choice("device", self.device, DEVICES)
         check_choice("backend", self.backend, BACKENDS)
-        if not isinstance(self.threads, Integral) or not 0 <= self.threads <= MAX_THREADS:
+        if not isinstance(self.threads, Integral) or not 0 <= self.threads <= MAX_NETWORK_THREADS:
             raise InputError(
-                f"threads must be at least 1 (0 = all), at most {MAX_THREADS}, got {self.threads}"
+                f"threads must be at least 1 (0 = all), at most {MAX_NETWORK_THREADS}, got {self.threads}"
             )
         if self.min_area is not None:
             check_min_area(self.min_area)

@@ -121,6 +121,8 @@ def test_transparency_of_a_palette_is_ignored():
         (np.array([[-0.1]], np.float32), "float values from -0.1"),
         (np.array([[np.nan]], np.float32), "float values from nan"),
         (np.array([[70_000]], np.int32), r"values from 70000 to 70000: expected 0\.\.65535"),
+        (np.array([[0, 255]], np.int32), r"values from 0 to 255, which would all be black: .* 8 bits"),
+        (np.array([[7, 30]], np.uint16), "values from 7 to 30, which would all be black"),
     ],
 )
 def test_values_out_of_range_are_refused(values, message):
@@ -254,7 +256,7 @@ def test_printable_names(name, text):
     ("make", "message"),
     [
         (lambda p: None, "there is no file .*x.jpg"),
-        (lambda p: p.mkdir(), "it is a folder"),
+        (lambda p: p.mkdir(), r"^\S*x\.jpg is no image: it is a folder"),
         (lambda p: os.mkfifo(p), "it is a pipe or device"),
         (lambda p: p.symlink_to("/nowhere/a.jpg"), "a broken link"),
         (lambda p: p.write_bytes(b""), "is no image that can be read"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import InputError, ModelError, did_you_mean
 from ...plugins.settings import IGNORE
-from .output_reading import OutputReading
+from .output_reading import BACKGROUND_NAMES, CHOICES, OutputReading
 
 _MAX_CLASSES = IGNORE - 1
 
@@ -90,6 +90,9 @@ def read_class_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
+_MAX_NEGATIVE = 0.05  # share of pixels; an argmax of trained logits is rarely negative
+
+
 def things_of(names: Sequence[str], things: str | None = None) -> tuple[int, ...]:
     """Return the ids of the countable classes.
 
@@ -140,6 +143,7 @@ def exported_classes(
             f"of their ids"
         )
     countable = things_of(names, things)
+    _check_background(reading, names, countable)
     background = 0 in countable
     if background:
         names, countable = ("background", *names), tuple(i + 1 for i in countable)
@@ -148,3 +152,22 @@ def exported_classes(
             f"the network has {len(names)} classes, the clustering operator supports at most {_MAX_CLASSES}"
         )
     return tuple(names), countable, background
+
+
+def _check_background(reading: OutputReading, names: Sequence[str], countable: Sequence[int]) -> None:
+    """Raise ModelError if logits without a background look like those of independent sigmoids.
+
+    By an argmax, each pixel would belong to an object, or to class 0.
+    """
+    has_background = names[0].lower() in BACKGROUND_NAMES or len({0, *countable}) < len(names)
+    if (
+        reading.kind == "logits"
+        and reading.origin == "frames"
+        and not has_background
+        and reading.negative > _MAX_NEGATIVE
+    ):
+        raise ModelError(
+            f"the network's output is ambiguous: all channels are negative in {reading.negative:.0%} of the "
+            f"pixels, and {', '.join(names[:3])} are objects, without a background. Perhaps they are "
+            f"independent sigmoids: {CHOICES}"
+        )

@@ -110,6 +110,7 @@ class OutputEvidence:
         decided: share of values within 10 % of the range from 0 or from ``factor``.
         sums: extremes of the sum over the channels. exp_sums: the same of the exponentials.
         none, several: share of pixels in which no channel, or more than one, exceeds half of ``factor``.
+        negative: share of pixels in which all channels are negative.
         final_activation: from ``find_final_activation``.
     """
 
@@ -126,6 +127,7 @@ class OutputEvidence:
     exp_sums: tuple[float, float]
     none: float
     several: float
+    negative: float
     final_activation: FinalActivation
 
     @property
@@ -190,6 +192,7 @@ def collect_evidence(
         extremes("exp_sums"),
         mean("none"),
         mean("several"),
+        mean("negative"),
         final_activation,
     )
 
@@ -207,6 +210,7 @@ def _describe(maps: NDArray[np.float32], factor: float) -> dict[str, Any]:
         "exp_sums": (float(exp_sums.min()), float(exp_sums.max())),
         "none": float((on == 0).mean()),
         "several": float((on > 1).mean()),
+        "negative": float((maps.max(0) < 0).mean()),
         "digest": hash(maps.tobytes()),
     }
 

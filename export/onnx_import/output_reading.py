@@ -23,7 +23,8 @@ PROBABILITY_EPS = 1e-6
 BACKGROUND_NAMES = frozenset(
     {"background", "__background__", "_background_", "bg", "void", "unlabeled", "none"}
 )
-_BYTE = 255.0
+_PERCENT, _BYTE = 100.0, 255.0
+_LEAST_SUM = 0.9  # of 100 or 255, because a conversion to integers rounds each channel down
 _SUM_TOLERANCE = 0.01  # of sums of probabilities, relative
 _RANGE_TOLERANCE = 1e-3
 _DECIDED = 0.5  # minimum share of decided values for a mask without a sigmoid in the network
@@ -44,6 +45,7 @@ class OutputReading:
         thresholds: probability per channel (sigmoid, binary).
         classes: number of ids of a class map; 0: from the class names.
         background_channel: channel 0 of a sigmoid output is the background.
+        negative: share of pixels in which all channels are negative.
         origin: "network", "frames", "source" or "--output".
         evidence: why, as a sentence.
     """
@@ -56,6 +58,7 @@ class OutputReading:
     thresholds: tuple[float, ...] = ()
     classes: int = 0
     background_channel: bool = False
+    negative: float = 0.0
 
     @property
     def background_added(self) -> bool:
@@ -146,9 +149,8 @@ def decide_reading(
             kind = "binary"
         else:
             why += f"; {evidence.none:.1%} of the pixels in no class, {evidence.several:.1%} in several"
-    return OutputReading(
-        kind, layout, factor, origin, why, _thresholds(kind, layout, thresholds), classes, background
-    )
+    levels = _thresholds(kind, layout, thresholds)
+    return OutputReading(kind, layout, factor, origin, why, levels, classes, background, evidence.negative)
 
 
 _Decision = tuple[OutputKind, float, str, str]
@@ -211,8 +213,11 @@ def _several_channels(evidence: OutputEvidence, names: Sequence[str] | None) -> 
     end = evidence.final_activation
     total = evidence.sums[1]
     equal_sums = total > 0 and evidence.sums[1] - evidence.sums[0] <= 2 * _SUM_TOLERANCE * total
-    if evidence.low >= -_RANGE_TOLERANCE * total and equal_sums and total > 0.5:
-        factor = 1.0 if abs(total - 1) <= 2 * _SUM_TOLERANCE else total
+    is_one = abs(total - 1) <= 2 * _SUM_TOLERANCE
+    # several sigmoids, or quantized logits, may have any other sum
+    is_scaled = any(_LEAST_SUM * scale <= total <= scale + 1 for scale in (_PERCENT, _BYTE))
+    if evidence.low >= -_RANGE_TOLERANCE * total and equal_sums and (is_one or is_scaled):
+        factor = 1.0 if is_one else total
         return (
             "softmax",
             factor,
@@ -240,7 +245,9 @@ def _several_channels(evidence: OutputEvidence, names: Sequence[str] | None) -> 
             f"Perhaps they are independent sigmoids",
         )
     raise _ambiguity_error(
-        evidence, "no value is negative, and the channels have no constant sum. Perhaps they are heat maps"
+        evidence,
+        f"no value is negative, and they sum to {evidence.sums[0]:.3g} to {evidence.sums[1]:.3g} per pixel. "
+        "Perhaps they are heat maps, or quantized logits",
     )
 
 

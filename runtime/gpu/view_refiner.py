@@ -119,13 +119,15 @@ class DeviceViews:
         for name, memory in self.memory.items():
             context.set_tensor_address(name, int(memory))
         self.own = cuda.allocate_array(inputs["masks"], np.uint8)
-        parts: dict[str, tuple[tuple[int, ...], Any]] = {
+        self.part_shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "label_map": (inputs["masks"], np.int32),
             "count": ((views,), np.int32),
             "regions": ((views,), np.int32),
             "table": ((views, MAX_PARTS, 10), np.float32),
         }
-        self.parts = {name: cuda.allocate_array(shape, kind) for name, (shape, kind) in parts.items()}
+        self.parts = {
+            name: cuda.allocate_array(shape, kind) for name, (shape, kind) in self.part_shapes.items()
+        }
         self._problem = self._operator_problem(network, VALUE_TYPES[types["affinity"]])
         size = int(library.tfiseg_workspace_size(ctypes.byref(self._problem), ON_CUDA))
         if not size:
@@ -220,7 +222,8 @@ class DeviceRefiner:
             "views": ((count, len(VIEW_COLUMNS)), np.int32),
         }
         self.memory = {name: cuda.allocate_array(shape, kind) for name, (shape, kind) in self.shapes.items()}
-        self.shapes["regions"], self.memory["regions"] = ((count,), np.int32), views.parts["regions"]
+        for name, part in {"regions": "regions", "view_counts": "count", "view_tables": "table"}.items():
+            self.shapes[name], self.memory[name] = views.part_shapes[part], views.parts[part]
         self._view_problem = ViewsStruct(
             struct_size=ctypes.sizeof(ViewsStruct),
             height=height,

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EngineError, InputError, TfisegError
+from ...plugins.operator import warn_if_merging_stopped
 from ...plugins.problem import Clustering
 from ...plugins.settings import ClusterSettings
 from ..gpu.captured_frame import DeviceNetwork
@@ -155,6 +156,8 @@ class GpuSession:
             found = lane.run(image, settings, view_settings)
             count, components = int(found["count"][0]), int(found["components.count"][0])
             _check_count(min(count, components))
+            has_parts = (found["views"][:, 3] > 0) & (found["view_counts"] > 0)
+            warn_if_merging_stopped(found["view_tables"][has_parts, 0])  # each row has its view's flag
             label_map, semantic_map = found["label_map"].copy(), found["semantic_map"].copy()
             yield RefinedFrame(
                 Clustering(label_map, semantic_map, found["count"].copy(), found["table"][:, :count].copy()),

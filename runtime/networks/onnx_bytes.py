@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 
 GRAPH = 7  # of a model
 NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12  # of a graph
 NODE_INPUT, NODE_OUTPUT = 1, 2
-_TENSOR_LOCATION = 14
+_TENSOR_TYPE, _TENSOR_NAME, _TENSOR_LOCATION = 2, 8, 14
+_INT8 = 3
 
 
 def with_outputs(model: bytes, wanted: Collection[str]) -> bytes | None:
@@ -38,6 +40,53 @@ def with_outputs(model: bytes, wanted: Collection[str]) -> bytes | None:
             continue
         parts.append(whole)
     return with_graph(model, b"".join(parts))
+
+
+def with_own_int8(model: bytes) -> bytes:
+    """Give each layer of an ONNX model its own copy of the int8 constants that it shares with others.
+
+    A constant is an initializer, or a node whose inputs are constants, such as a DequantizeLinear of weights.
+    Layers in subgraphs keep shared constants.
+    """
+    graph = graph_of(model)
+    initializers = {texts(v, _TENSOR_NAME)[0]: v for kind, v, _ in fields(graph) if kind == INITIALIZER}
+    makers = {name: (INITIALIZER, tensor) for name, tensor in initializers.items() if _is_int8(tensor)}
+    constants, used, parts, numbers = {"", *initializers}, set[str](), list[bytes](), itertools.count(1)
+
+    def own(name: str) -> str:
+        if name not in makers or name not in used:
+            used.add(name)
+            return name
+        copy, (kind, maker) = f"{name}/copy-{next(numbers)}", makers[name]
+        names = {_TENSOR_NAME: [copy]}
+        if kind == NODE:
+            names = {NODE_INPUT: [own(n) for n in texts(maker, NODE_INPUT)], NODE_OUTPUT: [copy]}
+        parts.append(field(kind, _with_texts(maker, names)))
+        return copy
+
+    for kind, value, whole in fields(graph):
+        if kind != NODE:
+            parts.append(bytes(whole))
+            continue
+        inputs, outputs = texts(value, NODE_INPUT), texts(value, NODE_OUTPUT)
+        parts.append(field(NODE, _with_texts(value, {NODE_INPUT: [own(name) for name in inputs]})))
+        if constants.issuperset(inputs) and len(outputs) == 1:
+            constants.add(outputs[0])
+            makers[outputs[0]] = NODE, value
+    return with_graph(model, b"".join(parts))
+
+
+def _is_int8(tensor: memoryview) -> bool:
+    return any(n == _TENSOR_TYPE and number_of(value) == _INT8 for n, value, _ in fields(tensor))
+
+
+def _with_texts(message: memoryview, replacements: Mapping[int, Collection[str]]) -> bytes:
+    """Replace all texts of some fields, in their order."""
+    left = {number: iter(values) for number, values in replacements.items()}
+    return b"".join(
+        field(number, next(left[number]).encode()) if number in left else bytes(whole)
+        for number, _, whole in fields(message)
+    )
 
 
 def graph_of(model: bytes) -> memoryview:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import ModelError
 from .model_info import METADATA_KEY
+from .onnx_bytes import with_own_int8
 from .session import DEFAULT_PROVIDERS, check_exists
 
 # it quantizes layers that a model keeps in float, with one scale per tensor, and misreads float16 biases (at
 # least in onnxruntime 1.21 to 1.32)
 UNWANTED_OPTIMIZERS = ("WeightBiasQuantization",)
-_SATURATES = (
-    "its int8 sums may saturate, because this CPU has no VNNI and several layers share int8 weights or zero "
-    "points. Give each layer its own copies, or use the float network"
-)
-_log = logging.getLogger("tfiseg")
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+# when sums must be exact, ONNX Runtime 1.32 can't convert weights or zero points that several layers share
+_SHARED_INT8 = "replace the existing tensor"  # in ONNX Runtime's error
 
 
 def start_session(
@@ -48,27 +45,28 @@ def start_session(
     """
     import onnxruntime
 
-    def opened(exact_int8: bool) -> Any:
+    def opened(content: Path | bytes) -> Any:
+        options = _session_options(threads, fuse, providers)
+        if isinstance(model, Path):
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(model.parent))
         return onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model),
-            _session_options(threads, fuse, exact_int8),
+            content if isinstance(content, bytes) else str(content),
+            options,
             list(providers),
             provider_options,
             disabled_optimizers=list(unwanted_optimizers),
         )
 
-    which = name or ("the network" if isinstance(model, bytes) else model)
     try:
         try:
-            session = opened(exact_int8=True)
+            session = opened(model)
         except Exception as wrong:  # onnxruntime's errors share no base class
-            # ONNX Runtime 1.32 can't convert int8 weights or zero points that several layers share
-            if "replace the existing tensor" not in str(wrong):
+            if _SHARED_INT8 not in str(wrong):
                 raise
-            session = opened(exact_int8=False)
-            if not has_exact_int8():
-                _log.warning("%s: %s", which, _SATURATES)
+            content = model if isinstance(model, bytes) else Path(model).read_bytes()
+            session = opened(with_own_int8(content))
     except Exception as wrong:
+        which = name or ("the network" if isinstance(model, bytes) else model)
         raise ModelError(f"ONNX Runtime can't load {which}: {wrong}") from wrong
     if isinstance(model, bytes):
         # onnxruntime keeps this copy of all weights only to fall back to another provider
@@ -76,7 +74,7 @@ def start_session(
     return session
 
 
-def _session_options(threads: int, fuse: bool, exact_int8: bool) -> Any:
+def _session_options(threads: int, fuse: bool, providers: Sequence[str]) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -84,25 +82,13 @@ def _session_options(threads: int, fuse: bool, exact_int8: bool) -> Any:
     # its threads may spin while a network runs, but not between frames, when clustering and drawing need the
     # cores (ms per frame on 2 cores: 10.5; without spinning 12.9; with the default, always spinning, 18.9)
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if exact_int8:  # has no effect on CPUs that are exact anyway
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    options.log_severity_level = 3
+    # on x86 without VNNI, sums of uint8 times int8 would saturate at 16 bits; has no effect on other CPUs
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    # other providers log why they don't start; the CPU's errors are exceptions, and some are handled here
+    options.log_severity_level = 4 if tuple(providers) == DEFAULT_PROVIDERS else 3
     if not fuse:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
-
-
-def has_exact_int8(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
-    """Return False if this is an x86 CPU without VNNI, or if that is unknown.
-
-    By default, ONNX Runtime adds products of uint8 and int8 in 16 bits there, which saturate.
-    """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
-    try:
-        return "vnni" in cpu_info.read_text()
-    except OSError:
-        return False
 
 
 def run_session(session: Any, outputs: Sequence[str], inputs: dict[str, Any], name: object) -> list[Any]:

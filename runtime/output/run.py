@@ -117,6 +117,8 @@ def _finish(
     summary = {
         "source": printable(source.name),
         **stats.pop("times"),
+        "frames": writer.frame_count,  # an interruption may lose frames between the last two stages
+        "instances": writer.instance_count,
         **{name: stats[name] for name in ("captured", "dropped", "skipped", "reconnects")},
         "overlay": writer.overlays,
         "instances_jsonl": printable(str(writer.folder / "instances.jsonl")),

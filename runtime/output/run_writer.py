@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -20,9 +21,12 @@ from ...instances import Instances
 from ...schema import to_json
 from ..pipeline.result import Result
 from ..sources.base import DEFAULT_FPS, Frame, Source
+from ..sources.files import ImageFiles
 from .mp4 import Mp4Writer
 
 WRITE_SECONDS = 60.0  # timeout for one frame: a memory card may pause for seconds
+_RECORDS, _OVERLAY = "instances.jsonl", "-overlay.png"
+_log = logging.getLogger("tfiseg")
 _MAX_NAME_BYTES = 200  # file systems allow 255; a number and "-overlay.png" are appended
 
 
@@ -51,6 +55,36 @@ def frame_record(frame: Frame, instances: Instances) -> dict[str, Any]:
     }
 
 
+def output_folder(out: str | Path, source: Source) -> Path:
+    """Create the output folder if it is missing, and exclude overlays of an earlier run from the source.
+
+    Raises:
+        InputError: the folder is not writable, or images of the source would be overwritten.
+    """
+    folder = writable_folder(out)
+    if isinstance(source, ImageFiles) and source.searched:
+        overlays = {path for path in source.paths if path.name.endswith(_OVERLAY) and _is_in(path, folder)}
+        if overlays and not (folder / _RECORDS).exists():
+            raise InputError(
+                f"overlays may overwrite the image {printable(str(min(overlays)))}, which lies in the output "
+                "folder: name another one with --out"
+            )
+        source.paths = [path for path in source.paths if path not in overlays]
+        if overlays and not source.paths:
+            raise InputError(
+                f"all images of {printable(source.name)} are overlays of an earlier run: name another source"
+            )
+        if overlays:
+            _log.warning(
+                "%d overlays of an earlier run in %s are not segmented", len(overlays), printable(str(folder))
+            )
+    return folder
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return path.parent.resolve() == folder.resolve()
+
+
 class RunWriter:
     """A sink that writes overlays and records into a folder; use it in a ``with`` block.
 
@@ -58,7 +92,7 @@ class RunWriter:
     into ``instances.jsonl``. The files of finished frames are readable even after a kill.
 
     Raises:
-        InputError: the folder is not writable.
+        InputError: see ``output_folder``.
         OutputError: a result cannot be written.
     """
 
@@ -67,22 +101,23 @@ class RunWriter:
     timeout_s = WRITE_SECONDS
 
     def __init__(self, out: str | Path, source: Source) -> None:
-        self.folder = writable_folder(out)
+        self.folder = output_folder(out, source)
         self.lock = FolderLock(self.folder)
         self.source = source
         self.overlay_path: Path | None = None
         self._lines: TextIO | None = None
         self._video: Mp4Writer | None = None
         self._first_ns = 0
+        self.frame_count = self.instance_count = 0  # that are written
         self._names: dict[str, int] = {}
 
     def __enter__(self) -> RunWriter:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.lock)
             try:
-                self._lines = open(self.folder / "instances.jsonl", "w")
+                self._lines = open(self.folder / _RECORDS, "w")
             except OSError as error:
-                raise _write_error(self.folder / "instances.jsonl", error) from error
+                raise _write_error(self.folder / _RECORDS, error) from error
             stack.pop_all()
         return self
 
@@ -93,7 +128,7 @@ class RunWriter:
             if self._lines is not None:
                 self._lines.close()  # raises again if the disk is full
         except OSError as cause:
-            raise _write_error(self.folder / "instances.jsonl", cause) from cause
+            raise _write_error(self.folder / _RECORDS, cause) from cause
         finally:
             try:
                 if self._video is not None:
@@ -114,6 +149,8 @@ class RunWriter:
             self._lines.flush()
         except OSError as error:
             raise _write_error(Path(self._lines.name), error) from error
+        self.frame_count += 1
+        self.instance_count += len(result.instances)
         if self.source.is_video:
             self._write_video(result.frame, result.overlay)
         else:
@@ -123,7 +160,7 @@ class RunWriter:
     def overlays(self) -> str | None:
         """Path of the overlay, or a pattern if there are several; None before the first frame."""
         if len(self._names) > 1:
-            return printable(str(self.folder / "*-overlay.png"))
+            return printable(str(self.folder / f"*{_OVERLAY}"))
         return printable(str(self.overlay_path)) if self.overlay_path else None
 
     def _unique_name(self, name: str) -> str:
@@ -132,7 +169,7 @@ class RunWriter:
         return name if count == 1 else self._unique_name(f"{name}-{count}")
 
     def _write_image(self, frame: Frame, overlay: NDArray[np.uint8]) -> None:
-        self.overlay_path = self.folder / f"{self._unique_name(shorten_name(frame.name))}-overlay.png"
+        self.overlay_path = self.folder / f"{self._unique_name(shorten_name(frame.name))}{_OVERLAY}"
         try:  # cv2.imwrite refuses names that are not valid UTF-8
             self.overlay_path.write_bytes(cv2.imencode(".png", overlay)[1].tobytes())
         except OSError as error:

@@ -9,12 +9,14 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SourceError
+from ...file_end import missing_bytes
 from .base import DEFAULT_FPS
 
 _OPEN_SECONDS = 30.0  # a pipe without a writer, or a stalled disk, never answers
@@ -36,13 +38,16 @@ class VideoReader:
         container: a PyAV container, open for reading.
         name: name of the video in errors.
         low_latency: decode without delaying frames, for live streams.
+        path: of the container, if it is a file on disk; ``damage`` then also checks its end.
 
     Raises:
         SourceError: the container has no video, or no decoder for it exists.
     """
 
-    def __init__(self, container: Any, name: str, *, low_latency: bool = False) -> None:
-        self._container, self._name = container, name
+    def __init__(
+        self, container: Any, name: str, *, low_latency: bool = False, path: Path | None = None
+    ) -> None:
+        self._container, self._name, self._path = container, name, path
         stream = container.streams.best("video")
         if stream is None or int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE:
             raise SourceError(f"{name} is no image or video: it contains {_stream_types(container)}")
@@ -67,6 +72,7 @@ class VideoReader:
         self._last_s: float | None = None
         self._end_s = 0.0  # of all streams, because a truncated file ends early in each
         self._packets = self._frames = self._errors = self._corrupted = 0
+        self._ends_incomplete = False  # in the middle of a packet
         self.waited_s = 0.0  # total time of reading packets
 
     @property
@@ -84,6 +90,7 @@ class VideoReader:
                 continue
             if packet.size:
                 self._packets += 1
+                self._ends_incomplete = bool(packet.is_corrupt)
                 self._update_end(packet)
             try:
                 decoded = packet.decode()
@@ -136,7 +143,10 @@ class VideoReader:
     def _update_end(self, packet: Any) -> None:
         if packet.pts is not None and packet.time_base:
             end = (packet.pts + (packet.duration or 0)) * packet.time_base
-            self._end_s = max(self._end_s, float(end) - (self._container.start_time or 0) / _TIME_BASE)
+            # Matroska announces the time of its end, others the seconds from their first time
+            is_absolute = "matroska" in self._container.format.name
+            start_s = 0.0 if is_absolute else (self._container.start_time or 0) / _TIME_BASE
+            self._end_s = max(self._end_s, float(end) - start_s)
 
     def time_of(self, frame: Any) -> float:
         """Return the media time of the next frame in seconds; it never decreases."""
@@ -170,12 +180,28 @@ class VideoReader:
                 f"{self._name} ends after {decoded} of the {announced} it announces: the file is damaged or "
                 "truncated"
             )
+        if missing := self._missing_bytes():
+            return (
+                f"{self._name} is truncated after {self._frames} frames ({self._end_s:.1f} s): at least "
+                f"{missing} bytes are missing at its end"
+            )
         lost = max(self._errors, self._packets - self._frames) if self._errors else 0
-        if lost or self._corrupted:
+        corrupted = max(self._corrupted, int(self._ends_incomplete))
+        if lost or corrupted:
             total = max(count or 0, self._frames + lost)
-            corrupted = f", and {self._corrupted} are corrupted" if self._corrupted else ""
-            return f"{self._name} is damaged: {lost} of {total} frames can't be decoded{corrupted}"
+            faults = [f"{lost} of {total} frames can't be decoded"] if lost else []
+            faults += [f"{corrupted} of {total} frames are corrupted"] if corrupted else []
+            return f"{self._name} is damaged: {', and '.join(faults)}"
         return None
+
+    def _missing_bytes(self) -> int:
+        if self._path is None or not self._path.is_file():  # a pipe has no end
+            return 0
+        try:
+            with open(self._path, "rb") as file:
+                return missing_bytes(file)
+        except OSError:  # renamed or removed while it was read: nothing is known of its end
+            return 0
 
     def close(self) -> None:
         """Close the container."""

@@ -24,14 +24,21 @@ class ImageFiles(Source):
         name: name of the source.
         paths: paths of the files.
         folder: folder that the frames' ``file_name`` is relative to; None keeps the paths.
+        searched: whether the files were found in a folder or by a pattern, rather than named one by one.
     """
 
     is_video = False
 
-    def __init__(self, name: str, paths: list[Path], folder: Path | None = None) -> None:
+    def __init__(
+        self, name: str, paths: list[Path], folder: Path | None = None, *, searched: bool = False
+    ) -> None:
         super().__init__(name)
-        self.paths, self._folder = paths, folder
-        self.frame_count = len(paths)
+        self.paths, self._folder, self.searched = paths, folder, searched
+
+    @property
+    def frame_count(self) -> int:  # type: ignore[override]
+        """Number of files."""
+        return len(self.paths)
 
     def __iter__(self) -> Iterator[Frame]:
         unreadable: list[str] = []

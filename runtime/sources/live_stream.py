@@ -142,7 +142,7 @@ class LiveStream(Source):
             _log.warning(
                 "a frame of %s is %.1f s old when it is read: the network delayed it, or the stream sends "
                 "more than this machine reads. Request fewer or smaller frames, or decode in hardware "
-                "(gstreamer:PIPELINE)",
+                "(gst:PIPELINE)",
                 self.name,
                 lag_s,
             )

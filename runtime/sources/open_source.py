@@ -59,6 +59,8 @@ def open_source(
         ...     print(frame.index, frame.image.shape)
         ...     break
     """
+    if source == "":
+        raise SourceError("the source is empty: name an image, a folder, a video, a camera index or a URL")
     request = CameraRequest(size_wh, fps, pixel_format)
     opened = _open(str(source), isinstance(source, Integral), request)
     if opened.is_live:
@@ -93,12 +95,12 @@ def _open(text: str, is_number: bool, request: CameraRequest) -> Source:
         images = image_paths(path)
         if not images:
             raise SourceError(f"folder {printable(text)} contains no image ({', '.join(IMAGE_SUFFIXES)})")
-        return ImageFiles(path.name, images, path)
+        return ImageFiles(path.name, images, path, searched=True)
     if glob.has_magic(text) and not path.exists():
         matches = sorted(p for m in glob.glob(text, recursive=True) if not (p := Path(m)).is_dir())
         if not matches:
             raise SourceError(f"nothing matches {_printable_source(text)}")
-        return ImageFiles("images", matches)
+        return ImageFiles("images", matches, searched=True)
     if not path.exists():
         raise SourceError(
             f"there is no file {_printable_source(text)}: a source is an image, a folder, a glob pattern, a "

@@ -90,4 +90,4 @@ def open_file(path: Path) -> VideoReader:
             f"{shown} is no image or video that can be read ({error.strerror}): "
             "it is damaged, truncated, or in a format that FFmpeg does not support"
         ) from error
-    return VideoReader(container, path.stem if path.stem.isprintable() else shown)
+    return VideoReader(container, path.stem if path.stem.isprintable() else shown, path=path)

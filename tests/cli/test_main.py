@@ -66,6 +66,8 @@ def test_failures_print_a_message_and_exit_with_1(argv, message, capsys, tmp_pat
     ("argv", "message"),
     [
         (["run", "x.png", "--scales", "1,0.5"], "--scales must be numbers from 1 to 8"),
+        (["run", "x.png", "--out", ""], "--out: expected a path, got an empty text"),
+        (["run", "x.png", "--threads", "100000"], "--threads must be at least 1 (0 = all), at most 1024"),
         (["run", "x.png", "--min-area", "-1"], "--min-area must lie in 0.."),
         (["run", "x.png", "--min-score", "30"], "--min-score must lie in 0..1, got 30.0"),
         (["run", "x.png", "--split", "7"], "--split must be"),
@@ -114,6 +116,8 @@ def test_missing_file_is_reported_first(capsys, tmp_path, monkeypatch):
         (["eval", "no", "--model", "no.onnx"], "there is no folder no"),
         (["run", "no.mp4", "--model", "no.onnx"], "there is no file no.mp4"),
         (["view", "no.mp4", "--model", "no.onnx"], "there is no file no.mp4"),
+        (["run", ""], "the source is empty"),
+        (["eval", ""], "there is no folder (an empty text)"),
     ):
         assert main(argv) == 1
         assert message in capsys.readouterr().err

@@ -141,8 +141,8 @@ def test_full_standard_output_is_an_error(words):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_standard_streams_change_nothing(closed, tmp_path):
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_closed_standard_streams_and_a_full_standard_error_change_nothing(closed, tmp_path):
     """A service manager may start a program without them; no output file may get their numbers."""
     words = f"{shlex.quote(sys.executable)} -m tfiseg run synthetic --frames 2 --out {tmp_path}"
     done = subprocess.run(["sh", "-c", f"{words} {closed}"], capture_output=True, text=True)

@@ -35,6 +35,7 @@ def test_settings_of_each_quality(options, refine, long_side_px):
         ({"refine": "magic"}, "refine must be one of"),
         ({"min_score": 30}, r"min_score must lie in 0\.\.1, got 30"),
         ({"threads": -1}, "threads must be at least 1"),
+        ({"threads": 100_000}, "threads must be at least 1 .*, at most 1024, got 100000"),
         ({"long_side_px": 10}, r"long_side_px must lie in 64\.\.4096, got 10"),
         ({"max_views": 4}, "max_views has no effect without"),
         ({"instance_model": "m.onnx"}, "instance_model has no effect without"),

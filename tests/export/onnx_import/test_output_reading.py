@@ -217,6 +217,35 @@ def test_independent_logits_when_stated(tmp_path, photos):
     assert set(report["shares"]) == {"background", "person"}
 
 
+def test_independent_logits_without_a_background_are_ambiguous(tmp_path, photos):
+    path = write(tmp_path, [], weight=[10, 0], bias=[-8, -2])
+    with pytest.raises(tfiseg.ModelError, match=r"all channels are negative in \d+% .* independent sigmoids"):
+        export(path, photos, class_names="lamp,ball", things="lamp,ball")
+    report = export(path, photos, class_names="lamp,ball", output_kind="sigmoid")
+    assert report["class_names"] == ["background", "lamp", "ball"]
+    assert export(path, photos, class_names="lamp,ball", output_kind="logits")["reading"]["kind"] == "logits"
+    assert export(path, photos, class_names="background,ball")["reading"]["kind"] == "logits"
+
+
+def test_sigmoids_with_a_constant_sum_are_no_softmax(tmp_path, photos):
+    """sigmoid(v) + sigmoid(-v) + sigmoid(-0.5) is 1.38 in every pixel."""
+    path = write(tmp_path, SIGMOID, weight=[9, -9, 0], bias=[-6, 6, -0.5])
+    assert export(path, photos, class_names="disk,wall,floor")["reading"]["kind"] == "sigmoid"
+
+
+@pytest.mark.parametrize(
+    ("factor", "is_softmax"), [(1, True), (100, True), (255, True), (2, False), (424, False)]
+)
+def test_only_usual_scales_of_probabilities_are_a_softmax(factor, is_softmax, tmp_path, photos):
+    tail = [node("Softmax", ["grid"], ["p"], axis=1), node("Mul", ["p", "k"], ["y"])]
+    path = write(tmp_path, tail, **SCENE, extra={"k": np.float32(factor)})
+    if is_softmax:
+        assert export(path, photos)["reading"]["kind"] == "softmax"
+        return
+    with pytest.raises(tfiseg.ModelError, match="ambiguous"):
+        export(path, photos)
+
+
 def test_a_mask_up_to_255(tmp_path, photos):
     tail = [node("Sigmoid", ["grid"], ["s"]), node("Mul", ["s", "k"], ["y"])]
     path = write(tmp_path, tail, **DISK, extra={"k": np.float32(255)})

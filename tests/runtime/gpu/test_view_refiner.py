@@ -1,7 +1,9 @@
 """Test view refinement on an emulated GPU against the same steps on the CPU and ``Refiner``."""
 
+import ctypes
 import logging
 import sys
+import warnings
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,12 +14,12 @@ import pytest
 import tfiseg
 from plain_model import PLAIN_MODEL
 from skimage import data
-from tfiseg.plugins.operator import cluster, cluster_batch
+from tfiseg.plugins.operator import MergeStoppedWarning, cluster, cluster_batch
 from tfiseg.plugins.problem import Clustering
 from tfiseg.plugins.settings import SHARPEN, ClusterSettings, thing_flags
 from tfiseg.plugins.views import Scene, ViewClusterings, place_instances, render_views
 from tfiseg.runtime.gpu.refined_frame import RefinedFrame
-from tfiseg.runtime.gpu.view_refiner import DEFAULT_VIEWS
+from tfiseg.runtime.gpu.view_refiner import DEFAULT_VIEWS, MAX_PARTS, DeviceViews
 from tfiseg.runtime.networks import instance_onnx, onnx_cuda_session
 from tfiseg.runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
 from tfiseg.runtime.networks.onnx_binding import BoundContext
@@ -103,6 +105,25 @@ def test_graph_equals_the_single_steps(segmenter, gpu):
             np.testing.assert_allclose(displacement, maps.displacement[0], atol=1e-4)
             np.testing.assert_allclose(affinity, maps.affinity[0], atol=1e-4)
     assert gpu.launches >= 1
+
+
+@pytest.mark.parametrize("has_parts", [True, False])
+def test_a_merge_that_stops_in_a_view_is_reported(segmenter, gpu, monkeypatch, has_parts):
+    """Rows behind the last part of a view contain anything."""
+    cluster_views = DeviceViews.cluster
+    row = 0 if has_parts else MAX_PARTS - 1
+
+    def stop(views, stream_handle):
+        cluster_views(views, stream_handle)
+        flags = int(views.parts["table"]) + (row * 10 + 9) * 4
+        gpu.enqueue(stream_handle, lambda: setattr(ctypes.c_float.from_address(flags), "value", 2.0))
+
+    monkeypatch.setattr(DeviceViews, "cluster", stop)
+    for _ in range(3):  # enqueued, captured, and replayed
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            assert len(segmenter(crowd()))
+        assert [one.category for one in given] == [MergeStoppedWarning] * has_parts
 
 
 def test_frames_of_other_sizes_and_on_the_gpu(segmenter, gpu):

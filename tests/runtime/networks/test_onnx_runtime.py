@@ -1,15 +1,16 @@
 """Test that sessions of ONNX Runtime compute what the network's file says."""
 
-import logging
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from tfiseg.runtime.networks import onnx_runtime
-from tfiseg.runtime.networks.onnx_runtime import has_exact_int8, start_session
+from tfiseg.runtime.networks.onnx_bytes import with_own_int8
+from tfiseg.runtime.networks.onnx_runtime import start_session
 
 onnx = pytest.importorskip("onnx", reason="the extra `calibration` is not installed")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 NAMES = ("x", "scale", "x_zero", "w", "scale", "w_zero", "y_scale", "y_zero")
 Y_SCALE = 8 / 0.01**2  # in units of the products
@@ -56,27 +57,83 @@ def test_sums_of_int8_products_are_exact_on_every_cpu(kind):
     assert np.abs(found.astype(np.int64) - expected).max() <= (kind != "MatMulInteger")
 
 
-@pytest.mark.parametrize("is_exact", [True, False])
-def test_layers_that_share_a_zero_point(is_exact, monkeypatch, caplog):
-    """ONNX Runtime can't make sums of such layers exact: a warning, where they may saturate."""
-    monkeypatch.setattr(onnx_runtime, "has_exact_int8", lambda: is_exact)
-    one = onnx.load_from_string(layer("QLinearConv", np.full((4, 4, 1, 1), 127, np.int8), (1, 4, 8, 8)))
-    second = one.graph.node.add()
-    second.CopyFrom(one.graph.node[0])
-    second.input[0], second.input[2], second.input[3] = "h", "y_zero", "w2"
-    one.graph.node[0].output[0] = "h"
-    one.graph.initializer.append(numpy_helper.from_array(np.full((4, 4, 1, 1), 127, np.int8), "w2"))
-    with caplog.at_level(logging.WARNING, "tfiseg"):
-        session = start_session(one.SerializeToString(), name="street.onnx")
-    assert session.run(None, {"x": np.ones((1, 4, 8, 8), np.uint8)})[0].shape == (1, 4, 8, 8)
-    assert ("street.onnx: its int8 sums may saturate" in caplog.text) == (not is_exact)
+WEIGHTS = np.random.default_rng(0).choice([-127, 127], (4, 4, 1, 1), p=[0.2, 0.8]).astype(np.int8)
 
 
-@pytest.mark.parametrize(("flags", "expected"), [("avx2", False), ("avx2 avx512_vnni", True), (None, False)])
-def test_cpus_without_vnni_are_found(flags, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_runtime.platform, "machine", lambda: "x86_64")
-    if flags is not None:
-        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
-    assert has_exact_int8(tmp_path / "cpuinfo") is expected
-    monkeypatch.setattr(onnx_runtime.platform, "machine", lambda: "aarch64")
-    assert has_exact_int8(tmp_path / "cpuinfo")
+def two_layers(first: onnx.NodeProto, second: onnx.NodeProto, *constants: onnx.NodeProto) -> onnx.ModelProto:
+    """Return a network of two layers from x to y."""
+    tensors = {"w": WEIGHTS, "w_zero": np.int8(0), "x_zero": np.uint8(0), "scale": np.float32(0.01)}
+    tensors |= {"y_zero": np.uint8(0), "y_scale": np.float32(0.05), "w2": WEIGHTS}
+    made = {name for node in constants for name in node.output}
+    graph = helper.make_graph(
+        [*constants, first, second],
+        "two layers",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, (1, 4, 8, 8))],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8, (1, 4, 8, 8))],
+        [numpy_helper.from_array(np.asarray(v), name) for name, v in tensors.items() if name not in made],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+def q_conv(source: str, target: str, weights: str = "w") -> onnx.NodeProto:
+    names = [source, "scale", "x_zero", weights, "scale", "w_zero", "y_scale", "y_zero"]
+    return helper.make_node("QLinearConv", names, [target])
+
+
+def constant(name: str, value: np.ndarray) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
+
+
+def dequantized(weights: Sequence[str]) -> onnx.ModelProto:
+    """Return two layers in the form of TensorRT, with the DequantizeLinear of each one's weights."""
+    nodes = {name: helper.make_node("DequantizeLinear", ["w", "scale", "w_zero"], [name]) for name in weights}
+    steps = []
+    for source, target, name in zip(("x", "h"), ("h", "y"), weights, strict=True):
+        scale = ("scale", "x_zero") if source == "x" else ("y_scale", "y_zero")
+        steps += [
+            helper.make_node("DequantizeLinear", [source, *scale], [f"{source} as float"]),
+            helper.make_node("Conv", [f"{source} as float", name], [f"{target} sums"]),
+            helper.make_node("QuantizeLinear", [f"{target} sums", "y_scale", "y_zero"], [target]),
+        ]
+    model = two_layers(*steps[:2], *nodes.values())
+    model.graph.node.extend(steps[2:])
+    return model
+
+
+SHARED = {
+    "weights and zero points": two_layers(q_conv("x", "h"), q_conv("h", "y")),
+    "zero points": two_layers(q_conv("x", "h"), q_conv("h", "y", "w2")),
+    "constants": two_layers(
+        q_conv("x", "h"),
+        q_conv("h", "y"),
+        constant("w", WEIGHTS),
+        constant("w_zero", np.array(0, np.int8)),
+    ),
+    "copies": two_layers(
+        q_conv("x", "h", "same"), q_conv("h", "y", "same"), helper.make_node("Identity", ["w"], ["same"])
+    ),
+    "weights of two nodes": dequantized(["a", "b"]),
+    "a node": dequantized(["a", "a"]),
+}
+
+
+def in_float(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    """Return the output, by ONNX's reference implementation."""
+    found: np.ndarray = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    return found
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_sums_are_exact_in_layers_that_share_int8_constants(name, as_file, tmp_path, caplog, capfd):
+    """ONNX Runtime can't make sums of such layers exact, so each layer gets constants of its own."""
+    x = np.random.default_rng(1).integers(200, 256, (1, 4, 8, 8)).astype(np.uint8)
+    onnx.checker.check_model(with_own_int8(SHARED[name].SerializeToString()))
+    if as_file:  # with its weights in another file
+        options = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
+        onnx.save(onnx.load_from_string(SHARED[name].SerializeToString()), tmp_path / "a.onnx", **options)
+    session = start_session(tmp_path / "a.onnx" if as_file else SHARED[name].SerializeToString())
+    found = session.run(None, {"x": x})[0]
+    assert np.abs(found.astype(int) - in_float(SHARED[name], x)).max() <= 1
+    assert found.max() > 0
+    assert (caplog.text, capfd.readouterr().err) == ("", "")

@@ -197,6 +197,21 @@ def test_a_truncated_video_is_an_error(tmp_path, suffix):
     )
 
 
+def test_a_video_that_begins_late_is_complete(tmp_path):
+    times = [1e6 + k / 25 for k in range(20)]
+    frames, error = read_all(write_clip(tmp_path / "a.mkv", times, rate=25))
+    assert [frame.media_time_s for frame in frames] == pytest.approx(times, abs=0.002)
+    assert error is None
+
+
+def test_joined_transport_streams_are_complete(tmp_path):
+    """The packet counters jump where the second stream begins."""
+    path = write_clip(tmp_path / "a.ts", [k / 25 for k in range(20)], rate=25)
+    path.write_bytes(path.read_bytes() * 2)
+    frames, error = read_all(path)
+    assert (len(frames), error) == (40, None)
+
+
 def test_a_video_trimmed_by_an_edit_list_is_complete(tmp_path):
     whole = write_clip(tmp_path / "whole.mp4", [k / 30 for k in range(60)])
     path = tmp_path / "trimmed.mp4"
