@@ -10,6 +10,7 @@ from ...plugins.settings import IGNORE
 from .output_reading import BACKGROUND_NAMES, CHOICES, OutputReading
 
 _MAX_CLASSES = IGNORE - 1
+_MAX_NEGATIVE = 0.05  # share of pixels; the highest of trained logits is rarely negative
 
 
 def _parse_list(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
@@ -88,9 +89,6 @@ def read_class_names(text: str) -> tuple[str, ...]:
             "Separate names by commas"
         )
     return tuple(name.strip() for name in text.split(","))
-
-
-_MAX_NEGATIVE = 0.05  # share of pixels; an argmax of trained logits is rarely negative
 
 
 def things_of(names: Sequence[str], things: str | None = None) -> tuple[int, ...]:
