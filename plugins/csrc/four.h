@@ -1,4 +1,4 @@
-// Four neighboring values in one access to memory.
+// Several values in one access to memory.
 #pragma once
 #include <cstring>
 
@@ -14,16 +14,21 @@ struct alignas(4 * sizeof(T)) Four {
     TFISEG_HD const T &operator[](int32_t k) const { return values[k]; }
 };
 
-// Both: the address must be a multiple of the size. nvcc takes a copy of bytes apart; other compilers need one, for aliasing.
+// All: the address must be a multiple of the size. nvcc takes a copy of bytes apart; other compilers need one, for aliasing.
+template <class T>
+TFISEG_HD T load_whole(const void *from) {
+#ifdef __NVCC__
+    return *static_cast<const T *>(from);
+#else
+    T value;
+    std::memcpy(&value, __builtin_assume_aligned(from, sizeof value), sizeof value);
+    return value;
+#endif
+}
+
 template <class T>
 TFISEG_HD Four<T> load_four(const T *from) {
-#ifdef __NVCC__
-    return *reinterpret_cast<const Four<T> *>(from);
-#else
-    Four<T> values;
-    std::memcpy(&values, __builtin_assume_aligned(from, sizeof values), sizeof values);
-    return values;
-#endif
+    return load_whole<Four<T>>(from);
 }
 
 template <class T>

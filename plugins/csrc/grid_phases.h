@@ -13,8 +13,6 @@
 
 namespace tfiseg {
 
-constexpr uint64_t kFinal = ~uint64_t(0);
-
 struct Grid {
     int32_t pictures, h, w;
 
@@ -550,69 +548,6 @@ struct SumContacts {
         if (!best) return;
         for (const int32_t basin : {place[own], place[other]})
             if (peek(best + basin) < uint64_t(sum.saddle)) raise_to(best + basin, uint64_t(sum.saddle));
-    }
-};
-
-// Merges noise (is_noise) in rounds, with the same result as one contact at a time, highest saddle first. In each round, every basin knows
-// its highest contact. If the contact leads to a higher basin, the basin merges into it if it is noise, and is final otherwise: its other
-// contacts are lower, and its height does not change. If the contact leads to a lower basin that is not decided yet, it waits. Then the
-// edges whose lower basin is not final are looked at again. The highest of all their contacts decides something in the next round, and the
-// order of threads does not matter.
-struct NoiseRounds {
-    Grid grid;
-    const int32_t *squared;
-    int32_t *link;  // in, out: roots are basins' summits
-    const int32_t *roots, *place;
-    const Edge *edges;  // between basins
-    int32_t capacity;   // of edges
-    int32_t *work[2];   // edges to look at
-    uint64_t *best[2];  // by basin: this round's highest contact (see contact_key) or kFinal, and the next one's
-    Counters *counters;
-
-    static constexpr int32_t kPhases = 2;
-
-    TFISEG_HD int32_t items(int32_t phase, int32_t round) const {
-        if (phase == 0) return counters->roots;
-        if (round) return counters->work[round & 1];
-        return counters->edges[1] < capacity ? counters->edges[1] : capacity;
-    }
-
-    TFISEG_HD bool has_next(int32_t round) const { return peek(&counters->work[(round + 1) & 1]) != 0; }
-
-    TFISEG_HD void operator()(int32_t phase, int32_t round, int32_t k) const {
-        if (phase == 1) return look(edges[round ? work[round & 1][k] : k], round ? work[round & 1][k] : k, round);
-        if (k == 0) counters->work[(round + 1) & 1] = 0;
-        best[(round + 1) & 1][k] = decide(roots[k], best[round & 1][k]) ? kFinal : 0;
-    }
-
-  private:
-    TFISEG_HD bool is_lower(int32_t a, int32_t b) const {
-        return squared[a] < squared[b] || (squared[a] == squared[b] && a > b);
-    }
-
-    TFISEG_HD void look(const Edge &e, int32_t k, int32_t round) const {
-        const int32_t a = find_and_compress(link, roots[e.a]), b = find_and_compress(link, roots[e.b]);  // no basin merges in this phase
-        if (a == b) return;
-        const bool a_low = is_lower(a, b);
-        uint64_t *next = best[(round + 1) & 1], *low = next + place[a_low ? a : b], *high = next + place[a_low ? b : a];
-        if (peek(low) == kFinal) return;
-        raise_to(low, uint64_t(e.saddle));
-        raise_to(high, uint64_t(e.saddle));  // one that is final has the highest value there is
-        append(work[(round + 1) & 1], &counters->work[(round + 1) & 1], k);
-    }
-
-    // Whether a basin is final. highest: its highest contact; 0: none.
-    TFISEG_HD bool decide(int32_t root, uint64_t highest) const {
-        if (highest == kFinal) return true;
-        if (highest == 0 || peek(link + root) != root) return false;
-        const uint32_t pair = 0xFFFFFFFFu - uint32_t(highest);
-        const int32_t i = int32_t(pair >> 2), j = grid.later_neighbour(i, int32_t(pair & 3u));
-        const int32_t a = find_root(link, i), b = find_root(link, j), other = a == root ? b : a;
-        // others go under in this very phase: whatever `other` went under is higher still, and the answer is the same
-        if (other == root || is_lower(other, root)) return false;
-        if (!is_noise(saddle_of(int64_t(highest)), squared[root])) return true;
-        put(link + root, other);
-        return false;
     }
 };
 

@@ -307,6 +307,10 @@ class Timed {
         body();
         is_solo_ = false;
     }
+    template <class Shared, class Body>
+    void solo_sharing(tfiseg::DeviceCounts, int32_t, const Body &body) {
+        body(static_cast<Shared *>(nullptr));
+    }
     template <class Section>
     void section(int64_t items, const Section &section) {
         items_ = items;

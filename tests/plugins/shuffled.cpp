@@ -1,5 +1,6 @@
 // Runs the GPU phases on a CPU in an order that is possible on a GPU: blocks in random order, threads of a block in random order, and
 // optionally several blocks at once. Code that depends on the order gives another result here, or a data race in ThreadSanitizer.
+#include <memory>
 #include <numeric>
 #include <random>
 #include <thread>
@@ -68,6 +69,14 @@ class Shuffled {
     template <class Body>
     void solo(tfiseg::DeviceCounts, int32_t, const Body &body) {
         body();
+    }
+
+    // With shared memory where a GPU uses it.
+    template <class Shared, class Body>
+    void solo_sharing(tfiseg::DeviceCounts counts, int32_t most, const Body &body) {
+        const auto shared = std::make_unique<Shared>();
+        const bool is_small = *counts.first <= most && (!counts.second || *counts.second <= most);
+        body(is_small ? shared.get() : nullptr);
     }
 
     template <class Section>
