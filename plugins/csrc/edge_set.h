@@ -100,7 +100,8 @@ struct EdgeSet {
         int32_t slot = slot_of(wanted);
         for (int32_t tries = 0; tries < slots; ++tries, slot = (slot + 1) & (slots - 1)) {
             const uint64_t there = keys[slot];
-            if (there == wanted) return places[slot] < capacity ? places[slot] : -1;
+            const int32_t place = places[slot];  // of whatever is there: loaded together, since nearly always it is this edge
+            if (there == wanted) return place < capacity ? place : -1;
             if (there == kNoKey) break;
         }
         return -1;

@@ -229,23 +229,10 @@ struct ColumnSearch {
     }
 };
 
-// The run of one class around a pixel of a row, and whether a pixel of another class lies before and behind it: a wall.
-struct Run {
-    int32_t first, last;
-    bool has_wall_before, has_wall_behind;
-
-    TFISEG_HD int32_t first_site() const { return first - int32_t(has_wall_before); }
-    TFISEG_HD int32_t last_site() const { return last + int32_t(has_wall_behind); }
-};
-
-TFISEG_HD Run run_of(const Grid &grid, const uint32_t *rows, int32_t row, int32_t x) {
-    const uint32_t *words = rows + int64_t(row) * grid.row_words();
-    const int32_t start = change_before(words, 1, x), end = change_after(words, 1, x, grid.row_words());
-    return {start < 0 ? 0 : start, (end < 0 ? grid.w : end) - 1, start >= 0, end >= 0};
-}
-
 // Exact squared distances along rows. The distance of a pixel is the least of (x - s)^2 + column(s)^2 over the sites s of its run, where
-// column(s) is 0 on walls. The lower envelope in field.h suits one thread; parallel threads search outwards until no nearer site is possible.
+// column(s) is 0 on walls, the pixels of another class that end the run. The lower envelope in field.h suits one thread; parallel threads
+// search outwards until no nearer site is possible, a block of sites on each side at once, so that a thread waits once for all of them.
+// Sites behind a wall are farther than the wall, so they need no check.
 struct RowSearch {
     static constexpr int16_t kNoSite = -1, kWall = 1 << 14;  // kWall: added to a site that is a wall; a row has at most 4096 pixels
 
@@ -262,30 +249,71 @@ struct RowSearch {
 
     // Squared distance of a pixel, and the site that gives it; kNoSite where its run has none.
     TFISEG_HD int32_t search(int32_t i, int16_t &site) const {
+        const int32_t row = i / grid.w, x = i - row * grid.w, own = x / kSites;
+        const uint8_t c = cls[i];
+        const Block around = load(row, own);
         site = kNoSite;
-        if (!cls[i]) return 0;
-        const int32_t row = i / grid.w, x = i - row * grid.w;
-        const Run run = run_of(grid, rows, row, x);
-        const int16_t *here = column + i;
-        const int32_t left = x - run.first, right = run.last - x;
-        int32_t best = kFarSquared, nearest = 0;
-        const auto take = [&](int32_t across_squared, int32_t along, int32_t offset) {  // kFarColumn squared is above kFarSquared
-            const int32_t square = across_squared + along * along;
-            nearest = square < best ? offset : nearest;
-            best = square < best ? square : best;
-        };
-        take(0, here[0], 0);
-        if (run.has_wall_before) take((left + 1) * (left + 1), 0, -left - 1);
-        if (run.has_wall_behind) take((right + 1) * (right + 1), 0, right + 1);
-        const int32_t both = left < right ? left : right, most = left < right ? right : left;
-        int32_t k = 1, square = 1;
-        for (; k <= both && square < best; square += 2 * k + 1, ++k) {
-            take(square, here[-k], -k);
-            take(square, here[k], k);
+        if (!c) return 0;
+        Nearest nearest = {x, kFarSquared, kNoSite};
+        take(around, own, nearest);
+        for (int32_t left = own - 1, right = own + 1;; --left, ++right) {
+            const int32_t to_left = x - (left * kSites + kSites - 1), to_right = right * kSites - x;
+            const bool takes_left = left >= 0 && to_left * to_left < nearest.square;
+            const bool takes_right = right * kSites < grid.w && to_right * to_right < nearest.square;
+            if (!takes_left && !takes_right) break;
+            const Block before = load(row, takes_left ? left : own), behind = load(row, takes_right ? right : own);
+            if (takes_left) take(before, left, nearest);
+            if (takes_right) take(behind, right, nearest);
         }
-        for (const int32_t side = left < right ? 1 : -1; k <= most && square < best; square += 2 * k + 1, ++k) take(square, here[side * k], side * k);
-        if (best < kFarSquared) site = int16_t(x + nearest + (nearest < -left || nearest > right ? kWall : 0));
-        return best;
+        site = nearest.site;
+        return nearest.square;
+    }
+
+  private:
+    static constexpr int32_t kSites = 8;
+
+    struct alignas(16) Distances {
+        int16_t values[kSites];
+    };
+
+    struct Block {
+        Distances columns;
+        uint32_t changes;  // bit j: the class changes from the site before to site j
+    };
+
+    struct Nearest {
+        int32_t x, square;
+        int16_t site;
+
+        TFISEG_HD void take(int32_t at, int32_t along, int16_t flag) {  // kFarColumn squared is above kFarSquared
+            const int32_t across = at - x, other = across * across + along * along;
+            site = other < square ? int16_t(at | flag) : site;
+            square = other < square ? other : square;
+        }
+    };
+
+    // Behind the end of a row, its last pixel is repeated.
+    TFISEG_HD Block load(int32_t row, int32_t number) const {
+        Block block;
+        const int16_t *line = column + int64_t(row) * grid.w;
+        block.changes = reinterpret_cast<const uint8_t *>(rows + int64_t(row) * grid.row_words())[number];
+        const int32_t first = number * kSites, last = grid.w - 1;
+        if (grid.w % kSites == 0) {
+            block.columns = load_whole<Distances>(line + first);
+        } else {
+            for (int32_t j = 0; j < kSites; ++j) block.columns.values[j] = line[first + j < last ? first + j : last];
+        }
+        return block;
+    }
+
+    TFISEG_HD static void take(const Block &block, int32_t number, Nearest &nearest) {
+        const int32_t first = number * kSites, own = nearest.x - first;  // pixel x is site `own`, if that is one of the block
+        const uint32_t until_own = own < 0 ? 0u : own >= kSites ? ~0u : (2u << own) - 1u;
+        const uint32_t before = block.changes & until_own, behind = block.changes & ~until_own;
+        if (before) nearest.take(first + 30 - leading_zeros(before), 0, kWall);
+        if (behind) nearest.take(first + trailing_zeros(behind), 0, kWall);
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kSites; ++j) nearest.take(first + j, block.columns.values[j], 0);
     }
 };
 
@@ -454,19 +482,49 @@ struct GivenLinks {
     }
 };
 
-// Links every pixel to its root, and lists the roots. Basins are numbered by their places in the list.
+// Links every pixel to its root, and lists the roots. Basins are numbered by their places in the list. One item is a few neighboring pixels,
+// whose links a thread follows at once.
 struct FollowLinks {
+    static constexpr int32_t kPixels = 4;
+
+    Grid grid;
     const uint8_t *cls;
     int32_t *link;           // in, out
     int32_t *roots, *place;  // out; place: at roots
     uint64_t *best;          // out, by basin: 0; or NULL
     Counters *counters;
 
-    TFISEG_HD void operator()(int32_t i) const {
-        if (!cls[i]) return;
-        const int32_t root = find_root(link, i);
+    TFISEG_HD int32_t items() const { return (grid.pixels() + kPixels - 1) / kPixels; }
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t first = k * kPixels, last = grid.pixels() - 1;
+        int32_t linked[kPixels], root[kPixels];
+        bool is_object[kPixels], moves[kPixels];
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kPixels; ++j) {
+            const int32_t i = first + j < last ? first + j : last;
+            moves[j] = is_object[j] = cls[i] != 0 && first + j <= last;
+            linked[j] = root[j] = peek(link + i);
+        }
+        while (moves[0] || moves[1] || moves[2] || moves[3]) {
+            int32_t next[kPixels];
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < kPixels; ++j) next[j] = moves[j] ? peek(link + root[j]) : root[j];
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < kPixels; ++j) {
+                moves[j] = next[j] != root[j];
+                root[j] = next[j];
+            }
+        }
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kPixels; ++j)
+            if (is_object[j]) finish(first + j, linked[j], root[j]);
+    }
+
+  private:
+    TFISEG_HD void finish(int32_t i, int32_t linked, int32_t root) const {
         if (root != i) {
-            put(link + i, root);  // shortens the way of others, too
+            if (root != linked) put(link + i, root);  // shortens the way of others, too
             return;
         }
         const int32_t k = next_place(&counters->roots);
@@ -476,7 +534,8 @@ struct FollowLinks {
     }
 };
 
-// Lists the pixels that touch another basin of their class, and enters the pairs of basins.
+// Lists the pixels that touch another basin of their class, and enters the pairs of basins. One item is a few neighboring pixels of a row.
+template <int32_t kPixels>
 struct FindContacts {
     Grid grid;
     const uint8_t *cls;
@@ -485,19 +544,58 @@ struct FindContacts {
     EdgeSet set;
     Counters *counters;
 
-    TFISEG_HD void operator()(int32_t i) const {
-        const uint8_t c = cls[i];
-        if (!c) return;
-        const int32_t own = link[i];
-        int32_t roots[4];  // of other basins; else the own one
-        bool touches = false;
-        for (int32_t d = 0; d < 4; ++d) {  // without a branch for the class: lanes of a warp load together
-            const int32_t j = grid.later_neighbour(i, d), there = j < 0 ? i : j;
-            const bool is_same_class = cls[there] == c;
-            roots[d] = is_same_class ? link[there] : own;
-            touches |= roots[d] != own;
+    TFISEG_HD int32_t across() const { return (grid.w + kPixels - 1) / kPixels; }
+    TFISEG_HD int32_t items() const { return grid.pictures * grid.h * across(); }
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t row = k / across(), x = k % across() * kPixels;
+        const Pixels own = load(row, x), below = (row + 1) % grid.h ? load(row + 1, x) : Pixels();
+        for (int32_t j = 1; j <= kPixels; ++j) {
+            if (!own.cls[j]) continue;
+            // E, SW, S, SE as in Grid::later_neighbour
+            const uint8_t c[4] = {own.cls[j + 1], below.cls[j - 1], below.cls[j], below.cls[j + 1]};
+            const int32_t links[4] = {own.link[j + 1], below.link[j - 1], below.link[j], below.link[j + 1]};
+            int32_t roots[4];  // of other basins; else the own one
+            bool touches = false;
+            TFISEG_UNROLL
+            for (int32_t d = 0; d < 4; ++d) {
+                roots[d] = c[d] == own.cls[j] ? links[d] : own.link[j];
+                touches |= roots[d] != own.link[j];
+            }
+            if (touches) enter(row * grid.w + x + j - 1, own.link[j], roots);
         }
-        if (!touches) return;
+    }
+
+  private:
+    // Pixels x - 1 to x + kPixels of a row; those outside the picture have class 0.
+    struct Pixels {
+        uint8_t cls[kPixels + 2] = {};
+        int32_t link[kPixels + 2] = {};
+    };
+
+    TFISEG_HD Pixels load(int32_t row, int32_t x) const {
+        Pixels pixels;
+        const int64_t first = int64_t(row) * grid.w + x;
+        if (kPixels == 4 && grid.w % 4 == 0) {
+            const Four<uint8_t> c = load_four(cls + first);
+            const Four<int32_t> links = load_four(link + first);
+            for (int32_t j = 0; j < kPixels; ++j) {
+                pixels.cls[j + 1] = c[j];
+                pixels.link[j + 1] = links[j];
+            }
+        }
+        TFISEG_UNROLL
+        for (int32_t j = -1; j <= kPixels; ++j) {
+            if (kPixels == 4 && grid.w % 4 == 0 && j >= 0 && j < kPixels) continue;
+            const int32_t at = x + j < 0 ? 0 : x + j < grid.w ? x + j : grid.w - 1;  // loaded in any case, so that no load waits
+            const uint8_t c = cls[first - x + at];
+            pixels.cls[j + 1] = at == x + j ? c : uint8_t(0);
+            pixels.link[j + 1] = link[first - x + at];
+        }
+        return pixels;
+    }
+
+    TFISEG_HD void enter(int32_t i, int32_t own, const int32_t (&roots)[4]) const {
         append(contacts, &counters->contacts, i);
         for (int32_t d = 0, last = own; d < 4; ++d) {
             if (roots[d] != own && roots[d] != last) set.enter_basins(place[own], place[roots[d]]);

@@ -123,6 +123,13 @@ TFISEG_HD void merge_noise(Executor &run, const Plan &plan, int32_t *region_coun
                                             [&](SharedBasins *shared) { merge(shared ? shared->arrays() : plan.basins); });
 }
 
+// kPixels: of an item. Few pixels give few threads enough to do only if items are small.
+TFISEG_SECTION template <int32_t kPixels, class Executor>
+TFISEG_HD void find_contacts(Executor &run, const Plan &plan) {
+    const FindContacts<kPixels> find = {plan.grid, plan.cls, plan.link, plan.map, plan.contacts, plan.edge_set(1), plan.counters};
+    run.each(find.items(), find);
+}
+
 // Basins, the edges between them, and regions. region_count: by picture; or NULL.
 TFISEG_SECTION template <class Executor>
 TFISEG_HD void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p, int32_t *region_count) {
@@ -136,9 +143,14 @@ TFISEG_HD void find_basins(Executor &run, const Plan &plan, const tfiseg_problem
         const float radius = float(p.centre_radius);
         run.each(n, GivenLinks{grid, plan.cls, {p.displacement, half}, radius * radius, plan.link});
     }
-    run.each(n, FollowLinks{plan.cls, plan.link, plan.roots, plan.map, plan.basins.best[0], plan.counters});
+    const FollowLinks follow = {grid, plan.cls, plan.link, plan.roots, plan.map, plan.basins.best[0], plan.counters};
+    run.each(follow.items(), follow);
     if (plan.has_contacts) {
-        run.each(n, FindContacts{grid, plan.cls, plan.link, plan.map, plan.contacts, plan.edge_set(1), plan.counters});
+        if (n <= kSmallPixels) {
+            find_contacts<1>(run, plan);
+        } else {
+            find_contacts<4>(run, plan);
+        }
         const SumContacts sum = {grid, plan.cls, plan.link, plan.map, plan.contacts, plan.squared, {p.boundary, half}, plan.edge_set(1), plan.basins.best[0]};
         run.each_counted(&plan.counters->contacts, n, sum);
     }
