@@ -20,9 +20,10 @@ from pathlib import Path
 
 CSRC = Path(__file__).parents[2] / "plugins" / "csrc"
 EACH = ["FindClasses", "FindClassChanges", "ColumnSearch", "RowSearch", "FollowLinks"]
-EACH += ["FindContacts<1>", "FindContacts<4>"]
+EACH += ["ListContacts"]
 EACH += ["SumRegions", "Upsample", "CountBits", "WriteLabels", "RowSamples", "RowBetween"]
 COUNTED = [
+    "EnterContacts",
     "SumContacts",
     "BeginBasins",
     "SpreadRegions",
@@ -94,16 +95,6 @@ class Block:
     successors: list[int] = field(default_factory=list)
 
 
-def phase_name(entry: str) -> str | None:
-    """Return the phase of a kernel that begins with its mangled name."""
-    kernel = re.match(r"\w*?\d(?:each_kernel|counted|tiles_kernel|round_of)INS_(\d+)(\w+)", entry)
-    if not kernel:
-        return None
-    name, rest = kernel[2][: int(kernel[1])], kernel[2][int(kernel[1]) :]
-    argument = re.match(r"ILi(\d+)E", rest)
-    return f"{name}<{argument[1]}>" if argument else name
-
-
 def compile_phases(folder: Path) -> dict[str, list[str]]:
     """Return the PTX of every phase by name; that of a phase with rounds by step."""
     kernels = [f"each_kernel<{name}>(const __grid_constant__ {name}, int64_t)" for name in EACH]
@@ -117,10 +108,12 @@ def compile_phases(folder: Path) -> dict[str, list[str]]:
     lines = [f"template __global__ void {kernel};" for kernel in kernels]
     source.write_text(PROBES + "\n".join(lines) + "\n}\n}\n")
     flags = ["-std=c++17", "-fmad=false", "-arch=sm_90", f"-I{CSRC}"]
+    flags += ["-DTFISEG_WHOLE_BLOCKS"]  # the loads of rows of other widths are more, but none of them waits
     subprocess.run(["nvcc", *flags, "--ptx", str(source), "-o", str(target)], check=True)
     found = defaultdict(list)
     for entry in target.read_text().split(".entry ")[1:]:
-        if (phase := phase_name(entry)) in (*EACH, *COUNTED, *TILES, *ROUNDS):
+        name = re.match(r"\w*?\d(?:each_kernel|counted|tiles_kernel|round_of)INS_(\d+)(\w+)", entry)
+        if name and (phase := name[2][: int(name[1])]) in (*EACH, *COUNTED, *TILES, *ROUNDS):
             found[phase].append(entry)
         elif "noise_round_of" in entry.split("(")[0]:
             found["NoiseRounds"].append(entry)

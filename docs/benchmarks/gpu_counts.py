@@ -69,10 +69,10 @@ INSTRUCTIONS_PER_ACCESS, ISSUED_PER_CLOCK = 6.8, 2.0
 # 640 x 480, 49 for 1920 x 1080
 INSTRUCTIONS_OF_PHASE = {"RowBetween": 85 / 4, "Upsample": 164 / 16, "FitTiles": 55}
 # phases whose blocks wait only for their own tile: blocks that a processor holds at once, barriers per tile
-TILES = {"AscentLinks": (2, 7), "FitTiles": (6, 2)}
+TILES = {"AscentLinks": (2, 3), "FitTiles": (6, 2)}
 # blocks of 512 threads per processor, by the registers of the kernel that runs a large grid; else one
 RESIDENT = {"FindClasses": 4, "FindClassChanges": 2, "ColumnSearch": 2, "RowSamples": 2, "RowBetween": 2}
-RESIDENT |= {"FollowLinks": 2, "FindContacts<4>": 2, "SumContacts": 2}
+RESIDENT |= {"FollowLinks": 2, "ListContacts": 2, "EnterContacts": 2, "SumContacts": 2}
 WARPS = 16  # of a block
 SCAN_SHARE = Share(1 / 8, 1.0)  # a thread of the exclusive sum loads eight counts at once
 ATOMICS_PER_CLOCK = 0.42  # warps in the L2 cache, if all add to one address

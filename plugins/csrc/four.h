@@ -31,6 +31,15 @@ TFISEG_HD Four<T> load_four(const T *from) {
     return load_whole<Four<T>>(from);
 }
 
+// Whether rows of w values are whole blocks, so that a block is loaded in one access. gpu_chains.py counts the loads of such rows alone.
+TFISEG_HD bool are_whole_blocks(int32_t w, int32_t block) {
+#ifdef TFISEG_WHOLE_BLOCKS
+    return true;
+#else
+    return w % block == 0;
+#endif
+}
+
 template <class T>
 TFISEG_HD void store_four(T *to, const Four<T> &values) {
 #ifdef __NVCC__

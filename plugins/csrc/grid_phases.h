@@ -298,7 +298,7 @@ struct RowSearch {
         const int16_t *line = column + int64_t(row) * grid.w;
         block.changes = reinterpret_cast<const uint8_t *>(rows + int64_t(row) * grid.row_words())[number];
         const int32_t first = number * kSites, last = grid.w - 1;
-        if (grid.w % kSites == 0) {
+        if (are_whole_blocks(grid.w, kSites)) {
             block.columns = load_whole<Distances>(line + first);
         } else {
             for (int32_t j = 0; j < kSites; ++j) block.columns.values[j] = line[first + j < last ? first + j : last];
@@ -388,6 +388,20 @@ struct RowBetween {
     }
 
   private:
+    // Sites [low, high], and others around, four with each load: a site that is none of the pixels' is farther than theirs.
+    template <class Take>
+    TFISEG_HD void take_sites(const int16_t *column, int32_t low, int32_t high, const Take &take) const {
+        if (!are_whole_blocks(samples.search.grid.w, 4)) {
+            for (int32_t s = low; s <= high; ++s) take(s, column[s]);
+            return;
+        }
+        for (int32_t s = low & ~3; s <= high; s += 4) {
+            const Four<int16_t> along = load_four(column + s);
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < 4; ++j) take(s + j, along[j]);
+        }
+    }
+
     // The least squares of pixels x0 + [first, next) over the sites between a and b.
     TFISEG_HD void take_nearest(int32_t row, int32_t x0, int32_t a, int32_t b, int32_t first, int32_t next, int32_t (&out)[kPixels]) const {
         int32_t best[kPixels];  // less j^2, since (x0 + j - s)^2 = (x0 - s)^2 + 2 j (x0 - s) + j^2
@@ -403,7 +417,7 @@ struct RowBetween {
             if (b != at_b) take(at_b, 0);
             const int32_t low = at_a < at_b ? at_a + (a != at_a) : at_b + (b != at_b), high = at_a < at_b ? at_b - (b != at_b) : at_a - (a != at_a);
             const int16_t *column = samples.search.column + int64_t(row) * samples.search.grid.w;
-            for (int32_t s = low; s <= high; ++s) take(s, column[s]);
+            take_sites(column, low, high, take);
         }
         for (int32_t j = 0; j < kPixels; ++j)
             if (j >= first && j < next) out[j] = best[j] + j * j;
@@ -412,51 +426,91 @@ struct RowBetween {
 
 static_assert(int32_t(kFarColumn) * kFarColumn > kFarSquared, "a far column must never be nearest");
 
-// Links every pixel to its highest neighbor, then to where these links leave its tile, so that following them over the picture takes few
-// hops. A tile is a square of pixels whose threads share memory. Steps of a tile have a barrier between them.
+// Links every pixel to its highest neighbor (see Ascent), then to where these links leave its tile, so that following them over the picture
+// takes few hops. A tile is a square of pixels whose threads share memory: they load it once, with a frame of one pixel, and write the links
+// once. Steps of a tile have a barrier between them.
 struct AscentLinks {
     static constexpr int32_t kSide = 32, kItems = kSide * kSide;
-    static constexpr int32_t kDoublings = 5;  // of the distance that a link spans; chains that are longer leave hops for FollowLinks
-    static constexpr int32_t kSteps = kDoublings + 2;
+    static constexpr int32_t kSteps = 3;
+    static constexpr int32_t kFramed = kSide + 2, kCells = kFramed * kFramed;  // with the frame
+    static constexpr int32_t kLoads = 4;  // cells that a thread loads
+    static_assert(kCells % kLoads == 0, "every thread that loads must load as many cells");
 
     struct Shared {
-        int16_t next[kItems];  // pixel of the tile that this one is linked to; itself where the link leaves the tile, and at a summit
+        int32_t squared[kCells];  // -1 outside the picture
+        int16_t next[kCells];     // the highest neighbor; in the frame, at summits and in the background, the cell itself
+        uint8_t cls[kCells];
     };
 
     Grid grid;
-    Ascent ascent;
+    const uint8_t *cls;
+    const int32_t *squared;
+    int32_t *link;  // out: of countable pixels
 
     TFISEG_HD int32_t tiles_across() const { return (grid.w + kSide - 1) / kSide; }
     TFISEG_HD int32_t tiles_down() const { return (grid.h + kSide - 1) / kSide; }
     TFISEG_HD int64_t tiles() const { return int64_t(grid.pictures) * tiles_down() * tiles_across(); }
 
-    TFISEG_HD void operator()(Shared &shared, int64_t tile, int32_t step, int32_t item) const {
-        const int32_t x0 = int32_t(tile % tiles_across()) * kSide, y0 = int32_t(tile / tiles_across() % tiles_down()) * kSide;
-        const int32_t x = x0 + item % kSide, y = y0 + item / kSide;
-        if (x >= grid.w || y >= grid.h) return;
-        const int32_t start = int32_t(tile / tiles_across() / tiles_down()) * grid.plane(), i = start + y * grid.w + x;
-        if (!ascent.cls[i]) return;
+    TFISEG_HD void operator()(Shared &shared, int64_t number, int32_t step, int32_t item) const {
+        const int32_t own = (item / kSide + 1) * kFramed + item % kSide + 1;
         if (step == 0) {
-            link_to_neighbour(i, y, x);
-            const int32_t p = ascent.link[i] - start, tile_y = p / grid.w - y0, tile_x = p % grid.w - x0;
-            const bool stays = tile_y >= 0 && tile_y < kSide && tile_x >= 0 && tile_x < kSide;
-            put(shared.next + item, int16_t(stays ? tile_y * kSide + tile_x : item));
-        } else if (step <= kDoublings) {  // others double meanwhile: whatever is read lies further up
-            put(shared.next + item, peek(shared.next + peek(shared.next + item)));
-        } else if (const int32_t last = peek(shared.next + item); last != item) {
-            const int32_t exit = start + (y0 + last / kSide) * grid.w + x0 + last % kSide;
-            put(ascent.link + i, peek(ascent.link + exit));
+            if (item < kCells / kLoads) load(shared, number, item);
+        } else if (!shared.cls[own]) {
+            return;
+        } else if (step == 1) {
+            const bool is_inside = Ascent::is_inside(shared.squared[own]);  // then all neighbors in the picture are of its class
+            shared.next[own] = int16_t(own + (is_inside ? highest<true>(shared, own) : highest<false>(shared, own)));
+        } else {
+            int32_t last = own;
+            for (int32_t next = shared.next[own]; next != last; next = shared.next[next]) last = next;
+            const int32_t first = corner(number);
+            link[first + own / kFramed * grid.w + own % kFramed] = first + last / kFramed * grid.w + last % kFramed;
         }
     }
 
   private:
-    TFISEG_HD void link_to_neighbour(int32_t i, int32_t y, int32_t x) const {
-        const bool framed = x > 0 && x < grid.w - 1 && y > 0 && y < grid.h - 1;
-        if (framed && Ascent::is_inside(ascent.squared[i])) {
-            ascent.inside(i);
-        } else {
-            ascent.outline(i, y, x);
+    TFISEG_HD int32_t row_of(int32_t number) const { return number / tiles_across() % tiles_down() * kSide - 1; }
+    TFISEG_HD int32_t column_of(int32_t number) const { return number % tiles_across() * kSide - 1; }
+    // Number of the pixel at a tile's first cell, if the picture has no end.
+    TFISEG_HD int32_t corner(int64_t tile) const {
+        const int32_t number = int32_t(tile);
+        return number / tiles_across() / tiles_down() * grid.plane() + row_of(number) * grid.w + column_of(number);
+    }
+
+    // Every (kCells / kLoads)-th cell, all of which are loaded before any is used.
+    TFISEG_HD void load(Shared &shared, int64_t number, int32_t first) const {
+        const int32_t y0 = row_of(int32_t(number)), x0 = column_of(int32_t(number)), start = corner(number);
+        uint8_t c[kLoads];
+        int32_t values[kLoads];
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kLoads; ++j) {
+            const int32_t cell = first + j * (kCells / kLoads), down = cell / kFramed, right = cell % kFramed;
+            const bool is_in = uint32_t(y0 + down) < uint32_t(grid.h) && uint32_t(x0 + right) < uint32_t(grid.w);
+            const int32_t i = start + down * grid.w + right;
+            c[j] = is_in ? cls[i] : uint8_t(0);
+            values[j] = is_in ? squared[i] : -1;
         }
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kLoads; ++j) {
+            const int32_t cell = first + j * (kCells / kLoads);
+            shared.cls[cell] = c[j];
+            shared.squared[cell] = values[j];
+            shared.next[cell] = int16_t(cell);
+        }
+    }
+
+    // The way from a cell to the highest of its neighbors of its class; the first of equal ones.
+    template <bool kIsInside>
+    TFISEG_HD static int32_t highest(const Shared &shared, int32_t own) {
+        int32_t best = -1, way = 0;
+        TFISEG_UNROLL
+        for (int32_t k = 0; k < 9; ++k) {
+            const int32_t step = (k / 3 - 1) * kFramed + k % 3 - 1, value = shared.squared[own + step];
+            const bool is_higher = value > best && (kIsInside || shared.cls[own + step] == shared.cls[own]);
+            best = is_higher ? value : best;
+            way = is_higher ? step : way;
+        }
+        return way;
     }
 };
 
@@ -534,14 +588,14 @@ struct FollowLinks {
     }
 };
 
-// Lists the pixels that touch another basin of their class, and enters the pairs of basins. One item is a few neighboring pixels of a row.
-template <int32_t kPixels>
-struct FindContacts {
+// Lists the pixels that touch another basin of their class. One item is a few neighboring pixels of a row.
+struct ListContacts {
+    static constexpr int32_t kPixels = 4;
+
     Grid grid;
     const uint8_t *cls;
-    const int32_t *link, *place;
+    const int32_t *link;
     int32_t *contacts;  // out
-    EdgeSet set;
     Counters *counters;
 
     TFISEG_HD int32_t across() const { return (grid.w + kPixels - 1) / kPixels; }
@@ -549,58 +603,80 @@ struct FindContacts {
 
     TFISEG_HD void operator()(int32_t k) const {
         const int32_t row = k / across(), x = k % across() * kPixels;
-        const Pixels own = load(row, x), below = (row + 1) % grid.h ? load(row + 1, x) : Pixels();
+        const Pixels own = load(row, x), below = load((row + 1) % grid.h ? row + 1 : row, x);  // in the last row, these touch nothing new
+        TFISEG_UNROLL
         for (int32_t j = 1; j <= kPixels; ++j) {
-            if (!own.cls[j]) continue;
-            // E, SW, S, SE as in Grid::later_neighbour
-            const uint8_t c[4] = {own.cls[j + 1], below.cls[j - 1], below.cls[j], below.cls[j + 1]};
-            const int32_t links[4] = {own.link[j + 1], below.link[j - 1], below.link[j], below.link[j + 1]};
-            int32_t roots[4];  // of other basins; else the own one
-            bool touches = false;
-            TFISEG_UNROLL
-            for (int32_t d = 0; d < 4; ++d) {
-                roots[d] = c[d] == own.cls[j] ? links[d] : own.link[j];
-                touches |= roots[d] != own.link[j];
-            }
-            if (touches) enter(row * grid.w + x + j - 1, own.link[j], roots);
+            const auto touches = [&](const Pixels &pixels, int32_t at) { return pixels.cls[at] == own.cls[j] && pixels.link[at] != own.link[j]; };
+            const bool is_contact = touches(own, j + 1) || touches(below, j - 1) || touches(below, j) || touches(below, j + 1);
+            if (own.cls[j] && is_contact) append(contacts, &counters->contacts, row * grid.w + x + j - 1);
         }
     }
 
   private:
     // Pixels x - 1 to x + kPixels of a row; those outside the picture have class 0.
     struct Pixels {
-        uint8_t cls[kPixels + 2] = {};
-        int32_t link[kPixels + 2] = {};
+        uint8_t cls[kPixels + 2];
+        int32_t link[kPixels + 2];
     };
 
     TFISEG_HD Pixels load(int32_t row, int32_t x) const {
         Pixels pixels;
-        const int64_t first = int64_t(row) * grid.w + x;
-        if (kPixels == 4 && grid.w % 4 == 0) {
-            const Four<uint8_t> c = load_four(cls + first);
-            const Four<int32_t> links = load_four(link + first);
+        const int32_t first = row * grid.w;
+        const auto load_pixel = [&](int32_t j) {  // outside, another one: no load waits for a decision
+            const int32_t at = x + j - 1 < 0 ? 0 : x + j - 1 < grid.w ? x + j - 1 : grid.w - 1;
+            const uint8_t c = cls[first + at];
+            pixels.cls[j] = at == x + j - 1 ? c : uint8_t(0);
+            pixels.link[j] = link[first + at];
+        };
+        load_pixel(0);
+        if (are_whole_blocks(grid.w, kPixels)) {
+            const Four<uint8_t> c = load_four(cls + first + x);
+            const Four<int32_t> links = load_four(link + first + x);
             for (int32_t j = 0; j < kPixels; ++j) {
                 pixels.cls[j + 1] = c[j];
                 pixels.link[j + 1] = links[j];
             }
+        } else {
+            for (int32_t j = 1; j <= kPixels; ++j) load_pixel(j);
         }
-        TFISEG_UNROLL
-        for (int32_t j = -1; j <= kPixels; ++j) {
-            if (kPixels == 4 && grid.w % 4 == 0 && j >= 0 && j < kPixels) continue;
-            const int32_t at = x + j < 0 ? 0 : x + j < grid.w ? x + j : grid.w - 1;  // loaded in any case, so that no load waits
-            const uint8_t c = cls[first - x + at];
-            pixels.cls[j + 1] = at == x + j ? c : uint8_t(0);
-            pixels.link[j + 1] = link[first - x + at];
-        }
+        load_pixel(kPixels + 1);
         return pixels;
     }
+};
 
-    TFISEG_HD void enter(int32_t i, int32_t own, const int32_t (&roots)[4]) const {
-        append(contacts, &counters->contacts, i);
-        for (int32_t d = 0, last = own; d < 4; ++d) {
-            if (roots[d] != own && roots[d] != last) set.enter_basins(place[own], place[roots[d]]);
-            last = roots[d];
+// The neighbors E, SW, S and SE of a pixel that touches another basin.
+struct TouchingPixel {
+    int32_t pixel, own;  // own: root of its basin
+    int32_t neighbor[4], root[4];  // roots of other basins; else the own one
+
+    TFISEG_HD TouchingPixel(const Grid &grid, const uint8_t *cls, const int32_t *link, int32_t i) : pixel(i), own(link[i]) {
+        const uint8_t c = cls[i];
+        TFISEG_UNROLL
+        for (int32_t d = 0; d < 4; ++d) {  // without a branch for the class: all of them are loaded together
+            const int32_t j = grid.later_neighbour(i, d);
+            neighbor[d] = j < 0 ? i : j;
+            const int32_t there = link[neighbor[d]];
+            root[d] = cls[neighbor[d]] == c ? there : own;
         }
+    }
+};
+
+// Enters the pairs of basins that touch. One item is a pixel that touches another basin.
+struct EnterContacts {
+    Grid grid;
+    const uint8_t *cls;
+    const int32_t *link, *place, *contacts;
+    EdgeSet set;
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const TouchingPixel contact(grid, cls, link, contacts[k]);
+        int32_t basins[4];
+        const int32_t own = place[contact.own];
+        TFISEG_UNROLL
+        for (int32_t d = 0; d < 4; ++d) basins[d] = place[contact.root[d]];
+        TFISEG_UNROLL
+        for (int32_t d = 0; d < 4; ++d)
+            if (basins[d] != own && (d == 0 || basins[d] != basins[d > 0 ? d - 1 : 0])) set.enter_basins(own, basins[d]);
     }
 };
 
@@ -614,37 +690,41 @@ struct SumContacts {
     uint64_t *best;  // in, out, by basin: highest contact; or NULL
 
     TFISEG_HD void operator()(int32_t k) const {
-        const int32_t i = contacts[k], own = link[i];
-        int32_t other = own;
-        Edge sum;
+        const TouchingPixel contact(grid, cls, link, contacts[k]);
+        int32_t basins[4];
+        Edge evidence[4];
+        const int32_t i = contact.pixel, own = place[contact.own];
+        TFISEG_UNROLL
         for (int32_t d = 0; d < 4; ++d) {
-            const int32_t j = grid.later_neighbour(i, d);
-            if (j < 0 || cls[j] != cls[i] || link[j] == own) continue;
-            if (link[j] != other) {
-                add_sum(own, other, sum);
-                other = link[j];
-                sum = Edge();
-            }
-            Edge e;
-            e.contact = 1;
-            if (squared) e.saddle = contact_key(squared[i] < squared[j] ? squared[i] : squared[j], i, d);
+            const int32_t j = contact.neighbor[d];
+            basins[d] = place[contact.root[d]];
+            evidence[d].contact = 1;
+            if (squared) evidence[d].saddle = contact_key(squared[i] < squared[j] ? squared[i] : squared[j], i, d);
             if (boundary.data) {
                 const int32_t a = to_fixed(boundary[i]), b = to_fixed(boundary[j]);
-                e.boundary_sum = a > b ? a : b;
+                evidence[d].boundary_sum = a > b ? a : b;
             }
-            sum.absorb(e);
         }
-        add_sum(own, other, sum);
+        TFISEG_UNROLL
+        for (int32_t d = 0; d < 4; ++d) {  // the last of equal ones has their sum
+            bool is_last = basins[d] != own;
+            TFISEG_UNROLL
+            for (int32_t later = d + 1; later < 4; ++later) {
+                if (!is_last || basins[later] != basins[d]) continue;
+                evidence[later].absorb(evidence[d]);
+                is_last = false;
+            }
+            if (is_last) add_sum(own, basins[d], evidence[d]);
+        }
     }
 
   private:
     TFISEG_HD void add_sum(int32_t own, int32_t other, const Edge &sum) const {
-        if (other == own) return;
-        const int32_t edge = set.at_basins(place[own], place[other]);
+        const int32_t edge = set.at_basins(own, other);
         if (edge < 0) return;
         set.absorb(edge, sum);
         if (!best) return;
-        for (const int32_t basin : {place[own], place[other]})
+        for (const int32_t basin : {own, other})
             if (peek(best + basin) < uint64_t(sum.saddle)) raise_to(best + basin, uint64_t(sum.saddle));
     }
 };

@@ -123,13 +123,6 @@ TFISEG_HD void merge_noise(Executor &run, const Plan &plan, int32_t *region_coun
                                             [&](SharedBasins *shared) { merge(shared ? shared->arrays() : plan.basins); });
 }
 
-// kPixels: of an item. Few pixels give few threads enough to do only if items are small.
-TFISEG_SECTION template <int32_t kPixels, class Executor>
-TFISEG_HD void find_contacts(Executor &run, const Plan &plan) {
-    const FindContacts<kPixels> find = {plan.grid, plan.cls, plan.link, plan.map, plan.contacts, plan.edge_set(1), plan.counters};
-    run.each(find.items(), find);
-}
-
 // Basins, the edges between them, and regions. region_count: by picture; or NULL.
 TFISEG_SECTION template <class Executor>
 TFISEG_HD void find_basins(Executor &run, const Plan &plan, const tfiseg_problem &p, int32_t *region_count) {
@@ -137,7 +130,7 @@ TFISEG_HD void find_basins(Executor &run, const Plan &plan, const tfiseg_problem
     const int64_t n = grid.pixels();
     const bool half = p.value_type == TFISEG_FLOAT16;
     if (plan.is_geometric) {
-        const AscentLinks links = {grid, {plan.cls, plan.squared, plan.link, grid.h, grid.w}};
+        const AscentLinks links = {grid, plan.cls, plan.squared, plan.link};
         run.tiles(links.tiles(), links);
     } else {
         const float radius = float(p.centre_radius);
@@ -146,11 +139,9 @@ TFISEG_HD void find_basins(Executor &run, const Plan &plan, const tfiseg_problem
     const FollowLinks follow = {grid, plan.cls, plan.link, plan.roots, plan.map, plan.basins.best[0], plan.counters};
     run.each(follow.items(), follow);
     if (plan.has_contacts) {
-        if (n <= kSmallPixels) {
-            find_contacts<1>(run, plan);
-        } else {
-            find_contacts<4>(run, plan);
-        }
+        const ListContacts list = {grid, plan.cls, plan.link, plan.contacts, plan.counters};
+        run.each(list.items(), list);
+        run.each_counted(&plan.counters->contacts, n, EnterContacts{grid, plan.cls, plan.link, plan.map, plan.contacts, plan.edge_set(1)});
         const SumContacts sum = {grid, plan.cls, plan.link, plan.map, plan.contacts, plan.squared, {p.boundary, half}, plan.edge_set(1), plan.basins.best[0]};
         run.each_counted(&plan.counters->contacts, n, sum);
     }
