@@ -59,6 +59,9 @@ __global__ void round_of(const __grid_constant__ Phases phases, int32_t round) {
 INSTRUCTION = re.compile(r"^(?:@!?(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*);$")
 REGISTER = re.compile(r"%[a-z]+\d+\b")
 READS_MEMORY = re.compile(r"(ld|atom)\.(?!param|const|local)")  # also an address that may be of either kind
+ACCESSES_MEMORY = re.compile(r"(ld|st|atom|red)\.(?!param|const|local)")
+# of other units: memory, branches, barriers, exchanges in a warp, and operations on single floats
+NO_INTEGER = re.compile(r"(ld|st|atom|red|bra|ret|exit|bar|barrier|membar|fence|shfl|vote|activemask)\b|.*\.f32$")
 READS_SHARED = re.compile(r"(ld|atom)\.(volatile\.)?shared")
 L2_CYCLES, SHARED_CYCLES = 375, 30  # latency, see gpu.md
 LOOP_ROUNDS = 3
@@ -81,10 +84,17 @@ class Chain:
 
 @dataclass(frozen=True)
 class Share:
-    """The share of loads that wait for another one, by kind of memory."""
+    """What gpu_counts.py multiplies with the counted accesses of a phase.
+
+    Args:
+        device, shared: share of loads that wait for another one, by kind of memory.
+        instructions, integer: instructions per memory access, and those of them that the integer units run.
+    """
 
     device: float
     shared: float
+    instructions: float
+    integer: float
 
 
 @dataclass
@@ -228,19 +238,29 @@ def longest_chain(code: str) -> tuple[Chain, int, int]:
     return longest, max(loads[False]), max(loads[True])
 
 
+def instructions_per_access(code: str) -> tuple[float, float]:
+    """Return the number of instructions in a code per memory access, and of those for integer units."""
+    opcodes = [match[2] for line in code.splitlines() if (match := INSTRUCTION.match(line.strip()))]
+    accesses = max(sum(ACCESSES_MEMORY.match(opcode) is not None for opcode in opcodes), 1)
+    integer = sum(NO_INTEGER.match(opcode) is None for opcode in opcodes)
+    return len(opcodes) / accesses, integer / accesses
+
+
 def dependent_shares() -> dict[str, Share]:
-    """Return the shares of each phase's loads that wait for another load. Steps of rounds are summed."""
+    """Return the shares and instructions of each phase. Steps of rounds are summed."""
     with tempfile.TemporaryDirectory() as folder:
         codes = compile_phases(Path(folder))
     found = {}
     for name, kernels in codes.items():
         chains, device, shared = zip(*map(longest_chain, kernels), strict=True)
         waiting = sum(chain.device for chain in chains), sum(chain.shared for chain in chains)
-        found[name] = Share(waiting[0] / max(sum(device), 1), waiting[1] / max(sum(shared), 1))
+        shares = waiting[0] / max(sum(device), 1), waiting[1] / max(sum(shared), 1)
+        found[name] = Share(*shares, *instructions_per_access("".join(kernels)))
     return found
 
 
 if __name__ == "__main__":
-    print("| phase | dependent accesses per load | of shared memory |\n|---|---|---|")
+    print("| phase | dependent accesses per load | of shared memory | instructions per access | integer |")
+    print("|---|---|---|---|---|")
     for name, share in dependent_shares().items():
-        print(f"| {name} | {share.device:.2f} | {share.shared:.2f} |")
+        print(f"| {name} | {share.device:.2f} | {share.shared:.2f} | {share.instructions:.1f} | {share.integer:.1f} |")

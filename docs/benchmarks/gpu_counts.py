@@ -60,21 +60,19 @@ DEVICES = (
     Device("Jetson Orin", 16, 1.3, 600, (6.0, 3.0), 2.0, 0.035, 0.35),
 )
 L1_CYCLES, SHARED_CYCLES = 40, 30  # of a dependent access to the L1 cache, and to shared memory
-# instructions per memory instruction of a warp (PTX of all kernels); a processor issues four per clock, but
-# two integer operations, and most are these
-INSTRUCTIONS_PER_ACCESS, ISSUED_PER_CLOCK = 6.8, 2.0
-# phases that compute more per load, from the SASS of their inner loops (sm_90): RowBetween compares
-# four sites with eight pixels each, Upsample interpolates four classes at four grid pixels for three outputs.
-# FitTiles from its PTX: 116 for four bytes of three rows, 235 for a pixel of three columns; 60 per access for
-# 640 x 480, 49 for 1920 x 1080
-INSTRUCTIONS_OF_PHASE = {"RowBetween": 85 / 4, "Upsample": 164 / 16, "FitTiles": 55}
+ISSUED_PER_CLOCK, INTEGER_PER_CLOCK = 4.0, 2.0  # instructions of warps that a processor issues
+# phases whose loops decide, as (all, for integer units) per memory access, from their SASS (sm_90): Upsample
+# interpolates four classes at four grid pixels for three outputs, RowBetween compares four sites with eight
+# pixels for each load. FitTiles from its PTX: 116 for four bytes of three rows, 235 for a pixel of three
+# columns; 60 per access for 640 x 480, 49 for 1920 x 1080
+INSTRUCTIONS_OF_PHASE = {"RowBetween": (61, 45), "Upsample": (174 / 16, 174 / 16), "FitTiles": (55, 55)}
 # phases whose blocks wait only for their own tile: blocks that a processor holds at once, barriers per tile
 TILES = {"AscentLinks": (2, 3), "FitTiles": (6, 2)}
 # blocks of 512 threads per processor, by the registers of the kernel that runs a large grid; else one
 RESIDENT = {"FindClasses": 4, "FindClassChanges": 2, "ColumnSearch": 2, "RowSamples": 2, "RowBetween": 2}
 RESIDENT |= {"FollowLinks": 2, "ListContacts": 2, "EnterContacts": 2, "SumContacts": 2}
 WARPS = 16  # of a block
-SCAN_SHARE = Share(1 / 8, 1.0)  # a thread of the exclusive sum loads eight counts at once
+SCAN_SHARE = Share(1 / 8, 1.0, 6.8, 6.8)  # a thread of the exclusive sum loads eight counts at once
 ATOMICS_PER_CLOCK = 0.42  # warps in the L2 cache, if all add to one address
 
 
@@ -288,10 +286,12 @@ def phase_us(device: Device, p: Phase, shares: dict[str, Share]) -> dict[str, fl
     clock = device.clock_ghz * 1e3  # cycles in a us
     processors = 1 if p.block_barriers and p.name not in TILES else device.processors  # one block works alone
     accesses = p.load_instructions + p.store_instructions + p.shared_instructions
-    instructions = accesses * INSTRUCTIONS_OF_PHASE.get(p.name, INSTRUCTIONS_PER_ACCESS)
+    share = shares.get(p.name, SCAN_SHARE)
+    issued, integer = INSTRUCTIONS_OF_PHASE.get(p.name, (share.instructions, share.integer))
+    cycles = accesses * max(issued / ISSUED_PER_CLOCK, integer / INTEGER_PER_CLOCK) / processors
     return {
-        "dependent accesses": wait_us(device, p, shares.get(p.name, SCAN_SHARE)),
-        "instructions": instructions / processors / ISSUED_PER_CLOCK / clock,
+        "dependent accesses": wait_us(device, p, share),
+        "instructions": cycles / clock,
         # an L1 cache delivers four sectors per clock; the L2 cache delivers each dense sector once
         "L1 cache": p.load_sectors / 4 / processors / clock,
         "L2 cache": (p.load_ideal + p.store_sectors) * SECTOR_BYTES / device.cache_gbps / 1e3,
