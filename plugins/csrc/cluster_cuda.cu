@@ -123,7 +123,7 @@ class GridExecutor {
 
     template <class Body>
     __device__ void solo(DeviceCounts counts, int32_t most, const Body &body) {
-        if (!begin_solo(counts, most)) return body();
+        if (!begin_solo(counts, most, most)) return body();
         if (blockIdx.x == 0) body();
         end_solo();
     }
@@ -131,7 +131,7 @@ class GridExecutor {
     template <class Shared, class Body>
     __device__ void solo_sharing(DeviceCounts counts, int32_t most, const Body &body) {
         TFISEG_SHARED(Shared, shared);
-        if (!begin_solo(counts, most)) return body(static_cast<Shared *>(nullptr));
+        if (!begin_solo(counts, most, Shared::kMost < most ? Shared::kMost : most)) return body(static_cast<Shared *>(nullptr));
         if (blockIdx.x == 0) body(&shared);
         end_solo();
     }
@@ -150,11 +150,11 @@ class GridExecutor {
     }
 
     // Whether one block is to work alone. The counts must not grow meanwhile: every block reads them on its own.
-    __device__ bool begin_solo(DeviceCounts counts, int32_t most) {
+    __device__ bool begin_solo(DeviceCounts counts, int32_t first_most, int32_t second_most) {
         settle();
         is_settled_ = true;
         const int32_t first = *counts.first, second = counts.second ? *counts.second : 0;
-        if (is_solo_ || first > most || second > most) return false;
+        if (is_solo_ || first > first_most || second > second_most) return false;
         is_solo_ = true;
         return true;
     }

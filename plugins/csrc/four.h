@@ -49,4 +49,21 @@ TFISEG_HD void store_four(T *to, const Four<T> &values) {
 #endif
 }
 
+// Of memory that others read or write meanwhile. In CUDA, each of the four is old or new, as with `peek` and `put`.
+TFISEG_HD Four<int32_t> peek_four(const int32_t *from) {
+#ifdef __CUDA_ARCH__
+    return load_four(from);
+#else
+    return {peek(from), peek(from + 1), peek(from + 2), peek(from + 3)};
+#endif
+}
+
+TFISEG_HD void put_four(int32_t *to, const Four<int32_t> &values) {
+#ifdef __CUDA_ARCH__
+    store_four(to, values);
+#else
+    for (int32_t k = 0; k < 4; ++k) put(to + k, values[k]);
+#endif
+}
+
 }  // namespace tfiseg

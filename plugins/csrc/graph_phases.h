@@ -10,22 +10,7 @@ namespace tfiseg {
 
 // Adds sums to region `number`, from 1, that other threads add to as well; 0 = none.
 TFISEG_HD void add_to(Region *regions, int32_t number, Region o) {
-#ifdef __CUDA_ARCH__
-    // Neighboring lanes often add to the same region: the first lane of each such run adds the sum of all of them.
-    constexpr uint32_t kAll = 0xFFFFFFFFu;
-    if (__activemask() == kAll) {
-        const int32_t lane = int32_t(threadIdx.x & 31), before = __shfl_up_sync(kAll, number, 1);
-        const uint32_t heads = __ballot_sync(kAll, lane == 0 || before != number), later = heads & ~((2u << lane) - 1u);
-        const int32_t end = later ? trailing_zeros(later) : 32;
-        for (int32_t step = 1; step < 32; step <<= 1) {
-            const auto from = [step](auto v) { return __shfl_down_sync(0xFFFFFFFFu, v, step); };
-            const Region other = {from(o.area), from(o.sum_x), from(o.sum_y), from(o.sum_xx), from(o.sum_xy), from(o.sum_yy), 0, 0,
-                                  from(o.score_sum), from(o.first), from(o.x0), from(o.y0), from(o.x1), from(o.y1)};
-            if (lane + step < end) o.absorb(other);
-        }
-        if (!(heads >> lane & 1u)) return;
-    }
-#endif
+    if (!gather_run(number, o)) return;
     if (!number) return;
     Region *r = regions + number - 1;
     add(&r->area, o.area);
@@ -380,16 +365,18 @@ struct MergeRounds {
 
     TFISEG_HD void name(const EdgeSet &set, int32_t k, int32_t round) const {
         const double s = scores[round & 1][k];
+        const int32_t a = set.edges[k].a, b = set.edges[k].b;
+        const uint64_t pair = set.pairs[k], best_a = set.best_score[a], best_b = set.best_score[b];
         if (!(s > 0.0)) return;
-        const Edge &e = set.edges[k];
-        for (const int32_t r : {e.a, e.b})
-            if (set.best_score[r] == order_of(s)) lower_to(set.best_pair + r, set.pairs[k]);
+        if (best_a == order_of(s)) lower_to(set.best_pair + a, pair);
+        if (best_b == order_of(s)) lower_to(set.best_pair + b, pair);
     }
 
     TFISEG_HD void merge(const EdgeSet &set, int32_t k, int32_t round) const {
-        if (!(scores[round & 1][k] > 0.0)) return;
+        const double s = scores[round & 1][k];
         const Edge &e = set.edges[k];
-        if (set.best_pair[e.a] != set.pairs[k] || set.best_pair[e.b] != set.pairs[k]) return;
+        const uint64_t pair = set.pairs[k], best_a = set.best_pair[e.a], best_b = set.best_pair[e.b];
+        if (!(s > 0.0) || best_a != pair || best_b != pair) return;
         if (states[regions[e.a].first / plane].rescored > merge_budget(plane)) return;
         regions[e.a].absorb(regions[e.b]);
         parent[e.b] = e.a;

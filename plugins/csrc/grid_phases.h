@@ -461,8 +461,11 @@ struct AscentLinks {
             const bool is_inside = Ascent::is_inside(shared.squared[own]);  // then all neighbors in the picture are of its class
             shared.next[own] = int16_t(own + (is_inside ? highest<true>(shared, own) : highest<false>(shared, own)));
         } else {
-            int32_t last = own;
-            for (int32_t next = shared.next[own]; next != last; next = shared.next[next]) last = next;
+            int32_t last = own, before;
+            do {  // the last cell is linked to itself, so four hops need one comparison
+                before = shared.next[last];
+                last = shared.next[shared.next[shared.next[before]]];
+            } while (last != before);
             const int32_t first = corner(number);
             link[first + own / kFramed * grid.w + own % kFramed] = first + last / kFramed * grid.w + last % kFramed;
         }
@@ -551,15 +554,36 @@ struct FollowLinks {
     TFISEG_HD int32_t items() const { return (grid.pixels() + kPixels - 1) / kPixels; }
 
     TFISEG_HD void operator()(int32_t k) const {
-        const int32_t first = k * kPixels, last = grid.pixels() - 1;
-        int32_t linked[kPixels], root[kPixels];
-        bool is_object[kPixels], moves[kPixels];
-        TFISEG_UNROLL
-        for (int32_t j = 0; j < kPixels; ++j) {
-            const int32_t i = first + j < last ? first + j : last;
-            moves[j] = is_object[j] = cls[i] != 0 && first + j <= last;
-            linked[j] = root[j] = peek(link + i);
+        const int32_t first = k * kPixels, left = grid.pixels() - first, count = left < kPixels ? left : kPixels;
+        Four<uint8_t> c = {};
+        Four<int32_t> linked = {};
+        if (count == kPixels) {
+            c = load_four(cls + first);
+            linked = peek_four(link + first);
+        } else {
+            for (int32_t j = 0; j < count; ++j) {
+                c[j] = cls[first + j];
+                linked[j] = peek(link + first + j);
+            }
         }
+        Four<int32_t> root = linked;
+        follow(c, root);
+        list_roots(first, c, root);
+        if (!differs(root, linked)) return;  // else shortens the way of others, too
+        if (count == kPixels) {
+            put_four(link + first, root);
+        } else {
+            for (int32_t j = 0; j < count; ++j) put(link + first + j, root[j]);
+        }
+    }
+
+  private:
+    TFISEG_HD static bool differs(const Four<int32_t> &a, const Four<int32_t> &b) {
+        return a[0] != b[0] || a[1] != b[1] || a[2] != b[2] || a[3] != b[3];
+    }
+
+    TFISEG_HD void follow(const Four<uint8_t> &c, Four<int32_t> &root) const {
+        bool moves[kPixels] = {c[0] != 0, c[1] != 0, c[2] != 0, c[3] != 0};
         while (moves[0] || moves[1] || moves[2] || moves[3]) {
             int32_t next[kPixels];
             TFISEG_UNROLL
@@ -570,21 +594,17 @@ struct FollowLinks {
                 root[j] = next[j];
             }
         }
-        TFISEG_UNROLL
-        for (int32_t j = 0; j < kPixels; ++j)
-            if (is_object[j]) finish(first + j, linked[j], root[j]);
     }
 
-  private:
-    TFISEG_HD void finish(int32_t i, int32_t linked, int32_t root) const {
-        if (root != i) {
-            if (root != linked) put(link + i, root);  // shortens the way of others, too
-            return;
+    TFISEG_HD void list_roots(int32_t first, const Four<uint8_t> &c, const Four<int32_t> &root) const {
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kPixels; ++j) {
+            if (!c[j] || root[j] != first + j) continue;
+            const int32_t k = next_place(&counters->roots);
+            roots[k] = first + j;
+            place[first + j] = k;
+            if (best) best[k] = 0;
         }
-        const int32_t k = next_place(&counters->roots);
-        roots[k] = i;
-        place[i] = k;
-        if (best) best[k] = 0;
     }
 };
 
@@ -714,14 +734,14 @@ struct SumContacts {
                 evidence[later].absorb(evidence[d]);
                 is_last = false;
             }
-            if (is_last) add_sum(own, basins[d], evidence[d]);
+            if (any_lane(is_last)) add_sum(own, is_last ? basins[d] : own, evidence[d]);
         }
     }
 
   private:
-    TFISEG_HD void add_sum(int32_t own, int32_t other, const Edge &sum) const {
-        const int32_t edge = set.at_basins(own, other);
-        if (edge < 0) return;
+    TFISEG_HD void add_sum(int32_t own, int32_t other, Edge sum) const {  // other: the own one if there is nothing to add
+        const int32_t edge = other == own ? -1 : set.at_basins(own, other);
+        if (!gather_run(edge, sum) || edge < 0) return;
         set.absorb(edge, sum);
         if (!best) return;
         for (const int32_t basin : {own, other})

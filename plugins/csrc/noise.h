@@ -31,7 +31,7 @@ struct BasinArrays {
 
 // Memory of a group of threads for few basins.
 struct SharedBasins {
-    static constexpr int32_t kMost = 1024;  // with it, a block has less than 48 KB
+    static constexpr int32_t kMost = 1408;  // with it, and a tile of AscentLinks, a block has less than 48 KB
 
     uint64_t order[kMost], best[2][kMost];
     int32_t parent[kMost], work_count[2];

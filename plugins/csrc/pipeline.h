@@ -7,7 +7,8 @@
 //   tiles(n, phase)                   items in groups that share memory
 //   exclusive_sum(counts, n)          prefix counts, see bit_ranks.h
 //   solo(counts, most, body)          phases with few items: in one group of threads, whose barriers cost little
-//   solo_sharing<T>(counts, most, body)  the same; body(memory) is given a T that the group shares, or NULL if all groups run it
+//   solo_sharing<T>(counts, most, body)  the same; body(memory) is given a T that the group shares, or NULL if all groups run it.
+//                                     The second count is at most T::kMost, too
 //   section(items, section)           phases in one launch. On a GPU, a section runs on the device and calls the functions above there.
 // The CUDA executors (cluster_cuda.cu) launch kernels; the one of the tests (tests/plugins/shuffled.cpp) runs all items in random order.
 #pragma once
@@ -118,8 +119,7 @@ TFISEG_HD void merge_noise(Executor &run, const Plan &plan, int32_t *region_coun
         run.rounds(NoiseRounds{plan.edges[1], plan.edge_room, {plan.work[0], plan.work[1]}, basins, plan.counters});
         create_regions(run, plan, basins.parent, region_count);
     };
-    constexpr int32_t kMost = SharedBasins::kMost < kSoloItems ? SharedBasins::kMost : kSoloItems;
-    run.template solo_sharing<SharedBasins>({&plan.counters->edges[1], &plan.counters->roots}, kMost,
+    run.template solo_sharing<SharedBasins>({&plan.counters->edges[1], &plan.counters->roots}, kSoloItems,
                                             [&](SharedBasins *shared) { merge(shared ? shared->arrays() : plan.basins); });
 }
 

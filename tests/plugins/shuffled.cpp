@@ -75,7 +75,7 @@ class Shuffled {
     template <class Shared, class Body>
     void solo_sharing(tfiseg::DeviceCounts counts, int32_t most, const Body &body) {
         const auto shared = std::make_unique<Shared>();
-        const bool is_small = *counts.first <= most && (!counts.second || *counts.second <= most);
+        const bool is_small = *counts.first <= most && *counts.second <= std::min(most, Shared::kMost);
         body(is_small ? shared.get() : nullptr);
     }
 
