@@ -6,31 +6,6 @@
 
 namespace tfiseg {
 
-// Neighboring lanes often add to the same sum: gives the first lane of each run of equal numbers the sum of the run. Returns whether this
-// lane is one that adds. T: 32-bit words, with absorb().
-template <class T>
-TFISEG_HD bool gather_run(int32_t number, T &sum) {
-#ifdef __CUDA_ARCH__
-    constexpr uint32_t kAll = 0xFFFFFFFFu;
-    if (__activemask() != kAll) return true;
-    const int32_t lane = int32_t(threadIdx.x & 31), before = __shfl_up_sync(kAll, number, 1);
-    const uint32_t heads = __ballot_sync(kAll, lane == 0 || before != number), later = heads & ~((2u << lane) - 1u);
-    const int32_t end = later ? trailing_zeros(later) : 32;
-    for (int32_t step = 1; step < 32; step <<= 1) {
-        uint32_t words[sizeof(T) / sizeof(uint32_t)];
-        memcpy(words, &sum, sizeof sum);
-        for (uint32_t &word : words) word = __shfl_down_sync(kAll, word, step);
-        T other;
-        memcpy(&other, words, sizeof other);
-        if (lane + step < end) sum.absorb(other);
-    }
-    return heads >> lane & 1u;
-#else
-    (void)number, (void)sum;  // one thread after the other
-    return true;
-#endif
-}
-
 constexpr uint64_t kNoKey = ~uint64_t(0);
 
 // The highest contact between two basins: its saddle, then its pixel pair, inverted so that the first one is the highest of equal ones.

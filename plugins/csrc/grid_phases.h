@@ -285,9 +285,9 @@ struct RowSearch {
         int32_t x, square;
         int16_t site;
 
-        TFISEG_HD void take(int32_t at, int32_t along, int16_t flag) {  // kFarColumn squared is above kFarSquared
-            const int32_t across = at - x, other = across * across + along * along;
-            site = other < square ? int16_t(at | flag) : site;
+        TFISEG_HD void take_wall(int32_t at) {
+            const int32_t other = (at - x) * (at - x);
+            site = other < square ? int16_t(at | kWall) : site;
             square = other < square ? other : square;
         }
     };
@@ -310,10 +310,19 @@ struct RowSearch {
         const int32_t first = number * kSites, own = nearest.x - first;  // pixel x is site `own`, if that is one of the block
         const uint32_t until_own = own < 0 ? 0u : own >= kSites ? ~0u : (2u << own) - 1u;
         const uint32_t before = block.changes & until_own, behind = block.changes & ~until_own;
-        if (before) nearest.take(first + 30 - leading_zeros(before), 0, kWall);
-        if (behind) nearest.take(first + trailing_zeros(behind), 0, kWall);
+        if (before) nearest.take_wall(first + 30 - leading_zeros(before));
+        if (behind) nearest.take_wall(first + trailing_zeros(behind));
+        int32_t squares[kSites], least = nearest.square;
         TFISEG_UNROLL
-        for (int32_t j = 0; j < kSites; ++j) nearest.take(first + j, block.columns.values[j], 0);
+        for (int32_t j = 0; j < kSites; ++j) {  // kFarColumn squared is above kFarSquared
+            const int32_t across = first + j - nearest.x, along = block.columns.values[j];
+            squares[j] = across * across + along * along;
+            least = squares[j] < least ? squares[j] : least;
+        }
+        if (least == nearest.square) return;
+        nearest.square = least;
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kSites; ++j) nearest.site = squares[j] == least ? int16_t(first + j) : nearest.site;
     }
 };
 
@@ -440,6 +449,7 @@ struct AscentLinks {
         int32_t squared[kCells];  // -1 outside the picture
         int16_t next[kCells];     // the highest neighbor; in the frame, at summits and in the background, the cell itself
         uint8_t cls[kCells];
+        int32_t corner;
     };
 
     Grid grid;
@@ -466,30 +476,25 @@ struct AscentLinks {
                 before = shared.next[last];
                 last = shared.next[shared.next[shared.next[before]]];
             } while (last != before);
-            const int32_t first = corner(number);
+            const int32_t first = shared.corner;
             link[first + own / kFramed * grid.w + own % kFramed] = first + last / kFramed * grid.w + last % kFramed;
         }
     }
 
   private:
-    TFISEG_HD int32_t row_of(int32_t number) const { return number / tiles_across() % tiles_down() * kSide - 1; }
-    TFISEG_HD int32_t column_of(int32_t number) const { return number % tiles_across() * kSide - 1; }
-    // Number of the pixel at a tile's first cell, if the picture has no end.
-    TFISEG_HD int32_t corner(int64_t tile) const {
-        const int32_t number = int32_t(tile);
-        return number / tiles_across() / tiles_down() * grid.plane() + row_of(number) * grid.w + column_of(number);
-    }
-
     // Every (kCells / kLoads)-th cell, all of which are loaded before any is used.
     TFISEG_HD void load(Shared &shared, int64_t number, int32_t first) const {
-        const int32_t y0 = row_of(int32_t(number)), x0 = column_of(int32_t(number)), start = corner(number);
+        const int32_t row = int32_t(number) / tiles_across(), x0 = (int32_t(number) - row * tiles_across()) * kSide - 1;
+        const int32_t picture = row / tiles_down(), y0 = (row - picture * tiles_down()) * kSide - 1;
+        const int32_t corner = picture * grid.plane() + y0 * grid.w + x0;  // the pixel of the first cell, if pictures had no end
+        if (first == 0) shared.corner = corner;
         uint8_t c[kLoads];
         int32_t values[kLoads];
         TFISEG_UNROLL
         for (int32_t j = 0; j < kLoads; ++j) {
             const int32_t cell = first + j * (kCells / kLoads), down = cell / kFramed, right = cell % kFramed;
             const bool is_in = uint32_t(y0 + down) < uint32_t(grid.h) && uint32_t(x0 + right) < uint32_t(grid.w);
-            const int32_t i = start + down * grid.w + right;
+            const int32_t i = corner + down * grid.w + right;
             c[j] = is_in ? cls[i] : uint8_t(0);
             values[j] = is_in ? squared[i] : -1;
         }
@@ -734,14 +739,14 @@ struct SumContacts {
                 evidence[later].absorb(evidence[d]);
                 is_last = false;
             }
-            if (any_lane(is_last)) add_sum(own, is_last ? basins[d] : own, evidence[d]);
+            if (is_last) add_sum(own, basins[d], evidence[d]);
         }
     }
 
   private:
-    TFISEG_HD void add_sum(int32_t own, int32_t other, Edge sum) const {  // other: the own one if there is nothing to add
-        const int32_t edge = other == own ? -1 : set.at_basins(own, other);
-        if (!gather_run(edge, sum) || edge < 0) return;
+    TFISEG_HD void add_sum(int32_t own, int32_t other, const Edge &sum) const {
+        const int32_t edge = set.at_basins(own, other);
+        if (edge < 0) return;
         set.absorb(edge, sum);
         if (!best) return;
         for (const int32_t basin : {own, other})

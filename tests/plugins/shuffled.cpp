@@ -58,9 +58,9 @@ class Shuffled {
         std::iota(items.begin(), items.end(), 0);
         std::shuffle(items.begin(), items.end(), random_);
         each(n, [&](int64_t tile) {
-            typename Phase::Shared shared;
+            const std::unique_ptr<typename Phase::Shared> shared(new typename Phase::Shared);  // not initialized, as on a GPU
             for (int32_t step = 0; step < Phase::kSteps; ++step)
-                for (const int32_t item : items) phase(shared, tile, step, item);
+                for (const int32_t item : items) phase(*shared, tile, step, item);
         });
     }
 
