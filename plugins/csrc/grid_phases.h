@@ -301,6 +301,7 @@ struct RowSearch {
         if (are_whole_blocks(grid.w, kSites)) {
             block.columns = load_whole<Distances>(line + first);
         } else {
+            TFISEG_UNROLL
             for (int32_t j = 0; j < kSites; ++j) block.columns.values[j] = line[first + j < last ? first + j : last];
         }
         return block;
@@ -566,7 +567,9 @@ struct FollowLinks {
             c = load_four(cls + first);
             linked = peek_four(link + first);
         } else {
-            for (int32_t j = 0; j < count; ++j) {
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < kPixels; ++j) {  // without a variable index, which would need memory
+                if (j >= count) continue;
                 c[j] = cls[first + j];
                 linked[j] = peek(link + first + j);
             }
@@ -578,7 +581,9 @@ struct FollowLinks {
         if (count == kPixels) {
             put_four(link + first, root);
         } else {
-            for (int32_t j = 0; j < count; ++j) put(link + first + j, root[j]);
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < kPixels; ++j)
+                if (j < count) put(link + first + j, root[j]);
         }
     }
 
@@ -657,11 +662,13 @@ struct ListContacts {
         if (are_whole_blocks(grid.w, kPixels)) {
             const Four<uint8_t> c = load_four(cls + first + x);
             const Four<int32_t> links = load_four(link + first + x);
+            TFISEG_UNROLL
             for (int32_t j = 0; j < kPixels; ++j) {
                 pixels.cls[j + 1] = c[j];
                 pixels.link[j + 1] = links[j];
             }
         } else {
+            TFISEG_UNROLL
             for (int32_t j = 1; j <= kPixels; ++j) load_pixel(j);
         }
         load_pixel(kPixels + 1);
