@@ -1,5 +1,6 @@
 // Runs the GPU phases on a CPU in an order that is possible on a GPU: blocks in random order, threads of a block in random order, and
 // optionally several blocks at once. Code that depends on the order gives another result here, or a data race in ThreadSanitizer.
+#include <cstring>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -74,7 +75,8 @@ class Shuffled {
     // With shared memory where a GPU uses it.
     template <class Shared, class Body>
     void solo_sharing(tfiseg::DeviceCounts counts, int32_t most, const Body &body) {
-        const auto shared = std::make_unique<Shared>();
+        const std::unique_ptr<Shared> shared(new Shared);
+        std::memset(static_cast<void *>(shared.get()), 0xCD, sizeof(Shared));  // not initialized, as on a GPU
         const bool is_small = *counts.first <= most && *counts.second <= std::min(most, Shared::kMost);
         body(is_small ? shared.get() : nullptr);
     }
