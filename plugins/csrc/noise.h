@@ -75,8 +75,11 @@ struct NoiseRounds {
         return counters->edges[1] < capacity ? counters->edges[1] : capacity;
     }
 
-    // Without contacts, nothing has cleared the count.
-    TFISEG_HD bool has_next(int32_t round) const { return items(0, round) > 0 && peek(basins.work_count + ((round + 1) & 1)) != 0; }
+    // Without contacts, nothing has cleared the count. This round's own count must not be read: a thread ahead clears it.
+    TFISEG_HD bool has_next(int32_t round) const {
+        if (round == 0 && items(0, 0) == 0) return false;
+        return peek(basins.work_count + ((round + 1) & 1)) != 0;
+    }
 
     TFISEG_HD void operator()(int32_t phase, int32_t round, int32_t k) const {
         const BasinContact contact = round ? load_whole<BasinContact>(work[round & 1] + k) : load_whole<BasinContact>(edges + k);
