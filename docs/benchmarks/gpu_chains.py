@@ -2,12 +2,12 @@
 
     python docs/benchmarks/gpu_chains.py
 
-nvcc compiles each phase as a kernel of its own, to PTX for sm_90. A chain is a sequence of loads and atomics
-of global memory. Each of them needs the result of the one before: for its address, or for a branch that comes
-first. The script follows registers through the basic blocks and takes the longest chain of all paths. It
-divides the chain by the most loads of any path. Loads of parameters and shared memory do not count, nor
-do atomics whose result is not used. gpu_counts.py multiplies this share by the loads that the slowest warp
-runs. Prints Markdown.
+nvcc compiles each phase as a kernel of its own, to PTX for sm_90. A chain is a sequence of loads and atomics.
+Each of them needs the result of the one before: for its address, or for a branch that comes first. The script
+follows registers through the basic blocks and takes the chain of all paths that takes longest, where accesses
+to global memory (L2 cache) and to shared memory have different latencies. It divides the accesses of either
+kind by the most loads of that kind of any path. Loads of parameters do not count, nor do atomics whose result
+is not used. gpu_counts.py multiplies these shares by the loads that the slowest warp runs. Prints Markdown.
 """
 
 import re
@@ -19,10 +19,14 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 CSRC = Path(__file__).parents[2] / "plugins" / "csrc"
-EACH = ["FindClasses", "FindClassChanges", "ColumnSearch", "RowSearch", "FollowLinks", "FindContacts"]
+EACH = ["FindClasses", "FindClassChanges", "ColumnSearch", "RowSearch", "FollowLinks"]
+EACH += ["ListContacts"]
 EACH += ["SumRegions", "Upsample", "CountBits", "WriteLabels", "RowSamples", "RowBetween"]
 COUNTED = [
+    "EnterContacts",
     "SumContacts",
+    "BeginBasins",
+    "SpreadRegions",
     "CreateRegions",
     "RegionEdges",
     "KeepGridSums",
@@ -30,7 +34,8 @@ COUNTED = [
     "NumberInstances",
 ]
 TILES = ["AscentLinks", "FitTiles"]
-ROUNDS = {"NoiseRounds": 2, "MergeRounds": 5, "LargestRounds": 2}  # and the number of their steps
+ROUNDS = {"MergeRounds": 5, "LargestRounds": 2}  # and the number of their steps
+NOISE_STEPS = 2  # of NoiseRounds, with basins in shared memory
 # each_counted and rounds of the executor, with a constant step, so that the code is only that of the step
 PROBES = """#include "cluster_cuda.cu"
 namespace tfiseg {
@@ -39,6 +44,13 @@ template <class Phase>
 __global__ void counted(const __grid_constant__ Phase phase, const int32_t *count) {
     if (int32_t(threadIdx.x) < *count) phase(threadIdx.x);
 }
+template <int kStep>
+__global__ void noise_round_of(const __grid_constant__ NoiseRounds given, int32_t round) {
+    __shared__ SharedBasins shared;
+    NoiseRounds phases = given;
+    phases.basins = shared.arrays();
+    if (int32_t(threadIdx.x) < phases.items(kStep, round)) phases(kStep, round, threadIdx.x);
+}
 template <class Phases, int kStep>
 __global__ void round_of(const __grid_constant__ Phases phases, int32_t round) {
     if (int32_t(threadIdx.x) < phases.items(kStep, round)) phases(kStep, round, threadIdx.x);
@@ -46,17 +58,43 @@ __global__ void round_of(const __grid_constant__ Phases phases, int32_t round) {
 """
 INSTRUCTION = re.compile(r"^(?:@!?(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*);$")
 REGISTER = re.compile(r"%[a-z]+\d+\b")
-READS_MEMORY = re.compile(r"(ld|atom)\.(?!param|shared|const|local)")
+READS_MEMORY = re.compile(r"(ld|atom)\.(?!param|const|local)")  # also an address that may be of either kind
+ACCESSES_MEMORY = re.compile(r"(ld|st|atom|red)\.(?!param|const|local)")
+# of other units: memory, branches, barriers, exchanges in a warp, and operations on single floats
+NO_INTEGER = re.compile(r"(ld|st|atom|red|bra|ret|exit|bar|barrier|membar|fence|shfl|vote)\b|.*\.f32$")
+READS_SHARED = re.compile(r"(ld|atom)\.(volatile\.)?shared")
+L2_CYCLES, SHARED_CYCLES = 375, 30  # latency, see gpu.md
 LOOP_ROUNDS = 3
 NO_RESULT = re.compile(r"(st|red|bra|ret|bar|barrier|membar|fence|exit|trap)\b")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Chain:
-    """Of the path through a phase with the most loads: the longest chain, and the number of loads."""
+    """Accesses that wait for each other: their latency, and their numbers by kind of memory."""
 
-    accesses: int
-    loads: int
+    cycles: int = 0
+    device: int = 0
+    shared: int = 0
+
+    def with_access(self, is_shared: bool) -> "Chain":
+        if is_shared:
+            return Chain(self.cycles + SHARED_CYCLES, self.device, self.shared + 1)
+        return Chain(self.cycles + L2_CYCLES, self.device + 1, self.shared)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What gpu_counts.py multiplies with the counted accesses of a phase.
+
+    Args:
+        device, shared: share of loads that wait for another one, by kind of memory.
+        instructions, integer: instructions per memory access, and those of them that the integer units run.
+    """
+
+    device: float
+    shared: float
+    instructions: float
+    integer: float
 
 
 @dataclass
@@ -74,16 +112,21 @@ def compile_phases(folder: Path) -> dict[str, list[str]]:
     kernels += [f"tiles_kernel<{name}>(const __grid_constant__ {name})" for name in TILES]
     for name, steps in ROUNDS.items():
         kernels += [f"round_of<{name}, {k}>(const __grid_constant__ {name}, int32_t)" for k in range(steps)]
+    noise = "(const __grid_constant__ NoiseRounds, int32_t)"
+    kernels += [f"noise_round_of<{k}>{noise}" for k in range(NOISE_STEPS)]
     source, target = folder / "phases.cu", folder / "phases.ptx"
     lines = [f"template __global__ void {kernel};" for kernel in kernels]
     source.write_text(PROBES + "\n".join(lines) + "\n}\n}\n")
     flags = ["-std=c++17", "-fmad=false", "-arch=sm_90", f"-I{CSRC}"]
+    flags += ["-DTFISEG_WHOLE_BLOCKS"]  # the loads of rows of other widths are more, but none of them waits
     subprocess.run(["nvcc", *flags, "--ptx", str(source), "-o", str(target)], check=True)
     found = defaultdict(list)
     for entry in target.read_text().split(".entry ")[1:]:
         name = re.match(r"\w*?\d(?:each_kernel|counted|tiles_kernel|round_of)INS_(\d+)(\w+)", entry)
         if name and (phase := name[2][: int(name[1])]) in (*EACH, *COUNTED, *TILES, *ROUNDS):
             found[phase].append(entry)
+        elif "noise_round_of" in entry.split("(")[0]:
+            found["NoiseRounds"].append(entry)
     return found
 
 
@@ -146,59 +189,79 @@ def predecessors(blocks: list[Block], loops: list[tuple[int, int]]) -> dict[int,
             if (k, successor) not in loops:
                 before[successor].add(k)
     exits = []
-    for last, first in loops:
-        body, pending = {first}, [last]
+    for first in {first for _, first in loops}:
+        lasts = [last for last, begin in loops if begin == first]  # several, if the loop has a `continue`
+        body, pending = {first}, list(lasts)
         while pending:
             if (k := pending.pop()) not in body:
                 body.add(k)
                 pending += before[k] | {end for end, begin in loops if begin == k}
-        exits += [(last, s) for k in body for s in blocks[k].successors if s not in body]
+        left = {successor for k in body for successor in blocks[k].successors} - body
+        exits += [(last, successor) for last in lasts for successor in left]
     for last, successor in exits:
         before[successor].add(last)
     return before
 
 
-def longest_chain(code: str) -> Chain:
-    """Return the longest chain of a kernel, if each loop runs LOOP_ROUNDS times."""
+def longest_chain(code: str) -> tuple[Chain, int, int]:
+    """Return the longest chain of a kernel, if each loop runs LOOP_ROUNDS times.
+
+    Also returns the most loads of any path: of device memory, and of shared memory.
+    """
     blocks = blocks_of(code)
     loops = back_edges(blocks)
     before = predecessors(blocks, loops)
     order = list(TopologicalSorter(before).static_order())
-    depth: dict[str, int] = defaultdict(int)  # of a register: accesses in the chain that ends in it
-    # up to the end of a block: accesses in the chain of its branches, and loads
-    branch, loads = [0] * len(blocks), [0] * len(blocks)
-    longest = 0
+    depth: dict[str, Chain] = defaultdict(Chain)  # of a register: the chain that ends in it
+    # up to the end of a block: the chain of its branches, and loads by kind of memory
+    branch = [Chain()] * len(blocks)
+    loads = {is_shared: [0] * len(blocks) for is_shared in (False, True)}
+    longest = Chain()
     for _ in range(LOOP_ROUNDS):
         for k in order:
             sources = before[k] | {last for last, first in loops if first == k}
-            control = max((branch[source] for source in sources), default=0)
-            loads[k] = max((loads[source] for source in sources), default=0)
+            control = max((branch[source] for source in sources), default=Chain())
+            for of_kind in loads.values():
+                of_kind[k] = max((of_kind[source] for source in sources), default=0)
             for opcode, reads, writes in blocks[k].instructions:
-                ready = max((depth[register] for register in reads), default=0)
+                ready = max((depth[register] for register in reads), default=Chain())
                 longest = max(longest, ready)
                 if opcode.startswith("bra"):
                     control = max(control, ready)  # a warp runs its instructions in order
                 if READS_MEMORY.match(opcode):
-                    ready = max(ready, control) + 1
-                    loads[k] += opcode.startswith("ld")
+                    is_shared = READS_SHARED.match(opcode) is not None
+                    ready = max(ready, control).with_access(is_shared)
+                    loads[is_shared][k] += opcode.startswith("ld")
                 for register in writes:
                     depth[register] = max(depth[register], ready)
             branch[k] = control
-    return Chain(longest, max(loads))
+    return longest, max(loads[False]), max(loads[True])
 
 
-def dependent_shares() -> dict[str, float]:
-    """Return the share of each phase's loads that wait for another load. Steps of rounds are summed."""
+def instructions_per_access(code: str) -> tuple[float, float]:
+    """Return the number of instructions in a code per memory access, and of those for integer units."""
+    opcodes = [match[2] for line in code.splitlines() if (match := INSTRUCTION.match(line.strip()))]
+    accesses = max(sum(ACCESSES_MEMORY.match(opcode) is not None for opcode in opcodes), 1)
+    integer = sum(NO_INTEGER.match(opcode) is None for opcode in opcodes)
+    return len(opcodes) / accesses, integer / accesses
+
+
+def dependent_shares() -> dict[str, Share]:
+    """Return the shares and instructions of each phase. Steps of rounds are summed."""
     with tempfile.TemporaryDirectory() as folder:
         codes = compile_phases(Path(folder))
     found = {}
     for name, kernels in codes.items():
-        steps = [longest_chain(code) for code in kernels]
-        found[name] = sum(step.accesses for step in steps) / sum(step.loads for step in steps)
+        chains, device, shared = zip(*map(longest_chain, kernels), strict=True)
+        waiting = sum(chain.device for chain in chains), sum(chain.shared for chain in chains)
+        shares = waiting[0] / max(sum(device), 1), waiting[1] / max(sum(shared), 1)
+        found[name] = Share(*shares, *instructions_per_access("".join(kernels)))
     return found
 
 
 if __name__ == "__main__":
-    print("| phase | dependent accesses per load |\n|---|---|")
+    print("| phase | dependent accesses per load | of shared memory | instructions per access | integer |")
+    print("|---|---|---|---|---|")
     for name, share in dependent_shares().items():
-        print(f"| {name} | {share:.2f} |")
+        waiting = f"{share.device:.2f} | {share.shared:.2f}"
+        print(f"| {name} | {waiting} | {share.instructions:.1f} | {share.integer:.1f} |")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from gpu import blobs, logits_problem, make_result, make_view_calls
-from gpu_chains import dependent_shares
+from gpu_chains import Share, dependent_shares
 from tfiseg.plugins.mask_refinement import MaskRefinementCall, PredictedMasks
 from tfiseg.plugins.mask_views import MaskViewsCall
 from tfiseg.plugins.native import cluster_native, fit_frame, problem_struct
@@ -41,7 +41,7 @@ class Device:
         launch_us: time of a graph's first kernel launch, and of each further launch.
         grid_barrier_us, block_barrier_us: time of a barrier in a cooperative grid with one or two blocks of
             512 threads per processor.
-        latency_us: time of one dependent access to the L2 cache.
+        latency_us: time of one dependent access to the L2 cache: the mean, and the slowest.
     """
 
     name: str
@@ -51,30 +51,28 @@ class Device:
     launch_us: tuple[float, float]
     grid_barrier_us: float
     block_barrier_us: float
-    latency_us: float
+    latency_us: tuple[float, float]
 
 
 DEVICES = (
-    Device("H200", 132, 1.98, 5500, (2.5, 1.4), 1.3, 0.023, 0.27),
-    Device("RTX 4090", 128, 2.52, 4700, (2.5, 1.0), 1.15, 0.018, 0.12),
-    Device("Jetson Orin", 16, 1.3, 600, (6.0, 3.0), 2.0, 0.035, 0.35),
+    Device("H200", 132, 1.98, 5500, (2.5, 1.4), 1.3, 0.023, (0.19, 0.27)),
+    Device("RTX 4090", 128, 2.52, 4700, (2.5, 1.0), 1.15, 0.018, (0.12, 0.12)),
+    Device("Jetson Orin", 16, 1.3, 600, (6.0, 3.0), 2.0, 0.035, (0.35, 0.35)),
 )
-L1_CYCLES = 40  # of a dependent access to the L1 cache
-# instructions per memory instruction of a warp (PTX of all kernels); a processor issues four per clock, but
-# two integer operations, and most are these
-INSTRUCTIONS_PER_ACCESS, ISSUED_PER_CLOCK = 6.8, 2.0
-# phases that compute more per load, from the SASS of their inner loops (sm_90): RowBetween compares
-# four sites with eight pixels each, Upsample interpolates four classes at four grid pixels for three outputs.
-# FitTiles from its PTX: 116 for four bytes of three rows, 235 for a pixel of three columns; 60 per access for
-# 640 x 480, 49 for 1920 x 1080
-INSTRUCTIONS_OF_PHASE = {"RowBetween": 85 / 4, "Upsample": 164 / 16, "FitTiles": 55}
+L1_CYCLES, SHARED_CYCLES = 40, 30  # of a dependent access to the L1 cache, and to shared memory
+ISSUED_PER_CLOCK, INTEGER_PER_CLOCK = 4.0, 2.0  # instructions of warps that a processor issues
+# phases whose loops decide, as (all, for integer units) per memory access, from their SASS (sm_90): Upsample
+# interpolates four classes at four grid pixels for three outputs, RowBetween compares four sites with eight
+# pixels for each load. FitTiles from its PTX: 116 for four bytes of three rows, 235 for a pixel of three
+# columns; 8.0 per access for 640 x 480, 8.9 for 1920 x 1080, including those to shared memory
+INSTRUCTIONS_OF_PHASE = {"RowBetween": (61, 45), "Upsample": (174 / 16, 174 / 16), "FitTiles": (8.5, 8.5)}
 # phases whose blocks wait only for their own tile: blocks that a processor holds at once, barriers per tile
-TILES = {"AscentLinks": (2, 7), "FitTiles": (6, 2)}
+TILES = {"AscentLinks": (2, 3), "FitTiles": (6, 2)}
 # blocks of 512 threads per processor, by the registers of the kernel that runs a large grid; else one
 RESIDENT = {"FindClasses": 4, "FindClassChanges": 2, "ColumnSearch": 2, "RowSamples": 2, "RowBetween": 2}
-RESIDENT |= {"FollowLinks": 2, "FindContacts": 2, "SumContacts": 2}
+RESIDENT |= {"FollowLinks": 2, "ListContacts": 2, "EnterContacts": 2, "SumContacts": 2}
 WARPS = 16  # of a block
-SCAN_SHARE = 1 / 8  # a thread of the exclusive sum loads eight counts at once
+SCAN_SHARE = Share(1 / 8, 1.0, 6.8, 6.8)  # a thread of the exclusive sum loads eight counts at once
 ATOMICS_PER_CLOCK = 0.42  # warps in the L2 cache, if all add to one address
 
 
@@ -83,9 +81,10 @@ class Phase:
     """Counts of a phase.
 
     Barriers, atomic operations and 4-byte loads are counted per lane. Load and store instructions, their
-    sectors of 32 bytes, and the ideal number of sectors (of dense bytes) are counted per warp. The last six
-    are load instructions, far ones from the L2 cache, near ones from the L1 cache: of a warp's slowest item
-    and of the slowest warp between two barriers, summed over barriers; and of all warps.
+    sectors of 32 bytes, and the ideal number of sectors (of dense bytes) are counted per warp, without those
+    of shared memory. The last nine are load instructions, far ones from the L2 cache, near ones from the L1
+    cache, shared ones from shared memory: of a warp's slowest item and of the slowest warp between two
+    barriers, summed over barriers; and of all warps.
     """
 
     name: str
@@ -99,12 +98,16 @@ class Phase:
     store_instructions: int
     store_sectors: int
     store_ideal: int
+    shared_instructions: int
     item_far: int
     item_near: int
+    item_shared: int
     warp_far: int
     warp_near: int
+    warp_shared: int
     all_far: int
     all_near: int
+    all_shared: int
 
 
 def compile_kernels(folder: Path) -> ctypes.CDLL:
@@ -240,27 +243,29 @@ def fit(library: ctypes.CDLL, frame_hw: tuple[int, int], size_hw: tuple[int, int
     return counts
 
 
-def wait_us(device: Device, p: Phase, share: float) -> float:
+def wait_us(device: Device, p: Phase, share: Share) -> float:
     """Return the time that a phase waits for loads that depend on each other.
 
     share: of its loads that wait for another one, see gpu_chains.py.
     """
 
-    def time_us(far: float, near: float) -> float:
-        return share * (far * device.latency_us + near * L1_CYCLES / device.clock_ghz / 1e3)
+    def time_us(far: float, near: float, shared: float) -> float:
+        cycles = share.device * near * L1_CYCLES + share.shared * shared * SHARED_CYCLES
+        return share.device * far * device.latency_us[0] + cycles / device.clock_ghz / 1e3
 
-    of_warp = time_us(p.warp_far, p.warp_near)
+    of_warp = time_us(p.warp_far, p.warp_near, p.warp_shared)
     if p.name in TILES:
         blocks, barriers = TILES[p.name]
         return of_warp / min(blocks * device.processors, p.block_barriers / barriers)
     if p.block_barriers:
         return of_warp
     warps = RESIDENT.get(p.name, 1) * WARPS * device.processors
-    return max(time_us(p.item_far, p.item_near), time_us(p.all_far / warps, p.all_near / warps))
+    of_item = time_us(p.item_far, p.item_near, p.item_shared)
+    return max(of_item, time_us(p.all_far / warps, p.all_near / warps, p.all_shared / warps))
 
 
 def model_us(
-    device: Device, launches: int, phases: list[Phase], shares: dict[str, float]
+    device: Device, launches: int, phases: list[Phase], shares: dict[str, Share]
 ) -> dict[str, float]:
     """Return the time of a call in microseconds, by kind of cost."""
     block_barriers = 0.0
@@ -276,15 +281,17 @@ def model_us(
     }
 
 
-def phase_us(device: Device, p: Phase, shares: dict[str, float]) -> dict[str, float]:
+def phase_us(device: Device, p: Phase, shares: dict[str, Share]) -> dict[str, float]:
     """Return the terms whose maximum is the time of a phase."""
     clock = device.clock_ghz * 1e3  # cycles in a us
     processors = 1 if p.block_barriers and p.name not in TILES else device.processors  # one block works alone
-    accesses = p.load_instructions + p.store_instructions
-    instructions = accesses * INSTRUCTIONS_OF_PHASE.get(p.name, INSTRUCTIONS_PER_ACCESS)
+    accesses = p.load_instructions + p.store_instructions + p.shared_instructions
+    share = shares.get(p.name, SCAN_SHARE)
+    issued, integer = INSTRUCTIONS_OF_PHASE.get(p.name, (share.instructions, share.integer))
+    cycles = accesses * max(issued / ISSUED_PER_CLOCK, integer / INTEGER_PER_CLOCK) / processors
     return {
-        "dependent accesses": wait_us(device, p, shares.get(p.name, SCAN_SHARE)),
-        "instructions": instructions / processors / ISSUED_PER_CLOCK / clock,
+        "dependent accesses": wait_us(device, p, share),
+        "instructions": cycles / clock,
         # an L1 cache delivers four sectors per clock; the L2 cache delivers each dense sector once
         "L1 cache": p.load_sectors / 4 / processors / clock,
         "L2 cache": (p.load_ideal + p.store_sectors) * SECTOR_BYTES / device.cache_gbps / 1e3,
@@ -292,7 +299,7 @@ def phase_us(device: Device, p: Phase, shares: dict[str, float]) -> dict[str, fl
     }
 
 
-def print_slowest(title: str, phases: list[Phase], shares: dict[str, float]) -> None:
+def print_slowest(title: str, phases: list[Phase], shares: dict[str, Share]) -> None:
     """Print the phases that take an H200 longest, each with its largest term."""
     print(f"\n{title}, H200:\n\n| phase | us | limited by |\n|---|---|---|")
     times = {p.name: phase_us(DEVICES[0], p, shares) for p in phases}
@@ -300,10 +307,13 @@ def print_slowest(title: str, phases: list[Phase], shares: dict[str, float]) -> 
         print(f"| {name} | {max(terms.values()):.1f} | {max(terms, key=lambda term: terms[term])} |")
 
 
-def links_per_pixel(phases: list[Phase], objects_px: int) -> float:
-    """Return the number of links followed per pixel of an object, without the load of the root."""
+def links_per_pixel(phases: list[Phase], objects_px: int, background_px: int) -> float:
+    """Return the number of links followed per pixel of an object, without the load of the root.
+
+    Of a pixel of the background, only the link is loaded.
+    """
     follow = next(p for p in phases if p.name == "FollowLinks")
-    return follow.word_loads / objects_px - 1.0
+    return (follow.word_loads - background_px) / objects_px - 1.0
 
 
 def print_phases(title: str, launches: int, phases: list[Phase]) -> None:
@@ -321,14 +331,16 @@ def print_phases(title: str, launches: int, phases: list[Phase]) -> None:
 
 
 def print_model(
-    title: str, megapixels: float | None, launches: int, phases: list[Phase], shares: dict[str, float]
+    title: str, megapixels: float | None, launches: int, phases: list[Phase], shares: dict[str, Share]
 ) -> None:
     for device in DEVICES:
         terms = model_us(device, launches, phases, shares)
-        total = sum(terms.values())
-        per = f" ({total / megapixels:.0f} us/MP)" if megapixels else ""
-        cells = " | ".join(f"{us:.1f}" for us in terms.values())
-        print(f"| {title} | {device.name} | {cells} | {total:.0f}{per} |")
+        far = replace(device, latency_us=(device.latency_us[1],) * 2)
+        sums = sum(terms.values()), sum(model_us(far, launches, phases, shares).values())
+        cells = [f"{us:.1f}" for us in terms.values()]
+        for us in sums:
+            cells.append(f"{us:.0f}" + (f" ({us / megapixels:.0f} us/MP)" if megapixels else ""))
+        print(f"| {title} | {device.name} | {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -353,13 +365,13 @@ def main() -> None:
             launches, phases = run(library, problem_of(class_map, min_area=25))
             title = f"class map {side} x {side}"
             results[title] = (side * side / 1e6, launches, phases)
-            hops = links_per_pixel(phases, int((class_map > 0).sum()))
+            hops = links_per_pixel(phases, int((class_map > 0).sum()), int((class_map == 0).sum()))
             print(f"{title}: {hops:.2f} hops for each pixel of an object.")
         for title, (_, launches, phases) in results.items():
             print_phases(title, launches, phases)
         print("\n### The cost model, us\n")
-        print("| problem | GPU | launches | grid barriers | block barriers | phases | sum |")
-        print("|---|---|---|---|---|---|---|")
+        print("| problem | GPU | launches | grid barriers | block barriers | phases | sum | slowest |")
+        print("|---|---|---|---|---|---|---|---|")
         shares = dependent_shares()
         for title, (megapixels, launches, phases) in results.items():
             print_model(title, megapixels, launches, phases, shares)

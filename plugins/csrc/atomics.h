@@ -81,6 +81,15 @@ TFISEG_HD int32_t trailing_zeros(uint32_t v) { return __builtin_ctz(v); }
 TFISEG_HD int32_t bit_count(uint32_t v) { return __builtin_popcount(v); }
 #endif
 
+// Whether a condition holds in any of the lanes that are here together, so that they can stay together.
+TFISEG_HD bool any_lane(bool here) {
+#ifdef __CUDA_ARCH__
+    return __ballot_sync(__activemask(), here) != 0;
+#else
+    return here;
+#endif
+}
+
 // The next place of a list whose order does not matter. Lanes that arrive together take theirs in one atomic operation.
 TFISEG_HD int32_t next_place(int32_t *count) {
 #ifdef __CUDA_ARCH__

@@ -121,20 +121,19 @@ class GridExecutor {
         if (threadIdx.x == 0) counts[n] = done;
     }
 
-    // The counts must not grow while the body runs: every block reads them on its own.
     template <class Body>
     __device__ void solo(DeviceCounts counts, int32_t most, const Body &body) {
-        settle();
-        is_settled_ = true;
-        const bool is_small = *counts.first <= most && (!counts.second || *counts.second <= most);
-        if (is_solo_ || !is_small) {
-            body();
-            return;
-        }
-        is_solo_ = true;
+        if (!begin_solo(counts, most, most)) return body();
         if (blockIdx.x == 0) body();
-        is_solo_ = false;
-        is_settled_ = false;
+        end_solo();
+    }
+
+    template <class Shared, class Body>
+    __device__ void solo_sharing(DeviceCounts counts, int32_t most, const Body &body) {
+        TFISEG_SHARED(Shared, shared);
+        if (!begin_solo(counts, most, Shared::kMost < most ? Shared::kMost : most)) return body(static_cast<Shared *>(nullptr));
+        if (blockIdx.x == 0) body(&shared);
+        end_solo();
     }
 
   private:
@@ -147,6 +146,21 @@ class GridExecutor {
                 cooperative_groups::this_grid().sync();
             }
         }
+        is_settled_ = false;
+    }
+
+    // Whether one block is to work alone. The counts must not grow meanwhile: every block reads them on its own.
+    __device__ bool begin_solo(DeviceCounts counts, int32_t first_most, int32_t second_most) {
+        settle();
+        is_settled_ = true;
+        const int32_t first = *counts.first, second = counts.second ? *counts.second : 0;
+        if (is_solo_ || first > first_most || second > second_most) return false;
+        is_solo_ = true;
+        return true;
+    }
+
+    __device__ void end_solo() {
+        is_solo_ = false;
         is_settled_ = false;
     }
 

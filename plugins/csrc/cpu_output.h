@@ -13,7 +13,7 @@ inline const uint8_t *upsample(Picture &p, LargeVector<Region> &instances, int32
     const int32_t out_h = p.problem.out_height, out_w = p.problem.out_width;
     FullResolution<> full = {};
     full.grid_class = p.semantic;
-    full.grid_label = p.map;
+    full.grid_label = {p.map};
     full.logits = p.logits;
     full.classes = p.problem.classes;
     full.h = p.h;

@@ -36,22 +36,20 @@ struct EdgeSet {
 
     // The region with the smaller first pixel comes first.
     TFISEG_HD uint64_t key(int32_t a, int32_t b) const {
-        const bool in_order = regions[a].first < regions[b].first;
-        return uint64_t(uint32_t(in_order ? a : b)) << 32 | uint32_t(in_order ? b : a);
+        return regions[a].first < regions[b].first ? key_of(a, b) : key_of(b, a);
     }
 
     // Of basins, which are numbered from the table's end so that no key is also one of regions.
     TFISEG_HD static uint64_t basin_key(int32_t a, int32_t b) {
-        return kBasins | uint64_t(uint32_t(a < b ? a : b)) << 32 | uint32_t(a < b ? b : a);
+        return kBasins | (a < b ? key_of(a, b) : key_of(b, a));
     }
 
     TFISEG_HD void enter(int32_t region_a, int32_t region_b) const {
-        const uint64_t wanted = key(region_a, region_b);
-        const int32_t place = create(wanted);
+        const uint64_t first_a = uint64_t(regions[region_a].first), first_b = uint64_t(regions[region_b].first);
+        const int32_t place = create(first_a < first_b ? key_of(region_a, region_b) : key_of(region_b, region_a));
         if (place < 0) return;
-        const int32_t a = edges[place].a, b = edges[place].b;
-        pairs[place] = uint64_t(regions[a].first) << 32 | uint64_t(regions[b].first);
-        for (const int32_t r : {a, b}) {  // by several threads, all with the same values
+        pairs[place] = first_a < first_b ? first_a << 32 | first_b : first_b << 32 | first_a;
+        for (const int32_t r : {region_a, region_b}) {  // by several threads, all with the same values
             put(best_score + r, uint64_t(0));
             put(best_pair + r, kNoKey);
         }
@@ -73,6 +71,8 @@ struct EdgeSet {
 
   private:
     static constexpr uint64_t kBasins = uint64_t(1) << 63;
+
+    TFISEG_HD static uint64_t key_of(int32_t first, int32_t second) { return uint64_t(uint32_t(first)) << 32 | uint32_t(second); }
 
     TFISEG_HD int32_t slot_of(uint64_t key) const { return int32_t((key * 0x9E3779B97F4A7C15ull) >> 33) & (slots - 1); }
 
@@ -100,7 +100,8 @@ struct EdgeSet {
         int32_t slot = slot_of(wanted);
         for (int32_t tries = 0; tries < slots; ++tries, slot = (slot + 1) & (slots - 1)) {
             const uint64_t there = keys[slot];
-            if (there == wanted) return places[slot] < capacity ? places[slot] : -1;
+            const int32_t place = places[slot];  // of whatever is there: loaded together, since nearly always it is this edge
+            if (there == wanted) return place < capacity ? place : -1;
             if (there == kNoKey) break;
         }
         return -1;

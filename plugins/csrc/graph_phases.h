@@ -2,30 +2,40 @@
 // As in grid_phases.h, one struct is one phase, called once per item in any order.
 #pragma once
 #include "bit_ranks.h"
-#include "grid_phases.h"
+#include "noise.h"
 #include "sharpen.h"
 #include "upsample.h"
 
 namespace tfiseg {
 
+// Neighboring lanes often add to the same sum: gives the first lane of each run of equal numbers the sum of the run. Returns whether this
+// lane is one that adds. T: 32-bit words, with absorb().
+template <class T>
+TFISEG_HD bool gather_run(int32_t number, T &sum) {
+#ifdef __CUDA_ARCH__
+    constexpr uint32_t kAll = 0xFFFFFFFFu;
+    if (__activemask() != kAll) return true;
+    const int32_t lane = int32_t(threadIdx.x & 31), before = __shfl_up_sync(kAll, number, 1);
+    const uint32_t heads = __ballot_sync(kAll, lane == 0 || before != number), later = heads & ~((2u << lane) - 1u);
+    const int32_t end = later ? trailing_zeros(later) : 32;
+    for (int32_t step = 1; step < 32; step <<= 1) {
+        uint32_t words[sizeof(T) / sizeof(uint32_t)];
+        memcpy(words, &sum, sizeof sum);
+        for (uint32_t &word : words) word = __shfl_down_sync(kAll, word, step);
+        T other;
+        memcpy(&other, words, sizeof other);
+        if (lane + step < end) sum.absorb(other);
+    }
+    return heads >> lane & 1u;
+#else
+    (void)number, (void)sum;  // one thread after the other
+    return true;
+#endif
+}
+
 // Adds sums to region `number`, from 1, that other threads add to as well; 0 = none.
 TFISEG_HD void add_to(Region *regions, int32_t number, Region o) {
-#ifdef __CUDA_ARCH__
-    // Neighboring lanes often add to the same region: the first lane of each such run adds the sum of all of them.
-    constexpr uint32_t kAll = 0xFFFFFFFFu;
-    if (__activemask() == kAll) {
-        const int32_t lane = int32_t(threadIdx.x & 31), before = __shfl_up_sync(kAll, number, 1);
-        const uint32_t heads = __ballot_sync(kAll, lane == 0 || before != number), later = heads & ~((2u << lane) - 1u);
-        const int32_t end = later ? trailing_zeros(later) : 32;
-        for (int32_t step = 1; step < 32; step <<= 1) {
-            const auto from = [step](auto v) { return __shfl_down_sync(0xFFFFFFFFu, v, step); };
-            const Region other = {from(o.area), from(o.sum_x), from(o.sum_y), from(o.sum_xx), from(o.sum_xy), from(o.sum_yy), 0, 0,
-                                  from(o.score_sum), from(o.first), from(o.x0), from(o.y0), from(o.x1), from(o.y1)};
-            if (lane + step < end) o.absorb(other);
-        }
-        if (!(heads >> lane & 1u)) return;
-    }
-#endif
+    if (!gather_run(number, o)) return;
     if (!number) return;
     Region *r = regions + number - 1;
     add(&r->area, o.area);
@@ -44,14 +54,16 @@ TFISEG_HD void add_to(Region *regions, int32_t number, Region o) {
 
 // A batch in strips: columns of a few pixels, numbered along the rows, so that neighboring threads work on neighboring pixels.
 struct Strips {
-    int32_t pictures, h, w, rows;  // rows: of a strip
+    static constexpr int32_t kRows = 8;  // a thread loads those of a strip at once
 
-    TFISEG_HD int32_t down() const { return (h + rows - 1) / rows; }
+    int32_t pictures, h, w;
+
+    TFISEG_HD int32_t down() const { return (h + kRows - 1) / kRows; }
     TFISEG_HD int64_t items() const { return int64_t(pictures) * down() * w; }
 
     TFISEG_HD int32_t column(int64_t strip) const { return int32_t(strip % w); }
-    TFISEG_HD int32_t begin(int64_t strip) const { return int32_t(strip / w % down()) * rows; }
-    TFISEG_HD int32_t end(int64_t strip) const { return begin(strip) + rows < h ? begin(strip) + rows : h; }
+    TFISEG_HD int32_t begin(int64_t strip) const { return int32_t(strip / w % down()) * kRows; }
+    TFISEG_HD int32_t end(int64_t strip) const { return begin(strip) + kRows < h ? begin(strip) + kRows : h; }
     // Number in the batch of the pixel in row y.
     TFISEG_HD int64_t pixel(int64_t strip, int32_t y) const { return (strip / w / down() * h + y) * w + column(strip); }
 
@@ -63,64 +75,80 @@ struct Strips {
     }
 };
 
-// Few pixels give few threads enough to do only if strips are short.
-TFISEG_HD Strips strips_of(int32_t pictures, int32_t h, int32_t w) {
-    return {pictures, h, w, int64_t(pictures) * h * w > (1 << 19) ? 16 : 6};
-}
-TFISEG_HD Strips strips_of(const Grid &grid) { return strips_of(grid.pictures, grid.h, grid.w); }
+TFISEG_HD Strips strips_of(const Grid &grid) { return {grid.pictures, grid.h, grid.w}; }
 
-// Sums over the runs of a strip.
-class StripSum {
-  public:
-    TFISEG_HD StripSum(Region *regions, int32_t x) : regions_(regions), x_(x) {}
-
-    // number: of the region, from 1; 0 = none. index: of the pixel; `first` is the smallest.
-    TFISEG_HD void pixel(int32_t number, int32_t y, int64_t index, int32_t score) {
-        if (number != number_ && number_) finish();
-        if (!number) return;
-        if (!run_.area) {
-            number_ = number;
-            run_.first = index;
-            run_.y0 = y;
+// Adds pixels of column x to the sums of their regions: number[j], from 1 (0 = none), and score[j] are of row y0 + j, first[j] is the pixel's
+// index. All lanes of a warp add their topmost region together, then the next ones.
+template <int32_t kRows>
+TFISEG_HD void add_column(Region *regions, int32_t x, int32_t y0, const int32_t (&number)[kRows], const int32_t (&score)[kRows], int64_t first,
+                          int64_t row_step) {
+    uint32_t left = 0;  // bit j: pixel j is not yet added
+    TFISEG_UNROLL
+    for (int32_t j = 0; j < kRows; ++j) left |= uint32_t(number[j] != 0) << j;
+    while (any_lane(left != 0)) {
+        const int32_t top = left ? trailing_zeros(left) : kRows;
+        int32_t current = 0;
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kRows; ++j) current = j == top ? number[j] : current;
+        Region sum = kEmptyRegion;
+        int32_t area = 0, rows = 0, squares = 0, scores = 0, last = 0;  // rows: below y0
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kRows; ++j) {
+            const bool is_taken = number[j] == current;
+            area += is_taken;
+            rows += is_taken ? j : 0;
+            squares += is_taken ? j * j : 0;
+            scores += is_taken ? score[j] : 0;
+            last = is_taken ? j : last;
+            left &= ~(uint32_t(is_taken) << j);
         }
-        run_.area += 1;
-        run_.sum_y += y;
-        run_.sum_yy += int64_t(y) * y;
-        run_.score_sum += score;
-        run_.y1 = y + 1;
+        sum.area = area;
+        sum.sum_x = int64_t(area) * x;
+        sum.sum_y = int64_t(area) * y0 + rows;
+        sum.sum_xx = sum.sum_x * x;
+        sum.sum_xy = sum.sum_y * x;
+        sum.sum_yy = int64_t(area) * y0 * y0 + int64_t(2) * y0 * rows + squares;
+        sum.score_sum = scores;
+        sum.first = first + top * row_step;
+        sum.x0 = x;
+        sum.x1 = x + 1;
+        sum.y0 = y0 + top;
+        sum.y1 = y0 + last + 1;
+        add_to(regions, current, sum);
     }
+}
 
-    TFISEG_HD void finish() {
-        run_.sum_x = run_.area * x_;
-        run_.sum_xy = run_.sum_y * x_;
-        run_.sum_xx = run_.sum_x * x_;
-        run_.x0 = x_;
-        run_.x1 = x_ + 1;
-        add_to(regions_, number_, run_);
-        run_ = kEmptyRegion;
-        number_ = 0;
-    }
+// The pixels of a strip; those below the picture repeat the last one.
+struct StripPixels {
+    int32_t count, y0, first, step;  // pixel j is number first + j * step of the batch, for j < count
 
-  private:
-    Region *regions_;
-    int32_t x_, number_ = 0;
-    Region run_ = kEmptyRegion;
+    TFISEG_HD int32_t operator[](int32_t j) const { return first + (j < count ? j : count - 1) * step; }
 };
 
-// Add the pixels of a strip to the sums of the regions that number_of(pixel) gives.
-template <class NumberOf>
-TFISEG_HD void sum_strip(const Grid &grid, const uint16_t *fixed_scores, Region *regions, int64_t k, const NumberOf &number_of) {
+TFISEG_HD StripPixels strip_pixels(const Grid &grid, int64_t strip) {
     const Strips strips = strips_of(grid);
-    StripSum sum(regions, strips.column(k));
-    strips.each_pixel(k, [&](int32_t y, int64_t i) { sum.pixel(number_of(int32_t(i)), y, i, fixed_scores ? fixed_scores[i] : 0); });
-    sum.finish();
+    const int32_t y0 = strips.begin(strip);
+    return {strips.end(strip) - y0, y0, int32_t(strips.pixel(strip, y0)), grid.w};
 }
 
-// Makes a region of every basin, in any order: regions are ordered by their first pixel.
+// Adds the pixels of a strip to the sums of their regions.
+TFISEG_HD void sum_strip(const Grid &grid, const uint16_t *fixed_scores, Region *regions, int64_t k, int32_t (&number)[Strips::kRows]) {
+    const StripPixels pixels = strip_pixels(grid, k);
+    int32_t score[Strips::kRows];
+    TFISEG_UNROLL
+    for (int32_t j = 0; j < Strips::kRows; ++j) {
+        score[j] = fixed_scores ? fixed_scores[pixels[j]] : 0;
+        number[j] = j < pixels.count ? number[j] : 0;
+    }
+    add_column(regions, strips_of(grid).column(k), pixels.y0, number, score, pixels.first, grid.w);
+}
+
+// Makes a region of every basin that did not merge into another, in any order: regions are ordered by their first pixel.
 struct CreateRegions {
-    const int32_t *roots, *link, *squared;  // squared: NULL with a given field
+    const int32_t *basin_parent, *squared;  // both NULL with a given field
     const uint8_t *cls;
-    int32_t *map;     // out: at roots, number of the region, from 1
+    int32_t *roots;   // in: by basin, its root; out: number of the region, from 1
+    int32_t *map;     // out: at roots, the same number
     Region *regions;  // out
     int32_t *parent, *last_merge_round;  // out
     int32_t capacity;
@@ -130,20 +158,34 @@ struct CreateRegions {
 
     TFISEG_HD void operator()(int32_t k) const {
         const int32_t root = roots[k];
-        if (link[root] != root) return;
+        if (basin_parent && basin_parent[k] != k) return;
+        const int32_t peak = squared ? squared[root] : 0, class_id = cls[root];
         if (region_count) fetch_add(region_count + root / plane, 1);
         const int32_t r = fetch_add(&counters->regions, 1);
         if (r >= capacity) {
             put(&counters->overflow, 1);
-            map[root] = 0;
+            map[root] = roots[k] = 0;
             return;
         }
-        map[root] = r + 1;
+        map[root] = roots[k] = r + 1;
         regions[r] = kEmptyRegion;
-        regions[r].peak = squared ? squared[root] : 0;
-        regions[r].class_id = cls[root];
+        regions[r].peak = peak;
+        regions[r].class_id = class_id;
         parent[r] = r;
         last_merge_round[r] = -1;
+    }
+};
+
+// Gives basins that merged the region of the basin that they are part of now.
+struct SpreadRegions {
+    const int32_t *basin_parent;
+    int32_t *roots;  // in: number of the region of basins that did not merge, roots of the others; out: number of the region
+    int32_t *map;    // out: at roots of basins that merged
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t pixel = roots[k], last = find_root(basin_parent, k);
+        if (last == k) return;
+        map[pixel] = roots[k] = roots[last];
     }
 };
 
@@ -152,18 +194,27 @@ struct SumRegions {
     Grid grid;
     const uint8_t *cls;
     const uint16_t *fixed_scores;  // or NULL
-    const int32_t *link;
+    const int32_t *link;  // of every pixel to its basin's root
     int32_t *map;  // in at roots, out everywhere: 0 = none
     Region *regions;
 
     TFISEG_HD int64_t items() const { return strips_of(grid).items(); }
 
     TFISEG_HD void operator()(int64_t k) const {
-        sum_strip(grid, fixed_scores, regions, k, [this](int32_t i) {
-            const int32_t root = cls[i] ? find_root(link, i) : -1, number = root < 0 ? 0 : map[root];
-            if (root != i) map[i] = number;
-            return number;
-        });
+        const StripPixels pixels = strip_pixels(grid, k);
+        uint8_t c[Strips::kRows];
+        int32_t root[Strips::kRows], number[Strips::kRows];
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < Strips::kRows; ++j) {
+            c[j] = cls[pixels[j]];
+            root[j] = link[pixels[j]];
+        }
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < Strips::kRows; ++j) number[j] = c[j] ? map[root[j]] : 0;
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < Strips::kRows; ++j)
+            if (j < pixels.count && (!c[j] || root[j] != pixels[j])) map[pixels[j]] = number[j];
+        sum_strip(grid, fixed_scores, regions, k, number);
     }
 };
 
@@ -199,20 +250,24 @@ struct SumUnions {
     TFISEG_HD int64_t items() const { return strips_of(grid).items(); }
 
     TFISEG_HD void operator()(int64_t k) const {
-        sum_strip(grid, fixed_scores, regions, k, [this](int32_t i) { return map[i]; });
+        const StripPixels pixels = strip_pixels(grid, k);
+        int32_t number[Strips::kRows];
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < Strips::kRows; ++j) number[j] = map[pixels[j]];
+        sum_strip(grid, fixed_scores, regions, k, number);
     }
 };
 
 // Edges between regions from those between their basins: first enters all pairs, then sums their evidence. One item is an edge of basins.
 struct RegionEdges {
     const Edge *basin_edges;
-    const int32_t *roots, *map;
+    const int32_t *region_of;  // by basin, from 1; 0 = none
     EdgeSet set;
     bool summing;
 
     TFISEG_HD void operator()(int32_t k) const {
         const Edge &e = basin_edges[k];
-        const int32_t a = map[roots[e.a]], b = map[roots[e.b]];
+        const int32_t a = region_of[e.a], b = region_of[e.b];
         if (a == b || !a || !b) return;
         if (!summing) return set.enter(a - 1, b - 1);
         const int32_t place = set.at(a - 1, b - 1);
@@ -335,16 +390,18 @@ struct MergeRounds {
 
     TFISEG_HD void name(const EdgeSet &set, int32_t k, int32_t round) const {
         const double s = scores[round & 1][k];
+        const int32_t a = set.edges[k].a, b = set.edges[k].b;
+        const uint64_t pair = set.pairs[k], best_a = set.best_score[a], best_b = set.best_score[b];
         if (!(s > 0.0)) return;
-        const Edge &e = set.edges[k];
-        for (const int32_t r : {e.a, e.b})
-            if (set.best_score[r] == order_of(s)) lower_to(set.best_pair + r, set.pairs[k]);
+        if (best_a == order_of(s)) lower_to(set.best_pair + a, pair);
+        if (best_b == order_of(s)) lower_to(set.best_pair + b, pair);
     }
 
     TFISEG_HD void merge(const EdgeSet &set, int32_t k, int32_t round) const {
-        if (!(scores[round & 1][k] > 0.0)) return;
+        const double s = scores[round & 1][k];
         const Edge &e = set.edges[k];
-        if (set.best_pair[e.a] != set.pairs[k] || set.best_pair[e.b] != set.pairs[k]) return;
+        const uint64_t pair = set.pairs[k], best_a = set.best_pair[e.a], best_b = set.best_pair[e.b];
+        if (!(s > 0.0) || best_a != pair || best_b != pair) return;
         if (states[regions[e.a].first / plane].rescored > merge_budget(plane)) return;
         regions[e.a].absorb(regions[e.b]);
         parent[e.b] = e.a;
@@ -449,17 +506,63 @@ struct KeepGridSums {
     }
 };
 
-// Writes class and union of every output pixel and sums the unions there. One item is a strip.
+// Sums over the runs of a column's pixels. When one lane of a warp has a sum to add, all of them add theirs together.
+class StripSum {
+  public:
+    TFISEG_HD StripSum(Region *regions, int32_t x) : regions_(regions), x_(x) {}
+
+    // number: of the region, from 1; 0 = none. index: of the pixel; `first` is the smallest.
+    TFISEG_HD void pixel(int32_t number, int32_t y, int64_t index, int32_t score) {
+        if (any_lane(number_ && number != number_)) finish();
+        if (!number) return;
+        if (!run_.area) {
+            number_ = number;
+            run_.first = index;
+            run_.y0 = y;
+        }
+        run_.area += 1;
+        run_.sum_y += y;
+        run_.sum_yy += int64_t(y) * y;
+        run_.score_sum += score;
+        run_.y1 = y + 1;
+    }
+
+    TFISEG_HD void finish() {
+        run_.sum_x = run_.area * x_;
+        run_.sum_xy = run_.sum_y * x_;
+        run_.sum_xx = run_.sum_x * x_;
+        run_.x0 = x_;
+        run_.x1 = x_ + 1;
+        add_to(regions_, number_, run_);
+        run_ = kEmptyRegion;
+        number_ = 0;
+    }
+
+  private:
+    Region *regions_;
+    int32_t x_, number_ = 0;
+    Region run_ = kEmptyRegion;
+};
+
+// Writes class and union of every output pixel and sums the unions there. One item is a column of the output rows between few grid rows.
 struct Upsample {
     // Union of a grid pixel, from 1; 0 = none.
     struct Unions {
         const int32_t *map, *parent, *number;
 
-        TFISEG_HD int32_t operator[](int32_t i) const {
-            const int32_t r = map[i] ? parent[map[i] - 1] : -1;
-            return r >= 0 && number[r] ? r + 1 : 0;
-        }
         TFISEG_HD Unions operator+(int32_t i) const { return {map + i, parent, number}; }
+
+        // Each of three loads for all pixels at once.
+        template <int32_t kRows>
+        TFISEG_HD void load(const int32_t (&pixels)[kRows], int32_t (&out)[kRows]) const {
+            int32_t region[kRows], root[kRows];
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < kRows; ++j) region[j] = pixels[j] < 0 ? 0 : map[pixels[j]];
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < kRows; ++j) root[j] = region[j] ? parent[region[j] - 1] : 0;
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < kRows; ++j) out[j] = region[j] && number[root[j]] ? root[j] + 1 : 0;
+        }
     };
 
     static constexpr int32_t kRows = 3;
@@ -476,8 +579,7 @@ struct Upsample {
     uint8_t *semantic_map;    // out, or NULL
     int32_t *semantic_map_32;  // out, or NULL
 
-    TFISEG_HD Strips strips() const { return strips_of(grid.pictures, out.h, out.w); }
-    TFISEG_HD int64_t items() const { return strips().items(); }
+    TFISEG_HD int64_t items() const { return int64_t(grid.pictures) * bands() * out.w; }
 
     TFISEG_HD void operator()(int64_t k) const {
         if (logits.is_half) {
@@ -488,14 +590,32 @@ struct Upsample {
     }
 
   private:
+    // Of an item. Few output rows give few threads enough to do only if items are short; more rows need fewer additions of sums.
+    TFISEG_HD int32_t grid_rows() const {
+        const int32_t output_rows = int64_t(grid.pictures) * out.plane() > (1 << 19) ? 16 : kRows, rows = output_rows * grid.h / out.h;
+        return rows > 1 ? rows : 1;
+    }
+    TFISEG_HD int32_t bands() const { return (grid.h + grid_rows() - 1) / grid_rows(); }
+
+    // The first output row whose upper grid row is at least `row`.
+    TFISEG_HD int32_t first_row(int32_t row) const {
+        if (row >= grid.h) return out.h;
+        int32_t y = int32_t(float(row) * (float(out.h) / float(grid.h)));
+        y = y < out.h ? y : out.h;
+        while (y > 0 && grid_position(y - 1, out.h, grid.h).low >= row) --y;
+        while (y < out.h && grid_position(y, out.h, grid.h).low < row) ++y;
+        return y;
+    }
+
     template <class Logits>
     TFISEG_HD void write(int64_t k, const Logits &of_batch) const {
-        const int32_t x = strips().column(k), start = int32_t(k / out.w / strips().down()) * grid.plane();
+        const int32_t x = int32_t(k % out.w), band = int32_t(k / out.w % bands()), picture = int32_t(k / out.w / bands());
+        const int32_t start = picture * grid.plane(), end = first_row((band + 1) * grid_rows());
         const FullResolution<Unions, Logits> full = {semantic + start, unions + start, of_batch + int64_t(start) * classes, classes, grid.h, grid.w};
         const GridPosition at_x = grid_position(x, out.w, grid.w);
         const bool overflows = counters->overflow;
         StripSum sum(regions, x);
-        for (int32_t y = strips().begin(k), end = strips().end(k), count = 0; y < end; y += count) {
+        for (int32_t y = first_row(band * grid_rows()), count = 0; y < end; y += count) {
             GridPosition rows[kRows];  // that lie between the same two grid rows, so that these are read once
             count = 0;
             for (int32_t j = 0; j < kRows; ++j) {
@@ -508,11 +628,11 @@ struct Upsample {
             for (int32_t j = 0; j < kRows; ++j) {
                 if (j >= count) continue;
                 if (overflows) number[j] = 0;
-                const int64_t i = strips().pixel(k, y + j);
+                const int64_t of_picture = int64_t(y + j) * out.w + x, i = picture * out.plane() + of_picture;
                 label_map[i] = number[j];
                 if (semantic_map) semantic_map[i] = c[j];
                 if (semantic_map_32) semantic_map_32[i] = c[j];
-                sum.pixel(number[j], y + j, int64_t(y + j) * out.w + x, 0);
+                sum.pixel(number[j], y + j, of_picture, 0);
             }
         }
         sum.finish();

@@ -13,8 +13,6 @@
 
 namespace tfiseg {
 
-constexpr uint64_t kFinal = ~uint64_t(0);
-
 struct Grid {
     int32_t pictures, h, w;
 
@@ -231,23 +229,10 @@ struct ColumnSearch {
     }
 };
 
-// The run of one class around a pixel of a row, and whether a pixel of another class lies before and behind it: a wall.
-struct Run {
-    int32_t first, last;
-    bool has_wall_before, has_wall_behind;
-
-    TFISEG_HD int32_t first_site() const { return first - int32_t(has_wall_before); }
-    TFISEG_HD int32_t last_site() const { return last + int32_t(has_wall_behind); }
-};
-
-TFISEG_HD Run run_of(const Grid &grid, const uint32_t *rows, int32_t row, int32_t x) {
-    const uint32_t *words = rows + int64_t(row) * grid.row_words();
-    const int32_t start = change_before(words, 1, x), end = change_after(words, 1, x, grid.row_words());
-    return {start < 0 ? 0 : start, (end < 0 ? grid.w : end) - 1, start >= 0, end >= 0};
-}
-
 // Exact squared distances along rows. The distance of a pixel is the least of (x - s)^2 + column(s)^2 over the sites s of its run, where
-// column(s) is 0 on walls. The lower envelope in field.h suits one thread; parallel threads search outwards until no nearer site is possible.
+// column(s) is 0 on walls, the pixels of another class that end the run. The lower envelope in field.h suits one thread; parallel threads
+// search outwards until no nearer site is possible, a block of sites on each side at once, so that a thread waits once for all of them.
+// Sites behind a wall are farther than the wall, so they need no check.
 struct RowSearch {
     static constexpr int16_t kNoSite = -1, kWall = 1 << 14;  // kWall: added to a site that is a wall; a row has at most 4096 pixels
 
@@ -264,30 +249,81 @@ struct RowSearch {
 
     // Squared distance of a pixel, and the site that gives it; kNoSite where its run has none.
     TFISEG_HD int32_t search(int32_t i, int16_t &site) const {
+        const int32_t row = i / grid.w, x = i - row * grid.w, own = x / kSites;
+        const uint8_t c = cls[i];
+        const Block around = load(row, own);
         site = kNoSite;
-        if (!cls[i]) return 0;
-        const int32_t row = i / grid.w, x = i - row * grid.w;
-        const Run run = run_of(grid, rows, row, x);
-        const int16_t *here = column + i;
-        const int32_t left = x - run.first, right = run.last - x;
-        int32_t best = kFarSquared, nearest = 0;
-        const auto take = [&](int32_t across_squared, int32_t along, int32_t offset) {  // kFarColumn squared is above kFarSquared
-            const int32_t square = across_squared + along * along;
-            nearest = square < best ? offset : nearest;
-            best = square < best ? square : best;
-        };
-        take(0, here[0], 0);
-        if (run.has_wall_before) take((left + 1) * (left + 1), 0, -left - 1);
-        if (run.has_wall_behind) take((right + 1) * (right + 1), 0, right + 1);
-        const int32_t both = left < right ? left : right, most = left < right ? right : left;
-        int32_t k = 1, square = 1;
-        for (; k <= both && square < best; square += 2 * k + 1, ++k) {
-            take(square, here[-k], -k);
-            take(square, here[k], k);
+        if (!c) return 0;
+        Nearest nearest = {x, kFarSquared, kNoSite};
+        take(around, own, nearest);
+        for (int32_t left = own - 1, right = own + 1;; --left, ++right) {
+            const int32_t to_left = x - (left * kSites + kSites - 1), to_right = right * kSites - x;
+            const bool takes_left = left >= 0 && to_left * to_left < nearest.square;
+            const bool takes_right = right * kSites < grid.w && to_right * to_right < nearest.square;
+            if (!takes_left && !takes_right) break;
+            const Block before = load(row, takes_left ? left : own), behind = load(row, takes_right ? right : own);
+            if (takes_left) take(before, left, nearest);
+            if (takes_right) take(behind, right, nearest);
         }
-        for (const int32_t side = left < right ? 1 : -1; k <= most && square < best; square += 2 * k + 1, ++k) take(square, here[side * k], side * k);
-        if (best < kFarSquared) site = int16_t(x + nearest + (nearest < -left || nearest > right ? kWall : 0));
-        return best;
+        site = nearest.site;
+        return nearest.square;
+    }
+
+  private:
+    static constexpr int32_t kSites = 8;
+
+    struct alignas(16) Distances {
+        int16_t values[kSites];
+    };
+
+    struct Block {
+        Distances columns;
+        uint32_t changes;  // bit j: the class changes from the site before to site j
+    };
+
+    struct Nearest {
+        int32_t x, square;
+        int16_t site;
+
+        TFISEG_HD void take_wall(int32_t at) {
+            const int32_t other = (at - x) * (at - x);
+            site = other < square ? int16_t(at | kWall) : site;
+            square = other < square ? other : square;
+        }
+    };
+
+    // Behind the end of a row, its last pixel is repeated.
+    TFISEG_HD Block load(int32_t row, int32_t number) const {
+        Block block;
+        const int16_t *line = column + int64_t(row) * grid.w;
+        block.changes = reinterpret_cast<const uint8_t *>(rows + int64_t(row) * grid.row_words())[number];
+        const int32_t first = number * kSites, last = grid.w - 1;
+        if (are_whole_blocks(grid.w, kSites)) {
+            block.columns = load_whole<Distances>(line + first);
+        } else {
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < kSites; ++j) block.columns.values[j] = line[first + j < last ? first + j : last];
+        }
+        return block;
+    }
+
+    TFISEG_HD static void take(const Block &block, int32_t number, Nearest &nearest) {
+        const int32_t first = number * kSites, own = nearest.x - first;  // pixel x is site `own`, if that is one of the block
+        const uint32_t until_own = own < 0 ? 0u : own >= kSites ? ~0u : (2u << own) - 1u;
+        const uint32_t before = block.changes & until_own, behind = block.changes & ~until_own;
+        if (before) nearest.take_wall(first + 30 - leading_zeros(before));
+        if (behind) nearest.take_wall(first + trailing_zeros(behind));
+        int32_t squares[kSites], least = nearest.square;
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kSites; ++j) {  // kFarColumn squared is above kFarSquared
+            const int32_t across = first + j - nearest.x, along = block.columns.values[j];
+            squares[j] = across * across + along * along;
+            least = squares[j] < least ? squares[j] : least;
+        }
+        if (least == nearest.square) return;
+        nearest.square = least;
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kSites; ++j) nearest.site = squares[j] == least ? int16_t(first + j) : nearest.site;
     }
 };
 
@@ -362,6 +398,20 @@ struct RowBetween {
     }
 
   private:
+    // Sites [low, high], and others around, four with each load: a site that is none of the pixels' is farther than theirs.
+    template <class Take>
+    TFISEG_HD void take_sites(const int16_t *column, int32_t low, int32_t high, const Take &take) const {
+        if (!are_whole_blocks(samples.search.grid.w, 4)) {
+            for (int32_t s = low; s <= high; ++s) take(s, column[s]);
+            return;
+        }
+        for (int32_t s = low & ~3; s <= high; s += 4) {
+            const Four<int16_t> along = load_four(column + s);
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < 4; ++j) take(s + j, along[j]);
+        }
+    }
+
     // The least squares of pixels x0 + [first, next) over the sites between a and b.
     TFISEG_HD void take_nearest(int32_t row, int32_t x0, int32_t a, int32_t b, int32_t first, int32_t next, int32_t (&out)[kPixels]) const {
         int32_t best[kPixels];  // less j^2, since (x0 + j - s)^2 = (x0 - s)^2 + 2 j (x0 - s) + j^2
@@ -377,7 +427,7 @@ struct RowBetween {
             if (b != at_b) take(at_b, 0);
             const int32_t low = at_a < at_b ? at_a + (a != at_a) : at_b + (b != at_b), high = at_a < at_b ? at_b - (b != at_b) : at_a - (a != at_a);
             const int16_t *column = samples.search.column + int64_t(row) * samples.search.grid.w;
-            for (int32_t s = low; s <= high; ++s) take(s, column[s]);
+            take_sites(column, low, high, take);
         }
         for (int32_t j = 0; j < kPixels; ++j)
             if (j >= first && j < next) out[j] = best[j] + j * j;
@@ -386,51 +436,90 @@ struct RowBetween {
 
 static_assert(int32_t(kFarColumn) * kFarColumn > kFarSquared, "a far column must never be nearest");
 
-// Links every pixel to its highest neighbor, then to where these links leave its tile, so that following them over the picture takes few
-// hops. A tile is a square of pixels whose threads share memory. Steps of a tile have a barrier between them.
+// Links every pixel to its highest neighbor (see Ascent), then to where these links leave its tile, so that following them over the picture
+// takes few hops. A tile is a square of pixels whose threads share memory: they load it once, with a frame of one pixel, and write the links
+// once. Steps of a tile have a barrier between them.
 struct AscentLinks {
     static constexpr int32_t kSide = 32, kItems = kSide * kSide;
-    static constexpr int32_t kDoublings = 5;  // of the distance that a link spans; chains that are longer leave hops for FollowLinks
-    static constexpr int32_t kSteps = kDoublings + 2;
+    static constexpr int32_t kSteps = 3;
+    static constexpr int32_t kFramed = kSide + 2, kCells = kFramed * kFramed;  // with the frame
+    static constexpr int32_t kLoads = 4;  // cells that a thread loads
+    static_assert(kCells % kLoads == 0, "every thread that loads must load as many cells");
 
     struct Shared {
-        int16_t next[kItems];  // pixel of the tile that this one is linked to; itself where the link leaves the tile, and at a summit
+        int32_t squared[kCells];  // -1 outside the picture
+        int16_t next[kCells];     // the highest neighbor; in the frame, at summits and in the background, the cell itself
+        uint8_t cls[kCells];
+        int32_t corner;
     };
 
     Grid grid;
-    Ascent ascent;
+    const uint8_t *cls;
+    const int32_t *squared;
+    int32_t *link;  // out: of countable pixels
 
     TFISEG_HD int32_t tiles_across() const { return (grid.w + kSide - 1) / kSide; }
     TFISEG_HD int32_t tiles_down() const { return (grid.h + kSide - 1) / kSide; }
     TFISEG_HD int64_t tiles() const { return int64_t(grid.pictures) * tiles_down() * tiles_across(); }
 
-    TFISEG_HD void operator()(Shared &shared, int64_t tile, int32_t step, int32_t item) const {
-        const int32_t x0 = int32_t(tile % tiles_across()) * kSide, y0 = int32_t(tile / tiles_across() % tiles_down()) * kSide;
-        const int32_t x = x0 + item % kSide, y = y0 + item / kSide;
-        if (x >= grid.w || y >= grid.h) return;
-        const int32_t start = int32_t(tile / tiles_across() / tiles_down()) * grid.plane(), i = start + y * grid.w + x;
-        if (!ascent.cls[i]) return;
+    TFISEG_HD void operator()(Shared &shared, int64_t number, int32_t step, int32_t item) const {
+        const int32_t own = (item / kSide + 1) * kFramed + item % kSide + 1;
         if (step == 0) {
-            link_to_neighbour(i, y, x);
-            const int32_t p = ascent.link[i] - start, tile_y = p / grid.w - y0, tile_x = p % grid.w - x0;
-            const bool stays = tile_y >= 0 && tile_y < kSide && tile_x >= 0 && tile_x < kSide;
-            put(shared.next + item, int16_t(stays ? tile_y * kSide + tile_x : item));
-        } else if (step <= kDoublings) {  // others double meanwhile: whatever is read lies further up
-            put(shared.next + item, peek(shared.next + peek(shared.next + item)));
-        } else if (const int32_t last = peek(shared.next + item); last != item) {
-            const int32_t exit = start + (y0 + last / kSide) * grid.w + x0 + last % kSide;
-            put(ascent.link + i, peek(ascent.link + exit));
+            if (item < kCells / kLoads) load(shared, number, item);
+        } else if (!shared.cls[own]) {
+            return;
+        } else if (step == 1) {
+            const bool is_inside = Ascent::is_inside(shared.squared[own]);  // then all neighbors in the picture are of its class
+            shared.next[own] = int16_t(own + (is_inside ? highest<true>(shared, own) : highest<false>(shared, own)));
+        } else {
+            int32_t last = own, before;
+            do {  // the last cell is linked to itself, so four hops need one comparison
+                before = shared.next[last];
+                last = shared.next[shared.next[shared.next[before]]];
+            } while (last != before);
+            const int32_t first = shared.corner;
+            link[first + own / kFramed * grid.w + own % kFramed] = first + last / kFramed * grid.w + last % kFramed;
         }
     }
 
   private:
-    TFISEG_HD void link_to_neighbour(int32_t i, int32_t y, int32_t x) const {
-        const bool framed = x > 0 && x < grid.w - 1 && y > 0 && y < grid.h - 1;
-        if (framed && Ascent::is_inside(ascent.squared[i])) {
-            ascent.inside(i);
-        } else {
-            ascent.outline(i, y, x);
+    // Every (kCells / kLoads)-th cell, all of which are loaded before any is used.
+    TFISEG_HD void load(Shared &shared, int64_t number, int32_t first) const {
+        const int32_t row = int32_t(number) / tiles_across(), x0 = (int32_t(number) - row * tiles_across()) * kSide - 1;
+        const int32_t picture = row / tiles_down(), y0 = (row - picture * tiles_down()) * kSide - 1;
+        const int32_t corner = picture * grid.plane() + y0 * grid.w + x0;  // the pixel of the first cell, if pictures had no end
+        if (first == 0) shared.corner = corner;
+        uint8_t c[kLoads];
+        int32_t values[kLoads];
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kLoads; ++j) {
+            const int32_t cell = first + j * (kCells / kLoads), down = cell / kFramed, right = cell % kFramed;
+            const bool is_in = uint32_t(y0 + down) < uint32_t(grid.h) && uint32_t(x0 + right) < uint32_t(grid.w);
+            const int32_t i = corner + down * grid.w + right;
+            c[j] = is_in ? cls[i] : uint8_t(0);
+            values[j] = is_in ? squared[i] : -1;
         }
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kLoads; ++j) {
+            const int32_t cell = first + j * (kCells / kLoads);
+            shared.cls[cell] = c[j];
+            shared.squared[cell] = values[j];
+            shared.next[cell] = int16_t(cell);
+        }
+    }
+
+    // The way from a cell to the highest of its neighbors of its class; the first of equal ones.
+    template <bool kIsInside>
+    TFISEG_HD static int32_t highest(const Shared &shared, int32_t own) {
+        int32_t best = -1, way = 0;
+        TFISEG_UNROLL
+        for (int32_t k = 0; k < 9; ++k) {
+            const int32_t step = (k / 3 - 1) * kFramed + k % 3 - 1, value = shared.squared[own + step];
+            const bool is_higher = value > best && (kIsInside || shared.cls[own + step] == shared.cls[own]);
+            best = is_higher ? value : best;
+            way = is_higher ? step : way;
+        }
+        return way;
     }
 };
 
@@ -456,55 +545,170 @@ struct GivenLinks {
     }
 };
 
-// Links every pixel to its root, and lists the roots. Basins are numbered by their places in the list.
+// Links every pixel to its root, and lists the roots. Basins are numbered by their places in the list. One item is a few neighboring pixels,
+// whose links a thread follows at once.
 struct FollowLinks {
+    static constexpr int32_t kPixels = 4;
+
+    Grid grid;
     const uint8_t *cls;
     int32_t *link;           // in, out
     int32_t *roots, *place;  // out; place: at roots
     uint64_t *best;          // out, by basin: 0; or NULL
     Counters *counters;
 
-    TFISEG_HD void operator()(int32_t i) const {
-        if (!cls[i]) return;
-        const int32_t root = find_root(link, i);
-        if (root != i) {
-            put(link + i, root);  // shortens the way of others, too
-            return;
+    TFISEG_HD int32_t items() const { return (grid.pixels() + kPixels - 1) / kPixels; }
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t first = k * kPixels, left = grid.pixels() - first, count = left < kPixels ? left : kPixels;
+        Four<uint8_t> c = {};
+        Four<int32_t> linked = {};
+        if (count == kPixels) {
+            c = load_four(cls + first);
+            linked = peek_four(link + first);
+        } else {
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < kPixels; ++j) {  // without a variable index, which would need memory
+                if (j >= count) continue;
+                c[j] = cls[first + j];
+                linked[j] = peek(link + first + j);
+            }
         }
-        const int32_t k = next_place(&counters->roots);
-        roots[k] = i;
-        place[i] = k;
-        if (best) best[k] = 0;
+        Four<int32_t> root = linked;
+        follow(c, root);
+        list_roots(first, c, root);
+        if (!differs(root, linked)) return;  // else shortens the way of others, too
+        if (count == kPixels) {
+            put_four(link + first, root);
+        } else {
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < kPixels; ++j)
+                if (j < count) put(link + first + j, root[j]);
+        }
+    }
+
+  private:
+    TFISEG_HD static bool differs(const Four<int32_t> &a, const Four<int32_t> &b) {
+        return a[0] != b[0] || a[1] != b[1] || a[2] != b[2] || a[3] != b[3];
+    }
+
+    TFISEG_HD void follow(const Four<uint8_t> &c, Four<int32_t> &root) const {
+        bool moves[kPixels] = {c[0] != 0, c[1] != 0, c[2] != 0, c[3] != 0};
+        while (moves[0] || moves[1] || moves[2] || moves[3]) {
+            int32_t next[kPixels];
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < kPixels; ++j) next[j] = moves[j] ? peek(link + root[j]) : root[j];
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < kPixels; ++j) {
+                moves[j] = next[j] != root[j];
+                root[j] = next[j];
+            }
+        }
+    }
+
+    TFISEG_HD void list_roots(int32_t first, const Four<uint8_t> &c, const Four<int32_t> &root) const {
+        TFISEG_UNROLL
+        for (int32_t j = 0; j < kPixels; ++j) {
+            if (!c[j] || root[j] != first + j) continue;
+            const int32_t k = next_place(&counters->roots);
+            roots[k] = first + j;
+            place[first + j] = k;
+            if (best) best[k] = 0;
+        }
     }
 };
 
-// Lists the pixels that touch another basin of their class, and enters the pairs of basins.
-struct FindContacts {
+// Lists the pixels that touch another basin of their class. One item is a few neighboring pixels of a row.
+struct ListContacts {
+    static constexpr int32_t kPixels = 4;
+
     Grid grid;
     const uint8_t *cls;
-    const int32_t *link, *place;
+    const int32_t *link;
     int32_t *contacts;  // out
-    EdgeSet set;
     Counters *counters;
 
-    TFISEG_HD void operator()(int32_t i) const {
+    TFISEG_HD int32_t across() const { return (grid.w + kPixels - 1) / kPixels; }
+    TFISEG_HD int32_t items() const { return grid.pictures * grid.h * across(); }
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const int32_t row = k / across(), x = k % across() * kPixels;
+        const Pixels own = load(row, x), below = load((row + 1) % grid.h ? row + 1 : row, x);  // in the last row, these touch nothing new
+        TFISEG_UNROLL
+        for (int32_t j = 1; j <= kPixels; ++j) {
+            const auto touches = [&](const Pixels &pixels, int32_t at) { return pixels.cls[at] == own.cls[j] && pixels.link[at] != own.link[j]; };
+            const bool is_contact = touches(own, j + 1) || touches(below, j - 1) || touches(below, j) || touches(below, j + 1);
+            if (own.cls[j] && is_contact) append(contacts, &counters->contacts, row * grid.w + x + j - 1);
+        }
+    }
+
+  private:
+    // Pixels x - 1 to x + kPixels of a row; those outside the picture have class 0.
+    struct Pixels {
+        uint8_t cls[kPixels + 2];
+        int32_t link[kPixels + 2];
+    };
+
+    TFISEG_HD Pixels load(int32_t row, int32_t x) const {
+        Pixels pixels;
+        const int32_t first = row * grid.w;
+        const auto load_pixel = [&](int32_t j) {  // outside, another one: no load waits for a decision
+            const int32_t at = x + j - 1 < 0 ? 0 : x + j - 1 < grid.w ? x + j - 1 : grid.w - 1;
+            const uint8_t c = cls[first + at];
+            pixels.cls[j] = at == x + j - 1 ? c : uint8_t(0);
+            pixels.link[j] = link[first + at];
+        };
+        load_pixel(0);
+        if (are_whole_blocks(grid.w, kPixels)) {
+            const Four<uint8_t> c = load_four(cls + first + x);
+            const Four<int32_t> links = load_four(link + first + x);
+            TFISEG_UNROLL
+            for (int32_t j = 0; j < kPixels; ++j) {
+                pixels.cls[j + 1] = c[j];
+                pixels.link[j + 1] = links[j];
+            }
+        } else {
+            TFISEG_UNROLL
+            for (int32_t j = 1; j <= kPixels; ++j) load_pixel(j);
+        }
+        load_pixel(kPixels + 1);
+        return pixels;
+    }
+};
+
+// The neighbors E, SW, S and SE of a pixel that touches another basin.
+struct TouchingPixel {
+    int32_t pixel, own;  // own: root of its basin
+    int32_t neighbor[4], root[4];  // roots of other basins; else the own one
+
+    TFISEG_HD TouchingPixel(const Grid &grid, const uint8_t *cls, const int32_t *link, int32_t i) : pixel(i), own(link[i]) {
         const uint8_t c = cls[i];
-        if (!c) return;
-        const int32_t own = link[i];
-        int32_t roots[4];  // of other basins; else the own one
-        bool touches = false;
-        for (int32_t d = 0; d < 4; ++d) {  // without a branch for the class: lanes of a warp load together
-            const int32_t j = grid.later_neighbour(i, d), there = j < 0 ? i : j;
-            const bool is_same_class = cls[there] == c;
-            roots[d] = is_same_class ? link[there] : own;
-            touches |= roots[d] != own;
+        TFISEG_UNROLL
+        for (int32_t d = 0; d < 4; ++d) {  // without a branch for the class: all of them are loaded together
+            const int32_t j = grid.later_neighbour(i, d);
+            neighbor[d] = j < 0 ? i : j;
+            const int32_t there = link[neighbor[d]];
+            root[d] = cls[neighbor[d]] == c ? there : own;
         }
-        if (!touches) return;
-        append(contacts, &counters->contacts, i);
-        for (int32_t d = 0, last = own; d < 4; ++d) {
-            if (roots[d] != own && roots[d] != last) set.enter_basins(place[own], place[roots[d]]);
-            last = roots[d];
-        }
+    }
+};
+
+// Enters the pairs of basins that touch. One item is a pixel that touches another basin.
+struct EnterContacts {
+    Grid grid;
+    const uint8_t *cls;
+    const int32_t *link, *place, *contacts;
+    EdgeSet set;
+
+    TFISEG_HD void operator()(int32_t k) const {
+        const TouchingPixel contact(grid, cls, link, contacts[k]);
+        int32_t basins[4];
+        const int32_t own = place[contact.own];
+        TFISEG_UNROLL
+        for (int32_t d = 0; d < 4; ++d) basins[d] = place[contact.root[d]];
+        TFISEG_UNROLL
+        for (int32_t d = 0; d < 4; ++d)
+            if (basins[d] != own && (d == 0 || basins[d] != basins[d > 0 ? d - 1 : 0])) set.enter_basins(own, basins[d]);
     }
 };
 
@@ -518,101 +722,42 @@ struct SumContacts {
     uint64_t *best;  // in, out, by basin: highest contact; or NULL
 
     TFISEG_HD void operator()(int32_t k) const {
-        const int32_t i = contacts[k], own = link[i];
-        int32_t other = own;
-        Edge sum;
+        const TouchingPixel contact(grid, cls, link, contacts[k]);
+        int32_t basins[4];
+        Edge evidence[4];
+        const int32_t i = contact.pixel, own = place[contact.own];
+        TFISEG_UNROLL
         for (int32_t d = 0; d < 4; ++d) {
-            const int32_t j = grid.later_neighbour(i, d);
-            if (j < 0 || cls[j] != cls[i] || link[j] == own) continue;
-            if (link[j] != other) {
-                add_sum(own, other, sum);
-                other = link[j];
-                sum = Edge();
-            }
-            Edge e;
-            e.contact = 1;
-            if (squared) e.saddle = contact_key(squared[i] < squared[j] ? squared[i] : squared[j], i, d);
+            const int32_t j = contact.neighbor[d];
+            basins[d] = place[contact.root[d]];
+            evidence[d].contact = 1;
+            if (squared) evidence[d].saddle = contact_key(squared[i] < squared[j] ? squared[i] : squared[j], i, d);
             if (boundary.data) {
                 const int32_t a = to_fixed(boundary[i]), b = to_fixed(boundary[j]);
-                e.boundary_sum = a > b ? a : b;
+                evidence[d].boundary_sum = a > b ? a : b;
             }
-            sum.absorb(e);
         }
-        add_sum(own, other, sum);
+        TFISEG_UNROLL
+        for (int32_t d = 0; d < 4; ++d) {  // the last of equal ones has their sum
+            bool is_last = basins[d] != own;
+            TFISEG_UNROLL
+            for (int32_t later = d + 1; later < 4; ++later) {
+                if (!is_last || basins[later] != basins[d]) continue;
+                evidence[later].absorb(evidence[d]);
+                is_last = false;
+            }
+            if (is_last) add_sum(own, basins[d], evidence[d]);
+        }
     }
 
   private:
     TFISEG_HD void add_sum(int32_t own, int32_t other, const Edge &sum) const {
-        if (other == own) return;
-        const int32_t edge = set.at_basins(place[own], place[other]);
+        const int32_t edge = set.at_basins(own, other);
         if (edge < 0) return;
         set.absorb(edge, sum);
         if (!best) return;
-        for (const int32_t basin : {place[own], place[other]})
+        for (const int32_t basin : {own, other})
             if (peek(best + basin) < uint64_t(sum.saddle)) raise_to(best + basin, uint64_t(sum.saddle));
-    }
-};
-
-// Merges noise (is_noise) in rounds, with the same result as one contact at a time, highest saddle first. In each round, every basin knows
-// its highest contact. If the contact leads to a higher basin, the basin merges into it if it is noise, and is final otherwise: its other
-// contacts are lower, and its height does not change. If the contact leads to a lower basin that is not decided yet, it waits. Then the
-// edges whose lower basin is not final are looked at again. The highest of all their contacts decides something in the next round, and the
-// order of threads does not matter.
-struct NoiseRounds {
-    Grid grid;
-    const int32_t *squared;
-    int32_t *link;  // in, out: roots are basins' summits
-    const int32_t *roots, *place;
-    const Edge *edges;  // between basins
-    int32_t capacity;   // of edges
-    int32_t *work[2];   // edges to look at
-    uint64_t *best[2];  // by basin: this round's highest contact (see contact_key) or kFinal, and the next one's
-    Counters *counters;
-
-    static constexpr int32_t kPhases = 2;
-
-    TFISEG_HD int32_t items(int32_t phase, int32_t round) const {
-        if (phase == 0) return counters->roots;
-        if (round) return counters->work[round & 1];
-        return counters->edges[1] < capacity ? counters->edges[1] : capacity;
-    }
-
-    TFISEG_HD bool has_next(int32_t round) const { return peek(&counters->work[(round + 1) & 1]) != 0; }
-
-    TFISEG_HD void operator()(int32_t phase, int32_t round, int32_t k) const {
-        if (phase == 1) return look(edges[round ? work[round & 1][k] : k], round ? work[round & 1][k] : k, round);
-        if (k == 0) counters->work[(round + 1) & 1] = 0;
-        best[(round + 1) & 1][k] = decide(roots[k], best[round & 1][k]) ? kFinal : 0;
-    }
-
-  private:
-    TFISEG_HD bool is_lower(int32_t a, int32_t b) const {
-        return squared[a] < squared[b] || (squared[a] == squared[b] && a > b);
-    }
-
-    TFISEG_HD void look(const Edge &e, int32_t k, int32_t round) const {
-        const int32_t a = find_and_compress(link, roots[e.a]), b = find_and_compress(link, roots[e.b]);  // no basin merges in this phase
-        if (a == b) return;
-        const bool a_low = is_lower(a, b);
-        uint64_t *next = best[(round + 1) & 1], *low = next + place[a_low ? a : b], *high = next + place[a_low ? b : a];
-        if (peek(low) == kFinal) return;
-        raise_to(low, uint64_t(e.saddle));
-        raise_to(high, uint64_t(e.saddle));  // one that is final has the highest value there is
-        append(work[(round + 1) & 1], &counters->work[(round + 1) & 1], k);
-    }
-
-    // Whether a basin is final. highest: its highest contact; 0: none.
-    TFISEG_HD bool decide(int32_t root, uint64_t highest) const {
-        if (highest == kFinal) return true;
-        if (highest == 0 || peek(link + root) != root) return false;
-        const uint32_t pair = 0xFFFFFFFFu - uint32_t(highest);
-        const int32_t i = int32_t(pair >> 2), j = grid.later_neighbour(i, int32_t(pair & 3u));
-        const int32_t a = find_root(link, i), b = find_root(link, j), other = a == root ? b : a;
-        // others go under in this very phase: whatever `other` went under is higher still, and the answer is the same
-        if (other == root || is_lower(other, root)) return false;
-        if (!is_noise(saddle_of(int64_t(highest)), squared[root])) return true;
-        put(link + root, other);
-        return false;
     }
 };
 

@@ -7,6 +7,8 @@
 //   tiles(n, phase)                   items in groups that share memory
 //   exclusive_sum(counts, n)          prefix counts, see bit_ranks.h
 //   solo(counts, most, body)          phases with few items: in one group of threads, whose barriers cost little
+//   solo_sharing<T>(counts, most, body)  the same; body(memory) is given a T that the group shares, or NULL if all groups run it.
+//                                     The second count is at most T::kMost, too
 //   section(items, section)           phases in one launch. On a GPU, a section runs on the device and calls the functions above there.
 // The CUDA executors (cluster_cuda.cu) launch kernels; the one of the tests (tests/plugins/shuffled.cpp) runs all items in random order.
 #pragma once
@@ -91,12 +93,12 @@ TFISEG_HD void find_distances(Executor &run, const Plan &plan) {
 }
 
 TFISEG_SECTION template <class Executor>
-TFISEG_HD void create_regions(Executor &run, const Plan &plan, int32_t *region_count) {
+TFISEG_HD void create_regions(Executor &run, const Plan &plan, const int32_t *basin_parent, int32_t *region_count) {
     CreateRegions create = {};
-    create.roots = plan.roots;
-    create.link = plan.link;
+    create.basin_parent = basin_parent;
     create.squared = plan.squared;
     create.cls = plan.cls;
+    create.roots = plan.roots;
     create.map = plan.map;
     create.regions = plan.regions;
     create.parent = plan.parent;
@@ -106,28 +108,19 @@ TFISEG_HD void create_regions(Executor &run, const Plan &plan, int32_t *region_c
     create.region_count = region_count;
     create.counters = plan.counters;
     run.each_counted(&plan.counters->roots, plan.grid.pixels(), create);
+    if (basin_parent) run.each_counted(&plan.counters->roots, plan.grid.pixels(), SpreadRegions{basin_parent, plan.roots, plan.map});
 }
 
-// Merges basins that are noise, and makes regions of the others.
+// Merges basins that are noise, and makes regions of the others. Few basins are kept in shared memory.
 TFISEG_SECTION template <class Executor>
 TFISEG_HD void merge_noise(Executor &run, const Plan &plan, int32_t *region_count) {
-    NoiseRounds noise = {};
-    noise.grid = plan.grid;
-    noise.squared = plan.squared;
-    noise.link = plan.link;
-    noise.roots = plan.roots;
-    noise.place = plan.map;
-    noise.edges = plan.edges[1];
-    noise.capacity = plan.edge_room;
-    for (int32_t k : {0, 1}) {
-        noise.work[k] = plan.work[k];
-        noise.best[k] = plan.best[k];
-    }
-    noise.counters = plan.counters;
-    run.solo({&plan.counters->edges[1], &plan.counters->roots}, kSoloItems, [&] {
-        run.rounds(noise);
-        create_regions(run, plan, region_count);
-    });
+    const auto merge = [&](const BasinArrays &basins) {
+        run.each_counted(&plan.counters->roots, plan.grid.pixels(), BeginBasins{plan.roots, plan.squared, plan.basins.best[0], basins});
+        run.rounds(NoiseRounds{plan.edges[1], plan.edge_room, {plan.work[0], plan.work[1]}, basins, plan.counters});
+        create_regions(run, plan, basins.parent, region_count);
+    };
+    run.template solo_sharing<SharedBasins>({&plan.counters->edges[1], &plan.counters->roots}, kSoloItems,
+                                            [&](SharedBasins *shared) { merge(shared ? shared->arrays() : plan.basins); });
 }
 
 // Basins, the edges between them, and regions. region_count: by picture; or NULL.
@@ -137,22 +130,25 @@ TFISEG_HD void find_basins(Executor &run, const Plan &plan, const tfiseg_problem
     const int64_t n = grid.pixels();
     const bool half = p.value_type == TFISEG_FLOAT16;
     if (plan.is_geometric) {
-        const AscentLinks links = {grid, {plan.cls, plan.squared, plan.link, grid.h, grid.w}};
+        const AscentLinks links = {grid, plan.cls, plan.squared, plan.link};
         run.tiles(links.tiles(), links);
     } else {
         const float radius = float(p.centre_radius);
         run.each(n, GivenLinks{grid, plan.cls, {p.displacement, half}, radius * radius, plan.link});
     }
-    run.each(n, FollowLinks{plan.cls, plan.link, plan.roots, plan.map, plan.best[0], plan.counters});
+    const FollowLinks follow = {grid, plan.cls, plan.link, plan.roots, plan.map, plan.basins.best[0], plan.counters};
+    run.each(follow.items(), follow);
     if (plan.has_contacts) {
-        run.each(n, FindContacts{grid, plan.cls, plan.link, plan.map, plan.contacts, plan.edge_set(1), plan.counters});
-        const SumContacts sum = {grid, plan.cls, plan.link, plan.map, plan.contacts, plan.squared, {p.boundary, half}, plan.edge_set(1), plan.best[0]};
+        const ListContacts list = {grid, plan.cls, plan.link, plan.contacts, plan.counters};
+        run.each(list.items(), list);
+        run.each_counted(&plan.counters->contacts, n, EnterContacts{grid, plan.cls, plan.link, plan.map, plan.contacts, plan.edge_set(1)});
+        const SumContacts sum = {grid, plan.cls, plan.link, plan.map, plan.contacts, plan.squared, {p.boundary, half}, plan.edge_set(1), plan.basins.best[0]};
         run.each_counted(&plan.counters->contacts, n, sum);
     }
     if (plan.is_geometric) {
         merge_noise(run, plan, region_count);
     } else {
-        create_regions(run, plan, region_count);
+        create_regions(run, plan, nullptr, region_count);
     }
 }
 
@@ -182,7 +178,7 @@ TFISEG_HD void create_edges(Executor &run, const Plan &plan, const tfiseg_proble
     affine.stride = p.affinity_stride;
     affine.piece = piece;
     affine.set = plan.edge_set(0);
-    RegionEdges touching = {plan.edges[1], plan.roots, plan.map, plan.edge_set(0), false};
+    RegionEdges touching = {plan.edges[1], plan.roots, plan.edge_set(0), false};
     for (int32_t pass = 0; pass < 2; ++pass) {
         affine.summing = touching.summing = pass == 1;
         if (p.affinity) run.each(affine.items(), affine);  // affinities without a rule decide alone

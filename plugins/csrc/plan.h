@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 
+#include "noise.h"
 #include "parts.h"
 #include "sharpen.h"
 #include "tfiseg.h"
@@ -40,6 +41,9 @@ constexpr int64_t kFullRoomPixels = 1 << 18;
 
 inline int64_t room_for(int64_t worst, int64_t pixels) { return std::min(worst, std::max(pixels / 4, kFullRoomPixels)); }
 
+// In the memory of regions, place_basins() puts 17 bytes for each pixel and some for alignment, also on the smallest grids.
+constexpr int32_t kLeastRegions = 16;
+
 struct Plan {
     Grid grid;
     Output out;
@@ -64,8 +68,9 @@ struct Plan {
     // the following share memory: one group of phases after the other
     uint32_t *columns, *rows;
     int16_t *column, *sites;
-    int32_t *contacts, *work[2];
-    uint64_t *best[2] = {nullptr, nullptr};
+    int32_t *contacts;
+    BasinContact *work[2];
+    BasinArrays basins = {};
     Edge *edges[2];  // between regions; between basins at first, and in every other round
     double *scores[2];
     uint64_t *pairs;
@@ -104,7 +109,7 @@ struct Plan {
         link = carver.take<int32_t>(n);
         map = carver.take<int32_t>(n);
         roots = carver.take<int32_t>(n);
-        regions = carver.take<Region>(region_room);
+        regions = carver.take<Region>(std::max(region_room, kLeastRegions));
         parent = carver.take<int32_t>(region_room);
         last_merge_round = carver.take<int32_t>(region_room);
         number = carver.take<int32_t>(region_room);
@@ -126,10 +131,8 @@ struct Plan {
         edges[1] = carver.take<Edge>(edge_room);
         const uintptr_t after_basin_edges = carver.mark();
         contacts = carver.take<int32_t>(has_contacts ? n : 0);
-        for (int32_t k : {0, 1}) {
-            work[k] = carver.take<int32_t>(is_geometric ? edge_room : 0);
-            if (is_geometric) best[k] = carver.take<uint64_t>(n);
-        }
+        for (int32_t k : {0, 1}) work[k] = carver.take<BasinContact>(is_geometric ? edge_room : 0);
+        if (is_geometric) place_basins(carver, n);
         carver.back_to(after_basin_edges);
         edges[0] = carver.take<Edge>(edge_room);
         for (int32_t k : {0, 1}) scores[k] = carver.take<double>(edge_room);
@@ -152,6 +155,17 @@ struct Plan {
             carver.take<char>(Plan(second_pass_problem(p, inside), second).bytes);
         }
         bytes = carver.bytes();
+    }
+
+    // Every pixel may be a basin. Regions are created only when the basins' order, next contacts and ends are no longer used.
+    void place_basins(Carver &carver, int64_t n) {
+        basins.best[0] = carver.take<uint64_t>(n);
+        basins.parent = contacts;  // the list is used up before
+        basins.work_count = counters->work;
+        Carver among(regions);
+        basins.order = among.take<uint64_t>(n);
+        basins.best[1] = among.take<uint64_t>(n);
+        basins.is_final = among.take<uint8_t>(n);
     }
 
     TFISEG_HD EdgeSet edge_set(int32_t k) const {

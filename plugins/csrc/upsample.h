@@ -25,10 +25,21 @@ TFISEG_HD GridPosition grid_position(int32_t out, int32_t out_size, int32_t size
     return {low, high, weight, weight < 0.5f ? low : high};
 }
 
-template <class WriteLabels = const int32_t *, class Logits = const float *>
+// Labels of grid pixels.
+struct GridLabels {
+    const int32_t *map;
+
+    // pixels: -1 for none, which has label 0.
+    template <int32_t kRows>
+    TFISEG_HD void load(const int32_t (&pixels)[kRows], int32_t (&out)[kRows]) const {
+        for (int32_t j = 0; j < kRows; ++j) out[j] = pixels[j] < 0 ? 0 : map[pixels[j]];
+    }
+};
+
+template <class Labels = GridLabels, class Logits = const float *>
 struct FullResolution {
     const uint8_t *grid_class;  // (h, w) argmax of the logits
-    WriteLabels grid_label;          // (h, w)
+    Labels grid_label;          // (h, w)
     Logits logits;              // (classes, h, w)
     int32_t classes, h, w;
 
@@ -50,11 +61,12 @@ struct FullResolution {
         const int32_t corner[4] = {low * w + x.low, low * w + x.high, high * w + x.low, high * w + x.high};
         const uint8_t c = grid_class[corner[0]];
         if (grid_class[corner[1]] == c && grid_class[corner[2]] == c && grid_class[corner[3]] == c) {
+            int32_t nearest[kRows];
             for (int32_t j = 0; j < kRows; ++j) {
                 out_class[j] = c;
-                const bool is_known = j > 0 && y[j].nearest == y[j - 1].nearest;
-                if (j < count) out_label[j] = is_known ? out_label[j > 0 ? j - 1 : 0] : grid_label[y[j].nearest * w + x.nearest];
+                nearest[j] = j < count ? y[j].nearest * w + x.nearest : -1;
             }
+            grid_label.load(nearest, out_label);
             return;
         }
         const int64_t plane = int64_t(h) * w;
@@ -94,8 +106,9 @@ struct FullResolution {
         }
         for (int32_t j = 0; j < kRows; ++j) {
             out_class[j] = uint8_t(winner[j]);
-            if (j < count) out_label[j] = nearest[j] < 0 ? 0 : grid_label[nearest[j]];
+            if (j >= count) nearest[j] = -1;
         }
+        grid_label.load(nearest, out_label);
     }
 };
 

@@ -236,7 +236,7 @@ struct MinimumBytes {
             const char *name;
             double bytes;
         } known[] = {{"FindClasses", n * (given + 1 + 4)}, {"FindClassChanges", n * 1.25},       {"ColumnSearch", n * 2.125},  {"RowSearch", n * 7},
-                     {"AscentLinks", n * 9},           {"GivenLinks", n * (9 + 2 * value)}, {"FollowLinks", n * 9}, {"FindContacts", n * 5},
+                     {"AscentLinks", n * 9},           {"GivenLinks", n * (9 + 2 * value)}, {"FollowLinks", n * 9}, {"ListContacts", n * 5},
                      {"SumRegions", n * (p.logits ? 11 : 9)}, {"Upsample", m * 5 + n * 5}, {"WriteLabels", p.logits ? m * 8 : m * 10}};
         for (const auto &k : known)
             if (phase.find(k.name) != std::string::npos) return k.bytes;
@@ -306,6 +306,10 @@ class Timed {
         is_solo_ = items_ <= tfiseg::kSmallPixels;
         body();
         is_solo_ = false;
+    }
+    template <class Shared, class Body>
+    void solo_sharing(tfiseg::DeviceCounts, int32_t, const Body &body) {
+        body(static_cast<Shared *>(nullptr));
     }
     template <class Section>
     void section(int64_t items, const Section &section) {

@@ -1,5 +1,7 @@
 // Runs the GPU phases on a CPU in an order that is possible on a GPU: blocks in random order, threads of a block in random order, and
 // optionally several blocks at once. Code that depends on the order gives another result here, or a data race in ThreadSanitizer.
+#include <cstring>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <thread>
@@ -57,9 +59,9 @@ class Shuffled {
         std::iota(items.begin(), items.end(), 0);
         std::shuffle(items.begin(), items.end(), random_);
         each(n, [&](int64_t tile) {
-            typename Phase::Shared shared;
+            const std::unique_ptr<typename Phase::Shared> shared(new typename Phase::Shared);  // not initialized, as on a GPU
             for (int32_t step = 0; step < Phase::kSteps; ++step)
-                for (const int32_t item : items) phase(shared, tile, step, item);
+                for (const int32_t item : items) phase(*shared, tile, step, item);
         });
     }
 
@@ -68,6 +70,15 @@ class Shuffled {
     template <class Body>
     void solo(tfiseg::DeviceCounts, int32_t, const Body &body) {
         body();
+    }
+
+    // With shared memory where a GPU uses it.
+    template <class Shared, class Body>
+    void solo_sharing(tfiseg::DeviceCounts counts, int32_t most, const Body &body) {
+        const std::unique_ptr<Shared> shared(new Shared);
+        std::memset(static_cast<void *>(shared.get()), 0xCD, sizeof(Shared));  // not initialized, as on a GPU
+        const bool is_small = *counts.first <= most && *counts.second <= std::min(most, Shared::kMost);
+        body(is_small ? shared.get() : nullptr);
     }
 
     template <class Section>

@@ -106,6 +106,7 @@ Fiber &lane_of(const Fiber &fiber, unsigned lane) { return *fibers[fiber.index -
 void start(unsigned first_block, unsigned blocks, unsigned threads) {
     running = size_t(blocks) * threads;
     shared_memory.clear();
+    counts::clear_shared_memory();
     block_threads = threads;
     at_barrier.assign(blocks, 0);
     ended.assign(blocks, 0);
@@ -281,7 +282,10 @@ void begin_item() { counts::begin_item(); }
 
 void *block_memory(const void *type, size_t bytes) {
     std::vector<char> &memory = shared_memory[{current->block, type}];
-    if (memory.empty()) memory.assign(bytes, char(0xCD));
+    if (memory.empty()) {
+        memory.assign(bytes, char(0xCD));
+        counts::add_shared_memory(memory.data(), bytes);
+    }
     return memory.data();
 }
 

@@ -22,23 +22,25 @@ namespace {
 constexpr uintptr_t kSector = 32;
 constexpr unsigned kAllBlocks = ~0u;
 
-// Loads of a warp, one after the other: those whose sectors it has loaded before, since the last barrier, so that they are in the L1 cache;
-// and the others.
+// Loads of a warp, one after the other: those of shared memory; those whose sectors it has loaded before, since the last barrier, so that
+// they are in the L1 cache; and the others.
 struct Loads {
-    int64_t far = 0, near = 0;
+    int64_t far = 0, near = 0, shared = 0;
 
-    void add(const Loads &o) { far += o.far, near += o.near; }
+    void add(const Loads &o) { far += o.far, near += o.near, shared += o.shared; }
     void raise(const Loads &o) {
-        if (kFarPerNear * o.far + o.near > kFarPerNear * far + near) *this = o;
+        if (o.cost() > cost()) *this = o;
     }
 
   private:
-    static constexpr int64_t kFarPerNear = 7;  // latency of the L2 cache, in those of the L1 cache
+    // In latencies of the L1 cache, which are about those of shared memory, too.
+    int64_t cost() const { return 7 * far + near + shared; }
 };
 
 struct PhaseCounts {
     std::string name;
     int64_t block_barriers = 0, grid_barriers = 0, atomics = 0;
+    int64_t shared_instructions = 0;  // loads and stores of shared memory
     int64_t words_loaded = 0;  // loads of 4 bytes by lanes, for example hops along links
     int64_t instructions[2] = {0, 0}, sectors[2] = {0, 0}, ideal[2] = {0, 0};  // loads, stores; ideal: sectors if the bytes were contiguous
     Loads item, warp, all;  // of the slowest item and warp between two barriers, summed over these; of all warps
@@ -49,14 +51,14 @@ struct Access {
     uint32_t item, occurrence, order;  // order: number of the lane's access since its last barrier
     uint16_t phase;
     uint8_t bytes;
-    bool is_store, is_volatile;
+    bool is_store, is_volatile, is_shared;
 };
 
 bool is_on = false;
 int64_t launches = 0;
 std::vector<PhaseCounts> phases;
 std::map<std::string, int> numbers;
-std::map<uintptr_t, size_t> memories;  // by address
+std::map<uintptr_t, size_t> memories, shared_memories;  // by address
 std::vector<Access> accesses;          // of the running warp
 struct Lane {
     uint32_t item = 0;   // number of the phase's item
@@ -69,7 +71,7 @@ struct Slowest {
 };
 std::map<std::pair<unsigned, int>, Slowest> slowest;  // since the last barrier, by block and phase
 
-bool is_device_memory(uintptr_t address) {
+bool is_in(const std::map<uintptr_t, size_t> &memories, uintptr_t address) {
     auto after = memories.upper_bound(address);
     if (after == memories.begin()) return false;
     --after;
@@ -79,10 +81,11 @@ bool is_device_memory(uintptr_t address) {
 void record(const void *memory, size_t bytes, bool is_store, const void *site, bool is_volatile = false) {
     if (!is_on || !lane) return;
     const uintptr_t address = reinterpret_cast<uintptr_t>(memory), from = reinterpret_cast<uintptr_t>(site);
-    if (!is_device_memory(address)) return;
-    if (!is_store && bytes == 4) ++phases[size_t(lane_phase)].words_loaded;
+    const bool is_shared = is_in(shared_memories, address);
+    if (!is_shared && !is_in(memories, address)) return;
+    if (!is_shared && !is_store && bytes == 4) ++phases[size_t(lane_phase)].words_loaded;
     accesses.push_back({from, address, lane->item, lane->occurrences[from]++, lane->order++, uint16_t(lane_phase), uint8_t(bytes), is_store,
-                        is_volatile});
+                        is_volatile, is_shared});
 }
 
 bool is_same_instruction(const Access &a, const Access &b) { return a.site == b.site && a.item == b.item && a.occurrence == b.occurrence; }
@@ -101,9 +104,14 @@ void add_loads(unsigned block) {
         uint32_t order = a.order;
         for (end = begin; end < accesses.size() && is_same_instruction(a, accesses[end]); ++end) order = std::min(order, accesses[end].order);
         if (a.is_store) continue;
+        Loads &loads = items[{a.phase, a.item}];
+        if (a.is_shared) {
+            ++loads.shared;
+            continue;
+        }
         bool is_near = !a.is_volatile;
         for (size_t k = begin; k < end; ++k) is_near = is_near && first[accesses[k].address / kSector] < order;
-        ++(is_near ? items[{a.phase, a.item}].near : items[{a.phase, a.item}].far);
+        ++(is_near ? loads.near : loads.far);
     }
     std::map<int, Loads> warp;
     for (const auto &[key, loads] : items) {
@@ -169,6 +177,10 @@ void add_grid_barrier(int phase) {
 
 void add_memory(const void *memory, size_t bytes) { memories[reinterpret_cast<uintptr_t>(memory)] = bytes; }
 
+void add_shared_memory(const void *memory, size_t bytes) { shared_memories[reinterpret_cast<uintptr_t>(memory)] = bytes; }
+
+void clear_shared_memory() { shared_memories.clear(); }
+
 void remove_memory(const void *memory) { memories.erase(reinterpret_cast<uintptr_t>(memory)); }
 
 void end_warp(unsigned block) {
@@ -189,6 +201,10 @@ void end_warp(unsigned block) {
             last_sector = address / kSector;
         }
         PhaseCounts &phase = phases[accesses[begin].phase];
+        if (accesses[begin].is_shared) {
+            ++phase.shared_instructions;
+            continue;
+        }
         const int kind = accesses[begin].is_store;
         ++phase.instructions[kind];
         phase.sectors[kind] += sectors;
@@ -223,7 +239,7 @@ void end_lane() { lane = nullptr; }
 }  // namespace counts
 
 void count_atomic(const void *memory, size_t) {
-    if (is_on && lane && is_device_memory(reinterpret_cast<uintptr_t>(memory))) ++phases[size_t(lane_phase)].atomics;
+    if (is_on && lane && is_in(memories, reinterpret_cast<uintptr_t>(memory))) ++phases[size_t(lane_phase)].atomics;
 }
 
 }  // namespace cuda_on_cpu
@@ -246,17 +262,17 @@ void cuda_on_cpu_count(int on) {
 }
 
 // Writes a line with the launches, then a line for each phase that ran: name, barriers of the grid and of blocks, atomics, loads of 4
-// bytes, then instructions, sectors and ideal sectors, of loads and of stores, then loads from the L2 and L1 caches: of the slowest item and
-// the slowest warp between two barriers, and of all warps. Returns the length of the text, truncated at `size`.
+// bytes, then instructions, sectors and ideal sectors, of loads and of stores, instructions that access shared memory, then loads from the L2
+// cache, the L1 cache and shared memory: of the slowest item and the slowest warp between two barriers, and of all warps. Returns the length of the text, truncated at `size`.
 int64_t cuda_on_cpu_report(char *text, int64_t size) {
     end_interval(0, kAllBlocks);
     std::string all = std::to_string(launches) + "\n";
     for (const PhaseCounts &p : phases) {
-        if (!(p.instructions[0] + p.instructions[1] + p.atomics + p.grid_barriers + p.block_barriers)) continue;
+        if (!(p.instructions[0] + p.instructions[1] + p.shared_instructions + p.atomics + p.grid_barriers + p.block_barriers)) continue;
         all += p.name;
         for (const int64_t count : {p.grid_barriers, p.block_barriers, p.atomics, p.words_loaded, p.instructions[0], p.sectors[0], p.ideal[0],
-                                    p.instructions[1], p.sectors[1], p.ideal[1], p.item.far, p.item.near, p.warp.far, p.warp.near,
-                                    p.all.far, p.all.near})
+                                    p.instructions[1], p.sectors[1], p.ideal[1], p.shared_instructions, p.item.far, p.item.near,
+                                    p.item.shared, p.warp.far, p.warp.near, p.warp.shared, p.all.far, p.all.near, p.all.shared})
             all += "\t" + std::to_string(count);
         all += "\n";
     }

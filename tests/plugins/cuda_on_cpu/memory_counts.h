@@ -11,6 +11,8 @@ void add_block_barrier(int phase, unsigned block);
 void add_grid_barrier(int phase);
 void add_memory(const void *memory, size_t bytes);  // accesses to this memory are counted
 void remove_memory(const void *memory);
+void add_shared_memory(const void *memory, size_t bytes);  // of a block that runs
+void clear_shared_memory();
 void begin_lane(int lane, int phase);
 void begin_phase(int phase);  // of the running lane
 void begin_item();
