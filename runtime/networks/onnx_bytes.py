@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 
 GRAPH = 7  # of a model
 NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12  # of a graph
-NODE_INPUT, NODE_OUTPUT = 1, 2
+NODE_INPUT, NODE_OUTPUT, _NODE_NAME = 1, 2, 3
+_VALUE_NAME = 1  # of an input or output
 _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_LOCATION = 2, 8, 14
 _INT8 = 3
 
@@ -36,14 +37,14 @@ def with_outputs(model: bytes, wanted: Collection[str]) -> bytes | None:
     for kind, value, whole in fields(graph):
         if kind == NODE and texts(value, NODE_OUTPUT)[0] not in kept:
             continue
-        if kind == OUTPUT and texts(value, 1)[0] not in wanted:
+        if kind == OUTPUT and texts(value, _VALUE_NAME)[0] not in wanted:
             continue
         parts.append(whole)
     return with_graph(model, b"".join(parts))
 
 
 def with_own_int8(model: bytes) -> bytes:
-    """Give each layer of an ONNX model its own copy of the int8 constants that it shares with others.
+    """Give each layer of an ONNX model its own copy of int8 constants that are shared, or outputs too.
 
     A constant is an initializer, or a node whose inputs are constants, such as a DequantizeLinear of weights.
     Layers in subgraphs keep shared constants.
@@ -51,7 +52,8 @@ def with_own_int8(model: bytes) -> bytes:
     graph = graph_of(model)
     initializers = {texts(v, _TENSOR_NAME)[0]: v for kind, v, _ in fields(graph) if kind == INITIALIZER}
     makers = {name: (INITIALIZER, tensor) for name, tensor in initializers.items() if _is_int8(tensor)}
-    constants, used, parts, numbers = {"", *initializers}, set[str](), list[bytes](), itertools.count(1)
+    used = {name for kind, v, _ in fields(graph) if kind == OUTPUT for name in texts(v, _VALUE_NAME)}
+    constants, parts, numbers = {"", *initializers}, list[bytes](), itertools.count(1)
 
     def own(name: str) -> str:
         if name not in makers or name not in used:
@@ -60,7 +62,8 @@ def with_own_int8(model: bytes) -> bytes:
         copy, (kind, maker) = f"{name}/copy-{next(numbers)}", makers[name]
         names = {_TENSOR_NAME: [copy]}
         if kind == NODE:
-            names = {NODE_INPUT: [own(n) for n in texts(maker, NODE_INPUT)], NODE_OUTPUT: [copy]}
+            names = {NODE_INPUT: [own(n) for n in texts(maker, NODE_INPUT)]}
+            names |= {NODE_OUTPUT: [copy], _NODE_NAME: [copy]}
         parts.append(field(kind, _with_texts(maker, names)))
         return copy
 

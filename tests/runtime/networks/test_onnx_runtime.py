@@ -86,7 +86,10 @@ def constant(name: str, value: np.ndarray) -> onnx.NodeProto:
 
 def dequantized(weights: Sequence[str]) -> onnx.ModelProto:
     """Return two layers in the form of TensorRT, with the DequantizeLinear of each one's weights."""
-    nodes = {name: helper.make_node("DequantizeLinear", ["w", "scale", "w_zero"], [name]) for name in weights}
+    nodes = {
+        name: helper.make_node("DequantizeLinear", ["w", "scale", "w_zero"], [name], name=name)
+        for name in weights
+    }
     steps = []
     for source, target, name in zip(("x", "h"), ("h", "y"), weights, strict=True):
         scale = ("scale", "x_zero") if source == "x" else ("y_scale", "y_zero")
@@ -97,6 +100,12 @@ def dequantized(weights: Sequence[str]) -> onnx.ModelProto:
         ]
     model = two_layers(*steps[:2], *nodes.values())
     model.graph.node.extend(steps[2:])
+    return model
+
+
+def with_output(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Add float weights to the outputs, as the proof of an engine's precision does with every tensor."""
+    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, WEIGHTS.shape))
     return model
 
 
@@ -114,6 +123,7 @@ SHARED = {
     ),
     "weights of two nodes": dequantized(["a", "b"]),
     "a node": dequantized(["a", "a"]),
+    "weights that are an output": with_output(dequantized(["a", "b"]), "a"),
 }
 
 
