@@ -82,7 +82,7 @@ def test_network_with_uint8_input_is_built(end, frames, tmp_path):
     given = tmp_path / "given.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), given)
     model = tmp_path / "net.onnx"
-    command = ["export", str(given), "-o", str(model), "--class-names", "a,b,c"]
+    command = ["export", str(given), "-o", str(model), "--class-names", "a,b,c", "--output", "logits"]
     assert main([*command, "--photos", str(frames)]) == 0
     record = build_engine(model, "fp16", frames, ["--no-gate"])
     assert record["precision"]["layers"]["fp16"] == 1
