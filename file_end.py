@@ -1,7 +1,7 @@
-"""Detection of videos and animations that end early, by the structure of their format.
+"""Detection of videos and animations that end early, or that another video follows, by their structure.
 
 Formats for recording and streaming announce no length, so a decoder reads what is left of a truncated file
-without an error.
+without an error. In other formats, a decoder reads only the first of several videos in one file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _MP4_BOXES = frozenset(
 _TO_END_OF_FILE, _LARGE_SIZE = 0, 1  # MP4: special values of a box's size
 _EBML, _SEGMENT, _CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
-_FLV_TAGS = (8, 9, 18)  # audio, video, script data
+_FLV_START, _FLV_TAGS = b"FLV\1", (8, 9, 18)  # audio, video, script data
+_ASF_START = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _TS_PACKETS = {0: 188, 4: 192}  # position of the first sync byte -> bytes per packet (192: with a time code)
 _TS_SYNC = 0x47
 
@@ -28,21 +29,49 @@ class _EndOfFile(Exception):
         self.missing = missing  # at least so many bytes
 
 
+class _SecondFile(Exception):
+    """Another file of the same format begins inside a file."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+
 def missing_bytes(file: BinaryIO) -> int:
     """Return how many bytes at least are missing at the end of a file that is open for reading.
 
     Returns:
         The number; 0 for a complete file, and for a format whose structure is not known here.
     """
+    try:
+        _walk(file)
+    except _EndOfFile as end:
+        return end.missing
+    except _SecondFile:
+        pass
+    return 0
+
+
+def second_file_at(file: BinaryIO) -> int | None:
+    """Return where a second video begins that decoders do not read, as in MP4 files joined by ``cat``.
+
+    Returns:
+        The position in bytes; None if there is none, and for a format whose decoders read all videos.
+    """
+    try:
+        _walk(file)
+    except _SecondFile as second:
+        return second.at
+    except _EndOfFile:
+        pass
+    return None
+
+
+def _walk(file: BinaryIO) -> None:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     walk = _walk_of(file.read(200))
-    try:
-        if walk is not None:
-            walk(file, size)
-    except _EndOfFile as end:
-        return end.missing
-    return 0
+    if walk is not None:
+        walk(file, size)
 
 
 def _walk_of(head: bytes) -> Callable[[BinaryIO, int], None] | None:
@@ -51,8 +80,10 @@ def _walk_of(head: bytes) -> Callable[[BinaryIO, int], None] | None:
         return _walk_mp4
     if head.startswith(_EBML):
         return _walk_matroska
-    if head.startswith(b"FLV\1"):
+    if head.startswith(_FLV_START):
         return _walk_flv
+    if head.startswith(_ASF_START):
+        return _walk_asf
     if head.startswith((b"GIF87a", b"GIF89a")):
         return _walk_gif
     if head.startswith(_PNG_START):
@@ -78,7 +109,7 @@ def _read(file: BinaryIO, count: int) -> bytes:
 
 
 def _walk_mp4(file: BinaryIO, size: int) -> None:
-    at = 0
+    at, has_index = 0, False
     while at < size:
         file.seek(at)
         header = file.read(16)
@@ -88,6 +119,9 @@ def _walk_mp4(file: BinaryIO, size: int) -> None:
         length, kind = int.from_bytes(header[:4], "big"), header[4:8]
         if kind not in _MP4_BOXES or length == _TO_END_OF_FILE:
             return  # other data after the video, or a box as long as the file
+        if has_index and kind in (b"ftyp", b"moov"):
+            raise _SecondFile(at)
+        has_index |= kind == b"moov"
         if length == _LARGE_SIZE:
             length = int.from_bytes(header[8:], "big")
         at += max(length, 8)
@@ -119,11 +153,23 @@ def _walk_flv(file: BinaryIO, size: int) -> None:
     while at < size:
         file.seek(at)
         header = file.read(11)
+        if header.startswith(_FLV_START):
+            raise _SecondFile(at)
         if header[0] & 31 not in _FLV_TAGS:
             return  # padding or other data
         _require(at + len(header), at + 11)
         at += 11 + int.from_bytes(header[1:4], "big") + 4
         _require(size, at)
+
+
+def _walk_asf(file: BinaryIO, size: int) -> None:
+    at, length = 0, 1
+    while length and at + 24 <= size:  # a live recording has no length
+        header = _read_at(file, at, 24)
+        if header.startswith(_ASF_START) and at > 0:
+            raise _SecondFile(at)
+        length = int.from_bytes(header[16:], "little")
+        at += length
 
 
 def _read_at(file: BinaryIO, at: int, count: int) -> bytes:

@@ -164,6 +164,8 @@ def segment_source(args: argparse.Namespace) -> int:
                 output_format=args.format,
             )
     print(as_json(summary) if args.json else summary_table(summary))
+    if summary["frames"] and not summary["instances"] and args.min_score is None:
+        print("no instance was found: --min-score 0 also shows uncertain ones", file=sys.stderr)
     if summary["error"] == "interrupted":
         print(
             f"tfiseg {args.verb}: interrupted after {summary['frames']} frames, which are kept",

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.file_end import missing_bytes
+from tfiseg.file_end import missing_bytes, second_file_at
 from tfiseg.runtime.output.run import run
 
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
@@ -101,3 +101,34 @@ def test_any_cut_and_any_damage_is_survived(name, tmp_path):
 def test_other_files_have_no_known_end(content, tmp_path):
     (tmp_path / "a").write_bytes(content)
     assert missing(tmp_path / "a") == 0
+
+
+@pytest.mark.parametrize(
+    "name, recipe",
+    [
+        ("a.mp4", ("libx264", "mp4", {})),
+        ("index-first.mp4", ("libx264", "mp4", {"movflags": "faststart"})),
+        ("fragments.mp4", KINDS["fragments.mp4"]),
+        ("fragments.mov", KINDS["fragments.mov"]),
+        ("a.flv", KINDS["a.flv"]),
+        ("a.wmv", ("wmv2", "asf", {})),
+    ],
+)
+def test_a_second_video_that_is_not_read_is_an_error(name, recipe, tmp_path):
+    path = tmp_path / name
+    content = write(path, *recipe)
+    with open(path, "rb") as file:
+        assert second_file_at(file) is None
+    assert read_all(path) == (40, None)
+    path.write_bytes(content + content)
+    frames, error = read_all(path)
+    assert 40 <= frames < 80
+    assert f"contains another video after its first {len(content)} bytes" in error
+
+
+@pytest.mark.parametrize("name", ["live.mkv", "live.webm", "a.ts", "a.m2ts", "a.mjpeg", "a.gif"])
+def test_joined_videos_of_other_formats_are_read_completely(name, tmp_path):
+    path = tmp_path / name
+    content = write(path, *KINDS[name])
+    path.write_bytes(content + content)
+    assert read_all(path) == (80, None)

@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SourceError
-from ...file_end import missing_bytes
+from ...file_end import missing_bytes, second_file_at
 from .base import DEFAULT_FPS
 
 _OPEN_SECONDS = 30.0  # a pipe without a writer, or a stalled disk, never answers
@@ -180,10 +180,15 @@ class VideoReader:
                 f"{self._name} ends after {decoded} of the {announced} it announces: the file is damaged or "
                 "truncated"
             )
-        if missing := self._missing_bytes():
+        if missing := self._of_file(missing_bytes):
             return (
                 f"{self._name} is truncated after {self._frames} frames ({self._end_s:.1f} s): at least "
                 f"{missing} bytes are missing at its end"
+            )
+        if second_at := self._of_file(second_file_at):
+            return (
+                f"{self._name} contains another video after its first {second_at} bytes, which is not read, or "
+                "not completely: join videos with FFmpeg's concat demuxer instead of cat"
             )
         lost = max(self._errors, self._packets - self._frames) if self._errors else 0
         corrupted = max(self._corrupted, int(self._ends_incomplete))
@@ -194,14 +199,14 @@ class VideoReader:
             return f"{self._name} is damaged: {', and '.join(faults)}"
         return None
 
-    def _missing_bytes(self) -> int:
+    def _of_file(self, find: Callable[[BinaryIO], int | None]) -> int | None:
         if self._path is None or not self._path.is_file():  # a pipe has no end
-            return 0
+            return None
         try:
             with open(self._path, "rb") as file:
-                return missing_bytes(file)
+                return find(file)
         except OSError:  # renamed or removed while it was read: nothing is known of its end
-            return 0
+            return None
 
     def close(self) -> None:
         """Close the container."""

@@ -170,3 +170,12 @@ def test_missing_packages_are_named_with_their_extra(capsys, monkeypatch, tmp_pa
     assert ".[demo]" in capsys.readouterr().err
     assert main(["train", "semantic", *data]) == 1
     assert ".[train]" in capsys.readouterr().err
+
+
+def test_a_run_without_an_instance_states_how_to_see_more(tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "gray.png"), np.full((90, 120, 3), 127, np.uint8))
+    words = ["run", str(tmp_path / "gray.png"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "no instance was found: --min-score 0 also shows uncertain ones\n" in capsys.readouterr().err
+    assert main([*words[:-1], str(tmp_path / "out2"), "--min-score", "0"]) == 0
+    assert "no instance was found" not in capsys.readouterr().err

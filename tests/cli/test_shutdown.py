@@ -78,6 +78,23 @@ def test_signal_during_startup_gives_no_traceback(delay, tmp_path):
         json.loads(summary.read_text())
 
 
+IMPORT_INTERRUPTED = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == "tfiseg.cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from tfiseg.__main__ import program
+sys.exit(program())
+"""
+
+
+def test_ctrl_c_while_modules_are_imported_gives_no_traceback():
+    ended = subprocess.run([sys.executable, "-c", IMPORT_INTERRUPTED], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "tfiseg: interrupted\n")
+
+
 def test_hangup_completes_the_outputs(tmp_path):
     process = start_run("synthetic", "--frames", 100_000, "--out", tmp_path, "--json")
     wait_until(lambda: count_lines(tmp_path / "instances.jsonl") >= 3, 90, process)
