@@ -56,8 +56,14 @@ def region_rows(
     return rows
 
 
-def _edge_rows(a: NDArray[np.int64], b: NDArray[np.int64], values: NDArray[np.int64]) -> Edges:
-    """Sum the values of each pair of regions (saddles: maximum), and return edges (m, 7), sorted by pair."""
+def _edge_rows(
+    a: NDArray[np.int64], b: NDArray[np.int64], values: NDArray[np.int64]
+) -> tuple[Edges, NDArray[np.int64]]:
+    """Sum the values of each pair of regions (saddles: maximum).
+
+    Returns:
+        Edges (m, 7), sorted by pair, and the edge of each row of ``values``.
+    """
     pairs = np.sort(np.stack([a, b], axis=1), axis=1)
     unique, index = np.unique(pairs, axis=0, return_inverse=True)
     index = index.ravel()
@@ -66,7 +72,7 @@ def _edge_rows(a: NDArray[np.int64], b: NDArray[np.int64], values: NDArray[np.in
     np.maximum.at(rows[:, SADDLE], index, values[:, 0])
     for k in range(1, 5):
         np.add.at(rows[:, 2 + k], index, values[:, k])
-    return rows
+    return rows, index
 
 
 @cache
@@ -158,18 +164,21 @@ def depends_on_shape(problem: Problem, class_id: NDArray[np.int64]) -> NDArray[n
 def agglomerate(
     problem: Problem, regions: Regions, edges: Edges, pixels: int
 ) -> tuple[NDArray[np.int64], bool]:
-    """Merge in rounds of mutually best pairs (ties: smallest pair) while scores are above 0.
+    """Merge in rounds of mutually best pairs while scores are above 0.
+
+    Of equal scores, the edge that contains the smallest pair of regions is best, so that a merge elsewhere never
+    changes which of two edges is better.
 
     Returns:
         The smallest region of each union, (n,), and whether merging stopped at its budget.
     """
     parent = np.arange(len(regions))
     regions = regions.copy()
-    rescored = 0
+    rescored, order = 0, np.arange(len(edges))  # of each edge: its smallest pair of regions
     while len(edges) and rescored <= merge_budget(pixels):
         score = merge_scores(problem, regions, edges)
         best = np.full(len(regions), -1)
-        for e in np.argsort(-score, kind="stable"):
+        for e in np.lexsort((order, -score)):
             if score[e] > 0:
                 for end in edges[e, :2]:
                     if best[end] < 0:
@@ -182,7 +191,10 @@ def agglomerate(
         parent[b] = a
         ends = parent[edges[:, :2]]
         keep = ends[:, 0] != ends[:, 1]
-        edges = _edge_rows(ends[keep, 0], ends[keep, 1], edges[keep, 2:])
+        edges, joined = _edge_rows(ends[keep, 0], ends[keep, 1], edges[keep, 2:])
+        smallest = np.full(len(edges), len(parent) ** 2)
+        np.minimum.at(smallest, joined, order[keep])
+        order = smallest
         changed = np.isin(edges[:, :2], a).any(1)
         rescored += int(depends_on_shape(problem, regions[edges[changed, 0], CLASS]).sum())
     return follow(parent), rescored > merge_budget(pixels)
@@ -256,6 +268,6 @@ def merge_regions(
     if problem.affinity is not None:
         rows += _affinity_pairs(problem, index, cls, region_map, piece)
     pairs = np.concatenate(rows)
-    edges = _edge_rows(pairs[:, 0], pairs[:, 1], pairs[:, 2:])
+    edges, _ = _edge_rows(pairs[:, 0], pairs[:, 1], pairs[:, 2:])
     parent, is_stopped = agglomerate(problem, regions, edges, cls.size)
     return np.concatenate([[0], parent + 1])[region_map], len(roots), is_stopped

@@ -1,8 +1,9 @@
-// Merging of regions on the CPU, in rounds: every region names its best edge (largest score; ties: smallest pair of regions), pairs that
-// name each other merge, until no score is above 0. graph_phases.h does the same with many threads, and gives the same result.
+// Merging of regions on the CPU, in rounds: every region names its best edge (largest score; of equal ones, that with the smallest pair of
+// regions in it), pairs that name each other merge, until no score is above 0. graph_phases.h does the same with many threads, and gives the
+// same result.
 //
 // A round costs as much as what the last one changed. Where a score depends on the edge alone (affinity, boundary) or also on the peaks
-// (a fixed split ratio), that is the part of the union with fewer edges, so all rounds together take O(E log^2 E). Where a score depends
+// (a fixed split ratio), that is the part of the union with fewer edges, so all merges together take O(E log^2 E). Where a score depends
 // on the shape of both regions, every edge of a union changes with it; merge_budget() bounds these.
 #pragma once
 #include <algorithm>
@@ -29,6 +30,31 @@ class Agglomeration : private LinkGraph {
 
     // For each region the smallest region of its union; regions[that] then holds the sums. To be called once.
     std::vector<int32_t> run() {
+        if (reads_regions_) {
+            run_rounds();
+        } else {
+            run_chains();
+        }
+        for (size_t r = 0; r < parent_.size(); ++r) {
+            parent_[r] = parent_[size_t(parent_[r])];  // parents are smaller: already final
+            if (!reads_regions_ && parent_[r] != int32_t(r)) regions_[size_t(parent_[r])].absorb(regions_[r]);
+        }
+        return std::move(parent_);
+    }
+
+    // The budget ended it: unions may be parts of what they would have become.
+    bool is_stopped() const { return is_stopped_; }
+
+  private:
+    static constexpr int32_t kLargeDegree = 32;  // nodes of more links keep a queue; with fewer, all are visited
+
+    Region &union_of(int32_t n) { return regions_[size_t(node(n).region)]; }
+    bool depends_on_shape(int32_t n) { return reads_regions_ && rule_.depends_on_shape(union_of(n).class_id); }
+
+    // Whether the scores of some links change with the shape of a union.
+    bool is_scored_by_shape() const { return rule_.evidence || (rule_.geometric && !rule_.with_affinity); }
+
+    void run_rounds() {
         std::vector<int32_t> visited(parent_), pairs, merged;  // visited: nodes whose best link may have changed
         for (round_ = 0; !visited.empty(); ++round_) {
             find_mutual_pairs(visited, pairs);
@@ -47,28 +73,31 @@ class Agglomeration : private LinkGraph {
             }
             fresh_.take(visited);
         }
-        for (size_t r = 0; r < parent_.size(); ++r) {
-            parent_[r] = parent_[size_t(parent_[r])];  // parents are smaller: already final
-            if (!reads_regions_ && parent_[r] != int32_t(r)) regions_[size_t(parent_[r])].absorb(regions_[r]);
-        }
-        return std::move(parent_);
     }
 
-    // The budget ended it: unions may be parts of what they would have become.
-    bool is_stopped() const { return is_stopped_; }
+    // The same result without rounds. A mean over two links is never above both of them, so a mutual pair stays one whatever merges elsewhere,
+    // and pairs may merge in any order: here from neighbor to neighbor, while all of this is in the cache.
+    void run_chains() {
+        std::vector<int32_t> chain;
+        for (int32_t start = 0; start < int32_t(nodes_.size()); ++start) {
+            chain.assign(1, start);
+            while (!chain.empty()) {
+                const int32_t n = chain.back(), k = best_link(n);
+                if (k < 0) {  // or n has merged
+                    chain.pop_back();
+                    continue;
+                }
+                const int32_t next = other_end(k, n);
+                if (best_link(next) != k) {
+                    chain.push_back(next);
+                    continue;
+                }
+                chain.back() = merge(k);
+            }
+        }
+    }
 
-  private:
-    static constexpr int32_t kLargeDegree = 32;  // nodes of more links keep a queue; with fewer, all are visited
-    static constexpr int32_t kUnknown = -1;      // a best link that is chosen again when the node is visited
-    static constexpr int32_t kStays = INT32_MAX;   // a best link of which update_best() keeps track: no other has the same score
-
-    Region &union_of(int32_t n) { return regions_[size_t(node(n).region)]; }
-    bool depends_on_shape(int32_t n) { return reads_regions_ && rule_.depends_on_shape(union_of(n).class_id); }
-
-    // Whether the scores of some links change with the shape of a union.
-    bool is_scored_by_shape() const { return rule_.evidence || (rule_.geometric && !rule_.with_affinity); }
-
-    // A pair is found from both its ends if both were visited; run() merges it once.
+    // A pair is found from both its ends if both were visited; run_rounds() merges it once.
     void find_mutual_pairs(const std::vector<int32_t> &visited, std::vector<int32_t> &pairs) {
         pairs.clear();
         for (const int32_t n : visited) {
@@ -79,56 +108,40 @@ class Agglomeration : private LinkGraph {
 
     int32_t best_link(int32_t n) {
         Node &of = node(n);
-        if (of.best_in != round_ && of.best_in != kStays) {
-            of.best_in = round_;
-            if (of.queue >= 0) {
-                of.best = first_in_queue(queue_of(of), n);
-            } else {
-                choose_of_all(n);
-            }
+        if (!of.is_best_known) {
+            of.best = of.queue >= 0 ? first_in_queue(queue_of(of)) : best_of_all(n);
+            of.is_best_known = true;
         }
         return of.best;
     }
 
-    void choose_of_all(int32_t n) {
+    int32_t best_of_all(int32_t n) {
         Node &of = node(n);
         if (of.links.size > 2 * of.degree + 8) erase_dead(of.links);
         int32_t best = -1;
         double highest = 0.0;
-        bool is_only = true;
         for (const int32_t *k = lists_.begin(of.links), *end = lists_.end(of.links); k < end; ++k) {
             const double score = scores_[size_t(*k)];
-            if (score == highest && best >= 0) {
-                is_only = false;
-                if (region_at(*k, n) < region_at(best, n)) best = *k;
-            } else if (score > highest) {
-                is_only = true;
+            if (score > highest || (score == highest && *k < best)) {
                 best = *k;
                 highest = score;
             }
         }
-        of.best = best;
-        if (is_only) of.best_in = kStays;
+        return best;
     }
 
     // A link of a node has a new score. One of its ends has merged and will be visited: it asks the other end for its best link. So a node
     // that finds a better link need not be visited, only one that may have lost its best.
     void update_best(int32_t n, int32_t k, double old_score) {
         Node &of = node(n);
-        if (of.best_in == kUnknown) return;  // it will be visited
+        if (!of.is_best_known) return;
         const double score = scores_[size_t(k)];
         if (of.best == k) {
-            if (score > old_score) of.best_in = kStays;
             if (score < old_score) forget_best(n, k);
             return;
         }
         const double highest = of.best < 0 ? 0.0 : scores_[size_t(of.best)];
-        if (score > highest) {
-            of.best = k;
-            of.best_in = kStays;
-        } else if (score == highest && of.best >= 0 && of.best_in == kStays) {
-            of.best_in = round_;  // the regions at the other ends decide, and these may change
-        }
+        if (score > highest || (score == highest && k < of.best)) of.best = k;
     }
 
     void use_queue_if_large(int32_t n) {
@@ -142,10 +155,10 @@ class Agglomeration : private LinkGraph {
             const int32_t neighbor = other_end(*k, n);
             ++node(neighbor).links.to_large;
             mark_[size_t(neighbor)] = *k;
-            if (score(*k) > 0.0) queue.heap.push_back(candidate(*k, n));
-            connect_queues(*k);
+            if (score(*k) > 0.0) queue.push_back({score(*k), *k});
+            index_link(*k);
         }
-        std::make_heap(queue.heap.begin(), queue.heap.end());
+        std::make_heap(queue.begin(), queue.end());
     }
 
     // Merge the two nodes of a link; returns the one that stays.
@@ -153,12 +166,11 @@ class Agglomeration : private LinkGraph {
         int32_t keep = ends(k)[0], drop = ends(k)[1];
         if (node(keep).degree < node(drop).degree) std::swap(keep, drop);
         const int32_t first = std::min(node(keep).region, node(drop).region), second = std::max(node(keep).region, node(drop).region);
-        const bool is_renamed = node(keep).region != first;
         const int64_t peak = reads_regions_ ? union_of(keep).peak : 0;
         if (reads_regions_) regions_[size_t(first)].absorb(regions_[size_t(second)]);
         parent_[size_t(second)] = first;
         node(keep).region = first;
-        node(keep).best_in = kUnknown;
+        node(keep).is_best_known = false;
         kill(k);
         --node(keep).degree;
         if (is_large(drop)) --node(keep).links.to_large;
@@ -166,7 +178,6 @@ class Agglomeration : private LinkGraph {
         use_queue_if_large(keep);
         if (reads_regions_ && union_of(keep).peak != peak && !depends_on_shape(keep))  // then all of its links changed
             changed_.insert(changed_.end(), lists_.begin(node(keep).links), lists_.end(node(keep).links));
-        if (is_renamed) announce_region(keep);
         return keep;
     }
 
@@ -178,20 +189,33 @@ class Agglomeration : private LinkGraph {
             if (!is_alive(*k)) continue;
             const int32_t neighbor = other_end(*k, from), twin = find_link(to, neighbor);
             if (is_large(from)) --node(neighbor).links.to_large;
-            if (twin >= 0) {
-                sums_.absorb(twin, *k);
-                kill(*k);
-                forget_best(neighbor, *k);
+            if (twin >= 0 && twin < *k) {
+                join_links(twin, *k, neighbor);
                 --node(neighbor).degree;
-            } else {
-                ends(*k)[ends(*k)[1] == from] = to;
-                add_link(to, neighbor, *k);
+                announce_link(twin, true);
+                continue;
             }
-            announce_link(twin >= 0 ? twin : *k, twin >= 0);
+            if (twin >= 0) {
+                join_links(*k, twin, neighbor);
+                --node(neighbor).degree;
+                --node(to).degree;
+                if (is_large(to)) --node(neighbor).links.to_large;
+                if (is_large(neighbor)) --node(to).links.to_large;
+            }
+            ends(*k)[ends(*k)[1] == from] = to;
+            add_link(to, neighbor, *k);
+            announce_link(*k, twin >= 0);
         }
         lists_.release(node(from).links);
         if (is_large(from)) queue_of(node(from)) = Queue();
         node(from) = Node();
+    }
+
+    // The one with the smaller number stays, since that decides between equal scores.
+    void join_links(int32_t stays, int32_t other, int32_t neighbor) {
+        sums_.absorb(stays, other);
+        kill(other);
+        forget_best(neighbor, other);
     }
 
     // A link has other sums or another end. Where its score reads nothing else, it gets its new score while all of this is in the cache; else
@@ -208,19 +232,8 @@ class Agglomeration : private LinkGraph {
 
     void forget_best(int32_t n, int32_t k) {
         if (node(n).best != k) return;
-        node(n).best_in = kUnknown;
+        node(n).is_best_known = false;
         fresh_.insert(n);
-    }
-
-    void announce_region(int32_t n) {
-        if (!is_large(n)) {
-            for (const int32_t *k = lists_.begin(node(n).links), *end = lists_.end(node(n).links); k < end; ++k)
-                if (is_alive(*k)) enqueue(*k, other_end(*k, n));
-            return;
-        }
-        std::vector<int32_t> &links = queue_of(node(n)).links;
-        links.erase(std::remove_if(links.begin(), links.end(), [this](int32_t k) { return !is_alive(k); }), links.end());
-        for (const int32_t k : links) enqueue(k, other_end(k, n));
     }
 
     void update_score(int32_t k) {

@@ -21,7 +21,7 @@ struct EdgeSet {
     int32_t *places;
     int32_t slots;  // a power of two, at least twice the edges
     Edge *edges;
-    uint64_t *pairs;  // by place: both regions' first pixels, which orders edges
+    uint64_t *pairs;  // by place: the smallest pair of regions in it, by their first pixels, which orders edges with the same score
     int32_t *count;
     int32_t capacity;
     const Region *regions;
@@ -46,9 +46,14 @@ struct EdgeSet {
 
     TFISEG_HD void enter(int32_t region_a, int32_t region_b) const {
         const uint64_t first_a = uint64_t(regions[region_a].first), first_b = uint64_t(regions[region_b].first);
-        const int32_t place = create(first_a < first_b ? key_of(region_a, region_b) : key_of(region_b, region_a));
+        enter(region_a, region_b, first_a < first_b ? first_a << 32 | first_b : first_b << 32 | first_a);
+    }
+
+    // pair: kNoKey where absorb_pair() follows.
+    TFISEG_HD void enter(int32_t region_a, int32_t region_b, uint64_t pair) const {
+        const int32_t place = create(key(region_a, region_b));
         if (place < 0) return;
-        pairs[place] = first_a < first_b ? first_a << 32 | first_b : first_b << 32 | first_a;
+        pairs[place] = pair;
         for (const int32_t r : {region_a, region_b}) {  // by several threads, all with the same values
             put(best_score + r, uint64_t(0));
             put(best_pair + r, kNoKey);
@@ -68,6 +73,8 @@ struct EdgeSet {
         if (o.affinity_count) add(&e->affinity_sum, o.affinity_sum);
         if (o.affinity_count) add(&e->affinity_count, o.affinity_count);
     }
+
+    TFISEG_HD void absorb_pair(int32_t place, uint64_t pair) const { lower_to(pairs + place, pair); }
 
   private:
     static constexpr uint64_t kBasins = uint64_t(1) << 63;

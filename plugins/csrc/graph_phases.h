@@ -316,11 +316,11 @@ struct AffinityEdges {
     }
 };
 
-// Merges regions in rounds: every region names its best edge (largest score; ties: smallest pair of first pixels), pairs that name each
-// other merge, and all edges are entered again with the unions as their ends, while any score is above 0.
+// Merges regions in rounds: every region names its best edge (largest score; of equal ones, that with the smallest pair of first pixels in
+// it), pairs that name each other merge, and all edges are entered again with the unions as their ends, while any score is above 0.
 struct MergeRounds {
     MergeRule rule;
-    EdgeSet sets[2];  // this round's and the next one's; they share keys, places and pairs
+    EdgeSet sets[2];  // this round's and the next one's; they share keys and places
     double *scores[2];
     Region *regions;
     int32_t *parent, *last_merge_round;  // by region: the region it merged into; the last round in which another merged into it
@@ -361,8 +361,8 @@ struct MergeRounds {
                 return;
             case 1: return name(set, k, round);
             case 2: return merge(set, k, round);
-            case 3: return move(set.edges[k], k, round, false);
-            default: return move(set.edges[k], k, round, true);
+            case 3: return move(set, k, round, false);
+            default: return move(set, k, round, true);
         }
     }
 
@@ -409,15 +409,17 @@ struct MergeRounds {
         put(&counters->merge_progress[round % 3], 1);
     }
 
-    TFISEG_HD void move(const Edge &e, int32_t k, int32_t round, bool summing) const {
+    TFISEG_HD void move(const EdgeSet &set, int32_t k, int32_t round, bool summing) const {
+        const Edge &e = set.edges[k];
         const int32_t a = parent[e.a], b = parent[e.b];
         if (a == b) return;
         EdgeSet next = sets[(round + 1) & 1];
         next.slots = EdgeSet::slots_for(edges(round));
-        if (!summing) return next.enter(a, b);
+        if (!summing) return next.enter(a, b, kNoKey);
         const int32_t place = next.at(a, b);
         if (place < 0) return;
         next.absorb(place, e);
+        next.absorb_pair(place, set.pairs[k]);
         if (last_merge_round[a] != round && last_merge_round[b] != round) scores[(round + 1) & 1][place] = scores[round & 1][k];
     }
 };

@@ -184,27 +184,25 @@ class NodeSet {
     std::vector<int32_t> list_;
 };
 
-// A node holds the links of one union. `region` of a node is the smallest region of its union, which orders ties.
+// A node holds the links of one union. `region` of a node is the smallest region of its union.
 class LinkGraph {
   protected:
     using Ends = std::array<int32_t, 2>;
 
-    // A link as it was when it was queued: out of date where its score or the region at its other end has changed since.
+    // A link as it was when it was queued: out of date where its score has changed since.
     struct Candidate {
         double score;
-        int32_t neighbor, link;
+        int32_t link;
 
-        bool operator<(const Candidate &o) const { return score != o.score ? score < o.score : neighbor > o.neighbor; }
+        bool operator<(const Candidate &o) const { return score != o.score ? score < o.score : link > o.link; }
     };
 
-    struct Queue {
-        std::vector<Candidate> heap;
-        std::vector<int32_t> links;  // to other nodes with a queue; some of them dead
-    };
+    using Queue = std::vector<Candidate>;  // a heap
 
     struct Node {
         int32_t region = 0, degree = 0;     // degree: links that are alive
-        int32_t best = -1, best_in = -1;    // link, and the round it was chosen in; or kStays
+        int32_t best = -1;                  // link
+        bool is_best_known = false;
         LinkLists::List links = {};         // some of them dead
         int32_t queue = -1;                 // in queues_; -1: all links are visited
     };
@@ -231,34 +229,27 @@ class LinkGraph {
         return (ends[0] == a && ends[1] == b) || (ends[0] == b && ends[1] == a);
     }
     int32_t other_end(int32_t k, int32_t n) { return ends(k)[ends(k)[0] == n]; }
-    int32_t region_at(int32_t k, int32_t n) { return node(other_end(k, n)).region; }
 
-    int32_t first_in_queue(Queue &queue, int32_t n) {
-        while (!queue.heap.empty()) {
-            const Candidate first = queue.heap.front();
-            if (score(first.link) == first.score && region_at(first.link, n) == first.neighbor) return first.link;
-            std::pop_heap(queue.heap.begin(), queue.heap.end());
-            queue.heap.pop_back();
+    int32_t first_in_queue(Queue &queue) {
+        while (!queue.empty()) {
+            const Candidate first = queue.front();
+            if (score(first.link) == first.score) return first.link;
+            std::pop_heap(queue.begin(), queue.end());
+            queue.pop_back();
         }
         return -1;
     }
 
-    Candidate candidate(int32_t k, int32_t n) { return {score(k), region_at(k, n), k}; }
-
     void enqueue(int32_t k, int32_t n) {
         if (!is_large(n) || !(score(k) > 0.0)) return;
-        std::vector<Candidate> &heap = queue_of(node(n)).heap;
-        heap.push_back(candidate(k, n));
-        std::push_heap(heap.begin(), heap.end());
+        Queue &queue = queue_of(node(n));
+        queue.push_back({score(k), k});
+        std::push_heap(queue.begin(), queue.end());
     }
 
-    // Where both ends of a link have a queue, each must hear when the other's region changes.
-    void connect_queues(int32_t k) {
-        const int32_t a = ends(k)[0], b = ends(k)[1];
-        if (!is_large(a) || !is_large(b)) return;
-        queue_of(node(a)).links.push_back(k);
-        queue_of(node(b)).links.push_back(k);
-        index_.set(a, b, k);
+    // Enter a link whose two ends both have a queue, so that find_link() finds it.
+    void index_link(int32_t k) {
+        if (is_large(ends(k)[0]) && is_large(ends(k)[1])) index_.set(ends(k)[0], ends(k)[1], k);
     }
 
     void erase_dead(LinkLists::List &list) {
@@ -277,7 +268,7 @@ class LinkGraph {
         if (is_large(n)) ++node(neighbor).links.to_large;
         if (is_large(neighbor)) ++node(n).links.to_large;
         mark_[size_t(neighbor)] = k;
-        connect_queues(k);
+        index_link(k);
     }
 
     // At least a quarter of the room is free after dead links were erased or the list has grown, so that this is rare.
@@ -318,17 +309,24 @@ class LinkGraph {
     PairIndex index_;  // links between two nodes with a queue
 
   private:
-    // In the order of their first regions, as nodes are; those of one region keep their order.
+    // In the order of their pairs of regions: of links with the same score, the one with the smaller number is better.
     void create_links(const LargeVector<Edge> &edges) {
-        std::vector<uint32_t> place(nodes_.size() + 1, 0);
+        std::vector<uint32_t> end(nodes_.size() + 1, 0);  // by first region: first the number of links before its own, at last the end of these
         for (const Edge &e : edges) {
-            ++place[size_t(e.a) + 1];
+            ++end[size_t(e.a) + 1];
             ++node(e.a).degree;
             ++node(e.b).degree;
         }
-        for (size_t r = 0; r < nodes_.size(); ++r) place[r + 1] += place[r];
-        for (const Edge &e : edges) {
-            const size_t k = place[size_t(e.a)]++;
+        for (size_t r = 0; r < nodes_.size(); ++r) end[r + 1] += end[r];
+        LargeVector<uint32_t> sorted(edges.size());
+        for (size_t e = 0; e < edges.size(); ++e) sorted[end[size_t(edges[e].a)]++] = uint32_t(e);
+        const auto is_before = [&edges](uint32_t e, uint32_t f) { return edges[e].b < edges[f].b; };
+        for (size_t r = 0, begin = 0; r < nodes_.size(); begin = end[r++]) {
+            const auto first = sorted.begin() + std::ptrdiff_t(begin), last = sorted.begin() + std::ptrdiff_t(end[r]);
+            if (!std::is_sorted(first, last, is_before)) std::sort(first, last, is_before);
+        }
+        for (size_t k = 0; k < edges.size(); ++k) {
+            const Edge &e = edges[sorted[k]];
             sums_.set(k, e);
             ends_[k] = {e.a, e.b};
         }

@@ -73,7 +73,7 @@ struct Plan {
     BasinArrays basins = {};
     Edge *edges[2];  // between regions; between basins at first, and in every other round
     double *scores[2];
-    uint64_t *pairs;
+    uint64_t *pairs[2];
     uint8_t *band;
     int32_t *other, *distance[2], *band_pixels;
     int32_t *piece, *interior_area, *part_count, *largest_part;
@@ -136,7 +136,7 @@ struct Plan {
         carver.back_to(after_basin_edges);
         edges[0] = carver.take<Edge>(edge_room);
         for (int32_t k : {0, 1}) scores[k] = carver.take<double>(edge_room);
-        pairs = carver.take<uint64_t>(edge_room);
+        for (int32_t k : {0, 1}) pairs[k] = carver.take<uint64_t>(edge_room);
         carver.back_to(shared);
         if (p.sharpen || p.part_rule) {
             band = carver.take<uint8_t>(n);
@@ -174,7 +174,7 @@ struct Plan {
         set.places = places;
         set.slots = key_slots;
         set.edges = edges[k];
-        set.pairs = pairs;
+        set.pairs = pairs[k];
         set.count = &counters->edges[k];
         set.capacity = edge_room;
         set.regions = regions;

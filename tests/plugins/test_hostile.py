@@ -112,6 +112,40 @@ def test_hostile_inputs_are_equal_everywhere(make, assert_same):
     assert_same(cluster_native(problem, threads=2), cluster_reference(problem))
 
 
+def tied(seed: int) -> Problem:
+    """Return evidence of two to five values, so that many edges have the same score."""
+    rng = np.random.default_rng(seed)
+    height, width = (int(side) for side in rng.integers(2, 25, 2))
+    values = np.sort(rng.random(rng.integers(2, 6))).astype(np.float32)
+    shape = (1, 3, height, width) if seed % 2 else (1, height, width)
+    evidence = {"affinity" if seed % 2 else "boundary": rng.choice(values, shape)}
+    if seed % 2:
+        evidence["affinity_offsets"] = rng.integers(-2, 4, (3, 2)).astype(np.int32)
+    class_map = (rng.random((height, width)) < rng.choice([0.8, 1.0])).astype(np.uint8)
+    if seed % 3 == 0:  # regions of several pixels
+        return problem_of(class_map, rng.integers(-1, 2, (2, height, width)).astype(np.float32), **evidence)
+    return problem_of(class_map, np.zeros((2, height, width), np.float32), centre_radius=0.0, **evidence)
+
+
+def test_equal_scores_are_decided_alike_everywhere(shuffled, assert_same):
+    for seed in range(300):
+        problem = tied(seed)
+        expected = cluster_reference(problem)
+        assert_same(cluster_native(problem, threads=2), expected)
+        assert_same(shuffled(problem, seed=seed), expected)
+
+
+@pytest.mark.parametrize("split", ["auto", 0.2, 0.9])
+def test_equal_shapes_are_decided_alike_everywhere(split, shuffled, assert_same):
+    """Disks in a grid that touch: all necks are equal."""
+    y, x = np.mgrid[:60, :84] % 12
+    class_map = ((y - 6) ** 2 + (x - 6) ** 2 <= 38).astype(np.uint8)
+    problem = problem_of(class_map, split=split)
+    expected = cluster_reference(problem)
+    assert_same(cluster_native(problem), expected)
+    assert_same(shuffled(problem, seed=3), expected)
+
+
 @pytest.mark.parametrize("side", [16, 48])
 def test_stopped_merge_is_reported_and_equal_everywhere(side, shuffled, assert_same):
     problem = noisy_pixels(side)
