@@ -58,11 +58,9 @@ def region_rows(
 
 def _edge_rows(a: NDArray[np.int64], b: NDArray[np.int64], values: NDArray[np.int64]) -> Edges:
     """Sum the values of each pair of regions (saddles: maximum), and return edges (m, 7), sorted by pair."""
-    pairs = np.sort(np.stack([a, b], axis=1), axis=1)
-    unique, index = np.unique(pairs, axis=0, return_inverse=True)
-    index = index.ravel()
-    rows = np.zeros((len(unique), 7), np.int64)
-    rows[:, :2] = unique
+    pairs, index = np.unique(np.minimum(a, b) << 32 | np.maximum(a, b), return_inverse=True)
+    rows = np.zeros((len(pairs), 7), np.int64)
+    rows[:, 0], rows[:, 1] = pairs >> 32, pairs & 0xFFFFFFFF
     np.maximum.at(rows[:, SADDLE], index, values[:, 0])
     for k in range(1, 5):
         np.add.at(rows[:, 2 + k], index, values[:, k])
@@ -169,13 +167,13 @@ def agglomerate(
     while len(edges) and rescored <= merge_budget(pixels):
         score = merge_scores(problem, regions, edges)
         best = np.full(len(regions), -1)
-        for e in np.argsort(-score, kind="stable"):
-            if score[e] > 0:
-                for end in edges[e, :2]:
-                    if best[end] < 0:
-                        best[end] = e
-        mutual = [e for e in np.unique(best[best >= 0]) if (best[edges[e, :2]] == e).all()]
-        if not mutual:
+        order = np.argsort(-score, kind="stable")
+        order = order[score[order] > 0]
+        ends, first = np.unique(edges[order, :2], return_index=True)
+        best[ends] = order[first // 2]
+        best_edges = np.unique(best[ends])
+        mutual = best_edges[(best[edges[best_edges, :2]] == best_edges[:, None]).all(1)]
+        if not len(mutual):
             break
         a, b = edges[mutual, 0], edges[mutual, 1]
         regions[a] = union(regions[a], regions[b])
