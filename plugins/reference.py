@@ -245,8 +245,10 @@ def _table(
 ) -> NDArray[np.float32]:
     table = np.zeros((n, 10), np.float64)
     h, w = label.shape
+    pixels = np.argsort(label.ravel(), kind="stable")
+    ends = np.cumsum(np.bincount(label.ravel(), minlength=n + 1))
     for k in range(n):
-        y, x = np.nonzero(label == k + 1)
+        y, x = np.divmod(pixels[ends[k] : ends[k + 1]], w)
         box = (x.min(), y.min(), x.max() + 1, y.max() + 1)
         edge = box[0] == 0 or box[1] == 0 or box[2] == w or box[3] == h
         table[k] = (

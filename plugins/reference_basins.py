@@ -20,24 +20,31 @@ def squared_distance(cls: NDArray[np.uint8]) -> NDArray[np.int64]:
     The image border does not count as another class.
     """
     out = np.zeros(cls.shape, np.int64)
-    h, w = cls.shape
-    far = h + w
+    far = sum(cls.shape)
     for class_id in np.unique(cls[cls > 0]):
-        inside = cls == class_id
-        column = np.full((h, w), far, np.int64)
+        around = _with_margin(cls == class_id)  # other pixels further out are never the nearest ones
+        inside = cls[around] == class_id
+        h, w = inside.shape
+        column = np.full((h, w), far, np.int32)
         for y in range(h):  # nearest other pixel above
             column[y] = np.where(inside[y], column[y - 1] + 1 if y else far, 0)
         for y in range(h - 2, -1, -1):  # and below
             column[y] = np.minimum(column[y], column[y + 1] + 1)
-        squares = np.where(column >= far, FAR_SQUARED, column * column)
+        squares = np.where(column >= far, np.int32(FAR_SQUARED), column * column)
         best = squares.copy()
         for k in range(1, w):
             if k * k >= best.max():
                 break
             best[:, k:] = np.minimum(best[:, k:], squares[:, :-k] + k * k)
             best[:, :-k] = np.minimum(best[:, :-k], squares[:, k:] + k * k)
-        out[inside] = np.minimum(best, FAR_SQUARED)[inside]
+        out[around][inside] = np.minimum(best, FAR_SQUARED)[inside]
     return out
+
+
+def _with_margin(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Return the box of the set pixels of a mask (h, w), one pixel larger on each side that has one."""
+    y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return slice(max(0, y[0] - 1), y[-1] + 2), slice(max(0, x[0] - 1), x[-1] + 2)
 
 
 def ascent_links(cls: NDArray[np.uint8], squared: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -75,13 +82,18 @@ class _Forest:
     """Union-find over pixels."""
 
     def __init__(self, link: NDArray[np.int64]) -> None:
-        self.link = link.ravel().copy()
+        self.link: list[int] = link.ravel().tolist()  # single elements of a list are faster than an array's
+        self.shape = link.shape
 
     def find(self, i: int) -> int:
-        while self.link[i] != i:
-            self.link[i] = self.link[self.link[i]]
-            i = int(self.link[i])
+        link = self.link
+        while link[i] != i:
+            link[i] = link[link[i]]
+            i = link[i]
         return i
+
+    def roots(self) -> NDArray[np.int64]:
+        return follow(np.array(self.link, np.int64).reshape(self.shape))
 
 
 def is_noise(saddle: int, peak: int) -> bool:
@@ -119,17 +131,19 @@ def geometric_basins(
     order = np.argsort(-saddle, kind="stable")
     forest = _Forest(maximum)
     open_pairs = []
-    for k in order:
-        a, b = forest.find(int(i[k])), forest.find(int(j[k]))
+    for k, pixel, other, low in zip(
+        *(v.tolist() for v in (order, i[order], j[order], saddle[order])), strict=True
+    ):
+        a, b = forest.find(pixel), forest.find(other)
         if a == b:
             continue
         if (height[a], -a) < (height[b], -b):
             a, b = b, a
-        if is_noise(int(saddle[k]), int(height[b])):
+        if is_noise(low, int(height[b])):
             forest.link[b] = a
         else:
             open_pairs.append(k)
-    return follow(forest.link.reshape(cls.shape)), i[open_pairs], j[open_pairs]
+    return forest.roots(), i[open_pairs], j[open_pairs]
 
 
 def given_basins(
@@ -164,7 +178,7 @@ def given_basins(
         for i, j in zip(ends_a[ends_a != ends_b].tolist(), ends_b[ends_a != ends_b].tolist(), strict=True):
             a, b = forest.find(i), forest.find(j)
             forest.link[max(a, b)] = min(a, b)
-    return follow(forest.link.reshape(h, w))
+    return forest.roots()
 
 
 def _clamp_round(v: NDArray[np.float32], limit: int) -> NDArray[np.int64]:

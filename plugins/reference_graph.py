@@ -64,11 +64,9 @@ def _edge_rows(
     Returns:
         Edges (m, 7), sorted by pair, and the edge of each row of ``values``.
     """
-    pairs = np.sort(np.stack([a, b], axis=1), axis=1)
-    unique, index = np.unique(pairs, axis=0, return_inverse=True)
-    index = index.ravel()
-    rows = np.zeros((len(unique), 7), np.int64)
-    rows[:, :2] = unique
+    pairs, index = np.unique(np.minimum(a, b) << 32 | np.maximum(a, b), return_inverse=True)
+    rows = np.zeros((len(pairs), 7), np.int64)
+    rows[:, 0], rows[:, 1] = pairs >> 32, pairs & 0xFFFFFFFF
     np.maximum.at(rows[:, SADDLE], index, values[:, 0])
     for k in range(1, 5):
         np.add.at(rows[:, 2 + k], index, values[:, k])
@@ -174,17 +172,17 @@ def agglomerate(
     """
     parent = np.arange(len(regions))
     regions = regions.copy()
-    rescored, order = 0, np.arange(len(edges))  # of each edge: its smallest pair of regions
+    rescored, smallest_pair = 0, np.arange(len(edges))  # of regions in each edge: edges are sorted by pair
     while len(edges) and rescored <= merge_budget(pixels):
         score = merge_scores(problem, regions, edges)
         best = np.full(len(regions), -1)
-        for e in np.lexsort((order, -score)):
-            if score[e] > 0:
-                for end in edges[e, :2]:
-                    if best[end] < 0:
-                        best[end] = e
-        mutual = [e for e in np.unique(best[best >= 0]) if (best[edges[e, :2]] == e).all()]
-        if not mutual:
+        ranked = np.lexsort((smallest_pair, -score))
+        ranked = ranked[score[ranked] > 0]
+        ends, first = np.unique(edges[ranked, :2], return_index=True)
+        best[ends] = ranked[first // 2]
+        best_edges = np.unique(best[ends])
+        mutual = best_edges[(best[edges[best_edges, :2]] == best_edges[:, None]).all(1)]
+        if not len(mutual):
             break
         a, b = edges[mutual, 0], edges[mutual, 1]
         regions[a] = union(regions[a], regions[b])
@@ -192,9 +190,8 @@ def agglomerate(
         ends = parent[edges[:, :2]]
         keep = ends[:, 0] != ends[:, 1]
         edges, joined = _edge_rows(ends[keep, 0], ends[keep, 1], edges[keep, 2:])
-        smallest = np.full(len(edges), len(parent) ** 2)
-        np.minimum.at(smallest, joined, order[keep])
-        order = smallest
+        before, smallest_pair = smallest_pair[keep], np.full(len(edges), np.iinfo(np.int64).max)
+        np.minimum.at(smallest_pair, joined, before)
         changed = np.isin(edges[:, :2], a).any(1)
         rescored += int(depends_on_shape(problem, regions[edges[changed, 0], CLASS]).sum())
     return follow(parent), rescored > merge_budget(pixels)

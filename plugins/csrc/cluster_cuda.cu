@@ -123,9 +123,9 @@ class GridExecutor {
 
     template <class Body>
     __device__ void solo(DeviceCounts counts, int32_t most, const Body &body) {
-        if (!begin_solo(counts, most, most)) return body();
-        if (blockIdx.x == 0) body();
-        end_solo();
+        const bool is_begun = begin_solo(counts, most, most);
+        if (!is_begun || blockIdx.x == 0) body();  // one call: two copies of all phases would take several times as long to compile
+        if (is_begun) end_solo();
     }
 
     template <class Shared, class Body>

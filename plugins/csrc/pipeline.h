@@ -217,11 +217,7 @@ TFISEG_HD void merge_regions(Executor &run, const Plan &plan, const tfiseg_probl
         create_edges(run, plan, p, piece);
         run.solo({&plan.counters->edges[0], nullptr}, kSoloItems, [&] { run.rounds(merge); });
     };
-    if (p.affinity) {  // every pixel has pairs
-        merge_them();
-    } else {
-        run.solo({&plan.counters->edges[1], nullptr}, kSoloItems, merge_them);
-    }
+    run.solo({&plan.counters->edges[1], nullptr}, p.affinity ? -1 : kSoloItems, merge_them);  // with affinities, every pixel has pairs
 }
 
 struct AppendTo {

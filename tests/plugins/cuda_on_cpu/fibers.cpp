@@ -1,4 +1,6 @@
 // Runs CUDA threads as fibers on one CPU thread, see include/cuda_runtime.h.
+#undef _FORTIFY_SOURCE  // its longjmp() refuses to enter another stack
+#include <csetjmp>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -23,8 +25,10 @@ constexpr unsigned kWarp = 32;
 
 enum class State { kReady, kAtBlockBarrier, kAtGridBarrier, kAtActiveMask, kAtExchange, kDone };
 
+// A stack, which is used for one CUDA thread after another.
 struct Fiber {
-    ucontext_t context;
+    jmp_buf place;                // where it continues. swapcontext() would call the kernel
+    const void *frame = nullptr;  // of the stack there
     State state = State::kReady;
     unsigned thread = 0, block = 0;
     size_t index = 0;            // index in the fibers of this launch
@@ -32,7 +36,6 @@ struct Fiber {
     unsigned mask = 0;           // result of an active mask, or lanes of an exchange
     uint64_t value = 0;          // its value in an exchange
     int phase = 0;               // see memory_counts.h
-    std::unique_ptr<char[]> stack{new char[kStackBytes]};
 };
 
 struct Settings {
@@ -44,7 +47,8 @@ struct Settings {
 
 int64_t launches = 0;
 std::map<std::pair<unsigned, const void *>, std::vector<char>> shared_memory;  // by block and type
-std::vector<std::unique_ptr<Fiber>> fibers;  // the first `running` ones are in use
+std::vector<Fiber> fibers;  // the first `running` ones are in use
+std::vector<std::unique_ptr<char[]>> stacks;
 size_t running = 0;
 unsigned block_threads = 0;
 std::vector<size_t> ready;                // fibers that may run
@@ -52,7 +56,7 @@ std::vector<unsigned> at_barrier, ended;  // number of threads, by running block
 std::vector<unsigned> at_warp_operation;  // number of lanes, by warp
 size_t at_grid_barrier = 0, all_ended = 0, warps_waiting = 0;
 Fiber *current = nullptr;
-ucontext_t scheduler;
+jmp_buf scheduler;
 const std::function<void()> *kernel_body = nullptr;
 
 [[noreturn]] void fail(const char *reason) {
@@ -66,12 +70,32 @@ void become(Fiber *fiber) {
     blockIdx = dim3(fiber->block, 0, 0);
 }
 
+void switch_to(jmp_buf &from, jmp_buf &to) {
+    if (!_setjmp(from)) _longjmp(to, 1);
+}
+
 void enter() {
-    (*kernel_body)();
-    current->state = State::kDone;
-    ++all_ended;
-    ++ended[current->index / block_threads];
-    swapcontext(&current->context, &scheduler);
+    for (;;) {
+        switch_to(current->place, scheduler);
+        (*kernel_body)();
+        current->state = State::kDone;
+        ++all_ended;
+        ++ended[current->index / block_threads];
+    }
+}
+
+void add_fiber() {
+    fibers.emplace_back();
+    // stacks that begin at multiples of a large power of 2 would share few lines of the cache
+    const size_t skipped = fibers.size() % 64 * 320;
+    stacks.emplace_back(new char[kStackBytes]);
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = stacks.back().get();
+    context.uc_stack.ss_size = kStackBytes - skipped;
+    makecontext(&context, enter, 0);
+    current = &fibers.back();
+    if (!_setjmp(scheduler)) setcontext(&context);
 }
 
 size_t warps_of_block() { return (block_threads + kWarp - 1) / kWarp; }
@@ -79,7 +103,7 @@ size_t warps_of_block() { return (block_threads + kWarp - 1) / kWarp; }
 size_t warp_of(size_t fiber) { return fiber / block_threads * warps_of_block() + fiber % block_threads / kWarp; }
 
 void make_ready(size_t k) {
-    fibers[k]->state = State::kReady;
+    fibers[k].state = State::kReady;
     ready.push_back(k);
 }
 
@@ -97,11 +121,11 @@ void wait_in(State state) {
     if (state == State::kAtBlockBarrier) ++at_barrier[block];
     if (state == State::kAtGridBarrier) ++at_grid_barrier;
     if (state == State::kAtActiveMask || state == State::kAtExchange) warps_waiting += at_warp_operation[warp_of(fiber->index)]++ == 0;
-    swapcontext(&fiber->context, &scheduler);
-    become(fiber);
+    fiber->frame = __builtin_frame_address(0);
+    switch_to(fiber->place, scheduler);
 }
 
-Fiber &lane_of(const Fiber &fiber, unsigned lane) { return *fibers[fiber.index - fiber.thread % kWarp + lane]; }
+Fiber &lane_of(const Fiber &fiber, unsigned lane) { return fibers[fiber.index - fiber.thread % kWarp + lane]; }
 
 void start(unsigned first_block, unsigned blocks, unsigned threads) {
     running = size_t(blocks) * threads;
@@ -113,19 +137,14 @@ void start(unsigned first_block, unsigned blocks, unsigned threads) {
     at_warp_operation.assign(blocks * warps_of_block(), 0);
     at_grid_barrier = all_ended = warps_waiting = 0;
     ready.clear();
-    while (fibers.size() < running) fibers.push_back(std::make_unique<Fiber>());
+    while (fibers.size() < running) add_fiber();
     for (size_t k = 0; k < running; ++k) {
-        Fiber &fiber = *fibers[k];
+        Fiber &fiber = fibers[k];
         fiber.state = State::kReady;
         fiber.thread = unsigned(k % threads);
         fiber.block = first_block + unsigned(k / threads);
         fiber.index = k;
         fiber.phase = 0;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.get();
-        fiber.context.uc_stack.ss_size = kStackBytes;
-        fiber.context.uc_link = &scheduler;
-        makecontext(&fiber.context, enter, 0);
         ready.push_back(k);
     }
 }
@@ -135,17 +154,17 @@ void start(unsigned first_block, unsigned blocks, unsigned threads) {
 bool release_active_mask(size_t begin, size_t end) {
     unsigned fewest = 0;
     for (size_t k = begin; k < end; ++k) {
-        if (fibers[k]->state != State::kAtActiveMask) continue;
+        if (fibers[k].state != State::kAtActiveMask) continue;
         unsigned mask = 0;
         for (size_t j = begin; j < end; ++j) {
-            const bool is_included = j == k || (settings.converges && fibers[j]->state == State::kAtActiveMask && fibers[j]->site == fibers[k]->site);
+            const bool is_included = j == k || (settings.converges && fibers[j].state == State::kAtActiveMask && fibers[j].site == fibers[k].site);
             if (is_included) mask |= 1u << (j - begin);
         }
         if (!fewest || __builtin_popcount(mask) < __builtin_popcount(fewest)) fewest = mask;
     }
     for (size_t j = begin; j < end; ++j) {
         if (!(fewest >> (j - begin) & 1u)) continue;
-        fibers[j]->mask = fewest;
+        fibers[j].mask = fewest;
         leave_warp_operation(j);
     }
     return fewest != 0;
@@ -154,11 +173,11 @@ bool release_active_mask(size_t begin, size_t end) {
 // Releases lanes of [begin, end) at a warp operation if all lanes of its mask wait there.
 bool release_exchange(size_t begin, size_t end) {
     for (size_t first = begin; first < end; ++first) {
-        const Fiber &first_lane = *fibers[first];
+        const Fiber &first_lane = fibers[first];
         if (first_lane.state != State::kAtExchange) continue;
         unsigned waiting = 0;
         for (size_t k = begin; k < end; ++k) {
-            const Fiber &fiber = *fibers[k];
+            const Fiber &fiber = fibers[k];
             if (fiber.state == State::kAtExchange && fiber.site == first_lane.site && fiber.mask == first_lane.mask) waiting |= 1u << (k - begin);
         }
         if (waiting != first_lane.mask) continue;
@@ -190,7 +209,7 @@ bool release_block_barriers() {
         at_barrier[block] = 0;
         const size_t first = block * block_threads;
         for (size_t k = first; k < first + block_threads; ++k) make_ready(k);
-        counts::add_block_barrier(fibers[first]->phase, unsigned(block));
+        counts::add_block_barrier(fibers[first].phase, unsigned(block));
         is_released = true;
     }
     return is_released;
@@ -200,16 +219,19 @@ bool release_grid_barrier() {
     if (at_grid_barrier < running) return false;
     at_grid_barrier = 0;
     for (size_t k = 0; k < running; ++k) make_ready(k);
-    counts::add_grid_barrier(fibers[0]->phase);
+    counts::add_grid_barrier(fibers[0].phase);
     return true;
 }
 
 void run_lanes(const std::vector<size_t> &order) {
-    for (const size_t k : order) {
-        Fiber *fiber = fibers[k].get();
+    const size_t ahead = 4;  // most of the time, thousands of stacks are in use, more than fit into a cache
+    for (size_t k = 0; k < order.size(); ++k) {
+        if (k + 2 * ahead < order.size()) __builtin_prefetch(&fibers[order[k + 2 * ahead]].frame);
+        if (k + ahead < order.size()) __builtin_prefetch(fibers[order[k + ahead]].frame);
+        Fiber *fiber = &fibers[order[k]];
         become(fiber);
         counts::begin_lane(int(fiber->thread % kWarp), fiber->phase);
-        swapcontext(&scheduler, &fiber->context);
+        switch_to(scheduler, fiber->place);
         counts::end_lane();
     }
 }
@@ -274,6 +296,7 @@ void enqueue(std::function<void()> work) {
 }
 
 void begin_phase(const char *name) {
+    if (!counts::are_on()) return;
     current->phase = counts::phase_of(name);
     counts::begin_phase(current->phase);
 }
