@@ -164,7 +164,7 @@ def agglomerate(
 ) -> tuple[NDArray[np.int64], bool]:
     """Merge in rounds of mutually best pairs while scores are above 0.
 
-    Of equal scores, the edge that contains the smallest pair of regions is best, so that a merge elsewhere never
+    Of equal scores, the edge with the smallest pair of regions in it is best, so that a merge elsewhere never
     changes which of two edges is better.
 
     Returns:

@@ -104,7 +104,7 @@ def test_other_files_have_no_known_end(content, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, recipe",
+    ("name", "recipe"),
     [
         ("a.mp4", ("libx264", "mp4", {})),
         ("index-first.mp4", ("libx264", "mp4", {"movflags": "faststart"})),

@@ -21,7 +21,7 @@ class Agglomeration : private LinkGraph {
     // pixels: of the picture, which bound the work (merge_budget). pairs: of pixels, at all offsets from every pixel.
     Agglomeration(LargeVector<Region> &regions, const LargeVector<Edge> &edges, const MergeRule &rule, int64_t pixels, int64_t pairs)
         : LinkGraph(regions.size(), edges, rule, pairs), regions_(regions), rule_(rule), budget_(merge_budget(pixels)),
-          reads_regions_(!rule.reads_one_mean()), fresh_(regions.size()), parent_(regions.size()),
+          reads_regions_(!rule.reads_one_mean()), fresh_(reads_regions_ ? regions.size() : 0), parent_(regions.size()),
           scored_in_(is_scored_by_shape() ? edges.size() : 0, -1) {
         for (size_t r = 0; r < nodes_.size(); ++r) parent_[r] = int32_t(r);
         for (size_t k = 0; k < scores_.size(); ++k) update_score(int32_t(k));
@@ -233,7 +233,7 @@ class Agglomeration : private LinkGraph {
     void forget_best(int32_t n, int32_t k) {
         if (node(n).best != k) return;
         node(n).is_best_known = false;
-        fresh_.insert(n);
+        if (reads_regions_) fresh_.insert(n);
     }
 
     void update_score(int32_t k) {
@@ -281,7 +281,7 @@ class Agglomeration : private LinkGraph {
     int64_t rescored_ = 0;
     int32_t round_ = 0;
     bool is_stopped_ = false;
-    NodeSet fresh_;  // nodes whose best link may have changed in this round
+    NodeSet fresh_;  // nodes whose best link may have changed in this round; run_chains() needs none
     std::vector<int32_t> parent_;
     LargeVector<int32_t> scored_in_;  // the last round that updated a link's score, -1: the start; empty where shape does not count
     std::vector<int32_t> changed_;    // links whose score may have changed in this round

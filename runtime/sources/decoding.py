@@ -187,8 +187,8 @@ class VideoReader:
             )
         if second_at := self._of_file(second_file_at):
             return (
-                f"{self._name} contains another video after its first {second_at} bytes, which is not read, or "
-                "not completely: join videos with FFmpeg's concat demuxer instead of cat"
+                f"{self._name} contains another video after its first {second_at} bytes, which is not read, "
+                "or not completely: join videos with FFmpeg's concat demuxer instead of cat"
             )
         lost = max(self._errors, self._packets - self._frames) if self._errors else 0
         corrupted = max(self._corrupted, int(self._ends_incomplete))
