@@ -2,7 +2,7 @@
 
 import ctypes
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,7 +112,7 @@ def compile_cpp() -> Callable[..., Path]:
     """compile_cpp(target, *sources, flags=(), libraries=()): compile with g++; warnings are errors."""
 
     def compiled(
-        target: Path, *sources: Path, flags: tuple[str, ...] = ("-O2",), libraries: tuple[str, ...] = ()
+        target: Path, *sources: Path, flags: tuple[str, ...] = ("-O2",), libraries: Iterable[str] = ()
     ) -> Path:
         always = ("-std=c++17", "-ffp-contract=off", "-pthread", "-Wall", "-Wextra", "-Werror")
         command = ["g++", *always, *flags, *map(str, sources), "-xnone", *libraries, "-o", str(target)]
@@ -124,22 +124,35 @@ def compile_cpp() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def shuffled_library(compile_cpp: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile the GPU phases for the CPU, in a random order (shuffled.cpp)."""
-    return compile_shuffled(compile_cpp, tmp_path_factory.mktemp("shuffled") / "shuffled.so")
-
-
-def compile_shuffled(compile_cpp: Callable[..., Path], target: Path, *flags: str) -> Path:
-    sources = (CSRC / name for name in ("api.cpp", "cluster_cpu.cpp", "views_cpu.cpp"))
-    always = ("-O1", "-fPIC", "-shared")
-    return compile_cpp(target, Path(__file__).parent / "shuffled.cpp", *sources, flags=(*always, *flags))
+def operator_objects(compile_cpp, tmp_path_factory) -> list[Path]:
+    """Compile the operator on the CPU without its C API, once for all libraries of these tests."""
+    folder, flags = tmp_path_factory.mktemp("operator"), ("-O1", "-fPIC", "-fvisibility-inlines-hidden", "-c")
+    sources = [CSRC / f"{name}.cpp" for name in ("cluster_cpu", "fit_cpu", "views_cpu")]
+    return [compile_cpp(folder / f"{source.stem}.o", source, flags=flags) for source in sources]
 
 
 @pytest.fixture(scope="session")
-def shuffled_as_large(compile_cpp, tmp_path_factory) -> Callable[..., Clustering]:
+def compile_shuffled(compile_cpp, operator_objects, tmp_path_factory) -> Callable[..., Path]:
+    """compile_shuffled(*flags): compile the GPU phases for the CPU, in a random order (shuffled.cpp)."""
+
+    def compiled(*flags: str) -> Path:
+        sources = (Path(__file__).parent / "shuffled.cpp", CSRC / "api.cpp")
+        target = tmp_path_factory.mktemp("shuffled") / "shuffled.so"
+        flags = ("-O1", "-fPIC", "-shared", *flags)
+        return compile_cpp(target, *sources, flags=flags, libraries=map(str, operator_objects))
+
+    return compiled
+
+
+@pytest.fixture(scope="session")
+def shuffled_library(compile_shuffled: Callable[..., Path]) -> Path:
+    return compile_shuffled()
+
+
+@pytest.fixture(scope="session")
+def shuffled_as_large(compile_shuffled: Callable[..., Path]) -> Callable[..., Clustering]:
     """Return ``shuffled`` with every grid treated as a large one."""
-    target = tmp_path_factory.mktemp("shuffled_as_large") / "shuffled.so"
-    return run_by_phases(compile_shuffled(compile_cpp, target, "-DTFISEG_SMALL_PIXELS=0"))
+    return run_by_phases(compile_shuffled("-DTFISEG_SMALL_PIXELS=0"))
 
 
 @pytest.fixture(scope="session")

@@ -42,11 +42,11 @@ EMULATED = (
 
 
 @pytest.fixture(scope="session")
-def emulate(compile_cpp, tmp_path_factory) -> Callable[..., Path]:
+def emulate(compile_cpp, operator_objects, tmp_path_factory) -> Callable[..., Path]:
     """emulate(name, *sources, flags=()): compile CUDA sources to a CPU library."""
     folder = tmp_path_factory.mktemp("cuda_on_cpu")
-    sources = [CSRC / name for name in ("api.cpp", "cluster_cpu.cpp", "fit_cpu.cpp", "views_cpu.cpp")]
-    cpu = compile_cpp(folder / "cpu.so", *sources, flags=("-O1", "-DTFISEG_WITH_CUDA", *SHARED))
+    flags = ("-O1", "-DTFISEG_WITH_CUDA", *SHARED)
+    cpu = compile_cpp(folder / "cpu.so", CSRC / "api.cpp", flags=flags, libraries=map(str, operator_objects))
 
     def emulated(name: str, *sources: Path, flags: tuple[str, ...] = ()) -> Path:
         more = (*EMULATED, *SHARED, *flags, f"-Wl,-rpath,{folder}", "-xc++")
