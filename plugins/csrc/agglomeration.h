@@ -75,8 +75,9 @@ class Agglomeration : private LinkGraph {
         }
     }
 
-    // The same result without rounds. A mean over two links is never above both of them, so a mutual pair stays one whatever merges elsewhere,
-    // and pairs may merge in any order: here from neighbor to neighbor, while all of this is in the cache.
+    // The same result without rounds. A link that two links became is never better than both: its mean is not, nor is its quotient, which is
+    // rounded. So a mutual pair stays one whatever merges elsewhere, and pairs may merge in any order: here from neighbor to neighbor, while
+    // all of this is in the cache.
     void run_chains() {
         std::vector<int32_t> chain;
         for (int32_t start = 0; start < int32_t(nodes_.size()); ++start) {
@@ -192,7 +193,7 @@ class Agglomeration : private LinkGraph {
             if (twin >= 0 && twin < *k) {
                 join_links(twin, *k, neighbor);
                 --node(neighbor).degree;
-                announce_link(twin, true);
+                announce_link(twin, to, true);
                 continue;
             }
             if (twin >= 0) {
@@ -204,7 +205,7 @@ class Agglomeration : private LinkGraph {
             }
             ends(*k)[ends(*k)[1] == from] = to;
             add_link(to, neighbor, *k);
-            announce_link(*k, twin >= 0);
+            announce_link(*k, to, twin >= 0);
         }
         lists_.release(node(from).links);
         if (is_large(from)) queue_of(node(from)) = Queue();
@@ -218,15 +219,15 @@ class Agglomeration : private LinkGraph {
         forget_best(neighbor, other);
     }
 
-    // A link has other sums or another end. Where its score reads nothing else, it gets its new score while all of this is in the cache; else
-    // at the end of the round, when its ends no longer change.
-    void announce_link(int32_t k, bool has_new_sums) {
+    // A link of node n has other sums, or is new there. Where its score reads nothing else, it gets its new score while all of this is in the
+    // cache; else at the end of the round, when its ends no longer change.
+    void announce_link(int32_t k, int32_t n, bool has_new_sums) {
         if (reads_regions_) {
             changed_.push_back(k);
         } else if (has_new_sums) {
             update_changed_score(k);
         } else {
-            for (const int32_t n : ends(k)) enqueue(k, n);
+            enqueue(k, n);
         }
     }
 
