@@ -82,7 +82,8 @@ def pictures_of(folder: Path, predicted: bool) -> Iterator[tuple[EvalPicture, np
         finders, known = model_finders(names, segmenter, ())
         for i in range(len(pictures)):
             picture = keep_classes(pictures[i], known)
-            yield picture, finders[OURS](picture).semantic_map
+            found = finders[OURS](picture)  # without small and doubtful components
+            yield picture, np.where(found.label_map > 0, found.semantic_map, 0).astype(np.uint8)
 
 
 def counts_of_set(networks: Networks, folder: Path, predicted: bool = False) -> Counts:
