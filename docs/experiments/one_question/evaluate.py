@@ -1,12 +1,14 @@
-"""PQ with true masks beside the shipped network, and tests on composites: `python evaluate.py WEIGHTS EVAL
-CACHE`.
+"""PQ of weights beside the shipped network, with true or predicted masks, and tests on composites: `python
+evaluate.py EVAL CACHE WEIGHTS [WEIGHTS]`.
 
-EVAL holds evaluation sets (voc2007, pennfudan, dsb2018, coco); CACHE is the bank of ``samples.banks``.
+EVAL holds evaluation sets (voc2007, pennfudan, dsb2018, coco); CACHE is the bank of ``samples.banks``. Views,
+shape and the shipped network are computed once for all weights.
 """
 
 import argparse
 import pickle
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
 
@@ -14,17 +16,21 @@ import numpy as np
 import tfiseg
 import torch
 from composites import QuestionComposer
-from linkage import Picture
+from linkage import Answers, Picture
 from network import VIEW_PX, OneQuestionNetwork, load_network
 from tfiseg.export.instance.bank import Bank
 from tfiseg.export.instance.picture_effects import imitate_camera
-from tfiseg.runtime.evaluate.evaluation_set import load_eval_set
+from tfiseg.runtime.evaluate.evaluation_set import EvalPicture, keep_classes, load_eval_set
+from tfiseg.runtime.evaluate.finders import OURS, model_finders
 from tfiseg.runtime.evaluate.metrics import PanopticCounts, paired_gain, panoptic_counts
 
 SETS = ("voc2007", "pennfudan", "dsb2018", "coco")
+UNKNOWN_SETS = ("dsb2018",)  # whose class the default network does not know
 Cut = tuple[float, float]  # threshold, and how much necks count
-CUTS: tuple[Cut, ...] = ((-1.5, 0.0), (-1.0, 0.0), (-0.5, 0.0), (0.0, 0.0), (0.0, 1.0))
-JOINS = tuple((threshold, pieces) for pieces in (8, 40) for threshold in (0.0, 0.5, 1.0, 2.0))
+CUTS: tuple[Cut, ...] = ((-1.0, 0.0), (0.0, 0.0), (-0.5, 1.0), (0.0, 1.0), (0.5, 1.0))
+JOINED_CUTS: tuple[Cut, ...] = ((0.0, 0.0), (0.0, 1.0))
+JOINS = tuple((threshold, pieces) for pieces in (8, 40) for threshold in (0.0, 1.0, 2.0))
+SHOWN_JOINS = ((2.0, 8), (2.0, 40))
 NO_JOIN = (float("inf"), 0)
 _FOLDS = 5
 _BACK = 0.8  # IoU from which on an object came back as one
@@ -33,38 +39,59 @@ _TEST = 31  # seed of composites for tests
 Counts = dict[str, list[PanopticCounts]]  # by method, one for each picture
 
 
+Networks = dict[str, OneQuestionNetwork]  # by name
+
+
 def methods_of(
-    network: OneQuestionNetwork, refiner: tfiseg.Refiner, image, semantic
+    networks: Networks, refiner: tfiseg.Refiner, image: np.ndarray, semantic: np.ndarray
 ) -> dict[str, tfiseg.Instances]:
-    """Instances by each method: ``shape`` (the default split), ``shipped``, and (cut, join) as text."""
+    """Instances by each method: ``components``, ``shape`` (the default split), ``shipped``, and each
+    network's cuts and joins, see ``name_of``."""
     components = tfiseg.cluster(semantic, split=0.0)
     found = {
         "components": components,
         "shape": tfiseg.cluster(semantic),
         "shipped": refiner(image, components),
     }
-    picture = Picture(network, image, semantic)
-    for cut in CUTS:
-        partition = picture.cut(*cut)
-        found[name_of(cut, NO_JOIN)] = picture.instances(partition)
-        for join, instances in zip(JOINS, picture.joined(partition, JOINS), strict=True):
-            found[name_of(cut, join)] = instances
+    picture = Picture(image, semantic)
+    for network_name, network in networks.items():
+        answers = Answers(network, picture)
+        for cut in CUTS:
+            partition = answers.cut(*cut)
+            found[name_of(network_name, cut, NO_JOIN)] = answers.instances(partition)
+            joins = JOINS if cut in JOINED_CUTS else ()
+            for join, instances in zip(joins, answers.joined(partition, joins), strict=True):
+                found[name_of(network_name, cut, join)] = instances
     return found
 
 
-def name_of(cut: Cut, join: tuple[float, int]) -> str:
-    """How thresholds are called in tables."""
+def name_of(network: str, cut: Cut, join: tuple[float, int]) -> str:
+    """How a network with thresholds is called in tables."""
     shape = f" with {cut[1]:g} shape" if cut[1] else ""
     joins = "no join" if join == NO_JOIN else f"join {join[0]:g} of at most {join[1]}"
-    return f"cut {cut[0]:g}{shape}, {joins}"
+    return f"{network}: cut {cut[0]:g}{shape}, {joins}"
 
 
-def counts_of_set(network: OneQuestionNetwork, folder: Path) -> Counts:
+def pictures_of(folder: Path, predicted: bool) -> Iterator[tuple[EvalPicture, np.ndarray]]:
+    """The pictures of a set and the class maps to find instances in: true ones, or the default network's."""
+    pictures, names = load_eval_set(folder)
+    if not predicted:
+        yield from ((p, p.semantic) for p in (pictures[i] for i in range(len(pictures))))
+        return
+    with tfiseg.Segmenter(quality="fast", threads=1) as segmenter:
+        finders, known = model_finders(names, segmenter, ())
+        for i in range(len(pictures)):
+            picture = keep_classes(pictures[i], known)
+            found = finders[OURS](picture)  # without small and doubtful components
+            yield picture, np.where(found.label_map > 0, found.semantic_map, 0).astype(np.uint8)
+
+
+def counts_of_set(networks: Networks, folder: Path, predicted: bool = False) -> Counts:
     """PQ's counts of each picture of a set."""
-    pictures, counts, refiner = load_eval_set(folder)[0], {}, tfiseg.Refiner()
-    for i in range(len(pictures)):
-        picture = pictures[i]
-        for name, found in methods_of(network, refiner, picture.image, picture.semantic).items():
+    counts: Counts = {}
+    refiner = tfiseg.Refiner(threads=1)
+    for picture, semantic in pictures_of(folder, predicted):
+        for name, found in methods_of(networks, refiner, picture.image, semantic).items():
             score = panoptic_counts(found.label_map, found.class_id, picture.truth, picture.semantic)
             counts.setdefault(name, []).append(score.pooled)
     return counts
@@ -98,11 +125,12 @@ def gain_of_mean(ours: Counts, theirs: Counts, draws: int = 2000) -> tuple[float
     return float(np.mean(gains)), float(low), float(high)
 
 
-def cross_validated(sets: dict[str, Counts]) -> tuple[dict[str, list[PanopticCounts]], list[str]]:
-    """Counts of each set with thresholds from the other folds, the best there by the sets' mean PQ."""
-    names = [n for n in next(iter(sets.values())) if n.startswith("cut")]
+def cross_validated(sets: dict[str, Counts], network: str) -> tuple[Counts, list[str]]:
+    """Counts of each set with the thresholds of one network that are best on the other folds, by the sets'
+    mean PQ; and these thresholds."""
+    names = [n for n in next(iter(sets.values())) if n.startswith(f"{network}:")]
     fold = {s: np.random.default_rng(0).permutation(len(c["shape"])) % _FOLDS for s, c in sets.items()}
-    out: dict[str, list[PanopticCounts]] = {s: list(c["shape"]) for s, c in sets.items()}
+    out: Counts = {s: list(c["shape"]) for s, c in sets.items()}
     chosen = []
     for k in range(_FOLDS):
         score = {
@@ -118,29 +146,29 @@ def cross_validated(sets: dict[str, Counts]) -> tuple[dict[str, list[PanopticCou
     return out, chosen
 
 
-def report_sets(sets: dict[str, Counts]) -> None:
-    """Print PQ of every method, and gains with their intervals."""
-    names = list(next(iter(sets.values())))
+def report_sets(sets: dict[str, Counts], networks: list[str]) -> None:
+    """Print PQ of every method, and gains with their intervals over shape, the shipped network and the first
+    of the networks."""
+    table: dict[str, Counts] = {
+        name: {s: c[name] for s, c in sets.items()} for name in next(iter(sets.values()))
+    }
+    for network in networks:
+        table[f"{network}: cross-validated"], chosen = cross_validated(sets, network)
+        print(f"{network}: by folds {chosen}")
     print("| | " + " | ".join(sets) + " | mean |")
-    validated, chosen = cross_validated(sets)
-    for name in names:
-        row = [quality(c[name]) for c in sets.values()]
+    for name, counts in table.items():
+        row = [quality(c) for c in counts.values()]
         print(f"| {name} | " + " | ".join(f"{q:.1f}" for q in row) + f" | {np.mean(row):.1f} |")
-    row = [quality(c) for c in validated.values()]
-    print("| cross-validated | " + " | ".join(f"{q:.1f}" for q in row) + f" | {np.mean(row):.1f} | {chosen}")
-    best = max(
-        (n for n in names if n.startswith("cut")),
-        key=lambda n: np.mean([quality(c[n]) for c in sets.values()]),
-    )
-    shown = [name_of(cut, join) for cut in ((0.0, 0.0), (0.0, 1.0)) for join in (NO_JOIN, (2.0, 8))]
-    for name in dict.fromkeys((*shown, best, "cross-validated")):
-        for base in ("shape", "shipped"):
-            ours = validated if name == "cross-validated" else {s: c[name] for s, c in sets.items()}
-            theirs = {s: c[base] for s, c in sets.items()}
-            gains = [*(paired_gain(ours[s], theirs[s]) for s in sets), gain_of_mean(ours, theirs)]
-            print(
-                f"{name} over {base}: " + " | ".join(f"{g:+.1f} ({a:+.1f} to {b:+.1f})" for g, a, b in gains)
-            )
+    kinds = [name_of("", cut, join) for cut in JOINED_CUTS for join in (NO_JOIN, *SHOWN_JOINS)]
+    for network in networks:
+        for kind in (*kinds, ": cross-validated"):
+            for base in ("shape", "shipped", f"{networks[0]}{kind}"):
+                if base == network + kind:
+                    continue
+                ours, theirs = table[network + kind], table[base]
+                gains = [*(paired_gain(ours[s], theirs[s]) for s in sets), gain_of_mean(ours, theirs)]
+                row = " | ".join(f"{g:+.1f} ({a:+.1f} to {b:+.1f})" for g, a, b in gains)
+                print(f"{network}{kind} over {base}: {row}")
 
 
 def came_back(found: np.ndarray, label: np.ndarray) -> bool:
@@ -162,9 +190,9 @@ def is_merged(found: np.ndarray, label: np.ndarray) -> bool:
     return bool((np.sum([p > _GOOD_PART for p in parts], axis=0)[1:] > 1).any())
 
 
-def report_composites(network: OneQuestionNetwork, held: Bank, count: int) -> None:
+def report_composites(networks: Networks, held: Bank, count: int) -> None:
     """Print how often all objects behind a grid or a bar come back whole, and how often two become one."""
-    composer, refiner = QuestionComposer(held, _TEST, VIEW_PX), tfiseg.Refiner()
+    composer, refiner = QuestionComposer(held, _TEST, VIEW_PX), tfiseg.Refiner(threads=1)
     tests = {"behind a grid, one": composer.one_behind_grid, "two behind a bar": composer.two_behind_bar}
     for title, draw in tests.items():
         right, merged = Counter[str](), Counter[str]()
@@ -175,7 +203,7 @@ def report_composites(network: OneQuestionNetwork, held: Bank, count: int) -> No
                 continue
             done += 1
             image, label = imitate_camera(scene[0], rng), np.maximum(scene[1], 0)
-            for name, found in methods_of(network, refiner, image, (label > 0).astype(np.uint8)).items():
+            for name, found in methods_of(networks, refiner, image, (label > 0).astype(np.uint8)).items():
                 right[name] += came_back(found.label_map, label)
                 merged[name] += is_merged(found.label_map, label)
         print(f"{title}, of {count}: whole {dict(right)}, merged {dict(merged)}")
@@ -183,16 +211,28 @@ def report_composites(network: OneQuestionNetwork, held: Bank, count: int) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("weights", type=Path)
     parser.add_argument("sets", type=Path)
     parser.add_argument("cache", type=Path)
-    parser.add_argument("--composites", type=int, default=60)
+    parser.add_argument(
+        "weights", type=Path, nargs="+", help="files of different names; gains are over the first"
+    )
+    parser.add_argument("--only", nargs="+", choices=SETS, default=SETS, help="evaluation sets")
+    parser.add_argument("--predicted", action="store_true", help="class maps of the default network")
+    parser.add_argument("--composites", type=int, default=60, help="number for each of the two tests")
+    parser.add_argument("--counts", type=Path, help="a file to keep each picture's counts in, set by set")
     options = parser.parse_args()
-    network = load_network(options.weights)
     torch.set_num_threads(1)
-    report_sets({name: counts_of_set(network, options.sets / name) for name in SETS})
-    _, held = pickle.loads(options.cache.read_bytes())
-    report_composites(network, held, options.composites)
+    networks = {path.stem: load_network(path) for path in options.weights}
+    sets: dict[str, Counts] = {}
+    for name in options.only:
+        if not (options.predicted and name in UNKNOWN_SETS):
+            sets[name] = counts_of_set(networks, options.sets / name, options.predicted)
+            if options.counts is not None:
+                options.counts.write_bytes(pickle.dumps(sets))
+    report_sets(sets, list(networks))
+    if options.composites:
+        _, held = pickle.loads(options.cache.read_bytes())
+        report_composites(networks, held, options.composites)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,20 @@
 """Instances of a class map by the one question: evidence of pairs of regions by the network and by shape,
 average linkage, joins."""
 
-import cv2
 import numpy as np
 import tfiseg
 import torch
+from contact import near_groups, neck_evidence
 from network import VIEW_PX, Encoded, OneQuestionNetwork
-from tfiseg.plugins.native import region_graph
-from tfiseg.plugins.problem import problem_of
-from tfiseg.plugins.reference_graph import neck_log_odds
 from tfiseg.runtime.refine.partition import Partition, instances_from_labels, nearest_label
 from tfiseg.runtime.refine.view import View, make_view, render_mask, sample_labels, solidity
 from tfiseg.runtime.refine.view_planning import PlannedView, plan_views, render_views
 from train import LOGIT_LIMIT
 
-from samples import MOST_REGIONS, REGION_PX, cell_shares, largest_regions, regions_of
+from samples import LEAST_PIECE_PX, MOST_REGIONS, REGION_PX, cell_shares, largest_regions, regions_of
 
 _CONVEX = 0.97
 _LEAST_SHARE = 0.04  # of a component: smaller parts go with their neighbors
-_NEAR = 0.6  # of the square root of the larger area: pieces further apart are not asked about
-_LEAST_PIECE_PX = 80  # at REGION_PX
 
 
 @torch.no_grad()
@@ -44,28 +39,6 @@ def pair_evidence(network: OneQuestionNetwork, encoded: Encoded, label: np.ndarr
     return both, area.numpy().astype(np.float64)
 
 
-def neck_evidence(mask: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """What shape alone says of each pair of regions.
-
-    Args:
-        mask: of a component, uint8 (2 S, 2 S) 0/1.
-        label: some of its basins, int32 (2 S, 2 S), 1 to n, 0 = none.
-
-    Returns:
-        The split rule's log-odds that the neck between two regions is inside one object, (n, n); 0 where they
-        do not touch.
-    """
-    region_map, regions, edges = region_graph(problem_of(mask))
-    number = np.zeros(len(regions) + 1, np.int64)
-    number[region_map.ravel()] = label.ravel()
-    ends = number[edges[:, :2] + 1]
-    kept = (ends > 0).all(1)
-    i, j = ends[kept].T - 1
-    evidence = np.zeros((int(label.max()),) * 2)
-    evidence[i, j] = evidence[j, i] = neck_log_odds(regions, edges[kept])
-    return evidence
-
-
 def linked(evidence: np.ndarray, area: np.ndarray, threshold: float, allowed: np.ndarray | None = None):
     """Average linkage: the group (n,) of each region, by the number of one of its regions. Groups that hold a
     pair which is not ``allowed`` (n, n) are never merged."""
@@ -88,13 +61,19 @@ def linked(evidence: np.ndarray, area: np.ndarray, threshold: float, allowed: np
 
 
 class Picture:
-    """One picture: what the network says of its components is asked once for all thresholds."""
+    """One picture's components, and the views of those worth asking about, whatever the network.
 
-    def __init__(self, network: OneQuestionNetwork, image: np.ndarray, semantic: np.ndarray) -> None:
-        self.network, self.image = network, image
+    Attributes:
+        components: connected components of each class.
+        views: of each component that could be several objects: the view, the component's mask, its regions,
+            and what shape says of each pair of them.
+    """
+
+    def __init__(self, image: np.ndarray, semantic: np.ndarray) -> None:
+        self.image = image
         self.components = tfiseg.cluster(semantic, split=0.0)
-        self._encoded: dict[tuple[View, int], Encoded] = {}
-        self.asked = []
+        self._rendered: dict[tuple[View, int], tuple[np.ndarray, np.ndarray]] = {}
+        self.views: list[tuple[PlannedView, np.ndarray, np.ndarray, np.ndarray]] = []
         for p in plan_views(self.components, VIEW_PX):
             if not p.component:
                 continue
@@ -103,14 +82,31 @@ class Picture:
                 continue
             label = largest_regions(regions_of(own))
             if label.max() > 1:
-                neck = neck_evidence(own, label)
-                self.asked.append((p, own, label, neck, *pair_evidence(network, self._encode(p), label)))
+                self.views.append((p, own, label, neck_evidence(own, label)))
+
+    def render(self, planned: PlannedView) -> tuple[np.ndarray, np.ndarray]:
+        """Images and class masks of one view, rendered once."""
+        key = planned.view, planned.class_id
+        if key not in self._rendered:
+            self._rendered[key] = render_views(self.image, self.components, [planned], VIEW_PX)
+        return self._rendered[key]
+
+
+class Answers:
+    """What a network says of a picture, asked once for all thresholds."""
+
+    def __init__(self, network: OneQuestionNetwork, picture: Picture) -> None:
+        self.network, self.picture, self.components = network, picture, picture.components
+        self._encoded: dict[tuple[View, int], Encoded] = {}
+        self.asked = [
+            (*view, *pair_evidence(network, self._encode(view[0]), view[2])) for view in picture.views
+        ]
 
     @torch.no_grad()
     def _encode(self, planned: PlannedView) -> Encoded:
         key = planned.view, planned.class_id
         if key not in self._encoded:
-            images, masks = render_views(self.image, self.components, [planned], VIEW_PX)
+            images, masks = self.picture.render(planned)
             self._encoded[key] = self.network.encode(torch.from_numpy(images), torch.from_numpy(masks))
         return self._encoded[key]
 
@@ -162,27 +158,19 @@ class Picture:
     def _groups(self, snapshot):
         """Pieces of one class that are near one another: view, class and numbers of each group."""
         numbers = np.flatnonzero(snapshot.areas[1:] > 0) + 1
-        boxes = {k: cv2.boundingRect((snapshot.label_map == k).astype(np.uint8)) for k in numbers.tolist()}
+        boxes = boxes_of(snapshot.label_map)
         for class_id in np.unique(snapshot.class_of[numbers]):
-            its = [k for k in numbers.tolist() if snapshot.class_of[k] == class_id]
-            leader = {k: k for k in its}
-            for i, a in enumerate(its):
-                for b in its[i + 1 :]:
-                    reach = _NEAR * max(snapshot.areas[a], snapshot.areas[b]) ** 0.5
-                    if (
-                        snapshot.component_of[a] != snapshot.component_of[b]
-                        and _gap(boxes[a], boxes[b]) <= reach
-                    ):
-                        old, new = leader[b], leader[a]
-                        leader = {k: new if v == old else v for k, v in leader.items()}
-            for first in set(leader.values()):
-                group = [k for k in its if leader[k] == first]
-                if len({int(snapshot.component_of[k]) for k in group}) > 1:
-                    xywh = np.array([boxes[k] for k in group])
+            its = numbers[snapshot.class_of[numbers] == class_id]
+            component = snapshot.component_of[its]
+            group = near_groups(boxes[its], snapshot.areas[its], component[:, None] != component[None])
+            for first in np.unique(group):
+                members, xywh = its[group == first], boxes[its[group == first]]
+                if len(np.unique(component[group == first])) > 1:
                     low, high = xywh[:, :2].min(0), (xywh[:, :2] + xywh[:, 2:]).max(0)
                     size_hw = snapshot.label_map.shape
                     view = make_view((*low.tolist(), *high.tolist()), size_hw, VIEW_PX)
-                    yield view, int(class_id), sorted(group, key=lambda k: -snapshot.areas[k])[:MOST_REGIONS]
+                    largest = members[np.argsort(-snapshot.areas[members], kind="stable")]
+                    yield view, int(class_id), largest[:MOST_REGIONS].tolist()
 
     def _render_parts(self, label_map: np.ndarray, view: View, pieces: list[int]) -> np.ndarray:
         """The pieces that can be seen in a view, int32 (2 S, 2 S), by their numbers."""
@@ -190,9 +178,16 @@ class Picture:
         kept[pieces] = pieces
         label = kept[sample_labels(label_map, view, REGION_PX)]
         count = np.bincount(label.ravel())
-        return np.where(count[label] >= _LEAST_PIECE_PX, label, 0)
+        return np.where(count[label] >= LEAST_PIECE_PX, label, 0)
 
 
-def _gap(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """Between two boxes (x, y, w, h), in pixels, along the axis on which they are further apart."""
-    return max(a[0] - b[0] - b[2], b[0] - a[0] - a[2], a[1] - b[1] - b[3], b[1] - a[1] - a[3], 0)
+def boxes_of(label_map: np.ndarray) -> np.ndarray:
+    """The box of each label of a label map, int64 (n + 1, 4), x, y, width, height; 0 without pixels."""
+    ys, xs = np.nonzero(label_map)
+    its, at = label_map[ys, xs], np.stack([xs, ys], 1)
+    low = np.full((int(label_map.max()) + 1, 2), max(label_map.shape))
+    high = np.zeros_like(low)
+    for axis in range(2):
+        np.minimum.at(low[:, axis], its, at[:, axis])
+        np.maximum.at(high[:, axis], its, at[:, axis] + 1)
+    return np.where(high[:, :1] > 0, np.concatenate([low, high - low], 1), 0)

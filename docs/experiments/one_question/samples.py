@@ -9,6 +9,7 @@ import numpy as np
 import tfiseg
 import torch
 from composites import QuestionComposer
+from contact import neck_evidence
 from network import STRIDE, VIEW_PX
 from tfiseg.export.instance.bank import Bank, build_bank, remove_dented_objects
 from tfiseg.export.instance.teacher import predict_pseudo_labels, split_groups
@@ -17,15 +18,19 @@ from tfiseg.export.instance.train import split_bank
 REGION_PX = 2 * VIEW_PX  # regions are found at twice the view's side: their borders limit every cut
 MOST_REGIONS = 40
 LEAST_REGION_PX = 12  # pixels at REGION_PX; smaller ones go with their nearest neighbor
+LEAST_PIECE_PX = 80  # of a piece to join
 _CELL = REGION_PX * STRIDE // VIEW_PX
 _PROMPTS = 8  # of a view, at most
 BATCH_PROMPTS = 64  # of a batch, always: each other number costs oneDNN new kernels
 _PURE = 0.7  # share of a region's pixels that must be one object's
 _PIECES = 0.4  # share of samples that ask of pieces of the whole class, as joining does
 _MERGED_WHOLE = 0.7  # of these, components whose regions of one object are all merged
-_SINGLE_WEIGHT = 2.0  # photos show still more single objects than composites do
-_APART_WEIGHT = 2.0  # and, of pieces that don't touch, more that are different objects
+_SINGLE_WEIGHT = 3.5  # photos show still more single objects than composites do
 _ATTEMPTS = 64  # numbers of composites kept for each sample
+# of views to join: the shares kept of those with this number of pieces at most, if all pairs are different
+# objects, and if some are one, so that few pieces and wrong pairs are as common as in photos
+_KEPT = ((4, 1.0, 0.6), (8, 0.5, 0.15), (MOST_REGIONS, 0.15, 0.02))
+_ALIKE, _KEPT_ALIKE = 4.0, 0.3  # and of those whose pieces of one object have areas this close
 
 
 def regions_of(mask: np.ndarray) -> np.ndarray:
@@ -59,6 +64,8 @@ class Sample:
         owner: the object of each cell, int16 (S / 4, S / 4), 0 = none or unknown.
         regions: the share of each cell that belongs to each region, float32 (R, S / 4, S / 4).
         region_owner: the object of each region, int64 (R,), 0 = several or unknown.
+        pairs: whether linkage would ask about each pair of regions, bool (R, R).
+        necks: what shape says of each pair, float32 (R, R), see ``neck_evidence``.
         prompts: the regions that are asked about, int64 (P,).
         weight: how much the sample counts.
     """
@@ -68,6 +75,8 @@ class Sample:
     owner: np.ndarray
     regions: np.ndarray
     region_owner: np.ndarray
+    pairs: np.ndarray
+    necks: np.ndarray
     prompts: np.ndarray
     weight: float
 
@@ -81,61 +90,92 @@ class SampleSet:
 
     def __getitem__(self, number: int) -> Sample:
         rng = np.random.default_rng([self.seed, 1, number])
+        self.composer.joins = bool(rng.random() < _PIECES)
         for attempt in range(_ATTEMPTS):
             composite = self.composer(number * _ATTEMPTS + attempt)
-            sample = sample_of(composite, rng)
+            sample = (pieces_sample if self.composer.joins else component_sample)(composite, rng)
             if sample is not None:
                 return sample
         raise RuntimeError(f"no composite of sample {number} has two regions")
 
 
-def sample_of(composite, rng: np.random.Generator) -> Sample | None:
-    """A sample of a composite; None where there are no two regions to ask about."""
-    owner = np.maximum(composite.owner, 0).repeat(2, 0).repeat(2, 1)
+def component_sample(composite, rng: np.random.Generator) -> Sample | None:
+    """The question of cuts: all regions of one component; None where it has no two."""
     mask = enlarged_mask(composite.mask)
-    pieces = rng.random() < _PIECES
-    label = regions_of(mask)
-    if pieces:
-        label = _merged(label, owner, rng)
-    else:
-        _, component = cv2.connectedComponents(mask, connectivity=8)
-        areas = np.bincount(component[component > 0], minlength=2)[1:]
-        label = np.where(component == 1 + rng.choice(len(areas), p=areas / areas.sum()), label, 0)
-    label = largest_regions(label)
+    _, component = cv2.connectedComponents(mask, connectivity=8)
+    areas = np.bincount(component[component > 0], minlength=2)[1:]
+    own = (component == 1 + rng.choice(len(areas), p=areas / areas.sum())).astype(np.uint8)
+    label = largest_regions(regions_of(own))
+    if label.max() < 2:
+        return None
+    region_owner = owners_of(label, _enlarged_owner(composite))
+    necks = neck_evidence(own, label).astype(np.float32)
+    single = len(np.unique(region_owner[region_owner > 0])) == 1
+    weight = _SINGLE_WEIGHT if single else 1.0
+    return _sample(composite, label, region_owner, np.ones_like(necks, bool), necks, weight, rng)
+
+
+def pieces_sample(composite, rng: np.random.Generator) -> Sample | None:
+    """The question of joins: pieces of different components, at the odds of photos; None where there are no
+    two."""
+    mask, owner = enlarged_mask(composite.mask), _enlarged_owner(composite)
+    label = largest_regions(_merged(regions_of(mask), owner, rng), LEAST_PIECE_PX)
     count = int(label.max())
     if count < 2:
         return None
-    votes = np.bincount(
-        label.ravel() * (owner.max() + 1) + owner.ravel(), minlength=(count + 1) * (owner.max() + 1)
-    )
+    _, component = cv2.connectedComponents(mask, connectivity=8)
+    its_component = np.zeros(count + 1, np.int64)
+    its_component[label.ravel()] = component.ravel()
+    pairs = its_component[1:, None] != its_component[None, 1:]
+    region_owner = owners_of(label, owner)
+    area = np.bincount(label.ravel())[1:]
+    right = pairs & (region_owner[:, None] == region_owner[None]) & (region_owner > 0)[None]
+    kept = next(shares[bool(right.any())] for most, *shares in _KEPT if count <= most)
+    if right.any() and (area[:, None] / area[None])[right].max() < _ALIKE:
+        kept *= _KEPT_ALIKE
+    if not pairs.any() or rng.random() > kept:
+        return None
+    return _sample(composite, label, region_owner, pairs, np.zeros(pairs.shape, np.float32), 1.0, rng)
+
+
+def _enlarged_owner(composite) -> np.ndarray:
+    return np.maximum(composite.owner, 0).repeat(2, 0).repeat(2, 1)
+
+
+def owners_of(label: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """The object that has nearly all of each region, int64 (n,), 0 = none."""
+    count, owners = int(label.max()), int(owner.max()) + 1
+    votes = np.bincount(label.ravel() * owners + owner.ravel(), minlength=(count + 1) * owners)
     votes = votes.reshape(count + 1, -1)[1:]
     votes[:, 0] = 0
     sure = votes.max(1) > _PURE * np.bincount(label.ravel(), minlength=count + 1)[1:]
-    region_owner = np.where(sure, votes.argmax(1), 0).astype(np.int64)
+    return np.where(sure, votes.argmax(1), 0).astype(np.int64)
+
+
+def _sample(composite, label, region_owner, pairs, necks, weight, rng) -> Sample | None:
     asked = np.flatnonzero(region_owner)
     if not len(asked):
         return None
-    asked = rng.permutation(asked)[:_PROMPTS]
-    single = len(np.unique(region_owner[region_owner > 0])) == 1
     cells = np.maximum(composite.owner, 0)[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
-    weight = (1.0 if single else _APART_WEIGHT) if pieces else _SINGLE_WEIGHT if single else 1.0
     return Sample(
         composite.image,
         composite.mask,
         cells.astype(np.int16),
-        cell_shares(label, count),
+        cell_shares(label, len(region_owner)),
         region_owner,
-        asked,
+        pairs,
+        necks,
+        rng.permutation(asked)[:_PROMPTS],
         weight,
     )
 
 
-def largest_regions(label: np.ndarray) -> np.ndarray:
+def largest_regions(label: np.ndarray, least_px: int = LEAST_REGION_PX) -> np.ndarray:
     """The largest regions, numbered from 1 on."""
     area = np.bincount(label.ravel())
     area[0] = 0
     kept = np.argsort(-area, kind="stable")[:MOST_REGIONS]
-    kept = kept[area[kept] >= LEAST_REGION_PX]
+    kept = kept[area[kept] >= least_px]
     number = np.zeros(len(area), np.int32)
     number[kept] = np.arange(1, len(kept) + 1)
     return number[label]
@@ -175,11 +215,13 @@ def collate(samples: list[Sample]) -> dict[str, torch.Tensor]:
         "owners": np.stack([s.owner for s in samples]),
         "regions": np.concatenate([s.regions for s in samples]),
         "region_owners": np.concatenate([s.region_owner for s in samples]),
+        "pairs": torch.block_diag(*(torch.from_numpy(s.pairs) for s in samples)),
+        "necks": torch.block_diag(*(torch.from_numpy(s.necks) for s in samples)),
         "region_views": np.repeat(np.arange(len(samples)), np.diff(first)),
         "prompts": np.resize(prompts, BATCH_PROMPTS),
         "weights": np.array([s.weight for s in samples], np.float32),
     }
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in stacked.items()}
+    return {name: torch.as_tensor(array) for name, array in stacked.items()}
 
 
 def banks(data: Path, cutouts: Path | None, cache: Path) -> tuple[Bank, Bank]:

@@ -19,6 +19,7 @@ _WEIGHT_DECAY = 1e-4
 _WARM_UP_STEPS = 100
 _DECODER_STEPS = 400  # of a new decoder, which learns alone, so that it does not spoil the encoder
 _INSIDE_PROMPT = 0.2  # how much the cells of the prompt itself count: they are easy
+SHAPE_WEIGHT = 1.0  # of the split rule's log-odds in the evidence of a pair: the network learns the rest
 LOGIT_LIMIT = 8.0  # of what a cell adds to the evidence of a pair, here and in linkage
 _SAVE_SECONDS = 300
 _SAY_STEPS = 50
@@ -43,8 +44,8 @@ def losses_of(logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]
     shares = batch["regions"].flatten(1)
     area = shares.sum(1)
     evidence = logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).flatten(1) @ shares.T / area.clamp(min=1e-3)
-    together = batch["region_views"][None] == view[:, None]
-    known = together & (batch["region_owners"][None] > 0)
+    evidence = evidence + SHAPE_WEIGHT * batch["necks"][asked]
+    known = batch["pairs"][asked] & (batch["region_owners"][None] > 0)
     known[torch.arange(len(asked)), asked] = False
     of_pair = known * area.sqrt()[None]
     pairs = F.binary_cross_entropy_with_logits(
