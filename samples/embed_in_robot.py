@@ -41,7 +41,9 @@ try:
     source = tfiseg.open_source(args.source, realtime=True)
 except tfiseg.SourceError as error:
     sys.exit(str(error))
-command, last_command, clear_since = "", "", None
+command = last_command = f"STOP: {obstacle(None)}"  # the robot stands until masks show that the way is clear
+print(command, flush=True)
+clear_since = None
 # the pipeline runs in its own threads; this loop never waits for a frame
 with source, tfiseg.Pipeline(source, segmenter, tracker=tfiseg.Tracker()) as pipeline:
     end = time.monotonic() + args.seconds
