@@ -54,7 +54,7 @@ def build_plugin(
     cmake, nvcc = find_cmake(), find_nvcc()
     headers = find_tensorrt_headers() if with_tensorrt else None
     say(f"building {target}\n  nvcc: {nvcc}\n  TensorRT headers: {headers or 'none'}")
-    say(f"  for: {', '.join(architectures)}, PTX; each takes about 20 seconds")
+    say(f"  for: {', '.join(architectures)}, PTX; each takes about 40 seconds")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as wrong:
