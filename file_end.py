@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 _MP4_BOXES = frozenset(
     b"ftyp moov moof mdat mfra free skip wide uuid styp sidx ssix prft emsg meta meco pdin pnot udta".split()
@@ -36,42 +36,38 @@ class _SecondFile(Exception):
         self.at = at
 
 
-def missing_bytes(file: BinaryIO) -> int:
-    """Return how many bytes at least are missing at the end of a file that is open for reading.
+class FileEnd(NamedTuple):
+    """What is wrong with the end of a file.
 
-    Returns:
-        The number; 0 for a complete file, and for a format whose structure is not known here.
+    Attributes:
+        missing: number of bytes that are missing at least; 0 for a complete file, and for a format whose
+            structure is not known here.
+        second_at: position in bytes of a second video that decoders do not read, as in MP4 files joined by
+            ``cat``; None if there is none, and for a format whose decoders read all videos.
     """
-    try:
-        _walk(file)
-    except _EndOfFile as end:
-        return end.missing
-    except _SecondFile:
-        pass
-    return 0
+
+    missing: int = 0
+    second_at: int | None = None
 
 
-def second_file_at(file: BinaryIO) -> int | None:
-    """Return where a second video begins that decoders do not read, as in MP4 files joined by ``cat``.
-
-    Returns:
-        The position in bytes; None if there is none, and for a format whose decoders read all videos.
-    """
-    try:
-        _walk(file)
-    except _SecondFile as second:
-        return second.at
-    except _EndOfFile:
-        pass
-    return None
-
-
-def _walk(file: BinaryIO) -> None:
+def file_end(file: BinaryIO) -> FileEnd:
+    """Follow the structure of a file that is open for reading to its end."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     walk = _walk_of(file.read(200))
-    if walk is not None:
-        walk(file, size)
+    try:
+        if walk is not None:
+            walk(file, size)
+    except _EndOfFile as end:
+        return FileEnd(missing=end.missing)
+    except _SecondFile as second:
+        return FileEnd(second_at=second.at)
+    return FileEnd()
+
+
+def missing_bytes(file: BinaryIO) -> int:
+    """Return how many bytes at least are missing at the end of a file, see ``FileEnd``."""
+    return file_end(file).missing
 
 
 def _walk_of(head: bytes) -> Callable[[BinaryIO, int], None] | None:

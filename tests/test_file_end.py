@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 import tfiseg
-from tfiseg.file_end import missing_bytes, second_file_at
+from tfiseg.file_end import file_end, missing_bytes
 from tfiseg.runtime.output.run import run
 
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
@@ -118,7 +118,7 @@ def test_a_second_video_that_is_not_read_is_an_error(name, recipe, tmp_path):
     path = tmp_path / name
     content = write(path, *recipe)
     with open(path, "rb") as file:
-        assert second_file_at(file) is None
+        assert file_end(file).second_at is None
     assert read_all(path) == (40, None)
     path.write_bytes(content + content)
     frames, error = read_all(path)

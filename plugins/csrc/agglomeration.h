@@ -192,19 +192,16 @@ class Agglomeration : private LinkGraph {
             if (is_large(from)) --node(neighbor).links.to_large;
             if (twin >= 0 && twin < *k) {
                 join_links(twin, *k, neighbor);
-                --node(neighbor).degree;
                 announce_link(twin, to, true);
                 continue;
             }
+            ends(*k)[ends(*k)[1] == from] = to;
+            list_link(to, neighbor, *k);
             if (twin >= 0) {
                 join_links(*k, twin, neighbor);
-                --node(neighbor).degree;
-                --node(to).degree;
-                if (is_large(to)) --node(neighbor).links.to_large;
-                if (is_large(neighbor)) --node(to).links.to_large;
+            } else {
+                count_link(to, neighbor);
             }
-            ends(*k)[ends(*k)[1] == from] = to;
-            add_link(to, neighbor, *k);
             announce_link(*k, to, twin >= 0);
         }
         lists_.release(node(from).links);
@@ -216,6 +213,7 @@ class Agglomeration : private LinkGraph {
     void join_links(int32_t stays, int32_t other, int32_t neighbor) {
         sums_.absorb(stays, other);
         kill(other);
+        --node(neighbor).degree;
         forget_best(neighbor, other);
     }
 

@@ -262,13 +262,17 @@ class LinkGraph {
         ends(k) = {-1, -1};
     }
 
-    void add_link(int32_t n, int32_t neighbor, int32_t k) {
+    // A link that is new at a node: count_link() follows, unless it takes the place of another link to this neighbor.
+    void list_link(int32_t n, int32_t neighbor, int32_t k) {
         lists_.append(node(n).links, k);
+        mark_[size_t(neighbor)] = k;
+        index_link(k);
+    }
+
+    void count_link(int32_t n, int32_t neighbor) {
         ++node(n).degree;
         if (is_large(n)) ++node(neighbor).links.to_large;
         if (is_large(neighbor)) ++node(n).links.to_large;
-        mark_[size_t(neighbor)] = k;
-        index_link(k);
     }
 
     // At least a quarter of the room is free after dead links were erased or the list has grown, so that this is rare.

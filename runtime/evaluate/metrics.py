@@ -194,7 +194,7 @@ class AveragePrecision:
                 }
             )
         for instance in found:
-            mask = labels == instance.index + 1
+            mask = labels == instance.number
             known_mask = mask & known
             if known_mask.sum() * 2 < mask.sum():
                 continue

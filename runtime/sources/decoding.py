@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SourceError
-from ...file_end import missing_bytes, second_file_at
+from ...file_end import FileEnd, file_end
 from .base import DEFAULT_FPS
 
 _OPEN_SECONDS = 30.0  # a pipe without a writer, or a stalled disk, never answers
@@ -180,15 +180,16 @@ class VideoReader:
                 f"{self._name} ends after {decoded} of the {announced} it announces: the file is damaged or "
                 "truncated"
             )
-        if missing := self._of_file(missing_bytes):
+        end = self._file_end()
+        if end.missing:
             return (
                 f"{self._name} is truncated after {self._frames} frames ({self._end_s:.1f} s): at least "
-                f"{missing} bytes are missing at its end"
+                f"{end.missing} bytes are missing at its end"
             )
-        if second_at := self._of_file(second_file_at):
+        if end.second_at:
             return (
-                f"{self._name} contains another video after its first {second_at} bytes, which is not read, "
-                "or not completely: join videos with FFmpeg's concat demuxer instead of cat"
+                f"{self._name} contains another video after its first {end.second_at} bytes, which is not "
+                "read, or not completely: join videos with FFmpeg's concat demuxer instead of cat"
             )
         lost = max(self._errors, self._packets - self._frames) if self._errors else 0
         corrupted = max(self._corrupted, int(self._ends_incomplete))
@@ -199,14 +200,14 @@ class VideoReader:
             return f"{self._name} is damaged: {', and '.join(faults)}"
         return None
 
-    def _of_file(self, find: Callable[[BinaryIO], int | None]) -> int | None:
+    def _file_end(self) -> FileEnd:
         if self._path is None or not self._path.is_file():  # a pipe has no end
-            return None
+            return FileEnd()
         try:
             with open(self._path, "rb") as file:
-                return find(file)
+                return file_end(file)
         except OSError:  # renamed or removed while it was read: nothing is known of its end
-            return None
+            return FileEnd()
 
     def close(self) -> None:
         """Close the container."""
