@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# processes that run tests in `make test`; each takes up to 3 GB of memory
+JOBS ?= $(shell cores=$$(nproc 2> /dev/null || sysctl -n hw.ncpu); echo $$((cores < 4 ? cores : 4)))
 
 .PHONY: demo docs test test-cpp test-export test-ros test-ray test-zoo test-plugin test-engines test-packages lint clean
 
@@ -18,7 +20,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # The C++ library and samples against an installed prefix, and cross-compiled for a Jetson's CPU under qemu-user. `make test` also
 # runs these tests; here and in CI, a missing tool is a failure. .ci/run lists the Debian packages.

@@ -15,6 +15,15 @@ sys.path.append(str(Path(__file__).parent))  # for the helper modules in this fo
 SHARED = Path(os.environ.get("TFISEG_SHARED") or Path(__file__).parent.parent.parent / "shared")
 
 
+def pytest_configure() -> None:
+    """Give each of several test processes its own cores: threads that wait for a core spin while they do."""
+    if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+        cores, count = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        number = int(worker.removeprefix("gw"))
+        share = cores[number * len(cores) // count : (number + 1) * len(cores) // count]
+        os.sched_setaffinity(0, share or cores)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder of the development data, or skip the test."""
