@@ -226,12 +226,8 @@ def _build(args: argparse.Namespace) -> int:
         operator=not args.no_operator,
     )
     if args.output is None:
-        name = (
-            f"{args.network.stem}-{args.precision}.onnx"
-            if args.target == CPU_TARGET
-            else f"{args.network.stem}.engine"
-        )
-        args.output = Path(name)
+        suffix = f"-{args.precision}.onnx" if args.target == CPU_TARGET else ".engine"
+        args.output = Path(f"{args.network.stem}{suffix}")
     command = command_line("tfiseg", *args.argv)
     report = build(args.network, args.output, args.target, precision, settings, command, quiet=args.json)
     print(as_json(report) if args.json else _build_text(report))
@@ -240,21 +236,12 @@ def _build(args: argparse.Namespace) -> int:
 
 _SHAPES = ("shape", "shape_min", "shape_opt", "shape_max")
 _INT8 = ("calibration_frames", "method", "cache", "auto_exclude")
-_TENSORRT = (
-    *_SHAPES,
-    "batch",
-    "workspace",
-    "timing_cache",
-    "opt_level",
-    "portable",
-    "compute_capability",
-    "tf32",
-)
+_BUILDER = ("workspace", "timing_cache", "opt_level", "portable", "compute_capability", "tf32")
 
 
 def _check_effects(args: argparse.Namespace, for_cpu: bool, is_instance: bool) -> None:
     """Raise InputError for options without effect on this kind of network, target or precision."""
-    _reject(args, _TENSORRT if for_cpu else (), "with --target onnxruntime")
+    _reject(args, (*_SHAPES, "batch", *_BUILDER) if for_cpu else (), "with --target onnxruntime")
     if is_instance:
         options = (*_SHAPES, *_INT8, "keep", "min_agreement", "min_pq")
         _reject(args, options, "on an instance network, which takes views of one size")

@@ -19,18 +19,13 @@ _MAX_LISTED = 6  # classes in the report
 _OUTPUT_KINDS = ("logits", "softmax", "sigmoid", "binary", "class-map")
 # options without effect on a checkpoint of tfiseg or the default network
 _FOREIGN_ONLY = (
-    "input_size",
-    "mean",
-    "std",
-    "scale",
-    "rgb",
-    "things",
-    "opset",
-    "output_name",
-    "output_kind",
-    "threshold",
-    "weights",
-    "random_weights",
+    *("input_size", "mean", "std", "scale", "rgb", "things", "opset", "output_name", "output_kind"),
+    *("threshold", "weights", "random_weights"),
+)
+# options with the name of their field in ExportSettings
+_SETTINGS = (
+    *("mean", "std", "scale", "rgb", "photos", "class_names", "things", "training_data", "licence", "opset"),
+    *("output_name", "output_kind", "weights"),
 )
 _EXTRAS = {"torchvision": "zoo", "smp": "zoo", "hf": "hf", "python": "torch"}  # all include `export`
 _EXAMPLES = (
@@ -283,26 +278,11 @@ def _export_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 def _options(args: argparse.Namespace) -> Any:
     from ..export.onnx_import.any_network import ExportSettings
 
-    names = (
-        "mean",
-        "std",
-        "scale",
-        "rgb",
-        "photos",
-        "class_names",
-        "things",
-        "training_data",
-        "licence",
-        "opset",
-        "output_name",
-        "output_kind",
-        "weights",
-    )
     return ExportSettings(
         input_size_hw=args.input_size,
         random_weights=bool(args.random_weights),
         thresholds=args.threshold,
-        **{name: getattr(args, name) for name in names},
+        **{name: getattr(args, name) for name in _SETTINGS},
     )
 
 

@@ -161,11 +161,9 @@ def path(text: str) -> Path:
 def existing_file(text: str) -> Path:
     """Parser type: a file that exists. Raises SourceError, so that a missing file is reported first."""
     if not Path(text).is_file():
-        is_folder = Path(text).is_dir()
+        shown = printable(text)
         raise SourceError(
-            f"{printable(text)} is a folder, not a file"
-            if is_folder
-            else f"there is no file {printable(text)}"
+            f"{shown} is a folder, not a file" if Path(text).is_dir() else f"there is no file {shown}"
         )
     return Path(text)
 

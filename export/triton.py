@@ -259,9 +259,8 @@ def _tensor(one: Mapping[str, Any], batched: bool) -> dict[str, Any]:
         )
     dims = [-1 if isinstance(side, str) else side for side in one["shape"]][batched:]
     made = {"name": one["name"], "data_type": _TYPES[one["dtype"]], "dims": dims or [1]}
-    return (
-        made if dims else {**made, "reshape": []}
-    )  # a number per frame: Triton needs an axis, the model has none
+    # a number per frame: Triton needs an axis, the model has none
+    return made if dims else {**made, "reshape": []}
 
 
 def _config_text(

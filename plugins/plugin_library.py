@@ -126,15 +126,16 @@ def describe(info: dict[str, Any]) -> str:
     ]
     if "nvcc" in info:
         headers = info["tensorrt_headers"]
+        kind = (
+            f"TensorRT plugin, headers {headers}"
+            if headers
+            else "C API only: built without TensorRT's headers"
+        )
         lines.append(
             f"  for compute capabilities {', '.join(info['architectures'])}; nvcc {info['nvcc']}; "
             f"{info['machine']}"
         )
-        lines.append(
-            f"  TensorRT plugin, headers {headers}"
-            if headers
-            else "  C API only: built without TensorRT's headers"
-        )
+        lines.append(f"  {kind}")
         kernels = info["kernels"]
         registers = max((k["registers"] for k in kernels), default=0)
         spilling = sum(1 for k in kernels if k["spill_bytes"])
@@ -167,13 +168,10 @@ def load_plugin(tensorrt: Any = None) -> Path:
     """
     module = tensorrt if tensorrt is not None else _tensorrt()
     registry = module.get_plugin_registry()
-    path = (
-        plugin_path()
-        if not is_registered(registry)
-        else Path(os.environ.get(PATH_VARIABLE) or default_path())
-    )
-    if not is_registered(registry):
-        registry.load_library(str(path))
+    if is_registered(registry):
+        return Path(os.environ.get(PATH_VARIABLE) or default_path())
+    path = plugin_path()
+    registry.load_library(str(path))
     if not is_registered(registry):
         expected = f"{PLUGIN_NAMESPACE}::{PLUGIN_NAME} version {PLUGIN_VERSION}"
         raise TfisegError(

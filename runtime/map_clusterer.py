@@ -155,11 +155,9 @@ class MapClusterer:
     @property
     def clustered_classes(self) -> tuple[int, ...]:
         """Classes to cluster; a score calibration compares areas of all countable ones."""
-        return (
-            self.things
-            if self.score_rule is None
-            else tuple(sorted({*self.things, *self.session.info.things}))
-        )
+        if self.score_rule is None:
+            return self.things
+        return tuple(sorted({*self.things, *self.session.info.things}))
 
     def components_of(self, logits: NDArray[np.float32], size_hw: tuple[int, int]) -> Instances:
         """Return all connected components of a frame's class map, also small ones.

@@ -137,10 +137,8 @@ class FrameComposer:
         share = rng.uniform(_MIN_WINDOW, 1.0)
         stretch = float(np.exp(rng.normal(0, 0.08)))
         side = share * min(h / height, w / width * stretch)
-        window_h, window_w = (
-            min(h, max(8, round(side * height))),
-            min(w, max(8, round(side * width / stretch))),
-        )
+        window_h = min(h, max(8, round(side * height)))
+        window_w = min(w, max(8, round(side * width / stretch)))
         y, x = int(rng.integers(0, h - window_h + 1)), int(rng.integers(0, w - window_w + 1))
         spot = (slice(y, y + window_h), slice(x, x + window_w))
         how = cv2.INTER_AREA if window_h > height else cv2.INTER_LINEAR

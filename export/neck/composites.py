@@ -80,11 +80,9 @@ def _rescale_mask(mask: Mask, zoom: float, rng: np.random.Generator, turn_degree
         out = out[:, ::-1]
     out = (out > 127).astype(np.uint8)
     ys, xs = np.nonzero(out)
-    return (
-        np.ascontiguousarray(out[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
-        if len(ys)
-        else np.ones((2, 2), np.uint8)
-    )
+    if not len(ys):
+        return np.ones((2, 2), np.uint8)
+    return np.ascontiguousarray(out[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
 
 
 def ellipse(rng: np.random.Generator, diameter: float) -> Mask:
@@ -138,10 +136,8 @@ def composite(bank: Sequence[Shape], rng: np.random.Generator, side_px: int = 32
         mh, mw = mask.shape
         ys, xs = np.nonzero(canvas)
         if k == 1 or not len(ys) or rng.random() < 0.1:
-            y, x = (
-                int(rng.integers(-mh // 4, max(1, side_px - 3 * mh // 4))),
-                int(rng.integers(-mw // 4, max(1, side_px - 3 * mw // 4))),
-            )
+            y = int(rng.integers(-mh // 4, max(1, side_px - 3 * mh // 4)))
+            x = int(rng.integers(-mw // 4, max(1, side_px - 3 * mw // 4)))
             if k == 1 and not ellipses and first.at_bottom:
                 y = side_px - mh
         else:
@@ -178,10 +174,8 @@ def _find_position(
     target = rng.choice([0.002, 0.02, 0.06, 0.15]) * mask.sum()
     reach = float(np.hypot(*canvas.shape))
     for distance in np.arange(reach, -reach / 2, -2.0):
-        y, x = (
-            round(target_y + distance * float(np.sin(angle))),
-            round(target_x + distance * float(np.cos(angle))),
-        )
+        y = round(target_y + distance * float(np.sin(angle)))
+        x = round(target_x + distance * float(np.cos(angle)))
         y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + mh, canvas.shape[0]), min(x + mw, canvas.shape[1])
         if y1 <= y0 or x1 <= x0:
             continue

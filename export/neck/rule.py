@@ -75,9 +75,8 @@ def merge_samples(
         one = owner[edges[:, 0]] == owner[edges[:, 1]]
         x = features_of(regions, edges)
         smaller = np.minimum(regions[edges[:, 0], 0], regions[edges[:, 1], 0])
-        size = counts.sum(0)[
-            np.where(one, owner[edges[:, 0]], 0)
-        ]  # size of the object that a wrong cut would split
+        # size of the object that a wrong cut would split
+        size = counts.sum(0)[np.where(one, owner[edges[:, 0]], 0)]
         small_owner = np.where(
             regions[edges[:, 0], 0] <= regions[edges[:, 1], 0], owner[edges[:, 0]], owner[edges[:, 1]]
         )

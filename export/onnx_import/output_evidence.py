@@ -24,19 +24,9 @@ _NEAR = 0.1  # a probability so close to 0 or 1 is decided
 _ACTIVATIONS = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "ArgMax")
 # operators that keep every value, or average neighbors
 _KEEPS_VALUES = (
-    *(
-        "Identity",
-        "Cast",
-        "Dropout",
-        "Round",
-        "Squeeze",
-        "Unsqueeze",
-        "Reshape",
-        "Flatten",
-        "Transpose",
-        "Slice",
-    ),
-    *("Gather", "Split", "Resize", "Upsample", "AveragePool", "MaxPool", "DepthToSpace", "Clip", "Concat"),
+    *("Identity", "Cast", "Dropout", "Round", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose"),
+    *("Slice", "Gather", "Split", "Resize", "Upsample", "AveragePool", "MaxPool", "DepthToSpace", "Clip"),
+    "Concat",
 )
 
 

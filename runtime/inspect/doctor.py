@@ -14,10 +14,8 @@ from .installation import NATIVE, Facts, normalize_name
 from .jetson import jetson_checks
 
 _OPENCV = (
-    "opencv-python",
-    "opencv-python-headless",
-    "opencv-contrib-python",
-    "opencv-contrib-python-headless",
+    *("opencv-python", "opencv-python-headless"),
+    *("opencv-contrib-python", "opencv-contrib-python-headless"),
 )
 _ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 _PYTHONS = ((3, 10), (3, 13))
@@ -63,11 +61,9 @@ def doctor_text(facts: Facts, checks: Sequence[Check]) -> str:
         if check.fix:
             lines.append(f"{'':<8}  {'':<{width}}  -> {check.fix}")
     count = {state: sum(check.state == state for check in checks) for state in (OK, OPTIONAL, MISSING, WRONG)}
-    verdict = (
-        f"{count[MISSING]} missing, {count[WRONG]} wrong"
-        if not is_healthy(checks)
-        else "Nothing that is needed is missing or wrong"
-    )
+    verdict = "Nothing that is needed is missing or wrong"
+    if not is_healthy(checks):
+        verdict = f"{count[MISSING]} missing, {count[WRONG]} wrong"
     return "\n".join([*lines, f"{verdict}; {count[OK]} ok, {count[OPTIONAL]} optional things are not here."])
 
 
@@ -106,12 +102,10 @@ def _checks(facts: Facts) -> Iterator[Check]:
         ("mcap", "live"),
         ("foxglove-sdk", "live"),
     ):
-        found = facts.packages.get(package)
-        yield (
-            Check(package, OK, found)
-            if found
-            else Check(package, OPTIONAL, "not installed", f'pip install ".[{extra}]" in the repository')
-        )
+        if found := facts.packages.get(package):
+            yield Check(package, OK, found)
+        else:
+            yield Check(package, OPTIONAL, "not installed", f'pip install ".[{extra}]" in the repository')
 
 
 def _python(facts: Facts) -> Check:
@@ -279,11 +273,8 @@ def _tensorrt(facts: Facts, flavour: str) -> Check:
 
 def _tensorrt_fix(flavour: str, machine: Machine) -> str:
     if flavour == "tensorrt_rtx":
-        return (
-            'pip install ".[rtx]" in the repository (desktop RTX GPUs)'
-            if machine.platform == "linux-x86_64"
-            else ""
-        )
+        has_wheel = machine.platform == "linux-x86_64"
+        return 'pip install ".[rtx]" in the repository (desktop RTX GPUs)' if has_wheel else ""
     if machine.l4t:
         return "sudo apt install python3-libnvinfer, and create the venv with --system-site-packages"
     return (
@@ -315,10 +306,8 @@ def _plugin_check(facts: Facts) -> Check:
     if headers and installed and _numbers(headers)[0] > _numbers(installed)[0]:
         found = f"compiled for TensorRT {headers}, installed is {installed}"
         return Check(name, WRONG, found, "TENSORRT_ROOT=<folder of its include/> tfiseg plugin build --force")
-    architectures, capability = (
-        list(plugin.get("architectures", [])),
-        (facts.machine.compute_capability or "").replace(".", ""),
-    )
+    architectures = list(plugin.get("architectures", []))
+    capability = (facts.machine.compute_capability or "").replace(".", "")
     if capability and capability not in architectures:
         if "PTX" not in architectures:
             return Check(

@@ -69,9 +69,8 @@ class EngineInstanceSession(InstanceSession):
     def _run_batch(
         self, outputs: tuple[str, ...], views: NDArray[np.uint8], masks: NDArray[np.uint8]
     ) -> list[NDArray[np.float32]]:
-        count = min(
-            1 << (len(views) - 1).bit_length(), self._max_views
-        )  # few sizes: RTX compiles kernels for each
+        # few sizes: RTX compiles kernels for each
+        count = min(1 << (len(views) - 1).bit_length(), self._max_views)
         with self._lock, self.cuda.current():
             given = {
                 "views": np.zeros((count, *views.shape[1:]), np.uint8),

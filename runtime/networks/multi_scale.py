@@ -75,10 +75,8 @@ class MultiScaleSession:
     def _infer_windows(self, image: NDArray[np.uint8], scale: float, grid_hw: tuple[int, int]) -> Logits:
         """Average windows on the frame's grid; weights grow with the distance from borders."""
         height, width = image.shape[:2]
-        total, weight = (
-            np.zeros((len(self.info.class_names), *grid_hw), np.float32),
-            np.zeros(grid_hw, np.float32),
-        )
+        total = np.zeros((len(self.info.class_names), *grid_hw), np.float32)
+        weight = np.zeros(grid_hw, np.float32)
         for y, x, h, w in windows((height, width), scale):
             rows, at_y, row_weight = _cells(y, h, height, grid_hw[0])
             columns, at_x, column_weight = _cells(x, w, width, grid_hw[1])

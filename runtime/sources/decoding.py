@@ -61,10 +61,8 @@ class VideoReader:
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate and 0 < rate <= _MAX_FPS else None
         self.frame_count: int | None = stream.frames if stream.frames > 0 else None
-        self.codec, self.size_wh = (
-            stream.codec_context.name,
-            (stream.codec_context.width, stream.codec_context.height),
-        )
+        self.codec = stream.codec_context.name
+        self.size_wh = (stream.codec_context.width, stream.codec_context.height)
         start_s = (container.start_time or 0) / _TIME_BASE
         # the times of broadcast formats have an arbitrary origin; in other files, 0 is the start
         has_origin = not int(container.format.flags) & _DISCONTINUOUS_TIMES
