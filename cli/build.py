@@ -89,9 +89,7 @@ def _add_accuracy_options(verb: Parser) -> None:
         help="frames for the accuracy check; none of them is used for calibration (default: 128)",
     )
     quality.add_argument(
-        "--no-gate",
-        action="store_true",
-        help="skip the accuracy check (recorded in the engine's metadata)",
+        "--no-gate", action="store_true", help="skip the accuracy check (recorded in the engine's metadata)"
     )
     quality.add_argument(
         "--seed", type=int, default=0, metavar="N", help="random seed of the sample of frames"
@@ -151,10 +149,7 @@ def _add_builder_options(verb: Parser) -> None:
     builder = verb.add_argument_group("expert: TensorRT")
     builder.add_argument("--workspace", type=integer(1), metavar="MIB", help="maximum scratch memory in MiB")
     builder.add_argument(
-        "--timing-cache",
-        type=path,
-        metavar="FILE",
-        help="timing cache to read and update (TensorRT only)",
+        "--timing-cache", type=path, metavar="FILE", help="timing cache to read and update (TensorRT only)"
     )
     builder.add_argument("--opt-level", type=integer(0, 5), metavar="0..5", help="builder optimization level")
     builder.add_argument(

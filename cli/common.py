@@ -14,12 +14,7 @@ from .parser import Example, Parser
 
 
 def add_verb(
-    verbs: Any,
-    name: str,
-    text: str,
-    handler: Any,
-    examples: Sequence[Example] = (),
-    reports: bool = True,
+    verbs: Any, name: str, text: str, handler: Any, examples: Sequence[Example] = (), reports: bool = True
 ) -> Parser:
     """Add a verb to the program.
 

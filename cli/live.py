@@ -67,10 +67,7 @@ def add_run(verbs: Any) -> None:
 def _add_source_options(verb: Parser) -> None:
     source = verb.source
     source.add_argument(
-        "--camera-size",
-        type=size("WxH"),
-        metavar="WxH",
-        help="requested camera resolution, e.g. 1280x720",
+        "--camera-size", type=size("WxH"), metavar="WxH", help="requested camera resolution, e.g. 1280x720"
     )
     source.add_argument(
         "--camera-fps",

@@ -43,9 +43,7 @@ def add_plugin(verbs: Any) -> None:
         help="build: path of the library (default: a cache folder, where tfiseg looks for it)",
     )
     verb.expert.add_argument(
-        "--without-tensorrt",
-        action="store_true",
-        help="build: only the C API; needs no TensorRT headers",
+        "--without-tensorrt", action="store_true", help="build: only the C API; needs no TensorRT headers"
     )
     verb.expert.add_argument(
         "--autoregister",

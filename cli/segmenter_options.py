@@ -166,9 +166,7 @@ def _add_pass_options(expert: Any) -> None:
         "--device", metavar="{cpu,cuda}", help="where a model in ONNX runs (default: cpu); engines need none"
     )
     expert.add_argument(
-        "--backend",
-        metavar="{onnxruntime,torch}",
-        help="what runs a model in ONNX (default: onnxruntime)",
+        "--backend", metavar="{onnxruntime,torch}", help="what runs a model in ONNX (default: onnxruntime)"
     )
 
 

@@ -9,15 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from .common import add_verb, as_json, command_line, need, require
-from .train_options import (
-    IMAGENET,
-    NONE,
-    add_cutouts,
-    add_frame,
-    add_instance,
-    add_score,
-    add_semantic,
-)
+from .train_options import IMAGENET, NONE, add_cutouts, add_frame, add_instance, add_score, add_semantic
 
 _DATA = ("--images DIR", "--semantic DIR")
 

@@ -255,8 +255,7 @@ def _add_missing(folder: ArchiveFolder, todo: list[Picture]) -> None:
     for picture in todo:
         if picture.path not in folder.done and printable(picture.path) not in reported:
             folder.add_error(
-                picture.path,
-                "its worker died several times; a picture of the same task may be the cause",
+                picture.path, "its worker died several times; a picture of the same task may be the cause"
             )
 
 

@@ -33,11 +33,7 @@ Find = Callable[[EvalPicture], Instances]
 
 
 def truth_finders(
-    names: dict[int, str],
-    split: Split,
-    refiner: Refiner | None,
-    against: Sequence[str],
-    min_area: int | None,
+    names: dict[int, str], split: Split, refiner: Refiner | None, against: Sequence[str], min_area: int | None
 ) -> dict[str, Find]:
     """Return the finders on true class maps, ours first.
 

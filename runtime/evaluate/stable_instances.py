@@ -48,11 +48,7 @@ class StableCounts:
 
 
 def stable_counts(
-    reference: MapClusterer,
-    candidate: MapClusterer,
-    maps: Maps,
-    other: Maps,
-    frame_size_hw: tuple[int, int],
+    reference: MapClusterer, candidate: MapClusterer, maps: Maps, other: Maps, frame_size_hw: tuple[int, int]
 ) -> StableCounts:
     """Match the stable instances of a frame.
 

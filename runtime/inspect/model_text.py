@@ -45,10 +45,7 @@ def _onnx_lines(report: Mapping[str, Any], with_layers: bool) -> list[str]:
     lines.append(_row("layers", _precision(report)))
     opset = ", ".join(f"{domain} {version}" for domain, version in report["opset"].items())
     lines.append(
-        _row(
-            "opset",
-            f"{opset}; IR {report['ir_version']}; producer {report['producer'] or 'unknown'}",
-        )
+        _row("opset", f"{opset}; IR {report['ir_version']}; producer {report['producer'] or 'unknown'}")
     )
     for file in report["external_data"]:
         size = "missing" if file["bytes"] is None else _size(file["bytes"])

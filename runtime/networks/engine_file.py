@@ -140,10 +140,7 @@ def write_engine(engine: Path, plan: bytes, record: dict[str, Any]) -> None:
         "plan": {"sha256": hashlib.sha256(plan).hexdigest(), "bytes": len(plan)},
         **record,
     }
-    for path, content in (
-        (engine, plan),
-        (sidecar_path(engine), to_json(sealed, indent=2).encode() + b"\n"),
-    ):
+    for path, content in ((engine, plan), (sidecar_path(engine), to_json(sealed, indent=2).encode() + b"\n")):
         write_whole(path, content)
 
 

@@ -195,10 +195,8 @@ class InstanceSession:
     def map_shape(self, name: str, count: int, view_px: int) -> tuple[int, int, int, int]:
         """Return the shape (K, C, h, w) of an output for ``count`` views of side ``view_px``."""
         cells = view_px // self.stride
-        channels, side = {
-            "displacement": (2, cells),
-            "affinity": (len(self.affinity_offsets), cells),
-        }.get(name, (1, 2 * cells))
+        sizes = {"displacement": (2, cells), "affinity": (len(self.affinity_offsets), cells)}
+        channels, side = sizes.get(name, (1, 2 * cells))
         return count, channels, side, side
 
     def foreground(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> NDArray[np.float32]:

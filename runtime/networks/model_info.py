@@ -85,12 +85,7 @@ _INSTANCE = record(
         "affinity_offsets": _OFFSETS,
         "rules": map_of(list_of(number(-_MAX_WEIGHT, _MAX_WEIGHT), 1, 100_000), text(_MAX_NAME), 16),
     },
-    {
-        **_TEXTS,
-        "outline_px": integer(8, 1024),
-        "min_area": MIN_AREA,
-        "lone_odds": number(0, 1e9, above=True),
-    },
+    {**_TEXTS, "outline_px": integer(8, 1024), "min_area": MIN_AREA, "lone_odds": number(0, 1e9, above=True)},
 )
 _ANY_VERSION = record({"format_version": integer(-(1 << 30), 1 << 30)})
 

@@ -63,9 +63,7 @@ def _open_on_gpu(path: Path, threads: int, providers: Sequence[str], variant: Va
 
 
 def open_instance_session(
-    path: str | Path = DEFAULT_INSTANCE_MODEL,
-    threads: int = 0,
-    providers: Sequence[str] = DEFAULT_PROVIDERS,
+    path: str | Path = DEFAULT_INSTANCE_MODEL, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS
 ) -> InstanceSession:
     """Open an instance network.
 
