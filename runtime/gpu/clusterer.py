@@ -106,7 +106,6 @@ class DeviceClusterer:
         }
         self._workspace = self._cuda.allocate(size)
         self._result = ResultStruct(
-            struct_size=ctypes.sizeof(ResultStruct),
             **{name: int(memory) for name, memory in self.memory.items()},
             workspace=int(self._workspace),
             workspace_bytes=size,

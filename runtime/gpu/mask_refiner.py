@@ -141,7 +141,6 @@ class DeviceMaskRefiner:
     def _views_struct(self, frame: int, refiner: DeviceRefiner) -> MaskViewsStruct:
         network, settings = self._network, self._network.views.settings
         struct = MaskViewsStruct(
-            struct_size=ctypes.sizeof(MaskViewsStruct),
             height=self._frame_hw[0],
             width=self._frame_hw[1],
             frame=frame,
@@ -157,15 +156,14 @@ class DeviceMaskRefiner:
             images=int(network.memory["views"]),
             masks=int(network.memory["masks"]),
         )
-        self._views_workspace = self._cuda.allocate(mask_views_workspace_bytes(struct, self._library))
-        struct.workspace = int(self._views_workspace)
-        struct.workspace_bytes = mask_views_workspace_bytes(struct, self._library)
+        size = mask_views_workspace_bytes(struct, self._library)
+        self._views_workspace = self._cuda.allocate(size)
+        struct.workspace, struct.workspace_bytes = int(self._views_workspace), size
         return struct
 
     def _refinement_struct(self, rows: int) -> MaskRefinementStruct:
         network, components = self._network, self._components.memory
         struct = MaskRefinementStruct(
-            struct_size=ctypes.sizeof(MaskRefinementStruct),
             height=self._frame_hw[0],
             width=self._frame_hw[1],
             **{name: self._address(name) for name in ("label_map", "count", "table", "views", "map_sides")},

@@ -137,7 +137,6 @@ class DeviceViews:
             )
         self._workspace = cuda.allocate(size)
         self._result = ResultStruct(
-            struct_size=ctypes.sizeof(ResultStruct),
             **{name: int(memory) for name, memory in self.parts.items()},
             workspace=int(self._workspace),
             workspace_bytes=size,
@@ -225,7 +224,6 @@ class DeviceRefiner:
         for name, part in {"regions": "regions", "view_counts": "count", "view_tables": "table"}.items():
             self.shapes[name], self.memory[name] = views.part_shapes[part], views.parts[part]
         self._view_problem = ViewsStruct(
-            struct_size=ctypes.sizeof(ViewsStruct),
             height=height,
             width=width,
             frame=frame,
@@ -251,7 +249,6 @@ class DeviceRefiner:
         self._workspace = cuda.allocate(size)
         self._view_problem.workspace, self._view_problem.workspace_bytes = int(self._workspace), size
         self._parts_problem = PiecesStruct(
-            struct_size=ctypes.sizeof(PiecesStruct),
             max_parts=MAX_PARTS,
             least_regions=2,
             labels=int(views.parts["label_map"]),
