@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .common import add_verb, as_json, command_line, need
+from ..schema import to_json
+from .common import add_verb, command_line, need, reject_options
 from .parser import Example, Parser, existing_network, integer, number, path, size
 
 _EXAMPLES = (
@@ -225,7 +225,7 @@ def _build(args: argparse.Namespace) -> int:
         args.output = Path(f"{args.network.stem}{suffix}")
     command = command_line("tfiseg", *args.argv)
     report = build(args.network, args.output, args.target, precision, settings, command, quiet=args.json)
-    print(as_json(report) if args.json else _build_text(report))
+    print(to_json(report) if args.json else _build_text(report))
     return 0
 
 
@@ -236,19 +236,15 @@ _BUILDER = ("workspace", "timing_cache", "opt_level", "portable", "compute_capab
 
 def _check_effects(args: argparse.Namespace, for_cpu: bool, is_instance: bool) -> None:
     """Raise InputError for options without effect on this kind of network, target or precision."""
-    _reject(args, (*_SHAPES, "batch", *_BUILDER) if for_cpu else (), "with --target onnxruntime")
+    if for_cpu:
+        reject_options(args, (*_SHAPES, "batch", *_BUILDER), "with --target onnxruntime")
     if is_instance:
         options = (*_SHAPES, *_INT8, "keep", "min_agreement", "min_pq")
-        _reject(args, options, "on an instance network, which takes views of one size")
-    _reject(args, _INT8 if args.precision != "int8" else (), f"with --precision {args.precision}")
-    _reject(args, ("keep",) if args.precision == "fp32" else (), "with --precision fp32")
-
-
-def _reject(args: argparse.Namespace, options: Sequence[str], when: str) -> None:
-    given = [name for name in options if getattr(args, name) != args.parser.get_default(name)]
-    if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise InputError(f"{names}: no effect {when}, omit it")
+        reject_options(args, options, "on an instance network, which takes views of one size")
+    if args.precision != "int8":
+        reject_options(args, _INT8, f"with --precision {args.precision}")
+    if args.precision == "fp32":
+        reject_options(args, ("keep",), "with --precision fp32")
 
 
 def _profile(args: argparse.Namespace) -> Any:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import InputError, MissingDependencyError
-from ..schema import to_json
 from .parser import Example, Parser
 
 
@@ -20,10 +19,8 @@ def add_verb(
 
     Args:
         verbs: subparsers to add it to.
-        name: name of the verb.
         text: one sentence for its help.
         handler: function from the parsed arguments to the exit status.
-        examples: examples at the end of its help.
         reports: add ``--json``.
     """
     verb: Parser = verbs.add_parser(name, help=text, description=text)
@@ -40,10 +37,7 @@ def require(args: argparse.Namespace, *options: str) -> None:
     """Raise InputError for required options that are missing.
 
     argparse would report them before a missing file; handlers call this after they checked the files.
-
-    Args:
-        args: parsed arguments.
-        options: long options with their values, e.g. "--output NAME.onnx".
+    ``options``: long options with their values, e.g. "--output NAME.onnx".
     """
     missing = [
         option for option in options if getattr(args, option.split()[0].lstrip("-").replace("-", "_")) is None
@@ -57,9 +51,16 @@ def command_line(*words: object) -> str:
     return shlex.join(str(word) for word in words)
 
 
-def as_json(report: dict[str, Any]) -> str:
-    """Return the report as JSON; NaN and infinity become null."""
-    return to_json(report)
+def options_given(args: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Return those options that differ from their defaults, as on the command line, e.g. "--long-side"."""
+    given = [name for name in names if getattr(args, name) != args.parser.get_default(name)]
+    return [f"--{name.replace('_', '-')}" for name in given]
+
+
+def reject_options(args: argparse.Namespace, names: Iterable[str], when: str) -> None:
+    """Raise InputError if one of the options was given; ``when``: in which case they have no effect."""
+    if given := options_given(args, names):
+        raise InputError(f"{', '.join(given)}: no effect {when}; omit it")
 
 
 def need(module: str, extra: str) -> None:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import add_verb, as_json, require
+from ..schema import to_json
+from .common import add_verb, require
 from .parser import Example, existing_file, integer, path
 
 
@@ -80,7 +81,7 @@ def _compare(args: argparse.Namespace) -> int:
         args.threads,
         quiet=args.json,
     )
-    print(as_json(report) if args.json else _compare_text(report))
+    print(to_json(report) if args.json else _compare_text(report))
     return 0
 
 

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
 from .build import run_build
-from .common import add_verb, command_line, need
+from .common import add_verb, command_line, need, reject_options
 from .live import segment_source
 from .parser import Example, integer, path
 from .segmenter_options import add_segmenter_options, given_options
@@ -68,10 +67,8 @@ def _demo_engine(args: argparse.Namespace) -> int:
     from ..runtime.networks.session import DEFAULT_MODEL
 
     args.shutdown.start_work()
-    without_effect = [*(given_options(args).keys() - {"model"}), *(["frames"] if args.frames else [])]
-    if without_effect:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(without_effect))
-        raise InputError(f"{options}: no effect with --engine, which builds an engine and segments nothing")
+    options = [*(given_options(args).keys() - {"model"}), "frames"]
+    reject_options(args, sorted(options), "with --engine, which builds an engine and segments nothing")
     network = str(args.model or DEFAULT_MODEL)
     engine = args.out / f"{Path(network).stem}.engine"
     command = ["build", network, "-o", str(engine), "--precision", "fp16", "--frames", args.source]

@@ -6,9 +6,10 @@ import argparse
 from typing import Any
 
 from ..errors import InputError
-from .common import add_verb, as_json
+from ..schema import to_json
+from .common import add_verb, options_given
 from .parser import Example, existing_folder, integer, path
-from .segmenter_options import add_segmenter_options, given_options
+from .segmenter_options import add_segmenter_options
 
 
 def add_eval(verbs: Any) -> None:
@@ -56,9 +57,8 @@ _MODEL_ONLY = ("model", "things", "min_score", "outlines", "long_side", "scales"
 
 def _check_options_for_truth(args: argparse.Namespace) -> None:
     """Raise InputError for options that have no effect on true class maps."""
-    given = given_options(args)
-    without_effect = [f"--{name.replace('_', '-')}" for name in _MODEL_ONLY if name in given]
-    if given.get("refine") == "frame":
+    without_effect = options_given(args, _MODEL_ONLY)
+    if args.refine == "frame":
         without_effect.append("--refine frame")
     if without_effect:
         raise InputError(
@@ -97,7 +97,7 @@ def _eval(args: argparse.Namespace) -> int:
         against=args.against,
         min_area=settings.min_area,
     )
-    print(as_json(report) if args.json else _eval_text(report))
+    print(to_json(report) if args.json else _eval_text(report))
     return 0
 
 
@@ -158,5 +158,5 @@ def _bench(args: argparse.Namespace) -> int:
     from ..runtime.evaluate.bench import bench, bench_table
 
     report = bench(args.folder, args.side, args.threads, peers=not args.no_peers)
-    print(as_json(report) if args.json else bench_table(report))
+    print(to_json(report) if args.json else bench_table(report))
     return 0

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..errors import InputError, SourceError, did_you_mean
 from ..files import printable
-from .common import add_verb, as_json, command_line, need, require
+from ..schema import to_json
+from .common import add_verb, command_line, need, reject_options, require
 from .parser import Example, Parser, existing_file, integer, path, size
 
 _SOURCES = """a checkpoint of `tfiseg train`; an .onnx file of any layout; torchvision:NAME; smp:ARCH/ENCODER
@@ -229,15 +230,14 @@ def _export(args: argparse.Namespace) -> int:
         from ..export.triton import write_repository
 
         report["triton"] = write_repository(args.output, args.triton)
-    print(as_json(report) if args.json else _export_text(report, args.photos))
+    print(to_json(report) if args.json else _export_text(report, args.photos))
     return 0
 
 
 def _check_options(args: argparse.Namespace, is_ours: bool, is_default: bool) -> None:
     """Raise InputError for options that have no effect on this kind of source."""
-    given = [f"--{name.replace('_', '-')}" for name in _FOREIGN_ONLY if getattr(args, name) is not None]
-    if is_ours and given:
-        raise InputError(f"{', '.join(given)}: no effect on {args.source}, a network made by tfiseg")
+    if is_ours:
+        reject_options(args, _FOREIGN_ONLY, f"on {args.source}, a network made by tfiseg")
     if args.long_side is not None and not is_ours:
         raise InputError("--long-side is for networks made by tfiseg; for others, use --input-size HxW")
     if args.fp32_weights and (not is_ours or is_default):

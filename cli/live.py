@@ -12,8 +12,9 @@ from typing import Any
 
 from ..errors import InputError, SourceError
 from ..files import printable
+from ..schema import to_json
 from .archive import add_archive_options, check_archive_options, segment_archive_source
-from .common import add_verb, as_json
+from .common import add_verb
 from .parser import Example, Parser, integer, number, path, size
 from .segmenter_options import add_segmenter_options
 
@@ -160,7 +161,7 @@ def segment_source(args: argparse.Namespace) -> int:
                 tracker=tracker,
                 output_format=args.format,
             )
-    print(as_json(summary) if args.json else summary_table(summary))
+    print(to_json(summary) if args.json else summary_table(summary))
     if summary["frames"] and not summary["instances"] and args.min_score is None:
         print("no instance was found: --min-score 0 also shows uncertain ones", file=sys.stderr)
     if summary["error"] == "interrupted":
@@ -257,7 +258,7 @@ def _view(args: argparse.Namespace) -> int:
             max_frames=args.frames,
             log=lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True),
         )
-    print(as_json(report) if args.json else _view_text(report))
+    print(to_json(report) if args.json else _view_text(report))
     for wrong in (report["error"], report["recording"]):
         if wrong:
             print(f"tfiseg {args.verb}: {wrong}", file=sys.stderr)

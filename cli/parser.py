@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from ..errors import SourceError, did_you_mean
 from ..files import printable
 
+# the input; quality of the result; output files and reports; what few users need
 GROUPS = ("source", "quality", "output", "expert")
 _ALIGNED = 70  # maximum length of a command with its comment on the same line
 
@@ -44,27 +45,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"formatter_class": _Formatter, **kwargs})
         self.examples: tuple[Example, ...] = ()
-        self._by_title = {title: self.add_argument_group(title) for title in GROUPS}
-
-    @property
-    def source(self) -> Any:
-        """Group of options for the input."""
-        return self._by_title["source"]
-
-    @property
-    def quality(self) -> Any:
-        """Group of options for the quality of the result."""
-        return self._by_title["quality"]
-
-    @property
-    def output(self) -> Any:
-        """Group of options for output files and reports."""
-        return self._by_title["output"]
-
-    @property
-    def expert(self) -> Any:
-        """Group of options that few users need."""
-        return self._by_title["expert"]
+        self.source, self.quality, self.output, self.expert = map(self.add_argument_group, GROUPS)
 
     def set_examples(self, examples: Sequence[Example]) -> None:
         """Show examples at the end of the help."""

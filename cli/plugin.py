@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..errors import InputError
-from .common import add_verb, as_json
+from ..schema import to_json
+from .common import add_verb, reject_options
 from .parser import Example, path
 
 
@@ -57,22 +57,21 @@ def _plugin(args: argparse.Namespace) -> int:
     from ..plugins.plugin_build import ARCHITECTURES, build_plugin
     from ..plugins.plugin_library import autoregister_path, default_path, describe, plugin_info, plugin_path
 
-    if args.autoregister and args.what != "path":
-        raise InputError(f"--autoregister: no effect with `tfiseg plugin {args.what}`")
+    effect = f"with `tfiseg plugin {args.what}`"
+    if args.what != "path":
+        reject_options(args, ("autoregister",), effect)
     if args.what == "build":
         path = args.output or default_path()
         if args.force or args.arch or args.without_tensorrt or not path.is_file():
             build_plugin(args.arch or ARCHITECTURES, path, not args.without_tensorrt)
         info = plugin_info(path)
-        print(as_json(info) if args.json else describe(info))
+        print(to_json(info) if args.json else describe(info))
         return 0
-    for_build = ("arch", "output", "without_tensorrt", "force")
-    if without_effect := [f"--{name.replace('_', '-')}" for name in for_build if getattr(args, name)]:
-        raise InputError(f"{', '.join(without_effect)}: no effect with `tfiseg plugin {args.what}`")
+    reject_options(args, ("arch", "output", "without_tensorrt", "force"), effect)
     if args.what == "info":
         info = plugin_info()
-        print(as_json(info) if args.json else describe(info))
+        print(to_json(info) if args.json else describe(info))
     else:
         path = autoregister_path() if args.autoregister else plugin_path()
-        print(as_json({"path": str(path)}) if args.json else path)
+        print(to_json({"path": str(path)}) if args.json else path)
     return 0

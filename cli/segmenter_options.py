@@ -12,27 +12,12 @@ from typing import Any
 from ..errors import InputError
 from .parser import Parser
 
+_OPTIONS = (
+    *("model", "quality", "things", "min_score", "min_area", "refine", "split", "instance_model", "outlines"),
+    *("thorough", "max_views", "long_side", "tiles", "scales", "flip", "threads", "device", "backend"),
+)
 # option -> field of SegmenterSettings
-_FIELDS = {
-    "model": "model",
-    "quality": "quality",
-    "things": "things",
-    "min_score": "min_score",
-    "min_area": "min_area",
-    "refine": "refine",
-    "split": "split",
-    "instance_model": "instance_model",
-    "outlines": "outlines",
-    "thorough": "thorough",
-    "max_views": "max_views",
-    "long_side": "long_side_px",
-    "tiles": "tiles",
-    "scales": "scales",
-    "flip": "flip",
-    "threads": "threads",
-    "device": "device",
-    "backend": "backend",
-}
+_FIELDS = {name: name for name in _OPTIONS} | {"long_side": "long_side_px"}
 
 
 def _split(text: str) -> str | float:

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from ..errors import InputError
-from .common import add_verb, as_json, command_line, need, require
+from ..schema import to_json
+from .common import add_verb, command_line, need, require
 from .parser import Example, existing_file, existing_network, integer, path
 
 
@@ -100,14 +101,9 @@ def _inspect(args: argparse.Namespace) -> int:
     from ..runtime.inspect.model_text import inspection_text
 
     report = inspect_file(args.file)
-    if args.json:
-        print(
-            as_json(
-                report if args.layers else {key: value for key, value in report.items() if key != "layers"}
-            )
-        )
-    else:
-        print(inspection_text(report, args.layers))
+    hidden = () if args.layers else ("layers",)
+    shown = {key: value for key, value in report.items() if key not in hidden}
+    print(to_json(shown) if args.json else inspection_text(report, args.layers))
     return 1 if report["problems"] else 0
 
 
@@ -117,7 +113,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
     facts = collect_facts()
     checks = examine(facts)
-    print(as_json(make_report(facts, checks)) if args.json else doctor_text(facts, checks))
+    print(to_json(make_report(facts, checks)) if args.json else doctor_text(facts, checks))
     return 0 if is_healthy(checks) else 1
 
 
@@ -128,7 +124,7 @@ def _triton(args: argparse.Namespace) -> int:
 
     report = write_repository(args.model, args.output, args.name, args.batch, args.instances, args.device)
     if args.json:
-        print(as_json(report))
+        print(to_json(report))
         return 0
     print(f"{report['folder']}: {report['platform']}, {frames_per_call(report['max_batch_size'])}")
     for side in ("inputs", "outputs"):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .common import add_verb, as_json, command_line, need, require
+from ..schema import to_json
+from .common import add_verb, command_line, need, require
 from .train_options import IMAGENET, NONE, add_cutouts, add_frame, add_instance, add_score, add_semantic
 
 _DATA = ("--images DIR", "--semantic DIR")
@@ -64,7 +65,7 @@ def _semantic(args: argparse.Namespace) -> int:
     )
     report = {"checkpoint": str(args.checkpoint), "steps": args.steps, "backbone": args.backbone}
     export = ("export", args.checkpoint, "-o", args.checkpoint.with_suffix(".onnx"), "--photos", args.images)
-    print(as_json(report) if args.json else f"{args.checkpoint}\nnext: {command_line('tfiseg', *export)}")
+    print(to_json(report) if args.json else f"{args.checkpoint}\nnext: {command_line('tfiseg', *export)}")
     return 0
 
 
@@ -122,7 +123,7 @@ def _instance(args: argparse.Namespace) -> int:
         quiet=args.json,
     )
     run = ("run", args.images, "--quality", "best", "--instance-model", args.output)
-    print(as_json(report) if args.json else _model_text(report, args.output, run))
+    print(to_json(report) if args.json else _model_text(report, args.output, run))
     return 0
 
 
@@ -145,7 +146,7 @@ def _cutouts(args: argparse.Namespace) -> int:
         args.images, _imagenet_weights(0), args.output, args.semantic, args.confidence, quiet=args.json
     )
     if args.json:
-        print(as_json(report))
+        print(to_json(report))
         return 0
     print(
         f"{args.output}: objects cut out of {report['objects']} of {report['photos']} photos; check "
@@ -189,7 +190,7 @@ def _frame(args: argparse.Namespace) -> int:
     )
     data = ("--images", args.images, "--semantic", args.semantic)
     following = ("train", "score", "--model", args.output, *data)
-    print(as_json(report) if args.json else _model_text(report, args.output, following))
+    print(to_json(report) if args.json else _model_text(report, args.output, following))
     return 0
 
 
@@ -214,7 +215,7 @@ def _score(args: argparse.Namespace) -> int:
         more=args.more_data,
     )
     if args.json:
-        print(as_json(report))
+        print(to_json(report))
         return 0
     print(f"{args.output}: {report['objects']} of {report['instances']} instances are objects")
     print(

@@ -123,7 +123,8 @@ class Viewer:
 
     def snapshot(self) -> bytes | None:
         """Return the newest overlay as PNG; None before the first result."""
-        overlay = self._newest and self._newest.overlay
+        newest = self._newest
+        overlay = None if newest is None else newest.overlay
         return None if overlay is None else cv2.imencode(".png", overlay)[1].tobytes()
 
     def settings(self) -> dict[str, Any]:
