@@ -35,7 +35,6 @@ def parse(content: bytes | str, rule: Rule, max_bytes: int = MAX_BYTES) -> Any:
 
     Args:
         content: UTF-8 or text.
-        rule: rule of the top-level value.
         max_bytes: maximum length.
 
     Raises:

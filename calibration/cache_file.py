@@ -32,9 +32,6 @@ _KINDS: Mapping[str, tuple[str, tuple[int, ...]]] = {
 def read_cache(path: Path) -> tuple[dict[str, str], dict[str, dict[str, NDArray[Any]]]]:
     """Read a calibration cache (numpy's .npz). Nothing in it is unpickled.
 
-    Args:
-        path: the file.
-
     Returns:
         Its key, and arrays by kind ("peak", "range", "q", "scale", "bias") and name.
 

@@ -52,7 +52,6 @@ def insert_qdq(
         layers: layers to run in int8.
         ranges: (lowest, highest) value of each tensor that these layers read or write.
         rounded: int8 weights by layer name.
-        scheme: how activations are quantized.
     """
     scales: dict[str, float] = {}
     nodes = {node.name: node for node in network.graph.node}

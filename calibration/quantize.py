@@ -84,7 +84,6 @@ def calibrate(
         frames: at least one; 128 is common.
         method: "minmax", "percentile" or "entropy".
         cache: file to read if it matches network, frames and method; otherwise it is written.
-        quiet: show no progress bar.
 
     Raises:
         InputError: there are no frames, or the method is unknown.
@@ -124,8 +123,6 @@ def quantize(
     """Return the network with Q/DQ pairs.
 
     Args:
-        model: the calibrated network.
-        calibration: from ``calibrate``.
         keep: names of layers to keep in high precision; see ``edge_layers`` and ``matching_layers``.
         scheme: how activations are quantized (default: for ONNX Runtime on a CPU).
     """
@@ -137,11 +134,7 @@ def quantize(
 
 
 def matching_layers(layers: Iterable[Layer], patterns: Sequence[str]) -> list[str]:
-    """Return the layers whose name, or whose weight's name, matches a pattern (``*`` and ``?``).
-
-    Raises:
-        InputError: a pattern matches none; the message lists all layers.
-    """
+    """Return the layers that match patterns (``*``, ``?``) by name or weight; raises InputError."""
     layers = list(layers)
     found: list[str] = []
     for pattern in patterns:

@@ -30,7 +30,6 @@ def rank_layers(
 
     Args:
         model: float32 network.
-        calibration: its calibration.
         frames: uint8 (H, W, 3) each; a dozen is enough for the order.
         scheme: how activations are quantized.
         skip: layers that stay in high precision.

@@ -23,7 +23,6 @@ _EXAMPLES = (
 
 
 def add_build(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "build",
@@ -174,11 +173,7 @@ def _add_builder_options(verb: Parser) -> None:
 
 
 def run_build(argv: list[str]) -> int:
-    """Run ``tfiseg build`` for another command; returns the exit status.
-
-    Args:
-        argv: words of the command line, "build" first; engines record them as their build command.
-    """
+    """Run ``tfiseg build`` with these words, which engines record; returns the exit status."""
     parser = Parser(prog="tfiseg")
     add_build(parser.add_subparsers(dest="verb"))
     args = parser.parse_args(argv)

@@ -12,7 +12,6 @@ from .parser import Example, existing_file, integer, path
 
 
 def add_compare(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "compare",

@@ -27,7 +27,6 @@ _RUN_DEFAULTS = {
 
 
 def add_demo(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "demo",

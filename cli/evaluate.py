@@ -13,7 +13,6 @@ from .segmenter_options import add_segmenter_options
 
 
 def add_eval(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "eval",
@@ -127,7 +126,6 @@ def _eval_text(report: dict[str, Any]) -> str:
 
 
 def add_bench(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "bench",

@@ -48,7 +48,6 @@ _EXAMPLES = (
 
 
 def add_export(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "export",

@@ -24,7 +24,6 @@ _SOURCES = 'file, folder, glob pattern (quoted), camera index, csi://N, "gst: ..
 
 
 def add_run(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "run",
@@ -188,7 +187,6 @@ def _shared_threads(args: argparse.Namespace, source: Any) -> tuple[Any, int]:
 
 
 def add_view(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "view",

@@ -23,7 +23,6 @@ class Example:
 
     Args:
         command: complete command, as a user types it.
-        comment: what it does.
         needs: what the command needs besides tfiseg and its input files, e.g. "a camera"; None: nothing.
     """
 

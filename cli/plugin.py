@@ -11,7 +11,6 @@ from .parser import Example, path
 
 
 def add_plugin(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "plugin",

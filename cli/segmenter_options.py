@@ -161,11 +161,7 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def segmenter_settings(args: argparse.Namespace) -> Any:
-    """Return the validated ``SegmenterSettings`` of a command line.
-
-    Raises:
-        InputError: an option is out of range or has no effect; the message names command line options.
-    """
+    """Return the validated ``SegmenterSettings``; raises InputError, which names options."""
     from ..runtime.segmenter_settings import SegmenterSettings
 
     try:

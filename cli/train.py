@@ -16,7 +16,6 @@ _DATA = ("--images DIR", "--semantic DIR")
 
 
 def add_train(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "train",

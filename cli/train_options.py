@@ -14,7 +14,6 @@ _DATA = "--images photos/ --semantic class-maps/"
 
 
 def add_semantic(kinds: Any, handler: Any) -> None:
-    """Add ``train semantic``."""
     verb = add_verb(
         kinds,
         "semantic",
@@ -57,7 +56,6 @@ def add_semantic(kinds: Any, handler: Any) -> None:
 
 
 def add_instance(kinds: Any, handler: Any) -> None:
-    """Add ``train instance``."""
     verb = add_verb(
         kinds,
         "instance",
@@ -128,7 +126,6 @@ def _add_instance_quality(quality: Any) -> None:
 
 
 def add_cutouts(kinds: Any, handler: Any) -> None:
-    """Add ``train cutouts``."""
     verb = add_verb(
         kinds,
         "cutouts",
@@ -153,7 +150,6 @@ def add_cutouts(kinds: Any, handler: Any) -> None:
 
 
 def add_frame(kinds: Any, handler: Any) -> None:
-    """Add ``train frame``."""
     verb = add_verb(
         kinds,
         "frame",
@@ -177,7 +173,6 @@ def add_frame(kinds: Any, handler: Any) -> None:
 
 
 def add_score(kinds: Any, handler: Any) -> None:
-    """Add ``train score``."""
     verb = add_verb(
         kinds,
         "score",

@@ -76,7 +76,6 @@ def refine_masks(predicted: PredictedMasks, threads: int | None = None) -> Refin
     """Add and remove pixels near the outlines of instances.
 
     Args:
-        predicted: instances, and foreground maps of views of their components.
         threads: CPU threads; default: all that the process may use.
 
     Raises:

@@ -62,7 +62,6 @@ def render_mask_views(
         known_side: their side in pixels, which limits the zoom of all views.
         view_count: maximum number K of components to refine.
         view_side: side of the rendered views in pixels.
-        threads: CPU threads.
     """
     call = MaskViewsCall(scene, known, known_side, view_count, view_side, threads)
     check(library().tfiseg_cut_mask_views_cpu(ctypes.byref(call.struct)))

@@ -88,11 +88,7 @@ def library() -> ctypes.CDLL:
 
 
 def load_library(path: Path, build_command: str) -> ctypes.CDLL:
-    """Load a library with tfiseg's C API.
-
-    Raises:
-        TfisegError: it has another API version, or lacks functions; the message names ``build_command``.
-    """
+    """Load a library with tfiseg's C API; raises TfisegError if it is of another version."""
     loaded = ctypes.CDLL(str(path))
     loaded.tfiseg_status_string.restype = ctypes.c_char_p
     version = loaded.tfiseg_api_version()
@@ -200,7 +196,6 @@ def problem_struct(problem: Problem, threads: int = 1) -> ProblemStruct:
 
 
 def _hidden_units(rule: NDArray[np.float32] | None) -> int:
-    """Return the number of hidden units of a rule."""
     return 0 if rule is None else len(rule) // (len(EVIDENCE_FEATURES) + 2)
 
 
@@ -293,7 +288,6 @@ def region_counts(masks: NDArray[np.uint8], threads: int | None = None) -> NDArr
 
     Args:
         masks: uint8 (K, h, w), 0/1.
-        threads: CPU threads.
 
     Returns:
         int32 (K,).
@@ -303,11 +297,7 @@ def region_counts(masks: NDArray[np.uint8], threads: int | None = None) -> NDArr
 
 
 def region_graph(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the region graph of a problem's first map, see tfiseg.h.
-
-    Returns:
-        Region map int32 (h, w), regions int64 (n, 8), edges int64 (m, 7).
-    """
+    """Return region map int32 (h, w), regions int64 (n, 8) and edges int64 (m, 7), see tfiseg.h."""
     h, w = problem.grid_hw
     region_map = np.empty((h, w), np.int32)
     counts = np.zeros(2, np.int64)

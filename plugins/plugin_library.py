@@ -57,11 +57,7 @@ def default_path() -> Path:
 
 
 def plugin_path() -> Path:
-    """Return the path of the built library, from the variable TFISEG_PLUGIN or `tfiseg plugin build`.
-
-    Raises:
-        TfisegError: it is not built.
-    """
+    """Return the path of the built library, by the variable TFISEG_PLUGIN if set; raises TfisegError."""
     named = os.environ.get(PATH_VARIABLE)
     path = Path(named) if named else default_path()
     if path.is_file():
@@ -90,11 +86,7 @@ def autoregister_path() -> Path:
 
 
 def plugin_info(path: Path | None = None) -> dict[str, Any]:
-    """Return sha256, size and build information of a library (default: the one in use).
-
-    Raises:
-        TfisegError: it is not built, or its build information is damaged.
-    """
+    """Return sha256, size and build information of a library (default: the one in use)."""
     path = path or plugin_path()
     content = path.read_bytes()
     info: dict[str, Any] = {

@@ -117,11 +117,7 @@ class ClusterSettings:
         return (*numbers, *(array.tobytes() for array in arrays), *rules)
 
     def for_maps(self, affinity: bool, boundary: bool) -> ClusterSettings:
-        """Return the settings without rules for missing maps.
-
-        Args:
-            affinity, boundary: whether there is such a map.
-        """
+        """Return the settings without rules for missing maps."""
         return replace(
             self,
             merge_rule=self.merge_rule if affinity else None,

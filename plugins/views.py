@@ -107,10 +107,8 @@ def render_views(scene: Scene, view_count: int, view_side: int, threads: int | N
     """Render informative views: of components, the largest first, then of classes with several components.
 
     Args:
-        scene: the frame and its components.
         view_count: maximum number of views.
         view_side: side of views in pixels.
-        threads: CPU threads.
     """
     call = ViewsCall(scene, view_count, view_side, threads)
     check(library().tfiseg_cut_views_cpu(ctypes.byref(call.struct)))
@@ -130,7 +128,6 @@ def place_instances(
         scene, rendered: the frame and its views.
         found: the operator's result for these views.
         min_regions: components with fewer regions are not split.
-        threads: CPU threads.
     """
     count, side = rendered.own.shape[:2]
     call = ViewsCall(scene, count, side, threads, rendered, found.tables.shape[1])

@@ -34,7 +34,6 @@ def default_min_area(size_hw: tuple[int, int], info: ModelInfo, tiles: int = 1) 
 
     Args:
         size_hw: of the frame, in pixels.
-        info: metadata of the network.
         tiles: factor by which the class map is finer.
     """
     finer = tiles * info.extra.get("long_side_px", _AT_LONG_SIDE_PX) / _AT_LONG_SIDE_PX
@@ -190,7 +189,6 @@ class MapClusterer:
             size_hw: of the frame, in pixels.
             calibrated: convert scores to probabilities, if the model has a score calibration.
             largest_excluded_area_px: see ``object_probability``.
-            margins: by which thresholds are lowered.
         """
         found = found.select(found.area >= margins.smaller(self._frame_min_area(size_hw)))
         min_score = self.min_score
@@ -239,7 +237,6 @@ class MapClusterer:
             frame_size_hw: of the frame, in pixels.
             split: overrides the segmenter's own.
             calibrated: see ``filter_instances``.
-            margins: by which thresholds are lowered.
         """
         if self.refine != "frame":  # engines always return their heads' maps
             maps = {name: value for name, value in maps.items() if name not in ("affinity", "boundary")}

@@ -122,10 +122,7 @@ def build_instance_engine(
 def _gate(
     model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionSettings, quiet: bool
 ) -> dict[str, Any]:
-    """Compare the converted network with float32 on the views of real frames.
-
-    Raises:
-        GateError: they differ too much."""
+    """Compare the converted network with float32 on views of real frames; raises GateError."""
     if not settings.gate:
         return {"skipped": "--no-gate"}
     if settings.frames is None:

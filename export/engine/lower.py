@@ -40,14 +40,12 @@ class PrecisionSettings:
         frames: source of real frames; see ``open_source``.
         calibration_frames, gate_frames: maximum number of frames for calibration and for the gate.
         method: how ranges of activations are found; see ``calibration.ranges``.
-        cache: calibration cache.
         keep: layers to keep in high precision: names or patterns.
         auto_exclude: maximum number of further layers to keep in high precision until the gate passes;
             default: half of the layers with a gate, else 0.
         label_agreement, quality: absolute thresholds of the gate; default: see ``calibration.gate``. A
             quality below the default also lowers the threshold for scores.
         gate: compare with float32.
-        seed: random seed of the sample of frames.
     """
 
     precision: str = "fp16"
@@ -120,10 +118,8 @@ def lower(
 
     Args:
         model: float32 network in tfiseg's format.
-        settings: the precision, frames and thresholds.
         for_cpu: int8 for ONNX Runtime's CPU kernels; else for TensorRT, with the other layers in float16.
         sheet: path of a contact sheet of the worst frames.
-        quiet: show no progress bars.
 
     Returns:
         The network; ``gate["passed"]`` states whether it is accurate enough.

@@ -72,7 +72,6 @@ class BuildSettings:
     """Settings of the builder.
 
     Args:
-        profile: frame sizes.
         workspace_mib: maximum scratch memory in MiB.
         timing_cache: file to read and update.
         optimization_level: 0..5.
@@ -80,7 +79,8 @@ class BuildSettings:
         compute_capabilities: e.g. "8.6"; TensorRT-RTX only.
         tf32: let fp32 layers use TF32.
         operator: include the clustering plugin; without it an engine outputs class logits.
-        plugin: path of the plugin library."""
+        plugin: path of the plugin library.
+    """
 
     profile: Profile = field(default_factory=Profile)
     workspace_mib: int | None = None
@@ -109,7 +109,6 @@ def build_plan(model: bytes, kind: Flavor, settings: BuildSettings, quiet: bool 
         model: ONNX network with the precision in its graph.
         kind: the TensorRT to build with.
         settings: shapes and modes; ``settings.plugin`` must be loaded.
-        quiet: show no progress bar.
 
     Raises:
         InputError: this TensorRT doesn't support a setting.

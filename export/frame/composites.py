@@ -81,7 +81,6 @@ class FrameComposer:
         bank: objects to paste, and all images.
         labels: instances of each image.
         pictures: indices of the images to use.
-        seed: random seed.
     """
 
     def __init__(

@@ -43,11 +43,7 @@ def fit_frame_rules(
     """Fit the rules of a network with heads on composites of held-out images.
 
     Args:
-        composer: makes the composites.
         model: written by ``export_frame``, without rules.
-        count: number of composites.
-        seed: random seed.
-        quiet: show no progress bar.
 
     Returns:
         Fits by name: "merge" and "part".

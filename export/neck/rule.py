@@ -36,10 +36,7 @@ Graph = tuple[NDArray[np.int32], Regions, Edges]
 
 
 def neck_samples(truth: NDArray[np.int32], rng: np.random.Generator) -> Samples:
-    """Collect necks while the regions of a composite merge correctly.
-
-    Returns:
-        Features (m, 13), same object (m,), weight (m,)."""
+    """Collect necks while the regions of a composite merge correctly; 13 features."""
     return merge_samples(region_graph(problem_of((truth > 0).astype(np.uint8))), truth, neck_features, 0, rng)
 
 
@@ -57,10 +54,10 @@ def merge_samples(
         truth: object of each pixel, int32 (h, w); 0 and below = no object.
         features_of: features of edges.
         leading: feature by which pairs are merged, largest first.
-        rng: random numbers.
 
     Returns:
-        Features (m, f), same object (m,), weight (m,)."""
+        Features (m, f), same object (m,), weight (m,).
+    """
     region_map, regions, edges = graph
     truth = np.maximum(truth, 0)
     n = len(regions)
@@ -207,10 +204,7 @@ def fit(samples: Samples, seed: int = 0, steps: int = 5000) -> tuple[torch.nn.Se
 def fit_members(
     samples: Samples, hidden: int, members: int, seed: int, steps: int
 ) -> tuple[torch.nn.Sequential, float]:
-    """Average several fits into one wide network.
-
-    Returns:
-        The network and the mean held-out loss of its members."""
+    """Average several fits into one wide network; also return the members' mean held-out loss."""
     fits = [fit_member(samples, hidden, seed=seed + k, steps=steps) for k in tqdm(range(members), desc="fit")]
     nets = [net for net, _ in fits]
     whole = torch.nn.Sequential(

@@ -34,7 +34,6 @@ class Agreement:
 
     Args:
         minimum, mean: over the photos.
-        photos: number of photos.
         worst: name of the photo with the minimum.
         shares: share of the pixels of each label that occurs; with only one, agreement proves nothing.
     """
@@ -73,10 +72,7 @@ class Frames:
 
 
 def network_input(image: NDArray[np.uint8], size_hw: tuple[int, int], pixels: PixelFormat) -> NDArray[Any]:
-    """Prepare a frame uint8 (H, W, 3) BGR for a network.
-
-    Returns:
-        float32 or uint8, (1, 3, h, w) or (1, h, w, 3)."""
+    """Convert a frame uint8 (H, W, 3) BGR to (1, 3, h, w) or (1, h, w, 3), float32 or uint8."""
     h, w = size_hw
     double = cv2.resize(image.astype(np.float32), (2 * w, 2 * h), interpolation=cv2.INTER_LINEAR)
     x = double.reshape(h, 2, w, 2, 3).mean((1, 3))
@@ -155,7 +151,6 @@ def compare_labels(
         original, exported: map a frame uint8 (H, W, 3) BGR to labels int64 (h, w).
         frames: from ``check_frames``.
         picture: path for the worst frame with wrong pixels in red; written if the check fails.
-        quiet: show no progress bar.
 
     Raises:
         ModelError: the labels agree on less than 99.5 % of the pixels of a frame.

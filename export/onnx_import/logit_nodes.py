@@ -51,8 +51,6 @@ def logit_nodes(tail: Tail, reading: OutputReading, *, background: bool = False)
     """Return nodes from a tail's tensor to ``logits`` float32 (1, C, h, w); none if it has the logits.
 
     Args:
-        tail: end of the network.
-        reading: how the network's output is read.
         background: prepend a class that never wins, because class 0 is background for the operator.
     """
     chain = _Steps()

@@ -84,8 +84,6 @@ def cut_tail(model: onnx.ModelProto, network: NetworkInput, reading: OutputReadi
 
     Args:
         model: result of ``fix_input_size``.
-        network: its input.
-        reading: how its output is read.
 
     Raises:
         ModelError: shapes are unknown.

@@ -141,10 +141,7 @@ def _keep_old_resizing(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def recognize_input(model: onnx.ModelProto) -> NetworkInput:
-    """Find name, layout, type and size of a network's input.
-
-    Raises:
-        ModelError: the input isn't one image with three channels."""
+    """Find a network's input; raises ModelError if it isn't one image with three channels."""
     weights = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in weights]
     if len(inputs) != 1:
@@ -235,8 +232,6 @@ def attach(
 
     Args:
         model: from ``fix_input_size``.
-        network: its input.
-        pixels: pixel format of the input.
         tensor: last tensor to keep.
         post: nodes from it to ``logits`` (see ``network_tail``); none if it is the logits.
 

@@ -118,10 +118,8 @@ def decide_reading(
     """Decide how to read an output.
 
     Args:
-        layout: shape of the output.
         evidence: from ``collect_evidence``.
         stated: kind that the user states; default: from the evidence.
-        names: class names, if known.
         thresholds: probabilities, one or one per channel; default: 0.5.
         known_logits: the source's library documents its output as logits.
 

@@ -114,11 +114,7 @@ class SegmentationNetwork(nn.Module):
         return maps
 
     def load_imagenet_weights(self, path: str | Path) -> None:
-        """Load ImageNet weights into the backbone, and into the context head if the classes are PASCAL's.
-
-        Raises:
-            ValueError: the backbone or the file is another network.
-        """
+        """Load ImageNet weights, also into the context head for PASCAL's classes; raises ValueError."""
         if not isinstance(self.backbone, EfficientNetLite):
             raise ValueError("ImageNet weights are for the backbones lite0 and lite2")
         weight, bias = self.backbone.load_imagenet(path)

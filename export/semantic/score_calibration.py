@@ -92,11 +92,6 @@ def fit_score_calibration(
         pictures: images with class maps.
         refiner: the teacher, which finds the objects in the class maps.
         things: IDs of the countable classes; None: all but 0.
-        seed: random seed of the crops.
-        quiet: show no progress bar.
-
-    Returns:
-        The fit.
 
     Raises:
         InputError: there are too few images, hits or errors.

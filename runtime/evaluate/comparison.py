@@ -28,7 +28,6 @@ class FrameComparison:
     """The comparison of one frame.
 
     Attributes:
-        name: name of the frame.
         label_agreement: percentage of pixels with the same class.
         counts: matches of all instances.
         stable: matches of the stable instances.
@@ -145,11 +144,9 @@ def compare(
     """Compare two networks on frames.
 
     Args:
-        reference: the reference network.
         candidate: the other network, with the same classes.
         frames: images, uint8 (H, W, 3) BGR.
         names: names of the frames; default: their numbers.
-        quiet: show no progress bar.
 
     Raises:
         InputError: there are no frames, or the networks have different classes.

@@ -55,7 +55,6 @@ def evaluate(
     """Score instances against an evaluation set.
 
     Args:
-        folder: folder of the evaluation set.
         semantic: "truth" clusters the true class maps by ``split``, see ``tfiseg.cluster``; "model" runs
             ``segmenter`` on the pictures.
         out: folder for contact sheets of the ten best, median and worst pictures.

@@ -40,11 +40,7 @@ class EvalPicture:
 
 
 def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:
-    """Return the pictures of an evaluation set, which are read on access, and class ID -> name.
-
-    Raises:
-        InputError: the folder is no evaluation set.
-    """
+    """Return an evaluation set's pictures, read on access, and class ID -> name; raises InputError."""
     for required in ("images", "instances", "semantic", "classes.json"):
         if not (folder / required).exists():
             raise InputError(

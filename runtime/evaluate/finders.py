@@ -41,7 +41,6 @@ def truth_finders(
         names: class ID -> name of the set.
         split: split of our finder, without a refiner.
         refiner: refines connected components instead.
-        against: names of the baselines.
         min_area: minimum area in pixels of all finders; default: that of the refiner, else 25.
     """
     _check_baselines(against)
@@ -86,7 +85,6 @@ def model_finders(
     Args:
         names: class ID -> name of the set.
         segmenter: our finder; the baselines cluster its class maps.
-        against: names of the baselines.
     """
     _check_baselines(against)
     if _SHIPPED in against:

@@ -53,8 +53,6 @@ def stable_counts(
     """Match the stable instances of a frame.
 
     Args:
-        reference: the reference network.
-        candidate: the other network.
         maps: the reference's outputs, name -> float32 (1, channels, h, w).
         other: the candidate's outputs.
         frame_size_hw: height and width of the frame in pixels.

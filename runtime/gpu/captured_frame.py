@@ -28,8 +28,6 @@ class DeviceNetwork:
     """What frames in flight need of a network in GPU memory.
 
     Args:
-        path: of the model, for messages.
-        cuda: the GPU.
         types: output name -> dtype.
         checked_shape: converts a frame's (H, W, 3) to (1, H, W, 3); raises InputError if the network doesn't
             support that size.
@@ -70,9 +68,6 @@ class CapturedFrame:
     """Memory of one frame size at fixed addresses, which CUDA graphs need.
 
     Args:
-        network: of the session.
-        context: execution context of the network.
-        stream: of the lane.
         shape: of the frame, (1, H, W, 3).
         settings: of the clustering operator; None: only the network runs.
         views: of the lane; None: no refinement.

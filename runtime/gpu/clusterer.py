@@ -31,8 +31,6 @@ class DeviceClusterer:
     """Clusters maps at fixed addresses on the GPU; a CUDA graph can capture ``enqueue``.
 
     Args:
-        cuda: the GPU.
-        addresses: of the maps.
         settings: of the operator. Rules for missing maps are ignored, and ``max_instances`` is limited to
             ``MAX_GPU_INSTANCES``.
         shapes: of the maps by name, for messages.

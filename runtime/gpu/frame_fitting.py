@@ -34,7 +34,6 @@ class FittedFrame:
     """A frame at a network's size in GPU memory; a CUDA graph can capture ``enqueue``.
 
     Args:
-        cuda: the GPU.
         frame: address of the frame, uint8 (H, W, 3).
         frame_hw: its size in pixels.
         size_hw: the network's input size in pixels.

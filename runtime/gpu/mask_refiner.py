@@ -33,7 +33,6 @@ class DeviceMaskNetwork:
     Its maps lie behind those of ``views`` in one buffer, as tfiseg_refine_masks_cuda takes them.
 
     Args:
-        cuda: the GPU.
         views: of the lane; their foreground maps move to the buffer.
         context: another execution context of the network.
         types: output name -> dtype.
@@ -87,9 +86,6 @@ class DeviceMaskRefiner:
     """Refines the masks of instances that consist of a ``DeviceRefiner``'s parts.
 
     Args:
-        cuda: the GPU.
-        stream: of the lane.
-        network: of the lane.
         refiner: finds the parts.
         frame: address of the frame uint8 (H, W, 3).
 

@@ -56,7 +56,6 @@ class ViewSettings:
     """Settings of view refinement.
 
     Args:
-        network: the instance network.
         thing_flags: 1 for the classes to refine, uint8 (256,).
         view_count: views per frame.
         outlines: also predict foreground maps, for mask refinement.
@@ -82,11 +81,8 @@ class DeviceViews:
     """The instance network and the operator for a fixed number of views.
 
     Args:
-        cuda: the GPU.
         library: libtfiseg_plugin.so.
-        context: execution context of the network.
         types: output name -> dtype; all maps have one dtype.
-        settings: number of views, and the network.
 
     Raises:
         EngineError: the network doesn't support these views, or the operator its maps.
@@ -190,8 +186,6 @@ class DeviceRefiner:
     """Refines components at fixed addresses on the GPU, in ``steps`` that a lane enqueues.
 
     Args:
-        cuda: the GPU.
-        views: of the lane.
         thing_flags: 1 for the classes to refine, uint8 (256,).
         frame: address of a frame uint8 (H, W, 3).
         components: the operator that finds the components, at the frame's size.

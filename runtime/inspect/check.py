@@ -12,9 +12,7 @@ class Check:
     """The result of one check.
 
     Attributes:
-        name: name of the checked part.
         state: "ok", "optional" (not installed and not required), "missing" or "wrong".
-        found: what was found.
         fix: command or instruction that improves the state; "" if there is none.
     """
 

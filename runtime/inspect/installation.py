@@ -82,7 +82,6 @@ class Facts:
     """The facts about an installation.
 
     Attributes:
-        machine: the machine.
         packages: name -> version of the installed packages.
         modules: name -> result of the import, for modules that are installed.
         tools: name -> program or folder.
@@ -123,7 +122,6 @@ def start_probes(
     """Import modules in parallel processes; the returned function waits for the results.
 
     Args:
-        names: names of the modules.
         probes: name -> additional statements, which store values in ``found``.
         seconds: timeout of all imports.
     """

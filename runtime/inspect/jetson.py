@@ -15,10 +15,7 @@ class JetPack:
     """A release and the versions that it installs.
 
     Attributes:
-        version: version of the release.
         l4t: start of its L4T version; None if this does not identify the release.
-        tensorrt: version of TensorRT.
-        cuda: version of CUDA.
         python: version of the system's Python.
     """
 

@@ -13,12 +13,7 @@ from ..networks.instance_session import is_for_groups
 
 
 def inspection_text(report: Mapping[str, Any], with_layers: bool = False) -> str:
-    """Return a description of ``inspect_file`` as text.
-
-    Args:
-        report: the description.
-        with_layers: list each layer of a network.
-    """
+    """Return a description of ``inspect_file`` as text."""
     lines = [f"{report['file']}: {_kind(report)}, {_size(report['bytes'])}, sha256 {report['sha256']}"]
     lines += _onnx_lines(report, with_layers) if report["kind"] == "onnx" else _engine_lines(report)
     return "\n".join(lines + [f"WRONG: {problem}" for problem in report["problems"]])

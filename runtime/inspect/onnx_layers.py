@@ -25,7 +25,6 @@ class LayerPrecision:
 
     Attributes:
         name: name of the node, or of its output if the node has none.
-        op: operator.
         precision: "fp32", "fp16" or "int8" (both operands are dequantized, or the operator takes integers).
         macs: multiply-accumulates of one run; None if a shape is unknown.
     """
@@ -44,7 +43,6 @@ def layer_precisions(
     Weights that are stored as float16 and cast to float32 count as float32.
 
     Args:
-        model: an ONNX network.
         shapes: tensor name -> shape from a run; other shapes are inferred.
     """
     import onnx

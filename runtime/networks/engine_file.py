@@ -250,11 +250,7 @@ def _rebuild(record: dict[str, Any]) -> str:
 
 
 def checked_plan(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """Return an engine's plan and metadata, checked against each other and this machine.
-
-    Raises:
-        EngineError: a check fails.
-    """
+    """Return an engine's plan and metadata; raises EngineError if they don't fit this machine."""
     record = read_sidecar(path)
     plan = check_content(path, record)
     check_machine(path, record, this_machine())

@@ -38,9 +38,6 @@ class GpuSession:
     """A network on the GPU, which any number of threads may call.
 
     Args:
-        path: of the model.
-        info: its metadata.
-        cuda: the GPU.
         lanes: execution context and stream of each frame in flight.
         types: output name -> dtype.
         sizes: smallest and largest frame (H, W) that it supports.
@@ -91,7 +88,6 @@ class GpuSession:
         return True
 
     def has(self, output: str) -> bool:
-        """Return whether the network has this output."""
         return output in self.outputs
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

@@ -99,8 +99,6 @@ class InstanceSession:
     The attributes of ``InstanceInfo`` are attributes of the session.
 
     Args:
-        path: the file, for messages.
-        info: its metadata.
         side: side of the network's input in pixels; ``ANY_SIDE`` if it has no fixed size.
         outputs: names of its outputs.
         max_batch: maximum number of views per call; None: any number.
@@ -139,7 +137,6 @@ class InstanceSession:
         """Make an execution context on a stream; return it with the dtypes of its outputs by name.
 
         Args:
-            stream: of the GPU.
             outputs: needed ones; there may be others.
 
         Raises:

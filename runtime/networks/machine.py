@@ -37,15 +37,12 @@ class Machine:
 
     Attributes:
         platform: operating system and architecture, such as "linux-x86_64".
-        python: version of Python.
         gpu: name of the first usable GPU.
         compute_capability: of the GPU, such as "8.7".
         cuda: version that the driver supports, such as "13.0".
         driver: version of the kernel driver.
         tensorrt, tensorrt_rtx: installed versions.
         l4t, jetpack: releases of a Jetson's software.
-        os: name of the operating system.
-        cpus: number of CPUs.
         cuda_error: why a GPU that is present can't be used.
     """
 

@@ -107,11 +107,7 @@ def _with_own_logits(node: memoryview) -> bytes:
 
 
 def with_long_side(model: bytes, long_side_px: int) -> bytes:
-    """Return the model with another longer side of the input, in pixels.
-
-    Raises:
-        InputError: the size is out of range, or the model has a fixed input size.
-    """
+    """Return the model with another longer side of the input, in pixels; raises InputError."""
     if not MIN_LONG_SIDE_PX <= long_side_px <= MAX_LONG_SIDE_PX:
         raise InputError(
             f"long_side_px must lie in {MIN_LONG_SIDE_PX}..{MAX_LONG_SIDE_PX} pixels, got {long_side_px}"

@@ -24,7 +24,6 @@ class MultiScaleSession:
     """A network whose logits are averaged over several passes.
 
     Args:
-        session: the network.
         scales: 1: the whole frame; 1.5: overlapping windows of two thirds of its longer side.
         flip: also process mirror images, with twice the passes.
         finer: factor by which the result has more rows and columns than the network's grid for a frame.

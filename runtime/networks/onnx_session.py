@@ -67,7 +67,6 @@ class OnnxSession:
         check_interface(self.path, names, self._outputs)
 
     def has(self, output: str) -> bool:
-        """Return whether the network has this output."""
         return output in self._outputs
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

@@ -75,7 +75,6 @@ class TorchSession:
         self._graph = TorchNetwork(model, "cpu")
 
     def has(self, output: str) -> bool:
-        """Return whether the network has this output."""
         return output in self._graph.outputs
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

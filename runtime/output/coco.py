@@ -23,7 +23,6 @@ def write_coco(records: Path, path: Path, class_names: Sequence[str]) -> None:
 
     Args:
         records: path of instances.jsonl; an incomplete last line is ignored.
-        path: path of the COCO file.
         class_names: name of each class ID; ID 0 is background.
 
     Raises:
@@ -39,7 +38,6 @@ def write_coco_frames(
 
     Args:
         frames: returns the records; called twice, because images and annotations are two lists.
-        path: path of the COCO file.
         class_names: name of each class ID; ID 0 is background.
 
     Raises:

@@ -28,7 +28,6 @@ class WatchedSink:
 
     Attributes:
         sink: the user's object.
-        stage: the stage that calls it.
         channel: the results that wait for it.
         is_stuck: whether ``write`` exceeded its timeout.
     """
@@ -79,7 +78,6 @@ class Watchdog:
             fails the pipeline.
         silent_s: returns the seconds since the current read of the source began; 0 if there is none.
         is_over: returns whether all threads of the pipeline have ended.
-        source_name: name of the source in the log.
         fail: called with the sink's name and an error.
     """
 

@@ -64,7 +64,6 @@ class LiveStream(Source):
     The logger "tfiseg" reports the format that the source delivers, losses, and reconnections.
 
     Args:
-        name: name of the source.
         opener: opens the capture, or raises SourceError.
         request: the requested format; the log warns if the source delivers another one.
         capture: the capture, if it is already open.

@@ -25,7 +25,6 @@ class VideoFile(Source):
     If frames are lost, the iteration raises SourceError with their number after the last frame.
 
     Args:
-        name: name of the source.
         opener: opens the video, or raises SourceError.
         reader: the video, if it is already open.
     """
@@ -73,11 +72,7 @@ class VideoFile(Source):
 
 
 def open_file(path: Path) -> VideoReader:
-    """Open a video file.
-
-    Raises:
-        SourceError: the file cannot be read, or contains no video.
-    """
+    """Open a video file; raises SourceError if it cannot be read, or contains no video."""
     from av.error import FFmpegError
 
     shown = printable(str(path))
