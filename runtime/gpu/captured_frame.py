@@ -17,7 +17,7 @@ from ...plugins.settings import MAX_SIDE, ClusterSettings
 from .captured_steps import CapturedSteps, Step
 from .clusterer import DeviceClusterer
 from .cuda import Cuda
-from .execution_context import Context, is_capturable, shape_tuple
+from .execution_context import Context, is_capturable, run_context, shape_tuple
 from .frame_fitting import DevicePreprocessing, FittedFrame
 from .mask_refiner import DeviceMaskNetwork, DeviceMaskRefiner
 from .view_refiner import DeviceRefiner, DeviceViews
@@ -204,8 +204,7 @@ class CapturedFrame:
         self._cuda.upload(int(self.frame), self.host_frame, self._stream)
 
     def _infer(self) -> None:
-        if not self.context.execute_async_v3(self._stream.handle):
-            raise EngineError(f"{self._network.path} could not be run: see the log")
+        run_context(self.context, self._stream.handle, self._network.path)
 
     def _download(self) -> None:
         for name, host in self.host.items():

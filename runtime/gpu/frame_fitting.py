@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import TfisegError
-from .clusterer import check_status, cuda_library
+from .clusterer import cuda_library, enqueue
 from .cuda import Cuda, pointer
 
 
@@ -49,8 +49,8 @@ class FittedFrame:
         """Enqueue the kernel on a stream."""
         source = pointer(self._frame), *map(ctypes.c_int32, self._frame_hw)
         result = pointer(int(self.memory)), *map(ctypes.c_int32, self._size_hw)
-        status = self._library.tfiseg_fit_frame_cuda(*source, *result, pointer(stream_handle))
-        check_status(self._library, status, "preprocessing")
+        fit = self._library.tfiseg_fit_frame_cuda
+        enqueue(self._library, fit, stream_handle, *source, *result, what="preprocessing")
 
 
 def can_fit_frames() -> bool:

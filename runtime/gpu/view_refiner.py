@@ -27,9 +27,9 @@ from ...plugins.views import (
     views_workspace_bytes,
 )
 from .captured_steps import Step
-from .clusterer import ON_CUDA, DeviceClusterer, check_status
+from .clusterer import ON_CUDA, DeviceClusterer, enqueue
 from .cuda import Cuda
-from .execution_context import Context, is_capturable, shape_tuple
+from .execution_context import Context, is_capturable, run_context, shape_tuple
 
 DEFAULT_VIEWS = 16  # per frame; 4 of 295 photos need more (docs/reference/instance-network.md)
 MAX_PARTS = 256  # per component
@@ -96,7 +96,7 @@ class DeviceViews:
         types: Mapping[str, np.dtype[Any]],
         settings: ViewSettings,
     ) -> None:
-        self.settings, self._context, self._library = settings, context, library
+        self.settings, self.context, self._library = settings, context, library
         network, views, side = settings.network, settings.view_count, settings.network.view_px
         inputs = {"views": (views, side, side, 3), "masks": (views, side, side)}
         for name, shape in inputs.items():
@@ -156,25 +156,19 @@ class DeviceViews:
         )
         return fill_struct(maps, self._settings)
 
-    @property
-    def is_capturable(self) -> bool:
-        """Whether a CUDA graph can capture the network."""
-        return is_capturable(self._context)
-
     def infer(self, stream_handle: int) -> None:
         """Enqueue the network on the rendered views."""
-        if not self._context.execute_async_v3(stream_handle):
-            raise EngineError(f"{self.settings.network.path} could not be run: see the log")
+        run_context(self.context, stream_handle, self.settings.network.path)
 
     def cluster(self, stream_handle: int) -> None:
         """Enqueue the operator on the network's maps."""
-        arguments = (ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle))
-        check_status(self._library, self._library.tfiseg_cluster_cuda(*arguments), "clustering views")
+        cluster = self._library.tfiseg_cluster_cuda
+        enqueue(self._library, cluster, stream_handle, self._problem, self._result, what="clustering views")
 
     def move_output(self, name: str, memory: Any) -> None:
         """Let the network write an output to other device memory."""
         self.memory[name] = memory
-        self._context.set_tensor_address(name, int(memory))
+        self.context.set_tensor_address(name, int(memory))
 
     def address(self, name: str, k: int) -> int:
         """Return the address of view k in an input or output of the network, such as "views"."""
@@ -257,21 +251,16 @@ class DeviceRefiner:
         views = self.views
         steps: list[tuple[Callable[[int], None], bool]] = [
             (self._render_views, True),
-            (views.infer, views.is_capturable),
+            (views.infer, is_capturable(views.context)),
             (views.cluster, True),
             (self._place_parts, True),
         ]
         return [(functools.partial(step, stream_handle), capturable) for step, capturable in steps]
 
     def _render_views(self, stream_handle: int) -> None:
-        stream = ctypes.c_void_p(stream_handle)
-        status = self.library.tfiseg_cut_views_cuda(ctypes.byref(self._view_problem), stream)
-        check_status(self.library, status, "rendering views")
+        render = self.library.tfiseg_cut_views_cuda
+        enqueue(self.library, render, stream_handle, self._view_problem, what="rendering views")
 
     def _place_parts(self, stream_handle: int) -> None:
-        arguments = (
-            ctypes.byref(self._view_problem),
-            ctypes.byref(self._parts_problem),
-            ctypes.c_void_p(stream_handle),
-        )
-        check_status(self.library, self.library.tfiseg_place_pieces_cuda(*arguments), "placing parts")
+        place, problems = self.library.tfiseg_place_pieces_cuda, (self._view_problem, self._parts_problem)
+        enqueue(self.library, place, stream_handle, *problems, what="placing parts")

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -77,11 +76,9 @@ class FaultTolerantSink:
         self._sink.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if not self._is_stuck:  # closing would also wait
-            self._try(lambda: self._sink.__exit__(kind, error, trace))
+            self._try(lambda: self._sink.__exit__(*error))
 
 
 def view(

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import InputError, SourceError
 from .base import DEFAULT_FPS, Frame, Source, frame_name
-from .capture import Capture, fps_of, release
+from .capture import Capture, close_unused, fps_of
 
 _FIRST_WAIT_S, _MAX_WAIT_S = 0.5, 8.0  # between attempts to reopen a source; doubled each time
 _BUFFERED_AFTER_S = 0.2  # after opening, buffers contain old frames
@@ -173,7 +173,7 @@ class LiveStream(Source):
         self._interrupted.set()
 
     def close(self) -> None:
-        release(self._capture, self._in_use, self.name)
+        close_unused(self._capture.release, self._in_use, self.name)
 
 
 def describe_capture(name: str, capture: Capture, request: CameraRequest) -> tuple[str, bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +11,8 @@ from pathlib import Path
 from ...errors import SourceError
 from ...files import printable
 from .base import Frame, Source, frame_name
+from .capture import close_unused
 from .decoding import VideoReader, open_container, upright_bgr
-
-_RELEASE_SECONDS = 1.0
-
-_log = logging.getLogger("tfiseg")
 
 
 class VideoFile(Source):
@@ -64,11 +60,7 @@ class VideoFile(Source):
 
     def close(self) -> None:
         self._closed = True
-        if self._in_use.acquire(timeout=_RELEASE_SECONDS):  # closing it during a read would crash the process
-            self._reader.close()
-            self._in_use.release()
-        else:
-            _log.warning("reading %s does not return; it is left open", self.name)
+        close_unused(self._reader.close, self._in_use, self.name)
 
 
 def open_file(path: Path) -> VideoReader:
