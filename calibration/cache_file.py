@@ -16,7 +16,6 @@ from ..schema import MAX_TEXT, map_of, parse, text
 MAX_BYTES = 1 << 30  # of all arrays in memory
 _MAX_ARRAYS = 100_000
 _MAX_KEY_CHARACTERS = 1 << 16
-_HEADER_BYTES = 1 << 16
 _KEY = "key"
 _KEY_FORMAT = map_of(text(MAX_TEXT), text(200), 32)
 # kind of array -> type, number of axes

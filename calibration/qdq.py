@@ -67,13 +67,8 @@ def insert_qdq(
             readers = {layer.name for layer in layers}
             scales[tensor] = _insert_pair(network, tensor, readers, scheme, ranges)
     for layer in layers:
-        _quantize_weights(
-            network,
-            layer,
-            nodes[layer.name],
-            rounded[layer.name],
-            None if scheme.signed else scales[layer.input],
-        )
+        scale = None if scheme.signed else scales[layer.input]
+        _quantize_weights(network, layer, nodes[layer.name], rounded[layer.name], scale)
     network.drop_unused_weights()
     network.sort()
 

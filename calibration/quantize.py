@@ -179,13 +179,8 @@ def _peaks(network: Network, frames: FrameSample, quiet: bool) -> dict[str, NDAr
     peaks: dict[str, NDArray[np.float32]] = {}
     if not names:
         return peaks
-    for values in tqdm(
-        run_tensors(network.model, names, frames),
-        total=len(frames),
-        desc="channels",
-        unit="frame",
-        disable=quiet,
-    ):
+    found = run_tensors(network.model, names, frames)
+    for values in tqdm(found, total=len(frames), desc="channels", unit="frame", disable=quiet):
         for name, value in values.items():
             peak = np.abs(value).max((0, 2, 3))
             peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
@@ -199,13 +194,8 @@ def _observe(
     finder, rng = range_finder(method), np.random.default_rng(0)
     moments = {layer.name: Moments() for layer in layers}
     names = [name for layer in layers for name in (layer.input, layer.output)]
-    for values in tqdm(
-        run_tensors(network.model, names, frames),
-        total=len(frames),
-        desc="ranges",
-        unit="frame",
-        disable=quiet,
-    ):
+    found = run_tensors(network.model, names, frames)
+    for values in tqdm(found, total=len(frames), desc="ranges", unit="frame", disable=quiet):
         for name, value in values.items():
             finder.add(name, value)
         for layer in layers:

@@ -34,16 +34,12 @@ def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     graph.initializer.extend(
         numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()
     )
+    node, part = helper.make_node, ["pre.frame_shape", "pre.batch_start", "pre.batch_end"]
     graph.node.extend(
         [
-            helper.make_node("Shape", ["frame"], ["pre.frame_shape"], name="pre.frame_shape"),
-            helper.make_node(
-                "Slice",
-                ["pre.frame_shape", "pre.batch_start", "pre.batch_end"],
-                ["pre.batch"],
-                name="pre.batch",
-            ),
-            helper.make_node("Concat", ["pre.batch", "pre.three_channels"], [_SIZES], name=_SIZES, axis=0),
+            node("Shape", ["frame"], ["pre.frame_shape"], name="pre.frame_shape"),
+            node("Slice", part, ["pre.batch"], name="pre.batch"),
+            node("Concat", ["pre.batch", "pre.three_channels"], [_SIZES], name=_SIZES, axis=0),
         ]
     )
     _free_resizes(result)
@@ -65,13 +61,8 @@ def _free_resizes(model: onnx.ModelProto) -> None:
     graph.initializer.extend(
         numpy_helper.from_array(np.array(value, np.int64), name) for name, value in bounds.items()
     )
-    for k, node in enumerate(
-        [
-            n
-            for n in graph.node
-            if n.op_type == "Resize" and len(n.input) > 3 and not n.output[0].startswith("pre.")
-        ]
-    ):
+    resizes = [n for n in graph.node if n.op_type == "Resize" and len(n.input) > 3]
+    for k, node in enumerate(n for n in resizes if not n.output[0].startswith("pre.")):
         sides, sizes = f"pre.sides_{k}", f"pre.sizes_{k}"
         graph.node.extend(
             [

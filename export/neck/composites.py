@@ -127,12 +127,8 @@ def composite(bank: Sequence[Shape], rng: np.random.Generator, side_px: int = 32
             mask = ellipse(rng, size * 0.5 * np.exp(rng.normal(0, 0.2)))
         else:
             shape = first if k == 1 or rng.random() < 0.15 else same_class[rng.integers(len(same_class))]
-            mask = _rescale_mask(
-                shape.mask,
-                size / max(shape.mask.shape) * np.exp(rng.normal(0, 0.2)),
-                rng,
-                8 if upright else 40,
-            )
+            zoom = size / max(shape.mask.shape) * np.exp(rng.normal(0, 0.2))
+            mask = _rescale_mask(shape.mask, zoom, rng, 8 if upright else 40)
         mh, mw = mask.shape
         ys, xs = np.nonzero(canvas)
         if k == 1 or not len(ys) or rng.random() < 0.1:
@@ -196,14 +192,9 @@ def _occlude(canvas: NDArray[np.int32], bank: Sequence[Shape], rng: np.random.Ge
     else:
         shape = bank[int(rng.integers(len(bank)))]
         mask = _rescale_mask(shape.mask, side * rng.uniform(0.1, 0.4) / max(shape.mask.shape), rng, 30)
-        _paste(
-            canvas,
-            mask,
-            int(rng.integers(0, side)) - mask.shape[0] // 2,
-            int(rng.integers(0, side)) - mask.shape[1] // 2,
-            0,
-            False,
-        )
+        y = int(rng.integers(0, side)) - mask.shape[0] // 2
+        x = int(rng.integers(0, side)) - mask.shape[1] // 2
+        _paste(canvas, mask, y, x, 0, behind=False)
 
 
 def _roughen(canvas: NDArray[np.int32], rng: np.random.Generator) -> None:

@@ -207,11 +207,8 @@ def fit_members(
     """Average several fits into one wide network; also return the members' mean held-out loss."""
     fits = [fit_member(samples, hidden, seed=seed + k, steps=steps) for k in tqdm(range(members), desc="fit")]
     nets = [net for net, _ in fits]
-    whole = torch.nn.Sequential(
-        torch.nn.Linear(samples[0].shape[1], members * hidden),
-        torch.nn.ReLU(),
-        torch.nn.Linear(members * hidden, 1),
-    )
+    features, units = samples[0].shape[1], members * hidden
+    whole = torch.nn.Sequential(torch.nn.Linear(features, units), torch.nn.ReLU(), torch.nn.Linear(units, 1))
     with torch.no_grad():
         whole[0].weight.copy_(torch.cat([n[0].weight for n in nets]))
         whole[0].bias.copy_(torch.cat([n[0].bias for n in nets]))

@@ -169,21 +169,17 @@ def collect_evidence(
 
     low, high = extremes("range")
     return OutputEvidence(
-        len(summaries),
-        synthetic,
-        layout.channels,
-        whole_type,
-        low,
-        high,
-        mean("whole"),
-        tuple(sorted(ids or ())),
-        mean("decided"),
-        extremes("sums"),
-        extremes("exp_sums"),
-        mean("none"),
-        mean("several"),
-        mean("negative"),
-        final_activation,
+        frames=len(summaries),
+        synthetic=synthetic,
+        channels=layout.channels,
+        whole_type=whole_type,
+        low=low,
+        high=high,
+        ids=tuple(sorted(ids or ())),
+        sums=extremes("sums"),
+        exp_sums=extremes("exp_sums"),
+        **{name: mean(name) for name in ("whole", "decided", "none", "several", "negative")},
+        final_activation=final_activation,
     )
 
 

@@ -215,13 +215,8 @@ def _several_channels(evidence: OutputEvidence, names: Sequence[str] | None) -> 
     # several sigmoids, or quantized logits, may have any other sum
     is_scaled = any(_LEAST_SUM * scale <= total <= scale + 1 for scale in (_PERCENT, _BYTE))
     if evidence.low >= -_RANGE_TOLERANCE * total and equal_sums and (is_one or is_scaled):
-        factor = 1.0 if is_one else total
-        return (
-            "softmax",
-            factor,
-            f"the channels of every pixel sum to {total:.4g} on {evidence.where}",
-            "frames",
-        )
+        why = f"the channels of every pixel sum to {total:.4g} on {evidence.where}"
+        return "softmax", 1.0 if is_one else total, why, "frames"
     if end.kind in ("Sigmoid", "HardSigmoid") and _lies_within(evidence, end.factor):
         if names is None and evidence.none + evidence.several < _EXCLUSIVE:
             raise _ambiguity_error(

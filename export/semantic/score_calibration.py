@@ -174,20 +174,12 @@ def _quality(results: list[_CropResult], rule: Floats | None) -> float:
     """Return PQ at the default minimum score; with a rule, of calibrated scores."""
     total = PanopticCounts()
     for crop in results:
-        kept = (
-            crop.probability >= MIN_SCORE
-            if rule is None
-            else probability_of(crop.features, rule) >= MIN_CALIBRATED_SCORE
-        )
-        hit = crop.iou > 0
-        total.add(
-            PanopticCounts(
-                float(crop.iou[kept].sum()),
-                int((kept & hit).sum()),
-                int((kept & ~hit).sum()),
-                crop.missed + int((hit & ~kept).sum()),
-            )
-        )
+        kept, hit = crop.probability >= MIN_SCORE, crop.iou > 0
+        if rule is not None:
+            kept = probability_of(crop.features, rule) >= MIN_CALIBRATED_SCORE
+        missed = crop.missed + int((hit & ~kept).sum())
+        counts = int((kept & hit).sum()), int((kept & ~hit).sum()), missed
+        total.add(PanopticCounts(float(crop.iou[kept].sum()), *counts))
     return round(total.quality, 2)
 
 

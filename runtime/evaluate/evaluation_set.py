@@ -85,8 +85,5 @@ class EvalPictures(Sequence[EvalPicture]):
 def keep_classes(picture: EvalPicture, ids: set[int]) -> EvalPicture:
     """Return the picture with objects of these classes only; others become background."""
     other = ~np.isin(picture.semantic, [*ids, IGNORE])
-    return replace(
-        picture,
-        truth=np.where(other, 0, picture.truth),
-        semantic=np.where(other, 0, picture.semantic).astype(np.uint8),
-    )
+    semantic = np.where(other, 0, picture.semantic).astype(np.uint8)
+    return replace(picture, truth=np.where(other, 0, picture.truth), semantic=semantic)

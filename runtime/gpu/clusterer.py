@@ -103,11 +103,8 @@ class DeviceClusterer:
             name: self._cuda.allocate_array(shape, kind) for name, (shape, kind) in self.shapes.items()
         }
         self._workspace = self._cuda.allocate(size)
-        self._result = ResultStruct(
-            **{name: int(memory) for name, memory in self.memory.items()},
-            workspace=int(self._workspace),
-            workspace_bytes=size,
-        )
+        addresses = {name: int(memory) for name, memory in self.memory.items()}
+        self._result = ResultStruct(**addresses, workspace=int(self._workspace), workspace_bytes=size)
 
     def enqueue(self, stream_handle: int) -> None:
         """Enqueue the operator on a stream; nothing is copied to the host."""

@@ -132,11 +132,8 @@ class DeviceViews:
                 f"{self.shapes}"
             )
         self._workspace = cuda.allocate(size)
-        self._result = ResultStruct(
-            **{name: int(memory) for name, memory in self.parts.items()},
-            workspace=int(self._workspace),
-            workspace_bytes=size,
-        )
+        addresses = {name: int(memory) for name, memory in self.parts.items()}
+        self._result = ResultStruct(**addresses, workspace=int(self._workspace), workspace_bytes=size)
 
     def _operator_problem(self, network: ViewNetwork, value_type: int) -> ProblemStruct:
         """Return the arguments of the operator, as ``refine.refiner.split_components`` sets them."""

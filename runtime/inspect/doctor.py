@@ -231,8 +231,8 @@ def _tensorrt(facts: Facts, flavour: str) -> Check:
     )
     if wheel_cuda and machine.cuda and _numbers(machine.cuda)[0] < wheel_cuda:
         older = f"pip uninstall it and install its -cu{_numbers(machine.cuda)[0]} wheel, or update the driver"
-        found = f"{module.version} is built for CUDA {wheel_cuda}, the driver supports {machine.cuda}"
-        return Check(name, WRONG, found, older)
+        state = f"{module.version} is built for CUDA {wheel_cuda}, the driver supports {machine.cuda}"
+        return Check(name, WRONG, state, older)
     note = ""
     if (
         flavour == "tensorrt_rtx"

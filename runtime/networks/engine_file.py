@@ -102,7 +102,6 @@ _RECORD = schema.record(
         ),
     },
 )
-_MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 
 
 def sidecar_path(engine: Path) -> Path:
@@ -194,11 +193,8 @@ def mismatches(record: dict[str, Any], machine: Machine) -> list[Mismatch]:
         [made["compute_capability"]] if made.get("compute_capability") else []
     )
     if machine.compute_capability is None:
-        differ(
-            "GPU",
-            made.get("gpu") or (f"compute capability {', '.join(built_for)}" if built_for else "an RTX GPU"),
-            None,
-        )
+        kind = f"compute capability {', '.join(built_for)}" if built_for else "an RTX GPU"
+        differ("GPU", made.get("gpu") or kind, None)
     elif built_for and not _capability_fits(made, built_for, machine.compute_capability):
         differ("compute capability", ", ".join(built_for), machine.compute_capability)
     plugin = record.get("plugin")

@@ -29,16 +29,8 @@ class EngineSession(GpuSession):
         with opened.cuda.current():
             lanes = [(opened.context(), opened.cuda.stream()) for _ in range(FRAMES_IN_FLIGHT)]
         info = ModelInfo.from_json(json.dumps(record["model"]), str(path))
-        super().__init__(
-            path,
-            info,
-            opened.cuda,
-            lanes,
-            types,
-            ((min_shape[1], min_shape[2]), (max_shape[1], max_shape[2])),
-            graphs,
-            opened.context,
-        )
+        sizes = ((min_shape[1], min_shape[2]), (max_shape[1], max_shape[2]))
+        super().__init__(path, info, opened.cuda, lanes, types, sizes, graphs, opened.context)
         self.operator = BuiltInOperator.from_record(record) if "label_map" in types else None
 
     def set_up(self) -> None:

@@ -31,6 +31,7 @@ from .built_in_operator import BuiltInOperator
 from .model_info import ModelInfo
 from .native_preprocessing import SMALL, NativePreprocessing
 
+ANY_SIZE = ((1, 1), (1 << 15, 1 << 15))  # smallest and largest frame of networks without a limit
 _log = logging.getLogger("tfiseg")
 
 

@@ -11,12 +11,10 @@ from pathlib import Path
 
 from ..gpu.cuda import Cuda
 from ..gpu.frame_fitting import can_fit_frames
-from .gpu_session import GpuSession
+from .gpu_session import ANY_SIZE, GpuSession
 from .model_variants import AS_IS, Variant
 from .onnx_binding import BoundContext, stream_options
 from .onnx_session import OnnxSession
-
-_ANY_SIZE = ((1, 1), (1 << 15, 1 << 15))
 
 
 class OnnxGpuSession(GpuSession):
@@ -50,5 +48,5 @@ class OnnxGpuSession(GpuSession):
         # one lane: a second stream would need a second session with another copy of the weights
         lanes = [(context, stream)]
         super().__init__(
-            path, opened.info, cuda, lanes, context.types, _ANY_SIZE, preprocessing=opened.preprocessing
+            path, opened.info, cuda, lanes, context.types, ANY_SIZE, preprocessing=opened.preprocessing
         )

@@ -13,7 +13,7 @@ from ...errors import MissingDependencyError, ModelError
 from ...plugins.native import fit_frame
 from ..gpu.frame_fitting import can_fit_frames
 from ..gpu.torch_cuda import TorchCuda
-from .gpu_session import GpuSession
+from .gpu_session import ANY_SIZE, GpuSession
 from .model_info import METADATA_KEY, ModelInfo
 from .model_variants import AS_IS, Variant
 from .native_preprocessing import SMALL, NativePreprocessing, input_type, split_preprocessing
@@ -22,8 +22,6 @@ from .torch_network import TorchNetwork
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_ANY_SIZE = ((1, 1), (1 << 15, 1 << 15))
 
 
 def _read(path: Path, variant: Variant, native: bool) -> tuple[Any, ModelInfo, NativePreprocessing | None]:
@@ -116,16 +114,8 @@ class TorchGpuSession(GpuSession):
             return TorchContext(network, device)
 
         first = new_context()
-        super().__init__(
-            path,
-            info,
-            cuda,
-            [(first, stream)],
-            first.types,
-            _ANY_SIZE,
-            new_context=new_context,
-            preprocessing=preprocessing,
-        )
+        lanes = [(first, stream)]
+        super().__init__(path, info, cuda, lanes, first.types, ANY_SIZE, True, new_context, preprocessing)
 
 
 class TorchContext:

@@ -151,11 +151,8 @@ class LiveStream(Source):
         with self._in_use:
             self._capture.release()
         lost, wait = time.monotonic(), _FIRST_WAIT_S
-        _log.warning(
-            "%s stopped delivering after %d frames (cable, power, network?); it will be reopened",
-            self.name,
-            frames,
-        )
+        lost_after = "%s stopped delivering after %d frames (cable, power, network?); it will be reopened"
+        _log.warning(lost_after, self.name, frames)
         while not self._interrupted.wait(wait):
             try:
                 with self._in_use:
