@@ -19,6 +19,8 @@ from ..files import whole_file
 from ..runtime.networks.session import DEVICES
 from .checkpoint import read_checkpoint
 
+_WARM_UP = 100  # steps
+_MAX_DECAY = 0.998  # of the running average of the weights
 HELD_SEED = 1_000_003  # added to a recipe's seed for composites that are not trained on
 
 
@@ -44,9 +46,9 @@ def prepare(seed: int, threads: int | None = None) -> None:
     cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's workers
 
 
-def learning_rate(step: int, steps: int, warm_up: int = 100) -> float:
+def learning_rate(step: int, steps: int) -> float:
     """Return the learning rate as a share of its peak: linear warm-up, then a cosine down to 0.3 %."""
-    return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.003
+    return min(1.0, (step + 1) / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.003
 
 
 def print_line(text: str) -> None:
@@ -98,9 +100,9 @@ class Progress:
 
 
 @torch.no_grad()
-def update_average(average: dict[str, Tensor], network: nn.Module, step: int, longest: float = 0.998) -> None:
+def update_average(average: dict[str, Tensor], network: nn.Module, step: int) -> None:
     """Update the running average of the weights (EMA); it follows faster in early steps."""
-    decay = min(longest, (step + 1) / (step + 20))
+    decay = min(_MAX_DECAY, (step + 1) / (step + 20))
     for key, value in network.state_dict().items():
         if value.dtype.is_floating_point:
             average[key].lerp_(value, 1 - decay)

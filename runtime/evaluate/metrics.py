@@ -14,6 +14,9 @@ from ...errors import MissingDependencyError
 from ...instances import Instances
 from ...plugins.settings import IGNORE
 
+_DRAWS = 2000  # of pictures, for the interval of a gain
+_BAND_SHARE = 0.02  # width of the band inside each outline, as a share of the picture's diagonal
+
 
 @dataclass
 class PanopticCounts:
@@ -60,7 +63,7 @@ class PictureScore:
 
 
 def paired_gain(
-    ours: Sequence[PanopticCounts], theirs: Sequence[PanopticCounts], draws: int = 2000, seed: int = 0
+    ours: Sequence[PanopticCounts], theirs: Sequence[PanopticCounts]
 ) -> tuple[float, float, float]:
     """Return the gain in PQ of ``ours`` over ``theirs``, and the limits of its 95% interval.
 
@@ -80,7 +83,7 @@ def paired_gain(
         )
 
     our_quality, their_quality = quality(table.sum(1))
-    sample = np.random.default_rng(seed).integers(0, len(ours), (draws, len(ours)))
+    sample = np.random.default_rng(0).integers(0, len(ours), (_DRAWS, len(ours)))
     sampled = quality(table[:, sample].sum(2))
     low, high = np.percentile(sampled[0] - sampled[1], (2.5, 97.5))
     return float(our_quality - their_quality), float(low), float(high)
@@ -137,15 +140,9 @@ def panoptic_counts(
     return score
 
 
-def boundary_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], share: float = 0.02) -> float:
-    """Return the IoU of two masks near their outlines (Cheng et al., CVPR 2021).
-
-    Args:
-        predicted: bool (H, W).
-        truth: bool (H, W).
-        share: width of the band inside each outline, as a share of the picture's diagonal.
-    """
-    width = max(1, round(share * float(np.hypot(*predicted.shape))))
+def boundary_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """Return the IoU of two masks (H, W) near their outlines (Cheng et al., CVPR 2021)."""
+    width = max(1, round(_BAND_SHARE * float(np.hypot(*predicted.shape))))
     rows, columns = (np.flatnonzero((predicted | truth).any(axis)) for axis in (1, 0))
     window = (slice(max(0, rows[0] - 1), rows[-1] + 2), slice(max(0, columns[0] - 1), columns[-1] + 2))
     bands = []
