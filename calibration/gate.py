@@ -161,12 +161,10 @@ def require_passed(gate: Mapping[str, Any], where: str) -> None:
     """
     if not gate["passed"]:
         worst, floor = gate["worst_frame"], gate.get("noise_floor")
-        yardstick = (
-            f" For comparison, fp32 against itself with one gray level of noise: "
-            f"{floor['label_agreement']:.2f}%, PQ {floor['stable_PQ']:.1f}."
-            if floor
-            else ""
-        )
+        yardstick = ""
+        if floor:
+            values = f"{floor['label_agreement']:.2f}%, PQ {floor['stable_PQ']:.1f}"
+            yardstick = f" For comparison, fp32 against itself with one gray level of noise: {values}."
         raise GateError(
             f"the accuracy gate failed on {gate['frames']} frames: {'; '.join(gate['failures'])} (worst "
             f"frame: {worst['name']}, {worst['label_agreement']:.2f}% of labels). {where}.{yardstick} Try "

@@ -99,12 +99,8 @@ def _check(single: onnx.ModelProto, batched: onnx.ModelProto, batch: int) -> Non
         together = session(batched).run(None, {name: frames})[0]
     except Exception as wrong:  # onnxruntime's errors share no base class
         raise ModelError(f"the network can't take {batch} frames at once: {wrong}") from wrong
-    worst = (
-        float(np.abs(together.astype(np.float32) - expected.astype(np.float32)).max())
-        if together.shape == expected.shape
-        else np.inf
-    )
-    if worst > 0.05 * float(np.abs(expected).max()):
+    largest = 0.05 * float(np.abs(expected).max())
+    if together.shape != expected.shape or np.abs(together.astype(np.float32) - expected).max() > largest:
         raise ModelError(
             f"the network's result for a batch of {batch} frames differs from single frames. Build it with "
             f"--batch 1"

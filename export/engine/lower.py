@@ -132,7 +132,7 @@ def lower(
     model = Network(model).model
     if settings.precision == "fp32":
         return LoweredNetwork(model)
-    kept = _kept_layers(model, settings)
+    kept = matching_layers(find_layers(Network(model)), settings.keep)
     calibration_part, gate_part = _frames(settings, quiet)
     test_frames = gate_part or calibration_part
     yardstick = _yardstick(model, test_frames, quiet)
@@ -170,10 +170,6 @@ def _frames(settings: PrecisionSettings, quiet: bool) -> tuple[FrameSample | Non
         return sample, sample
     for_gate = min(settings.gate_frames, max(1, round(len(sample) * settings.gate_frames / count)))
     return sample.part(for_gate), sample.part(0, for_gate)
-
-
-def _kept_layers(model: onnx.ModelProto, settings: PrecisionSettings) -> list[str]:
-    return matching_layers(find_layers(Network(model)), settings.keep)
 
 
 def _to_int8(

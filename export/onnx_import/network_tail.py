@@ -222,6 +222,6 @@ def _geometry(
     if before != after and settings.get("mode", b"nearest") != b"linear":
         return None
     geometry = settings.get("coordinate_transformation_mode", b"half_pixel").decode().replace("pytorch_", "")
-    return (
-        geometry if geometry in ("half_pixel", "align_corners") else "half_pixel" if before == after else None
-    )
+    if geometry in ("half_pixel", "align_corners"):
+        return geometry
+    return "half_pixel" if before == after else None

@@ -71,26 +71,23 @@ class InstanceInfo:
         """Parse metadata. Raises ModelError if it is damaged or of another format."""
         try:
             version = metadata_version(text, "instance_format")
-            if version == INSTANCE_FORMAT:
-                return _make_info(instance_metadata(text))
+            data = instance_metadata(text) if version == INSTANCE_FORMAT else None
         except FormatError as wrong:
             raise ModelError(f"{path}: its tfiseg metadata is damaged ({wrong}): export it again") from wrong
-        raise ModelError(
-            f"{path} is no instance network for this version: its format is {version}, expected "
-            f"{INSTANCE_FORMAT}. `tfiseg train instance` makes one."
+        if data is None:
+            raise ModelError(
+                f"{path} is no instance network for this version: its format is {version}, expected "
+                f"{INSTANCE_FORMAT}. `tfiseg train instance` makes one."
+            )
+        return InstanceInfo(
+            view_px=data["view_px"],
+            outline_px=data.get("outline_px", data["view_px"]),  # older models have one side
+            stride=data["stride"],
+            affinity_offsets=np.asarray(data["affinity_offsets"], np.int32),
+            rules={name: np.asarray(values, np.float32) for name, values in data["rules"].items()},
+            min_area=data.get("min_area"),
+            lone_odds=data.get("lone_odds"),
         )
-
-
-def _make_info(data: dict[str, Any]) -> InstanceInfo:
-    return InstanceInfo(
-        view_px=data["view_px"],
-        outline_px=data.get("outline_px", data["view_px"]),  # older models have one side
-        stride=data["stride"],
-        affinity_offsets=np.asarray(data["affinity_offsets"], np.int32),
-        rules={name: np.asarray(values, np.float32) for name, values in data["rules"].items()},
-        min_area=data.get("min_area"),
-        lone_odds=data.get("lone_odds"),
-    )
 
 
 class InstanceSession:

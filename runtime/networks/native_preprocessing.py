@@ -22,6 +22,8 @@ from .onnx_bytes import (
     NODE_INPUT,
     NODE_OUTPUT,
     OUTPUT,
+    TENSOR_NAME,
+    TENSOR_RAW,
     as_varint,
     field,
     fields,
@@ -44,7 +46,6 @@ _CHAIN = [
 ]
 _NODE_OP, _NODE_ATTRIBUTE = 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 1, 3, 4, 8
-_TENSOR_NAME, _TENSOR_RAW = 8, 9
 
 
 @dataclass(frozen=True)
@@ -181,9 +182,9 @@ def _constants(graph: memoryview) -> dict[str, memoryview]:
     for number, value, _ in fields(graph):
         if number == INITIALIZER:
             parts = {n: v for n, v, _ in fields(value)}
-            name = bytes(parts.get(_TENSOR_NAME, b"")).decode()
-            if name.startswith("pre.") and _TENSOR_RAW in parts:
-                raw[name] = parts[_TENSOR_RAW]
+            name = bytes(parts.get(TENSOR_NAME, b"")).decode()
+            if name.startswith("pre.") and TENSOR_RAW in parts:
+                raw[name] = parts[TENSOR_RAW]
     return raw
 
 
