@@ -19,17 +19,15 @@ _FOR_VIDEOS = ("frames", "camera_size", "camera_fps", "pixel_format", "policy", 
 def add_archive_options(verb: Parser) -> None:
     """Add ``--ray`` and ``--ray-workers``."""
     verb.expert.add_argument(
-        "--ray",
+        "--ray ADDRESS",
         nargs="?",
         const=_LOCAL,
-        metavar="ADDRESS",
         help="segment a folder, glob pattern or Parquet files of paths on a Ray cluster and write Parquet; "
         "files that are done are skipped (default: a cluster on this machine; needs tfiseg[ray])",
     )
     verb.expert.add_argument(
-        "--ray-workers",
+        "--ray-workers N",
         type=integer(1),
-        metavar="N",
         help="with --ray: number of segmenters (default: one per CPU, or per GPU with an engine)",
     )
 

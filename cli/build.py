@@ -32,22 +32,16 @@ def add_build(verbs: Any) -> None:
         _EXAMPLES,
     )
     verb.source.add_argument(
-        "network",
+        "network NAME.onnx",
         type=existing_network,
-        metavar="NAME.onnx",
         help="a model in tfiseg's format (see `tfiseg export`), or an instance network",
     )
     verb.source.add_argument(
-        "--frames",
-        metavar="SOURCE",
+        "--frames SOURCE",
         help="real frames for calibration and the accuracy check: folder of images, video, recording",
     )
     verb.output.add_argument(
-        "-o",
-        "--output",
-        type=path,
-        metavar="FILE",
-        help="default: NAME.engine (NAME-PRECISION.onnx for onnxruntime)",
+        "-o", "--output FILE", type=path, help="default: NAME.engine (NAME-PRECISION.onnx for onnxruntime)"
     )
     verb.output.add_argument(
         "--target",
@@ -67,55 +61,44 @@ def _add_accuracy_options(verb: Parser) -> None:
         "--precision", choices=("fp32", "fp16", "int8"), default="fp16", help="default: fp16"
     )
     quality.add_argument(
-        "--min-agreement",
+        "--min-agreement PCT",
         type=number(0, 100),
-        metavar="PCT",
         help="minimum share of pixels with the same class as in fp32 (default: 99.5 for fp16, 98 for int8; "
         "lower if one gray level of noise on the frames has a larger effect)",
     )
     quality.add_argument(
-        "--min-pq",
+        "--min-pq PQ",
         type=number(0),
-        metavar="PQ",
         help="minimum panoptic quality against the instances of fp32 that are clear of the thresholds "
         "(default: 99 for fp16, 95 for int8; lower if one gray level of noise has a larger effect)",
     )
     quality.add_argument(
-        "--gate-frames",
+        "--gate-frames N",
         type=integer(1),
         default=128,
-        metavar="N",
         help="frames for the accuracy check; none of them is used for calibration (default: 128)",
     )
     quality.add_argument(
         "--no-gate", action="store_true", help="skip the accuracy check (recorded in the engine's metadata)"
     )
-    quality.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="random seed of the sample of frames"
-    )
+    quality.add_argument("--seed N", type=int, default=0, help="random seed of the sample of frames")
 
 
 def _add_shape_options(verb: Parser) -> None:
     shapes = verb.add_argument_group("output: frame sizes that a TensorRT engine accepts")
     hw = size("HxW", low=1)
-    shapes.add_argument("--shape", type=hw, metavar="HxW", help="this size only: the fastest")
-    shapes.add_argument("--shape-min", type=hw, metavar="HxW", help="default: 240x320")
+    shapes.add_argument("--shape HxW", type=hw, help="this size only: the fastest")
+    shapes.add_argument("--shape-min HxW", type=hw, help="default: 240x320")
+    shapes.add_argument("--shape-opt HxW", type=hw, help="the size to optimize for (default: 480x640)")
+    shapes.add_argument("--shape-max HxW", type=hw, help="default: 1080x1920")
     shapes.add_argument(
-        "--shape-opt", type=hw, metavar="HxW", help="the size to optimize for (default: 480x640)"
-    )
-    shapes.add_argument("--shape-max", type=hw, metavar="HxW", help="default: 1080x1920")
-    shapes.add_argument(
-        "--batch",
-        type=integer(1),
-        default=1,
-        metavar="N",
-        help="maximum number of frames per call (default: 1)",
+        "--batch N", type=integer(1), default=1, help="maximum number of frames per call (default: 1)"
     )
 
 
 def _add_int8_options(verb: Parser) -> None:
     int8 = verb.add_argument_group("expert: int8")
-    int8.add_argument("--calibration-frames", type=integer(1), default=128, metavar="N", help="default: 128")
+    int8.add_argument("--calibration-frames N", type=integer(1), default=128, help="default: 128")
     int8.add_argument(
         "--method",
         choices=("minmax", "percentile", "entropy"),
@@ -123,22 +106,19 @@ def _add_int8_options(verb: Parser) -> None:
         help="how to find the ranges of activations (default: minmax)",
     )
     int8.add_argument(
-        "--cache",
+        "--cache FILE",
         type=path,
-        metavar="FILE",
         help="calibration cache: written, and read again for the same network and frames",
     )
     int8.add_argument(
-        "--keep",
+        "--keep LAYER",
         action="append",
         default=[],
-        metavar="LAYER",
         help="keep this layer in higher precision (fp16 too): name or pattern; repeatable",
     )
     int8.add_argument(
-        "--auto-exclude",
+        "--auto-exclude N",
         type=integer(0),
-        metavar="N",
         help="if the accuracy check fails, keep the most sensitive layers in higher precision until it "
         "passes, at most N (default: half of the layers)",
     )
@@ -146,21 +126,20 @@ def _add_int8_options(verb: Parser) -> None:
 
 def _add_builder_options(verb: Parser) -> None:
     builder = verb.add_argument_group("expert: TensorRT")
-    builder.add_argument("--workspace", type=integer(1), metavar="MIB", help="maximum scratch memory in MiB")
+    builder.add_argument("--workspace MIB", type=integer(1), help="maximum scratch memory in MiB")
     builder.add_argument(
-        "--timing-cache", type=path, metavar="FILE", help="timing cache to read and update (TensorRT only)"
+        "--timing-cache FILE", type=path, help="timing cache to read and update (TensorRT only)"
     )
-    builder.add_argument("--opt-level", type=integer(0, 5), metavar="0..5", help="builder optimization level")
+    builder.add_argument("--opt-level 0..5", type=integer(0, 5), help="builder optimization level")
     builder.add_argument(
         "--portable",
         action="store_true",
         help="for newer TensorRT versions and all GPUs from Ampere on; somewhat slower",
     )
     builder.add_argument(
-        "--compute-capability",
+        "--compute-capability CC",
         action="append",
         default=[],
-        metavar="CC",
         help="GPU generation, e.g. 8.6 (rtx; repeatable; default: all)",
     )
     builder.add_argument(

@@ -33,34 +33,21 @@ def add_compare(verbs: Any) -> None:
         ],
     )
     verb.source.add_argument(
-        "reference",
-        metavar="A",
-        help=".onnx, .engine, or a source of `tfiseg export` (torchvision:NAME, hf:NAME, ...)",
+        "reference A", help=".onnx, .engine, or a source of `tfiseg export` (torchvision:NAME, hf:NAME, ...)"
     )
-    verb.source.add_argument("candidate", metavar="B", help="like A")
+    verb.source.add_argument("candidate B", help="like A")
+    verb.source.add_argument("--frames SOURCE", help="required: folder of images, video, recording")
     verb.source.add_argument(
-        "--frames", metavar="SOURCE", help="required: folder of images, video, recording"
+        "--count N", type=integer(1), default=64, help="number of frames, a seeded sample (default: 64)"
     )
-    verb.source.add_argument(
-        "--count",
-        type=integer(1),
-        default=64,
-        metavar="N",
-        help="number of frames, a seeded sample (default: 64)",
-    )
-    verb.source.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the sample (default: 0)"
-    )
+    verb.source.add_argument("--seed N", type=int, default=0, help="seed of the sample (default: 0)")
     verb.output.add_argument(
-        "--out",
+        "--out FILE",
         type=path,
         default=Path("comparison.png"),
-        metavar="FILE",
         help="contact sheet of the worst frames (default: comparison.png)",
     )
-    verb.expert.add_argument(
-        "--threads", type=integer(0), default=0, metavar="N", help="CPU threads (default: all)"
-    )
+    verb.expert.add_argument("--threads N", type=integer(0), default=0, help="CPU threads (default: all)")
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -38,13 +38,9 @@ def add_demo(verbs: Any) -> None:
             Example("tfiseg demo --engine", "build an fp16 engine instead", needs="TensorRT"),
         ],
     )
-    verb.source.add_argument("--frames", type=integer(1), metavar="N", help="stop after N frames")
+    verb.source.add_argument("--frames N", type=integer(1), help="stop after N frames")
     verb.output.add_argument(
-        "--out",
-        type=path,
-        default=Path("tfiseg-demo"),
-        metavar="DIR",
-        help="output folder (default: tfiseg-demo)",
+        "--out DIR", type=path, default=Path("tfiseg-demo"), help="output folder (default: tfiseg-demo)"
     )
     verb.output.add_argument(
         "--engine",

@@ -26,7 +26,7 @@ def add_eval(verbs: Any) -> None:
             ),
         ],
     )
-    verb.source.add_argument("folder", type=existing_folder, metavar="DIR", help="the evaluation set")
+    verb.source.add_argument("folder DIR", type=existing_folder, help="the evaluation set")
     verb.source.add_argument(
         "--semantic",
         choices=("truth", "model"),
@@ -34,10 +34,7 @@ def add_eval(verbs: Any) -> None:
         help="class maps to cluster: the true ones, or those of --model (default: truth)",
     )
     verb.output.add_argument(
-        "--out",
-        type=path,
-        metavar="DIR",
-        help="write contact sheets of the best, median and worst images there",
+        "--out DIR", type=path, help="write contact sheets of the best, median and worst images there"
     )
     verb.output.add_argument(
         "--against",
@@ -137,18 +134,15 @@ def add_bench(verbs: Any) -> None:
         ],
     )
     verb.source.add_argument(
-        "--set",
+        "--set DIR",
         type=existing_folder,
         dest="folder",
-        metavar="DIR",
         help="evaluation set whose class maps to use (default: synthetic)",
     )
     verb.source.add_argument(
-        "--side", type=int, default=1024, metavar="PX", help="side of the class map (default: 1024)"
+        "--side PX", type=int, default=1024, help="side of the class map (default: 1024)"
     )
-    verb.expert.add_argument(
-        "--threads", type=integer(1), default=1, metavar="N", help="CPU threads (default: 1)"
-    )
+    verb.expert.add_argument("--threads N", type=integer(1), default=1, help="CPU threads (default: 1)")
     verb.output.add_argument("--no-peers", action="store_true", help="time tfiseg alone")
 
 

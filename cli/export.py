@@ -56,11 +56,10 @@ def add_export(verbs: Any) -> None:
         _EXAMPLES,
     )
     source = verb.source
-    source.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    source.add_argument("source SOURCE", help=_SOURCES)
     source.add_argument(
-        "--weights",
+        "--weights FILE",
         type=existing_file,
-        metavar="FILE",
         help="state dict (torch.save) for torchvision:, smp:, hf: or python:",
     )
     source.add_argument(
@@ -70,21 +69,17 @@ def add_export(verbs: Any) -> None:
         help="export an architecture without trained weights",
     )
     source.add_argument(
-        "--photos",
-        metavar="DIR",
-        help="photos on which original and export must agree (default: 4 synthetic frames)",
+        "--photos DIR", help="photos on which original and export must agree (default: 4 synthetic frames)"
     )
     verb.quality.add_argument(
-        "--long-side",
+        "--long-side PX",
         type=int,
-        metavar="PX",
         help="for networks made by tfiseg: longer side that frames are scaled to (default: 384); 448 finds "
         "more, in 1.2 times the time",
     )
     verb.quality.add_argument(
-        "--input-size",
+        "--input-size HxW",
         type=size("HxW"),
-        metavar="HxW",
         help="size that frames are scaled to (default: the source's own, else 512x512)",
     )
     _add_output_options(verb)
@@ -95,31 +90,27 @@ def _add_output_options(verb: Parser) -> None:
     output = verb.output
     output.add_argument(
         "-o",
-        "--output",
+        "--output NAME.onnx|KIND",
         action=_OutputAction,
-        metavar="NAME.onnx|KIND",
         help="required: the model to write. Given again with logits, softmax, sigmoid, binary or "
         "class-map: how to read the network's output (default: by its last operator and its values)",
     )
     output.set_defaults(output_kind=None)
     output.add_argument(
-        "--class-names",
-        metavar="NAMES",
+        "--class-names NAMES",
         help="names of all classes in order of their ids: voc21, cityscapes19, ade20k150, coco81 or "
         "person2; a file with one name per line; or names separated by commas (default: the source's own, "
         "else class 1, class 2, ...)",
     )
     output.add_argument(
-        "--things",
-        metavar="NAMES",
-        help="countable classes, names or ids separated by commas (default: by their names)",
+        "--things NAMES", help="countable classes, names or ids separated by commas (default: by their names)"
     )
     output.add_argument(
-        "--training-data", metavar="TEXT", help="what the network was trained on, for the model's metadata"
+        "--training-data TEXT", help="what the network was trained on, for the model's metadata"
     )
-    output.add_argument("--licence", metavar="TEXT", help="terms of use, for the model's metadata")
+    output.add_argument("--licence TEXT", help="terms of use, for the model's metadata")
     output.add_argument(
-        "--triton", type=path, metavar="DIR", help="also write a model repository for NVIDIA's Triton server"
+        "--triton DIR", type=path, help="also write a model repository for NVIDIA's Triton server"
     )
 
 
@@ -141,37 +132,29 @@ class _OutputAction(argparse.Action):
 
 def _add_pixel_options(expert: Any) -> None:
     expert.add_argument(
-        "--mean",
+        "--mean M[,M,M]",
         type=_one_or_three,
-        metavar="M[,M,M]",
         help="subtracted from scaled pixels, in the network's channel order",
     )
     expert.add_argument(
-        "--std",
-        type=_one_or_three,
-        metavar="S[,S,S]",
-        help="divisor of the pixels after the mean is subtracted",
+        "--std S[,S,S]", type=_one_or_three, help="divisor of the pixels after the mean is subtracted"
     )
-    expert.add_argument("--scale", type=_number, metavar="F", help="factor of pixels 0..255 (default: 1/255)")
+    expert.add_argument("--scale F", type=_number, help="factor of pixels 0..255 (default: 1/255)")
     order = expert.add_mutually_exclusive_group()
     order.add_argument("--rgb", action="store_true", default=None, help="the network takes RGB (default)")
     order.add_argument("--bgr", action="store_false", dest="rgb", default=None, help="the network takes BGR")
     expert.add_argument(
-        "--threshold",
+        "--threshold P[,P...]",
         type=_probabilities,
-        metavar="P[,P...]",
         help="for sigmoid and binary outputs: probability above which a pixel has a class, one for all "
         "channels or one per channel (default: 0.5)",
     )
     expert.add_argument(
-        "--output-name",
-        metavar="NAME",
-        help="output of an .onnx file that holds the classes, if it has several",
+        "--output-name NAME", help="output of an .onnx file that holds the classes, if it has several"
     )
     expert.add_argument(
-        "--opset",
+        "--opset N",
         type=integer(1),
-        metavar="N",
         help="opset of the result, 13 or later (default: 18, or the .onnx file's own)",
     )
     expert.add_argument(

@@ -38,6 +38,15 @@ class _Formatter(argparse.HelpFormatter):
         return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
 
 
+class _Group(argparse._ArgumentGroup):
+    """A group whose arguments are written as in the help: name and value in one text, "--steps N"."""
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        *aliases, last = names
+        name, _, value = last.partition(" ")
+        return super().add_argument(*aliases, name, **({"metavar": value} if value else {}), **settings)
+
+
 class Parser(argparse.ArgumentParser):
     """Parser of the program or of one verb, with the same option groups everywhere: ``GROUPS``."""
 
@@ -45,6 +54,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"formatter_class": _Formatter, **kwargs})
         self.examples: tuple[Example, ...] = ()
         self.source, self.quality, self.output, self.expert = map(self.add_argument_group, GROUPS)
+
+    def add_argument_group(self, *args: Any, **kwargs: Any) -> Any:
+        group = _Group(self, *args, **kwargs)
+        self._action_groups.append(group)
+        return group
 
     def set_examples(self, examples: Sequence[Example]) -> None:
         """Show examples at the end of the help."""

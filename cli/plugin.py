@@ -30,15 +30,13 @@ def add_plugin(verbs: Any) -> None:
         help="build: compile it; info: show build information; path: print the library's path",
     )
     verb.expert.add_argument(
-        "--arch",
+        "--arch CC",
         action="append",
-        metavar="CC",
         help='build: compute capability, e.g. 87 or "native"; repeatable (default: 87 89 90 110 120)',
     )
     verb.output.add_argument(
-        "--output",
+        "--output FILE",
         type=path,
-        metavar="FILE",
         help="build: path of the library (default: a cache folder, where tfiseg looks for it)",
     )
     verb.expert.add_argument(

@@ -23,7 +23,7 @@ def add_tools(verbs: Any) -> None:
             Example("tfiseg inspect net.onnx --layers --json", "with each layer"),
         ],
     )
-    verb.source.add_argument("file", type=existing_file, metavar="FILE", help="NAME.onnx or NAME.engine")
+    verb.source.add_argument("file FILE", type=existing_file, help="NAME.onnx or NAME.engine")
     verb.output.add_argument(
         "--layers",
         action="store_true",
@@ -56,33 +56,21 @@ def _add_triton(verbs: Any) -> None:
         ],
     )
     verb.source.add_argument(
-        "model",
+        "model FILE",
         type=existing_network,
-        metavar="FILE",
         help="NAME.onnx, or a NAME.engine of TensorRT built with --portable",
     )
     verb.output.add_argument(
-        "-o",
-        "--output",
-        type=path,
-        metavar="DIR",
-        help="required: the model repository; other models in it are kept",
+        "-o", "--output DIR", type=path, help="required: the model repository; other models in it are kept"
     )
-    verb.output.add_argument(
-        "--name", metavar="NAME", help="name of the model in Triton (default: the file's)"
-    )
+    verb.output.add_argument("--name NAME", help="name of the model in Triton (default: the file's)")
     verb.expert.add_argument(
-        "--batch",
+        "--batch N",
         type=integer(1),
-        metavar="N",
         help="maximum number of frames per call of an ONNX model (default: 8, or 1 if it accepts no more)",
     )
     verb.expert.add_argument(
-        "--instances",
-        type=integer(1),
-        default=1,
-        metavar="N",
-        help="copies that run in parallel (default: 1)",
+        "--instances N", type=integer(1), default=1, help="copies that run in parallel (default: 1)"
     )
     verb.expert.add_argument(
         "--device",
