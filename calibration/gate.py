@@ -31,18 +31,12 @@ _TEXTS = {
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Minimum agreement with float32.
+    """Minimum agreement with float32."""
 
-    Args:
-        label_agreement: labels, in % of pixels (mean over frames).
-        quality: PQ of stable instances, 0..100.
-        score_agreement: 100 minus the mean change of their scores in percentage points.
-        relative: names of the measures, as in a report, whose threshold the yardstick may lower.
-    """
-
-    label_agreement: float
-    quality: float
-    score_agreement: float = 0.0
+    label_agreement: float  # labels, in % of pixels (mean over frames)
+    quality: float  # PQ of stable instances, 0..100
+    score_agreement: float = 0.0  # 100 minus the mean change of their scores in percentage points
+    # names of the measures, as in a report, whose threshold the yardstick may lower
     relative: frozenset[str] = frozenset()
 
     def by_measure(self) -> dict[str, float]:

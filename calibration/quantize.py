@@ -31,19 +31,12 @@ _CACHE_VERSION = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """Measurements of a network on calibration frames.
+    """Measurements of a network on calibration frames."""
 
-    Args:
-        key: digests of network and frames, and the method; a cache with another key is replaced.
-        peaks: largest magnitude of each channel, for tensors that are equalized.
-        ranges: (lowest, highest) value of the tensors around the layers.
-        rounded: int8 weights by layer name.
-    """
-
-    key: dict[str, str]
-    peaks: dict[str, NDArray[np.float32]]
-    ranges: dict[str, tuple[float, float]]
-    rounded: dict[str, QuantizedWeights]
+    key: dict[str, str]  # digests of network and frames, and the method; a cache with another key is replaced
+    peaks: dict[str, NDArray[np.float32]]  # largest magnitude of each channel, for tensors that are equalized
+    ranges: dict[str, tuple[float, float]]  # (lowest, highest) value of the tensors around the layers
+    rounded: dict[str, QuantizedWeights]  # int8 weights by layer name
 
     def save(self, path: Path) -> None:
         """Write a cache file (numpy's .npz)."""

@@ -19,15 +19,11 @@ _ALIGNED = 70  # maximum length of a command with its comment on the same line
 
 @dataclass(frozen=True)
 class Example:
-    """A command line for a verb's help.
+    """A command line for a verb's help."""
 
-    Args:
-        command: complete command, as a user types it.
-        needs: what the command needs besides tfiseg and its input files, e.g. "a camera"; None: nothing.
-    """
-
-    command: str
+    command: str  # complete command, as a user types it
     comment: str = ""
+    # what the command needs besides tfiseg and its input files, e.g. "a camera"; None: nothing
     needs: str | None = None
 
 

@@ -39,23 +39,15 @@ class MaskRefinementStruct(SizedStruct):
 
 @dataclass(frozen=True)
 class PredictedMasks:
-    """The instances of a frame, and what an instance network predicts in views of their components.
+    """The instances of a frame, and what an instance network predicts in views of their components."""
 
-    Args:
-        label_map: instances, int32 (H, W), 0 = none, 1..n.
-        table: of the instances, float32 (n, 10), columns ``TABLE_COLUMNS`` of problem.py.
-        component_map: connected components of the class map, int32 (H, W), 0 = none, 1..m.
-        component_table: float32 (m, 10).
-        views: int32 (K, 5), columns ``VIEW_COLUMNS`` of views.py; component 0 = not used.
-        foregrounds: for each view, the probability that its cells belong to the component, float32 or float16
-            (q, q) in [0, 1], all of one type.
-    """
-
-    label_map: NDArray[np.int32]
-    table: NDArray[np.float32]
-    component_map: NDArray[np.int32]
-    component_table: NDArray[np.float32]
-    views: NDArray[np.int32]
+    label_map: NDArray[np.int32]  # instances, int32 (H, W), 0 = none, 1..n
+    table: NDArray[np.float32]  # of the instances, float32 (n, 10), columns ``TABLE_COLUMNS`` of problem.py
+    component_map: NDArray[np.int32]  # connected components of the class map, int32 (H, W), 0 = none, 1..m
+    component_table: NDArray[np.float32]  # float32 (m, 10)
+    views: NDArray[np.int32]  # int32 (K, 5), columns ``VIEW_COLUMNS`` of views.py; component 0 = not used
+    # for each view, the probability that its cells belong to the component, float32 or float16 (q, q) in [0,
+    # 1], all of one type
     foregrounds: Sequence[NDArray[Any]]
 
 

@@ -32,18 +32,13 @@ class MaskViewsStruct(SizedStruct):
 
 @dataclass(frozen=True)
 class RenderedMaskViews:
-    """Views of the components whose masks are refined.
+    """Views of the components whose masks are refined."""
 
-    Attributes:
-        views: the L known views, each with its component (0: none), then K rendered ones, int32 (L + K, 5),
-            columns ``VIEW_COLUMNS``.
-        images: of the rendered views, uint8 (K, S, S, 3).
-        masks: of the rendered views, uint8 (K, S, S), 1 = the view's class.
-    """
-
+    # the L known views, each with its component (0: none), then K rendered ones, int32 (L + K, 5), columns
+    # ``VIEW_COLUMNS``
     views: NDArray[np.int32]
-    images: NDArray[np.uint8]
-    masks: NDArray[np.uint8]
+    images: NDArray[np.uint8]  # of the rendered views, uint8 (K, S, S, 3)
+    masks: NDArray[np.uint8]  # of the rendered views, uint8 (K, S, S), 1 = the view's class
 
 
 def render_mask_views(

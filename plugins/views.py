@@ -44,37 +44,25 @@ class PiecesStruct(SizedStruct):
 
 @dataclass(frozen=True)
 class Scene:
-    """A frame and the components of its class map.
+    """A frame and the components of its class map."""
 
-    Args:
-        frame: uint8 (H, W, 3) BGR.
-        label_map: int32 (H, W), 0 = none, 1..n.
-        table: float32 (n, 10), columns ``TABLE_COLUMNS`` of problem.py.
-        thing_flags: uint8 (256,), 1 for classes to refine; components of other classes are skipped.
-    """
-
-    frame: NDArray[np.uint8]
-    label_map: NDArray[np.int32]
-    table: NDArray[np.float32]
+    frame: NDArray[np.uint8]  # uint8 (H, W, 3) BGR
+    label_map: NDArray[np.int32]  # int32 (H, W), 0 = none, 1..n
+    table: NDArray[np.float32]  # float32 (n, 10), columns ``TABLE_COLUMNS`` of problem.py
+    # uint8 (256,), 1 for classes to refine; components of other classes are skipped
     thing_flags: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class RenderedViews:
-    """K views of side S.
+    """K views of side S."""
 
-    Attributes:
-        views: int32 (K, 5), columns ``VIEW_COLUMNS``: corner and side in pixels of the frame, class (0 = no
-            view), and component (0 = all components of the class).
-        images: uint8 (K, S, S, 3).
-        masks: uint8 (K, S, S), 1 = the view's class.
-        own: uint8 (K, S, S), 1 = the view's component.
-    """
-
+    # int32 (K, 5), columns ``VIEW_COLUMNS``: corner and side in pixels of the frame, class (0 = no view), and
+    # component (0 = all components of the class)
     views: NDArray[np.int32]
-    images: NDArray[np.uint8]
-    masks: NDArray[np.uint8]
-    own: NDArray[np.uint8]
+    images: NDArray[np.uint8]  # uint8 (K, S, S, 3)
+    masks: NDArray[np.uint8]  # uint8 (K, S, S), 1 = the view's class
+    own: NDArray[np.uint8]  # uint8 (K, S, S), 1 = the view's component
 
 
 @dataclass(frozen=True)

@@ -42,17 +42,11 @@ def default_min_area(size_hw: tuple[int, int], info: ModelInfo, tiles: int = 1) 
 
 @dataclass(frozen=True)
 class Margins:
-    """Margins by which the thresholds of instances are lowered (or raised, if negative).
+    """Margins by which the thresholds of instances are lowered (or raised, if negative)."""
 
-    Attributes:
-        score: subtracted from the minimum score.
-        area: divides the minimum area; below 1, it raises it.
-        log_odds: added to the log-odds of the merge rule and the second-pass rule.
-    """
-
-    score: float = 0.0
-    area: float = 1.0
-    log_odds: float = 0.0
+    score: float = 0.0  # subtracted from the minimum score
+    area: float = 1.0  # divides the minimum area; below 1, it raises it
+    log_odds: float = 0.0  # added to the log-odds of the merge rule and the second-pass rule
 
     def shifted(self, settings: ClusterSettings) -> ClusterSettings:
         """Return clustering settings with these margins."""

@@ -33,32 +33,24 @@ _RANGE_FRAMES, _RANKING_FRAMES = 8, 12
 
 @dataclass(frozen=True)
 class PrecisionSettings:
-    """Precision of a network, and the frames to measure it on.
+    """Precision of a network, and the frames to measure it on."""
 
-    Args:
-        precision: one of ``PRECISIONS``.
-        frames: source of real frames; see ``open_source``.
-        calibration_frames, gate_frames: maximum number of frames for calibration and for the gate.
-        method: how ranges of activations are found; see ``calibration.ranges``.
-        keep: layers to keep in high precision: names or patterns.
-        auto_exclude: maximum number of further layers to keep in high precision until the gate passes;
-            default: half of the layers with a gate, else 0.
-        label_agreement, quality: absolute thresholds of the gate; default: see ``calibration.gate``. A
-            quality below the default also lowers the threshold for scores.
-        gate: compare with float32.
-    """
-
-    precision: str = "fp16"
-    frames: str | None = None
+    precision: str = "fp16"  # one of ``PRECISIONS``
+    frames: str | None = None  # source of real frames; see ``open_source``
+    # calibration_frames, gate_frames: maximum number of frames for calibration and for the gate
     calibration_frames: int = 128
     gate_frames: int = 128
-    method: str = "minmax"
+    method: str = "minmax"  # how ranges of activations are found; see ``calibration.ranges``
     cache: Path | None = None
-    keep: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()  # layers to keep in high precision: names or patterns
+    # maximum number of further layers to keep in high precision until the gate passes; default: half of the
+    # layers with a gate, else 0
     auto_exclude: int | None = None
+    # label_agreement, quality: absolute thresholds of the gate; default: see ``calibration.gate``. A quality
+    # below the default also lowers the threshold for scores.
     label_agreement: float | None = None
     quality: float | None = None
-    gate: bool = True
+    gate: bool = True  # compare with float32
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -69,28 +69,18 @@ class ViewProfile(Profile):
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """Settings of the builder.
-
-    Args:
-        workspace_mib: maximum scratch memory in MiB.
-        timing_cache: file to read and update.
-        optimization_level: 0..5.
-        portable: support newer TensorRT versions and other GPUs from Ampere on.
-        compute_capabilities: e.g. "8.6"; TensorRT-RTX only.
-        tf32: let fp32 layers use TF32.
-        operator: include the clustering plugin; without it an engine outputs class logits.
-        plugin: path of the plugin library.
-    """
+    """Settings of the builder."""
 
     profile: Profile = field(default_factory=Profile)
-    workspace_mib: int | None = None
-    timing_cache: Path | None = None
-    optimization_level: int | None = None
-    portable: bool = False
+    workspace_mib: int | None = None  # maximum scratch memory in MiB
+    timing_cache: Path | None = None  # file to read and update
+    optimization_level: int | None = None  # 0..5
+    portable: bool = False  # support newer TensorRT versions and other GPUs from Ampere on
+    # e.g. "8.6"; TensorRT-RTX only
     compute_capabilities: tuple[str, ...] = ()
-    tf32: bool = False
-    operator: bool = True
-    plugin: Path | None = None
+    tf32: bool = False  # let fp32 layers use TF32
+    operator: bool = True  # include the clustering plugin; without it an engine outputs class logits
+    plugin: Path | None = None  # path of the plugin library
 
 
 @dataclass

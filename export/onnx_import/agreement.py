@@ -30,18 +30,14 @@ Labels = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Share of pixels with the same label, over several photos.
+    """Share of pixels with the same label, over several photos."""
 
-    Args:
-        minimum, mean: over the photos.
-        worst: name of the photo with the minimum.
-        shares: share of the pixels of each label that occurs; with only one, agreement proves nothing.
-    """
-
+    # minimum, mean: over the photos
     minimum: float
     mean: float
     photos: int
-    worst: str
+    worst: str  # name of the photo with the minimum
+    # share of the pixels of each label that occurs; with only one, agreement proves nothing
     shares: dict[int, float]
 
     @property

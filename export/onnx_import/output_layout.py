@@ -25,15 +25,10 @@ _FLAT_NAME = "net.grid"
 
 @dataclass(frozen=True)
 class OutputLayout:
-    """Layout of an output after a reshape to ``shape``.
+    """Layout of an output after a reshape to ``shape``."""
 
-    Args:
-        shape: (1, C, h, w), (1, h, w, C) or (1, h, w).
-        class_axis: 1 or 3; 0 = one value per pixel, without an axis.
-    """
-
-    shape: tuple[int, ...]
-    class_axis: int
+    shape: tuple[int, ...]  # (1, C, h, w), (1, h, w, C) or (1, h, w)
+    class_axis: int  # 1 or 3; 0 = one value per pixel, without an axis
 
     @property
     def channels(self) -> int:

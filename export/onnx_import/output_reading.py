@@ -34,31 +34,19 @@ CHOICES = f"pass --output {'|'.join(OUTPUT_KINDS)}"
 
 @dataclass(frozen=True)
 class OutputReading:
-    """The meaning of a network's output.
+    """The meaning of a network's output."""
 
-    Args:
-        kind: "logits" and "softmax": the class is the argmax. "sigmoid": each channel above its threshold
-            is a class, the others are background. "binary": one channel, class 1 above the threshold.
-            "class-map": class ids.
-        layout: shape of the output.
-        factor: probability 1 as a value of the output; 0 = the output holds logits.
-        thresholds: probability per channel (sigmoid, binary).
-        classes: number of ids of a class map; 0: from the class names.
-        background_channel: channel 0 of a sigmoid output is the background.
-        negative: share of pixels in which all channels are negative.
-        origin: "network", "frames", "source" or "--output".
-        evidence: why, as a sentence.
-    """
-
+    # "logits" and "softmax": the class is the argmax. "sigmoid": each channel above its threshold is a class,
+    # the others are background. "binary": one channel, class 1 above the threshold. "class-map": class ids.
     kind: OutputKind
-    layout: OutputLayout
-    factor: float
-    origin: str
-    evidence: str
-    thresholds: tuple[float, ...] = ()
-    classes: int = 0
-    background_channel: bool = False
-    negative: float = 0.0
+    layout: OutputLayout  # shape of the output
+    factor: float  # probability 1 as a value of the output; 0 = the output holds logits
+    origin: str  # "network", "frames", "source" or "--output"
+    evidence: str  # why, as a sentence
+    thresholds: tuple[float, ...] = ()  # probability per channel (sigmoid, binary)
+    classes: int = 0  # number of ids of a class map; 0: from the class names
+    background_channel: bool = False  # channel 0 of a sigmoid output is the background
+    negative: float = 0.0  # share of pixels in which all channels are negative
 
     @property
     def background_added(self) -> bool:

@@ -45,36 +45,23 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ScoreFit:
-    """A fitted score calibration.
+    """A fitted score calibration."""
 
-    Attributes:
-        rule: a weight for each feature of an instance, and a bias.
-        instances: number of instances in the fit.
-        objects: number of hits among them.
-        held_quality: PQ on held-out photos with mean class probabilities, and with calibrated scores.
-    """
-
-    rule: list[float]
-    instances: int
-    objects: int
+    rule: list[float]  # a weight for each feature of an instance, and a bias
+    instances: int  # number of instances in the fit
+    objects: int  # number of hits among them
+    # PQ on held-out photos with mean class probabilities, and with calibrated scores
     held_quality: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class _CropResult:
-    """Instances of a crop.
+    """Instances of a crop."""
 
-    Attributes:
-        features: (n, 3).
-        iou: IoU with an object, (n,), 0 = an error.
-        probability: mean class probability, (n,).
-        missed: number of objects without an instance.
-    """
-
-    features: Floats
-    iou: Floats
-    probability: Floats
-    missed: int
+    features: Floats  # (n, 3)
+    iou: Floats  # IoU with an object, (n,), 0 = an error
+    probability: Floats  # mean class probability, (n,)
+    missed: int  # number of objects without an instance
 
 
 def fit_score_calibration(

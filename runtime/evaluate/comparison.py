@@ -25,24 +25,15 @@ _DIFFERENCE_BGR = (0, 0, 255)
 
 @dataclass(frozen=True)
 class FrameComparison:
-    """The comparison of one frame.
-
-    Attributes:
-        label_agreement: percentage of pixels with the same class.
-        counts: matches of all instances.
-        stable: matches of the stable instances.
-        noise: output -> energy of the difference.
-        signal: output -> energy of the reference.
-        network_ms: times of the reference and the candidate, which run one after the other.
-    """
+    """The comparison of one frame."""
 
     name: str
-    label_agreement: float
-    counts: PanopticCounts
-    stable: StableCounts
-    noise: dict[str, float]
-    signal: dict[str, float]
-    network_ms: tuple[float, float]
+    label_agreement: float  # percentage of pixels with the same class
+    counts: PanopticCounts  # matches of all instances
+    stable: StableCounts  # matches of the stable instances
+    noise: dict[str, float]  # output -> energy of the difference
+    signal: dict[str, float]  # output -> energy of the reference
+    network_ms: tuple[float, float]  # times of the reference and the candidate, which run one after the other
 
 
 @dataclass

@@ -24,19 +24,12 @@ _CLASSES = map_of(text(200), text(3, "[0-9]{1,2}|1[0-9][0-9]|2[0-4][0-9]|25[0-5]
 
 @dataclass(frozen=True)
 class EvalPicture:
-    """A picture of an evaluation set.
+    """A picture of an evaluation set."""
 
-    Attributes:
-        name: file name without suffix.
-        image: uint8 (H, W, 3) BGR.
-        truth: true label map, int32 (H, W), 0 = none.
-        semantic: true class map, uint8 (H, W), 255 = ignore.
-    """
-
-    name: str
-    image: NDArray[np.uint8]
-    truth: NDArray[np.int32]
-    semantic: NDArray[np.uint8]
+    name: str  # file name without suffix
+    image: NDArray[np.uint8]  # uint8 (H, W, 3) BGR
+    truth: NDArray[np.int32]  # true label map, int32 (H, W), 0 = none
+    semantic: NDArray[np.uint8]  # true class map, uint8 (H, W), 255 = ignore
 
 
 def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:

@@ -43,16 +43,11 @@ class PanopticCounts:
 
 @dataclass
 class PictureScore:
-    """The counts of one picture, or the sum over pictures.
+    """The counts of one picture, or the sum over pictures."""
 
-    Attributes:
-        pooled: counts of all classes.
-        per_class: class ID -> counts.
-        matches: (predicted, true) instance numbers of one picture.
-    """
-
-    pooled: PanopticCounts = field(default_factory=PanopticCounts)
-    per_class: dict[int, PanopticCounts] = field(default_factory=dict)
+    pooled: PanopticCounts = field(default_factory=PanopticCounts)  # counts of all classes
+    per_class: dict[int, PanopticCounts] = field(default_factory=dict)  # class ID -> counts
+    # (predicted, true) instance numbers of one picture
     matches: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, other: PictureScore) -> None:

@@ -30,16 +30,12 @@ _MATCH_IOU = 0.5
 
 @dataclass
 class StableCounts:
-    """Counts of the stable instances of a frame, or the sum over frames.
+    """Counts of the stable instances of a frame, or the sum over frames."""
 
-    Attributes:
-        panoptic: stable instances of the reference that both networks have (IoU > 0.5, same class), and
-            stable instances of either network that the other network lacks.
-        score_change: sum of the absolute score changes of the instances that both have.
-    """
-
+    # stable instances of the reference that both networks have (IoU > 0.5, same class), and stable instances
+    # of either network that the other network lacks
     panoptic: PanopticCounts = field(default_factory=PanopticCounts)
-    score_change: float = 0.0
+    score_change: float = 0.0  # sum of the absolute score changes of the instances that both have
 
     def add(self, other: StableCounts) -> None:
         """Add the counts of another frame."""

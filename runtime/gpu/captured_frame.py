@@ -25,43 +25,29 @@ from .view_refiner import DeviceRefiner, DeviceViews
 
 @dataclass
 class DeviceNetwork:
-    """What frames in flight need of a network in GPU memory.
-
-    Args:
-        types: output name -> dtype.
-        checked_shape: converts a frame's (H, W, 3) to (1, H, W, 3); raises InputError if the network doesn't
-            support that size.
-        set_up: called after a frame size has run for the first time.
-        new_context: creates an execution context for another frame size; None: all sizes share the lane's.
-        graphs: capture CUDA graphs; False after a capture has failed.
-        heads: cluster with the model's instance heads, if it has any.
-        preprocessing: a step before the network; None: the network's input is the frame.
-    """
+    """What frames in flight need of a network in GPU memory."""
 
     path: Path
     cuda: Cuda
-    types: Mapping[str, np.dtype[Any]]
+    types: Mapping[str, np.dtype[Any]]  # output name -> dtype
+    # converts a frame's (H, W, 3) to (1, H, W, 3); raises InputError if the network doesn't support that size
     checked_shape: Callable[[tuple[int, ...]], tuple[int, int, int, int]]
-    set_up: Callable[[], None]
+    set_up: Callable[[], None]  # called after a frame size has run for the first time
+    # creates an execution context for another frame size; None: all sizes share the lane's
     new_context: Callable[[], Context] | None = None
-    graphs: bool = True
-    heads: bool = True
+    graphs: bool = True  # capture CUDA graphs; False after a capture has failed
+    heads: bool = True  # cluster with the model's instance heads, if it has any
+    # a step before the network; None: the network's input is the frame
     preprocessing: DevicePreprocessing | None = None
 
 
 @dataclass(frozen=True)
 class LaneViews:
-    """The instance network of a lane, for views of a fixed number.
+    """The instance network of a lane, for views of a fixed number."""
 
-    Attributes:
-        views: to split components.
-        masks: to refine masks; None: they are not refined on the GPU.
-        thing_flags: 1 for the classes to refine, uint8 (256,).
-    """
-
-    views: DeviceViews
-    masks: DeviceMaskNetwork | None
-    thing_flags: NDArray[np.uint8]
+    views: DeviceViews  # to split components
+    masks: DeviceMaskNetwork | None  # to refine masks; None: they are not refined on the GPU
+    thing_flags: NDArray[np.uint8]  # 1 for the classes to refine, uint8 (256,)
 
 
 class CapturedFrame:

@@ -19,14 +19,10 @@ from .cuda import Cuda, pointer
 
 @dataclass(frozen=True)
 class DevicePreprocessing:
-    """Preprocessing that a network leaves to its session.
+    """Preprocessing that a network leaves to its session."""
 
-    Args:
-        input_name: name of the network's input, float32 (1, 3, h, w), 0..255.
-        size_hw: returns the input's size (h, w) for a frame's (H, W), in pixels.
-    """
-
-    input_name: str
+    input_name: str  # name of the network's input, float32 (1, 3, h, w), 0..255
+    # returns the input's size (h, w) for a frame's (H, W), in pixels
     size_hw: Callable[[tuple[int, int]], tuple[int, int]]
 
 

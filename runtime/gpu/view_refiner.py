@@ -53,18 +53,12 @@ class ViewNetwork(Protocol):
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """Settings of view refinement.
-
-    Args:
-        thing_flags: 1 for the classes to refine, uint8 (256,).
-        view_count: views per frame.
-        outlines: also predict foreground maps, for mask refinement.
-    """
+    """Settings of view refinement."""
 
     network: ViewNetwork
-    thing_flags: NDArray[np.uint8]
-    view_count: int = DEFAULT_VIEWS
-    outlines: bool = False
+    thing_flags: NDArray[np.uint8]  # 1 for the classes to refine, uint8 (256,)
+    view_count: int = DEFAULT_VIEWS  # views per frame
+    outlines: bool = False  # also predict foreground maps, for mask refinement
 
     @property
     def key(self) -> tuple[Any, ...]:

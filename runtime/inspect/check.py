@@ -9,14 +9,9 @@ OK, OPTIONAL, MISSING, WRONG = "ok", "optional", "missing", "wrong"
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
-
-    Attributes:
-        state: "ok", "optional" (not installed and not required), "missing" or "wrong".
-        fix: command or instruction that improves the state; "" if there is none.
-    """
+    """The result of one check."""
 
     name: str
-    state: str
+    state: str  # "ok", "optional" (not installed and not required), "missing" or "wrong"
     found: str
-    fix: str = ""
+    fix: str = ""  # command or instruction that improves the state; "" if there is none

@@ -22,19 +22,13 @@ DEFAULT_INSTANCE_MODEL = Path(__file__).parents[1] / "models" / "tfiseg-instance
 
 @dataclass(frozen=True)
 class InstanceMaps:
-    """Maps of K views of side S.
+    """Maps of K views of side S."""
 
-    Attributes:
-        displacement: (dy, dx) from each cell to the center of its object, in cells of 4 px, float32
-            (K, 2, S / 4, S / 4).
-        affinity: float32 (K, A, S / 4, S / 4) in [0, 1].
-        boundary: float32 (K, 1, S / 2, S / 2) in [0, 1].
-        foreground: float32 (K, S / 2, S / 2), see ``InstanceSession.foreground``; None if not requested.
-    """
-
+    # (dy, dx) from each cell to the center of its object, in cells of 4 px, float32 (K, 2, S / 4, S / 4)
     displacement: NDArray[np.float32]
-    affinity: NDArray[np.float32]
-    boundary: NDArray[np.float32]
+    affinity: NDArray[np.float32]  # float32 (K, A, S / 4, S / 4) in [0, 1]
+    boundary: NDArray[np.float32]  # float32 (K, 1, S / 2, S / 2) in [0, 1]
+    # float32 (K, S / 2, S / 2), see ``InstanceSession.foreground``; None if not requested
     foreground: NDArray[np.float32] | None = None
 
 
@@ -45,25 +39,16 @@ def is_for_groups(lone_odds: float | None) -> bool:
 
 @dataclass(frozen=True)
 class InstanceInfo:
-    """Metadata of an instance network.
+    """Metadata of an instance network."""
 
-    Attributes:
-        view_px: side of the views in pixels.
-        outline_px: side of views that are rendered for mask refinement only, in pixels.
-        stride: of displacement and affinity, in pixels.
-        affinity_offsets: (dy, dx) in cells, int32 (A, 2).
-        rules: learned rules by name ("merge", "part", "join"), float32.
-        min_area: area in pixels of the smallest objects to find; None if unknown.
-        lone_odds: number of single objects for each group, among splittable components of the class maps that
-            the network was trained for; None if unknown.
-    """
-
-    view_px: int
-    outline_px: int
-    stride: int
-    affinity_offsets: NDArray[np.int32]
-    rules: dict[str, NDArray[np.float32]]
-    min_area: int | None = None
+    view_px: int  # side of the views in pixels
+    outline_px: int  # side of views that are rendered for mask refinement only, in pixels
+    stride: int  # of displacement and affinity, in pixels
+    affinity_offsets: NDArray[np.int32]  # (dy, dx) in cells, int32 (A, 2)
+    rules: dict[str, NDArray[np.float32]]  # learned rules by name ("merge", "part", "join"), float32
+    min_area: int | None = None  # area in pixels of the smallest objects to find; None if unknown
+    # number of single objects for each group, among splittable components of the class maps that the network
+    # was trained for; None if unknown
     lone_odds: float | None = None
 
     @staticmethod

@@ -33,32 +33,23 @@ WHEELS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """Facts of a machine; None: not found.
+    """Facts of a machine; None: not found."""
 
-    Attributes:
-        platform: operating system and architecture, such as "linux-x86_64".
-        gpu: name of the first usable GPU.
-        compute_capability: of the GPU, such as "8.7".
-        cuda: version that the driver supports, such as "13.0".
-        driver: version of the kernel driver.
-        tensorrt, tensorrt_rtx: installed versions.
-        l4t, jetpack: releases of a Jetson's software.
-        cuda_error: why a GPU that is present can't be used.
-    """
-
-    platform: str
+    platform: str  # operating system and architecture, such as "linux-x86_64"
     python: str
-    gpu: str | None = None
-    compute_capability: str | None = None
-    cuda: str | None = None
-    driver: str | None = None
+    gpu: str | None = None  # name of the first usable GPU
+    compute_capability: str | None = None  # of the GPU, such as "8.7"
+    cuda: str | None = None  # version that the driver supports, such as "13.0"
+    driver: str | None = None  # version of the kernel driver
+    # tensorrt, tensorrt_rtx: installed versions
     tensorrt: str | None = None
     tensorrt_rtx: str | None = None
+    # l4t, jetpack: releases of a Jetson's software
     l4t: str | None = None
     jetpack: str | None = None
     os: str | None = None
     cpus: int | None = None
-    cuda_error: str | None = None
+    cuda_error: str | None = None  # why a GPU that is present can't be used
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as plain values."""

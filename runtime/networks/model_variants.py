@@ -44,15 +44,10 @@ _METADATA, _KEY, _VALUE = 14, 1, 2  # of a model; of one of its properties
 
 @dataclass(frozen=True)
 class Variant:
-    """Changes of a model file when it is loaded.
+    """Changes of a model file when it is loaded."""
 
-    Args:
-        heads: False removes the instance heads.
-        long_side_px: longer side in pixels that frames are scaled to; None: the file's own.
-    """
-
-    heads: bool = True
-    long_side_px: int | None = None
+    heads: bool = True  # False removes the instance heads
+    long_side_px: int | None = None  # longer side in pixels that frames are scaled to; None: the file's own
 
     def read(self, path: Path) -> bytes:
         """Return the content of ``path`` with these changes; unchanged if it is no ONNX model."""

@@ -50,17 +50,11 @@ _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 1, 3, 4, 8
 
 @dataclass(frozen=True)
 class NativePreprocessing:
-    """Size of a model's tensor ``pre.small``, float32 (1, 3, h, w) BGR, 0..255.
+    """Size of a model's tensor ``pre.small``, float32 (1, 3, h, w) BGR, 0..255."""
 
-    Args:
-        fixed_hw: size in pixels; None: it depends on the frame.
-        long_side_px: longer side in pixels.
-        side_multiple: sides are multiples of it.
-    """
-
-    fixed_hw: tuple[int, int] | None
-    long_side_px: np.float32 | None = None
-    side_multiple: np.float32 | None = None
+    fixed_hw: tuple[int, int] | None  # size in pixels; None: it depends on the frame
+    long_side_px: np.float32 | None = None  # longer side in pixels
+    side_multiple: np.float32 | None = None  # sides are multiples of it
 
     def size_hw(self, frame_hw: tuple[int, int]) -> tuple[int, int]:
         """Return the input size for a frame size, with the graph's arithmetic in float32."""

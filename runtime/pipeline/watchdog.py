@@ -24,18 +24,12 @@ _log = logging.getLogger("tfiseg")
 
 @dataclass
 class WatchedSink:
-    """A sink with its stage.
+    """A sink with its stage."""
 
-    Attributes:
-        sink: the user's object.
-        channel: the results that wait for it.
-        is_stuck: whether ``write`` exceeded its timeout.
-    """
-
-    sink: Any
+    sink: Any  # the user's object
     stage: Stage
-    channel: Channel[Any]
-    is_stuck: bool = False
+    channel: Channel[Any]  # the results that wait for it
+    is_stuck: bool = False  # whether ``write`` exceeded its timeout
 
     @property
     def timeout_s(self) -> float:

@@ -29,18 +29,13 @@ _log = logging.getLogger("tfiseg")
 class CameraRequest:
     """The requested format of a camera; None keeps the camera's default.
 
-    Args:
-        size_wh: width and height in pixels, at least 1.
-        fps: frames per second, above 0.
-        pixel_format: a FourCC such as "MJPG" or "YUYV".
-
     Raises:
         InputError: a value is out of range.
     """
 
-    size_wh: tuple[int, int] | None = None
-    fps: float | None = None
-    pixel_format: str | None = None
+    size_wh: tuple[int, int] | None = None  # width and height in pixels, at least 1
+    fps: float | None = None  # frames per second, above 0
+    pixel_format: str | None = None  # a FourCC such as "MJPG" or "YUYV"
 
     def __post_init__(self) -> None:
         if self.size_wh is not None and min(self.size_wh) < 1:
