@@ -21,7 +21,6 @@ def instance_colors(count: int, track_id: NDArray[np.integer] | None = None) -> 
     """Return the color of each instance by its number in the label map.
 
     Args:
-        count: number of instances n.
         track_id: integer (n,), track IDs; tracked instances keep their color from frame to frame.
 
     Returns:

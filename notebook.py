@@ -26,8 +26,6 @@ def html_of(
     Args:
         colors: uint8 (n + 1, 3) BGR, by number in the label map.
         label_map: int32 (H, W), 0..n.
-        heads: titles of the table's columns.
-        rows: the first of n rows.
     """
     image = ""
     if label_map.size:

@@ -151,9 +151,7 @@ def text(maximum: int = MAX_TEXT, pattern: str | None = None, lines: bool = Fals
     """Return the rule of a text without control characters.
 
     Args:
-        maximum: maximum number of characters.
         pattern: regular expression that the full text must match.
-        lines: allow line feeds and tabs.
     """
 
     def check(value: Any, where: str) -> str:

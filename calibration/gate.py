@@ -60,8 +60,6 @@ def gate_report(
     """Judge a comparison with float32.
 
     Args:
-        comparison: of the network in lower precision.
-        thresholds: what it must reach.
         yardstick: returns the comparison of float32 with itself on noisy frames (``noise_floor``); called
             only if a threshold is not reached. None: the thresholds alone decide.
 

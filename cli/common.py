@@ -18,7 +18,6 @@ def add_verb(
     """Add a verb to the program.
 
     Args:
-        verbs: subparsers to add it to.
         text: one sentence for its help.
         handler: function from the parsed arguments to the exit status.
         reports: add ``--json``.

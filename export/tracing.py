@@ -25,7 +25,6 @@ def trace(
     """Return a network as ONNX, not simplified.
 
     Args:
-        inputs: examples.
         dynamic_shapes: for each input, axis -> torch.export.Dim of axes of any size; None: no such axis.
     """
     program = torch.onnx.export(

@@ -69,7 +69,6 @@ class Progress:
     Args:
         name: what is trained, e.g. "frame".
         first, steps: the first step of this run, and the number of steps of the whole training.
-        losses: a name for each part of the loss.
     """
 
     def __init__(self, name: str, first: int, steps: int, losses: Sequence[str], quiet: bool = False) -> None:

@@ -103,7 +103,6 @@ def _spread_labels(
         label: labels, 0 = none.
         kind: labels do not spread to pixels of another kind.
         free: pixels that take a new label.
-        boundary: probability of a boundary.
         order: rank of each label; at equal distance, the lower rank wins.
         steps: number of steps; default: until nothing changes.
 

@@ -230,8 +230,6 @@ def merge_regions(
     """Cluster the countable pixels of one map into unions of regions.
 
     Args:
-        problem: the batch.
-        index: index of the map.
         cls: countable class of each pixel, (h, w), 0 = none.
         piece: (h, w); regions of different pieces do not merge; default: all may merge.
 

@@ -114,7 +114,6 @@ def place_instances(
 
     Args:
         scene, rendered: the frame and its views.
-        found: the operator's result for these views.
         min_regions: components with fewer regions are not split.
     """
     count, side = rendered.own.shape[:2]

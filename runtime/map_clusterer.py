@@ -34,7 +34,6 @@ def default_min_area(size_hw: tuple[int, int], info: ModelInfo, tiles: int = 1) 
 
     Args:
         size_hw: of the frame, in pixels.
-        tiles: factor by which the class map is finer.
     """
     finer = tiles * info.extra.get("long_side_px", _AT_LONG_SIDE_PX) / _AT_LONG_SIDE_PX
     return max(MIN_AREA_PX, round(_MIN_AREA_SHARE * size_hw[0] * size_hw[1] / finer**2))
@@ -229,7 +228,6 @@ class MapClusterer:
         Args:
             maps: output name -> float32 (1, channels, h, w), as ``session.infer`` returns them.
             frame_size_hw: of the frame, in pixels.
-            split: overrides the segmenter's own.
             calibrated: see ``filter_instances``.
         """
         if self.refine != "frame":  # engines always return their heads' maps

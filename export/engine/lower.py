@@ -111,7 +111,6 @@ def lower(
     Args:
         model: float32 network in tfiseg's format.
         for_cpu: int8 for ONNX Runtime's CPU kernels; else for TensorRT, with the other layers in float16.
-        sheet: path of a contact sheet of the worst frames.
 
     Returns:
         The network; ``gate["passed"]`` states whether it is accurate enough.

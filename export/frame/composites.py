@@ -75,13 +75,7 @@ def make_material(bank: Bank, labels: Sequence[PseudoLabels], held_out: float, s
 
 
 class FrameComposer:
-    """Draws composites by number: eight in landscape format, then eight in portrait format.
-
-    Args:
-        bank: objects to paste, and all images.
-        labels: instances of each image.
-        pictures: indices of the images to use.
-    """
+    """Draws composites by number: eight in landscape format, then eight in portrait format."""
 
     def __init__(
         self, bank: Bank, labels: Sequence[PseudoLabels], pictures: Sequence[int], seed: int

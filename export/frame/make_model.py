@@ -48,7 +48,6 @@ def make_frame_model(
         rule_composites: number of composites to fit the merge rules on.
         sheets: folder for pictures of composites.
         workers, threads: processes that make composites, and CPU threads of torch.
-        training_data: sentence for the metadata.
 
     Returns:
         The report of ``export_frame``, and the rules' held-out errors.

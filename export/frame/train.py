@@ -121,7 +121,6 @@ def train_frame(
 
     Args:
         material: see ``make_material``.
-        model: the semantic network in tfiseg's format.
         taps: see ``find_taps``.
         checkpoint: written every 200 steps; an existing one is resumed.
         workers: processes that make composites and features; the result does not depend on their number.

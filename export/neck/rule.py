@@ -50,9 +50,7 @@ def merge_samples(
     """Collect pairs of regions while a graph merges as in the truth.
 
     Args:
-        graph: region map, regions and edges.
         truth: object of each pixel, int32 (h, w); 0 and below = no object.
-        features_of: features of edges.
         leading: feature by which pairs are merged, largest first.
 
     Returns:

@@ -232,7 +232,6 @@ def attach(
 
     Args:
         model: from ``fix_input_size``.
-        tensor: last tensor to keep.
         post: nodes from it to ``logits`` (see ``network_tail``); none if it is the logits.
 
     Returns:

@@ -82,8 +82,6 @@ def output_layout(shape: tuple[int, ...], size_hw: tuple[int, int], layout: Layo
 
     Args:
         shape: shape of the output for one image, of any rank.
-        size_hw: size of the image.
-        layout: of the network's input.
 
     Raises:
         ModelError: no reading of the shape has the image's aspect ratio.
@@ -133,8 +131,6 @@ def check_orientation(
 
     Args:
         layout: from ``output_layout``.
-        size_hw: size of the network's input.
-        run: function from a frame to the network's output.
         frame: uint8 (H, W, 3).
 
     Raises:

@@ -66,7 +66,6 @@ class OutputReading:
         """Return the class id of every pixel of an output, int64 (h, w).
 
         Args:
-            raw: the network's own output.
             size_hw: size of the result; default: the output's.
             corner_aligned: upsample with align_corners=True.
         """

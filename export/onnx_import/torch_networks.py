@@ -56,7 +56,6 @@ def load_torch_network(
         source: ``torchvision:NAME``, ``smp:ARCH/ENCODER``, ``hf:NAME_OR_FOLDER`` or
             ``python:module:function``.
         weights: state dict, written by ``torch.save``, to load instead of the source's own weights.
-        random_weights: keep random weights if the source has none.
         classes: number of classes of a network without published weights; default: 21.
 
     Raises:

@@ -76,7 +76,6 @@ def fit_score_calibration(
 
     Args:
         segmenter: without a score calibration, and with ``min_score`` 0.
-        pictures: images with class maps.
         refiner: the teacher, which finds the objects in the class maps.
         things: IDs of the countable classes; None: all but 0.
 

@@ -38,9 +38,7 @@ def truth_finders(
     """Return the finders on true class maps, ours first.
 
     Args:
-        names: class ID -> name of the set.
         split: split of our finder, without a refiner.
-        refiner: refines connected components instead.
         min_area: minimum area in pixels of all finders; default: that of the refiner, else 25.
     """
     _check_baselines(against)
@@ -83,7 +81,6 @@ def model_finders(
     """Return the finders on pictures, ours first, and the set's class IDs that the model knows.
 
     Args:
-        names: class ID -> name of the set.
         segmenter: our finder; the baselines cluster its class maps.
     """
     _check_baselines(against)

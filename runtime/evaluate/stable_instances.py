@@ -50,7 +50,6 @@ def stable_counts(
 
     Args:
         maps: the reference's outputs, name -> float32 (1, channels, h, w).
-        other: the candidate's outputs.
         frame_size_hw: height and width of the frame in pixels.
     """
     ours = reference.cluster_maps(maps, frame_size_hw, margins=_STRICT)

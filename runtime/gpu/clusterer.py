@@ -33,7 +33,6 @@ class DeviceClusterer:
     Args:
         settings: of the operator. Rules for missing maps are ignored, and ``max_instances`` is limited to
             ``MAX_GPU_INSTANCES``.
-        shapes: of the maps by name, for messages.
 
     Raises:
         EngineError: the operator doesn't support these maps.

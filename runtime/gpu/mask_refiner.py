@@ -35,7 +35,6 @@ class DeviceMaskNetwork:
     Args:
         views: of the lane; their foreground maps move to the buffer.
         context: another execution context of the network.
-        types: output name -> dtype.
 
     Raises:
         EngineError: the network doesn't support these views.
@@ -80,7 +79,6 @@ class DeviceMaskRefiner:
     """Refines the masks of instances that consist of a ``DeviceRefiner``'s parts.
 
     Args:
-        refiner: finds the parts.
         frame: address of the frame uint8 (H, W, 3).
 
     Raises:

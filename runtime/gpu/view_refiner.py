@@ -75,7 +75,6 @@ class DeviceViews:
     """The instance network and the operator for a fixed number of views.
 
     Args:
-        library: libtfiseg_plugin.so.
         types: output name -> dtype; all maps have one dtype.
 
     Raises:

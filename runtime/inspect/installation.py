@@ -104,7 +104,6 @@ def start_probes(
 
     Args:
         probes: name -> additional statements, which store values in ``found``.
-        seconds: timeout of all imports.
     """
     processes = {
         name: subprocess.Popen(

@@ -40,7 +40,6 @@ class GpuSession:
 
     Args:
         lanes: execution context and stream of each frame in flight.
-        types: output name -> dtype.
         sizes: smallest and largest frame (H, W) that it supports.
         graphs: capture CUDA graphs; if a capture fails, the log reports it and the network runs without.
         new_context: creates an execution context for another frame size; None: sizes share a lane's context.
@@ -144,7 +143,6 @@ class GpuSession:
         Args:
             image: uint8 (H, W, 3) BGR, in host memory or on the GPU.
             settings: of the operator, with a split of 0.
-            view_settings: of the refinement.
 
         Raises:
             EngineError: the image has too many regions. ModelError: the instance network runs on the CPU.

@@ -82,7 +82,6 @@ class InstanceSession:
 
     Args:
         side: side of the network's input in pixels; ``ANY_SIDE`` if it has no fixed size.
-        outputs: names of its outputs.
         max_batch: maximum number of views per call; None: any number.
 
     Raises:
@@ -136,8 +135,6 @@ class InstanceSession:
         """Open the sessions that frames will need, so that the first one need not wait.
 
         Args:
-            maps: components are split.
-            outlines: masks are refined.
             maps_alone: components are also split in views without foreground maps.
 
         Raises:

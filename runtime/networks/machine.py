@@ -81,7 +81,6 @@ def detect_machine(
     """Detect the facts of a machine.
 
     Args:
-        root: root of the file system.
         load: opens a shared library by name; raises OSError.
         run: returns the output of a command; None if it can't be run.
         version: returns the version of an installed package; raises PackageNotFoundError.

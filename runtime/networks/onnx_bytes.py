@@ -16,10 +16,6 @@ _INT8 = 3
 def with_outputs(model: bytes, wanted: Collection[str]) -> bytes | None:
     """Remove outputs from an ONNX model, and the nodes that only they need.
 
-    Args:
-        model: content of an ONNX file.
-        wanted: names of the outputs to keep.
-
     Returns:
         The reduced model; None if weights are in other files.
     """

@@ -25,7 +25,6 @@ class OnnxGpuSession(GpuSession):
         threads: CPU threads, for layers that the provider doesn't support.
         providers: ONNX Runtime execution providers; the first is CUDA's.
         device: where memory is allocated: "cuda"; tests use "cpu".
-        variant: changes of the file when it is loaded.
 
     Raises:
         ModelError: see ``OnnxSession``. EngineError, MissingDependencyError: see ``Cuda``.

@@ -37,7 +37,6 @@ def start_session(
         providers: ONNX Runtime execution providers, by priority.
         name: name of the model in errors; default: the path, or "the network".
         fuse: False disables all graph optimizations.
-        unwanted_optimizers: graph optimizers to disable.
 
     Raises:
         ModelError: ONNX Runtime can't load the model.

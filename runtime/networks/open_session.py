@@ -33,9 +33,7 @@ def open_session(
     An engine is compared with its metadata and this machine before TensorRT loads it.
 
     Args:
-        path: of an ONNX model, or of an engine.
         threads, providers: see ``OnnxSession``.
-        variant: changes of an ONNX model when it is loaded.
         torch_device: run an ONNX model in PyTorch, on "cpu" or "cuda".
 
     Raises:

@@ -60,7 +60,6 @@ class TorchSession:
 
     Args:
         path: model in tfiseg's format, see ``OnnxSession``.
-        variant: changes of the file when it is loaded.
 
     Raises:
         MissingDependencyError: torch or onnx isn't installed.

@@ -41,7 +41,6 @@ class FaultTolerantSink:
 
     Args:
         sink: the sink, which gets no more results after an error.
-        show_note: called once, with the message of the error.
     """
 
     def __init__(self, sink: Any, show_note: Callable[[str], None]) -> None:

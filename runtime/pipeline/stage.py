@@ -15,8 +15,6 @@ class Stage:
     """A function that worker threads apply to each item of a channel.
 
     Args:
-        work: the function, from item to result.
-        source: channel of the items.
         targets: channels that each get every result, in the order of the items.
         finish: called in order with each result, the stage's name and the time in ms; returns the result that
             is passed on.

@@ -53,7 +53,6 @@ def watch_sinks(
 
     Args:
         channels: name of each sink -> the channel of its results.
-        sinks: the user's objects, in the same order.
         finish: see ``Stage``.
         fail: see ``Stage``.
     """
@@ -72,7 +71,6 @@ class Watchdog:
             fails the pipeline.
         silent_s: returns the seconds since the current read of the source began; 0 if there is none.
         is_over: returns whether all threads of the pipeline have ended.
-        fail: called with the sink's name and an error.
     """
 
     def __init__(

@@ -35,8 +35,6 @@ class VideoReader:
     """A decoder of the best video stream of a container, which counts lost frames.
 
     Args:
-        container: a PyAV container, open for reading.
-        name: name of the video in errors.
         low_latency: decode without delaying frames, for live streams.
         path: of the container, if it is a file on disk; ``damage`` then also checks its end.
 
@@ -224,7 +222,6 @@ def open_container(
     Args:
         address: a URL, or "file:" and a path.
         name: name of the container in errors, without secrets.
-        options: options of FFmpeg.
         timeout: seconds for opening and for each read; None limits only the opening, to 30 s.
 
     Raises:
@@ -249,10 +246,7 @@ def call_with_timeout(seconds: float, call: Callable[[], T], drop: Callable[[T],
     """Call a function in another thread, so that signals are handled while this one waits.
 
     Args:
-        seconds: the timeout.
-        call: the function, whose result is returned.
         drop: called with a result that comes after the timeout.
-        message: message of the SourceError at the timeout.
     """
     results: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
     lock = threading.Lock()

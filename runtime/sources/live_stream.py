@@ -61,7 +61,6 @@ class LiveStream(Source):
     Args:
         opener: opens the capture, or raises SourceError.
         request: the requested format; the log warns if the source delivers another one.
-        capture: the capture, if it is already open.
     """
 
     is_live = True

@@ -19,10 +19,6 @@ class VideoFile(Source):
     """A video file on disk or at a URL; its frames have ``media_time_s``.
 
     If frames are lost, the iteration raises SourceError with their number after the last frame.
-
-    Args:
-        opener: opens the video, or raises SourceError.
-        reader: the video, if it is already open.
     """
 
     def __init__(
