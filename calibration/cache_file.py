@@ -72,11 +72,7 @@ def _read(archive: zipfile.ZipFile) -> tuple[dict[str, str], dict[str, dict[str,
 
 
 def _header(file: Any, size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read an array's header: shape, whether it is stored by columns, and type.
-
-    Raises:
-        FormatError: the array does not fit the part's size.
-    """
+    """Read an array's header: shape, whether it is stored by columns, and type; raises FormatError."""
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
         raise FormatError(f"{name} has numpy's format {version}, expected (1, 0)")

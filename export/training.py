@@ -25,10 +25,7 @@ HELD_SEED = 1_000_003  # added to a recipe's seed for composites that are not tr
 
 
 def training_device(name: str | None) -> str:
-    """Return the device to train on: "cuda" if available, unless one of ``DEVICES`` is named.
-
-    Raises:
-        InputError: the name is unknown, or there is no GPU for "cuda"."""
+    """Return the named device, or "cuda" if available; raises InputError if it is unknown or missing."""
     available = torch.cuda.is_available()
     if name is None:
         return "cuda" if available else "cpu"
@@ -117,10 +114,7 @@ def descend(
     step: int,
     checkpoint: Path | None = None,
 ) -> list[float]:
-    """Take one optimizer step on the sum of losses, and update the running average.
-
-    Returns:
-        Values of the losses.
+    """Take one optimizer step on the sum of losses, and update the average; returns the losses.
 
     Raises:
         InputError: a loss is not finite; ``checkpoint`` keeps its last state.

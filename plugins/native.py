@@ -284,13 +284,10 @@ def fit_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.
 
 
 def region_counts(masks: NDArray[np.uint8], threads: int | None = None) -> NDArray[np.int32]:
-    """Count the regions of masks before any merge; a mask of one region has no neck.
+    """Count the regions of masks before any merge, int32 (K,); a mask of one region has no neck.
 
     Args:
         masks: uint8 (K, h, w), 0/1.
-
-    Returns:
-        int32 (K,).
     """
     problem = problem_of(masks, max_instances=1)
     return cluster_native(problem, threads).regions

@@ -117,16 +117,13 @@ def train_frame(
     threads: int | None = None,
     quiet: bool = False,
 ) -> InstanceHeads:
-    """Train instance heads.
+    """Train instance heads; returns them with averaged weights (EMA).
 
     Args:
         material: see ``make_material``.
         taps: see ``find_taps``.
         checkpoint: written every 200 steps; an existing one is resumed.
         workers: processes that make composites and features; the result does not depend on their number.
-
-    Returns:
-        Heads with averaged weights (EMA).
     """
     prepare(recipe.seed, threads)
     heads = InstanceHeads(taps)

@@ -119,11 +119,7 @@ def collect_evidence(
     final_activation: FinalActivation,
     synthetic: bool,
 ) -> OutputEvidence:
-    """Run a network on up to 8 frames and describe its output.
-
-    Raises:
-        ModelError: the output contains NaN, or is the same for different frames.
-    """
+    """Describe a network's output on up to 8 frames; raises ModelError for NaN and for equal outputs."""
     summaries: list[dict[str, Any]] = []
     ids: set[int] | None = set()
     whole_type = True

@@ -90,7 +90,7 @@ def panoptic_counts(
     truth: NDArray[np.int32],
     truth_semantic: NDArray[np.uint8],
 ) -> PictureScore:
-    """Match the predicted and true instances of one picture.
+    """Match the predicted and true instances of one picture, and count the matches.
 
     A pair matches if the classes agree and IoU > 0.5. Ignored pixels belong to no instance.
 
@@ -99,9 +99,6 @@ def panoptic_counts(
         predicted_class: class IDs of instances 1..n, int32 (n,).
         truth: true label map, int32 (H, W), 0 = none.
         truth_semantic: true class map, uint8 (H, W), 255 = ignore.
-
-    Returns:
-        The counts and the matches.
     """
     known = truth_semantic != IGNORE
     numbers = np.unique(truth[known])
