@@ -45,11 +45,7 @@ def parse(content: bytes | str, rule: Rule, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def read_file(path: Path, rule: Rule, max_bytes: int = MAX_BYTES) -> Any:
-    """Read a JSON file, see ``parse``.
-
-    Raises:
-        FormatError: the file cannot be read, or see ``parse``.
-    """
+    """Read a JSON file, see ``parse``; raises FormatError."""
     return parse(bytes_of(path, max_bytes), rule, max_bytes)
 
 
@@ -148,11 +144,7 @@ def _refuse(where: str, expected: str, value: Any) -> NoReturn:
 
 
 def text(maximum: int = MAX_TEXT, pattern: str | None = None, lines: bool = False) -> Rule:
-    """Return the rule of a text without control characters.
-
-    Args:
-        pattern: regular expression that the full text must match.
-    """
+    """Return the rule of a text without control characters; ``pattern`` must match all of it."""
 
     def check(value: Any, where: str) -> str:
         if not isinstance(value, str) or len(value) > maximum:

@@ -165,7 +165,7 @@ def _one_thread() -> Iterator[None]:
 def fit_member(
     samples: Samples, hidden: int = HIDDEN, seed: int = 0, steps: int = 5000
 ) -> tuple[torch.nn.Sequential, float]:
-    """Fit a network features -> hidden -> 1 with ReLU and scaled features; also return its held-out loss."""
+    """Fit a network features -> hidden -> 1 with ReLU; also return its held-out loss."""
     torch.manual_seed(seed)
     x, y, w = (torch.from_numpy(s).float() for s in samples)
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)  # a feature may be constant

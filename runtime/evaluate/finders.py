@@ -78,11 +78,7 @@ def truth_finders(
 def model_finders(
     names: dict[int, str], segmenter: Segmenter, against: Sequence[str]
 ) -> tuple[dict[str, Find], set[int]]:
-    """Return the finders on pictures, ours first, and the set's class IDs that the model knows.
-
-    Args:
-        segmenter: our finder; the baselines cluster its class maps.
-    """
+    """Return the finders on pictures, ours first, and the set's class IDs that the model knows."""
     _check_baselines(against)
     if _SHIPPED in against:
         raise InputError(

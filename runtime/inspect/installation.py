@@ -102,8 +102,7 @@ def start_probes(
 ) -> Callable[[], dict[str, Module]]:
     """Import modules in parallel processes; the returned function waits for the results.
 
-    Args:
-        probes: name -> additional statements, which store values in ``found``.
+    ``probes``: name -> additional statements, which store values in ``found``.
     """
     processes = {
         name: subprocess.Popen(

@@ -16,11 +16,7 @@ FRAMES_IN_FLIGHT = 2
 
 
 class EngineSession(GpuSession):
-    """A semantic network in TensorRT.
-
-    Args:
-        path, plan, record: see ``OpenedPlan``, also for errors.
-    """
+    """A semantic network in TensorRT; see ``OpenedPlan``, also for errors."""
 
     def __init__(self, path: Path, plan: bytes, record: dict[str, Any]) -> None:
         self._opened = opened = OpenedPlan(path, plan, record)

@@ -14,11 +14,7 @@ _INT8 = 3
 
 
 def with_outputs(model: bytes, wanted: Collection[str]) -> bytes | None:
-    """Remove outputs from an ONNX model, and the nodes that only they need.
-
-    Returns:
-        The reduced model; None if weights are in other files.
-    """
+    """Remove other outputs, and nodes that only they need; None if weights are in other files."""
     graph = graph_of(model)
     if weights_elsewhere(graph):
         return None

@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 def _read(path: Path, variant: Variant, native: bool) -> tuple[Any, ModelInfo, NativePreprocessing | None]:
-    """Read a model file, its metadata, and its preprocessing if that is removed from the model.
-
-    Raises:
-        ModelError: see ``TorchSession``. MissingDependencyError: torch or onnx isn't installed.
-    """
+    """Read a model file, its metadata, and its preprocessing if that is removed from the model."""
     try:
         import onnx
         import torch  # noqa: F401

@@ -37,11 +37,7 @@ def has_window() -> bool:
 
 
 class FaultTolerantSink:
-    """A sink that may fail without ending the pipeline.
-
-    Args:
-        sink: the sink, which gets no more results after an error.
-    """
+    """A sink that may fail without ending the pipeline; after an error, it gets no more results."""
 
     def __init__(self, sink: Any, show_note: Callable[[str], None]) -> None:
         self._sink, self._show_note = sink, show_note

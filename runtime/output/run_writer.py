@@ -55,11 +55,7 @@ def frame_record(frame: Frame, instances: Instances) -> dict[str, Any]:
 
 
 def output_folder(out: str | Path, source: Source) -> Path:
-    """Create the output folder if it is missing, and exclude overlays of an earlier run from the source.
-
-    Raises:
-        InputError: the folder is not writable, or images of the source would be overwritten.
-    """
+    """Create the output folder and exclude overlays of an earlier run; raises InputError."""
     folder = writable_folder(out)
     if isinstance(source, ImageFiles) and source.searched:
         overlays = {path for path in source.paths if path.name.endswith(_OVERLAY) and _is_in(path, folder)}

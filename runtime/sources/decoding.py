@@ -245,8 +245,7 @@ def open_container(
 def call_with_timeout(seconds: float, call: Callable[[], T], drop: Callable[[T], Any], message: str) -> T:
     """Call a function in another thread, so that signals are handled while this one waits.
 
-    Args:
-        drop: called with a result that comes after the timeout.
+    ``drop`` is called with a result that comes after the timeout.
     """
     results: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
     lock = threading.Lock()

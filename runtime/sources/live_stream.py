@@ -27,11 +27,7 @@ _log = logging.getLogger("tfiseg")
 
 @dataclass(frozen=True)
 class CameraRequest:
-    """The requested format of a camera; None keeps the camera's default.
-
-    Raises:
-        InputError: a value is out of range.
-    """
+    """The requested format of a camera; None keeps the camera's default. Raises InputError."""
 
     size_wh: tuple[int, int] | None = None  # width and height in pixels, at least 1
     fps: float | None = None  # frames per second, above 0
