@@ -155,11 +155,10 @@ def _parser_errors(parser: trt.OnnxParser, report: LayerReport) -> str:
     errors = []
     for k in range(parser.num_errors):
         error = parser.get_error(k)
-        node = (
-            f"node {error.node_name()!r} ({error.node_operator()})"
-            if hasattr(error, "node_operator")
-            else f"node {error.node()}"
-        )
+        if hasattr(error, "node_operator"):
+            node = f"node {error.node_name()!r} ({error.node_operator()})"
+        else:
+            node = f"node {error.node()}"
         text = error.desc().strip()
         if text in ("", "false") or "Plugin not found" in text:
             text = "this operator is not supported"
@@ -266,13 +265,9 @@ def _parsed_precisions(network: trt.INetworkDefinition) -> dict[str, str]:
             operands = [
                 t for t in (layer.get_input(j) for j in range(min(2, layer.num_inputs))) if t is not None
             ]
-            pairs = [_dequantizes(producers, t) for t in operands]
-            precision = (
-                "int8"
-                if len(operands) == 2 and all(pairs)
-                else names.get(operands[0].dtype, str(operands[0].dtype))
-            )
-            found[layer.name] = precision
+            is_int8 = len(operands) == 2 and all(_dequantizes(producers, t) for t in operands)
+            kind = operands[0].dtype
+            found[layer.name] = "int8" if is_int8 else names.get(kind, str(kind))
     return found
 
 

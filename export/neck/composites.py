@@ -118,9 +118,9 @@ def composite(bank: Sequence[Shape], rng: np.random.Generator, side_px: int = 32
     same_class = [s for s in bank if s.class_id == first.class_id]
     single = rng.random() < _SINGLE
     ellipses = not single and rng.random() < _ELLIPSES
-    count = (
-        1 if single else (int(rng.integers(2, 13)) if ellipses else 2 + min(4, int(rng.geometric(0.6)) - 1))
-    )
+    count = 1
+    if not single:
+        count = int(rng.integers(2, 13)) if ellipses else 2 + min(4, int(rng.geometric(0.6)) - 1)
     upright = rng.random() < 0.7
     for k in range(1, count + 1):
         if ellipses:

@@ -74,11 +74,8 @@ def network_input(image: NDArray[np.uint8], size_hw: tuple[int, int], pixels: Pi
     x = double.reshape(h, 2, w, 2, 3).mean((1, 3))
     if pixels.rgb:
         x = x[..., ::-1]
-    x = (
-        np.rint(x).astype(np.uint8)
-        if pixels.uint8
-        else ((x * pixels.scale - pixels.mean) / pixels.std).astype(np.float32)
-    )
+    scaled = ((x * pixels.scale - pixels.mean) / pixels.std).astype(np.float32)
+    x = np.rint(x).astype(np.uint8) if pixels.uint8 else scaled
     return np.ascontiguousarray(x[None] if pixels.layout == "NHWC" else x.transpose(2, 0, 1)[None])
 
 

@@ -128,12 +128,10 @@ def _gpus(builder: Mapping[str, Any]) -> str:
         gpus = "every NVIDIA GPU from Ampere on"
     elif capabilities:
         gpus = f"compute capability {capabilities}" + (f" ({builder['gpu']})" if builder.get("gpu") else "")
+    elif builder.get("flavour") == "tensorrt_rtx":
+        gpus = "every GPU that this TensorRT supports"
     else:
-        gpus = (
-            "every GPU that this TensorRT supports"
-            if builder.get("flavour") == "tensorrt_rtx"
-            else str(builder.get("gpu") or "unknown GPUs")
-        )
+        gpus = str(builder.get("gpu") or "unknown GPUs")
     compatible = builder.get("version_compatible")
     return f"{gpus}; {'this TensorRT and newer ones' if compatible else 'this version of TensorRT only'}"
 

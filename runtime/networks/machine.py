@@ -90,21 +90,19 @@ def detect_machine(
     error = gpu.error
     if listed and gpu.cuda is None:
         error = f"nvidia-smi lists {listed[0]}, but the driver's library libcuda.so.1 can't be loaded"
-    l4t = _l4t(root)
+    l4t, listed_driver = _l4t(root), listed[2] if listed else None
+    jetpack = _first(r"(?ms)^Package: nvidia-jetpack$.*?^Version: ([\d.]+)", root / _DPKG_STATUS)
     return Machine(
         platform=f"{platform.system()}-{platform.machine()}".lower(),
         python=platform.python_version(),
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
         cuda=gpu.cuda,
-        driver=_first(r"Kernel Module.*?\s(\d+\.\d+[\d.]*)", root / _DRIVER_VERSION)
-        or (listed[2] if listed else None),
+        driver=_first(r"Kernel Module.*?\s(\d+\.\d+[\d.]*)", root / _DRIVER_VERSION) or listed_driver,
         tensorrt=_installed("tensorrt", version),
         tensorrt_rtx=_installed("tensorrt_rtx", version),
         l4t=l4t,
-        jetpack=_first(r"(?ms)^Package: nvidia-jetpack$.*?^Version: ([\d.]+)", root / _DPKG_STATUS)
-        if l4t
-        else None,
+        jetpack=jetpack if l4t else None,
         os=_first(r'(?m)^PRETTY_NAME="?([^"\n]+)', root / _OS_RELEASE),
         cpus=os.cpu_count(),
         cuda_error=error,
